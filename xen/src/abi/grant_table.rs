@@ -1,0 +1,175 @@
+//! `grant_table.h`: grant operations as the hypervisor reads them, and version 1 grant entries.
+
+use crate::{DomId, Frame, GrantHandle, GrantRef, GrantStatus};
+
+bitflags::bitflags! {
+    /// `GNTMAP_*`: how a grant is to be mapped.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct MapFlags: u32 {
+        /// Map for a device (`dev_bus_addr` is filled in). Refused to PVH domains together with
+        /// `HOST_MAP`.
+        const DEVICE_MAP = 1 << 0;
+        /// Map into the caller's address space at `host_addr`.
+        const HOST_MAP = 1 << 1;
+        /// Map for reading only.
+        const READONLY = 1 << 2;
+    }
+}
+
+bitflags::bitflags! {
+    /// `GTF_*`: the flags of a version 1 grant entry.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct EntryFlags: u16 {
+        /// The named domain may map and copy the frame.
+        const PERMIT_ACCESS = 1 << 0;
+        /// The named domain may only read.
+        const READONLY = 1 << 2;
+        /// Set by Xen while the frame is mapped, or being copied, for reading.
+        const READING = 1 << 3;
+        /// Set by Xen while the frame is mapped, or being copied, for writing.
+        const WRITING = 1 << 4;
+    }
+}
+
+bitflags::bitflags! {
+    /// `GNTCOPY_*`: which ends of a copy are grant references.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct CopyFlags: u16 {
+        /// The source names a grant reference.
+        const SOURCE_GREF = 1 << 0;
+        /// The destination names a grant reference.
+        const DEST_GREF = 1 << 1;
+    }
+}
+
+/// `struct gnttab_map_grant_ref`: one mapping of a batch, with room for its outcome.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct MapGrantRef {
+    /// In: where to map (guest-physical on PVH, virtual on PV; Bulkhead keeps both equal).
+    pub host_addr: u64,
+    /// In: [`MapFlags`].
+    pub flags: u32,
+    /// In: the grant.
+    pub gref: GrantRef,
+    /// In: the granting domain.
+    pub domain: DomId,
+    /// Out: what became of it.
+    pub status: GrantStatus,
+    /// Out: what to unmap it with.
+    pub handle: GrantHandle,
+    /// Out: the bus address, with [`MapFlags::DEVICE_MAP`].
+    pub dev_bus_addr: u64,
+}
+
+impl MapGrantRef {
+    /// A request to map `gref` of `domain` at `host_addr`.
+    pub fn new(host_addr: u64, flags: MapFlags, gref: GrantRef, domain: DomId) -> Self {
+        MapGrantRef {
+            host_addr,
+            flags: flags.bits(),
+            gref,
+            domain,
+            status: GrantStatus::GENERAL_ERROR,
+            handle: GrantHandle(u32::MAX),
+            dev_bus_addr: 0,
+        }
+    }
+}
+
+/// `struct gnttab_unmap_grant_ref`: one unmapping of a batch, with room for its outcome.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct UnmapGrantRef {
+    /// In: where it was mapped.
+    pub host_addr: u64,
+    /// In: the bus address if it was mapped for a device, else 0.
+    pub dev_bus_addr: u64,
+    /// In: the handle that the mapping gave.
+    pub handle: GrantHandle,
+    /// Out: what became of it.
+    pub status: GrantStatus,
+}
+
+impl UnmapGrantRef {
+    /// A request to unmap what `handle` names from `host_addr`.
+    pub fn new(host_addr: u64, handle: GrantHandle) -> Self {
+        UnmapGrantRef {
+            host_addr,
+            dev_bus_addr: 0,
+            handle,
+            status: GrantStatus::GENERAL_ERROR,
+        }
+    }
+}
+
+/// One end of a grant copy (`struct gnttab_copy_ptr`).
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct CopyEnd {
+    /// A grant reference (in the low 32 bits) or a frame of the domain, as the flags say.
+    pub what: u64,
+    /// The domain that owns it; [`DomId::SELF`] for an own frame.
+    pub domain: DomId,
+    /// The first byte within the page.
+    pub offset: u16,
+}
+
+impl CopyEnd {
+    /// Bytes from `offset` of a page that `domain` granted.
+    pub fn granted(gref: GrantRef, domain: DomId, offset: u16) -> Self {
+        CopyEnd {
+            what: u64::from(gref.0),
+            domain,
+            offset,
+        }
+    }
+
+    /// Bytes from `offset` of an own page.
+    pub fn own(frame: Frame, offset: u16) -> Self {
+        CopyEnd {
+            what: frame.0,
+            domain: DomId::SELF,
+            offset,
+        }
+    }
+}
+
+/// `struct gnttab_copy`: one copy of a batch, with room for its outcome. It never crosses a page.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct GrantCopy {
+    /// In: where from.
+    pub source: CopyEnd,
+    /// In: where to.
+    pub dest: CopyEnd,
+    /// In: how many bytes, 1 to 4096.
+    pub len: u16,
+    /// In: [`CopyFlags`].
+    pub flags: u16,
+    /// Out: what became of it.
+    pub status: GrantStatus,
+}
+
+/// `struct grant_entry_v1`: one entry of our own grant table. It lives in memory shared with Xen:
+/// `flags` is only ever touched atomically.
+#[derive(Debug)]
+#[repr(C)]
+pub struct EntryV1 {
+    /// [`EntryFlags`]; written last when granting, compared-and-swapped when revoking.
+    pub flags: core::sync::atomic::AtomicU16,
+    /// The domain that may access the frame.
+    pub domain: core::sync::atomic::AtomicU16,
+    /// The granted frame (a gfn on PVH, an mfn on PV).
+    pub frame: core::sync::atomic::AtomicU32,
+}
+
+/// The first entries belong to the toolstack (`GNTTAB_NR_RESERVED_ENTRIES`).
+pub const RESERVED_ENTRIES: u32 = 8;
+
+const _: () = {
+    assert!(size_of::<MapGrantRef>() == 32);
+    assert!(size_of::<UnmapGrantRef>() == 24);
+    assert!(size_of::<GrantCopy>() == 40);
+    assert!(size_of::<EntryV1>() == 8);
+};

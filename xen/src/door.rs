@@ -1,0 +1,110 @@
+//! The one door to the hypervisor: what Xen does for a domain, as one narrow trait.
+
+use crate::abi::grant_table::{EntryV1, GrantCopy, MapGrantRef, UnmapGrantRef};
+use crate::{DomId, Errno, Frame, Instant, Port, VcpuId};
+use core::ptr::NonNull;
+
+/// Addresses, one page each, at which frames of other domains may be mapped: guest-physical
+/// space without memory behind it on PVH, virtual space without page-table entries on PV. In
+/// both, `base + n * PAGE_SIZE` is the address to name to Xen and the address to access.
+#[derive(Debug)]
+pub struct ForeignRegion {
+    /// The first page's address, page-aligned.
+    pub base: NonNull<u8>,
+    /// How many pages there are.
+    pub pages: usize,
+}
+
+// SAFETY: the region is address space, not memory: owning it gives no access by itself.
+unsafe impl Send for ForeignRegion {}
+
+/// What Xen does for a domain. Implemented by the unikernel's runtime with hypercalls, and by the
+/// simulated Xen in memory; cloning gives another handle on the same domain.
+///
+/// All calls act for the vCPU that makes them. Batches are one hypercall, however long; each of
+/// their entries carries a status of its own, and an `Err` means that the hypercall as a whole
+/// was refused and no entry was looked at.
+///
+/// # Safety
+/// An implementer promises that a mapping it reports as done stays at its address until it is
+/// unmapped, that [`foreign_region`](Self::foreign_region) and
+/// [`grant_entries`](Self::grant_entries) hand out address space that nothing else uses, and that
+/// memory reached through mappings may be read and written by volatile or atomic accesses at any
+/// time while they last.
+pub unsafe trait Hypervisor: Clone + 'static {
+    /// Maps grants of other domains (`GNTTABOP_map_grant_ref`). An entry may answer
+    /// [`GrantStatus::EAGAIN`](crate::GrantStatus::EAGAIN): the caller tries that one again.
+    ///
+    /// # Safety
+    /// Each `host_addr` is a page of the foreign region that the caller owns and where nothing is
+    /// mapped.
+    unsafe fn map_grants(&self, batch: &mut [MapGrantRef]) -> Result<(), Errno>;
+
+    /// Unmaps what [`map_grants`](Self::map_grants) mapped (`GNTTABOP_unmap_grant_ref`), and sees
+    /// to it that no vCPU of this domain can still reach the pages through an old translation.
+    ///
+    /// # Safety
+    /// Nothing accesses the pages any more.
+    unsafe fn unmap_grants(&self, batch: &mut [UnmapGrantRef]) -> Result<(), Errno>;
+
+    /// Copies between granted pages and own ones (`GNTTABOP_copy`).
+    ///
+    /// # Safety
+    /// Own frames named as destination hold nothing that Rust believes to be unchanging, and own
+    /// frames named as source may be shown to the other domain.
+    unsafe fn copy_grants(&self, batch: &mut [GrantCopy]) -> Result<(), Errno>;
+
+    /// The frame behind an own page, as grants and copies name it. `None` if `page` is no own
+    /// memory (for instance a mapped foreign page).
+    fn frame_of(&self, page: *const u8) -> Option<Frame>;
+
+    /// The address space for mapping other domains' frames. The first call gets all of it; later
+    /// ones get `None`: it has one owner, the grant mapper.
+    fn foreign_region(&self) -> Option<ForeignRegion>;
+
+    /// This domain's own grant table, version 1 entries, as many as Xen lets it have, mapped for
+    /// as long as the domain runs. Entries below
+    /// [`RESERVED_ENTRIES`](crate::abi::grant_table::RESERVED_ENTRIES) are the toolstack's.
+    /// The first call gets it; later ones get `None`.
+    fn grant_entries(&self) -> Option<&'static [EntryV1]>;
+
+    /// Binds a local port to one that `remote` has allocated for us
+    /// (`EVTCHNOP_bind_interdomain`). The new port is delivered to the calling vCPU, unmasked.
+    fn bind_interdomain(&self, remote: DomId, remote_port: Port) -> Result<Port, Errno>;
+
+    /// Allocates a port that `remote` may bind (`EVTCHNOP_alloc_unbound`), unmasked.
+    fn alloc_unbound(&self, remote: DomId) -> Result<Port, Errno>;
+
+    /// Closes a port (`EVTCHNOP_close`). Notifications of it that are still pending are dropped.
+    fn close_port(&self, port: Port) -> Result<(), Errno>;
+
+    /// Notifies the other end of a port (`EVTCHNOP_send`).
+    fn notify(&self, port: Port) -> Result<(), Errno>;
+
+    /// Takes all notifications that are pending for this vCPU off the shared bitmaps and names
+    /// each port once. Costs no hypercall; returns at once where there is none.
+    fn take_pending(&self, sink: &mut dyn FnMut(Port));
+
+    /// Blocks this vCPU until a notification is pending or `deadline` is reached
+    /// (`SCHEDOP_block`); returns at once if either is already so. May return early.
+    fn block(&self, deadline: Option<Instant>);
+
+    /// Interrupts the [`block`](Self::block) of another vCPU of this domain.
+    fn wake_vcpu(&self, vcpu: VcpuId);
+
+    /// The vCPU that makes this call.
+    fn vcpu(&self) -> VcpuId;
+
+    /// The monotonic clock.
+    fn now(&self) -> Instant;
+}
+
+/// Where the toolstack put this domain's end of the xenstore ring (`io/xs_wire.h`,
+/// `struct xenstore_domain_interface`) and the port that goes with it.
+#[derive(Debug)]
+pub struct StoreRing {
+    /// The shared page, mapped for as long as the domain runs.
+    pub page: NonNull<u8>,
+    /// Notifies xenstored, and is notified by it. Unmasked.
+    pub port: Port,
+}

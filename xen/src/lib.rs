@@ -1,0 +1,40 @@
+//! Xen's public ABI as Rust types, and the one door to the hypervisor.
+//!
+//! Everything Bulkhead asks of Xen goes through one trait, [`Hypervisor`]. The unikernel's
+//! runtime implements it with hypercalls; the simulated Xen (feature `sim`, module `sim`)
+//! implements it in memory, so that every driver can be tested on a host without Xen.
+//!
+//! ```text
+//!   blkback   grant   ring   xenstore-client   executor
+//!        \      |       |        |             /
+//!         +-----+--- Hypervisor (this crate) -+
+//!               /                    \
+//!    kernel: hypercalls        sim: a Xen in memory
+//! ```
+//!
+//! The ABI follows the public headers of Xen (Debian package libxen-dev, `/usr/include/xen`);
+//! each type names the header that it comes from.
+//!
+//! ```
+//! use bulkhead_xen::{DomId, Errno, GrantRef};
+//!
+//! let frontend = DomId(5);
+//! assert_eq!(frontend.to_string(), "5");
+//! assert_eq!(GrantRef(17).to_string(), "17");
+//! assert_eq!(Errno::from_return(-22), Err(Errno::INVAL));
+//! ```
+//!
+//! Read next: [`door`] for what the hypervisor does for us, [`abi`] for the types it speaks.
+
+#![cfg_attr(not(any(test, feature = "sim")), no_std)]
+
+pub mod abi;
+pub mod door;
+mod error;
+mod units;
+
+pub use door::{ForeignRegion, Hypervisor, StoreRing};
+pub use error::{Errno, GrantStatus};
+pub use units::{
+    DomId, Frame, GrantHandle, GrantRef, Instant, PAGE_SHIFT, PAGE_SIZE, Port, VcpuId,
+};

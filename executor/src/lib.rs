@@ -1,1 +1,232 @@
-//! (skeleton)
+//! Async tasks woken by event channels and timers, on one vCPU.
+//!
+//! A driver domain waits for many things at once: each disk's event channel, xenstore, a timer.
+//! Each wait is a task, and one [`Executor`] per vCPU polls those whose wait is over, then blocks
+//! the vCPU in the hypervisor until the next notification or deadline. Nothing is ever
+//! interrupted: notifications are taken off the shared bitmaps between two polls and nowhere else.
+//!
+//! ```text
+//!   Hypervisor::take_pending ──► ports ──┐
+//!   Hypervisor::now ───────────► timers ─┼─► wakers ─► woken tasks are polled
+//!   Handle::spawn ─────────────► inbox ──┘                    │ none left
+//!                                                             ▼
+//!                                             Hypervisor::block(next deadline)
+//! ```
+//!
+//! ```
+//! # fn example<H: bulkhead_xen::Hypervisor>(door: H) {
+//! use bulkhead_executor::Executor;
+//! use core::time::Duration;
+//!
+//! let mut executor = Executor::new(door);
+//! let handle = executor.handle();
+//! handle.clone().spawn(async move {
+//!     handle.sleep(Duration::from_millis(100)).await;
+//!     log::info!("a tenth of a second later");
+//! });
+//! executor.run_until_idle();
+//! # }
+//! ```
+//!
+//! Read next: [`Handle`], which is what tasks hold; [`EventChannel`]; [`Flag`] and [`Signal`] between tasks.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod flag;
+mod ports;
+mod timers;
+
+pub use flag::{Flag, Signal};
+pub use ports::EventChannel;
+pub use timers::Sleep;
+
+use alloc::boxed::Box;
+use alloc::rc::Rc;
+use alloc::sync::Arc;
+use alloc::task::Wake;
+use alloc::vec::Vec;
+use bulkhead_xen::{Hypervisor, Instant, Port};
+use core::cell::RefCell;
+use core::future::Future;
+use core::pin::Pin;
+use core::sync::atomic::{AtomicBool, Ordering};
+use core::task::{Context, Poll, Waker};
+use core::time::Duration;
+use futures_util::future::{AbortHandle, Abortable};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+
+type BoxedTask = Pin<Box<dyn Future<Output = ()>>>;
+
+/// What a vCPU's tasks share.
+struct Core<H> {
+    door: H,
+    ports: ports::Ports,
+    timers: timers::Timers,
+    /// Tasks that were spawned and not yet taken over by the executor.
+    inbox: RefCell<Vec<BoxedTask>>,
+    woken: Arc<Woken>,
+}
+
+/// Set whenever some task can make progress.
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// Runs the tasks of one vCPU.
+pub struct Executor<H: Hypervisor> {
+    core: Rc<Core<H>>,
+    tasks: FuturesUnordered<BoxedTask>,
+    waker: Waker,
+}
+
+impl<H: Hypervisor> Executor<H> {
+    /// An executor without tasks.
+    pub fn new(door: H) -> Self {
+        let woken = Arc::new(Woken(AtomicBool::new(false)));
+        Executor {
+            waker: Waker::from(woken.clone()),
+            core: Rc::new(Core {
+                door,
+                ports: ports::Ports::default(),
+                timers: timers::Timers::default(),
+                inbox: RefCell::default(),
+                woken,
+            }),
+            tasks: FuturesUnordered::new(),
+        }
+    }
+
+    /// What tasks need to spawn others and to wait.
+    pub fn handle(&self) -> Handle<H> {
+        Handle {
+            core: self.core.clone(),
+        }
+    }
+
+    /// Runs tasks until none can make progress, without ever blocking. Answers whether any task
+    /// was polled.
+    pub fn run_until_idle(&mut self) -> bool {
+        let core = &self.core;
+        let mut polled = false;
+        loop {
+            core.door.take_pending(&mut |port| core.ports.notify(port));
+            core.timers.fire(|| core.door.now());
+            self.tasks.extend(core.inbox.borrow_mut().drain(..));
+            if !core.woken.0.swap(false, Ordering::Acquire) {
+                return polled;
+            }
+            polled = true;
+            let mut context = Context::from_waker(&self.waker);
+            // Finished tasks come out one by one; `Pending` means that no woken one is left, or
+            // that the set has had its turn and woke itself.
+            while let Poll::Ready(Some(())) = self.tasks.poll_next_unpin(&mut context) {}
+        }
+    }
+
+    /// Runs tasks until `done` says so, blocking the vCPU whenever there is nothing to do.
+    pub fn run_until(&mut self, done: impl Fn() -> bool) {
+        loop {
+            self.run_until_idle();
+            if done() {
+                return;
+            }
+            self.core.door.block(self.core.timers.next());
+        }
+    }
+
+    /// The earliest time at which a task wants to be woken.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.core.timers.next()
+    }
+}
+
+/// A task's access to its vCPU's executor, and through it to the hypervisor. Cloning is cheap.
+pub struct Handle<H> {
+    core: Rc<Core<H>>,
+}
+
+impl<H> Clone for Handle<H> {
+    fn clone(&self) -> Self {
+        Handle {
+            core: self.core.clone(),
+        }
+    }
+}
+
+impl<H: Hypervisor> Handle<H> {
+    /// Starts a task. It runs until it ends, or until it is stopped through what this returns.
+    pub fn spawn(&self, task: impl Future<Output = ()> + 'static) -> Task {
+        let (abort, registration) = AbortHandle::new_pair();
+        let task = Abortable::new(task, registration);
+        self.core.inbox.borrow_mut().push(Box::pin(async move {
+            // Whether it ended or was stopped, the executor drops it now.
+            let _ = task.await;
+        }));
+        self.core.woken.wake_by_ref();
+        Task { abort }
+    }
+
+    /// The door to the hypervisor.
+    pub fn door(&self) -> &H {
+        &self.core.door
+    }
+
+    /// The monotonic clock.
+    pub fn now(&self) -> Instant {
+        self.core.door.now()
+    }
+
+    /// Takes over a bound port: its notifications wake whoever awaits them, and dropping the
+    /// channel closes it.
+    pub fn event_channel(&self, port: Port) -> EventChannel<H> {
+        EventChannel::new(self.core.clone(), port)
+    }
+
+    /// Waits for a time.
+    pub fn sleep_until(&self, deadline: Instant) -> Sleep<H> {
+        Sleep::new(self.core.clone(), deadline)
+    }
+
+    /// Waits for a span of time from now.
+    pub fn sleep(&self, span: Duration) -> Sleep<H> {
+        self.sleep_until(self.now() + span)
+    }
+
+    /// Lets every other task that can run have its turn.
+    pub async fn yield_now(&self) {
+        let mut yielded = false;
+        core::future::poll_fn(|context| {
+            if core::mem::replace(&mut yielded, true) {
+                return Poll::Ready(());
+            }
+            context.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// A spawned task. Dropping this lets the task run on.
+#[derive(Debug)]
+pub struct Task {
+    abort: AbortHandle,
+}
+
+impl Task {
+    /// Stops the task at the place where it waits; everything it owns is dropped before the
+    /// executor goes idle again.
+    pub fn stop(&self) {
+        self.abort.abort();
+    }
+}

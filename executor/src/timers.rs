@@ -1,0 +1,92 @@
+//! Which task waits for which time.
+
+use crate::Core;
+use alloc::collections::BTreeMap;
+use alloc::rc::Rc;
+use bulkhead_xen::{Hypervisor, Instant};
+use core::cell::{Cell, RefCell};
+use core::future::Future;
+use core::pin::Pin;
+use core::task::{Context, Poll, Waker};
+
+/// Waiting tasks by deadline; the number tells apart those with the same one.
+#[derive(Default)]
+pub(crate) struct Timers {
+    waiting: RefCell<BTreeMap<(Instant, u64), Waker>>,
+    count: Cell<u64>,
+}
+
+impl Timers {
+    /// Wakes everyone whose time has come. Reads the clock only if somebody waits.
+    pub(crate) fn fire(&self, now: impl FnOnce() -> Instant) {
+        let mut waiting = self.waiting.borrow_mut();
+        if waiting.is_empty() {
+            return;
+        }
+        let now = now();
+        while let Some(first) = waiting.first_entry() {
+            if first.key().0 > now {
+                break;
+            }
+            first.remove().wake();
+        }
+    }
+
+    pub(crate) fn next(&self) -> Option<Instant> {
+        self.waiting
+            .borrow()
+            .first_key_value()
+            .map(|(&(deadline, _), _)| deadline)
+    }
+}
+
+/// A wait for a time; made by [`Handle::sleep_until`](crate::Handle::sleep_until).
+pub struct Sleep<H> {
+    core: Rc<Core<H>>,
+    deadline: Instant,
+    key: Option<(Instant, u64)>,
+}
+
+impl<H> Sleep<H> {
+    pub(crate) fn new(core: Rc<Core<H>>, deadline: Instant) -> Self {
+        Sleep {
+            core,
+            deadline,
+            key: None,
+        }
+    }
+}
+
+impl<H: Hypervisor> Future for Sleep<H> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        if self.core.door.now() >= self.deadline {
+            return Poll::Ready(());
+        }
+        let key = match self.key {
+            Some(key) => key,
+            None => {
+                let number = self.core.timers.count.get();
+                self.core.timers.count.set(number + 1);
+                let key = (self.deadline, number);
+                self.key = Some(key);
+                key
+            }
+        };
+        self.core
+            .timers
+            .waiting
+            .borrow_mut()
+            .insert(key, context.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl<H> Drop for Sleep<H> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            self.core.timers.waiting.borrow_mut().remove(&key);
+        }
+    }
+}

@@ -1,0 +1,61 @@
+#!/bin/bash
+# Init of dom0: starts the Xen tool stack, then serves the lab's commands.
+#
+# The lab's folder is mounted at /lab (9p). A command is a script /lab/cmd/ID.sh; the line "ID" on
+# ttyS1 starts it, its output goes to ID.out and ID.err, and ID.rc holds its exit status last of all.
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+export HOME=/root LANG=C TERM=linux
+say() { echo "lab: $*"; }
+
+mkdir -p /dev/pts /dev/shm /lab /guest
+mount -t devpts devpts /dev/pts
+mount -t tmpfs tmpfs /tmp
+mount -t tmpfs tmpfs /dev/shm
+for module in 9pnet_virtio 9p virtio_console xen-evtchn xen-gntdev xen-gntalloc xen-privcmd xenfs xen-blkback loop; do
+    modprobe "$module" 2>/dev/null || say "module $module is missing"
+done
+mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,access=any lab /lab || say "no /lab"
+mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,ro,cache=loose guest /guest || say "no /guest"
+mount -t xenfs xenfs /proc/xen
+hostname dom0
+
+mkdir -p /lab/cmd /lab/console /lab/xl /run/xen /run/lock /run/xenstored /var/lib/xen /var/lib/xenstored
+rm -rf /var/log/xen && ln -s /lab/xl /var/log/xen
+dmesg --follow >/lab/dom0.log 2>/dev/null &
+
+xen_bin=$(echo /usr/lib/xen-[0-9]*/bin)
+export PATH=$xen_bin:$PATH
+"$xen_bin/xenstored" --pid-file /run/xen/xenstored.pid || say "xenstored failed"
+until xenstore-exists / 2>/dev/null; do sleep 0.1; done
+"$xen_bin/xen-init-dom0" || say "xen-init-dom0 failed"
+"$xen_bin/xenconsoled" --log=all --log-dir=/lab/console --pid-file=/run/xen/xenconsoled.pid || say "xenconsoled failed"
+
+# An interactive shell for `cargo lab shell`, on the virtio console.
+(
+    while [ -c /dev/hvc1 ]; do
+        stty sane -F /dev/hvc1
+        setsid -c bash -i </dev/hvc1 >/dev/hvc1 2>&1
+        sleep 0.2
+    done
+) &
+
+run() {
+    cd /tmp
+    bash "/lab/cmd/$1.sh" </dev/null >"/lab/cmd/$1.out" 2>"/lab/cmd/$1.err"
+    echo $? >"/lab/cmd/$1.tmp"
+    mv "/lab/cmd/$1.tmp" "/lab/cmd/$1.rc"
+}
+
+stty raw -echo -F /dev/ttyS1
+exec 3</dev/ttyS1
+uname -r >/lab/ready.tmp && mv /lab/ready.tmp /lab/ready
+while true; do
+    if ! read -r id <&3; then
+        sleep 0.2
+        continue
+    fi
+    [ -f "/lab/cmd/$id.sh" ] || continue
+    [ -e "/lab/cmd/$id.started" ] && continue
+    : >"/lab/cmd/$id.started"
+    run "$id" &
+done

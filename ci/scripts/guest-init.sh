@@ -1,0 +1,40 @@
+#!/bin/busybox sh
+# Init of a Linux guest: loads the block frontend, then serves the lab's commands on its console.
+#
+# Request, one line:  run ID BASE64   or   get ID
+# Answer:             @@begin ID / the output / @@end ID STATUS BYTES CRC
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/ LANG=C
+/bin/busybox mkdir -p /proc /sys /dev /tmp /mnt /run
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t sysfs sysfs /sys
+/bin/busybox mount -t devtmpfs dev /dev
+/bin/busybox --install -s /bin
+mount -t tmpfs tmpfs /tmp
+while read -r module; do
+    insmod "$module" || echo "lab: $module did not load"
+done </modules.order
+dmesg -n 1
+stty raw -echo <&1
+
+answer() {
+    set -- "$1" "$(cat /tmp/$1.rc)" $(cksum </tmp/$1.out)
+    echo "@@begin $1"
+    cat "/tmp/$1.out"
+    echo "@@end $1 $2 $4 $3"
+}
+
+run() {
+    (eval "$2") </dev/null >/tmp/$1.out 2>&1
+    echo $? >/tmp/$1.rc
+    (flock 9; answer "$1") 9>/tmp/answer.lock
+}
+
+echo "@@ready $(uname -r)"
+while read -r verb id text; do
+    case $verb in
+    run) run "$id" "$(echo "$text" | base64 -d)" & ;;
+    get) (flock 9; answer "$id") 9>/tmp/answer.lock & ;;
+    esac
+done
+echo "@@console closed"
+sleep 1000000

@@ -1,0 +1,140 @@
+//! Configurations of domains, as `xl create` reads them.
+
+use std::fmt;
+
+/// How a domain is virtualized.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Hardware-assisted, without device emulation.
+    Pvh,
+    /// Classic paravirtualized.
+    Pv,
+}
+
+impl Kind {
+    /// Both, PVH first.
+    pub const ALL: [Self; 2] = [Self::Pvh, Self::Pv];
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pvh => "pvh",
+            Self::Pv => "pv",
+        })
+    }
+}
+
+impl std::str::FromStr for Kind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.to_string() == text)
+            .ok_or_else(|| format!("no kind of domain is called {text}; known: pvh, pv"))
+    }
+}
+
+/// A domain's configuration. Paths are dom0's.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The domain's name.
+    pub name: String,
+    /// PVH or PV.
+    pub kind: Kind,
+    /// The kernel.
+    pub kernel: String,
+    /// The ramdisk, if any.
+    pub ramdisk: Option<String>,
+    /// Memory in MiB.
+    pub memory: u32,
+    /// The kernel's command line.
+    pub cmdline: String,
+    /// Whether it is a driver domain.
+    pub driver_domain: bool,
+    /// Processors.
+    pub vcpus: u32,
+    /// Its disks, each as `xl` writes one.
+    pub disks: Vec<String>,
+    /// What happens when it asks for a reboot.
+    pub on_reboot: &'static str,
+    /// Further lines.
+    pub extra: Vec<String>,
+}
+
+impl Config {
+    /// A domain without disks and ramdisk, 128 MiB, one processor.
+    pub fn new(name: &str, kind: Kind, kernel: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            kind,
+            kernel: kernel.to_owned(),
+            ramdisk: None,
+            memory: 128,
+            cmdline: String::new(),
+            driver_domain: false,
+            vcpus: 1,
+            disks: Vec::new(),
+            on_reboot: "restart",
+            extra: Vec::new(),
+        }
+    }
+}
+
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = |f: &mut fmt::Formatter<'_>, name: &str, value: &str| {
+            writeln!(
+                f,
+                "{name} = \"{}\"",
+                value.replace('\\', "\\\\").replace('"', "\\\"")
+            )
+        };
+        text(f, "name", &self.name)?;
+        text(f, "type", &self.kind.to_string())?;
+        text(f, "kernel", &self.kernel)?;
+        if let Some(ramdisk) = &self.ramdisk {
+            text(f, "ramdisk", ramdisk)?;
+        }
+        if !self.cmdline.is_empty() {
+            text(f, "cmdline", &self.cmdline)?;
+        }
+        writeln!(f, "memory = {}", self.memory)?;
+        writeln!(f, "vcpus = {}", self.vcpus)?;
+        if self.driver_domain {
+            writeln!(f, "driver_domain = 1")?;
+        }
+        if !self.disks.is_empty() {
+            writeln!(f, "disk = [ '{}' ]", self.disks.join("', '"))?;
+        }
+        // A crash is to be seen, not repaired; and an emulated RDTSC costs an instruction's emulation.
+        writeln!(f, "on_crash = \"destroy\"")?;
+        text(f, "on_reboot", self.on_reboot)?;
+        writeln!(f, "tsc_mode = \"native\"")?;
+        for line in &self.extra {
+            writeln!(f, "{line}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_domain_reads_as_a_user_would_write_it() {
+        let mut config = Config::new("storage", Kind::Pvh, "bulkhead");
+        config.ramdisk = Some("images.tar".to_owned());
+        config.memory = 80;
+        config.driver_domain = true;
+        config.cmdline = "log=\"debug\"".to_owned();
+        assert_eq!(
+            config.to_string(),
+            "name = \"storage\"\ntype = \"pvh\"\nkernel = \"bulkhead\"\nramdisk = \"images.tar\"\n\
+             cmdline = \"log=\\\"debug\\\"\"\nmemory = 80\nvcpus = 1\ndriver_domain = 1\n\
+             on_crash = \"destroy\"\non_reboot = \"restart\"\ntsc_mode = \"native\"\n"
+        );
+    }
+}

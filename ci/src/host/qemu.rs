@@ -1,0 +1,205 @@
+//! The QEMU process that emulates a Xen host, and the files through which it is reached.
+
+use crate::image::HostImage;
+use anyhow::{Context, Result, bail};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// How the machine is emulated. See `ci/README.md` for what was tried and counted.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// QEMU's `-cpu`.
+    pub cpu: String,
+    /// QEMU's TCG threading, `single` or `multi`.
+    pub threads: String,
+    /// Emulated processors.
+    pub processors: u32,
+    /// Memory of the host in MiB.
+    pub memory: u32,
+    /// dom0's memory in MiB.
+    pub dom0_memory: u32,
+    /// More for Xen's command line.
+    pub xen_options: String,
+    /// More for dom0's kernel command line.
+    pub dom0_options: String,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self {
+            cpu: "max,-smap,-smep,-rdtscp,-erms,-fsrm,-avx,-avx2,-xsave,-xsaveopt,-xsavec,-pku,-la57,-pcid"
+                .to_owned(),
+            threads: "multi".to_owned(),
+            processors: 2,
+            memory: 4096,
+            dom0_memory: 1024,
+            xen_options: String::new(),
+            dom0_options: String::new(),
+        }
+    }
+}
+
+/// A folder holding everything of one running host.
+#[derive(Clone, Debug)]
+pub struct Instance {
+    /// The folder.
+    pub dir: PathBuf,
+}
+
+impl Instance {
+    /// dom0's `/lab`.
+    pub fn share(&self) -> PathBuf {
+        self.dir.join("share")
+    }
+
+    /// What Xen and dom0's console printed.
+    pub fn xen_log(&self) -> PathBuf {
+        self.dir.join("xen.log")
+    }
+
+    /// The socket that wakes dom0's command server.
+    pub fn command_socket(&self) -> PathBuf {
+        self.dir.join("command.sock")
+    }
+
+    /// The socket of dom0's interactive shell.
+    pub fn shell_socket(&self) -> PathBuf {
+        self.dir.join("shell.sock")
+    }
+
+    fn pid_file(&self) -> PathBuf {
+        self.dir.join("qemu.pid")
+    }
+
+    /// The process that runs this host, if it lives.
+    pub fn pid(&self) -> Option<u32> {
+        let pid: u32 = fs::read_to_string(self.pid_file())
+            .ok()?
+            .trim()
+            .parse()
+            .ok()?;
+        let name = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+        // The number may have been given to another process since.
+        name.contains("qemu-system").then_some(pid)
+    }
+
+    /// Starts QEMU. `with_us`: it is to die with the lab's process.
+    pub fn start(&self, image: &HostImage, machine: &Machine, with_us: bool) -> Result<()> {
+        if let Some(pid) = self.pid() {
+            bail!("{} is in use by process {pid}", self.dir.display());
+        }
+        if self.dir.exists() {
+            fs::remove_dir_all(&self.dir)?;
+        }
+        fs::create_dir_all(self.share())?;
+        let log = File::create(self.dir.join("qemu.log"))?;
+        let mut command = if with_us {
+            let mut command = Command::new("setpriv");
+            command.args(["--pdeathsig", "KILL", "--"]);
+            command
+        } else {
+            let mut command = Command::new("setsid");
+            command.args(["--fork", "--"]);
+            command
+        };
+        command
+            .arg("qemu-system-x86_64")
+            .args(arguments(self, image, machine))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("cannot start {:?}", command.get_program()))?;
+        Ok(())
+    }
+
+    /// Ends QEMU.
+    pub fn kill(&self) -> Result<()> {
+        let Some(pid) = self.pid() else { return Ok(()) };
+        let status = Command::new("kill")
+            .arg("-KILL")
+            .arg(pid.to_string())
+            .status()?;
+        if !status.success() {
+            bail!("cannot end process {pid}");
+        }
+        while self.pid().is_some() {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        Ok(())
+    }
+}
+
+fn arguments(instance: &Instance, image: &HostImage, machine: &Machine) -> Vec<String> {
+    let show = |path: &Path| path.display().to_string();
+    let socket = |path: PathBuf| format!("path={},server=on,wait=off", path.display());
+    let mut args: Vec<String> = Vec::new();
+    let mut add = |name: &str, value: String| args.extend([format!("-{name}"), value]);
+    add("machine", "pc".into());
+    add("accel", format!("tcg,thread={}", machine.threads));
+    add("cpu", machine.cpu.clone());
+    add("smp", machine.processors.to_string());
+    add("m", machine.memory.to_string());
+    add("display", "none".into());
+    add("pidfile", show(&instance.pid_file()));
+    add("kernel", show(&image.xen));
+    add(
+        "append",
+        format!(
+            "console=com1 com1=115200,8n1 dom0_mem={0}M,max:{0}M loglvl=all guest_loglvl=all \
+             console_timestamps=boot {1}",
+            machine.dom0_memory, machine.xen_options
+        ),
+    );
+    add(
+        "initrd",
+        format!(
+            "{} console=hvc0 quiet {},{}",
+            show(&image.kernel),
+            machine.dom0_options,
+            show(&image.initramfs)
+        ),
+    );
+    add("serial", format!("file:{}", show(&instance.xen_log())));
+    add(
+        "chardev",
+        format!("socket,id=command,{}", socket(instance.command_socket())),
+    );
+    add("serial", "chardev:command".into());
+    add(
+        "drive",
+        format!(
+            "file={},format=raw,if=none,id=root,snapshot=on",
+            show(&image.disk)
+        ),
+    );
+    add(
+        "device",
+        "virtio-blk-pci,drive=root,disable-legacy=on".into(),
+    );
+    for (tag, path, read_only) in [
+        ("lab", instance.share(), "off"),
+        ("guest", image.guest.clone(), "on"),
+    ] {
+        add(
+            "fsdev",
+            format!(
+                "local,id={tag},path={},security_model=none,readonly={read_only}",
+                show(&path)
+            ),
+        );
+        add(
+            "device",
+            format!("virtio-9p-pci,fsdev={tag},mount_tag={tag},disable-legacy=on"),
+        );
+    }
+    add(
+        "chardev",
+        format!("socket,id=shell,{}", socket(instance.shell_socket())),
+    );
+    add("device", "virtio-serial-pci,disable-legacy=on".into());
+    add("device", "virtconsole,chardev=shell".into());
+    args.extend(["-nodefaults", "-no-reboot"].map(str::to_owned));
+    args
+}

@@ -1,0 +1,167 @@
+//! The contents of dom0's and the guests' initramfs archives.
+
+use super::GUEST_PROGRAMS;
+use super::cpio::Cpio;
+use super::root_tar::RootTar;
+use anyhow::{Context, Result};
+use std::collections::BTreeSet;
+use std::io::Write;
+
+/// The scripts that go into the archives; part of the cache's key.
+pub const SOURCES: &str = concat!(
+    include_str!("../../scripts/dom0-early.sh"),
+    include_str!("../../scripts/dom0-init.sh"),
+    include_str!("../../scripts/guest-init.sh"),
+);
+
+/// What dom0 needs to find its root disk. `crc32c_generic` is ext4's soft dependency.
+const DOM0_MODULES: &[&str] = &["virtio_pci", "virtio_blk", "crc32c_generic", "ext4"];
+
+/// What a guest needs for its disks.
+const GUEST_MODULES: &[&str] = &["xen-blkfront", "crc32c_generic", "ext4"];
+
+/// dom0's archive: just enough to mount the root disk.
+pub fn dom0(tar: &RootTar, version: &str) -> Result<Vec<u8>> {
+    let mut cpio = base(tar, include_str!("../../scripts/dom0-early.sh"))?;
+    let script = include_str!("../../scripts/dom0-init.sh");
+    cpio.file("dom0-init.sh", 0o755, script.as_bytes());
+    add_modules(&mut cpio, tar, version, DOM0_MODULES)?;
+    gzip(&cpio.finish())
+}
+
+/// A guest's archive: all it ever runs. It is not compressed, because unpacking costs an emulated
+/// processor more than reading.
+pub fn guest(tar: &RootTar, version: &str) -> Result<Vec<u8>> {
+    let mut cpio = base(tar, include_str!("../../scripts/guest-init.sh"))?;
+    add_modules(&mut cpio, tar, version, GUEST_MODULES)?;
+    let (listing, _) = tar.read("lab-libraries")?;
+    let mut files: BTreeSet<String> = libraries(&String::from_utf8_lossy(&listing));
+    files.extend(GUEST_PROGRAMS.iter().map(|&program| program.to_owned()));
+    for path in files {
+        let (data, mode) = tar.read(&path)?;
+        cpio.file(&path, mode, &data);
+    }
+    cpio.symlink("usr/sbin/mkfs.ext4", "mke2fs");
+    cpio.file("etc/mke2fs.conf", 0o644, &tar.read("etc/mke2fs.conf")?.0);
+    Ok(cpio.finish())
+}
+
+fn base(tar: &RootTar, init: &str) -> Result<Cpio> {
+    let mut cpio = Cpio::default();
+    // The kernel opens it before any script runs.
+    cpio.char_device("dev/console", 5, 1);
+    cpio.file("init", 0o755, init.as_bytes());
+    let (busybox, _) = tar.read("bin/busybox")?;
+    cpio.file("bin/busybox", 0o755, &busybox);
+    Ok(cpio)
+}
+
+/// The paths in the output of `ldd`.
+fn libraries(listing: &str) -> BTreeSet<String> {
+    listing
+        .lines()
+        .filter_map(|line| {
+            line.split_whitespace()
+                .find(|word| word.starts_with('/') && !word.ends_with(':'))
+        })
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Adds modules with all that they depend on, and `modules.order`, the paths in loading order.
+fn add_modules(cpio: &mut Cpio, tar: &RootTar, version: &str, wanted: &[&str]) -> Result<()> {
+    let top = format!("usr/lib/modules/{version}");
+    let top = if tar.has_file(&format!("{top}/modules.dep")) {
+        top
+    } else {
+        format!("lib/modules/{version}")
+    };
+    let (dep, _) = tar
+        .read(&format!("{top}/modules.dep"))
+        .context("the root's kernel has no module index")?;
+    let dep = String::from_utf8_lossy(&dep).into_owned();
+    let mut order = String::new();
+    for path in load_order(&dep, wanted) {
+        let (mut data, _) = tar.read(&format!("{top}/{path}"))?;
+        if path.ends_with(".xz") {
+            let mut plain = Vec::new();
+            lzma_rs::xz_decompress(&mut &data[..], &mut plain)
+                .with_context(|| format!("cannot unpack {path}"))?;
+            data = plain;
+        }
+        let place = format!("/modules/{}", path.trim_end_matches(".xz"));
+        cpio.file(&place, 0o644, &data);
+        order += &format!("{place}\n");
+    }
+    cpio.file("modules.order", 0o644, order.as_bytes());
+    Ok(())
+}
+
+/// Paths of the wanted modules and their dependencies, each after what it needs. A module that the
+/// index lacks is built into the kernel.
+fn load_order(dep: &str, wanted: &[&str]) -> Vec<String> {
+    let plain = |name: &str| name.replace('-', "_");
+    let mut order: Vec<String> = Vec::new();
+    for &module in wanted {
+        let line = dep
+            .lines()
+            .filter_map(|line| line.split_once(':'))
+            .find(|(path, _)| {
+                let file = path.rsplit('/').next().unwrap_or(path);
+                let stem = file.split('.').next().unwrap_or(file);
+                plain(stem) == plain(module)
+            });
+        let Some((path, needs)) = line else { continue };
+        // depmod lists the nearest dependency first.
+        let all = needs.split_whitespace().rev().chain([path]);
+        for path in all {
+            if !order.iter().any(|known| known == path) {
+                order.push(path.to_owned());
+            }
+        }
+    }
+    order
+}
+
+fn gzip(data: &[u8]) -> Result<Vec<u8>> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(data)?;
+    Ok(encoder.finish()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modules_load_after_what_they_need() {
+        let dep = "kernel/fs/ext4/ext4.ko: kernel/lib/crc16.ko kernel/fs/jbd2/jbd2.ko\n\
+                   kernel/lib/crc16.ko:\n\
+                   kernel/fs/jbd2/jbd2.ko:\n\
+                   kernel/drivers/block/xen-blkfront.ko.xz:\n";
+        assert_eq!(
+            load_order(dep, &["xen_blkfront", "built_in", "ext4"]),
+            [
+                "kernel/drivers/block/xen-blkfront.ko.xz",
+                "kernel/fs/jbd2/jbd2.ko",
+                "kernel/lib/crc16.ko",
+                "kernel/fs/ext4/ext4.ko"
+            ]
+        );
+    }
+
+    #[test]
+    fn ldd_output_gives_paths_only() {
+        let text = "/usr/bin/fio:\n\tlinux-vdso.so.1 (0x7ffd)\n\
+                    \tlibaio.so.1 => /lib/x86_64-linux-gnu/libaio.so.1 (0x7f)\n\
+                    \t/lib64/ld-linux-x86-64.so.2 (0x7f)\n";
+        let found: Vec<_> = libraries(text).into_iter().collect();
+        assert_eq!(
+            found,
+            [
+                "/lib/x86_64-linux-gnu/libaio.so.1",
+                "/lib64/ld-linux-x86-64.so.2"
+            ]
+        );
+    }
+}

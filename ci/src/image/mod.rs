@@ -1,0 +1,194 @@
+//! The host image: a Debian root with Xen, and the two initramfs archives (dom0's and the guests').
+//!
+//! Two layers, each cached under a key made of everything it depends on: the root (a download of a
+//! minute) and what is made from it (seconds).
+
+pub mod cpio;
+mod initramfs;
+pub mod packages;
+pub mod release;
+mod root_tar;
+
+use crate::{process, workspace};
+use anyhow::{Context, Result};
+use release::Release;
+use root_tar::RootTar;
+use sha2::{Digest, Sha256};
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Paths that dpkg leaves out: documentation, and drivers for hardware that the lab never has.
+const EXCLUDED: &[&str] = &[
+    "/usr/share/doc/*",
+    "/usr/share/man/*",
+    "/usr/share/info/*",
+    "/usr/share/locale/*",
+    "/usr/share/i18n/*",
+    "/boot/System.map*",
+    // No initramfs of Debian's is wanted: the lab makes its own.
+    "/etc/kernel/postinst.d/initramfs-tools",
+    "/lib/modules/*/kernel/sound/*",
+    "/lib/modules/*/kernel/drivers/*",
+    "/usr/lib/modules/*/kernel/sound/*",
+    "/usr/lib/modules/*/kernel/drivers/*",
+];
+
+/// Exceptions from [`EXCLUDED`].
+const INCLUDED: &[&str] = &[
+    "/lib/modules/*/kernel/drivers/block/*",
+    "/lib/modules/*/kernel/drivers/char/*",
+    "/lib/modules/*/kernel/drivers/net/xen-*",
+    "/lib/modules/*/kernel/drivers/virtio/*",
+    "/lib/modules/*/kernel/drivers/xen/*",
+    "/usr/lib/modules/*/kernel/drivers/block/*",
+    "/usr/lib/modules/*/kernel/drivers/char/*",
+    "/usr/lib/modules/*/kernel/drivers/net/xen-*",
+    "/usr/lib/modules/*/kernel/drivers/virtio/*",
+    "/usr/lib/modules/*/kernel/drivers/xen/*",
+];
+
+/// Programs that guests get, with the shared libraries they need.
+const GUEST_PROGRAMS: &[&str] = &[
+    "/usr/bin/fio",
+    "/usr/sbin/mke2fs",
+    "/usr/sbin/e2fsck",
+    "/usr/bin/dd",
+];
+
+/// Everything a host needs to boot, as files of the cache.
+#[derive(Clone, Debug)]
+pub struct HostImage {
+    /// Which Xen this is.
+    pub release: Release,
+    /// The hypervisor, an uncompressed ELF.
+    pub xen: PathBuf,
+    /// dom0's kernel.
+    pub kernel: PathBuf,
+    /// dom0's initramfs.
+    pub initramfs: PathBuf,
+    /// dom0's root disk.
+    pub disk: PathBuf,
+    /// A folder shown to dom0 as `/guest`: `vmlinuz` and `initramfs` of Linux guests.
+    pub guest: PathBuf,
+}
+
+/// Returns the image of a release, made or completed first where the cache lacks it. `say` is told
+/// what is being done.
+pub fn ensure(release: Release, say: &dyn Fn(&str)) -> Result<HostImage> {
+    let root_key = key(&[
+        &format!(
+            "{:?} {EXCLUDED:?} {INCLUDED:?} {GUEST_PROGRAMS:?}",
+            release.packages()
+        ),
+        release.suite(),
+    ]);
+    let root_dir = workspace::cache().join(format!("root-{release}-{root_key}"));
+    complete(&root_dir, |dir| make_root(release, dir, say))?;
+
+    let boot_key = key(&[&root_key, initramfs::SOURCES, include_str!("initramfs.rs")]);
+    let dir = workspace::cache().join(format!("boot-{release}-{boot_key}"));
+    complete(&dir, |dir| make_boot(&root_dir, release, dir, say))?;
+    Ok(HostImage {
+        release,
+        xen: dir.join("xen"),
+        kernel: dir.join("guest/vmlinuz"),
+        initramfs: dir.join("dom0-initramfs"),
+        disk: root_dir.join("root.ext2"),
+        guest: dir.join("guest"),
+    })
+}
+
+/// Makes a folder of the cache in one step: it exists whole or not at all.
+fn complete(dir: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let partial = dir.with_extension(format!("partial-{}", std::process::id()));
+    fs::create_dir_all(&partial)?;
+    make(&partial)?;
+    match fs::rename(&partial, dir) {
+        // Another run was faster.
+        Err(_) if dir.is_dir() => Ok(fs::remove_dir_all(&partial)?),
+        result => result.with_context(|| format!("cannot create {}", dir.display())),
+    }
+}
+
+fn make_root(release: Release, dir: &Path, say: &dyn Fn(&str)) -> Result<()> {
+    say(&format!(
+        "downloading Debian {} with Xen {release}",
+        release.suite()
+    ));
+    let tar = dir.join("root.tar");
+    let mut command = Command::new("mmdebstrap");
+    command
+        .args(["--variant=minbase", "--format=tar"])
+        .arg(format!("--include={}", release.packages().join(",")));
+    for path in EXCLUDED {
+        command.arg(format!("--dpkgopt=path-exclude={path}"));
+    }
+    for path in INCLUDED {
+        command.arg(format!("--dpkgopt=path-include={path}"));
+    }
+    command
+        .arg(format!(
+            "--customize-hook=chroot \"$1\" ldd {} >\"$1/lab-libraries\"",
+            GUEST_PROGRAMS.join(" ")
+        ))
+        .arg(release.suite())
+        .arg(&tar);
+    process::run_logged(&mut command, &dir.join("mmdebstrap.log"))?;
+
+    say("making the root disk");
+    const BLOCK: u64 = 4096;
+    const FREE: u64 = 256 << 20;
+    let blocks = (fs::metadata(&tar)?.len() + FREE) / BLOCK;
+    process::run_logged(
+        Command::new("genext2fs")
+            .args(["-B", &BLOCK.to_string(), "-b", &blocks.to_string()])
+            .args(["-N", "65536", "-a"])
+            .arg(&tar)
+            .arg(dir.join("root.ext2")),
+        &dir.join("genext2fs.log"),
+    )
+}
+
+fn make_boot(root: &Path, release: Release, dir: &Path, say: &dyn Fn(&str)) -> Result<()> {
+    say("making the initramfs archives");
+    let tar = RootTar::open(&root.join("root.tar"))?;
+    let guest = dir.join("guest");
+    fs::create_dir_all(&guest)?;
+
+    let (xen_gz, _) = tar.read(&format!("boot/xen-{release}-amd64.gz"))?;
+    let mut xen = Vec::new();
+    flate2::read::GzDecoder::new(&xen_gz[..]).read_to_end(&mut xen)?;
+    fs::write(dir.join("xen"), xen)?;
+
+    let vmlinuz = tar
+        .list("boot")?
+        .into_iter()
+        .find(|name| name.starts_with("vmlinuz-"))
+        .context("the root has no kernel")?;
+    fs::write(
+        guest.join("vmlinuz"),
+        tar.read(&format!("boot/{vmlinuz}"))?.0,
+    )?;
+
+    let version = vmlinuz.trim_start_matches("vmlinuz-");
+    fs::write(dir.join("dom0-initramfs"), initramfs::dom0(&tar, version)?)?;
+    fs::write(guest.join("initramfs"), initramfs::guest(&tar, version)?)?;
+    Ok(())
+}
+
+fn key(parts: &[&str]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hash.finalize()[..6]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}

@@ -1,0 +1,70 @@
+//! What the lab needs on the machine it runs on, installed with apt when it is missing.
+
+use crate::process::find_program;
+use anyhow::{Context, Result, bail};
+use std::process::{Command, Stdio};
+
+/// A program and the Debian package that holds it.
+const NEEDED: &[(&str, &str)] = &[
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("mmdebstrap", "mmdebstrap"),
+    ("genext2fs", "genext2fs"),
+    ("setpriv", "util-linux"),
+    ("cc", "gcc"),
+];
+
+/// Packages of [`NEEDED`] whose program is not here.
+pub fn missing() -> Vec<&'static str> {
+    NEEDED
+        .iter()
+        .filter(|(program, _)| !find_program(program))
+        .map(|&(_, package)| package)
+        .collect()
+}
+
+/// Installs what is missing, or says the one command that would.
+pub fn ensure() -> Result<()> {
+    let missing = missing();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let line = format!(
+        "apt-get install --yes --no-install-recommends {}",
+        missing.join(" ")
+    );
+    if !is_root() {
+        bail!("some programs are missing; run this once:\n\n    sudo {line}\n");
+    }
+    eprintln!("installing {}", missing.join(", "));
+    let first = apt(&["install", "--yes", "--no-install-recommends"], &missing)?;
+    if !first {
+        // The package lists of a fresh machine are often absent or old.
+        apt(&["update"], &[])?;
+        if !apt(&["install", "--yes", "--no-install-recommends"], &missing)? {
+            bail!("`{line}` failed");
+        }
+    }
+    let still: Vec<_> = self::missing();
+    if !still.is_empty() {
+        bail!("apt-get succeeded, but these are still missing: {still:?}");
+    }
+    Ok(())
+}
+
+fn apt(args: &[&str], packages: &[&str]) -> Result<bool> {
+    Ok(Command::new("apt-get")
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .arg("--quiet=2")
+        .args(args)
+        .args(packages)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status()
+        .context("cannot start apt-get: the lab needs Debian or a child of it")?
+        .success())
+}
+
+fn is_root() -> bool {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata("/proc/self").is_ok_and(|meta| meta.uid() == 0)
+}

@@ -1,0 +1,71 @@
+//! The Debian releases, and with them the Xen versions, a host can be made of.
+
+use std::fmt;
+
+/// A Xen version together with the Debian release that carries it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Release {
+    /// Xen 4.17 and Linux 6.1, Debian bookworm.
+    #[default]
+    Xen417,
+    /// Xen 4.20 and Linux 6.12, Debian trixie.
+    Xen420,
+}
+
+impl Release {
+    /// All releases, the default one first.
+    pub const ALL: [Self; 2] = [Self::Xen417, Self::Xen420];
+
+    /// Xen's version as Debian writes it in package names.
+    pub fn xen(self) -> &'static str {
+        match self {
+            Self::Xen417 => "4.17",
+            Self::Xen420 => "4.20",
+        }
+    }
+
+    /// The Debian suite.
+    pub fn suite(self) -> &'static str {
+        match self {
+            Self::Xen417 => "bookworm",
+            Self::Xen420 => "trixie",
+        }
+    }
+
+    /// The packages of dom0 beside Debian's minimal base.
+    pub fn packages(self) -> Vec<String> {
+        let xen = self.xen();
+        let mut packages = vec![
+            format!("xen-hypervisor-{xen}-amd64"),
+            format!("xen-utils-{xen}"),
+        ];
+        packages.extend(
+            [
+                "linux-image-amd64",
+                "kmod",
+                "busybox-static",
+                "e2fsprogs",
+                "fio",
+            ]
+            .map(str::to_owned),
+        );
+        packages
+    }
+}
+
+impl fmt::Display for Release {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.xen())
+    }
+}
+
+impl std::str::FromStr for Release {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|release| release.xen() == text)
+            .ok_or_else(|| format!("no Xen {text} here; known: 4.17, 4.20"))
+    }
+}

@@ -1,0 +1,22 @@
+//! Where the lab finds and keeps its files.
+
+use std::path::{Path, PathBuf};
+
+/// The root of the checkout.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("ci/ lies in the workspace")
+        .to_path_buf()
+}
+
+/// `target/lab`: logs, instances and the cache. It does not follow `CARGO_TARGET_DIR`, so that every
+/// build of the lab finds the one cache.
+pub fn lab() -> PathBuf {
+    root().join("target/lab")
+}
+
+/// Where downloaded and assembled host images are kept.
+pub fn cache() -> PathBuf {
+    lab().join("cache")
+}

@@ -1,0 +1,169 @@
+//! The backend's end of a ring: takes requests, puts responses.
+
+use crate::error::{AttachError, Overrun, TooSmall, Unasked};
+use crate::format::Format;
+use crate::memory::{Index, RingMemory};
+use crate::progress::Slots;
+use core::num::NonZeroU32;
+
+/// What a slot held: a request, or why it is none.
+pub type Received<F> = Result<<F as Format>::Request, <F as Format>::Malformed>;
+
+/// The backend's end (`struct __name##_back_ring`, io/ring.h).
+///
+/// Responses need not come in the order of their requests. No call ever waits; what the frontend
+/// publishes is checked before it is believed.
+pub struct BackRing<M, F> {
+    slots: Slots<M, F>,
+    /// Requests taken so far (`req_cons`).
+    taken: u32,
+    /// Responses put so far (`rsp_prod_pvt`).
+    answered: u32,
+    /// Responses the frontend has been shown so far.
+    published: u32,
+    /// The frontend's `req_prod` when last looked at, found possible.
+    seen: u32,
+}
+
+impl<M: RingMemory, F: Format> BackRing<M, F> {
+    /// The backend's end of a ring that the frontend has just initialised (`BACK_RING_INIT`).
+    pub fn new(memory: M, format: F) -> Result<Self, TooSmall> {
+        Ok(Self::from_index(Slots::new(memory, format)?, 0))
+    }
+
+    /// The backend's end of a ring that an earlier backend has served (`BACK_RING_ATTACH`): goes
+    /// on after the last published response. Requests which that backend took and did not answer
+    /// come again.
+    pub fn attach(memory: M, format: F) -> Result<Self, AttachError> {
+        let slots = Slots::new(memory, format)?;
+        let index = slots.memory.load(Index::ResponseProducer);
+        let ring = Self::from_index(slots, index);
+        ring.unconsumed()?;
+        Ok(ring)
+    }
+
+    fn from_index(slots: Slots<M, F>, index: u32) -> Self {
+        BackRing {
+            slots,
+            taken: index,
+            answered: index,
+            published: index,
+            seen: index,
+        }
+    }
+
+    /// How many slots the ring has: the most requests that can be outstanding.
+    pub fn slots(&self) -> u32 {
+        self.slots.count
+    }
+
+    /// The format of the messages.
+    pub fn format(&self) -> &F {
+        &self.slots.format
+    }
+
+    /// Requests taken and not answered yet.
+    pub fn outstanding(&self) -> u32 {
+        self.taken.wrapping_sub(self.answered)
+    }
+
+    /// Responses put and not published yet.
+    pub fn unpublished(&self) -> u32 {
+        self.answered.wrapping_sub(self.published)
+    }
+
+    /// Requests waiting to be taken (`RING_HAS_UNCONSUMED_REQUESTS`): one load, no barrier.
+    #[inline]
+    pub fn unconsumed(&self) -> Result<u32, Overrun> {
+        let producer = self.slots.memory.load(Index::RequestProducer);
+        let pending = producer.wrapping_sub(self.taken);
+        // Every slot holds a request that waits, one that is being served, or a response.
+        let most = self.slots.count - self.outstanding();
+        if pending > most {
+            return Err(Overrun {
+                producer,
+                consumer: self.taken,
+                most,
+            });
+        }
+        Ok(pending)
+    }
+
+    /// Takes the next request, copied out of the ring once, or `None` if none is published.
+    ///
+    /// The producer index is looked at again only when all that was seen of it has been taken. A
+    /// frontend can keep this going for as long as it gets responses: a caller that has others to
+    /// serve takes a bounded number.
+    #[inline]
+    pub fn take(&mut self) -> Result<Option<Received<F>>, Overrun> {
+        if self.taken == self.seen {
+            self.seen = self.taken.wrapping_add(self.unconsumed()?);
+            if self.taken == self.seen {
+                return Ok(None);
+            }
+        }
+        let size = self.slots.format.request_size();
+        let slot = self.slots.copy_out(self.taken, size);
+        self.taken = self.taken.wrapping_add(1);
+        Ok(Some(self.slots.format.decode_request(&slot)))
+    }
+
+    /// Puts a response into the ring. The frontend sees it after the next
+    /// [`publish`](Self::publish).
+    #[inline]
+    pub fn respond(&mut self, response: &F::Response) -> Result<(), Unasked> {
+        if self.outstanding() == 0 {
+            return Err(Unasked);
+        }
+        let mut slot = self.slots.format.empty_slot();
+        self.slots.format.encode_response(response, &mut slot);
+        let size = self.slots.format.response_size();
+        self.slots.copy_in(self.answered, &slot, size);
+        self.answered = self.answered.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Shows the frontend all responses put so far (`RING_PUSH_RESPONSES_AND_CHECK_NOTIFY`).
+    /// True means: notify it.
+    #[inline]
+    #[must_use = "the frontend may be asleep and wait for the notification"]
+    pub fn publish(&mut self) -> bool {
+        if self.unpublished() == 0 {
+            return false;
+        }
+        let old = core::mem::replace(&mut self.published, self.answered);
+        self.slots.publish(
+            Index::ResponseProducer,
+            Index::ResponseEvent,
+            old,
+            self.answered,
+        )
+    }
+
+    /// Before going to sleep (`RING_FINAL_CHECK_FOR_REQUESTS`): asks the frontend to notify us of
+    /// its very next request. True means: there is one already, do not sleep.
+    #[inline]
+    #[must_use = "sleeping with requests pending may last for ever"]
+    pub fn final_check(&mut self) -> Result<bool, Overrun> {
+        self.final_check_for(NonZeroU32::MIN)
+    }
+
+    /// As [`final_check`](Self::final_check), but the notification may wait until `requests` of
+    /// them are pending, which saves the frontend the others. True means: that many are there.
+    ///
+    /// Fewer than `requests` may stay pending for ever without a notification: only for a caller
+    /// that will look again by itself, when a request in service completes or a timer ends.
+    #[inline]
+    #[must_use = "sleeping with requests pending may last for ever"]
+    pub fn final_check_for(&mut self, requests: NonZeroU32) -> Result<bool, Overrun> {
+        let requests = requests.get();
+        if self.unconsumed()? >= requests {
+            return Ok(true);
+        }
+        let event = self.taken.wrapping_add(requests);
+        self.slots.memory.store(Index::RequestEvent, event);
+        // The frontend sees what we wait for before we look a last time.
+        self.slots.memory.barrier();
+        Ok(self.unconsumed()? >= requests)
+    }
+}

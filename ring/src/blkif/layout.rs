@@ -1,0 +1,177 @@
+//! Where the fields lie. `ID` is the offset of the identifier: 8 in the 64-bit layout, 4 in the
+//! 32-bit one, which leaves out the padding before it. All that follows lies relative to it.
+//!
+//! ```text
+//!   0          1            2             ID  ID+8    ID+16        ID+18  ID+20
+//!   operation  nr_segments  handle        id  sector  seg[11] ...                   READ, WRITE...
+//!   operation  flag         handle        id  sector  nr_sectors                    DISCARD
+//!   operation  indirect_op  nr_segments   id  sector  handle       pad    gref[8]   INDIRECT
+//! ```
+
+use super::malformed::{Fault, Malformed};
+use super::request::{
+    Discard, Handle, Indirect, Opcode, Operation, Request, RequestId, Sector, Transfer,
+    TransferKind,
+};
+use super::response::{Response, Status};
+use super::segment::{INDIRECT_SEGMENT_SIZE, Segment, Segments};
+use super::{MAX_INDIRECT_PAGES, MAX_SEGMENTS, SLOT_SIZE};
+use bulkhead_xen::GrantRef;
+
+type Slot = [u8; SLOT_SIZE];
+
+/// `BLKIF_DISCARD_SECURE`; other bits of the flag mean nothing.
+const DISCARD_SECURE: u8 = 1;
+
+/// `N` bytes of a slot. All offsets are constants or bounded counts well within it.
+#[inline(always)]
+fn bytes<const N: usize>(slot: &Slot, offset: usize) -> [u8; N] {
+    let mut bytes = [0; N];
+    bytes.copy_from_slice(&slot[offset..offset + N]);
+    bytes
+}
+
+#[inline(always)]
+fn put<const N: usize>(slot: &mut Slot, offset: usize, bytes: [u8; N]) {
+    slot[offset..offset + N].copy_from_slice(&bytes);
+}
+
+/// Reads a request; total, whatever the bytes.
+#[inline]
+pub(super) fn decode_request<const ID: usize>(slot: &Slot) -> Result<Request, Malformed> {
+    let id = RequestId(u64::from_le_bytes(bytes(slot, ID)));
+    let opcode = Opcode(slot[0]);
+    let sector = Sector(u64::from_le_bytes(bytes(slot, ID + 8)));
+    let mut handle = Handle(u16::from_le_bytes(bytes(slot, 2)));
+    let malformed = |fault| Malformed {
+        id,
+        operation: opcode,
+        fault,
+    };
+    let transfer = |kind| transfer::<ID>(slot, kind, sector).map_err(malformed);
+    let operation = match opcode {
+        Opcode::READ => transfer(TransferKind::Read)?,
+        Opcode::WRITE => transfer(TransferKind::Write)?,
+        Opcode::WRITE_BARRIER => transfer(TransferKind::WriteBarrier)?,
+        Opcode::FLUSH_DISKCACHE if slot[1] == 0 => Operation::Flush,
+        Opcode::FLUSH_DISKCACHE => transfer(TransferKind::FlushAndWrite)?,
+        Opcode::DISCARD => Operation::Discard(Discard {
+            sector,
+            count: u64::from_le_bytes(bytes(slot, ID + 16)),
+            secure: slot[1] & DISCARD_SECURE != 0,
+        }),
+        Opcode::INDIRECT => {
+            handle = Handle(u16::from_le_bytes(bytes(slot, ID + 16)));
+            indirect::<ID>(slot, sector).map_err(|fault| Malformed {
+                id,
+                operation: Opcode(slot[1]),
+                fault,
+            })?
+        }
+        unknown => return Err(malformed(Fault::UnknownOperation(unknown))),
+    };
+    Ok(Request {
+        id,
+        handle,
+        operation,
+    })
+}
+
+#[inline]
+fn transfer<const ID: usize>(
+    slot: &Slot,
+    kind: TransferKind,
+    sector: Sector,
+) -> Result<Operation, Fault> {
+    let count = slot[1];
+    if count == 0 && kind != TransferKind::WriteBarrier {
+        return Err(Fault::NoSegments);
+    }
+    let segments = Segments::try_fill(count, |number| {
+        Segment::parse(&bytes(slot, ID + 16 + number * INDIRECT_SEGMENT_SIZE))
+    })
+    .ok_or(Fault::TooManySegments {
+        found: count.into(),
+        most: MAX_SEGMENTS as u16,
+    })?
+    .map_err(|(number, error)| Fault::Segment { number, error })?;
+    Ok(Operation::Transfer(Transfer {
+        kind,
+        sector,
+        segments,
+    }))
+}
+
+fn indirect<const ID: usize>(slot: &Slot, sector: Sector) -> Result<Operation, Fault> {
+    let kind = match Opcode(slot[1]) {
+        Opcode::READ => TransferKind::Read,
+        Opcode::WRITE => TransferKind::Write,
+        other => return Err(Fault::IndirectOperation(other)),
+    };
+    let segments = u16::from_le_bytes(bytes(slot, 2));
+    let grefs: [GrantRef; MAX_INDIRECT_PAGES] = core::array::from_fn(|number| {
+        GrantRef(u32::from_le_bytes(bytes(slot, ID + 20 + number * 4)))
+    });
+    match Indirect::new(kind, sector, segments, grefs) {
+        Some(indirect) => Ok(Operation::Indirect(indirect)),
+        None if segments == 0 => Err(Fault::NoSegments),
+        None => Err(Fault::TooManySegments {
+            found: segments,
+            most: Indirect::MAX_SEGMENTS as u16,
+        }),
+    }
+}
+
+/// Writes a request into a slot of zeros.
+pub(super) fn encode_request<const ID: usize>(request: &Request, slot: &mut Slot) {
+    let handle = request.handle.0.to_le_bytes();
+    slot[0] = request.opcode().0;
+    put(slot, ID, request.id.0.to_le_bytes());
+    let mut sector = Sector(0);
+    match &request.operation {
+        Operation::Transfer(transfer) => {
+            sector = transfer.sector;
+            slot[1] = transfer.segments.len() as u8;
+            put(slot, 2, handle);
+            for (number, segment) in transfer.segments.iter().enumerate() {
+                let offset = ID + 16 + number * INDIRECT_SEGMENT_SIZE;
+                put(slot, offset, segment.encode());
+            }
+        }
+        Operation::Flush => put(slot, 2, handle),
+        Operation::Discard(discard) => {
+            sector = discard.sector;
+            slot[1] = if discard.secure { DISCARD_SECURE } else { 0 };
+            put(slot, 2, handle);
+            put(slot, ID + 16, discard.count.to_le_bytes());
+        }
+        Operation::Indirect(indirect) => {
+            sector = indirect.sector;
+            slot[0] = Opcode::INDIRECT.0;
+            slot[1] = request.opcode().0;
+            put(slot, 2, (indirect.segments() as u16).to_le_bytes());
+            put(slot, ID + 16, handle);
+            for (number, gref) in indirect.pages().iter().enumerate() {
+                put(slot, ID + 20 + number * 4, gref.0.to_le_bytes());
+            }
+        }
+    }
+    put(slot, ID + 8, sector.0.to_le_bytes());
+}
+
+/// Reads a response: the same bytes in every ABI, but for padding at the end.
+pub(super) fn decode_response(slot: &Slot) -> Response {
+    Response {
+        id: RequestId(u64::from_le_bytes(bytes(slot, 0))),
+        operation: Opcode(slot[8]),
+        status: Status::from_code(i16::from_le_bytes(bytes(slot, 10))),
+    }
+}
+
+/// Writes a response into a slot of zeros, so that its padding carries nothing to the guest.
+#[inline]
+pub(super) fn encode_response(response: &Response, slot: &mut Slot) {
+    put(slot, 0, response.id.0.to_le_bytes());
+    slot[8] = response.operation.0;
+    put(slot, 10, response.status.code().to_le_bytes());
+}

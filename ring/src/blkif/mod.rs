@@ -1,0 +1,110 @@
+//! The messages of the block protocol (`io/blkif.h`), in the layouts of its ABIs.
+//!
+//! A slot's private copy goes in, a typed [`Request`] or a [`Malformed`] that can be answered
+//! comes out. Nothing past this module sees raw bytes.
+//!
+//! ```
+//! use bulkhead_ring::Format;
+//! use bulkhead_ring::blkif::{Abi, Blkif, Fault, Opcode, RequestId, Status};
+//!
+//! let mut slot = [0; 112];
+//! slot[0] = 77; // no such operation
+//! slot[8] = 5; // the identifier's lowest byte in the 64-bit layout
+//! let malformed = Blkif::new(Abi::X86_64).decode_request(&slot).unwrap_err();
+//! assert_eq!(malformed.fault, Fault::UnknownOperation(Opcode(77)));
+//! let response = malformed.response();
+//! assert_eq!((response.id, response.status), (RequestId(5), Status::NotSupported));
+//! ```
+
+mod abi;
+mod layout;
+mod malformed;
+mod request;
+mod response;
+mod segment;
+
+pub use abi::{Abi, UnknownProtocol};
+pub use malformed::{Fault, Malformed};
+pub use request::{
+    Discard, Handle, Indirect, Opcode, Operation, Request, RequestId, Sector, Transfer,
+    TransferKind,
+};
+pub use response::{Response, Status};
+pub use segment::{
+    BadSegment, INDIRECT_SEGMENT_SIZE, SEGMENTS_PER_INDIRECT_PAGE, Segment, Segments,
+};
+
+use crate::format::Format;
+
+/// The most segments of a request without indirection (`BLKIF_MAX_SEGMENTS_PER_REQUEST`).
+pub const MAX_SEGMENTS: usize = 11;
+/// The most pages of segments of an indirect request (`BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST`).
+pub const MAX_INDIRECT_PAGES: usize = 8;
+/// Bytes of a sector where the protocol counts in sectors.
+pub const SECTOR_SIZE: usize = 512;
+/// Bytes of the largest layout of a slot.
+pub const SLOT_SIZE: usize = 112;
+
+/// The block protocol in one of its ABIs, chosen when a frontend connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blkif {
+    abi: Abi,
+}
+
+impl Blkif {
+    /// The protocol as a frontend of this ABI speaks it.
+    pub const fn new(abi: Abi) -> Blkif {
+        Blkif { abi }
+    }
+
+    /// The ABI.
+    pub const fn abi(self) -> Abi {
+        self.abi
+    }
+}
+
+impl Format for Blkif {
+    type Request = Request;
+    type Response = Response;
+    type Malformed = Malformed;
+    type Slot = [u8; SLOT_SIZE];
+
+    #[inline]
+    fn empty_slot(&self) -> Self::Slot {
+        [0; SLOT_SIZE]
+    }
+
+    #[inline]
+    fn request_size(&self) -> usize {
+        self.abi.request_size()
+    }
+
+    #[inline]
+    fn response_size(&self) -> usize {
+        self.abi.response_size()
+    }
+
+    #[inline]
+    fn decode_request(&self, slot: &Self::Slot) -> Result<Request, Malformed> {
+        match self.abi {
+            Abi::X86_64 => layout::decode_request::<8>(slot),
+            Abi::X86_32 => layout::decode_request::<4>(slot),
+        }
+    }
+
+    fn encode_request(&self, request: &Request, slot: &mut Self::Slot) {
+        match self.abi {
+            Abi::X86_64 => layout::encode_request::<8>(request, slot),
+            Abi::X86_32 => layout::encode_request::<4>(request, slot),
+        }
+    }
+
+    fn decode_response(&self, slot: &Self::Slot) -> Response {
+        layout::decode_response(slot)
+    }
+
+    #[inline]
+    fn encode_response(&self, response: &Response, slot: &mut Self::Slot) {
+        layout::encode_response(response, slot);
+    }
+}

@@ -31,6 +31,8 @@
 pub mod abi;
 pub mod door;
 mod error;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 mod units;
 
 pub use door::{ForeignRegion, Hypervisor, StoreRing};

@@ -1,0 +1,3 @@
+//! A simulated Xen for host tests.
+
+pub mod xenstore;

@@ -1,1 +1,70 @@
-//! (skeleton)
+//! What is served: the block-device trait, and the stores behind it.
+//!
+//! ```text
+//!   target=ram:NAME          target=null:64M
+//!        |                        |
+//!      Target ------ Catalog::open ------> Arc<dyn BlockDevice>
+//!                       |                         | one queue per ring
+//!          images in the ramdisk's own     Box<dyn IoQueue>: submit, complete
+//!          memory, who has them open
+//! ```
+//!
+//! A driver domain's ramdisk is a tar archive whose files are images, or one image by itself.
+//! Either is served in place: nothing is unpacked or copied.
+//!
+//! ```
+//! use bulkhead_images::{Access, Catalog, ImageMemory, Sector, Target};
+//! use std::ptr::NonNull;
+//!
+//! let ramdisk = Box::leak(vec![0_u8; 64 * 1024].into_boxed_slice());
+//! let len = ramdisk.len();
+//! // SAFETY: leaked, so it stays; nobody else uses it.
+//! let memory = unsafe { ImageMemory::new(NonNull::from(ramdisk).cast(), len) };
+//! let catalog = Catalog::from_module(memory);
+//!
+//! let target: Target = "ram:disk0".parse()?;
+//! let disk = catalog.open(&target, Access::ReadWrite, "domain 5, xvda")?;
+//! assert_eq!(disk.geometry().sectors, Sector(128));
+//!
+//! let second = catalog.open(&target, Access::ReadWrite, "domain 6, xvda");
+//! assert_eq!(
+//!     second.err().expect("refused").to_string(),
+//!     "image disk0 is open for writing by domain 5, xvda"
+//! );
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Read next: [`BlockDevice`] and [`IoQueue`], what a store has to do; [`Catalog`], where images
+//! come from; [`archive`], how the ramdisk is read.
+
+#![no_std]
+#![deny(unsafe_code)]
+
+extern crate alloc;
+
+pub mod archive;
+mod catalog;
+mod device;
+#[allow(unsafe_code, reason = "the one place that touches guests' memory")]
+pub mod guest_memory;
+mod io;
+mod lease;
+#[allow(unsafe_code, reason = "owns raw memory")]
+mod memory;
+mod null;
+mod ram;
+#[allow(unsafe_code, reason = "names memory that its maker promises")]
+mod segment;
+pub mod target;
+#[cfg(feature = "test-support")]
+pub mod testing;
+
+pub use catalog::{Catalog, OpenError};
+pub use device::{BlockDevice, DiscardLimits, Geometry, IoQueue, SectorSize};
+pub use io::{Io, IoError, Op, Sector, Submitted, Tag};
+pub use lease::{Access, InUse};
+pub use memory::ImageMemory;
+pub use null::NullDevice;
+pub use ram::RamImage;
+pub use segment::IoSegment;
+pub use target::{Target, TargetError};

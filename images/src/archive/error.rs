@@ -1,0 +1,127 @@
+//! What can be wrong with an archive.
+
+use alloc::string::String;
+use core::fmt;
+
+/// Why an archive cannot be read. Offsets are those of the header in question, in bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ArchiveError {
+    /// It ends where a header or its end mark, a block of zeros, should be.
+    Truncated {
+        /// Where that would have been.
+        offset: usize,
+    },
+    /// A header's checksum does not match its bytes.
+    Checksum {
+        /// Where the header is.
+        offset: usize,
+        /// The checksum it carries, if that is a number at all.
+        stored: Option<u64>,
+        /// The checksum of its bytes.
+        computed: u64,
+    },
+    /// A header's size is no number.
+    Size {
+        /// Where the header is.
+        offset: usize,
+    },
+    /// A member's data would reach past the end of the archive.
+    BeyondEnd {
+        /// The member.
+        name: String,
+        /// Where its header is.
+        offset: usize,
+        /// How many bytes it should have.
+        size: u64,
+        /// How many bytes the whole archive has.
+        archive: usize,
+    },
+    /// A name is empty or no text.
+    Name {
+        /// Where the header is.
+        offset: usize,
+    },
+    /// Two members have the same name.
+    Duplicate {
+        /// That name.
+        name: String,
+        /// Where the first one's data is.
+        first: usize,
+        /// Where the second one's data is.
+        second: usize,
+    },
+    /// A member's data is not its file's content: a sparse file, or a part of several volumes.
+    Unsupported {
+        /// The member.
+        name: String,
+        /// Where its header is.
+        offset: usize,
+        /// Its type flag.
+        kind: char,
+    },
+    /// A pax extended header makes no sense.
+    ExtendedHeader {
+        /// Where it is.
+        offset: usize,
+    },
+}
+
+impl fmt::Display for ArchiveError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("damaged archive: ")?;
+        match self {
+            ArchiveError::Truncated { offset } => {
+                write!(f, "it ends at {offset}, without an end mark")
+            }
+            ArchiveError::Checksum {
+                offset,
+                stored: Some(stored),
+                computed,
+            } => write!(
+                f,
+                "the header at {offset} has checksum {stored}, its bytes sum up to {computed}"
+            ),
+            ArchiveError::Checksum {
+                offset,
+                stored: None,
+                ..
+            } => write!(f, "there is no header at {offset}"),
+            ArchiveError::Size { offset } => {
+                write!(f, "the size in the header at {offset} is no number")
+            }
+            ArchiveError::BeyondEnd {
+                name,
+                offset,
+                size,
+                archive,
+            } => write!(
+                f,
+                "{name} (header at {offset}) has {size} bytes, past the end of the archive's {archive}"
+            ),
+            ArchiveError::Name { offset } => {
+                write!(
+                    f,
+                    "the name in the header at {offset} is empty or not UTF-8"
+                )
+            }
+            ArchiveError::Duplicate {
+                name,
+                first,
+                second,
+            } => write!(
+                f,
+                "two members are called {name}, with data at {first} and {second}"
+            ),
+            ArchiveError::Unsupported { name, offset, kind } => write!(
+                f,
+                "{name} (header at {offset}, type '{kind}') is a sparse file or of a kind \
+                 that cannot be served in place; make the archive without --sparse"
+            ),
+            ArchiveError::ExtendedHeader { offset } => {
+                write!(f, "the extended header at {offset} makes no sense")
+            }
+        }
+    }
+}
+
+impl core::error::Error for ArchiveError {}

@@ -1,0 +1,195 @@
+//! The images there are, and opening them.
+
+use crate::archive::{self, ArchiveError};
+use crate::device::{BlockDevice, SectorSize};
+use crate::lease::{Access, InUse, Leases};
+use crate::memory::ImageMemory;
+use crate::null::NullDevice;
+use crate::ram::RamImage;
+use crate::target::{RamTarget, Target};
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+
+/// All images of the driver domain.
+///
+/// A catalog whose ramdisk is damaged is a catalog all the same: it says so to everyone who wants
+/// an image of it, and serves the other stores.
+#[derive(Debug)]
+pub struct Catalog {
+    images: Result<Vec<Image>, ArchiveError>,
+}
+
+/// One image, open or not.
+#[derive(Debug)]
+struct Image {
+    name: String,
+    memory: Arc<ImageMemory>,
+    leases: Arc<Leases>,
+}
+
+impl Image {
+    fn new(name: String, memory: ImageMemory) -> Image {
+        Image {
+            name,
+            memory: Arc::new(memory),
+            leases: Arc::default(),
+        }
+    }
+}
+
+impl Catalog {
+    /// The catalog of a driver domain without a ramdisk.
+    pub fn empty() -> Catalog {
+        Catalog {
+            images: Ok(Vec::new()),
+        }
+    }
+
+    /// The images in a ramdisk: the files of an archive or, if it is none, the whole of it as
+    /// `disk0`.
+    pub fn from_module(mut ramdisk: ImageMemory) -> Catalog {
+        if !archive::is_archive(ramdisk.bytes()) {
+            let whole = Image::new("disk0".to_string(), ramdisk);
+            return Catalog {
+                images: Ok(alloc::vec![whole]),
+            };
+        }
+        let members = archive::members(ramdisk.bytes());
+        let images = members.map(|members| {
+            // From the last to the first, so that offsets stay what they are.
+            let cut = members.into_iter().rev().map(|member| {
+                let mut memory = ramdisk.split_off(member.offset);
+                memory.split_off(member.size);
+                Image::new(member.name, memory)
+            });
+            let mut images: Vec<Image> = cut.collect();
+            images.reverse();
+            images
+        });
+        Catalog { images }
+    }
+
+    /// What is wrong with the ramdisk, if it is an archive that cannot be read.
+    pub fn damage(&self) -> Option<&ArchiveError> {
+        self.images.as_ref().err()
+    }
+
+    /// Every image: its name, its size in bytes, and how many have it open.
+    pub fn images(&self) -> impl Iterator<Item = (&str, usize, usize)> {
+        let images = self.images.as_deref().unwrap_or_default().iter();
+        images.map(|image| {
+            (
+                image.name.as_str(),
+                image.memory.len(),
+                image.leases.count(),
+            )
+        })
+    }
+
+    /// Opens what `target` names. `owner` is told to those who come later and cannot have it.
+    ///
+    /// An image has one writer alone or any number of readers. It is free again when the device
+    /// and all its queues are dropped.
+    pub fn open(
+        &self,
+        target: &Target,
+        access: Access,
+        owner: &str,
+    ) -> Result<Arc<dyn BlockDevice>, OpenError> {
+        match target {
+            Target::Ram(ram) => Ok(Arc::new(self.open_ram(ram, access, owner)?)),
+            Target::Null(null) => {
+                let device = NullDevice::new(null.sectors, null.sector_size, access);
+                Ok(Arc::new(device))
+            }
+        }
+    }
+
+    fn open_ram(
+        &self,
+        target: &RamTarget,
+        access: Access,
+        owner: &str,
+    ) -> Result<RamImage, OpenError> {
+        let images = self
+            .images
+            .as_ref()
+            .map_err(|e| OpenError::Damaged(e.clone()))?;
+        let image = images.iter().find(|image| image.name == target.name);
+        let image = image.ok_or_else(|| OpenError::Unknown {
+            name: target.name.clone(),
+            images: images.iter().map(|image| image.name.clone()).collect(),
+        })?;
+        let (name, sector_size) = (image.name.clone(), target.sector_size);
+        let size = image.memory.len();
+        if size == 0 || !size.is_multiple_of(sector_size.bytes()) {
+            return Err(OpenError::Size {
+                name,
+                size,
+                sector_size,
+            });
+        }
+        let lease = image.leases.take(access, owner);
+        let lease = lease.map_err(|in_use| OpenError::InUse { name, in_use })?;
+        let memory = image.memory.clone();
+        Ok(RamImage::leased(memory, sector_size, access, Some(lease)))
+    }
+}
+
+/// Why a target cannot be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OpenError {
+    /// There is no such image.
+    Unknown {
+        /// The name asked for.
+        name: String,
+        /// The names there are.
+        images: Vec<String>,
+    },
+    /// The ramdisk cannot be read.
+    Damaged(ArchiveError),
+    /// The image is not whole sectors.
+    Size {
+        /// Its name.
+        name: String,
+        /// Its size in bytes.
+        size: usize,
+        /// The sector size asked for.
+        sector_size: SectorSize,
+    },
+    /// Somebody has it open and cannot share it.
+    InUse {
+        /// Its name.
+        name: String,
+        /// Who.
+        in_use: InUse,
+    },
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OpenError::Unknown { name, images } if images.is_empty() => {
+                write!(f, "no image {name}: the driver domain has no ramdisk")
+            }
+            OpenError::Unknown { name, images } => {
+                write!(f, "no image {name}, there are: {}", images.join(", "))
+            }
+            OpenError::Damaged(error) => write!(f, "the ramdisk cannot be read: {error}"),
+            OpenError::Size { name, size: 0, .. } => write!(f, "image {name} is empty"),
+            OpenError::Size {
+                name,
+                size,
+                sector_size,
+            } => write!(
+                f,
+                "image {name} has {size} bytes, which is no multiple of {sector_size}"
+            ),
+            OpenError::InUse { name, in_use } => write!(f, "image {name} is {in_use}"),
+        }
+    }
+}
+
+impl core::error::Error for OpenError {}

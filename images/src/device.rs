@@ -1,0 +1,94 @@
+//! What a store has to do to be a block device.
+
+use crate::io::{Io, IoError, Sector, Submitted, Tag};
+use alloc::boxed::Box;
+use core::fmt;
+use core::task::Waker;
+
+/// An open device: says what it is, and gives queues to do I/O with.
+///
+/// The device is shared; each of its users' rings has a queue of its own, so that vCPUs share
+/// nothing while they serve. Whatever the device was opened with (the image's lease above all)
+/// stays until the device and all its queues are dropped.
+pub trait BlockDevice: Send + Sync {
+    /// What the device looks like now.
+    fn geometry(&self) -> Geometry;
+
+    /// A new queue. May allocate; what is done with the queue does not.
+    fn queue(&self) -> Box<dyn IoQueue>;
+}
+
+/// One user's way to do I/O on a device.
+///
+/// A request completes once: at once by [`Submitted::Done`], or later through
+/// [`complete`](Self::complete), in any order. Dropping a queue abandons its pending requests:
+/// when the drop returns, the store no longer touches their segments.
+pub trait IoQueue: Send {
+    /// Starts a request. A store that answers [`Submitted::Pending`] has made itself a copy of the
+    /// segments' addresses; the slice is only lent for the call.
+    ///
+    /// The store checks range, alignment and access by itself. A failed read may have filled some
+    /// of the segments, a failed write stored some of them.
+    fn submit(&mut self, tag: Tag, io: Io<'_>) -> Submitted;
+
+    /// Tells all completions that have come in. Returns at once if there are none.
+    fn complete(&mut self, sink: &mut dyn FnMut(Tag, Result<(), IoError>));
+
+    /// Wakes `waker` when the next completion comes in; to be asked again after each wake-up.
+    /// Whoever sleeps on it first asks, then looks for completions once more.
+    fn wake_on_completion(&mut self, waker: &Waker);
+}
+
+/// What a device looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Its size, in units of 512 bytes.
+    pub sectors: Sector,
+    /// The unit of addressing: requests start and end on its multiples.
+    pub sector_size: SectorSize,
+    /// The unit that the store handles best; a multiple of `sector_size`.
+    pub physical_sector_size: SectorSize,
+    /// Writes and discards are refused.
+    pub read_only: bool,
+    /// [`Flush`](crate::Op::Flush) is understood.
+    pub flush: bool,
+    /// [`Discard`](crate::Op::Discard) is understood, within these limits.
+    pub discard: Option<DiscardLimits>,
+}
+
+/// How a device wants to be asked to forget data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiscardLimits {
+    /// The smallest unit that is really given back.
+    pub granularity: Sector,
+    /// Where the first such unit starts.
+    pub alignment: Sector,
+    /// Secure discards are possible.
+    pub secure: bool,
+}
+
+/// The unit in which a device is addressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum SectorSize {
+    /// 512 bytes.
+    #[default]
+    B512,
+    /// 4096 bytes.
+    B4096,
+}
+
+impl SectorSize {
+    /// In bytes.
+    pub const fn bytes(self) -> usize {
+        match self {
+            SectorSize::B512 => 512,
+            SectorSize::B4096 => 4096,
+        }
+    }
+}
+
+impl fmt::Display for SectorSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.bytes().fmt(f)
+    }
+}

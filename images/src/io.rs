@@ -1,0 +1,106 @@
+//! One request to a store, and how it went.
+
+use crate::segment::IoSegment;
+use core::fmt;
+
+/// A position on a device, or a number of sectors: always in units of 512 bytes, whatever the
+/// device's own sector size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct Sector(pub u64);
+
+impl Sector {
+    /// Bytes of a sector.
+    pub const SIZE: usize = 512;
+
+    /// The byte it starts at; `None` past 2^64 bytes.
+    pub const fn bytes(self) -> Option<u64> {
+        self.0.checked_mul(Self::SIZE as u64)
+    }
+}
+
+impl fmt::Display for Sector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The caller's name for a request: comes back with its completion, and means nothing to the
+/// store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct Tag(pub usize);
+
+/// One request.
+#[derive(Clone, Copy, Debug)]
+pub struct Io<'a> {
+    /// What to do.
+    pub op: Op,
+    /// The memory to read into or write from, in the order of the device; none for the others.
+    pub segments: &'a [IoSegment],
+}
+
+/// What a request does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Fills the segments from the device.
+    Read {
+        /// Where the data starts.
+        sector: Sector,
+    },
+    /// Stores the segments' bytes.
+    Write {
+        /// Where the data goes.
+        sector: Sector,
+    },
+    /// Makes durable what was written and completed before.
+    Flush,
+    /// Forgets data.
+    Discard {
+        /// Where it starts.
+        sector: Sector,
+        /// How much.
+        count: Sector,
+        /// No copy may stay readable by any means.
+        secure: bool,
+    },
+}
+
+/// What became of a submission.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a request that is done has no other completion"]
+pub enum Submitted {
+    /// It is complete already.
+    Done(Result<(), IoError>),
+    /// Its completion will come from the queue, with its tag.
+    Pending,
+}
+
+/// Why a request failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoError {
+    /// It reaches past the end of the device.
+    OutOfRange,
+    /// Its position or length is not in whole sectors of the device.
+    Misaligned,
+    /// It would change a device that is open for reading.
+    ReadOnly,
+    /// The device cannot do this.
+    NotSupported,
+    /// The store failed.
+    Medium,
+}
+
+impl fmt::Display for IoError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            IoError::OutOfRange => "past the end of the device",
+            IoError::Misaligned => "not in whole sectors",
+            IoError::ReadOnly => "the device is read-only",
+            IoError::NotSupported => "not supported by the device",
+            IoError::Medium => "the store failed",
+        })
+    }
+}
+
+impl core::error::Error for IoError {}

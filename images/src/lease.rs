@@ -1,0 +1,105 @@
+//! Who has an image open: one writer alone, or any number of readers.
+
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use spin::Mutex;
+
+/// How an image is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// Reads only; shared with other readers.
+    ReadOnly,
+    /// Reads and writes; shared with nobody.
+    ReadWrite,
+}
+
+impl fmt::Display for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Access::ReadOnly => "reading",
+            Access::ReadWrite => "writing",
+        })
+    }
+}
+
+/// An image is open by somebody with whom it cannot be shared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InUse {
+    /// What that one has it open for.
+    pub access: Access,
+    /// Who it is.
+    pub owner: String,
+}
+
+impl fmt::Display for InUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "open for {} by {}", self.access, self.owner)
+    }
+}
+
+impl core::error::Error for InUse {}
+
+/// The holders of one image's leases.
+#[derive(Debug, Default)]
+pub(crate) struct Leases {
+    holders: Mutex<Holders>,
+}
+
+#[derive(Debug, Default)]
+struct Holders {
+    next: u64,
+    all: Vec<Holder>,
+}
+
+#[derive(Debug)]
+struct Holder {
+    number: u64,
+    access: Access,
+    owner: String,
+}
+
+impl Leases {
+    /// A lease, or who stands in its way.
+    pub(crate) fn take(self: &Arc<Self>, access: Access, owner: &str) -> Result<Lease, InUse> {
+        let mut holders = self.holders.lock();
+        let shares = |other: Access| access == Access::ReadOnly && other == Access::ReadOnly;
+        if let Some(other) = holders.all.iter().find(|other| !shares(other.access)) {
+            return Err(InUse {
+                access: other.access,
+                owner: other.owner.clone(),
+            });
+        }
+        let number = holders.next;
+        holders.next += 1;
+        holders.all.push(Holder {
+            number,
+            access,
+            owner: owner.to_string(),
+        });
+        Ok(Lease {
+            leases: self.clone(),
+            number,
+        })
+    }
+
+    /// How many have the image open.
+    pub(crate) fn count(&self) -> usize {
+        self.holders.lock().all.len()
+    }
+}
+
+/// The right to use an image, given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    leases: Arc<Leases>,
+    number: u64,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut holders = self.leases.holders.lock();
+        holders.all.retain(|holder| holder.number != self.number);
+    }
+}

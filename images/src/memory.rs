@@ -1,0 +1,90 @@
+//! The memory that images lie in.
+
+use crate::guest_memory;
+use crate::segment::IoSegment;
+use core::ptr::NonNull;
+
+/// Memory of this domain given over to images: the ramdisk, or a part of it.
+///
+/// Once the images in it are found it is only touched by the copies of [`guest_memory`]. These
+/// may race with each other, so serving an image takes no lock.
+#[derive(Debug)]
+pub struct ImageMemory {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the memory is reachable from every vCPU (contract of `new`).
+unsafe impl Send for ImageMemory {}
+// SAFETY: all access through a shared reference is by copies that may race.
+unsafe impl Sync for ImageMemory {}
+
+impl ImageMemory {
+    /// Takes over `len` bytes from `base`.
+    ///
+    /// # Safety
+    /// Until the value, and every catalog, device and queue made from it, is dropped, the memory
+    /// is mapped at this address on every vCPU, readable and writable, and nobody else uses it.
+    pub unsafe fn new(base: NonNull<u8>, len: usize) -> ImageMemory {
+        ImageMemory { base, len }
+    }
+
+    /// How many bytes there are.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The bytes, to look for images in them: no other access is possible meanwhile, as parts
+    /// come from [`split_off`](Self::split_off) alone, which takes them out of `self`.
+    pub(crate) fn bytes(&mut self) -> &[u8] {
+        // SAFETY: `new` promises the memory; it is borrowed from the only value that covers it.
+        unsafe { core::slice::from_raw_parts(self.base.as_ptr(), self.len) }
+    }
+
+    /// Keeps the first `at` bytes (all, if there are no more) and returns the others.
+    pub(crate) fn split_off(&mut self, at: usize) -> ImageMemory {
+        let at = at.min(self.len);
+        let rest = ImageMemory {
+            // SAFETY: no further than the end of the memory.
+            base: unsafe { self.base.add(at) },
+            len: self.len - at,
+        };
+        self.len = at;
+        rest
+    }
+
+    /// Copies from `offset` into a guest's segment, filling it.
+    ///
+    /// # Panics
+    /// If that is past the end.
+    #[inline]
+    pub(crate) fn copy_out(&self, offset: usize, to: &IoSegment) {
+        let from = self.at(offset, to.len());
+        // SAFETY: `at` checked our side; the segment is mapped and writable (`IoSegment::new`),
+        // and a guest's page is none of ours.
+        unsafe { guest_memory::copy(from.as_ptr(), to.address().as_ptr(), to.len()) }
+    }
+
+    /// Copies a guest's segment to `offset`.
+    ///
+    /// # Panics
+    /// If that is past the end.
+    #[inline]
+    pub(crate) fn copy_in(&self, offset: usize, from: &IoSegment) {
+        let to = self.at(offset, from.len());
+        // SAFETY: as in `copy_out`.
+        unsafe { guest_memory::copy(from.address().as_ptr(), to.as_ptr(), from.len()) }
+    }
+
+    fn at(&self, offset: usize, len: usize) -> NonNull<u8> {
+        let inside = offset.checked_add(len).is_some_and(|end| end <= self.len);
+        assert!(inside, "image access out of bounds");
+        // SAFETY: within the memory, as just checked.
+        unsafe { self.base.add(offset) }
+    }
+}

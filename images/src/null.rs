@@ -1,0 +1,78 @@
+//! The null store: completes everything and touches no data, to measure what all the rest costs.
+
+use crate::device::{BlockDevice, Geometry, IoQueue, SectorSize};
+use crate::io::{Io, IoError, Op, Sector, Submitted, Tag};
+use crate::lease::Access;
+use alloc::boxed::Box;
+use core::task::Waker;
+
+/// A device without data (`null:SIZE`). Reads leave the segments as they are, so whoever puts a
+/// buffer of its own between this device and a guest clears that buffer first.
+#[derive(Clone, Copy, Debug)]
+pub struct NullDevice {
+    sectors: Sector,
+    sector_size: SectorSize,
+    access: Access,
+}
+
+impl NullDevice {
+    /// A device of that size.
+    pub fn new(sectors: Sector, sector_size: SectorSize, access: Access) -> NullDevice {
+        NullDevice {
+            sectors,
+            sector_size,
+            access,
+        }
+    }
+
+    fn check(&self, sector: Sector, count: Sector) -> Result<(), IoError> {
+        let unit = (self.sector_size.bytes() / Sector::SIZE) as u64;
+        match sector.0.checked_add(count.0) {
+            Some(end) if end <= self.sectors.0 => {}
+            _ => return Err(IoError::OutOfRange),
+        }
+        if !sector.0.is_multiple_of(unit) || !count.0.is_multiple_of(unit) {
+            return Err(IoError::Misaligned);
+        }
+        Ok(())
+    }
+}
+
+impl BlockDevice for NullDevice {
+    fn geometry(&self) -> Geometry {
+        Geometry {
+            sectors: self.sectors,
+            sector_size: self.sector_size,
+            physical_sector_size: self.sector_size,
+            read_only: self.access == Access::ReadOnly,
+            flush: true,
+            discard: None,
+        }
+    }
+
+    fn queue(&self) -> Box<dyn IoQueue> {
+        Box::new(*self)
+    }
+}
+
+impl IoQueue for NullDevice {
+    fn submit(&mut self, _tag: Tag, io: Io<'_>) -> Submitted {
+        let bytes = io
+            .segments
+            .iter()
+            .map(|segment| segment.len())
+            .sum::<usize>();
+        let count = Sector((bytes / Sector::SIZE) as u64);
+        Submitted::Done(match io.op {
+            _ if !bytes.is_multiple_of(Sector::SIZE) => Err(IoError::Misaligned),
+            Op::Write { .. } if self.access == Access::ReadOnly => Err(IoError::ReadOnly),
+            Op::Read { sector } | Op::Write { sector } => self.check(sector, count),
+            Op::Flush => Ok(()),
+            Op::Discard { .. } => Err(IoError::NotSupported),
+        })
+    }
+
+    fn complete(&mut self, _sink: &mut dyn FnMut(Tag, Result<(), IoError>)) {}
+
+    fn wake_on_completion(&mut self, _waker: &Waker) {}
+}

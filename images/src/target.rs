@@ -1,0 +1,188 @@
+//! Targets: what a user writes after `target=` to name a store.
+//!
+//! ```
+//! use bulkhead_images::target::{RamTarget, Target};
+//! use bulkhead_images::SectorSize;
+//!
+//! let target: Target = "ram:root.img,sector-size=4096".parse()?;
+//! assert_eq!(
+//!     target,
+//!     Target::Ram(RamTarget {
+//!         name: "root.img".into(),
+//!         sector_size: SectorSize::B4096,
+//!     })
+//! );
+//! assert_eq!(
+//!     "foo:x".parse::<Target>().unwrap_err().to_string(),
+//!     "unknown store 'foo:', expected ram:NAME or null:SIZE"
+//! );
+//! # Ok::<(), bulkhead_images::TargetError>(())
+//! ```
+
+use crate::device::SectorSize;
+use crate::io::Sector;
+use alloc::string::{String, ToString};
+use core::fmt;
+use core::str::FromStr;
+
+/// A store, as a guest's configuration names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// `ram:NAME`: an image of the ramdisk.
+    Ram(RamTarget),
+    /// `null:SIZE`: no data at all.
+    Null(NullTarget),
+}
+
+/// `ram:NAME[,sector-size=512|4096]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RamTarget {
+    /// The image's name: the file's path in the archive.
+    pub name: String,
+    /// The unit in which the guest addresses it.
+    pub sector_size: SectorSize,
+}
+
+/// `null:SIZE[,sector-size=512|4096]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NullTarget {
+    /// The size, in units of 512 bytes.
+    pub sectors: Sector,
+    /// The unit in which the guest addresses it.
+    pub sector_size: SectorSize,
+}
+
+/// Options that follow the store, each after a comma.
+#[derive(Default)]
+struct Options {
+    sector_size: Option<SectorSize>,
+}
+
+impl FromStr for Target {
+    type Err = TargetError;
+
+    fn from_str(text: &str) -> Result<Target, TargetError> {
+        let (store, options) = match text.split_once(',') {
+            Some((store, options)) => (store, Some(options)),
+            None => (text, None),
+        };
+        let (kind, value) = match store.split_once(':') {
+            Some((kind @ ("ram" | "null"), value)) => (kind, value),
+            Some((kind, _)) => return Err(TargetError::UnknownStore(kind.to_string() + ":")),
+            None => return Err(TargetError::UnknownStore(store.to_string())),
+        };
+        // The store itself comes first: a mistake in it explains more than one in its options.
+        if kind == "ram" && value.is_empty() {
+            return Err(TargetError::NoName);
+        }
+        let size = (kind == "null").then(|| parse_size(value)).transpose()?;
+        let sector_size = Options::parse(options)?.sector_size.unwrap_or_default();
+        let Some(size) = size else {
+            return Ok(Target::Ram(RamTarget {
+                name: value.to_string(),
+                sector_size,
+            }));
+        };
+        if !size.is_multiple_of(sector_size.bytes() as u64) {
+            return Err(TargetError::Size(value.to_string()));
+        }
+        Ok(Target::Null(NullTarget {
+            sectors: Sector(size / Sector::SIZE as u64),
+            sector_size,
+        }))
+    }
+}
+
+impl Options {
+    fn parse(text: Option<&str>) -> Result<Options, TargetError> {
+        let mut options = Options::default();
+        for option in text.into_iter().flat_map(|text| text.split(',')) {
+            let Some(("sector-size", value)) = option.split_once('=') else {
+                return Err(TargetError::UnknownOption(option.to_string()));
+            };
+            let size = match value {
+                "512" => SectorSize::B512,
+                "4096" => SectorSize::B4096,
+                other => return Err(TargetError::SectorSize(other.to_string())),
+            };
+            if options.sector_size.replace(size).is_some() {
+                return Err(TargetError::Twice("sector-size"));
+            }
+        }
+        Ok(options)
+    }
+}
+
+/// Bytes, as `65536`, `64K`, `64M`, `1G` or `2T`; not zero.
+fn parse_size(text: &str) -> Result<u64, TargetError> {
+    let wrong = || TargetError::Size(text.to_string());
+    let unit = match text.as_bytes().last().ok_or_else(wrong)? {
+        b'K' | b'k' => 10,
+        b'M' | b'm' => 20,
+        b'G' | b'g' => 30,
+        b'T' | b't' => 40,
+        _ => 0,
+    };
+    let digits = if unit == 0 {
+        text
+    } else {
+        &text[..text.len() - 1]
+    };
+    // `parse` alone would let a sign pass.
+    if !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+        return Err(wrong());
+    }
+    match digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|n| n.checked_mul(1 << unit))
+    {
+        Some(0) | None => Err(wrong()),
+        Some(size) => Ok(size),
+    }
+}
+
+/// What is wrong with a target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetError {
+    /// No such store.
+    UnknownStore(String),
+    /// `ram:` without a name.
+    NoName,
+    /// A size that is none.
+    Size(String),
+    /// No such option.
+    UnknownOption(String),
+    /// A sector size that is not possible.
+    SectorSize(String),
+    /// An option given twice.
+    Twice(&'static str),
+}
+
+impl fmt::Display for TargetError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TargetError::UnknownStore(store) => {
+                write!(f, "unknown store '{store}', expected ram:NAME or null:SIZE")
+            }
+            TargetError::NoName => f.write_str("'ram:' names no image, expected ram:NAME"),
+            TargetError::Size(size) => write!(
+                f,
+                "'{size}' is no size, expected whole sectors in bytes or with K, M, G or T, \
+                 as in null:64M"
+            ),
+            TargetError::UnknownOption(option) => {
+                write!(
+                    f,
+                    "unknown option '{option}', expected sector-size=512|4096"
+                )
+            }
+            TargetError::SectorSize(size) => {
+                write!(f, "'{size}' is no sector size, expected 512 or 4096")
+            }
+            TargetError::Twice(option) => write!(f, "option {option} is given twice"),
+        }
+    }
+}
+
+impl core::error::Error for TargetError {}

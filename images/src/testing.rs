@@ -1,0 +1,177 @@
+//! Stores for tests: completions that come late, in any order, or as errors.
+
+use crate::device::{BlockDevice, Geometry, IoQueue};
+use crate::io::{Io, IoError, Op, Submitted, Tag};
+use crate::segment::IoSegment;
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::task::Waker;
+use spin::Mutex;
+
+/// Puts itself before a device and holds every request back until it is told to let it through.
+///
+/// ```
+/// use bulkhead_images::testing::Delayed;
+/// use bulkhead_images::{Access, BlockDevice, Io, NullDevice, Op, Sector, SectorSize, Submitted, Tag};
+/// use std::sync::Arc;
+///
+/// let null = NullDevice::new(Sector(8), SectorSize::B512, Access::ReadWrite);
+/// let device = Delayed::new(Arc::new(null));
+/// let mut queue = device.queue();
+/// for number in 0..2 {
+///     let flush = Io { op: Op::Flush, segments: &[] };
+///     assert_eq!(queue.submit(Tag(number), flush), Submitted::Pending);
+/// }
+/// device.release(1); // the second one first
+/// let mut told = Vec::new();
+/// queue.complete(&mut |tag, result| told.push((tag, result)));
+/// assert_eq!(told, [(Tag(1), Ok(()))]);
+/// assert_eq!(device.held(), 1);
+/// ```
+#[derive(Clone)]
+pub struct Delayed {
+    inner: Arc<dyn BlockDevice>,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    queues: usize,
+    held: Vec<Held>,
+    done: VecDeque<(usize, Tag, Result<(), IoError>)>,
+    wakers: Vec<(usize, Waker)>,
+}
+
+struct Held {
+    queue: usize,
+    tag: Tag,
+    op: Op,
+    segments: Vec<IoSegment>,
+}
+
+impl Delayed {
+    /// Holds back what is asked of `inner`.
+    pub fn new(inner: Arc<dyn BlockDevice>) -> Delayed {
+        Delayed {
+            inner,
+            state: Arc::default(),
+        }
+    }
+
+    /// How many requests are held back.
+    pub fn held(&self) -> usize {
+        self.state.lock().held.len()
+    }
+
+    /// What the requests held back are, the oldest first.
+    pub fn ops(&self) -> Vec<Op> {
+        self.state.lock().held.iter().map(|held| held.op).collect()
+    }
+
+    /// Serves the request held back at that position now, and completes it.
+    ///
+    /// # Panics
+    /// If there is none, or if the inner device is one that holds requests back itself.
+    pub fn release(&self, position: usize) {
+        let held = self.state.lock().held.remove(position);
+        let io = Io {
+            op: held.op,
+            segments: &held.segments,
+        };
+        let Submitted::Done(result) = self.inner.queue().submit(held.tag, io) else {
+            panic!("the device behind a Delayed has to complete at once");
+        };
+        self.finish(held.queue, held.tag, result);
+    }
+
+    /// Serves all requests held back, the newest first.
+    pub fn release_backwards(&self) {
+        for position in (0..self.held()).rev() {
+            self.release(position);
+        }
+    }
+
+    /// Completes the request held back at that position with an error, without serving it.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn fail(&self, position: usize, error: IoError) {
+        let held = self.state.lock().held.remove(position);
+        self.finish(held.queue, held.tag, Err(error));
+    }
+
+    fn finish(&self, queue: usize, tag: Tag, result: Result<(), IoError>) {
+        let mut state = self.state.lock();
+        state.done.push_back((queue, tag, result));
+        let (woken, others) = core::mem::take(&mut state.wakers)
+            .into_iter()
+            .partition::<Vec<_>, _>(|(waiting, _)| *waiting == queue);
+        state.wakers = others;
+        drop(state);
+        for (_, waker) in woken {
+            waker.wake();
+        }
+    }
+}
+
+impl BlockDevice for Delayed {
+    fn geometry(&self) -> Geometry {
+        self.inner.geometry()
+    }
+
+    fn queue(&self) -> Box<dyn IoQueue> {
+        let mut state = self.state.lock();
+        state.queues += 1;
+        Box::new(DelayedQueue {
+            number: state.queues,
+            state: self.state.clone(),
+        })
+    }
+}
+
+struct DelayedQueue {
+    number: usize,
+    state: Arc<Mutex<State>>,
+}
+
+impl IoQueue for DelayedQueue {
+    fn submit(&mut self, tag: Tag, io: Io<'_>) -> Submitted {
+        self.state.lock().held.push(Held {
+            queue: self.number,
+            tag,
+            op: io.op,
+            segments: io.segments.to_vec(),
+        });
+        Submitted::Pending
+    }
+
+    fn complete(&mut self, sink: &mut dyn FnMut(Tag, Result<(), IoError>)) {
+        loop {
+            let mut state = self.state.lock();
+            let mine = state
+                .done
+                .iter()
+                .position(|(queue, ..)| *queue == self.number);
+            let Some((_, tag, result)) = mine.and_then(|at| state.done.remove(at)) else {
+                return;
+            };
+            drop(state);
+            sink(tag, result);
+        }
+    }
+
+    fn wake_on_completion(&mut self, waker: &Waker) {
+        self.state.lock().wakers.push((self.number, waker.clone()));
+    }
+}
+
+impl Drop for DelayedQueue {
+    fn drop(&mut self) {
+        let mut state = self.state.lock();
+        state.held.retain(|held| held.queue != self.number);
+        state.done.retain(|(queue, ..)| *queue != self.number);
+        state.wakers.retain(|(queue, _)| *queue != self.number);
+    }
+}

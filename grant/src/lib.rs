@@ -1,1 +1,71 @@
-//! (skeleton)
+//! Grant references: mapping, unmapping, copying, caching; and granting our own pages.
+//!
+//! A frontend grants pages by number; a backend maps them, uses them, and unmaps them before it
+//! answers. All mappings of the domain lie in one stretch of address space that holds no memory
+//! of its own:
+//!
+//! ```text
+//!   Hypervisor::foreign_region
+//!   └─ Region ─ ranges of pages, given out when a disk connects, returned when it goes
+//!      ├─ MappedPages   a ring's pages, contiguous, mapped as long as the value lives
+//!      └─ Window        a queue's data pages, mapped and unmapped in batches, a sweep at a time
+//! ```
+//!
+//! Every mapping is owned by a value: a page cannot be forgotten, and dropping the owner unmaps.
+//!
+//! ```
+//! # fn example<H: bulkhead_xen::Hypervisor>(door: H) -> Result<(), Box<dyn core::error::Error>> {
+//! use bulkhead_grant::{Access, Region};
+//! use bulkhead_xen::{DomId, GrantRef};
+//!
+//! let region = Region::new(door).ok_or("the foreign region has an owner already")?;
+//! let mut window = region.window(DomId(5), 32)?;
+//! let slot = window.queue_map(GrantRef(17), Access::ReadOnly)?;
+//! window.map_queued();
+//! let page = window.address(&slot)?;
+//! // … read the page …
+//! window.queue_unmap(slot);
+//! window.unmap_queued();
+//! # Ok(()) }
+//! ```
+//!
+//! Read next: [`Window`], which is the data path.
+
+#![no_std]
+#![deny(unsafe_code)]
+
+extern crate alloc;
+
+#[allow(unsafe_code, reason = "one of the two places that map and unmap")]
+mod pages;
+mod region;
+#[allow(unsafe_code, reason = "one of the two places that map and unmap")]
+mod window;
+
+pub use pages::MappedPages;
+pub use region::{OutOfSpace, Region};
+pub use window::{Slot, Window, WindowFull};
+
+use bulkhead_xen::abi::grant_table::MapFlags;
+
+/// What a mapping allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reading: the granting domain's page cannot be changed through it.
+    ReadOnly,
+    /// Reading and writing.
+    ReadWrite,
+}
+
+impl Access {
+    fn flags(self) -> MapFlags {
+        match self {
+            Access::ReadOnly => MapFlags::HOST_MAP | MapFlags::READONLY,
+            Access::ReadWrite => MapFlags::HOST_MAP,
+        }
+    }
+}
+
+/// How often a page that its owner's hypervisor is still fetching (`GNTST_eagain`) is asked for
+/// again within one call. It only happens to guests under memory paging.
+const EAGAIN_TRIES: usize = 1000;

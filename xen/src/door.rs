@@ -17,6 +17,8 @@ pub struct ForeignRegion {
 
 // SAFETY: the region is address space, not memory: owning it gives no access by itself.
 unsafe impl Send for ForeignRegion {}
+// SAFETY: as above, and it never changes.
+unsafe impl Sync for ForeignRegion {}
 
 /// What Xen does for a domain. Implemented by the unikernel's runtime with hypercalls, and by the
 /// simulated Xen in memory; cloning gives another handle on the same domain.

@@ -145,3 +145,5 @@ impl fmt::Debug for GrantStatus {
         write!(f, "GrantStatus({self})")
     }
 }
+
+impl core::error::Error for GrantStatus {}

@@ -1,0 +1,210 @@
+//! Who uses which part of the address space for foreign pages.
+
+use crate::pages::MappedPages;
+use crate::window::Window;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use bulkhead_xen::{DomId, ForeignRegion, GrantRef, GrantStatus, Hypervisor, PAGE_SIZE};
+use core::fmt;
+use core::ops::Range;
+use core::ptr::NonNull;
+use spin::Mutex;
+
+/// The domain's address space for foreign pages. Clones share it, from any vCPU: its lock is
+/// taken when a disk connects or goes, never while it is served.
+#[derive(Clone)]
+pub struct Region<H> {
+    door: H,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    all: ForeignRegion,
+    free: Mutex<FreeRanges>,
+}
+
+impl<H: Hypervisor> Region<H> {
+    /// Takes the domain's foreign region. `None` if somebody has it already.
+    pub fn new(door: H) -> Option<Self> {
+        let all = door.foreign_region()?;
+        let free = Mutex::new(FreeRanges::new(all.pages));
+        Some(Region {
+            door,
+            shared: Arc::new(Shared { all, free }),
+        })
+    }
+
+    /// A window of `pages` pages for data that `domain` grants.
+    pub fn window(&self, domain: DomId, pages: usize) -> Result<Window<H>, OutOfSpace> {
+        Ok(Window::new(self.door.clone(), domain, self.take(pages)?))
+    }
+
+    /// Maps pages that `domain` grants next to each other, readable and writable. The outer error
+    /// is ours, the inner one is the grant's that cannot be mapped.
+    #[allow(
+        clippy::type_complexity,
+        reason = "two kinds of refusal that callers tell apart"
+    )]
+    pub fn map_pages(
+        &self,
+        domain: DomId,
+        grefs: &[GrantRef],
+    ) -> Result<Result<MappedPages<H>, (GrantRef, GrantStatus)>, OutOfSpace> {
+        let place = self.take(grefs.len())?;
+        Ok(MappedPages::map(self.door.clone(), domain, place, grefs))
+    }
+
+    /// How many pages nobody uses.
+    pub fn free_pages(&self) -> usize {
+        self.shared.free.lock().total()
+    }
+
+    fn take(&self, pages: usize) -> Result<Place, OutOfSpace> {
+        let range = self.shared.free.lock().take(pages);
+        let range = range.ok_or(OutOfSpace {
+            wanted: pages,
+            free: self.free_pages(),
+        })?;
+        Ok(Place {
+            range,
+            shared: self.shared.clone(),
+        })
+    }
+}
+
+/// There is no room for so many pages next to each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutOfSpace {
+    /// How many were asked for.
+    pub wanted: usize,
+    /// How many there are, in all.
+    pub free: usize,
+}
+
+impl fmt::Display for OutOfSpace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "no address space for {} foreign pages, {} are free",
+            self.wanted, self.free
+        )
+    }
+}
+
+impl core::error::Error for OutOfSpace {}
+
+/// A range of the region in use, given back when dropped.
+pub(crate) struct Place {
+    range: Range<usize>,
+    shared: Arc<Shared>,
+}
+
+impl Place {
+    /// How many pages it has.
+    pub(crate) fn pages(&self) -> usize {
+        self.range.len()
+    }
+
+    /// The address of one of its pages.
+    pub(crate) fn page(&self, number: usize) -> NonNull<u8> {
+        assert!(
+            number < self.range.len(),
+            "page {number} of a smaller range"
+        );
+        let base = self.shared.all.base;
+        let offset = (self.range.start + number) * PAGE_SIZE;
+        // The region is address space, not an object: its addresses are plain numbers.
+        base.map_addr(|address| address.saturating_add(offset))
+    }
+}
+
+impl Place {
+    /// Keeps the pages from ever being given out again: Xen may still have something there.
+    pub(crate) fn abandon(&mut self) {
+        self.range = self.range.start..self.range.start;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.shared.free.lock().give_back(self.range.clone());
+    }
+}
+
+/// Free ranges in order of their start, none adjacent to the next.
+struct FreeRanges(Vec<Range<usize>>);
+
+impl FreeRanges {
+    fn new(pages: usize) -> Self {
+        FreeRanges(alloc::vec![0..pages])
+    }
+
+    fn total(&self) -> usize {
+        self.0.iter().map(|range| range.len()).sum()
+    }
+
+    /// Takes the first range that is large enough.
+    fn take(&mut self, pages: usize) -> Option<Range<usize>> {
+        let at = self.0.iter().position(|range| range.len() >= pages)?;
+        let start = self.0[at].start;
+        self.0[at].start += pages;
+        if self.0[at].is_empty() {
+            self.0.remove(at);
+        }
+        Some(start..start + pages)
+    }
+
+    fn give_back(&mut self, range: Range<usize>) {
+        if range.is_empty() {
+            return;
+        }
+        let at = self.0.partition_point(|free| free.start < range.start);
+        self.0.insert(at, range);
+        if at + 1 < self.0.len() && self.0[at].end == self.0[at + 1].start {
+            self.0[at].end = self.0.remove(at + 1).end;
+        }
+        if at > 0 && self.0[at - 1].end == self.0[at].start {
+            self.0[at - 1].end = self.0.remove(at).end;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::FreeRanges;
+
+    #[test]
+    fn ranges_merge_again_whatever_the_order() {
+        for order in [
+            [0, 1, 2],
+            [0, 2, 1],
+            [1, 0, 2],
+            [1, 2, 0],
+            [2, 0, 1],
+            [2, 1, 0],
+        ] {
+            let mut free = FreeRanges::new(10);
+            let taken = [
+                free.take(3).unwrap(),
+                free.take(4).unwrap(),
+                free.take(3).unwrap(),
+            ];
+            assert_eq!((free.take(1), free.total()), (None, 0));
+            for index in order {
+                free.give_back(taken[index].clone());
+            }
+            assert_eq!(free.0, core::slice::from_ref(&(0..10)));
+        }
+    }
+
+    #[test]
+    fn a_range_is_contiguous_or_refused() {
+        let mut free = FreeRanges::new(10);
+        let (low, middle) = (free.take(4).unwrap(), free.take(2).unwrap());
+        free.give_back(low);
+        assert_eq!(free.total(), 8);
+        assert_eq!(free.take(5), None);
+        free.give_back(middle);
+        assert_eq!(free.take(5), Some(0..5));
+    }
+}

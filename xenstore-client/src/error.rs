@@ -1,0 +1,241 @@
+//! What can go wrong: for one request, or for the connection as a whole.
+
+use crate::path::PathFault;
+use alloc::string::String;
+use alloc::vec::Vec;
+use bulkhead_xen::abi::xs_wire::{
+    ERROR_COMMUNICATION, ERROR_PROTOCOL, ERROR_RING_INDEX, MessageType, PAYLOAD_MAX, Refusal,
+};
+use core::fmt;
+
+/// The first bytes of something that could not be understood, to be shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Excerpt {
+    start: Vec<u8>,
+    length: usize,
+}
+
+impl Excerpt {
+    /// How many bytes are shown.
+    pub const SHOWN: usize = 64;
+
+    /// Keeps the start of `bytes`.
+    pub fn of(bytes: &[u8]) -> Excerpt {
+        Excerpt {
+            start: bytes[..bytes.len().min(Self::SHOWN)].into(),
+            length: bytes.len(),
+        }
+    }
+}
+
+impl fmt::Display for Excerpt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\"", self.start.escape_ascii())?;
+        if self.length > self.start.len() {
+            write!(f, "… ({} bytes)", self.length)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Excerpt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// Why a request failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Error {
+    /// xenstored said no.
+    Refused {
+        /// What was asked.
+        request: MessageType,
+        /// About which path.
+        subject: String,
+        /// What it answered.
+        refusal: Refusal,
+    },
+    /// xenstored's answer is not of the form that answers this request.
+    Malformed {
+        /// What was asked.
+        request: MessageType,
+        /// About which path.
+        subject: String,
+        /// What it answered.
+        answer: Excerpt,
+    },
+    /// Not a path; nothing was sent.
+    Path {
+        /// What was given as path.
+        path: String,
+        /// What is wrong with it.
+        fault: PathFault,
+    },
+    /// The request would be longer than a message may be; nothing was sent.
+    TooLong {
+        /// What was to be asked.
+        request: MessageType,
+        /// About which path.
+        subject: String,
+        /// How many bytes it would have been.
+        length: usize,
+    },
+    /// A value that ought to be text is not.
+    NotText {
+        /// The node.
+        path: String,
+        /// Its value.
+        value: Excerpt,
+    },
+    /// A value that ought to be a number is not, or is out of its range.
+    NotANumber {
+        /// The node.
+        path: String,
+        /// Its value.
+        value: String,
+    },
+    /// A transaction conflicted with others every time it was tried.
+    Conflicts {
+        /// How often it was tried.
+        attempts: u32,
+    },
+    /// A listing that needs several messages changed between them every time it was tried.
+    Changing {
+        /// The node.
+        path: String,
+        /// How often it was tried.
+        attempts: u32,
+    },
+    /// The connection to xenstored is broken.
+    Disconnected(Breakdown),
+}
+
+impl Error {
+    /// What xenstored answered, if it refused.
+    pub fn refusal(&self) -> Option<Refusal> {
+        match self {
+            Error::Refused { refusal, .. } => Some(*refusal),
+            _ => None,
+        }
+    }
+
+    /// Whether the node is not there.
+    pub fn is_not_found(&self) -> bool {
+        self.refusal() == Some(Refusal::NotFound)
+    }
+}
+
+/// `READ of "x"`, or the request alone where it is about no path.
+struct Asked<'a>(&'a MessageType, &'a str);
+
+impl fmt::Display for Asked<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.1 {
+            "" => write!(f, "{}", self.0),
+            subject => write!(f, "{} of {subject:?}", self.0),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Refused {
+                request,
+                subject,
+                refusal,
+            } => write!(f, "xenstore: {}: {refusal}", Asked(request, subject)),
+            Error::Malformed {
+                request,
+                subject,
+                answer,
+            } => write!(
+                f,
+                "xenstore: {}: malformed answer {answer}",
+                Asked(request, subject)
+            ),
+            Error::Path { path, fault } => write!(f, "xenstore: {path:?} is no path: {fault}"),
+            Error::TooLong {
+                request,
+                subject,
+                length,
+            } => write!(
+                f,
+                "xenstore: {}: {length} bytes, and at most {PAYLOAD_MAX} can be sent",
+                Asked(request, subject)
+            ),
+            Error::NotText { path, value } => {
+                write!(f, "xenstore: {path:?} is not text: {value}")
+            }
+            Error::NotANumber { path, value } => {
+                write!(f, "xenstore: {path:?} is no number in range: {value:?}")
+            }
+            Error::Conflicts { attempts } => write!(
+                f,
+                "xenstore: transaction given up after {attempts} conflicts with others"
+            ),
+            Error::Changing { path, attempts } => write!(
+                f,
+                "xenstore: listing of {path:?} given up: it changed {attempts} times meanwhile"
+            ),
+            Error::Disconnected(breakdown) => write!(f, "xenstore: {breakdown}"),
+        }
+    }
+}
+
+impl core::error::Error for Error {}
+
+/// Why the connection as a whole is of no use any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Breakdown {
+    /// An index of the ring is further ahead than the ring is long.
+    RingIndex {
+        /// The reader's index.
+        consumer: u32,
+        /// The writer's index.
+        producer: u32,
+    },
+    /// A message announces more bytes than a message may have, or is of a kind that xenstored
+    /// never sends.
+    BadHeader(Excerpt),
+    /// A reply to something that was never asked, or of another kind than what was asked.
+    StrayReply(Excerpt),
+    /// An event that names no path and token.
+    BadEvent(Excerpt),
+    /// xenstored wrote into the ring page that it has given up on this domain.
+    GivenUp {
+        /// `XENSTORE_ERROR_*`.
+        code: u32,
+    },
+    /// The task that served the connection is gone.
+    Stopped,
+}
+
+impl fmt::Display for Breakdown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Breakdown::RingIndex { consumer, producer } => write!(
+                f,
+                "impossible ring indices: read up to {consumer}, written up to {producer}"
+            ),
+            Breakdown::BadHeader(bytes) => write!(f, "malformed message {bytes}"),
+            Breakdown::StrayReply(bytes) => write!(f, "reply to nothing that was asked: {bytes}"),
+            Breakdown::BadEvent(bytes) => write!(f, "malformed watch event {bytes}"),
+            Breakdown::GivenUp { code } => {
+                let reason = match *code {
+                    ERROR_COMMUNICATION => "event channel does not work",
+                    ERROR_RING_INDEX => "impossible ring index",
+                    ERROR_PROTOCOL => "message too long",
+                    _ => "unknown reason",
+                };
+                write!(f, "xenstored has disconnected us: {reason} ({code})")
+            }
+            Breakdown::Stopped => f.write_str("the connection's task has ended"),
+        }
+    }
+}
+
+impl core::error::Error for Breakdown {}

@@ -1,0 +1,159 @@
+//! The operations on nodes, which a client and a transaction have in common.
+
+use crate::error::{Error, Excerpt};
+use crate::listing;
+use crate::path;
+use crate::pending::Pending;
+use crate::shared::Handle;
+use crate::wire::{self, Permission, Refusal, Request, TransactionId};
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::str::FromStr;
+
+/// The nodes of the store, as a [`Client`](crate::Client) or a
+/// [`Transaction`](crate::Transaction) sees them.
+///
+/// A path without a slash in front is relative to the domain's own directory. Whatever is
+/// dropped before it is done may be done nevertheless, and harms nothing else.
+#[derive(Clone, Debug)]
+pub struct Nodes {
+    shared: Handle,
+    transaction: TransactionId,
+}
+
+impl Nodes {
+    pub(crate) fn new(shared: Handle, transaction: TransactionId) -> Nodes {
+        Nodes {
+            shared,
+            transaction,
+        }
+    }
+
+    pub(crate) fn shared(&self) -> &Handle {
+        &self.shared
+    }
+
+    pub(crate) fn id(&self) -> TransactionId {
+        self.transaction
+    }
+
+    /// Checks the path and queues the request.
+    pub(crate) fn ask(&self, request: Request<'_>) -> Result<Pending, Error> {
+        if !matches!(request, Request::DomainPath(_)) {
+            path::check(request.subject())?;
+        }
+        Pending::ask(&self.shared, request, self.transaction)
+    }
+
+    async fn done(&self, request: Request<'_>) -> Result<(), Error> {
+        self.ask(request)?.parsed(wire::parse_okay).await
+    }
+
+    /// A node's value.
+    pub async fn read_bytes(&self, path: impl AsRef<str>) -> Result<Vec<u8>, Error> {
+        self.ask(Request::Read(path.as_ref()))?.await
+    }
+
+    /// A node's value, as text.
+    pub async fn read(&self, path: impl AsRef<str>) -> Result<String, Error> {
+        let path = path.as_ref();
+        let value = self.read_bytes(path).await?;
+        String::from_utf8(value).map_err(|error| Error::NotText {
+            path: path.into(),
+            value: Excerpt::of(error.as_bytes()),
+        })
+    }
+
+    /// A node's value as text, or `None` if there is no such node.
+    pub async fn read_optional(&self, path: impl AsRef<str>) -> Result<Option<String>, Error> {
+        optional(self.read(path).await)
+    }
+
+    /// A node's value as a decimal number: digits, perhaps after a minus sign, and nothing else.
+    pub async fn read_number<T: FromStr>(&self, path: impl AsRef<str>) -> Result<T, Error> {
+        let path = path.as_ref();
+        let value = self.read(path).await?;
+        let digits = value.strip_prefix('-').unwrap_or(&value);
+        let number = match digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            true => value.parse().ok(),
+            false => None,
+        };
+        number.ok_or_else(|| Error::NotANumber {
+            path: path.into(),
+            value,
+        })
+    }
+
+    /// A node's value as a decimal number, or `None` if there is no such node.
+    pub async fn read_number_optional<T: FromStr>(
+        &self,
+        path: impl AsRef<str>,
+    ) -> Result<Option<T>, Error> {
+        optional(self.read_number(path).await)
+    }
+
+    /// Whether a node exists. One that may not be read counts as an error, not as missing.
+    pub async fn exists(&self, path: impl AsRef<str>) -> Result<bool, Error> {
+        Ok(optional(self.read_bytes(path).await)?.is_some())
+    }
+
+    /// Sets a node's value. Nodes above it that are missing are made.
+    pub async fn write(&self, path: impl AsRef<str>, value: impl AsRef<[u8]>) -> Result<(), Error> {
+        self.done(Request::Write(path.as_ref(), value.as_ref()))
+            .await
+    }
+
+    /// Makes sure that a node exists. Nodes above it that are missing are made.
+    pub async fn mkdir(&self, path: impl AsRef<str>) -> Result<(), Error> {
+        self.done(Request::Mkdir(path.as_ref())).await
+    }
+
+    /// Removes a node and everything below. It is fine if there is none, but there must be a node
+    /// above.
+    pub async fn remove(&self, path: impl AsRef<str>) -> Result<(), Error> {
+        self.done(Request::Remove(path.as_ref())).await
+    }
+
+    /// The names of a node's children, however many.
+    pub async fn directory(&self, path: impl AsRef<str>) -> Result<Vec<String>, Error> {
+        let path = path.as_ref();
+        let whole = self.ask(Request::Directory(path))?;
+        match whole.parsed(wire::parse_names).await {
+            Err(error) if error.refusal() == Some(Refusal::TooBig) => {
+                listing::in_parts(self, path, error).await
+            }
+            result => result,
+        }
+    }
+
+    /// The names of a node's children; none if there is no such node.
+    pub async fn directory_or_empty(&self, path: impl AsRef<str>) -> Result<Vec<String>, Error> {
+        Ok(optional(self.directory(path).await)?.unwrap_or_default())
+    }
+
+    /// A node's permissions.
+    pub async fn permissions(&self, path: impl AsRef<str>) -> Result<Vec<Permission>, Error> {
+        self.ask(Request::GetPermissions(path.as_ref()))?
+            .parsed(wire::parse_permissions)
+            .await
+    }
+
+    /// Sets a node's permissions; the first of them names the owner. Only the owner may do so.
+    pub async fn set_permissions(
+        &self,
+        path: impl AsRef<str>,
+        permissions: &[Permission],
+    ) -> Result<(), Error> {
+        self.done(Request::SetPermissions(path.as_ref(), permissions))
+            .await
+    }
+}
+
+/// A missing node is an answer.
+fn optional<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,169 @@
+//! The domain's end of the shared page (`struct xenstore_domain_interface`): the only module of
+//! this crate with `unsafe` in it.
+//!
+//! Two circles of bytes, one for each direction. Each index counts bytes modulo 2^32 and has one
+//! writer; neither starts at zero for sure. What the other side writes is checked before use: an
+//! index that is further ahead than the ring is long ends the connection.
+#![allow(unsafe_code)]
+
+use crate::connection::Transport;
+use crate::error::Breakdown;
+use bulkhead_xen::abi::xs_wire::{
+    CONNECTED, ERROR_NONE, FEATURE_ERROR, FEATURE_RECONNECTION, Interface, RING_SIZE,
+};
+use bulkhead_xen::{Hypervisor, Port, StoreRing};
+use core::mem::offset_of;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+/// The ring to xenstored.
+#[derive(Debug)]
+pub struct Ring<H> {
+    page: NonNull<u8>,
+    port: Port,
+    door: H,
+}
+
+impl<H: Hypervisor> Ring<H> {
+    /// Takes over the ring. Whatever an earlier user of it was sent and did not read is dropped.
+    ///
+    /// # Safety
+    /// The page is mapped, page-aligned and shared with xenstored as long as this value lives;
+    /// nobody else in this domain uses it, and nobody sees it through a Rust reference.
+    pub unsafe fn new(door: H, ring: StoreRing) -> Ring<H> {
+        let ring = Ring {
+            page: ring.page,
+            port: ring.port,
+            door,
+        };
+        if ring.connected() {
+            let written = ring.response_producer().load(Ordering::Acquire);
+            let unread = written.wrapping_sub(ring.response_consumer().load(Ordering::Relaxed));
+            if unread != 0 {
+                log::warn!("xenstore: {unread} bytes from before are dropped");
+                ring.response_consumer().store(written, Ordering::Release);
+            }
+        }
+        ring
+    }
+
+    /// The event channel that goes with the ring.
+    pub fn port(&self) -> Port {
+        self.port
+    }
+
+    fn word(&self, offset: usize) -> &AtomicU32 {
+        // SAFETY: every offset passed here is that of an aligned word of the interface, which
+        // lies in the page; the caller of `new` promised the page for as long as `self` lives.
+        unsafe { AtomicU32::from_ptr(self.page.add(offset).cast().as_ptr()) }
+    }
+
+    fn request_consumer(&self) -> &AtomicU32 {
+        self.word(offset_of!(Interface, request_consumer))
+    }
+
+    fn request_producer(&self) -> &AtomicU32 {
+        self.word(offset_of!(Interface, request_producer))
+    }
+
+    fn response_consumer(&self) -> &AtomicU32 {
+        self.word(offset_of!(Interface, response_consumer))
+    }
+
+    fn response_producer(&self) -> &AtomicU32 {
+        self.word(offset_of!(Interface, response_producer))
+    }
+
+    fn offers(&self, feature: u32) -> bool {
+        let features = self.word(offset_of!(Interface, server_features));
+        features.load(Ordering::Acquire) & feature != 0
+    }
+
+    /// False while a new start of the ring is under way: nothing else in the page means anything
+    /// then (`docs/misc/xenstore-ring.txt`).
+    fn connected(&self) -> bool {
+        let connection = self.word(offset_of!(Interface, connection));
+        !self.offers(FEATURE_RECONNECTION) || connection.load(Ordering::Acquire) == CONNECTED
+    }
+
+    /// Whether the server has given up on this domain.
+    fn check_error(&self) -> Result<(), Breakdown> {
+        let error = self.word(offset_of!(Interface, error));
+        let code = error.load(Ordering::Acquire);
+        if self.offers(FEATURE_ERROR) && code != ERROR_NONE {
+            return Err(Breakdown::GivenUp { code });
+        }
+        Ok(())
+    }
+}
+
+/// The bytes between a reader and a writer.
+fn used(consumer: u32, producer: u32) -> Result<usize, Breakdown> {
+    let length = producer.wrapping_sub(consumer);
+    if length as usize > RING_SIZE {
+        return Err(Breakdown::RingIndex { consumer, producer });
+    }
+    Ok(length as usize)
+}
+
+impl<H: Hypervisor> Transport for Ring<H> {
+    fn send(&mut self, bytes: &[u8]) -> Result<usize, Breakdown> {
+        if !self.connected() {
+            return Ok(0);
+        }
+        self.check_error()?;
+        let producer = self.request_producer().load(Ordering::Relaxed);
+        // Acquire: bytes are overwritten only after xenstored was seen to have read them.
+        let consumer = self.request_consumer().load(Ordering::Acquire);
+        let room = RING_SIZE - used(consumer, producer)?;
+        let count = room.min(bytes.len());
+        for (at, &byte) in bytes[..count].iter().enumerate() {
+            let slot = (producer as usize).wrapping_add(at) % RING_SIZE;
+            // SAFETY: the slot lies in the ring, which lies in the page that the caller of `new`
+            // promised; xenstored only reads there.
+            unsafe {
+                self.page
+                    .add(offset_of!(Interface, requests) + slot)
+                    .write_volatile(byte);
+            }
+        }
+        // Release: the bytes are there before the index says so.
+        let producer = producer.wrapping_add(count as u32);
+        self.request_producer().store(producer, Ordering::Release);
+        Ok(count)
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<usize, Breakdown> {
+        if !self.connected() {
+            return Ok(0);
+        }
+        self.check_error()?;
+        let consumer = self.response_consumer().load(Ordering::Relaxed);
+        // Acquire: the bytes are read after the index that covers them.
+        let producer = self.response_producer().load(Ordering::Acquire);
+        let count = used(consumer, producer)?.min(buffer.len());
+        for (at, byte) in buffer[..count].iter_mut().enumerate() {
+            let slot = (consumer as usize).wrapping_add(at) % RING_SIZE;
+            // SAFETY: the slot lies in the ring, which lies in the page that the caller of `new`
+            // promised; each byte is read once.
+            *byte = unsafe {
+                self.page
+                    .add(offset_of!(Interface, responses) + slot)
+                    .read_volatile()
+            };
+        }
+        // Release: xenstored may overwrite the bytes once they have been read.
+        let consumer = consumer.wrapping_add(count as u32);
+        self.response_consumer().store(consumer, Ordering::Release);
+        Ok(count)
+    }
+
+    fn notify(&mut self) {
+        if let Err(error) = self.door.notify(self.port) {
+            log::error!(
+                "xenstore: event channel {}: not notified: {error}",
+                self.port
+            );
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Transactions: all of it, or nothing.
+
+use crate::error::Error;
+use crate::nodes::Nodes;
+use crate::pending::Pending;
+use crate::shared::Handle;
+use crate::wire::{self, Refusal, Request, TransactionId};
+use core::ops::Deref;
+
+/// How a commit went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Everything is in the store.
+    Committed,
+    /// Somebody else changed a node that the transaction had touched: nothing was done.
+    Conflict,
+}
+
+/// An open transaction. What is done with its [`Nodes`] is seen by nobody else until it is
+/// committed; dropped before, it is discarded.
+#[derive(Debug)]
+pub struct Transaction {
+    nodes: Nodes,
+    ended: bool,
+    _place: Place,
+}
+
+/// One of the places for open transactions.
+#[derive(Debug)]
+struct Place(Handle);
+
+impl Place {
+    async fn take(shared: &Handle) -> Place {
+        core::future::poll_fn(|context| {
+            match shared.borrow_mut().take_transaction_place(context.waker()) {
+                true => core::task::Poll::Ready(()),
+                false => core::task::Poll::Pending,
+            }
+        })
+        .await;
+        Place(shared.clone())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.borrow_mut().free_transaction_place();
+    }
+}
+
+impl Transaction {
+    pub(crate) async fn begin(shared: &Handle) -> Result<Transaction, Error> {
+        let place = Place::take(shared).await;
+        let id = Pending::ask(shared, Request::TransactionStart, TransactionId::NONE)?
+            .parsed(wire::parse_transaction)
+            .await?;
+        Ok(Transaction {
+            nodes: Nodes::new(shared.clone(), id),
+            ended: false,
+            _place: place,
+        })
+    }
+
+    /// Commits it. Dropped before that is done, the commit may happen nevertheless.
+    pub async fn commit(mut self) -> Result<Outcome, Error> {
+        let shared = self.nodes.shared();
+        let end = Pending::ask(shared, Request::TransactionEnd(true), self.nodes.id())?;
+        self.ended = true;
+        match end.parsed(wire::parse_okay).await {
+            Ok(()) => Ok(Outcome::Committed),
+            Err(error) if error.refusal() == Some(Refusal::Again) => Ok(Outcome::Conflict),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Deref for Transaction {
+    type Target = Nodes;
+
+    fn deref(&self) -> &Nodes {
+        &self.nodes
+    }
+}
+
+impl Drop for Transaction {
+    fn drop(&mut self) {
+        if !self.ended {
+            let shared = self.nodes.shared();
+            shared
+                .borrow_mut()
+                .tell(&Request::TransactionEnd(false), self.nodes.id());
+        }
+    }
+}

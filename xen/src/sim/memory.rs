@@ -1,0 +1,246 @@
+//! The machine's memory: frames that domains own, and address space to map other domains' frames.
+//!
+//! All frames of a simulated machine live in one memory file. A domain's own memory is a shared
+//! mapping of its part; mapping a grant maps the very same page of the file once more, so both
+//! domains see one page, a read-only mapping cannot be written, and an address where nothing is
+//! mapped (any more) faults. This is the one module of the simulated Xen that maps memory.
+
+use crate::{Frame, PAGE_SIZE};
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use std::os::fd::OwnedFd;
+use std::ptr;
+
+/// Frames that belong to nobody, between those of two domains: a frame number that is off by a
+/// little names nobody's page.
+const FRAME_GAP: u64 = 64;
+
+/// All frames there are, and every piece of address space in use for them.
+pub(super) struct Machine {
+    file: OwnedFd,
+    next_frame: u64,
+    /// `(address, bytes)` of all that is to be unmapped in the end. Nothing is unmapped earlier:
+    /// a test may hold on to a dead domain's pointers.
+    mapped: Vec<(usize, usize)>,
+}
+
+/// The memory of one domain.
+pub(super) struct OwnMemory {
+    base: usize,
+    first: u64,
+    used: Vec<bool>,
+    /// For each page, by how many grants it is pinned.
+    pins: Vec<u32>,
+    hint: usize,
+}
+
+impl Machine {
+    pub(super) fn new() -> Machine {
+        let file = memfd_create("bulkhead-sim", MemfdFlags::CLOEXEC)
+            .expect("the host gives no memory file");
+        Machine {
+            file,
+            next_frame: FRAME_GAP,
+            mapped: Vec::new(),
+        }
+    }
+
+    /// Gives a domain its memory: zeroed pages with consecutive frames.
+    pub(super) fn populate(&mut self, pages: usize) -> OwnMemory {
+        let first = self.next_frame;
+        self.next_frame += pages as u64 + FRAME_GAP;
+        assert!(
+            u32::try_from(self.next_frame).is_ok(),
+            "version 1 grant entries name frames below 2^32"
+        );
+        ftruncate(&self.file, self.next_frame * PAGE_SIZE as u64)
+            .expect("the memory file does not grow");
+        let bytes = pages * PAGE_SIZE;
+        // SAFETY: the kernel picks unused addresses.
+        let base = unsafe {
+            mmap(
+                ptr::null_mut(),
+                bytes,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED | MapFlags::NORESERVE,
+                &self.file,
+                first * PAGE_SIZE as u64,
+            )
+        }
+        .expect("the host gives no address space") as usize;
+        self.mapped.push((base, bytes));
+        OwnMemory {
+            base,
+            first,
+            used: vec![false; pages],
+            pins: vec![0; pages],
+            hint: 0,
+        }
+    }
+
+    /// Gives the frames of a domain that is gone back to the host. What is read there afterwards
+    /// is zero.
+    pub(super) fn discard(&self, memory: &OwnMemory) {
+        fallocate(
+            &self.file,
+            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+            memory.first * PAGE_SIZE as u64,
+            (memory.used.len() * PAGE_SIZE) as u64,
+        )
+        .expect("the memory file gives nothing back");
+    }
+
+    /// Address space of `pages` pages where every access faults.
+    pub(super) fn reserve(&mut self, pages: usize) -> usize {
+        let bytes = pages * PAGE_SIZE;
+        // SAFETY: the kernel picks unused addresses.
+        let base = unsafe {
+            mmap_anonymous(
+                ptr::null_mut(),
+                bytes,
+                ProtFlags::empty(),
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }
+        .expect("the host gives no address space") as usize;
+        self.mapped.push((base, bytes));
+        base
+    }
+
+    /// Maps a frame at a page of reserved address space.
+    pub(super) fn map_frame(&self, address: usize, frame: Frame, writable: bool) {
+        let access = if writable {
+            ProtFlags::READ | ProtFlags::WRITE
+        } else {
+            ProtFlags::READ
+        };
+        // SAFETY: the caller found the page inside a domain's foreign region, which came from
+        // `reserve` and holds nothing but what is mapped here.
+        let mapped = unsafe {
+            mmap(
+                address as *mut _,
+                PAGE_SIZE,
+                access,
+                MapFlags::SHARED | MapFlags::FIXED,
+                &self.file,
+                frame.0 * PAGE_SIZE as u64,
+            )
+        };
+        mapped.expect("the host maps no more pages (vm.max_map_count?)");
+    }
+
+    /// Makes a page of reserved address space fault again.
+    pub(super) fn unmap_page(&self, address: usize) {
+        // SAFETY: as for `map_frame`; whoever unmaps promises the simulated Xen, as it would the
+        // real one, that nothing accesses the page any more.
+        let unmapped = unsafe {
+            mmap_anonymous(
+                address as *mut _,
+                PAGE_SIZE,
+                ProtFlags::empty(),
+                MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED,
+            )
+        };
+        unmapped.expect("the host does not unmap");
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        for &(address, bytes) in &self.mapped {
+            // SAFETY: mapped by this machine and nobody else. Every door, domain handle and
+            // mapping keeps its machine alive, so nothing is left that could look here.
+            let unmapped = unsafe { munmap(address as *mut _, bytes) };
+            unmapped.expect("the host does not unmap");
+        }
+    }
+}
+
+impl OwnMemory {
+    /// Takes `count` neighbouring pages that nobody uses and zeroes them; answers the first one's
+    /// address.
+    pub(super) fn allocate(&mut self, count: usize) -> Option<usize> {
+        let fits = |used: &[bool], at: usize| {
+            used.get(at..at + count)
+                .is_some_and(|run| run.iter().all(|used| !used))
+        };
+        let pages = self.used.len();
+        let start = (self.hint..pages)
+            .chain(0..self.hint)
+            .find(|&at| fits(&self.used, at))?;
+        self.used[start..start + count].fill(true);
+        self.hint = start + count;
+        let address = self.base + start * PAGE_SIZE;
+        // SAFETY: these pages are own memory, mapped, and until now nobody's.
+        unsafe { ptr::write_bytes(address as *mut u8, 0, count * PAGE_SIZE) };
+        Some(address)
+    }
+
+    /// Takes back pages that [`allocate`](Self::allocate) gave. Names the first one that another
+    /// domain still has mapped, if any.
+    pub(super) fn free(&mut self, address: usize, count: usize) -> Option<Frame> {
+        let start = (address - self.base) / PAGE_SIZE;
+        for page in start..start + count {
+            assert!(self.used[page], "page {page} is freed but not in use");
+            self.used[page] = false;
+        }
+        let shared = (start..start + count).find(|&page| self.pins[page] > 0)?;
+        Some(Frame(self.first + shared as u64))
+    }
+
+    pub(super) fn pages_in_use(&self) -> usize {
+        self.used.iter().filter(|used| **used).count()
+    }
+
+    fn index(&self, frame: Frame) -> Option<usize> {
+        let index = usize::try_from(frame.0.checked_sub(self.first)?).ok()?;
+        (index < self.used.len()).then_some(index)
+    }
+
+    pub(super) fn owns(&self, frame: Frame) -> bool {
+        self.index(frame).is_some()
+    }
+
+    pub(super) fn frame_of(&self, address: usize) -> Option<Frame> {
+        let page = address.checked_sub(self.base)? / PAGE_SIZE;
+        (page < self.used.len()).then(|| Frame(self.first + page as u64))
+    }
+
+    fn address_of(&self, frame: Frame) -> Option<usize> {
+        Some(self.base + self.index(frame)? * PAGE_SIZE)
+    }
+
+    pub(super) fn pin(&mut self, frame: Frame) {
+        let index = self.index(frame).expect("only own frames are pinned");
+        self.pins[index] += 1;
+    }
+
+    pub(super) fn unpin(&mut self, frame: Frame) {
+        let index = self.index(frame).expect("only own frames are pinned");
+        self.pins[index] -= 1;
+    }
+}
+
+/// One end of a copy inside the machine: a page of some domain and an offset in it.
+pub(super) struct Place<'m> {
+    pub(super) memory: &'m OwnMemory,
+    pub(super) frame: Frame,
+    pub(super) offset: u16,
+}
+
+impl Place<'_> {
+    fn address(&self, bytes: usize) -> usize {
+        assert!(usize::from(self.offset) + bytes <= PAGE_SIZE);
+        let page = self.memory.address_of(self.frame);
+        page.expect("the frame was checked") + usize::from(self.offset)
+    }
+}
+
+/// Copies inside the machine, as the hypervisor does it.
+pub(super) fn copy(from: &Place<'_>, to: &Place<'_>, bytes: usize) {
+    let source = from.address(bytes) as *const u8;
+    let dest = to.address(bytes) as *mut u8;
+    // SAFETY: both are own memory of domains, which stays mapped as long as the machine lives, and
+    // neither leaves its page. Domains see it through raw pointers alone. They may overlap.
+    unsafe { ptr::copy(source, dest, bytes) };
+}

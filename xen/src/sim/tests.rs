@@ -1,0 +1,6 @@
+//! The simulated Xen's own tests, one module per group of rules.
+
+mod events;
+mod grants;
+mod lifecycle;
+mod store;

@@ -22,10 +22,6 @@ impl IoSegment {
     /// From the segment's submission until its request's completion has been told, or its queue
     /// has been dropped, the bytes are mapped on every vCPU, readable, and for reads writable.
     /// Nothing in this domain holds a Rust reference to them, and they lie within one page.
-    #[allow(
-        unsafe_code,
-        reason = "makes the promise that safe submission relies on"
-    )]
     pub const unsafe fn new(address: NonNull<u8>, len: usize, frame: Frame) -> IoSegment {
         IoSegment {
             address,

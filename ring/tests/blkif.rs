@@ -1,0 +1,412 @@
+//! The block messages: their bytes as a C compiler lays them out, any bytes at all, and the way
+//! there and back.
+
+use bulkhead_ring::Format;
+use bulkhead_ring::blkif::*;
+use bulkhead_xen::GrantRef;
+use proptest::prelude::*;
+
+const ABIS: [Abi; 2] = [Abi::X86_64, Abi::X86_32];
+
+fn encode(abi: Abi, request: &Request) -> [u8; SLOT_SIZE] {
+    let mut slot = [0; SLOT_SIZE];
+    Blkif::new(abi).encode_request(request, &mut slot);
+    slot
+}
+
+fn decode(abi: Abi, slot: &[u8; SLOT_SIZE]) -> Result<Request, Malformed> {
+    Blkif::new(abi).decode_request(slot)
+}
+
+/// A slot of zeros with some bytes set.
+fn slot(fields: &[(usize, &[u8])]) -> [u8; SLOT_SIZE] {
+    let mut slot = [0; SLOT_SIZE];
+    for (offset, bytes) in fields {
+        slot[*offset..offset + bytes.len()].copy_from_slice(bytes);
+    }
+    slot
+}
+
+const ID: u64 = 0x1122_3344_5566_7788;
+const SECTOR: u64 = 0x0102_0304_0506_0708;
+
+/// Offsets as `offsetof` gives them for the structures of io/blkif.h, compiled by gcc for x86-64
+/// and with -m32.
+#[test]
+fn fields_lie_where_c_puts_them() {
+    struct Offsets {
+        abi: Abi,
+        id: usize,
+        sector: usize,
+        segments: usize,
+        discard_count: usize,
+        indirect_handle: usize,
+        indirect_grefs: usize,
+    }
+    let offsets = [
+        Offsets {
+            abi: Abi::X86_64,
+            id: 8,
+            sector: 16,
+            segments: 24,
+            discard_count: 24,
+            indirect_handle: 24,
+            indirect_grefs: 28,
+        },
+        Offsets {
+            abi: Abi::X86_32,
+            id: 4,
+            sector: 12,
+            segments: 20,
+            discard_count: 20,
+            indirect_handle: 20,
+            indirect_grefs: 24,
+        },
+    ];
+    for at in offsets {
+        let id = (at.id, &ID.to_le_bytes()[..]);
+        let sector = (at.sector, &SECTOR.to_le_bytes()[..]);
+        let handle = Handle(0xCA00);
+
+        let segments = [
+            Segment::new(GrantRef(0xAABBCCDD), 1, 6).expect("a segment"),
+            Segment::whole(GrantRef(9)),
+        ];
+        let mut write = Request::transfer(
+            RequestId(ID),
+            TransferKind::Write,
+            Sector(SECTOR),
+            &segments,
+        )
+        .expect("few segments");
+        write.handle = handle;
+        let bytes = slot(&[
+            (0, &[1, 2, 0x00, 0xCA]),
+            id,
+            sector,
+            (at.segments, &[0xDD, 0xCC, 0xBB, 0xAA, 1, 6, 0, 0]),
+            (at.segments + 8, &[9, 0, 0, 0, 0, 7, 0, 0]),
+        ]);
+        assert_eq!(encode(at.abi, &write), bytes);
+        assert_eq!(decode(at.abi, &bytes), Ok(write));
+
+        let discard = Request {
+            id: RequestId(ID),
+            handle,
+            operation: Operation::Discard(Discard {
+                sector: Sector(SECTOR),
+                count: 77,
+                secure: true,
+            }),
+        };
+        let bytes = slot(&[
+            (0, &[5, 1, 0x00, 0xCA]),
+            id,
+            sector,
+            (at.discard_count, &[77]),
+        ]);
+        assert_eq!(encode(at.abi, &discard), bytes);
+        assert_eq!(decode(at.abi, &bytes), Ok(discard));
+
+        let grefs = std::array::from_fn(|number| GrantRef(number as u32 + 1));
+        let indirect = Indirect::new(TransferKind::Read, Sector(SECTOR), 1025, grefs);
+        let indirect = Request {
+            id: RequestId(ID),
+            handle,
+            operation: Operation::Indirect(indirect.expect("few segments")),
+        };
+        let bytes = slot(&[
+            (0, &[6, 0, 0x01, 0x04]),
+            id,
+            sector,
+            (at.indirect_handle, &[0x00, 0xCA]),
+            (at.indirect_grefs, &[1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0]),
+        ]);
+        assert_eq!(encode(at.abi, &indirect), bytes);
+        assert_eq!(decode(at.abi, &bytes), Ok(indirect));
+    }
+}
+
+#[test]
+fn responses_lie_where_c_puts_them() {
+    let response = Response {
+        id: RequestId(ID),
+        operation: Opcode::WRITE,
+        status: Status::NotSupported,
+    };
+    for abi in ABIS {
+        let mut bytes = [0; SLOT_SIZE];
+        Blkif::new(abi).encode_response(&response, &mut bytes);
+        let expected = slot(&[(0, &ID.to_le_bytes()), (8, &[1, 0, 0xFE, 0xFF])]);
+        assert_eq!(bytes, expected);
+        assert_eq!(Blkif::new(abi).decode_response(&bytes), response);
+    }
+    assert_eq!(ABIS.map(Abi::request_size), [112, 108]);
+    assert_eq!(ABIS.map(Abi::response_size), [16, 12]);
+}
+
+#[test]
+fn requests_that_lie_are_answered_with_the_reason() {
+    // Operation and second byte, third and fourth, first segment; what is wrong; the answer.
+    let segment = |first, last| [3, 0, 0, 0, first, last];
+    let bad = |number, first, last| Fault::Segment {
+        number,
+        error: BadSegment { first, last },
+    };
+    let too_many = |found, most| Fault::TooManySegments { found, most };
+    let cases = [
+        (
+            [4, 0, 0, 0],
+            segment(0, 0),
+            Fault::UnknownOperation(Opcode(4)),
+            (4, Status::NotSupported),
+        ),
+        (
+            [255, 1, 0, 0],
+            segment(0, 0),
+            Fault::UnknownOperation(Opcode(255)),
+            (255, Status::NotSupported),
+        ),
+        (
+            [0, 0, 0, 0],
+            segment(0, 0),
+            Fault::NoSegments,
+            (0, Status::Error),
+        ),
+        (
+            [1, 0, 0, 0],
+            segment(0, 0),
+            Fault::NoSegments,
+            (1, Status::Error),
+        ),
+        (
+            [0, 12, 0, 0],
+            segment(0, 0),
+            too_many(12, 11),
+            (0, Status::Error),
+        ),
+        (
+            [3, 255, 0, 0],
+            segment(0, 0),
+            too_many(255, 11),
+            (3, Status::Error),
+        ),
+        (
+            [0, 1, 0, 0],
+            segment(5, 4),
+            bad(0, 5, 4),
+            (0, Status::Error),
+        ),
+        (
+            [1, 1, 0, 0],
+            segment(0, 8),
+            bad(0, 0, 8),
+            (1, Status::Error),
+        ),
+        (
+            [2, 1, 0, 0],
+            segment(255, 255),
+            bad(0, 255, 255),
+            (2, Status::Error),
+        ),
+        (
+            [6, 2, 1, 0],
+            segment(0, 0),
+            Fault::IndirectOperation(Opcode(2)),
+            (2, Status::Error),
+        ),
+        (
+            [6, 6, 1, 0],
+            segment(0, 0),
+            Fault::IndirectOperation(Opcode(6)),
+            (6, Status::Error),
+        ),
+        (
+            [6, 0, 0, 0],
+            segment(0, 0),
+            Fault::NoSegments,
+            (0, Status::Error),
+        ),
+        (
+            [6, 1, 0x01, 0x10],
+            segment(0, 0),
+            too_many(4097, 4096),
+            (1, Status::Error),
+        ),
+    ];
+    for (start, segment, fault, (operation, status)) in cases {
+        for (abi, id) in [(Abi::X86_64, 8), (Abi::X86_32, 4)] {
+            let bytes = slot(&[(0, &start), (id, &[9]), (id + 16, &segment)]);
+            let malformed = decode(abi, &bytes).expect_err("a lie");
+            assert_eq!(malformed.fault, fault, "{start:?}");
+            assert_eq!(
+                malformed.response(),
+                Response {
+                    id: RequestId(9),
+                    operation: Opcode(operation),
+                    status
+                },
+                "{start:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_last_of_eleven_segments_is_looked_at_too() {
+    let good = [3, 0, 0, 0, 0, 7, 0, 0].repeat(10);
+    let bytes = slot(&[(0, &[0, 11]), (24, &good), (24 + 80, &[3, 0, 0, 0, 2, 1])]);
+    let fault = decode(Abi::X86_64, &bytes).expect_err("a lie").fault;
+    let error = BadSegment { first: 2, last: 1 };
+    assert_eq!(fault, Fault::Segment { number: 10, error });
+    assert_eq!(
+        fault.to_string(),
+        "segment 10: first sector 2 after last sector 1"
+    );
+}
+
+#[test]
+fn flushes_and_barriers_may_come_with_data_or_without() {
+    for abi in ABIS {
+        let flush = decode(abi, &slot(&[(0, &[3, 0])])).expect("a flush");
+        assert_eq!(flush.operation, Operation::Flush);
+        for (opcode, segments, kind) in [
+            (3, 1, TransferKind::FlushAndWrite),
+            (2, 0, TransferKind::WriteBarrier),
+            (2, 1, TransferKind::WriteBarrier),
+        ] {
+            let request = decode(abi, &slot(&[(0, &[opcode, segments])])).expect("a transfer");
+            let Operation::Transfer(transfer) = request.operation else {
+                panic!("{request:?} is no transfer");
+            };
+            assert_eq!(transfer.kind, kind);
+            assert_eq!(transfer.segments.len(), usize::from(segments));
+            assert_eq!(request.opcode(), Opcode(opcode));
+        }
+    }
+}
+
+#[test]
+fn an_indirect_request_is_answered_as_the_operation_it_stands_for() {
+    let indirect = Indirect::new(TransferKind::Write, Sector(0), 12, [GrantRef(1); 8]);
+    let operation = Operation::Indirect(indirect.expect("few segments"));
+    let response = Request::of(RequestId(1), operation).response(Status::Okay);
+    assert_eq!(response.operation, Opcode::WRITE);
+}
+
+#[test]
+fn indirect_pages_are_as_many_as_the_segments_take() {
+    for (segments, pages) in [(1, 1), (512, 1), (513, 2), (4096, 8)] {
+        let indirect = Indirect::new(TransferKind::Read, Sector(0), segments, [GrantRef(1); 8]);
+        assert_eq!(indirect.expect("possible").pages().len(), pages);
+    }
+    for segments in [0, 4097, u16::MAX] {
+        assert!(Indirect::new(TransferKind::Read, Sector(0), segments, [GrantRef(1); 8]).is_none());
+    }
+}
+
+fn segments() -> impl Strategy<Value = Vec<Segment>> {
+    let segment = (any::<u32>(), 0..8_u8, 0..8_u8).prop_map(|(gref, a, b)| {
+        Segment::new(GrantRef(gref), a.min(b), a.max(b)).expect("within the page")
+    });
+    prop::collection::vec(segment, 1..=MAX_SEGMENTS)
+}
+
+fn operation() -> impl Strategy<Value = Operation> {
+    let kind = prop_oneof![
+        Just(TransferKind::Read),
+        Just(TransferKind::Write),
+        Just(TransferKind::WriteBarrier),
+        Just(TransferKind::FlushAndWrite),
+    ];
+    let plain = prop_oneof![Just(TransferKind::Read), Just(TransferKind::Write)];
+    prop_oneof![
+        Just(Operation::Flush),
+        (kind, any::<u64>(), segments()).prop_map(|(kind, sector, segments)| {
+            Request::transfer(RequestId(0), kind, Sector(sector), &segments)
+                .expect("few segments")
+                .operation
+        }),
+        (any::<u64>(), any::<u64>(), any::<bool>()).prop_map(|(sector, count, secure)| {
+            Operation::Discard(Discard {
+                sector: Sector(sector),
+                count,
+                secure,
+            })
+        }),
+        (plain, any::<u64>(), 1..=4096_u16, any::<[u32; 8]>()).prop_map(
+            |(kind, sector, segments, grefs)| {
+                let indirect = Indirect::new(kind, Sector(sector), segments, grefs.map(GrantRef));
+                Operation::Indirect(indirect.expect("few segments"))
+            }
+        ),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn what_is_encoded_is_decoded(id: u64, handle: u16, operation in operation()) {
+        let request = Request { id: RequestId(id), handle: Handle(handle), operation };
+        for abi in ABIS {
+            prop_assert_eq!(decode(abi, &encode(abi, &request)), Ok(request));
+        }
+    }
+
+    /// Any bytes give a request or a malformed one, either with the identifier that is there; and
+    /// a request says all that counts in its bytes.
+    #[test]
+    fn any_bytes_are_understood_or_refused(
+        bytes in prop::collection::vec(any::<u8>(), SLOT_SIZE),
+        operation in 0..8_u8,
+        second in 0..16_u8,
+        tame in any::<bool>(),
+    ) {
+        let mut slot: [u8; SLOT_SIZE] = bytes.try_into().expect("that many bytes");
+        if tame {
+            // Rarely would random bytes get past the checks.
+            (slot[0], slot[1]) = (operation, second);
+            for segment in slot[20..].chunks_exact_mut(4) {
+                segment[0] &= 3;
+                segment[1] = segment[0] | segment[1] & 7;
+            }
+        }
+        for (abi, at) in [(Abi::X86_64, 8), (Abi::X86_32, 4)] {
+            let id = u64::from_le_bytes(slot[at..at + 8].try_into().expect("8 bytes"));
+            match decode(abi, &slot) {
+                Ok(request) => {
+                    prop_assert_eq!(request.id, RequestId(id));
+                    prop_assert_eq!(decode(abi, &encode(abi, &request)), Ok(request));
+                }
+                Err(malformed) => {
+                    prop_assert_eq!(malformed.id, RequestId(id));
+                    prop_assert_ne!(malformed.response().status, Status::Okay);
+                    prop_assert!(!malformed.to_string().is_empty());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn responses_there_and_back(id: u64, operation: u8, status: i16) {
+        let response = Response {
+            id: RequestId(id),
+            operation: Opcode(operation),
+            status: Status::from_code(status),
+        };
+        for abi in ABIS {
+            let mut slot = [0; SLOT_SIZE];
+            Blkif::new(abi).encode_response(&response, &mut slot);
+            prop_assert_eq!(Blkif::new(abi).decode_response(&slot), response);
+        }
+    }
+
+    #[test]
+    fn segments_stay_within_their_page(bytes: [u8; 8]) {
+        if let Ok(segment) = Segment::parse(&bytes) {
+            prop_assert!(segment.offset() + segment.len() <= 4096);
+            prop_assert_eq!(segment.len() % SECTOR_SIZE, 0);
+            prop_assert!(segment.len() > 0);
+            prop_assert_eq!(Segment::parse(&segment.encode()), Ok(segment));
+        }
+    }
+}

@@ -22,6 +22,8 @@
 //! );
 //! ```
 //!
+//! [`toolstack`] writes what libxl writes when it makes domains and attaches disks.
+//!
 //! The rules are those of Xen's `docs/misc/xenstore.txt`, and where that is silent, what
 //! xenstored 4.17 was seen to do. How it can be made to misbehave: [`Faults`].
 
@@ -31,6 +33,7 @@ mod permissions;
 mod request;
 pub mod ring;
 mod session;
+pub mod toolstack;
 mod transaction;
 mod tree;
 mod watch;

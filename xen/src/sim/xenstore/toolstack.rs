@@ -161,6 +161,8 @@ pub fn create_domain(store: &mut Server, domain: DomId, name: &str, driver_domai
         make(tx, &path, &dom0s)?;
         make(tx, &format!("/libxl/{domain}"), &hidden)?;
         make(tx, &format!("/libxl/{domain}/device"), &hidden)?;
+        // Every domain has a console, which keeps libxl's directory of its devices alive.
+        tx.write(&format!("/libxl/{domain}/device/console/0/state"), "1")?;
         tx.write(&format!("{path}/name"), name)?;
         tx.write(&format!("{path}/domid"), domain.to_string())?;
         for below in ["cpu", "memory", "device", "control"] {

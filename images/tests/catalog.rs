@@ -1,0 +1,186 @@
+//! The images of a ramdisk, and who may open them.
+
+mod support;
+
+use bulkhead_images::{Access, Catalog, Op, OpenError, Sector, SectorSize, Target};
+use support::{Folder, Guest, memory, submit, visible_memory};
+
+fn target(text: &str) -> Target {
+    text.parse().expect("a target")
+}
+
+/// A ramdisk with `a.img` of 8 KiB, `b.img` of 1 KiB and `odd.img` of 1000 bytes.
+fn ramdisk() -> Vec<u8> {
+    let folder = Folder::new();
+    folder.file("a.img", &[b'a'; 8192]);
+    folder.file("b.img", &[b'b'; 1024]);
+    folder.file("odd.img", &[b'o'; 1000]);
+    folder.file("none.img", &[]);
+    folder.tar(&["a.img", "b.img", "odd.img", "none.img"])
+}
+
+fn refusal(catalog: &Catalog, name: &str, access: Access) -> String {
+    let refused = catalog.open(&target(name), access, "domain 9, xvdz");
+    refused.err().expect("a refusal").to_string()
+}
+
+#[test]
+fn files_of_an_archive_are_images_in_place() {
+    let archive = ramdisk();
+    let (memory, base) = visible_memory(&archive);
+    let catalog = Catalog::from_module(memory);
+    assert_eq!(catalog.damage(), None);
+    let images: Vec<_> = catalog.images().collect();
+    let expected = [
+        ("a.img", 8192, 0),
+        ("b.img", 1024, 0),
+        ("odd.img", 1000, 0),
+        ("none.img", 0, 0),
+    ];
+    assert_eq!(images, expected);
+
+    let disk = catalog.open(&target("ram:b.img"), Access::ReadWrite, "test");
+    let disk = disk.expect("free");
+    assert_eq!(disk.geometry().sectors, Sector(2));
+    let mut queue = disk.queue();
+    let mut guest = Guest::filled(&[512, 512]);
+    let segments = guest.segments();
+    let read = Op::Read { sector: Sector(0) };
+    assert_eq!(submit(&mut *queue, read, &segments), Ok(()));
+    assert_eq!(guest.content(), [b'b'; 1024]);
+
+    let mut guest = Guest::with(&[&[b'X'; 512]]);
+    let segments = guest.segments();
+    let write = Op::Write { sector: Sector(1) };
+    assert_eq!(submit(&mut *queue, write, &segments), Ok(()));
+    let place = archive
+        .windows(1024)
+        .position(|window| window == [b'b'; 1024]);
+    let place = place.expect("b.img is in the archive");
+    let mut expected = archive;
+    expected[place + 512..place + 1024].fill(b'X');
+    // SAFETY: the memory is leaked and no request is pending.
+    let now = unsafe { std::slice::from_raw_parts(base, expected.len()) };
+    assert!(now == expected, "that sector has changed and nothing else");
+}
+
+#[test]
+fn a_ramdisk_that_is_no_archive_is_one_image() {
+    let catalog = Catalog::from_module(memory(&[7; 4096]));
+    assert_eq!(catalog.images().collect::<Vec<_>>(), [("disk0", 4096, 0)]);
+    assert!(
+        catalog
+            .open(&target("ram:disk0"), Access::ReadOnly, "test")
+            .is_ok()
+    );
+    assert_eq!(
+        refusal(&catalog, "ram:disk1", Access::ReadOnly),
+        "no image disk1, there are: disk0"
+    );
+}
+
+#[test]
+fn without_a_ramdisk_there_are_no_images_but_other_stores() {
+    let catalog = Catalog::empty();
+    assert_eq!(
+        refusal(&catalog, "ram:disk0", Access::ReadOnly),
+        "no image disk0: the driver domain has no ramdisk"
+    );
+    let null = catalog.open(&target("null:1M"), Access::ReadWrite, "test");
+    assert_eq!(null.expect("no lease").geometry().sectors, Sector(2048));
+}
+
+#[test]
+fn a_damaged_ramdisk_is_refused_to_everyone() {
+    let mut archive = ramdisk();
+    archive[0] ^= 0x20;
+    let catalog = Catalog::from_module(memory(&archive));
+    assert!(catalog.damage().is_some());
+    assert_eq!(catalog.images().count(), 0);
+    let refused = refusal(&catalog, "ram:a.img", Access::ReadWrite);
+    let expected = "the ramdisk cannot be read: damaged archive: the header at 0 has checksum";
+    assert!(refused.starts_with(expected), "{refused}");
+    assert!(
+        catalog
+            .open(&target("null:1M"), Access::ReadWrite, "test")
+            .is_ok()
+    );
+}
+
+#[test]
+fn images_that_are_not_whole_sectors_are_refused_and_the_others_served() {
+    let catalog = Catalog::from_module(memory(&ramdisk()));
+    assert_eq!(
+        refusal(&catalog, "ram:odd.img", Access::ReadOnly),
+        "image odd.img has 1000 bytes, which is no multiple of 512"
+    );
+    assert_eq!(
+        refusal(&catalog, "ram:b.img,sector-size=4096", Access::ReadOnly),
+        "image b.img has 1024 bytes, which is no multiple of 4096"
+    );
+    assert_eq!(
+        refusal(&catalog, "ram:none.img", Access::ReadOnly),
+        "image none.img is empty"
+    );
+    let disk = catalog.open(
+        &target("ram:a.img,sector-size=4096"),
+        Access::ReadOnly,
+        "test",
+    );
+    let geometry = disk.expect("two sectors of 4096").geometry();
+    assert_eq!(geometry.sectors, Sector(16));
+    assert_eq!(geometry.sector_size, SectorSize::B4096);
+    assert!(geometry.read_only);
+}
+
+#[test]
+fn a_writer_is_alone() {
+    let catalog = Catalog::from_module(memory(&ramdisk()));
+    let image = target("ram:a.img");
+    let writer = catalog.open(&image, Access::ReadWrite, "domain 5, xvda");
+    let writer = writer.expect("free");
+    for access in [Access::ReadWrite, Access::ReadOnly] {
+        assert_eq!(
+            refusal(&catalog, "ram:a.img", access),
+            "image a.img is open for writing by domain 5, xvda"
+        );
+    }
+    assert!(
+        catalog
+            .open(&target("ram:b.img"), Access::ReadWrite, "test")
+            .is_ok()
+    );
+    drop(writer);
+    assert!(catalog.open(&image, Access::ReadWrite, "test").is_ok());
+}
+
+#[test]
+fn readers_share_and_keep_writers_out() {
+    let catalog = Catalog::from_module(memory(&ramdisk()));
+    let image = target("ram:a.img");
+    let open = |owner| catalog.open(&image, Access::ReadOnly, owner);
+    let first = open("domain 5, xvda").expect("free");
+    let second = open("domain 6, xvda").expect("shared");
+    assert_eq!(catalog.images().next(), Some(("a.img", 8192, 2)));
+    drop(first);
+    assert_eq!(
+        refusal(&catalog, "ram:a.img", Access::ReadWrite),
+        "image a.img is open for reading by domain 6, xvda"
+    );
+    drop(second);
+    assert!(catalog.open(&image, Access::ReadWrite, "test").is_ok());
+}
+
+#[test]
+fn an_image_stays_open_as_long_as_a_queue_of_it() {
+    let catalog = Catalog::from_module(memory(&ramdisk()));
+    let image = target("ram:a.img");
+    let device = catalog.open(&image, Access::ReadWrite, "domain 5, xvda");
+    let queue = device.expect("free").queue();
+    assert!(matches!(
+        catalog.open(&image, Access::ReadWrite, "test"),
+        Err(OpenError::InUse { .. })
+    ));
+    drop(queue);
+    assert!(catalog.open(&image, Access::ReadWrite, "test").is_ok());
+}

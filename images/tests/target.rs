@@ -1,0 +1,109 @@
+//! Targets: what is understood, and what is said of the rest.
+
+use bulkhead_images::target::{NullTarget, RamTarget};
+use bulkhead_images::{Sector, SectorSize, Target};
+use proptest::prelude::*;
+
+fn ram(name: &str, sector_size: SectorSize) -> Target {
+    Target::Ram(RamTarget {
+        name: name.into(),
+        sector_size,
+    })
+}
+
+fn null(sectors: u64, sector_size: SectorSize) -> Target {
+    Target::Null(NullTarget {
+        sectors: Sector(sectors),
+        sector_size,
+    })
+}
+
+#[test]
+fn stores_and_their_options_are_understood() {
+    let cases = [
+        ("ram:disk0", ram("disk0", SectorSize::B512)),
+        ("ram:a/b:c.img", ram("a/b:c.img", SectorSize::B512)),
+        ("ram:x,sector-size=512", ram("x", SectorSize::B512)),
+        ("ram:x,sector-size=4096", ram("x", SectorSize::B4096)),
+        ("null:512", null(1, SectorSize::B512)),
+        ("null:64k", null(128, SectorSize::B512)),
+        ("null:64M", null(131_072, SectorSize::B512)),
+        ("null:1G,sector-size=4096", null(1 << 21, SectorSize::B4096)),
+        ("null:3T", null(3 << 31, SectorSize::B512)),
+    ];
+    for (text, target) in cases {
+        assert_eq!(text.parse(), Ok(target), "{text}");
+    }
+}
+
+#[test]
+fn mistakes_are_answered_with_what_was_expected() {
+    let size = |size| {
+        format!(
+            "'{size}' is no size, expected whole sectors in bytes or with K, M, G or T, as in null:64M"
+        )
+    };
+    let store = |store| format!("unknown store '{store}', expected ram:NAME or null:SIZE");
+    let cases = [
+        ("", store("")),
+        ("disk0", store("disk0")),
+        ("foo:bar", store("foo:")),
+        ("RAM:disk0", store("RAM:")),
+        ("/dev/vg/lv", store("/dev/vg/lv")),
+        ("ram:", "'ram:' names no image, expected ram:NAME".into()),
+        (
+            "ram:,sector-size=512",
+            "'ram:' names no image, expected ram:NAME".into(),
+        ),
+        (
+            "ram:x,",
+            "unknown option '', expected sector-size=512|4096".into(),
+        ),
+        (
+            "ram:x,fast",
+            "unknown option 'fast', expected sector-size=512|4096".into(),
+        ),
+        (
+            "ram:x,speed=9",
+            "unknown option 'speed=9', expected sector-size=512|4096".into(),
+        ),
+        (
+            "ram:x,sector-size=",
+            "'' is no sector size, expected 512 or 4096".into(),
+        ),
+        (
+            "ram:x,sector-size=1024",
+            "'1024' is no sector size, expected 512 or 4096".into(),
+        ),
+        (
+            "ram:x,sector-size=512,sector-size=4096",
+            "option sector-size is given twice".into(),
+        ),
+        ("null:", size("")),
+        ("null:0", size("0")),
+        ("null:0M", size("0M")),
+        ("null:M", size("M")),
+        ("null:+1M", size("+1M")),
+        ("null:-1", size("-1")),
+        ("null:100", size("100")),
+        ("null:1K,sector-size=4096", size("1K")),
+        ("null:16777216T", size("16777216T")),
+        ("null:99999999999999999999", size("99999999999999999999")),
+        ("null:1ü", size("1ü")),
+    ];
+    for (text, expected) in cases {
+        let error = text.parse::<Target>().expect_err(text);
+        assert_eq!(error.to_string(), expected, "{text}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_understood_or_refused(text in ".*", store in "(ram|null):[0-9KMGT,=a-z-]*") {
+        for text in [text, store] {
+            if let Err(error) = text.parse::<Target>() {
+                prop_assert!(!error.to_string().is_empty());
+            }
+        }
+    }
+}

@@ -120,6 +120,15 @@ fn folders_and_links_are_no_images() {
 }
 
 #[test]
+fn a_link_has_no_data_whatever_its_size_says() {
+    let mut archive = two_files();
+    forge(&mut archive, SECOND_HEADER, 156, b"1");
+    archive.truncate(SECOND_HEADER + BLOCK);
+    archive.extend([0; BLOCK]);
+    assert_eq!(contents(&archive), [("a.img".to_string(), pattern(1024))]);
+}
+
+#[test]
 fn sparse_members_are_refused_by_name() {
     let folder = Folder::new();
     let file = std::fs::File::create(folder.path().join("holes.img")).expect("a file");

@@ -259,6 +259,17 @@ fn a_producer_that_goes_back_is_an_overrun() {
 }
 
 #[test]
+fn an_answer_to_a_request_that_is_not_published_is_an_overrun() {
+    let pages = Pages::new(1);
+    let mut front = FrontRing::new(pages.map(), Blkif::new(Abi::X86_64)).expect("room");
+    front.push(&Request::flush(RequestId(1))).expect("room");
+    pages.poke(Index::ResponseProducer, 1);
+    assert!(front.take().is_err());
+    assert!(front.publish());
+    assert!(front.take().expect("possible now").is_some());
+}
+
+#[test]
 fn a_backend_that_takes_over_gets_the_unanswered_requests_again() {
     let pages = Pages::new(1);
     let Ends { mut front, back } = ends(&pages, Abi::X86_64, u32::MAX);

@@ -253,7 +253,8 @@ pub fn parse_transaction(payload: &[u8]) -> Option<TransactionId> {
 
 /// Reads the answer to [`Request::DomainPath`].
 pub fn parse_path(payload: &[u8]) -> Option<Path> {
-    Path::new(only(payload)?).ok()
+    let path = only(payload)?;
+    Path::new(path).ok().filter(|_| path.starts_with('/'))
 }
 
 /// Reads an ERROR. A name that `io/xs_wire.h` does not list is malformed.

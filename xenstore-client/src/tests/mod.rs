@@ -3,6 +3,10 @@
 
 mod against_server;
 mod door;
+mod driving;
+mod model;
+mod ring;
+mod wire;
 
 use crate::{Client, Connection, Ring};
 use bulkhead_xen::abi::xs_wire::Interface;

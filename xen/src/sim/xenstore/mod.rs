@@ -41,7 +41,7 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
-pub use faults::{Faults, Quotas};
+pub use faults::{Faults, Mangle, Quotas};
 pub use permissions::owned_by;
 pub use session::Session;
 

@@ -15,6 +15,7 @@ until [ -b /dev/vda ] || [ $tries -ge 100 ]; do
 done
 /bin/busybox mount -t ext4 /dev/vda /root || exec /bin/busybox sh
 /bin/busybox cp /dom0-init.sh /run/lab-init
+/bin/busybox cp /lab-xen /run/lab-xen
 for dir in proc sys dev run; do
     /bin/busybox mkdir -p /root/$dir
     /bin/busybox mount --move /$dir /root/$dir

@@ -18,6 +18,7 @@ mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,access=any lab /lab ||
 mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,ro,cache=loose guest /guest || say "no /guest"
 mount -t xenfs xenfs /proc/xen
 hostname dom0
+ln -sf /run/lab-xen /usr/local/bin/lab-xen
 
 mkdir -p /lab/cmd /lab/console /lab/xl /run/xen /run/lock /run/xenstored /var/lib/xen /var/lib/xenstored
 rm -rf /var/log/xen && ln -s /lab/xl /var/log/xen

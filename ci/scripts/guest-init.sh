@@ -2,7 +2,7 @@
 # Init of a Linux guest: loads the block frontend, then serves the lab's commands on its console.
 #
 # Request, one line:  run ID BASE64   or   get ID
-# Answer:             @@begin ID / the output / @@end ID STATUS BYTES CRC
+# Answer:             @@begin ID / the output / an empty line / @@end ID STATUS SHA256
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/ LANG=C
 /bin/busybox mkdir -p /proc /sys /dev /tmp /mnt /run
 /bin/busybox mount -t proc proc /proc
@@ -17,10 +17,11 @@ dmesg -n 1
 stty raw -echo <&1
 
 answer() {
-    set -- "$1" "$(cat /tmp/$1.rc)" $(cksum </tmp/$1.out)
+    sum=$(sha256sum </tmp/$1.out)
     echo "@@begin $1"
     cat "/tmp/$1.out"
-    echo "@@end $1 $2 $4 $3"
+    echo
+    echo "@@end $1 $(cat /tmp/$1.rc) ${sum%% *}"
 }
 
 run() {

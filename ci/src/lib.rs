@@ -1,9 +1,13 @@
 //! The lab: builds a Xen host out of Debian packages, boots it in QEMU and runs scenarios on it.
 #![forbid(unsafe_code)]
 
+pub mod cli;
 pub mod commands;
-pub mod domain;
+pub mod config;
+pub mod fault;
 pub mod host;
 pub mod image;
+pub mod lab;
 pub mod process;
+pub mod scenarios;
 pub mod workspace;

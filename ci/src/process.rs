@@ -1,6 +1,7 @@
 //! Running programs of the machine the lab itself runs on.
 
 use anyhow::{Context, Result, bail};
+use std::ffi::OsString;
 use std::fs::File;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -25,6 +26,11 @@ pub fn run_logged(command: &mut Command, log: &Path) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// The cargo that runs the lab.
+pub fn cargo() -> OsString {
+    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
 }
 
 /// The last `lines` lines of a text.

@@ -10,6 +10,14 @@ pub fn root() -> PathBuf {
         .to_path_buf()
 }
 
+/// Where cargo builds.
+pub fn target() -> PathBuf {
+    match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(dir) => root().join(dir),
+        None => root().join("target"),
+    }
+}
+
 /// `target/lab`: logs, instances and the cache. It does not follow `CARGO_TARGET_DIR`, so that every
 /// build of the lab finds the one cache.
 pub fn lab() -> PathBuf {

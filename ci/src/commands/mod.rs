@@ -1,3 +1,8 @@
 //! What `cargo lab` can be told to do, one module each.
 
+pub mod build;
+pub mod checks;
 pub mod run;
+pub mod scenarios;
+pub mod shell;
+pub mod soak;

@@ -1,8 +1,8 @@
 //! `cargo lab run`: one ELF as a domain on a host that stays up, for the edit-and-boot cycle.
 
-use crate::domain::{Config, Kind};
-use crate::host::{Host, qemu::Machine};
-use crate::image::{self, release::Release};
+use crate::config::{Config, Kind};
+use crate::host::{Host, length, qemu::Machine, read_from};
+use crate::image::release::Release;
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -91,7 +91,7 @@ pub fn run(name: &str, release: Release, options: &Options) -> Result<()> {
     let created = host.exec("xl create -q /lab/trial/config", minute)?;
     let deadline = Instant::now() + Duration::from_secs(options.seconds);
     let alive = format!("xl domid {} >/dev/null 2>&1", options.domain);
-    let seen = |text: &String| from(&console, console_start).contains(text);
+    let seen = |text: &String| read_from(&console, console_start).contains(text);
     while Instant::now() < deadline && !options.until.as_ref().is_some_and(seen) {
         std::thread::sleep(Duration::from_millis(100));
         if options.until.is_none() && host.exec(&alive, minute)?.status != 0 {
@@ -111,8 +111,8 @@ pub fn run(name: &str, release: Release, options: &Options) -> Result<()> {
         )?;
     }
     section("xl create", &format!("{}{}", created.out, created.err));
-    section("console", &from(&console, console_start));
-    section("xen", &from(&host.instance().xen_log(), xen_start));
+    section("console", &read_from(&console, console_start));
+    section("xen", &read_from(&host.instance().xen_log(), xen_start));
     section("xl list", &list.out);
     if let Some(output) = then {
         section("then", &format!("{}{}", output.out, output.err));
@@ -123,21 +123,7 @@ pub fn run(name: &str, release: Release, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Prepares the default host image without booting it.
-pub fn fetch(release: Release) -> Result<()> {
-    image::ensure(release, &|text| eprintln!("{text}")).map(drop)
-}
-
 fn section(title: &str, text: &str) {
     println!("--- {title}");
     println!("{}", text.trim_end().replace('\r', ""));
-}
-
-fn length(path: &Path) -> usize {
-    fs::metadata(path).map_or(0, |meta| meta.len() as usize)
-}
-
-fn from(path: &Path, start: usize) -> String {
-    let bytes = fs::read(path).unwrap_or_default();
-    String::from_utf8_lossy(bytes.get(start..).unwrap_or_default()).into_owned()
 }

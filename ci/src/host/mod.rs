@@ -1,7 +1,12 @@
 //! A booted Xen host: running commands in dom0, and reaching its files.
 
+pub mod domain;
+pub mod guest;
 pub mod qemu;
+pub mod xen_state;
 
+use crate::config::Config;
+use crate::fault;
 use crate::image::{self, HostImage};
 use crate::process::tail;
 use crate::workspace;
@@ -10,8 +15,9 @@ use qemu::{Instance, Machine};
 use std::fs;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -19,7 +25,7 @@ use std::time::{Duration, Instant};
 const TICK: Duration = Duration::from_millis(10);
 
 /// What a command in dom0 or in a guest left.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Output {
     /// The exit status; 128 and more: died of that signal.
     pub status: i32,
@@ -35,18 +41,46 @@ pub struct Host {
     instance: Instance,
     stop_on_drop: bool,
     next: AtomicU32,
+    tsc_khz: OnceLock<u32>,
+    seen: Mutex<Seen>,
+    deadline: Mutex<Option<Instant>>,
+}
+
+/// What the host remembers for telling faults apart.
+#[derive(Debug, Default)]
+struct Seen {
+    domains: Vec<Known>,
+    dom0_faults: Vec<String>,
+}
+
+/// A domain that was created on a host.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// Its number.
+    pub id: u32,
+    /// Its name.
+    pub name: String,
+    /// Whether it is a stock Linux guest, and not ours.
+    pub linux: bool,
 }
 
 impl Host {
+    fn new(instance: Instance, stop_on_drop: bool) -> Self {
+        Self {
+            instance,
+            stop_on_drop,
+            next: AtomicU32::new(0),
+            tsc_khz: OnceLock::new(),
+            seen: Mutex::default(),
+            deadline: Mutex::default(),
+        }
+    }
+
     /// Boots a host in `dir` and waits until dom0 answers.
     pub fn boot(dir: PathBuf, image: &HostImage, machine: &Machine, keep: bool) -> Result<Self> {
         let instance = Instance { dir };
         instance.start(image, machine, !keep)?;
-        let host = Self {
-            instance,
-            stop_on_drop: !keep,
-            next: AtomicU32::new(0),
-        };
+        let host = Self::new(instance, !keep);
         if let Err(error) = host.wait_ready(Duration::from_secs(120)) {
             host.stop()?;
             return Err(error);
@@ -60,11 +94,7 @@ impl Host {
         if instance.pid().is_none() {
             bail!("no host runs in {}", instance.dir.display());
         }
-        Ok(Self {
-            instance,
-            stop_on_drop: false,
-            next: AtomicU32::new(0),
-        })
+        Ok(Self::new(instance, false))
     }
 
     /// The folder of a named host that outlives the command which started it.
@@ -111,11 +141,85 @@ impl Host {
         let read = |end: &str| -> Result<String> {
             Ok(String::from_utf8_lossy(&fs::read(file(end))?).into_owned())
         };
-        Ok(Output {
+        let output = Output {
             status: read("rc")?.trim().parse()?,
             out: read("out")?,
             err: read("err")?,
-        })
+        };
+        self.log_command(script, &output)?;
+        let faults = fault::in_command(script, &output);
+        self.seen
+            .lock()
+            .expect("no thread panicked")
+            .dom0_faults
+            .extend(faults);
+        Ok(output)
+    }
+
+    fn log_command(&self, script: &str, output: &Output) -> Result<()> {
+        let path = self.instance.command_log();
+        let mut log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)?;
+        let Output { status, out, err } = output;
+        write!(log, "$ {}\n{out}{err}[status {status}]\n", script.trim())?;
+        Ok(())
+    }
+
+    /// Runs a shell script in dom0 that has to succeed, and returns what it printed.
+    pub fn ok(&self, script: &str) -> Result<String> {
+        let output = self.exec(script, domain::TOOLSTACK)?;
+        if output.status != 0 {
+            bail!(
+                "in dom0: {}: status {}\n{}{}",
+                first_line(script),
+                output.status,
+                output.out,
+                output.err
+            );
+        }
+        Ok(output.out)
+    }
+
+    /// The processors' clock, as Xen measured it.
+    pub fn tsc_khz(&self) -> Result<u32> {
+        if let Some(&khz) = self.tsc_khz.get() {
+            return Ok(khz);
+        }
+        let khz = self.ok("lab-xen cpu-khz")?.trim().parse()?;
+        Ok(*self.tsc_khz.get_or_init(|| khz))
+    }
+
+    /// Sets the time at which every wait ends, whatever its own limit.
+    pub fn set_deadline(&self, deadline: Option<Instant>) {
+        *self.deadline.lock().expect("no thread panicked") = deadline;
+    }
+
+    /// The domains created so far.
+    pub fn domains(&self) -> Vec<Known> {
+        self.seen
+            .lock()
+            .expect("no thread panicked")
+            .domains
+            .clone()
+    }
+
+    /// Faults of programs in dom0 since the last call.
+    pub fn take_dom0_faults(&self) -> Vec<String> {
+        std::mem::take(&mut self.seen.lock().expect("no thread panicked").dom0_faults)
+    }
+
+    fn note_domain(&self, id: u32, config: &Config) {
+        self.seen
+            .lock()
+            .expect("no thread panicked")
+            .domains
+            .push(Known {
+                id,
+                name: config.name.clone(),
+                linux: config.kernel.starts_with("/guest/"),
+            });
     }
 
     fn wait_ready(&self, limit: Duration) -> Result<()> {
@@ -138,13 +242,17 @@ impl Host {
     }
 
     /// Waits a moment; an error when the time is over or the host is dead.
-    fn tick(&self, deadline: Instant) -> Result<()> {
+    pub(crate) fn tick(&self, deadline: Instant) -> Result<()> {
         if self.instance.pid().is_none() {
             let log = fs::read_to_string(self.instance.dir.join("qemu.log")).unwrap_or_default();
             bail!("the host's QEMU ended\n{}", tail(&log, 5));
         }
         if Instant::now() > deadline {
             bail!("time is over");
+        }
+        let all = *self.deadline.lock().expect("no thread panicked");
+        if all.is_some_and(|all| Instant::now() > all) {
+            bail!("the whole scenario's time is over");
         }
         sleep(TICK);
         Ok(())
@@ -167,4 +275,16 @@ pub fn boot_named(name: &str, release: image::release::Release, machine: &Machin
 
 fn first_line(script: &str) -> &str {
     script.trim().lines().next().unwrap_or_default()
+}
+
+/// The text of a file behind its first `start` bytes; nothing if the file is not there.
+pub fn read_from(path: &Path, start: u64) -> String {
+    let bytes = fs::read(path).unwrap_or_default();
+    let rest = bytes.get(start as usize..).unwrap_or_default();
+    String::from_utf8_lossy(rest).into_owned()
+}
+
+/// A file's length; 0 if it is not there.
+pub fn length(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |meta| meta.len())
 }

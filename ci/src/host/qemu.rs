@@ -58,6 +58,16 @@ impl Instance {
         self.dir.join("xen.log")
     }
 
+    /// What dom0's kernel logged.
+    pub fn dom0_log(&self) -> PathBuf {
+        self.share().join("dom0.log")
+    }
+
+    /// The commands run in dom0 and what they printed.
+    pub fn command_log(&self) -> PathBuf {
+        self.dir.join("dom0-commands.log")
+    }
+
     /// The socket that wakes dom0's command server.
     pub fn command_socket(&self) -> PathBuf {
         self.dir.join("command.sock")
@@ -99,8 +109,11 @@ impl Instance {
             command.args(["--pdeathsig", "KILL", "--"]);
             command
         } else {
-            let mut command = Command::new("setsid");
-            command.args(["--fork", "--"]);
+            // A process that stays must not keep what it inherits, such as a lock that its starter
+            // holds while the host boots.
+            let close = "exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; exec setsid --fork \"$@\"";
+            let mut command = Command::new("sh");
+            command.args(["-c", close, "sh"]);
             command
         };
         command

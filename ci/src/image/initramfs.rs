@@ -3,15 +3,16 @@
 use super::GUEST_PROGRAMS;
 use super::cpio::Cpio;
 use super::root_tar::RootTar;
+use super::unpack;
 use anyhow::{Context, Result};
 use std::collections::BTreeSet;
-use std::io::Write;
 
 /// The scripts that go into the archives; part of the cache's key.
 pub const SOURCES: &str = concat!(
     include_str!("../../scripts/dom0-early.sh"),
     include_str!("../../scripts/dom0-init.sh"),
     include_str!("../../scripts/guest-init.sh"),
+    include_str!("../../scripts/lab-xen.py"),
 );
 
 /// What dom0 needs to find its root disk. `crc32c_generic` is ext4's soft dependency.
@@ -25,12 +26,14 @@ pub fn dom0(tar: &RootTar, version: &str) -> Result<Vec<u8>> {
     let mut cpio = base(tar, include_str!("../../scripts/dom0-early.sh"))?;
     let script = include_str!("../../scripts/dom0-init.sh");
     cpio.file("dom0-init.sh", 0o755, script.as_bytes());
+    let tool = include_str!("../../scripts/lab-xen.py");
+    cpio.file("lab-xen", 0o755, tool.as_bytes());
     add_modules(&mut cpio, tar, version, DOM0_MODULES)?;
-    gzip(&cpio.finish())
+    Ok(cpio.finish())
 }
 
-/// A guest's archive: all it ever runs. It is not compressed, because unpacking costs an emulated
-/// processor more than reading.
+/// A guest's archive: all it ever runs. Neither archive is compressed, because unpacking costs an
+/// emulated processor more than reading.
 pub fn guest(tar: &RootTar, version: &str) -> Result<Vec<u8>> {
     let mut cpio = base(tar, include_str!("../../scripts/guest-init.sh"))?;
     add_modules(&mut cpio, tar, version, GUEST_MODULES)?;
@@ -84,10 +87,7 @@ fn add_modules(cpio: &mut Cpio, tar: &RootTar, version: &str, wanted: &[&str]) -
     for path in load_order(&dep, wanted) {
         let (mut data, _) = tar.read(&format!("{top}/{path}"))?;
         if path.ends_with(".xz") {
-            let mut plain = Vec::new();
-            lzma_rs::xz_decompress(&mut &data[..], &mut plain)
-                .with_context(|| format!("cannot unpack {path}"))?;
-            data = plain;
+            data = unpack::any(&data).with_context(|| format!("cannot unpack {path}"))?;
         }
         let place = format!("/modules/{}", path.trim_end_matches(".xz"));
         cpio.file(&place, 0o644, &data);
@@ -121,12 +121,6 @@ fn load_order(dep: &str, wanted: &[&str]) -> Vec<String> {
         }
     }
     order
-}
-
-fn gzip(data: &[u8]) -> Result<Vec<u8>> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    encoder.write_all(data)?;
-    Ok(encoder.finish()?)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ mod initramfs;
 pub mod packages;
 pub mod release;
 mod root_tar;
+mod unpack;
 
 use crate::{process, workspace};
 use anyhow::{Context, Result};
@@ -15,7 +16,6 @@ use release::Release;
 use root_tar::RootTar;
 use sha2::{Digest, Sha256};
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -70,7 +70,8 @@ pub struct HostImage {
     pub initramfs: PathBuf,
     /// dom0's root disk.
     pub disk: PathBuf,
-    /// A folder shown to dom0 as `/guest`: `vmlinuz` and `initramfs` of Linux guests.
+    /// A folder shown to dom0 as `/guest`: `vmlinuz`, the same unpacked as `vmlinux`, and `initramfs`
+    /// of Linux guests.
     pub guest: PathBuf,
 }
 
@@ -87,7 +88,12 @@ pub fn ensure(release: Release, say: &dyn Fn(&str)) -> Result<HostImage> {
     let root_dir = workspace::cache().join(format!("root-{release}-{root_key}"));
     complete(&root_dir, |dir| make_root(release, dir, say))?;
 
-    let boot_key = key(&[&root_key, initramfs::SOURCES, include_str!("initramfs.rs")]);
+    let boot_key = key(&[
+        &root_key,
+        initramfs::SOURCES,
+        include_str!("initramfs.rs"),
+        include_str!("unpack.rs"),
+    ]);
     let dir = workspace::cache().join(format!("boot-{release}-{boot_key}"));
     complete(&dir, |dir| make_boot(&root_dir, release, dir, say))?;
     Ok(HostImage {
@@ -161,19 +167,16 @@ fn make_boot(root: &Path, release: Release, dir: &Path, say: &dyn Fn(&str)) -> R
     fs::create_dir_all(&guest)?;
 
     let (xen_gz, _) = tar.read(&format!("boot/xen-{release}-amd64.gz"))?;
-    let mut xen = Vec::new();
-    flate2::read::GzDecoder::new(&xen_gz[..]).read_to_end(&mut xen)?;
-    fs::write(dir.join("xen"), xen)?;
+    fs::write(dir.join("xen"), unpack::any(&xen_gz)?)?;
 
     let vmlinuz = tar
         .list("boot")?
         .into_iter()
         .find(|name| name.starts_with("vmlinuz-"))
         .context("the root has no kernel")?;
-    fs::write(
-        guest.join("vmlinuz"),
-        tar.read(&format!("boot/{vmlinuz}"))?.0,
-    )?;
+    let (bz_image, _) = tar.read(&format!("boot/{vmlinuz}"))?;
+    fs::write(guest.join("vmlinuz"), &bz_image)?;
+    fs::write(guest.join("vmlinux"), unpack::kernel(&bz_image)?)?;
 
     let version = vmlinuz.trim_start_matches("vmlinuz-");
     fs::write(dir.join("dom0-initramfs"), initramfs::dom0(&tar, version)?)?;

@@ -9,6 +9,8 @@ const NEEDED: &[(&str, &str)] = &[
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("mmdebstrap", "mmdebstrap"),
     ("genext2fs", "genext2fs"),
+    ("xz", "xz-utils"),
+    ("zstd", "zstd"),
     ("setpriv", "util-linux"),
     ("cc", "gcc"),
 ];

@@ -1,0 +1,118 @@
+//! The command line of `cargo lab`.
+
+use crate::commands::{build, run, scenarios, shell, soak};
+use crate::host::{self, Host, domain::TOOLSTACK};
+use crate::image::{packages, release::Release};
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Builds, tests and shows Bulkhead on a real Xen, which QEMU emulates.
+#[derive(Debug, Parser)]
+#[command(name = "cargo lab", bin_name = "cargo lab")]
+pub struct Cli {
+    /// Xen's version: 4.17 (Debian bookworm) or 4.20 (trixie).
+    #[arg(long, global = true, default_value_t)]
+    xen: Release,
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Shows the main job, from a fresh clone to a table of what was measured.
+    Demo,
+    /// Runs the whole test suite: format, lints, tests, documentation, all scenarios.
+    Test,
+    /// Runs the scenarios whose names contain one of these words (all without any).
+    Scenario {
+        /// Parts of names.
+        names: Vec<String>,
+    },
+    /// Lists the scenarios.
+    List,
+    /// Builds the unikernel; the last line is the path of the bootable ELF.
+    Build,
+    /// Opens a shell in dom0, with a driver domain and a guest running.
+    Shell,
+    /// Runs one ELF as a domain on a host that stays up.
+    Run {
+        /// The host's name.
+        #[arg(long, default_value = "default")]
+        name: String,
+        #[command(flatten)]
+        options: run::Options,
+    },
+    /// Boots, uses and ends a host that stays up.
+    Host {
+        /// The host's name.
+        #[arg(long, default_value = "default")]
+        name: String,
+        #[command(subcommand)]
+        task: HostTask,
+    },
+    /// Counts how steady the emulated host is, with Linux domains only.
+    Soak {
+        /// A name for this count's logs.
+        #[arg(long, default_value = "default")]
+        name: String,
+        #[command(flatten)]
+        options: soak::Options,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum HostTask {
+    /// Boots it.
+    Start {
+        #[command(flatten)]
+        tuning: soak::Tuning,
+    },
+    /// Runs a shell script in its dom0.
+    Exec {
+        /// The script.
+        script: Vec<String>,
+    },
+    /// Ends it.
+    Stop,
+}
+
+/// Does what the command line says.
+pub fn main(cli: Cli) -> Result<()> {
+    let xen = cli.xen;
+    match cli.command {
+        Task::Demo => scenarios::demo(xen),
+        Task::Test => scenarios::test(xen),
+        Task::Scenario { names } => scenarios::some(xen, &names),
+        Task::List => {
+            scenarios::list();
+            Ok(())
+        }
+        Task::Build => build::run(),
+        Task::Shell => shell::run(xen),
+        Task::Run { name, options } => {
+            packages::ensure()?;
+            run::run(&name, xen, &options)
+        }
+        Task::Host { name, task } => host_task(&name, xen, task),
+        Task::Soak { name, options } => {
+            packages::ensure()?;
+            soak::run(&name, xen, &options)
+        }
+    }
+}
+
+fn host_task(name: &str, xen: Release, task: HostTask) -> Result<()> {
+    match task {
+        HostTask::Start { tuning } => {
+            packages::ensure()?;
+            host::boot_named(name, xen, &tuning.machine()).map(drop)
+        }
+        HostTask::Exec { script } => {
+            let output = Host::attach(Host::named(name))?.exec(&script.join(" "), TOOLSTACK)?;
+            print!("{}", output.out);
+            eprint!("{}", output.err);
+            std::process::exit(output.status)
+        }
+        HostTask::Stop => Host::attach(Host::named(name))?.stop(),
+    }
+}

@@ -1,0 +1,51 @@
+//! `cargo lab build`: the unikernel, a stripped ELF that Xen boots.
+
+use crate::process;
+use crate::workspace;
+use anyhow::{Context, Result, ensure};
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+/// The ELF may not be larger.
+const SIZE_LIMIT: u64 = 400 << 10;
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Builds it and returns its path.
+pub fn build() -> Result<PathBuf> {
+    let mut command = Command::new(process::cargo());
+    command
+        .args([
+            "build",
+            "--quiet",
+            "--profile",
+            "unikernel",
+            "--target",
+            TARGET,
+        ])
+        .args(["--package", "bulkhead-blkback", "--bin", "bulkhead"])
+        .args(["--features", "unikernel"])
+        .current_dir(workspace::root())
+        .stdin(Stdio::null());
+    let status = command.status().context("cannot start cargo")?;
+    ensure!(status.success(), "building the unikernel failed");
+    let elf = workspace::target().join(TARGET).join("unikernel/bulkhead");
+    let size = fs::metadata(&elf)
+        .with_context(|| format!("cargo left no {}", elf.display()))?
+        .len();
+    ensure!(
+        size <= SIZE_LIMIT,
+        "{} has {size} bytes, more than {SIZE_LIMIT}",
+        elf.display()
+    );
+    Ok(elf)
+}
+
+/// Builds it and says where it is, on the last line.
+pub fn run() -> Result<()> {
+    let elf = build()?;
+    println!("{} KiB", fs::metadata(&elf)?.len().div_ceil(1024));
+    println!("{}", elf.display());
+    Ok(())
+}

@@ -1,0 +1,142 @@
+//! `cargo lab demo`, `cargo lab test`, `cargo lab scenario` and `cargo lab list`.
+
+use super::{build, checks};
+use crate::host::qemu::Machine;
+use crate::image::{self, packages, release::Release};
+use crate::lab::Scenario;
+use crate::lab::progress::Progress;
+use crate::lab::report::Summary;
+use crate::lab::runner::Runner;
+use crate::{scenarios, workspace};
+use anyhow::{Result, bail, ensure};
+use std::fs;
+use std::time::Instant;
+
+/// Shows the main job: from a fresh clone to the table.
+pub fn demo(release: Release) -> Result<()> {
+    let start = Instant::now();
+    let all = scenarios::all();
+    let chosen: Vec<&Scenario> = all.iter().filter(|scenario| scenario.demo).collect();
+    let summary = run_scenarios(release, &chosen)?;
+    print_end(&summary);
+    println!(
+        "Xen {release}, {:.0} s in all",
+        start.elapsed().as_secs_f32()
+    );
+    ensure!(
+        summary.failed() == 0,
+        "{} of the demo's scenarios failed",
+        summary.failed()
+    );
+    Ok(())
+}
+
+/// Runs the scenarios whose names contain one of `names`, or all.
+pub fn some(release: Release, names: &[String]) -> Result<()> {
+    let all = scenarios::all();
+    let chosen = choose(&all, names)?;
+    let summary = run_scenarios(release, &chosen)?;
+    print_end(&summary);
+    print_counts(summary.passed(), summary.failed())
+}
+
+/// The whole test suite.
+pub fn test(release: Release) -> Result<()> {
+    packages::ensure()?;
+    let (failed, checks) = checks::run()?;
+    let all = scenarios::all();
+    let chosen: Vec<&Scenario> = all.iter().collect();
+    let summary = run_scenarios(release, &chosen);
+    let (lab_passed, lab_failed) = match &summary {
+        Ok(summary) => {
+            print_end(summary);
+            (summary.passed(), summary.failed())
+        }
+        Err(error) => {
+            println!("FAILED lab: {error:#}");
+            (0, chosen.len())
+        }
+    };
+    for check in &failed {
+        println!("FAILED check: {check}");
+    }
+    print_counts(
+        checks - failed.len() + lab_passed,
+        failed.len() + lab_failed,
+    )
+}
+
+/// Lists the scenarios.
+pub fn list() {
+    for scenario in scenarios::all() {
+        println!("{:20} {}", scenario.name, scenario.about);
+    }
+}
+
+fn choose<'a>(all: &'a [Scenario], names: &[String]) -> Result<Vec<&'a Scenario>> {
+    if let Some(unknown) = names.iter().find(|name| {
+        !all.iter()
+            .any(|scenario| scenario.name.contains(name.as_str()))
+    }) {
+        bail!("no scenario's name contains {unknown:?}; `cargo lab list` shows them");
+    }
+    let wanted = |scenario: &&Scenario| {
+        names.is_empty()
+            || names
+                .iter()
+                .any(|name| scenario.name.contains(name.as_str()))
+    };
+    Ok(all.iter().filter(wanted).collect())
+}
+
+fn run_scenarios(release: Release, chosen: &[&Scenario]) -> Result<Summary> {
+    let progress = Progress::default();
+    let say = |text: &str| progress.step("lab", text);
+    packages::ensure()?;
+    say("building the unikernel");
+    let unikernel = build::build()?;
+    let image = image::ensure(release, &say)?;
+    fs::create_dir_all(workspace::lab())?;
+    Runner::new(image, Machine::default(), unikernel, &progress).run(chosen)
+}
+
+fn print_end(summary: &Summary) {
+    println!("{}", summary.scenario_table());
+    if let Some(table) = summary.figure_table() {
+        println!("{table}");
+    }
+    for warning in summary.warnings() {
+        println!("{warning}");
+    }
+    println!(
+        "hosts booted: {}, scenarios run again: {}",
+        summary.boots,
+        summary.reruns()
+    );
+}
+
+/// The last line of a run, alone on its line.
+fn print_counts(passed: usize, failed: usize) -> Result<()> {
+    println!("{passed} passed, {failed} failed");
+    if failed > 0 {
+        bail!("{failed} failed");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scenarios_are_chosen_by_parts_of_their_names() {
+        let all = scenarios::all();
+        let count = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+            choose(&all, &names).map(|chosen| chosen.len())
+        };
+        assert_eq!(count(&[]).unwrap(), all.len());
+        assert_eq!(count(&["main-"]).unwrap(), 2);
+        assert!(count(&["main-", "nonsense"]).is_err());
+    }
+}

@@ -1,0 +1,173 @@
+//! Telling faults of the emulation apart from faults of our own domains.
+//!
+//! QEMU's emulation of a Xen host has faults of its own (`ci/README.md` counts them): a stock Linux
+//! guest dies of a triple fault, or a program in dom0 dies of a signal. Those lines are what a rerun
+//! may be founded on; whatever one of our own domains does is never one of them.
+
+use crate::host::{Known, Output};
+
+/// Signals by which a program ends of its own error: ILL, TRAP, ABRT, BUS, FPE, SEGV.
+const FATAL_SIGNALS: &[i32] = &[4, 5, 6, 7, 8, 11];
+
+/// What bash and glibc print about a program that ended so.
+const DEATHS: &[&str] = &[
+    "Segmentation fault",
+    "Illegal instruction",
+    "Bus error",
+    "Aborted",
+    "malloc():",
+    "free():",
+    "realloc():",
+    "double free",
+    "corrupted size vs. prev_size",
+    "malloc_consolidate():",
+    "stack smashing detected",
+    "sysmalloc:",
+];
+
+/// What dom0's kernel logs about one.
+const KERNEL_DEATHS: &[&str] = &[
+    " segfault at ",
+    "general protection fault",
+    "traps: ",
+    "invalid opcode",
+    "Kernel panic",
+    "BUG: ",
+    "Oops: ",
+];
+
+/// Signs of death in the result of a command in dom0.
+pub fn in_command(script: &str, output: &Output) -> Vec<String> {
+    let script = script.trim().lines().next().unwrap_or_default();
+    let mut found: Vec<String> = output
+        .err
+        .lines()
+        .filter(|line| DEATHS.iter().any(|death| line.contains(death)))
+        .map(|line| format!("dom0: {script}: {line}"))
+        .collect();
+    let signal = output.status - 128;
+    if found.is_empty() && FATAL_SIGNALS.contains(&signal) {
+        found.push(format!("dom0: {script}: ended by signal {signal}"));
+    }
+    found
+}
+
+/// What the logs of a scenario say.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// Faults of the emulation: each the line that shows it.
+    pub emulator: Vec<String>,
+    /// Faults of our own domains.
+    pub own: Vec<String>,
+}
+
+/// Reads Xen's log and dom0's kernel log of one scenario.
+pub fn in_logs(xen: &str, dom0: &str, domains: &[Known]) -> Verdict {
+    let mut verdict = Verdict::default();
+    for line in xen.lines().filter(|line| line.contains("(XEN)")) {
+        if line.contains("Panic on CPU") || line.contains("Xen BUG at") {
+            verdict.emulator.push(line.trim().to_owned());
+            continue;
+        }
+        let crash = line.contains("Triple fault") || line.contains("crash");
+        let Some(id) = domain_of(line).filter(|_| crash) else {
+            continue;
+        };
+        match domains.iter().rev().find(|known| known.id == id) {
+            Some(known) if known.linux && line.contains("Triple fault") => {
+                let text = format!("stock guest {}: {}", known.name, line.trim());
+                verdict.emulator.push(text);
+            }
+            // The lines that follow a triple fault.
+            Some(known) if known.linux => {}
+            Some(known) => verdict.own.push(format!("{}: {}", known.name, line.trim())),
+            None => {}
+        }
+    }
+    let deaths = dom0
+        .lines()
+        .filter(|line| KERNEL_DEATHS.iter().any(|death| line.contains(death)));
+    verdict
+        .emulator
+        .extend(deaths.map(|line| format!("dom0's kernel: {}", line.trim())));
+    verdict
+}
+
+/// The domain that a line of Xen's log is about: `d7v0 …`, `d7: …` or `Domain 7 …`.
+fn domain_of(line: &str) -> Option<u32> {
+    let mut words = line.split_whitespace();
+    while let Some(word) = words.next() {
+        if word == "Domain" {
+            return words.next()?.trim_end_matches(':').parse().ok();
+        }
+        if let Some(rest) = word.strip_prefix('d') {
+            let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+            if digits > 0
+                && (rest[digits..].starts_with('v')
+                    || rest[digits..] == *":"
+                    || rest.len() == digits)
+            {
+                return rest[..digits].parse().ok();
+            }
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn domains() -> Vec<Known> {
+        let known = |id, name: &str, linux| Known {
+            id,
+            name: name.to_owned(),
+            linux,
+        };
+        vec![known(7, "guest", true), known(8, "storage", false)]
+    }
+
+    #[test]
+    fn a_stock_guests_triple_fault_is_the_emulators_and_ours_is_ours() {
+        let xen = "(XEN) [   12.1] d7v0 Triple fault - invoking HVM shutdown action 1\n\
+                   (XEN) [   13.1] d8v0 Triple fault - invoking HVM shutdown action 1\n\
+                   (XEN) [   14.1] Domain 8 (vcpu#0) crashed on cpu#1:\n\
+                   (XEN) [   15.1] Domain 7 (vcpu#0) crashed on cpu#1:\n\
+                   (d8) a panic: d7v0 Triple fault\n";
+        let verdict = in_logs(xen, "", &domains());
+        assert_eq!(verdict.emulator.len(), 1);
+        assert!(verdict.emulator[0].starts_with("stock guest guest: (XEN) [   12.1] d7v0"));
+        assert_eq!(verdict.own.len(), 2);
+    }
+
+    #[test]
+    fn dom0_programs_dying_are_seen_in_the_kernel_log_and_in_the_commands_result() {
+        let dom0 = "[ 9.1] xl[312]: segfault at 0 ip 00007f sp 00007f error 4 in libxl\n[ 9.2] loop: module loaded\n";
+        assert_eq!(in_logs("", dom0, &[]).emulator.len(), 1);
+        let output = |status, err: &str| Output {
+            status,
+            out: String::new(),
+            err: err.to_owned(),
+        };
+        assert_eq!(in_command("xl list", &output(139, "")).len(), 1);
+        assert_eq!(
+            in_command(
+                "xl list",
+                &output(139, "line 1: 12 Segmentation fault xl list\n")
+            )
+            .len(),
+            1
+        );
+        assert!(in_command("xl list", &output(1, "xl: not found\n")).is_empty());
+        assert!(in_command("timeout 1 xl list", &output(143, "")).is_empty());
+    }
+
+    #[test]
+    fn domain_numbers_are_found_in_every_form() {
+        assert_eq!(domain_of("(XEN) d12v3 Triple fault"), Some(12));
+        assert_eq!(domain_of("(XEN) d12: crashed"), Some(12));
+        assert_eq!(domain_of("(XEN) Domain 4 (vcpu#0) crashed"), Some(4));
+        assert_eq!(domain_of("(XEN) Domain 4: crash"), Some(4));
+        assert_eq!(domain_of("(XEN) dom0 is fine, d1x"), None);
+    }
+}

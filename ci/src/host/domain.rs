@@ -1,0 +1,205 @@
+//! A domain that the lab created: its console, its life and its end.
+
+use super::{Host, Output, length, read_from};
+use crate::config::Config;
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// How long the tool stack may take for one of its commands.
+pub const TOOLSTACK: Duration = Duration::from_secs(60);
+
+/// A domain. It is destroyed when this value is dropped.
+#[derive(Debug)]
+pub struct Domain<'h> {
+    /// The host it runs on.
+    pub host: &'h Host,
+    /// Its name.
+    pub name: String,
+    /// Its number.
+    pub id: u32,
+    console_start: u64,
+    gone: bool,
+}
+
+impl Host {
+    /// Creates a domain and lets it run.
+    pub fn create(&self, config: &Config) -> Result<Domain<'_>> {
+        let domain = self.create_paused(config)?;
+        self.ok(&format!("xl unpause '{}'", config.name))?;
+        Ok(domain)
+    }
+
+    /// Creates a domain that does not run yet.
+    pub fn create_paused(&self, config: &Config) -> Result<Domain<'_>> {
+        let path = self.write_config(config)?;
+        // Made before the check: what xl left half made goes away with it.
+        let mut domain = Domain {
+            host: self,
+            name: config.name.clone(),
+            id: 0,
+            console_start: length(&self.console_log(&config.name)),
+            gone: false,
+        };
+        let script = format!("xl create -qp {path} && xl domid '{}'", config.name);
+        let text = self.ok(&script)?;
+        // xl prints remarks about the configuration before.
+        let last = text.lines().last().unwrap_or_default();
+        domain.id = last
+            .trim()
+            .parse()
+            .with_context(|| format!("xl domid said {text:?}"))?;
+        self.note_domain(domain.id, config);
+        Ok(domain)
+    }
+
+    /// Runs `xl create` with a configuration that may be refused.
+    pub fn try_create(&self, config: &Config) -> Result<Output> {
+        let path = self.write_config(config)?;
+        self.exec(&format!("xl create -q {path}"), TOOLSTACK)
+    }
+
+    fn write_config(&self, config: &Config) -> Result<String> {
+        let dir = self.instance().share().join("config");
+        fs::create_dir_all(&dir)?;
+        fs::write(dir.join(&config.name), config.to_string())?;
+        Ok(format!("/lab/config/{}", config.name))
+    }
+
+    /// Attaches a disk to a running guest, as `xl block-attach` does, and waits until its backend is
+    /// connected; the time that took. `device` is the number of the virtual device.
+    pub fn attach_disk(&self, guest: &Domain, disk: &str, device: u32) -> Result<Duration> {
+        let script = format!("lab-xen attach {} {device} '{disk}'", guest.id);
+        let output = self.exec(&script, TOOLSTACK)?;
+        if output.status != 0 {
+            bail!("{disk} was not attached: {}{}", output.out, output.err);
+        }
+        Ok(Duration::from_micros(output.out.trim().parse()?))
+    }
+
+    /// The file that holds a domain's console.
+    pub fn console_log(&self, name: &str) -> PathBuf {
+        self.instance()
+            .share()
+            .join(format!("console/guest-{name}.log"))
+    }
+}
+
+impl Domain<'_> {
+    /// Everything this domain printed.
+    pub fn console(&self) -> String {
+        read_from(&self.host.console_log(&self.name), self.console_start)
+    }
+
+    /// How many bytes this domain printed so far; for [`Self::console_from`].
+    pub fn console_length(&self) -> usize {
+        self.console().len()
+    }
+
+    /// What it printed after its first `start` bytes.
+    pub fn console_from(&self, start: usize) -> String {
+        let text = self.console();
+        text.get(start..).unwrap_or_default().to_owned()
+    }
+
+    /// Waits until the console shows `text`; the error shows the console's end.
+    pub fn wait_console(&self, text: &str, limit: Duration) -> Result<()> {
+        self.wait_console_from(0, text, limit).map(drop)
+    }
+
+    /// Waits until the console shows `text` after its first `start` bytes, and returns that line.
+    pub fn wait_console_from(&self, start: usize, text: &str, limit: Duration) -> Result<String> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let console = self.console_from(start);
+            if let Some(line) = console.lines().find(|line| line.contains(text)) {
+                return Ok(line.to_owned());
+            }
+            self.host.tick(deadline).with_context(|| {
+                let end = crate::process::tail(&console, 12);
+                format!(
+                    "{}'s console did not show {text:?} within {limit:?}; its end:\n{end}",
+                    self.name
+                )
+            })?;
+        }
+    }
+
+    /// Processor time used so far, as Xen counts it.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let text = self.host.ok(&format!("lab-xen cpu-time {}", self.id))?;
+        Ok(Duration::from_nanos(text.trim().parse()?))
+    }
+
+    /// Lets a paused domain run and waits until its console shows `text`; the time that took, measured
+    /// inside the host.
+    pub fn unpause_until(&self, text: &str, limit: Duration) -> Result<Duration> {
+        let script = format!(
+            "lab-xen unpause-until {} /lab/console/guest-{}.log {} {text:?} {}",
+            self.id,
+            self.name,
+            self.console_start,
+            limit.as_secs()
+        );
+        let output = self.host.exec(&script, limit + TOOLSTACK)?;
+        if output.status != 0 {
+            let end = crate::process::tail(&self.console(), 12);
+            bail!(
+                "{} did not show {text:?}: {}{}; the end of its console:\n{end}",
+                self.name,
+                output.out,
+                output.err
+            );
+        }
+        Ok(Duration::from_micros(output.out.trim().parse()?))
+    }
+
+    /// Whether Xen still has it.
+    pub fn exists(&self) -> Result<bool> {
+        let script = format!("xl domid '{}'", self.name);
+        Ok(self.host.exec(&script, TOOLSTACK)?.status == 0)
+    }
+
+    /// Waits until Xen does not have it any more.
+    pub fn wait_gone(&mut self, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        while self.exists()? {
+            self.host
+                .tick(deadline)
+                .with_context(|| format!("{} is still there after {limit:?}", self.name))?;
+        }
+        self.gone = true;
+        Ok(())
+    }
+
+    /// Asks it to shut down and waits for the end.
+    pub fn shutdown(&mut self, limit: Duration) -> Result<()> {
+        self.host.ok(&format!("xl shutdown '{}'", self.name))?;
+        self.wait_gone(limit)
+    }
+
+    /// Ends it at once.
+    pub fn destroy(&mut self) -> Result<()> {
+        self.host.ok(&format!("xl destroy '{}'", self.name))?;
+        self.gone = true;
+        Ok(())
+    }
+
+    /// Looks its number up again, after a reboot.
+    pub fn renumber(&mut self) -> Result<()> {
+        let id = self.host.ok(&format!("xl domid '{}'", self.name))?;
+        self.id = id.trim().parse()?;
+        Ok(())
+    }
+}
+
+impl Drop for Domain<'_> {
+    fn drop(&mut self) {
+        if !self.gone {
+            let script = format!("xl destroy '{}' 2>/dev/null", self.name);
+            // The check between scenarios finds what this could not remove.
+            let _ = self.host.exec(&script, TOOLSTACK);
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! A stock Debian guest, and running commands in it through its console.
+
+use super::domain::Domain;
+use super::{Host, Output};
+use crate::config::{Config, Kind};
+use anyhow::{Context, Result, anyhow, bail};
+use base64::prelude::{BASE64_STANDARD, Engine};
+use sha2::{Digest, Sha256};
+use std::cell::Cell;
+use std::ops::{Deref, DerefMut};
+use std::time::{Duration, Instant};
+
+/// How long a guest may take from its creation to its first command.
+pub const BOOT: Duration = Duration::from_secs(90);
+
+/// A Linux guest whose init (`ci/scripts/guest-init.sh`) takes commands.
+#[derive(Debug)]
+pub struct Guest<'h> {
+    domain: Domain<'h>,
+    next: Cell<u32>,
+}
+
+impl Host {
+    /// The configuration of a stock guest with these disks.
+    pub fn guest_config(&self, name: &str, kind: Kind, disks: &[String]) -> Result<Config> {
+        let mut config = Config::new(name, kind, "/guest/vmlinux");
+        config.ramdisk = Some("/guest/initramfs".to_owned());
+        config.memory = 384;
+        // Probing for PCI and measuring the clock cost an emulated guest seconds.
+        config.cmdline = format!(
+            "console=hvc0 quiet pci=off tsc_early_khz={}",
+            self.tsc_khz()?
+        );
+        config.disks = disks.to_vec();
+        Ok(config)
+    }
+
+    /// Creates a guest and waits until it takes commands.
+    pub fn guest(&self, name: &str, kind: Kind, disks: &[String]) -> Result<Guest<'_>> {
+        let config = self.guest_config(name, kind, disks)?;
+        Guest::wait(self.create(&config)?)
+    }
+}
+
+impl<'h> Guest<'h> {
+    /// A guest that was just created, once it takes commands.
+    pub fn wait(domain: Domain<'h>) -> Result<Self> {
+        domain.wait_console("@@ready", BOOT)?;
+        Ok(Self {
+            domain,
+            next: Cell::new(0),
+        })
+    }
+
+    /// Runs a shell command; an error means that it could not be run or did not end in time.
+    pub fn exec(&self, command: &str, limit: Duration) -> Result<Output> {
+        self.finish(self.start(command)?, limit)
+            .with_context(|| format!("in {}: {command}", self.name))
+    }
+
+    /// Runs a shell command that has to succeed, and returns what it printed.
+    pub fn ok(&self, command: &str, limit: Duration) -> Result<String> {
+        let output = self.exec(command, limit)?;
+        if output.status != 0 {
+            bail!(
+                "in {}: {command}: status {}\n{}",
+                self.name,
+                output.status,
+                output.out
+            );
+        }
+        Ok(output.out)
+    }
+
+    /// Starts a shell command and does not wait for it.
+    pub fn start(&self, command: &str) -> Result<Started> {
+        let id = self.next.get();
+        self.next.set(id + 1);
+        let started = Started {
+            id,
+            console: self.console_length(),
+        };
+        self.type_line(&format!("run {id} {}", BASE64_STANDARD.encode(command)))?;
+        Ok(started)
+    }
+
+    /// Waits for a started command.
+    pub fn finish(&self, started: Started, limit: Duration) -> Result<Output> {
+        let deadline = Instant::now() + limit;
+        let mut repeated = 0;
+        loop {
+            match parse_answer(&self.console_from(started.console), started.id) {
+                Answer::Whole(output) => return Ok(output),
+                Answer::Absent => {}
+                // A line was lost or mixed with a kernel message: ask again.
+                Answer::Damaged(count) if count > repeated => {
+                    repeated = count;
+                    if repeated > 3 {
+                        bail!("the answer was damaged {repeated} times");
+                    }
+                    self.type_line(&format!("get {}", started.id))?;
+                }
+                Answer::Damaged(_) => {}
+            }
+            self.host
+                .tick(deadline)
+                .map_err(|error| anyhow!("{error} (limit {limit:?})"))
+                .with_context(|| {
+                    let end = crate::process::tail(&self.console(), 8);
+                    format!("no answer; the end of its console:\n{end}")
+                })?;
+        }
+    }
+
+    fn type_line(&self, line: &str) -> Result<()> {
+        let script = format!(
+            "echo '{line}' >$(xenstore-read /local/domain/{}/console/tty)",
+            self.id
+        );
+        self.host.ok(&script).map(drop)
+    }
+}
+
+impl<'h> Deref for Guest<'h> {
+    type Target = Domain<'h>;
+
+    fn deref(&self) -> &Domain<'h> {
+        &self.domain
+    }
+}
+
+impl<'h> DerefMut for Guest<'h> {
+    fn deref_mut(&mut self) -> &mut Domain<'h> {
+        &mut self.domain
+    }
+}
+
+/// A command that runs in a guest.
+#[derive(Debug)]
+pub struct Started {
+    id: u32,
+    console: usize,
+}
+
+#[derive(Debug, PartialEq)]
+enum Answer {
+    Absent,
+    /// This many answers came, none of them whole.
+    Damaged(usize),
+    Whole(Output),
+}
+
+/// Finds the answer to command `id`: `@@begin ID`, the output, `@@end ID STATUS SHA256`.
+fn parse_answer(console: &str, id: u32) -> Answer {
+    let text = console.replace('\r', "");
+    let begin = format!("@@begin {id}\n");
+    let end = format!("\n@@end {id} ");
+    let mut damaged = 0;
+    for (at, _) in text.match_indices(&end) {
+        let Some((line, _)) = text[at + end.len()..].split_once('\n') else {
+            break;
+        };
+        damaged += 1;
+        let Some(start) = text[..=at].rfind(&begin) else {
+            continue;
+        };
+        let out = text.get(start + begin.len()..at).unwrap_or_default();
+        let (Some(status), Some(sum)) = split_status(line) else {
+            continue;
+        };
+        if sum == sha256(out.as_bytes()) {
+            let out = out.to_owned();
+            return Answer::Whole(Output {
+                status,
+                out,
+                err: String::new(),
+            });
+        }
+    }
+    if damaged == 0 {
+        Answer::Absent
+    } else {
+        Answer::Damaged(damaged)
+    }
+}
+
+fn split_status(line: &str) -> (Option<i32>, Option<&str>) {
+    let mut words = line.split_whitespace();
+    (
+        words.next().and_then(|word| word.parse().ok()),
+        words.next(),
+    )
+}
+
+fn sha256(data: &[u8]) -> String {
+    Sha256::digest(data)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(id: u32, out: &str) -> String {
+        format!(
+            "@@begin {id}\r\n{out}\n@@end {id} 3 {}\r\n",
+            sha256(out.as_bytes())
+        )
+    }
+
+    #[test]
+    fn a_whole_answer_is_found() {
+        for out in ["", "hello\n", "no newline", "\n\n"] {
+            let text = format!("noise\r\n{}", answer(7, out));
+            let expected = Output {
+                status: 3,
+                out: out.to_owned(),
+                err: String::new(),
+            };
+            assert_eq!(parse_answer(&text, 7), Answer::Whole(expected));
+            assert_eq!(parse_answer(&text, 8), Answer::Absent);
+            assert_eq!(parse_answer(&text[..text.len() - 2], 7), Answer::Absent);
+        }
+    }
+
+    #[test]
+    fn an_answer_mixed_with_a_kernel_message_is_damaged_until_repeated() {
+        let bad = answer(7, "hello\n").replace("hel", "hel[ 12.3] BUG\n");
+        assert_eq!(parse_answer(&bad, 7), Answer::Damaged(1));
+        let text = format!("{bad}{}", answer(7, "hello\n"));
+        assert!(matches!(parse_answer(&text, 7), Answer::Whole(_)));
+    }
+}

@@ -1,0 +1,85 @@
+//! What Xen itself says about grants and event channels, through its debug keys.
+
+use super::Host;
+use anyhow::{Context, Result};
+use std::time::{Duration, Instant};
+
+/// Grants of other domains that domain `by` has mapped, summed over all granting domains.
+pub fn grants_in_use(host: &Host, by: u32) -> Result<usize> {
+    Ok(count_grants(&debug_key(host, 'g')?, by))
+}
+
+/// Event channels of a domain that are bound to anything.
+pub fn bound_ports(host: &Host, domain: u32) -> Result<usize> {
+    Ok(count_ports(&debug_key(host, 'e')?, domain))
+}
+
+/// Presses a debug key and returns what Xen prints. A second key marks the end.
+fn debug_key(host: &Host, key: char) -> Result<String> {
+    const MARKER: &str = "'h' pressed";
+    let log = host.instance().xen_log();
+    let start = super::length(&log);
+    host.ok(&format!("xl debug-keys {key} && xl debug-keys h"))?;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let text = super::read_from(&log, start);
+        if let Some((text, _)) = text.split_once(MARKER) {
+            return Ok(text.to_owned());
+        }
+        host.tick(deadline)
+            .with_context(|| format!("Xen did not answer to debug key {key}"))?;
+    }
+}
+
+/// Counts the entries in use: `[0xREF] DOMID MFN PIN …`, where DOMID is the domain that maps.
+fn count_grants(text: &str, by: u32) -> usize {
+    text.lines()
+        .filter_map(|line| line.split_once("[0x")?.1.split_once(']'))
+        .filter_map(|(_, entry)| entry.split_whitespace().next())
+        .filter(|word| word.parse() == Ok(by))
+        .count()
+}
+
+/// Counts the ports in the section of a domain.
+fn count_ports(text: &str, domain: u32) -> usize {
+    const HEADING: &str = "Event channel information for domain";
+    let heading = format!("{HEADING} {domain}:");
+    text.lines()
+        .skip_while(|line| !line.contains(&heading))
+        .skip(1)
+        .take_while(|line| !line.contains(HEADING))
+        .filter(|line| line.contains("]: s="))
+        .count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grants_are_counted_by_who_maps_them() {
+        let text = "(XEN) [   12.5]       -------- active --------       -------- shared --------\n\
+                    (XEN) [   12.5] [ref] localdom mfn      pin          localdom gmfn     flags\n\
+                    (XEN) [   12.5] grant-table for remote d7 (v1)\n\
+                    (XEN) [   12.5] [0x008]      3 0x13a77c 0x00000001          3 0x13a77c 0x19\n\
+                    (XEN) [   12.6] [0x009]      0 0x13a77d 0x00000001          0 0x13a77d 0x19\n\
+                    (XEN) [   12.6] no active grant table entries\n";
+        assert_eq!(count_grants(text, 3), 1);
+        assert_eq!(count_grants(text, 0), 1);
+        assert_eq!(count_grants(text, 7), 0);
+    }
+
+    #[test]
+    fn ports_are_counted_in_the_domains_own_section() {
+        let text = "(XEN) [  1502.8] Event channel information for domain 0:\n\
+                    (XEN) [  1502.8]        1 [0/0/  -   ]: s=5 n=0 x=0 v=0\n\
+                    (XEN) [  1502.8] Event channel information for domain 10:\n\
+                    (XEN) [  1502.8] Polling vCPUs: {}\n\
+                    (XEN) [  1502.8]     port [p/m/s]\n\
+                    (XEN) [  1502.8]        1 [0/1/  -   ]: s=3 n=0 x=0 d=0 p=31\n\
+                    (XEN) [  1502.8]        2 [0/1/  -   ]: s=3 n=0 x=0 d=0 p=32\n";
+        assert_eq!(count_ports(text, 10), 2);
+        assert_eq!(count_ports(text, 0), 1);
+        assert_eq!(count_ports(text, 1), 0);
+    }
+}

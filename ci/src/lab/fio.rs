@@ -1,0 +1,108 @@
+//! fio in a guest: its command line and its report.
+
+use crate::host::guest::Guest;
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use std::time::Duration;
+
+/// What a run of fio came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Bytes read, those read back for verification included.
+    pub read: u64,
+    /// Bytes written.
+    pub written: u64,
+    /// How long it took.
+    pub runtime: Duration,
+}
+
+impl Report {
+    /// MiB moved per second.
+    pub fn mib_per_second(&self) -> f64 {
+        let bytes = (self.read + self.written) as f64;
+        bytes / f64::from(1 << 20) / self.runtime.as_secs_f64().max(1e-3)
+    }
+}
+
+/// The command line of the verification that every driver domain has to pass: random reads and writes
+/// over the whole disk in blocks of 512 bytes to 64 KiB, each block's checksum verified.
+pub fn verify_command(device: &str) -> String {
+    format!(
+        "fio --name=verify --filename={device} --rw=randrw --bsrange=512-64k --direct=1 \
+         --ioengine=libaio --iodepth=16 --verify=crc32c --verify_fatal=1 \
+         --output-format=json --output=/tmp/fio.json >/tmp/fio.err 2>&1; s=$?; \
+         cat /tmp/fio.json; [ $s = 0 ] || cat /tmp/fio.err; exit $s"
+    )
+}
+
+/// Runs [`verify_command`] in a guest.
+pub fn verify(guest: &Guest, device: &str, limit: Duration) -> Result<Report> {
+    let text = guest.ok(&verify_command(device), limit)?;
+    parse(&text)
+}
+
+#[derive(Deserialize)]
+struct Json {
+    jobs: Vec<Job>,
+}
+
+#[derive(Deserialize)]
+struct Job {
+    error: i64,
+    job_runtime: u64,
+    read: Direction,
+    write: Direction,
+}
+
+#[derive(Deserialize)]
+struct Direction {
+    io_bytes: u64,
+}
+
+/// Reads fio's JSON. A job that reports an error, or that moved nothing, is an error.
+pub fn parse(text: &str) -> Result<Report> {
+    let start = text.find('{').context("fio printed no JSON")?;
+    let mut values = serde_json::Deserializer::from_str(&text[start..]).into_iter();
+    let json: Json = values.next().context("fio printed no JSON")??;
+    let Some(job) = json.jobs.first() else {
+        bail!("fio reports no job");
+    };
+    if job.error != 0 {
+        bail!("fio reports error {}", job.error);
+    }
+    if job.read.io_bytes == 0 || job.write.io_bytes == 0 {
+        bail!(
+            "fio read {} and wrote {} bytes",
+            job.read.io_bytes,
+            job.write.io_bytes
+        );
+    }
+    Ok(Report {
+        read: job.read.io_bytes,
+        written: job.write.io_bytes,
+        runtime: Duration::from_millis(job.job_runtime),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "note: something\n{\"fio version\": \"fio-3.33\", \"jobs\": [{\"jobname\": \"verify\", \
+        \"error\": 0, \"job_runtime\": 2000, \"read\": {\"io_bytes\": 3145728, \"bw\": 1}, \
+        \"write\": {\"io_bytes\": 1048576}}]}\ntrailing";
+
+    #[test]
+    fn a_report_is_read() {
+        let report = parse(GOOD).unwrap();
+        assert_eq!(report.written, 1 << 20);
+        assert!((report.mib_per_second() - 2.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn an_error_or_an_empty_run_is_no_report() {
+        assert!(parse(&GOOD.replace("\"error\": 0", "\"error\": 84")).is_err());
+        assert!(parse(&GOOD.replace("3145728", "0")).is_err());
+        assert!(parse("fio: bad option").is_err());
+    }
+}

@@ -1,0 +1,105 @@
+//! What must be gone when a scenario is over: domains, and their traces in xenstore.
+
+use crate::host::Host;
+use anyhow::Result;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+/// The state of a host between scenarios.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    domains: BTreeSet<String>,
+    nodes: BTreeSet<String>,
+}
+
+impl State {
+    /// What is there now.
+    pub fn of(host: &Host) -> Result<Self> {
+        let list = host.ok("xl list")?;
+        let tree = host.ok("xenstore-ls -f")?;
+        Ok(Self {
+            domains: domain_names(&list),
+            nodes: nodes(&tree),
+        })
+    }
+
+    /// What `later` has and `self` has not, a line each.
+    pub fn new_in(&self, later: &Self) -> Vec<String> {
+        let domains = later.domains.difference(&self.domains);
+        let nodes = later.nodes.difference(&self.nodes);
+        domains
+            .map(|name| format!("domain {name}"))
+            .chain(nodes.map(|node| format!("xenstore node {node}")))
+            .collect()
+    }
+}
+
+/// Compares a host with an earlier state, giving the tool stack a while to finish its removals.
+pub fn check(host: &Host, before: &State, patience: Duration) -> Result<Vec<String>> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let left = before.new_in(&State::of(host)?);
+        if left.is_empty() || Instant::now() > deadline {
+            return Ok(left);
+        }
+        std::thread::sleep(Duration::from_millis(300));
+    }
+}
+
+/// The names in the output of `xl list`. A domain that is dying has none, shown as `(null)`.
+pub fn domain_names(list: &str) -> BTreeSet<String> {
+    list.lines()
+        .skip(1)
+        .filter_map(|line| line.split_whitespace().next())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The paths in the output of `xenstore-ls -f` that a domain's creation must not leave behind. The tool
+/// stack keeps a few nodes of dom0's own for good once it has made its first domain.
+fn nodes(tree: &str) -> BTreeSet<String> {
+    const KEPT: &[&str] = &[
+        "/local/domain/0/libxl",
+        "/local/domain/0/backend",
+        "/libxl",
+        "/vm",
+    ];
+    tree.lines()
+        .filter_map(|line| line.split_once(" = ").map(|(path, _)| path.trim()))
+        .filter(|path| !KEPT.contains(path))
+        .filter(|path| !path.starts_with("/local/domain/0/libxl/"))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIST: &str = "Name                                        ID   Mem VCPUs\tState\tTime(s)\n\
+                        Domain-0                                     0  1024     2     r-----       9.7\n\
+                        (null)                                       4     0     1     --p--d       0.2\n";
+
+    #[test]
+    fn stray_domains_and_nodes_are_named() {
+        let before = State {
+            domains: domain_names("Name ID\nDomain-0 0\n"),
+            nodes: nodes("/tool = \"\"\n/local/domain/0/name = \"Domain-0\"\n"),
+        };
+        let after = State {
+            domains: domain_names(LIST),
+            nodes: nodes(
+                "/tool = \"\"\n/local/domain/0/name = \"Domain-0\"\n/libxl = \"\"\n\
+                 /local/domain/3/backend/vbd/4/51712 = \"\"\n",
+            ),
+        };
+        assert_eq!(
+            before.new_in(&after),
+            [
+                "domain (null)",
+                "xenstore node /local/domain/3/backend/vbd/4/51712"
+            ]
+        );
+        assert!(before.new_in(&before).is_empty());
+    }
+}

@@ -1,0 +1,173 @@
+//! The tables and the counts at the end of a run.
+
+use super::Figure;
+use comfy_table::{Table, presets};
+use serde::Serialize;
+use std::time::Duration;
+
+/// How a scenario ended.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    /// Its name.
+    pub name: &'static str,
+    /// How long it took, a rerun included.
+    pub seconds: f32,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// The faults of the emulation seen in it.
+    pub emulator_faults: Vec<String>,
+    /// Whether it was run a second time because of them.
+    pub rerun: bool,
+    /// What it measured.
+    pub figures: Vec<Figure>,
+}
+
+/// All of a run.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Summary {
+    /// One for each scenario, in order.
+    pub outcomes: Vec<Outcome>,
+    /// Hosts booted.
+    pub boots: u32,
+}
+
+impl Summary {
+    /// Scenarios that passed.
+    pub fn passed(&self) -> usize {
+        self.outcomes.len() - self.failed()
+    }
+
+    /// Scenarios that failed.
+    pub fn failed(&self) -> usize {
+        self.outcomes
+            .iter()
+            .filter(|outcome| outcome.error.is_some())
+            .count()
+    }
+
+    /// Scenarios that were run again because of a fault of the emulation.
+    pub fn reruns(&self) -> usize {
+        self.outcomes.iter().filter(|outcome| outcome.rerun).count()
+    }
+
+    /// A table with a line for each scenario.
+    pub fn scenario_table(&self) -> String {
+        let mut table = plain_table();
+        table.set_header(["scenario", "result", "time"]);
+        for outcome in &self.outcomes {
+            let result = match (&outcome.error, outcome.rerun) {
+                (Some(_), _) => "FAILED",
+                (None, true) => "passed (rerun)",
+                (None, false) => "passed",
+            };
+            let time = format!("{:.1} s", outcome.seconds);
+            table.add_row([outcome.name, result, &time]);
+        }
+        table.to_string()
+    }
+
+    /// A table of all figures: a line for each row name, in the order of their first appearance.
+    pub fn figure_table(&self) -> Option<String> {
+        let figures: Vec<&Figure> = self
+            .outcomes
+            .iter()
+            .flat_map(|outcome| &outcome.figures)
+            .collect();
+        if figures.is_empty() {
+            return None;
+        }
+        let (mut rows, mut columns) = (Vec::new(), Vec::new());
+        for figure in &figures {
+            push_new(&mut rows, figure.row.as_str());
+            push_new(&mut columns, figure.column);
+        }
+        let mut table = plain_table();
+        table.set_header(std::iter::once("").chain(columns.iter().copied()));
+        for row in rows {
+            let value = |column: &&str| {
+                figures
+                    .iter()
+                    .find(|figure| figure.row == row && figure.column == *column)
+                    .map_or("", |figure| figure.value.as_str())
+            };
+            table.add_row(std::iter::once(row).chain(columns.iter().map(value)));
+        }
+        Some(table.to_string())
+    }
+
+    /// What is to be said loudly: faults of the emulation.
+    pub fn warnings(&self) -> Vec<String> {
+        let faults = self.outcomes.iter().flat_map(|outcome| {
+            outcome
+                .emulator_faults
+                .iter()
+                .map(|line| format!("EMULATOR FAULT in {}: {line}", outcome.name))
+        });
+        let reruns = self.reruns();
+        let count = (reruns > 0).then(|| {
+            format!("{reruns} scenario(s) were run again because of a fault of the emulation")
+        });
+        faults.chain(count).collect()
+    }
+}
+
+/// A duration in milliseconds, as the tables show it.
+pub fn milliseconds(time: Duration) -> String {
+    format!("{:.0} ms", time.as_secs_f64() * 1e3)
+}
+
+fn plain_table() -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_BORDERS_ONLY);
+    table
+}
+
+fn push_new<'a>(list: &mut Vec<&'a str>, item: &'a str) {
+    if !list.contains(&item) {
+        list.push(item);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(name: &'static str, error: Option<&str>, rerun: bool) -> Outcome {
+        let figure = |column, value: &str| Figure {
+            row: name.to_owned(),
+            column,
+            value: value.to_owned(),
+        };
+        Outcome {
+            name,
+            seconds: 1.0,
+            error: error.map(str::to_owned),
+            emulator_faults: if rerun {
+                vec!["Triple fault".to_owned()]
+            } else {
+                Vec::new()
+            },
+            rerun,
+            figures: vec![figure("boot", "90 ms"), figure("memory", "80 MiB")],
+        }
+    }
+
+    #[test]
+    fn counts_and_tables_hold_every_outcome() {
+        let outcomes = vec![
+            outcome("a", None, true),
+            outcome("b", Some("broken"), false),
+        ];
+        let summary = Summary { outcomes, boots: 1 };
+        assert_eq!(
+            (summary.passed(), summary.failed(), summary.reruns()),
+            (1, 1, 1)
+        );
+        assert!(summary.scenario_table().contains("FAILED"));
+        assert!(summary.scenario_table().contains("passed (rerun)"));
+        let figures = summary.figure_table().unwrap();
+        assert_eq!(figures.matches("90 ms").count(), 2);
+        assert_eq!(figures.matches("boot").count(), 1);
+        assert_eq!(summary.warnings().len(), 2);
+    }
+}

@@ -1,0 +1,324 @@
+//! Runs scenarios one after another on a shared host, keeps their logs and judges their failures.
+
+use super::leftover::{self, State};
+use super::progress::Progress;
+use super::report::{Outcome, Summary};
+use super::{Lab, Scenario};
+use crate::fault::{self, Verdict};
+use crate::host::{Host, length, qemu::Machine, read_from};
+use crate::image::HostImage;
+use crate::process::tail;
+use crate::workspace;
+use anyhow::{Context, Result};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// No scenario may take longer; its waits have tighter limits of their own.
+const SCENARIO_LIMIT: Duration = Duration::from_secs(360);
+
+/// How long the tool stack may take to remove the last traces of a scenario's domains.
+const CLEANUP_LIMIT: Duration = Duration::from_secs(15);
+
+/// Everything a run needs.
+pub struct Runner<'a> {
+    image: HostImage,
+    machine: Machine,
+    unikernel: PathBuf,
+    progress: &'a Progress,
+    host: Option<(Host, State)>,
+    boots: u32,
+}
+
+/// Where the logs of a host stood when a scenario began.
+struct Marks {
+    xen: u64,
+    dom0: u64,
+    commands: u64,
+    consoles: BTreeMap<PathBuf, u64>,
+}
+
+impl<'a> Runner<'a> {
+    /// A runner; the first scenario boots its host.
+    pub fn new(
+        image: HostImage,
+        machine: Machine,
+        unikernel: PathBuf,
+        progress: &'a Progress,
+    ) -> Self {
+        Self {
+            image,
+            machine,
+            unikernel,
+            progress,
+            host: None,
+            boots: 0,
+        }
+    }
+
+    /// Runs all of them.
+    pub fn run(&mut self, scenarios: &[&Scenario]) -> Result<Summary> {
+        let mut outcomes = Vec::new();
+        for scenario in scenarios {
+            let outcome = self.run_one(scenario);
+            self.announce(&outcome);
+            outcomes.push(outcome);
+        }
+        self.host = None;
+        self.progress.finish();
+        let summary = Summary {
+            outcomes,
+            boots: self.boots,
+        };
+        fs::create_dir_all(workspace::lab())?;
+        fs::write(
+            workspace::lab().join("summary.json"),
+            serde_json::to_string_pretty(&summary)?,
+        )?;
+        Ok(summary)
+    }
+
+    fn announce(&self, outcome: &Outcome) {
+        for line in &outcome.emulator_faults {
+            self.progress
+                .line(&format!("EMULATOR FAULT in {}: {line}", outcome.name));
+        }
+        let verb = if outcome.error.is_some() {
+            "FAILED"
+        } else {
+            "passed"
+        };
+        self.progress.line(&format!(
+            "{verb} {} ({:.1} s)",
+            outcome.name, outcome.seconds
+        ));
+        if let Some(error) = &outcome.error {
+            for line in error.lines() {
+                self.progress.line(&format!("    {line}"));
+            }
+        }
+    }
+
+    fn run_one(&mut self, scenario: &Scenario) -> Outcome {
+        let start = Instant::now();
+        let mut outcome = self.attempt(scenario, "");
+        // A fault of the emulation gives a scenario one more try, unless our own domain had a part in it.
+        if outcome.error.is_some() && !outcome.emulator_faults.is_empty() && !outcome.own_fault {
+            let reason = outcome.emulator_faults[0].clone();
+            self.progress.line(&format!(
+                "EMULATOR FAULT in {}, running it again: {reason}",
+                scenario.name
+            ));
+            let second = self.attempt(scenario, "-rerun");
+            outcome.emulator_faults.extend(second.emulator_faults);
+            outcome = Attempt {
+                rerun: true,
+                emulator_faults: outcome.emulator_faults,
+                ..second
+            };
+        }
+        Outcome {
+            name: scenario.name,
+            seconds: start.elapsed().as_secs_f32(),
+            error: outcome.error,
+            emulator_faults: outcome.emulator_faults,
+            rerun: outcome.rerun,
+            figures: outcome.figures,
+        }
+    }
+
+    /// One run of a scenario: on the shared host, or on a new one after anything went wrong.
+    fn attempt(&mut self, scenario: &Scenario, suffix: &str) -> Attempt {
+        let dir = workspace::lab().join(format!("{}{suffix}", scenario.name));
+        let _ = fs::remove_dir_all(&dir);
+        if let Err(error) = fs::create_dir_all(&dir)
+            .map_err(Into::into)
+            .and_then(|()| self.ensure_host(scenario))
+        {
+            let kept = self.keep_boot_logs(&dir);
+            let emulator_faults = vec![format!(
+                "the host did not boot: {}",
+                tail(&format!("{error:#}"), 1)
+            )];
+            let error = Some(format!("{error:#}\nlogs: {}", kept.display()));
+            return Attempt {
+                error,
+                emulator_faults,
+                ..Attempt::default()
+            };
+        }
+        let (host, before) = self.host.as_ref().expect("it was just booted");
+        let marks = Marks::of(host);
+        host.take_dom0_faults();
+        host.set_deadline(Some(Instant::now() + SCENARIO_LIMIT));
+        let lab = Lab::new(host, scenario.name, self.progress);
+        let mut result =
+            (scenario.run)(&lab).with_context(|| format!("while {}", lab.last_step.borrow()));
+        host.set_deadline(None);
+        if result.is_ok() {
+            result = nothing_left(host, before);
+        }
+        let logs = marks.keep(host, &dir);
+        let mut verdict = fault::in_logs(&logs.xen, &logs.dom0, &host.domains());
+        verdict.emulator.extend(host.take_dom0_faults());
+        let clean = result.is_ok() && verdict.emulator.is_empty();
+        let figures = lab.figures.into_inner();
+        let error = result
+            .err()
+            .map(|error| explain(&error, &verdict, &logs, &dir));
+        if !clean {
+            self.host = None;
+        }
+        Attempt {
+            error,
+            own_fault: !verdict.own.is_empty(),
+            emulator_faults: verdict.emulator,
+            figures,
+            rerun: false,
+        }
+    }
+
+    fn ensure_host(&mut self, scenario: &Scenario) -> Result<()> {
+        if self.host.is_some() {
+            return Ok(());
+        }
+        self.progress.step(
+            scenario.name,
+            &format!("booting Xen {}", self.image.release),
+        );
+        self.boots += 1;
+        let host = Host::boot(self.host_dir(), &self.image, &self.machine, false)?;
+        fs::copy(&self.unikernel, host.instance().share().join("bulkhead"))
+            .with_context(|| format!("cannot copy {}", self.unikernel.display()))?;
+        let state = State::of(&host)?;
+        self.host = Some((host, state));
+        Ok(())
+    }
+
+    fn host_dir(&self) -> PathBuf {
+        workspace::lab()
+            .join("hosts")
+            .join(format!("scenarios-{}", self.image.release))
+    }
+
+    fn keep_boot_logs(&self, dir: &Path) -> PathBuf {
+        for log in ["xen.log", "qemu.log", "share/dom0.log"] {
+            let name = Path::new(log).file_name().expect("it names a file");
+            // A log may be missing if the boot ended early; the others still tell.
+            let _ = fs::copy(self.host_dir().join(log), dir.join(name));
+        }
+        dir.to_path_buf()
+    }
+}
+
+#[derive(Default)]
+struct Attempt {
+    error: Option<String>,
+    own_fault: bool,
+    emulator_faults: Vec<String>,
+    rerun: bool,
+    figures: Vec<super::Figure>,
+}
+
+/// A scenario that passes must have left the host as it was.
+fn nothing_left(host: &Host, before: &State) -> Result<()> {
+    let left = leftover::check(host, before, CLEANUP_LIMIT)?;
+    anyhow::ensure!(
+        left.is_empty(),
+        "the scenario left something behind:\n{}",
+        tail(&left.join("\n"), 12)
+    );
+    Ok(())
+}
+
+struct Logs {
+    xen: String,
+    dom0: String,
+    consoles: BTreeMap<String, String>,
+}
+
+impl Marks {
+    fn of(host: &Host) -> Self {
+        let instance = host.instance();
+        Self {
+            xen: length(&instance.xen_log()),
+            dom0: length(&instance.dom0_log()),
+            commands: length(&instance.command_log()),
+            consoles: console_files(host)
+                .into_iter()
+                .map(|path| (path.clone(), length(&path)))
+                .collect(),
+        }
+    }
+
+    /// Copies what was logged since into the scenario's folder.
+    fn keep(&self, host: &Host, dir: &Path) -> Logs {
+        let instance = host.instance();
+        let keep = |name: &str, path: &Path, start: u64| {
+            let text = read_from(path, start);
+            // Losing a log must not hide the scenario's own result.
+            if let Err(error) = fs::write(dir.join(name), &text) {
+                eprintln!("cannot keep {name}: {error}");
+            }
+            text
+        };
+        keep("dom0-commands.log", &instance.command_log(), self.commands);
+        let mut consoles = BTreeMap::new();
+        for path in console_files(host) {
+            let start = self.consoles.get(&path).copied().unwrap_or(0);
+            let name = path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .replace("guest-", "console-");
+            if length(&path) > start {
+                consoles.insert(name.clone(), keep(&name, &path, start));
+            }
+        }
+        Logs {
+            xen: keep("xen.log", &instance.xen_log(), self.xen),
+            dom0: keep("dom0.log", &instance.dom0_log(), self.dom0),
+            consoles,
+        }
+    }
+}
+
+fn console_files(host: &Host) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(host.instance().share().join("console")) else {
+        return Vec::new();
+    };
+    entries.flatten().map(|entry| entry.path()).collect()
+}
+
+/// The error and the lines of the logs that matter for it.
+fn explain(error: &anyhow::Error, verdict: &Verdict, logs: &Logs, dir: &Path) -> String {
+    let mut text = format!("{error:#}");
+    let mut add = |title: &str, lines: Vec<&str>| {
+        if !lines.is_empty() {
+            text += &format!("\n{title}:");
+            for line in lines.iter().rev().take(12).rev() {
+                text += &format!("\n  {}", line.trim_end());
+            }
+        }
+    };
+    add(
+        "our own domain's fault",
+        verdict.own.iter().map(String::as_str).collect(),
+    );
+    for (name, console) in &logs.consoles {
+        let matter = ["ERROR", "WARN", "panic", "exception", "BUG", "Oops"];
+        let lines = console
+            .lines()
+            .filter(|line| matter.iter().any(|word| line.contains(word)));
+        add(name, lines.collect());
+    }
+    add(
+        "from our domains through Xen",
+        logs.xen
+            .lines()
+            .filter(|line| line.contains("(d"))
+            .collect(),
+    );
+    text + &format!("\nlogs: {}", dir.display())
+}

@@ -1,0 +1,128 @@
+//! Starting Bulkhead as a driver domain.
+
+use super::Lab;
+use super::images::{self, Image};
+use crate::config::{Config, Kind};
+use crate::host::domain::Domain;
+use anyhow::{Context, Result, ensure};
+use std::ops::{Deref, DerefMut};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What a driver domain's log says when guests may attach.
+pub const READY: &str = "ready for attach";
+
+/// How long a driver domain may take to get there before the lab gives up. The target, 150 ms, is
+/// asserted by the boot scenarios.
+pub const BOOT: Duration = Duration::from_secs(20);
+
+/// A driver domain to be started.
+pub struct Storage<'l, 'h> {
+    lab: &'l Lab<'h>,
+    config: Config,
+}
+
+impl<'h> Lab<'h> {
+    /// A driver domain called `storage`, without images, with 16 MiB.
+    pub fn storage(&self, kind: Kind) -> Storage<'_, 'h> {
+        let mut config = Config::new("storage", kind, "/lab/bulkhead");
+        config.memory = 16;
+        config.driver_domain = true;
+        Storage { lab: self, config }
+    }
+
+    /// A file that dom0 sees: its path here, and there.
+    pub fn shared_file(&self, name: &str) -> (PathBuf, String) {
+        (
+            self.host.instance().share().join(name),
+            format!("/lab/{name}"),
+        )
+    }
+}
+
+impl<'h> Storage<'_, 'h> {
+    /// Gives it an archive of images as its ramdisk.
+    pub fn images(self, images: &[Image]) -> Result<Self> {
+        let (here, _) = self.lab.shared_file("images.tar");
+        images::write_archive(&here, images).context("cannot write the image archive")?;
+        Ok(self.ramdisk("images.tar"))
+    }
+
+    /// Gives it a file of the shared folder as its ramdisk.
+    pub fn ramdisk(mut self, name: &str) -> Self {
+        self.config.ramdisk = Some(format!("/lab/{name}"));
+        self
+    }
+
+    /// Sets its memory in MiB.
+    pub fn memory(mut self, mib: u32) -> Self {
+        self.config.memory = mib;
+        self
+    }
+
+    /// Sets its name.
+    pub fn name(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.config.name);
+        self
+    }
+
+    /// Sets its command line.
+    pub fn cmdline(mut self, text: &str) -> Self {
+        text.clone_into(&mut self.config.cmdline);
+        self
+    }
+
+    /// The configuration so far.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Boots it and waits until guests may attach.
+    pub fn start(self) -> Result<Running<'h>> {
+        let Config { name, kind, .. } = &self.config;
+        self.lab
+            .step(format!("booting {name} as a {kind} driver domain"));
+        let domain = self.lab.host.create_paused(&self.config)?;
+        let boot = domain.unpause_until(READY, BOOT)?;
+        Ok(Running { domain, boot })
+    }
+}
+
+/// A driver domain that serves.
+#[derive(Debug)]
+pub struct Running<'h> {
+    domain: Domain<'h>,
+    /// From the moment it was unpaused to "ready for attach" in its log.
+    pub boot: Duration,
+}
+
+impl Running<'_> {
+    /// Makes sure that the log holds an error which names `what`.
+    pub fn expect_error(&self, start: usize, what: &str, limit: Duration) -> Result<String> {
+        let line = self.wait_console_from(start, "ERROR", limit)?;
+        ensure!(
+            line.contains(what),
+            "the log's error does not name {what:?}: {line}"
+        );
+        Ok(line)
+    }
+}
+
+impl<'h> Deref for Running<'h> {
+    type Target = Domain<'h>;
+
+    fn deref(&self) -> &Domain<'h> {
+        &self.domain
+    }
+}
+
+impl<'h> DerefMut for Running<'h> {
+    fn deref_mut(&mut self) -> &mut Domain<'h> {
+        &mut self.domain
+    }
+}
+
+/// A guest's disk served by `backend`, as its configuration names it.
+pub fn disk(backend: &str, device: &str, access: &str, target: &str) -> String {
+    format!("backend={backend},vdev={device},format=raw,access={access},target={target}")
+}

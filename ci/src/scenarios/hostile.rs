@@ -1,0 +1,149 @@
+//! Frontends that publish rubbish: an error for them alone.
+//!
+//! The hostile guest never runs: dom0 writes what its frontend would publish.
+
+use crate::config::Kind;
+use crate::host::domain::Domain;
+use crate::lab::images::Image;
+use crate::lab::storage::{Running, disk};
+use crate::lab::{Lab, Scenario};
+use anyhow::{Result, ensure};
+use std::time::Duration;
+
+pub const SCENARIOS: &[Scenario] = &[Scenario {
+    name: "hostile-frontends",
+    about: "frontends that publish rubbish are closed with the reason; another guest works on",
+    demo: false,
+    run: hostile_frontends,
+}];
+
+const LIMIT: Duration = Duration::from_secs(15);
+
+/// The first virtual device, `xvda`; each further disk's number is 16 higher.
+const FIRST_DEVICE: u32 = 51712;
+
+/// What a frontend publishes, and a word of the reason for which it is refused.
+type Case = (
+    &'static str,
+    &'static [(&'static str, &'static str)],
+    &'static str,
+);
+
+const ABI: (&str, &str) = ("protocol", "x86_64-abi");
+
+const CASES: &[Case] = &[
+    ("no ring-ref", &[("event-channel", "1"), ABI], "ring-ref"),
+    (
+        "no event-channel",
+        &[("ring-ref", "8"), ABI],
+        "event-channel",
+    ),
+    (
+        "ring-ref is no number",
+        &[("ring-ref", "eight"), ("event-channel", "1"), ABI],
+        "ring-ref",
+    ),
+    (
+        "ring-ref is not granted",
+        &[("ring-ref", "9"), ("event-channel", "1"), ABI],
+        "9",
+    ),
+    (
+        "ring-ref is out of range",
+        &[("ring-ref", "4294967295"), ("event-channel", "1"), ABI],
+        "4294967295",
+    ),
+    (
+        "event-channel is no number",
+        &[("ring-ref", "8"), ("event-channel", "-1"), ABI],
+        "event-channel",
+    ),
+    (
+        "unknown protocol",
+        &[
+            ("ring-ref", "8"),
+            ("event-channel", "1"),
+            ("protocol", "vax-abi"),
+        ],
+        "vax-abi",
+    ),
+];
+
+fn hostile_frontends(lab: &Lab) -> Result<()> {
+    let mut images: Vec<Image> = (0..CASES.len())
+        .map(|n| Image::mib(&format!("bait{n}"), 1))
+        .collect();
+    images.push(Image::mib("good", 8));
+    let mut storage = lab.storage(Kind::Pvh).images(&images)?.memory(40).start()?;
+
+    lab.step("a guest that works on");
+    let good = [disk("storage", "xvda", "rw", "ram:good")];
+    let mut guest = lab.host.guest("guest", Kind::Pvh, &good)?;
+    let job = guest.start("for i in $(seq 40); do dd if=/dev/zero of=/dev/xvda bs=64k count=32 oflag=direct 2>/dev/null || exit 1; sleep 0.2; done")?;
+
+    lab.step("a guest whose frontends lie");
+    let letter = |n: usize| char::from(b'a' + n as u8);
+    let disks: Vec<String> = (0..CASES.len())
+        .map(|n| {
+            disk(
+                "storage",
+                &format!("xvd{}", letter(n)),
+                "rw",
+                &format!("ram:bait{n}"),
+            )
+        })
+        .collect();
+    let mut config = lab.host.guest_config("liar", Kind::Pvh, &disks)?;
+    config.ramdisk = None;
+    config.memory = 128;
+    let mut liar = lab.host.create_paused(&config)?;
+    for (n, case) in CASES.iter().enumerate() {
+        lab.step(case.0);
+        lie(lab, &storage, &liar, FIRST_DEVICE + 16 * n as u32, case)?;
+    }
+    let output = guest.finish(job, Duration::from_secs(120))?;
+    ensure!(
+        output.status == 0,
+        "the other guest was disturbed: {}",
+        output.out
+    );
+    liar.destroy()?;
+    guest.destroy()?;
+    storage.shutdown(Duration::from_secs(20))
+}
+
+fn lie(lab: &Lab, storage: &Running, liar: &Domain, device: u32, case: &Case) -> Result<()> {
+    let &(what, nodes, reason) = case;
+    let seen = storage.console_length();
+    let frontend = format!("/local/domain/{}/device/vbd/{device}", liar.id);
+    let mut words: String = nodes
+        .iter()
+        .map(|(name, value)| format!(" {frontend}/{name} '{value}'"))
+        .collect();
+    words += &format!(" {frontend}/state 3");
+    lab.host.ok(&format!("xenstore-write{words}"))?;
+    storage.expect_error(seen, reason, LIMIT)?;
+
+    let backend = format!(
+        "/local/domain/{}/backend/vbd/{}/{device}",
+        storage.id, liar.id
+    );
+    let state = lab.host.ok(&format!("xenstore-read {backend}/state"))?;
+    ensure!(
+        ["5", "6"].contains(&state.trim()),
+        "{what}: the backend's state is {}",
+        state.trim()
+    );
+    let errors = lab.host.ok(&format!(
+        "xenstore-ls -f /local/domain/{}/error",
+        storage.id
+    ))?;
+    let node = errors
+        .lines()
+        .find(|line| line.contains(&format!("/{}/{device}/", liar.id)));
+    ensure!(
+        node.is_some_and(|line| line.contains(reason)),
+        "{what}: no error node names {reason:?}:\n{errors}"
+    );
+    Ok(())
+}

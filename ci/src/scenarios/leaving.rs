@@ -1,0 +1,114 @@
+//! After a detach nothing is left: no mapping, no event channel, no xenstore directory.
+
+use crate::config::Kind;
+use crate::host::guest::Guest;
+use crate::host::xen_state::{bound_ports, grants_in_use};
+use crate::lab::images::Image;
+use crate::lab::storage::{Running, disk};
+use crate::lab::{Lab, Scenario};
+use anyhow::{Result, ensure};
+use std::time::Duration;
+
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "detach",
+        about: "xl block-detach leaves no grant map, no event channel and no xenstore node",
+        demo: false,
+        run: |lab| Kind::ALL.into_iter().try_for_each(|kind| detach(lab, kind)),
+    },
+    Scenario {
+        name: "destroyed-guest",
+        about: "xl destroy of a guest in mid-write leaves nothing, and the next guest is served",
+        demo: false,
+        run: destroyed_guest,
+    },
+];
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// What a driver domain holds of others.
+#[derive(Debug, PartialEq, Eq)]
+struct Held {
+    ports: usize,
+    grants: usize,
+    nodes: Vec<String>,
+}
+
+impl Held {
+    fn by(lab: &Lab, storage: &Running) -> Result<Self> {
+        let tree = format!(
+            "xenstore-ls -f /local/domain/{}/backend 2>/dev/null; true",
+            storage.id
+        );
+        let nodes = lab.host.ok(&tree)?;
+        Ok(Self {
+            ports: bound_ports(lab.host, storage.id)?,
+            grants: grants_in_use(lab.host, storage.id)?,
+            // The empty folders above a disk belong to dom0.
+            nodes: nodes
+                .lines()
+                .filter(|line| line.matches('/').count() > 6)
+                .map(str::to_owned)
+                .collect(),
+        })
+    }
+}
+
+fn detach(lab: &Lab, kind: Kind) -> Result<()> {
+    let images = [Image::mib("first", 4), Image::mib("second", 4)];
+    let mut storage = lab.storage(kind).images(&images)?.memory(32).start()?;
+    lab.step("a guest with one disk");
+    let disks = [disk("storage", "xvda", "rw", "ram:first")];
+    let mut guest = lab.host.guest("guest", Kind::Pvh, &disks)?;
+    let use_disk = |guest: &Guest, name: &str| {
+        guest.ok(
+            &format!("dd if=/dev/zero of=/dev/{name} bs=64k count=16 conv=fsync"),
+            MINUTE,
+        )
+    };
+    use_disk(&guest, "xvda")?;
+    let before = Held::by(lab, &storage)?;
+    for round in 1..=3 {
+        lab.step(format!("attaching and detaching, round {round}"));
+        lab.host
+            .attach_disk(&guest, &disk("storage", "xvdb", "rw", "ram:second"), 51728)?;
+        guest.ok("until [ -b /dev/xvdb ]; do sleep 0.1; done", MINUTE)?;
+        use_disk(&guest, "xvdb")?;
+        let during = Held::by(lab, &storage)?;
+        ensure!(
+            during.ports > before.ports,
+            "an attached disk shows no event channel: {during:?}"
+        );
+        lab.host.ok("xl block-detach guest xvdb")?;
+        let after = Held::by(lab, &storage)?;
+        ensure!(
+            after == before,
+            "left after a detach: {after:?}, before it was attached: {before:?}"
+        );
+    }
+    use_disk(&guest, "xvda")?;
+    guest.destroy()?;
+    storage.shutdown(Duration::from_secs(20))
+}
+
+fn destroyed_guest(lab: &Lab) -> Result<()> {
+    let images = [Image::mib("disk", 16)];
+    let mut storage = lab.storage(Kind::Pvh).images(&images)?.memory(32).start()?;
+    let before = Held::by(lab, &storage)?;
+    for kind in Kind::ALL {
+        lab.step(format!("destroying a {kind} guest in mid-write"));
+        let disks = [disk("storage", "xvda", "rw", "ram:disk")];
+        let mut guest = lab.host.guest("guest", kind, &disks)?;
+        guest.start(
+            "while true; do dd if=/dev/zero of=/dev/xvda bs=1M oflag=direct 2>/dev/null; done",
+        )?;
+        std::thread::sleep(Duration::from_secs(2));
+        guest.destroy()?;
+        let after = Held::by(lab, &storage)?;
+        ensure!(
+            after == before,
+            "left after the guest's end: {after:?}, before it: {before:?}"
+        );
+    }
+    storage.shutdown(Duration::from_secs(20))
+}

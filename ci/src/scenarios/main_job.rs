@@ -1,0 +1,129 @@
+//! The main job: a driver domain boots, a stock Debian guest uses its disk, every byte is right.
+
+use crate::config::Kind;
+use crate::lab::images::Image;
+use crate::lab::report::milliseconds;
+use crate::lab::storage::disk;
+use crate::lab::{Lab, Scenario, fio};
+use anyhow::{Result, ensure};
+use std::time::{Duration, Instant};
+
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "main-pvh",
+        about: "PVH driver domain: boot time, attach, fio verified by a PVH guest, idle CPU",
+        demo: true,
+        run: |lab| main_job(lab, Kind::Pvh),
+    },
+    Scenario {
+        name: "main-pv",
+        about: "PV driver domain: boot time, attach, fio verified by a PV guest, idle CPU",
+        demo: true,
+        run: |lab| main_job(lab, Kind::Pv),
+    },
+    Scenario {
+        name: "mixed-kinds",
+        about: "fio verified by a PV guest on a PVH driver domain, and the other way round",
+        demo: false,
+        run: mixed_kinds,
+    },
+];
+
+/// From the moment the domain is unpaused to "ready for attach" in its log.
+pub const BOOT_TARGET: Duration = Duration::from_millis(150);
+
+/// Processor time that an idle driver domain may use in [`IDLE`].
+const IDLE_TARGET: Duration = Duration::from_millis(100);
+
+/// How long it is watched doing nothing.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// Enough for fio on 64 MiB in an emulated guest, several times over.
+pub const FIO_LIMIT: Duration = Duration::from_secs(150);
+
+const MEMORY: u32 = 80;
+
+fn main_job(lab: &Lab, kind: Kind) -> Result<()> {
+    let images = [
+        Image::mib("root.img", 64),
+        Image::new("extra.img", 512 << 10),
+    ];
+    let mut storage = lab.storage(kind).images(&images)?.memory(MEMORY).start()?;
+    lab.record(kind, "boot", milliseconds(storage.boot));
+
+    lab.step(format!("booting a {kind} guest with a disk"));
+    let disks = [disk("storage", "xvda", "rw", "ram:root.img")];
+    let mut guest = lab.host.guest("guest", kind, &disks)?;
+    let sectors = guest.ok("cat /sys/block/xvda/size", Duration::from_secs(20))?;
+    ensure!(
+        sectors.trim() == "131072",
+        "the guest sees {sectors} sectors instead of 131072"
+    );
+
+    lab.step("attaching a second disk to the running guest");
+    let second = disk("storage", "xvdb", "rw", "ram:extra.img");
+    let attach = lab.host.attach_disk(&guest, &second, 51728)?;
+    lab.record(kind, "attach", milliseconds(attach));
+
+    lab.step("fio in the guest, every block verified");
+    let report = fio::verify(&guest, "/dev/xvda", FIO_LIMIT)?;
+    ensure!(
+        report.written >= 20 << 20,
+        "fio wrote only {} bytes",
+        report.written
+    );
+    lab.record(
+        kind,
+        "fio, verified",
+        format!("{:.1} MiB/s", report.mib_per_second()),
+    );
+    lab.record(
+        kind,
+        "memory",
+        format!("{MEMORY} MiB, 64 of them the image"),
+    );
+
+    lab.step("watching the idle driver domain");
+    let (before, start) = (storage.cpu_time()?, Instant::now());
+    std::thread::sleep(IDLE);
+    let used = storage.cpu_time()?.saturating_sub(before);
+    let window = format!("{:.0} s", start.elapsed().as_secs_f32());
+    lab.record(
+        kind,
+        "idle CPU",
+        format!("{} in {window}", milliseconds(used)),
+    );
+
+    lab.step("ending guest and driver domain");
+    guest.destroy()?;
+    storage.shutdown(Duration::from_secs(20))?;
+    ensure!(
+        used < IDLE_TARGET,
+        "the idle driver domain used {used:?} in {window}"
+    );
+    ensure!(
+        storage.boot <= BOOT_TARGET,
+        "booting took {:?}, over {BOOT_TARGET:?}",
+        storage.boot
+    );
+    Ok(())
+}
+
+fn mixed_kinds(lab: &Lab) -> Result<()> {
+    for (driver, guest) in [(Kind::Pvh, Kind::Pv), (Kind::Pv, Kind::Pvh)] {
+        let images = [Image::mib("root.img", 64)];
+        let mut storage = lab
+            .storage(driver)
+            .images(&images)?
+            .memory(MEMORY)
+            .start()?;
+        lab.step(format!("a {guest} guest on a {driver} driver domain"));
+        let disks = [disk("storage", "xvda", "rw", "ram:root.img")];
+        let mut guest = lab.host.guest("guest", guest, &disks)?;
+        lab.step("fio in the guest, every block verified");
+        fio::verify(&guest, "/dev/xvda", FIO_LIMIT)?;
+        guest.destroy()?;
+        storage.shutdown(Duration::from_secs(20))?;
+    }
+    Ok(())
+}

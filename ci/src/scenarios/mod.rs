@@ -1,0 +1,39 @@
+//! The scenarios, by what they are about.
+
+mod boot;
+mod filesystem;
+mod hostile;
+mod leaving;
+mod main_job;
+mod refusal;
+mod several;
+
+use crate::lab::Scenario;
+
+/// All of them, in the order in which they run.
+pub fn all() -> Vec<Scenario> {
+    [
+        main_job::SCENARIOS,
+        boot::SCENARIOS,
+        filesystem::SCENARIOS,
+        several::SCENARIOS,
+        leaving::SCENARIOS,
+        refusal::SCENARIOS,
+        hostile::SCENARIOS,
+    ]
+    .concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn names_are_unique_and_fit_for_a_folder() {
+        let all = super::all();
+        let names: BTreeSet<_> = all.iter().map(|scenario| scenario.name).collect();
+        assert_eq!(names.len(), all.len());
+        let fit = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        assert!(names.iter().all(|name| name.chars().all(fit)));
+    }
+}

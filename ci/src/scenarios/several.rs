@@ -1,0 +1,59 @@
+//! Several guests and disks on one driver domain.
+
+use super::main_job::FIO_LIMIT;
+use crate::config::Kind;
+use crate::lab::images::Image;
+use crate::lab::storage::disk;
+use crate::lab::{Lab, Scenario, fio};
+use anyhow::{Result, ensure};
+use std::time::Duration;
+
+pub const SCENARIOS: &[Scenario] = &[Scenario {
+    name: "two-guests",
+    about: "a PVH and a PV guest with two disks each work at the same time, every byte verified",
+    demo: false,
+    run: two_guests,
+}];
+
+fn two_guests(lab: &Lab) -> Result<()> {
+    let images: Vec<Image> = (0..4).map(|n| Image::mib(&format!("disk{n}"), 8)).collect();
+    let mut storage = lab.storage(Kind::Pvh).images(&images)?.memory(64).start()?;
+
+    lab.step("booting two guests with two disks each");
+    let disks = |first: u32| {
+        let second = first + 1;
+        [
+            disk("storage", "xvda", "rw", &format!("ram:disk{first}")),
+            disk("storage", "xvdb", "rw", &format!("ram:disk{second}")),
+        ]
+    };
+    let mut pvh = lab.host.guest("guest-pvh", Kind::Pvh, &disks(0))?;
+    let mut pv = lab.host.guest("guest-pv", Kind::Pv, &disks(2))?;
+
+    lab.step("fio in both at once");
+    let jobs = [
+        (&pvh, "/dev/xvda"),
+        (&pv, "/dev/xvda"),
+        (&pvh, "/dev/xvdb"),
+        (&pv, "/dev/xvdb"),
+    ];
+    for pair in jobs.chunks(2) {
+        let started = pair
+            .iter()
+            .map(|(guest, device)| guest.start(&fio::verify_command(device)))
+            .collect::<Result<Vec<_>>>()?;
+        for ((guest, device), job) in pair.iter().zip(started) {
+            let output = guest.finish(job, FIO_LIMIT)?;
+            ensure!(
+                output.status == 0,
+                "fio failed in {} on {device}:\n{}",
+                guest.name,
+                output.out
+            );
+            fio::parse(&output.out)?;
+        }
+    }
+    pvh.destroy()?;
+    pv.destroy()?;
+    storage.shutdown(Duration::from_secs(20))
+}

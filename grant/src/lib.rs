@@ -8,10 +8,13 @@
 //!   Hypervisor::foreign_region
 //!   └─ Region ─ ranges of pages, given out when a disk connects, returned when it goes
 //!      ├─ MappedPages   a ring's pages, contiguous, mapped as long as the value lives
-//!      └─ Window        a queue's data pages, mapped and unmapped in batches, a sweep at a time
+//!      ├─ Window        a queue's data pages, mapped and unmapped in batches, a sweep at a time
+//!      └─ PersistentCache  a queue's data pages that stay mapped, the least recently used ones go
 //! ```
 //!
 //! Every mapping is owned by a value: a page cannot be forgotten, and dropping the owner unmaps.
+//! Where copying is cheaper than mapping, [`CopyBatch`] lets the hypervisor copy. The other half,
+//! being a frontend, is [`GrantTable`].
 //!
 //! ```
 //! # fn example<H: bulkhead_xen::Hypervisor>(door: H) -> Result<(), Box<dyn core::error::Error>> {
@@ -36,14 +39,21 @@
 
 extern crate alloc;
 
-#[allow(unsafe_code, reason = "one of the two places that map and unmap")]
+#[allow(unsafe_code, reason = "the one place that copies")]
+mod copy;
 mod pages;
+mod persistent;
 mod region;
-#[allow(unsafe_code, reason = "one of the two places that map and unmap")]
+#[allow(unsafe_code, reason = "lends own memory out: callers vouch for it")]
+mod table;
+#[allow(unsafe_code, reason = "the one place that maps and unmaps")]
 mod window;
 
+pub use copy::{Copied, CopyBatch, CopyRefused, Direction, GrantedBytes};
 pub use pages::MappedPages;
+pub use persistent::{CacheFull, Held, PersistentCache};
 pub use region::{OutOfSpace, Region};
+pub use table::{Entry, Grant, GrantTable, InUse, TableFull};
 pub use window::{Slot, Window, WindowFull};
 
 use bulkhead_xen::abi::grant_table::MapFlags;

@@ -34,6 +34,12 @@ impl<H: Hypervisor> Region<H> {
         })
     }
 
+    /// The same region through the door of another vCPU: what is made from it is that vCPU's to use.
+    pub fn on_vcpu(&self, door: H) -> Self {
+        let shared = self.shared.clone();
+        Region { door, shared }
+    }
+
     /// A window of `pages` pages for data that `domain` grants.
     pub fn window(&self, domain: DomId, pages: usize) -> Result<Window<H>, OutOfSpace> {
         Ok(Window::new(self.door.clone(), domain, self.take(pages)?))
@@ -41,6 +47,9 @@ impl<H: Hypervisor> Region<H> {
 
     /// Maps pages that `domain` grants next to each other, readable and writable. The outer error
     /// is ours, the inner one is the grant's that cannot be mapped.
+    ///
+    /// # Panics
+    /// If there are no grants.
     #[allow(
         clippy::type_complexity,
         reason = "two kinds of refusal that callers tell apart"
@@ -105,20 +114,35 @@ impl Place {
         self.range.len()
     }
 
-    /// The address of one of its pages.
-    pub(crate) fn page(&self, number: usize) -> NonNull<u8> {
-        assert!(
-            number < self.range.len(),
-            "page {number} of a smaller range"
-        );
-        let base = self.shared.all.base;
-        let offset = (self.range.start + number) * PAGE_SIZE;
+    /// One of its pages, as an address to name to Xen.
+    #[inline]
+    pub(crate) fn address(&self, index: usize) -> u64 {
+        self.page(index).addr().get() as u64
+    }
+
+    /// One of its pages, to access.
+    #[inline]
+    pub(crate) fn page(&self, index: usize) -> NonNull<u8> {
+        let offset = self.number(index) * PAGE_SIZE;
         // The region is address space, not an object: its addresses are plain numbers.
+        let base = self.shared.all.base;
         base.map_addr(|address| address.saturating_add(offset))
     }
-}
 
-impl Place {
+    /// The number in the region of one of its pages.
+    #[inline]
+    pub(crate) fn number(&self, index: usize) -> usize {
+        assert!(index < self.pages(), "page {index} of a smaller range");
+        self.range.start + index
+    }
+
+    /// Which of its pages has that number in the region.
+    #[inline]
+    pub(crate) fn index(&self, number: usize) -> Option<usize> {
+        let index = number.checked_sub(self.range.start)?;
+        (index < self.pages()).then_some(index)
+    }
+
     /// Keeps the pages from ever being given out again: Xen may still have something there.
     pub(crate) fn abandon(&mut self) {
         self.range = self.range.start..self.range.start;

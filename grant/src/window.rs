@@ -18,16 +18,22 @@ pub struct Window<H: Hypervisor> {
     states: Vec<State>,
     free: Vec<u32>,
     maps: Vec<MapGrantRef>,
-    /// The slots of `maps`, entry by entry; likewise for `unmaps`.
-    map_slots: Vec<u32>,
+    /// The pages of `maps`, entry by entry; likewise for `unmaps`.
+    map_pages: Vec<u32>,
     unmaps: Vec<UnmapGrantRef>,
-    unmap_slots: Vec<u32>,
+    unmap_pages: Vec<u32>,
 }
 
 /// A page's place in its window, from [`Window::queue_map`] to [`Window::queue_unmap`]. It is
 /// neither copied nor made elsewhere, so a page cannot be unmapped twice or used afterwards.
+///
+/// One that is dropped instead keeps its page until the window is dropped, which unmaps it.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Slot(u32);
+#[must_use = "its page is in use until it is given to `queue_unmap`"]
+pub struct Slot(
+    /// The page, counted from the start of the region, so that no other window takes it for its own.
+    u32,
+);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -35,7 +41,9 @@ enum State {
     /// Queued for mapping, or refused with a status.
     Unmapped(GrantStatus),
     Mapped(GrantHandle),
-    /// Unmapping failed: Xen may still have the page there. Never used again.
+    /// Queued for unmapping.
+    Leaving,
+    /// Unmapping was refused: Xen may still have the page there. Never used again.
     Stuck,
 }
 
@@ -61,10 +69,20 @@ impl<H: Hypervisor> Window<H> {
             states: alloc::vec![State::Free; pages],
             free: (0..pages as u32).rev().collect(),
             maps: Vec::with_capacity(pages),
-            map_slots: Vec::with_capacity(pages),
+            map_pages: Vec::with_capacity(pages),
             unmaps: Vec::with_capacity(pages),
-            unmap_slots: Vec::with_capacity(pages),
+            unmap_pages: Vec::with_capacity(pages),
         }
+    }
+
+    /// The domain whose grants it maps.
+    pub fn domain(&self) -> DomId {
+        self.domain
+    }
+
+    /// The address of one of the window's pages, whatever is there.
+    pub(crate) fn page(&self, index: usize) -> NonNull<u8> {
+        self.place.page(index)
     }
 
     /// How many pages can still be queued.
@@ -72,16 +90,34 @@ impl<H: Hypervisor> Window<H> {
         self.free.len()
     }
 
+    /// Whether no page is mapped or queued.
+    pub fn is_unused(&self) -> bool {
+        self.free.len() == self.states.len()
+    }
+
+    /// The window's page that a slot stands for.
+    ///
+    /// # Panics
+    /// If the slot is another window's.
+    #[inline]
+    fn index(&self, slot: &Slot) -> usize {
+        let index = self.place.index(slot.0 as usize);
+        index.expect("a slot is used with the window that gave it out")
+    }
+
     /// Notes a page to be mapped by the next [`map_queued`](Self::map_queued).
     #[inline]
     pub fn queue_map(&mut self, gref: GrantRef, access: Access) -> Result<Slot, WindowFull> {
-        let slot = self.free.pop().ok_or(WindowFull)?;
-        let address = self.place.page(slot as usize).addr().get() as u64;
-        self.maps
-            .push(MapGrantRef::new(address, access.flags(), gref, self.domain));
-        self.map_slots.push(slot);
-        self.states[slot as usize] = State::Unmapped(GrantStatus::GENERAL_ERROR);
-        Ok(Slot(slot))
+        let page = self.free.pop().ok_or(WindowFull)?;
+        self.maps.push(MapGrantRef::new(
+            self.place.address(page as usize),
+            access.flags(),
+            gref,
+            self.domain,
+        ));
+        self.map_pages.push(page);
+        self.states[page as usize] = State::Unmapped(GrantStatus::GENERAL_ERROR);
+        Ok(Slot(self.place.number(page as usize) as u32))
     }
 
     /// Maps everything noted, in one hypercall. What became of each page is its
@@ -100,22 +136,22 @@ impl<H: Hypervisor> Window<H> {
             let mut again = 0;
             for entry in 0..self.maps.len() {
                 let map = self.maps[entry];
-                let slot = self.map_slots[entry];
-                self.states[slot as usize] = match map.status {
+                let page = self.map_pages[entry];
+                self.states[page as usize] = match map.status {
                     GrantStatus::OKAY => State::Mapped(map.handle),
                     refused => State::Unmapped(refused),
                 };
                 if map.status == GrantStatus::EAGAIN {
                     self.maps[again] = map;
-                    self.map_slots[again] = slot;
+                    self.map_pages[again] = page;
                     again += 1;
                 }
             }
             self.maps.truncate(again);
-            self.map_slots.truncate(again);
+            self.map_pages.truncate(again);
         }
         self.maps.clear();
-        self.map_slots.clear();
+        self.map_pages.clear();
     }
 
     /// The hypercall as a whole was refused: no entry was looked at, and all stay unmapped.
@@ -131,84 +167,95 @@ impl<H: Hypervisor> Window<H> {
     /// Where a page is mapped, or why it is not.
     #[inline]
     pub fn address(&self, slot: &Slot) -> Result<NonNull<u8>, GrantStatus> {
-        match self.states[slot.0 as usize] {
-            State::Mapped(_) => Ok(self.place.page(slot.0 as usize)),
+        let page = self.index(slot);
+        match self.states[page] {
+            State::Mapped(_) => Ok(self.place.page(page)),
             State::Unmapped(status) => Err(status),
-            State::Free | State::Stuck => Err(GrantStatus::BAD_HANDLE),
+            State::Free | State::Leaving | State::Stuck => Err(GrantStatus::BAD_HANDLE),
         }
     }
 
     /// The guest frame at which a page is mapped, as a device behind the IOMMU would name it.
     #[inline]
     pub fn frame(&self, slot: &Slot) -> Frame {
-        let address = self.place.page(slot.0 as usize).addr().get();
-        Frame((address >> PAGE_SHIFT) as u64)
+        Frame(self.place.address(self.index(slot)) >> PAGE_SHIFT)
     }
 
     /// Notes a page to be unmapped by the next [`unmap_queued`](Self::unmap_queued); a page that
     /// was refused is just given back. Whoever uses the page's address has finished with it.
     #[inline]
     pub fn queue_unmap(&mut self, slot: Slot) {
-        match self.states[slot.0 as usize] {
+        self.release(self.index(&slot));
+    }
+
+    #[inline]
+    fn release(&mut self, page: usize) {
+        match self.states[page] {
             State::Mapped(handle) => {
-                let address = self.place.page(slot.0 as usize).addr().get() as u64;
+                let address = self.place.address(page);
                 self.unmaps.push(UnmapGrantRef::new(address, handle));
-                self.unmap_slots.push(slot.0);
+                self.unmap_pages.push(page as u32);
+                self.states[page] = State::Leaving;
             }
             State::Unmapped(_) => {
                 // It may still be noted for mapping.
-                if let Some(entry) = self.map_slots.iter().position(|&queued| queued == slot.0) {
+                if let Some(entry) = self.map_pages.iter().position(|&at| at as usize == page) {
                     self.maps.swap_remove(entry);
-                    self.map_slots.swap_remove(entry);
+                    self.map_pages.swap_remove(entry);
                 }
-                self.states[slot.0 as usize] = State::Free;
-                self.free.push(slot.0);
+                self.states[page] = State::Free;
+                self.free.push(page as u32);
             }
-            State::Free | State::Stuck => {}
+            State::Free | State::Leaving | State::Stuck => {}
         }
     }
 
-    /// Unmaps everything noted, in one hypercall.
+    /// Unmaps everything noted, in one hypercall. Should Xen refuse that as a whole, the pages
+    /// stay noted for the next time.
     pub fn unmap_queued(&mut self) {
         if self.unmaps.is_empty() {
             return;
         }
-        // SAFETY: the slots were given up by `queue_unmap`, whose callers had finished with them.
-        let outcome = unsafe { self.door.unmap_grants(&mut self.unmaps) };
-        for (unmap, &slot) in self.unmaps.iter().zip(&self.unmap_slots) {
-            let done = outcome.is_ok() && unmap.status.is_okay();
-            self.states[slot as usize] = if done {
-                self.free.push(slot);
+        // SAFETY: the pages were given up by `queue_unmap`, whose callers had finished with them.
+        if let Err(error) = unsafe { self.door.unmap_grants(&mut self.unmaps) } {
+            let (pages, domain) = (self.unmaps.len(), self.domain);
+            log::error!("unmapping {pages} grants of domain {domain}: {error}");
+            return;
+        }
+        for (unmap, &page) in self.unmaps.iter().zip(&self.unmap_pages) {
+            self.states[page as usize] = if unmap.status.is_okay() {
+                self.free.push(page);
                 State::Free
             } else {
-                log::error!(
-                    "unmapping a grant of domain {}: {}; its page stays out of use",
-                    self.domain,
-                    match outcome {
-                        Ok(()) => unmap.status,
-                        Err(_) => GrantStatus::GENERAL_ERROR,
-                    }
-                );
+                let (status, domain) = (unmap.status, self.domain);
+                log::error!("unmapping a grant of domain {domain}: {status}; its page is lost");
                 State::Stuck
             };
         }
         self.unmaps.clear();
-        self.unmap_slots.clear();
+        self.unmap_pages.clear();
     }
 }
 
 impl<H: Hypervisor> Drop for Window<H> {
     /// Unmaps whatever is still mapped: slots whose owners were dropped on the way.
     fn drop(&mut self) {
-        self.unmap_queued();
-        for slot in 0..self.states.len() as u32 {
-            if let State::Mapped(_) = self.states[slot as usize] {
-                self.queue_unmap(Slot(slot));
-            }
+        for page in 0..self.states.len() {
+            self.release(page);
         }
         self.unmap_queued();
-        if self.states.contains(&State::Stuck) {
+        if !self.is_unused() {
             self.place.abandon();
         }
+    }
+}
+
+impl<H: Hypervisor> fmt::Debug for Window<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Window")
+            .field("domain", &self.domain)
+            .field("pages", &self.states.len())
+            .field("free", &self.free.len())
+            .finish_non_exhaustive()
     }
 }

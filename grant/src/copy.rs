@@ -1,0 +1,234 @@
+//! Copies between a frontend's granted pages and own memory, many in one hypercall.
+//!
+//! For a few bytes of a page, a copy by the hypervisor costs less than mapping and unmapping it.
+
+use crate::EAGAIN_TRIES;
+use alloc::vec::Vec;
+use bulkhead_xen::abi::grant_table::{CopyEnd, CopyFlags, GrantCopy};
+use bulkhead_xen::{DomId, GrantRef, GrantStatus, Hypervisor, PAGE_SIZE};
+use core::fmt;
+use core::ptr::NonNull;
+
+/// Which way bytes are copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the granted page to own memory.
+    FromGranted,
+    /// From own memory to the granted page.
+    ToGranted,
+}
+
+/// Bytes of a granted page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GrantedBytes {
+    /// The page.
+    pub gref: GrantRef,
+    /// The first byte.
+    pub offset: usize,
+    /// How many there are.
+    pub len: usize,
+}
+
+/// A batch of copies from and to pages of one frontend. All memory it needs is taken when it is
+/// made.
+pub struct CopyBatch<H: Hypervisor> {
+    door: H,
+    domain: DomId,
+    copies: Vec<GrantCopy>,
+    /// The batch of this number; what was queued in an earlier one cannot be asked about.
+    round: u32,
+}
+
+/// A queued copy, to ask what became of it.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "a copy may be refused"]
+pub struct Copied {
+    round: u32,
+    first: u32,
+    count: u32,
+}
+
+/// Why a copy cannot be queued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CopyRefused {
+    /// The batch has no room: run it first.
+    Full,
+    /// The bytes do not lie within one granted page.
+    BeyondPage {
+        /// The bytes.
+        bytes: GrantedBytes,
+    },
+    /// The other end is not this domain's own memory.
+    NotOwnMemory {
+        /// Where it is.
+        address: usize,
+    },
+}
+
+impl fmt::Display for CopyRefused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CopyRefused::Full => f.write_str("the batch of copies is full"),
+            CopyRefused::BeyondPage { bytes } => {
+                let GrantedBytes { gref, offset, len } = bytes;
+                write!(
+                    f,
+                    "{len} bytes from {offset} of grant {gref} leave its page"
+                )
+            }
+            CopyRefused::NotOwnMemory { address } => {
+                write!(f, "{address:#x} is not own memory, to copy from or to")
+            }
+        }
+    }
+}
+
+impl core::error::Error for CopyRefused {}
+
+impl<H: Hypervisor> CopyBatch<H> {
+    /// An empty batch for up to `capacity` copies within one page each.
+    pub fn new(door: H, domain: DomId, capacity: usize) -> Self {
+        CopyBatch {
+            door,
+            domain,
+            copies: Vec::with_capacity(capacity),
+            round: 0,
+        }
+    }
+
+    /// Whether nothing is queued.
+    pub fn is_empty(&self) -> bool {
+        self.copies.is_empty()
+    }
+
+    /// Notes bytes to be copied between a granted page and the own memory at `own`. Where that
+    /// crosses from one page to the next, it takes two places in the batch.
+    ///
+    /// # Safety
+    /// Until [`run`](Self::run) returns or the batch is [cleared](Self::clear), `own` stays memory
+    /// of so many bytes. As a destination it is seen through no Rust reference meanwhile; as a
+    /// source it holds nothing that the granting domain may not see.
+    pub unsafe fn queue(
+        &mut self,
+        direction: Direction,
+        granted: GrantedBytes,
+        own: NonNull<u8>,
+    ) -> Result<Copied, CopyRefused> {
+        let GrantedBytes { gref, offset, len } = granted;
+        let within = offset.checked_add(len).is_some_and(|end| end <= PAGE_SIZE);
+        if !within {
+            return Err(CopyRefused::BeyondPage { bytes: granted });
+        }
+        let first = self.copies.len();
+        let mut done = 0;
+        while done < len {
+            let address = own.addr().get() + done;
+            let refused = self.push(direction, gref, offset + done, address, len - done);
+            match refused {
+                Ok(bytes) => done += bytes,
+                Err(error) => {
+                    self.copies.truncate(first);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(Copied {
+            round: self.round,
+            first: first as u32,
+            count: (self.copies.len() - first) as u32,
+        })
+    }
+
+    /// Adds the copy of at most `len` bytes that ends with the own page; answers how many.
+    fn push(
+        &mut self,
+        direction: Direction,
+        gref: GrantRef,
+        offset: usize,
+        address: usize,
+        len: usize,
+    ) -> Result<usize, CopyRefused> {
+        if self.copies.len() == self.copies.capacity() {
+            return Err(CopyRefused::Full);
+        }
+        let own_offset = address % PAGE_SIZE;
+        let bytes = len.min(PAGE_SIZE - own_offset);
+        let page = core::ptr::without_provenance(address - own_offset);
+        let frame = self.door.frame_of(page);
+        let frame = frame.ok_or(CopyRefused::NotOwnMemory { address })?;
+        // Both offsets are below the page size.
+        let granted = CopyEnd::granted(gref, self.domain, offset as u16);
+        let own = CopyEnd::own(frame, own_offset as u16);
+        let (source, dest, flags) = match direction {
+            Direction::FromGranted => (granted, own, CopyFlags::SOURCE_GREF),
+            Direction::ToGranted => (own, granted, CopyFlags::DEST_GREF),
+        };
+        self.copies.push(GrantCopy {
+            source,
+            dest,
+            len: bytes as u16,
+            flags: flags.bits(),
+            status: GrantStatus::GENERAL_ERROR,
+        });
+        Ok(bytes)
+    }
+
+    /// Copies everything noted, in one hypercall. What became of each is its
+    /// [`status`](Self::status)'s to tell, until the batch is [cleared](Self::clear).
+    pub fn run(&mut self) {
+        if self.copies.is_empty() {
+            return;
+        }
+        self.copy(0..self.copies.len());
+        for entry in 0..self.copies.len() {
+            // Hardly ever: one at a time will do.
+            for _ in 0..EAGAIN_TRIES {
+                if self.copies[entry].status != GrantStatus::EAGAIN {
+                    break;
+                }
+                self.copy(entry..entry + 1);
+            }
+        }
+    }
+
+    fn copy(&mut self, entries: core::ops::Range<usize>) {
+        let batch = &mut self.copies[entries];
+        // SAFETY: whoever queued them has promised it for own memory; granted pages are not ours.
+        if let Err(error) = unsafe { self.door.copy_grants(batch) } {
+            let (copies, domain) = (batch.len(), self.domain);
+            log::error!("{copies} copies from or to grants of domain {domain}: {error}");
+            for copy in batch {
+                copy.status = GrantStatus::GENERAL_ERROR;
+            }
+        }
+    }
+
+    /// What became of a copy that was queued since the batch was last cleared.
+    ///
+    /// # Panics
+    /// If the copy is from before.
+    pub fn status(&self, copied: &Copied) -> Result<(), GrantStatus> {
+        assert_eq!(copied.round, self.round, "a copy is asked about too late");
+        let entries = copied.first as usize..(copied.first + copied.count) as usize;
+        let refused = self.copies[entries]
+            .iter()
+            .find(|copy| !copy.status.is_okay());
+        refused.map_or(Ok(()), |copy| Err(copy.status))
+    }
+
+    /// Forgets everything noted, whether it was run or not.
+    pub fn clear(&mut self) {
+        self.copies.clear();
+        self.round = self.round.wrapping_add(1);
+    }
+}
+
+impl<H: Hypervisor> fmt::Debug for CopyBatch<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CopyBatch")
+            .field("domain", &self.domain)
+            .field("copies", &self.copies.len())
+            .field("capacity", &self.copies.capacity())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,270 @@
+//! Granting own pages to other domains: this domain's grant table.
+//!
+//! The order of accesses is that of `grant_table.h` for version 1 entries: frame and domain are
+//! written before the flags that make the entry valid, and a grant ends only by a compare-and-swap
+//! that finds neither READING nor WRITING set, the marks of a page in use.
+
+use crate::Access;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use bulkhead_xen::abi::grant_table::{EntryFlags, EntryV1, RESERVED_ENTRIES};
+use bulkhead_xen::{DomId, Frame, GrantRef, Hypervisor};
+use core::fmt;
+use core::sync::atomic::Ordering;
+use spin::Mutex;
+
+/// The domain's grant table. Clones share it, from any vCPU: its lock is taken when entries are
+/// taken and given back, not when a page is granted with an [`Entry`] or the grant ended.
+pub struct GrantTable<H: Hypervisor> {
+    shared: Arc<Shared<H>>,
+}
+
+struct Shared<H> {
+    entries: &'static [EntryV1],
+    stock: Mutex<Stock>,
+    /// Without its domain, the table would be somebody else's.
+    _door: H,
+}
+
+/// Entries that nobody holds.
+struct Stock {
+    /// All entries from here on were never used.
+    fresh: u32,
+    free: Vec<GrantRef>,
+    /// Given up while the other domain was still using the page: free as soon as it stops.
+    lingering: Vec<GrantRef>,
+}
+
+/// An entry of the table that grants nothing at the moment. Dropping it gives it back.
+pub struct Entry<H: Hypervisor> {
+    gref: GrantRef,
+    table: GrantTable<H>,
+}
+
+/// A page that another domain may access.
+///
+/// Dropping it ends the grant. If the other domain is using the page at that moment, the grant
+/// stays until it stops, and so must the page: [`end`](Self::end) tells.
+#[must_use = "dropping a grant ends it"]
+pub struct Grant<H: Hypervisor> {
+    /// Its drop ends the grant, as it would any that is left in the entry.
+    entry: Entry<H>,
+}
+
+/// All entries of the grant table are in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableFull;
+
+impl fmt::Display for TableFull {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("all entries of the grant table are in use")
+    }
+}
+
+impl core::error::Error for TableFull {}
+
+/// The other domain has the page mapped, or copies it right now; the grant goes on.
+pub struct InUse<H: Hypervisor>(
+    /// The grant.
+    pub Grant<H>,
+);
+
+impl<H: Hypervisor> fmt::Display for InUse<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "grant {} is still in use", self.0.gref())
+    }
+}
+
+impl<H: Hypervisor> core::error::Error for InUse<H> {}
+
+impl<H: Hypervisor> GrantTable<H> {
+    /// Takes the domain's grant table. `None` if somebody has it already.
+    pub fn new(door: H) -> Option<Self> {
+        let entries = door.grant_entries()?;
+        let shared = Shared {
+            entries,
+            stock: Mutex::new(Stock {
+                fresh: RESERVED_ENTRIES,
+                free: Vec::new(),
+                lingering: Vec::new(),
+            }),
+            _door: door,
+        };
+        Some(GrantTable {
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// Takes an entry.
+    pub fn entry(&self) -> Result<Entry<H>, TableFull> {
+        let gref = self.take().ok_or(TableFull)?;
+        let table = self.clone();
+        Ok(Entry { gref, table })
+    }
+
+    /// Takes an entry and grants a page with it.
+    ///
+    /// # Safety
+    /// As for [`Entry::grant`].
+    pub unsafe fn grant(
+        &self,
+        domain: DomId,
+        frame: Frame,
+        access: Access,
+    ) -> Result<Grant<H>, TableFull> {
+        let entry = self.entry()?;
+        // SAFETY: the caller promises just that.
+        Ok(unsafe { entry.grant(domain, frame, access) })
+    }
+
+    /// How many entries can be taken.
+    pub fn free_entries(&self) -> usize {
+        let mut stock = self.shared.stock.lock();
+        self.reclaim(&mut stock);
+        stock.free.len()
+            + self
+                .shared
+                .entries
+                .len()
+                .saturating_sub(stock.fresh as usize)
+    }
+
+    fn take(&self) -> Option<GrantRef> {
+        let mut stock = self.shared.stock.lock();
+        if let Some(gref) = stock.free.pop() {
+            return Some(gref);
+        }
+        if (stock.fresh as usize) < self.shared.entries.len() {
+            stock.fresh += 1;
+            return Some(GrantRef(stock.fresh - 1));
+        }
+        self.reclaim(&mut stock);
+        stock.free.pop()
+    }
+
+    /// Ends what was given up while it was in use and is not any more.
+    fn reclaim(&self, stock: &mut Stock) {
+        let Stock {
+            free, lingering, ..
+        } = stock;
+        lingering.retain(|&gref| {
+            let ended = self.revoke(gref);
+            if ended {
+                free.push(gref);
+            }
+            !ended
+        });
+    }
+
+    fn at(&self, gref: GrantRef) -> &'static EntryV1 {
+        &self.shared.entries[gref.0 as usize]
+    }
+
+    /// Makes an entry invalid unless its page is in use; answers whether it did.
+    fn revoke(&self, gref: GrantRef) -> bool {
+        let flags = &self.at(gref).flags;
+        let busy = (EntryFlags::READING | EntryFlags::WRITING).bits();
+        flags
+            .try_update(Ordering::AcqRel, Ordering::Acquire, |flags| {
+                (flags & busy == 0).then_some(0)
+            })
+            .is_ok()
+    }
+}
+
+impl<H: Hypervisor> Clone for GrantTable<H> {
+    fn clone(&self) -> Self {
+        let shared = self.shared.clone();
+        GrantTable { shared }
+    }
+}
+
+impl<H: Hypervisor> fmt::Debug for GrantTable<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GrantTable")
+            .field("entries", &self.shared.entries.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<H: Hypervisor> fmt::Debug for Entry<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Entry({})", self.gref)
+    }
+}
+
+impl<H: Hypervisor> fmt::Debug for Grant<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Grant({})", self.gref())
+    }
+}
+
+impl<H: Hypervisor> fmt::Debug for InUse<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "InUse({})", self.0.gref())
+    }
+}
+
+impl<H: Hypervisor> Entry<H> {
+    /// The entry's number, which the other domain needs.
+    pub fn gref(&self) -> GrantRef {
+        self.gref
+    }
+
+    /// Lets `domain` access an own frame. Takes no lock.
+    ///
+    /// # Safety
+    /// As long as the grant lasts, the frame is own memory that is accessed by volatile or atomic
+    /// accesses alone, and its whole content may be seen by `domain`. It lasts until
+    /// [`Grant::end`] succeeds.
+    pub unsafe fn grant(self, domain: DomId, frame: Frame, access: Access) -> Grant<H> {
+        let frame = u32::try_from(frame.0).expect("version 1 entries hold frames below 2^32");
+        let entry = self.table.at(self.gref);
+        entry.frame.store(frame, Ordering::Relaxed);
+        entry.domain.store(domain.0, Ordering::Relaxed);
+        let flags = match access {
+            Access::ReadOnly => EntryFlags::PERMIT_ACCESS | EntryFlags::READONLY,
+            Access::ReadWrite => EntryFlags::PERMIT_ACCESS,
+        };
+        // The other domain may look at it from here on.
+        entry.flags.store(flags.bits(), Ordering::Release);
+        Grant { entry: self }
+    }
+}
+
+impl<H: Hypervisor> Drop for Entry<H> {
+    fn drop(&mut self) {
+        let ended = self.table.revoke(self.gref);
+        let mut stock = self.table.shared.stock.lock();
+        if ended {
+            stock.free.push(self.gref);
+        } else {
+            log::warn!("grant {} is given up while in use", self.gref);
+            stock.lingering.push(self.gref);
+        }
+    }
+}
+
+impl<H: Hypervisor> Grant<H> {
+    /// The grant's number, which the other domain needs.
+    pub fn gref(&self) -> GrantRef {
+        self.entry.gref
+    }
+
+    /// Whether the other domain has the page mapped, or copies it right now.
+    pub fn is_in_use(&self) -> bool {
+        let entry = self.entry.table.at(self.entry.gref);
+        let flags = EntryFlags::from_bits_retain(entry.flags.load(Ordering::Acquire));
+        flags.intersects(EntryFlags::READING | EntryFlags::WRITING)
+    }
+
+    /// Ends the grant and gives the entry back, to be used again. Refused while the other domain
+    /// uses the page. Takes no lock.
+    pub fn end(self) -> Result<Entry<H>, InUse<H>> {
+        if self.entry.table.revoke(self.entry.gref) {
+            Ok(self.entry)
+        } else {
+            Err(InUse(self))
+        }
+    }
+}

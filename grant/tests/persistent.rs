@@ -1,0 +1,204 @@
+//! Persistently mapped grants: what stays, what goes, and what it costs.
+
+mod pair;
+
+use bulkhead_grant::{Access, CacheFull, Held, PersistentCache};
+use bulkhead_xen::sim::{SimDoor, Stats};
+use bulkhead_xen::{GrantRef, GrantStatus};
+use pair::{Pair, peek, poke};
+
+const READ: Access = Access::ReadOnly;
+const WRITE: Access = Access::ReadWrite;
+
+fn cache(pair: &Pair, capacity: usize) -> PersistentCache<SimDoor> {
+    PersistentCache::new(&pair.region, pair.guest(), capacity, 4).unwrap()
+}
+
+/// One request after another that uses one page each; answers what they cost.
+fn use_pages(
+    pair: &Pair,
+    cache: &mut PersistentCache<SimDoor>,
+    grefs: impl IntoIterator<Item = u32>,
+) -> Stats {
+    let before = pair.backend.stats();
+    for gref in grefs {
+        let held = cache.hold(GrantRef(gref), WRITE).unwrap();
+        cache.map_queued();
+        poke(cache.address(&held).unwrap(), gref as u8);
+        cache.release(held);
+    }
+    pair.backend.stats() - before
+}
+
+#[test]
+fn known_pages_cost_no_hypercall() {
+    let pair = Pair::new();
+    let pages: Vec<_> = (8..16).map(|gref| pair.grant(gref)).collect();
+    let mut cache = cache(&pair, 8);
+    assert_eq!(use_pages(&pair, &mut cache, 8..16).maps, 8);
+    for _ in 0..5 {
+        assert_eq!(use_pages(&pair, &mut cache, 8..16).hypercalls(), 0);
+    }
+    for (page, gref) in pages.iter().zip(8..) {
+        assert_eq!(peek(*page), gref);
+    }
+    assert_eq!((cache.len(), cache.hits(), cache.misses()), (8, 40, 8));
+    drop(cache);
+    pair.assert_clean();
+}
+
+#[test]
+fn a_sweep_of_new_pages_is_one_hypercall() {
+    let pair = Pair::new();
+    let mut cache = cache(&pair, 16);
+    let mut held: Vec<Held> = Vec::new();
+    for gref in 8..16 {
+        pair.grant(gref);
+        held.push(cache.hold(GrantRef(gref), WRITE).unwrap());
+        // The same page twice in one sweep is mapped once.
+        held.push(cache.hold(GrantRef(gref), READ).unwrap());
+    }
+    cache.map_queued();
+    assert!(held.iter().all(|held| cache.address(held).is_ok()));
+    let stats = pair.backend.stats();
+    assert_eq!((stats.hypercalls(), stats.maps), (1, 8));
+    held.into_iter().for_each(|held| cache.release(held));
+    cache.discard_idle();
+    assert!(cache.is_empty());
+    assert_eq!(pair.backend.stats().unmap_calls, 1);
+    pair.assert_clean();
+}
+
+#[test]
+fn the_least_recently_used_page_goes() {
+    let pair = Pair::new();
+    for gref in 8..13 {
+        pair.grant(gref);
+    }
+    let mut cache = cache(&pair, 4);
+    use_pages(&pair, &mut cache, [8, 9, 10, 11, 8]);
+    // 9 makes room for 12.
+    assert_eq!(use_pages(&pair, &mut cache, [12]).maps, 1);
+    assert_eq!(
+        use_pages(&pair, &mut cache, [8, 10, 11, 12]).hypercalls(),
+        0
+    );
+    let cost = use_pages(&pair, &mut cache, [9]);
+    assert_eq!((cost.maps, cost.unmaps), (1, 1));
+    assert_eq!(
+        use_pages(&pair, &mut cache, [10, 11, 12, 9]).hypercalls(),
+        0
+    );
+    assert_eq!((cache.len(), pair.backend.live_mappings()), (4, 4));
+    drop(cache);
+    pair.assert_clean();
+}
+
+#[test]
+fn more_grants_than_fit_are_exchanged_a_sweep_at_a_time() {
+    let pair = Pair::new();
+    for gref in 8..40 {
+        pair.grant(gref);
+    }
+    let mut cache = cache(&pair, 8);
+    for sweep in 0..16 {
+        let before = pair.backend.stats();
+        let first = 8 + sweep % 8 * 4;
+        let held: Vec<Held> = (first..first + 4)
+            .map(|gref| cache.hold(GrantRef(gref), WRITE).unwrap())
+            .collect();
+        cache.map_queued();
+        for held in held {
+            assert!(cache.address(&held).is_ok());
+            cache.release(held);
+        }
+        let cost = pair.backend.stats() - before;
+        assert!(cost.map_calls <= 1 && cost.unmap_calls <= 1);
+        assert!(pair.backend.live_mappings() <= 8);
+    }
+    drop(cache);
+    pair.assert_clean();
+}
+
+#[test]
+fn held_pages_stay() {
+    let pair = Pair::new();
+    for gref in 8..12 {
+        pair.grant(gref);
+    }
+    let mut cache = cache(&pair, 2);
+    let first = cache.hold(GrantRef(8), WRITE).unwrap();
+    let second = cache.hold(GrantRef(9), WRITE).unwrap();
+    cache.map_queued();
+    let address = cache.address(&first).unwrap();
+    assert_eq!(cache.hold(GrantRef(10), WRITE), Err(CacheFull));
+    cache.release(second);
+    let third = cache.hold(GrantRef(10), WRITE).unwrap();
+    cache.map_queued();
+    assert_eq!(cache.address(&first), Ok(address));
+    assert!(cache.address(&third).is_ok());
+    drop(cache);
+    pair.assert_clean();
+}
+
+#[test]
+fn pages_for_reading_alone_are_never_written() {
+    let pair = Pair::new();
+    pair.grant_read_only(8);
+    let mut cache = cache(&pair, 4);
+    let read = cache.hold(GrantRef(8), READ).unwrap();
+    cache.map_queued();
+    assert!(cache.address(&read).is_ok());
+    // While one request reads it, another cannot have it for writing.
+    let write = cache.hold(GrantRef(8), WRITE).unwrap();
+    cache.map_queued();
+    let general = Err(GrantStatus::GENERAL_ERROR);
+    assert_eq!(cache.address(&write), general);
+    cache.release(write);
+    assert!(cache.address(&read).is_ok());
+    cache.release(read);
+
+    // Read again, it costs nothing; for writing, Xen is asked once more and refuses.
+    let before = pair.backend.stats();
+    let read = cache.hold(GrantRef(8), READ).unwrap();
+    cache.map_queued();
+    assert_eq!((pair.backend.stats() - before).hypercalls(), 0);
+    cache.release(read);
+    let write = cache.hold(GrantRef(8), WRITE).unwrap();
+    cache.map_queued();
+    assert_eq!(cache.address(&write), general);
+    cache.release(write);
+    assert!(cache.is_empty());
+
+    // Granted for writing by now, it can be written.
+    pair.grant(8);
+    let write = cache.hold(GrantRef(8), WRITE).unwrap();
+    cache.map_queued();
+    assert!(cache.address(&write).is_ok());
+    cache.release(write);
+    drop(cache);
+    pair.assert_clean();
+}
+
+#[test]
+fn refused_pages_are_not_cached() {
+    let pair = Pair::new();
+    let mut cache = cache(&pair, 4);
+    for _ in 0..10 {
+        for access in [READ, WRITE] {
+            let held = cache.hold(GrantRef(100), access).unwrap();
+            cache.map_queued();
+            assert!(cache.address(&held).is_err());
+            cache.release(held);
+            assert!(cache.is_empty());
+        }
+    }
+    // Held, and released before it was mapped.
+    pair.grant(8);
+    let held = cache.hold(GrantRef(8), WRITE).unwrap();
+    cache.release(held);
+    cache.map_queued();
+    assert!(cache.is_empty());
+    drop(cache);
+    pair.assert_clean();
+}

@@ -1,0 +1,161 @@
+//! Granting own pages: what the other domain may do, and when a grant can end.
+
+mod pair;
+
+use bulkhead_grant::{Access, Grant, GrantTable, TableFull};
+use bulkhead_xen::sim::{DomainConfig, Sim, SimDomain, SimDoor};
+use bulkhead_xen::{GrantRef, GrantStatus};
+use core::ptr::NonNull;
+use pair::{Pair, peek, poke};
+
+fn grant(
+    table: &GrantTable<SimDoor>,
+    pair: &Pair,
+    page: NonNull<u8>,
+    access: Access,
+) -> Grant<SimDoor> {
+    let frame = pair.frontend.frame_of(page);
+    // SAFETY: the tests access the page by volatile accesses alone, and never free it.
+    unsafe { table.grant(pair.backend.id(), frame, access) }.unwrap()
+}
+
+fn table(domain: &SimDomain) -> GrantTable<SimDoor> {
+    GrantTable::new(domain.door()).unwrap()
+}
+
+#[test]
+fn a_granted_page_can_be_mapped_until_the_grant_ends() {
+    let pair = Pair::new();
+    let table = table(&pair.frontend);
+    let free = table.free_entries();
+    let page = pair.frontend.alloc_page();
+    let grant = grant(&table, &pair, page, Access::ReadWrite);
+    assert!(grant.gref() >= GrantRef(8), "the first are the toolstack's");
+    assert!(!grant.is_in_use());
+
+    let mut window = pair.region.window(pair.guest(), 4).unwrap();
+    let gref = grant.gref();
+    let slot = window.queue_map(gref, Access::ReadWrite).unwrap();
+    window.map_queued();
+    poke(window.address(&slot).unwrap(), 5);
+    assert_eq!(peek(page), 5);
+
+    assert!(grant.is_in_use());
+    let refused = grant.end().unwrap_err();
+    assert_eq!(refused.to_string(), format!("grant {gref} is still in use"));
+    window.queue_unmap(slot);
+    window.unmap_queued();
+    let entry = refused.0.end().unwrap();
+    assert_eq!((entry.gref(), table.free_entries()), (gref, free - 1));
+    drop(entry);
+    assert_eq!(table.free_entries(), free);
+
+    let late = window.queue_map(gref, Access::ReadOnly).unwrap();
+    window.map_queued();
+    let general = Err(GrantStatus::GENERAL_ERROR);
+    assert_eq!(window.address(&late), general);
+    drop(window);
+    pair.assert_clean();
+}
+
+#[test]
+fn a_page_granted_for_reading_cannot_be_written() {
+    let pair = Pair::new();
+    let table = table(&pair.frontend);
+    let page = pair.frontend.alloc_page();
+    let grant = grant(&table, &pair, page, Access::ReadOnly);
+    let mut window = pair.region.window(pair.guest(), 4).unwrap();
+    let read = window.queue_map(grant.gref(), Access::ReadOnly).unwrap();
+    let write = window.queue_map(grant.gref(), Access::ReadWrite).unwrap();
+    window.map_queued();
+    assert!(window.address(&read).is_ok());
+    assert!(window.address(&write).is_err());
+    drop(window);
+    assert!(grant.end().is_ok());
+    pair.assert_clean();
+}
+
+#[test]
+fn an_entry_grants_one_page_after_another() {
+    let pair = Pair::new();
+    let table = table(&pair.frontend);
+    let mut entry = table.entry().unwrap();
+    let gref = entry.gref();
+    let mut window = pair.region.window(pair.guest(), 4).unwrap();
+    for value in 1..4 {
+        let page = pair.frontend.alloc_page();
+        poke(page, value);
+        let frame = pair.frontend.frame_of(page);
+        // SAFETY: as in `grant`.
+        let grant = unsafe { entry.grant(pair.backend.id(), frame, Access::ReadOnly) };
+        let slot = window.queue_map(gref, Access::ReadOnly).unwrap();
+        window.map_queued();
+        assert_eq!(peek(window.address(&slot).unwrap()), value);
+        window.queue_unmap(slot);
+        window.unmap_queued();
+        entry = grant.end().unwrap();
+    }
+    pair.assert_clean();
+}
+
+#[test]
+fn a_grant_given_up_in_use_is_free_when_the_other_domain_stops() {
+    let sim = Sim::new();
+    let backend = sim.add_domain();
+    let frontend = sim.add_domain_with(DomainConfig {
+        grant_entries: 10,
+        ..DomainConfig::default()
+    });
+    let region = bulkhead_grant::Region::new(backend.door()).unwrap();
+    let pair = Pair {
+        sim,
+        backend,
+        frontend,
+        region,
+    };
+    let table = table(&pair.frontend);
+    let page = pair.frontend.alloc_page();
+    let first = grant(&table, &pair, page, Access::ReadOnly);
+    let mut window = pair.region.window(pair.guest(), 4).unwrap();
+    let slot = window.queue_map(first.gref(), Access::ReadOnly).unwrap();
+    window.map_queued();
+
+    let gref = first.gref();
+    drop(first);
+    assert!(!pair.frontend.grant_flags(gref).is_empty());
+    let other = table.entry().unwrap();
+    assert_eq!(table.entry().unwrap_err(), TableFull);
+    window.queue_unmap(slot);
+    window.unmap_queued();
+    assert_eq!(table.free_entries(), 1);
+    assert_eq!(table.entry().unwrap().gref(), gref);
+    assert!(pair.frontend.grant_flags(gref).is_empty());
+    drop(other);
+    pair.assert_clean();
+}
+
+#[test]
+fn all_entries_can_be_taken_and_given_back() {
+    let pair = Pair::new();
+    let table = table(&pair.frontend);
+    let all = table.free_entries();
+    assert_eq!(all, 2048 - 8);
+    for _ in 0..2 {
+        let entries: Vec<_> = std::iter::from_fn(|| table.entry().ok()).collect();
+        assert_eq!(entries.len(), all);
+        let mut grefs: Vec<_> = entries.iter().map(|entry| entry.gref()).collect();
+        grefs.sort();
+        grefs.dedup();
+        assert_eq!(grefs.len(), all);
+        assert_eq!(table.free_entries(), 0);
+    }
+    assert_eq!(table.free_entries(), all);
+}
+
+#[test]
+fn the_table_has_one_owner() {
+    let pair = Pair::new();
+    let table = table(&pair.frontend);
+    assert!(GrantTable::new(pair.frontend.door()).is_none());
+    assert_eq!(table.clone().free_entries(), table.free_entries());
+}

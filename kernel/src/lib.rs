@@ -1,1 +1,85 @@
-//! (skeleton)
+//! The unikernel runtime: PVH and PV boot, memory, events, time, console.
+//!
+//! One ELF, booted by `xl create` as `type="pvh"` or `type="pv"`. The runtime brings the domain
+//! up, hands a [`Machine`](machine::Machine) to the binary's `main`, and ends the domain with the
+//! reason that `main` returns:
+//!
+//! ```ignore
+//! #![no_std]
+//! #![no_main]
+//! use bulkhead_kernel::{Machine, ShutdownReason};
+//!
+//! bulkhead_kernel::entry!(main);
+//!
+//! fn main(machine: Machine) -> ShutdownReason {
+//!     log::info!("{} modules", machine.modules.len());
+//!     ShutdownReason::Poweroff
+//! }
+//! ```
+//!
+//! ```text
+//!   boot (entry, pvh | pv) ──> machine::Machine ──> main
+//!            │                        │
+//!   cpu  memory  time  events    door::Door  (bulkhead_xen::Hypervisor by hypercalls)
+//!                                     │
+//!   output (console behind log)   hypercall
+//! ```
+//!
+//! No Rust code is ever interrupted: upcalls are masked but inside
+//! [`Hypervisor::block`](bulkhead_xen::Hypervisor::block), which is assembly. Whatever is pending
+//! is taken by an ordinary call. So there is no re-entrancy anywhere, and compiled code may use
+//! the red zone below its stack pointer.
+//!
+//! Without the feature `unikernel`, only what needs no hypervisor is compiled, so that it can be
+//! tested on a host.
+//!
+//! Read next: `boot` for how the domain comes up, [`memory`] for where everything is, and
+//! `README.md` for how a binary is built and linked.
+
+#![cfg_attr(not(test), no_std)]
+
+pub mod command_line;
+pub mod console;
+pub mod cpu;
+pub mod events;
+pub mod memory;
+pub mod start_info;
+pub mod time;
+
+#[cfg(feature = "unikernel")]
+mod boot;
+#[cfg(feature = "unikernel")]
+pub mod door;
+#[cfg(feature = "unikernel")]
+mod grants;
+#[cfg(feature = "unikernel")]
+mod hypercall;
+#[cfg(feature = "unikernel")]
+pub mod machine;
+#[cfg(feature = "unikernel")]
+pub mod output;
+#[cfg(feature = "unikernel")]
+mod report;
+#[cfg(feature = "unikernel")]
+mod vcpu;
+
+#[cfg(feature = "unikernel")]
+pub use crate::{
+    door::Door,
+    machine::{Machine, Module, Way},
+    report::shutdown,
+};
+pub use bulkhead_xen::abi::sched::ShutdownReason;
+
+/// Names the function that the domain runs: `fn(Machine) -> ShutdownReason`.
+#[macro_export]
+macro_rules! entry {
+    ($main:path) => {
+        /// Called by the runtime, once, when the domain is up.
+        #[unsafe(no_mangle)]
+        fn bulkhead_main(machine: $crate::Machine) -> $crate::ShutdownReason {
+            let main: fn($crate::Machine) -> $crate::ShutdownReason = $main;
+            main(machine)
+        }
+    };
+}

@@ -1,0 +1,135 @@
+//! Boots, shows that everything works, and does what `test=` on the command line asks for.
+#![no_std]
+#![no_main]
+
+extern crate alloc;
+
+use alloc::{string::String, vec::Vec};
+use bulkhead_kernel::{Machine, ShutdownReason, command_line, memory};
+use bulkhead_xen::{Hypervisor, PAGE_SIZE};
+use core::hint::black_box;
+use core::time::Duration;
+
+bulkhead_kernel::entry!(main);
+
+fn main(mut machine: Machine) -> ShutdownReason {
+    let door = machine.door;
+    log::info!(
+        "hello after {} us: {:?}, {} vCPUs, {:?}",
+        door.now().since(machine.started).as_micros(),
+        machine.way,
+        machine.vcpus,
+        memory::statistics()
+    );
+    log::info!("command line: {:?}", machine.command_line);
+    show_memory();
+    show_modules(&mut machine);
+    show_store(&machine);
+    log::info!("float: {:.6}", black_box(2.0f64) * black_box(1.234_567));
+    sleep(&machine, Duration::from_millis(100));
+    match command_line::value(machine.command_line, "test") {
+        Some("panic") => panic!("as asked"),
+        Some("page-fault") => fault(0x7000_0000_0000),
+        Some("null") => fault(black_box(8)),
+        Some("stack") => log::info!("{}", overflow(1)),
+        // SAFETY: meant to crash.
+        Some("invalid-opcode") => unsafe { core::arch::asm!("ud2") },
+        // SAFETY: meant to crash.
+        Some("breakpoint") => unsafe { core::arch::asm!("int3") },
+        Some("divide") => log::info!("{}", black_box(1u32) / black_box(0u32)),
+        Some("heap") => exhaust(),
+        Some("flood") => (0..2000).for_each(|n| log::info!("line {n} of many, to see what a slow reader gets")),
+        Some("idle") => loop {
+            door.take_pending(&mut |port| log::info!("port {port}"));
+            door.block(None);
+        },
+        Some("ticks") => {
+            for _ in 0..50 {
+                sleep(&machine, Duration::from_millis(100));
+            }
+        }
+        Some("reboot") => return ShutdownReason::Reboot,
+        Some(other) => log::error!("test={other}: unknown"),
+        None => {}
+    }
+    ShutdownReason::Poweroff
+}
+
+fn show_memory() {
+    let mut lists = Vec::new();
+    for size in 0..200usize {
+        lists.push(alloc::vec![size as u8; size * 37]);
+    }
+    let sum: usize = lists.iter().flatten().map(|byte| usize::from(*byte)).sum();
+    drop(lists);
+    let text: String = (0..10).map(|n| alloc::format!("{n}")).collect();
+    log::info!("heap: {sum} {text}, free {}", memory::statistics().free);
+    let pages = memory::allocate_pages(16).expect("16 pages");
+    // SAFETY: fresh pages.
+    unsafe {
+        pages.write_bytes(0x5a, 16 * PAGE_SIZE);
+        log::info!("pages at {pages:?}: frame {:?}", bulkhead_kernel::Door.frame_of(pages.as_ptr()));
+        memory::free_pages(pages, 16);
+    }
+}
+
+fn show_modules(machine: &mut Machine) {
+    for module in &machine.modules {
+        let start = module.start.as_ptr();
+        // SAFETY: the module's own memory.
+        let (first, last) = unsafe { (start.read(), start.add(module.len - 1).read()) };
+        log::info!("module at {start:?}, {} bytes, {first:#x}..{last:#x}", module.len);
+        // SAFETY: the module's own memory; it can be written.
+        unsafe {
+            start.write(!first);
+            start.add(module.len - 1).write(!last);
+            assert_eq!(start.read_volatile(), !first);
+        }
+    }
+}
+
+fn show_store(machine: &Machine) {
+    // io/xs_wire.h: req[1024], rsp[1024], req_cons, req_prod, rsp_cons, rsp_prod.
+    let indices: [u32; 4] = core::array::from_fn(|n| {
+        // SAFETY: within the ring's page.
+        unsafe { machine.store.page.as_ptr().add(2048 + 4 * n).cast::<u32>().read_volatile() }
+    });
+    log::info!("store ring at {:?}, port {}, indices {indices:?}", machine.store.page, machine.store.port);
+    let table = machine.door.grant_entries();
+    let first = table.map(|table| {
+        let entry = &table[1];
+        (table.len(), entry.flags.load(core::sync::atomic::Ordering::Relaxed))
+    });
+    log::info!("grant table (entries, flags of the second): {first:?}, {:?}", machine.door.foreign_region());
+}
+
+fn sleep(machine: &Machine, time: Duration) {
+    let door = machine.door;
+    let before = door.now();
+    let deadline = before + time;
+    let mut rounds = 0;
+    while door.now() < deadline {
+        door.take_pending(&mut |port| log::debug!("port {port}"));
+        door.block(Some(deadline));
+        rounds += 1;
+    }
+    log::info!("slept {} us for {}, {rounds} rounds", door.now().since(before).as_micros(), time.as_micros());
+}
+
+fn fault(address: usize) {
+    // SAFETY: meant to crash.
+    unsafe { (address as *mut u8).write_volatile(1) };
+}
+
+#[inline(never)]
+fn overflow(depth: u64) -> u64 {
+    let room = black_box([depth; 64]);
+    if black_box(true) { overflow(depth + 1) + room[3] } else { depth }
+}
+
+fn exhaust() {
+    let mut all = Vec::new();
+    loop {
+        all.push(alloc::vec![1u8; 100_000]);
+    }
+}

@@ -1,0 +1,162 @@
+//! From the first instruction to `main`: what is particular to PVH and to PV, then what is not.
+
+pub mod entry;
+pub mod pv;
+mod pv_tables;
+pub mod pvh;
+
+use crate::door::{self, Door};
+use crate::machine::{self, Facts, Machine, Module, Way};
+use crate::memory::layout::{AddressSpace, Ranges, frames_of, subtract};
+use crate::memory::pages;
+use crate::start_info::{COMMAND_LINE_BYTES, LoadedModule};
+use crate::{command_line, hypercall, output, report, time, vcpu};
+use bulkhead_xen::abi::sched::{self, ShutdownReason};
+use bulkhead_xen::abi::shared_info::{LEGACY_MAX_VCPUS, SharedInfo, VcpuInfo};
+use bulkhead_xen::abi::event_channel;
+use bulkhead_xen::{Errno, Port, StoreRing};
+use core::ptr::NonNull;
+use spin::Once;
+
+unsafe extern "C" {
+    static __image_start: u8;
+    static __image_end: u8;
+    /// The time stamp counter at the first instruction.
+    static boot_tsc: u64;
+}
+
+unsafe extern "Rust" {
+    /// What [`entry!`](crate::entry) defines.
+    fn bulkhead_main(machine: Machine) -> ShutdownReason;
+}
+
+static COMMAND_LINE: Once<heapless::String<COMMAND_LINE_BYTES>> = Once::new();
+
+/// The addresses of the image.
+pub(crate) fn image() -> core::ops::Range<u64> {
+    &raw const __image_start as u64..&raw const __image_end as u64
+}
+
+/// What either way of booting has found and set up before the rest is the same.
+struct Booted {
+    way: Way,
+    command_line: heapless::String<COMMAND_LINE_BYTES>,
+    modules: heapless::Vec<LoadedModule, 8>,
+    shared: *mut SharedInfo,
+    store_page: u64,
+    store_port: Port,
+}
+
+/// Takes what is in use out of the memory that was found; frame 0 stays unused, so that no valid
+/// pointer is null.
+fn free_memory(ram: &Ranges, modules: &[LoadedModule], image: core::ops::Range<u64>) -> Ranges {
+    let mut free = ram.clone();
+    let taken = modules.iter().map(|module| frames_of(module.address, module.bytes));
+    for range in taken.chain([0..1, frames_of(image.start, image.end - image.start)]) {
+        subtract(&mut free, range).expect("too many pieces of memory");
+    }
+    free
+}
+
+/// # Safety
+/// Called once, with memory mapped, the vCPU registered, and facts that hold.
+unsafe fn set_up_memory(ram: Ranges, free: &Ranges, space: AddressSpace, p2m: Option<machine::P2m>) {
+    let total: u64 = ram.iter().map(|range| range.end - range.start).sum();
+    machine::set_facts(Facts { ram, space, p2m });
+    // SAFETY: by the contract.
+    unsafe { pages::init(free, total as usize) };
+}
+
+/// Everything that is the same on PVH and PV, and `main`.
+///
+/// # Safety
+/// Called once, at the end of either way of booting.
+unsafe fn run(booted: Booted) -> ! {
+    machine::set_shared(booted.shared);
+    machine::bitmaps().mask_all();
+    let here = vcpu::current();
+    // SAFETY: the first vCPU's part of the shared page; upcalls stay masked outside of `block`.
+    unsafe {
+        let info = (&raw mut (*booted.shared).vcpu_info).cast::<VcpuInfo>();
+        (&raw mut (*info).evtchn_upcall_mask).write_volatile(1);
+        here.set_info(info);
+    }
+    // SAFETY: this vCPU's time page; the counter's value was stored by the entry code.
+    let started = unsafe {
+        let (page, _) = time::sample(&raw const (*here.info()).time, time::counter);
+        time::instant_at(&page, (&raw const boot_tsc).read())
+    };
+    output::use_clock(started);
+    let line: &'static str = COMMAND_LINE.call_once(|| booted.command_line);
+    let level = command_line::log_level(line);
+    output::start_logging(level.unwrap_or(log::LevelFilter::Info));
+    if let Err(wrong) = level {
+        log::warn!("log={wrong}: expected off, error, warn, info, debug or trace");
+    }
+    set_up_events(here).expect("cannot set up this vCPU's own ports");
+    door::deliver_here(booted.store_port).expect("cannot unmask the xenstore port");
+    let memory = pages::statistics();
+    log::debug!(
+        "{:?}, {} KiB of memory, {} KiB free, image {} KiB",
+        booted.way,
+        memory.total / 1024,
+        memory.free / 1024,
+        (image().end - image().start) / 1024
+    );
+    let machine = Machine {
+        door: Door,
+        way: booted.way,
+        command_line: line,
+        modules: booted.modules.into_iter().filter_map(into_module).collect(),
+        store: StoreRing {
+            page: NonNull::new(booted.store_page as *mut u8).expect("no xenstore ring"),
+            port: booted.store_port,
+        },
+        started,
+        vcpus: count_vcpus(),
+    };
+    // SAFETY: `entry!` defines it with this signature; it is called this once.
+    let reason = unsafe { bulkhead_main(machine) };
+    report::shutdown(reason)
+}
+
+fn into_module(module: LoadedModule) -> Option<Module> {
+    Some(Module {
+        start: NonNull::new(module.address as *mut u8)?,
+        len: module.bytes as usize,
+        command_line: module.command_line,
+    })
+}
+
+/// Binds a vCPU's own ports, its timer and the one that wakes it.
+fn set_up_events(here: &vcpu::Vcpu) -> Result<(), Errno> {
+    let vcpu = here.id();
+    // SAFETY: takes no argument. A domain's vCPUs may start with a periodic timer.
+    unsafe { hypercall::vcpu_op(sched::VCPUOP_STOP_PERIODIC_TIMER.into(), vcpu.0.into(), 0)? };
+    let mut timer = event_channel::BindVirq {
+        virq: event_channel::VIRQ_TIMER,
+        vcpu,
+        port: Port(0),
+    };
+    door::event_operation(event_channel::BIND_VIRQ, &mut timer)?;
+    let mut ipi = event_channel::BindIpi {
+        vcpu,
+        port: Port(0),
+    };
+    door::event_operation(event_channel::BIND_IPI, &mut ipi)?;
+    here.set_ports(timer.port, ipi.port);
+    for port in [timer.port, ipi.port] {
+        here.ports.insert(port);
+        door::event_operation(event_channel::UNMASK, &mut event_channel::OnPort { port })?;
+    }
+    Ok(())
+}
+
+/// Asks for one vCPU after the other until Xen knows none of that number.
+fn count_vcpus() -> u32 {
+    // SAFETY: takes no argument and changes nothing.
+    let exists = |id: &u32| unsafe { hypercall::vcpu_op(sched::VCPUOP_IS_UP.into(), (*id).into(), 0) }.is_ok();
+    (0..LEGACY_MAX_VCPUS as u32)
+        .take_while(exists)
+        .count() as u32
+}

@@ -1,0 +1,143 @@
+//! PV: the builder's page tables, extended to all memory; the rings are named by the start info.
+
+use super::pv_tables::{PageTables, Unmapped};
+use super::{Booted, free_memory, image, run, set_up_memory};
+use crate::cpu::{exceptions, upcall};
+use crate::machine::{self, P2m, Way};
+use crate::memory::layout::{AddressSpace, Ranges, subtract};
+use crate::memory::page_table::{ACCESSED, DIRTY, PRESENT, WRITABLE};
+use crate::start_info::{COMMAND_LINE_BYTES, LoadedModule, printable};
+use crate::vcpu::BOOT_VCPU;
+use crate::{hypercall, output};
+use bulkhead_xen::abi::pv::{
+    CALLBACKOP_REGISTER, CALLBACKTYPE_EVENT, CALLBACKTYPE_FAILSAFE, CallbackRegister,
+    FLAT_KERNEL_CS, MACH2PHYS_VIRT_START, SEGBASE_GS_KERNEL, SIF_MOD_START_PFN, StartInfo,
+    TrapInfo, UVMF_INVLPG_ALL,
+};
+use bulkhead_xen::{Errno, PAGE_SIZE, Port, VcpuId};
+use core::ptr::NonNull;
+
+const PAGE: u64 = PAGE_SIZE as u64;
+
+/// The page frame that a machine frame of ours has (`machine_to_phys_mapping`, xen-x86_64.h).
+pub(super) fn pseudo_physical(mfn: u64) -> u64 {
+    // SAFETY: Xen maps the table there for every PV domain, readable; the frame exists.
+    unsafe { (MACH2PHYS_VIRT_START as *const u64).add(mfn as usize).read() }
+}
+
+/// Called by the entry code, on our stack and the builder's page tables.
+pub extern "C" fn pv_main(start: *const StartInfo) -> ! {
+    machine::set_way(Way::Pv);
+    // SAFETY: the first thing on the only vCPU.
+    unsafe {
+        let base = BOOT_VCPU.register(VcpuId(0));
+        // Nothing can be said yet if this fails, and every next step would.
+        let _ = hypercall::set_segment_base(SEGBASE_GS_KERNEL.into(), base);
+    }
+    // SAFETY: the builder has put it there; nobody changes it.
+    let start = unsafe { &*start };
+    let console = pseudo_physical(start.console_mfn) * PAGE;
+    if let Some(ring) = NonNull::new(console as *mut _) {
+        // SAFETY: the ring's page, mapped by the builder; nobody else writes there.
+        unsafe { output::use_ring(ring, Port(start.console_evtchn)) };
+    }
+    // SAFETY: once, and the handlers are ours.
+    unsafe { set_handlers() }.expect("cannot set exception handlers and upcalls");
+
+    // SAFETY: the builder's list.
+    let p2m = unsafe { P2m::new(start.mfn_list as *const u64, start.nr_pages) };
+    let mut ram = Ranges::new();
+    ram.push(0..start.nr_pages).expect("room for one range");
+    let modules = module(start);
+    // What the builder put behind the kernel ends with the page tables and a page of boot stack.
+    let tables_end = start.pt_base + (start.nr_pt_frames + 1) * PAGE;
+    let in_use = image().start..tables_end.max(image().end);
+    let mut free = free_memory(&ram, &modules, in_use);
+    let space = AddressSpace::above(start.nr_pages * PAGE, start.nr_pages, false);
+    // SAFETY: the builder's tables; free frames are used for nothing else.
+    let mut tables = unsafe { PageTables::new(start.pt_base, p2m, &free) };
+    let used = map_memory(&mut tables, start.nr_pages, &space).unwrap_or_else(|error| panic!("{error}"));
+    for frames in used {
+        subtract(&mut free, frames).expect("too many pieces of memory");
+    }
+    // SAFETY: all memory is mapped now, but for what is subtracted.
+    unsafe { set_up_memory(ram, &free, space, Some(p2m)) };
+    // SAFETY: address space set aside for it.
+    unsafe { map_special(space.special, start.shared_info / PAGE) }.expect("cannot map the shared info page");
+    let booted = Booted {
+        way: Way::Pv,
+        command_line: command_line(start),
+        modules,
+        shared: space.special as *mut _,
+        store_page: pseudo_physical(start.store_mfn) * PAGE,
+        store_port: Port(start.store_evtchn),
+    };
+    // SAFETY: the end of this way of booting.
+    unsafe { run(booted) }
+}
+
+fn map_memory(tables: &mut PageTables, pages: u64, space: &AddressSpace) -> Result<Ranges, Unmapped> {
+    tables.map_memory(pages)?;
+    tables.reserve(space.special..space.end())?;
+    Ok(tables.used())
+}
+
+fn command_line(start: &StartInfo) -> heapless::String<COMMAND_LINE_BYTES> {
+    let bytes = start.cmd_line.iter().take_while(|byte| **byte != 0);
+    bytes.map(|byte| printable(*byte)).collect()
+}
+
+fn module(start: &StartInfo) -> heapless::Vec<LoadedModule, 8> {
+    let address = if start.flags & SIF_MOD_START_PFN != 0 {
+        start.mod_start * PAGE
+    } else {
+        start.mod_start
+    };
+    let module = LoadedModule {
+        address,
+        bytes: start.mod_len,
+        command_line: heapless::String::new(),
+    };
+    (start.mod_len > 0).then_some(module).into_iter().collect()
+}
+
+/// # Safety
+/// Once per domain.
+unsafe fn set_handlers() -> Result<(), Errno> {
+    let mut table = [TrapInfo::default(); exceptions::VECTORS + 1];
+    for (vector, entry) in table.iter_mut().enumerate().take(exceptions::VECTORS) {
+        *entry = TrapInfo {
+            vector: vector as u8,
+            // Upcalls are masked; the kernel itself may raise breakpoint and overflow.
+            flags: 4 | if matches!(vector, 3 | 4) { 1 } else { 0 },
+            cs: FLAT_KERNEL_CS,
+            address: exceptions::pv_entry(vector),
+        };
+    }
+    let event: unsafe extern "C" fn() = upcall::pv_upcall;
+    let failsafe: unsafe extern "C" fn() = upcall::pv_failsafe;
+    // SAFETY: Xen copies the table and the addresses; the handlers live for ever.
+    unsafe {
+        hypercall::set_trap_table(table.as_mut_ptr() as u64)?;
+        for (kind, address) in [(CALLBACKTYPE_EVENT, event), (CALLBACKTYPE_FAILSAFE, failsafe)] {
+            let mut request = CallbackRegister {
+                kind,
+                flags: 0,
+                address: address as usize as u64,
+            };
+            hypercall::callback_op(CALLBACKOP_REGISTER.into(), hypercall::pointer(&mut request))?;
+        }
+    }
+    Ok(())
+}
+
+/// Maps a page that Xen shares with us.
+///
+/// # Safety
+/// `address` is a page of the special addresses where nothing is mapped.
+pub unsafe fn map_special(address: u64, mfn: u64) -> Result<(), Errno> {
+    let entry = mfn * PAGE | PRESENT | WRITABLE | ACCESSED | DIRTY;
+    // SAFETY: by the contract; its table is there.
+    unsafe { hypercall::update_va_mapping(address, entry, UVMF_INVLPG_ALL) }.map(|_| ())
+}
+

@@ -1,0 +1,235 @@
+//! Extending the page tables of a PV domain under Xen's rules (xen.h, `mmu_update`).
+//!
+//! Xen checks every page table: while a frame is one, nobody may have it mapped writable. So each
+//! new table is filled while it is still ordinary memory, then mapped read-only, then entered into
+//! the table above it. These two updates of many tables go to Xen in one hypercall.
+//!
+//! New tables come from memory that is mapped already: first from what the builder left over
+//! (at least 512 KiB behind the boot stack, xen.h), then from what has just been mapped.
+
+use super::pv::pseudo_physical;
+use crate::hypercall;
+use crate::machine::P2m;
+use crate::memory::layout::Ranges;
+use crate::memory::page_table::{
+    ACCESSED, DIRTY, LARGE_PAGE, PRESENT, USER, WRITABLE, address_of, index,
+};
+use bulkhead_xen::abi::pv::{MMU_NORMAL_PT_UPDATE, MmuUpdate};
+use bulkhead_xen::{DomId, Errno, PAGE_SIZE};
+use core::fmt;
+use core::ops::Range;
+
+const PAGE: u64 = PAGE_SIZE as u64;
+const ENTRIES: u64 = 512;
+
+/// Why memory cannot be mapped.
+#[derive(Clone, Copy, Debug)]
+pub enum Unmapped {
+    /// There is no memory left for page tables.
+    NoTables,
+    /// Xen refused a batch of updates.
+    Refused(Errno),
+    /// A page frame has no machine frame.
+    Hole(u64),
+}
+
+impl fmt::Display for Unmapped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unmapped::NoTables => f.write_str("no memory left for page tables"),
+            Unmapped::Refused(error) => write!(f, "Xen refuses a page-table update: {error}"),
+            Unmapped::Hole(pfn) => write!(f, "page frame {pfn:#x} has no memory"),
+        }
+    }
+}
+
+/// The page tables in use.
+pub struct PageTables {
+    top: u64,
+    p2m: P2m,
+    free: Ranges,
+    used: Ranges,
+    /// Up to here, free frames are mapped writable.
+    mapped: u64,
+    /// Up to here, they will be once the batch has been sent.
+    waiting: u64,
+    batch: heapless::Vec<MmuUpdate, 256>,
+}
+
+impl PageTables {
+    /// # Safety
+    /// `top` is the address of the top table in use, every frame of which is mapped at its own
+    /// pseudo-physical address, and nobody uses the free frames.
+    pub unsafe fn new(top: u64, p2m: P2m, free: &Ranges) -> Self {
+        PageTables {
+            top,
+            p2m,
+            free: free.clone(),
+            used: Ranges::new(),
+            mapped: 0,
+            waiting: 0,
+            batch: heapless::Vec::new(),
+        }
+    }
+
+    /// The frames that became page tables.
+    pub fn used(&self) -> Ranges {
+        self.used.clone()
+    }
+
+    /// Maps page frames 0 to `pages` at their own addresses, as far as they are not.
+    pub fn map_memory(&mut self, pages: u64) -> Result<(), Unmapped> {
+        let mut pfn = self.first_unmapped(pages);
+        self.mapped = pfn;
+        self.waiting = pfn;
+        while pfn < pages {
+            let table = self.take_frame()?;
+            let first = pfn / ENTRIES * ENTRIES;
+            let fill = |slot: u64| {
+                // A table that the builder began is never replaced: it ends at a table's end.
+                let frame = first + slot;
+                if frame >= pages {
+                    return 0;
+                }
+                self.p2m.machine_frame(frame).map_or(0, |mfn| {
+                    mfn * PAGE | PRESENT | WRITABLE | ACCESSED | DIRTY
+                })
+            };
+            for slot in 0..ENTRIES {
+                // SAFETY: an own frame, mapped writable, that nobody uses.
+                unsafe { ((table * PAGE) as *mut u64).add(slot as usize).write(fill(slot)) };
+            }
+            self.enter(table, first * PAGE, 1)?;
+            pfn = first + ENTRIES;
+            self.waiting = pfn.min(pages);
+        }
+        self.flush()
+    }
+
+    /// Makes empty tables for `addresses`, so that mappings can be made there later.
+    pub fn reserve(&mut self, addresses: Range<u64>) -> Result<(), Unmapped> {
+        for address in addresses.step_by(LARGE_PAGE as usize) {
+            let table = self.take_empty()?;
+            self.enter(table, address, 1)?;
+        }
+        self.flush()
+    }
+
+    /// The first of the page frames up to `pages` that is not mapped, from the page tables'
+    /// own place on: everything before is.
+    fn first_unmapped(&self, pages: u64) -> u64 {
+        let mut pfn = self.top / PAGE;
+        while pfn < pages && self.is_mapped(pfn * PAGE) {
+            pfn += 1;
+        }
+        pfn
+    }
+
+    fn is_mapped(&self, address: u64) -> bool {
+        self.entry(address, 1).is_some_and(|(_, entry)| entry & PRESENT != 0)
+    }
+
+    /// The entry of level `level` for an address: its own address, and its value. `None` if a
+    /// table above it is missing.
+    fn entry(&self, address: u64, level: u32) -> Option<(u64, u64)> {
+        let mut table = self.top;
+        let mut at = 4;
+        loop {
+            let place = table + index(address, at) as u64 * 8;
+            // SAFETY: all page tables are mapped, readable, at their own addresses.
+            let entry = unsafe { (place as *const u64).read_volatile() };
+            if at == level {
+                return Some((place, entry));
+            }
+            if entry & PRESENT == 0 {
+                return None;
+            }
+            table = pseudo_physical(address_of(entry) / PAGE) * PAGE;
+            at -= 1;
+        }
+    }
+
+    /// The machine address of something at a pseudo-physical one.
+    fn machine_address(&self, address: u64) -> Result<u64, Unmapped> {
+        let mfn = self.p2m.machine_frame(address / PAGE).ok_or(Unmapped::Hole(address / PAGE))?;
+        Ok(mfn * PAGE + address % PAGE)
+    }
+
+    /// Takes the lowest free frame that is mapped.
+    fn take_frame(&mut self) -> Result<u64, Unmapped> {
+        if self.next_free().is_none() {
+            // What is waiting to be entered maps some more.
+            self.flush()?;
+        }
+        let index = self.next_free().ok_or(Unmapped::NoTables)?;
+        let frame = self.free[index].start;
+        self.free[index].start += 1;
+        match self.used.last_mut() {
+            Some(range) if range.end == frame => range.end += 1,
+            _ => self.used.push(frame..frame + 1).map_err(|_| Unmapped::NoTables)?,
+        }
+        Ok(frame)
+    }
+
+    fn next_free(&self) -> Option<usize> {
+        self.free
+            .iter()
+            .position(|range| !range.is_empty() && range.start < self.mapped)
+    }
+
+    fn take_empty(&mut self) -> Result<u64, Unmapped> {
+        let table = self.take_frame()?;
+        // SAFETY: an own frame, mapped writable, that nobody uses.
+        unsafe { ((table * PAGE) as *mut u8).write_bytes(0, PAGE_SIZE) };
+        Ok(table)
+    }
+
+    /// Makes the filled frame `table` the table of level `level` for `address`.
+    fn enter(&mut self, table: u64, address: u64, level: u32) -> Result<(), Unmapped> {
+        let place = match self.entry(address, level + 1) {
+            Some((place, _)) => place,
+            None => {
+                let above = self.take_empty()?;
+                self.enter(above, address, level + 1)?;
+                self.flush()?;
+                self.entry(address, level + 1).ok_or(Unmapped::NoTables)?.0
+            }
+        };
+        let mfn = self.machine_address(table * PAGE)?;
+        let (own, _) = self.entry(table * PAGE, 1).ok_or(Unmapped::NoTables)?;
+        if self.batch.len() + 2 > self.batch.capacity() {
+            self.flush()?;
+        }
+        let read_only = MmuUpdate {
+            ptr: self.machine_address(own)? | MMU_NORMAL_PT_UPDATE,
+            val: mfn | PRESENT | ACCESSED,
+        };
+        let entered = MmuUpdate {
+            ptr: self.machine_address(place)? | MMU_NORMAL_PT_UPDATE,
+            val: mfn | PRESENT | WRITABLE | USER | ACCESSED | DIRTY,
+        };
+        self.batch.extend([read_only, entered]);
+        Ok(())
+    }
+
+    /// Sends what is waiting to Xen.
+    fn flush(&mut self) -> Result<(), Unmapped> {
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the updates map free or new frames only, and take rights from frames that are
+        // to be page tables.
+        unsafe {
+            hypercall::mmu_update(
+                self.batch.as_mut_ptr() as u64,
+                self.batch.len() as u64,
+                0,
+                DomId::SELF.0.into(),
+            )
+        }
+        .map_err(Unmapped::Refused)?;
+        self.batch.clear();
+        self.mapped = self.waiting;
+        Ok(())
+    }
+}

@@ -1,0 +1,199 @@
+//! PVH: our own page tables and processor tables; the rings are found by asking Xen.
+
+use super::{Booted, entry, free_memory, image, run, set_up_memory};
+use crate::cpu::pvh::{self as cpu, BOOT_TABLES};
+use crate::cpu::upcall::UPCALL_VECTOR;
+use crate::machine::{self, Way};
+use crate::memory::layout::AddressSpace;
+use crate::memory::{page_table, pages};
+use crate::start_info::{self, Memory};
+use crate::vcpu::BOOT_VCPU;
+use crate::{grants, hypercall, output};
+use bulkhead_xen::abi::hvm::{
+    CALLBACK_TYPE_VECTOR, HVMOP_GET_PARAM, HVMOP_SET_PARAM, HvmParam, Param,
+};
+use bulkhead_xen::abi::memory::MAPSPACE_SHARED_INFO;
+use bulkhead_xen::{DomId, Errno, PAGE_SIZE, Port, VcpuId};
+use core::arch::asm;
+use core::arch::x86_64::__cpuid;
+use core::ptr::NonNull;
+
+const MSR_EFER: u32 = 0xc000_0080;
+const MSR_GS_BASE: u32 = 0xc000_0101;
+const EFER_NXE: u64 = 1 << 11;
+
+unsafe extern "C" {
+    static mut boot_pdpt: [u64; 512];
+    static mut boot_pd: [u64; 4 * 512];
+    static mut boot_pt0: [u64; 512];
+    static hypercall_page: u8;
+    static __text_end: u8;
+    static __rodata_end: u8;
+}
+
+/// Physical memory as the boot page tables show it.
+struct Physical;
+
+impl Memory for Physical {
+    fn read(&self, address: u64, buffer: &mut [u8]) {
+        // SAFETY: the first 4 GiB are mapped; Xen puts all it tells us there (start_info.h).
+        unsafe { (address as *const u8).copy_to_nonoverlapping(buffer.as_mut_ptr(), buffer.len()) }
+    }
+}
+
+/// Called by the entry code, on the boot stack and page tables.
+pub extern "C" fn pvh_main(start: u64) -> ! {
+    machine::set_way(Way::Pvh);
+    // SAFETY: the first thing on the only vCPU, in ring 0.
+    unsafe {
+        cpu::write_msr(MSR_GS_BASE, BOOT_VCPU.register(VcpuId(0)));
+        cpu::fill_idt();
+        BOOT_TABLES.load();
+        fill_hypercall_page();
+    }
+    let console_frame = param(Param::ConsolePfn);
+    let console_port = param(Param::ConsoleEvtchn);
+    if let Some(ring) = NonNull::new((console_frame * PAGE_SIZE as u64) as *mut _) {
+        // SAFETY: the ring's page, mapped by the boot page tables; nobody else writes there.
+        unsafe { output::use_ring(ring, Port(console_port as u32)) };
+    }
+    let found = match start_info::parse(&Physical, start) {
+        Ok(found) => found,
+        Err(error) => panic!("{error}"),
+    };
+    let end = found.ram.iter().map(|range| range.end).max().unwrap_or(0) * PAGE_SIZE as u64;
+    let total = found.ram.iter().map(|range| range.end - range.start).sum();
+    let space = AddressSpace::above(end, total, true);
+    let free = free_memory(&found.ram, &found.modules, image());
+    // SAFETY: once, with what the builder has told us; memory above 4 GiB is mapped right after,
+    // and the allocator, which takes the lowest pages first, has a map of its own below that.
+    unsafe {
+        set_up_memory(found.ram, &free, space, None);
+        protect_image();
+        map_above_4g(space.end());
+    }
+    grants::add_to_physmap(MAPSPACE_SHARED_INFO, 0, space.special).expect("cannot map the shared info page");
+    set_param(Param::CallbackIrq, CALLBACK_TYPE_VECTOR | u64::from(UPCALL_VECTOR))
+        .expect("cannot set the upcall vector");
+    let booted = Booted {
+        way: Way::Pvh,
+        command_line: found.command_line,
+        modules: found.modules,
+        shared: space.special as *mut _,
+        store_page: param(Param::StorePfn) * PAGE_SIZE as u64,
+        store_port: Port(param(Param::StoreEvtchn) as u32),
+    };
+    // SAFETY: the end of this way of booting.
+    unsafe { run(booted) }
+}
+
+/// Finds Xen's CPUID leaves and has it fill the page (arch-x86/cpuid.h: the leaf after the
+/// next names the register that takes the page's address).
+///
+/// # Safety
+/// Once, before any hypercall.
+unsafe fn fill_hypercall_page() {
+    for base in (0x4000_0000..0x4001_0000u32).step_by(0x100) {
+        let signature = __cpuid(base);
+        let text = [signature.ebx, signature.ecx, signature.edx].map(u32::to_le_bytes);
+        if text.as_flattened() == b"XenVMMXenVMM" {
+            let register = __cpuid(base + 2).ebx;
+            // SAFETY: the register that Xen names for this; the page is set aside for it.
+            unsafe { cpu::write_msr(register, &raw const hypercall_page as u64) };
+            return;
+        }
+    }
+    panic!("this is not Xen");
+}
+
+fn param(which: Param) -> u64 {
+    let mut request = HvmParam {
+        domid: DomId::SELF,
+        pad: 0,
+        index: which as u32,
+        value: 0,
+    };
+    // SAFETY: Xen writes the value into the request.
+    let result = unsafe { hypercall::hvm_op(HVMOP_GET_PARAM.into(), hypercall::pointer(&mut request)) };
+    match result {
+        Ok(_) => request.value,
+        Err(error) => panic!("cannot read {which:?}: {error}"),
+    }
+}
+
+fn set_param(which: Param, value: u64) -> Result<(), Errno> {
+    let mut request = HvmParam {
+        domid: DomId::SELF,
+        pad: 0,
+        index: which as u32,
+        value,
+    };
+    // SAFETY: Xen reads the request.
+    unsafe { hypercall::hvm_op(HVMOP_SET_PARAM.into(), hypercall::pointer(&mut request)) }.map(|_| ())
+}
+
+/// Replaces the first large page by small ones, so that code cannot be written, data cannot be
+/// executed, and neither null nor the page below the stack is there at all.
+///
+/// # Safety
+/// Once, on the boot page tables.
+unsafe fn protect_image() {
+    // SAFETY: CPUID says whether EFER has the bit; the entry code left the rest as it is to be.
+    let no_execute = unsafe {
+        let supported = __cpuid(0x8000_0001).edx & 1 << 20 != 0;
+        if supported {
+            cpu::write_msr(MSR_EFER, cpu::read_msr(MSR_EFER) | EFER_NXE);
+        }
+        supported
+    };
+    let image = page_table::Image {
+        code: image().start..&raw const __text_end as u64,
+        constants: &raw const __text_end as u64..&raw const __rodata_end as u64,
+        guard: machine::stack_guard(),
+        no_execute,
+    };
+    // SAFETY: nobody else writes the tables; entries change to ones that still let everything
+    // running go on.
+    unsafe {
+        let small = &raw mut boot_pt0;
+        for page in 0..512 {
+            (*small)[page] = image.entry(page as u64 * PAGE_SIZE as u64);
+        }
+        let large = &raw mut boot_pd;
+        for page in 1..4 * 512 {
+            (*large)[page] = page_table::large(page as u64 * page_table::LARGE_PAGE, no_execute);
+        }
+        (*large)[0] = page_table::table(small as u64);
+        flush();
+    }
+}
+
+/// Maps everything from 4 GiB up to `end` with large pages.
+///
+/// # Safety
+/// Once, on the boot page tables, with the frame allocator running.
+unsafe fn map_above_4g(end: u64) {
+    let gibs = end.div_ceil(page_table::GIB);
+    assert!(gibs <= 512, "more than 512 GiB of addresses");
+    // SAFETY: `protect_image` came first and has switched it on if it is there.
+    let no_execute = unsafe { cpu::read_msr(MSR_EFER) } & EFER_NXE != 0;
+    for gib in 4..gibs {
+        let table = pages::allocate_pages(1).expect("no memory for page tables");
+        let entries = table.cast::<u64>().as_ptr();
+        for page in 0..512 {
+            let address = gib * page_table::GIB + page * page_table::LARGE_PAGE;
+            // SAFETY: a fresh page, mapped below 4 GiB.
+            unsafe { entries.add(page as usize).write(page_table::large(address, no_execute)) };
+        }
+        // SAFETY: nobody else writes the table; the entry was empty.
+        unsafe { (*(&raw mut boot_pdpt))[gib as usize] = page_table::table(table.as_ptr() as u64) };
+    }
+}
+
+/// Forgets cached translations.
+unsafe fn flush() {
+    // SAFETY: reloads the page tables in use.
+    unsafe { asm!("mov {0}, cr3", "mov cr3, {0}", out(reg) _, options(nostack)) };
+}
+
+const _: () = assert!(entry::STACK_BYTES % PAGE_SIZE == 0);

@@ -1,0 +1,7 @@
+//! What is particular to the x86-64 processor: exceptions, upcalls, per-vCPU registers.
+
+pub mod exceptions;
+#[cfg(feature = "unikernel")]
+pub mod pvh;
+#[cfg(feature = "unikernel")]
+pub mod upcall;

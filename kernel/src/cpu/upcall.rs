@@ -1,0 +1,82 @@
+//! Blocking the vCPU, and the upcall that ends it.
+//!
+//! Rust code is never interrupted: upcalls are masked everywhere but inside the two routines
+//! below, which are assembly through and through, keep nothing under the stack pointer, and so
+//! lose nothing when a frame is pushed there (compiled code may keep live data in the 128 bytes
+//! below its stack pointer). Wherever in them an upcall hits, it ends at the same place: the
+//! routine returns to its caller with upcalls masked again. No event is taken here; that is done
+//! by `take_pending`, later, as an ordinary call.
+
+use core::arch::global_asm;
+
+/// The interrupt vector that Xen raises for an upcall on PVH.
+pub const UPCALL_VECTOR: u8 = 0xf3;
+
+global_asm!(
+    r#"
+    .text
+    /* PVH. `sti` takes effect after the next instruction, so an upcall that is already pending
+       ends the `hlt` at once: no wake-up is lost between looking and sleeping. */
+    .globl pvh_block
+pvh_block:
+    sti
+    hlt
+pvh_block_end:
+    cli
+    ret
+
+    .globl pvh_upcall
+pvh_upcall:                                 /* on its own stack: see cpu::pvh */
+    movq $pvh_block_end, (%rsp)             /* rip */
+    andq $~0x200, 16(%rsp)                  /* rflags: IF off */
+    iretq
+
+    /* PV. rdi: this vCPU's evtchn_upcall_mask. SCHEDOP_block clears the mask and looks for
+       pending events in one step (sched.h), so no wake-up is lost either. */
+    .globl pv_block
+pv_block:
+    pushq %rbp
+    pushq %rbx
+    movq %rsp, %rbp
+    movq %rdi, %rbx
+    movl $1, %edi                           /* SCHEDOP_block */
+    xorl %esi, %esi
+    call hypercall_page + 29 * 32           /* sched_op */
+    movb $1, (%rbx)
+pv_block_end:
+    movq %rbp, %rsp
+    popq %rbx
+    popq %rbp
+    ret
+
+    /* Xen has set the mask and pushed a frame; there is nothing in it to go back to. */
+    .globl pv_upcall
+pv_upcall:
+    jmp pv_block_end
+
+    /* Xen calls this when a segment register cannot be loaded; all ours are null. */
+    .globl pv_failsafe
+pv_failsafe:
+    ud2
+"#,
+    options(att_syntax),
+);
+
+unsafe extern "C" {
+    /// Sleeps until an upcall.
+    ///
+    /// # Safety
+    /// PVH only, with the upcall vector installed and interrupts off.
+    pub fn pvh_block();
+    /// Sleeps until an upcall. `mask` is the calling vCPU's `evtchn_upcall_mask`.
+    ///
+    /// # Safety
+    /// PV only, with the event callback registered and upcalls masked.
+    pub fn pv_block(mask: *mut u8);
+    /// The handler of [`UPCALL_VECTOR`]; never called.
+    pub fn pvh_upcall();
+    /// The event callback; never called.
+    pub fn pv_upcall();
+    /// The failsafe callback; never called.
+    pub fn pv_failsafe();
+}

@@ -1,0 +1,220 @@
+//! The door to the real hypervisor: [`Hypervisor`] by hypercalls.
+
+use crate::cpu::upcall;
+use crate::{grants, hypercall, machine, time, vcpu};
+use bulkhead_xen::abi::grant_table::{EntryV1, GrantCopy, MapGrantRef, UnmapGrantRef};
+use bulkhead_xen::abi::{event_channel, memory, sched};
+use bulkhead_xen::{
+    DomId, Errno, ForeignRegion, Frame, Hypervisor, Instant, Port, VcpuId,
+};
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+/// The real hypervisor. It holds nothing: every copy is the same door.
+#[derive(Clone, Copy, Debug)]
+pub struct Door;
+
+static FOREIGN_TAKEN: AtomicBool = AtomicBool::new(false);
+
+/// ETIME (xen/errno.h): the deadline has passed already.
+const ETIME: Errno = Errno(62);
+
+fn grant_operation<T>(command: u32, batch: &mut [T]) -> Result<(), Errno> {
+    if batch.is_empty() {
+        return Ok(());
+    }
+    // SAFETY: Xen reads and writes the batch, which is borrowed for the call; that what the
+    // entries ask for is sound is the contract of the caller's own unsafe methods.
+    unsafe {
+        hypercall::grant_table_op(command.into(), batch.as_mut_ptr() as u64, batch.len() as u64)
+    }
+    .map(|_| ())
+}
+
+/// An `event_channel_op` whose argument is in `request`.
+pub(crate) fn event_operation<T>(command: u32, request: &mut T) -> Result<(), Errno> {
+    // SAFETY: Xen reads and writes the request; event channels touch no other memory of ours.
+    unsafe { hypercall::event_channel_op(command.into(), hypercall::pointer(request)) }.map(|_| ())
+}
+
+/// Lets a new port wake the calling vCPU.
+pub(crate) fn deliver_here(port: Port) -> Result<(), Errno> {
+    let here = vcpu::current();
+    if here.id() != VcpuId(0) {
+        // Ports are delivered to vCPU 0 until told otherwise (event_channel.h).
+        let mut request = event_channel::BindVcpu {
+            port,
+            vcpu: here.id(),
+        };
+        event_operation(event_channel::BIND_VCPU, &mut request)?;
+    }
+    here.ports.insert(port);
+    event_operation(event_channel::UNMASK, &mut event_channel::OnPort { port })
+}
+
+fn deliver_or_close(port: Port) -> Result<Port, Errno> {
+    deliver_here(port).map(|()| port).inspect_err(|_| {
+        // What failed is reported; that the port cannot be closed either adds nothing.
+        let _ = Door.close_port(port);
+    })
+}
+
+impl Door {
+    /// Sets this vCPU's timer; false if `deadline` has passed already. A timer that is set and
+    /// fires earlier is left alone: it wakes the vCPU once more than necessary.
+    fn arm(self, deadline: Instant, now: Instant) -> bool {
+        let here = vcpu::current();
+        let armed = here.armed.load(Ordering::Relaxed);
+        if armed > now.0 && armed <= deadline.0 {
+            return true;
+        }
+        let mut request = sched::SetSingleshotTimer {
+            timeout_abs_ns: deadline.0,
+            flags: 0,
+        };
+        // SAFETY: Xen reads the request.
+        let result = unsafe {
+            hypercall::vcpu_op(
+                sched::VCPUOP_SET_SINGLESHOT_TIMER.into(),
+                here.id().0.into(),
+                hypercall::pointer(&mut request),
+            )
+        };
+        match result {
+            Ok(_) => {
+                here.armed.store(deadline.0, Ordering::Relaxed);
+                true
+            }
+            Err(ETIME) => false,
+            Err(error) => panic!("cannot set the timer: {error}"),
+        }
+    }
+}
+
+// SAFETY: mappings stay until unmapped because only Xen changes them; the foreign region and the
+// grant table are address space that boot set aside for them alone, and both are handed out once.
+unsafe impl Hypervisor for Door {
+    unsafe fn map_grants(&self, batch: &mut [MapGrantRef]) -> Result<(), Errno> {
+        grant_operation(memory::GNTTABOP_MAP_GRANT_REF, batch)
+    }
+
+    // Xen flushes the translations of all the domain's vCPUs before the hypercall returns.
+    unsafe fn unmap_grants(&self, batch: &mut [UnmapGrantRef]) -> Result<(), Errno> {
+        grant_operation(memory::GNTTABOP_UNMAP_GRANT_REF, batch)
+    }
+
+    unsafe fn copy_grants(&self, batch: &mut [GrantCopy]) -> Result<(), Errno> {
+        grant_operation(memory::GNTTABOP_COPY, batch)
+    }
+
+    fn frame_of(&self, page: *const u8) -> Option<Frame> {
+        machine::frame_of(page)
+    }
+
+    fn foreign_region(&self) -> Option<ForeignRegion> {
+        if FOREIGN_TAKEN.swap(true, Ordering::Relaxed) {
+            return None;
+        }
+        let space = &machine::facts().space;
+        Some(ForeignRegion {
+            base: NonNull::new(space.foreign as *mut u8)?,
+            pages: space.foreign_pages as usize,
+        })
+    }
+
+    fn grant_entries(&self) -> Option<&'static [EntryV1]> {
+        grants::own_table()
+    }
+
+    fn bind_interdomain(&self, remote: DomId, remote_port: Port) -> Result<Port, Errno> {
+        let mut request = event_channel::BindInterdomain {
+            remote_dom: remote,
+            remote_port,
+            local_port: Port(0),
+        };
+        event_operation(event_channel::BIND_INTERDOMAIN, &mut request)?;
+        deliver_or_close(request.local_port)
+    }
+
+    fn alloc_unbound(&self, remote: DomId) -> Result<Port, Errno> {
+        let mut request = event_channel::AllocUnbound {
+            dom: DomId::SELF,
+            remote_dom: remote,
+            port: Port(0),
+        };
+        event_operation(event_channel::ALLOC_UNBOUND, &mut request)?;
+        deliver_or_close(request.port)
+    }
+
+    fn close_port(&self, port: Port) -> Result<(), Errno> {
+        // Masked first, so that nothing comes in for a port that may be somebody else's next.
+        machine::bitmaps().mask(port);
+        for vcpu in vcpu::all() {
+            vcpu.ports.remove(port);
+        }
+        event_operation(event_channel::CLOSE, &mut event_channel::OnPort { port })?;
+        machine::bitmaps().clear(port);
+        Ok(())
+    }
+
+    fn notify(&self, port: Port) -> Result<(), Errno> {
+        event_operation(event_channel::SEND, &mut event_channel::OnPort { port })
+    }
+
+    fn take_pending(&self, sink: &mut dyn FnMut(Port)) {
+        let here = vcpu::current();
+        let (timer, ipi) = (here.timer(), here.ipi());
+        // SAFETY: this vCPU's own part of the shared page.
+        unsafe {
+            machine::bitmaps().take(here.info(), &here.ports, &mut |port| {
+                if port == timer {
+                    here.armed.store(0, Ordering::Relaxed);
+                } else if port != ipi {
+                    sink(port);
+                }
+            });
+        }
+    }
+
+    fn block(&self, deadline: Option<Instant>) {
+        let info = vcpu::current().info();
+        // SAFETY: this vCPU's own part of the shared page, only accessed atomically.
+        let pending = unsafe { AtomicU8::from_ptr(&raw mut (*info).evtchn_upcall_pending) };
+        if pending.load(Ordering::Acquire) != 0 {
+            return;
+        }
+        if let Some(deadline) = deadline {
+            let now = self.now();
+            if deadline <= now || !self.arm(deadline, now) {
+                return;
+            }
+        }
+        // SAFETY: boot has installed the upcall, which is masked everywhere else.
+        unsafe {
+            if machine::is_pvh() {
+                upcall::pvh_block();
+            } else {
+                upcall::pv_block(&raw mut (*info).evtchn_upcall_mask);
+            }
+        }
+    }
+
+    fn wake_vcpu(&self, vcpu: VcpuId) {
+        if let Some(port) = vcpu::of(vcpu).map(vcpu::Vcpu::ipi) {
+            // A vCPU that is not there needs no waking.
+            let _ = self.notify(port);
+        }
+    }
+
+    fn vcpu(&self) -> VcpuId {
+        vcpu::current().id()
+    }
+
+    fn now(&self) -> Instant {
+        let info = vcpu::current().info();
+        // SAFETY: this vCPU's own part of the shared page.
+        let (page, tsc) = unsafe { time::sample(&raw const (*info).time, time::counter) };
+        time::instant_at(&page, tsc)
+    }
+}
+

@@ -1,0 +1,207 @@
+//! Event channels: taking notifications off the shared bitmaps (event_channel.h, the 2-level ABI).
+
+use bulkhead_xen::Port;
+use bulkhead_xen::abi::shared_info::{EVENT_WORDS, SharedInfo, VcpuInfo};
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+/// A set of ports.
+#[derive(Debug)]
+pub struct PortSet([AtomicU64; EVENT_WORDS]);
+
+impl PortSet {
+    /// No ports.
+    pub const fn new() -> Self {
+        PortSet([const { AtomicU64::new(0) }; EVENT_WORDS])
+    }
+
+    /// Adds a port. One that the 2-level ABI does not have is ignored.
+    pub fn insert(&self, port: Port) {
+        if let Some(word) = self.0.get(port.0 as usize / 64) {
+            word.fetch_or(1 << (port.0 % 64), Ordering::Relaxed);
+        }
+    }
+
+    /// Takes a port out.
+    pub fn remove(&self, port: Port) {
+        if let Some(word) = self.0.get(port.0 as usize / 64) {
+            word.fetch_and(!(1 << (port.0 % 64)), Ordering::Relaxed);
+        }
+    }
+}
+
+impl Default for PortSet {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The bitmaps in the shared page.
+#[derive(Clone, Copy, Debug)]
+pub struct Bitmaps(*mut SharedInfo);
+
+impl Bitmaps {
+    /// # Safety
+    /// `page` is a shared info page (or memory laid out like one) for as long as the result and
+    /// its copies are used.
+    pub unsafe fn new(page: *mut SharedInfo) -> Self {
+        Bitmaps(page)
+    }
+
+    fn pending(&self, word: usize) -> &AtomicU64 {
+        // SAFETY: within the page, aligned, and only ever accessed atomically by both sides.
+        unsafe { AtomicU64::from_ptr((&raw mut (*self.0).evtchn_pending).cast::<u64>().add(word % EVENT_WORDS)) }
+    }
+
+    fn mask_word(&self, word: usize) -> &AtomicU64 {
+        // SAFETY: as above.
+        unsafe { AtomicU64::from_ptr((&raw mut (*self.0).evtchn_mask).cast::<u64>().add(word % EVENT_WORDS)) }
+    }
+
+    /// Masks every port: none wakes anybody until it is unmasked.
+    pub fn mask_all(&self) {
+        for word in 0..EVENT_WORDS {
+            self.mask_word(word).store(u64::MAX, Ordering::SeqCst);
+        }
+    }
+
+    /// Masks one port.
+    pub fn mask(&self, port: Port) {
+        self.mask_word(port.0 as usize / 64).fetch_or(1 << (port.0 % 64), Ordering::SeqCst);
+    }
+
+    /// Forgets a notification; true if there was one.
+    pub fn clear(&self, port: Port) -> bool {
+        let bit = 1 << (port.0 % 64);
+        self.pending(port.0 as usize / 64).fetch_and(!bit, Ordering::SeqCst) & bit != 0
+    }
+
+    /// Takes every pending, unmasked notification among `ports` off the bitmaps and names it.
+    ///
+    /// The order is the one that loses nothing: first the vCPU's flag, then the selector, then
+    /// the words. Xen sets them the other way round, so whatever comes in meanwhile sets the flag
+    /// again. Bits of ports that go to other vCPUs stay.
+    ///
+    /// # Safety
+    /// `vcpu` is the calling vCPU's part of the shared page.
+    pub unsafe fn take(&self, vcpu: *mut VcpuInfo, ports: &PortSet, sink: &mut dyn FnMut(Port)) {
+        // SAFETY: by the contract; aligned, and only accessed atomically.
+        let (flag, selector) = unsafe {
+            (
+                AtomicU8::from_ptr(&raw mut (*vcpu).evtchn_upcall_pending),
+                AtomicU64::from_ptr(&raw mut (*vcpu).evtchn_pending_sel),
+            )
+        };
+        if flag.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        flag.swap(0, Ordering::SeqCst);
+        let mut words = selector.swap(0, Ordering::SeqCst);
+        while words != 0 {
+            let word = words.trailing_zeros() as usize;
+            words &= words - 1;
+            let ours = ports.0[word].load(Ordering::Relaxed) & !self.mask_word(word).load(Ordering::SeqCst);
+            let mut bits = self.pending(word).fetch_and(!ours, Ordering::SeqCst) & ours;
+            while bits != 0 {
+                let bit = bits.trailing_zeros();
+                bits &= bits - 1;
+                sink(Port(word as u32 * 64 + bit));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A zeroed page, and Xen's side of it.
+    struct Page(Box<core::mem::MaybeUninit<SharedInfo>>);
+
+    impl Page {
+        fn new() -> (Page, Bitmaps, *mut VcpuInfo) {
+            let mut page = Page(Box::new_zeroed());
+            let shared = page.0.as_mut_ptr();
+            // SAFETY: the page outlives the test that holds it.
+            (page, unsafe { Bitmaps::new(shared) }, shared.cast())
+        }
+
+        /// What `evtchn_2l_set_pending` does.
+        fn notify(&mut self, port: u32) {
+            let shared = self.0.as_mut_ptr();
+            let (word, bit) = (port as usize / 64, 1u64 << (port % 64));
+            // SAFETY: plain zeroed integers, one thread.
+            unsafe {
+                let was = (*shared).evtchn_pending[word];
+                (*shared).evtchn_pending[word] |= bit;
+                if was & bit == 0 && (*shared).evtchn_mask[word] & bit == 0 {
+                    (*shared).vcpu_info[0].evtchn_pending_sel |= 1 << word;
+                    (*shared).vcpu_info[0].evtchn_upcall_pending = 1;
+                }
+            }
+        }
+    }
+
+    fn taken(bitmaps: Bitmaps, vcpu: *mut VcpuInfo, ports: &PortSet) -> Vec<u32> {
+        let mut all = Vec::new();
+        // SAFETY: the tests keep the page alive.
+        unsafe { bitmaps.take(vcpu, ports, &mut |port| all.push(port.0)) };
+        all
+    }
+
+    #[test]
+    fn each_notification_is_named_once() {
+        let (mut page, bitmaps, vcpu) = Page::new();
+        let ports = PortSet::new();
+        for port in [1, 63, 64, 4095] {
+            ports.insert(Port(port));
+            page.notify(port);
+            page.notify(port);
+        }
+        assert_eq!(taken(bitmaps, vcpu, &ports), [1, 63, 64, 4095]);
+        assert_eq!(taken(bitmaps, vcpu, &ports), []);
+        page.notify(64);
+        assert_eq!(taken(bitmaps, vcpu, &ports), [64]);
+    }
+
+    #[test]
+    fn masked_ports_and_those_of_other_vcpus_stay() {
+        let (mut page, bitmaps, vcpu) = Page::new();
+        let ports = PortSet::new();
+        ports.insert(Port(2));
+        ports.insert(Port(3));
+        bitmaps.mask(Port(3));
+        for port in [2, 3, 4] {
+            page.notify(port);
+        }
+        assert_eq!(taken(bitmaps, vcpu, &ports), [2]);
+        assert!(bitmaps.clear(Port(3)));
+        assert!(!bitmaps.clear(Port(3)));
+        assert!(bitmaps.clear(Port(4)));
+    }
+
+    #[test]
+    fn a_notification_while_taking_is_not_lost() {
+        let (mut page, bitmaps, vcpu) = Page::new();
+        let ports = PortSet::new();
+        ports.insert(Port(5));
+        ports.insert(Port(6));
+        page.notify(5);
+        let mut seen = Vec::new();
+        // SAFETY: the page is alive.
+        unsafe {
+            bitmaps.take(vcpu, &ports, &mut |port| {
+                seen.push(port.0);
+                page.notify(6);
+            });
+        }
+        seen.extend(taken(bitmaps, vcpu, &ports));
+        assert_eq!(seen, [5, 6]);
+    }
+
+    #[test]
+    fn ports_that_cannot_exist_are_ignored() {
+        let ports = PortSet::new();
+        ports.insert(Port(4096));
+        ports.remove(Port(u32::MAX));
+    }
+}

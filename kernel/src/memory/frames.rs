@@ -1,0 +1,193 @@
+//! The frame allocator: one bit for each page of the domain, set while it is free.
+
+use core::ops::Range;
+
+/// Hands out runs of page frames. All of its bookkeeping is the bitmap it is given.
+#[derive(Debug)]
+pub struct Frames<'a> {
+    words: &'a mut [u64],
+    free: usize,
+    /// No word below this one has a free frame.
+    lowest: usize,
+}
+
+const BITS: usize = u64::BITS as usize;
+
+impl<'a> Frames<'a> {
+    /// Words of bitmap that `frames` frames need.
+    pub const fn words_for(frames: usize) -> usize {
+        frames.div_ceil(BITS)
+    }
+
+    /// An allocator without any free frame. The bitmap's contents do not matter.
+    pub fn new(words: &'a mut [u64]) -> Self {
+        words.fill(0);
+        Frames {
+            words,
+            free: 0,
+            lowest: 0,
+        }
+    }
+
+    /// How many frames are free.
+    pub fn free_frames(&self) -> usize {
+        self.free
+    }
+
+    /// Takes a run of `count` frames whose first is a multiple of `align` (a power of two).
+    pub fn allocate(&mut self, count: usize, align: usize) -> Option<usize> {
+        if count == 0 || count > self.free {
+            return None;
+        }
+        let limit = self.words.len() * BITS;
+        let mut start = self.lowest * BITS;
+        let mut first_free_word = None;
+        loop {
+            start = self.next_free(start)?;
+            first_free_word.get_or_insert(start / BITS);
+            let aligned = start.next_multiple_of(align);
+            let end = aligned.checked_add(count).filter(|end| *end <= limit)?;
+            match self.first_taken(aligned..end) {
+                None => {
+                    self.set(aligned..end, false);
+                    self.free -= count;
+                    self.lowest = first_free_word.unwrap_or(self.lowest);
+                    return Some(aligned);
+                }
+                Some(taken) => start = taken + 1,
+            }
+        }
+    }
+
+    /// Makes a run of frames free.
+    ///
+    /// # Panics
+    /// If one of them is free already or lies outside of the bitmap.
+    pub fn release(&mut self, run: Range<usize>) {
+        if run.is_empty() {
+            return;
+        }
+        assert!(
+            run.end <= self.words.len() * BITS && self.next_free(run.start).is_none_or(|next| next >= run.end),
+            "frames {run:?} freed twice or unknown"
+        );
+        self.lowest = self.lowest.min(run.start / BITS);
+        self.free += run.len();
+        self.set(run, true);
+    }
+
+    /// The first free frame at or after `from`.
+    fn next_free(&self, from: usize) -> Option<usize> {
+        let mut word = from / BITS;
+        let mut bits = self.words.get(word)? & (u64::MAX << (from % BITS));
+        loop {
+            if bits != 0 {
+                return Some(word * BITS + bits.trailing_zeros() as usize);
+            }
+            word += 1;
+            bits = *self.words.get(word)?;
+        }
+    }
+
+    /// The first frame of `run` that is not free.
+    fn first_taken(&self, run: Range<usize>) -> Option<usize> {
+        let mut at = run.start;
+        while at < run.end {
+            let taken = !self.words[at / BITS] & (u64::MAX << (at % BITS));
+            let word_start = at / BITS * BITS;
+            if taken != 0 {
+                let frame = word_start + taken.trailing_zeros() as usize;
+                return (frame < run.end).then_some(frame);
+            }
+            at = word_start + BITS;
+        }
+        None
+    }
+
+    fn set(&mut self, run: Range<usize>, free: bool) {
+        let mut at = run.start;
+        while at < run.end {
+            let end = run.end.min((at / BITS + 1) * BITS);
+            let mask = (u64::MAX >> (BITS - (end - at))) << (at % BITS);
+            if free {
+                self.words[at / BITS] |= mask;
+            } else {
+                self.words[at / BITS] &= !mask;
+            }
+            at = end;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn an_empty_allocator_has_nothing() {
+        let mut words = [u64::MAX; 2];
+        let mut frames = Frames::new(&mut words);
+        assert_eq!(frames.allocate(1, 1), None);
+        assert_eq!(frames.free_frames(), 0);
+    }
+
+    #[test]
+    fn runs_cross_words_and_respect_alignment() {
+        let mut words = [0; 8];
+        let mut frames = Frames::new(&mut words);
+        frames.release(3..512);
+        assert_eq!(frames.allocate(100, 1), Some(3));
+        assert_eq!(frames.allocate(256, 256), Some(256));
+        assert_eq!(frames.allocate(154, 1), None);
+        assert_eq!(frames.allocate(153, 1), Some(103));
+        assert_eq!(frames.free_frames(), 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "freed twice")]
+    fn a_frame_cannot_be_freed_twice() {
+        let mut words = [0; 1];
+        let mut frames = Frames::new(&mut words);
+        frames.release(0..4);
+        frames.release(3..5);
+    }
+
+    proptest! {
+        /// Against a plain list of flags: what is handed out was free, is aligned, and a refusal
+        /// means that no such run exists.
+        #[test]
+        fn it_agrees_with_a_list_of_flags(
+            steps in prop::collection::vec((any::<bool>(), 1usize..70, 0u32..7), 1..200)
+        ) {
+            const TOTAL: usize = 300;
+            let mut words = [0; Frames::words_for(TOTAL)];
+            let mut frames = Frames::new(&mut words);
+            frames.release(0..TOTAL);
+            let mut model = [true; TOTAL];
+            let mut held: Vec<Range<usize>> = Vec::new();
+            for (allocate, count, align) in steps {
+                let align = 1 << align;
+                if allocate || held.is_empty() {
+                    let possible = (0..TOTAL)
+                        .step_by(align)
+                        .any(|at| at + count <= TOTAL && model[at..at + count].iter().all(|f| *f));
+                    match frames.allocate(count, align) {
+                        Some(at) => {
+                            prop_assert_eq!(at % align, 0);
+                            prop_assert!(model[at..at + count].iter().all(|free| *free));
+                            model[at..at + count].fill(false);
+                            held.push(at..at + count);
+                        }
+                        None => prop_assert!(!possible, "refused {count} aligned {align}"),
+                    }
+                } else {
+                    let run = held.swap_remove(count % held.len());
+                    model[run.clone()].fill(true);
+                    frames.release(run);
+                }
+                prop_assert_eq!(frames.free_frames(), model.iter().filter(|f| **f).count());
+            }
+        }
+    }
+}

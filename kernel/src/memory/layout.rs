@@ -1,0 +1,130 @@
+//! Which memory is whose: ranges of the domain's memory that boot finds taken, what is left free,
+//! and the address space above the memory that is used for pages of others.
+
+use bulkhead_xen::PAGE_SIZE;
+use core::ops::Range;
+
+/// Ranges of page frames.
+pub type Ranges = heapless::Vec<Range<u64>, 64>;
+
+const LARGE_PAGE: u64 = 2 << 20;
+const GIB: u64 = 1 << 30;
+
+/// Why a memory map cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooFragmented;
+
+/// Takes `hole` out of `ranges`.
+pub fn subtract(ranges: &mut Ranges, hole: Range<u64>) -> Result<(), TooFragmented> {
+    let mut left = Ranges::new();
+    for range in ranges.iter() {
+        let below = range.start..range.end.min(hole.start);
+        let above = range.start.max(hole.end)..range.end;
+        for part in [below, above] {
+            // An empty hole, or one beside the range, leaves the range as one of the parts.
+            if !part.is_empty() && left.last() != Some(&part) {
+                left.push(part).map_err(|_| TooFragmented)?;
+            }
+        }
+    }
+    *ranges = left;
+    Ok(())
+}
+
+/// The frames that `bytes` from `start` touch.
+pub fn frames_of(start: u64, bytes: u64) -> Range<u64> {
+    let page = PAGE_SIZE as u64;
+    start / page..start.saturating_add(bytes).div_ceil(page)
+}
+
+/// The address space above the domain's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AddressSpace {
+    /// Where pages that Xen shares with us go: the shared info page, our grant table.
+    pub special: u64,
+    /// How many of those there may be.
+    pub special_pages: u64,
+    /// Where other domains' pages go.
+    pub foreign: u64,
+    /// How many of those there may be.
+    pub foreign_pages: u64,
+}
+
+impl AddressSpace {
+    /// Decides on it for a domain with `pages` of memory that ends at address `end`.
+    ///
+    /// There is room for twice as many foreign pages as the domain has memory, but for at least
+    /// 32 MiB and at most 256 MiB of them: on PV, each 2 MiB of it costs a page table. On PVH
+    /// (`below_4g_taken`), the space up to 4 GiB holds Xen's special pages and the ACPI tables.
+    pub fn above(end: u64, pages: u64, below_4g_taken: bool) -> AddressSpace {
+        let special = if below_4g_taken {
+            end.next_multiple_of(GIB).max(4 * GIB)
+        } else {
+            end.next_multiple_of(LARGE_PAGE)
+        };
+        let per_table = LARGE_PAGE / PAGE_SIZE as u64;
+        AddressSpace {
+            special,
+            special_pages: per_table,
+            foreign: special + LARGE_PAGE,
+            foreign_pages: (pages * 2).clamp(8 << 10, 64 << 10).next_multiple_of(per_table),
+        }
+    }
+
+    /// The address after it.
+    pub fn end(&self) -> u64 {
+        self.foreign + self.foreign_pages * PAGE_SIZE as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ranges(list: &[Range<u64>]) -> Ranges {
+        Ranges::from_slice(list).unwrap()
+    }
+
+    #[test]
+    fn holes_split_trim_and_swallow() {
+        let mut free = ranges(&[0..100, 200..300]);
+        subtract(&mut free, 40..50).unwrap();
+        assert_eq!(free, ranges(&[0..40, 50..100, 200..300]));
+        subtract(&mut free, 90..210).unwrap();
+        assert_eq!(free, ranges(&[0..40, 50..90, 210..300]));
+        subtract(&mut free, 45..95).unwrap();
+        assert_eq!(free, ranges(&[0..40, 210..300]));
+        subtract(&mut free, 300..400).unwrap();
+        subtract(&mut free, 100..100).unwrap();
+        subtract(&mut free, 20..20).unwrap();
+        assert_eq!(free.iter().map(|r| r.end - r.start).sum::<u64>(), 130);
+    }
+
+    #[test]
+    fn too_many_pieces_are_an_error() {
+        let mut free = ranges(&[0..1000]);
+        let results: Vec<_> = (1..100).map(|i| subtract(&mut free, i * 10..i * 10 + 1)).collect();
+        assert_eq!(results.last(), Some(&Err(TooFragmented)));
+    }
+
+    #[test]
+    fn bytes_touch_whole_frames() {
+        assert_eq!(frames_of(4096, 1), 1..2);
+        assert_eq!(frames_of(4095, 2), 0..2);
+        assert_eq!(frames_of(8192, 0), 2..2);
+    }
+
+    #[test]
+    fn the_foreign_region_grows_with_the_memory() {
+        let small = AddressSpace::above(16 << 20, 4096, false);
+        assert_eq!(small.special, 16 << 20);
+        assert_eq!(small.foreign, 18 << 20);
+        assert_eq!(small.foreign_pages, 8 << 10);
+        let medium = AddressSpace::above(80 << 20, 20480, false);
+        assert_eq!(medium.foreign_pages, 40 << 10);
+        let pvh = AddressSpace::above(1 << 30, 1 << 18, true);
+        assert_eq!((pvh.special, pvh.foreign_pages), (4 << 30, 64 << 10));
+        let large = AddressSpace::above((5 << 30) + 4096, 5 << 18, true);
+        assert_eq!(large.special, 6 << 30);
+    }
+}

@@ -1,0 +1,15 @@
+//! Memory: which frames are free, the heap above them, the memory functions, and the tables that
+//! say where everything is mapped.
+
+pub mod bytes;
+pub mod frames;
+pub mod layout;
+pub mod page_table;
+
+#[cfg(feature = "unikernel")]
+mod heap;
+#[cfg(feature = "unikernel")]
+pub mod pages;
+
+#[cfg(feature = "unikernel")]
+pub use pages::{MemoryStatistics, allocate_pages, free_pages, statistics};

@@ -1,0 +1,118 @@
+//! Entries of x86-64 page tables.
+
+use bulkhead_xen::PAGE_SIZE;
+use core::ops::Range;
+
+/// Bytes that an entry of the second level can map.
+pub const LARGE_PAGE: u64 = 2 << 20;
+/// Bytes that an entry of the third level covers.
+pub const GIB: u64 = 1 << 30;
+
+/// There is something.
+pub const PRESENT: u64 = 1;
+/// It may be written.
+pub const WRITABLE: u64 = 1 << 1;
+/// It may be reached outside of ring 0.
+pub const USER: u64 = 1 << 2;
+/// It has been used.
+pub const ACCESSED: u64 = 1 << 5;
+/// It has been written.
+pub const DIRTY: u64 = 1 << 6;
+/// It maps a large page.
+const LARGE: u64 = 1 << 7;
+/// It may not be executed.
+const NO_EXECUTE: u64 = 1 << 63;
+
+/// The address that an entry names.
+pub fn address_of(entry: u64) -> u64 {
+    entry & 0x000f_ffff_ffff_f000
+}
+
+/// The index into a table of `level` (1 to 4) that `address` goes through.
+pub fn index(address: u64, level: u32) -> usize {
+    (address >> (12 + 9 * (level - 1))) as usize % 512
+}
+
+/// An entry for another table.
+pub fn table(address: u64) -> u64 {
+    address | PRESENT | WRITABLE
+}
+
+/// An entry for 2 MiB of data.
+pub fn large(address: u64, no_execute: bool) -> u64 {
+    address | PRESENT | WRITABLE | ACCESSED | DIRTY | LARGE | if no_execute { NO_EXECUTE } else { 0 }
+}
+
+/// What of the image is where.
+#[derive(Debug)]
+pub struct Image {
+    /// Code: executed, never written.
+    pub code: Range<u64>,
+    /// Constants: neither.
+    pub constants: Range<u64>,
+    /// The page below the stack: not there.
+    pub guard: Range<u64>,
+    /// Whether the processor can forbid execution.
+    pub no_execute: bool,
+}
+
+impl Image {
+    /// The entry for one small page of the domain's memory, mapped at its own address.
+    pub fn entry(&self, page: u64) -> u64 {
+        if page < PAGE_SIZE as u64 || self.guard.contains(&page) {
+            return 0;
+        }
+        let data = if self.no_execute { NO_EXECUTE } else { 0 };
+        page | PRESENT
+            | ACCESSED
+            | if self.code.contains(&page) {
+                0
+            } else if self.constants.contains(&page) {
+                data
+            } else {
+                WRITABLE | DIRTY | data
+            }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_goes_through_four_tables() {
+        let address = (3 << 39) | (5 << 30) | (7 << 21) | (11 << 12) | 0x123;
+        assert_eq!([4, 3, 2, 1].map(|level| index(address, level)), [3, 5, 7, 11]);
+    }
+
+    #[test]
+    fn entries_name_their_address() {
+        assert_eq!(address_of(table(0x1234_5000)), 0x1234_5000);
+        assert_eq!(address_of(large(0x40_0000, true)), 0x40_0000);
+        assert_eq!(large(0x40_0000, true) >> 63, 1);
+        assert_eq!(large(0x40_0000, false) & 0xfff, 0xe3);
+    }
+
+    #[test]
+    fn each_part_of_the_image_may_be_used_for_what_it_is() {
+        let image = Image {
+            code: 0x10_0000..0x11_0000,
+            constants: 0x11_0000..0x11_4000,
+            guard: 0x11_5000..0x11_6000,
+            no_execute: true,
+        };
+        let rights = |page| {
+            let entry = image.entry(page);
+            assert!(entry == 0 || address_of(entry) == page);
+            (entry & PRESENT != 0, entry & WRITABLE != 0, entry & NO_EXECUTE == 0)
+        };
+        assert_eq!(rights(0), (false, false, true), "null");
+        assert_eq!(rights(0x10_0000), (true, false, true), "code");
+        assert_eq!(rights(0x10_f000), (true, false, true), "code");
+        assert_eq!(rights(0x11_3000), (true, false, false), "constants");
+        assert_eq!(rights(0x11_4000), (true, true, false), "data");
+        assert_eq!(rights(0x11_5000), (false, false, true), "guard");
+        assert_eq!(rights(0x11_6000), (true, true, false), "stack");
+        assert_eq!(rights(0x1000), (true, true, false), "memory");
+    }
+}

@@ -1,0 +1,182 @@
+//! Where text goes: `log` records and last words, to the console ring or, before there is one, to
+//! Xen's own log.
+
+use crate::console::{Console, Lines};
+use crate::door::Door;
+use crate::{hypercall, machine};
+use bulkhead_xen::abi::console::ConsoleRing;
+use bulkhead_xen::abi::{event_channel, sched};
+use bulkhead_xen::{Hypervisor, Instant, Port};
+use core::fmt::{self, Write};
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::time::Duration;
+use spin::Mutex;
+
+static CONSOLE: Mutex<Option<Console>> = Mutex::new(None);
+static PORT: AtomicU32 = AtomicU32::new(0);
+static STARTED: AtomicU64 = AtomicU64::new(0);
+static CLOCK: AtomicBool = AtomicBool::new(false);
+
+/// How long a full ring may hold up one line.
+const PATIENCE: Duration = Duration::from_millis(20);
+/// How long the last words may hold up a shutdown.
+const LAST_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Output goes to this ring from now on.
+///
+/// # Safety
+/// See [`Console::new`].
+pub unsafe fn use_ring(ring: NonNull<ConsoleRing>, port: Port) {
+    PORT.store(port.0, Ordering::Relaxed);
+    // SAFETY: by the contract.
+    *CONSOLE.lock() = Some(unsafe { Console::new(ring) });
+}
+
+/// Lines carry the time since `started` from now on, and waiting is possible.
+pub fn use_clock(started: Instant) {
+    STARTED.store(started.0, Ordering::Relaxed);
+    CLOCK.store(true, Ordering::Release);
+}
+
+fn uptime() -> Duration {
+    if CLOCK.load(Ordering::Acquire) {
+        Door.now().since(Instant(STARTED.load(Ordering::Relaxed)))
+    } else {
+        Duration::ZERO
+    }
+}
+
+fn notify() {
+    let mut send = event_channel::OnPort {
+        port: Port(PORT.load(Ordering::Relaxed)),
+    };
+    // SAFETY: an EVTCHNOP_send touches no memory of ours.
+    let _ = unsafe {
+        hypercall::event_channel_op(event_channel::SEND.into(), hypercall::pointer(&mut send))
+    };
+}
+
+/// Sleeps until the console's other end notifies us, or `until`. False once that is reached.
+fn wait_for_reader(until: Instant) -> bool {
+    if !CLOCK.load(Ordering::Acquire) || Door.now() >= until {
+        return false;
+    }
+    let ports = [Port(PORT.load(Ordering::Relaxed))];
+    machine::bitmaps().clear(ports[0]);
+    notify();
+    let mut poll = sched::Poll {
+        ports: ports.as_ptr(),
+        nr_ports: 1,
+        timeout: until.0,
+    };
+    // SAFETY: `poll` and what it points at live across the call. The port is masked, so that
+    // this is the only place that waits for it.
+    let _ = unsafe { hypercall::sched_op(sched::POLL.into(), hypercall::pointer(&mut poll)) };
+    true
+}
+
+/// Writes to port 0xE9, which Xen puts into its own log line by line (PVH only).
+fn debug_port(text: &str) {
+    if machine::is_pvh() {
+        for byte in text.bytes() {
+            // SAFETY: Xen takes the byte and changes nothing of ours.
+            unsafe {
+                core::arch::asm!("out 0xe9, al", in("al") byte, options(nomem, nostack));
+            }
+        }
+    }
+}
+
+fn emit(console: &mut Option<Console>, message: fmt::Arguments<'_>, patience: Duration) {
+    let Some(console) = console else {
+        let _ = Lines(debug_port).write_fmt(message);
+        return;
+    };
+    let until = uptime_end(patience);
+    // The pieces of a message arrive one by one: what they have in common is the patience.
+    let _ = Lines(|text: &str| console.write(text, &mut || wait_for_reader(until))).write_fmt(message);
+    notify();
+}
+
+fn uptime_end(patience: Duration) -> Instant {
+    if CLOCK.load(Ordering::Acquire) {
+        Door.now() + patience
+    } else {
+        Instant(0)
+    }
+}
+
+struct Logger;
+
+impl log::Log for Logger {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let uptime = uptime();
+        let target = record.target();
+        let target = target.split("::").next().unwrap_or(target);
+        let target = target.strip_prefix("bulkhead_").unwrap_or(target);
+        emit(
+            &mut CONSOLE.lock(),
+            format_args!(
+                "[{:5}.{:06}] {:5} {}: {}\n",
+                uptime.as_secs(),
+                uptime.subsec_micros(),
+                record.level(),
+                target,
+                record.args()
+            ),
+            PATIENCE,
+        );
+    }
+
+    fn flush(&self) {}
+}
+
+/// Puts the console behind `log`.
+pub fn start_logging(level: log::LevelFilter) {
+    if log::set_logger(&Logger).is_ok() {
+        log::set_max_level(level);
+    }
+}
+
+/// One byte of console input, if there is any.
+pub fn read() -> Option<u8> {
+    CONSOLE.lock().as_mut()?.read()
+}
+
+/// The console's port.
+pub fn port() -> Port {
+    Port(PORT.load(Ordering::Relaxed))
+}
+
+/// Says something although the domain is about to crash: to the console, even if its lock was
+/// held when that happened, and to Xen's log.
+pub fn last_words(message: fmt::Arguments<'_>) {
+    let _ = Lines(debug_port).write_fmt(message);
+    // SAFETY: whoever held the lock never goes on.
+    let mut console = CONSOLE.try_lock().unwrap_or_else(|| unsafe {
+        CONSOLE.force_unlock();
+        CONSOLE.lock()
+    });
+    if console.is_some() {
+        emit(&mut console, message, LAST_PATIENCE);
+    }
+}
+
+/// Waits, but not for long, until everything written has been read.
+pub fn drain() {
+    let until = uptime_end(LAST_PATIENCE);
+    loop {
+        match CONSOLE.try_lock().as_deref() {
+            Some(Some(console)) if !console.is_drained() => {}
+            _ => return,
+        }
+        if !wait_for_reader(until) {
+            return;
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! The last words of a domain that failed: what happened, where, and how it came there.
+
+use crate::cpu::exceptions::{self, ExceptionFrame};
+use crate::{machine, output, vcpu};
+use bulkhead_xen::abi::sched::ShutdownReason;
+use core::arch::asm;
+use core::fmt;
+use core::panic::PanicInfo;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+static REPORTING: AtomicBool = AtomicBool::new(false);
+
+/// The return addresses on the stack, by its chain of frame pointers. Standing on uncertain
+/// ground, it looks only at mapped, aligned addresses and follows the chain only upwards.
+struct Backtrace(u64);
+
+/// How many callers are named.
+const DEPTH: usize = 32;
+
+impl fmt::Display for Backtrace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut frame = self.0;
+        for _ in 0..DEPTH {
+            if frame % 8 != 0 || !machine::is_memory(frame, 16) {
+                break;
+            }
+            // SAFETY: memory of ours, mapped, aligned.
+            let [next, back] = unsafe { (frame as *const [u64; 2]).read_volatile() };
+            if !machine::is_code(back) {
+                break;
+            }
+            write!(f, " {back:#x}")?;
+            if next <= frame {
+                break;
+            }
+            frame = next;
+        }
+        Ok(())
+    }
+}
+
+/// Ends the domain if the report itself fails, so that it cannot go on for ever.
+fn begin() {
+    if REPORTING.swap(true, Ordering::SeqCst) {
+        machine::shutdown_now(ShutdownReason::Crash);
+    }
+}
+
+/// Called by the exception entries.
+pub extern "C" fn exception(frame: &ExceptionFrame) -> ! {
+    begin();
+    output::last_words(format_args!(
+        "\nCPU exception {}: {} on vCPU {}\n  rip {:#x}, error code {:#x}",
+        frame.vector,
+        exceptions::name(frame.vector),
+        vcpu::current().id(),
+        frame.rip,
+        frame.error_code,
+    ));
+    if frame.vector == 14 {
+        output::last_words(format_args!(", address {:#x}", fault_address()));
+    }
+    output::last_words(format_args!(
+        "\n  rsp {:#x}, rflags {:#x}, cs {:#x}",
+        frame.rsp, frame.rflags, frame.cs
+    ));
+    for (number, (name, value)) in ExceptionFrame::NAMES.iter().zip(frame.registers).enumerate() {
+        let lead = if number % 5 == 0 { "\n  " } else { ", " };
+        output::last_words(format_args!("{lead}{name} {value:#x}"));
+    }
+    output::last_words(format_args!(
+        "\n  backtrace: {:#x}{}\n",
+        frame.rip,
+        Backtrace(frame.rbp())
+    ));
+    if stack_overflowed(frame) {
+        output::last_words(format_args!("  the stack has overflowed\n"));
+    }
+    output::drain();
+    machine::shutdown_now(ShutdownReason::Crash)
+}
+
+fn stack_overflowed(frame: &ExceptionFrame) -> bool {
+    let guard = machine::stack_guard();
+    guard.contains(&frame.rsp) || guard.contains(&fault_address())
+}
+
+/// The address that the last page fault was about.
+fn fault_address() -> u64 {
+    if machine::is_pvh() {
+        let address;
+        // SAFETY: reading cr2 in ring 0 has no effect.
+        unsafe { asm!("mov {}, cr2", out(reg) address, options(nomem, nostack)) };
+        return address;
+    }
+    let info = vcpu::current().info();
+    if info.is_null() {
+        return 0;
+    }
+    // SAFETY: this vCPU's part of the shared page.
+    unsafe { (&raw const (*info).cr2).read_volatile() }
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    begin();
+    let frame: u64;
+    // SAFETY: reads a register.
+    unsafe { asm!("mov {}, rbp", out(reg) frame, options(nomem, nostack)) };
+    output::last_words(format_args!(
+        "\npanic on vCPU {}: {info}\n  backtrace:{}\n",
+        vcpu::current().id(),
+        Backtrace(frame)
+    ));
+    output::drain();
+    machine::shutdown_now(ShutdownReason::Crash)
+}
+
+/// Ends the domain in order: what was written is read first.
+pub fn shutdown(reason: ShutdownReason) -> ! {
+    output::drain();
+    machine::shutdown_now(reason)
+}
+
+// What the prebuilt core library refers to; with `panic = "abort"` neither is ever called.
+#[unsafe(no_mangle)]
+extern "C" fn rust_eh_personality() {}
+
+#[unsafe(no_mangle)]
+extern "C" fn _Unwind_Resume() -> ! {
+    machine::shutdown_now(ShutdownReason::Crash)
+}

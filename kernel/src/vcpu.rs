@@ -1,0 +1,107 @@
+//! What each vCPU has for itself, found through its GS segment.
+
+use crate::events::PortSet;
+use bulkhead_xen::abi::shared_info::{LEGACY_MAX_VCPUS, VcpuInfo};
+use bulkhead_xen::{Port, VcpuId};
+use core::arch::asm;
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+/// One vCPU's state. Its own vCPU reads it on every event; others only look for its `ipi` port.
+#[repr(C)]
+pub struct Vcpu {
+    /// Points at this structure: what is read at GS:0. First, as the assembly expects.
+    this: AtomicPtr<Vcpu>,
+    id: AtomicU32,
+    info: AtomicPtr<VcpuInfo>,
+    /// The ports that are delivered to it.
+    pub ports: PortSet,
+    timer: AtomicU32,
+    ipi: AtomicU32,
+    /// When its timer fires, in nanoseconds of system time; 0 if it is not set.
+    pub armed: AtomicU64,
+}
+
+/// The first vCPU's state.
+pub static BOOT_VCPU: Vcpu = Vcpu::new();
+
+static ALL: [AtomicPtr<Vcpu>; LEGACY_MAX_VCPUS] =
+    [const { AtomicPtr::new(ptr::null_mut()) }; LEGACY_MAX_VCPUS];
+
+impl Vcpu {
+    /// The state of a vCPU that does not run yet.
+    pub const fn new() -> Self {
+        Vcpu {
+            this: AtomicPtr::new(ptr::null_mut()),
+            id: AtomicU32::new(0),
+            info: AtomicPtr::new(ptr::null_mut()),
+            ports: PortSet::new(),
+            timer: AtomicU32::new(0),
+            ipi: AtomicU32::new(0),
+            armed: AtomicU64::new(0),
+        }
+    }
+
+    /// Makes it the state of vCPU `id`, and returns what that vCPU's GS base must be.
+    pub fn register(&'static self, id: VcpuId) -> u64 {
+        let this = ptr::from_ref(self).cast_mut();
+        self.this.store(this, Ordering::Relaxed);
+        self.id.store(id.0, Ordering::Relaxed);
+        ALL[id.0 as usize].store(this, Ordering::Release);
+        this as u64
+    }
+
+    /// Which one it is.
+    pub fn id(&self) -> VcpuId {
+        VcpuId(self.id.load(Ordering::Relaxed))
+    }
+
+    /// Its part of the shared page; null before that is mapped.
+    pub fn info(&self) -> *mut VcpuInfo {
+        self.info.load(Ordering::Relaxed)
+    }
+
+    /// Tells where its part of the shared page is.
+    pub fn set_info(&self, info: *mut VcpuInfo) {
+        self.info.store(info, Ordering::Relaxed);
+    }
+
+    /// Its timer's port, and the one by which other vCPUs wake it.
+    pub fn set_ports(&self, timer: Port, ipi: Port) {
+        self.timer.store(timer.0, Ordering::Relaxed);
+        self.ipi.store(ipi.0, Ordering::Release);
+    }
+
+    /// The port of its timer.
+    pub fn timer(&self) -> Port {
+        Port(self.timer.load(Ordering::Relaxed))
+    }
+
+    /// The port by which other vCPUs wake it.
+    pub fn ipi(&self) -> Port {
+        Port(self.ipi.load(Ordering::Acquire))
+    }
+}
+
+/// The calling vCPU's state.
+pub fn current() -> &'static Vcpu {
+    let this: *const Vcpu;
+    // SAFETY: boot pointed GS at a registered `Vcpu` before anything else ran on this vCPU; its
+    // first field is its own address, and it lives for ever.
+    unsafe {
+        asm!("mov {}, gs:[0]", out(reg) this, options(nostack, readonly, preserves_flags, pure));
+        &*this
+    }
+}
+
+/// The state of vCPU `id`, if it runs.
+pub fn of(id: VcpuId) -> Option<&'static Vcpu> {
+    let this = ALL.get(id.0 as usize)?.load(Ordering::Acquire);
+    // SAFETY: `register` put a static reference there.
+    unsafe { this.as_ref() }
+}
+
+/// All vCPUs that run.
+pub fn all() -> impl Iterator<Item = &'static Vcpu> {
+    (0..LEGACY_MAX_VCPUS as u32).filter_map(|id| of(VcpuId(id)))
+}

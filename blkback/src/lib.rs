@@ -1,1 +1,28 @@
-//! (skeleton)
+//! The block backend: xenbus state machine, request engine, and the unikernel binary.
+//!
+//! ```text
+//!   xl ──► xenstore: backend/vbd/<guest>/<device>
+//!              │ watched by
+//!              ▼
+//!        Backend::serve ── a task for each disk ──► vbd (states, features, rings)
+//!                                                     │ a task for each ring
+//!                                                     ▼
+//!                                                   engine (requests, grants, device)
+//! ```
+//!
+//! Everything here runs on the host too, against the simulated Xen; only the binary needs the
+//! unikernel's runtime.
+//!
+//! Read next: [`backend`], then [`vbd`] for a disk's life and [`engine`] for its data path.
+
+#![no_std]
+#![deny(unsafe_code)]
+
+extern crate alloc;
+
+pub mod backend;
+pub mod control;
+pub mod engine;
+pub mod vbd;
+
+pub use backend::Backend;

@@ -68,6 +68,11 @@ impl Signal {
         }
     }
 
+    /// Whether it is raised; lowers it.
+    pub fn take(&self) -> bool {
+        self.0.raised.take()
+    }
+
     /// Waits until it is raised, and lowers it. Only one task waits at a time.
     pub async fn raised(&self) {
         core::future::poll_fn(|context| {

@@ -1,0 +1,107 @@
+//! How a disk's task and its queues' tasks talk, also when they run on different vCPUs.
+
+use super::queue::QueueError;
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicBool, Ordering};
+use core::task::Poll;
+use futures_util::task::AtomicWaker;
+
+/// A flag that is set once and that one task waits for, from any vCPU.
+#[derive(Debug, Default)]
+struct Latch {
+    set: AtomicBool,
+    waiter: AtomicWaker,
+}
+
+impl Latch {
+    fn set(&self) {
+        self.set.store(true, Ordering::Release);
+        self.waiter.wake();
+    }
+
+    fn is_set(&self) -> bool {
+        self.set.load(Ordering::Acquire)
+    }
+
+    async fn wait(&self) {
+        core::future::poll_fn(|context| {
+            if self.is_set() {
+                return Poll::Ready(());
+            }
+            self.waiter.register(context.waker());
+            // It may have been set before the waiter was known.
+            if self.is_set() {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+    }
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    stop: Latch,
+    done: Latch,
+    outcome: spin::Once<Result<(), QueueError>>,
+}
+
+/// The disk's end: stops a queue and learns how it ended. Dropping it stops the queue too, without
+/// waiting.
+#[derive(Debug)]
+pub struct QueueControl(Arc<Shared>);
+
+/// The queue's end: is told to stop and says when it has.
+#[derive(Debug)]
+pub struct QueueGuard(Arc<Shared>);
+
+/// Both ends of a new queue.
+pub fn queue_control() -> (QueueControl, QueueGuard) {
+    let shared = Arc::new(Shared::default());
+    (QueueControl(shared.clone()), QueueGuard(shared))
+}
+
+impl QueueControl {
+    /// Asks the queue to stop, and waits until it has given back everything it held.
+    pub async fn stop(&self) {
+        self.0.stop.set();
+        self.0.done.wait().await;
+    }
+
+    /// Waits until the queue ends by itself, and says why.
+    pub async fn ended(&self) -> Result<(), QueueError> {
+        self.0.done.wait().await;
+        self.0.outcome.get().cloned().unwrap_or(Ok(()))
+    }
+}
+
+impl Drop for QueueControl {
+    fn drop(&mut self) {
+        self.0.stop.set();
+    }
+}
+
+impl QueueGuard {
+    /// Waits until the queue is to stop.
+    pub async fn stopped(&self) {
+        self.0.stop.wait().await;
+    }
+
+    /// Whether it is to stop.
+    pub fn is_stopped(&self) -> bool {
+        self.0.stop.is_set()
+    }
+
+    /// Says how the queue ended; what it held must be gone by now.
+    pub fn finish(self, outcome: Result<(), QueueError>) {
+        self.0.outcome.call_once(|| outcome);
+    }
+}
+
+impl Drop for QueueGuard {
+    fn drop(&mut self) {
+        // Also if the task was dropped at a wait: nobody may wait for it for ever.
+        self.0.done.set();
+    }
+}

@@ -1,0 +1,61 @@
+//! The task of one queue: sweeps while there is work, sleeps while there is none.
+
+use super::control::QueueGuard;
+use super::queue::{Queue, QueueError};
+use bulkhead_executor::Handle;
+use bulkhead_xen::Hypervisor;
+use core::future::{Future, poll_fn};
+use core::pin::pin;
+use core::task::Poll;
+
+/// Serves a queue until its disk says to stop, or until it cannot go on. Nothing of the frontend's
+/// is mapped or bound any more when this returns.
+pub async fn serve<H: Hypervisor>(handle: Handle<H>, mut queue: Queue<H>, guard: QueueGuard) {
+    let outcome = until_stopped(&handle, &mut queue, &guard).await;
+    // Gives back the ring, the mapped pages and the event channel, before anyone is told.
+    drop(queue);
+    guard.finish(outcome);
+}
+
+async fn until_stopped<H: Hypervisor>(
+    handle: &Handle<H>,
+    queue: &mut Queue<H>,
+    guard: &QueueGuard,
+) -> Result<(), QueueError> {
+    loop {
+        let more = queue.sweep()?;
+        if guard.is_stopped() {
+            break;
+        }
+        if more {
+            // One sweep is a bounded amount of work: the other queues get their turn.
+            handle.yield_now().await;
+        } else {
+            something_happens(queue, guard).await;
+        }
+    }
+    // What the frontend still has in flight is finished and answered, if it listens or not.
+    while queue.in_flight() > 0 {
+        poll_fn(|context| queue.poll_completion(context)).await;
+        queue.settle()?;
+    }
+    Ok(())
+}
+
+/// Waits for the frontend, the device or the disk, whoever is first.
+async fn something_happens<H: Hypervisor>(queue: &mut Queue<H>, guard: &QueueGuard) {
+    let channel = queue.channel();
+    let mut notified = pin!(channel.notified());
+    let mut stopped = pin!(guard.stopped());
+    poll_fn(|context| {
+        let happened = notified.as_mut().poll(context).is_ready()
+            || stopped.as_mut().poll(context).is_ready()
+            || queue.poll_completion(context).is_ready();
+        if happened {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    })
+    .await;
+}

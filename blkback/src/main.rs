@@ -1,0 +1,93 @@
+//! The unikernel: Bulkhead as `xl create` boots it.
+
+#![no_std]
+#![no_main]
+
+extern crate alloc;
+
+use alloc::rc::Rc;
+use bulkhead_blkback::Backend;
+use bulkhead_blkback::control::{ShutdownRequest, shutdown_requested};
+use bulkhead_executor::Executor;
+use bulkhead_grant::Region;
+use bulkhead_images::{Catalog, ImageMemory};
+use bulkhead_kernel::{Machine, Module, ShutdownReason};
+use bulkhead_xen::Hypervisor;
+use bulkhead_xenstore_client::{Client, Ring};
+use core::cell::Cell;
+
+bulkhead_kernel::entry!(main);
+
+fn main(machine: Machine) -> ShutdownReason {
+    let door = machine.door;
+    let started = machine.started;
+    let catalog = catalog(machine.modules.into_iter().next());
+    let mut executor = Executor::new(door);
+    let handle = executor.handle();
+    // SAFETY: the page is the domain's xenstore ring, and nobody else in this domain uses it.
+    let ring = unsafe { Ring::new(door, machine.store) };
+    let store = Client::start(&handle, ring);
+    let Some(region) = Region::new(door) else {
+        log::error!("the address space for foreign pages has an owner already");
+        return ShutdownReason::Crash;
+    };
+    let backend = Backend::new(handle.clone(), store.clone(), region, catalog);
+    let end = Rc::new(Cell::new(None));
+
+    let ended = end.clone();
+    let serving = backend.clone();
+    handle.spawn(async move {
+        let ready = || {
+            let took = door.now().since(started);
+            log::info!(
+                "ready for attach, {}.{:03} ms after the start",
+                took.as_millis(),
+                took.subsec_micros() % 1000
+            );
+        };
+        let Err(error) = serving.serve(ready).await;
+        log::error!("no disk can be served any more: {error}");
+        ended.set(Some(ShutdownReason::Crash));
+    });
+
+    let ended = end.clone();
+    handle.spawn(async move {
+        match shutdown_requested(&store).await {
+            Ok(request) => {
+                log::info!("{request:?} requested: closing {} disk(s)", backend.disks());
+                backend.close().await;
+                ended.set(Some(reason(request)));
+            }
+            Err(error) => log::error!("shutdown requests cannot be seen: {error}"),
+        }
+    });
+
+    executor.run_until(|| end.get().is_some());
+    end.get().unwrap_or(ShutdownReason::Crash)
+}
+
+/// The images in the ramdisk, if there is one.
+fn catalog(module: Option<Module>) -> Catalog {
+    let Some(module) = module else {
+        log::info!("no ramdisk: no images");
+        return Catalog::empty();
+    };
+    // SAFETY: the module is ours alone from here on, and stays as long as the domain runs.
+    let memory = unsafe { ImageMemory::new(module.start, module.len) };
+    let catalog = Catalog::from_module(memory);
+    if let Some(damage) = catalog.damage() {
+        log::error!("the ramdisk: {damage}");
+    }
+    for (name, bytes, _) in catalog.images() {
+        log::info!("image ram:{name}, {bytes} bytes");
+    }
+    catalog
+}
+
+fn reason(request: ShutdownRequest) -> ShutdownReason {
+    match request {
+        // Xen has no reason of its own for a halt.
+        ShutdownRequest::Poweroff | ShutdownRequest::Halt => ShutdownReason::Poweroff,
+        ShutdownRequest::Reboot => ShutdownReason::Reboot,
+    }
+}

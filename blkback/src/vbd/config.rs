@@ -1,0 +1,127 @@
+//! What the toolstack wrote about a disk into its backend directory (libxl, and
+//! `io/blkif.h`, "Backend Device Node").
+
+use super::published::Nodes;
+use alloc::string::String;
+use bulkhead_images::Access;
+use core::fmt;
+
+/// The nodes of a backend directory that describe the disk.
+pub const CONFIG_NODES: [&str; 6] = [
+    "frontend",
+    "params",
+    "mode",
+    "device-type",
+    "removable",
+    "discard-enable",
+];
+
+/// A disk as the toolstack wants it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VbdConfig {
+    /// The frontend's directory, absolute.
+    pub frontend_path: String,
+    /// What to serve: `target=` of the disk's configuration.
+    pub target: String,
+    /// Whether the guest may write.
+    pub access: Access,
+    /// The guest is to see a CD-ROM drive.
+    pub cdrom: bool,
+    /// The guest is to see a removable disk.
+    pub removable: bool,
+    /// The guest may discard, where the image can.
+    pub discard: bool,
+}
+
+/// What is wrong with what the toolstack wrote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ConfigError {
+    /// A node that must be there is not.
+    Missing(&'static str),
+    /// The mode is neither reading nor writing.
+    UnknownMode(String),
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing("params") => f.write_str("the disk names no target=, expected ram:NAME"),
+            Self::Missing(node) => write!(f, "the toolstack wrote no {node}"),
+            Self::UnknownMode(mode) => write!(f, "the disk's mode is {mode:?}, expected r or w"),
+        }
+    }
+}
+
+impl core::error::Error for ConfigError {}
+
+impl VbdConfig {
+    /// Reads the nodes of the backend directory.
+    pub fn parse(nodes: &Nodes) -> Result<VbdConfig, ConfigError> {
+        let text = |name| nodes.get(name).map(String::as_str);
+        let required = |name| {
+            text(name)
+                .filter(|value| !value.is_empty())
+                .ok_or(ConfigError::Missing(name))
+        };
+        let access = match required("mode")? {
+            "r" => Access::ReadOnly,
+            "w" => Access::ReadWrite,
+            other => return Err(ConfigError::UnknownMode(other.into())),
+        };
+        let cdrom = text("device-type") == Some("cdrom");
+        Ok(VbdConfig {
+            frontend_path: required("frontend")?.into(),
+            target: required("params")?.into(),
+            access,
+            cdrom,
+            removable: text("removable") == Some("1") || cdrom,
+            discard: text("discard-enable") != Some("0"),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nodes(pairs: &[(&str, &str)]) -> Nodes {
+        pairs
+            .iter()
+            .map(|&(name, value)| (name.into(), value.into()))
+            .collect()
+    }
+
+    const LIBXL: [(&str, &str); 6] = [
+        ("frontend", "/local/domain/5/device/vbd/51712"),
+        ("params", "ram:disk0"),
+        ("mode", "w"),
+        ("device-type", "disk"),
+        ("removable", "0"),
+        ("discard-enable", "1"),
+    ];
+
+    #[test]
+    fn what_libxl_writes() {
+        let config = VbdConfig::parse(&nodes(&LIBXL)).unwrap();
+        assert_eq!(config.frontend_path, "/local/domain/5/device/vbd/51712");
+        assert_eq!(config.target, "ram:disk0");
+        assert_eq!(config.access, Access::ReadWrite);
+        assert!(!config.cdrom && !config.removable && config.discard);
+    }
+
+    #[test]
+    fn a_missing_node_is_named() {
+        let mut without = nodes(&LIBXL);
+        without.remove("params");
+        assert_eq!(
+            VbdConfig::parse(&without),
+            Err(ConfigError::Missing("params"))
+        );
+        let mut strange = nodes(&LIBXL);
+        strange.insert("mode".into(), "x".into());
+        assert_eq!(
+            VbdConfig::parse(&strange),
+            Err(ConfigError::UnknownMode("x".into()))
+        );
+    }
+}

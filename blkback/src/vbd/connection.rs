@@ -1,0 +1,113 @@
+//! The connection to a frontend: what it published is read and checked, and its rings are served.
+
+use super::identity::VbdId;
+use super::problem::Problem;
+use super::published::{self, COMMON_NODES, Limits, Nodes, Published};
+use crate::backend::Backend;
+use crate::engine::{Queue, QueueControl, QueueError, QueueSetup, queue_control, serve};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use bulkhead_images::BlockDevice;
+use bulkhead_xen::Hypervisor;
+use bulkhead_xenstore_client as xenstore;
+use core::future::{Future, poll_fn};
+use core::pin::pin;
+use core::task::Poll;
+
+/// The rings of one frontend, each served by a task of its own.
+pub struct Connection {
+    queues: Vec<QueueControl>,
+}
+
+impl Connection {
+    /// Maps all rings and binds all event channels; if one of them cannot be had, none is served.
+    pub fn open<H: Hypervisor>(
+        backend: &Backend<H>,
+        id: VbdId,
+        published: &Published,
+        device: &dyn BlockDevice,
+    ) -> Result<Connection, Problem> {
+        let mut queues = Vec::new();
+        for (number, details) in published.queues.iter().enumerate() {
+            let setup = QueueSetup {
+                name: format!("vbd {id} queue {number}"),
+                frontend: id.frontend,
+                abi: published.abi,
+                ring: details.ring.clone(),
+                event_channel: details.event_channel,
+                device: device.queue(),
+            };
+            queues.push(Queue::connect(&backend.handle, &backend.region, setup)?);
+        }
+        let start = |queue| {
+            let (control, guard) = queue_control();
+            backend
+                .handle
+                .spawn(serve(backend.handle.clone(), queue, guard));
+            control
+        };
+        Ok(Connection {
+            queues: queues.into_iter().map(start).collect(),
+        })
+    }
+
+    /// Waits until one of the queues ends by itself, which it only does if something is wrong.
+    pub async fn failed(&self) -> QueueError {
+        let mut ends: Vec<_> = self
+            .queues
+            .iter()
+            .map(|queue| alloc::boxed::Box::pin(queue.ended()))
+            .collect();
+        poll_fn(|context| {
+            for end in &mut ends {
+                if let Poll::Ready(Err(error)) = end.as_mut().poll(context) {
+                    return Poll::Ready(error);
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Stops serving, and waits until nothing of the frontend's is mapped or bound any more.
+    pub async fn close(self) {
+        for queue in &self.queues {
+            queue.stop().await;
+        }
+    }
+}
+
+/// Reads what the frontend has published.
+pub async fn read_published(
+    store: &xenstore::Client,
+    frontend_path: &str,
+    limits: Limits,
+) -> Result<Published, Problem> {
+    let mut nodes = Nodes::new();
+    read_into(&mut nodes, store, frontend_path, COMMON_NODES).await?;
+    let names = published::queue_nodes(&nodes, limits)?;
+    read_into(&mut nodes, store, frontend_path, names).await?;
+    Ok(published::parse(&nodes, limits)?)
+}
+
+/// Reads the named nodes below `path`, as far as they are there, all in flight at once.
+pub async fn read_into<N: Into<String>>(
+    nodes: &mut Nodes,
+    store: &xenstore::Client,
+    path: &str,
+    names: impl IntoIterator<Item = N>,
+) -> Result<(), xenstore::Error> {
+    let reads = names.into_iter().map(|name| {
+        let name: String = name.into();
+        let path = format!("{path}/{name}");
+        async move { (name, store.read_optional(path).await) }
+    });
+    let mut reads = pin!(futures_util::future::join_all(reads));
+    for (name, value) in reads.as_mut().await {
+        if let Some(value) = value? {
+            nodes.insert(name, value);
+        }
+    }
+    Ok(())
+}

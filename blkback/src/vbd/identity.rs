@@ -1,0 +1,113 @@
+//! Which disk of which guest: the identity of a vbd and its places in xenstore.
+
+use alloc::format;
+use alloc::string::String;
+use bulkhead_xen::DomId;
+use core::fmt;
+
+/// Where the toolstack announces block devices, relative to the driver domain's own directory.
+pub const BACKEND_ROOT: &str = "backend/vbd";
+
+/// A virtual block device: the guest that has it, and its number there (`virtual-device`:
+/// 51712 is xvda).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VbdId {
+    /// The guest.
+    pub frontend: DomId,
+    /// The device number.
+    pub device: u32,
+}
+
+impl VbdId {
+    /// The vbd that an event path or a listing under [`BACKEND_ROOT`] speaks of:
+    /// `backend/vbd/<guest>/<device>[/…]`.
+    pub fn from_path(path: &str) -> Option<VbdId> {
+        let mut parts = path
+            .strip_prefix(BACKEND_ROOT)?
+            .strip_prefix('/')?
+            .split('/');
+        let frontend = DomId(parts.next()?.parse().ok()?);
+        let device = parts.next()?.parse().ok()?;
+        (frontend < DomId::FIRST_RESERVED).then_some(VbdId { frontend, device })
+    }
+
+    /// The backend's directory, relative to the driver domain's own.
+    pub fn backend_path(&self) -> String {
+        format!("{BACKEND_ROOT}/{}/{}", self.frontend, self.device)
+    }
+
+    /// Where errors of this device go (`error/<device>/error`, as Linux's xenbus writes them).
+    pub fn error_path(&self) -> String {
+        format!("error/{}/error", self.backend_path())
+    }
+
+    /// The name under which Linux shows the disk (`xen/docs/man/xen-vbd-interface.7`), where the
+    /// number follows that scheme.
+    fn name(&self) -> Option<(char, u32)> {
+        const XVD_MAJOR: u32 = 202;
+        (self.device >> 8 == XVD_MAJOR).then(|| {
+            let disk = (self.device & 0xff) / 16;
+            (char::from(b'a' + disk as u8), self.device % 16)
+        })
+    }
+}
+
+/// As the log names it: `5/51712 (xvda)`.
+impl fmt::Display for VbdId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.frontend, self.device)?;
+        match self.name() {
+            Some((disk, 0)) => write!(f, " (xvd{disk})"),
+            Some((disk, partition)) => write!(f, " (xvd{disk}{partition})"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+
+    #[test]
+    fn paths_and_identities_agree() {
+        let vbd = VbdId {
+            frontend: DomId(5),
+            device: 51712,
+        };
+        assert_eq!(vbd.backend_path(), "backend/vbd/5/51712");
+        assert_eq!(VbdId::from_path(&vbd.backend_path()), Some(vbd));
+        assert_eq!(VbdId::from_path("backend/vbd/5/51712/state"), Some(vbd));
+        assert_eq!(vbd.error_path(), "error/backend/vbd/5/51712/error");
+    }
+
+    #[test]
+    fn other_paths_name_no_vbd() {
+        for path in [
+            "backend/vbd",
+            "backend/vbd/5",
+            "backend/vbd/5/",
+            "backend/vbd/x/51712",
+            "backend/vbd/70000/51712",
+            "backend/vbd/32752/51712",
+            "backend/vif/5/0",
+            "backend/vbd5/51712",
+        ] {
+            assert_eq!(VbdId::from_path(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn disks_have_the_names_a_guest_shows() {
+        let named = |device| {
+            VbdId {
+                frontend: DomId(1),
+                device,
+            }
+            .to_string()
+        };
+        assert_eq!(named(51712), "1/51712 (xvda)");
+        assert_eq!(named(51729), "1/51729 (xvdb1)");
+        assert_eq!(named(768), "1/768");
+    }
+}

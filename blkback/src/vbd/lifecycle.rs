@@ -1,0 +1,351 @@
+//! One disk's task: looks at what both ends say, decides, acts, and waits for the next change.
+
+use super::config::{CONFIG_NODES, VbdConfig};
+use super::connection::{Connection, read_into, read_published};
+use super::decision::{Observed, Phase, Step, decide};
+use super::identity::VbdId;
+use super::problem::Problem;
+use super::published::{Nodes, Published};
+use super::state::XenbusState;
+use crate::backend::Backend;
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use bulkhead_executor::Signal;
+use bulkhead_images::{Access, BlockDevice, Target};
+use bulkhead_xen::Hypervisor;
+use bulkhead_xenstore_client::{Error, Transaction, Watch};
+use core::future::{Future, poll_fn};
+use core::pin::pin;
+use core::task::Poll;
+
+/// Bits of the `info` node (`io/blkif.h`, `VDISK_*`).
+const VDISK_CDROM: u32 = 1;
+const VDISK_REMOVABLE: u32 = 2;
+const VDISK_READONLY: u32 = 4;
+
+/// Lives the life of the disk whose directory the toolstack has made, until that directory is
+/// gone. `changed` is raised whenever something in it changes.
+pub async fn live<H: Hypervisor>(backend: &Rc<Backend<H>>, id: VbdId, changed: &Signal) {
+    let path = id.backend_path();
+    if !matches!(
+        backend.store.exists(format!("{path}/state")).await,
+        Ok(true)
+    ) {
+        // An event of a removal, or a directory that is still being made.
+        return;
+    }
+    // The image is free again before the toolstack can see that the disk is gone.
+    let end = match Vbd::open(backend, id).await {
+        Ok(vbd) => vbd.run(changed).await,
+        Err(problem) => {
+            report(backend, id, &problem).await;
+            // Without its directory the toolstack gives up at once instead of waiting.
+            Ok(End::Remove)
+        }
+    };
+    let end = match end {
+        Ok(End::Abandon) => {
+            log::info!("vbd {id}: removed by the toolstack");
+            Ok(())
+        }
+        Ok(End::Leave) => {
+            log::info!("vbd {id}: closed, the driver domain ends");
+            set_state(backend, &path, XenbusState::Closed)
+                .await
+                .map_err(Problem::Store)
+        }
+        Ok(End::Remove) => remove(backend, id, &path).await,
+        Err(problem) => Err(problem),
+    };
+    if let Err(problem) = end {
+        report(backend, id, &problem).await;
+    }
+}
+
+/// Says that everything is given back, and removes the directory, for which the toolstack waits.
+async fn remove<H: Hypervisor>(backend: &Backend<H>, id: VbdId, path: &str) -> Result<(), Problem> {
+    set_state(backend, path, XenbusState::Closed).await?;
+    backend.store.remove(path).await?;
+    log::info!("vbd {id}: detached");
+    Ok(())
+}
+
+/// Says where we are, unless the toolstack has removed the directory: writing would make it anew.
+async fn set_state<H: Hypervisor>(
+    backend: &Backend<H>,
+    path: &str,
+    state: XenbusState,
+) -> Result<(), Error> {
+    let path = format!("{path}/state");
+    backend
+        .store
+        .transaction(async |tx: &Transaction| {
+            if tx.exists(&path).await? {
+                tx.write(&path, state.to_string()).await?;
+            }
+            Ok(())
+        })
+        .await
+}
+
+/// How a disk ends.
+enum End {
+    /// Its directory is ours to remove.
+    Remove,
+    /// Its directory is gone.
+    Abandon,
+    /// The driver domain ends; the toolstack cleans up behind it.
+    Leave,
+}
+
+/// Tells the operator, in the log and in the error node that belongs to the disk.
+async fn report<H: Hypervisor>(backend: &Backend<H>, id: VbdId, problem: &Problem) {
+    log::error!("vbd {id}: {problem}");
+    let text = format!("{problem}");
+    if let Err(error) = backend.store.write(id.error_path(), text).await {
+        log::warn!("vbd {id}: the error node could not be written: {error}");
+    }
+}
+
+struct Vbd<'a, H: Hypervisor> {
+    backend: &'a Rc<Backend<H>>,
+    id: VbdId,
+    path: String,
+    config: VbdConfig,
+    device: Arc<dyn BlockDevice>,
+    frontend_state: Watch,
+    phase: Phase,
+    connection: Option<Connection>,
+}
+
+/// What ended a wait.
+enum Event {
+    Changed,
+    QueueFailed(Problem),
+}
+
+impl<'a, H: Hypervisor> Vbd<'a, H> {
+    /// Opens the image that the toolstack named and offers it to the frontend.
+    async fn open(backend: &'a Rc<Backend<H>>, id: VbdId) -> Result<Self, Problem> {
+        let path = id.backend_path();
+        let mut nodes = Nodes::new();
+        read_into(&mut nodes, &backend.store, &path, CONFIG_NODES).await?;
+        let config = VbdConfig::parse(&nodes)?;
+        let target: Target = config.target.parse()?;
+        let owner = format!("vbd {id}");
+        let device = backend.catalog.open(&target, config.access, &owner)?;
+        let state = format!("{}/state", config.frontend_path);
+        let frontend_state = backend.store.watch(state).await?;
+        let vbd = Vbd {
+            backend,
+            id,
+            path,
+            config,
+            device,
+            frontend_state,
+            phase: Phase::Offered,
+            connection: None,
+        };
+        vbd.offer().await?;
+        let mode = match vbd.config.access {
+            Access::ReadOnly => "read-only",
+            Access::ReadWrite => "read-write",
+        };
+        log::info!("vbd {id}: attached, {} {mode}", vbd.config.target);
+        Ok(vbd)
+    }
+
+    /// Lives until the device is gone.
+    async fn run(mut self, changed: &Signal) -> Result<End, Problem> {
+        loop {
+            if self.backend.closing.is_set() {
+                self.disconnect().await;
+                return Ok(End::Leave);
+            }
+            let seen = self.observe().await?;
+            match decide(self.phase, seen) {
+                Step::Wait => {
+                    if let Event::QueueFailed(problem) = self.wait(changed).await? {
+                        self.fail(problem).await?;
+                    }
+                }
+                Step::Connect => {
+                    if let Err(problem) = self.connect().await {
+                        self.fail(problem).await?;
+                    }
+                }
+                Step::Offer => {
+                    self.disconnect().await;
+                    self.offer().await?;
+                    self.phase = Phase::Offered;
+                    log::info!("vbd {}: offered again", self.id);
+                }
+                Step::AcknowledgeClosing => self.set_state(XenbusState::Closing).await?,
+                Step::Close => {
+                    self.disconnect().await;
+                    self.phase = Phase::Closed;
+                    self.set_state(XenbusState::Closed).await?;
+                    log::info!("vbd {}: closed by the frontend", self.id);
+                }
+                Step::Remove => {
+                    self.disconnect().await;
+                    return Ok(End::Remove);
+                }
+                Step::Abandon => {
+                    self.disconnect().await;
+                    return Ok(End::Abandon);
+                }
+            }
+        }
+    }
+
+    async fn observe(&self) -> Result<Observed, Problem> {
+        let (path, frontend) = (&self.path, &self.config.frontend_path);
+        let own = self.read(format!("{path}/state")).await?;
+        let online = self.read(format!("{path}/online")).await?;
+        let frontend = self.read(format!("{frontend}/state")).await?;
+        Ok(Observed {
+            own: own.map(|state| XenbusState::parse(Some(&state))),
+            online: online.as_deref() != Some("0"),
+            frontend: frontend.map(|state| XenbusState::parse(Some(&state))),
+        })
+    }
+
+    /// Reads a node that another domain may remove, or close to us, at any time.
+    async fn read(&self, path: String) -> Result<Option<String>, Error> {
+        match self.backend.store.read_optional(path).await {
+            Err(Error::Disconnected(breakdown)) => Err(Error::Disconnected(breakdown)),
+            Err(error) => {
+                log::debug!("vbd {}: {error}", self.id);
+                Ok(None)
+            }
+            read => read,
+        }
+    }
+
+    async fn wait(&mut self, changed: &Signal) -> Result<Event, Problem> {
+        let connection = self.connection.as_ref();
+        let mut failed = pin!(async {
+            match connection {
+                Some(connection) => connection.failed().await,
+                None => core::future::pending().await,
+            }
+        });
+        let mut raised = pin!(changed.raised());
+        let mut closing = pin!(self.backend.closing.wait());
+        let watch = &mut self.frontend_state;
+        poll_fn(|context| {
+            if let Poll::Ready(error) = failed.as_mut().poll(context) {
+                return Poll::Ready(Ok(Event::QueueFailed(error.into())));
+            }
+            if let Poll::Ready(event) = watch.poll_next(context) {
+                return Poll::Ready(event.map(|_| Event::Changed).map_err(Problem::from));
+            }
+            if closing.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Ok(Event::Changed));
+            }
+            raised.as_mut().poll(context).map(|()| Ok(Event::Changed))
+        })
+        .await
+    }
+
+    /// Publishes what the frontend may use, and waits for its part.
+    async fn offer(&self) -> Result<(), Error> {
+        let geometry = self.device.geometry();
+        let path = &self.path;
+        self.backend
+            .store
+            .transaction(async |tx: &Transaction| {
+                let flush = u32::from(geometry.flush).to_string();
+                tx.write(format!("{path}/feature-flush-cache"), flush)
+                    .await?;
+                tx.write(format!("{path}/state"), XenbusState::InitWait.to_string())
+                    .await
+            })
+            .await
+    }
+
+    /// Connects to the rings that the frontend published.
+    async fn connect(&mut self) -> Result<(), Problem> {
+        let backend = self.backend;
+        let published =
+            read_published(&backend.store, &self.config.frontend_path, backend.limits).await?;
+        let device = self.device.as_ref();
+        self.connection = Some(Connection::open(backend, self.id, &published, device)?);
+        self.phase = Phase::Connected;
+        self.publish_disk().await?;
+        self.log_connected(&published);
+        Ok(())
+    }
+
+    /// Tells the frontend about the disk, and that it is connected.
+    async fn publish_disk(&self) -> Result<(), Error> {
+        let geometry = self.device.geometry();
+        let info = [
+            (self.config.cdrom, VDISK_CDROM),
+            (self.config.removable, VDISK_REMOVABLE),
+            (geometry.read_only, VDISK_READONLY),
+        ];
+        let info: u32 = info
+            .iter()
+            .filter(|(set, _)| *set)
+            .map(|(_, bit)| bit)
+            .sum();
+        let nodes = [
+            ("sectors", geometry.sectors.to_string()),
+            ("sector-size", geometry.sector_size.to_string()),
+            (
+                "physical-sector-size",
+                geometry.physical_sector_size.to_string(),
+            ),
+            ("info", info.to_string()),
+            ("state", XenbusState::Connected.to_string()),
+        ];
+        self.backend
+            .store
+            .transaction(async |tx: &Transaction| {
+                for (name, value) in &nodes {
+                    tx.write(format!("{}/{name}", self.path), value).await?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    fn log_connected(&self, published: &Published) {
+        let geometry = self.device.geometry();
+        log::info!(
+            "vbd {}: connected, {} sectors of {}, {} queue(s) of {} ring page(s), {}",
+            self.id,
+            geometry.sectors,
+            geometry.sector_size,
+            published.queues.len(),
+            published.queues.first().map_or(0, |queue| queue.ring.len()),
+            published.abi,
+        );
+    }
+
+    /// Stops serving and takes back everything.
+    async fn disconnect(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            connection.close().await;
+        }
+    }
+
+    /// Closes the device because of an error that is the frontend's or ours.
+    async fn fail(&mut self, problem: Problem) -> Result<(), Problem> {
+        if let Problem::Store(Error::Disconnected(_)) = problem {
+            return Err(problem);
+        }
+        self.disconnect().await;
+        self.phase = Phase::Failed;
+        report(self.backend, self.id, &problem).await;
+        Ok(self.set_state(XenbusState::Closing).await?)
+    }
+
+    async fn set_state(&self, state: XenbusState) -> Result<(), Error> {
+        set_state(self.backend, &self.path, state).await
+    }
+}

@@ -1,0 +1,25 @@
+//! A disk (vbd) from its attach to its detach.
+//!
+//! ```text
+//!   toolstack: backend/vbd/<guest>/<device> ──► config ──► target ──► image opened
+//!                                                                        │
+//!            ┌──────────── observed states ──► decision ◄────────────────┘
+//!            │                                    │
+//!       lifecycle ◄── Offer / Connect / Close / Remove
+//!            │
+//!       connection: one engine queue for each ring that the frontend published
+//! ```
+//!
+//! Read next: [`decision`] for the rules of the state machine, [`lifecycle`] for what is done.
+
+pub mod config;
+mod connection;
+pub mod decision;
+pub mod identity;
+mod lifecycle;
+mod problem;
+pub mod published;
+pub mod state;
+
+pub use lifecycle::live;
+pub use problem::Problem;

@@ -1,0 +1,61 @@
+//! Everything that can keep a disk from being served, as the operator reads it.
+
+use super::config::ConfigError;
+use super::published::PublishedError;
+use crate::engine::{ConnectError, QueueError};
+use bulkhead_images::{OpenError, TargetError};
+use bulkhead_xenstore_client as xenstore;
+use core::fmt;
+
+/// Why a disk is not served, or not any more.
+#[derive(Debug)]
+pub enum Problem {
+    /// What the toolstack wrote makes no sense.
+    Config(ConfigError),
+    /// `target=` makes no sense.
+    Target(TargetError),
+    /// What `target=` names cannot be had.
+    Open(OpenError),
+    /// What the frontend published makes no sense.
+    Published(PublishedError),
+    /// What the frontend published cannot be connected to.
+    Connect(ConnectError),
+    /// The frontend broke the ring.
+    Queue(QueueError),
+    /// xenstore refused.
+    Store(xenstore::Error),
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Config(error) => error.fmt(f),
+            Self::Target(error) => error.fmt(f),
+            Self::Open(error) => error.fmt(f),
+            Self::Published(error) => error.fmt(f),
+            Self::Connect(error) => error.fmt(f),
+            Self::Queue(error) => error.fmt(f),
+            Self::Store(error) => error.fmt(f),
+        }
+    }
+}
+
+macro_rules! from {
+    ($($variant:ident($error:ty))*) => {
+        $(impl From<$error> for Problem {
+            fn from(error: $error) -> Self {
+                Problem::$variant(error)
+            }
+        })*
+    };
+}
+
+from! {
+    Config(ConfigError)
+    Target(TargetError)
+    Open(OpenError)
+    Published(PublishedError)
+    Connect(ConnectError)
+    Queue(QueueError)
+    Store(xenstore::Error)
+}

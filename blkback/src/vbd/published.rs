@@ -1,0 +1,307 @@
+//! What a frontend publishes in its xenstore directory before it connects, read as a hostile
+//! guest's word (`io/blkif.h`, "Frontend XenBus Nodes").
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use bulkhead_ring::blkif::Abi;
+use bulkhead_xen::{GrantRef, Port};
+use core::fmt;
+
+/// The nodes of a frontend's directory, by name relative to it, as far as the backend asks.
+pub type Nodes = BTreeMap<String, String>;
+
+/// How much of a queue the backend is willing to serve.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The most queues (`multi-queue-max-queues`).
+    pub queues: u32,
+    /// log2 of the most ring pages (`max-ring-page-order`).
+    pub ring_page_order: u32,
+}
+
+/// How to reach a frontend's queues.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// The layout of its requests.
+    pub abi: Abi,
+    /// Whether it keeps its data pages granted (`feature-persistent`).
+    pub persistent: bool,
+    /// Its queues, at least one.
+    pub queues: Vec<QueueDetails>,
+}
+
+/// How to reach one queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueDetails {
+    /// The granted pages of the ring, in order.
+    pub ring: Vec<GrantRef>,
+    /// The frontend's event channel.
+    pub event_channel: Port,
+}
+
+/// What is wrong with what a frontend published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PublishedError {
+    /// A node that must be there is not.
+    Missing(String),
+    /// A node that must hold a number does not.
+    NotANumber {
+        /// The node.
+        node: String,
+        /// What it holds.
+        value: String,
+    },
+    /// A number is out of range.
+    OutOfRange {
+        /// The node.
+        node: String,
+        /// What it holds.
+        value: u32,
+        /// The range.
+        expected: String,
+    },
+    /// The frontend speaks an ABI that is none of blkif's.
+    UnknownProtocol(String),
+}
+
+impl fmt::Display for PublishedError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing(node) => write!(f, "the frontend published no {node}"),
+            Self::NotANumber { node, value } => {
+                write!(f, "the frontend's {node} is no number: {value:?}")
+            }
+            Self::OutOfRange {
+                node,
+                value,
+                expected,
+            } => {
+                write!(f, "the frontend's {node} is {value}, expected {expected}")
+            }
+            Self::UnknownProtocol(name) => write!(
+                f,
+                "the frontend's protocol is {name:?}, expected x86_64-abi or x86_32-abi"
+            ),
+        }
+    }
+}
+
+impl core::error::Error for PublishedError {}
+
+/// The nodes that say how many queues there are and how they look.
+pub const COMMON_NODES: [&str; 5] = [
+    "protocol",
+    "feature-persistent",
+    "multi-queue-num-queues",
+    "ring-page-order",
+    "num-ring-pages",
+];
+
+/// The names of the nodes that describe the queues, given the common ones. Never more than the
+/// limits allow, whatever the guest claims.
+pub fn queue_nodes(common: &Nodes, limits: Limits) -> Result<Vec<String>, PublishedError> {
+    let mut names = Vec::new();
+    for prefix in queue_prefixes(common, limits)? {
+        names.push(format!("{prefix}event-channel"));
+        names.extend(ring_nodes(&prefix, ring_pages(common, limits)?));
+    }
+    Ok(names)
+}
+
+/// Reads all of it.
+pub fn parse(nodes: &Nodes, limits: Limits) -> Result<Published, PublishedError> {
+    let abi = match nodes.get("protocol").map(String::as_str) {
+        // Frontends of old say nothing and mean the native one.
+        None | Some("") => Abi::NATIVE,
+        Some(name) => name
+            .parse()
+            .map_err(|_| PublishedError::UnknownProtocol(shortened(name)))?,
+    };
+    let ring_pages = ring_pages(nodes, limits)?;
+    let mut queues = Vec::new();
+    for prefix in queue_prefixes(nodes, limits)? {
+        let mut ring = Vec::new();
+        for name in ring_nodes(&prefix, ring_pages) {
+            ring.push(GrantRef(required(nodes, &name)?));
+        }
+        let name = format!("{prefix}event-channel");
+        let event_channel = Port(required(nodes, &name)?);
+        queues.push(QueueDetails {
+            ring,
+            event_channel,
+        });
+    }
+    let persistent = number(nodes, "feature-persistent")?.unwrap_or(0) == 1;
+    Ok(Published {
+        abi,
+        persistent,
+        queues,
+    })
+}
+
+/// Where each queue's nodes are: in the frontend's own directory if it has just one queue and
+/// does not negotiate, else in `queue-N/`.
+fn queue_prefixes(nodes: &Nodes, limits: Limits) -> Result<Vec<String>, PublishedError> {
+    const NODE: &str = "multi-queue-num-queues";
+    match number(nodes, NODE)? {
+        // Linux's frontend writes 1 and still uses its own directory.
+        None | Some(1) => Ok(alloc::vec![String::new()]),
+        Some(count) if (1..=limits.queues).contains(&count) => {
+            Ok((0..count).map(|queue| format!("queue-{queue}/")).collect())
+        }
+        Some(value) => Err(PublishedError::OutOfRange {
+            node: NODE.into(),
+            value,
+            expected: format!("1 to {}", limits.queues),
+        }),
+    }
+}
+
+fn ring_pages(nodes: &Nodes, limits: Limits) -> Result<RingPages, PublishedError> {
+    let most = 1u32 << limits.ring_page_order;
+    if let Some(order) = number(nodes, "ring-page-order")? {
+        if order > limits.ring_page_order {
+            return Err(PublishedError::OutOfRange {
+                node: "ring-page-order".into(),
+                value: order,
+                expected: format!("0 to {}", limits.ring_page_order),
+            });
+        }
+        return Ok(RingPages::Numbered(1 << order));
+    }
+    match number(nodes, "num-ring-pages")? {
+        None | Some(1) => Ok(RingPages::Single),
+        Some(pages) if pages.is_power_of_two() && pages <= most => Ok(RingPages::Numbered(pages)),
+        Some(value) => Err(PublishedError::OutOfRange {
+            node: "num-ring-pages".into(),
+            value,
+            expected: format!("a power of two up to {most}"),
+        }),
+    }
+}
+
+#[derive(Clone, Copy)]
+enum RingPages {
+    /// One page, named `ring-ref`.
+    Single,
+    /// So many pages, named `ring-ref0` and on.
+    Numbered(u32),
+}
+
+fn ring_nodes(prefix: &str, pages: RingPages) -> Vec<String> {
+    match pages {
+        // Linux names a single page `ring-ref` even where it has negotiated order 0.
+        RingPages::Single | RingPages::Numbered(1) => alloc::vec![format!("{prefix}ring-ref")],
+        RingPages::Numbered(count) => (0..count)
+            .map(|page| format!("{prefix}ring-ref{page}"))
+            .collect(),
+    }
+}
+
+fn number(nodes: &Nodes, name: &str) -> Result<Option<u32>, PublishedError> {
+    let Some(value) = nodes.get(name) else {
+        return Ok(None);
+    };
+    value
+        .trim()
+        .parse()
+        .map(Some)
+        .map_err(|_| PublishedError::NotANumber {
+            node: name.into(),
+            value: shortened(value),
+        })
+}
+
+fn required(nodes: &Nodes, name: &str) -> Result<u32, PublishedError> {
+    number(nodes, name)?.ok_or_else(|| PublishedError::Missing(name.into()))
+}
+
+/// A guest's text as a log line can bear it.
+fn shortened(text: &str) -> String {
+    text.chars().take(40).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        queues: 4,
+        ring_page_order: 4,
+    };
+
+    fn nodes(pairs: &[(&str, &str)]) -> Nodes {
+        pairs
+            .iter()
+            .map(|&(name, value)| (name.into(), value.into()))
+            .collect()
+    }
+
+    fn refused(pairs: &[(&str, &str)]) -> String {
+        alloc::string::ToString::to_string(&parse(&nodes(pairs), LIMITS).unwrap_err())
+    }
+
+    #[test]
+    fn a_plain_linux_frontend() {
+        let nodes = nodes(&[
+            ("ring-ref", "8"),
+            ("event-channel", "15"),
+            ("protocol", "x86_64-abi"),
+        ]);
+        let published = parse(&nodes, LIMITS).unwrap();
+        assert_eq!(published.abi, Abi::X86_64);
+        assert!(!published.persistent);
+        let queue = QueueDetails {
+            ring: alloc::vec![GrantRef(8)],
+            event_channel: Port(15),
+        };
+        assert_eq!(published.queues, [queue]);
+    }
+
+    #[test]
+    fn several_queues_of_several_pages() {
+        let mut nodes = nodes(&[
+            ("multi-queue-num-queues", "2"),
+            ("ring-page-order", "1"),
+            ("feature-persistent", "1"),
+        ]);
+        let wanted = queue_nodes(&nodes, LIMITS).unwrap();
+        assert_eq!(wanted.len(), 6);
+        for (value, name) in wanted.into_iter().enumerate() {
+            nodes.insert(name, format!("{}", value + 10));
+        }
+        let published = parse(&nodes, LIMITS).unwrap();
+        assert!(published.persistent);
+        assert_eq!(published.queues[0].event_channel, Port(10));
+        assert_eq!(published.queues[0].ring, [GrantRef(11), GrantRef(12)]);
+        assert_eq!(published.queues[1].ring, [GrantRef(14), GrantRef(15)]);
+    }
+
+    #[test]
+    fn rubbish_is_refused_by_name() {
+        assert_eq!(
+            refused(&[("event-channel", "1")]),
+            "the frontend published no ring-ref"
+        );
+        assert_eq!(
+            refused(&[("ring-ref", "1")]),
+            "the frontend published no event-channel"
+        );
+        assert_eq!(
+            refused(&[("ring-ref", "-1"), ("event-channel", "1")]),
+            "the frontend's ring-ref is no number: \"-1\""
+        );
+        assert_eq!(
+            refused(&[("ring-ref", "1"), ("event-channel", "99999999999")]),
+            "the frontend's event-channel is no number: \"99999999999\""
+        );
+        assert!(refused(&[("protocol", "sparc-abi")]).contains("sparc-abi"));
+        assert!(refused(&[("multi-queue-num-queues", "0")]).contains("expected 1 to 4"));
+        assert!(refused(&[("multi-queue-num-queues", "4000000000")]).contains("expected 1 to 4"));
+        assert!(refused(&[("ring-page-order", "5")]).contains("expected 0 to 4"));
+        assert!(refused(&[("ring-page-order", "4294967295")]).contains("expected 0 to 4"));
+        assert!(refused(&[("num-ring-pages", "3")]).contains("a power of two up to 16"));
+    }
+}

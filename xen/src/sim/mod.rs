@@ -72,7 +72,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use world::Shared;
-use xenstore::{Server, domain_path, owned_by};
+use xenstore::{Server, domain_path, toolstack};
 use xenstored::Xenstored;
 
 const DOM0: DomId = DomId(0);
@@ -101,12 +101,7 @@ impl Sim {
             world,
             xenstored: Arc::new(Mutex::new(xenstored)),
         };
-        sim.add_domain_with(DomainConfig {
-            id: Some(DOM0),
-            kind: DomainKind::Pv,
-            vcpus: 2,
-            ..DomainConfig::default()
-        });
+        sim.add_dom0();
         sim
     }
 
@@ -115,29 +110,38 @@ impl Sim {
         self.add_domain_with(DomainConfig::default())
     }
 
-    /// Creates a domain: its memory, its xenstore connection, and its directory in xenstore with
-    /// the nodes `name` and `domid`.
+    /// Creates a domain as `xl create` does: its memory, its xenstore connection, and the nodes
+    /// that the toolstack makes for it ([`toolstack::create_domain`]).
     pub fn add_domain_with(&self, config: DomainConfig) -> SimDomain {
         let mut xenstored = self.lock_xenstored();
-        let mut world = self.world.lock();
-        let id = world.add_domain(&config);
-        xenstored.introduce(&mut world, id);
-        drop(world);
-        let home = domain_path(id);
+        let id = self.world.lock().add_domain(&config);
+        let name = config.name.unwrap_or_else(|| format!("domain-{id}"));
         let store = &mut xenstored.server;
-        for (node, value) in [
-            ("", ""),
-            ("/name", &format!("domain-{id}")),
-            ("/domid", &id.to_string()),
-        ] {
-            let path = format!("{home}{node}");
-            store.write(&path, value);
-            store.set_permissions(&path, &owned_by(DOM0, &[id]));
+        toolstack::create_domain(store, id, &name, config.driver_domain);
+        self.connect(&mut xenstored, id)
+    }
+
+    fn add_dom0(&self) {
+        let config = DomainConfig {
+            id: Some(DOM0),
+            kind: DomainKind::Pv,
+            vcpus: 2,
+            ..DomainConfig::default()
+        };
+        let mut xenstored = self.lock_xenstored();
+        self.world.lock().add_domain(&config);
+        // What xen-init-dom0 writes.
+        for (node, value) in [("domid", "0"), ("name", "Domain-0")] {
+            let path = format!("{}/{node}", domain_path(DOM0));
+            xenstored.server.write(&path, value);
         }
-        SimDomain {
-            world: self.world.clone(),
-            id,
-        }
+        self.connect(&mut xenstored, DOM0);
+    }
+
+    fn connect(&self, xenstored: &mut Xenstored, id: DomId) -> SimDomain {
+        xenstored.introduce(&mut self.world.lock(), id);
+        let world = self.world.clone();
+        SimDomain { world, id }
     }
 
     /// dom0.
@@ -158,7 +162,7 @@ impl Sim {
     /// what it had mapped is unmapped, its xenstore connection ends. Its pages that others have
     /// mapped stay, and with them the number of the domain, until the last one is unmapped.
     ///
-    /// Its xenstore directory stays until [`remove_home`](Self::remove_home).
+    /// Its xenstore nodes stay until [`toolstack::remove_domain`] removes them.
     pub fn destroy_domain(&self, id: DomId) {
         let mut xenstored = self.lock_xenstored();
         let mut world = self.world.lock();
@@ -171,11 +175,6 @@ impl Sim {
     /// Whether nothing of a domain is left: no other domain has any of its pages mapped.
     pub fn is_fully_gone(&self, id: DomId) -> bool {
         self.world.lock().domain(id).is_none()
-    }
-
-    /// Removes a domain's directory from xenstore, as the toolstack does at its end.
-    pub fn remove_home(&self, id: DomId) {
-        self.store().remove(&domain_path(id));
     }
 
     /// The store, to act on it as dom0 without a ring. Held only as long as the statement it is

@@ -25,6 +25,10 @@ pub enum DomainKind {
 pub struct DomainConfig {
     /// The domain's number; the next free one if `None`.
     pub id: Option<DomId>,
+    /// Its name in xenstore; made up if `None`.
+    pub name: Option<String>,
+    /// Whether it serves disks to others (`driver_domain=1`).
+    pub driver_domain: bool,
     /// How Xen runs it.
     pub kind: DomainKind,
     /// Virtual CPUs.
@@ -43,6 +47,8 @@ impl Default for DomainConfig {
     fn default() -> Self {
         DomainConfig {
             id: None,
+            name: None,
+            driver_domain: false,
             kind: DomainKind::Pvh,
             vcpus: 1,
             memory_pages: 1024,

@@ -1,7 +1,8 @@
 //! xenstored behind each domain's ring.
 
 use crate::abi::xs_wire::{Header, Interface, MessageType, RING_SIZE, RequestId, TransactionId};
-use crate::sim::{Sim, SimDomain};
+use crate::sim::xenstore::toolstack;
+use crate::sim::{DomainConfig, Sim, SimDomain};
 use crate::{Hypervisor, StoreRing};
 use std::mem::offset_of;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -123,6 +124,29 @@ fn dom0_has_a_ring_too() {
 }
 
 #[test]
+fn a_driver_domain_has_its_nodes() {
+    let sim = Sim::new();
+    let storage = sim.add_domain_with(DomainConfig {
+        name: Some("storage".into()),
+        driver_domain: true,
+        ..DomainConfig::default()
+    });
+    let store = sim.store();
+    let node = |path: &str| store.exists(&format!("/local/domain/{}/{path}", storage.id()));
+    assert!(node("libxl") && node("control/shutdown"));
+    assert!(!node("backend"), "nothing is attached yet");
+}
+
+#[test]
+fn a_machine_may_be_used_from_several_threads() {
+    fn shareable<T: Send + Sync>(_: &T) {}
+    let sim = Sim::new();
+    shareable(&sim);
+    shareable(&sim.dom0());
+    shareable(&sim.dom0().door());
+}
+
+#[test]
 fn a_destroyed_domain_is_released() {
     let sim = Sim::new();
     let domain = sim.add_domain();
@@ -132,7 +156,7 @@ fn a_destroyed_domain_is_released() {
     assert!(!sim.store().is_introduced(domain.id()));
     assert_eq!(sim.dom0().open_ports(), open - 1);
     assert!(sim.store().exists("/local/domain/1/name"));
-    sim.remove_home(domain.id());
+    toolstack::remove_domain(&mut sim.store(), domain.id());
     assert!(!sim.store().exists("/local/domain/1"));
     sim.assert_no_violations();
 }

@@ -49,6 +49,9 @@ impl<T: Transport> Connection<T> {
     /// messages out. On an error the connection is broken for good, and everyone who waits for it
     /// has been told.
     pub fn pump(&mut self) -> Result<(), Breakdown> {
+        if let Some(breakdown) = &self.shared.borrow().broken {
+            return Err(breakdown.clone());
+        }
         let result = self.exchange();
         if let Err(breakdown) = &result {
             self.shared.borrow_mut().fail(breakdown.clone());

@@ -186,7 +186,6 @@ impl Shared {
     /// The connection is of no use any more: everyone who waits is told.
     pub fn fail(&mut self, breakdown: Breakdown) {
         self.broken.get_or_insert(breakdown);
-        self.outgoing.clear();
         for asked in self.requests.values_mut() {
             if let Progress::Asked(waiter) = &mut asked.progress
                 && let Some(waiter) = waiter.take()

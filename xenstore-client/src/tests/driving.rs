@@ -3,9 +3,10 @@
 use super::{GUEST, OTHER};
 use crate::{Breakdown, Client, Connection, Error, Ring, Transport};
 use bulkhead_executor::Executor;
-use bulkhead_xen::DomId;
+use bulkhead_xen::abi::xs_wire::ERROR_RING_INDEX;
 use bulkhead_xen::sim::xenstore::toolstack::{self, Disk, Vbd};
 use bulkhead_xen::sim::{DomainConfig, Sim, SimDoor};
+use bulkhead_xen::{DomId, Hypervisor};
 use std::cell::RefCell;
 use std::format;
 use std::rc::Rc;
@@ -102,6 +103,45 @@ fn many_tasks_share_one_slow_store() {
     assert_eq!(count.as_deref(), Some("30"));
     assert_eq!(sim.store().transaction_count(GUEST), 0);
     sim.assert_no_violations();
+}
+
+#[test]
+fn everyone_who_waits_is_woken_when_the_connection_breaks() {
+    let sim = Sim::new();
+    let (mut executor, store) = domain(&sim, GUEST);
+    let told = Rc::new(RefCell::new(Vec::new()));
+    for _ in 0..9 {
+        let (store, told) = (store.clone(), told.clone());
+        executor.handle().spawn(async move {
+            match store.begin().await {
+                // Eight hold their places and wait for nothing of the store any more.
+                Ok(transaction) => {
+                    let _held = transaction;
+                    core::future::pending::<()>().await;
+                }
+                Err(error) => told.borrow_mut().push(error),
+            }
+        });
+    }
+    let log = told.clone();
+    executor.handle().spawn(async move {
+        let mut watch = store.watch("data").await.unwrap();
+        watch.next().await.unwrap();
+        let first = watch.next().await.unwrap_err();
+        // Later requests fail at once.
+        let second = store.read("data").await.unwrap_err();
+        log.borrow_mut().extend([first, second]);
+    });
+    sim.run_until_idle(|| executor.run_until_idle());
+    assert!(told.borrow().is_empty());
+    sim.store().give_up(GUEST, ERROR_RING_INDEX);
+    // xenstored looks at the ring, and tells there that it has given up.
+    let port = sim.domain(GUEST).unwrap().store_ring().port;
+    sim.domain(GUEST).unwrap().door().notify(port).unwrap();
+    sim.run_until_idle(|| executor.run_until_idle());
+    let code = ERROR_RING_INDEX;
+    let gone = Error::Disconnected(Breakdown::GivenUp { code });
+    assert_eq!(*told.borrow(), [gone.clone(), gone.clone(), gone]);
 }
 
 /// A transport to nowhere.

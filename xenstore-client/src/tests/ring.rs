@@ -82,6 +82,9 @@ fn impossible_indices_break_the_connection() {
         rig.page.set(offset, consumer.wrapping_add(index));
         let breakdown = rig.connection.pump().unwrap_err();
         assert!(matches!(breakdown, Breakdown::RingIndex { .. }));
+        // It stays broken, whatever the index says later.
+        rig.page.set(offset, consumer);
+        assert_eq!(rig.connection.pump(), Err(breakdown.clone()));
         // Whoever waits is told, and so is whoever comes later.
         let told = Poll::Ready(Err(Error::Disconnected(breakdown.clone())));
         assert_eq!(rig.poll(waiting.as_mut()), told);

@@ -107,6 +107,18 @@ fn rights() {
         backend.write("/local/domain/5/data/x", "2"),
         Err(Refusal::AccessDenied)
     );
+    // What it makes where another lets it write is its own.
+    let shared = [
+        Permission::parse(b"n2").unwrap(),
+        Permission::parse(b"b5").unwrap(),
+    ];
+    store.set_permissions("/local/domain/2/data", &shared);
+    store
+        .as_domain(GUEST)
+        .write("/local/domain/2/data/mine", "")
+        .unwrap();
+    let made = store.permissions("/local/domain/2/data/mine").unwrap();
+    assert_eq!(made, [Permission::parse(b"n5").unwrap(), shared[1]]);
     // The owner removes what another domain owns below.
     store.write("/local/domain/5/data/x/y", "dom0's");
     store.set_permissions("/local/domain/5/data/x/y", &owned_by(DOM0, &[]));

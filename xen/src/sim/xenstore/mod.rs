@@ -24,8 +24,9 @@
 //!
 //! [`toolstack`] writes what libxl writes when it makes domains and attaches disks.
 //!
-//! The rules are those of Xen's `docs/misc/xenstore.txt`, and where that is silent, what
-//! xenstored 4.17 was seen to do. How it can be made to misbehave: [`Faults`].
+//! The rules are those of Xen's `docs/misc/xenstore.txt`, and where that is silent, those that
+//! xenstored 4.17 goes by. Left out are its limits on memory, on nodes in one transaction and on
+//! the rate of writes. How it can be made to misbehave: [`Faults`].
 
 mod connection;
 mod faults;

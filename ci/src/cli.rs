@@ -76,29 +76,27 @@ enum HostTask {
     Stop,
 }
 
-/// Does what the command line says.
-pub fn main(cli: Cli) -> Result<()> {
+/// Does what the command line says; whether what it tested passed.
+pub fn main(cli: Cli) -> Result<bool> {
     let xen = cli.xen;
     match cli.command {
-        Task::Demo => scenarios::demo(xen),
-        Task::Test => scenarios::test(xen),
-        Task::Scenario { names } => scenarios::some(xen, &names),
-        Task::List => {
-            scenarios::list();
-            Ok(())
-        }
-        Task::Build => build::run(),
-        Task::Shell => shell::run(xen),
+        Task::Demo => return scenarios::demo(xen),
+        Task::Test => return scenarios::test(xen),
+        Task::Scenario { names } => return scenarios::some(xen, &names),
+        Task::List => scenarios::list(),
+        Task::Build => build::run()?,
+        Task::Shell => shell::run(xen)?,
         Task::Run { name, options } => {
             packages::ensure()?;
-            run::run(&name, xen, &options)
+            run::run(&name, xen, &options)?;
         }
-        Task::Host { name, task } => host_task(&name, xen, task),
+        Task::Host { name, task } => host_task(&name, xen, task)?,
         Task::Soak { name, options } => {
             packages::ensure()?;
-            soak::run(&name, xen, &options)
+            soak::run(&name, xen, &options)?;
         }
     }
+    Ok(true)
 }
 
 fn host_task(name: &str, xen: Release, task: HostTask) -> Result<()> {

@@ -3,6 +3,7 @@
 use crate::process;
 use crate::workspace;
 use anyhow::{Context, Result};
+use std::fs::{self, File};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -27,7 +28,6 @@ const LINTS: Check = check(
     "lints",
     &[
         "clippy",
-        "--quiet",
         "--workspace",
         "--all-targets",
         "--",
@@ -37,20 +37,19 @@ const LINTS: Check = check(
 );
 
 const UNIKERNEL_LINTS: Check = check(
-    "lints of the unikernel",
+    "unikernel-lints",
     &[
         "clippy",
-        "--quiet",
         "--package",
         "bulkhead-blkback",
         "--bin",
         "bulkhead",
         "--features",
         "unikernel",
-        "--profile",
-        "unikernel",
         "--target",
         "x86_64-unknown-linux-gnu",
+        "--profile",
+        "unikernel",
         "--",
         "--deny",
         "warnings",
@@ -59,15 +58,22 @@ const UNIKERNEL_LINTS: Check = check(
 
 const NEXTEST: Check = check(
     "tests",
-    &["nextest", "run", "--workspace", "--status-level", "fail"],
+    &[
+        "nextest",
+        "run",
+        "--workspace",
+        "--no-fail-fast",
+        "--status-level",
+        "fail",
+    ],
 );
 
 const TESTS: Check = check(
     "tests",
     &[
         "test",
-        "--quiet",
         "--workspace",
+        "--no-fail-fast",
         "--lib",
         "--bins",
         "--tests",
@@ -76,46 +82,94 @@ const TESTS: Check = check(
 );
 
 const DOCTESTS: Check = check(
-    "documentation tests",
-    &["test", "--quiet", "--workspace", "--doc"],
+    "doctests",
+    &["test", "--workspace", "--no-fail-fast", "--doc"],
 );
 
 const DOCS: Check = Check {
     name: "documentation",
-    args: &[
-        "doc",
-        "--quiet",
-        "--workspace",
-        "--no-deps",
-        "--document-private-items",
-    ],
+    args: &["doc", "--workspace", "--no-deps"],
     env: Some(("RUSTDOCFLAGS", "--deny warnings")),
 };
 
-/// Runs all of them; the names of those that failed, and how many there were.
-pub fn run() -> Result<(Vec<&'static str>, usize)> {
+/// How many passed and failed: checks, and the single tests in them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Passed.
+    pub passed: usize,
+    /// Failed.
+    pub failed: usize,
+}
+
+/// Runs all of them; a failing one shows the end of its log.
+pub fn run() -> Result<Counts> {
     let tests = if has_nextest() { NEXTEST } else { TESTS };
-    let checks = [FORMAT, LINTS, UNIKERNEL_LINTS, tests, DOCTESTS, DOCS];
-    let mut failed = Vec::new();
-    for check in &checks {
+    let dir = workspace::lab().join("checks");
+    fs::create_dir_all(&dir)?;
+    let mut total = Counts::default();
+    for check in [FORMAT, LINTS, UNIKERNEL_LINTS, tests, DOCTESTS, DOCS] {
         println!("check: {}", check.name);
         let start = Instant::now();
-        let mut command = Command::new(process::cargo());
-        command
+        let log = dir.join(format!("{}.log", check.name));
+        let out = File::create(&log)?;
+        let err = out.try_clone()?;
+        let status = Command::new(process::cargo())
             .args(check.args)
             .envs(check.env)
+            .env("CARGO_TERM_COLOR", "never")
             .current_dir(workspace::root())
-            .stdin(Stdio::null());
-        let status = command.status().context("cannot start cargo")?;
+            .stdin(Stdio::null())
+            .stdout(out)
+            .stderr(err)
+            .status()
+            .context("cannot start cargo")?;
         let seconds = start.elapsed().as_secs_f32();
+        let text = String::from_utf8_lossy(&fs::read(&log)?).into_owned();
+        let mut counts = count_tests(&text);
         if status.success() {
             println!("passed {} ({seconds:.1} s)", check.name);
+            // A check without single tests counts as one.
+            counts.passed = counts.passed.max(1);
         } else {
-            println!("FAILED {} ({seconds:.1} s)", check.name);
-            failed.push(check.name);
+            println!("{}", process::tail(&text, 60));
+            println!(
+                "FAILED {} ({seconds:.1} s), log: {}",
+                check.name,
+                log.display()
+            );
+            counts.failed = counts.failed.max(1);
+        }
+        total.passed += counts.passed;
+        total.failed += counts.failed;
+    }
+    Ok(total)
+}
+
+/// Adds up what nextest (`12 tests run: 11 passed, 1 failed`) or the test harnesses
+/// (`test result: ok. 12 passed; 0 failed;`) report.
+fn count_tests(log: &str) -> Counts {
+    let mut counts = Counts::default();
+    for line in log.lines().filter(|line| {
+        line.contains("tests run:") || line.contains("test run:") || line.contains("test result:")
+    }) {
+        let words: Vec<&str> = line
+            .split([' ', ',', ';'])
+            .filter(|word| !word.is_empty())
+            .collect();
+        for pair in words.windows(2) {
+            let Ok(number) = pair[0].parse::<usize>() else {
+                continue;
+            };
+            match pair[1] {
+                "passed" => counts.passed += number,
+                "failed" => counts.failed += number,
+                // nextest: died of a signal, or took too long.
+                "exec" | "timed" => counts.failed += number,
+                _ => {}
+            }
         }
     }
-    Ok((failed, checks.len()))
+    counts
 }
 
 fn has_nextest() -> bool {
@@ -126,4 +180,32 @@ fn has_nextest() -> bool {
         .stderr(Stdio::null())
         .status()
         .is_ok_and(|status| status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_runners_results_are_counted() {
+        let nextest =
+            "     Summary [   1.2s] 121 tests run: 119 passed (1 slow), 2 failed, 3 skipped\n";
+        assert_eq!(
+            count_tests(nextest),
+            Counts {
+                passed: 119,
+                failed: 2
+            }
+        );
+        let harness = "test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured\n\
+                       test result: FAILED. 3 passed; 1 failed; 0 ignored; 0 measured\n";
+        assert_eq!(
+            count_tests(harness),
+            Counts {
+                passed: 15,
+                failed: 1
+            }
+        );
+        assert_eq!(count_tests("warning: 12 passed\n"), Counts::default());
+    }
 }

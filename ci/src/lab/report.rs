@@ -1,6 +1,7 @@
 //! The tables and the counts at the end of a run.
 
 use super::Figure;
+use crate::commands::checks::Counts;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 use std::time::Duration;
@@ -32,17 +33,17 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Scenarios that passed.
-    pub fn passed(&self) -> usize {
-        self.outcomes.len() - self.failed()
-    }
-
-    /// Scenarios that failed.
-    pub fn failed(&self) -> usize {
-        self.outcomes
+    /// Scenarios that passed and failed.
+    pub fn counts(&self) -> Counts {
+        let failed = self
+            .outcomes
             .iter()
             .filter(|outcome| outcome.error.is_some())
-            .count()
+            .count();
+        Counts {
+            passed: self.outcomes.len() - failed,
+            failed,
+        }
     }
 
     /// Scenarios that were run again because of a fault of the emulation.
@@ -160,9 +161,13 @@ mod tests {
         ];
         let summary = Summary { outcomes, boots: 1 };
         assert_eq!(
-            (summary.passed(), summary.failed(), summary.reruns()),
-            (1, 1, 1)
+            summary.counts(),
+            Counts {
+                passed: 1,
+                failed: 1
+            }
         );
+        assert_eq!(summary.reruns(), 1);
         assert!(summary.scenario_table().contains("FAILED"));
         assert!(summary.scenario_table().contains("passed (rerun)"));
         let figures = summary.figure_table().unwrap();

@@ -3,6 +3,7 @@
 use super::config::{CONFIG_NODES, VbdConfig};
 use super::connection::{Connection, read_into, read_published};
 use super::decision::{Observed, Phase, Step, decide};
+use super::features::{self, NodeValues};
 use super::identity::VbdId;
 use super::problem::Problem;
 use super::published::{Nodes, Published};
@@ -19,11 +20,6 @@ use bulkhead_xenstore_client::{Error, Transaction, Watch};
 use core::future::{Future, poll_fn};
 use core::pin::pin;
 use core::task::Poll;
-
-/// Bits of the `info` node (`io/blkif.h`, `VDISK_*`).
-const VDISK_CDROM: u32 = 1;
-const VDISK_REMOVABLE: u32 = 2;
-const VDISK_READONLY: u32 = 4;
 
 /// Lives the life of the disk whose directory the toolstack has made, until that directory is
 /// gone. `changed` is raised whenever something in it changes.
@@ -253,16 +249,20 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
 
     /// Publishes what the frontend may use, and waits for its part.
     async fn offer(&self) -> Result<(), Error> {
-        let geometry = self.device.geometry();
+        let nodes = features::offered(&self.config, &self.device.geometry(), self.backend.limits);
+        self.publish(nodes, XenbusState::InitWait).await
+    }
+
+    /// Writes nodes and the state that they belong to, all at once.
+    async fn publish(&self, nodes: NodeValues, state: XenbusState) -> Result<(), Error> {
         let path = &self.path;
         self.backend
             .store
             .transaction(async |tx: &Transaction| {
-                let flush = u32::from(geometry.flush).to_string();
-                tx.write(format!("{path}/feature-flush-cache"), flush)
-                    .await?;
-                tx.write(format!("{path}/state"), XenbusState::InitWait.to_string())
-                    .await
+                for (name, value) in &nodes {
+                    tx.write(format!("{path}/{name}"), value).await?;
+                }
+                tx.write(format!("{path}/state"), state.to_string()).await
             })
             .await
     }
@@ -275,43 +275,10 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         let device = self.device.as_ref();
         self.connection = Some(Connection::open(backend, self.id, &published, device)?);
         self.phase = Phase::Connected;
-        self.publish_disk().await?;
+        let nodes = features::disk(&self.config, &self.device.geometry());
+        self.publish(nodes, XenbusState::Connected).await?;
         self.log_connected(&published);
         Ok(())
-    }
-
-    /// Tells the frontend about the disk, and that it is connected.
-    async fn publish_disk(&self) -> Result<(), Error> {
-        let geometry = self.device.geometry();
-        let info = [
-            (self.config.cdrom, VDISK_CDROM),
-            (self.config.removable, VDISK_REMOVABLE),
-            (geometry.read_only, VDISK_READONLY),
-        ];
-        let info: u32 = info
-            .iter()
-            .filter(|(set, _)| *set)
-            .map(|(_, bit)| bit)
-            .sum();
-        let nodes = [
-            ("sectors", geometry.sectors.to_string()),
-            ("sector-size", geometry.sector_size.to_string()),
-            (
-                "physical-sector-size",
-                geometry.physical_sector_size.to_string(),
-            ),
-            ("info", info.to_string()),
-            ("state", XenbusState::Connected.to_string()),
-        ];
-        self.backend
-            .store
-            .transaction(async |tx: &Transaction| {
-                for (name, value) in &nodes {
-                    tx.write(format!("{}/{name}", self.path), value).await?;
-                }
-                Ok(())
-            })
-            .await
     }
 
     fn log_connected(&self, published: &Published) {

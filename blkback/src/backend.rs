@@ -1,5 +1,6 @@
 //! The backend as a whole: finds the disks that the toolstack attaches and gives each a task.
 
+use crate::frontends::Frontends;
 use crate::vbd;
 use crate::vbd::identity::{BACKEND_ROOT, VbdId};
 use crate::vbd::published::Limits;
@@ -30,6 +31,8 @@ pub struct Backend<H: Hypervisor> {
     pub catalog: Catalog,
     /// How much a frontend may ask for.
     pub limits: Limits,
+    /// Who is told of changes in frontends' directories.
+    pub frontends: Frontends,
     /// Set when the driver domain is to end: every disk closes.
     pub closing: Flag,
     /// The disks that have a task, and how to nudge it.
@@ -43,13 +46,14 @@ impl<H: Hypervisor> Backend<H> {
             queues: 1,
             ring_page_order: 0,
         };
-        let (closing, disks) = Default::default();
+        let (frontends, closing, disks) = Default::default();
         Rc::new(Backend {
             handle,
             store,
             region,
             catalog,
             limits,
+            frontends,
             closing,
             disks,
         })

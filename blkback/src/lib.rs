@@ -23,6 +23,7 @@ extern crate alloc;
 pub mod backend;
 pub mod control;
 pub mod engine;
+pub mod frontends;
 pub mod vbd;
 
 pub use backend::Backend;

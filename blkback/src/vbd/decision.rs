@@ -47,8 +47,13 @@ pub enum Step {
     AcknowledgeClosing,
     /// Take back everything and report `Closed`.
     Close,
+    /// Take back everything, report `Closed` and give the image to others: nobody will connect.
+    /// The toolstack has yet to take the device away. The end.
+    Release,
     /// Take back everything, report `Closed` and remove the backend's directory: the end.
     Remove,
+    /// Take back everything: the toolstack has made the directory anew, for another disk.
+    StartOver,
     /// Take back everything: the toolstack has removed the directory itself. The end.
     Abandon,
 }
@@ -58,12 +63,16 @@ pub fn decide(phase: Phase, seen: Observed) -> Step {
     let Some(own) = seen.own else {
         return Step::Abandon;
     };
+    if own == XenbusState::Initialising {
+        return Step::StartOver;
+    }
+    let unplugged = !seen.online && matches!(own, XenbusState::Closing | XenbusState::Closed);
     let frontend = match seen.frontend {
         Some(state) if state != XenbusState::Unknown => state,
         // Its domain is gone, or it has removed its own directory: nobody will ever connect.
-        _ => return Step::Remove,
+        _ if unplugged => return Step::Remove,
+        _ => return Step::Release,
     };
-    let unplugged = !seen.online && matches!(own, XenbusState::Closing | XenbusState::Closed);
     match (frontend, phase) {
         (XenbusState::Closed, _) if !seen.online => Step::Remove,
         (XenbusState::Closed, Phase::Closed | Phase::Offered) => Step::Wait,
@@ -201,19 +210,22 @@ mod tests {
             Phase::Failed,
             Phase::Closed,
         ] {
+            let gone = |own, online| Observed {
+                own: Some(own),
+                online,
+                frontend: None,
+            };
+            assert_eq!(decide(phase, gone(Connected, true)), Step::Release);
+            assert_eq!(decide(phase, gone(Closing, false)), Step::Remove);
             for online in [false, true] {
-                let destroyed = Observed {
-                    own: Some(Connected),
-                    online,
-                    frontend: None,
-                };
-                assert_eq!(decide(phase, destroyed), Step::Remove);
                 let removed = Observed {
                     own: None,
                     online,
                     frontend: Some(Connected),
                 };
                 assert_eq!(decide(phase, removed), Step::Abandon);
+                let remade = seen(Initialising, online, Initialising);
+                assert_eq!(decide(phase, remade), Step::StartOver);
             }
         }
     }

@@ -3,12 +3,14 @@
 use super::config::{CONFIG_NODES, VbdConfig};
 use super::connection::{Connection, read_into, read_published};
 use super::decision::{Observed, Phase, Step, decide};
+use super::ending::{End, finish, report, set_state};
 use super::features::{self, NodeValues};
 use super::identity::VbdId;
 use super::problem::Problem;
 use super::published::{Nodes, Published};
 use super::state::XenbusState;
 use crate::backend::Backend;
+use crate::frontends::Following;
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
@@ -16,7 +18,7 @@ use alloc::sync::Arc;
 use bulkhead_executor::Signal;
 use bulkhead_images::{Access, BlockDevice, Target};
 use bulkhead_xen::Hypervisor;
-use bulkhead_xenstore_client::{Error, Transaction, Watch};
+use bulkhead_xenstore_client::{Error, Transaction};
 use core::future::{Future, poll_fn};
 use core::pin::pin;
 use core::task::Poll;
@@ -25,83 +27,22 @@ use core::task::Poll;
 /// gone. `changed` is raised whenever something in it changes.
 pub async fn live<H: Hypervisor>(backend: &Rc<Backend<H>>, id: VbdId, changed: &Signal) {
     let path = id.backend_path();
-    if !matches!(
-        backend.store.exists(format!("{path}/state")).await,
-        Ok(true)
-    ) {
+    match backend.store.exists(format!("{path}/state")).await {
+        Ok(true) => {}
         // An event of a removal, or a directory that is still being made.
-        return;
+        _ => return,
     }
-    // The image is free again before the toolstack can see that the disk is gone.
-    let end = match Vbd::open(backend, id).await {
+    let outcome = match Vbd::open(backend, id, changed).await {
+        // The image is free again before the toolstack can see that the disk is gone.
         Ok(vbd) => vbd.run(changed).await,
-        Err(problem) => {
-            report(backend, id, &problem).await;
-            // Without its directory the toolstack gives up at once instead of waiting.
-            Ok(End::Remove)
-        }
+        Err(problem) => Ok(End::Refuse(problem)),
     };
-    let end = match end {
-        Ok(End::Abandon) => {
-            log::info!("vbd {id}: removed by the toolstack");
-            Ok(())
-        }
-        Ok(End::Leave) => {
-            log::info!("vbd {id}: closed, the driver domain ends");
-            set_state(backend, &path, XenbusState::Closed)
-                .await
-                .map_err(Problem::Store)
-        }
-        Ok(End::Remove) => remove(backend, id, &path).await,
+    let outcome = match outcome {
+        Ok(end) => finish(backend, id, end, changed).await,
         Err(problem) => Err(problem),
     };
-    if let Err(problem) = end {
+    if let Err(problem) = outcome {
         report(backend, id, &problem).await;
-    }
-}
-
-/// Says that everything is given back, and removes the directory, for which the toolstack waits.
-async fn remove<H: Hypervisor>(backend: &Backend<H>, id: VbdId, path: &str) -> Result<(), Problem> {
-    set_state(backend, path, XenbusState::Closed).await?;
-    backend.store.remove(path).await?;
-    log::info!("vbd {id}: detached");
-    Ok(())
-}
-
-/// Says where we are, unless the toolstack has removed the directory: writing would make it anew.
-async fn set_state<H: Hypervisor>(
-    backend: &Backend<H>,
-    path: &str,
-    state: XenbusState,
-) -> Result<(), Error> {
-    let path = format!("{path}/state");
-    backend
-        .store
-        .transaction(async |tx: &Transaction| {
-            if tx.exists(&path).await? {
-                tx.write(&path, state.to_string()).await?;
-            }
-            Ok(())
-        })
-        .await
-}
-
-/// How a disk ends.
-enum End {
-    /// Its directory is ours to remove.
-    Remove,
-    /// Its directory is gone.
-    Abandon,
-    /// The driver domain ends; the toolstack cleans up behind it.
-    Leave,
-}
-
-/// Tells the operator, in the log and in the error node that belongs to the disk.
-async fn report<H: Hypervisor>(backend: &Backend<H>, id: VbdId, problem: &Problem) {
-    log::error!("vbd {id}: {problem}");
-    let text = format!("{problem}");
-    if let Err(error) = backend.store.write(id.error_path(), text).await {
-        log::warn!("vbd {id}: the error node could not be written: {error}");
     }
 }
 
@@ -111,7 +52,7 @@ struct Vbd<'a, H: Hypervisor> {
     path: String,
     config: VbdConfig,
     device: Arc<dyn BlockDevice>,
-    frontend_state: Watch,
+    _following: Following,
     phase: Phase,
     connection: Option<Connection>,
 }
@@ -124,7 +65,11 @@ enum Event {
 
 impl<'a, H: Hypervisor> Vbd<'a, H> {
     /// Opens the image that the toolstack named and offers it to the frontend.
-    async fn open(backend: &'a Rc<Backend<H>>, id: VbdId) -> Result<Self, Problem> {
+    async fn open(
+        backend: &'a Rc<Backend<H>>,
+        id: VbdId,
+        changed: &Signal,
+    ) -> Result<Self, Problem> {
         let path = id.backend_path();
         let mut nodes = Nodes::new();
         read_into(&mut nodes, &backend.store, &path, CONFIG_NODES).await?;
@@ -132,15 +77,18 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         let target: Target = config.target.parse()?;
         let owner = format!("vbd {id}");
         let device = backend.catalog.open(&target, config.access, &owner)?;
-        let state = format!("{}/state", config.frontend_path);
-        let frontend_state = backend.store.watch(state).await?;
+        let frontend = &config.frontend_path;
+        let following =
+            backend
+                .frontends
+                .follow(&backend.handle, &backend.store, frontend, changed);
         let vbd = Vbd {
             backend,
             id,
             path,
             config,
             device,
-            frontend_state,
+            _following: following,
             phase: Phase::Offered,
             connection: None,
         };
@@ -185,9 +133,17 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
                     self.set_state(XenbusState::Closed).await?;
                     log::info!("vbd {}: closed by the frontend", self.id);
                 }
+                Step::Release => {
+                    self.disconnect().await;
+                    return Ok(End::Release);
+                }
                 Step::Remove => {
                     self.disconnect().await;
                     return Ok(End::Remove);
+                }
+                Step::StartOver => {
+                    self.disconnect().await;
+                    return Ok(End::StartOver);
                 }
                 Step::Abandon => {
                     self.disconnect().await;
@@ -231,13 +187,9 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         });
         let mut raised = pin!(changed.raised());
         let mut closing = pin!(self.backend.closing.wait());
-        let watch = &mut self.frontend_state;
         poll_fn(|context| {
             if let Poll::Ready(error) = failed.as_mut().poll(context) {
                 return Poll::Ready(Ok(Event::QueueFailed(error.into())));
-            }
-            if let Poll::Ready(event) = watch.poll_next(context) {
-                return Poll::Ready(event.map(|_| Event::Changed).map_err(Problem::from));
             }
             if closing.as_mut().poll(context).is_ready() {
                 return Poll::Ready(Ok(Event::Changed));

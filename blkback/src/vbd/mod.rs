@@ -15,6 +15,7 @@
 pub mod config;
 mod connection;
 pub mod decision;
+mod ending;
 pub mod features;
 pub mod identity;
 mod lifecycle;

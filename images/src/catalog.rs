@@ -19,6 +19,8 @@ use core::fmt;
 #[derive(Debug)]
 pub struct Catalog {
     images: Result<Vec<Image>, ArchiveError>,
+    #[cfg(feature = "test-support")]
+    layer: Option<crate::testing::Layer>,
 }
 
 /// One image, open or not.
@@ -42,9 +44,22 @@ impl Image {
 impl Catalog {
     /// The catalog of a driver domain without a ramdisk.
     pub fn empty() -> Catalog {
+        Catalog::of(Ok(Vec::new()))
+    }
+
+    fn of(images: Result<Vec<Image>, ArchiveError>) -> Catalog {
         Catalog {
-            images: Ok(Vec::new()),
+            images,
+            #[cfg(feature = "test-support")]
+            layer: None,
         }
+    }
+
+    /// The same catalog, but everything that is opened is opened through `layer`.
+    #[cfg(feature = "test-support")]
+    pub fn behind(self, layer: crate::testing::Layer) -> Catalog {
+        let layer = Some(layer);
+        Catalog { layer, ..self }
     }
 
     /// The images in a ramdisk: the files of an archive or, if it is none, the whole of it as
@@ -52,9 +67,7 @@ impl Catalog {
     pub fn from_module(mut ramdisk: ImageMemory) -> Catalog {
         if !archive::is_archive(ramdisk.bytes()) {
             let whole = Image::new("disk0".to_string(), ramdisk);
-            return Catalog {
-                images: Ok(alloc::vec![whole]),
-            };
+            return Catalog::of(Ok(alloc::vec![whole]));
         }
         let members = archive::members(ramdisk.bytes());
         let images = members.map(|members| {
@@ -68,7 +81,7 @@ impl Catalog {
             images.reverse();
             images
         });
-        Catalog { images }
+        Catalog::of(images)
     }
 
     /// What is wrong with the ramdisk, if it is an archive that cannot be read.
@@ -98,13 +111,18 @@ impl Catalog {
         access: Access,
         owner: &str,
     ) -> Result<Arc<dyn BlockDevice>, OpenError> {
-        match target {
-            Target::Ram(ram) => Ok(Arc::new(self.open_ram(ram, access, owner)?)),
+        let device: Arc<dyn BlockDevice> = match target {
+            Target::Ram(ram) => Arc::new(self.open_ram(ram, access, owner)?),
             Target::Null(null) => {
                 let device = NullDevice::new(null.sectors, null.sector_size, access);
-                Ok(Arc::new(device))
+                Arc::new(device)
             }
+        };
+        #[cfg(feature = "test-support")]
+        if let Some(layer) = &self.layer {
+            return Ok(layer.over(device, owner));
         }
+        Ok(device)
     }
 
     fn open_ram(

@@ -10,6 +10,31 @@ use alloc::vec::Vec;
 use core::task::Waker;
 use spin::Mutex;
 
+type Over = dyn Fn(Arc<dyn BlockDevice>, &str) -> Arc<dyn BlockDevice>;
+
+/// What a test puts before every device that a [`Catalog`](crate::Catalog) opens, given the device
+/// and its owner's name: a [`Delayed`], for instance.
+pub struct Layer(Box<Over>);
+
+impl Layer {
+    /// A layer of what `over` makes of each device.
+    pub fn new(
+        over: impl Fn(Arc<dyn BlockDevice>, &str) -> Arc<dyn BlockDevice> + 'static,
+    ) -> Layer {
+        Layer(Box::new(over))
+    }
+
+    pub(crate) fn over(&self, device: Arc<dyn BlockDevice>, owner: &str) -> Arc<dyn BlockDevice> {
+        (self.0)(device, owner)
+    }
+}
+
+impl core::fmt::Debug for Layer {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("Layer")
+    }
+}
+
 /// Puts itself before a device and holds every request back until it is told to let it through.
 ///
 /// ```

@@ -1,0 +1,97 @@
+//! `event_channel.h`: allocating, binding, masking and notifying ports.
+
+use crate::{DomId, Port, VcpuId};
+
+/// `EVTCHNOP_bind_interdomain`.
+pub const BIND_INTERDOMAIN: u32 = 0;
+/// `EVTCHNOP_bind_virq`.
+pub const BIND_VIRQ: u32 = 1;
+/// `EVTCHNOP_close`.
+pub const CLOSE: u32 = 3;
+/// `EVTCHNOP_send`.
+pub const SEND: u32 = 4;
+/// `EVTCHNOP_alloc_unbound`.
+pub const ALLOC_UNBOUND: u32 = 6;
+/// `EVTCHNOP_bind_ipi`.
+pub const BIND_IPI: u32 = 7;
+/// `EVTCHNOP_bind_vcpu`.
+pub const BIND_VCPU: u32 = 8;
+/// `EVTCHNOP_unmask`.
+pub const UNMASK: u32 = 9;
+
+/// `VIRQ_TIMER` (xen.h): the vCPU's timer.
+pub const VIRQ_TIMER: u32 = 0;
+
+/// `struct evtchn_bind_interdomain`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct BindInterdomain {
+    /// In: the domain at the other end.
+    pub remote_dom: DomId,
+    /// In: the port that it allocated for us.
+    pub remote_port: Port,
+    /// Out: our port.
+    pub local_port: Port,
+}
+
+/// `struct evtchn_alloc_unbound`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct AllocUnbound {
+    /// In: whose port it is to be, [`DomId::SELF`].
+    pub dom: DomId,
+    /// In: the domain that may bind to it.
+    pub remote_dom: DomId,
+    /// Out: the port.
+    pub port: Port,
+}
+
+/// `struct evtchn_bind_virq`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct BindVirq {
+    /// In: `VIRQ_*`.
+    pub virq: u32,
+    /// In: the vCPU that it is delivered to.
+    pub vcpu: VcpuId,
+    /// Out: the port.
+    pub port: Port,
+}
+
+/// `struct evtchn_bind_ipi`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct BindIpi {
+    /// In: the vCPU that it is delivered to.
+    pub vcpu: VcpuId,
+    /// Out: the port.
+    pub port: Port,
+}
+
+/// `struct evtchn_bind_vcpu`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct BindVcpu {
+    /// In: the port.
+    pub port: Port,
+    /// In: the vCPU that it is delivered to from now on.
+    pub vcpu: VcpuId,
+}
+
+/// `struct evtchn_close`, `evtchn_send` and `evtchn_unmask`: just the port.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct OnPort {
+    /// In: the port.
+    pub port: Port,
+}
+
+const _: () = {
+    use core::mem::offset_of;
+    assert!(offset_of!(BindInterdomain, remote_port) == 4);
+    assert!(size_of::<BindInterdomain>() == 12);
+    assert!(offset_of!(AllocUnbound, port) == 4);
+    assert!(size_of::<AllocUnbound>() == 8);
+    assert!(size_of::<BindVirq>() == 12);
+    assert!(size_of::<BindIpi>() == 8);
+};

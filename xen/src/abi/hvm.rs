@@ -1,0 +1,112 @@
+//! `hvm/params.h`, `hvm/hvm_op.h` and `arch-x86/hvm/start_info.h`: what a PVH domain starts with
+//! and asks for.
+
+use crate::DomId;
+
+/// `XEN_HVM_START_MAGIC_VALUE`.
+pub const START_MAGIC: u32 = 0x336e_c578;
+
+/// `struct hvm_start_info`: what a PVH domain finds at the address in `ebx`.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct StartInfo {
+    /// [`START_MAGIC`].
+    pub magic: u32,
+    /// The memory map is there from version 1 on.
+    pub version: u32,
+    /// `SIF_*`.
+    pub flags: u32,
+    /// How many [`ModuleEntry`] there are.
+    pub nr_modules: u32,
+    /// Where they are.
+    pub modlist_paddr: u64,
+    /// The command line, ended by a zero byte; 0 if there is none.
+    pub cmdline_paddr: u64,
+    /// The ACPI root pointer.
+    pub rsdp_paddr: u64,
+    /// Where the [`MemmapEntry`]s are.
+    pub memmap_paddr: u64,
+    /// How many there are.
+    pub memmap_entries: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// `struct hvm_modlist_entry`.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct ModuleEntry {
+    /// Where the module is.
+    pub paddr: u64,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its command line, ended by a zero byte; 0 if there is none.
+    pub cmdline_paddr: u64,
+    /// Zero.
+    pub reserved: u64,
+}
+
+/// `XEN_HVM_MEMMAP_TYPE_RAM`.
+pub const MEMMAP_TYPE_RAM: u32 = 1;
+
+/// `struct hvm_memmap_table_entry`.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct MemmapEntry {
+    /// First byte.
+    pub addr: u64,
+    /// Bytes.
+    pub size: u64,
+    /// `XEN_HVM_MEMMAP_TYPE_*`.
+    pub kind: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// `HVMOP_set_param`.
+pub const HVMOP_SET_PARAM: u32 = 0;
+/// `HVMOP_get_param`.
+pub const HVMOP_GET_PARAM: u32 = 1;
+
+/// A numbered setting of an HVM or PVH domain (`HVM_PARAM_*`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Param {
+    /// `HVM_PARAM_CALLBACK_IRQ`: how event upcalls arrive.
+    CallbackIrq = 0,
+    /// `HVM_PARAM_STORE_PFN`: the xenstore ring's frame.
+    StorePfn = 1,
+    /// `HVM_PARAM_STORE_EVTCHN`: its port.
+    StoreEvtchn = 2,
+    /// `HVM_PARAM_CONSOLE_PFN`: the console ring's frame.
+    ConsolePfn = 17,
+    /// `HVM_PARAM_CONSOLE_EVTCHN`: its port.
+    ConsoleEvtchn = 18,
+}
+
+/// `HVM_PARAM_CALLBACK_TYPE_VECTOR` in the top byte of [`Param::CallbackIrq`]: the low byte is an
+/// interrupt vector, delivered to every vCPU without a local APIC in between.
+pub const CALLBACK_TYPE_VECTOR: u64 = 2 << 56;
+
+/// `struct xen_hvm_param`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct HvmParam {
+    /// The domain, normally [`DomId::SELF`].
+    pub domid: DomId,
+    /// Padding.
+    pub pad: u16,
+    /// Which [`Param`].
+    pub index: u32,
+    /// In or out: its value.
+    pub value: u64,
+}
+
+const _: () = {
+    use core::mem::offset_of;
+    assert!(size_of::<StartInfo>() == 56);
+    assert!(offset_of!(StartInfo, memmap_paddr) == 40);
+    assert!(size_of::<ModuleEntry>() == 32);
+    assert!(size_of::<MemmapEntry>() == 24);
+    assert!(size_of::<HvmParam>() == 16);
+};

@@ -1,0 +1,72 @@
+//! `memory.h`, and the part of `grant_table.h` that sets the own table up.
+
+use crate::{DomId, GrantStatus};
+
+/// `XENMEM_add_to_physmap`.
+pub const ADD_TO_PHYSMAP: u32 = 7;
+
+/// `XENMAPSPACE_shared_info`.
+pub const MAPSPACE_SHARED_INFO: u32 = 0;
+/// `XENMAPSPACE_grant_table`.
+pub const MAPSPACE_GRANT_TABLE: u32 = 1;
+
+/// `struct xen_add_to_physmap`: gives a page of Xen's a place in guest-physical space.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct AddToPhysmap {
+    /// The domain, normally [`DomId::SELF`].
+    pub domid: DomId,
+    /// Pages, for ranges only.
+    pub size: u16,
+    /// `XENMAPSPACE_*`.
+    pub space: u32,
+    /// Which page of the space.
+    pub idx: u64,
+    /// Where it is to appear.
+    pub gpfn: u64,
+}
+
+/// `GNTTABOP_map_grant_ref`.
+pub const GNTTABOP_MAP_GRANT_REF: u32 = 0;
+/// `GNTTABOP_unmap_grant_ref`.
+pub const GNTTABOP_UNMAP_GRANT_REF: u32 = 1;
+/// `GNTTABOP_setup_table`.
+pub const GNTTABOP_SETUP_TABLE: u32 = 2;
+/// `GNTTABOP_copy`.
+pub const GNTTABOP_COPY: u32 = 5;
+/// `GNTTABOP_query_size`.
+pub const GNTTABOP_QUERY_SIZE: u32 = 6;
+
+/// `struct gnttab_setup_table`: grows the own table and names its frames (PV).
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct SetupTable {
+    /// In: the domain, normally [`DomId::SELF`].
+    pub dom: DomId,
+    /// In: how many frames.
+    pub nr_frames: u32,
+    /// Out: what became of it.
+    pub status: GrantStatus,
+    /// Out: the frames.
+    pub frame_list: *mut u64,
+}
+
+/// `struct gnttab_query_size`: how large the own table is and may become.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct QuerySize {
+    /// In: the domain, normally [`DomId::SELF`].
+    pub dom: DomId,
+    /// Out: frames now.
+    pub nr_frames: u32,
+    /// Out: frames at most.
+    pub max_nr_frames: u32,
+    /// Out: what became of it.
+    pub status: GrantStatus,
+}
+
+const _: () = {
+    assert!(size_of::<AddToPhysmap>() == 24);
+    assert!(size_of::<SetupTable>() == 24);
+    assert!(size_of::<QuerySize>() == 16);
+};

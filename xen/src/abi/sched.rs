@@ -1,0 +1,67 @@
+//! `sched.h` and `vcpu.h`: blocking, shutting down, timers.
+
+use crate::Port;
+
+/// `SCHEDOP_yield`.
+pub const YIELD: u32 = 0;
+/// `SCHEDOP_block`.
+pub const BLOCK: u32 = 1;
+/// `SCHEDOP_shutdown`.
+pub const SHUTDOWN: u32 = 2;
+/// `SCHEDOP_poll`.
+pub const POLL: u32 = 3;
+
+/// Why a domain ends (`SHUTDOWN_*`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum ShutdownReason {
+    /// `SHUTDOWN_poweroff`: it is done.
+    Poweroff = 0,
+    /// `SHUTDOWN_reboot`: the toolstack is to start it anew.
+    Reboot = 1,
+    /// `SHUTDOWN_crash`: it failed.
+    Crash = 3,
+}
+
+/// `struct sched_shutdown`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Shutdown {
+    /// Why.
+    pub reason: ShutdownReason,
+}
+
+/// `struct sched_poll`: waits for some ports, pending or masked, up to a time.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Poll {
+    /// The ports, at most 128.
+    pub ports: *const Port,
+    /// How many.
+    pub nr_ports: u32,
+    /// System time in nanoseconds; 0 waits for ever.
+    pub timeout: u64,
+}
+
+/// `VCPUOP_is_up`.
+pub const VCPUOP_IS_UP: u32 = 3;
+/// `VCPUOP_stop_periodic_timer`.
+pub const VCPUOP_STOP_PERIODIC_TIMER: u32 = 7;
+/// `VCPUOP_set_singleshot_timer`.
+pub const VCPUOP_SET_SINGLESHOT_TIMER: u32 = 8;
+
+/// `struct vcpu_set_singleshot_timer`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct SetSingleshotTimer {
+    /// System time in nanoseconds.
+    pub timeout_abs_ns: u64,
+    /// `VCPU_SSHOTTMR_*`.
+    pub flags: u32,
+}
+
+const _: () = {
+    assert!(size_of::<Shutdown>() == 4);
+    assert!(size_of::<Poll>() == 24);
+    assert!(size_of::<SetSingleshotTimer>() == 16);
+};

@@ -33,10 +33,12 @@ pub mod door;
 mod error;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
+mod supply;
 mod units;
 
 pub use door::{ForeignRegion, Hypervisor, StoreRing};
 pub use error::{Errno, GrantStatus};
+pub use supply::PageSupply;
 pub use units::{
     DomId, Frame, GrantHandle, GrantRef, Instant, PAGE_SHIFT, PAGE_SIZE, Port, VcpuId,
 };

@@ -146,6 +146,16 @@ impl SimDomain {
         self.with(|domain| domain.memory.pages_in_use())
     }
 
+    /// How many pages the domain owns, taken or not: what `xl list` shows as its memory.
+    pub fn memory_pages(&self) -> usize {
+        self.with(|domain| domain.memory.present())
+    }
+
+    /// Changes how many pages the domain may own (`xl mem-max`). What it owns it keeps.
+    pub fn set_memory_limit(&self, pages: usize) {
+        self.with(|domain| domain.memory.set_limit(pages));
+    }
+
     /// Whether the domain has nothing to do: its last act on this vCPU was to block, and nothing
     /// that would end that has happened since.
     pub fn is_blocked(&self, vcpu: VcpuId) -> bool {

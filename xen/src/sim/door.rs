@@ -31,7 +31,7 @@ impl SimDoor {
     }
 
     /// Makes a hypercall: refused to a domain that was destroyed, and where a test wants it so.
-    fn call<T>(
+    pub(super) fn call<T>(
         &self,
         call: Hypercall,
         count: impl FnOnce(&mut Domain),

@@ -19,6 +19,10 @@ pub enum Hypercall {
     ClosePort,
     /// `EVTCHNOP_send`
     Notify,
+    /// `XENMEM_decrease_reservation`
+    ReleasePages,
+    /// `XENMEM_populate_physmap`
+    PopulatePages,
 }
 
 /// What can be done with a grant.

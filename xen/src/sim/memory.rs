@@ -31,6 +31,12 @@ pub(super) struct OwnMemory {
     used: Vec<bool>,
     /// For each page, by how many grants it is pinned.
     pins: Vec<u32>,
+    /// For each page, whether it was given back to the machine.
+    released: Vec<bool>,
+    /// How many of those there are.
+    absent: usize,
+    /// How many pages the domain may own.
+    limit: usize,
     hint: usize,
 }
 
@@ -74,6 +80,9 @@ impl Machine {
             first,
             used: vec![false; pages],
             pins: vec![0; pages],
+            released: vec![false; pages],
+            absent: 0,
+            limit: pages,
             hint: 0,
         }
     }
@@ -81,13 +90,23 @@ impl Machine {
     /// Gives the frames of a domain that is gone back to the host. What is read there afterwards
     /// is zero.
     pub(super) fn discard(&self, memory: &OwnMemory) {
+        self.punch(memory.first, memory.used.len());
+    }
+
+    fn punch(&self, first: u64, pages: usize) {
         fallocate(
             &self.file,
             FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-            memory.first * PAGE_SIZE as u64,
-            (memory.used.len() * PAGE_SIZE) as u64,
+            first * PAGE_SIZE as u64,
+            (pages * PAGE_SIZE) as u64,
         )
         .expect("the memory file gives nothing back");
+    }
+
+    /// Takes a page of a domain's own memory away from it: every access faults.
+    pub(super) fn release(&self, address: usize, frame: Frame) {
+        self.unmap_page(address);
+        self.punch(frame.0, 1);
     }
 
     /// Address space of `pages` pages where every access faults.
@@ -115,7 +134,8 @@ impl Machine {
             ProtFlags::READ
         };
         // SAFETY: the caller found the page inside a domain's foreign region, which came from
-        // `reserve` and holds nothing but what is mapped here.
+        // `reserve` and holds nothing but what is mapped here, or it is a page of a domain's
+        // own memory that was released.
         let mapped = unsafe {
             mmap(
                 address as *mut _,
@@ -160,14 +180,11 @@ impl OwnMemory {
     /// Takes `count` neighbouring pages that nobody uses and zeroes them; answers the first one's
     /// address.
     pub(super) fn allocate(&mut self, count: usize) -> Option<usize> {
-        let fits = |used: &[bool], at: usize| {
-            used.get(at..at + count)
-                .is_some_and(|run| run.iter().all(|used| !used))
-        };
         let pages = self.used.len();
+        let free = |page: usize| page < pages && !self.used[page] && !self.released[page];
         let start = (self.hint..pages)
             .chain(0..self.hint)
-            .find(|&at| fits(&self.used, at))?;
+            .find(|&at| (at..at + count).all(free))?;
         self.used[start..start + count].fill(true);
         self.hint = start + count;
         let address = self.base + start * PAGE_SIZE;
@@ -198,12 +215,54 @@ impl OwnMemory {
     }
 
     pub(super) fn owns(&self, frame: Frame) -> bool {
-        self.index(frame).is_some()
+        self.index(frame).is_some_and(|index| !self.released[index])
     }
 
+    /// The frame behind an address; none if that page was released.
     pub(super) fn frame_of(&self, address: usize) -> Option<Frame> {
+        let page = self.page(address)?;
+        (!self.released[page]).then(|| Frame(self.first + page as u64))
+    }
+
+    fn page(&self, address: usize) -> Option<usize> {
         let page = address.checked_sub(self.base)? / PAGE_SIZE;
-        (page < self.used.len()).then(|| Frame(self.first + page as u64))
+        (page < self.used.len()).then_some(page)
+    }
+
+    /// How many pages the domain owns.
+    pub(super) fn present(&self) -> usize {
+        self.used.len() - self.absent
+    }
+
+    pub(super) fn set_limit(&mut self, pages: usize) {
+        self.limit = pages;
+    }
+
+    /// The frame of a page that the domain is about to lose, and whether somebody has it mapped.
+    /// `None` if it has no such page.
+    pub(super) fn give_up(&mut self, address: usize) -> Option<(Frame, bool)> {
+        let frame = self.frame_of(address)?;
+        let page = self.page(address)?;
+        self.released[page] = true;
+        self.absent += 1;
+        Some((frame, self.pins[page] > 0))
+    }
+
+    /// Whether the page at that address was released.
+    pub(super) fn is_released(&self, address: usize) -> bool {
+        self.page(address).is_some_and(|page| self.released[page])
+    }
+
+    /// Lets a released page be memory again and answers its frame, unless the domain owns all it
+    /// may.
+    pub(super) fn get_back(&mut self, address: usize) -> Option<Frame> {
+        if self.present() >= self.limit {
+            return None;
+        }
+        let page = self.page(address)?;
+        self.released[page] = false;
+        self.absent -= 1;
+        self.frame_of(address)
     }
 
     fn address_of(&self, frame: Frame) -> Option<usize> {

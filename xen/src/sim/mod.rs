@@ -54,6 +54,7 @@ mod grants;
 mod memory;
 mod operations;
 mod stats;
+mod supply;
 mod tables;
 #[cfg(test)]
 mod tests;

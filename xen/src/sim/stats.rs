@@ -56,6 +56,10 @@ counters! {
         block_calls,
         /// Interrupts sent to other vCPUs of the domain.
         wake_calls,
+        /// `XENMEM_decrease_reservation` hypercalls.
+        release_calls,
+        /// `XENMEM_populate_physmap` hypercalls.
+        populate_calls,
     }
 }
 
@@ -70,6 +74,8 @@ impl Stats {
             + self.close_calls
             + self.block_calls
             + self.wake_calls
+            + self.release_calls
+            + self.populate_calls
     }
 }
 
@@ -134,6 +140,20 @@ pub enum Violation {
         /// The page.
         frame: Frame,
     },
+    /// A page was released that is no memory of the domain, or not any more.
+    ReleasedNothing {
+        /// Who asked.
+        domain: DomId,
+        /// The page.
+        address: u64,
+    },
+    /// A page was to be populated that is no released one.
+    PopulatedOccupied {
+        /// Who asked.
+        domain: DomId,
+        /// The page.
+        address: u64,
+    },
 }
 
 impl Violation {
@@ -147,7 +167,9 @@ impl Violation {
             | Violation::UnmapAddress { domain, .. }
             | Violation::CopyBounds { domain }
             | Violation::ClosedPort { domain, .. }
-            | Violation::FreedWhileShared { domain, .. } => domain,
+            | Violation::FreedWhileShared { domain, .. }
+            | Violation::ReleasedNothing { domain, .. }
+            | Violation::PopulatedOccupied { domain, .. } => domain,
         }
     }
 }
@@ -185,6 +207,12 @@ impl fmt::Display for Violation {
                     f,
                     "freeing frame {frame:?}, which another domain has mapped"
                 )
+            }
+            Violation::ReleasedNothing { address, .. } => {
+                write!(f, "releasing {address:#x}, which is no memory of its own")
+            }
+            Violation::PopulatedOccupied { address, .. } => {
+                write!(f, "populating {address:#x}, which is no released page")
             }
         }
     }

@@ -4,3 +4,4 @@ mod events;
 mod grants;
 mod lifecycle;
 mod store;
+mod supply;

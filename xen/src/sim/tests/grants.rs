@@ -115,7 +115,7 @@ fn poke(page: NonNull<u8>, value: u8) {
 }
 
 /// What the processor lets this process do at an address: "---", "r--" or "rw-".
-fn access(page: NonNull<u8>) -> String {
+pub(super) fn access(page: NonNull<u8>) -> String {
     let address = page.as_ptr().addr();
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     let line = maps.lines().find(|line| {

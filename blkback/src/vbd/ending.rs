@@ -95,7 +95,8 @@ async fn remove<H: Hypervisor>(backend: &Backend<H>, id: VbdId, path: &str) -> R
     Ok(())
 }
 
-/// Says where we are, unless the toolstack has removed the directory: writing would make it anew.
+/// Says where we are, unless the toolstack has removed the directory, which writing would make
+/// again, or has made it anew, which is the next disk's to answer.
 pub async fn set_state<H: Hypervisor>(
     backend: &Backend<H>,
     path: &str,
@@ -105,7 +106,8 @@ pub async fn set_state<H: Hypervisor>(
     backend
         .store
         .transaction(async |tx: &Transaction| {
-            if tx.exists(&path).await? {
+            let own = tx.read_optional(&path).await?;
+            if own.is_some() && XenbusState::parse(own.as_deref()) != XenbusState::Initialising {
                 tx.write(&path, state.to_string()).await?;
             }
             Ok(())

@@ -92,7 +92,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
             phase: Phase::Offered,
             connection: None,
         };
-        vbd.offer().await?;
+        vbd.offer(XenbusState::Initialising).await?;
         let mode = match vbd.config.access {
             Access::ReadOnly => "read-only",
             Access::ReadWrite => "read-write",
@@ -109,6 +109,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
                 return Ok(End::Leave);
             }
             let seen = self.observe().await?;
+            let own = seen.own.unwrap_or(XenbusState::Unknown);
             match decide(self.phase, seen) {
                 Step::Wait => {
                     if let Event::QueueFailed(problem) = self.wait(changed).await? {
@@ -116,13 +117,13 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
                     }
                 }
                 Step::Connect => {
-                    if let Err(problem) = self.connect().await {
+                    if let Err(problem) = self.connect(own).await {
                         self.fail(problem).await?;
                     }
                 }
                 Step::Offer => {
                     self.disconnect().await;
-                    self.offer().await?;
+                    self.offer(own).await?;
                     self.phase = Phase::Offered;
                     log::info!("vbd {}: offered again", self.id);
                 }
@@ -200,17 +201,32 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
     }
 
     /// Publishes what the frontend may use, and waits for its part.
-    async fn offer(&self) -> Result<(), Error> {
+    async fn offer(&self, from: XenbusState) -> Result<(), Error> {
         let nodes = features::offered(&self.config, &self.device.geometry(), self.backend.limits);
-        self.publish(nodes, XenbusState::InitWait).await
+        self.publish(nodes, from, XenbusState::InitWait).await
     }
 
-    /// Writes nodes and the state that they belong to, all at once.
-    async fn publish(&self, nodes: NodeValues, state: XenbusState) -> Result<(), Error> {
+    /// Writes nodes and the state that they belong to, all at once. Does nothing if the directory
+    /// is not what it was when this was decided: the toolstack wants the disk back, or has made
+    /// the directory anew for another one, and neither may be overwritten. The next look tells.
+    async fn publish(
+        &self,
+        nodes: NodeValues,
+        from: XenbusState,
+        state: XenbusState,
+    ) -> Result<(), Error> {
         let path = &self.path;
         self.backend
             .store
             .transaction(async |tx: &Transaction| {
+                let own = tx.read_optional(format!("{path}/state")).await?;
+                let target = tx.read_optional(format!("{path}/params")).await?;
+                if own.is_none()
+                    || XenbusState::parse(own.as_deref()) != from
+                    || target.as_ref() != Some(&self.config.target)
+                {
+                    return Ok(());
+                }
                 for (name, value) in &nodes {
                     tx.write(format!("{path}/{name}"), value).await?;
                 }
@@ -220,7 +236,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
     }
 
     /// Connects to the rings that the frontend published.
-    async fn connect(&mut self) -> Result<(), Problem> {
+    async fn connect(&mut self, from: XenbusState) -> Result<(), Problem> {
         let backend = self.backend;
         let published =
             read_published(&backend.store, &self.config.frontend_path, backend.limits).await?;
@@ -228,7 +244,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         self.connection = Some(Connection::open(backend, self.id, &published, device)?);
         self.phase = Phase::Connected;
         let nodes = features::disk(&self.config, &self.device.geometry());
-        self.publish(nodes, XenbusState::Connected).await?;
+        self.publish(nodes, from, XenbusState::Connected).await?;
         self.log_connected(&published);
         Ok(())
     }

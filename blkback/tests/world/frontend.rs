@@ -1,0 +1,228 @@
+//! A guest's blkfront: its directory in xenstore, and its connection if it has one. It behaves
+//! unless a test makes it do otherwise, at any step.
+
+use super::{Answer, Guest, Link, Style, World};
+use bulkhead_blkback::vbd::state::XenbusState;
+use bulkhead_grant::GrantTable;
+use bulkhead_ring::blkif::{Status, TransferKind};
+use bulkhead_xen::sim::xenstore::toolstack::{self, Vbd};
+use bulkhead_xen::sim::{SimDomain, SimDoor};
+use std::time::Duration;
+
+pub struct Frontend<'w> {
+    pub world: &'w World,
+    pub domain: SimDomain,
+    grants: GrantTable<SimDoor>,
+    pub vbd: Vbd,
+    pub style: Style,
+    link: Option<Link>,
+}
+
+impl<'w> Frontend<'w> {
+    pub fn new(guest: &Guest<'w>, vbd: Vbd) -> Frontend<'w> {
+        Frontend {
+            world: guest.world,
+            domain: guest.domain.clone(),
+            grants: guest.grants.clone(),
+            vbd,
+            style: Style::default(),
+            link: None,
+        }
+    }
+
+    pub fn styled(mut self, style: Style) -> Self {
+        self.style = style;
+        self
+    }
+
+    /// The backend's state; `None` if there is no such directory.
+    pub fn backend(&self) -> Option<XenbusState> {
+        let state = self.vbd.backend_state(&mut self.world.sim.store());
+        state.map(|state| XenbusState::parse(Some(&state)))
+    }
+
+    /// A node of the backend's directory.
+    pub fn backend_node(&self, name: &str) -> Option<String> {
+        let path = format!("{}/{name}", self.vbd.backend_path());
+        self.world.read(&path)
+    }
+
+    /// Writes a node of its own directory.
+    pub fn write_node(&self, name: &str, value: impl AsRef<[u8]>) {
+        let path = format!("{}/{name}", self.vbd.frontend_path());
+        let mut store = self.world.sim.store();
+        let written = store
+            .as_domain(self.domain.id())
+            .write(&path, value.as_ref());
+        written.expect("a guest may write its own directory");
+    }
+
+    /// Removes a node of its own directory.
+    pub fn remove_node(&self, name: &str) {
+        let path = format!("{}/{name}", self.vbd.frontend_path());
+        let mut store = self.world.sim.store();
+        let removed = store.as_domain(self.domain.id()).remove(&path);
+        removed.expect("a guest may remove what is its own");
+    }
+
+    /// Says where it is, without waiting for anybody.
+    pub fn say(&self, state: XenbusState) {
+        self.write_node("state", state.to_string());
+    }
+
+    /// Says where it is, and lets everyone see it.
+    pub fn go(&self, state: XenbusState) {
+        self.say(state);
+        self.world.run();
+    }
+
+    /// Makes a ring.
+    pub fn prepare(&mut self) -> &mut Link {
+        let link = Link::new(&self.domain, &self.grants, self.vbd.backend, self.style);
+        self.link.insert(link)
+    }
+
+    /// Publishes its ring.
+    pub fn publish(&self) {
+        for (name, value) in self.link_ref().details() {
+            self.write_node(&name, value);
+        }
+    }
+
+    /// Makes a ring, publishes it and waits for the backend. Answers whether that connected.
+    pub fn try_connect(&mut self) -> bool {
+        self.prepare();
+        self.publish();
+        self.go(XenbusState::Initialised);
+        if self.backend() != Some(XenbusState::Connected) {
+            return false;
+        }
+        self.go(XenbusState::Connected);
+        true
+    }
+
+    pub fn connect(&mut self) {
+        assert_eq!(
+            self.backend(),
+            Some(XenbusState::InitWait),
+            "is offered: {:#?}",
+            self.world.journal()
+        );
+        let connected = self.try_connect();
+        assert!(connected, "no connection: {:?}", self.problem());
+    }
+
+    /// Attached and connected.
+    pub fn connected(mut self) -> Self {
+        self.connect();
+        self
+    }
+
+    /// What the operator is told is wrong.
+    pub fn problem(&self) -> Option<String> {
+        self.world.error(&self.vbd)
+    }
+
+    /// The connection.
+    pub fn link(&mut self) -> &mut Link {
+        self.link.as_mut().expect("a ring was prepared")
+    }
+
+    fn link_ref(&self) -> &Link {
+        self.link.as_ref().expect("a ring was prepared")
+    }
+
+    /// Forgets its connection without a word.
+    pub fn forget(&mut self) -> Option<Link> {
+        self.link.take()
+    }
+
+    /// Closes by itself: the ring must be free to take down afterwards.
+    pub fn close(&mut self) {
+        self.go(XenbusState::Closing);
+        self.go(XenbusState::Closed);
+        self.take_down();
+    }
+
+    /// Takes its ring back.
+    pub fn take_down(&mut self) {
+        if let Some(link) = self.link.take() {
+            link.take_down();
+        }
+    }
+
+    /// `xl block-detach`: the toolstack asks, the guest follows, and nothing is left.
+    pub fn detach(mut self) {
+        self.request_detach();
+        if self.backend() == Some(XenbusState::Closing) && self.link.is_some() {
+            self.go(XenbusState::Closing);
+            self.go(XenbusState::Closed);
+            self.take_down();
+        }
+        self.finish_detach();
+    }
+
+    /// The toolstack asks the backend to let go.
+    pub fn request_detach(&self) {
+        let there = toolstack::request_detach(&mut self.world.sim.store(), &self.vbd);
+        assert!(there, "there is something to detach");
+        self.world.run();
+    }
+
+    /// The toolstack waits for the backend, and cleans up.
+    pub fn finish_detach(self) {
+        self.world.run();
+        let state = self.backend();
+        assert!(
+            matches!(state, Some(XenbusState::Closed) | None),
+            "libxl waits for state 6, not {state:?}"
+        );
+        self.world.wait(Duration::from_secs(2));
+        let gone = self.vbd.backend_gone(&self.world.sim.store());
+        assert!(gone, "libxl waits for the directory to vanish");
+        toolstack::finish_detach(&mut self.world.sim.store(), &self.vbd);
+        self.world.run();
+    }
+
+    /// Shows the backend what was put into the ring, and takes the answers.
+    pub fn exchange(&mut self) -> Vec<Answer> {
+        self.link().kick();
+        self.world.run();
+        self.link().collect()
+    }
+
+    /// As [`exchange`](Self::exchange), for one request.
+    pub fn answer(&mut self) -> Answer {
+        let mut answers = self.exchange();
+        assert_eq!(answers.len(), 1, "one request, one answer");
+        answers.remove(0)
+    }
+
+    pub fn transfer(
+        &mut self,
+        kind: TransferKind,
+        sector: u64,
+        sectors: usize,
+        data: &[u8],
+    ) -> Answer {
+        self.link().push_transfer(kind, sector, sectors, data);
+        self.answer()
+    }
+
+    pub fn read(&mut self, sector: u64, sectors: usize) -> Vec<u8> {
+        self.link().push_read(sector, sectors);
+        let answer = self.answer();
+        assert_eq!(answer.status, Status::Okay, "read of {sectors} at {sector}");
+        answer.data
+    }
+
+    pub fn write(&mut self, sector: u64, data: &[u8]) {
+        self.link().push_write(sector, data);
+        assert_eq!(self.answer().status, Status::Okay, "write at {sector}");
+    }
+
+    pub fn flush(&mut self) {
+        self.link().push_flush();
+        assert_eq!(self.answer().status, Status::Okay, "flush");
+    }
+}

@@ -1,0 +1,61 @@
+//! A guest: a domain with a grant table, whose disks the toolstack attaches.
+
+use super::{Frontend, World};
+use bulkhead_grant::GrantTable;
+use bulkhead_xen::sim::xenstore::toolstack::{self, Disk, Vbd};
+use bulkhead_xen::sim::{DomainConfig, SimDomain, SimDoor};
+
+pub struct Guest<'w> {
+    pub world: &'w World,
+    pub domain: SimDomain,
+    pub grants: GrantTable<SimDoor>,
+}
+
+impl<'w> Guest<'w> {
+    /// A guest with 4 MiB of memory.
+    pub fn new(world: &'w World) -> Guest<'w> {
+        Guest::with_memory(world, 1024)
+    }
+
+    pub fn with_memory(world: &'w World, memory_pages: usize) -> Guest<'w> {
+        let domain = world.sim.add_domain_with(DomainConfig {
+            memory_pages,
+            grant_entries: 8192,
+            ..DomainConfig::default()
+        });
+        let grants = GrantTable::new(domain.door()).expect("nobody else has the table");
+        Guest {
+            world,
+            domain,
+            grants,
+        }
+    }
+
+    /// Attaches a writable disk, and lets the driver domain see it.
+    pub fn attach(&self, name: &str, target: &str) -> Frontend<'w> {
+        self.attach_as(name, &Disk::new(target))
+    }
+
+    pub fn attach_read_only(&self, name: &str, target: &str) -> Frontend<'w> {
+        self.attach_as(name, &Disk::read_only(target))
+    }
+
+    pub fn attach_as(&self, name: &str, disk: &Disk) -> Frontend<'w> {
+        let frontend = self.attach_unseen(name, disk);
+        self.world.run();
+        frontend
+    }
+
+    /// The toolstack attaches a disk; nobody has seen that yet.
+    pub fn attach_unseen(&self, name: &str, disk: &Disk) -> Frontend<'w> {
+        let vbd = Vbd::new(self.world.storage.id(), self.domain.id(), name);
+        toolstack::attach(&mut self.world.sim.store(), &vbd, disk);
+        Frontend::new(self, vbd)
+    }
+
+    /// Ends the guest as `xl destroy` does, with these disks.
+    pub fn destroy(self, frontends: Vec<Frontend<'w>>) {
+        let vbds: Vec<&Vbd> = frontends.iter().map(|frontend| &frontend.vbd).collect();
+        self.world.destroy(self.domain.id(), &vbds);
+    }
+}

@@ -1,0 +1,265 @@
+//! Requests of a frontend, the pages they are about, and their answers.
+
+use super::link::Link;
+use bulkhead_grant::{Access, Grant};
+use bulkhead_ring::blkif::{
+    Indirect, MAX_INDIRECT_PAGES, MAX_SEGMENTS, Opcode, Operation, Request, RequestId,
+    SEGMENTS_PER_INDIRECT_PAGE, SLOT_SIZE, Sector, Segment, Status, TransferKind,
+};
+use bulkhead_xen::sim::{SimDomain, SimDoor};
+use bulkhead_xen::{GrantRef, PAGE_SIZE};
+use std::ptr::NonNull;
+
+/// What pages hold before anything is read into them.
+pub const POISON: u8 = 0xee;
+
+/// A granted page of the guest.
+pub struct Page {
+    pub memory: NonNull<u8>,
+    pub grant: Grant<SimDoor>,
+}
+
+impl Page {
+    pub fn gref(&self) -> GrantRef {
+        self.grant.gref()
+    }
+
+    pub fn fill(&self, offset: usize, bytes: &[u8]) {
+        assert!(offset + bytes.len() <= PAGE_SIZE);
+        let from = NonNull::from(bytes).cast();
+        // SAFETY: within the guest's own page, which nothing refers into; no other thread runs.
+        unsafe {
+            self.memory
+                .add(offset)
+                .copy_from_nonoverlapping(from, bytes.len())
+        }
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        // SAFETY: the guest's own page, which nothing refers into; no other thread runs.
+        unsafe { self.memory.cast::<[u8; PAGE_SIZE]>().read() }.to_vec()
+    }
+
+    /// Ends the grant, which the backend must have let go of, and gives the memory back.
+    pub fn end(self, domain: &SimDomain) {
+        if let Err(in_use) = self.grant.end() {
+            panic!("{in_use}: the backend holds on to a page of a request that it has answered");
+        }
+        domain.free_pages(self.memory, 1);
+    }
+}
+
+/// A request without its answer.
+#[derive(Default)]
+pub(super) struct Pending {
+    operation: Option<Opcode>,
+    /// The data, then the pages of an indirect request.
+    pub(super) pages: Vec<Page>,
+    data_pages: usize,
+    /// The data's first byte in the first page, and how many bytes there are.
+    offset: usize,
+    len: usize,
+}
+
+/// What the backend answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub id: RequestId,
+    pub operation: Opcode,
+    pub status: Status,
+    /// What the pages of the request hold now.
+    pub data: Vec<u8>,
+}
+
+impl Link {
+    /// A page of data, granted to the backend.
+    pub fn page(&mut self, access: Access) -> Page {
+        if self.style.persistent
+            && let Some(page) = self.pool.pop()
+        {
+            return page;
+        }
+        let access = if self.style.persistent {
+            Access::ReadWrite
+        } else {
+            access
+        };
+        let memory = self.domain.alloc_page();
+        let frame = self.domain.frame_of(memory);
+        // SAFETY: the guest's own page, only accessed by volatile accesses.
+        let grant = unsafe { self.grants.grant(self.backend, frame, access) };
+        let grant = grant.expect("a free entry");
+        Page { memory, grant }
+    }
+
+    /// Done with a page.
+    pub fn recycle(&mut self, page: Page) {
+        if self.style.persistent {
+            self.pool.push(page);
+        } else {
+            page.end(&self.domain);
+        }
+    }
+
+    pub fn new_id(&mut self) -> RequestId {
+        self.next_id += 1;
+        RequestId(self.next_id << 32 | 0x5ead)
+    }
+
+    /// Puts a request into the ring, with pages that are kept until it is answered.
+    pub fn push(&mut self, request: &Request, pages: Vec<Page>) {
+        let pending = Pending {
+            operation: Some(request.opcode()),
+            data_pages: pages.len(),
+            len: pages.len() * PAGE_SIZE,
+            pages,
+            ..Pending::default()
+        };
+        self.pending.insert(request.id, pending);
+        self.ring.push(request).expect("room in the ring");
+    }
+
+    /// Puts bytes into the ring that need not be a request.
+    pub fn push_slot(&mut self, slot: &[u8; SLOT_SIZE]) {
+        self.wild = true;
+        self.ring.push_slot(slot).expect("room in the ring");
+    }
+
+    /// Asks to read `sectors`.
+    pub fn push_read(&mut self, sector: u64, sectors: usize) -> RequestId {
+        self.push_transfer(TransferKind::Read, sector, sectors, &[])
+    }
+
+    /// Asks to write whole sectors.
+    pub fn push_write(&mut self, sector: u64, data: &[u8]) -> RequestId {
+        self.push_transfer(TransferKind::Write, sector, data.len() / 512, data)
+    }
+
+    pub fn push_flush(&mut self) -> RequestId {
+        let request = Request::flush(self.new_id());
+        self.push(&request, Vec::new());
+        request.id
+    }
+
+    /// Asks to move data. Where it lies in its pages depends on the sector, so that all layouts
+    /// come up.
+    pub fn push_transfer(
+        &mut self,
+        kind: TransferKind,
+        sector: u64,
+        sectors: usize,
+        data: &[u8],
+    ) -> RequestId {
+        let first = (sector % 8) as usize;
+        let count = (first + sectors).div_ceil(8);
+        let access = match kind.is_write() {
+            true => Access::ReadOnly,
+            false => Access::ReadWrite,
+        };
+        let mut pages: Vec<Page> = (0..count).map(|_| self.page(access)).collect();
+        let mut segments = Vec::new();
+        for (number, page) in pages.iter().enumerate() {
+            page.fill(0, &[POISON; PAGE_SIZE]);
+            let from = if number == 0 { first } else { 0 };
+            let to = (first + sectors - number * 8).min(8);
+            let segment = Segment::new(page.gref(), from as u8, to as u8 - 1);
+            segments.push(segment.expect("within the page"));
+        }
+        for (number, sector) in data.chunks(512).enumerate() {
+            let at = first + number;
+            pages[at / 8].fill(at % 8 * 512, sector);
+        }
+        let id = self.new_id();
+        let request = if segments.len() <= MAX_SEGMENTS {
+            Request::transfer(id, kind, Sector(sector), &segments).expect("not too many")
+        } else {
+            let (indirect, index) = self.indirect(kind, sector, &segments);
+            pages.extend(index);
+            Request::of(id, Operation::Indirect(indirect))
+        };
+        let pending = Pending {
+            operation: Some(request.opcode()),
+            pages,
+            data_pages: count,
+            offset: first * 512,
+            len: sectors * 512,
+        };
+        self.pending.insert(id, pending);
+        self.ring.push(&request).expect("room in the ring");
+        id
+    }
+
+    /// Puts segments into pages of their own.
+    pub fn indirect(
+        &mut self,
+        kind: TransferKind,
+        sector: u64,
+        segments: &[Segment],
+    ) -> (Indirect, Vec<Page>) {
+        let mut grefs = [GrantRef(0); MAX_INDIRECT_PAGES];
+        let mut pages = Vec::new();
+        for (number, part) in segments.chunks(SEGMENTS_PER_INDIRECT_PAGE).enumerate() {
+            let page = self.page(Access::ReadOnly);
+            grefs[number] = page.gref();
+            for (at, segment) in part.iter().enumerate() {
+                page.fill(at * 8, &segment.encode());
+            }
+            pages.push(page);
+        }
+        let indirect = Indirect::new(kind, Sector(sector), segments.len() as u16, grefs);
+        (indirect.expect("not too many segments"), pages)
+    }
+
+    /// How many requests have no answer yet.
+    pub fn outstanding(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Takes the answers that have come.
+    pub fn collect(&mut self) -> Vec<Answer> {
+        let mut answers = Vec::new();
+        loop {
+            let taken = self
+                .ring
+                .take()
+                .expect("the backend answers what it was asked");
+            let Some(response) = taken else {
+                if self.ring.final_check().expect("as above") {
+                    continue;
+                }
+                return answers;
+            };
+            let (id, operation, status) = (response.id, response.operation, response.status);
+            let mut data = Vec::new();
+            match self.pending.remove(&id) {
+                Some(pending) => {
+                    if let Some(asked) = pending.operation {
+                        assert_eq!(operation, asked, "the operation of an answer");
+                    }
+                    data = self.finish(pending);
+                }
+                None => assert!(self.wild, "an answer to nothing: {response:?}"),
+            }
+            answers.push(Answer {
+                id,
+                operation,
+                status,
+                data,
+            });
+        }
+    }
+
+    fn finish(&mut self, mut pending: Pending) -> Vec<u8> {
+        let index = pending.pages.split_off(pending.data_pages);
+        let whole: Vec<u8> = pending.pages.iter().flat_map(Page::bytes).collect();
+        let (start, end) = (pending.offset, pending.offset + pending.len);
+        let around = whole[..start].iter().chain(&whole[end..]);
+        for byte in around {
+            assert_eq!(*byte, POISON, "a byte outside of the segments was written");
+        }
+        for page in pending.pages.into_iter().chain(index) {
+            self.recycle(page);
+        }
+        whole[start..end].to_vec()
+    }
+}

@@ -1,0 +1,154 @@
+//! What a frontend shares with the backend: a ring, its event channel, and pages of data.
+
+use super::io::{Page, Pending};
+use bulkhead_grant::{Access, Grant, GrantTable};
+use bulkhead_ring::blkif::{Abi, Blkif, RequestId};
+use bulkhead_ring::{FrontRing, SharedPages};
+use bulkhead_xen::sim::{SimDomain, SimDoor};
+use bulkhead_xen::{DomId, GrantRef, Hypervisor, PAGE_SIZE, Port};
+use std::collections::BTreeMap;
+use std::ptr::NonNull;
+
+/// How a frontend goes about it.
+#[derive(Clone, Copy, Debug)]
+pub struct Style {
+    pub abi: Abi,
+    pub ring_pages: u32,
+    /// Says so by `num-ring-pages` (older Citrix and Red Hat frontends) and not `ring-page-order`.
+    pub num_ring_pages: bool,
+    /// Keeps its data pages granted.
+    pub persistent: bool,
+}
+
+impl Default for Style {
+    fn default() -> Self {
+        Style {
+            abi: Abi::X86_64,
+            ring_pages: 1,
+            num_ring_pages: false,
+            persistent: false,
+        }
+    }
+}
+
+pub struct Link {
+    pub domain: SimDomain,
+    pub grants: GrantTable<SimDoor>,
+    pub backend: DomId,
+    pub style: Style,
+    pub ring: FrontRing<SharedPages, Blkif>,
+    pub port: Port,
+    /// The ring's memory.
+    pub memory: NonNull<u8>,
+    pub ring_grants: Vec<Grant<SimDoor>>,
+    pub(super) pending: BTreeMap<RequestId, Pending>,
+    /// Pages that stay granted, for those who do that.
+    pub(super) pool: Vec<Page>,
+    pub(super) next_id: u64,
+    /// Whether things were put into the ring that are no requests.
+    pub(super) wild: bool,
+}
+
+impl Link {
+    pub fn new(
+        domain: &SimDomain,
+        grants: &GrantTable<SimDoor>,
+        backend: DomId,
+        style: Style,
+    ) -> Link {
+        let pages = style.ring_pages as usize;
+        let memory = domain.alloc_pages(pages);
+        let ring_grants = (0..pages).map(|page| {
+            // SAFETY: within the pages just taken.
+            let page = unsafe { memory.add(page * PAGE_SIZE) };
+            let frame = domain.frame_of(page);
+            // SAFETY: the guest's own memory, which it accesses through the ring alone.
+            unsafe { grants.grant(backend, frame, Access::ReadWrite) }.expect("a free entry")
+        });
+        let ring_grants = ring_grants.collect();
+        // SAFETY: domain memory stays mapped as long as the machine.
+        let shared = unsafe { SharedPages::new(memory, pages) }.expect("aligned pages");
+        let ring = FrontRing::new(shared, Blkif::new(style.abi)).expect("large enough");
+        Link {
+            domain: domain.clone(),
+            grants: grants.clone(),
+            backend,
+            style,
+            ring,
+            port: domain.door().alloc_unbound(backend).expect("a free port"),
+            memory,
+            ring_grants,
+            pending: BTreeMap::new(),
+            pool: Vec::new(),
+            next_id: 1,
+            wild: false,
+        }
+    }
+
+    /// The grants of the ring's pages.
+    pub fn ring_refs(&self) -> Vec<GrantRef> {
+        self.ring_grants.iter().map(Grant::gref).collect()
+    }
+
+    /// What the frontend publishes before it connects.
+    pub fn details(&self) -> Vec<(String, String)> {
+        let Style {
+            abi,
+            ring_pages,
+            num_ring_pages,
+            persistent,
+        } = self.style;
+        let mut nodes = vec![
+            ("event-channel".into(), self.port.to_string()),
+            ("protocol".into(), abi.name().into()),
+            (
+                "feature-persistent".into(),
+                u32::from(persistent).to_string(),
+            ),
+        ];
+        if ring_pages == 1 {
+            nodes.push(("ring-ref".into(), self.ring_refs()[0].to_string()));
+            return nodes;
+        }
+        nodes.push(match num_ring_pages {
+            true => ("num-ring-pages".into(), ring_pages.to_string()),
+            false => ("ring-page-order".into(), ring_pages.ilog2().to_string()),
+        });
+        for (number, gref) in self.ring_refs().iter().enumerate() {
+            nodes.push((format!("ring-ref{number}"), gref.to_string()));
+        }
+        nodes
+    }
+
+    /// Shows the backend what was put into the ring, and notifies it if it wants to be.
+    pub fn kick(&mut self) {
+        if self.ring.publish() {
+            self.notify();
+        }
+    }
+
+    pub fn notify(&self) {
+        // A frontend whose other end is gone just talks to nobody.
+        let _ = self.domain.door().notify(self.port);
+    }
+
+    /// Takes everything back, which the backend must have let go of.
+    pub fn take_down(mut self) {
+        for (_, pending) in std::mem::take(&mut self.pending) {
+            pending
+                .pages
+                .into_iter()
+                .for_each(|page| self.recycle(page));
+        }
+        for page in std::mem::take(&mut self.pool) {
+            page.end(&self.domain);
+        }
+        for grant in self.ring_grants.drain(..) {
+            grant.end().expect("the backend has unmapped the ring");
+        }
+        self.domain
+            .free_pages(self.memory, self.style.ring_pages as usize);
+        let closed = self.domain.door().close_port(self.port);
+        closed.expect("the port is open");
+    }
+}

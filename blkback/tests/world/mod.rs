@@ -1,0 +1,319 @@
+//! A simulated machine with a running driver domain, guests whose frontends behave or do not, and
+//! the toolstack between them.
+//!
+//! ```text
+//!   World ── Sim: dom0, xenstored, domains
+//!     │        toolstack: attach, detach, destroy
+//!     ├─ driver domain: executor, Backend, RAM images
+//!     └─ Guest ── Frontend: its directory, ring, pages; well behaved by default, hostile at will
+//! ```
+//!
+//! Nothing moves by itself: [`World::run`] lets everyone do what there is to do, and
+//! [`World::wait`] lets time pass.
+#![allow(dead_code, unused_imports, reason = "each test program uses its part")]
+
+mod allocator;
+mod bystander;
+mod frontend;
+mod guest;
+mod io;
+mod journal;
+mod link;
+mod ramdisk;
+mod random;
+mod watchdog;
+
+pub use allocator::{allocations, bytes_in_use};
+pub use bystander::Bystander;
+pub use frontend::Frontend;
+pub use guest::Guest;
+pub use io::{Answer, POISON, Page};
+pub use link::{Link, Style};
+pub use ramdisk::content;
+pub use random::Random;
+
+use bulkhead_blkback::Backend;
+use bulkhead_executor::Executor;
+use bulkhead_grant::Region;
+use bulkhead_images::testing::{Delayed, Layer};
+use bulkhead_images::{Catalog, ImageMemory};
+use bulkhead_xen::DomId;
+use bulkhead_xen::sim::xenstore::toolstack::{self, Vbd};
+use bulkhead_xen::sim::{DomainConfig, DomainKind, Sim, SimDomain, SimDoor};
+use bulkhead_xenstore_client::{Client, Ring};
+use ramdisk::Ramdisk;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use watchdog::Watched;
+
+/// The machine.
+pub struct World {
+    pub sim: Sim,
+    /// The driver domain.
+    pub storage: SimDomain,
+    pub backend: Rc<Backend<SimDoor>>,
+    region: Region<SimDoor>,
+    /// Whether the backend has given up.
+    ended: Rc<Cell<bool>>,
+    before: Before,
+    // Dropped in this order: tasks use the images.
+    executor: RefCell<Executor<SimDoor>>,
+    _ramdisk: Ramdisk,
+}
+
+/// What the driver domain held when it had no disks.
+#[derive(Debug, PartialEq)]
+struct Before {
+    ports: usize,
+    watches: usize,
+    nodes: usize,
+    region: usize,
+    mappings: usize,
+}
+
+/// What a machine is made with.
+pub struct Setup {
+    /// Names and contents of the images.
+    pub images: Vec<(String, Vec<u8>)>,
+    /// Goes before every device that is opened.
+    pub layer: Option<Layer>,
+    /// How Xen runs the driver domain.
+    pub kind: DomainKind,
+    /// The driver domain's address space for foreign pages.
+    pub region_pages: usize,
+    /// Where the ramdisk is damaged: bytes from here on are overwritten.
+    pub damage: Option<usize>,
+}
+
+/// The devices behind the disks that answer late, in the order in which they were opened.
+#[derive(Clone, Default)]
+pub struct LateDisks(Rc<RefCell<Vec<Delayed>>>);
+
+impl LateDisks {
+    /// The one that was opened last.
+    pub fn last(&self) -> Delayed {
+        self.0.borrow().last().expect("a disk is attached").clone()
+    }
+}
+
+/// Bytes of the images `disk0`, `disk1`, … of [`Setup::default`].
+pub const IMAGE_SIZE: usize = 128 * 1024;
+/// Their sectors.
+pub const SECTORS: u64 = (IMAGE_SIZE / 512) as u64;
+
+impl Default for Setup {
+    fn default() -> Self {
+        Setup {
+            images: (0..6)
+                .map(|number| (format!("disk{number}"), content(number, IMAGE_SIZE)))
+                .collect(),
+            layer: None,
+            kind: DomainKind::Pvh,
+            region_pages: 32 * 1024,
+            damage: None,
+        }
+    }
+}
+
+impl World {
+    /// A machine whose driver domain has six images and no disks yet.
+    pub fn new() -> World {
+        World::with(Setup::default())
+    }
+
+    /// As said in `setup`.
+    pub fn with(setup: Setup) -> World {
+        journal::install();
+        let sim = Sim::new();
+        let storage = sim.add_domain_with(DomainConfig {
+            name: Some("storage".into()),
+            driver_domain: true,
+            kind: setup.kind,
+            region_pages: setup.region_pages,
+            ..DomainConfig::default()
+        });
+        let ramdisk = Ramdisk::new(&setup.images, setup.damage);
+        // SAFETY: `World` keeps the ramdisk for longer than everything that uses it, and touches
+        // it through nothing else.
+        let memory = unsafe { ImageMemory::new(ramdisk.base(), ramdisk.len()) };
+        let mut catalog = Catalog::from_module(memory);
+        if let Some(layer) = setup.layer {
+            catalog = catalog.behind(layer);
+        }
+        let executor = Executor::new(storage.door());
+        let handle = executor.handle();
+        // SAFETY: the domain's xenstore ring, used here alone.
+        let ring = unsafe { Ring::new(storage.door(), storage.store_ring()) };
+        let store = Client::start(&handle, ring);
+        let region = Region::new(storage.door()).expect("nobody else has the region");
+        let backend = Backend::new(handle.clone(), store, region.clone(), catalog);
+        let (serving, ended) = (backend.clone(), Rc::new(Cell::new(false)));
+        let end = ended.clone();
+        handle.spawn(async move {
+            let Err(error) = serving.serve(|| ()).await;
+            log::error!("the backend has ended: {error}");
+            end.set(true);
+        });
+        let mut world = World {
+            sim,
+            storage,
+            backend,
+            region,
+            ended,
+            before: Before {
+                ports: 0,
+                watches: 0,
+                nodes: 0,
+                region: 0,
+                mappings: 0,
+            },
+            executor: RefCell::new(executor),
+            _ramdisk: ramdisk,
+        };
+        world.run();
+        world.before = world.held();
+        world
+    }
+
+    /// A machine where what is asked of every disk named `xvdd` is held back until the test lets
+    /// it through.
+    pub fn with_late_disks() -> (World, LateDisks) {
+        let late = LateDisks::default();
+        let seen = late.clone();
+        let layer = Layer::new(move |device, owner| {
+            if !owner.contains("xvdd") {
+                return device;
+            }
+            let delayed = Delayed::new(device);
+            seen.0.borrow_mut().push(delayed.clone());
+            Arc::new(delayed)
+        });
+        let setup = Setup {
+            layer: Some(layer),
+            ..Setup::default()
+        };
+        (World::with(setup), late)
+    }
+
+    /// Lets everyone do what there is to do, until nothing moves any more. Answers whether
+    /// anything moved.
+    pub fn run(&self) -> bool {
+        let _watched = Watched::new();
+        let mut moved = false;
+        for _ in 0..100_000 {
+            let stepped = self.sim.step_xenstored();
+            if !self.executor.borrow_mut().run_until_idle() && !stepped {
+                assert!(!self.ended.get(), "the backend has given up");
+                return moved;
+            }
+            moved = true;
+        }
+        panic!("the machine does not come to rest");
+    }
+
+    /// Does one small thing: the driver domain has its turn, or xenstored.
+    pub fn step(&self, storage: bool) {
+        if storage {
+            self.executor.borrow_mut().run_until_idle();
+        } else {
+            self.sim.step_xenstored();
+        }
+    }
+
+    /// Lets time pass, and everyone do what there is to do meanwhile.
+    pub fn wait(&self, span: Duration) {
+        let end = self.sim.now() + span;
+        self.run();
+        loop {
+            let next = self.executor.borrow().next_deadline();
+            match next.filter(|next| *next <= end) {
+                Some(next) => self.sim.advance_to(next.max(self.sim.now())),
+                None => break,
+            }
+            self.run();
+        }
+        self.sim.advance_to(end);
+        self.run();
+    }
+
+    /// Starts something of the driver domain's own.
+    pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        self.backend.handle.spawn(task);
+    }
+
+    /// A node, as dom0 reads it.
+    pub fn read(&self, path: &str) -> Option<String> {
+        self.sim.store().read(path)
+    }
+
+    /// What the operator finds about a disk in the driver domain's error node.
+    pub fn error(&self, vbd: &Vbd) -> Option<String> {
+        let (storage, guest, device) = (vbd.backend, vbd.frontend, vbd.device_number());
+        let path = format!("/local/domain/{storage}/error/backend/vbd/{guest}/{device}/error");
+        self.read(&path)
+    }
+
+    /// The lines that the driver domain logged in this test so far.
+    pub fn journal(&self) -> Vec<String> {
+        journal::lines()
+    }
+
+    /// Ends a guest as `xl destroy` does.
+    pub fn destroy(&self, guest: DomId, vbds: &[&Vbd]) {
+        self.sim.destroy_domain(guest);
+        for vbd in vbds {
+            toolstack::force_detach(&mut self.sim.store(), vbd);
+        }
+        self.wait(Duration::from_secs(2));
+        for vbd in vbds {
+            let gone = vbd.backend_gone(&self.sim.store());
+            assert!(gone, "the toolstack waits for the directory of {vbd:?}");
+            toolstack::finish_detach(&mut self.sim.store(), vbd);
+        }
+        toolstack::remove_domain(&mut self.sim.store(), guest);
+        self.run();
+    }
+
+    fn held(&self) -> Before {
+        let id = self.storage.id();
+        let store = self.sim.store();
+        Before {
+            ports: self.storage.open_ports(),
+            watches: store.watch_count(id),
+            // What is told to the operator stays.
+            nodes: store
+                .dump()
+                .lines()
+                .filter(|line| line.starts_with(&format!("/local/domain/{id}/")))
+                .filter(|line| !line.starts_with(&format!("/local/domain/{id}/error")))
+                .count(),
+            region: self.region.free_pages(),
+            mappings: self.storage.live_mappings(),
+        }
+    }
+
+    /// Checks that the driver domain holds nothing that it did not hold when it had no disks, and
+    /// that it never asked Xen for something that makes no sense.
+    pub fn nothing_left(&self) {
+        self.run();
+        assert_eq!(self.backend.disks(), 0, "disks that still have a task");
+        assert_eq!(self.held(), self.before, "what the driver domain holds");
+        assert_eq!(self.sim.store().transaction_count(self.storage.id()), 0);
+        for (name, _, open) in self.backend.catalog.images() {
+            assert_eq!(open, 0, "image {name} is still open");
+        }
+        self.no_mistakes();
+    }
+
+    /// Checks that the driver domain never asked Xen for something that makes no sense.
+    pub fn no_mistakes(&self) {
+        assert_eq!(self.storage.violations(), []);
+    }
+
+    /// Pages of the driver domain's address space that nobody uses.
+    pub fn free_region(&self) -> usize {
+        self.region.free_pages()
+    }
+}

@@ -5,6 +5,7 @@ use crate::host::{self, Host, domain::TOOLSTACK};
 use crate::image::{packages, release::Release};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use std::path::PathBuf;
 
 /// Builds, tests and shows Bulkhead on a real Xen, which QEMU emulates.
 #[derive(Debug, Parser)]
@@ -27,6 +28,9 @@ enum Task {
     Scenario {
         /// Parts of names.
         names: Vec<String>,
+        /// A unikernel that is there already.
+        #[arg(long)]
+        elf: Option<PathBuf>,
     },
     /// Lists the scenarios.
     List,
@@ -82,7 +86,7 @@ pub fn main(cli: Cli) -> Result<bool> {
     match cli.command {
         Task::Demo => return scenarios::demo(xen),
         Task::Test => return scenarios::test(xen),
-        Task::Scenario { names } => return scenarios::some(xen, &names),
+        Task::Scenario { names, elf } => return scenarios::some(xen, &names, elf),
         Task::List => scenarios::list(),
         Task::Build => build::run()?,
         Task::Shell => shell::run(xen)?,

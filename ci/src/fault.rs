@@ -93,6 +93,19 @@ pub fn in_logs(xen: &str, dom0: &str, domains: &[Known]) -> Verdict {
     verdict
 }
 
+/// Our own domains that ended with the reason "crash" (3 in Xen's public/sched.h), as xl logged it.
+pub fn crashes(xl_log: &str, domains: &[Known]) -> Vec<String> {
+    let crashed = |known: &&Known| {
+        let line = format!("Domain {} has shut down, reason code 3 ", known.id);
+        !known.linux && xl_log.contains(&line)
+    };
+    domains
+        .iter()
+        .filter(crashed)
+        .map(|known| format!("{} (domain {}) crashed", known.name, known.id))
+        .collect()
+}
+
 /// The domain that a line of Xen's log is about: `d7v0 …`, `d7: …` or `Domain 7 …`.
 fn domain_of(line: &str) -> Option<u32> {
     let mut words = line.split_whitespace();
@@ -160,6 +173,15 @@ mod tests {
         );
         assert!(in_command("xl list", &output(1, "xl: not found\n")).is_empty());
         assert!(in_command("timeout 1 xl list", &output(143, "")).is_empty());
+    }
+
+    #[test]
+    fn only_our_own_domains_crashes_count() {
+        let log = "Domain 7 has shut down, reason code 3 0x3\n\
+                   Domain 8 has shut down, reason code 3 0x3\n\
+                   Domain 81 has shut down, reason code 3 0x3\n";
+        assert_eq!(crashes(log, &domains()), ["storage (domain 8) crashed"]);
+        assert!(crashes("Domain 8 has shut down, reason code 0 0x0\n", &domains()).is_empty());
     }
 
     #[test]

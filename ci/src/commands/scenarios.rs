@@ -13,6 +13,7 @@ use crate::lab::runner::Runner;
 use crate::{scenarios, workspace};
 use anyhow::{Result, bail};
 use std::fs;
+use std::path::PathBuf;
 use std::time::Instant;
 
 /// Shows the main job: from a fresh clone to the table.
@@ -20,7 +21,7 @@ pub fn demo(release: Release) -> Result<bool> {
     let start = Instant::now();
     let all = scenarios::all();
     let chosen: Vec<&Scenario> = all.iter().filter(|scenario| scenario.demo).collect();
-    let summary = run_scenarios(release, &chosen)?;
+    let summary = run_scenarios(release, &chosen, None)?;
     print_end(&summary);
     println!(
         "Xen {release}, {:.0} s in all",
@@ -30,10 +31,10 @@ pub fn demo(release: Release) -> Result<bool> {
 }
 
 /// Runs the scenarios whose names contain one of `names`, or all.
-pub fn some(release: Release, names: &[String]) -> Result<bool> {
+pub fn some(release: Release, names: &[String], elf: Option<PathBuf>) -> Result<bool> {
     let all = scenarios::all();
     let chosen = choose(&all, names)?;
-    let summary = run_scenarios(release, &chosen)?;
+    let summary = run_scenarios(release, &chosen, elf)?;
     print_end(&summary);
     Ok(print_counts(summary.counts()))
 }
@@ -44,7 +45,7 @@ pub fn test(release: Release) -> Result<bool> {
     let checks = checks::run()?;
     let all = scenarios::all();
     let chosen: Vec<&Scenario> = all.iter().collect();
-    let lab = match run_scenarios(release, &chosen) {
+    let lab = match run_scenarios(release, &chosen, None) {
         Ok(summary) => {
             print_end(&summary);
             summary.counts()
@@ -86,12 +87,17 @@ fn choose<'a>(all: &'a [Scenario], names: &[String]) -> Result<Vec<&'a Scenario>
     Ok(all.iter().filter(wanted).collect())
 }
 
-fn run_scenarios(release: Release, chosen: &[&Scenario]) -> Result<Summary> {
+fn run_scenarios(release: Release, chosen: &[&Scenario], elf: Option<PathBuf>) -> Result<Summary> {
     let progress = Progress::default();
     let say = |text: &str| progress.step("lab", text);
     packages::ensure()?;
-    say("building the unikernel");
-    let unikernel = build::build()?;
+    let unikernel = match elf {
+        Some(elf) => elf,
+        None => {
+            say("building the unikernel");
+            build::build()?
+        }
+    };
     let image = image::ensure(release, &say)?;
     fs::create_dir_all(workspace::lab())?;
     Runner::new(image, Machine::default(), unikernel, &progress).run(chosen)

@@ -24,6 +24,9 @@ use std::time::{Duration, Instant};
 /// How often files of a host are looked at while something is waited for.
 const TICK: Duration = Duration::from_millis(10);
 
+/// How often the domains are looked at meanwhile.
+const LOOK: Duration = Duration::from_millis(500);
+
 /// What a command in dom0 or in a guest left.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Output {
@@ -43,7 +46,18 @@ pub struct Host {
     next: AtomicU32,
     tsc_khz: OnceLock<u32>,
     seen: Mutex<Seen>,
-    deadline: Mutex<Option<Instant>>,
+    watched: Mutex<Watched>,
+}
+
+/// What every wait looks at beside its own matter, as long as a scenario runs.
+#[derive(Debug, Default)]
+struct Watched {
+    /// When all waits end.
+    deadline: Option<Instant>,
+    /// How many domains there had been before.
+    domains: usize,
+    /// When the domains are to be looked at again.
+    next_look: Option<Instant>,
 }
 
 /// What the host remembers for telling faults apart.
@@ -72,7 +86,7 @@ impl Host {
             next: AtomicU32::new(0),
             tsc_khz: OnceLock::new(),
             seen: Mutex::default(),
-            deadline: Mutex::default(),
+            watched: Mutex::default(),
         }
     }
 
@@ -191,9 +205,33 @@ impl Host {
         Ok(*self.tsc_khz.get_or_init(|| khz))
     }
 
-    /// Sets the time at which every wait ends, whatever its own limit.
-    pub fn set_deadline(&self, deadline: Option<Instant>) {
-        *self.deadline.lock().expect("no thread panicked") = deadline;
+    /// From now on every wait ends at `deadline`, whatever its own limit, or as soon as one of our own
+    /// domains crashes.
+    pub fn watch(&self, deadline: Instant) {
+        *self.watched.lock().expect("no thread panicked") = Watched {
+            deadline: Some(deadline),
+            domains: self.domains().len(),
+            next_look: Some(Instant::now()),
+        };
+    }
+
+    /// Ends what [`Self::watch`] began.
+    pub fn unwatch(&self) {
+        self.watched.lock().expect("no thread panicked").deadline = None;
+    }
+
+    /// Crashes of our own domains since [`Self::watch`], as the tool stack logged them.
+    pub fn crashes(&self) -> Vec<String> {
+        let start = self.watched.lock().expect("no thread panicked").domains;
+        let mut log = String::new();
+        for entry in fs::read_dir(self.instance.share().join("xl"))
+            .into_iter()
+            .flatten()
+        {
+            let path = entry.map(|entry| entry.path()).unwrap_or_default();
+            log += &read_from(&path, 0);
+        }
+        fault::crashes(&log, self.domains().get(start..).unwrap_or_default())
     }
 
     /// The domains created so far.
@@ -250,12 +288,33 @@ impl Host {
         if Instant::now() > deadline {
             bail!("time is over");
         }
-        let all = *self.deadline.lock().expect("no thread panicked");
-        if all.is_some_and(|all| Instant::now() > all) {
-            bail!("the whole scenario's time is over");
-        }
+        self.look_around()?;
         sleep(TICK);
         Ok(())
+    }
+}
+
+impl Host {
+    /// The part of a wait that is about the scenario as a whole.
+    fn look_around(&self) -> Result<()> {
+        let now = Instant::now();
+        {
+            let mut watched = self.watched.lock().expect("no thread panicked");
+            let Some(deadline) = watched.deadline else {
+                return Ok(());
+            };
+            if now > deadline {
+                bail!("the whole scenario's time is over");
+            }
+            if watched.next_look.is_some_and(|next| now < next) {
+                return Ok(());
+            }
+            watched.next_look = Some(now + LOOK);
+        }
+        match self.crashes().first() {
+            Some(crash) => bail!("{crash}"),
+            None => Ok(()),
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::host::{Host, length, qemu::Machine, read_from};
 use crate::image::HostImage;
 use crate::process::tail;
 use crate::workspace;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -151,17 +151,21 @@ impl<'a> Runner<'a> {
         let (host, before) = self.host.as_ref().expect("it was just booted");
         let marks = Marks::of(host);
         host.take_dom0_faults();
-        host.set_deadline(Some(Instant::now() + SCENARIO_LIMIT));
+        host.watch(Instant::now() + SCENARIO_LIMIT);
         let lab = Lab::new(host, scenario.name, self.progress);
         let mut result =
             (scenario.run)(&lab).with_context(|| format!("while {}", lab.last_step.borrow()));
-        host.set_deadline(None);
+        host.unwatch();
         if result.is_ok() {
             result = nothing_left(host, before);
         }
         let logs = marks.keep(host, &dir);
         let mut verdict = fault::in_logs(&logs.xen, &logs.dom0, &host.domains());
         verdict.emulator.extend(host.take_dom0_faults());
+        verdict.own.extend(host.crashes());
+        if result.is_ok() && !verdict.own.is_empty() {
+            result = Err(anyhow!("one of our own domains crashed"));
+        }
         let clean = result.is_ok() && verdict.emulator.is_empty();
         let figures = lab.figures.into_inner();
         let error = result

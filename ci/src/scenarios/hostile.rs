@@ -121,7 +121,7 @@ fn lie(lab: &Lab, storage: &Running, liar: &Domain, device: u32, case: &Case) ->
         .map(|(name, value)| format!(" {frontend}/{name} '{value}'"))
         .collect();
     words += &format!(" {frontend}/state 3");
-    lab.host.ok(&format!("xenstore-write{words}"))?;
+    lab.host.ok(&format!("xenstore-write --{words}"))?;
     storage.expect_error(seen, reason, LIMIT)?;
 
     let backend = format!(

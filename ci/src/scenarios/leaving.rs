@@ -76,8 +76,8 @@ fn detach(lab: &Lab, kind: Kind) -> Result<()> {
         use_disk(&guest, "xvdb")?;
         let during = Held::by(lab, &storage)?;
         ensure!(
-            during.ports > before.ports,
-            "an attached disk shows no event channel: {during:?}"
+            during.ports > before.ports && during.grants > before.grants,
+            "an attached disk shows no event channel or no grant: {during:?}, without it: {before:?}"
         );
         lab.host.ok("xl block-detach guest xvdb")?;
         let after = Held::by(lab, &storage)?;

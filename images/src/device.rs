@@ -1,8 +1,9 @@
 //! What a store has to do to be a block device.
 
-use crate::io::{Io, IoError, Sector, Submitted, Tag};
+use crate::io::{Io, IoError, Op, Sector, Submitted, Tag};
 use alloc::boxed::Box;
 use core::fmt;
+use core::ptr::NonNull;
 use core::task::Waker;
 
 /// An open device: says what it is, and gives queues to do I/O with.
@@ -33,6 +34,21 @@ pub trait IoQueue: Send {
 
     /// Tells all completions that have come in. Returns at once if there are none.
     fn complete(&mut self, sink: &mut dyn FnMut(Tag, Result<(), IoError>));
+
+    /// Lends memory of the device's own that holds the bytes of a read or write: whoever can copy
+    /// them by other means, as the hypervisor can, does that instead of submitting the request.
+    /// The bytes are neighbours. Until [`end_loans`](Self::end_loans) they stay there, and a write
+    /// to them is a write to the device.
+    ///
+    /// `None` where there is no such memory, and for every request that
+    /// [`submit`](Self::submit) would refuse: it is to be submitted.
+    fn lend(&mut self, op: Op, len: usize) -> Option<NonNull<u8>> {
+        let _ = (op, len);
+        None
+    }
+
+    /// Nobody uses what was lent any more.
+    fn end_loans(&mut self) {}
 
     /// Wakes `waker` when the next completion comes in; to be asked again after each wake-up.
     /// Whoever sleeps on it first asks, then looks for completions once more.

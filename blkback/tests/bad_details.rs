@@ -1,0 +1,233 @@
+//! Frontends that publish rubbish: each is closed and told why, and costs nobody else anything.
+
+mod world;
+
+use bulkhead_blkback::vbd::state::XenbusState;
+use bulkhead_xen::sim::{GrantUse, Hypercall};
+use bulkhead_xen::{Errno, GrantStatus};
+use world::{Bystander, Frontend, Guest, World};
+
+/// Publishes what `spoil` makes of a frontend's details, beside a guest that notices nothing.
+/// Answers what the frontend is told.
+fn refused(spoil: impl Fn(&mut Frontend<'_>)) -> String {
+    let world = World::new();
+    let mut other = Bystander::new(&world);
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvda", "ram:disk0");
+    disk.prepare();
+    disk.publish();
+    spoil(&mut disk);
+    disk.say(XenbusState::Initialised);
+    other.io();
+    world.run();
+    assert_eq!(disk.backend(), Some(XenbusState::Closing));
+    let problem = disk.problem().expect("the error node says why");
+    let logged = |line: &String| line.starts_with("ERROR") && line.contains(&problem);
+    assert!(world.journal().iter().any(logged), "so does the log");
+    // Nothing is held meanwhile, and it does not try again by itself.
+    assert_eq!(world.storage.grants_mapped_from(&disk), 0);
+    disk.go(XenbusState::Connected);
+    assert_eq!(disk.backend(), Some(XenbusState::Closing));
+
+    // A frontend that comes back and means it is served.
+    disk.close();
+    assert_eq!(disk.backend(), Some(XenbusState::Closed));
+    for node in [
+        "protocol",
+        "ring-page-order",
+        "num-ring-pages",
+        "multi-queue-num-queues",
+    ] {
+        disk.write_node(node, "");
+        disk.remove_node(node);
+    }
+    disk.go(XenbusState::Initialising);
+    disk.connect();
+    disk.read(0, 8);
+    disk.detach();
+    other.leave();
+    world.nothing_left();
+    problem
+}
+
+trait Mapped {
+    fn grants_mapped_from(&self, frontend: &Frontend<'_>) -> usize;
+}
+
+impl Mapped for bulkhead_xen::sim::SimDomain {
+    fn grants_mapped_from(&self, frontend: &Frontend<'_>) -> usize {
+        frontend.domain.grants_in_use()
+    }
+}
+
+fn refused_node(node: &str, value: impl AsRef<[u8]>) -> String {
+    refused(|disk| disk.write_node(node, value.as_ref()))
+}
+
+#[test]
+fn nothing_published() {
+    let problem = refused(|disk| {
+        disk.remove_node("ring-ref");
+        disk.remove_node("event-channel");
+    });
+    assert_eq!(problem, "the frontend published no ring-ref");
+}
+
+#[test]
+fn no_ring() {
+    let problem = refused(|disk| disk.remove_node("ring-ref"));
+    assert_eq!(problem, "the frontend published no ring-ref");
+}
+
+#[test]
+fn no_event_channel() {
+    let problem = refused(|disk| disk.remove_node("event-channel"));
+    assert_eq!(problem, "the frontend published no event-channel");
+}
+
+#[test]
+fn a_ring_that_is_no_number() {
+    for value in ["", "x", "-1", "8 9", "0x8", "99999999999"] {
+        let problem = refused_node("ring-ref", value);
+        assert!(
+            problem.starts_with("the frontend's ring-ref is no number"),
+            "{value:?}: {problem}"
+        );
+    }
+    // The whole of a very long value is in neither log nor node.
+    assert!(refused_node("ring-ref", "x".repeat(1900)).len() < 200);
+}
+
+#[test]
+fn a_ring_that_is_no_text() {
+    let problem = refused_node("ring-ref", [0xff, 0xfe, 0]);
+    assert!(problem.contains("ring-ref"), "{problem}");
+}
+
+#[test]
+fn an_event_channel_that_is_no_number() {
+    let problem = refused_node("event-channel", "many");
+    assert_eq!(
+        problem,
+        "the frontend's event-channel is no number: \"many\""
+    );
+}
+
+#[test]
+fn a_ring_that_is_not_granted() {
+    let problem = refused_node("ring-ref", "700");
+    assert!(
+        problem.starts_with("the ring's grant 700 cannot be mapped"),
+        "{problem}"
+    );
+}
+
+#[test]
+fn a_ring_beyond_the_grant_table() {
+    for gref in ["8192", "4294967295"] {
+        let problem = refused_node("ring-ref", gref);
+        assert!(problem.starts_with(&format!("the ring's grant {gref} cannot be mapped")));
+    }
+}
+
+#[test]
+fn a_ring_granted_to_somebody_else() {
+    let problem = refused(|disk| {
+        let page = disk.domain.alloc_page();
+        let (frame, flags) = (disk.domain.frame_of(page), PERMIT);
+        let dom0 = disk.world.sim.dom0().id();
+        disk.domain
+            .grant(bulkhead_xen::GrantRef(600), dom0, frame, flags);
+        disk.write_node("ring-ref", "600");
+    });
+    assert!(
+        problem.starts_with("the ring's grant 600 cannot be mapped"),
+        "{problem}"
+    );
+}
+
+#[test]
+fn a_ring_granted_for_reading_alone() {
+    let problem = refused(|disk| {
+        let page = disk.domain.alloc_page();
+        let frame = disk.domain.frame_of(page);
+        let flags = PERMIT | bulkhead_xen::abi::grant_table::EntryFlags::READONLY;
+        let backend = disk.vbd.backend;
+        disk.domain
+            .grant(bulkhead_xen::GrantRef(600), backend, frame, flags);
+        disk.write_node("ring-ref", "600");
+    });
+    assert!(
+        problem.starts_with("the ring's grant 600 cannot be mapped"),
+        "{problem}"
+    );
+}
+
+const PERMIT: bulkhead_xen::abi::grant_table::EntryFlags =
+    bulkhead_xen::abi::grant_table::EntryFlags::PERMIT_ACCESS;
+
+#[test]
+fn a_ring_that_xen_will_not_map_now() {
+    let problem = refused(|disk| {
+        let owner = disk.domain.id();
+        let gref = disk.link().ring_refs()[0];
+        let status = GrantStatus::NO_SPACE;
+        let sim = &disk.world.sim;
+        sim.fail_grant(GrantUse::Map, (owner, gref), status, 1);
+    });
+    assert!(problem.contains("cannot be mapped"), "{problem}");
+}
+
+#[test]
+fn an_event_channel_that_is_not_there() {
+    for port in ["0", "77", "4096", "4294967295"] {
+        let problem = refused_node("event-channel", port);
+        let expected = format!("the frontend's event channel {port} cannot be bound");
+        assert!(problem.starts_with(&expected), "{problem}");
+    }
+}
+
+#[test]
+fn an_event_channel_of_the_guests_xenstore() {
+    let problem = refused(|disk| {
+        let port = disk.domain.store_ring().port;
+        disk.write_node("event-channel", port.to_string());
+    });
+    assert!(problem.contains("cannot be bound"), "{problem}");
+}
+
+#[test]
+fn an_event_channel_that_xen_will_not_bind_now() {
+    let problem = refused(|disk| {
+        let storage = &disk.world.storage;
+        storage.fail_call(Hypercall::BindInterdomain, Errno::NOSPC, 1);
+    });
+    assert!(problem.contains("cannot be bound"), "{problem}");
+}
+
+#[test]
+fn a_protocol_that_nobody_speaks() {
+    let problem = refused_node("protocol", "sparc-abi");
+    assert!(problem.contains("\"sparc-abi\", expected x86_64-abi or x86_32-abi"));
+    assert!(refused_node("protocol", "y".repeat(1900)).len() < 200);
+}
+
+#[test]
+fn more_queues_and_pages_than_were_offered() {
+    for (node, value) in [
+        ("multi-queue-num-queues", "0"),
+        ("multi-queue-num-queues", "100000"),
+        ("multi-queue-num-queues", "two"),
+        ("ring-page-order", "5"),
+        ("ring-page-order", "4294967295"),
+        ("ring-page-order", "-1"),
+        ("num-ring-pages", "17"),
+        ("num-ring-pages", "0"),
+    ] {
+        let problem = refused_node(node, value);
+        assert!(
+            problem.contains(node) && problem.contains(value),
+            "{problem}"
+        );
+    }
+}

@@ -38,7 +38,10 @@ fn main(mut machine: Machine) -> ShutdownReason {
         Some("breakpoint") => unsafe { core::arch::asm!("int3") },
         Some("divide") => log::info!("{}", black_box(1u32) / black_box(0u32)),
         Some("heap") => exhaust(),
-        Some("flood") => (0..2000).for_each(|n| log::info!("line {n} of many, to see what a slow reader gets")),
+        Some("pages") => take_all_pages(),
+        Some("flood") => {
+            (0..2000).for_each(|n| log::info!("line {n} of many, to see what a slow reader gets"))
+        }
         Some("idle") => loop {
             door.take_pending(&mut |port| log::info!("port {port}"));
             door.block(None);
@@ -68,7 +71,10 @@ fn show_memory() {
     // SAFETY: fresh pages.
     unsafe {
         pages.write_bytes(0x5a, 16 * PAGE_SIZE);
-        log::info!("pages at {pages:?}: frame {:?}", bulkhead_kernel::Door.frame_of(pages.as_ptr()));
+        log::info!(
+            "pages at {pages:?}: frame {:?}",
+            bulkhead_kernel::Door.frame_of(pages.as_ptr())
+        );
         memory::free_pages(pages, 16);
     }
 }
@@ -78,7 +84,10 @@ fn show_modules(machine: &mut Machine) {
         let start = module.start.as_ptr();
         // SAFETY: the module's own memory.
         let (first, last) = unsafe { (start.read(), start.add(module.len - 1).read()) };
-        log::info!("module at {start:?}, {} bytes, {first:#x}..{last:#x}", module.len);
+        log::info!(
+            "module at {start:?}, {} bytes, {first:#x}..{last:#x}",
+            module.len
+        );
         // SAFETY: the module's own memory; it can be written.
         unsafe {
             start.write(!first);
@@ -92,15 +101,33 @@ fn show_store(machine: &Machine) {
     // io/xs_wire.h: req[1024], rsp[1024], req_cons, req_prod, rsp_cons, rsp_prod.
     let indices: [u32; 4] = core::array::from_fn(|n| {
         // SAFETY: within the ring's page.
-        unsafe { machine.store.page.as_ptr().add(2048 + 4 * n).cast::<u32>().read_volatile() }
+        unsafe {
+            machine
+                .store
+                .page
+                .as_ptr()
+                .add(2048 + 4 * n)
+                .cast::<u32>()
+                .read_volatile()
+        }
     });
-    log::info!("store ring at {:?}, port {}, indices {indices:?}", machine.store.page, machine.store.port);
+    log::info!(
+        "store ring at {:?}, port {}, indices {indices:?}",
+        machine.store.page,
+        machine.store.port
+    );
     let table = machine.door.grant_entries();
     let first = table.map(|table| {
         let entry = &table[1];
-        (table.len(), entry.flags.load(core::sync::atomic::Ordering::Relaxed))
+        (
+            table.len(),
+            entry.flags.load(core::sync::atomic::Ordering::Relaxed),
+        )
     });
-    log::info!("grant table (entries, flags of the second): {first:?}, {:?}", machine.door.foreign_region());
+    log::info!(
+        "grant table (entries, flags of the second): {first:?}, {:?}",
+        machine.door.foreign_region()
+    );
 }
 
 fn sleep(machine: &Machine, time: Duration) {
@@ -113,7 +140,11 @@ fn sleep(machine: &Machine, time: Duration) {
         door.block(Some(deadline));
         rounds += 1;
     }
-    log::info!("slept {} us for {}, {rounds} rounds", door.now().since(before).as_micros(), time.as_micros());
+    log::info!(
+        "slept {} us for {}, {rounds} rounds",
+        door.now().since(before).as_micros(),
+        time.as_micros()
+    );
 }
 
 fn fault(address: usize) {
@@ -124,7 +155,11 @@ fn fault(address: usize) {
 #[inline(never)]
 fn overflow(depth: u64) -> u64 {
     let room = black_box([depth; 64]);
-    if black_box(true) { overflow(depth + 1) + room[3] } else { depth }
+    if black_box(true) {
+        overflow(depth + 1) + room[3]
+    } else {
+        depth
+    }
 }
 
 fn exhaust() {
@@ -132,4 +167,25 @@ fn exhaust() {
     loop {
         all.push(alloc::vec![1u8; 100_000]);
     }
+}
+
+/// Takes and touches every page there is, and gives all of them back.
+fn take_all_pages() {
+    const RUN: usize = 64;
+    let before = memory::statistics().free;
+    let mut all = Vec::new();
+    while let Some(run) = memory::allocate_pages(RUN) {
+        for page in 0..RUN {
+            // SAFETY: a fresh page.
+            unsafe { run.add(page * PAGE_SIZE).cast::<usize>().write(page) };
+        }
+        all.push(run);
+    }
+    let (runs, left) = (all.len(), memory::statistics().free);
+    for run in all {
+        // SAFETY: allocated above, as many.
+        unsafe { memory::free_pages(run, RUN) };
+    }
+    let after = memory::statistics().free;
+    log::info!("took {runs} runs, {left} left; free {before} before, {after} after");
 }

@@ -17,7 +17,7 @@ pub fn value<'a>(line: &'a str, key: &str) -> Option<&'a str> {
             let (name, value) = word.split_once('=').unwrap_or((word, ""));
             (name == key).then_some(value)
         })
-        .last()
+        .next_back()
 }
 
 /// The log level that the command line asks for (`log=off|error|warn|info|debug|trace`), or what

@@ -164,7 +164,8 @@ mod tests {
             // SAFETY: zeroed integers are valid; one thread.
             unsafe {
                 while text.len() < most
-                    && (*ring).out_cons.load(Ordering::Relaxed) != (*ring).out_prod.load(Ordering::Relaxed)
+                    && (*ring).out_cons.load(Ordering::Relaxed)
+                        != (*ring).out_prod.load(Ordering::Relaxed)
                 {
                     let at = (*ring).out_cons.fetch_add(1, Ordering::Relaxed);
                     text.push(char::from((*ring).output[at as usize % OUT_BYTES]));
@@ -241,8 +242,8 @@ mod tests {
 
     #[test]
     fn line_ends_are_those_of_terminals() {
-        let mut text = String::new();
-        write!(Lines(|part: &str| text += part), "a\nb{}\n", "c\n").unwrap();
+        let (mut text, line) = (String::new(), "c\n");
+        write!(Lines(|part: &str| text += part), "a\nb{}\n", line).unwrap();
         assert_eq!(text, "a\r\nbc\r\n\r\n");
     }
 }

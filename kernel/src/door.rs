@@ -4,9 +4,7 @@ use crate::cpu::upcall;
 use crate::{grants, hypercall, machine, time, vcpu};
 use bulkhead_xen::abi::grant_table::{EntryV1, GrantCopy, MapGrantRef, UnmapGrantRef};
 use bulkhead_xen::abi::{event_channel, memory, sched};
-use bulkhead_xen::{
-    DomId, Errno, ForeignRegion, Frame, Hypervisor, Instant, Port, VcpuId,
-};
+use bulkhead_xen::{DomId, Errno, ForeignRegion, Frame, Hypervisor, Instant, Port, VcpuId};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
@@ -26,7 +24,11 @@ fn grant_operation<T>(command: u32, batch: &mut [T]) -> Result<(), Errno> {
     // SAFETY: Xen reads and writes the batch, which is borrowed for the call; that what the
     // entries ask for is sound is the contract of the caller's own unsafe methods.
     unsafe {
-        hypercall::grant_table_op(command.into(), batch.as_mut_ptr() as u64, batch.len() as u64)
+        hypercall::grant_table_op(
+            command.into(),
+            batch.as_mut_ptr() as u64,
+            batch.len() as u64,
+        )
     }
     .map(|_| ())
 }
@@ -211,10 +213,9 @@ unsafe impl Hypervisor for Door {
     }
 
     fn now(&self) -> Instant {
-        let info = vcpu::current().info();
+        let here = vcpu::current();
         // SAFETY: this vCPU's own part of the shared page.
-        let (page, tsc) = unsafe { time::sample(&raw const (*info).time, time::counter) };
-        time::instant_at(&page, tsc)
+        let (page, tsc) = unsafe { time::sample(&raw const (*here.info()).time, time::counter) };
+        here.not_before(time::instant_at(&page, tsc))
     }
 }
-

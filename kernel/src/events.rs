@@ -49,12 +49,24 @@ impl Bitmaps {
 
     fn pending(&self, word: usize) -> &AtomicU64 {
         // SAFETY: within the page, aligned, and only ever accessed atomically by both sides.
-        unsafe { AtomicU64::from_ptr((&raw mut (*self.0).evtchn_pending).cast::<u64>().add(word % EVENT_WORDS)) }
+        unsafe {
+            AtomicU64::from_ptr(
+                (&raw mut (*self.0).evtchn_pending)
+                    .cast::<u64>()
+                    .add(word % EVENT_WORDS),
+            )
+        }
     }
 
     fn mask_word(&self, word: usize) -> &AtomicU64 {
         // SAFETY: as above.
-        unsafe { AtomicU64::from_ptr((&raw mut (*self.0).evtchn_mask).cast::<u64>().add(word % EVENT_WORDS)) }
+        unsafe {
+            AtomicU64::from_ptr(
+                (&raw mut (*self.0).evtchn_mask)
+                    .cast::<u64>()
+                    .add(word % EVENT_WORDS),
+            )
+        }
     }
 
     /// Masks every port: none wakes anybody until it is unmasked.
@@ -66,13 +78,17 @@ impl Bitmaps {
 
     /// Masks one port.
     pub fn mask(&self, port: Port) {
-        self.mask_word(port.0 as usize / 64).fetch_or(1 << (port.0 % 64), Ordering::SeqCst);
+        self.mask_word(port.0 as usize / 64)
+            .fetch_or(1 << (port.0 % 64), Ordering::SeqCst);
     }
 
     /// Forgets a notification; true if there was one.
     pub fn clear(&self, port: Port) -> bool {
         let bit = 1 << (port.0 % 64);
-        self.pending(port.0 as usize / 64).fetch_and(!bit, Ordering::SeqCst) & bit != 0
+        self.pending(port.0 as usize / 64)
+            .fetch_and(!bit, Ordering::SeqCst)
+            & bit
+            != 0
     }
 
     /// Takes every pending, unmasked notification among `ports` off the bitmaps and names it.
@@ -99,7 +115,8 @@ impl Bitmaps {
         while words != 0 {
             let word = words.trailing_zeros() as usize;
             words &= words - 1;
-            let ours = ports.0[word].load(Ordering::Relaxed) & !self.mask_word(word).load(Ordering::SeqCst);
+            let ours = ports.0[word].load(Ordering::Relaxed)
+                & !self.mask_word(word).load(Ordering::SeqCst);
             let mut bits = self.pending(word).fetch_and(!ours, Ordering::SeqCst) & ours;
             while bits != 0 {
                 let bit = bits.trailing_zeros();

@@ -57,7 +57,11 @@ fn map() -> Result<u32, Errno> {
     if machine::is_pvh() {
         // From the last to the first, so that the table grows once.
         for index in (0..frames).rev() {
-            add_to_physmap(memory::MAPSPACE_GRANT_TABLE, index.into(), address() + u64::from(index) * PAGE_SIZE as u64)?;
+            add_to_physmap(
+                memory::MAPSPACE_GRANT_TABLE,
+                index.into(),
+                address() + u64::from(index) * PAGE_SIZE as u64,
+            )?;
         }
         return Ok(frames);
     }
@@ -97,7 +101,10 @@ pub fn add_to_physmap(space: u32, index: u64, address: u64) -> Result<(), Errno>
     };
     // SAFETY: callers name addresses without memory behind them.
     unsafe {
-        hypercall::memory_op(memory::ADD_TO_PHYSMAP.into(), hypercall::pointer(&mut request))
+        hypercall::memory_op(
+            memory::ADD_TO_PHYSMAP.into(),
+            hypercall::pointer(&mut request),
+        )
     }
     .map(|_| ())
 }

@@ -151,9 +151,10 @@ pub(crate) fn is_memory(address: u64, len: u64) -> bool {
     FACTS.get().is_some_and(|facts| {
         address >= image
             && !stack_guard().contains(&address)
-            && facts.ram.iter().any(|range| {
-                address >= range.start * page && end <= range.end * page
-            })
+            && facts
+                .ram
+                .iter()
+                .any(|range| address >= range.start * page && end <= range.end * page)
     })
 }
 

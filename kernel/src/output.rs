@@ -95,7 +95,8 @@ fn emit(console: &mut Option<Console>, message: fmt::Arguments<'_>, patience: Du
     };
     let until = uptime_end(patience);
     // The pieces of a message arrive one by one: what they have in common is the patience.
-    let _ = Lines(|text: &str| console.write(text, &mut || wait_for_reader(until))).write_fmt(message);
+    let _ =
+        Lines(|text: &str| console.write(text, &mut || wait_for_reader(until))).write_fmt(message);
     notify();
 }
 
@@ -148,11 +149,6 @@ pub fn read() -> Option<u8> {
     CONSOLE.lock().as_mut()?.read()
 }
 
-/// The console's port.
-pub fn port() -> Port {
-    Port(PORT.load(Ordering::Relaxed))
-}
-
 /// Says something although the domain is about to crash: to the console, even if its lock was
 /// held when that happened, and to Xen's log.
 pub fn last_words(message: fmt::Arguments<'_>) {
@@ -173,10 +169,15 @@ pub fn drain() {
     loop {
         match CONSOLE.try_lock().as_deref() {
             Some(Some(console)) if !console.is_drained() => {}
-            _ => return,
+            _ => break,
         }
         if !wait_for_reader(until) {
-            return;
+            break;
         }
+    }
+    // If anything was lost, that at least is said.
+    if let Some(Some(console)) = CONSOLE.try_lock().as_deref_mut() {
+        console.write("", &mut || false);
+        notify();
     }
 }

@@ -21,7 +21,7 @@ impl fmt::Display for Backtrace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut frame = self.0;
         for _ in 0..DEPTH {
-            if frame % 8 != 0 || !machine::is_memory(frame, 16) {
+            if !frame.is_multiple_of(8) || !machine::is_memory(frame, 16) {
                 break;
             }
             // SAFETY: memory of ours, mapped, aligned.
@@ -62,9 +62,16 @@ pub extern "C" fn exception(frame: &ExceptionFrame) -> ! {
     }
     output::last_words(format_args!(
         "\n  rsp {:#x}, rflags {:#x}, cs {:#x}",
-        frame.rsp, frame.rflags, frame.cs
+        frame.rsp,
+        frame.rflags,
+        // Xen keeps a PV vCPU's upcall mask in the upper half (arch-x86/xen-x86_64.h).
+        frame.cs as u16
     ));
-    for (number, (name, value)) in ExceptionFrame::NAMES.iter().zip(frame.registers).enumerate() {
+    for (number, (name, value)) in ExceptionFrame::NAMES
+        .iter()
+        .zip(frame.registers)
+        .enumerate()
+    {
         let lead = if number % 5 == 0 { "\n  " } else { ", " };
         output::last_words(format_args!("{lead}{name} {value:#x}"));
     }

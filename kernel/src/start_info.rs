@@ -43,7 +43,11 @@ pub enum BadStart {
 impl fmt::Display for BadStart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            BadStart::Magic(found) => write!(f, "start info begins with {found:#x}, not {:#x}", hvm::START_MAGIC),
+            BadStart::Magic(found) => write!(
+                f,
+                "start info begins with {found:#x}, not {:#x}",
+                hvm::START_MAGIC
+            ),
             BadStart::NoMemoryMap => f.write_str("start info has no memory map"),
             BadStart::TooFragmented => f.write_str("the memory map has too many pieces"),
         }
@@ -92,7 +96,11 @@ fn text<const N: usize>(memory: &impl Memory, address: u64) -> heapless::String<
 
 /// A byte of a command line as a character.
 pub fn printable(byte: u8) -> char {
-    if byte.is_ascii() { char::from(byte) } else { '?' }
+    if byte.is_ascii() {
+        char::from(byte)
+    } else {
+        '?'
+    }
 }
 
 /// Reads the start info at `address`.
@@ -133,7 +141,13 @@ pub fn parse(memory: &impl Memory, address: u64) -> Result<PvhStart, BadStart> {
         let module = LoadedModule {
             address: number64(memory, entry + offset_of!(ModuleEntry, paddr) as u64),
             bytes: number64(memory, entry + offset_of!(ModuleEntry, size) as u64),
-            command_line: text(memory, number64(memory, entry + offset_of!(ModuleEntry, cmdline_paddr) as u64)),
+            command_line: text(
+                memory,
+                number64(
+                    memory,
+                    entry + offset_of!(ModuleEntry, cmdline_paddr) as u64,
+                ),
+            ),
         };
         if modules.push(module).is_err() {
             break;
@@ -186,10 +200,13 @@ mod tests {
         }
         image.put(0x1200, b"log=debug \xff\0");
         image.put(0x1280, b"first\0");
-        for (index, (start, bytes, kind)) in
-            [(0u64, 0x100_0800u64, 1u32), (0xfc00_0000, 0x1000, 3), (0x1_0000_0000, 0x4000_0000, 1)]
-                .into_iter()
-                .enumerate()
+        for (index, (start, bytes, kind)) in [
+            (0u64, 0x100_0800u64, 1u32),
+            (0xfc00_0000, 0x1000, 3),
+            (0x1_0000_0000, 0x4000_0000, 1),
+        ]
+        .into_iter()
+        .enumerate()
         {
             let entry = 0x1300 + index * 24;
             image.put(entry, &start.to_le_bytes());
@@ -204,7 +221,10 @@ mod tests {
         let start = parse(&image(), 0x1000).unwrap();
         assert_eq!(start.command_line, "log=debug ?");
         assert_eq!(start.modules.len(), 1);
-        assert_eq!((start.modules[0].address, start.modules[0].bytes), (0x20_0000, 12345));
+        assert_eq!(
+            (start.modules[0].address, start.modules[0].bytes),
+            (0x20_0000, 12345)
+        );
         assert_eq!(start.modules[0].command_line, "first");
         assert_eq!(start.ram, [0..0x1000, 0x10_0000..0x14_0000]);
     }
@@ -213,7 +233,10 @@ mod tests {
     fn what_is_no_start_info_is_refused() {
         let mut wrong = image();
         wrong.put(0x1000, &[1, 2, 3, 4]);
-        assert_eq!(parse(&wrong, 0x1000).unwrap_err(), BadStart::Magic(0x0403_0201));
+        assert_eq!(
+            parse(&wrong, 0x1000).unwrap_err(),
+            BadStart::Magic(0x0403_0201)
+        );
         let mut old = image();
         old.put(0x1004, &[0]);
         assert_eq!(parse(&old, 0x1000).unwrap_err(), BadStart::NoMemoryMap);

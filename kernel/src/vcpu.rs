@@ -2,7 +2,7 @@
 
 use crate::events::PortSet;
 use bulkhead_xen::abi::shared_info::{LEGACY_MAX_VCPUS, VcpuInfo};
-use bulkhead_xen::{Port, VcpuId};
+use bulkhead_xen::{Instant, Port, VcpuId};
 use core::arch::asm;
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
@@ -20,6 +20,8 @@ pub struct Vcpu {
     ipi: AtomicU32,
     /// When its timer fires, in nanoseconds of system time; 0 if it is not set.
     pub armed: AtomicU64,
+    /// The latest time that it has seen.
+    latest: AtomicU64,
 }
 
 /// The first vCPU's state.
@@ -39,6 +41,7 @@ impl Vcpu {
             timer: AtomicU32::new(0),
             ipi: AtomicU32::new(0),
             armed: AtomicU64::new(0),
+            latest: AtomicU64::new(0),
         }
     }
 
@@ -70,6 +73,15 @@ impl Vcpu {
     pub fn set_ports(&self, timer: Port, ipi: Port) {
         self.timer.store(timer.0, Ordering::Relaxed);
         self.ipi.store(ipi.0, Ordering::Release);
+    }
+
+    /// Keeps its clock from going back: Xen's system time differs a little between processors,
+    /// and the vCPU may have been moved to one that is behind.
+    pub fn not_before(&self, time: Instant) -> Instant {
+        // Only this vCPU writes it.
+        let latest = time.max(Instant(self.latest.load(Ordering::Relaxed)));
+        self.latest.store(latest.0, Ordering::Relaxed);
+        latest
     }
 
     /// The port of its timer.

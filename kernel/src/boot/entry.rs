@@ -38,7 +38,6 @@ global_asm!(
     xen_note_number 4, 0                    /* PADDR_OFFSET */
     xen_note_number 1, pv_start             /* ENTRY */
     xen_note_number 2, hypercall_page       /* HYPERCALL_PAGE */
-    xen_note_number 16, 1                   /* MOD_START_PFN: a module need not be mapped */
     xen_note_number 18, pvh_start           /* PHYS32_ENTRY */
     /* As PVH: writable descriptor tables, translated memory, ring 0, upcalls by vector. */
     xen_note_text   10, "writable_descriptor_tables|auto_translated_physmap|supervisor_mode_kernel|hvm_callback_vector"

@@ -8,18 +8,22 @@ pub mod pvh;
 use crate::door::{self, Door};
 use crate::machine::{self, Facts, Machine, Module, Way};
 use crate::memory::layout::{AddressSpace, Ranges, frames_of, subtract};
+use crate::memory::page_table::Image;
 use crate::memory::pages;
 use crate::start_info::{COMMAND_LINE_BYTES, LoadedModule};
 use crate::{command_line, hypercall, output, report, time, vcpu};
+use bulkhead_xen::abi::event_channel;
 use bulkhead_xen::abi::sched::{self, ShutdownReason};
 use bulkhead_xen::abi::shared_info::{LEGACY_MAX_VCPUS, SharedInfo, VcpuInfo};
-use bulkhead_xen::abi::event_channel;
 use bulkhead_xen::{Errno, Port, StoreRing};
+use core::arch::x86_64::__cpuid;
 use core::ptr::NonNull;
 use spin::Once;
 
 unsafe extern "C" {
     static __image_start: u8;
+    static __text_end: u8;
+    static __rodata_end: u8;
     static __image_end: u8;
     /// The time stamp counter at the first instruction.
     static boot_tsc: u64;
@@ -37,6 +41,20 @@ pub(crate) fn image() -> core::ops::Range<u64> {
     &raw const __image_start as u64..&raw const __image_end as u64
 }
 
+/// The parts of the image, and whether the processor can forbid executing some of them.
+fn image_parts() -> Image {
+    let all = image();
+    let (code_end, constants_end) = (&raw const __text_end as u64, &raw const __rodata_end as u64);
+    Image {
+        code: all.start..code_end,
+        constants: code_end..constants_end,
+        guard: machine::stack_guard(),
+        all,
+        // AMD64 Architecture Programmer's Manual volume 3, CPUID function 8000_0001h.
+        no_execute: __cpuid(0x8000_0001).edx & 1 << 20 != 0,
+    }
+}
+
 /// What either way of booting has found and set up before the rest is the same.
 struct Booted {
     way: Way,
@@ -51,7 +69,9 @@ struct Booted {
 /// pointer is null.
 fn free_memory(ram: &Ranges, modules: &[LoadedModule], image: core::ops::Range<u64>) -> Ranges {
     let mut free = ram.clone();
-    let taken = modules.iter().map(|module| frames_of(module.address, module.bytes));
+    let taken = modules
+        .iter()
+        .map(|module| frames_of(module.address, module.bytes));
     for range in taken.chain([0..1, frames_of(image.start, image.end - image.start)]) {
         subtract(&mut free, range).expect("too many pieces of memory");
     }
@@ -59,12 +79,19 @@ fn free_memory(ram: &Ranges, modules: &[LoadedModule], image: core::ops::Range<u
 }
 
 /// # Safety
-/// Called once, with memory mapped, the vCPU registered, and facts that hold.
-unsafe fn set_up_memory(ram: Ranges, free: &Ranges, space: AddressSpace, p2m: Option<machine::P2m>) {
+/// Called once, with what is free mapped, the vCPU registered, and facts that hold. What is free
+/// `later` can be mapped by `pv::populate`.
+unsafe fn set_up_memory(
+    ram: Ranges,
+    free: &Ranges,
+    later: Ranges,
+    space: AddressSpace,
+    p2m: Option<machine::P2m>,
+) {
     let total: u64 = ram.iter().map(|range| range.end - range.start).sum();
     machine::set_facts(Facts { ram, space, p2m });
     // SAFETY: by the contract.
-    unsafe { pages::init(free, total as usize) };
+    unsafe { pages::init(free, later, total as usize) };
 }
 
 /// Everything that is the same on PVH and PV, and `main`.
@@ -154,9 +181,9 @@ fn set_up_events(here: &vcpu::Vcpu) -> Result<(), Errno> {
 
 /// Asks for one vCPU after the other until Xen knows none of that number.
 fn count_vcpus() -> u32 {
-    // SAFETY: takes no argument and changes nothing.
-    let exists = |id: &u32| unsafe { hypercall::vcpu_op(sched::VCPUOP_IS_UP.into(), (*id).into(), 0) }.is_ok();
-    (0..LEGACY_MAX_VCPUS as u32)
-        .take_while(exists)
-        .count() as u32
+    let exists = |id: &u32| {
+        // SAFETY: takes no argument and changes nothing.
+        unsafe { hypercall::vcpu_op(sched::VCPUOP_IS_UP.into(), (*id).into(), 0) }.is_ok()
+    };
+    (0..LEGACY_MAX_VCPUS as u32).take_while(exists).count() as u32
 }

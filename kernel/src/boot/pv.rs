@@ -1,7 +1,7 @@
 //! PV: the builder's page tables, extended to all memory; the rings are named by the start info.
 
 use super::pv_tables::{PageTables, Unmapped};
-use super::{Booted, free_memory, image, run, set_up_memory};
+use super::{Booted, free_memory, image, image_parts, run, set_up_memory};
 use crate::cpu::{exceptions, upcall};
 use crate::machine::{self, P2m, Way};
 use crate::memory::layout::{AddressSpace, Ranges, subtract};
@@ -11,18 +11,25 @@ use crate::vcpu::BOOT_VCPU;
 use crate::{hypercall, output};
 use bulkhead_xen::abi::pv::{
     CALLBACKOP_REGISTER, CALLBACKTYPE_EVENT, CALLBACKTYPE_FAILSAFE, CallbackRegister,
-    FLAT_KERNEL_CS, MACH2PHYS_VIRT_START, SEGBASE_GS_KERNEL, SIF_MOD_START_PFN, StartInfo,
-    TrapInfo, UVMF_INVLPG_ALL,
+    FLAT_KERNEL_CS, MACH2PHYS_VIRT_START, SEGBASE_GS_KERNEL, StartInfo, TrapInfo, UVMF_INVLPG_ALL,
 };
 use bulkhead_xen::{Errno, PAGE_SIZE, Port, VcpuId};
+use core::ops::Range;
 use core::ptr::NonNull;
+use spin::Mutex;
 
 const PAGE: u64 = PAGE_SIZE as u64;
+
+static TABLES: Mutex<Option<PageTables>> = Mutex::new(None);
 
 /// The page frame that a machine frame of ours has (`machine_to_phys_mapping`, xen-x86_64.h).
 pub(super) fn pseudo_physical(mfn: u64) -> u64 {
     // SAFETY: Xen maps the table there for every PV domain, readable; the frame exists.
-    unsafe { (MACH2PHYS_VIRT_START as *const u64).add(mfn as usize).read() }
+    unsafe {
+        (MACH2PHYS_VIRT_START as *const u64)
+            .add(mfn as usize)
+            .read()
+    }
 }
 
 /// Called by the entry code, on our stack and the builder's page tables.
@@ -56,14 +63,20 @@ pub extern "C" fn pv_main(start: *const StartInfo) -> ! {
     let space = AddressSpace::above(start.nr_pages * PAGE, start.nr_pages, false);
     // SAFETY: the builder's tables; free frames are used for nothing else.
     let mut tables = unsafe { PageTables::new(start.pt_base, p2m, &free) };
-    let used = map_memory(&mut tables, start.nr_pages, &space).unwrap_or_else(|error| panic!("{error}"));
-    for frames in used {
+    let mapped =
+        map_memory(&mut tables, start.nr_pages, &space).unwrap_or_else(|error| panic!("{error}"));
+    for frames in tables.used() {
         subtract(&mut free, frames).expect("too many pieces of memory");
     }
-    // SAFETY: all memory is mapped now, but for what is subtracted.
-    unsafe { set_up_memory(ram, &free, space, Some(p2m)) };
+    let mut later = free.clone();
+    subtract(&mut free, mapped..start.nr_pages).expect("too many pieces of memory");
+    subtract(&mut later, 0..mapped).expect("too many pieces of memory");
+    *TABLES.lock() = Some(tables);
+    // SAFETY: what is free is mapped now, and what is not can be populated.
+    unsafe { set_up_memory(ram, &free, later, space, Some(p2m)) };
     // SAFETY: address space set aside for it.
-    unsafe { map_special(space.special, start.shared_info / PAGE) }.expect("cannot map the shared info page");
+    unsafe { map_special(space.special, start.shared_info / PAGE) }
+        .expect("cannot map the shared info page");
     let booted = Booted {
         way: Way::Pv,
         command_line: command_line(start),
@@ -76,10 +89,21 @@ pub extern "C" fn pv_main(start: *const StartInfo) -> ! {
     unsafe { run(booted) }
 }
 
-fn map_memory(tables: &mut PageTables, pages: u64, space: &AddressSpace) -> Result<Ranges, Unmapped> {
-    tables.map_memory(pages)?;
+/// Maps what is to be mapped at boot, and returns where the memory that is mapped ends.
+fn map_memory(tables: &mut PageTables, pages: u64, space: &AddressSpace) -> Result<u64, Unmapped> {
+    let mapped = tables.map_memory(pages)?;
     tables.reserve(space.special..space.end())?;
-    Ok(tables.used())
+    tables.protect(&image_parts())?;
+    Ok(mapped)
+}
+
+/// Maps page frames of ours that were not mapped at boot.
+pub fn populate(frames: Range<u64>) {
+    let mut tables = TABLES.lock();
+    let tables = tables.as_mut().expect("page tables are set up first");
+    if let Err(error) = tables.populate(frames) {
+        panic!("{error}");
+    }
 }
 
 fn command_line(start: &StartInfo) -> heapless::String<COMMAND_LINE_BYTES> {
@@ -87,14 +111,11 @@ fn command_line(start: &StartInfo) -> heapless::String<COMMAND_LINE_BYTES> {
     bytes.map(|byte| printable(*byte)).collect()
 }
 
+/// The module is mapped where `mod_start` says, with its exact length: both because the image has
+/// no MOD_START_PFN note (elfnote.h).
 fn module(start: &StartInfo) -> heapless::Vec<LoadedModule, 8> {
-    let address = if start.flags & SIF_MOD_START_PFN != 0 {
-        start.mod_start * PAGE
-    } else {
-        start.mod_start
-    };
     let module = LoadedModule {
-        address,
+        address: start.mod_start,
         bytes: start.mod_len,
         command_line: heapless::String::new(),
     };
@@ -119,7 +140,10 @@ unsafe fn set_handlers() -> Result<(), Errno> {
     // SAFETY: Xen copies the table and the addresses; the handlers live for ever.
     unsafe {
         hypercall::set_trap_table(table.as_mut_ptr() as u64)?;
-        for (kind, address) in [(CALLBACKTYPE_EVENT, event), (CALLBACKTYPE_FAILSAFE, failsafe)] {
+        for (kind, address) in [
+            (CALLBACKTYPE_EVENT, event),
+            (CALLBACKTYPE_FAILSAFE, failsafe),
+        ] {
             let mut request = CallbackRegister {
                 kind,
                 flags: 0,
@@ -136,8 +160,7 @@ unsafe fn set_handlers() -> Result<(), Errno> {
 /// # Safety
 /// `address` is a page of the special addresses where nothing is mapped.
 pub unsafe fn map_special(address: u64, mfn: u64) -> Result<(), Errno> {
-    let entry = mfn * PAGE | PRESENT | WRITABLE | ACCESSED | DIRTY;
+    let entry = (mfn * PAGE) | PRESENT | WRITABLE | ACCESSED | DIRTY;
     // SAFETY: by the contract; its table is there.
     unsafe { hypercall::update_va_mapping(address, entry, UVMF_INVLPG_ALL) }.map(|_| ())
 }
-

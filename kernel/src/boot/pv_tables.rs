@@ -12,7 +12,7 @@ use crate::hypercall;
 use crate::machine::P2m;
 use crate::memory::layout::Ranges;
 use crate::memory::page_table::{
-    ACCESSED, DIRTY, LARGE_PAGE, PRESENT, USER, WRITABLE, address_of, index,
+    ACCESSED, DIRTY, Image, LARGE_PAGE, PRESENT, USER, WRITABLE, address_of, index,
 };
 use bulkhead_xen::abi::pv::{MMU_NORMAL_PT_UPDATE, MmuUpdate};
 use bulkhead_xen::{DomId, Errno, PAGE_SIZE};
@@ -21,6 +21,9 @@ use core::ops::Range;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 const ENTRIES: u64 = 512;
+
+/// Page frames that are mapped at boot, beyond what the builder has mapped: 32 MiB.
+const AT_BOOT: u64 = 8 << 10;
 
 /// Why memory cannot be mapped.
 #[derive(Clone, Copy, Debug)]
@@ -77,31 +80,49 @@ impl PageTables {
         self.used.clone()
     }
 
-    /// Maps page frames 0 to `pages` at their own addresses, as far as they are not.
-    pub fn map_memory(&mut self, pages: u64) -> Result<(), Unmapped> {
-        let mut pfn = self.first_unmapped(pages);
+    /// Maps page frames at their own addresses, from the first that is not mapped on, and returns
+    /// which are mapped now. Checking an entry costs Xen about as much as everything else we do
+    /// at boot together: of large memories, most is left with empty tables for
+    /// [`populate`](Self::populate).
+    pub fn map_memory(&mut self, all: u64) -> Result<u64, Unmapped> {
+        let mut pfn = self.first_unmapped(all);
         self.mapped = pfn;
         self.waiting = pfn;
+        // Enough for the tables of the rest, too.
+        let now = AT_BOOT.max(all.saturating_sub(pfn) / ENTRIES * 2);
+        let pages = (pfn + now).next_multiple_of(ENTRIES).min(all);
+        // The builder's last table may have room left: it is in use and cannot be replaced.
+        while pfn < pages && !pfn.is_multiple_of(ENTRIES) {
+            let (place, _) = self.entry(pfn * PAGE, 1).ok_or(Unmapped::Hole(pfn))?;
+            let memory = self.memory(pfn);
+            self.update(place, memory)?;
+            pfn += 1;
+            self.waiting = pfn;
+        }
         while pfn < pages {
             let table = self.take_frame()?;
-            let first = pfn / ENTRIES * ENTRIES;
-            let fill = |slot: u64| {
-                // A table that the builder began is never replaced: it ends at a table's end.
-                let frame = first + slot;
-                if frame >= pages {
-                    return 0;
-                }
-                self.p2m.machine_frame(frame).map_or(0, |mfn| {
-                    mfn * PAGE | PRESENT | WRITABLE | ACCESSED | DIRTY
-                })
-            };
+            let first = pfn;
             for slot in 0..ENTRIES {
+                let frame = first + slot;
+                let entry = if frame < pages { self.memory(frame) } else { 0 };
                 // SAFETY: an own frame, mapped writable, that nobody uses.
-                unsafe { ((table * PAGE) as *mut u64).add(slot as usize).write(fill(slot)) };
+                unsafe { ((table * PAGE) as *mut u64).add(slot as usize).write(entry) };
             }
             self.enter(table, first * PAGE, 1)?;
             pfn = first + ENTRIES;
             self.waiting = pfn.min(pages);
+        }
+        self.flush()?;
+        self.reserve(pages * PAGE..all * PAGE)?;
+        Ok(pages)
+    }
+
+    /// Maps page frames that have empty tables at their own addresses.
+    pub fn populate(&mut self, frames: Range<u64>) -> Result<(), Unmapped> {
+        for pfn in frames {
+            let (place, _) = self.entry(pfn * PAGE, 1).ok_or(Unmapped::Hole(pfn))?;
+            let memory = self.memory(pfn);
+            self.update(place, memory)?;
         }
         self.flush()
     }
@@ -111,6 +132,24 @@ impl PageTables {
         for address in addresses.step_by(LARGE_PAGE as usize) {
             let table = self.take_empty()?;
             self.enter(table, address, 1)?;
+        }
+        self.flush()
+    }
+
+    /// Lets each page of the image be used for what it is only, and unmaps null and the page below
+    /// the stack.
+    pub fn protect(&mut self, image: &Image) -> Result<(), Unmapped> {
+        for address in core::iter::once(0).chain(image.pages()) {
+            let (place, old) = self
+                .entry(address, 1)
+                .ok_or(Unmapped::Hole(address / PAGE))?;
+            let new = image.entry(address);
+            let entry = if new & PRESENT == 0 {
+                0
+            } else {
+                new - address + address_of(old)
+            };
+            self.update(place, entry)?;
         }
         self.flush()
     }
@@ -126,7 +165,8 @@ impl PageTables {
     }
 
     fn is_mapped(&self, address: u64) -> bool {
-        self.entry(address, 1).is_some_and(|(_, entry)| entry & PRESENT != 0)
+        self.entry(address, 1)
+            .is_some_and(|(_, entry)| entry & PRESENT != 0)
     }
 
     /// The entry of level `level` for an address: its own address, and its value. `None` if a
@@ -151,7 +191,10 @@ impl PageTables {
 
     /// The machine address of something at a pseudo-physical one.
     fn machine_address(&self, address: u64) -> Result<u64, Unmapped> {
-        let mfn = self.p2m.machine_frame(address / PAGE).ok_or(Unmapped::Hole(address / PAGE))?;
+        let mfn = self
+            .p2m
+            .machine_frame(address / PAGE)
+            .ok_or(Unmapped::Hole(address / PAGE))?;
         Ok(mfn * PAGE + address % PAGE)
     }
 
@@ -166,7 +209,10 @@ impl PageTables {
         self.free[index].start += 1;
         match self.used.last_mut() {
             Some(range) if range.end == frame => range.end += 1,
-            _ => self.used.push(frame..frame + 1).map_err(|_| Unmapped::NoTables)?,
+            _ => self
+                .used
+                .push(frame..frame + 1)
+                .map_err(|_| Unmapped::NoTables)?,
         }
         Ok(frame)
     }
@@ -195,21 +241,31 @@ impl PageTables {
                 self.entry(address, level + 1).ok_or(Unmapped::NoTables)?.0
             }
         };
-        let mfn = self.machine_address(table * PAGE)?;
+        let machine = self.machine_address(table * PAGE)?;
         let (own, _) = self.entry(table * PAGE, 1).ok_or(Unmapped::NoTables)?;
-        if self.batch.len() + 2 > self.batch.capacity() {
+        self.update(own, machine | PRESENT | ACCESSED)?;
+        self.update(
+            place,
+            machine | PRESENT | WRITABLE | USER | ACCESSED | DIRTY,
+        )
+    }
+
+    /// The entry that maps a frame of memory; nothing if there is none behind it.
+    fn memory(&self, pfn: u64) -> u64 {
+        self.p2m.machine_frame(pfn).map_or(0, |mfn| {
+            (mfn * PAGE) | PRESENT | WRITABLE | ACCESSED | DIRTY
+        })
+    }
+
+    /// Adds one update to the batch: the entry at `place` gets a new value.
+    fn update(&mut self, place: u64, entry: u64) -> Result<(), Unmapped> {
+        if self.batch.is_full() {
             self.flush()?;
         }
-        let read_only = MmuUpdate {
-            ptr: self.machine_address(own)? | MMU_NORMAL_PT_UPDATE,
-            val: mfn | PRESENT | ACCESSED,
-        };
-        let entered = MmuUpdate {
-            ptr: self.machine_address(place)? | MMU_NORMAL_PT_UPDATE,
-            val: mfn | PRESENT | WRITABLE | USER | ACCESSED | DIRTY,
-        };
-        self.batch.extend([read_only, entered]);
-        Ok(())
+        let ptr = self.machine_address(place)? | MMU_NORMAL_PT_UPDATE;
+        self.batch
+            .push(MmuUpdate { ptr, val: entry })
+            .map_err(|_| Unmapped::NoTables)
     }
 
     /// Sends what is waiting to Xen.

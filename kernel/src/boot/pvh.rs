@@ -1,10 +1,10 @@
 //! PVH: our own page tables and processor tables; the rings are found by asking Xen.
 
-use super::{Booted, entry, free_memory, image, run, set_up_memory};
+use super::{Booted, entry, free_memory, image, image_parts, run, set_up_memory};
 use crate::cpu::pvh::{self as cpu, BOOT_TABLES};
 use crate::cpu::upcall::UPCALL_VECTOR;
 use crate::machine::{self, Way};
-use crate::memory::layout::AddressSpace;
+use crate::memory::layout::{AddressSpace, Ranges};
 use crate::memory::{page_table, pages};
 use crate::start_info::{self, Memory};
 use crate::vcpu::BOOT_VCPU;
@@ -27,8 +27,6 @@ unsafe extern "C" {
     static mut boot_pd: [u64; 4 * 512];
     static mut boot_pt0: [u64; 512];
     static hypercall_page: u8;
-    static __text_end: u8;
-    static __rodata_end: u8;
 }
 
 /// Physical memory as the boot page tables show it.
@@ -68,13 +66,17 @@ pub extern "C" fn pvh_main(start: u64) -> ! {
     // SAFETY: once, with what the builder has told us; memory above 4 GiB is mapped right after,
     // and the allocator, which takes the lowest pages first, has a map of its own below that.
     unsafe {
-        set_up_memory(found.ram, &free, space, None);
+        set_up_memory(found.ram, &free, Ranges::new(), space, None);
         protect_image();
         map_above_4g(space.end());
     }
-    grants::add_to_physmap(MAPSPACE_SHARED_INFO, 0, space.special).expect("cannot map the shared info page");
-    set_param(Param::CallbackIrq, CALLBACK_TYPE_VECTOR | u64::from(UPCALL_VECTOR))
-        .expect("cannot set the upcall vector");
+    grants::add_to_physmap(MAPSPACE_SHARED_INFO, 0, space.special)
+        .expect("cannot map the shared info page");
+    set_param(
+        Param::CallbackIrq,
+        CALLBACK_TYPE_VECTOR | u64::from(UPCALL_VECTOR),
+    )
+    .expect("cannot set the upcall vector");
     let booted = Booted {
         way: Way::Pvh,
         command_line: found.command_line,
@@ -114,7 +116,8 @@ fn param(which: Param) -> u64 {
         value: 0,
     };
     // SAFETY: Xen writes the value into the request.
-    let result = unsafe { hypercall::hvm_op(HVMOP_GET_PARAM.into(), hypercall::pointer(&mut request)) };
+    let result =
+        unsafe { hypercall::hvm_op(HVMOP_GET_PARAM.into(), hypercall::pointer(&mut request)) };
     match result {
         Ok(_) => request.value,
         Err(error) => panic!("cannot read {which:?}: {error}"),
@@ -129,7 +132,8 @@ fn set_param(which: Param, value: u64) -> Result<(), Errno> {
         value,
     };
     // SAFETY: Xen reads the request.
-    unsafe { hypercall::hvm_op(HVMOP_SET_PARAM.into(), hypercall::pointer(&mut request)) }.map(|_| ())
+    unsafe { hypercall::hvm_op(HVMOP_SET_PARAM.into(), hypercall::pointer(&mut request)) }
+        .map(|_| ())
 }
 
 /// Replaces the first large page by small ones, so that code cannot be written, data cannot be
@@ -138,20 +142,11 @@ fn set_param(which: Param, value: u64) -> Result<(), Errno> {
 /// # Safety
 /// Once, on the boot page tables.
 unsafe fn protect_image() {
-    // SAFETY: CPUID says whether EFER has the bit; the entry code left the rest as it is to be.
-    let no_execute = unsafe {
-        let supported = __cpuid(0x8000_0001).edx & 1 << 20 != 0;
-        if supported {
-            cpu::write_msr(MSR_EFER, cpu::read_msr(MSR_EFER) | EFER_NXE);
-        }
-        supported
-    };
-    let image = page_table::Image {
-        code: image().start..&raw const __text_end as u64,
-        constants: &raw const __text_end as u64..&raw const __rodata_end as u64,
-        guard: machine::stack_guard(),
-        no_execute,
-    };
+    let image = image_parts();
+    if image.no_execute {
+        // SAFETY: the processor has the bit; the entry code left the rest as it is to be.
+        unsafe { cpu::write_msr(MSR_EFER, cpu::read_msr(MSR_EFER) | EFER_NXE) };
+    }
     // SAFETY: nobody else writes the tables; entries change to ones that still let everything
     // running go on.
     unsafe {
@@ -161,7 +156,8 @@ unsafe fn protect_image() {
         }
         let large = &raw mut boot_pd;
         for page in 1..4 * 512 {
-            (*large)[page] = page_table::large(page as u64 * page_table::LARGE_PAGE, no_execute);
+            (*large)[page] =
+                page_table::large(page as u64 * page_table::LARGE_PAGE, image.no_execute);
         }
         (*large)[0] = page_table::table(small as u64);
         flush();
@@ -183,10 +179,14 @@ unsafe fn map_above_4g(end: u64) {
         for page in 0..512 {
             let address = gib * page_table::GIB + page * page_table::LARGE_PAGE;
             // SAFETY: a fresh page, mapped below 4 GiB.
-            unsafe { entries.add(page as usize).write(page_table::large(address, no_execute)) };
+            unsafe {
+                entries
+                    .add(page as usize)
+                    .write(page_table::large(address, no_execute))
+            };
         }
         // SAFETY: nobody else writes the table; the entry was empty.
-        unsafe { (*(&raw mut boot_pdpt))[gib as usize] = page_table::table(table.as_ptr() as u64) };
+        unsafe { boot_pdpt[gib as usize] = page_table::table(table.as_ptr() as u64) };
     }
 }
 
@@ -196,4 +196,4 @@ unsafe fn flush() {
     unsafe { asm!("mov {0}, cr3", "mov cr3, {0}", out(reg) _, options(nostack)) };
 }
 
-const _: () = assert!(entry::STACK_BYTES % PAGE_SIZE == 0);
+const _: () = assert!(entry::STACK_BYTES.is_multiple_of(PAGE_SIZE));

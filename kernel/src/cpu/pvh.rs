@@ -86,7 +86,7 @@ pub static BOOT_TABLES: CpuTables = CpuTables::new();
 
 impl CpuTables {
     /// Empty tables.
-    pub const fn new() -> Self {
+    const fn new() -> Self {
         CpuTables(UnsafeCell::new(Tables {
             exception_stack: [0; EXCEPTION_STACK],
             double_fault_stack: [0; EXCEPTION_STACK],
@@ -163,7 +163,11 @@ pub unsafe fn fill_idt() {
     // SAFETY: by the contract, nothing else accesses it yet.
     let idt = unsafe { &mut *IDT.0.get() };
     for (vector, gate) in idt.iter_mut().enumerate().take(VECTORS) {
-        let ist = if vector == 8 { IST_DOUBLE_FAULT } else { IST_EXCEPTION };
+        let ist = if vector == 8 {
+            IST_DOUBLE_FAULT
+        } else {
+            IST_EXCEPTION
+        };
         *gate = Gate::interrupt(exceptions::pvh_entry(vector), ist);
     }
     let upcall = pvh_upcall as unsafe extern "C" fn();

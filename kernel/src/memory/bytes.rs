@@ -261,15 +261,15 @@ mod tests {
         let pattern = pattern();
         for count in 0..=200 {
             for from in 90..=110 {
-                for to in [0, 1, 15, 16, 63, 64, 85, 90, 95, 99, 100, 101, 116, 127, 163, 164, 190] {
+                for to in [
+                    0, 1, 15, 16, 63, 64, 85, 90, 95, 99, 100, 101, 116, 127, 163, 164, 190,
+                ] {
                     let mut expected = pattern.clone();
                     expected.copy_within(from..from + count, to);
                     let mut actual = pattern.clone();
                     let start = actual.as_mut_ptr();
                     // SAFETY: both runs lie within the vector.
-                    let result = unsafe {
-                        bulkhead_memmove(start.add(to), start.add(from), count)
-                    };
+                    let result = unsafe { bulkhead_memmove(start.add(to), start.add(from), count) };
                     // SAFETY: within the vector.
                     assert_eq!(result, unsafe { start.add(to) });
                     assert!(actual == expected, "count {count}, {from} to {to}");

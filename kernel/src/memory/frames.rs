@@ -68,7 +68,8 @@ impl<'a> Frames<'a> {
             return;
         }
         assert!(
-            run.end <= self.words.len() * BITS && self.next_free(run.start).is_none_or(|next| next >= run.end),
+            run.end <= self.words.len() * BITS
+                && self.next_free(run.start).is_none_or(|next| next >= run.end),
             "frames {run:?} freed twice or unknown"
         );
         self.lowest = self.lowest.min(run.start / BITS);

@@ -40,7 +40,13 @@ pub fn table(address: u64) -> u64 {
 
 /// An entry for 2 MiB of data.
 pub fn large(address: u64, no_execute: bool) -> u64 {
-    address | PRESENT | WRITABLE | ACCESSED | DIRTY | LARGE | if no_execute { NO_EXECUTE } else { 0 }
+    address
+        | PRESENT
+        | WRITABLE
+        | ACCESSED
+        | DIRTY
+        | LARGE
+        | if no_execute { NO_EXECUTE } else { 0 }
 }
 
 /// What of the image is where.
@@ -52,11 +58,18 @@ pub struct Image {
     pub constants: Range<u64>,
     /// The page below the stack: not there.
     pub guard: Range<u64>,
+    /// All of it: what is none of the above is data.
+    pub all: Range<u64>,
     /// Whether the processor can forbid execution.
     pub no_execute: bool,
 }
 
 impl Image {
+    /// The address of each page.
+    pub fn pages(&self) -> impl Iterator<Item = u64> + use<> {
+        self.all.clone().step_by(PAGE_SIZE)
+    }
+
     /// The entry for one small page of the domain's memory, mapped at its own address.
     pub fn entry(&self, page: u64) -> u64 {
         if page < PAGE_SIZE as u64 || self.guard.contains(&page) {
@@ -82,7 +95,10 @@ mod tests {
     #[test]
     fn an_address_goes_through_four_tables() {
         let address = (3 << 39) | (5 << 30) | (7 << 21) | (11 << 12) | 0x123;
-        assert_eq!([4, 3, 2, 1].map(|level| index(address, level)), [3, 5, 7, 11]);
+        assert_eq!(
+            [4, 3, 2, 1].map(|level| index(address, level)),
+            [3, 5, 7, 11]
+        );
     }
 
     #[test]
@@ -99,13 +115,19 @@ mod tests {
             code: 0x10_0000..0x11_0000,
             constants: 0x11_0000..0x11_4000,
             guard: 0x11_5000..0x11_6000,
+            all: 0x10_0000..0x12_0000,
             no_execute: true,
         };
         let rights = |page| {
             let entry = image.entry(page);
             assert!(entry == 0 || address_of(entry) == page);
-            (entry & PRESENT != 0, entry & WRITABLE != 0, entry & NO_EXECUTE == 0)
+            (
+                entry & PRESENT != 0,
+                entry & WRITABLE != 0,
+                entry & NO_EXECUTE == 0,
+            )
         };
+        assert_eq!(image.pages().count(), 0x20);
         assert_eq!(rights(0), (false, false, true), "null");
         assert_eq!(rights(0x10_0000), (true, false, true), "code");
         assert_eq!(rights(0x10_f000), (true, false, true), "code");

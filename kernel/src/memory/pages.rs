@@ -1,5 +1,5 @@
-//! The domain's free pages. All memory is mapped at its own (pseudo-)physical address, so a page
-//! is its address.
+//! The domain's free pages. Memory is mapped at its own (pseudo-)physical address, so a page is its
+//! address.
 
 use super::frames::Frames;
 use super::layout::Ranges;
@@ -9,8 +9,13 @@ use spin::Mutex;
 
 struct Pages {
     frames: Frames<'static>,
+    /// Free, but not mapped yet (PV only).
+    unmapped: Ranges,
     total: usize,
 }
+
+/// Page frames that are mapped at a time: 4 MiB.
+const CHUNK: u64 = 1024;
 
 static PAGES: Mutex<Option<Pages>> = Mutex::new(None);
 
@@ -23,12 +28,14 @@ pub struct MemoryStatistics {
     pub free: usize,
 }
 
-/// Puts the free ranges to use.
+/// Puts the free ranges to use: those that are mapped, and those that are to be mapped when they
+/// are needed.
 ///
 /// # Safety
-/// The ranges are mapped at their own addresses, writable, and nothing else uses them.
-pub unsafe fn init(free: &Ranges, total_pages: usize) {
-    let end = free.iter().map(|range| range.end).max().unwrap_or(0) as usize;
+/// Nothing else uses either of them. The first are mapped at their own addresses, writable.
+pub unsafe fn init(free: &Ranges, unmapped: Ranges, total_pages: usize) {
+    let all = free.iter().chain(&unmapped);
+    let end = all.map(|range| range.end).max().unwrap_or(0) as usize;
     let words = Frames::words_for(end);
     let bitmap_pages = (words * size_of::<u64>()).div_ceil(PAGE_SIZE) as u64;
     let home = free
@@ -48,6 +55,7 @@ pub unsafe fn init(free: &Ranges, total_pages: usize) {
     }
     *PAGES.lock() = Some(Pages {
         frames,
+        unmapped,
         total: total_pages,
     });
 }
@@ -55,8 +63,35 @@ pub unsafe fn init(free: &Ranges, total_pages: usize) {
 /// Takes `count` pages in a row; their contents are undefined.
 pub fn allocate_pages(count: usize) -> Option<NonNull<u8>> {
     let mut pages = PAGES.lock();
-    let first = pages.as_mut()?.frames.allocate(count, 1)?;
-    NonNull::new((first * PAGE_SIZE) as *mut u8)
+    let pages = pages.as_mut()?;
+    loop {
+        if let Some(first) = pages.frames.allocate(count, 1) {
+            return NonNull::new((first * PAGE_SIZE) as *mut u8);
+        }
+        pages.map_more(count as u64)?;
+    }
+}
+
+impl Pages {
+    /// Maps some more memory, at least `count` pages if the next range has as many.
+    fn map_more(&mut self, count: u64) -> Option<()> {
+        let range = self.unmapped.iter_mut().find(|range| !range.is_empty())?;
+        let end = range.end.min(range.start + count.max(CHUNK));
+        let chunk = core::mem::replace(&mut range.start, end)..end;
+        crate::boot::pv::populate(chunk.clone());
+        self.frames
+            .release(chunk.start as usize..chunk.end as usize);
+        Some(())
+    }
+
+    fn free(&self) -> usize {
+        let unmapped: u64 = self
+            .unmapped
+            .iter()
+            .map(|range| range.end - range.start)
+            .sum();
+        self.frames.free_frames() + unmapped as usize
+    }
 }
 
 /// Gives pages back.
@@ -72,8 +107,13 @@ pub unsafe fn free_pages(first: NonNull<u8>, count: usize) {
 
 /// How much memory there is.
 pub fn statistics() -> MemoryStatistics {
-    PAGES.lock().as_ref().map_or(MemoryStatistics { total: 0, free: 0 }, |pages| MemoryStatistics {
-        total: pages.total * PAGE_SIZE,
-        free: pages.frames.free_frames() * PAGE_SIZE,
-    })
+    PAGES
+        .lock()
+        .as_ref()
+        .map_or(MemoryStatistics { total: 0, free: 0 }, |pages| {
+            MemoryStatistics {
+                total: pages.total * PAGE_SIZE,
+                free: pages.free() * PAGE_SIZE,
+            }
+        })
 }

@@ -123,6 +123,11 @@ impl<'w> Frontend<'w> {
         self.world.error(&self.vbd)
     }
 
+    /// Whether it has made a ring.
+    pub fn is_prepared(&self) -> bool {
+        self.link.is_some()
+    }
+
     /// The connection.
     pub fn link(&mut self) -> &mut Link {
         self.link.as_mut().expect("a ring was prepared")
@@ -181,6 +186,7 @@ impl<'w> Frontend<'w> {
         let gone = self.vbd.backend_gone(&self.world.sim.store());
         assert!(gone, "libxl waits for the directory to vanish");
         toolstack::finish_detach(&mut self.world.sim.store(), &self.vbd);
+        self.world.forget_late_disks();
         self.world.run();
     }
 

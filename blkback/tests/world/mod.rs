@@ -58,6 +58,7 @@ pub struct World {
     /// Whether the backend has given up.
     ended: Rc<Cell<bool>>,
     before: Before,
+    late: LateDisks,
     // Dropped in this order: tasks use the images.
     executor: RefCell<Executor<SimDoor>>,
     _ramdisk: Ramdisk,
@@ -87,14 +88,18 @@ pub struct Setup {
     pub damage: Option<usize>,
 }
 
-/// The devices behind the disks that answer late, in the order in which they were opened.
+/// The device behind the last disk that answers late, until a disk is detached: this keeps the
+/// image open, too.
 #[derive(Clone, Default)]
-pub struct LateDisks(Rc<RefCell<Vec<Delayed>>>);
+pub struct LateDisks(Rc<RefCell<Option<Delayed>>>);
 
 impl LateDisks {
-    /// The one that was opened last.
     pub fn last(&self) -> Delayed {
-        self.0.borrow().last().expect("a disk is attached").clone()
+        self.0.borrow().clone().expect("a disk is attached")
+    }
+
+    pub fn forget(&self) {
+        self.0.take();
     }
 }
 
@@ -169,6 +174,7 @@ impl World {
                 region: 0,
                 mappings: 0,
             },
+            late: LateDisks::default(),
             executor: RefCell::new(executor),
             _ramdisk: ramdisk,
         };
@@ -187,14 +193,16 @@ impl World {
                 return device;
             }
             let delayed = Delayed::new(device);
-            seen.0.borrow_mut().push(delayed.clone());
+            seen.0.replace(Some(delayed.clone()));
             Arc::new(delayed)
         });
         let setup = Setup {
             layer: Some(layer),
             ..Setup::default()
         };
-        (World::with(setup), late)
+        let mut world = World::with(setup);
+        world.late = late.clone();
+        (world, late)
     }
 
     /// Lets everyone do what there is to do, until nothing moves any more. Answers whether
@@ -263,6 +271,7 @@ impl World {
     /// Ends a guest as `xl destroy` does.
     pub fn destroy(&self, guest: DomId, vbds: &[&Vbd]) {
         self.sim.destroy_domain(guest);
+        self.late.forget();
         for vbd in vbds {
             toolstack::force_detach(&mut self.sim.store(), vbd);
         }
@@ -274,6 +283,11 @@ impl World {
         }
         toolstack::remove_domain(&mut self.sim.store(), guest);
         self.run();
+    }
+
+    /// The devices of detached disks are no more.
+    pub fn forget_late_disks(&self) {
+        self.late.forget();
     }
 
     fn held(&self) -> Before {

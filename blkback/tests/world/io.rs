@@ -210,6 +210,12 @@ impl Link {
         (indirect.expect("not too many segments"), pages)
     }
 
+    /// The grants of all pages that requests without an answer are about.
+    pub fn data_refs(&self) -> Vec<GrantRef> {
+        let pages = self.pending.values().flat_map(|pending| &pending.pages);
+        pages.map(Page::gref).collect()
+    }
+
     /// How many requests have no answer yet.
     pub fn outstanding(&self) -> usize {
         self.pending.len()

@@ -1,0 +1,306 @@
+//! Frontends and a xenstore that change things at the worst moment.
+
+mod world;
+
+use bulkhead_blkback::vbd::state::XenbusState;
+use bulkhead_ring::blkif::Status;
+use bulkhead_ring::{Index, RingMemory, SharedPages};
+use bulkhead_xen::sim::xenstore::{owned_by, toolstack};
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+use world::{Bystander, Frontend, Guest, IMAGE_SIZE, World, content};
+
+/// Lets xenstored answer one request at a time, `turns` times.
+fn slowly(world: &World, turns: usize) {
+    world.sim.store().faults.requests_per_step = Some(1);
+    for _ in 0..turns {
+        world.step(true);
+        world.step(false);
+    }
+    world.sim.store().faults.requests_per_step = None;
+}
+
+/// Whatever happened to a disk, libxl takes it away.
+fn force_away(mut disk: Frontend<'_>) {
+    let world = disk.world;
+    world.run();
+    toolstack::force_detach(&mut world.sim.store(), &disk.vbd);
+    world.wait(Duration::from_secs(1));
+    assert!(disk.vbd.backend_gone(&world.sim.store()));
+    toolstack::finish_detach(&mut world.sim.store(), &disk.vbd);
+    world.run();
+    if disk.is_prepared() {
+        disk.take_down();
+    }
+}
+
+#[test]
+fn nodes_that_vanish_between_two_reads() {
+    let world = World::new();
+    let mut other = Bystander::new(&world);
+    let guest = Guest::new(&world);
+    for node in ["ring-ref", "event-channel", "protocol", "state"] {
+        for turns in 0..25 {
+            let mut disk = guest.attach("xvda", "ram:disk0");
+            disk.prepare();
+            disk.publish();
+            disk.say(XenbusState::Initialised);
+            slowly(&world, turns);
+            disk.remove_node(node);
+            force_away(disk);
+        }
+        other.io();
+    }
+    other.leave();
+    world.nothing_left();
+}
+
+#[test]
+fn nodes_that_are_closed_to_the_backend_between_two_reads() {
+    let world = World::new();
+    let mut other = Bystander::new(&world);
+    let guest = Guest::new(&world);
+    for node in ["", "/ring-ref", "/state"] {
+        for turns in 0..25 {
+            let mut disk = guest.attach("xvda", "ram:disk0");
+            disk.prepare();
+            disk.publish();
+            disk.say(XenbusState::Initialised);
+            slowly(&world, turns);
+            let path = disk.vbd.frontend_path() + node;
+            let id = guest.domain.id();
+            let mut store = world.sim.store();
+            let closed = store
+                .as_domain(id)
+                .set_permissions(&path, &owned_by(id, &[]));
+            closed.expect("a guest decides who reads its nodes");
+            drop(store);
+            force_away(disk);
+        }
+        other.io();
+    }
+    other.leave();
+    world.nothing_left();
+}
+
+#[test]
+fn the_backends_directory_vanishes_at_every_point() {
+    let world = World::new();
+    let mut other = Bystander::new(&world);
+    let guest = Guest::new(&world);
+    for turns in 0..60 {
+        let mut disk = guest.attach_unseen("xvda", &toolstack::Disk::new("ram:disk0"));
+        disk.prepare();
+        disk.publish();
+        disk.say(XenbusState::Initialised);
+        slowly(&world, turns);
+        toolstack::finish_detach(&mut world.sim.store(), &disk.vbd);
+        world.wait(Duration::from_secs(1));
+        assert_eq!(disk.backend(), None, "nobody makes it again");
+        disk.take_down();
+        if turns % 10 == 0 {
+            other.io();
+        }
+    }
+    other.leave();
+    world.nothing_left();
+}
+
+#[test]
+fn grants_revoked_before_their_sweep() {
+    let world = World::new();
+    let mut other = Bystander::new(&world);
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvda", "ram:disk0").connected();
+    for number in 0..10 {
+        disk.link().push_read(number * 8, 8);
+    }
+    let revoked: Vec<_> = disk.link().data_refs().into_iter().step_by(2).collect();
+    for gref in &revoked {
+        guest.domain.revoke(*gref);
+    }
+    let answers = disk.exchange();
+    let failed = answers.iter().filter(|a| a.status == Status::Error).count();
+    assert_eq!((answers.len(), failed), (10, 5));
+    other.io();
+    disk.detach();
+    other.leave();
+    world.nothing_left();
+}
+
+#[test]
+fn grants_revoked_in_mid_request() {
+    let (world, late) = World::with_late_disks();
+    let mut other = Bystander::new(&world);
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvdd", "ram:disk0").connected();
+    for number in 0..10 {
+        disk.link().push_read(number * 8, 8);
+    }
+    disk.exchange();
+    // What is mapped stays mapped, whatever the guest's table says.
+    for gref in disk.link().data_refs() {
+        guest.domain.revoke(gref);
+    }
+    for gref in disk.link().ring_refs() {
+        guest.domain.revoke(gref);
+    }
+    late.last().release_backwards();
+    world.run();
+    let answers = disk.link().collect();
+    assert_eq!(answers.len(), 10);
+    assert!(answers.iter().all(|answer| answer.status == Status::Okay));
+    assert_eq!(late.last().held(), 0);
+    other.io();
+    disk.detach();
+    other.leave();
+    world.nothing_left();
+}
+
+#[test]
+fn a_storm_of_watch_events_drowns_nobody() {
+    let world = World::new();
+    let mut other = Bystander::new(&world);
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvda", "ram:disk0").connected();
+    for round in 0..200 {
+        for number in 0..50 {
+            disk.write_node(&format!("rubbish-{number}"), round.to_string());
+            disk.say(XenbusState::Connected);
+        }
+        world.sim.store().fire_spuriously(world.storage.id());
+        world.step(false);
+        world.step(true);
+        if round % 20 == 0 {
+            other.io();
+        }
+    }
+    other.io();
+    assert!(disk.read(0, 8) == content(0, IMAGE_SIZE)[..4096]);
+    disk.detach();
+    other.leave();
+    world.nothing_left();
+}
+
+#[test]
+fn a_xenstored_that_is_slow_and_full_of_conflicts_loses_no_disk() {
+    let world = World::new();
+    let mut other = Bystander::new(&world);
+    {
+        let mut store = world.sim.store();
+        store.faults.requests_per_step = Some(1);
+        store.faults.reverse_replies = true;
+    }
+    for round in 0..10 {
+        let guests: Vec<_> = (0..5).map(|_| Guest::with_memory(&world, 128)).collect();
+        world.sim.store().faults.conflicts = 40;
+        let mut disks = Vec::new();
+        for (number, guest) in guests.iter().enumerate() {
+            let disk = toolstack::Disk::new(&format!("ram:disk{number}"));
+            disks.push(guest.attach_unseen("xvda", &disk));
+            slowly(&world, round);
+        }
+        world.run();
+        for disk in &mut disks {
+            assert_eq!(disk.backend(), Some(XenbusState::InitWait));
+            disk.prepare();
+            disk.publish();
+            disk.say(XenbusState::Initialised);
+            slowly(&world, round);
+        }
+        world.sim.store().faults.conflicts = 40;
+        world.run();
+        for (number, disk) in disks.iter_mut().enumerate() {
+            assert_eq!(disk.backend(), Some(XenbusState::Connected));
+            disk.go(XenbusState::Connected);
+            let read = disk.read(200, 8);
+            assert!(read == content(number as u64, IMAGE_SIZE)[200 * 512..208 * 512]);
+            toolstack::request_detach(&mut world.sim.store(), &disk.vbd);
+            disk.say(XenbusState::Closing);
+        }
+        slowly(&world, round);
+        world.sim.store().faults.conflicts = 40;
+        for disk in &mut disks {
+            disk.say(XenbusState::Closed);
+        }
+        world.run();
+        other.io();
+        for mut disk in disks {
+            disk.take_down();
+            disk.finish_detach();
+        }
+    }
+    other.leave();
+    world.nothing_left();
+}
+
+#[test]
+fn a_store_without_room_for_more_nodes_costs_the_new_disk_alone() {
+    let world = World::new();
+    let mut other = Bystander::new(&world);
+    let guest = Guest::new(&world);
+    let owned = world.sim.store().node_count(world.storage.id());
+    world.sim.store().quotas.nodes = owned + 14;
+    let disk = guest.attach("xvda", "ram:disk0");
+    other.io();
+    let refused = |line: &String| line.starts_with("ERROR") && line.contains("ENOSPC");
+    assert!(
+        world.journal().iter().any(refused),
+        "{:#?}",
+        world.journal()
+    );
+    world.wait(Duration::from_secs(1));
+    assert_eq!(disk.backend(), None);
+    toolstack::finish_detach(&mut world.sim.store(), &disk.vbd);
+    world.sim.store().quotas.nodes = 1000;
+    guest.attach("xvda", "ram:disk0").connected().detach();
+    other.leave();
+    world.nothing_left();
+}
+
+#[test]
+fn a_guest_that_never_stops_asking_gets_no_more_than_its_turn() {
+    let world = World::new();
+    let guests = [Guest::new(&world), Guest::new(&world)];
+    let mut greedy = guests[0].attach("xvda", "ram:disk0").connected();
+    let mut modest = guests[1].attach("xvda", "ram:disk1").connected();
+    // SAFETY: domain memory stays mapped as long as the machine.
+    let ring = unsafe { SharedPages::new(modest.link().memory, 1) }.unwrap();
+    let answered = ring.load(Index::ResponseProducer);
+    modest.link().push_read(0, 8);
+    modest.link().kick();
+    // A task plays the greedy guest, which has a processor of its own: whenever the backend has
+    // done anything, its ring is full again.
+    let link = Rc::new(RefCell::new(greedy.forget().unwrap()));
+    let (asking, waited) = (link.clone(), Rc::new(RefCell::new(None)));
+    let (result, handle) = (waited.clone(), world.backend.handle.clone());
+    world.spawn(async move {
+        for turn in 0..500 {
+            let mut link = asking.borrow_mut();
+            link.collect();
+            while link.ring.free() > 0 {
+                link.push_flush();
+            }
+            let _ = link.ring.publish();
+            link.notify();
+            drop(link);
+            if ring.load(Index::ResponseProducer) != answered {
+                result.borrow_mut().get_or_insert(turn);
+            }
+            handle.yield_now().await;
+        }
+    });
+    world.run();
+    let waited = waited.borrow().expect("the modest guest was served");
+    assert!(waited <= 3, "it waited for {waited} turns of the other");
+    assert_eq!(modest.link().collect().len(), 1);
+    link.borrow_mut().collect();
+    assert_eq!(link.borrow().outstanding(), 0);
+    greedy.go(XenbusState::Closing);
+    greedy.go(XenbusState::Closed);
+    Rc::into_inner(link).unwrap().into_inner().take_down();
+    greedy.detach();
+    modest.detach();
+    world.nothing_left();
+}

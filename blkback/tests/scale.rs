@@ -1,0 +1,132 @@
+//! Two hundred disks at once, and what each of them costs.
+
+mod world;
+
+use bulkhead_xen::sim::xenstore::toolstack::{self, Disk};
+use std::time::Duration;
+use world::{Bystander, Guest, Setup, World, bytes_in_use};
+
+const GUESTS: usize = 25;
+const DISKS: usize = 8;
+const VBDS: usize = GUESTS * DISKS;
+
+const NAMES: [&str; DISKS] = [
+    "xvda", "xvdb", "xvdc", "xvdd", "xvde", "xvdf", "xvdg", "xvdh",
+];
+
+#[test]
+fn two_hundred_disks_and_what_each_costs() {
+    let setup = Setup {
+        region_pages: 128 * 1024,
+        ..Setup::default()
+    };
+    let world = World::with(setup);
+    let mut other = Bystander::new(&world);
+    // xenstored's default of 1000 nodes does not do: libxl makes each disk 14 that are ours.
+    world.sim.store().quotas.nodes = 10_000;
+    let guests: Vec<_> = (0..GUESTS)
+        .map(|_| Guest::with_memory(&world, 256))
+        .collect();
+    let id = world.storage.id();
+    let (heap, region) = (bytes_in_use(), world.free_region());
+    let (nodes, watches) = {
+        let store = world.sim.store();
+        (store.node_count(id), store.watch_count(id))
+    };
+    let (ports, mappings) = (world.storage.open_ports(), world.storage.live_mappings());
+
+    // All at once: nobody has seen anything yet when the last one is attached.
+    let mut disks = Vec::new();
+    for guest in &guests {
+        for name in NAMES {
+            disks.push(guest.attach_unseen(name, &Disk::new("null:1G")));
+        }
+    }
+    world.run();
+    let nodes_of_libxl = (world.sim.store().node_count(id) - nodes) / VBDS;
+    for disk in &mut disks {
+        disk.connect();
+    }
+    other.io();
+
+    let per_vbd = |total: usize| total.div_ceil(VBDS);
+    let pages = per_vbd(region - world.free_region());
+    let heap = (bytes_in_use() - heap) as usize / VBDS;
+    let nodes = per_vbd(world.sim.store().node_count(id) - nodes);
+    let watches = world.sim.store().watch_count(id) - watches;
+    println!(
+        "each of {VBDS} vbds: {pages} pages of address space, {heap} bytes of heap (of the \
+         simulated machine, too), {nodes} nodes ({nodes_of_libxl} before it connected); \
+         {watches} watches for {GUESTS} guests"
+    );
+    assert_eq!(world.storage.open_ports() - ports, VBDS);
+    assert_eq!(world.storage.live_mappings() - mappings, VBDS, "the rings");
+    assert!(pages <= 1 + 32 * 11 + 32, "{pages} pages");
+    assert!(heap <= 96 * 1024, "{heap} bytes");
+    assert!(nodes <= 32, "{nodes} nodes");
+    assert!(watches <= GUESTS, "{watches} watches");
+    assert!(watches + 3 <= 128, "xenstored's default quota");
+
+    for disk in &mut disks {
+        disk.read(0, 8);
+    }
+    // One disk's request costs as much among two hundred as alone.
+    let before = world.storage.stats();
+    disks[VBDS / 2].read(0, 8);
+    let stats = world.storage.stats() - before;
+    assert!(stats.hypercalls() <= 4, "{stats:?}");
+    for disk in &disks {
+        toolstack::request_detach(&mut world.sim.store(), &disk.vbd);
+    }
+    world.run();
+    for mut disk in disks {
+        disk.close();
+        toolstack::request_detach(&mut world.sim.store(), &disk.vbd);
+        world.run();
+    }
+    world.wait(Duration::from_secs(2));
+    for guest in &guests {
+        assert_eq!(guest.domain.grants_in_use(), 0);
+        assert_eq!(guest.domain.violations(), []);
+        toolstack::remove_domain(&mut world.sim.store(), guest.domain.id());
+        let above = format!("/local/domain/{id}/backend/vbd/{}", guest.domain.id());
+        world.sim.store().remove(&above);
+    }
+    other.leave();
+    world.nothing_left();
+}
+
+#[test]
+fn a_full_address_space_costs_the_new_disk_alone() {
+    let setup = Setup {
+        region_pages: 1024,
+        ..Setup::default()
+    };
+    let world = World::with(setup);
+    let mut other = Bystander::new(&world);
+    let guest = Guest::new(&world);
+    let mut disks = Vec::new();
+    let mut refused = None;
+    for name in NAMES {
+        let mut disk = guest.attach(name, "null:1G");
+        if !disk.try_connect() {
+            refused = Some(disk);
+            break;
+        }
+        disks.push(disk);
+    }
+    let mut refused = refused.expect("1024 pages do not hold nine disks");
+    let problem = refused.problem().unwrap();
+    assert!(problem.starts_with("no address space for"), "{problem}");
+    other.io();
+    refused.close();
+    // With one disk less, there is room again.
+    disks.pop().unwrap().detach();
+    refused.go(bulkhead_blkback::vbd::state::XenbusState::Initialising);
+    refused.connect();
+    refused.read(0, 8);
+    refused.detach();
+    disks.into_iter().for_each(|disk| disk.detach());
+    other.leave();
+    world.nothing_left();
+}

@@ -1,9 +1,9 @@
 //! The backend as a whole: finds the disks that the toolstack attaches and gives each a task.
 
 use crate::frontends::Frontends;
-use crate::vbd;
 use crate::vbd::identity::{BACKEND_ROOT, VbdId};
 use crate::vbd::published::Limits;
+use crate::vbd::{self, ErrorNodes};
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::rc::Rc;
@@ -33,6 +33,8 @@ pub struct Backend<H: Hypervisor> {
     pub limits: Limits,
     /// Who is told of changes in frontends' directories.
     pub frontends: Frontends,
+    /// What operators are told.
+    pub errors: ErrorNodes,
     /// Set when the driver domain is to end: every disk closes.
     pub closing: Flag,
     /// The disks that have a task, and how to nudge it.
@@ -46,7 +48,7 @@ impl<H: Hypervisor> Backend<H> {
             queues: 1,
             ring_page_order: 0,
         };
-        let (frontends, closing, disks) = Default::default();
+        let (frontends, errors, closing, disks) = Default::default();
         Rc::new(Backend {
             handle,
             store,
@@ -54,6 +56,7 @@ impl<H: Hypervisor> Backend<H> {
             catalog,
             limits,
             frontends,
+            errors,
             closing,
             disks,
         })

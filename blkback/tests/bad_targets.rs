@@ -126,6 +126,21 @@ fn nodes_that_the_toolstack_left_out() {
 }
 
 #[test]
+fn refusals_without_end_leave_room_for_the_next_disk() {
+    // xenstored lets a domain own a thousand nodes, and the numbers of guests never come again.
+    let world = World::new();
+    for _ in 0..400 {
+        let guest = Guest::with_memory(&world, 8);
+        let disk = guest.attach("xvda", "ram:nothing");
+        assert!(disk.problem().is_some());
+        guest.destroy(vec![disk]);
+    }
+    let guest = Guest::new(&world);
+    guest.attach("xvda", "ram:disk0").connected().detach();
+    world.nothing_left();
+}
+
+#[test]
 fn directories_that_are_no_disks() {
     let world = World::new();
     let mut other = Bystander::new(&world);

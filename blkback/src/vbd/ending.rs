@@ -135,7 +135,7 @@ pub enum End {
 pub async fn report<H: Hypervisor>(backend: &Backend<H>, id: VbdId, problem: &Problem) {
     log::error!("vbd {id}: {problem}");
     let text = format!("{problem}");
-    if let Err(error) = backend.store.write(id.error_path(), text).await {
+    if let Err(error) = backend.errors.write(&backend.store, id, &text).await {
         log::warn!("vbd {id}: the error node could not be written: {error}");
     }
 }

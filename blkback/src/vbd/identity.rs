@@ -8,6 +8,9 @@ use core::fmt;
 /// Where the toolstack announces block devices, relative to the driver domain's own directory.
 pub const BACKEND_ROOT: &str = "backend/vbd";
 
+/// Where errors of disks go, as Linux's xenbus lays it out.
+pub const ERROR_ROOT: &str = "error/backend/vbd";
+
 /// A virtual block device: the guest that has it, and its number there (`virtual-device`:
 /// 51712 is xvda).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -36,9 +39,9 @@ impl VbdId {
         format!("{BACKEND_ROOT}/{}/{}", self.frontend, self.device)
     }
 
-    /// Where errors of this device go (`error/<device>/error`, as Linux's xenbus writes them).
+    /// Where errors of this device go.
     pub fn error_path(&self) -> String {
-        format!("error/{}/error", self.backend_path())
+        format!("{ERROR_ROOT}/{}/{}/error", self.frontend, self.device)
     }
 
     /// The name under which Linux shows the disk (`xen/docs/man/xen-vbd-interface.7`), where the

@@ -16,6 +16,7 @@ pub mod config;
 mod connection;
 pub mod decision;
 mod ending;
+mod errors;
 pub mod features;
 pub mod identity;
 mod lifecycle;
@@ -23,5 +24,6 @@ mod problem;
 pub mod published;
 pub mod state;
 
+pub use errors::ErrorNodes;
 pub use lifecycle::live;
 pub use problem::Problem;

@@ -1,7 +1,9 @@
 //! The images there are, and opening them.
 
 use crate::archive::{self, ArchiveError};
+use crate::backing::{Backing, CannotGrow};
 use crate::device::{BlockDevice, SectorSize};
+use crate::growth::GrowError;
 use crate::lease::{Access, InUse, Leases};
 use crate::memory::ImageMemory;
 use crate::null::NullDevice;
@@ -10,6 +12,7 @@ use crate::target::{RamTarget, Target};
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use bulkhead_xen::PageSupply;
 use core::fmt;
 
 /// All images of the driver domain.
@@ -27,7 +30,7 @@ pub struct Catalog {
 #[derive(Debug)]
 struct Image {
     name: String,
-    memory: Arc<ImageMemory>,
+    backing: Arc<Backing>,
     leases: Arc<Leases>,
 }
 
@@ -35,7 +38,7 @@ impl Image {
     fn new(name: String, memory: ImageMemory) -> Image {
         Image {
             name,
-            memory: Arc::new(memory),
+            backing: Arc::new(Backing::new(memory)),
             leases: Arc::default(),
         }
     }
@@ -84,6 +87,56 @@ impl Catalog {
         Catalog::of(images)
     }
 
+    /// The same catalog, whose images give the memory of what is discarded back to Xen, and can
+    /// grow.
+    ///
+    /// # Panics
+    /// If an image is open already.
+    pub fn with_supply(mut self, supply: Arc<dyn PageSupply>) -> Catalog {
+        for image in self.images.iter_mut().flatten() {
+            let backing = Arc::get_mut(&mut image.backing);
+            let backing = backing.expect("a supply comes before anyone opens an image");
+            backing.supply_with(supply.clone());
+        }
+        self
+    }
+
+    /// Makes an image larger, attached or not, and answers how many bytes it had. Who has it open
+    /// is told ([`BlockDevice::on_change`]). The bytes added are zeros; the memory is the domain's
+    /// own that nobody uses, taken and cleared before this returns. Nothing changes on an error.
+    pub fn grow(&self, name: &str, size: u64) -> Result<u64, GrowError> {
+        let images = self.images.as_ref();
+        let images = images.map_err(|error| GrowError::Damaged(error.clone()))?;
+        let image = images.iter().find(|image| image.name == name);
+        let image = image.ok_or_else(|| GrowError::Unknown {
+            name: name.to_string(),
+            images: images.iter().map(|image| image.name.clone()).collect(),
+        })?;
+        let name = image.name.clone();
+        if !size.is_multiple_of(SectorSize::B4096.bytes() as u64) {
+            return Err(GrowError::Size { name, size });
+        }
+        let now = image.backing.len() as u64;
+        let wanted = size.saturating_sub(now);
+        let grown = match usize::try_from(size) {
+            Ok(size) => image.backing.grow(size),
+            Err(_) => Err(CannotGrow::NoMemory),
+        };
+        match grown {
+            Ok(old) => Ok(old as u64),
+            Err(CannotGrow::NotLarger) => Err(GrowError::NotLarger { name, size, now }),
+            Err(CannotGrow::NoMemory) => Err(GrowError::NoMemory { name, wanted }),
+        }
+    }
+
+    /// How many bytes of an image were discarded and have no memory behind them now; `None` if
+    /// there is no such image.
+    pub fn released(&self, name: &str) -> Option<usize> {
+        let mut images = self.images.iter().flatten();
+        let image = images.find(|image| image.name == name)?;
+        Some(image.backing.released())
+    }
+
     /// What is wrong with the ramdisk, if it is an archive that cannot be read.
     pub fn damage(&self) -> Option<&ArchiveError> {
         self.images.as_ref().err()
@@ -95,7 +148,7 @@ impl Catalog {
         images.map(|image| {
             (
                 image.name.as_str(),
-                image.memory.len(),
+                image.backing.len(),
                 image.leases.count(),
             )
         })
@@ -115,7 +168,7 @@ impl Catalog {
             Target::Ram(ram) => Arc::new(self.open_ram(ram, access, owner)?),
             Target::Null(null) => {
                 let device = NullDevice::new(null.sectors, null.sector_size, access);
-                Arc::new(device)
+                Arc::new(device.with_physical_sectors(null.physical_sector_size))
             }
         };
         #[cfg(feature = "test-support")]
@@ -140,8 +193,11 @@ impl Catalog {
             name: target.name.clone(),
             images: images.iter().map(|image| image.name.clone()).collect(),
         })?;
-        let (name, sector_size) = (image.name.clone(), target.sector_size);
-        let size = image.memory.len();
+        let name = image.name.clone();
+        let sizes = (target.sector_size, target.physical_sector_size);
+        // `io/blkif.h`: the whole disk is a multiple of the larger one too.
+        let sector_size = sizes.0.max(sizes.1);
+        let size = image.backing.len();
         if size == 0 || !size.is_multiple_of(sector_size.bytes()) {
             return Err(OpenError::Size {
                 name,
@@ -151,8 +207,8 @@ impl Catalog {
         }
         let lease = image.leases.take(access, owner);
         let lease = lease.map_err(|in_use| OpenError::InUse { name, in_use })?;
-        let memory = image.memory.clone();
-        Ok(RamImage::leased(memory, sector_size, access, Some(lease)))
+        let backing = image.backing.clone();
+        Ok(RamImage::leased(backing, sizes, access, Some(lease)))
     }
 }
 
@@ -174,7 +230,7 @@ pub enum OpenError {
         name: String,
         /// Its size in bytes.
         size: usize,
-        /// The sector size asked for.
+        /// The sector size asked for, or the physical one where that is larger.
         sector_size: SectorSize,
     },
     /// Somebody has it open and cannot share it.

@@ -15,8 +15,12 @@ pub trait BlockDevice: Send + Sync {
     /// What the device looks like now.
     fn geometry(&self) -> Geometry;
 
-    /// A new queue. May allocate; what is done with the queue does not.
+    /// A new queue. May allocate; reading and writing with the queue does not.
     fn queue(&self) -> Box<dyn IoQueue>;
+
+    /// Wakes `waker` when the geometry changes next; to be asked again after each wake-up.
+    /// Whoever sleeps on it first asks, then looks at the geometry once more.
+    fn on_change(&self, _waker: &Waker) {}
 }
 
 /// One user's way to do I/O on a device.
@@ -75,11 +79,13 @@ pub struct Geometry {
 /// How a device wants to be asked to forget data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiscardLimits {
-    /// The smallest unit that is really given back.
+    /// The smallest unit that is really given back (`discard-granularity`, there in bytes). Less
+    /// than that can be discarded too, and reads as zeros.
     pub granularity: Sector,
-    /// Where the first such unit starts.
+    /// Where the first such unit starts, counted from the start of the device
+    /// (`discard-alignment`, there in bytes); less than the granularity.
     pub alignment: Sector,
-    /// Secure discards are possible.
+    /// Secure discards are possible (`discard-secure`).
     pub secure: bool,
 }
 
@@ -94,6 +100,11 @@ pub enum SectorSize {
 }
 
 impl SectorSize {
+    /// In units of 512 bytes.
+    pub const fn sectors(self) -> Sector {
+        Sector((self.bytes() / Sector::SIZE) as u64)
+    }
+
     /// In bytes.
     pub const fn bytes(self) -> usize {
         match self {

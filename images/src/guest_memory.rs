@@ -33,7 +33,8 @@ pub unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
 /// # Safety
 /// `to` is writable for `len` bytes, and nothing that Rust believes to be unchanging lies there.
 pub unsafe fn zero(to: *mut u8, len: usize) {
-    let mut done = 0;
+    // SAFETY: as the caller promises.
+    let mut done = unsafe { zero_wide(to, len) };
     while len - done >= 8 {
         // SAFETY: within the range; the pointer type needs no alignment.
         unsafe {
@@ -95,6 +96,44 @@ unsafe fn copy_wide(from: *const u8, to: *mut u8, len: usize) -> usize {
     wide
 }
 
+/// Zeroes as many whole blocks of 64 bytes as there are and says how many bytes that was.
+///
+/// # Safety
+/// As for [`zero`].
+#[cfg(target_arch = "x86_64")]
+#[inline]
+unsafe fn zero_wide(to: *mut u8, len: usize) -> usize {
+    let wide = len & !63;
+    if wide == 0 {
+        return 0;
+    }
+    // SAFETY: writes `wide` bytes, no more than the caller promised; the registers it changes are
+    // named, the stack and the flags' direction bit are not touched.
+    unsafe {
+        core::arch::asm!(
+            "xorps {zero}, {zero}",
+            "2:",
+            "movups [{to}], {zero}",
+            "movups [{to} + 16], {zero}",
+            "movups [{to} + 32], {zero}",
+            "movups [{to} + 48], {zero}",
+            "add {to}, 64",
+            "sub {left}, 64",
+            "jnz 2b",
+            to = inout(reg) to => _,
+            left = inout(reg) wide => _,
+            zero = out(xmm_reg) _,
+            options(nostack),
+        );
+    }
+    wide
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn zero_wide(_to: *mut u8, _len: usize) -> usize {
+    0
+}
+
 #[cfg(not(target_arch = "x86_64"))]
 unsafe fn copy_wide(_from: *const u8, _to: *mut u8, _len: usize) -> usize {
     0
@@ -151,8 +190,8 @@ mod tests {
 
     #[test]
     fn zeroes_every_length_and_nothing_else() {
-        for len in 0..100 {
-            let mut to = vec![0xEE_u8; 110];
+        for len in 0..300 {
+            let mut to = vec![0xEE_u8; 310];
             // SAFETY: long enough.
             unsafe { zero(to.as_mut_ptr().add(5), len) };
             assert!(to[5..5 + len].iter().all(|&byte| byte == 0));

@@ -87,6 +87,8 @@ pub enum IoError {
     ReadOnly,
     /// The device cannot do this.
     NotSupported,
+    /// There is no memory left for what it would store.
+    NoMemory,
     /// The store failed.
     Medium,
 }
@@ -98,6 +100,7 @@ impl fmt::Display for IoError {
             IoError::Misaligned => "not in whole sectors",
             IoError::ReadOnly => "the device is read-only",
             IoError::NotSupported => "not supported by the device",
+            IoError::NoMemory => "no memory is left for the data",
             IoError::Medium => "the store failed",
         })
     }

@@ -43,8 +43,12 @@
 extern crate alloc;
 
 pub mod archive;
+#[allow(unsafe_code, reason = "gives memory back and keeps everyone off it")]
+mod backing;
 mod catalog;
 mod device;
+mod extent;
+mod growth;
 #[allow(unsafe_code, reason = "the one place that touches guests' memory")]
 pub mod guest_memory;
 mod io;
@@ -52,15 +56,18 @@ mod lease;
 #[allow(unsafe_code, reason = "owns raw memory")]
 mod memory;
 mod null;
+mod presence;
 mod ram;
 #[allow(unsafe_code, reason = "names memory that its maker promises")]
 mod segment;
+mod sync;
 pub mod target;
 #[cfg(feature = "test-support")]
 pub mod testing;
 
 pub use catalog::{Catalog, OpenError};
 pub use device::{BlockDevice, DiscardLimits, Geometry, IoQueue, SectorSize};
+pub use growth::{GrowError, GrowRequest, GrowRequestError};
 pub use io::{Io, IoError, Op, Sector, Submitted, Tag};
 pub use lease::{Access, InUse};
 pub use memory::ImageMemory;

@@ -2,12 +2,14 @@
 
 use crate::guest_memory;
 use crate::segment::IoSegment;
+use bulkhead_xen::{PAGE_SIZE, PageSupply};
 use core::ptr::NonNull;
 
 /// Memory of this domain given over to images: the ramdisk, or a part of it.
 ///
 /// Once the images in it are found it is only touched by the copies of [`guest_memory`]. These
-/// may race with each other, so serving an image takes no lock.
+/// may race with each other, so serving an image takes no lock. Whoever releases a part of it
+/// sees to it that nobody touches that part.
 #[derive(Debug)]
 pub struct ImageMemory {
     base: NonNull<u8>,
@@ -81,7 +83,64 @@ impl ImageMemory {
         unsafe { guest_memory::copy(from.address().as_ptr(), to.as_ptr(), from.len()) }
     }
 
-    fn at(&self, offset: usize, len: usize) -> NonNull<u8> {
+    /// Makes `len` bytes from `offset` on zeros.
+    ///
+    /// # Panics
+    /// If that is past the end.
+    pub(crate) fn zero(&self, offset: usize, len: usize) {
+        let to = self.at(offset, len);
+        // SAFETY: `at` checked it.
+        unsafe { guest_memory::zero(to.as_ptr(), len) }
+    }
+
+    /// Memory that nobody uses: `len` zeros, the first of them `skip` bytes into its page.
+    pub(crate) fn take(supply: &dyn PageSupply, skip: usize, len: usize) -> Option<ImageMemory> {
+        let pages = skip.checked_add(len)?.div_ceil(PAGE_SIZE);
+        let first = supply.allocate(pages)?;
+        // SAFETY: `skip` lies within what was allocated, which is ours from here on, for ever.
+        Some(unsafe { ImageMemory::new(first.add(skip), len) })
+    }
+
+    /// Gives pages back to Xen, the first of which begins at `offset`. Answers how many of them,
+    /// counted from the first, are gone.
+    ///
+    /// # Safety
+    /// They lie in this memory, from a page boundary on, and none of them is granted. Nothing
+    /// accesses what is gone until it is populated again.
+    pub(crate) unsafe fn release(
+        &self,
+        supply: &dyn PageSupply,
+        offset: usize,
+        pages: usize,
+    ) -> usize {
+        // SAFETY: by the contract.
+        unsafe { supply.release(self.at(offset, pages * PAGE_SIZE), pages) }
+    }
+
+    /// Gets released pages back, as zeros. Answers how many of them, counted from the first.
+    ///
+    /// # Safety
+    /// They were released, and have not been populated since.
+    pub(crate) unsafe fn populate(
+        &self,
+        supply: &dyn PageSupply,
+        offset: usize,
+        pages: usize,
+    ) -> usize {
+        // SAFETY: by the contract.
+        unsafe { supply.populate(self.at(offset, pages * PAGE_SIZE), pages) }
+    }
+
+    /// Where it lies, to tell where its pages begin.
+    pub(crate) fn address(&self) -> usize {
+        self.base.as_ptr().addr()
+    }
+
+    /// Where `len` bytes from `offset` are.
+    ///
+    /// # Panics
+    /// If that is past the end.
+    pub(crate) fn at(&self, offset: usize, len: usize) -> NonNull<u8> {
         let inside = offset.checked_add(len).is_some_and(|end| end <= self.len);
         assert!(inside, "image access out of bounds");
         // SAFETY: within the memory, as just checked.

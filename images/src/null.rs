@@ -6,12 +6,16 @@ use crate::lease::Access;
 use alloc::boxed::Box;
 use core::task::Waker;
 
-/// A device without data (`null:SIZE`). Reads leave the segments as they are, so whoever puts a
+/// A device without data (`null:SIZE`), of any size up to 2^64 bytes whatever memory there is.
+///
+/// It says yes to every request that a device of its size could do, and touches neither memory of
+/// its own nor the segments: what is left to measure is the protocol. Reads leave the segments as they are, so whoever puts a
 /// buffer of its own between this device and a guest clears that buffer first.
 #[derive(Clone, Copy, Debug)]
 pub struct NullDevice {
     sectors: Sector,
     sector_size: SectorSize,
+    physical_sector_size: SectorSize,
     access: Access,
 }
 
@@ -21,12 +25,21 @@ impl NullDevice {
         NullDevice {
             sectors,
             sector_size,
+            physical_sector_size: sector_size,
             access,
         }
     }
 
+    /// The same device, with larger sectors underneath.
+    pub(crate) fn with_physical_sectors(self, physical_sector_size: SectorSize) -> NullDevice {
+        NullDevice {
+            physical_sector_size,
+            ..self
+        }
+    }
+
     fn check(&self, sector: Sector, count: Sector) -> Result<(), IoError> {
-        let unit = (self.sector_size.bytes() / Sector::SIZE) as u64;
+        let unit = self.sector_size.sectors().0;
         match sector.0.checked_add(count.0) {
             Some(end) if end <= self.sectors.0 => {}
             _ => return Err(IoError::OutOfRange),
@@ -43,7 +56,7 @@ impl BlockDevice for NullDevice {
         Geometry {
             sectors: self.sectors,
             sector_size: self.sector_size,
-            physical_sector_size: self.sector_size,
+            physical_sector_size: self.physical_sector_size,
             read_only: self.access == Access::ReadOnly,
             flush: true,
             discard: None,

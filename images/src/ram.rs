@@ -1,12 +1,17 @@
 //! RAM images: served in place from the memory they lie in.
 
-use crate::device::{BlockDevice, Geometry, IoQueue, SectorSize};
+use crate::backing::{Backing, Slice};
+use crate::device::{BlockDevice, DiscardLimits, Geometry, IoQueue, SectorSize};
 use crate::io::{Io, IoError, Op, Sector, Submitted, Tag};
 use crate::lease::{Access, Lease};
 use crate::memory::ImageMemory;
+use crate::presence::Visitor;
 use crate::segment::IoSegment;
 use alloc::boxed::Box;
+use alloc::collections::VecDeque;
 use alloc::sync::Arc;
+use bulkhead_xen::PAGE_SIZE;
+use core::ptr::NonNull;
 use core::task::Waker;
 
 /// An image that lies in memory.
@@ -14,15 +19,18 @@ use core::task::Waker;
 /// Reads and writes copy between that memory and the guest's pages and are done when submitted.
 /// Requests that overlap in time, of several queues or several guests, are not ordered against
 /// each other: as on any disk, such bytes are one or the other.
-pub struct RamImage {
-    image: Arc<Image>,
-}
+///
+/// A discard gives the pages that lie in it back to Xen, where the image was given the means
+/// ([`Catalog::with_supply`](crate::Catalog::with_supply)). They read as zeros; the first write to
+/// one gets memory for it, or fails if there is none left. A long discard is done in slices, one
+/// for each call of [`IoQueue::complete`].
+#[derive(Clone)]
+pub struct RamImage(Arc<Image>);
 
 struct Image {
-    memory: Arc<ImageMemory>,
-    /// What is served of the memory: whole sectors.
-    len: usize,
+    backing: Arc<Backing>,
     sector_size: SectorSize,
+    physical_sector_size: SectorSize,
     access: Access,
     _lease: Option<Lease>,
 }
@@ -30,107 +38,253 @@ struct Image {
 impl RamImage {
     /// The image in `memory`. Bytes after its last whole sector are not served.
     pub fn new(memory: ImageMemory, sector_size: SectorSize, access: Access) -> RamImage {
-        Self::leased(Arc::new(memory), sector_size, access, None)
+        let backing = Arc::new(Backing::new(memory));
+        Self::leased(backing, (sector_size, sector_size), access, None)
     }
 
-    /// As [`new`](Self::new), with a lease that is kept as long as the image or a queue of it.
+    /// An image with a lease that is kept as long as the image or a queue of it. The sizes are
+    /// those of the sectors that are addressed and of the physical ones.
     pub(crate) fn leased(
-        memory: Arc<ImageMemory>,
-        sector_size: SectorSize,
+        backing: Arc<Backing>,
+        (sector_size, physical_sector_size): (SectorSize, SectorSize),
         access: Access,
         lease: Option<Lease>,
     ) -> RamImage {
-        RamImage {
-            image: Arc::new(Image {
-                len: memory.len() - memory.len() % sector_size.bytes(),
-                memory,
-                sector_size,
-                access,
-                _lease: lease,
-            }),
-        }
+        RamImage(Arc::new(Image {
+            backing,
+            sector_size,
+            physical_sector_size,
+            access,
+            _lease: lease,
+        }))
     }
 }
 
 impl BlockDevice for RamImage {
     fn geometry(&self) -> Geometry {
         Geometry {
-            sectors: Sector((self.image.len / Sector::SIZE) as u64),
-            sector_size: self.image.sector_size,
-            physical_sector_size: self.image.sector_size,
-            read_only: self.image.access == Access::ReadOnly,
+            sectors: Sector((self.0.len() / Sector::SIZE) as u64),
+            sector_size: self.0.sector_size,
+            physical_sector_size: self.0.physical_sector_size,
+            read_only: self.0.access == Access::ReadOnly,
             flush: true,
-            discard: None,
+            discard: self.0.discards().then(|| DiscardLimits {
+                granularity: Sector((PAGE_SIZE / Sector::SIZE) as u64),
+                // Whole sectors: members of an archive start at multiples of 512.
+                alignment: Sector((self.0.backing.first_page() / Sector::SIZE) as u64),
+                secure: true,
+            }),
         }
     }
 
     fn queue(&self) -> Box<dyn IoQueue> {
         Box::new(Queue {
-            image: self.image.clone(),
+            // Only the one writer discards: readers find the image as it is.
+            visitor: self.0.discards().then(|| self.0.backing.visitor()),
+            image: self.0.clone(),
+            lending: false,
+            discards: VecDeque::new(),
         })
+    }
+
+    fn on_change(&self, waker: &Waker) {
+        self.0.backing.watch(waker);
     }
 }
 
 struct Queue {
     image: Arc<Image>,
+    visitor: Option<Arc<Visitor>>,
+    /// The visit that is going on protects what was lent.
+    lending: bool,
+    discards: VecDeque<Discard>,
+}
+
+/// What is still to be discarded of a request.
+struct Discard {
+    tag: Tag,
+    offset: usize,
+    len: usize,
+    begun: Option<Slice>,
 }
 
 impl IoQueue for Queue {
-    fn submit(&mut self, _tag: Tag, io: Io<'_>) -> Submitted {
+    fn submit(&mut self, tag: Tag, io: Io<'_>) -> Submitted {
         Submitted::Done(match io.op {
-            Op::Read { sector } => self.image.read(sector, io.segments),
-            Op::Write { sector } => self.image.write(sector, io.segments),
+            Op::Read { sector } => self.read(sector, io.segments),
+            Op::Write { sector } => self.write(sector, io.segments),
             Op::Flush => Ok(()),
-            Op::Discard { .. } => Err(IoError::NotSupported),
+            // Secure or not: what is given back was cleared before.
+            Op::Discard { sector, count, .. } => match self.image.discarded(sector, count) {
+                Ok((_, 0)) => Ok(()),
+                Ok((offset, len)) => {
+                    let mut discard = Discard {
+                        tag,
+                        offset,
+                        len,
+                        begun: None,
+                    };
+                    discard.go_on(&self.image.backing);
+                    if discard.len > 0 {
+                        self.discards.push_back(discard);
+                        return Submitted::Pending;
+                    }
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            },
         })
     }
 
-    fn complete(&mut self, _sink: &mut dyn FnMut(Tag, Result<(), IoError>)) {}
+    fn complete(&mut self, sink: &mut dyn FnMut(Tag, Result<(), IoError>)) {
+        let Some(discard) = self.discards.front_mut() else {
+            return;
+        };
+        discard.go_on(&self.image.backing);
+        if discard.len == 0 {
+            sink(discard.tag, Ok(()));
+            self.discards.pop_front();
+        }
+    }
 
-    fn wake_on_completion(&mut self, _waker: &Waker) {}
+    fn lend(&mut self, op: Op, len: usize) -> Option<NonNull<u8>> {
+        let sector = match op {
+            Op::Read { sector } => sector,
+            Op::Write { sector } if self.image.access == Access::ReadWrite => sector,
+            _ => return None,
+        };
+        let offset = self.image.range(sector, len).ok()?;
+        let begin = !self.lending;
+        if begin && let Some(visitor) = &self.visitor {
+            visitor.enter();
+        }
+        self.lending = true;
+        let lent = self.image.backing.lend(offset, len);
+        if lent.is_none() && begin {
+            self.end_loans();
+        }
+        lent
+    }
+
+    fn end_loans(&mut self) {
+        if core::mem::take(&mut self.lending)
+            && let Some(visitor) = &self.visitor
+        {
+            visitor.leave();
+        }
+    }
+
+    fn wake_on_completion(&mut self, waker: &Waker) {
+        if !self.discards.is_empty() {
+            // There may be something to go on with at any time.
+            waker.wake_by_ref();
+        }
+    }
+}
+
+impl Discard {
+    /// Does one slice of it, or less if somebody is in the way.
+    fn go_on(&mut self, backing: &Backing) {
+        if self.begun.is_none() {
+            self.begun = backing.discard(self.offset, self.len);
+        }
+        if let Some(slice) = self.begun.take_if(|slice| backing.finish(slice)) {
+            self.offset += slice.len();
+            self.len -= slice.len();
+        }
+    }
+}
+
+impl Queue {
+    /// The mark to make for a request, unless it stands already.
+    #[inline]
+    fn visitor(&self) -> Option<&Visitor> {
+        self.visitor.as_deref().filter(|_| !self.lending)
+    }
+
+    #[inline]
+    fn read(&self, sector: Sector, segments: &[IoSegment]) -> Result<(), IoError> {
+        let offset = self.image.place(sector, segments)?;
+        self.image.backing.read(self.visitor(), offset, segments);
+        Ok(())
+    }
+
+    #[inline]
+    fn write(&self, sector: Sector, segments: &[IoSegment]) -> Result<(), IoError> {
+        if self.image.access == Access::ReadOnly {
+            return Err(IoError::ReadOnly);
+        }
+        let offset = self.image.place(sector, segments)?;
+        self.image.backing.write(self.visitor(), offset, segments)
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.end_loans();
+        for slice in self
+            .discards
+            .iter()
+            .filter_map(|discard| discard.begun.as_ref())
+        {
+            self.image.backing.abandon(slice);
+        }
+        if let Some(visitor) = &self.visitor {
+            self.image.backing.forget(visitor);
+        }
+    }
 }
 
 impl Image {
-    fn read(&self, sector: Sector, segments: &[IoSegment]) -> Result<(), IoError> {
-        let mut offset = self.offset(sector, segments)?;
-        for segment in segments {
-            self.memory.copy_out(offset, segment);
-            offset += segment.len();
-        }
-        Ok(())
-    }
-
-    fn write(&self, sector: Sector, segments: &[IoSegment]) -> Result<(), IoError> {
-        if self.access == Access::ReadOnly {
-            return Err(IoError::ReadOnly);
-        }
-        let mut offset = self.offset(sector, segments)?;
-        for segment in segments {
-            self.memory.copy_in(offset, segment);
-            offset += segment.len();
-        }
-        Ok(())
-    }
-
-    /// The byte at which the data starts. All of it lies within the image.
+    /// What is served: whole sectors.
     #[inline]
-    fn offset(&self, sector: Sector, segments: &[IoSegment]) -> Result<usize, IoError> {
+    fn len(&self) -> usize {
+        let len = self.backing.len();
+        len - len % self.sector_size.bytes()
+    }
+
+    fn discards(&self) -> bool {
+        self.access == Access::ReadWrite && self.backing.can_release()
+    }
+
+    /// Where the data of a request starts. All of it lies within the image.
+    #[inline]
+    fn place(&self, sector: Sector, segments: &[IoSegment]) -> Result<usize, IoError> {
         let mut total = 0_usize;
         for segment in segments {
             total = total
                 .checked_add(segment.len())
                 .ok_or(IoError::OutOfRange)?;
         }
+        self.range(sector, total)
+    }
+
+    /// The bytes that a discard is about.
+    fn discarded(&self, sector: Sector, count: Sector) -> Result<(usize, usize), IoError> {
+        if self.access == Access::ReadOnly {
+            return Err(IoError::ReadOnly);
+        }
+        if !self.discards() {
+            return Err(IoError::NotSupported);
+        }
+        let len = count.bytes().and_then(|len| usize::try_from(len).ok());
+        let len = len.ok_or(IoError::OutOfRange)?;
+        Ok((self.range(sector, len)?, len))
+    }
+
+    /// The first byte of `len` bytes from `sector` on, if they are whole sectors of the image.
+    #[inline]
+    fn range(&self, sector: Sector, len: usize) -> Result<usize, IoError> {
         let start = sector
             .bytes()
             .and_then(|start| usize::try_from(start).ok())
             .ok_or(IoError::OutOfRange)?;
-        let end = start.checked_add(total).ok_or(IoError::OutOfRange)?;
-        if end > self.len {
+        let end = start.checked_add(len).ok_or(IoError::OutOfRange)?;
+        if end > self.len() {
             return Err(IoError::OutOfRange);
         }
         let unit = self.sector_size.bytes();
-        if !start.is_multiple_of(unit) || !total.is_multiple_of(unit) {
+        if !start.is_multiple_of(unit) || !len.is_multiple_of(unit) {
             return Err(IoError::Misaligned);
         }
         Ok(start)

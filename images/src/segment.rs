@@ -1,5 +1,6 @@
 //! Segments: runs of bytes in guests' memory that a request moves.
 
+use crate::guest_memory;
 use bulkhead_xen::Frame;
 use core::ptr::NonNull;
 
@@ -43,6 +44,27 @@ impl IoSegment {
     /// True if there are none.
     pub const fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// A part of it.
+    ///
+    /// # Panics
+    /// If it does not have that part.
+    pub(crate) fn part(&self, start: usize, len: usize) -> IoSegment {
+        let inside = start.checked_add(len).is_some_and(|end| end <= self.len);
+        assert!(inside, "not a part of the segment");
+        IoSegment {
+            // SAFETY: within the segment, as just checked.
+            address: unsafe { self.address.add(start) },
+            len,
+            frame: self.frame,
+        }
+    }
+
+    /// Fills it with zeros.
+    pub(crate) fn fill_with_zeros(&self) {
+        // SAFETY: mapped and, as the request is a read, writable (contract of `new`).
+        unsafe { guest_memory::zero(self.address.as_ptr(), self.len) }
     }
 
     /// The page's frame.

@@ -10,6 +10,7 @@
 //!     Target::Ram(RamTarget {
 //!         name: "root.img".into(),
 //!         sector_size: SectorSize::B4096,
+//!         physical_sector_size: SectorSize::B4096,
 //!     })
 //! );
 //! assert_eq!(
@@ -34,28 +35,33 @@ pub enum Target {
     Null(NullTarget),
 }
 
-/// `ram:NAME[,sector-size=512|4096]`
+/// `ram:NAME[,sector-size=512|4096][,physical-sector-size=512|4096]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RamTarget {
     /// The image's name: the file's path in the archive.
     pub name: String,
     /// The unit in which the guest addresses it.
     pub sector_size: SectorSize,
+    /// The unit that it is told to prefer; not smaller.
+    pub physical_sector_size: SectorSize,
 }
 
-/// `null:SIZE[,sector-size=512|4096]`
+/// `null:SIZE[,sector-size=512|4096][,physical-sector-size=512|4096]`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NullTarget {
     /// The size, in units of 512 bytes.
     pub sectors: Sector,
     /// The unit in which the guest addresses it.
     pub sector_size: SectorSize,
+    /// The unit that it is told to prefer; not smaller.
+    pub physical_sector_size: SectorSize,
 }
 
 /// Options that follow the store, each after a comma.
 #[derive(Default)]
 struct Options {
     sector_size: Option<SectorSize>,
+    physical_sector_size: Option<SectorSize>,
 }
 
 impl FromStr for Target {
@@ -76,19 +82,22 @@ impl FromStr for Target {
             return Err(TargetError::NoName);
         }
         let size = (kind == "null").then(|| parse_size(value)).transpose()?;
-        let sector_size = Options::parse(options)?.sector_size.unwrap_or_default();
+        let (sector_size, physical_sector_size) = Options::parse(options)?.sizes()?;
         let Some(size) = size else {
             return Ok(Target::Ram(RamTarget {
                 name: value.to_string(),
                 sector_size,
+                physical_sector_size,
             }));
         };
-        if !size.is_multiple_of(sector_size.bytes() as u64) {
+        // The physical sectors are not smaller than the others.
+        if !size.is_multiple_of(physical_sector_size.bytes() as u64) {
             return Err(TargetError::Size(value.to_string()));
         }
         Ok(Target::Null(NullTarget {
             sectors: Sector(size / Sector::SIZE as u64),
             sector_size,
+            physical_sector_size,
         }))
     }
 }
@@ -97,24 +106,40 @@ impl Options {
     fn parse(text: Option<&str>) -> Result<Options, TargetError> {
         let mut options = Options::default();
         for option in text.into_iter().flat_map(|text| text.split(',')) {
-            let Some(("sector-size", value)) = option.split_once('=') else {
-                return Err(TargetError::UnknownOption(option.to_string()));
+            let (name, given, value) = match option.split_once('=') {
+                Some(("sector-size", value)) => ("sector-size", &mut options.sector_size, value),
+                Some(("physical-sector-size", value)) => (
+                    "physical-sector-size",
+                    &mut options.physical_sector_size,
+                    value,
+                ),
+                _ => return Err(TargetError::UnknownOption(option.to_string())),
             };
             let size = match value {
                 "512" => SectorSize::B512,
                 "4096" => SectorSize::B4096,
                 other => return Err(TargetError::SectorSize(other.to_string())),
             };
-            if options.sector_size.replace(size).is_some() {
-                return Err(TargetError::Twice("sector-size"));
+            if given.replace(size).is_some() {
+                return Err(TargetError::Twice(name));
             }
         }
         Ok(options)
     }
+
+    /// The size of the sectors, and of the physical ones.
+    fn sizes(&self) -> Result<(SectorSize, SectorSize), TargetError> {
+        let size = self.sector_size.unwrap_or_default();
+        let physical = self.physical_sector_size.unwrap_or(size);
+        if physical < size {
+            return Err(TargetError::PhysicalSize(physical, size));
+        }
+        Ok((size, physical))
+    }
 }
 
 /// Bytes, as `65536`, `64K`, `64M`, `1G` or `2T`; not zero.
-fn parse_size(text: &str) -> Result<u64, TargetError> {
+pub(crate) fn parse_size(text: &str) -> Result<u64, TargetError> {
     let wrong = || TargetError::Size(text.to_string());
     let unit = match text.as_bytes().last().ok_or_else(wrong)? {
         b'K' | b'k' => 10,
@@ -155,6 +180,8 @@ pub enum TargetError {
     UnknownOption(String),
     /// A sector size that is not possible.
     SectorSize(String),
+    /// The physical sectors would be smaller than those that are addressed.
+    PhysicalSize(SectorSize, SectorSize),
     /// An option given twice.
     Twice(&'static str),
 }
@@ -174,12 +201,17 @@ impl fmt::Display for TargetError {
             TargetError::UnknownOption(option) => {
                 write!(
                     f,
-                    "unknown option '{option}', expected sector-size=512|4096"
+                    "unknown option '{option}', expected sector-size=512|4096 or \
+                     physical-sector-size=512|4096"
                 )
             }
             TargetError::SectorSize(size) => {
                 write!(f, "'{size}' is no sector size, expected 512 or 4096")
             }
+            TargetError::PhysicalSize(physical, size) => write!(
+                f,
+                "physical-sector-size={physical} is smaller than sector-size={size}"
+            ),
             TargetError::Twice(option) => write!(f, "option {option} is given twice"),
         }
     }

@@ -146,6 +146,10 @@ impl BlockDevice for Delayed {
         self.inner.geometry()
     }
 
+    fn on_change(&self, waker: &Waker) {
+        self.inner.on_change(waker);
+    }
+
     fn queue(&self) -> Box<dyn IoQueue> {
         let mut state = self.state.lock();
         state.queues += 1;

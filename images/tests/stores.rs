@@ -99,6 +99,27 @@ fn discards_are_refused_where_the_geometry_has_none() {
 }
 
 #[test]
+fn positions_past_two_tebibytes_are_exact() {
+    // More sectors than 32 bits count, up to the last one that 2^64 bytes have.
+    for sectors in [3_u64 << 32, (1 << 55) - 8] {
+        for sector_size in [SectorSize::B512, SectorSize::B4096] {
+            let device = NullDevice::new(Sector(sectors), sector_size, Access::ReadWrite);
+            assert_eq!(device.geometry().sectors, Sector(sectors));
+            let mut queue = device.queue();
+            let mut guest = Guest::filled(&[4096]);
+            let segments = guest.segments();
+            for op in [read(sectors - 8), write(sectors - 8), read(1 << 32)] {
+                assert_eq!(submit(&mut *queue, op, &segments), Ok(()), "{op:?}");
+            }
+            for op in [read(sectors), write(sectors + 8), read(u64::MAX - 7)] {
+                let refused = submit(&mut *queue, op, &segments);
+                assert_eq!(refused, Err(IoError::OutOfRange), "{op:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn null_leaves_memory_alone() {
     let device = NullDevice::new(Sector(8), SectorSize::B512, Access::ReadWrite);
     let mut guest = Guest::filled(&[4096]);

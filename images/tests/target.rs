@@ -8,6 +8,7 @@ fn ram(name: &str, sector_size: SectorSize) -> Target {
     Target::Ram(RamTarget {
         name: name.into(),
         sector_size,
+        physical_sector_size: sector_size,
     })
 }
 
@@ -15,6 +16,7 @@ fn null(sectors: u64, sector_size: SectorSize) -> Target {
     Target::Null(NullTarget {
         sectors: Sector(sectors),
         sector_size,
+        physical_sector_size: sector_size,
     })
 }
 
@@ -37,6 +39,24 @@ fn stores_and_their_options_are_understood() {
 }
 
 #[test]
+fn physical_sectors_may_be_larger() {
+    let text = "null:8K,physical-sector-size=4096";
+    let target = Target::Null(NullTarget {
+        sectors: Sector(16),
+        sector_size: SectorSize::B512,
+        physical_sector_size: SectorSize::B4096,
+    });
+    assert_eq!(text.parse(), Ok(target));
+    let text = "ram:x,physical-sector-size=4096,sector-size=512";
+    let target = Target::Ram(RamTarget {
+        name: "x".into(),
+        sector_size: SectorSize::B512,
+        physical_sector_size: SectorSize::B4096,
+    });
+    assert_eq!(text.parse(), Ok(target));
+}
+
+#[test]
 fn mistakes_are_answered_with_what_was_expected() {
     let size = |size| {
         format!(
@@ -44,6 +64,11 @@ fn mistakes_are_answered_with_what_was_expected() {
         )
     };
     let store = |store| format!("unknown store '{store}', expected ram:NAME or null:SIZE");
+    let unknown = |option| {
+        format!(
+            "unknown option {option}, expected sector-size=512|4096 or physical-sector-size=512|4096"
+        )
+    };
     let cases = [
         ("", store("")),
         ("disk0", store("disk0")),
@@ -55,18 +80,9 @@ fn mistakes_are_answered_with_what_was_expected() {
             "ram:,sector-size=512",
             "'ram:' names no image, expected ram:NAME".into(),
         ),
-        (
-            "ram:x,",
-            "unknown option '', expected sector-size=512|4096".into(),
-        ),
-        (
-            "ram:x,fast",
-            "unknown option 'fast', expected sector-size=512|4096".into(),
-        ),
-        (
-            "ram:x,speed=9",
-            "unknown option 'speed=9', expected sector-size=512|4096".into(),
-        ),
+        ("ram:x,", unknown("''")),
+        ("ram:x,fast", unknown("'fast'")),
+        ("ram:x,speed=9", unknown("'speed=9'")),
         (
             "ram:x,sector-size=",
             "'' is no sector size, expected 512 or 4096".into(),
@@ -79,6 +95,19 @@ fn mistakes_are_answered_with_what_was_expected() {
             "ram:x,sector-size=512,sector-size=4096",
             "option sector-size is given twice".into(),
         ),
+        (
+            "ram:x,physical-sector-size=4096,physical-sector-size=4096",
+            "option physical-sector-size is given twice".into(),
+        ),
+        (
+            "ram:x,physical-sector-size=8192",
+            "'8192' is no sector size, expected 512 or 4096".into(),
+        ),
+        (
+            "ram:x,sector-size=4096,physical-sector-size=512",
+            "physical-sector-size=512 is smaller than sector-size=4096".into(),
+        ),
+        ("null:1K,physical-sector-size=4096", size("1K")),
         ("null:", size("")),
         ("null:0", size("0")),
         ("null:0M", size("0M")),

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod supply;
+
 use bulkhead_images::{ImageMemory, Io, IoError, IoQueue, IoSegment, Op, Submitted, Tag};
 use bulkhead_xen::Frame;
 use std::path::Path;

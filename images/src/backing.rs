@@ -1,0 +1,385 @@
+//! An image's memory as all who have it open share it: copied from and to, given back page by
+//! page, and grown.
+
+use crate::extent::{Extent, Piece, Run, runs};
+use crate::io::IoError;
+use crate::memory::ImageMemory;
+use crate::presence::{Count, Visitor, announce};
+use crate::segment::IoSegment;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use bulkhead_xen::{PAGE_SIZE, PageSupply};
+use core::fmt;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicUsize, Ordering};
+use core::task::Waker;
+use spin::Mutex;
+
+/// How many pages are discarded at a time, so that nobody waits long for the lock.
+const SLICE: usize = 256;
+
+/// The memory of one image.
+///
+/// Reads and writes take no lock as long as they meet no released page; see
+/// [`presence`](crate::presence) for how that goes together with discards.
+pub(crate) struct Backing {
+    extents: Extent,
+    /// Bytes that the image has; set once the memory is there.
+    len: AtomicUsize,
+    released: Count,
+    supply: Option<Arc<dyn PageSupply>>,
+    gate: Mutex<Gate>,
+    /// Who wants to know when the image has grown.
+    watchers: Mutex<Vec<Waker>>,
+}
+
+/// What the image's lock guards, besides what is noted as released.
+#[derive(Default)]
+struct Gate {
+    visitors: Vec<Registered>,
+    /// A slice has begun and not ended.
+    slice: bool,
+}
+
+/// A queue that may be at work.
+struct Registered {
+    visitor: Arc<Visitor>,
+    /// The visit that the slice waits for.
+    awaited: Option<usize>,
+}
+
+/// A part of a discard: its pages are noted as released and may be in use. To be given to
+/// [`Backing::finish`] until that is true, or to [`Backing::abandon`].
+#[derive(Debug)]
+#[must_use = "no other slice can begin before this one ends"]
+pub(crate) struct Slice {
+    offset: usize,
+    len: usize,
+}
+
+impl Slice {
+    /// How many bytes are discarded with it.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+}
+
+/// Why an image cannot grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CannotGrow {
+    /// It would not.
+    NotLarger,
+    /// There is no memory for it.
+    NoMemory,
+}
+
+impl Backing {
+    /// An image that is all of `memory`.
+    pub(crate) fn new(memory: ImageMemory) -> Backing {
+        Backing {
+            len: AtomicUsize::new(memory.len()),
+            extents: Extent::new(0, memory, false),
+            released: Count::new(),
+            supply: None,
+            gate: Mutex::default(),
+            watchers: Mutex::default(),
+        }
+    }
+
+    /// Lets the image give memory back, and grow.
+    pub(crate) fn supply_with(&mut self, supply: Arc<dyn PageSupply>) {
+        self.extents.divide();
+        self.supply = Some(supply);
+    }
+
+    /// The image's size in bytes.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.len.load(Ordering::Acquire)
+    }
+
+    /// True if memory can be given back.
+    pub(crate) fn can_release(&self) -> bool {
+        self.supply.is_some() && self.extents.released.pages() > 0
+    }
+
+    /// The first byte at which a page of the image's memory begins.
+    pub(crate) fn first_page(&self) -> usize {
+        self.extents.head()
+    }
+
+    /// Bytes of the image that have no memory behind them.
+    pub(crate) fn released(&self) -> usize {
+        self.released.get() * PAGE_SIZE
+    }
+
+    /// A mark for one queue that writes; it has to be taken back with [`forget`](Self::forget).
+    pub(crate) fn visitor(&self) -> Arc<Visitor> {
+        let visitor = Arc::new(Visitor::new());
+        self.gate.lock().visitors.push(Registered {
+            visitor: visitor.clone(),
+            awaited: None,
+        });
+        visitor
+    }
+
+    /// The queue with that mark is at its end.
+    pub(crate) fn forget(&self, visitor: &Arc<Visitor>) {
+        let visitors = &mut self.gate.lock().visitors;
+        visitors.retain(|other| !Arc::ptr_eq(&other.visitor, visitor));
+    }
+
+    /// Where the image's bytes from `offset` on are, if all of them are there and neighbours. The
+    /// caller visits, where discards may go on meanwhile.
+    pub(crate) fn lend(&self, offset: usize, len: usize) -> Option<NonNull<u8>> {
+        let first = &self.extents.memory;
+        let inside = offset.checked_add(len)? <= first.len();
+        let complete = self.released.is_zero()
+            || !self
+                .extents
+                .pieces(offset, len)
+                .any(|piece| piece.is_released());
+        (inside && complete).then(|| first.at(offset, len))
+    }
+
+    /// Fills the segments from `offset` on; that much exists. `visitor` is needed where discards
+    /// may go on meanwhile.
+    #[inline]
+    pub(crate) fn read(&self, visitor: Option<&Visitor>, offset: usize, segments: &[IoSegment]) {
+        let _visit = visitor.map(Visitor::visit);
+        let complete = self.released.is_zero();
+        self.each(offset, segments, complete, |piece, segment| {
+            if !complete && piece.is_released() {
+                segment.fill_with_zeros();
+            } else {
+                piece.extent.memory.copy_out(piece.offset, segment);
+            }
+        });
+    }
+
+    /// Stores the segments from `offset` on; that much exists. `visitor` is needed where discards
+    /// may go on meanwhile.
+    #[inline]
+    pub(crate) fn write(
+        &self,
+        visitor: Option<&Visitor>,
+        offset: usize,
+        segments: &[IoSegment],
+    ) -> Result<(), IoError> {
+        {
+            let _visit = visitor.map(Visitor::visit);
+            let complete = self.released.is_zero();
+            if complete || !self.meets_released(offset, segments) {
+                self.store(offset, segments, complete);
+                return Ok(());
+            }
+        }
+        let gate = self.gate.lock();
+        self.populate(&gate, offset, length(segments))?;
+        self.store(offset, segments, false);
+        Ok(())
+    }
+
+    #[inline]
+    fn store(&self, offset: usize, segments: &[IoSegment], complete: bool) {
+        self.each(offset, segments, complete, |piece, segment| {
+            piece.extent.memory.copy_in(piece.offset, segment);
+        });
+    }
+
+    /// Does something with each part of the segments and the piece of memory that it belongs to:
+    /// the whole segment at once where nothing is released.
+    #[inline]
+    fn each(
+        &self,
+        mut offset: usize,
+        segments: &[IoSegment],
+        complete: bool,
+        mut act: impl FnMut(Piece<'_>, &IoSegment),
+    ) {
+        for segment in segments {
+            let end = offset + segment.len();
+            if complete && end <= self.extents.memory.len() {
+                let piece = Piece {
+                    extent: &self.extents,
+                    offset,
+                    len: segment.len(),
+                    page: None,
+                };
+                act(piece, segment);
+            } else {
+                let mut done = 0;
+                for piece in self.extents.pieces(offset, segment.len()) {
+                    act(piece, &segment.part(done, piece.len));
+                    done += piece.len;
+                }
+            }
+            offset = end;
+        }
+    }
+
+    fn meets_released(&self, offset: usize, segments: &[IoSegment]) -> bool {
+        let mut pieces = self.extents.pieces(offset, length(segments));
+        pieces.any(|piece| piece.is_released())
+    }
+
+    /// Makes every page present that these bytes touch. What cannot be had stays released, and
+    /// reads as zeros as before.
+    fn populate(&self, _gate: &Gate, offset: usize, len: usize) -> Result<(), IoError> {
+        let Some(supply) = &self.supply else {
+            return Ok(());
+        };
+        let pieces = || self.extents.pieces(offset, len);
+        for run in runs(pieces(), |piece| piece.is_gone()) {
+            let extent = run.extent;
+            let at = extent.page_offset(run.first);
+            // SAFETY: Xen has these pages back, and the image's lock is held.
+            let got = unsafe { extent.memory.populate(&**supply, at, run.count) };
+            for page in run.first..run.first + got {
+                extent.released.regain(page, &self.released);
+            }
+            if got < run.count {
+                return Err(IoError::NoMemory);
+            }
+        }
+        // What is noted and not gone is taken out of the slice that noted it.
+        for run in runs(pieces(), |piece| piece.is_released()) {
+            self.keep(&run);
+        }
+        Ok(())
+    }
+
+    /// Clears pages that were noted as released and notes them as there.
+    fn keep(&self, run: &Run<'_>) {
+        let at = run.extent.page_offset(run.first);
+        run.extent.memory.zero(at, run.count * PAGE_SIZE);
+        for page in run.first..run.first + run.count {
+            run.extent.released.regain(page, &self.released);
+        }
+    }
+
+    /// Begins to discard the first of these bytes; they exist, and there is at least one. `None`
+    /// if another queue is at it: to be tried again.
+    pub(crate) fn discard(&self, offset: usize, len: usize) -> Option<Slice> {
+        let mut gate = self.gate.lock();
+        if gate.slice {
+            return None;
+        }
+        gate.slice = true;
+        let mut slice = Slice { offset, len: 0 };
+        for piece in self.extents.pieces(offset, len).take(SLICE) {
+            slice.len += piece.len;
+            if piece.is_released() {
+                continue;
+            }
+            match piece.page.filter(|_| piece.is_whole_page()) {
+                Some(page) => piece.extent.released.note(page, &self.released),
+                // Somebody else's data may be in the rest of the page.
+                None => piece.extent.memory.zero(piece.offset, piece.len),
+            }
+        }
+        announce();
+        for registered in &mut gate.visitors {
+            registered.awaited = registered.visitor.current();
+        }
+        Some(slice)
+    }
+
+    /// Gives the pages of the slice back to Xen, once nobody uses them any more; false if somebody
+    /// may.
+    pub(crate) fn finish(&self, slice: &Slice) -> bool {
+        let mut gate = self.gate.lock();
+        let ended = |registered: &Registered| {
+            let awaited = registered.awaited;
+            awaited.is_none_or(|visit| registered.visitor.has_ended(visit))
+        };
+        if !gate.visitors.iter().all(ended) {
+            return false;
+        }
+        for run in self.noted(slice) {
+            self.release(&gate, &run);
+        }
+        gate.slice = false;
+        true
+    }
+
+    /// Ends a slice without giving anything back.
+    pub(crate) fn abandon(&self, slice: &Slice) {
+        let mut gate = self.gate.lock();
+        for run in self.noted(slice) {
+            self.keep(&run);
+        }
+        gate.slice = false;
+    }
+
+    /// The pages that the slice has noted and no write has taken out of it since. There is no
+    /// other slice whose pages these could be.
+    fn noted(&self, slice: &Slice) -> impl Iterator<Item = Run<'_>> {
+        let pieces = self.extents.pieces(slice.offset, slice.len);
+        runs(pieces, |piece| {
+            piece.is_whole_page() && piece.is_released() && !piece.is_gone()
+        })
+    }
+
+    /// Gives pages back that were noted and that nobody uses.
+    fn release(&self, _gate: &Gate, run: &Run<'_>) {
+        let extent = run.extent;
+        let at = extent.page_offset(run.first);
+        // Xen does not clear a page for its next owner.
+        extent.memory.zero(at, run.count * PAGE_SIZE);
+        let gone = match &self.supply {
+            // SAFETY: whole pages of the image, noted as released; everyone who did not see that
+            // has left, and no page of an image is ever granted.
+            Some(supply) => unsafe { extent.memory.release(&**supply, at, run.count) },
+            None => 0,
+        };
+        for page in run.first..run.first + gone {
+            extent.released.lose(page);
+        }
+        // What Xen does not take is memory as before, and zeros by now.
+        for page in run.first + gone..run.first + run.count {
+            extent.released.regain(page, &self.released);
+        }
+    }
+
+    /// Makes the image `new` bytes long; the bytes added are zeros. Answers how long it was.
+    pub(crate) fn grow(&self, new: usize) -> Result<usize, CannotGrow> {
+        let gate = self.gate.lock();
+        let old = self.len();
+        if new <= old {
+            return Err(CannotGrow::NotLarger);
+        }
+        let supply = self.supply.as_ref().ok_or(CannotGrow::NoMemory)?;
+        // The pages go on where they would if the last extent were longer: one alignment for all.
+        let skip = self.extents.last().end_in_page();
+        let memory = ImageMemory::take(&**supply, skip, new - old).ok_or(CannotGrow::NoMemory)?;
+        self.extents.append(Extent::new(old, memory, true));
+        self.len.store(new, Ordering::Release);
+        drop(gate);
+        for watcher in core::mem::take(&mut *self.watchers.lock()) {
+            watcher.wake();
+        }
+        Ok(old)
+    }
+
+    /// Wakes `waker` once, when the image has grown.
+    pub(crate) fn watch(&self, waker: &Waker) {
+        let mut watchers = self.watchers.lock();
+        if !watchers.iter().any(|other| other.will_wake(waker)) {
+            watchers.push(waker.clone());
+        }
+    }
+}
+
+fn length(segments: &[IoSegment]) -> usize {
+    segments.iter().map(IoSegment::len).sum()
+}
+
+impl fmt::Debug for Backing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Backing")
+            .field("len", &self.len())
+            .field("released", &self.released())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,173 @@
+//! Extents: the pieces of memory that an image lies in, and where their pages begin.
+
+use crate::memory::ImageMemory;
+use crate::presence::Released;
+use alloc::boxed::Box;
+use bulkhead_xen::PAGE_SIZE;
+use spin::Once;
+
+/// One piece of an image's memory. The first is where the image was found; each growth adds one.
+#[derive(Debug)]
+pub(crate) struct Extent {
+    /// The image's byte that it starts with.
+    start: usize,
+    pub(crate) memory: ImageMemory,
+    /// Of the pages that lie in it as a whole.
+    pub(crate) released: Released,
+    next: Once<Box<Extent>>,
+}
+
+/// Neighbouring bytes of an image within one page of one extent.
+#[derive(Clone, Copy)]
+pub(crate) struct Piece<'a> {
+    pub(crate) extent: &'a Extent,
+    /// Where in the extent.
+    pub(crate) offset: usize,
+    pub(crate) len: usize,
+    /// The page's number, if the extent has all of it.
+    pub(crate) page: Option<usize>,
+}
+
+impl Extent {
+    /// The image's bytes from `start` on. Its pages can be released if `in_pages`.
+    pub(crate) fn new(start: usize, memory: ImageMemory, in_pages: bool) -> Extent {
+        let mut extent = Extent {
+            start,
+            memory,
+            released: Released::none_of(0),
+            next: Once::new(),
+        };
+        if in_pages {
+            extent.divide();
+        }
+        extent
+    }
+
+    /// Lets whole pages of it be released.
+    pub(crate) fn divide(&mut self) {
+        let pages = self.memory.len().saturating_sub(self.head()) / PAGE_SIZE;
+        self.released = Released::none_of(pages);
+    }
+
+    /// Bytes before its first whole page.
+    pub(crate) fn head(&self) -> usize {
+        self.memory.address().wrapping_neg() % PAGE_SIZE
+    }
+
+    /// Bytes of its last page that it has, if the page is not whole.
+    pub(crate) fn end_in_page(&self) -> usize {
+        (self.memory.address() + self.memory.len()) % PAGE_SIZE
+    }
+
+    /// Where a whole page starts.
+    pub(crate) fn page_offset(&self, page: usize) -> usize {
+        self.head() + page * PAGE_SIZE
+    }
+
+    /// The last extent there is now.
+    pub(crate) fn last(&self) -> &Extent {
+        let mut extent = self;
+        while let Some(next) = extent.next.get() {
+            extent = next;
+        }
+        extent
+    }
+
+    /// Adds an extent. Only whoever holds the image's lock calls this.
+    pub(crate) fn append(&self, extent: Extent) {
+        self.last().next.call_once(|| Box::new(extent));
+    }
+
+    /// The first piece of the image's bytes from `offset` on, at most `len` of them. They exist.
+    fn piece(&self, offset: usize, len: usize) -> Piece<'_> {
+        let mut extent = self;
+        while let Some(next) = extent.next.get().filter(|next| next.start <= offset) {
+            extent = next;
+        }
+        let offset = offset - extent.start;
+        let in_page = (extent.memory.address() + offset) % PAGE_SIZE;
+        let left = extent.memory.len() - offset;
+        let page = offset.checked_sub(extent.head());
+        Piece {
+            extent,
+            offset,
+            len: len.min(PAGE_SIZE - in_page).min(left),
+            page: page
+                .map(|within| within / PAGE_SIZE)
+                .filter(|page| *page < extent.released.pages()),
+        }
+    }
+
+    /// The pieces that `len` bytes of the image from `offset` on consist of. They exist.
+    pub(crate) fn pieces(&self, offset: usize, len: usize) -> impl Iterator<Item = Piece<'_>> {
+        let mut done = 0;
+        core::iter::from_fn(move || {
+            let piece = (done < len).then(|| self.piece(offset + done, len - done))?;
+            done += piece.len;
+            Some(piece)
+        })
+    }
+}
+
+impl Piece<'_> {
+    /// True if it is not to be used.
+    pub(crate) fn is_released(&self) -> bool {
+        self.page
+            .is_some_and(|page| self.extent.released.contains(page))
+    }
+
+    /// True if Xen has it back.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.page
+            .is_some_and(|page| self.extent.released.is_gone(page))
+    }
+
+    /// True if it is a whole page that can be released.
+    pub(crate) fn is_whole_page(&self) -> bool {
+        self.page.is_some() && self.len == PAGE_SIZE
+    }
+}
+
+/// Whole pages of one extent in a row.
+pub(crate) struct Run<'a> {
+    pub(crate) extent: &'a Extent,
+    pub(crate) first: usize,
+    pub(crate) count: usize,
+}
+
+/// The runs of those pages that `chosen` says yes to; it is asked once for each piece.
+pub(crate) fn runs<'a>(
+    mut pieces: impl Iterator<Item = Piece<'a>>,
+    mut chosen: impl FnMut(&Piece<'a>) -> bool,
+) -> impl Iterator<Item = Run<'a>> {
+    let mut open: Option<Run<'a>> = None;
+    core::iter::from_fn(move || {
+        for piece in pieces.by_ref() {
+            let (extent, page) = (piece.extent, piece.page.filter(|_| chosen(&piece)));
+            let Some(first) = page else {
+                match open.take() {
+                    Some(run) => return Some(run),
+                    None => continue,
+                }
+            };
+            match &mut open {
+                Some(run)
+                    if core::ptr::eq(run.extent, extent) && run.first + run.count == first =>
+                {
+                    run.count += 1;
+                }
+                _ => {
+                    let begun = Run {
+                        extent,
+                        first,
+                        count: 1,
+                    };
+                    if let Some(run) = open.replace(begun) {
+                        return Some(run);
+                    }
+                }
+            }
+        }
+        open.take()
+    })
+}

@@ -1,0 +1,129 @@
+//! Growing an image while it is attached: what an operator asks for, and what is wrong with it.
+//!
+//! ```
+//! use bulkhead_images::GrowRequest;
+//!
+//! // As in `xenstore-write /local/domain/3/data/grow "disk0 128M"`.
+//! let request: GrowRequest = "disk0 128M".parse()?;
+//! assert_eq!((request.name.as_str(), request.size), ("disk0", 128 << 20));
+//! assert_eq!(
+//!     "disk0".parse::<GrowRequest>().unwrap_err().to_string(),
+//!     "'disk0' names no image and its new size, expected NAME SIZE, as in disk0 128M"
+//! );
+//! # Ok::<(), bulkhead_images::GrowRequestError>(())
+//! ```
+
+use crate::archive::ArchiveError;
+use crate::target::parse_size;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::fmt;
+use core::str::FromStr;
+
+/// An operator wants an image to be larger.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GrowRequest {
+    /// The image's name, without `ram:`.
+    pub name: String,
+    /// How many bytes it shall have.
+    pub size: u64,
+}
+
+/// A text that asks for no growth.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GrowRequestError(String);
+
+impl FromStr for GrowRequest {
+    type Err = GrowRequestError;
+
+    fn from_str(text: &str) -> Result<GrowRequest, GrowRequestError> {
+        let wrong = || GrowRequestError(text.chars().take(80).collect());
+        // The name may have spaces in it, the size has none.
+        let (name, size) = text.trim().rsplit_once(' ').ok_or_else(wrong)?;
+        let name = name.trim_end();
+        let name = name.strip_prefix("ram:").unwrap_or(name);
+        let size = parse_size(size).map_err(|_| wrong())?;
+        if name.is_empty() {
+            return Err(wrong());
+        }
+        Ok(GrowRequest {
+            name: name.to_string(),
+            size,
+        })
+    }
+}
+
+impl fmt::Display for GrowRequestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "'{}' names no image and its new size, expected NAME SIZE, as in disk0 128M",
+            self.0
+        )
+    }
+}
+
+impl core::error::Error for GrowRequestError {}
+
+/// Why an image does not grow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GrowError {
+    /// There is no such image.
+    Unknown {
+        /// The name asked for.
+        name: String,
+        /// The names there are.
+        images: Vec<String>,
+    },
+    /// The ramdisk cannot be read.
+    Damaged(ArchiveError),
+    /// Its new size would not fit every sector size.
+    Size {
+        /// Its name.
+        name: String,
+        /// The size asked for.
+        size: u64,
+    },
+    /// It is as large already. Images never shrink.
+    NotLarger {
+        /// Its name.
+        name: String,
+        /// The size asked for.
+        size: u64,
+        /// The size it has.
+        now: u64,
+    },
+    /// The driver domain has no memory for it.
+    NoMemory {
+        /// Its name.
+        name: String,
+        /// How many bytes are missing in one piece.
+        wanted: u64,
+    },
+}
+
+impl fmt::Display for GrowError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            GrowError::Unknown { name, images } => {
+                write!(f, "no image {name}, there are: {}", images.join(", "))
+            }
+            GrowError::Damaged(error) => write!(f, "the ramdisk cannot be read: {error}"),
+            GrowError::Size { name, size } => write!(
+                f,
+                "image {name} cannot have {size} bytes, which is no multiple of 4096"
+            ),
+            GrowError::NotLarger { name, size, now } => write!(
+                f,
+                "image {name} has {now} bytes already and cannot grow to {size}"
+            ),
+            GrowError::NoMemory { name, wanted } => write!(
+                f,
+                "image {name} cannot grow: this domain has no {wanted} bytes of memory in one \
+                 piece (memory= in its configuration)"
+            ),
+        }
+    }
+}
+
+impl core::error::Error for GrowError {}

@@ -1,0 +1,172 @@
+//! Which pages of an image were given back, and who is at work on the others.
+//!
+//! Reads and writes take no lock, also while another queue discards. Each queue has a [`Visitor`]
+//! that says whether it is in the middle of a request:
+//!
+//! ```text
+//!   read, write                        discard (one at a time)
+//!   1. visit: mark, full fence         1. locked: note the page as released, full fence,
+//!   2. is the page released?              see which visitors are in the middle of something
+//!   3. if not, copy                    2. some time after all of those have left,
+//!   4. leave                              locked: clear the page and give it back to Xen
+//! ```
+//!
+//! Of two full fences one is first. If it is the visit's, the discard sees the mark and waits until
+//! the copy is over; if it is the discard's, the visit sees that the page is released and does not
+//! touch it. Either way nobody touches a page that is gone.
+//!
+//! A write that meets a released page takes the image's lock, has the page populated if it is gone
+//! already, clears it if it is still there, notes it as present, and copies before it gives up the
+//! lock: no discard comes between. Nobody waits for anybody while holding the lock.
+//!
+//! `tests/presence.rs` has all interleavings of this tried, on this very code.
+
+use super::sync::{AtomicU64, AtomicUsize, Ordering, fence};
+use alloc::boxed::Box;
+
+/// One queue's mark: an odd number while it is in the middle of a request.
+#[derive(Debug)]
+pub(crate) struct Visitor(AtomicUsize);
+
+/// A request in the middle. Ends when dropped.
+#[derive(Debug)]
+pub(crate) struct Visit<'a>(&'a Visitor);
+
+impl Visitor {
+    pub(crate) fn new() -> Visitor {
+        Visitor(AtomicUsize::new(0))
+    }
+
+    /// Begins a request: a page that is looked up from here on and not released stays until the
+    /// visit ends. A visitor makes one visit at a time.
+    #[inline]
+    pub(crate) fn visit(&self) -> Visit<'_> {
+        self.enter();
+        Visit(self)
+    }
+
+    /// The visit that is going on, if one is.
+    pub(crate) fn current(&self) -> Option<usize> {
+        let visit = self.0.load(Ordering::Acquire);
+        (!visit.is_multiple_of(2)).then_some(visit)
+    }
+
+    /// Whether that visit has ended.
+    pub(crate) fn has_ended(&self, visit: usize) -> bool {
+        self.0.load(Ordering::Acquire) != visit
+    }
+
+    /// Begins a visit that lasts until [`leave`](Self::leave). A visitor makes one at a time.
+    #[inline]
+    pub(crate) fn enter(&self) {
+        let before = self.0.load(Ordering::Relaxed);
+        // Release: who sees this mark first has to see the end of the visit before, too.
+        self.0.store(before.wrapping_add(1), Ordering::Release);
+        fence(Ordering::SeqCst);
+    }
+
+    /// Ends the visit.
+    #[inline]
+    pub(crate) fn leave(&self) {
+        let before = self.0.load(Ordering::Relaxed);
+        self.0.store(before.wrapping_add(1), Ordering::Release);
+    }
+}
+
+impl Drop for Visit<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
+/// To be called between noting pages as released and looking at the visitors.
+pub(crate) fn announce() {
+    fence(Ordering::SeqCst);
+}
+
+/// How many pages of an image are released, all together.
+#[derive(Debug)]
+pub(crate) struct Count(AtomicUsize);
+
+impl Count {
+    pub(crate) fn new() -> Count {
+        Count(AtomicUsize::new(0))
+    }
+
+    /// True if there is none.
+    #[inline]
+    pub(crate) fn is_zero(&self) -> bool {
+        self.0.load(Ordering::Acquire) == 0
+    }
+
+    pub(crate) fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The released ones of a run of pages. Changed under the image's lock alone.
+#[derive(Debug)]
+pub(crate) struct Released {
+    /// Those that nobody may begin to use.
+    noted: Box<[AtomicU64]>,
+    /// Those of them that Xen has back.
+    gone: Box<[AtomicU64]>,
+    pages: usize,
+}
+
+const BITS: usize = u64::BITS as usize;
+
+impl Released {
+    /// None of so many pages.
+    pub(crate) fn none_of(pages: usize) -> Released {
+        let words = || {
+            (0..pages.div_ceil(BITS))
+                .map(|_| AtomicU64::new(0))
+                .collect()
+        };
+        Released {
+            noted: words(),
+            gone: words(),
+            pages,
+        }
+    }
+
+    /// How many pages there are, released or not.
+    pub(crate) fn pages(&self) -> usize {
+        self.pages
+    }
+
+    /// Whether a page is released, that is: not to be used.
+    #[inline]
+    pub(crate) fn contains(&self, page: usize) -> bool {
+        self.noted[page / BITS].load(Ordering::Acquire) & bit(page) != 0
+    }
+
+    /// Whether Xen has it back.
+    pub(crate) fn is_gone(&self, page: usize) -> bool {
+        self.gone[page / BITS].load(Ordering::Relaxed) & bit(page) != 0
+    }
+
+    /// Notes a page that is there as released.
+    pub(crate) fn note(&self, page: usize, count: &Count) {
+        self.noted[page / BITS].fetch_or(bit(page), Ordering::Relaxed);
+        count.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Xen has a page back that was noted.
+    pub(crate) fn lose(&self, page: usize) {
+        self.gone[page / BITS].fetch_or(bit(page), Ordering::Relaxed);
+    }
+
+    /// Notes a released page as there, and with it what it holds now.
+    pub(crate) fn regain(&self, page: usize, count: &Count) {
+        self.gone[page / BITS].fetch_and(!bit(page), Ordering::Relaxed);
+        self.noted[page / BITS].fetch_and(!bit(page), Ordering::Release);
+        count.0.fetch_sub(1, Ordering::Release);
+    }
+}
+
+const fn bit(page: usize) -> u64 {
+    1 << (page % BITS)
+}

@@ -1,0 +1,108 @@
+//! Images in the memory of a simulated domain, which can give it back.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use super::{Guest, submit};
+use bulkhead_images::{BlockDevice, Catalog, ImageMemory, IoError, IoQueue, Op, Sector};
+use bulkhead_images::{Io, Submitted, Tag};
+use bulkhead_xen::PAGE_SIZE;
+use bulkhead_xen::sim::{DomainConfig, Sim, SimDomain};
+use std::sync::Arc;
+
+/// A driver domain with a ramdisk.
+pub struct Domain {
+    pub sim: Sim,
+    pub domain: SimDomain,
+    pub catalog: Catalog,
+    /// How many pages it owned with everything in place.
+    pub owned: usize,
+}
+
+impl Domain {
+    /// A domain whose ramdisk holds this.
+    pub fn with(ramdisk: &[u8]) -> Domain {
+        let sim = Sim::new();
+        let domain = sim.add_domain_with(DomainConfig {
+            memory_pages: 4096,
+            ..DomainConfig::default()
+        });
+        let first = domain.alloc_pages(ramdisk.len().div_ceil(PAGE_SIZE));
+        // SAFETY: just allocated, and not used otherwise until the simulation ends.
+        let memory = unsafe {
+            first
+                .as_ptr()
+                .copy_from_nonoverlapping(ramdisk.as_ptr(), ramdisk.len());
+            ImageMemory::new(first, ramdisk.len())
+        };
+        Domain {
+            catalog: Catalog::from_module(memory).with_supply(Arc::new(domain.door())),
+            owned: domain.memory_pages(),
+            domain,
+            sim,
+        }
+    }
+
+    /// How many pages it has given back and not got again.
+    pub fn missing(&self) -> usize {
+        self.owned - self.domain.memory_pages()
+    }
+}
+
+impl Drop for Domain {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.sim.assert_no_violations();
+        }
+    }
+}
+
+/// Discards to the end.
+pub fn discard(queue: &mut dyn IoQueue, sector: u64, count: u64) -> Result<(), IoError> {
+    let op = Op::Discard {
+        sector: Sector(sector),
+        count: Sector(count),
+        secure: false,
+    };
+    let io = Io { op, segments: &[] };
+    if let Submitted::Done(result) = queue.submit(Tag(77), io) {
+        return result;
+    }
+    for _ in 0..10_000_000 {
+        let mut told = None;
+        queue.complete(&mut |tag, result| told = Some((tag, result)));
+        if let Some((tag, result)) = told {
+            assert_eq!(tag, Tag(77));
+            return result;
+        }
+        std::thread::yield_now();
+    }
+    panic!("a discard does not come to its end");
+}
+
+/// Writes `data` in segments of up to a page.
+pub fn write(queue: &mut dyn IoQueue, sector: u64, data: &[u8]) -> Result<(), IoError> {
+    let buffers: Vec<&[u8]> = data.chunks(PAGE_SIZE).collect();
+    let mut guest = Guest::with(&buffers);
+    let segments = guest.segments();
+    let sector = Sector(sector);
+    submit(queue, Op::Write { sector }, &segments)
+}
+
+/// Reads so many sectors.
+pub fn read(queue: &mut dyn IoQueue, sector: u64, count: usize) -> Result<Vec<u8>, IoError> {
+    let lengths: Vec<usize> = vec![0; count * 512]
+        .chunks(PAGE_SIZE)
+        .map(<[u8]>::len)
+        .collect();
+    let mut guest = Guest::filled(&lengths);
+    let segments = guest.segments();
+    let sector = Sector(sector);
+    submit(queue, Op::Read { sector }, &segments)?;
+    Ok(guest.content())
+}
+
+/// The whole device.
+pub fn all(device: &dyn BlockDevice) -> Vec<u8> {
+    let sectors = device.geometry().sectors.0;
+    read(&mut *device.queue(), 0, sectors as usize).expect("all of it can be read")
+}

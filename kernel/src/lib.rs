@@ -61,6 +61,8 @@ pub mod output;
 #[cfg(feature = "unikernel")]
 mod report;
 #[cfg(feature = "unikernel")]
+mod supply;
+#[cfg(feature = "unikernel")]
 mod vcpu;
 
 #[cfg(feature = "unikernel")]

@@ -9,7 +9,7 @@ use bulkhead_xen::abi::shared_info::SharedInfo;
 use bulkhead_xen::{Frame, Instant, PAGE_SIZE, StoreRing};
 use core::ops::Range;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use spin::Once;
 
 /// How the domain was booted.
@@ -70,11 +70,11 @@ pub(crate) struct Facts {
 /// The phys-to-machine list of a PV domain.
 #[derive(Clone, Copy)]
 pub(crate) struct P2m {
-    list: *const u64,
+    list: *mut u64,
     pages: u64,
 }
 
-// SAFETY: the list is only read, and nobody writes it once the domain runs.
+// SAFETY: once the domain runs, the list is only accessed atomically.
 unsafe impl Send for P2m {}
 // SAFETY: as above.
 unsafe impl Sync for P2m {}
@@ -85,18 +85,25 @@ impl P2m {
 
     /// # Safety
     /// `list` has `pages` entries, for as long as the domain runs.
-    pub unsafe fn new(list: *const u64, pages: u64) -> Self {
+    pub unsafe fn new(list: *mut u64, pages: u64) -> Self {
         P2m { list, pages }
     }
 
     /// The machine frame behind a page frame.
     pub fn machine_frame(&self, pfn: u64) -> Option<u64> {
-        if pfn >= self.pages {
-            return None;
-        }
-        // SAFETY: within the list.
-        let mfn = unsafe { self.list.add(pfn as usize).read() };
+        let mfn = self.entry(pfn)?.load(Ordering::Relaxed);
         (mfn != Self::INVALID).then_some(mfn)
+    }
+
+    /// Notes that a page frame of ours has another machine frame, or none, from now on.
+    pub fn set_machine_frame(&self, pfn: u64, mfn: Option<u64>) {
+        let entry = self.entry(pfn).expect("a page frame of ours");
+        entry.store(mfn.unwrap_or(Self::INVALID), Ordering::Relaxed);
+    }
+
+    fn entry(&self, pfn: u64) -> Option<&AtomicU64> {
+        // SAFETY: within the list, which is memory of ours for as long as the domain runs.
+        (pfn < self.pages).then(|| unsafe { AtomicU64::from_ptr(self.list.add(pfn as usize)) })
     }
 }
 

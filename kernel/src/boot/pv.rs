@@ -12,6 +12,7 @@ use crate::{hypercall, output};
 use bulkhead_xen::abi::pv::{
     CALLBACKOP_REGISTER, CALLBACKTYPE_EVENT, CALLBACKTYPE_FAILSAFE, CallbackRegister,
     FLAT_KERNEL_CS, MACH2PHYS_VIRT_START, SEGBASE_GS_KERNEL, StartInfo, TrapInfo, UVMF_INVLPG_ALL,
+    UVMF_TLB_FLUSH_ALL,
 };
 use bulkhead_xen::{Errno, PAGE_SIZE, Port, VcpuId};
 use core::ops::Range;
@@ -52,7 +53,7 @@ pub extern "C" fn pv_main(start: *const StartInfo) -> ! {
     unsafe { set_handlers() }.expect("cannot set exception handlers and upcalls");
 
     // SAFETY: the builder's list.
-    let p2m = unsafe { P2m::new(start.mfn_list as *const u64, start.nr_pages) };
+    let p2m = unsafe { P2m::new(start.mfn_list as *mut u64, start.nr_pages) };
     let mut ram = Ranges::new();
     ram.push(0..start.nr_pages).expect("room for one range");
     let modules = module(start);
@@ -97,7 +98,25 @@ fn map_memory(tables: &mut PageTables, pages: u64, space: &AddressSpace) -> Resu
     Ok(mapped)
 }
 
-/// Maps page frames of ours that were not mapped at boot.
+/// Unmaps page frames of ours, and sees to it that no vCPU finds them any more.
+///
+/// # Safety
+/// Nobody uses them.
+pub unsafe fn unmap(frames: Range<u64>) {
+    let Some(last) = frames.clone().last() else {
+        return;
+    };
+    let mut tables = TABLES.lock();
+    let tables = tables.as_mut().expect("page tables are set up first");
+    if let Err(error) = tables.unmap(frames) {
+        panic!("{error}");
+    }
+    // SAFETY: the entry is empty already; this forgets what the processors remember.
+    unsafe { hypercall::update_va_mapping(last * PAGE, 0, UVMF_TLB_FLUSH_ALL) }
+        .expect("translations cannot be forgotten");
+}
+
+/// Maps page frames of ours that are not mapped.
 pub fn populate(frames: Range<u64>) {
     let mut tables = TABLES.lock();
     let tables = tables.as_mut().expect("page tables are set up first");

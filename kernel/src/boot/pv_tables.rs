@@ -127,6 +127,15 @@ impl PageTables {
         self.flush()
     }
 
+    /// Empties the entries of page frames.
+    pub fn unmap(&mut self, frames: Range<u64>) -> Result<(), Unmapped> {
+        for pfn in frames {
+            let (place, _) = self.entry(pfn * PAGE, 1).ok_or(Unmapped::Hole(pfn))?;
+            self.update(place, 0)?;
+        }
+        self.flush()
+    }
+
     /// Makes empty tables for `addresses`, so that mappings can be made there later.
     pub fn reserve(&mut self, addresses: Range<u64>) -> Result<(), Unmapped> {
         for address in addresses.step_by(LARGE_PAGE as usize) {

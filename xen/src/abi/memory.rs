@@ -2,8 +2,29 @@
 
 use crate::{DomId, GrantStatus};
 
+/// `XENMEM_decrease_reservation`.
+pub const DECREASE_RESERVATION: u32 = 1;
+/// `XENMEM_populate_physmap`.
+pub const POPULATE_PHYSMAP: u32 = 6;
 /// `XENMEM_add_to_physmap`.
 pub const ADD_TO_PHYSMAP: u32 = 7;
+
+/// `struct xen_memory_reservation`: memory that a domain gives back or asks for.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct MemoryReservation {
+    /// The frames: what is given back as the domain names frames to Xen (gfns, or mfns on PV);
+    /// what is asked for by page frame. There, a PV domain finds its new machine frames afterwards.
+    pub extent_start: *mut u64,
+    /// How many extents there are.
+    pub nr_extents: u64,
+    /// log2 of the pages of each.
+    pub extent_order: u32,
+    /// `XENMEMF_*`.
+    pub mem_flags: u32,
+    /// The domain, normally [`DomId::SELF`].
+    pub domid: DomId,
+}
 
 /// `XENMAPSPACE_shared_info`.
 pub const MAPSPACE_SHARED_INFO: u32 = 0;
@@ -68,5 +89,6 @@ pub struct QuerySize {
 const _: () = {
     assert!(size_of::<AddToPhysmap>() == 24);
     assert!(size_of::<SetupTable>() == 24);
+    assert!(size_of::<MemoryReservation>() == 32);
     assert!(size_of::<QuerySize>() == 16);
 };

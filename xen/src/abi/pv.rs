@@ -96,6 +96,9 @@ pub struct CallbackRegister {
 /// `SEGBASE_GS_KERNEL`.
 pub const SEGBASE_GS_KERNEL: u32 = 2;
 
+/// `UVMF_TLB_FLUSH | UVMF_ALL`: all translations are forgotten on every vCPU.
+pub const UVMF_TLB_FLUSH_ALL: u64 = 1 | (1 << 2);
+
 /// `UVMF_INVLPG | UVMF_ALL`: an updated mapping is flushed on every vCPU.
 pub const UVMF_INVLPG_ALL: u64 = 2 | (1 << 2);
 

@@ -3,7 +3,7 @@
 use super::{Frontend, Guest, IMAGE_SIZE, Random, SECTORS, Style, World, content};
 use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_ring::blkif::Status;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 /// The image it has to itself.
 const IMAGE: u64 = 5;
@@ -58,6 +58,16 @@ impl<'w> Bystander<'w> {
                 assert!(answer.data == self.model[bytes], "the bystander's data");
             }
         }
+    }
+
+    /// Checks that bytes of another guest are none of this one's.
+    pub fn assert_none_of_it_in(&self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let own: HashSet<&[u8]> = self.model.chunks(16).collect();
+        let stale = bytes.chunks(16).find(|chunk| own.contains(chunk));
+        assert_eq!(stale, None, "bytes of the bystander's disk");
     }
 
     /// Was not disturbed: its disk is as it left it, and it can detach like any other.

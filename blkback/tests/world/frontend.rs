@@ -65,6 +65,19 @@ impl<'w> Frontend<'w> {
         removed.expect("a guest may remove what is its own");
     }
 
+    /// Whether its directory is there.
+    pub fn has_directory(&self) -> bool {
+        self.world.sim.store().exists(&self.vbd.frontend_path())
+    }
+
+    /// Removes a node of its own directory, if it is there.
+    pub fn remove_if_there(&self, name: &str) {
+        let path = format!("{}/{name}", self.vbd.frontend_path());
+        if self.world.sim.store().exists(&path) {
+            self.remove_node(name);
+        }
+    }
+
     /// Says where it is, without waiting for anybody.
     pub fn say(&self, state: XenbusState) {
         self.write_node("state", state.to_string());
@@ -186,7 +199,7 @@ impl<'w> Frontend<'w> {
         let gone = self.vbd.backend_gone(&self.world.sim.store());
         assert!(gone, "libxl waits for the directory to vanish");
         toolstack::finish_detach(&mut self.world.sim.store(), &self.vbd);
-        self.world.forget_late_disks();
+        self.world.late.forget(&self.vbd);
         self.world.run();
     }
 

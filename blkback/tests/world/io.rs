@@ -2,6 +2,7 @@
 
 use super::link::Link;
 use bulkhead_grant::{Access, Grant};
+use bulkhead_ring::Overrun;
 use bulkhead_ring::blkif::{
     Indirect, MAX_INDIRECT_PAGES, MAX_SEGMENTS, Opcode, Operation, Request, RequestId,
     SEGMENTS_PER_INDIRECT_PAGE, SLOT_SIZE, Sector, Segment, Status, TransferKind,
@@ -94,7 +95,10 @@ impl Link {
 
     /// Done with a page.
     pub fn recycle(&mut self, page: Page) {
-        if self.style.persistent {
+        // Where requests may name any page, another one may still be about this one.
+        if self.wild {
+            self.kept.push(page);
+        } else if self.style.persistent {
             self.pool.push(page);
         } else {
             page.end(&self.domain);
@@ -224,22 +228,33 @@ impl Link {
     /// Takes the answers that have come.
     pub fn collect(&mut self) -> Vec<Answer> {
         let mut answers = Vec::new();
+        let taken = self.collect_into(&mut answers);
+        taken.expect("the backend answers what it was asked");
+        answers
+    }
+
+    /// As [`collect`](Self::collect), for a frontend whose ring may hold anything.
+    pub fn collect_whatever(&mut self) -> Vec<Answer> {
+        self.wild = true;
+        let mut answers = Vec::new();
+        // Where the ring makes no sense any more, that is of the frontend's own making.
+        let _ = self.collect_into(&mut answers);
+        answers
+    }
+
+    fn collect_into(&mut self, answers: &mut Vec<Answer>) -> Result<(), Overrun> {
         loop {
-            let taken = self
-                .ring
-                .take()
-                .expect("the backend answers what it was asked");
-            let Some(response) = taken else {
-                if self.ring.final_check().expect("as above") {
+            let Some(response) = self.ring.take()? else {
+                if self.ring.final_check()? {
                     continue;
                 }
-                return answers;
+                return Ok(());
             };
             let (id, operation, status) = (response.id, response.operation, response.status);
             let mut data = Vec::new();
             match self.pending.remove(&id) {
                 Some(pending) => {
-                    if let Some(asked) = pending.operation {
+                    if let Some(asked) = pending.operation.filter(|_| !self.wild) {
                         assert_eq!(operation, asked, "the operation of an answer");
                     }
                     data = self.finish(pending);
@@ -259,10 +274,12 @@ impl Link {
         let index = pending.pages.split_off(pending.data_pages);
         let whole: Vec<u8> = pending.pages.iter().flat_map(Page::bytes).collect();
         let (start, end) = (pending.offset, pending.offset + pending.len);
-        let around = whole[..start].iter().chain(&whole[end..]);
-        for byte in around {
-            assert_eq!(*byte, POISON, "a byte outside of the segments was written");
-        }
+        let mut around = whole[..start].iter().chain(&whole[end..]);
+        let untouched = around.all(|byte| *byte == POISON);
+        assert!(
+            untouched || self.wild,
+            "a byte outside of the segments was written"
+        );
         for page in pending.pages.into_iter().chain(index) {
             self.recycle(page);
         }

@@ -44,6 +44,8 @@ pub struct Link {
     pub(super) pending: BTreeMap<RequestId, Pending>,
     /// Pages that stay granted, for those who do that.
     pub(super) pool: Vec<Page>,
+    /// Pages that are done with, of a frontend that cannot know.
+    pub(super) kept: Vec<Page>,
     pub(super) next_id: u64,
     /// Whether things were put into the ring that are no requests.
     pub(super) wild: bool,
@@ -80,6 +82,7 @@ impl Link {
             ring_grants,
             pending: BTreeMap::new(),
             pool: Vec::new(),
+            kept: Vec::new(),
             next_id: 1,
             wild: false,
         }
@@ -135,12 +138,10 @@ impl Link {
     /// Takes everything back, which the backend must have let go of.
     pub fn take_down(mut self) {
         for (_, pending) in std::mem::take(&mut self.pending) {
-            pending
-                .pages
-                .into_iter()
-                .for_each(|page| self.recycle(page));
+            self.kept.extend(pending.pages);
         }
-        for page in std::mem::take(&mut self.pool) {
+        let kept = std::mem::take(&mut self.kept);
+        for page in kept.into_iter().chain(std::mem::take(&mut self.pool)) {
             page.end(&self.domain);
         }
         for grant in self.ring_grants.drain(..) {

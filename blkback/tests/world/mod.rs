@@ -21,6 +21,7 @@ mod journal;
 mod link;
 mod ramdisk;
 mod random;
+mod script;
 mod watchdog;
 
 pub use allocator::{allocations, bytes_in_use};
@@ -31,6 +32,7 @@ pub use io::{Answer, POISON, Page};
 pub use link::{Link, Style};
 pub use ramdisk::content;
 pub use random::Random;
+pub use script::play;
 
 use bulkhead_blkback::Backend;
 use bulkhead_executor::Executor;
@@ -58,7 +60,7 @@ pub struct World {
     /// Whether the backend has given up.
     ended: Rc<Cell<bool>>,
     before: Before,
-    late: LateDisks,
+    pub late: LateDisks,
     // Dropped in this order: tasks use the images.
     executor: RefCell<Executor<SimDoor>>,
     _ramdisk: Ramdisk,
@@ -88,19 +90,33 @@ pub struct Setup {
     pub damage: Option<usize>,
 }
 
-/// The device behind the last disk that answers late, until a disk is detached: this keeps the
-/// image open, too.
+/// The devices behind disks that answer late, until the disk is detached: to hold on to one here
+/// keeps its image open.
 #[derive(Clone, Default)]
-pub struct LateDisks(Rc<RefCell<Option<Delayed>>>);
+pub struct LateDisks(Rc<RefCell<Vec<(String, Delayed)>>>);
 
 impl LateDisks {
+    /// The one that was opened last.
     pub fn last(&self) -> Delayed {
-        self.0.borrow().clone().expect("a disk is attached")
+        let disks = self.0.borrow();
+        disks.last().expect("a disk is attached").1.clone()
     }
 
-    pub fn forget(&self) {
-        self.0.take();
+    /// The one behind a disk, if that is a late one.
+    pub fn of(&self, vbd: &Vbd) -> Option<Delayed> {
+        let disks = self.0.borrow();
+        let disk = disks.iter().rfind(|(owner, _)| is_of(owner, vbd));
+        disk.map(|(_, delayed)| delayed.clone())
     }
+
+    pub fn forget(&self, vbd: &Vbd) {
+        self.0.borrow_mut().retain(|(owner, _)| !is_of(owner, vbd));
+    }
+}
+
+/// Whether that is how the backend names the owner of the disk's image.
+fn is_of(owner: &str, vbd: &Vbd) -> bool {
+    owner.starts_with(&format!("vbd {}/{} ", vbd.frontend, vbd.device_number()))
 }
 
 /// Bytes of the images `disk0`, `disk1`, … of [`Setup::default`].
@@ -193,7 +209,8 @@ impl World {
                 return device;
             }
             let delayed = Delayed::new(device);
-            seen.0.replace(Some(delayed.clone()));
+            let disk = (owner.to_string(), delayed.clone());
+            seen.0.borrow_mut().push(disk);
             Arc::new(delayed)
         });
         let setup = Setup {
@@ -271,8 +288,8 @@ impl World {
     /// Ends a guest as `xl destroy` does.
     pub fn destroy(&self, guest: DomId, vbds: &[&Vbd]) {
         self.sim.destroy_domain(guest);
-        self.late.forget();
         for vbd in vbds {
+            self.late.forget(vbd);
             toolstack::force_detach(&mut self.sim.store(), vbd);
         }
         self.wait(Duration::from_secs(2));
@@ -283,11 +300,6 @@ impl World {
         }
         toolstack::remove_domain(&mut self.sim.store(), guest);
         self.run();
-    }
-
-    /// The devices of detached disks are no more.
-    pub fn forget_late_disks(&self) {
-        self.late.forget();
     }
 
     fn held(&self) -> Before {

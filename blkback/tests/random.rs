@@ -1,0 +1,19 @@
+//! Random frontends, toolstacks and stores against the whole backend.
+
+mod world;
+
+use proptest::prelude::*;
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 50,
+        failure_persistence: None,
+        max_shrink_iters: 200,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn whatever_happens_nobody_else_notices(script in prop::collection::vec(any::<u8>(), 0..1000)) {
+        world::play(&script);
+    }
+}

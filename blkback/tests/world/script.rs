@@ -1,0 +1,318 @@
+//! Whole machines driven by a string of bytes: guests, the toolstack and xenstored do whatever
+//! the bytes say, and one well-behaved guest must never notice.
+
+use super::{Answer, Bystander, Frontend, Guest, LateDisks, Link, Style, World};
+use bulkhead_ring::blkif::{Abi, SLOT_SIZE, TransferKind};
+use bulkhead_ring::{Index, RingMemory, SharedPages};
+use bulkhead_xen::sim::xenstore::toolstack::{self, Disk};
+use bulkhead_xen::{Hypervisor, PAGE_SIZE};
+use std::time::Duration;
+
+/// Reads a script; past its end everything is zero.
+struct Script<'s>(&'s [u8]);
+
+impl Script<'_> {
+    fn byte(&mut self) -> u8 {
+        let Some((first, rest)) = self.0.split_first() else {
+            return 0;
+        };
+        self.0 = rest;
+        *first
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        usize::from(self.byte()) % limit
+    }
+
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())]
+    }
+
+    /// A number that is small or at an edge more often than not.
+    fn number(&mut self) -> u64 {
+        match self.byte() {
+            small @ 0..200 => u64::from(small),
+            200..215 => u64::MAX - u64::from(self.byte()),
+            215..230 => (1 << 32) - u64::from(self.byte()),
+            230..240 => 256 - u64::from(self.byte() % 16),
+            _ => u64::from_le_bytes(std::array::from_fn(|_| self.byte())),
+        }
+    }
+}
+
+const NAMES: [&str; 3] = ["xvda", "xvdb", "xvdd"];
+const TARGETS: [&str; 8] = [
+    "ram:disk0",
+    "ram:disk1",
+    "ram:disk2,sector-size=4096",
+    "ram:disk5",
+    "ram:nothing",
+    "null:1M",
+    "null:3T,sector-size=4096",
+    "rubbish",
+];
+const NODES: [&str; 9] = [
+    "state",
+    "ring-ref",
+    "event-channel",
+    "protocol",
+    "ring-page-order",
+    "num-ring-pages",
+    "multi-queue-num-queues",
+    "feature-persistent",
+    "ring-ref1",
+];
+const VALUES: [&str; 12] = [
+    "0",
+    "1",
+    "2",
+    "3",
+    "4",
+    "5",
+    "6",
+    "8",
+    "4294967295",
+    "",
+    "x86_32-abi",
+    "rubbish",
+];
+
+/// A guest that does as the bytes say.
+struct Puppet<'w> {
+    guest: Guest<'w>,
+    disks: Vec<Frontend<'w>>,
+    /// Rings that it has turned away from.
+    old: Vec<Link>,
+}
+
+impl<'w> Puppet<'w> {
+    fn new(world: &'w World) -> Puppet<'w> {
+        Puppet {
+            guest: Guest::with_memory(world, 4096),
+            disks: Vec::new(),
+            old: Vec::new(),
+        }
+    }
+}
+
+/// Plays a script from the first attach to the last trace of it.
+///
+/// # Panics
+/// If the backend breaks any rule.
+pub fn play(script: &[u8]) {
+    let mut script = Script(script);
+    let (world, late) = World::with_late_disks();
+    let mut bystander = Bystander::new(&world);
+    let mut puppets = vec![Puppet::new(&world), Puppet::new(&world)];
+    while !script.0.is_empty() {
+        let which = script.below(puppets.len());
+        match script.byte() % 32 {
+            0 => bystander.io(),
+            1 => world.step(true),
+            2 => world.step(false),
+            3..6 => _ = world.run(),
+            6 => world.wait(Duration::from_millis(script.number() % 700)),
+            7 => misbehave(&world, &mut script),
+            8 => serve_late(&late, &puppets[which], &mut script),
+            9 => {
+                let puppet = std::mem::replace(&mut puppets[which], Puppet::new(&world));
+                end(puppet, &bystander);
+            }
+            10 | 11 => attach(&mut puppets[which], &mut script, &bystander),
+            _ => act(&mut puppets[which], &mut script, &bystander),
+        }
+    }
+    world.sim.store().faults.requests_per_step = None;
+    world.sim.store().faults.stalled = false;
+    world.run();
+    bystander.io();
+    for puppet in puppets {
+        end(puppet, &bystander);
+    }
+    bystander.leave();
+    world.nothing_left();
+}
+
+/// xenstored's moods.
+fn misbehave(world: &World, script: &mut Script<'_>) {
+    let id = world.storage.id();
+    let mut store = world.sim.store();
+    match script.below(5) {
+        0 => store.fire_spuriously(id),
+        1 => store.faults.requests_per_step = Some(1 + script.below(3)),
+        2 => store.faults.requests_per_step = None,
+        3 => store.faults.conflicts = script.below(20) as u32,
+        _ => store.faults.reverse_replies = script.below(2) == 0,
+    }
+}
+
+fn serve_late(late: &LateDisks, puppet: &Puppet<'_>, script: &mut Script<'_>) {
+    for disk in &puppet.disks {
+        let Some(late) = late.of(&disk.vbd) else {
+            continue;
+        };
+        match late.held() {
+            0 => {}
+            held if script.below(4) > 0 => late.release(script.below(held)),
+            _ => late.release_backwards(),
+        }
+    }
+}
+
+fn attach<'w>(puppet: &mut Puppet<'w>, script: &mut Script<'_>, bystander: &Bystander<'_>) {
+    let name = script.pick(&NAMES);
+    if let Some(at) = puppet.disks.iter().position(|disk| disk.vbd.name == name) {
+        // libxl makes the directories anew only when it has cleaned up behind the old disk.
+        let disk = puppet.disks.remove(at);
+        force_away(puppet, disk, bystander);
+    }
+    let disk = Disk {
+        read_only: script.below(4) == 0,
+        cdrom: script.below(8) == 0,
+        discard: script.below(4) != 0,
+        ..Disk::new(script.pick(&TARGETS))
+    };
+    let style = Style {
+        abi: script.pick(&[Abi::X86_64, Abi::X86_32]),
+        ring_pages: 1 << script.below(3),
+        num_ring_pages: script.below(4) == 0,
+        persistent: script.below(4) == 0,
+    };
+    let frontend = puppet.guest.attach_unseen(name, &disk).styled(style);
+    puppet.disks.push(frontend);
+}
+
+fn act(puppet: &mut Puppet<'_>, script: &mut Script<'_>, bystander: &Bystander<'_>) {
+    if puppet.disks.is_empty() {
+        return;
+    }
+    let at = script.below(puppet.disks.len());
+    let disk = &mut puppet.disks[at];
+    let there = disk.has_directory();
+    match script.byte() % 24 {
+        // As a good frontend would.
+        0..4 if there && !disk.is_prepared() => {
+            disk.prepare();
+            disk.publish();
+            disk.write_node("state", "3");
+        }
+        4 if there => disk.write_node("state", script.pick(&VALUES)),
+        5 if there => disk.write_node(script.pick(&NODES), script.pick(&VALUES)),
+        6 if there => disk.remove_if_there(script.pick(&NODES)),
+        7 => _ = toolstack::request_detach(&mut disk.world.sim.store(), &disk.vbd),
+        8 => {
+            let disk = puppet.disks.remove(at);
+            force_away(puppet, disk, bystander);
+        }
+        9 => puppet.old.extend(disk.forget()),
+        10 if there => {
+            disk.write_node("state", "5");
+            disk.write_node("state", "6");
+        }
+        11.. if disk.is_prepared() => ask(disk, script, bystander),
+        _ => {}
+    }
+}
+
+fn ask(disk: &mut Frontend<'_>, script: &mut Script<'_>, bystander: &Bystander<'_>) {
+    let link = disk.link();
+    let room = link.ring.free() > 0;
+    match script.byte() % 16 {
+        0..5 if room => {
+            let (sector, sectors) = (script.number() % 300, 1 + script.below(100));
+            link.push_read(sector, sectors.min(80));
+        }
+        5..8 if room => {
+            let (sector, sectors) = (script.number(), 1 + script.below(80));
+            let kind = [TransferKind::Write, TransferKind::FlushAndWrite];
+            let kind = script.pick(&kind);
+            link.push_transfer(kind, sector, sectors, &vec![script.byte(); sectors * 512]);
+        }
+        8 if room => _ = link.push_flush(),
+        9 | 10 if room => {
+            let mut slot: [u8; SLOT_SIZE] = std::array::from_fn(|_| script.byte());
+            slot[0] %= 8;
+            link.push_slot(&slot);
+        }
+        11 => {
+            // SAFETY: domain memory stays mapped as long as the machine.
+            let ring = unsafe { SharedPages::new(link.memory, link.style.ring_pages as usize) };
+            let indices = [
+                Index::RequestProducer,
+                Index::RequestEvent,
+                Index::ResponseEvent,
+            ];
+            let ring = ring.expect("pages of a ring");
+            ring.store(script.pick(&indices), script.number() as u32);
+        }
+        12 => {
+            let offset = script.number() as usize % (PAGE_SIZE - 8);
+            // SAFETY: within the ring's first page, which nobody refers into.
+            unsafe { link.memory.add(offset).write_volatile(script.byte()) };
+        }
+        13 => {
+            let refs = link.data_refs();
+            if !refs.is_empty() {
+                link.domain.revoke(script.pick(&refs));
+            }
+        }
+        14 => link.notify(),
+        _ => look(link, bystander),
+    }
+    disk.link().kick();
+}
+
+/// Takes what answers there are, and looks for what belongs to somebody else.
+fn look(link: &mut Link, bystander: &Bystander<'_>) {
+    let answers: Vec<Answer> = link.collect_whatever();
+    for answer in answers {
+        bystander.assert_none_of_it_in(&answer.data);
+    }
+}
+
+/// libxl takes a disk away by force, and the backend has to follow.
+fn force_away(puppet: &mut Puppet<'_>, mut disk: Frontend<'_>, bystander: &Bystander<'_>) {
+    let world = disk.world;
+    let stalled = std::mem::take(&mut world.sim.store().faults.requests_per_step);
+    toolstack::force_detach(&mut world.sim.store(), &disk.vbd);
+    world.run();
+    // A request may have a second step.
+    while let Some(late) = world.late.of(&disk.vbd).filter(|late| late.held() > 0) {
+        late.release_backwards();
+        world.run();
+    }
+    world.wait(Duration::from_secs(1));
+    let gone = disk.vbd.backend_gone(&world.sim.store());
+    let journal = || world.journal().join("\n");
+    assert!(
+        gone,
+        "libxl waits for the directory of {:?}: {}",
+        disk.vbd,
+        journal()
+    );
+    toolstack::finish_detach(&mut world.sim.store(), &disk.vbd);
+    world.late.forget(&disk.vbd);
+    world.run();
+    world.sim.store().faults.requests_per_step = stalled;
+    if let Some(mut link) = disk.forget() {
+        look(&mut link, bystander);
+        puppet.old.push(link);
+    }
+}
+
+/// Ends a guest; nothing of it may be left in use.
+fn end(mut puppet: Puppet<'_>, bystander: &Bystander<'_>) {
+    while let Some(disk) = puppet.disks.pop() {
+        force_away(&mut puppet, disk, bystander);
+    }
+    let (world, domain) = (puppet.guest.world, &puppet.guest.domain);
+    assert_eq!(domain.grants_in_use(), 0, "what the backend holds on to");
+    for link in puppet.old {
+        link.take_down();
+    }
+    let id = domain.id();
+    world.sim.destroy_domain(id);
+    assert!(world.sim.is_fully_gone(id));
+    toolstack::remove_domain(&mut world.sim.store(), id);
+    world.run();
+}

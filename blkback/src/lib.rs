@@ -24,6 +24,7 @@ pub mod backend;
 pub mod control;
 pub mod engine;
 pub mod frontends;
+pub mod operator;
 pub mod vbd;
 
 pub use backend::Backend;

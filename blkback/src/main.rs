@@ -8,6 +8,7 @@ extern crate alloc;
 use alloc::rc::Rc;
 use bulkhead_blkback::Backend;
 use bulkhead_blkback::control::{ShutdownRequest, shutdown_requested};
+use bulkhead_blkback::operator::grow_on_request;
 use bulkhead_executor::Executor;
 use bulkhead_grant::Region;
 use bulkhead_images::{Catalog, ImageMemory};
@@ -48,6 +49,12 @@ fn main(machine: Machine) -> ShutdownReason {
         let Err(error) = serving.serve(ready).await;
         log::error!("no disk can be served any more: {error}");
         ended.set(Some(ShutdownReason::Crash));
+    });
+
+    let growing = backend.clone();
+    handle.spawn(async move {
+        let Err(error) = grow_on_request(&growing).await;
+        log::error!("images cannot be grown any more: {error}");
     });
 
     let ended = end.clone();

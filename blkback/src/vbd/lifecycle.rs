@@ -16,7 +16,7 @@ use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use bulkhead_executor::Signal;
-use bulkhead_images::{Access, BlockDevice, Target};
+use bulkhead_images::{Access, BlockDevice, Sector, Target};
 use bulkhead_xen::Hypervisor;
 use bulkhead_xenstore_client::{Error, Transaction};
 use core::future::{Future, poll_fn};
@@ -55,11 +55,14 @@ struct Vbd<'a, H: Hypervisor> {
     _following: Following,
     phase: Phase,
     connection: Option<Connection>,
+    /// The size that the frontend was told.
+    sectors: Sector,
 }
 
 /// What ended a wait.
 enum Event {
     Changed,
+    Resized,
     QueueFailed(Problem),
 }
 
@@ -91,6 +94,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
             _following: following,
             phase: Phase::Offered,
             connection: None,
+            sectors: Sector(0),
         };
         vbd.offer(XenbusState::Initialising).await?;
         let mode = match vbd.config.access {
@@ -111,11 +115,11 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
             let seen = self.observe().await?;
             let own = seen.own.unwrap_or(XenbusState::Unknown);
             match decide(self.phase, seen) {
-                Step::Wait => {
-                    if let Event::QueueFailed(problem) = self.wait(changed).await? {
-                        self.fail(problem).await?;
-                    }
-                }
+                Step::Wait => match self.wait(changed).await? {
+                    Event::Changed => {}
+                    Event::Resized => self.announce_size(own).await?,
+                    Event::QueueFailed(problem) => self.fail(problem).await?,
+                },
                 Step::Connect => {
                     if let Err(problem) = self.connect(own).await {
                         self.fail(problem).await?;
@@ -186,6 +190,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
                 None => core::future::pending().await,
             }
         });
+        let (device, sectors) = (&self.device, self.sectors);
         let mut raised = pin!(changed.raised());
         let mut closing = pin!(self.backend.closing.wait());
         poll_fn(|context| {
@@ -194,6 +199,12 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
             }
             if closing.as_mut().poll(context).is_ready() {
                 return Poll::Ready(Ok(Event::Changed));
+            }
+            if connection.is_some() {
+                device.on_change(context.waker());
+                if device.geometry().sectors != sectors {
+                    return Poll::Ready(Ok(Event::Resized));
+                }
             }
             raised.as_mut().poll(context).map(|()| Ok(Event::Changed))
         })
@@ -243,9 +254,30 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         let device = self.device.as_ref();
         self.connection = Some(Connection::open(backend, self.id, &published, device)?);
         self.phase = Phase::Connected;
-        let nodes = features::disk(&self.config, &self.device.geometry());
-        self.publish(nodes, from, XenbusState::Connected).await?;
+        self.publish_disk(from).await?;
         self.log_connected(&published);
+        Ok(())
+    }
+
+    /// Tells the frontend what the disk is like, and that it is connected.
+    async fn publish_disk(&mut self, from: XenbusState) -> Result<(), Error> {
+        let geometry = self.device.geometry();
+        let nodes = features::disk(&self.config, &geometry);
+        self.publish(nodes, from, XenbusState::Connected).await?;
+        self.sectors = geometry.sectors;
+        Ok(())
+    }
+
+    /// The image has grown under a connected frontend: writing the state again, with the size,
+    /// makes it look (as Linux's xen-blkback does, and blkfront expects).
+    async fn announce_size(&mut self, own: XenbusState) -> Result<(), Error> {
+        if own == XenbusState::Connected {
+            self.publish_disk(own).await?;
+            log::info!("vbd {}: now {} sectors", self.id, self.sectors);
+        } else {
+            // On its way out; it need not know.
+            self.sectors = self.device.geometry().sectors;
+        }
         Ok(())
     }
 

@@ -10,8 +10,16 @@ export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/ LANG=C
 /bin/busybox mount -t devtmpfs dev /dev
 /bin/busybox --install -s /bin
 mount -t tmpfs tmpfs /tmp
+# `MODULE.OPTION=VALUE` on the kernel's command line reaches the module.
+options() {
+    for word in $(cat /proc/cmdline); do
+        case $word in "$1".*) echo "${word#*.}" ;; esac
+    done
+}
 while read -r module; do
-    insmod "$module" || echo "lab: $module did not load"
+    name=${module##*/}
+    name=${name%.ko}
+    insmod "$module" $(options "${name//-/_}") || echo "lab: $module did not load"
 done </modules.order
 dmesg -n 1
 stty raw -echo <&1

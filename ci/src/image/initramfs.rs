@@ -49,7 +49,7 @@ pub fn guest(tar: &RootTar, version: &str) -> Result<Vec<u8>> {
     Ok(cpio.finish())
 }
 
-fn base(tar: &RootTar, init: &str) -> Result<Cpio> {
+pub(super) fn base(tar: &RootTar, init: &str) -> Result<Cpio> {
     let mut cpio = Cpio::default();
     // The kernel opens it before any script runs.
     cpio.char_device("dev/console", 5, 1);
@@ -59,8 +59,16 @@ fn base(tar: &RootTar, init: &str) -> Result<Cpio> {
     Ok(cpio)
 }
 
+/// The version of the root's kernel, as its files and folders are called.
+pub(super) fn kernel_version(tar: &RootTar) -> Result<String> {
+    tar.list("boot")?
+        .into_iter()
+        .find_map(|name| name.strip_prefix("vmlinuz-").map(str::to_owned))
+        .context("the root has no kernel")
+}
+
 /// The paths in the output of `ldd`.
-fn libraries(listing: &str) -> BTreeSet<String> {
+pub(super) fn libraries(listing: &str) -> BTreeSet<String> {
     listing
         .lines()
         .filter_map(|line| {
@@ -72,7 +80,12 @@ fn libraries(listing: &str) -> BTreeSet<String> {
 }
 
 /// Adds modules with all that they depend on, and `modules.order`, the paths in loading order.
-fn add_modules(cpio: &mut Cpio, tar: &RootTar, version: &str, wanted: &[&str]) -> Result<()> {
+pub(super) fn add_modules(
+    cpio: &mut Cpio,
+    tar: &RootTar,
+    version: &str,
+    wanted: &[&str],
+) -> Result<()> {
     let top = format!("usr/lib/modules/{version}");
     let top = if tar.has_file(&format!("{top}/modules.dep")) {
         top

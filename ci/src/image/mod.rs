@@ -4,6 +4,7 @@
 //! minute) and what is made from it (seconds).
 
 pub mod cpio;
+pub mod driver;
 mod initramfs;
 pub mod packages;
 pub mod release;
@@ -75,18 +76,51 @@ pub struct HostImage {
     pub guest: PathBuf,
 }
 
+/// What a root holds beside what every scenario needs.
+#[derive(Clone, Copy, Debug, Default)]
+struct Additions {
+    /// Debian packages.
+    packages: &'static [&'static str],
+    /// Programs (as a shell's patterns) whose libraries are listed in the root's `lab-driver-libraries`.
+    programs: &'static [&'static str],
+}
+
+/// What the peers of Bulkhead need that `cargo lab bench` measures beside it: QEMU's block backend in
+/// dom0, and the tool stack's part in a Linux driver domain.
+const PEERS: Additions = Additions {
+    packages: &["qemu-system-xen"],
+    programs: driver::PROGRAMS,
+};
+
 /// Returns the image of a release, made or completed first where the cache lacks it. `say` is told
 /// what is being done.
 pub fn ensure(release: Release, say: &dyn Fn(&str)) -> Result<HostImage> {
-    let root_key = key(&[
-        &format!(
-            "{:?} {EXCLUDED:?} {INCLUDED:?} {GUEST_PROGRAMS:?}",
-            release.packages()
-        ),
-        release.suite(),
-    ]);
+    ensure_with(release, &Additions::default(), say)
+}
+
+/// As [`ensure`], with everything that Bulkhead's peers need; and the initramfs of a Linux driver
+/// domain.
+pub fn ensure_with_peers(
+    release: Release,
+    say: &dyn Fn(&str),
+) -> Result<(HostImage, driver::DriverImage)> {
+    let image = ensure_with(release, &PEERS, say)?;
+    let root = image.disk.parent().context("the root disk has no folder")?;
+    let driver = driver::ensure(root, say)?;
+    Ok((image, driver))
+}
+
+fn ensure_with(release: Release, additions: &Additions, say: &dyn Fn(&str)) -> Result<HostImage> {
+    let mut parts = format!(
+        "{:?} {EXCLUDED:?} {INCLUDED:?} {GUEST_PROGRAMS:?}",
+        release.packages()
+    );
+    if !additions.packages.is_empty() {
+        parts += &format!(" {additions:?}");
+    }
+    let root_key = key(&[&parts, release.suite()]);
     let root_dir = workspace::cache().join(format!("root-{release}-{root_key}"));
-    complete(&root_dir, |dir| make_root(release, dir, say))?;
+    complete(&root_dir, |dir| make_root(release, additions, dir, say))?;
 
     let boot_key = key(&[
         &root_key,
@@ -121,29 +155,40 @@ fn complete(dir: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     }
 }
 
-fn make_root(release: Release, dir: &Path, say: &dyn Fn(&str)) -> Result<()> {
+fn make_root(
+    release: Release,
+    additions: &Additions,
+    dir: &Path,
+    say: &dyn Fn(&str),
+) -> Result<()> {
     say(&format!(
         "downloading Debian {} with Xen {release}",
         release.suite()
     ));
     let tar = dir.join("root.tar");
+    let mut packages = release.packages();
+    packages.extend(additions.packages.iter().map(|&name| name.to_owned()));
     let mut command = Command::new("mmdebstrap");
     command
         .args(["--variant=minbase", "--format=tar"])
-        .arg(format!("--include={}", release.packages().join(",")));
+        .arg(format!("--include={}", packages.join(",")));
     for path in EXCLUDED {
         command.arg(format!("--dpkgopt=path-exclude={path}"));
     }
     for path in INCLUDED {
         command.arg(format!("--dpkgopt=path-include={path}"));
     }
-    command
-        .arg(format!(
-            "--customize-hook=chroot \"$1\" ldd {} >\"$1/lab-libraries\"",
-            GUEST_PROGRAMS.join(" ")
-        ))
-        .arg(release.suite())
-        .arg(&tar);
+    command.arg(format!(
+        "--customize-hook=chroot \"$1\" ldd {} >\"$1/lab-libraries\"",
+        GUEST_PROGRAMS.join(" ")
+    ));
+    if !additions.programs.is_empty() {
+        command.arg(format!(
+            "--customize-hook=chroot \"$1\" sh -c 'ldd {}' >\"$1/lab-driver-libraries\"",
+            additions.programs.join(" ")
+        ));
+    }
+    command.arg(release.suite()).arg(&tar);
     process::run_logged(&mut command, &dir.join("mmdebstrap.log"))?;
 
     say("making the root disk");
@@ -169,18 +214,13 @@ fn make_boot(root: &Path, release: Release, dir: &Path, say: &dyn Fn(&str)) -> R
     let (xen_gz, _) = tar.read(&format!("boot/xen-{release}-amd64.gz"))?;
     fs::write(dir.join("xen"), unpack::any(&xen_gz)?)?;
 
-    let vmlinuz = tar
-        .list("boot")?
-        .into_iter()
-        .find(|name| name.starts_with("vmlinuz-"))
-        .context("the root has no kernel")?;
-    let (bz_image, _) = tar.read(&format!("boot/{vmlinuz}"))?;
+    let version = initramfs::kernel_version(&tar)?;
+    let (bz_image, _) = tar.read(&format!("boot/vmlinuz-{version}"))?;
     fs::write(guest.join("vmlinuz"), &bz_image)?;
     fs::write(guest.join("vmlinux"), unpack::kernel(&bz_image)?)?;
 
-    let version = vmlinuz.trim_start_matches("vmlinuz-");
-    fs::write(dir.join("dom0-initramfs"), initramfs::dom0(&tar, version)?)?;
-    fs::write(guest.join("initramfs"), initramfs::guest(&tar, version)?)?;
+    fs::write(dir.join("dom0-initramfs"), initramfs::dom0(&tar, &version)?)?;
+    fs::write(guest.join("initramfs"), initramfs::guest(&tar, &version)?)?;
     Ok(())
 }
 

@@ -1,0 +1,27 @@
+#!/bin/busybox sh
+# Init of a Linux driver domain: loads the block backend and a RAM disk, then runs the tool stack's part.
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/ LANG=C
+/bin/busybox mkdir -p /proc /sys /dev /tmp /run /var/lib/xen /var/log/xen /var/lock
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t sysfs sysfs /sys
+/bin/busybox mount -t devtmpfs dev /dev
+/bin/busybox --install -s /bin
+ln -s /run /var/run
+mkdir -p /run/xen
+# `MODULE.OPTION=VALUE` on the kernel's command line reaches the module.
+options() {
+    for word in $(cat /proc/cmdline); do
+        case $word in "$1".*) echo "${word#*.}" ;; esac
+    done
+}
+while read -r module; do
+    name=${module##*/}
+    name=${name%.ko}
+    insmod "$module" $(options "${name//-/_}") || echo "lab: $module did not load"
+done </modules.order
+mount -t xenfs xenfs /proc/xen
+dmesg -n 1
+xl devd && echo "ready for attach"
+while true; do
+    sleep 1000000
+done

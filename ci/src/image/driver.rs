@@ -1,0 +1,76 @@
+//! The initramfs of a Linux driver domain, Bulkhead's nearest peer: Debian's kernel, xen-blkback over a
+//! RAM disk, and `xl devd`.
+
+use super::initramfs::{self, base};
+use super::root_tar::RootTar;
+use super::{complete, key};
+use anyhow::{Context, Result};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The programs it runs, as patterns for a shell.
+pub(super) const PROGRAMS: &[&str] = &["/usr/lib/xen-*/bin/xl", "/usr/bin/xenstore"];
+
+const MODULES: &[&str] = &[
+    "xen-evtchn",
+    "xen-gntdev",
+    "xen-gntalloc",
+    "xen-privcmd",
+    "xenfs",
+    "xen-blkback",
+    "brd",
+];
+
+const INIT: &str = include_str!("../../scripts/driver-init.sh");
+const HOTPLUG: &str = include_str!("../../scripts/driver-hotplug.sh");
+
+/// What a Linux driver domain boots, as files of the cache.
+#[derive(Clone, Debug)]
+pub struct DriverImage {
+    /// Its initramfs. Its kernel is the guests'.
+    pub initramfs: PathBuf,
+}
+
+/// Makes it out of the root in a folder of the cache, unless the cache has it.
+pub(super) fn ensure(root: &Path, say: &dyn Fn(&str)) -> Result<DriverImage> {
+    let root_name = root.to_string_lossy();
+    let key = key(&[&root_name, INIT, HOTPLUG, include_str!("driver.rs")]);
+    let dir = crate::workspace::cache().join(format!("driver-{key}"));
+    complete(&dir, |dir| {
+        say("making the Linux driver domain's initramfs");
+        let archive = archive(&RootTar::open(&root.join("root.tar"))?)?;
+        fs::write(dir.join("initramfs"), archive).context("cannot write the initramfs")
+    })?;
+    Ok(DriverImage {
+        initramfs: dir.join("initramfs"),
+    })
+}
+
+fn archive(tar: &RootTar) -> Result<Vec<u8>> {
+    let mut cpio = base(tar, INIT)?;
+    let version = initramfs::kernel_version(tar)?;
+    initramfs::add_modules(&mut cpio, tar, &version, MODULES)?;
+    let (listing, _) = tar.read("lab-driver-libraries")?;
+    for path in initramfs::libraries(&String::from_utf8_lossy(&listing)) {
+        let (data, mode) = tar.read(&path)?;
+        cpio.file(&path, mode, &data);
+    }
+    let xen = tar
+        .list("usr/lib")?
+        .into_iter()
+        .find(|name| name.starts_with("xen-") && tar.has_file(&format!("usr/lib/{name}/bin/xl")))
+        .context("the root has no xl")?;
+    cpio.file(
+        "usr/bin/xl",
+        0o755,
+        &tar.read(&format!("usr/lib/{xen}/bin/xl"))?.0,
+    );
+    cpio.file("usr/bin/xenstore", 0o755, &tar.read("usr/bin/xenstore")?.0);
+    // The program goes by what it is called.
+    for verb in ["read", "write"] {
+        cpio.symlink(&format!("usr/bin/xenstore-{verb}"), "xenstore");
+    }
+    cpio.file("etc/xen/xl.conf", 0o644, b"");
+    cpio.file("etc/xen/scripts/block", 0o755, HOTPLUG.as_bytes());
+    Ok(cpio.finish())
+}

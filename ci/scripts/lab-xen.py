@@ -8,6 +8,8 @@ lab-xen unpause-until DOMID LOG START TEXT SECONDS
                                 behind its byte START
 lab-xen attach DOMID DEVICE DISK
                                 xl block-attach; prints the microseconds until the backend is connected
+lab-xen load LEAD WINDOW        after LEAD seconds: the nanoseconds of a window, then for each domain its
+                                number and the nanoseconds of processor time it used in that window
 """
 import glob
 import subprocess
@@ -65,6 +67,21 @@ def attach(domid, device, disk):
     sys.exit(f"the backend's state is {state}")
 
 
+def all_cpu_times():
+    times = {info["domid"]: info["cpu_time"] for info in xc.domain_getinfo(0, 1000)}
+    return time.monotonic_ns(), times
+
+
+def load(lead, window):
+    time.sleep(lead)
+    start, before = all_cpu_times()
+    time.sleep(window)
+    end, after = all_cpu_times()
+    print(end - start)
+    for domid in sorted(before.keys() & after.keys()):
+        print(domid, after[domid] - before[domid])
+
+
 match sys.argv[1:]:
     case ["cpu-khz"]:
         print(xc.physinfo()["cpu_khz"])
@@ -74,5 +91,7 @@ match sys.argv[1:]:
         unpause_until(int(domid), log, int(start), text, float(seconds))
     case ["attach", domid, device, disk]:
         attach(int(domid), int(device), disk)
+    case ["load", lead, window]:
+        load(float(lead), float(window))
     case _:
         sys.exit(__doc__)

@@ -1,6 +1,6 @@
 //! The command line of `cargo lab`.
 
-use crate::commands::{build, run, scenarios, shell, soak};
+use crate::commands::{bench, build, run, scenarios, shell, soak};
 use crate::host::{self, Host, domain::TOOLSTACK};
 use crate::image::{packages, release::Release};
 use anyhow::Result;
@@ -34,6 +34,8 @@ enum Task {
     },
     /// Lists the scenarios.
     List,
+    /// Measures Bulkhead beside every other backend, in one boot of one host.
+    Bench(bench::Options),
     /// Builds the unikernel; the last line is the path of the bootable ELF.
     Build,
     /// Opens a shell in dom0, with a driver domain and a guest running.
@@ -88,6 +90,7 @@ pub fn main(cli: Cli) -> Result<bool> {
         Task::Test => return scenarios::test(xen),
         Task::Scenario { names, elf } => return scenarios::some(xen, &names, elf),
         Task::List => scenarios::list(),
+        Task::Bench(options) => return bench::run(xen, &options),
         Task::Build => build::run()?,
         Task::Shell => shell::run(xen)?,
         Task::Run { name, options } => {

@@ -1,6 +1,7 @@
 //! The lab: builds a Xen host out of Debian packages, boots it in QEMU and runs scenarios on it.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod cli;
 pub mod commands;
 pub mod config;

@@ -1,5 +1,6 @@
 //! What `cargo lab` can be told to do, one module each.
 
+pub mod bench;
 pub mod build;
 pub mod checks;
 pub mod run;

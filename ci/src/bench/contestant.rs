@@ -1,0 +1,142 @@
+//! Who takes part: every block backend that a user of Xen could choose.
+
+use crate::config::Kind;
+use serde::{Serialize, Serializer};
+use std::fmt;
+
+/// A backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Contestant {
+    /// Bulkhead, serving a RAM image.
+    Bulkhead(Family),
+    /// Bulkhead, completing requests without touching data: what the protocol alone costs.
+    Null,
+    /// A Linux driver domain: xen-blkback over a RAM disk.
+    Linux(Family),
+    /// dom0's xen-blkback over a RAM disk.
+    Dom0Blkback,
+    /// dom0's QEMU over a raw file on tmpfs.
+    Dom0Qdisk,
+}
+
+/// [`Kind`], in an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Family {
+    /// PVH.
+    Pvh,
+    /// PV.
+    Pv,
+}
+
+impl From<Family> for Kind {
+    fn from(family: Family) -> Kind {
+        match family {
+            Family::Pvh => Kind::Pvh,
+            Family::Pv => Kind::Pv,
+        }
+    }
+}
+
+impl Contestant {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Bulkhead(Family::Pvh),
+        Self::Linux(Family::Pvh),
+        Self::Bulkhead(Family::Pv),
+        Self::Linux(Family::Pv),
+        Self::Null,
+        Self::Dom0Blkback,
+        Self::Dom0Qdisk,
+    ];
+
+    /// Its name, also that of its domain.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bulkhead(Family::Pvh) => "bulkhead-pvh",
+            Self::Bulkhead(Family::Pv) => "bulkhead-pv",
+            Self::Null => "bulkhead-null",
+            Self::Linux(Family::Pvh) => "linux-pvh",
+            Self::Linux(Family::Pv) => "linux-pv",
+            Self::Dom0Blkback => "dom0-blkback",
+            Self::Dom0Qdisk => "dom0-qdisk",
+        }
+    }
+
+    /// Who serves its disks: `None` is dom0.
+    pub fn server(self) -> Option<Contestant> {
+        match self {
+            Self::Bulkhead(_) | Self::Linux(_) => Some(self),
+            Self::Null => Some(Self::Bulkhead(Family::Pvh)),
+            Self::Dom0Blkback | Self::Dom0Qdisk => None,
+        }
+    }
+
+    /// Whether it is one of those to be beaten.
+    pub fn is_peer(self) -> bool {
+        !self.is_bulkhead()
+    }
+
+    /// Whether it is Bulkhead.
+    pub fn is_bulkhead(self) -> bool {
+        matches!(self, Self::Bulkhead(_) | Self::Null)
+    }
+
+    /// The disk of a guest, as `xl block-attach` takes it. `size` is the disk's in MiB.
+    pub fn disk(self, guest: u32, size: u32) -> String {
+        let common = "vdev=xvda,format=raw,access=rw";
+        match self {
+            Self::Bulkhead(_) => format!("backend={},{common},target=ram:disk{guest}", self.name()),
+            Self::Null => {
+                let server = Self::Bulkhead(Family::Pvh).name();
+                format!("backend={server},{common},target=null:{size}M")
+            }
+            Self::Linux(_) => format!("backend={},{common},target=/dev/ram{guest}", self.name()),
+            Self::Dom0Blkback => format!("{common},backendtype=phy,target=/dev/ram{guest}"),
+            Self::Dom0Qdisk => format!("{common},backendtype=qdisk,target=/tmp/qdisk{guest}.img"),
+        }
+    }
+}
+
+impl fmt::Display for Contestant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl Serialize for Contestant {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+/// Those whose names contain one of these words; all without any.
+pub fn choose(words: &[String]) -> Result<Vec<Contestant>, String> {
+    super::job::choose_by(words, &Contestant::ALL, |contestant| {
+        contestant.name().to_owned()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contestants_are_chosen_by_parts_of_their_names() {
+        let choose = |word: &str| choose(&[word.to_owned()]);
+        assert_eq!(choose("dom0").unwrap().len(), 2);
+        assert_eq!(choose("pvh").unwrap().len(), 2);
+        assert!(choose("windows").unwrap_err().contains("dom0-qdisk"));
+        assert_eq!(super::choose(&[]).unwrap(), Contestant::ALL);
+    }
+
+    #[test]
+    fn every_disk_names_its_backend() {
+        for contestant in Contestant::ALL {
+            let disk = contestant.disk(2, 16);
+            match contestant.server() {
+                Some(server) => assert!(disk.starts_with(&format!("backend={server},")), "{disk}"),
+                None => assert!(disk.contains("backendtype="), "{disk}"),
+            }
+        }
+    }
+}

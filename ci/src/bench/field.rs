@@ -1,0 +1,290 @@
+//! The domains and disks of a bench: driver domains that wait paused for their turn, guests that take
+//! their disks one after another.
+
+use super::Plan;
+use super::contestant::Contestant;
+use crate::config::Config;
+use crate::host::Host;
+use crate::host::domain::{Domain, TOOLSTACK};
+use crate::host::guest::Guest;
+use crate::lab::images::{self, Image};
+use crate::lab::storage::READY;
+use anyhow::{Context, Result, bail};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// All of a contestant's disks together, in MiB.
+pub const DATA: u32 = 64;
+
+/// Bulkhead's memory in MiB, the images included.
+const BULKHEAD_MEMORY: u32 = 80;
+
+/// A Linux driver domain's: with less it does not serve the same data.
+const LINUX_MEMORY: u32 = 160;
+
+/// How long a driver domain may take to boot.
+const BOOT: Duration = Duration::from_secs(60);
+
+/// How long a command in a guest may take that moves no data.
+const SHORT: Duration = Duration::from_secs(30);
+
+/// The number of `xvda`, as libxl gives it to the first disk.
+pub const DEVICE: u32 = 51712;
+
+/// The file of the disk with which dom0's QEMU is started.
+const QEMU_STARTER: &str = "/tmp/qdisk-starter.img";
+
+/// A driver domain.
+pub struct Server<'h> {
+    domain: Domain<'h>,
+    /// From the moment it was unpaused until its log said that it serves.
+    pub boot: Duration,
+    /// Its memory in MiB.
+    pub memory: u32,
+}
+
+/// Everything that takes part.
+pub struct Field<'h> {
+    host: &'h Host,
+    plan: &'h Plan,
+    say: &'h dyn Fn(&str),
+    guests: Vec<Guest<'h>>,
+    servers: BTreeMap<Contestant, Server<'h>>,
+    /// Why dom0's QEMU serves no disks.
+    pub qemu_problem: Option<String>,
+}
+
+impl<'h> Field<'h> {
+    /// Makes the disks of dom0's own backends, and no domain yet.
+    pub fn new(host: &'h Host, plan: &'h Plan, say: &'h dyn Fn(&str)) -> Result<Self> {
+        let field = Self {
+            host,
+            plan,
+            say,
+            guests: Vec::new(),
+            servers: BTreeMap::new(),
+            qemu_problem: None,
+        };
+        let names = (0..plan.guests).map(|number| format!("disk{number}"));
+        let archive: Vec<Image> = names
+            .map(|name| Image::mib(&name, u64::from(field.size())))
+            .collect();
+        images::write_archive(&host.instance().share().join("images.tar"), &archive)?;
+        if plan.contestants.contains(&Contestant::Dom0Blkback) {
+            host.ok(&format!("modprobe brd {}", field.brd_options("")))?;
+        }
+        if field.has_qemu() {
+            let size = field.size();
+            for number in 0..plan.guests {
+                host.ok(&format!(
+                    "dd if=/dev/zero of=/tmp/qdisk{number}.img bs=1M count={size} status=none"
+                ))?;
+            }
+            host.ok(&format!(
+                "dd if=/dev/zero of={QEMU_STARTER} bs=1M count=1 status=none"
+            ))?;
+        }
+        Ok(field)
+    }
+
+    /// The size of a disk in MiB.
+    pub fn size(&self) -> u32 {
+        DATA / self.plan.guests
+    }
+
+    fn brd_options(&self, prefix: &str) -> String {
+        let kib = self.size() * 1024;
+        format!("{prefix}rd_nr={} {prefix}rd_size={kib}", self.plan.guests)
+    }
+
+    fn has_qemu(&self) -> bool {
+        self.plan.contestants.contains(&Contestant::Dom0Qdisk)
+    }
+
+    /// The guests' numbers.
+    pub fn guest_ids(&self) -> Vec<u32> {
+        self.guests.iter().map(|guest| guest.id).collect()
+    }
+
+    /// The guests.
+    pub fn guests(&self) -> &[Guest<'h>] {
+        &self.guests
+    }
+
+    /// The number of the domain that serves a contestant's disks.
+    pub fn server_id(&self, contestant: Contestant) -> Result<u32> {
+        let Some(name) = contestant.server() else {
+            return Ok(0);
+        };
+        let server = self.servers.get(&name);
+        Ok(server
+            .with_context(|| format!("{name} is not running"))?
+            .domain
+            .id)
+    }
+
+    /// A contestant's driver domain.
+    pub fn server(&self, contestant: Contestant) -> Option<&Server<'h>> {
+        self.servers.get(&contestant.server()?)
+    }
+
+    /// Boots the domain that serves a contestant's disks, unless it is there; it waits paused.
+    pub fn start_server(&mut self, contestant: Contestant) -> Result<()> {
+        let Some(name) = contestant.server() else {
+            return Ok(());
+        };
+        if self.servers.contains_key(&name) {
+            return Ok(());
+        }
+        (self.say)(&format!("booting {name}"));
+        let config = self.server_config(name)?;
+        let domain = self.host.create_paused(&config)?;
+        let boot = domain.unpause_until(READY, BOOT)?;
+        // A moment to settle: what it does after its first word is no idle load.
+        std::thread::sleep(Duration::from_millis(500));
+        self.host.ok(&format!("xl pause {name}"))?;
+        let memory = config.memory;
+        self.servers.insert(
+            name,
+            Server {
+                domain,
+                boot,
+                memory,
+            },
+        );
+        Ok(())
+    }
+
+    fn server_config(&self, contestant: Contestant) -> Result<Config> {
+        let (family, kernel, ramdisk) = match contestant {
+            Contestant::Bulkhead(family) => (family, "/lab/bulkhead", "/lab/images.tar"),
+            Contestant::Linux(family) => (family, "/guest/vmlinux", "/lab/driver-initramfs"),
+            other => bail!("{other} has no domain of its own"),
+        };
+        let mut config = Config::new(contestant.name(), family.into(), kernel);
+        config.ramdisk = Some(ramdisk.to_owned());
+        config.driver_domain = true;
+        config.vcpus = self.plan.queues;
+        config.extra.push("cpus = \"0\"".to_owned());
+        if contestant.is_bulkhead() {
+            config.memory = BULKHEAD_MEMORY;
+            config.cmdline.clone_from(&self.plan.bulkhead_options);
+        } else {
+            config.memory = LINUX_MEMORY;
+            config.cmdline = format!(
+                "console=hvc0 quiet pci=off tsc_early_khz={} {}",
+                self.host.tsc_khz()?,
+                self.brd_options("brd.")
+            );
+        }
+        Ok(config)
+    }
+
+    /// Boots the guests.
+    pub fn start_guests(&mut self) -> Result<()> {
+        for number in 0..self.plan.guests {
+            (self.say)(&format!("booting guest {number}"));
+            let mut disks = Vec::new();
+            if self.has_qemu() && self.qemu_problem.is_none() {
+                // libxl starts dom0's QEMU with a guest that needs it, and only then.
+                disks.push(format!(
+                    "vdev=xvdz,format=raw,access=rw,backendtype=qdisk,target={QEMU_STARTER}"
+                ));
+            }
+            let guest = match self.start_guest(number, &disks) {
+                Err(error) if !disks.is_empty() => {
+                    self.qemu_problem = Some(format!("{error:#}"));
+                    self.start_guest(number, &[])?
+                }
+                result => result?,
+            };
+            self.guests.push(guest);
+        }
+        Ok(())
+    }
+
+    fn start_guest(&self, number: u32, disks: &[String]) -> Result<Guest<'h>> {
+        let name = format!("guest{number}");
+        let mut config = self.host.guest_config(&name, self.plan.guest_kind, disks)?;
+        config.vcpus = self.plan.queues;
+        config.extra.push("cpus = \"1\"".to_owned());
+        if !self.plan.persistent {
+            config.cmdline += " xen_blkfront.feature_persistent=0";
+        }
+        Guest::wait(self.host.create(&config)?)
+    }
+
+    /// Gives every guest its disk; the longest that took.
+    pub fn attach(&self, contestant: Contestant) -> Result<Duration> {
+        if let Some(problem) = &self.qemu_problem
+            && contestant == Contestant::Dom0Qdisk
+        {
+            bail!("dom0's QEMU did not start: {problem}");
+        }
+        if let Some(server) = contestant.server() {
+            self.host.ok(&format!("xl unpause {server}"))?;
+        }
+        let mut longest = Duration::ZERO;
+        for (number, guest) in (0..).zip(&self.guests) {
+            let disk = contestant.disk(number, self.size());
+            longest = longest.max(self.host.attach_disk(guest, &disk, DEVICE)?);
+            let sectors = self.size() * 2048;
+            let script = format!(
+                "until [ \"$(cat /sys/block/xvda/size 2>/dev/null)\" = {sectors} ]; do sleep 0.1; done"
+            );
+            guest
+                .ok(&script, SHORT)
+                .context("the disk did not appear")?;
+        }
+        Ok(longest)
+    }
+
+    /// Writes every byte of the disks once: a RAM disk has no memory for what was never written.
+    pub fn fill(&self) -> Result<()> {
+        for guest in &self.guests {
+            let count = self.size();
+            let script = format!("dd if=/dev/zero of=/dev/xvda bs=1M count={count} oflag=direct");
+            guest.ok(&script, SHORT * 2)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the disks away again.
+    pub fn detach(&self, contestant: Contestant) -> Result<()> {
+        for guest in &self.guests {
+            let script = format!("xl block-detach {} {DEVICE}", guest.id);
+            let output = self.host.exec(&script, TOOLSTACK)?;
+            if output.status != 0 {
+                bail!("xl block-detach: {}{}", output.out, output.err);
+            }
+            let gone = "while [ -e /sys/block/xvda ]; do sleep 0.1; done";
+            guest.ok(gone, SHORT).context("the disk did not vanish")?;
+        }
+        if let Some(server) = contestant.server() {
+            self.host.ok(&format!("xl pause {server}"))?;
+        }
+        Ok(())
+    }
+
+    /// After a failure: new guests, and a new domain for the contestant.
+    pub fn replace(&mut self, contestant: Contestant) -> Result<()> {
+        (self.say)("replacing the domains after a failure");
+        for mut guest in std::mem::take(&mut self.guests) {
+            guest.destroy()?;
+        }
+        if let Some(mut server) = contestant
+            .server()
+            .and_then(|name| self.servers.remove(&name))
+        {
+            server.domain.destroy()?;
+        }
+        self.start_guests()
+    }
+
+    /// What a driver domain's console shows at its end.
+    pub fn console_end(&self, contestant: Contestant) -> String {
+        self.server(contestant)
+            .map(|server| crate::process::tail(&server.domain.console(), 6))
+            .unwrap_or_default()
+    }
+}

@@ -1,0 +1,167 @@
+//! What the guests do: fio jobs.
+
+use serde::{Serialize, Serializer};
+use std::fmt;
+use std::time::Duration;
+
+/// What a job runs before it measures.
+pub const RAMP: Duration = Duration::from_secs(1);
+
+/// The access pattern.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pattern {
+    /// Reads at random places.
+    RandomRead,
+    /// Writes at random places.
+    RandomWrite,
+    /// Both, seven reads for three writes.
+    RandomMixed,
+    /// Reads one after the other.
+    Read,
+    /// Writes one after the other.
+    Write,
+}
+
+impl Pattern {
+    /// fio's name for it.
+    pub fn fio_name(self) -> &'static str {
+        match self {
+            Self::RandomRead => "randread",
+            Self::RandomWrite => "randwrite",
+            Self::RandomMixed => "randrw",
+            Self::Read => "read",
+            Self::Write => "write",
+        }
+    }
+}
+
+/// A job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Job {
+    /// Its pattern.
+    pub pattern: Pattern,
+    /// The size of a block, in KiB.
+    pub block_kib: u32,
+    /// How many are under way at a time.
+    pub depth: u32,
+    /// Whether a quick bench has it.
+    pub quick: bool,
+}
+
+const fn job(pattern: Pattern, block_kib: u32, depth: u32, quick: bool) -> Job {
+    Job {
+        pattern,
+        block_kib,
+        depth,
+        quick,
+    }
+}
+
+impl Job {
+    /// All jobs.
+    pub const ALL: [Self; 9] = [
+        job(Pattern::RandomRead, 4, 1, true),
+        job(Pattern::RandomWrite, 4, 1, false),
+        job(Pattern::RandomRead, 4, 32, true),
+        job(Pattern::RandomWrite, 4, 32, true),
+        job(Pattern::RandomMixed, 4, 32, false),
+        job(Pattern::Read, 64, 8, true),
+        job(Pattern::Write, 64, 8, false),
+        job(Pattern::Read, 1024, 4, true),
+        job(Pattern::Write, 1024, 4, false),
+    ];
+
+    /// Whether its figure is bandwidth, not operations per second.
+    pub fn is_bandwidth(self) -> bool {
+        self.block_kib >= 64
+    }
+
+    /// The command that runs it in a guest and prints fio's JSON.
+    pub fn command(self, device: &str, runtime: Duration) -> String {
+        format!(
+            "fio --name=job --filename={device} --rw={} --rwmixread=70 --bs={}k --iodepth={} \
+             --direct=1 --ioengine=libaio --norandommap --time_based --ramp_time={} --runtime={} \
+             --percentile_list=50:99 --output-format=json --output=/tmp/fio.json >/tmp/fio.err 2>&1; \
+             s=$?; cat /tmp/fio.json; [ $s = 0 ] || cat /tmp/fio.err; exit $s",
+            self.pattern.fio_name(),
+            self.block_kib,
+            self.depth,
+            RAMP.as_secs(),
+            runtime.as_secs(),
+        )
+    }
+}
+
+impl fmt::Display for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let block = match self.block_kib {
+            1024 => "1m".to_owned(),
+            kib => format!("{kib}k"),
+        };
+        let name = self.pattern.fio_name();
+        f.pad(&format!("{name}-{block}-qd{}", self.depth))
+    }
+}
+
+impl Serialize for Job {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Those whose names contain one of these words; all without any.
+pub fn choose(words: &[String]) -> Result<Vec<Job>, String> {
+    choose_by(words, &Job::ALL, ToString::to_string)
+}
+
+/// The items whose names contain one of these words, in their own order.
+pub(super) fn choose_by<T: Copy>(
+    words: &[String],
+    all: &[T],
+    name: impl Fn(&T) -> String,
+) -> Result<Vec<T>, String> {
+    let contains = |item: &T, word: &String| name(item).contains(word.as_str());
+    for word in words {
+        if !all.iter().any(|item| contains(item, word)) {
+            let names: Vec<String> = all.iter().map(&name).collect();
+            return Err(format!(
+                "nothing is called {word:?}; known: {}",
+                names.join(", ")
+            ));
+        }
+    }
+    Ok(all
+        .iter()
+        .filter(|item| words.is_empty() || words.iter().any(|word| contains(item, word)))
+        .copied()
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_have_names_of_their_own_and_are_chosen_by_them() {
+        let names: std::collections::BTreeSet<_> = Job::ALL.iter().map(Job::to_string).collect();
+        assert_eq!(names.len(), Job::ALL.len());
+        assert!(names.contains("randrw-4k-qd32") && names.contains("write-1m-qd4"));
+        let chosen = choose(&["1m".to_owned(), "qd1".to_owned()]).unwrap();
+        assert_eq!(chosen.len(), 4);
+        assert!(choose(&["8m".to_owned()]).is_err());
+    }
+
+    #[test]
+    fn the_command_says_what_the_name_says() {
+        let command = Job::ALL[2].command("/dev/xvda", Duration::from_secs(3));
+        for word in [
+            "--rw=randread",
+            "--bs=4k",
+            "--iodepth=32",
+            "--runtime=3",
+            "--direct=1",
+        ] {
+            assert!(command.contains(word), "{command}");
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! The report: the tables and charts with what is needed to repeat and to judge them.
+
+use super::results::Results;
+use super::{field, job, table};
+
+/// The report; `charts` are the files of the charts beside it.
+pub fn report(results: &Results, xen: &str, repeat: &str, charts: &[String]) -> String {
+    let plan = &results.plan;
+    let persistent = if plan.persistent { "on" } else { "off" };
+    let mut text = format!(
+        "# Block backends side by side\n\n\
+         One boot of Xen {xen} in QEMU's software emulation (two processors, ERMS and FSRM hidden from \
+         everyone). Guests: {} x {}, {} queue(s), persistent grants {persistent} in their frontends. \
+         They have processor 1; the contestant has processor 0, where dom0 is kept quiet and all others \
+         are paused. Each has {} MiB of data in memory. fio, libaio, direct I/O: {} s after {} s of \
+         warming up, {} round(s), contestants in turn.\n\n\
+         Repeat it: `{repeat}`\n\n\
+         `!`: every run was disturbed, the figure is not to be trusted. `~`: the runs lie far apart.\n\n",
+        plan.guests,
+        plan.guest_kind,
+        plan.queues,
+        field::DATA,
+        plan.runtime.as_secs(),
+        job::RAMP.as_secs(),
+        plan.rounds,
+    );
+    for grid in table::all(results) {
+        text += &grid.markdown();
+        text.push('\n');
+    }
+    let remarks = table::remarks(results);
+    if !remarks.is_empty() {
+        text += "## Remarks\n\n";
+        for remark in remarks {
+            text += &format!("- {}\n", remark.replace('\n', "\n  "));
+        }
+        text.push('\n');
+    }
+    for chart in charts {
+        text += &format!("![{chart}]({chart})\n");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::results::tests::example;
+
+    #[test]
+    fn the_report_says_how_to_repeat_it_and_shows_every_table() {
+        let charts = ["randread.svg".to_owned()];
+        let text = super::report(&example(), "4.17", "cargo lab bench", &charts);
+        for part in [
+            "`cargo lab bench`",
+            "3.05x",
+            "## The contestants",
+            "randread.svg",
+        ] {
+            assert!(text.contains(part), "{part} is missing in:\n{text}");
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! What was measured, and what follows from it.
+
+use super::Plan;
+use super::contestant::Contestant;
+use super::job::Job;
+use super::spread::Spread;
+use super::statistics::PerRequest;
+use serde::Serialize;
+
+/// One contestant's run of one job in one round.
+#[derive(Clone, Debug, Serialize)]
+pub struct Run {
+    /// The round.
+    pub round: u32,
+    /// Whose it is.
+    pub contestant: Contestant,
+    /// What was done.
+    pub job: Job,
+    /// Operations per second.
+    pub iops: f64,
+    /// Bytes per second.
+    pub bytes_per_second: f64,
+    /// Mean latency in microseconds.
+    pub mean_us: f64,
+    /// The 99th percentile of latency in microseconds.
+    pub p99_us: f64,
+    /// The share of the guest that got least, 1 being its fair share.
+    pub least_share: f64,
+    /// Microseconds of the backend domain's processor for an operation.
+    pub backend_us: f64,
+    /// Microseconds of the guests' processor for an operation.
+    pub guest_us: f64,
+    /// What Bulkhead counted.
+    pub cost: Option<PerRequest>,
+    /// What disturbed it.
+    pub disturbance: Option<String>,
+}
+
+impl Run {
+    /// The figure by which contestants are compared: operations, or MB, per second.
+    pub fn figure(&self) -> f64 {
+        if self.job.is_bandwidth() {
+            self.bytes_per_second / 1e6
+        } else {
+            self.iops
+        }
+    }
+
+    /// It in a line.
+    pub fn line(&self) -> String {
+        let unit = if self.job.is_bandwidth() {
+            "MB/s"
+        } else {
+            "IOPS"
+        };
+        let note = match &self.disturbance {
+            Some(what) => format!("  DISTURBED: {what}"),
+            None => String::new(),
+        };
+        format!(
+            "{:17} {:8.0} {unit}, mean {:.0} us, p99 {:.0} us; CPU for each: backend {:.0} us, guest {:.0} us{note}",
+            self.job.to_string(),
+            self.figure(),
+            self.mean_us,
+            self.p99_us,
+            self.backend_us,
+            self.guest_us
+        )
+    }
+}
+
+/// A contestant apart from its jobs.
+#[derive(Clone, Debug, Serialize)]
+pub struct Contender {
+    /// Who.
+    pub contestant: Contestant,
+    /// Seconds from unpausing its domain until it said that it serves.
+    pub boot: Option<f64>,
+    /// Seconds until a disk was connected.
+    pub attach: Option<f64>,
+    /// Its domain's memory in MiB, the data included.
+    pub memory: Option<u32>,
+    /// Bytes of its kernel, and initramfs if it has one, compressed.
+    pub kernel: Option<u64>,
+    /// The part of a processor it used doing nothing with a disk attached.
+    pub idle: Option<f64>,
+    /// What went wrong.
+    pub failures: Vec<String>,
+}
+
+impl Contender {
+    /// One of which nothing is known yet.
+    pub fn new(contestant: Contestant, kernel: Option<u64>) -> Self {
+        Self {
+            contestant,
+            boot: None,
+            attach: None,
+            memory: None,
+            kernel,
+            idle: None,
+            failures: Vec::new(),
+        }
+    }
+}
+
+/// Everything.
+#[derive(Clone, Debug, Serialize)]
+pub struct Results {
+    /// What was to be measured.
+    pub plan: Plan,
+    /// Who took part.
+    pub contenders: Vec<Contender>,
+    /// All runs, disturbed ones too.
+    pub runs: Vec<Run>,
+}
+
+/// One contestant's runs of one job.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cell {
+    /// Operations, or MB, per second.
+    pub figure: Spread,
+    /// Medians of the rest.
+    pub mean_us: f64,
+    /// The 99th percentile.
+    pub p99_us: f64,
+    /// The backend's processor time for an operation.
+    pub backend_us: f64,
+    /// The guests'.
+    pub guest_us: f64,
+    /// The worst share.
+    pub least_share: f64,
+    /// What Bulkhead counted, in the last run.
+    pub cost: Option<PerRequest>,
+    /// Disturbed runs that were thrown away.
+    pub thrown_away: usize,
+    /// All runs were disturbed, and so all were kept.
+    pub disturbed: bool,
+}
+
+impl Cell {
+    /// A mark for figures that are not to be trusted.
+    pub fn mark(&self) -> &'static str {
+        if self.disturbed {
+            "!"
+        } else if self.figure.is_wide() {
+            "~"
+        } else {
+            ""
+        }
+    }
+}
+
+impl Results {
+    /// What a contestant came to in a job. Disturbed runs count only where there are no others.
+    pub fn cell(&self, contestant: Contestant, job: Job) -> Option<Cell> {
+        let all: Vec<&Run> = self
+            .runs
+            .iter()
+            .filter(|run| run.contestant == contestant && run.job == job)
+            .collect();
+        let clean: Vec<&Run> = all
+            .iter()
+            .copied()
+            .filter(|run| run.disturbance.is_none())
+            .collect();
+        let disturbed = clean.is_empty();
+        let kept = if disturbed { &all } else { &clean };
+        let median = |value: fn(&Run) -> f64| {
+            Spread::of(kept.iter().map(|run| value(run))).map_or(0.0, |spread| spread.median)
+        };
+        Some(Cell {
+            figure: Spread::of(kept.iter().map(|run| run.figure()))?,
+            mean_us: median(|run| run.mean_us),
+            p99_us: median(|run| run.p99_us),
+            backend_us: median(|run| run.backend_us),
+            guest_us: median(|run| run.guest_us),
+            least_share: kept.iter().map(|run| run.least_share).fold(1.0, f64::min),
+            cost: kept.last().and_then(|run| run.cost),
+            thrown_away: all.len() - kept.len(),
+            disturbed,
+        })
+    }
+
+    /// The peer that does a job best.
+    pub fn best_peer(&self, job: Job) -> Option<(Contestant, Cell)> {
+        self.contenders
+            .iter()
+            .map(|contender| contender.contestant)
+            .filter(|contestant| contestant.is_peer())
+            .filter_map(|contestant| Some((contestant, self.cell(contestant, job)?)))
+            .max_by(|(_, a), (_, b)| a.figure.median.total_cmp(&b.figure.median))
+    }
+
+    /// How many times the best peer's figure a contestant reaches.
+    pub fn ratio(&self, contestant: Contestant, job: Job) -> Option<f64> {
+        let (_, best) = self.best_peer(job)?;
+        Some(self.cell(contestant, job)?.figure.median / best.figure.median)
+    }
+
+    /// A contestant's processor time for an operation as a part of the best peer's.
+    pub fn cpu_ratio(&self, contestant: Contestant, job: Job) -> Option<f64> {
+        let (_, best) = self.best_peer(job)?;
+        Some(self.cell(contestant, job)?.backend_us / best.backend_us)
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::super::contestant::Family;
+    use super::*;
+    use crate::config::Kind;
+    use std::time::Duration;
+
+    pub const JOB: Job = Job::ALL[2];
+    pub const BULKHEAD: Contestant = Contestant::Bulkhead(Family::Pvh);
+    pub const LINUX: Contestant = Contestant::Linux(Family::Pvh);
+
+    fn run(contestant: Contestant, iops: f64, disturbance: Option<&str>) -> Run {
+        Run {
+            round: 0,
+            contestant,
+            job: JOB,
+            iops,
+            bytes_per_second: iops * 4096.0,
+            mean_us: 10.0,
+            p99_us: 20.0,
+            least_share: 1.0,
+            backend_us: 1e6 / iops,
+            guest_us: 5.0,
+            cost: None,
+            disturbance: disturbance.map(str::to_owned),
+        }
+    }
+
+    /// Bulkhead three times as fast as the best of two peers.
+    pub fn example() -> Results {
+        let contestants = vec![BULKHEAD, LINUX, Contestant::Dom0Blkback];
+        Results {
+            contenders: contestants
+                .iter()
+                .map(|&contestant| Contender::new(contestant, Some(300 << 10)))
+                .collect(),
+            plan: Plan {
+                contestants,
+                jobs: vec![JOB],
+                rounds: 3,
+                guests: 1,
+                guest_kind: Kind::Pvh,
+                persistent: true,
+                queues: 1,
+                runtime: Duration::from_secs(3),
+                bulkhead_options: String::new(),
+            },
+            runs: vec![
+                run(BULKHEAD, 6000.0, None),
+                run(LINUX, 2000.0, None),
+                run(Contestant::Dom0Blkback, 1500.0, None),
+                run(Contestant::Dom0Blkback, 9000.0, Some("noise")),
+                run(BULKHEAD, 6200.0, None),
+                run(LINUX, 2600.0, Some("noise")),
+            ],
+        }
+    }
+
+    #[test]
+    fn disturbed_runs_are_thrown_away_where_others_are_left() {
+        let results = example();
+        let cell = results.cell(LINUX, JOB).unwrap();
+        assert_eq!((cell.figure.median, cell.thrown_away), (2000.0, 1));
+        assert_eq!(cell.mark(), "");
+        let mut worse = results;
+        worse.runs.retain(|run| run.disturbance.is_some());
+        let cell = worse.cell(LINUX, JOB).unwrap();
+        assert_eq!((cell.figure.median, cell.thrown_away), (2600.0, 0));
+        assert_eq!(cell.mark(), "!");
+        assert_eq!(worse.cell(BULKHEAD, JOB), None);
+    }
+
+    #[test]
+    fn ratios_are_against_the_best_peer() {
+        let results = example();
+        assert_eq!(results.best_peer(JOB).unwrap().0, LINUX);
+        assert!((results.ratio(BULKHEAD, JOB).unwrap() - 3.05).abs() < 1e-9);
+        assert!(results.cpu_ratio(BULKHEAD, JOB).unwrap() < 0.34);
+    }
+}

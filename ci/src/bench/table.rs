@@ -1,0 +1,272 @@
+//! The results as tables: cells of text, for the terminal and for Markdown alike.
+
+use super::contestant::Contestant;
+use super::results::{Cell, Results};
+use comfy_table::{Table, presets};
+
+/// A table of text.
+pub struct Grid {
+    /// What it shows.
+    pub title: &'static str,
+    /// The first line.
+    pub header: Vec<String>,
+    /// The others.
+    pub rows: Vec<Vec<String>>,
+}
+
+impl Grid {
+    /// For a terminal.
+    pub fn terminal(&self) -> String {
+        let mut table = Table::new();
+        table.load_preset(presets::UTF8_BORDERS_ONLY);
+        table.set_header(&self.header);
+        for row in &self.rows {
+            table.add_row(row);
+        }
+        format!("{}\n{table}", self.title)
+    }
+
+    /// For Markdown.
+    pub fn markdown(&self) -> String {
+        let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
+        let mut text = format!("## {}\n\n{}", self.title, line(&self.header));
+        text += &line(&vec!["---".to_owned(); self.header.len()]);
+        text.extend(self.rows.iter().map(|row| line(row)));
+        text
+    }
+}
+
+/// All tables, the most important one first.
+pub fn all(results: &Results) -> Vec<Grid> {
+    let mut grids = vec![
+        ratios(results),
+        by_job(
+            results,
+            "IOPS, or MB/s from 64k on: median (least..most)",
+            figure,
+        ),
+        by_job(
+            results,
+            "Latency in microseconds: mean / 99th percentile",
+            |cell| format!("{:.0} / {:.0}", cell.mean_us, cell.p99_us),
+        ),
+        by_job(
+            results,
+            "Processor time for an operation, in microseconds: backend / guest",
+            |cell| format!("{:.0} / {:.0}", cell.backend_us, cell.guest_us),
+        ),
+    ];
+    if results.plan.guests > 1 {
+        let title = "The guest that got least, as a part of its fair share";
+        grids.push(by_job(results, title, |cell| {
+            format!("{:.2}", cell.least_share)
+        }));
+    }
+    grids.extend(counts(results));
+    grids.push(contenders(results));
+    grids
+}
+
+fn contestants(results: &Results) -> impl Iterator<Item = Contestant> {
+    results
+        .contenders
+        .iter()
+        .map(|contender| contender.contestant)
+}
+
+fn figure(cell: &Cell) -> String {
+    let spread = &cell.figure;
+    let range = if spread.count > 1 {
+        format!(" ({:.0}..{:.0})", spread.min, spread.max)
+    } else {
+        String::new()
+    };
+    format!("{:.0}{}{range}", spread.median, cell.mark())
+}
+
+fn by_job(results: &Results, title: &'static str, show: impl Fn(&Cell) -> String) -> Grid {
+    let header = std::iter::once("job".to_owned())
+        .chain(contestants(results).map(|contestant| contestant.to_string()));
+    let row = |&job| {
+        let cells = contestants(results).map(|contestant| {
+            results
+                .cell(contestant, job)
+                .map_or_else(|| "-".to_owned(), |cell| show(&cell))
+        });
+        std::iter::once(job.to_string()).chain(cells).collect()
+    };
+    Grid {
+        title,
+        header: header.collect(),
+        rows: results.plan.jobs.iter().map(row).collect(),
+    }
+}
+
+fn ratios(results: &Results) -> Grid {
+    let ours: Vec<Contestant> = contestants(results)
+        .filter(|contestant| contestant.is_bulkhead())
+        .collect();
+    let mut header = vec!["job".to_owned(), "best peer".to_owned()];
+    for contestant in &ours {
+        header.push(contestant.to_string());
+        header.push("CPU/op".to_owned());
+    }
+    header.push("part of null's".to_owned());
+    let times = |ratio: Option<f64>| ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}x"));
+    let row = |&job| {
+        let best = results.best_peer(job);
+        let name = best.map_or("-".to_owned(), |(contestant, cell)| {
+            format!("{contestant}: {:.0}{}", cell.figure.median, cell.mark())
+        });
+        let mut row = vec![format!("{job}"), name];
+        for &contestant in &ours {
+            let mark = results.cell(contestant, job).map_or("", |cell| cell.mark());
+            row.push(times(results.ratio(contestant, job)) + mark);
+            row.push(times(results.cpu_ratio(contestant, job)));
+        }
+        let null = results.cell(Contestant::Null, job);
+        let first = ours.first().and_then(|&one| results.cell(one, job));
+        row.push(null.zip(first).map_or("-".to_owned(), |(null, first)| {
+            format!("{:.0} %", 100.0 * first.figure.median / null.figure.median)
+        }));
+        row
+    };
+    Grid {
+        title: "Times the best peer's IOPS (MB/s from 64k on), and of its backend's processor time for an operation",
+        header,
+        rows: results.plan.jobs.iter().map(row).collect(),
+    }
+}
+
+/// What Bulkhead counted, if it did.
+fn counts(results: &Results) -> Option<Grid> {
+    let mut rows = Vec::new();
+    for &job in &results.plan.jobs {
+        for contestant in contestants(results) {
+            let Some(cost) = results.cell(contestant, job).and_then(|cell| cell.cost) else {
+                continue;
+            };
+            let mut row = vec![job.to_string(), contestant.to_string()];
+            let figures = [
+                cost.grant_calls,
+                cost.sent,
+                cost.received,
+                cost.maps,
+                cost.bytes_copied,
+                cost.per_sweep,
+            ];
+            row.extend(figures.map(|figure| format!("{figure:.2}")));
+            rows.push(row);
+        }
+    }
+    let header = [
+        "job",
+        "contestant",
+        "grant hypercalls",
+        "notifications sent",
+        "received",
+        "pages mapped",
+        "bytes copied",
+        "requests for a sweep",
+    ];
+    (!rows.is_empty()).then(|| Grid {
+        title: "What Bulkhead counted, for each request",
+        header: header.map(str::to_owned).to_vec(),
+        rows,
+    })
+}
+
+fn contenders(results: &Results) -> Grid {
+    let milliseconds = |value: Option<f64>| {
+        value.map_or("-".to_owned(), |seconds| format!("{:.0} ms", seconds * 1e3))
+    };
+    let row = |contender: &super::results::Contender| {
+        vec![
+            contender.contestant.to_string(),
+            milliseconds(contender.boot),
+            milliseconds(contender.attach),
+            contender
+                .memory
+                .map_or("-".to_owned(), |mib| format!("{mib} MiB")),
+            contender.kernel.map_or("-".to_owned(), |bytes| {
+                format!("{} KiB", bytes.div_ceil(1024))
+            }),
+            contender
+                .idle
+                .map_or("-".to_owned(), |part| format!("{:.2} %", part * 100.0)),
+        ]
+    };
+    let header = [
+        "contestant",
+        "boot to ready",
+        "attach",
+        "memory",
+        "kernel and initramfs",
+        "idle",
+    ];
+    Grid {
+        title: "The contestants",
+        header: header.map(str::to_owned).to_vec(),
+        rows: results.contenders.iter().map(row).collect(),
+    }
+}
+
+/// What is to be said beside the tables.
+pub fn remarks(results: &Results) -> Vec<String> {
+    let mut remarks = Vec::new();
+    for contender in &results.contenders {
+        for failure in &contender.failures {
+            remarks.push(format!("{} failed: {failure}", contender.contestant));
+        }
+    }
+    for &job in &results.plan.jobs {
+        for contestant in contestants(results) {
+            let Some(cell) = results.cell(contestant, job) else {
+                continue;
+            };
+            if cell.thrown_away > 0 {
+                remarks.push(format!(
+                    "{contestant}, {job}: {} disturbed run(s) thrown away",
+                    cell.thrown_away
+                ));
+            }
+            if cell.disturbed {
+                remarks.push(format!("{contestant}, {job}: every run was disturbed (!)"));
+            } else if cell.figure.is_wide() {
+                let part = cell.figure.relative() * 100.0;
+                remarks.push(format!(
+                    "{contestant}, {job}: the runs lie {part:.0} % apart (~)"
+                ));
+            }
+        }
+    }
+    remarks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::results::tests::{BULKHEAD, example};
+    use super::*;
+
+    #[test]
+    fn the_first_table_is_the_one_of_ratios() {
+        let grids = all(&example());
+        let text = grids[0].terminal();
+        assert!(
+            text.contains("3.05x") && text.contains("linux-pvh: 2000"),
+            "{text}"
+        );
+        let lines = grids[0].markdown();
+        assert!(lines.contains("| job | best peer | bulkhead-pvh | CPU/op | part of null's |"));
+        assert!(grids[1].markdown().contains("6100 (6000..6200)"));
+    }
+
+    #[test]
+    fn remarks_name_what_is_not_to_be_trusted() {
+        let mut results = example();
+        results.contenders[0].failures.push("it broke".to_owned());
+        let text = remarks(&results).join("\n");
+        assert!(text.contains(&format!("{BULKHEAD} failed: it broke")));
+        assert!(text.contains("1 disturbed run(s) thrown away"));
+    }
+}

@@ -1,0 +1,171 @@
+//! `cargo lab bench`: Bulkhead beside every other backend.
+
+use super::build;
+use crate::bench::contestant::{self, Contestant};
+use crate::bench::results::Results;
+use crate::bench::{Plan, chart, contest, job, markdown, table};
+use crate::config::Kind;
+use crate::host::{Host, qemu::Machine};
+use crate::image::{self, packages, release::Release};
+use crate::lab::progress::Progress;
+use crate::workspace;
+use anyhow::{Context, Result, anyhow, ensure};
+use clap::{Args, ValueEnum};
+use flate2::{Compression, write::GzEncoder};
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// What to measure.
+#[derive(Args, Debug)]
+pub struct Options {
+    /// One round of the most telling jobs.
+    #[arg(long)]
+    quick: bool,
+    /// How often everything is done (default: 3, or 1 with --quick).
+    #[arg(long)]
+    rounds: Option<u32>,
+    /// Parts of names of contestants (all without any).
+    #[arg(long, value_delimiter = ',')]
+    contestants: Vec<String>,
+    /// Parts of names of jobs (all without any).
+    #[arg(long, value_delimiter = ',')]
+    jobs: Vec<String>,
+    /// How many guests at a time.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4))]
+    guests: u32,
+    /// The guests' kind: pvh or pv.
+    #[arg(long, default_value_t = Kind::Pvh)]
+    guest: Kind,
+    /// Persistent grants in the guests' frontends.
+    #[arg(long, value_enum, default_value_t = Switch::On)]
+    persistent: Switch,
+    /// Queues: the processors of guests and backends.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=2))]
+    queues: u32,
+    /// Seconds that each job runs (default: 4, or 3 with --quick).
+    #[arg(long, value_parser = clap::value_parser!(u64).range(2..=60))]
+    seconds: Option<u64>,
+    /// More for Bulkhead's command line.
+    #[arg(long, default_value = "")]
+    bulkhead_options: String,
+    /// The unikernel to be measured (default: it is built).
+    #[arg(long)]
+    elf: Option<PathBuf>,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
+impl Options {
+    fn plan(&self) -> Result<Plan> {
+        let all = job::choose(&self.jobs).map_err(|error| anyhow!(error))?;
+        let quick = self.quick && self.jobs.is_empty();
+        Ok(Plan {
+            contestants: contestant::choose(&self.contestants).map_err(|error| anyhow!(error))?,
+            jobs: all.into_iter().filter(|job| !quick || job.quick).collect(),
+            rounds: self.rounds.unwrap_or(if self.quick { 1 } else { 3 }),
+            guests: self.guests,
+            guest_kind: self.guest,
+            persistent: self.persistent == Switch::On,
+            queues: self.queues,
+            runtime: Duration::from_secs(self.seconds.unwrap_or(if self.quick { 3 } else { 4 })),
+            bulkhead_options: self.bulkhead_options.clone(),
+        })
+    }
+}
+
+/// Boots a host, measures, and writes everything below `target/lab/bench/`; whether every contestant
+/// could be measured.
+pub fn run(release: Release, options: &Options) -> Result<bool> {
+    let plan = options.plan()?;
+    let progress = Progress::default();
+    let say = |text: &str| match text.contains("IOPS") || text.contains("MB/s") {
+        true => progress.line(text),
+        false => progress.step("bench", text),
+    };
+    packages::ensure()?;
+    say("building the unikernel");
+    let unikernel = match &options.elf {
+        Some(path) => path.clone(),
+        None => build::build()?,
+    };
+    let (image, driver) = image::ensure_with_peers(release, &say)?;
+
+    say(&format!("booting Xen {release}"));
+    let machine = Machine {
+        xen_options: "dom0_max_vcpus=1 dom0_vcpus_pin".to_owned(),
+        ..Machine::default()
+    };
+    let dir = workspace::lab()
+        .join("hosts")
+        .join(format!("bench-{release}"));
+    let host = Host::boot(dir, &image, &machine, false)?;
+    let share = host.instance().share();
+    for (from, name) in [
+        (&unikernel, "bulkhead"),
+        (&driver.initramfs, "driver-initramfs"),
+    ] {
+        fs::copy(from, share.join(name))
+            .with_context(|| format!("cannot copy {}", from.display()))?;
+    }
+    let bulkhead = fs::metadata(&unikernel)?.len();
+    let linux = fs::metadata(image.guest.join("vmlinuz"))?.len() + gzipped(&driver.initramfs)?;
+    let sizes = |contestant: Contestant| match contestant {
+        Contestant::Bulkhead(_) => Some(bulkhead),
+        Contestant::Linux(_) => Some(linux),
+        _ => None,
+    };
+    let results = contest::run(&plan, &host, sizes, &say)?;
+    host.stop()?;
+    progress.finish();
+    ensure!(!results.runs.is_empty(), "nothing could be measured");
+
+    for grid in table::all(&results) {
+        println!("\n{}", grid.terminal());
+    }
+    for remark in table::remarks(&results) {
+        println!("{remark}");
+    }
+    let report = write(&results, release)?;
+    println!("\nreport: {}", report.display());
+    Ok(results
+        .contenders
+        .iter()
+        .all(|contender| contender.failures.is_empty()))
+}
+
+fn gzipped(path: &Path) -> Result<u64> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(&fs::read(path)?)?;
+    Ok(encoder.finish()?.len() as u64)
+}
+
+/// Writes the JSON, the charts and the report; the report's path.
+fn write(results: &Results, release: Release) -> Result<PathBuf> {
+    let dir = workspace::lab().join("bench");
+    fs::create_dir_all(&dir)?;
+    fs::write(
+        dir.join("results.json"),
+        serde_json::to_string_pretty(results)?,
+    )?;
+    let mut charts = Vec::new();
+    for &job in &results.plan.jobs {
+        let name = format!("{job}.svg");
+        fs::write(dir.join(&name), chart::job(results, job))?;
+        charts.push(name);
+    }
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let repeat = format!("cargo lab {}", words.join(" "));
+    let report = dir.join("report.md");
+    fs::write(
+        &report,
+        markdown::report(results, release.xen(), &repeat, &charts),
+    )?;
+    Ok(report)
+}

@@ -4,9 +4,11 @@
 
 extern crate alloc;
 
+mod pair;
+
 use alloc::{string::String, vec::Vec};
 use bulkhead_kernel::{Machine, ShutdownReason, command_line, memory};
-use bulkhead_xen::{Hypervisor, PAGE_SIZE};
+use bulkhead_xen::{Hypervisor, PAGE_SIZE, PageSupply, VcpuId};
 use core::hint::black_box;
 use core::time::Duration;
 
@@ -24,9 +26,14 @@ fn main(mut machine: Machine) -> ShutdownReason {
     log::info!("command line: {:?}", machine.command_line);
     show_memory();
     show_modules(&mut machine);
-    show_store(&machine);
+    if command_line::value(machine.command_line, "test").is_none() {
+        show_store(&machine);
+    }
     log::info!("float: {:.6}", black_box(2.0f64) * black_box(1.234_567));
     sleep(&machine, Duration::from_millis(100));
+    door.wake_vcpu(VcpuId(0));
+    door.block(None);
+    door.take_pending(&mut |port| log::error!("port {port} instead of a wake-up"));
     match command_line::value(machine.command_line, "test") {
         Some("panic") => panic!("as asked"),
         Some("page-fault") => fault(0x7000_0000_0000),
@@ -39,6 +46,10 @@ fn main(mut machine: Machine) -> ShutdownReason {
         Some("divide") => log::info!("{}", black_box(1u32) / black_box(0u32)),
         Some("heap") => exhaust(),
         Some("pages") => take_all_pages(),
+        Some("discard") => give_back(&machine),
+        Some("grant") => pair::grant(&machine),
+        Some("map") => pair::map(&machine),
+        Some("keys") => echo(&machine),
         Some("flood") => {
             (0..2000).for_each(|n| log::info!("line {n} of many, to see what a slow reader gets"))
         }
@@ -56,6 +67,52 @@ fn main(mut machine: Machine) -> ShutdownReason {
         None => {}
     }
     ShutdownReason::Poweroff
+}
+
+/// Says what is typed, until `q`.
+fn echo(machine: &Machine) {
+    loop {
+        match bulkhead_kernel::output::read() {
+            Some(b'q') => return,
+            Some(key) => log::info!("key {key}"),
+            None => sleep(machine, Duration::from_millis(50)),
+        }
+    }
+}
+
+/// Gives memory back to Xen and asks for it again, twice.
+fn give_back(machine: &Machine) {
+    const PAGES: usize = 1000;
+    let first = machine.door.allocate(PAGES).expect("pages");
+    for round in 0..2u8 {
+        // SAFETY: our own pages, touched only while they are memory.
+        unsafe {
+            first.write_bytes(0x77, PAGES * PAGE_SIZE);
+            let before = machine.door.now();
+            let gone = machine.door.release(first, PAGES);
+            let between = machine.door.now();
+            log::info!("{round}: released {gone}, {:?}", memory::statistics());
+            sleep(machine, Duration::from_millis(1500));
+            let start = machine.door.now();
+            let back = machine.door.populate(first, gone);
+            let end = machine.door.now();
+            let bytes = core::slice::from_raw_parts(first.as_ptr(), PAGES * PAGE_SIZE);
+            let dirty = bytes.iter().filter(|byte| **byte != 0).count();
+            log::info!(
+                "{round}: populated {back}, {dirty} bytes not zero, {:?}; {} and {} us",
+                memory::statistics(),
+                between.since(before).as_micros(),
+                end.since(start).as_micros()
+            );
+        }
+    }
+    if command_line::value(machine.command_line, "touch").is_some() {
+        // SAFETY: meant to crash: there is nothing behind the page.
+        unsafe {
+            machine.door.release(first, 1);
+            first.write_volatile(1);
+        }
+    }
 }
 
 fn show_memory() {

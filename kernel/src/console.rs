@@ -82,7 +82,7 @@ impl Console {
         if self.lost > 0 {
             let mut note = heapless::String::<48>::new();
             // The longest number fits.
-            let _ = write!(note, "[{} bytes of output lost]\r\n", self.lost);
+            let _ = write!(note, "\r\n[{} bytes of output lost]\r\n", self.lost);
             if self.room() < note.len() {
                 self.lost = self.lost.saturating_add(text.len() as u32);
                 return;
@@ -225,7 +225,10 @@ mod tests {
         console.write("back\r\n", &mut || panic!("there is room"));
         assert_eq!(
             reader.read(usize::MAX),
-            format!("[{} bytes of output lost]\r\nback\r\n", 5000 - OUT_BYTES)
+            format!(
+                "\r\n[{} bytes of output lost]\r\nback\r\n",
+                5000 - OUT_BYTES
+            )
         );
     }
 

@@ -1,12 +1,12 @@
 //! The unikernel runtime: PVH and PV boot, memory, events, time, console.
 //!
 //! One ELF, booted by `xl create` as `type="pvh"` or `type="pv"`. The runtime brings the domain
-//! up, hands a [`Machine`](machine::Machine) to the binary's `main`, and ends the domain with the
-//! reason that `main` returns:
+//! up, hands a `Machine` to the binary's `main`, and ends the domain with the reason that `main`
+//! returns:
 //!
-//! ```ignore
-//! #![no_std]
-//! #![no_main]
+//! ```
+//! # #[cfg(feature = "unikernel")]
+//! # mod binary {
 //! use bulkhead_kernel::{Machine, ShutdownReason};
 //!
 //! bulkhead_kernel::entry!(main);
@@ -15,6 +15,7 @@
 //!     log::info!("{} modules", machine.modules.len());
 //!     ShutdownReason::Poweroff
 //! }
+//! # }
 //! ```
 //!
 //! ```text

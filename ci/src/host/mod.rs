@@ -267,6 +267,7 @@ impl Host {
         while self.instance.pid().is_none() && Instant::now() < born {
             sleep(TICK);
         }
+        self.instance.prefer_main_thread();
         while !self.instance.share().join("ready").exists() {
             self.tick(deadline).with_context(|| {
                 let log = fs::read(self.instance.xen_log()).unwrap_or_default();

@@ -114,7 +114,12 @@ impl Summary {
 
 /// A duration in milliseconds, as the tables show it.
 pub fn milliseconds(time: Duration) -> String {
-    format!("{:.0} ms", time.as_secs_f64() * 1e3)
+    let milliseconds = time.as_secs_f64() * 1e3;
+    if milliseconds < 10.0 {
+        format!("{milliseconds:.2} ms")
+    } else {
+        format!("{milliseconds:.0} ms")
+    }
 }
 
 fn plain_table() -> Table {

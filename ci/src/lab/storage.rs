@@ -12,8 +12,10 @@ use std::time::Duration;
 /// What a driver domain's log says when guests may attach.
 pub const READY: &str = "ready for attach";
 
-/// How long a driver domain may take to get there before the lab gives up. The target, 150 ms, is
-/// asserted by the boot scenarios.
+/// From the moment a driver domain is unpaused to [`READY`].
+pub const BOOT_TARGET: Duration = Duration::from_millis(150);
+
+/// How long a driver domain may take to get there before the lab gives up.
 pub const BOOT: Duration = Duration::from_secs(20);
 
 /// A driver domain to be started.
@@ -96,6 +98,34 @@ impl<'h> Storage<'_, 'h> {
         let domain = self.lab.host.create_paused(&self.config)?;
         let boot = domain.unpause_until(READY, BOOT)?;
         Ok(Running { domain, boot })
+    }
+}
+
+impl<'h> Storage<'_, 'h> {
+    /// Boots it like [`Self::start`] and judges how long that took. A first boot over [`BOOT_TARGET`]
+    /// may have been disturbed by the machine underneath: then the median of three is what counts.
+    pub fn start_in_time(self) -> Result<Running<'h>> {
+        let lab = self.lab;
+        let again = || Storage {
+            lab,
+            config: self.config.clone(),
+        };
+        let mut boots = Vec::new();
+        loop {
+            let mut running = again().start()?;
+            boots.push(running.boot);
+            let first_is_good = boots.len() == 1 && running.boot <= BOOT_TARGET;
+            if first_is_good || boots.len() == 3 {
+                boots.sort();
+                running.boot = boots[boots.len() / 2];
+                ensure!(
+                    running.boot <= BOOT_TARGET,
+                    "booting took {boots:?}, the target is {BOOT_TARGET:?}"
+                );
+                return Ok(running);
+            }
+            running.shutdown(Duration::from_secs(20))?;
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use crate::hypercall;
 use crate::memory::layout::{AddressSpace, Ranges};
 use bulkhead_xen::abi::sched::{self, ShutdownReason};
 use bulkhead_xen::abi::shared_info::SharedInfo;
-use bulkhead_xen::{Frame, Instant, PAGE_SIZE, StoreRing};
+use bulkhead_xen::{Frame, Instant, PAGE_SIZE, Port, StoreRing};
 use core::ops::Range;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
@@ -51,6 +51,8 @@ pub struct Machine {
     pub modules: Modules,
     /// Our end of the xenstore ring.
     pub store: StoreRing,
+    /// The console's port, notified when something was typed: see [`crate::output::read`].
+    pub console: Option<Port>,
     /// When the domain's first instruction ran.
     pub started: Instant,
     /// How many vCPUs the domain has (the one that runs `main` included).

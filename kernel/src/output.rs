@@ -33,6 +33,11 @@ pub unsafe fn use_ring(ring: NonNull<ConsoleRing>, port: Port) {
     *CONSOLE.lock() = Some(unsafe { Console::new(ring) });
 }
 
+/// The console's port: notified when something was typed, or when output was read.
+pub fn port() -> Option<Port> {
+    Some(Port(PORT.load(Ordering::Relaxed))).filter(|port| port.0 != 0)
+}
+
 /// Lines carry the time since `started` from now on, and waiting is possible.
 pub fn use_clock(started: Instant) {
     STARTED.store(started.0, Ordering::Relaxed);
@@ -70,8 +75,8 @@ fn wait_for_reader(until: Instant) -> bool {
         nr_ports: 1,
         timeout: until.0,
     };
-    // SAFETY: `poll` and what it points at live across the call. The port is masked, so that
-    // this is the only place that waits for it.
+    // A notification of something typed that is swallowed here is made up for by the next one.
+    // SAFETY: `poll` and what it points at live across the call.
     let _ = unsafe { hypercall::sched_op(sched::POLL.into(), hypercall::pointer(&mut poll)) };
     true
 }

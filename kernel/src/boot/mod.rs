@@ -2,7 +2,6 @@
 
 pub mod entry;
 pub mod pv;
-mod pv_tables;
 pub mod pvh;
 
 use crate::door::{self, Door};
@@ -122,6 +121,7 @@ unsafe fn run(booted: Booted) -> ! {
     }
     set_up_events(here).expect("cannot set up this vCPU's own ports");
     door::deliver_here(booted.store_port).expect("cannot unmask the xenstore port");
+    let console = output::port().filter(|&port| door::deliver_here(port).is_ok());
     let memory = pages::statistics();
     log::debug!(
         "{:?}, {} KiB of memory, {} KiB free, image {} KiB",
@@ -139,6 +139,7 @@ unsafe fn run(booted: Booted) -> ! {
             page: NonNull::new(booted.store_page as *mut u8).expect("no xenstore ring"),
             port: booted.store_port,
         },
+        console,
         started,
         vcpus: count_vcpus(),
     };

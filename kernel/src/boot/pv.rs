@@ -1,35 +1,65 @@
 //! PV: the builder's page tables, extended to all memory; the rings are named by the start info.
 
-use super::pv_tables::{PageTables, Unmapped};
 use super::{Booted, free_memory, image, image_parts, run, set_up_memory};
 use crate::cpu::{exceptions, upcall};
 use crate::machine::{self, P2m, Way};
 use crate::memory::layout::{AddressSpace, Ranges, subtract};
 use crate::memory::page_table::{ACCESSED, DIRTY, PRESENT, WRITABLE};
+use crate::memory::pv_tables::{PageTables, PvMemory, Unmapped};
 use crate::start_info::{COMMAND_LINE_BYTES, LoadedModule, printable};
 use crate::vcpu::BOOT_VCPU;
 use crate::{hypercall, output};
 use bulkhead_xen::abi::pv::{
     CALLBACKOP_REGISTER, CALLBACKTYPE_EVENT, CALLBACKTYPE_FAILSAFE, CallbackRegister,
-    FLAT_KERNEL_CS, MACH2PHYS_VIRT_START, SEGBASE_GS_KERNEL, StartInfo, TrapInfo, UVMF_INVLPG_ALL,
-    UVMF_TLB_FLUSH_ALL,
+    FLAT_KERNEL_CS, MACH2PHYS_VIRT_START, MmuUpdate, SEGBASE_GS_KERNEL, StartInfo, TrapInfo,
+    UVMF_INVLPG_ALL, UVMF_TLB_FLUSH_ALL,
 };
-use bulkhead_xen::{Errno, PAGE_SIZE, Port, VcpuId};
+use bulkhead_xen::{DomId, Errno, PAGE_SIZE, Port, VcpuId};
 use core::ops::Range;
 use core::ptr::NonNull;
 use spin::Mutex;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
-static TABLES: Mutex<Option<PageTables>> = Mutex::new(None);
+static TABLES: Mutex<Option<PageTables<OwnMemory>>> = Mutex::new(None);
 
 /// The page frame that a machine frame of ours has (`machine_to_phys_mapping`, xen-x86_64.h).
-pub(super) fn pseudo_physical(mfn: u64) -> u64 {
+fn pseudo_physical(mfn: u64) -> u64 {
     // SAFETY: Xen maps the table there for every PV domain, readable; the frame exists.
     unsafe {
         (MACH2PHYS_VIRT_START as *const u64)
             .add(mfn as usize)
             .read()
+    }
+}
+
+/// The domain's memory, as its page tables show it.
+struct OwnMemory(P2m);
+
+// SAFETY: the lists are Xen's, and an `mmu_update` that succeeds was made as a whole.
+unsafe impl PvMemory for OwnMemory {
+    unsafe fn read(&self, address: u64) -> u64 {
+        // SAFETY: by the contract. Volatile: Xen changes page tables on our behalf.
+        unsafe { (address as *const u64).read_volatile() }
+    }
+
+    unsafe fn write(&mut self, address: u64, value: u64) {
+        // SAFETY: by the contract.
+        unsafe { (address as *mut u64).write(value) }
+    }
+
+    fn machine_frame(&self, pfn: u64) -> Option<u64> {
+        self.0.machine_frame(pfn)
+    }
+
+    fn page_frame(&self, mfn: u64) -> u64 {
+        pseudo_physical(mfn)
+    }
+
+    unsafe fn update(&mut self, batch: &mut [MmuUpdate]) -> Result<(), Errno> {
+        let (requests, count) = (batch.as_mut_ptr() as u64, batch.len() as u64);
+        // SAFETY: Xen reads the batch; what it changes is the caller's promise.
+        unsafe { hypercall::mmu_update(requests, count, 0, DomId::SELF.0.into()) }.map(|_| ())
     }
 }
 
@@ -63,7 +93,7 @@ pub extern "C" fn pv_main(start: *const StartInfo) -> ! {
     let mut free = free_memory(&ram, &modules, in_use);
     let space = AddressSpace::above(start.nr_pages * PAGE, start.nr_pages, false);
     // SAFETY: the builder's tables; free frames are used for nothing else.
-    let mut tables = unsafe { PageTables::new(start.pt_base, p2m, &free) };
+    let mut tables = unsafe { PageTables::new(start.pt_base, OwnMemory(p2m), &free) };
     let mapped =
         map_memory(&mut tables, start.nr_pages, &space).unwrap_or_else(|error| panic!("{error}"));
     for frames in tables.used() {
@@ -91,7 +121,11 @@ pub extern "C" fn pv_main(start: *const StartInfo) -> ! {
 }
 
 /// Maps what is to be mapped at boot, and returns where the memory that is mapped ends.
-fn map_memory(tables: &mut PageTables, pages: u64, space: &AddressSpace) -> Result<u64, Unmapped> {
+fn map_memory(
+    tables: &mut PageTables<OwnMemory>,
+    pages: u64,
+    space: &AddressSpace,
+) -> Result<u64, Unmapped> {
     let mapped = tables.map_memory(pages)?;
     tables.reserve(space.special..space.end())?;
     tables.protect(&image_parts())?;

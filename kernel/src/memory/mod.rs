@@ -5,6 +5,7 @@ pub mod bytes;
 pub mod frames;
 pub mod layout;
 pub mod page_table;
+pub mod pv_tables;
 
 #[cfg(feature = "unikernel")]
 mod heap;

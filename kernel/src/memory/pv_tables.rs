@@ -7,15 +7,12 @@
 //! New tables come from memory that is mapped already: first from what the builder left over
 //! (at least 512 KiB behind the boot stack, xen.h), then from what has just been mapped.
 
-use super::pv::pseudo_physical;
-use crate::hypercall;
-use crate::machine::P2m;
-use crate::memory::layout::Ranges;
-use crate::memory::page_table::{
+use super::layout::Ranges;
+use super::page_table::{
     ACCESSED, DIRTY, Image, LARGE_PAGE, PRESENT, USER, WRITABLE, address_of, index,
 };
 use bulkhead_xen::abi::pv::{MMU_NORMAL_PT_UPDATE, MmuUpdate};
-use bulkhead_xen::{DomId, Errno, PAGE_SIZE};
+use bulkhead_xen::{Errno, PAGE_SIZE};
 use core::fmt;
 use core::ops::Range;
 
@@ -26,7 +23,7 @@ const ENTRIES: u64 = 512;
 const AT_BOOT: u64 = 8 << 10;
 
 /// Why memory cannot be mapped.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unmapped {
     /// There is no memory left for page tables.
     NoTables,
@@ -46,10 +43,42 @@ impl fmt::Display for Unmapped {
     }
 }
 
+/// What page tables are made of: the domain's memory, and Xen, which watches over it.
+///
+/// # Safety
+/// An implementer promises that what it says of frames holds, and that updates which succeed have
+/// been made.
+pub unsafe trait PvMemory {
+    /// Reads a word of memory at its pseudo-physical address, where it is mapped.
+    ///
+    /// # Safety
+    /// It is mapped there, readable.
+    unsafe fn read(&self, address: u64) -> u64;
+
+    /// Writes a word of memory at its pseudo-physical address, where it is mapped.
+    ///
+    /// # Safety
+    /// It is mapped there, writable, and nobody uses it.
+    unsafe fn write(&mut self, address: u64, value: u64);
+
+    /// The machine frame behind a page frame, if there is one.
+    fn machine_frame(&self, pfn: u64) -> Option<u64>;
+
+    /// The page frame that a machine frame of the domain's has.
+    fn page_frame(&self, mfn: u64) -> u64;
+
+    /// Sends a batch of updates to Xen.
+    ///
+    /// # Safety
+    /// They take nothing away from anybody.
+    unsafe fn update(&mut self, batch: &mut [MmuUpdate]) -> Result<(), Errno>;
+}
+
 /// The page tables in use.
-pub struct PageTables {
+#[derive(Debug)]
+pub struct PageTables<M> {
     top: u64,
-    p2m: P2m,
+    memory: M,
     free: Ranges,
     used: Ranges,
     /// Up to here, free frames are mapped writable.
@@ -59,14 +88,14 @@ pub struct PageTables {
     batch: heapless::Vec<MmuUpdate, 256>,
 }
 
-impl PageTables {
+impl<M: PvMemory> PageTables<M> {
     /// # Safety
     /// `top` is the address of the top table in use, every frame of which is mapped at its own
     /// pseudo-physical address, and nobody uses the free frames.
-    pub unsafe fn new(top: u64, p2m: P2m, free: &Ranges) -> Self {
+    pub unsafe fn new(top: u64, memory: M, free: &Ranges) -> Self {
         PageTables {
             top,
-            p2m,
+            memory,
             free: free.clone(),
             used: Ranges::new(),
             mapped: 0,
@@ -94,8 +123,7 @@ impl PageTables {
         // The builder's last table may have room left: it is in use and cannot be replaced.
         while pfn < pages && !pfn.is_multiple_of(ENTRIES) {
             let (place, _) = self.entry(pfn * PAGE, 1).ok_or(Unmapped::Hole(pfn))?;
-            let memory = self.memory(pfn);
-            self.update(place, memory)?;
+            self.update(place, self.entry_for(pfn))?;
             pfn += 1;
             self.waiting = pfn;
         }
@@ -104,9 +132,13 @@ impl PageTables {
             let first = pfn;
             for slot in 0..ENTRIES {
                 let frame = first + slot;
-                let entry = if frame < pages { self.memory(frame) } else { 0 };
+                let entry = if frame < pages {
+                    self.entry_for(frame)
+                } else {
+                    0
+                };
                 // SAFETY: an own frame, mapped writable, that nobody uses.
-                unsafe { ((table * PAGE) as *mut u64).add(slot as usize).write(entry) };
+                unsafe { self.memory.write(table * PAGE + slot * 8, entry) };
             }
             self.enter(table, first * PAGE, 1)?;
             pfn = first + ENTRIES;
@@ -121,8 +153,7 @@ impl PageTables {
     pub fn populate(&mut self, frames: Range<u64>) -> Result<(), Unmapped> {
         for pfn in frames {
             let (place, _) = self.entry(pfn * PAGE, 1).ok_or(Unmapped::Hole(pfn))?;
-            let memory = self.memory(pfn);
-            self.update(place, memory)?;
+            self.update(place, self.entry_for(pfn))?;
         }
         self.flush()
     }
@@ -186,14 +217,14 @@ impl PageTables {
         loop {
             let place = table + index(address, at) as u64 * 8;
             // SAFETY: all page tables are mapped, readable, at their own addresses.
-            let entry = unsafe { (place as *const u64).read_volatile() };
+            let entry = unsafe { self.memory.read(place) };
             if at == level {
                 return Some((place, entry));
             }
             if entry & PRESENT == 0 {
                 return None;
             }
-            table = pseudo_physical(address_of(entry) / PAGE) * PAGE;
+            table = self.memory.page_frame(address_of(entry) / PAGE) * PAGE;
             at -= 1;
         }
     }
@@ -201,7 +232,7 @@ impl PageTables {
     /// The machine address of something at a pseudo-physical one.
     fn machine_address(&self, address: u64) -> Result<u64, Unmapped> {
         let mfn = self
-            .p2m
+            .memory
             .machine_frame(address / PAGE)
             .ok_or(Unmapped::Hole(address / PAGE))?;
         Ok(mfn * PAGE + address % PAGE)
@@ -234,8 +265,10 @@ impl PageTables {
 
     fn take_empty(&mut self) -> Result<u64, Unmapped> {
         let table = self.take_frame()?;
-        // SAFETY: an own frame, mapped writable, that nobody uses.
-        unsafe { ((table * PAGE) as *mut u8).write_bytes(0, PAGE_SIZE) };
+        for slot in 0..ENTRIES {
+            // SAFETY: an own frame, mapped writable, that nobody uses.
+            unsafe { self.memory.write(table * PAGE + slot * 8, 0) };
+        }
         Ok(table)
     }
 
@@ -260,8 +293,8 @@ impl PageTables {
     }
 
     /// The entry that maps a frame of memory; nothing if there is none behind it.
-    fn memory(&self, pfn: u64) -> u64 {
-        self.p2m.machine_frame(pfn).map_or(0, |mfn| {
+    fn entry_for(&self, pfn: u64) -> u64 {
+        self.memory.machine_frame(pfn).map_or(0, |mfn| {
             (mfn * PAGE) | PRESENT | WRITABLE | ACCESSED | DIRTY
         })
     }
@@ -283,18 +316,13 @@ impl PageTables {
             return Ok(());
         }
         // SAFETY: the updates map free or new frames only, and take rights from frames that are
-        // to be page tables.
-        unsafe {
-            hypercall::mmu_update(
-                self.batch.as_mut_ptr() as u64,
-                self.batch.len() as u64,
-                0,
-                DomId::SELF.0.into(),
-            )
-        }
-        .map_err(Unmapped::Refused)?;
+        // to be page tables, or that nobody uses.
+        unsafe { self.memory.update(&mut self.batch) }.map_err(Unmapped::Refused)?;
         self.batch.clear();
         self.mapped = self.waiting;
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

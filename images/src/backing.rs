@@ -29,8 +29,8 @@ pub(crate) struct Backing {
     released: Count,
     supply: Option<Arc<dyn PageSupply>>,
     gate: Mutex<Gate>,
-    /// Who wants to know when the image has grown.
-    watchers: Mutex<Vec<Waker>>,
+    /// Who wants to know when the image has grown, by the number they got.
+    watchers: Mutex<Watchers>,
 }
 
 /// What the image's lock guards, besides what is noted as released.
@@ -46,6 +46,12 @@ struct Registered {
     visitor: Arc<Visitor>,
     /// The visit that the slice waits for.
     awaited: Option<usize>,
+}
+
+#[derive(Default)]
+struct Watchers {
+    last: u64,
+    waiting: Vec<(u64, Waker)>,
 }
 
 /// A part of a discard: its pages are noted as released and may be in use. To be given to
@@ -356,18 +362,34 @@ impl Backing {
         self.extents.append(Extent::new(old, memory, true));
         self.len.store(new, Ordering::Release);
         drop(gate);
-        for watcher in core::mem::take(&mut *self.watchers.lock()) {
-            watcher.wake();
+        let waiting = core::mem::take(&mut self.watchers.lock().waiting);
+        for (_, waker) in waiting {
+            waker.wake();
         }
         Ok(old)
     }
 
-    /// Wakes `waker` once, when the image has grown.
-    pub(crate) fn watch(&self, waker: &Waker) {
+    /// A number for somebody who may want to know when the image has grown; to be given up with
+    /// [`unwatch`](Self::unwatch).
+    pub(crate) fn watcher(&self) -> u64 {
         let mut watchers = self.watchers.lock();
-        if !watchers.iter().any(|other| other.will_wake(waker)) {
-            watchers.push(waker.clone());
+        watchers.last += 1;
+        watchers.last
+    }
+
+    /// Wakes `waker` once, when the image has grown. It takes the place of an earlier one.
+    pub(crate) fn watch(&self, number: u64, waker: &Waker) {
+        let waiting = &mut self.watchers.lock().waiting;
+        match waiting.iter_mut().find(|(other, _)| *other == number) {
+            Some((_, other)) => other.clone_from(waker),
+            None => waiting.push((number, waker.clone())),
         }
+    }
+
+    /// Nobody with that number is to be woken any more.
+    pub(crate) fn unwatch(&self, number: u64) {
+        let waiting = &mut self.watchers.lock().waiting;
+        waiting.retain(|(other, _)| *other != number);
     }
 }
 

@@ -18,8 +18,8 @@ pub trait BlockDevice: Send + Sync {
     /// A new queue. May allocate; reading and writing with the queue does not.
     fn queue(&self) -> Box<dyn IoQueue>;
 
-    /// Wakes `waker` when the geometry changes next; to be asked again after each wake-up.
-    /// Whoever sleeps on it first asks, then looks at the geometry once more.
+    /// Wakes `waker` when the geometry changes next; to be asked again after each wake-up. A device
+    /// wakes one waker, the one it was given last, and keeps none when it is dropped. Whoever sleeps on it first asks, then looks at the geometry once more.
     fn on_change(&self, _waker: &Waker) {}
 }
 

@@ -29,6 +29,8 @@ pub struct RamImage(Arc<Image>);
 
 struct Image {
     backing: Arc<Backing>,
+    /// Its number among those who want to know when the backing grows.
+    watcher: u64,
     sector_size: SectorSize,
     physical_sector_size: SectorSize,
     access: Access,
@@ -51,6 +53,7 @@ impl RamImage {
         lease: Option<Lease>,
     ) -> RamImage {
         RamImage(Arc::new(Image {
+            watcher: backing.watcher(),
             backing,
             sector_size,
             physical_sector_size,
@@ -88,7 +91,7 @@ impl BlockDevice for RamImage {
     }
 
     fn on_change(&self, waker: &Waker) {
-        self.0.backing.watch(waker);
+        self.0.backing.watch(self.0.watcher, waker);
     }
 }
 
@@ -232,6 +235,12 @@ impl Drop for Queue {
         if let Some(visitor) = &self.visitor {
             self.image.backing.forget(visitor);
         }
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        self.backing.unwatch(self.watcher);
     }
 }
 

@@ -65,6 +65,21 @@ fn an_open_image_grows_and_says_so() {
 }
 
 #[test]
+fn a_closed_device_keeps_nobody_waiting() {
+    let domain = Domain::with(&pattern(PAGE_SIZE));
+    let (first, second) = (Arc::new(Wakes::default()), Arc::new(Wakes::default()));
+    for _ in 0..3 {
+        let device = open(&domain, "ram:disk0", Access::ReadWrite);
+        device.on_change(&Waker::from(first.clone()));
+        device.on_change(&Waker::from(second.clone()));
+        assert_eq!([&first, &second].map(Arc::strong_count), [1, 2]);
+    }
+    assert_eq!(Arc::strong_count(&second), 1);
+    assert!(domain.catalog.grow("disk0", 8192).is_ok());
+    assert_eq!(second.0.load(Ordering::SeqCst), 0);
+}
+
+#[test]
 fn what_was_added_can_be_discarded_on_the_same_grid() {
     let folder = Folder::new();
     folder.file("disk", &pattern(5 * PAGE_SIZE));

@@ -9,7 +9,7 @@ use bulkhead_xen::sim::xenstore::{owned_by, toolstack};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
-use world::{Bystander, Frontend, Guest, IMAGE_SIZE, World, content};
+use world::{Bystander, Frontend, Guest, IMAGE_SIZE, Link, World, content};
 
 /// Lets xenstored answer one request at a time, `turns` times.
 fn slowly(world: &World, turns: usize) {
@@ -259,6 +259,16 @@ fn a_store_without_room_for_more_nodes_costs_the_new_disk_alone() {
     world.nothing_left();
 }
 
+/// Takes the answers, and fills the ring again.
+fn keep_asking(link: &mut Link) {
+    link.collect();
+    while link.ring.free() > 0 {
+        link.push_flush();
+    }
+    link.kick();
+    link.notify();
+}
+
 #[test]
 fn a_guest_that_never_stops_asking_gets_no_more_than_its_turn() {
     let world = World::new();
@@ -277,14 +287,7 @@ fn a_guest_that_never_stops_asking_gets_no_more_than_its_turn() {
     let (result, handle) = (waited.clone(), world.backend.handle.clone());
     world.spawn(async move {
         for turn in 0..500 {
-            let mut link = asking.borrow_mut();
-            link.collect();
-            while link.ring.free() > 0 {
-                link.push_flush();
-            }
-            let _ = link.ring.publish();
-            link.notify();
-            drop(link);
+            keep_asking(&mut asking.borrow_mut());
             if ring.load(Index::ResponseProducer) != answered {
                 result.borrow_mut().get_or_insert(turn);
             }

@@ -30,7 +30,7 @@ pub use frontend::Frontend;
 pub use guest::Guest;
 pub use io::{Answer, POISON, Page};
 pub use link::{Link, Style};
-pub use ramdisk::content;
+pub use ramdisk::{archive_of, content};
 pub use random::Random;
 pub use script::play;
 

@@ -45,6 +45,15 @@ impl Drop for Ramdisk {
     }
 }
 
+/// An archive of files with these names and sizes.
+pub fn archive_of(files: &[(&str, usize)]) -> Vec<u8> {
+    let files = files.iter().zip(0..);
+    let files: Vec<_> = files
+        .map(|((name, size), number)| (name.to_string(), content(number, *size)))
+        .collect();
+    archive(&files)
+}
+
 /// A POSIX archive of plain files.
 fn archive(files: &[(String, Vec<u8>)]) -> Vec<u8> {
     let mut bytes = Vec::new();

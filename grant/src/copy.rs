@@ -35,6 +35,8 @@ pub struct CopyBatch<H: Hypervisor> {
     door: H,
     domain: DomId,
     copies: Vec<GrantCopy>,
+    calls: u64,
+    bytes: u64,
     /// The batch of this number; what was queued in an earlier one cannot be asked about.
     round: u32,
 }
@@ -92,8 +94,20 @@ impl<H: Hypervisor> CopyBatch<H> {
             door,
             domain,
             copies: Vec::with_capacity(capacity),
+            calls: 0,
+            bytes: 0,
             round: 0,
         }
+    }
+
+    /// How many hypercalls were made so far.
+    pub fn calls(&self) -> u64 {
+        self.calls
+    }
+
+    /// How many bytes they were to copy.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// Whether nothing is queued.
@@ -193,6 +207,8 @@ impl<H: Hypervisor> CopyBatch<H> {
 
     fn copy(&mut self, entries: core::ops::Range<usize>) {
         let batch = &mut self.copies[entries];
+        self.calls += 1;
+        self.bytes += batch.iter().map(|copy| u64::from(copy.len)).sum::<u64>();
         // SAFETY: whoever queued them has promised it for own memory; granted pages are not ours.
         if let Err(error) = unsafe { self.door.copy_grants(batch) } {
             let (copies, domain) = (batch.len(), self.domain);

@@ -54,7 +54,7 @@ pub use pages::MappedPages;
 pub use persistent::{CacheFull, Held, PersistentCache};
 pub use region::{OutOfSpace, Region};
 pub use table::{Entry, Grant, GrantTable, InUse, TableFull};
-pub use window::{Slot, Window, WindowFull};
+pub use window::{Calls, Slot, Window, WindowFull};
 
 use bulkhead_xen::abi::grant_table::MapFlags;
 

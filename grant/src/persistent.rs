@@ -5,7 +5,7 @@
 //! holds. A frontend may cycle through more grants than fit: then each sweep maps and unmaps in
 //! one hypercall each, as without persistence.
 
-use crate::window::{Slot, Window};
+use crate::window::{Calls, Slot, Window};
 use crate::{Access, OutOfSpace, Region};
 use alloc::vec::Vec;
 use bulkhead_xen::{DomId, Frame, GrantRef, GrantStatus, Hypervisor};
@@ -123,6 +123,11 @@ impl<H: Hypervisor> PersistentCache<H> {
     /// How often a page was held that had to be mapped first.
     pub fn misses(&self) -> u64 {
         self.misses
+    }
+
+    /// What was asked of Xen so far.
+    pub fn calls(&self) -> Calls {
+        self.window.calls()
     }
 
     /// Holds a page of the frontend for a request. If it is not cached, the next

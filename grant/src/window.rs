@@ -22,6 +22,18 @@ pub struct Window<H: Hypervisor> {
     map_pages: Vec<u32>,
     unmaps: Vec<UnmapGrantRef>,
     unmap_pages: Vec<u32>,
+    calls: Calls,
+}
+
+/// How often Xen was asked so far, and for how much.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Calls {
+    /// Hypercalls that mapped.
+    pub maps: u64,
+    /// Pages that they were to map.
+    pub pages: u64,
+    /// Hypercalls that unmapped.
+    pub unmaps: u64,
 }
 
 /// A page's place in its window, from [`Window::queue_map`] to [`Window::queue_unmap`]. It is
@@ -72,6 +84,7 @@ impl<H: Hypervisor> Window<H> {
             map_pages: Vec::with_capacity(pages),
             unmaps: Vec::with_capacity(pages),
             unmap_pages: Vec::with_capacity(pages),
+            calls: Calls::default(),
         }
     }
 
@@ -88,6 +101,11 @@ impl<H: Hypervisor> Window<H> {
     /// How many pages can still be queued.
     pub fn free_slots(&self) -> usize {
         self.free.len()
+    }
+
+    /// What was asked of Xen so far.
+    pub fn calls(&self) -> Calls {
+        self.calls
     }
 
     /// Whether no page is mapped or queued.
@@ -127,6 +145,8 @@ impl<H: Hypervisor> Window<H> {
             if self.maps.is_empty() {
                 return;
             }
+            self.calls.maps += 1;
+            self.calls.pages += self.maps.len() as u64;
             // SAFETY: each address is that of a slot of ours which was free, where nothing is
             // mapped.
             if let Err(error) = unsafe { self.door.map_grants(&mut self.maps) } {
@@ -216,6 +236,7 @@ impl<H: Hypervisor> Window<H> {
         if self.unmaps.is_empty() {
             return;
         }
+        self.calls.unmaps += 1;
         // SAFETY: the pages were given up by `queue_unmap`, whose callers had finished with them.
         if let Err(error) = unsafe { self.door.unmap_grants(&mut self.unmaps) } {
             let (pages, domain) = (self.unmaps.len(), self.domain);

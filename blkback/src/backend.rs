@@ -1,5 +1,6 @@
 //! The backend as a whole: finds the disks that the toolstack attaches and gives each a task.
 
+use crate::engine::Options;
 use crate::frontends::Frontends;
 use crate::vbd::identity::{BACKEND_ROOT, VbdId};
 use crate::vbd::published::Limits;
@@ -31,6 +32,8 @@ pub struct Backend<H: Hypervisor> {
     pub catalog: Catalog,
     /// How much a frontend may ask for.
     pub limits: Limits,
+    /// How queues are served.
+    pub options: Options,
     /// Who is told of changes in frontends' directories.
     pub frontends: Frontends,
     /// What operators are told.
@@ -44,10 +47,18 @@ pub struct Backend<H: Hypervisor> {
 impl<H: Hypervisor> Backend<H> {
     /// A backend that serves nobody yet.
     pub fn new(handle: Handle<H>, store: Client, region: Region<H>, catalog: Catalog) -> Rc<Self> {
-        let limits = Limits {
-            queues: 1,
-            ring_page_order: 0,
-        };
+        Self::with(handle, store, region, catalog, Options::default())
+    }
+
+    /// As [`new`](Self::new), serving as the operator wants it.
+    pub fn with(
+        handle: Handle<H>,
+        store: Client,
+        region: Region<H>,
+        catalog: Catalog,
+        options: Options,
+    ) -> Rc<Self> {
+        let limits = Limits::default();
         let (frontends, errors, closing, disks) = Default::default();
         Rc::new(Backend {
             handle,
@@ -55,6 +66,7 @@ impl<H: Hypervisor> Backend<H> {
             region,
             catalog,
             limits,
+            options,
             frontends,
             errors,
             closing,

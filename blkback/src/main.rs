@@ -8,10 +8,12 @@ extern crate alloc;
 use alloc::rc::Rc;
 use bulkhead_blkback::Backend;
 use bulkhead_blkback::control::{ShutdownRequest, shutdown_requested};
+use bulkhead_blkback::engine::Options;
 use bulkhead_blkback::operator::grow_on_request;
 use bulkhead_executor::Executor;
 use bulkhead_grant::Region;
 use bulkhead_images::{Catalog, ImageMemory};
+use bulkhead_kernel::command_line::value;
 use bulkhead_kernel::{Machine, Module, ShutdownReason};
 use bulkhead_xen::Hypervisor;
 use bulkhead_xenstore_client::{Client, Ring};
@@ -32,7 +34,12 @@ fn main(machine: Machine) -> ShutdownReason {
         log::error!("the address space for foreign pages has an owner already");
         return ShutdownReason::Crash;
     };
-    let backend = Backend::new(handle.clone(), store.clone(), region, catalog);
+    let command_line = machine.command_line;
+    let options = Options::parse(|key| value(command_line, key)).unwrap_or_else(|error| {
+        log::error!("{error}");
+        Options::default()
+    });
+    let backend = Backend::with(handle.clone(), store.clone(), region, catalog, options);
     let end = Rc::new(Cell::new(None));
 
     let ended = end.clone();

@@ -1,6 +1,6 @@
 //! How a disk's task and its queues' tasks talk, also when they run on different vCPUs.
 
-use super::queue::QueueError;
+use super::setup::QueueError;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::Poll;

@@ -2,18 +2,36 @@
 //!
 //! ```text
 //!   ring ──take──► in flight ──map all, one hypercall──► device queue
-//!                                                           │ done, in any order
-//!   ring ◄─publish── responses ◄──unmap all, one hypercall──┘
+//!                     │  └─ or copy all, one hypercall ──┐  │ done, in any order
+//!   ring ◄─publish── answers ◄──unmap all, one hypercall─┴──┘
 //! ```
 //!
 //! One pass over that picture is a sweep ([`Queue::sweep`]). It allocates nothing, takes no lock
-//! and speaks to nobody but the ring, the hypervisor and the device.
+//! and speaks to nobody but the ring, the hypervisor and the device. Which requests a sweep takes
+//! is decided in `intake`; how it gets at their pages, in `reach`; when the frontend is shown the
+//! answers, in `pace`.
 
+mod choice;
 mod control;
 mod flight;
+#[allow(unsafe_code, reason = "memory that the hypervisor writes to")]
+mod index;
+mod intake;
+mod options;
+mod pace;
 mod queue;
+#[allow(
+    unsafe_code,
+    reason = "hands guests' pages to the device and the hypervisor"
+)]
+mod reach;
 mod serve;
+mod setup;
+mod stats;
 
 pub use control::{QueueControl, queue_control};
-pub use queue::{ConnectError, Queue, QueueError, QueueSetup};
+pub use options::{DataPath, OptionError, Options};
+pub use queue::Queue;
 pub use serve::serve;
+pub use setup::{ConnectError, QueueError, QueueSetup};
+pub use stats::{Counts, QueueStats};

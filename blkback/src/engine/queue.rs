@@ -1,117 +1,56 @@
 //! One queue: a ring, the pages its requests name, and the device that serves them.
 
-use super::flight::{Flights, MappedSegment};
+use super::flight::{Flights, PagePool, Pages};
+use super::intake::Intake;
+use super::options::Options;
+use super::reach::Reach;
+use super::setup::{ConnectError, QueueError, QueueSetup};
+use super::stats::QueueStats;
 use alloc::boxed::Box;
 use alloc::rc::Rc;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_executor::{EventChannel, Handle};
-use bulkhead_grant::{Access, MappedPages, OutOfSpace, Region, Window};
-use bulkhead_images::{Io, IoError, IoQueue, IoSegment, Op, Sector, Submitted, Tag};
-use bulkhead_ring::blkif::{
-    Abi, Blkif, MAX_SEGMENTS, Malformed, Operation, Request, Response, Status, TransferKind,
-};
-use bulkhead_ring::{BackRing, BadPages, Overrun, SharedPages, TooSmall};
-use bulkhead_xen::{DomId, Errno, GrantRef, GrantStatus, Hypervisor, Port};
+use bulkhead_grant::{Access, MappedPages, Region};
+use bulkhead_images::{Io, IoError, IoQueue, IoSegment, Op, Submitted, Tag};
+use bulkhead_ring::blkif::{Blkif, MAX_SEGMENTS, Opcode, Response, SECTOR_SIZE, Status};
+use bulkhead_ring::{BackRing, BadPages, SharedPages};
+use bulkhead_xen::{GrantStatus, Hypervisor};
 use core::fmt;
 use core::task::{Context, Poll};
 
 /// How many of a frontend's mistakes a queue puts into the log; a hostile one has no end of them.
 const MOST_COMPLAINTS: u32 = 10;
 
-/// What it takes to serve a queue.
-pub struct QueueSetup {
-    /// The name of the disk and the queue, for the log.
-    pub name: alloc::string::String,
-    /// The domain that grants the pages.
-    pub frontend: DomId,
-    /// The layout of its messages.
-    pub abi: Abi,
-    /// The ring's pages.
-    pub ring: Vec<GrantRef>,
-    /// The frontend's event channel.
-    pub event_channel: Port,
-    /// The device's queue for this ring.
-    pub device: Box<dyn IoQueue>,
-}
+/// How many pages all requests in service have together, at most. More may be on a ring of many
+/// pages or in indirect requests: they wait there until there is room. It bounds what a queue
+/// takes of memory and of address space.
+const MOST_PAGES: usize = 512;
 
 /// One queue being served. Dropping it gives everything back: in-flight requests are abandoned,
 /// then the pages are unmapped and the event channel closed.
 pub struct Queue<H: Hypervisor> {
-    name: alloc::string::String,
+    pub(super) name: alloc::string::String,
     // Dropped first: after that the device touches no page any more.
     device: Box<dyn IoQueue>,
-    window: Window<H>,
-    ring: BackRing<SharedPages, Blkif>,
+    pub(super) reach: Reach<H>,
+    pub(super) ring: BackRing<SharedPages, Blkif>,
     /// What `ring` lies in; dropped after it.
-    _pages: MappedPages<H>,
+    _ring_pages: MappedPages<H>,
     channel: Rc<EventChannel<H>>,
-    flights: Flights,
-    /// Requests of this sweep whose pages are to be mapped.
-    begun: Vec<Tag>,
+    handle: Handle<H>,
+    pub(super) flights: Flights,
+    pub(super) pool: PagePool,
+    pub(super) intake: Intake,
     /// Requests that the device has done with.
     done: Vec<(Tag, Result<(), IoError>)>,
     /// Answers that wait until the pages of their requests are unmapped.
-    answers: Vec<Response>,
+    pub(super) answers: Vec<Response>,
     /// The segments of one request, as the device gets them.
     segments: Vec<IoSegment>,
+    pub(super) stats: Arc<QueueStats>,
+    options: Options,
     complaints: u32,
-}
-
-/// Why a queue cannot be served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConnectError {
-    /// A page of the ring cannot be mapped.
-    Ring(GrantRef, GrantStatus),
-    /// There are too many or too few pages.
-    Pages(BadPages),
-    /// The pages hold no ring.
-    TooSmall(TooSmall),
-    /// The event channel cannot be bound.
-    EventChannel(Port, Errno),
-    /// We are full.
-    OutOfSpace(OutOfSpace),
-}
-
-impl fmt::Display for ConnectError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Ring(gref, status) => {
-                write!(f, "the ring's grant {gref} cannot be mapped: {status}")
-            }
-            Self::Pages(error) => write!(f, "the ring cannot be used: {error}"),
-            Self::TooSmall(error) => write!(f, "the ring cannot be used: {error}"),
-            Self::EventChannel(port, error) => {
-                write!(
-                    f,
-                    "the frontend's event channel {port} cannot be bound: {error}"
-                )
-            }
-            Self::OutOfSpace(error) => error.fmt(f),
-        }
-    }
-}
-
-impl core::error::Error for ConnectError {}
-
-/// Why a queue ended by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum QueueError {
-    /// The frontend's producer index cannot be.
-    Overrun(Overrun),
-}
-
-impl fmt::Display for QueueError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Overrun(overrun) => overrun.fmt(f),
-        }
-    }
-}
-
-impl From<Overrun> for QueueError {
-    fn from(overrun: Overrun) -> Self {
-        QueueError::Overrun(overrun)
-    }
 }
 
 impl<H: Hypervisor> Queue<H> {
@@ -121,40 +60,45 @@ impl<H: Hypervisor> Queue<H> {
         region: &Region<H>,
         setup: QueueSetup,
     ) -> Result<Self, ConnectError> {
-        let QueueSetup {
-            name,
-            frontend,
-            abi,
-            ring,
-            event_channel,
-            device,
-        } = setup;
+        let QueueSetup { frontend, .. } = setup;
         let pages = region
-            .map_pages(frontend, &ring)
+            .map_pages(frontend, &setup.ring)
             .map_err(ConnectError::OutOfSpace)?
             .map_err(|(gref, status)| ConnectError::Ring(gref, status))?;
         let shared = shared_pages(&pages).map_err(ConnectError::Pages)?;
-        let ring = BackRing::new(shared, Blkif::new(abi)).map_err(ConnectError::TooSmall)?;
+        let ring = BackRing::new(shared, Blkif::new(setup.abi)).map_err(ConnectError::TooSmall)?;
         let slots = ring.slots() as usize;
-        let window = region
-            .window(frontend, slots * MAX_SEGMENTS)
-            .map_err(ConnectError::OutOfSpace)?;
+        let largest = setup.indirect_segments.max(MAX_SEGMENTS);
+        let most_pages = (slots * MAX_SEGMENTS).min(MOST_PAGES).max(largest);
+        let reach = Reach::new(
+            handle.door(),
+            region,
+            frontend,
+            setup.persistent,
+            setup.options.data_path,
+            most_pages,
+        )
+        .map_err(ConnectError::OutOfSpace)?;
         let port = handle
             .door()
-            .bind_interdomain(frontend, event_channel)
-            .map_err(|error| ConnectError::EventChannel(event_channel, error))?;
+            .bind_interdomain(frontend, setup.event_channel)
+            .map_err(|error| ConnectError::EventChannel(setup.event_channel, error))?;
         Ok(Queue {
-            name,
-            device,
-            window,
+            name: setup.name,
+            device: setup.device,
+            reach,
             ring,
-            _pages: pages,
+            _ring_pages: pages,
             channel: Rc::new(handle.event_channel(port)),
+            handle: handle.clone(),
             flights: Flights::new(slots),
-            begun: Vec::with_capacity(slots),
+            pool: PagePool::new(most_pages),
+            intake: Intake::new(slots, setup.indirect_segments, setup.discard),
             done: Vec::with_capacity(slots),
             answers: Vec::with_capacity(slots),
-            segments: Vec::with_capacity(MAX_SEGMENTS),
+            segments: Vec::with_capacity(largest),
+            stats: Arc::default(),
+            options: setup.options,
             complaints: 0,
         })
     }
@@ -164,46 +108,66 @@ impl<H: Hypervisor> Queue<H> {
         self.channel.clone()
     }
 
+    /// How many requests the frontend can have outstanding.
+    pub fn slots(&self) -> u32 {
+        self.ring.slots()
+    }
+
+    /// How it is to be served.
+    pub fn options(&self) -> Options {
+        self.options
+    }
+
+    /// What the queue counts.
+    pub fn stats(&self) -> Arc<QueueStats> {
+        self.stats.clone()
+    }
+
     /// How many requests the device has not done yet.
     pub fn in_flight(&self) -> usize {
         self.flights.in_flight()
     }
 
-    /// Takes what is on the ring, has it served, and answers what is done. True means that there
-    /// is more to take already; false, that the frontend will notify us when there is.
-    pub fn sweep(&mut self) -> Result<bool, QueueError> {
-        self.take()?;
-        self.window.map_queued();
-        self.start();
-        self.settle()?;
-        // With no place left, the completion of a request is what goes on.
-        Ok(self.flights.free() > 0 && self.ring.final_check()?)
+    /// How many answers the frontend has not been shown yet.
+    pub fn unpublished(&self) -> u32 {
+        self.ring.unpublished()
     }
 
-    /// Answers what the device has done.
-    pub fn settle(&mut self) -> Result<(), QueueError> {
-        let done = &mut self.done;
-        self.device
-            .complete(&mut |tag, outcome| done.push((tag, outcome)));
-        // `finish` may add to it, where a request has another step to go.
-        let mut next = 0;
-        while let Some(&(tag, outcome)) = self.done.get(next) {
-            self.finish(tag, outcome);
-            next += 1;
+    /// Takes what is on the ring, has it served, and puts the answers that there are, but does not
+    /// show them to the frontend yet. Answers how many requests were taken.
+    pub fn sweep(&mut self) -> Result<u32, QueueError> {
+        let taken = self.take()?;
+        if taken > 0 {
+            self.stats.sweeps.add(1);
+            self.stats.deepest.raise_to(self.in_flight() as u64);
+            let handle = self.handle.clone();
+            self.reach.decide(self.intake.pages(), || handle.now());
+            self.approach();
+            self.reach.go();
+            self.device.end_loans();
+            self.start();
+            self.settle();
+            self.reach.learn(|| handle.now());
+        } else {
+            self.stats.idle_looks.add(1);
+            self.settle();
         }
-        self.done.clear();
-        // Only then may the frontend use its pages again.
-        self.window.unmap_queued();
-        for answer in self.answers.drain(..) {
-            if self.ring.respond(&answer).is_err() {
-                // Cannot be: each request in flight was taken off the ring and is answered once.
-                debug_assert!(false, "an answer that nobody waits for");
-            }
-        }
+        Ok(taken)
+    }
+
+    /// Shows the frontend what was answered, and notifies it if it asked for that.
+    pub fn publish(&mut self) {
         if self.ring.publish() {
+            self.stats.notifications_sent.add(1);
             self.channel.notify();
         }
-        Ok(())
+    }
+
+    /// Asks the frontend to notify us of its next request. True means that there is one already
+    /// that could be taken.
+    pub fn final_check(&mut self) -> Result<bool, QueueError> {
+        // While something stands in the way, the completion of a request is what goes on.
+        Ok(!self.is_stuck() && self.ring.final_check()?)
     }
 
     /// Ready when the device has completed something; else it wakes the task when it does.
@@ -222,117 +186,106 @@ impl<H: Hypervisor> Queue<H> {
         }
     }
 
-    /// Takes requests while there are places for them.
-    fn take(&mut self) -> Result<(), QueueError> {
-        while self.flights.free() > 0 && self.window.free_slots() >= MAX_SEGMENTS {
-            match self.ring.take()? {
-                None => break,
-                Some(Ok(request)) => self.begin(&request),
-                Some(Err(malformed)) => {
-                    self.complain_of(&malformed);
-                    self.answers.push(malformed.response());
-                }
+    /// Puts the answers to what the device has done.
+    pub fn settle(&mut self) {
+        let done = &mut self.done;
+        self.device
+            .complete(&mut |tag, outcome| done.push((tag, outcome)));
+        if self.done.is_empty() && self.answers.is_empty() {
+            return;
+        }
+        // `finish` may add to it, where a request has another step to go.
+        let mut next = 0;
+        while let Some(&(tag, outcome)) = self.done.get(next) {
+            self.finish(tag, outcome);
+            next += 1;
+        }
+        self.done.clear();
+        // Only then may the frontend use its pages again.
+        self.reach.unmap();
+        for answer in self.answers.drain(..) {
+            if self.ring.respond(&answer).is_err() {
+                // Cannot be: each request in flight was taken off the ring and is answered once.
+                debug_assert!(false, "an answer that nobody waits for");
             }
         }
-        Ok(())
+        self.reach.count(&self.stats);
     }
 
-    /// Gives a request a place and notes its pages for mapping.
-    fn begin(&mut self, request: &Request) {
-        let mut flush_first = false;
-        let op = match &request.operation {
-            Operation::Transfer(transfer) => {
-                let sector = Sector(transfer.sector.0);
-                match transfer.kind {
-                    TransferKind::Read => Op::Read { sector },
-                    TransferKind::Write => Op::Write { sector },
-                    TransferKind::FlushAndWrite => {
-                        flush_first = true;
-                        Op::Write { sector }
-                    }
-                    TransferKind::WriteBarrier => return self.refuse(request),
+    /// Notes the pages of the requests just taken to be mapped or copied.
+    #[allow(unsafe_code, reason = "hands the device's memory to the hypervisor")]
+    fn approach(&mut self) {
+        for index in 0..self.intake.begun.len() {
+            let flight = self.flights.get(self.intake.begun[index]);
+            if flight.pages.len() == 0 {
+                continue;
+            }
+            if self.reach.copies()
+                && let Some((op, direction)) = flight.steps.only_transfer()
+                && let Some(memory) = self.device.lend(op, flight.bytes)
+            {
+                let pool = &mut self.pool;
+                // SAFETY: the device promises so many bytes of its own until the loans end, which
+                // is after `go` has returned.
+                let all = unsafe {
+                    self.reach
+                        .queue_copies(pool, &flight.pages, direction, memory)
+                };
+                if all {
+                    continue;
                 }
             }
-            Operation::Flush => Op::Flush,
-            Operation::Discard(_) | Operation::Indirect(_) => return self.refuse(request),
-        };
-        let Some((tag, flight)) = self.flights.begin(request.id, request.opcode()) else {
-            // Cannot be: `take` looked for a free place.
-            return self.refuse(request);
-        };
-        flight.op = Some(op);
-        flight.flush_first = flush_first;
-        if let Operation::Transfer(transfer) = &request.operation {
             // What the guest wrote is only read; what it wants to read is written.
-            let access = match transfer.kind.is_write() {
-                true => Access::ReadOnly,
-                false => Access::ReadWrite,
+            let access = match flight.steps.op {
+                Some(Op::Read { .. }) => Access::ReadWrite,
+                _ => Access::ReadOnly,
             };
-            for segment in transfer.segments.iter() {
-                // `take` looked for enough free slots for any request.
-                if let Ok(slot) = self.window.queue_map(segment.gref(), access) {
-                    let (offset, len) = (segment.offset(), segment.len());
-                    flight.segments.push(MappedSegment { slot, offset, len });
-                }
-            }
+            self.reach.queue_maps(&mut self.pool, &flight.pages, access);
         }
-        self.begun.push(tag);
-    }
-
-    /// An operation that this device does not offer.
-    fn refuse(&mut self, request: &Request) {
-        self.complain(format_args!("{} is not offered", request.opcode()));
-        self.answers.push(request.response(Status::NotSupported));
     }
 
     /// Hands the requests whose pages were just mapped to the device.
     fn start(&mut self) {
-        for index in 0..self.begun.len() {
-            let tag = self.begun[index];
+        for index in 0..self.intake.begun.len() {
+            let tag = self.intake.begun[index];
             let flight = self.flights.get(tag);
-            let refused = flight
-                .segments
-                .iter()
-                .find_map(|segment| self.window.address(&segment.slot).err());
-            if let Some(status) = refused {
-                flight.op = None;
-                self.complain(format_args!(
-                    "a page of a request cannot be mapped: {status}"
-                ));
-                self.done.push((tag, Err(IoError::Medium)));
-            } else if flight.flush_first {
-                flight.flush_first = false;
-                let flush = Io {
-                    op: Op::Flush,
-                    segments: &[],
-                };
-                if let Submitted::Done(outcome) = self.device.submit(tag, flush) {
-                    self.done.push((tag, outcome));
-                }
+            if let Some(copied) = self.reach.copied(&self.pool, &flight.pages) {
+                flight.steps.op = None;
+                let outcome = copied.map_err(|status| {
+                    self.complain(format_args!("a page cannot be copied: {status}"));
+                    IoError::Medium
+                });
+                self.done.push((tag, outcome));
             } else {
-                self.submit(tag);
+                self.step(tag);
             }
         }
-        self.begun.clear();
+        self.reach.clear_copies();
+        self.intake.begun.clear();
     }
 
-    /// Starts what a request is about; its pages are mapped.
-    fn submit(&mut self, tag: Tag) {
+    /// Starts the next step of a request; its pages are mapped.
+    fn step(&mut self, tag: Tag) {
         let flight = self.flights.get(tag);
-        let Some(op) = flight.op.take() else { return };
+        let Some(op) = flight.steps.next() else {
+            return self.done.push((tag, Ok(())));
+        };
         self.segments.clear();
-        for segment in &flight.segments {
-            if let Some(io) = io_segment(&self.window, segment) {
-                self.segments.push(io);
+        if op != Op::Flush {
+            let reach = &self.reach;
+            let segments = &mut self.segments;
+            let gathered: Result<(), GrantStatus> =
+                self.pool.iter(&flight.pages).try_for_each(|page| {
+                    segments.push(reach.segment(page)?);
+                    Ok(())
+                });
+            if let Err(status) = gathered {
+                self.complain(format_args!("a page cannot be mapped: {status}"));
+                return self.done.push((tag, Err(IoError::Medium)));
             }
         }
-        if let Submitted::Done(outcome) = self.device.submit(
-            tag,
-            Io {
-                op,
-                segments: &self.segments,
-            },
-        ) {
+        let segments = &self.segments;
+        if let Submitted::Done(outcome) = self.device.submit(tag, Io { op, segments }) {
             self.done.push((tag, outcome));
         }
     }
@@ -341,21 +294,23 @@ impl<H: Hypervisor> Queue<H> {
     /// it has another step to go.
     fn finish(&mut self, tag: Tag, outcome: Result<(), IoError>) {
         let flight = self.flights.get(tag);
-        if outcome.is_ok() && flight.op.is_some() {
-            return self.submit(tag);
+        if outcome.is_ok() && flight.steps.are_left() {
+            return self.step(tag);
         }
-        let (id, operation) = (flight.id, flight.opcode);
-        for segment in flight.segments.drain(..) {
-            self.window.queue_unmap(segment.slot);
-        }
+        let (id, operation, sectors) = (flight.id, flight.opcode, flight.bytes / SECTOR_SIZE);
+        let mut pages = core::mem::replace(&mut flight.pages, Pages::EMPTY);
+        let reach = &mut self.reach;
+        self.pool.drain(&mut pages, |hold| reach.release(hold));
         self.flights.end(tag);
+        self.intake.ended(operation);
         let status = match outcome {
             Ok(()) => Status::Okay,
             Err(IoError::NotSupported) => Status::NotSupported,
             Err(_) => Status::Error,
         };
-        if let Err(error) = outcome {
-            self.complain(format_args!("{operation} failed: {error}"));
+        match outcome {
+            Ok(()) => self.count(operation, sectors as u64),
+            Err(error) => self.complain(format_args!("{operation} failed: {error}")),
         }
         self.answers.push(Response {
             id,
@@ -364,13 +319,27 @@ impl<H: Hypervisor> Queue<H> {
         });
     }
 
-    fn complain_of(&mut self, malformed: &Malformed) {
-        self.complain(format_args!("a malformed request: {}", malformed.fault));
+    fn count(&self, operation: Opcode, sectors: u64) {
+        let stats = &self.stats;
+        match operation {
+            Opcode::READ => {
+                stats.reads.add(1);
+                stats.sectors_read.add(sectors);
+                return;
+            }
+            Opcode::WRITE => stats.writes.add(1),
+            Opcode::WRITE_BARRIER => stats.barriers.add(1),
+            Opcode::FLUSH_DISKCACHE => stats.flushes.add(1),
+            _ => stats.discards.add(1),
+        }
+        stats.sectors_written.add(sectors);
     }
 
-    /// Puts a frontend's mistake into the log, the first few times.
+    /// Counts a frontend's mistake, or a failure of the device, and puts the first few into the
+    /// log.
     #[cold]
-    fn complain(&mut self, what: fmt::Arguments<'_>) {
+    pub(super) fn complain(&mut self, what: fmt::Arguments<'_>) {
+        self.stats.errors.add(1);
         self.complaints = self.complaints.saturating_add(1);
         if self.complaints <= MOST_COMPLAINTS {
             log::warn!("{}: {what}", self.name);
@@ -387,17 +356,4 @@ fn shared_pages<H: Hypervisor>(pages: &MappedPages<H>) -> Result<SharedPages, Ba
     // SAFETY: `Queue` keeps `pages` for longer than the ring that uses them (fields are dropped
     // in their order), and nothing refers into them.
     unsafe { SharedPages::new(pages.base(), pages.pages()) }
-}
-
-/// A mapped segment as the device gets it; `None` if it is not mapped.
-#[allow(unsafe_code, reason = "a promise about pages that this module owns")]
-fn io_segment<H: Hypervisor>(window: &Window<H>, segment: &MappedSegment) -> Option<IoSegment> {
-    let page = window.address(&segment.slot).ok()?;
-    // A segment lies within its page, as its parser checked, so the sum is within the page.
-    let address = page.map_addr(|address| address.saturating_add(segment.offset));
-    let frame = window.frame(&segment.slot);
-    // SAFETY: the page stays mapped, writable where the request reads, until `finish` gives it up
-    // after the device has told the completion; and `Queue` drops the device's queue before the
-    // window. Nothing refers to guests' pages.
-    Some(unsafe { IoSegment::new(address, segment.len, frame) })
 }

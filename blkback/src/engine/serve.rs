@@ -1,7 +1,9 @@
 //! The task of one queue: sweeps while there is work, sleeps while there is none.
 
 use super::control::QueueGuard;
-use super::queue::{Queue, QueueError};
+use super::pace::{Lull, Pace};
+use super::queue::Queue;
+use super::setup::QueueError;
 use bulkhead_executor::Handle;
 use bulkhead_xen::Hypervisor;
 use core::future::{Future, poll_fn};
@@ -22,39 +24,58 @@ async fn until_stopped<H: Hypervisor>(
     queue: &mut Queue<H>,
     guard: &QueueGuard,
 ) -> Result<(), QueueError> {
+    let mut pace = Pace::new(queue.options(), handle.now());
     loop {
-        let more = queue.sweep()?;
+        let taken = queue.sweep()?;
         if guard.is_stopped() {
             break;
         }
-        if more {
+        let now = handle.now();
+        if taken > 0 {
+            if pace.requests(now, taken, queue.unpublished(), queue.slots()) {
+                queue.publish();
+            }
             // One sweep is a bounded amount of work: the other queues get their turn.
             handle.yield_now().await;
-        } else {
-            something_happens(queue, guard).await;
+            continue;
+        }
+        match pace.lull(now, queue.unpublished()) {
+            Lull::LookAgain => handle.yield_now().await,
+            Lull::Publish => queue.publish(),
+            Lull::Sleep => {
+                if !queue.final_check()? {
+                    something_happens(queue, guard).await;
+                    pace.woke(handle.now());
+                }
+            }
         }
     }
     // What the frontend still has in flight is finished and answered, if it listens or not.
     while queue.in_flight() > 0 {
         poll_fn(|context| queue.poll_completion(context)).await;
-        queue.settle()?;
+        queue.settle();
     }
+    queue.publish();
     Ok(())
 }
 
 /// Waits for the frontend, the device or the disk, whoever is first.
 async fn something_happens<H: Hypervisor>(queue: &mut Queue<H>, guard: &QueueGuard) {
     let channel = queue.channel();
+    let stats = queue.stats();
     let mut notified = pin!(channel.notified());
     let mut stopped = pin!(guard.stopped());
+    stats.sleeps.add(1);
     poll_fn(|context| {
-        let happened = notified.as_mut().poll(context).is_ready()
-            || stopped.as_mut().poll(context).is_ready()
-            || queue.poll_completion(context).is_ready();
-        if happened {
-            Poll::Ready(())
-        } else {
-            Poll::Pending
+        if notified.as_mut().poll(context).is_ready() {
+            stats.notifications_received.add(1);
+            return Poll::Ready(());
+        }
+        let happened =
+            stopped.as_mut().poll(context).is_ready() || queue.poll_completion(context).is_ready();
+        match happened {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
         }
     })
     .await;

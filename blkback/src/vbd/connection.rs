@@ -1,5 +1,6 @@
 //! The connection to a frontend: what it published is read and checked, and its rings are served.
 
+use super::config::VbdConfig;
 use super::identity::VbdId;
 use super::problem::Problem;
 use super::published::{self, COMMON_NODES, Limits, Nodes, Published};
@@ -26,8 +27,11 @@ impl Connection {
         backend: &Backend<H>,
         id: VbdId,
         published: &Published,
+        config: &VbdConfig,
         device: &dyn BlockDevice,
     ) -> Result<Connection, Problem> {
+        let geometry = device.geometry();
+        let options = backend.options;
         let mut queues = Vec::new();
         for (number, details) in published.queues.iter().enumerate() {
             let setup = QueueSetup {
@@ -36,7 +40,11 @@ impl Connection {
                 abi: published.abi,
                 ring: details.ring.clone(),
                 event_channel: details.event_channel,
+                persistent: published.persistent && options.data_path.offers_persistent(),
+                indirect_segments: backend.limits.indirect_segments as usize,
+                discard: config.discard && geometry.discard.is_some(),
                 device: device.queue(),
+                options,
             };
             queues.push(Queue::connect(&backend.handle, &backend.region, setup)?);
         }

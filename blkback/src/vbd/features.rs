@@ -3,9 +3,10 @@
 
 use super::config::VbdConfig;
 use super::published::Limits;
+use crate::engine::Options;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use bulkhead_images::Geometry;
+use bulkhead_images::{Geometry, Sector};
 
 /// Bits of the `info` node (`VDISK_*`).
 const VDISK_CDROM: u32 = 1;
@@ -16,8 +17,44 @@ const VDISK_READONLY: u32 = 4;
 pub type NodeValues = Vec<(&'static str, String)>;
 
 /// What a frontend may use, written before it connects.
-pub fn offered(_config: &VbdConfig, geometry: &Geometry, _limits: Limits) -> NodeValues {
-    alloc::vec![("feature-flush-cache", u32::from(geometry.flush).to_string())]
+pub fn offered(
+    config: &VbdConfig,
+    geometry: &Geometry,
+    limits: Limits,
+    options: Options,
+) -> NodeValues {
+    let flag = |set: bool| u32::from(set).to_string();
+    let mut nodes = alloc::vec![
+        ("feature-flush-cache", flag(geometry.flush)),
+        ("feature-barrier", flag(geometry.flush)),
+        (
+            "feature-persistent",
+            flag(options.data_path.offers_persistent())
+        ),
+        ("max-ring-page-order", limits.ring_page_order.to_string()),
+        (
+            "max-ring-pages",
+            (1u32 << limits.ring_page_order).to_string()
+        ),
+        ("multi-queue-max-queues", limits.queues.to_string()),
+    ];
+    if limits.indirect_segments > 0 {
+        nodes.push((
+            "feature-max-indirect-segments",
+            limits.indirect_segments.to_string(),
+        ));
+    }
+    // Offered again to another frontend, the disk may have changed its mind: both values are told.
+    let discard = geometry.discard.filter(|_| config.discard);
+    nodes.push(("feature-discard", flag(discard.is_some())));
+    if let Some(limits) = discard {
+        // In bytes. A frontend takes one without the other for a mistake (note 4).
+        let bytes = |sectors: Sector| sectors.bytes().unwrap_or(0).to_string();
+        nodes.push(("discard-granularity", bytes(limits.granularity)));
+        nodes.push(("discard-alignment", bytes(limits.alignment)));
+        nodes.push(("discard-secure", flag(limits.secure)));
+    }
+    nodes
 }
 
 /// What the disk is like, written when the frontend has connected.
@@ -48,7 +85,8 @@ pub fn disk(config: &VbdConfig, geometry: &Geometry) -> NodeValues {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bulkhead_images::{Access, Sector, SectorSize};
+    use crate::engine::DataPath;
+    use bulkhead_images::{Access, DiscardLimits, SectorSize};
 
     fn config(cdrom: bool) -> VbdConfig {
         VbdConfig {
@@ -59,6 +97,52 @@ mod tests {
             removable: cdrom,
             discard: true,
         }
+    }
+
+    fn value<'a>(nodes: &'a NodeValues, name: &str) -> Option<&'a str> {
+        let node = nodes.iter().find(|node| node.0 == name)?;
+        Some(&node.1)
+    }
+
+    #[test]
+    fn what_is_offered_depends_on_the_disk_and_the_options() {
+        let discard = DiscardLimits {
+            granularity: Sector(8),
+            alignment: Sector(3),
+            secure: true,
+        };
+        let geometry = Geometry {
+            sectors: Sector(2048),
+            sector_size: SectorSize::B512,
+            physical_sector_size: SectorSize::B512,
+            read_only: false,
+            flush: true,
+            discard: Some(discard),
+        };
+        let (mut config, limits) = (config(false), Limits::default());
+        let nodes = offered(&config, &geometry, limits, Options::default());
+        for (name, expected) in [
+            ("feature-flush-cache", "1"),
+            ("feature-barrier", "1"),
+            ("max-ring-page-order", "4"),
+            ("max-ring-pages", "16"),
+            ("feature-max-indirect-segments", "256"),
+            ("feature-discard", "1"),
+            ("discard-granularity", "4096"),
+            ("discard-alignment", "1536"),
+            ("discard-secure", "1"),
+        ] {
+            assert_eq!(value(&nodes, name), Some(expected), "{name}");
+        }
+        config.discard = false;
+        let options = Options {
+            data_path: DataPath::Map,
+            ..Options::default()
+        };
+        let nodes = offered(&config, &geometry, limits, options);
+        assert_eq!(value(&nodes, "feature-discard"), Some("0"));
+        assert_eq!(value(&nodes, "discard-granularity"), None);
+        assert_eq!(value(&nodes, "feature-persistent"), Some("0"));
     }
 
     #[test]
@@ -72,12 +156,7 @@ mod tests {
             discard: None,
         };
         let nodes = disk(&config(true), &geometry);
-        let value = |name| {
-            nodes
-                .iter()
-                .find(|node| node.0 == name)
-                .map(|node| node.1.as_str())
-        };
+        let value = |name| value(&nodes, name);
         assert_eq!(value("info"), Some("7"));
         assert_eq!(value("sectors"), Some("2048"));
         assert_eq!(value("sector-size"), Some("512"));

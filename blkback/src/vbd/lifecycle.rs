@@ -213,7 +213,9 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
 
     /// Publishes what the frontend may use, and waits for its part.
     async fn offer(&self, from: XenbusState) -> Result<(), Error> {
-        let nodes = features::offered(&self.config, &self.device.geometry(), self.backend.limits);
+        let backend = self.backend;
+        let geometry = self.device.geometry();
+        let nodes = features::offered(&self.config, &geometry, backend.limits, backend.options);
         self.publish(nodes, from, XenbusState::InitWait).await
     }
 
@@ -252,7 +254,13 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         let published =
             read_published(&backend.store, &self.config.frontend_path, backend.limits).await?;
         let device = self.device.as_ref();
-        self.connection = Some(Connection::open(backend, self.id, &published, device)?);
+        self.connection = Some(Connection::open(
+            backend,
+            self.id,
+            &published,
+            &self.config,
+            device,
+        )?);
         self.phase = Phase::Connected;
         self.publish_disk(from).await?;
         self.log_connected(&published);

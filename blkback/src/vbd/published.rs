@@ -19,6 +19,18 @@ pub struct Limits {
     pub queues: u32,
     /// log2 of the most ring pages (`max-ring-page-order`).
     pub ring_page_order: u32,
+    /// The most segments of an indirect request (`feature-max-indirect-segments`); 0 offers none.
+    pub indirect_segments: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            queues: 1,
+            ring_page_order: 4,
+            indirect_segments: 256,
+        }
+    }
 }
 
 /// How to reach a frontend's queues.
@@ -230,6 +242,7 @@ mod tests {
     const LIMITS: Limits = Limits {
         queues: 4,
         ring_page_order: 4,
+        indirect_segments: 256,
     };
 
     fn nodes(pairs: &[(&str, &str)]) -> Nodes {

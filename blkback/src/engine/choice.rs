@@ -1,0 +1,168 @@
+//! Which way to a frontend's pages is the faster one, as measured while serving.
+
+use core::time::Duration;
+
+/// A way to the pages of one sweep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Map them, let the device copy, unmap them.
+    Map = 0,
+    /// Let the hypervisor copy.
+    Copy = 1,
+}
+
+impl Way {
+    fn other(self) -> Way {
+        match self {
+            Way::Map => Way::Copy,
+            Way::Copy => Way::Map,
+        }
+    }
+}
+
+/// After so many sweeps of a size the slower way is tried again, a few times: costs change.
+const TRY_AGAIN: u32 = 1024;
+const TRIES: u32 = 4;
+/// Sweeps of up to 1, 8, 64 and more pages: what a hypercall costs by itself weighs differently.
+const SIZES: usize = 4;
+
+/// Learns what each way costs, and picks.
+#[derive(Debug, Default)]
+pub struct Choice {
+    forced: Option<Way>,
+    sizes: [Costs; SIZES],
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Costs {
+    /// Picoseconds for a page, by way; 0 while unknown.
+    page: [u64; 2],
+    since_tried: u32,
+}
+
+impl Choice {
+    /// Always this way, or if `None` the faster one.
+    pub fn new(forced: Option<Way>) -> Self {
+        Choice {
+            forced,
+            ..Choice::default()
+        }
+    }
+
+    /// Whether there is anything to learn.
+    pub fn is_free(&self) -> bool {
+        self.forced.is_none()
+    }
+
+    /// The way for a sweep of so many pages.
+    pub fn pick(&mut self, pages: usize) -> Way {
+        if let Some(way) = self.forced {
+            return way;
+        }
+        let costs = &mut self.sizes[size(pages)];
+        if let Some(unknown) = [Way::Copy, Way::Map]
+            .into_iter()
+            .find(|&way| costs.page[way as usize] == 0)
+        {
+            return unknown;
+        }
+        let faster = match costs.page[Way::Copy as usize] <= costs.page[Way::Map as usize] {
+            true => Way::Copy,
+            false => Way::Map,
+        };
+        costs.since_tried += 1;
+        if costs.since_tried > TRY_AGAIN {
+            if costs.since_tried == TRY_AGAIN + TRIES {
+                costs.since_tried = 0;
+            }
+            return faster.other();
+        }
+        faster
+    }
+
+    /// What a sweep has cost.
+    pub fn learn(&mut self, way: Way, pages: usize, took: Duration) {
+        let page = took.as_nanos() as u64 * 1000 / pages.max(1) as u64;
+        self.sizes[size(pages)].learn(way, page.max(1));
+    }
+
+    /// The way turned out not to exist: the device has no memory to copy from.
+    pub fn rule_out(&mut self, way: Way, pages: usize) {
+        self.sizes[size(pages)].page[way as usize] = u64::MAX;
+    }
+}
+
+impl Costs {
+    fn learn(&mut self, way: Way, page: u64) {
+        let known = &mut self.page[way as usize];
+        *known = match *known {
+            0 | u64::MAX => page,
+            // A vCPU that was not scheduled meanwhile says nothing: such outliers count less.
+            known if page > known => known - known / 8 + page.min(known * 4) / 8,
+            known => (known + page) / 2,
+        };
+    }
+}
+
+fn size(pages: usize) -> usize {
+    match pages {
+        0..=1 => 0,
+        2..=8 => 1,
+        9..=64 => 2,
+        _ => 3,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Serves `sweeps` sweeps and says how many of them were copied.
+    fn copied(choice: &mut Choice, sweeps: u32, pages: usize, map: u64, copy: u64) -> u32 {
+        let mut copied = 0;
+        for _ in 0..sweeps {
+            let way = choice.pick(pages);
+            let nanos = match way {
+                Way::Map => map,
+                Way::Copy => copy,
+            };
+            copied += u32::from(way == Way::Copy);
+            choice.learn(way, pages, Duration::from_nanos(nanos));
+        }
+        copied
+    }
+
+    #[test]
+    fn the_faster_way_is_taken_and_the_other_hardly_ever() {
+        let mut choice = Choice::default();
+        assert!(copied(&mut choice, 10_000, 4, 5000, 3000) > 9_950);
+        // Large sweeps are another matter.
+        assert!(copied(&mut choice, 10_000, 100, 5000, 9000) < 50);
+        assert!(copied(&mut choice, 1000, 4, 5000, 3000) > 995);
+    }
+
+    #[test]
+    fn the_choice_follows_when_costs_change() {
+        let mut choice = Choice::default();
+        copied(&mut choice, 1000, 4, 5000, 3000);
+        copied(&mut choice, 5000, 4, 1000, 3000);
+        assert!(copied(&mut choice, 1000, 4, 1000, 3000) < 10);
+    }
+
+    #[test]
+    fn a_way_that_does_not_exist_is_looked_for_seldom() {
+        let mut choice = Choice::default();
+        let mut ruled_out = 0;
+        for _ in 0..10_000 {
+            match choice.pick(1) {
+                Way::Copy => {
+                    ruled_out += 1;
+                    choice.rule_out(Way::Copy, 1);
+                }
+                Way::Map => choice.learn(Way::Map, 1, Duration::from_nanos(10)),
+            }
+        }
+        assert!(ruled_out < 45, "{ruled_out} times");
+        assert_eq!(Choice::new(Some(Way::Copy)).pick(1), Way::Copy);
+    }
+}

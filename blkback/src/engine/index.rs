@@ -1,0 +1,95 @@
+//! A private copy of the pages that hold an indirect request's segments. The frontend may change
+//! its pages at any time; what is checked and used is the copy.
+
+use alloc::boxed::Box;
+use bulkhead_ring::blkif::{BadSegment, INDIRECT_SEGMENT_SIZE, Segment};
+use core::cell::UnsafeCell;
+use core::ptr::NonNull;
+
+/// Room for the segments of all indirect requests of a sweep.
+pub struct IndexCopy {
+    /// A segment each. The hypervisor writes here, behind Rust's back.
+    segments: Box<[UnsafeCell<u64>]>,
+    used: usize,
+}
+
+const _: () = assert!(size_of::<u64>() == INDIRECT_SEGMENT_SIZE);
+
+// SAFETY: plain memory; it is only written through `&mut` or by whoever vouches for its address.
+unsafe impl Send for IndexCopy {}
+
+impl IndexCopy {
+    /// Room for `count` segments.
+    pub fn new(count: usize) -> Self {
+        IndexCopy {
+            segments: (0..count).map(|_| UnsafeCell::new(0)).collect(),
+            used: 0,
+        }
+    }
+
+    /// Takes room for `count` segments, and says where it starts; `None` if there is not so much.
+    pub fn take(&mut self, count: usize) -> Option<usize> {
+        let start = self.used;
+        let end = start.checked_add(count)?;
+        if end > self.segments.len() {
+            return None;
+        }
+        self.used = end;
+        Some(start)
+    }
+
+    /// Gives all room back.
+    pub fn clear(&mut self) {
+        self.used = 0;
+    }
+
+    /// Where a segment's copy belongs, for the hypervisor to write to.
+    pub fn address(&self, number: usize) -> NonNull<u8> {
+        NonNull::from(&self.segments[number]).cast()
+    }
+
+    /// Copies `count` segments from a mapped page, each byte read once.
+    ///
+    /// # Safety
+    /// `page` is readable for so many segments, aligned to them.
+    pub unsafe fn copy_from(&mut self, start: usize, count: usize, page: NonNull<u8>) {
+        let page = page.cast::<u64>();
+        for (number, segment) in self.segments[start..start + count].iter_mut().enumerate() {
+            // SAFETY: as the caller promises.
+            *segment.get_mut() = unsafe { page.add(number).read_volatile() };
+        }
+    }
+
+    /// A segment of the copy.
+    pub fn segment(&self, number: usize) -> Result<Segment, BadSegment> {
+        // SAFETY: within the box; the hypervisor has finished writing before anybody asks, and
+        // nothing else writes while `self` is borrowed.
+        let bytes = unsafe { self.segments[number].get().read_volatile() };
+        Segment::parse(&bytes.to_ne_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bulkhead_xen::GrantRef;
+
+    #[test]
+    fn what_is_copied_is_what_is_parsed() {
+        let good = Segment::new(GrantRef(77), 1, 6).unwrap();
+        let page = [
+            u64::from_ne_bytes(good.encode()),
+            u64::from_ne_bytes([1, 0, 0, 0, 5, 4, 0, 0]),
+        ];
+        let mut index = IndexCopy::new(3);
+        assert_eq!(index.take(1), Some(0));
+        let start = index.take(2).unwrap();
+        assert_eq!(index.take(1), None);
+        // SAFETY: the array holds two segments.
+        unsafe { index.copy_from(start, 2, NonNull::from(&page).cast()) };
+        assert_eq!(index.segment(start), Ok(good));
+        assert!(index.segment(start + 1).is_err());
+        index.clear();
+        assert_eq!(index.take(3), Some(0));
+    }
+}

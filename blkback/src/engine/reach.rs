@@ -1,0 +1,420 @@
+//! The ways to a frontend's pages: mapped for a request, mapped persistently, or copied by the
+//! hypervisor.
+
+use super::choice::{Choice, Way};
+use super::flight::{Hold, Page, PagePool, Pages};
+use super::index::IndexCopy;
+use super::options::DataPath;
+use super::stats::QueueStats;
+use alloc::vec::Vec;
+use bulkhead_grant::{
+    Access, Copied, CopyBatch, Direction, GrantedBytes, Held, OutOfSpace, PersistentCache, Region,
+    Window,
+};
+use bulkhead_images::IoSegment;
+use bulkhead_ring::blkif::{
+    BadSegment, INDIRECT_SEGMENT_SIZE, Indirect, SEGMENTS_PER_INDIRECT_PAGE,
+};
+use bulkhead_xen::{DomId, GrantStatus, Hypervisor, Instant};
+use core::fmt;
+use core::ptr::NonNull;
+
+/// How many pages stay mapped for a frontend with persistent grants, at most.
+const MOST_PERSISTENT: usize = 1024;
+/// How many of them one sweep exchanges in two hypercalls.
+const EXCHANGED: usize = 128;
+/// How many index pages one sweep fetches, at most.
+const MOST_INDEX_PAGES: usize = 32;
+
+/// A queue's ways to the pages of its frontend.
+pub struct Reach<H: Hypervisor> {
+    ways: Ways<H>,
+    index: IndexCopy,
+    index_pages: Vec<IndexPage>,
+    choice: Choice,
+    /// How the pages of this sweep are reached, how many there are, and since when.
+    way: Way,
+    pages: usize,
+    began: Option<Instant>,
+}
+
+enum Ways<H: Hypervisor> {
+    /// The frontend keeps its pages granted, and we keep them mapped.
+    Persistent(PersistentCache<H>),
+    /// Each request has pages of its own.
+    PerRequest {
+        window: Window<H>,
+        copies: CopyBatch<H>,
+        indexes: CopyBatch<H>,
+    },
+}
+
+/// A page of segments that is being fetched.
+struct IndexPage {
+    fetched: Fetched,
+    start: usize,
+    count: usize,
+}
+
+enum Fetched {
+    Held(Held),
+    Copied(Copied),
+    Refused,
+}
+
+/// Where the segments of an indirect request are, once they are fetched.
+#[derive(Clone, Copy, Debug)]
+pub struct IndexPlace {
+    start: usize,
+    segments: usize,
+    first_page: usize,
+    pages: usize,
+}
+
+impl<H: Hypervisor> Reach<H> {
+    /// For requests of up to `pages` pages together.
+    pub fn new(
+        door: &H,
+        region: &Region<H>,
+        frontend: DomId,
+        persistent: bool,
+        path: DataPath,
+        pages: usize,
+    ) -> Result<Self, OutOfSpace> {
+        let batch = |capacity| CopyBatch::new(door.clone(), frontend, capacity);
+        let ways = if persistent {
+            let cache = PersistentCache::new(region, frontend, MOST_PERSISTENT, EXCHANGED)?;
+            Ways::Persistent(cache)
+        } else {
+            Ways::PerRequest {
+                window: region.window(frontend, pages)?,
+                // Where our end of a copy does not lie at a page's start it takes two. Requests
+                // that find no room here are mapped.
+                copies: batch(pages),
+                indexes: batch(MOST_INDEX_PAGES * 2),
+            }
+        };
+        Ok(Reach {
+            ways,
+            index: IndexCopy::new(pages),
+            index_pages: Vec::with_capacity(MOST_INDEX_PAGES),
+            choice: Choice::new(match path {
+                DataPath::Map | DataPath::Persistent => Some(Way::Map),
+                DataPath::Copy => Some(Way::Copy),
+                DataPath::Auto => None,
+            }),
+            way: Way::Map,
+            pages: 0,
+            began: None,
+        })
+    }
+
+    /// How many pages can be mapped at once. A page that Xen would not unmap is lost to it.
+    pub fn room(&self) -> usize {
+        match &self.ways {
+            Ways::Persistent(_) => MOST_PERSISTENT - MOST_INDEX_PAGES,
+            Ways::PerRequest { window, .. } => window.free_slots(),
+        }
+    }
+
+    /// Notes the index pages of a request to be fetched; `None` if this sweep has no room.
+    pub fn queue_index(&mut self, indirect: &Indirect) -> Option<IndexPlace> {
+        let (segments, pages) = (indirect.segments(), indirect.pages());
+        let first_page = self.index_pages.len();
+        if first_page + pages.len() > MOST_INDEX_PAGES {
+            return None;
+        }
+        let start = self.index.take(segments)?;
+        for (number, &gref) in pages.iter().enumerate() {
+            let done = number * SEGMENTS_PER_INDIRECT_PAGE;
+            let count = (segments - done).min(SEGMENTS_PER_INDIRECT_PAGE);
+            let fetched = match &mut self.ways {
+                Ways::Persistent(cache) => cache
+                    .hold(gref, Access::ReadOnly)
+                    .map_or(Fetched::Refused, Fetched::Held),
+                Ways::PerRequest { indexes, .. } => {
+                    let bytes = GrantedBytes {
+                        gref,
+                        offset: 0,
+                        len: count * INDIRECT_SEGMENT_SIZE,
+                    };
+                    let to = self.index.address(start + done);
+                    // SAFETY: room for so many segments, taken above; it is not read before the
+                    // batch has run, and lives as long as the batch.
+                    unsafe { indexes.queue(Direction::FromGranted, bytes, to) }
+                        .map_or(Fetched::Refused, Fetched::Copied)
+                }
+            };
+            self.index_pages.push(IndexPage {
+                fetched,
+                start: start + done,
+                count,
+            });
+        }
+        Some(IndexPlace {
+            start,
+            segments,
+            first_page,
+            pages: pages.len(),
+        })
+    }
+
+    /// Fetches all index pages noted: at most one hypercall.
+    pub fn fetch_indexes(&mut self) {
+        match &mut self.ways {
+            Ways::Persistent(cache) => {
+                cache.map_queued();
+                for page in &self.index_pages {
+                    if let Fetched::Held(held) = &page.fetched
+                        && let Ok(address) = cache.address(held)
+                    {
+                        // SAFETY: a mapped page, held until `clear_indexes`; a page holds so many.
+                        unsafe { self.index.copy_from(page.start, page.count, address) };
+                    }
+                }
+            }
+            Ways::PerRequest { indexes, .. } => indexes.run(),
+        }
+    }
+
+    /// Reads the segments of a request into `pages`, from the private copy, and says how many
+    /// bytes they are.
+    pub fn read_index(
+        &self,
+        place: IndexPlace,
+        pool: &mut PagePool,
+        pages: &mut Pages,
+    ) -> Result<usize, IndexFault> {
+        let fetched = &self.index_pages[place.first_page..place.first_page + place.pages];
+        for page in fetched {
+            match (&self.ways, &page.fetched) {
+                (Ways::Persistent(cache), Fetched::Held(held)) => cache.address(held).map(|_| ()),
+                (Ways::PerRequest { indexes, .. }, Fetched::Copied(copied)) => {
+                    indexes.status(copied)
+                }
+                _ => Err(GrantStatus::GENERAL_ERROR),
+            }
+            .map_err(IndexFault::Page)?;
+        }
+        let mut bytes = 0;
+        for number in place.start..place.start + place.segments {
+            let segment = self.index.segment(number).map_err(IndexFault::Segment)?;
+            let fits = pool.push(pages, segment);
+            debug_assert!(fits, "room was kept for every segment");
+            bytes += segment.len();
+        }
+        Ok(bytes)
+    }
+
+    /// Forgets the index pages of this sweep.
+    pub fn clear_indexes(&mut self) {
+        for page in self.index_pages.drain(..) {
+            if let (Ways::Persistent(cache), Fetched::Held(held)) = (&mut self.ways, page.fetched) {
+                cache.release(held);
+            }
+        }
+        if let Ways::PerRequest { indexes, .. } = &mut self.ways {
+            indexes.clear();
+        }
+        self.index.clear();
+    }
+
+    /// Decides how the pages of a sweep are reached. `now` is only asked where something is to be
+    /// learned from it.
+    pub fn decide(&mut self, pages: usize, now: impl FnOnce() -> Instant) {
+        self.pages = pages;
+        self.began = None;
+        if let Ways::PerRequest { .. } = self.ways {
+            self.way = self.choice.pick(pages);
+            if self.choice.is_free() {
+                self.began = Some(now());
+            }
+        }
+    }
+
+    /// Whether this sweep copies what it can.
+    pub fn copies(&self) -> bool {
+        self.way == Way::Copy && matches!(self.ways, Ways::PerRequest { .. })
+    }
+
+    /// Notes all pages of a request to be copied from or to `memory`. False if that is not
+    /// possible; then they are to be mapped.
+    ///
+    /// # Safety
+    /// `memory` is the device's own, has as many bytes as the pages together, and stays until
+    /// [`go`](Self::go) returns.
+    pub unsafe fn queue_copies(
+        &mut self,
+        pool: &mut PagePool,
+        pages: &Pages,
+        direction: Direction,
+        memory: NonNull<u8>,
+    ) -> bool {
+        let Ways::PerRequest { copies, .. } = &mut self.ways else {
+            return false;
+        };
+        let (mut done, mut all) = (0, true);
+        pool.for_each(pages, |page| {
+            let (offset, len) = (page.offset.into(), page.len.into());
+            let granted = GrantedBytes {
+                gref: page.gref,
+                offset,
+                len,
+            };
+            // SAFETY: within the memory, as the caller promises.
+            let copied = unsafe { copies.queue(direction, granted, memory.add(done)) };
+            done += len;
+            match copied {
+                Ok(copied) => page.hold = Hold::Copied(copied),
+                Err(_) => all = false,
+            }
+        });
+        all
+    }
+
+    /// Notes all pages of a request to be mapped.
+    pub fn queue_maps(&mut self, pool: &mut PagePool, pages: &Pages, access: Access) {
+        let ways = &mut self.ways;
+        pool.for_each(pages, |page| {
+            // One that finds no room stays unreached, and its request fails.
+            page.hold = match ways {
+                Ways::Persistent(cache) => {
+                    cache.hold(page.gref, access).map_or(Hold::None, Hold::Kept)
+                }
+                Ways::PerRequest { window, .. } => window
+                    .queue_map(page.gref, access)
+                    .map_or(Hold::None, Hold::Mapped),
+            };
+        });
+    }
+
+    /// Maps and copies everything noted: one hypercall each, where there is anything.
+    pub fn go(&mut self) {
+        match &mut self.ways {
+            Ways::Persistent(cache) => cache.map_queued(),
+            Ways::PerRequest { window, copies, .. } => {
+                window.map_queued();
+                copies.run();
+            }
+        }
+    }
+
+    /// A page as the device gets it, or why it is not mapped.
+    pub fn segment(&self, page: &Page) -> Result<IoSegment, GrantStatus> {
+        let (address, frame) = match (&self.ways, &page.hold) {
+            (Ways::PerRequest { window, .. }, Hold::Mapped(slot)) => {
+                (window.address(slot)?, window.frame(slot))
+            }
+            (Ways::Persistent(cache), Hold::Kept(held)) => {
+                let frame = cache.frame(held).ok_or(GrantStatus::GENERAL_ERROR)?;
+                (cache.address(held)?, frame)
+            }
+            _ => return Err(GrantStatus::GENERAL_ERROR),
+        };
+        // A segment lies within its page, as its parser checked, so the sum is within the page.
+        let address = address.map_addr(|address| address.saturating_add(page.offset.into()));
+        // SAFETY: the page stays mapped, writable where the request reads, until `release` gives
+        // it up after the device has told the completion; and `Queue` drops the device's queue
+        // before this. Nothing refers to guests' pages.
+        Ok(unsafe { IoSegment::new(address, page.len.into(), frame) })
+    }
+
+    /// Whether a request was copied, and how that went; `None` if it was not.
+    pub fn copied(&self, pool: &PagePool, pages: &Pages) -> Option<Result<(), GrantStatus>> {
+        let Ways::PerRequest { copies, .. } = &self.ways else {
+            return None;
+        };
+        let mut any = false;
+        for page in pool.iter(pages) {
+            let Hold::Copied(copied) = &page.hold else {
+                return None;
+            };
+            any = true;
+            if let Err(status) = copies.status(copied) {
+                return Some(Err(status));
+            }
+        }
+        any.then_some(Ok(()))
+    }
+
+    /// Forgets the copies of this sweep: what became of them is known.
+    pub fn clear_copies(&mut self) {
+        if let Ways::PerRequest { copies, .. } = &mut self.ways {
+            if self.way == Way::Copy && copies.is_empty() && self.began.take().is_some() {
+                self.choice.rule_out(Way::Copy, self.pages);
+            }
+            copies.clear();
+        }
+    }
+
+    /// Gives a page up.
+    pub fn release(&mut self, hold: Hold) {
+        match (&mut self.ways, hold) {
+            (Ways::PerRequest { window, .. }, Hold::Mapped(slot)) => window.queue_unmap(slot),
+            (Ways::Persistent(cache), Hold::Kept(held)) => cache.release(held),
+            _ => {}
+        }
+    }
+
+    /// Unmaps what was given up: one hypercall, if there is anything.
+    pub fn unmap(&mut self) {
+        if let Ways::PerRequest { window, .. } = &mut self.ways {
+            window.unmap_queued();
+        }
+    }
+
+    /// The sweep is over: learns what it has cost.
+    pub fn learn(&mut self, now: impl FnOnce() -> Instant) {
+        if let Some(began) = self.began.take()
+            && self.pages > 0
+        {
+            let took = now().since(began);
+            self.choice.learn(self.way, self.pages, took);
+        }
+    }
+
+    /// Shows what was asked of Xen.
+    pub fn count(&self, stats: &QueueStats) {
+        let (calls, copies) = match &self.ways {
+            Ways::Persistent(cache) => {
+                stats.persistent_hits.set(cache.hits());
+                stats.persistent_misses.set(cache.misses());
+                (cache.calls(), (0, 0))
+            }
+            Ways::PerRequest {
+                window,
+                copies,
+                indexes,
+            } => (
+                window.calls(),
+                (
+                    copies.calls() + indexes.calls(),
+                    copies.bytes() + indexes.bytes(),
+                ),
+            ),
+        };
+        stats.map_calls.set(calls.maps);
+        stats.maps.set(calls.pages);
+        stats.unmap_calls.set(calls.unmaps);
+        stats.copy_calls.set(copies.0);
+        stats.bytes_copied.set(copies.1);
+    }
+}
+
+/// Why an indirect request's segments cannot be had.
+#[derive(Clone, Copy, Debug)]
+pub enum IndexFault {
+    /// A page that holds them cannot be read.
+    Page(GrantStatus),
+    /// One of them is no part of a page.
+    Segment(BadSegment),
+}
+
+impl fmt::Display for IndexFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Page(status) => write!(f, "its segments cannot be read: {status}"),
+            Self::Segment(error) => error.fmt(f),
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! What it takes to serve a queue, and what may be wrong with it.
+
+use super::options::Options;
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::vec::Vec;
+use bulkhead_grant::OutOfSpace;
+use bulkhead_images::IoQueue;
+use bulkhead_ring::blkif::Abi;
+use bulkhead_ring::{BadPages, Overrun, TooSmall};
+use bulkhead_xen::{DomId, Errno, GrantRef, GrantStatus, Port};
+use core::fmt;
+
+/// What it takes to serve a queue.
+pub struct QueueSetup {
+    /// The name of the disk and the queue, for the log.
+    pub name: String,
+    /// The domain that grants the pages.
+    pub frontend: DomId,
+    /// The layout of its messages.
+    pub abi: Abi,
+    /// The ring's pages.
+    pub ring: Vec<GrantRef>,
+    /// The frontend's event channel.
+    pub event_channel: Port,
+    /// The frontend keeps its data pages granted, as it was offered.
+    pub persistent: bool,
+    /// The most segments of an indirect request that it was offered.
+    pub indirect_segments: usize,
+    /// It was offered to discard.
+    pub discard: bool,
+    /// The device's queue for this ring.
+    pub device: Box<dyn IoQueue>,
+    /// How to serve.
+    pub options: Options,
+}
+
+/// Why a queue cannot be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectError {
+    /// A page of the ring cannot be mapped.
+    Ring(GrantRef, GrantStatus),
+    /// There are too many or too few pages.
+    Pages(BadPages),
+    /// The pages hold no ring.
+    TooSmall(TooSmall),
+    /// The event channel cannot be bound.
+    EventChannel(Port, Errno),
+    /// We are full.
+    OutOfSpace(OutOfSpace),
+}
+
+impl fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ring(gref, status) => {
+                write!(f, "the ring's grant {gref} cannot be mapped: {status}")
+            }
+            Self::Pages(error) => write!(f, "the ring cannot be used: {error}"),
+            Self::TooSmall(error) => write!(f, "the ring cannot be used: {error}"),
+            Self::EventChannel(port, error) => {
+                write!(
+                    f,
+                    "the frontend's event channel {port} cannot be bound: {error}"
+                )
+            }
+            Self::OutOfSpace(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for ConnectError {}
+
+/// Why a queue ended by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueError {
+    /// The frontend's producer index cannot be.
+    Overrun(Overrun),
+}
+
+impl fmt::Display for QueueError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Overrun(overrun) => overrun.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for QueueError {}
+
+impl From<Overrun> for QueueError {
+    fn from(overrun: Overrun) -> Self {
+        QueueError::Overrun(overrun)
+    }
+}

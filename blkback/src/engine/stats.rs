@@ -1,0 +1,138 @@
+//! What a queue counts while it serves: plain adds by its own vCPU, readable from any.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! stats {
+    ($($(#[$doc:meta])* $field:ident,)*) => {
+        /// A queue's counters. One task writes them, without a lock and without a locked
+        /// instruction; whoever holds the `Arc` may read them at any time.
+        #[derive(Debug, Default)]
+        pub struct QueueStats {
+            $($(#[$doc])* pub $field: Counter,)*
+        }
+
+        /// The counters as they were at some moment, each for itself.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Counts {
+            $($(#[$doc])* pub $field: u64,)*
+        }
+
+        impl QueueStats {
+            /// Reads all counters.
+            pub fn counts(&self) -> Counts {
+                Counts { $($field: self.$field.get(),)* }
+            }
+        }
+
+        impl Counts {
+            /// Every counter with its name.
+            pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($field), self.$field),)*].into_iter()
+            }
+
+            /// The counters of two queues together.
+            pub fn and(&self, other: &Counts) -> Counts {
+                let mut sum = Counts { $($field: self.$field + other.$field,)* };
+                sum.deepest = self.deepest.max(other.deepest);
+                sum
+            }
+        }
+    };
+}
+
+stats! {
+    /// READ requests answered.
+    reads,
+    /// WRITE requests answered.
+    writes,
+    /// WRITE_BARRIER requests answered.
+    barriers,
+    /// FLUSH_DISKCACHE requests answered.
+    flushes,
+    /// DISCARD requests answered.
+    discards,
+    /// Requests of these that came as indirect ones.
+    indirect,
+    /// Sectors of 512 bytes read.
+    sectors_read,
+    /// Sectors of 512 bytes written.
+    sectors_written,
+    /// Requests answered with an error, malformed ones included.
+    errors,
+    /// Persistently granted pages that were mapped already.
+    persistent_hits,
+    /// Persistently granted pages that had to be mapped.
+    persistent_misses,
+    /// Hypercalls that mapped pages.
+    map_calls,
+    /// Pages that they mapped.
+    maps,
+    /// Hypercalls that unmapped pages.
+    unmap_calls,
+    /// Hypercalls that copied.
+    copy_calls,
+    /// Bytes that they copied.
+    bytes_copied,
+    /// Notifications sent to the frontend.
+    notifications_sent,
+    /// Notifications that came from the frontend.
+    notifications_received,
+    /// Sweeps that found requests.
+    sweeps,
+    /// Looks at the ring that found none.
+    idle_looks,
+    /// How often the task slept.
+    sleeps,
+    /// The most requests in service at a time.
+    deepest,
+}
+
+/// A number that one task adds to and anyone reads.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// The current value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Adds. Only the queue's own task does.
+    #[inline]
+    pub(super) fn add(&self, number: u64) {
+        // There is one writer: no addition gets lost between the load and the store.
+        self.0.store(self.get() + number, Ordering::Relaxed);
+    }
+
+    /// Raises it to a value.
+    #[inline]
+    pub(super) fn raise_to(&self, value: u64) {
+        if value > self.get() {
+            self.0.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// Sets it to a value that is counted elsewhere.
+    #[inline]
+    pub(super) fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_add_up() {
+        let stats = QueueStats::default();
+        stats.reads.add(3);
+        stats.deepest.raise_to(7);
+        stats.deepest.raise_to(2);
+        let counts = stats.counts();
+        assert_eq!((counts.reads, counts.deepest), (3, 7));
+        let both = counts.and(&counts);
+        assert_eq!((both.reads, both.deepest), (6, 7));
+        assert!(both.named().any(|named| named == ("reads", 6)));
+    }
+}

@@ -91,14 +91,15 @@ fn run_scenarios(release: Release, chosen: &[&Scenario], elf: Option<PathBuf>) -
     let progress = Progress::default();
     let say = |text: &str| progress.step("lab", text);
     packages::ensure()?;
-    let unikernel = match elf {
-        Some(elf) => elf,
-        None => {
-            say("building the unikernel");
-            build::build()?
-        }
-    };
-    let image = image::ensure(release, &say)?;
+    // On a fresh machine the one compiles while the other downloads.
+    let (unikernel, image) = std::thread::scope(|scope| {
+        let unikernel = scope.spawn(|| elf.map_or_else(build::build, Ok));
+        say("building the unikernel");
+        let image = image::ensure(release, &say);
+        let unikernel = unikernel.join().expect("building does not panic");
+        (unikernel, image)
+    });
+    let (unikernel, image) = (unikernel?, image?);
     fs::create_dir_all(workspace::lab())?;
     Runner::new(image, Machine::default(), unikernel, &progress).run(chosen)
 }

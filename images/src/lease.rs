@@ -1,4 +1,10 @@
 //! Who has an image open: one writer alone, or any number of readers.
+//!
+//! That is what Xen's own `block` hotplug script permits (`check_sharing` there), with one
+//! exception that it makes and we do not: it lets two domains of the same VM write at once, for
+//! the moment in which a VM moves from one to the other on the same host (`xl migrate` to
+//! localhost). Here the second one is refused until the first has let go. Modes that ask for no
+//! check (`w!`) cannot reach a driver domain: libxl writes `r` or `w`.
 
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;

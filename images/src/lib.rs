@@ -12,6 +12,10 @@
 //! A driver domain's ramdisk is a tar archive whose files are images, or one image by itself.
 //! Either is served in place: nothing is unpacked or copied.
 //!
+//! With a [`PageSupply`](bulkhead_xen::PageSupply) ([`Catalog::with_supply`]), what a guest
+//! discards goes back to Xen page by page and comes again when it is written, and images grow
+//! while they are attached ([`Catalog::grow`]).
+//!
 //! ```
 //! use bulkhead_images::{Access, Catalog, ImageMemory, Sector, Target};
 //! use std::ptr::NonNull;
@@ -35,7 +39,7 @@
 //! ```
 //!
 //! Read next: [`BlockDevice`] and [`IoQueue`], what a store has to do; [`Catalog`], where images
-//! come from; [`archive`], how the ramdisk is read.
+//! come from; [`RamImage`], what becomes of a discard; [`archive`], how the ramdisk is read.
 
 #![no_std]
 #![deny(unsafe_code)]

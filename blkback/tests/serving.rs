@@ -4,6 +4,7 @@ mod world;
 
 use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_ring::blkif::{Status, TransferKind};
+use bulkhead_ring::{Index, RingMemory, SharedPages};
 use bulkhead_xen::sim::DomainKind;
 use bulkhead_xen::sim::xenstore::toolstack::Disk;
 use world::{Bystander, Guest, IMAGE_SIZE, Random, SECTORS, Setup, World, content};
@@ -193,6 +194,23 @@ fn a_full_ring_is_one_sweep_with_one_hypercall_of_each_kind() {
         assert_eq!(stats.notifications_sent, 1);
         assert_eq!(stats.bind_calls + stats.close_calls, 0);
     }
+    disk.detach();
+    world.nothing_left();
+}
+
+#[test]
+fn a_frontend_that_is_awake_is_not_notified() {
+    let world = World::new();
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvda", "ram:disk0").connected();
+    // SAFETY: domain memory stays mapped as long as the machine.
+    let ring = unsafe { SharedPages::new(disk.link().memory, 1) }.unwrap();
+    disk.link().push_read(0, 8);
+    ring.store(Index::ResponseEvent, 1000);
+    let before = world.storage.stats();
+    assert_eq!(disk.exchange().len(), 1);
+    let stats = world.storage.stats() - before;
+    assert_eq!(stats.notifications_sent, 0, "{stats:?}");
     disk.detach();
     world.nothing_left();
 }

@@ -7,7 +7,7 @@ pub const SIF_MOD_START_PFN: u32 = 1 << 3;
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct StartInfo {
-    /// "xen-<version>-<platform>".
+    /// `xen-<version>-<platform>`.
     pub magic: [u8; 32],
     /// Pages allocated to the domain.
     pub nr_pages: u64,

@@ -2,6 +2,7 @@
 
 use crate::engine::Options;
 use crate::frontends::Frontends;
+use crate::statistics::Statistics;
 use crate::vbd::identity::{BACKEND_ROOT, VbdId};
 use crate::vbd::published::Limits;
 use crate::vbd::{self, ErrorNodes};
@@ -34,6 +35,8 @@ pub struct Backend<H: Hypervisor> {
     pub limits: Limits,
     /// How queues are served.
     pub options: Options,
+    /// What the connected disks count.
+    pub statistics: Statistics,
     /// Who is told of changes in frontends' directories.
     pub frontends: Frontends,
     /// What operators are told.
@@ -59,7 +62,7 @@ impl<H: Hypervisor> Backend<H> {
         options: Options,
     ) -> Rc<Self> {
         let limits = Limits::default();
-        let (frontends, errors, closing, disks) = Default::default();
+        let (statistics, frontends, errors, closing, disks) = Default::default();
         Rc::new(Backend {
             handle,
             store,
@@ -67,6 +70,7 @@ impl<H: Hypervisor> Backend<H> {
             catalog,
             limits,
             options,
+            statistics,
             frontends,
             errors,
             closing,

@@ -25,6 +25,7 @@ pub mod control;
 pub mod engine;
 pub mod frontends;
 pub mod operator;
+pub mod statistics;
 pub mod vbd;
 
 pub use backend::Backend;

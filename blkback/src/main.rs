@@ -9,11 +9,12 @@ use alloc::rc::Rc;
 use bulkhead_blkback::Backend;
 use bulkhead_blkback::control::{ShutdownRequest, shutdown_requested};
 use bulkhead_blkback::engine::Options;
-use bulkhead_blkback::operator::grow_on_request;
+use bulkhead_blkback::operator::{answer_keys, grow_on_request};
 use bulkhead_executor::Executor;
 use bulkhead_grant::Region;
 use bulkhead_images::{Catalog, ImageMemory};
 use bulkhead_kernel::command_line::value;
+use bulkhead_kernel::output::read;
 use bulkhead_kernel::{Machine, Module, ShutdownReason};
 use bulkhead_xen::Hypervisor;
 use bulkhead_xenstore_client::{Client, Ring};
@@ -57,6 +58,11 @@ fn main(machine: Machine) -> ShutdownReason {
         log::error!("no disk can be served any more: {error}");
         ended.set(Some(ShutdownReason::Crash));
     });
+
+    if let Some(port) = machine.console {
+        let (backend, console) = (backend.clone(), handle.event_channel(port));
+        handle.spawn(async move { answer_keys(&backend, console, read).await });
+    }
 
     let growing = backend.clone();
     handle.spawn(async move {

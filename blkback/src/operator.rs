@@ -1,14 +1,22 @@
-//! What an operator may ask of the running domain, through nodes of its own that only the
-//! toolstack and the domain may write:
+//! What an operator may ask of the running domain, by nodes that only the toolstack and the domain
+//! may write, and by keys on its console:
 //!
 //! ```text
 //!   xenstore-write /local/domain/<storage>/data/grow "NAME 128M"
 //!   xenstore-read  /local/domain/<storage>/data/grow-answer
+//!
+//!   xenstore-write /local/domain/<storage>/backend/vbd/<guest>/<device>/statistics refresh
+//!   xenstore-read  /local/domain/<storage>/backend/vbd/<guest>/<device>/statistics
+//!
+//!   xl console <storage>, then h
 //! ```
 
 use crate::backend::Backend;
+use crate::statistics::{as_line, as_lines};
+use crate::vbd::identity::VbdId;
 use alloc::format;
 use alloc::string::String;
+use bulkhead_executor::EventChannel;
 use bulkhead_images::GrowRequest;
 use bulkhead_xen::Hypervisor;
 use bulkhead_xenstore_client::Error;
@@ -53,4 +61,53 @@ fn grow<H: Hypervisor>(backend: &Backend<H>, request: &str) -> Result<String, St
         .grow(name, *size)
         .map_err(|error| format!("{error}"))?;
     Ok(format!("image ram:{name} grew from {old} to {size} bytes"))
+}
+
+/// Shows what a disk has counted, if its `statistics` node asks for it.
+pub async fn show_statistics<H: Hypervisor>(backend: &Backend<H>, id: VbdId) -> Result<(), Error> {
+    let node = format!("{}/statistics", id.backend_path());
+    if backend.store.read_optional(&node).await?.as_deref() == Some("refresh") {
+        let counts = backend.statistics.of(id).unwrap_or_default();
+        backend.store.write(&node, as_lines(&counts)).await?;
+    }
+    Ok(())
+}
+
+/// Answers keys typed on the console, which `channel` announces and `read` takes.
+pub async fn answer_keys<H: Hypervisor>(
+    backend: &Backend<H>,
+    channel: EventChannel<H>,
+    read: impl Fn() -> Option<u8>,
+) {
+    loop {
+        channel.notified().await;
+        while let Some(key) = read() {
+            answer_key(backend, key);
+        }
+    }
+}
+
+fn answer_key<H: Hypervisor>(backend: &Backend<H>, key: u8) {
+    match key {
+        b's' => {
+            let disks = backend.statistics.disks();
+            log::info!("{} connected disk(s)", disks.len());
+            for id in disks {
+                if let Some(counts) = backend.statistics.of(id) {
+                    log::info!("vbd {id}:{}", as_line(&counts));
+                }
+            }
+        }
+        b'i' => {
+            for (name, bytes, open) in backend.catalog.images() {
+                log::info!("image ram:{name}, {bytes} bytes, open {open} time(s)");
+            }
+        }
+        b'h' | b'?' => {
+            log::info!("keys: s statistics of the connected disks, i images, h this help");
+        }
+        // Enter and the like.
+        _ if key.is_ascii_control() => {}
+        _ => log::info!("no such key; h tells which there are"),
+    }
 }

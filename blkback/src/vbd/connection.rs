@@ -5,9 +5,12 @@ use super::identity::VbdId;
 use super::problem::Problem;
 use super::published::{self, COMMON_NODES, Limits, Nodes, Published};
 use crate::backend::Backend;
-use crate::engine::{Queue, QueueControl, QueueError, QueueSetup, queue_control, serve};
+use crate::engine::{
+    Queue, QueueControl, QueueError, QueueSetup, QueueStats, queue_control, serve,
+};
 use alloc::format;
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_images::BlockDevice;
 use bulkhead_xen::Hypervisor;
@@ -19,6 +22,7 @@ use core::task::Poll;
 /// The rings of one frontend, each served by a task of its own.
 pub struct Connection {
     queues: Vec<QueueControl>,
+    stats: Vec<Arc<QueueStats>>,
 }
 
 impl Connection {
@@ -55,9 +59,14 @@ impl Connection {
                 .spawn(serve(backend.handle.clone(), queue, guard));
             control
         };
-        Ok(Connection {
-            queues: queues.into_iter().map(start).collect(),
-        })
+        let stats = queues.iter().map(Queue::stats).collect();
+        let queues = queues.into_iter().map(start).collect();
+        Ok(Connection { queues, stats })
+    }
+
+    /// What each queue counts.
+    pub fn stats(&self) -> Vec<Arc<QueueStats>> {
+        self.stats.clone()
     }
 
     /// Waits until one of the queues ends by itself, which it only does if something is wrong.

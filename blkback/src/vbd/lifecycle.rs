@@ -11,6 +11,7 @@ use super::published::{Nodes, Published};
 use super::state::XenbusState;
 use crate::backend::Backend;
 use crate::frontends::Following;
+use crate::operator::show_statistics;
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
@@ -116,7 +117,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
             let own = seen.own.unwrap_or(XenbusState::Unknown);
             match decide(self.phase, seen) {
                 Step::Wait => match self.wait(changed).await? {
-                    Event::Changed => {}
+                    Event::Changed => show_statistics(self.backend, self.id).await?,
                     Event::Resized => self.announce_size(own).await?,
                     Event::QueueFailed(problem) => self.fail(problem).await?,
                 },
@@ -261,6 +262,9 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
             &self.config,
             device,
         )?);
+        if let Some(connection) = &self.connection {
+            backend.statistics.connected(self.id, connection.stats());
+        }
         self.phase = Phase::Connected;
         self.publish_disk(from).await?;
         self.log_connected(&published);
@@ -305,6 +309,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
     /// Stops serving and takes back everything.
     async fn disconnect(&mut self) {
         if let Some(connection) = self.connection.take() {
+            self.backend.statistics.disconnected(self.id);
             connection.close().await;
         }
     }

@@ -1,0 +1,93 @@
+//! What every connected disk has counted, for the operator (`operator.rs`).
+
+use crate::engine::{Counts, QueueStats};
+use crate::vbd::identity::VbdId;
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::cell::RefCell;
+use core::fmt::Write;
+
+/// The counters of all disks that are connected now.
+#[derive(Default)]
+pub struct Statistics(RefCell<BTreeMap<VbdId, Vec<Arc<QueueStats>>>>);
+
+impl Statistics {
+    /// A disk has connected, with these queues.
+    pub fn connected(&self, id: VbdId, queues: Vec<Arc<QueueStats>>) {
+        self.0.borrow_mut().insert(id, queues);
+    }
+
+    /// A disk is not connected any more.
+    pub fn disconnected(&self, id: VbdId) {
+        self.0.borrow_mut().remove(&id);
+    }
+
+    /// What a disk's queues have counted together, since it connected.
+    pub fn of(&self, id: VbdId) -> Option<Counts> {
+        let disks = self.0.borrow();
+        let queues = disks.get(&id)?;
+        Some(
+            queues
+                .iter()
+                .fold(Counts::default(), |sum, queue| sum.and(&queue.counts())),
+        )
+    }
+
+    /// The disks that are connected.
+    pub fn disks(&self) -> Vec<VbdId> {
+        self.0.borrow().keys().copied().collect()
+    }
+}
+
+/// All counters, one `name value` a line: as the `statistics` node shows them.
+pub fn as_lines(counts: &Counts) -> String {
+    let mut lines = String::new();
+    for (name, value) in counts.named() {
+        // Writing to a string does not fail.
+        let _ = writeln!(lines, "{name} {value}");
+    }
+    lines
+}
+
+/// The counters that are not zero, in one line: as the console shows them.
+pub fn as_line(counts: &Counts) -> String {
+    let mut line = String::new();
+    for (name, value) in counts.named().filter(|&(_, value)| value > 0) {
+        let _ = write!(line, " {name}={value}");
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_shown_while_it_is_connected() {
+        let statistics = Statistics::default();
+        let id = VbdId {
+            frontend: bulkhead_xen::DomId(5),
+            device: 51712,
+        };
+        assert_eq!(statistics.of(id), None);
+        statistics.connected(id, alloc::vec![Arc::default(), Arc::default()]);
+        assert_eq!(statistics.of(id), Some(Counts::default()));
+        assert_eq!(statistics.disks(), [id]);
+        statistics.disconnected(id);
+        assert_eq!(statistics.disks(), []);
+    }
+
+    #[test]
+    fn the_node_shows_every_counter_and_the_console_what_happened() {
+        let counts = Counts {
+            reads: 3,
+            sectors_read: 24,
+            ..Counts::default()
+        };
+        assert!(as_lines(&counts).contains("\nwrites 0\n"));
+        assert!(as_lines(&counts).starts_with("reads 3\n"));
+        assert_eq!(as_line(&counts), " reads=3 sectors_read=24");
+    }
+}

@@ -6,6 +6,7 @@
 extern crate alloc;
 
 use alloc::rc::Rc;
+use alloc::sync::Arc;
 use bulkhead_blkback::Backend;
 use bulkhead_blkback::control::{ShutdownRequest, shutdown_requested};
 use bulkhead_blkback::engine::Options;
@@ -15,7 +16,7 @@ use bulkhead_grant::Region;
 use bulkhead_images::{Catalog, ImageMemory};
 use bulkhead_kernel::command_line::value;
 use bulkhead_kernel::output::read;
-use bulkhead_kernel::{Machine, Module, ShutdownReason};
+use bulkhead_kernel::{Door, Machine, Module, ShutdownReason};
 use bulkhead_xen::Hypervisor;
 use bulkhead_xenstore_client::{Client, Ring};
 use core::cell::Cell;
@@ -25,7 +26,7 @@ bulkhead_kernel::entry!(main);
 fn main(machine: Machine) -> ShutdownReason {
     let door = machine.door;
     let started = machine.started;
-    let catalog = catalog(machine.modules.into_iter().next());
+    let catalog = catalog(machine.modules.into_iter().next(), door);
     let mut executor = Executor::new(door);
     let handle = executor.handle();
     // SAFETY: the page is the domain's xenstore ring, and nobody else in this domain uses it.
@@ -87,14 +88,14 @@ fn main(machine: Machine) -> ShutdownReason {
 }
 
 /// The images in the ramdisk, if there is one.
-fn catalog(module: Option<Module>) -> Catalog {
+fn catalog(module: Option<Module>, door: Door) -> Catalog {
     let Some(module) = module else {
         log::info!("no ramdisk: no images");
         return Catalog::empty();
     };
     // SAFETY: the module is ours alone from here on, and stays as long as the domain runs.
     let memory = unsafe { ImageMemory::new(module.start, module.len) };
-    let catalog = Catalog::from_module(memory);
+    let catalog = Catalog::from_module(memory).with_supply(Arc::new(door));
     if let Some(damage) = catalog.damage() {
         log::error!("the ramdisk: {damage}");
     }

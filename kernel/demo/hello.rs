@@ -69,14 +69,23 @@ fn main(mut machine: Machine) -> ShutdownReason {
     ShutdownReason::Poweroff
 }
 
-/// Says what is typed, until `q`.
+/// Says what is typed, until `q`; sleeps in between.
 fn echo(machine: &Machine) {
+    let mut wakes = 0;
     loop {
-        match bulkhead_kernel::output::read() {
-            Some(b'q') => return,
-            Some(key) => log::info!("key {key}"),
-            None => sleep(machine, Duration::from_millis(50)),
+        while let Some(key) = bulkhead_kernel::output::read() {
+            log::info!("key {key} after {wakes} wake-ups");
+            if key == b'q' {
+                return;
+            }
         }
+        machine.door.block(None);
+        wakes += 1;
+        machine.door.take_pending(&mut |port| {
+            if Some(port) != machine.console {
+                log::error!("port {port} instead of the console's");
+            }
+        });
     }
 }
 

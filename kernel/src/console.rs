@@ -106,15 +106,26 @@ impl Console {
         }
     }
 
-    /// Takes one byte of input.
-    pub fn read(&mut self) -> Option<u8> {
+    /// True if there is input to read.
+    pub fn has_input(&self) -> bool {
+        let (consumed, produced) = self.input_indices();
+        produced.load(Ordering::Acquire) != consumed.load(Ordering::Relaxed)
+    }
+
+    fn input_indices(&self) -> (&AtomicU32, &AtomicU32) {
         let ring = self.ring.as_ptr();
         // SAFETY: within the ring; both sides access the indices atomically.
-        let (consumed, produced) = unsafe { (&(*ring).in_cons, &(*ring).in_prod) };
-        let at = consumed.load(Ordering::Relaxed);
-        if produced.load(Ordering::Acquire) == at {
+        unsafe { (&(*ring).in_cons, &(*ring).in_prod) }
+    }
+
+    /// Takes one byte of input.
+    pub fn read(&mut self) -> Option<u8> {
+        if !self.has_input() {
             return None;
         }
+        let ring = self.ring.as_ptr();
+        let consumed = self.input_indices().0;
+        let at = consumed.load(Ordering::Relaxed);
         // SAFETY: within the ring; the other side has written this byte and leaves it alone now.
         let byte = unsafe {
             (&raw const (*ring).input)
@@ -235,6 +246,7 @@ mod tests {
     #[test]
     fn keys_come_in_order() {
         let (mut reader, mut console) = Reader::new();
+        assert!(!console.has_input());
         assert_eq!(console.read(), None);
         for _ in 0..300 {
             reader.type_in(b"help\r");

@@ -91,6 +91,21 @@ impl Bitmaps {
             != 0
     }
 
+    /// Notifies a vCPU of a port of its own, as Xen does.
+    ///
+    /// # Safety
+    /// `vcpu` is the part of the shared page of the vCPU that the port is delivered to.
+    pub unsafe fn raise(&self, vcpu: *mut VcpuInfo, port: Port) {
+        let (word, bit) = (port.0 as usize / 64, 1 << (port.0 % 64));
+        self.pending(word).fetch_or(bit, Ordering::SeqCst);
+        // SAFETY: by the contract; aligned, and only accessed atomically.
+        unsafe {
+            AtomicU64::from_ptr(&raw mut (*vcpu).evtchn_pending_sel)
+                .fetch_or(1 << word, Ordering::SeqCst);
+            AtomicU8::from_ptr(&raw mut (*vcpu).evtchn_upcall_pending).store(1, Ordering::SeqCst);
+        }
+    }
+
     /// Takes every pending, unmasked notification among `ports` off the bitmaps and names it.
     ///
     /// The order is the one that loses nothing: first the vCPU's flag, then the selector, then
@@ -213,6 +228,19 @@ mod tests {
         }
         seen.extend(taken(bitmaps, vcpu, &ports));
         assert_eq!(seen, [5, 6]);
+    }
+
+    #[test]
+    fn a_notification_that_was_cleared_can_be_raised_again() {
+        let (mut page, bitmaps, vcpu) = Page::new();
+        let ports = PortSet::new();
+        ports.insert(Port(70));
+        page.notify(70);
+        assert!(bitmaps.clear(Port(70)));
+        assert_eq!(taken(bitmaps, vcpu, &ports), []);
+        // SAFETY: the page is alive.
+        unsafe { bitmaps.raise(vcpu, Port(70)) };
+        assert_eq!(taken(bitmaps, vcpu, &ports), [70]);
     }
 
     #[test]

@@ -3,10 +3,10 @@
 
 use crate::console::{Console, Lines};
 use crate::door::Door;
-use crate::{hypercall, machine};
+use crate::{hypercall, machine, vcpu};
 use bulkhead_xen::abi::console::ConsoleRing;
 use bulkhead_xen::abi::{event_channel, sched};
-use bulkhead_xen::{Hypervisor, Instant, Port};
+use bulkhead_xen::{Hypervisor, Instant, Port, VcpuId};
 use core::fmt::{self, Write};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -75,7 +75,6 @@ fn wait_for_reader(until: Instant) -> bool {
         nr_ports: 1,
         timeout: until.0,
     };
-    // A notification of something typed that is swallowed here is made up for by the next one.
     // SAFETY: `poll` and what it points at live across the call.
     let _ = unsafe { hypercall::sched_op(sched::POLL.into(), hypercall::pointer(&mut poll)) };
     true
@@ -99,10 +98,32 @@ fn emit(console: &mut Option<Console>, message: fmt::Arguments<'_>, patience: Du
         return;
     };
     let until = uptime_end(patience);
+    let mut waited = false;
     // The pieces of a message arrive one by one: what they have in common is the patience.
-    let _ =
-        Lines(|text: &str| console.write(text, &mut || wait_for_reader(until))).write_fmt(message);
+    let _ = Lines(|text: &str| {
+        console.write(text, &mut || {
+            waited = true;
+            wait_for_reader(until)
+        });
+    })
+    .write_fmt(message);
+    if waited && console.has_input() {
+        raise();
+    }
     notify();
+}
+
+/// Notifies of what was typed: waiting for the reader has taken the notification away.
+fn raise() {
+    // The toolstack's ports are delivered to the first vCPU.
+    if let Some(first) = vcpu::of(VcpuId(0)) {
+        let port = Port(PORT.load(Ordering::Relaxed));
+        // SAFETY: its part of the shared page.
+        unsafe { machine::bitmaps().raise(first.info(), port) };
+        if vcpu::current().id() != first.id() {
+            Door.wake_vcpu(first.id());
+        }
+    }
 }
 
 fn uptime_end(patience: Duration) -> Instant {

@@ -22,7 +22,7 @@ struct Domain {
 }
 
 /// Machine frames run the other way, from here down.
-const LAST_MFN: u64 = 0x4_0000;
+const LAST_MFN: u64 = 0x10_0000;
 
 fn mfn_of(pfn: u64) -> u64 {
     LAST_MFN - pfn
@@ -33,7 +33,7 @@ impl Domain {
     /// read-only, from `top` on.
     fn new(pages: u64, top: u64, mapped: u64) -> Domain {
         let mut domain = Domain {
-            words: vec![0xdead; (pages * ENTRIES) as usize],
+            words: vec![0; (pages * ENTRIES) as usize],
             levels: HashMap::new(),
             top: top * PAGE,
             pages,
@@ -41,6 +41,8 @@ impl Domain {
             updates: 0,
             hole: None,
         };
+        // What was in the memory before: enough of it for all tables of these tests.
+        domain.words[..(pages.min(4096) * ENTRIES) as usize].fill(0xdead);
         let tables = mapped.div_ceil(ENTRIES);
         let frames = [(top, 4), (top + 1, 3), (top + 2, 2)];
         let frames = frames
@@ -50,7 +52,7 @@ impl Domain {
             domain.levels.insert(frame, level);
             domain.words[(frame * ENTRIES) as usize..][..512].fill(0);
         }
-        let entry = |frame: u64, rights: u64| mfn_of(frame) * PAGE | PRESENT | rights;
+        let entry = |frame: u64, rights: u64| (mfn_of(frame) * PAGE) | PRESENT | rights;
         let mut put = |frame: u64, slot: u64, value| {
             domain.words[(frame * ENTRIES + slot) as usize] = value;
         };
@@ -313,7 +315,7 @@ fn what_xen_refuses_is_reported() {
     let mut tables = tables(Domain::new(4096, 0x140, 1024));
     // A frame that is mapped writable cannot become a table.
     let top = tables.top;
-    let update = tables.update(top + 8, mfn_of(0x200) * PAGE | PRESENT);
+    let update = tables.update(top + 8, (mfn_of(0x200) * PAGE) | PRESENT);
     assert_eq!(
         update.and_then(|()| tables.flush()),
         Err(Unmapped::Refused(Errno::BUSY))

@@ -3,23 +3,39 @@
 mod world;
 
 use bulkhead_ring::blkif::{SLOT_SIZE, TransferKind};
-use world::{Frontend, Guest, World, allocations};
+use world::{Frontend, Guest, PATHS, Style, World, allocations};
 
 /// What the driver domain allocates while it serves what `fill` puts into the ring.
 fn taken(disk: &mut Frontend<'_>, mut fill: impl FnMut(&mut Frontend<'_>)) -> u64 {
     let mut taken = 0;
-    for round in 0..60 {
+    for round in 0..25 {
         fill(disk);
         disk.link().kick();
         let before = allocations();
         disk.world.step(true);
         // The simulated machine itself needs some rounds until it has all that it needs.
-        if round >= 40 {
+        if round >= 15 {
             taken += allocations() - before;
         }
         assert!(!disk.link().collect().is_empty());
     }
     taken
+}
+
+fn on_every_path(scene: impl Fn(&mut Frontend<'_>)) {
+    for (path, persistent) in PATHS {
+        let world = World::on_path(path);
+        let guest = Guest::new(&world);
+        let style = Style {
+            persistent,
+            ..Style::default()
+        };
+        let disk = guest.attach("xvda", "ram:disk0");
+        let mut disk = disk.styled(style).connected();
+        scene(&mut disk);
+        disk.detach();
+        world.nothing_left();
+    }
 }
 
 #[test]
@@ -31,55 +47,46 @@ fn the_counter_counts() {
 
 #[test]
 fn serving_takes_nothing() {
-    let world = World::new();
-    let guest = Guest::new(&world);
-    let mut disk = guest.attach("xvda", "ram:disk0").connected();
-    let reads = taken(&mut disk, |disk| {
-        (0..32).for_each(|n| _ = disk.link().push_read(n * 7, 7));
+    on_every_path(|disk| {
+        let reads = taken(disk, |disk| {
+            (0..32).for_each(|n| _ = disk.link().push_read(n * 7, 7));
+        });
+        assert_eq!(reads, 0, "reads");
+        let writes = taken(disk, |disk| {
+            (0..32).for_each(|n| _ = disk.link().push_write(n * 2, &[1; 88 * 512]));
+        });
+        assert_eq!(writes, 0, "writes of eleven pages");
+        let flushes = taken(disk, |disk| {
+            (0..32).for_each(|_| _ = disk.link().push_flush());
+        });
+        assert_eq!(flushes, 0, "flushes");
     });
-    assert_eq!(reads, 0, "reads");
-    let writes = taken(&mut disk, |disk| {
-        (0..32).for_each(|n| _ = disk.link().push_write(n * 2, &[1; 88 * 512]));
-    });
-    assert_eq!(writes, 0, "writes of eleven pages");
-    let flushes = taken(&mut disk, |disk| {
-        (0..32).for_each(|_| _ = disk.link().push_flush());
-    });
-    assert_eq!(flushes, 0, "flushes");
-    disk.detach();
-    world.nothing_left();
 }
 
 #[test]
 fn a_ring_full_of_requests_in_two_steps_takes_nothing() {
-    let world = World::new();
-    let guest = Guest::new(&world);
-    let mut disk = guest.attach("xvda", "ram:disk0").connected();
-    let kind = TransferKind::FlushAndWrite;
-    let taken = taken(&mut disk, |disk| {
-        (0..32).for_each(|n| _ = disk.link().push_transfer(kind, n * 8, 8, &[1; 4096]));
+    on_every_path(|disk| {
+        let kind = TransferKind::FlushAndWrite;
+        let taken = taken(disk, |disk| {
+            (0..32).for_each(|n| _ = disk.link().push_transfer(kind, n * 8, 8, &[1; 4096]));
+        });
+        assert_eq!(taken, 0);
     });
-    assert_eq!(taken, 0);
-    disk.detach();
-    world.nothing_left();
 }
 
 #[test]
 fn hostile_requests_take_nothing_either() {
-    let world = World::new();
-    let guest = Guest::new(&world);
-    let mut disk = guest.attach("xvda", "ram:disk0").connected();
-    let mut random = world::Random::new(11);
-    let taken = taken(&mut disk, |disk| {
-        for _ in 0..32 {
-            let mut slot = [0; SLOT_SIZE];
-            slot.copy_from_slice(&random.bytes(SLOT_SIZE));
-            slot[0] %= 8;
-            slot[1] %= 13;
-            disk.link().push_slot(&slot);
-        }
+    on_every_path(|disk| {
+        let mut random = world::Random::new(11);
+        let taken = taken(disk, |disk| {
+            for _ in 0..32 {
+                let mut slot = [0; SLOT_SIZE];
+                slot.copy_from_slice(&random.bytes(SLOT_SIZE));
+                slot[0] %= 8;
+                slot[1] %= 13;
+                disk.link().push_slot(&slot);
+            }
+        });
+        assert_eq!(taken, 0);
     });
-    assert_eq!(taken, 0);
-    disk.detach();
-    world.nothing_left();
 }

@@ -11,21 +11,31 @@ use bulkhead_ring::blkif::{
 use bulkhead_ring::{Index, SharedPages};
 use bulkhead_xen::GrantRef;
 use bulkhead_xen::sim::GrantUse;
-use world::{Bystander, Frontend, Guest, IMAGE_SIZE, POISON, SECTORS, World, content};
+use world::{
+    Bystander, Frontend, Guest, IMAGE_SIZE, PATHS, POISON, SECTORS, Style, World, content,
+};
 
 /// Runs a scene with a hostile frontend, connected to `disk0`, beside a guest that does verified
-/// I/O before and after. The scene may leave the frontend connected or not.
-fn beside_a_bystander(scene: impl FnOnce(&mut Frontend<'_>, &mut Bystander<'_>)) {
-    let world = World::new();
-    let mut other = Bystander::new(&world);
-    let guest = Guest::new(&world);
-    let mut disk = guest.attach("xvda", "ram:disk0").connected();
-    other.io();
-    scene(&mut disk, &mut other);
-    other.io();
-    disk.detach();
-    other.leave();
-    world.nothing_left();
+/// I/O before and after, for each way to guests' pages. The scene may leave the frontend connected
+/// or not.
+fn beside_a_bystander(scene: impl Fn(&mut Frontend<'_>, &mut Bystander<'_>)) {
+    for (path, persistent) in PATHS {
+        let world = World::on_path(path);
+        let mut other = Bystander::new(&world);
+        let guest = Guest::new(&world);
+        let style = Style {
+            persistent,
+            ..Style::default()
+        };
+        let disk = guest.attach("xvda", "ram:disk0");
+        let mut disk = disk.styled(style).connected();
+        other.io();
+        scene(&mut disk, &mut other);
+        other.io();
+        disk.detach();
+        other.leave();
+        world.nothing_left();
+    }
 }
 
 /// A slot with a wild request: its bytes in the 64-bit layout.
@@ -161,7 +171,7 @@ fn pages_that_do_not_map() {
 #[test]
 fn one_page_of_many_that_does_not_map() {
     beside_a_bystander(|disk, _| {
-        let page = disk.link().page(Access::ReadWrite);
+        let page = disk.link().fresh_page(Access::ReadWrite);
         page.fill(0, &[POISON; 4096]);
         let segments = [
             Segment::whole(page.gref()),
@@ -186,7 +196,7 @@ fn one_page_of_many_that_does_not_map() {
 #[test]
 fn a_page_granted_for_reading_that_is_to_be_read_into() {
     beside_a_bystander(|disk, _| {
-        let page = disk.link().page(Access::ReadOnly);
+        let page = disk.link().fresh_page(Access::ReadOnly);
         page.fill(0, &[POISON; 4096]);
         let request = about(disk, TransferKind::Read, &[Segment::whole(page.gref())]);
         disk.link().push(&request, vec![page]);
@@ -200,7 +210,7 @@ fn a_page_granted_for_reading_that_is_to_be_read_into() {
 fn a_page_that_xen_is_still_fetching_is_waited_for() {
     beside_a_bystander(|disk, _| {
         for (times, expected) in [(5, Status::Okay), (1_000_000, Status::Error)] {
-            let page = disk.link().page(Access::ReadOnly);
+            let page = disk.link().fresh_page(Access::ReadOnly);
             let key = (disk.domain.id(), page.gref());
             let sim = &disk.world.sim;
             let again = bulkhead_xen::GrantStatus::EAGAIN;
@@ -216,7 +226,7 @@ fn a_page_that_xen_is_still_fetching_is_waited_for() {
 #[test]
 fn the_same_page_in_all_segments() {
     beside_a_bystander(|disk, _| {
-        let page = disk.link().page(Access::ReadWrite);
+        let page = disk.link().fresh_page(Access::ReadWrite);
         let segments = [Segment::whole(page.gref()); 11];
         let request = about(disk, TransferKind::Read, &segments);
         disk.link().push(&request, vec![page]);

@@ -18,6 +18,8 @@ pub const POISON: u8 = 0xee;
 pub struct Page {
     pub memory: NonNull<u8>,
     pub grant: Grant<SimDoor>,
+    /// Not to be granted again.
+    once: bool,
 }
 
 impl Page {
@@ -75,28 +77,36 @@ pub struct Answer {
 impl Link {
     /// A page of data, granted to the backend.
     pub fn page(&mut self, access: Access) -> Page {
-        if self.style.persistent
-            && let Some(page) = self.pool.pop()
-        {
-            return page;
+        if !self.style.persistent {
+            return self.fresh_page(access);
         }
-        let access = if self.style.persistent {
-            Access::ReadWrite
-        } else {
-            access
-        };
+        let reused = self.pool.pop();
+        reused.unwrap_or_else(|| Page {
+            once: false,
+            ..self.fresh_page(Access::ReadWrite)
+        })
+    }
+
+    /// A page that was not granted before and will not be again.
+    pub fn fresh_page(&mut self, access: Access) -> Page {
         let memory = self.domain.alloc_page();
         let frame = self.domain.frame_of(memory);
         // SAFETY: the guest's own page, only accessed by volatile accesses.
         let grant = unsafe { self.grants.grant(self.backend, frame, access) };
         let grant = grant.expect("a free entry");
-        Page { memory, grant }
+        let once = true;
+        Page {
+            memory,
+            grant,
+            once,
+        }
     }
 
     /// Done with a page.
     pub fn recycle(&mut self, page: Page) {
-        // Where requests may name any page, another one may still be about this one.
-        if self.wild {
+        // Where requests may name any page, another one may still be about this one; and a backend
+        // that keeps pages mapped may keep any.
+        if self.wild || (self.style.persistent && page.once) {
             self.kept.push(page);
         } else if self.style.persistent {
             self.pool.push(page);

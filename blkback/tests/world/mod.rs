@@ -35,15 +35,15 @@ pub use random::Random;
 pub use script::play;
 
 use bulkhead_blkback::Backend;
+use bulkhead_blkback::engine::{DataPath, Options};
 use bulkhead_executor::Executor;
 use bulkhead_grant::Region;
+use bulkhead_images::Catalog;
 use bulkhead_images::testing::{Delayed, Layer};
-use bulkhead_images::{Catalog, ImageMemory};
 use bulkhead_xen::DomId;
 use bulkhead_xen::sim::xenstore::toolstack::{self, Vbd};
 use bulkhead_xen::sim::{DomainConfig, DomainKind, Sim, SimDomain, SimDoor};
 use bulkhead_xenstore_client::{Client, Ring};
-use ramdisk::Ramdisk;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -61,9 +61,7 @@ pub struct World {
     ended: Rc<Cell<bool>>,
     before: Before,
     pub late: LateDisks,
-    // Dropped in this order: tasks use the images.
     executor: RefCell<Executor<SimDoor>>,
-    _ramdisk: Ramdisk,
 }
 
 /// What the driver domain held when it had no disks.
@@ -86,6 +84,10 @@ pub struct Setup {
     pub kind: DomainKind,
     /// The driver domain's address space for foreign pages.
     pub region_pages: usize,
+    /// How its engine is to serve.
+    pub options: Options,
+    /// Whether images give memory back to Xen when a guest discards.
+    pub gives_back: bool,
     /// Where the ramdisk is damaged: bytes from here on are overwritten.
     pub damage: Option<usize>,
 }
@@ -133,10 +135,32 @@ impl Default for Setup {
             layer: None,
             kind: DomainKind::Pvh,
             region_pages: 32 * 1024,
+            options: Options::default(),
+            gives_back: false,
             damage: None,
         }
     }
 }
+
+impl Setup {
+    /// The default, with one way to guests' pages.
+    pub fn on_path(data_path: DataPath) -> Setup {
+        Setup {
+            options: Options {
+                data_path,
+                ..Options::default()
+            },
+            ..Setup::default()
+        }
+    }
+}
+
+/// Every way to a guest's pages, and whether the guest keeps them granted.
+pub const PATHS: [(DataPath, bool); 3] = [
+    (DataPath::Auto, true),
+    (DataPath::Map, false),
+    (DataPath::Copy, false),
+];
 
 impl World {
     /// A machine whose driver domain has six images and no disks yet.
@@ -144,22 +168,31 @@ impl World {
         World::with(Setup::default())
     }
 
+    /// The same, with one way to guests' pages.
+    pub fn on_path(data_path: DataPath) -> World {
+        World::with(Setup::on_path(data_path))
+    }
+
     /// As said in `setup`.
     pub fn with(setup: Setup) -> World {
         journal::install();
+        let mut archive = ramdisk::archive(&setup.images);
+        if let Some(bytes) = setup.damage.and_then(|from| archive.get_mut(from..)) {
+            bytes.fill(0xff);
+        }
         let sim = Sim::new();
         let storage = sim.add_domain_with(DomainConfig {
             name: Some("storage".into()),
             driver_domain: true,
             kind: setup.kind,
+            memory_pages: archive.len().div_ceil(4096) + 64,
             region_pages: setup.region_pages,
             ..DomainConfig::default()
         });
-        let ramdisk = Ramdisk::new(&setup.images, setup.damage);
-        // SAFETY: `World` keeps the ramdisk for longer than everything that uses it, and touches
-        // it through nothing else.
-        let memory = unsafe { ImageMemory::new(ramdisk.base(), ramdisk.len()) };
-        let mut catalog = Catalog::from_module(memory);
+        let mut catalog = Catalog::from_module(ramdisk::load(&storage, &archive));
+        if setup.gives_back {
+            catalog = catalog.with_supply(Arc::new(storage.door()));
+        }
         if let Some(layer) = setup.layer {
             catalog = catalog.behind(layer);
         }
@@ -169,7 +202,13 @@ impl World {
         let ring = unsafe { Ring::new(storage.door(), storage.store_ring()) };
         let store = Client::start(&handle, ring);
         let region = Region::new(storage.door()).expect("nobody else has the region");
-        let backend = Backend::new(handle.clone(), store, region.clone(), catalog);
+        let backend = Backend::with(
+            handle.clone(),
+            store,
+            region.clone(),
+            catalog,
+            setup.options,
+        );
         let (serving, ended) = (backend.clone(), Rc::new(Cell::new(false)));
         let end = ended.clone();
         handle.spawn(async move {
@@ -192,7 +231,6 @@ impl World {
             },
             late: LateDisks::default(),
             executor: RefCell::new(executor),
-            _ramdisk: ramdisk,
         };
         world.run();
         world.before = world.held();
@@ -202,6 +240,11 @@ impl World {
     /// A machine where what is asked of every disk named `xvdd` is held back until the test lets
     /// it through.
     pub fn with_late_disks() -> (World, LateDisks) {
+        World::with_late_disks_on(DataPath::Auto)
+    }
+
+    /// The same, with one way to guests' pages.
+    pub fn with_late_disks_on(data_path: DataPath) -> (World, LateDisks) {
         let late = LateDisks::default();
         let seen = late.clone();
         let layer = Layer::new(move |device, owner| {
@@ -215,7 +258,7 @@ impl World {
         });
         let setup = Setup {
             layer: Some(layer),
-            ..Setup::default()
+            ..Setup::on_path(data_path)
         };
         let mut world = World::with(setup);
         world.late = late.clone();

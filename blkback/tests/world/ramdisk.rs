@@ -1,6 +1,8 @@
 //! The driver domain's ramdisk: an archive of images with content that tells where it is from.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use bulkhead_images::ImageMemory;
+use bulkhead_xen::PAGE_SIZE;
+use bulkhead_xen::sim::SimDomain;
 use std::ptr::NonNull;
 
 /// The content of the image with that number: no two images share a run of bytes.
@@ -8,41 +10,15 @@ pub fn content(image: u64, len: usize) -> Vec<u8> {
     super::Random::new(0xb01d_0000 + image).bytes(len)
 }
 
-/// An archive in memory that nobody else uses.
-pub struct Ramdisk {
-    base: NonNull<u8>,
-    layout: Layout,
-}
-
-impl Ramdisk {
-    pub fn new(images: &[(String, Vec<u8>)], damage: Option<usize>) -> Ramdisk {
-        let mut archive = archive(images);
-        if let Some(bytes) = damage.and_then(|from| archive.get_mut(from..)) {
-            bytes.fill(0xff);
-        }
-        let layout = Layout::from_size_align(archive.len(), 4096).expect("not too large");
-        // SAFETY: an archive is never empty.
-        let base = NonNull::new(unsafe { alloc_zeroed(layout) });
-        let base = base.unwrap_or_else(|| handle_alloc_error(layout));
-        // SAFETY: just allocated, as long as the archive.
-        unsafe { base.copy_from_nonoverlapping(NonNull::from(&archive[..]).cast(), archive.len()) };
-        Ramdisk { base, layout }
-    }
-
-    pub fn base(&self) -> NonNull<u8> {
-        self.base
-    }
-
-    pub fn len(&self) -> usize {
-        self.layout.size()
-    }
-}
-
-impl Drop for Ramdisk {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this layout; whoever used it is gone by now.
-        unsafe { dealloc(self.base.as_ptr(), self.layout) }
-    }
+/// Puts an archive into a domain's memory, as Xen's toolstack does, and answers where it lies.
+pub fn load(domain: &SimDomain, archive: &[u8]) -> ImageMemory {
+    let pages = archive.len().div_ceil(PAGE_SIZE);
+    let base = domain.alloc_pages(pages);
+    let from = NonNull::from(archive).cast();
+    // SAFETY: pages just taken, as long as the archive.
+    unsafe { base.copy_from_nonoverlapping(from, archive.len()) };
+    // SAFETY: the domain's memory is there as long as its machine, and nobody else uses this.
+    unsafe { ImageMemory::new(base, archive.len()) }
 }
 
 /// An archive of files with these names and sizes.
@@ -55,7 +31,7 @@ pub fn archive_of(files: &[(&str, usize)]) -> Vec<u8> {
 }
 
 /// A POSIX archive of plain files.
-fn archive(files: &[(String, Vec<u8>)]) -> Vec<u8> {
+pub fn archive(files: &[(String, Vec<u8>)]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (name, content) in files {
         let mut header = [0; 512];

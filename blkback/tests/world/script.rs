@@ -1,7 +1,7 @@
 //! Whole machines driven by a string of bytes: guests, the toolstack and xenstored do whatever
 //! the bytes say, and one well-behaved guest must never notice.
 
-use super::{Answer, Bystander, Frontend, Guest, LateDisks, Link, Style, World};
+use super::{Answer, Bystander, Frontend, Guest, LateDisks, Link, PATHS, Style, World};
 use bulkhead_ring::blkif::{Abi, SLOT_SIZE, TransferKind};
 use bulkhead_ring::{Index, RingMemory, SharedPages};
 use bulkhead_xen::sim::xenstore::toolstack::{self, Disk};
@@ -101,7 +101,8 @@ impl<'w> Puppet<'w> {
 /// If the backend breaks any rule.
 pub fn play(script: &[u8]) {
     let mut script = Script(script);
-    let (world, late) = World::with_late_disks();
+    let (path, _) = script.pick(&PATHS);
+    let (world, late) = World::with_late_disks_on(path);
     let mut bystander = Bystander::new(&world);
     let mut puppets = vec![Puppet::new(&world), Puppet::new(&world)];
     while !script.0.is_empty() {
@@ -174,7 +175,7 @@ fn attach<'w>(puppet: &mut Puppet<'w>, script: &mut Script<'_>, bystander: &Byst
     };
     let style = Style {
         abi: script.pick(&[Abi::X86_64, Abi::X86_32]),
-        ring_pages: 1 << script.below(3),
+        ring_pages: 1 << script.below(5),
         num_ring_pages: script.below(4) == 0,
         persistent: script.below(4) == 0,
     };

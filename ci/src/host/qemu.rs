@@ -135,7 +135,8 @@ impl Instance {
         let Some(pid) = self.pid() else { return };
         // Without the privilege the lab works as well, only less steadily.
         let _ = Command::new("chrt")
-            .args(["--fifo", "--pid", "1", &pid.to_string()])
+            // Threads that it starts later, such as those of the processors, go by the usual rules.
+            .args(["--fifo", "--reset-on-fork", "--pid", "1", &pid.to_string()])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

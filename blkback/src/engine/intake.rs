@@ -57,6 +57,11 @@ impl Intake {
         self.pages
     }
 
+    /// How many requests wait that are not on the ring any more.
+    pub(super) fn held(&self) -> u32 {
+        self.held.is_some().into()
+    }
+
     /// A request has ended.
     pub(super) fn ended(&mut self, operation: Opcode) {
         if operation == Opcode::WRITE_BARRIER {
@@ -68,7 +73,8 @@ impl Intake {
 impl<H: Hypervisor> Queue<H> {
     /// Whether nothing more can be taken before something in flight has ended.
     pub(super) fn is_stuck(&self) -> bool {
-        self.flights.free() == 0 || self.intake.barrier || self.intake.held.is_some()
+        self.in_flight() > 0
+            && (self.flights.free() == 0 || self.intake.barrier || self.intake.held() > 0)
     }
 
     /// Takes requests while there is room for them, and learns what pages they have. Answers how

@@ -51,8 +51,8 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             data_path: DataPath::Auto,
-            poll: Duration::from_micros(200),
-            hold: Duration::from_micros(100),
+            poll: Duration::from_micros(400),
+            hold: Duration::from_micros(400),
         }
     }
 }

@@ -26,26 +26,29 @@ pub struct Pace {
     options: Options,
     /// How many answers go out together.
     batch: u32,
-    /// How many batches were filled since that number was changed, and how many have to be.
+    /// How many batches were filled since that number was changed, and how many have to be before
+    /// a larger one is tried.
     filled: u32,
-    patience: u32,
+    needed: u32,
+    /// How many requests and answers the last look found.
+    seen: u32,
     /// The usual time from one request to the next while answers wait.
     gap: Duration,
     /// When something last happened.
     active: Instant,
     /// How long we look before sleeping.
-    look: Duration,
+    patience: Duration,
     last_look: Instant,
     same_looks: u32,
 }
 
-/// What to do when no request is there.
+/// What to do after a look at the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lull {
+pub enum Look {
     /// Look again, after the other tasks of this vCPU.
-    LookAgain,
-    /// Show the answers that there are.
-    Publish,
+    Again,
+    /// Serve the requests that there are, and show the answers.
+    Answer,
     /// Sleep until the frontend notifies us.
     Sleep,
 }
@@ -57,61 +60,72 @@ impl Pace {
             options,
             batch: 1,
             filled: 0,
-            patience: OFTEN,
+            needed: OFTEN,
+            seen: 0,
             gap: options.hold,
             active: now,
-            look: Duration::ZERO,
+            patience: Duration::ZERO,
             last_look: now,
             same_looks: 0,
         }
     }
 
-    /// Requests were found, `answers` now wait to be shown, `most` could be. True if they are
-    /// enough to be shown.
-    pub fn requests(&mut self, now: Instant, taken: u32, answers: u32, most: u32) -> bool {
-        if answers > taken {
-            // One that comes late counts in full, as those that come later still are not seen.
-            let gap = now.since(self.active);
-            self.gap = gap.max(self.gap - (self.gap - self.gap.min(gap)) / 8);
+    /// Looks at a queue with `waiting` requests and answers that the frontend waits for, of at most
+    /// `most`.
+    pub fn look(&mut self, now: Instant, waiting: u32, most: u32) -> Look {
+        if waiting > self.seen {
+            return self.more_came(now, waiting, most);
         }
-        self.active = now;
-        if answers < self.batch {
-            return false;
-        }
-        self.filled += 1;
-        if self.filled >= self.patience {
-            self.filled = 0;
-            self.batch = (self.batch * 2).min(most);
-        }
-        true
-    }
-
-    /// No request was found, and so many answers wait to be shown.
-    pub fn lull(&mut self, now: Instant, answers: u32) -> Lull {
-        let limit = match answers {
-            0 => self.look,
+        self.seen = waiting;
+        let limit = match waiting {
+            0 => self.patience,
             _ => (self.gap * 2).min(self.options.hold),
         };
         if now.since(self.active) < limit && self.clock_moves(now) {
-            return Lull::LookAgain;
+            return Look::Again;
         }
-        if answers == 0 {
-            return Lull::Sleep;
+        if waiting == 0 {
+            return Look::Sleep;
         }
         // The frontend has run dry: it can be kept busy with half of what it has.
-        self.batch = answers.div_ceil(2);
+        self.batch = waiting.div_ceil(2);
         self.filled = 0;
-        self.patience = (self.patience * 2).min(SELDOM);
+        self.needed = (self.needed * 2).min(SELDOM);
         self.active = now;
-        Lull::Publish
+        Look::Answer
+    }
+
+    fn more_came(&mut self, now: Instant, waiting: u32, most: u32) -> Look {
+        if self.seen > 0 {
+            // A long one counts in full, short ones bring it down slowly: too short a wait for
+            // company costs more than too long a one.
+            let gap = now.since(self.active);
+            self.gap = gap.max(self.gap - self.gap.saturating_sub(gap) / 8);
+        }
+        self.seen = waiting;
+        self.active = now;
+        if waiting < self.batch {
+            return Look::Again;
+        }
+        self.filled += 1;
+        if self.filled >= self.needed {
+            self.filled = 0;
+            self.batch = (self.batch * 2).min(most);
+        }
+        Look::Answer
+    }
+
+    /// The frontend was answered; so much waits nevertheless.
+    pub fn answered(&mut self, waiting: u32) {
+        self.seen = waiting.min(self.batch - 1);
     }
 
     /// A sleep is over. Had it been short enough, looking would have been better.
     pub fn woke(&mut self, now: Instant) {
         let idle = now.since(self.active);
-        self.look = match idle <= self.options.poll {
+        self.patience = match idle <= self.options.poll {
             true => (idle * 2).min(self.options.poll),
-            false => self.look / 2,
+            false => self.patience / 2,
         };
         self.active = now;
     }
@@ -146,29 +160,24 @@ mod tests {
     }
 
     /// A frontend that keeps `depth` requests outstanding, one more every `gap` while it has not
-    /// run dry. Answers how often it was notified for each thousand requests, and how long it all
-    /// took.
+    /// run dry. Answers how often it was answered.
     fn run(pace: &mut Pace, now: &mut Instant, depth: u32, gap: Duration, requests: u32) -> u32 {
-        let (mut outstanding, mut waiting, mut published, mut done) = (0, 0, 0, 0);
+        let (mut waiting, mut answered, mut done) = (0, 0, 0);
         let mut next = *now + gap;
         while done < requests {
             *now = *now + micros(1);
-            if outstanding < depth && *now >= next {
+            if waiting < depth && *now >= next {
                 next = *now + gap;
-                outstanding += 1;
                 waiting += 1;
-                if !pace.requests(*now, 1, waiting, 32) {
-                    continue;
-                }
-            } else if pace.lull(*now, waiting) != Lull::Publish {
-                continue;
             }
-            published += 1;
-            done += waiting;
-            outstanding -= waiting;
-            waiting = 0;
+            if pace.look(*now, waiting, 32) == Look::Answer {
+                answered += 1;
+                done += waiting;
+                waiting = 0;
+                pace.answered(0);
+            }
         }
-        published
+        answered
     }
 
     #[test]
@@ -176,8 +185,7 @@ mod tests {
         let (mut pace, mut now) = (pace(), START);
         run(&mut pace, &mut now, 1, micros(20), 100);
         let before = now;
-        let published = run(&mut pace, &mut now, 1, micros(20), 10_000);
-        assert_eq!(published, 10_000);
+        assert_eq!(run(&mut pace, &mut now, 1, micros(20), 10_000), 10_000);
         let took = now.since(before);
         assert!(took < micros(10_000 * 22), "{took:?} for 10,000 requests");
     }
@@ -186,8 +194,8 @@ mod tests {
     fn many_requests_are_answered_together() {
         let (mut pace, mut now) = (pace(), START);
         run(&mut pace, &mut now, 32, micros(20), 1000);
-        let published = run(&mut pace, &mut now, 32, micros(20), 10_000);
-        assert!(published < 1000, "{published} times for 10,000 requests");
+        let answered = run(&mut pace, &mut now, 32, micros(20), 10_000);
+        assert!(answered < 1000, "{answered} times for 10,000 requests");
     }
 
     #[test]
@@ -202,29 +210,25 @@ mod tests {
     fn looking_pays_or_is_given_up() {
         let mut pace = pace();
         let mut now = START;
-        assert_eq!(pace.lull(now, 0), Lull::Sleep, "nothing is known yet");
+        assert_eq!(pace.look(now, 0, 32), Look::Sleep, "nothing is known yet");
         now = now + micros(40);
         pace.woke(now);
-        assert!(pace.requests(now, 1, 1, 32));
-        assert_eq!(pace.lull(now + micros(70), 0), Lull::LookAgain);
-        assert_eq!(pace.lull(now + micros(80), 0), Lull::Sleep);
+        assert_eq!(pace.look(now, 1, 32), Look::Answer);
+        pace.answered(0);
+        assert_eq!(pace.look(now + micros(70), 0, 32), Look::Again);
+        assert_eq!(pace.look(now + micros(80), 0, 32), Look::Sleep);
         for _ in 0..20 {
             now = now + micros(5000);
             pace.woke(now);
         }
-        assert_eq!(
-            pace.lull(now, 0),
-            Lull::Sleep,
-            "the frontend takes too long"
-        );
+        assert_eq!(pace.look(now, 0, 32), Look::Sleep, "it takes too long");
     }
 
     #[test]
     fn a_clock_that_stands_still_keeps_nobody_looking() {
         let mut pace = pace();
         pace.batch = 5;
-        assert!(!pace.requests(START, 1, 1, 32));
-        let looks = (0..1000).take_while(|_| pace.lull(START, 1) == Lull::LookAgain);
-        assert!(looks.count() <= FROZEN_CLOCK as usize);
+        let looks = (0..1000).take_while(|_| pace.look(START, 1, 32) == Look::Again);
+        assert!(looks.count() <= FROZEN_CLOCK as usize + 1);
     }
 }

@@ -50,6 +50,7 @@ pub struct Queue<H: Hypervisor> {
     segments: Vec<IoSegment>,
     pub(super) stats: Arc<QueueStats>,
     options: Options,
+    completes_later: bool,
     complaints: u32,
 }
 
@@ -99,6 +100,7 @@ impl<H: Hypervisor> Queue<H> {
             segments: Vec::with_capacity(largest),
             stats: Arc::default(),
             options: setup.options,
+            completes_later: false,
             complaints: 0,
         })
     }
@@ -128,6 +130,20 @@ impl<H: Hypervisor> Queue<H> {
         self.flights.in_flight()
     }
 
+    /// How many requests could be taken.
+    pub fn waiting(&self) -> Result<u32, QueueError> {
+        match self.is_stuck() {
+            // While something stands in the way, the completion of a request is what goes on.
+            true => Ok(0),
+            false => Ok(self.ring.unconsumed()? + self.intake.held()),
+        }
+    }
+
+    /// Whether the device has been seen to complete requests later than at once.
+    pub fn completes_later(&self) -> bool {
+        self.completes_later
+    }
+
     /// How many answers the frontend has not been shown yet.
     pub fn unpublished(&self) -> u32 {
         self.ring.unpublished()
@@ -148,9 +164,6 @@ impl<H: Hypervisor> Queue<H> {
             self.start();
             self.settle();
             self.reach.learn(|| handle.now());
-        } else {
-            self.stats.idle_looks.add(1);
-            self.settle();
         }
         Ok(taken)
     }
@@ -166,7 +179,6 @@ impl<H: Hypervisor> Queue<H> {
     /// Asks the frontend to notify us of its next request. True means that there is one already
     /// that could be taken.
     pub fn final_check(&mut self) -> Result<bool, QueueError> {
-        // While something stands in the way, the completion of a request is what goes on.
         Ok(!self.is_stuck() && self.ring.final_check()?)
     }
 
@@ -285,8 +297,9 @@ impl<H: Hypervisor> Queue<H> {
             }
         }
         let segments = &self.segments;
-        if let Submitted::Done(outcome) = self.device.submit(tag, Io { op, segments }) {
-            self.done.push((tag, outcome));
+        match self.device.submit(tag, Io { op, segments }) {
+            Submitted::Done(outcome) => self.done.push((tag, outcome)),
+            Submitted::Pending => self.completes_later = true,
         }
     }
 

@@ -1,7 +1,7 @@
 //! The task of one queue: sweeps while there is work, sleeps while there is none.
 
 use super::control::QueueGuard;
-use super::pace::{Lull, Pace};
+use super::pace::{Look, Pace};
 use super::queue::Queue;
 use super::setup::QueueError;
 use bulkhead_executor::Handle;
@@ -25,31 +25,38 @@ async fn until_stopped<H: Hypervisor>(
     guard: &QueueGuard,
 ) -> Result<(), QueueError> {
     let mut pace = Pace::new(queue.options(), handle.now());
-    loop {
-        let taken = queue.sweep()?;
-        if guard.is_stopped() {
-            break;
-        }
-        let now = handle.now();
-        if taken > 0 {
-            if pace.requests(now, taken, queue.unpublished(), queue.slots()) {
-                queue.publish();
-            }
-            // One sweep is a bounded amount of work: the other queues get their turn.
-            handle.yield_now().await;
-            continue;
-        }
-        match pace.lull(now, queue.unpublished()) {
-            Lull::LookAgain => handle.yield_now().await,
-            Lull::Publish => queue.publish(),
-            Lull::Sleep => {
-                if !queue.final_check()? {
-                    something_happens(queue, guard).await;
-                    pace.woke(handle.now());
+    let most = queue.slots();
+    while !guard.is_stopped() {
+        queue.settle();
+        let waiting = queue.waiting()?;
+        match pace.look(handle.now(), waiting + queue.unpublished(), most) {
+            Look::Again => {
+                // What a store does meanwhile is to begin at once; what it does at once can just
+                // as well be done together.
+                if waiting > 0 && queue.completes_later() {
+                    queue.sweep()?;
                 }
             }
+            Look::Answer => {
+                queue.sweep()?;
+                queue.publish();
+                pace.answered(queue.waiting()? + queue.unpublished());
+            }
+            Look::Sleep => {
+                if !queue.final_check()? {
+                    something_happens(queue, guard).await;
+                    // A notification may be of requests that were found before it came.
+                    if queue.waiting()? > 0 {
+                        pace.woke(handle.now());
+                    }
+                }
+                continue;
+            }
         }
+        // A look is a bounded amount of work: the other queues get their turn.
+        handle.yield_now().await;
     }
+    queue.sweep()?;
     // What the frontend still has in flight is finished and answered, if it listens or not.
     while queue.in_flight() > 0 {
         poll_fn(|context| queue.poll_completion(context)).await;

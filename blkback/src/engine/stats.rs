@@ -79,8 +79,6 @@ stats! {
     notifications_received,
     /// Sweeps that found requests.
     sweeps,
-    /// Looks at the ring that found none.
-    idle_looks,
     /// How often the task slept.
     sleeps,
     /// The most requests in service at a time.

@@ -109,7 +109,9 @@ unsafe impl Hypervisor for SimDoor {
     }
 
     fn frame_of(&self, page: *const u8) -> Option<Frame> {
-        self.look(|domain| domain.memory.frame_of(page.addr()))
+        let world = self.world.lock();
+        let own = world.domain(self.domain)?.memory.frame_of(page.addr());
+        own.or_else(|| world.machine.heap_frame(page.addr()))
     }
 
     fn foreign_region(&self) -> Option<ForeignRegion> {

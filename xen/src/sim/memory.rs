@@ -15,6 +15,11 @@ use std::ptr;
 /// little names nobody's page.
 const FRAME_GAP: u64 = 64;
 
+/// Frames from here on stand for pages of the process itself, by their addresses: what a driver
+/// under test allocates is on the process's heap, where on a real Xen it is its domain's memory.
+/// They can be one end of a copy and nothing else, as version 1 entries cannot name them.
+const HEAP: u64 = 1 << 32;
+
 /// All frames there are, and every piece of address space in use for them.
 pub(super) struct Machine {
     file: OwnedFd,
@@ -49,6 +54,14 @@ impl Machine {
             next_frame: FRAME_GAP,
             mapped: Vec::new(),
         }
+    }
+
+    /// The frame that stands for a page on the process's heap; `None` for an address of any
+    /// domain's memory or address space.
+    pub(super) fn heap_frame(&self, address: usize) -> Option<Frame> {
+        let is_mine = |&(start, bytes): &(usize, usize)| (start..start + bytes).contains(&address);
+        let heap = !self.mapped.iter().any(is_mine);
+        heap.then(|| Frame(HEAP + (address / PAGE_SIZE) as u64))
     }
 
     /// Gives a domain its memory: zeroed pages with consecutive frames.
@@ -215,7 +228,7 @@ impl OwnMemory {
     }
 
     pub(super) fn owns(&self, frame: Frame) -> bool {
-        self.index(frame).is_some_and(|index| !self.released[index])
+        frame.0 >= HEAP || self.index(frame).is_some_and(|index| !self.released[index])
     }
 
     /// The frame behind an address; none if that page was released.
@@ -266,6 +279,9 @@ impl OwnMemory {
     }
 
     fn address_of(&self, frame: Frame) -> Option<usize> {
+        if let Some(page) = frame.0.checked_sub(HEAP) {
+            return Some(page as usize * PAGE_SIZE);
+        }
         Some(self.base + self.index(frame)? * PAGE_SIZE)
     }
 
@@ -299,7 +315,8 @@ impl Place<'_> {
 pub(super) fn copy(from: &Place<'_>, to: &Place<'_>, bytes: usize) {
     let source = from.address(bytes) as *const u8;
     let dest = to.address(bytes) as *mut u8;
-    // SAFETY: both are own memory of domains, which stays mapped as long as the machine lives, and
+    // SAFETY: both are own memory of domains, which stays mapped as long as the machine lives, or
+    // what the caller has on the heap and promises to be there (`Hypervisor::copy_grants`), and
     // neither leaves its page. Domains see it through raw pointers alone. They may overlap.
     unsafe { ptr::copy(source, dest, bytes) };
 }

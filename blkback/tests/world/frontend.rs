@@ -231,7 +231,13 @@ impl<'w> Frontend<'w> {
     pub fn read(&mut self, sector: u64, sectors: usize) -> Vec<u8> {
         self.link().push_read(sector, sectors);
         let answer = self.answer();
-        assert_eq!(answer.status, Status::Okay, "read of {sectors} at {sector}");
+        let journal = || self.world.journal();
+        assert_eq!(
+            answer.status,
+            Status::Okay,
+            "read of {sectors} at {sector}: {:#?}",
+            journal()
+        );
         answer.data
     }
 

@@ -230,6 +230,16 @@ impl Link {
         pages.map(Page::gref).collect()
     }
 
+    /// Where the segments of indirect requests without an answer lie.
+    pub fn index_addresses(&self) -> Vec<usize> {
+        let index = |pending: &Pending| {
+            let pages = &pending.pages[pending.data_pages..];
+            let addresses = pages.iter().map(|page| page.memory.as_ptr().addr());
+            addresses.collect::<Vec<_>>()
+        };
+        self.pending.values().flat_map(index).collect()
+    }
+
     /// How many requests have no answer yet.
     pub fn outstanding(&self) -> usize {
         self.pending.len()

@@ -1,0 +1,131 @@
+//! Discards: memory really goes back to Xen, and reads as zeros afterwards.
+
+mod world;
+
+use bulkhead_ring::blkif::{Discard, Operation, Request, Sector, Status};
+use bulkhead_xen::sim::xenstore::toolstack::Disk;
+use world::{Bystander, Frontend, Guest, IMAGE_SIZE, SECTORS, Setup, World, content};
+
+fn world() -> World {
+    let setup = Setup {
+        gives_back: true,
+        ..Setup::default()
+    };
+    World::with(setup)
+}
+
+fn discard(disk: &mut Frontend<'_>, sector: u64, count: u64, secure: bool) -> Status {
+    let id = disk.link().new_id();
+    let discard = Discard {
+        sector: Sector(sector),
+        count,
+        secure,
+    };
+    let request = Request::of(id, Operation::Discard(discard));
+    disk.link().push(&request, Vec::new());
+    disk.answer().status
+}
+
+#[test]
+fn what_was_discarded_reads_as_zeros_and_is_xens_again() {
+    let world = world();
+    let mut other = Bystander::new(&world);
+    let guest = Guest::new(&world);
+    let disk = guest.attach("xvda", "ram:disk0");
+    assert_eq!(disk.backend_node("feature-discard").as_deref(), Some("1"));
+    for node in ["discard-granularity", "discard-alignment", "discard-secure"] {
+        assert!(disk.backend_node(node).is_some(), "{node}");
+    }
+    let mut disk = disk.connected();
+    let image = content(0, IMAGE_SIZE);
+    assert_eq!(discard(&mut disk, 40, 100, false), Status::Okay);
+    assert!(disk.read(40, 100) == [0; 100 * 512]);
+    assert!(disk.read(0, 40) == image[..40 * 512]);
+    assert!(disk.read(140, 116) == image[140 * 512..]);
+    let stats = world.storage.stats();
+    assert!(stats.release_calls > 0, "{stats:?}");
+    other.io();
+    // It can be written again.
+    disk.write(50, &[5; 4096]);
+    assert!(disk.read(50, 8) == [5; 4096]);
+    assert!(disk.read(58, 8) == [0; 4096]);
+    assert_eq!(discard(&mut disk, 0, SECTORS, true), Status::Okay);
+    assert!(disk.read(0, 256) == [0; IMAGE_SIZE]);
+    disk.detach();
+    other.leave();
+    world.nothing_left();
+}
+
+#[test]
+fn discards_that_lie() {
+    let world = world();
+    let mut other = Bystander::new(&world);
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvda", "ram:disk0").connected();
+    let far = [
+        (SECTORS, 1),
+        (SECTORS - 1, 2),
+        (0, SECTORS + 1),
+        (u64::MAX, 1),
+        (1, u64::MAX),
+        (u64::MAX, u64::MAX),
+        (1 << 55, 1 << 55),
+    ];
+    for (sector, count) in far {
+        let status = discard(&mut disk, sector, count, false);
+        assert_eq!(status, Status::Error, "{count} at {sector}");
+        other.io();
+    }
+    assert!(disk.read(0, 256) == content(0, IMAGE_SIZE));
+    disk.detach();
+    other.leave();
+    world.nothing_left();
+}
+
+#[test]
+fn a_disk_attached_without_discard_does_not_offer_it() {
+    let world = world();
+    let guest = Guest::new(&world);
+    let without = Disk {
+        discard: false,
+        ..Disk::new("ram:disk0")
+    };
+    for disk in [without, Disk::read_only("ram:disk1")] {
+        let image = content(u64::from(disk.read_only), IMAGE_SIZE);
+        let disk = guest.attach_as("xvda", &disk);
+        assert_ne!(disk.backend_node("feature-discard").as_deref(), Some("1"));
+        let mut disk = disk.connected();
+        // Whoever asks all the same changes nothing.
+        assert_ne!(discard(&mut disk, 0, 100, false), Status::Okay);
+        assert!(disk.read(0, 256) == image);
+        disk.detach();
+    }
+    world.nothing_left();
+}
+
+#[test]
+fn reads_writes_and_discards_in_one_sweep() {
+    let world = world();
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvda", "ram:disk0").connected();
+    for round in 0..20 {
+        for number in 0..8 {
+            disk.link().push_write(number * 8, &[round; 4096]);
+        }
+        for number in 8..16 {
+            let id = disk.link().new_id();
+            let discard = Discard {
+                sector: Sector(number * 8),
+                count: 8,
+                secure: false,
+            };
+            let request = Request::of(id, Operation::Discard(discard));
+            disk.link().push(&request, Vec::new());
+        }
+        assert_eq!(disk.exchange().len(), 16);
+        assert!(disk.read(0, 64) == [round; 64 * 512]);
+        assert!(disk.read(64, 64) == [0; 64 * 512]);
+    }
+    disk.detach();
+    world.nothing_left();
+}

@@ -1,0 +1,168 @@
+//! Barriers: what came before is done before, what comes after begins after.
+
+mod world;
+
+use bulkhead_images::{IoError, Op, Sector};
+use bulkhead_ring::blkif::{Request, RequestId, Sector as Position, Status, TransferKind};
+use world::{Bystander, Guest, World};
+
+const BARRIER: TransferKind = TransferKind::WriteBarrier;
+
+fn write_at(sector: u64) -> Op {
+    Op::Write {
+        sector: Sector(sector),
+    }
+}
+
+#[test]
+fn a_barrier_waits_for_what_came_before_and_holds_what_comes_after() {
+    let (world, late) = World::with_late_disks();
+    let mut other = Bystander::new(&world);
+    let guest = Guest::new(&world);
+    let disk = guest.attach("xvdd", "ram:disk0");
+    assert_eq!(disk.backend_node("feature-barrier").as_deref(), Some("1"));
+    let mut disk = disk.connected();
+    disk.link().push_write(0, &[1; 4096]);
+    disk.link().push_write(8, &[2; 4096]);
+    disk.link().push_transfer(BARRIER, 0, 8, &[3; 4096]);
+    disk.link().push_write(0, &[4; 4096]);
+    disk.exchange();
+    let late = late.last();
+    assert_eq!(late.ops(), [write_at(0), write_at(8)]);
+    late.release(1);
+    world.run();
+    assert_eq!(late.ops(), [write_at(0)], "one is still to be done");
+    other.io();
+    late.release(0);
+    world.run();
+    // What was written before is made durable, then the barrier's own data is written, and that
+    // too is durable before anything else begins.
+    for step in [Op::Flush, write_at(0), Op::Flush] {
+        assert_eq!(late.ops(), [step]);
+        assert!(disk.link().collect().len() <= 2);
+        late.release(0);
+        world.run();
+    }
+    assert_eq!(late.ops(), [write_at(0)], "what came after");
+    late.release(0);
+    world.run();
+    disk.link().collect();
+    assert_eq!(disk.link().outstanding(), 0);
+    disk.link().push_read(0, 8);
+    disk.exchange();
+    late.release(0);
+    world.run();
+    assert!(disk.link().collect()[0].data == [4; 4096]);
+    drop(late);
+    disk.detach();
+    other.leave();
+    world.nothing_left();
+}
+
+#[test]
+fn an_empty_barrier_is_an_order_alone() {
+    let (world, late) = World::with_late_disks();
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvdd", "ram:disk0").connected();
+    disk.link().push_write(0, &[1; 4096]);
+    let barrier = Request::transfer(RequestId(1), BARRIER, Position(0), &[]);
+    disk.link()
+        .push(&barrier.expect("it may be empty"), Vec::new());
+    disk.link().push_write(8, &[2; 4096]);
+    disk.exchange();
+    assert_eq!(late.last().ops(), [write_at(0)]);
+    while late.last().held() > 0 {
+        late.last().release(0);
+        world.run();
+    }
+    let answers = disk.link().collect();
+    assert_eq!(answers.len(), 3);
+    assert_eq!(answers[1].id, RequestId(1), "in its place");
+    assert!(answers.iter().all(|answer| answer.status == Status::Okay));
+    disk.detach();
+    world.nothing_left();
+}
+
+#[test]
+fn a_barrier_that_fails_lets_the_others_go_on() {
+    let (world, late) = World::with_late_disks();
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvdd", "ram:disk0").connected();
+    for failing in 0..3 {
+        let barrier = disk.link().push_transfer(BARRIER, 0, 8, &[3; 4096]);
+        disk.link().push_write(8, &[4; 4096]);
+        disk.exchange();
+        for _ in 0..failing {
+            late.last().release(0);
+            world.run();
+        }
+        late.last().fail(0, IoError::Medium);
+        world.run();
+        assert_eq!(late.last().ops(), [write_at(8)]);
+        late.last().release(0);
+        world.run();
+        for answer in disk.link().collect() {
+            let failed = answer.id == barrier;
+            assert_eq!(answer.status == Status::Error, failed);
+        }
+    }
+    disk.detach();
+    world.nothing_left();
+}
+
+#[test]
+fn a_ring_full_of_barriers_is_served_with_one_notification() {
+    let world = World::new();
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvda", "ram:disk0").connected();
+    for number in 0..32 {
+        let kind = [BARRIER, TransferKind::Write][number % 2];
+        disk.link().push_transfer(kind, 0, 8, &[number as u8; 4096]);
+    }
+    let answers = disk.exchange();
+    assert_eq!(answers.len(), 32);
+    assert!(answers.iter().all(|answer| answer.status == Status::Okay));
+    assert!(disk.read(0, 8) == [31; 4096]);
+    disk.detach();
+    world.nothing_left();
+}
+
+#[test]
+fn barriers_that_lie_hold_up_nobody() {
+    let world = World::new();
+    let mut other = Bystander::new(&world);
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach_read_only("xvda", "ram:disk0").connected();
+    let refused = disk.transfer(BARRIER, 0, 8, &[1; 4096]);
+    assert_eq!(refused.status, Status::Error, "the disk is read-only");
+    let past = disk.transfer(BARRIER, u64::MAX - 3, 8, &[1; 4096]);
+    assert_eq!(past.status, Status::Error);
+    disk.read(0, 8);
+    other.io();
+    disk.detach();
+    other.leave();
+    world.nothing_left();
+}
+
+#[test]
+fn a_guest_is_destroyed_behind_a_barrier() {
+    let (world, late) = World::with_late_disks();
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvdd", "ram:disk0").connected();
+    disk.link().push_write(0, &[1; 4096]);
+    disk.link().push_transfer(BARRIER, 0, 8, &[3; 4096]);
+    disk.link().push_write(8, &[2; 4096]);
+    disk.exchange();
+    late.last().release(0);
+    // The barrier's steps, if it still comes to them.
+    let id = guest.domain.id();
+    world.sim.destroy_domain(id);
+    for _ in 0..5 {
+        world.run();
+        late.last().release_backwards();
+    }
+    world.run();
+    world.destroy(id, &[&disk.vbd]);
+    assert!(world.sim.is_fully_gone(id));
+    world.nothing_left();
+}

@@ -1,0 +1,188 @@
+//! Frontends that keep their pages granted.
+
+mod world;
+
+use bulkhead_blkback::engine::DataPath;
+use bulkhead_grant::Access;
+use bulkhead_ring::blkif::{Request, Sector, Segment, Status, TransferKind};
+use world::{Bystander, Frontend, Guest, IMAGE_SIZE, POISON, Page, Style, World, content};
+
+const PERSISTENT: Style = Style {
+    abi: bulkhead_ring::blkif::Abi::X86_64,
+    ring_pages: 1,
+    num_ring_pages: false,
+    persistent: true,
+};
+
+/// Moves a page's worth of data with a page of the test's own.
+fn move_page(disk: &mut Frontend<'_>, kind: TransferKind, sector: u64, page: &Page) -> Status {
+    let id = disk.link().new_id();
+    let segments = [Segment::whole(page.gref())];
+    let request = Request::transfer(id, kind, Sector(sector), &segments);
+    disk.link().push(&request.expect("one segment"), Vec::new());
+    disk.answer().status
+}
+
+#[test]
+fn pages_stay_mapped_and_cost_no_hypercall() {
+    let world = World::new();
+    let guest = Guest::new(&world);
+    let disk = guest.attach("xvda", "ram:disk0");
+    assert_eq!(
+        disk.backend_node("feature-persistent").as_deref(),
+        Some("1")
+    );
+    let mut disk = disk.styled(PERSISTENT).connected();
+    disk.read(0, 88);
+    let (before, mapped) = (world.storage.stats(), world.storage.live_mappings());
+    for _ in 0..20 {
+        disk.read(0, 88);
+        disk.write(8, &[1; 4096]);
+    }
+    let stats = world.storage.stats() - before;
+    assert_eq!(
+        stats.map_calls + stats.unmap_calls + stats.copy_calls,
+        0,
+        "{stats:?}"
+    );
+    assert_eq!(world.storage.live_mappings(), mapped);
+    disk.detach();
+    world.nothing_left();
+}
+
+#[test]
+fn a_frontend_that_does_not_ask_for_it_has_its_pages_back() {
+    let world = World::new();
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvda", "ram:disk0").connected();
+    disk.read(0, 88);
+    assert_eq!(world.storage.live_mappings(), 1, "the ring");
+    disk.detach();
+    // Nor does one that asks where it is not offered.
+    let world = World::on_path(DataPath::Map);
+    let guest = Guest::new(&world);
+    let disk = guest.attach("xvda", "ram:disk0");
+    assert_eq!(
+        disk.backend_node("feature-persistent").as_deref(),
+        Some("0")
+    );
+    let mut disk = disk.styled(PERSISTENT).connected();
+    disk.read(0, 88);
+    assert_eq!(world.storage.live_mappings(), 1, "the ring");
+    disk.detach();
+    world.nothing_left();
+}
+
+#[test]
+fn more_grants_than_fit_are_exchanged() {
+    let world = World::new();
+    let mut other = Bystander::new(&world);
+    let guest = Guest::with_memory(&world, 4096);
+    let mut disk = guest
+        .attach("xvda", "ram:disk0")
+        .styled(PERSISTENT)
+        .connected();
+    let image = content(0, IMAGE_SIZE);
+    let pages: Vec<Page> = (0..1500)
+        .map(|_| disk.link().fresh_page(Access::ReadWrite))
+        .collect();
+    for round in 0..3 {
+        for (number, page) in pages.iter().enumerate() {
+            let sector = (number as u64 * 7 + round) % 248;
+            page.fill(0, &[POISON; 4096]);
+            let status = move_page(&mut disk, TransferKind::Read, sector, page);
+            assert_eq!(status, Status::Okay);
+            assert!(page.bytes() == image[sector as usize * 512..][..4096]);
+        }
+        assert!(
+            world.storage.live_mappings() <= 1024 + 8,
+            "the cache is bounded"
+        );
+        other.io();
+    }
+    pages.into_iter().for_each(|page| disk.link().recycle(page));
+    disk.detach();
+    other.leave();
+    world.nothing_left();
+}
+
+#[test]
+fn a_page_granted_for_reading_is_never_written() {
+    let world = World::new();
+    let guest = Guest::new(&world);
+    let mut disk = guest
+        .attach("xvda", "ram:disk0")
+        .styled(PERSISTENT)
+        .connected();
+    let page = disk.link().fresh_page(Access::ReadOnly);
+    page.fill(0, &[7; 4096]);
+    for _ in 0..3 {
+        assert_eq!(
+            move_page(&mut disk, TransferKind::Write, 8, &page),
+            Status::Okay
+        );
+        assert_eq!(
+            move_page(&mut disk, TransferKind::Read, 16, &page),
+            Status::Error
+        );
+        assert!(page.bytes() == [7; 4096]);
+    }
+    assert!(disk.read(8, 8) == [7; 4096]);
+    disk.link().recycle(page);
+    disk.detach();
+    world.nothing_left();
+}
+
+#[test]
+fn a_page_first_written_from_and_then_read_into() {
+    let world = World::new();
+    let guest = Guest::new(&world);
+    let mut disk = guest
+        .attach("xvda", "ram:disk0")
+        .styled(PERSISTENT)
+        .connected();
+    let page = disk.link().fresh_page(Access::ReadWrite);
+    page.fill(0, &[7; 4096]);
+    assert_eq!(
+        move_page(&mut disk, TransferKind::Write, 8, &page),
+        Status::Okay
+    );
+    assert_eq!(
+        move_page(&mut disk, TransferKind::Read, 0, &page),
+        Status::Okay
+    );
+    assert!(page.bytes() == content(0, IMAGE_SIZE)[..4096]);
+    disk.link().recycle(page);
+    disk.detach();
+    world.nothing_left();
+}
+
+#[test]
+fn grants_revoked_and_given_to_other_pages_harm_nobody_else() {
+    let world = World::new();
+    let mut other = Bystander::styled(&world, PERSISTENT);
+    let guest = Guest::new(&world);
+    let mut disk = guest
+        .attach("xvda", "ram:disk0")
+        .styled(PERSISTENT)
+        .connected();
+    for _ in 0..20 {
+        let page = disk.link().fresh_page(Access::ReadWrite);
+        assert_eq!(
+            move_page(&mut disk, TransferKind::Read, 0, &page),
+            Status::Okay
+        );
+        // The guest takes the grant by force and uses its number for another page.
+        let another = disk.domain.alloc_page();
+        let (gref, frame) = (page.gref(), disk.domain.frame_of(another));
+        disk.domain.revoke(gref);
+        let flags = bulkhead_xen::abi::grant_table::EntryFlags::PERMIT_ACCESS;
+        disk.domain.grant(gref, disk.vbd.backend, frame, flags);
+        move_page(&mut disk, TransferKind::Read, 8, &page);
+        other.io();
+        disk.link().recycle(page);
+    }
+    guest.destroy(vec![disk]);
+    other.leave();
+    world.nothing_left();
+}

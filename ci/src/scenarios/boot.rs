@@ -32,8 +32,9 @@ const END: Duration = Duration::from_secs(20);
 
 fn small_memory(lab: &Lab) -> Result<()> {
     for kind in Kind::ALL {
-        let mut storage = lab.storage(kind).memory(16).start_in_time()?;
+        let mut storage = lab.storage(kind).memory(16).start_measured()?;
         storage.shutdown(END)?;
+        storage.check_boot_time()?;
     }
     Ok(())
 }

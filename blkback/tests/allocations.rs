@@ -53,7 +53,7 @@ fn serving_takes_nothing() {
         });
         assert_eq!(reads, 0, "reads");
         let writes = taken(disk, |disk| {
-            (0..32).for_each(|n| _ = disk.link().push_write(n * 2, &[1; 88 * 512]));
+            (0..8).for_each(|n| _ = disk.link().push_write(n * 2, &[1; 88 * 512]));
         });
         assert_eq!(writes, 0, "writes of eleven pages");
         let flushes = taken(disk, |disk| {

@@ -101,13 +101,14 @@ fn force_away(disk: &mut Frontend<'_>) {
 }
 
 #[test]
-fn every_sequence_of_three_moves() {
+fn every_pair_of_moves_and_a_third() {
     let world = World::new();
     let mut other = Bystander::new(&world);
     let guest = Guest::new(&world);
-    for first in MOVES {
-        for second in MOVES {
-            for third in LAST {
+    for (at, first) in MOVES.into_iter().enumerate() {
+        for (then, second) in MOVES.into_iter().enumerate() {
+            // All three from all fourteen are as many again; random machines try those.
+            for third in [LAST[(at + then) % 6], LAST[(at * 2 + then * 3 + 1) % 6]] {
                 let mut disk = guest.attach("xvda", "ram:disk0");
                 make(&mut disk, &[Publish, first, second, third]);
                 force_away(&mut disk);
@@ -120,13 +121,14 @@ fn every_sequence_of_three_moves() {
 }
 
 #[test]
-fn every_sequence_of_three_moves_of_a_connected_frontend() {
+fn every_pair_of_moves_of_a_connected_frontend_and_a_third() {
     let world = World::new();
     let mut other = Bystander::new(&world);
     let guest = Guest::new(&world);
-    for first in MOVES {
-        for second in MOVES {
-            for third in LAST {
+    for (at, first) in MOVES.into_iter().enumerate() {
+        for (then, second) in MOVES.into_iter().enumerate() {
+            // All three from all fourteen are as many again; random machines try those.
+            for third in [LAST[(at + then) % 6], LAST[(at * 2 + then * 3 + 1) % 6]] {
                 let mut disk = guest.attach("xvda", "ram:disk0").connected();
                 make(&mut disk, &[first, second, third]);
                 force_away(&mut disk);
@@ -165,7 +167,7 @@ fn the_toolstack_interferes_at_every_point() {
     for how in 0..9 {
         for state in ["1", "3", "4", "5", "6"] {
             for connected in [false, true] {
-                for steps in 0..12 {
+                for steps in [0, 1, 2, 4, 7, 11] {
                     let mut disk = guest.attach("xvda", "ram:disk0");
                     if connected {
                         disk.connect();

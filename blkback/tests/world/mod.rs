@@ -258,6 +258,7 @@ impl World {
         });
         let setup = Setup {
             layer: Some(layer),
+            gives_back: true,
             ..Setup::on_path(data_path)
         };
         let mut world = World::with(setup);

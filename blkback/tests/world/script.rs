@@ -2,7 +2,7 @@
 //! the bytes say, and one well-behaved guest must never notice.
 
 use super::{Answer, Bystander, Frontend, Guest, LateDisks, Link, PATHS, Style, World};
-use bulkhead_ring::blkif::{Abi, SLOT_SIZE, TransferKind};
+use bulkhead_ring::blkif::{Abi, Discard, Operation, Request, SLOT_SIZE, Sector, TransferKind};
 use bulkhead_ring::{Index, RingMemory, SharedPages};
 use bulkhead_xen::sim::xenstore::toolstack::{self, Disk};
 use bulkhead_xen::{Hypervisor, PAGE_SIZE};
@@ -75,6 +75,12 @@ const VALUES: [&str; 12] = [
     "",
     "x86_32-abi",
     "rubbish",
+];
+
+const WRITES: [TransferKind; 3] = [
+    TransferKind::Write,
+    TransferKind::FlushAndWrite,
+    TransferKind::WriteBarrier,
 ];
 
 /// A guest that does as the bytes say.
@@ -220,16 +226,24 @@ fn ask(disk: &mut Frontend<'_>, script: &mut Script<'_>, bystander: &Bystander<'
     let room = link.ring.free() > 0;
     match script.byte() % 16 {
         0..5 if room => {
-            let (sector, sectors) = (script.number() % 300, 1 + script.below(100));
-            link.push_read(sector, sectors.min(80));
+            let (sector, sectors) = (script.number() % 300, 1 + script.below(200));
+            link.push_read(sector, sectors);
         }
         5..8 if room => {
             let (sector, sectors) = (script.number(), 1 + script.below(80));
-            let kind = [TransferKind::Write, TransferKind::FlushAndWrite];
-            let kind = script.pick(&kind);
+            let kind = script.pick(&WRITES);
             link.push_transfer(kind, sector, sectors, &vec![script.byte(); sectors * 512]);
         }
-        8 if room => _ = link.push_flush(),
+        8 if room && script.below(2) == 0 => _ = link.push_flush(),
+        8 if room => {
+            let discard = Discard {
+                sector: Sector(script.number()),
+                count: script.number(),
+                secure: script.below(2) == 0,
+            };
+            let request = Request::of(link.new_id(), Operation::Discard(discard));
+            link.push(&request, Vec::new());
+        }
         9 | 10 if room => {
             let mut slot: [u8; SLOT_SIZE] = std::array::from_fn(|_| script.byte());
             slot[0] %= 8;

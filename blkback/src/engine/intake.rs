@@ -1,8 +1,8 @@
 //! Taking requests off the ring: which may begin now, and which have to wait.
 
 use super::flight::{Pages, Steps};
+use super::indirect::{IndexFault, IndexPlace};
 use super::queue::Queue;
-use super::reach::{IndexFault, IndexPlace};
 use super::setup::QueueError;
 use alloc::vec::Vec;
 use bulkhead_images::{Op, Sector, Tag};

@@ -16,6 +16,11 @@ mod control;
 mod flight;
 #[allow(unsafe_code, reason = "memory that the hypervisor writes to")]
 mod index;
+#[allow(
+    unsafe_code,
+    reason = "reads guests' pages and has the hypervisor copy"
+)]
+mod indirect;
 mod intake;
 mod options;
 mod pace;

@@ -4,33 +4,26 @@
 use super::choice::{Choice, Way};
 use super::flight::{Hold, Page, PagePool, Pages};
 use super::index::IndexCopy;
+use super::indirect::{IndexPage, MOST_INDEX_PAGES};
 use super::options::DataPath;
 use super::stats::QueueStats;
 use alloc::vec::Vec;
 use bulkhead_grant::{
-    Access, Copied, CopyBatch, Direction, GrantedBytes, Held, OutOfSpace, PersistentCache, Region,
-    Window,
+    Access, CopyBatch, Direction, GrantedBytes, OutOfSpace, PersistentCache, Region, Window,
 };
 use bulkhead_images::IoSegment;
-use bulkhead_ring::blkif::{
-    BadSegment, INDIRECT_SEGMENT_SIZE, Indirect, SEGMENTS_PER_INDIRECT_PAGE,
-};
 use bulkhead_xen::{DomId, GrantStatus, Hypervisor, Instant};
-use core::fmt;
 use core::ptr::NonNull;
 
 /// How many pages stay mapped for a frontend with persistent grants, at most.
 const MOST_PERSISTENT: usize = 1024;
 /// How many of them one sweep exchanges in two hypercalls.
 const EXCHANGED: usize = 128;
-/// How many index pages one sweep fetches, at most.
-const MOST_INDEX_PAGES: usize = 32;
-
 /// A queue's ways to the pages of its frontend.
 pub struct Reach<H: Hypervisor> {
-    ways: Ways<H>,
-    index: IndexCopy,
-    index_pages: Vec<IndexPage>,
+    pub(super) ways: Ways<H>,
+    pub(super) index: IndexCopy,
+    pub(super) index_pages: Vec<IndexPage>,
     choice: Choice,
     /// How the pages of this sweep are reached, how many there are, and since when.
     way: Way,
@@ -38,7 +31,7 @@ pub struct Reach<H: Hypervisor> {
     began: Option<Instant>,
 }
 
-enum Ways<H: Hypervisor> {
+pub(super) enum Ways<H: Hypervisor> {
     /// The frontend keeps its pages granted, and we keep them mapped.
     Persistent(PersistentCache<H>),
     /// Each request has pages of its own.
@@ -47,28 +40,6 @@ enum Ways<H: Hypervisor> {
         copies: CopyBatch<H>,
         indexes: CopyBatch<H>,
     },
-}
-
-/// A page of segments that is being fetched.
-struct IndexPage {
-    fetched: Fetched,
-    start: usize,
-    count: usize,
-}
-
-enum Fetched {
-    Held(Held),
-    Copied(Copied),
-    Refused,
-}
-
-/// Where the segments of an indirect request are, once they are fetched.
-#[derive(Clone, Copy, Debug)]
-pub struct IndexPlace {
-    start: usize,
-    segments: usize,
-    first_page: usize,
-    pages: usize,
 }
 
 impl<H: Hypervisor> Reach<H> {
@@ -115,108 +86,6 @@ impl<H: Hypervisor> Reach<H> {
             Ways::Persistent(_) => MOST_PERSISTENT - MOST_INDEX_PAGES,
             Ways::PerRequest { window, .. } => window.free_slots(),
         }
-    }
-
-    /// Notes the index pages of a request to be fetched; `None` if this sweep has no room.
-    pub fn queue_index(&mut self, indirect: &Indirect) -> Option<IndexPlace> {
-        let (segments, pages) = (indirect.segments(), indirect.pages());
-        let first_page = self.index_pages.len();
-        if first_page + pages.len() > MOST_INDEX_PAGES {
-            return None;
-        }
-        let start = self.index.take(segments)?;
-        for (number, &gref) in pages.iter().enumerate() {
-            let done = number * SEGMENTS_PER_INDIRECT_PAGE;
-            let count = (segments - done).min(SEGMENTS_PER_INDIRECT_PAGE);
-            let fetched = match &mut self.ways {
-                Ways::Persistent(cache) => cache
-                    .hold(gref, Access::ReadOnly)
-                    .map_or(Fetched::Refused, Fetched::Held),
-                Ways::PerRequest { indexes, .. } => {
-                    let bytes = GrantedBytes {
-                        gref,
-                        offset: 0,
-                        len: count * INDIRECT_SEGMENT_SIZE,
-                    };
-                    let to = self.index.address(start + done);
-                    // SAFETY: room for so many segments, taken above; it is not read before the
-                    // batch has run, and lives as long as the batch.
-                    unsafe { indexes.queue(Direction::FromGranted, bytes, to) }
-                        .map_or(Fetched::Refused, Fetched::Copied)
-                }
-            };
-            self.index_pages.push(IndexPage {
-                fetched,
-                start: start + done,
-                count,
-            });
-        }
-        Some(IndexPlace {
-            start,
-            segments,
-            first_page,
-            pages: pages.len(),
-        })
-    }
-
-    /// Fetches all index pages noted: at most one hypercall.
-    pub fn fetch_indexes(&mut self) {
-        match &mut self.ways {
-            Ways::Persistent(cache) => {
-                cache.map_queued();
-                for page in &self.index_pages {
-                    if let Fetched::Held(held) = &page.fetched
-                        && let Ok(address) = cache.address(held)
-                    {
-                        // SAFETY: a mapped page, held until `clear_indexes`; a page holds so many.
-                        unsafe { self.index.copy_from(page.start, page.count, address) };
-                    }
-                }
-            }
-            Ways::PerRequest { indexes, .. } => indexes.run(),
-        }
-    }
-
-    /// Reads the segments of a request into `pages`, from the private copy, and says how many
-    /// bytes they are.
-    pub fn read_index(
-        &self,
-        place: IndexPlace,
-        pool: &mut PagePool,
-        pages: &mut Pages,
-    ) -> Result<usize, IndexFault> {
-        let fetched = &self.index_pages[place.first_page..place.first_page + place.pages];
-        for page in fetched {
-            match (&self.ways, &page.fetched) {
-                (Ways::Persistent(cache), Fetched::Held(held)) => cache.address(held).map(|_| ()),
-                (Ways::PerRequest { indexes, .. }, Fetched::Copied(copied)) => {
-                    indexes.status(copied)
-                }
-                _ => Err(GrantStatus::GENERAL_ERROR),
-            }
-            .map_err(IndexFault::Page)?;
-        }
-        let mut bytes = 0;
-        for number in place.start..place.start + place.segments {
-            let segment = self.index.segment(number).map_err(IndexFault::Segment)?;
-            let fits = pool.push(pages, segment);
-            debug_assert!(fits, "room was kept for every segment");
-            bytes += segment.len();
-        }
-        Ok(bytes)
-    }
-
-    /// Forgets the index pages of this sweep.
-    pub fn clear_indexes(&mut self) {
-        for page in self.index_pages.drain(..) {
-            if let (Ways::Persistent(cache), Fetched::Held(held)) = (&mut self.ways, page.fetched) {
-                cache.release(held);
-            }
-        }
-        if let Ways::PerRequest { indexes, .. } = &mut self.ways {
-            indexes.clear();
-        }
-        self.index.clear();
     }
 
     /// Decides how the pages of a sweep are reached. `now` is only asked where something is to be
@@ -398,23 +267,5 @@ impl<H: Hypervisor> Reach<H> {
         stats.unmap_calls.set(calls.unmaps);
         stats.copy_calls.set(copies.0);
         stats.bytes_copied.set(copies.1);
-    }
-}
-
-/// Why an indirect request's segments cannot be had.
-#[derive(Clone, Copy, Debug)]
-pub enum IndexFault {
-    /// A page that holds them cannot be read.
-    Page(GrantStatus),
-    /// One of them is no part of a page.
-    Segment(BadSegment),
-}
-
-impl fmt::Display for IndexFault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Page(status) => write!(f, "its segments cannot be read: {status}"),
-            Self::Segment(error) => error.fmt(f),
-        }
     }
 }

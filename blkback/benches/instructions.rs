@@ -1,0 +1,244 @@
+//! Instructions and allocations for each request, counted by callgrind in the simulated Xen and
+//! compared with `instructions.baseline`.
+//!
+//! ```text
+//! cargo bench -p bulkhead-blkback --bench instructions              compare; fails above +5 %
+//! cargo bench -p bulkhead-blkback --bench instructions -- --save    make a new baseline
+//! ```
+//!
+//! Counts depend on the compiler, so a baseline of another one is shown but fails nothing. They do
+//! not depend on the machine: its C library is told to use no special instructions.
+
+mod load;
+
+use load::{Case, Kind, Load, Taken, driver_domains_turn};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+/// How far a count may grow.
+const TOLERANCE: f64 = 0.05;
+
+/// Requests of one count, at least.
+const REQUESTS: u64 = 1000;
+
+/// The C library's copies are the same on every machine that way.
+const PLAIN_LIBRARY: &str = "glibc.cpu.hwcaps=-AVX,-AVX2,-AVX512F,-AVX512VL,-AVX_Fast_Unaligned_Load,\
+    -ERMS,-FSRM,-Prefer_No_VZEROUPPER";
+
+/// What a request costs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Cost {
+    instructions: f64,
+    allocations: f64,
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [flag, name, ..] = &arguments[..]
+        && flag == "--case"
+    {
+        return run_case(name);
+    }
+    match count_and_compare(arguments.iter().any(|argument| argument == "--save")) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs one case under callgrind's eyes.
+fn run_case(name: &str) -> ExitCode {
+    let case = Case::all().into_iter().find(|case| case.name() == name);
+    let Some(mut load) = Load::new(case.expect("a known case")) else {
+        println!("not offered");
+        return ExitCode::SUCCESS;
+    };
+    let mut sum = Taken::default();
+    while sum.requests < REQUESTS {
+        let taken = load.batch(driver_domains_turn);
+        sum.requests += taken.requests;
+        sum.allocations += taken.allocations;
+    }
+    println!("requests {} allocations {}", sum.requests, sum.allocations);
+    // What a machine gives back at its end is of no interest.
+    std::process::exit(0)
+}
+
+fn count_and_compare(save: bool) -> Result<bool, String> {
+    let compiler = compiler()?;
+    let mut costs = BTreeMap::new();
+    println!(
+        "{:32} {:>12} {:>11}",
+        "for each request", "instructions", "allocations"
+    );
+    for case in Case::all().into_iter().filter(is_counted) {
+        let name = case.name();
+        match count(&name)? {
+            Some(cost) => {
+                let Cost {
+                    instructions,
+                    allocations,
+                } = cost;
+                println!("{name:32} {instructions:12.1} {allocations:11.3}");
+                costs.insert(name, cost);
+            }
+            None => println!("{name:32}  not offered by the backend"),
+        }
+    }
+    if save {
+        let text = baseline_text(&compiler, &costs);
+        std::fs::write(baseline_path(), text).map_err(|error| error.to_string())?;
+        println!("saved in {}", baseline_path().display());
+        return Ok(true);
+    }
+    let text = std::fs::read_to_string(baseline_path())
+        .map_err(|error| format!("{}: {error}", baseline_path().display()))?;
+    let (made_by, baseline) = parse_baseline(&text)?;
+    let faults = compare(&baseline, &costs);
+    for fault in &faults {
+        println!("{fault}");
+    }
+    if made_by != compiler {
+        println!("the baseline was made by {made_by}, this is {compiler}: nothing fails");
+        return Ok(true);
+    }
+    Ok(faults.is_empty())
+}
+
+/// Connecting 200 disks takes long under callgrind: one kind of request has to do.
+fn is_counted(case: &Case) -> bool {
+    case.disks < 200 || case.kind == Kind::Direct
+}
+
+/// What is worse than the baseline, a line each.
+fn compare(baseline: &BTreeMap<String, Cost>, costs: &BTreeMap<String, Cost>) -> Vec<String> {
+    let mut faults = Vec::new();
+    for (name, known) in baseline {
+        let Some(cost) = costs.get(name) else {
+            faults.push(format!("{name}: in the baseline, but was not counted"));
+            continue;
+        };
+        let growth = cost.instructions / known.instructions - 1.0;
+        if growth > TOLERANCE {
+            faults.push(format!(
+                "{name}: {:.1} % more instructions than the baseline's {:.1}",
+                growth * 100.0,
+                known.instructions
+            ));
+        } else if growth < -TOLERANCE {
+            println!(
+                "{name}: {:.1} % fewer instructions than the baseline; save a new one",
+                -growth * 100.0
+            );
+        }
+        if cost.allocations > known.allocations + 0.001 {
+            faults.push(format!(
+                "{name}: {:.3} allocations for each request, {:.3} in the baseline",
+                cost.allocations, known.allocations
+            ));
+        }
+    }
+    let new = costs.keys().filter(|name| !baseline.contains_key(*name));
+    faults.extend(new.map(|name| format!("{name}: not in the baseline; save a new one")));
+    faults
+}
+
+/// Counts one case; `None` if the backend does not offer it.
+fn count(name: &str) -> Result<Option<Cost>, String> {
+    let this = std::env::current_exe().map_err(|error| error.to_string())?;
+    let file =
+        std::env::temp_dir().join(format!("bulkhead-{}-{name}.callgrind", std::process::id()));
+    let output = Command::new("valgrind")
+        .args(["--quiet", "--tool=callgrind", "--cache-sim=no"])
+        .arg("--toggle-collect=*driver_domains_turn*")
+        .arg(format!("--callgrind-out-file={}", file.display()))
+        .arg(this)
+        .args(["--case", name])
+        .env("GLIBC_TUNABLES", PLAIN_LIBRARY)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("valgrind: {error}; Debian's package valgrind has it"))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
+        return Err(format!("{name} failed under valgrind:\n{text}{errors}"));
+    }
+    let counts = std::fs::read_to_string(&file).map_err(|error| error.to_string());
+    // The file is only ours; if it cannot be removed, the system will.
+    let _ = std::fs::remove_file(&file);
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let ["requests", requests, "allocations", allocations] = words[..] else {
+        return Ok(None);
+    };
+    let number = |word: &str| {
+        word.parse::<f64>()
+            .map_err(|error| format!("{name} said {text:?}: {error}"))
+    };
+    let requests = number(requests)?;
+    Ok(Some(Cost {
+        instructions: total(&counts?)? / requests,
+        allocations: number(allocations)? / requests,
+    }))
+}
+
+/// The sum in callgrind's file.
+fn total(file: &str) -> Result<f64, String> {
+    let line = file.lines().find_map(|line| {
+        line.strip_prefix("totals:")
+            .or(line.strip_prefix("summary:"))
+    });
+    let total = line.and_then(|rest| rest.trim().parse().ok());
+    total
+        .filter(|&total: &f64| total > 0.0)
+        .ok_or_else(|| "callgrind counted nothing".to_owned())
+}
+
+fn compiler() -> Result<String, String> {
+    let program = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output = Command::new(program).arg("--version").output();
+    let output = output.map_err(|error| format!("rustc: {error}"))?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+fn baseline_path() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/instructions.baseline")
+}
+
+fn baseline_text(compiler: &str, costs: &BTreeMap<String, Cost>) -> String {
+    let mut text = format!("compiler {compiler}\n");
+    for (name, cost) in costs {
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            text,
+            "{name} {:.1} {:.3}",
+            cost.instructions, cost.allocations
+        );
+    }
+    text
+}
+
+fn parse_baseline(text: &str) -> Result<(String, BTreeMap<String, Cost>), String> {
+    let mut lines = text.lines();
+    let compiler = lines
+        .next()
+        .and_then(|line| line.strip_prefix("compiler "))
+        .ok_or("the baseline names no compiler")?;
+    let costs = lines.map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [name, instructions, allocations] = words[..] else {
+            return Err(format!("the baseline has a line {line:?}"));
+        };
+        let number = |word: &str| word.parse().map_err(|error| format!("{line:?}: {error}"));
+        let cost = Cost {
+            instructions: number(instructions)?,
+            allocations: number(allocations)?,
+        };
+        Ok((name.to_owned(), cost))
+    });
+    Ok((compiler.to_owned(), costs.collect::<Result<_, String>>()?))
+}

@@ -92,6 +92,17 @@ const DOCS: Check = Check {
     env: Some(("RUSTDOCFLAGS", "--deny warnings")),
 };
 
+const INSTRUCTIONS: Check = check(
+    "instructions",
+    &[
+        "bench",
+        "--package",
+        "bulkhead-blkback",
+        "--bench",
+        "instructions",
+    ],
+);
+
 /// How many passed and failed: checks, and the single tests in them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -107,7 +118,15 @@ pub fn run() -> Result<Counts> {
     let dir = workspace::lab().join("checks");
     fs::create_dir_all(&dir)?;
     let mut total = Counts::default();
-    for check in [FORMAT, LINTS, UNIKERNEL_LINTS, tests, DOCTESTS, DOCS] {
+    for check in [
+        FORMAT,
+        LINTS,
+        UNIKERNEL_LINTS,
+        tests,
+        DOCTESTS,
+        DOCS,
+        INSTRUCTIONS,
+    ] {
         println!("check: {}", check.name);
         let start = Instant::now();
         let log = dir.join(format!("{}.log", check.name));

@@ -41,7 +41,7 @@ pub fn some(release: Release, names: &[String], elf: Option<PathBuf>) -> Result<
 
 /// The whole test suite.
 pub fn test(release: Release) -> Result<bool> {
-    packages::ensure()?;
+    packages::ensure_for_tests()?;
     let checks = checks::run()?;
     let all = scenarios::all();
     let chosen: Vec<&Scenario> = all.iter().collect();

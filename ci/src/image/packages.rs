@@ -15,18 +15,30 @@ const NEEDED: &[(&str, &str)] = &[
     ("cc", "gcc"),
 ];
 
-/// Packages of [`NEEDED`] whose program is not here.
-pub fn missing() -> Vec<&'static str> {
-    NEEDED
+/// What only the test suite needs: it counts instructions.
+const NEEDED_BY_TESTS: &[(&str, &str)] = &[("valgrind", "valgrind")];
+
+/// Packages whose program is not here.
+fn missing(needed: &[(&str, &'static str)]) -> Vec<&'static str> {
+    needed
         .iter()
         .filter(|(program, _)| !find_program(program))
         .map(|&(_, package)| package)
         .collect()
 }
 
-/// Installs what is missing, or says the one command that would.
+/// Installs what is missing for running the lab, or says the one command that would.
 pub fn ensure() -> Result<()> {
-    let missing = missing();
+    install(NEEDED)
+}
+
+/// Installs what is missing for the test suite, or says the one command that would.
+pub fn ensure_for_tests() -> Result<()> {
+    install(&[NEEDED, NEEDED_BY_TESTS].concat())
+}
+
+fn install(needed: &[(&str, &'static str)]) -> Result<()> {
+    let missing = missing(needed);
     if missing.is_empty() {
         return Ok(());
     }
@@ -46,7 +58,7 @@ pub fn ensure() -> Result<()> {
             bail!("`{line}` failed");
         }
     }
-    let still: Vec<_> = self::missing();
+    let still = self::missing(needed);
     if !still.is_empty() {
         bail!("apt-get succeeded, but these are still missing: {still:?}");
     }

@@ -41,7 +41,7 @@ pub fn run(
         }
     }
     field.start_guests()?;
-    for round in 0..plan.rounds {
+    'rounds: for round in 0..plan.rounds {
         for contender in in_turn(&mut contenders, round) {
             if contender.failures.len() >= MOST_FAILURES {
                 continue;
@@ -62,7 +62,13 @@ pub fn run(
                 let end = field.console_end(contestant);
                 say(&format!("FAILED {contestant}: {error:#}\n{end}"));
                 contender.failures.push(format!("{error:#}"));
-                field.replace(contestant)?;
+                if let Err(error) = field.replace(contestant) {
+                    // What was measured so far is worth showing.
+                    let text = format!("and its domains could not be replaced: {error:#}");
+                    say(&text);
+                    contender.failures.push(text);
+                    break 'rounds;
+                }
             }
         }
     }

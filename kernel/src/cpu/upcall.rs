@@ -5,7 +5,8 @@
 //! lose nothing when a frame is pushed there (compiled code may keep live data in the 128 bytes
 //! below its stack pointer). Wherever in them an upcall hits, it ends at the same place: the
 //! routine returns to its caller with upcalls masked again. No event is taken here; that is done
-//! by `take_pending`, later, as an ordinary call.
+//! by `take_pending`, later, as an ordinary call. On PVH, an upcall that hits elsewhere, as only a
+//! faulty emulator delivers it, changes nothing: its handler has a stack of its own.
 
 use core::arch::global_asm;
 
@@ -19,17 +20,35 @@ global_asm!(
        ends the `hlt` at once: no wake-up is lost between looking and sleeping. */
     .globl pvh_block
 pvh_block:
+    pushq %rbp
+    movq %rsp, %rbp
+pvh_block_sleep:
     sti
     hlt
 pvh_block_end:
     cli
+    movq %rbp, %rsp
+    popq %rbp
+pvh_block_return:
     ret
 
+    /* On its own stack: see cpu::pvh. While the vCPU sleeps, rbp says all there is to know, and
+       nothing in the frame matters. Anywhere else an upcall is none: interrupts are off there.
+       But QEMU's emulation of SVM may deliver one a second time, later, whatever the flags say:
+       while this handler runs for the first one, which is then started again, or in any code
+       after that, which goes on as if nothing had happened. */
     .globl pvh_upcall
-pvh_upcall:                                 /* on its own stack: see cpu::pvh */
-    movq $pvh_block_end, (%rsp)             /* rip */
-    andq $~0x200, 16(%rsp)                  /* rflags: IF off */
-    iretq
+pvh_upcall:
+    cmpq $pvh_upcall, (%rsp)                /* rip */
+    jb 1f
+    cmpq $pvh_upcall_end, (%rsp)
+    jb pvh_block_end
+1:  cmpq $pvh_block_sleep, (%rsp)
+    jb 2f
+    cmpq $pvh_block_return, (%rsp)
+    jb pvh_block_end
+2:  iretq
+pvh_upcall_end:
 
     /* PV. rdi: this vCPU's evtchn_upcall_mask. SCHEDOP_block clears the mask and looks for
        pending events in one step (sched.h), so no wake-up is lost either. */

@@ -169,7 +169,7 @@ fn push_many(disk: &mut Frontend<'_>, segments: usize) -> RequestId {
 
 #[test]
 fn the_most_segments_are_served_and_one_more_is_an_error() {
-    for (path, _) in PATHS {
+    for (path, persistent) in PATHS {
         let setup = Setup {
             images: vec![
                 ("disk0".into(), content(0, 1 << 20)),
@@ -178,7 +178,13 @@ fn the_most_segments_are_served_and_one_more_is_an_error() {
             ..Setup::on_path(path)
         };
         let world = World::with(setup);
-        let mut disk = Guest::new(&world).attach("xvda", "ram:disk0").connected();
+        let style = Style {
+            persistent,
+            ..Style::default()
+        };
+        let guest = Guest::new(&world);
+        let disk = guest.attach("xvda", "ram:disk0");
+        let mut disk = disk.styled(style).connected();
         for (segments, expected) in [
             (1, Status::Okay),
             (256, Status::Okay),
@@ -191,6 +197,13 @@ fn the_most_segments_are_served_and_one_more_is_an_error() {
             let status = disk.answer().status;
             assert_eq!(status, expected, "{segments} segments, {path:?}");
         }
+        // Together they are more than there is room for.
+        for _ in 0..6 {
+            push_many(&mut disk, 256);
+        }
+        let answers = disk.exchange();
+        assert_eq!(answers.len(), 6);
+        assert!(answers.iter().all(|answer| answer.status == Status::Okay));
         disk.detach();
         world.nothing_left();
     }

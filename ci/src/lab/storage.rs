@@ -2,6 +2,7 @@
 
 use super::Lab;
 use super::images::{self, Image};
+use super::report::milliseconds;
 use crate::config::{Config, Kind};
 use crate::host::domain::Domain;
 use anyhow::{Context, Result, ensure};
@@ -126,18 +127,6 @@ impl<'h> Storage<'_, 'h> {
     }
 }
 
-impl Running<'_> {
-    /// Makes sure that it booted within [`BOOT_TARGET`].
-    pub fn check_boot_time(&self) -> Result<()> {
-        let boot = self.boot;
-        ensure!(
-            boot <= BOOT_TARGET,
-            "booting took {boot:?}, the target is {BOOT_TARGET:?}"
-        );
-        Ok(())
-    }
-}
-
 /// A driver domain that serves.
 #[derive(Debug)]
 pub struct Running<'h> {
@@ -147,6 +136,16 @@ pub struct Running<'h> {
 }
 
 impl Running<'_> {
+    /// The boot time as the table shows it. A busy machine makes it longer, so it is shown and never
+    /// a failure.
+    pub fn boot_figure(&self) -> String {
+        let figure = milliseconds(self.boot);
+        match self.boot <= BOOT_TARGET {
+            true => figure,
+            false => format!("{figure} (target {})", milliseconds(BOOT_TARGET)),
+        }
+    }
+
     /// Makes sure that the log holds an error which names `what`.
     pub fn expect_error(&self, start: usize, what: &str, limit: Duration) -> Result<String> {
         let line = self.wait_console_from(start, "ERROR", limit)?;

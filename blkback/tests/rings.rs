@@ -5,13 +5,15 @@ mod world;
 use bulkhead_blkback::engine::DataPath;
 use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_grant::Access;
-use bulkhead_images::testing::Layer;
 use bulkhead_ring::blkif::{
     Operation, Request, RequestId, SLOT_SIZE, Segment, Status, TransferKind,
 };
 use bulkhead_xen::GrantRef;
+use std::cell::Cell;
+use std::rc::Rc;
 use world::{
-    Bystander, Frontend, Guest, IMAGE_SIZE, PATHS, Page, Random, Setup, Style, World, content,
+    Bystander, Frontend, Guest, IMAGE_SIZE, Meanwhile, PATHS, Page, Random, Setup, Style, World,
+    content,
 };
 
 fn style(ring_pages: u32, num_ring_pages: bool) -> Style {
@@ -283,63 +285,11 @@ fn index_pages_that_lie() {
 
 #[test]
 fn an_index_page_that_changes_after_it_was_read_changes_nothing() {
-    use std::cell::RefCell;
-    use std::rc::Rc;
-    // The device plays the guest's other processor: when the first request of a sweep reaches it,
-    // all index pages are overwritten.
-    type Overwrite = Rc<RefCell<Vec<usize>>>;
-    struct Spy(std::sync::Arc<dyn bulkhead_images::BlockDevice>, SendPages);
-    struct SpyQueue(Box<dyn bulkhead_images::IoQueue>, SendPages);
-    #[derive(Clone)]
-    struct SendPages(Overwrite);
-    // SAFETY: the test has one thread.
-    unsafe impl Send for SendPages {}
-    // SAFETY: as above.
-    unsafe impl Sync for SendPages {}
-    impl SendPages {
-        fn overwrite(&self) {
-            for page in self.0.take() {
-                for byte in 0..4096 {
-                    // SAFETY: a page of the guest, which outlives the test's machine.
-                    unsafe { (page as *mut u8).add(byte).write_volatile(0xff) };
-                }
-            }
-        }
-    }
-    impl bulkhead_images::BlockDevice for Spy {
-        fn geometry(&self) -> bulkhead_images::Geometry {
-            self.0.geometry()
-        }
-        fn queue(&self) -> Box<dyn bulkhead_images::IoQueue> {
-            Box::new(SpyQueue(self.0.queue(), self.1.clone()))
-        }
-    }
-    impl bulkhead_images::IoQueue for SpyQueue {
-        fn submit(
-            &mut self,
-            tag: bulkhead_images::Tag,
-            io: bulkhead_images::Io<'_>,
-        ) -> bulkhead_images::Submitted {
-            self.1.overwrite();
-            self.0.submit(tag, io)
-        }
-        fn complete(
-            &mut self,
-            sink: &mut dyn FnMut(bulkhead_images::Tag, Result<(), bulkhead_images::IoError>),
-        ) {
-            self.0.complete(sink);
-        }
-        fn wake_on_completion(&mut self, waker: &std::task::Waker) {
-            self.0.wake_on_completion(waker);
-        }
-    }
+    // When the first request of a sweep reaches the device, all index pages are overwritten.
     for (path, persistent) in [(DataPath::Auto, true), (DataPath::Map, false)] {
-        let pages = Overwrite::default();
-        let spied = pages.clone();
-        let layer =
-            Layer::new(move |device, _| std::sync::Arc::new(Spy(device, SendPages(spied.clone()))));
+        let meanwhile = Meanwhile::default();
         let setup = Setup {
-            layer: Some(layer),
+            layer: Some(meanwhile.layer("xvda")),
             ..Setup::on_path(path)
         };
         let world = World::with(setup);
@@ -351,8 +301,19 @@ fn an_index_page_that_changes_after_it_was_read_changes_nothing() {
         let mut disk = guest.attach("xvda", "ram:disk0").styled(style).connected();
         let first = disk.link().push_read(0, 100);
         let second = disk.link().push_read(100, 100);
-        pages.replace(disk.link().index_addresses());
-        assert_eq!(pages.borrow().len(), 2);
+        let index = disk.link().index_addresses();
+        assert_eq!(index.len(), 2);
+        let overwritten = Rc::new(Cell::new(false));
+        let told = overwritten.clone();
+        meanwhile.set(move || {
+            for page in &index {
+                for byte in 0..4096 {
+                    // SAFETY: a page of the guest, which is there as long as the machine.
+                    unsafe { (*page as *mut u8).add(byte).write_volatile(0xff) };
+                }
+            }
+            told.set(true);
+        });
         let image = content(0, IMAGE_SIZE);
         for answer in disk.exchange() {
             assert_eq!(answer.status, Status::Okay);
@@ -360,7 +321,8 @@ fn an_index_page_that_changes_after_it_was_read_changes_nothing() {
             assert!(answer.id == first || answer.id == second);
             assert!(answer.data == image[from..from + 100 * 512]);
         }
-        assert!(pages.borrow().is_empty(), "they were overwritten");
+        assert!(overwritten.get());
+        meanwhile.end();
         disk.detach();
         world.nothing_left();
     }

@@ -22,6 +22,7 @@ mod link;
 mod ramdisk;
 mod random;
 mod script;
+mod spy;
 mod watchdog;
 
 pub use allocator::{allocations, bytes_in_use};
@@ -33,6 +34,7 @@ pub use link::{Link, Style};
 pub use ramdisk::{archive_of, content};
 pub use random::Random;
 pub use script::play;
+pub use spy::Meanwhile;
 
 use bulkhead_blkback::Backend;
 use bulkhead_blkback::engine::{DataPath, Options};

@@ -10,7 +10,7 @@
 //!       connection: one engine queue for each ring that the frontend published
 //! ```
 //!
-//! Read next: [`decision`] for the rules of the state machine, [`lifecycle`] for what is done.
+//! Read next: [`decision`] for the rules of the state machine, `lifecycle` for what is done.
 
 pub mod config;
 mod connection;

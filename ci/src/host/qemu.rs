@@ -30,7 +30,7 @@ impl Default for Machine {
         Self {
             // An AMD processor before AVX and XSAVE, with nested paging but without RDTSCP, SMAP, SMEP
             // and ERMS. The README says what each of them breaks or distorts.
-            cpu: "Opteron_G3,+svm,+npt,-rdtscp".to_owned(),
+            cpu: "Opteron_G3,+svm,+npt,-rdtscp,-misalignsse".to_owned(),
             threads: "multi".to_owned(),
             processors: 2,
             memory: 4096,

@@ -137,10 +137,9 @@ impl<'a> Runner<'a> {
             .and_then(|()| self.ensure_host(scenario))
         {
             let kept = self.keep_boot_logs(&dir);
-            let emulator_faults = vec![format!(
-                "the host did not boot: {}",
-                tail(&format!("{error:#}"), 1)
-            )];
+            let cause = error.root_cause().to_string();
+            let cause = cause.lines().next().unwrap_or_default();
+            let emulator_faults = vec![format!("the host did not boot: {cause}")];
             let error = Some(format!("{error:#}\nlogs: {}", kept.display()));
             return Attempt {
                 error,

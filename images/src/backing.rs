@@ -6,13 +6,13 @@ use crate::io::IoError;
 use crate::memory::ImageMemory;
 use crate::presence::{Count, Visitor, announce};
 use crate::segment::IoSegment;
+use crate::watchers::Watchers;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_xen::{PAGE_SIZE, PageSupply};
 use core::fmt;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
-use core::task::Waker;
 use spin::Mutex;
 
 /// How many pages are discarded at a time, so that nobody waits long for the lock.
@@ -29,8 +29,8 @@ pub(crate) struct Backing {
     released: Count,
     supply: Option<Arc<dyn PageSupply>>,
     gate: Mutex<Gate>,
-    /// Who wants to know when the image has grown, by the number they got.
-    watchers: Mutex<Watchers>,
+    /// Who wants to know when the image has grown.
+    pub(crate) watchers: Watchers,
 }
 
 /// What the image's lock guards, besides what is noted as released.
@@ -46,12 +46,6 @@ struct Registered {
     visitor: Arc<Visitor>,
     /// The visit that the slice waits for.
     awaited: Option<usize>,
-}
-
-#[derive(Default)]
-struct Watchers {
-    last: u64,
-    waiting: Vec<(u64, Waker)>,
 }
 
 /// A part of a discard: its pages are noted as released and may be in use. To be given to
@@ -84,11 +78,11 @@ impl Backing {
     pub(crate) fn new(memory: ImageMemory) -> Backing {
         Backing {
             len: AtomicUsize::new(memory.len()),
-            extents: Extent::new(0, memory, false),
+            extents: Extent::first(memory),
             released: Count::new(),
             supply: None,
             gate: Mutex::default(),
-            watchers: Mutex::default(),
+            watchers: Watchers::default(),
         }
     }
 
@@ -358,38 +352,13 @@ impl Backing {
         let supply = self.supply.as_ref().ok_or(CannotGrow::NoMemory)?;
         // The pages go on where they would if the last extent were longer: one alignment for all.
         let skip = self.extents.last().end_in_page();
-        let memory = ImageMemory::take(&**supply, skip, new - old).ok_or(CannotGrow::NoMemory)?;
-        self.extents.append(Extent::new(old, memory, true));
+        let end = skip.checked_add(new - old).ok_or(CannotGrow::NoMemory)?;
+        let memory = ImageMemory::take(&**supply, end).ok_or(CannotGrow::NoMemory)?;
+        self.extents.append(Extent::added(old, memory, skip..end));
         self.len.store(new, Ordering::Release);
         drop(gate);
-        let waiting = core::mem::take(&mut self.watchers.lock().waiting);
-        for (_, waker) in waiting {
-            waker.wake();
-        }
+        self.watchers.wake();
         Ok(old)
-    }
-
-    /// A number for somebody who may want to know when the image has grown; to be given up with
-    /// [`unwatch`](Self::unwatch).
-    pub(crate) fn watcher(&self) -> u64 {
-        let mut watchers = self.watchers.lock();
-        watchers.last += 1;
-        watchers.last
-    }
-
-    /// Wakes `waker` once, when the image has grown. It takes the place of an earlier one.
-    pub(crate) fn watch(&self, number: u64, waker: &Waker) {
-        let waiting = &mut self.watchers.lock().waiting;
-        match waiting.iter_mut().find(|(other, _)| *other == number) {
-            Some((_, other)) => other.clone_from(waker),
-            None => waiting.push((number, waker.clone())),
-        }
-    }
-
-    /// Nobody with that number is to be woken any more.
-    pub(crate) fn unwatch(&self, number: u64) {
-        let waiting = &mut self.watchers.lock().waiting;
-        waiting.retain(|(other, _)| *other != number);
     }
 }
 

@@ -4,15 +4,19 @@ use crate::memory::ImageMemory;
 use crate::presence::Released;
 use alloc::boxed::Box;
 use bulkhead_xen::PAGE_SIZE;
+use core::ops::Range;
 use spin::Once;
 
-/// One piece of an image's memory. The first is where the image was found; each growth adds one.
+/// One piece of an image's memory. The first is where the image was found, among other things in
+/// the ramdisk; each growth adds one, of whole pages that nobody else uses a part of.
 #[derive(Debug)]
 pub(crate) struct Extent {
     /// The image's byte that it starts with.
     start: usize,
     pub(crate) memory: ImageMemory,
-    /// Of the pages that lie in it as a whole.
+    /// Which bytes of the memory are the image's.
+    bytes: Range<usize>,
+    /// Of the pages that lie in the memory as a whole.
     pub(crate) released: Released,
     next: Once<Box<Extent>>,
 }
@@ -21,25 +25,33 @@ pub(crate) struct Extent {
 #[derive(Clone, Copy)]
 pub(crate) struct Piece<'a> {
     pub(crate) extent: &'a Extent,
-    /// Where in the extent.
+    /// Where in the extent's memory.
     pub(crate) offset: usize,
     pub(crate) len: usize,
-    /// The page's number, if the extent has all of it.
+    /// The page's number, if the extent's memory has all of it.
     pub(crate) page: Option<usize>,
 }
 
 impl Extent {
-    /// The image's bytes from `start` on. Its pages can be released if `in_pages`.
-    pub(crate) fn new(start: usize, memory: ImageMemory, in_pages: bool) -> Extent {
-        let mut extent = Extent {
-            start,
+    /// An image's first bytes, or all: all of `memory`. No page of it can be released yet.
+    pub(crate) fn first(memory: ImageMemory) -> Extent {
+        Extent {
+            start: 0,
+            bytes: 0..memory.len(),
             memory,
             released: Released::none_of(0),
             next: Once::new(),
-        };
-        if in_pages {
-            extent.divide();
         }
+    }
+
+    /// The image's bytes from `start` on, which `memory` holds in these of its own.
+    pub(crate) fn added(start: usize, memory: ImageMemory, bytes: Range<usize>) -> Extent {
+        let mut extent = Extent {
+            start,
+            bytes,
+            ..Extent::first(memory)
+        };
+        extent.divide();
         extent
     }
 
@@ -54,9 +66,9 @@ impl Extent {
         self.memory.address().wrapping_neg() % PAGE_SIZE
     }
 
-    /// Bytes of its last page that it has, if the page is not whole.
+    /// How far into a page the image's last byte reaches; 0 if to its end.
     pub(crate) fn end_in_page(&self) -> usize {
-        (self.memory.address() + self.memory.len()) % PAGE_SIZE
+        (self.memory.address() + self.bytes.end) % PAGE_SIZE
     }
 
     /// Where a whole page starts.
@@ -84,9 +96,9 @@ impl Extent {
         while let Some(next) = extent.next.get().filter(|next| next.start <= offset) {
             extent = next;
         }
-        let offset = offset - extent.start;
+        let offset = offset - extent.start + extent.bytes.start;
         let in_page = (extent.memory.address() + offset) % PAGE_SIZE;
-        let left = extent.memory.len() - offset;
+        let left = extent.bytes.end - offset;
         let page = offset.checked_sub(extent.head());
         Piece {
             extent,
@@ -122,9 +134,16 @@ impl Piece<'_> {
             .is_some_and(|page| self.extent.released.is_gone(page))
     }
 
-    /// True if it is a whole page that can be released.
+    /// True if it is all that the image has in a page that can be released: nobody has anything in
+    /// the rest of it.
     pub(crate) fn is_whole_page(&self) -> bool {
-        self.page.is_some() && self.len == PAGE_SIZE
+        self.page.is_some_and(|page| {
+            let bytes = &self.extent.bytes;
+            let start = self.extent.page_offset(page);
+            let first = start.max(bytes.start);
+            let end = (start + PAGE_SIZE).min(bytes.end);
+            self.offset == first && self.offset + self.len == end
+        })
     }
 }
 

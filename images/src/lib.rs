@@ -68,6 +68,7 @@ mod sync;
 pub mod target;
 #[cfg(feature = "test-support")]
 pub mod testing;
+mod watchers;
 
 pub use catalog::{Catalog, OpenError};
 pub use device::{BlockDevice, DiscardLimits, Geometry, IoQueue, SectorSize};

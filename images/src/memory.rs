@@ -93,12 +93,12 @@ impl ImageMemory {
         unsafe { guest_memory::zero(to.as_ptr(), len) }
     }
 
-    /// Memory that nobody uses: `len` zeros, the first of them `skip` bytes into its page.
-    pub(crate) fn take(supply: &dyn PageSupply, skip: usize, len: usize) -> Option<ImageMemory> {
-        let pages = skip.checked_add(len)?.div_ceil(PAGE_SIZE);
+    /// Whole pages that nobody uses, all zeros, with room for so many bytes.
+    pub(crate) fn take(supply: &dyn PageSupply, bytes: usize) -> Option<ImageMemory> {
+        let pages = bytes.div_ceil(PAGE_SIZE);
         let first = supply.allocate(pages)?;
-        // SAFETY: `skip` lies within what was allocated, which is ours from here on, for ever.
-        Some(unsafe { ImageMemory::new(first.add(skip), len) })
+        // SAFETY: just allocated, so ours from here on, for ever.
+        Some(unsafe { ImageMemory::new(first, pages * PAGE_SIZE) })
     }
 
     /// Gives pages back to Xen, the first of which begins at `offset`. Answers how many of them,

@@ -53,7 +53,7 @@ impl RamImage {
         lease: Option<Lease>,
     ) -> RamImage {
         RamImage(Arc::new(Image {
-            watcher: backing.watcher(),
+            watcher: backing.watchers.number(),
             backing,
             sector_size,
             physical_sector_size,
@@ -91,7 +91,7 @@ impl BlockDevice for RamImage {
     }
 
     fn on_change(&self, waker: &Waker) {
-        self.0.backing.watch(self.0.watcher, waker);
+        self.0.backing.watchers.watch(self.0.watcher, waker);
     }
 }
 
@@ -240,7 +240,7 @@ impl Drop for Queue {
 
 impl Drop for Image {
     fn drop(&mut self) {
-        self.backing.unwatch(self.watcher);
+        self.backing.watchers.forget(self.watcher);
     }
 }
 

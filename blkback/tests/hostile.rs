@@ -11,16 +11,6 @@ use std::rc::Rc;
 use std::time::Duration;
 use world::{Bystander, Frontend, Guest, IMAGE_SIZE, Link, Meanwhile, Setup, World, content};
 
-/// Lets xenstored answer one request at a time, `turns` times.
-fn slowly(world: &World, turns: usize) {
-    world.sim.store().faults.requests_per_step = Some(1);
-    for _ in 0..turns {
-        world.step(true);
-        world.step(false);
-    }
-    world.sim.store().faults.requests_per_step = None;
-}
-
 /// Whatever happened to a disk, libxl takes it away.
 fn force_away(mut disk: Frontend<'_>) {
     let world = disk.world;
@@ -46,7 +36,7 @@ fn nodes_that_vanish_between_two_reads() {
             disk.prepare();
             disk.publish();
             disk.say(XenbusState::Initialised);
-            slowly(&world, turns);
+            world.slowly(turns);
             disk.remove_node(node);
             force_away(disk);
         }
@@ -67,7 +57,7 @@ fn nodes_that_are_closed_to_the_backend_between_two_reads() {
             disk.prepare();
             disk.publish();
             disk.say(XenbusState::Initialised);
-            slowly(&world, turns);
+            world.slowly(turns);
             let path = disk.vbd.frontend_path() + node;
             let id = guest.domain.id();
             let mut store = world.sim.store();
@@ -94,7 +84,7 @@ fn the_backends_directory_vanishes_at_every_point() {
         disk.prepare();
         disk.publish();
         disk.say(XenbusState::Initialised);
-        slowly(&world, turns);
+        world.slowly(turns);
         toolstack::finish_detach(&mut world.sim.store(), &disk.vbd);
         world.wait(Duration::from_secs(1));
         assert_eq!(disk.backend(), None, "nobody makes it again");
@@ -199,7 +189,7 @@ fn a_xenstored_that_is_slow_and_full_of_conflicts_loses_no_disk() {
         for (number, guest) in guests.iter().enumerate() {
             let disk = toolstack::Disk::new(&format!("ram:disk{number}"));
             disks.push(guest.attach_unseen("xvda", &disk));
-            slowly(&world, round);
+            world.slowly(round);
         }
         world.run();
         for disk in &mut disks {
@@ -207,7 +197,7 @@ fn a_xenstored_that_is_slow_and_full_of_conflicts_loses_no_disk() {
             disk.prepare();
             disk.publish();
             disk.say(XenbusState::Initialised);
-            slowly(&world, round);
+            world.slowly(round);
         }
         world.sim.store().faults.conflicts = 40;
         world.run();
@@ -219,7 +209,7 @@ fn a_xenstored_that_is_slow_and_full_of_conflicts_loses_no_disk() {
             toolstack::request_detach(&mut world.sim.store(), &disk.vbd);
             disk.say(XenbusState::Closing);
         }
-        slowly(&world, round);
+        world.slowly(round);
         world.sim.store().faults.conflicts = 40;
         for disk in &mut disks {
             disk.say(XenbusState::Closed);

@@ -6,7 +6,8 @@ use alloc::string::String;
 use bulkhead_images::Access;
 use core::fmt;
 
-/// The nodes of a backend directory that describe the disk.
+/// The nodes of a backend directory that describe the disk. Nobody changes them while the disk is
+/// there: where they differ from what they were, the toolstack has made the directory anew.
 pub const CONFIG_NODES: [&str; 6] = [
     "frontend",
     "params",

@@ -111,7 +111,7 @@ pub async fn read_published(
 /// Reads the named nodes below `path`, as far as they are there, all in flight at once.
 pub async fn read_into<N: Into<String>>(
     nodes: &mut Nodes,
-    store: &xenstore::Client,
+    store: &xenstore::Nodes,
     path: &str,
     names: impl IntoIterator<Item = N>,
 ) -> Result<(), xenstore::Error> {

@@ -1,8 +1,11 @@
 //! The end of a disk: what is left to do when it has given back everything, until the toolstack
 //! has what it waits for.
 
+use super::config::CONFIG_NODES;
+use super::connection::read_into;
 use super::identity::VbdId;
 use super::problem::Problem;
+use super::published::Nodes;
 use super::state::XenbusState;
 use crate::backend::Backend;
 use alloc::format;
@@ -35,10 +38,11 @@ pub async fn finish<H: Hypervisor>(
             remove(backend, id, &path).await?;
         }
         End::Remove => remove(backend, id, &path).await?,
-        End::Refuse(problem) => {
+        End::Refuse(problem, refused) => {
             report(backend, id, &problem).await;
-            // Without its directory the toolstack gives up at once instead of waiting.
-            backend.store.remove(&path).await?;
+            if !remove_refused(backend, &path, &refused).await? {
+                changed.raise();
+            }
         }
         End::StartOver => changed.raise(),
         End::Abandon => log::info!("vbd {id}: removed by the toolstack"),
@@ -95,6 +99,32 @@ async fn remove<H: Hypervisor>(backend: &Backend<H>, id: VbdId, path: &str) -> R
     Ok(())
 }
 
+/// Removes the directory of a disk that was refused: without it the toolstack gives up at once
+/// instead of waiting. Answers false if the directory is another disk's by now.
+async fn remove_refused<H: Hypervisor>(
+    backend: &Backend<H>,
+    path: &str,
+    refused: &Nodes,
+) -> Result<bool, Error> {
+    backend
+        .store
+        .transaction(async |tx: &Transaction| {
+            let ours = describes(tx, path, refused).await?;
+            if ours {
+                tx.remove(path).await?;
+            }
+            Ok(ours)
+        })
+        .await
+}
+
+/// Whether the directory still describes the disk that it described when `nodes` were read.
+pub async fn describes(tx: &Transaction, path: &str, nodes: &Nodes) -> Result<bool, Error> {
+    let mut now = Nodes::new();
+    read_into(&mut now, tx, path, CONFIG_NODES).await?;
+    Ok(now == *nodes)
+}
+
 /// Says where we are, unless the toolstack has removed the directory, which writing would make
 /// again, or has made it anew, which is the next disk's to answer.
 pub async fn set_state<H: Hypervisor>(
@@ -117,8 +147,8 @@ pub async fn set_state<H: Hypervisor>(
 
 /// How a disk ends.
 pub enum End {
-    /// It was never served.
-    Refuse(Problem),
+    /// It was never served. What the toolstack wrote about it comes with the reason.
+    Refuse(Problem, Nodes),
     /// Its frontend is gone; the toolstack has yet to take it away.
     Release,
     /// Its directory is ours to remove.

@@ -3,7 +3,7 @@
 use super::config::{CONFIG_NODES, VbdConfig};
 use super::connection::{Connection, read_into, read_published};
 use super::decision::{Observed, Phase, Step, decide};
-use super::ending::{End, finish, report, set_state};
+use super::ending::{End, describes, finish, report, set_state};
 use super::features::{self, NodeValues};
 use super::identity::VbdId;
 use super::problem::Problem;
@@ -33,10 +33,16 @@ pub async fn live<H: Hypervisor>(backend: &Rc<Backend<H>>, id: VbdId, changed: &
         // An event of a removal, or a directory that is still being made.
         _ => return,
     }
-    let outcome = match Vbd::open(backend, id, changed).await {
+    let mut nodes = Nodes::new();
+    let read = read_into(&mut nodes, &backend.store, &path, CONFIG_NODES).await;
+    let opened = match read {
+        Ok(()) => Vbd::open(backend, id, &nodes, changed).await,
+        Err(error) => Err(error.into()),
+    };
+    let outcome = match opened {
         // The image is free again before the toolstack can see that the disk is gone.
         Ok(vbd) => vbd.run(changed).await,
-        Err(problem) => Ok(End::Refuse(problem)),
+        Err(problem) => Ok(End::Refuse(problem, nodes)),
     };
     let outcome = match outcome {
         Ok(end) => finish(backend, id, end, changed).await,
@@ -51,6 +57,8 @@ struct Vbd<'a, H: Hypervisor> {
     backend: &'a Rc<Backend<H>>,
     id: VbdId,
     path: String,
+    /// What the toolstack wrote, and what it means.
+    nodes: Nodes,
     config: VbdConfig,
     device: Arc<dyn BlockDevice>,
     _following: Following,
@@ -72,12 +80,10 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
     async fn open(
         backend: &'a Rc<Backend<H>>,
         id: VbdId,
+        nodes: &Nodes,
         changed: &Signal,
     ) -> Result<Self, Problem> {
-        let path = id.backend_path();
-        let mut nodes = Nodes::new();
-        read_into(&mut nodes, &backend.store, &path, CONFIG_NODES).await?;
-        let config = VbdConfig::parse(&nodes)?;
+        let config = VbdConfig::parse(nodes)?;
         let target: Target = config.target.parse()?;
         let owner = format!("vbd {id}");
         let device = backend.catalog.open(&target, config.access, &owner)?;
@@ -89,7 +95,8 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         let vbd = Vbd {
             backend,
             id,
-            path,
+            path: id.backend_path(),
+            nodes: nodes.clone(),
             config,
             device,
             _following: following,
@@ -234,10 +241,9 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
             .store
             .transaction(async |tx: &Transaction| {
                 let own = tx.read_optional(format!("{path}/state")).await?;
-                let target = tx.read_optional(format!("{path}/params")).await?;
                 if own.is_none()
                     || XenbusState::parse(own.as_deref()) != from
-                    || target.as_ref() != Some(&self.config.target)
+                    || !describes(tx, path, &self.nodes).await?
                 {
                     return Ok(());
                 }

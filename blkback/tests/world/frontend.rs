@@ -43,8 +43,12 @@ impl<'w> Frontend<'w> {
 
     /// A node of the backend's directory.
     pub fn backend_node(&self, name: &str) -> Option<String> {
-        let path = format!("{}/{name}", self.vbd.backend_path());
-        self.world.read(&path)
+        self.world.read(&self.backend_path(name))
+    }
+
+    /// Where a node of the backend's directory is.
+    pub fn backend_path(&self, name: &str) -> String {
+        format!("{}/{name}", self.vbd.backend_path())
     }
 
     /// Writes a node of its own directory.

@@ -38,6 +38,7 @@ pub use spy::Meanwhile;
 
 use bulkhead_blkback::Backend;
 use bulkhead_blkback::engine::{DataPath, Options};
+use bulkhead_blkback::operator::grow_on_request;
 use bulkhead_executor::Executor;
 use bulkhead_grant::Region;
 use bulkhead_images::Catalog;
@@ -211,6 +212,11 @@ impl World {
             catalog,
             setup.options,
         );
+        let growing = backend.clone();
+        handle.spawn(async move {
+            let Err(error) = grow_on_request(&growing).await;
+            log::error!("images cannot be grown any more: {error}");
+        });
         let (serving, ended) = (backend.clone(), Rc::new(Cell::new(false)));
         let end = ended.clone();
         handle.spawn(async move {
@@ -237,6 +243,14 @@ impl World {
         world.run();
         world.before = world.held();
         world
+    }
+
+    /// A machine whose images give memory back to Xen when a guest discards.
+    pub fn with_discards() -> World {
+        World::with(Setup {
+            gives_back: true,
+            ..Setup::default()
+        })
     }
 
     /// A machine where what is asked of every disk named `xvdd` is held back until the test lets
@@ -293,6 +307,16 @@ impl World {
         }
     }
 
+    /// Lets xenstored answer one request at a time, `turns` times.
+    pub fn slowly(&self, turns: usize) {
+        let usual = self.sim.store().faults.requests_per_step.replace(1);
+        for _ in 0..turns {
+            self.step(true);
+            self.step(false);
+        }
+        self.sim.store().faults.requests_per_step = usual;
+    }
+
     /// Lets time pass, and everyone do what there is to do meanwhile.
     pub fn wait(&self, span: Duration) {
         let end = self.sim.now() + span;
@@ -317,6 +341,17 @@ impl World {
     /// A node, as dom0 reads it.
     pub fn read(&self, path: &str) -> Option<String> {
         self.sim.store().read(path)
+    }
+
+    /// Writes a node as an operator in dom0 does, and lets everyone see it.
+    pub fn write(&self, path: &str, value: &str) {
+        self.sim.store().write(path, value);
+        self.run();
+    }
+
+    /// A node of the driver domain's own directory.
+    pub fn own_path(&self, node: &str) -> String {
+        format!("/local/domain/{}/{node}", self.storage.id())
     }
 
     /// What the operator finds about a disk in the driver domain's error node.

@@ -4,15 +4,7 @@ mod world;
 
 use bulkhead_ring::blkif::{Discard, Operation, Request, Sector, Status};
 use bulkhead_xen::sim::xenstore::toolstack::Disk;
-use world::{Bystander, Frontend, Guest, IMAGE_SIZE, SECTORS, Setup, World, content};
-
-fn world() -> World {
-    let setup = Setup {
-        gives_back: true,
-        ..Setup::default()
-    };
-    World::with(setup)
-}
+use world::{Bystander, Frontend, Guest, IMAGE_SIZE, SECTORS, World, content};
 
 fn discard(disk: &mut Frontend<'_>, sector: u64, count: u64, secure: bool) -> Status {
     let id = disk.link().new_id();
@@ -28,13 +20,18 @@ fn discard(disk: &mut Frontend<'_>, sector: u64, count: u64, secure: bool) -> St
 
 #[test]
 fn what_was_discarded_reads_as_zeros_and_is_xens_again() {
-    let world = world();
+    let world = World::with_discards();
     let mut other = Bystander::new(&world);
     let guest = Guest::new(&world);
     let disk = guest.attach("xvda", "ram:disk0");
     assert_eq!(disk.backend_node("feature-discard").as_deref(), Some("1"));
-    for node in ["discard-granularity", "discard-alignment", "discard-secure"] {
-        assert!(disk.backend_node(node).is_some(), "{node}");
+    // The archive's header is 512 bytes, so the image's first whole page begins at its byte 3584.
+    for (node, expected) in [
+        ("discard-granularity", "4096"),
+        ("discard-alignment", "3584"),
+        ("discard-secure", "1"),
+    ] {
+        assert_eq!(disk.backend_node(node).as_deref(), Some(expected), "{node}");
     }
     let mut disk = disk.connected();
     let image = content(0, IMAGE_SIZE);
@@ -51,14 +48,37 @@ fn what_was_discarded_reads_as_zeros_and_is_xens_again() {
     assert!(disk.read(58, 8) == [0; 4096]);
     assert_eq!(discard(&mut disk, 0, SECTORS, true), Status::Okay);
     assert!(disk.read(0, 256) == [0; IMAGE_SIZE]);
+    let stats = world.storage.stats();
+    assert_eq!(stats.pages_released_uncleared, 0, "nobody else sees a byte");
     disk.detach();
     other.leave();
     world.nothing_left();
 }
 
 #[test]
+fn a_secure_discard_leaves_nothing_of_what_was_there() {
+    // Whole pages go back to Xen, parts of pages stay: both are cleared first.
+    for (sector, count) in [(7, 8), (0, SECTORS), (9, 3), (200, 17)] {
+        let world = World::with_discards();
+        let guest = Guest::new(&world);
+        let mut disk = guest.attach("xvda", "ram:disk0").connected();
+        assert_eq!(discard(&mut disk, sector, count, true), Status::Okay);
+        let mut expected = content(0, IMAGE_SIZE);
+        expected[sector as usize * 512..][..count as usize * 512].fill(0);
+        assert!(disk.read(0, 256) == expected, "{count} at {sector}");
+        assert_eq!(world.storage.stats().pages_released_uncleared, 0);
+        disk.detach();
+        // Nor does the next one who attaches the image find it.
+        let mut disk = guest.attach("xvda", "ram:disk0").connected();
+        assert!(disk.read(0, 256) == expected);
+        disk.detach();
+        world.nothing_left();
+    }
+}
+
+#[test]
 fn discards_that_lie() {
-    let world = world();
+    let world = World::with_discards();
     let mut other = Bystander::new(&world);
     let guest = Guest::new(&world);
     let mut disk = guest.attach("xvda", "ram:disk0").connected();
@@ -84,7 +104,7 @@ fn discards_that_lie() {
 
 #[test]
 fn a_disk_attached_without_discard_does_not_offer_it() {
-    let world = world();
+    let world = World::with_discards();
     let guest = Guest::new(&world);
     let without = Disk {
         discard: false,
@@ -105,7 +125,7 @@ fn a_disk_attached_without_discard_does_not_offer_it() {
 
 #[test]
 fn reads_writes_and_discards_in_one_sweep() {
-    let world = world();
+    let world = World::with_discards();
     let guest = Guest::new(&world);
     let mut disk = guest.attach("xvda", "ram:disk0").connected();
     for round in 0..20 {

@@ -58,6 +58,9 @@ counters! {
         wake_calls,
         /// `XENMEM_decrease_reservation` hypercalls.
         release_calls,
+        /// Pages given back with something other than zeros in them, which Xen may show to their
+        /// next owner.
+        pages_released_uncleared,
         /// `XENMEM_populate_physmap` hypercalls.
         populate_calls,
     }

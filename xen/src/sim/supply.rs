@@ -74,6 +74,15 @@ impl World {
             let violation = Violation::FreedWhileShared { domain, frame };
             self.violations.push(violation);
         }
+        let page = std::ptr::with_exposed_provenance::<[u64; PAGE_SIZE / 8]>(address);
+        // SAFETY: a page of the domain's own memory, which is mapped until the machine releases it
+        // and which its owner does not use any more.
+        let content = unsafe { page.read_volatile() };
+        if content.iter().any(|&word| word != 0)
+            && let Some(domain) = self.domain_mut(id)
+        {
+            domain.stats.pages_released_uncleared += 1;
+        }
         self.machine.release(address, frame);
         Ok(())
     }

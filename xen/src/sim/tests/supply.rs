@@ -61,6 +61,20 @@ fn a_domain_gets_no_more_than_its_limit() {
 }
 
 #[test]
+fn what_is_left_in_a_released_page_is_noticed() {
+    let (sim, domain) = domain();
+    let door = domain.door();
+    let first = door.allocate(3).unwrap();
+    // SAFETY: own pages, touched only while they are there.
+    unsafe {
+        page(first, 1).add(PAGE_SIZE - 1).write_volatile(1);
+        assert_eq!(door.release(first, 3), 3);
+    }
+    assert_eq!(domain.stats().pages_released_uncleared, 1);
+    sim.assert_no_violations();
+}
+
+#[test]
 fn calls_can_be_made_to_fail() {
     let (sim, domain) = domain();
     let door = domain.door();

@@ -123,17 +123,38 @@ fn a_read_only_disk_says_so_and_is_shared() {
 }
 
 #[test]
-fn a_cdrom_is_shown_as_one() {
+fn cdroms_removable_and_read_only_disks_are_shown_as_what_they_are() {
+    // `VDISK_CDROM` is 1, `VDISK_REMOVABLE` 2, `VDISK_READONLY` 4 (io/blkif.h).
     let world = World::new();
     let guest = Guest::new(&world);
-    let cdrom = Disk {
-        cdrom: true,
-        removable: true,
-        ..Disk::read_only("ram:disk0")
-    };
-    let disk = guest.attach_as("xvdc", &cdrom).connected();
-    assert_eq!(disk.backend_node("info").as_deref(), Some("7"));
-    disk.detach();
+    for (cdrom, removable, read_only, info) in [
+        (false, false, false, "0"),
+        (false, false, true, "4"),
+        (false, true, false, "2"),
+        (false, true, true, "6"),
+        (true, true, true, "7"),
+        (true, true, false, "3"),
+        // Whatever the toolstack says, the medium of a CD-ROM drive can be taken out.
+        (true, false, true, "7"),
+    ] {
+        let shown = Disk {
+            cdrom,
+            removable,
+            read_only,
+            ..Disk::new("ram:disk0")
+        };
+        let mut disk = guest.attach_as("xvdc", &shown).connected();
+        assert_eq!(
+            disk.backend_node("info").as_deref(),
+            Some(info),
+            "{shown:?}"
+        );
+        assert!(disk.read(0, 8) == content(0, IMAGE_SIZE)[..4096]);
+        let data = &content(0, 4096);
+        let written = disk.transfer(TransferKind::Write, 0, 8, data).status;
+        assert_eq!(written == Status::Error, read_only, "{shown:?}");
+        disk.detach();
+    }
     world.nothing_left();
 }
 

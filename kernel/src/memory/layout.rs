@@ -54,7 +54,7 @@ impl AddressSpace {
     /// Decides on it for a domain with `pages` of memory that ends at address `end`.
     ///
     /// There is room for twice as many foreign pages as the domain has memory, but for at least
-    /// 32 MiB and at most 256 MiB of them: on PV, each 2 MiB of it costs a page table. On PVH
+    /// 128 MiB and at most 1 GiB of them: on PV, each 2 MiB of it costs a page table. On PVH
     /// (`below_4g_taken`), the space up to 4 GiB holds Xen's special pages and the ACPI tables.
     pub fn above(end: u64, pages: u64, below_4g_taken: bool) -> AddressSpace {
         let special = if below_4g_taken {
@@ -68,7 +68,7 @@ impl AddressSpace {
             special_pages: per_table,
             foreign: special + LARGE_PAGE,
             foreign_pages: (pages * 2)
-                .clamp(8 << 10, 64 << 10)
+                .clamp(32 << 10, 256 << 10)
                 .next_multiple_of(per_table),
         }
     }
@@ -124,11 +124,11 @@ mod tests {
         let small = AddressSpace::above(16 << 20, 4096, false);
         assert_eq!(small.special, 16 << 20);
         assert_eq!(small.foreign, 18 << 20);
-        assert_eq!(small.foreign_pages, 8 << 10);
+        assert_eq!(small.foreign_pages, 32 << 10);
         let medium = AddressSpace::above(80 << 20, 20480, false);
         assert_eq!(medium.foreign_pages, 40 << 10);
         let pvh = AddressSpace::above(1 << 30, 1 << 18, true);
-        assert_eq!((pvh.special, pvh.foreign_pages), (4 << 30, 64 << 10));
+        assert_eq!((pvh.special, pvh.foreign_pages), (4 << 30, 256 << 10));
         let large = AddressSpace::above((5 << 30) + 4096, 5 << 18, true);
         assert_eq!(large.special, 6 << 30);
     }

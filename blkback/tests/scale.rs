@@ -97,6 +97,32 @@ fn two_hundred_disks_and_what_each_costs() {
 }
 
 #[test]
+fn xenstoreds_default_quota_has_room_for_so_many_disks() {
+    let world = World::new();
+    let guests: Vec<_> = (0..GUESTS)
+        .map(|_| Guest::with_memory(&world, 64))
+        .collect();
+    let mut disks = Vec::new();
+    let all = guests
+        .iter()
+        .flat_map(|guest| NAMES.map(|name| (guest, name)));
+    for (guest, name) in all {
+        let mut disk = guest.attach(name, "null:1G");
+        if disk.backend().is_none() || !disk.try_connect() {
+            let refused = |line: &String| line.contains("ENOSPC");
+            assert!(world.journal().iter().any(refused), "so says the log");
+            break;
+        }
+        disks.push(disk);
+    }
+    // As the table of features says.
+    assert_eq!(disks.len(), 36);
+    for disk in &mut disks {
+        disk.read(0, 8);
+    }
+}
+
+#[test]
 fn a_full_address_space_costs_the_new_disk_alone() {
     let setup = Setup {
         region_pages: 1024,

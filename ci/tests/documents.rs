@@ -1,0 +1,146 @@
+//! The documents name what exists: every relative link leads to a file, every test and scenario
+//! that is named by a link is in it.
+
+use bulkhead_ci::scenarios;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A link in a document: `[text](target)`.
+#[derive(Debug)]
+struct Link {
+    text: String,
+    target: String,
+}
+
+fn root() -> PathBuf {
+    let ci = Path::new(env!("CARGO_MANIFEST_DIR"));
+    ci.parent().expect("it is in a workspace").to_path_buf()
+}
+
+/// The links of a document, without those in blocks of code.
+fn links(document: &str) -> Vec<Link> {
+    let mut links = Vec::new();
+    for (number, part) in document.split("\n```").enumerate() {
+        if number % 2 == 0 {
+            for (before, after) in part.match_indices("](").map(|(at, _)| part.split_at(at)) {
+                let text = before.rsplit_once('[').map_or("", |(_, text)| text);
+                let target = after[2..].split_once(')').map_or("", |(target, _)| target);
+                links.push(Link {
+                    text: text.into(),
+                    target: target.into(),
+                });
+            }
+        }
+    }
+    links
+}
+
+/// The Markdown files of the workspace.
+fn documents() -> Vec<PathBuf> {
+    let mut documents = Vec::new();
+    let mut folders = vec![root()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if path.is_dir() && name != "target" && !name.starts_with('.') {
+                folders.push(path);
+            } else if name.ends_with(".md") {
+                documents.push(path);
+            }
+        }
+    }
+    documents
+}
+
+/// What is wrong with a link in a document of that folder.
+fn fault(folder: &Path, document: &str, link: &Link) -> Option<String> {
+    let Link { text, target } = link;
+    if target.contains("://") {
+        return None;
+    }
+    let (file, place) = target.split_once('#').unwrap_or((target, ""));
+    if file.is_empty() {
+        let is_heading = |line: &str| line.starts_with('#') && anchor(line) == place;
+        let found = document.lines().any(is_heading);
+        return (!found).then(|| format!("no heading #{place}"));
+    }
+    let Ok(content) = fs::read_to_string(folder.join(file)) else {
+        let is_folder = folder.join(file).is_dir();
+        return (!is_folder).then(|| format!("no file {file}"));
+    };
+    let named = text.trim_matches('`');
+    if file.ends_with(".md") && !place.is_empty() {
+        return fault(
+            folder,
+            &content,
+            &Link {
+                text: text.clone(),
+                target: format!("#{place}"),
+            },
+        );
+    }
+    if let Some(scenario) = text.strip_prefix("lab: ") {
+        let name = scenario.trim_matches('`');
+        let known = scenarios::all().iter().any(|known| known.name == name);
+        let here = content.contains(&format!("\"{name}\""));
+        return (!known || !here).then(|| format!("no scenario {name} in {file}"));
+    }
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    if file.ends_with(".rs") && text.starts_with('`') && named.chars().all(is_name) {
+        let test = format!("fn {named}(");
+        return (!content.contains(&test)).then(|| format!("no test {named} in {file}"));
+    }
+    None
+}
+
+/// How a heading is named in a link, as GitHub does it.
+fn anchor(heading: &str) -> String {
+    let text = heading.trim_start_matches('#').trim().to_lowercase();
+    text.chars()
+        .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'))
+        .map(|c| if c == ' ' { '-' } else { c })
+        .collect()
+}
+
+#[test]
+fn every_link_leads_to_what_it_names() {
+    let (mut checked, mut faults) = (0, Vec::new());
+    for path in documents() {
+        let document = fs::read_to_string(&path).expect("a document");
+        let folder = path.parent().expect("it is in a folder");
+        for link in links(&document) {
+            checked += 1;
+            if let Some(fault) = fault(folder, &document, &link) {
+                faults.push(format!("{}: [{}]: {fault}", path.display(), link.text));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+    assert!(checked > 100, "{checked} links");
+}
+
+#[test]
+fn a_link_to_nothing_is_found_out() {
+    let document = "# Some Thing's end\n\n```sh\n[x](y)\n```\n";
+    let wrong = |text: &str, target: &str| {
+        let (text, target) = (text.into(), target.into());
+        fault(&root(), document, &Link { text, target })
+    };
+    assert_eq!(wrong("this", "ci/tests/documents.rs"), None);
+    assert_eq!(wrong("`anchor`", "ci/tests/documents.rs"), None);
+    assert_eq!(wrong("images", "images/"), None);
+    assert_eq!(wrong("end", "#some-things-end"), None);
+    assert_eq!(wrong("lab: `detach`", "ci/src/scenarios/leaving.rs"), None);
+    for (text, target) in [
+        ("this", "ci/tests/nothing.rs"),
+        ("`no_such_test`", "ci/tests/documents.rs"),
+        ("beginning", "#some-things-beginning"),
+        ("lab: `no-such`", "ci/src/scenarios/leaving.rs"),
+        ("lab: `detach`", "ci/src/scenarios/boot.rs"),
+    ] {
+        assert!(wrong(text, target).is_some(), "[{text}]({target})");
+    }
+    assert_eq!(links(document).len(), 0, "code has no links");
+    assert_eq!(links("[a](b), [`c`](d)").len(), 2);
+}

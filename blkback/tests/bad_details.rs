@@ -222,7 +222,16 @@ fn more_queues_and_pages_than_were_offered() {
         ("ring-page-order", "4294967295"),
         ("ring-page-order", "-1"),
         ("num-ring-pages", "17"),
+        ("num-ring-pages", "32"),
         ("num-ring-pages", "0"),
+        // In between, io/blkif.h has powers of two alone.
+        ("num-ring-pages", "3"),
+        ("num-ring-pages", "5"),
+        ("num-ring-pages", "6"),
+        ("num-ring-pages", "7"),
+        ("num-ring-pages", "9"),
+        ("num-ring-pages", "12"),
+        ("num-ring-pages", "15"),
     ] {
         let problem = refused_node(node, value);
         assert!(

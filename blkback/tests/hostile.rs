@@ -9,7 +9,9 @@ use bulkhead_xen::sim::xenstore::{owned_by, toolstack};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
-use world::{Bystander, Frontend, Guest, IMAGE_SIZE, Link, Meanwhile, Setup, World, content};
+use world::{
+    Bystander, Frontend, Guest, IMAGE_SIZE, Link, Meanwhile, PATHS, Setup, Style, World, content,
+};
 
 /// Whatever happened to a disk, libxl takes it away.
 fn force_away(mut disk: Frontend<'_>) {
@@ -30,15 +32,61 @@ fn nodes_that_vanish_between_two_reads() {
     let world = World::new();
     let mut other = Bystander::new(&world);
     let guest = Guest::new(&world);
-    for node in ["ring-ref", "event-channel", "protocol", "state"] {
+    let style = Style {
+        ring_pages: 2,
+        persistent: true,
+        ..Style::default()
+    };
+    for node in [
+        "ring-ref0",
+        "ring-ref1",
+        "ring-page-order",
+        "event-channel",
+        "protocol",
+        "feature-persistent",
+        "state",
+    ] {
         for turns in 0..25 {
-            let mut disk = guest.attach("xvda", "ram:disk0");
+            let mut disk = guest.attach("xvda", "ram:disk0").styled(style);
             disk.prepare();
             disk.publish();
             disk.say(XenbusState::Initialised);
             world.slowly(turns);
             disk.remove_node(node);
             force_away(disk);
+        }
+        other.io();
+    }
+    other.leave();
+    world.nothing_left();
+}
+
+#[test]
+fn nodes_of_the_backends_directory_that_vanish_between_two_reads() {
+    let world = World::new();
+    let mut other = Bystander::new(&world);
+    let guest = Guest::new(&world);
+    for node in [
+        "frontend",
+        "params",
+        "mode",
+        "online",
+        "device-type",
+        "state",
+    ] {
+        for turns in 0..40 {
+            let mut disk = guest.attach_unseen("xvda", &toolstack::Disk::new("ram:disk0"));
+            disk.prepare();
+            disk.publish();
+            disk.say(XenbusState::Initialised);
+            world.slowly(turns);
+            world.sim.store().remove(&disk.backend_path(node));
+            world.run();
+            // Whatever became of it, libxl can take it away.
+            toolstack::finish_detach(&mut world.sim.store(), &disk.vbd);
+            world.wait(Duration::from_secs(1));
+            assert_eq!(disk.backend(), None, "{node} at {turns}");
+            disk.take_down();
         }
         other.io();
     }
@@ -121,31 +169,42 @@ fn grants_revoked_before_their_sweep() {
 
 #[test]
 fn grants_revoked_in_mid_request() {
-    let (world, late) = World::with_late_disks();
-    let mut other = Bystander::new(&world);
-    let guest = Guest::new(&world);
-    let mut disk = guest.attach("xvdd", "ram:disk0").connected();
-    for number in 0..10 {
-        disk.link().push_read(number * 8, 8);
+    for (path, persistent) in PATHS {
+        let (world, late) = World::with_late_disks_on(path);
+        let mut other = Bystander::new(&world);
+        let guest = Guest::new(&world);
+        let style = Style {
+            persistent,
+            ..Style::default()
+        };
+        let mut disk = guest.attach("xvdd", "ram:disk0").styled(style).connected();
+        let image = content(0, IMAGE_SIZE);
+        for number in 0..10 {
+            disk.link().push_read(number * 8, 8);
+        }
+        disk.exchange();
+        // What is mapped stays mapped, whatever the guest's table says.
+        for gref in disk.link().data_refs() {
+            guest.domain.revoke(gref);
+        }
+        for gref in disk.link().ring_refs() {
+            guest.domain.revoke(gref);
+        }
+        late.last().release_backwards();
+        world.run();
+        let answers = disk.link().collect();
+        assert_eq!(answers.len(), 10, "{path:?}");
+        assert!(answers.iter().all(|answer| answer.status == Status::Okay));
+        let read = |number: usize| image[number * 4096..][..4096].to_vec();
+        let expected: Vec<_> = (0..10).rev().map(read).collect();
+        let got: Vec<_> = answers.into_iter().map(|answer| answer.data).collect();
+        assert!(got == expected, "{path:?}");
+        assert_eq!(late.last().held(), 0);
+        other.io();
+        disk.detach();
+        other.leave();
+        world.nothing_left();
     }
-    disk.exchange();
-    // What is mapped stays mapped, whatever the guest's table says.
-    for gref in disk.link().data_refs() {
-        guest.domain.revoke(gref);
-    }
-    for gref in disk.link().ring_refs() {
-        guest.domain.revoke(gref);
-    }
-    late.last().release_backwards();
-    world.run();
-    let answers = disk.link().collect();
-    assert_eq!(answers.len(), 10);
-    assert!(answers.iter().all(|answer| answer.status == Status::Okay));
-    assert_eq!(late.last().held(), 0);
-    other.io();
-    disk.detach();
-    other.leave();
-    world.nothing_left();
 }
 
 #[test]

@@ -4,7 +4,8 @@ mod world;
 
 use bulkhead_images::{IoError, Op, Sector};
 use bulkhead_ring::blkif::{Request, RequestId, Sector as Position, Status, TransferKind};
-use world::{Bystander, Guest, World};
+use std::collections::BTreeSet;
+use world::{Bystander, Guest, Random, World};
 
 const BARRIER: TransferKind = TransferKind::WriteBarrier;
 
@@ -164,5 +165,94 @@ fn a_guest_is_destroyed_behind_a_barrier() {
     world.run();
     world.destroy(id, &[&disk.vbd]);
     assert!(world.sim.is_fully_gone(id));
+    world.nothing_left();
+}
+
+/// What a sector may hold when all writes have ended: of the last ones that no barrier separates,
+/// any; before the first write, what was there.
+#[derive(Default)]
+struct Sectors {
+    /// Values by sector, of the current epoch if `fresh`.
+    values: Vec<(BTreeSet<u8>, bool)>,
+}
+
+impl Sectors {
+    fn new(count: usize) -> Sectors {
+        Sectors {
+            values: vec![(BTreeSet::new(), false); count],
+        }
+    }
+
+    fn write(&mut self, sector: u64, count: u64, value: u8) {
+        for (values, fresh) in &mut self.values[sector as usize..][..count as usize] {
+            if !std::mem::replace(fresh, true) {
+                values.clear();
+            }
+            values.insert(value);
+        }
+    }
+
+    /// What comes after is after.
+    fn barrier(&mut self) {
+        self.values.iter_mut().for_each(|(_, fresh)| *fresh = false);
+    }
+}
+
+#[test]
+fn overlapping_writes_keep_their_meaning_whatever_order_the_store_has() {
+    const SECTORS: u64 = 24;
+    let mut random = Random::new(0x0b5e55ed);
+    let (world, late) = World::with_late_disks();
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvdd", "ram:disk0").connected();
+    let mut reordered = 0;
+    for round in 0..60 {
+        let mut sectors = Sectors::new(SECTORS as usize);
+        for number in 0..31_u8 {
+            let count = 1 + random.below(12);
+            let sector = random.below(SECTORS - count + 1);
+            let data = vec![number + 1; count as usize * 512];
+            if random.below(6) == 0 {
+                // Its own write is after all before it and before all after it.
+                disk.link()
+                    .push_transfer(BARRIER, sector, count as usize, &data);
+                sectors.barrier();
+                sectors.write(sector, count, number + 1);
+                sectors.barrier();
+            } else {
+                disk.link().push_write(sector, &data);
+                sectors.write(sector, count, number + 1);
+            }
+        }
+        disk.link().kick();
+        world.run();
+        while late.last().held() > 0 {
+            let position = random.below(late.last().held() as u64) as usize;
+            reordered += usize::from(position > 0);
+            late.last().release(position);
+            world.run();
+        }
+        let answers = disk.link().collect();
+        assert_eq!(answers.len(), 31);
+        assert!(answers.iter().all(|answer| answer.status == Status::Okay));
+        disk.link().push_read(0, SECTORS as usize);
+        disk.exchange();
+        late.last().release(0);
+        world.run();
+        let read = disk.link().collect().remove(0).data;
+        for (sector, (bytes, (values, _))) in read.chunks(512).zip(&sectors.values).enumerate() {
+            assert!(bytes.iter().all(|byte| *byte == bytes[0]), "a torn sector");
+            if values.is_empty() {
+                continue;
+            }
+            assert!(
+                values.contains(&bytes[0]),
+                "round {round}: sector {sector} is {}, may be {values:?}",
+                bytes[0]
+            );
+        }
+    }
+    assert!(reordered > 100, "the store did things out of order");
+    disk.detach();
     world.nothing_left();
 }

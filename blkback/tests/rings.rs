@@ -51,6 +51,31 @@ fn rings_of_every_size_are_filled_and_emptied() {
 }
 
 #[test]
+fn a_ring_of_one_page_that_was_negotiated_goes_by_either_name() {
+    let world = World::new();
+    let guest = Guest::new(&world);
+    for node in ["ring-page-order", "num-ring-pages"] {
+        for name in ["ring-ref", "ring-ref0"] {
+            let mut disk = guest.attach("xvda", "ram:disk0");
+            let gref = disk.prepare().ring_refs()[0].to_string();
+            disk.publish();
+            disk.remove_node("ring-ref");
+            disk.write_node(name, gref);
+            disk.write_node(node, if node == "num-ring-pages" { "1" } else { "0" });
+            disk.go(XenbusState::Initialised);
+            assert_eq!(
+                disk.backend(),
+                Some(XenbusState::Connected),
+                "{node}, {name}"
+            );
+            assert!(disk.read(0, 8) == content(0, IMAGE_SIZE)[..4096]);
+            disk.detach();
+        }
+    }
+    world.nothing_left();
+}
+
+#[test]
 fn more_pages_than_one_sweep_has_room_for_are_all_served() {
     // 512 requests of eleven pages, one notification: nobody wakes the backend a second time.
     for (path, persistent) in PATHS {

@@ -134,10 +134,7 @@ pub fn parse(nodes: &Nodes, limits: Limits) -> Result<Published, PublishedError>
     let ring_pages = ring_pages(nodes, limits)?;
     let mut queues = Vec::new();
     for prefix in queue_prefixes(nodes, limits)? {
-        let mut ring = Vec::new();
-        for name in ring_nodes(&prefix, ring_pages) {
-            ring.push(GrantRef(required(nodes, &name)?));
-        }
+        let ring = ring(nodes, &prefix, ring_pages)?;
         let name = format!("{prefix}event-channel");
         let event_channel = Port(required(nodes, &name)?);
         queues.push(QueueDetails {
@@ -184,7 +181,7 @@ fn ring_pages(nodes: &Nodes, limits: Limits) -> Result<RingPages, PublishedError
         return Ok(RingPages::Numbered(1 << order));
     }
     match number(nodes, "num-ring-pages")? {
-        None | Some(1) => Ok(RingPages::Single),
+        None => Ok(RingPages::Single),
         Some(pages) if pages.is_power_of_two() && pages <= most => Ok(RingPages::Numbered(pages)),
         Some(value) => Err(PublishedError::OutOfRange {
             node: "num-ring-pages".into(),
@@ -202,14 +199,33 @@ enum RingPages {
     Numbered(u32),
 }
 
+/// The nodes that may name the ring's pages.
 fn ring_nodes(prefix: &str, pages: RingPages) -> Vec<String> {
     match pages {
-        // Linux names a single page `ring-ref` even where it has negotiated order 0.
-        RingPages::Single | RingPages::Numbered(1) => alloc::vec![format!("{prefix}ring-ref")],
+        RingPages::Single => alloc::vec![format!("{prefix}ring-ref")],
+        // For the header this is a ring of a single page. Linux's and QEMU's backends look for a
+        // numbered one where the frontend negotiated the order 0.
+        RingPages::Numbered(1) => {
+            alloc::vec![format!("{prefix}ring-ref"), format!("{prefix}ring-ref0")]
+        }
         RingPages::Numbered(count) => (0..count)
             .map(|page| format!("{prefix}ring-ref{page}"))
             .collect(),
     }
+}
+
+/// The ring's pages.
+fn ring(nodes: &Nodes, prefix: &str, pages: RingPages) -> Result<Vec<GrantRef>, PublishedError> {
+    let mut names = ring_nodes(prefix, pages);
+    if matches!(pages, RingPages::Numbered(1)) {
+        let published = names.iter().position(|name| nodes.contains_key(name));
+        names.swap(0, published.unwrap_or(0));
+        names.truncate(1);
+    }
+    names
+        .iter()
+        .map(|name| required(nodes, name).map(GrantRef))
+        .collect()
 }
 
 fn number(nodes: &Nodes, name: &str) -> Result<Option<u32>, PublishedError> {
@@ -290,6 +306,27 @@ mod tests {
         assert_eq!(published.queues[0].event_channel, Port(10));
         assert_eq!(published.queues[0].ring, [GrantRef(11), GrantRef(12)]);
         assert_eq!(published.queues[1].ring, [GrantRef(14), GrantRef(15)]);
+    }
+
+    #[test]
+    fn a_single_page_goes_by_either_name() {
+        for count in [("ring-page-order", "0"), ("num-ring-pages", "1")] {
+            for name in ["ring-ref", "ring-ref0"] {
+                let nodes = nodes(&[count, (name, "8"), ("event-channel", "15")]);
+                assert!(queue_nodes(&nodes, LIMITS).unwrap().contains(&name.into()));
+                let published = parse(&nodes, LIMITS).unwrap();
+                assert_eq!(published.queues[0].ring, [GrantRef(8)], "{name}");
+            }
+            let neither = refused(&[count, ("event-channel", "15")]);
+            assert_eq!(neither, "the frontend published no ring-ref");
+        }
+        let both = nodes(&[
+            ("ring-page-order", "0"),
+            ("ring-ref", "8"),
+            ("ring-ref0", "9"),
+            ("event-channel", "15"),
+        ]);
+        assert_eq!(parse(&both, LIMITS).unwrap().queues[0].ring, [GrantRef(8)]);
     }
 
     #[test]

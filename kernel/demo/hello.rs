@@ -5,6 +5,7 @@
 extern crate alloc;
 
 mod pair;
+mod vcpus;
 
 use alloc::{string::String, vec::Vec};
 use bulkhead_kernel::{Machine, ShutdownReason, command_line, memory};
@@ -50,6 +51,10 @@ fn main(mut machine: Machine) -> ShutdownReason {
         Some("stray") => stray_upcalls(&machine),
         Some("grant") => pair::grant(&machine),
         Some("map") => pair::map(&machine),
+        Some("vcpus") => vcpus::show(&machine),
+        Some("vcpu-page-fault") => vcpus::crash_elsewhere(&machine, || fault(0x7000_0000_0000)),
+        Some("vcpu-panic") => vcpus::crash_elsewhere(&machine, || panic!("as asked")),
+        Some("vcpu-stack") => vcpus::crash_elsewhere(&machine, || log::info!("{}", overflow(1))),
         Some("keys") => echo(&machine),
         Some("flood") => {
             (0..2000).for_each(|n| log::info!("line {n} of many, to see what a slow reader gets"))

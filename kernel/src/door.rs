@@ -149,14 +149,14 @@ unsafe impl Hypervisor for Door {
     }
 
     fn close_port(&self, port: Port) -> Result<(), Errno> {
-        // Masked first, so that nothing comes in for a port that may be somebody else's next.
+        // All of it before the port is closed: from then on it may be another vCPU's next. What
+        // comes in meanwhile is dropped by Xen when it closes the port.
         machine::bitmaps().mask(port);
         for vcpu in vcpu::all() {
             vcpu.ports.remove(port);
         }
-        event_operation(event_channel::CLOSE, &mut event_channel::OnPort { port })?;
         machine::bitmaps().clear(port);
-        Ok(())
+        event_operation(event_channel::CLOSE, &mut event_channel::OnPort { port })
     }
 
     fn notify(&self, port: Port) -> Result<(), Errno> {

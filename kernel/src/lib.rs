@@ -29,7 +29,8 @@
 //! No Rust code is ever interrupted: upcalls are masked but inside
 //! [`Hypervisor::block`](bulkhead_xen::Hypervisor::block), which is assembly. Whatever is pending
 //! is taken by an ordinary call. So there is no re-entrancy anywhere, and compiled code may use
-//! the red zone below its stack pointer.
+//! the red zone below its stack pointer. The other vCPUs run what
+//! `Machine::start_vcpus` gives them, in the same way.
 //!
 //! Without the feature `unikernel`, only what needs no hypervisor is compiled, so that it can be
 //! tested on a host.
@@ -38,6 +39,9 @@
 //! `README.md` for how a binary is built and linked.
 
 #![cfg_attr(not(test), no_std)]
+
+#[cfg(feature = "unikernel")]
+extern crate alloc;
 
 pub mod command_line;
 pub mod console;

@@ -2,11 +2,11 @@
 
 use crate::door::Door;
 use crate::events::Bitmaps;
-use crate::hypercall;
 use crate::memory::layout::{AddressSpace, Ranges};
+use crate::{hypercall, vcpu};
 use bulkhead_xen::abi::sched::{self, ShutdownReason};
-use bulkhead_xen::abi::shared_info::SharedInfo;
-use bulkhead_xen::{Frame, Instant, PAGE_SIZE, Port, StoreRing};
+use bulkhead_xen::abi::shared_info::{SharedInfo, VcpuInfo};
+use bulkhead_xen::{Frame, Instant, PAGE_SIZE, Port, StoreRing, VcpuId};
 use core::ops::Range;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
@@ -145,21 +145,28 @@ pub(crate) fn bitmaps() -> Bitmaps {
     unsafe { Bitmaps::new(SHARED.load(Ordering::Acquire)) }
 }
 
+/// A vCPU's part of the shared page.
+pub(crate) fn vcpu_info(id: VcpuId) -> *mut VcpuInfo {
+    let page = SHARED.load(Ordering::Acquire);
+    // SAFETY: set once at boot to the shared page, which stays; nothing is accessed here.
+    unsafe { &raw mut (*page).vcpu_info[id.0 as usize] }
+}
+
 /// True if `len` bytes from `address` are memory that can be read.
 pub(crate) fn is_memory(address: u64, len: u64) -> bool {
     let page = PAGE_SIZE as u64;
     let Some(end) = address.checked_add(len) else {
         return false;
     };
-    // Before the memory map is known, the image is all there is.
-    let image = &raw const __image_start as u64;
+    // Before the memory map is known, the first stack is all there is.
     let stack = stack_guard().end;
     if address >= stack && end <= stack + crate::boot::entry::STACK_BYTES as u64 {
         return true;
     }
+    let is_guard = |guard: Range<u64>| address < guard.end && end > guard.start;
     FACTS.get().is_some_and(|facts| {
-        address >= image
-            && !stack_guard().contains(&address)
+        address >= page
+            && !vcpu::all().any(|vcpu| is_guard(vcpu.guard()))
             && facts
                 .ram
                 .iter()

@@ -20,6 +20,8 @@ static CLOCK: AtomicBool = AtomicBool::new(false);
 
 /// How long a full ring may hold up one line.
 const PATIENCE: Duration = Duration::from_millis(20);
+/// How often a vCPU that is about to stop is waited for: some milliseconds.
+const STOPPING: u32 = 1_000_000;
 /// How long the last words may hold up a shutdown.
 const LAST_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -176,11 +178,14 @@ pub fn read() -> Option<u8> {
 }
 
 /// Says something although the domain is about to crash: to the console, even if its lock was
-/// held when that happened, and to Xen's log.
+/// held when that happened, and to Xen's log. Other vCPUs have been told to stop.
 pub fn last_words(message: fmt::Arguments<'_>) {
     let _ = Lines(debug_port).write_fmt(message);
+    // Another vCPU may take a moment to stop, and may be writing.
+    let mut tries = (0..STOPPING).map(|_| core::hint::spin_loop());
+    let free = tries.find_map(|()| CONSOLE.try_lock());
     // SAFETY: whoever held the lock never goes on.
-    let mut console = CONSOLE.try_lock().unwrap_or_else(|| unsafe {
+    let mut console = free.unwrap_or_else(|| unsafe {
         CONSOLE.force_unlock();
         CONSOLE.lock()
     });

@@ -1,14 +1,16 @@
 //! The last words of a domain that failed: what happened, where, and how it came there.
 
 use crate::cpu::exceptions::{self, ExceptionFrame};
-use crate::{machine, output, vcpu};
-use bulkhead_xen::abi::sched::ShutdownReason;
+use crate::{hypercall, machine, output, vcpu};
+use bulkhead_xen::VcpuId;
+use bulkhead_xen::abi::sched::{ShutdownReason, VCPUOP_DOWN};
 use core::arch::asm;
 use core::fmt;
 use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
-static REPORTING: AtomicBool = AtomicBool::new(false);
+/// The number of the vCPU that reports, and one.
+static REPORTING: AtomicU32 = AtomicU32::new(0);
 
 /// The return addresses on the stack, by its chain of frame pointers. Standing on uncertain
 /// ground, it looks only at mapped, aligned addresses and follows the chain only upwards.
@@ -39,10 +41,30 @@ impl fmt::Display for Backtrace {
     }
 }
 
-/// Ends the domain if the report itself fails, so that it cannot go on for ever.
+/// Stops all other vCPUs: the report is the domain's last act. Ends the domain if the report
+/// itself fails, so that it cannot go on for ever.
 fn begin() {
-    if REPORTING.swap(true, Ordering::SeqCst) {
-        machine::shutdown_now(ShutdownReason::Crash);
+    let own = vcpu::current().id();
+    match REPORTING.compare_exchange(0, own.0 + 1, Ordering::SeqCst, Ordering::SeqCst) {
+        Ok(_) => vcpu::all()
+            .map(vcpu::Vcpu::id)
+            .filter(|&other| other != own)
+            .for_each(stop),
+        Err(reporting) if reporting == own.0 + 1 => machine::shutdown_now(ShutdownReason::Crash),
+        // The first to fail is reported. It stops this vCPU, too.
+        Err(_) => stop_this_vcpu(),
+    }
+}
+
+fn stop(vcpu: VcpuId) {
+    // SAFETY: takes no argument. A vCPU that does not run touches nothing.
+    let _ = unsafe { hypercall::vcpu_op(VCPUOP_DOWN.into(), vcpu.0.into(), 0) };
+}
+
+/// The end of a vCPU; the domain goes on without it.
+pub fn stop_this_vcpu() -> ! {
+    loop {
+        stop(vcpu::current().id());
     }
 }
 
@@ -88,7 +110,7 @@ pub extern "C" fn exception(frame: &ExceptionFrame) -> ! {
 }
 
 fn stack_overflowed(frame: &ExceptionFrame) -> bool {
-    let guard = machine::stack_guard();
+    let guard = vcpu::current().guard();
     guard.contains(&frame.rsp) || guard.contains(&fault_address())
 }
 

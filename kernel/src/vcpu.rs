@@ -2,8 +2,9 @@
 
 use crate::events::PortSet;
 use bulkhead_xen::abi::shared_info::{LEGACY_MAX_VCPUS, VcpuInfo};
-use bulkhead_xen::{Instant, Port, VcpuId};
+use bulkhead_xen::{Instant, PAGE_SIZE, Port, VcpuId};
 use core::arch::asm;
+use core::ops::Range;
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
@@ -14,6 +15,8 @@ pub struct Vcpu {
     this: AtomicPtr<Vcpu>,
     id: AtomicU32,
     info: AtomicPtr<VcpuInfo>,
+    /// The page below its stack, where nothing is mapped.
+    guard: AtomicU64,
     /// The ports that are delivered to it.
     pub ports: PortSet,
     timer: AtomicU32,
@@ -37,6 +40,7 @@ impl Vcpu {
             this: AtomicPtr::new(ptr::null_mut()),
             id: AtomicU32::new(0),
             info: AtomicPtr::new(ptr::null_mut()),
+            guard: AtomicU64::new(0),
             ports: PortSet::new(),
             timer: AtomicU32::new(0),
             ipi: AtomicU32::new(0),
@@ -45,11 +49,13 @@ impl Vcpu {
         }
     }
 
-    /// Makes it the state of vCPU `id`, and returns what that vCPU's GS base must be.
-    pub fn register(&'static self, id: VcpuId) -> u64 {
+    /// Makes it the state of vCPU `id`, whose stack lies above the page at `guard`, and returns
+    /// what that vCPU's GS base must be.
+    pub fn register(&'static self, id: VcpuId, guard: u64) -> u64 {
         let this = ptr::from_ref(self).cast_mut();
         self.this.store(this, Ordering::Relaxed);
         self.id.store(id.0, Ordering::Relaxed);
+        self.guard.store(guard, Ordering::Relaxed);
         ALL[id.0 as usize].store(this, Ordering::Release);
         this as u64
     }
@@ -57,6 +63,12 @@ impl Vcpu {
     /// Which one it is.
     pub fn id(&self) -> VcpuId {
         VcpuId(self.id.load(Ordering::Relaxed))
+    }
+
+    /// The page below its stack.
+    pub fn guard(&self) -> Range<u64> {
+        let start = self.guard.load(Ordering::Relaxed);
+        start..start + PAGE_SIZE as u64
     }
 
     /// Its part of the shared page; null before that is mapped.

@@ -3,7 +3,8 @@
 //!
 //! PVH (`docs/misc/pvh.pandoc` of Xen, `hvm/start_info.h`): 32-bit protected mode, flat segments,
 //! paging off, `ebx` = start info. PV (`xen.h`): 64-bit mode on the builder's page tables and
-//! stack, `rsi` = start info. Both continue in Rust on our own stack, with SSE enabled.
+//! stack, `rsi` = start info. Both continue in Rust on our own stack, with SSE enabled. Other vCPUs
+//! start as we tell Xen: see `secondary`.
 
 use core::arch::global_asm;
 
@@ -78,7 +79,7 @@ boot_gdt:
 boot_gdt_end:
 boot_gdt_pointer:
     .word boot_gdt_end - boot_gdt - 1
-    .long boot_gdt
+    .quad boot_gdt
 
     .section .text.boot, "ax", @progbits
     .code32
@@ -144,10 +145,41 @@ pv_start:
     movq $boot_stack_top, %rsp
     call {pv_main}
     ud2
+
+    /* Another vCPU: its stack is set, rdi is what it starts with. On PVH it is in 64-bit mode, with
+       flat segments that have no descriptors yet: the selectors follow. */
+    .globl pvh_vcpu_start
+pvh_vcpu_start:
+    lgdt boot_gdt_pointer
+    pushq $0x08
+    pushq $1f
+    lretq
+1:  movl $0x10, %eax
+    movl %eax, %ds
+    movl %eax, %es
+    movl %eax, %ss
+    xorl %eax, %eax
+    movl %eax, %fs
+    movl %eax, %gs
+    .globl pv_vcpu_start
+pv_vcpu_start:
+    cld
+    fninit
+    xorl %ebp, %ebp
+    call {vcpu_main}
+    ud2
     .text
 "#,
     stack_bytes = const STACK_BYTES,
     pvh_main = sym super::pvh::pvh_main,
     pv_main = sym super::pv::pv_main,
+    vcpu_main = sym super::secondary::vcpu_main,
     options(att_syntax),
 );
+
+unsafe extern "C" {
+    /// Where another vCPU starts on PVH; never called.
+    pub fn pvh_vcpu_start();
+    /// Where another vCPU starts on PV; never called.
+    pub fn pv_vcpu_start();
+}

@@ -3,6 +3,7 @@
 pub mod entry;
 pub mod pv;
 pub mod pvh;
+pub mod secondary;
 
 use crate::door::{self, Door};
 use crate::machine::{self, Facts, Machine, Module, Way};
@@ -13,7 +14,7 @@ use crate::start_info::{COMMAND_LINE_BYTES, LoadedModule};
 use crate::{command_line, hypercall, output, report, time, vcpu};
 use bulkhead_xen::abi::event_channel;
 use bulkhead_xen::abi::sched::{self, ShutdownReason};
-use bulkhead_xen::abi::shared_info::{LEGACY_MAX_VCPUS, SharedInfo, VcpuInfo};
+use bulkhead_xen::abi::shared_info::{LEGACY_MAX_VCPUS, SharedInfo};
 use bulkhead_xen::{Errno, Port, StoreRing};
 use core::arch::x86_64::__cpuid;
 use core::ptr::NonNull;
@@ -101,12 +102,7 @@ unsafe fn run(booted: Booted) -> ! {
     machine::set_shared(booted.shared);
     machine::bitmaps().mask_all();
     let here = vcpu::current();
-    // SAFETY: the first vCPU's part of the shared page; upcalls stay masked outside of `block`.
-    unsafe {
-        let info = (&raw mut (*booted.shared).vcpu_info).cast::<VcpuInfo>();
-        (&raw mut (*info).evtchn_upcall_mask).write_volatile(1);
-        here.set_info(info);
-    }
+    share(here);
     // SAFETY: this vCPU's time page; the counter's value was stored by the entry code.
     let started = unsafe {
         let (page, _) = time::sample(&raw const (*here.info()).time, time::counter);
@@ -156,9 +152,17 @@ fn into_module(module: LoadedModule) -> Option<Module> {
     })
 }
 
+/// Gives a vCPU its part of the shared page. Upcalls stay masked outside of `block`.
+fn share(vcpu: &vcpu::Vcpu) {
+    let info = machine::vcpu_info(vcpu.id());
+    // SAFETY: the vCPU's part of the page; it takes no upcalls yet.
+    unsafe { (&raw mut (*info).evtchn_upcall_mask).write_volatile(1) };
+    vcpu.set_info(info);
+}
+
 /// Binds a vCPU's own ports, its timer and the one that wakes it.
-fn set_up_events(here: &vcpu::Vcpu) -> Result<(), Errno> {
-    let vcpu = here.id();
+fn set_up_events(this: &vcpu::Vcpu) -> Result<(), Errno> {
+    let vcpu = this.id();
     // SAFETY: takes no argument. A domain's vCPUs may start with a periodic timer.
     unsafe { hypercall::vcpu_op(sched::VCPUOP_STOP_PERIODIC_TIMER.into(), vcpu.0.into(), 0)? };
     let mut timer = event_channel::BindVirq {
@@ -172,9 +176,9 @@ fn set_up_events(here: &vcpu::Vcpu) -> Result<(), Errno> {
         port: Port(0),
     };
     door::event_operation(event_channel::BIND_IPI, &mut ipi)?;
-    here.set_ports(timer.port, ipi.port);
+    this.set_ports(timer.port, ipi.port);
     for port in [timer.port, ipi.port] {
-        here.ports.insert(port);
+        this.ports.insert(port);
         door::event_operation(event_channel::UNMASK, &mut event_channel::OnPort { port })?;
     }
     Ok(())
@@ -182,9 +186,14 @@ fn set_up_events(here: &vcpu::Vcpu) -> Result<(), Errno> {
 
 /// Asks for one vCPU after the other until Xen knows none of that number.
 fn count_vcpus() -> u32 {
+    const MOST: u32 = LEGACY_MAX_VCPUS as u32;
     let exists = |id: &u32| {
         // SAFETY: takes no argument and changes nothing.
         unsafe { hypercall::vcpu_op(sched::VCPUOP_IS_UP.into(), (*id).into(), 0) }.is_ok()
     };
-    (0..LEGACY_MAX_VCPUS as u32).take_while(exists).count() as u32
+    if exists(&MOST) {
+        // The shared page has no room for the state of more (`XEN_LEGACY_MAX_VCPUS`, xen.h).
+        log::warn!("only the first {MOST} vCPUs are used");
+    }
+    (0..MOST).take_while(exists).count() as u32
 }

@@ -1,6 +1,6 @@
 //! PV: the builder's page tables, extended to all memory; the rings are named by the start info.
 
-use super::{Booted, free_memory, image, image_parts, run, set_up_memory};
+use super::{Booted, entry, free_memory, image, image_parts, run, set_up_memory};
 use crate::cpu::{exceptions, upcall};
 use crate::machine::{self, P2m, Way};
 use crate::memory::layout::{AddressSpace, Ranges, subtract};
@@ -9,11 +9,13 @@ use crate::memory::pv_tables::{PageTables, PvMemory, Unmapped};
 use crate::start_info::{COMMAND_LINE_BYTES, LoadedModule, printable};
 use crate::vcpu::BOOT_VCPU;
 use crate::{hypercall, output};
+use alloc::boxed::Box;
 use bulkhead_xen::abi::pv::{
     CALLBACKOP_REGISTER, CALLBACKTYPE_EVENT, CALLBACKTYPE_FAILSAFE, CallbackRegister,
-    FLAT_KERNEL_CS, MACH2PHYS_VIRT_START, MmuUpdate, SEGBASE_GS_KERNEL, StartInfo, TrapInfo,
-    UVMF_INVLPG_ALL, UVMF_TLB_FLUSH_ALL,
+    FLAT_KERNEL_CS, FLAT_KERNEL_SS, GuestContext, MACH2PHYS_VIRT_START, MmuUpdate,
+    SEGBASE_GS_KERNEL, StartInfo, TrapInfo, UVMF_INVLPG_ALL, UVMF_TLB_FLUSH_ALL, VGCF_IN_KERNEL,
 };
+use bulkhead_xen::abi::sched::VCPUOP_INITIALISE;
 use bulkhead_xen::{DomId, Errno, PAGE_SIZE, Port, VcpuId};
 use core::ops::Range;
 use core::ptr::NonNull;
@@ -68,7 +70,7 @@ pub extern "C" fn pv_main(start: *const StartInfo) -> ! {
     machine::set_way(Way::Pv);
     // SAFETY: the first thing on the only vCPU.
     unsafe {
-        let base = BOOT_VCPU.register(VcpuId(0));
+        let base = BOOT_VCPU.register(VcpuId(0), machine::stack_guard().start);
         // Nothing can be said yet if this fails, and every next step would.
         let _ = hypercall::set_segment_base(SEGBASE_GS_KERNEL.into(), base);
     }
@@ -175,10 +177,8 @@ fn module(start: &StartInfo) -> heapless::Vec<LoadedModule, 8> {
     (start.mod_len > 0).then_some(module).into_iter().collect()
 }
 
-/// # Safety
-/// Once per domain.
-unsafe fn set_handlers() -> Result<(), Errno> {
-    let mut table = [TrapInfo::default(); exceptions::VECTORS + 1];
+/// Names the handler of each exception.
+fn fill_traps(table: &mut [TrapInfo]) {
     for (vector, entry) in table.iter_mut().enumerate().take(exceptions::VECTORS) {
         *entry = TrapInfo {
             vector: vector as u8,
@@ -188,6 +188,13 @@ unsafe fn set_handlers() -> Result<(), Errno> {
             address: exceptions::pv_entry(vector),
         };
     }
+}
+
+/// # Safety
+/// Once per domain.
+unsafe fn set_handlers() -> Result<(), Errno> {
+    let mut table = [TrapInfo::default(); exceptions::VECTORS + 1];
+    fill_traps(&mut table);
     let event: unsafe extern "C" fn() = upcall::pv_upcall;
     let failsafe: unsafe extern "C" fn() = upcall::pv_failsafe;
     // SAFETY: Xen copies the table and the addresses; the handlers live for ever.
@@ -206,6 +213,48 @@ unsafe fn set_handlers() -> Result<(), Errno> {
         }
     }
     Ok(())
+}
+
+/// Tells Xen how a vCPU starts: with the first one's page tables and handlers.
+///
+/// # Safety
+/// The stack and what `argument` points at are that vCPU's, and `gs_base` is its state.
+pub unsafe fn initialise_vcpu(
+    id: VcpuId,
+    stack: u64,
+    argument: u64,
+    gs_base: u64,
+) -> Result<(), Errno> {
+    // SAFETY: numbers, for all of which zero is a value: that of the registers not named below.
+    let mut context = unsafe { Box::<GuestContext>::new_zeroed().assume_init() };
+    let tables = TABLES
+        .lock()
+        .as_ref()
+        .and_then(PageTables::top_machine_address);
+    context.flags = VGCF_IN_KERNEL;
+    context.registers.rip = entry::pv_vcpu_start as *const () as u64;
+    context.registers.cs = FLAT_KERNEL_CS;
+    context.registers.rsp = stack;
+    context.registers.ss = FLAT_KERNEL_SS.into();
+    context.registers.rdi = argument;
+    // Interrupts are Xen's; ours are masked in the shared page.
+    context.registers.rflags = 1 << 9;
+    fill_traps(&mut context.traps);
+    context.kernel_ss = FLAT_KERNEL_SS.into();
+    context.kernel_sp = stack;
+    context.control[3] = tables.expect("page tables are set up first");
+    context.event_callback = upcall::pv_upcall as *const () as u64;
+    context.failsafe_callback = upcall::pv_failsafe as *const () as u64;
+    context.gs_base_kernel = gs_base;
+    // SAFETY: Xen reads the context; the rest is the caller's promise.
+    unsafe {
+        hypercall::vcpu_op(
+            VCPUOP_INITIALISE.into(),
+            id.0.into(),
+            hypercall::pointer(&mut *context),
+        )
+    }
+    .map(|_| ())
 }
 
 /// Maps a page that Xen shares with us.

@@ -10,9 +10,11 @@ use crate::start_info::{self, Memory};
 use crate::vcpu::BOOT_VCPU;
 use crate::{grants, hypercall, output};
 use bulkhead_xen::abi::hvm::{
-    CALLBACK_TYPE_VECTOR, HVMOP_GET_PARAM, HVMOP_SET_PARAM, HvmParam, Param,
+    CALLBACK_TYPE_VECTOR, HVMOP_GET_PARAM, HVMOP_SET_PARAM, HvmParam, Param, VCPU_HVM_MODE_64B,
+    VcpuContext, VcpuRegisters,
 };
 use bulkhead_xen::abi::memory::MAPSPACE_SHARED_INFO;
+use bulkhead_xen::abi::sched::VCPUOP_INITIALISE;
 use bulkhead_xen::{DomId, Errno, PAGE_SIZE, Port, VcpuId};
 use core::arch::asm;
 use core::arch::x86_64::__cpuid;
@@ -44,7 +46,7 @@ pub extern "C" fn pvh_main(start: u64) -> ! {
     machine::set_way(Way::Pvh);
     // SAFETY: the first thing on the only vCPU, in ring 0.
     unsafe {
-        cpu::write_msr(MSR_GS_BASE, BOOT_VCPU.register(VcpuId(0)));
+        set_gs_base(BOOT_VCPU.register(VcpuId(0), machine::stack_guard().start));
         cpu::fill_idt();
         BOOT_TABLES.load();
         fill_hypercall_page();
@@ -188,6 +190,79 @@ unsafe fn map_above_4g(end: u64) {
         // SAFETY: nobody else writes the table; the entry was empty.
         unsafe { boot_pdpt[gib as usize] = page_table::table(table.as_ptr() as u64) };
     }
+}
+
+/// Takes a page of memory out of the address space.
+///
+/// # Safety
+/// Nobody uses it, and only the calling vCPU runs.
+pub unsafe fn unmap(address: u64) -> Option<()> {
+    let [third, second, first] = [3, 2, 1].map(|level| page_table::index(address, level));
+    // SAFETY: the page tables are mapped at their own addresses, and nobody else changes them.
+    // Splitting a large page changes nothing for anybody but in this one page.
+    unsafe {
+        let middle = page_table::address_of(boot_pdpt[third]) as *mut u64;
+        let entry = middle.add(second);
+        if let Some(parts) = page_table::split(entry.read()) {
+            let table = pages::allocate_pages(1)?.cast::<u64>().as_ptr();
+            for (place, part) in parts.enumerate() {
+                table.add(place).write(part);
+            }
+            entry.write(page_table::table(table as u64));
+        }
+        let table = page_table::address_of(entry.read()) as *mut u64;
+        table.add(first).write(0);
+        flush();
+    }
+    Some(())
+}
+
+/// Tells Xen how a vCPU starts: as this one runs, on another stack.
+///
+/// # Safety
+/// The stack and what `argument` points at are that vCPU's.
+pub unsafe fn initialise_vcpu(id: VcpuId, stack: u64, argument: u64) -> Result<(), Errno> {
+    let (cr0, cr3, cr4): (u64, u64, u64);
+    // SAFETY: reading control registers in ring 0 has no effect.
+    unsafe {
+        asm!("mov {0}, cr0", "mov {1}, cr3", "mov {2}, cr4",
+             out(reg) cr0, out(reg) cr3, out(reg) cr4, options(nomem, nostack));
+    }
+    let mut context = VcpuContext {
+        mode: VCPU_HVM_MODE_64B,
+        registers: VcpuRegisters {
+            rip: entry::pvh_vcpu_start as *const () as u64,
+            rsp: stack,
+            rdi: argument,
+            // The bit that is always set.
+            rflags: 2,
+            cr0,
+            cr3,
+            cr4,
+            // SAFETY: the register exists.
+            efer: unsafe { cpu::read_msr(MSR_EFER) },
+            ..VcpuRegisters::default()
+        },
+        ..VcpuContext::default()
+    };
+    // SAFETY: Xen reads the context; the rest is the caller's promise.
+    unsafe {
+        hypercall::vcpu_op(
+            VCPUOP_INITIALISE.into(),
+            id.0.into(),
+            hypercall::pointer(&mut context),
+        )
+    }
+    .map(|_| ())
+}
+
+/// Points the calling vCPU at its state.
+///
+/// # Safety
+/// `base` is what registering that state has returned.
+pub unsafe fn set_gs_base(base: u64) {
+    // SAFETY: by the contract.
+    unsafe { cpu::write_msr(MSR_GS_BASE, base) }
 }
 
 /// Forgets cached translations.

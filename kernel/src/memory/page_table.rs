@@ -49,6 +49,14 @@ pub fn large(address: u64, no_execute: bool) -> u64 {
         | if no_execute { NO_EXECUTE } else { 0 }
 }
 
+/// The entries of small pages that map the same as one of a large page; `None` if it is the entry
+/// of a table.
+pub fn split(entry: u64) -> Option<impl Iterator<Item = u64>> {
+    let small = entry & !LARGE;
+    let parts = (0..LARGE_PAGE).step_by(PAGE_SIZE);
+    (entry & LARGE != 0).then(|| parts.map(move |offset| small + offset))
+}
+
 /// What of the image is where.
 #[derive(Debug)]
 pub struct Image {
@@ -107,6 +115,18 @@ mod tests {
         assert_eq!(address_of(large(0x40_0000, true)), 0x40_0000);
         assert_eq!(large(0x40_0000, true) >> 63, 1);
         assert_eq!(large(0x40_0000, false) & 0xfff, 0xe3);
+    }
+
+    #[test]
+    fn a_large_page_is_as_many_small_ones() {
+        let entry = large(0x4000_0000, true);
+        let parts: Vec<u64> = split(entry).unwrap().collect();
+        assert_eq!(parts.len(), 512);
+        for (place, part) in (0..).zip(parts) {
+            assert_eq!(address_of(part), 0x4000_0000 + place * 4096);
+            assert_eq!(part & 0xfff | part & NO_EXECUTE, 0x63 | NO_EXECUTE);
+        }
+        assert!(split(table(0x1000)).is_none());
     }
 
     #[test]

@@ -104,6 +104,11 @@ impl<M: PvMemory> PageTables<M> {
         }
     }
 
+    /// The top table's machine address, as cr3 holds it.
+    pub fn top_machine_address(&self) -> Option<u64> {
+        self.machine_address(self.top).ok()
+    }
+
     /// The frames that became page tables.
     pub fn used(&self) -> Ranges {
         self.used.clone()

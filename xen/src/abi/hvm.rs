@@ -1,5 +1,5 @@
-//! `hvm/params.h`, `hvm/hvm_op.h` and `arch-x86/hvm/start_info.h`: what a PVH domain starts with
-//! and asks for.
+//! `hvm/params.h`, `hvm/hvm_op.h`, `hvm/hvm_vcpu.h` and `arch-x86/hvm/start_info.h`: what a PVH
+//! domain starts with and asks for.
 
 use crate::DomId;
 
@@ -102,8 +102,49 @@ pub struct HvmParam {
     pub value: u64,
 }
 
+/// `VCPU_HVM_MODE_64B`: the vCPU starts in 64-bit mode.
+pub const VCPU_HVM_MODE_64B: u32 = 1;
+
+/// `struct vcpu_hvm_x86_64`: the registers that a vCPU starts with in 64-bit mode; its segments
+/// are flat.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+#[allow(missing_docs, reason = "the processor's registers")]
+pub struct VcpuRegisters {
+    pub rax: u64,
+    pub rcx: u64,
+    pub rdx: u64,
+    pub rbx: u64,
+    pub rsp: u64,
+    pub rbp: u64,
+    pub rsi: u64,
+    pub rdi: u64,
+    pub rip: u64,
+    pub rflags: u64,
+    pub cr0: u64,
+    pub cr3: u64,
+    pub cr4: u64,
+    pub efer: u64,
+}
+
+/// `struct vcpu_hvm_context`: how a vCPU of a PVH domain starts.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct VcpuContext {
+    /// [`VCPU_HVM_MODE_64B`].
+    pub mode: u32,
+    /// Padding.
+    pub pad: u32,
+    /// The registers.
+    pub registers: VcpuRegisters,
+    /// What only a start in 32-bit mode uses.
+    pub rest: u64,
+}
+
 const _: () = {
     use core::mem::offset_of;
+    assert!(offset_of!(VcpuContext, registers) == 8);
+    assert!(size_of::<VcpuContext>() == 128);
     assert!(size_of::<StartInfo>() == 56);
     assert!(offset_of!(StartInfo, memmap_paddr) == 40);
     assert!(size_of::<ModuleEntry>() == 32);

@@ -60,6 +60,9 @@ pub const MACH2PHYS_VIRT_START: u64 = 0xFFFF_8000_0000_0000;
 /// `FLAT_KERNEL_CS`: the code segment that Xen provides for 64-bit kernels.
 pub const FLAT_KERNEL_CS: u16 = 0xe033;
 
+/// `FLAT_KERNEL_SS`: the stack segment that goes with it.
+pub const FLAT_KERNEL_SS: u16 = 0xe02b;
+
 /// `struct trap_info`: where one exception goes.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
@@ -102,8 +105,82 @@ pub const UVMF_TLB_FLUSH_ALL: u64 = 1 | (1 << 2);
 /// `UVMF_INVLPG | UVMF_ALL`: an updated mapping is flushed on every vCPU.
 pub const UVMF_INVLPG_ALL: u64 = 2 | (1 << 2);
 
+/// `VGCF_in_kernel`: the vCPU starts in the kernel's half, on its page tables and GS base.
+pub const VGCF_IN_KERNEL: u64 = 1 << 2;
+
+/// `struct cpu_user_regs`: a vCPU's general registers.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+#[allow(missing_docs, reason = "the processor's registers")]
+pub struct UserRegs {
+    /// r15, r14, r13, r12, rbp, rbx, r11, r10, r9, r8, rax, rcx, rdx, rsi.
+    pub others: [u64; 14],
+    pub rdi: u64,
+    pub error_code: u32,
+    pub entry_vector: u32,
+    pub rip: u64,
+    pub cs: u16,
+    pub pad0: u16,
+    pub saved_upcall_mask: u8,
+    pub pad1: [u8; 3],
+    pub rflags: u64,
+    pub rsp: u64,
+    pub ss: u64,
+    /// es, ds, fs, gs.
+    pub data: [u64; 4],
+}
+
+/// `struct vcpu_guest_context`: all that a vCPU of a PV domain starts with. Zero is a good value
+/// of whatever is not wanted.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct GuestContext {
+    /// Floating-point registers; not looked at without `VGCF_i387_valid`.
+    pub fpu: [u8; 512],
+    /// `VGCF_*`.
+    pub flags: u64,
+    /// General registers.
+    pub registers: UserRegs,
+    /// Where exceptions go, by vector.
+    pub traps: [TrapInfo; 256],
+    /// Local descriptor table.
+    pub ldt: [u64; 2],
+    /// Frames of the descriptor table.
+    pub gdt_frames: [u64; 16],
+    /// Entries of the descriptor table.
+    pub gdt_entries: u64,
+    /// Stack segment for entries from the user's half.
+    pub kernel_ss: u64,
+    /// Stack for entries from the user's half.
+    pub kernel_sp: u64,
+    /// cr0 to cr7; 3 is the top page table's machine address.
+    pub control: [u64; 8],
+    /// dr0 to dr7.
+    pub debug: [u64; 8],
+    /// Where upcalls go.
+    pub event_callback: u64,
+    /// Where it goes if a segment register cannot be loaded.
+    pub failsafe_callback: u64,
+    /// Where system calls go.
+    pub syscall_callback: u64,
+    /// `VMASST_TYPE_*`.
+    pub vm_assist: u64,
+    /// FS base.
+    pub fs_base: u64,
+    /// GS base in the kernel's half.
+    pub gs_base_kernel: u64,
+    /// GS base in the user's half.
+    pub gs_base_user: u64,
+}
+
 const _: () = {
     use core::mem::offset_of;
+    assert!(offset_of!(UserRegs, rip) == 128);
+    assert!(offset_of!(UserRegs, saved_upcall_mask) == 140);
+    assert!(size_of::<UserRegs>() == 200);
+    assert!(offset_of!(GuestContext, registers) == 520);
+    assert!(offset_of!(GuestContext, kernel_sp) == 4976);
+    assert!(size_of::<GuestContext>() == 5168);
     assert!(offset_of!(StartInfo, store_mfn) == 56);
     assert!(offset_of!(StartInfo, console_mfn) == 72);
     assert!(offset_of!(StartInfo, pt_base) == 88);

@@ -43,6 +43,13 @@ pub struct Poll {
     pub timeout: u64,
 }
 
+/// `VCPUOP_initialise`: with a [`pv::GuestContext`](super::pv::GuestContext), or on PVH a
+/// [`hvm::VcpuContext`](super::hvm::VcpuContext).
+pub const VCPUOP_INITIALISE: u32 = 0;
+/// `VCPUOP_up`.
+pub const VCPUOP_UP: u32 = 1;
+/// `VCPUOP_down`.
+pub const VCPUOP_DOWN: u32 = 2;
 /// `VCPUOP_is_up`.
 pub const VCPUOP_IS_UP: u32 = 3;
 /// `VCPUOP_stop_periodic_timer`.

@@ -1,0 +1,112 @@
+//! Several vCPUs: each runs, has memory and time of its own, wakes others and is woken.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use bulkhead_kernel::{Door, Machine, memory};
+use bulkhead_xen::{Hypervisor, VcpuId};
+use core::sync::atomic::{AtomicU32, Ordering};
+use core::time::Duration;
+
+/// Rounds in which the word goes from the first vCPU to the last.
+const ROUNDS: u32 = 1000;
+
+/// Whose turn it is: rounds times vCPUs, counted up.
+static TURN: AtomicU32 = AtomicU32::new(0);
+static DONE: AtomicU32 = AtomicU32::new(0);
+
+/// What `test=vcpu-…` has another vCPU do.
+pub fn crash_elsewhere(machine: &Machine, crash: fn()) -> ! {
+    machine.start_vcpus(|id| {
+        Box::new(move || {
+            if id == VcpuId(1) {
+                crash();
+            }
+            sleep(Duration::from_secs(3600));
+        })
+    });
+    loop {
+        log::info!("vCPU {} goes on", Door.vcpu());
+        sleep(Duration::from_millis(100));
+    }
+}
+
+/// Starts all vCPUs, passes the word around, and has all of them use the heap at once.
+pub fn show(machine: &Machine) {
+    let before = memory::statistics().free;
+    let all = 1 + machine.start_vcpus(|id| Box::new(move || take_part(id, machine_vcpus())));
+    let cost = before - memory::statistics().free;
+    log::info!(
+        "{all} vCPUs run, {} KiB each",
+        cost / 1024 / (all.max(2) as usize - 1)
+    );
+    VCPUS.store(all, Ordering::Release);
+    let start = Door.now();
+    take_part(VcpuId(0), all);
+    while DONE.load(Ordering::Acquire) < all {
+        sleep(Duration::from_millis(1));
+    }
+    let took = Door.now().since(start);
+    log::info!("{} words passed in {} us", ROUNDS * all, took.as_micros());
+}
+
+static VCPUS: AtomicU32 = AtomicU32::new(0);
+
+fn machine_vcpus() -> u32 {
+    loop {
+        match VCPUS.load(Ordering::Acquire) {
+            0 => core::hint::spin_loop(),
+            all => return all,
+        }
+    }
+}
+
+fn take_part(id: VcpuId, all: u32) {
+    assert_eq!(Door.vcpu(), id);
+    for round in 0..ROUNDS {
+        let mine = round * all + id.0;
+        while TURN.load(Ordering::Acquire) != mine {
+            Door.take_pending(&mut |port| log::error!("port {port} on vCPU {id}"));
+            if TURN.load(Ordering::Acquire) != mine {
+                Door.block(None);
+            }
+        }
+        TURN.store(mine + 1, Ordering::Release);
+        Door.wake_vcpu(VcpuId((mine + 1) % all));
+    }
+    use_memory(id);
+    let before = Door.now();
+    sleep(Duration::from_millis(20));
+    let slept = Door.now().since(before);
+    log::info!(
+        "vCPU {id} slept {} us, float {:.3}",
+        slept.as_micros(),
+        f64::from(id.0) / 3.0
+    );
+    DONE.fetch_add(1, Ordering::Release);
+}
+
+/// Takes and gives back memory, and sees that it is nobody else's.
+fn use_memory(id: VcpuId) {
+    for round in 0..200u64 {
+        let mark = u64::from(id.0) << 32 | round;
+        let lists: Vec<Vec<u64>> = (0..50)
+            .map(|list| alloc::vec![mark; 1 + list * 17])
+            .collect();
+        assert!(lists.iter().flatten().all(|word| *word == mark));
+        if let Some(pages) = memory::allocate_pages(8) {
+            // SAFETY: fresh pages.
+            unsafe {
+                pages.write_bytes(round as u8, 8 * 4096);
+                memory::free_pages(pages, 8);
+            }
+        }
+    }
+}
+
+fn sleep(time: Duration) {
+    let deadline = Door.now() + time;
+    while Door.now() < deadline {
+        Door.take_pending(&mut |_| {});
+        Door.block(Some(deadline));
+    }
+}

@@ -1,0 +1,147 @@
+//! The other vCPUs: what each needs for itself, and how it starts.
+//!
+//! A vCPU's stack has a page below it where nothing is mapped, as the first one's has. All stacks
+//! are made before any of the vCPUs runs: no processor remembers that the page was there once.
+
+use super::{pv, pvh, set_up_events, share};
+use crate::cpu::pvh::CpuTables;
+use crate::machine::{self, Machine};
+use crate::memory::pages;
+use crate::vcpu::Vcpu;
+use crate::{hypercall, report};
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use bulkhead_xen::abi::sched::VCPUOP_UP;
+use bulkhead_xen::{Errno, PAGE_SIZE, VcpuId};
+use core::fmt;
+use core::ptr::NonNull;
+
+/// Pages of a vCPU's stack: nothing but queues is served there.
+const STACK_PAGES: usize = 16;
+
+/// What a vCPU does from its start on.
+pub type Work = Box<dyn FnOnce() + Send>;
+
+/// Why a vCPU does not run.
+#[derive(Debug)]
+enum NotStarted {
+    NoMemory,
+    Ports(Errno),
+    Refused(Errno),
+}
+
+impl fmt::Display for NotStarted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NotStarted::NoMemory => f.write_str("no memory for its stack"),
+            NotStarted::Ports(error) => write!(f, "cannot set up its own ports: {error}"),
+            NotStarted::Refused(error) => write!(f, "Xen refuses to start it: {error}"),
+        }
+    }
+}
+
+/// What a vCPU finds when it starts.
+pub struct Start {
+    vcpu: &'static Vcpu,
+    base: u64,
+    /// PVH: the processor's tables.
+    tables: Option<&'static CpuTables>,
+    work: Work,
+}
+
+/// Where a vCPU's stack lies.
+struct Stack {
+    guard: u64,
+    top: u64,
+}
+
+impl Stack {
+    fn new() -> Option<Stack> {
+        let guard = pages::allocate_pages(1 + STACK_PAGES)?.as_ptr() as u64;
+        let page = PAGE_SIZE as u64;
+        // SAFETY: the page is ours since a moment ago, and never given back.
+        unsafe {
+            if machine::is_pvh() {
+                pvh::unmap(guard)?;
+            } else {
+                pv::unmap(guard / page..guard / page + 1);
+            }
+        }
+        Some(Stack {
+            guard,
+            top: guard + (1 + STACK_PAGES) as u64 * page,
+        })
+    }
+}
+
+impl Machine {
+    /// Starts the domain's other vCPUs, each with what `work` makes for it; a vCPU whose work ends
+    /// sleeps for ever. Answers how many run: if one cannot be started, neither are those after
+    /// it, and the log says why.
+    ///
+    /// To be called once.
+    pub fn start_vcpus(&self, mut work: impl FnMut(VcpuId) -> Work) -> u32 {
+        let stacks: Vec<(VcpuId, Option<Stack>)> = (1..self.vcpus)
+            .map(|id| (VcpuId(id), Stack::new()))
+            .collect();
+        let mut running = 0;
+        for (id, stack) in stacks {
+            let started = stack
+                .ok_or(NotStarted::NoMemory)
+                .and_then(|stack| start(id, &stack, work(id)));
+            if let Err(error) = started {
+                log::error!("vCPU {id} is not used: {error}");
+                break;
+            }
+            running += 1;
+        }
+        running
+    }
+}
+
+fn start(id: VcpuId, stack: &Stack, work: Work) -> Result<(), NotStarted> {
+    let vcpu: &'static Vcpu = Box::leak(Box::new(Vcpu::new()));
+    let base = vcpu.register(id, stack.guard);
+    share(vcpu);
+    set_up_events(vcpu).map_err(NotStarted::Ports)?;
+    let tables = machine::is_pvh().then(|| {
+        // SAFETY: stacks and numbers, for all of which zero is a value.
+        let tables = unsafe { Box::<CpuTables>::new_zeroed().assume_init() };
+        &*Box::leak(tables)
+    });
+    let start = Box::into_raw(Box::new(Start {
+        vcpu,
+        base,
+        tables,
+        work,
+    }));
+    // SAFETY: what is named here is the new vCPU's alone from now on: its stack, its state, and
+    // what it starts with.
+    unsafe {
+        if machine::is_pvh() {
+            pvh::initialise_vcpu(id, stack.top, start as u64)
+        } else {
+            pv::initialise_vcpu(id, stack.top, start as u64, base)
+        }
+        .and_then(|()| hypercall::vcpu_op(VCPUOP_UP.into(), id.0.into(), 0))
+    }
+    .map(|_| ())
+    .map_err(NotStarted::Refused)
+}
+
+/// Called by the entry code, on the vCPU's own stack.
+pub extern "C" fn vcpu_main(start: NonNull<Start>) -> ! {
+    // SAFETY: `start` has made it for this vCPU, which starts once.
+    let start = unsafe { Box::from_raw(start.as_ptr()) };
+    if let Some(tables) = start.tables {
+        // SAFETY: the first thing on this vCPU, in ring 0, with tables of its own; the IDT was
+        // filled at boot.
+        unsafe {
+            pvh::set_gs_base(start.base);
+            tables.load();
+        }
+    }
+    log::debug!("vCPU {} runs", start.vcpu.id());
+    (start.work)();
+    report::stop_this_vcpu()
+}

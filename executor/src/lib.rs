@@ -1,4 +1,4 @@
-//! Async tasks woken by event channels and timers, on one vCPU.
+//! Async tasks woken by event channels and timers, with one executor for each vCPU.
 //!
 //! A driver domain waits for many things at once: each disk's event channel, xenstore, a timer.
 //! Each wait is a task, and one [`Executor`] per vCPU polls those whose wait is over, then blocks
@@ -8,7 +8,8 @@
 //! ```text
 //!   Hypervisor::take_pending ──► ports ──┐
 //!   Hypervisor::now ───────────► timers ─┼─► wakers ─► woken tasks are polled
-//!   Handle::spawn ─────────────► inbox ──┘                    │ none left
+//!   Handle::spawn ─────────────► inbox ──┤                    │ none left
+//!   Remote::send (other vCPUs) ► work ───┘                    │
 //!                                                             ▼
 //!                                             Hypervisor::block(next deadline)
 //! ```
@@ -28,7 +29,12 @@
 //! # }
 //! ```
 //!
-//! Read next: [`Handle`], which is what tasks hold; [`EventChannel`]; [`Flag`] and [`Signal`] between tasks.
+//! A task stays on the vCPU where it was spawned, so it needs no lock and need not be [`Send`].
+//! Wakers work from every vCPU: an executor that sleeps is interrupted, one that does not sees by
+//! itself that it was woken.
+//!
+//! Read next: [`Handle`], which is what tasks hold; [`EventChannel`]; [`Flag`] and [`Signal`] between
+//! tasks of a vCPU; [`Remote`] for the other vCPUs.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -37,22 +43,23 @@ extern crate alloc;
 
 mod flag;
 mod ports;
+mod remote;
+mod rest;
+mod sync;
 mod timers;
 
 pub use flag::{Flag, Signal};
 pub use ports::EventChannel;
+pub use remote::Remote;
 pub use timers::Sleep;
 
 use alloc::boxed::Box;
 use alloc::rc::Rc;
-use alloc::sync::Arc;
-use alloc::task::Wake;
 use alloc::vec::Vec;
 use bulkhead_xen::{Hypervisor, Instant, Port};
 use core::cell::RefCell;
 use core::future::Future;
 use core::pin::Pin;
-use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::{Context, Poll, Waker};
 use core::time::Duration;
 use futures_util::future::{AbortHandle, Abortable};
@@ -67,20 +74,7 @@ struct Core<H> {
     timers: timers::Timers,
     /// Tasks that were spawned and not yet taken over by the executor.
     inbox: RefCell<Vec<BoxedTask>>,
-    woken: Arc<Woken>,
-}
-
-/// Set whenever some task can make progress.
-struct Woken(AtomicBool);
-
-impl Wake for Woken {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.0.store(true, Ordering::Release);
-    }
+    remote: Remote<H>,
 }
 
 /// Runs the tasks of one vCPU.
@@ -91,20 +85,31 @@ pub struct Executor<H: Hypervisor> {
 }
 
 impl<H: Hypervisor> Executor<H> {
-    /// An executor without tasks.
+    /// An executor without tasks, for the vCPU that `door` is of.
     pub fn new(door: H) -> Self {
-        let woken = Arc::new(Woken(AtomicBool::new(false)));
+        let remote = Remote::new(door.clone(), door.vcpu());
+        Self::of(&remote, door)
+    }
+
+    /// The executor that other vCPUs know already. `door` is that of its vCPU.
+    pub fn of(remote: &Remote<H>, door: H) -> Self {
+        debug_assert_eq!(remote.vcpu(), door.vcpu(), "an executor on another vCPU");
         Executor {
-            waker: Waker::from(woken.clone()),
+            waker: remote.waker(),
             core: Rc::new(Core {
                 door,
                 ports: ports::Ports::default(),
                 timers: timers::Timers::default(),
                 inbox: RefCell::default(),
-                woken,
+                remote: remote.clone(),
             }),
             tasks: FuturesUnordered::new(),
         }
+    }
+
+    /// This executor as other vCPUs see it.
+    pub fn remote(&self) -> Remote<H> {
+        self.core.remote.clone()
     }
 
     /// What tasks need to spawn others and to wait.
@@ -119,11 +124,13 @@ impl<H: Hypervisor> Executor<H> {
     pub fn run_until_idle(&mut self) -> bool {
         let core = &self.core;
         let mut polled = false;
+        core.remote.rest().get_up();
         loop {
             core.door.take_pending(&mut |port| core.ports.notify(port));
             core.timers.fire(|| core.door.now());
+            core.remote.receive(|| Handle { core: core.clone() });
             self.tasks.extend(core.inbox.borrow_mut().drain(..));
-            if !core.woken.0.swap(false, Ordering::Acquire) {
+            if !core.remote.rest().take() {
                 return polled;
             }
             polled = true;
@@ -141,6 +148,14 @@ impl<H: Hypervisor> Executor<H> {
             if done() {
                 return;
             }
+            self.sleep();
+        }
+    }
+
+    /// Blocks the vCPU until a notification, the next deadline, or a wake from another vCPU;
+    /// returns at once if some task was woken since [`run_until_idle`](Self::run_until_idle).
+    pub fn sleep(&mut self) {
+        if self.core.remote.rest().lie_down() {
             self.core.door.block(self.core.timers.next());
         }
     }
@@ -173,8 +188,13 @@ impl<H: Hypervisor> Handle<H> {
             // Whether it ended or was stopped, the executor drops it now.
             let _ = task.await;
         }));
-        self.core.woken.wake_by_ref();
+        self.core.remote.wake();
         Task { abort }
+    }
+
+    /// The executor as other vCPUs see it.
+    pub fn remote(&self) -> Remote<H> {
+        self.core.remote.clone()
     }
 
     /// The door to the hypervisor.

@@ -23,7 +23,8 @@ unsafe impl Sync for ForeignRegion {}
 /// What Xen does for a domain. Implemented by the unikernel's runtime with hypercalls, and by the
 /// simulated Xen in memory; cloning gives another handle on the same domain.
 ///
-/// All calls act for the vCPU that makes them. Batches are one hypercall, however long; each of
+/// All calls act for the vCPU that makes them; a door may be cloned and used on any, and
+/// [`wake_vcpu`](Self::wake_vcpu) is what one does for another. Batches are one hypercall, however long; each of
 /// their entries carries a status of its own, and an `Err` means that the hypercall as a whole
 /// was refused and no entry was looked at.
 ///
@@ -33,7 +34,7 @@ unsafe impl Sync for ForeignRegion {}
 /// [`grant_entries`](Self::grant_entries) hand out address space that nothing else uses, and that
 /// memory reached through mappings may be read and written by volatile or atomic accesses at any
 /// time while they last.
-pub unsafe trait Hypervisor: Clone + 'static {
+pub unsafe trait Hypervisor: Clone + Send + Sync + 'static {
     /// Maps grants of other domains (`GNTTABOP_map_grant_ref`). An entry may answer
     /// [`GrantStatus::EAGAIN`](crate::GrantStatus::EAGAIN): the caller tries that one again.
     ///

@@ -2,18 +2,18 @@
 
 use bulkhead_xen::abi::grant_table::{EntryV1, GrantCopy, MapGrantRef, UnmapGrantRef};
 use bulkhead_xen::{DomId, Errno, ForeignRegion, Frame, Hypervisor, Instant, Port, VcpuId};
-use core::cell::Cell;
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Door {
-    rung: Rc<Cell<usize>>,
+    rung: Arc<AtomicUsize>,
 }
 
 impl Door {
     /// How often xenstored was notified.
     pub fn rung(&self) -> usize {
-        self.rung.get()
+        self.rung.load(Ordering::Relaxed)
     }
 }
 
@@ -57,7 +57,7 @@ unsafe impl Hypervisor for Door {
 
     fn notify(&self, port: Port) -> Result<(), Errno> {
         assert_eq!(port, Port(1));
-        self.rung.set(self.rung.get() + 1);
+        self.rung.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 

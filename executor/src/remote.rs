@@ -1,0 +1,119 @@
+//! An executor as other vCPUs see it: they wake its tasks, and send it work.
+
+use crate::Handle;
+use crate::rest::Rest;
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::task::Wake;
+use alloc::vec::Vec;
+use bulkhead_xen::{Hypervisor, VcpuId};
+use core::sync::atomic::{AtomicBool, Ordering};
+use core::task::Waker;
+use spin::Mutex;
+
+type Work<H> = Box<dyn FnOnce(&Handle<H>) + Send>;
+
+/// The executor of one vCPU, for use on any: work can be sent to it. Clones are the same one.
+///
+/// ```
+/// # fn example<H: bulkhead_xen::Hypervisor>(first: H, start: impl FnOnce(Box<dyn FnOnce() + Send>)) {
+/// use bulkhead_executor::{Executor, Remote};
+/// use bulkhead_xen::VcpuId;
+///
+/// let second = Remote::new(first.clone(), VcpuId(1));
+/// let its_own = second.clone();
+/// // Runs on the second vCPU, with that one's door:
+/// start(Box::new(move || Executor::of(&its_own, first).run_until(|| false)));
+///
+/// second.send(|handle| {
+///     handle.spawn(async { log::info!("a task of the second vCPU") });
+/// });
+/// # }
+/// ```
+pub struct Remote<H>(Arc<Shared<H>>);
+
+impl<H> Clone for Remote<H> {
+    fn clone(&self) -> Self {
+        Remote(self.0.clone())
+    }
+}
+
+struct Shared<H> {
+    door: H,
+    vcpu: VcpuId,
+    rest: Rest,
+    /// Whether anything may have been sent.
+    sent: AtomicBool,
+    work: Mutex<Vec<Work<H>>>,
+}
+
+impl<H: Hypervisor> Remote<H> {
+    /// Makes the executor of `vcpu` known before it is there. `door` is any vCPU's.
+    pub fn new(door: H, vcpu: VcpuId) -> Self {
+        Remote(Arc::new(Shared {
+            door,
+            vcpu,
+            rest: Rest::new(),
+            sent: AtomicBool::new(false),
+            work: Mutex::default(),
+        }))
+    }
+
+    /// The vCPU that it is about.
+    pub fn vcpu(&self) -> VcpuId {
+        self.0.vcpu
+    }
+
+    /// Has something done on that vCPU, soon. Only this has to be able to go from one vCPU to
+    /// another; what it makes there, tasks above all, never leaves. It takes a lock that the vCPU
+    /// takes too when something was sent: not for the data path.
+    pub fn send(&self, work: impl FnOnce(&Handle<H>) + Send + 'static) {
+        self.0.work.lock().push(Box::new(work));
+        self.0.sent.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    /// Does what was sent.
+    #[inline]
+    pub(crate) fn receive(&self, handle: impl FnOnce() -> Handle<H>) {
+        if self.0.sent.load(Ordering::Relaxed) && self.0.sent.swap(false, Ordering::Acquire) {
+            let handle = handle();
+            let sent = core::mem::take(&mut *self.0.work.lock());
+            for work in sent {
+                work(&handle);
+            }
+        }
+    }
+
+    pub(crate) fn rest(&self) -> &Rest {
+        &self.0.rest
+    }
+
+    pub(crate) fn waker(&self) -> Waker {
+        Waker::from(self.0.clone())
+    }
+
+    #[inline]
+    pub(crate) fn wake(&self) {
+        self.0.wake_up();
+    }
+}
+
+impl<H: Hypervisor> Shared<H> {
+    #[inline]
+    fn wake_up(&self) {
+        if self.rest.wake() {
+            self.door.wake_vcpu(self.vcpu);
+        }
+    }
+}
+
+impl<H: Hypervisor> Wake for Shared<H> {
+    fn wake(self: Arc<Self>) {
+        self.wake_up();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.wake_up();
+    }
+}

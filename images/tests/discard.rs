@@ -3,25 +3,13 @@
 mod support;
 
 use bulkhead_images::{
-    Access, BlockDevice, DiscardLimits, Io, IoError, Op, Sector, Submitted, Tag, Target,
+    Access, BlockDevice, DiscardLimits, Io, IoError, Op, Sector, Submitted, Tag,
 };
 use bulkhead_xen::sim::Hypercall;
 use bulkhead_xen::{Errno, PAGE_SIZE};
-use proptest::prelude::*;
-use std::ops::Range;
 use std::sync::Arc;
 use support::Folder;
-use support::supply::{Domain, all, discard, read, write};
-
-fn open(domain: &Domain, target: &str, access: Access) -> Arc<dyn BlockDevice> {
-    let target: Target = target.parse().expect("a target");
-    let device = domain.catalog.open(&target, access, "domain 5, xvda");
-    device.expect("it can be opened")
-}
-
-fn pattern(len: usize) -> Vec<u8> {
-    (0..len).map(|n| (n % 251) as u8 + 1).collect()
-}
+use support::supply::{Domain, all, discard, open, pattern, read, write};
 
 /// A ramdisk that is one image of so many pages.
 fn whole(pages: usize) -> (Domain, Arc<dyn BlockDevice>, Vec<u8>) {
@@ -310,117 +298,4 @@ fn queues_on_several_threads_never_touch_what_is_gone() {
         Ok(())
     );
     assert_eq!(domain.missing() as u64, (THREADS + 1) * OWN);
-}
-
-#[derive(Clone, Debug)]
-enum Step {
-    Read(Range<u64>),
-    Write(Range<u64>, u8),
-    Discard(Range<u64>),
-    Limit(usize),
-}
-
-fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let range = (0..80_u64, 1..40_u64).prop_map(|(start, count)| start..start + count);
-    let step = prop_oneof![
-        range.clone().prop_map(Step::Read),
-        (range.clone(), 1..=255_u8).prop_map(|(range, byte)| Step::Write(range, byte)),
-        range.prop_map(Step::Discard),
-        (0..12_usize).prop_map(Step::Limit),
-    ];
-    prop::collection::vec(step, 1..60)
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
-
-    /// An image in the middle of an archive against a plain vector, and its memory against a count
-    /// of the pages that must be there.
-    #[test]
-    fn an_image_with_holes_is_like_one_without(steps in steps(), before in 1..16_usize) {
-        const SECTORS: u64 = 100;
-        let folder = Folder::new();
-        folder.file("a", &pattern(before * 512));
-        folder.file("disk", &pattern(SECTORS as usize * 512));
-        folder.file("z", &pattern(5120));
-        let domain = Domain::with(&folder.tar(&["--format=ustar", "a", "disk", "z"]));
-        let device = open(&domain, "ram:disk", Access::ReadWrite);
-        let alignment = device.geometry().discard.expect("it has pages").alignment.0;
-        let mut queue = device.queue();
-        let mut model = pattern(SECTORS as usize * 512);
-        // The pages that lie in it, by their first sector.
-        let pages: Vec<u64> = (alignment..=SECTORS - 8).step_by(8).collect();
-        let mut there = vec![true; pages.len()];
-        let touched = |range: &Range<u64>| {
-            let touches = |first: u64| first < range.end && range.start < first + 8;
-            let pages = pages.iter().enumerate();
-            pages
-                .filter_map(|(page, &first)| touches(first).then_some(page))
-                .collect::<Vec<usize>>()
-        };
-        for step in steps {
-            match step {
-                Step::Limit(pages) => {
-                    domain.domain.set_memory_limit(domain.owned - pages);
-                }
-                Step::Read(range) => {
-                    let found = read(&mut *queue, range.start, (range.end - range.start) as usize);
-                    let bytes = range.start as usize * 512..range.end as usize * 512;
-                    match model.get(bytes) {
-                        Some(expected) => prop_assert!(found.as_deref() == Ok(expected)),
-                        None => prop_assert_eq!(found, Err(IoError::OutOfRange)),
-                    }
-                }
-                Step::Write(range, byte) => {
-                    let data = vec![byte; (range.end - range.start) as usize * 512];
-                    let bytes = range.start as usize * 512..range.end as usize * 512;
-                    match write(&mut *queue, range.start, &data) {
-                        Ok(()) => {
-                            model[bytes].fill(byte);
-                            touched(&range).into_iter().for_each(|page| there[page] = true);
-                        }
-                        Err(IoError::OutOfRange) => prop_assert!(range.end > SECTORS),
-                        Err(error) => {
-                            prop_assert_eq!(error, IoError::NoMemory);
-                            // As many as there was memory for, the first ones first.
-                            let mut back = there.iter().filter(|there| !**there).count()
-                                - domain.missing();
-                            for page in touched(&range) {
-                                if !there[page] && back > 0 {
-                                    there[page] = true;
-                                    back -= 1;
-                                }
-                            }
-                            prop_assert_eq!(back, 0);
-                        }
-                    }
-                }
-                Step::Discard(range) => {
-                    let done = discard(&mut *queue, range.start, range.end - range.start);
-                    let bytes = range.start as usize * 512..range.end as usize * 512;
-                    match model.get_mut(bytes) {
-                        Some(bytes) => bytes.fill(0),
-                        None => {
-                            prop_assert_eq!(done, Err(IoError::OutOfRange));
-                            continue;
-                        }
-                    }
-                    prop_assert_eq!(done, Ok(()));
-                    for page in touched(&range) {
-                        if range.start <= pages[page] && pages[page] + 8 <= range.end {
-                            there[page] = false;
-                        }
-                    }
-                }
-            }
-            let missing = there.iter().filter(|there| !**there).count();
-            prop_assert_eq!(domain.missing(), missing);
-        }
-        drop(queue);
-        prop_assert!(all(&*device) == model);
-        for (name, len) in [("ram:a", before * 512), ("ram:z", 5120)] {
-            let neighbour = open(&domain, name, Access::ReadOnly);
-            prop_assert!(all(&*neighbour) == pattern(len));
-        }
-    }
 }

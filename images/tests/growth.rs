@@ -2,34 +2,13 @@
 
 mod support;
 
-use bulkhead_images::{Access, BlockDevice, GrowError, GrowRequest, IoError, Sector};
+use bulkhead_images::{Access, GrowError, GrowRequest, IoError, Sector};
 use bulkhead_xen::PAGE_SIZE;
 use proptest::prelude::*;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Wake, Waker};
-use support::Folder;
-use support::memory;
-use support::supply::{Domain, all, discard, read, write};
-
-fn open(domain: &Domain, target: &str, access: Access) -> Arc<dyn BlockDevice> {
-    let target = target.parse().expect("a target");
-    let device = domain.catalog.open(&target, access, "domain 5, xvda");
-    device.expect("it can be opened")
-}
-
-fn pattern(len: usize) -> Vec<u8> {
-    (0..len).map(|n| (n % 251) as u8 + 1).collect()
-}
-
-#[derive(Default)]
-struct Wakes(AtomicUsize);
-
-impl Wake for Wakes {
-    fn wake(self: Arc<Self>) {
-        self.0.fetch_add(1, Ordering::SeqCst);
-    }
-}
+use std::task::Waker;
+use support::supply::{Domain, all, discard, open, pattern, read, write};
+use support::{Folder, Wakes, memory};
 
 #[test]
 fn an_open_image_grows_and_says_so() {
@@ -44,7 +23,7 @@ fn an_open_image_grows_and_says_so() {
     assert_eq!(write(&mut *queue, 64, &[1; 512]), Err(IoError::OutOfRange));
 
     assert_eq!(domain.catalog.grow("disk0", 65536), Ok(32768));
-    assert_eq!(wakes.0.load(Ordering::SeqCst), 1);
+    assert_eq!(wakes.count(), 1);
     assert_eq!(device.geometry().sectors, Sector(128));
     content.resize(65536, 0);
     assert!(all(&*device) == content);
@@ -57,7 +36,7 @@ fn an_open_image_grows_and_says_so() {
 
     device.on_change(&waker);
     assert_eq!(domain.catalog.grow("disk0", 65536 + 4096), Ok(65536));
-    assert_eq!(wakes.0.load(Ordering::SeqCst), 2);
+    assert_eq!(wakes.count(), 2);
     content.resize(65536 + 4096, 0);
     assert!(all(&*device) == content);
     let images: Vec<_> = domain.catalog.images().collect();
@@ -76,7 +55,7 @@ fn a_closed_device_keeps_nobody_waiting() {
     }
     assert_eq!(Arc::strong_count(&second), 1);
     assert!(domain.catalog.grow("disk0", 8192).is_ok());
-    assert_eq!(second.0.load(Ordering::SeqCst), 0);
+    assert_eq!(second.count(), 0);
 }
 
 #[test]

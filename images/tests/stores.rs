@@ -8,9 +8,8 @@ use bulkhead_images::{
 };
 use proptest::prelude::*;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Wake, Waker};
-use support::{Guest, memory, submit};
+use std::task::Waker;
+use support::{Guest, Wakes, memory, submit};
 
 fn read(sector: u64) -> Op {
     Op::Read {
@@ -196,15 +195,6 @@ proptest! {
     }
 }
 
-#[derive(Default)]
-struct Wakes(AtomicUsize);
-
-impl Wake for Wakes {
-    fn wake(self: Arc<Self>) {
-        self.0.fetch_add(1, Ordering::SeqCst);
-    }
-}
-
 #[test]
 fn a_delayed_device_completes_in_any_order_and_wakes() {
     let image = RamImage::new(memory(&[5; 4096]), SectorSize::B512, Access::ReadWrite);
@@ -223,11 +213,11 @@ fn a_delayed_device_completes_in_any_order_and_wakes() {
     assert_eq!(device.ops(), [read(0), write(1), write(100), read(2)]);
     let wakes = Arc::new(Wakes::default());
     queue.wake_on_completion(&Waker::from(wakes.clone()));
-    assert_eq!(wakes.0.load(Ordering::SeqCst), 0);
+    assert_eq!(wakes.count(), 0);
 
     device.fail(1, IoError::Medium);
     device.release_backwards();
-    assert_eq!(wakes.0.load(Ordering::SeqCst), 1, "once asked, once woken");
+    assert_eq!(wakes.count(), 1, "once asked, once woken");
     let mut told = Vec::new();
     other.complete(&mut |tag, result| told.push((tag, result)));
     assert_eq!(told, [], "completions come to the queue that asked");

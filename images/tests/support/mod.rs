@@ -9,6 +9,9 @@ use bulkhead_xen::Frame;
 use std::path::Path;
 use std::process::Command;
 use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Wake;
 
 /// Memory with this content that stays for the rest of the test run, as a ramdisk does.
 pub fn memory(content: &[u8]) -> ImageMemory {
@@ -60,6 +63,22 @@ impl Guest {
     /// All buffers, one after the other.
     pub fn content(&self) -> Vec<u8> {
         self.buffers.concat()
+    }
+}
+
+/// Counts how often it is woken.
+#[derive(Default)]
+pub struct Wakes(AtomicUsize);
+
+impl Wakes {
+    pub fn count(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+impl Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
     }
 }
 

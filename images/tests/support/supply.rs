@@ -3,8 +3,9 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use super::{Guest, submit};
-use bulkhead_images::{BlockDevice, Catalog, ImageMemory, IoError, IoQueue, Op, Sector};
-use bulkhead_images::{Io, Submitted, Tag};
+use bulkhead_images::{
+    Access, BlockDevice, Catalog, ImageMemory, Io, IoError, IoQueue, Op, Sector, Submitted, Tag,
+};
 use bulkhead_xen::PAGE_SIZE;
 use bulkhead_xen::sim::{DomainConfig, Sim, SimDomain};
 use std::sync::Arc;
@@ -54,6 +55,18 @@ impl Drop for Domain {
             self.sim.assert_no_violations();
         }
     }
+}
+
+/// Opens a target of the domain's.
+pub fn open(domain: &Domain, target: &str, access: Access) -> Arc<dyn BlockDevice> {
+    let target = target.parse().expect("a target");
+    let device = domain.catalog.open(&target, access, "domain 5, xvda");
+    device.expect("it can be opened")
+}
+
+/// Content without a zero in it.
+pub fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|n| (n % 251) as u8 + 1).collect()
 }
 
 /// Discards to the end.

@@ -1,5 +1,9 @@
 //! Memory for rings in tests: real pages, as both ends of a ring would map them.
 
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+pub mod messages;
+
 use bulkhead_ring::{Index, SharedPages};
 use bulkhead_xen::PAGE_SIZE;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};

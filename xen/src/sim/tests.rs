@@ -1,5 +1,6 @@
 //! The simulated Xen's own tests, one module per group of rules.
 
+mod copies;
 mod events;
 mod grants;
 mod lifecycle;

@@ -120,6 +120,7 @@ pub fn play(script: &[u8]) {
             3..6 => _ = world.run(),
             6 => world.wait(Duration::from_millis(script.number() % 700)),
             7 => misbehave(&world, &mut script),
+            13 => operate(&world, &puppets[which], &mut script),
             8 => serve_late(&late, &puppets[which], &mut script),
             9 => {
                 let puppet = std::mem::replace(&mut puppets[which], Puppet::new(&world));
@@ -137,6 +138,9 @@ pub fn play(script: &[u8]) {
         end(puppet, &bystander);
     }
     bystander.leave();
+    for node in ["data/grow", "data/grow-answer"] {
+        world.sim.store().remove(&world.own_path(node));
+    }
     world.nothing_left();
 }
 
@@ -150,6 +154,24 @@ fn misbehave(world: &World, script: &mut Script<'_>) {
         2 => store.faults.requests_per_step = None,
         3 => store.faults.conflicts = script.below(20) as u32,
         _ => store.faults.reverse_replies = script.below(2) == 0,
+    }
+}
+
+/// What an operator asks for.
+fn operate(world: &World, puppet: &Puppet<'_>, script: &mut Script<'_>) {
+    let mut store = world.sim.store();
+    if script.below(2) == 0 {
+        let (image, pages) = (script.below(7), 30 + script.below(12));
+        let request = format!("disk{image} {}K", pages * 4);
+        store.write(&world.own_path("data/grow"), &request);
+    } else {
+        for disk in &puppet.disks {
+            let statistics = disk.backend_path("statistics");
+            // Where there is no disk any more, nobody writes below it.
+            if store.exists(&disk.backend_path("state")) {
+                store.write(&statistics, "refresh");
+            }
+        }
     }
 }
 
@@ -169,9 +191,12 @@ fn serve_late(late: &LateDisks, puppet: &Puppet<'_>, script: &mut Script<'_>) {
 fn attach<'w>(puppet: &mut Puppet<'w>, script: &mut Script<'_>, bystander: &Bystander<'_>) {
     let name = script.pick(&NAMES);
     if let Some(at) = puppet.disks.iter().position(|disk| disk.vbd.name == name) {
-        // libxl makes the directories anew only when it has cleaned up behind the old disk.
         let disk = puppet.disks.remove(at);
-        force_away(puppet, disk, bystander);
+        if script.below(4) == 0 {
+            give_up(puppet, disk, bystander);
+        } else {
+            force_away(puppet, disk, bystander);
+        }
     }
     let disk = Disk {
         read_only: script.below(4) == 0,
@@ -309,6 +334,21 @@ fn force_away(puppet: &mut Puppet<'_>, mut disk: Frontend<'_>, bystander: &Bysta
     world.late.forget(&disk.vbd);
     world.run();
     world.sim.store().faults.requests_per_step = stalled;
+    if let Some(mut link) = disk.forget() {
+        look(&mut link, bystander);
+        puppet.old.push(link);
+    }
+}
+
+/// libxl has given up waiting for the backend, and cleans up behind a disk without it.
+fn give_up(puppet: &mut Puppet<'_>, mut disk: Frontend<'_>, bystander: &Bystander<'_>) {
+    let world = disk.world;
+    while let Some(late) = world.late.of(&disk.vbd).filter(|late| late.held() > 0) {
+        late.release_backwards();
+        world.run();
+    }
+    toolstack::finish_detach(&mut world.sim.store(), &disk.vbd);
+    world.late.forget(&disk.vbd);
     if let Some(mut link) = disk.forget() {
         look(&mut link, bystander);
         puppet.old.push(link);

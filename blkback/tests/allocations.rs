@@ -26,10 +26,7 @@ fn on_every_path(scene: impl Fn(&mut Frontend<'_>)) {
     for (path, persistent) in PATHS {
         let world = World::on_path(path);
         let guest = Guest::new(&world);
-        let style = Style {
-            persistent,
-            ..Style::default()
-        };
+        let style = Style::persistent(persistent);
         let disk = guest.attach("xvda", "ram:disk0");
         let mut disk = disk.styled(style).connected();
         scene(&mut disk);

@@ -23,10 +23,7 @@ fn beside_a_bystander(scene: impl Fn(&mut Frontend<'_>, &mut Bystander<'_>)) {
         let world = World::on_path(path);
         let mut other = Bystander::new(&world);
         let guest = Guest::new(&world);
-        let style = Style {
-            persistent,
-            ..Style::default()
-        };
+        let style = Style::persistent(persistent);
         let disk = guest.attach("xvda", "ram:disk0");
         let mut disk = disk.styled(style).connected();
         other.io();

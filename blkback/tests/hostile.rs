@@ -173,10 +173,7 @@ fn grants_revoked_in_mid_request() {
         let (world, late) = World::with_late_disks_on(path);
         let mut other = Bystander::new(&world);
         let guest = Guest::new(&world);
-        let style = Style {
-            persistent,
-            ..Style::default()
-        };
+        let style = Style::persistent(persistent);
         let mut disk = guest.attach("xvdd", "ram:disk0").styled(style).connected();
         let image = content(0, IMAGE_SIZE);
         for number in 0..10 {

@@ -24,10 +24,7 @@ struct Served<'w> {
 
 impl<'w> Served<'w> {
     fn new(world: &'w World, guest: &Guest<'_>, persistent: bool) -> Served<'w> {
-        let style = Style {
-            persistent,
-            ..Style::default()
-        };
+        let style = Style::persistent(persistent);
         let mut link = Link::new(&guest.domain, &guest.grants, world.storage.id(), style);
         let target: Target = "ram:disk0".parse().expect("a target");
         let backend = &world.backend;
@@ -58,6 +55,22 @@ impl<'w> Served<'w> {
             control,
             pages: pages.collect(),
             link,
+        }
+    }
+
+    /// On every way to a guest's pages: serves, does `scene`, and ends without a trace.
+    fn on_every_path(scene: impl Fn(&mut Served<'_>, &[Segment])) {
+        for (path, persistent) in PATHS {
+            let world = World::with(Setup {
+                images: vec![("disk0".into(), content(0, IMAGE))],
+                ..Setup::on_path(path)
+            });
+            let guest = Guest::new(&world);
+            let mut served = Served::new(&world, &guest, persistent);
+            let segments = served.segments();
+            scene(&mut served, &segments);
+            served.end();
+            world.nothing_left();
         }
     }
 
@@ -116,22 +129,15 @@ impl<'w> Served<'w> {
 
 #[test]
 fn segments_in_several_index_pages_are_served() {
-    for (path, persistent) in PATHS {
-        let world = World::with(Setup {
-            images: vec![("disk0".into(), content(0, IMAGE))],
-            ..Setup::on_path(path)
-        });
-        let guest = Guest::new(&world);
-        let mut served = Served::new(&world, &guest, persistent);
-        let segments = served.segments();
+    Served::on_every_path(|served, segments| {
         for count in [513, 1024, 1025, SEGMENTS] {
             let asked = &segments[..count];
-            let before = world.storage.stats();
+            let before = served.world.storage.stats();
             let answer = served.ask(TransferKind::Read, asked, |_, _| ());
-            assert_eq!(answer.status, Status::Okay, "{count} segments, {path:?}");
+            assert_eq!(answer.status, Status::Okay, "{count} segments");
             let image = &content(0, IMAGE)[3 * 512..][..count * 512];
-            assert!(served.content()[..count * 512] == *image, "{path:?}");
-            let stats = world.storage.stats() - before;
+            assert!(served.content()[..count * 512] == *image);
+            let stats = served.world.storage.stats() - before;
             let fetches = stats.copy_calls + stats.map_calls;
             assert!(fetches <= 2, "index pages and data: {stats:?}");
         }
@@ -139,49 +145,38 @@ fn segments_in_several_index_pages_are_served() {
         for (page, bytes) in served.pages.iter().zip(data.chunks(4096)) {
             page.fill(0, bytes);
         }
-        let written = served.ask(TransferKind::Write, &segments, |_, _| ());
+        let written = served.ask(TransferKind::Write, segments, |_, _| ());
         assert_eq!(written.status, Status::Okay);
         served
             .pages
             .iter()
             .for_each(|page| page.fill(0, &[0; 4096]));
-        served.ask(TransferKind::Read, &segments, |_, _| ());
-        assert!(served.content() == data, "{path:?}");
-        served.end();
-        world.nothing_left();
-    }
+        served.ask(TransferKind::Read, segments, |_, _| ());
+        assert!(served.content() == data);
+    });
 }
 
 #[test]
 fn a_later_index_page_that_lies_is_one_error() {
-    for (path, persistent) in PATHS {
-        let world = World::with(Setup {
-            images: vec![("disk0".into(), content(0, IMAGE))],
-            ..Setup::on_path(path)
-        });
-        let guest = Guest::new(&world);
-        let mut served = Served::new(&world, &guest, persistent);
-        let segments = served.segments();
+    Served::on_every_path(|served, segments| {
         for which in 0..3 {
-            let refused = served.ask(TransferKind::Write, &segments, |grefs, _| {
+            let refused = served.ask(TransferKind::Write, segments, |grefs, _| {
                 grefs[which] = GrantRef(900);
             });
             assert_eq!(refused.status, Status::Error, "page {which} is not granted");
-            let refused = served.ask(TransferKind::Write, &segments, |_, index| {
+            let refused = served.ask(TransferKind::Write, segments, |_, index| {
                 // A first sector after the last.
                 index[which].fill(8 * 20, &[8, 0, 0, 0, 5, 4, 0, 0]);
             });
             assert_eq!(refused.status, Status::Error, "a segment of page {which}");
         }
-        let mut many = segments.clone();
+        let mut many = segments.to_vec();
         many.push(segments[0]);
         let refused = served.ask(TransferKind::Write, &many, |_, _| ());
         assert_eq!(refused.status, Status::Error, "one more than was offered");
-        let read = served.ask(TransferKind::Read, &segments, |_, _| ());
+        let read = served.ask(TransferKind::Read, segments, |_, _| ());
         assert_eq!(read.status, Status::Okay);
         let image = &content(0, IMAGE)[3 * 512..][..SEGMENTS * 512];
-        assert!(served.content() == image, "nothing was written, {path:?}");
-        served.end();
-        world.nothing_left();
-    }
+        assert!(served.content() == image, "nothing was written");
+    });
 }

@@ -60,10 +60,7 @@ fn an_image_grows_under_a_connected_frontend() {
         let world = World::with_discards();
         let mut other = Bystander::new(&world);
         let guest = Guest::new(&world);
-        let style = Style {
-            persistent,
-            ..Style::default()
-        };
+        let style = Style::persistent(persistent);
         let mut disk = guest.attach("xvda", "ram:disk0").styled(style).connected();
         let past = disk.transfer(TransferKind::Read, SECTORS, 8, &[]);
         assert_eq!(past.status, Status::Error, "not there yet");

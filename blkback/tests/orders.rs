@@ -100,8 +100,8 @@ fn force_away(disk: &mut Frontend<'_>) {
     }
 }
 
-#[test]
-fn every_pair_of_moves_and_a_third() {
+/// Every pair of moves and a third, after `before`, from where `begin` leaves a frontend.
+fn every_pair_and_a_third(before: &[Move], begin: impl Fn(Frontend<'_>) -> Frontend<'_>) {
     let world = World::new();
     let mut other = Bystander::new(&world);
     let guest = Guest::new(&world);
@@ -109,8 +109,8 @@ fn every_pair_of_moves_and_a_third() {
         for (then, second) in MOVES.into_iter().enumerate() {
             // All three from all fourteen are as many again; random machines try those.
             for third in [LAST[(at + then) % 6], LAST[(at * 2 + then * 3 + 1) % 6]] {
-                let mut disk = guest.attach("xvda", "ram:disk0");
-                make(&mut disk, &[Publish, first, second, third]);
+                let mut disk = begin(guest.attach("xvda", "ram:disk0"));
+                make(&mut disk, &[before, &[first, second, third]].concat());
                 force_away(&mut disk);
             }
         }
@@ -121,23 +121,13 @@ fn every_pair_of_moves_and_a_third() {
 }
 
 #[test]
+fn every_pair_of_moves_and_a_third() {
+    every_pair_and_a_third(&[Publish], |disk| disk);
+}
+
+#[test]
 fn every_pair_of_moves_of_a_connected_frontend_and_a_third() {
-    let world = World::new();
-    let mut other = Bystander::new(&world);
-    let guest = Guest::new(&world);
-    for (at, first) in MOVES.into_iter().enumerate() {
-        for (then, second) in MOVES.into_iter().enumerate() {
-            // All three from all fourteen are as many again; random machines try those.
-            for third in [LAST[(at + then) % 6], LAST[(at * 2 + then * 3 + 1) % 6]] {
-                let mut disk = guest.attach("xvda", "ram:disk0").connected();
-                make(&mut disk, &[first, second, third]);
-                force_away(&mut disk);
-            }
-        }
-        other.io();
-    }
-    other.leave();
-    world.nothing_left();
+    every_pair_and_a_third(&[], |disk| disk.connected());
 }
 
 /// What the toolstack can do at any time.

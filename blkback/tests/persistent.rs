@@ -7,12 +7,11 @@ use bulkhead_grant::Access;
 use bulkhead_ring::blkif::{Request, Sector, Segment, Status, TransferKind};
 use world::{Bystander, Frontend, Guest, IMAGE_SIZE, POISON, Page, Style, World, content};
 
-const PERSISTENT: Style = Style {
-    abi: bulkhead_ring::blkif::Abi::X86_64,
-    ring_pages: 1,
-    num_ring_pages: false,
-    persistent: true,
-};
+/// A disk whose frontend keeps its pages granted.
+fn persistent<'w>(guest: &Guest<'w>) -> Frontend<'w> {
+    let disk = guest.attach("xvda", "ram:disk0");
+    disk.styled(Style::persistent(true)).connected()
+}
 
 /// Moves a page's worth of data with a page of the test's own.
 fn move_page(disk: &mut Frontend<'_>, kind: TransferKind, sector: u64, page: &Page) -> Status {
@@ -32,7 +31,7 @@ fn pages_stay_mapped_and_cost_no_hypercall() {
         disk.backend_node("feature-persistent").as_deref(),
         Some("1")
     );
-    let mut disk = disk.styled(PERSISTENT).connected();
+    let mut disk = disk.styled(Style::persistent(true)).connected();
     disk.read(0, 88);
     let (before, mapped) = (world.storage.stats(), world.storage.live_mappings());
     for _ in 0..20 {
@@ -66,7 +65,7 @@ fn a_frontend_that_does_not_ask_for_it_has_its_pages_back() {
         disk.backend_node("feature-persistent").as_deref(),
         Some("0")
     );
-    let mut disk = disk.styled(PERSISTENT).connected();
+    let mut disk = disk.styled(Style::persistent(true)).connected();
     disk.read(0, 88);
     assert_eq!(world.storage.live_mappings(), 1, "the ring");
     disk.detach();
@@ -78,10 +77,7 @@ fn more_grants_than_fit_are_exchanged() {
     let world = World::new();
     let mut other = Bystander::new(&world);
     let guest = Guest::with_memory(&world, 4096);
-    let mut disk = guest
-        .attach("xvda", "ram:disk0")
-        .styled(PERSISTENT)
-        .connected();
+    let mut disk = persistent(&guest);
     let image = content(0, IMAGE_SIZE);
     let pages: Vec<Page> = (0..1500)
         .map(|_| disk.link().fresh_page(Access::ReadWrite))
@@ -110,10 +106,7 @@ fn more_grants_than_fit_are_exchanged() {
 fn a_page_granted_for_reading_is_never_written() {
     let world = World::new();
     let guest = Guest::new(&world);
-    let mut disk = guest
-        .attach("xvda", "ram:disk0")
-        .styled(PERSISTENT)
-        .connected();
+    let mut disk = persistent(&guest);
     let page = disk.link().fresh_page(Access::ReadOnly);
     page.fill(0, &[7; 4096]);
     for _ in 0..3 {
@@ -137,10 +130,7 @@ fn a_page_granted_for_reading_is_never_written() {
 fn a_page_first_written_from_and_then_read_into() {
     let world = World::new();
     let guest = Guest::new(&world);
-    let mut disk = guest
-        .attach("xvda", "ram:disk0")
-        .styled(PERSISTENT)
-        .connected();
+    let mut disk = persistent(&guest);
     let page = disk.link().fresh_page(Access::ReadWrite);
     page.fill(0, &[7; 4096]);
     assert_eq!(
@@ -160,12 +150,9 @@ fn a_page_first_written_from_and_then_read_into() {
 #[test]
 fn grants_revoked_and_given_to_other_pages_harm_nobody_else() {
     let world = World::new();
-    let mut other = Bystander::styled(&world, PERSISTENT);
+    let mut other = Bystander::styled(&world, Style::persistent(true));
     let guest = Guest::new(&world);
-    let mut disk = guest
-        .attach("xvda", "ram:disk0")
-        .styled(PERSISTENT)
-        .connected();
+    let mut disk = persistent(&guest);
     for _ in 0..20 {
         let page = disk.link().fresh_page(Access::ReadWrite);
         assert_eq!(

@@ -159,10 +159,7 @@ fn indirect_requests_of_every_size() {
         let disk = guest.attach("xvda", "ram:disk0");
         let most = disk.backend_node("feature-max-indirect-segments");
         assert_eq!(most.as_deref(), Some("256"));
-        let style = Style {
-            persistent,
-            ..Style::default()
-        };
+        let style = Style::persistent(persistent);
         let mut disk = disk.styled(style).connected();
         let image = content(0, IMAGE_SIZE);
         for sectors in [89, 96, 100, 128, 200, 256] {
@@ -205,10 +202,7 @@ fn the_most_segments_are_served_and_one_more_is_an_error() {
             ..Setup::on_path(path)
         };
         let world = World::with(setup);
-        let style = Style {
-            persistent,
-            ..Style::default()
-        };
+        let style = Style::persistent(persistent);
         let guest = Guest::new(&world);
         let disk = guest.attach("xvda", "ram:disk0");
         let mut disk = disk.styled(style).connected();
@@ -264,10 +258,7 @@ fn index_pages_that_lie() {
         let world = World::on_path(path);
         let mut other = Bystander::new(&world);
         let guest = Guest::new(&world);
-        let style = Style {
-            persistent,
-            ..Style::default()
-        };
+        let style = Style::persistent(persistent);
         let mut disk = guest.attach("xvda", "ram:disk0").styled(style).connected();
         let page = disk.link().fresh_page(Access::ReadWrite);
         let whole = Segment::whole(page.gref());
@@ -319,10 +310,7 @@ fn an_index_page_that_changes_after_it_was_read_changes_nothing() {
         };
         let world = World::with(setup);
         let guest = Guest::new(&world);
-        let style = Style {
-            persistent,
-            ..Style::default()
-        };
+        let style = Style::persistent(persistent);
         let mut disk = guest.attach("xvda", "ram:disk0").styled(style).connected();
         let first = disk.link().push_read(0, 100);
         let second = disk.link().push_read(100, 100);

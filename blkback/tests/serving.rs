@@ -53,10 +53,7 @@ fn every_byte_is_right_whatever_kind_of_domain_serves() {
                 ..Setup::on_path(path)
             };
             let world = World::with(setup);
-            let style = Style {
-                persistent,
-                ..Style::default()
-            };
+            let style = Style::persistent(persistent);
             let mut guest = Bystander::styled(&world, style);
             for _ in 0..15 {
                 guest.io();

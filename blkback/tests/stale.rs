@@ -68,10 +68,7 @@ fn an_answer_changes_no_byte_of_the_ring_but_its_own() {
 fn a_read_that_fails_in_its_middle_shows_what_it_may_and_nothing_else() {
     for (path, persistent) in PATHS {
         let world = World::on_path(path);
-        let style = Style {
-            persistent,
-            ..Style::default()
-        };
+        let style = Style::persistent(persistent);
         let mut other = Bystander::styled(&world, style);
         let guest = Guest::new(&world);
         let mut disk = guest.attach("xvda", "ram:disk0").styled(style).connected();

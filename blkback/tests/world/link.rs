@@ -31,6 +31,16 @@ impl Default for Style {
     }
 }
 
+impl Style {
+    /// Like most, but for this.
+    pub fn persistent(persistent: bool) -> Style {
+        Style {
+            persistent,
+            ..Style::default()
+        }
+    }
+}
+
 pub struct Link {
     pub domain: SimDomain,
     pub grants: GrantTable<SimDoor>,

@@ -229,6 +229,35 @@ fn the_driver_domain_ends_while_guests_are_attached() {
 }
 
 #[test]
+fn an_ending_driver_domain_serves_a_frontend_until_it_has_let_go() {
+    let world = World::new();
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvda", "ram:disk0").connected();
+    let closed = Rc::new(Cell::new(false));
+    let (done, backend) = (closed.clone(), world.backend.clone());
+    world.spawn(async move {
+        backend.close().await;
+        done.set(true);
+    });
+    world.wait(Duration::from_millis(200));
+    assert_eq!(disk.backend(), Some(XenbusState::Closing));
+    assert!(!closed.get(), "the frontend has not heard of it yet");
+    disk.write(0, &[3; 512]);
+    disk.go(XenbusState::Closing);
+    disk.write(8, &[4; 512]);
+    disk.link().push_write(16, &[5; 512]);
+    disk.link().kick();
+    disk.say(XenbusState::Closed);
+    world.wait(Duration::from_millis(200));
+    assert!(closed.get(), "nobody is left to wait for");
+    assert_eq!(disk.link().collect().len(), 1, "on the ring, so served");
+    assert_eq!(disk.backend(), Some(XenbusState::Closed));
+    disk.take_down();
+    toolstack::finish_detach(&mut world.sim.store(), &disk.vbd);
+    world.nothing_left();
+}
+
+#[test]
 fn a_guest_attached_before_the_driver_domain_serves_is_found() {
     // The watch fires once as soon as it is set: what was there before counts as changed.
     let world = World::new();

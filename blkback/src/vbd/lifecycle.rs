@@ -23,6 +23,11 @@ use bulkhead_xenstore_client::{Error, Transaction};
 use core::future::{Future, poll_fn};
 use core::pin::pin;
 use core::task::Poll;
+use core::time::Duration;
+use futures_util::future::{Either, select};
+
+/// How long an ending driver domain waits for a frontend to let go of its disk.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Lives the life of the disk whose directory the toolstack has made, until that directory is
 /// gone. `changed` is raised whenever something in it changes.
@@ -117,6 +122,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
     async fn run(mut self, changed: &Signal) -> Result<End, Problem> {
         loop {
             if self.backend.closing.is_set() {
+                self.take_leave(changed).await?;
                 self.disconnect().await;
                 return Ok(End::Leave);
             }
@@ -310,6 +316,29 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
             published.queues.first().map_or(0, |queue| queue.ring.len()),
             published.abi,
         );
+    }
+
+    /// Tells a connected frontend that its disk goes away, and serves it until it has let go of it:
+    /// what it asks for before it has heard is answered too. One that does not react waits for
+    /// [`FAREWELL`] only.
+    async fn take_leave(&self, changed: &Signal) -> Result<(), Problem> {
+        if self.connection.is_none() {
+            return Ok(());
+        }
+        self.set_state(XenbusState::Closing).await?;
+        let mut over = pin!(self.backend.handle.sleep(FAREWELL));
+        while let Observed {
+            own: Some(XenbusState::Closing),
+            frontend: Some(XenbusState::Initialised | XenbusState::Connected | XenbusState::Closing),
+            ..
+        } = self.observe().await?
+        {
+            if let Either::Right(_) = select(pin!(changed.raised()), &mut over).await {
+                log::warn!("vbd {}: the frontend does not let go", self.id);
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Stops serving and takes back everything.

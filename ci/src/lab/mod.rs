@@ -1,6 +1,7 @@
 //! What a scenario has in its hands: a host, the unikernel, and a place for what it measures.
 
 pub mod fio;
+pub mod held;
 pub mod images;
 pub mod leftover;
 pub mod progress;

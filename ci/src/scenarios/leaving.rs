@@ -2,9 +2,9 @@
 
 use crate::config::Kind;
 use crate::host::guest::Guest;
-use crate::host::xen_state::{bound_ports, grants_in_use};
+use crate::lab::held::Held;
 use crate::lab::images::Image;
-use crate::lab::storage::{Running, disk};
+use crate::lab::storage::disk;
 use crate::lab::{Lab, Scenario};
 use anyhow::{Result, ensure};
 use std::time::Duration;
@@ -26,34 +26,6 @@ pub const SCENARIOS: &[Scenario] = &[
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// What a driver domain holds of others.
-#[derive(Debug, PartialEq, Eq)]
-struct Held {
-    ports: usize,
-    grants: usize,
-    nodes: Vec<String>,
-}
-
-impl Held {
-    fn by(lab: &Lab, storage: &Running) -> Result<Self> {
-        let tree = format!(
-            "xenstore-ls -f /local/domain/{}/backend 2>/dev/null; true",
-            storage.id
-        );
-        let nodes = lab.host.ok(&tree)?;
-        Ok(Self {
-            ports: bound_ports(lab.host, storage.id)?,
-            grants: grants_in_use(lab.host, storage.id)?,
-            // The empty folders above a disk belong to dom0.
-            nodes: nodes
-                .lines()
-                .filter(|line| line.matches('/').count() > 6)
-                .map(str::to_owned)
-                .collect(),
-        })
-    }
-}
-
 fn detach(lab: &Lab, kind: Kind) -> Result<()> {
     let images = [Image::mib("first", 4), Image::mib("second", 4)];
     let mut storage = lab.storage(kind).images(&images)?.memory(32).start()?;
@@ -67,24 +39,20 @@ fn detach(lab: &Lab, kind: Kind) -> Result<()> {
         )
     };
     use_disk(&guest, "xvda")?;
-    let before = Held::by(lab, &storage)?;
+    let before = Held::by(lab.host, storage.id)?;
     for round in 1..=3 {
         lab.step(format!("attaching and detaching, round {round}"));
         lab.host
             .attach_disk(&guest, &disk("storage", "xvdb", "rw", "ram:second"), 51728)?;
         guest.ok("until [ -b /dev/xvdb ]; do sleep 0.1; done", MINUTE)?;
         use_disk(&guest, "xvdb")?;
-        let during = Held::by(lab, &storage)?;
+        let during = Held::by(lab.host, storage.id)?;
         ensure!(
             during.ports > before.ports && during.grants > before.grants,
             "an attached disk shows no event channel or no grant: {during:?}, without it: {before:?}"
         );
         lab.host.ok("xl block-detach guest xvdb")?;
-        let after = Held::by(lab, &storage)?;
-        ensure!(
-            after == before,
-            "left after a detach: {after:?}, before it was attached: {before:?}"
-        );
+        before.expect(lab.host, storage.id, "after a detach")?;
     }
     use_disk(&guest, "xvda")?;
     guest.destroy()?;
@@ -94,7 +62,7 @@ fn detach(lab: &Lab, kind: Kind) -> Result<()> {
 fn destroyed_guest(lab: &Lab) -> Result<()> {
     let images = [Image::mib("disk", 16)];
     let mut storage = lab.storage(Kind::Pvh).images(&images)?.memory(32).start()?;
-    let before = Held::by(lab, &storage)?;
+    let before = Held::by(lab.host, storage.id)?;
     for kind in Kind::ALL {
         lab.step(format!("destroying a {kind} guest in mid-write"));
         let disks = [disk("storage", "xvda", "rw", "ram:disk")];
@@ -104,11 +72,7 @@ fn destroyed_guest(lab: &Lab) -> Result<()> {
         )?;
         std::thread::sleep(Duration::from_secs(2));
         guest.destroy()?;
-        let after = Held::by(lab, &storage)?;
-        ensure!(
-            after == before,
-            "left after the guest's end: {after:?}, before it: {before:?}"
-        );
+        before.expect(lab.host, storage.id, "after the guest's end")?;
     }
     storage.shutdown(Duration::from_secs(20))
 }

@@ -1,0 +1,63 @@
+//! What a driver domain holds of others, as Xen itself and xenstored count it.
+
+use crate::host::Host;
+use crate::host::xen_state::{bound_ports, grants_in_use};
+use anyhow::{Result, ensure};
+use std::time::{Duration, Instant};
+
+/// What a driver domain holds of others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Event channels that are bound to anything, its own ones to Xen included.
+    pub ports: usize,
+    /// Pages of other domains that it has mapped.
+    pub grants: usize,
+    /// The nodes of the disks that it serves, with their values.
+    pub nodes: Vec<String>,
+}
+
+impl Held {
+    /// What the driver domain with this number holds now.
+    pub fn by(host: &Host, storage: u32) -> Result<Self> {
+        let tree = format!("xenstore-ls -f /local/domain/{storage}/backend 2>/dev/null; true");
+        let nodes = host.ok(&tree)?;
+        Ok(Self {
+            ports: bound_ports(host, storage)?,
+            grants: grants_in_use(host, storage)?,
+            // The empty folders above a disk belong to dom0.
+            nodes: nodes
+                .lines()
+                .filter(|line| line.matches('/').count() > 6)
+                .map(str::to_owned)
+                .collect(),
+        })
+    }
+
+    /// Makes sure that the driver domain holds no more and no less than `self`.
+    pub fn expect(&self, host: &Host, storage: u32, when: &str) -> Result<()> {
+        self.expect_within(host, storage, when, Duration::ZERO)
+    }
+
+    /// Makes sure that the driver domain comes to hold no more and no less than `self`: where guests
+    /// end by themselves, the tool stack takes their traces away a little later.
+    pub fn expect_within(
+        &self,
+        host: &Host,
+        storage: u32,
+        when: &str,
+        patience: Duration,
+    ) -> Result<()> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let now = Self::by(host, storage)?;
+            if now == *self {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "{when}, the driver domain holds {now:?}, expected {self:?}"
+            );
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+}

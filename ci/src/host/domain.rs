@@ -164,6 +164,14 @@ impl Domain<'_> {
     /// Waits until Xen does not have it any more.
     pub fn wait_gone(&mut self, limit: Duration) -> Result<()> {
         let deadline = Instant::now() + limit;
+        // Where several domains end at once, asking xl again and again would hold them up. The tool
+        // stack's own directory of a domain is the last that it removes.
+        let looks = limit.as_secs() * 5;
+        let quiet = format!(
+            "for n in $(seq {looks}); do xenstore-exists /libxl/{} || exit 0; sleep 0.2; done",
+            self.id
+        );
+        self.host.exec(&quiet, limit + TOOLSTACK)?;
         while self.exists()? {
             self.host
                 .tick(deadline)
@@ -189,7 +197,8 @@ impl Domain<'_> {
     /// Looks its number up again, after a reboot.
     pub fn renumber(&mut self) -> Result<()> {
         let id = self.host.ok(&format!("xl domid '{}'", self.name))?;
-        self.id = id.trim().parse()?;
+        let before = std::mem::replace(&mut self.id, id.trim().parse()?);
+        self.host.note_reboot(before, self.id);
         Ok(())
     }
 }

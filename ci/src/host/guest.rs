@@ -6,8 +6,8 @@ use crate::config::{Config, Kind};
 use anyhow::{Context, Result, anyhow, bail};
 use base64::prelude::{BASE64_STANDARD, Engine};
 use sha2::{Digest, Sha256};
-use std::cell::Cell;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a guest may take from its creation to its first command.
@@ -17,7 +17,7 @@ pub const BOOT: Duration = Duration::from_secs(90);
 #[derive(Debug)]
 pub struct Guest<'h> {
     domain: Domain<'h>,
-    next: Cell<u32>,
+    next: AtomicU32,
 }
 
 impl Host {
@@ -35,6 +35,21 @@ impl Host {
         Ok(config)
     }
 
+    /// The configuration of a lean guest, which has busybox and the block frontend and nothing else:
+    /// it boots in half the time, in a third of the memory.
+    pub fn lean_guest_config(&self, name: &str, kind: Kind, disks: &[String]) -> Result<Config> {
+        let mut config = self.guest_config(name, kind, disks)?;
+        config.ramdisk = Some("/guest/initramfs-lean".to_owned());
+        config.memory = 128;
+        Ok(config)
+    }
+
+    /// Creates a lean guest and waits until it takes commands.
+    pub fn lean_guest(&self, name: &str, kind: Kind, disks: &[String]) -> Result<Guest<'_>> {
+        let config = self.lean_guest_config(name, kind, disks)?;
+        Guest::wait(self.create(&config)?)
+    }
+
     /// Creates a guest and waits until it takes commands.
     pub fn guest(&self, name: &str, kind: Kind, disks: &[String]) -> Result<Guest<'_>> {
         let config = self.guest_config(name, kind, disks)?;
@@ -48,7 +63,7 @@ impl<'h> Guest<'h> {
         domain.wait_console("@@ready", BOOT)?;
         Ok(Self {
             domain,
-            next: Cell::new(0),
+            next: AtomicU32::new(0),
         })
     }
 
@@ -74,8 +89,7 @@ impl<'h> Guest<'h> {
 
     /// Starts a shell command and does not wait for it.
     pub fn start(&self, command: &str) -> Result<Started> {
-        let id = self.next.get();
-        self.next.set(id + 1);
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
         let started = Started {
             id,
             console: self.console_length(),
@@ -110,6 +124,15 @@ impl<'h> Guest<'h> {
                     format!("no answer; the end of its console:\n{end}")
                 })?;
         }
+    }
+
+    /// Lets it reboot at once, without ending anything, and waits until the one that the tool stack
+    /// makes in its place takes commands.
+    pub fn reboot(&mut self) -> Result<()> {
+        let seen = self.console_length();
+        self.start("reboot -f")?;
+        self.wait_console_from(seen, "@@ready", BOOT)?;
+        self.renumber()
     }
 
     fn type_line(&self, line: &str) -> Result<()> {

@@ -1,5 +1,6 @@
 //! A booted Xen host: running commands in dom0, and reaching its files.
 
+pub mod block_list;
 pub mod domain;
 pub mod guest;
 pub mod qemu;
@@ -258,6 +259,14 @@ impl Host {
                 name: config.name.clone(),
                 linux: config.kernel.starts_with("/guest/"),
             });
+    }
+
+    /// The tool stack has made domain `after` in the place of `before`.
+    fn note_reboot(&self, before: u32, after: u32) {
+        let domains = &mut self.seen.lock().expect("no thread panicked").domains;
+        if let Some(known) = domains.iter().find(|known| known.id == before).cloned() {
+            domains.push(Known { id: after, ..known });
+        }
     }
 
     fn wait_ready(&self, limit: Duration) -> Result<()> {

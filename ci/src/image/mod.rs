@@ -72,7 +72,7 @@ pub struct HostImage {
     /// dom0's root disk.
     pub disk: PathBuf,
     /// A folder shown to dom0 as `/guest`: `vmlinuz`, the same unpacked as `vmlinux`, and `initramfs`
-    /// of Linux guests.
+    /// and `initramfs-lean` of Linux guests.
     pub guest: PathBuf,
 }
 
@@ -221,6 +221,10 @@ fn make_boot(root: &Path, release: Release, dir: &Path, say: &dyn Fn(&str)) -> R
 
     fs::write(dir.join("dom0-initramfs"), initramfs::dom0(&tar, &version)?)?;
     fs::write(guest.join("initramfs"), initramfs::guest(&tar, &version)?)?;
+    fs::write(
+        guest.join("initramfs-lean"),
+        initramfs::lean_guest(&tar, &version)?,
+    )?;
     Ok(())
 }
 

@@ -27,11 +27,18 @@ impl Report {
 /// The command line of the verification that every driver domain has to pass: random reads and writes
 /// over the whole disk in blocks of 512 bytes to 64 KiB, each block's checksum verified.
 pub fn verify_command(device: &str) -> String {
+    verify_command_with(device, "")
+}
+
+/// [`verify_command`] with further options.
+pub fn verify_command_with(device: &str, options: &str) -> String {
+    // Several may run at once, each on its own disk.
+    let files = format!("/tmp/fio-{}", device.trim_start_matches("/dev/"));
     format!(
         "fio --name=verify --filename={device} --rw=randrw --bsrange=512-64k --direct=1 \
-         --ioengine=libaio --iodepth=16 --verify=crc32c --verify_fatal=1 \
-         --output-format=json --output=/tmp/fio.json >/tmp/fio.err 2>&1; s=$?; \
-         cat /tmp/fio.json; [ $s = 0 ] || cat /tmp/fio.err; exit $s"
+         --ioengine=libaio --iodepth=16 --verify=crc32c --verify_fatal=1 {options} \
+         --output-format=json --output={files}.json >{files}.err 2>&1; s=$?; \
+         cat {files}.json; [ $s = 0 ] || cat {files}.err; exit $s"
     )
 }
 

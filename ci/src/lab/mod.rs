@@ -4,6 +4,7 @@ pub mod fio;
 pub mod held;
 pub mod images;
 pub mod leftover;
+pub mod noise;
 pub mod progress;
 pub mod report;
 pub mod runner;

@@ -82,6 +82,13 @@ impl<'h> Storage<'_, 'h> {
 
     /// Boots it and waits until guests may attach.
     pub fn start(self) -> Result<Running<'h>> {
+        let mut running = self.start_paused()?;
+        running.unpause()?;
+        Ok(running)
+    }
+
+    /// Creates it and does not let it run yet.
+    pub fn start_paused(self) -> Result<Running<'h>> {
         let Config { name, kind, .. } = &self.config;
         self.lab
             .step(format!("booting {name} as a {kind} driver domain"));
@@ -97,8 +104,10 @@ impl<'h> Storage<'_, 'h> {
                 .ok(&format!("cp --sparse=always /lab/{name} /tmp/{name}"))?;
         }
         let domain = self.lab.host.create_paused(&self.config)?;
-        let boot = domain.unpause_until(READY, BOOT)?;
-        Ok(Running { domain, boot })
+        Ok(Running {
+            domain,
+            boot: Duration::ZERO,
+        })
     }
 }
 
@@ -136,6 +145,12 @@ pub struct Running<'h> {
 }
 
 impl Running<'_> {
+    /// Lets a paused one run and waits until guests may attach.
+    pub fn unpause(&mut self) -> Result<()> {
+        self.boot = self.domain.unpause_until(READY, BOOT)?;
+        Ok(())
+    }
+
     /// The boot time as the table shows it. A busy machine makes it longer, so it is shown and never
     /// a failure.
     pub fn boot_figure(&self) -> String {

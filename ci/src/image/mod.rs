@@ -1,4 +1,4 @@
-//! The host image: a Debian root with Xen, and the two initramfs archives (dom0's and the guests').
+//! The host image: a Debian root with Xen, and the initramfs archives (dom0's and the guests').
 //!
 //! Two layers, each cached under a key made of everything it depends on: the root (a download of a
 //! minute) and what is made from it (seconds).

@@ -1,6 +1,7 @@
 //! The scenarios, by what they are about.
 
 mod boot;
+mod driver_life;
 mod filesystem;
 mod hostile;
 mod leaving;
@@ -18,6 +19,7 @@ pub fn all() -> Vec<Scenario> {
         filesystem::SCENARIOS,
         several::SCENARIOS,
         leaving::SCENARIOS,
+        driver_life::SCENARIOS,
         refusal::SCENARIOS,
         hostile::SCENARIOS,
     ]

@@ -1,0 +1,182 @@
+//! The driver domain's own life while guests are attached.
+
+use crate::config::Kind;
+use crate::host::guest::Guest;
+use crate::host::xen_state::grants_in_use;
+use crate::lab::images::Image;
+use crate::lab::storage::{READY, disk};
+use crate::lab::{Lab, Scenario, noise};
+use anyhow::{Context, Result, anyhow, ensure};
+use std::thread;
+use std::time::Duration;
+
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "ends-with-guests",
+        about: "xl shutdown of a driver domain in use closes every disk; its guests live on",
+        demo: false,
+        run: |lab| {
+            Kind::ALL
+                .into_iter()
+                .try_for_each(|kind| ends_with_guests(lab, kind))
+        },
+    },
+    Scenario {
+        name: "comes-back",
+        about: "xl reboot of a driver domain in use; the guest that it served attaches again",
+        demo: false,
+        run: |lab| {
+            Kind::ALL
+                .into_iter()
+                .try_for_each(|kind| comes_back(lab, kind))
+        },
+    },
+    Scenario {
+        name: "guest-first",
+        about: "a guest created before the driver domain runs waits, and connects when it comes",
+        demo: false,
+        run: |lab| {
+            Kind::ALL
+                .into_iter()
+                .try_for_each(|kind| guest_first(lab, kind))
+        },
+    },
+];
+
+const MINUTE: Duration = Duration::from_secs(60);
+const END: Duration = Duration::from_secs(20);
+
+/// Writes until the disk is taken away, and then says so.
+const WRITE_TO_THE_END: &str = "while dd if=/dev/zero of=/dev/DISK bs=256k count=4 oflag=direct \
+    2>/dev/null; do :; done; echo the disk is gone";
+
+fn ends_with_guests(lab: &Lab, kind: Kind) -> Result<()> {
+    let images: Vec<Image> = (0..3).map(|n| Image::mib(&format!("disk{n}"), 2)).collect();
+    let mut storage = lab.storage(kind).images(&images)?.memory(32).start()?;
+    lab.step("two guests with three disks");
+    let use_image = |n, device| disk("storage", device, "rw", &format!("ram:disk{n}"));
+    let two_disks = [use_image(0, "xvda"), use_image(1, "xvdb")];
+    let mut guests = [
+        lab.host.lean_guest("pvh", Kind::Pvh, &two_disks)?,
+        lab.host
+            .lean_guest("pv", Kind::Pv, &[use_image(2, "xvda")])?,
+    ];
+    let disks = [(0, "xvda"), (0, "xvdb"), (1, "xvda")];
+    let writing = disks
+        .iter()
+        .map(|&(guest, device)| {
+            let guest: &Guest = &guests[guest];
+            Ok((
+                guest,
+                guest.start(&WRITE_TO_THE_END.replace("DISK", device))?,
+            ))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    thread::sleep(Duration::from_secs(1));
+
+    lab.step("shutting the driver domain down in mid-write");
+    storage.shutdown(END)?;
+    let log = storage.console();
+    let (_, log) = log
+        .split_once("Poweroff requested: closing 3 disk(s)")
+        .context("the driver domain's log does not show the request")?;
+    for (guest, device) in [
+        (0, "51712 (xvda)"),
+        (0, "51728 (xvdb)"),
+        (1, "51712 (xvda)"),
+    ] {
+        let line = format!(
+            "vbd {}/{device}: closed, the driver domain ends",
+            guests[guest].id
+        );
+        ensure!(log.contains(&line), "its log lacks {line:?}:\n{log}");
+    }
+    ensure!(!log.contains("ERROR"), "its log shows an error:\n{log}");
+    ensure!(
+        grants_in_use(lab.host, storage.id)? == 0,
+        "pages are still mapped by the driver domain that has ended"
+    );
+
+    lab.step("the guests without it");
+    for (guest, job) in writing {
+        let output = guest.finish(job, MINUTE)?;
+        ensure!(
+            output.out.trim() == "the disk is gone",
+            "{}: {}",
+            guest.name,
+            output.out
+        );
+    }
+    for guest in &mut guests {
+        guest.destroy()?;
+    }
+    Ok(())
+}
+
+fn comes_back(lab: &Lab, kind: Kind) -> Result<()> {
+    let images = [Image::mib("first", 2), Image::mib("second", 2)];
+    let mut storage = lab.storage(kind).images(&images)?.memory(24).start()?;
+    lab.step("a guest with a disk");
+    let disks = [disk("storage", "xvda", "rw", "ram:first")];
+    let mut guest = lab.host.lean_guest("guest", Kind::Pvh, &disks)?;
+    noise::verify(&guest, "xvda", 1)?;
+
+    lab.step(format!("rebooting the {kind} driver domain"));
+    let (first, seen) = (storage.id, storage.console_length());
+    lab.host.ok("xl reboot storage")?;
+    storage.wait_console_from(seen, READY, END)?;
+    storage.renumber()?;
+    ensure!(
+        storage.id != first,
+        "xl reboot left domain {first} in place"
+    );
+
+    lab.step("the same guest attaches disks of the new one");
+    lab.host
+        .attach_disk(&guest, &disk("storage", "xvdb", "rw", "ram:second"), 51728)?;
+    guest.ok("until [ -b /dev/xvdb ]; do usleep 50000; done", MINUTE)?;
+    noise::verify(&guest, "xvdb", 1)?;
+    guest.destroy()?;
+    storage.shutdown(END)
+}
+
+fn guest_first(lab: &Lab, kind: Kind) -> Result<()> {
+    let images = [Image::mib("disk", 2)];
+    let mut storage = lab
+        .storage(kind)
+        .images(&images)?
+        .memory(24)
+        .start_paused()?;
+    lab.step("a guest on a driver domain that does not run yet");
+    let host = lab.host;
+    let mut guest = thread::scope(|scope| -> Result<Guest<'_>> {
+        let disks = [disk("storage", "xvda", "rw", "ram:disk")];
+        let coming = scope.spawn(move || host.lean_guest("guest", Kind::Pv, &disks));
+        let waiting = wait_for_attach(lab, storage.id);
+        // Whatever became of that, the guest's creation must come to an end.
+        let running = storage.unpause();
+        let guest = coming.join().map_err(|_| anyhow!("a panic"))?;
+        waiting?;
+        running?;
+        guest
+    })?;
+    lab.step("the driver domain runs: the guest uses its disk");
+    noise::verify(&guest, "xvda", 1)?;
+    guest.destroy()?;
+    storage.shutdown(END)
+}
+
+/// Waits until the tool stack has asked for a disk, and makes sure that it goes on waiting.
+fn wait_for_attach(lab: &Lab, storage: u32) -> Result<()> {
+    let root = format!("/local/domain/{storage}/backend/vbd");
+    let states = format!("xenstore-ls -f {root} 2>/dev/null | grep '/state = '");
+    let asked = format!("until {states}; do sleep 0.1; done; sleep 2; {states}");
+    let seen = lab.host.exec(&asked, MINUTE)?;
+    let initialising = |line: &str| line.ends_with("= \"1\"");
+    ensure!(
+        seen.out.lines().count() == 2 && seen.out.lines().all(initialising),
+        "the disk's state did not stay 1 (Initialising): {}",
+        seen.out
+    );
+    Ok(())
+}

@@ -6,6 +6,7 @@ mod filesystem;
 mod hostile;
 mod leaving;
 mod main_job;
+mod operator;
 mod refusal;
 mod several;
 
@@ -20,6 +21,7 @@ pub fn all() -> Vec<Scenario> {
         several::SCENARIOS,
         leaving::SCENARIOS,
         driver_life::SCENARIOS,
+        operator::SCENARIOS,
         refusal::SCENARIOS,
         hostile::SCENARIOS,
     ]

@@ -1,0 +1,196 @@
+//! What an operator does to a disk in use, and sees of it.
+
+use crate::config::Kind;
+use crate::host::guest::Guest;
+use crate::lab::images::Image;
+use crate::lab::storage::{Running, disk};
+use crate::lab::{Lab, Scenario};
+use anyhow::{Context, Result, ensure};
+use std::time::Duration;
+
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "discard",
+        about: "discarded blocks read zeros, their memory is Xen's again, and comes back when written",
+        demo: false,
+        run: |lab| {
+            Kind::ALL
+                .into_iter()
+                .try_for_each(|kind| discard(lab, kind))
+        },
+    },
+    Scenario {
+        name: "growth",
+        about: "an image grows while a guest uses it; the guest sees it without reconnecting",
+        demo: false,
+        run: |lab| Kind::ALL.into_iter().try_for_each(|kind| growth(lab, kind)),
+    },
+];
+
+const MINUTE: Duration = Duration::from_secs(60);
+const END: Duration = Duration::from_secs(20);
+
+/// The other kind than the driver domain's, so that both are seen at both ends.
+fn other(kind: Kind) -> Kind {
+    match kind {
+        Kind::Pvh => Kind::Pv,
+        Kind::Pv => Kind::Pvh,
+    }
+}
+
+/// The memory of the driver domain in MiB, as `xl list` shows it.
+fn memory(lab: &Lab) -> Result<u32> {
+    let list = lab.host.ok("xl list storage")?;
+    let row = list.lines().nth(1).unwrap_or_default();
+    row.split_whitespace()
+        .nth(2)
+        .and_then(|word| word.parse().ok())
+        .with_context(|| format!("xl list printed {list}"))
+}
+
+/// Size of the image in MiB.
+const SIZE: u32 = 16;
+
+/// The sums of the disk's four quarters, and how many of all its bytes are not zero.
+const LOOK: &str = "for n in 0 1 2 3; do \
+    dd if=/dev/xvda bs=1M skip=$((n * 4)) count=4 iflag=direct 2>/dev/null | sha256sum; done; \
+    dd if=/dev/xvda bs=1M iflag=direct 2>/dev/null | tr -d '\\0' | wc -c";
+
+/// Noise on all of the disk.
+const FILL: &str = "dd if=/dev/urandom of=/tmp/noise bs=64k count=256 2>/dev/null && \
+    dd if=/tmp/noise of=/dev/xvda bs=64k oflag=direct 2>/dev/null && rm /tmp/noise";
+
+/// What [`LOOK`] shows: the quarters' sums, and whether any byte is not zero.
+fn look(guest: &Guest) -> Result<(Vec<String>, bool)> {
+    let text = guest.ok(LOOK, MINUTE)?;
+    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    ensure!(lines.len() == 5, "the guest printed {text:?}");
+    let bytes = lines.pop().unwrap_or_default();
+    Ok((lines, bytes.trim() != "0"))
+}
+
+fn discard(lab: &Lab, kind: Kind) -> Result<()> {
+    let images = [Image::mib("disk", SIZE.into())];
+    let mut storage = lab.storage(kind).images(&images)?.memory(40).start()?;
+    let disks = [disk("storage", "xvda", "rw", "ram:disk")];
+    lab.step("a guest fills its disk with noise");
+    let mut guest = lab.host.lean_guest("guest", other(kind), &disks)?;
+    guest.ok(FILL, MINUTE)?;
+    let (noise, _) = look(&guest)?;
+    let full = memory(lab)?;
+
+    lab.step("discarding a quarter");
+    guest.ok(
+        "blkdiscard -o $((4 << 20)) -l $((4 << 20)) /dev/xvda",
+        MINUTE,
+    )?;
+    let (quarters, _) = look(&guest)?;
+    let others = |of: &[String]| [of[0].clone(), of[2].clone(), of[3].clone()];
+    ensure!(
+        quarters[1] != noise[1] && others(&quarters) == others(&noise),
+        "the second quarter was discarded; before {noise:?}, now {quarters:?}"
+    );
+    let zeros = "head -c 4194304 /dev/zero | sha256sum";
+    ensure!(
+        guest.ok(zeros, MINUTE)?.trim() == quarters[1].trim(),
+        "the discarded quarter is not zeros"
+    );
+    expect_memory(lab, full - SIZE / 4)?;
+
+    lab.step("discarding all of it");
+    guest.ok("blkdiscard /dev/xvda", MINUTE)?;
+    ensure!(!look(&guest)?.1, "a discarded disk is not all zeros");
+    expect_memory(lab, full - SIZE)?;
+
+    lab.step("writing again");
+    guest.ok(FILL, MINUTE)?;
+    let (again, _) = look(&guest)?;
+    ensure!(
+        (0..4).all(|n| again[n] != noise[n] && again[n] != quarters[1]),
+        "new noise reads as {again:?}"
+    );
+    expect_memory(lab, full)?;
+    guest.destroy()?;
+    storage.shutdown(END)
+}
+
+/// `xl list` rounds down, and a page table may have been needed.
+fn expect_memory(lab: &Lab, expected: u32) -> Result<()> {
+    let now = memory(lab)?;
+    ensure!(
+        now.abs_diff(expected) <= 1,
+        "the driver domain has {now} MiB, expected {expected}"
+    );
+    Ok(())
+}
+
+fn growth(lab: &Lab, kind: Kind) -> Result<()> {
+    let images = [Image::mib("disk", 4)];
+    let mut storage = lab.storage(kind).images(&images)?.memory(48).start()?;
+    let disks = [disk("storage", "xvda", "rw", "ram:disk")];
+    lab.step("a guest that keeps writing to its disk");
+    let mut guest = lab.host.lean_guest("guest", other(kind), &disks)?;
+    let writing = guest.start(
+        "until [ -e /tmp/stop ]; do dd if=/dev/zero of=/dev/xvda bs=64k count=64 oflag=direct \
+         2>/dev/null || exit 1; done",
+    )?;
+
+    lab.step("growing the image from 4 to 12 MiB");
+    let answer = grow(lab, &storage, "disk 12M")?;
+    ensure!(
+        answer == "image ram:disk grew from 4194304 to 12582912 bytes",
+        "the answer is {answer:?}"
+    );
+    let sectors = "for n in $(seq 100); do [ $(cat /sys/block/xvda/size) = 24576 ] && break; \
+        usleep 50000; done; cat /sys/block/xvda/size";
+    let sectors = guest.ok(sectors, MINUTE)?;
+    ensure!(
+        sectors.trim() == "24576",
+        "the guest sees {sectors} sectors"
+    );
+    let whole = "dd if=/dev/urandom of=/tmp/noise bs=1M count=8 2>/dev/null && \
+        dd if=/tmp/noise of=/dev/xvda bs=64k seek=64 oflag=direct 2>/dev/null && \
+        dd if=/dev/xvda bs=64k skip=64 iflag=direct 2>/dev/null | cmp - /tmp/noise && \
+        wc -c </tmp/noise";
+    let compared = guest.ok(whole, MINUTE)?;
+    ensure!(
+        compared.trim() == (8 << 20).to_string(),
+        "what is new of the disk does not hold what was written: {compared}"
+    );
+    guest.ok("touch /tmp/stop", MINUTE)?;
+    let output = guest.finish(writing, MINUTE)?;
+    ensure!(
+        output.status == 0,
+        "the growth disturbed the guest's writes"
+    );
+    let connections = storage.console().matches(": connected, ").count();
+    ensure!(connections == 1, "the guest connected {connections} times");
+
+    lab.step("what cannot grow");
+    for (request, reason) in [
+        ("disk 1M", "has 12582912 bytes already"),
+        ("disk 8G", "no 8577351680 bytes of memory"),
+        ("nothing 1G", "there are: disk"),
+        ("disk", "expected NAME SIZE"),
+    ] {
+        let answer = grow(lab, &storage, request)?;
+        ensure!(
+            answer.contains(reason),
+            "the answer to {request:?} is {answer:?}"
+        );
+    }
+    guest.ok("dd if=/dev/xvda of=/dev/null bs=1M iflag=direct", MINUTE)?;
+    guest.destroy()?;
+    storage.shutdown(END)
+}
+
+/// Asks for a growth and returns the answer.
+fn grow(lab: &Lab, storage: &Running, request: &str) -> Result<String> {
+    let data = format!("/local/domain/{}/data", storage.id);
+    let script = format!(
+        "xenstore-rm {data}/grow-answer 2>/dev/null\nxenstore-write {data}/grow '{request}'\n\
+         for n in $(seq 100); do xenstore-read {data}/grow-answer 2>/dev/null && exit; sleep 0.1; done\n\
+         echo 'no answer'; exit 1"
+    );
+    Ok(lab.host.ok(&script)?.trim().to_owned())
+}

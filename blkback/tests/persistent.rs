@@ -5,7 +5,8 @@ mod world;
 use bulkhead_blkback::engine::DataPath;
 use bulkhead_grant::Access;
 use bulkhead_ring::blkif::{Request, Sector, Segment, Status, TransferKind};
-use world::{Bystander, Frontend, Guest, IMAGE_SIZE, POISON, Page, Style, World, content};
+use std::collections::BTreeMap;
+use world::{Bystander, Frontend, Guest, IMAGE_SIZE, POISON, Page, Random, Style, World, content};
 
 /// A disk whose frontend keeps its pages granted.
 fn persistent<'w>(guest: &Guest<'w>) -> Frontend<'w> {
@@ -97,6 +98,49 @@ fn more_grants_than_fit_are_exchanged() {
         other.io();
     }
     pages.into_iter().for_each(|page| disk.link().recycle(page));
+    disk.detach();
+    other.leave();
+    world.nothing_left();
+}
+
+#[test]
+fn more_grants_in_flight_than_fit_wait_for_a_late_store() {
+    let (world, late) = World::with_late_disks();
+    let mut other = Bystander::styled(&world, Style::persistent(true));
+    let guest = Guest::with_memory(&world, 8192);
+    let style = Style {
+        ring_pages: 16,
+        ..Style::persistent(true)
+    };
+    let mut disk = guest.attach("xvdd", "ram:disk0").styled(style).connected();
+    let image = content(0, IMAGE_SIZE);
+    // 3,300 pages that were never granted before.
+    let asked: BTreeMap<_, _> = (0..300)
+        .map(|number| number % 21 * 8)
+        .map(|sector| (disk.link().push_read(sector, 88), sector as usize * 512))
+        .collect();
+    disk.link().kick();
+    world.run();
+    let mut random = Random::new(17);
+    let mut answered = 0;
+    while disk.link().outstanding() > 0 {
+        let held = late.last().held() as u64;
+        assert!(held > 0, "nothing moves after {answered} answers");
+        late.last().release(random.below(held) as usize);
+        world.run();
+        for answer in disk.link().collect() {
+            assert_eq!(answer.status, Status::Okay);
+            assert!(answer.data == image[asked[&answer.id]..][..88 * 512]);
+            answered += 1;
+        }
+        let bound = 2 * (16 + 1024 + 128);
+        assert!(
+            world.storage.live_mappings() <= bound,
+            "the cache is bounded"
+        );
+    }
+    assert_eq!(answered, 300);
+    other.io();
     disk.detach();
     other.leave();
     world.nothing_left();

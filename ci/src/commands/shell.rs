@@ -31,7 +31,7 @@ pub fn run(release: Release) -> Result<()> {
     let host = Host::boot(dir, &image, &Machine::default(), false)?;
     fs::copy(&unikernel, host.instance().share().join("bulkhead"))?;
 
-    let lab = Lab::new(&host, "shell", &progress);
+    let lab = Lab::new(&host, &image, "shell", &progress);
     let images = [Image::mib("root.img", 64)];
     let _storage = lab.storage(Kind::Pvh).images(&images)?.memory(80).start()?;
     lab.step("booting a guest");

@@ -194,6 +194,38 @@ impl Domain<'_> {
         Ok(())
     }
 
+    /// Stops its processors.
+    pub fn pause(&self) -> Result<()> {
+        self.host.ok(&format!("xl pause '{}'", self.name)).map(drop)
+    }
+
+    /// Lets its processors go on.
+    pub fn unpause(&self) -> Result<()> {
+        self.host
+            .ok(&format!("xl unpause '{}'", self.name))
+            .map(drop)
+    }
+
+    /// Saves its memory to a file and ends it, as `xl save` does. [`Self::restore`] makes it anew.
+    pub fn save(&self, path: &str, limit: Duration) -> Result<()> {
+        let script = format!("xl save '{}' {path}", self.name);
+        let output = self.host.exec(&script, limit)?;
+        if output.status != 0 {
+            bail!("{script}: {}{}", output.out, output.err);
+        }
+        Ok(())
+    }
+
+    /// Goes on where [`Self::save`] ended it, under another number.
+    pub fn restore(&mut self, path: &str, limit: Duration) -> Result<()> {
+        let script = format!("xl restore {path}");
+        let output = self.host.exec(&script, limit)?;
+        if output.status != 0 {
+            bail!("{script}: {}{}", output.out, output.err);
+        }
+        self.renumber()
+    }
+
     /// Looks its number up again, after a reboot.
     pub fn renumber(&mut self) -> Result<()> {
         let id = self.host.ok(&format!("xl domid '{}'", self.name))?;

@@ -22,6 +22,9 @@ use std::sync::{Mutex, OnceLock};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+/// Where dom0 has the kernels that are not ours: Linux's, and GRUB's.
+const STOCK: &[&str] = &["/guest/", crate::lab::STOCK_FILES, "/usr/lib/grub-xen/"];
+
 /// How often files of a host are looked at while something is waited for.
 const TICK: Duration = Duration::from_millis(10);
 
@@ -257,7 +260,7 @@ impl Host {
             .push(Known {
                 id,
                 name: config.name.clone(),
-                linux: config.kernel.starts_with("/guest/"),
+                linux: STOCK.iter().any(|folder| config.kernel.starts_with(folder)),
             });
     }
 

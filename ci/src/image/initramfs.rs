@@ -61,6 +61,7 @@ pub fn lean_guest(tar: &RootTar, version: &str) -> Result<Vec<u8>> {
     Ok(cpio.finish())
 }
 
+/// What every archive begins with: an init script and busybox.
 pub(super) fn base(tar: &RootTar, init: &str) -> Result<Cpio> {
     let mut cpio = Cpio::default();
     // The kernel opens it before any script runs.

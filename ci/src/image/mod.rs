@@ -28,6 +28,8 @@ const EXCLUDED: &[&str] = &[
     "/usr/share/locale/*",
     "/usr/share/i18n/*",
     "/boot/System.map*",
+    // What GRUB would be installed from; its images for Xen's domains lie elsewhere.
+    "/usr/lib/grub/*",
     // No initramfs of Debian's is wanted: the lab makes its own.
     "/etc/kernel/postinst.d/initramfs-tools",
     "/lib/modules/*/kernel/sound/*",
@@ -56,6 +58,7 @@ const GUEST_PROGRAMS: &[&str] = &[
     "/usr/sbin/mke2fs",
     "/usr/sbin/e2fsck",
     "/usr/bin/dd",
+    "/usr/sbin/kexec",
 ];
 
 /// Everything a host needs to boot, as files of the cache.

@@ -46,6 +46,9 @@ impl Release {
                 "busybox-static",
                 "e2fsprogs",
                 "fio",
+                // GRUB as kernels of PV and PVH domains.
+                "grub-xen-host",
+                "kexec-tools",
             ]
             .map(str::to_owned),
         );

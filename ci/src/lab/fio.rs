@@ -1,6 +1,6 @@
 //! fio in a guest: its command line and its report.
 
-use crate::host::guest::Guest;
+use crate::host::guest::{Guest, Started};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use std::time::Duration;
@@ -46,6 +46,15 @@ pub fn verify_command_with(device: &str, options: &str) -> String {
 pub fn verify(guest: &Guest, device: &str, limit: Duration) -> Result<Report> {
     let text = guest.ok(&verify_command(device), limit)?;
     parse(&text)
+}
+
+/// Waits for a verification that was started before, and reads its report.
+pub fn finish(guest: &Guest, job: Started, limit: Duration) -> Result<Report> {
+    let output = guest.finish(job, limit)?;
+    if output.status != 0 {
+        bail!("fio failed in {}:\n{}", guest.name, output.out);
+    }
+    parse(&output.out)
 }
 
 #[derive(Deserialize)]

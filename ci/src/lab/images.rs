@@ -1,15 +1,24 @@
 //! Image archives as a user would hand them to the driver domain: a tar file as `ramdisk=`.
 
 use anyhow::Result;
+use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// One file of an archive.
 #[derive(Clone, Debug)]
 pub struct Image {
     name: String,
     size: u64,
+    contents: Contents,
+}
+
+#[derive(Clone, Debug)]
+enum Contents {
+    Zeros,
+    Noise,
+    File(PathBuf),
 }
 
 impl Image {
@@ -18,12 +27,66 @@ impl Image {
         Self {
             name: name.to_owned(),
             size,
+            contents: Contents::Zeros,
         }
     }
 
     /// An image of zeros, of this many MiB.
     pub fn mib(name: &str, mib: u64) -> Self {
         Self::new(name, mib << 20)
+    }
+
+    /// An image without two equal sectors, of this many MiB.
+    pub fn noise(name: &str, mib: u64) -> Self {
+        Self {
+            contents: Contents::Noise,
+            ..Self::mib(name, mib)
+        }
+    }
+
+    /// A copy of a file.
+    pub fn file(name: &str, path: &Path) -> Result<Self> {
+        Ok(Self {
+            contents: Contents::File(path.to_path_buf()),
+            ..Self::new(name, path.metadata()?.len())
+        })
+    }
+
+    /// What the image holds at first.
+    fn contents(&self) -> io::Result<Box<dyn Read>> {
+        let all: Box<dyn Read> = match &self.contents {
+            Contents::Zeros => Box::new(io::repeat(0)),
+            Contents::Noise => Box::new(Noise::default()),
+            Contents::File(path) => Box::new(File::open(path)?),
+        };
+        Ok(Box::new(all.take(self.size)))
+    }
+
+    /// The SHA-256 of what the image holds at first, as `sha256sum` prints it.
+    pub fn sha256(&self) -> Result<String> {
+        let mut hash = Sha256::new();
+        io::copy(&mut self.contents()?, &mut hash)?;
+        Ok(hash
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect())
+    }
+}
+
+/// Bytes that do not repeat: a counter, scrambled.
+#[derive(Default)]
+struct Noise(u64);
+
+impl Read for Noise {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        for byte in &mut *buffer {
+            // An odd factor takes every number to another one.
+            let word = (self.0 / 8).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            *byte = word.to_le_bytes()[self.0 as usize % 8];
+            self.0 += 1;
+        }
+        Ok(buffer.len())
     }
 }
 
@@ -34,8 +97,7 @@ pub fn write_archive(path: &Path, images: &[Image]) -> Result<()> {
         let mut header = tar::Header::new_ustar();
         header.set_size(image.size);
         header.set_mode(0o644);
-        let zeros = io::repeat(0).take(image.size);
-        archive.append_data(&mut header, &image.name, zeros)?;
+        archive.append_data(&mut header, &image.name, image.contents()?)?;
     }
     archive.into_inner()?.flush()?;
     Ok(())
@@ -54,6 +116,21 @@ pub fn write_damaged_archive(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn noise_is_the_same_however_it_is_read_and_has_no_equal_sectors() {
+        let image = Image::noise("noise", 1);
+        let mut whole = Vec::new();
+        image.contents().unwrap().read_to_end(&mut whole).unwrap();
+        assert_eq!(whole.len(), 1 << 20);
+        let mut bytes = Vec::new();
+        for byte in image.contents().unwrap().bytes().take(1000) {
+            bytes.push(byte.unwrap());
+        }
+        assert_eq!(bytes, whole[..1000]);
+        let sectors: std::collections::BTreeSet<_> = whole.chunks(512).collect();
+        assert_eq!(sectors.len(), 2048);
+    }
 
     #[test]
     fn the_damaged_archive_reads_up_to_the_damage() {

@@ -1,5 +1,6 @@
 //! What a scenario has in its hands: a host, the unikernel, and a place for what it measures.
 
+pub mod boot_disk;
 pub mod fio;
 pub mod held;
 pub mod images;
@@ -11,8 +12,15 @@ pub mod runner;
 pub mod storage;
 
 use crate::host::Host;
+use crate::image::HostImage;
+use anyhow::{Context, Result};
 use progress::Progress;
 use std::cell::RefCell;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Where dom0 finds what stock guests boot, beside `/guest`.
+pub const STOCK_FILES: &str = "/tmp/stock/";
 
 /// A test on a booted host. It is one short function that reads like a story.
 #[derive(Clone, Copy)]
@@ -42,6 +50,7 @@ pub struct Figure {
 pub struct Lab<'h> {
     /// The host it runs on.
     pub host: &'h Host,
+    image: &'h HostImage,
     scenario: &'static str,
     progress: &'h Progress,
     figures: RefCell<Vec<Figure>>,
@@ -50,9 +59,15 @@ pub struct Lab<'h> {
 
 impl<'h> Lab<'h> {
     /// The lab for a scenario, or for something else that has a name.
-    pub fn new(host: &'h Host, scenario: &'static str, progress: &'h Progress) -> Self {
+    pub fn new(
+        host: &'h Host,
+        image: &'h HostImage,
+        scenario: &'static str,
+        progress: &'h Progress,
+    ) -> Self {
         Self {
             host,
+            image,
             scenario,
             progress,
             figures: RefCell::default(),
@@ -65,6 +80,25 @@ impl<'h> Lab<'h> {
         let text = text.into();
         self.progress.step(self.scenario, &text);
         *self.last_step.borrow_mut() = text;
+    }
+
+    /// The folder that dom0 sees as `/guest`.
+    pub fn guest_files(&self) -> PathBuf {
+        self.image.guest.clone()
+    }
+
+    /// Copies a file of the cache to where dom0 reads it quickly; its path there, below
+    /// [`STOCK_FILES`].
+    pub fn stock_file(&self, path: &Path) -> Result<String> {
+        let name = path.file_name().context("a file has a name")?;
+        let name = name.to_str().context("its name is text")?;
+        let (here, there) = self.shared_file(name);
+        fs::copy(path, &here)?;
+        self.host.ok(&format!(
+            "mkdir -p {STOCK_FILES} && cp {there} {STOCK_FILES}{name}"
+        ))?;
+        fs::remove_file(here)?;
+        Ok(format!("{STOCK_FILES}{name}"))
     }
 
     /// Notes a figure for the table at the end.

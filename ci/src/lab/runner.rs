@@ -151,7 +151,7 @@ impl<'a> Runner<'a> {
         let marks = Marks::of(host);
         host.take_dom0_faults();
         host.watch(Instant::now() + SCENARIO_LIMIT);
-        let lab = Lab::new(host, scenario.name, self.progress);
+        let lab = Lab::new(host, &self.image, scenario.name, self.progress);
         let mut result =
             (scenario.run)(&lab).with_context(|| format!("while {}", lab.last_step.borrow()));
         host.unwatch();

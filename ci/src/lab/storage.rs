@@ -6,6 +6,7 @@ use super::report::milliseconds;
 use crate::config::{Config, Kind};
 use crate::host::domain::Domain;
 use anyhow::{Context, Result, ensure};
+use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -161,6 +162,37 @@ impl Running<'_> {
         }
     }
 
+    /// The path of a disk's directory of ours, given the guest and the number of the virtual device.
+    pub fn backend_path(&self, guest: &Domain, device: u32) -> String {
+        let (storage, guest) = (self.id, guest.id);
+        format!("/local/domain/{storage}/backend/vbd/{guest}/{device}")
+    }
+
+    /// A node of that directory.
+    pub fn backend_node(&self, guest: &Domain, device: u32, node: &str) -> Result<String> {
+        let path = self.backend_path(guest, device);
+        let text = self.host.ok(&format!("xenstore-read {path}/{node}"))?;
+        Ok(text.trim().to_owned())
+    }
+
+    /// What a disk has counted since it connected.
+    pub fn statistics(&self, guest: &Domain, device: u32) -> Result<Statistics> {
+        let node = format!("{}/statistics", self.backend_path(guest, device));
+        let text = self.host.ok(&format!(
+            "xenstore-write {node} refresh; for i in $(seq 500); do \
+             t=$(xenstore-read {node}); [ \"$t\" = refresh ] || break; sleep 0.02; done; echo -e \"$t\""
+        ))?;
+        text.lines()
+            .filter(|line| !line.is_empty())
+            .map(|line| {
+                let (name, value) = line.split_once(' ').context("no name and value")?;
+                Ok((name.to_owned(), value.parse()?))
+            })
+            .collect::<Result<_>>()
+            .map(Statistics)
+            .with_context(|| format!("the statistics node holds {text:?}"))
+    }
+
     /// Makes sure that the log holds an error which names `what`.
     pub fn expect_error(&self, start: usize, what: &str, limit: Duration) -> Result<String> {
         let line = self.wait_console_from(start, "ERROR", limit)?;
@@ -183,6 +215,24 @@ impl<'h> Deref for Running<'h> {
 impl<'h> DerefMut for Running<'h> {
     fn deref_mut(&mut self) -> &mut Domain<'h> {
         &mut self.domain
+    }
+}
+
+/// The number of a virtual device `xvda` to `xvdp` (`xen-vbd-interface(7)`).
+pub fn device_number(name: &str) -> u32 {
+    let letter = name.bytes().last().unwrap_or(b'a');
+    (202 << 8) + 16 * u32::from(letter - b'a')
+}
+
+/// A disk's counters.
+#[derive(Clone, Debug)]
+pub struct Statistics(BTreeMap<String, u64>);
+
+impl Statistics {
+    /// One of them.
+    pub fn get(&self, name: &str) -> Result<u64> {
+        let value = self.0.get(name).copied();
+        value.with_context(|| format!("no counter is called {name}: {self:?}"))
     }
 }
 

@@ -7,6 +7,8 @@ mod hostile;
 mod leaving;
 mod main_job;
 mod operator;
+mod options;
+mod other_kernels;
 mod refusal;
 mod several;
 
@@ -24,6 +26,8 @@ pub fn all() -> Vec<Scenario> {
         operator::SCENARIOS,
         refusal::SCENARIOS,
         hostile::SCENARIOS,
+        options::SCENARIOS,
+        other_kernels::SCENARIOS,
     ]
     .concat()
 }

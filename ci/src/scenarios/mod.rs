@@ -11,6 +11,7 @@ mod options;
 mod other_kernels;
 mod refusal;
 mod several;
+mod suspension;
 
 use crate::lab::Scenario;
 
@@ -27,6 +28,7 @@ pub fn all() -> Vec<Scenario> {
         refusal::SCENARIOS,
         hostile::SCENARIOS,
         options::SCENARIOS,
+        suspension::SCENARIOS,
         other_kernels::SCENARIOS,
     ]
     .concat()

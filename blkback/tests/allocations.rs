@@ -3,7 +3,7 @@
 mod world;
 
 use bulkhead_ring::blkif::{SLOT_SIZE, TransferKind};
-use world::{Frontend, Guest, PATHS, Style, World, allocations};
+use world::{Frontend, Style, allocations, on_every_path};
 
 /// What the driver domain allocates while it serves what `fill` puts into the ring.
 fn taken(disk: &mut Frontend<'_>, mut fill: impl FnMut(&mut Frontend<'_>)) -> u64 {
@@ -22,19 +22,6 @@ fn taken(disk: &mut Frontend<'_>, mut fill: impl FnMut(&mut Frontend<'_>)) -> u6
     taken
 }
 
-fn on_every_path(scene: impl Fn(&mut Frontend<'_>)) {
-    for (path, persistent) in PATHS {
-        let world = World::on_path(path);
-        let guest = Guest::new(&world);
-        let style = Style::persistent(persistent);
-        let disk = guest.attach("xvda", "ram:disk0");
-        let mut disk = disk.styled(style).connected();
-        scene(&mut disk);
-        disk.detach();
-        world.nothing_left();
-    }
-}
-
 #[test]
 fn the_counter_counts() {
     let before = allocations();
@@ -44,7 +31,7 @@ fn the_counter_counts() {
 
 #[test]
 fn serving_takes_nothing() {
-    on_every_path(|disk| {
+    on_every_path(Style::default(), |disk| {
         let reads = taken(disk, |disk| {
             (0..32).for_each(|n| _ = disk.link().push_read(n * 7, 7));
         });
@@ -62,7 +49,7 @@ fn serving_takes_nothing() {
 
 #[test]
 fn a_ring_full_of_requests_in_two_steps_takes_nothing() {
-    on_every_path(|disk| {
+    on_every_path(Style::default(), |disk| {
         let kind = TransferKind::FlushAndWrite;
         let taken = taken(disk, |disk| {
             (0..32).for_each(|n| _ = disk.link().push_transfer(kind, n * 8, 8, &[1; 4096]));
@@ -73,7 +60,7 @@ fn a_ring_full_of_requests_in_two_steps_takes_nothing() {
 
 #[test]
 fn hostile_requests_take_nothing_either() {
-    on_every_path(|disk| {
+    on_every_path(Style::default(), |disk| {
         let mut random = world::Random::new(11);
         let taken = taken(disk, |disk| {
             for _ in 0..32 {

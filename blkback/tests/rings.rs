@@ -13,7 +13,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use world::{
     Bystander, Frontend, Guest, IMAGE_SIZE, Meanwhile, PATHS, Page, Random, Setup, Style, World,
-    content,
+    content, on_every_path,
 };
 
 fn style(ring_pages: u32, num_ring_pages: bool) -> Style {
@@ -78,24 +78,14 @@ fn a_ring_of_one_page_that_was_negotiated_goes_by_either_name() {
 #[test]
 fn more_pages_than_one_sweep_has_room_for_are_all_served() {
     // 512 requests of eleven pages, one notification: nobody wakes the backend a second time.
-    for (path, persistent) in PATHS {
-        let world = World::on_path(path);
-        let guest = Guest::with_memory(&world, 8192);
-        let disk = guest.attach("xvda", "ram:disk0");
-        let style = Style {
-            persistent,
-            ..style(16, false)
-        };
-        let mut disk = disk.styled(style).connected();
+    on_every_path(style(16, false), |disk| {
         for number in 0..512 {
             disk.link().push_read(number % 21 * 8, 88);
         }
         let answers = disk.exchange();
         assert_eq!(answers.len(), 512);
         assert!(answers.iter().all(|answer| answer.status == Status::Okay));
-        disk.detach();
-        world.nothing_left();
-    }
+    });
 }
 
 #[test]
@@ -153,17 +143,12 @@ fn a_ring_that_is_one_page_many_times() {
 
 #[test]
 fn indirect_requests_of_every_size() {
-    for (path, persistent) in PATHS {
-        let world = World::on_path(path);
-        let guest = Guest::new(&world);
-        let disk = guest.attach("xvda", "ram:disk0");
+    on_every_path(Style::default(), |disk| {
         let most = disk.backend_node("feature-max-indirect-segments");
         assert_eq!(most.as_deref(), Some("256"));
-        let style = Style::persistent(persistent);
-        let mut disk = disk.styled(style).connected();
         let image = content(0, IMAGE_SIZE);
         for sectors in [89, 96, 100, 128, 200, 256] {
-            assert!(disk.read(0, sectors) == image[..sectors * 512], "{path:?}");
+            assert!(disk.read(0, sectors) == image[..sectors * 512]);
         }
         let data = Random::new(5).bytes(200 * 512);
         disk.write(7, &data);
@@ -172,9 +157,7 @@ fn indirect_requests_of_every_size() {
         assert!(disk.read(207, 49) == image[207 * 512..]);
         let past = disk.transfer(TransferKind::Read, 57, 200, &[]);
         assert_eq!(past.status, Status::Error);
-        disk.detach();
-        world.nothing_left();
-    }
+    });
 }
 
 /// Asks for a whole page in each of `segments` segments, all of them in a few pages of memory.
@@ -232,24 +215,14 @@ fn the_most_segments_are_served_and_one_more_is_an_error() {
 
 #[test]
 fn more_index_pages_than_one_sweep_fetches() {
-    for (path, persistent) in PATHS {
-        let world = World::on_path(path);
-        let guest = Guest::with_memory(&world, 8192);
-        let disk = guest.attach("xvda", "ram:disk0");
-        let style = Style {
-            persistent,
-            ..style(16, false)
-        };
-        let mut disk = disk.styled(style).connected();
+    on_every_path(style(16, false), |disk| {
         for _ in 0..100 {
             disk.link().push_read(0, 100);
         }
         let answers = disk.exchange();
-        assert_eq!(answers.len(), 100, "{path:?}");
+        assert_eq!(answers.len(), 100);
         assert!(answers.iter().all(|answer| answer.status == Status::Okay));
-        disk.detach();
-        world.nothing_left();
-    }
+    });
 }
 
 #[test]

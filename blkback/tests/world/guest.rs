@@ -1,6 +1,6 @@
 //! A guest: a domain with a grant table, whose disks the toolstack attaches.
 
-use super::{Frontend, World};
+use super::{Frontend, PATHS, Style, World};
 use bulkhead_grant::GrantTable;
 use bulkhead_xen::sim::xenstore::toolstack::{self, Disk, Vbd};
 use bulkhead_xen::sim::{DomainConfig, SimDomain, SimDoor};
@@ -57,5 +57,23 @@ impl<'w> Guest<'w> {
     pub fn destroy(self, frontends: Vec<Frontend<'w>>) {
         let vbds: Vec<&Vbd> = frontends.iter().map(|frontend| &frontend.vbd).collect();
         self.world.destroy(self.domain.id(), &vbds);
+    }
+}
+
+/// On every way to a guest's pages: a frontend, connected to `disk0`, does `scene` and detaches,
+/// and nothing is left.
+pub fn on_every_path(style: Style, scene: impl Fn(&mut Frontend<'_>)) {
+    for (path, persistent) in PATHS {
+        let world = World::on_path(path);
+        let guest = Guest::with_memory(&world, 8192);
+        let style = Style {
+            persistent,
+            ..style
+        };
+        let disk = guest.attach("xvda", "ram:disk0");
+        let mut disk = disk.styled(style).connected();
+        scene(&mut disk);
+        disk.detach();
+        world.nothing_left();
     }
 }

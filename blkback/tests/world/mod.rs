@@ -18,6 +18,7 @@ mod frontend;
 mod guest;
 mod io;
 mod journal;
+mod late_disks;
 mod link;
 mod ramdisk;
 mod random;
@@ -28,8 +29,9 @@ mod watchdog;
 pub use allocator::{allocations, bytes_in_use};
 pub use bystander::Bystander;
 pub use frontend::Frontend;
-pub use guest::Guest;
+pub use guest::{Guest, on_every_path};
 pub use io::{Answer, POISON, Page};
+pub use late_disks::LateDisks;
 pub use link::{Link, Style};
 pub use ramdisk::{archive_of, content};
 pub use random::Random;
@@ -93,35 +95,6 @@ pub struct Setup {
     pub gives_back: bool,
     /// Where the ramdisk is damaged: bytes from here on are overwritten.
     pub damage: Option<usize>,
-}
-
-/// The devices behind disks that answer late, until the disk is detached: to hold on to one here
-/// keeps its image open.
-#[derive(Clone, Default)]
-pub struct LateDisks(Rc<RefCell<Vec<(String, Delayed)>>>);
-
-impl LateDisks {
-    /// The one that was opened last.
-    pub fn last(&self) -> Delayed {
-        let disks = self.0.borrow();
-        disks.last().expect("a disk is attached").1.clone()
-    }
-
-    /// The one behind a disk, if that is a late one.
-    pub fn of(&self, vbd: &Vbd) -> Option<Delayed> {
-        let disks = self.0.borrow();
-        let disk = disks.iter().rfind(|(owner, _)| is_of(owner, vbd));
-        disk.map(|(_, delayed)| delayed.clone())
-    }
-
-    pub fn forget(&self, vbd: &Vbd) {
-        self.0.borrow_mut().retain(|(owner, _)| !is_of(owner, vbd));
-    }
-}
-
-/// Whether that is how the backend names the owner of the disk's image.
-fn is_of(owner: &str, vbd: &Vbd) -> bool {
-    owner.starts_with(&format!("vbd {}/{} ", vbd.frontend, vbd.device_number()))
 }
 
 /// Bytes of the images `disk0`, `disk1`, … of [`Setup::default`].
@@ -268,8 +241,7 @@ impl World {
                 return device;
             }
             let delayed = Delayed::new(device);
-            let disk = (owner.to_string(), delayed.clone());
-            seen.0.borrow_mut().push(disk);
+            seen.add(owner, delayed.clone());
             Arc::new(delayed)
         });
         let setup = Setup {

@@ -1,0 +1,40 @@
+//! Disks that answer when a test lets them.
+
+use bulkhead_images::testing::Delayed;
+use bulkhead_xen::sim::xenstore::toolstack::Vbd;
+use std::cell::RefCell;
+use std::rc::Rc;
+
+/// The devices behind disks that answer late, until the disk is detached: to hold on to one here
+/// keeps its image open.
+#[derive(Clone, Default)]
+pub struct LateDisks(Rc<RefCell<Vec<(String, Delayed)>>>);
+
+impl LateDisks {
+    /// One was opened, for that owner.
+    pub fn add(&self, owner: &str, disk: Delayed) {
+        self.0.borrow_mut().push((owner.to_string(), disk));
+    }
+
+    /// The one that was opened last.
+    pub fn last(&self) -> Delayed {
+        let disks = self.0.borrow();
+        disks.last().expect("a disk is attached").1.clone()
+    }
+
+    /// The one behind a disk, if that is a late one.
+    pub fn of(&self, vbd: &Vbd) -> Option<Delayed> {
+        let disks = self.0.borrow();
+        let disk = disks.iter().rfind(|(owner, _)| is_of(owner, vbd));
+        disk.map(|(_, delayed)| delayed.clone())
+    }
+
+    pub fn forget(&self, vbd: &Vbd) {
+        self.0.borrow_mut().retain(|(owner, _)| !is_of(owner, vbd));
+    }
+}
+
+/// Whether that is how the backend names the owner of the disk's image.
+fn is_of(owner: &str, vbd: &Vbd) -> bool {
+    owner.starts_with(&format!("vbd {}/{} ", vbd.frontend, vbd.device_number()))
+}

@@ -79,6 +79,11 @@ impl Instance {
         self.dir.join("shell.sock")
     }
 
+    /// The socket of QEMU's own monitor, for looking at the emulated processors.
+    pub fn monitor_socket(&self) -> PathBuf {
+        self.dir.join("monitor.sock")
+    }
+
     fn pid_file(&self) -> PathBuf {
         self.dir.join("qemu.pid")
     }
@@ -229,6 +234,13 @@ fn arguments(instance: &Instance, image: &HostImage, machine: &Machine) -> Vec<S
     );
     add("device", "virtio-serial-pci,disable-legacy=on".into());
     add("device", "virtconsole,chardev=shell".into());
+    add(
+        "monitor",
+        format!(
+            "unix:{},server=on,wait=off",
+            instance.monitor_socket().display()
+        ),
+    );
     args.extend(["-nodefaults", "-no-reboot"].map(str::to_owned));
     args
 }

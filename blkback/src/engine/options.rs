@@ -41,18 +41,19 @@ pub struct Options {
     /// The way to the frontend's pages (`data-path=`).
     pub data_path: DataPath,
     /// The longest that an idle queue is looked at before its task sleeps, in
-    /// microseconds on the command line (`poll=`).
-    pub poll: Duration,
+    /// microseconds on the command line (`poll=`). Without it, it follows from what a
+    /// notification costs.
+    pub poll: Option<Duration>,
     /// The longest that an answer waits for company (`hold=`, likewise).
-    pub hold: Duration,
+    pub hold: Option<Duration>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Options {
             data_path: DataPath::Auto,
-            poll: Duration::from_micros(400),
-            hold: Duration::from_micros(400),
+            poll: None,
+            hold: None,
         }
     }
 }
@@ -71,11 +72,12 @@ impl Options {
         for (key, span) in [("poll", &mut options.poll), ("hold", &mut options.hold)] {
             if let Some(word) = value(key) {
                 let micros = word.parse().ok().filter(|&micros| micros <= MOST_MICROS);
-                *span = micros.map(Duration::from_micros).ok_or(OptionError {
+                let micros = micros.ok_or(OptionError {
                     key,
                     value: word,
                     expected: "0 to 10000 (microseconds)",
                 })?;
+                *span = Some(Duration::from_micros(micros));
             }
         }
         Ok(options)
@@ -121,7 +123,7 @@ mod tests {
         };
         let options = Options::parse(given).unwrap();
         assert_eq!(options.data_path, DataPath::Copy);
-        assert_eq!(options.poll, Duration::from_micros(50));
+        assert_eq!(options.poll, Some(Duration::from_micros(50)));
         assert_eq!(options.hold, Options::default().hold);
         let wrong = Options::parse(|key| (key == "data-path").then_some("fast"));
         assert_eq!(

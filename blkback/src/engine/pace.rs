@@ -4,19 +4,26 @@
 //! answers wait for each other as long as that holds nobody up, and a frontend that has asked for
 //! more by the time we would have gone to sleep need not wake us.
 //!
-//! Both are learned. How many answers go out together doubles for as long as the frontend keeps
-//! asking for more meanwhile; once it runs dry, half as many are enough to keep it busy. Looking
-//! before sleeping goes on about as long as the frontend was seen to take, and not at all if it
-//! takes longer than that may last.
+//! Both are learned. A frontend that keeps so many requests outstanding (its depth) is answered
+//! when half of them wait: it is busy with the other half meanwhile, and never runs dry. Its depth
+//! shows when it does run dry, which is let happen now and then. Looking before sleeping goes on
+//! about as long as the frontend was seen to take, and not at all if it takes longer than looking
+//! may last: that is a multiple of what a notification was measured to cost, because a look that
+//! takes longer than the notification it saves does not pay.
 
 use super::options::Options;
 use bulkhead_xen::Instant;
 use core::time::Duration;
 
-/// A larger batch is tried after so many that were filled; the more seldom, the more often it was
-/// too large.
-const OFTEN: u32 = 4;
+/// The frontend is let run dry after so many batches; the more seldom, the more often that told
+/// nothing new.
+const OFTEN: u32 = 16;
 const SELDOM: u32 = 1024;
+/// What looking may last at most, in notifications. The guest pays for one as well, and more than
+/// we do: an interrupt, the end of its idling, and all that its processor has forgotten meanwhile.
+const NOTIFICATIONS: u32 = 64;
+/// Until a notification's cost is known.
+const UNKNOWN: Duration = Duration::from_micros(400);
 /// A clock that shows the same time so often stands still, as that of a test does.
 const FROZEN_CLOCK: u32 = 64;
 
@@ -24,20 +31,25 @@ const FROZEN_CLOCK: u32 = 64;
 #[derive(Debug)]
 pub struct Pace {
     options: Options,
-    /// How many answers go out together.
-    batch: u32,
-    /// How many batches were filled since that number was changed, and how many have to be before
-    /// a larger one is tried.
-    filled: u32,
-    needed: u32,
+    /// How many requests the frontend is believed to keep outstanding, and how many it had when it
+    /// ran dry the last time.
+    depth: u32,
+    dry: u32,
+    /// How many batches were answered since it was let run dry, and how many have to be until it
+    /// is again.
+    answered: u32,
+    patient_for: u32,
     /// How many requests and answers the last look found.
     seen: u32,
-    /// The usual time from one request to the next while answers wait.
+    /// The longest usual time from one request to the next, and the longest since the last answer.
     gap: Duration,
+    longest: Duration,
     /// When something last happened.
     active: Instant,
     /// How long we look before sleeping.
     patience: Duration,
+    /// What notifying the frontend takes.
+    cost: Option<Duration>,
     last_look: Instant,
     same_looks: u32,
 }
@@ -58,13 +70,16 @@ impl Pace {
     pub fn new(options: Options, now: Instant) -> Self {
         Pace {
             options,
-            batch: 1,
-            filled: 0,
-            needed: OFTEN,
+            depth: 1,
+            dry: 1,
+            answered: 0,
+            patient_for: OFTEN,
             seen: 0,
-            gap: options.hold,
+            gap: Duration::ZERO,
+            longest: Duration::ZERO,
             active: now,
             patience: Duration::ZERO,
+            cost: None,
             last_look: now,
             same_looks: 0,
         }
@@ -74,12 +89,19 @@ impl Pace {
     /// `most`.
     pub fn look(&mut self, now: Instant, waiting: u32, most: u32) -> Look {
         if waiting > self.seen {
-            return self.more_came(now, waiting, most);
+            self.longest = self.longest.max(now.since(self.active));
+            self.active = now;
+            self.seen = waiting;
+            self.depth = self.depth.max(waiting);
+            return match waiting >= self.target(most) {
+                true => Look::Answer,
+                false => Look::Again,
+            };
         }
         self.seen = waiting;
         let limit = match waiting {
             0 => self.patience,
-            _ => (self.gap * 2).min(self.options.hold),
+            _ => (self.gap.max(self.longest) * 2).min(self.limit(self.options.hold)),
         };
         if now.since(self.active) < limit && self.clock_moves(now) {
             return Look::Again;
@@ -87,47 +109,59 @@ impl Pace {
         if waiting == 0 {
             return Look::Sleep;
         }
-        // The frontend has run dry: it can be kept busy with half of what it has.
-        self.batch = waiting.div_ceil(2);
-        self.filled = 0;
-        self.needed = (self.needed * 2).min(SELDOM);
+        self.ran_dry(waiting);
         self.active = now;
         Look::Answer
     }
 
-    fn more_came(&mut self, now: Instant, waiting: u32, most: u32) -> Look {
-        if self.seen > 0 {
-            // A long one counts in full, short ones bring it down slowly: too short a wait for
-            // company costs more than too long a one.
-            let gap = now.since(self.active);
-            self.gap = gap.max(self.gap - self.gap.saturating_sub(gap) / 8);
+    /// How many have to wait to be answered.
+    fn target(&self, most: u32) -> u32 {
+        match self.answered >= self.patient_for {
+            true => most,
+            false => self.depth.div_ceil(2),
         }
-        self.seen = waiting;
-        self.active = now;
-        if waiting < self.batch {
-            return Look::Again;
-        }
-        self.filled += 1;
-        if self.filled >= self.needed {
-            self.filled = 0;
-            self.batch = (self.batch * 2).min(most);
-        }
-        Look::Answer
     }
 
-    /// The frontend was answered; so much waits nevertheless.
-    pub fn answered(&mut self, waiting: u32) {
-        self.seen = waiting.min(self.batch - 1);
+    /// The frontend has nothing more to ask for before it is answered.
+    fn ran_dry(&mut self, depth: u32) {
+        let known = self.depth;
+        self.depth = depth.max(self.dry);
+        self.dry = depth;
+        self.answered = 0;
+        self.patient_for = match self.depth == known {
+            true => (self.patient_for * 2).min(SELDOM),
+            false => OFTEN,
+        };
+    }
+
+    /// The frontend was answered, and so much waits nevertheless. `notified` is what it took to
+    /// notify it, if that was necessary.
+    pub fn answered(&mut self, waiting: u32, notified: Option<Duration>) {
+        // What may be answered at once is to count as having just come.
+        self.seen = waiting.min(self.depth.div_ceil(2) - 1);
+        self.answered += 1;
+        self.gap = self.longest.max(self.gap - self.gap / 8);
+        self.longest = Duration::ZERO;
+        if let Some(took) = notified {
+            // The least is what it costs; the rest is what came between.
+            self.cost = Some(self.cost.map_or(took, |cost| cost.min(took)));
+        }
     }
 
     /// A sleep is over. Had it been short enough, looking would have been better.
     pub fn woke(&mut self, now: Instant) {
         let idle = now.since(self.active);
-        self.patience = match idle <= self.options.poll {
-            true => (idle * 2).min(self.options.poll),
+        let limit = self.limit(self.options.poll);
+        self.patience = match idle <= limit {
+            true => (idle * 2).min(limit),
             false => self.patience / 2,
         };
         self.active = now;
+    }
+
+    /// The most that the operator allows, or that makes sense.
+    fn limit(&self, chosen: Option<Duration>) -> Duration {
+        chosen.unwrap_or_else(|| self.cost.map_or(UNKNOWN, |cost| cost * NOTIFICATIONS))
     }
 
     fn clock_moves(&mut self, now: Instant) -> bool {
@@ -152,8 +186,8 @@ mod tests {
 
     fn pace() -> Pace {
         let options = Options {
-            poll: micros(200),
-            hold: micros(100),
+            poll: Some(micros(200)),
+            hold: Some(micros(100)),
             ..Options::default()
         };
         Pace::new(options, START)
@@ -174,7 +208,7 @@ mod tests {
                 answered += 1;
                 done += waiting;
                 waiting = 0;
-                pace.answered(0);
+                pace.answered(0, None);
             }
         }
         answered
@@ -199,6 +233,45 @@ mod tests {
     }
 
     #[test]
+    fn a_frontend_that_pauses_now_and_then_is_still_answered_in_large_batches() {
+        let (mut pace, mut now) = (pace(), START);
+        let (mut waiting, mut submitted, mut answered) = (0, 0u32, 0);
+        let mut next = now + micros(5);
+        while submitted < 10_000 {
+            now = now + micros(1);
+            if waiting < 32 && now >= next {
+                waiting += 1;
+                submitted += 1;
+                // As a guest does at each tick of its timer.
+                let pause = if submitted.is_multiple_of(20) { 60 } else { 0 };
+                next = now + micros(5 + pause);
+            }
+            if pace.look(now, waiting, 32) == Look::Answer {
+                answered += 1;
+                waiting = 0;
+                pace.answered(0, None);
+            }
+        }
+        assert!(answered < 10_000 / 8, "{answered} times");
+    }
+
+    #[test]
+    fn looking_lasts_a_multiple_of_what_a_notification_costs() {
+        let mut pace = Pace::new(Options::default(), START);
+        pace.answered(0, Some(micros(7)));
+        pace.answered(0, Some(micros(3)));
+        pace.answered(0, Some(micros(5)));
+        let mut now = START + micros(3 * u64::from(NOTIFICATIONS));
+        pace.woke(now);
+        assert_eq!(pace.look(now + micros(1), 0, 32), Look::Again);
+        for _ in 0..20 {
+            now = now + micros(4 * u64::from(NOTIFICATIONS));
+            pace.woke(now);
+        }
+        assert_eq!(pace.look(now + micros(1), 0, 32), Look::Sleep);
+    }
+
+    #[test]
     fn it_adapts_when_the_frontend_slows_down_and_speeds_up() {
         let (mut pace, mut now) = (pace(), START);
         run(&mut pace, &mut now, 32, micros(20), 5000);
@@ -214,7 +287,7 @@ mod tests {
         now = now + micros(40);
         pace.woke(now);
         assert_eq!(pace.look(now, 1, 32), Look::Answer);
-        pace.answered(0);
+        pace.answered(0, None);
         assert_eq!(pace.look(now + micros(70), 0, 32), Look::Again);
         assert_eq!(pace.look(now + micros(80), 0, 32), Look::Sleep);
         for _ in 0..20 {
@@ -227,7 +300,7 @@ mod tests {
     #[test]
     fn a_clock_that_stands_still_keeps_nobody_looking() {
         let mut pace = pace();
-        pace.batch = 5;
+        pace.depth = 9;
         let looks = (0..1000).take_while(|_| pace.look(START, 1, 32) == Look::Again);
         assert!(looks.count() <= FROZEN_CLOCK as usize + 1);
     }

@@ -18,6 +18,7 @@ use bulkhead_ring::{BackRing, BadPages, SharedPages};
 use bulkhead_xen::{GrantStatus, Hypervisor};
 use core::fmt;
 use core::task::{Context, Poll};
+use core::time::Duration;
 
 /// How many of a frontend's mistakes a queue puts into the log; a hostile one has no end of them.
 const MOST_COMPLAINTS: u32 = 10;
@@ -139,11 +140,6 @@ impl<H: Hypervisor> Queue<H> {
         }
     }
 
-    /// Whether the device has been seen to complete requests later than at once.
-    pub fn completes_later(&self) -> bool {
-        self.completes_later
-    }
-
     /// How many answers the frontend has not been shown yet.
     pub fn unpublished(&self) -> u32 {
         self.ring.unpublished()
@@ -168,12 +164,21 @@ impl<H: Hypervisor> Queue<H> {
         Ok(taken)
     }
 
-    /// Shows the frontend what was answered, and notifies it if it asked for that.
-    pub fn publish(&mut self) {
-        if self.ring.publish() {
-            self.stats.notifications_sent.add(1);
-            self.channel.notify();
+    /// Shows the frontend what was answered, and notifies it if it asked for that. Answers what
+    /// the notification took.
+    pub fn publish(&mut self) -> Option<Duration> {
+        if !self.ring.publish() {
+            return None;
         }
+        self.stats.notifications_sent.add(1);
+        let began = self.handle.now();
+        self.channel.notify();
+        Some(self.handle.now().since(began))
+    }
+
+    /// Whether serving requests one by one costs no more than serving them together.
+    pub fn is_served_singly(&self) -> bool {
+        self.completes_later || self.reach.needs_no_calls()
     }
 
     /// Asks the frontend to notify us of its next request. True means that there is one already

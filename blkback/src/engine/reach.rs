@@ -101,6 +101,11 @@ impl<H: Hypervisor> Reach<H> {
         }
     }
 
+    /// Whether the pages are reached without asking the hypervisor, as a rule.
+    pub fn needs_no_calls(&self) -> bool {
+        matches!(self.ways, Ways::Persistent(_))
+    }
+
     /// Whether this sweep copies what it can.
     pub fn copies(&self) -> bool {
         self.way == Way::Copy && matches!(self.ways, Ways::PerRequest { .. })

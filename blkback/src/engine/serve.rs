@@ -31,16 +31,16 @@ async fn until_stopped<H: Hypervisor>(
         let waiting = queue.waiting()?;
         match pace.look(handle.now(), waiting + queue.unpublished(), most) {
             Look::Again => {
-                // What a store does meanwhile is to begin at once; what it does at once can just
-                // as well be done together.
-                if waiting > 0 && queue.completes_later() {
+                // What goes on meanwhile is to begin at once; what costs a hypercall is better done
+                // together.
+                if waiting > 0 && queue.is_served_singly() {
                     queue.sweep()?;
                 }
             }
             Look::Answer => {
                 queue.sweep()?;
-                queue.publish();
-                pace.answered(queue.waiting()? + queue.unpublished());
+                let notified = queue.publish();
+                pace.answered(queue.waiting()? + queue.unpublished(), notified);
             }
             Look::Sleep => {
                 if !queue.final_check()? {

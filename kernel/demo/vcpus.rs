@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use bulkhead_kernel::{Door, Machine, memory};
 use bulkhead_xen::{Hypervisor, VcpuId};
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 
 /// Rounds in which the word goes from the first vCPU to the last.
@@ -13,6 +13,10 @@ const ROUNDS: u32 = 1000;
 /// Whose turn it is: rounds times vCPUs, counted up.
 static TURN: AtomicU32 = AtomicU32::new(0);
 static DONE: AtomicU32 = AtomicU32::new(0);
+/// When the word was passed on, in nanoseconds.
+static PASSED: AtomicU64 = AtomicU64::new(0);
+/// Words by how long they took: each class is up to twice as long as the one before.
+static TOOK: [AtomicU32; 16] = [const { AtomicU32::new(0) }; 16];
 
 /// What `test=vcpu-…` has another vCPU do.
 pub fn crash_elsewhere(machine: &Machine, crash: fn()) -> ! {
@@ -47,6 +51,12 @@ pub fn show(machine: &Machine) {
     }
     let took = Door.now().since(start);
     log::info!("{} words passed in {} us", ROUNDS * all, took.as_micros());
+    for (class, count) in TOOK.iter().enumerate() {
+        let count = count.load(Ordering::Relaxed);
+        if count > 0 {
+            log::info!("less than {} us: {count}", 2 << class);
+        }
+    }
 }
 
 static VCPUS: AtomicU32 = AtomicU32::new(0);
@@ -70,6 +80,10 @@ fn take_part(id: VcpuId, all: u32) {
                 Door.block(None);
             }
         }
+        let now = Door.now().0;
+        let micros = now.saturating_sub(PASSED.load(Ordering::Relaxed)) / 1000;
+        TOOK[(micros.max(1).ilog2() as usize).min(15)].fetch_add(1, Ordering::Relaxed);
+        PASSED.store(now, Ordering::Relaxed);
         TURN.store(mine + 1, Ordering::Release);
         Door.wake_vcpu(VcpuId((mine + 1) % all));
     }

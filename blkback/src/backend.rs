@@ -6,10 +6,13 @@ use crate::statistics::Statistics;
 use crate::vbd::identity::{BACKEND_ROOT, VbdId};
 use crate::vbd::published::Limits;
 use crate::vbd::{self, ErrorNodes};
+use crate::vcpus::Vcpus;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::rc::Rc;
-use bulkhead_executor::{Flag, Handle, Signal};
+use alloc::vec;
+use alloc::vec::Vec;
+use bulkhead_executor::{Flag, Handle, Remote, Signal};
 use bulkhead_grant::Region;
 use bulkhead_images::Catalog;
 use bulkhead_xen::Hypervisor;
@@ -23,8 +26,10 @@ const CLOSE_POLL: Duration = Duration::from_millis(10);
 
 /// What all disks share.
 pub struct Backend<H: Hypervisor> {
-    /// The executor.
+    /// The executor of the first vCPU, on which the control plane runs.
     pub handle: Handle<H>,
+    /// The vCPUs that serve queues.
+    pub vcpus: Vcpus<H>,
     /// xenstore.
     pub store: Client,
     /// The address space for frontends' pages.
@@ -50,21 +55,25 @@ pub struct Backend<H: Hypervisor> {
 impl<H: Hypervisor> Backend<H> {
     /// A backend that serves nobody yet.
     pub fn new(handle: Handle<H>, store: Client, region: Region<H>, catalog: Catalog) -> Rc<Self> {
-        Self::with(handle, store, region, catalog, Options::default())
+        let vcpus = vec![handle.remote()];
+        Self::with(vcpus, handle, store, region, catalog, Options::default())
     }
 
-    /// As [`new`](Self::new), serving as the operator wants it.
+    /// As [`new`](Self::new), serving as the operator wants it, on these vCPUs.
     pub fn with(
+        vcpus: Vec<Remote<H>>,
         handle: Handle<H>,
         store: Client,
         region: Region<H>,
         catalog: Catalog,
         options: Options,
     ) -> Rc<Self> {
-        let limits = Limits::default();
+        let vcpus = Vcpus::new(vcpus);
+        let limits = Limits::for_vcpus(vcpus.count());
         let (statistics, frontends, errors, closing, disks) = Default::default();
         Rc::new(Backend {
             handle,
+            vcpus,
             store,
             region,
             catalog,

@@ -5,10 +5,13 @@
 //!              │ watched by
 //!              ▼
 //!        Backend::serve ── a task for each disk ──► vbd (states, features, rings)
-//!                                                     │ a task for each ring
-//!                                                     ▼
+//!                                                     │ a task for each ring,
+//!                                                     ▼ on any vCPU
 //!                                                   engine (requests, grants, device)
 //! ```
+//!
+//! The control plane, everything above the engine, runs on the first vCPU. Each queue stays on the
+//! vCPU that it was given when it connected, and shares nothing with others while it serves.
 //!
 //! Everything here runs on the host too, against the simulated Xen; only the binary needs the
 //! unikernel's runtime.
@@ -27,5 +30,6 @@ pub mod frontends;
 pub mod operator;
 pub mod statistics;
 pub mod vbd;
+pub mod vcpus;
 
 pub use backend::Backend;

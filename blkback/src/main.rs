@@ -5,13 +5,16 @@
 
 extern crate alloc;
 
+use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
 use bulkhead_blkback::Backend;
 use bulkhead_blkback::control::{ShutdownRequest, shutdown_requested};
 use bulkhead_blkback::engine::Options;
 use bulkhead_blkback::operator::{answer_keys, grow_on_request};
-use bulkhead_executor::Executor;
+use bulkhead_executor::{Executor, Remote};
 use bulkhead_grant::Region;
 use bulkhead_images::{Catalog, ImageMemory};
 use bulkhead_kernel::command_line::value;
@@ -20,15 +23,17 @@ use bulkhead_kernel::{Door, Machine, Module, ShutdownReason};
 use bulkhead_xen::Hypervisor;
 use bulkhead_xenstore_client::{Client, Ring};
 use core::cell::Cell;
+use core::mem::take;
 
 bulkhead_kernel::entry!(main);
 
-fn main(machine: Machine) -> ShutdownReason {
+fn main(mut machine: Machine) -> ShutdownReason {
     let door = machine.door;
     let started = machine.started;
-    let catalog = catalog(machine.modules.into_iter().next(), door);
+    let catalog = catalog(take(&mut machine.modules).into_iter().next(), door);
     let mut executor = Executor::new(door);
     let handle = executor.handle();
+    let vcpus = start_vcpus(&machine, executor.remote());
     // SAFETY: the page is the domain's xenstore ring, and nobody else in this domain uses it.
     let ring = unsafe { Ring::new(door, machine.store) };
     let store = Client::start(&handle, ring);
@@ -41,7 +46,14 @@ fn main(machine: Machine) -> ShutdownReason {
         log::error!("{error}");
         Options::default()
     });
-    let backend = Backend::with(handle.clone(), store.clone(), region, catalog, options);
+    let backend = Backend::with(
+        vcpus,
+        handle.clone(),
+        store.clone(),
+        region,
+        catalog,
+        options,
+    );
     let end = Rc::new(Cell::new(None));
 
     let ended = end.clone();
@@ -85,6 +97,22 @@ fn main(machine: Machine) -> ShutdownReason {
 
     executor.run_until(|| end.get().is_some());
     end.get().unwrap_or(ShutdownReason::Crash)
+}
+
+/// Starts an executor on each of the other vCPUs.
+fn start_vcpus(machine: &Machine, first: Remote<Door>) -> Vec<Remote<Door>> {
+    let door = machine.door;
+    let mut all = vec![first];
+    let running = machine.start_vcpus(|vcpu| {
+        let remote = Remote::new(door, vcpu);
+        all.push(remote.clone());
+        Box::new(move || Executor::of(&remote, door).run_until(|| false))
+    });
+    all.truncate(1 + running as usize);
+    if all.len() > 1 {
+        log::info!("{} vCPUs serve queues", all.len());
+    }
+    all
 }
 
 /// The images in the ramdisk, if there is one.

@@ -68,7 +68,8 @@ pub async fn show_statistics<H: Hypervisor>(backend: &Backend<H>, id: VbdId) -> 
     let node = format!("{}/statistics", id.backend_path());
     if backend.store.read_optional(&node).await?.as_deref() == Some("refresh") {
         let counts = backend.statistics.of(id).unwrap_or_default();
-        backend.store.write(&node, as_lines(&counts)).await?;
+        let lines = as_lines(&counts, &backend.statistics.queues_of(id));
+        backend.store.write(&node, lines).await?;
     }
     Ok(())
 }
@@ -95,6 +96,13 @@ fn answer_key<H: Hypervisor>(backend: &Backend<H>, key: u8) {
             for id in disks {
                 if let Some(counts) = backend.statistics.of(id) {
                     log::info!("vbd {id}:{}", as_line(&counts));
+                }
+                let queues = backend.statistics.queues_of(id);
+                for (number, (vcpu, counts)) in queues.iter().enumerate() {
+                    let (reads, writes) = (counts.reads, counts.writes);
+                    log::info!(
+                        "vbd {id} queue {number}: on vCPU {vcpu} reads={reads} writes={writes}"
+                    );
                 }
             }
         }

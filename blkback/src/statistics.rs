@@ -6,16 +6,26 @@ use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use bulkhead_xen::VcpuId;
 use core::cell::RefCell;
 use core::fmt::Write;
 
+/// A queue that is served.
+#[derive(Clone, Default)]
+pub struct ServedQueue {
+    /// Where.
+    pub vcpu: VcpuId,
+    /// What it counts.
+    pub stats: Arc<QueueStats>,
+}
+
 /// The counters of all disks that are connected now.
 #[derive(Default)]
-pub struct Statistics(RefCell<BTreeMap<VbdId, Vec<Arc<QueueStats>>>>);
+pub struct Statistics(RefCell<BTreeMap<VbdId, Vec<ServedQueue>>>);
 
 impl Statistics {
     /// A disk has connected, with these queues.
-    pub fn connected(&self, id: VbdId, queues: Vec<Arc<QueueStats>>) {
+    pub fn connected(&self, id: VbdId, queues: Vec<ServedQueue>) {
         self.0.borrow_mut().insert(id, queues);
     }
 
@@ -28,11 +38,18 @@ impl Statistics {
     pub fn of(&self, id: VbdId) -> Option<Counts> {
         let disks = self.0.borrow();
         let queues = disks.get(&id)?;
-        Some(
-            queues
-                .iter()
-                .fold(Counts::default(), |sum, queue| sum.and(&queue.counts())),
-        )
+        Some(queues.iter().fold(Counts::default(), |sum, queue| {
+            sum.and(&queue.stats.counts())
+        }))
+    }
+
+    /// What each of a disk's queues has counted, and where it is served.
+    pub fn queues_of(&self, id: VbdId) -> Vec<(VcpuId, Counts)> {
+        let disks = self.0.borrow();
+        let queues = disks.get(&id).into_iter().flatten();
+        queues
+            .map(|queue| (queue.vcpu, queue.stats.counts()))
+            .collect()
     }
 
     /// The disks that are connected.
@@ -41,12 +58,18 @@ impl Statistics {
     }
 }
 
-/// All counters, one `name value` a line: as the `statistics` node shows them.
-pub fn as_lines(counts: &Counts) -> String {
+/// All counters, one `name value` a line, then for each queue where it is served and how much: as
+/// the `statistics` node shows them.
+pub fn as_lines(counts: &Counts, queues: &[(VcpuId, Counts)]) -> String {
     let mut lines = String::new();
     for (name, value) in counts.named() {
         // Writing to a string does not fail.
         let _ = writeln!(lines, "{name} {value}");
+    }
+    for (number, (vcpu, counts)) in queues.iter().enumerate() {
+        let _ = writeln!(lines, "queue_{number}_vcpu {vcpu}");
+        let _ = writeln!(lines, "queue_{number}_reads {}", counts.reads);
+        let _ = writeln!(lines, "queue_{number}_writes {}", counts.writes);
     }
     lines
 }
@@ -72,9 +95,10 @@ mod tests {
             device: 51712,
         };
         assert_eq!(statistics.of(id), None);
-        statistics.connected(id, alloc::vec![Arc::default(), Arc::default()]);
+        statistics.connected(id, alloc::vec![ServedQueue::default(); 2]);
         assert_eq!(statistics.of(id), Some(Counts::default()));
         assert_eq!(statistics.disks(), [id]);
+        assert_eq!(statistics.queues_of(id).len(), 2);
         statistics.disconnected(id);
         assert_eq!(statistics.disks(), []);
     }
@@ -86,8 +110,10 @@ mod tests {
             sectors_read: 24,
             ..Counts::default()
         };
-        assert!(as_lines(&counts).contains("\nwrites 0\n"));
-        assert!(as_lines(&counts).starts_with("reads 3\n"));
+        let lines = as_lines(&counts, &[(VcpuId(1), counts)]);
+        assert!(lines.contains("\nwrites 0\n"));
+        assert!(lines.ends_with("\nqueue_0_vcpu 1\nqueue_0_reads 3\nqueue_0_writes 0\n"));
+        assert!(lines.starts_with("reads 3\n"));
         assert_eq!(as_line(&counts), " reads=3 sectors_read=24");
     }
 }

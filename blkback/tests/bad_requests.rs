@@ -243,7 +243,7 @@ fn the_ring_itself_as_a_page_of_data() {
         disk.world.run();
         other.io();
         // Whatever the ring says now, it is the frontend's own doing: it closes, or is closed.
-        let link = disk.forget().unwrap();
+        let link = disk.forget().pop().unwrap();
         disk.go(XenbusState::Closing);
         disk.go(XenbusState::Closed);
         link.take_down();

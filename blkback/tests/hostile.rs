@@ -330,7 +330,7 @@ fn a_guest_that_never_stops_asking_gets_no_more_than_its_turn() {
     // SAFETY: domain memory stays mapped as long as the machine.
     let ring = unsafe { SharedPages::new(modest.link().memory, 1) }.unwrap();
     let answered = ring.load(Index::ResponseProducer);
-    let link = Rc::new(RefCell::new(greedy.forget().unwrap()));
+    let link = Rc::new(RefCell::new(greedy.forget().pop().unwrap()));
     let served = Rc::new(Cell::new((0, None)));
     let (asking, counting) = (link.clone(), served.clone());
     meanwhile.set(move || {

@@ -3,7 +3,7 @@
 
 mod world;
 
-use bulkhead_blkback::engine::{Queue, QueueControl, QueueSetup, queue_control, serve};
+use bulkhead_blkback::engine::{QueueControl, QueueSetup, queue_control, serve};
 use bulkhead_grant::Access;
 use bulkhead_images::Target;
 use bulkhead_ring::blkif::{Operation, Request, Segment, Status, TransferKind};
@@ -42,13 +42,11 @@ impl<'w> Served<'w> {
             device: device.expect("it can be opened").queue(),
             options: backend.options,
         };
-        let queue = Queue::connect(&backend.handle, &backend.region, setup);
         let (control, guard) = queue_control();
-        world.spawn(serve(
-            backend.handle.clone(),
-            queue.expect("there is room"),
-            guard,
-        ));
+        let (handle, region) = (backend.handle.clone(), backend.region.clone());
+        world.spawn(serve(handle, region, setup, guard));
+        control.start();
+        world.run();
         let pages = (0..SEGMENTS.div_ceil(8)).map(|_| link.fresh_page(Access::ReadWrite));
         Served {
             world,

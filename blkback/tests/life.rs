@@ -7,7 +7,7 @@ use bulkhead_xen::sim::xenstore::toolstack::{self, Disk};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
-use world::{Bystander, Guest, IMAGE_SIZE, World, content};
+use world::{Bystander, Guest, IMAGE_SIZE, Link, World, content};
 
 #[test]
 fn a_frontend_closes_and_comes_back() {
@@ -34,7 +34,7 @@ fn a_guest_that_starts_over_without_closing_is_served_again() {
     let guest = Guest::new(&world);
     let mut disk = guest.attach("xvda", "ram:disk0").connected();
     disk.write(0, &[1; 512]);
-    let old = disk.forget().unwrap();
+    let old = disk.forget().pop().unwrap();
     disk.go(XenbusState::Initialising);
     assert_eq!(disk.backend(), Some(XenbusState::InitWait));
     assert_eq!(world.storage.live_mappings(), 0, "the old ring is given up");
@@ -154,7 +154,7 @@ fn the_same_device_is_attached_again_before_the_old_one_is_gone() {
         disk.connect();
         let image = content(1, IMAGE_SIZE);
         assert!(disk.read(0, 8) == image[..4096], "the old image");
-        old.unwrap().take_down();
+        old.into_iter().for_each(Link::take_down);
         disk.detach();
         world.nothing_left();
     }

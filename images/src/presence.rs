@@ -24,8 +24,10 @@
 use super::sync::{AtomicU64, AtomicUsize, Ordering, fence};
 use alloc::boxed::Box;
 
-/// One queue's mark: an odd number while it is in the middle of a request.
+/// One queue's mark: an odd number while it is in the middle of a request. Alone in its cache line:
+/// each queue writes its own all the time.
 #[derive(Debug)]
+#[repr(align(64))]
 pub(crate) struct Visitor(AtomicUsize);
 
 /// A request in the middle. Ends when dropped.

@@ -1,6 +1,7 @@
 //! How a disk's task and its queues' tasks talk, also when they run on different vCPUs.
 
-use super::setup::QueueError;
+use super::setup::{ConnectError, QueueError};
+use super::stats::QueueStats;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::Poll;
@@ -42,9 +43,20 @@ impl Latch {
 
 #[derive(Debug, Default)]
 struct Shared {
+    tried: Latch,
+    connected: spin::Once<Result<Arc<QueueStats>, ConnectError>>,
+    /// Set to start, and to stop.
+    go: Latch,
     stop: Latch,
     done: Latch,
     outcome: spin::Once<Result<(), QueueError>>,
+}
+
+impl Shared {
+    fn stop(&self) {
+        self.stop.set();
+        self.go.set();
+    }
 }
 
 /// The disk's end: stops a queue and learns how it ended. Dropping it stops the queue too, without
@@ -63,9 +75,21 @@ pub fn queue_control() -> (QueueControl, QueueGuard) {
 }
 
 impl QueueControl {
+    /// Waits until the queue has connected, and answers what it counts.
+    pub async fn connected(&self) -> Result<Arc<QueueStats>, ConnectError> {
+        self.0.tried.wait().await;
+        let outcome = self.0.connected.get().cloned();
+        outcome.unwrap_or(Err(ConnectError::Abandoned))
+    }
+
+    /// Lets a queue that has connected serve.
+    pub fn start(&self) {
+        self.0.go.set();
+    }
+
     /// Asks the queue to stop, and waits until it has given back everything it held.
     pub async fn stop(&self) {
-        self.0.stop.set();
+        self.0.stop();
         self.0.done.wait().await;
     }
 
@@ -78,11 +102,22 @@ impl QueueControl {
 
 impl Drop for QueueControl {
     fn drop(&mut self) {
-        self.0.stop.set();
+        self.0.stop();
     }
 }
 
 impl QueueGuard {
+    /// Says whether the queue has connected.
+    pub fn tried(&self, outcome: Result<Arc<QueueStats>, ConnectError>) {
+        self.0.connected.call_once(|| outcome);
+        self.0.tried.set();
+    }
+
+    /// Waits until the queue is to serve, or to stop.
+    pub async fn started(&self) {
+        self.0.go.wait().await;
+    }
+
     /// Waits until the queue is to stop.
     pub async fn stopped(&self) {
         self.0.stop.wait().await;
@@ -102,6 +137,7 @@ impl QueueGuard {
 impl Drop for QueueGuard {
     fn drop(&mut self) {
         // Also if the task was dropped at a wait: nobody may wait for it for ever.
+        self.0.tried.set();
         self.0.done.set();
     }
 }

@@ -37,6 +37,7 @@ mod stats;
 pub use control::{QueueControl, queue_control};
 pub use options::{DataPath, OptionError, Options};
 pub use queue::Queue;
+pub use reach::MOST_ADDRESS_SPACE;
 pub use serve::serve;
 pub use setup::{ConnectError, QueueError, QueueSetup};
 pub use stats::{Counts, QueueStats};

@@ -19,6 +19,9 @@ use core::ptr::NonNull;
 const MOST_PERSISTENT: usize = 1024;
 /// How many of them one sweep exchanges in two hypercalls.
 const EXCHANGED: usize = 128;
+/// The most pages of address space that a queue takes for data.
+pub const MOST_ADDRESS_SPACE: usize = MOST_PERSISTENT + EXCHANGED;
+
 /// A queue's ways to the pages of its frontend.
 pub struct Reach<H: Hypervisor> {
     pub(super) ways: Ways<H>,

@@ -3,16 +3,31 @@
 use super::control::QueueGuard;
 use super::pace::{Look, Pace};
 use super::queue::Queue;
-use super::setup::QueueError;
+use super::setup::{QueueError, QueueSetup};
 use bulkhead_executor::Handle;
+use bulkhead_grant::Region;
 use bulkhead_xen::Hypervisor;
 use core::future::{Future, poll_fn};
 use core::pin::pin;
 use core::task::Poll;
 
-/// Serves a queue until its disk says to stop, or until it cannot go on. Nothing of the frontend's
-/// is mapped or bound any more when this returns.
-pub async fn serve<H: Hypervisor>(handle: Handle<H>, mut queue: Queue<H>, guard: QueueGuard) {
+/// Connects to a queue, on the vCPU where this runs, and serves it from when its disk says so
+/// until the disk says to stop, or until it cannot go on. Nothing of the frontend's is mapped or
+/// bound any more when this returns.
+pub async fn serve<H: Hypervisor>(
+    handle: Handle<H>,
+    region: Region<H>,
+    setup: QueueSetup,
+    guard: QueueGuard,
+) {
+    let mut queue = match Queue::connect(&handle, &region, setup) {
+        Ok(queue) => {
+            guard.tried(Ok(queue.stats()));
+            queue
+        }
+        Err(error) => return guard.tried(Err(error)),
+    };
+    guard.started().await;
     let outcome = until_stopped(&handle, &mut queue, &guard).await;
     // Gives back the ring, the mapped pages and the event channel, before anyone is told.
     drop(queue);

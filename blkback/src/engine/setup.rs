@@ -48,6 +48,8 @@ pub enum ConnectError {
     EventChannel(Port, Errno),
     /// We are full.
     OutOfSpace(OutOfSpace),
+    /// The queue's task is gone.
+    Abandoned,
 }
 
 impl fmt::Display for ConnectError {
@@ -65,6 +67,7 @@ impl fmt::Display for ConnectError {
                 )
             }
             Self::OutOfSpace(error) => error.fmt(f),
+            Self::Abandoned => f.write_str("the queue was given up before it connected"),
         }
     }
 }

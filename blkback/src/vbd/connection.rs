@@ -5,13 +5,13 @@ use super::identity::VbdId;
 use super::problem::Problem;
 use super::published::{self, COMMON_NODES, Limits, Nodes, Published};
 use crate::backend::Backend;
-use crate::engine::{
-    Queue, QueueControl, QueueError, QueueSetup, QueueStats, queue_control, serve,
-};
+use crate::engine::{ConnectError, QueueControl, QueueError, QueueSetup, queue_control, serve};
+use crate::statistics::ServedQueue;
+use crate::vcpus::Place;
 use alloc::format;
 use alloc::string::String;
-use alloc::sync::Arc;
 use alloc::vec::Vec;
+use bulkhead_grant::Region;
 use bulkhead_images::BlockDevice;
 use bulkhead_xen::Hypervisor;
 use bulkhead_xenstore_client as xenstore;
@@ -19,21 +19,26 @@ use core::future::{Future, poll_fn};
 use core::pin::pin;
 use core::task::Poll;
 
-/// The rings of one frontend, each served by a task of its own.
-pub struct Connection {
-    queues: Vec<QueueControl>,
-    stats: Vec<Arc<QueueStats>>,
+/// The rings of one frontend, each served by a task of its own, on the vCPU where it was placed.
+pub struct Connection<H: Hypervisor> {
+    queues: Vec<Served<H>>,
 }
 
-impl Connection {
+struct Served<H: Hypervisor> {
+    control: QueueControl,
+    place: Place<H>,
+}
+
+impl<H: Hypervisor> Connection<H> {
     /// Maps all rings and binds all event channels; if one of them cannot be had, none is served.
-    pub fn open<H: Hypervisor>(
+    /// Answers what the queues count, too.
+    pub async fn open(
         backend: &Backend<H>,
         id: VbdId,
         published: &Published,
         config: &VbdConfig,
         device: &dyn BlockDevice,
-    ) -> Result<Connection, Problem> {
+    ) -> Result<(Self, Vec<ServedQueue>), Problem> {
         let geometry = device.geometry();
         let options = backend.options;
         let mut queues = Vec::new();
@@ -50,23 +55,29 @@ impl Connection {
                 device: device.queue(),
                 options,
             };
-            queues.push(Queue::connect(&backend.handle, &backend.region, setup)?);
+            queues.push(Served::on(backend.vcpus.place(), &backend.region, setup));
         }
-        let start = |queue| {
-            let (control, guard) = queue_control();
-            backend
-                .handle
-                .spawn(serve(backend.handle.clone(), queue, guard));
-            control
-        };
-        let stats = queues.iter().map(Queue::stats).collect();
-        let queues = queues.into_iter().map(start).collect();
-        Ok(Connection { queues, stats })
+        let connection = Connection { queues };
+        match connection.start().await {
+            Ok(served) => Ok((connection, served)),
+            Err(error) => {
+                connection.close().await;
+                Err(error.into())
+            }
+        }
     }
 
-    /// What each queue counts.
-    pub fn stats(&self) -> Vec<Arc<QueueStats>> {
-        self.stats.clone()
+    /// Has all queues served, once all have connected.
+    async fn start(&self) -> Result<Vec<ServedQueue>, ConnectError> {
+        let mut served = Vec::new();
+        for queue in &self.queues {
+            served.push(ServedQueue {
+                vcpu: queue.place.vcpu(),
+                stats: queue.control.connected().await?,
+            });
+        }
+        self.queues.iter().for_each(|queue| queue.control.start());
+        Ok(served)
     }
 
     /// Waits until one of the queues ends by itself, which it only does if something is wrong.
@@ -74,7 +85,7 @@ impl Connection {
         let mut ends: Vec<_> = self
             .queues
             .iter()
-            .map(|queue| alloc::boxed::Box::pin(queue.ended()))
+            .map(|queue| alloc::boxed::Box::pin(queue.control.ended()))
             .collect();
         poll_fn(|context| {
             for end in &mut ends {
@@ -89,9 +100,21 @@ impl Connection {
 
     /// Stops serving, and waits until nothing of the frontend's is mapped or bound any more.
     pub async fn close(self) {
-        for queue in &self.queues {
-            queue.stop().await;
-        }
+        // All at once: each finishes what it has in flight.
+        futures_util::future::join_all(self.queues.iter().map(|queue| queue.control.stop())).await;
+    }
+}
+
+impl<H: Hypervisor> Served<H> {
+    /// Has a queue connect there.
+    fn on(place: Place<H>, region: &Region<H>, setup: QueueSetup) -> Self {
+        let (control, guard) = queue_control();
+        let region = region.clone();
+        place.executor().send(move |handle| {
+            let region = region.on_vcpu(handle.door().clone());
+            handle.spawn(serve(handle.clone(), region, setup, guard));
+        });
+        Served { control, place }
     }
 }
 

@@ -7,7 +7,7 @@ use super::ending::{End, describes, finish, report, set_state};
 use super::features::{self, NodeValues};
 use super::identity::VbdId;
 use super::problem::Problem;
-use super::published::{Nodes, Published};
+use super::published::{Limits, Nodes, Published};
 use super::state::XenbusState;
 use crate::backend::Backend;
 use crate::frontends::Following;
@@ -68,7 +68,9 @@ struct Vbd<'a, H: Hypervisor> {
     device: Arc<dyn BlockDevice>,
     _following: Following,
     phase: Phase,
-    connection: Option<Connection>,
+    /// What the frontend was offered.
+    limits: Limits,
+    connection: Option<Connection<H>>,
     /// The size that the frontend was told.
     sectors: Sector,
 }
@@ -97,7 +99,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
             backend
                 .frontends
                 .follow(&backend.handle, &backend.store, frontend, changed);
-        let vbd = Vbd {
+        let mut vbd = Vbd {
             backend,
             id,
             path: id.backend_path(),
@@ -106,6 +108,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
             device,
             _following: following,
             phase: Phase::Offered,
+            limits: backend.limits,
             connection: None,
             sectors: Sector(0),
         };
@@ -226,10 +229,11 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
     }
 
     /// Publishes what the frontend may use, and waits for its part.
-    async fn offer(&self, from: XenbusState) -> Result<(), Error> {
+    async fn offer(&mut self, from: XenbusState) -> Result<(), Error> {
         let backend = self.backend;
         let geometry = self.device.geometry();
-        let nodes = features::offered(&self.config, &geometry, backend.limits, backend.options);
+        self.limits = backend.limits.within(backend.region.free_pages());
+        let nodes = features::offered(&self.config, &geometry, self.limits, backend.options);
         self.publish(nodes, from, XenbusState::InitWait).await
     }
 
@@ -265,18 +269,12 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
     async fn connect(&mut self, from: XenbusState) -> Result<(), Problem> {
         let backend = self.backend;
         let published =
-            read_published(&backend.store, &self.config.frontend_path, backend.limits).await?;
+            read_published(&backend.store, &self.config.frontend_path, self.limits).await?;
         let device = self.device.as_ref();
-        self.connection = Some(Connection::open(
-            backend,
-            self.id,
-            &published,
-            &self.config,
-            device,
-        )?);
-        if let Some(connection) = &self.connection {
-            backend.statistics.connected(self.id, connection.stats());
-        }
+        let (connection, served) =
+            Connection::open(backend, self.id, &published, &self.config, device).await?;
+        self.connection = Some(connection);
+        backend.statistics.connected(self.id, served);
         self.phase = Phase::Connected;
         self.publish_disk(from).await?;
         self.log_connected(&published);

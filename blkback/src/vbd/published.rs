@@ -1,6 +1,7 @@
 //! What a frontend publishes in its xenstore directory before it connects, read as a hostile
 //! guest's word (`io/blkif.h`, "Frontend XenBus Nodes").
 
+use crate::engine::MOST_ADDRESS_SPACE;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
@@ -23,13 +24,35 @@ pub struct Limits {
     pub indirect_segments: u32,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
+/// So many queues are offered by the smallest driver domain: frontends make one for each of their
+/// own vCPUs, which then share nothing either, also where one vCPU serves all of them.
+const LEAST_QUEUES: u32 = 4;
+
+impl Limits {
+    /// For a driver domain with so many vCPUs: at least a queue for each, as xen-blkback offers.
+    pub fn for_vcpus(vcpus: usize) -> Limits {
         Limits {
-            queues: 1,
+            queues: LEAST_QUEUES.max(vcpus as u32),
             ring_page_order: 4,
             indirect_segments: 256,
         }
+    }
+
+    /// The same for one disk, which may not take more than a quarter of the `free` pages of
+    /// address space with all its queues together: the next disks need some, too.
+    pub fn within(self, free: usize) -> Limits {
+        let queue = MOST_ADDRESS_SPACE + (1 << self.ring_page_order);
+        let most = free / 4 / queue;
+        Limits {
+            queues: self.queues.min(most as u32).max(1),
+            ..self
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits::for_vcpus(1)
     }
 }
 
@@ -270,6 +293,16 @@ mod tests {
 
     fn refused(pairs: &[(&str, &str)]) -> String {
         alloc::string::ToString::to_string(&parse(&nodes(pairs), LIMITS).unwrap_err())
+    }
+
+    #[test]
+    fn a_queue_for_each_vcpu_and_room_for_other_disks() {
+        assert_eq!(Limits::for_vcpus(1).queues, 4);
+        assert_eq!(Limits::for_vcpus(6).queues, 6);
+        let queues = |free| Limits::for_vcpus(6).within(free).queues;
+        // 256 MiB, 64 MiB and 32 MiB of address space.
+        assert_eq!([queues(65536), queues(16384), queues(8192)], [6, 3, 1]);
+        assert_eq!(queues(0), 1);
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub struct Frontend<'w> {
     grants: GrantTable<SimDoor>,
     pub vbd: Vbd,
     pub style: Style,
-    link: Option<Link>,
+    links: Vec<Link>,
 }
 
 impl<'w> Frontend<'w> {
@@ -26,7 +26,7 @@ impl<'w> Frontend<'w> {
             grants: guest.grants.clone(),
             vbd,
             style: Style::default(),
-            link: None,
+            links: Vec::new(),
         }
     }
 
@@ -93,16 +93,27 @@ impl<'w> Frontend<'w> {
         self.world.run();
     }
 
-    /// Makes a ring.
+    /// Makes its rings.
     pub fn prepare(&mut self) -> &mut Link {
-        let link = Link::new(&self.domain, &self.grants, self.vbd.backend, self.style);
-        self.link.insert(link)
+        let link = |_| Link::new(&self.domain, &self.grants, self.vbd.backend, self.style);
+        self.links = (0..self.style.queues).map(link).collect();
+        self.link()
     }
 
-    /// Publishes its ring.
+    /// Publishes its rings.
     pub fn publish(&self) {
-        for (name, value) in self.link_ref().details() {
+        let first = self.links.first().expect("a ring was prepared");
+        for (name, value) in first.common_details() {
             self.write_node(&name, value);
+        }
+        for (number, link) in self.links.iter().enumerate() {
+            let prefix = match self.links.len() {
+                1 => String::new(),
+                _ => format!("queue-{number}/"),
+            };
+            for (name, value) in link.details() {
+                self.write_node(&format!("{prefix}{name}"), value);
+            }
         }
     }
 
@@ -142,21 +153,32 @@ impl<'w> Frontend<'w> {
 
     /// Whether it has made a ring.
     pub fn is_prepared(&self) -> bool {
-        self.link.is_some()
+        !self.links.is_empty()
     }
 
-    /// The connection.
+    /// The connection, or the first of its rings.
     pub fn link(&mut self) -> &mut Link {
-        self.link.as_mut().expect("a ring was prepared")
+        self.queue(0)
     }
 
-    fn link_ref(&self) -> &Link {
-        self.link.as_ref().expect("a ring was prepared")
+    /// One of its rings.
+    pub fn queue(&mut self, number: usize) -> &mut Link {
+        self.links.get_mut(number).expect("a ring was prepared")
+    }
+
+    /// All its rings.
+    pub fn queues(&mut self) -> impl Iterator<Item = &mut Link> {
+        self.links.iter_mut()
     }
 
     /// Forgets its connection without a word.
-    pub fn forget(&mut self) -> Option<Link> {
-        self.link.take()
+    pub fn forget(&mut self) -> Vec<Link> {
+        std::mem::take(&mut self.links)
+    }
+
+    /// How many rings it has made.
+    pub fn rings(&self) -> usize {
+        self.links.len()
     }
 
     /// Closes by itself: the ring must be free to take down afterwards.
@@ -166,9 +188,9 @@ impl<'w> Frontend<'w> {
         self.take_down();
     }
 
-    /// Takes its ring back.
+    /// Takes its rings back.
     pub fn take_down(&mut self) {
-        if let Some(link) = self.link.take() {
+        for link in self.forget() {
             link.take_down();
         }
     }
@@ -176,7 +198,7 @@ impl<'w> Frontend<'w> {
     /// `xl block-detach`: the toolstack asks, the guest follows, and nothing is left.
     pub fn detach(mut self) {
         self.request_detach();
-        if self.backend() == Some(XenbusState::Closing) && self.link.is_some() {
+        if self.backend() == Some(XenbusState::Closing) && self.is_prepared() {
             self.go(XenbusState::Closing);
             self.go(XenbusState::Closed);
             self.take_down();

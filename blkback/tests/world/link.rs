@@ -18,6 +18,8 @@ pub struct Style {
     pub num_ring_pages: bool,
     /// Keeps its data pages granted.
     pub persistent: bool,
+    /// Its rings.
+    pub queues: usize,
 }
 
 impl Default for Style {
@@ -27,6 +29,7 @@ impl Default for Style {
             ring_pages: 1,
             num_ring_pages: false,
             persistent: false,
+            queues: 1,
         }
     }
 }
@@ -103,30 +106,35 @@ impl Link {
         self.ring_grants.iter().map(Grant::gref).collect()
     }
 
-    /// What the frontend publishes before it connects.
-    pub fn details(&self) -> Vec<(String, String)> {
-        let Style {
-            abi,
-            ring_pages,
-            num_ring_pages,
-            persistent,
-        } = self.style;
+    /// What the frontend publishes before it connects, for all its rings.
+    pub fn common_details(&self) -> Vec<(String, String)> {
+        let style = self.style;
+        let persistent = u32::from(style.persistent);
         let mut nodes = vec![
-            ("event-channel".into(), self.port.to_string()),
-            ("protocol".into(), abi.name().into()),
-            (
-                "feature-persistent".into(),
-                u32::from(persistent).to_string(),
-            ),
+            ("protocol", style.abi.name().to_string()),
+            ("feature-persistent", persistent.to_string()),
         ];
-        if ring_pages == 1 {
+        if style.queues > 1 {
+            nodes.push(("multi-queue-num-queues", style.queues.to_string()));
+        }
+        match style.ring_pages {
+            1 => {}
+            pages if style.num_ring_pages => nodes.push(("num-ring-pages", pages.to_string())),
+            pages => nodes.push(("ring-page-order", pages.ilog2().to_string())),
+        }
+        let nodes = nodes.into_iter();
+        nodes
+            .map(|(name, value)| (name.to_string(), value))
+            .collect()
+    }
+
+    /// What it publishes for this ring.
+    pub fn details(&self) -> Vec<(String, String)> {
+        let mut nodes = vec![("event-channel".into(), self.port.to_string())];
+        if self.style.ring_pages == 1 {
             nodes.push(("ring-ref".into(), self.ring_refs()[0].to_string()));
             return nodes;
         }
-        nodes.push(match num_ring_pages {
-            true => ("num-ring-pages".into(), ring_pages.to_string()),
-            false => ("ring-page-order".into(), ring_pages.ilog2().to_string()),
-        });
         for (number, gref) in self.ring_refs().iter().enumerate() {
             nodes.push((format!("ring-ref{number}"), gref.to_string()));
         }

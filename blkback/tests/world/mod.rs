@@ -14,6 +14,7 @@
 
 mod allocator;
 mod bystander;
+mod executors;
 mod frontend;
 mod guest;
 mod io;
@@ -41,7 +42,6 @@ pub use spy::Meanwhile;
 use bulkhead_blkback::Backend;
 use bulkhead_blkback::engine::{DataPath, Options};
 use bulkhead_blkback::operator::grow_on_request;
-use bulkhead_executor::Executor;
 use bulkhead_grant::Region;
 use bulkhead_images::Catalog;
 use bulkhead_images::testing::{Delayed, Layer};
@@ -49,6 +49,7 @@ use bulkhead_xen::DomId;
 use bulkhead_xen::sim::xenstore::toolstack::{self, Vbd};
 use bulkhead_xen::sim::{DomainConfig, DomainKind, Sim, SimDomain, SimDoor};
 use bulkhead_xenstore_client::{Client, Ring};
+use executors::Executors;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -66,7 +67,7 @@ pub struct World {
     ended: Rc<Cell<bool>>,
     before: Before,
     pub late: LateDisks,
-    executor: RefCell<Executor<SimDoor>>,
+    executors: Executors,
 }
 
 /// What the driver domain held when it had no disks.
@@ -87,6 +88,8 @@ pub struct Setup {
     pub layer: Option<Layer>,
     /// How Xen runs the driver domain.
     pub kind: DomainKind,
+    /// Its vCPUs.
+    pub vcpus: u32,
     /// The driver domain's address space for foreign pages.
     pub region_pages: usize,
     /// How its engine is to serve.
@@ -110,6 +113,7 @@ impl Default for Setup {
                 .collect(),
             layer: None,
             kind: DomainKind::Pvh,
+            vcpus: 1,
             region_pages: 32 * 1024,
             options: Options::default(),
             gives_back: false,
@@ -161,6 +165,7 @@ impl World {
             name: Some("storage".into()),
             driver_domain: true,
             kind: setup.kind,
+            vcpus: setup.vcpus,
             memory_pages: archive.len().div_ceil(4096) + 64,
             region_pages: setup.region_pages,
             ..DomainConfig::default()
@@ -172,13 +177,14 @@ impl World {
         if let Some(layer) = setup.layer {
             catalog = catalog.behind(layer);
         }
-        let executor = Executor::new(storage.door());
-        let handle = executor.handle();
+        let executors = Executors::new(&storage, setup.vcpus);
+        let handle = executors.handle();
         // SAFETY: the domain's xenstore ring, used here alone.
         let ring = unsafe { Ring::new(storage.door(), storage.store_ring()) };
         let store = Client::start(&handle, ring);
         let region = Region::new(storage.door()).expect("nobody else has the region");
         let backend = Backend::with(
+            executors.remotes(),
             handle.clone(),
             store,
             region.clone(),
@@ -211,7 +217,7 @@ impl World {
                 mappings: 0,
             },
             late: LateDisks::default(),
-            executor: RefCell::new(executor),
+            executors,
         };
         world.run();
         world.before = world.held();
@@ -234,6 +240,11 @@ impl World {
 
     /// The same, with one way to guests' pages.
     pub fn with_late_disks_on(data_path: DataPath) -> (World, LateDisks) {
+        World::with_late_disks_and(Setup::on_path(data_path))
+    }
+
+    /// The same, as said in `setup`.
+    pub fn with_late_disks_and(setup: Setup) -> (World, LateDisks) {
         let late = LateDisks::default();
         let seen = late.clone();
         let layer = Layer::new(move |device, owner| {
@@ -247,7 +258,7 @@ impl World {
         let setup = Setup {
             layer: Some(layer),
             gives_back: true,
-            ..Setup::on_path(data_path)
+            ..setup
         };
         let mut world = World::with(setup);
         world.late = late.clone();
@@ -261,7 +272,7 @@ impl World {
         let mut moved = false;
         for _ in 0..100_000 {
             let stepped = self.sim.step_xenstored();
-            if !self.executor.borrow_mut().run_until_idle() && !stepped {
+            if !self.executors.step() && !stepped {
                 assert!(!self.ended.get(), "the backend has given up");
                 return moved;
             }
@@ -270,10 +281,16 @@ impl World {
         panic!("the machine does not come to rest");
     }
 
+    /// What the driver domain does when it has its turn, but that it does not go to sleep: that is
+    /// to follow by [`step`](Self::step).
+    pub fn turn(&self) {
+        self.executors.turn();
+    }
+
     /// Does one small thing: the driver domain has its turn, or xenstored.
     pub fn step(&self, storage: bool) {
         if storage {
-            self.executor.borrow_mut().run_until_idle();
+            self.executors.step();
         } else {
             self.sim.step_xenstored();
         }
@@ -294,7 +311,7 @@ impl World {
         let end = self.sim.now() + span;
         self.run();
         loop {
-            let next = self.executor.borrow().next_deadline();
+            let next = self.executors.next_deadline();
             match next.filter(|next| *next <= end) {
                 Some(next) => self.sim.advance_to(next.max(self.sim.now())),
                 None => break,

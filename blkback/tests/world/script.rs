@@ -1,7 +1,7 @@
 //! Whole machines driven by a string of bytes: guests, the toolstack and xenstored do whatever
 //! the bytes say, and one well-behaved guest must never notice.
 
-use super::{Answer, Bystander, Frontend, Guest, LateDisks, Link, PATHS, Style, World};
+use super::{Answer, Bystander, Frontend, Guest, LateDisks, Link, PATHS, Setup, Style, World};
 use bulkhead_ring::blkif::{Abi, Discard, Operation, Request, SLOT_SIZE, Sector, TransferKind};
 use bulkhead_ring::{Index, RingMemory, SharedPages};
 use bulkhead_xen::sim::xenstore::toolstack::{self, Disk};
@@ -51,7 +51,7 @@ const TARGETS: [&str; 8] = [
     "null:3T,sector-size=4096",
     "rubbish",
 ];
-const NODES: [&str; 9] = [
+const NODES: [&str; 11] = [
     "state",
     "ring-ref",
     "event-channel",
@@ -61,6 +61,8 @@ const NODES: [&str; 9] = [
     "multi-queue-num-queues",
     "feature-persistent",
     "ring-ref1",
+    "queue-0/event-channel",
+    "queue-1/ring-ref",
 ];
 const VALUES: [&str; 12] = [
     "0",
@@ -107,8 +109,12 @@ impl<'w> Puppet<'w> {
 /// If the backend breaks any rule.
 pub fn play(script: &[u8]) {
     let mut script = Script(script);
-    let (path, _) = script.pick(&PATHS);
-    let (world, late) = World::with_late_disks_on(path);
+    let setting = usize::from(script.byte());
+    let (path, _) = PATHS[setting % PATHS.len()];
+    let (world, late) = World::with_late_disks_and(Setup {
+        vcpus: [1, 1, 2, 3][setting / PATHS.len() % 4],
+        ..Setup::on_path(path)
+    });
     let mut bystander = Bystander::new(&world);
     let mut puppets = vec![Puppet::new(&world), Puppet::new(&world)];
     while !script.0.is_empty() {
@@ -208,7 +214,14 @@ fn attach<'w>(puppet: &mut Puppet<'w>, script: &mut Script<'_>, bystander: &Byst
         abi: script.pick(&[Abi::X86_64, Abi::X86_32]),
         ring_pages: 1 << script.below(5),
         num_ring_pages: script.below(4) == 0,
-        persistent: script.below(4) == 0,
+        ..Style::default()
+    };
+    let more = usize::from(script.byte());
+    let style = Style {
+        persistent: more.is_multiple_of(4),
+        // Sometimes more than are offered.
+        queues: [1, 1, 1, 2, 3, 4, 5][more / 4 % 7],
+        ..style
     };
     let frontend = puppet.guest.attach_unseen(name, &disk).styled(style);
     puppet.disks.push(frontend);
@@ -247,7 +260,11 @@ fn act(puppet: &mut Puppet<'_>, script: &mut Script<'_>, bystander: &Bystander<'
 }
 
 fn ask(disk: &mut Frontend<'_>, script: &mut Script<'_>, bystander: &Bystander<'_>) {
-    let link = disk.link();
+    let queue = match disk.rings() {
+        1 => 0,
+        rings => script.below(rings),
+    };
+    let link = disk.queue(queue);
     let room = link.ring.free() > 0;
     match script.byte() % 16 {
         0..5 if room => {
@@ -299,7 +316,7 @@ fn ask(disk: &mut Frontend<'_>, script: &mut Script<'_>, bystander: &Bystander<'
         14 => link.notify(),
         _ => look(link, bystander),
     }
-    disk.link().kick();
+    link.kick();
 }
 
 /// Takes what answers there are, and looks for what belongs to somebody else.
@@ -334,7 +351,7 @@ fn force_away(puppet: &mut Puppet<'_>, mut disk: Frontend<'_>, bystander: &Bysta
     world.late.forget(&disk.vbd);
     world.run();
     world.sim.store().faults.requests_per_step = stalled;
-    if let Some(mut link) = disk.forget() {
+    for mut link in disk.forget() {
         look(&mut link, bystander);
         puppet.old.push(link);
     }
@@ -349,7 +366,7 @@ fn give_up(puppet: &mut Puppet<'_>, mut disk: Frontend<'_>, bystander: &Bystande
     }
     toolstack::finish_detach(&mut world.sim.store(), &disk.vbd);
     world.late.forget(&disk.vbd);
-    if let Some(mut link) = disk.forget() {
+    for mut link in disk.forget() {
         look(&mut link, bystander);
         puppet.old.push(link);
     }

@@ -1,0 +1,105 @@
+//! The vCPUs that serve queues, and how many each has to serve.
+
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use bulkhead_executor::Remote;
+use bulkhead_xen::{Hypervisor, VcpuId};
+use core::cell::Cell;
+
+/// The executors of all vCPUs. Only the control plane on the first one asks here.
+pub struct Vcpus<H>(Vec<Vcpu<H>>);
+
+struct Vcpu<H> {
+    executor: Remote<H>,
+    queues: Rc<Cell<usize>>,
+}
+
+impl<H: Hypervisor> Vcpus<H> {
+    /// These vCPUs, of which none serves anything yet.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn new(executors: Vec<Remote<H>>) -> Self {
+        assert!(!executors.is_empty(), "there is always a vCPU");
+        let idle = |executor| Vcpu {
+            executor,
+            queues: Rc::default(),
+        };
+        Vcpus(executors.into_iter().map(idle).collect())
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// How many queues each serves.
+    pub fn load(&self) -> impl Iterator<Item = usize> {
+        self.0.iter().map(|vcpu| vcpu.queues.get())
+    }
+
+    /// A place on the vCPU that has the fewest queues to serve; of several, on the last: the first
+    /// has the control plane, too.
+    pub fn place(&self) -> Place<H> {
+        let mut vcpus = self.0.iter().rev();
+        let mut best = vcpus.next().expect("there is always a vCPU");
+        for vcpu in vcpus {
+            if vcpu.queues.get() < best.queues.get() {
+                best = vcpu;
+            }
+        }
+        best.queues.set(best.queues.get() + 1);
+        Place {
+            executor: best.executor.clone(),
+            queues: best.queues.clone(),
+        }
+    }
+}
+
+/// A queue's place on a vCPU, given up when dropped.
+pub struct Place<H: Hypervisor> {
+    executor: Remote<H>,
+    queues: Rc<Cell<usize>>,
+}
+
+impl<H: Hypervisor> Place<H> {
+    /// The executor of that vCPU.
+    pub fn executor(&self) -> &Remote<H> {
+        &self.executor
+    }
+
+    /// The vCPU.
+    pub fn vcpu(&self) -> VcpuId {
+        self.executor.vcpu()
+    }
+}
+
+impl<H: Hypervisor> Drop for Place<H> {
+    fn drop(&mut self) {
+        self.queues.set(self.queues.get() - 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bulkhead_xen::sim::{DomainConfig, Sim};
+
+    #[test]
+    fn queues_go_where_the_fewest_are() {
+        let domain = Sim::new().add_domain_with(DomainConfig {
+            vcpus: 3,
+            ..DomainConfig::default()
+        });
+        let executors = (0..3).map(|vcpu| Remote::new(domain.door(), VcpuId(vcpu)));
+        let vcpus = Vcpus::new(executors.collect());
+        let mut places: Vec<_> = (0..4).map(|_| vcpus.place()).collect();
+        let taken: Vec<u32> = places.iter().map(|place| place.vcpu().0).collect();
+        assert_eq!(taken, [2, 1, 0, 2]);
+        // The second one's queue ends: it is the next to get one.
+        places.remove(1);
+        assert_eq!(vcpus.place().vcpu(), VcpuId(1));
+        drop(places);
+        assert!(vcpus.load().eq([0, 0, 0]));
+    }
+}

@@ -1,0 +1,62 @@
+//! The driver domain's executors, one for each vCPU. They take turns; a vCPU that sleeps has none
+//! until the simulated Xen would let it run again.
+
+use bulkhead_executor::{Executor, Handle, Remote};
+use bulkhead_xen::sim::{SimDomain, SimDoor};
+use bulkhead_xen::{Instant, VcpuId};
+use std::cell::RefCell;
+
+pub struct Executors {
+    domain: SimDomain,
+    all: Vec<(VcpuId, RefCell<Executor<SimDoor>>)>,
+}
+
+impl Executors {
+    pub fn new(domain: &SimDomain, vcpus: u32) -> Executors {
+        let executor = |vcpu| {
+            let executor = Executor::new(domain.door_of(vcpu));
+            (vcpu, RefCell::new(executor))
+        };
+        Executors {
+            domain: domain.clone(),
+            all: (0..vcpus).map(VcpuId).map(executor).collect(),
+        }
+    }
+
+    /// The first vCPU's.
+    pub fn handle(&self) -> Handle<SimDoor> {
+        self.all[0].1.borrow().handle()
+    }
+
+    /// All, as they see each other.
+    pub fn remotes(&self) -> Vec<Remote<SimDoor>> {
+        let remote = |(_, executor): &(_, RefCell<Executor<SimDoor>>)| executor.borrow().remote();
+        self.all.iter().map(remote).collect()
+    }
+
+    /// Each vCPU that does not sleep runs until it does. Answers whether any task ran.
+    pub fn step(&self) -> bool {
+        let mut moved = false;
+        for (vcpu, executor) in &self.all {
+            if self.domain.is_blocked(*vcpu) {
+                continue;
+            }
+            let mut executor = executor.borrow_mut();
+            moved |= executor.run_until_idle();
+            executor.sleep();
+        }
+        moved
+    }
+
+    /// Each vCPU runs, and does not lie down.
+    pub fn turn(&self) {
+        for (_, executor) in &self.all {
+            executor.borrow_mut().run_until_idle();
+        }
+    }
+
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let deadlines = self.all.iter().map(|(_, one)| one.borrow().next_deadline());
+        deadlines.flatten().min()
+    }
+}

@@ -64,6 +64,12 @@ impl<'h> Storage<'_, 'h> {
         self
     }
 
+    /// Sets how many processors it has.
+    pub fn vcpus(mut self, count: u32) -> Self {
+        self.config.vcpus = count;
+        self
+    }
+
     /// Sets its name.
     pub fn name(mut self, name: &str) -> Self {
         name.clone_into(&mut self.config.name);

@@ -9,6 +9,7 @@ mod main_job;
 mod operator;
 mod options;
 mod other_kernels;
+mod queues;
 mod refusal;
 mod several;
 mod suspension;
@@ -22,6 +23,7 @@ pub fn all() -> Vec<Scenario> {
         boot::SCENARIOS,
         filesystem::SCENARIOS,
         several::SCENARIOS,
+        queues::SCENARIOS,
         leaving::SCENARIOS,
         driver_life::SCENARIOS,
         operator::SCENARIOS,

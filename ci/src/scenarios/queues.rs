@@ -1,0 +1,154 @@
+//! Several vCPUs and several queues.
+
+use super::main_job::FIO_LIMIT;
+use crate::config::Kind;
+use crate::host::guest::Guest;
+use crate::lab::held::Held;
+use crate::lab::images::Image;
+use crate::lab::storage::{Running, disk};
+use crate::lab::{Lab, Scenario, fio};
+use anyhow::{Context, Result, ensure};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "queues-pvh",
+        about: "PVH driver domain of two vCPUs: each serves a queue of one disk, every byte verified",
+        demo: false,
+        run: |lab| two_queues(lab, Kind::Pvh),
+    },
+    Scenario {
+        name: "queues-pv",
+        about: "PV driver domain of two vCPUs: each serves a queue of one disk, every byte verified",
+        demo: false,
+        run: |lab| two_queues(lab, Kind::Pv),
+    },
+    Scenario {
+        name: "disks-on-vcpus",
+        about: "disks with a queue each are spread over the vCPUs of a PVH and of a PV driver domain",
+        demo: false,
+        run: |lab| Kind::ALL.into_iter().try_for_each(|kind| spread(lab, kind)),
+    },
+];
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// What the operator is told about a disk of a guest.
+fn statistics(lab: &Lab, storage: &Running, guest: &Guest, device: u32) -> Result<Statistics> {
+    let (storage, guest) = (storage.id, guest.id);
+    let node = format!("/local/domain/{storage}/backend/vbd/{guest}/{device}/statistics");
+    let text = lab.host.ok(&format!(
+        "xenstore-write {node} refresh; \
+         for i in $(seq 50); do t=$(xenstore-read {node}); [ \"$t\" = refresh ] || break; \
+         sleep 0.1; done; echo \"$t\""
+    ))?;
+    // xenstore-read shows line ends as they are written in C.
+    let text = text.replace("\\n", "\n");
+    let number = |line: &str| {
+        let (name, value) = line.split_once(' ')?;
+        Some((name.to_owned(), value.trim().parse().ok()?))
+    };
+    Ok(Statistics(text.lines().filter_map(number).collect()))
+}
+
+#[derive(Debug)]
+struct Statistics(BTreeMap<String, u64>);
+
+impl Statistics {
+    fn get(&self, name: &str) -> Result<u64> {
+        let value = self.0.get(name).copied();
+        value.with_context(|| format!("the statistics have no {name}: {self:?}"))
+    }
+}
+
+fn two_queues(lab: &Lab, kind: Kind) -> Result<()> {
+    let images = [Image::mib("disk", 16)];
+    let storage = lab.storage(kind).images(&images)?.memory(64).vcpus(2);
+    let mut storage = storage.start()?;
+    let before = Held::by(lab.host, storage.id)?;
+
+    lab.step("a guest of two vCPUs");
+    let disks = [disk("storage", "xvda", "rw", "ram:disk")];
+    let mut config = lab.host.guest_config("guest", Kind::Pvh, &disks)?;
+    config.vcpus = 2;
+    let mut guest = Guest::wait(lab.host.create(&config)?)?;
+    let queues = guest.ok("ls /sys/block/xvda/mq | wc -l", MINUTE)?;
+    ensure!(
+        queues.trim() == "2",
+        "the guest has {} queue(s)",
+        queues.trim()
+    );
+
+    lab.step("fio on both of its vCPUs, every block verified");
+    let job = "fio --name=verify --filename=/dev/xvda --rw=randrw --bsrange=512-64k --direct=1 \
+               --size=8M --offset_increment=8M --numjobs=2 --cpus_allowed=0,1 \
+               --cpus_allowed_policy=split --ioengine=libaio --iodepth=16 --verify=crc32c \
+               --verify_fatal=1 --group_reporting --output-format=json";
+    fio::parse(&guest.ok(job, FIO_LIMIT)?)?;
+    let counted = statistics(lab, &storage, &guest, 51712)?;
+    for queue in 0..2 {
+        for what in ["reads", "writes"] {
+            let count = counted.get(&format!("queue_{queue}_{what}"))?;
+            ensure!(count > 0, "queue {queue} served no {what}: {counted:?}");
+        }
+    }
+    ensure!(
+        counted.get("queue_0_vcpu")? != counted.get("queue_1_vcpu")?,
+        "both queues are served by one vCPU: {counted:?}"
+    );
+
+    guest.destroy()?;
+    before.expect(lab.host, storage.id, "after the guest's end")?;
+    storage.shutdown(Duration::from_secs(20))
+}
+
+fn spread(lab: &Lab, kind: Kind) -> Result<()> {
+    let images: Vec<Image> = (0..3).map(|n| Image::mib(&format!("disk{n}"), 4)).collect();
+    let storage = lab.storage(kind).images(&images)?.memory(64).vcpus(3);
+    let mut storage = storage.start()?;
+    let before = Held::by(lab.host, storage.id)?;
+
+    lab.step("a guest with three disks, one queue each");
+    let names = ["xvda", "xvdb", "xvdc"];
+    let disks: Vec<String> = names
+        .iter()
+        .enumerate()
+        .map(|(number, name)| disk("storage", name, "rw", &format!("ram:disk{number}")))
+        .collect();
+    let mut guest = lab.host.lean_guest("guest", Kind::Pvh, &disks)?;
+    let mut vcpus = Vec::new();
+    for (name, device) in names.iter().zip([51712, 51728, 51744]) {
+        guest.ok(
+            &format!("dd if=/dev/zero of=/dev/{name} bs=64k count=32 conv=fsync"),
+            MINUTE,
+        )?;
+        let counted = statistics(lab, &storage, &guest, device)?;
+        ensure!(counted.get("queue_0_writes")? > 0, "{name}: {counted:?}");
+        vcpus.push(counted.get("queue_0_vcpu")?);
+    }
+    vcpus.sort_unstable();
+    ensure!(
+        vcpus == [0, 1, 2],
+        "the disks are served by vCPUs {vcpus:?}"
+    );
+
+    lab.step("detaching one that another vCPU serves, and attaching it again");
+    let all = Held::by(lab.host, storage.id)?;
+    lab.host.ok("xl block-detach guest xvda")?;
+    let less = Held::by(lab.host, storage.id)?;
+    ensure!(
+        less.ports == all.ports - 1 && less.grants < all.grants,
+        "{} ports and {} grants without a disk, {} and {} with it",
+        less.ports,
+        less.grants,
+        all.ports,
+        all.grants
+    );
+    lab.host.attach_disk(&guest, &disks[0], 51712)?;
+    guest.ok("until [ -b /dev/xvda ]; do sleep 0.1; done", MINUTE)?;
+    guest.ok("dd if=/dev/xvda of=/dev/null bs=64k", MINUTE)?;
+    guest.destroy()?;
+    before.expect(lab.host, storage.id, "after the guest's end")?;
+    storage.shutdown(Duration::from_secs(20))
+}

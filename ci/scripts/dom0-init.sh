@@ -9,6 +9,12 @@ say() { echo "lab: $*"; }
 
 mkdir -p /dev/pts /dev/shm /lab /guest
 mount -t devpts devpts /dev/pts
+# The tool stack's block script asks stat(1) for /dev/stdin to see whether it holds its lock, and tries
+# for ever where there is none.
+ln -sfn /proc/self/fd /dev/fd
+for fd in 0:stdin 1:stdout 2:stderr; do
+    ln -sfn "fd/${fd%:*}" "/dev/${fd#*:}"
+done
 mount -t tmpfs tmpfs /tmp
 mount -t tmpfs tmpfs /dev/shm
 for module in 9pnet_virtio 9p virtio_console xen-evtchn xen-gntdev xen-gntalloc xen-privcmd xenfs xen-blkback loop; do

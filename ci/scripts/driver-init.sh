@@ -1,5 +1,6 @@
 #!/bin/busybox sh
 # Init of a Linux driver domain: loads the block backend and a RAM disk, then runs the tool stack's part.
+# console-commands.sh follows.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/ LANG=C
 /bin/busybox mkdir -p /proc /sys /dev /tmp /run /var/lib/xen /var/log/xen /var/lock
 /bin/busybox mount -t proc proc /proc
@@ -21,7 +22,9 @@ while read -r module; do
 done </modules.order
 mount -t xenfs xenfs /proc/xen
 dmesg -n 1
-xl devd && echo "ready for attach"
-while true; do
-    sleep 1000000
-done
+if xl devd; then
+    echo "ready for attach"
+else
+    echo "lab: xl devd failed"
+    cat /var/log/xen/*
+fi

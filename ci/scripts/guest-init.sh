@@ -1,8 +1,5 @@
 #!/bin/busybox sh
-# Init of a Linux guest: loads the block frontend, then serves the lab's commands on its console.
-#
-# Request, one line:  run ID BASE64   or   get ID
-# Answer:             @@begin ID / the output / an empty line / @@end ID STATUS SHA256
+# Init of a Linux guest: loads the block frontend. console-commands.sh follows.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/ LANG=C
 /bin/busybox mkdir -p /proc /sys /dev /tmp /mnt /run
 /bin/busybox mount -t proc proc /proc
@@ -22,35 +19,3 @@ while read -r module; do
     insmod "$module" $(options "${name//-/_}") || echo "lab: $module did not load"
 done </modules.order
 dmesg -n 1
-stty raw -echo <&1
-
-answer() {
-    sum=$(sha256sum </tmp/$1.out)
-    echo "@@begin $1"
-    cat "/tmp/$1.out"
-    echo
-    echo "@@end $1 $(cat /tmp/$1.rc) ${sum%% *}"
-}
-
-# Two answers must not mix on the console.
-answer_alone() {
-    until mkdir /tmp/answering 2>/dev/null; do usleep 20000; done
-    answer "$1"
-    rmdir /tmp/answering
-}
-
-run() {
-    (eval "$2") </dev/null >/tmp/$1.out 2>&1
-    echo $? >/tmp/$1.rc
-    answer_alone "$1"
-}
-
-echo "@@ready $(uname -r)"
-while read -r verb id text; do
-    case $verb in
-    run) run "$id" "$(echo "$text" | base64 -d)" & ;;
-    get) answer_alone "$id" & ;;
-    esac
-done
-echo "@@console closed"
-sleep 1000000

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// How long a guest may take from its creation to its first command.
 pub const BOOT: Duration = Duration::from_secs(90);
 
-/// A Linux guest whose init (`ci/scripts/guest-init.sh`) takes commands.
+/// A Linux guest whose init (`ci/scripts/console-commands.sh`) takes commands.
 #[derive(Debug)]
 pub struct Guest<'h> {
     domain: Domain<'h>,

@@ -21,7 +21,10 @@ const MODULES: &[&str] = &[
     "brd",
 ];
 
-const INIT: &str = include_str!("../../scripts/driver-init.sh");
+const INIT: &str = concat!(
+    include_str!("../../scripts/driver-init.sh"),
+    include_str!("../../scripts/console-commands.sh"),
+);
 const HOTPLUG: &str = include_str!("../../scripts/driver-hotplug.sh");
 
 /// What a Linux driver domain boots, as files of the cache.

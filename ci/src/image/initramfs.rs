@@ -12,7 +12,14 @@ pub const SOURCES: &str = concat!(
     include_str!("../../scripts/dom0-early.sh"),
     include_str!("../../scripts/dom0-init.sh"),
     include_str!("../../scripts/guest-init.sh"),
+    include_str!("../../scripts/console-commands.sh"),
     include_str!("../../scripts/lab-xen.py"),
+);
+
+/// The first program of a guest.
+const GUEST_INIT: &str = concat!(
+    include_str!("../../scripts/guest-init.sh"),
+    include_str!("../../scripts/console-commands.sh"),
 );
 
 /// What dom0 needs to find its root disk. `crc32c_generic` is ext4's soft dependency.
@@ -38,7 +45,7 @@ pub fn dom0(tar: &RootTar, version: &str) -> Result<Vec<u8>> {
 /// A guest's archive: all it ever runs. Neither archive is compressed, because unpacking costs an
 /// emulated processor more than reading.
 pub fn guest(tar: &RootTar, version: &str) -> Result<Vec<u8>> {
-    let mut cpio = base(tar, include_str!("../../scripts/guest-init.sh"))?;
+    let mut cpio = base(tar, GUEST_INIT)?;
     add_modules(&mut cpio, tar, version, GUEST_MODULES)?;
     let (listing, _) = tar.read("lab-libraries")?;
     let mut files: BTreeSet<String> = libraries(&String::from_utf8_lossy(&listing));
@@ -56,7 +63,7 @@ pub fn guest(tar: &RootTar, version: &str) -> Result<Vec<u8>> {
 /// libraries that fio is linked with (Ceph's and what they need), which cost a guest 250 MiB of memory
 /// and seconds of its boot.
 pub fn lean_guest(tar: &RootTar, version: &str) -> Result<Vec<u8>> {
-    let mut cpio = base(tar, include_str!("../../scripts/guest-init.sh"))?;
+    let mut cpio = base(tar, GUEST_INIT)?;
     add_modules(&mut cpio, tar, version, LEAN_GUEST_MODULES)?;
     Ok(cpio.finish())
 }

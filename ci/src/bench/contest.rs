@@ -2,51 +2,57 @@
 
 use super::Plan;
 use super::contestant::Contestant;
-use super::field::{DEVICE, Field};
-use super::fio;
+use super::field::Field;
+use super::guest_counts::GuestCounts;
 use super::job::{Job, RAMP};
 use super::meter::Watched;
 use super::results::{Contender, Results, Run};
-use super::statistics::{self, Counters};
+use super::statistics;
+use super::{fio, guest_counts};
 use crate::host::Host;
+use crate::lab::progress::Progress;
 use anyhow::{Context, Result};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a contestant with an attached disk is watched doing nothing.
 const IDLE: Duration = Duration::from_secs(4);
 
-/// A contestant that fails more often takes no further part.
+/// A contestant that fails so often takes no further part.
 const MOST_FAILURES: usize = 2;
 
 /// From the command until fio has opened the disk and does its first I/O, about.
 const FIO_START: Duration = Duration::from_millis(500);
 
-/// Runs the whole contest on a booted host.
+/// Runs the whole contest on a booted host. `keep` is given what there is after every turn.
 pub fn run(
     plan: &Plan,
     host: &Host,
     sizes: impl Fn(Contestant) -> Option<u64>,
-    say: &dyn Fn(&str),
+    progress: &Progress,
+    keep: impl Fn(&Results) -> Result<()>,
 ) -> Result<Results> {
-    let mut field = Field::new(host, plan, say)?;
-    let mut contenders: Vec<Contender> = plan
-        .contestants
-        .iter()
-        .map(|&contestant| Contender::new(contestant, sizes(contestant)))
-        .collect();
-    let mut runs = Vec::new();
-    for contender in &mut contenders {
+    let deadline = Instant::now() + plan.limit;
+    let say = |text: &str| progress.step("bench", text);
+    let mut field = Field::new(host, plan, &say)?;
+    let mut results = Results {
+        plan: plan.clone(),
+        contenders: plan
+            .contestants
+            .iter()
+            .map(|&contestant| Contender::new(contestant, sizes(contestant)))
+            .collect(),
+        runs: Vec::new(),
+    };
+    for contender in &mut results.contenders {
         if let Err(error) = field.start_server(contender.contestant) {
+            progress.line(&format!("FAILED {}: {error:#}", contender.contestant));
             contender.failures.push(format!("{error:#}"));
         }
     }
     field.start_guests()?;
-    'rounds: for round in 0..plan.rounds {
-        for contender in in_turn(&mut contenders, round) {
-            if contender.failures.len() >= MOST_FAILURES {
-                continue;
-            }
-            let contestant = contender.contestant;
+    for round in 0..plan.rounds {
+        for index in in_turn(results.contenders.len(), round) {
+            let contestant = results.contenders[index].contestant;
             say(&format!(
                 "round {} of {}: {contestant}",
                 round + 1,
@@ -56,32 +62,31 @@ pub fn run(
                 plan,
                 host,
                 round,
-                say,
+                deadline,
+                progress,
             };
-            if let Err(error) = turn.take(&mut field, contender, &mut runs) {
-                let end = field.console_end(contestant);
-                say(&format!("FAILED {contestant}: {error:#}\n{end}"));
-                contender.failures.push(format!("{error:#}"));
-                if let Err(error) = field.replace(contestant) {
-                    // What was measured so far is worth showing.
-                    let text = format!("and its domains could not be replaced: {error:#}");
-                    say(&text);
-                    contender.failures.push(text);
-                    break 'rounds;
-                }
+            let Results {
+                contenders, runs, ..
+            } = &mut results;
+            let over = turn.take_until_done(&mut field, &mut contenders[index], runs);
+            if !results.runs.is_empty() {
+                keep(&results)?;
+            }
+            if let Err(error) = over {
+                // What was measured so far is worth showing.
+                let text = format!("the contest ended here: {error:#}");
+                progress.line(&format!("FAILED {contestant}: {text}"));
+                results.contenders[index].failures.push(text);
+                return Ok(results);
             }
         }
     }
-    Ok(Results {
-        plan: plan.clone(),
-        contenders,
-        runs,
-    })
+    Ok(results)
 }
 
 /// Forwards in one round and backwards in the next: a steady drift of the machine cancels.
-fn in_turn(contenders: &mut [Contender], round: u32) -> Vec<&mut Contender> {
-    let mut order: Vec<&mut Contender> = contenders.iter_mut().collect();
+fn in_turn(count: usize, round: u32) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..count).collect();
     if round % 2 == 1 {
         order.reverse();
     }
@@ -93,10 +98,35 @@ struct Turn<'a> {
     plan: &'a Plan,
     host: &'a Host,
     round: u32,
-    say: &'a dyn Fn(&str),
+    deadline: Instant,
+    progress: &'a Progress,
 }
 
 impl Turn<'_> {
+    /// Takes the turn; after a failure with new domains once more, for the jobs that are left. An
+    /// error means that nobody can go on.
+    fn take_until_done(
+        &self,
+        field: &mut Field,
+        contender: &mut Contender,
+        runs: &mut Vec<Run>,
+    ) -> Result<()> {
+        while contender.failures.len() < MOST_FAILURES {
+            let Err(error) = self.take(field, contender, runs) else {
+                return Ok(());
+            };
+            let contestant = contender.contestant;
+            let end = field.console_end(contestant);
+            let text = format!("FAILED {contestant}: {error:#}\n{end}");
+            self.progress.line(text.trim_end());
+            contender.failures.push(format!("{error:#}"));
+            field
+                .replace(contestant)
+                .context("its domains could not be replaced")?;
+        }
+        Ok(())
+    }
+
     fn take(
         &self,
         field: &mut Field,
@@ -104,6 +134,15 @@ impl Turn<'_> {
         runs: &mut Vec<Run>,
     ) -> Result<()> {
         let contestant = contender.contestant;
+        let done = |runs: &[Run], job| {
+            runs.iter()
+                .any(|run| (run.round, run.contestant, run.job) == (self.round, contestant, job))
+        };
+        let time_is_over = || Instant::now() > self.deadline;
+        if time_is_over() {
+            contender.unfinished = true;
+            return Ok(());
+        }
         field.start_server(contestant)?;
         if let Some(server) = field.server(contestant) {
             contender.boot.get_or_insert(server.boot.as_secs_f64());
@@ -115,10 +154,18 @@ impl Turn<'_> {
             field.fill().context("filling the disks")?;
         }
         for &job in &self.plan.jobs {
+            if done(runs, job) {
+                continue;
+            }
+            if time_is_over() {
+                contender.unfinished = true;
+                break;
+            }
             let run = self
                 .measure(field, contestant, job)
                 .with_context(|| job.to_string())?;
-            (self.say)(&format!("{contestant:13} {}", run.line()));
+            self.progress
+                .line(&format!("{contestant:13} {}", run.line()));
             runs.push(run);
         }
         if contender.idle.is_none() {
@@ -128,24 +175,10 @@ impl Turn<'_> {
         field.detach(contestant).context("detaching")
     }
 
-    fn counters(&self, field: &Field, contestant: Contestant) -> Result<Option<Counters>> {
-        if !contestant.is_bulkhead() {
-            return Ok(None);
-        }
-        let backend = field.server_id(contestant)?;
-        let mut sum: Option<Counters> = None;
-        for guest in field.guest_ids() {
-            if let Some(counters) = statistics::read(self.host, backend, guest, DEVICE)? {
-                sum.get_or_insert_default().add(&counters);
-            }
-        }
-        Ok(sum)
-    }
-
     fn measure(&self, field: &Field, contestant: Contestant, job: Job) -> Result<Run> {
         let runtime = self.plan.runtime;
-        let command = job.command("/dev/xvda", runtime);
-        let before = self.counters(field, contestant)?;
+        let command = guest_counts::around(&job.command("/dev/xvda", runtime));
+        let before = statistics::of(self.host, field, contestant)?;
         let mut started = Vec::new();
         for guest in field.guests() {
             started.push(guest.start(&command)?);
@@ -154,11 +187,13 @@ impl Turn<'_> {
         let window = runtime.saturating_sub(Duration::from_secs(1));
         let watched = Watched::watch(self.host, RAMP + FIO_START, window)?;
         let mut rates = Vec::new();
+        let mut counted = GuestCounts::default();
         for (guest, started) in field.guests().iter().zip(started) {
             let output = guest.finish(started, RAMP + runtime + Duration::from_secs(30))?;
             rates.push(fio::parse(&output.out).with_context(|| output.out.clone())?);
+            counted = counted.and(guest_counts::parse(&output.out)?);
         }
-        let after = self.counters(field, contestant)?;
+        let after = statistics::of(self.host, field, contestant)?;
         let (rate, least_share) = fio::together(&rates).context("there is no guest")?;
         let server = field.server_id(contestant)?;
         let guests = field.guest_ids();
@@ -176,9 +211,7 @@ impl Turn<'_> {
             least_share,
             backend_us: watched.load.of(server) * 1e6 / rate.iops,
             guest_us: guest_load * 1e6 / rate.iops,
-            cost: before
-                .zip(after)
-                .and_then(|(before, after)| statistics::per_request(&before, &after)),
+            cost: statistics::per_operation(job, &before, &after, counted),
             disturbance: watched.disturbance(&taking_part),
         })
     }

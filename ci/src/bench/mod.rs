@@ -14,6 +14,7 @@ pub mod contest;
 pub mod contestant;
 pub mod field;
 pub mod fio;
+pub mod guest_counts;
 pub mod job;
 pub mod markdown;
 pub mod meter;
@@ -49,6 +50,9 @@ pub struct Plan {
     /// How long each job runs, after [`job::RAMP`].
     #[serde(serialize_with = "as_seconds")]
     pub runtime: Duration,
+    /// No turn, and no job, begins later than this.
+    #[serde(serialize_with = "as_seconds")]
+    pub limit: Duration,
     /// More for Bulkhead's command line.
     pub bulkhead_options: String,
 }

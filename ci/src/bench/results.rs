@@ -4,7 +4,7 @@ use super::Plan;
 use super::contestant::Contestant;
 use super::job::Job;
 use super::spread::Spread;
-use super::statistics::PerRequest;
+use super::statistics::PerOperation;
 use serde::Serialize;
 
 /// One contestant's run of one job in one round.
@@ -30,8 +30,8 @@ pub struct Run {
     pub backend_us: f64,
     /// Microseconds of the guests' processor for an operation.
     pub guest_us: f64,
-    /// What Bulkhead counted.
-    pub cost: Option<PerRequest>,
+    /// What backend and guests counted for an operation.
+    pub cost: Option<PerOperation>,
     /// What disturbed it.
     pub disturbance: Option<String>,
 }
@@ -86,6 +86,8 @@ pub struct Contender {
     pub idle: Option<f64>,
     /// What went wrong.
     pub failures: Vec<String>,
+    /// The time was over before all its jobs were done.
+    pub unfinished: bool,
 }
 
 impl Contender {
@@ -99,6 +101,7 @@ impl Contender {
             kernel,
             idle: None,
             failures: Vec::new(),
+            unfinished: false,
         }
     }
 }
@@ -129,8 +132,8 @@ pub struct Cell {
     pub guest_us: f64,
     /// The worst share.
     pub least_share: f64,
-    /// What Bulkhead counted, in the last run.
-    pub cost: Option<PerRequest>,
+    /// What backend and guests counted for an operation, in the last run.
+    pub cost: Option<PerOperation>,
     /// Disturbed runs that were thrown away.
     pub thrown_away: usize,
     /// All runs were disturbed, and so all were kept.
@@ -249,6 +252,7 @@ pub(super) mod tests {
                 persistent: true,
                 queues: 1,
                 runtime: Duration::from_secs(3),
+                limit: Duration::from_secs(60),
                 bulkhead_options: String::new(),
             },
             runs: vec![

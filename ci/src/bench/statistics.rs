@@ -1,31 +1,39 @@
-//! Bulkhead's own counters, from the node `statistics` of a disk's backend directory.
+//! What a backend counts: Bulkhead in the node `statistics` of a disk's backend directory, Linux in
+//! /proc/interrupts and in what xen-blkback shows in /sys.
 
+use super::contestant::Contestant;
+use super::field::{DEVICE, Field};
+use super::guest_counts::GuestCounts;
+use super::job::Job;
 use crate::host::Host;
 use anyhow::{Result, bail};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// A disk's counters by their names.
+/// A backend's counters, by Bulkhead's names for them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters(BTreeMap<String, u64>);
 
 impl Counters {
-    /// Reads lines of `name value`. Words whose value is no number are left out.
+    /// Reads lines of `name value`, and adds up those of the same name. Words whose value is no number
+    /// are left out.
     pub fn parse(text: &str) -> Self {
         let words: Vec<&str> = text
             .split(|c: char| c.is_whitespace() || matches!(c, '=' | ':' | ','))
             .filter(|word| !word.is_empty())
             .collect();
-        let pairs = words.windows(2).filter_map(|pair| {
+        let mut counters = Self::default();
+        for pair in words.windows(2) {
             let is_name = pair[0].starts_with(|c: char| c.is_ascii_alphabetic());
-            let value = pair[1].parse().ok()?;
-            is_name.then(|| (pair[0].replace('-', "_"), value))
-        });
-        Self(pairs.collect())
+            if let (true, Ok(value)) = (is_name, pair[1].parse::<u64>()) {
+                *counters.0.entry(pair[0].replace('-', "_")).or_default() += value;
+            }
+        }
+        counters
     }
 
-    fn get(&self, name: &str) -> u64 {
-        self.0.get(name).copied().unwrap_or(0)
+    fn get(&self, name: &str) -> Option<u64> {
+        self.0.get(name).copied()
     }
 
     /// Adds another disk's.
@@ -37,56 +45,106 @@ impl Counters {
 
     fn since(&self, earlier: &Counters) -> Counters {
         let difference = |(name, value): (&String, &u64)| {
-            (name.clone(), value.saturating_sub(earlier.get(name)))
+            (
+                name.clone(),
+                value.saturating_sub(earlier.get(name).unwrap_or(0)),
+            )
         };
         Counters(self.0.iter().map(difference).collect())
     }
 }
 
-/// What one request cost.
+/// What one operation of a job cost. `None`: this backend does not count it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct PerRequest {
-    /// Hypercalls that mapped, unmapped or copied.
-    pub grant_calls: f64,
-    /// Notifications to the frontend.
-    pub sent: f64,
-    /// Notifications from the frontend.
-    pub received: f64,
+pub struct PerOperation {
+    /// Requests that the backend found: the frontend splits large operations.
+    pub requests: Option<f64>,
+    /// Hypercalls of the backend but those by which it sleeps: for grants, and for notifications.
+    pub hypercalls: Option<f64>,
+    /// Those that mapped, unmapped or copied.
+    pub grant_calls: Option<f64>,
+    /// Notifications that the frontend sent, as the backend counted them.
+    pub to_backend: Option<f64>,
+    /// Notifications that the backend sent, as the guest counted them.
+    pub to_guest: f64,
     /// Pages mapped.
-    pub maps: f64,
+    pub maps: Option<f64>,
     /// Bytes copied by the hypervisor.
-    pub bytes_copied: f64,
+    pub bytes_copied: Option<f64>,
+    /// How often the backend slept.
+    pub sleeps: Option<f64>,
     /// Requests found by one look at the ring.
-    pub per_sweep: f64,
+    pub per_sweep: Option<f64>,
 }
 
-/// What the requests between two looks at the counters cost each; `None` if there were none.
-pub fn per_request(before: &Counters, after: &Counters) -> Option<PerRequest> {
-    let change = after.since(before);
-    let sum = |names: &[&str]| names.iter().map(|name| change.get(name)).sum::<u64>() as f64;
-    let requests = sum(&["reads", "writes", "barriers", "flushes", "discards"]);
-    if requests == 0.0 {
+/// What each operation cost between two looks at a backend's counters, in which the guests counted
+/// `guests`; `None` if there was no operation.
+pub fn per_operation(
+    job: Job,
+    before: &Counters,
+    after: &Counters,
+    guests: GuestCounts,
+) -> Option<PerOperation> {
+    let operations = guests.sectors as f64 * 512.0 / (f64::from(job.block_kib) * 1024.0);
+    if operations == 0.0 {
         return None;
     }
-    let per = |names: &[&str]| sum(names) / requests;
-    let sweeps = sum(&["sweeps"]);
-    Some(PerRequest {
-        grant_calls: per(&["map_calls", "unmap_calls", "copy_calls"]),
-        sent: per(&["notifications_sent"]),
-        received: per(&["notifications_received"]),
+    let change = after.since(before);
+    // The sum of those that are counted; nothing if none of them is.
+    let sum = |names: &[&str]| {
+        let known = names.iter().filter_map(|name| change.get(name));
+        known.reduce(|a, b| a + b).map(|sum| sum as f64)
+    };
+    let per = |names: &[&str]| sum(names).map(|sum| sum / operations);
+    let requests = sum(&["reads", "writes", "barriers", "flushes", "discards"]);
+    let grant_calls = per(&["map_calls", "unmap_calls", "copy_calls"]);
+    let sent = per(&["notifications_sent"]);
+    Some(PerOperation {
+        requests: requests.map(|requests| requests / operations),
+        hypercalls: grant_calls.zip(sent).map(|(calls, sent)| calls + sent),
+        grant_calls,
+        to_backend: per(&["notifications_received"]),
+        to_guest: guests.notifications as f64 / operations,
         maps: per(&["maps"]),
         bytes_copied: per(&["bytes_copied"]),
-        per_sweep: if sweeps > 0.0 { requests / sweeps } else { 0.0 },
+        sleeps: per(&["sleeps"]),
+        per_sweep: requests
+            .zip(sum(&["sweeps"]))
+            .and_then(|(requests, sweeps)| (sweeps > 0.0).then(|| requests / sweeps)),
     })
 }
 
-/// Has a disk's counters written anew and reads them; `None` if its backend keeps none.
-pub fn read(host: &Host, backend: u32, guest: u32, device: u32) -> Result<Option<Counters>> {
-    let node = format!("/local/domain/{backend}/backend/vbd/{guest}/{device}/statistics");
+/// Prints what Linux counts of a backend: the interrupts of xen-blkback, or of QEMU's event channels,
+/// and xen-blkback's requests.
+const LINUX: &str = r#"
+awk '/blkif-backend|evtchn:.*qemu/ { for (i = 2; $i ~ /^[0-9]+$/; i++) n += $i }
+     END { print "notifications_received", n + 0 }' /proc/interrupts
+for pair in reads:rd_req writes:wr_req flushes:f_req discards:ds_req; do
+    for file in /sys/bus/xen-backend/devices/vbd-*-DEVICE/statistics/${pair#*:}; do
+        if [ -e "$file" ]; then echo "${pair%:*} $(cat "$file")"; fi
+    done
+done"#;
+
+/// Reads what a contestant's backend counted so far of all guests' disks.
+pub fn of(host: &Host, field: &Field, contestant: Contestant) -> Result<Counters> {
+    if !contestant.is_bulkhead() {
+        let script = LINUX.replace("DEVICE", &DEVICE.to_string());
+        return Ok(Counters::parse(&field.ask_linux(contestant, &script)?));
+    }
+    let backend = field.server_id(contestant)?;
+    let mut sum = Counters::default();
+    for guest in field.guest_ids() {
+        sum.add(&read(host, backend, guest)?);
+    }
+    Ok(sum)
+}
+
+/// Has Bulkhead write a disk's counters anew and reads them.
+fn read(host: &Host, backend: u32, guest: u32) -> Result<Counters> {
+    let node = format!("/local/domain/{backend}/backend/vbd/{guest}/{DEVICE}/statistics");
     let script = format!(
-        "xenstore-exists {node} || exit 3\n\
-         xenstore-write {node} refresh\n\
-         for i in 1 2 3 4 5 6 7 8 9 10; do\n\
+        "xenstore-write {node} refresh || exit\n\
+         for i in $(seq 30); do\n\
              text=$(xenstore-read {node})\n\
              [ \"$text\" = refresh ] || {{ echo \"$text\"; exit 0; }}\n\
              sleep 0.1\n\
@@ -95,8 +153,7 @@ pub fn read(host: &Host, backend: u32, guest: u32, device: u32) -> Result<Option
     );
     let output = host.exec(&script, crate::host::domain::TOOLSTACK)?;
     match output.status {
-        0 => Ok(Some(Counters::parse(&output.out))),
-        3 => Ok(None),
+        0 => Ok(Counters::parse(&output.out)),
         4 => bail!("{node} is not refreshed"),
         status => bail!("{node} cannot be read: status {status}: {}", output.err),
     }
@@ -109,24 +166,49 @@ mod tests {
     #[test]
     fn counters_are_read_in_lines_or_in_one() {
         let lines = Counters::parse("reads 12\nwrites 3\nmap_calls 5\nbad x\n");
-        assert_eq!((lines.get("reads"), lines.get("map_calls")), (12, 5));
-        assert_eq!(lines.get("bad"), 0);
+        assert_eq!(
+            (lines.get("reads"), lines.get("map_calls")),
+            (Some(12), Some(5))
+        );
+        assert_eq!(lines.get("bad"), None);
         assert_eq!(Counters::parse("reads=12, writes=3 map-calls: 5"), lines);
+        let two = Counters::parse("reads 5\nreads 7\n");
+        assert_eq!(two.get("reads"), Some(12));
     }
 
     #[test]
-    fn costs_are_of_the_requests_in_between() {
+    fn costs_are_of_the_operations_in_between() {
         let before = Counters::parse("reads 100 writes 0 map_calls 100 notifications_sent 7");
         let after = Counters::parse(
             "reads 130 writes 10 map_calls 110 unmap_calls 10 maps 40 sweeps 10 \
              notifications_sent 17 bytes_copied 163840",
         );
-        let cost = per_request(&before, &after).unwrap();
-        assert!((cost.grant_calls - 0.5).abs() < 1e-9);
-        assert!((cost.sent - 0.25).abs() < 1e-9);
-        assert!((cost.maps - 1.0).abs() < 1e-9);
-        assert!((cost.bytes_copied - 4096.0).abs() < 1e-9);
-        assert!((cost.per_sweep - 4.0).abs() < 1e-9);
-        assert_eq!(per_request(&after, &after), None);
+        // 40 operations of 4 KiB.
+        let guests = GuestCounts {
+            notifications: 10,
+            sectors: 320,
+        };
+        let job = Job::ALL[0];
+        let cost = per_operation(job, &before, &after, guests).unwrap();
+        assert_eq!(cost.requests, Some(1.0));
+        assert_eq!((cost.hypercalls, cost.grant_calls), (Some(0.75), Some(0.5)));
+        assert_eq!(cost.to_guest, 0.25);
+        assert_eq!((cost.maps, cost.bytes_copied), (Some(1.0), Some(4096.0)));
+        assert_eq!(cost.per_sweep, Some(4.0));
+        assert_eq!(cost.to_backend, None);
+        let idle = GuestCounts::default();
+        assert_eq!(per_operation(job, &after, &after, idle), None);
+    }
+
+    #[test]
+    fn what_linux_does_not_count_is_left_open() {
+        let counters = |n: u32| Counters::parse(&format!("notifications_received {n}\nreads {n}"));
+        let guests = GuestCounts {
+            notifications: 5,
+            sectors: 8 * 256,
+        };
+        let cost = per_operation(Job::ALL[7], &counters(10), &counters(18), guests).unwrap();
+        assert_eq!((cost.requests, cost.to_backend), (Some(8.0), Some(8.0)));
+        assert_eq!((cost.hypercalls, cost.per_sweep), (None, None));
     }
 }

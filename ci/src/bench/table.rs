@@ -138,7 +138,7 @@ fn ratios(results: &Results) -> Grid {
     }
 }
 
-/// What Bulkhead counted, if it did.
+/// What was counted while the jobs ran.
 fn counts(results: &Results) -> Option<Grid> {
     let mut rows = Vec::new();
     for &job in &results.plan.jobs {
@@ -148,29 +148,39 @@ fn counts(results: &Results) -> Option<Grid> {
             };
             let mut row = vec![job.to_string(), contestant.to_string()];
             let figures = [
+                cost.requests,
+                cost.hypercalls,
                 cost.grant_calls,
-                cost.sent,
-                cost.received,
+                cost.to_backend,
+                Some(cost.to_guest),
                 cost.maps,
                 cost.bytes_copied,
+                cost.sleeps,
                 cost.per_sweep,
             ];
-            row.extend(figures.map(|figure| format!("{figure:.2}")));
+            row.extend(figures.map(|figure| match figure {
+                Some(figure) if figure >= 100.0 => format!("{figure:.0}"),
+                Some(figure) => format!("{figure:.2}"),
+                None => "-".to_owned(),
+            }));
             rows.push(row);
         }
     }
     let header = [
         "job",
         "contestant",
-        "grant hypercalls",
-        "notifications sent",
-        "received",
+        "requests",
+        "hypercalls",
+        "of these for grants",
+        "notifications to backend",
+        "to guest",
         "pages mapped",
         "bytes copied",
-        "requests for a sweep",
+        "sleeps",
+        "requests in a sweep",
     ];
     (!rows.is_empty()).then(|| Grid {
-        title: "What Bulkhead counted, for each request",
+        title: "Counted for each operation (-: this backend does not count it)",
         header: header.map(str::to_owned).to_vec(),
         rows,
     })
@@ -218,6 +228,13 @@ pub fn remarks(results: &Results) -> Vec<String> {
         for failure in &contender.failures {
             remarks.push(format!("{} failed: {failure}", contender.contestant));
         }
+        if contender.unfinished {
+            let limit = results.plan.limit.as_secs().div_ceil(60);
+            let contestant = contender.contestant;
+            remarks.push(format!(
+                "{contestant} was not measured in full: the bench's {limit} minutes were over"
+            ));
+        }
     }
     for &job in &results.plan.jobs {
         for contestant in contestants(results) {
@@ -246,6 +263,7 @@ pub fn remarks(results: &Results) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::super::results::tests::{BULKHEAD, example};
+    use super::super::statistics::PerOperation;
     use super::*;
 
     #[test]
@@ -259,6 +277,25 @@ mod tests {
         let lines = grids[0].markdown();
         assert!(lines.contains("| job | best peer | bulkhead-pvh | CPU/op | part of null's |"));
         assert!(grids[1].markdown().contains("6100 (6000..6200)"));
+    }
+
+    #[test]
+    fn what_a_backend_does_not_count_is_no_zero() {
+        let mut results = example();
+        results.runs[1].cost = Some(PerOperation {
+            requests: Some(1.0),
+            hypercalls: None,
+            grant_calls: None,
+            to_backend: Some(0.125),
+            to_guest: 0.25,
+            maps: None,
+            bytes_copied: None,
+            sleeps: None,
+            per_sweep: None,
+        });
+        let grid = counts(&results).unwrap();
+        let row = "| linux-pvh | 1.00 | - | - | 0.12 | 0.25 | - | - | - | - |";
+        assert!(grid.markdown().contains(row), "{}", grid.markdown());
     }
 
     #[test]

@@ -47,6 +47,9 @@ pub struct Options {
     /// Seconds that each job runs (default: 4, or 3 with --quick).
     #[arg(long, value_parser = clap::value_parser!(u64).range(2..=60))]
     seconds: Option<u64>,
+    /// Minutes after which nothing new is begun (default: 60, or 8 with --quick).
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=600))]
+    limit: Option<u64>,
     /// More for Bulkhead's command line.
     #[arg(long, default_value = "")]
     bulkhead_options: String,
@@ -75,6 +78,7 @@ impl Options {
             persistent: self.persistent == Switch::On,
             queues: self.queues,
             runtime: Duration::from_secs(self.seconds.unwrap_or(if self.quick { 3 } else { 4 })),
+            limit: Duration::from_secs(60 * self.limit.unwrap_or(if self.quick { 8 } else { 60 })),
             bulkhead_options: self.bulkhead_options.clone(),
         })
     }
@@ -85,10 +89,7 @@ impl Options {
 pub fn run(release: Release, options: &Options) -> Result<bool> {
     let plan = options.plan()?;
     let progress = Progress::default();
-    let say = |text: &str| match text.contains("IOPS") || text.contains("MB/s") {
-        true => progress.line(text),
-        false => progress.step("bench", text),
-    };
+    let say = |text: &str| progress.step("bench", text);
     packages::ensure()?;
     say("building the unikernel");
     let unikernel = match &options.elf {
@@ -121,7 +122,9 @@ pub fn run(release: Release, options: &Options) -> Result<bool> {
         Contestant::Linux(_) => Some(linux),
         _ => None,
     };
-    let results = contest::run(&plan, &host, sizes, &say)?;
+    // An interrupted bench leaves what it came to so far.
+    let keep = |results: &Results| write(results, release).map(drop);
+    let results = contest::run(&plan, &host, sizes, &progress, keep)?;
     host.stop()?;
     progress.finish();
     ensure!(!results.runs.is_empty(), "nothing could be measured");
@@ -137,7 +140,7 @@ pub fn run(release: Release, options: &Options) -> Result<bool> {
     Ok(results
         .contenders
         .iter()
-        .all(|contender| contender.failures.is_empty()))
+        .all(|contender| contender.failures.is_empty() && !contender.unfinished))
 }
 
 fn gzipped(path: &Path) -> Result<u64> {

@@ -123,11 +123,12 @@ mod tests {
         let mut whole = Vec::new();
         image.contents().unwrap().read_to_end(&mut whole).unwrap();
         assert_eq!(whole.len(), 1 << 20);
-        let mut bytes = Vec::new();
-        for byte in image.contents().unwrap().bytes().take(1000) {
-            bytes.push(byte.unwrap());
+        let mut contents = image.contents().unwrap();
+        for expected in &whole[..1000] {
+            let mut byte = [0];
+            contents.read_exact(&mut byte).unwrap();
+            assert_eq!(byte[0], *expected);
         }
-        assert_eq!(bytes, whole[..1000]);
         let sectors: std::collections::BTreeSet<_> = whole.chunks(512).collect();
         assert_eq!(sectors.len(), 2048);
     }

@@ -360,6 +360,8 @@ fn force_away(puppet: &mut Puppet<'_>, mut disk: Frontend<'_>, bystander: &Bysta
 /// libxl has given up waiting for the backend, and cleans up behind a disk without it.
 fn give_up(puppet: &mut Puppet<'_>, mut disk: Frontend<'_>, bystander: &Bystander<'_>) {
     let world = disk.world;
+    // What the guest has asked for reaches the disk, and a disk answers in the end.
+    world.run();
     while let Some(late) = world.late.of(&disk.vbd).filter(|late| late.held() > 0) {
         late.release_backwards();
         world.run();

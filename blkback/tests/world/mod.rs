@@ -24,6 +24,7 @@ mod link;
 mod ramdisk;
 mod random;
 mod script;
+mod several;
 mod spy;
 mod watchdog;
 

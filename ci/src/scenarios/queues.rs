@@ -13,16 +13,16 @@ use std::time::Duration;
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
-        name: "queues-pvh",
-        about: "PVH driver domain of two vCPUs: each serves a queue of one disk, every byte verified",
-        demo: false,
-        run: |lab| two_queues(lab, Kind::Pvh),
-    },
-    Scenario {
         name: "queues-pv",
         about: "PV driver domain of two vCPUs: each serves a queue of one disk, every byte verified",
         demo: false,
         run: |lab| two_queues(lab, Kind::Pv),
+    },
+    Scenario {
+        name: "queues-pvh",
+        about: "PVH driver domain of two vCPUs: each serves a queue of one disk, every byte verified",
+        demo: false,
+        run: |lab| two_queues(lab, Kind::Pvh),
     },
     Scenario {
         name: "disks-on-vcpus",

@@ -6,6 +6,7 @@ use crate::lab::images::Image;
 use crate::lab::storage::{Running, disk};
 use crate::lab::{Lab, Scenario};
 use anyhow::{Context, Result, ensure};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -24,6 +25,16 @@ pub const SCENARIOS: &[Scenario] = &[
         about: "an image grows while a guest uses it; the guest sees it without reconnecting",
         demo: false,
         run: |lab| Kind::ALL.into_iter().try_for_each(|kind| growth(lab, kind)),
+    },
+    Scenario {
+        name: "statistics",
+        about: "a disk's node and the console's keys show what the guest did, to the request",
+        demo: false,
+        run: |lab| {
+            Kind::ALL
+                .into_iter()
+                .try_for_each(|kind| statistics(lab, kind))
+        },
     },
 ];
 
@@ -193,4 +204,88 @@ fn grow(lab: &Lab, storage: &Running, request: &str) -> Result<String> {
          echo 'no answer'; exit 1"
     );
     Ok(lab.host.ok(&script)?.trim().to_owned())
+}
+
+fn statistics(lab: &Lab, kind: Kind) -> Result<()> {
+    let images = [Image::mib("disk", 4), Image::mib("spare", 1)];
+    let mut storage = lab.storage(kind).images(&images)?.memory(24).start()?;
+    let disks = [disk("storage", "xvda", "rw", "ram:disk")];
+    lab.step("a guest does what can be counted");
+    let mut guest = lab.host.lean_guest("guest", other(kind), &disks)?;
+    let before = counters(lab, &storage, &guest)?;
+    guest.ok(
+        "dd if=/dev/zero of=/dev/xvda bs=4k count=24 oflag=direct && \
+         dd if=/dev/xvda of=/dev/null bs=4k count=40 iflag=direct && \
+         blkdiscard -l 1048576 /dev/xvda",
+        MINUTE,
+    )?;
+    let after = counters(lab, &storage, &guest)?;
+    let counted = |name: &str| after.get(name).zip(before.get(name)).map(|(b, a)| b - a);
+    for (name, expected) in [
+        ("writes", 24),
+        ("sectors_written", 24 * 8),
+        ("reads", 40),
+        ("sectors_read", 40 * 8),
+        ("discards", 1),
+        ("errors", 0),
+    ] {
+        ensure!(
+            counted(name) == Some(expected),
+            "{name}: counted {:?}, expected {expected}; before {before:?}, after {after:?}",
+            counted(name)
+        );
+    }
+
+    lab.step("keys on the driver domain's console");
+    let written = after.get("writes").copied().unwrap_or_default();
+    let vbd = format!("vbd {}/51712 (xvda): ", guest.id);
+    for (key, shown) in [
+        (
+            "s",
+            vec![
+                "1 connected disk(s)".to_owned(),
+                vbd,
+                format!(" writes={written} "),
+            ],
+        ),
+        (
+            "i",
+            vec![
+                "image ram:disk, 4194304 bytes, open 1 time(s)".to_owned(),
+                "image ram:spare, 1048576 bytes, open 0 time(s)".to_owned(),
+            ],
+        ),
+        ("h", vec!["keys: s statistics".to_owned()]),
+        ("x", vec!["no such key".to_owned()]),
+    ] {
+        let seen = storage.console_length();
+        let tty = format!("$(xenstore-read /local/domain/{}/console/tty)", storage.id);
+        lab.host.ok(&format!("printf {key} >{tty}"))?;
+        for text in shown {
+            storage.wait_console_from(seen, &text, END)?;
+        }
+    }
+    guest.destroy()?;
+    storage.shutdown(END)
+}
+
+/// A disk's counters, refreshed through its node.
+fn counters(lab: &Lab, storage: &Running, guest: &Guest) -> Result<BTreeMap<String, u64>> {
+    let node = format!(
+        "/local/domain/{}/backend/vbd/{}/51712/statistics",
+        storage.id, guest.id
+    );
+    let script = format!(
+        "xenstore-write {node} refresh\n\
+         until [ \"$(xenstore-read {node})\" != refresh ]; do sleep 0.1; done\nxenstore-read -R {node}"
+    );
+    lab.host
+        .ok(&script)?
+        .lines()
+        .map(|line| {
+            let (name, value) = line.split_once(' ').context("a line without a value")?;
+            Ok((name.to_owned(), value.parse()?))
+        })
+        .collect::<Result<_>>()
+        .context("the statistics node")
 }

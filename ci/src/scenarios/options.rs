@@ -2,6 +2,7 @@
 
 use super::main_job::FIO_LIMIT;
 use crate::config::Kind;
+use crate::host::guest::Guest;
 use crate::lab::images::Image;
 use crate::lab::storage::{Statistics, device_number, disk};
 use crate::lab::{Lab, Scenario, fio};
@@ -16,10 +17,22 @@ pub const SCENARIOS: &[Scenario] = &[
         run: data_paths,
     },
     Scenario {
+        name: "sector-sizes",
+        about: "sectors of 4096 bytes, logical or only physical: guests see them, fio verified",
+        demo: false,
+        run: sector_sizes,
+    },
+    Scenario {
         name: "shared-image",
         about: "two guests read one image at the same time; neither can write, and no writer is let in",
         demo: false,
         run: shared_image,
+    },
+    Scenario {
+        name: "drive-kinds",
+        about: "CD-ROM, with and without discard: the guest sees the disk as it was configured",
+        demo: false,
+        run: drive_kinds,
     },
 ];
 
@@ -89,6 +102,47 @@ fn only_path(path: &str, moved: u64, counted: &Statistics) -> Result<()> {
         "{moved} bytes did not go by data-path={path} alone: {counted:?}"
     );
     Ok(())
+}
+
+fn sector_sizes(lab: &Lab) -> Result<()> {
+    let images = [
+        Image::mib("large", 8),
+        Image::mib("advised", 8),
+        Image::mib("plain", 4),
+    ];
+    let mut storage = lab.storage(Kind::Pv).images(&images)?.memory(40).start()?;
+    let disks = [
+        disk("storage", "xvda", "rw", "ram:large,sector-size=4096"),
+        disk(
+            "storage",
+            "xvdb",
+            "rw",
+            "ram:advised,physical-sector-size=4096",
+        ),
+        disk("storage", "xvdc", "rw", "ram:plain"),
+    ];
+    lab.step("a guest looks at its disks");
+    let mut guest = lab.host.guest("guest", Kind::Pv, &disks)?;
+    for (device, expected) in [
+        ("xvda", "4096 4096 16384"),
+        ("xvdb", "512 4096 16384"),
+        ("xvdc", "512 512 8192"),
+    ] {
+        let look = format!(
+            "cd /sys/block/{device}; cat queue/logical_block_size queue/physical_block_size size | xargs"
+        );
+        let seen = guest.ok(&look, MINUTE)?;
+        ensure!(
+            seen.trim() == expected,
+            "{device}: the guest sees sectors and size {seen:?}, expected {expected:?}"
+        );
+    }
+    lab.step("fio on them");
+    let whole = fio::verify_command_with("/dev/xvda", "--bsrange=4k-64k");
+    fio::parse(&guest.ok(&whole, FIO_LIMIT)?)?;
+    fio::verify(&guest, "/dev/xvdb", FIO_LIMIT)?;
+    guest.destroy()?;
+    storage.shutdown(SHUTDOWN)
 }
 
 fn shared_image(lab: &Lab) -> Result<()> {
@@ -164,4 +218,113 @@ fn shared_image(lab: &Lab) -> Result<()> {
     )?;
     pvh.destroy()?;
     storage.shutdown(SHUTDOWN)
+}
+
+/// Bits of the `info` node (`io/blkif.h`, `VDISK_*`).
+const CDROM: u32 = 1;
+const REMOVABLE: u32 = 2;
+const READ_ONLY: u32 = 4;
+
+fn drive_kinds(lab: &Lab) -> Result<()> {
+    let media = Image::noise("media", 4);
+    let sum = media.sha256()?;
+    let images = [media, Image::mib("solid", 8), Image::mib("plain", 8)];
+    let mut storage = lab.storage(Kind::Pvh).images(&images)?.memory(40).start()?;
+    let common = "backend=storage,format=raw";
+    let disks = [
+        format!("{common},vdev=xvda,devtype=cdrom,access=ro,target=ram:media"),
+        format!("{common},vdev=xvdb,discard,access=rw,target=ram:solid"),
+        format!("{common},vdev=xvdc,no-discard,access=rw,target=ram:plain"),
+    ];
+    lab.step("booting a guest with three kinds of drives");
+    // Linux takes no CD-ROM from us where it expects one to be emulated: in everything but a PV guest.
+    let mut guest = lab.host.lean_guest("guest", Kind::Pv, &disks)?;
+    let there = "until [ -b /dev/xvda -a -b /dev/xvdb -a -b /dev/xvdc ]; do sleep 0.1; done";
+    guest.ok(there, MINUTE)?;
+    // xl has no other removable disks than CD-ROMs.
+    for (device, info, seen) in [
+        ("xvda", CDROM | REMOVABLE | READ_ONLY, "1 1"),
+        ("xvdb", 0, "0 0"),
+        ("xvdc", 0, "0 0"),
+    ] {
+        let told = storage.backend_node(&guest, device_number(device), "info")?;
+        ensure!(
+            told == info.to_string(),
+            "{device}: the info node is {told}, expected {info}"
+        );
+        let sys = guest.ok(
+            &format!("cat /sys/block/{device}/removable /sys/block/{device}/ro | xargs"),
+            MINUTE,
+        )?;
+        ensure!(
+            sys.trim() == seen,
+            "{device}: the guest sees removable and ro as {sys:?}, expected {seen:?}"
+        );
+    }
+    let read = guest.ok("dd if=/dev/xvda bs=64k 2>/dev/null | sha256sum", MINUTE)?;
+    ensure!(
+        read.starts_with(&sum),
+        "the CD-ROM reads as {read}, not {sum}"
+    );
+
+    lab.step("discarding");
+    discards(&guest)?;
+    let flush = "dd if=/dev/zero of=/dev/xvdb bs=64k count=8 conv=fsync";
+    guest.ok(flush, MINUTE)?;
+    let counted = storage.statistics(&guest, device_number("xvdb"))?;
+    ensure!(
+        counted.get("discards")? >= 2 && counted.get("flushes")? > 0,
+        "the guest's discards and flushes were not counted: {counted:?}"
+    );
+    let counted = storage.statistics(&guest, device_number("xvdc"))?;
+    ensure!(
+        counted.get("discards")? == 0,
+        "a disk without discard was asked to: {counted:?}"
+    );
+    let told = storage.backend_node(&guest, device_number("xvdc"), "feature-discard")?;
+    ensure!(told == "0", "a disk with no-discard offers it");
+    guest.destroy()?;
+    storage.shutdown(SHUTDOWN)
+}
+
+/// A disk with `discard` forgets what it is told to, plainly and securely, and nothing beside it; one
+/// with `no-discard` refuses and keeps its data.
+fn discards(guest: &Guest) -> Result<()> {
+    let fill = |device: &str| {
+        format!(
+            "yes lab | dd of=/dev/{device} bs=1M count=8 iflag=fullblock oflag=direct 2>/dev/null"
+        )
+    };
+    let sum = |device: &str| -> Result<String> {
+        let read = format!("dd if=/dev/{device} bs=1M iflag=direct 2>/dev/null | sha256sum");
+        guest.ok(&read, MINUTE)
+    };
+    for option in ["", "-s"] {
+        guest.ok(&fill("xvdb"), MINUTE)?;
+        // The expected contents are made by writing zeros to a disk that does not discard.
+        guest.ok(&fill("xvdc"), MINUTE)?;
+        guest.ok(
+            "dd if=/dev/zero of=/dev/xvdc bs=1M seek=2 count=3 oflag=direct 2>/dev/null",
+            MINUTE,
+        )?;
+        let range = format!("blkdiscard {option} -o 2097152 -l 3145728 /dev/xvdb");
+        guest.ok(&range, MINUTE)?;
+        let (left, expected) = (sum("xvdb")?, sum("xvdc")?);
+        ensure!(
+            left == expected,
+            "after {range} the disk is not zero there and untouched elsewhere"
+        );
+    }
+    let before = sum("xvdc")?;
+    let limit = guest.ok("cat /sys/block/xvdc/queue/discard_max_bytes", MINUTE)?;
+    ensure!(
+        limit.trim() == "0",
+        "a disk with no-discard lets the guest discard {limit} bytes"
+    );
+    ensure!(
+        guest.exec("blkdiscard /dev/xvdc", MINUTE)?.status != 0,
+        "a disk with no-discard was discarded"
+    );
+    ensure!(sum("xvdc")? == before, "a refused discard changed the disk");
+    Ok(())
 }

@@ -1,5 +1,6 @@
 //! The scenarios, by what they are about.
 
+mod attaching;
 mod boot;
 mod driver_life;
 mod filesystem;
@@ -27,6 +28,7 @@ pub fn all() -> Vec<Scenario> {
         leaving::SCENARIOS,
         driver_life::SCENARIOS,
         operator::SCENARIOS,
+        attaching::SCENARIOS,
         refusal::SCENARIOS,
         hostile::SCENARIOS,
         options::SCENARIOS,

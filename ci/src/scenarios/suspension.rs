@@ -1,15 +1,22 @@
-//! Guests that end and go on elsewhere, with requests under way.
+//! Guests that stand still, or end and go on elsewhere, with requests under way.
 
+use super::main_job::FIO_LIMIT;
 use crate::config::Kind;
-use crate::host::guest::Guest;
+use crate::host::guest::{Guest, Started};
 use crate::lab::held::Held;
 use crate::lab::images::Image;
 use crate::lab::storage::{Running, device_number, disk};
-use crate::lab::{Lab, Scenario};
+use crate::lab::{Lab, Scenario, fio};
 use anyhow::{Result, ensure};
 use std::time::{Duration, Instant};
 
 pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "paused-guests",
+        about: "guests paused for 30 s in the middle of fio go on, verified; another works meanwhile",
+        demo: false,
+        run: paused_guests,
+    },
     Scenario {
         name: "saved-pv-guest",
         about: "xl save and restore of a PV guest in the middle of its work: verified, and nothing left between",
@@ -26,14 +33,75 @@ pub const SCENARIOS: &[Scenario] = &[
 
 const MINUTE: Duration = Duration::from_secs(60);
 const SHUTDOWN: Duration = Duration::from_secs(20);
+const PAUSE: Duration = Duration::from_secs(30);
 
 /// Saving and restoring copy the guest's whole memory.
 const COPY: Duration = Duration::from_secs(120);
+
+/// Several rounds over the disk, long enough to be interrupted.
+const LOOPS: &str = "--loops=6";
+
+/// Starts fio on `/dev/xvda` and waits until it has written some.
+fn start_fio(storage: &Running, guest: &Guest) -> Result<Started> {
+    let job = guest.start(&fio::verify_command_with("/dev/xvda", LOOPS))?;
+    let deadline = Instant::now() + MINUTE;
+    while writes(storage, guest)? < 100 {
+        storage.host.tick(deadline)?;
+    }
+    Ok(job)
+}
 
 fn writes(storage: &Running, guest: &Guest) -> Result<u64> {
     storage
         .statistics(guest, device_number("xvda"))?
         .get("writes")
+}
+
+fn paused_guests(lab: &Lab) -> Result<()> {
+    let images = ["pvh", "pv", "other"].map(|name| Image::mib(name, 16));
+    let mut storage = lab.storage(Kind::Pvh).images(&images)?.memory(64).start()?;
+    lab.step("booting three guests");
+    let disks = |image: &str| [disk("storage", "xvda", "rw", &format!("ram:{image}"))];
+    let mut pvh = lab.host.guest("guest-pvh", Kind::Pvh, &disks("pvh"))?;
+    let mut pv = lab.host.guest("guest-pv", Kind::Pv, &disks("pv"))?;
+    let mut other = lab.host.guest("other", Kind::Pvh, &disks("other"))?;
+
+    lab.step("pausing two in the middle of fio");
+    let mut jobs = Vec::new();
+    for guest in [&pvh, &pv] {
+        jobs.push((guest, start_fio(&storage, guest)?));
+        guest.pause()?;
+    }
+    let start = Instant::now();
+    // What was in the rings is finished by now.
+    std::thread::sleep(Duration::from_secs(1));
+    let before = [writes(&storage, &pvh)?, writes(&storage, &pv)?];
+    lab.step("fio in the third meanwhile");
+    fio::verify(&other, "/dev/xvda", FIO_LIMIT)?;
+    std::thread::sleep(PAUSE.saturating_sub(start.elapsed()));
+    let after = [writes(&storage, &pvh)?, writes(&storage, &pv)?];
+    ensure!(
+        before == after,
+        "paused guests wrote: {before:?} requests, then {after:?}"
+    );
+
+    lab.step("unpausing them");
+    for (guest, _) in &jobs {
+        guest.unpause()?;
+    }
+    for ((guest, job), before) in jobs.into_iter().zip(before) {
+        fio::finish(guest, job, FIO_LIMIT)?;
+        let after = writes(&storage, guest)?;
+        ensure!(
+            after > before,
+            "fio was not paused in the middle: {after} writes in {}",
+            guest.name
+        );
+    }
+    for guest in [&mut pvh, &mut pv, &mut other] {
+        guest.destroy()?;
+    }
+    storage.shutdown(SHUTDOWN)
 }
 
 /// Four at once write noise to parts of `/dev/xvda` of their own and compare what they read back,

@@ -125,6 +125,9 @@ mod tests {
         let choose = |word: &str| choose(&[word.to_owned()]);
         assert_eq!(choose("dom0").unwrap().len(), 2);
         assert_eq!(choose("pvh").unwrap().len(), 2);
+        assert_eq!(choose("linux").unwrap().len(), 2);
+        let one = [Contestant::Linux(Family::Pv)];
+        assert_eq!(choose("linux-pv").unwrap(), one);
         assert!(choose("windows").unwrap_err().contains("dom0-qdisk"));
         assert_eq!(super::choose(&[]).unwrap(), Contestant::ALL);
     }

@@ -109,7 +109,7 @@ impl Serialize for Job {
     }
 }
 
-/// Those whose names contain one of these words; all without any.
+/// Those whose names are or contain one of these words; all without any.
 pub fn choose(words: &[String]) -> Result<Vec<Job>, String> {
     choose_by(words, &Job::ALL, ToString::to_string)
 }
@@ -120,7 +120,11 @@ pub(super) fn choose_by<T: Copy>(
     all: &[T],
     name: impl Fn(&T) -> String,
 ) -> Result<Vec<T>, String> {
-    let contains = |item: &T, word: &String| name(item).contains(word.as_str());
+    // A whole name means itself alone, and none that goes on behind it.
+    let contains = |item: &T, word: &String| match all.iter().any(|one| name(one) == *word) {
+        true => name(item) == *word,
+        false => name(item).contains(word.as_str()),
+    };
     for word in words {
         if !all.iter().any(|item| contains(item, word)) {
             let names: Vec<String> = all.iter().map(&name).collect();

@@ -18,6 +18,8 @@ impl Counters {
     /// Reads lines of `name value`, and adds up those of the same name. Words whose value is no number
     /// are left out.
     pub fn parse(text: &str) -> Self {
+        // xenstore-read shows the end of a line as a C program would write it.
+        let text = text.replace("\\n", "\n");
         let words: Vec<&str> = text
             .split(|c: char| c.is_whitespace() || matches!(c, '=' | ':' | ','))
             .filter(|word| !word.is_empty())
@@ -171,6 +173,8 @@ mod tests {
             (Some(12), Some(5))
         );
         assert_eq!(lines.get("bad"), None);
+        let escaped = Counters::parse("reads 12\\nwrites 3\\nmap_calls 5\\n\n");
+        assert_eq!(escaped, lines);
         assert_eq!(Counters::parse("reads=12, writes=3 map-calls: 5"), lines);
         let two = Counters::parse("reads 5\nreads 7\n");
         assert_eq!(two.get("reads"), Some(12));

@@ -2,7 +2,9 @@
 //!
 //! QEMU's emulation of a Xen host has faults of its own (`ci/README.md` counts them): a stock Linux
 //! guest dies of a triple fault, or a program in dom0 dies of a signal. Those lines are what a rerun
-//! may be founded on; whatever one of our own domains does is never one of them.
+//! may be founded on; what one of our own domains does is never one of them. The only thing that
+//! happens to a domain while it does nothing is the triple fault of a vCPU that sleeps: Xen's dump
+//! shows interrupts on, which ours has nowhere but at `hlt`.
 
 use crate::host::{Known, Output};
 
@@ -64,7 +66,8 @@ pub struct Verdict {
 /// Reads Xen's log and dom0's kernel log of one scenario.
 pub fn in_logs(xen: &str, dom0: &str, domains: &[Known]) -> Verdict {
     let mut verdict = Verdict::default();
-    for line in xen.lines().filter(|line| line.contains("(XEN)")) {
+    let lines: Vec<&str> = xen.lines().filter(|line| line.contains("(XEN)")).collect();
+    for (number, line) in lines.iter().enumerate() {
         if line.contains("Panic on CPU") || line.contains("Xen BUG at") {
             verdict.emulator.push(line.trim().to_owned());
             continue;
@@ -80,6 +83,10 @@ pub fn in_logs(xen: &str, dom0: &str, domains: &[Known]) -> Verdict {
             }
             // The lines that follow a triple fault.
             Some(known) if known.linux => {}
+            Some(known) if line.contains("Triple fault") && slept(&lines[number..], id) => {
+                let text = format!("sleeping domain {}: {}", known.name, line.trim());
+                verdict.emulator.push(text);
+            }
             Some(known) => verdict.own.push(format!("{}: {}", known.name, line.trim())),
             None => {}
         }
@@ -91,6 +98,19 @@ pub fn in_logs(xen: &str, dom0: &str, domains: &[Known]) -> Verdict {
         .emulator
         .extend(deaths.map(|line| format!("dom0's kernel: {}", line.trim())));
     verdict
+}
+
+/// Whether Xen's dump of a domain's state, which follows its triple fault, shows interrupts on.
+fn slept(lines: &[&str], id: u32) -> bool {
+    const INTERRUPTS: u64 = 1 << 9;
+    let context = format!("(d{id}v");
+    let flags = lines.iter().take(8).find_map(|line| {
+        let (_, rest) = line.split_once("RFLAGS: ")?;
+        let (flags, rest) = rest.split_once(' ')?;
+        rest.contains(&context)
+            .then(|| u64::from_str_radix(flags, 16).ok())?
+    });
+    flags.is_some_and(|flags| flags & INTERRUPTS != 0)
 }
 
 /// Our own domains that ended with the reason "crash" (3 in Xen's public/sched.h), as xl logged it.
@@ -151,6 +171,27 @@ mod tests {
         assert_eq!(verdict.emulator.len(), 1);
         assert!(verdict.emulator[0].starts_with("stock guest guest: (XEN) [   12.1] d7v0"));
         assert_eq!(verdict.own.len(), 2);
+    }
+
+    #[test]
+    fn a_domain_of_ours_may_be_hit_while_it_sleeps_and_at_no_other_time() {
+        let dump = |flags: &str, domain: u32| {
+            format!(
+                "(XEN) [  661.8] d8v0 Triple fault - invoking HVM shutdown action 1\n\
+                 (XEN) [  661.8] *** Dumping Dom8 vcpu#0 state: ***\n\
+                 (XEN) [  661.8] CPU:    0\n\
+                 (XEN) [  661.8] RIP:    0008:[<0000000000101371>]\n\
+                 (XEN) [  661.8] RFLAGS: {flags}   CONTEXT: hvm guest (d{domain}v0)\n"
+            )
+        };
+        let asleep = in_logs(&dump("0000000000000202", 8), "", &domains());
+        assert!(asleep.emulator[0].starts_with("sleeping domain storage: (XEN) [  661.8] d8v0"));
+        assert_eq!(asleep.own, Vec::<String>::new());
+        for (flags, domain) in [("0000000000000002", 8), ("0000000000000202", 9)] {
+            let awake = in_logs(&dump(flags, domain), "", &domains());
+            assert_eq!(awake.emulator, Vec::<String>::new());
+            assert_eq!(awake.own.len(), 1);
+        }
     }
 
     #[test]

@@ -2,9 +2,9 @@
 //!
 //! QEMU's emulation of a Xen host has faults of its own (`ci/README.md` counts them): a stock Linux
 //! guest dies of a triple fault, or a program in dom0 dies of a signal. Those lines are what a rerun
-//! may be founded on; what one of our own domains does is never one of them. The only thing that
-//! happens to a domain while it does nothing is the triple fault of a vCPU that sleeps: Xen's dump
-//! shows interrupts on, which ours has nowhere but at `hlt`.
+//! may be founded on; what one of our own domains does is never one of them. What may happen to it
+//! while it does nothing is a triple fault at `hlt`, or before it was entered at all: Xen's dump
+//! shows interrupts on, which they are nowhere else in ours.
 
 use crate::host::{Known, Output};
 

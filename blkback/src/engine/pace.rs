@@ -93,10 +93,14 @@ impl Pace {
             self.active = now;
             self.seen = waiting;
             self.depth = self.depth.max(waiting);
-            return match waiting >= self.target(most) {
-                true => Look::Answer,
-                false => Look::Again,
-            };
+            if waiting < self.target(most) {
+                return Look::Again;
+            }
+            if waiting == most {
+                // There is room for no more: that is as dry as it gets.
+                self.ran_dry(waiting);
+            }
+            return Look::Answer;
         }
         self.seen = waiting;
         let limit = match waiting {
@@ -253,6 +257,23 @@ mod tests {
             }
         }
         assert!(answered < 10_000 / 8, "{answered} times");
+    }
+
+    #[test]
+    fn a_frontend_that_fills_the_ring_is_let_run_dry_now_and_then_only() {
+        let mut pace = pace();
+        let (mut now, mut waiting, mut answered, mut dry) = (START, 0, 0, 0);
+        while answered < 1000 {
+            now = now + micros(5);
+            waiting += 1;
+            if pace.look(now, waiting, 32) == Look::Answer {
+                answered += 1;
+                dry += u32::from(waiting == 32);
+                waiting = 0;
+                pace.answered(0, None);
+            }
+        }
+        assert!((1..50).contains(&dry), "{dry} times of {answered}");
     }
 
     #[test]

@@ -158,6 +158,16 @@ impl Running<'_> {
         Ok(())
     }
 
+    /// Has `xl reboot` make it anew, and waits until guests may attach to the domain that came back.
+    pub fn reboot(&mut self) -> Result<()> {
+        let (first, seen) = (self.id, self.console_length());
+        self.host.ok(&format!("xl reboot {}", self.name))?;
+        self.wait_console_from(seen, READY, BOOT)?;
+        self.renumber()?;
+        ensure!(self.id != first, "xl reboot left domain {first} in place");
+        Ok(())
+    }
+
     /// The boot time as the table shows it. A busy machine makes it longer, so it is shown and never
     /// a failure.
     pub fn boot_figure(&self) -> String {

@@ -2,7 +2,7 @@
 
 use crate::config::Kind;
 use crate::lab::images::Image;
-use crate::lab::storage::{READY, disk};
+use crate::lab::storage::disk;
 use crate::lab::{Lab, Scenario};
 use anyhow::{Result, ensure};
 use std::time::Duration;
@@ -65,14 +65,7 @@ fn shutdown_and_reboot(lab: &Lab) -> Result<()> {
         let mut storage = lab.storage(kind).images(&images)?.memory(24).start()?;
 
         lab.step(format!("rebooting the {kind} driver domain"));
-        let (first, seen) = (storage.id, storage.console_length());
-        lab.host.ok("xl reboot storage")?;
-        storage.wait_console_from(seen, READY, END)?;
-        storage.renumber()?;
-        ensure!(
-            storage.id != first,
-            "xl reboot left domain {first} in place"
-        );
+        storage.reboot()?;
 
         lab.step("a guest on the driver domain that came back");
         let disks = [disk("storage", "xvda", "r", "ram:disk")];

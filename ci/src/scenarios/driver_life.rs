@@ -4,7 +4,7 @@ use crate::config::Kind;
 use crate::host::guest::Guest;
 use crate::host::xen_state::grants_in_use;
 use crate::lab::images::Image;
-use crate::lab::storage::{READY, disk};
+use crate::lab::storage::disk;
 use crate::lab::{Lab, Scenario, noise};
 use anyhow::{Context, Result, anyhow, ensure};
 use std::thread;
@@ -122,14 +122,7 @@ fn comes_back(lab: &Lab, kind: Kind) -> Result<()> {
     noise::verify(&guest, "xvda", 1)?;
 
     lab.step(format!("rebooting the {kind} driver domain"));
-    let (first, seen) = (storage.id, storage.console_length());
-    lab.host.ok("xl reboot storage")?;
-    storage.wait_console_from(seen, READY, END)?;
-    storage.renumber()?;
-    ensure!(
-        storage.id != first,
-        "xl reboot left domain {first} in place"
-    );
+    storage.reboot()?;
 
     lab.step("the same guest attaches disks of the new one");
     lab.host

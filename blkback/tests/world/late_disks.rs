@@ -1,9 +1,12 @@
 //! Disks that answer when a test lets them.
 
-use bulkhead_images::testing::Delayed;
+use super::{Setup, World};
+use bulkhead_blkback::engine::DataPath;
+use bulkhead_images::testing::{Delayed, Layer};
 use bulkhead_xen::sim::xenstore::toolstack::Vbd;
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// The devices behind disks that answer late, until the disk is detached: to hold on to one here
 /// keeps its image open.
@@ -37,4 +40,39 @@ impl LateDisks {
 /// Whether that is how the backend names the owner of the disk's image.
 fn is_of(owner: &str, vbd: &Vbd) -> bool {
     owner.starts_with(&format!("vbd {}/{} ", vbd.frontend, vbd.device_number()))
+}
+
+impl World {
+    /// A machine where what is asked of every disk named `xvdd` is held back until the test lets
+    /// it through.
+    pub fn with_late_disks() -> (World, LateDisks) {
+        World::with_late_disks_on(DataPath::Auto)
+    }
+
+    /// The same, with one way to guests' pages.
+    pub fn with_late_disks_on(data_path: DataPath) -> (World, LateDisks) {
+        World::with_late_disks_and(Setup::on_path(data_path))
+    }
+
+    /// The same, as said in `setup`.
+    pub fn with_late_disks_and(setup: Setup) -> (World, LateDisks) {
+        let late = LateDisks::default();
+        let seen = late.clone();
+        let layer = Layer::new(move |device, owner| {
+            if !owner.contains("xvdd") {
+                return device;
+            }
+            let delayed = Delayed::new(device);
+            seen.add(owner, delayed.clone());
+            Arc::new(delayed)
+        });
+        let setup = Setup {
+            layer: Some(layer),
+            gives_back: true,
+            ..setup
+        };
+        let mut world = World::with(setup);
+        world.late = late.clone();
+        (world, late)
+    }
 }

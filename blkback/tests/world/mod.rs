@@ -17,6 +17,7 @@ mod bystander;
 mod executors;
 mod frontend;
 mod guest;
+mod held;
 mod io;
 mod journal;
 mod late_disks;
@@ -24,6 +25,7 @@ mod link;
 mod ramdisk;
 mod random;
 mod script;
+mod setup;
 mod several;
 mod spy;
 mod watchdog;
@@ -38,20 +40,21 @@ pub use link::{Link, Style};
 pub use ramdisk::{archive_of, content};
 pub use random::Random;
 pub use script::play;
+pub use setup::{IMAGE_SIZE, PATHS, SECTORS, Setup};
 pub use spy::Meanwhile;
 
 use bulkhead_blkback::Backend;
-use bulkhead_blkback::engine::{DataPath, Options};
+use bulkhead_blkback::engine::DataPath;
 use bulkhead_blkback::operator::grow_on_request;
 use bulkhead_grant::Region;
 use bulkhead_images::Catalog;
-use bulkhead_images::testing::{Delayed, Layer};
 use bulkhead_xen::DomId;
 use bulkhead_xen::sim::xenstore::toolstack::{self, Vbd};
-use bulkhead_xen::sim::{DomainConfig, DomainKind, Sim, SimDomain, SimDoor};
+use bulkhead_xen::sim::{DomainConfig, Sim, SimDomain, SimDoor};
 use bulkhead_xenstore_client::{Client, Ring};
 use executors::Executors;
-use std::cell::{Cell, RefCell};
+use held::Held;
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,82 +69,10 @@ pub struct World {
     region: Region<SimDoor>,
     /// Whether the backend has given up.
     ended: Rc<Cell<bool>>,
-    before: Before,
+    before: Held,
     pub late: LateDisks,
     executors: Executors,
 }
-
-/// What the driver domain held when it had no disks.
-#[derive(Debug, PartialEq)]
-struct Before {
-    ports: usize,
-    watches: usize,
-    nodes: usize,
-    region: usize,
-    mappings: usize,
-}
-
-/// What a machine is made with.
-pub struct Setup {
-    /// Names and contents of the images.
-    pub images: Vec<(String, Vec<u8>)>,
-    /// Goes before every device that is opened.
-    pub layer: Option<Layer>,
-    /// How Xen runs the driver domain.
-    pub kind: DomainKind,
-    /// Its vCPUs.
-    pub vcpus: u32,
-    /// The driver domain's address space for foreign pages.
-    pub region_pages: usize,
-    /// How its engine is to serve.
-    pub options: Options,
-    /// Whether images give memory back to Xen when a guest discards.
-    pub gives_back: bool,
-    /// Where the ramdisk is damaged: bytes from here on are overwritten.
-    pub damage: Option<usize>,
-}
-
-/// Bytes of the images `disk0`, `disk1`, … of [`Setup::default`].
-pub const IMAGE_SIZE: usize = 128 * 1024;
-/// Their sectors.
-pub const SECTORS: u64 = (IMAGE_SIZE / 512) as u64;
-
-impl Default for Setup {
-    fn default() -> Self {
-        Setup {
-            images: (0..6)
-                .map(|number| (format!("disk{number}"), content(number, IMAGE_SIZE)))
-                .collect(),
-            layer: None,
-            kind: DomainKind::Pvh,
-            vcpus: 1,
-            region_pages: 32 * 1024,
-            options: Options::default(),
-            gives_back: false,
-            damage: None,
-        }
-    }
-}
-
-impl Setup {
-    /// The default, with one way to guests' pages.
-    pub fn on_path(data_path: DataPath) -> Setup {
-        Setup {
-            options: Options {
-                data_path,
-                ..Options::default()
-            },
-            ..Setup::default()
-        }
-    }
-}
-
-/// Every way to a guest's pages, and whether the guest keeps them granted.
-pub const PATHS: [(DataPath, bool); 3] = [
-    (DataPath::Auto, true),
-    (DataPath::Map, false),
-    (DataPath::Copy, false),
-];
 
 impl World {
     /// A machine whose driver domain has six images and no disks yet.
@@ -210,13 +141,7 @@ impl World {
             backend,
             region,
             ended,
-            before: Before {
-                ports: 0,
-                watches: 0,
-                nodes: 0,
-                region: 0,
-                mappings: 0,
-            },
+            before: Held::default(),
             late: LateDisks::default(),
             executors,
         };
@@ -231,39 +156,6 @@ impl World {
             gives_back: true,
             ..Setup::default()
         })
-    }
-
-    /// A machine where what is asked of every disk named `xvdd` is held back until the test lets
-    /// it through.
-    pub fn with_late_disks() -> (World, LateDisks) {
-        World::with_late_disks_on(DataPath::Auto)
-    }
-
-    /// The same, with one way to guests' pages.
-    pub fn with_late_disks_on(data_path: DataPath) -> (World, LateDisks) {
-        World::with_late_disks_and(Setup::on_path(data_path))
-    }
-
-    /// The same, as said in `setup`.
-    pub fn with_late_disks_and(setup: Setup) -> (World, LateDisks) {
-        let late = LateDisks::default();
-        let seen = late.clone();
-        let layer = Layer::new(move |device, owner| {
-            if !owner.contains("xvdd") {
-                return device;
-            }
-            let delayed = Delayed::new(device);
-            seen.add(owner, delayed.clone());
-            Arc::new(delayed)
-        });
-        let setup = Setup {
-            layer: Some(layer),
-            gives_back: true,
-            ..setup
-        };
-        let mut world = World::with(setup);
-        world.late = late.clone();
-        (world, late)
     }
 
     /// Lets everyone do what there is to do, until nothing moves any more. Answers whether
@@ -371,46 +263,5 @@ impl World {
         }
         toolstack::remove_domain(&mut self.sim.store(), guest);
         self.run();
-    }
-
-    fn held(&self) -> Before {
-        let id = self.storage.id();
-        let store = self.sim.store();
-        Before {
-            ports: self.storage.open_ports(),
-            watches: store.watch_count(id),
-            // What is told to the operator stays.
-            nodes: store
-                .dump()
-                .lines()
-                .filter(|line| line.starts_with(&format!("/local/domain/{id}/")))
-                .filter(|line| !line.starts_with(&format!("/local/domain/{id}/error")))
-                .count(),
-            region: self.region.free_pages(),
-            mappings: self.storage.live_mappings(),
-        }
-    }
-
-    /// Checks that the driver domain holds nothing that it did not hold when it had no disks, and
-    /// that it never asked Xen for something that makes no sense.
-    pub fn nothing_left(&self) {
-        self.run();
-        assert_eq!(self.backend.disks(), 0, "disks that still have a task");
-        assert_eq!(self.held(), self.before, "what the driver domain holds");
-        assert_eq!(self.sim.store().transaction_count(self.storage.id()), 0);
-        for (name, _, open) in self.backend.catalog.images() {
-            assert_eq!(open, 0, "image {name} is still open");
-        }
-        self.no_mistakes();
-    }
-
-    /// Checks that the driver domain never asked Xen for something that makes no sense.
-    pub fn no_mistakes(&self) {
-        assert_eq!(self.storage.violations(), []);
-    }
-
-    /// Pages of the driver domain's address space that nobody uses.
-    pub fn free_region(&self) -> usize {
-        self.region.free_pages()
     }
 }

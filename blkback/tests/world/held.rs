@@ -1,0 +1,57 @@
+//! What the driver domain holds of Xen's and xenstored's, to find what it does not give back.
+
+use super::World;
+
+/// How much it holds of each.
+#[derive(Debug, Default, PartialEq)]
+pub struct Held {
+    ports: usize,
+    watches: usize,
+    nodes: usize,
+    region: usize,
+    mappings: usize,
+}
+
+impl World {
+    /// What it holds now.
+    pub fn held(&self) -> Held {
+        let id = self.storage.id();
+        let store = self.sim.store();
+        Held {
+            ports: self.storage.open_ports(),
+            watches: store.watch_count(id),
+            // What is told to the operator stays.
+            nodes: store
+                .dump()
+                .lines()
+                .filter(|line| line.starts_with(&format!("/local/domain/{id}/")))
+                .filter(|line| !line.starts_with(&format!("/local/domain/{id}/error")))
+                .count(),
+            region: self.region.free_pages(),
+            mappings: self.storage.live_mappings(),
+        }
+    }
+
+    /// Checks that the driver domain holds nothing that it did not hold when it had no disks, and
+    /// that it never asked Xen for something that makes no sense.
+    pub fn nothing_left(&self) {
+        self.run();
+        assert_eq!(self.backend.disks(), 0, "disks that still have a task");
+        assert_eq!(self.held(), self.before, "what the driver domain holds");
+        assert_eq!(self.sim.store().transaction_count(self.storage.id()), 0);
+        for (name, _, open) in self.backend.catalog.images() {
+            assert_eq!(open, 0, "image {name} is still open");
+        }
+        self.no_mistakes();
+    }
+
+    /// Checks that the driver domain never asked Xen for something that makes no sense.
+    pub fn no_mistakes(&self) {
+        assert_eq!(self.storage.violations(), []);
+    }
+
+    /// Pages of the driver domain's address space that nobody uses.
+    pub fn free_region(&self) -> usize {
+        self.region.free_pages()
+    }
+}

@@ -1,0 +1,68 @@
+//! What a machine is made with.
+
+use super::content;
+use bulkhead_blkback::engine::{DataPath, Options};
+use bulkhead_images::testing::Layer;
+use bulkhead_xen::sim::DomainKind;
+
+/// What a machine is made with.
+pub struct Setup {
+    /// Names and contents of the images.
+    pub images: Vec<(String, Vec<u8>)>,
+    /// Goes before every device that is opened.
+    pub layer: Option<Layer>,
+    /// How Xen runs the driver domain.
+    pub kind: DomainKind,
+    /// Its vCPUs.
+    pub vcpus: u32,
+    /// The driver domain's address space for foreign pages.
+    pub region_pages: usize,
+    /// How its engine is to serve.
+    pub options: Options,
+    /// Whether images give memory back to Xen when a guest discards.
+    pub gives_back: bool,
+    /// Where the ramdisk is damaged: bytes from here on are overwritten.
+    pub damage: Option<usize>,
+}
+
+/// Bytes of the images `disk0`, `disk1`, … of [`Setup::default`].
+pub const IMAGE_SIZE: usize = 128 * 1024;
+/// Their sectors.
+pub const SECTORS: u64 = (IMAGE_SIZE / 512) as u64;
+
+impl Default for Setup {
+    fn default() -> Self {
+        Setup {
+            images: (0..6)
+                .map(|number| (format!("disk{number}"), content(number, IMAGE_SIZE)))
+                .collect(),
+            layer: None,
+            kind: DomainKind::Pvh,
+            vcpus: 1,
+            region_pages: 32 * 1024,
+            options: Options::default(),
+            gives_back: false,
+            damage: None,
+        }
+    }
+}
+
+impl Setup {
+    /// The default, with one way to guests' pages.
+    pub fn on_path(data_path: DataPath) -> Setup {
+        Setup {
+            options: Options {
+                data_path,
+                ..Options::default()
+            },
+            ..Setup::default()
+        }
+    }
+}
+
+/// Every way to a guest's pages, and whether the guest keeps them granted.
+pub const PATHS: [(DataPath, bool); 3] = [
+    (DataPath::Auto, true),
+    (DataPath::Map, false),
+    (DataPath::Copy, false),
+];

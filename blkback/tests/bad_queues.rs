@@ -36,54 +36,51 @@ fn refused(guest: &Guest<'_>, queues: usize, spoil: impl Fn(&mut Frontend<'_>)) 
 fn nodes_of_queues_are_checked() {
     let world = World::with_vcpus(2, DataPath::Auto);
     let guest = Guest::new(&world);
-    type Spoil = fn(&mut Frontend<'_>);
-    let cases: [(usize, Spoil, &str); 9] = [
-        (5, |_| (), "multi-queue-num-queues is 5, expected 1 to 4"),
+    let count = "multi-queue-num-queues";
+    // A node of a frontend with so many queues, and what it holds instead, if anything.
+    let cases = [
         (
-            2,
-            |disk| disk.write_node("multi-queue-num-queues", "0"),
-            "multi-queue-num-queues is 0",
+            5,
+            count,
+            Some("5"),
+            "multi-queue-num-queues is 5, expected 1 to 4",
         ),
+        (2, count, Some("0"), "multi-queue-num-queues is 0"),
         (
             2,
-            |disk| disk.write_node("multi-queue-num-queues", "4294967295"),
+            count,
+            Some("4294967295"),
             "multi-queue-num-queues is 4294967295",
         ),
-        (
-            2,
-            |disk| disk.write_node("multi-queue-num-queues", "two"),
-            "multi-queue-num-queues is no number",
-        ),
-        (
-            2,
-            |disk| disk.write_node("multi-queue-num-queues", "3"),
-            "published no queue-2/ring-ref",
-        ),
-        (
-            2,
-            |disk| disk.remove_node("queue-1/ring-ref"),
-            "published no queue-1/ring-ref",
-        ),
+        (2, count, Some("two"), "multi-queue-num-queues is no number"),
+        (2, count, Some("3"), "published no queue-2/ring-ref"),
+        (2, "queue-1/ring-ref", None, "published no queue-1/ring-ref"),
         // The pages of all rings are as many: one that has fewer has too few.
         (
             2,
-            |disk| disk.write_node("ring-page-order", "1"),
+            "ring-page-order",
+            Some("1"),
             "published no queue-0/ring-ref0",
         ),
         (
             2,
-            |disk| disk.write_node("queue-1/ring-ref", "8191"),
+            "queue-1/ring-ref",
+            Some("8191"),
             "the ring's grant 8191 cannot be mapped",
         ),
         (
             3,
-            |disk| disk.write_node("queue-2/event-channel", "4000"),
+            "queue-2/event-channel",
+            Some("4000"),
             "event channel 4000 cannot be bound",
         ),
     ];
-    for (queues, spoil, expected) in cases {
-        let problem = refused(&guest, queues, spoil);
-        assert!(problem.contains(expected), "{problem}");
+    for (queues, node, value, expected) in cases {
+        let problem = refused(&guest, queues, |disk| match value {
+            Some(value) => disk.write_node(node, value),
+            None => disk.remove_node(node),
+        });
+        assert!(problem.contains(expected), "{node}={value:?}: {problem}");
     }
     world.nothing_left();
 }
@@ -114,10 +111,7 @@ fn two_queues_with_one_port_or_one_ring() {
     world.run();
     disk.queue(0).collect_whatever();
     other.io();
-    disk.request_detach();
-    disk.go(XenbusState::Closed);
-    disk.take_down();
-    disk.finish_detach();
+    disk.detach_at_once();
     other.leave();
     world.nothing_left();
 }
@@ -128,10 +122,7 @@ fn a_hostile_queue_ends_its_disk_alone() {
     let mut other = Bystander::new(&world);
     let guest = Guest::new(&world);
     for hostile in 0..3 {
-        let mut disk = guest
-            .attach("xvdb", "ram:disk1")
-            .styled(Style::queues(3))
-            .connected();
+        let mut disk = guest.with_queues("xvdb", "ram:disk1", 3);
         disk.verify();
         // A producer index that cannot be.
         let memory = disk.queue(hostile).memory.cast::<u32>();

@@ -41,10 +41,7 @@ fn every_count_of_queues_on_every_count_of_vcpus() {
 fn what_is_told_about_queues_says_where_they_are_served() {
     let world = World::with_vcpus(2, DataPath::Auto);
     let guest = Guest::new(&world);
-    let mut disk = guest
-        .attach("xvda", "ram:disk0")
-        .styled(Style::queues(2))
-        .connected();
+    let mut disk = guest.with_queues("xvda", "ram:disk0", 2);
     disk.queue(1).push_read(0, 8);
     disk.exchange_all();
     let node = format!("{}/statistics", disk.vbd.backend_path());
@@ -71,10 +68,7 @@ fn each_port_wakes_the_vcpu_that_serves_its_queue() {
             ..Setup::default()
         });
         let guest = Guest::new(&world);
-        let mut disk = guest
-            .attach("xvda", "ram:disk0")
-            .styled(Style::queues(3))
-            .connected();
+        let mut disk = guest.with_queues("xvda", "ram:disk0", 3);
         let asleep = || (0..3).map(|vcpu| world.storage.is_blocked(VcpuId(vcpu)));
         assert!(asleep().eq([true; 3]), "nothing to do, nobody runs");
         for (queue, vcpu) in [(0, 2), (1, 1), (2, 0)] {
@@ -98,10 +92,7 @@ fn each_port_wakes_the_vcpu_that_serves_its_queue() {
 fn serving_interrupts_no_other_vcpu() {
     let world = World::with_vcpus(2, DataPath::Auto);
     let guest = Guest::new(&world);
-    let mut disk = guest
-        .attach("xvda", "ram:disk0")
-        .styled(Style::queues(2))
-        .connected();
+    let mut disk = guest.with_queues("xvda", "ram:disk0", 2);
     let before = world.storage.stats();
     for _ in 0..10 {
         disk.verify();
@@ -145,10 +136,7 @@ fn a_disk_closes_with_requests_in_flight_on_all_queues() {
         ..Setup::default()
     });
     let guest = Guest::new(&world);
-    let mut disk = guest
-        .attach("xvdd", "ram:disk0")
-        .styled(Style::queues(4))
-        .connected();
+    let mut disk = guest.with_queues("xvdd", "ram:disk0", 4);
     for link in disk.queues() {
         for number in 0..4 {
             link.push_write(number * 8, &[number as u8; 4096]);
@@ -178,10 +166,7 @@ fn a_disk_closes_with_requests_in_flight_on_all_queues() {
 fn a_guest_dies_with_requests_on_all_queues() {
     let world = World::with_vcpus(3, DataPath::Auto);
     let guest = Guest::new(&world);
-    let mut disk = guest
-        .attach("xvda", "ram:disk0")
-        .styled(Style::queues(4))
-        .connected();
+    let mut disk = guest.with_queues("xvda", "ram:disk0", 4);
     for link in disk.queues() {
         (0..20).for_each(|number| _ = link.push_read(number * 8, 8));
         link.kick();
@@ -190,10 +175,7 @@ fn a_guest_dies_with_requests_on_all_queues() {
     world.nothing_left();
     // The image is there for the next one.
     let guest = Guest::new(&world);
-    let mut disk = guest
-        .attach("xvda", "ram:disk0")
-        .styled(Style::queues(4))
-        .connected();
+    let mut disk = guest.with_queues("xvda", "ram:disk0", 4);
     disk.verify();
     disk.detach();
     world.nothing_left();

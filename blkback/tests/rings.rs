@@ -133,10 +133,7 @@ fn a_ring_that_is_one_page_many_times() {
     disk.link().kick();
     world.run();
     other.io();
-    disk.request_detach();
-    disk.go(XenbusState::Closed);
-    disk.take_down();
-    disk.finish_detach();
+    disk.detach_at_once();
     other.leave();
     world.nothing_left();
 }

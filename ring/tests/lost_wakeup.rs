@@ -178,28 +178,31 @@ fn send(mut front: Front, to_back: Arc<Notify>, numbers: &'static [u32]) -> thre
     })
 }
 
-/// The backend: takes that many requests, sleeping by `sleep` where it finds none.
-fn receive(back: &mut Back, expected: &[u32], mut sleep: impl FnMut(&mut Back)) {
-    let mut expected = expected.iter();
+/// A frontend sends those requests, and the backend takes them, sleeping by `sleep` where it finds none.
+fn transfer(ends: Ends, numbers: &'static [u32], mut sleep: impl FnMut(&mut Back, &Notify)) {
+    let front = send(ends.front, ends.to_back.clone(), numbers);
+    let mut back = ends.back;
+    let mut expected = numbers.iter();
     while expected.len() > 0 {
         match back.take().expect("an honest frontend") {
             Some(Ok(number)) => assert_eq!(Some(&number), expected.next()),
-            None => sleep(back),
+            None => sleep(&mut back, &ends.to_back),
         }
+    }
+    front.join().expect("the frontend");
+}
+
+/// Sleeps as a backend should.
+fn sleep_checked(back: &mut Back, to_back: &Notify) {
+    if !back.final_check().expect("an honest frontend") {
+        to_back.wait();
     }
 }
 
 #[test]
 fn no_request_is_slept_through() {
     explore(Broken::Nothing, |ends| {
-        let front = send(ends.front, ends.to_back.clone(), &[7, 8]);
-        let mut back = ends.back;
-        receive(&mut back, &[7, 8], |back| {
-            if !back.final_check().expect("an honest frontend") {
-                ends.to_back.wait();
-            }
-        });
-        front.join().expect("the frontend");
+        transfer(ends, &[7, 8], sleep_checked)
     });
 }
 
@@ -293,10 +296,7 @@ fn requests_and_responses_share_the_slots_without_loss() {
 #[should_panic(expected = "deadlock")]
 fn sleeping_without_a_final_check_is_found_out() {
     explore_to(2, Broken::Nothing, |ends| {
-        let front = send(ends.front, ends.to_back.clone(), &[7, 8]);
-        let mut back = ends.back;
-        receive(&mut back, &[7, 8], |_| ends.to_back.wait());
-        front.join().expect("the frontend");
+        transfer(ends, &[7, 8], |_, to_back| to_back.wait())
     });
 }
 
@@ -304,13 +304,10 @@ fn sleeping_without_a_final_check_is_found_out() {
 #[should_panic(expected = "deadlock")]
 fn sleeping_against_the_final_check_is_found_out() {
     explore_to(2, Broken::Nothing, |ends| {
-        let front = send(ends.front, ends.to_back.clone(), &[7, 8]);
-        let mut back = ends.back;
-        receive(&mut back, &[7, 8], |back| {
+        transfer(ends, &[7, 8], |back, to_back| {
             let _pending = back.final_check().expect("an honest frontend");
-            ends.to_back.wait();
+            to_back.wait();
         });
-        front.join().expect("the frontend");
     });
 }
 
@@ -318,14 +315,7 @@ fn sleeping_against_the_final_check_is_found_out() {
 #[should_panic(expected = "deadlock")]
 fn a_missing_barrier_is_found_out() {
     explore_to(2, Broken::Barrier, |ends| {
-        let front = send(ends.front, ends.to_back.clone(), &[7, 8]);
-        let mut back = ends.back;
-        receive(&mut back, &[7, 8], |back| {
-            if !back.final_check().expect("an honest frontend") {
-                ends.to_back.wait();
-            }
-        });
-        front.join().expect("the frontend");
+        transfer(ends, &[7, 8], sleep_checked)
     });
 }
 
@@ -333,9 +323,6 @@ fn a_missing_barrier_is_found_out() {
 #[should_panic(expected = "Causality violation")]
 fn a_slot_published_without_release_is_found_out() {
     explore_to(2, Broken::Release, |ends| {
-        let front = send(ends.front, ends.to_back.clone(), &[7]);
-        let mut back = ends.back;
-        receive(&mut back, &[7], |_| thread::yield_now());
-        front.join().expect("the frontend");
+        transfer(ends, &[7], |_, _| thread::yield_now())
     });
 }

@@ -206,6 +206,14 @@ impl<'w> Frontend<'w> {
         self.finish_detach();
     }
 
+    /// As [`detach`](Self::detach), but the guest says at once that it has closed.
+    pub fn detach_at_once(mut self) {
+        self.request_detach();
+        self.go(XenbusState::Closed);
+        self.take_down();
+        self.finish_detach();
+    }
+
     /// The toolstack asks the backend to let go.
     pub fn request_detach(&self) {
         let there = toolstack::request_detach(&mut self.world.sim.store(), &self.vbd);

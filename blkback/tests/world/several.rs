@@ -1,6 +1,6 @@
 //! Frontends with several queues, and the vCPUs that serve them.
 
-use super::{Answer, Frontend, SECTORS, Setup, Style, World};
+use super::{Answer, Frontend, Guest, SECTORS, Setup, Style, World};
 use bulkhead_blkback::engine::DataPath;
 use bulkhead_ring::blkif::Status;
 
@@ -26,6 +26,15 @@ impl Style {
             queues,
             ..Style::default()
         }
+    }
+}
+
+impl<'w> Guest<'w> {
+    /// Attaches a disk that is connected with so many queues.
+    pub fn with_queues(&self, name: &str, target: &str, queues: usize) -> Frontend<'w> {
+        self.attach(name, target)
+            .styled(Style::queues(queues))
+            .connected()
     }
 }
 

@@ -17,7 +17,7 @@ use bulkhead_blkback::operator::{answer_keys, grow_on_request};
 use bulkhead_executor::{Executor, Remote};
 use bulkhead_grant::Region;
 use bulkhead_images::{Catalog, ImageMemory};
-use bulkhead_kernel::command_line::value;
+use bulkhead_kernel::command_line::{unknown, value};
 use bulkhead_kernel::output::read;
 use bulkhead_kernel::{Door, Machine, Module, ShutdownReason};
 use bulkhead_xen::Hypervisor;
@@ -41,11 +41,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
         log::error!("the address space for foreign pages has an owner already");
         return ShutdownReason::Crash;
     };
-    let command_line = machine.command_line;
-    let options = Options::parse(|key| value(command_line, key)).unwrap_or_else(|error| {
-        log::error!("{error}");
-        Options::default()
-    });
+    let options = options(machine.command_line);
     let backend = Backend::with(
         vcpus,
         handle.clone(),
@@ -97,6 +93,16 @@ fn main(mut machine: Machine) -> ShutdownReason {
 
     executor.run_until(|| end.get().is_some());
     end.get().unwrap_or(ShutdownReason::Crash)
+}
+
+/// What the operator chose on the command line. What makes no sense there is told.
+fn options(line: &'static str) -> Options {
+    for word in unknown(line, &Options::KEYS) {
+        let known = Options::KEYS.join(", ");
+        log::warn!("command line: {word} is not known; known are log, {known}");
+    }
+    let mistaken = |mistake| log::error!("command line: {mistake}");
+    Options::parse(|key| value(line, key), mistaken)
 }
 
 /// Starts an executor on each of the other vCPUs.

@@ -20,10 +20,52 @@ pub fn value<'a>(line: &'a str, key: &str) -> Option<&'a str> {
         .next_back()
 }
 
+/// The words that nobody reads, where `known` are the keys that `main` does: mistyped ones, most likely.
+///
+/// What is meant for another kernel is passed over: xl makes `root=` of a configuration's own `root`
+/// and puts it before `extra`, bootloaders name the kernel's file and `BOOT_IMAGE=`, and the rest comes
+/// with the configuration of a Linux guest, module options (`xen_blkfront.max=`) among it.
+///
+/// ```
+/// use bulkhead_kernel::command_line::unknown;
+///
+/// let line = "root=/dev/none ro log=debug datapath=map data-path=map";
+/// assert!(unknown(line, &["data-path"]).eq(["datapath=map"]));
+/// ```
+pub fn unknown<'a>(line: &'a str, known: &[&str]) -> impl Iterator<Item = &'a str> {
+    line.split_ascii_whitespace().filter(move |word| {
+        let (key, _) = word.split_once('=').unwrap_or((word, ""));
+        let is_foreign = FOREIGN.contains(&key) || key.contains(['.', '/']);
+        key != LOG && !known.contains(&key) && !is_foreign
+    })
+}
+
+/// The kernel's own key.
+const LOG: &str = "log";
+
+/// Keys of other kernels that often find their way here.
+const FOREIGN: [&str; 15] = [
+    "--",
+    "BOOT_IMAGE",
+    "console",
+    "earlyprintk",
+    "init",
+    "initrd",
+    "ip",
+    "loglevel",
+    "panic",
+    "quiet",
+    "ro",
+    "root",
+    "rootfstype",
+    "rw",
+    "splash",
+];
+
 /// The log level that the command line asks for (`log=off|error|warn|info|debug|trace`), or what
 /// is wrong with it.
 pub fn log_level(line: &str) -> Result<log::LevelFilter, &str> {
-    match value(line, "log") {
+    match value(line, LOG) {
         None => Ok(log::LevelFilter::Info),
         Some(level) => level.parse().map_err(|_| level),
     }
@@ -41,6 +83,34 @@ mod tests {
         assert_eq!(log_level("log=off"), Ok(LevelFilter::Off));
         assert_eq!(log_level("log=loud"), Err("loud"));
         assert_eq!(log_level("log"), Err(""));
+    }
+
+    #[test]
+    fn words_that_nobody_reads_are_found() {
+        let known = ["data-path", "poll", "hold"];
+        let of = |line| unknown(line, &known).collect::<Vec<_>>();
+        assert_eq!(of(""), [""; 0]);
+        assert_eq!(of("log=debug poll=5 hold=0 data-path=copy poll"), [""; 0]);
+        assert_eq!(
+            of("datapath=map Poll=5 x log.level=1 hold=0 logs"),
+            ["datapath=map", "Poll=5", "x", "logs"]
+        );
+    }
+
+    #[test]
+    fn words_for_other_kernels_are_no_mistakes() {
+        let known = ["poll"];
+        for line in [
+            // xl: `root = "/dev/xvda1 ro"` and `extra = "poll=5 quiet"`.
+            "root=/dev/xvda1 ro poll=5 quiet",
+            // Bootloaders.
+            "/boot/bulkhead console=hvc0",
+            "(hd0,1)/boot/bulkhead BOOT_IMAGE=/boot/bulkhead rw -- splash",
+            // A Linux guest's.
+            "console=hvc0 xen_blkfront.max_indirect_segments=64 init=/bin/sh ip=dhcp panic=1",
+        ] {
+            assert_eq!(unknown(line, &known).next(), None, "{line}");
+        }
     }
 
     #[test]

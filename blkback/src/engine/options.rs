@@ -59,30 +59,44 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Reads them from a command line, given a way to look up the value of a key.
-    pub fn parse<'a>(value: impl Fn(&str) -> Option<&'a str>) -> Result<Options, OptionError<'a>> {
+    /// Their keys on a command line.
+    pub const KEYS: [&str; 3] = [DATA_PATH, POLL, HOLD];
+
+    /// Reads them from a command line, given a way to look up the value of a key. A mistake costs
+    /// that option alone, which has its default then.
+    pub fn parse<'a>(
+        value: impl Fn(&str) -> Option<&'a str>,
+        mut mistaken: impl FnMut(OptionError<'a>),
+    ) -> Options {
         let mut options = Options::default();
-        if let Some(word) = value("data-path") {
-            options.data_path = DataPath::parse(word).ok_or(OptionError {
-                key: "data-path",
-                value: word,
-                expected: "auto, map, copy or persistent",
-            })?;
+        if let Some(word) = value(DATA_PATH) {
+            match DataPath::parse(word) {
+                Some(data_path) => options.data_path = data_path,
+                None => mistaken(OptionError {
+                    key: DATA_PATH,
+                    value: word,
+                    expected: "auto, map, copy or persistent",
+                }),
+            }
         }
-        for (key, span) in [("poll", &mut options.poll), ("hold", &mut options.hold)] {
-            if let Some(word) = value(key) {
-                let micros = word.parse().ok().filter(|&micros| micros <= MOST_MICROS);
-                let micros = micros.ok_or(OptionError {
+        for (key, span) in [(POLL, &mut options.poll), (HOLD, &mut options.hold)] {
+            let Some(word) = value(key) else { continue };
+            match word.parse() {
+                Ok(micros @ ..=MOST_MICROS) => *span = Some(Duration::from_micros(micros)),
+                _ => mistaken(OptionError {
                     key,
                     value: word,
                     expected: "0 to 10000 (microseconds)",
-                })?;
-                *span = Some(Duration::from_micros(micros));
+                }),
             }
         }
-        Ok(options)
+        options
     }
 }
+
+const DATA_PATH: &str = "data-path";
+const POLL: &str = "poll";
+const HOLD: &str = "hold";
 
 /// Longer than that is not polling any more.
 const MOST_MICROS: u64 = 10_000;
@@ -102,7 +116,7 @@ impl fmt::Display for OptionError<'_> {
             value,
             expected,
         } = self;
-        write!(f, "{key}={value}: expected {expected}")
+        write!(f, "{key}={value}: expected {expected}; the default is used")
     }
 }
 
@@ -111,26 +125,58 @@ impl core::error::Error for OptionError<'_> {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::string::ToString;
+    use alloc::string::{String, ToString};
+    use alloc::vec::Vec;
+
+    /// What becomes of those words, and what is said about the mistaken ones.
+    fn parse(words: &[(&str, &'static str)]) -> (Options, Vec<String>) {
+        let mut mistakes = Vec::new();
+        let value = |key: &str| {
+            words
+                .iter()
+                .find(|(name, _)| *name == key)
+                .map(|word| word.1)
+        };
+        let options = Options::parse(value, |mistake| mistakes.push(mistake.to_string()));
+        (options, mistakes)
+    }
 
     #[test]
-    fn options_are_read_and_mistakes_answered() {
-        assert_eq!(Options::parse(|_| None), Ok(Options::default()));
-        let given = |key: &str| match key {
-            "data-path" => Some("copy"),
-            "poll" => Some("50"),
-            _ => None,
-        };
-        let options = Options::parse(given).unwrap();
+    fn options_are_read() {
+        assert_eq!(parse(&[]), (Options::default(), Vec::new()));
+        let (options, mistakes) = parse(&[("data-path", "copy"), ("poll", "50")]);
+        assert!(mistakes.is_empty(), "{mistakes:?}");
         assert_eq!(options.data_path, DataPath::Copy);
         assert_eq!(options.poll, Some(Duration::from_micros(50)));
         assert_eq!(options.hold, Options::default().hold);
-        let wrong = Options::parse(|key| (key == "data-path").then_some("fast"));
+    }
+
+    #[test]
+    fn a_mistake_costs_its_own_option_alone() {
+        let (options, mistakes) = parse(&[("data-path", "fast"), ("poll", "10000"), ("hold", "")]);
+        let expected = Options {
+            poll: Some(Duration::from_millis(10)),
+            ..Options::default()
+        };
+        assert_eq!(options, expected);
         assert_eq!(
-            wrong.unwrap_err().to_string(),
-            "data-path=fast: expected auto, map, copy or persistent"
+            mistakes,
+            [
+                "data-path=fast: expected auto, map, copy or persistent; the default is used",
+                "hold=: expected 0 to 10000 (microseconds); the default is used",
+            ]
         );
-        let wrong = Options::parse(|key| (key == "hold").then_some("1000000"));
-        assert!(wrong.unwrap_err().to_string().contains("0 to 10000"));
+        for wrong in ["10001", "-1", "5us"] {
+            let (options, mistakes) = parse(&[("poll", wrong), ("data-path", "map")]);
+            assert_eq!((options.poll, options.data_path), (None, DataPath::Map));
+            assert_eq!(mistakes.len(), 1, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn every_option_has_its_key() {
+        for key in Options::KEYS {
+            assert_eq!(parse(&[(key, "?")]).1.len(), 1, "{key}");
+        }
     }
 }

@@ -113,7 +113,7 @@ unsafe fn run(booted: Booted) -> ! {
     let level = command_line::log_level(line);
     output::start_logging(level.unwrap_or(log::LevelFilter::Info));
     if let Err(wrong) = level {
-        log::warn!("log={wrong}: expected off, error, warn, info, debug or trace");
+        log::warn!("log={wrong}: expected off, error, warn, info, debug or trace; info is used");
     }
     set_up_events(here).expect("cannot set up this vCPU's own ports");
     door::deliver_here(booted.store_port).expect("cannot unmask the xenstore port");

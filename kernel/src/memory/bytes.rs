@@ -225,29 +225,15 @@ global_asm!(
 "#
 );
 
-unsafe extern "C" {
-    fn bulkhead_memmove(to: *mut u8, from: *const u8, count: usize) -> *mut u8;
-    #[cfg(test)]
-    fn bulkhead_memset(to: *mut u8, byte: i32, count: usize) -> *mut u8;
-    #[cfg(test)]
-    fn bulkhead_memcmp(left: *const u8, right: *const u8, count: usize) -> i32;
-}
-
-/// Copies between memory of which other domains may change one side meanwhile. What arrives is
-/// then some mixture, but the copy itself is sound: it is one opaque run of loads and stores.
-///
-/// # Safety
-/// `from` is readable and `to` writable for `count` bytes, and no Rust reference covers the
-/// destination.
-pub unsafe fn copy_shared(from: *const u8, to: *mut u8, count: usize) {
-    // SAFETY: by the contract.
-    unsafe { bulkhead_memmove(to, from, count) };
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    unsafe extern "C" {
+        fn bulkhead_memmove(to: *mut u8, from: *const u8, count: usize) -> *mut u8;
+        fn bulkhead_memset(to: *mut u8, byte: i32, count: usize) -> *mut u8;
+        fn bulkhead_memcmp(left: *const u8, right: *const u8, count: usize) -> i32;
+    }
 
     const ROOM: usize = 400;
 

@@ -105,13 +105,7 @@ impl Catalog {
     /// is told ([`BlockDevice::on_change`]). The bytes added are zeros; the memory is the domain's
     /// own that nobody uses, taken and cleared before this returns. Nothing changes on an error.
     pub fn grow(&self, name: &str, size: u64) -> Result<u64, GrowError> {
-        let images = self.images.as_ref();
-        let images = images.map_err(|error| GrowError::Damaged(error.clone()))?;
-        let image = images.iter().find(|image| image.name == name);
-        let image = image.ok_or_else(|| GrowError::Unknown {
-            name: name.to_string(),
-            images: images.iter().map(|image| image.name.clone()).collect(),
-        })?;
+        let image = self.find(name)?;
         let name = image.name.clone();
         if !size.is_multiple_of(SectorSize::B4096.bytes() as u64) {
             return Err(GrowError::Size { name, size });
@@ -178,21 +172,23 @@ impl Catalog {
         Ok(device)
     }
 
+    fn find(&self, name: &str) -> Result<&Image, NotFound> {
+        let images = self.images.as_ref();
+        let images = images.map_err(|error| NotFound::Damaged(error.clone()))?;
+        let image = images.iter().find(|image| image.name == name);
+        image.ok_or_else(|| NotFound::Unknown {
+            name: name.to_string(),
+            images: images.iter().map(|image| image.name.clone()).collect(),
+        })
+    }
+
     fn open_ram(
         &self,
         target: &RamTarget,
         access: Access,
         owner: &str,
     ) -> Result<RamImage, OpenError> {
-        let images = self
-            .images
-            .as_ref()
-            .map_err(|e| OpenError::Damaged(e.clone()))?;
-        let image = images.iter().find(|image| image.name == target.name);
-        let image = image.ok_or_else(|| OpenError::Unknown {
-            name: target.name.clone(),
-            images: images.iter().map(|image| image.name.clone()).collect(),
-        })?;
+        let image = self.find(&target.name)?;
         let name = image.name.clone();
         let sizes = (target.sector_size, target.physical_sector_size);
         // `io/blkif.h`: the whole disk is a multiple of the larger one too.
@@ -212,9 +208,9 @@ impl Catalog {
     }
 }
 
-/// Why a target cannot be opened.
+/// Why an image is not there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum OpenError {
+pub enum NotFound {
     /// There is no such image.
     Unknown {
         /// The name asked for.
@@ -224,6 +220,29 @@ pub enum OpenError {
     },
     /// The ramdisk cannot be read.
     Damaged(ArchiveError),
+}
+
+impl fmt::Display for NotFound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NotFound::Unknown { name, images } if images.is_empty() => {
+                write!(f, "no image {name}: the driver domain has no ramdisk")
+            }
+            NotFound::Unknown { name, images } => {
+                write!(f, "no image {name}, there are: {}", images.join(", "))
+            }
+            NotFound::Damaged(error) => write!(f, "the ramdisk cannot be read: {error}"),
+        }
+    }
+}
+
+impl core::error::Error for NotFound {}
+
+/// Why a target cannot be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OpenError {
+    /// The image is not there.
+    NotFound(NotFound),
     /// The image is not whole sectors.
     Size {
         /// Its name.
@@ -245,13 +264,7 @@ pub enum OpenError {
 impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            OpenError::Unknown { name, images } if images.is_empty() => {
-                write!(f, "no image {name}: the driver domain has no ramdisk")
-            }
-            OpenError::Unknown { name, images } => {
-                write!(f, "no image {name}, there are: {}", images.join(", "))
-            }
-            OpenError::Damaged(error) => write!(f, "the ramdisk cannot be read: {error}"),
+            OpenError::NotFound(error) => error.fmt(f),
             OpenError::Size { name, size: 0, .. } => write!(f, "image {name} is empty"),
             OpenError::Size {
                 name,
@@ -267,3 +280,9 @@ impl fmt::Display for OpenError {
 }
 
 impl core::error::Error for OpenError {}
+
+impl From<NotFound> for OpenError {
+    fn from(error: NotFound) -> Self {
+        OpenError::NotFound(error)
+    }
+}

@@ -13,10 +13,9 @@
 //! # Ok::<(), bulkhead_images::GrowRequestError>(())
 //! ```
 
-use crate::archive::ArchiveError;
+use crate::catalog::NotFound;
 use crate::target::parse_size;
 use alloc::string::{String, ToString};
-use alloc::vec::Vec;
 use core::fmt;
 use core::str::FromStr;
 
@@ -68,15 +67,8 @@ impl core::error::Error for GrowRequestError {}
 /// Why an image does not grow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GrowError {
-    /// There is no such image.
-    Unknown {
-        /// The name asked for.
-        name: String,
-        /// The names there are.
-        images: Vec<String>,
-    },
-    /// The ramdisk cannot be read.
-    Damaged(ArchiveError),
+    /// The image is not there.
+    NotFound(NotFound),
     /// Its new size would not fit every sector size.
     Size {
         /// Its name.
@@ -105,10 +97,7 @@ pub enum GrowError {
 impl fmt::Display for GrowError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            GrowError::Unknown { name, images } => {
-                write!(f, "no image {name}, there are: {}", images.join(", "))
-            }
-            GrowError::Damaged(error) => write!(f, "the ramdisk cannot be read: {error}"),
+            GrowError::NotFound(error) => error.fmt(f),
             GrowError::Size { name, size } => write!(
                 f,
                 "image {name} cannot have {size} bytes, which is no multiple of 4096"
@@ -127,3 +116,9 @@ impl fmt::Display for GrowError {
 }
 
 impl core::error::Error for GrowError {}
+
+impl From<NotFound> for GrowError {
+    fn from(error: NotFound) -> Self {
+        GrowError::NotFound(error)
+    }
+}

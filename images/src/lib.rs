@@ -70,7 +70,7 @@ pub mod target;
 pub mod testing;
 mod watchers;
 
-pub use catalog::{Catalog, OpenError};
+pub use catalog::{Catalog, NotFound, OpenError};
 pub use device::{BlockDevice, DiscardLimits, Geometry, IoQueue, SectorSize};
 pub use growth::{GrowError, GrowRequest, GrowRequestError};
 pub use io::{Io, IoError, Op, Sector, Submitted, Tag};

@@ -86,6 +86,10 @@ fn without_a_ramdisk_there_are_no_images_but_other_stores() {
         refusal(&catalog, "ram:disk0", Access::ReadOnly),
         "no image disk0: the driver domain has no ramdisk"
     );
+    assert_eq!(
+        catalog.grow("disk0", 1 << 20).unwrap_err().to_string(),
+        "no image disk0: the driver domain has no ramdisk"
+    );
     let null = catalog.open(&target("null:1M"), Access::ReadWrite, "test");
     assert_eq!(null.expect("no lease").geometry().sectors, Sector(2048));
 }

@@ -226,7 +226,7 @@ impl fmt::Display for NotFound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             NotFound::Unknown { name, images } if images.is_empty() => {
-                write!(f, "no image {name}: the driver domain has no ramdisk")
+                write!(f, "no image {name}: the driver domain has no images")
             }
             NotFound::Unknown { name, images } => {
                 write!(f, "no image {name}, there are: {}", images.join(", "))

@@ -81,15 +81,19 @@ fn a_ramdisk_that_is_no_archive_is_one_image() {
 
 #[test]
 fn without_a_ramdisk_there_are_no_images_but_other_stores() {
+    let folder = Folder::new();
+    folder.file("folder/x", &[]);
+    let without_files = folder.tar(&["--no-recursion", "folder"]);
+    for catalog in [
+        Catalog::empty(),
+        Catalog::from_module(memory(&without_files)),
+    ] {
+        let expected = "no image disk0: the driver domain has no images";
+        assert_eq!(refusal(&catalog, "ram:disk0", Access::ReadOnly), expected);
+        let grown = catalog.grow("disk0", 1 << 20);
+        assert_eq!(grown.unwrap_err().to_string(), expected);
+    }
     let catalog = Catalog::empty();
-    assert_eq!(
-        refusal(&catalog, "ram:disk0", Access::ReadOnly),
-        "no image disk0: the driver domain has no ramdisk"
-    );
-    assert_eq!(
-        catalog.grow("disk0", 1 << 20).unwrap_err().to_string(),
-        "no image disk0: the driver domain has no ramdisk"
-    );
     let null = catalog.open(&target("null:1M"), Access::ReadWrite, "test");
     assert_eq!(null.expect("no lease").geometry().sectors, Sector(2048));
 }

@@ -20,8 +20,11 @@ const IDLE: Duration = Duration::from_secs(4);
 /// A contestant that fails so often takes no further part.
 const MOST_FAILURES: usize = 2;
 
-/// From the command until fio has opened the disk and does its first I/O, about.
-const FIO_START: Duration = Duration::from_millis(500);
+/// From the command until fio does its first I/O, at most.
+const FIO_START: Duration = Duration::from_secs(30);
+
+/// After fio's time of warming up, what is left to the slowness of consoles.
+const SETTLE: Duration = Duration::from_millis(200);
 
 /// Runs the whole contest on a booted host. `keep` is given what there is after every turn.
 pub fn run(
@@ -181,14 +184,17 @@ impl Turn<'_> {
         let before = statistics::of(self.host, field, contestant)?;
         let mut started = Vec::new();
         for guest in field.guests() {
-            started.push(guest.start(&command)?);
+            started.push((guest.console_length(), guest.start(&command)?));
+        }
+        for (guest, (console, _)) in field.guests().iter().zip(&started) {
+            guest.wait_console_from(*console, guest_counts::BUSY, FIO_START)?;
         }
         // The window lies within the time that fio measures.
         let window = runtime.saturating_sub(Duration::from_secs(1));
-        let watched = Watched::watch(self.host, RAMP + FIO_START, window)?;
+        let watched = Watched::watch(self.host, RAMP + SETTLE, window)?;
         let mut rates = Vec::new();
         let mut counted = GuestCounts::default();
-        for (guest, started) in field.guests().iter().zip(started) {
+        for (guest, (_, started)) in field.guests().iter().zip(started) {
             let output = guest.finish(started, RAMP + runtime + Duration::from_secs(30))?;
             rates.push(fio::parse(&output.out).with_context(|| output.out.clone())?);
             counted = counted.and(guest_counts::parse(&output.out)?);

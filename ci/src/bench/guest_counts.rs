@@ -6,6 +6,9 @@ use anyhow::{Context, Result};
 /// How its kernel names the interrupt of a block frontend's event channel.
 const INTERRUPT: &str = "blkif";
 
+/// What shows on a guest's console at the first I/O of a job.
+pub const BUSY: &str = "@@busy";
+
 /// What a guest counted while a job ran, warming up included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GuestCounts {
@@ -25,11 +28,19 @@ impl GuestCounts {
     }
 }
 
-/// A command that does the same, and prints the counts before it and after it.
+/// A command that does the same, prints the counts before it and after it, and shows [`BUSY`].
 pub fn around(command: &str) -> String {
-    let counts =
-        format!("grep -w {INTERRUPT} /proc/interrupts; echo disk $(cat /sys/block/xvda/stat)");
-    format!("echo before:; {counts}; ({command}); s=$?; echo; echo after:; {counts}; exit $s")
+    let disk = "/sys/block/xvda/stat";
+    let counts = format!("grep -w {INTERRUPT} /proc/interrupts; echo disk $(cat {disk})");
+    // How long fio takes until it moves data depends on how busy the machine is.
+    let busy = format!(
+        "idle=$(cat {disk}); while [ \"$idle\" = \"$(cat {disk})\" ]; do usleep 20000; done; \
+         echo {BUSY} >/dev/console"
+    );
+    format!(
+        "echo before:; {counts}; ({busy}) & watch=$!; ({command}); s=$?; kill $watch 2>/dev/null; \
+         echo; echo after:; {counts}; exit $s"
+    )
 }
 
 /// What was counted in between, from what such a command printed.

@@ -108,7 +108,7 @@ fn paused_guests(lab: &Lab) -> Result<()> {
 /// again and again until they are told to stop; then the number of rounds is printed.
 const WORK: &str = "worker() { \
         while [ ! -e /tmp/stop ]; do \
-            dd if=/dev/urandom of=/tmp/noise$1 bs=64k count=16 2>/dev/null; \
+            head -c 1048576 /dev/urandom >/tmp/noise$1; \
             dd if=/tmp/noise$1 of=/dev/xvda bs=64k seek=$(($1 * 16)) oflag=direct 2>/dev/null || return 1; \
             dd if=/dev/xvda bs=64k skip=$(($1 * 16)) count=16 iflag=direct 2>/dev/null | \
                 cmp - /tmp/noise$1 || return 1; \

@@ -1,8 +1,10 @@
 //! A booted Xen host: running commands in dom0, and reaching its files.
 
 pub mod block_list;
+mod command;
 pub mod domain;
 pub mod guest;
+mod inquest;
 pub mod qemu;
 pub mod xen_state;
 
@@ -11,14 +13,14 @@ use crate::fault;
 use crate::image::{self, HostImage};
 use crate::process::tail;
 use crate::workspace;
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
+pub use command::Output;
 use qemu::{Instance, Machine};
 use std::fs;
 use std::io::Write;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::atomic::AtomicU32;
+use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -30,17 +32,6 @@ const TICK: Duration = Duration::from_millis(10);
 
 /// How often the domains are looked at meanwhile.
 const LOOK: Duration = Duration::from_millis(500);
-
-/// What a command in dom0 or in a guest left.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Output {
-    /// The exit status; 128 and more: died of that signal.
-    pub status: i32,
-    /// Standard output.
-    pub out: String,
-    /// Standard error (empty for guests: there it is part of `out`).
-    pub err: String,
-}
 
 /// A running host.
 #[derive(Debug)]
@@ -69,6 +60,8 @@ struct Watched {
 struct Seen {
     domains: Vec<Known>,
     dom0_faults: Vec<String>,
+    /// What was found when a command was late for the first time.
+    inquest: Option<String>,
 }
 
 /// A domain that was created on a host.
@@ -130,48 +123,8 @@ impl Host {
         self.instance.kill()
     }
 
-    /// Runs a shell script in dom0. An error means that it could not be run or did not end in time,
-    /// not that it failed.
-    pub fn exec(&self, script: &str, limit: Duration) -> Result<Output> {
-        let dir = self.instance.share().join("cmd");
-        let id = format!(
-            "{}-{}",
-            std::process::id(),
-            self.next.fetch_add(1, Ordering::Relaxed)
-        );
-        let file = |end: &str| dir.join(format!("{id}.{end}"));
-        fs::write(file("sh"), script)?;
-        let deadline = Instant::now() + limit;
-        let late = |what: &str| anyhow!("dom0 {what} within {limit:?}: {}", first_line(script));
-
-        let mut socket = UnixStream::connect(self.instance.command_socket())
-            .context("the host's command channel is gone")?;
-        writeln!(socket, "{id}")?;
-        while !file("started").exists() {
-            self.tick(deadline)
-                .with_context(|| late("did not take up a command"))?;
-        }
-        drop(socket);
-        while !file("rc").exists() {
-            self.tick(deadline)
-                .with_context(|| late("did not finish a command"))?;
-        }
-        let read = |end: &str| -> Result<String> {
-            Ok(String::from_utf8_lossy(&fs::read(file(end))?).into_owned())
-        };
-        let output = Output {
-            status: read("rc")?.trim().parse()?,
-            out: read("out")?,
-            err: read("err")?,
-        };
-        self.log_command(script, &output)?;
-        let faults = fault::in_command(script, &output);
-        self.seen
-            .lock()
-            .expect("no thread panicked")
-            .dom0_faults
-            .extend(faults);
-        Ok(output)
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().expect("no thread panicked")
     }
 
     fn log_command(&self, script: &str, output: &Output) -> Result<()> {
@@ -183,21 +136,6 @@ impl Host {
         let Output { status, out, err } = output;
         write!(log, "$ {}\n{out}{err}[status {status}]\n", script.trim())?;
         Ok(())
-    }
-
-    /// Runs a shell script in dom0 that has to succeed, and returns what it printed.
-    pub fn ok(&self, script: &str) -> Result<String> {
-        let output = self.exec(script, domain::TOOLSTACK)?;
-        if output.status != 0 {
-            bail!(
-                "in dom0: {}: status {}\n{}{}",
-                first_line(script),
-                output.status,
-                output.out,
-                output.err
-            );
-        }
-        Ok(output.out)
     }
 
     /// The processors' clock, as Xen measured it.
@@ -240,33 +178,25 @@ impl Host {
 
     /// The domains created so far.
     pub fn domains(&self) -> Vec<Known> {
-        self.seen
-            .lock()
-            .expect("no thread panicked")
-            .domains
-            .clone()
+        self.seen().domains.clone()
     }
 
     /// Faults of programs in dom0 since the last call.
     pub fn take_dom0_faults(&self) -> Vec<String> {
-        std::mem::take(&mut self.seen.lock().expect("no thread panicked").dom0_faults)
+        std::mem::take(&mut self.seen().dom0_faults)
     }
 
     fn note_domain(&self, id: u32, config: &Config) {
-        self.seen
-            .lock()
-            .expect("no thread panicked")
-            .domains
-            .push(Known {
-                id,
-                name: config.name.clone(),
-                linux: STOCK.iter().any(|folder| config.kernel.starts_with(folder)),
-            });
+        self.seen().domains.push(Known {
+            id,
+            name: config.name.clone(),
+            linux: STOCK.iter().any(|folder| config.kernel.starts_with(folder)),
+        });
     }
 
     /// The tool stack has made domain `after` in the place of `before`.
     fn note_reboot(&self, before: u32, after: u32) {
-        let domains = &mut self.seen.lock().expect("no thread panicked").domains;
+        let domains = &mut self.seen().domains;
         if let Some(known) = domains.iter().find(|known| known.id == before).cloned() {
             domains.push(Known { id: after, ..known });
         }
@@ -343,10 +273,6 @@ impl Drop for Host {
 pub fn boot_named(name: &str, release: image::release::Release, machine: &Machine) -> Result<Host> {
     let image = image::ensure(release, &|text| eprintln!("{text}"))?;
     Host::boot(Host::named(name), &image, machine, true)
-}
-
-fn first_line(script: &str) -> &str {
-    script.trim().lines().next().unwrap_or_default()
 }
 
 /// The text of a file behind its first `start` bytes; nothing if the file is not there.

@@ -158,7 +158,8 @@ impl<'a> Runner<'a> {
         if result.is_ok() {
             result = nothing_left(host, before);
         }
-        let logs = marks.keep(host, &dir);
+        let mut logs = marks.keep(host, &dir);
+        logs.inquest = host.take_inquest();
         let mut verdict = fault::in_logs(&logs.xen, &logs.dom0, &host.domains());
         verdict.emulator.extend(host.take_dom0_faults());
         verdict.own.extend(host.crashes());
@@ -239,6 +240,8 @@ struct Logs {
     xen: String,
     dom0: String,
     consoles: BTreeMap<String, String>,
+    /// What dom0 did when a command was late.
+    inquest: Option<String>,
 }
 
 impl Marks {
@@ -283,6 +286,7 @@ impl Marks {
             xen: keep("xen.log", &instance.xen_log(), self.xen),
             dom0: keep("dom0.log", &instance.dom0_log(), self.dom0),
             consoles,
+            inquest: None,
         }
     }
 }
@@ -297,10 +301,13 @@ fn console_files(host: &Host) -> Vec<PathBuf> {
 /// The error and the lines of the logs that matter for it.
 fn explain(error: &anyhow::Error, verdict: &Verdict, logs: &Logs, dir: &Path) -> String {
     let mut text = format!("{error:#}");
-    let mut add = |title: &str, lines: Vec<&str>| {
+    // Of logs, the end tells most; what was asked for is wanted whole.
+    const LAST: usize = 12;
+    const ALL: usize = 100;
+    let mut add = |title: &str, lines: Vec<&str>, most: usize| {
         if !lines.is_empty() {
             text += &format!("\n{title}:");
-            for line in lines.iter().rev().take(12).rev() {
+            for line in lines.iter().rev().take(most).rev() {
                 text += &format!("\n  {}", line.trim_end());
             }
         }
@@ -308,13 +315,14 @@ fn explain(error: &anyhow::Error, verdict: &Verdict, logs: &Logs, dir: &Path) ->
     add(
         "our own domain's fault",
         verdict.own.iter().map(String::as_str).collect(),
+        LAST,
     );
     for (name, console) in &logs.consoles {
         let matter = ["ERROR", "WARN", "panic", "exception", "BUG", "Oops"];
         let lines = console
             .lines()
             .filter(|line| matter.iter().any(|word| line.contains(word)));
-        add(name, lines.collect());
+        add(name, lines.collect(), LAST);
     }
     add(
         "from our domains through Xen",
@@ -322,6 +330,14 @@ fn explain(error: &anyhow::Error, verdict: &Verdict, logs: &Logs, dir: &Path) ->
             .lines()
             .filter(|line| line.contains("(d"))
             .collect(),
+        LAST,
     );
+    if let Some(inquest) = &logs.inquest {
+        add(
+            "dom0, when a command was late",
+            inquest.lines().collect(),
+            ALL,
+        );
+    }
     text + &format!("\nlogs: {}", dir.display())
 }

@@ -1,0 +1,141 @@
+//! Commands in dom0: a script in the shared folder, taken up when its number is sent to dom0's
+//! command server.
+
+use super::domain::TOOLSTACK;
+use super::{Host, TICK, inquest};
+use crate::fault;
+use anyhow::{Context, Result, bail};
+use std::fmt;
+use std::fs;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// What a command in dom0 or in a guest left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Output {
+    /// The exit status; 128 and more: died of that signal.
+    pub status: i32,
+    /// Standard output.
+    pub out: String,
+    /// Standard error (empty for guests: there it is part of `out`).
+    pub err: String,
+}
+
+/// A command in dom0 that takes longer than it may.
+#[derive(Debug)]
+pub(super) struct Late {
+    what: &'static str,
+    limit: Duration,
+    script: String,
+}
+
+impl fmt::Display for Late {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Late {
+            what,
+            limit,
+            script,
+        } = self;
+        write!(f, "dom0 {what} within {limit:?}: {script}")
+    }
+}
+
+impl std::error::Error for Late {}
+
+impl Host {
+    /// Runs a shell script in dom0. An error means that it could not be run or did not end in time,
+    /// not that it failed.
+    pub fn exec(&self, script: &str, limit: Duration) -> Result<Output> {
+        let output = match self.run(script, limit) {
+            Err(error) if error.is::<Late>() => {
+                self.hold_inquest(script);
+                return Err(error);
+            }
+            result => result?,
+        };
+        self.log_command(script, &output)?;
+        let faults = fault::in_command(script, &output);
+        self.seen().dom0_faults.extend(faults);
+        Ok(output)
+    }
+
+    /// Looks once at a host where a command was late, and notes what is seen.
+    fn hold_inquest(&self, script: &str) {
+        if self.seen().inquest.is_some() {
+            return;
+        }
+        let finding = inquest::hold(self);
+        let since = first_line(script);
+        if finding.dead {
+            let fault = format!("dom0 runs nothing any more, since: {since}");
+            self.seen().dom0_faults.push(fault);
+        }
+        self.seen().inquest = Some(format!("late was: {since}\n{}", finding.report));
+    }
+
+    /// What was seen in dom0 when a command was late there, if one was.
+    pub fn take_inquest(&self) -> Option<String> {
+        self.seen().inquest.take()
+    }
+
+    pub(super) fn run(&self, script: &str, limit: Duration) -> Result<Output> {
+        let dir = self.instance.share().join("cmd");
+        let id = format!(
+            "{}-{}",
+            std::process::id(),
+            self.next.fetch_add(1, Ordering::Relaxed)
+        );
+        let file = |end: &str| dir.join(format!("{id}.{end}"));
+        fs::write(file("sh"), script)?;
+        let deadline = Instant::now() + limit;
+        let wait_for = |end: &str, what: &'static str| -> Result<()> {
+            while !file(end).exists() {
+                if Instant::now() > deadline {
+                    return Err(Late {
+                        what,
+                        limit,
+                        script: first_line(script).to_owned(),
+                    }
+                    .into());
+                }
+                self.tick(deadline + TICK)?;
+            }
+            Ok(())
+        };
+        let mut socket = UnixStream::connect(self.instance.command_socket())
+            .context("the host's command channel is gone")?;
+        writeln!(socket, "{id}")?;
+        wait_for("started", "did not take up a command")?;
+        drop(socket);
+        wait_for("rc", "did not finish a command")?;
+        let read = |end: &str| -> Result<String> {
+            Ok(String::from_utf8_lossy(&fs::read(file(end))?).into_owned())
+        };
+        Ok(Output {
+            status: read("rc")?.trim().parse()?,
+            out: read("out")?,
+            err: read("err")?,
+        })
+    }
+
+    /// Runs a shell script in dom0 that has to succeed, and returns what it printed.
+    pub fn ok(&self, script: &str) -> Result<String> {
+        let output = self.exec(script, TOOLSTACK)?;
+        if output.status != 0 {
+            bail!(
+                "in dom0: {}: status {}\n{}{}",
+                first_line(script),
+                output.status,
+                output.out,
+                output.err
+            );
+        }
+        Ok(output.out)
+    }
+}
+
+fn first_line(script: &str) -> &str {
+    script.trim().lines().next().unwrap_or_default()
+}

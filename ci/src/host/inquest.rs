@@ -1,0 +1,74 @@
+//! Why a command in dom0 is late: what runs there and where it waits, or that nothing runs there.
+//!
+//! No guest and no driver domain can keep dom0 from running: Xen gives each its share of the
+//! processors. A dom0 that does not even run `true` is a fault of the emulation, then.
+
+use super::Host;
+use super::command::Late;
+use std::fmt::Write as _;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+/// How long dom0 may take for a command that does nothing. Thousands of times what it usually takes.
+const NOTHING: Duration = Duration::from_secs(30);
+
+/// The same for looking at its processes.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// Asks dom0 for its processes, where in the kernel the tool stack's wait, and whether xenstored
+/// answers.
+const ASK: &str = "ps axo pid,ppid,stat,time,wchan:24,args | grep -v '\\[.*\\]$'; \
+    for pid in $(pidof xl xenstored oxenstored xenconsoled); do \
+        echo \"== $pid $(tr '\\0' ' ' </proc/$pid/cmdline)\"; cat /proc/$pid/stack; done; \
+    echo '== xenstore'; timeout 10 xenstore-list / || echo \"no answer: $?\"; \
+    echo '== domains'; timeout 10 xl list -v || echo \"no answer: $?\"; \
+    echo '== kernel'; dmesg | tail -5";
+
+/// What an inquest found.
+pub struct Finding {
+    /// dom0 runs nothing at all any more.
+    pub dead: bool,
+    /// What was seen, for the log.
+    pub report: String,
+}
+
+/// Looks at a host on which a command was late.
+pub fn hold(host: &Host) -> Finding {
+    // An error of another kind is the scenario's end, and tells nothing of dom0.
+    let dead = matches!(host.run("true", NOTHING), Err(error) if error.is::<Late>());
+    if !dead {
+        let report = match host.run(ASK, LOOK) {
+            Ok(output) => output.out + &output.err,
+            Err(error) => format!("dom0 did not say what it does: {error:#}"),
+        };
+        return Finding { dead, report };
+    }
+    let mut report = format!("dom0 did not run `true` within {NOTHING:?}\n");
+    // Twice: what has moved between the two still runs.
+    for _ in 0..2 {
+        let seen = registers(host).unwrap_or_else(|error| format!("no registers: {error}"));
+        let _ = writeln!(report, "{seen}");
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    Finding { dead, report }
+}
+
+/// The registers of the emulated processors, from QEMU's monitor.
+fn registers(host: &Host) -> std::io::Result<String> {
+    let mut monitor = UnixStream::connect(host.instance().monitor_socket())?;
+    monitor.set_read_timeout(Some(Duration::from_secs(2)))?;
+    monitor.write_all(b"info registers -a\n")?;
+    let mut text = Vec::new();
+    let mut part = [0; 4096];
+    // The monitor keeps the connection; silence is the end.
+    while let Ok(count @ 1..) = monitor.read(&mut part) {
+        text.extend_from_slice(&part[..count]);
+    }
+    let text = String::from_utf8_lossy(&text);
+    let telling = ["CPU#", "RIP=", "CR0=", "CR3="];
+    let lines = text
+        .lines()
+        .filter(|line| telling.iter().any(|word| line.contains(word)));
+    Ok(lines.collect::<Vec<_>>().join("\n"))
+}

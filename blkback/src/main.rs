@@ -14,6 +14,7 @@ use bulkhead_blkback::Backend;
 use bulkhead_blkback::control::{ShutdownRequest, shutdown_requested};
 use bulkhead_blkback::engine::Options;
 use bulkhead_blkback::operator::{answer_keys, grow_on_request};
+use bulkhead_blkback::vcpus::learn_lateness;
 use bulkhead_executor::{Executor, Remote};
 use bulkhead_grant::Region;
 use bulkhead_images::{Catalog, ImageMemory};
@@ -34,6 +35,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
     let mut executor = Executor::new(door);
     let handle = executor.handle();
     let vcpus = start_vcpus(&machine, executor.remote());
+    handle.spawn(learn_lateness(handle.clone()));
     // SAFETY: the page is the domain's xenstore ring, and nobody else in this domain uses it.
     let ring = unsafe { Ring::new(door, machine.store) };
     let store = Client::start(&handle, ring);
@@ -112,7 +114,12 @@ fn start_vcpus(machine: &Machine, first: Remote<Door>) -> Vec<Remote<Door>> {
     let running = machine.start_vcpus(|vcpu| {
         let remote = Remote::new(door, vcpu);
         all.push(remote.clone());
-        Box::new(move || Executor::of(&remote, door).run_until(|| false))
+        Box::new(move || {
+            let mut executor = Executor::of(&remote, door);
+            let handle = executor.handle();
+            handle.spawn(learn_lateness(handle.clone()));
+            executor.run_until(|| false)
+        })
     });
     all.truncate(1 + running as usize);
     if all.len() > 1 {

@@ -2,9 +2,17 @@
 
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-use bulkhead_executor::Remote;
+use bulkhead_executor::{Handle, Remote};
 use bulkhead_xen::{Hypervisor, VcpuId};
 use core::cell::Cell;
+use core::time::Duration;
+
+/// Sleeps a few times, so that queues know from their start what a sleep costs on this vCPU.
+pub async fn learn_lateness<H: Hypervisor>(handle: Handle<H>) {
+    for _ in 0..5 {
+        handle.sleep(Duration::from_millis(1)).await;
+    }
+}
 
 /// The executors of all vCPUs. Only the control plane on the first one asks here.
 pub struct Vcpus<H>(Vec<Vcpu<H>>);

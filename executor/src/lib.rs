@@ -156,7 +156,11 @@ impl<H: Hypervisor> Executor<H> {
     /// returns at once if some task was woken since [`run_until_idle`](Self::run_until_idle).
     pub fn sleep(&mut self) {
         if self.core.remote.rest().lie_down() {
-            self.core.door.block(self.core.timers.next());
+            let deadline = self.core.timers.next();
+            self.core.door.block(deadline);
+            if let Some(deadline) = deadline {
+                self.core.timers.slept(deadline, self.core.door.now());
+            }
         }
     }
 
@@ -205,6 +209,12 @@ impl<H: Hypervisor> Handle<H> {
     /// The monotonic clock.
     pub fn now(&self) -> Instant {
         self.core.door.now()
+    }
+
+    /// How much later than it was to be a sleep of this vCPU ends, by the last ones: that is what
+    /// blocking and waking costs here. `None` until it has slept for a time.
+    pub fn lateness(&self) -> Option<Duration> {
+        self.core.timers.lateness()
     }
 
     /// Takes over a bound port: its notifications wake whoever awaits them, and dropping the

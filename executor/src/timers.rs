@@ -8,12 +8,14 @@ use core::cell::{Cell, RefCell};
 use core::future::Future;
 use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
+use core::time::Duration;
 
 /// Waiting tasks by deadline; the number tells apart those with the same one.
 #[derive(Default)]
 pub(crate) struct Timers {
     waiting: RefCell<BTreeMap<(Instant, u64), Waker>>,
     count: Cell<u64>,
+    lateness: Cell<Option<Duration>>,
 }
 
 impl Timers {
@@ -30,6 +32,23 @@ impl Timers {
             }
             first.remove().wake();
         }
+    }
+
+    /// A sleep that was to end at `deadline` is over.
+    pub(crate) fn slept(&self, deadline: Instant, now: Instant) {
+        if now < deadline {
+            // Something else ended it.
+            return;
+        }
+        let late = now.since(deadline);
+        // The least is what it takes, the rest is chance; but what it takes changes.
+        let known = self.lateness.get().map(|known| known + known / 16);
+        self.lateness
+            .set(Some(known.map_or(late, |known| late.min(known))));
+    }
+
+    pub(crate) fn lateness(&self) -> Option<Duration> {
+        self.lateness.get()
     }
 
     pub(crate) fn next(&self) -> Option<Instant> {

@@ -8,8 +8,11 @@
 //! when half of them wait: it is busy with the other half meanwhile, and never runs dry. Its depth
 //! shows when it does run dry, which is let happen now and then. Looking before sleeping goes on
 //! about as long as the frontend was seen to take, and not at all if it takes longer than looking
-//! may last: that is a multiple of what a notification was measured to cost, because a look that
-//! takes longer than the notification it saves does not pay.
+//! may last: that is a multiple of what blocking and waking was measured to cost, because a look
+//! that takes much longer than the sleep it saves does not pay.
+//!
+//! Where half of a depth takes long to gather, most of that time is slept through by a timer (a
+//! nap): nobody has to notify us for that, and to be a little late holds nobody up.
 
 use super::options::Options;
 use bulkhead_xen::Instant;
@@ -19,10 +22,10 @@ use core::time::Duration;
 /// nothing new.
 const OFTEN: u32 = 16;
 const SELDOM: u32 = 1024;
-/// What looking may last at most, in notifications. The guest pays for one as well, and more than
-/// we do: an interrupt, the end of its idling, and all that its processor has forgotten meanwhile.
-const NOTIFICATIONS: u32 = 64;
-/// Until a notification's cost is known.
+/// What looking may last at most, in times of what a sleep costs us. The frontend pays for it as
+/// well, and more than we do: an exit to notify us, and its latency.
+const SLEEPS: u32 = 8;
+/// Until a sleep's cost is known.
 const UNKNOWN: Duration = Duration::from_micros(400);
 /// A clock that shows the same time so often stands still, as that of a test does.
 const FROZEN_CLOCK: u32 = 64;
@@ -48,8 +51,16 @@ pub struct Pace {
     active: Instant,
     /// How long we look before sleeping.
     patience: Duration,
-    /// What notifying the frontend takes.
-    cost: Option<Duration>,
+    /// How late sleeps end, which is what they cost.
+    lateness: Option<Duration>,
+    /// How long it usually takes until half of the depth waits, without the time of serving it.
+    gathering: Duration,
+    /// How long nothing was to do since the last answer.
+    idle: Duration,
+    /// Whether there was something to do since the last look, and whether a nap was taken since
+    /// the last answer.
+    busy: bool,
+    napped: bool,
     last_look: Instant,
     same_looks: u32,
 }
@@ -59,6 +70,8 @@ pub struct Pace {
 pub enum Look {
     /// Look again, after the other tasks of this vCPU.
     Again,
+    /// Look again at that time; so much will hardly have come before.
+    Nap(Instant),
     /// Serve the requests that there are, and show the answers.
     Answer,
     /// Sleep until the frontend notifies us.
@@ -67,7 +80,7 @@ pub enum Look {
 
 impl Pace {
     /// The rhythm of a queue that has seen nothing yet.
-    pub fn new(options: Options, now: Instant) -> Self {
+    pub fn new(options: Options, now: Instant, lateness: Option<Duration>) -> Self {
         Pace {
             options,
             depth: 1,
@@ -79,7 +92,11 @@ impl Pace {
             longest: Duration::ZERO,
             active: now,
             patience: Duration::ZERO,
-            cost: None,
+            lateness,
+            gathering: Duration::ZERO,
+            idle: Duration::ZERO,
+            busy: false,
+            napped: false,
             last_look: now,
             same_looks: 0,
         }
@@ -88,14 +105,19 @@ impl Pace {
     /// Looks at a queue with `waiting` requests and answers that the frontend waits for, of at most
     /// `most`.
     pub fn look(&mut self, now: Instant, waiting: u32, most: u32) -> Look {
+        let moves = self.clock_moves(now);
         if waiting > self.seen {
-            self.longest = self.longest.max(now.since(self.active));
+            // During a nap several came.
+            let gap = now.since(self.active) / (waiting - self.seen);
+            self.longest = self.longest.max(gap);
             self.active = now;
             self.seen = waiting;
             self.depth = self.depth.max(waiting);
+            self.busy = true;
             if waiting < self.target(most) {
                 return Look::Again;
             }
+            self.gathered(waiting);
             if waiting == most {
                 // There is room for no more: that is as dry as it gets.
                 self.ran_dry(waiting);
@@ -105,10 +127,14 @@ impl Pace {
         self.seen = waiting;
         let limit = match waiting {
             0 => self.patience,
-            _ => (self.gap.max(self.longest) * 2).min(self.limit(self.options.hold)),
+            _ => {
+                let gap = self.gap.max(self.longest) * 2;
+                gap.max(self.gathering / 2)
+                    .min(self.limit(self.options.hold))
+            }
         };
-        if now.since(self.active) < limit && self.clock_moves(now) {
-            return Look::Again;
+        if now.since(self.active) < limit && moves {
+            return self.nap(now).map_or(Look::Again, Look::Nap);
         }
         if waiting == 0 {
             return Look::Sleep;
@@ -122,8 +148,31 @@ impl Pace {
     fn target(&self, most: u32) -> u32 {
         match self.answered >= self.patient_for {
             true => most,
-            false => self.depth.div_ceil(2),
+            false => self.half(),
         }
+    }
+
+    /// Half of what the frontend keeps outstanding.
+    fn half(&self) -> u32 {
+        self.depth.div_ceil(2)
+    }
+
+    /// When a nap is to end, if one pays: it has to last longer than it costs, and a frontend that
+    /// keeps but one request outstanding would have to wait for us.
+    fn nap(&mut self, now: Instant) -> Option<Instant> {
+        let lateness = self.lateness?;
+        let nap = self.gathering.checked_sub(lateness)?;
+        if self.napped || self.depth < 2 || nap < lateness * 2 {
+            return None;
+        }
+        self.napped = true;
+        Some(now + nap)
+    }
+
+    /// So many wait to be answered: learns from it how long half of the depth takes to gather.
+    fn gathered(&mut self, waiting: u32) {
+        let took = self.idle * self.half() / waiting;
+        self.gathering = (self.gathering * 3 + took) / 4;
     }
 
     /// The frontend has nothing more to ask for before it is answered.
@@ -138,18 +187,21 @@ impl Pace {
         };
     }
 
-    /// The frontend was answered, and so much waits nevertheless. `notified` is what it took to
-    /// notify it, if that was necessary.
-    pub fn answered(&mut self, waiting: u32, notified: Option<Duration>) {
+    /// The frontend was answered, and so much waits nevertheless. `lateness` is what a sleep costs.
+    pub fn answered(&mut self, waiting: u32, lateness: Option<Duration>) {
         // What may be answered at once is to count as having just come.
-        self.seen = waiting.min(self.depth.div_ceil(2) - 1);
+        self.seen = waiting.min(self.half() - 1);
         self.answered += 1;
         self.gap = self.longest.max(self.gap - self.gap / 8);
         self.longest = Duration::ZERO;
-        if let Some(took) = notified {
-            // The least is what it costs; the rest is what came between.
-            self.cost = Some(self.cost.map_or(took, |cost| cost.min(took)));
-        }
+        self.lateness = lateness;
+        self.begin_batch();
+    }
+
+    fn begin_batch(&mut self) {
+        self.idle = Duration::ZERO;
+        self.busy = true;
+        self.napped = false;
     }
 
     /// A sleep is over. Had it been short enough, looking would have been better.
@@ -161,14 +213,19 @@ impl Pace {
             false => self.patience / 2,
         };
         self.active = now;
+        self.begin_batch();
     }
 
     /// The most that the operator allows, or that makes sense.
     fn limit(&self, chosen: Option<Duration>) -> Duration {
-        chosen.unwrap_or_else(|| self.cost.map_or(UNKNOWN, |cost| cost * NOTIFICATIONS))
+        chosen.unwrap_or_else(|| self.lateness.map_or(UNKNOWN, |late| late * SLEEPS))
     }
 
+    /// Takes note of the time since the last look; false if the clock stands still.
     fn clock_moves(&mut self, now: Instant) -> bool {
+        if !core::mem::take(&mut self.busy) {
+            self.idle += now.since(self.last_look);
+        }
         self.same_looks = match now == self.last_look {
             true => self.same_looks + 1,
             false => 0,
@@ -194,7 +251,7 @@ mod tests {
             hold: Some(micros(100)),
             ..Options::default()
         };
-        Pace::new(options, START)
+        Pace::new(options, START, None)
     }
 
     /// A frontend that keeps `depth` requests outstanding, one more every `gap` while it has not
@@ -277,19 +334,66 @@ mod tests {
     }
 
     #[test]
-    fn looking_lasts_a_multiple_of_what_a_notification_costs() {
-        let mut pace = Pace::new(Options::default(), START);
-        pace.answered(0, Some(micros(7)));
-        pace.answered(0, Some(micros(3)));
-        pace.answered(0, Some(micros(5)));
-        let mut now = START + micros(3 * u64::from(NOTIFICATIONS));
+    fn looking_lasts_a_multiple_of_what_a_sleep_costs() {
+        let mut pace = Pace::new(Options::default(), START, Some(micros(3)));
+        let mut now = START + micros(3 * u64::from(SLEEPS));
         pace.woke(now);
         assert_eq!(pace.look(now + micros(1), 0, 32), Look::Again);
         for _ in 0..20 {
-            now = now + micros(4 * u64::from(NOTIFICATIONS));
+            now = now + micros(4 * u64::from(SLEEPS));
             pace.woke(now);
         }
         assert_eq!(pace.look(now + micros(1), 0, 32), Look::Sleep);
+    }
+
+    /// A frontend of 32 requests, one every 20 us, of which serving takes a quarter. Answers how
+    /// long it took for 10,000 of them, and how much of that was slept through.
+    fn with_naps(lateness: Duration) -> (Duration, Duration) {
+        let options = Options {
+            poll: Some(micros(1000)),
+            hold: Some(micros(1000)),
+            ..Options::default()
+        };
+        let mut pace = Pace::new(options, START, Some(lateness));
+        let (mut now, mut slept, mut done) = (START, Duration::ZERO, 0);
+        // When each of its requests comes next, and how many of them wait.
+        let (mut next, mut free, mut waiting) = (START, 32, 0);
+        let mut served = 0;
+        while done < 10_000 {
+            now = now + micros(1);
+            while free > 0 && next <= now {
+                free -= 1;
+                waiting += 1;
+                next = next + micros(20);
+            }
+            let look = pace.look(now, waiting, 32);
+            if let Look::Nap(until) = look {
+                slept += until.since(now) + lateness;
+                now = until + lateness;
+                continue;
+            }
+            now = now + micros(5) * (waiting - served);
+            served = waiting;
+            if look == Look::Answer {
+                if free == 0 {
+                    next = now;
+                }
+                done += waiting;
+                free += waiting;
+                (waiting, served) = (0, 0);
+                pace.answered(0, Some(lateness));
+            }
+        }
+        (now.since(START), slept)
+    }
+
+    #[test]
+    fn most_of_what_a_batch_takes_to_gather_is_slept_through_and_costs_the_frontend_nothing() {
+        let (took, slept) = with_naps(micros(40));
+        assert!(took < micros(10_000 * 22), "{took:?} for 10,000 requests");
+        assert!(slept > took / 2, "slept {slept:?} of {took:?}");
+        let (_, slept) = with_naps(micros(150));
+        assert_eq!(slept, Duration::ZERO, "a nap would cost what it saves");
     }
 
     #[test]

@@ -18,7 +18,6 @@ use bulkhead_ring::{BackRing, BadPages, SharedPages};
 use bulkhead_xen::{GrantStatus, Hypervisor};
 use core::fmt;
 use core::task::{Context, Poll};
-use core::time::Duration;
 
 /// How many of a frontend's mistakes a queue puts into the log; a hostile one has no end of them.
 const MOST_COMPLAINTS: u32 = 10;
@@ -164,16 +163,12 @@ impl<H: Hypervisor> Queue<H> {
         Ok(taken)
     }
 
-    /// Shows the frontend what was answered, and notifies it if it asked for that. Answers what
-    /// the notification took.
-    pub fn publish(&mut self) -> Option<Duration> {
-        if !self.ring.publish() {
-            return None;
+    /// Shows the frontend what was answered, and notifies it if it asked for that.
+    pub fn publish(&mut self) {
+        if self.ring.publish() {
+            self.stats.notifications_sent.add(1);
+            self.channel.notify();
         }
-        self.stats.notifications_sent.add(1);
-        let began = self.handle.now();
-        self.channel.notify();
-        Some(self.handle.now().since(began))
     }
 
     /// Whether serving requests one by one costs no more than serving them together.

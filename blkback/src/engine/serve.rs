@@ -39,7 +39,7 @@ async fn until_stopped<H: Hypervisor>(
     queue: &mut Queue<H>,
     guard: &QueueGuard,
 ) -> Result<(), QueueError> {
-    let mut pace = Pace::new(queue.options(), handle.now());
+    let mut pace = Pace::new(queue.options(), handle.now(), handle.lateness());
     let most = queue.slots();
     while !guard.is_stopped() {
         queue.settle();
@@ -54,8 +54,15 @@ async fn until_stopped<H: Hypervisor>(
             }
             Look::Answer => {
                 queue.sweep()?;
-                let notified = queue.publish();
-                pace.answered(queue.waiting()? + queue.unpublished(), notified);
+                queue.publish();
+                pace.answered(queue.waiting()? + queue.unpublished(), handle.lateness());
+            }
+            Look::Nap(until) => {
+                // What the device completes meanwhile would have to wait.
+                if queue.in_flight() == 0 {
+                    handle.sleep_until(until).await;
+                    continue;
+                }
             }
             Look::Sleep => {
                 if !queue.final_check()? {

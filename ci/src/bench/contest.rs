@@ -154,7 +154,7 @@ impl Turn<'_> {
         let attached = field.attach(contestant).context("attaching")?;
         contender.attach.get_or_insert(attached.as_secs_f64());
         if self.round == 0 {
-            field.fill().context("filling the disks")?;
+            field.fill(contestant).context("filling the disks")?;
         }
         for &job in &self.plan.jobs {
             if done(runs, job) {
@@ -180,7 +180,10 @@ impl Turn<'_> {
 
     fn measure(&self, field: &Field, contestant: Contestant, job: Job) -> Result<Run> {
         let runtime = self.plan.runtime;
-        let command = guest_counts::around(&job.command("/dev/xvda", runtime));
+        let command = guest_counts::around(
+            contestant.device(),
+            &job.command(contestant.device(), runtime),
+        );
         let before = statistics::of(self.host, field, contestant)?;
         let mut started = Vec::new();
         for guest in field.guests() {

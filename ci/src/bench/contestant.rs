@@ -17,6 +17,9 @@ pub enum Contestant {
     Dom0Blkback,
     /// dom0's QEMU over a raw file on tmpfs.
     Dom0Qdisk,
+    /// No backend: the guest's own null_blk. More than its kernel and fio do by themselves nobody can
+    /// give it.
+    GuestAlone,
 }
 
 /// [`Kind`], in an order.
@@ -39,7 +42,7 @@ impl From<Family> for Kind {
 
 impl Contestant {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Bulkhead(Family::Pvh),
         Self::Linux(Family::Pvh),
         Self::Bulkhead(Family::Pv),
@@ -47,6 +50,7 @@ impl Contestant {
         Self::Null,
         Self::Dom0Blkback,
         Self::Dom0Qdisk,
+        Self::GuestAlone,
     ];
 
     /// Its name, also that of its domain.
@@ -59,6 +63,7 @@ impl Contestant {
             Self::Linux(Family::Pv) => "linux-pv",
             Self::Dom0Blkback => "dom0-blkback",
             Self::Dom0Qdisk => "dom0-qdisk",
+            Self::GuestAlone => "guest-alone",
         }
     }
 
@@ -67,13 +72,13 @@ impl Contestant {
         match self {
             Self::Bulkhead(_) | Self::Linux(_) => Some(self),
             Self::Null => Some(Self::Bulkhead(Family::Pvh)),
-            Self::Dom0Blkback | Self::Dom0Qdisk => None,
+            Self::Dom0Blkback | Self::Dom0Qdisk | Self::GuestAlone => None,
         }
     }
 
     /// Whether it is one of those to be beaten.
     pub fn is_peer(self) -> bool {
-        !self.is_bulkhead()
+        !self.is_bulkhead() && self != Self::GuestAlone
     }
 
     /// Whether it is Bulkhead.
@@ -81,10 +86,19 @@ impl Contestant {
         matches!(self, Self::Bulkhead(_) | Self::Null)
     }
 
-    /// The disk of a guest, as `xl block-attach` takes it. `size` is the disk's in MiB.
-    pub fn disk(self, guest: u32, size: u32) -> String {
-        let common = "vdev=xvda,format=raw,access=rw";
+    /// The name of its disks in the guests.
+    pub fn device(self) -> &'static str {
         match self {
+            Self::GuestAlone => "nullb0",
+            _ => "xvda",
+        }
+    }
+
+    /// The disk of a guest, as `xl block-attach` takes it, if it has a backend. `size` is the disk's
+    /// in MiB.
+    pub fn disk(self, guest: u32, size: u32) -> Option<String> {
+        let common = "vdev=xvda,format=raw,access=rw";
+        Some(match self {
             Self::Bulkhead(_) => format!("backend={},{common},target=ram:disk{guest}", self.name()),
             Self::Null => {
                 let server = Self::Bulkhead(Family::Pvh).name();
@@ -93,7 +107,8 @@ impl Contestant {
             Self::Linux(_) => format!("backend={},{common},target=/dev/ram{guest}", self.name()),
             Self::Dom0Blkback => format!("{common},backendtype=phy,target=/dev/ram{guest}"),
             Self::Dom0Qdisk => format!("{common},backendtype=qdisk,target=/tmp/qdisk{guest}.img"),
-        }
+            Self::GuestAlone => return None,
+        })
     }
 }
 
@@ -135,7 +150,10 @@ mod tests {
     #[test]
     fn every_disk_names_its_backend() {
         for contestant in Contestant::ALL {
-            let disk = contestant.disk(2, 16);
+            let Some(disk) = contestant.disk(2, 16) else {
+                assert_eq!(contestant.device(), "nullb0");
+                continue;
+            };
             match contestant.server() {
                 Some(server) => assert!(disk.starts_with(&format!("backend={server},")), "{disk}"),
                 None => assert!(disk.contains("backendtype="), "{disk}"),

@@ -257,11 +257,19 @@ impl<'h> Field<'h> {
         }
         let mut longest = Duration::ZERO;
         for (number, guest) in (0..).zip(&self.guests) {
-            let disk = contestant.disk(number, self.size());
-            longest = longest.max(self.host.attach_disk(guest, &disk, DEVICE)?);
+            match contestant.disk(number, self.size()) {
+                Some(disk) => {
+                    longest = longest.max(self.host.attach_disk(guest, &disk, DEVICE)?);
+                }
+                None => {
+                    let load = self.own_disk();
+                    guest.ok(&load, SHORT)?;
+                }
+            }
             let sectors = self.size() * 2048;
+            let device = contestant.device();
             let script = format!(
-                "until [ \"$(cat /sys/block/xvda/size 2>/dev/null)\" = {sectors} ]; do sleep 0.1; done"
+                "until [ \"$(cat /sys/block/{device}/size 2>/dev/null)\" = {sectors} ]; do sleep 0.1; done"
             );
             guest
                 .ok(&script, SHORT)
@@ -270,11 +278,30 @@ impl<'h> Field<'h> {
         Ok(longest)
     }
 
+    /// Makes a guest's own null_blk, as alike to its block frontend as it can be: queues of the same
+    /// depth, and completions in an interrupt's bottom half.
+    fn own_disk(&self) -> String {
+        let files = "/sys/kernel/config/nullb/nullb0";
+        format!(
+            "if [ ! -d /sys/kernel/config/nullb ]; then \
+                 while read -r module; do insmod $module nr_devices=0; done </modules.later; \
+                 mount -t configfs configfs /sys/kernel/config; \
+             fi; \
+             mkdir {files} && echo {} >{files}/size && echo 512 >{files}/blocksize && \
+             echo {} >{files}/submit_queues && echo 32 >{files}/hw_queue_depth && \
+             echo 1 >{files}/irqmode && echo 1 >{files}/power",
+            self.size(),
+            self.plan.queues
+        )
+    }
+
     /// Writes every byte of the disks once: a RAM disk has no memory for what was never written.
-    pub fn fill(&self) -> Result<()> {
+    pub fn fill(&self, contestant: Contestant) -> Result<()> {
+        let device = contestant.device();
         for guest in &self.guests {
             let count = self.size();
-            let script = format!("dd if=/dev/zero of=/dev/xvda bs=1M count={count} oflag=direct");
+            let script =
+                format!("dd if=/dev/zero of=/dev/{device} bs=1M count={count} oflag=direct");
             guest.ok(&script, SHORT * 2)?;
         }
         Ok(())
@@ -282,6 +309,12 @@ impl<'h> Field<'h> {
 
     /// Takes the disks away again.
     pub fn detach(&self, contestant: Contestant) -> Result<()> {
+        if contestant == Contestant::GuestAlone {
+            for guest in &self.guests {
+                guest.ok("rmdir /sys/kernel/config/nullb/nullb0", SHORT)?;
+            }
+            return Ok(());
+        }
         for guest in &self.guests {
             let script = format!("xl block-detach {} {DEVICE}", guest.id);
             let output = self.host.exec(&script, TOOLSTACK)?;

@@ -29,8 +29,9 @@ impl GuestCounts {
 }
 
 /// A command that does the same, prints the counts before it and after it, and shows [`BUSY`].
-pub fn around(command: &str) -> String {
-    let disk = "/sys/block/xvda/stat";
+/// `device` is the disk that it is about.
+pub fn around(device: &str, command: &str) -> String {
+    let disk = format!("/sys/block/{device}/stat");
     let counts = format!("grep -w {INTERRUPT} /proc/interrupts; echo disk $(cat {disk})");
     // How long fio takes until it moves data depends on how busy the machine is.
     let busy = format!(
@@ -102,7 +103,7 @@ mod tests {
 
     #[test]
     fn the_command_keeps_its_status() {
-        let script = around("false; exit 7");
+        let script = around("xvda", "false; exit 7");
         let status = std::process::Command::new("sh")
             .args(["-c", &script])
             .output();

@@ -76,10 +76,10 @@ impl Job {
         self.block_kib >= 64
     }
 
-    /// The command that runs it in a guest and prints fio's JSON.
+    /// The command that runs it on a disk of a guest and prints fio's JSON.
     pub fn command(self, device: &str, runtime: Duration) -> String {
         format!(
-            "fio --name=job --filename={device} --rw={} --rwmixread=70 --bs={}k --iodepth={} \
+            "fio --name=job --filename=/dev/{device} --rw={} --rwmixread=70 --bs={}k --iodepth={} \
              --direct=1 --ioengine=libaio --norandommap --time_based --ramp_time={} --runtime={} \
              --percentile_list=50:99 --output-format=json --output=/tmp/fio.json >/tmp/fio.err 2>&1; \
              s=$?; cat /tmp/fio.json; [ $s = 0 ] || cat /tmp/fio.err; exit $s",
@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn the_command_says_what_the_name_says() {
-        let command = Job::ALL[2].command("/dev/xvda", Duration::from_secs(3));
+        let command = Job::ALL[2].command("xvda", Duration::from_secs(3));
         for word in [
             "--rw=randread",
             "--bs=4k",

@@ -28,6 +28,9 @@ const DOM0_MODULES: &[&str] = &["virtio_pci", "virtio_blk", "crc32c_generic", "e
 /// What a guest needs for its disks.
 const GUEST_MODULES: &[&str] = &["xen-blkfront", "crc32c_generic", "ext4"];
 
+/// What a guest may load later: the bench's disk without a backend.
+const LATER_GUEST_MODULES: &[&str] = &["null_blk"];
+
 /// What a lean guest needs for its disks.
 const LEAN_GUEST_MODULES: &[&str] = &["xen-blkfront"];
 
@@ -47,6 +50,13 @@ pub fn dom0(tar: &RootTar, version: &str) -> Result<Vec<u8>> {
 pub fn guest(tar: &RootTar, version: &str) -> Result<Vec<u8>> {
     let mut cpio = base(tar, GUEST_INIT)?;
     add_modules(&mut cpio, tar, version, GUEST_MODULES)?;
+    add_modules_as(
+        &mut cpio,
+        tar,
+        version,
+        LATER_GUEST_MODULES,
+        "modules.later",
+    )?;
     let (listing, _) = tar.read("lab-libraries")?;
     let mut files: BTreeSet<String> = libraries(&String::from_utf8_lossy(&listing));
     files.extend(GUEST_PROGRAMS.iter().map(|&program| program.to_owned()));
@@ -106,6 +116,17 @@ pub(super) fn add_modules(
     version: &str,
     wanted: &[&str],
 ) -> Result<()> {
+    add_modules_as(cpio, tar, version, wanted, "modules.order")
+}
+
+/// The same with another name for the file that has the paths.
+fn add_modules_as(
+    cpio: &mut Cpio,
+    tar: &RootTar,
+    version: &str,
+    wanted: &[&str],
+    list: &str,
+) -> Result<()> {
     let top = format!("usr/lib/modules/{version}");
     let top = if tar.has_file(&format!("{top}/modules.dep")) {
         top
@@ -126,7 +147,7 @@ pub(super) fn add_modules(
         cpio.file(&place, 0o644, &data);
         order += &format!("{place}\n");
     }
-    cpio.file("modules.order", 0o644, order.as_bytes());
+    cpio.file(list, 0o644, order.as_bytes());
     Ok(())
 }
 

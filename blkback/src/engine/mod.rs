@@ -22,6 +22,7 @@ mod index;
 )]
 mod indirect;
 mod intake;
+mod nap;
 mod options;
 mod pace;
 mod queue;

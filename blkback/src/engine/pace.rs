@@ -11,9 +11,9 @@
 //! may last: that is a multiple of what blocking and waking was measured to cost, because a look
 //! that takes much longer than the sleep it saves does not pay.
 //!
-//! Where half of a depth takes long to gather, most of that time is slept through by a timer (a
-//! nap): nobody has to notify us for that, and to be a little late holds nobody up.
+//! Where half of a depth takes long to gather, most of that time is slept through (`nap.rs`).
 
+use super::nap::Naps;
 use super::options::Options;
 use bulkhead_xen::Instant;
 use core::time::Duration;
@@ -53,14 +53,7 @@ pub struct Pace {
     patience: Duration,
     /// How late sleeps end, which is what they cost.
     lateness: Option<Duration>,
-    /// How long it usually takes until half of the depth waits, without the time of serving it.
-    gathering: Duration,
-    /// How long nothing was to do since the last answer.
-    idle: Duration,
-    /// Whether there was something to do since the last look, and whether a nap was taken since
-    /// the last answer.
-    busy: bool,
-    napped: bool,
+    naps: Naps,
     last_look: Instant,
     same_looks: u32,
 }
@@ -93,10 +86,7 @@ impl Pace {
             active: now,
             patience: Duration::ZERO,
             lateness,
-            gathering: Duration::ZERO,
-            idle: Duration::ZERO,
-            busy: false,
-            napped: false,
+            naps: Naps::default(),
             last_look: now,
             same_looks: 0,
         }
@@ -113,11 +103,11 @@ impl Pace {
             self.active = now;
             self.seen = waiting;
             self.depth = self.depth.max(waiting);
-            self.busy = true;
+            self.naps.serving();
             if waiting < self.target(most) {
                 return Look::Again;
             }
-            self.gathered(waiting);
+            self.naps.gathered(waiting, self.half());
             if waiting == most {
                 // There is room for no more: that is as dry as it gets.
                 self.ran_dry(waiting);
@@ -129,7 +119,7 @@ impl Pace {
             0 => self.patience,
             _ => {
                 let gap = self.gap.max(self.longest) * 2;
-                gap.max(self.gathering / 2)
+                gap.max(self.naps.gathering() / 2)
                     .min(self.limit(self.options.hold))
             }
         };
@@ -157,22 +147,12 @@ impl Pace {
         self.depth.div_ceil(2)
     }
 
-    /// When a nap is to end, if one pays: it has to last longer than it costs, and a frontend that
-    /// keeps but one request outstanding would have to wait for us.
+    /// When a nap is to end, if one pays. A frontend that keeps but one request outstanding would
+    /// have to wait for us.
     fn nap(&mut self, now: Instant) -> Option<Instant> {
-        let lateness = self.lateness?;
-        let nap = self.gathering.checked_sub(lateness)?;
-        if self.napped || self.depth < 2 || nap < lateness * 2 {
-            return None;
-        }
-        self.napped = true;
-        Some(now + nap)
-    }
-
-    /// So many wait to be answered: learns from it how long half of the depth takes to gather.
-    fn gathered(&mut self, waiting: u32) {
-        let took = self.idle * self.half() / waiting;
-        self.gathering = (self.gathering * 3 + took) / 4;
+        let lateness = self.lateness.filter(|_| self.depth > 1)?;
+        let most = self.limit(self.options.hold);
+        Some(now + self.naps.take(lateness, most)?)
     }
 
     /// The frontend has nothing more to ask for before it is answered.
@@ -195,17 +175,17 @@ impl Pace {
         self.gap = self.longest.max(self.gap - self.gap / 8);
         self.longest = Duration::ZERO;
         self.lateness = lateness;
-        self.begin_batch();
+        self.naps.begin_batch();
     }
 
-    fn begin_batch(&mut self) {
-        self.idle = Duration::ZERO;
-        self.busy = true;
-        self.napped = false;
-    }
-
-    /// A sleep is over. Had it been short enough, looking would have been better.
-    pub fn woke(&mut self, now: Instant) {
+    /// A sleep is over, and so many requests wait. Had it been short enough, looking would have been
+    /// better.
+    pub fn woke(&mut self, now: Instant, waiting: u32) {
+        self.naps.begin_batch();
+        if waiting == 0 {
+            // A notification may be of requests that were found before it came.
+            return;
+        }
         let idle = now.since(self.active);
         let limit = self.limit(self.options.poll);
         self.patience = match idle <= limit {
@@ -213,7 +193,6 @@ impl Pace {
             false => self.patience / 2,
         };
         self.active = now;
-        self.begin_batch();
     }
 
     /// The most that the operator allows, or that makes sense.
@@ -223,9 +202,7 @@ impl Pace {
 
     /// Takes note of the time since the last look; false if the clock stands still.
     fn clock_moves(&mut self, now: Instant) -> bool {
-        if !core::mem::take(&mut self.busy) {
-            self.idle += now.since(self.last_look);
-        }
+        self.naps.looked(now.since(self.last_look));
         self.same_looks = match now == self.last_look {
             true => self.same_looks + 1,
             false => 0,
@@ -337,63 +314,33 @@ mod tests {
     fn looking_lasts_a_multiple_of_what_a_sleep_costs() {
         let mut pace = Pace::new(Options::default(), START, Some(micros(3)));
         let mut now = START + micros(3 * u64::from(SLEEPS));
-        pace.woke(now);
+        pace.woke(now, 1);
         assert_eq!(pace.look(now + micros(1), 0, 32), Look::Again);
         for _ in 0..20 {
             now = now + micros(4 * u64::from(SLEEPS));
-            pace.woke(now);
+            pace.woke(now, 1);
         }
         assert_eq!(pace.look(now + micros(1), 0, 32), Look::Sleep);
     }
 
-    /// A frontend of 32 requests, one every 20 us, of which serving takes a quarter. Answers how
-    /// long it took for 10,000 of them, and how much of that was slept through.
-    fn with_naps(lateness: Duration) -> (Duration, Duration) {
-        let options = Options {
-            poll: Some(micros(1000)),
-            hold: Some(micros(1000)),
-            ..Options::default()
-        };
-        let mut pace = Pace::new(options, START, Some(lateness));
-        let (mut now, mut slept, mut done) = (START, Duration::ZERO, 0);
-        // When each of its requests comes next, and how many of them wait.
-        let (mut next, mut free, mut waiting) = (START, 32, 0);
-        let mut served = 0;
-        while done < 10_000 {
+    #[test]
+    fn a_notification_without_a_request_teaches_nothing() {
+        let mut pace = Pace::new(Options::default(), START, Some(micros(10)));
+        let mut now = START;
+        for _ in 0..100 {
+            assert_eq!(pace.look(now, 0, 32), Look::Sleep);
+            now = now + Duration::from_secs(3600);
+            pace.woke(now, 0);
+        }
+        for waiting in 1..=32 {
             now = now + micros(1);
-            while free > 0 && next <= now {
-                free -= 1;
-                waiting += 1;
-                next = next + micros(20);
-            }
-            let look = pace.look(now, waiting, 32);
-            if let Look::Nap(until) = look {
-                slept += until.since(now) + lateness;
-                now = until + lateness;
-                continue;
-            }
-            now = now + micros(5) * (waiting - served);
-            served = waiting;
-            if look == Look::Answer {
-                if free == 0 {
-                    next = now;
-                }
-                done += waiting;
-                free += waiting;
-                (waiting, served) = (0, 0);
-                pace.answered(0, Some(lateness));
+            match pace.look(now, waiting, 32) {
+                Look::Answer => pace.answered(0, Some(micros(10))),
+                Look::Nap(until) => panic!("a nap of {:?}", until.since(now)),
+                Look::Again | Look::Sleep => {}
             }
         }
-        (now.since(START), slept)
-    }
-
-    #[test]
-    fn most_of_what_a_batch_takes_to_gather_is_slept_through_and_costs_the_frontend_nothing() {
-        let (took, slept) = with_naps(micros(40));
-        assert!(took < micros(10_000 * 22), "{took:?} for 10,000 requests");
-        assert!(slept > took / 2, "slept {slept:?} of {took:?}");
-        let (_, slept) = with_naps(micros(150));
-        assert_eq!(slept, Duration::ZERO, "a nap would cost what it saves");
+        assert!(pace.naps.gathering() < micros(100));
     }
 
     #[test]
@@ -410,14 +357,14 @@ mod tests {
         let mut now = START;
         assert_eq!(pace.look(now, 0, 32), Look::Sleep, "nothing is known yet");
         now = now + micros(40);
-        pace.woke(now);
+        pace.woke(now, 1);
         assert_eq!(pace.look(now, 1, 32), Look::Answer);
         pace.answered(0, None);
         assert_eq!(pace.look(now + micros(70), 0, 32), Look::Again);
         assert_eq!(pace.look(now + micros(80), 0, 32), Look::Sleep);
         for _ in 0..20 {
             now = now + micros(5000);
-            pace.woke(now);
+            pace.woke(now, 1);
         }
         assert_eq!(pace.look(now, 0, 32), Look::Sleep, "it takes too long");
     }

@@ -67,10 +67,7 @@ async fn until_stopped<H: Hypervisor>(
             Look::Sleep => {
                 if !queue.final_check()? {
                     something_happens(queue, guard).await;
-                    // A notification may be of requests that were found before it came.
-                    if queue.waiting()? > 0 {
-                        pace.woke(handle.now());
-                    }
+                    pace.woke(handle.now(), queue.waiting()?);
                 }
                 continue;
             }

@@ -28,6 +28,9 @@ pub const SCENARIOS: &[Scenario] = &[
 const MINUTE: Duration = Duration::from_secs(60);
 const SHUTDOWN: Duration = Duration::from_secs(20);
 
+/// GRUB reads 64 MiB, at half a MiB a second where the machine has much else to do.
+const GRUB: Duration = Duration::from_secs(240);
+
 /// A lean guest takes commands before it has its disk.
 const THERE: &str = "until [ -b /dev/xvda2 ]; do sleep 0.1; done";
 
@@ -50,7 +53,9 @@ fn grub(lab: &Lab, kind: Kind) -> Result<()> {
     config.kernel = format!("/usr/lib/grub-xen/{grub}");
     config.ramdisk = None;
     config.cmdline = String::new();
-    let mut guest = Guest::wait(lab.host.create(&config)?)?;
+    let domain = lab.host.create(&config)?;
+    domain.wait_console("@@ready", GRUB)?;
+    let mut guest = Guest::wait(domain)?;
     let log = storage.console();
     let connected: Vec<&str> = log
         .lines()

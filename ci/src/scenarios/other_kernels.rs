@@ -7,6 +7,7 @@ use crate::lab::images::Image;
 use crate::lab::storage::{Running, disk};
 use crate::lab::{Lab, Scenario};
 use anyhow::{Context, Result, ensure};
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "grub-pvh",
-        about: "a PVH guest boots from our disk through GRUB for PVH, then Linux takes over the same disk",
+        about: "a PVH guest boots from our disk through GRUB for PVH, whose requests have the 32-bit layout",
         demo: false,
         run: |lab| grub(lab, Kind::Pvh),
     },
@@ -33,6 +34,10 @@ const GRUB: Duration = Duration::from_secs(240);
 
 /// A lean guest takes commands before it has its disk.
 const THERE: &str = "until [ -b /dev/xvda2 ]; do sleep 0.1; done";
+
+/// What GRUB writes to the disk: a variable of its environment, and its value.
+const SAVED: &str = "lab";
+const WORD: &str = "written-by-grub";
 
 fn grub(lab: &Lab, kind: Kind) -> Result<()> {
     // GRUB for PV loads an ELF into a domain that looks as xl would have made it; GRUB for PVH goes by
@@ -68,6 +73,8 @@ fn grub(lab: &Lab, kind: Kind) -> Result<()> {
 
     lab.step("Linux on the same disk");
     guest.ok(THERE, MINUTE)?;
+    let saved = environment(&format!("{SAVED}={WORD}\n"));
+    replace(&path, environment("").as_bytes(), saved.as_bytes())?;
     let expected = Image::file("boot.img", &path)?.sha256()?;
     let read = guest.ok("dd if=/dev/xvda bs=256k iflag=direct | sha256sum", MINUTE)?;
     ensure!(
@@ -99,11 +106,15 @@ fn boot_storage<'h>(lab: &Lab<'h>, kind: Kind, path: &Path) -> Result<Running<'h
 /// A disk that GRUB finds a kernel on.
 fn boot_image(lab: &Lab, path: &Path, kernel: &Path, files: &Path) -> Result<()> {
     let cmdline = lab.host.guest_config("guest", Kind::Pvh, &[])?.cmdline;
-    let menu = format!("linux /boot/kernel {cmdline}\ninitrd /boot/initramfs\nboot\n");
+    let menu = format!(
+        "{SAVED}={WORD}\nsave_env -f /boot/grub/grubenv {SAVED}\n\
+         linux /boot/kernel {cmdline}\ninitrd /boot/initramfs\nboot\n"
+    );
     boot_disk::write(
         path,
         &[
             ("boot/grub/grub.cfg", Contents::Text(&menu)),
+            ("boot/grub/grubenv", Contents::Text(&environment(""))),
             ("boot/kernel", Contents::Copy(kernel)),
             (
                 "boot/initramfs",
@@ -112,4 +123,21 @@ fn boot_image(lab: &Lab, path: &Path, kernel: &Path, files: &Path) -> Result<()>
         ],
     )
     .context("cannot make the disk to boot from")
+}
+
+/// A file of GRUB's environment, as `grub-editenv` makes one: 1024 bytes, those not used filled with `#`.
+fn environment(variables: &str) -> String {
+    format!(
+        "{:#<1024}",
+        format!("# GRUB Environment Block\n{variables}")
+    )
+}
+
+/// Replaces the one place where a file has these bytes by as many others.
+fn replace(path: &Path, old: &[u8], new: &[u8]) -> Result<()> {
+    let mut data = fs::read(path)?;
+    let place = data.windows(old.len()).position(|bytes| bytes == old);
+    let place = place.context("the disk does not have GRUB's environment")?;
+    data[place..place + old.len()].copy_from_slice(new);
+    fs::write(path, data).context("cannot write what the disk should hold")
 }

@@ -10,6 +10,12 @@ use std::time::{Duration, Instant};
 /// How long the tool stack may take for one of its commands.
 pub const TOOLSTACK: Duration = Duration::from_secs(60);
 
+/// The share of the processors that every domain has in Xen's scheduler.
+pub const WEIGHT: u32 = 256;
+
+/// A share that outweighs a few busy guests.
+pub const MORE_WEIGHT: u32 = 2048;
+
 /// A domain. It is destroyed when this value is dropped.
 #[derive(Debug)]
 pub struct Domain<'h> {
@@ -76,6 +82,13 @@ impl Host {
             bail!("{disk} was not attached: {}{}", output.out, output.err);
         }
         Ok(Duration::from_micros(output.out.trim().parse()?))
+    }
+
+    /// Sets dom0's share of the processors. With [`MORE_WEIGHT`] the tool stack does not wait for guests
+    /// that never rest; with [`WEIGHT`] it is one of many again.
+    pub fn weigh_dom0(&self, weight: u32) -> Result<()> {
+        let script = format!("xl sched-credit2 -d Domain-0 -w {weight}");
+        self.ok(&script).map(drop)
     }
 
     /// The file that holds a domain's console.

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a guest may take from its creation to its first command.
-pub const BOOT: Duration = Duration::from_secs(90);
+pub const BOOT: Duration = Duration::from_secs(180);
 
 /// A Linux guest whose init (`ci/scripts/console-commands.sh`) takes commands.
 #[derive(Debug)]

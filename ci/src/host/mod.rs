@@ -157,6 +157,11 @@ impl Host {
         };
     }
 
+    /// Moves the end of all waits.
+    pub fn watch_until(&self, deadline: Instant) {
+        self.watched.lock().expect("no thread panicked").deadline = Some(deadline);
+    }
+
     /// Ends what [`Self::watch`] began.
     pub fn unwatch(&self) {
         self.watched.lock().expect("no thread panicked").deadline = None;
@@ -165,15 +170,20 @@ impl Host {
     /// Crashes of our own domains since [`Self::watch`], as the tool stack logged them.
     pub fn crashes(&self) -> Vec<String> {
         let start = self.watched.lock().expect("no thread panicked").domains;
-        let mut log = String::new();
-        for entry in fs::read_dir(self.instance.share().join("xl"))
+        let domains = self.domains();
+        fault::crashes(
+            &self.tool_stack_log(),
+            domains.get(start..).unwrap_or_default(),
+        )
+    }
+
+    /// What the tool stack logged about all domains, in no order.
+    pub fn tool_stack_log(&self) -> String {
+        fs::read_dir(self.instance.share().join("xl"))
             .into_iter()
             .flatten()
-        {
-            let path = entry.map(|entry| entry.path()).unwrap_or_default();
-            log += &read_from(&path, 0);
-        }
-        fault::crashes(&log, self.domains().get(start..).unwrap_or_default())
+            .map(|entry| read_from(&entry.map(|entry| entry.path()).unwrap_or_default(), 0))
+            .collect()
     }
 
     /// The domains created so far.

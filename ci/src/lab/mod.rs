@@ -9,6 +9,7 @@ pub mod noise;
 pub mod progress;
 pub mod report;
 pub mod runner;
+pub mod side_by_side;
 pub mod storage;
 
 use crate::host::Host;
@@ -18,6 +19,7 @@ use progress::Progress;
 use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Where dom0 finds what stock guests boot, beside `/guest`.
 pub const STOCK_FILES: &str = "/tmp/stock/";
@@ -80,6 +82,11 @@ impl<'h> Lab<'h> {
         let text = text.into();
         self.progress.step(self.scenario, &text);
         *self.last_step.borrow_mut() = text;
+    }
+
+    /// Gives a scenario that is longer than the others this much time, from now on.
+    pub fn may_take(&self, limit: Duration) {
+        self.host.watch_until(Instant::now() + limit);
     }
 
     /// The folder that dom0 sees as `/guest`.

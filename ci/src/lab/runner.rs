@@ -15,7 +15,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// No scenario may take longer; its waits have tighter limits of their own.
+/// No scenario may take longer, but those that ask for it ([`Lab::may_take`]); its waits have tighter
+/// limits of their own.
 const SCENARIO_LIMIT: Duration = Duration::from_secs(360);
 
 /// How long the tool stack may take to remove the last traces of a scenario's domains.

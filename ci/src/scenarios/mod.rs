@@ -3,6 +3,7 @@
 mod attaching;
 mod boot;
 mod driver_life;
+mod endings;
 mod filesystem;
 mod hostile;
 mod leaving;
@@ -29,6 +30,7 @@ pub fn all() -> Vec<Scenario> {
         driver_life::SCENARIOS,
         operator::SCENARIOS,
         attaching::SCENARIOS,
+        endings::SCENARIOS,
         refusal::SCENARIOS,
         hostile::SCENARIOS,
         options::SCENARIOS,

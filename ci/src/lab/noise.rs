@@ -1,6 +1,6 @@
 //! Noise on a guest's disk: random bytes that are written, and compared with what is read back.
 
-use crate::host::guest::Guest;
+use crate::host::guest::{Guest, Started};
 use anyhow::{Result, ensure};
 use std::time::Duration;
 
@@ -22,6 +22,41 @@ pub fn command(device: &str, mib: u32) -> String {
 /// Whether [`command`] printed that all was equal.
 pub fn is_equal(output: &str, mib: u32) -> bool {
     output.trim() == (u64::from(mib) << 20).to_string()
+}
+
+/// Writes and compares, with short rests, until `/tmp/stop` is there; `/tmp/passes` tells how often so far.
+/// It prints `N passes` in the end, or what went wrong.
+pub fn keep_at_it(device: &str, mib: u32) -> String {
+    format!(
+        "n=0; until [ -e /tmp/stop ]; do {{ {}; }} >/tmp/out 2>&1 || {{ cat /tmp/out; exit 1; }}; \
+         n=$((n + 1)); echo $n >/tmp/passes; usleep 300000; done; echo \"$n passes\"",
+        command(device, mib)
+    )
+}
+
+/// How often a guest that keeps at it has done so.
+pub fn passes(guest: &Guest) -> Result<u32> {
+    Ok(guest.ok("cat /tmp/passes", LIMIT)?.trim().parse()?)
+}
+
+/// Waits until a guest that keeps at it has done so `times` times.
+pub fn wait_for_passes(guest: &Guest, times: u32) -> Result<()> {
+    let looks = "$(cat /tmp/passes 2>/dev/null || echo 0)";
+    let wait = format!("until [ {looks} -ge {times} ]; do usleep 100000; done");
+    guest.ok(&wait, 2 * LIMIT).map(drop)
+}
+
+/// Ends [`keep_at_it`], and makes sure that all was equal.
+pub fn stop(guest: &Guest, keeping: Started) -> Result<()> {
+    guest.ok("touch /tmp/stop", LIMIT)?;
+    let output = guest.finish(keeping, LIMIT)?;
+    ensure!(
+        output.status == 0 && output.out.ends_with(" passes\n"),
+        "{}: {}",
+        guest.name,
+        output.out
+    );
+    Ok(())
 }
 
 /// Runs [`command`] in a guest; anything but equality is an error.

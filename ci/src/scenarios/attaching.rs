@@ -1,24 +1,159 @@
-//! Many disks on one guest.
+//! Attaching and detaching many times, and many disks.
 
 use crate::config::Kind;
 use crate::host::block_list::{self, Row};
+use crate::host::domain::{MORE_WEIGHT, WEIGHT};
 use crate::host::guest::Guest;
 use crate::lab::held::Held;
 use crate::lab::images::Image;
+use crate::lab::leftover::State;
+use crate::lab::report::milliseconds;
 use crate::lab::storage::disk;
-use crate::lab::{Lab, Scenario};
+use crate::lab::{Lab, Scenario, noise};
+use crate::process::tail;
 use anyhow::{Result, ensure};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-pub const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "sixteen-disks",
-    about: "16 disks on one guest, all in use at once, each byte on the disk it was written to",
-    demo: false,
-    run: sixteen_disks,
-}];
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "sixteen-disks",
+        about: "16 disks on one guest, all in use at once, each byte on the disk it was written to",
+        demo: false,
+        run: sixteen_disks,
+    },
+    Scenario {
+        name: "hundred-rounds",
+        about: "a disk attached and detached 100 times while another is busy and verified; nothing is left",
+        demo: false,
+        run: hundred_rounds,
+    },
+];
 
 const MINUTE: Duration = Duration::from_secs(60);
 const END: Duration = Duration::from_secs(20);
+
+const ROUNDS: usize = 100;
+
+/// After so many rounds the lab looks at what they printed, and counts what is held.
+const STRETCH: usize = 25;
+
+/// All rounds together, and those between two counts.
+const ROUNDS_LIMIT: Duration = Duration::from_secs(1800);
+const STRETCH_LIMIT: Duration = Duration::from_secs(450);
+
+/// A round: attaches `xvdb`, waits until its frontend is connected, detaches it, and prints what
+/// `xl block-list` shows in between and at the end.
+const ROUND: &str = r#"
+round() {
+    xl block-attach guest "$disk" || return
+    looks=0
+    until [ "$(xenstore-read $frontend/state)" = 4 ]; do
+        looks=$((looks + 1))
+        [ $looks -lt 1000 ] || { echo "round $1: not connected"; return 1; }
+    done
+    echo "@attached"
+    xl block-list guest || return
+    xl block-detach guest xvdb || return
+    echo "@detached"
+    xl block-list guest
+}
+"#;
+
+fn hundred_rounds(lab: &Lab) -> Result<()> {
+    lab.may_take(ROUNDS_LIMIT);
+    lab.host.weigh_dom0(MORE_WEIGHT)?;
+    let images = [Image::mib("busy", 4), Image::mib("coming", 1)];
+    let mut storage = lab.storage(Kind::Pvh).images(&images)?.memory(24).start()?;
+    let alone = Held::by(lab.host, storage.id)?;
+    lab.step("a guest with one disk");
+    let disks = [disk("storage", "xvda", "rw", "ram:busy")];
+    let mut guest = lab.host.lean_guest("guest", Kind::Pv, &disks)?;
+    let busy = guest.start(&noise::keep_at_it("xvda", 1))?;
+    noise::wait_for_passes(&guest, 1)?;
+    let with_guest = Held::by(lab.host, storage.id)?;
+    let whole_host = State::of(lab.host)?;
+
+    let mut took = Duration::ZERO;
+    let mut passes = noise::passes(&guest)?;
+    for done in (STRETCH..=ROUNDS).step_by(STRETCH) {
+        lab.step(format!("rounds {} to {done}", done + 1 - STRETCH));
+        let start = Instant::now();
+        rounds(lab, &guest, STRETCH)?;
+        took += start.elapsed();
+        let detached = storage.console().matches(": detached").count();
+        ensure!(
+            detached == done,
+            "the driver domain's log shows {detached} detached disks, expected {done}"
+        );
+        let before = std::mem::replace(&mut passes, noise::passes(&guest)?);
+        ensure!(passes > before, "the other disk was not in use meanwhile");
+        let left = whole_host.new_in(&State::of(lab.host)?);
+        ensure!(
+            left.is_empty(),
+            "after {done} rounds there is more: {left:?}"
+        );
+        // How many pages of the busy disk are mapped changes from one moment to the next.
+        let now = Held {
+            grants: with_guest.grants,
+            ..Held::by(lab.host, storage.id)?
+        };
+        ensure!(
+            now == with_guest,
+            "after {done} rounds the driver domain holds {now:?}, before them {with_guest:?}"
+        );
+    }
+    let each = milliseconds(took / ROUNDS as u32);
+
+    lab.step(format!("{each} a round; ending the guest"));
+    noise::stop(&guest, busy)?;
+    guest.destroy()?;
+    alone.expect(lab.host, storage.id, "after the guest's end")?;
+    lab.host.weigh_dom0(WEIGHT)?;
+    storage.shutdown(END)
+}
+
+/// Attaches and detaches `count` times, and looks at every list of disks in between.
+fn rounds(lab: &Lab, guest: &Guest, count: usize) -> Result<()> {
+    let frontend = format!("/local/domain/{}/device/vbd/{}", guest.id, device(1));
+    let disk = disk("storage", "xvdb", "rw", "ram:coming");
+    let script = format!(
+        "frontend={frontend}\ndisk='{disk}'\n{ROUND}\n\
+         for n in $(seq {count}); do round $n 2>&1 || exit; done"
+    );
+    let output = lab.host.exec(&script, STRETCH_LIMIT)?;
+    ensure!(output.status == 0, "{}", tail(&output.out, 12));
+    let lists = |mark| -> Result<Vec<Vec<Row>>> {
+        let parts = output.out.split('@');
+        parts
+            .filter_map(|part| part.strip_prefix(mark))
+            .map(block_list::parse)
+            .collect()
+    };
+    let connected = |n| Row {
+        device: device(n),
+        state: 4,
+    };
+    let (attached, detached) = (lists("attached")?, lists("detached")?);
+    ensure!(
+        attached.len() == count && detached.len() == count,
+        "{} rounds were begun and {} ended, expected {count}",
+        attached.len(),
+        detached.len()
+    );
+    for list in attached {
+        ensure!(
+            list == [connected(0), connected(1)],
+            "with two disks, xl block-list shows {list:?}"
+        );
+    }
+    for list in detached {
+        ensure!(
+            list == [connected(0)],
+            "with one disk, xl block-list shows {list:?}"
+        );
+    }
+    Ok(())
+}
 
 /// The number of a guest's n-th disk: `xvda`, `xvdb` and on.
 fn device(n: usize) -> u32 {

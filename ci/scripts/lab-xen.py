@@ -10,8 +10,12 @@ lab-xen attach DOMID DEVICE DISK
                                 xl block-attach; prints the microseconds until the backend is connected
 lab-xen load LEAD WINDOW        after LEAD seconds: the nanoseconds of a window, then for each domain its
                                 number and the nanoseconds of processor time it used in that window
+lab-xen contend STOP DOMID      until the file STOP is there, writes the states of all disks of a driver
+                                domain, as they are, in transactions that conflict with everybody else's;
+                                prints how many were committed and how many were not
 """
 import glob
+import os
 import subprocess
 import sys
 import time
@@ -82,6 +86,33 @@ def load(lead, window):
         print(domid, after[domid] - before[domid])
 
 
+def states(xs, domid):
+    root = f"/local/domain/{domid}/backend/vbd"
+    for guest in xs.ls("", root) or []:
+        for device in xs.ls("", f"{root}/{guest}") or []:
+            yield f"{root}/{guest}/{device}/state"
+            yield f"/local/domain/{guest}/device/vbd/{device}/state"
+
+
+def contend(stop, domid):
+    xs = xen.lowlevel.xs.xs()
+    committed = conflicts = 0
+    while not os.path.exists(stop):
+        nodes = list(states(xs, domid))
+        transaction = xs.transaction_start()
+        for node in nodes:
+            # What is not there any more must not be made by writing it.
+            value = xs.read(transaction, node)
+            if value is not None:
+                xs.write(transaction, node, value)
+        time.sleep(0.002)
+        if xs.transaction_end(transaction):
+            committed += 1
+        else:
+            conflicts += 1
+    print(committed, conflicts)
+
+
 match sys.argv[1:]:
     case ["cpu-khz"]:
         print(xc.physinfo()["cpu_khz"])
@@ -93,5 +124,7 @@ match sys.argv[1:]:
         attach(int(domid), int(device), disk)
     case ["load", lead, window]:
         load(float(lead), float(window))
+    case ["contend", stop, domid]:
+        contend(stop, int(domid))
     case _:
         sys.exit(__doc__)

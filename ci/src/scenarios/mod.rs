@@ -2,6 +2,7 @@
 
 mod attaching;
 mod boot;
+mod crowd;
 mod driver_life;
 mod endings;
 mod filesystem;
@@ -31,6 +32,7 @@ pub fn all() -> Vec<Scenario> {
         operator::SCENARIOS,
         attaching::SCENARIOS,
         endings::SCENARIOS,
+        crowd::SCENARIOS,
         refusal::SCENARIOS,
         hostile::SCENARIOS,
         options::SCENARIOS,

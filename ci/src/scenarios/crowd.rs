@@ -1,0 +1,209 @@
+//! Many guests at once, and attaching while everybody else writes to xenstore too.
+
+use crate::config::Kind;
+use crate::host::Host;
+use crate::host::block_list::{self, Row};
+use crate::host::domain::{MORE_WEIGHT, WEIGHT};
+use crate::host::guest::Guest;
+use crate::lab::held::Held;
+use crate::lab::images::Image;
+use crate::lab::storage::disk;
+use crate::lab::{Lab, Scenario, noise, side_by_side};
+use anyhow::{Context, Result, ensure};
+use std::time::Duration;
+
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "eight-guests",
+        about: "8 small guests, PVH and PV, read back what they wrote, all at the same time",
+        demo: false,
+        run: eight_guests,
+    },
+    Scenario {
+        name: "busy-xenstore",
+        about: "4 guests attach and detach 3 disks each among conflicting transactions; none is lost",
+        demo: false,
+        run: busy_xenstore,
+    },
+];
+
+const MINUTE: Duration = Duration::from_secs(60);
+const END: Duration = Duration::from_secs(20);
+
+/// For each of these scenarios.
+const LIMIT: Duration = Duration::from_secs(1800);
+
+/// Lean guests `guest0` and on, PVH and PV in turn, the n-th with `ram:disk<n>`.
+fn guests(host: &Host, count: usize) -> Result<Vec<Guest<'_>>> {
+    // More than two at a time would only wait for each other's processor.
+    let mut all = Vec::new();
+    for first in (0..count).step_by(2) {
+        let pair = side_by_side::run(2.min(count - first), |n| {
+            let number = first + n;
+            let disk = disk("storage", "xvda", "rw", &format!("ram:disk{number}"));
+            host.lean_guest(&format!("guest{number}"), Kind::ALL[n], &[disk])
+        })?;
+        all.extend(pair);
+    }
+    Ok(all)
+}
+
+const GUESTS: usize = 8;
+
+fn eight_guests(lab: &Lab) -> Result<()> {
+    lab.may_take(LIMIT);
+    lab.host.weigh_dom0(MORE_WEIGHT)?;
+    let images: Vec<Image> = (0..GUESTS)
+        .map(|n| Image::mib(&format!("disk{n}"), 2))
+        .collect();
+    let mut storage = lab.storage(Kind::Pvh).images(&images)?.memory(40).start()?;
+    let before = Held::by(lab.host, storage.id)?;
+    lab.step("booting eight guests");
+    let mut guests = guests(lab.host, GUESTS)?;
+
+    lab.step("all write noise and read it back");
+    // Eight guests share two emulated processors: each has little to do, and its time.
+    let jobs = guests
+        .iter()
+        .map(|guest| guest.start(&noise::command("xvda", 1)))
+        .collect::<Result<Vec<_>>>()?;
+    for (guest, job) in guests.iter().zip(jobs) {
+        let output = guest.finish(job, LIMIT)?;
+        ensure!(
+            output.status == 0 && noise::is_equal(&output.out, 1),
+            "{} reads what it did not write: {}",
+            guest.name,
+            output.out
+        );
+    }
+    lab.step("ending them");
+    for guest in &mut guests {
+        guest.destroy()?;
+    }
+    before.expect(lab.host, storage.id, "after eight guests")?;
+    lab.host.weigh_dom0(WEIGHT)?;
+    storage.shutdown(END)
+}
+
+/// Guests that attach and detach at the same time.
+const ATTACHING: usize = 4;
+
+/// Disks that each of them attaches beside the one it boots with.
+const MORE_DISKS: [&str; 3] = ["xvdb", "xvdc", "xvdd"];
+
+const ROUNDS: usize = 2;
+
+/// Two writers whose transactions conflict with everybody's, and one who has all of xenstore listed
+/// again and again.
+const BUSY: &str = r#"
+rm -f /tmp/calm
+for n in 1 2; do lab-xen contend /tmp/calm $storage >/tmp/contend$n 2>&1 & done
+(until [ -e /tmp/calm ]; do xenstore-ls -f; done) >/dev/null 2>&1 &
+"#;
+
+/// Ends them; a line each with the numbers of transactions that were committed and that were not.
+const CALM: &str = r#"
+touch /tmp/calm
+for n in 1 2; do until [ -s /tmp/contend$n ]; do sleep 0.1; done; cat /tmp/contend$n; done
+"#;
+
+fn busy_xenstore(lab: &Lab) -> Result<()> {
+    lab.may_take(LIMIT);
+    let mut images: Vec<Image> = (0..ATTACHING)
+        .map(|n| Image::mib(&format!("disk{n}"), 1))
+        .collect();
+    for guest in 0..ATTACHING {
+        images.extend(MORE_DISKS.map(|device| Image::mib(&format!("{device}-{guest}"), 1)));
+    }
+    let mut storage = lab.storage(Kind::Pv).images(&images)?.memory(40).start()?;
+    lab.step("booting four guests");
+    let mut guests = guests(lab.host, ATTACHING)?;
+    let before = Held::by(lab.host, storage.id)?;
+
+    lab.step("attaching and detaching among conflicting transactions");
+    lab.host.ok(&format!("storage={}\n{BUSY}", storage.id))?;
+    let host = lab.host;
+    let outcome = side_by_side::run(ATTACHING, |n| {
+        (1..=ROUNDS).try_for_each(|round| {
+            come_and_go(host, &guests[n], n).with_context(|| format!("guest{n}, round {round}"))
+        })
+    });
+    let busy = lab.host.ok(CALM);
+    outcome?;
+    let busy = busy?;
+
+    lab.step("counting what is left");
+    for line in busy.lines() {
+        let (committed, conflicts) = line
+            .split_once(' ')
+            .with_context(|| format!("a writer of transactions failed: {busy}"))?;
+        let (committed, conflicts): (u32, u32) = (committed.parse()?, conflicts.parse()?);
+        ensure!(
+            committed >= 3 && conflicts >= 10,
+            "{committed} transactions and {conflicts} conflicts are no busy xenstore"
+        );
+    }
+    let expected = ATTACHING * MORE_DISKS.len() * ROUNDS;
+    let log = storage.console();
+    for (what, expected) in [
+        (": attached, ", expected + ATTACHING),
+        (": connected, ", expected + ATTACHING),
+        (": detached", expected),
+        ("ERROR", 0),
+    ] {
+        let count = log.matches(what).count();
+        ensure!(
+            count == expected,
+            "the driver domain's log shows {what:?} {count} times, expected {expected}:\n{log}"
+        );
+    }
+    before.expect(host, storage.id, "after all were detached")?;
+    for guest in &mut guests {
+        guest.destroy()?;
+    }
+    storage.shutdown(END)
+}
+
+/// Attaches all further disks of a guest, uses them at the same time, and detaches them.
+fn come_and_go(host: &Host, guest: &Guest, number: usize) -> Result<()> {
+    let name = &guest.name;
+    let frontends = format!("/local/domain/{}/device/vbd", guest.id);
+    let mut attach = String::new();
+    let mut detach = String::new();
+    for device in MORE_DISKS {
+        let disk = disk("storage", device, "rw", &format!("ram:{device}-{number}"));
+        attach += &format!("xl block-attach {name} '{disk}' 2>&1 || exit\n");
+        detach += &format!("xl block-detach {name} {device} 2>&1 || exit\n");
+    }
+    let connected = format!(
+        "until [ $(xenstore-ls -f {frontends} | grep -c '/state = \"4\"') = {} ]; do sleep 0.2; done\n",
+        MORE_DISKS.len() + 1
+    );
+    let list = format!("xl block-list {name}");
+    let row = |n: u32| Row {
+        device: 51712 + 16 * n,
+        state: 4,
+    };
+    let expect = |script: String, expected: &[Row]| -> Result<()> {
+        let output = host.exec(&script, 2 * MINUTE)?;
+        ensure!(output.status == 0, "{}{}", output.out, output.err);
+        let seen = block_list::parse(&output.out)?;
+        ensure!(seen == expected, "xl block-list shows {seen:?}");
+        Ok(())
+    };
+    expect(attach + &connected + &list, &[0, 1, 2, 3].map(row))?;
+    let use_all: Vec<String> = MORE_DISKS
+        .iter()
+        .map(|device| {
+            let noise = noise::command(device, 1);
+            format!("until [ -b /dev/{device} ]; do usleep 50000; done; {noise} || exit 1")
+        })
+        .collect();
+    let output = guest.ok(&use_all.join("\n"), 2 * MINUTE)?;
+    ensure!(
+        output.lines().count() == MORE_DISKS.len()
+            && output.lines().all(|line| noise::is_equal(line, 1)),
+        "the disks do not hold what was written: {output}"
+    );
+    expect(detach + &list, &[row(0)])
+}

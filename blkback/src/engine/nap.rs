@@ -77,9 +77,9 @@ mod tests {
         Duration::from_micros(count)
     }
 
-    /// A frontend of 32 requests, one every 20 us, of which serving takes a quarter. Answers how
+    /// A frontend of `depth` requests, one every 20 us, of which serving takes a quarter. Answers how
     /// long it took for 10,000 of them, and how much of that was slept through.
-    fn with_naps(lateness: Duration) -> (Duration, Duration) {
+    fn with_naps(depth: u32, lateness: Duration) -> (Duration, Duration) {
         let options = Options {
             poll: Some(micros(1000)),
             hold: Some(micros(1000)),
@@ -88,7 +88,7 @@ mod tests {
         let mut pace = Pace::new(options, START, Some(lateness));
         let (mut now, mut slept, mut done) = (START, Duration::ZERO, 0);
         // When each of its requests comes next, and how many of them wait.
-        let (mut next, mut free, mut waiting) = (START, 32, 0);
+        let (mut next, mut free, mut waiting) = (START, depth, 0);
         let mut served = 0;
         while done < 10_000 {
             now = now + micros(1);
@@ -120,10 +120,18 @@ mod tests {
 
     #[test]
     fn most_of_what_a_batch_takes_to_gather_is_slept_through_and_costs_the_frontend_nothing() {
-        let (took, slept) = with_naps(micros(40));
+        let (took, slept) = with_naps(32, micros(40));
         assert!(took < micros(10_000 * 22), "{took:?} for 10,000 requests");
         assert!(slept > took / 2, "slept {slept:?} of {took:?}");
-        let (_, slept) = with_naps(micros(150));
+        let (_, slept) = with_naps(32, micros(150));
         assert_eq!(slept, Duration::ZERO, "a nap would cost what it saves");
+    }
+
+    #[test]
+    fn a_frontend_that_keeps_few_requests_outstanding_never_waits_for_a_nap() {
+        let (_, slept) = with_naps(6, micros(2));
+        assert_eq!(slept, Duration::ZERO);
+        let (_, slept) = with_naps(8, micros(2));
+        assert!(slept > Duration::ZERO, "these are enough");
     }
 }

@@ -25,6 +25,8 @@ const SELDOM: u32 = 1024;
 /// What looking may last at most, in times of what a sleep costs us. The frontend pays for it as
 /// well, and more than we do: an exit to notify us, and its latency.
 const SLEEPS: u32 = 8;
+/// A batch of fewer requests is looked for all the time it takes to gather.
+const BATCH: u32 = 4;
 /// Until a sleep's cost is known.
 const UNKNOWN: Duration = Duration::from_micros(400);
 /// A clock that shows the same time so often stands still, as that of a test does.
@@ -147,10 +149,10 @@ impl Pace {
         self.depth.div_ceil(2)
     }
 
-    /// When a nap is to end, if one pays. A frontend that keeps but one request outstanding would
-    /// have to wait for us.
+    /// When a nap is to end, if one pays. A frontend that keeps but a few requests outstanding would
+    /// have to wait for us, where its next one comes sooner than usual.
     fn nap(&mut self, now: Instant) -> Option<Instant> {
-        let lateness = self.lateness.filter(|_| self.depth > 1)?;
+        let lateness = self.lateness.filter(|_| self.half() >= BATCH)?;
         let most = self.limit(self.options.hold);
         Some(now + self.naps.take(lateness, most)?)
     }

@@ -47,8 +47,16 @@ const MINUTE: Duration = Duration::from_secs(60);
 const END: Duration = Duration::from_secs(20);
 
 /// Writes until the disk is taken away, and then says so.
-const WRITE_TO_THE_END: &str = "while dd if=/dev/zero of=/dev/DISK bs=256k count=4 oflag=direct \
+const WRITE_TO_THE_END: &str = "while dd if=/dev/zero of=/dev/DISK bs=4k count=256 oflag=direct \
     2>/dev/null; do :; done; echo the disk is gone";
+
+/// Prints whether the guest's own queue of a disk is stopped, and the requests in it that were never given
+/// to the driver. Linux's blkfront (6.1) stops its queue for good when the backend closes: whoever waits for
+/// what is in it then waits for ever, whatever the backend does.
+const HELD_BY_THE_GUEST: &str = "mount -t debugfs none /sys/kernel/debug 2>/dev/null; \
+    cd /sys/kernel/debug/block/DISK || exit; cat hctx0/state; \
+    cat hctx0/dispatch hctx0/busy hctx0/cpu*/*rq_list sched/*list* 2>/dev/null | \
+    grep -F 'tag=-1,' | grep -F '.state=idle'; true";
 
 fn ends_with_guests(lab: &Lab, kind: Kind) -> Result<()> {
     let images: Vec<Image> = (0..3).map(|n| Image::mib(&format!("disk{n}"), 2)).collect();
@@ -68,6 +76,7 @@ fn ends_with_guests(lab: &Lab, kind: Kind) -> Result<()> {
             let guest: &Guest = &guests[guest];
             Ok((
                 guest,
+                device,
                 guest.start(&WRITE_TO_THE_END.replace("DISK", device))?,
             ))
         })
@@ -98,14 +107,23 @@ fn ends_with_guests(lab: &Lab, kind: Kind) -> Result<()> {
     );
 
     lab.step("the guests without it");
-    for (guest, job) in writing {
-        let output = guest.finish(job, MINUTE)?;
-        ensure!(
-            output.out.trim() == "the disk is gone",
-            "{}: {}",
-            guest.name,
-            output.out
-        );
+    for (guest, device, job) in writing {
+        let name = &guest.name;
+        match guest.finish(job, END) {
+            Ok(output) => ensure!(
+                output.out.trim() == "the disk is gone",
+                "{name}: {}",
+                output.out
+            ),
+            Err(error) => {
+                let held = guest.ok(&HELD_BY_THE_GUEST.replace("DISK", device), MINUTE)?;
+                ensure!(
+                    held.starts_with("STOPPED") && held.contains(".state=idle"),
+                    "{name}, {device}: {error:#}\nits queue: {held}"
+                );
+                lab.step(format!("{name} itself holds a request of {device}"));
+            }
+        }
     }
     for guest in &mut guests {
         guest.destroy()?;

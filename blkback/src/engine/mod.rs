@@ -22,7 +22,6 @@ mod index;
 )]
 mod indirect;
 mod intake;
-mod nap;
 mod options;
 mod pace;
 mod queue;

@@ -11,9 +11,9 @@
 //! may last: that is a multiple of what blocking and waking was measured to cost, because a look
 //! that takes much longer than the sleep it saves does not pay.
 //!
-//! Where half of a depth takes long to gather, most of that time is slept through (`nap.rs`).
+//! There is no sleeping by a timer while answers gather: that would save processor time, but timers
+//! end late, now and then by many times what they end late at least, and a frontend runs dry then.
 
-use super::nap::Naps;
 use super::options::Options;
 use bulkhead_xen::Instant;
 use core::time::Duration;
@@ -25,8 +25,6 @@ const SELDOM: u32 = 1024;
 /// What looking may last at most, in times of what a sleep costs us. The frontend pays for it as
 /// well, and more than we do: an exit to notify us, and its latency.
 const SLEEPS: u32 = 8;
-/// A batch of fewer requests is looked for all the time it takes to gather.
-const BATCH: u32 = 4;
 /// Until a sleep's cost is known.
 const UNKNOWN: Duration = Duration::from_micros(400);
 /// A clock that shows the same time so often stands still, as that of a test does.
@@ -55,7 +53,6 @@ pub struct Pace {
     patience: Duration,
     /// How late sleeps end, which is what they cost.
     lateness: Option<Duration>,
-    naps: Naps,
     last_look: Instant,
     same_looks: u32,
 }
@@ -65,8 +62,6 @@ pub struct Pace {
 pub enum Look {
     /// Look again, after the other tasks of this vCPU.
     Again,
-    /// Look again at that time; so much will hardly have come before.
-    Nap(Instant),
     /// Serve the requests that there are, and show the answers.
     Answer,
     /// Sleep until the frontend notifies us.
@@ -88,7 +83,6 @@ impl Pace {
             active: now,
             patience: Duration::ZERO,
             lateness,
-            naps: Naps::default(),
             last_look: now,
             same_looks: 0,
         }
@@ -99,17 +93,15 @@ impl Pace {
     pub fn look(&mut self, now: Instant, waiting: u32, most: u32) -> Look {
         let moves = self.clock_moves(now);
         if waiting > self.seen {
-            // During a nap several came.
+            // Several may have come while other queues had their turn.
             let gap = now.since(self.active) / (waiting - self.seen);
             self.longest = self.longest.max(gap);
             self.active = now;
             self.seen = waiting;
             self.depth = self.depth.max(waiting);
-            self.naps.serving();
             if waiting < self.target(most) {
                 return Look::Again;
             }
-            self.naps.gathered(waiting, self.half());
             if waiting == most {
                 // There is room for no more: that is as dry as it gets.
                 self.ran_dry(waiting);
@@ -119,14 +111,10 @@ impl Pace {
         self.seen = waiting;
         let limit = match waiting {
             0 => self.patience,
-            _ => {
-                let gap = self.gap.max(self.longest) * 2;
-                gap.max(self.naps.gathering() / 2)
-                    .min(self.limit(self.options.hold))
-            }
+            _ => (self.gap.max(self.longest) * 2).min(self.limit(self.options.hold)),
         };
         if now.since(self.active) < limit && moves {
-            return self.nap(now).map_or(Look::Again, Look::Nap);
+            return Look::Again;
         }
         if waiting == 0 {
             return Look::Sleep;
@@ -149,14 +137,6 @@ impl Pace {
         self.depth.div_ceil(2)
     }
 
-    /// When a nap is to end, if one pays. A frontend that keeps but a few requests outstanding would
-    /// have to wait for us, where its next one comes sooner than usual.
-    fn nap(&mut self, now: Instant) -> Option<Instant> {
-        let lateness = self.lateness.filter(|_| self.half() >= BATCH)?;
-        let most = self.limit(self.options.hold);
-        Some(now + self.naps.take(lateness, most)?)
-    }
-
     /// The frontend has nothing more to ask for before it is answered.
     fn ran_dry(&mut self, depth: u32) {
         let known = self.depth;
@@ -177,13 +157,11 @@ impl Pace {
         self.gap = self.longest.max(self.gap - self.gap / 8);
         self.longest = Duration::ZERO;
         self.lateness = lateness;
-        self.naps.begin_batch();
     }
 
     /// A sleep is over, and so many requests wait. Had it been short enough, looking would have been
     /// better.
     pub fn woke(&mut self, now: Instant, waiting: u32) {
-        self.naps.begin_batch();
         if waiting == 0 {
             // A notification may be of requests that were found before it came.
             return;
@@ -204,7 +182,6 @@ impl Pace {
 
     /// Takes note of the time since the last look; false if the clock stands still.
     fn clock_moves(&mut self, now: Instant) -> bool {
-        self.naps.looked(now.since(self.last_look));
         self.same_looks = match now == self.last_look {
             true => self.same_looks + 1,
             false => 0,
@@ -331,18 +308,9 @@ mod tests {
         let mut now = START;
         for _ in 0..100 {
             assert_eq!(pace.look(now, 0, 32), Look::Sleep);
-            now = now + Duration::from_secs(3600);
+            now = now + micros(10);
             pace.woke(now, 0);
         }
-        for waiting in 1..=32 {
-            now = now + micros(1);
-            match pace.look(now, waiting, 32) {
-                Look::Answer => pace.answered(0, Some(micros(10))),
-                Look::Nap(until) => panic!("a nap of {:?}", until.since(now)),
-                Look::Again | Look::Sleep => {}
-            }
-        }
-        assert!(pace.naps.gathering() < micros(100));
     }
 
     #[test]

@@ -57,13 +57,6 @@ async fn until_stopped<H: Hypervisor>(
                 queue.publish();
                 pace.answered(queue.waiting()? + queue.unpublished(), handle.lateness());
             }
-            Look::Nap(until) => {
-                // What the device completes meanwhile would have to wait.
-                if queue.in_flight() == 0 {
-                    handle.sleep_until(until).await;
-                    continue;
-                }
-            }
             Look::Sleep => {
                 if !queue.final_check()? {
                     something_happens(queue, guard).await;

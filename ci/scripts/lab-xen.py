@@ -8,8 +8,9 @@ lab-xen unpause-until DOMID LOG START TEXT SECONDS
                                 behind its byte START
 lab-xen attach DOMID DEVICE DISK
                                 xl block-attach; prints the microseconds until the backend is connected
-lab-xen load LEAD WINDOW        after LEAD seconds: the nanoseconds of a window, then for each domain its
-                                number and the nanoseconds of processor time it used in that window
+lab-xen load FIFO               says "begun", waits until somebody has written to FIFO, and removes it; the
+                                nanoseconds in between, then for each domain its number and the nanoseconds
+                                of processor time it used in them
 lab-xen contend STOP DOMID      until the file STOP is there, writes the states of all disks of a driver
                                 domain, as they are, in transactions that conflict with everybody else's;
                                 prints how many were committed and how many were not
@@ -76,14 +77,17 @@ def all_cpu_times():
     return time.monotonic_ns(), times
 
 
-def load(lead, window):
-    time.sleep(lead)
+def load(fifo):
     start, before = all_cpu_times()
-    time.sleep(window)
+    print("begun", flush=True)
+    with open(fifo) as file:
+        file.read()
     end, after = all_cpu_times()
     print(end - start)
     for domid in sorted(before.keys() & after.keys()):
         print(domid, after[domid] - before[domid])
+    sys.stdout.flush()
+    os.unlink(fifo)
 
 
 def states(xs, domid):
@@ -122,8 +126,8 @@ match sys.argv[1:]:
         unpause_until(int(domid), log, int(start), text, float(seconds))
     case ["attach", domid, device, disk]:
         attach(int(domid), int(device), disk)
-    case ["load", lead, window]:
-        load(float(lead), float(window))
+    case ["load", fifo]:
+        load(fifo)
     case ["contend", stop, domid]:
         contend(stop, int(domid))
     case _:

@@ -5,7 +5,7 @@ use super::contestant::Contestant;
 use super::field::Field;
 use super::guest_counts::GuestCounts;
 use super::job::{Job, RAMP};
-use super::meter::Watched;
+use super::meter::Watch;
 use super::results::{Contender, Results, Run};
 use super::statistics;
 use super::{fio, guest_counts};
@@ -20,11 +20,8 @@ const IDLE: Duration = Duration::from_secs(4);
 /// A contestant that fails so often takes no further part.
 const MOST_FAILURES: usize = 2;
 
-/// From the command until fio does its first I/O, at most.
+/// What fio may take beside the time for which it measures.
 const FIO_START: Duration = Duration::from_secs(30);
-
-/// After fio's time of warming up, what is left to the slowness of consoles.
-const SETTLE: Duration = Duration::from_millis(200);
 
 /// Runs the whole contest on a booted host. `keep` is given what there is after every turn.
 pub fn run(
@@ -172,7 +169,9 @@ impl Turn<'_> {
             runs.push(run);
         }
         if contender.idle.is_none() {
-            let watched = Watched::watch(self.host, Duration::from_millis(500), IDLE)?;
+            let watch = Watch::begin(self.host)?;
+            std::thread::sleep(IDLE);
+            let watched = watch.end()?;
             contender.idle = Some(watched.load.of(field.server_id(contestant)?));
         }
         field.detach(contestant).context("detaching")
@@ -185,29 +184,26 @@ impl Turn<'_> {
             &job.command(contestant.device(), runtime),
         );
         let before = statistics::of(self.host, field, contestant)?;
+        let watch = Watch::begin(self.host)?;
         let mut started = Vec::new();
         for guest in field.guests() {
             started.push((guest.console_length(), guest.start(&command)?));
         }
         for (guest, (console, _)) in field.guests().iter().zip(&started) {
-            guest.wait_console_from(*console, guest_counts::BUSY, FIO_START)?;
+            guest.wait_console_from(*console, guest_counts::OVER, RAMP + runtime + FIO_START)?;
         }
-        // The window lies within the time that fio measures.
-        let window = runtime.saturating_sub(Duration::from_secs(1));
-        let watched = Watched::watch(self.host, RAMP + SETTLE, window)?;
+        let watched = watch.end()?;
         let mut rates = Vec::new();
         let mut counted = GuestCounts::default();
         for (guest, (_, started)) in field.guests().iter().zip(started) {
-            let output = guest.finish(started, RAMP + runtime + Duration::from_secs(30))?;
+            let output = guest.finish(started, FIO_START)?;
             rates.push(fio::parse(&output.out).with_context(|| output.out.clone())?);
             counted = counted.and(guest_counts::parse(&output.out)?);
         }
         let after = statistics::of(self.host, field, contestant)?;
         let (rate, least_share) = fio::together(&rates).context("there is no guest")?;
         let server = field.server_id(contestant)?;
-        let guests = field.guest_ids();
-        let guest_load: f64 = guests.iter().map(|&id| watched.load.of(id)).sum();
-        let mut taking_part = guests;
+        let mut taking_part = field.guest_ids();
         taking_part.push(server);
         Ok(Run {
             round: self.round,
@@ -218,8 +214,8 @@ impl Turn<'_> {
             mean_us: rate.mean_us,
             p99_us: rate.p99_us,
             least_share,
-            backend_us: watched.load.of(server) * 1e6 / rate.iops,
-            guest_us: guest_load * 1e6 / rate.iops,
+            backend_us: watched.used(server).as_secs_f64() * 1e6 / job.operations(counted.sectors),
+            guest_us: counted.busy * 1e6 / job.operations(counted.busy_sectors),
             cost: statistics::per_operation(job, &before, &after, counted),
             disturbance: watched.disturbance(&taking_part),
         })

@@ -1,21 +1,26 @@
-//! What a guest's Linux counts around a job: the data that its disk moved, and the notifications that
-//! came from the backend.
+//! What a guest's Linux counts around a job: the data that its disk moved, the notifications that came
+//! from the backend, and its processor time from the first I/O on.
 
 use anyhow::{Context, Result};
 
 /// How its kernel names the interrupt of a block frontend's event channel.
 const INTERRUPT: &str = "blkif";
 
-/// What shows on a guest's console at the first I/O of a job.
-pub const BUSY: &str = "@@busy";
+/// What shows on a guest's console when a job is over.
+pub const OVER: &str = "@@over";
 
 /// What a guest counted while a job ran, warming up included.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct GuestCounts {
     /// Notifications from its backends.
     pub notifications: u64,
     /// Sectors of 512 bytes that its disk read and wrote.
     pub sectors: u64,
+    /// Seconds of processor time from the first I/O to the end: fio takes long to start, and that tells
+    /// nothing of a backend.
+    pub busy: f64,
+    /// Sectors that were moved meanwhile.
+    pub busy_sectors: u64,
 }
 
 impl GuestCounts {
@@ -24,23 +29,25 @@ impl GuestCounts {
         Self {
             notifications: self.notifications + other.notifications,
             sectors: self.sectors + other.sectors,
+            busy: self.busy + other.busy,
+            busy_sectors: self.busy_sectors + other.busy_sectors,
         }
     }
 }
 
-/// A command that does the same, prints the counts before it and after it, and shows [`BUSY`].
-/// `device` is the disk that it is about.
+/// A command that does the same, prints the counts before it and after it, and shows [`OVER`] at its end,
+/// a moment before it prints anything. `device` is the disk that it is about.
 pub fn around(device: &str, command: &str) -> String {
     let disk = format!("/sys/block/{device}/stat");
     let counts = format!("grep -w {INTERRUPT} /proc/interrupts; echo disk $(cat {disk})");
-    // How long fio takes until it moves data depends on how busy the machine is.
-    let busy = format!(
-        "idle=$(cat {disk}); while [ \"$idle\" = \"$(cat {disk})\" ]; do usleep 20000; done; \
-         echo {BUSY} >/dev/console"
-    );
+    let moment = format!("time $(nproc) $(cat /proc/uptime {disk})");
     format!(
-        "echo before:; {counts}; ({busy}) & watch=$!; ({command}); s=$?; kill $watch 2>/dev/null; \
-         echo; echo after:; {counts}; exit $s"
+        "echo before:; {counts}; rm -f /tmp/first
+         (idle=$(cat {disk}); while [ \"$idle\" = \"$(cat {disk})\" ]; do usleep 20000; done
+         echo {moment} >/tmp/first) & watch=$!
+         ({command}) >/tmp/job.out 2>&1; s=$?
+         last=$(echo {moment}); kill $watch 2>/dev/null; echo {OVER} >/dev/console; sleep 1
+         cat /tmp/job.out; echo; echo after:; {counts}; cat /tmp/first; echo $last; exit $s"
     )
 }
 
@@ -48,11 +55,31 @@ pub fn around(device: &str, command: &str) -> String {
 pub fn parse(text: &str) -> Result<GuestCounts> {
     let (_, rest) = text.split_once("before:\n").context("no counts before")?;
     let (before, after) = rest.rsplit_once("after:\n").context("no counts after")?;
+    let mut times = after.lines().filter_map(|line| line.strip_prefix("time "));
+    let (first, last) = (times.next(), times.next());
+    let (first, last) = (
+        time(first.context("no time of the first I/O")?)?,
+        time(last.context("no time of the end")?)?,
+    );
     let (before, after) = (moment(before)?, moment(after)?);
     Ok(GuestCounts {
         notifications: after.notifications.saturating_sub(before.notifications),
         sectors: after.sectors.saturating_sub(before.sectors),
+        busy: last.busy - first.busy,
+        busy_sectors: last.sectors.saturating_sub(first.sectors),
     })
+}
+
+/// Reads the number of processors, /proc/uptime (seconds since the start, and of idleness, those of all
+/// processors; see proc(5)), and what follows of the disk.
+fn time(text: &str) -> Result<GuestCounts> {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let [processors, uptime, idle, disk @ ..] = &words[..] else {
+        anyhow::bail!("{text:?} is no time");
+    };
+    let mut counts = moment(&format!("disk {}", disk.join(" ")))?;
+    counts.busy = processors.parse::<f64>()? * uptime.parse::<f64>()? - idle.parse::<f64>()?;
+    Ok(counts)
 }
 
 fn moment(text: &str) -> Result<GuestCounts> {
@@ -90,15 +117,20 @@ mod tests {
         after:\n\
         \x2029:        150         30  xen-dyn    -event     blkif\n\
         \x2030:          7          0  xen-dyn    -event     blkif\n\
-        disk 110 0 880 5 3 0 24 1 0 4 4\n";
+        disk 110 0 880 5 3 0 24 1 0 4 4\n\
+        time 2 100.50 180.00 20 0 160 5 2 0 16 1 0 4 4\n\
+        time 2 104.50 185.50 110 0 880 5 3 0 24 1 0 4 4\n";
 
     #[test]
     fn counts_are_what_came_between() {
         let counts = parse(OUTPUT).unwrap();
         assert_eq!((counts.notifications, counts.sectors), (62, 808));
+        assert!((counts.busy - 2.5).abs() < 1e-9);
+        assert_eq!(counts.busy_sectors, 728);
         assert_eq!(counts.and(counts).sectors, 1616);
         assert!(parse("fio: no such file").is_err());
         assert!(parse(&OUTPUT.replace("disk 110", "disc 110")).is_err());
+        assert!(parse(&OUTPUT.replace("time 2 104", "tune 2 104")).is_err());
     }
 
     #[test]

@@ -76,6 +76,11 @@ impl Job {
         self.block_kib >= 64
     }
 
+    /// How many operations moved so many sectors of 512 bytes.
+    pub fn operations(self, sectors: u64) -> f64 {
+        sectors as f64 * 512.0 / (f64::from(self.block_kib) * 1024.0)
+    }
+
     /// The command that runs it on a disk of a guest and prints fio's JSON.
     pub fn command(self, device: &str, runtime: Duration) -> String {
         format!(

@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::Duration;
 
-/// The part of a processor that domains which take no part may use together.
-const OTHER_DOMAINS: f64 = 0.08;
+/// The part of a processor that domains which take no part may use together. dom0 needs half of that to
+/// tell the guests what to do, before fio does its first I/O.
+const OTHER_DOMAINS: f64 = 0.2;
 
 /// The part of a processor that programs beside the emulator may use of those that it needs.
 const OTHER_PROGRAMS: f64 = 0.15;
@@ -38,22 +39,23 @@ impl Load {
     }
 
     /// Reads the output of `lab-xen load`.
-    fn parse(text: &str) -> Result<Self> {
-        let mut lines = text.lines();
+    fn parse(text: &str) -> Result<(Duration, Self)> {
+        let mut lines = text.lines().skip_while(|line| *line == "begun");
         let window: f64 = lines.next().context("no window")?.trim().parse()?;
         let domains = lines.map(|line| {
             let (domain, used) = line.split_once(' ').context("no pair of numbers")?;
             Ok((domain.parse()?, used.trim().parse::<f64>()? / window))
         });
-        Ok(Self {
-            domains: domains.collect::<Result<_>>()?,
-        })
+        let domains = domains.collect::<Result<_>>()?;
+        Ok((Duration::from_nanos(window as u64), Self { domains }))
     }
 }
 
 /// A window of time watched.
 #[derive(Clone, Debug)]
 pub struct Watched {
+    /// How long it was.
+    pub window: Duration,
     /// How busy every domain was.
     pub load: Load,
     /// The part of a processor that other programs took on the machine that emulates the host, beyond
@@ -61,19 +63,45 @@ pub struct Watched {
     pub programs: f64,
 }
 
-impl Watched {
-    /// Waits, then watches.
-    pub fn watch(host: &Host, lead: Duration, window: Duration) -> Result<Self> {
+/// The first reading of a window. What takes both is started before it and waits in it: dom0 has better
+/// to do nothing while something is measured.
+pub struct Watch<'h> {
+    host: &'h Host,
+    machine: Machine,
+}
+
+impl<'h> Watch<'h> {
+    /// Begins a window.
+    pub fn begin(host: &'h Host) -> Result<Self> {
+        host.ok("rm -f /run/load.*; mkfifo /run/load.fifo || exit\n\
+             timeout 600 lab-xen load /run/load.fifo </dev/null >/run/load.out 2>&1 &\n\
+             for i in $(seq 600); do [ -s /run/load.out ] && exit; sleep 0.05; done; exit 1")
+            .context("the first reading was not taken")?;
         let machine = Machine::now(host)?;
-        let script = format!(
-            "lab-xen load {} {}",
-            lead.as_secs_f64(),
-            window.as_secs_f64()
-        );
-        let text = host.ok(&script)?;
-        let programs = Machine::now(host)?.taken_since(&machine);
-        let load = Load::parse(&text).with_context(|| format!("lab-xen load said {text:?}"))?;
-        Ok(Self { load, programs })
+        Ok(Self { host, machine })
+    }
+
+    /// Ends it.
+    pub fn end(self) -> Result<Watched> {
+        let programs = Machine::now(self.host)?.taken_since(&self.machine);
+        let text = self
+            .host
+            .ok("echo >/run/load.fifo; for i in $(seq 600); do\n\
+             [ -e /run/load.fifo ] || { cat /run/load.out; exit; }; sleep 0.05; done; exit 1")?;
+        let (window, load) =
+            Load::parse(&text).with_context(|| format!("lab-xen load said {text:?}"))?;
+        Ok(Watched {
+            window,
+            load,
+            programs,
+        })
+    }
+}
+
+impl Watched {
+    /// Processor time that a domain used.
+    pub fn used(&self, domain: u32) -> Duration {
+        self.window.mul_f64(self.load.of(domain))
     }
 
     /// What disturbed a measurement of these domains.
@@ -151,11 +179,13 @@ mod tests {
 
     #[test]
     fn loads_are_parts_of_the_window() {
-        let load = Load::parse("2000000\n0 100000\n3 1000000\n7 1900000\n").unwrap();
+        let (window, load) =
+            Load::parse("begun\n2000000\n0 100000\n3 1000000\n7 1900000\n").unwrap();
+        assert_eq!(window, Duration::from_millis(2));
         assert!((load.of(3) - 0.5).abs() < 1e-9);
         assert!((load.others(&[3, 7]) - 0.05).abs() < 1e-9);
         assert_eq!(load.of(9), 0.0);
-        assert!(Load::parse("").is_err());
+        assert!(Load::parse("begun\n").is_err());
         assert!(Load::parse("12\nnonsense\n").is_err());
     }
 
@@ -171,6 +201,7 @@ mod tests {
         let after = Machine::parse(&stat(280, 120), &one(160)).unwrap();
         assert!((after.taken_since(&before) - 0.3).abs() < 1e-9);
         let watched = Watched {
+            window: Duration::from_secs(2),
             load: Load::default(),
             programs: 0.3,
         };

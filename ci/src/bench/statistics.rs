@@ -87,7 +87,7 @@ pub fn per_operation(
     after: &Counters,
     guests: GuestCounts,
 ) -> Option<PerOperation> {
-    let operations = guests.sectors as f64 * 512.0 / (f64::from(job.block_kib) * 1024.0);
+    let operations = job.operations(guests.sectors);
     if operations == 0.0 {
         return None;
     }
@@ -191,6 +191,7 @@ mod tests {
         let guests = GuestCounts {
             notifications: 10,
             sectors: 320,
+            ..GuestCounts::default()
         };
         let job = Job::ALL[0];
         let cost = per_operation(job, &before, &after, guests).unwrap();
@@ -210,6 +211,7 @@ mod tests {
         let guests = GuestCounts {
             notifications: 5,
             sectors: 8 * 256,
+            ..GuestCounts::default()
         };
         let cost = per_operation(Job::ALL[7], &counters(10), &counters(18), guests).unwrap();
         assert_eq!((cost.requests, cost.to_backend), (Some(8.0), Some(8.0)));

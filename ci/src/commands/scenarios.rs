@@ -113,7 +113,7 @@ fn print_end(summary: &Summary) {
         println!("{warning}");
     }
     println!(
-        "hosts booted: {}, scenarios run again: {}",
+        "hosts booted: {}, scenarios run again: {} time(s)",
         summary.boots,
         summary.reruns()
     );

@@ -10,11 +10,21 @@ use std::time::{Duration, Instant};
 /// How long the tool stack may take for one of its commands.
 pub const TOOLSTACK: Duration = Duration::from_secs(60);
 
-/// The share of the processors that every domain has in Xen's scheduler.
-pub const WEIGHT: u32 = 256;
+/// The share of the processors that every domain has in Xen's scheduler, and one that outweighs a few
+/// busy guests.
+const WEIGHT: u32 = 256;
+const MORE_WEIGHT: u32 = 2048;
 
-/// A share that outweighs a few busy guests.
-pub const MORE_WEIGHT: u32 = 2048;
+/// dom0's larger share of the processors; dropping it makes dom0 one of many again.
+pub struct Preference<'h>(&'h Host);
+
+impl Drop for Preference<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.weigh_dom0(WEIGHT) {
+            eprintln!("dom0 keeps its weight: {error:#}");
+        }
+    }
+}
 
 /// A domain. It is destroyed when this value is dropped.
 #[derive(Debug)]
@@ -84,9 +94,14 @@ impl Host {
         Ok(Duration::from_micros(output.out.trim().parse()?))
     }
 
-    /// Sets dom0's share of the processors. With [`MORE_WEIGHT`] the tool stack does not wait for guests
-    /// that never rest; with [`WEIGHT`] it is one of many again.
-    pub fn weigh_dom0(&self, weight: u32) -> Result<()> {
+    /// Gives dom0 a larger share of the processors while the result is kept: the tool stack does not wait
+    /// for guests that never rest.
+    pub fn prefer_dom0(&self) -> Result<Preference<'_>> {
+        self.weigh_dom0(MORE_WEIGHT)?;
+        Ok(Preference(self))
+    }
+
+    fn weigh_dom0(&self, weight: u32) -> Result<()> {
         let script = format!("xl sched-credit2 -d Domain-0 -w {weight}");
         self.ok(&script).map(drop)
     }

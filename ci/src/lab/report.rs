@@ -11,14 +11,14 @@ use std::time::Duration;
 pub struct Outcome {
     /// Its name.
     pub name: &'static str,
-    /// How long it took, a rerun included.
+    /// How long it took, reruns included.
     pub seconds: f32,
     /// Why it failed.
     pub error: Option<String>,
     /// The faults of the emulation seen in it.
     pub emulator_faults: Vec<String>,
-    /// Whether it was run a second time because of them.
-    pub rerun: bool,
+    /// How often it was run again because of them.
+    pub reruns: u32,
     /// What it measured.
     pub figures: Vec<Figure>,
 }
@@ -46,9 +46,9 @@ impl Summary {
         }
     }
 
-    /// Scenarios that were run again because of a fault of the emulation.
-    pub fn reruns(&self) -> usize {
-        self.outcomes.iter().filter(|outcome| outcome.rerun).count()
+    /// How often a scenario was run again because of a fault of the emulation.
+    pub fn reruns(&self) -> u32 {
+        self.outcomes.iter().map(|outcome| outcome.reruns).sum()
     }
 
     /// A table with a line for each scenario.
@@ -56,7 +56,7 @@ impl Summary {
         let mut table = plain_table();
         table.set_header(["scenario", "result", "time"]);
         for outcome in &self.outcomes {
-            let result = match (&outcome.error, outcome.rerun) {
+            let result = match (&outcome.error, outcome.reruns > 0) {
                 (Some(_), _) => "FAILED",
                 (None, true) => "passed (rerun)",
                 (None, false) => "passed",
@@ -106,7 +106,7 @@ impl Summary {
         });
         let reruns = self.reruns();
         let count = (reruns > 0).then(|| {
-            format!("{reruns} scenario(s) were run again because of a fault of the emulation")
+            format!("scenarios were run again {reruns} time(s) because of a fault of the emulation")
         });
         faults.chain(count).collect()
     }
@@ -138,7 +138,7 @@ fn push_new<'a>(list: &mut Vec<&'a str>, item: &'a str) {
 mod tests {
     use super::*;
 
-    fn outcome(name: &'static str, error: Option<&str>, rerun: bool) -> Outcome {
+    fn outcome(name: &'static str, error: Option<&str>, reruns: u32) -> Outcome {
         let figure = |column, value: &str| Figure {
             row: name.to_owned(),
             column,
@@ -148,22 +148,15 @@ mod tests {
             name,
             seconds: 1.0,
             error: error.map(str::to_owned),
-            emulator_faults: if rerun {
-                vec!["Triple fault".to_owned()]
-            } else {
-                Vec::new()
-            },
-            rerun,
+            emulator_faults: vec!["Triple fault".to_owned(); reruns as usize],
+            reruns,
             figures: vec![figure("boot", "90 ms"), figure("memory", "80 MiB")],
         }
     }
 
     #[test]
     fn counts_and_tables_hold_every_outcome() {
-        let outcomes = vec![
-            outcome("a", None, true),
-            outcome("b", Some("broken"), false),
-        ];
+        let outcomes = vec![outcome("a", None, 2), outcome("b", Some("broken"), 0)];
         let summary = Summary { outcomes, boots: 1 };
         assert_eq!(
             summary.counts(),
@@ -172,12 +165,12 @@ mod tests {
                 failed: 1
             }
         );
-        assert_eq!(summary.reruns(), 1);
+        assert_eq!(summary.reruns(), 2);
         assert!(summary.scenario_table().contains("FAILED"));
         assert!(summary.scenario_table().contains("passed (rerun)"));
         let figures = summary.figure_table().unwrap();
         assert_eq!(figures.matches("90 ms").count(), 2);
         assert_eq!(figures.matches("boot").count(), 1);
-        assert_eq!(summary.warnings().len(), 2);
+        assert_eq!(summary.warnings().len(), 3);
     }
 }

@@ -19,6 +19,10 @@ use std::time::{Duration, Instant};
 /// limits of their own.
 const SCENARIO_LIMIT: Duration = Duration::from_secs(360);
 
+/// How often a scenario is run again, each time because of a fault of the emulation that was seen. The
+/// longest live through dozens of domains, of which one is hit now and then.
+const MOST_RERUNS: u32 = 2;
+
 /// How long the tool stack may take to remove the last traces of a scenario's domains.
 const CLEANUP_LIMIT: Duration = Duration::from_secs(15);
 
@@ -103,29 +107,26 @@ impl<'a> Runner<'a> {
 
     fn run_one(&mut self, scenario: &Scenario) -> Outcome {
         let start = Instant::now();
-        let mut outcome = self.attempt(scenario, "");
-        // A fault of the emulation gives a scenario one more try, unless our own domain had a part in it.
-        if outcome.error.is_some() && !outcome.emulator_faults.is_empty() && !outcome.own_fault {
-            let reason = outcome.emulator_faults[0].clone();
+        let mut reruns = 0;
+        let mut emulator_faults = Vec::new();
+        let mut attempt = self.attempt(scenario, "");
+        while reruns < MOST_RERUNS && attempt.is_the_emulators() {
+            reruns += 1;
             self.progress.line(&format!(
-                "EMULATOR FAULT in {}, running it again: {reason}",
-                scenario.name
+                "EMULATOR FAULT in {}, running it again: {}",
+                scenario.name, attempt.emulator_faults[0]
             ));
-            let second = self.attempt(scenario, "-rerun");
-            outcome.emulator_faults.extend(second.emulator_faults);
-            outcome = Attempt {
-                rerun: true,
-                emulator_faults: outcome.emulator_faults,
-                ..second
-            };
+            emulator_faults.append(&mut attempt.emulator_faults);
+            attempt = self.attempt(scenario, &format!("-rerun-{reruns}"));
         }
+        emulator_faults.append(&mut attempt.emulator_faults);
         Outcome {
             name: scenario.name,
             seconds: start.elapsed().as_secs_f32(),
-            error: outcome.error,
-            emulator_faults: outcome.emulator_faults,
-            rerun: outcome.rerun,
-            figures: outcome.figures,
+            error: attempt.error,
+            emulator_faults,
+            reruns,
+            figures: attempt.figures,
         }
     }
 
@@ -180,7 +181,6 @@ impl<'a> Runner<'a> {
             own_fault: !verdict.own.is_empty(),
             emulator_faults: verdict.emulator,
             figures,
-            rerun: false,
         }
     }
 
@@ -222,8 +222,14 @@ struct Attempt {
     error: Option<String>,
     own_fault: bool,
     emulator_faults: Vec<String>,
-    rerun: bool,
     figures: Vec<super::Figure>,
+}
+
+impl Attempt {
+    /// Whether it failed, and a fault of the emulation was seen in it, but none of our own domains.
+    fn is_the_emulators(&self) -> bool {
+        self.error.is_some() && !self.emulator_faults.is_empty() && !self.own_fault
+    }
 }
 
 /// A scenario that passes must have left the host as it was.

@@ -2,7 +2,6 @@
 
 use crate::config::Kind;
 use crate::host::block_list::{self, Row};
-use crate::host::domain::{MORE_WEIGHT, WEIGHT};
 use crate::host::guest::Guest;
 use crate::lab::held::Held;
 use crate::lab::images::Image;
@@ -61,7 +60,7 @@ round() {
 
 fn hundred_rounds(lab: &Lab) -> Result<()> {
     lab.may_take(ROUNDS_LIMIT);
-    lab.host.weigh_dom0(MORE_WEIGHT)?;
+    let _preferred = lab.host.prefer_dom0()?;
     let images = [Image::mib("busy", 4), Image::mib("coming", 1)];
     let mut storage = lab.storage(Kind::Pvh).images(&images)?.memory(24).start()?;
     let alone = Held::by(lab.host, storage.id)?;
@@ -108,7 +107,6 @@ fn hundred_rounds(lab: &Lab) -> Result<()> {
     noise::stop(&guest, busy)?;
     guest.destroy()?;
     alone.expect(lab.host, storage.id, "after the guest's end")?;
-    lab.host.weigh_dom0(WEIGHT)?;
     storage.shutdown(END)
 }
 

@@ -3,7 +3,6 @@
 use crate::config::Kind;
 use crate::host::Host;
 use crate::host::block_list::{self, Row};
-use crate::host::domain::{MORE_WEIGHT, WEIGHT};
 use crate::host::guest::Guest;
 use crate::lab::held::Held;
 use crate::lab::images::Image;
@@ -52,7 +51,7 @@ const GUESTS: usize = 8;
 
 fn eight_guests(lab: &Lab) -> Result<()> {
     lab.may_take(LIMIT);
-    lab.host.weigh_dom0(MORE_WEIGHT)?;
+    let _preferred = lab.host.prefer_dom0()?;
     let images: Vec<Image> = (0..GUESTS)
         .map(|n| Image::mib(&format!("disk{n}"), 2))
         .collect();
@@ -81,7 +80,6 @@ fn eight_guests(lab: &Lab) -> Result<()> {
         guest.destroy()?;
     }
     before.expect(lab.host, storage.id, "after eight guests")?;
-    lab.host.weigh_dom0(WEIGHT)?;
     storage.shutdown(END)
 }
 

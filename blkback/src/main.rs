@@ -32,10 +32,10 @@ fn main(mut machine: Machine) -> ShutdownReason {
     let door = machine.door;
     let started = machine.started;
     let catalog = catalog(take(&mut machine.modules).into_iter().next(), door);
-    let mut executor = Executor::new(door);
+    let first = Remote::new(door, door.vcpu());
+    let mut executor = executor(&first, door);
     let handle = executor.handle();
-    let vcpus = start_vcpus(&machine, executor.remote());
-    handle.spawn(learn_lateness(handle.clone()));
+    let vcpus = start_vcpus(&machine, first);
     // SAFETY: the page is the domain's xenstore ring, and nobody else in this domain uses it.
     let ring = unsafe { Ring::new(door, machine.store) };
     let store = Client::start(&handle, ring);
@@ -107,6 +107,14 @@ fn options(line: &'static str) -> Options {
     Options::parse(|key| value(line, key), mistaken)
 }
 
+/// The executor of a vCPU that serves queues.
+fn executor(remote: &Remote<Door>, door: Door) -> Executor<Door> {
+    let executor = Executor::of(remote, door);
+    let handle = executor.handle();
+    handle.spawn(learn_lateness(handle.clone()));
+    executor
+}
+
 /// Starts an executor on each of the other vCPUs.
 fn start_vcpus(machine: &Machine, first: Remote<Door>) -> Vec<Remote<Door>> {
     let door = machine.door;
@@ -114,12 +122,7 @@ fn start_vcpus(machine: &Machine, first: Remote<Door>) -> Vec<Remote<Door>> {
     let running = machine.start_vcpus(|vcpu| {
         let remote = Remote::new(door, vcpu);
         all.push(remote.clone());
-        Box::new(move || {
-            let mut executor = Executor::of(&remote, door);
-            let handle = executor.handle();
-            handle.spawn(learn_lateness(handle.clone()));
-            executor.run_until(|| false)
-        })
+        Box::new(move || executor(&remote, door).run_until(|| false))
     });
     all.truncate(1 + running as usize);
     if all.len() > 1 {

@@ -109,3 +109,38 @@ impl<H> Drop for Sleep<H> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+
+    const DEADLINE: Instant = Instant(1_000_000);
+
+    /// Sleeps that ended so many microseconds after their deadline.
+    fn lateness(late: &[i64]) -> Option<Duration> {
+        let timers = Timers::default();
+        for micros in late {
+            let end = DEADLINE.0.checked_add_signed(micros * 1000).unwrap();
+            timers.slept(DEADLINE, Instant(end));
+        }
+        timers.lateness()
+    }
+
+    #[test]
+    fn the_least_lateness_counts_and_is_forgotten_slowly() {
+        assert_eq!(lateness(&[]), None);
+        assert_eq!(lateness(&[80]), Some(Duration::from_micros(80)));
+        assert_eq!(lateness(&[80, 16, 900]), Some(Duration::from_micros(17)));
+        assert_eq!(lateness(&[16, 5]), Some(Duration::from_micros(5)));
+        // What a sleep takes has become more: after a while that is what counts.
+        let late: Vec<i64> = core::iter::once(16).chain([160; 40]).collect();
+        assert_eq!(lateness(&late), Some(Duration::from_micros(160)));
+    }
+
+    #[test]
+    fn a_sleep_that_something_else_ended_tells_nothing() {
+        assert_eq!(lateness(&[-50]), None);
+        assert_eq!(lateness(&[32, -50]), Some(Duration::from_micros(32)));
+    }
+}

@@ -120,6 +120,17 @@ impl Host {
         })
     }
 
+    fn log_command(&self, script: &str, output: &Output) -> Result<()> {
+        let path = self.instance.command_log();
+        let mut log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)?;
+        let Output { status, out, err } = output;
+        write!(log, "$ {}\n{out}{err}[status {status}]\n", script.trim())?;
+        Ok(())
+    }
+
     /// Runs a shell script in dom0 that has to succeed, and returns what it printed.
     pub fn ok(&self, script: &str) -> Result<String> {
         let output = self.exec(script, TOOLSTACK)?;

@@ -14,15 +14,15 @@ use crate::image::{self, HostImage};
 use crate::process::tail;
 use crate::workspace;
 use anyhow::{Context, Result, bail};
-pub use command::Output;
 use qemu::{Instance, Machine};
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU32;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+
+pub use command::Output;
 
 /// Where dom0 has the kernels that are not ours: Linux's, and GRUB's.
 const STOCK: &[&str] = &["/guest/", crate::lab::STOCK_FILES, "/usr/lib/grub-xen/"];
@@ -125,17 +125,6 @@ impl Host {
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().expect("no thread panicked")
-    }
-
-    fn log_command(&self, script: &str, output: &Output) -> Result<()> {
-        let path = self.instance.command_log();
-        let mut log = fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(path)?;
-        let Output { status, out, err } = output;
-        write!(log, "$ {}\n{out}{err}[status {status}]\n", script.trim())?;
-        Ok(())
     }
 
     /// The processors' clock, as Xen measured it.

@@ -52,7 +52,7 @@ pub(super) fn ensure(root: &Path, say: &dyn Fn(&str)) -> Result<DriverImage> {
 fn archive(tar: &RootTar) -> Result<Vec<u8>> {
     let mut cpio = base(tar, INIT)?;
     let version = initramfs::kernel_version(tar)?;
-    initramfs::add_modules(&mut cpio, tar, &version, MODULES)?;
+    initramfs::add_modules(&mut cpio, tar, &version, MODULES, initramfs::AT_BOOT)?;
     let (listing, _) = tar.read("lab-driver-libraries")?;
     for path in initramfs::libraries(&String::from_utf8_lossy(&listing)) {
         let (data, mode) = tar.read(&path)?;

@@ -41,7 +41,7 @@ pub fn dom0(tar: &RootTar, version: &str) -> Result<Vec<u8>> {
     cpio.file("dom0-init.sh", 0o755, script.as_bytes());
     let tool = include_str!("../../scripts/lab-xen.py");
     cpio.file("lab-xen", 0o755, tool.as_bytes());
-    add_modules(&mut cpio, tar, version, DOM0_MODULES)?;
+    add_modules(&mut cpio, tar, version, DOM0_MODULES, AT_BOOT)?;
     Ok(cpio.finish())
 }
 
@@ -49,14 +49,8 @@ pub fn dom0(tar: &RootTar, version: &str) -> Result<Vec<u8>> {
 /// emulated processor more than reading.
 pub fn guest(tar: &RootTar, version: &str) -> Result<Vec<u8>> {
     let mut cpio = base(tar, GUEST_INIT)?;
-    add_modules(&mut cpio, tar, version, GUEST_MODULES)?;
-    add_modules_as(
-        &mut cpio,
-        tar,
-        version,
-        LATER_GUEST_MODULES,
-        "modules.later",
-    )?;
+    add_modules(&mut cpio, tar, version, GUEST_MODULES, AT_BOOT)?;
+    add_modules(&mut cpio, tar, version, LATER_GUEST_MODULES, LATER)?;
     let (listing, _) = tar.read("lab-libraries")?;
     let mut files: BTreeSet<String> = libraries(&String::from_utf8_lossy(&listing));
     files.extend(GUEST_PROGRAMS.iter().map(|&program| program.to_owned()));
@@ -74,7 +68,7 @@ pub fn guest(tar: &RootTar, version: &str) -> Result<Vec<u8>> {
 /// and seconds of its boot.
 pub fn lean_guest(tar: &RootTar, version: &str) -> Result<Vec<u8>> {
     let mut cpio = base(tar, GUEST_INIT)?;
-    add_modules(&mut cpio, tar, version, LEAN_GUEST_MODULES)?;
+    add_modules(&mut cpio, tar, version, LEAN_GUEST_MODULES, AT_BOOT)?;
     Ok(cpio.finish())
 }
 
@@ -109,18 +103,12 @@ pub(super) fn libraries(listing: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// Adds modules with all that they depend on, and `modules.order`, the paths in loading order.
-pub(super) fn add_modules(
-    cpio: &mut Cpio,
-    tar: &RootTar,
-    version: &str,
-    wanted: &[&str],
-) -> Result<()> {
-    add_modules_as(cpio, tar, version, wanted, "modules.order")
-}
+/// The file that has the paths of the modules that init loads, and of those that may be loaded later.
+pub(super) const AT_BOOT: &str = "modules.order";
+const LATER: &str = "modules.later";
 
-/// The same with another name for the file that has the paths.
-fn add_modules_as(
+/// Adds modules with all that they depend on, and their paths in loading order in the file `list`.
+pub(super) fn add_modules(
     cpio: &mut Cpio,
     tar: &RootTar,
     version: &str,

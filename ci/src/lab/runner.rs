@@ -160,8 +160,7 @@ impl<'a> Runner<'a> {
         if result.is_ok() {
             result = nothing_left(host, before);
         }
-        let mut logs = marks.keep(host, &dir);
-        logs.inquest = host.take_inquest();
+        let logs = marks.keep(host, &dir);
         let mut verdict = fault::in_logs(&logs.xen, &logs.dom0, &host.domains());
         verdict.emulator.extend(host.take_dom0_faults());
         verdict.own.extend(host.crashes());
@@ -293,7 +292,7 @@ impl Marks {
             xen: keep("xen.log", &instance.xen_log(), self.xen),
             dom0: keep("dom0.log", &instance.dom0_log(), self.dom0),
             consoles,
-            inquest: None,
+            inquest: host.take_inquest(),
         }
     }
 }

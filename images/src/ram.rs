@@ -22,8 +22,8 @@ use core::task::Waker;
 ///
 /// A discard gives the pages that lie in it back to Xen, where the image was given the means
 /// ([`Catalog::with_supply`](crate::Catalog::with_supply)). They read as zeros; the first write to
-/// one gets memory for it, or fails if there is none left. A long discard is done in slices, one
-/// for each call of [`IoQueue::complete`].
+/// one gets memory for it, or fails if there is none left. A long discard is done in slices, and no
+/// more than one of all a queue's discards between two calls of [`IoQueue::complete`].
 #[derive(Clone)]
 pub struct RamImage(Arc<Image>);
 
@@ -86,6 +86,7 @@ impl BlockDevice for RamImage {
             visitor: self.0.discards().then(|| self.0.backing.visitor()),
             image: self.0.clone(),
             lending: false,
+            sliced: false,
             discards: VecDeque::new(),
         })
     }
@@ -100,6 +101,9 @@ struct Queue {
     visitor: Option<Arc<Visitor>>,
     /// The visit that is going on protects what was lent.
     lending: bool,
+    /// A slice was discarded since the last call of `complete`: no more of it until then.
+    sliced: bool,
+    /// In their order: what is behind the first has not begun, as the image has but one slice to give.
     discards: VecDeque<Discard>,
 }
 
@@ -127,7 +131,10 @@ impl IoQueue for Queue {
                         len,
                         begun: None,
                     };
-                    discard.go_on(&self.image.backing);
+                    if self.discards.is_empty() && !self.sliced {
+                        discard.go_on(&self.image.backing);
+                        self.sliced = true;
+                    }
                     if discard.len > 0 {
                         self.discards.push_back(discard);
                         return Submitted::Pending;
@@ -140,10 +147,12 @@ impl IoQueue for Queue {
     }
 
     fn complete(&mut self, sink: &mut dyn FnMut(Tag, Result<(), IoError>)) {
+        self.sliced = false;
         let Some(discard) = self.discards.front_mut() else {
             return;
         };
         discard.go_on(&self.image.backing);
+        self.sliced = true;
         if discard.len == 0 {
             sink(discard.tag, Ok(()));
             self.discards.pop_front();

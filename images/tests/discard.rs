@@ -49,6 +49,34 @@ fn discarded_pages_go_back_to_xen_and_read_as_zeros() {
 }
 
 #[test]
+fn a_discard_behind_another_waits_for_its_turn() {
+    let (domain, device, _) = whole(1000);
+    let (mut first, mut second) = (device.queue(), device.queue());
+    let mut discard = |tag: usize, count: u64| {
+        let op = Op::Discard {
+            sector: Sector(0),
+            count: Sector(count),
+            secure: false,
+        };
+        second.submit(Tag(tag), Io { op, segments: &[] })
+    };
+    assert!(matches!(discard(1, 7000), Submitted::Pending));
+    // What the other queue has lent keeps a slice from coming to its end.
+    let read = Op::Read {
+        sector: Sector(7992),
+    };
+    assert!(first.lend(read, 512).is_some());
+    assert!(matches!(discard(2, 8), Submitted::Pending));
+    first.end_loans();
+    let mut told = Vec::new();
+    for _ in 0..1000 {
+        second.complete(&mut |tag, result| told.push((tag, result)));
+    }
+    assert_eq!(told, [(Tag(1), Ok(())), (Tag(2), Ok(()))]);
+    assert_eq!(domain.missing(), 875);
+}
+
+#[test]
 fn parts_of_pages_are_cleared_in_place() {
     let (domain, device, mut content) = whole(4);
     let mut queue = device.queue();

@@ -12,14 +12,49 @@ pub struct Flag(Rc<State>);
 #[derive(Debug, Default)]
 struct State {
     set: Cell<bool>,
-    waiters: RefCell<Vec<Waker>>,
+    last: Cell<u64>,
+    /// Those who wait, by the number they got.
+    waiters: RefCell<Vec<(u64, Waker)>>,
+}
+
+/// Somebody's place among those who wait for a flag, given up when the wait ends: a flag may be
+/// waited for over and over again, by tasks that are long gone when it is set.
+struct Place<'f> {
+    state: &'f State,
+    number: u64,
+}
+
+impl<'f> Place<'f> {
+    fn new(state: &'f State) -> Self {
+        let number = state.last.get() + 1;
+        state.last.set(number);
+        Place { state, number }
+    }
+
+    fn wait(&self, waker: &Waker) {
+        let mut waiters = self.state.waiters.borrow_mut();
+        match waiters
+            .iter_mut()
+            .find(|(number, _)| *number == self.number)
+        {
+            Some((_, known)) => known.clone_from(waker),
+            None => waiters.push((self.number, waker.clone())),
+        }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut waiters = self.state.waiters.borrow_mut();
+        waiters.retain(|(number, _)| *number != self.number);
+    }
 }
 
 impl Flag {
     /// Sets the flag and wakes everyone who waits for it.
     pub fn set(&self) {
         self.0.set.set(true);
-        for waiter in self.0.waiters.borrow_mut().drain(..) {
+        for (_, waiter) in self.0.waiters.take() {
             waiter.wake();
         }
     }
@@ -31,17 +66,12 @@ impl Flag {
 
     /// Waits until it is set.
     pub async fn wait(&self) {
+        let place = Place::new(&self.0);
         core::future::poll_fn(|context| {
             if self.0.set.get() {
                 return Poll::Ready(());
             }
-            let mut waiters = self.0.waiters.borrow_mut();
-            if !waiters
-                .iter()
-                .any(|waiter| waiter.will_wake(context.waker()))
-            {
-                waiters.push(context.waker().clone());
-            }
+            place.wait(context.waker());
             Poll::Pending
         })
         .await;
@@ -83,5 +113,30 @@ impl Signal {
             Poll::Pending
         })
         .await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::future::Future;
+    use core::pin::pin;
+    use core::task::Context;
+
+    #[test]
+    fn who_waits_no_more_is_forgotten() {
+        let flag = Flag::default();
+        let mut context = Context::from_waker(Waker::noop());
+        for _ in 0..3 {
+            let mut wait = pin!(flag.wait());
+            assert!(wait.as_mut().poll(&mut context).is_pending());
+            assert!(wait.as_mut().poll(&mut context).is_pending());
+            assert_eq!(flag.0.waiters.borrow().len(), 1);
+        }
+        assert_eq!(flag.0.waiters.borrow().len(), 0);
+        let mut wait = pin!(flag.wait());
+        assert!(wait.as_mut().poll(&mut context).is_pending());
+        flag.set();
+        assert!(wait.as_mut().poll(&mut context).is_ready());
     }
 }

@@ -122,6 +122,11 @@ impl<H: Hypervisor> Executor<H> {
     /// Runs tasks until none can make progress, without ever blocking. Answers whether any task
     /// was polled.
     pub fn run_until_idle(&mut self) -> bool {
+        self.run_while(|| true)
+    }
+
+    /// The same, but only as long as `more` says so.
+    fn run_while(&mut self, more: impl Fn() -> bool) -> bool {
         let core = &self.core;
         let mut polled = false;
         core.remote.rest().get_up();
@@ -130,7 +135,7 @@ impl<H: Hypervisor> Executor<H> {
             core.timers.fire(|| core.door.now());
             core.remote.receive(|| Handle { core: core.clone() });
             self.tasks.extend(core.inbox.borrow_mut().drain(..));
-            if !core.remote.rest().take() {
+            if !more() || !core.remote.rest().take() {
                 return polled;
             }
             polled = true;
@@ -144,7 +149,8 @@ impl<H: Hypervisor> Executor<H> {
     /// Runs tasks until `done` says so, blocking the vCPU whenever there is nothing to do.
     pub fn run_until(&mut self, done: impl Fn() -> bool) {
         loop {
-            self.run_until_idle();
+            // A task that looks for work without sleeping keeps nobody from ending.
+            self.run_while(|| !done());
             if done() {
                 return;
             }
@@ -157,8 +163,8 @@ impl<H: Hypervisor> Executor<H> {
     pub fn sleep(&mut self) {
         if self.core.remote.rest().lie_down() {
             let deadline = self.core.timers.next();
-            self.core.door.block(deadline);
-            if let Some(deadline) = deadline {
+            let slept = self.core.door.block(deadline);
+            if let Some(deadline) = deadline.filter(|_| slept) {
                 self.core.timers.slept(deadline, self.core.door.now());
             }
         }

@@ -178,17 +178,17 @@ unsafe impl Hypervisor for Door {
         }
     }
 
-    fn block(&self, deadline: Option<Instant>) {
+    fn block(&self, deadline: Option<Instant>) -> bool {
         let info = vcpu::current().info();
         // SAFETY: this vCPU's own part of the shared page, only accessed atomically.
         let pending = unsafe { AtomicU8::from_ptr(&raw mut (*info).evtchn_upcall_pending) };
         if pending.load(Ordering::Acquire) != 0 {
-            return;
+            return false;
         }
         if let Some(deadline) = deadline {
             let now = self.now();
             if deadline <= now || !self.arm(deadline, now) {
-                return;
+                return false;
             }
         }
         // SAFETY: boot has installed the upcall, which is masked everywhere else.
@@ -199,6 +199,7 @@ unsafe impl Hypervisor for Door {
                 upcall::pv_block(&raw mut (*info).evtchn_upcall_mask);
             }
         }
+        true
     }
 
     fn wake_vcpu(&self, vcpu: VcpuId) {

@@ -89,8 +89,9 @@ pub unsafe trait Hypervisor: Clone + Send + Sync + 'static {
     fn take_pending(&self, sink: &mut dyn FnMut(Port));
 
     /// Blocks this vCPU until a notification is pending or `deadline` is reached
-    /// (`SCHEDOP_block`); returns at once if either is already so. May return early.
-    fn block(&self, deadline: Option<Instant>);
+    /// (`SCHEDOP_block`); returns at once if either is already so. May return early. Answers whether
+    /// the vCPU was blocked at all.
+    fn block(&self, deadline: Option<Instant>) -> bool;
 
     /// Interrupts the [`block`](Self::block) of another vCPU of this domain.
     fn wake_vcpu(&self, vcpu: VcpuId);

@@ -169,20 +169,22 @@ unsafe impl Hypervisor for SimDoor {
 
     /// Notes that the vCPU has nothing to do until a notification or `deadline`, and returns: a
     /// test decides who runs next.
-    fn block(&self, deadline: Option<Instant>) {
+    fn block(&self, deadline: Option<Instant>) -> bool {
         let mut world = self.world.lock();
         let now = world.now;
         let Some(domain) = world.alive_mut(self.domain) else {
-            return;
+            return false;
         };
         let vcpu = &mut domain.vcpus[self.vcpu.0 as usize];
         if std::mem::take(&mut vcpu.woken) || vcpu.any_pending() {
-            return;
+            return false;
         }
         domain.stats.block_calls += 1;
-        if deadline.is_none_or(|deadline| deadline > now) {
+        let sleeps = deadline.is_none_or(|deadline| deadline > now);
+        if sleeps {
             vcpu.blocked = Some(Blocked { deadline });
         }
+        sleeps
     }
 
     fn wake_vcpu(&self, vcpu: VcpuId) {

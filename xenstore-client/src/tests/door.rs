@@ -63,7 +63,9 @@ unsafe impl Hypervisor for Door {
 
     fn take_pending(&self, _: &mut dyn FnMut(Port)) {}
 
-    fn block(&self, _: Option<Instant>) {}
+    fn block(&self, _: Option<Instant>) -> bool {
+        false
+    }
 
     fn wake_vcpu(&self, _: VcpuId) {}
 

@@ -9,6 +9,10 @@ use bulkhead_executor::{Handle, Signal, Task};
 use bulkhead_xen::Hypervisor;
 use bulkhead_xenstore_client::{Client, Error};
 use core::cell::RefCell;
+use core::time::Duration;
+
+/// How long after a failure a watch is tried for again.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// Every guest that has a disk of ours.
 #[derive(Clone, Default)]
@@ -43,9 +47,12 @@ impl Frontends {
             changed.raise();
         } else {
             let (frontends, store, watched) = (self.clone(), store.clone(), guest.clone());
+            let retry = handle.clone();
             let watching = handle.spawn(async move {
-                if let Err(error) = frontends.watch(&store, &watched).await {
-                    log::error!("watching {watched}: {error}");
+                // xenstored may have no watch left for us (its quota); until it has, the guest's disks wait.
+                while let Err(error) = frontends.watch(&store, &watched).await {
+                    log::error!("watching {watched}, to be tried again: {error}");
+                    retry.sleep(RETRY).await;
                 }
             });
             guests.insert(

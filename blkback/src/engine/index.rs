@@ -15,9 +15,6 @@ pub struct IndexCopy {
 
 const _: () = assert!(size_of::<u64>() == INDIRECT_SEGMENT_SIZE);
 
-// SAFETY: plain memory; it is only written through `&mut` or by whoever vouches for its address.
-unsafe impl Send for IndexCopy {}
-
 impl IndexCopy {
     /// Room for `count` segments.
     pub fn new(count: usize) -> Self {

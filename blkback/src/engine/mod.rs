@@ -7,7 +7,8 @@
 //! ```
 //!
 //! One pass over that picture is a sweep ([`Queue::sweep`]). It allocates nothing, takes no lock
-//! and speaks to nobody but the ring, the hypervisor and the device. Which requests a sweep takes
+//! and speaks to nobody but the ring, the hypervisor and the device. (A device may take a lock for a
+//! discard, and for the first write to what was discarded.) Which requests a sweep takes
 //! is decided in `intake`; how it gets at their pages, in `reach`; when the frontend is shown the
 //! answers, in `pace`.
 

@@ -95,7 +95,8 @@ impl<H: Hypervisor> Queue<H> {
             flights: Flights::new(slots),
             pool: PagePool::new(most_pages),
             intake: Intake::new(slots, setup.indirect_segments, setup.discard),
-            done: Vec::with_capacity(slots),
+            // A flush with data comes twice.
+            done: Vec::with_capacity(slots * 2),
             answers: Vec::with_capacity(slots),
             segments: Vec::with_capacity(largest),
             stats: Arc::default(),
@@ -234,6 +235,7 @@ impl<H: Hypervisor> Queue<H> {
             }
             if self.reach.copies()
                 && let Some((op, direction)) = flight.steps.only_transfer()
+                && self.reach.asks_for_memory()
                 && let Some(memory) = self.device.lend(op, flight.bytes)
             {
                 let pool = &mut self.pool;
@@ -299,7 +301,10 @@ impl<H: Hypervisor> Queue<H> {
         let segments = &self.segments;
         match self.device.submit(tag, Io { op, segments }) {
             Submitted::Done(outcome) => self.done.push((tag, outcome)),
-            Submitted::Pending => self.completes_later = true,
+            // A discard may take its time on any device: it says nothing of how data is served.
+            Submitted::Pending => {
+                self.completes_later |= matches!(op, Op::Read { .. } | Op::Write { .. });
+            }
         }
     }
 

@@ -32,6 +32,8 @@ pub struct Reach<H: Hypervisor> {
     way: Way,
     pages: usize,
     began: Option<Instant>,
+    /// Whether the device was asked for its memory in this sweep.
+    asked: bool,
 }
 
 pub(super) enum Ways<H: Hypervisor> {
@@ -78,6 +80,7 @@ impl<H: Hypervisor> Reach<H> {
                 DataPath::Auto => None,
             }),
             way: Way::Map,
+            asked: false,
             pages: 0,
             began: None,
         })
@@ -92,11 +95,15 @@ impl<H: Hypervisor> Reach<H> {
     }
 
     /// Decides how the pages of a sweep are reached. `now` is only asked where something is to be
-    /// learned from it.
+    /// learned from it, which it is not where there are no pages.
     pub fn decide(&mut self, pages: usize, now: impl FnOnce() -> Instant) {
         self.pages = pages;
         self.began = None;
-        if let Ways::PerRequest { .. } = self.ways {
+        self.asked = false;
+        self.way = Way::Map;
+        if pages > 0
+            && let Ways::PerRequest { .. } = self.ways
+        {
             self.way = self.choice.pick(pages);
             if self.choice.is_free() {
                 self.began = Some(now());
@@ -112,6 +119,12 @@ impl<H: Hypervisor> Reach<H> {
     /// Whether this sweep copies what it can.
     pub fn copies(&self) -> bool {
         self.way == Way::Copy && matches!(self.ways, Ways::PerRequest { .. })
+    }
+
+    /// The device is asked for its memory, to copy from or to it; true.
+    pub fn asks_for_memory(&mut self) -> bool {
+        self.asked = true;
+        true
     }
 
     /// Notes all pages of a request to be copied from or to `memory`. False if that is not
@@ -217,7 +230,13 @@ impl<H: Hypervisor> Reach<H> {
     /// Forgets the copies of this sweep: what became of them is known.
     pub fn clear_copies(&mut self) {
         if let Ways::PerRequest { copies, .. } = &mut self.ways {
-            if self.way == Way::Copy && copies.is_empty() && self.began.take().is_some() {
+            // Nothing was copied, so the time that it takes tells nothing of copies. Nor does that nothing
+            // was copied, where nothing was asked of the device, as for a flush with data.
+            if self.way == Way::Copy
+                && copies.is_empty()
+                && self.began.take().is_some()
+                && self.asked
+            {
                 self.choice.rule_out(Way::Copy, self.pages);
             }
             copies.clear();

@@ -61,18 +61,24 @@ async fn until_stopped<H: Hypervisor>(
                 if !queue.final_check()? {
                     something_happens(queue, guard).await;
                     pace.woke(handle.now(), queue.waiting()?);
+                    continue;
                 }
-                continue;
             }
         }
         // A look is a bounded amount of work: the other queues get their turn.
         handle.yield_now().await;
     }
-    queue.sweep()?;
-    // What the frontend still has in flight is finished and answered, if it listens or not.
-    while queue.in_flight() > 0 {
-        poll_fn(|context| queue.poll_completion(context)).await;
-        queue.settle();
+    // What the frontend still has in flight is finished and answered, if it listens or not; so is what
+    // waited for that. What it asks for after that, without end, is not.
+    for _ in 0..most {
+        queue.sweep()?;
+        while queue.in_flight() > 0 {
+            poll_fn(|context| queue.poll_completion(context)).await;
+            queue.settle();
+        }
+        if queue.waiting()? == 0 {
+            break;
+        }
     }
     queue.publish();
     Ok(())

@@ -12,7 +12,7 @@ use core::fmt;
 pub struct RequestId(pub u64);
 
 /// A position on the disk, in sectors as the protocol counts them (`blkif_sector_t`): 512 bytes,
-/// whatever the disk's sector size, unless the frontend has `feature-large-sector-size`.
+/// whatever the disk's sector size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 #[repr(transparent)]
 pub struct Sector(pub u64);

@@ -62,7 +62,8 @@ def attach(domid, device, disk):
     xs = xen.lowlevel.xs.xs()
     frontend = f"/local/domain/{domid}/device/vbd/{device}"
     state = None
-    while time.monotonic() < begin + 30:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
         backend = xs.read("", f"{frontend}/backend")
         state = backend and xs.read("", f"{backend.decode()}/state")
         if state == b"4":

@@ -20,7 +20,7 @@ const IDLE: Duration = Duration::from_secs(4);
 /// A contestant that fails so often takes no further part.
 const MOST_FAILURES: usize = 2;
 
-/// What fio may take beside the time for which it measures.
+/// What each guest's fio may take beside the time for which it measures: guests share a processor.
 const FIO_START: Duration = Duration::from_secs(30);
 
 /// Runs the whole contest on a booted host. `keep` is given what there is after every turn.
@@ -150,9 +150,7 @@ impl Turn<'_> {
         }
         let attached = field.attach(contestant).context("attaching")?;
         contender.attach.get_or_insert(attached.as_secs_f64());
-        if self.round == 0 {
-            field.fill(contestant).context("filling the disks")?;
-        }
+        field.fill(contestant).context("filling the disks")?;
         for &job in &self.plan.jobs {
             if done(runs, job) {
                 continue;
@@ -190,7 +188,8 @@ impl Turn<'_> {
             started.push((guest.console_length(), guest.start(&command)?));
         }
         for (guest, (console, _)) in field.guests().iter().zip(&started) {
-            guest.wait_console_from(*console, guest_counts::OVER, RAMP + runtime + FIO_START)?;
+            let most = RAMP + runtime + FIO_START * field.guests().len() as u32;
+            guest.wait_console_from(*console, guest_counts::OVER, most)?;
         }
         let watched = watch.end()?;
         let mut rates = Vec::new();

@@ -10,7 +10,7 @@ use crate::host::guest::Guest;
 use crate::lab::images::{self, Image};
 use crate::lab::storage::READY;
 use anyhow::{Context, Result, bail};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// All of a contestant's disks together, in MiB.
@@ -66,6 +66,8 @@ pub struct Field<'h> {
     say: &'h dyn Fn(&str),
     guests: Vec<Guest<'h>>,
     servers: BTreeMap<Contestant, Server<'h>>,
+    /// Whose disks were written once: by which domain.
+    filled: BTreeSet<(Contestant, u32)>,
     /// Why dom0's QEMU serves no disks.
     pub qemu_problem: Option<String>,
 }
@@ -79,6 +81,7 @@ impl<'h> Field<'h> {
             say,
             guests: Vec::new(),
             servers: BTreeMap::new(),
+            filled: BTreeSet::new(),
             qemu_problem: None,
         };
         let names = (0..plan.guests).map(|number| format!("disk{number}"));
@@ -295,8 +298,13 @@ impl<'h> Field<'h> {
         )
     }
 
-    /// Writes every byte of the disks once: a RAM disk has no memory for what was never written.
-    pub fn fill(&self, contestant: Contestant) -> Result<()> {
+    /// Writes every byte of the disks, once for each domain that serves them: a RAM disk has no memory for
+    /// what was never written.
+    pub fn fill(&mut self, contestant: Contestant) -> Result<()> {
+        let server = (contestant, self.server_id(contestant)?);
+        if contestant.disk(0, self.size()).is_none() || self.filled.contains(&server) {
+            return Ok(());
+        }
         let device = contestant.device();
         for guest in &self.guests {
             let count = self.size();
@@ -304,6 +312,7 @@ impl<'h> Field<'h> {
                 format!("dd if=/dev/zero of=/dev/{device} bs=1M count={count} oflag=direct");
             guest.ok(&script, SHORT * 2)?;
         }
+        self.filled.insert(server);
         Ok(())
     }
 

@@ -194,9 +194,9 @@ impl Domain<'_> {
         let deadline = Instant::now() + limit;
         // Where several domains end at once, asking xl again and again would hold them up. The tool
         // stack's own directory of a domain is the last that it removes.
-        let looks = limit.as_secs() * 5;
         let quiet = format!(
-            "for n in $(seq {looks}); do xenstore-exists /libxl/{} || exit 0; sleep 0.2; done",
+            "SECONDS=0; while [ $SECONDS -lt {} ]; do xenstore-exists /libxl/{} || exit 0; sleep 0.2; done",
+            limit.as_secs(),
             self.id
         );
         self.host.exec(&quiet, limit + TOOLSTACK)?;
@@ -251,13 +251,22 @@ impl Domain<'_> {
         if output.status != 0 {
             bail!("{script}: {}{}", output.out, output.err);
         }
-        self.renumber()
+        self.wait_remade(TOOLSTACK)
     }
 
-    /// Looks its number up again, after a reboot.
-    pub fn renumber(&mut self) -> Result<()> {
-        let id = self.host.ok(&format!("xl domid '{}'", self.name))?;
-        let before = std::mem::replace(&mut self.id, id.trim().parse()?);
+    /// Waits until the tool stack has made another domain in the place of this one, and goes on with that.
+    pub fn wait_remade(&mut self, limit: Duration) -> Result<()> {
+        let Self { id, name, .. } = self;
+        let script = format!(
+            "SECONDS=0; while [ $SECONDS -lt {} ]; do new=$(xl domid '{name}' 2>/dev/null) && \
+             [ $new != {id} ] && echo $new && exit; sleep 0.5; done; exit 1",
+            limit.as_secs(),
+        );
+        let output = self.host.exec(&script, limit + TOOLSTACK)?;
+        if output.status != 0 {
+            bail!("no other {name} came in the place of domain {id} within {limit:?}");
+        }
+        let before = std::mem::replace(id, output.out.trim().parse()?);
         self.host.note_reboot(before, self.id);
         Ok(())
     }

@@ -131,8 +131,8 @@ impl<'h> Guest<'h> {
     pub fn reboot(&mut self) -> Result<()> {
         let seen = self.console_length();
         self.start("reboot -f")?;
-        self.wait_console_from(seen, "@@ready", BOOT)?;
-        self.renumber()
+        self.wait_remade(BOOT)?;
+        self.wait_console_from(seen, "@@ready", BOOT).map(drop)
     }
 
     fn type_line(&self, line: &str) -> Result<()> {

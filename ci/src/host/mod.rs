@@ -25,7 +25,11 @@ use std::time::{Duration, Instant};
 pub use command::Output;
 
 /// Where dom0 has the kernels that are not ours: Linux's, and GRUB's.
-const STOCK: &[&str] = &["/guest/", crate::lab::STOCK_FILES, "/usr/lib/grub-xen/"];
+const STOCK: &[&str] = &["/guest/", "/usr/lib/grub-xen/"];
+
+/// How long a host may take to boot (15 s on an idle machine), and QEMU to write its process number.
+const BOOT: Duration = Duration::from_secs(360);
+const BIRTH: Duration = Duration::from_secs(60);
 
 /// How often files of a host are looked at while something is waited for.
 const TICK: Duration = Duration::from_millis(10);
@@ -92,7 +96,7 @@ impl Host {
         let instance = Instance { dir };
         instance.start(image, machine, !keep)?;
         let host = Self::new(instance, !keep);
-        if let Err(error) = host.wait_ready(Duration::from_secs(120)) {
+        if let Err(error) = host.wait_ready(BOOT) {
             host.stop()?;
             return Err(error);
         }
@@ -204,7 +208,7 @@ impl Host {
     fn wait_ready(&self, limit: Duration) -> Result<()> {
         let deadline = Instant::now() + limit;
         // QEMU writes its process number a moment after it is started.
-        let born = Instant::now() + Duration::from_secs(5);
+        let born = Instant::now() + BIRTH;
         while self.instance.pid().is_none() && Instant::now() < born {
             sleep(TICK);
         }

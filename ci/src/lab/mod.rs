@@ -14,15 +14,10 @@ pub mod storage;
 
 use crate::host::Host;
 use crate::image::HostImage;
-use anyhow::{Context, Result};
 use progress::Progress;
 use std::cell::RefCell;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
-
-/// Where dom0 finds what stock guests boot, beside `/guest`.
-pub const STOCK_FILES: &str = "/tmp/stock/";
 
 /// A test on a booted host. It is one short function that reads like a story.
 #[derive(Clone, Copy)]
@@ -92,20 +87,6 @@ impl<'h> Lab<'h> {
     /// The folder that dom0 sees as `/guest`.
     pub fn guest_files(&self) -> PathBuf {
         self.image.guest.clone()
-    }
-
-    /// Copies a file of the cache to where dom0 reads it quickly; its path there, below
-    /// [`STOCK_FILES`].
-    pub fn stock_file(&self, path: &Path) -> Result<String> {
-        let name = path.file_name().context("a file has a name")?;
-        let name = name.to_str().context("its name is text")?;
-        let (here, there) = self.shared_file(name);
-        fs::copy(path, &here)?;
-        self.host.ok(&format!(
-            "mkdir -p {STOCK_FILES} && cp {there} {STOCK_FILES}{name}"
-        ))?;
-        fs::remove_file(here)?;
-        Ok(format!("{STOCK_FILES}{name}"))
     }
 
     /// Notes a figure for the table at the end.

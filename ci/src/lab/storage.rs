@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What a driver domain's log says when guests may attach.
 pub const READY: &str = "ready for attach";
@@ -160,12 +160,10 @@ impl Running<'_> {
 
     /// Has `xl reboot` make it anew, and waits until guests may attach to the domain that came back.
     pub fn reboot(&mut self) -> Result<()> {
-        let (first, seen) = (self.id, self.console_length());
+        let seen = self.console_length();
         self.host.ok(&format!("xl reboot {}", self.name))?;
-        self.wait_console_from(seen, READY, BOOT)?;
-        self.renumber()?;
-        ensure!(self.id != first, "xl reboot left domain {first} in place");
-        Ok(())
+        self.wait_remade(BOOT)?;
+        self.wait_console_from(seen, READY, BOOT).map(drop)
     }
 
     /// The boot time as the table shows it. A busy machine makes it longer, so it is shown and never
@@ -207,6 +205,23 @@ impl Running<'_> {
             .collect::<Result<_>>()
             .map(Statistics)
             .with_context(|| format!("the statistics node holds {text:?}"))
+    }
+
+    /// Waits until a disk has counted so many writes.
+    pub fn wait_for_writes(
+        &self,
+        guest: &Domain,
+        device: u32,
+        count: u64,
+        limit: Duration,
+    ) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        while self.statistics(guest, device)?.get("writes")? < count {
+            self.host
+                .tick(deadline)
+                .with_context(|| format!("{} did not write", guest.name))?;
+        }
+        Ok(())
     }
 
     /// Makes sure that the log holds an error which names `what`.

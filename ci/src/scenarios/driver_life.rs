@@ -4,7 +4,7 @@ use crate::config::Kind;
 use crate::host::guest::Guest;
 use crate::host::xen_state::grants_in_use;
 use crate::lab::images::Image;
-use crate::lab::storage::disk;
+use crate::lab::storage::{device_number, disk};
 use crate::lab::{Lab, Scenario, noise};
 use anyhow::{Context, Result, anyhow, ensure};
 use std::thread;
@@ -50,13 +50,11 @@ const END: Duration = Duration::from_secs(20);
 const WRITE_TO_THE_END: &str = "while dd if=/dev/zero of=/dev/DISK bs=4k count=256 oflag=direct \
     2>/dev/null; do :; done; echo the disk is gone";
 
-/// Prints whether the guest's own queue of a disk is stopped, and the requests in it that were never given
-/// to the driver. Linux's blkfront (6.1) stops its queue for good when the backend closes: whoever waits for
+/// Prints whether the guest's own queue of a disk is stopped, and the requests in it. Linux's blkfront (6.1) stops its queue for good when the backend closes: whoever waits for
 /// what is in it then waits for ever, whatever the backend does.
 const HELD_BY_THE_GUEST: &str = "mount -t debugfs none /sys/kernel/debug 2>/dev/null; \
     cd /sys/kernel/debug/block/DISK || exit; cat hctx0/state; \
-    cat hctx0/dispatch hctx0/busy hctx0/cpu*/*rq_list sched/*list* 2>/dev/null | \
-    grep -F 'tag=-1,' | grep -F '.state=idle'; true";
+    cat hctx0/dispatch hctx0/busy hctx0/cpu*/*rq_list sched/*list* 2>/dev/null | grep -F '.state='; true";
 
 fn ends_with_guests(lab: &Lab, kind: Kind) -> Result<()> {
     let images: Vec<Image> = (0..3).map(|n| Image::mib(&format!("disk{n}"), 2)).collect();
@@ -81,7 +79,9 @@ fn ends_with_guests(lab: &Lab, kind: Kind) -> Result<()> {
             ))
         })
         .collect::<Result<Vec<_>>>()?;
-    thread::sleep(Duration::from_secs(1));
+    for (guest, device, _) in &writing {
+        storage.wait_for_writes(guest, device_number(device), 10, MINUTE)?;
+    }
 
     lab.step("shutting the driver domain down in mid-write");
     storage.shutdown(END)?;
@@ -117,8 +117,12 @@ fn ends_with_guests(lab: &Lab, kind: Kind) -> Result<()> {
             ),
             Err(error) => {
                 let held = guest.ok(&HELD_BY_THE_GUEST.replace("DISK", device), MINUTE)?;
+                // Idle and without a tag: it was never given to the driver. What is in flight is ours to answer.
+                let idle = |line: &str| line.contains("tag=-1,") && line.contains(".state=idle");
                 ensure!(
-                    held.starts_with("STOPPED") && held.contains(".state=idle"),
+                    held.starts_with("STOPPED")
+                        && held.lines().any(idle)
+                        && !held.contains(".state=in_flight"),
                     "{name}, {device}: {error:#}\nits queue: {held}"
                 );
                 lab.step(format!("{name} itself holds a request of {device}"));

@@ -4,7 +4,7 @@ use crate::config::Kind;
 use crate::host::guest::Guest;
 use crate::lab::held::Held;
 use crate::lab::images::Image;
-use crate::lab::storage::disk;
+use crate::lab::storage::{device_number, disk};
 use crate::lab::{Lab, Scenario};
 use anyhow::{Result, ensure};
 use std::time::Duration;
@@ -70,7 +70,7 @@ fn destroyed_guest(lab: &Lab) -> Result<()> {
         guest.start(
             "while true; do dd if=/dev/zero of=/dev/xvda bs=1M oflag=direct 2>/dev/null; done",
         )?;
-        std::thread::sleep(Duration::from_secs(2));
+        storage.wait_for_writes(&guest, device_number("xvda"), 10, MINUTE)?;
         guest.destroy()?;
         before.expect(lab.host, storage.id, "after the guest's end")?;
     }

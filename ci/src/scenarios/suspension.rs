@@ -44,10 +44,7 @@ const LOOPS: &str = "--loops=6";
 /// Starts fio on `/dev/xvda` and waits until it has written some.
 fn start_fio(storage: &Running, guest: &Guest) -> Result<Started> {
     let job = guest.start(&fio::verify_command_with("/dev/xvda", LOOPS))?;
-    let deadline = Instant::now() + MINUTE;
-    while writes(storage, guest)? < 100 {
-        storage.host.tick(deadline)?;
-    }
+    storage.wait_for_writes(guest, device_number("xvda"), 100, MINUTE)?;
     Ok(job)
 }
 

@@ -50,8 +50,9 @@ const END: Duration = Duration::from_secs(20);
 const WRITE_TO_THE_END: &str = "while dd if=/dev/zero of=/dev/DISK bs=4k count=256 oflag=direct \
     2>/dev/null; do :; done; echo the disk is gone";
 
-/// Prints whether the guest's own queue of a disk is stopped, and the requests in it. Linux's blkfront (6.1) stops its queue for good when the backend closes: whoever waits for
-/// what is in it then waits for ever, whatever the backend does.
+/// Prints whether the guest's own queue of a disk is stopped, and the requests in it. Linux's blkfront
+/// (6.1) stops its queue for good when the backend closes: whoever waits for what is in it and was never
+/// given to the driver then waits for ever, whatever the backend does.
 const HELD_BY_THE_GUEST: &str = "mount -t debugfs none /sys/kernel/debug 2>/dev/null; \
     cd /sys/kernel/debug/block/DISK || exit; cat hctx0/state; \
     cat hctx0/dispatch hctx0/busy hctx0/cpu*/*rq_list sched/*list* 2>/dev/null | grep -F '.state='; true";

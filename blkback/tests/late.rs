@@ -193,6 +193,31 @@ fn a_frontend_that_closes_waits_for_requests_in_flight() {
 }
 
 #[test]
+fn what_waits_for_requests_in_flight_is_answered_when_a_frontend_closes() {
+    let (world, late) = World::with_late_disks();
+    let guest = Guest::new(&world);
+    let mut disk = with_requests_in_flight(&world, &guest);
+    let kind = TransferKind::WriteBarrier;
+    disk.link().push_transfer(kind, 0, 8, &[7; 4096]);
+    disk.link().push_read(0, 8);
+    disk.link().kick();
+    world.run();
+    assert_eq!(late.last().held(), 10, "the barrier waits");
+    disk.go(XenbusState::Closing);
+    disk.go(XenbusState::Closed);
+    // The barrier has several steps.
+    for _ in 0..10 {
+        late.last().release_backwards();
+        world.run();
+    }
+    assert_eq!(disk.backend(), Some(XenbusState::Closed));
+    assert_eq!(disk.link().collect().len(), 12);
+    disk.take_down();
+    disk.detach();
+    world.nothing_left();
+}
+
+#[test]
 fn a_guest_is_destroyed_with_requests_in_the_store() {
     let (world, late) = World::with_late_disks();
     let mut other = Bystander::new(&world);

@@ -230,6 +230,22 @@ fn a_full_ring_is_one_sweep_with_one_hypercall_of_each_kind() {
 }
 
 #[test]
+fn a_flush_tells_nothing_of_how_pages_are_best_reached() {
+    let world = World::new();
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvda", "ram:disk0").connected();
+    disk.link().push_flush();
+    assert_eq!(disk.exchange().len(), 1);
+    let before = world.storage.stats();
+    disk.link().push_read(0, 8);
+    assert_eq!(disk.exchange().len(), 1);
+    let stats = world.storage.stats() - before;
+    assert_eq!((stats.copy_calls, stats.map_calls), (1, 0), "{stats:?}");
+    disk.detach();
+    world.nothing_left();
+}
+
+#[test]
 fn a_frontend_that_is_awake_is_not_notified() {
     let world = World::new();
     let guest = Guest::new(&world);

@@ -235,17 +235,17 @@ impl<H: Hypervisor> Queue<H> {
             }
             if self.reach.copies()
                 && let Some((op, direction)) = flight.steps.only_transfer()
-                && self.reach.asks_for_memory()
-                && let Some(memory) = self.device.lend(op, flight.bytes)
             {
+                self.reach.memory_asked();
                 let pool = &mut self.pool;
-                // SAFETY: the device promises so many bytes of its own until the loans end, which
-                // is after `go` has returned.
-                let all = unsafe {
-                    self.reach
-                        .queue_copies(pool, &flight.pages, direction, memory)
-                };
-                if all {
+                if let Some(memory) = self.device.lend(op, flight.bytes)
+                    // SAFETY: the device promises so many bytes of its own until the loans end, which
+                    // is after `go` has returned.
+                    && unsafe {
+                        self.reach
+                            .queue_copies(pool, &flight.pages, direction, memory)
+                    }
+                {
                     continue;
                 }
             }

@@ -121,10 +121,9 @@ impl<H: Hypervisor> Reach<H> {
         self.way == Way::Copy && matches!(self.ways, Ways::PerRequest { .. })
     }
 
-    /// The device is asked for its memory, to copy from or to it; true.
-    pub fn asks_for_memory(&mut self) -> bool {
+    /// The device is asked for its memory, to copy from or to it.
+    pub fn memory_asked(&mut self) {
         self.asked = true;
-        true
     }
 
     /// Notes all pages of a request to be copied from or to `memory`. False if that is not

@@ -1,0 +1,52 @@
+//! When an executor ends, and what it learns from how its vCPU slept.
+
+use bulkhead_executor::Executor;
+use bulkhead_xen::VcpuId;
+use bulkhead_xen::sim::{DomainConfig, Sim};
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+#[test]
+fn a_task_that_never_rests_keeps_nobody_from_ending() {
+    let domain = Sim::new().add_domain_with(DomainConfig::default());
+    let mut executor = Executor::new(domain.door());
+    let handle = executor.handle();
+    let turns = Rc::new(Cell::new(0));
+    let count = turns.clone();
+    handle.clone().spawn(async move {
+        loop {
+            count.set(count.get() + 1);
+            assert!(count.get() < 1_000_000, "it goes on for ever");
+            handle.yield_now().await;
+        }
+    });
+    executor.run_until(|| turns.get() >= 3);
+}
+
+#[test]
+fn only_sleeps_tell_what_a_sleep_costs() {
+    let sim = Sim::new();
+    let domain = sim.add_domain_with(DomainConfig::default());
+    let mut executor = Executor::new(domain.door());
+    let handle = executor.handle();
+    let sleeper = handle.clone();
+    handle.spawn(async move {
+        for _ in 0..2 {
+            sleeper.sleep(MILLISECOND).await;
+        }
+    });
+    executor.run_until_idle();
+    // The time is over before the vCPU could sleep.
+    sim.advance(2 * MILLISECOND);
+    executor.sleep();
+    assert!(!domain.is_blocked(VcpuId(0)));
+    assert_eq!(executor.handle().lateness(), None);
+    // Here it sleeps. The simulated clock stands still meanwhile, so it wakes before its time.
+    executor.run_until_idle();
+    executor.sleep();
+    assert!(domain.is_blocked(VcpuId(0)));
+    assert_eq!(executor.handle().lateness(), None);
+}

@@ -96,7 +96,8 @@ pub fn run(release: Release, options: &Options) -> Result<bool> {
         Some(path) => path.clone(),
         None => build::build()?,
     };
-    let (image, driver) = image::ensure_with_peers(release, &say)?;
+    let image = image::ensure(release, &say)?;
+    let driver = image::driver::ensure(&image, &say)?;
 
     say(&format!("booting Xen {release}"));
     let machine = Machine {

@@ -3,13 +3,16 @@
 
 use super::initramfs::{self, base};
 use super::root_tar::RootTar;
-use super::{complete, key};
+use super::{HostImage, complete, key};
 use anyhow::{Context, Result};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The programs it runs, as patterns for a shell.
 pub(super) const PROGRAMS: &[&str] = &["/usr/lib/xen-*/bin/xl", "/usr/bin/xenstore"];
+
+/// The root's file that lists the libraries of these.
+pub(super) const LIBRARIES: &str = "lab-driver-libraries";
 
 const MODULES: &[&str] = &[
     "xen-evtchn",
@@ -34,8 +37,9 @@ pub struct DriverImage {
     pub initramfs: PathBuf,
 }
 
-/// Makes it out of the root in a folder of the cache, unless the cache has it.
-pub(super) fn ensure(root: &Path, say: &dyn Fn(&str)) -> Result<DriverImage> {
+/// Makes it out of a host's root in a folder of the cache, unless the cache has it.
+pub fn ensure(host: &HostImage, say: &dyn Fn(&str)) -> Result<DriverImage> {
+    let root = host.disk.parent().context("the root disk has no folder")?;
     let root_name = root.to_string_lossy();
     let key = key(&[&root_name, INIT, HOTPLUG, include_str!("driver.rs")]);
     let dir = crate::workspace::cache().join(format!("driver-{key}"));
@@ -53,11 +57,7 @@ fn archive(tar: &RootTar) -> Result<Vec<u8>> {
     let mut cpio = base(tar, INIT)?;
     let version = initramfs::kernel_version(tar)?;
     initramfs::add_modules(&mut cpio, tar, &version, MODULES, initramfs::AT_BOOT)?;
-    let (listing, _) = tar.read("lab-driver-libraries")?;
-    for path in initramfs::libraries(&String::from_utf8_lossy(&listing)) {
-        let (data, mode) = tar.read(&path)?;
-        cpio.file(&path, mode, &data);
-    }
+    initramfs::add_programs(&mut cpio, tar, &[], LIBRARIES)?;
     let xen = tar
         .list("usr/lib")?
         .into_iter()

@@ -1,6 +1,5 @@
 //! The contents of dom0's and the guests' initramfs archives.
 
-use super::GUEST_PROGRAMS;
 use super::cpio::Cpio;
 use super::root_tar::RootTar;
 use super::unpack;
@@ -15,6 +14,17 @@ pub const SOURCES: &str = concat!(
     include_str!("../../scripts/console-commands.sh"),
     include_str!("../../scripts/lab-xen.py"),
 );
+
+/// Programs that guests get.
+pub(super) const GUEST_PROGRAMS: &[&str] = &[
+    "/usr/bin/fio",
+    "/usr/sbin/mke2fs",
+    "/usr/sbin/e2fsck",
+    "/usr/bin/dd",
+];
+
+/// The root's file that lists the libraries of these.
+pub(super) const GUEST_LIBRARIES: &str = "lab-libraries";
 
 /// The first program of a guest.
 const GUEST_INIT: &str = concat!(
@@ -51,13 +61,7 @@ pub fn guest(tar: &RootTar, version: &str) -> Result<Vec<u8>> {
     let mut cpio = base(tar, GUEST_INIT)?;
     add_modules(&mut cpio, tar, version, GUEST_MODULES, AT_BOOT)?;
     add_modules(&mut cpio, tar, version, LATER_GUEST_MODULES, LATER)?;
-    let (listing, _) = tar.read("lab-libraries")?;
-    let mut files: BTreeSet<String> = libraries(&String::from_utf8_lossy(&listing));
-    files.extend(GUEST_PROGRAMS.iter().map(|&program| program.to_owned()));
-    for path in files {
-        let (data, mode) = tar.read(&path)?;
-        cpio.file(&path, mode, &data);
-    }
+    add_programs(&mut cpio, tar, GUEST_PROGRAMS, GUEST_LIBRARIES)?;
     cpio.symlink("usr/sbin/mkfs.ext4", "mke2fs");
     cpio.file("etc/mke2fs.conf", 0o644, &tar.read("etc/mke2fs.conf")?.0);
     Ok(cpio.finish())
@@ -91,8 +95,25 @@ pub(super) fn kernel_version(tar: &RootTar) -> Result<String> {
         .context("the root has no kernel")
 }
 
+/// Adds programs, and the libraries that the root's file `list` has for them.
+pub(super) fn add_programs(
+    cpio: &mut Cpio,
+    tar: &RootTar,
+    programs: &[&str],
+    list: &str,
+) -> Result<()> {
+    let (listing, _) = tar.read(list)?;
+    let mut files = libraries(&String::from_utf8_lossy(&listing));
+    files.extend(programs.iter().map(|&program| program.to_owned()));
+    for path in files {
+        let (data, mode) = tar.read(&path)?;
+        cpio.file(&path, mode, &data);
+    }
+    Ok(())
+}
+
 /// The paths in the output of `ldd`.
-pub(super) fn libraries(listing: &str) -> BTreeSet<String> {
+fn libraries(listing: &str) -> BTreeSet<String> {
     listing
         .lines()
         .filter_map(|line| {

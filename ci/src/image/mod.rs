@@ -9,12 +9,14 @@ mod initramfs;
 pub mod packages;
 pub mod release;
 mod root_tar;
+mod second_kernel;
 mod unpack;
 
 use crate::{process, workspace};
 use anyhow::{Context, Result};
 use release::Release;
 use root_tar::RootTar;
+pub use second_kernel::FILE as SECOND_KERNEL;
 use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -52,13 +54,12 @@ const INCLUDED: &[&str] = &[
     "/usr/lib/modules/*/kernel/drivers/xen/*",
 ];
 
-/// Programs that guests get, with the shared libraries they need.
-const GUEST_PROGRAMS: &[&str] = &[
-    "/usr/bin/fio",
-    "/usr/sbin/mke2fs",
-    "/usr/sbin/e2fsck",
-    "/usr/bin/dd",
-    "/usr/sbin/kexec",
+/// Programs (as a shell's patterns) that something in the lab gets with the shared libraries they need;
+/// the root's file of that name lists these.
+const PROGRAMS: &[(&str, &[&str])] = &[
+    (initramfs::GUEST_LIBRARIES, initramfs::GUEST_PROGRAMS),
+    (second_kernel::LIBRARIES, &[second_kernel::PROGRAM]),
+    (driver::LIBRARIES, driver::PROGRAMS),
 ];
 
 /// Everything a host needs to boot, as files of the cache.
@@ -74,61 +75,27 @@ pub struct HostImage {
     pub initramfs: PathBuf,
     /// dom0's root disk.
     pub disk: PathBuf,
-    /// A folder shown to dom0 as `/guest`: `vmlinuz`, the same unpacked as `vmlinux`, and `initramfs`
-    /// and `initramfs-lean` of Linux guests.
+    /// A folder shown to dom0 as `/guest`: `vmlinuz`, the same unpacked as `vmlinux`, `initramfs` and
+    /// `initramfs-lean` of Linux guests, and [`SECOND_KERNEL`].
     pub guest: PathBuf,
 }
-
-/// What a root holds beside what every scenario needs.
-#[derive(Clone, Copy, Debug, Default)]
-struct Additions {
-    /// Debian packages.
-    packages: &'static [&'static str],
-    /// Programs (as a shell's patterns) whose libraries are listed in the root's `lab-driver-libraries`.
-    programs: &'static [&'static str],
-}
-
-/// What the peers of Bulkhead need that `cargo lab bench` measures beside it: QEMU's block backend in
-/// dom0, and the tool stack's part in a Linux driver domain.
-const PEERS: Additions = Additions {
-    packages: &["qemu-system-xen"],
-    programs: driver::PROGRAMS,
-};
 
 /// Returns the image of a release, made or completed first where the cache lacks it. `say` is told
 /// what is being done.
 pub fn ensure(release: Release, say: &dyn Fn(&str)) -> Result<HostImage> {
-    ensure_with(release, &Additions::default(), say)
-}
-
-/// As [`ensure`], with everything that Bulkhead's peers need; and the initramfs of a Linux driver
-/// domain.
-pub fn ensure_with_peers(
-    release: Release,
-    say: &dyn Fn(&str),
-) -> Result<(HostImage, driver::DriverImage)> {
-    let image = ensure_with(release, &PEERS, say)?;
-    let root = image.disk.parent().context("the root disk has no folder")?;
-    let driver = driver::ensure(root, say)?;
-    Ok((image, driver))
-}
-
-fn ensure_with(release: Release, additions: &Additions, say: &dyn Fn(&str)) -> Result<HostImage> {
-    let mut parts = format!(
-        "{:?} {EXCLUDED:?} {INCLUDED:?} {GUEST_PROGRAMS:?}",
+    let parts = format!(
+        "{:?} {EXCLUDED:?} {INCLUDED:?} {PROGRAMS:?}",
         release.packages()
     );
-    if !additions.packages.is_empty() {
-        parts += &format!(" {additions:?}");
-    }
     let root_key = key(&[&parts, release.suite()]);
     let root_dir = workspace::cache().join(format!("root-{release}-{root_key}"));
-    complete(&root_dir, |dir| make_root(release, additions, dir, say))?;
+    complete(&root_dir, |dir| make_root(release, dir, say))?;
 
     let boot_key = key(&[
         &root_key,
         initramfs::SOURCES,
         include_str!("initramfs.rs"),
+        include_str!("second_kernel.rs"),
         include_str!("unpack.rs"),
     ]);
     let dir = workspace::cache().join(format!("boot-{release}-{boot_key}"));
@@ -158,37 +125,26 @@ fn complete(dir: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     }
 }
 
-fn make_root(
-    release: Release,
-    additions: &Additions,
-    dir: &Path,
-    say: &dyn Fn(&str),
-) -> Result<()> {
+fn make_root(release: Release, dir: &Path, say: &dyn Fn(&str)) -> Result<()> {
     say(&format!(
         "downloading Debian {} with Xen {release}",
         release.suite()
     ));
     let tar = dir.join("root.tar");
-    let mut packages = release.packages();
-    packages.extend(additions.packages.iter().map(|&name| name.to_owned()));
     let mut command = Command::new("mmdebstrap");
     command
         .args(["--variant=minbase", "--format=tar"])
-        .arg(format!("--include={}", packages.join(",")));
+        .arg(format!("--include={}", release.packages().join(",")));
     for path in EXCLUDED {
         command.arg(format!("--dpkgopt=path-exclude={path}"));
     }
     for path in INCLUDED {
         command.arg(format!("--dpkgopt=path-include={path}"));
     }
-    command.arg(format!(
-        "--customize-hook=chroot \"$1\" ldd {} >\"$1/lab-libraries\"",
-        GUEST_PROGRAMS.join(" ")
-    ));
-    if !additions.programs.is_empty() {
+    for (list, programs) in PROGRAMS {
         command.arg(format!(
-            "--customize-hook=chroot \"$1\" sh -c 'ldd {}' >\"$1/lab-driver-libraries\"",
-            additions.programs.join(" ")
+            "--customize-hook=chroot \"$1\" sh -c 'ldd {}' >\"$1/{list}\"",
+            programs.join(" ")
         ));
     }
     command.arg(release.suite()).arg(&tar);
@@ -224,10 +180,10 @@ fn make_boot(root: &Path, release: Release, dir: &Path, say: &dyn Fn(&str)) -> R
 
     fs::write(dir.join("dom0-initramfs"), initramfs::dom0(&tar, &version)?)?;
     fs::write(guest.join("initramfs"), initramfs::guest(&tar, &version)?)?;
-    fs::write(
-        guest.join("initramfs-lean"),
-        initramfs::lean_guest(&tar, &version)?,
-    )?;
+    let lean = initramfs::lean_guest(&tar, &version)?;
+    let second = second_kernel::archive(&tar, &bz_image, &lean)?;
+    fs::write(guest.join("initramfs-lean"), lean)?;
+    fs::write(guest.join(SECOND_KERNEL), second)?;
     Ok(())
 }
 

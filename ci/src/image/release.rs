@@ -49,6 +49,8 @@ impl Release {
                 // GRUB as kernels of PV and PVH domains.
                 "grub-xen-host",
                 "kexec-tools",
+                // The devices of HVM guests; and a block backend that the bench measures beside ours.
+                "qemu-system-xen",
             ]
             .map(str::to_owned),
         );

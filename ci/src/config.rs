@@ -9,10 +9,12 @@ pub enum Kind {
     Pvh,
     /// Classic paravirtualized.
     Pv,
+    /// Hardware-assisted, with devices that QEMU emulates in dom0. For guests only.
+    Hvm,
 }
 
 impl Kind {
-    /// Both, PVH first.
+    /// Those that a driver domain of ours may be, PVH first.
     pub const ALL: [Self; 2] = [Self::Pvh, Self::Pv];
 }
 
@@ -21,6 +23,7 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Self::Pvh => "pvh",
             Self::Pv => "pv",
+            Self::Hvm => "hvm",
         })
     }
 }
@@ -41,7 +44,7 @@ impl std::str::FromStr for Kind {
 pub struct Config {
     /// The domain's name.
     pub name: String,
-    /// PVH or PV.
+    /// How it is virtualized.
     pub kind: Kind,
     /// The kernel.
     pub kernel: String,
@@ -112,6 +115,10 @@ impl fmt::Display for Config {
         writeln!(f, "on_crash = \"destroy\"")?;
         text(f, "on_reboot", self.on_reboot)?;
         writeln!(f, "tsc_mode = \"native\"")?;
+        if self.kind == Kind::Hvm {
+            // Its console is that of the other kinds.
+            writeln!(f, "vga = \"none\"\nnographic = 1")?;
+        }
         for line in &self.extra {
             writeln!(f, "{line}")?;
         }

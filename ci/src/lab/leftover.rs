@@ -61,6 +61,7 @@ fn nodes(tree: &str) -> BTreeSet<String> {
     const KEPT: &[&str] = &[
         "/local/domain/0/libxl",
         "/local/domain/0/backend",
+        "/local/domain/0/device-model",
         "/libxl",
         "/vm",
     ];

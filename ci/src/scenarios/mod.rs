@@ -14,6 +14,7 @@ mod options;
 mod other_kernels;
 mod queues;
 mod refusal;
+mod restarting;
 mod several;
 mod suspension;
 
@@ -37,6 +38,7 @@ pub fn all() -> Vec<Scenario> {
         hostile::SCENARIOS,
         options::SCENARIOS,
         suspension::SCENARIOS,
+        restarting::SCENARIOS,
         other_kernels::SCENARIOS,
     ]
     .concat()

@@ -45,7 +45,7 @@ const END: Duration = Duration::from_secs(20);
 fn other(kind: Kind) -> Kind {
     match kind {
         Kind::Pvh => Kind::Pv,
-        Kind::Pv => Kind::Pvh,
+        _ => Kind::Pvh,
     }
 }
 

@@ -44,7 +44,7 @@ fn grub(lab: &Lab, kind: Kind) -> Result<()> {
     // the boot protocol of PCs.
     let (grub, kernel, abi) = match kind {
         Kind::Pv => ("grub-x86_64-xen.bin", "vmlinux", "x86_64-abi"),
-        Kind::Pvh => ("grub-i386-xen_pvh.bin", "vmlinuz", "x86_32-abi"),
+        _ => ("grub-i386-xen_pvh.bin", "vmlinuz", "x86_32-abi"),
     };
     lab.step("making a disk to boot from");
     let files = lab.guest_files();

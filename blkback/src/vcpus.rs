@@ -7,10 +7,16 @@ use bulkhead_xen::{Hypervisor, VcpuId};
 use core::cell::Cell;
 use core::time::Duration;
 
+/// How often, and for how many milliseconds, a vCPU sleeps to learn what that costs. In the beginning the
+/// tool stack is busy with this very domain, which tells nothing of later.
+const TRIAL_SLEEPS: [(u32, u64); 3] = [(8, 1), (8, 4), (8, 16)];
+
 /// Sleeps a few times, so that queues know from their start what a sleep costs on this vCPU.
 pub async fn learn_lateness<H: Hypervisor>(handle: Handle<H>) {
-    for _ in 0..5 {
-        handle.sleep(Duration::from_millis(1)).await;
+    for (times, milliseconds) in TRIAL_SLEEPS {
+        for _ in 0..times {
+            handle.sleep(Duration::from_millis(milliseconds)).await;
+        }
     }
 }
 

@@ -93,6 +93,9 @@ impl Pace {
     pub fn look(&mut self, now: Instant, waiting: u32, most: u32) -> Look {
         let moves = self.clock_moves(now);
         if waiting > self.seen {
+            if self.seen == 0 {
+                self.expect(now.since(self.active));
+            }
             // Several may have come while other queues had their turn.
             let gap = now.since(self.active) / (waiting - self.seen);
             self.longest = self.longest.max(gap);
@@ -167,12 +170,17 @@ impl Pace {
             return;
         }
         let idle = now.since(self.active);
-        let limit = self.limit(self.options.poll);
-        self.patience = match idle <= limit {
-            true => (idle * 2).min(limit),
-            false => self.patience / 2,
-        };
+        match idle <= self.limit(self.options.poll) {
+            true => self.expect(idle),
+            false => self.patience /= 2,
+        }
         self.active = now;
+    }
+
+    /// The frontend took so long to ask for more. It may take twice that the next time.
+    fn expect(&mut self, idle: Duration) {
+        let limit = self.limit(self.options.poll);
+        self.patience = self.patience.max(idle * 2).min(limit);
     }
 
     /// The most that the operator allows, or that makes sense.
@@ -337,6 +345,26 @@ mod tests {
             pace.woke(now, 1);
         }
         assert_eq!(pace.look(now, 0, 32), Look::Sleep, "it takes too long");
+    }
+
+    #[test]
+    fn a_long_pause_does_not_end_looking_that_pays() {
+        let mut pace = pace();
+        let mut now = START + micros(40);
+        pace.woke(now, 1);
+        for _ in 0..OFTEN / 4 {
+            assert_eq!(pace.look(now, 1, 32), Look::Answer);
+            pace.answered(0, None);
+            // One request is found while looking, the next one is not.
+            now = now + micros(39);
+            assert_eq!(pace.look(now, 1, 32), Look::Answer);
+            pace.answered(0, None);
+            now = now + micros(5000);
+            pace.woke(now, 1);
+        }
+        assert_eq!(pace.look(now, 1, 32), Look::Answer);
+        pace.answered(0, None);
+        assert_eq!(pace.look(now + micros(38), 0, 32), Look::Again);
     }
 
     #[test]

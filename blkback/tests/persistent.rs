@@ -8,6 +8,9 @@ use bulkhead_ring::blkif::{Request, Sector, Segment, Status, TransferKind};
 use std::collections::BTreeMap;
 use world::{Bystander, Frontend, Guest, IMAGE_SIZE, POISON, Page, Random, Style, World, content};
 
+/// So many stay mapped.
+const MOST_PERSISTENT: usize = 1056;
+
 /// A disk whose frontend keeps its pages granted.
 fn persistent<'w>(guest: &Guest<'w>) -> Frontend<'w> {
     let disk = guest.attach("xvda", "ram:disk0");
@@ -92,7 +95,7 @@ fn more_grants_than_fit_are_exchanged() {
             assert!(page.bytes() == image[sector as usize * 512..][..4096]);
         }
         assert!(
-            world.storage.live_mappings() <= 1024 + 8,
+            world.storage.live_mappings() <= MOST_PERSISTENT + 8,
             "the cache is bounded"
         );
         other.io();
@@ -133,7 +136,7 @@ fn more_grants_in_flight_than_fit_wait_for_a_late_store() {
             assert!(answer.data == image[asked[&answer.id]..][..88 * 512]);
             answered += 1;
         }
-        let bound = 2 * (16 + 1024 + 128);
+        let bound = 2 * (16 + MOST_PERSISTENT + 128);
         assert!(
             world.storage.live_mappings() <= bound,
             "the cache is bounded"
@@ -143,6 +146,29 @@ fn more_grants_in_flight_than_fit_wait_for_a_late_store() {
     other.io();
     disk.detach();
     other.leave();
+    world.nothing_left();
+}
+
+#[test]
+fn all_that_linux_has_in_use_stays_mapped() {
+    let world = World::new();
+    let guest = Guest::with_memory(&world, 4096);
+    let mut disk = persistent(&guest);
+    let pages: Vec<Page> = (0..32 * 33)
+        .map(|_| disk.link().fresh_page(Access::ReadWrite))
+        .collect();
+    let mut calls = Vec::new();
+    for _ in 0..3 {
+        for page in &pages {
+            let status = move_page(&mut disk, TransferKind::Read, 0, page);
+            assert_eq!(status, Status::Okay);
+        }
+        let stats = world.storage.stats();
+        calls.push(stats.map_calls + stats.unmap_calls);
+    }
+    assert_eq!(calls[0], calls[2], "mapped again");
+    pages.into_iter().for_each(|page| disk.link().recycle(page));
+    disk.detach();
     world.nothing_left();
 }
 

@@ -15,8 +15,9 @@ use bulkhead_images::IoSegment;
 use bulkhead_xen::{DomId, GrantStatus, Hypervisor, Instant};
 use core::ptr::NonNull;
 
-/// How many pages stay mapped for a frontend with persistent grants, at most.
-const MOST_PERSISTENT: usize = 1024;
+/// How many pages stay mapped for a frontend with persistent grants, at most: all that Linux's has in use
+/// with a ring of one page, 32 indirect requests of 32 segments and an index page each.
+const MOST_PERSISTENT: usize = 32 * (32 + 1);
 /// How many of them one sweep exchanges in two hypercalls.
 const EXCHANGED: usize = 128;
 /// The most pages of address space that a queue takes for data.

@@ -1,14 +1,13 @@
 //! The order of events: every contestant in its turn, round after round.
 
 use super::Plan;
+use super::at_once::{self, Done};
 use super::contestant::Contestant;
 use super::field::Field;
-use super::guest_counts::GuestCounts;
-use super::job::{Job, RAMP};
+use super::job::Job;
 use super::meter::Watch;
 use super::results::{Contender, Results, Run};
 use super::statistics;
-use super::{fio, guest_counts};
 use crate::host::Host;
 use crate::lab::progress::Progress;
 use anyhow::{Context, Result};
@@ -19,9 +18,6 @@ const IDLE: Duration = Duration::from_secs(4);
 
 /// A contestant that fails so often takes no further part.
 const MOST_FAILURES: usize = 2;
-
-/// What each guest's fio may take beside the time for which it measures: guests share a processor.
-const FIO_START: Duration = Duration::from_secs(30);
 
 /// Runs the whole contest on a booted host. `keep` is given what there is after every turn.
 pub fn run(
@@ -176,31 +172,20 @@ impl Turn<'_> {
     }
 
     fn measure(&self, field: &Field, contestant: Contestant, job: Job) -> Result<Run> {
-        let runtime = self.plan.runtime;
-        let command = guest_counts::around(
-            contestant.device(),
-            &job.command(contestant.device(), runtime),
-        );
+        let prepare = |guests| at_once::prepare(guests, contestant, job, self.plan.runtime);
+        let alone = match field.guests() {
+            guests @ [_, _, ..] => Some(prepare(&guests[..1])?.run(self.host)?.rate.iops),
+            _ => None,
+        };
+        let ready = prepare(field.guests())?;
         let before = statistics::of(self.host, field, contestant)?;
-        let watch = Watch::begin(self.host)?;
-        let mut started = Vec::new();
-        for guest in field.guests() {
-            started.push((guest.console_length(), guest.start(&command)?));
-        }
-        for (guest, (console, _)) in field.guests().iter().zip(&started) {
-            let most = RAMP + runtime + FIO_START * field.guests().len() as u32;
-            guest.wait_console_from(*console, guest_counts::OVER, most)?;
-        }
-        let watched = watch.end()?;
-        let mut rates = Vec::new();
-        let mut counted = GuestCounts::default();
-        for (guest, (_, started)) in field.guests().iter().zip(started) {
-            let output = guest.finish(started, FIO_START)?;
-            rates.push(fio::parse(&output.out).with_context(|| output.out.clone())?);
-            counted = counted.and(guest_counts::parse(&output.out)?);
-        }
+        let Done {
+            rate,
+            least_share,
+            counted,
+            watched,
+        } = ready.run(self.host)?;
         let after = statistics::of(self.host, field, contestant)?;
-        let (rate, least_share) = fio::together(&rates).context("there is no guest")?;
         let server = field.server_id(contestant)?;
         let mut taking_part = field.guest_ids();
         taking_part.push(server);
@@ -213,6 +198,7 @@ impl Turn<'_> {
             mean_us: rate.mean_us,
             p99_us: rate.p99_us,
             least_share,
+            times_alone: alone.map(|alone| rate.iops / alone),
             backend_us: watched.used(server).as_secs_f64() * 1e6 / job.operations(counted.sectors),
             guest_us: counted.busy * 1e6 / job.operations(counted.busy_sectors),
             cost: statistics::per_operation(job, &before, &after, counted),

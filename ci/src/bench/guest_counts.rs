@@ -6,6 +6,15 @@ use anyhow::{Context, Result};
 /// How its kernel names the interrupt of a block frontend's event channel.
 const INTERRUPT: &str = "blkif";
 
+/// What shows on a guest's console when a job is ready for its first I/O, and waits for [`OPEN`].
+pub const WAITS: &str = "@@waits";
+
+/// The command that lets it go on.
+pub const OPEN: &str = "echo go 1<>/tmp/job-gate";
+
+/// The program that has to run before a job's first I/O.
+pub const GATE: &str = "/tmp/job-before";
+
 /// What shows on a guest's console when a job is over.
 pub const OVER: &str = "@@over";
 
@@ -16,8 +25,7 @@ pub struct GuestCounts {
     pub notifications: u64,
     /// Sectors of 512 bytes that its disk read and wrote.
     pub sectors: u64,
-    /// Seconds of processor time from the first I/O to the end: fio takes long to start, and that tells
-    /// nothing of a backend.
+    /// Seconds of processor time from the first I/O to the end.
     pub busy: f64,
     /// Sectors that were moved meanwhile.
     pub busy_sectors: u64,
@@ -36,18 +44,21 @@ impl GuestCounts {
 }
 
 /// A command that does the same, prints the counts before it and after it, and shows [`OVER`] at its end,
-/// a moment before it prints anything. `device` is the disk that it is about.
+/// a moment before it prints anything. What is to be done runs [`GATE`] before its first I/O: several guests
+/// begin at once, however long each of them takes to start. `device` is the disk that it is about.
 pub fn around(device: &str, command: &str) -> String {
     let disk = format!("/sys/block/{device}/stat");
     let counts = format!("grep -w {INTERRUPT} /proc/interrupts; echo disk $(cat {disk})");
     let moment = format!("time $(nproc) $(cat /proc/uptime {disk})");
     format!(
-        "echo before:; {counts}; rm -f /tmp/first
-         (idle=$(cat {disk}); while [ \"$idle\" = \"$(cat {disk})\" ]; do usleep 20000; done
-         echo {moment} >/tmp/first) & watch=$!
-         ({command}) >/tmp/job.out 2>&1; s=$?
-         last=$(echo {moment}); kill $watch 2>/dev/null; echo {OVER} >/dev/console; sleep 1
-         cat /tmp/job.out; echo; echo after:; {counts}; cat /tmp/first; echo $last; exit $s"
+        "echo before:; {counts}; rm -f /tmp/job-*; mkfifo /tmp/job-gate
+         echo '#!/bin/sh
+         echo {WAITS} >/dev/console; read go </tmp/job-gate; echo {moment} >/tmp/job-first' >{GATE}
+         chmod +x {GATE}
+         ({command}) >/tmp/job-out 2>&1; s=$?
+         last=$(echo {moment}); [ -e /tmp/job-first ] || echo {WAITS} >/dev/console
+         echo {OVER} >/dev/console; sleep 1
+         cat /tmp/job-out; echo; echo after:; {counts}; cat /tmp/job-first; echo $last; exit $s"
     )
 }
 

@@ -1,5 +1,6 @@
 //! What the guests do: fio jobs.
 
+use super::guest_counts::GATE;
 use serde::{Serialize, Serializer};
 use std::fmt;
 use std::time::Duration;
@@ -81,12 +82,12 @@ impl Job {
         sectors as f64 * 512.0 / (f64::from(self.block_kib) * 1024.0)
     }
 
-    /// The command that runs it on a disk of a guest and prints fio's JSON.
+    /// The command that runs it on a disk of a guest, after [`GATE`], and prints fio's JSON.
     pub fn command(self, device: &str, runtime: Duration) -> String {
         format!(
             "fio --name=job --filename=/dev/{device} --rw={} --rwmixread=70 --bs={}k --iodepth={} \
              --direct=1 --ioengine=libaio --norandommap --time_based --ramp_time={} --runtime={} \
-             --percentile_list=50:99 --output-format=json --output=/tmp/fio.json >/tmp/fio.err 2>&1; \
+             --percentile_list=50:99 --exec_prerun={GATE} --output-format=json --output=/tmp/fio.json >/tmp/fio.err 2>&1; \
              s=$?; cat /tmp/fio.json; [ $s = 0 ] || cat /tmp/fio.err; exit $s",
             self.pattern.fio_name(),
             self.block_kib,

@@ -6,9 +6,10 @@
 //!   the contestant whose turn it is              (all other contestants are paused)
 //! ```
 //!
-//! [`contest`] is the order of events, [`field`] the domains and disks, [`meter`] what is read while
-//! fio runs, [`results`] what comes of it, and [`table`], [`chart`] and [`markdown`] show that.
+//! [`contest`] is the order of events, [`field`] the domains and disks, [`at_once`] one job in the guests,
+//! [`meter`] what is read while fio runs, [`results`] what comes of it, and [`table`], [`chart`] and [`markdown`] show that.
 
+pub mod at_once;
 pub mod chart;
 pub mod contest;
 pub mod contestant;

@@ -26,6 +26,9 @@ pub struct Run {
     pub p99_us: f64,
     /// The share of the guest that got least, 1 being its fair share.
     pub least_share: f64,
+    /// Of several guests: their operations per second together, as times those that one of them came to
+    /// alone, a moment before.
+    pub times_alone: Option<f64>,
     /// Microseconds of the backend domain's processor for an operation.
     pub backend_us: f64,
     /// Microseconds of the guests' processor for an operation.
@@ -132,6 +135,8 @@ pub struct Cell {
     pub guest_us: f64,
     /// The worst share.
     pub least_share: f64,
+    /// Several guests' part of what one of them came to alone, the median.
+    pub times_alone: f64,
     /// What backend and guests counted for an operation, in the last run.
     pub cost: Option<PerOperation>,
     /// Disturbed runs that were thrown away.
@@ -178,6 +183,7 @@ impl Results {
             backend_us: median(|run| run.backend_us),
             guest_us: median(|run| run.guest_us),
             least_share: kept.iter().map(|run| run.least_share).fold(1.0, f64::min),
+            times_alone: median(|run| run.times_alone.unwrap_or(1.0)),
             cost: kept.last().and_then(|run| run.cost),
             thrown_away: all.len() - kept.len(),
             disturbed,
@@ -228,6 +234,7 @@ pub(super) mod tests {
             mean_us: 10.0,
             p99_us: 20.0,
             least_share: 1.0,
+            times_alone: None,
             backend_us: 1e6 / iops,
             guest_us: 5.0,
             cost: None,

@@ -57,9 +57,9 @@ pub fn all(results: &Results) -> Vec<Grid> {
         ),
     ];
     if results.plan.guests > 1 {
-        let title = "The guest that got least, as a part of its fair share";
+        let title = "All guests together, times one of them alone / the least share that one got, 1 being a fair one";
         grids.push(by_job(results, title, |cell| {
-            format!("{:.2}", cell.least_share)
+            format!("{:.2}x / {:.2}", cell.times_alone, cell.least_share)
         }));
     }
     grids.extend(counts(results));

@@ -1,0 +1,88 @@
+//! One job in some guests, begun in all of them at once.
+
+use super::contestant::Contestant;
+use super::fio::{self, Rate};
+use super::guest_counts::{self, GuestCounts};
+use super::job::{Job, RAMP};
+use super::meter::{Watch, Watched};
+use crate::host::Host;
+use crate::host::guest::{Guest, Started};
+use anyhow::{Context, Result};
+use std::time::Duration;
+
+/// What each guest's fio may take to start, and again to end: guests share a processor.
+const FIO_START: Duration = Duration::from_secs(30);
+
+/// Guests whose fio is ready for its first I/O.
+pub struct Ready<'g, 'h> {
+    guests: &'g [Guest<'h>],
+    /// How long each console was before, and the commands.
+    consoles: Vec<usize>,
+    started: Vec<Started>,
+    most: Duration,
+}
+
+/// What guests came to.
+pub struct Done {
+    /// All guests together.
+    pub rate: Rate,
+    /// The share of the one that got least, 1 being its fair share.
+    pub least_share: f64,
+    /// What they counted together.
+    pub counted: GuestCounts,
+    /// What was read meanwhile.
+    pub watched: Watched,
+}
+
+/// Starts a job in these guests, up to its first I/O.
+pub fn prepare<'g, 'h>(
+    guests: &'g [Guest<'h>],
+    contestant: Contestant,
+    job: Job,
+    runtime: Duration,
+) -> Result<Ready<'g, 'h>> {
+    let device = contestant.device();
+    let command = guest_counts::around(device, &job.command(device, runtime));
+    let consoles = guests.iter().map(|guest| guest.console_length()).collect();
+    let patience = FIO_START * guests.len() as u32;
+    let ready = Ready {
+        guests,
+        consoles,
+        started: Guest::start_in_each(guests, &command)?,
+        most: RAMP + runtime + patience,
+    };
+    ready.each_shows(guest_counts::WAITS, patience)?;
+    Ok(ready)
+}
+
+impl Ready<'_, '_> {
+    fn each_shows(&self, text: &str, limit: Duration) -> Result<()> {
+        let mut guests = self.guests.iter().zip(&self.consoles);
+        guests.try_for_each(|(guest, console)| {
+            guest.wait_console_from(*console, text, limit).map(drop)
+        })
+    }
+
+    /// Lets all of them begin, and waits for the end.
+    pub fn run(self, host: &Host) -> Result<Done> {
+        let watch = Watch::begin(host)?;
+        let opened = Guest::start_in_each(self.guests, guest_counts::OPEN)?;
+        self.each_shows(guest_counts::OVER, self.most)?;
+        let watched = watch.end()?;
+        let mut rates = Vec::new();
+        let mut counted = GuestCounts::default();
+        for ((guest, started), opened) in self.guests.iter().zip(self.started).zip(opened) {
+            guest.finish(opened, FIO_START)?;
+            let output = guest.finish(started, FIO_START)?;
+            rates.push(fio::parse(&output.out).with_context(|| output.out.clone())?);
+            counted = counted.and(guest_counts::parse(&output.out)?);
+        }
+        let (rate, least_share) = fio::together(&rates).context("there is no guest")?;
+        Ok(Done {
+            rate,
+            least_share,
+            counted,
+            watched,
+        })
+    }
+}

@@ -87,8 +87,9 @@ impl Job {
         format!(
             "fio --name=job --filename=/dev/{device} --rw={} --rwmixread=70 --bs={}k --iodepth={} \
              --direct=1 --ioengine=libaio --norandommap --time_based --ramp_time={} --runtime={} \
-             --percentile_list=50:99 --exec_prerun={GATE} --output-format=json --output=/tmp/fio.json >/tmp/fio.err 2>&1; \
-             s=$?; cat /tmp/fio.json; [ $s = 0 ] || cat /tmp/fio.err; exit $s",
+             --percentile_list=50:99 --exec_prerun={GATE} --output-format=json \
+             --output=/tmp/fio.json >/tmp/fio.err 2>&1; s=$?; \
+             cat /tmp/fio.json; [ $s = 0 ] || cat /tmp/fio.err; exit $s",
             self.pattern.fio_name(),
             self.block_kib,
             self.depth,

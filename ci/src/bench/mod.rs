@@ -7,7 +7,8 @@
 //! ```
 //!
 //! [`contest`] is the order of events, [`field`] the domains and disks, [`at_once`] one job in the guests,
-//! [`meter`] what is read while fio runs, [`results`] what comes of it, and [`table`], [`chart`] and [`markdown`] show that.
+//! [`meter`] what is read while fio runs, [`results`] what comes of it, and [`table`], [`chart`] and
+//! [`markdown`] show that.
 
 pub mod at_once;
 pub mod chart;

@@ -53,7 +53,7 @@ pub fn around(device: &str, command: &str) -> String {
     format!(
         "echo before:; {counts}; rm -f /tmp/job-*; mkfifo /tmp/job-gate
          echo '#!/bin/sh
-         echo {WAITS} >/dev/console; read go </tmp/job-gate; echo {moment} >/tmp/job-first' >{GATE}
+         exec 3<>/tmp/job-gate; echo {WAITS} >/dev/console; read go <&3; echo {moment} >/tmp/job-first' >{GATE}
          chmod +x {GATE}
          ({command}) >/tmp/job-out 2>&1; s=$?
          last=$(echo {moment}); [ -e /tmp/job-first ] || echo {WAITS} >/dev/console

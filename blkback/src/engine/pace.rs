@@ -93,11 +93,12 @@ impl Pace {
     pub fn look(&mut self, now: Instant, waiting: u32, most: u32) -> Look {
         let moves = self.clock_moves(now);
         if waiting > self.seen {
+            let since = now.since(self.active);
             if self.seen == 0 {
-                self.expect(now.since(self.active));
+                self.expect(since);
             }
             // Several may have come while other queues had their turn.
-            let gap = now.since(self.active) / (waiting - self.seen);
+            let gap = since / (waiting - self.seen);
             self.longest = self.longest.max(gap);
             self.active = now;
             self.seen = waiting;
@@ -170,17 +171,20 @@ impl Pace {
             return;
         }
         let idle = now.since(self.active);
-        match idle <= self.limit(self.options.poll) {
-            true => self.expect(idle),
-            false => self.patience /= 2,
+        if !self.expect(idle) {
+            self.patience /= 2;
         }
         self.active = now;
     }
 
-    /// The frontend took so long to ask for more. It may take twice that the next time.
-    fn expect(&mut self, idle: Duration) {
+    /// The frontend took so long to ask for more, and may take twice that the next time. False if it was
+    /// longer than looking may last.
+    fn expect(&mut self, idle: Duration) -> bool {
         let limit = self.limit(self.options.poll);
-        self.patience = self.patience.max(idle * 2).min(limit);
+        if idle <= limit {
+            self.patience = self.patience.max(idle * 2).min(limit);
+        }
+        idle <= limit
     }
 
     /// The most that the operator allows, or that makes sense.

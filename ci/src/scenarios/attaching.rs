@@ -8,7 +8,7 @@ use crate::lab::images::Image;
 use crate::lab::leftover::State;
 use crate::lab::report::milliseconds;
 use crate::lab::storage::disk;
-use crate::lab::{Lab, Scenario, noise};
+use crate::lab::{Lab, MINUTE, Scenario, noise};
 use crate::process::tail;
 use anyhow::{Result, ensure};
 use std::time::{Duration, Instant};
@@ -28,7 +28,6 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-const MINUTE: Duration = Duration::from_secs(60);
 const END: Duration = Duration::from_secs(20);
 
 const ROUNDS: usize = 100;

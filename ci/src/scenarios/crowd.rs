@@ -7,7 +7,7 @@ use crate::host::guest::Guest;
 use crate::lab::held::Held;
 use crate::lab::images::Image;
 use crate::lab::storage::disk;
-use crate::lab::{Lab, Scenario, noise, side_by_side};
+use crate::lab::{Lab, MINUTE, Scenario, noise, side_by_side};
 use anyhow::{Context, Result, ensure};
 use std::time::Duration;
 
@@ -26,7 +26,6 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-const MINUTE: Duration = Duration::from_secs(60);
 const END: Duration = Duration::from_secs(20);
 
 /// For each of these scenarios.

@@ -5,7 +5,7 @@ use crate::host::guest::Guest;
 use crate::host::xen_state::grants_in_use;
 use crate::lab::images::Image;
 use crate::lab::storage::{device_number, disk};
-use crate::lab::{Lab, Scenario, noise};
+use crate::lab::{Lab, MINUTE, Scenario, noise};
 use anyhow::{Context, Result, anyhow, ensure};
 use std::thread;
 use std::time::Duration;
@@ -43,7 +43,6 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-const MINUTE: Duration = Duration::from_secs(60);
 const END: Duration = Duration::from_secs(20);
 
 /// Writes until the disk is taken away, and then says so.

@@ -6,7 +6,7 @@ use crate::host::guest::Guest;
 use crate::lab::held::Held;
 use crate::lab::images::Image;
 use crate::lab::storage::disk;
-use crate::lab::{Lab, Scenario, side_by_side};
+use crate::lab::{Lab, MINUTE, Scenario, side_by_side};
 use anyhow::{Context, Result, ensure};
 use std::time::Duration;
 
@@ -17,7 +17,6 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
     run: thirty_endings,
 }];
 
-const MINUTE: Duration = Duration::from_secs(60);
 const END: Duration = Duration::from_secs(20);
 
 /// All lives together.

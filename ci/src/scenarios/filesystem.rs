@@ -4,7 +4,7 @@ use crate::config::Kind;
 use crate::host::guest::Guest;
 use crate::lab::images::Image;
 use crate::lab::storage::disk;
-use crate::lab::{Lab, Scenario};
+use crate::lab::{Lab, MINUTE, Scenario};
 use anyhow::{Result, ensure};
 use std::time::Duration;
 
@@ -22,8 +22,6 @@ pub const SCENARIOS: &[Scenario] = &[
         run: read_only,
     },
 ];
-
-const MINUTE: Duration = Duration::from_secs(60);
 
 const WRITE: &str = "mkfs.ext4 -q /dev/xvda && mount -t ext4 /dev/xvda /mnt && \
     for i in 1 2 3 4 5 6 7 8; do \

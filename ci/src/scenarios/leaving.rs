@@ -5,7 +5,7 @@ use crate::host::guest::Guest;
 use crate::lab::held::Held;
 use crate::lab::images::Image;
 use crate::lab::storage::{device_number, disk};
-use crate::lab::{Lab, Scenario};
+use crate::lab::{Lab, MINUTE, Scenario};
 use anyhow::{Result, ensure};
 use std::time::Duration;
 
@@ -23,8 +23,6 @@ pub const SCENARIOS: &[Scenario] = &[
         run: destroyed_guest,
     },
 ];
-
-const MINUTE: Duration = Duration::from_secs(60);
 
 fn detach(lab: &Lab, kind: Kind) -> Result<()> {
     let images = [Image::mib("first", 4), Image::mib("second", 4)];

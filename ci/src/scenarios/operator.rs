@@ -4,7 +4,7 @@ use crate::config::Kind;
 use crate::host::guest::Guest;
 use crate::lab::images::Image;
 use crate::lab::storage::{Running, disk};
-use crate::lab::{Lab, Scenario};
+use crate::lab::{Lab, MINUTE, Scenario};
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -38,7 +38,6 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-const MINUTE: Duration = Duration::from_secs(60);
 const END: Duration = Duration::from_secs(20);
 
 /// The other kind than the driver domain's, so that both are seen at both ends.

@@ -5,9 +5,8 @@ use crate::config::Kind;
 use crate::host::guest::Guest;
 use crate::lab::images::Image;
 use crate::lab::storage::{Statistics, device_number, disk};
-use crate::lab::{Lab, Scenario, fio};
+use crate::lab::{Lab, MINUTE, SHUTDOWN, Scenario, fio};
 use anyhow::{Result, ensure};
-use std::time::Duration;
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -35,9 +34,6 @@ pub const SCENARIOS: &[Scenario] = &[
         run: drive_kinds,
     },
 ];
-
-const MINUTE: Duration = Duration::from_secs(60);
-const SHUTDOWN: Duration = Duration::from_secs(20);
 
 /// The ways to guests' pages, as the command line names them, each with a domain and a disk of its own.
 const PATHS: [(&str, &str); 3] = [("map", "xvda"), ("copy", "xvdb"), ("persistent", "xvdc")];

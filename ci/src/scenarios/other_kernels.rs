@@ -5,7 +5,7 @@ use crate::host::guest::Guest;
 use crate::lab::boot_disk::{self, Contents};
 use crate::lab::images::Image;
 use crate::lab::storage::{Running, disk};
-use crate::lab::{Lab, Scenario};
+use crate::lab::{Lab, MINUTE, SHUTDOWN, Scenario};
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::Path;
@@ -25,9 +25,6 @@ pub const SCENARIOS: &[Scenario] = &[
         run: |lab| grub(lab, Kind::Pvh),
     },
 ];
-
-const MINUTE: Duration = Duration::from_secs(60);
-const SHUTDOWN: Duration = Duration::from_secs(20);
 
 /// GRUB reads 64 MiB, at half a MiB a second where the machine has much else to do.
 const GRUB: Duration = Duration::from_secs(240);

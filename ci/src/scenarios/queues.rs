@@ -6,7 +6,7 @@ use crate::host::guest::Guest;
 use crate::lab::held::Held;
 use crate::lab::images::Image;
 use crate::lab::storage::{Running, disk};
-use crate::lab::{Lab, Scenario, fio};
+use crate::lab::{Lab, MINUTE, Scenario, fio};
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -31,8 +31,6 @@ pub const SCENARIOS: &[Scenario] = &[
         run: |lab| Kind::ALL.into_iter().try_for_each(|kind| spread(lab, kind)),
     },
 ];
-
-const MINUTE: Duration = Duration::from_secs(60);
 
 /// What the operator is told about a disk of a guest.
 fn statistics(lab: &Lab, storage: &Running, guest: &Guest, device: u32) -> Result<Statistics> {

@@ -7,9 +7,8 @@ use crate::image::SECOND_KERNEL;
 use crate::lab::held::Held;
 use crate::lab::images::Image;
 use crate::lab::storage::disk;
-use crate::lab::{Lab, Scenario};
+use crate::lab::{Lab, MINUTE, SHUTDOWN, Scenario};
 use anyhow::{Context, Result, ensure};
-use std::time::Duration;
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "kexec",
@@ -17,9 +16,6 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
     demo: false,
     run: kexec,
 }];
-
-const MINUTE: Duration = Duration::from_secs(60);
-const SHUTDOWN: Duration = Duration::from_secs(20);
 
 /// Memory of the guest in MiB: Linux takes no second kernel that is larger than half of the first one's.
 const MEMORY: u32 = 512;

@@ -6,7 +6,7 @@ use crate::host::guest::{Guest, Started};
 use crate::lab::held::Held;
 use crate::lab::images::Image;
 use crate::lab::storage::{Running, device_number, disk};
-use crate::lab::{Lab, Scenario, fio};
+use crate::lab::{Lab, MINUTE, SHUTDOWN, Scenario, fio};
 use anyhow::{Result, ensure};
 use std::time::{Duration, Instant};
 
@@ -31,8 +31,6 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-const MINUTE: Duration = Duration::from_secs(60);
-const SHUTDOWN: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_secs(30);
 
 /// Saving and restoring copy the guest's whole memory.

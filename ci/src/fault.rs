@@ -1,10 +1,10 @@
 //! Telling faults of the emulation apart from faults of our own domains.
 //!
 //! QEMU's emulation of a Xen host has faults of its own (`ci/README.md` counts them): a stock Linux
-//! guest dies of a triple fault, or a program in dom0 dies of a signal. Those lines are what a rerun
-//! may be founded on; what one of our own domains does is never one of them. What may happen to it
-//! while it does nothing is a triple fault at `hlt`, or before it was entered at all: Xen's dump
-//! shows interrupts on, which they are nowhere else in ours.
+//! guest dies of a triple fault or is interrupted where no processor does it, or a program in dom0 dies
+//! of a signal. Those lines are what a rerun may be founded on; what one of our own domains does is never
+//! one of them. What may happen to it while it does nothing is a triple fault at `hlt`, or before it was
+//! entered at all: Xen's dump shows interrupts on, which they are nowhere else in ours.
 
 use crate::host::{Known, Output};
 
@@ -100,6 +100,33 @@ pub fn in_logs(xen: &str, dom0: &str, domains: &[Known]) -> Verdict {
     verdict
 }
 
+/// Looks through what a guest's kernel printed when it was stopped by an NMI. If one of its interrupts
+/// came while interrupts were off, the emulation has delivered what no processor does; a kernel that
+/// held a lock then waits for itself.
+pub fn in_dump(guest: &str, console: &str) -> Option<String> {
+    const INTERRUPTS: u64 = 1 << 9;
+    let mut interrupt = false;
+    let mut at = "";
+    for line in console.lines() {
+        let text = line.split_once("] ").map_or(line, |(_, text)| text).trim();
+        // An entry of the kernel's, with what it has interrupted in the lines that follow. The context that
+        // the NMI itself has interrupted may have them off.
+        if let Some(place) = text.strip_prefix("RIP: ") {
+            at = place;
+        } else if let Some((_, flags)) = text.split_once(" EFLAGS: ") {
+            let on = u64::from_str_radix(flags, 16).map_or(true, |flags| flags & INTERRUPTS != 0);
+            if interrupt && !on {
+                return Some(format!(
+                    "stock guest {guest} was interrupted at {at} while its interrupts were off"
+                ));
+            }
+        } else if !text.starts_with("Code: ") {
+            interrupt = text.starts_with("asm_sysvec_");
+        }
+    }
+    None
+}
+
 /// Whether Xen's dump of a domain's state, which follows its triple fault, shows interrupts on.
 fn slept(lines: &[&str], id: u32) -> bool {
     const INTERRUPTS: u64 = 1 << 9;
@@ -192,6 +219,36 @@ mod tests {
             assert_eq!(awake.emulator, Vec::<String>::new());
             assert_eq!(awake.own.len(), 1);
         }
+    }
+
+    /// The dump of a kernel that an NMI has stopped while it served an interrupt.
+    fn dump(flags: &str) -> String {
+        format!(
+            "[  923.218939] Kernel panic - not syncing: NMI: Not continuing\n\
+             [  923.266412] Call Trace:\n\
+             [  923.300682]  <NMI>\n\
+             [  923.363526]  end_repeat_nmi+0x16/0x67\n\
+             [  923.370952] RIP: 0010:native_queued_spin_lock_slowpath+0x74/0x90\n\
+             [  923.371523] RSP: 0000:ffffc9000008bd68 EFLAGS: 00000046\n\
+             [  923.384599]  </NMI>\n\
+             [  923.384600]  <IRQ>\n\
+             [  923.384601]  __sysvec_xen_hvm_callback+0x4a/0x80\n\
+             [  923.384602]  </IRQ>\n\
+             [  923.384603]  <TASK>\n\
+             [  923.384604]  asm_sysvec_xen_hvm_callback+0x16/0x20\n\
+             [  923.384605] RIP: 0010:_raw_spin_lock_irqsave+0x2c/0x40\n\
+             [  923.384606] RSP: 0018:ffffc9000008be90 EFLAGS: {flags}\n\
+             [  923.384607]  </TASK>\n"
+        )
+    }
+
+    #[test]
+    fn a_guest_that_was_interrupted_with_interrupts_off_shows_it() {
+        let fault = in_dump("guest", &dump("00000046")).unwrap();
+        let place = "stock guest guest was interrupted at 0010:_raw_spin_lock_irqsave+0x2c/0x40";
+        assert!(fault.starts_with(place), "{fault}");
+        assert_eq!(in_dump("guest", &dump("00000246")), None);
+        assert_eq!(in_dump("guest", "@@ready"), None);
     }
 
     #[test]

@@ -106,7 +106,7 @@ pub fn run(name: &str, release: Release, options: &Options) -> Result<()> {
         let xen = read_from(&host.instance().xen_log(), 0);
         let dom0 = read_from(&host.instance().share().join("dom0.log"), 0);
         let mut found = fault::in_logs(&xen, &dom0, &host.domains()).emulator;
-        found.extend(host.take_dom0_faults());
+        found.extend(host.take_emulator_faults());
         for line in &found {
             println!("boot {boot}: EMULATOR FAULT {line}");
         }

@@ -57,7 +57,7 @@ impl Host {
         };
         self.log_command(script, &output)?;
         let faults = fault::in_command(script, &output);
-        self.seen().dom0_faults.extend(faults);
+        self.seen().emulator_faults.extend(faults);
         Ok(output)
     }
 
@@ -70,12 +70,12 @@ impl Host {
         let since = first_line(script);
         if finding.dead {
             let fault = format!("dom0 runs nothing any more, since: {since}");
-            self.seen().dom0_faults.push(fault);
+            self.seen().emulator_faults.push(fault);
         }
         self.seen().inquest = Some(format!("late was: {since}\n{}", finding.report));
     }
 
-    /// What was seen in dom0 when a command was late there, if one was.
+    /// What was seen when a command was late for the first time, in dom0 or in a guest.
     pub fn take_inquest(&self) -> Option<String> {
         self.seen().inquest.take()
     }

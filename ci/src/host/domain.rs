@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 /// How long the tool stack may take for one of its commands.
 pub const TOOLSTACK: Duration = Duration::from_secs(60);
 
+/// How long a domain may take to end when it is asked to: a driver domain has disks to close.
+const SHUTDOWN: Duration = Duration::from_secs(20);
+
 /// The share of the processors that every domain has in Xen's scheduler, and one that outweighs a few
 /// busy guests.
 const WEIGHT: u32 = 256;
@@ -210,9 +213,9 @@ impl Domain<'_> {
     }
 
     /// Asks it to shut down and waits for the end.
-    pub fn shutdown(&mut self, limit: Duration) -> Result<()> {
+    pub fn shutdown(&mut self) -> Result<()> {
         self.host.ok(&format!("xl shutdown '{}'", self.name))?;
-        self.wait_gone(limit)
+        self.wait_gone(SHUTDOWN)
     }
 
     /// Ends it at once.

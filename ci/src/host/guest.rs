@@ -1,9 +1,9 @@
 //! A stock Debian guest, and running commands in it through its console.
 
 use super::domain::Domain;
-use super::{Host, Output};
+use super::{Host, Output, silent_guest};
 use crate::config::{Config, Kind};
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use base64::prelude::{BASE64_STANDARD, Engine};
 use sha2::{Digest, Sha256};
 use std::ops::{Deref, DerefMut};
@@ -28,7 +28,7 @@ impl Host {
         config.memory = 384;
         // Probing for PCI and measuring the clock cost an emulated guest seconds.
         config.cmdline = format!(
-            "console=hvc0 quiet pci=off tsc_early_khz={}",
+            "console=hvc0 quiet sysrq_always_enabled sysctl.kernel.panic_on_unrecovered_nmi=1 pci=off tsc_early_khz={}",
             self.tsc_khz()?
         );
         config.disks = disks.to_vec();
@@ -124,13 +124,34 @@ impl<'h> Guest<'h> {
         (started, self.typing(&line))
     }
 
-    /// Waits for a started command.
+    /// Waits for a started command. A guest that does not answer in time is looked at, which it may not
+    /// survive.
     pub fn finish(&self, started: Started, limit: Duration) -> Result<Output> {
+        if let Some(output) = self.finish_within(&started, limit)? {
+            return Ok(output);
+        }
+        let end = crate::process::tail(&self.console(), 8);
+        self.look_why_silent();
+        bail!("no answer within {limit:?}; the end of its console:\n{end}")
+    }
+
+    fn look_why_silent(&self) {
+        if self.host.seen().inquest.is_some() {
+            return;
+        }
+        let silent_guest::Seen { fault, report } = silent_guest::look(self.host, self);
+        let mut seen = self.host.seen();
+        seen.emulator_faults.extend(fault);
+        seen.inquest = Some(format!("{} did not answer\n{report}", self.name));
+    }
+
+    /// Waits for a started command that may take longer: nothing, then.
+    pub fn finish_within(&self, started: &Started, limit: Duration) -> Result<Option<Output>> {
         let deadline = Instant::now() + limit;
         let mut repeated = 0;
-        loop {
+        while Instant::now() < deadline {
             match parse_answer(&self.console_from(started.console), started.id) {
-                Answer::Whole(output) => return Ok(output),
+                Answer::Whole(output) => return Ok(Some(output)),
                 Answer::Absent => {}
                 // A line was lost or mixed with a kernel message: ask again.
                 Answer::Damaged(count) if count > repeated => {
@@ -142,14 +163,9 @@ impl<'h> Guest<'h> {
                 }
                 Answer::Damaged(_) => {}
             }
-            self.host
-                .tick(deadline)
-                .map_err(|error| anyhow!("{error} (limit {limit:?})"))
-                .with_context(|| {
-                    let end = crate::process::tail(&self.console(), 8);
-                    format!("no answer; the end of its console:\n{end}")
-                })?;
+            self.host.breathe()?;
         }
+        Ok(None)
     }
 
     /// Lets it reboot at once, without ending anything, and waits until the one that the tool stack

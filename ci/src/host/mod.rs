@@ -6,6 +6,7 @@ pub mod domain;
 pub mod guest;
 mod inquest;
 pub mod qemu;
+mod silent_guest;
 pub mod xen_state;
 
 use crate::config::Config;
@@ -55,6 +56,8 @@ struct Watched {
     deadline: Option<Instant>,
     /// How many domains there had been before.
     domains: usize,
+    /// How long Xen's log was.
+    xen_log: u64,
     /// When the domains are to be looked at again.
     next_look: Option<Instant>,
 }
@@ -63,7 +66,7 @@ struct Watched {
 #[derive(Debug, Default)]
 struct Seen {
     domains: Vec<Known>,
-    dom0_faults: Vec<String>,
+    emulator_faults: Vec<String>,
     /// What was found when a command was late for the first time.
     inquest: Option<String>,
 }
@@ -146,6 +149,7 @@ impl Host {
         *self.watched.lock().expect("no thread panicked") = Watched {
             deadline: Some(deadline),
             domains: self.domains().len(),
+            xen_log: length(&self.instance.xen_log()),
             next_look: Some(Instant::now()),
         };
     }
@@ -184,9 +188,10 @@ impl Host {
         self.seen().domains.clone()
     }
 
-    /// Faults of programs in dom0 since the last call.
-    pub fn take_dom0_faults(&self) -> Vec<String> {
-        std::mem::take(&mut self.seen().dom0_faults)
+    /// Faults of the emulation that no log shows, since the last call: programs of dom0 that died, and what
+    /// a silent guest or a silent dom0 showed when it was looked at.
+    pub fn take_emulator_faults(&self) -> Vec<String> {
+        std::mem::take(&mut self.seen().emulator_faults)
     }
 
     fn note_domain(&self, id: u32, config: &Config) {
@@ -227,12 +232,18 @@ impl Host {
 
     /// Waits a moment; an error when the time is over or the host is dead.
     pub(crate) fn tick(&self, deadline: Instant) -> Result<()> {
+        self.breathe()?;
+        if Instant::now() > deadline {
+            bail!("time is over");
+        }
+        Ok(())
+    }
+
+    /// Waits a moment; an error when the host is dead or the scenario is over.
+    fn breathe(&self) -> Result<()> {
         if self.instance.pid().is_none() {
             let log = fs::read_to_string(self.instance.dir.join("qemu.log")).unwrap_or_default();
             bail!("the host's QEMU ended\n{}", tail(&log, 5));
-        }
-        if Instant::now() > deadline {
-            bail!("time is over");
         }
         self.look_around()?;
         sleep(TICK);
@@ -244,7 +255,7 @@ impl Host {
     /// The part of a wait that is about the scenario as a whole.
     fn look_around(&self) -> Result<()> {
         let now = Instant::now();
-        {
+        let xen_start = {
             let mut watched = self.watched.lock().expect("no thread panicked");
             let Some(deadline) = watched.deadline else {
                 return Ok(());
@@ -256,9 +267,15 @@ impl Host {
                 return Ok(());
             }
             watched.next_look = Some(now + LOOK);
+            watched.xen_log
+        };
+        if let Some(crash) = self.crashes().first() {
+            bail!("{crash}");
         }
-        match self.crashes().first() {
-            Some(crash) => bail!("{crash}"),
+        // Nobody waits for a guest that the emulation has killed.
+        let xen = read_from(&self.instance.xen_log(), xen_start);
+        match fault::in_logs(&xen, "", &self.domains()).emulator.first() {
+            Some(fault) => bail!("{fault}"),
             None => Ok(()),
         }
     }

@@ -15,7 +15,7 @@ pub fn bound_ports(host: &Host, domain: u32) -> Result<usize> {
 }
 
 /// Presses a debug key and returns what Xen prints. A second key marks the end.
-fn debug_key(host: &Host, key: char) -> Result<String> {
+pub(super) fn debug_key(host: &Host, key: char) -> Result<String> {
     const MARKER: &str = "'h' pressed";
     let log = host.instance().xen_log();
     let start = super::length(&log);
@@ -42,14 +42,36 @@ fn count_grants(text: &str, by: u32) -> usize {
 
 /// Counts the ports in the section of a domain.
 fn count_ports(text: &str, domain: u32) -> usize {
-    const HEADING: &str = "Event channel information for domain";
-    let heading = format!("{HEADING} {domain}:");
-    text.lines()
-        .skip_while(|line| !line.contains(&heading))
-        .skip(1)
-        .take_while(|line| !line.contains(HEADING))
+    about(text, domain)
+        .iter()
         .filter(|line| line.contains("]: s="))
         .count()
+}
+
+/// What debug keys `e` and `q` show about the processors and the event channels of a domain.
+pub(super) fn about(text: &str, domain: u32) -> Vec<&str> {
+    let headings = [
+        "Event channel information for domain ",
+        "VCPU information and callbacks for domain ",
+    ];
+    let number = |line: &str| -> Option<u32> {
+        let rest = headings
+            .iter()
+            .find_map(|heading| line.split_once(heading))?
+            .1;
+        rest.split_once(':')?.0.parse().ok()
+    };
+    let mut inside = false;
+    text.lines()
+        .filter(|line| {
+            if let Some(number) = number(line) {
+                inside = number == domain;
+            } else if line.contains("General information for domain ") {
+                inside = false;
+            }
+            inside
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -22,9 +22,6 @@ use std::time::{Duration, Instant};
 /// How long what usually takes seconds may take on an emulated host.
 pub const MINUTE: Duration = Duration::from_secs(60);
 
-/// How long a driver domain may take to end.
-pub const SHUTDOWN: Duration = Duration::from_secs(20);
-
 /// A test on a booted host. It is one short function that reads like a story.
 #[derive(Clone, Copy)]
 pub struct Scenario {

@@ -151,7 +151,7 @@ impl<'a> Runner<'a> {
         }
         let (host, before) = self.host.as_ref().expect("it was just booted");
         let marks = Marks::of(host);
-        host.take_dom0_faults();
+        host.take_emulator_faults();
         host.watch(Instant::now() + SCENARIO_LIMIT);
         let lab = Lab::new(host, &self.image, scenario.name, self.progress);
         let mut result =
@@ -162,7 +162,7 @@ impl<'a> Runner<'a> {
         }
         let logs = marks.keep(host, &dir);
         let mut verdict = fault::in_logs(&logs.xen, &logs.dom0, &host.domains());
-        verdict.emulator.extend(host.take_dom0_faults());
+        verdict.emulator.extend(host.take_emulator_faults());
         verdict.own.extend(host.crashes());
         if result.is_ok() && !verdict.own.is_empty() {
             result = Err(anyhow!("one of our own domains crashed"));
@@ -246,7 +246,7 @@ struct Logs {
     xen: String,
     dom0: String,
     consoles: BTreeMap<String, String>,
-    /// What dom0 did when a command was late.
+    /// What was seen when a command was late.
     inquest: Option<String>,
 }
 
@@ -334,13 +334,16 @@ fn explain(error: &anyhow::Error, verdict: &Verdict, logs: &Logs, dir: &Path) ->
         "from our domains through Xen",
         logs.xen
             .lines()
-            .filter(|line| line.contains("(d"))
+            .filter(|line| {
+                line.split_once("(d")
+                    .is_some_and(|(_, rest)| rest.starts_with(|c: char| c.is_ascii_digit()))
+            })
             .collect(),
         LAST,
     );
     if let Some(inquest) = &logs.inquest {
         add(
-            "dom0, when a command was late",
+            "what was seen when a command was late",
             inquest.lines().collect(),
             ALL,
         );

@@ -138,7 +138,7 @@ impl<'h> Storage<'_, 'h> {
                 running.boot = boots[boots.len() / 2];
                 return Ok(running);
             }
-            running.shutdown(Duration::from_secs(20))?;
+            running.shutdown()?;
         }
     }
 }

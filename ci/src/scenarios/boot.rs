@@ -3,7 +3,7 @@
 use crate::config::Kind;
 use crate::lab::images::Image;
 use crate::lab::storage::disk;
-use crate::lab::{Lab, Scenario};
+use crate::lab::{Lab, MINUTE, Scenario};
 use anyhow::{Result, ensure};
 use std::time::Duration;
 
@@ -28,12 +28,10 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-const END: Duration = Duration::from_secs(20);
-
 fn small_memory(lab: &Lab) -> Result<()> {
     for kind in Kind::ALL {
         let mut storage = lab.storage(kind).memory(16).start()?;
-        storage.shutdown(END)?;
+        storage.shutdown()?;
     }
     Ok(())
 }
@@ -56,7 +54,7 @@ fn raw_ramdisk(lab: &Lab) -> Result<()> {
     let line = guest.ok(read, Duration::from_secs(20))?;
     ensure!(line == "a raw ramdisk\n", "the guest read {line:?}");
     guest.destroy()?;
-    storage.shutdown(END)
+    storage.shutdown()
 }
 
 fn shutdown_and_reboot(lab: &Lab) -> Result<()> {
@@ -70,11 +68,11 @@ fn shutdown_and_reboot(lab: &Lab) -> Result<()> {
         lab.step("a guest on the driver domain that came back");
         let disks = [disk("storage", "xvda", "r", "ram:disk")];
         let mut guest = lab.host.guest("guest", Kind::Pv, &disks)?;
-        guest.ok("dd if=/dev/xvda of=/dev/null bs=64k", END)?;
+        guest.ok("dd if=/dev/xvda of=/dev/null bs=64k", MINUTE)?;
         guest.destroy()?;
 
         lab.step("shutting it down");
-        storage.shutdown(END)?;
+        storage.shutdown()?;
     }
     Ok(())
 }

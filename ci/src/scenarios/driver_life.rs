@@ -43,7 +43,8 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-const END: Duration = Duration::from_secs(20);
+/// How long a guest waits for a disk that is gone, before it is looked at why.
+const GIVEN_UP: Duration = Duration::from_secs(20);
 
 /// Writes until the disk is taken away, and then says so.
 const WRITE_TO_THE_END: &str = "while dd if=/dev/zero of=/dev/DISK bs=4k count=256 oflag=direct \
@@ -84,7 +85,7 @@ fn ends_with_guests(lab: &Lab, kind: Kind) -> Result<()> {
     }
 
     lab.step("shutting the driver domain down in mid-write");
-    storage.shutdown(END)?;
+    storage.shutdown()?;
     let log = storage.console();
     let (_, log) = log
         .split_once("Poweroff requested: closing 3 disk(s)")
@@ -109,13 +110,13 @@ fn ends_with_guests(lab: &Lab, kind: Kind) -> Result<()> {
     lab.step("the guests without it");
     for (guest, device, job) in writing {
         let name = &guest.name;
-        match guest.finish(job, END) {
-            Ok(output) => ensure!(
+        match guest.finish_within(&job, GIVEN_UP)? {
+            Some(output) => ensure!(
                 output.out.trim() == "the disk is gone",
                 "{name}: {}",
                 output.out
             ),
-            Err(error) => {
+            None => {
                 let held = guest.ok(&HELD_BY_THE_GUEST.replace("DISK", device), MINUTE)?;
                 // Idle and without a tag: it was never given to the driver. What is in flight is ours to answer.
                 let idle = |line: &str| line.contains("tag=-1,") && line.contains(".state=idle");
@@ -123,7 +124,7 @@ fn ends_with_guests(lab: &Lab, kind: Kind) -> Result<()> {
                     held.starts_with("STOPPED")
                         && held.lines().any(idle)
                         && !held.contains(".state=in_flight"),
-                    "{name}, {device}: {error:#}\nits queue: {held}"
+                    "{name}, {device}: no end within {GIVEN_UP:?}; its queue: {held}"
                 );
                 lab.step(format!("{name} itself holds a request of {device}"));
             }
@@ -152,7 +153,7 @@ fn comes_back(lab: &Lab, kind: Kind) -> Result<()> {
     guest.ok("until [ -b /dev/xvdb ]; do usleep 50000; done", MINUTE)?;
     noise::verify(&guest, "xvdb", 1)?;
     guest.destroy()?;
-    storage.shutdown(END)
+    storage.shutdown()
 }
 
 fn guest_first(lab: &Lab, kind: Kind) -> Result<()> {
@@ -178,7 +179,7 @@ fn guest_first(lab: &Lab, kind: Kind) -> Result<()> {
     lab.step("the driver domain runs: the guest uses its disk");
     noise::verify(&guest, "xvda", 1)?;
     guest.destroy()?;
-    storage.shutdown(END)
+    storage.shutdown()
 }
 
 /// Waits until the tool stack has asked for a disk, and makes sure that it goes on waiting.

@@ -51,7 +51,7 @@ fn filesystem(lab: &Lab) -> Result<()> {
         "the second guest reads {read:?}, written was {written:?}"
     );
     power_off(&mut reader)?;
-    storage.shutdown(Duration::from_secs(20))
+    storage.shutdown()
 }
 
 fn read_only(lab: &Lab) -> Result<()> {
@@ -72,7 +72,7 @@ fn read_only(lab: &Lab) -> Result<()> {
     )?;
     ensure!(write.status != 0, "writing to a read-only disk succeeded");
     guest.destroy()?;
-    storage.shutdown(Duration::from_secs(20))
+    storage.shutdown()
 }
 
 /// The lines that are a checksum and a name; a guest's output also holds what its programs remark.

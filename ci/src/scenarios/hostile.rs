@@ -109,7 +109,7 @@ fn hostile_frontends(lab: &Lab) -> Result<()> {
     );
     liar.destroy()?;
     guest.destroy()?;
-    storage.shutdown(Duration::from_secs(20))
+    storage.shutdown()
 }
 
 fn lie(lab: &Lab, storage: &Running, liar: &Domain, device: u32, case: &Case) -> Result<()> {

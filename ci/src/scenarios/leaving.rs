@@ -7,7 +7,6 @@ use crate::lab::images::Image;
 use crate::lab::storage::{device_number, disk};
 use crate::lab::{Lab, MINUTE, Scenario};
 use anyhow::{Result, ensure};
-use std::time::Duration;
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -54,7 +53,7 @@ fn detach(lab: &Lab, kind: Kind) -> Result<()> {
     }
     use_disk(&guest, "xvda")?;
     guest.destroy()?;
-    storage.shutdown(Duration::from_secs(20))
+    storage.shutdown()
 }
 
 fn destroyed_guest(lab: &Lab) -> Result<()> {
@@ -72,5 +71,5 @@ fn destroyed_guest(lab: &Lab) -> Result<()> {
         guest.destroy()?;
         before.expect(lab.host, storage.id, "after the guest's end")?;
     }
-    storage.shutdown(Duration::from_secs(20))
+    storage.shutdown()
 }

@@ -97,7 +97,7 @@ fn main_job(lab: &Lab, kind: Kind) -> Result<()> {
 
     lab.step("ending guest and driver domain");
     guest.destroy()?;
-    storage.shutdown(Duration::from_secs(20))?;
+    storage.shutdown()?;
     ensure!(
         used < IDLE_TARGET,
         "the idle driver domain used {used:?} in {window}"
@@ -119,7 +119,7 @@ fn mixed_kinds(lab: &Lab) -> Result<()> {
         lab.step("fio in the guest, every block verified");
         fio::verify(&guest, "/dev/xvda", FIO_LIMIT)?;
         guest.destroy()?;
-        storage.shutdown(Duration::from_secs(20))?;
+        storage.shutdown()?;
     }
     Ok(())
 }

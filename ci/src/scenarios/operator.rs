@@ -7,7 +7,6 @@ use crate::lab::storage::{Running, disk};
 use crate::lab::{Lab, MINUTE, Scenario};
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -37,8 +36,6 @@ pub const SCENARIOS: &[Scenario] = &[
         },
     },
 ];
-
-const END: Duration = Duration::from_secs(20);
 
 /// The other kind than the driver domain's, so that both are seen at both ends.
 fn other(kind: Kind) -> Kind {
@@ -121,7 +118,7 @@ fn discard(lab: &Lab, kind: Kind) -> Result<()> {
     );
     expect_memory(lab, full)?;
     guest.destroy()?;
-    storage.shutdown(END)
+    storage.shutdown()
 }
 
 /// `xl list` rounds down, and a page table may have been needed.
@@ -191,7 +188,7 @@ fn growth(lab: &Lab, kind: Kind) -> Result<()> {
     }
     guest.ok("dd if=/dev/xvda of=/dev/null bs=1M iflag=direct", MINUTE)?;
     guest.destroy()?;
-    storage.shutdown(END)
+    storage.shutdown()
 }
 
 /// Asks for a growth and returns the answer.
@@ -261,11 +258,11 @@ fn statistics(lab: &Lab, kind: Kind) -> Result<()> {
         let tty = format!("$(xenstore-read /local/domain/{}/console/tty)", storage.id);
         lab.host.ok(&format!("printf {key} >{tty}"))?;
         for text in shown {
-            storage.wait_console_from(seen, &text, END)?;
+            storage.wait_console_from(seen, &text, MINUTE)?;
         }
     }
     guest.destroy()?;
-    storage.shutdown(END)
+    storage.shutdown()
 }
 
 /// A disk's counters, refreshed through its node.

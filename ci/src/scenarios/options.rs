@@ -5,7 +5,7 @@ use crate::config::Kind;
 use crate::host::guest::Guest;
 use crate::lab::images::Image;
 use crate::lab::storage::{Statistics, device_number, disk};
-use crate::lab::{Lab, MINUTE, SHUTDOWN, Scenario, fio};
+use crate::lab::{Lab, MINUTE, Scenario, fio};
 use anyhow::{Result, ensure};
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -70,7 +70,7 @@ fn data_paths(lab: &Lab) -> Result<()> {
     guest.destroy()?;
     storages
         .iter_mut()
-        .try_for_each(|storage| storage.shutdown(SHUTDOWN))
+        .try_for_each(|storage| storage.shutdown())
 }
 
 /// Makes sure that bytes went by one path, and by no other.
@@ -138,7 +138,7 @@ fn sector_sizes(lab: &Lab) -> Result<()> {
     fio::parse(&guest.ok(&whole, FIO_LIMIT)?)?;
     fio::verify(&guest, "/dev/xvdb", FIO_LIMIT)?;
     guest.destroy()?;
-    storage.shutdown(SHUTDOWN)
+    storage.shutdown()
 }
 
 fn shared_image(lab: &Lab) -> Result<()> {
@@ -213,7 +213,7 @@ fn shared_image(lab: &Lab) -> Result<()> {
         MINUTE,
     )?;
     pvh.destroy()?;
-    storage.shutdown(SHUTDOWN)
+    storage.shutdown()
 }
 
 /// Bits of the `info` node (`io/blkif.h`, `VDISK_*`).
@@ -280,7 +280,7 @@ fn drive_kinds(lab: &Lab) -> Result<()> {
     let told = storage.backend_node(&guest, device_number("xvdc"), "feature-discard")?;
     ensure!(told == "0", "a disk with no-discard offers it");
     guest.destroy()?;
-    storage.shutdown(SHUTDOWN)
+    storage.shutdown()
 }
 
 /// A disk with `discard` forgets what it is told to, plainly and securely, and nothing beside it; one

@@ -5,7 +5,7 @@ use crate::host::guest::Guest;
 use crate::lab::boot_disk::{self, Contents};
 use crate::lab::images::Image;
 use crate::lab::storage::{Running, disk};
-use crate::lab::{Lab, MINUTE, SHUTDOWN, Scenario};
+use crate::lab::{Lab, MINUTE, Scenario};
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::Path;
@@ -90,7 +90,7 @@ fn grub(lab: &Lab, kind: Kind) -> Result<()> {
         "what was written to the second partition reads otherwise: {rewritten}"
     );
     guest.destroy()?;
-    storage.shutdown(SHUTDOWN)
+    storage.shutdown()
 }
 
 /// A driver domain with that disk.

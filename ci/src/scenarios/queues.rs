@@ -9,7 +9,6 @@ use crate::lab::storage::{Running, disk};
 use crate::lab::{Lab, MINUTE, Scenario, fio};
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -98,7 +97,7 @@ fn two_queues(lab: &Lab, kind: Kind) -> Result<()> {
 
     guest.destroy()?;
     before.expect(lab.host, storage.id, "after the guest's end")?;
-    storage.shutdown(Duration::from_secs(20))
+    storage.shutdown()
 }
 
 fn spread(lab: &Lab, kind: Kind) -> Result<()> {
@@ -148,5 +147,5 @@ fn spread(lab: &Lab, kind: Kind) -> Result<()> {
     guest.ok("dd if=/dev/xvda of=/dev/null bs=64k", MINUTE)?;
     guest.destroy()?;
     before.expect(lab.host, storage.id, "after the guest's end")?;
-    storage.shutdown(Duration::from_secs(20))
+    storage.shutdown()
 }

@@ -52,7 +52,7 @@ fn refused_targets(lab: &Lab) -> Result<()> {
         output.out
     );
     owner.destroy()?;
-    storage.shutdown(Duration::from_secs(20))
+    storage.shutdown()
 }
 
 fn damaged_ramdisk(lab: &Lab) -> Result<()> {
@@ -66,7 +66,7 @@ fn damaged_ramdisk(lab: &Lab) -> Result<()> {
     storage.expect_error(0, "ramdisk", LIMIT)?;
     lab.step("a guest that wants an image of it");
     refuse(lab, &storage, "ram:first", "ramdisk")?;
-    storage.shutdown(Duration::from_secs(20))
+    storage.shutdown()
 }
 
 /// A guest with this target is refused, with the reason in the log and in the error node.

@@ -7,7 +7,7 @@ use crate::image::SECOND_KERNEL;
 use crate::lab::held::Held;
 use crate::lab::images::Image;
 use crate::lab::storage::disk;
-use crate::lab::{Lab, MINUTE, SHUTDOWN, Scenario};
+use crate::lab::{Lab, MINUTE, Scenario};
 use anyhow::{Context, Result, ensure};
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
@@ -86,7 +86,7 @@ fn kexec(lab: &Lab) -> Result<()> {
     );
     guest.destroy()?;
     nothing.expect(lab.host, storage.id, "after the guest's end")?;
-    storage.shutdown(SHUTDOWN)
+    storage.shutdown()
 }
 
 /// Writes to the disk and goes on writing; the sum of what is to be read from its first half.

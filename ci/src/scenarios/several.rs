@@ -6,7 +6,6 @@ use crate::lab::images::Image;
 use crate::lab::storage::disk;
 use crate::lab::{Lab, Scenario, fio};
 use anyhow::{Result, ensure};
-use std::time::Duration;
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "two-guests",
@@ -55,5 +54,5 @@ fn two_guests(lab: &Lab) -> Result<()> {
     }
     pvh.destroy()?;
     pv.destroy()?;
-    storage.shutdown(Duration::from_secs(20))
+    storage.shutdown()
 }

@@ -6,7 +6,7 @@ use crate::host::guest::{Guest, Started};
 use crate::lab::held::Held;
 use crate::lab::images::Image;
 use crate::lab::storage::{Running, device_number, disk};
-use crate::lab::{Lab, MINUTE, SHUTDOWN, Scenario, fio};
+use crate::lab::{Lab, MINUTE, Scenario, fio};
 use anyhow::{Result, ensure};
 use std::time::{Duration, Instant};
 
@@ -96,7 +96,7 @@ fn paused_guests(lab: &Lab) -> Result<()> {
     for guest in [&mut pvh, &mut pv, &mut other] {
         guest.destroy()?;
     }
-    storage.shutdown(SHUTDOWN)
+    storage.shutdown()
 }
 
 /// Four at once write noise to parts of `/dev/xvda` of their own and compare what they read back,
@@ -166,5 +166,5 @@ fn saved_guest(lab: &Lab, kind: Kind) -> Result<()> {
     lab.step(format!("ending the restored {kind} guest"));
     guest.destroy()?;
     nothing.expect(lab.host, storage.id, "after the restored guest's end")?;
-    storage.shutdown(SHUTDOWN)
+    storage.shutdown()
 }

@@ -1,0 +1,66 @@
+//! What can be seen of a guest that does not answer: whether its processor runs, where its kernel and its
+//! programs are, and what our domains have counted of its disks. The guest does not survive it.
+
+use super::domain::Domain;
+use super::{Host, Known, length, read_from, xen_state};
+use crate::fault;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+/// How long dom0 may take for its part.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// What was seen.
+pub struct Seen {
+    /// What no processor does, if the guest's kernel shows it.
+    pub fault: Option<String>,
+    /// Everything else, for the log.
+    pub report: String,
+}
+
+/// Looks at it. Its kernel is asked for what waits in it, and then stopped by an NMI, for which it shows
+/// what it was doing (`Host::guest_config` has it do both).
+pub fn look(host: &Host, guest: &Domain) -> Seen {
+    let mut report = String::new();
+    for key in ['q', 'e'] {
+        let text = xen_state::debug_key(host, key).unwrap_or_else(|error| format!("{error:#}"));
+        let _ = writeln!(report, "{}", xen_state::about(&text, guest.id).join("\n"));
+    }
+    let before = guest.console_length();
+    let ours: Vec<(Known, u64)> = host
+        .domains()
+        .into_iter()
+        .filter(|domain| !domain.linux)
+        .map(|domain| {
+            let shown = length(&host.console_log(&domain.name));
+            (domain, shown)
+        })
+        .collect();
+    let id = guest.id;
+    let mut ask = format!("xl list; xenstore-ls -f /local/domain/{id}/device/vbd\n");
+    for (domain, _) in &ours {
+        let tty = format!("/local/domain/{}/console/tty", domain.id);
+        let _ = writeln!(
+            ask,
+            "xenstore-exists {tty} && printf s >$(xenstore-read {tty})"
+        );
+    }
+    ask += &format!(
+        "for key in 8 w; do sleep 1; xl sysrq {id} $key; done; sleep 1; xl list\n\
+         xl trigger {id} nmi 0; sleep 5\n"
+    );
+    match host.run(&ask, LOOK) {
+        Ok(output) => report += &(output.out + &output.err),
+        Err(error) => report += &format!("dom0 cannot look at it: {error:#}\n"),
+    }
+    for (domain, shown) in ours {
+        let text = read_from(&host.console_log(&domain.name), shown);
+        if !text.is_empty() {
+            let _ = writeln!(report, "== {}:\n{text}", domain.name);
+        }
+    }
+    let dump = guest.console_from(before);
+    let _ = writeln!(report, "== {}:\n{dump}", guest.name);
+    let fault = fault::in_dump(&guest.name, &dump);
+    Seen { fault, report }
+}

@@ -39,7 +39,7 @@ pub async fn grow_on_request<H: Hypervisor>(backend: &Backend<H>) -> Result<Infa
         }
         // The empty value says that the request was seen, as with control/shutdown.
         store.write(GROW, "").await?;
-        let answer = match grow(backend, &request) {
+        let answer = match grow(backend, &request).await {
             Ok(done) => {
                 log::info!("{done}");
                 done
@@ -53,13 +53,20 @@ pub async fn grow_on_request<H: Hypervisor>(backend: &Backend<H>) -> Result<Infa
     }
 }
 
-fn grow<H: Hypervisor>(backend: &Backend<H>, request: &str) -> Result<String, String> {
+async fn grow<H: Hypervisor>(backend: &Backend<H>, request: &str) -> Result<String, String> {
     let request: GrowRequest = request.parse().map_err(|error| format!("{error}"))?;
     let GrowRequest { name, size } = &request;
-    let old = backend
+    let mut growth = backend
         .catalog
         .grow(name, *size)
         .map_err(|error| format!("{error}"))?;
+    let old = loop {
+        if let Some(old) = growth.go_on() {
+            break old;
+        }
+        // The disks have their requests meanwhile.
+        backend.handle.yield_now().await;
+    };
     Ok(format!("image ram:{name} grew from {old} to {size} bytes"))
 }
 

@@ -2,6 +2,7 @@
 //! page, and grown.
 
 use crate::extent::{Extent, Piece, Run, runs};
+use crate::growth::Addition;
 use crate::io::IoError;
 use crate::memory::ImageMemory;
 use crate::presence::{Count, Visitor, announce};
@@ -39,6 +40,8 @@ struct Gate {
     visitors: Vec<Registered>,
     /// A slice has begun and not ended.
     slice: bool,
+    /// So has a growth.
+    growing: bool,
 }
 
 /// A queue that may be at work.
@@ -69,6 +72,8 @@ impl Slice {
 pub(crate) enum CannotGrow {
     /// It would not.
     NotLarger,
+    /// It is growing already.
+    Growing,
     /// There is no memory for it.
     NoMemory,
 }
@@ -342,10 +347,14 @@ impl Backing {
         }
     }
 
-    /// Makes the image `new` bytes long; the bytes added are zeros. Answers how long it was.
-    pub(crate) fn grow(&self, new: usize) -> Result<usize, CannotGrow> {
-        let gate = self.gate.lock();
+    /// Begins to make the image `new` bytes long. What is added is to be cleared, and then given to
+    /// [`append`](Self::append); if that never happens, [`stay`](Self::stay) is to be called.
+    pub(crate) fn begin_growth(&self, new: usize) -> Result<Addition, CannotGrow> {
+        let mut gate = self.gate.lock();
         let old = self.len();
+        if gate.growing {
+            return Err(CannotGrow::Growing);
+        }
         if new <= old {
             return Err(CannotGrow::NotLarger);
         }
@@ -354,11 +363,29 @@ impl Backing {
         let skip = self.extents.last().end_in_page();
         let end = skip.checked_add(new - old).ok_or(CannotGrow::NoMemory)?;
         let memory = ImageMemory::take(&**supply, end).ok_or(CannotGrow::NoMemory)?;
-        self.extents.append(Extent::added(old, memory, skip..end));
-        self.len.store(new, Ordering::Release);
+        gate.growing = true;
+        Ok(Addition::new(memory, skip..end, old..new))
+    }
+
+    /// Ends a growth: the image has what was added, once it is cleared. Answers how long it was.
+    ///
+    /// # Panics
+    /// If it is not cleared.
+    pub(crate) fn append(&self, added: Addition) -> usize {
+        let (place, memory, bytes) = added.into_parts();
+        let mut gate = self.gate.lock();
+        let extent = Extent::added(place.start, memory, bytes);
+        self.extents.append(extent);
+        self.len.store(place.end, Ordering::Release);
+        gate.growing = false;
         drop(gate);
         self.watchers.wake();
-        Ok(old)
+        place.start
+    }
+
+    /// Ends a growth: the image stays as it is.
+    pub(crate) fn stay(&self) {
+        self.gate.lock().growing = false;
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::archive::{self, ArchiveError};
 use crate::backing::{Backing, CannotGrow};
 use crate::device::{BlockDevice, SectorSize};
-use crate::growth::GrowError;
+use crate::growth::{GrowError, Growth};
 use crate::lease::{Access, InUse, Leases};
 use crate::memory::ImageMemory;
 use crate::null::NullDevice;
@@ -101,10 +101,10 @@ impl Catalog {
         self
     }
 
-    /// Makes an image larger, attached or not, and answers how many bytes it had. Who has it open
-    /// is told ([`BlockDevice::on_change`]). The bytes added are zeros; the memory is the domain's
-    /// own that nobody uses, taken and cleared before this returns. Nothing changes on an error.
-    pub fn grow(&self, name: &str, size: u64) -> Result<u64, GrowError> {
+    /// Begins to make an image larger, attached or not. The bytes added will be zeros; the memory is
+    /// the domain's own that nobody uses. It is taken here and cleared little by little, because
+    /// gigabytes take their time ([`Growth::go_on`]). Nothing changes on an error.
+    pub fn grow(&self, name: &str, size: u64) -> Result<Growth, GrowError> {
         let image = self.find(name)?;
         let name = image.name.clone();
         if !size.is_multiple_of(SectorSize::B4096.bytes() as u64) {
@@ -113,12 +113,13 @@ impl Catalog {
         let now = image.backing.len() as u64;
         let wanted = size.saturating_sub(now);
         let grown = match usize::try_from(size) {
-            Ok(size) => image.backing.grow(size),
+            Ok(size) => image.backing.begin_growth(size),
             Err(_) => Err(CannotGrow::NoMemory),
         };
         match grown {
-            Ok(old) => Ok(old as u64),
+            Ok(added) => Ok(Growth::new(image.backing.clone(), added)),
             Err(CannotGrow::NotLarger) => Err(GrowError::NotLarger { name, size, now }),
+            Err(CannotGrow::Growing) => Err(GrowError::Growing { name }),
             Err(CannotGrow::NoMemory) => Err(GrowError::NoMemory { name, wanted }),
         }
     }

@@ -13,11 +13,18 @@
 //! # Ok::<(), bulkhead_images::GrowRequestError>(())
 //! ```
 
+use crate::backing::Backing;
 use crate::catalog::NotFound;
+use crate::memory::ImageMemory;
 use crate::target::parse_size;
 use alloc::string::{String, ToString};
+use alloc::sync::Arc;
 use core::fmt;
+use core::ops::Range;
 use core::str::FromStr;
+
+/// How much is cleared before others get their turn, in bytes.
+const AT_ONCE: usize = 1 << 20;
 
 /// An operator wants an image to be larger.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +33,85 @@ pub struct GrowRequest {
     pub name: String,
     /// How many bytes it shall have.
     pub size: u64,
+}
+
+/// An image that is becoming larger: it has its old size until all that is added is cleared.
+///
+/// If this is dropped before, the image stays as it is, and the memory that was to be added is lost to
+/// the domain.
+#[derive(Debug)]
+#[must_use = "the image does not grow unless this goes on"]
+pub struct Growth {
+    backing: Arc<Backing>,
+    /// Until it is the image's.
+    added: Option<Addition>,
+}
+
+impl Growth {
+    pub(crate) fn new(backing: Arc<Backing>, added: Addition) -> Growth {
+        Growth {
+            backing,
+            added: Some(added),
+        }
+    }
+
+    /// Clears up to a MiB of what is added. Once there is no more of it the image grows, who has it open
+    /// is told ([`BlockDevice::on_change`](crate::BlockDevice::on_change)), and this answers how many
+    /// bytes it had before; `None` is to be called again.
+    pub fn go_on(&mut self) -> Option<u64> {
+        if self.added.as_mut().is_some_and(Addition::clear) {
+            return None;
+        }
+        let added = self.added.take()?;
+        Some(self.backing.append(added) as u64)
+    }
+}
+
+impl Drop for Growth {
+    fn drop(&mut self) {
+        if self.added.is_some() {
+            self.backing.stay();
+        }
+    }
+}
+
+/// What an image gets more.
+#[derive(Debug)]
+pub(crate) struct Addition {
+    memory: ImageMemory,
+    /// Which bytes of the memory will be the image's.
+    bytes: Range<usize>,
+    /// Which bytes of the image they will be.
+    place: Range<usize>,
+    cleared: usize,
+}
+
+impl Addition {
+    pub(crate) fn new(memory: ImageMemory, bytes: Range<usize>, place: Range<usize>) -> Addition {
+        Addition {
+            memory,
+            bytes,
+            place,
+            cleared: 0,
+        }
+    }
+
+    /// Clears a part of it; false if there is nothing left to clear.
+    fn clear(&mut self) -> bool {
+        let len = AT_ONCE.min(self.memory.len() - self.cleared);
+        self.memory.zero(self.cleared, len);
+        self.cleared += len;
+        len > 0
+    }
+
+    /// Which bytes of the image are added, the memory, and which bytes of it they are.
+    ///
+    /// # Panics
+    /// If not all of it is cleared.
+    pub(crate) fn into_parts(self) -> (Range<usize>, ImageMemory, Range<usize>) {
+        assert_eq!(self.cleared, self.memory.len(), "not cleared yet");
+        (self.place, self.memory, self.bytes)
+    }
 }
 
 /// A text that asks for no growth.
@@ -85,6 +171,11 @@ pub enum GrowError {
         /// The size it has.
         now: u64,
     },
+    /// It is growing already.
+    Growing {
+        /// Its name.
+        name: String,
+    },
     /// The driver domain has no memory for it.
     NoMemory {
         /// Its name.
@@ -106,6 +197,7 @@ impl fmt::Display for GrowError {
                 f,
                 "image {name} has {now} bytes already and cannot grow to {size}"
             ),
+            GrowError::Growing { name } => write!(f, "image {name} is growing already"),
             GrowError::NoMemory { name, wanted } => write!(
                 f,
                 "image {name} cannot grow: this domain has no {wanted} bytes of memory in one \

@@ -72,7 +72,7 @@ mod watchers;
 
 pub use catalog::{Catalog, NotFound, OpenError};
 pub use device::{BlockDevice, DiscardLimits, Geometry, IoQueue, SectorSize};
-pub use growth::{GrowError, GrowRequest, GrowRequestError};
+pub use growth::{GrowError, GrowRequest, GrowRequestError, Growth};
 pub use io::{Io, IoError, Op, Sector, Submitted, Tag};
 pub use lease::{Access, InUse};
 pub use memory::ImageMemory;

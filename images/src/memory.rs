@@ -93,7 +93,7 @@ impl ImageMemory {
         unsafe { guest_memory::zero(to.as_ptr(), len) }
     }
 
-    /// Whole pages that nobody uses, all zeros, with room for so many bytes.
+    /// Whole pages that nobody uses, with room for so many bytes. They are still to be cleared.
     pub(crate) fn take(supply: &dyn PageSupply, bytes: usize) -> Option<ImageMemory> {
         let pages = bytes.div_ceil(PAGE_SIZE);
         let first = supply.allocate(pages)?;

@@ -7,7 +7,7 @@ use bulkhead_xen::PAGE_SIZE;
 use proptest::prelude::*;
 use std::sync::Arc;
 use std::task::Waker;
-use support::supply::{Domain, all, discard, open, pattern, read, write};
+use support::supply::{Domain, all, discard, grow, open, pattern, read, write};
 use support::{Folder, Wakes, memory};
 
 #[test]
@@ -22,7 +22,7 @@ fn an_open_image_grows_and_says_so() {
     device.on_change(&waker);
     assert_eq!(write(&mut *queue, 64, &[1; 512]), Err(IoError::OutOfRange));
 
-    assert_eq!(domain.catalog.grow("disk0", 65536), Ok(32768));
+    assert_eq!(grow(&domain.catalog, "disk0", 65536), Ok(32768));
     assert_eq!(wakes.count(), 1);
     assert_eq!(device.geometry().sectors, Sector(128));
     content.resize(65536, 0);
@@ -35,7 +35,7 @@ fn an_open_image_grows_and_says_so() {
     assert_eq!(write(&mut *queue, 128, &[1; 512]), Err(IoError::OutOfRange));
 
     device.on_change(&waker);
-    assert_eq!(domain.catalog.grow("disk0", 65536 + 4096), Ok(65536));
+    assert_eq!(grow(&domain.catalog, "disk0", 65536 + 4096), Ok(65536));
     assert_eq!(wakes.count(), 2);
     content.resize(65536 + 4096, 0);
     assert!(all(&*device) == content);
@@ -54,7 +54,7 @@ fn a_closed_device_keeps_nobody_waiting() {
         assert_eq!([&first, &second].map(Arc::strong_count), [1, 2]);
     }
     assert_eq!(Arc::strong_count(&second), 1);
-    assert!(domain.catalog.grow("disk0", 8192).is_ok());
+    assert!(grow(&domain.catalog, "disk0", 8192).is_ok());
     assert_eq!(second.count(), 0);
 }
 
@@ -64,7 +64,7 @@ fn what_was_added_can_be_discarded_on_the_same_grid() {
     folder.file("disk", &pattern(5 * PAGE_SIZE));
     let domain = Domain::with(&folder.tar(&["--format=ustar", "disk"]));
     let device = open(&domain, "ram:disk", Access::ReadWrite);
-    assert!(domain.catalog.grow("disk", 12 * 4096).is_ok());
+    assert!(grow(&domain.catalog, "disk", 12 * 4096).is_ok());
     let limits = device.geometry().discard.expect("it has pages");
     assert_eq!(limits.alignment, Sector(7));
     let mut queue = device.queue();
@@ -92,7 +92,7 @@ fn what_cannot_grow_says_why_and_stays() {
     let domain = Domain::with(&pattern(2 * PAGE_SIZE));
     let device = open(&domain, "ram:disk0", Access::ReadWrite);
     let refusal = |name, size| {
-        let refused: GrowError = domain.catalog.grow(name, size).unwrap_err();
+        let refused: GrowError = grow(&domain.catalog, name, size).unwrap_err();
         refused.to_string()
     };
     assert_eq!(refusal("disk1", 65536), "no image disk1, there are: disk0");
@@ -118,11 +118,42 @@ fn what_cannot_grow_says_why_and_stays() {
 }
 
 #[test]
+fn growing_takes_its_time_and_nobody_elses() {
+    const MIB: u64 = 1 << 20;
+    let domain = Domain::with(&pattern(PAGE_SIZE));
+    let device = open(&domain, "ram:disk0", Access::ReadWrite);
+    let wakes = Arc::new(Wakes::default());
+    device.on_change(&Waker::from(wakes.clone()));
+    let mut growth = domain.catalog.grow("disk0", 3 * MIB).unwrap();
+    // The image is what it was for a part of the way, and does not begin another one.
+    for _ in 0..2 {
+        assert_eq!(growth.go_on(), None);
+        assert_eq!(device.geometry().sectors, Sector(8));
+        assert_eq!(read(&mut *device.queue(), 0, 8), Ok(pattern(PAGE_SIZE)));
+        let refused = domain.catalog.grow("disk0", 4 * MIB).unwrap_err();
+        assert_eq!(refused.to_string(), "image disk0 is growing already");
+    }
+    assert_eq!(wakes.count(), 0);
+    // Given up, it can be begun again.
+    drop(growth);
+    let mut growth = domain.catalog.grow("disk0", 2 * MIB).unwrap();
+    let old = (0..3).find_map(|_| growth.go_on());
+    assert_eq!((old, growth.go_on()), (Some(4096), None));
+    assert_eq!(
+        (wakes.count(), device.geometry().sectors),
+        (1, Sector(4096))
+    );
+    let mut content = pattern(PAGE_SIZE);
+    content.resize(2 << 20, 0);
+    assert!(all(&*device) == content);
+}
+
+#[test]
 fn readers_see_it_too() {
     let domain = Domain::with(&pattern(PAGE_SIZE));
     let first = open(&domain, "ram:disk0", Access::ReadOnly);
     let second = open(&domain, "ram:disk0,sector-size=4096", Access::ReadOnly);
-    assert!(domain.catalog.grow("disk0", 8192).is_ok());
+    assert!(grow(&domain.catalog, "disk0", 8192).is_ok());
     for device in [first, second] {
         assert_eq!(device.geometry().sectors, Sector(16));
         assert_eq!(read(&mut *device.queue(), 8, 8), Ok(vec![0; 4096]));

@@ -6,7 +6,7 @@ use bulkhead_images::{Access, IoError};
 use proptest::prelude::*;
 use std::ops::Range;
 use support::Folder;
-use support::supply::{Domain, all, discard, open, pattern, read, write};
+use support::supply::{Domain, all, discard, grow, open, pattern, read, write};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -74,7 +74,7 @@ proptest! {
             match step {
                 Step::Grow(units) => {
                     let new = (sectors / UNIT + units) * UNIT;
-                    let grown = domain.catalog.grow("disk", new * 512);
+                    let grown = grow(&domain.catalog, "disk", new * 512);
                     prop_assert_eq!(grown.map_err(|error| error.to_string()), Ok(sectors * 512));
                     model.resize(new as usize * 512, 0);
                     // The grid goes on; what was added has pages of its own, also for its ends.

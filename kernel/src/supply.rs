@@ -16,14 +16,11 @@ use core::ptr::NonNull;
 /// Pages for each hypercall.
 const BATCH: usize = 128;
 
-// SAFETY: allocated pages come from the frame allocator and are zeroed here, as populated ones
-// are. What Xen does not take is mapped as it was, with the same frame.
+// SAFETY: allocated pages come from the frame allocator; populated ones are zeroed here. What Xen
+// does not take is mapped as it was, with the same frame.
 unsafe impl PageSupply for Door {
     fn allocate(&self, count: usize) -> Option<NonNull<u8>> {
-        let first = pages::allocate_pages(count)?;
-        // SAFETY: ours since a moment ago.
-        unsafe { first.write_bytes(0, count * PAGE_SIZE) };
-        Some(first)
+        pages::allocate_pages(count)
     }
 
     unsafe fn release(&self, first: NonNull<u8>, count: usize) -> usize {

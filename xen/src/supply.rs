@@ -15,7 +15,8 @@ use core::ptr::NonNull;
 /// reports as populated is memory again, zeroed, at the same address on every vCPU, and that
 /// pages it does not report as released stay what they were.
 pub unsafe trait PageSupply: Send + Sync {
-    /// Takes pages in a row that nobody uses, zeroed. They are the caller's from then on.
+    /// Takes pages in a row that nobody uses. They are the caller's from then on, and hold what their
+    /// last user left in them: clearing many takes its time, which is the caller's to divide.
     fn allocate(&self, pages: usize) -> Option<NonNull<u8>>;
 
     /// Gives pages back to Xen (`XENMEM_decrease_reservation`). Answers how many of them, counted

@@ -4,7 +4,8 @@
 
 use super::{Guest, submit};
 use bulkhead_images::{
-    Access, BlockDevice, Catalog, ImageMemory, Io, IoError, IoQueue, Op, Sector, Submitted, Tag,
+    Access, BlockDevice, Catalog, GrowError, ImageMemory, Io, IoError, IoQueue, Op, Sector,
+    Submitted, Tag,
 };
 use bulkhead_xen::PAGE_SIZE;
 use bulkhead_xen::sim::{DomainConfig, Sim, SimDomain};
@@ -53,6 +54,16 @@ impl Drop for Domain {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             self.sim.assert_no_violations();
+        }
+    }
+}
+
+/// Grows an image, to the end; how many bytes it had before.
+pub fn grow(catalog: &Catalog, name: &str, size: u64) -> Result<u64, GrowError> {
+    let mut growth = catalog.grow(name, size)?;
+    loop {
+        if let Some(old) = growth.go_on() {
+            return Ok(old);
         }
     }
 }

@@ -7,13 +7,19 @@ use super::world::World;
 use crate::{DomId, Errno, PAGE_SIZE, PageSupply};
 use std::ptr::NonNull;
 
+/// What the last user of a page has left in it.
+const LEFT: u8 = 0xd5;
+
 // SAFETY: allocated pages are marked as used; populated ones are mapped where they were, from
 // parts of the memory file that were punched out and so read as zeros.
 unsafe impl PageSupply for SimDoor {
     fn allocate(&self, pages: usize) -> Option<NonNull<u8>> {
         let mut world = self.world.lock();
         let memory = &mut world.alive_mut(self.domain())?.memory;
-        NonNull::new(memory.allocate(pages)? as *mut u8)
+        let first = NonNull::new(memory.allocate(pages)? as *mut u8)?;
+        // SAFETY: the caller's own, who does not have them yet.
+        unsafe { first.write_bytes(LEFT, pages * PAGE_SIZE) };
+        Some(first)
     }
 
     unsafe fn release(&self, first: NonNull<u8>, pages: usize) -> usize {

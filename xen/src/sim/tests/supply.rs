@@ -67,6 +67,7 @@ fn what_is_left_in_a_released_page_is_noticed() {
     let first = door.allocate(3).unwrap();
     // SAFETY: own pages, touched only while they are there.
     unsafe {
+        first.write_bytes(0, 3 * PAGE_SIZE);
         page(first, 1).add(PAGE_SIZE - 1).write_volatile(1);
         assert_eq!(door.release(first, 3), 3);
     }

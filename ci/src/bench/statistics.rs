@@ -6,7 +6,7 @@ use super::field::{DEVICE, Field};
 use super::guest_counts::GuestCounts;
 use super::job::Job;
 use crate::host::Host;
-use anyhow::{Result, bail};
+use anyhow::Result;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -136,29 +136,9 @@ pub fn of(host: &Host, field: &Field, contestant: Contestant) -> Result<Counters
     let backend = field.server_id(contestant)?;
     let mut sum = Counters::default();
     for guest in field.guest_ids() {
-        sum.add(&read(host, backend, guest)?);
+        sum.add(&Counters(host.vbd_statistics(backend, guest, DEVICE)?.0));
     }
     Ok(sum)
-}
-
-/// Has Bulkhead write a disk's counters anew and reads them.
-fn read(host: &Host, backend: u32, guest: u32) -> Result<Counters> {
-    let node = format!("/local/domain/{backend}/backend/vbd/{guest}/{DEVICE}/statistics");
-    let script = format!(
-        "xenstore-write {node} refresh || exit\n\
-         for i in $(seq 30); do\n\
-             text=$(xenstore-read {node})\n\
-             [ \"$text\" = refresh ] || {{ echo \"$text\"; exit 0; }}\n\
-             sleep 0.1\n\
-         done\n\
-         exit 4"
-    );
-    let output = host.exec(&script, crate::host::domain::TOOLSTACK)?;
-    match output.status {
-        0 => Ok(Counters::parse(&output.out)),
-        4 => bail!("{node} is not refreshed"),
-        status => bail!("{node} cannot be read: status {status}: {}", output.err),
-    }
 }
 
 #[cfg(test)]

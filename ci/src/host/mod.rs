@@ -7,6 +7,7 @@ pub mod guest;
 mod inquest;
 pub mod qemu;
 mod silent_guest;
+pub mod vbd_statistics;
 pub mod xen_state;
 
 use crate::config::Config;

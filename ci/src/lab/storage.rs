@@ -5,8 +5,8 @@ use super::images::{self, Image};
 use super::report::milliseconds;
 use crate::config::{Config, Kind};
 use crate::host::domain::Domain;
+use crate::host::vbd_statistics::VbdStatistics;
 use anyhow::{Context, Result, ensure};
-use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -190,21 +190,8 @@ impl Running<'_> {
     }
 
     /// What a disk has counted since it connected.
-    pub fn statistics(&self, guest: &Domain, device: u32) -> Result<Statistics> {
-        let node = format!("{}/statistics", self.backend_path(guest, device));
-        let text = self.host.ok(&format!(
-            "xenstore-write {node} refresh; for i in $(seq 500); do \
-             t=$(xenstore-read {node}); [ \"$t\" = refresh ] || break; sleep 0.02; done; echo -e \"$t\""
-        ))?;
-        text.lines()
-            .filter(|line| !line.is_empty())
-            .map(|line| {
-                let (name, value) = line.split_once(' ').context("no name and value")?;
-                Ok((name.to_owned(), value.parse()?))
-            })
-            .collect::<Result<_>>()
-            .map(Statistics)
-            .with_context(|| format!("the statistics node holds {text:?}"))
+    pub fn statistics(&self, guest: &Domain, device: u32) -> Result<VbdStatistics> {
+        self.host.vbd_statistics(self.id, guest.id, device)
     }
 
     /// Waits until a disk has counted so many writes.
@@ -253,18 +240,6 @@ impl<'h> DerefMut for Running<'h> {
 pub fn device_number(name: &str) -> u32 {
     let letter = name.bytes().last().unwrap_or(b'a');
     (202 << 8) + 16 * u32::from(letter - b'a')
-}
-
-/// A disk's counters.
-#[derive(Clone, Debug)]
-pub struct Statistics(BTreeMap<String, u64>);
-
-impl Statistics {
-    /// One of them.
-    pub fn get(&self, name: &str) -> Result<u64> {
-        let value = self.0.get(name).copied();
-        value.with_context(|| format!("no counter is called {name}: {self:?}"))
-    }
 }
 
 /// A guest's disk served by `backend`, as its configuration names it.

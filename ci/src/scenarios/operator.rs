@@ -3,10 +3,9 @@
 use crate::config::Kind;
 use crate::host::guest::Guest;
 use crate::lab::images::Image;
-use crate::lab::storage::{Running, disk};
+use crate::lab::storage::{Running, device_number, disk};
 use crate::lab::{Lab, MINUTE, Scenario};
 use anyhow::{Context, Result, ensure};
-use std::collections::BTreeMap;
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -208,14 +207,14 @@ fn statistics(lab: &Lab, kind: Kind) -> Result<()> {
     let disks = [disk("storage", "xvda", "rw", "ram:disk")];
     lab.step("a guest does what can be counted");
     let mut guest = lab.host.lean_guest("guest", other(kind), &disks)?;
-    let before = counters(lab, &storage, &guest)?;
+    let before = storage.statistics(&guest, device_number("xvda"))?.0;
     guest.ok(
         "dd if=/dev/zero of=/dev/xvda bs=4k count=24 oflag=direct && \
          dd if=/dev/xvda of=/dev/null bs=4k count=40 iflag=direct && \
          blkdiscard -l 1048576 /dev/xvda",
         MINUTE,
     )?;
-    let after = counters(lab, &storage, &guest)?;
+    let after = storage.statistics(&guest, device_number("xvda"))?.0;
     let counted = |name: &str| after.get(name).zip(before.get(name)).map(|(b, a)| b - a);
     for (name, expected) in [
         ("writes", 24),
@@ -263,25 +262,4 @@ fn statistics(lab: &Lab, kind: Kind) -> Result<()> {
     }
     guest.destroy()?;
     storage.shutdown()
-}
-
-/// A disk's counters, refreshed through its node.
-fn counters(lab: &Lab, storage: &Running, guest: &Guest) -> Result<BTreeMap<String, u64>> {
-    let node = format!(
-        "/local/domain/{}/backend/vbd/{}/51712/statistics",
-        storage.id, guest.id
-    );
-    let script = format!(
-        "xenstore-write {node} refresh\n\
-         until [ \"$(xenstore-read {node})\" != refresh ]; do sleep 0.1; done\nxenstore-read -R {node}"
-    );
-    lab.host
-        .ok(&script)?
-        .lines()
-        .map(|line| {
-            let (name, value) = line.split_once(' ').context("a line without a value")?;
-            Ok((name.to_owned(), value.parse()?))
-        })
-        .collect::<Result<_>>()
-        .context("the statistics node")
 }

@@ -3,8 +3,9 @@
 use super::main_job::FIO_LIMIT;
 use crate::config::Kind;
 use crate::host::guest::Guest;
+use crate::host::vbd_statistics::VbdStatistics;
 use crate::lab::images::Image;
-use crate::lab::storage::{Statistics, device_number, disk};
+use crate::lab::storage::{device_number, disk};
 use crate::lab::{Lab, MINUTE, Scenario, fio};
 use anyhow::{Result, ensure};
 
@@ -74,7 +75,7 @@ fn data_paths(lab: &Lab) -> Result<()> {
 }
 
 /// Makes sure that bytes went by one path, and by no other.
-fn only_path(path: &str, moved: u64, counted: &Statistics) -> Result<()> {
+fn only_path(path: &str, moved: u64, counted: &VbdStatistics) -> Result<()> {
     let calls = |name: &str| counted.get(name);
     let persistent = calls("persistent_hits")? + calls("persistent_misses")?;
     let pages = moved / 4096;

@@ -5,10 +5,9 @@ use crate::config::Kind;
 use crate::host::guest::Guest;
 use crate::lab::held::Held;
 use crate::lab::images::Image;
-use crate::lab::storage::{Running, disk};
+use crate::lab::storage::{device_number, disk};
 use crate::lab::{Lab, MINUTE, Scenario, fio};
-use anyhow::{Context, Result, ensure};
-use std::collections::BTreeMap;
+use anyhow::{Result, ensure};
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -30,34 +29,6 @@ pub const SCENARIOS: &[Scenario] = &[
         run: |lab| Kind::ALL.into_iter().try_for_each(|kind| spread(lab, kind)),
     },
 ];
-
-/// What the operator is told about a disk of a guest.
-fn statistics(lab: &Lab, storage: &Running, guest: &Guest, device: u32) -> Result<Statistics> {
-    let (storage, guest) = (storage.id, guest.id);
-    let node = format!("/local/domain/{storage}/backend/vbd/{guest}/{device}/statistics");
-    let text = lab.host.ok(&format!(
-        "xenstore-write {node} refresh; \
-         for i in $(seq 50); do t=$(xenstore-read {node}); [ \"$t\" = refresh ] || break; \
-         sleep 0.1; done; echo \"$t\""
-    ))?;
-    // xenstore-read shows line ends as they are written in C.
-    let text = text.replace("\\n", "\n");
-    let number = |line: &str| {
-        let (name, value) = line.split_once(' ')?;
-        Some((name.to_owned(), value.trim().parse().ok()?))
-    };
-    Ok(Statistics(text.lines().filter_map(number).collect()))
-}
-
-#[derive(Debug)]
-struct Statistics(BTreeMap<String, u64>);
-
-impl Statistics {
-    fn get(&self, name: &str) -> Result<u64> {
-        let value = self.0.get(name).copied();
-        value.with_context(|| format!("the statistics have no {name}: {self:?}"))
-    }
-}
 
 fn two_queues(lab: &Lab, kind: Kind) -> Result<()> {
     let images = [Image::mib("disk", 16)];
@@ -83,7 +54,7 @@ fn two_queues(lab: &Lab, kind: Kind) -> Result<()> {
                --cpus_allowed_policy=split --ioengine=libaio --iodepth=16 --verify=crc32c \
                --verify_fatal=1 --group_reporting --output-format=json";
     fio::parse(&guest.ok(job, FIO_LIMIT)?)?;
-    let counted = statistics(lab, &storage, &guest, 51712)?;
+    let counted = storage.statistics(&guest, device_number("xvda"))?;
     for queue in 0..2 {
         for what in ["reads", "writes"] {
             let count = counted.get(&format!("queue_{queue}_{what}"))?;
@@ -120,7 +91,7 @@ fn spread(lab: &Lab, kind: Kind) -> Result<()> {
             &format!("dd if=/dev/zero of=/dev/{name} bs=64k count=32 conv=fsync"),
             MINUTE,
         )?;
-        let counted = statistics(lab, &storage, &guest, device)?;
+        let counted = storage.statistics(&guest, device)?;
         ensure!(counted.get("queue_0_writes")? > 0, "{name}: {counted:?}");
         vcpus.push(counted.get("queue_0_vcpu")?);
     }

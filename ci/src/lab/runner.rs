@@ -20,8 +20,12 @@ use std::time::{Duration, Instant};
 const SCENARIO_LIMIT: Duration = Duration::from_secs(360);
 
 /// How often a scenario is run again, each time because of a fault of the emulation that was seen. The
-/// longest live through dozens of domains, of which one is hit now and then.
-const MOST_RERUNS: u32 = 2;
+/// longest live through dozens of domains, of which one is hit now and then; on a machine that others
+/// keep busy it has been three times in a row.
+const MOST_RERUNS: u32 = 4;
+
+/// How much time all scenarios together may lose so, for a run has an hour.
+const MOST_LOST: Duration = Duration::from_secs(600);
 
 /// How long the tool stack may take to remove the last traces of a scenario's domains.
 const CLEANUP_LIMIT: Duration = Duration::from_secs(15);
@@ -34,6 +38,8 @@ pub struct Runner<'a> {
     progress: &'a Progress,
     host: Option<(Host, State)>,
     boots: u32,
+    /// How long the attempts took that the emulation ended.
+    lost: Duration,
 }
 
 /// Where the logs of a host stood when a scenario began.
@@ -59,6 +65,7 @@ impl<'a> Runner<'a> {
             progress,
             host: None,
             boots: 0,
+            lost: Duration::ZERO,
         }
     }
 
@@ -110,7 +117,12 @@ impl<'a> Runner<'a> {
         let mut reruns = 0;
         let mut emulator_faults = Vec::new();
         let mut attempt = self.attempt(scenario, "");
-        while reruns < MOST_RERUNS && attempt.is_the_emulators() {
+        let lost_before = self.lost;
+        while attempt.is_the_emulators() {
+            self.lost = lost_before + start.elapsed();
+            if reruns == MOST_RERUNS || self.lost > MOST_LOST {
+                break;
+            }
             reruns += 1;
             self.progress.line(&format!(
                 "EMULATOR FAULT in {}, running it again: {}",

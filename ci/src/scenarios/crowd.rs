@@ -14,7 +14,7 @@ use std::time::Duration;
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "eight-guests",
-        about: "8 small guests, PVH and PV, read back what they wrote, all at the same time",
+        about: "8 small guests read back what they wrote, all at the same time",
         demo: false,
         run: eight_guests,
     },
@@ -29,7 +29,8 @@ pub const SCENARIOS: &[Scenario] = &[
 /// For each of these scenarios.
 const LIMIT: Duration = Duration::from_secs(480);
 
-/// Lean guests `guest0` and on, PVH and PV in turn, the n-th with `ram:disk<n>`.
+/// Lean guests `guest0` and on, the n-th with `ram:disk<n>`. They are PV guests: the busier a host, the
+/// more often the emulation kills PVH ones (ci/README.md), of which other scenarios have theirs.
 fn guests(host: &Host, count: usize) -> Result<Vec<Guest<'_>>> {
     // More than two at a time would only wait for each other's processor.
     let mut all = Vec::new();
@@ -37,7 +38,7 @@ fn guests(host: &Host, count: usize) -> Result<Vec<Guest<'_>>> {
         let pair = side_by_side::run(2.min(count - first), |n| {
             let number = first + n;
             let disk = disk("storage", "xvda", "rw", &format!("ram:disk{number}"));
-            host.lean_guest(&format!("guest{number}"), Kind::ALL[n], &[disk])
+            host.lean_guest(&format!("guest{number}"), Kind::Pv, &[disk])
         })?;
         all.extend(pair);
     }

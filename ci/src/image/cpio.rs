@@ -35,6 +35,14 @@ impl Cpio {
         self.bytes
     }
 
+    /// The finished archive as a disk, which has whole sectors.
+    pub fn finish_as_disk(self) -> Vec<u8> {
+        const SECTOR: usize = 512;
+        let mut bytes = self.finish();
+        bytes.resize(bytes.len().next_multiple_of(SECTOR), 0);
+        bytes
+    }
+
     fn parents(&mut self, path: &str) {
         let path = path.trim_start_matches('/');
         for (index, _) in path.match_indices('/') {

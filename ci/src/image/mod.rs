@@ -5,6 +5,7 @@
 
 pub mod cpio;
 pub mod driver;
+pub mod ext2;
 mod initramfs;
 pub mod packages;
 pub mod release;
@@ -151,16 +152,13 @@ fn make_root(release: Release, dir: &Path, say: &dyn Fn(&str)) -> Result<()> {
     process::run_logged(&mut command, &dir.join("mmdebstrap.log"))?;
 
     say("making the root disk");
-    const BLOCK: u64 = 4096;
     const FREE: u64 = 256 << 20;
-    let blocks = (fs::metadata(&tar)?.len() + FREE) / BLOCK;
-    process::run_logged(
-        Command::new("genext2fs")
-            .args(["-B", &BLOCK.to_string(), "-b", &blocks.to_string()])
-            .args(["-N", "65536", "-a"])
-            .arg(&tar)
-            .arg(dir.join("root.ext2")),
-        &dir.join("genext2fs.log"),
+    const FILES: u64 = 65536;
+    ext2::write(
+        &dir.join("root.ext2"),
+        ext2::Source::Tar(&tar),
+        fs::metadata(&tar)?.len() + FREE,
+        FILES,
     )
 }
 

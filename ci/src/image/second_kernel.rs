@@ -14,16 +14,11 @@ pub(super) const PROGRAM: &str = "/usr/sbin/kexec";
 /// The root's file that lists its libraries.
 pub(super) const LIBRARIES: &str = "lab-kexec-libraries";
 
-/// A disk is made of it, and has whole sectors.
-const SECTOR: usize = 512;
-
 /// The archive, for a guest that unpacks it below `/`: the program, and `vmlinuz` and `initramfs` for it.
 pub(super) fn archive(tar: &RootTar, kernel: &[u8], initramfs: &[u8]) -> Result<Vec<u8>> {
     let mut cpio = Cpio::default();
     initramfs::add_programs(&mut cpio, tar, &[PROGRAM], LIBRARIES)?;
     cpio.file("vmlinuz", 0o644, kernel);
     cpio.file("initramfs", 0o644, initramfs);
-    let mut bytes = cpio.finish();
-    bytes.resize(bytes.len().next_multiple_of(SECTOR), 0);
-    Ok(bytes)
+    Ok(cpio.finish_as_disk())
 }

@@ -1,12 +1,11 @@
 //! A disk that a guest boots from, as an installer would leave it: a partition table, a file system
 //! with GRUB's configuration and what that names, and a second partition for data.
 
-use crate::process;
+use crate::image::ext2;
 use anyhow::{Context, Result};
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
-use std::process::Command;
 
 const SECTOR: u64 = 512;
 const MIB: u64 = 1 << 20;
@@ -41,16 +40,9 @@ pub fn write(path: &Path, files: &[(&str, Contents)]) -> Result<()> {
         size += fs::metadata(&place)?.len();
     }
     // A tenth more for the file system's own blocks.
-    const BLOCK: u64 = 4096;
     let size = (size + size / 10 + MIB).next_multiple_of(MIB);
-    process::run_logged(
-        Command::new("genext2fs")
-            .args(["-B", &BLOCK.to_string(), "-b", &(size / BLOCK).to_string()])
-            .arg("-d")
-            .arg(&tree)
-            .arg(&filesystem),
-        &path.with_extension("log"),
-    )?;
+    const FILES: u64 = 64;
+    ext2::write(&filesystem, ext2::Source::Folder(&tree), size, FILES)?;
     let mut image = File::create(path)?;
     image.write_all(&partition_table(&[(START, size), (START + size, DATA)]))?;
     image.seek(SeekFrom::Start(START))?;

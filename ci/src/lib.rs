@@ -1,7 +1,8 @@
-//! The lab: builds a Xen host out of Debian packages, boots it in QEMU and runs scenarios on it.
+//! The lab: builds a Xen host out of Debian packages, boots it in QEMU (or in Bochs) and runs scenarios on it.
 #![forbid(unsafe_code)]
 
 pub mod bench;
+pub mod bochs;
 pub mod cli;
 pub mod commands;
 pub mod config;

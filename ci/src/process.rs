@@ -39,7 +39,7 @@ pub fn tail(text: &str, lines: usize) -> String {
     all[all.len().saturating_sub(lines)..].join("\n")
 }
 
-/// Whether a program can be found in `PATH` or in the system's sbin folders.
+/// Whether a program can be found in `PATH` or in the system's sbin folders, or a file under its absolute path.
 pub fn find_program(name: &str) -> bool {
     let path = std::env::var("PATH").unwrap_or_default();
     path.split(':')

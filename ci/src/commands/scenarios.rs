@@ -10,19 +10,60 @@ use crate::lab::Scenario;
 use crate::lab::progress::Progress;
 use crate::lab::report::Summary;
 use crate::lab::runner::Runner;
+use crate::lab::solo::Solo;
 use crate::{scenarios, workspace};
 use anyhow::{Result, bail};
 use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;
 
+/// Scenarios of both sorts.
+#[derive(Default)]
+struct Chosen {
+    shared: Vec<Scenario>,
+    solo: Vec<Solo>,
+}
+
+impl Chosen {
+    fn all() -> Self {
+        Self {
+            shared: scenarios::all(),
+            solo: scenarios::solo(),
+        }
+    }
+
+    /// Their names, and what each proves.
+    fn names(&self) -> Vec<(&'static str, &'static str)> {
+        let shared = self.shared.iter().map(|one| (one.name, one.about));
+        let solo = self.solo.iter().map(|one| (one.name, one.about));
+        shared.chain(solo).collect()
+    }
+
+    /// Keeps those whose names contain one of these words (all without any).
+    fn retain(&mut self, words: &[String]) -> Result<()> {
+        let names = self.names();
+        let unknown = |word: &&String| !names.iter().any(|(name, _)| name.contains(word.as_str()));
+        if let Some(unknown) = words.iter().find(unknown) {
+            bail!("no scenario's name contains {unknown:?}; `cargo lab list` shows them");
+        }
+        let wanted =
+            |name: &str| words.is_empty() || words.iter().any(|word| name.contains(word.as_str()));
+        self.shared.retain(|scenario| wanted(scenario.name));
+        self.solo.retain(|scenario| wanted(scenario.name));
+        Ok(())
+    }
+}
+
 /// Shows the main job: from a fresh clone to the table.
 pub fn demo(release: Release) -> Result<bool> {
     let start = Instant::now();
-    let all = scenarios::all();
-    let chosen: Vec<&Scenario> = all.iter().filter(|scenario| scenario.demo).collect();
-    let summary = run_scenarios(release, &chosen, None)?;
-    print_end(&summary);
+    let mut chosen = Chosen {
+        shared: scenarios::all(),
+        solo: Vec::new(),
+    };
+    chosen.shared.retain(|scenario| scenario.demo);
+    let summary = run_scenarios(release, &chosen, None, &Progress::default())?;
+    print_end(&summary)?;
     println!(
         "Xen {release}, {:.0} s in all",
         start.elapsed().as_secs_f32()
@@ -32,65 +73,78 @@ pub fn demo(release: Release) -> Result<bool> {
 
 /// Runs the scenarios whose names contain one of `names`, or all.
 pub fn some(release: Release, names: &[String], elf: Option<PathBuf>) -> Result<bool> {
-    let all = scenarios::all();
-    let chosen = choose(&all, names)?;
-    let summary = run_scenarios(release, &chosen, elf)?;
-    print_end(&summary);
+    let mut chosen = Chosen::all();
+    chosen.retain(names)?;
+    let summary = run_scenarios(release, &chosen, elf, &Progress::default())?;
+    print_end(&summary)?;
     Ok(print_counts(summary.counts()))
 }
 
-/// The whole test suite.
+/// The whole test suite. The scenarios that need no shared host, and one processor, run beside the checks.
 pub fn test(release: Release) -> Result<bool> {
     packages::ensure_for_tests()?;
-    let checks = checks::run()?;
-    let all = scenarios::all();
-    let chosen: Vec<&Scenario> = all.iter().collect();
-    let lab = match run_scenarios(release, &chosen, None) {
-        Ok(summary) => {
-            print_end(&summary);
-            summary.counts()
+    let Chosen { shared, solo } = Chosen::all();
+    for scenario in &solo {
+        println!("beside the checks: {}", scenario.name);
+    }
+    let (checks, (beside, not_begun)) = std::thread::scope(|scope| {
+        let solo = scope.spawn(|| {
+            let chosen = Chosen {
+                solo,
+                ..Chosen::default()
+            };
+            run_or_fail(release, &chosen, &Progress::without_steps())
+        });
+        let checks = checks::run();
+        if !solo.is_finished() {
+            println!("waiting for what runs beside them");
         }
-        Err(error) => {
-            println!("FAILED: no scenario could be run: {error:#}");
-            Counts {
-                passed: 0,
-                failed: chosen.len(),
-            }
-        }
+        (checks, solo.join().expect("a scenario does not panic"))
+    });
+    let checks = checks?;
+    let chosen = Chosen {
+        shared,
+        ..Chosen::default()
     };
+    let (mut summary, failed) = run_or_fail(release, &chosen, &Progress::default());
+    summary.extend(beside);
+    print_end(&summary)?;
+    let counts = summary.counts();
     Ok(print_counts(Counts {
-        passed: checks.passed + lab.passed,
-        failed: checks.failed + lab.failed,
+        passed: checks.passed + counts.passed,
+        failed: checks.failed + counts.failed + failed + not_begun,
     }))
 }
 
 /// Lists the scenarios.
 pub fn list() {
-    for scenario in scenarios::all() {
-        println!("{:20} {}", scenario.name, scenario.about);
+    for (name, about) in Chosen::all().names() {
+        println!("{name:20} {about}");
     }
 }
 
-fn choose<'a>(all: &'a [Scenario], names: &[String]) -> Result<Vec<&'a Scenario>> {
-    if let Some(unknown) = names.iter().find(|name| {
-        !all.iter()
-            .any(|scenario| scenario.name.contains(name.as_str()))
-    }) {
-        bail!("no scenario's name contains {unknown:?}; `cargo lab list` shows them");
-    }
-    let wanted = |scenario: &&Scenario| {
-        names.is_empty()
-            || names
-                .iter()
-                .any(|name| scenario.name.contains(name.as_str()))
-    };
-    Ok(all.iter().filter(wanted).collect())
+/// Runs them; where that cannot even begin, says why and counts all of them as failed.
+fn run_or_fail(release: Release, chosen: &Chosen, progress: &Progress) -> (Summary, usize) {
+    run_scenarios(release, chosen, None, progress).map_or_else(
+        |error| {
+            println!("FAILED: no scenario could be run: {error:#}");
+            (Summary::default(), chosen.names().len())
+        },
+        |summary| (summary, 0),
+    )
 }
 
-fn run_scenarios(release: Release, chosen: &[&Scenario], elf: Option<PathBuf>) -> Result<Summary> {
-    let progress = Progress::default();
+fn run_scenarios(
+    release: Release,
+    chosen: &Chosen,
+    elf: Option<PathBuf>,
+    progress: &Progress,
+) -> Result<Summary> {
     let say = |text: &str| progress.step("lab", text);
     packages::ensure()?;
+    if !chosen.solo.is_empty() {
+        packages::ensure_for_bochs()?;
+    }
     // On a fresh machine the one compiles while the other downloads.
     let (unikernel, image) = std::thread::scope(|scope| {
         let unikernel = scope.spawn(|| elf.map_or_else(build::build, Ok));
@@ -101,10 +155,23 @@ fn run_scenarios(release: Release, chosen: &[&Scenario], elf: Option<PathBuf>) -
     });
     let (unikernel, image) = (unikernel?, image?);
     fs::create_dir_all(workspace::lab())?;
-    Runner::new(image, Machine::default(), unikernel, &progress).run(chosen)
+    let mut summary = Summary::default();
+    for scenario in &chosen.solo {
+        let say = |text: &str| progress.step(scenario.name, text);
+        let outcome = scenario.run(&image, &unikernel, &say);
+        outcome.announce(progress);
+        summary.outcomes.push(outcome);
+    }
+    let machine = Machine::default();
+    let mut runner = Runner::new(image, machine, unikernel, progress);
+    summary.extend(runner.run(&chosen.shared));
+    progress.finish();
+    Ok(summary)
 }
 
-fn print_end(summary: &Summary) {
+/// Shows the tables, and keeps what they are made of.
+fn print_end(summary: &Summary) -> Result<()> {
+    summary.save()?;
     println!("{}", summary.scenario_table());
     if let Some(table) = summary.figure_table() {
         println!("{table}");
@@ -117,6 +184,7 @@ fn print_end(summary: &Summary) {
         summary.boots,
         summary.reruns()
     );
+    Ok(())
 }
 
 /// The last line of a run, alone on its line; whether nothing failed.
@@ -131,13 +199,14 @@ mod tests {
 
     #[test]
     fn scenarios_are_chosen_by_parts_of_their_names() {
-        let all = scenarios::all();
-        let count = |names: &[&str]| {
-            let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-            choose(&all, &names).map(|chosen| chosen.len())
+        let count = |words: &[&str]| {
+            let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
+            let mut chosen = Chosen::all();
+            chosen.retain(&words).map(|()| chosen.names().len())
         };
-        assert_eq!(count(&[]).unwrap(), all.len());
+        assert_eq!(count(&[]).unwrap(), Chosen::all().names().len());
         assert_eq!(count(&["main-"]).unwrap(), 2);
+        assert_eq!(count(&["main-pv", "32bit"]).unwrap(), 3);
         assert!(count(&["main-", "nonsense"]).is_err());
     }
 }

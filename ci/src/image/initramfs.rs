@@ -35,6 +35,9 @@ const GUEST_INIT: &str = concat!(
 /// What dom0 needs to find its root disk. `crc32c_generic` is ext4's soft dependency.
 const DOM0_MODULES: &[&str] = &["virtio_pci", "virtio_blk", "crc32c_generic", "ext4"];
 
+/// What it needs more where the disk is not QEMU's, but that of Bochs.
+const LATER_DOM0_MODULES: &[&str] = &["ata_piix", "sd_mod"];
+
 /// What a guest needs for its disks.
 const GUEST_MODULES: &[&str] = &["xen-blkfront", "crc32c_generic", "ext4"];
 
@@ -52,6 +55,7 @@ pub fn dom0(tar: &RootTar, version: &str) -> Result<Vec<u8>> {
     let tool = include_str!("../../scripts/lab-xen.py");
     cpio.file("lab-xen", 0o755, tool.as_bytes());
     add_modules(&mut cpio, tar, version, DOM0_MODULES, AT_BOOT)?;
+    add_modules(&mut cpio, tar, version, LATER_DOM0_MODULES, LATER)?;
     Ok(cpio.finish())
 }
 

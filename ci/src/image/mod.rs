@@ -6,6 +6,7 @@
 pub mod cpio;
 pub mod driver;
 pub mod ext2;
+pub mod guest32;
 mod initramfs;
 pub mod packages;
 pub mod release;
@@ -43,14 +44,20 @@ const EXCLUDED: &[&str] = &[
 
 /// Exceptions from [`EXCLUDED`].
 const INCLUDED: &[&str] = &[
+    "/lib/modules/*/kernel/drivers/ata/ata_piix*",
+    "/lib/modules/*/kernel/drivers/ata/libata*",
     "/lib/modules/*/kernel/drivers/block/*",
     "/lib/modules/*/kernel/drivers/char/*",
     "/lib/modules/*/kernel/drivers/net/xen-*",
+    "/lib/modules/*/kernel/drivers/scsi/s*",
     "/lib/modules/*/kernel/drivers/virtio/*",
     "/lib/modules/*/kernel/drivers/xen/*",
+    "/usr/lib/modules/*/kernel/drivers/ata/ata_piix*",
+    "/usr/lib/modules/*/kernel/drivers/ata/libata*",
     "/usr/lib/modules/*/kernel/drivers/block/*",
     "/usr/lib/modules/*/kernel/drivers/char/*",
     "/usr/lib/modules/*/kernel/drivers/net/xen-*",
+    "/usr/lib/modules/*/kernel/drivers/scsi/s*",
     "/usr/lib/modules/*/kernel/drivers/virtio/*",
     "/usr/lib/modules/*/kernel/drivers/xen/*",
 ];

@@ -1,10 +1,11 @@
 //! What the lab needs on the machine it runs on, installed with apt when it is missing.
 
+use crate::bochs::boot_cd;
 use crate::process::find_program;
 use anyhow::{Context, Result, bail};
 use std::process::{Command, Stdio};
 
-/// A program and the Debian package that holds it.
+/// A program, or a path, and the Debian package that holds it.
 const NEEDED: &[(&str, &str)] = &[
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("mmdebstrap", "mmdebstrap"),
@@ -17,6 +18,23 @@ const NEEDED: &[(&str, &str)] = &[
 
 /// What only the test suite needs: it counts instructions.
 const NEEDED_BY_TESTS: &[(&str, &str)] = &[("valgrind", "valgrind")];
+
+/// What only the scenarios under Bochs need. Some packages hold no program: a file of theirs stands for them.
+const NEEDED_BY_BOCHS: &[(&str, &str)] = &[
+    ("bochs-bin", "bochs"),
+    // Its BIOS, and that of its screen.
+    ("/usr/share/bochs/BIOS-bochs-latest", "bochsbios"),
+    ("/usr/share/bochs/VGABIOS-lgpl-latest", "vgabios"),
+    // A screen that needs no display.
+    (
+        "/usr/lib/x86_64-linux-gnu/bochs/plugins/libbx_term_gui.so",
+        "bochs-term",
+    ),
+    // What it boots from.
+    ("xorriso", "xorriso"),
+    (boot_cd::ISOLINUX, "isolinux"),
+    (boot_cd::MBOOT, "syslinux-common"),
+];
 
 /// Packages whose program is not here.
 fn missing(needed: &[(&str, &'static str)]) -> Vec<&'static str> {
@@ -32,9 +50,14 @@ pub fn ensure() -> Result<()> {
     install(NEEDED)
 }
 
+/// Installs what is missing for Bochs, or says the one command that would.
+pub fn ensure_for_bochs() -> Result<()> {
+    install(NEEDED_BY_BOCHS)
+}
+
 /// Installs what is missing for the test suite, or says the one command that would.
 pub fn ensure_for_tests() -> Result<()> {
-    install(&[NEEDED, NEEDED_BY_TESTS].concat())
+    install(&[NEEDED, NEEDED_BY_TESTS, NEEDED_BY_BOCHS].concat())
 }
 
 fn install(needed: &[(&str, &'static str)]) -> Result<()> {

@@ -10,6 +10,7 @@ pub mod progress;
 pub mod report;
 pub mod runner;
 pub mod side_by_side;
+pub mod solo;
 pub mod storage;
 
 use crate::host::Host;

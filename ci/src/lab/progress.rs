@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub struct Progress {
     bar: Option<ProgressBar>,
+    steps: bool,
     start: Instant,
 }
 
@@ -22,15 +23,26 @@ impl Default for Progress {
         });
         Self {
             bar,
+            steps: true,
             start: Instant::now(),
         }
     }
 }
 
 impl Progress {
+    /// For what runs beside something else: nothing is shown but lines that stay.
+    pub fn without_steps() -> Self {
+        Self {
+            bar: None,
+            steps: false,
+            start: Instant::now(),
+        }
+    }
+
     /// What is being done now, of `topic`.
     pub fn step(&self, topic: &str, text: &str) {
         match &self.bar {
+            _ if !self.steps => {}
             Some(bar) => bar.set_message(format!("{topic}: {text}")),
             None => println!(
                 "[{:6.1}s] {topic}: {text}",

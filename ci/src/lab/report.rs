@@ -1,9 +1,13 @@
 //! The tables and the counts at the end of a run.
 
 use super::Figure;
+use super::progress::Progress;
 use crate::commands::checks::Counts;
+use crate::workspace;
+use anyhow::{Context, Result};
 use comfy_table::{Table, presets};
 use serde::Serialize;
+use std::fs;
 use std::time::Duration;
 
 /// How a scenario ended.
@@ -23,6 +27,26 @@ pub struct Outcome {
     pub figures: Vec<Figure>,
 }
 
+impl Outcome {
+    /// Says how it ended.
+    pub fn announce(&self, progress: &Progress) {
+        for line in &self.emulator_faults {
+            progress.line(&format!("EMULATOR FAULT in {}: {line}", self.name));
+        }
+        let verb = if self.error.is_some() {
+            "FAILED"
+        } else {
+            "passed"
+        };
+        progress.line(&format!("{verb} {} ({:.1} s)", self.name, self.seconds));
+        if let Some(error) = &self.error {
+            for line in error.lines() {
+                progress.line(&format!("    {line}"));
+            }
+        }
+    }
+}
+
 /// All of a run.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Summary {
@@ -33,6 +57,19 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// Adds those of another run.
+    pub fn extend(&mut self, other: Self) {
+        self.outcomes.extend(other.outcomes);
+        self.boots += other.boots;
+    }
+
+    /// Keeps it as a file, for programs.
+    pub fn save(&self) -> Result<()> {
+        let path = workspace::lab().join("summary.json");
+        fs::write(&path, serde_json::to_string_pretty(self)?)
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+
     /// Scenarios that passed and failed.
     pub fn counts(&self) -> Counts {
         let failed = self

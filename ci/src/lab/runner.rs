@@ -70,45 +70,17 @@ impl<'a> Runner<'a> {
     }
 
     /// Runs all of them.
-    pub fn run(&mut self, scenarios: &[&Scenario]) -> Result<Summary> {
+    pub fn run(&mut self, scenarios: &[Scenario]) -> Summary {
         let mut outcomes = Vec::new();
         for scenario in scenarios {
             let outcome = self.run_one(scenario);
-            self.announce(&outcome);
+            outcome.announce(self.progress);
             outcomes.push(outcome);
         }
         self.host = None;
-        self.progress.finish();
-        let summary = Summary {
+        Summary {
             outcomes,
             boots: self.boots,
-        };
-        fs::create_dir_all(workspace::lab())?;
-        fs::write(
-            workspace::lab().join("summary.json"),
-            serde_json::to_string_pretty(&summary)?,
-        )?;
-        Ok(summary)
-    }
-
-    fn announce(&self, outcome: &Outcome) {
-        for line in &outcome.emulator_faults {
-            self.progress
-                .line(&format!("EMULATOR FAULT in {}: {line}", outcome.name));
-        }
-        let verb = if outcome.error.is_some() {
-            "FAILED"
-        } else {
-            "passed"
-        };
-        self.progress.line(&format!(
-            "{verb} {} ({:.1} s)",
-            outcome.name, outcome.seconds
-        ));
-        if let Some(error) = &outcome.error {
-            for line in error.lines() {
-                self.progress.line(&format!("    {line}"));
-            }
         }
     }
 

@@ -17,10 +17,12 @@ mod refusal;
 mod restarting;
 mod several;
 mod suspension;
+mod thirty_two_bit;
 
 use crate::lab::Scenario;
+use crate::lab::solo::Solo;
 
-/// All of them, in the order in which they run.
+/// Those on the shared host, in the order in which they run.
 pub fn all() -> Vec<Scenario> {
     [
         main_job::SCENARIOS,
@@ -44,14 +46,26 @@ pub fn all() -> Vec<Scenario> {
     .concat()
 }
 
+/// Those that bring a host of their own.
+pub fn solo() -> Vec<Solo> {
+    thirty_two_bit::SCENARIOS.to_vec()
+}
+
+/// The names of both sorts.
+pub fn names() -> Vec<&'static str> {
+    let shared = all().into_iter().map(|scenario| scenario.name);
+    let solo = solo().into_iter().map(|scenario| scenario.name);
+    shared.chain(solo).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
     #[test]
     fn names_are_unique_and_fit_for_a_folder() {
-        let all = super::all();
-        let names: BTreeSet<_> = all.iter().map(|scenario| scenario.name).collect();
+        let all = super::names();
+        let names: BTreeSet<_> = all.iter().collect();
         assert_eq!(names.len(), all.len());
         let fit = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         assert!(names.iter().all(|name| name.chars().all(fit)));

@@ -1,0 +1,66 @@
+//! Scenarios that bring a host of their own instead of using the shared one.
+
+use super::report::Outcome;
+use crate::image::HostImage;
+use crate::workspace;
+use anyhow::Result;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// A test on its own host.
+#[derive(Clone, Copy)]
+pub struct Solo {
+    /// Its name, by which it is filtered and its logs are found.
+    pub name: &'static str,
+    /// What it proves, in a line.
+    pub about: &'static str,
+    /// The test itself.
+    pub run: fn(&Place) -> Result<()>,
+}
+
+/// What such a scenario has in its hands.
+pub struct Place<'a> {
+    /// What a host is made of.
+    pub image: &'a HostImage,
+    /// The bootable ELF.
+    pub unikernel: &'a Path,
+    /// An empty folder for its host and its logs.
+    pub dir: PathBuf,
+    /// Is told what is being done.
+    pub say: &'a dyn Fn(&str),
+}
+
+impl Solo {
+    /// Runs it.
+    pub fn run(&self, image: &HostImage, unikernel: &Path, say: &dyn Fn(&str)) -> Outcome {
+        let start = Instant::now();
+        let place = Place {
+            image,
+            unikernel,
+            dir: workspace::lab().join(self.name),
+            say,
+        };
+        let result = place.clear().and_then(|()| (self.run)(&place));
+        let error = result
+            .err()
+            .map(|error| format!("{error:#}\nlogs: {}", place.dir.display()));
+        Outcome {
+            name: self.name,
+            seconds: start.elapsed().as_secs_f32(),
+            error,
+            emulator_faults: Vec::new(),
+            reruns: 0,
+            figures: Vec::new(),
+        }
+    }
+}
+
+impl Place<'_> {
+    fn clear(&self) -> Result<()> {
+        if self.dir.exists() {
+            fs::remove_dir_all(&self.dir)?;
+        }
+        Ok(fs::create_dir_all(&self.dir)?)
+    }
+}

@@ -39,6 +39,9 @@ fn main(mut machine: Machine) -> ShutdownReason {
         Some("panic") => panic!("as asked"),
         Some("page-fault") => fault(0x7000_0000_0000),
         Some("null") => fault(black_box(8)),
+        Some("interrupt-table") => fault(interrupt_table()),
+        Some("descriptors") => fault(descriptors()),
+        Some("page-table") => fault(page_table()),
         Some("stack") => log::info!("{}", overflow(1)),
         // SAFETY: meant to crash.
         Some("invalid-opcode") => unsafe { core::arch::asm!("ud2") },
@@ -54,6 +57,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
         Some("vcpus") => vcpus::show(&machine),
         Some("vcpu-page-fault") => vcpus::crash_elsewhere(&machine, || fault(0x7000_0000_0000)),
         Some("vcpu-panic") => vcpus::crash_elsewhere(&machine, || panic!("as asked")),
+        Some("vcpu-descriptors") => vcpus::crash_elsewhere(&machine, || fault(descriptors())),
         Some("vcpu-stack") => vcpus::crash_elsewhere(&machine, || log::info!("{}", overflow(1))),
         Some("keys") => echo(&machine),
         Some("flood") => {
@@ -244,6 +248,35 @@ fn sleep(machine: &Machine, time: Duration) {
         door.now().since(before).as_micros(),
         time.as_micros()
     );
+}
+
+/// What a table register names: `sidt` and `sgdt` store a limit of 16 bits and the base.
+#[repr(C, packed)]
+struct TableRegister {
+    limit: u16,
+    base: usize,
+}
+
+fn interrupt_table() -> usize {
+    let mut register = TableRegister { limit: 0, base: 0 };
+    // SAFETY: writes the ten bytes of `register`.
+    unsafe { core::arch::asm!("sidt [{}]", in(reg) &raw mut register, options(nostack)) };
+    register.base
+}
+
+fn descriptors() -> usize {
+    let mut register = TableRegister { limit: 0, base: 0 };
+    // SAFETY: writes the ten bytes of `register`.
+    unsafe { core::arch::asm!("sgdt [{}]", in(reg) &raw mut register, options(nostack)) };
+    register.base
+}
+
+/// The topmost page table. PVH only: a PV domain does not know where its own is.
+fn page_table() -> usize {
+    let address;
+    // SAFETY: reading cr3 in ring 0 has no effect.
+    unsafe { core::arch::asm!("mov {}, cr3", out(reg) address, options(nomem, nostack)) };
+    address
 }
 
 fn fault(address: usize) {

@@ -67,6 +67,8 @@ boot_pdpt:      .skip 4096
 boot_pd:        .skip 4 * 4096
     .globl boot_pt0
 boot_pt0:       .skip 4096
+    .globl boot_tables_end
+boot_tables_end:
     .globl boot_tsc
 boot_tsc:       .skip 8
 

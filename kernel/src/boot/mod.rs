@@ -48,6 +48,7 @@ fn image_parts() -> Image {
     Image {
         code: all.start..code_end,
         constants: code_end..constants_end,
+        tables: pvh::tables(),
         guard: machine::stack_guard(),
         all,
         // AMD64 Architecture Programmer's Manual volume 3, CPUID function 8000_0001h.

@@ -18,6 +18,7 @@ use bulkhead_xen::abi::sched::VCPUOP_INITIALISE;
 use bulkhead_xen::{DomId, Errno, PAGE_SIZE, Port, VcpuId};
 use core::arch::asm;
 use core::arch::x86_64::__cpuid;
+use core::ops::Range;
 use core::ptr::NonNull;
 
 const MSR_EFER: u32 = 0xc000_0080;
@@ -25,9 +26,11 @@ const MSR_GS_BASE: u32 = 0xc000_0101;
 const EFER_NXE: u64 = 1 << 11;
 
 unsafe extern "C" {
+    static boot_pml4: [u64; 512];
     static mut boot_pdpt: [u64; 512];
     static mut boot_pd: [u64; 4 * 512];
     static mut boot_pt0: [u64; 512];
+    static boot_tables_end: u8;
     static hypercall_page: u8;
 }
 
@@ -48,6 +51,7 @@ pub extern "C" fn pvh_main(start: u64) -> ! {
     unsafe {
         set_gs_base(BOOT_VCPU.register(VcpuId(0), machine::stack_guard().start));
         cpu::fill_idt();
+        BOOT_TABLES.fill();
         BOOT_TABLES.load();
         fill_hypercall_page();
     }
@@ -69,8 +73,9 @@ pub extern "C" fn pvh_main(start: u64) -> ! {
     // and the allocator, which takes the lowest pages first, has a map of its own below that.
     unsafe {
         set_up_memory(found.ram, &free, Ranges::new(), space, None);
+        let no_execute = forbid_execution();
+        map_above_4g(space.end(), no_execute);
         protect_image();
-        map_above_4g(space.end());
     }
     grants::add_to_physmap(MAPSPACE_SHARED_INFO, 0, space.special)
         .expect("cannot map the shared info page");
@@ -138,17 +143,37 @@ fn set_param(which: Param, value: u64) -> Result<(), Errno> {
         .map(|_| ())
 }
 
-/// Replaces the first large page by small ones, so that code cannot be written, data cannot be
-/// executed, and neither null nor the page below the stack is there at all.
+/// The pages that the processor itself reads: the interrupt table, the first vCPU's descriptors, the
+/// page tables at boot.
+pub fn tables() -> [Range<u64>; 3] {
+    let descriptors = BOOT_TABLES.constant_page();
+    [
+        cpu::idt_page(),
+        descriptors..descriptors + PAGE_SIZE as u64,
+        &raw const boot_pml4 as u64..&raw const boot_tables_end as u64,
+    ]
+}
+
+/// Lets page tables forbid execution, if the processor can; answers whether it can.
 ///
 /// # Safety
-/// Once, on the boot page tables.
-unsafe fn protect_image() {
-    let image = image_parts();
-    if image.no_execute {
+/// At boot, on page tables that do not use that bit yet.
+unsafe fn forbid_execution() -> bool {
+    let can = image_parts().no_execute;
+    if can {
         // SAFETY: the processor has the bit; the entry code left the rest as it is to be.
         unsafe { cpu::write_msr(MSR_EFER, cpu::read_msr(MSR_EFER) | EFER_NXE) };
     }
+    can
+}
+
+/// Replaces the first large page by small ones, so that neither code nor tables can be written, data
+/// cannot be executed, and neither null nor the page below the stack is there at all.
+///
+/// # Safety
+/// Once, on the boot page tables, which nobody but `set_entry` changes after it.
+unsafe fn protect_image() {
+    let image = image_parts();
     // SAFETY: nobody else writes the tables; entries change to ones that still let everything
     // running go on.
     unsafe {
@@ -169,12 +194,11 @@ unsafe fn protect_image() {
 /// Maps everything from 4 GiB up to `end` with large pages.
 ///
 /// # Safety
-/// Once, on the boot page tables, with the frame allocator running.
-unsafe fn map_above_4g(end: u64) {
+/// Once, on the boot page tables, with the frame allocator running. They may forbid execution if
+/// `no_execute` says so.
+unsafe fn map_above_4g(end: u64, no_execute: bool) {
     let gibs = end.div_ceil(page_table::GIB);
     assert!(gibs <= 512, "more than 512 GiB of addresses");
-    // SAFETY: `protect_image` came first and has switched it on if it is there.
-    let no_execute = unsafe { cpu::read_msr(MSR_EFER) } & EFER_NXE != 0;
     for gib in 4..gibs {
         let table = pages::allocate_pages(1).expect("no memory for page tables");
         let entries = table.cast::<u64>().as_ptr();
@@ -197,24 +221,52 @@ unsafe fn map_above_4g(end: u64) {
 /// # Safety
 /// Nobody uses it, and only the calling vCPU runs.
 pub unsafe fn unmap(address: u64) -> Option<()> {
+    // SAFETY: by the contract.
+    unsafe { set_entry(address, 0) }
+}
+
+/// Makes a page of memory read-only.
+///
+/// # Safety
+/// Nobody writes to it any more, and only the calling vCPU runs.
+pub unsafe fn protect(address: u64) -> Option<()> {
+    let entry = page_table::constant(address, image_parts().no_execute);
+    // SAFETY: by the contract.
+    unsafe { set_entry(address, entry) }
+}
+
+/// # Safety
+/// Whoever uses the page can do so with this entry; only the calling vCPU runs.
+unsafe fn set_entry(address: u64, new: u64) -> Option<()> {
     let [third, second, first] = [3, 2, 1].map(|level| page_table::index(address, level));
-    // SAFETY: the page tables are mapped at their own addresses, and nobody else changes them.
-    // Splitting a large page changes nothing for anybody but in this one page.
+    let mut added = None;
+    // SAFETY: the page tables are mapped at their own addresses, and nobody else changes them; only
+    // they are written while write protection is lifted. Splitting a large page changes nothing for
+    // anybody but in this one page.
     unsafe {
         let middle = page_table::address_of(boot_pdpt[third]) as *mut u64;
         let entry = middle.add(second);
-        if let Some(parts) = page_table::split(entry.read()) {
-            let table = pages::allocate_pages(1)?.cast::<u64>().as_ptr();
+        let parts = page_table::split(entry.read());
+        if parts.is_some() {
+            added = Some(pages::allocate_pages(1)?.cast::<u64>().as_ptr());
+        }
+        let protection = cpu::lift_write_protection();
+        if let (Some(parts), Some(table)) = (parts, added) {
             for (place, part) in parts.enumerate() {
                 table.add(place).write(part);
             }
             entry.write(page_table::table(table as u64));
         }
         let table = page_table::address_of(entry.read()) as *mut u64;
-        table.add(first).write(0);
+        table.add(first).write(new);
         flush();
+        cpu::restore_write_protection(protection);
     }
-    Some(())
+    match added {
+        // SAFETY: a page table, which only this function writes.
+        Some(table) => unsafe { protect(table as u64) },
+        None => Some(()),
+    }
 }
 
 /// Tells Xen how a vCPU starts: as this one runs, on another stack.

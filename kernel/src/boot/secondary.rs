@@ -1,7 +1,8 @@
 //! The other vCPUs: what each needs for itself, and how it starts.
 //!
-//! A vCPU's stack has a page below it where nothing is mapped, as the first one's has. All stacks
-//! are made before any of the vCPUs runs: no processor remembers that the page was there once.
+//! A vCPU's stack has a page below it where nothing is mapped, and its tables are read-only, as the
+//! first one's are. All of them are made before any of the vCPUs runs: no processor remembers what
+//! those pages were once.
 
 use super::{pv, pvh, set_up_events, share};
 use crate::cpu::pvh::CpuTables;
@@ -33,7 +34,7 @@ enum NotStarted {
 impl fmt::Display for NotStarted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            NotStarted::NoMemory => f.write_str("no memory for its stack"),
+            NotStarted::NoMemory => f.write_str("no memory for its stack and tables"),
             NotStarted::Ports(error) => write!(f, "cannot set up its own ports: {error}"),
             NotStarted::Refused(error) => write!(f, "Xen refuses to start it: {error}"),
         }
@@ -49,27 +50,39 @@ pub struct Start {
     work: Work,
 }
 
-/// Where a vCPU's stack lies.
-struct Stack {
+/// A vCPU's own memory.
+struct Memory {
+    /// The page below its stack.
     guard: u64,
+    /// The end of its stack.
     top: u64,
+    /// PVH: the processor's tables.
+    tables: Option<&'static CpuTables>,
 }
 
-impl Stack {
-    fn new() -> Option<Stack> {
+impl Memory {
+    fn new() -> Option<Memory> {
         let guard = pages::allocate_pages(1 + STACK_PAGES)?.as_ptr() as u64;
         let page = PAGE_SIZE as u64;
-        // SAFETY: the page is ours since a moment ago, and never given back.
-        unsafe {
+        // SAFETY: the pages are ours since a moment ago, and never given back. The tables are stacks
+        // and numbers, for all of which zero is a value; they are filled this once.
+        let tables = unsafe {
             if machine::is_pvh() {
                 pvh::unmap(guard)?;
+                let tables = Box::<CpuTables>::new_zeroed().assume_init();
+                let tables: &CpuTables = Box::leak(tables);
+                tables.fill();
+                pvh::protect(tables.constant_page())?;
+                Some(tables)
             } else {
                 pv::unmap(guard / page..guard / page + 1);
+                None
             }
-        }
-        Some(Stack {
+        };
+        Some(Memory {
             guard,
             top: guard + (1 + STACK_PAGES) as u64 * page,
+            tables,
         })
     }
 }
@@ -81,14 +94,14 @@ impl Machine {
     ///
     /// To be called once.
     pub fn start_vcpus(&self, mut work: impl FnMut(VcpuId) -> Work) -> u32 {
-        let stacks: Vec<(VcpuId, Option<Stack>)> = (1..self.vcpus)
-            .map(|id| (VcpuId(id), Stack::new()))
+        let all: Vec<(VcpuId, Option<Memory>)> = (1..self.vcpus)
+            .map(|id| (VcpuId(id), Memory::new()))
             .collect();
         let mut running = 0;
-        for (id, stack) in stacks {
-            let started = stack
+        for (id, memory) in all {
+            let started = memory
                 .ok_or(NotStarted::NoMemory)
-                .and_then(|stack| start(id, &stack, work(id)));
+                .and_then(|memory| start(id, &memory, work(id)));
             if let Err(error) = started {
                 log::error!("vCPU {id} is not used: {error}");
                 break;
@@ -99,29 +112,24 @@ impl Machine {
     }
 }
 
-fn start(id: VcpuId, stack: &Stack, work: Work) -> Result<(), NotStarted> {
+fn start(id: VcpuId, memory: &Memory, work: Work) -> Result<(), NotStarted> {
     let vcpu: &'static Vcpu = Box::leak(Box::new(Vcpu::new()));
-    let base = vcpu.register(id, stack.guard);
+    let base = vcpu.register(id, memory.guard);
     share(vcpu);
     set_up_events(vcpu).map_err(NotStarted::Ports)?;
-    let tables = machine::is_pvh().then(|| {
-        // SAFETY: stacks and numbers, for all of which zero is a value.
-        let tables = unsafe { Box::<CpuTables>::new_zeroed().assume_init() };
-        &*Box::leak(tables)
-    });
     let start = Box::into_raw(Box::new(Start {
         vcpu,
         base,
-        tables,
+        tables: memory.tables,
         work,
     }));
     // SAFETY: what is named here is the new vCPU's alone from now on: its stack, its state, and
     // what it starts with.
     unsafe {
         if machine::is_pvh() {
-            pvh::initialise_vcpu(id, stack.top, start as u64)
+            pvh::initialise_vcpu(id, memory.top, start as u64)
         } else {
-            pv::initialise_vcpu(id, stack.top, start as u64, base)
+            pv::initialise_vcpu(id, memory.top, start as u64, base)
         }
         .and_then(|()| hypercall::vcpu_op(VCPUOP_UP.into(), id.0.into(), 0))
     }

@@ -1,9 +1,14 @@
 //! The processor's own tables on PVH: GDT, TSS with interrupt stacks, IDT.
+//!
+//! They have pages of their own, which boot makes read-only like the page tables. A write that goes
+//! astray ends in a report then, and not in a triple fault, which leaves none.
 
 use super::exceptions::{self, VECTORS};
 use super::upcall::{UPCALL_VECTOR, pvh_upcall};
+use bulkhead_xen::PAGE_SIZE;
 use core::arch::asm;
 use core::cell::UnsafeCell;
+use core::ops::Range;
 
 const CODE: u16 = 0x08;
 const TSS: u16 = 0x18;
@@ -59,21 +64,34 @@ struct TablePointer {
     base: u64,
 }
 
-#[repr(C, align(16))]
-struct Tables {
-    exception_stack: [u8; EXCEPTION_STACK],
-    double_fault_stack: [u8; EXCEPTION_STACK],
-    upcall_stack: [u8; UPCALL_STACK],
+#[repr(C, align(4096))]
+struct Descriptors {
     gdt: [u64; 5],
     tss: TaskState,
 }
 
+#[repr(C, align(4096))]
+struct Stacks {
+    exception: [u8; EXCEPTION_STACK],
+    double_fault: [u8; EXCEPTION_STACK],
+    upcall: [u8; UPCALL_STACK],
+}
+
+#[repr(C)]
+struct Tables {
+    descriptors: Descriptors,
+    stacks: Stacks,
+}
+
+const _: () = assert!(size_of::<Descriptors>() == PAGE_SIZE);
+
 /// One vCPU's tables.
 pub struct CpuTables(UnsafeCell<Tables>);
 
-// SAFETY: written once by `load`, then only used by the processor it belongs to.
+// SAFETY: written once by `fill`, then only used by the processor it belongs to.
 unsafe impl Sync for CpuTables {}
 
+#[repr(align(4096))]
 struct Idt(UnsafeCell<[Gate; 256]>);
 
 // SAFETY: written by `fill_idt` before any other vCPU runs, only read by processors after that.
@@ -88,36 +106,47 @@ impl CpuTables {
     /// Empty tables.
     const fn new() -> Self {
         CpuTables(UnsafeCell::new(Tables {
-            exception_stack: [0; EXCEPTION_STACK],
-            double_fault_stack: [0; EXCEPTION_STACK],
-            upcall_stack: [0; UPCALL_STACK],
             // All zero, so that it takes no room in the ELF.
-            gdt: [0; 5],
-            tss: TaskState {
-                reserved0: 0,
-                rsp: [0; 3],
-                reserved1: 0,
-                ist: [0; 7],
-                reserved2: 0,
-                reserved3: 0,
-                io_map: 0,
+            descriptors: Descriptors {
+                gdt: [0; 5],
+                tss: TaskState {
+                    reserved0: 0,
+                    rsp: [0; 3],
+                    reserved1: 0,
+                    ist: [0; 7],
+                    reserved2: 0,
+                    reserved3: 0,
+                    io_map: 0,
+                },
+            },
+            stacks: Stacks {
+                exception: [0; EXCEPTION_STACK],
+                double_fault: [0; EXCEPTION_STACK],
+                upcall: [0; UPCALL_STACK],
             },
         }))
     }
 
-    /// Makes the calling vCPU use these tables.
+    /// The page that nothing writes once the tables are filled.
+    pub fn constant_page(&self) -> u64 {
+        self.0.get() as u64
+    }
+
+    /// Writes what a vCPU is to use.
     ///
     /// # Safety
-    /// Called once per vCPU, on PVH, with tables that no other vCPU uses and an IDT already
-    /// filled.
-    pub unsafe fn load(&'static self) {
+    /// Called once, before `load`.
+    pub unsafe fn fill(&'static self) {
         // SAFETY: by the contract, this is the only access so far.
-        let tables = unsafe { &mut *self.0.get() };
+        let Tables {
+            descriptors: tables,
+            stacks,
+        } = unsafe { &mut *self.0.get() };
         let top = |stack: &[u8]| (stack.as_ptr_range().end as u64) & !15;
         let stacks = [
-            (IST_EXCEPTION, top(&tables.exception_stack)),
-            (IST_DOUBLE_FAULT, top(&tables.double_fault_stack)),
-            (IST_UPCALL, top(&tables.upcall_stack)),
+            (IST_EXCEPTION, top(&stacks.exception)),
+            (IST_DOUBLE_FAULT, top(&stacks.double_fault)),
+            (IST_UPCALL, top(&stacks.upcall)),
         ];
         let mut ist = [0; 7];
         for (number, top) in stacks {
@@ -132,17 +161,29 @@ impl CpuTables {
         // A 64-bit available TSS descriptor (Intel SDM volume 3, figure 8-4).
         tables.gdt[3] = limit | (tss & 0xff_ffff) << 16 | 0x89 << 40 | (tss >> 24 & 0xff) << 56;
         tables.gdt[4] = tss >> 32;
+    }
+
+    /// Makes the calling vCPU use these tables.
+    ///
+    /// # Safety
+    /// Called once per vCPU, on PVH, with tables that are filled and that no other vCPU uses, and an
+    /// IDT already filled.
+    pub unsafe fn load(&'static self) {
+        // SAFETY: filled before, and only read since.
+        let gdt = unsafe { &raw const (*self.0.get()).descriptors.gdt };
         let gdt = TablePointer {
-            limit: size_of_val(&tables.gdt) as u16 - 1,
-            base: tables.gdt.as_ptr() as u64,
+            limit: size_of::<[u64; 5]>() as u16 - 1,
+            base: gdt as u64,
         };
         let idt = TablePointer {
             limit: size_of::<[Gate; 256]>() as u16 - 1,
             base: IDT.0.get() as u64,
         };
         // SAFETY: the tables live for ever and describe the flat segments already in use, with
-        // the same selectors; the task register names the descriptor just written.
+        // the same selectors; the task register names the descriptor that `fill` has written. The
+        // processor marks that one as busy, on a page that may be read-only already.
         unsafe {
+            let protection = lift_write_protection();
             asm!(
                 "lgdt [{gdt}]",
                 "ltr {tss:x}",
@@ -151,8 +192,41 @@ impl CpuTables {
                 idt = in(reg) &raw const idt,
                 tss = in(reg) TSS,
             );
+            restore_write_protection(protection);
         }
     }
+}
+
+/// The interrupt table's page, which nothing writes once it is filled.
+pub fn idt_page() -> Range<u64> {
+    let start = IDT.0.get() as u64;
+    start..start + PAGE_SIZE as u64
+}
+
+const CR0_WRITE_PROTECT: u64 = 1 << 16;
+
+/// Lets the calling vCPU write to read-only pages; answers what to give to
+/// [`restore_write_protection`].
+///
+/// # Safety
+/// On PVH. Until it is restored, nothing writes but to pages of the caller's choice.
+pub unsafe fn lift_write_protection() -> u64 {
+    let cr0: u64;
+    // SAFETY: by the contract; the other bits stay.
+    unsafe {
+        asm!("mov {}, cr0", out(reg) cr0, options(nostack));
+        asm!("mov cr0, {}", in(reg) cr0 & !CR0_WRITE_PROTECT, options(nostack));
+    }
+    cr0
+}
+
+/// Forbids it again.
+///
+/// # Safety
+/// `cr0` is what [`lift_write_protection`] has answered on this vCPU.
+pub unsafe fn restore_write_protection(cr0: u64) {
+    // SAFETY: by the contract, what the register was before.
+    unsafe { asm!("mov cr0, {}", in(reg) cr0, options(nostack)) };
 }
 
 /// Points every vector at its handler.

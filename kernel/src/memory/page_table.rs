@@ -49,6 +49,11 @@ pub fn large(address: u64, no_execute: bool) -> u64 {
         | if no_execute { NO_EXECUTE } else { 0 }
 }
 
+/// An entry for a page that is not written.
+pub fn constant(address: u64, no_execute: bool) -> u64 {
+    address | PRESENT | ACCESSED | if no_execute { NO_EXECUTE } else { 0 }
+}
+
 /// The entries of small pages that map the same as one of a large page; `None` if it is the entry
 /// of a table.
 pub fn split(entry: u64) -> Option<impl Iterator<Item = u64>> {
@@ -64,6 +69,8 @@ pub struct Image {
     pub code: Range<u64>,
     /// Constants: neither.
     pub constants: Range<u64>,
+    /// What the processor reads of itself: written at boot, and by nobody since.
+    pub tables: [Range<u64>; 3],
     /// The page below the stack: not there.
     pub guard: Range<u64>,
     /// All of it: what is none of the above is data.
@@ -83,16 +90,14 @@ impl Image {
         if page < PAGE_SIZE as u64 || self.guard.contains(&page) {
             return 0;
         }
-        let data = if self.no_execute { NO_EXECUTE } else { 0 };
-        page | PRESENT
-            | ACCESSED
-            | if self.code.contains(&page) {
-                0
-            } else if self.constants.contains(&page) {
-                data
-            } else {
-                WRITABLE | DIRTY | data
-            }
+        let is_table = || self.tables.iter().any(|table| table.contains(&page));
+        if self.code.contains(&page) {
+            constant(page, false)
+        } else if self.constants.contains(&page) || is_table() {
+            constant(page, self.no_execute)
+        } else {
+            constant(page, self.no_execute) | WRITABLE | DIRTY
+        }
     }
 }
 
@@ -134,6 +139,7 @@ mod tests {
         let image = Image {
             code: 0x10_0000..0x11_0000,
             constants: 0x11_0000..0x11_4000,
+            tables: [0x11_a000..0x11_b000, 0x11_c000..0x11_e000, 0..0],
             guard: 0x11_5000..0x11_6000,
             all: 0x10_0000..0x12_0000,
             no_execute: true,
@@ -153,6 +159,9 @@ mod tests {
         assert_eq!(rights(0x10_f000), (true, false, true), "code");
         assert_eq!(rights(0x11_3000), (true, false, false), "constants");
         assert_eq!(rights(0x11_4000), (true, true, false), "data");
+        assert_eq!(rights(0x11_a000), (true, false, false), "a table");
+        assert_eq!(rights(0x11_b000), (true, true, false), "data");
+        assert_eq!(rights(0x11_d000), (true, false, false), "a table");
         assert_eq!(rights(0x11_5000), (false, false, true), "guard");
         assert_eq!(rights(0x11_6000), (true, true, false), "stack");
         assert_eq!(rights(0x1000), (true, true, false), "memory");

@@ -294,6 +294,7 @@ fn the_image_is_protected_and_null_is_gone() {
     let image = Image {
         code: 0x10_0000..0x11_0000,
         constants: 0x11_0000..0x11_2000,
+        tables: [0x11_5000..0x11_6000, 0..0, 0..0],
         guard: 0x11_3000..0x11_4000,
         all: 0x10_0000..0x12_0000,
         no_execute: true,
@@ -302,7 +303,7 @@ fn the_image_is_protected_and_null_is_gone() {
     let writable = |address: u64| tables.memory.mapped_writable(address / PAGE);
     assert_eq!(tables.memory.walk(0), None);
     assert_eq!(tables.memory.walk(0x11_3000), None);
-    assert!(!writable(0x10_0000) && !writable(0x11_1000));
+    assert!(!writable(0x10_0000) && !writable(0x11_1000) && !writable(0x11_5000));
     assert!(writable(0x11_2000) && writable(0x11_4000) && writable(0x12_0000));
     for page in image.pages().filter(|page| !image.guard.contains(page)) {
         let entry = tables.memory.walk(page).unwrap();

@@ -39,6 +39,17 @@ const KERNEL_DEATHS: &[&str] = &[
     "Oops: ",
 ];
 
+/// What fio and cmp print when a disk holds something else than was written to it.
+const WRONG_DATA: &[&str] = &["verify failed at ", "verify: bad ", " differ: "];
+
+/// The line of a scenario's error that tells of wrong data. No fault of the emulation excuses it.
+pub fn wrong_data(error: &str) -> Option<&str> {
+    error
+        .lines()
+        .find(|line| WRONG_DATA.iter().any(|sign| line.contains(sign)))
+        .map(str::trim)
+}
+
 /// Signs of death in the result of a command in dom0.
 pub fn in_command(script: &str, output: &Output) -> Vec<String> {
     let script = script.trim().lines().next().unwrap_or_default();
@@ -275,6 +286,20 @@ mod tests {
         );
         assert!(in_command("xl list", &output(1, "xl: not found\n")).is_empty());
         assert!(in_command("timeout 1 xl list", &output(143, "")).is_empty());
+    }
+
+    #[test]
+    fn wrong_data_is_seen_in_what_fio_and_cmp_print() {
+        let fio = "fio failed in guest:\ncrc32c: verify failed at file /dev/xvda offset 4096, length 512\n";
+        assert!(
+            wrong_data(fio)
+                .unwrap()
+                .starts_with("crc32c: verify failed")
+        );
+        assert!(wrong_data("verify: bad magic header 0, wanted acca at file /dev/xvda").is_some());
+        assert!(wrong_data("- /tmp/xvdb differ: char 1, line 1").is_some());
+        let other = "fio: io_u error on file /dev/xvda: Input/output error: read offset=4096";
+        assert_eq!(wrong_data(other), None);
     }
 
     #[test]

@@ -22,6 +22,10 @@ const BULKHEAD_MEMORY: u32 = 80;
 /// A Linux driver domain's: with less it does not serve the same data.
 const LINUX_MEMORY: u32 = 160;
 
+/// The host's processor that driver domains have to themselves, and that of guests. dom0 has the first.
+const SERVERS: &str = "1";
+const GUESTS: &str = "2";
+
 /// How long a driver domain may take to boot.
 const BOOT: Duration = Duration::from_secs(60);
 
@@ -197,7 +201,7 @@ impl<'h> Field<'h> {
         config.ramdisk = Some(ramdisk.to_owned());
         config.driver_domain = true;
         config.vcpus = self.plan.queues;
-        config.extra.push("cpus = \"0\"".to_owned());
+        config.cpus = SERVERS;
         if contestant.is_bulkhead() {
             config.memory = BULKHEAD_MEMORY;
             config.cmdline.clone_from(&self.plan.bulkhead_options);
@@ -241,7 +245,7 @@ impl<'h> Field<'h> {
         let name = format!("guest{number}");
         let mut config = self.host.guest_config(&name, self.plan.guest_kind, disks)?;
         config.vcpus = self.plan.queues;
-        config.extra.push("cpus = \"1\"".to_owned());
+        config.cpus = GUESTS;
         if !self.plan.persistent {
             config.cmdline += " xen_blkfront.feature_persistent=0";
         }

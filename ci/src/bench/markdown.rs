@@ -9,10 +9,10 @@ pub fn report(results: &Results, xen: &str, repeat: &str, charts: &[String]) -> 
     let persistent = if plan.persistent { "on" } else { "off" };
     let mut text = format!(
         "# Block backends side by side\n\n\
-         One boot of Xen {xen} in QEMU's software emulation (two processors, ERMS and FSRM hidden from \
+         One boot of Xen {xen} in QEMU's software emulation (three processors, ERMS and FSRM hidden from \
          everyone). Guests: {} x {}, {} queue(s), persistent grants {persistent} in their frontends. \
-         They have processor 1; the contestant has processor 0, where dom0 is kept quiet and all others \
-         are paused. Each has {} MiB of data in memory. fio, libaio, direct I/O: {} s after {} s of \
+         They have processor 2, a driver domain has processor 1, where all others are paused, and dom0 has \
+         processor 0. Each has {} MiB of data in memory. fio, libaio, direct I/O: {} s after {} s of \
          warming up, {} round(s), contestants in turn.\n\n\
          Repeat it: `{repeat}`\n\n\
          `!`: every run was disturbed, the figure is not to be trusted. `~`: the runs lie far apart.\n\n",

@@ -105,12 +105,9 @@ pub fn run(release: Release, options: &Options) -> Result<bool> {
     let driver = image::driver::ensure(&image, &say)?;
 
     say(&format!("booting Xen {release}"));
-    let mut xen_options = "dom0_max_vcpus=1 dom0_vcpus_pin".to_owned();
-    if plan.guests > 1 {
-        xen_options += LONG_TURNS;
-    }
+    let xen_options = if plan.guests > 1 { LONG_TURNS } else { "" };
     let machine = Machine {
-        xen_options,
+        xen_options: xen_options.to_owned(),
         ..Machine::default()
     };
     let dir = workspace::lab()

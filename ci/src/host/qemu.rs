@@ -32,7 +32,8 @@ impl Default for Machine {
             // and ERMS. The README says what each of them breaks or distorts.
             cpu: "Opteron_G3,+svm,+npt,-rdtscp,-misalignsse".to_owned(),
             threads: "multi".to_owned(),
-            processors: 2,
+            // One for dom0, and two for all others.
+            processors: 3,
             memory: 4096,
             dom0_memory: 1024,
             xen_options: String::new(),
@@ -181,8 +182,8 @@ fn arguments(instance: &Instance, image: &HostImage, machine: &Machine) -> Vec<S
     add(
         "append",
         format!(
-            "console=com1 com1=115200,8n1 dom0_mem={0}M,max:{0}M loglvl=all guest_loglvl=all \
-             console_timestamps=boot {1}",
+            "console=com1 com1=115200,8n1 dom0_mem={0}M,max:{0}M dom0_max_vcpus=1 dom0_vcpus_pin \
+             loglvl=all guest_loglvl=all console_timestamps=boot {1}",
             machine.dom0_memory, machine.xen_options
         ),
     );

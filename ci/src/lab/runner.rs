@@ -148,7 +148,11 @@ impl<'a> Runner<'a> {
         let mut verdict = fault::in_logs(&logs.xen, &logs.dom0, &host.domains());
         verdict.emulator.extend(host.take_emulator_faults());
         verdict.own.extend(host.crashes());
-        if result.is_ok() && !verdict.own.is_empty() {
+        if let Err(error) = &result {
+            let text = format!("{error:#}");
+            let wrong = fault::wrong_data(&text).map(|line| format!("wrong data: {line}"));
+            verdict.own.extend(wrong);
+        } else if !verdict.own.is_empty() {
             result = Err(anyhow!("one of our own domains crashed"));
         }
         let clean = result.is_ok() && verdict.emulator.is_empty();

@@ -29,6 +29,9 @@ const LIMIT: Duration = Duration::from_secs(1500);
 /// leaves without a segment: a triple fault.)
 const GRUB: &str = "/usr/lib/grub-xen/grub-i386-xen_pvh.bin";
 
+/// Bochs's host has one processor, and no fault to keep off it.
+const ONLY_ONE: &str = "0";
+
 fn run(place: &Place) -> Result<()> {
     let linux = guest32::ensure(place.say)?;
     (place.say)("making dom0's disk");
@@ -84,12 +87,14 @@ fn storage(images: u64) -> Config {
     config.ramdisk = Some("/lab/images.tar".to_owned());
     config.memory = (images >> 20) as u32 + 20;
     config.driver_domain = true;
+    config.cpus = ONLY_ONE;
     config
 }
 
 fn guest() -> Config {
     let mut config = Config::new("guest", Kind::Pvh, GRUB);
     config.memory = 384;
+    config.cpus = ONLY_ONE;
     config.disks = vec![
         disk("storage", "xvda", "rw", "ram:boot"),
         disk("storage", "xvdb", "ro", "ram:fio"),

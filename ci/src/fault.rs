@@ -42,14 +42,6 @@ const KERNEL_DEATHS: &[&str] = &[
 /// What fio and cmp print when a disk holds something else than was written to it.
 const WRONG_DATA: &[&str] = &["verify failed at ", "verify: bad ", " differ: "];
 
-/// The line of a scenario's error that tells of wrong data. No fault of the emulation excuses it.
-pub fn wrong_data(error: &str) -> Option<&str> {
-    error
-        .lines()
-        .find(|line| WRONG_DATA.iter().any(|sign| line.contains(sign)))
-        .map(str::trim)
-}
-
 /// Signs of death in the result of a command in dom0.
 pub fn in_command(script: &str, output: &Output) -> Vec<String> {
     let script = script.trim().lines().next().unwrap_or_default();
@@ -73,6 +65,15 @@ pub struct Verdict {
     pub emulator: Vec<String>,
     /// Faults of our own domains.
     pub own: Vec<String>,
+}
+
+impl Verdict {
+    /// Whether a scenario that failed with `error` may be run again: the emulation was at fault, and neither did
+    /// one of our own domains fail nor was there wrong data on a disk.
+    pub fn excuses(&self, error: &str) -> bool {
+        let wrong_data = WRONG_DATA.iter().any(|sign| error.contains(sign));
+        !self.emulator.is_empty() && self.own.is_empty() && !wrong_data
+    }
 }
 
 /// Reads Xen's log and dom0's kernel log of one scenario.
@@ -289,17 +290,26 @@ mod tests {
     }
 
     #[test]
-    fn wrong_data_is_seen_in_what_fio_and_cmp_print() {
-        let fio = "fio failed in guest:\ncrc32c: verify failed at file /dev/xvda offset 4096, length 512\n";
-        assert!(
-            wrong_data(fio)
-                .unwrap()
-                .starts_with("crc32c: verify failed")
-        );
-        assert!(wrong_data("verify: bad magic header 0, wanted acca at file /dev/xvda").is_some());
-        assert!(wrong_data("- /tmp/xvdb differ: char 1, line 1").is_some());
-        let other = "fio: io_u error on file /dev/xvda: Input/output error: read offset=4096";
-        assert_eq!(wrong_data(other), None);
+    fn a_fault_of_the_emulation_excuses_neither_our_own_faults_nor_wrong_data() {
+        let emulator = || vec!["Triple fault".to_owned()];
+        let hit = Verdict {
+            emulator: emulator(),
+            own: Vec::new(),
+        };
+        assert!(hit.excuses("fio: io_u error on file /dev/xvda: Input/output error: read"));
+        for wrong in [
+            "fio failed in guest:\ncrc32c: verify failed at file /dev/xvda offset 4096, length 512",
+            "verify: bad magic header 0, wanted acca at file /dev/xvda",
+            "- /tmp/xvdb differ: char 1, line 1",
+        ] {
+            assert!(!hit.excuses(wrong), "{wrong}");
+        }
+        assert!(!Verdict::default().excuses("time is over"), "no fault seen");
+        let both = Verdict {
+            emulator: emulator(),
+            own: vec!["storage (domain 8) crashed".to_owned()],
+        };
+        assert!(!both.excuses("time is over"));
     }
 
     #[test]

@@ -90,7 +90,7 @@ impl<'a> Runner<'a> {
         let mut emulator_faults = Vec::new();
         let mut attempt = self.attempt(scenario, "");
         let lost_before = self.lost;
-        while attempt.is_the_emulators() {
+        while attempt.excused {
             self.lost = lost_before + start.elapsed();
             if reruns == MOST_RERUNS || self.lost > MOST_LOST {
                 break;
@@ -129,6 +129,7 @@ impl<'a> Runner<'a> {
             let error = Some(format!("{error:#}\nlogs: {}", kept.display()));
             return Attempt {
                 error,
+                excused: true,
                 emulator_faults,
                 ..Attempt::default()
             };
@@ -148,24 +149,22 @@ impl<'a> Runner<'a> {
         let mut verdict = fault::in_logs(&logs.xen, &logs.dom0, &host.domains());
         verdict.emulator.extend(host.take_emulator_faults());
         verdict.own.extend(host.crashes());
-        if let Err(error) = &result {
-            let text = format!("{error:#}");
-            let wrong = fault::wrong_data(&text).map(|line| format!("wrong data: {line}"));
-            verdict.own.extend(wrong);
-        } else if !verdict.own.is_empty() {
+        if result.is_ok() && !verdict.own.is_empty() {
             result = Err(anyhow!("one of our own domains crashed"));
         }
         let clean = result.is_ok() && verdict.emulator.is_empty();
         let figures = lab.figures.into_inner();
-        let error = result
-            .err()
-            .map(|error| explain(&error, &verdict, &logs, &dir));
+        let error = result.err();
+        let excused = error
+            .as_ref()
+            .is_some_and(|error| verdict.excuses(&format!("{error:#}")));
+        let error = error.map(|error| explain(&error, &verdict, &logs, &dir));
         if !clean {
             self.host = None;
         }
         Attempt {
             error,
-            own_fault: !verdict.own.is_empty(),
+            excused,
             emulator_faults: verdict.emulator,
             figures,
         }
@@ -207,16 +206,10 @@ impl<'a> Runner<'a> {
 #[derive(Default)]
 struct Attempt {
     error: Option<String>,
-    own_fault: bool,
+    /// It failed, by a fault of the emulation.
+    excused: bool,
     emulator_faults: Vec<String>,
     figures: Vec<super::Figure>,
-}
-
-impl Attempt {
-    /// Whether it failed, and a fault of the emulation was seen in it, but none of our own domains.
-    fn is_the_emulators(&self) -> bool {
-        self.error.is_some() && !self.emulator_faults.is_empty() && !self.own_fault
-    }
 }
 
 /// A scenario that passes must have left the host as it was.

@@ -139,7 +139,7 @@ impl CpuTables {
     pub unsafe fn fill(&'static self) {
         // SAFETY: by the contract, this is the only access so far.
         let Tables {
-            descriptors: tables,
+            descriptors,
             stacks,
         } = unsafe { &mut *self.0.get() };
         let top = |stack: &[u8]| (stack.as_ptr_range().end as u64) & !15;
@@ -152,15 +152,16 @@ impl CpuTables {
         for (number, top) in stacks {
             ist[usize::from(number) - 1] = top;
         }
-        tables.tss.ist = ist;
-        tables.tss.io_map = size_of::<TaskState>() as u16;
-        tables.gdt[1] = 0x00af_9b00_0000_ffff;
-        tables.gdt[2] = 0x00cf_9300_0000_ffff;
-        let tss = &raw const tables.tss as u64;
+        descriptors.tss.ist = ist;
+        descriptors.tss.io_map = size_of::<TaskState>() as u16;
+        descriptors.gdt[1] = 0x00af_9b00_0000_ffff;
+        descriptors.gdt[2] = 0x00cf_9300_0000_ffff;
+        let tss = &raw const descriptors.tss as u64;
         let limit = size_of::<TaskState>() as u64 - 1;
         // A 64-bit available TSS descriptor (Intel SDM volume 3, figure 8-4).
-        tables.gdt[3] = limit | (tss & 0xff_ffff) << 16 | 0x89 << 40 | (tss >> 24 & 0xff) << 56;
-        tables.gdt[4] = tss >> 32;
+        descriptors.gdt[3] =
+            limit | (tss & 0xff_ffff) << 16 | 0x89 << 40 | (tss >> 24 & 0xff) << 56;
+        descriptors.gdt[4] = tss >> 32;
     }
 
     /// Makes the calling vCPU use these tables.

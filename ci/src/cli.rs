@@ -29,7 +29,7 @@ enum Task {
         /// Parts of names.
         names: Vec<String>,
         /// A unikernel that is there already.
-        #[arg(long)]
+        #[arg(long, value_parser = build::existing_file)]
         elf: Option<PathBuf>,
     },
     /// Lists the scenarios.

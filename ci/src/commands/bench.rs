@@ -54,7 +54,7 @@ pub struct Options {
     #[arg(long, default_value = "")]
     bulkhead_options: String,
     /// The unikernel to be measured (default: it is built).
-    #[arg(long)]
+    #[arg(long, value_parser = build::existing_file)]
     elf: Option<PathBuf>,
 }
 

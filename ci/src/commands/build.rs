@@ -12,6 +12,15 @@ const SIZE_LIMIT: u64 = 400 << 10;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
+/// A file that an option names: a mistake is to be seen before a host is booted.
+pub fn existing_file(path: &str) -> Result<PathBuf, String> {
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() => Ok(PathBuf::from(path)),
+        Ok(_) => Err("this is no file".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 /// Builds it and returns its path.
 pub fn build() -> Result<PathBuf> {
     let mut command = Command::new(process::cargo());

@@ -1,5 +1,6 @@
 //! `cargo lab run`: one ELF as a domain on a host that stays up, for the edit-and-boot cycle.
 
+use super::build;
 use crate::config::{Config, Kind};
 use crate::host::{Host, length, qemu::Machine, read_from};
 use crate::image::release::Release;
@@ -12,13 +13,13 @@ use std::time::{Duration, Instant};
 #[derive(Debug, clap::Args)]
 pub struct Options {
     /// The kernel: an ELF.
-    #[arg(long)]
+    #[arg(long, value_parser = build::existing_file)]
     pub elf: PathBuf,
     /// pvh or pv.
     #[arg(long = "type", default_value_t = Kind::Pvh)]
     pub kind: Kind,
     /// The domain's ramdisk.
-    #[arg(long)]
+    #[arg(long, value_parser = build::existing_file)]
     pub ramdisk: Option<PathBuf>,
     /// Memory of the domain in MiB.
     #[arg(long, default_value_t = 64)]

@@ -1,9 +1,7 @@
 //! Guests of either word size: their requests lie differently in the ring.
 
-mod world;
-
+use crate::world::{Bystander, Guest, IMAGE_SIZE, SECTORS, Style, World, content};
 use bulkhead_ring::blkif::{Abi, Status, TransferKind};
-use world::{Bystander, Guest, IMAGE_SIZE, SECTORS, Style, World, content};
 
 fn style(abi: Abi) -> Style {
     Style {

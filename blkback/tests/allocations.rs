@@ -1,9 +1,7 @@
 //! The data path takes no memory: all of it was taken when the disk connected.
 
-mod world;
-
+use crate::world::{Frontend, Style, allocations, on_every_path};
 use bulkhead_ring::blkif::{SLOT_SIZE, TransferKind};
-use world::{Frontend, Style, allocations, on_every_path};
 
 /// What the driver domain allocates while it serves what `fill` puts into the ring.
 fn taken(disk: &mut Frontend<'_>, mut fill: impl FnMut(&mut Frontend<'_>)) -> u64 {
@@ -61,7 +59,7 @@ fn a_ring_full_of_requests_in_two_steps_takes_nothing() {
 #[test]
 fn hostile_requests_take_nothing_either() {
     on_every_path(Style::default(), |disk| {
-        let mut random = world::Random::new(11);
+        let mut random = crate::world::Random::new(11);
         let taken = taken(disk, |disk| {
             for _ in 0..32 {
                 let mut slot = [0; SLOT_SIZE];

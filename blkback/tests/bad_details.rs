@@ -1,12 +1,10 @@
 //! Frontends that publish rubbish: each is closed and told why, and costs nobody else anything.
 
-mod world;
-
+use crate::world::{Bystander, Frontend, Guest, World};
 use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_xen::abi::grant_table::EntryFlags;
 use bulkhead_xen::sim::{GrantUse, Hypercall};
 use bulkhead_xen::{DomId, Errno, GrantRef, GrantStatus};
-use world::{Bystander, Frontend, Guest, World};
 
 /// Publishes what `spoil` makes of a frontend's details, beside a guest that notices nothing.
 /// Answers what the frontend is told.

@@ -1,7 +1,8 @@
 //! Requests that lie: an error response, or a closed device, for that frontend alone.
 
-mod world;
-
+use crate::world::{
+    Bystander, Frontend, Guest, IMAGE_SIZE, PATHS, POISON, SECTORS, Style, World, content,
+};
 use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_grant::Access;
 use bulkhead_ring::RingMemory;
@@ -11,9 +12,6 @@ use bulkhead_ring::blkif::{
 use bulkhead_ring::{Index, SharedPages};
 use bulkhead_xen::GrantRef;
 use bulkhead_xen::sim::GrantUse;
-use world::{
-    Bystander, Frontend, Guest, IMAGE_SIZE, PATHS, POISON, SECTORS, Style, World, content,
-};
 
 /// Runs a scene with a hostile frontend, connected to `disk0`, beside a guest that does verified
 /// I/O before and after, for each way to guests' pages. The scene may leave the frontend connected

@@ -1,11 +1,9 @@
 //! Disks that the toolstack should not have asked for: `xl` fails at once and is told why, and
 //! every other guest goes on.
 
-mod world;
-
+use crate::world::{Bystander, Guest, Setup, World, content};
 use bulkhead_xen::sim::xenstore::toolstack::{self, Disk};
 use std::time::Duration;
-use world::{Bystander, Guest, Setup, World, content};
 
 /// Attaches a disk that cannot be, beside a guest that notices nothing. Answers what is wrong.
 fn refused(world: &World, disk: &Disk) -> String {
@@ -81,7 +79,7 @@ fn an_image_whose_size_is_no_multiple_of_512() {
 fn a_damaged_archive() {
     let setup = Setup {
         // The second header.
-        damage: Some(512 + world::IMAGE_SIZE),
+        damage: Some(512 + crate::world::IMAGE_SIZE),
         ..Setup::default()
     };
     let world = World::with(setup);

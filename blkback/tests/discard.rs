@@ -1,10 +1,8 @@
 //! Discards: memory really goes back to Xen, and reads as zeros afterwards.
 
-mod world;
-
+use crate::world::{Bystander, Frontend, Guest, IMAGE_SIZE, SECTORS, World, content};
 use bulkhead_ring::blkif::{Discard, Operation, Request, Sector, Status};
 use bulkhead_xen::sim::xenstore::toolstack::Disk;
-use world::{Bystander, Frontend, Guest, IMAGE_SIZE, SECTORS, World, content};
 
 fn discard(disk: &mut Frontend<'_>, sector: u64, count: u64, secure: bool) -> Status {
     let id = disk.link().new_id();

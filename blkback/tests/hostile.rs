@@ -1,7 +1,8 @@
 //! Frontends and a xenstore that change things at the worst moment.
 
-mod world;
-
+use crate::world::{
+    Bystander, Frontend, Guest, IMAGE_SIZE, Link, Meanwhile, PATHS, Setup, Style, World, content,
+};
 use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_ring::blkif::Status;
 use bulkhead_ring::{Index, RingMemory, SharedPages};
@@ -9,9 +10,6 @@ use bulkhead_xen::sim::xenstore::{owned_by, toolstack};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
-use world::{
-    Bystander, Frontend, Guest, IMAGE_SIZE, Link, Meanwhile, PATHS, Setup, Style, World, content,
-};
 
 /// Whatever happened to a disk, libxl takes it away.
 fn force_away(mut disk: Frontend<'_>) {

@@ -1,14 +1,12 @@
 //! Indirect requests whose segments fill more than one index page: more of them than are offered
 //! to frontends, so a queue is served here without a disk around it.
 
-mod world;
-
+use crate::world::{Answer, Guest, Link, PATHS, Page, Random, Setup, Style, World, content};
 use bulkhead_blkback::engine::{QueueControl, QueueSetup, queue_control, serve};
 use bulkhead_grant::Access;
 use bulkhead_images::Target;
 use bulkhead_ring::blkif::{Operation, Request, Segment, Status, TransferKind};
 use bulkhead_xen::GrantRef;
-use world::{Answer, Guest, Link, PATHS, Page, Random, Setup, Style, World, content};
 
 const SEGMENTS: usize = 1100;
 const IMAGE: usize = 1 << 20;

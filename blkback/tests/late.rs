@@ -1,14 +1,12 @@
 //! A store that answers late, in any order, or not at all.
 
-mod world;
-
+use crate::world::{Bystander, Frontend, Guest, IMAGE_SIZE, Random, World, content};
 use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_images::{IoError, Op, Sector};
 use bulkhead_ring::blkif::{Status, TransferKind};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
-use world::{Bystander, Frontend, Guest, IMAGE_SIZE, Random, World, content};
 
 #[test]
 fn answers_come_in_the_order_of_the_store() {

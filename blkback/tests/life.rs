@@ -1,13 +1,11 @@
 //! Every turn of a disk's life that the toolstack, the guest or the driver domain can take.
 
-mod world;
-
+use crate::world::{Bystander, Guest, IMAGE_SIZE, Link, World, content};
 use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_xen::sim::xenstore::toolstack::{self, Disk};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
-use world::{Bystander, Guest, IMAGE_SIZE, Link, World, content};
 
 #[test]
 fn a_frontend_closes_and_comes_back() {

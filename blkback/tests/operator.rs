@@ -1,8 +1,7 @@
 //! What an operator asks of the running domain: images that grow under their guests, statistics,
 //! and keys on the console.
 
-mod world;
-
+use crate::world::{Bystander, Frontend, Guest, IMAGE_SIZE, SECTORS, Style, World, content};
 use bulkhead_blkback::operator::answer_keys;
 use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_executor::Executor;
@@ -12,7 +11,6 @@ use bulkhead_xenstore_client::{Client, Ring};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
-use world::{Bystander, Frontend, Guest, IMAGE_SIZE, SECTORS, Style, World, content};
 
 /// Asks for an image to grow, and answers what the operator is told.
 fn grow(world: &World, request: &str) -> String {

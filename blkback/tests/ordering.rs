@@ -1,11 +1,9 @@
 //! Barriers: what came before is done before, what comes after begins after.
 
-mod world;
-
+use crate::world::{Bystander, Guest, Random, World};
 use bulkhead_images::{IoError, Op, Sector};
 use bulkhead_ring::blkif::{Request, RequestId, Sector as Position, Status, TransferKind};
 use std::collections::BTreeSet;
-use world::{Bystander, Guest, Random, World};
 
 const BARRIER: TransferKind = TransferKind::WriteBarrier;
 

@@ -1,12 +1,10 @@
 //! State changes in every wrong order: whatever a frontend says, in whatever order, with whatever
 //! of its details there, the disk can be detached in the end and nothing is left.
 
-mod world;
-
+use crate::world::{Bystander, Frontend, Guest, World};
 use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_xen::sim::xenstore::toolstack;
 use std::time::Duration;
-use world::{Bystander, Frontend, Guest, World};
 
 /// What a frontend can do about its directory.
 #[derive(Clone, Copy, Debug)]

@@ -1,12 +1,12 @@
 //! Frontends that keep their pages granted.
 
-mod world;
-
+use crate::world::{
+    Bystander, Frontend, Guest, IMAGE_SIZE, POISON, Page, Random, Style, World, content,
+};
 use bulkhead_blkback::engine::DataPath;
 use bulkhead_grant::Access;
 use bulkhead_ring::blkif::{Request, Sector, Segment, Status, TransferKind};
 use std::collections::BTreeMap;
-use world::{Bystander, Frontend, Guest, IMAGE_SIZE, POISON, Page, Random, Style, World, content};
 
 /// So many stay mapped.
 const MOST_PERSISTENT: usize = 1056;

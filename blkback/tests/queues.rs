@@ -1,13 +1,11 @@
 //! Several queues of a disk, on one vCPU and on several.
 
-mod world;
-
+use crate::world::{Frontend, Guest, PATHS, Setup, Style, World};
 use bulkhead_blkback::engine::DataPath;
 use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_xen::VcpuId;
 use bulkhead_xen::sim::DomainKind;
 use std::time::Duration;
-use world::{Frontend, Guest, PATHS, Setup, Style, World};
 
 #[test]
 fn every_count_of_queues_on_every_count_of_vcpus() {

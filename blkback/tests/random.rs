@@ -1,7 +1,5 @@
 //! Random frontends, toolstacks and stores against the whole backend.
 
-mod world;
-
 use proptest::prelude::*;
 
 proptest! {
@@ -14,6 +12,6 @@ proptest! {
 
     #[test]
     fn whatever_happens_nobody_else_notices(script in prop::collection::vec(any::<u8>(), 0..1000)) {
-        world::play(&script);
+        crate::world::play(&script);
     }
 }

@@ -1,13 +1,11 @@
 //! Directories that the toolstack makes anew in the middle of something: what it wrote last is what
 //! is served, whatever was being done about the disk before.
 
-mod world;
-
+use crate::world::{Bystander, Frontend, Guest, IMAGE_SIZE, World, content};
 use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_ring::blkif::{Status, TransferKind};
 use bulkhead_xen::sim::xenstore::toolstack::{self, Disk};
 use std::time::Duration;
-use world::{Bystander, Frontend, Guest, IMAGE_SIZE, World, content};
 
 /// How many answers of xenstored a disk's beginning takes, and some more.
 const POINTS: usize = 70;

@@ -1,7 +1,9 @@
 //! Rings of many pages, and requests of many segments.
 
-mod world;
-
+use crate::world::{
+    Bystander, Frontend, Guest, IMAGE_SIZE, Meanwhile, PATHS, Page, Random, Setup, Style, World,
+    content, on_every_path,
+};
 use bulkhead_blkback::engine::DataPath;
 use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_grant::Access;
@@ -11,10 +13,6 @@ use bulkhead_ring::blkif::{
 use bulkhead_xen::GrantRef;
 use std::cell::Cell;
 use std::rc::Rc;
-use world::{
-    Bystander, Frontend, Guest, IMAGE_SIZE, Meanwhile, PATHS, Page, Random, Setup, Style, World,
-    content, on_every_path,
-};
 
 fn style(ring_pages: u32, num_ring_pages: bool) -> Style {
     Style {

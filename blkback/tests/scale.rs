@@ -1,10 +1,8 @@
 //! Two hundred disks at once, and what each of them costs.
 
-mod world;
-
+use crate::world::{Bystander, Guest, Setup, World, bytes_in_use};
 use bulkhead_xen::sim::xenstore::toolstack::{self, Disk};
 use std::time::Duration;
-use world::{Bystander, Guest, Setup, World, bytes_in_use};
 
 const GUESTS: usize = 25;
 const DISKS: usize = 8;

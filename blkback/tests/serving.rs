@@ -1,14 +1,14 @@
 //! The main job: disks are attached, connected, read and written, and let go of without a trace.
 
-mod world;
-
+use crate::world::{
+    Bystander, Guest, IMAGE_SIZE, PATHS, Random, SECTORS, Setup, Style, World, content,
+};
 use bulkhead_blkback::engine::DataPath;
 use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_ring::blkif::{Status, TransferKind};
 use bulkhead_ring::{Index, RingMemory, SharedPages};
 use bulkhead_xen::sim::DomainKind;
 use bulkhead_xen::sim::xenstore::toolstack::Disk;
-use world::{Bystander, Guest, IMAGE_SIZE, PATHS, Random, SECTORS, Setup, Style, World, content};
 
 #[test]
 fn a_disk_from_attach_to_detach() {

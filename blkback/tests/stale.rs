@@ -1,13 +1,11 @@
 //! No byte reaches a guest but those that it asked for and may have: not through pages of requests
 //! that fail, and not through the ring.
 
-mod world;
-
+use crate::world::{Bystander, Guest, IMAGE_SIZE, Link, PATHS, POISON, Style, World, content};
 use bulkhead_grant::Access;
 use bulkhead_ring::Format;
 use bulkhead_ring::blkif::{Abi, Blkif, Request, SLOT_SIZE, Sector, Segment, Status, TransferKind};
 use bulkhead_xen::{GrantRef, PAGE_SIZE};
-use world::{Bystander, Guest, IMAGE_SIZE, Link, PATHS, POISON, Style, World, content};
 
 /// Where the slots of a ring begin (`DEFINE_RING_TYPES`, io/ring.h).
 const SLOTS: usize = 64;

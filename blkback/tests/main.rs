@@ -1,0 +1,26 @@
+//! The whole backend in the simulated Xen, with guests whose frontends behave or do not. One program,
+//! so that the simulated machine (`world`) is compiled once.
+
+mod abis;
+mod allocations;
+mod bad_details;
+mod bad_queues;
+mod bad_requests;
+mod bad_targets;
+mod discard;
+mod hostile;
+mod indexes;
+mod late;
+mod life;
+mod operator;
+mod ordering;
+mod orders;
+mod persistent;
+mod queues;
+mod random;
+mod remade;
+mod rings;
+mod scale;
+mod serving;
+mod stale;
+mod world;

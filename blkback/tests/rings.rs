@@ -10,6 +10,7 @@ use bulkhead_grant::Access;
 use bulkhead_ring::blkif::{
     Operation, Request, RequestId, SLOT_SIZE, Segment, Status, TransferKind,
 };
+use bulkhead_ring::{Index, RingMemory, SharedPages};
 use bulkhead_xen::GrantRef;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -307,4 +308,66 @@ fn an_index_page_that_changes_after_it_was_read_changes_nothing() {
         disk.detach();
         world.nothing_left();
     }
+}
+
+#[test]
+fn a_ring_that_was_in_use_before_goes_on_where_it_was() {
+    let world = World::new();
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvda", "ram:disk0").connected();
+    for sector in 0..12 {
+        disk.write(sector, &[sector as u8 + 1; 512]);
+    }
+    for _ in 0..3 {
+        // The same pages again, with the indexes that they have.
+        disk.go(XenbusState::Closing);
+        disk.go(XenbusState::Closed);
+        disk.go(XenbusState::Initialising);
+        disk.publish();
+        disk.go(XenbusState::Initialised);
+        assert_eq!(
+            disk.backend(),
+            Some(XenbusState::Connected),
+            "{:?}",
+            disk.problem()
+        );
+        disk.go(XenbusState::Connected);
+        assert!(disk.link().collect().is_empty(), "nothing was asked for");
+        for sector in 0..12 {
+            assert!(disk.read(sector, 1) == [sector as u8 + 1; 512], "{sector}");
+        }
+        let rest = content(0, IMAGE_SIZE);
+        assert!(disk.read(12, 200) == rest[12 * 512..212 * 512]);
+    }
+    disk.detach();
+    world.nothing_left();
+}
+
+#[test]
+fn a_ring_whose_indexes_cannot_be_is_refused() {
+    let world = World::new();
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvda", "ram:disk0");
+    for (answered, asked) in [(0, 33), (5, 4), (u32::MAX, 32), (1 << 31, 0)] {
+        let link = disk.prepare();
+        // SAFETY: domain memory stays mapped as long as the machine.
+        let ring = unsafe { SharedPages::new(link.memory, 1) }.unwrap();
+        ring.store(Index::ResponseProducer, answered);
+        ring.store(Index::RequestProducer, asked);
+        disk.publish();
+        disk.go(XenbusState::Initialised);
+        assert_eq!(
+            disk.backend(),
+            Some(XenbusState::Closing),
+            "{answered} {asked}"
+        );
+        let problem = disk.problem().unwrap();
+        assert!(problem.contains("cannot be used"), "{problem}");
+        disk.go(XenbusState::Closed);
+        disk.take_down();
+        disk.go(XenbusState::Initialising);
+    }
+    disk.connect();
+    disk.detach();
+    world.nothing_left();
 }

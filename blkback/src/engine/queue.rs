@@ -67,7 +67,8 @@ impl<H: Hypervisor> Queue<H> {
             .map_err(ConnectError::OutOfSpace)?
             .map_err(|(gref, status)| ConnectError::Ring(gref, status))?;
         let shared = shared_pages(&pages).map_err(ConnectError::Pages)?;
-        let ring = BackRing::new(shared, Blkif::new(setup.abi)).map_err(ConnectError::TooSmall)?;
+        // A ring that was served before goes on where it was: its first slots hold responses.
+        let ring = BackRing::attach(shared, Blkif::new(setup.abi)).map_err(ConnectError::Attach)?;
         let slots = ring.slots() as usize;
         let largest = setup.indirect_segments.max(MAX_SEGMENTS);
         let most_pages = (slots * MAX_SEGMENTS).min(MOST_PAGES).max(largest);

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use bulkhead_grant::OutOfSpace;
 use bulkhead_images::IoQueue;
 use bulkhead_ring::blkif::Abi;
-use bulkhead_ring::{BadPages, Overrun, TooSmall};
+use bulkhead_ring::{AttachError, BadPages, Overrun};
 use bulkhead_xen::{DomId, Errno, GrantRef, GrantStatus, Port};
 use core::fmt;
 
@@ -42,8 +42,8 @@ pub enum ConnectError {
     Ring(GrantRef, GrantStatus),
     /// There are too many or too few pages.
     Pages(BadPages),
-    /// The pages hold no ring.
-    TooSmall(TooSmall),
+    /// The pages hold no ring, or one whose indexes cannot be.
+    Attach(AttachError),
     /// The event channel cannot be bound.
     EventChannel(Port, Errno),
     /// We are full.
@@ -59,7 +59,7 @@ impl fmt::Display for ConnectError {
                 write!(f, "the ring's grant {gref} cannot be mapped: {status}")
             }
             Self::Pages(error) => write!(f, "the ring cannot be used: {error}"),
-            Self::TooSmall(error) => write!(f, "the ring cannot be used: {error}"),
+            Self::Attach(error) => write!(f, "the ring cannot be used: {error}"),
             Self::EventChannel(port, error) => {
                 write!(
                     f,

@@ -14,6 +14,7 @@
 use crate::backend::Backend;
 use crate::statistics::{as_line, as_lines};
 use crate::vbd::identity::VbdId;
+use crate::vbd::{is_passing, write_if_there};
 use alloc::format;
 use alloc::string::String;
 use bulkhead_executor::EventChannel;
@@ -70,13 +71,30 @@ async fn grow<H: Hypervisor>(backend: &Backend<H>, request: &str) -> Result<Stri
     Ok(format!("image ram:{name} grew from {old} to {size} bytes"))
 }
 
-/// Shows what a disk has counted, if its `statistics` node asks for it.
-pub async fn show_statistics<H: Hypervisor>(backend: &Backend<H>, id: VbdId) -> Result<(), Error> {
-    let node = format!("{}/statistics", id.backend_path());
-    if backend.store.read_optional(&node).await?.as_deref() == Some("refresh") {
+/// Shows what a disk has counted, if its `statistics` node asks for it. What goes wrong with that is
+/// told, and is no matter of the disk's.
+pub async fn show_statistics<H: Hypervisor>(backend: &Backend<H>, id: VbdId) {
+    match try_to_show_statistics(backend, id).await {
+        Ok(()) => {}
+        // Each event looks again.
+        Err(error) if is_passing(&error) => log::debug!("vbd {id}: statistics: {error}"),
+        Err(error) => log::warn!("vbd {id}: the statistics are not shown: {error}"),
+    }
+}
+
+async fn try_to_show_statistics<H: Hypervisor>(
+    backend: &Backend<H>,
+    id: VbdId,
+) -> Result<(), Error> {
+    let path = id.backend_path();
+    let asked = backend
+        .store
+        .read_optional(format!("{path}/statistics"))
+        .await?;
+    if asked.as_deref() == Some("refresh") {
         let counts = backend.statistics.of(id).unwrap_or_default();
         let lines = as_lines(&counts, &backend.statistics.queues_of(id));
-        backend.store.write(&node, lines).await?;
+        write_if_there(&backend.store, &path, "statistics", &lines).await?;
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 use crate::engine::{Counts, QueueStats};
 use crate::vbd::identity::VbdId;
 use alloc::collections::BTreeMap;
+use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -58,8 +59,13 @@ impl Statistics {
     }
 }
 
-/// All counters, one `name value` a line, then for each queue where it is served and how much: as
-/// the `statistics` node shows them.
+/// The most bytes of a `statistics` node: xenstored refuses an unprivileged domain's node from 2048
+/// bytes on, its permissions and a header included.
+const NODE_SIZE: usize = 1950;
+
+/// All counters, one `name value` a line, then for each queue where it is served and how much, as
+/// far as the node has room, and how many queues are left out: as the `statistics` node shows them.
+/// (The console shows all.)
 pub fn as_lines(counts: &Counts, queues: &[(VcpuId, Counts)]) -> String {
     let mut lines = String::new();
     for (name, value) in counts.named() {
@@ -67,9 +73,16 @@ pub fn as_lines(counts: &Counts, queues: &[(VcpuId, Counts)]) -> String {
         let _ = writeln!(lines, "{name} {value}");
     }
     for (number, (vcpu, counts)) in queues.iter().enumerate() {
-        let _ = writeln!(lines, "queue_{number}_vcpu {vcpu}");
-        let _ = writeln!(lines, "queue_{number}_reads {}", counts.reads);
-        let _ = writeln!(lines, "queue_{number}_writes {}", counts.writes);
+        let (reads, writes) = (counts.reads, counts.writes);
+        let queue = format!(
+            "queue_{number}_vcpu {vcpu}\nqueue_{number}_reads {reads}\nqueue_{number}_writes {writes}\n"
+        );
+        let left_out = format!("queues_not_shown {}\n", queues.len() - number);
+        if lines.len() + queue.len() + left_out.len() > NODE_SIZE {
+            lines.push_str(&left_out);
+            break;
+        }
+        lines.push_str(&queue);
     }
     lines
 }
@@ -115,5 +128,22 @@ mod tests {
         assert!(lines.ends_with("\nqueue_0_vcpu 1\nqueue_0_reads 3\nqueue_0_writes 0\n"));
         assert!(lines.starts_with("reads 3\n"));
         assert_eq!(as_line(&counts), " reads=3 sectors_read=24");
+    }
+
+    #[test]
+    fn the_node_has_room_for_the_largest_counts() {
+        let counts = Counts {
+            reads: u64::MAX,
+            writes: u64::MAX,
+            ..Counts::default()
+        };
+        let queues = [(VcpuId(31), counts); 32];
+        let lines = as_lines(&counts, &queues);
+        assert!(lines.len() <= NODE_SIZE, "{}", lines.len());
+        let shown = lines.matches("_vcpu 31").count();
+        assert!((10..32).contains(&shown), "{shown}");
+        let rest = format!("\nqueues_not_shown {}\n", 32 - shown);
+        assert!(lines.ends_with(&rest), "{lines}");
+        assert!(!as_lines(&counts, &queues[..8]).contains("not_shown"));
     }
 }

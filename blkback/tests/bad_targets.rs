@@ -3,7 +3,6 @@
 
 use crate::world::{Bystander, Guest, Setup, World, content};
 use bulkhead_xen::sim::xenstore::toolstack::{self, Disk};
-use std::time::Duration;
 
 /// Attaches a disk that cannot be, beside a guest that notices nothing. Answers what is wrong.
 fn refused(world: &World, disk: &Disk) -> String {
@@ -14,7 +13,7 @@ fn refused(world: &World, disk: &Disk) -> String {
     let problem = frontend.problem().expect("the error node says why");
     let logged = |line: &String| line.starts_with("ERROR") && line.contains(&problem);
     assert!(world.journal().iter().any(logged), "so does the log");
-    world.wait(Duration::from_secs(1));
+    world.wait_for_removal();
     assert_eq!(frontend.backend(), None, "so libxl gives up at once");
     toolstack::finish_detach(&mut world.sim.store(), &frontend.vbd);
     // The guest may have another disk under the same name.
@@ -90,7 +89,7 @@ fn a_damaged_archive() {
         problem.starts_with("the ramdisk cannot be read: "),
         "{problem}"
     );
-    world.wait(Duration::from_secs(1));
+    world.wait_for_removal();
     assert_eq!(disk.backend(), None);
     toolstack::finish_detach(&mut world.sim.store(), &disk.vbd);
     // What does not need the archive is served.
@@ -114,7 +113,7 @@ fn nodes_that_the_toolstack_left_out() {
         world.run();
         let problem = disk.problem().expect("the error node says why");
         assert!(problem.starts_with(expected), "{problem}");
-        world.wait(Duration::from_secs(1));
+        world.wait_for_removal();
         assert_eq!(disk.backend(), None);
         toolstack::finish_detach(&mut world.sim.store(), &disk.vbd);
         other.io();

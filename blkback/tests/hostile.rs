@@ -9,14 +9,13 @@ use bulkhead_ring::{Index, RingMemory, SharedPages};
 use bulkhead_xen::sim::xenstore::{owned_by, toolstack};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::time::Duration;
 
 /// Whatever happened to a disk, libxl takes it away.
 fn force_away(mut disk: Frontend<'_>) {
     let world = disk.world;
     world.run();
     toolstack::force_detach(&mut world.sim.store(), &disk.vbd);
-    world.wait(Duration::from_secs(1));
+    world.wait_for_removal();
     assert!(disk.vbd.backend_gone(&world.sim.store()));
     toolstack::finish_detach(&mut world.sim.store(), &disk.vbd);
     world.run();
@@ -82,7 +81,7 @@ fn nodes_of_the_backends_directory_that_vanish_between_two_reads() {
             world.run();
             // Whatever became of it, libxl can take it away.
             toolstack::finish_detach(&mut world.sim.store(), &disk.vbd);
-            world.wait(Duration::from_secs(1));
+            world.wait_for_removal();
             assert_eq!(disk.backend(), None, "{node} at {turns}");
             disk.take_down();
         }
@@ -132,7 +131,7 @@ fn the_backends_directory_vanishes_at_every_point() {
         disk.say(XenbusState::Initialised);
         world.slowly(turns);
         toolstack::finish_detach(&mut world.sim.store(), &disk.vbd);
-        world.wait(Duration::from_secs(1));
+        world.wait_for_removal();
         assert_eq!(disk.backend(), None, "nobody makes it again");
         disk.take_down();
         if turns % 10 == 0 {
@@ -294,7 +293,7 @@ fn a_store_without_room_for_more_nodes_costs_the_new_disk_alone() {
         "{:#?}",
         world.journal()
     );
-    world.wait(Duration::from_secs(1));
+    world.wait_for_removal();
     assert_eq!(disk.backend(), None);
     toolstack::finish_detach(&mut world.sim.store(), &disk.vbd);
     world.sim.store().quotas.nodes = 1000;

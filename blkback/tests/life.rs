@@ -128,7 +128,7 @@ fn a_destroyed_guests_image_is_free_at_once() {
     let mut next = second.attach("xvda", "ram:disk0").connected();
     next.write(0, &[2; 512]);
     next.detach();
-    world.wait(Duration::from_secs(1));
+    world.wait_for_removal();
     toolstack::finish_detach(&mut world.sim.store(), &disk.vbd);
     world.nothing_left();
 }
@@ -148,7 +148,7 @@ fn the_same_device_is_attached_again_before_the_old_one_is_gone() {
         toolstack::finish_detach(&mut world.sim.store(), &disk.vbd);
         let old = disk.forget();
         let mut disk = guest.attach("xvda", "ram:disk1");
-        world.wait(Duration::from_secs(1));
+        world.wait_for_removal();
         disk.connect();
         let image = content(1, IMAGE_SIZE);
         assert!(disk.read(0, 8) == image[..4096], "the old image");
@@ -167,7 +167,7 @@ fn a_second_writer_is_refused_and_told_who_has_it() {
         let refused = guest.attach_as("xvda", &disk);
         let problem = refused.problem().unwrap();
         assert!(problem.contains("open for writing by vbd"), "{problem}");
-        world.wait(Duration::from_secs(1));
+        world.wait_for_removal();
         assert_eq!(refused.backend(), None, "libxl gives up at once");
         toolstack::finish_detach(&mut world.sim.store(), &refused.vbd);
         first.io();
@@ -185,7 +185,7 @@ fn a_writer_is_refused_while_there_are_readers() {
     let writer = guests[1].attach("xvda", "ram:disk0");
     let problem = writer.problem().unwrap();
     assert!(problem.contains("open for reading by vbd"), "{problem}");
-    world.wait(Duration::from_secs(1));
+    world.wait_for_removal();
     toolstack::finish_detach(&mut world.sim.store(), &writer.vbd);
     reader.detach();
     world.nothing_left();

@@ -1,12 +1,14 @@
 //! What an operator asks of the running domain: images that grow under their guests, statistics,
 //! and keys on the console.
 
-use crate::world::{Bystander, Frontend, Guest, IMAGE_SIZE, SECTORS, Style, World, content};
+use crate::world::{Bystander, Frontend, Guest, IMAGE_SIZE, SECTORS, Setup, Style, World, content};
 use bulkhead_blkback::operator::answer_keys;
 use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_executor::Executor;
 use bulkhead_ring::blkif::{Status, TransferKind};
 use bulkhead_xen::Hypervisor;
+use bulkhead_xen::abi::xs_wire::{MessageType, Refusal};
+use bulkhead_xen::sim::xenstore::toolstack;
 use bulkhead_xenstore_client::{Client, Ring};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -215,6 +217,74 @@ fn a_disks_statistics_are_shown_on_request() {
     disk.detach();
     idle.detach();
     world.nothing_left();
+}
+
+#[test]
+fn the_statistics_of_many_queues_fit_into_their_node() {
+    let world = World::with(Setup {
+        vcpus: 32,
+        region_pages: 256 * 1024,
+        ..Setup::default()
+    });
+    let guest = Guest::with_memory(&world, 4096);
+    let style = Style {
+        queues: 32,
+        ..Style::default()
+    };
+    let mut disk = guest.attach("xvda", "ram:disk0").styled(style).connected();
+    disk.read(0, 8);
+    world.write(&disk.backend_path("statistics"), "refresh");
+    let shown = disk.backend_node("statistics").unwrap();
+    assert_eq!(counter(&shown, "reads"), 1);
+    assert_eq!(counter(&shown, "queue_0_reads"), 1);
+    assert!(shown.contains("queue_20_vcpu "), "{shown}");
+    assert_eq!(disk.backend(), Some(XenbusState::Connected));
+    disk.detach();
+    world.nothing_left();
+}
+
+#[test]
+fn statistics_that_xenstored_does_not_take_are_no_matter_of_the_disks() {
+    let world = World::new();
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvda", "ram:disk0").connected();
+    for refusal in [
+        Refusal::QuotaExceeded,
+        Refusal::OutOfMemory,
+        Refusal::AccessDenied,
+    ] {
+        world.sim.store().faults.refuse = Some(Box::new(move |_, kind, path| {
+            let meant = kind == MessageType::WRITE && path.ends_with("/statistics");
+            meant.then_some(refusal)
+        }));
+        world.write(&disk.backend_path("statistics"), "refresh");
+        assert_eq!(disk.backend(), Some(XenbusState::Connected), "{refusal}");
+        disk.read(0, 8);
+    }
+    world.sim.store().faults.refuse = None;
+    world.write(&disk.backend_path("statistics"), "refresh");
+    let shown = disk.backend_node("statistics").unwrap();
+    assert_eq!(counter(&shown, "reads"), 3);
+    disk.detach();
+    world.nothing_left();
+}
+
+#[test]
+fn statistics_do_not_bring_a_removed_directory_back() {
+    let world = World::new();
+    let guest = Guest::new(&world);
+    for turns in 0..30 {
+        let mut disk = guest.attach("xvda", "ram:disk0").connected();
+        let node = disk.backend_path("statistics");
+        world.sim.store().write(&node, "refresh");
+        world.slowly(turns);
+        toolstack::finish_detach(&mut world.sim.store(), &disk.vbd);
+        world.wait_for_removal();
+        assert_eq!(world.read(&node), None, "after {turns}");
+        assert!(disk.vbd.backend_gone(&world.sim.store()), "after {turns}");
+        disk.take_down();
+        world.nothing_left();
+    }
 }
 
 #[test]

@@ -4,7 +4,6 @@
 use crate::world::{Bystander, Frontend, Guest, World};
 use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_xen::sim::xenstore::toolstack;
-use std::time::Duration;
 
 /// What a frontend can do about its directory.
 #[derive(Clone, Copy, Debug)]
@@ -87,7 +86,7 @@ fn disk_has(disk: &Frontend<'_>, node: &str) -> bool {
 fn force_away(disk: &mut Frontend<'_>) {
     let world = disk.world;
     toolstack::force_detach(&mut world.sim.store(), &disk.vbd);
-    world.wait(Duration::from_secs(1));
+    world.wait_for_removal();
     let gone = disk.vbd.backend_gone(&world.sim.store());
     assert!(gone, "libxl waits for the directory to vanish");
     toolstack::finish_detach(&mut world.sim.store(), &disk.vbd);

@@ -5,7 +5,6 @@ use bulkhead_blkback::engine::DataPath;
 use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_xen::VcpuId;
 use bulkhead_xen::sim::DomainKind;
-use std::time::Duration;
 
 #[test]
 fn every_count_of_queues_on_every_count_of_vcpus() {
@@ -156,7 +155,7 @@ fn a_disk_closes_with_requests_in_flight_on_all_queues() {
     }
     disk.take_down();
     disk.finish_detach();
-    world.wait(Duration::from_secs(1));
+    world.wait_for_removal();
     world.nothing_left();
 }
 

@@ -5,7 +5,6 @@ use crate::world::{Bystander, Frontend, Guest, IMAGE_SIZE, World, content};
 use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_ring::blkif::{Status, TransferKind};
 use bulkhead_xen::sim::xenstore::toolstack::{self, Disk};
-use std::time::Duration;
 
 /// How many answers of xenstored a disk's beginning takes, and some more.
 const POINTS: usize = 70;
@@ -18,7 +17,7 @@ fn made_anew<'w>(guest: &Guest<'w>, first: &Disk, second: &Disk, point: usize) -
     world.slowly(point);
     toolstack::finish_detach(&mut world.sim.store(), &disk.vbd);
     let disk = guest.attach_unseen("xvda", second);
-    world.wait(Duration::from_secs(1));
+    world.wait_for_removal();
     assert_eq!(
         disk.backend(),
         Some(XenbusState::InitWait),

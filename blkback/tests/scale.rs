@@ -2,7 +2,6 @@
 
 use crate::world::{Bystander, Guest, Setup, World, bytes_in_use};
 use bulkhead_xen::sim::xenstore::toolstack::{self, Disk};
-use std::time::Duration;
 
 const GUESTS: usize = 25;
 const DISKS: usize = 8;
@@ -82,7 +81,7 @@ fn two_hundred_disks_and_what_each_costs() {
         toolstack::request_detach(&mut world.sim.store(), &disk.vbd);
         world.run();
     }
-    world.wait(Duration::from_secs(2));
+    world.wait_for_removal();
     for guest in &guests {
         assert_eq!(guest.domain.grants_in_use(), 0);
         assert_eq!(guest.domain.violations(), []);

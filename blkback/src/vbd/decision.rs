@@ -13,6 +13,8 @@ use super::state::XenbusState;
 /// What this backend has done so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
+    /// Nothing was published yet; the directory may show what an earlier task has left there.
+    New,
     /// The features are published; the frontend's turn.
     Offered,
     /// The rings are being served.
@@ -41,10 +43,13 @@ pub enum Step {
     Wait,
     /// Connect to the rings that the frontend published.
     Connect,
+    /// Tell the frontend that it is connected: the rings are served, and it does not know yet.
+    Announce,
     /// Take back everything and publish the features anew, for a frontend that starts over.
     Offer,
-    /// Acknowledge that the frontend is closing; it may still have requests in flight.
-    AcknowledgeClosing,
+    /// Report `Closing`: the frontend is closing and may still have requests in flight, or the
+    /// device was given up.
+    ReportClosing,
     /// Take back everything and report `Closed`.
     Close,
     /// Take back everything, report `Closed` and give the image to others: nobody will connect.
@@ -64,9 +69,13 @@ pub fn decide(phase: Phase, seen: Observed) -> Step {
         return Step::Abandon;
     };
     if own == XenbusState::Initialising {
-        return Step::StartOver;
+        return match phase {
+            Phase::New => Step::Offer,
+            _ => Step::StartOver,
+        };
     }
-    let unplugged = !seen.online && matches!(own, XenbusState::Closing | XenbusState::Closed);
+    let leaving = matches!(own, XenbusState::Closing | XenbusState::Closed);
+    let unplugged = !seen.online && leaving;
     let frontend = match seen.frontend {
         Some(state) if state != XenbusState::Unknown => state,
         // Its domain is gone, or it has removed its own directory: nobody will ever connect.
@@ -75,22 +84,41 @@ pub fn decide(phase: Phase, seen: Observed) -> Step {
     };
     match (frontend, phase) {
         (XenbusState::Closed, _) if !seen.online => Step::Remove,
-        (XenbusState::Closed, Phase::Closed | Phase::Offered) => Step::Wait,
-        (XenbusState::Closed, Phase::Connected | Phase::Failed) => Step::Close,
+        (XenbusState::Closed, Phase::Closed) if own == XenbusState::Closed => Step::Wait,
+        // Also one that has never connected: Windows' begins with that.
+        (XenbusState::Closed, _) => Step::Close,
 
         // Nothing is shared, so there is nobody to wait for.
-        (_, Phase::Offered | Phase::Failed | Phase::Closed) if unplugged => Step::Remove,
-
-        (XenbusState::Closing, Phase::Connected) if own != XenbusState::Closing => {
-            Step::AcknowledgeClosing
+        (_, Phase::New | Phase::Offered | Phase::Failed | Phase::Closed) if unplugged => {
+            Step::Remove
         }
-        (XenbusState::Closing, _) => Step::Wait,
 
-        (XenbusState::Initialised | XenbusState::Connected, Phase::Offered) => Step::Connect,
+        (XenbusState::Closing, Phase::Connected | Phase::Offered)
+            if own != XenbusState::Closing =>
+        {
+            Step::ReportClosing
+        }
 
-        // A frontend that starts over, with or without having closed.
-        (XenbusState::Initialising, Phase::Connected | Phase::Closed | Phase::Failed) => {
-            Step::Offer
+        // A frontend that starts over, with or without having closed. If the toolstack wants the
+        // device back, it is offered to nobody any more.
+        (XenbusState::Initialising, Phase::Connected) if !seen.online => Step::Close,
+        (
+            XenbusState::Initialising,
+            Phase::New | Phase::Connected | Phase::Closed | Phase::Failed,
+        ) if seen.online => Step::Offer,
+
+        // Whatever the directory says, nobody serves: the frontend is to close.
+        (_, Phase::New | Phase::Failed) if !leaving => Step::ReportClosing,
+
+        (XenbusState::Initialised | XenbusState::Connected, Phase::Offered)
+            if own == XenbusState::InitWait && seen.online =>
+        {
+            Step::Connect
+        }
+        (XenbusState::Initialised | XenbusState::Connected, Phase::Connected)
+            if own == XenbusState::InitWait =>
+        {
+            Step::Announce
         }
         _ => Step::Wait,
     }
@@ -145,7 +173,7 @@ mod tests {
     #[test]
     fn a_frontend_that_closes_by_itself_may_come_back() {
         let closing = seen(Connected, true, Closing);
-        assert_eq!(decide(Phase::Connected, closing), Step::AcknowledgeClosing);
+        assert_eq!(decide(Phase::Connected, closing), Step::ReportClosing);
         assert_eq!(
             decide(Phase::Connected, seen(Closing, true, Closed)),
             Step::Close
@@ -204,12 +232,7 @@ mod tests {
 
     #[test]
     fn what_is_gone_is_given_up() {
-        for phase in [
-            Phase::Offered,
-            Phase::Connected,
-            Phase::Failed,
-            Phase::Closed,
-        ] {
+        for phase in PHASES {
             let gone = |own, online| Observed {
                 own: Some(own),
                 online,
@@ -225,8 +248,80 @@ mod tests {
                 };
                 assert_eq!(decide(phase, removed), Step::Abandon);
                 let remade = seen(Initialising, online, Initialising);
-                assert_eq!(decide(phase, remade), Step::StartOver);
+                let expected = match phase {
+                    Phase::New => Step::Offer,
+                    _ => Step::StartOver,
+                };
+                assert_eq!(decide(phase, remade), expected);
             }
         }
+    }
+
+    const PHASES: [Phase; 5] = [
+        Phase::New,
+        Phase::Offered,
+        Phase::Connected,
+        Phase::Failed,
+        Phase::Closed,
+    ];
+
+    #[test]
+    fn a_frontend_that_closes_before_it_connects_is_followed() {
+        let step = |phase, own, frontend| decide(phase, seen(own, true, frontend));
+        assert_eq!(step(Phase::Offered, InitWait, Closing), Step::ReportClosing);
+        assert_eq!(step(Phase::Offered, Closing, Closing), Step::Wait);
+        assert_eq!(step(Phase::Offered, Closing, Closed), Step::Close);
+        assert_eq!(step(Phase::Offered, InitWait, Closed), Step::Close);
+        assert_eq!(step(Phase::Closed, Closed, Initialising), Step::Offer);
+        // Half of the way back is none.
+        assert_eq!(step(Phase::Offered, Closing, Initialised), Step::Wait);
+    }
+
+    #[test]
+    fn nothing_is_offered_or_connected_against_the_toolstack() {
+        for phase in PHASES {
+            for own in [InitWait, Connected, Closing, Closed, Unknown] {
+                for frontend in [
+                    Initialising,
+                    InitWait,
+                    Initialised,
+                    Connected,
+                    Closing,
+                    Closed,
+                ] {
+                    let step = decide(phase, seen(own, false, frontend));
+                    assert!(
+                        !matches!(step, Step::Offer | Step::Connect),
+                        "{phase:?} {own:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_task_has_left_is_closed_before_anyone_connects() {
+        for own in [InitWait, Initialised, Connected, Unknown] {
+            for frontend in [InitWait, Initialised, Connected, Closing] {
+                let step = decide(Phase::New, seen(own, true, frontend));
+                assert_eq!(step, Step::ReportClosing, "{own:?} {frontend:?}");
+            }
+        }
+        let closing = seen(Closing, true, Connected);
+        assert_eq!(decide(Phase::New, closing), Step::Wait);
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_written_again() {
+        let step = |phase, own, frontend| decide(phase, seen(own, true, frontend));
+        assert_eq!(
+            step(Phase::Connected, InitWait, Initialised),
+            Step::Announce
+        );
+        assert_eq!(
+            step(Phase::Failed, Connected, Connected),
+            Step::ReportClosing
+        );
+        assert_eq!(step(Phase::Closed, Closing, Closed), Step::Close);
     }
 }

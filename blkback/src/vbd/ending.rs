@@ -1,26 +1,72 @@
 //! The end of a disk: what is left to do when it has given back everything, until the toolstack
 //! has what it waits for.
 
-use super::config::CONFIG_NODES;
-use super::connection::read_into;
+use super::backend_nodes::{describes, set_state};
 use super::identity::VbdId;
+use super::observation::observe;
 use super::problem::Problem;
 use super::published::Nodes;
+use super::retry::{PAUSE, insist};
 use super::state::XenbusState;
 use crate::backend::Backend;
 use alloc::format;
-use alloc::string::ToString;
 use bulkhead_executor::Signal;
 use bulkhead_xen::Hypervisor;
 use bulkhead_xenstore_client::{self as store, Error, Transaction};
 use core::pin::pin;
 use core::time::Duration;
-use futures_util::future::select;
+use futures_util::future::{Either, select};
+
+/// How long an ending driver domain waits for a frontend to let go of its disk.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// How long a closed device stays visible before its directory is removed: libxl waits for the
-/// state, and calls it a failure if the directory is gone by the time it looks. It then waits
-/// ten seconds for the removal.
-const LINGER: Duration = Duration::from_millis(500);
+/// state, and calls it a failure if the directory is gone by the time it looks, which may be late on
+/// a busy dom0. It then waits ten seconds for the removal. Nothing tells when it has looked.
+const LINGER: Duration = Duration::from_millis(2500);
+
+/// Tells a connected frontend that its disk goes away, and waits until it has let go of it, while
+/// it is served: what it asks for before it has heard is answered too. One that does not react waits for
+/// [`FAREWELL`] only, and so does one that cannot be told.
+pub async fn take_leave<H: Hypervisor>(
+    backend: &Backend<H>,
+    id: VbdId,
+    frontend: &str,
+    changed: &Signal,
+) {
+    let path = id.backend_path();
+    let let_go = pin!(async {
+        while let Err(error) = set_state(&backend.store, &path, XenbusState::Closing).await {
+            log::warn!("vbd {id}: {error}");
+            backend.handle.sleep(PAUSE).await;
+        }
+        loop {
+            let holds = match observe(&backend.store, &path, frontend).await {
+                Ok(seen) => {
+                    let holds = matches!(
+                        seen.frontend,
+                        Some(
+                            XenbusState::Initialised
+                                | XenbusState::Connected
+                                | XenbusState::Closing
+                        )
+                    );
+                    holds && seen.own == Some(XenbusState::Closing)
+                }
+                // No news.
+                Err(_) => true,
+            };
+            if !holds {
+                return;
+            }
+            select(pin!(changed.raised()), pin!(backend.handle.sleep(PAUSE))).await;
+        }
+    });
+    let over = pin!(backend.handle.sleep(FAREWELL));
+    if let Either::Right(_) = select(let_go, over).await {
+        log::warn!("vbd {id}: the frontend does not let go");
+    }
+}
 
 /// What is left to do when a disk has given back everything.
 pub async fn finish<H: Hypervisor>(
@@ -30,24 +76,28 @@ pub async fn finish<H: Hypervisor>(
     changed: &Signal,
 ) -> Result<(), Problem> {
     let path = id.backend_path();
+    let report_closed = async || set_state(&backend.store, &path, XenbusState::Closed).await;
     match end {
         End::Release => {
-            set_state(backend, &path, XenbusState::Closed).await?;
+            insist(backend, id, report_closed).await?;
             log::info!("vbd {id}: the frontend is gone, the image is free");
-            taken_away(backend, &path, changed).await?;
-            remove(backend, id, &path).await?;
+            taken_away(backend, id, &path, changed).await?;
+            remove(backend, id, &path, changed).await?;
         }
-        End::Remove => remove(backend, id, &path).await?,
+        End::Remove => remove(backend, id, &path, changed).await?,
         End::Refuse(problem, refused) => {
             report(backend, id, &problem).await;
-            if !remove_refused(backend, &path, &refused).await? {
+            let removed = insist(backend, id, async || {
+                remove_refused(backend, &path, &refused).await
+            });
+            if !removed.await? {
                 changed.raise();
             }
         }
         End::StartOver => changed.raise(),
         End::Abandon => log::info!("vbd {id}: removed by the toolstack"),
         End::Leave => {
-            set_state(backend, &path, XenbusState::Closed).await?;
+            insist(backend, id, report_closed).await?;
             log::info!("vbd {id}: closed, the driver domain ends");
         }
     }
@@ -57,18 +107,19 @@ pub async fn finish<H: Hypervisor>(
 /// Waits until the toolstack is done with a closed device.
 async fn taken_away<H: Hypervisor>(
     backend: &Backend<H>,
+    id: VbdId,
     path: &str,
     changed: &Signal,
 ) -> Result<(), Error> {
-    while is_closed(&backend.store, path).await?
-        && backend
+    let kept = async || {
+        let kept = is_closed(&backend.store, path).await?;
+        let online = backend
             .store
             .read_optional(format!("{path}/online"))
-            .await?
-            .as_deref()
-            != Some("0")
-        && !backend.closing.is_set()
-    {
+            .await?;
+        Ok(kept && online.as_deref() != Some("0"))
+    };
+    while insist(backend, id, kept).await? && !backend.closing.is_set() {
         select(pin!(changed.raised()), pin!(backend.closing.wait())).await;
     }
     Ok(())
@@ -83,18 +134,38 @@ async fn is_closed(nodes: &store::Nodes, path: &str) -> Result<bool, Error> {
 
 /// Reports `Closed` and then removes the directory, for both of which the toolstack waits, unless
 /// it has made it anew meanwhile.
-async fn remove<H: Hypervisor>(backend: &Backend<H>, id: VbdId, path: &str) -> Result<(), Problem> {
-    set_state(backend, path, XenbusState::Closed).await?;
-    backend.handle.sleep(LINGER).await;
-    backend
-        .store
-        .transaction(async |tx: &Transaction| {
-            if is_closed(tx, path).await? {
+async fn remove<H: Hypervisor>(
+    backend: &Backend<H>,
+    id: VbdId,
+    path: &str,
+    changed: &Signal,
+) -> Result<(), Problem> {
+    insist(backend, id, async || {
+        set_state(&backend.store, path, XenbusState::Closed).await
+    })
+    .await?;
+    let mut linger = pin!(backend.handle.sleep(LINGER));
+    while let Either::Right(_) = select(&mut linger, pin!(changed.raised())).await {
+        let closed = insist(backend, id, async || is_closed(&backend.store, path).await);
+        if !closed.await? {
+            // It is gone, or the next disk's already.
+            changed.raise();
+            return Ok(());
+        }
+    }
+    let removed = insist(backend, id, async || {
+        let removal = async |tx: &Transaction| {
+            let closed = is_closed(tx, path).await?;
+            if closed {
                 tx.remove(path).await?;
             }
-            Ok(())
-        })
-        .await?;
+            Ok(closed)
+        };
+        backend.store.transaction(removal).await
+    });
+    if !removed.await? {
+        changed.raise();
+    }
     log::info!("vbd {id}: detached");
     Ok(())
 }
@@ -114,33 +185,6 @@ async fn remove_refused<H: Hypervisor>(
                 tx.remove(path).await?;
             }
             Ok(ours)
-        })
-        .await
-}
-
-/// Whether the directory still describes the disk that it described when `nodes` were read.
-pub async fn describes(tx: &Transaction, path: &str, nodes: &Nodes) -> Result<bool, Error> {
-    let mut now = Nodes::new();
-    read_into(&mut now, tx, path, CONFIG_NODES).await?;
-    Ok(now == *nodes)
-}
-
-/// Says where we are, unless the toolstack has removed the directory, which writing would make
-/// again, or has made it anew, which is the next disk's to answer.
-pub async fn set_state<H: Hypervisor>(
-    backend: &Backend<H>,
-    path: &str,
-    state: XenbusState,
-) -> Result<(), Error> {
-    let path = format!("{path}/state");
-    backend
-        .store
-        .transaction(async |tx: &Transaction| {
-            let own = tx.read_optional(&path).await?;
-            if own.is_some() && XenbusState::parse(own.as_deref()) != XenbusState::Initialising {
-                tx.write(&path, state.to_string()).await?;
-            }
-            Ok(())
         })
         .await
 }

@@ -1,57 +1,59 @@
 //! One disk's task: looks at what both ends say, decides, acts, and waits for the next change.
 
+use super::backend_nodes::{publish, set_state};
 use super::config::{CONFIG_NODES, VbdConfig};
 use super::connection::{Connection, read_into, read_published};
 use super::decision::{Observed, Phase, Step, decide};
-use super::ending::{End, describes, finish, report, set_state};
+use super::ending::{End, finish, report, take_leave};
 use super::features::{self, NodeValues};
 use super::identity::VbdId;
+use super::observation::observe;
 use super::problem::Problem;
 use super::published::{Limits, Nodes, Published};
+use super::retry::{Failure, PAUSE, insist};
 use super::state::XenbusState;
 use crate::backend::Backend;
 use crate::frontends::Following;
 use crate::operator::show_statistics;
 use alloc::format;
 use alloc::rc::Rc;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::sync::Arc;
 use bulkhead_executor::Signal;
 use bulkhead_images::{Access, BlockDevice, Sector, Target};
 use bulkhead_xen::Hypervisor;
-use bulkhead_xenstore_client::{Error, Transaction};
+use bulkhead_xenstore_client::Error;
 use core::future::{Future, poll_fn};
 use core::pin::pin;
 use core::task::Poll;
-use core::time::Duration;
-use futures_util::future::{Either, select};
-
-/// How long an ending driver domain waits for a frontend to let go of its disk.
-const FAREWELL: Duration = Duration::from_secs(2);
+use futures_util::future::select;
 
 /// Lives the life of the disk whose directory the toolstack has made, until that directory is
 /// gone. `changed` is raised whenever something in it changes.
 pub async fn live<H: Hypervisor>(backend: &Rc<Backend<H>>, id: VbdId, changed: &Signal) {
     let path = id.backend_path();
-    match backend.store.exists(format!("{path}/state")).await {
-        Ok(true) => {}
+    let read = insist(backend, id, async || {
+        if !backend.store.exists(format!("{path}/state")).await? {
+            return Ok(None);
+        }
+        let mut nodes = Nodes::new();
+        read_into(&mut nodes, &backend.store, &path, CONFIG_NODES).await?;
+        Ok(Some(nodes))
+    });
+    let nodes = match read.await {
+        Ok(Some(nodes)) => nodes,
         // An event of a removal, or a directory that is still being made.
-        _ => return,
-    }
-    let mut nodes = Nodes::new();
-    let read = read_into(&mut nodes, &backend.store, &path, CONFIG_NODES).await;
-    let opened = match read {
-        Ok(()) => Vbd::open(backend, id, &nodes, changed).await,
-        Err(error) => Err(error.into()),
+        Ok(None) => return,
+        Err(error) => return log::error!("vbd {id}: cannot be looked at: {error}"),
     };
-    let outcome = match opened {
+    let end = match Vbd::open(backend, id, &nodes, changed) {
         // The image is free again before the toolstack can see that the disk is gone.
         Ok(vbd) => vbd.run(changed).await,
         Err(problem) => Ok(End::Refuse(problem, nodes)),
     };
-    let outcome = match outcome {
+    let outcome = match end {
         Ok(end) => finish(backend, id, end, changed).await,
-        Err(problem) => Err(problem),
+        Err(error) => Err(error.into()),
     };
     if let Err(problem) = outcome {
         report(backend, id, &problem).await;
@@ -73,6 +75,8 @@ struct Vbd<'a, H: Hypervisor> {
     connection: Option<Connection<H>>,
     /// The size that the frontend was told.
     sectors: Sector,
+    /// Whether xenstored refused the last request, and the log says so.
+    refused: bool,
 }
 
 /// What ended a wait.
@@ -83,8 +87,8 @@ enum Event {
 }
 
 impl<'a, H: Hypervisor> Vbd<'a, H> {
-    /// Opens the image that the toolstack named and offers it to the frontend.
-    async fn open(
+    /// Opens the image that the toolstack named.
+    fn open(
         backend: &'a Rc<Backend<H>>,
         id: VbdId,
         nodes: &Nodes,
@@ -99,7 +103,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
             backend
                 .frontends
                 .follow(&backend.handle, &backend.store, frontend, changed);
-        let mut vbd = Vbd {
+        Ok(Vbd {
             backend,
             id,
             path: id.backend_path(),
@@ -107,99 +111,125 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
             config,
             device,
             _following: following,
-            phase: Phase::Offered,
+            phase: Phase::New,
             limits: backend.limits,
             connection: None,
             sectors: Sector(0),
-        };
-        vbd.offer(XenbusState::Initialising).await?;
-        let mode = match vbd.config.access {
-            Access::ReadOnly => "read-only",
-            Access::ReadWrite => "read-write",
-        };
-        log::info!("vbd {id}: attached, {} {mode}", vbd.config.target);
-        Ok(vbd)
-    }
-
-    /// Lives until the device is gone.
-    async fn run(mut self, changed: &Signal) -> Result<End, Problem> {
-        loop {
-            if self.backend.closing.is_set() {
-                self.take_leave(changed).await?;
-                self.disconnect().await;
-                return Ok(End::Leave);
-            }
-            let seen = self.observe().await?;
-            let own = seen.own.unwrap_or(XenbusState::Unknown);
-            match decide(self.phase, seen) {
-                Step::Wait => match self.wait(changed).await? {
-                    Event::Changed => show_statistics(self.backend, self.id).await?,
-                    Event::Resized => self.announce_size(own).await?,
-                    Event::QueueFailed(problem) => self.fail(problem).await?,
-                },
-                Step::Connect => {
-                    if let Err(problem) = self.connect(own).await {
-                        self.fail(problem).await?;
-                    }
-                }
-                Step::Offer => {
-                    self.disconnect().await;
-                    self.offer(own).await?;
-                    self.phase = Phase::Offered;
-                    log::info!("vbd {}: offered again", self.id);
-                }
-                Step::AcknowledgeClosing => self.set_state(XenbusState::Closing).await?,
-                Step::Close => {
-                    self.disconnect().await;
-                    self.phase = Phase::Closed;
-                    self.set_state(XenbusState::Closed).await?;
-                    log::info!("vbd {}: closed by the frontend", self.id);
-                }
-                Step::Release => {
-                    self.disconnect().await;
-                    return Ok(End::Release);
-                }
-                Step::Remove => {
-                    self.disconnect().await;
-                    return Ok(End::Remove);
-                }
-                Step::StartOver => {
-                    self.disconnect().await;
-                    return Ok(End::StartOver);
-                }
-                Step::Abandon => {
-                    self.disconnect().await;
-                    return Ok(End::Abandon);
-                }
-            }
-        }
-    }
-
-    async fn observe(&self) -> Result<Observed, Problem> {
-        let (path, frontend) = (&self.path, &self.config.frontend_path);
-        let own = self.read(format!("{path}/state")).await?;
-        let online = self.read(format!("{path}/online")).await?;
-        let frontend = self.read(format!("{frontend}/state")).await?;
-        Ok(Observed {
-            own: own.map(|state| XenbusState::parse(Some(&state))),
-            online: online.as_deref() != Some("0"),
-            frontend: frontend.map(|state| XenbusState::parse(Some(&state))),
+            refused: false,
         })
     }
 
-    /// Reads a node that another domain may remove, or close to us, at any time.
-    async fn read(&self, path: String) -> Result<Option<String>, Error> {
-        match self.backend.store.read_optional(path).await {
-            Err(Error::Disconnected(breakdown)) => Err(Error::Disconnected(breakdown)),
-            Err(error) => {
-                log::debug!("vbd {}: {error}", self.id);
-                Ok(None)
+    /// Lives until the device is gone. Only a xenstore that is gone for good ends it with an error.
+    async fn run(mut self, changed: &Signal) -> Result<End, Error> {
+        loop {
+            if self.backend.closing.is_set() {
+                if self.connection.is_some() {
+                    let frontend = &self.config.frontend_path;
+                    take_leave(self.backend, self.id, frontend, changed).await;
+                }
+                self.disconnect().await;
+                return Ok(End::Leave);
             }
-            read => read,
+            match self.step(changed).await {
+                Ok(Some(end)) => {
+                    self.disconnect().await;
+                    return Ok(end);
+                }
+                Ok(None) => self.refused = false,
+                Err(Failure::Passing(error)) => self.pause(error).await,
+                Err(Failure::Disconnected(error)) => {
+                    self.serve_without_xenstore().await;
+                    return Err(error);
+                }
+                Err(Failure::Fatal(problem)) if self.phase == Phase::New => {
+                    return Ok(End::Refuse(problem, self.nodes));
+                }
+                Err(Failure::Fatal(problem)) => self.fail(problem).await,
+            }
         }
     }
 
-    async fn wait(&mut self, changed: &Signal) -> Result<Event, Problem> {
+    /// Looks, decides and acts. Where that fails, the next call does it again.
+    async fn step(&mut self, changed: &Signal) -> Result<Option<End>, Failure> {
+        let seen = self.observe().await?;
+        let own = seen.own.unwrap_or(XenbusState::Unknown);
+        match decide(self.phase, seen) {
+            Step::Wait => self.wait_and_follow(changed, own).await?,
+            Step::Connect => self.connect(own).await?,
+            Step::Announce => {
+                if !self.publish_disk(own).await? {
+                    self.wait_and_follow(changed, own).await?;
+                }
+            }
+            Step::Offer => return self.offer_anew(changed, own).await,
+            Step::ReportClosing => self.set_state(XenbusState::Closing).await?,
+            Step::Close => {
+                self.disconnect().await;
+                self.phase = Phase::Closed;
+                self.set_state(XenbusState::Closed).await?;
+                log::info!("vbd {}: closed by the frontend", self.id);
+            }
+            Step::Release => return Ok(Some(End::Release)),
+            Step::Remove => return Ok(Some(End::Remove)),
+            Step::StartOver => return Ok(Some(End::StartOver)),
+            Step::Abandon => return Ok(Some(End::Abandon)),
+        }
+        Ok(None)
+    }
+
+    /// Looks at both ends. Whatever xenstored refuses here is no news: the disk stays as it is.
+    async fn observe(&self) -> Result<Observed, Failure> {
+        observe(&self.backend.store, &self.path, &self.config.frontend_path)
+            .await
+            .map_err(Failure::of_what_must_be)
+    }
+
+    /// Waits until xenstored may be asked again; the rings are served meanwhile.
+    async fn pause(&mut self, error: Error) {
+        if !self.refused {
+            log::warn!("vbd {}: {error}; to be tried again", self.id);
+            self.refused = true;
+        }
+        let pause = pin!(self.backend.handle.sleep(PAUSE));
+        select(pause, pin!(self.backend.closing.wait())).await;
+    }
+
+    /// Goes on serving a connected disk when nothing can be read or written any more.
+    async fn serve_without_xenstore(&mut self) {
+        if self.connection.is_some() {
+            log::error!(
+                "vbd {}: xenstore is gone; what is connected is served on",
+                self.id
+            );
+        }
+        let never = Signal::default();
+        while self.connection.is_some() && !self.backend.closing.is_set() {
+            match self.wait(&never).await {
+                Event::QueueFailed(problem) => {
+                    log::error!("vbd {}: {problem}", self.id);
+                    break;
+                }
+                Event::Resized => self.sectors = self.device.geometry().sectors,
+                Event::Changed => {}
+            }
+        }
+        self.disconnect().await;
+    }
+
+    /// Waits for the next event, and does what belongs to it alone.
+    async fn wait_and_follow(&mut self, changed: &Signal, own: XenbusState) -> Result<(), Failure> {
+        match self.wait(changed).await {
+            Event::Changed => show_statistics(self.backend, self.id).await,
+            Event::Resized => {
+                let announced = self.announce_size(own).await;
+                announced.map_err(Failure::of_what_must_be)?;
+            }
+            Event::QueueFailed(problem) => self.fail(problem).await,
+        }
+        Ok(())
+    }
+
+    async fn wait(&self, changed: &Signal) -> Event {
         let connection = self.connection.as_ref();
         let mut failed = pin!(async {
             match connection {
@@ -212,24 +242,54 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         let mut closing = pin!(self.backend.closing.wait());
         poll_fn(|context| {
             if let Poll::Ready(error) = failed.as_mut().poll(context) {
-                return Poll::Ready(Ok(Event::QueueFailed(error.into())));
+                return Poll::Ready(Event::QueueFailed(error.into()));
             }
             if closing.as_mut().poll(context).is_ready() {
-                return Poll::Ready(Ok(Event::Changed));
+                return Poll::Ready(Event::Changed);
             }
             if connection.is_some() {
                 device.on_change(context.waker());
                 if device.geometry().sectors != sectors {
-                    return Poll::Ready(Ok(Event::Resized));
+                    return Poll::Ready(Event::Resized);
                 }
             }
-            raised.as_mut().poll(context).map(|()| Ok(Event::Changed))
+            raised.as_mut().poll(context).map(|()| Event::Changed)
         })
         .await
     }
 
-    /// Publishes what the frontend may use, and waits for its part.
-    async fn offer(&mut self, from: XenbusState) -> Result<(), Error> {
+    /// Offers the disk, the first time or to a frontend that starts over.
+    async fn offer_anew(
+        &mut self,
+        changed: &Signal,
+        own: XenbusState,
+    ) -> Result<Option<End>, Failure> {
+        self.disconnect().await;
+        let first = self.phase == Phase::New;
+        if !first {
+            self.phase = Phase::Closed;
+        }
+        if self.offer(own).await? {
+            self.phase = Phase::Offered;
+            match (first, self.config.access) {
+                (true, Access::ReadOnly) => self.log_attached("read-only"),
+                (true, Access::ReadWrite) => self.log_attached("read-write"),
+                (false, _) => log::info!("vbd {}: offered again", self.id),
+            }
+        } else if first {
+            return Ok(Some(End::StartOver));
+        } else {
+            self.wait_and_follow(changed, own).await?;
+        }
+        Ok(None)
+    }
+
+    fn log_attached(&self, mode: &str) {
+        log::info!("vbd {}: attached, {} {mode}", self.id, self.config.target);
+    }
+
+    /// Publishes what the frontend may use. Answers false if the directory is another disk's.
+    async fn offer(&mut self, from: XenbusState) -> Result<bool, Error> {
         let backend = self.backend;
         let geometry = self.device.geometry();
         self.limits = backend.limits.within(backend.region.free_pages());
@@ -237,36 +297,25 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         self.publish(nodes, from, XenbusState::InitWait).await
     }
 
-    /// Writes nodes and the state that they belong to, all at once. Does nothing if the directory
-    /// is not what it was when this was decided: the toolstack wants the disk back, or has made
-    /// the directory anew for another one, and neither may be overwritten. The next look tells.
+    /// Writes nodes and the state that they belong to, if the directory is still this disk's.
     async fn publish(
         &self,
         nodes: NodeValues,
         from: XenbusState,
         state: XenbusState,
-    ) -> Result<(), Error> {
-        let path = &self.path;
-        self.backend
-            .store
-            .transaction(async |tx: &Transaction| {
-                let own = tx.read_optional(format!("{path}/state")).await?;
-                if own.is_none()
-                    || XenbusState::parse(own.as_deref()) != from
-                    || !describes(tx, path, &self.nodes).await?
-                {
-                    return Ok(());
-                }
-                for (name, value) in &nodes {
-                    tx.write(format!("{path}/{name}"), value).await?;
-                }
-                tx.write(format!("{path}/state"), state.to_string()).await
-            })
-            .await
+    ) -> Result<bool, Error> {
+        publish(
+            &self.backend.store,
+            &self.path,
+            &self.nodes,
+            &nodes,
+            (from, state),
+        )
+        .await
     }
 
     /// Connects to the rings that the frontend published.
-    async fn connect(&mut self, from: XenbusState) -> Result<(), Problem> {
+    async fn connect(&mut self, from: XenbusState) -> Result<(), Failure> {
         let backend = self.backend;
         let published =
             read_published(&backend.store, &self.config.frontend_path, self.limits).await?;
@@ -276,18 +325,19 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         self.connection = Some(connection);
         backend.statistics.connected(self.id, served);
         self.phase = Phase::Connected;
-        self.publish_disk(from).await?;
         self.log_connected(&published);
+        self.publish_disk(from).await?;
         Ok(())
     }
 
-    /// Tells the frontend what the disk is like, and that it is connected.
-    async fn publish_disk(&mut self, from: XenbusState) -> Result<(), Error> {
+    /// Tells the frontend what the disk is like, and that it is connected. Answers false if the
+    /// directory is not what it was.
+    async fn publish_disk(&mut self, from: XenbusState) -> Result<bool, Error> {
         let geometry = self.device.geometry();
         let nodes = features::disk(&self.config, &geometry);
-        self.publish(nodes, from, XenbusState::Connected).await?;
+        let told = self.publish(nodes, from, XenbusState::Connected).await?;
         self.sectors = geometry.sectors;
-        Ok(())
+        Ok(told)
     }
 
     /// The image has grown under a connected frontend: writing the state again, with the size,
@@ -316,29 +366,6 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         );
     }
 
-    /// Tells a connected frontend that its disk goes away, and serves it until it has let go of it:
-    /// what it asks for before it has heard is answered too. One that does not react waits for
-    /// [`FAREWELL`] only.
-    async fn take_leave(&self, changed: &Signal) -> Result<(), Problem> {
-        if self.connection.is_none() {
-            return Ok(());
-        }
-        self.set_state(XenbusState::Closing).await?;
-        let mut over = pin!(self.backend.handle.sleep(FAREWELL));
-        while let Observed {
-            own: Some(XenbusState::Closing),
-            frontend: Some(XenbusState::Initialised | XenbusState::Connected | XenbusState::Closing),
-            ..
-        } = self.observe().await?
-        {
-            if let Either::Right(_) = select(pin!(changed.raised()), &mut over).await {
-                log::warn!("vbd {}: the frontend does not let go", self.id);
-                break;
-            }
-        }
-        Ok(())
-    }
-
     /// Stops serving and takes back everything.
     async fn disconnect(&mut self) {
         if let Some(connection) = self.connection.take() {
@@ -347,18 +374,17 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         }
     }
 
-    /// Closes the device because of an error that is the frontend's or ours.
-    async fn fail(&mut self, problem: Problem) -> Result<(), Problem> {
-        if let Problem::Store(Error::Disconnected(_)) = problem {
-            return Err(problem);
-        }
+    /// Gives the device up because of an error that is the frontend's or ours. The next step tells
+    /// the frontend.
+    async fn fail(&mut self, problem: Problem) {
         self.disconnect().await;
         self.phase = Phase::Failed;
         report(self.backend, self.id, &problem).await;
-        Ok(self.set_state(XenbusState::Closing).await?)
     }
 
-    async fn set_state(&self, state: XenbusState) -> Result<(), Error> {
-        set_state(self.backend, &self.path, state).await
+    async fn set_state(&self, state: XenbusState) -> Result<(), Failure> {
+        set_state(&self.backend.store, &self.path, state)
+            .await
+            .map_err(Failure::of_what_must_be)
     }
 }

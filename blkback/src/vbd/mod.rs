@@ -12,6 +12,7 @@
 //!
 //! Read next: [`decision`] for the rules of the state machine, `lifecycle` for what is done.
 
+mod backend_nodes;
 pub mod config;
 mod connection;
 pub mod decision;
@@ -20,10 +21,14 @@ mod errors;
 pub mod features;
 pub mod identity;
 mod lifecycle;
+mod observation;
 mod problem;
 pub mod published;
+mod retry;
 pub mod state;
 
+pub use backend_nodes::write_if_there;
 pub use errors::ErrorNodes;
 pub use lifecycle::live;
 pub use problem::Problem;
+pub use retry::is_passing;

@@ -146,6 +146,24 @@ impl<'w> Frontend<'w> {
         self
     }
 
+    /// Connected, with a driver domain that may need some time for each step.
+    pub fn connected_after(mut self, span: Duration) -> Self {
+        assert_eq!(self.backend(), Some(XenbusState::InitWait));
+        self.prepare();
+        self.publish();
+        self.go(XenbusState::Initialised);
+        self.world.wait(span);
+        assert_eq!(
+            self.backend(),
+            Some(XenbusState::Connected),
+            "{:#?}",
+            self.world.journal()
+        );
+        self.go(XenbusState::Connected);
+        self.world.wait(span);
+        self
+    }
+
     /// What the operator is told is wrong.
     pub fn problem(&self) -> Option<String> {
         self.world.error(&self.vbd)
@@ -229,7 +247,7 @@ impl<'w> Frontend<'w> {
             matches!(state, Some(XenbusState::Closed) | None),
             "libxl waits for state 6, not {state:?}"
         );
-        self.world.wait(Duration::from_secs(2));
+        self.world.wait_for_removal();
         let gone = self.vbd.backend_gone(&self.world.sim.store());
         assert!(gone, "libxl waits for the directory to vanish");
         toolstack::finish_detach(&mut self.world.sim.store(), &self.vbd);

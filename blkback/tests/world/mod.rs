@@ -215,6 +215,12 @@ impl World {
         self.run();
     }
 
+    /// Waits as libxl does for a closed disk's directory to be removed, though less than its ten
+    /// seconds.
+    pub fn wait_for_removal(&self) {
+        self.wait(Duration::from_secs(3));
+    }
+
     /// Starts something of the driver domain's own.
     pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
         self.backend.handle.spawn(task);
@@ -255,7 +261,7 @@ impl World {
             self.late.forget(vbd);
             toolstack::force_detach(&mut self.sim.store(), vbd);
         }
-        self.wait(Duration::from_secs(2));
+        self.wait_for_removal();
         for vbd in vbds {
             let gone = vbd.backend_gone(&self.sim.store());
             assert!(gone, "the toolstack waits for the directory of {vbd:?}");

@@ -338,7 +338,7 @@ fn force_away(puppet: &mut Puppet<'_>, mut disk: Frontend<'_>, bystander: &Bysta
         late.release_backwards();
         world.run();
     }
-    world.wait(Duration::from_secs(1));
+    world.wait_for_removal();
     let gone = disk.vbd.backend_gone(&world.sim.store());
     let journal = || world.journal().join("\n");
     assert!(

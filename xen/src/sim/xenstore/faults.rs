@@ -1,6 +1,7 @@
 //! What the server withholds: quotas as xenstored sets them, and faults that tests ask for.
 
 use crate::DomId;
+use crate::abi::xs_wire::{MessageType, Refusal};
 use std::fmt;
 
 /// How much one unprivileged domain may use: xenstored's defaults.
@@ -36,6 +37,10 @@ impl Default for Quotas {
 /// Changes an outgoing message: the domain it goes to, and its bytes with the header.
 pub type Mangle = Box<dyn FnMut(DomId, &mut Vec<u8>) + Send>;
 
+/// Decides whether a request of an unprivileged domain is refused: the domain, the kind of request and
+/// the path that it names (as the domain wrote it; empty if it names none).
+pub type Refuse = Box<dyn FnMut(DomId, MessageType, &str) -> Option<Refusal> + Send>;
+
 /// How the server misbehaves.
 #[derive(Default)]
 pub struct Faults {
@@ -49,6 +54,8 @@ pub struct Faults {
     pub reverse_replies: bool,
     /// Changes messages on their way out.
     pub mangle: Option<Mangle>,
+    /// Refuses requests, as a server does that is out of memory or damaged.
+    pub refuse: Option<Refuse>,
 }
 
 impl fmt::Debug for Faults {
@@ -59,6 +66,7 @@ impl fmt::Debug for Faults {
             .field("conflicts", &self.conflicts)
             .field("reverse_replies", &self.reverse_replies)
             .field("mangle", &self.mangle.is_some())
+            .field("refuse", &self.refuse.is_some())
             .finish()
     }
 }

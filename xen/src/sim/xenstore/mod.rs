@@ -42,7 +42,7 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
-pub use faults::{Faults, Mangle, Quotas};
+pub use faults::{Faults, Mangle, Quotas, Refuse};
 pub use permissions::owned_by;
 pub use session::Session;
 

@@ -21,6 +21,19 @@ impl Server {
         payload: &[u8],
     ) -> Result<Answer, Refusal> {
         let kind = request.message_type;
+        if domain != DOM0
+            && let Some(refuse) = &mut self.faults.refuse
+        {
+            let path = path_and_rest(payload).map_or("", |(path, _)| path);
+            // What ends something ends it, whatever it answers.
+            let ends = matches!(kind, MessageType::UNWATCH | MessageType::RESET_WATCHES);
+            if !ends && let Some(refusal) = refuse(domain, kind, path) {
+                if kind == MessageType::TRANSACTION_END {
+                    Session::new(self, domain, request.transaction).end(false)?;
+                }
+                return Err(refusal);
+            }
+        }
         let ignores_transaction = matches!(kind, MessageType::WATCH | MessageType::UNWATCH);
         let transaction = if ignores_transaction {
             TransactionId::NONE

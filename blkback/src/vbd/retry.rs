@@ -1,0 +1,93 @@
+//! Requests that xenstored refuses for the moment: they are made again, and nothing else changes.
+//!
+//! A refusal says something about a node only if the node is not there, or is closed to this domain.
+//! xenstored that is out of memory, damaged or overloaded says nothing about any disk.
+
+use super::identity::VbdId;
+use super::problem::Problem;
+use crate::backend::Backend;
+use bulkhead_xen::Hypervisor;
+use bulkhead_xenstore_client::{Error, Refusal};
+use core::pin::pin;
+use core::time::Duration;
+use futures_util::future::select;
+
+/// How long after a refusal xenstored is asked again.
+pub const PAUSE: Duration = Duration::from_secs(1);
+
+/// Whether the same request may succeed later.
+pub fn is_passing(error: &Error) -> bool {
+    match error {
+        Error::Refused { refusal, .. } => !matches!(
+            refusal,
+            Refusal::NotFound
+                | Refusal::AccessDenied
+                | Refusal::NotPermitted
+                | Refusal::ReadOnly
+                | Refusal::QuotaExceeded
+        ),
+        Error::Malformed { .. } | Error::Conflicts { .. } | Error::Changing { .. } => true,
+        _ => false,
+    }
+}
+
+/// How a step went that failed.
+pub enum Failure {
+    /// xenstored refused for the moment: nothing has changed.
+    Passing(Error),
+    /// There is no xenstore any more.
+    Disconnected(Error),
+    /// The device cannot be served.
+    Fatal(Problem),
+}
+
+impl Failure {
+    /// Of what has to be done whatever xenstored says about it now.
+    pub fn of_what_must_be(error: Error) -> Self {
+        match error {
+            Error::Disconnected(_) => Failure::Disconnected(error),
+            error => Failure::Passing(error),
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Disconnected(_) => Failure::Disconnected(error),
+            error if is_passing(&error) => Failure::Passing(error),
+            error => Failure::Fatal(error.into()),
+        }
+    }
+}
+
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        match problem {
+            Problem::Store(error) => error.into(),
+            problem => Failure::Fatal(problem),
+        }
+    }
+}
+
+/// Makes a request until xenstored has an answer to it, or until the driver domain ends.
+pub async fn insist<H: Hypervisor, T>(
+    backend: &Backend<H>,
+    id: VbdId,
+    request: impl AsyncFn() -> Result<T, Error>,
+) -> Result<T, Error> {
+    let mut told = false;
+    loop {
+        match request().await {
+            Err(error) if is_passing(&error) && !backend.closing.is_set() => {
+                if !told {
+                    log::warn!("vbd {id}: {error}; to be tried again");
+                    told = true;
+                }
+                let pause = pin!(backend.handle.sleep(PAUSE));
+                select(pause, pin!(backend.closing.wait())).await;
+            }
+            result => return result,
+        }
+    }
+}

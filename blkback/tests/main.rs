@@ -13,6 +13,7 @@ mod hostile;
 mod indexes;
 mod late;
 mod life;
+mod memory;
 mod operator;
 mod ordering;
 mod orders;

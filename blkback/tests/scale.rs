@@ -1,6 +1,7 @@
 //! Two hundred disks at once, and what each of them costs.
 
-use crate::world::{Bystander, Guest, Setup, World, bytes_in_use};
+use crate::world::{Bystander, Guest, Setup, Style, World, bytes_in_use};
+use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_xen::sim::xenstore::toolstack::{self, Disk};
 
 const GUESTS: usize = 25;
@@ -152,4 +153,45 @@ fn a_full_address_space_costs_the_new_disk_alone() {
     disks.into_iter().for_each(|disk| disk.detach());
     other.leave();
     world.nothing_left();
+}
+
+/// What one more queue takes of the heap, for a frontend of that style.
+fn heap_of_a_queue(style: Style) -> usize {
+    let world = World::new();
+    let guest = Guest::with_memory(&world, 1024);
+    let heap = |queues| {
+        let style = Style { queues, ..style };
+        let mut disk = guest.attach("xvda", "null:1G").styled(style);
+        disk.prepare();
+        let before = bytes_in_use();
+        disk.publish();
+        disk.go(XenbusState::Initialised);
+        assert_eq!(disk.backend(), Some(XenbusState::Connected));
+        let taken = bytes_in_use() - before;
+        disk.go(XenbusState::Connected);
+        disk.detach();
+        taken
+    };
+    // The first disk makes the simulated machine take what it keeps.
+    heap(4);
+    (heap(4) - heap(1)) as usize / 3
+}
+
+#[test]
+fn what_a_queue_takes_of_the_heap() {
+    for (persistent, ring_pages, most) in [
+        // As a plain Linux has it, and with the largest ring. They took 174 and 259 KiB.
+        (true, 1, 58),
+        (true, 16, 86),
+        (false, 1, 62),
+        (false, 16, 108),
+    ] {
+        let style = Style {
+            ring_pages,
+            ..Style::persistent(persistent)
+        };
+        let taken = heap_of_a_queue(style);
+        println!("persistent {persistent}, {ring_pages} page(s): {taken} bytes");
+        assert!(taken <= most * 1024, "{taken} bytes for {style:?}");
+    }
 }

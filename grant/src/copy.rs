@@ -3,6 +3,7 @@
 //! For a few bytes of a page, a copy by the hypervisor costs less than mapping and unmapping it.
 
 use crate::EAGAIN_TRIES;
+use crate::memory::{OutOfMemory, room_for};
 use alloc::vec::Vec;
 use bulkhead_xen::abi::grant_table::{CopyEnd, CopyFlags, GrantCopy};
 use bulkhead_xen::{DomId, GrantRef, GrantStatus, Hypervisor, PAGE_SIZE};
@@ -38,16 +39,16 @@ pub struct CopyBatch<H: Hypervisor> {
     calls: u64,
     bytes: u64,
     /// The batch of this number; what was queued in an earlier one cannot be asked about.
-    round: u32,
+    round: u16,
 }
 
 /// A queued copy, to ask what became of it.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "a copy may be refused"]
 pub struct Copied {
-    round: u32,
-    first: u32,
-    count: u32,
+    round: u16,
+    first: u16,
+    count: u16,
 }
 
 /// Why a copy cannot be queued.
@@ -89,15 +90,19 @@ impl core::error::Error for CopyRefused {}
 
 impl<H: Hypervisor> CopyBatch<H> {
     /// An empty batch for up to `capacity` copies within one page each.
-    pub fn new(door: H, domain: DomId, capacity: usize) -> Self {
-        CopyBatch {
+    ///
+    /// # Panics
+    /// If that is more than 65,535.
+    pub fn new(door: H, domain: DomId, capacity: usize) -> Result<Self, OutOfMemory> {
+        assert!(capacity <= u16::MAX.into(), "a batch of {capacity} copies");
+        Ok(CopyBatch {
             door,
             domain,
-            copies: Vec::with_capacity(capacity),
+            copies: room_for(capacity)?,
             calls: 0,
             bytes: 0,
             round: 0,
-        }
+        })
     }
 
     /// How many hypercalls were made so far.
@@ -148,8 +153,8 @@ impl<H: Hypervisor> CopyBatch<H> {
         }
         Ok(Copied {
             round: self.round,
-            first: first as u32,
-            count: (self.copies.len() - first) as u32,
+            first: first as u16,
+            count: (self.copies.len() - first) as u16,
         })
     }
 
@@ -225,7 +230,8 @@ impl<H: Hypervisor> CopyBatch<H> {
     /// If the copy is from before.
     pub fn status(&self, copied: &Copied) -> Result<(), GrantStatus> {
         assert_eq!(copied.round, self.round, "a copy is asked about too late");
-        let entries = copied.first as usize..(copied.first + copied.count) as usize;
+        let entries =
+            usize::from(copied.first)..usize::from(copied.first) + usize::from(copied.count);
         let refused = self.copies[entries]
             .iter()
             .find(|copy| !copy.status.is_okay());

@@ -41,6 +41,7 @@ extern crate alloc;
 
 #[allow(unsafe_code, reason = "the one place that copies")]
 mod copy;
+pub mod memory;
 mod pages;
 mod persistent;
 mod region;
@@ -50,9 +51,10 @@ mod table;
 mod window;
 
 pub use copy::{Copied, CopyBatch, CopyRefused, Direction, GrantedBytes};
+pub use memory::OutOfMemory;
 pub use pages::MappedPages;
 pub use persistent::{CacheFull, Held, PersistentCache};
-pub use region::{OutOfSpace, Region};
+pub use region::{NoRoom, OutOfSpace, Region};
 pub use table::{Entry, Grant, GrantTable, InUse, TableFull};
 pub use window::{Calls, Slot, Window, WindowFull};
 

@@ -1,9 +1,9 @@
 //! Granted pages mapped next to each other for as long as their owner lives: a ring.
 
 use crate::Access;
+use crate::memory::{OutOfMemory, room_for};
 use crate::region::Place;
 use crate::window::Window;
-use alloc::vec::Vec;
 use bulkhead_xen::{DomId, GrantRef, GrantStatus, Hypervisor};
 use core::ptr::NonNull;
 
@@ -23,28 +23,30 @@ impl<H: Hypervisor> MappedPages<H> {
         domain: DomId,
         place: Place,
         grefs: &[GrantRef],
-    ) -> Result<Self, (GrantRef, GrantStatus)> {
+    ) -> Result<Result<Self, (GrantRef, GrantStatus)>, OutOfMemory> {
         let base = place.page(0);
-        let mut window = Window::new(door, domain, place);
-        let slots: Vec<_> = grefs
-            .iter()
-            .map(|&gref| window.queue_map(gref, Access::ReadWrite))
-            .collect::<Result<_, _>>()
-            .expect("the window has a page for each grant");
+        let mut window = Window::new(door, domain, place, grefs.len())?;
+        let mut slots = room_for(grefs.len())?;
+        for &gref in grefs {
+            let slot = window.queue_map(gref, Access::ReadWrite);
+            slots.push(slot.expect("the window has a page for each grant"));
+        }
         window.map_queued();
         for (index, (slot, &gref)) in slots.iter().zip(grefs).enumerate() {
-            let page = window.address(slot).map_err(|status| (gref, status))?;
-            assert_eq!(
-                page,
-                window.page(index),
-                "a new window fills from its start"
-            );
+            match window.address(slot) {
+                Ok(page) => assert_eq!(
+                    page,
+                    window.page(index),
+                    "a new window fills from its start"
+                ),
+                Err(status) => return Ok(Err((gref, status))),
+            }
         }
-        Ok(MappedPages {
+        Ok(Ok(MappedPages {
             window,
             base,
             pages: grefs.len(),
-        })
+        }))
     }
 
     /// The first page's address.

@@ -5,47 +5,70 @@
 //! holds. A frontend may cycle through more grants than fit: then each sweep maps and unmaps in
 //! one hypercall each, as without persistence.
 
+use crate::memory::{filled, room_for};
 use crate::window::{Calls, Slot, Window};
-use crate::{Access, OutOfSpace, Region};
+use crate::{Access, NoRoom, Region};
 use alloc::vec::Vec;
 use bulkhead_xen::{DomId, Frame, GrantRef, GrantStatus, Hypervisor};
 use core::fmt;
 use core::ptr::NonNull;
-use hashbrown::HashTable;
 
 /// The end of a list of entries.
-const NONE: u32 = u32::MAX;
+const NONE: u16 = u16::MAX;
 
 /// A queue's persistently mapped pages. All memory it needs is taken when it is made.
 pub struct PersistentCache<H: Hypervisor> {
     window: Window<H>,
     entries: Vec<Entry>,
-    /// Entries that cache nothing.
-    vacant: Vec<u32>,
-    /// Entries by grant.
-    index: HashTable<u32>,
+    /// The first entry that caches nothing; each names the next.
+    vacant: u16,
+    cached: usize,
+    /// The first entry of each list of those whose grants have the same low bits. Frontends use small
+    /// numbers close together, which those bits tell apart.
+    lists: Vec<u16>,
     /// Entries that nobody holds, the most recently used one first.
     idle: IdleList,
     /// Entries queued for writing by this sweep for requests that would be content with reading.
-    hopeful: Vec<u32>,
+    hopeful: Vec<u16>,
     hits: u64,
     misses: u64,
 }
 
 struct Entry {
     gref: GrantRef,
-    access: Access,
     slot: Option<Slot>,
-    holders: u32,
+    /// How many requests use it, and [`READ_ONLY`] if it is mapped for reading alone.
+    uses: u16,
+    /// The next entry in its list by grant, or among the vacant ones.
+    next: u16,
     /// Neighbours in the list of idle entries.
-    newer: u32,
-    older: u32,
+    newer: u16,
+    older: u16,
+}
+
+/// A bit of [`Entry::uses`].
+const READ_ONLY: u16 = 1 << 15;
+/// The rest of them.
+const MOST_HOLDERS: u16 = READ_ONLY - 1;
+
+const _: () = assert!(size_of::<Entry>() == 16);
+
+impl Entry {
+    #[inline]
+    fn is_held(&self) -> bool {
+        self.uses & MOST_HOLDERS > 0
+    }
+
+    #[inline]
+    fn is_read_only(&self) -> bool {
+        self.uses & READ_ONLY > 0
+    }
 }
 
 #[derive(Clone, Copy)]
 struct IdleList {
-    newest: u32,
-    oldest: u32,
+    newest: u16,
+    oldest: u16,
 }
 
 /// The right to use a cached page, from [`PersistentCache::hold`] to
@@ -53,7 +76,7 @@ struct IdleList {
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "a page that is never released can never make room for another"]
 pub struct Held {
-    entry: u32,
+    entry: u16,
     access: Access,
 }
 
@@ -71,35 +94,42 @@ impl core::error::Error for CacheFull {}
 
 impl<H: Hypervisor> PersistentCache<H> {
     /// An empty cache for up to `capacity` pages that `domain` grants. It takes room for `sweep`
-    /// pages more, so that so many old ones and new ones can be exchanged in two hypercalls.
+    /// pages more, so that so many old ones and new ones can be exchanged in two hypercalls. One
+    /// hypercall maps or unmaps up to `sweep` pages.
+    ///
+    /// # Panics
+    /// If `capacity` is 0 or more than 65,535, or if `sweep` is 0.
     pub fn new(
         region: &Region<H>,
         domain: DomId,
         capacity: usize,
         sweep: usize,
-    ) -> Result<Self, OutOfSpace> {
-        let window = region.window(domain, capacity + sweep)?;
-        let vacant = (0..capacity as u32).rev().collect();
-        let entry = |_| Entry {
+    ) -> Result<Self, NoRoom> {
+        assert!((1..=NONE.into()).contains(&capacity), "{capacity} pages");
+        assert!(sweep > 0, "no page at a time");
+        let entry = |number| Entry {
             gref: GrantRef(0),
-            access: Access::ReadOnly,
             slot: None,
-            holders: 0,
+            uses: 0,
+            next: if number + 1 < capacity {
+                number as u16 + 1
+            } else {
+                NONE
+            },
             newer: NONE,
             older: NONE,
         };
         Ok(PersistentCache {
-            window,
-            entries: (0..capacity).map(entry).collect(),
-            vacant,
-            // Never more than half full, so that it never grows: what deletions leave behind is
-            // cleared in place.
-            index: HashTable::with_capacity(capacity * 2 + 1),
+            window: region.window_in_batches(domain, capacity + sweep, sweep)?,
+            entries: filled(capacity, entry)?,
+            vacant: 0,
+            cached: 0,
+            lists: filled((capacity / 2).next_power_of_two(), |_| NONE)?,
             idle: IdleList {
                 newest: NONE,
                 oldest: NONE,
             },
-            hopeful: Vec::with_capacity(capacity),
+            hopeful: room_for(sweep)?,
             hits: 0,
             misses: 0,
         })
@@ -107,12 +137,12 @@ impl<H: Hypervisor> PersistentCache<H> {
 
     /// How many pages are cached.
     pub fn len(&self) -> usize {
-        self.index.len()
+        self.cached
     }
 
     /// Whether no page is cached.
     pub fn is_empty(&self) -> bool {
-        self.index.is_empty()
+        self.cached == 0
     }
 
     /// How often a page was held that was mapped already.
@@ -135,14 +165,10 @@ impl<H: Hypervisor> PersistentCache<H> {
     /// nobody holds makes room.
     #[inline]
     pub fn hold(&mut self, gref: GrantRef, access: Access) -> Result<Held, CacheFull> {
-        let entries = &self.entries;
-        let cached = self
-            .index
-            .find(hash(gref), |&entry| entries[entry as usize].gref == gref);
-        let entry = match cached.copied() {
+        let entry = match self.find(gref) {
             Some(entry) if !self.is_too_weak(entry, access) => {
                 self.hits += 1;
-                if self.entries[entry as usize].holders == 0 {
+                if !self.entries[usize::from(entry)].is_held() {
                     self.unlink(entry);
                 }
                 entry
@@ -153,19 +179,46 @@ impl<H: Hypervisor> PersistentCache<H> {
             }
             None => self.insert(gref, access)?,
         };
-        self.entries[entry as usize].holders += 1;
+        let uses = &mut self.entries[usize::from(entry)].uses;
+        if *uses & MOST_HOLDERS == MOST_HOLDERS {
+            // Many times more than a queue has pages.
+            return Err(CacheFull);
+        }
+        *uses += 1;
         Ok(Held { entry, access })
     }
 
+    /// The entry that caches a grant.
+    #[inline]
+    fn find(&self, gref: GrantRef) -> Option<u16> {
+        let mut at = self.lists[self.list(gref)];
+        loop {
+            let entry = self.entries.get(usize::from(at))?;
+            if entry.gref == gref {
+                return Some(at);
+            }
+            at = entry.next;
+        }
+    }
+
+    /// Which list a grant belongs to.
+    #[inline]
+    fn list(&self, gref: GrantRef) -> usize {
+        gref.0 as usize & (self.lists.len() - 1)
+    }
+
     /// Whether an entry is mapped for reading, wanted for writing, and can be mapped anew.
-    fn is_too_weak(&self, entry: u32, wanted: Access) -> bool {
-        let entry = &self.entries[entry as usize];
-        entry.holders == 0 && entry.access == Access::ReadOnly && wanted == Access::ReadWrite
+    fn is_too_weak(&self, entry: u16, wanted: Access) -> bool {
+        let entry = &self.entries[usize::from(entry)];
+        !entry.is_held() && entry.is_read_only() && wanted == Access::ReadWrite
     }
 
     #[cold]
-    fn insert(&mut self, gref: GrantRef, access: Access) -> Result<u32, CacheFull> {
-        if self.vacant.is_empty() {
+    fn insert(&mut self, gref: GrantRef, access: Access) -> Result<u16, CacheFull> {
+        if self.hopeful.len() == self.hopeful.capacity() {
+            self.map_queued();
+        }
+        if self.vacant == NONE {
             if self.idle.oldest == NONE {
                 return Err(CacheFull);
             }
@@ -178,24 +231,24 @@ impl<H: Hypervisor> PersistentCache<H> {
         // requests that write need no other mapping.
         let slot = self.window.queue_map(gref, Access::ReadWrite);
         let slot = slot.map_err(|_| CacheFull)?;
-        let entry = self.vacant.pop().expect("made room above");
-        self.entries[entry as usize] = Entry {
+        let at = self.vacant;
+        let list = self.list(gref);
+        let entry = &mut self.entries[usize::from(at)];
+        self.vacant = entry.next;
+        *entry = Entry {
             gref,
-            access: Access::ReadWrite,
             slot: Some(slot),
-            holders: 0,
+            uses: 0,
+            next: core::mem::replace(&mut self.lists[list], at),
             newer: NONE,
             older: NONE,
         };
-        let entries = &self.entries;
-        self.index.insert_unique(hash(gref), entry, |&entry| {
-            hash(entries[entry as usize].gref)
-        });
+        self.cached += 1;
         if access == Access::ReadOnly {
-            self.hopeful.push(entry);
+            self.hopeful.push(at);
         }
         self.misses += 1;
-        Ok(entry)
+        Ok(at)
     }
 
     /// Maps all pages that were held anew: one hypercall, and one before it if others had to make
@@ -205,14 +258,14 @@ impl<H: Hypervisor> PersistentCache<H> {
         self.window.unmap_queued();
         self.window.map_queued();
         for at in 0..self.hopeful.len() {
-            let entry = &mut self.entries[self.hopeful[at] as usize];
+            let entry = &mut self.entries[usize::from(self.hopeful[at])];
             let Some(slot) = &entry.slot else { continue };
             // What Xen answers if the grant is read-only, among other things.
             if self.window.address(slot) == Err(GrantStatus::GENERAL_ERROR)
                 && let Some(slot) = entry.slot.take()
             {
                 self.window.queue_unmap(slot);
-                entry.access = Access::ReadOnly;
+                entry.uses |= READ_ONLY;
                 entry.slot = self.window.queue_map(entry.gref, Access::ReadOnly).ok();
             }
         }
@@ -223,8 +276,8 @@ impl<H: Hypervisor> PersistentCache<H> {
     /// Where a page is mapped, or why it is not.
     #[inline]
     pub fn address(&self, held: &Held) -> Result<NonNull<u8>, GrantStatus> {
-        let entry = &self.entries[held.entry as usize];
-        if held.access == Access::ReadWrite && entry.access == Access::ReadOnly {
+        let entry = &self.entries[usize::from(held.entry)];
+        if held.access == Access::ReadWrite && entry.is_read_only() {
             return Err(GrantStatus::GENERAL_ERROR);
         }
         let slot = entry.slot.as_ref().ok_or(GrantStatus::GENERAL_ERROR)?;
@@ -234,7 +287,7 @@ impl<H: Hypervisor> PersistentCache<H> {
     /// The guest frame at which a page is mapped, as a device behind the IOMMU would name it.
     #[inline]
     pub fn frame(&self, held: &Held) -> Option<Frame> {
-        let slot = self.entries[held.entry as usize].slot.as_ref()?;
+        let slot = self.entries[usize::from(held.entry)].slot.as_ref()?;
         Some(self.window.frame(slot))
     }
 
@@ -242,9 +295,9 @@ impl<H: Hypervisor> PersistentCache<H> {
     #[inline]
     pub fn release(&mut self, held: Held) {
         let at = held.entry;
-        let entry = &mut self.entries[at as usize];
-        entry.holders -= 1;
-        if entry.holders > 0 {
+        let entry = &mut self.entries[usize::from(at)];
+        entry.uses -= 1;
+        if entry.is_held() {
             return;
         }
         let mapped = entry
@@ -267,38 +320,47 @@ impl<H: Hypervisor> PersistentCache<H> {
     }
 
     /// Removes an idle entry; its page is unmapped with the next batch.
-    fn discard(&mut self, at: u32) {
+    fn discard(&mut self, at: u16) {
         self.unlink(at);
-        let gref = self.entries[at as usize].gref;
-        if let Ok(found) = self.index.find_entry(hash(gref), |&entry| entry == at) {
-            found.remove();
-        }
-        if let Some(slot) = self.entries[at as usize].slot.take() {
+        let list = self.list(self.entries[usize::from(at)].gref);
+        let entry = &mut self.entries[usize::from(at)];
+        let next = core::mem::replace(&mut entry.next, self.vacant);
+        self.vacant = at;
+        self.cached -= 1;
+        if let Some(slot) = entry.slot.take() {
             self.window.queue_unmap(slot);
         }
-        self.vacant.push(at);
+        if self.lists[list] == at {
+            self.lists[list] = next;
+            return;
+        }
+        let mut before = self.lists[list];
+        while self.entries[usize::from(before)].next != at {
+            before = self.entries[usize::from(before)].next;
+        }
+        self.entries[usize::from(before)].next = next;
     }
 
-    fn link(&mut self, at: u32) {
+    fn link(&mut self, at: u16) {
         let older = self.idle.newest;
-        self.entries[at as usize].newer = NONE;
-        self.entries[at as usize].older = older;
+        self.entries[usize::from(at)].newer = NONE;
+        self.entries[usize::from(at)].older = older;
         match older {
             NONE => self.idle.oldest = at,
-            older => self.entries[older as usize].newer = at,
+            older => self.entries[usize::from(older)].newer = at,
         }
         self.idle.newest = at;
     }
 
-    fn unlink(&mut self, at: u32) {
-        let Entry { newer, older, .. } = self.entries[at as usize];
+    fn unlink(&mut self, at: u16) {
+        let Entry { newer, older, .. } = self.entries[usize::from(at)];
         match newer {
             NONE => self.idle.newest = older,
-            newer => self.entries[newer as usize].older = older,
+            newer => self.entries[usize::from(newer)].older = older,
         }
         match older {
             NONE => self.idle.oldest = newer,
-            older => self.entries[older as usize].newer = newer,
+            older => self.entries[usize::from(older)].newer = newer,
         }
     }
 }
@@ -312,10 +374,4 @@ impl<H: Hypervisor> fmt::Debug for PersistentCache<H> {
             .field("misses", &self.misses)
             .finish_non_exhaustive()
     }
-}
-
-/// Grants are small numbers close together: one multiplication spreads them over both ends of the
-/// word, of which the table uses the low bits for the place and the high ones to compare.
-fn hash(gref: GrantRef) -> u64 {
-    u64::from(gref.0).wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }

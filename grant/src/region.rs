@@ -1,5 +1,6 @@
 //! Who uses which part of the address space for foreign pages.
 
+use crate::memory::OutOfMemory;
 use crate::pages::MappedPages;
 use crate::window::Window;
 use alloc::sync::Arc;
@@ -40,9 +41,21 @@ impl<H: Hypervisor> Region<H> {
         Region { door, shared }
     }
 
-    /// A window of `pages` pages for data that `domain` grants.
-    pub fn window(&self, domain: DomId, pages: usize) -> Result<Window<H>, OutOfSpace> {
-        Ok(Window::new(self.door.clone(), domain, self.take(pages)?))
+    /// A window of `pages` pages for data that `domain` grants, all of which are mapped or unmapped in
+    /// one hypercall.
+    pub fn window(&self, domain: DomId, pages: usize) -> Result<Window<H>, NoRoom> {
+        self.window_in_batches(domain, pages, pages)
+    }
+
+    /// The same, mapped and unmapped in hypercalls of up to `batch` pages, for which alone it takes memory.
+    pub(crate) fn window_in_batches(
+        &self,
+        domain: DomId,
+        pages: usize,
+        batch: usize,
+    ) -> Result<Window<H>, NoRoom> {
+        let place = self.take(pages)?;
+        Ok(Window::new(self.door.clone(), domain, place, batch)?)
     }
 
     /// Maps pages that `domain` grants next to each other, readable and writable. The outer error
@@ -58,9 +71,9 @@ impl<H: Hypervisor> Region<H> {
         &self,
         domain: DomId,
         grefs: &[GrantRef],
-    ) -> Result<Result<MappedPages<H>, (GrantRef, GrantStatus)>, OutOfSpace> {
+    ) -> Result<Result<MappedPages<H>, (GrantRef, GrantStatus)>, NoRoom> {
         let place = self.take(grefs.len())?;
-        Ok(MappedPages::map(self.door.clone(), domain, place, grefs))
+        Ok(MappedPages::map(self.door.clone(), domain, place, grefs)?)
     }
 
     /// How many pages nobody uses.
@@ -102,6 +115,38 @@ impl fmt::Display for OutOfSpace {
 
 impl core::error::Error for OutOfSpace {}
 
+/// Why what a connection needs cannot be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoRoom {
+    /// The address space for foreign pages is full.
+    Space(OutOfSpace),
+    /// The heap is full.
+    Memory(OutOfMemory),
+}
+
+impl fmt::Display for NoRoom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NoRoom::Space(error) => error.fmt(f),
+            NoRoom::Memory(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for NoRoom {}
+
+impl From<OutOfSpace> for NoRoom {
+    fn from(error: OutOfSpace) -> Self {
+        NoRoom::Space(error)
+    }
+}
+
+impl From<OutOfMemory> for NoRoom {
+    fn from(error: OutOfMemory) -> Self {
+        NoRoom::Memory(error)
+    }
+}
+
 /// A range of the region in use, given back when dropped.
 pub(crate) struct Place {
     range: Range<usize>,
@@ -110,6 +155,7 @@ pub(crate) struct Place {
 
 impl Place {
     /// How many pages it has.
+    #[inline]
     pub(crate) fn pages(&self) -> usize {
         self.range.len()
     }

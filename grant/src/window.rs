@@ -1,5 +1,6 @@
 //! A queue's data pages: mapped and unmapped in batches, one hypercall each.
 
+use crate::memory::{OutOfMemory, filled, room_for};
 use crate::region::Place;
 use crate::{Access, EAGAIN_TRIES};
 use alloc::vec::Vec;
@@ -8,20 +9,28 @@ use bulkhead_xen::{
     DomId, Errno, Frame, GrantHandle, GrantRef, GrantStatus, Hypervisor, PAGE_SHIFT,
 };
 use core::fmt;
+use core::num::NonZeroU32;
 use core::ptr::NonNull;
+
+/// The end of the list of free pages.
+const NONE: u32 = u32::MAX;
 
 /// A fixed number of pages of one frontend. All memory it needs is taken when it is made.
 pub struct Window<H: Hypervisor> {
     door: H,
     domain: DomId,
     place: Place,
+    /// The address of its first page.
+    start: u64,
     states: Vec<State>,
-    free: Vec<u32>,
+    /// The first free page; each names the next.
+    free: u32,
+    free_count: usize,
+    /// What one hypercall is to do. The page of an entry follows from its address.
     maps: Vec<MapGrantRef>,
-    /// The pages of `maps`, entry by entry; likewise for `unmaps`.
-    map_pages: Vec<u32>,
     unmaps: Vec<UnmapGrantRef>,
-    unmap_pages: Vec<u32>,
+    /// The most entries of one hypercall.
+    batch: usize,
     calls: Calls,
 }
 
@@ -43,20 +52,40 @@ pub struct Calls {
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "its page is in use until it is given to `queue_unmap`"]
 pub struct Slot(
-    /// The page, counted from the start of the region, so that no other window takes it for its own.
-    u32,
+    /// The page, counted from 1 at the start of the region, so that no other window takes it for its own.
+    NonZeroU32,
 );
 
+/// What becomes of a page. There is one for each page of every queue, so its numbers are kept as bytes,
+/// which need no alignment: it takes 5 bytes instead of 8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    Free,
+    /// Free, and the next free page after it.
+    Free([u8; 4]),
     /// Queued for mapping, or refused with a status.
-    Unmapped(GrantStatus),
-    Mapped(GrantHandle),
+    Unmapped([u8; 2]),
+    /// Mapped, and the grant handle.
+    Mapped([u8; 4]),
     /// Queued for unmapping.
     Leaving,
     /// Unmapping was refused: Xen may still have the page there. Never used again.
     Stuck,
+}
+
+const _: () = assert!(size_of::<State>() == 5);
+
+impl State {
+    fn free(next: u32) -> State {
+        State::Free(next.to_ne_bytes())
+    }
+
+    fn unmapped(status: GrantStatus) -> State {
+        State::Unmapped(status.0.to_ne_bytes())
+    }
+
+    fn mapped(handle: GrantHandle) -> State {
+        State::Mapped(handle.0.to_ne_bytes())
+    }
 }
 
 /// The window has no page left.
@@ -72,20 +101,35 @@ impl fmt::Display for WindowFull {
 impl core::error::Error for WindowFull {}
 
 impl<H: Hypervisor> Window<H> {
-    pub(crate) fn new(door: H, domain: DomId, place: Place) -> Self {
+    /// A window of these pages, which maps or unmaps up to `batch` of them in one hypercall.
+    pub(crate) fn new(
+        door: H,
+        domain: DomId,
+        place: Place,
+        batch: usize,
+    ) -> Result<Self, OutOfMemory> {
         let pages = place.pages();
-        Window {
+        let start = if pages > 0 { place.address(0) } else { 0 };
+        let next = |page: usize| {
+            if page + 1 < pages {
+                page as u32 + 1
+            } else {
+                NONE
+            }
+        };
+        Ok(Window {
             door,
             domain,
             place,
-            states: alloc::vec![State::Free; pages],
-            free: (0..pages as u32).rev().collect(),
-            maps: Vec::with_capacity(pages),
-            map_pages: Vec::with_capacity(pages),
-            unmaps: Vec::with_capacity(pages),
-            unmap_pages: Vec::with_capacity(pages),
+            start,
+            states: filled(pages, |page| State::free(next(page)))?,
+            free: if pages > 0 { 0 } else { NONE },
+            free_count: pages,
+            maps: room_for(batch)?,
+            unmaps: room_for(batch)?,
+            batch,
             calls: Calls::default(),
-        }
+        })
     }
 
     /// The domain whose grants it maps.
@@ -100,7 +144,7 @@ impl<H: Hypervisor> Window<H> {
 
     /// How many pages can still be queued.
     pub fn free_slots(&self) -> usize {
-        self.free.len()
+        self.free_count
     }
 
     /// What was asked of Xen so far.
@@ -110,7 +154,7 @@ impl<H: Hypervisor> Window<H> {
 
     /// Whether no page is mapped or queued.
     pub fn is_unused(&self) -> bool {
-        self.free.len() == self.states.len()
+        self.free_count == self.states.len()
     }
 
     /// The window's page that a slot stands for.
@@ -119,23 +163,51 @@ impl<H: Hypervisor> Window<H> {
     /// If the slot is another window's.
     #[inline]
     fn index(&self, slot: &Slot) -> usize {
-        let index = self.place.index(slot.0 as usize);
+        let index = self.place.index(slot.0.get() as usize - 1);
         index.expect("a slot is used with the window that gave it out")
     }
 
-    /// Notes a page to be mapped by the next [`map_queued`](Self::map_queued).
+    /// The window's page at an address that was named to Xen.
+    #[inline]
+    fn page_at(&self, address: u64) -> usize {
+        ((address - self.start) >> PAGE_SHIFT) as usize
+    }
+
+    #[inline]
+    fn take_free(&mut self) -> Option<usize> {
+        let page = self.free as usize;
+        let State::Free(next) = *self.states.get(page)? else {
+            return None;
+        };
+        self.free = u32::from_ne_bytes(next);
+        self.free_count -= 1;
+        Some(page)
+    }
+
+    #[inline]
+    fn set_free(&mut self, page: usize) {
+        self.states[page] = State::free(self.free);
+        self.free = page as u32;
+        self.free_count += 1;
+    }
+
+    /// Notes a page to be mapped by the next [`map_queued`](Self::map_queued), or by this call if there
+    /// are as many already as one hypercall takes.
     #[inline]
     pub fn queue_map(&mut self, gref: GrantRef, access: Access) -> Result<Slot, WindowFull> {
-        let page = self.free.pop().ok_or(WindowFull)?;
+        let page = self.take_free().ok_or(WindowFull)?;
+        if self.maps.len() == self.batch {
+            self.map_queued();
+        }
         self.maps.push(MapGrantRef::new(
-            self.place.address(page as usize),
+            self.place.address(page),
             access.flags(),
             gref,
             self.domain,
         ));
-        self.map_pages.push(page);
-        self.states[page as usize] = State::Unmapped(GrantStatus::GENERAL_ERROR);
-        Ok(Slot(self.place.number(page as usize) as u32))
+        self.states[page] = State::unmapped(GrantStatus::GENERAL_ERROR);
+        let number = NonZeroU32::MIN.saturating_add(self.place.number(page) as u32);
+        Ok(Slot(number))
     }
 
     /// Maps everything noted, in one hypercall. What became of each page is its
@@ -156,22 +228,19 @@ impl<H: Hypervisor> Window<H> {
             let mut again = 0;
             for entry in 0..self.maps.len() {
                 let map = self.maps[entry];
-                let page = self.map_pages[entry];
-                self.states[page as usize] = match map.status {
-                    GrantStatus::OKAY => State::Mapped(map.handle),
-                    refused => State::Unmapped(refused),
+                let page = self.page_at(map.host_addr);
+                self.states[page] = match map.status {
+                    GrantStatus::OKAY => State::mapped(map.handle),
+                    refused => State::unmapped(refused),
                 };
                 if map.status == GrantStatus::EAGAIN {
                     self.maps[again] = map;
-                    self.map_pages[again] = page;
                     again += 1;
                 }
             }
             self.maps.truncate(again);
-            self.map_pages.truncate(again);
         }
         self.maps.clear();
-        self.map_pages.clear();
     }
 
     /// The hypercall as a whole was refused: no entry was looked at, and all stay unmapped.
@@ -190,8 +259,8 @@ impl<H: Hypervisor> Window<H> {
         let page = self.index(slot);
         match self.states[page] {
             State::Mapped(_) => Ok(self.place.page(page)),
-            State::Unmapped(status) => Err(status),
-            State::Free | State::Leaving | State::Stuck => Err(GrantStatus::BAD_HANDLE),
+            State::Unmapped(status) => Err(GrantStatus(i16::from_ne_bytes(status))),
+            State::Free(_) | State::Leaving | State::Stuck => Err(GrantStatus::BAD_HANDLE),
         }
     }
 
@@ -201,8 +270,9 @@ impl<H: Hypervisor> Window<H> {
         Frame(self.place.address(self.index(slot)) >> PAGE_SHIFT)
     }
 
-    /// Notes a page to be unmapped by the next [`unmap_queued`](Self::unmap_queued); a page that
-    /// was refused is just given back. Whoever uses the page's address has finished with it.
+    /// Notes a page to be unmapped by the next [`unmap_queued`](Self::unmap_queued), or by this call if
+    /// there are as many already as one hypercall takes; a page that was refused is just given back.
+    /// Whoever uses the page's address has finished with it.
     #[inline]
     pub fn queue_unmap(&mut self, slot: Slot) {
         self.release(self.index(&slot));
@@ -212,21 +282,27 @@ impl<H: Hypervisor> Window<H> {
     fn release(&mut self, page: usize) {
         match self.states[page] {
             State::Mapped(handle) => {
+                if self.unmaps.len() == self.batch {
+                    self.unmap_queued();
+                    if self.unmaps.len() == self.batch {
+                        // Xen refuses to unmap anything: the page stays mapped until the window is dropped.
+                        return;
+                    }
+                }
                 let address = self.place.address(page);
+                let handle = GrantHandle(u32::from_ne_bytes(handle));
                 self.unmaps.push(UnmapGrantRef::new(address, handle));
-                self.unmap_pages.push(page as u32);
                 self.states[page] = State::Leaving;
             }
             State::Unmapped(_) => {
                 // It may still be noted for mapping.
-                if let Some(entry) = self.map_pages.iter().position(|&at| at as usize == page) {
+                let address = self.place.address(page);
+                if let Some(entry) = self.maps.iter().position(|map| map.host_addr == address) {
                     self.maps.swap_remove(entry);
-                    self.map_pages.swap_remove(entry);
                 }
-                self.states[page] = State::Free;
-                self.free.push(page as u32);
+                self.set_free(page);
             }
-            State::Free | State::Leaving | State::Stuck => {}
+            State::Free(_) | State::Leaving | State::Stuck => {}
         }
     }
 
@@ -243,18 +319,18 @@ impl<H: Hypervisor> Window<H> {
             log::error!("unmapping {pages} grants of domain {domain}: {error}");
             return;
         }
-        for (unmap, &page) in self.unmaps.iter().zip(&self.unmap_pages) {
-            self.states[page as usize] = if unmap.status.is_okay() {
-                self.free.push(page);
-                State::Free
+        for entry in 0..self.unmaps.len() {
+            let unmap = self.unmaps[entry];
+            let page = self.page_at(unmap.host_addr);
+            if unmap.status.is_okay() {
+                self.set_free(page);
             } else {
                 let (status, domain) = (unmap.status, self.domain);
                 log::error!("unmapping a grant of domain {domain}: {status}; its page is lost");
-                State::Stuck
-            };
+                self.states[page] = State::Stuck;
+            }
         }
         self.unmaps.clear();
-        self.unmap_pages.clear();
     }
 }
 
@@ -276,7 +352,7 @@ impl<H: Hypervisor> fmt::Debug for Window<H> {
         f.debug_struct("Window")
             .field("domain", &self.domain)
             .field("pages", &self.states.len())
-            .field("free", &self.free.len())
+            .field("free", &self.free_count)
             .finish_non_exhaustive()
     }
 }

@@ -73,7 +73,7 @@ fn copies_take_nothing() {
     let pair = Pair::new();
     pair.grant(8);
     let own = pair.backend.alloc_page();
-    let mut batch = CopyBatch::new(pair.backend.door(), pair.guest(), 32);
+    let mut batch = CopyBatch::new(pair.backend.door(), pair.guest(), 32).unwrap();
     let granted = GrantedBytes {
         gref: GrantRef(8),
         offset: 0,

@@ -9,7 +9,7 @@ use core::ptr::NonNull;
 use pair::{Pair, peek, poke};
 
 fn batch(pair: &Pair, capacity: usize) -> CopyBatch<SimDoor> {
-    CopyBatch::new(pair.backend.door(), pair.guest(), capacity)
+    CopyBatch::new(pair.backend.door(), pair.guest(), capacity).unwrap()
 }
 
 fn bytes(gref: u32, offset: usize, len: usize) -> GrantedBytes {

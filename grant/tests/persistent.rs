@@ -11,7 +11,7 @@ const READ: Access = Access::ReadOnly;
 const WRITE: Access = Access::ReadWrite;
 
 fn cache(pair: &Pair, capacity: usize) -> PersistentCache<SimDoor> {
-    PersistentCache::new(&pair.region, pair.guest(), capacity, 4).unwrap()
+    PersistentCache::new(&pair.region, pair.guest(), capacity, 8).unwrap()
 }
 
 /// One request after another that uses one page each; answers what they cost.

@@ -2,7 +2,7 @@
 
 mod pair;
 
-use bulkhead_grant::{Access, Slot, Window, WindowFull};
+use bulkhead_grant::{Access, NoRoom, OutOfSpace, Slot, Window, WindowFull};
 use bulkhead_xen::sim::{GrantUse, Hypercall, SimDoor};
 use bulkhead_xen::{Errno, GrantRef, GrantStatus};
 use pair::{Pair, peek, poke};
@@ -274,7 +274,8 @@ fn the_region_can_be_used_up() {
     let all = pair.region.free_pages();
     let window = pair.region.window(pair.guest(), all - 1).unwrap();
     let refused = pair.region.window(pair.guest(), 2).unwrap_err();
-    assert_eq!((refused.wanted, refused.free), (2, 1));
+    let full = OutOfSpace { wanted: 2, free: 1 };
+    assert_eq!(refused, NoRoom::Space(full));
     drop(window);
     assert!(pair.region.window(pair.guest(), all).is_ok());
 }

@@ -1,9 +1,10 @@
 //! Requests in flight: taken off the ring, not answered yet; and the pages that they use.
 
 use alloc::vec::Vec;
-use bulkhead_grant::{Copied, Direction, Held, Slot};
-use bulkhead_images::{Op, Tag};
-use bulkhead_ring::blkif::{Opcode, RequestId, Segment};
+use bulkhead_grant::memory::filled;
+use bulkhead_grant::{Copied, Direction, Held, OutOfMemory, Slot};
+use bulkhead_images::{IoError, Op, Tag};
+use bulkhead_ring::blkif::{Opcode, RequestId, SECTOR_SIZE, Segment};
 use bulkhead_xen::GrantRef;
 
 /// A granted page that a request uses, and which bytes of it.
@@ -11,12 +12,28 @@ use bulkhead_xen::GrantRef;
 pub struct Page {
     /// The grant.
     pub gref: GrantRef,
-    /// The first byte within the page.
-    pub offset: u16,
-    /// How many bytes.
-    pub len: u16,
+    /// The first sector within the page, of which it has eight.
+    first: u8,
+    /// How many sectors.
+    sectors: u8,
     /// How we get at it.
     pub hold: Hold,
+    /// The next page of its request, or the next free place in the pool.
+    next: u16,
+}
+
+const _: () = assert!(size_of::<Page>() == 16);
+
+impl Page {
+    /// The first byte within the page.
+    pub fn offset(&self) -> usize {
+        usize::from(self.first) * SECTOR_SIZE
+    }
+
+    /// How many bytes.
+    pub fn len(&self) -> usize {
+        usize::from(self.sectors) * SECTOR_SIZE
+    }
 }
 
 /// How a page is reached.
@@ -32,7 +49,7 @@ pub enum Hold {
     Copied(Copied),
 }
 
-/// What is still to be done for a request, in this order.
+/// What is to be done for a request, in this order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Steps {
     /// A flush.
@@ -43,9 +60,44 @@ pub struct Steps {
     pub flush_last: bool,
 }
 
-impl Steps {
+/// One request in flight.
+#[derive(Debug)]
+pub struct Flight {
+    /// The request's identifier, for the response.
+    pub id: RequestId,
+    /// The operation, for the response.
+    pub opcode: Opcode,
+    /// The operation itself, as long as it is to be done. The flushes are before it and after it.
+    pub op: Option<Op>,
+    flush_first: bool,
+    flush_last: bool,
+    /// The pages.
+    pub pages: Pages,
+    /// How many bytes they are.
+    pub bytes: u32,
+    /// What the device said, while this is in the list of those that it has done with.
+    outcome: Result<(), IoError>,
+    /// The next one in that list, or in that of the free places.
+    next_done: u16,
+}
+
+impl Flight {
+    fn new(id: RequestId, opcode: Opcode, steps: Steps) -> Flight {
+        Flight {
+            id,
+            opcode,
+            op: steps.op,
+            flush_first: steps.flush_first,
+            flush_last: steps.flush_last,
+            pages: Pages::EMPTY,
+            bytes: 0,
+            outcome: Ok(()),
+            next_done: NONE,
+        }
+    }
+
     /// Takes the next step; `None` if all are done.
-    pub fn next(&mut self) -> Option<Op> {
+    pub fn next_step(&mut self) -> Option<Op> {
         if core::mem::take(&mut self.flush_first) {
             return Some(Op::Flush);
         }
@@ -56,8 +108,8 @@ impl Steps {
     }
 
     /// Whether there is a next step.
-    pub fn are_left(&self) -> bool {
-        *self != Steps::default()
+    pub fn has_steps(&self) -> bool {
+        self.flush_first || self.flush_last || self.op.is_some()
     }
 
     /// The operation, if it moves data and nothing else is to be done: what the hypervisor can do
@@ -72,55 +124,78 @@ impl Steps {
     }
 }
 
-/// One request in flight.
-#[derive(Debug)]
-pub struct Flight {
-    /// The request's identifier, for the response.
-    pub id: RequestId,
-    /// The operation, for the response.
-    pub opcode: Opcode,
-    /// What is left to do.
-    pub steps: Steps,
-    /// The pages.
-    pub pages: Pages,
-    /// How many bytes they are.
-    pub bytes: usize,
-}
+const _: () = assert!(size_of::<Flight>() == 48);
 
 /// A fixed number of places for requests in flight. A place is found and given back in constant
 /// time.
 pub struct Flights {
     places: Vec<Flight>,
-    free: Vec<usize>,
+    /// The first free place; each names the next as `next_done`.
+    free: u16,
+    free_count: usize,
+    /// The first and the last of those that the device has done with.
+    first_done: u16,
+    last_done: u16,
 }
 
 impl Flights {
     /// Room for `count` requests.
-    pub fn new(count: usize) -> Self {
-        let place = || Flight {
-            id: RequestId::default(),
-            opcode: Opcode::READ,
-            steps: Steps::default(),
-            pages: Pages::EMPTY,
-            bytes: 0,
+    pub fn new(count: usize) -> Result<Self, OutOfMemory> {
+        debug_assert!(count < NONE.into(), "{count} requests");
+        let place = |number: usize| Flight {
+            next_done: if number + 1 < count {
+                number as u16 + 1
+            } else {
+                NONE
+            },
+            ..Flight::new(RequestId::default(), Opcode::READ, Steps::default())
         };
-        Flights {
-            places: core::iter::repeat_with(place).take(count).collect(),
-            free: (0..count).rev().collect(),
-        }
+        Ok(Flights {
+            places: filled(count, place)?,
+            free: if count > 0 { 0 } else { NONE },
+            free_count: count,
+            first_done: NONE,
+            last_done: NONE,
+        })
     }
 
     /// Takes a place; `None` if all are taken.
     pub fn begin(&mut self, id: RequestId, opcode: Opcode, steps: Steps) -> Option<Tag> {
-        let place = self.free.pop()?;
-        self.places[place] = Flight {
-            id,
-            opcode,
-            steps,
-            pages: Pages::EMPTY,
-            bytes: 0,
-        };
+        let place = usize::from(self.free);
+        let flight = self.places.get_mut(place)?;
+        self.free = flight.next_done;
+        self.free_count -= 1;
+        *flight = Flight::new(id, opcode, steps);
         Some(Tag(place))
+    }
+
+    /// Notes that the device has done with a request, or with a step of it.
+    pub fn done(&mut self, tag: Tag, outcome: Result<(), IoError>) {
+        let flight = &mut self.places[tag.0];
+        flight.outcome = outcome;
+        flight.next_done = NONE;
+        let at = tag.0 as u16;
+        match self.places.get_mut(usize::from(self.last_done)) {
+            Some(last) => last.next_done = at,
+            None => self.first_done = at,
+        }
+        self.last_done = at;
+    }
+
+    /// Takes the first of those that the device has done with.
+    pub fn take_done(&mut self) -> Option<(Tag, Result<(), IoError>)> {
+        let tag = Tag(self.first_done.into());
+        let flight = self.places.get(tag.0)?;
+        self.first_done = flight.next_done;
+        if self.first_done == NONE {
+            self.last_done = NONE;
+        }
+        Some((tag, flight.outcome))
+    }
+
+    /// Whether the device has done with no request that was not taken.
+    pub fn none_done(&self) -> bool {
+        self.first_done == NONE
     }
 
     /// The request at a place.
@@ -131,28 +206,31 @@ impl Flights {
     /// Gives a place back. Its pages must have been taken out.
     pub fn end(&mut self, tag: Tag) {
         debug_assert_eq!(self.places[tag.0].pages.len(), 0);
-        self.free.push(tag.0);
+        self.places[tag.0].next_done = self.free;
+        self.free = tag.0 as u16;
+        self.free_count += 1;
     }
 
     /// How many places are free.
     pub fn free(&self) -> usize {
-        self.free.len()
+        self.free_count
     }
 
     /// How many requests are in flight.
     pub fn in_flight(&self) -> usize {
-        self.places.len() - self.free.len()
+        self.places.len() - self.free_count
     }
 }
 
-const NONE: u32 = u32::MAX;
+/// The end of a list.
+const NONE: u16 = u16::MAX;
 
 /// The pages of one request, in their order: a list through the pool that they lie in.
 #[derive(Debug)]
 pub struct Pages {
-    first: u32,
-    last: u32,
-    len: u32,
+    first: u16,
+    last: u16,
+    len: u16,
 }
 
 impl Pages {
@@ -165,44 +243,38 @@ impl Pages {
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.len as usize
+        self.len.into()
     }
 }
 
 /// Room for the pages of all requests in flight: one may have hundreds and most have one, so they
 /// share what there is.
 pub struct PagePool {
-    nodes: Vec<Node>,
-    free: u32,
+    pages: Vec<Page>,
+    free: u16,
     free_count: usize,
-}
-
-struct Node {
-    page: Page,
-    next: u32,
 }
 
 impl PagePool {
     /// Room for `count` pages.
-    pub fn new(count: usize) -> Self {
-        let node = |number: usize| Node {
-            page: Page {
-                gref: GrantRef(0),
-                offset: 0,
-                len: 0,
-                hold: Hold::None,
-            },
+    pub fn new(count: usize) -> Result<Self, OutOfMemory> {
+        debug_assert!(count < NONE.into(), "{count} pages");
+        let page = |number: usize| Page {
+            gref: GrantRef(0),
+            first: 0,
+            sectors: 0,
+            hold: Hold::None,
             next: if number + 1 < count {
-                number as u32 + 1
+                number as u16 + 1
             } else {
                 NONE
             },
         };
-        PagePool {
-            nodes: (0..count).map(node).collect(),
+        Ok(PagePool {
+            pages: filled(count, page)?,
             free: if count > 0 { 0 } else { NONE },
             free_count: count,
-        }
+        })
     }
 
     /// How many more pages there is room for.
@@ -213,22 +285,20 @@ impl PagePool {
     /// Adds a segment's page to a request's; false if there is no room.
     pub fn push(&mut self, pages: &mut Pages, segment: Segment) -> bool {
         let at = self.free;
-        let Some(node) = self.nodes.get_mut(at as usize) else {
+        let Some(page) = self.pages.get_mut(usize::from(at)) else {
             return false;
         };
-        self.free = node.next;
+        self.free = page.next;
         self.free_count -= 1;
-        *node = Node {
-            page: Page {
-                gref: segment.gref(),
-                // Both are at most the size of a page.
-                offset: segment.offset() as u16,
-                len: segment.len() as u16,
-                hold: Hold::None,
-            },
+        *page = Page {
+            gref: segment.gref(),
+            // Both are at most the sectors of a page.
+            first: segment.first(),
+            sectors: segment.last() - segment.first() + 1,
+            hold: Hold::None,
             next: NONE,
         };
-        match self.nodes.get_mut(pages.last as usize) {
+        match self.pages.get_mut(usize::from(pages.last)) {
             Some(last) => last.next = at,
             None => pages.first = at,
         }
@@ -241,18 +311,18 @@ impl PagePool {
     pub fn iter(&self, pages: &Pages) -> impl Iterator<Item = &Page> + use<'_> {
         let mut at = pages.first;
         core::iter::from_fn(move || {
-            let node = self.nodes.get(at as usize)?;
-            at = node.next;
-            Some(&node.page)
+            let page = self.pages.get(usize::from(at))?;
+            at = page.next;
+            Some(page)
         })
     }
 
     /// Calls `each` with every page of a request, in order.
     pub fn for_each(&mut self, pages: &Pages, mut each: impl FnMut(&mut Page)) {
         let mut at = pages.first;
-        while let Some(node) = self.nodes.get_mut(at as usize) {
-            at = node.next;
-            each(&mut node.page);
+        while let Some(page) = self.pages.get_mut(usize::from(at)) {
+            at = page.next;
+            each(page);
         }
     }
 
@@ -260,13 +330,13 @@ impl PagePool {
     pub fn drain(&mut self, pages: &mut Pages, mut each: impl FnMut(Hold)) {
         let Pages { first, last, len } = core::mem::replace(pages, Pages::EMPTY);
         let mut at = first;
-        while let Some(node) = self.nodes.get_mut(at as usize) {
-            each(core::mem::replace(&mut node.page.hold, Hold::None));
-            at = node.next;
+        while let Some(page) = self.pages.get_mut(usize::from(at)) {
+            each(core::mem::replace(&mut page.hold, Hold::None));
+            at = page.next;
         }
-        if let Some(node) = self.nodes.get_mut(last as usize) {
-            node.next = core::mem::replace(&mut self.free, first);
-            self.free_count += len as usize;
+        if let Some(page) = self.pages.get_mut(usize::from(last)) {
+            page.next = core::mem::replace(&mut self.free, first);
+            self.free_count += usize::from(len);
         }
     }
 }
@@ -285,7 +355,7 @@ mod tests {
 
     #[test]
     fn requests_share_the_room_for_pages() {
-        let mut pool = PagePool::new(4);
+        let mut pool = PagePool::new(4).unwrap();
         let (mut one, mut two) = (Pages::EMPTY, Pages::EMPTY);
         for gref in 0..2 {
             assert!(pool.push(&mut one, segment(gref)));
@@ -306,7 +376,7 @@ mod tests {
 
     #[test]
     fn steps_come_in_order() {
-        let mut steps = Steps {
+        let steps = Steps {
             flush_first: true,
             op: Some(Op::Discard {
                 sector: Default::default(),
@@ -315,9 +385,30 @@ mod tests {
             }),
             flush_last: true,
         };
-        assert_eq!(steps.next(), Some(Op::Flush));
-        assert!(matches!(steps.next(), Some(Op::Discard { .. })));
-        assert_eq!(steps.next(), Some(Op::Flush));
-        assert_eq!(steps.next(), None);
+        let mut flight = Flight::new(RequestId(1), Opcode::DISCARD, steps);
+        assert_eq!(flight.next_step(), Some(Op::Flush));
+        assert!(matches!(flight.next_step(), Some(Op::Discard { .. })));
+        assert!(flight.has_steps());
+        assert_eq!(flight.next_step(), Some(Op::Flush));
+        assert_eq!(flight.next_step(), None);
+        assert!(!flight.has_steps());
+    }
+
+    #[test]
+    fn what_is_done_is_taken_in_its_order_and_may_be_done_again() {
+        let mut flights = Flights::new(3).unwrap();
+        let begin = |flights: &mut Flights| {
+            flights
+                .begin(RequestId(1), Opcode::READ, Steps::default())
+                .unwrap()
+        };
+        let (one, two) = (begin(&mut flights), begin(&mut flights));
+        flights.done(two, Ok(()));
+        flights.done(one, Err(IoError::Medium));
+        assert_eq!(flights.take_done(), Some((two, Ok(()))));
+        flights.done(two, Err(IoError::NoMemory));
+        assert_eq!(flights.take_done(), Some((one, Err(IoError::Medium))));
+        assert_eq!(flights.take_done(), Some((two, Err(IoError::NoMemory))));
+        assert_eq!((flights.take_done(), flights.none_done()), (None, true));
     }
 }

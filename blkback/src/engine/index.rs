@@ -1,7 +1,9 @@
 //! A private copy of the pages that hold an indirect request's segments. The frontend may change
 //! its pages at any time; what is checked and used is the copy.
 
-use alloc::boxed::Box;
+use alloc::vec::Vec;
+use bulkhead_grant::OutOfMemory;
+use bulkhead_grant::memory::filled;
 use bulkhead_ring::blkif::{BadSegment, INDIRECT_SEGMENT_SIZE, Segment};
 use core::cell::UnsafeCell;
 use core::ptr::NonNull;
@@ -9,7 +11,7 @@ use core::ptr::NonNull;
 /// Room for the segments of all indirect requests of a sweep.
 pub struct IndexCopy {
     /// A segment each. The hypervisor writes here, behind Rust's back.
-    segments: Box<[UnsafeCell<u64>]>,
+    segments: Vec<UnsafeCell<u64>>,
     used: usize,
 }
 
@@ -17,11 +19,11 @@ const _: () = assert!(size_of::<u64>() == INDIRECT_SEGMENT_SIZE);
 
 impl IndexCopy {
     /// Room for `count` segments.
-    pub fn new(count: usize) -> Self {
-        IndexCopy {
-            segments: (0..count).map(|_| UnsafeCell::new(0)).collect(),
+    pub fn new(count: usize) -> Result<Self, OutOfMemory> {
+        Ok(IndexCopy {
+            segments: filled(count, |_| UnsafeCell::new(0))?,
             used: 0,
-        }
+        })
     }
 
     /// Takes room for `count` segments, and says where it starts; `None` if there is not so much.
@@ -59,7 +61,7 @@ impl IndexCopy {
 
     /// A segment of the copy.
     pub fn segment(&self, number: usize) -> Result<Segment, BadSegment> {
-        // SAFETY: within the box; the hypervisor has finished writing before anybody asks, and
+        // SAFETY: within the vector, which never grows; the hypervisor has finished writing before anybody asks, and
         // nothing else writes while `self` is borrowed.
         let bytes = unsafe { self.segments[number].get().read_volatile() };
         Segment::parse(&bytes.to_ne_bytes())
@@ -78,7 +80,7 @@ mod tests {
             u64::from_ne_bytes(good.encode()),
             u64::from_ne_bytes([1, 0, 0, 0, 5, 4, 0, 0]),
         ];
-        let mut index = IndexCopy::new(3);
+        let mut index = IndexCopy::new(3).unwrap();
         assert_eq!(index.take(1), Some(0));
         let start = index.take(2).unwrap();
         assert_eq!(index.take(1), None);

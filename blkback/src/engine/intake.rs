@@ -1,10 +1,12 @@
 //! Taking requests off the ring: which may begin now, and which have to wait.
 
 use super::flight::{Pages, Steps};
-use super::indirect::{IndexFault, IndexPlace};
+use super::indirect::{IndexFault, IndexPlace, MOST_INDEX_PAGES};
 use super::queue::Queue;
 use super::setup::QueueError;
 use alloc::vec::Vec;
+use bulkhead_grant::OutOfMemory;
+use bulkhead_grant::memory::room_for;
 use bulkhead_images::{Op, Sector, Tag};
 use bulkhead_ring::blkif::{
     Discard, Indirect, Opcode, Operation, Request, Status, Transfer, TransferKind,
@@ -14,7 +16,7 @@ use bulkhead_xen::Hypervisor;
 /// What is known about the requests that were taken.
 pub(super) struct Intake {
     /// Requests of this sweep that are to be started.
-    pub(super) begun: Vec<Tag>,
+    begun: Vec<u16>,
     /// Requests of this sweep whose segments have to be fetched first.
     indexing: Vec<(Tag, IndexPlace)>,
     /// How many pages the requests of this sweep have.
@@ -39,17 +41,43 @@ enum Begun {
 }
 
 impl Intake {
-    pub(super) fn new(slots: usize, indirect_segments: usize, discard: bool) -> Self {
-        Intake {
-            begun: Vec::with_capacity(slots),
-            indexing: Vec::with_capacity(slots),
+    pub(super) fn new(
+        slots: usize,
+        indirect_segments: usize,
+        discard: bool,
+    ) -> Result<Self, OutOfMemory> {
+        Ok(Intake {
+            begun: room_for(slots)?,
+            // Each of them has an index page, at least.
+            indexing: room_for(slots.min(MOST_INDEX_PAGES))?,
             pages: 0,
             reserved: 0,
             held: None,
             barrier: false,
             indirect_segments,
             discard,
-        }
+        })
+    }
+
+    /// Notes a request that is to be started in this sweep.
+    fn begin(&mut self, tag: Tag) {
+        // A tag is the place of a request among at most 512.
+        self.begun.push(tag.0 as u16);
+    }
+
+    /// One of the requests that are to be started in this sweep.
+    pub(super) fn begun(&self, index: usize) -> Tag {
+        Tag(self.begun[index].into())
+    }
+
+    /// The number of requests that are to be started in this sweep.
+    pub(super) fn how_many_begun(&self) -> usize {
+        self.begun.len()
+    }
+
+    /// Forgets them: they are started.
+    pub(super) fn clear_begun(&mut self) {
+        self.begun.clear();
     }
 
     /// How many pages the requests of this sweep have.
@@ -91,7 +119,7 @@ impl<H: Hypervisor> Queue<H> {
                     Some(Ok(request)) => request,
                     Some(Err(malformed)) => {
                         self.complain(format_args!("a malformed request: {}", malformed.fault));
-                        self.answers.push(malformed.response());
+                        self.answer(&malformed.response());
                         taken += 1;
                         continue;
                     }
@@ -144,9 +172,9 @@ impl<H: Hypervisor> Queue<H> {
         for segment in transfer.segments.iter() {
             let fits = self.pool.push(&mut flight.pages, *segment);
             debug_assert!(fits, "room was looked for");
-            flight.bytes += segment.len();
+            flight.bytes += segment.len() as u32;
         }
-        self.intake.begun.push(tag);
+        self.intake.begin(tag);
         Begun::Yes
     }
 
@@ -183,7 +211,7 @@ impl<H: Hypervisor> Queue<H> {
             ..Steps::default()
         };
         match self.flights.begin(request.id, request.opcode(), steps) {
-            Some(tag) => self.intake.begun.push(tag),
+            Some(tag) => self.intake.begin(tag),
             None => return self.refuse(request, Status::Error),
         }
         Begun::Yes
@@ -200,7 +228,7 @@ impl<H: Hypervisor> Queue<H> {
     /// An operation that was not offered.
     fn refuse(&mut self, request: &Request, status: Status) -> Begun {
         self.complain(format_args!("{} is not offered so", request.opcode()));
-        self.answers.push(request.response(status));
+        self.answer(&request.response(status));
         Begun::Yes
     }
 
@@ -215,8 +243,8 @@ impl<H: Hypervisor> Queue<H> {
                 .read_index(place, &mut self.pool, &mut flight.pages)
             {
                 Ok(bytes) => {
-                    flight.bytes = bytes;
-                    self.intake.begun.push(tag);
+                    flight.bytes = bytes as u32;
+                    self.intake.begin(tag);
                 }
                 Err(fault) => self.refuse_indexed(tag, fault),
             }
@@ -236,7 +264,7 @@ impl<H: Hypervisor> Queue<H> {
         self.flights.end(tag);
         self.complain(format_args!("a malformed indirect request: {fault}"));
         let status = Status::Error;
-        self.answers.push(bulkhead_ring::blkif::Response {
+        self.answer(&bulkhead_ring::blkif::Response {
             id,
             operation,
             status,

@@ -11,6 +11,7 @@ use alloc::rc::Rc;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_executor::{EventChannel, Handle};
+use bulkhead_grant::memory::room_for;
 use bulkhead_grant::{Access, MappedPages, Region};
 use bulkhead_images::{Io, IoError, IoQueue, IoSegment, Op, Submitted, Tag};
 use bulkhead_ring::blkif::{Blkif, MAX_SEGMENTS, Opcode, Response, SECTOR_SIZE, Status};
@@ -42,12 +43,10 @@ pub struct Queue<H: Hypervisor> {
     pub(super) flights: Flights,
     pub(super) pool: PagePool,
     pub(super) intake: Intake,
-    /// Requests that the device has done with.
-    done: Vec<(Tag, Result<(), IoError>)>,
-    /// Answers that wait until the pages of their requests are unmapped.
-    pub(super) answers: Vec<Response>,
     /// The segments of one request, as the device gets them.
     segments: Vec<IoSegment>,
+    /// An answer was put since the pages of answered requests were last unmapped.
+    answered: bool,
     pub(super) stats: Arc<QueueStats>,
     options: Options,
     completes_later: bool,
@@ -63,8 +62,7 @@ impl<H: Hypervisor> Queue<H> {
     ) -> Result<Self, ConnectError> {
         let QueueSetup { frontend, .. } = setup;
         let pages = region
-            .map_pages(frontend, &setup.ring)
-            .map_err(ConnectError::OutOfSpace)?
+            .map_pages(frontend, &setup.ring)?
             .map_err(|(gref, status)| ConnectError::Ring(gref, status))?;
         let shared = shared_pages(&pages).map_err(ConnectError::Pages)?;
         // A ring that was served before goes on where it was: its first slots hold responses.
@@ -79,8 +77,8 @@ impl<H: Hypervisor> Queue<H> {
             setup.persistent,
             setup.options.data_path,
             most_pages,
-        )
-        .map_err(ConnectError::OutOfSpace)?;
+            largest,
+        )?;
         let port = handle
             .door()
             .bind_interdomain(frontend, setup.event_channel)
@@ -93,13 +91,11 @@ impl<H: Hypervisor> Queue<H> {
             _ring_pages: pages,
             channel: Rc::new(handle.event_channel(port)),
             handle: handle.clone(),
-            flights: Flights::new(slots),
-            pool: PagePool::new(most_pages),
-            intake: Intake::new(slots, setup.indirect_segments, setup.discard),
-            // A flush with data comes twice.
-            done: Vec::with_capacity(slots * 2),
-            answers: Vec::with_capacity(slots),
-            segments: Vec::with_capacity(largest),
+            flights: Flights::new(slots)?,
+            pool: PagePool::new(most_pages)?,
+            intake: Intake::new(slots, setup.indirect_segments, setup.discard)?,
+            segments: room_for(largest)?,
+            answered: false,
             stats: Arc::default(),
             options: setup.options,
             completes_later: false,
@@ -190,10 +186,10 @@ impl<H: Hypervisor> Queue<H> {
             return Poll::Pending;
         }
         self.device.wake_on_completion(context.waker());
-        let done = &mut self.done;
+        let flights = &mut self.flights;
         self.device
-            .complete(&mut |tag, outcome| done.push((tag, outcome)));
-        if self.done.is_empty() {
+            .complete(&mut |tag, outcome| flights.done(tag, outcome));
+        if self.flights.none_done() {
             Poll::Pending
         } else {
             Poll::Ready(())
@@ -202,44 +198,36 @@ impl<H: Hypervisor> Queue<H> {
 
     /// Puts the answers to what the device has done.
     pub fn settle(&mut self) {
-        let done = &mut self.done;
+        let flights = &mut self.flights;
         self.device
-            .complete(&mut |tag, outcome| done.push((tag, outcome)));
-        if self.done.is_empty() && self.answers.is_empty() {
+            .complete(&mut |tag, outcome| flights.done(tag, outcome));
+        if self.flights.none_done() && !self.answered {
             return;
         }
         // `finish` may add to it, where a request has another step to go.
-        let mut next = 0;
-        while let Some(&(tag, outcome)) = self.done.get(next) {
+        while let Some((tag, outcome)) = self.flights.take_done() {
             self.finish(tag, outcome);
-            next += 1;
         }
-        self.done.clear();
-        // Only then may the frontend use its pages again.
+        // Only then may the frontend be shown the answers, and use its pages again.
         self.reach.unmap();
-        for answer in self.answers.drain(..) {
-            if self.ring.respond(&answer).is_err() {
-                // Cannot be: each request in flight was taken off the ring and is answered once.
-                debug_assert!(false, "an answer that nobody waits for");
-            }
-        }
+        self.answered = false;
         self.reach.count(&self.stats);
     }
 
     /// Notes the pages of the requests just taken to be mapped or copied.
     #[allow(unsafe_code, reason = "hands the device's memory to the hypervisor")]
     fn approach(&mut self) {
-        for index in 0..self.intake.begun.len() {
-            let flight = self.flights.get(self.intake.begun[index]);
+        for index in 0..self.intake.how_many_begun() {
+            let flight = self.flights.get(self.intake.begun(index));
             if flight.pages.len() == 0 {
                 continue;
             }
             if self.reach.copies()
-                && let Some((op, direction)) = flight.steps.only_transfer()
+                && let Some((op, direction)) = flight.only_transfer()
             {
                 self.reach.memory_asked();
                 let pool = &mut self.pool;
-                if let Some(memory) = self.device.lend(op, flight.bytes)
+                if let Some(memory) = self.device.lend(op, flight.bytes as usize)
                     // SAFETY: the device promises so many bytes of its own until the loans end, which
                     // is after `go` has returned.
                     && unsafe {
@@ -251,7 +239,7 @@ impl<H: Hypervisor> Queue<H> {
                 }
             }
             // What the guest wrote is only read; what it wants to read is written.
-            let access = match flight.steps.op {
+            let access = match flight.op {
                 Some(Op::Read { .. }) => Access::ReadWrite,
                 _ => Access::ReadOnly,
             };
@@ -261,29 +249,29 @@ impl<H: Hypervisor> Queue<H> {
 
     /// Hands the requests whose pages were just mapped to the device.
     fn start(&mut self) {
-        for index in 0..self.intake.begun.len() {
-            let tag = self.intake.begun[index];
+        for index in 0..self.intake.how_many_begun() {
+            let tag = self.intake.begun(index);
             let flight = self.flights.get(tag);
             if let Some(copied) = self.reach.copied(&self.pool, &flight.pages) {
-                flight.steps.op = None;
+                flight.op = None;
                 let outcome = copied.map_err(|status| {
                     self.complain(format_args!("a page cannot be copied: {status}"));
                     IoError::Medium
                 });
-                self.done.push((tag, outcome));
+                self.flights.done(tag, outcome);
             } else {
                 self.step(tag);
             }
         }
         self.reach.clear_copies();
-        self.intake.begun.clear();
+        self.intake.clear_begun();
     }
 
     /// Starts the next step of a request; its pages are mapped.
     fn step(&mut self, tag: Tag) {
         let flight = self.flights.get(tag);
-        let Some(op) = flight.steps.next() else {
-            return self.done.push((tag, Ok(())));
+        let Some(op) = flight.next_step() else {
+            return self.flights.done(tag, Ok(()));
         };
         self.segments.clear();
         if op != Op::Flush {
@@ -296,12 +284,12 @@ impl<H: Hypervisor> Queue<H> {
                 });
             if let Err(status) = gathered {
                 self.complain(format_args!("a page cannot be mapped: {status}"));
-                return self.done.push((tag, Err(IoError::Medium)));
+                return self.flights.done(tag, Err(IoError::Medium));
             }
         }
         let segments = &self.segments;
         match self.device.submit(tag, Io { op, segments }) {
-            Submitted::Done(outcome) => self.done.push((tag, outcome)),
+            Submitted::Done(outcome) => self.flights.done(tag, outcome),
             // A discard may take its time on any device: it says nothing of how data is served.
             Submitted::Pending => {
                 self.completes_later |= matches!(op, Op::Read { .. } | Op::Write { .. });
@@ -313,10 +301,14 @@ impl<H: Hypervisor> Queue<H> {
     /// it has another step to go.
     fn finish(&mut self, tag: Tag, outcome: Result<(), IoError>) {
         let flight = self.flights.get(tag);
-        if outcome.is_ok() && flight.steps.are_left() {
+        if outcome.is_ok() && flight.has_steps() {
             return self.step(tag);
         }
-        let (id, operation, sectors) = (flight.id, flight.opcode, flight.bytes / SECTOR_SIZE);
+        let (id, operation, sectors) = (
+            flight.id,
+            flight.opcode,
+            flight.bytes as usize / SECTOR_SIZE,
+        );
         let mut pages = core::mem::replace(&mut flight.pages, Pages::EMPTY);
         let reach = &mut self.reach;
         self.pool.drain(&mut pages, |hold| reach.release(hold));
@@ -331,11 +323,20 @@ impl<H: Hypervisor> Queue<H> {
             Ok(()) => self.count(operation, sectors as u64),
             Err(error) => self.complain(format_args!("{operation} failed: {error}")),
         }
-        self.answers.push(Response {
+        self.answer(&Response {
             id,
             operation,
             status,
         });
+    }
+
+    /// Puts an answer on the ring, for the frontend to see when it is next [shown](Self::publish) any.
+    pub(super) fn answer(&mut self, answer: &Response) {
+        self.answered = true;
+        if self.ring.respond(answer).is_err() {
+            // Cannot be: each request in flight was taken off the ring and is answered once.
+            debug_assert!(false, "an answer that nobody waits for");
+        }
     }
 
     fn count(&self, operation: Opcode, sectors: u64) {

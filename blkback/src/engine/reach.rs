@@ -8,8 +8,9 @@ use super::indirect::{IndexPage, MOST_INDEX_PAGES};
 use super::options::DataPath;
 use super::stats::QueueStats;
 use alloc::vec::Vec;
+use bulkhead_grant::memory::room_for;
 use bulkhead_grant::{
-    Access, CopyBatch, Direction, GrantedBytes, OutOfSpace, PersistentCache, Region, Window,
+    Access, CopyBatch, Direction, GrantedBytes, NoRoom, PersistentCache, Region, Window,
 };
 use bulkhead_images::IoSegment;
 use bulkhead_xen::{DomId, GrantStatus, Hypervisor, Instant};
@@ -18,8 +19,10 @@ use core::ptr::NonNull;
 /// How many pages stay mapped for a frontend with persistent grants, at most: all that Linux's has in use
 /// with a ring of one page, 32 indirect requests of 32 segments and an index page each.
 const MOST_PERSISTENT: usize = 32 * (32 + 1);
-/// How many of them one sweep exchanges in two hypercalls.
+/// How many of them are mapped, unmapped or exchanged in one hypercall, or two.
 const EXCHANGED: usize = 128;
+/// How many segments of indirect requests one sweep fetches, if no request alone has more.
+const FETCHED: usize = 352;
 /// The most pages of address space that a queue takes for data.
 pub const MOST_ADDRESS_SPACE: usize = MOST_PERSISTENT + EXCHANGED;
 
@@ -49,7 +52,7 @@ pub(super) enum Ways<H: Hypervisor> {
 }
 
 impl<H: Hypervisor> Reach<H> {
-    /// For requests of up to `pages` pages together.
+    /// For requests of up to `pages` pages together, of which one has up to `largest`.
     pub fn new(
         door: &H,
         region: &Region<H>,
@@ -57,7 +60,8 @@ impl<H: Hypervisor> Reach<H> {
         persistent: bool,
         path: DataPath,
         pages: usize,
-    ) -> Result<Self, OutOfSpace> {
+        largest: usize,
+    ) -> Result<Self, NoRoom> {
         let batch = |capacity| CopyBatch::new(door.clone(), frontend, capacity);
         let ways = if persistent {
             let cache = PersistentCache::new(region, frontend, MOST_PERSISTENT, EXCHANGED)?;
@@ -67,14 +71,14 @@ impl<H: Hypervisor> Reach<H> {
                 window: region.window(frontend, pages)?,
                 // Where our end of a copy does not lie at a page's start it takes two. Requests
                 // that find no room here are mapped.
-                copies: batch(pages),
-                indexes: batch(MOST_INDEX_PAGES * 2),
+                copies: batch(pages)?,
+                indexes: batch(MOST_INDEX_PAGES * 2)?,
             }
         };
         Ok(Reach {
             ways,
-            index: IndexCopy::new(pages),
-            index_pages: Vec::with_capacity(MOST_INDEX_PAGES),
+            index: IndexCopy::new(pages.min(FETCHED).max(largest))?,
+            index_pages: room_for(MOST_INDEX_PAGES)?,
             choice: Choice::new(match path {
                 DataPath::Map | DataPath::Persistent => Some(Way::Map),
                 DataPath::Copy => Some(Way::Copy),
@@ -145,7 +149,7 @@ impl<H: Hypervisor> Reach<H> {
         };
         let (mut done, mut all) = (0, true);
         pool.for_each(pages, |page| {
-            let (offset, len) = (page.offset.into(), page.len.into());
+            let (offset, len) = (page.offset(), page.len());
             let granted = GrantedBytes {
                 gref: page.gref,
                 offset,
@@ -202,11 +206,11 @@ impl<H: Hypervisor> Reach<H> {
             _ => return Err(GrantStatus::GENERAL_ERROR),
         };
         // A segment lies within its page, as its parser checked, so the sum is within the page.
-        let address = address.map_addr(|address| address.saturating_add(page.offset.into()));
+        let address = address.map_addr(|address| address.saturating_add(page.offset()));
         // SAFETY: the page stays mapped, writable where the request reads, until `release` gives
         // it up after the device has told the completion; and `Queue` drops the device's queue
         // before this. Nothing refers to guests' pages.
-        Ok(unsafe { IoSegment::new(address, page.len.into(), frame) })
+        Ok(unsafe { IoSegment::new(address, page.len(), frame) })
     }
 
     /// Whether a request was copied, and how that went; `None` if it was not.

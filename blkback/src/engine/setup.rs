@@ -4,7 +4,7 @@ use super::options::Options;
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
-use bulkhead_grant::OutOfSpace;
+use bulkhead_grant::{NoRoom, OutOfMemory};
 use bulkhead_images::IoQueue;
 use bulkhead_ring::blkif::Abi;
 use bulkhead_ring::{AttachError, BadPages, Overrun};
@@ -47,7 +47,7 @@ pub enum ConnectError {
     /// The event channel cannot be bound.
     EventChannel(Port, Errno),
     /// We are full.
-    OutOfSpace(OutOfSpace),
+    NoRoom(NoRoom),
     /// The queue's task is gone.
     Abandoned,
 }
@@ -66,13 +66,25 @@ impl fmt::Display for ConnectError {
                     "the frontend's event channel {port} cannot be bound: {error}"
                 )
             }
-            Self::OutOfSpace(error) => error.fmt(f),
+            Self::NoRoom(error) => error.fmt(f),
             Self::Abandoned => f.write_str("the queue was given up before it connected"),
         }
     }
 }
 
 impl core::error::Error for ConnectError {}
+
+impl From<NoRoom> for ConnectError {
+    fn from(error: NoRoom) -> Self {
+        ConnectError::NoRoom(error)
+    }
+}
+
+impl From<OutOfMemory> for ConnectError {
+    fn from(error: OutOfMemory) -> Self {
+        ConnectError::NoRoom(error.into())
+    }
+}
 
 /// Why a queue ended by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

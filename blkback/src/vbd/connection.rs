@@ -16,7 +16,6 @@ use bulkhead_images::BlockDevice;
 use bulkhead_xen::Hypervisor;
 use bulkhead_xenstore_client as xenstore;
 use core::future::{Future, poll_fn};
-use core::pin::pin;
 use core::task::Poll;
 
 /// The rings of one frontend, each served by a task of its own, on the vCPU where it was placed.
@@ -131,7 +130,10 @@ pub async fn read_published(
     Ok(published::parse(&nodes, limits)?)
 }
 
-/// Reads the named nodes below `path`, as far as they are there, all in flight at once.
+/// Nodes that are read at once: a bound for what that takes of memory, and of xenstored's patience.
+const AT_ONCE: usize = 16;
+
+/// Reads the named nodes below `path`, as far as they are there, several in flight at once.
 pub async fn read_into<N: Into<String>>(
     nodes: &mut Nodes,
     store: &xenstore::Nodes,
@@ -143,10 +145,13 @@ pub async fn read_into<N: Into<String>>(
         let path = format!("{path}/{name}");
         async move { (name, store.read_optional(path).await) }
     });
-    let mut reads = pin!(futures_util::future::join_all(reads));
-    for (name, value) in reads.as_mut().await {
-        if let Some(value) = value? {
-            nodes.insert(name, value);
+    let mut reads = reads.peekable();
+    while reads.peek().is_some() {
+        let some = reads.by_ref().take(AT_ONCE);
+        for (name, value) in futures_util::future::join_all(some).await {
+            if let Some(value) = value? {
+                nodes.insert(name, value);
+            }
         }
     }
     Ok(())

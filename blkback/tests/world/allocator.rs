@@ -1,4 +1,4 @@
-//! Counts what a thread allocates.
+//! Counts what a thread allocates, and refuses an allocation if a test wants that.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -8,6 +8,29 @@ struct Counting;
 thread_local! {
     static COUNT: Cell<u64> = const { Cell::new(0) };
     static BYTES: Cell<i64> = const { Cell::new(0) };
+    /// Which of the allocations to come is refused, counted from 1, and how large those are that count.
+    static REFUSED: Cell<(u64, usize)> = const { Cell::new((0, 0)) };
+    /// Whether the driver domain runs, and not the rest of the machine: its allocations alone count.
+    static DRIVER_DOMAIN: Cell<bool> = const { Cell::new(false) };
+    /// Bytes of all allocations that are smaller than that.
+    static SMALL: Cell<i64> = const { Cell::new(0) };
+}
+
+/// Whether this allocation is the one to be refused.
+fn is_refused(size: usize) -> bool {
+    let refused = REFUSED.try_with(|refused| {
+        let (left, least) = refused.get();
+        if !DRIVER_DOMAIN.get() {
+            return false;
+        }
+        if size < least {
+            SMALL.set(SMALL.get() + size as i64);
+            return false;
+        }
+        refused.set((left.saturating_sub(1), least));
+        left == 1
+    });
+    refused.unwrap_or(false)
 }
 
 fn count(allocations: u64, bytes: i64) {
@@ -19,6 +42,9 @@ fn count(allocations: u64, bytes: i64) {
 // SAFETY: the system's allocator does the work.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if is_refused(layout.size()) {
+            return std::ptr::null_mut();
+        }
         count(1, layout.size() as i64);
         // SAFETY: the caller's promise is passed on.
         unsafe { System.alloc(layout) }
@@ -42,4 +68,23 @@ pub fn allocations() -> u64 {
 /// How many bytes this thread has allocated and not freed.
 pub fn bytes_in_use() -> i64 {
     BYTES.get()
+}
+
+/// Does `act` while one of the driver domain's allocations is refused: number `which` (from 1) of those of
+/// at least `least` bytes.
+/// Returns whether there was such a one, and how many bytes the smaller ones are together.
+pub fn refusing(which: u64, least: usize, act: impl FnOnce()) -> (bool, usize) {
+    SMALL.set(0);
+    REFUSED.set((which, least));
+    act();
+    let (left, _) = REFUSED.replace((0, 0));
+    (left == 0, SMALL.get() as usize)
+}
+
+/// Does `act` as the driver domain, whose allocations can be [refused](refusing).
+pub fn in_driver_domain<R>(act: impl FnOnce() -> R) -> R {
+    let before = DRIVER_DOMAIN.replace(true);
+    let result = act();
+    DRIVER_DOMAIN.set(before);
+    result
 }

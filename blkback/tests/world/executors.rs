@@ -1,6 +1,7 @@
 //! The driver domain's executors, one for each vCPU. They take turns; a vCPU that sleeps has none
 //! until the simulated Xen would let it run again.
 
+use super::allocator::in_driver_domain;
 use bulkhead_executor::{Executor, Handle, Remote};
 use bulkhead_xen::sim::{SimDomain, SimDoor};
 use bulkhead_xen::{Instant, VcpuId};
@@ -42,7 +43,7 @@ impl Executors {
                 continue;
             }
             let mut executor = executor.borrow_mut();
-            moved |= executor.run_until_idle();
+            moved |= in_driver_domain(|| executor.run_until_idle());
             executor.sleep();
         }
         moved
@@ -51,7 +52,7 @@ impl Executors {
     /// Each vCPU runs, and does not lie down.
     pub fn turn(&self) {
         for (_, executor) in &self.all {
-            executor.borrow_mut().run_until_idle();
+            in_driver_domain(|| executor.borrow_mut().run_until_idle());
         }
     }
 

@@ -30,7 +30,7 @@ mod several;
 mod spy;
 mod watchdog;
 
-pub use allocator::{allocations, bytes_in_use};
+pub use allocator::{allocations, bytes_in_use, in_driver_domain, refusing};
 pub use bystander::Bystander;
 pub use frontend::Frontend;
 pub use guest::{Guest, on_every_path};

@@ -31,7 +31,9 @@ bulkhead_kernel::entry!(main);
 fn main(mut machine: Machine) -> ShutdownReason {
     let door = machine.door;
     let started = machine.started;
+    let options = options(machine.command_line);
     let catalog = catalog(take(&mut machine.modules).into_iter().next(), door);
+    let catalog = catalog.with_discard(options.discard);
     let first = Remote::new(door, door.vcpu());
     let mut executor = executor(&first, door);
     let handle = executor.handle();
@@ -43,7 +45,6 @@ fn main(mut machine: Machine) -> ShutdownReason {
         log::error!("the address space for foreign pages has an owner already");
         return ShutdownReason::Crash;
     };
-    let options = options(machine.command_line);
     let backend = Backend::with(
         vcpus,
         handle.clone(),

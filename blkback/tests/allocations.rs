@@ -1,7 +1,7 @@
 //! The data path takes no memory: all of it was taken when the disk connected.
 
 use crate::world::{Frontend, Style, allocations, on_every_path};
-use bulkhead_ring::blkif::{SLOT_SIZE, TransferKind};
+use bulkhead_ring::blkif::{Discard, Operation, Request, SLOT_SIZE, Sector, TransferKind};
 
 /// What the driver domain allocates while it serves what `fill` puts into the ring.
 fn taken(disk: &mut Frontend<'_>, mut fill: impl FnMut(&mut Frontend<'_>)) -> u64 {
@@ -51,6 +51,31 @@ fn a_ring_full_of_requests_in_two_steps_takes_nothing() {
         let kind = TransferKind::FlushAndWrite;
         let taken = taken(disk, |disk| {
             (0..32).for_each(|n| _ = disk.link().push_transfer(kind, n * 8, 8, &[1; 4096]));
+        });
+        assert_eq!(taken, 0);
+    });
+}
+
+#[test]
+fn a_ring_full_of_discards_takes_nothing() {
+    on_every_path(Style::default(), |disk| {
+        let mut flushes = 15;
+        let taken = taken(disk, |disk| {
+            // The first discards of all are counted.
+            if flushes > 0 {
+                flushes -= 1;
+                return (0..32).for_each(|_| _ = disk.link().push_flush());
+            }
+            for number in 0..32 {
+                let id = disk.link().new_id();
+                let discard = Discard {
+                    sector: Sector(number * 8),
+                    count: 8 - number % 3,
+                    secure: number % 2 == 0,
+                };
+                let request = Request::of(id, Operation::Discard(discard));
+                disk.link().push(&request, Vec::new());
+            }
         });
         assert_eq!(taken, 0);
     });

@@ -1,7 +1,8 @@
-//! Discards: memory really goes back to Xen, and reads as zeros afterwards.
+//! Discards: what was discarded reads as zeros. Its memory stays, or goes back to Xen where the operator
+//! wants that.
 
-use crate::world::{Bystander, Frontend, Guest, IMAGE_SIZE, SECTORS, World, content};
-use bulkhead_ring::blkif::{Discard, Operation, Request, Sector, Status};
+use crate::world::{Bystander, Frontend, Guest, IMAGE_SIZE, SECTORS, Setup, World, content};
+use bulkhead_ring::blkif::{Discard, Operation, Request, Sector, Status, TransferKind};
 use bulkhead_xen::sim::xenstore::toolstack::Disk;
 
 fn discard(disk: &mut Frontend<'_>, sector: u64, count: u64, secure: bool) -> Status {
@@ -54,10 +55,51 @@ fn what_was_discarded_reads_as_zeros_and_is_xens_again() {
 }
 
 #[test]
+fn what_was_discarded_can_always_be_written_again() {
+    for target in ["ram:disk0", "ram:disk0,discard=release"] {
+        let world = World::with(Setup {
+            supply: true,
+            ..Setup::default()
+        });
+        let guest = Guest::new(&world);
+        let mut disk = guest.attach("xvda", target).connected();
+        assert_eq!(discard(&mut disk, 0, SECTORS, false), Status::Okay);
+        assert!(disk.read(0, 256) == [0; IMAGE_SIZE]);
+        // Another domain takes what the host has, or `xl mem-max` is lowered.
+        world.storage.set_memory_limit(0);
+        let kind = TransferKind::Write;
+        let written = disk.transfer(kind, 64, 8, &[5; 4096]).status;
+        let releases = world.storage.stats().release_calls > 0;
+        match target {
+            "ram:disk0" => {
+                assert!(!releases, "all of it stays");
+                assert_eq!(written, Status::Okay);
+                assert!(disk.read(64, 8) == [5; 4096]);
+            }
+            // What the operator has chosen, with that risk.
+            _ => {
+                assert!(releases);
+                assert_eq!(written, Status::Error);
+                assert!(disk.read(64, 8) == [0; 4096]);
+            }
+        }
+        disk.detach();
+        world.nothing_left();
+    }
+}
+
+#[test]
 fn a_secure_discard_leaves_nothing_of_what_was_there() {
-    // Whole pages go back to Xen, parts of pages stay: both are cleared first.
-    for (sector, count) in [(7, 8), (0, SECTORS), (9, 3), (200, 17)] {
-        let world = World::with_discards();
+    // Whole pages may go back to Xen, parts of pages stay: both are cleared first.
+    let ranges = [(7, 8), (0, SECTORS), (9, 3), (200, 17)];
+    for (sector, count, release) in ranges
+        .into_iter()
+        .flat_map(|(sector, count)| [false, true].map(|yes| (sector, count, yes)))
+    {
+        let world = World::with(match release {
+            true => Setup::giving_back(),
+            false => Setup::default(),
+        });
         let guest = Guest::new(&world);
         let mut disk = guest.attach("xvda", "ram:disk0").connected();
         assert_eq!(discard(&mut disk, sector, count, true), Status::Okay);

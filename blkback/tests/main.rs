@@ -9,6 +9,7 @@ mod bad_requests;
 mod bad_targets;
 mod closing;
 mod discard;
+mod given_up;
 mod hostile;
 mod indexes;
 mod late;

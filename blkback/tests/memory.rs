@@ -4,7 +4,8 @@ use crate::world::{Bystander, Guest, Link, Style, World, in_driver_domain, refus
 use bulkhead_blkback::engine::{ConnectError, Queue, QueueSetup};
 use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_grant::NoRoom;
-use bulkhead_images::{Access, Target};
+use bulkhead_images::{Access, BlockDevice, ImageMemory, RamImage, SectorSize};
+use std::ptr::NonNull;
 
 /// What a queue takes from this size on may be refused. The reserve is for what is smaller.
 const LARGE_FOR_A_QUEUE: usize = 512;
@@ -32,12 +33,11 @@ fn a_queue_without_memory_is_refused_at_every_allocation() {
         let world = World::new();
         let guest = Guest::new(&world);
         let link = Link::new(&guest.domain, &guest.grants, world.storage.id(), style);
-        let target: Target = "null:1G".parse().expect("a target");
         let backend = &world.backend;
-        let device = backend
-            .catalog
-            .open(&target, Access::ReadWrite, "this test");
-        let device = device.expect("it can be opened");
+        let pages = Box::leak(Box::new([0_u8; 8192]));
+        // SAFETY: leaked, and nobody else uses it.
+        let memory = unsafe { ImageMemory::new(NonNull::from(pages).cast(), 8192) };
+        let device = RamImage::new(memory, SectorSize::B512, Access::ReadWrite);
         let setup = || QueueSetup {
             name: "a queue".into(),
             frontend: guest.domain.id(),
@@ -46,7 +46,7 @@ fn a_queue_without_memory_is_refused_at_every_allocation() {
             event_channel: link.port,
             persistent: style.persistent,
             indirect_segments: 256,
-            discard: false,
+            discard: true,
             device: device.queue(),
             options: backend.options,
         };

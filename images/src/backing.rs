@@ -16,7 +16,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use spin::Mutex;
 
-/// How many pages are discarded at a time, so that nobody waits long for the lock.
+/// How many pages are discarded at a time, so that nobody waits long for the lock or the processor.
 const SLICE: usize = 256;
 
 /// The memory of one image.
@@ -263,7 +263,23 @@ impl Backing {
         }
     }
 
-    /// Begins to discard the first of these bytes; they exist, and there is at least one. `None`
+    /// Clears the first of these bytes, a slice at most, and returns how many; they exist. As with a write,
+    /// bytes that another queue writes meanwhile are one or the other. `visitor` is needed where memory may
+    /// be released meanwhile.
+    pub(crate) fn clear(&self, visitor: Option<&Visitor>, offset: usize, len: usize) -> usize {
+        let len = len.min(SLICE * PAGE_SIZE);
+        let _visit = visitor.map(Visitor::visit);
+        let complete = self.released.is_zero();
+        for piece in self.extents.pieces(offset, len) {
+            // What is released reads as zeros already.
+            if complete || !piece.is_released() {
+                piece.extent.memory.zero(piece.offset, piece.len);
+            }
+        }
+        len
+    }
+
+    /// Begins to release the memory of the first of these bytes; they exist, and there is at least one. `None`
     /// if another queue is at it: to be tried again.
     pub(crate) fn discard(&self, offset: usize, len: usize) -> Option<Slice> {
         let mut gate = self.gate.lock();

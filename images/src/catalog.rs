@@ -3,6 +3,7 @@
 use crate::archive::{self, ArchiveError};
 use crate::backing::{Backing, CannotGrow};
 use crate::device::{BlockDevice, SectorSize};
+use crate::discard::DiscardMode;
 use crate::growth::{GrowError, Growth};
 use crate::lease::{Access, InUse, Leases};
 use crate::memory::ImageMemory;
@@ -22,6 +23,8 @@ use core::fmt;
 #[derive(Debug)]
 pub struct Catalog {
     images: Result<Vec<Image>, ArchiveError>,
+    /// For targets that do not say it.
+    discard: DiscardMode,
     #[cfg(feature = "test-support")]
     layer: Option<crate::testing::Layer>,
 }
@@ -53,6 +56,7 @@ impl Catalog {
     fn of(images: Result<Vec<Image>, ArchiveError>) -> Catalog {
         Catalog {
             images,
+            discard: DiscardMode::default(),
             #[cfg(feature = "test-support")]
             layer: None,
         }
@@ -87,8 +91,13 @@ impl Catalog {
         Catalog::of(images)
     }
 
-    /// The same catalog, whose images give the memory of what is discarded back to Xen, and can
-    /// grow.
+    /// The same catalog, whose images discard so unless their target says otherwise. Memory goes back to
+    /// Xen only [with a supply](Self::with_supply).
+    pub fn with_discard(self, discard: DiscardMode) -> Catalog {
+        Catalog { discard, ..self }
+    }
+
+    /// The same catalog, whose images can grow, and can give memory back to Xen.
     ///
     /// # Panics
     /// If an image is open already.
@@ -204,8 +213,15 @@ impl Catalog {
         }
         let lease = image.leases.take(access, owner);
         let lease = lease.map_err(|in_use| OpenError::InUse { name, in_use })?;
+        let discard = target.discard.unwrap_or(self.discard);
         let backing = image.backing.clone();
-        Ok(RamImage::leased(backing, sizes, access, Some(lease)))
+        Ok(RamImage::leased(
+            backing,
+            sizes,
+            access,
+            discard,
+            Some(lease),
+        ))
     }
 }
 

@@ -29,6 +29,13 @@ pub trait BlockDevice: Send + Sync {
 /// [`complete`](Self::complete), in any order. Dropping a queue abandons its pending requests:
 /// when the drop returns, the store no longer touches their segments.
 pub trait IoQueue: Send {
+    /// Takes the memory that this many requests at a time need. After it, [`submit`](Self::submit) takes
+    /// none as long as no more than `depth` requests are pending.
+    fn reserve(&mut self, depth: usize) -> Result<(), OutOfMemory> {
+        let _ = depth;
+        Ok(())
+    }
+
     /// Starts a request. A store that answers [`Submitted::Pending`] has made itself a copy of the
     /// segments' addresses; the slice is only lent for the call.
     ///
@@ -38,6 +45,11 @@ pub trait IoQueue: Send {
 
     /// Tells all completions that have come in. Returns at once if there are none.
     fn complete(&mut self, sink: &mut dyn FnMut(Tag, Result<(), IoError>));
+
+    /// Gives up pending requests whose work a store can leave undone, because nobody waits for it any
+    /// more: they complete with [`IoError::Cancelled`] in the next call of [`complete`](Self::complete).
+    /// Requests that are not given up complete as usual.
+    fn cancel_pending(&mut self) {}
 
     /// Lends memory of the device's own that holds the bytes of a read or write: whoever can copy
     /// them by other means, as the hypervisor can, does that instead of submitting the request.
@@ -59,6 +71,21 @@ pub trait IoQueue: Send {
     fn wake_on_completion(&mut self, waker: &Waker);
 }
 
+/// There is no memory for what a store was to keep ([`IoQueue::reserve`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutOfMemory {
+    /// The bytes that were asked for.
+    pub bytes: usize,
+}
+
+impl fmt::Display for OutOfMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no {} bytes of memory for requests", self.bytes)
+    }
+}
+
+impl core::error::Error for OutOfMemory {}
+
 /// What a device looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
@@ -79,8 +106,9 @@ pub struct Geometry {
 /// How a device wants to be asked to forget data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiscardLimits {
-    /// The smallest unit that is really given back (`discard-granularity`, there in bytes). Less
-    /// than that can be discarded too, and reads as zeros.
+    /// The unit that a store likes to be asked for (`discard-granularity`, there in bytes), which is also
+    /// the smallest that is given back where memory is given back. Less than that can be discarded too,
+    /// and reads as zeros.
     pub granularity: Sector,
     /// Where the first such unit starts, counted from the start of the device
     /// (`discard-alignment`, there in bytes); less than the granularity.

@@ -91,6 +91,8 @@ pub enum IoError {
     NoMemory,
     /// The store failed.
     Medium,
+    /// It was given up before it was done ([`IoQueue::cancel_pending`](crate::IoQueue::cancel_pending)).
+    Cancelled,
 }
 
 impl fmt::Display for IoError {
@@ -102,6 +104,7 @@ impl fmt::Display for IoError {
             IoError::NotSupported => "not supported by the device",
             IoError::NoMemory => "no memory is left for the data",
             IoError::Medium => "the store failed",
+            IoError::Cancelled => "given up",
         })
     }
 }

@@ -12,9 +12,10 @@
 //! A driver domain's ramdisk is a tar archive whose files are images, or one image by itself.
 //! Either is served in place: nothing is unpacked or copied.
 //!
-//! With a [`PageSupply`](bulkhead_xen::PageSupply) ([`Catalog::with_supply`]), what a guest
-//! discards goes back to Xen page by page and comes again when it is written, and images grow
-//! while they are attached ([`Catalog::grow`]).
+//! What a guest discards is cleared. With a [`PageSupply`](bulkhead_xen::PageSupply)
+//! ([`Catalog::with_supply`]) images grow while they are attached ([`Catalog::grow`]), and where that is
+//! asked for ([`DiscardMode::Release`]), discarded memory goes back to Xen page by page and comes again
+//! when it is written.
 //!
 //! ```
 //! use bulkhead_images::{Access, Catalog, ImageMemory, Sector, Target};
@@ -51,6 +52,7 @@ pub mod archive;
 mod backing;
 mod catalog;
 mod device;
+mod discard;
 mod extent;
 mod growth;
 #[allow(unsafe_code, reason = "the one place that touches guests' memory")]
@@ -71,7 +73,8 @@ pub mod testing;
 mod watchers;
 
 pub use catalog::{Catalog, NotFound, OpenError};
-pub use device::{BlockDevice, DiscardLimits, Geometry, IoQueue, SectorSize};
+pub use device::{BlockDevice, DiscardLimits, Geometry, IoQueue, OutOfMemory, SectorSize};
+pub use discard::DiscardMode;
 pub use growth::{GrowError, GrowRequest, GrowRequestError, Growth};
 pub use io::{Io, IoError, Op, Sector, Submitted, Tag};
 pub use lease::{Access, InUse};

@@ -1,7 +1,8 @@
 //! RAM images: served in place from the memory they lie in.
 
 use crate::backing::{Backing, Slice};
-use crate::device::{BlockDevice, DiscardLimits, Geometry, IoQueue, SectorSize};
+use crate::device::{BlockDevice, DiscardLimits, Geometry, IoQueue, OutOfMemory, SectorSize};
+use crate::discard::DiscardMode;
 use crate::io::{Io, IoError, Op, Sector, Submitted, Tag};
 use crate::lease::{Access, Lease};
 use crate::memory::ImageMemory;
@@ -20,10 +21,14 @@ use core::task::Waker;
 /// Requests that overlap in time, of several queues or several guests, are not ordered against
 /// each other: as on any disk, such bytes are one or the other.
 ///
-/// A discard gives the pages that lie in it back to Xen, where the image was given the means
-/// ([`Catalog::with_supply`](crate::Catalog::with_supply)). They read as zeros; the first write to
-/// one gets memory for it, or fails if there is none left. A long discard is done in slices, and no
-/// more than one of all a queue's discards between two calls of [`IoQueue::complete`].
+/// A discard clears what it names, and all of the image keeps its memory. Where an operator chose that
+/// ([`DiscardMode::Release`]) and the image was given the means
+/// ([`Catalog::with_supply`](crate::Catalog::with_supply)), the pages that lie in it go back to Xen
+/// instead. They read as zeros; the first write to one gets memory for it, or fails if there is none
+/// left.
+///
+/// A long discard is done in slices, and no more than one of all a queue's discards between two calls
+/// of [`IoQueue::complete`].
 #[derive(Clone)]
 pub struct RamImage(Arc<Image>);
 
@@ -34,6 +39,7 @@ struct Image {
     sector_size: SectorSize,
     physical_sector_size: SectorSize,
     access: Access,
+    discard: DiscardMode,
     _lease: Option<Lease>,
 }
 
@@ -41,7 +47,8 @@ impl RamImage {
     /// The image in `memory`. Bytes after its last whole sector are not served.
     pub fn new(memory: ImageMemory, sector_size: SectorSize, access: Access) -> RamImage {
         let backing = Arc::new(Backing::new(memory));
-        Self::leased(backing, (sector_size, sector_size), access, None)
+        let sizes = (sector_size, sector_size);
+        Self::leased(backing, sizes, access, DiscardMode::Keep, None)
     }
 
     /// An image with a lease that is kept as long as the image or a queue of it. The sizes are
@@ -50,14 +57,19 @@ impl RamImage {
         backing: Arc<Backing>,
         (sector_size, physical_sector_size): (SectorSize, SectorSize),
         access: Access,
+        discard: DiscardMode,
         lease: Option<Lease>,
     ) -> RamImage {
         RamImage(Arc::new(Image {
             watcher: backing.watchers.number(),
-            backing,
             sector_size,
             physical_sector_size,
             access,
+            discard: match discard {
+                DiscardMode::Release if backing.can_release() => DiscardMode::Release,
+                _ => DiscardMode::Keep,
+            },
+            backing,
             _lease: lease,
         }))
     }
@@ -82,12 +94,16 @@ impl BlockDevice for RamImage {
 
     fn queue(&self) -> Box<dyn IoQueue> {
         Box::new(Queue {
-            // Only the one writer discards: readers find the image as it is.
-            visitor: self.0.discards().then(|| self.0.backing.visitor()),
+            // Only writers discard: readers find the image as it is. A writer that releases nothing may
+            // have one beside it that does.
+            visitor: (self.0.discards() && self.0.backing.can_release())
+                .then(|| self.0.backing.visitor()),
             image: self.0.clone(),
             lending: false,
             sliced: false,
             discards: VecDeque::new(),
+            begun: None,
+            cancelled: 0,
         })
     }
 
@@ -103,37 +119,45 @@ struct Queue {
     lending: bool,
     /// A slice was discarded since the last call of `complete`: no more of it until then.
     sliced: bool,
-    /// In their order: what is behind the first has not begun, as the image has but one slice to give.
+    /// In their order: what is behind the first has not begun.
     discards: VecDeque<Discard>,
+    /// The part of the first one whose memory is being released.
+    begun: Option<Slice>,
+    /// How many of them, counted from the first, were given up.
+    cancelled: usize,
 }
 
 /// What is still to be discarded of a request.
+#[derive(Clone, Copy)]
 struct Discard {
     tag: Tag,
     offset: usize,
     len: usize,
-    begun: Option<Slice>,
 }
 
 impl IoQueue for Queue {
+    fn reserve(&mut self, depth: usize) -> Result<(), OutOfMemory> {
+        if !self.image.discards() {
+            return Ok(());
+        }
+        let reserved = self.discards.try_reserve_exact(depth);
+        reserved.map_err(|_| OutOfMemory {
+            bytes: depth.saturating_mul(size_of::<Discard>()),
+        })
+    }
+
     fn submit(&mut self, tag: Tag, io: Io<'_>) -> Submitted {
         Submitted::Done(match io.op {
             Op::Read { sector } => self.read(sector, io.segments),
             Op::Write { sector } => self.write(sector, io.segments),
             Op::Flush => Ok(()),
-            // Secure or not: what is given back was cleared before.
+            // Secure or not: nothing of it is left, also where memory is given back.
             Op::Discard { sector, count, .. } => match self.image.discarded(sector, count) {
                 Ok((_, 0)) => Ok(()),
                 Ok((offset, len)) => {
-                    let mut discard = Discard {
-                        tag,
-                        offset,
-                        len,
-                        begun: None,
-                    };
+                    let mut discard = Discard { tag, offset, len };
                     if self.discards.is_empty() && !self.sliced {
-                        discard.go_on(&self.image.backing);
-                        self.sliced = true;
+                        self.go_on(&mut discard);
                     }
                     if discard.len > 0 {
                         self.discards.push_back(discard);
@@ -148,15 +172,27 @@ impl IoQueue for Queue {
 
     fn complete(&mut self, sink: &mut dyn FnMut(Tag, Result<(), IoError>)) {
         self.sliced = false;
-        let Some(discard) = self.discards.front_mut() else {
+        if self.discards.is_empty() {
+            return;
+        }
+        for discard in self.discards.drain(..core::mem::take(&mut self.cancelled)) {
+            sink(discard.tag, Err(IoError::Cancelled));
+        }
+        let Some(mut discard) = self.discards.front().copied() else {
             return;
         };
-        discard.go_on(&self.image.backing);
-        self.sliced = true;
-        if discard.len == 0 {
+        self.go_on(&mut discard);
+        if discard.len > 0 {
+            self.discards[0] = discard;
+        } else {
             sink(discard.tag, Ok(()));
             self.discards.pop_front();
         }
+    }
+
+    fn cancel_pending(&mut self) {
+        self.abandon_slice();
+        self.cancelled = self.discards.len();
     }
 
     fn lend(&mut self, op: Op, len: usize) -> Option<NonNull<u8>> {
@@ -194,20 +230,33 @@ impl IoQueue for Queue {
     }
 }
 
-impl Discard {
-    /// Does one slice of it, or less if somebody is in the way.
-    fn go_on(&mut self, backing: &Backing) {
-        if self.begun.is_none() {
-            self.begun = backing.discard(self.offset, self.len);
-        }
-        if let Some(slice) = self.begun.take_if(|slice| backing.finish(slice)) {
-            self.offset += slice.len();
-            self.len -= slice.len();
+impl Queue {
+    /// Does one slice of a discard, or nothing if another queue is in the way. It is the only one for
+    /// now.
+    fn go_on(&mut self, discard: &mut Discard) {
+        self.sliced = true;
+        let backing = &self.image.backing;
+        let done = match self.image.discard {
+            DiscardMode::Keep => backing.clear(self.visitor(), discard.offset, discard.len),
+            DiscardMode::Release => {
+                if self.begun.is_none() {
+                    self.begun = backing.discard(discard.offset, discard.len);
+                }
+                let ended = self.begun.take_if(|slice| backing.finish(slice));
+                ended.map_or(0, |slice| slice.len())
+            }
+        };
+        discard.offset += done;
+        discard.len -= done;
+    }
+
+    /// Keeps the memory of the slice that is being released, if one is.
+    fn abandon_slice(&mut self) {
+        if let Some(slice) = self.begun.take() {
+            self.image.backing.abandon(&slice);
         }
     }
-}
 
-impl Queue {
     /// The mark to make for a request, unless it stands already.
     #[inline]
     fn visitor(&self) -> Option<&Visitor> {
@@ -234,13 +283,7 @@ impl Queue {
 impl Drop for Queue {
     fn drop(&mut self) {
         self.end_loans();
-        for slice in self
-            .discards
-            .iter()
-            .filter_map(|discard| discard.begun.as_ref())
-        {
-            self.image.backing.abandon(slice);
-        }
+        self.abandon_slice();
         if let Some(visitor) = &self.visitor {
             self.image.backing.forget(visitor);
         }
@@ -262,7 +305,7 @@ impl Image {
     }
 
     fn discards(&self) -> bool {
-        self.access == Access::ReadWrite && self.backing.can_release()
+        self.access == Access::ReadWrite
     }
 
     /// Where the data of a request starts. All of it lies within the image.
@@ -281,9 +324,6 @@ impl Image {
     fn discarded(&self, sector: Sector, count: Sector) -> Result<(usize, usize), IoError> {
         if self.access == Access::ReadOnly {
             return Err(IoError::ReadOnly);
-        }
-        if !self.discards() {
-            return Err(IoError::NotSupported);
         }
         let len = count.bytes().and_then(|len| usize::try_from(len).ok());
         let len = len.ok_or(IoError::OutOfRange)?;

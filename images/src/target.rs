@@ -11,6 +11,7 @@
 //!         name: "root.img".into(),
 //!         sector_size: SectorSize::B4096,
 //!         physical_sector_size: SectorSize::B4096,
+//!         discard: None,
 //!     })
 //! );
 //! assert_eq!(
@@ -21,6 +22,7 @@
 //! ```
 
 use crate::device::SectorSize;
+use crate::discard::DiscardMode;
 use crate::io::Sector;
 use alloc::string::{String, ToString};
 use core::fmt;
@@ -35,7 +37,7 @@ pub enum Target {
     Null(NullTarget),
 }
 
-/// `ram:NAME[,sector-size=512|4096][,physical-sector-size=512|4096]`
+/// `ram:NAME[,sector-size=512|4096][,physical-sector-size=512|4096][,discard=keep|release]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RamTarget {
     /// The image's name: the file's path in the archive.
@@ -44,6 +46,8 @@ pub struct RamTarget {
     pub sector_size: SectorSize,
     /// The unit that it is told to prefer; not smaller.
     pub physical_sector_size: SectorSize,
+    /// What becomes of discarded memory, if not what the driver domain does with all of it.
+    pub discard: Option<DiscardMode>,
 }
 
 /// `null:SIZE[,sector-size=512|4096][,physical-sector-size=512|4096]`
@@ -62,6 +66,7 @@ pub struct NullTarget {
 struct Options {
     sector_size: Option<SectorSize>,
     physical_sector_size: Option<SectorSize>,
+    discard: Option<DiscardMode>,
 }
 
 impl FromStr for Target {
@@ -82,14 +87,19 @@ impl FromStr for Target {
             return Err(TargetError::NoName);
         }
         let size = (kind == "null").then(|| parse_size(value)).transpose()?;
-        let (sector_size, physical_sector_size) = Options::parse(options)?.sizes()?;
+        let options = Options::parse(options)?;
+        let (sector_size, physical_sector_size) = options.sizes()?;
         let Some(size) = size else {
             return Ok(Target::Ram(RamTarget {
                 name: value.to_string(),
                 sector_size,
                 physical_sector_size,
+                discard: options.discard,
             }));
         };
+        if options.discard.is_some() {
+            return Err(TargetError::NoDiscard);
+        }
         // The physical sectors are not smaller than the others.
         if !size.is_multiple_of(physical_sector_size.bytes() as u64) {
             return Err(TargetError::Size(value.to_string()));
@@ -106,6 +116,14 @@ impl Options {
     fn parse(text: Option<&str>) -> Result<Options, TargetError> {
         let mut options = Options::default();
         for option in text.into_iter().flat_map(|text| text.split(',')) {
+            if let Some(("discard", value)) = option.split_once('=') {
+                let mode = DiscardMode::parse(value);
+                let mode = mode.ok_or_else(|| TargetError::Discard(value.to_string()))?;
+                if options.discard.replace(mode).is_some() {
+                    return Err(TargetError::Twice("discard"));
+                }
+                continue;
+            }
             let (name, given, value) = match option.split_once('=') {
                 Some(("sector-size", value)) => ("sector-size", &mut options.sector_size, value),
                 Some(("physical-sector-size", value)) => (
@@ -182,6 +200,10 @@ pub enum TargetError {
     SectorSize(String),
     /// The physical sectors would be smaller than those that are addressed.
     PhysicalSize(SectorSize, SectorSize),
+    /// `discard=` with another word.
+    Discard(String),
+    /// `discard=` for a store without data.
+    NoDiscard,
     /// An option given twice.
     Twice(&'static str),
 }
@@ -201,8 +223,8 @@ impl fmt::Display for TargetError {
             TargetError::UnknownOption(option) => {
                 write!(
                     f,
-                    "unknown option '{option}', expected sector-size=512|4096 or \
-                     physical-sector-size=512|4096"
+                    "unknown option '{option}', expected sector-size=512|4096, \
+                     physical-sector-size=512|4096 or discard=keep|release"
                 )
             }
             TargetError::SectorSize(size) => {
@@ -212,6 +234,13 @@ impl fmt::Display for TargetError {
                 f,
                 "physical-sector-size={physical} is smaller than sector-size={size}"
             ),
+            TargetError::Discard(word) => {
+                let expected = DiscardMode::EXPECTED;
+                write!(f, "discard={word}: expected {expected}")
+            }
+            TargetError::NoDiscard => {
+                f.write_str("discard= has no meaning for null:, which holds no data")
+            }
             TargetError::Twice(option) => write!(f, "option {option} is given twice"),
         }
     }

@@ -112,11 +112,15 @@ fn images_in_an_archive_say_where_their_pages_begin() {
         assert_eq!(domain.missing(), 0);
     }
     let tiny = open(&domain, "ram:tiny.img", Access::ReadWrite);
-    assert_eq!(tiny.geometry().discard, None, "it has no whole page");
     assert!(
         all(&*tiny) == pattern(1024),
         "its neighbour is gone, not it"
     );
+    assert_eq!(discard(&mut *tiny.queue(), 1, 1), Ok(()));
+    let mut content = pattern(1024);
+    content[512..].fill(0);
+    assert!(all(&*tiny) == content, "cleared in place");
+    assert_eq!(domain.missing(), 0, "it has no whole page to give back");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Targets: what is understood, and what is said of the rest.
 
 use bulkhead_images::target::{NullTarget, RamTarget};
-use bulkhead_images::{Sector, SectorSize, Target};
+use bulkhead_images::{DiscardMode, Sector, SectorSize, Target};
 use proptest::prelude::*;
 
 fn ram(name: &str, sector_size: SectorSize) -> Target {
@@ -9,6 +9,7 @@ fn ram(name: &str, sector_size: SectorSize) -> Target {
         name: name.into(),
         sector_size,
         physical_sector_size: sector_size,
+        discard: None,
     })
 }
 
@@ -52,8 +53,27 @@ fn physical_sectors_may_be_larger() {
         name: "x".into(),
         sector_size: SectorSize::B512,
         physical_sector_size: SectorSize::B4096,
+        discard: None,
     });
     assert_eq!(text.parse(), Ok(target));
+}
+
+#[test]
+fn what_becomes_of_discarded_memory_is_an_option_of_an_image() {
+    for (word, mode) in [
+        ("keep", DiscardMode::Keep),
+        ("release", DiscardMode::Release),
+    ] {
+        let text = format!("ram:x,discard={word},sector-size=4096");
+        let target = Target::Ram(RamTarget {
+            name: "x".into(),
+            sector_size: SectorSize::B4096,
+            physical_sector_size: SectorSize::B4096,
+            discard: Some(mode),
+        });
+        assert_eq!(text.parse(), Ok(target));
+        assert_eq!(mode.to_string(), word);
+    }
 }
 
 #[test]
@@ -66,7 +86,8 @@ fn mistakes_are_answered_with_what_was_expected() {
     let store = |store| format!("unknown store '{store}', expected ram:NAME or null:SIZE");
     let unknown = |option| {
         format!(
-            "unknown option {option}, expected sector-size=512|4096 or physical-sector-size=512|4096"
+            "unknown option {option}, expected sector-size=512|4096, physical-sector-size=512|4096 or \
+             discard=keep|release"
         )
     };
     let cases = [
@@ -106,6 +127,18 @@ fn mistakes_are_answered_with_what_was_expected() {
         (
             "ram:x,sector-size=4096,physical-sector-size=512",
             "physical-sector-size=512 is smaller than sector-size=4096".into(),
+        ),
+        (
+            "ram:x,discard=yes",
+            "discard=yes: expected keep or release".into(),
+        ),
+        (
+            "ram:x,discard=keep,discard=release",
+            "option discard is given twice".into(),
+        ),
+        (
+            "null:1M,discard=keep",
+            "discard= has no meaning for null:, which holds no data".into(),
         ),
         ("null:1K,physical-sector-size=4096", size("1K")),
         ("null:", size("")),

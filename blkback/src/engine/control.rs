@@ -48,6 +48,8 @@ struct Shared {
     /// Set to start, and to stop.
     go: Latch,
     stop: Latch,
+    /// Set when nobody waits for what is in flight.
+    given_up: Latch,
     done: Latch,
     outcome: spin::Once<Result<(), QueueError>>,
 }
@@ -93,6 +95,12 @@ impl QueueControl {
         self.0.done.wait().await;
     }
 
+    /// Tells the queue that nobody waits for what is in flight: once it is stopped, it leaves undone what
+    /// can be left undone.
+    pub fn give_up(&self) {
+        self.0.given_up.set();
+    }
+
     /// Waits until the queue ends by itself, and says why.
     pub async fn ended(&self) -> Result<(), QueueError> {
         self.0.done.wait().await;
@@ -126,6 +134,16 @@ impl QueueGuard {
     /// Whether it is to stop.
     pub fn is_stopped(&self) -> bool {
         self.0.stop.is_set()
+    }
+
+    /// Waits until nobody waits for what is in flight.
+    pub async fn given_up(&self) {
+        self.0.given_up.wait().await;
+    }
+
+    /// Whether nobody waits for what is in flight.
+    pub fn is_given_up(&self) -> bool {
+        self.0.given_up.is_set()
     }
 
     /// Says how the queue ended; what it held must be gone by now.

@@ -1,5 +1,6 @@
-//! How the engine is to serve, as the operator may choose it on the domain's command line.
+//! How disks are to be served, as the operator may choose it on the domain's command line.
 
+use bulkhead_images::DiscardMode;
 use core::fmt;
 use core::time::Duration;
 
@@ -46,6 +47,8 @@ pub struct Options {
     pub poll: Option<Duration>,
     /// The longest that an answer waits for company (`hold=`, likewise).
     pub hold: Option<Duration>,
+    /// What becomes of the memory of what guests discard (`discard=`), where a target does not say it.
+    pub discard: DiscardMode,
 }
 
 impl Default for Options {
@@ -54,13 +57,14 @@ impl Default for Options {
             data_path: DataPath::Auto,
             poll: None,
             hold: None,
+            discard: DiscardMode::Keep,
         }
     }
 }
 
 impl Options {
     /// Their keys on a command line.
-    pub const KEYS: [&str; 3] = [DATA_PATH, POLL, HOLD];
+    pub const KEYS: [&str; 4] = [DATA_PATH, POLL, HOLD, DISCARD];
 
     /// Reads them from a command line, given a way to look up the value of a key. A mistake costs
     /// that option alone, which has its default then.
@@ -76,6 +80,16 @@ impl Options {
                     key: DATA_PATH,
                     value: word,
                     expected: "auto, map, copy or persistent",
+                }),
+            }
+        }
+        if let Some(word) = value(DISCARD) {
+            match DiscardMode::parse(word) {
+                Some(discard) => options.discard = discard,
+                None => mistaken(OptionError {
+                    key: DISCARD,
+                    value: word,
+                    expected: DiscardMode::EXPECTED,
                 }),
             }
         }
@@ -97,6 +111,7 @@ impl Options {
 const DATA_PATH: &str = "data-path";
 const POLL: &str = "poll";
 const HOLD: &str = "hold";
+const DISCARD: &str = "discard";
 
 /// Longer than that is not polling any more.
 const MOST_MICROS: u64 = 10_000;
@@ -149,6 +164,10 @@ mod tests {
         assert_eq!(options.data_path, DataPath::Copy);
         assert_eq!(options.poll, Some(Duration::from_micros(50)));
         assert_eq!(options.hold, Options::default().hold);
+        assert_eq!(options.discard, DiscardMode::Keep);
+        let (options, mistakes) = parse(&[("discard", "release")]);
+        assert!(mistakes.is_empty(), "{mistakes:?}");
+        assert_eq!(options.discard, DiscardMode::Release);
     }
 
     #[test]

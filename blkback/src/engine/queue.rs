@@ -12,7 +12,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_executor::{EventChannel, Handle};
 use bulkhead_grant::memory::room_for;
-use bulkhead_grant::{Access, MappedPages, Region};
+use bulkhead_grant::{Access, MappedPages, OutOfMemory, Region};
 use bulkhead_images::{Io, IoError, IoQueue, IoSegment, Op, Submitted, Tag};
 use bulkhead_ring::blkif::{Blkif, MAX_SEGMENTS, Opcode, Response, SECTOR_SIZE, Status};
 use bulkhead_ring::{BackRing, BadPages, SharedPages};
@@ -60,7 +60,11 @@ impl<H: Hypervisor> Queue<H> {
         region: &Region<H>,
         setup: QueueSetup,
     ) -> Result<Self, ConnectError> {
-        let QueueSetup { frontend, .. } = setup;
+        let QueueSetup {
+            frontend,
+            mut device,
+            ..
+        } = setup;
         let pages = region
             .map_pages(frontend, &setup.ring)?
             .map_err(|(gref, status)| ConnectError::Ring(gref, status))?;
@@ -68,6 +72,8 @@ impl<H: Hypervisor> Queue<H> {
         // A ring that was served before goes on where it was: its first slots hold responses.
         let ring = BackRing::attach(shared, Blkif::new(setup.abi)).map_err(ConnectError::Attach)?;
         let slots = ring.slots() as usize;
+        let reserved = device.reserve(slots);
+        reserved.map_err(|bulkhead_images::OutOfMemory { bytes }| OutOfMemory { bytes })?;
         let largest = setup.indirect_segments.max(MAX_SEGMENTS);
         let most_pages = (slots * MAX_SEGMENTS).min(MOST_PAGES).max(largest);
         let reach = Reach::new(
@@ -85,7 +91,7 @@ impl<H: Hypervisor> Queue<H> {
             .map_err(|error| ConnectError::EventChannel(setup.event_channel, error))?;
         Ok(Queue {
             name: setup.name,
-            device: setup.device,
+            device,
             reach,
             ring,
             _ring_pages: pages,
@@ -194,6 +200,11 @@ impl<H: Hypervisor> Queue<H> {
         } else {
             Poll::Ready(())
         }
+    }
+
+    /// Has the device give up what is in flight, as far as it can.
+    pub fn cancel_pending(&mut self) {
+        self.device.cancel_pending();
     }
 
     /// Puts the answers to what the device has done.
@@ -321,6 +332,8 @@ impl<H: Hypervisor> Queue<H> {
         };
         match outcome {
             Ok(()) => self.count(operation, sectors as u64),
+            // Nobody waits for it any more.
+            Err(IoError::Cancelled) => {}
             Err(error) => self.complain(format_args!("{operation} failed: {error}")),
         }
         self.answer(&Response {

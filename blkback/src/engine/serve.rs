@@ -73,7 +73,7 @@ async fn until_stopped<H: Hypervisor>(
     for _ in 0..most {
         queue.sweep()?;
         while queue.in_flight() > 0 {
-            poll_fn(|context| queue.poll_completion(context)).await;
+            something_completes(queue, guard).await;
             queue.settle();
         }
         if queue.waiting()? == 0 {
@@ -82,6 +82,24 @@ async fn until_stopped<H: Hypervisor>(
     }
     queue.publish();
     Ok(())
+}
+
+/// Waits for the device, which gives up what it can once nobody waits for it.
+async fn something_completes<H: Hypervisor>(queue: &mut Queue<H>, guard: &QueueGuard) {
+    if !guard.is_given_up() {
+        let mut given_up = pin!(guard.given_up());
+        let completed = poll_fn(|context| {
+            if given_up.as_mut().poll(context).is_ready() {
+                return Poll::Ready(false);
+            }
+            queue.poll_completion(context).map(|()| true)
+        });
+        if completed.await {
+            return;
+        }
+    }
+    queue.cancel_pending();
+    poll_fn(|context| queue.poll_completion(context)).await;
 }
 
 /// Waits for the frontend, the device or the disk, whoever is first.

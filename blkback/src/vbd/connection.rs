@@ -97,8 +97,13 @@ impl<H: Hypervisor> Connection<H> {
         .await
     }
 
+    /// Nobody waits for what is in flight: what can be left undone is left undone when serving stops.
+    pub fn give_up(&self) {
+        self.queues.iter().for_each(|queue| queue.control.give_up());
+    }
+
     /// Stops serving, and waits until nothing of the frontend's is mapped or bound any more.
-    pub async fn close(self) {
+    pub async fn close(&self) {
         // All at once: each finishes what it has in flight.
         futures_util::future::join_all(self.queues.iter().map(|queue| queue.control.stop())).await;
     }

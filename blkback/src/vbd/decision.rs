@@ -36,6 +36,15 @@ pub struct Observed {
     pub frontend: Option<XenbusState>,
 }
 
+impl Observed {
+    /// Whether nobody is left who waits for answers: the frontend's domain has ended, or one of the
+    /// directories is gone.
+    pub fn is_frontend_gone(&self) -> bool {
+        let there = |state| state != XenbusState::Unknown;
+        self.own.is_none() || !self.frontend.is_some_and(there)
+    }
+}
+
 /// The next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {

@@ -2,6 +2,7 @@
 //! has what it waits for.
 
 use super::backend_nodes::{describes, set_state};
+use super::connection::Connection;
 use super::identity::VbdId;
 use super::observation::observe;
 use super::problem::Problem;
@@ -13,6 +14,7 @@ use alloc::format;
 use bulkhead_executor::Signal;
 use bulkhead_xen::Hypervisor;
 use bulkhead_xenstore_client::{self as store, Error, Transaction};
+use core::cell::Cell;
 use core::pin::pin;
 use core::time::Duration;
 use futures_util::future::{Either, select};
@@ -65,6 +67,44 @@ pub async fn take_leave<H: Hypervisor>(
     let over = pin!(backend.handle.sleep(FAREWELL));
     if let Either::Right(_) = select(let_go, over).await {
         log::warn!("vbd {id}: the frontend does not let go");
+    }
+}
+
+/// Stops serving a frontend and takes back everything. What is in flight is finished, however long that
+/// takes, as long as the frontend is there and the driver domain does not end.
+pub async fn close<H: Hypervisor>(
+    backend: &Backend<H>,
+    id: VbdId,
+    frontend: &str,
+    connection: &Connection<H>,
+    changed: &Signal,
+) {
+    let path = id.backend_path();
+    let seen = Cell::new(false);
+    let nobody_waits = pin!(async {
+        loop {
+            select(pin!(changed.raised()), pin!(backend.closing.wait())).await;
+            seen.set(true);
+            if backend.closing.is_set() {
+                return;
+            }
+            let mut now = observe(&backend.store, &path, frontend).await;
+            while now.is_err() {
+                backend.handle.sleep(PAUSE).await;
+                now = observe(&backend.store, &path, frontend).await;
+            }
+            if now.is_ok_and(|now| now.is_frontend_gone()) {
+                return;
+            }
+        }
+    });
+    if let Either::Right((_, closed)) = select(pin!(connection.close()), nobody_waits).await {
+        connection.give_up();
+        closed.await;
+    }
+    if seen.get() {
+        // The disk's task has not looked at it yet.
+        changed.raise();
     }
 }
 

@@ -4,7 +4,7 @@ use super::backend_nodes::{publish, set_state};
 use super::config::{CONFIG_NODES, VbdConfig};
 use super::connection::{Connection, read_into, read_published};
 use super::decision::{Observed, Phase, Step, decide};
-use super::ending::{End, finish, report, take_leave};
+use super::ending::{End, close, finish, report, take_leave};
 use super::features::{self, NodeValues};
 use super::identity::VbdId;
 use super::observation::observe;
@@ -127,12 +127,12 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
                     let frontend = &self.config.frontend_path;
                     take_leave(self.backend, self.id, frontend, changed).await;
                 }
-                self.disconnect().await;
+                self.disconnect(changed).await;
                 return Ok(End::Leave);
             }
             match self.step(changed).await {
                 Ok(Some(end)) => {
-                    self.disconnect().await;
+                    self.disconnect(changed).await;
                     return Ok(end);
                 }
                 Ok(None) => self.refused = false,
@@ -144,7 +144,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
                 Err(Failure::Fatal(problem)) if self.phase == Phase::New => {
                     return Ok(End::Refuse(problem, self.nodes));
                 }
-                Err(Failure::Fatal(problem)) => self.fail(problem).await,
+                Err(Failure::Fatal(problem)) => self.fail(problem, changed).await,
             }
         }
     }
@@ -152,6 +152,9 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
     /// Looks, decides and acts. Where that fails, the next call does it again.
     async fn step(&mut self, changed: &Signal) -> Result<Option<End>, Failure> {
         let seen = self.observe().await?;
+        if let Some(connection) = self.connection.as_ref().filter(|_| seen.is_frontend_gone()) {
+            connection.give_up();
+        }
         let own = seen.own.unwrap_or(XenbusState::Unknown);
         match decide(self.phase, seen) {
             Step::Wait => self.wait_and_follow(changed, own).await?,
@@ -164,7 +167,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
             Step::Offer => return self.offer_anew(changed, own).await,
             Step::ReportClosing => self.set_state(XenbusState::Closing).await?,
             Step::Close => {
-                self.disconnect().await;
+                self.disconnect(changed).await;
                 self.phase = Phase::Closed;
                 self.set_state(XenbusState::Closed).await?;
                 log::info!("vbd {}: closed by the frontend", self.id);
@@ -213,7 +216,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
                 Event::Changed => {}
             }
         }
-        self.disconnect().await;
+        self.disconnect(&never).await;
     }
 
     /// Waits for the next event, and does what belongs to it alone.
@@ -224,7 +227,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
                 let announced = self.announce_size(own).await;
                 announced.map_err(Failure::of_what_must_be)?;
             }
-            Event::QueueFailed(problem) => self.fail(problem).await,
+            Event::QueueFailed(problem) => self.fail(problem, changed).await,
         }
         Ok(())
     }
@@ -264,7 +267,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         changed: &Signal,
         own: XenbusState,
     ) -> Result<Option<End>, Failure> {
-        self.disconnect().await;
+        self.disconnect(changed).await;
         let first = self.phase == Phase::New;
         if !first {
             self.phase = Phase::Closed;
@@ -367,17 +370,18 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
     }
 
     /// Stops serving and takes back everything.
-    async fn disconnect(&mut self) {
+    async fn disconnect(&mut self, changed: &Signal) {
         if let Some(connection) = self.connection.take() {
             self.backend.statistics.disconnected(self.id);
-            connection.close().await;
+            let frontend = &self.config.frontend_path;
+            close(self.backend, self.id, frontend, &connection, changed).await;
         }
     }
 
     /// Gives the device up because of an error that is the frontend's or ours. The next step tells
     /// the frontend.
-    async fn fail(&mut self, problem: Problem) {
-        self.disconnect().await;
+    async fn fail(&mut self, problem: Problem, changed: &Signal) {
+        self.disconnect(changed).await;
         self.phase = Phase::Failed;
         report(self.backend, self.id, &problem).await;
     }

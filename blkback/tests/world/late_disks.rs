@@ -68,7 +68,7 @@ impl World {
         });
         let setup = Setup {
             layer: Some(layer),
-            gives_back: true,
+            supply: true,
             ..setup
         };
         let mut world = World::with(setup);

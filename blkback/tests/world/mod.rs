@@ -103,7 +103,8 @@ impl World {
             ..DomainConfig::default()
         });
         let mut catalog = Catalog::from_module(ramdisk::load(&storage, &archive));
-        if setup.gives_back {
+        catalog = catalog.with_discard(setup.options.discard);
+        if setup.supply {
             catalog = catalog.with_supply(Arc::new(storage.door()));
         }
         if let Some(layer) = setup.layer {
@@ -152,10 +153,7 @@ impl World {
 
     /// A machine whose images give memory back to Xen when a guest discards.
     pub fn with_discards() -> World {
-        World::with(Setup {
-            gives_back: true,
-            ..Setup::default()
-        })
+        World::with(Setup::giving_back())
     }
 
     /// Lets everyone do what there is to do, until nothing moves any more. Answers whether

@@ -2,6 +2,7 @@
 
 use super::content;
 use bulkhead_blkback::engine::{DataPath, Options};
+use bulkhead_images::DiscardMode;
 use bulkhead_images::testing::Layer;
 use bulkhead_xen::sim::DomainKind;
 
@@ -19,8 +20,8 @@ pub struct Setup {
     pub region_pages: usize,
     /// How its engine is to serve.
     pub options: Options,
-    /// Whether images give memory back to Xen when a guest discards.
-    pub gives_back: bool,
+    /// Whether images can have more memory of Xen, and give it back.
+    pub supply: bool,
     /// Where the ramdisk is damaged: bytes from here on are overwritten.
     pub damage: Option<usize>,
 }
@@ -41,13 +42,25 @@ impl Default for Setup {
             vcpus: 1,
             region_pages: 32 * 1024,
             options: Options::default(),
-            gives_back: false,
+            supply: false,
             damage: None,
         }
     }
 }
 
 impl Setup {
+    /// The default, whose images give memory back to Xen when a guest discards.
+    pub fn giving_back() -> Setup {
+        Setup {
+            supply: true,
+            options: Options {
+                discard: DiscardMode::Release,
+                ..Options::default()
+            },
+            ..Setup::default()
+        }
+    }
+
     /// The default, with one way to guests' pages.
     pub fn on_path(data_path: DataPath) -> Setup {
         Setup {

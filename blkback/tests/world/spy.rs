@@ -2,7 +2,7 @@
 //! acts while the backend is in the middle of a sweep.
 
 use bulkhead_images::testing::Layer;
-use bulkhead_images::{BlockDevice, Geometry, Io, IoError, IoQueue, Submitted, Tag};
+use bulkhead_images::{BlockDevice, Geometry, Io, IoError, IoQueue, OutOfMemory, Submitted, Tag};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -66,6 +66,14 @@ impl BlockDevice for Spied {
 struct SpiedQueue(Box<dyn IoQueue>, Meanwhile);
 
 impl IoQueue for SpiedQueue {
+    fn reserve(&mut self, depth: usize) -> Result<(), OutOfMemory> {
+        self.0.reserve(depth)
+    }
+
+    fn cancel_pending(&mut self) {
+        self.0.cancel_pending();
+    }
+
     fn submit(&mut self, tag: Tag, io: Io<'_>) -> Submitted {
         self.1.act();
         self.0.submit(tag, io)

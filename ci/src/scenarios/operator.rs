@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "discard",
-        about: "discarded blocks read zeros, their memory is Xen's again, and comes back when written",
+        about: "discarded blocks read zeros; their memory stays, or is Xen's again until they are written",
         demo: false,
         run: |lab| {
             Kind::ALL
@@ -76,9 +76,12 @@ fn look(guest: &Guest) -> Result<(Vec<String>, bool)> {
 }
 
 fn discard(lab: &Lab, kind: Kind) -> Result<()> {
-    let images = [Image::mib("disk", SIZE.into())];
+    let images = [Image::mib("disk", SIZE.into()), Image::mib("kept", 4)];
     let mut storage = lab.storage(kind).images(&images)?.memory(40).start()?;
-    let disks = [disk("storage", "xvda", "rw", "ram:disk")];
+    let disks = [
+        disk("storage", "xvda", "rw", "ram:disk,discard=release"),
+        disk("storage", "xvdb", "rw", "ram:kept"),
+    ];
     lab.step("a guest fills its disk with noise");
     let mut guest = lab.host.lean_guest("guest", other(kind), &disks)?;
     guest.ok(FILL, MINUTE)?;
@@ -107,6 +110,33 @@ fn discard(lab: &Lab, kind: Kind) -> Result<()> {
     guest.ok("blkdiscard /dev/xvda", MINUTE)?;
     ensure!(!look(&guest)?.1, "a discarded disk is not all zeros");
     expect_memory(lab, full - SIZE)?;
+
+    lab.step(
+        "writing with no memory to have: what was kept can be written, what was given back cannot",
+    );
+    let fill = |device: &str| {
+        format!(
+            "dd if=/dev/urandom of=/dev/{device} bs=64k count=64 iflag=fullblock oflag=direct && sync"
+        )
+    };
+    guest.ok(&fill("xvdb"), MINUTE)?;
+    guest.ok("blkdiscard /dev/xvdb", MINUTE)?;
+    let left = "dd if=/dev/xvdb bs=1M iflag=direct 2>/dev/null | tr -d '\\0' | wc -c";
+    let left = guest.ok(left, MINUTE)?;
+    ensure!(
+        left.trim() == "0",
+        "{left} bytes are left of what was discarded"
+    );
+    expect_memory(lab, full - SIZE)?;
+    let less = full - SIZE;
+    lab.host.ok(&format!("xl mem-set storage {less}"))?;
+    guest.ok(&fill("xvdb"), MINUTE)?;
+    let refused = guest.exec(&fill("xvda"), MINUTE)?;
+    ensure!(
+        refused.status != 0,
+        "pages that the domain may not have were written"
+    );
+    lab.host.ok(&format!("xl mem-set storage {full}"))?;
 
     lab.step("writing again");
     guest.ok(FILL, MINUTE)?;

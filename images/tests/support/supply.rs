@@ -4,8 +4,8 @@
 
 use super::{Guest, submit};
 use bulkhead_images::{
-    Access, BlockDevice, Catalog, GrowError, ImageMemory, Io, IoError, IoQueue, Op, Sector,
-    Submitted, Tag,
+    Access, BlockDevice, Catalog, DiscardMode, GrowError, ImageMemory, Io, IoError, IoQueue, Op,
+    Sector, Submitted, Tag,
 };
 use bulkhead_xen::PAGE_SIZE;
 use bulkhead_xen::sim::{DomainConfig, Sim, SimDomain};
@@ -21,8 +21,13 @@ pub struct Domain {
 }
 
 impl Domain {
-    /// A domain whose ramdisk holds this.
+    /// A domain whose ramdisk holds this. What is discarded goes back to Xen.
     pub fn with(ramdisk: &[u8]) -> Domain {
+        Domain::discarding(DiscardMode::Release, ramdisk)
+    }
+
+    /// A domain whose ramdisk holds this.
+    pub fn discarding(mode: DiscardMode, ramdisk: &[u8]) -> Domain {
         let sim = Sim::new();
         let domain = sim.add_domain_with(DomainConfig {
             memory_pages: 4096,
@@ -37,7 +42,9 @@ impl Domain {
             ImageMemory::new(first, ramdisk.len())
         };
         Domain {
-            catalog: Catalog::from_module(memory).with_supply(Arc::new(domain.door())),
+            catalog: Catalog::from_module(memory)
+                .with_discard(mode)
+                .with_supply(Arc::new(domain.door())),
             owned: domain.memory_pages(),
             domain,
             sim,

@@ -1,0 +1,180 @@
+//! Long discards that nobody waits for any more, and those that somebody still waits for.
+
+use crate::world::{Bystander, Frontend, Guest, Meanwhile, SECTORS, Setup, World, content};
+use bulkhead_blkback::engine::Options;
+use bulkhead_blkback::vbd::state::XenbusState;
+use bulkhead_images::DiscardMode;
+use bulkhead_ring::blkif::{Discard, Operation, Request, Sector, Status};
+use bulkhead_xen::sim::xenstore::toolstack;
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+const MIB: usize = 1 << 20;
+/// The discarded disk's size: so many slices of a mebibyte.
+const SLICES: usize = 8;
+/// A ring full of discards.
+const DISCARDS: usize = 32;
+
+/// A machine with a larger image, `large`, whose disk `xvdl` lets something happen.
+fn world(discard: DiscardMode) -> (World, Meanwhile) {
+    let meanwhile = Meanwhile::default();
+    let mut setup = Setup {
+        layer: Some(meanwhile.layer("xvdl")),
+        supply: true,
+        options: Options {
+            discard,
+            ..Options::default()
+        },
+        ..Setup::default()
+    };
+    let large = ("large".into(), content(7, SLICES * MIB));
+    setup.images.push(large);
+    (World::with(setup), meanwhile)
+}
+
+/// Asks for all of the disk to be discarded, as often as the ring has room.
+fn discard_all(disk: &mut Frontend<'_>) {
+    for _ in 0..DISCARDS {
+        let id = disk.link().new_id();
+        let discard = Discard {
+            sector: Sector(0),
+            count: (SLICES * MIB / 512) as u64,
+            secure: false,
+        };
+        let request = Request::of(id, Operation::Discard(discard));
+        disk.link().push(&request, Vec::new());
+    }
+    disk.link().kick();
+}
+
+/// Lets `act` happen, and dom0 work beside the driver domain, while the discards go on. Returns what
+/// will count how often the queue looks at its device after that.
+fn in_the_middle(world: &World, meanwhile: &Meanwhile, act: impl Fn() + 'static) -> Rc<Cell<u32>> {
+    let looks = Rc::new(Cell::new(0));
+    let (counted, sim) = (looks.clone(), world.sim.clone());
+    let mut before = 10;
+    meanwhile.set(move || {
+        if before > 0 {
+            before -= 1;
+            if before == 0 {
+                act();
+            }
+        } else {
+            counted.set(counted.get() + 1);
+        }
+        sim.step_xenstored();
+    });
+    meanwhile.at_every_look();
+    looks
+}
+
+fn is_open(world: &World) -> bool {
+    let mut images = world.backend.catalog.images();
+    let (.., open) = images
+        .find(|(name, ..)| *name == "large")
+        .expect("it is there");
+    open > 0
+}
+
+#[test]
+fn a_dead_guests_discards_are_dropped() {
+    for mode in [DiscardMode::Keep, DiscardMode::Release] {
+        let (world, meanwhile) = world(mode);
+        let mut other = Bystander::new(&world);
+        let guest = Guest::new(&world);
+        let mut disk = guest.attach("xvdl", "ram:large").connected();
+        let (sim, vbd) = (world.sim.clone(), disk.vbd.clone());
+        let looks = in_the_middle(&world, &meanwhile, move || {
+            sim.destroy_domain(vbd.frontend);
+            toolstack::force_detach(&mut sim.store(), &vbd);
+        });
+        discard_all(&mut disk);
+        world.run();
+        assert!(!is_open(&world), "{mode}");
+        let looks = looks.get();
+        assert!(
+            (1..64).contains(&looks),
+            "{mode}: went on for {looks} looks"
+        );
+        meanwhile.end();
+        other.io();
+        // The image is as good as ever.
+        let mut again = Guest::new(&world).attach("xvda", "ram:large").connected();
+        again.write(9, &[5; 4096]);
+        assert!(again.read(9, 8) == [5; 4096]);
+        again.detach();
+        guest.destroy(vec![disk]);
+        other.leave();
+    }
+}
+
+#[test]
+fn an_ending_driver_domain_does_not_wait_for_discards() {
+    let (world, meanwhile) = world(DiscardMode::Keep);
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvdl", "ram:large").connected();
+    let closed = Rc::new(Cell::new(false));
+    let (done, backend) = (closed.clone(), world.backend.clone());
+    // The guest closes and so stops the queue, which goes on with the discards; then the driver domain
+    // is asked to end.
+    disk.say(XenbusState::Closing);
+    disk.say(XenbusState::Closed);
+    let looks = in_the_middle(&world, &meanwhile, move || {
+        let (done, ending) = (done.clone(), backend.clone());
+        backend.handle.spawn(async move {
+            ending.close().await;
+            done.set(true);
+        });
+    });
+    discard_all(&mut disk);
+    world.wait(Duration::from_millis(100));
+    assert!(closed.get(), "the driver domain waits for something");
+    let looks = looks.get();
+    assert!((1..128).contains(&looks), "went on for {looks} looks");
+    meanwhile.end();
+    let answers = disk.link().collect();
+    assert_eq!(answers.len(), DISCARDS, "the guest is alive and is told");
+    let failed = |status| {
+        answers
+            .iter()
+            .filter(|answer| answer.status == status)
+            .count()
+    };
+    assert!(failed(Status::Error) > DISCARDS / 2);
+    disk.take_down();
+    toolstack::finish_detach(&mut world.sim.store(), &disk.vbd);
+    world.nothing_left();
+}
+
+#[test]
+fn a_guest_that_closes_has_its_discards_carried_out() {
+    let (world, meanwhile) = world(DiscardMode::Keep);
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvdl", "ram:large").connected();
+    let sim = world.sim.clone();
+    let path = disk.vbd.frontend_path();
+    let looks = in_the_middle(&world, &meanwhile, move || {
+        for state in [XenbusState::Closing, XenbusState::Closed] {
+            sim.store()
+                .write(&format!("{path}/state"), &state.to_string());
+        }
+    });
+    discard_all(&mut disk);
+    world.run();
+    assert!(
+        looks.get() > (SLICES * (DISCARDS - 3)) as u32,
+        "{}",
+        looks.get()
+    );
+    meanwhile.end();
+    let answers = disk.link().collect();
+    assert_eq!(answers.len(), DISCARDS);
+    assert!(answers.iter().all(|answer| answer.status == Status::Okay));
+    disk.take_down();
+    disk.detach();
+    let mut disk = guest.attach("xvda", "ram:large").connected();
+    assert!(disk.read(SECTORS, 128) == [0; 65536]);
+    disk.detach();
+    world.nothing_left();
+}

@@ -27,4 +27,5 @@ mod rings;
 mod scale;
 mod serving;
 mod stale;
+mod stopping;
 mod world;

@@ -23,6 +23,8 @@ pub struct BackRing<M, F> {
     published: u32,
     /// The frontend's `req_prod` when last looked at, found possible.
     seen: u32,
+    /// Whether `seen` is final: requests published after it are never taken.
+    closed: bool,
 }
 
 impl<M: RingMemory, F: Format> BackRing<M, F> {
@@ -49,6 +51,7 @@ impl<M: RingMemory, F: Format> BackRing<M, F> {
             answered: index,
             published: index,
             seen: index,
+            closed: false,
         }
     }
 
@@ -97,6 +100,9 @@ impl<M: RingMemory, F: Format> BackRing<M, F> {
     #[inline]
     pub fn take(&mut self) -> Result<Option<Received<F>>, Overrun> {
         if self.taken == self.seen {
+            if self.closed {
+                return Ok(None);
+            }
             self.seen = self.taken.wrapping_add(self.unconsumed()?);
             if self.taken == self.seen {
                 return Ok(None);
@@ -106,6 +112,19 @@ impl<M: RingMemory, F: Format> BackRing<M, F> {
         let slot = self.slots.copy_out(self.taken, size);
         self.taken = self.taken.wrapping_add(1);
         Ok(Some(self.slots.format.decode_request(&slot)))
+    }
+
+    /// Looks at the producer index a last time: requests published after this are never taken. Returns how
+    /// many are left to take.
+    pub fn close(&mut self) -> Result<u32, Overrun> {
+        self.seen = self.taken.wrapping_add(self.unconsumed()?);
+        self.closed = true;
+        Ok(self.untaken())
+    }
+
+    /// Requests that were seen and not taken yet; on a closed ring these are all that will be.
+    pub fn untaken(&self) -> u32 {
+        self.seen.wrapping_sub(self.taken)
     }
 
     /// Puts a response into the ring. The frontend sees it after the next

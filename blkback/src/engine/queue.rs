@@ -143,6 +143,17 @@ impl<H: Hypervisor> Queue<H> {
         }
     }
 
+    /// Takes no request any more but those that are on the ring at this moment.
+    pub fn close(&mut self) -> Result<(), QueueError> {
+        self.ring.close()?;
+        Ok(())
+    }
+
+    /// How many requests of a [closed](Self::close) queue are still to be taken.
+    pub fn untaken(&self) -> u32 {
+        self.ring.untaken() + self.intake.held()
+    }
+
     /// How many answers the frontend has not been shown yet.
     pub fn unpublished(&self) -> u32 {
         self.ring.unpublished()

@@ -68,17 +68,29 @@ async fn until_stopped<H: Hypervisor>(
         // A look is a bounded amount of work: the other queues get their turn.
         handle.yield_now().await;
     }
-    // What the frontend still has in flight is finished and answered, if it listens or not; so is what
-    // waited for that. What it asks for after that, without end, is not.
-    for _ in 0..most {
-        queue.sweep()?;
+    finish_what_was_asked(handle, queue, guard).await
+}
+
+/// Finishes and answers what is on the ring at this moment, whether the frontend listens or not. What it
+/// asks for from now on is not looked at. The other queues of the vCPU have their turns between sweeps.
+async fn finish_what_was_asked<H: Hypervisor>(
+    handle: &Handle<H>,
+    queue: &mut Queue<H>,
+    guard: &QueueGuard,
+) -> Result<(), QueueError> {
+    queue.close()?;
+    loop {
+        // Requests may wait for some of those in flight.
+        let waited = queue.in_flight() > 0;
+        let taken = queue.sweep()?;
         while queue.in_flight() > 0 {
             something_completes(queue, guard).await;
             queue.settle();
         }
-        if queue.waiting()? == 0 {
+        if queue.untaken() == 0 || (taken == 0 && !waited) {
             break;
         }
+        handle.yield_now().await;
     }
     queue.publish();
     Ok(())

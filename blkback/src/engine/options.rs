@@ -43,7 +43,7 @@ pub struct Options {
     pub data_path: DataPath,
     /// The longest that an idle queue is looked at before its task sleeps, in
     /// microseconds on the command line (`poll=`). Without it, it follows from what a
-    /// sleep costs.
+    /// sleep costs, and is 500 at most.
     pub poll: Option<Duration>,
     /// The longest that an answer waits for company (`hold=`, likewise).
     pub hold: Option<Duration>,

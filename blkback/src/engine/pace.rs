@@ -9,7 +9,7 @@
 //! shows when it does run dry, which is let happen now and then. Looking before sleeping goes on
 //! about as long as the frontend was seen to take, and not at all if it takes longer than looking
 //! may last: that is a multiple of what blocking and waking was measured to cost, because a look
-//! that takes much longer than the sleep it saves does not pay.
+//! that takes much longer than the sleep it saves does not pay, and never more than [`MOST`].
 //!
 //! There is no sleeping by a timer while answers gather: that would save processor time, but timers
 //! end late, now and then by many times what they end late at least, and a frontend runs dry then.
@@ -25,6 +25,9 @@ const SELDOM: u32 = 1024;
 /// What looking may last at most, in times of what a sleep costs us. The frontend pays for it as
 /// well, and more than we do: an exit to notify us, and its latency.
 const SLEEPS: u32 = 8;
+/// What looking and holding may last at most, unless the operator says otherwise: what a sleep costs is
+/// learned, and on a host that was overloaded for a while that may be many milliseconds.
+const MOST: Duration = Duration::from_micros(500);
 /// Until a sleep's cost is known.
 const UNKNOWN: Duration = Duration::from_micros(400);
 /// A clock that shows the same time so often stands still, as that of a test does.
@@ -189,7 +192,10 @@ impl Pace {
 
     /// The most that the operator allows, or that makes sense.
     fn limit(&self, chosen: Option<Duration>) -> Duration {
-        chosen.unwrap_or_else(|| self.lateness.map_or(UNKNOWN, |late| late * SLEEPS))
+        chosen.unwrap_or_else(|| {
+            let pays = self.lateness.map_or(UNKNOWN, |late| late * SLEEPS);
+            pays.min(MOST)
+        })
     }
 
     /// Takes note of the time since the last look; false if the clock stands still.
@@ -312,6 +318,41 @@ mod tests {
             pace.woke(now, 1);
         }
         assert_eq!(pace.look(now + micros(1), 0, 32), Look::Sleep);
+    }
+
+    #[test]
+    fn no_lateness_makes_looking_or_holding_last_longer_than_the_cap() {
+        // As learned while the host was overloaded.
+        for late in [100, 1000, 50_000, 1_000_000].map(micros) {
+            let mut pace = Pace::new(Options::default(), START, Some(late));
+            let mut now = START;
+            for _ in 0..50 {
+                // Whatever the frontend does to keep us looking: it asks just before we would give up.
+                now = now + (MOST - micros(1));
+                pace.woke(now, 1);
+            }
+            assert_eq!(pace.look(now + micros(1), 0, 32), Look::Again);
+            assert_eq!(pace.look(now + MOST, 0, 32), Look::Sleep, "{late:?}");
+            pace.depth = 32;
+            pace.gap = late;
+            let now = now + MOST;
+            assert_eq!(pace.look(now, 1, 32), Look::Again);
+            assert_eq!(pace.look(now + MOST, 1, 32), Look::Answer, "{late:?}");
+        }
+    }
+
+    #[test]
+    fn the_operator_may_have_it_look_and_hold_for_longer() {
+        let options = Options {
+            poll: Some(MOST * 4),
+            hold: Some(MOST * 4),
+            ..Options::default()
+        };
+        let mut pace = Pace::new(options, START, None);
+        let now = START + MOST * 3;
+        pace.woke(now, 1);
+        assert_eq!(pace.look(now + MOST * 3, 0, 32), Look::Again);
+        assert_eq!(pace.look(now + MOST * 4, 0, 32), Look::Sleep);
     }
 
     #[test]

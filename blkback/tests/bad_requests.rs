@@ -12,6 +12,7 @@ use bulkhead_ring::blkif::{
 use bulkhead_ring::{Index, SharedPages};
 use bulkhead_xen::GrantRef;
 use bulkhead_xen::sim::GrantUse;
+use std::time::Duration;
 
 /// Runs a scene with a hostile frontend, connected to `disk0`, beside a guest that does verified
 /// I/O before and after, for each way to guests' pages. The scene may leave the frontend connected
@@ -359,6 +360,8 @@ fn notifications_about_nothing() {
             disk.world.run();
         }
         other.io();
+        // It is looked at every few milliseconds alone.
+        disk.world.wait(Duration::from_millis(8));
         disk.read(0, 8);
     });
 }

@@ -15,6 +15,7 @@ mod indexes;
 mod late;
 mod life;
 mod memory;
+mod notifications;
 mod operator;
 mod ordering;
 mod orders;

@@ -75,6 +75,19 @@ impl<H: Hypervisor> EventChannel<H> {
         .await;
     }
 
+    /// Holds back notifications until [`unmask`](Self::unmask): meanwhile they wake nobody.
+    pub fn mask(&self) {
+        self.core.door.mask_port(self.port);
+    }
+
+    /// Lets notifications through again. One that came meanwhile wakes its waiter now.
+    pub fn unmask(&self) {
+        if let Err(error) = self.core.door.unmask_port(self.port) {
+            // Xen refuses it for ports that are not open, which this one is.
+            log::error!("event channel {}: not unmasked: {error}", self.port);
+        }
+    }
+
     /// Notifies the other end.
     pub fn notify(&self) {
         if let Err(error) = self.core.door.notify(self.port) {

@@ -159,6 +159,14 @@ unsafe impl Hypervisor for Door {
         event_operation(event_channel::CLOSE, &mut event_channel::OnPort { port })
     }
 
+    fn mask_port(&self, port: Port) {
+        machine::bitmaps().mask(port);
+    }
+
+    fn unmask_port(&self, port: Port) -> Result<(), Errno> {
+        event_operation(event_channel::UNMASK, &mut event_channel::OnPort { port })
+    }
+
     fn notify(&self, port: Port) -> Result<(), Errno> {
         event_operation(event_channel::SEND, &mut event_channel::OnPort { port })
     }

@@ -81,6 +81,13 @@ pub unsafe trait Hypervisor: Clone + Send + Sync + 'static {
     /// Closes a port (`EVTCHNOP_close`). Notifications of it that are still pending are dropped.
     fn close_port(&self, port: Port) -> Result<(), Errno>;
 
+    /// Holds back the notifications of a port of this vCPU: they wake nobody, and cost nothing, until
+    /// [`unmask_port`](Self::unmask_port).
+    fn mask_port(&self, port: Port);
+
+    /// Lets the notifications of a port through again (`EVTCHNOP_unmask`), also one that came meanwhile.
+    fn unmask_port(&self, port: Port) -> Result<(), Errno>;
+
     /// Notifies the other end of a port (`EVTCHNOP_send`).
     fn notify(&self, port: Port) -> Result<(), Errno>;
 

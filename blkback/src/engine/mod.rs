@@ -12,6 +12,7 @@
 //! is decided in `intake`; how it gets at their pages, in `reach`; when the frontend is shown the
 //! answers, in `pace`.
 
+mod backoff;
 mod choice;
 mod control;
 mod flight;

@@ -379,6 +379,14 @@ impl<H: Hypervisor> Queue<H> {
         stats.sectors_written.add(sectors);
     }
 
+    /// The frontend notifies us again and again without asking for anything.
+    #[cold]
+    pub fn complain_of_notifications(&mut self) {
+        self.complain(format_args!(
+            "notified without a request too often: looked at more seldom"
+        ));
+    }
+
     /// Counts a frontend's mistake, or a failure of the device, and puts the first few into the
     /// log.
     #[cold]

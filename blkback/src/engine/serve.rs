@@ -1,5 +1,6 @@
 //! The task of one queue: sweeps while there is work, sleeps while there is none.
 
+use super::backoff::BackOff;
 use super::control::QueueGuard;
 use super::pace::{Look, Pace};
 use super::queue::Queue;
@@ -10,6 +11,7 @@ use bulkhead_xen::Hypervisor;
 use core::future::{Future, poll_fn};
 use core::pin::pin;
 use core::task::Poll;
+use core::time::Duration;
 
 /// Connects to a queue, on the vCPU where this runs, and serves it from when its disk says so
 /// until the disk says to stop, or until it cannot go on. Nothing of the frontend's is mapped or
@@ -40,6 +42,7 @@ async fn until_stopped<H: Hypervisor>(
     guard: &QueueGuard,
 ) -> Result<(), QueueError> {
     let mut pace = Pace::new(queue.options(), handle.now(), handle.lateness());
+    let mut back_off = BackOff::default();
     let most = queue.slots();
     while !guard.is_stopped() {
         queue.settle();
@@ -56,11 +59,22 @@ async fn until_stopped<H: Hypervisor>(
                 queue.sweep()?;
                 queue.publish();
                 pace.answered(queue.waiting()? + queue.unpublished(), handle.lateness());
+                back_off.request();
             }
             Look::Sleep => {
                 if !queue.final_check()? {
-                    something_happens(queue, guard).await;
-                    pace.woke(handle.now(), queue.waiting()?);
+                    let notified = something_happens(queue, guard).await;
+                    let waiting = queue.waiting()?;
+                    pace.woke(handle.now(), waiting);
+                    if notified && waiting == 0 {
+                        let first = back_off.is_unused();
+                        if let Some(delay) = back_off.empty_notification() {
+                            if first {
+                                queue.complain_of_notifications();
+                            }
+                            look_away(handle, queue, guard, delay).await;
+                        }
+                    }
                     continue;
                 }
             }
@@ -114,8 +128,8 @@ async fn something_completes<H: Hypervisor>(queue: &mut Queue<H>, guard: &QueueG
     poll_fn(|context| queue.poll_completion(context)).await;
 }
 
-/// Waits for the frontend, the device or the disk, whoever is first.
-async fn something_happens<H: Hypervisor>(queue: &mut Queue<H>, guard: &QueueGuard) {
+/// Waits for the frontend, the device or the disk, whoever is first. True if it was the frontend.
+async fn something_happens<H: Hypervisor>(queue: &mut Queue<H>, guard: &QueueGuard) -> bool {
     let channel = queue.channel();
     let stats = queue.stats();
     let mut notified = pin!(channel.notified());
@@ -124,14 +138,39 @@ async fn something_happens<H: Hypervisor>(queue: &mut Queue<H>, guard: &QueueGua
     poll_fn(|context| {
         if notified.as_mut().poll(context).is_ready() {
             stats.notifications_received.add(1);
-            return Poll::Ready(());
+            return Poll::Ready(true);
         }
         let happened =
             stopped.as_mut().poll(context).is_ready() || queue.poll_completion(context).is_ready();
         match happened {
+            true => Poll::Ready(false),
+            false => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// Lets `delay` pass without looking at the queue or being notified of it, unless the device has completed
+/// something or the queue is to stop.
+async fn look_away<H: Hypervisor>(
+    handle: &Handle<H>,
+    queue: &mut Queue<H>,
+    guard: &QueueGuard,
+    delay: Duration,
+) {
+    let channel = queue.channel();
+    let mut over = pin!(handle.sleep(delay));
+    let mut stopped = pin!(guard.stopped());
+    channel.mask();
+    poll_fn(|context| {
+        let over = over.as_mut().poll(context).is_ready()
+            || stopped.as_mut().poll(context).is_ready()
+            || queue.poll_completion(context).is_ready();
+        match over {
             true => Poll::Ready(()),
             false => Poll::Pending,
         }
     })
     .await;
+    channel.unmask();
 }

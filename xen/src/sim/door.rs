@@ -145,6 +145,15 @@ unsafe impl Hypervisor for SimDoor {
         })
     }
 
+    fn mask_port(&self, port: Port) {
+        self.world.lock().mask_port(self.domain, port, true);
+    }
+
+    fn unmask_port(&self, port: Port) -> Result<(), Errno> {
+        self.world.lock().mask_port(self.domain, port, false);
+        Ok(())
+    }
+
     fn notify(&self, port: Port) -> Result<(), Errno> {
         let count = |domain: &mut Domain| domain.stats.notifications_sent += 1;
         self.call(Hypercall::Notify, count, |world| {

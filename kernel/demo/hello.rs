@@ -42,6 +42,17 @@ fn main(mut machine: Machine) -> ShutdownReason {
         Some("interrupt-table") => fault(interrupt_table()),
         Some("descriptors") => fault(descriptors()),
         Some("page-table") => fault(page_table()),
+        Some("execute-heap") => execute(alloc::vec![RET; 64].leak().as_mut_ptr()),
+        Some("execute-page") => {
+            // Beyond what the image's own page table maps.
+            let pages = memory::allocate_pages(1024).expect("4 MiB").as_ptr();
+            execute(pages.wrapping_add(1023 * PAGE_SIZE));
+        }
+        Some("execute-module") => {
+            execute(machine.modules.first().expect("a ramdisk").start.as_ptr());
+        }
+        Some("execute-stack") => execute([RET; 64].as_mut_ptr()),
+        Some("write-code") => fault(main as *const () as usize),
         Some("stack") => log::info!("{}", overflow(1)),
         // SAFETY: meant to crash.
         Some("invalid-opcode") => unsafe { core::arch::asm!("ud2") },
@@ -282,6 +293,19 @@ fn page_table() -> usize {
 fn fault(address: usize) {
     // SAFETY: meant to crash.
     unsafe { (address as *mut u8).write_volatile(1) };
+}
+
+/// The instruction that returns to the caller.
+const RET: u8 = 0xc3;
+
+/// Calls what was made an instruction just now, in memory for data.
+fn execute(place: *mut u8) {
+    // SAFETY: the caller's own memory; if it can be executed, then it only returns.
+    unsafe {
+        place.write_volatile(RET);
+        core::mem::transmute::<*mut u8, extern "C" fn()>(place)();
+    }
+    log::error!("data at {place:?} was executed");
 }
 
 #[inline(never)]

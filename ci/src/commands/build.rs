@@ -23,6 +23,22 @@ pub fn existing_file(path: &str) -> Result<PathBuf, String> {
 
 /// Builds it and returns its path.
 pub fn build() -> Result<PathBuf> {
+    let elf = build_binary("bulkhead-blkback", "bulkhead")?;
+    let size = fs::metadata(&elf)?.len();
+    ensure!(
+        size <= SIZE_LIMIT,
+        "{} has {size} bytes, more than {SIZE_LIMIT}",
+        elf.display()
+    );
+    Ok(elf)
+}
+
+/// Builds the demo of the runtime, `kernel/demo/hello.rs`, and returns its path.
+pub fn build_demo() -> Result<PathBuf> {
+    build_binary("bulkhead-kernel", "hello")
+}
+
+fn build_binary(package: &str, name: &str) -> Result<PathBuf> {
     let mut command = Command::new(process::cargo());
     command
         .args([
@@ -33,21 +49,17 @@ pub fn build() -> Result<PathBuf> {
             "--target",
             TARGET,
         ])
-        .args(["--package", "bulkhead-blkback", "--bin", "bulkhead"])
+        .args(["--package", package, "--bin", name])
         .args(["--features", "unikernel"])
         .current_dir(workspace::root())
         .stdin(Stdio::null());
     let status = command.status().context("cannot start cargo")?;
-    ensure!(status.success(), "building the unikernel failed");
-    let elf = workspace::target().join(TARGET).join("unikernel/bulkhead");
-    let size = fs::metadata(&elf)
-        .with_context(|| format!("cargo left no {}", elf.display()))?
-        .len();
-    ensure!(
-        size <= SIZE_LIMIT,
-        "{} has {size} bytes, more than {SIZE_LIMIT}",
-        elf.display()
-    );
+    ensure!(status.success(), "building {name} failed");
+    let elf = workspace::target()
+        .join(TARGET)
+        .join("unikernel")
+        .join(name);
+    ensure!(elf.is_file(), "cargo left no {}", elf.display());
     Ok(elf)
 }
 

@@ -15,6 +15,7 @@ mod other_kernels;
 mod queues;
 mod refusal;
 mod restarting;
+mod runtime;
 mod several;
 mod suspension;
 mod thirty_two_bit;
@@ -27,6 +28,7 @@ pub fn all() -> Vec<Scenario> {
     [
         main_job::SCENARIOS,
         boot::SCENARIOS,
+        runtime::SCENARIOS,
         filesystem::SCENARIOS,
         several::SCENARIOS,
         queues::SCENARIOS,

@@ -130,7 +130,9 @@ fn map_memory(
 ) -> Result<u64, Unmapped> {
     let mapped = tables.map_memory(pages)?;
     tables.reserve(space.special..space.end())?;
-    tables.protect(&image_parts())?;
+    tables.protect(&image_parts(), space.end())?;
+    // Null: it was unmapped just now.
+    forget(0);
     Ok(mapped)
 }
 
@@ -147,8 +149,15 @@ pub unsafe fn unmap(frames: Range<u64>) {
     if let Err(error) = tables.unmap(frames) {
         panic!("{error}");
     }
+    forget(last * PAGE);
+}
+
+/// Has every processor forget the translations that it remembers.
+///
+/// `empty` is an address with a table and no mapping.
+fn forget(empty: u64) {
     // SAFETY: the entry is empty already; this forgets what the processors remember.
-    unsafe { hypercall::update_va_mapping(last * PAGE, 0, UVMF_TLB_FLUSH_ALL) }
+    unsafe { hypercall::update_va_mapping(empty, 0, UVMF_TLB_FLUSH_ALL) }
         .expect("translations cannot be forgotten");
 }
 

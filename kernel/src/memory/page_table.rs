@@ -20,8 +20,8 @@ pub const ACCESSED: u64 = 1 << 5;
 pub const DIRTY: u64 = 1 << 6;
 /// It maps a large page.
 const LARGE: u64 = 1 << 7;
-/// It may not be executed.
-const NO_EXECUTE: u64 = 1 << 63;
+/// It may not be executed; in an entry for a table, nothing that the table maps may.
+pub const NO_EXECUTE: u64 = 1 << 63;
 
 /// The address that an entry names.
 pub fn address_of(entry: u64) -> u64 {
@@ -84,6 +84,10 @@ impl Image {
     pub fn pages(&self) -> impl Iterator<Item = u64> + use<> {
         self.all.clone().step_by(PAGE_SIZE)
     }
+
+    /// The addresses that the first entry of the second level covers. The linker script sees to it
+    /// that all code is among them.
+    pub const WITH_CODE: Range<u64> = 0..LARGE_PAGE;
 
     /// The entry for one small page of the domain's memory, mapped at its own address.
     pub fn entry(&self, page: u64) -> u64 {

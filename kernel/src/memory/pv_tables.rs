@@ -9,7 +9,7 @@
 
 use super::layout::Ranges;
 use super::page_table::{
-    ACCESSED, DIRTY, Image, LARGE_PAGE, PRESENT, USER, WRITABLE, address_of, index,
+    ACCESSED, DIRTY, Image, LARGE_PAGE, NO_EXECUTE, PRESENT, USER, WRITABLE, address_of, index,
 };
 use bulkhead_xen::abi::pv::{MMU_NORMAL_PT_UPDATE, MmuUpdate};
 use bulkhead_xen::{Errno, PAGE_SIZE};
@@ -181,9 +181,11 @@ impl<M: PvMemory> PageTables<M> {
         self.flush()
     }
 
-    /// Lets each page of the image be used for what it is only, and unmaps null and the page below
-    /// the stack.
-    pub fn protect(&mut self, image: &Image) -> Result<(), Unmapped> {
+    /// Lets each page of the image be used for what it is only, unmaps null and the page below the
+    /// stack, and forbids executing everything else below `end`: all tables have been entered by
+    /// then. What is not in the first 2 MiB is forbidden as a whole, by the entries of the second
+    /// level, so that it costs one update for each 512 pages, whoever maps pages there.
+    pub fn protect(&mut self, image: &Image, end: u64) -> Result<(), Unmapped> {
         for address in core::iter::once(0).chain(image.pages()) {
             let (place, old) = self
                 .entry(address, 1)
@@ -196,7 +198,25 @@ impl<M: PvMemory> PageTables<M> {
             };
             self.update(place, entry)?;
         }
+        if image.no_execute {
+            for address in Image::WITH_CODE.step_by(PAGE_SIZE) {
+                if address != 0 && !image.all.contains(&address) {
+                    self.forbid_execution(address, 1)?;
+                }
+            }
+            for address in (Image::WITH_CODE.end..end).step_by(LARGE_PAGE as usize) {
+                self.forbid_execution(address, 2)?;
+            }
+        }
         self.flush()
+    }
+
+    /// Sets that bit in the entry of level `level` for an address, if there is one.
+    fn forbid_execution(&mut self, address: u64, level: u32) -> Result<(), Unmapped> {
+        match self.entry(address, level) {
+            Some((place, entry)) if entry & PRESENT != 0 => self.update(place, entry | NO_EXECUTE),
+            _ => Ok(()),
+        }
     }
 
     /// The first of the page frames up to `pages` that is not mapped, from the page tables'

@@ -73,9 +73,10 @@ impl Domain {
         self.levels.len() as u64
     }
 
-    /// What the processor makes of an address.
+    /// What the processor makes of an address: what no table on the way forbids is allowed.
     fn walk(&self, address: u64) -> Option<u64> {
         let mut table = self.top / PAGE;
+        let mut forbidden = 0;
         for level in (1..=4).rev() {
             assert_eq!(
                 self.levels.get(&table),
@@ -86,12 +87,18 @@ impl Domain {
             if entry & PRESENT == 0 {
                 return None;
             }
+            forbidden |= entry & NO_EXECUTE;
             if level == 1 {
-                return Some(entry);
+                return Some(entry | forbidden);
             }
             table = self.page_frame(address_of(entry) / PAGE);
         }
         None
+    }
+
+    fn executable(&self, address: u64) -> bool {
+        self.walk(address)
+            .is_some_and(|entry| entry & NO_EXECUTE == 0)
     }
 
     fn mapped_writable(&self, pfn: u64) -> bool {
@@ -209,6 +216,16 @@ fn assert_mapped(tables: &PageTables<Domain>, mapped: u64) {
     }
 }
 
+/// Every frame up to `mapped` that is none of the image's is mapped as it was.
+fn assert_mapped_but_the_image(tables: &PageTables<Domain>, mapped: u64) {
+    for pfn in (1..0x100).chain(0x120..mapped) {
+        let entry = tables.memory.walk(pfn * PAGE).expect("mapped");
+        assert_eq!(address_of(entry), mfn_of(pfn) * PAGE);
+        let is_table = tables.memory.levels.contains_key(&pfn);
+        assert_eq!(entry & WRITABLE == 0, is_table, "{pfn:#x}");
+    }
+}
+
 #[test]
 fn a_small_memory_is_mapped_as_a_whole() {
     // memory=16: the builder maps 4 MiB.
@@ -299,7 +316,8 @@ fn the_image_is_protected_and_null_is_gone() {
         all: 0x10_0000..0x12_0000,
         no_execute: true,
     };
-    tables.protect(&image).unwrap();
+    let end = 4096 * PAGE;
+    tables.protect(&image, end).unwrap();
     let writable = |address: u64| tables.memory.mapped_writable(address / PAGE);
     assert_eq!(tables.memory.walk(0), None);
     assert_eq!(tables.memory.walk(0x11_3000), None);
@@ -309,6 +327,56 @@ fn the_image_is_protected_and_null_is_gone() {
         let entry = tables.memory.walk(page).unwrap();
         assert_eq!(address_of(entry), mfn_of(page / PAGE) * PAGE);
     }
+}
+
+/// An image whose code is 16 pages.
+fn image(no_execute: bool) -> Image {
+    Image {
+        code: 0x10_0000..0x11_0000,
+        constants: 0x11_0000..0x11_2000,
+        tables: [0..0, 0..0, 0..0],
+        guard: 0x11_3000..0x11_4000,
+        all: 0x10_0000..0x12_0000,
+        no_execute,
+    }
+}
+
+#[test]
+fn only_code_can_be_executed() {
+    // 1.5 GiB: what the builder has mapped, what we map at boot, what is populated later.
+    let all = 3 << 17;
+    let mut tables = tables(Domain::new(all, 0x400, 2048));
+    let mapped = tables.map_memory(all).unwrap();
+    let space = all * PAGE..all * PAGE + (64 << 20);
+    tables.reserve(space.clone()).unwrap();
+    let before = tables.memory.updates;
+    tables.protect(&image(true), space.end).unwrap();
+    let updates = tables.memory.updates - before;
+    assert!(updates < 1400, "{updates} updates");
+    tables.populate(all - 600..all).unwrap();
+    for pfn in (0..mapped).chain(all - 600..all) {
+        let code = (0x100..0x110).contains(&pfn);
+        assert_eq!(tables.memory.executable(pfn * PAGE), code, "{pfn:#x}");
+    }
+    assert_mapped_but_the_image(&tables, mapped);
+    // What Xen maps for us later, such as other domains' pages, is data as well.
+    for address in space.step_by(LARGE_PAGE as usize) {
+        let (place, _) = tables.entry(address, 1).unwrap();
+        let entry = (mfn_of(0x200) * PAGE) | PRESENT;
+        tables.update(place, entry).unwrap();
+        tables.flush().unwrap();
+        assert!(!tables.memory.executable(address), "{address:#x}");
+    }
+}
+
+#[test]
+fn a_processor_that_cannot_forbid_execution_is_not_asked_to() {
+    let mut tables = tables(Domain::new(4096, 0x140, 1024));
+    tables.map_memory(4096).unwrap();
+    tables.protect(&image(false), 4096 * PAGE).unwrap();
+    let entries = tables.memory.words.iter();
+    assert!(entries.clone().any(|word| word & PRESENT != 0));
+    assert!(entries.clone().all(|word| word & NO_EXECUTE == 0));
 }
 
 #[test]

@@ -1,0 +1,76 @@
+//! The unikernel's runtime by its own demo (`kernel/demo/hello.rs`): domains that do what they must not,
+//! and are ended for it.
+
+use crate::commands::build;
+use crate::config::{Config, Kind};
+use crate::host::{length, read_from};
+use crate::lab::{Lab, MINUTE, Scenario};
+use anyhow::{Context, Result, ensure};
+use std::fs;
+use std::time::Instant;
+
+pub const SCENARIOS: &[Scenario] = &[Scenario {
+    name: "memory-rights",
+    about: "PVH and PV: data cannot be executed, wherever it is, and code cannot be written",
+    demo: false,
+    run: memory_rights,
+}];
+
+/// What a domain left in the logs until it was gone.
+struct Left {
+    console: String,
+    xen: String,
+    xl: String,
+}
+
+/// Runs the demo until it ends. What it does crashes it, so the lab is not told of it.
+fn run(lab: &Lab, kind: Kind, vcpus: u32, test: &str) -> Result<Left> {
+    let host = lab.host;
+    let (here, there) = lab.shared_file("demo");
+    fs::copy(build::build_demo()?, here)?;
+    let (module, _) = lab.shared_file("demo-module");
+    fs::write(module, [0x5a; 10_000])?;
+    let mut config = Config::new("demo", kind, &there);
+    config.ramdisk = Some("/lab/demo-module".to_owned());
+    config.memory = 32;
+    config.vcpus = vcpus;
+    config.cmdline = format!("test={test}");
+    let (here, there) = lab.shared_file("demo.cfg");
+    fs::write(here, config.to_string())?;
+    lab.step(format!("{kind}: {test}"));
+    let console = host.console_log("demo");
+    let (console_start, xen_log) = (length(&console), host.instance().xen_log());
+    let (xen_start, xl_start) = (length(&xen_log), host.tool_stack_log().len());
+    host.ok(&format!("xl create -q {there}"))?;
+    let deadline = Instant::now() + MINUTE;
+    while host.exec("xl domid demo", MINUTE)?.status == 0 {
+        host.tick(deadline)
+            .with_context(|| format!("test={test} does not end"))?;
+    }
+    let xl = host.tool_stack_log();
+    Ok(Left {
+        console: read_from(&console, console_start),
+        xen: read_from(&xen_log, xen_start),
+        xl: xl.get(xl_start..).unwrap_or(&xl).to_owned(),
+    })
+}
+
+fn memory_rights(lab: &Lab) -> Result<()> {
+    for kind in Kind::ALL {
+        for data in ["heap", "page", "module", "stack"] {
+            let left = run(lab, kind, 1, &format!("execute-{data}"))?;
+            ensure!(
+                left.console.contains("CPU exception 14: page fault"),
+                "{kind}: {data} was executed:\n{}",
+                left.console
+            );
+        }
+        let left = run(lab, kind, 1, "write-code")?;
+        ensure!(
+            left.console.contains("CPU exception 14: page fault"),
+            "{kind}: code was written:\n{}",
+            left.console
+        );
+    }
+    Ok(())
+}

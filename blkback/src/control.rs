@@ -28,14 +28,36 @@ impl ShutdownRequest {
 
 const NODE: &str = "control/shutdown";
 
-/// Says which requests are honoured, and waits for one.
-pub async fn shutdown_requested(store: &Client) -> Result<ShutdownRequest, Error> {
-    for feature in ["feature-poweroff", "feature-reboot"] {
+/// What libxl looks at before it saves or migrates a domain: the port on which a domain that can be
+/// suspended waits for the request.
+const SUSPEND_PORT: &str = "device/suspend/event-channel";
+
+/// Port 0, which nobody can bind. libxl gives a save up at once if it cannot bind the port; without
+/// one it would write its request, see it acknowledged, and wait a minute for a suspend.
+const NO_PORT: &str = "0";
+
+/// What the log says of a request to suspend, by whichever way it has come.
+const NOT_SUSPENDED: &str = "the domain cannot be saved, migrated or suspended: its guests' disks are \
+    connected to this memory; it goes on serving";
+
+/// Says which requests are honoured and which are not.
+async fn announce(store: &Client) {
+    for (node, value) in [
+        ("control/feature-poweroff", "1"),
+        ("control/feature-reboot", "1"),
+        ("control/feature-suspend", "0"),
+        (SUSPEND_PORT, NO_PORT),
+    ] {
         // xl makes these nodes; a toolstack that does not is not an error of ours.
-        if let Err(error) = store.write(alloc::format!("control/{feature}"), "1").await {
+        if let Err(error) = store.write(node, value).await {
             log::debug!("{error}");
         }
     }
+}
+
+/// Says which requests are honoured, and waits for one.
+pub async fn shutdown_requested(store: &Client) -> Result<ShutdownRequest, Error> {
+    announce(store).await;
     let mut watch = store.watch(NODE).await?;
     loop {
         watch.next().await?;
@@ -49,6 +71,7 @@ pub async fn shutdown_requested(store: &Client) -> Result<ShutdownRequest, Error
         store.write(NODE, "").await?;
         match ShutdownRequest::parse(&value) {
             Some(request) => return Ok(request),
+            None if value == "suspend" => log::warn!("{NODE}: {NOT_SUSPENDED}"),
             None => log::warn!("{NODE}: {value:?} is not offered"),
         }
     }

@@ -23,6 +23,7 @@
 
 extern crate alloc;
 
+pub mod availability;
 pub mod backend;
 pub mod control;
 pub mod engine;

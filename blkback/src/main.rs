@@ -11,6 +11,7 @@ use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 use bulkhead_blkback::Backend;
+use bulkhead_blkback::availability::{online, refuse_changes};
 use bulkhead_blkback::control::{ShutdownRequest, shutdown_requested};
 use bulkhead_blkback::engine::Options;
 use bulkhead_blkback::operator::{answer_keys, grow_on_request};
@@ -21,9 +22,9 @@ use bulkhead_images::{Catalog, ImageMemory};
 use bulkhead_kernel::command_line::{unknown, value};
 use bulkhead_kernel::output::read;
 use bulkhead_kernel::{Door, Machine, Module, ShutdownReason};
-use bulkhead_xen::Hypervisor;
+use bulkhead_xen::{Hypervisor, VcpuId};
 use bulkhead_xenstore_client::{Client, Ring};
-use core::cell::Cell;
+use core::cell::{Cell, RefCell};
 use core::mem::take;
 
 bulkhead_kernel::entry!(main);
@@ -37,10 +38,10 @@ fn main(mut machine: Machine) -> ShutdownReason {
     let first = Remote::new(door, door.vcpu());
     let mut executor = executor(&first, door);
     let handle = executor.handle();
-    let vcpus = start_vcpus(&machine, first);
     // SAFETY: the page is the domain's xenstore ring, and nobody else in this domain uses it.
     let ring = unsafe { Ring::new(door, machine.store) };
     let store = Client::start(&handle, ring);
+    let (vcpus, running) = start_vcpus(&machine, &mut executor, first, &store);
     let Some(region) = Region::new(door) else {
         log::error!("the address space for foreign pages has an owner already");
         return ShutdownReason::Crash;
@@ -82,6 +83,14 @@ fn main(mut machine: Machine) -> ShutdownReason {
         log::error!("images cannot be grown any more: {error}");
     });
 
+    if machine.vcpus > 1 {
+        let (store, all) = (store.clone(), machine.vcpus);
+        handle.spawn(async move {
+            let Err(error) = refuse_changes(&store, all, &running).await;
+            log::error!("changes of the vCPUs cannot be seen any more: {error}");
+        });
+    }
+
     let ended = end.clone();
     handle.spawn(async move {
         match shutdown_requested(&store).await {
@@ -116,20 +125,47 @@ fn executor(remote: &Remote<Door>, door: Door) -> Executor<Door> {
     executor
 }
 
-/// Starts an executor on each of the other vCPUs.
-fn start_vcpus(machine: &Machine, first: Remote<Door>) -> Vec<Remote<Door>> {
+/// Starts an executor on each of the other vCPUs that are online. Returns all executors, and the vCPUs
+/// on which they run.
+fn start_vcpus(
+    machine: &Machine,
+    executor: &mut Executor<Door>,
+    first: Remote<Door>,
+    store: &Client,
+) -> (Vec<Remote<Door>>, Vec<VcpuId>) {
     let door = machine.door;
+    let online = online_vcpus(machine, executor, store);
     let mut all = vec![first];
-    let running = machine.start_vcpus(|vcpu| {
+    let others = online.iter().skip(1).copied();
+    let running = machine.start_vcpus(others, |vcpu| {
         let remote = Remote::new(door, vcpu);
         all.push(remote.clone());
-        Box::new(move || executor(&remote, door).run_until(|| false))
+        Box::new(move || crate::executor(&remote, door).run_until(|| false))
     });
     all.truncate(1 + running as usize);
     if all.len() > 1 {
         log::info!("{} vCPUs serve queues", all.len());
     }
-    all
+    if online.len() < machine.vcpus as usize {
+        let offline = machine.vcpus as usize - online.len();
+        log::info!("{offline} of {} vCPUs are offline", machine.vcpus);
+    }
+    let running = all.iter().map(Remote::vcpu).collect();
+    (all, running)
+}
+
+/// The vCPUs that the tool stack has online; with a single one there is nothing to ask.
+fn online_vcpus(machine: &Machine, executor: &mut Executor<Door>, store: &Client) -> Vec<VcpuId> {
+    if machine.vcpus == 1 {
+        return vec![VcpuId(0)];
+    }
+    let (store, all) = (store.clone(), machine.vcpus);
+    let found = Rc::new(RefCell::new(None));
+    let shown = found.clone();
+    let handle = executor.handle();
+    handle.spawn(async move { drop(shown.replace(Some(online(&store, all).await))) });
+    executor.run_until(|| found.borrow().is_some());
+    found.take().unwrap_or_default()
 }
 
 /// The images in the ramdisk, if there is one.

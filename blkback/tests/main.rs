@@ -29,4 +29,5 @@ mod scale;
 mod serving;
 mod stale;
 mod stopping;
+mod toolstack;
 mod world;

@@ -58,6 +58,8 @@ pub struct Config {
     pub driver_domain: bool,
     /// Processors.
     pub vcpus: u32,
+    /// The most that it may be given later; as many as `vcpus` where this is less.
+    pub maxvcpus: u32,
     /// Which of the host's processors it may use, as `xl` writes it. The first one is unsafe for domains that
     /// use the processor's virtualization: see "Faults of the emulation" in `ci/README.md`.
     pub cpus: &'static str,
@@ -79,6 +81,7 @@ impl Config {
             cmdline: String::new(),
             driver_domain: false,
             vcpus: 1,
+            maxvcpus: 1,
             cpus: match kind {
                 Kind::Pv => "all",
                 Kind::Pvh | Kind::Hvm => "all,^0",
@@ -109,6 +112,9 @@ impl fmt::Display for Config {
         }
         writeln!(f, "memory = {}", self.memory)?;
         writeln!(f, "vcpus = {}", self.vcpus)?;
+        if self.maxvcpus > self.vcpus {
+            writeln!(f, "maxvcpus = {}", self.maxvcpus)?;
+        }
         text(f, "cpus", self.cpus)?;
         if self.driver_domain {
             writeln!(f, "driver_domain = 1")?;

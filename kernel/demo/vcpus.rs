@@ -20,7 +20,7 @@ static TOOK: [AtomicU32; 16] = [const { AtomicU32::new(0) }; 16];
 
 /// What `test=vcpu-…` has another vCPU do.
 pub fn crash_elsewhere(machine: &Machine, crash: fn()) -> ! {
-    machine.start_vcpus(|id| {
+    machine.start_vcpus(machine.other_vcpus(), |id| {
         Box::new(move || {
             if id == VcpuId(1) {
                 crash();
@@ -37,7 +37,9 @@ pub fn crash_elsewhere(machine: &Machine, crash: fn()) -> ! {
 /// Starts all vCPUs, passes the word around, and has all of them use the heap at once.
 pub fn show(machine: &Machine) {
     let before = memory::statistics().free;
-    let all = 1 + machine.start_vcpus(|id| Box::new(move || take_part(id, machine_vcpus())));
+    let all = 1 + machine.start_vcpus(machine.other_vcpus(), |id| {
+        Box::new(move || take_part(id, machine_vcpus()))
+    });
     let cost = before - memory::statistics().free;
     log::info!(
         "{all} vCPUs run, {} KiB each",

@@ -1,6 +1,6 @@
 //! The door to the real hypervisor: [`Hypervisor`] by hypercalls.
 
-use crate::cpu::upcall;
+use crate::cpu::{nmi, upcall};
 use crate::{grants, hypercall, machine, time, vcpu};
 use bulkhead_xen::abi::grant_table::{EntryV1, GrantCopy, MapGrantRef, UnmapGrantRef};
 use bulkhead_xen::abi::{event_channel, memory, sched};
@@ -207,6 +207,7 @@ unsafe impl Hypervisor for Door {
                 upcall::pv_block(&raw mut (*info).evtchn_upcall_mask);
             }
         }
+        nmi::log_received();
         true
     }
 

@@ -112,7 +112,7 @@ pub unsafe trait Hypervisor: Clone + Send + Sync + 'static {
 
 /// Where the toolstack put this domain's end of the xenstore ring (`io/xs_wire.h`,
 /// `struct xenstore_domain_interface`) and the port that goes with it.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct StoreRing {
     /// The shared page, mapped for as long as the domain runs.
     pub page: NonNull<u8>,

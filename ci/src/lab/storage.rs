@@ -70,6 +70,12 @@ impl<'h> Storage<'_, 'h> {
         self
     }
 
+    /// Sets how many processors it may be given later.
+    pub fn maxvcpus(mut self, count: u32) -> Self {
+        self.config.maxvcpus = count;
+        self
+    }
+
     /// Sets its name.
     pub fn name(mut self, name: &str) -> Self {
         name.clone_into(&mut self.config.name);

@@ -8,7 +8,7 @@ use crate::lab::storage::{device_number, disk};
 use crate::lab::{Lab, MINUTE, Scenario, noise};
 use anyhow::{Context, Result, anyhow, ensure};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -41,7 +41,20 @@ pub const SCENARIOS: &[Scenario] = &[
                 .try_for_each(|kind| guest_first(lab, kind))
         },
     },
+    Scenario {
+        name: "refused-requests",
+        about: "xl save, migrate, trigger and vcpu-set of a driver domain in use are refused; its guest goes on",
+        demo: false,
+        run: |lab| {
+            Kind::ALL
+                .into_iter()
+                .try_for_each(|kind| refused_requests(lab, kind))
+        },
+    },
 ];
+
+/// What is refused is to be refused within this time.
+const REFUSAL: Duration = Duration::from_secs(20);
 
 /// How long a guest waits for a disk that is gone, before it is looked at why.
 const GIVEN_UP: Duration = Duration::from_secs(20);
@@ -178,6 +191,70 @@ fn guest_first(lab: &Lab, kind: Kind) -> Result<()> {
     })?;
     lab.step("the driver domain runs: the guest uses its disk");
     noise::verify(&guest, "xvda", 1)?;
+    guest.destroy()?;
+    storage.shutdown()
+}
+
+fn refused_requests(lab: &Lab, kind: Kind) -> Result<()> {
+    let host = lab.host;
+    let images = [Image::mib("disk", 4)];
+    let storage = lab.storage(kind).images(&images)?.memory(24).maxvcpus(4);
+    let mut storage = storage.start()?;
+    let vcpus = host.ok("xl list storage | awk 'NR == 2 { print $4 }'")?;
+    ensure!(vcpus.trim() == "1", "{kind}: {} vCPUs run", vcpus.trim());
+    let disks = [disk("storage", "xvda", "rw", "ram:disk")];
+    let mut guest = host.lean_guest("guest", Kind::Pv, &disks)?;
+    let working = guest.start(&noise::keep_at_it("xvda", 1))?;
+    noise::wait_for_passes(&guest, 1)?;
+
+    for request in [
+        "xl save storage /tmp/saved",
+        "xl migrate -s '' storage 'xl migrate-receive'",
+    ] {
+        lab.step(format!("{kind}: {request}"));
+        let start = Instant::now();
+        let output = host.exec(request, 3 * MINUTE)?;
+        ensure!(
+            output.status != 0 && start.elapsed() < REFUSAL,
+            "{kind}: {request}: status {} after {:?}",
+            output.status,
+            start.elapsed()
+        );
+        ensure!(
+            format!("{}{}", output.out, output.err).contains("Suspend event channel"),
+            "{kind}: {request} tells no reason: {}{}",
+            output.out,
+            output.err
+        );
+    }
+    let own = format!("/local/domain/{}", storage.id);
+    for (request, logged) in [
+        (
+            format!("xenstore-write {own}/control/shutdown suspend"),
+            "cannot be saved, migrated or suspended",
+        ),
+        (
+            "xl vcpu-set storage 3".to_owned(),
+            "vCPU 2 is wanted online",
+        ),
+    ] {
+        lab.step(format!("{kind}: {request}"));
+        let seen = storage.console_length();
+        host.ok(&request)?;
+        storage.wait_console_from(seen, logged, MINUTE)?;
+    }
+    lab.step(format!("{kind}: NMIs while a guest works"));
+    let seen = storage.console_length();
+    for _ in 0..10 {
+        host.ok("xl trigger storage nmi")?;
+    }
+    if kind == Kind::Pvh {
+        storage.wait_console_from(seen, "NMI received and ignored", MINUTE)?;
+    }
+    noise::wait_for_passes(&guest, noise::passes(&guest)? + 2)?;
+    noise::stop(&guest, working)?;
+    let vcpus = host.ok("xl list storage | awk 'NR == 2 { print $4 }'")?;
+    ensure!(vcpus.trim() == "1", "{kind}: {} vCPUs run", vcpus.trim());
     guest.destroy()?;
     storage.shutdown()
 }

@@ -1,7 +1,7 @@
 //! PV: the builder's page tables, extended to all memory; the rings are named by the start info.
 
 use super::{Booted, entry, free_memory, image, image_parts, run, set_up_memory};
-use crate::cpu::{exceptions, upcall};
+use crate::cpu::{exceptions, nmi, upcall};
 use crate::machine::{self, P2m, Way};
 use crate::memory::layout::{AddressSpace, Ranges, subtract};
 use crate::memory::page_table::{ACCESSED, DIRTY, PRESENT, WRITABLE};
@@ -186,24 +186,26 @@ fn module(start: &StartInfo) -> heapless::Vec<LoadedModule, 8> {
     (start.mod_len > 0).then_some(module).into_iter().collect()
 }
 
-/// Names the handler of each exception.
-fn fill_traps(table: &mut [TrapInfo]) {
-    for (vector, entry) in table.iter_mut().enumerate().take(exceptions::VECTORS) {
-        *entry = TrapInfo {
-            vector: vector as u8,
-            // Upcalls are masked; the kernel itself may raise breakpoint and overflow.
-            flags: 4 | if matches!(vector, 3 | 4) { 1 } else { 0 },
-            cs: FLAT_KERNEL_CS,
-            address: exceptions::pv_entry(vector),
-        };
-    }
+/// The handler of each exception. The NMI has none: see [`nmi`].
+fn traps() -> impl Iterator<Item = TrapInfo> {
+    let vectors = (0..exceptions::VECTORS).filter(|&vector| vector != nmi::VECTOR);
+    vectors.map(|vector| TrapInfo {
+        vector: vector as u8,
+        // Upcalls are masked; the kernel itself may raise breakpoint and overflow.
+        flags: 4 | if matches!(vector, 3 | 4) { 1 } else { 0 },
+        cs: FLAT_KERNEL_CS,
+        address: exceptions::pv_entry(vector),
+    })
 }
 
 /// # Safety
 /// Once per domain.
 unsafe fn set_handlers() -> Result<(), Errno> {
-    let mut table = [TrapInfo::default(); exceptions::VECTORS + 1];
-    fill_traps(&mut table);
+    // The first entry without an address ends the table.
+    let mut table = [TrapInfo::default(); exceptions::VECTORS];
+    for (entry, trap) in table.iter_mut().zip(traps()) {
+        *entry = trap;
+    }
     let event: unsafe extern "C" fn() = upcall::pv_upcall;
     let failsafe: unsafe extern "C" fn() = upcall::pv_failsafe;
     // SAFETY: Xen copies the table and the addresses; the handlers live for ever.
@@ -248,7 +250,9 @@ pub unsafe fn initialise_vcpu(
     context.registers.rdi = argument;
     // Interrupts are Xen's; ours are masked in the shared page.
     context.registers.rflags = 1 << 9;
-    fill_traps(&mut context.traps);
+    for trap in traps() {
+        context.traps[usize::from(trap.vector)] = trap;
+    }
     context.kernel_ss = FLAT_KERNEL_SS.into();
     context.kernel_sp = stack;
     context.control[3] = tables.expect("page tables are set up first");

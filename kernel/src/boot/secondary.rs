@@ -88,15 +88,23 @@ impl Memory {
 }
 
 impl Machine {
-    /// Starts the domain's other vCPUs, each with what `work` makes for it; a vCPU whose work ends
-    /// sleeps for ever. Answers how many run: if one cannot be started, neither are those after
-    /// it, and the log says why.
+    /// The domain's vCPUs but for the first, on which `main` runs.
+    pub fn other_vcpus(&self) -> impl Iterator<Item = VcpuId> + use<> {
+        (1..self.vcpus).map(VcpuId)
+    }
+
+    /// Starts vCPUs, each with what `work` makes for it; a vCPU whose work ends sleeps for ever.
+    /// Returns how many run: if one cannot be started, neither are those after it, and the log says
+    /// why.
     ///
-    /// To be called once.
-    pub fn start_vcpus(&self, mut work: impl FnMut(VcpuId) -> Work) -> u32 {
-        let all: Vec<(VcpuId, Option<Memory>)> = (1..self.vcpus)
-            .map(|id| (VcpuId(id), Memory::new()))
-            .collect();
+    /// To be called once, with some of the [`other_vcpus`](Self::other_vcpus).
+    pub fn start_vcpus(
+        &self,
+        vcpus: impl IntoIterator<Item = VcpuId>,
+        mut work: impl FnMut(VcpuId) -> Work,
+    ) -> u32 {
+        let vcpus = vcpus.into_iter();
+        let all: Vec<(VcpuId, Option<Memory>)> = vcpus.map(|id| (id, Memory::new())).collect();
         let mut running = 0;
         for (id, memory) in all {
             let started = memory

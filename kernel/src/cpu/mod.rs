@@ -2,6 +2,8 @@
 
 pub mod exceptions;
 #[cfg(feature = "unikernel")]
+pub mod nmi;
+#[cfg(feature = "unikernel")]
 pub mod pvh;
 #[cfg(feature = "unikernel")]
 pub mod upcall;

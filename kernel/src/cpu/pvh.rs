@@ -4,6 +4,7 @@
 //! astray ends in a report then, and not in a triple fault, which leaves none.
 
 use super::exceptions::{self, VECTORS};
+use super::nmi::{self, pvh_nmi};
 use super::upcall::{UPCALL_VECTOR, pvh_upcall};
 use bulkhead_xen::PAGE_SIZE;
 use core::arch::asm;
@@ -13,14 +14,16 @@ use core::ops::Range;
 const CODE: u16 = 0x08;
 const TSS: u16 = 0x18;
 
-// Interrupt stacks, by their number in the TSS: an exception may come from a full stack, and an
-// upcall must not touch the bytes below the interrupted one.
+// Interrupt stacks, by their number in the TSS: an exception may come from a full stack; an upcall and
+// an NMI must not touch the bytes below the interrupted one, and an NMI may interrupt an upcall.
 const IST_EXCEPTION: u8 = 1;
 const IST_DOUBLE_FAULT: u8 = 2;
 const IST_UPCALL: u8 = 3;
+const IST_NMI: u8 = 4;
 
 const EXCEPTION_STACK: usize = 16 * 1024;
 const UPCALL_STACK: usize = 256;
+const NMI_STACK: usize = 256;
 
 #[repr(C, packed(4))]
 struct TaskState {
@@ -75,6 +78,7 @@ struct Stacks {
     exception: [u8; EXCEPTION_STACK],
     double_fault: [u8; EXCEPTION_STACK],
     upcall: [u8; UPCALL_STACK],
+    nmi: [u8; NMI_STACK],
 }
 
 #[repr(C)]
@@ -123,6 +127,7 @@ impl CpuTables {
                 exception: [0; EXCEPTION_STACK],
                 double_fault: [0; EXCEPTION_STACK],
                 upcall: [0; UPCALL_STACK],
+                nmi: [0; NMI_STACK],
             },
         }))
     }
@@ -147,6 +152,7 @@ impl CpuTables {
             (IST_EXCEPTION, top(&stacks.exception)),
             (IST_DOUBLE_FAULT, top(&stacks.double_fault)),
             (IST_UPCALL, top(&stacks.upcall)),
+            (IST_NMI, top(&stacks.nmi)),
         ];
         let mut ist = [0; 7];
         for (number, top) in stacks {
@@ -247,6 +253,8 @@ pub unsafe fn fill_idt() {
     }
     let upcall = pvh_upcall as unsafe extern "C" fn();
     idt[usize::from(UPCALL_VECTOR)] = Gate::interrupt(upcall as usize as u64, IST_UPCALL);
+    let nmi = pvh_nmi as unsafe extern "C" fn();
+    idt[nmi::VECTOR] = Gate::interrupt(nmi as usize as u64, IST_NMI);
 }
 
 /// Writes a model-specific register.

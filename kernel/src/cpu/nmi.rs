@@ -1,0 +1,43 @@
+//! The non-maskable interrupt, which an operator sends with `xl trigger DOMAIN nmi`: nothing is to come
+//! of it but a line in the log.
+//!
+//! On PVH it may hit anywhere. Its handler has a stack of its own, changes nothing but a count, and
+//! returns; the next NMI waits for that. The log is written later, by ordinary code.
+//!
+//! On PV there is no handler. Xen would push its frame right below the interrupted stack pointer, where
+//! compiled code may keep live data, and nothing but a handler that runs could hold the NMI back.
+//! Without one, Xen drops the NMI, with a line in its own log ("Unhandled: vec 2, NMI").
+
+use core::arch::global_asm;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+/// The exception's number.
+pub const VECTOR: usize = 2;
+
+/// How many came since the log was written last.
+static RECEIVED: AtomicU32 = AtomicU32::new(0);
+
+global_asm!(
+    r#"
+    .text
+    .globl pvh_nmi
+pvh_nmi:
+    lock incl {received}(%rip)
+    iretq
+"#,
+    received = sym RECEIVED,
+    options(att_syntax),
+);
+
+unsafe extern "C" {
+    /// The handler; never called.
+    pub fn pvh_nmi();
+}
+
+/// Says in the log what has come since it was asked last.
+pub fn log_received() {
+    if RECEIVED.load(Ordering::Relaxed) != 0 {
+        let received = RECEIVED.swap(0, Ordering::Relaxed);
+        log::warn!("{received} NMI received and ignored");
+    }
+}

@@ -21,11 +21,12 @@ use bulkhead_grant::Region;
 use bulkhead_images::{Catalog, ImageMemory};
 use bulkhead_kernel::command_line::{unknown, value};
 use bulkhead_kernel::output::read;
-use bulkhead_kernel::{Door, Machine, Module, ShutdownReason};
+use bulkhead_kernel::{Door, Machine, Module, ShutdownReason, watchdog};
 use bulkhead_xen::{Hypervisor, VcpuId};
 use bulkhead_xenstore_client::{Client, Ring};
 use core::cell::{Cell, RefCell};
 use core::mem::take;
+use core::ops::RangeInclusive;
 
 bulkhead_kernel::entry!(main);
 
@@ -33,6 +34,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
     let door = machine.door;
     let started = machine.started;
     let options = options(machine.command_line);
+    start_watchdog(machine.command_line);
     let catalog = catalog(take(&mut machine.modules).into_iter().next(), door);
     let catalog = catalog.with_discard(options.discard);
     let first = Remote::new(door, door.vcpu());
@@ -109,12 +111,50 @@ fn main(mut machine: Machine) -> ShutdownReason {
 
 /// What the operator chose on the command line. What makes no sense there is told.
 fn options(line: &'static str) -> Options {
-    for word in unknown(line, &Options::KEYS) {
-        let known = Options::KEYS.join(", ");
+    for word in unknown(line, &KEYS) {
+        let known = KEYS.join(", ");
         log::warn!("command line: {word} is not known; known are log, {known}");
     }
     let mistaken = |mistake| log::error!("command line: {mistake}");
     Options::parse(|key| value(line, key), mistaken)
+}
+
+/// All keys on the command line.
+const KEYS: [&str; Options::KEYS.len() + 1] = {
+    let mut all = [WATCHDOG; Options::KEYS.len() + 1];
+    let mut key = 0;
+    while key < Options::KEYS.len() {
+        all[key] = Options::KEYS[key];
+        key += 1;
+    }
+    all
+};
+
+/// The key on the command line: after how many seconds Xen ends a domain that hangs.
+const WATCHDOG: &str = "watchdog";
+
+/// Xen's timer counts while the domain is paused, too: five minutes are for that.
+const WATCHDOG_SECONDS: u32 = 300;
+
+/// What fits, in seconds: less would end a domain on a host that is only busy; 0 is for none.
+const WATCHDOG_RANGE: RangeInclusive<u32> = 10..=86_400;
+
+fn start_watchdog(line: &'static str) {
+    let seconds = match value(line, WATCHDOG) {
+        None => WATCHDOG_SECONDS,
+        Some(text) => match text.parse() {
+            Ok(seconds) if seconds == 0 || WATCHDOG_RANGE.contains(&seconds) => seconds,
+            _ => {
+                let (least, most) = (WATCHDOG_RANGE.start(), WATCHDOG_RANGE.end());
+                log::error!(
+                    "command line: {WATCHDOG}={text}: expected {least} to {most} seconds, or 0 for \
+                     none; {WATCHDOG_SECONDS} is used"
+                );
+                WATCHDOG_SECONDS
+            }
+        },
+    };
+    watchdog::start(seconds);
 }
 
 /// The executor of a vCPU that serves queues.
@@ -122,6 +162,15 @@ fn executor(remote: &Remote<Door>, door: Door) -> Executor<Door> {
     let executor = Executor::of(remote, door);
     let handle = executor.handle();
     handle.spawn(learn_lateness(handle.clone()));
+    if let Some(interval) = watchdog::interval() {
+        let handle = handle.clone();
+        executor.handle().spawn(async move {
+            loop {
+                watchdog::beat();
+                handle.sleep(interval).await;
+            }
+        });
+    }
     executor
 }
 

@@ -8,7 +8,7 @@ mod pair;
 mod vcpus;
 
 use alloc::{string::String, vec::Vec};
-use bulkhead_kernel::{Machine, ShutdownReason, command_line, memory};
+use bulkhead_kernel::{Machine, ShutdownReason, command_line, memory, watchdog};
 use bulkhead_xen::{Hypervisor, PAGE_SIZE, PageSupply, VcpuId};
 use core::hint::black_box;
 use core::time::Duration;
@@ -62,6 +62,12 @@ fn main(mut machine: Machine) -> ShutdownReason {
         Some("heap") => exhaust(),
         Some("pages") => take_all_pages(),
         Some("discard") => give_back(&machine),
+        Some("hang") => {
+            watchdog::start(WATCHDOG);
+            sleep(&machine, Duration::from_millis(100));
+            hang()
+        }
+        Some("vcpu-hang") => vcpus::hang_elsewhere(&machine, WATCHDOG, hang),
         Some("stray") => stray_upcalls(&machine),
         Some("grant") => pair::grant(&machine),
         Some("map") => pair::map(&machine),
@@ -306,6 +312,16 @@ fn execute(place: *mut u8) {
         core::mem::transmute::<*mut u8, extern "C" fn()>(place)();
     }
     log::error!("data at {place:?} was executed");
+}
+
+/// In seconds.
+const WATCHDOG: u32 = 10;
+
+fn hang() {
+    log::info!("hanging now");
+    while black_box(true) {
+        core::hint::spin_loop();
+    }
 }
 
 #[inline(never)]

@@ -2,7 +2,7 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use bulkhead_kernel::{Door, Machine, memory};
+use bulkhead_kernel::{Door, Machine, memory, watchdog};
 use bulkhead_xen::{Hypervisor, VcpuId};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
@@ -31,6 +31,29 @@ pub fn crash_elsewhere(machine: &Machine, crash: fn()) -> ! {
     loop {
         log::info!("vCPU {} goes on", Door.vcpu());
         sleep(Duration::from_millis(100));
+    }
+}
+
+/// What `test=vcpu-hang` has all vCPUs do: live, but for the last one, which says so once.
+pub fn hang_elsewhere(machine: &Machine, seconds: u32, hang: fn()) -> ! {
+    watchdog::start(seconds);
+    let last = VcpuId(machine.vcpus - 1);
+    machine.start_vcpus(machine.other_vcpus(), |id| {
+        Box::new(move || {
+            if id == last {
+                watchdog::beat();
+                hang();
+            }
+            live()
+        })
+    });
+    live()
+}
+
+fn live() -> ! {
+    loop {
+        watchdog::beat();
+        sleep(watchdog::interval().expect("started"));
     }
 }
 

@@ -1,7 +1,7 @@
 //! The door to the real hypervisor: [`Hypervisor`] by hypercalls.
 
 use crate::cpu::{nmi, upcall};
-use crate::{grants, hypercall, machine, time, vcpu};
+use crate::{grants, hypercall, machine, time, vcpu, watchdog};
 use bulkhead_xen::abi::grant_table::{EntryV1, GrantCopy, MapGrantRef, UnmapGrantRef};
 use bulkhead_xen::abi::{event_channel, memory, sched};
 use bulkhead_xen::{DomId, Errno, ForeignRegion, Frame, Hypervisor, Instant, Port, VcpuId};
@@ -208,6 +208,7 @@ unsafe impl Hypervisor for Door {
             }
         }
         nmi::log_received();
+        watchdog::woken();
         true
     }
 

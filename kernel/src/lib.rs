@@ -47,6 +47,7 @@ pub mod command_line;
 pub mod console;
 pub mod cpu;
 pub mod events;
+pub mod liveness;
 pub mod memory;
 pub mod start_info;
 pub mod time;
@@ -69,6 +70,8 @@ mod report;
 mod supply;
 #[cfg(feature = "unikernel")]
 mod vcpu;
+#[cfg(feature = "unikernel")]
+pub mod watchdog;
 
 #[cfg(feature = "unikernel")]
 pub use crate::{

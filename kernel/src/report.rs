@@ -8,6 +8,7 @@ use core::arch::asm;
 use core::fmt;
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicU32, Ordering};
+use core::time::Duration;
 
 /// The number of the vCPU that reports, and one.
 static REPORTING: AtomicU32 = AtomicU32::new(0);
@@ -107,6 +108,17 @@ pub extern "C" fn exception(frame: &ExceptionFrame) -> ! {
     }
     output::drain();
     machine::shutdown_now(ShutdownReason::Crash)
+}
+
+/// Ends the domain because a vCPU hangs: another one has noticed.
+pub fn hung(vcpu: VcpuId, limit: Duration) -> ! {
+    begin();
+    output::last_words(format_args!(
+        "\nwatchdog: vCPU {vcpu} has run for {} s without coming back to its work; the domain ends\n",
+        limit.as_secs()
+    ));
+    output::drain();
+    machine::shutdown_now(ShutdownReason::Watchdog)
 }
 
 fn stack_overflowed(frame: &ExceptionFrame) -> bool {

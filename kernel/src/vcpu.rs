@@ -1,6 +1,7 @@
 //! What each vCPU has for itself, found through its GS segment.
 
 use crate::events::PortSet;
+use crate::watchdog;
 use bulkhead_xen::abi::shared_info::{LEGACY_MAX_VCPUS, VcpuInfo};
 use bulkhead_xen::{Instant, PAGE_SIZE, Port, VcpuId};
 use core::arch::asm;
@@ -25,6 +26,8 @@ pub struct Vcpu {
     pub armed: AtomicU64,
     /// The latest time that it has seen.
     latest: AtomicU64,
+    /// Whether it lives, and whether its neighbour does.
+    pub watchdog: watchdog::State,
 }
 
 /// The first vCPU's state.
@@ -46,6 +49,7 @@ impl Vcpu {
             ipi: AtomicU32::new(0),
             armed: AtomicU64::new(0),
             latest: AtomicU64::new(0),
+            watchdog: watchdog::State::new(),
         }
     }
 

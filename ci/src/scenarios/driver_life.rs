@@ -51,6 +51,16 @@ pub const SCENARIOS: &[Scenario] = &[
                 .try_for_each(|kind| refused_requests(lab, kind))
         },
     },
+    Scenario {
+        name: "paused-storage",
+        about: "an idle driver domain that is paused for twice its watchdog's time goes on",
+        demo: false,
+        run: |lab| {
+            Kind::ALL
+                .into_iter()
+                .try_for_each(|kind| paused_storage(lab, kind))
+        },
+    },
 ];
 
 /// What is refused is to be refused within this time.
@@ -255,6 +265,26 @@ fn refused_requests(lab: &Lab, kind: Kind) -> Result<()> {
     noise::stop(&guest, working)?;
     let vcpus = host.ok("xl list storage | awk 'NR == 2 { print $4 }'")?;
     ensure!(vcpus.trim() == "1", "{kind}: {} vCPUs run", vcpus.trim());
+    guest.destroy()?;
+    storage.shutdown()
+}
+
+fn paused_storage(lab: &Lab, kind: Kind) -> Result<()> {
+    const WATCHDOG: u64 = 10;
+    let images = [Image::mib("disk", 4)];
+    let storage = lab.storage(kind).images(&images)?.memory(24);
+    let storage = storage.cmdline(&format!("watchdog={WATCHDOG}"));
+    let mut storage = storage.start()?;
+    let disks = [disk("storage", "xvda", "rw", "ram:disk")];
+    let mut guest = lab.host.lean_guest("guest", Kind::Pv, &disks)?;
+    noise::verify(&guest, "xvda", 1)?;
+
+    lab.step(format!("{kind}: quiet, and then paused"));
+    thread::sleep(Duration::from_secs(2 * WATCHDOG));
+    storage.pause()?;
+    thread::sleep(Duration::from_secs(2 * WATCHDOG));
+    storage.unpause()?;
+    noise::verify(&guest, "xvda", 1)?;
     guest.destroy()?;
     storage.shutdown()
 }

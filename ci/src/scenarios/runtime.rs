@@ -9,12 +9,20 @@ use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::time::Instant;
 
-pub const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "memory-rights",
-    about: "PVH and PV: data cannot be executed, wherever it is, and code cannot be written",
-    demo: false,
-    run: memory_rights,
-}];
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "memory-rights",
+        about: "PVH and PV: data cannot be executed, wherever it is, and code cannot be written",
+        demo: false,
+        run: memory_rights,
+    },
+    Scenario {
+        name: "watchdog",
+        about: "PVH and PV: a vCPU that hangs ends its domain, with a reason",
+        demo: false,
+        run: watchdog,
+    },
+];
 
 /// What a domain left in the logs until it was gone.
 struct Left {
@@ -70,6 +78,30 @@ fn memory_rights(lab: &Lab) -> Result<()> {
             left.console.contains("CPU exception 14: page fault"),
             "{kind}: code was written:\n{}",
             left.console
+        );
+    }
+    Ok(())
+}
+
+fn watchdog(lab: &Lab) -> Result<()> {
+    for kind in Kind::ALL {
+        let left = run(lab, kind, 1, "hang")?;
+        ensure!(
+            left.console.contains("hanging now") && left.xen.contains("atchdog timer"),
+            "{kind}: the only vCPU hung, but Xen's log names no watchdog:\n{}",
+            left.xen
+        );
+        let left = run(lab, kind, 2, "vcpu-hang")?;
+        ensure!(
+            left.console.contains("watchdog: vCPU 1 has run for"),
+            "{kind}: a vCPU hung, and the other one did not say so:\n{}",
+            left.console
+        );
+        // The reason (sched.h) is SHUTDOWN_watchdog.
+        ensure!(
+            left.xl.contains("reason code 4") || left.xl.contains("watchdog"),
+            "{kind}: xl knows of no watchdog:\n{}",
+            left.xl
         );
     }
     Ok(())

@@ -10,6 +10,8 @@ pub const BLOCK: u32 = 1;
 pub const SHUTDOWN: u32 = 2;
 /// `SCHEDOP_poll`.
 pub const POLL: u32 = 3;
+/// `SCHEDOP_watchdog`.
+pub const WATCHDOG: u32 = 6;
 
 /// Why a domain ends (`SHUTDOWN_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +23,8 @@ pub enum ShutdownReason {
     Reboot = 1,
     /// `SHUTDOWN_crash`: it failed.
     Crash = 3,
+    /// `SHUTDOWN_watchdog`: it hung.
+    Watchdog = 4,
 }
 
 /// `struct sched_shutdown`.
@@ -29,6 +33,16 @@ pub enum ShutdownReason {
 pub struct Shutdown {
     /// Why.
     pub reason: ShutdownReason,
+}
+
+/// `struct sched_watchdog`: ends the domain unless it is set anew in time.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Watchdog {
+    /// Which one; 0 asks for a new one, whose number Xen returns.
+    pub id: u32,
+    /// In seconds from now; 0 gives it up.
+    pub timeout: u32,
 }
 
 /// `struct sched_poll`: waits for some ports, pending or masked, up to a time.
@@ -52,10 +66,24 @@ pub const VCPUOP_UP: u32 = 1;
 pub const VCPUOP_DOWN: u32 = 2;
 /// `VCPUOP_is_up`.
 pub const VCPUOP_IS_UP: u32 = 3;
+/// `VCPUOP_get_runstate_info`.
+pub const VCPUOP_GET_RUNSTATE_INFO: u32 = 4;
 /// `VCPUOP_stop_periodic_timer`.
 pub const VCPUOP_STOP_PERIODIC_TIMER: u32 = 7;
 /// `VCPUOP_set_singleshot_timer`.
 pub const VCPUOP_SET_SINGLESHOT_TIMER: u32 = 8;
+
+/// `struct vcpu_runstate_info`: what a vCPU has done with its time.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct RunstateInfo {
+    /// `RUNSTATE_*`.
+    pub state: u32,
+    /// Since when, in nanoseconds of system time.
+    pub state_entry_time: u64,
+    /// Nanoseconds that it has spent running, waiting for a processor, blocked, and offline.
+    pub time: [u64; 4],
+}
 
 /// `struct vcpu_set_singleshot_timer`.
 #[derive(Clone, Copy, Debug)]
@@ -70,5 +98,7 @@ pub struct SetSingleshotTimer {
 const _: () = {
     assert!(size_of::<Shutdown>() == 4);
     assert!(size_of::<Poll>() == 24);
+    assert!(size_of::<Watchdog>() == 8);
+    assert!(size_of::<RunstateInfo>() == 48);
     assert!(size_of::<SetSingleshotTimer>() == 16);
 };

@@ -1,0 +1,90 @@
+//! What one vCPU remembers of another to tell whether it hangs.
+
+use bulkhead_xen::VcpuId;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::time::Duration;
+
+/// The last sign of life of a vCPU that another one looks at.
+#[derive(Debug)]
+pub struct Seen {
+    vcpu: AtomicU32,
+    /// How often it had come back to its work.
+    beats: AtomicU32,
+    /// How long it had run by then, in nanoseconds.
+    ran: AtomicU64,
+}
+
+impl Seen {
+    /// Nothing was seen yet.
+    pub const fn new() -> Seen {
+        Seen {
+            vcpu: AtomicU32::new(u32::MAX),
+            beats: AtomicU32::new(0),
+            ran: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether `vcpu`, which came back `beats` times and has run for `ran` in all, has now run for
+    /// `limit` without coming back. Only the vCPU whose record this is calls it.
+    pub fn hangs(&self, vcpu: VcpuId, beats: u32, ran: Duration, limit: Duration) -> bool {
+        let ran = ran.as_nanos() as u64;
+        let same = self.vcpu.swap(vcpu.0, Ordering::Relaxed) == vcpu.0;
+        let silent = self.beats.swap(beats, Ordering::Relaxed) == beats;
+        if !(same && silent) {
+            self.ran.store(ran, Ordering::Relaxed);
+            return false;
+        }
+        let since = ran.saturating_sub(self.ran.load(Ordering::Relaxed));
+        Duration::from_nanos(since) >= limit
+    }
+}
+
+impl Default for Seen {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(30);
+    const VCPU: VcpuId = VcpuId(1);
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_vcpu_that_runs_and_does_not_come_back_hangs() {
+        let seen = Seen::new();
+        assert!(!seen.hangs(VCPU, 1, seconds(500), LIMIT), "seen first");
+        assert!(!seen.hangs(VCPU, 1, seconds(529), LIMIT));
+        assert!(seen.hangs(VCPU, 1, seconds(530), LIMIT));
+    }
+
+    #[test]
+    fn a_vcpu_that_comes_back_never_hangs() {
+        let seen = Seen::new();
+        for beats in 1..100 {
+            let ran = seconds(u64::from(beats) * 29);
+            assert!(!seen.hangs(VCPU, beats, ran, LIMIT));
+        }
+    }
+
+    #[test]
+    fn a_vcpu_that_does_not_run_does_not_hang() {
+        // The domain is paused, or the vCPU waits for a processor, however often it is looked at.
+        let seen = Seen::new();
+        assert!((0..1000).all(|_| !seen.hangs(VCPU, 7, seconds(3), LIMIT)));
+    }
+
+    #[test]
+    fn another_neighbour_is_seen_anew() {
+        let seen = Seen::new();
+        seen.hangs(VCPU, 1, seconds(1), LIMIT);
+        assert!(!seen.hangs(VcpuId(2), 1, seconds(100), LIMIT));
+        assert!(seen.hangs(VcpuId(2), 1, seconds(130), LIMIT));
+    }
+}

@@ -1,0 +1,160 @@
+//! Ends the domain when a vCPU hangs, so that its guests and its operator see a domain that has ended,
+//! with a reason, and not one that does nothing for ever.
+//!
+//! ```text
+//!   vCPU 0 ──looks at──► vCPU 1 ──► … ──► the last one ──► vCPU 0      each every `interval`
+//!   vCPU 0 ──sets anew──► Xen's timer (SCHEDOP_watchdog)
+//! ```
+//!
+//! **Another vCPU** notices first: a vCPU that has *run* for a tenth of the time-out and did not come back
+//! to its executor meanwhile hangs. Time in which it did not run does not count, so neither a paused
+//! domain nor a vCPU that has to wait for a processor is taken for a hung one.
+//!
+//! **Xen's timer** is what is left if there is one vCPU alone, or if all hang. It counts while the domain
+//! is paused, too (`domain_watchdog_timeout` in Xen looks only whether the domain is shutting down). So
+//! the time-out is long; and while the first vCPU has nothing to do, the timer is off: it is set with
+//! the first thing that wakes that vCPU, and not for each.
+
+use crate::liveness::Seen;
+use crate::vcpu::{self, Vcpu};
+use crate::{hypercall, report};
+use bulkhead_xen::VcpuId;
+use bulkhead_xen::abi::sched::{self, RunstateInfo};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::time::Duration;
+
+/// Xen's time-out, in seconds; 0 for no watchdog.
+static TIMEOUT: AtomicU32 = AtomicU32::new(0);
+/// The number of Xen's timer; 0 while it is off.
+static TIMER: AtomicU32 = AtomicU32::new(0);
+/// Whether Xen has refused the timer, which is said once.
+static REFUSED: AtomicBool = AtomicBool::new(false);
+
+/// What a vCPU keeps for the watchdog.
+#[derive(Debug)]
+pub(crate) struct State {
+    /// How often it came back to say that it lives.
+    beats: AtomicU32,
+    /// How often it woke since then.
+    wakes: AtomicU32,
+    /// What it has seen of its neighbour.
+    neighbour: Seen,
+}
+
+impl State {
+    /// That of a vCPU that does not run yet.
+    pub const fn new() -> State {
+        State {
+            beats: AtomicU32::new(0),
+            wakes: AtomicU32::new(0),
+            neighbour: Seen::new(),
+        }
+    }
+}
+
+/// Starts watching: whatever runs from now on has each vCPU call [`beat`] every [`interval`]. `seconds`
+/// is how long Xen waits.
+pub fn start(seconds: u32) {
+    TIMEOUT.store(seconds, Ordering::Relaxed);
+}
+
+/// How often a vCPU has to say that it lives; `None` if nobody watches.
+pub fn interval() -> Option<Duration> {
+    let timeout = TIMEOUT.load(Ordering::Relaxed);
+    (timeout > 0).then(|| Duration::from_secs(timeout.into()) / 30)
+}
+
+/// How long a vCPU may run without coming back.
+fn limit() -> Duration {
+    Duration::from_secs(TIMEOUT.load(Ordering::Relaxed).into()) / 10
+}
+
+/// Says that the calling vCPU lives, and looks at the next one.
+pub fn beat() {
+    let here = vcpu::current();
+    here.watchdog.beats.fetch_add(1, Ordering::Relaxed);
+    if here.id() == VcpuId(0) {
+        // It was woken for this, and perhaps once more. A vCPU that never slept is busy.
+        let idle = (1..=2).contains(&here.watchdog.wakes.swap(0, Ordering::Relaxed));
+        set_timer(if idle {
+            0
+        } else {
+            TIMEOUT.load(Ordering::Relaxed)
+        });
+    }
+    let Some(next) = after(here.id()) else {
+        return;
+    };
+    let beats = next.watchdog.beats.load(Ordering::Relaxed);
+    if let Some(ran) = run_time(next.id())
+        && here
+            .watchdog
+            .neighbour
+            .hangs(next.id(), beats, ran, limit())
+    {
+        report::hung(next.id(), limit());
+    }
+}
+
+/// The vCPU that comes after `id`, in turn, of those that have come back once.
+fn after(id: VcpuId) -> Option<&'static Vcpu> {
+    let begun = |vcpu: &&Vcpu| vcpu.watchdog.beats.load(Ordering::Relaxed) > 0;
+    let others = || vcpu::all().filter(begun).filter(|vcpu| vcpu.id() != id);
+    others()
+        .find(|vcpu| vcpu.id() > id)
+        .or_else(|| others().next())
+}
+
+/// Called when the calling vCPU has slept.
+pub fn woken() {
+    let here = vcpu::current();
+    if here.id() == VcpuId(0) {
+        // Nobody else writes it.
+        let wakes = here.watchdog.wakes.load(Ordering::Relaxed);
+        here.watchdog
+            .wakes
+            .store(wakes.wrapping_add(1), Ordering::Relaxed);
+        let timeout = TIMEOUT.load(Ordering::Relaxed);
+        if timeout > 0 && TIMER.load(Ordering::Relaxed) == 0 {
+            set_timer(timeout);
+        }
+    }
+}
+
+/// Sets Xen's timer anew; 0 turns it off. Only the first vCPU does.
+fn set_timer(timeout: u32) {
+    let id = TIMER.load(Ordering::Relaxed);
+    if (id == 0 && timeout == 0) || REFUSED.load(Ordering::Relaxed) {
+        return;
+    }
+    let mut request = sched::Watchdog { id, timeout };
+    // SAFETY: Xen reads the request.
+    let result =
+        unsafe { hypercall::sched_op(sched::WATCHDOG.into(), hypercall::pointer(&mut request)) };
+    match result {
+        Ok(new) if id == 0 => TIMER.store(new as u32, Ordering::Relaxed),
+        Ok(_) if timeout == 0 => TIMER.store(0, Ordering::Relaxed),
+        Ok(_) => {}
+        Err(error) => {
+            REFUSED.store(true, Ordering::Relaxed);
+            log::warn!("Xen refuses a watchdog: {error}");
+        }
+    }
+}
+
+/// How long a vCPU has run.
+fn run_time(vcpu: VcpuId) -> Option<Duration> {
+    const RUNNING: usize = 0;
+    let mut info = RunstateInfo::default();
+    // SAFETY: Xen writes what it knows into `info`.
+    let result = unsafe {
+        hypercall::vcpu_op(
+            sched::VCPUOP_GET_RUNSTATE_INFO.into(),
+            vcpu.0.into(),
+            hypercall::pointer(&mut info),
+        )
+    };
+    result
+        .ok()
+        .map(|_| Duration::from_nanos(info.time[RUNNING]))
+}

@@ -42,7 +42,9 @@ dmesg --follow >/lab/dom0.log 2>/dev/null &
 
 xen_bin=$(echo /usr/lib/xen-[0-9]*/bin)
 export PATH=$xen_bin:$PATH
-"$xen_bin/xenstored" --pid-file /run/xen/xenstored.pid || say "xenstored failed"
+# Which of the two programs keeps xenstore stands on the kernel's command line.
+xenstored=$(tr ' ' '\n' </proc/cmdline | sed -n 's/^lab\.xenstored=//p')
+"$xen_bin/$xenstored" --pid-file /run/xen/xenstored.pid || say "$xenstored failed"
 until xenstore-exists / 2>/dev/null; do sleep 0.1; done
 "$xen_bin/xen-init-dom0" || say "xen-init-dom0 failed"
 "$xen_bin/xenconsoled" --log=all --log-dir=/lab/console --pid-file=/run/xen/xenconsoled.pid || say "xenconsoled failed"

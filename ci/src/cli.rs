@@ -1,7 +1,7 @@
 //! The command line of `cargo lab`.
 
 use crate::commands::{bench, build, run, scenarios, shell, soak};
-use crate::host::{self, Host, domain::TOOLSTACK};
+use crate::host::{self, Host, domain::TOOLSTACK, xenstored::Xenstored};
 use crate::image::{packages, release::Release};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -14,6 +14,9 @@ pub struct Cli {
     /// Xen's version: 4.17 (Debian bookworm) or 4.20 (trixie).
     #[arg(long, global = true, default_value_t)]
     xen: Release,
+    /// What keeps xenstore in dom0, of a host that is booted. (`test` has the other one for a few scenarios.)
+    #[arg(long, global = true, value_enum, default_value_t)]
+    xenstored: Xenstored,
     #[command(subcommand)]
     command: Task,
 }
@@ -84,33 +87,33 @@ enum HostTask {
 
 /// Does what the command line says; whether what it tested passed.
 pub fn main(cli: Cli) -> Result<bool> {
-    let xen = cli.xen;
+    let (xen, xenstored) = (cli.xen, cli.xenstored);
     match cli.command {
-        Task::Demo => return scenarios::demo(xen),
-        Task::Test => return scenarios::test(xen),
-        Task::Scenario { names, elf } => return scenarios::some(xen, &names, elf),
+        Task::Demo => return scenarios::demo(xen, xenstored),
+        Task::Test => return scenarios::test(xen, xenstored),
+        Task::Scenario { names, elf } => return scenarios::some(xen, xenstored, &names, elf),
         Task::List => scenarios::list(),
-        Task::Bench(options) => return bench::run(xen, &options),
+        Task::Bench(options) => return bench::run(xen, xenstored, &options),
         Task::Build => build::run()?,
-        Task::Shell => shell::run(xen)?,
+        Task::Shell => shell::run(xen, xenstored)?,
         Task::Run { name, options } => {
             packages::ensure()?;
-            run::run(&name, xen, &options)?;
+            run::run(&name, xen, xenstored, &options)?;
         }
-        Task::Host { name, task } => host_task(&name, xen, task)?,
+        Task::Host { name, task } => host_task(&name, xen, xenstored, task)?,
         Task::Soak { name, options } => {
             packages::ensure()?;
-            soak::run(&name, xen, &options)?;
+            soak::run(&name, xen, xenstored, &options)?;
         }
     }
     Ok(true)
 }
 
-fn host_task(name: &str, xen: Release, task: HostTask) -> Result<()> {
+fn host_task(name: &str, xen: Release, xenstored: Xenstored, task: HostTask) -> Result<()> {
     match task {
         HostTask::Start { tuning } => {
             packages::ensure()?;
-            host::boot_named(name, xen, &tuning.machine()).map(drop)
+            host::boot_named(name, xen, &tuning.machine(xenstored)).map(drop)
         }
         HostTask::Exec { script } => {
             let output = Host::attach(Host::named(name))?.exec(&script.join(" "), TOOLSTACK)?;

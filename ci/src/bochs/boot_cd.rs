@@ -1,5 +1,6 @@
 //! The CD that a PC boots Xen from: ISOLINUX, Xen and what Xen starts as dom0.
 
+use crate::host::xenstored::Xenstored;
 use crate::image::HostImage;
 use crate::process;
 use anyhow::Result;
@@ -19,7 +20,7 @@ const NEEDED: &[&str] = &["ldlinux.c32", "libcom32.c32"];
 const DOM0_MEMORY: u32 = 512;
 
 /// Makes the CD's image.
-pub fn write(path: &Path, image: &HostImage) -> Result<()> {
+pub fn write(path: &Path, image: &HostImage, xenstored: Xenstored) -> Result<()> {
     let dir = path.with_extension("files");
     fs::create_dir_all(dir.join("isolinux"))?;
     let add = |name: &str, from: &Path| symlink(from, dir.join(name));
@@ -32,7 +33,7 @@ pub fn write(path: &Path, image: &HostImage) -> Result<()> {
     add("xen", &image.xen.canonicalize()?)?;
     add("kernel", &image.kernel.canonicalize()?)?;
     add("initramfs", &image.initramfs.canonicalize()?)?;
-    fs::write(dir.join("isolinux/isolinux.cfg"), menu())?;
+    fs::write(dir.join("isolinux/isolinux.cfg"), menu(xenstored))?;
     process::run_logged(
         Command::new("xorriso")
             .args(["-as", "mkisofs", "-quiet", "-follow-links", "-o"])
@@ -46,10 +47,11 @@ pub fn write(path: &Path, image: &HostImage) -> Result<()> {
     Ok(())
 }
 
-fn menu() -> String {
+fn menu(xenstored: Xenstored) -> String {
+    let option = xenstored.dom0_option();
     format!(
         "default xen\nprompt 0\nlabel xen\n  kernel mboot.c32\n  append /xen console=com1 com1=115200,8n1 \
          dom0_mem={DOM0_MEMORY}M,max:{DOM0_MEMORY}M guest_loglvl=all console_timestamps=boot \
-         --- /kernel console=hvc0 quiet --- /initramfs\n"
+         --- /kernel console=hvc0 quiet {option} --- /initramfs\n"
     )
 }

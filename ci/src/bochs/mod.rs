@@ -8,6 +8,7 @@
 pub mod boot_cd;
 mod machine;
 
+use crate::host::xenstored::Xenstored;
 use crate::image::{HostImage, ext2};
 use crate::process;
 use anyhow::{Context, Result, bail, ensure};
@@ -34,10 +35,17 @@ pub struct Bochs {
 
 impl Bochs {
     /// Boots a host whose dom0 sees the folder `files` as `/lab` and runs `script` there.
-    pub fn boot(dir: &Path, image: &HostImage, files: &Path, script: &str) -> Result<Self> {
+    pub fn boot(
+        dir: &Path,
+        image: &HostImage,
+        xenstored: Xenstored,
+        files: &Path,
+        script: &str,
+    ) -> Result<Self> {
         fs::write(files.join(SCRIPT), script)?;
         let cd = dir.join("boot.iso");
-        boot_cd::write(&cd, image).context("cannot make the CD that Bochs boots from")?;
+        boot_cd::write(&cd, image, xenstored)
+            .context("cannot make the CD that Bochs boots from")?;
         // (Bochs can keep what is written apart from a disk's image. Linux could not mount one again then.)
         let root = dir.join("root.ext2");
         process::run_logged(

@@ -5,7 +5,7 @@ use crate::bench::contestant::{self, Contestant};
 use crate::bench::results::Results;
 use crate::bench::{Plan, chart, contest, job, markdown, table};
 use crate::config::Kind;
-use crate::host::{Host, qemu::Machine};
+use crate::host::{Host, qemu::Machine, xenstored::Xenstored};
 use crate::image::{self, packages, release::Release};
 use crate::lab::progress::Progress;
 use crate::workspace;
@@ -91,7 +91,7 @@ impl Options {
 
 /// Boots a host, measures, and writes everything below `target/lab/bench/`; whether every contestant
 /// could be measured.
-pub fn run(release: Release, options: &Options) -> Result<bool> {
+pub fn run(release: Release, xenstored: Xenstored, options: &Options) -> Result<bool> {
     let plan = options.plan()?;
     let progress = Progress::default();
     let say = |text: &str| progress.step("bench", text);
@@ -107,6 +107,7 @@ pub fn run(release: Release, options: &Options) -> Result<bool> {
     say(&format!("booting Xen {release}"));
     let xen_options = if plan.guests > 1 { LONG_TURNS } else { "" };
     let machine = Machine {
+        xenstored,
         xen_options: xen_options.to_owned(),
         ..Machine::default()
     };

@@ -2,7 +2,7 @@
 
 use super::build;
 use crate::config::{Config, Kind};
-use crate::host::{Host, length, qemu::Machine, read_from};
+use crate::host::{Host, length, qemu::Machine, read_from, xenstored::Xenstored};
 use crate::image::release::Release;
 use anyhow::{Context, Result, bail};
 use std::fs;
@@ -48,12 +48,16 @@ pub struct Options {
 }
 
 /// Runs it on the host called `name`, which is booted where it does not run yet.
-pub fn run(name: &str, release: Release, options: &Options) -> Result<()> {
+pub fn run(name: &str, release: Release, xenstored: Xenstored, options: &Options) -> Result<()> {
     let host = match Host::attach(Host::named(name)) {
         Ok(host) => host,
         Err(_) => {
             eprintln!("booting a host; it stays up until `cargo lab host --name {name} stop`");
-            crate::host::boot_named(name, release, &Machine::default())?
+            let machine = Machine {
+                xenstored,
+                ..Machine::default()
+            };
+            crate::host::boot_named(name, release, &machine)?
         }
     };
     let dir = host.instance().share().join("trial");

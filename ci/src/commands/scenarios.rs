@@ -4,7 +4,7 @@ use super::{
     build,
     checks::{self, Counts},
 };
-use crate::host::qemu::Machine;
+use crate::host::{qemu::Machine, xenstored::Xenstored};
 use crate::image::{self, packages, release::Release};
 use crate::lab::Scenario;
 use crate::lab::progress::Progress;
@@ -55,14 +55,14 @@ impl Chosen {
 }
 
 /// Shows the main job: from a fresh clone to the table.
-pub fn demo(release: Release) -> Result<bool> {
+pub fn demo(release: Release, xenstored: Xenstored) -> Result<bool> {
     let start = Instant::now();
     let mut chosen = Chosen {
         shared: scenarios::all(),
         solo: Vec::new(),
     };
     chosen.shared.retain(|scenario| scenario.demo);
-    let summary = run_scenarios(release, &chosen, None, &Progress::default())?;
+    let summary = run_scenarios(release, xenstored, &chosen, None, &Progress::default())?;
     print_end(&summary)?;
     println!(
         "Xen {release}, {:.0} s in all",
@@ -72,16 +72,22 @@ pub fn demo(release: Release) -> Result<bool> {
 }
 
 /// Runs the scenarios whose names contain one of `names`, or all.
-pub fn some(release: Release, names: &[String], elf: Option<PathBuf>) -> Result<bool> {
+pub fn some(
+    release: Release,
+    xenstored: Xenstored,
+    names: &[String],
+    elf: Option<PathBuf>,
+) -> Result<bool> {
     let mut chosen = Chosen::all();
     chosen.retain(names)?;
-    let summary = run_scenarios(release, &chosen, elf, &Progress::default())?;
+    let summary = run_scenarios(release, xenstored, &chosen, elf, &Progress::default())?;
     print_end(&summary)?;
     Ok(print_counts(summary.counts()))
 }
 
 /// The whole test suite. The scenarios that need no shared host, and one processor, run beside the checks.
-pub fn test(release: Release) -> Result<bool> {
+/// At the end a few run again on a host where the other program keeps xenstore.
+pub fn test(release: Release, xenstored: Xenstored) -> Result<bool> {
     packages::ensure_for_tests()?;
     let Chosen { shared, solo } = Chosen::all();
     for scenario in &solo {
@@ -93,7 +99,7 @@ pub fn test(release: Release) -> Result<bool> {
                 solo,
                 ..Chosen::default()
             };
-            run_or_fail(release, &chosen, &Progress::without_steps())
+            run_or_fail(release, xenstored, &chosen, &Progress::without_steps())
         });
         let checks = checks::run();
         if !solo.is_finished() {
@@ -106,8 +112,17 @@ pub fn test(release: Release) -> Result<bool> {
         shared,
         ..Chosen::default()
     };
-    let (mut summary, failed) = run_or_fail(release, &chosen, &Progress::default());
+    let (mut summary, mut failed) = run_or_fail(release, xenstored, &chosen, &Progress::default());
     summary.extend(beside);
+    let again = Chosen {
+        shared: scenarios::under_both(),
+        ..Chosen::default()
+    };
+    println!("under {}:", xenstored.other());
+    let (other, other_failed) =
+        run_or_fail(release, xenstored.other(), &again, &Progress::default());
+    summary.extend(other);
+    failed += other_failed;
     print_end(&summary)?;
     let counts = summary.counts();
     Ok(print_counts(Counts {
@@ -124,8 +139,13 @@ pub fn list() {
 }
 
 /// Runs them; where that cannot even begin, says why and counts all of them as failed.
-fn run_or_fail(release: Release, chosen: &Chosen, progress: &Progress) -> (Summary, usize) {
-    run_scenarios(release, chosen, None, progress).map_or_else(
+fn run_or_fail(
+    release: Release,
+    xenstored: Xenstored,
+    chosen: &Chosen,
+    progress: &Progress,
+) -> (Summary, usize) {
+    run_scenarios(release, xenstored, chosen, None, progress).map_or_else(
         |error| {
             println!("FAILED: no scenario could be run: {error:#}");
             (Summary::default(), chosen.names().len())
@@ -136,6 +156,7 @@ fn run_or_fail(release: Release, chosen: &Chosen, progress: &Progress) -> (Summa
 
 fn run_scenarios(
     release: Release,
+    xenstored: Xenstored,
     chosen: &Chosen,
     elf: Option<PathBuf>,
     progress: &Progress,
@@ -158,11 +179,14 @@ fn run_scenarios(
     let mut summary = Summary::default();
     for scenario in &chosen.solo {
         let say = |text: &str| progress.step(scenario.name, text);
-        let outcome = scenario.run(&image, &unikernel, &say);
+        let outcome = scenario.run(&image, xenstored, &unikernel, &say);
         outcome.announce(progress);
         summary.outcomes.push(outcome);
     }
-    let machine = Machine::default();
+    let machine = Machine {
+        xenstored,
+        ..Machine::default()
+    };
     let mut runner = Runner::new(image, machine, unikernel, progress);
     summary.extend(runner.run(&chosen.shared));
     progress.finish();

@@ -1,7 +1,7 @@
 //! `cargo lab shell`: an interactive shell in dom0, with a driver domain and a guest running.
 
 use crate::config::Kind;
-use crate::host::{Host, qemu::Machine};
+use crate::host::{Host, qemu::Machine, xenstored::Xenstored};
 use crate::image::{self, packages, release::Release};
 use crate::lab::Lab;
 use crate::lab::images::Image;
@@ -18,7 +18,7 @@ use std::process::{Command, Stdio};
 const LEAVE: u8 = 0x1d;
 
 /// Boots everything and connects the terminal to dom0; the host ends with the shell.
-pub fn run(release: Release) -> Result<()> {
+pub fn run(release: Release, xenstored: Xenstored) -> Result<()> {
     let progress = Progress::default();
     packages::ensure()?;
     progress.step("shell", "building the unikernel");
@@ -28,7 +28,11 @@ pub fn run(release: Release) -> Result<()> {
     let dir = workspace::lab()
         .join("hosts")
         .join(format!("shell-{}", std::process::id()));
-    let host = Host::boot(dir, &image, &Machine::default(), false)?;
+    let machine = Machine {
+        xenstored,
+        ..Machine::default()
+    };
+    let host = Host::boot(dir, &image, &machine, false)?;
     fs::copy(&unikernel, host.instance().share().join("bulkhead"))?;
 
     let lab = Lab::new(&host, &image, "shell", &progress);

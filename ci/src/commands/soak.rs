@@ -3,7 +3,7 @@
 use crate::config::Kind;
 use crate::fault;
 use crate::host::guest::Guest;
-use crate::host::{Host, qemu::Machine, read_from};
+use crate::host::{Host, qemu::Machine, read_from, xenstored::Xenstored};
 use crate::image::{self, release::Release};
 use crate::workspace;
 use anyhow::Result;
@@ -42,8 +42,11 @@ pub struct Tuning {
 
 impl Tuning {
     /// The lab's machine with these changes.
-    pub fn machine(&self) -> Machine {
-        let mut machine = Machine::default();
+    pub fn machine(&self, xenstored: Xenstored) -> Machine {
+        let mut machine = Machine {
+            xenstored,
+            ..Machine::default()
+        };
         let set = |field: &mut String, value: &Option<String>| {
             if let Some(value) = value {
                 field.clone_from(value);
@@ -66,9 +69,9 @@ struct Count {
 }
 
 /// Boots, creates, works, destroys and counts.
-pub fn run(name: &str, release: Release, options: &Options) -> Result<()> {
+pub fn run(name: &str, release: Release, xenstored: Xenstored, options: &Options) -> Result<()> {
     let image = image::ensure(release, &|text| eprintln!("{text}"))?;
-    let machine = options.tuning.machine();
+    let machine = options.tuning.machine(xenstored);
     let dir = workspace::lab().join("soak").join(name);
     let mut count = Count::default();
     let mut faults = Vec::new();

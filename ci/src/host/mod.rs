@@ -9,6 +9,7 @@ pub mod qemu;
 mod silent_guest;
 pub mod vbd_statistics;
 pub mod xen_state;
+pub mod xenstored;
 
 use crate::config::Config;
 use crate::fault;

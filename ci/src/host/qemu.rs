@@ -1,5 +1,6 @@
 //! The QEMU process that emulates a Xen host, and the files through which it is reached.
 
+use super::xenstored::Xenstored;
 use crate::image::HostImage;
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
@@ -19,6 +20,8 @@ pub struct Machine {
     pub memory: u32,
     /// dom0's memory in MiB.
     pub dom0_memory: u32,
+    /// What keeps xenstore in dom0.
+    pub xenstored: Xenstored,
     /// More for Xen's command line.
     pub xen_options: String,
     /// More for dom0's kernel command line.
@@ -36,6 +39,7 @@ impl Default for Machine {
             processors: 3,
             memory: 4096,
             dom0_memory: 1024,
+            xenstored: Xenstored::default(),
             xen_options: String::new(),
             dom0_options: String::new(),
         }
@@ -190,8 +194,9 @@ fn arguments(instance: &Instance, image: &HostImage, machine: &Machine) -> Vec<S
     add(
         "initrd",
         format!(
-            "{} console=hvc0 quiet {},{}",
+            "{} console=hvc0 quiet {} {},{}",
             show(&image.kernel),
+            machine.xenstored.dom0_option(),
             machine.dom0_options,
             show(&image.initramfs)
         ),

@@ -13,8 +13,8 @@ use std::time::Duration;
 /// How a scenario ended.
 #[derive(Clone, Debug, Serialize)]
 pub struct Outcome {
-    /// Its name.
-    pub name: &'static str,
+    /// Its name, and after it what kept xenstore where that is not the usual.
+    pub name: String,
     /// How long it took, reruns included.
     pub seconds: f32,
     /// Why it failed.
@@ -99,7 +99,7 @@ impl Summary {
                 (None, false) => "passed",
             };
             let time = format!("{:.1} s", outcome.seconds);
-            table.add_row([outcome.name, result, &time]);
+            table.add_row([outcome.name.as_str(), result, &time]);
         }
         table.to_string()
     }
@@ -175,14 +175,14 @@ fn push_new<'a>(list: &mut Vec<&'a str>, item: &'a str) {
 mod tests {
     use super::*;
 
-    fn outcome(name: &'static str, error: Option<&str>, reruns: u32) -> Outcome {
+    fn outcome(name: &str, error: Option<&str>, reruns: u32) -> Outcome {
         let figure = |column, value: &str| Figure {
             row: name.to_owned(),
             column,
             value: value.to_owned(),
         };
         Outcome {
-            name,
+            name: name.to_owned(),
             seconds: 1.0,
             error: error.map(str::to_owned),
             emulator_faults: vec!["Triple fault".to_owned(); reruns as usize],

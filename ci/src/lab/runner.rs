@@ -105,7 +105,7 @@ impl<'a> Runner<'a> {
         }
         emulator_faults.append(&mut attempt.emulator_faults);
         Outcome {
-            name: scenario.name,
+            name: self.machine.xenstored.title(scenario.name),
             seconds: start.elapsed().as_secs_f32(),
             error: attempt.error,
             emulator_faults,
@@ -116,7 +116,10 @@ impl<'a> Runner<'a> {
 
     /// One run of a scenario: on the shared host, or on a new one after anything went wrong.
     fn attempt(&mut self, scenario: &Scenario, suffix: &str) -> Attempt {
-        let dir = workspace::lab().join(format!("{}{suffix}", scenario.name));
+        let dir = workspace::lab().join(format!(
+            "{}{suffix}",
+            self.machine.xenstored.title(scenario.name)
+        ));
         let _ = fs::remove_dir_all(&dir);
         if let Err(error) = fs::create_dir_all(&dir)
             .map_err(Into::into)
@@ -153,7 +156,10 @@ impl<'a> Runner<'a> {
             result = Err(anyhow!("one of our own domains crashed"));
         }
         let clean = result.is_ok() && verdict.emulator.is_empty();
-        let figures = lab.figures.into_inner();
+        let mut figures = lab.figures.into_inner();
+        for figure in &mut figures {
+            figure.row = self.machine.xenstored.title(&figure.row);
+        }
         let error = result.err();
         let excused = error
             .as_ref()

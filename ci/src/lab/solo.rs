@@ -1,6 +1,7 @@
 //! Scenarios that bring a host of their own instead of using the shared one.
 
 use super::report::Outcome;
+use crate::host::xenstored::Xenstored;
 use crate::image::HostImage;
 use crate::workspace;
 use anyhow::Result;
@@ -23,6 +24,8 @@ pub struct Solo {
 pub struct Place<'a> {
     /// What a host is made of.
     pub image: &'a HostImage,
+    /// What is to keep xenstore in its dom0.
+    pub xenstored: Xenstored,
     /// The bootable ELF.
     pub unikernel: &'a Path,
     /// An empty folder for its host and its logs.
@@ -33,12 +36,20 @@ pub struct Place<'a> {
 
 impl Solo {
     /// Runs it.
-    pub fn run(&self, image: &HostImage, unikernel: &Path, say: &dyn Fn(&str)) -> Outcome {
+    pub fn run(
+        &self,
+        image: &HostImage,
+        xenstored: Xenstored,
+        unikernel: &Path,
+        say: &dyn Fn(&str),
+    ) -> Outcome {
+        let name = xenstored.title(self.name);
         let start = Instant::now();
         let place = Place {
             image,
+            xenstored,
             unikernel,
-            dir: workspace::lab().join(self.name),
+            dir: workspace::lab().join(&name),
             say,
         };
         let result = place.clear().and_then(|()| (self.run)(&place));
@@ -46,7 +57,7 @@ impl Solo {
             .err()
             .map(|error| format!("{error:#}\nlogs: {}", place.dir.display()));
         Outcome {
-            name: self.name,
+            name,
             seconds: start.elapsed().as_secs_f32(),
             error,
             emulator_faults: Vec::new(),

@@ -48,6 +48,25 @@ pub fn all() -> Vec<Scenario> {
     .concat()
 }
 
+/// What `cargo lab test` runs under each of the two programs that keep xenstore: attaching, detaching,
+/// refusals, error nodes, many nodes and watches, transactions in conflict, and the end of a driver domain
+/// in use. Everything else that a scenario is about is the same under both.
+const UNDER_BOTH: &[&str] = &[
+    "main-pvh",
+    "sixteen-disks",
+    "detach",
+    "ends-with-guests",
+    "refused-targets",
+    "busy-xenstore",
+];
+
+/// The scenarios that run under both programs.
+pub fn under_both() -> Vec<Scenario> {
+    let mut all = all();
+    all.retain(|scenario| UNDER_BOTH.contains(&scenario.name));
+    all
+}
+
 /// Those that bring a host of their own.
 pub fn solo() -> Vec<Solo> {
     thirty_two_bit::SCENARIOS.to_vec()
@@ -63,6 +82,11 @@ pub fn names() -> Vec<&'static str> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+
+    #[test]
+    fn what_runs_under_both_is_there() {
+        assert_eq!(super::under_both().len(), super::UNDER_BOTH.len());
+    }
 
     #[test]
     fn names_are_unique_and_fit_for_a_folder() {

@@ -50,7 +50,7 @@ fn run(place: &Place) -> Result<()> {
     fs::write(files.join("guest.cfg"), guest().to_string())?;
 
     (place.say)("booting Xen in Bochs");
-    let mut host = Bochs::boot(&place.dir, place.image, &files, &script())?;
+    let mut host = Bochs::boot(&place.dir, place.image, place.xenstored, &files, &script())?;
     // What was copied into its disk can be made again.
     fs::remove_dir_all(&files)?;
     fs::remove_file(&path)?;

@@ -1,0 +1,47 @@
+//! The two programs that Xen has to keep a host's xenstore.
+
+use std::fmt;
+
+/// What keeps xenstore. They answer differently where quotas, long listings and conflicting transactions
+/// are concerned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Xenstored {
+    /// The older one, in C.
+    #[default]
+    Xenstored,
+    /// The one in OCaml, which Debian's start scripts prefer.
+    Oxenstored,
+}
+
+impl Xenstored {
+    /// The one that this is not.
+    pub fn other(self) -> Self {
+        match self {
+            Self::Xenstored => Self::Oxenstored,
+            Self::Oxenstored => Self::Xenstored,
+        }
+    }
+
+    /// What a scenario is called when it runs with this one: so the same scenario with both has two rows
+    /// and two folders.
+    pub fn title(self, scenario: &str) -> String {
+        match self == Self::default() {
+            true => scenario.to_owned(),
+            false => format!("{scenario}-{self}"),
+        }
+    }
+
+    /// The word on dom0's kernel command line by which its init knows what to start.
+    pub fn dom0_option(self) -> String {
+        format!("lab.xenstored={self}")
+    }
+}
+
+impl fmt::Display for Xenstored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Xenstored => "xenstored",
+            Self::Oxenstored => "oxenstored",
+        })
+    }
+}

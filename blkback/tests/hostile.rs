@@ -280,14 +280,24 @@ fn a_xenstored_that_is_slow_and_full_of_conflicts_loses_no_disk() {
 
 #[test]
 fn a_store_without_room_for_more_nodes_costs_the_new_disk_alone() {
+    without_room_for_more_nodes(&World::new(), "ENOSPC");
+}
+
+#[test]
+fn an_oxenstored_without_room_for_more_nodes_costs_the_new_disk_alone() {
     let world = World::new();
-    let mut other = Bystander::new(&world);
-    let guest = Guest::new(&world);
+    world.sim.store().become_oxenstored();
+    without_room_for_more_nodes(&world, "EQUOTA");
+}
+
+fn without_room_for_more_nodes(world: &World, word: &str) {
+    let mut other = Bystander::new(world);
+    let guest = Guest::new(world);
     let owned = world.sim.store().node_count(world.storage.id());
     world.sim.store().quotas.nodes = owned + 14;
     let disk = guest.attach("xvda", "ram:disk0");
     other.io();
-    let refused = |line: &String| line.starts_with("ERROR") && line.contains("ENOSPC");
+    let refused = |line: &String| line.starts_with("ERROR") && line.contains(word);
     assert!(
         world.journal().iter().any(refused),
         "{:#?}",

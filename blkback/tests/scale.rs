@@ -96,10 +96,19 @@ fn two_hundred_disks_and_what_each_costs() {
 
 #[test]
 fn xenstoreds_default_quota_has_room_for_so_many_disks() {
+    fill_the_quota(&World::new(), "ENOSPC");
+}
+
+#[test]
+fn oxenstoreds_default_quota_has_room_for_as_many() {
     let world = World::new();
-    let guests: Vec<_> = (0..GUESTS)
-        .map(|_| Guest::with_memory(&world, 64))
-        .collect();
+    world.sim.store().become_oxenstored();
+    fill_the_quota(&world, "EQUOTA");
+}
+
+/// Attaches disks until the store has no room for another one, which is refused in the store's word.
+fn fill_the_quota(world: &World, word: &str) {
+    let guests: Vec<_> = (0..GUESTS).map(|_| Guest::with_memory(world, 64)).collect();
     let mut disks = Vec::new();
     let all = guests
         .iter()
@@ -107,7 +116,7 @@ fn xenstoreds_default_quota_has_room_for_so_many_disks() {
     for (guest, name) in all {
         let mut disk = guest.attach(name, "null:1G");
         if disk.backend().is_none() || !disk.try_connect() {
-            let refused = |line: &String| line.contains("ENOSPC");
+            let refused = |line: &String| line.contains(word);
             assert!(world.journal().iter().any(refused), "so says the log");
             break;
         }

@@ -25,6 +25,7 @@ pub fn is_passing(error: &Error) -> bool {
                 | Refusal::NotPermitted
                 | Refusal::ReadOnly
                 | Refusal::QuotaExceeded
+                | Refusal::OverQuota
         ),
         Error::Malformed { .. } | Error::Conflicts { .. } | Error::Changing { .. } => true,
         _ => false,

@@ -196,6 +196,8 @@ refusals! {
     OutOfMemory = "ENOMEM";
     /// A quota of the caller is used up.
     QuotaExceeded = "ENOSPC";
+    /// The same in oxenstored's words, which Xen's header does not list.
+    OverQuota = "EQUOTA";
     /// The store is damaged.
     Io = "EIO";
     /// Directory not empty.

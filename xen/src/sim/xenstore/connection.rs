@@ -224,7 +224,7 @@ impl Server {
 
     fn serve(&mut self, domain: DomId, request: &Header, payload: &[u8]) -> Reply {
         let answer = self.answer(domain, request, payload).and_then(|answer| {
-            if answer.payload.len() > PAYLOAD_MAX {
+            if answer.payload.len() > self.program.longest_answer() {
                 return Err(Refusal::TooBig);
             }
             Ok(answer)
@@ -232,6 +232,7 @@ impl Server {
         let (message_type, payload, event) = match answer {
             Ok(answer) => (request.message_type, answer.payload, answer.event),
             Err(refusal) => {
+                let refusal = self.program.word(refusal);
                 let name = [refusal.name().as_bytes(), b"\0"].concat();
                 (MessageType::ERROR, name, None)
             }

@@ -25,12 +25,13 @@
 //! [`toolstack`] writes what libxl writes when it makes domains and attaches disks.
 //!
 //! The rules are those of Xen's `docs/misc/xenstore.txt`, and where that is silent, those that
-//! xenstored 4.17 goes by. Left out are its limits on memory, on nodes in one transaction and on
+//! xenstored 4.17 goes by (or oxenstored: [`Server::become_oxenstored`]). Left out are its limits on memory, on nodes in one transaction and on
 //! the rate of writes. How it can be made to misbehave: [`Faults`].
 
 mod connection;
 mod faults;
 mod permissions;
+mod program;
 mod request;
 pub mod ring;
 mod session;
@@ -44,6 +45,7 @@ mod tests;
 
 pub use faults::{Faults, Mangle, Quotas, Refuse};
 pub use permissions::owned_by;
+pub use program::Program;
 pub use session::Session;
 
 use crate::DomId;
@@ -64,6 +66,8 @@ pub fn domain_path(domain: DomId) -> String {
 pub struct Server {
     tree: Tree,
     connections: BTreeMap<DomId, Connection>,
+    /// Which of Xen's two programs it answers like.
+    program: Program,
     /// How much one domain may use.
     pub quotas: Quotas,
     /// How the server misbehaves; by default it does not.
@@ -82,6 +86,7 @@ impl Server {
         Server {
             tree: Tree::new(),
             connections: BTreeMap::from([(DOM0, Connection::default())]),
+            program: Program::default(),
             quotas: Quotas::default(),
             faults: Faults::default(),
         }

@@ -48,6 +48,9 @@ impl Server {
         {
             return Err(Refusal::NotFound);
         }
+        if !self.program.knows(kind) {
+            return Err(Refusal::NotImplemented);
+        }
         let mut event = None;
         let mut session = Session::new(self, domain, transaction);
         let payload = match kind {

@@ -3,7 +3,7 @@
 use super::transaction::{Change, Transaction, View};
 use super::tree::{self, DOM0, Need, Node, Rights};
 use super::watch::{Reach, Watch};
-use super::{Server, domain_path};
+use super::{Program, Server, domain_path};
 use crate::DomId;
 use crate::abi::xs_wire::{ABS_PATH_MAX, Permission, REL_PATH_MAX, Refusal, TransactionId};
 
@@ -121,6 +121,12 @@ impl<'a> Session<'a> {
     }
 
     fn check_size(&self, node: &Node) -> Result<(), Refusal> {
+        if self.server.program == Program::Oxenstored {
+            return match self.unprivileged() && node.value.len() > self.server.quotas.node_size {
+                true => Err(Refusal::TooBig),
+                false => Ok(()),
+            };
+        }
         const HEADER: usize = 24;
         const PERMISSION: usize = 8;
         let size = HEADER

@@ -131,3 +131,45 @@ fn replies_that_nobody_takes_hold_requests_up() {
     store.step();
     assert_eq!(messages(&mut store, GUEST).len(), 1);
 }
+
+#[test]
+fn oxenstored_refuses_in_other_words() {
+    let mut store = store();
+    store.become_oxenstored();
+    store.quotas.nodes = 3;
+    let full = "EQUOTA|";
+    assert_eq!(ask(&mut store, MessageType::WRITE, 0, "data/a/b/c|"), full);
+    assert_eq!(ask(&mut store, MessageType::WRITE, 0, "data/a|"), "OK|");
+    let value = |length| format!("data/a|{}", "x".repeat(length));
+    let mut write = |length| ask(&mut store, MessageType::WRITE, 0, &value(length));
+    assert_eq!(write(2048), "OK|");
+    assert_eq!(write(2049), "E2BIG|");
+    for n in 0..101 {
+        let watch = format!("a|{n}|");
+        assert_eq!(ask(&mut store, MessageType::WATCH, 0, &watch), "OK|");
+    }
+    assert_eq!(ask(&mut store, MessageType::WATCH, 0, "a|more|"), full);
+    for n in 1..=11 {
+        let id = format!("{n}|");
+        assert_eq!(ask(&mut store, MessageType::TRANSACTION_START, 0, "|"), id);
+    }
+    assert_eq!(
+        ask(&mut store, MessageType::TRANSACTION_START, 0, "|"),
+        full
+    );
+    // A longer listing can be had in no way.
+    for n in 0..512 {
+        store.write(&format!("/local/domain/5/data/list/{n:07}"), "");
+    }
+    assert_eq!(
+        ask(&mut store, MessageType::DIRECTORY, 0, "data/list|"),
+        "E2BIG|"
+    );
+    assert_eq!(
+        ask(&mut store, MessageType::DIRECTORY_PART, 0, "data/list|0|"),
+        "ENOSYS|"
+    );
+    store.remove("/local/domain/5/data/list/0000000");
+    let list = ask(&mut store, MessageType::DIRECTORY, 0, "data/list|");
+    assert_eq!(list.len(), 511 * 8);
+}

@@ -269,9 +269,16 @@ fn required(nodes: &Nodes, name: &str) -> Result<u32, PublishedError> {
     number(nodes, name)?.ok_or_else(|| PublishedError::Missing(name.into()))
 }
 
-/// A guest's text as a log line can bear it.
+/// Returns the start of a guest's text that takes at most 40 characters in a log line, where those that
+/// cannot be printed take several.
 fn shortened(text: &str) -> String {
-    text.chars().take(40).collect()
+    let mut room = 40_usize;
+    let fits = |character: &char| {
+        let left = room.checked_sub(character.escape_debug().len());
+        room = left.unwrap_or(0);
+        left.is_some()
+    };
+    text.chars().take_while(fits).collect()
 }
 
 #[cfg(test)]
@@ -380,6 +387,12 @@ mod tests {
             refused(&[("ring-ref", "1"), ("event-channel", "99999999999")]),
             "the frontend's event-channel is no number: \"99999999999\""
         );
+        // Shown in six characters each.
+        let unprintable = "\u{1d}".repeat(300);
+        for (node, value) in [("protocol", &unprintable), ("ring-ref", &unprintable)] {
+            let message = refused(&[(node, value)]);
+            assert!(message.len() < 160, "{} characters", message.len());
+        }
         assert!(refused(&[("protocol", "sparc-abi")]).contains("sparc-abi"));
         assert!(refused(&[("multi-queue-num-queues", "0")]).contains("expected 1 to 4"));
         assert!(refused(&[("multi-queue-num-queues", "4000000000")]).contains("expected 1 to 4"));

@@ -1,4 +1,4 @@
-//! The target `backend`, as cargo-fuzz runs it.
+//! The target `backend`, as libFuzzer runs it.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| bulkhead_fuzz::backend(bytes));

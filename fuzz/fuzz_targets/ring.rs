@@ -1,4 +1,4 @@
-//! The target `ring`, as cargo-fuzz runs it.
+//! The target `ring`, as libFuzzer runs it.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| bulkhead_fuzz::ring(bytes));

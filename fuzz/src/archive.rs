@@ -1,11 +1,31 @@
 //! The archive reader, and the catalog over it.
 
-use bulkhead_images::archive::members;
+use crate::heap;
+use bulkhead_images::archive::{ArchiveError, members};
 use bulkhead_images::{Catalog, ImageMemory};
 use std::ptr::NonNull;
 
-/// A ramdisk.
+/// How many checksums are put right.
+const MENDED: usize = 12;
+
+/// A ramdisk, as it is and with the checksums that its headers should have: no fuzzer guesses those.
 pub fn archive(bytes: &[u8]) {
+    let mut bytes = bytes.to_vec();
+    for _ in 0..MENDED {
+        read(&bytes);
+        let Err(ArchiveError::Checksum {
+            offset, computed, ..
+        }) = members(&bytes)
+        else {
+            return;
+        };
+        let field = &mut bytes[offset + 148..offset + 156];
+        field.copy_from_slice(format!("{computed:06o}\0 ").as_bytes());
+    }
+}
+
+fn read(bytes: &[u8]) {
+    let _heap = heap::of_parser(bytes);
     if let Ok(members) = members(bytes) {
         let mut free = 0;
         for member in &members {

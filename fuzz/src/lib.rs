@@ -5,10 +5,14 @@
 //! bulkhead_fuzz::requests(&[0; 113]);
 //! ```
 //!
-//! `fuzz_targets/` hands them to cargo-fuzz; the smoke test in `tests/` runs them on the stable
+//! `fuzz_targets/` hands them to libFuzzer (`cargo lab fuzz`); the smoke test in `tests/` runs them on the stable
 //! toolchain. Read next: [`seeds`], where their inputs start from.
 
 mod archive;
+mod backend;
+mod heap;
+mod nodes;
+mod operator;
 mod requests;
 mod ring;
 pub mod seeds;
@@ -19,13 +23,17 @@ mod world;
 mod xenstore;
 
 pub use archive::archive;
+pub use backend::backend;
+pub use nodes::{frontend, toolstack};
+pub use operator::operator;
 pub use requests::requests;
 pub use ring::ring;
 pub use target::target;
 pub use xenstore::xenstore;
 
 /// A script for guests, toolstack and xenstored around a running backend.
-pub fn backend(script: &[u8]) {
+pub fn life(script: &[u8]) {
+    let _heap = heap::limited(64 << 20);
     world::play(script);
 }
 
@@ -33,11 +41,15 @@ pub fn backend(script: &[u8]) {
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 10] = [
     ("requests", requests),
     ("ring", ring),
     ("xenstore", xenstore),
     ("target", target),
     ("archive", archive),
+    ("frontend", frontend),
+    ("toolstack", toolstack),
+    ("operator", operator),
     ("backend", backend),
+    ("life", life),
 ];

@@ -1,11 +1,13 @@
 //! The request parser.
 
+use crate::heap;
 use bulkhead_ring::Format;
 use bulkhead_ring::blkif::{Abi, Blkif, Operation, SLOT_SIZE, Segment, Status};
 use bulkhead_xen::PAGE_SIZE;
 
 /// A slot: its ABI and its bytes.
 pub fn requests(bytes: &[u8]) {
+    let _heap = heap::of_parser(bytes);
     let Some((abi, bytes)) = bytes.split_first() else {
         return;
     };

@@ -1,5 +1,6 @@
 //! The backend's end of a ring whose memory is the guest's to write.
 
+use crate::heap;
 use bulkhead_ring::blkif::{Abi, Blkif, Status};
 use bulkhead_ring::{BackRing, SharedPages};
 use std::ptr::NonNull;
@@ -10,6 +11,7 @@ struct Page([u8; 4096]);
 /// The memory of a ring, and what the guest writes into it between two looks: ABI, number of
 /// writes, then the writes (offset and byte), then the memory.
 pub fn ring(bytes: &[u8]) {
+    let _heap = heap::of_parser(bytes);
     let [abi, writes, bytes @ ..] = bytes else {
         return;
     };

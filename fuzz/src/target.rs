@@ -1,9 +1,11 @@
 //! The parser of `target=`.
 
+use crate::heap;
 use bulkhead_images::{Sector, Target};
 
 /// The text of a target.
 pub fn target(bytes: &[u8]) {
+    let _heap = heap::of_parser(bytes);
     let text = String::from_utf8_lossy(bytes);
     match text.parse::<Target>() {
         Ok(Target::Ram(ram)) => {

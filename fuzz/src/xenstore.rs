@@ -1,5 +1,6 @@
 //! What xenstored sends, to a client that waits for all kinds of answers.
 
+use crate::heap;
 use bulkhead_xenstore_client::wire::{DirectoryPart, Event, Message};
 use bulkhead_xenstore_client::{Breakdown, Client, Connection, Transport, wire};
 use futures_util::FutureExt;
@@ -31,6 +32,7 @@ impl Transport for Bytes {
 
 /// How many arrive at a time, then what xenstored sends.
 pub fn xenstore(bytes: &[u8]) {
+    let _heap = heap::of_parser(bytes);
     let Some((&chunk, bytes)) = bytes.split_first() else {
         return;
     };

@@ -92,8 +92,28 @@ fn archive() {
 }
 
 #[test]
+fn frontend() {
+    smoke("frontend", 20_000);
+}
+
+#[test]
+fn toolstack() {
+    smoke("toolstack", 20_000);
+}
+
+#[test]
+fn operator() {
+    smoke("operator", 20_000);
+}
+
+#[test]
 fn backend() {
-    smoke("backend", 30);
+    smoke("backend", 3_000);
+}
+
+#[test]
+fn life() {
+    smoke("life", 30);
 }
 
 #[test]
@@ -102,7 +122,7 @@ fn every_target_has_its_folder_and_its_program() {
     for (name, _) in TARGETS {
         assert!(seeds::folder(name).is_dir(), "{name}");
         let program = root.join(format!("fuzz_targets/{name}.rs"));
-        let text = std::fs::read_to_string(program).expect("a program for cargo-fuzz");
+        let text = std::fs::read_to_string(program).expect("a program for libFuzzer");
         assert!(text.contains(&format!("bulkhead_fuzz::{name}(bytes)")));
     }
 }

@@ -8,6 +8,7 @@ struct Counting;
 thread_local! {
     static COUNT: Cell<u64> = const { Cell::new(0) };
     static BYTES: Cell<i64> = const { Cell::new(0) };
+    static MOST: Cell<i64> = const { Cell::new(0) };
     /// Which of the allocations to come is refused, counted from 1, and how large those are that count.
     static REFUSED: Cell<(u64, usize)> = const { Cell::new((0, 0)) };
     /// Whether the driver domain runs, and not the rest of the machine: its allocations alone count.
@@ -36,7 +37,13 @@ fn is_refused(size: usize) -> bool {
 fn count(allocations: u64, bytes: i64) {
     // A thread that ends has no counter any more.
     let _ = COUNT.try_with(|count| count.set(count.get() + allocations));
-    let _ = BYTES.try_with(|total| total.set(total.get() + bytes));
+    let total = BYTES.try_with(|total| {
+        total.set(total.get() + bytes);
+        total.get()
+    });
+    if let Ok(total) = total {
+        let _ = MOST.try_with(|most| most.set(most.get().max(total)));
+    }
 }
 
 // SAFETY: the system's allocator does the work.
@@ -63,6 +70,12 @@ static ALLOCATOR: Counting = Counting;
 /// How many allocations this thread has made so far.
 pub fn allocations() -> u64 {
     COUNT.get()
+}
+
+/// The most bytes that this thread had allocated and not freed at any time since this was called last,
+/// more than it has now.
+pub fn forget_most_bytes() -> i64 {
+    MOST.replace(BYTES.get()) - BYTES.get()
 }
 
 /// How many bytes this thread has allocated and not freed.

@@ -60,6 +60,12 @@ impl<'w> Bystander<'w> {
         }
     }
 
+    /// Reads a page and checks it: the least sign of being served.
+    pub fn glance(&mut self) {
+        let read = self.frontend.read(0, 8);
+        assert!(read == self.model[..read.len()], "the bystander's data");
+    }
+
     /// Checks that bytes of another guest are none of this one's.
     pub fn assert_none_of_it_in(&self, bytes: &[u8]) {
         if bytes.is_empty() {

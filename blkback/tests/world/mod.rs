@@ -30,7 +30,7 @@ mod several;
 mod spy;
 mod watchdog;
 
-pub use allocator::{allocations, bytes_in_use, in_driver_domain, refusing};
+pub use allocator::{allocations, bytes_in_use, forget_most_bytes, in_driver_domain, refusing};
 pub use bystander::Bystander;
 pub use frontend::Frontend;
 pub use guest::{Guest, on_every_path};
@@ -39,7 +39,7 @@ pub use late_disks::LateDisks;
 pub use link::{Link, Style};
 pub use ramdisk::{archive_of, content};
 pub use random::Random;
-pub use script::play;
+pub use script::{Script, play};
 pub use setup::{IMAGE_SIZE, PATHS, SECTORS, Setup};
 pub use spy::Meanwhile;
 
@@ -47,7 +47,7 @@ use bulkhead_blkback::Backend;
 use bulkhead_blkback::engine::DataPath;
 use bulkhead_blkback::operator::grow_on_request;
 use bulkhead_grant::Region;
-use bulkhead_images::Catalog;
+use bulkhead_images::{Catalog, ImageMemory};
 use bulkhead_xen::DomId;
 use bulkhead_xen::sim::xenstore::toolstack::{self, Vbd};
 use bulkhead_xen::sim::{DomainConfig, Sim, SimDomain, SimDoor};
@@ -55,6 +55,7 @@ use bulkhead_xenstore_client::{Client, Ring};
 use executors::Executors;
 use held::Held;
 use std::cell::Cell;
+use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,6 +73,8 @@ pub struct World {
     before: Held,
     pub late: LateDisks,
     executors: Executors,
+    /// Where the ramdisk lies, and how long it is.
+    ramdisk: (NonNull<u8>, usize),
 }
 
 impl World {
@@ -102,7 +105,10 @@ impl World {
             region_pages: setup.region_pages,
             ..DomainConfig::default()
         });
-        let mut catalog = Catalog::from_module(ramdisk::load(&storage, &archive));
+        let ramdisk = ramdisk::load(&storage, &archive);
+        // SAFETY: as `load` promises, and that handle looks at it while nobody moves.
+        let module = unsafe { ImageMemory::new(ramdisk, archive.len()) };
+        let mut catalog = Catalog::from_module(module);
         catalog = catalog.with_discard(setup.options.discard);
         if setup.supply {
             catalog = catalog.with_supply(Arc::new(storage.door()));
@@ -145,6 +151,7 @@ impl World {
             before: Held::default(),
             late: LateDisks::default(),
             executors,
+            ramdisk: (ramdisk, archive.len()),
         };
         world.run();
         world.before = world.held();
@@ -250,6 +257,28 @@ impl World {
     /// The lines that the driver domain logged in this test so far.
     pub fn journal(&self) -> Vec<String> {
         journal::lines()
+    }
+
+    /// Forgets them.
+    pub fn forget_journal(&self) {
+        journal::install();
+    }
+
+    /// What the ramdisk holds, no page of which may have been given back to Xen.
+    pub fn ramdisk(&self) -> Vec<u8> {
+        // SAFETY: domain memory stays mapped as long as the machine, and nobody else runs.
+        unsafe { NonNull::slice_from_raw_parts(self.ramdisk.0, self.ramdisk.1).as_ref() }.to_vec()
+    }
+
+    /// Whether the ramdisk holds those bytes there. None of these pages may have been given back.
+    pub fn ramdisk_holds(&self, at: usize, bytes: &[u8]) -> bool {
+        assert!(at + bytes.len() <= self.ramdisk.1);
+        // SAFETY: within the ramdisk, as just checked; the rest as for `ramdisk`.
+        let held = unsafe {
+            let first = self.ramdisk.0.add(at);
+            NonNull::slice_from_raw_parts(first, bytes.len()).as_ref()
+        };
+        held == bytes
     }
 
     /// Ends a guest as `xl destroy` does.

@@ -1,6 +1,5 @@
 //! The driver domain's ramdisk: an archive of images with content that tells where it is from.
 
-use bulkhead_images::ImageMemory;
 use bulkhead_xen::PAGE_SIZE;
 use bulkhead_xen::sim::SimDomain;
 use std::ptr::NonNull;
@@ -11,14 +10,13 @@ pub fn content(image: u64, len: usize) -> Vec<u8> {
 }
 
 /// Puts an archive into a domain's memory, as Xen's toolstack does, and answers where it lies.
-pub fn load(domain: &SimDomain, archive: &[u8]) -> ImageMemory {
+pub fn load(domain: &SimDomain, archive: &[u8]) -> NonNull<u8> {
     let pages = archive.len().div_ceil(PAGE_SIZE);
     let base = domain.alloc_pages(pages);
     let from = NonNull::from(archive).cast();
     // SAFETY: pages just taken, as long as the archive.
     unsafe { base.copy_from_nonoverlapping(from, archive.len()) };
-    // SAFETY: the domain's memory is there as long as its machine, and nobody else uses this.
-    unsafe { ImageMemory::new(base, archive.len()) }
+    base
 }
 
 /// An archive of files with these names and sizes.

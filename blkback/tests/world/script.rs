@@ -9,10 +9,18 @@ use bulkhead_xen::{Hypervisor, PAGE_SIZE};
 use std::time::Duration;
 
 /// Reads a script; past its end everything is zero.
-struct Script<'s>(&'s [u8]);
+pub struct Script<'s>(&'s [u8]);
 
-impl Script<'_> {
-    fn byte(&mut self) -> u8 {
+impl<'s> Script<'s> {
+    pub fn new(bytes: &'s [u8]) -> Script<'s> {
+        Script(bytes)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn byte(&mut self) -> u8 {
         let Some((first, rest)) = self.0.split_first() else {
             return 0;
         };
@@ -20,16 +28,16 @@ impl Script<'_> {
         *first
     }
 
-    fn below(&mut self, limit: usize) -> usize {
+    pub fn below(&mut self, limit: usize) -> usize {
         usize::from(self.byte()) % limit
     }
 
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len())]
     }
 
     /// A number that is small or at an edge more often than not.
-    fn number(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         match self.byte() {
             small @ 0..200 => u64::from(small),
             200..215 => u64::MAX - u64::from(self.byte()),
@@ -117,7 +125,7 @@ pub fn play(script: &[u8]) {
     });
     let mut bystander = Bystander::new(&world);
     let mut puppets = vec![Puppet::new(&world), Puppet::new(&world)];
-    while !script.0.is_empty() {
+    while !script.is_empty() {
         let which = script.below(puppets.len());
         match script.byte() % 32 {
             0 => bystander.io(),

@@ -1,0 +1,247 @@
+//! A guest whose disk is connected, on a machine that stays up from one input to the next.
+//!
+//! An input begins with a new queue, connected as the disk's task would do it, and ends when that
+//! has given everything back. What is left of an input is put back before the next one: the guest's
+//! pages and grants, and what its disks hold. So an input does the same whatever came before it.
+
+mod disk;
+mod guest;
+
+use crate::heap;
+use crate::world::{Bystander, Script, Setup, World, content};
+use bulkhead_blkback::engine::{DataPath, Options, QueueControl, QueueSetup, queue_control, serve};
+use bulkhead_ring::blkif::Abi;
+use bulkhead_xen::{GrantRef, Port};
+use disk::{DISK_SIZE, DISKS, Disk};
+use futures_util::FutureExt;
+use guest::HostileGuest;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// How often what a slow disk holds back is let through before a queue has to have ended.
+const ROUNDS: usize = 1000;
+
+thread_local! {
+    /// It is never dropped: when a thread ends, what a machine would need for that may be gone.
+    static MACHINE: RefCell<Option<&'static mut Machine>> = const { RefCell::new(None) };
+}
+
+/// A script for a guest with a connected disk.
+///
+/// # Panics
+/// If the backend breaks any rule.
+pub fn backend(script: &[u8]) {
+    // Where an input fails, the next one has a new machine.
+    let kept = MACHINE.with_borrow_mut(Option::take);
+    let machine = kept.unwrap_or_else(|| Box::leak(Box::new(Machine::new())));
+    let heap = heap::limited(4 << 20);
+    machine.play(&mut Script::new(script));
+    drop(heap);
+    MACHINE.with_borrow_mut(|kept| *kept = Some(machine));
+}
+
+/// A machine with a driver domain that serves a well-behaved guest, and with the guest that does as
+/// the script says.
+struct Machine {
+    world: &'static World,
+    bystander: Bystander<'static>,
+    guest: HostileGuest,
+    disks: Vec<Disk>,
+    /// What the ramdisk holds.
+    ramdisk: Vec<u8>,
+    /// What the driver domain holds while the guest has no disk: mappings, ports, address space.
+    idle: [usize; 3],
+}
+
+impl Machine {
+    fn new() -> Machine {
+        let mut setup = Setup {
+            supply: true,
+            options: options(DataPath::Auto),
+            ..Setup::default()
+        };
+        // All of it is compared after each input. (The last one is the well-behaved guest's.)
+        for (number, image) in (0..5).zip(&mut setup.images) {
+            image.1 = content(number, DISK_SIZE);
+        }
+        // A disk holds on to what it was opened from, for as long as the program runs.
+        let world: &'static World = Box::leak(Box::new(World::with(setup)));
+        let ramdisk = world.ramdisk();
+        let disks = (0..).zip(DISKS);
+        let disks = disks.map(|(number, kind)| Disk::open(world, &ramdisk, number, kind));
+        let bystander = Bystander::new(world);
+        Machine {
+            disks: disks.collect(),
+            guest: HostileGuest::new(world),
+            bystander,
+            idle: held(world),
+            world,
+            ramdisk,
+        }
+    }
+
+    fn play(&mut self, script: &mut Script<'_>) {
+        self.world.forget_journal();
+        let setting = Setting::read(script);
+        self.guest.reset(setting.abi, setting.ring_pages);
+        if let Some(queue) = self.connect(&setting, script) {
+            let disk = &self.disks[setting.disk];
+            while !script.is_empty() {
+                match script.below(16) {
+                    0..3 => self.guest.show(self.world),
+                    3 => self.world.step(true),
+                    4 => self
+                        .world
+                        .wait(Duration::from_micros(script.number() % 2000)),
+                    5 => self.bystander.glance(),
+                    6 => disk.answer_late(script),
+                    _ => self.guest.act(script),
+                }
+            }
+            self.guest.show(self.world);
+            disconnect(self.world, queue, disk);
+            self.guest.assert_all_answered();
+        }
+        self.check(setting.disk);
+        self.disks[setting.disk].put_back();
+    }
+
+    /// Has a queue served, unless the script has something else in mind than a ring and an event
+    /// channel of the guest's.
+    fn connect(&mut self, setting: &Setting, script: &mut Script<'_>) -> Option<QueueControl> {
+        let (mut ring, mut event_channel) = (self.guest.ring_refs(), self.guest.open_port());
+        let mut wrong = false;
+        match script.byte() {
+            224..240 => wrong = self.guest.used_before(script),
+            240..248 => {
+                let at = script.below(ring.len());
+                ring[at] = GrantRef(script.number() as u32);
+                wrong = true;
+            }
+            248.. => {
+                event_channel = Port(script.number() as u32);
+                wrong = true;
+            }
+            _ => {}
+        }
+        if wrong {
+            self.guest.misbehaves();
+        }
+        let (world, device) = (self.world, &self.disks[setting.disk].device);
+        let backend = &world.backend;
+        let setup = QueueSetup {
+            name: "the guest's queue".into(),
+            frontend: self.guest.id(),
+            abi: setting.abi,
+            ring,
+            event_channel,
+            persistent: setting.persistent && setting.path.offers_persistent(),
+            indirect_segments: backend.limits.indirect_segments as usize,
+            discard: setting.discard && device.geometry().discard.is_some(),
+            device: device.queue(),
+            options: options(setting.path),
+        };
+        let (control, guard) = queue_control();
+        let (handle, region) = (backend.handle.clone(), backend.region.clone());
+        world.spawn(serve(handle, region, setup, guard));
+        world.run();
+        let connected = control.connected().now_or_never();
+        match connected.expect("a queue connects at once, or never") {
+            Ok(_) => {
+                control.start();
+                Some(control)
+            }
+            Err(error) => {
+                assert!(wrong, "nothing is wrong with the guest's ring: {error}");
+                None
+            }
+        }
+    }
+
+    /// Nothing of the guest's is in use any more, and nobody else was harmed.
+    fn check(&mut self, disk: usize) {
+        let world = self.world;
+        self.guest.close_port();
+        assert_eq!(
+            self.guest.grants_in_use(),
+            0,
+            "what the backend holds on to"
+        );
+        assert_eq!(held(world), self.idle, "mappings, ports, address space");
+        world.no_mistakes();
+        self.bystander.glance();
+        let own = self.disks[disk].own_bytes();
+        let others = [0..own.start, own.end..self.ramdisk.len()];
+        for bytes in others {
+            let same = world.ramdisk_holds(bytes.start, &self.ramdisk[bytes]);
+            assert!(same, "bytes of an image that the guest does not have");
+        }
+        self.guest.assert_has_none_of(&self.disks[disk].foreign);
+    }
+}
+
+/// How an input wants to be served.
+struct Setting {
+    path: DataPath,
+    abi: Abi,
+    persistent: bool,
+    discard: bool,
+    disk: usize,
+    ring_pages: usize,
+}
+
+impl Setting {
+    fn read(script: &mut Script<'_>) -> Setting {
+        const PATHS: [DataPath; 3] = [DataPath::Auto, DataPath::Map, DataPath::Copy];
+        let bits = script.byte();
+        Setting {
+            disk: script.below(DISKS.len()),
+            path: script.pick(&PATHS),
+            abi: [Abi::X86_64, Abi::X86_32][usize::from(bits & 1)],
+            persistent: bits & 2 != 0,
+            discard: bits & 4 == 0,
+            ring_pages: [1, 1, 2, 4][usize::from(bits >> 3 & 3)],
+        }
+    }
+}
+
+/// Answers are shown at once: how long they wait for company is no matter of the guest's.
+fn options(data_path: DataPath) -> Options {
+    Options {
+        data_path,
+        poll: Some(Duration::ZERO),
+        hold: Some(Duration::ZERO),
+        ..Options::default()
+    }
+}
+
+/// Mappings, ports, address space.
+fn held(world: &World) -> [usize; 3] {
+    let storage = &world.storage;
+    [
+        storage.live_mappings(),
+        storage.open_ports(),
+        world.free_region(),
+    ]
+}
+
+/// Ends a queue, which finishes what it has taken.
+fn disconnect(world: &World, queue: QueueControl, disk: &Disk) {
+    let ended = Rc::new(Cell::new(false));
+    let end = ended.clone();
+    world.spawn(async move {
+        queue.stop().await;
+        end.set(true);
+    });
+    for _ in 0..ROUNDS {
+        world.run();
+        if ended.get() {
+            return;
+        }
+        if let Some(late) = &disk.late {
+            late.release_backwards();
+        }
+    }
+    panic!("the queue does not end");
+}

@@ -1,0 +1,49 @@
+//! How much memory an input may make a target allocate.
+
+use crate::world::{bytes_in_use, forget_most_bytes};
+
+/// Fails when it is dropped, if more was allocated meanwhile than is allowed.
+pub struct Limited {
+    before: i64,
+    most: i64,
+}
+
+/// Allows this thread `most` bytes more than it has, until what this returns is dropped.
+pub fn limited(most: usize) -> Limited {
+    forget_most_bytes();
+    Limited {
+        before: bytes_in_use(),
+        most: most as i64,
+    }
+}
+
+/// The limit of a parser, for an input of so many bytes.
+pub fn of_parser(input: &[u8]) -> Limited {
+    limited((64 << 10) + 64 * input.len())
+}
+
+impl Drop for Limited {
+    fn drop(&mut self) {
+        let most = bytes_in_use() + forget_most_bytes() - self.before;
+        if !std::thread::panicking() {
+            assert!(most <= self.most, "{most} bytes were allocated");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_freed_again_counts() {
+        let limit = limited(1000);
+        drop(vec![0u8; 900]);
+        drop(limit);
+        let exceeded = std::panic::catch_unwind(|| {
+            let _limit = limited(1000);
+            drop(std::hint::black_box(vec![0u8; 1100]));
+        });
+        assert!(exceeded.is_err());
+    }
+}

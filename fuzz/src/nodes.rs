@@ -1,0 +1,84 @@
+//! What guests and the toolstack write about a disk into xenstore. An input is lines, `NAME=VALUE`
+//! for a node, or a path.
+
+use crate::heap;
+use bulkhead_blkback::vbd::config::VbdConfig;
+use bulkhead_blkback::vbd::identity::VbdId;
+use bulkhead_blkback::vbd::published::{self, Limits, Nodes};
+use bulkhead_blkback::vbd::state::XenbusState;
+use bulkhead_xen::DomId;
+use std::collections::HashSet;
+
+/// A line in the log, and an error node, do not have more characters for a guest's word.
+const LONGEST_MESSAGE: usize = 160;
+
+fn nodes(text: &str) -> Nodes {
+    let pairs = text.lines().filter_map(|line| line.split_once('='));
+    let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+    pairs.map(owned).collect()
+}
+
+/// What a frontend publishes: the nodes of its directory.
+pub fn frontend(bytes: &[u8]) {
+    let _heap = heap::of_parser(bytes);
+    let text = String::from_utf8_lossy(bytes);
+    let nodes = nodes(&text);
+    let state = XenbusState::parse(nodes.get("state").map(String::as_str));
+    assert!(state.to_string().len() == 1);
+    // A small driver domain, a large one, and one that is almost full.
+    for (vcpus, free) in [(1, 1 << 16), (32, 1 << 24), (4, 100)] {
+        let limits = Limits::for_vcpus(vcpus).within(free);
+        let most_pages = 1 << limits.ring_page_order;
+        let wanted = published::queue_nodes(&nodes, limits);
+        if let Ok(names) = &wanted {
+            let most = limits.queues as usize * (most_pages + 1);
+            assert!((2..=most.max(3)).contains(&names.len()), "{}", names.len());
+            let distinct: HashSet<&String> = names.iter().collect();
+            assert_eq!(distinct.len(), names.len(), "a node is read twice");
+        }
+        match published::parse(&nodes, limits) {
+            Ok(published) => {
+                let queues = published.queues.len();
+                assert!((1..=limits.queues as usize).contains(&queues));
+                let pages = published.queues[0].ring.len();
+                assert!(pages.is_power_of_two() && pages <= most_pages);
+                assert!(published.queues.iter().all(|one| one.ring.len() == pages));
+                assert!(wanted.is_ok(), "understood without being read");
+            }
+            Err(error) => {
+                let said = error.to_string();
+                assert!(said.starts_with("the frontend"), "{said:?}");
+                assert!(said.chars().count() <= LONGEST_MESSAGE, "{said:?}");
+            }
+        }
+    }
+}
+
+/// What the toolstack writes: the nodes of a backend directory, and paths that a watch names.
+pub fn toolstack(bytes: &[u8]) {
+    let _heap = heap::of_parser(bytes);
+    let text = String::from_utf8_lossy(bytes);
+    for path in text.lines() {
+        if let Some(id) = VbdId::from_path(path) {
+            assert!(id.frontend < DomId::FIRST_RESERVED);
+            assert_eq!(VbdId::from_path(&id.backend_path()), Some(id));
+            let below = format!("{}/state", id.backend_path());
+            assert_eq!(VbdId::from_path(&below), Some(id));
+            let error = id.error_path();
+            assert!(error.starts_with("error/backend/vbd/") && error.ends_with("/error"));
+            let shown = id.to_string();
+            assert!(shown.starts_with(&format!("{}/{}", id.frontend, id.device)));
+        }
+    }
+    match VbdConfig::parse(&nodes(&text)) {
+        Ok(config) => {
+            assert!(!config.frontend_path.is_empty() && !config.target.is_empty());
+            assert!(config.removable || !config.cdrom, "a CD-ROM is removable");
+        }
+        Err(error) => {
+            let said = error.to_string();
+            let explains = said.contains("expected") || said.contains("wrote no");
+            assert!(explains, "{said:?}");
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! The command line of `cargo lab`.
 
-use crate::commands::{bench, build, run, scenarios, shell, soak};
+use crate::commands::{bench, build, fuzz, run, scenarios, shell, soak};
 use crate::host::{self, Host, domain::TOOLSTACK, xenstored::Xenstored};
 use crate::image::{packages, release::Release};
 use anyhow::Result;
@@ -59,6 +59,8 @@ enum Task {
         #[command(subcommand)]
         task: HostTask,
     },
+    /// Fuzzes what reads others' words, led by coverage.
+    Fuzz(fuzz::Options),
     /// Counts how steady the emulated host is, with Linux domains only.
     Soak {
         /// A name for this count's logs.
@@ -94,6 +96,7 @@ pub fn main(cli: Cli) -> Result<bool> {
         Task::Scenario { names, elf } => return scenarios::some(xen, xenstored, &names, elf),
         Task::List => scenarios::list(),
         Task::Bench(options) => return bench::run(xen, xenstored, &options),
+        Task::Fuzz(options) => return fuzz::run(&options),
         Task::Build => build::run()?,
         Task::Shell => shell::run(xen, xenstored)?,
         Task::Run { name, options } => {

@@ -7,6 +7,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod fault;
+pub mod fuzz;
 pub mod host;
 pub mod image;
 pub mod lab;

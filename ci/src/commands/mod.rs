@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod build;
 pub mod checks;
+pub mod fuzz;
 pub mod run;
 pub mod scenarios;
 pub mod shell;

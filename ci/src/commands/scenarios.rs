@@ -3,6 +3,7 @@
 use super::{
     build,
     checks::{self, Counts},
+    fuzz,
 };
 use crate::host::{qemu::Machine, xenstored::Xenstored};
 use crate::image::{self, packages, release::Release};
@@ -101,7 +102,12 @@ pub fn test(release: Release, xenstored: Xenstored) -> Result<bool> {
             };
             run_or_fail(release, xenstored, &chosen, &Progress::without_steps())
         });
-        let checks = checks::run();
+        let checks = checks::run().and_then(|mut counts| {
+            let fuzzed = fuzz::check()?;
+            counts.passed += fuzzed.passed;
+            counts.failed += fuzzed.failed;
+            Ok(counts)
+        });
         if !solo.is_finished() {
             println!("waiting for what runs beside them");
         }

@@ -19,6 +19,9 @@ const NEEDED: &[(&str, &str)] = &[
 /// What only the test suite needs: it counts instructions.
 const NEEDED_BY_TESTS: &[(&str, &str)] = &[("valgrind", "valgrind")];
 
+/// What only fuzzing needs: libFuzzer is compiled.
+const NEEDED_BY_FUZZING: &[(&str, &str)] = &[("cc", "gcc"), ("g++", "g++")];
+
 /// What only the scenarios under Bochs need. Some packages hold no program: a file of theirs stands for them.
 const NEEDED_BY_BOCHS: &[(&str, &str)] = &[
     ("bochs-bin", "bochs"),
@@ -55,9 +58,14 @@ pub fn ensure_for_bochs() -> Result<()> {
     install(NEEDED_BY_BOCHS)
 }
 
+/// Installs what is missing for fuzzing, or says the one command that would.
+pub fn ensure_for_fuzzing() -> Result<()> {
+    install(NEEDED_BY_FUZZING)
+}
+
 /// Installs what is missing for the test suite, or says the one command that would.
 pub fn ensure_for_tests() -> Result<()> {
-    install(&[NEEDED, NEEDED_BY_TESTS, NEEDED_BY_BOCHS].concat())
+    install(&[NEEDED, NEEDED_BY_TESTS, NEEDED_BY_FUZZING, NEEDED_BY_BOCHS].concat())
 }
 
 fn install(needed: &[(&str, &'static str)]) -> Result<()> {

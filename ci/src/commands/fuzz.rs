@@ -1,0 +1,58 @@
+//! `cargo lab fuzz`: the fuzz targets with libFuzzer, for minutes or for hours.
+
+use super::checks::Counts;
+use crate::fuzz;
+use crate::image::packages;
+use anyhow::Result;
+use std::time::{Duration, Instant};
+
+/// What `cargo lab test` has for all of them together.
+const IN_THE_SUITE: Duration = Duration::from_secs(120);
+
+/// What to fuzz, and for how long.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Names of targets (all without any).
+    targets: Vec<String>,
+    /// For how long in all; the targets share it.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    minutes: u64,
+}
+
+/// Fuzzes; whether nothing failed.
+pub fn run(options: &Options) -> Result<bool> {
+    let targets = fuzz::chosen(&options.targets)?;
+    packages::ensure_for_fuzzing()?;
+    let counts = all(&targets, Duration::from_secs(options.minutes * 60))?;
+    println!("{} passed, {} failed", counts.passed, counts.failed);
+    Ok(counts.failed == 0)
+}
+
+/// All targets, as a part of the test suite.
+pub fn check() -> Result<Counts> {
+    println!("check: fuzzing");
+    all(&fuzz::targets()?, IN_THE_SUITE)
+}
+
+fn all(targets: &[String], time: Duration) -> Result<Counts> {
+    let start = Instant::now();
+    fuzz::build()?;
+    println!("built in {:.0} s", start.elapsed().as_secs_f32());
+    let mut outcomes = Vec::new();
+    for (target, time) in targets.iter().zip(fuzz::shares(targets, time)) {
+        println!("fuzzing {target} for {} s", time.as_secs());
+        outcomes.push(fuzz::run(target, time)?);
+    }
+    println!("{}", fuzz::table(&outcomes));
+    for outcome in &outcomes {
+        if let Some(crash) = &outcome.crash {
+            println!("FAILED {}", crash.message(&outcome.target));
+        }
+    }
+    let failed = outcomes.iter().filter(|outcome| outcome.crash.is_some());
+    let failed = failed.count();
+    Ok(Counts {
+        passed: outcomes.len() - failed,
+        failed,
+    })
+}

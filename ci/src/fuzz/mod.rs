@@ -1,0 +1,237 @@
+//! Fuzzing led by coverage, on the stable toolchain: the targets of `fuzz/` are built with libFuzzer
+//! and run one after the other, each for its share of the time.
+//!
+//! ```text
+//!   fuzz/seeds ──unpack-seeds──► target/fuzz/seeds ──┐
+//!                                                    ├─► a target ──► target/fuzz/corpus, what it kept
+//!   target/fuzz/corpus, of earlier runs ─────────────┘        └─────► target/fuzz/crashes, what failed
+//! ```
+
+mod report;
+
+pub use report::{Crash, Outcome, table};
+
+use crate::process;
+use crate::workspace;
+use anyhow::{Context, Result, bail, ensure};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+/// What has LLVM count the edges that an input takes, and tell what is compared. (cargo-fuzz passes the
+/// same by `-Zsanitizer` options, which only a nightly compiler has.)
+const RUSTFLAGS: &str = "--cfg fuzzing -Cforce-frame-pointers=yes -Cpasses=sancov-module \
+    -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+    -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares";
+
+/// With a target named, build scripts and macros are built without these flags.
+const PLATFORM: &str = "x86_64-unknown-linux-gnu";
+
+/// Of the workspace's `Cargo.toml`.
+const PROFILE: &str = "fuzz";
+
+/// What a target's programs get of the time, in proportion; the others get 1. These two drive whole
+/// machines, where an input takes longest and has most to find.
+const SHARES: [(&str, u32); 2] = [("backend", 6), ("life", 4)];
+
+/// An input that takes longer hangs, in seconds. One that takes a second is slow.
+const LONGEST: u32 = 20;
+
+/// More memory than that is a failure, in MiB.
+const MOST_MEMORY: u32 = 1024;
+
+/// Longer inputs are not made. What a target reads of one is shorter, or repeats itself.
+const LONGEST_INPUT: u32 = 4096;
+
+/// `target/fuzz`.
+fn folder() -> PathBuf {
+    workspace::root().join("target/fuzz")
+}
+
+/// The targets: each has its program in `fuzz/fuzz_targets`.
+pub fn targets() -> Result<Vec<String>> {
+    let programs = workspace::root().join("fuzz/fuzz_targets");
+    let mut names = Vec::new();
+    for program in fs::read_dir(&programs).context("cannot list the fuzz targets")? {
+        let path = program?.path();
+        if path.extension().is_some_and(|extension| extension == "rs") {
+            let name = path.file_stem().unwrap_or_default();
+            names.push(name.to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// The targets of these names, or all without any.
+pub fn chosen(names: &[String]) -> Result<Vec<String>> {
+    let all = targets()?;
+    if let Some(unknown) = names.iter().find(|name| !all.contains(name)) {
+        bail!(
+            "there is no fuzz target {unknown:?}, only {}",
+            all.join(", ")
+        );
+    }
+    let wanted = |name: &String| names.is_empty() || names.contains(name);
+    Ok(all.into_iter().filter(wanted).collect())
+}
+
+/// How long each of the targets may run, of so much time in all.
+pub fn shares(targets: &[String], total: Duration) -> Vec<Duration> {
+    let share = |name: &String| {
+        let own = SHARES.iter().find(|share| share.0 == name);
+        own.map_or(1, |share| share.1)
+    };
+    let all: u32 = targets.iter().map(share).sum();
+    let of = |name| (total * share(name) / all.max(1)).max(Duration::from_secs(1));
+    targets.iter().map(of).collect()
+}
+
+/// Builds the targets, and unpacks their seeds.
+pub fn build() -> Result<()> {
+    fs::create_dir_all(folder())?;
+    process::run_logged(
+        Command::new(process::cargo())
+            .args(["build", "--package", "bulkhead-fuzz", "--bins"])
+            .args(["--features", "libfuzzer", "--profile", PROFILE])
+            .args(["--target", PLATFORM, "--target-dir"])
+            .arg(folder())
+            .env_remove("CARGO_ENCODED_RUSTFLAGS")
+            .env("RUSTFLAGS", RUSTFLAGS)
+            .current_dir(workspace::root()),
+        &folder().join("build.log"),
+    )?;
+    process::run_logged(
+        Command::new(process::cargo())
+            .args(["run", "--package", "bulkhead-fuzz"])
+            .args(["--example", "unpack-seeds", "--"])
+            .arg(folder().join("seeds"))
+            .current_dir(workspace::root()),
+        &folder().join("seeds.log"),
+    )
+}
+
+/// Runs a target for so long, or until it fails.
+pub fn run(target: &str, time: Duration) -> Result<Outcome> {
+    let (corpus, seeds) = (folder().join("corpus"), folder().join("seeds"));
+    let (corpus, seeds) = (corpus.join(target), seeds.join(target));
+    let found = folder().join("found").join(target);
+    for folder in [&corpus, &found] {
+        fs::create_dir_all(folder)?;
+    }
+    let log = folder().join(format!("{target}.log"));
+    let arguments = [
+        format!("-max_total_time={}", time.as_secs().max(1)),
+        format!("-max_len={LONGEST_INPUT}"),
+        format!("-artifact_prefix={}/", found.display()),
+        "-print_final_stats=1".to_owned(),
+    ];
+    let folders = [&corpus, &seeds].map(|folder| folder.display().to_string());
+    let status = start(target, arguments.iter().chain(&folders), &log)?;
+    let text = String::from_utf8_lossy(&fs::read(&log)?).into_owned();
+    let mut outcome = Outcome::read(target, &text);
+    outcome.corpus = fs::read_dir(&corpus)?.count();
+    if !status.success() {
+        let Some(input) = report::input_of_crash(&text) else {
+            bail!(
+                "{target} failed ({status}) and left no input; the end of {}:\n{}",
+                log.display(),
+                process::tail(&text, 15)
+            );
+        };
+        outcome.crash = Some(keep(target, &input, report::reason(&text))?);
+    }
+    Ok(outcome)
+}
+
+/// Keeps the input that made a target fail as a text that can be a seed, and tries it once more by
+/// itself.
+fn keep(target: &str, input: &Path, reason: String) -> Result<Crash> {
+    let bytes = fs::read(input).with_context(|| format!("cannot read {}", input.display()))?;
+    let crashes = folder().join("crashes");
+    fs::create_dir_all(&crashes)?;
+    let name = input.file_name().unwrap_or_default().to_string_lossy();
+    // `crash-` and the digest that libFuzzer names it by.
+    let digest = name.rsplit('-').next().unwrap_or_default();
+    let short = &digest[..digest.len().min(12)];
+    let text = crashes.join(format!("{target}-{short}.hex"));
+    fs::write(&text, report::as_seed(target, &reason, &bytes))?;
+    let log = crashes.join(format!("{target}-{short}.log"));
+    let again = start(target, [&input.display().to_string()], &log)?;
+    Ok(Crash {
+        input: text,
+        log,
+        reason,
+        repeats: !again.success(),
+    })
+}
+
+/// Runs a target's program, with its output in `log`.
+fn start<'a>(
+    target: &str,
+    arguments: impl IntoIterator<Item = &'a String>,
+    log: &Path,
+) -> Result<ExitStatus> {
+    let program = folder().join(PLATFORM).join(PROFILE).join(target);
+    ensure!(program.is_file(), "cargo left no {}", program.display());
+    let out = File::create(log).with_context(|| format!("cannot create {}", log.display()))?;
+    let err = out.try_clone()?;
+    Command::new(&program)
+        .arg(format!("-timeout={LONGEST}"))
+        .arg(format!("-rss_limit_mb={MOST_MEMORY}"))
+        .args(arguments)
+        .current_dir(workspace::root())
+        .stdin(Stdio::null())
+        .stdout(out)
+        .stderr(err)
+        .status()
+        .with_context(|| format!("cannot start {}", program.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_target_is_one_that_the_smoke_test_runs() {
+        let source = workspace::root().join("fuzz/src/lib.rs");
+        let source = fs::read_to_string(source).unwrap();
+        let targets = targets().unwrap();
+        for target in &targets {
+            assert!(source.contains(&format!("(\"{target}\", ")), "{target}");
+        }
+        for (name, _) in SHARES {
+            assert!(targets.iter().any(|target| target == name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_target_that_there_is_not_is_refused_with_those_that_there_are() {
+        let names = |names: &[&str]| {
+            chosen(
+                &names
+                    .iter()
+                    .map(|&name| name.to_owned())
+                    .collect::<Vec<_>>(),
+            )
+        };
+        assert_eq!(names(&[]).unwrap(), targets().unwrap());
+        assert_eq!(names(&["ring", "archive"]).unwrap(), ["archive", "ring"]);
+        let error = names(&["rings"]).unwrap_err().to_string();
+        assert!(
+            error.contains("\"rings\"") && error.contains("archive"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_time_is_shared_out() {
+        let targets = ["archive", "backend", "ring"].map(str::to_owned);
+        let shares = shares(&targets, Duration::from_secs(80));
+        let seconds: Vec<u64> = shares.iter().map(Duration::as_secs).collect();
+        assert_eq!(seconds, [10, 60, 10]);
+    }
+}

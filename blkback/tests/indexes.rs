@@ -37,6 +37,7 @@ impl<'w> Served<'w> {
             persistent,
             indirect_segments: SEGMENTS,
             discard: false,
+            sector_size: 512,
             device: device.expect("it can be opened").queue(),
             options: backend.options,
         };

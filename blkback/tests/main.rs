@@ -14,6 +14,7 @@ mod hostile;
 mod indexes;
 mod late;
 mod life;
+mod map_slots;
 mod memory;
 mod notifications;
 mod operator;

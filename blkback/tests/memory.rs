@@ -47,6 +47,7 @@ fn a_queue_without_memory_is_refused_at_every_allocation() {
             persistent: style.persistent,
             indirect_segments: 256,
             discard: true,
+            sector_size: 512,
             device: device.queue(),
             options: backend.options,
         };

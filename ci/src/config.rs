@@ -63,6 +63,8 @@ pub struct Config {
     /// Which of the host's processors it may use, as `xl` writes it. The first one is unsafe for domains that
     /// use the processor's virtualization: see "Faults of the emulation" in `ci/README.md`.
     pub cpus: &'static str,
+    /// How many frames Xen keeps to track what the domain has mapped; Xen's default if `None`.
+    pub max_maptrack_frames: Option<u32>,
     /// Its disks, each as `xl` writes one.
     pub disks: Vec<String>,
     /// What happens when it asks for a reboot.
@@ -86,6 +88,7 @@ impl Config {
                 Kind::Pv => "all",
                 Kind::Pvh | Kind::Hvm => "all,^0",
             },
+            max_maptrack_frames: None,
             disks: Vec::new(),
             on_reboot: "restart",
         }
@@ -118,6 +121,9 @@ impl fmt::Display for Config {
         text(f, "cpus", self.cpus)?;
         if self.driver_domain {
             writeln!(f, "driver_domain = 1")?;
+        }
+        if let Some(frames) = self.max_maptrack_frames {
+            writeln!(f, "max_maptrack_frames = {frames}")?;
         }
         if !self.disks.is_empty() {
             writeln!(f, "disk = [ '{}' ]", self.disks.join("', '"))?;

@@ -238,6 +238,12 @@ impl<H: Hypervisor> CopyBatch<H> {
         refused.map_or(Ok(()), |copy| Err(copy.status))
     }
 
+    /// What became of all copies that were queued since the batch was last cleared.
+    pub fn outcome(&self) -> Result<(), GrantStatus> {
+        let refused = self.copies.iter().find(|copy| !copy.status.is_okay());
+        refused.map_or(Ok(()), |copy| Err(copy.status))
+    }
+
     /// Forgets everything noted, whether it was run or not.
     pub fn clear(&mut self) {
         self.copies.clear();

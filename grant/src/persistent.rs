@@ -23,6 +23,11 @@ pub struct PersistentCache<H: Hypervisor> {
     /// The first entry that caches nothing; each names the next.
     vacant: u16,
     cached: usize,
+    /// How many pages are to stay mapped: fewer than there is room for where Xen has not as many map
+    /// slots. It is tried now and then whether it has more again.
+    most: usize,
+    /// How many pages had to go for that since the last try.
+    held_down: u32,
     /// The first entry of each list of those whose grants have the same low bits. Frontends use small
     /// numbers close together, which those bits tell apart.
     lists: Vec<u16>,
@@ -52,6 +57,9 @@ const READ_ONLY: u16 = 1 << 15;
 const MOST_HOLDERS: u16 = READ_ONLY - 1;
 
 const _: () = assert!(size_of::<Entry>() == 16);
+
+/// After so many pages that had to go for want of map slots, one more is tried.
+const TRY_AGAIN: u32 = 64;
 
 impl Entry {
     #[inline]
@@ -124,6 +132,8 @@ impl<H: Hypervisor> PersistentCache<H> {
             entries: filled(capacity, entry)?,
             vacant: 0,
             cached: 0,
+            most: capacity,
+            held_down: 0,
             lists: filled((capacity / 2).next_power_of_two(), |_| NONE)?,
             idle: IdleList {
                 newest: NONE,
@@ -218,11 +228,12 @@ impl<H: Hypervisor> PersistentCache<H> {
         if self.hopeful.len() == self.hopeful.capacity() {
             self.map_queued();
         }
-        if self.vacant == NONE {
-            if self.idle.oldest == NONE {
-                return Err(CacheFull);
-            }
+        if self.cached >= self.most && self.idle.oldest != NONE {
             self.discard(self.idle.oldest);
+            self.try_for_more();
+        }
+        if self.vacant == NONE {
+            return Err(CacheFull);
         }
         if self.window.free_slots() == 0 {
             self.window.unmap_queued();
@@ -257,6 +268,10 @@ impl<H: Hypervisor> PersistentCache<H> {
     pub fn map_queued(&mut self) {
         self.window.unmap_queued();
         self.window.map_queued();
+        let slotless = self.window.take_slotless();
+        if slotless > 0 {
+            self.make_do_without(slotless);
+        }
         for at in 0..self.hopeful.len() {
             let entry = &mut self.entries[usize::from(self.hopeful[at])];
             let Some(slot) = &entry.slot else { continue };
@@ -271,6 +286,60 @@ impl<H: Hypervisor> PersistentCache<H> {
         }
         self.hopeful.clear();
         self.window.map_queued();
+    }
+
+    /// Xen had no map slots for so many pages. Pages that nobody holds make room for them, and for other
+    /// queues, which Xen gives the same slots: a quarter of what was mapped is left to them.
+    #[cold]
+    fn make_do_without(&mut self, slotless: usize) {
+        let mapped = self.cached.saturating_sub(slotless);
+        self.most = (mapped - mapped / 4).max(1);
+        self.held_down = 0;
+        self.trim();
+        for at in 0..self.entries.len() {
+            let entry = &mut self.entries[at];
+            let refused = |slot: &Slot| self.window.address(slot) == Err(GrantStatus::NO_SPACE);
+            if entry.slot.as_ref().is_some_and(refused)
+                && let Some(slot) = entry.slot.take()
+            {
+                self.window.queue_unmap(slot);
+                let access = match entry.is_read_only() {
+                    true => Access::ReadOnly,
+                    false => Access::ReadWrite,
+                };
+                entry.slot = self.window.queue_map(entry.gref, access).ok();
+            }
+        }
+        self.window.map_queued();
+        // What finds no slot now either is reached in another way, and asked for again when it is used next.
+        self.window.take_slotless();
+    }
+
+    /// Unmaps pages that nobody holds as long as there are more than are to stay. Where Xen has few map
+    /// slots, requests use more than that for a while.
+    #[inline]
+    pub fn trim(&mut self) {
+        if self.cached > self.most {
+            self.discard_down_to(self.most);
+        }
+    }
+
+    #[cold]
+    fn discard_down_to(&mut self, most: usize) {
+        while self.cached > most && self.idle.oldest != NONE {
+            self.discard(self.idle.oldest);
+        }
+        self.window.unmap_queued();
+    }
+
+    /// A page had to go though there is room. Now and then one fewer has to.
+    fn try_for_more(&mut self) {
+        if self.most < self.entries.len() {
+            self.held_down += 1;
+            if self.held_down.is_multiple_of(TRY_AGAIN) {
+                self.most += 1;
+            }
+        }
     }
 
     /// Where a page is mapped, or why it is not.
@@ -313,10 +382,7 @@ impl<H: Hypervisor> PersistentCache<H> {
 
     /// Unmaps all pages that nobody holds, in one hypercall.
     pub fn discard_idle(&mut self) {
-        while self.idle.oldest != NONE {
-            self.discard(self.idle.oldest);
-        }
-        self.window.unmap_queued();
+        self.discard_down_to(0);
     }
 
     /// Removes an idle entry; its page is unmapped with the next batch.

@@ -31,6 +31,8 @@ pub struct Window<H: Hypervisor> {
     unmaps: Vec<UnmapGrantRef>,
     /// The most entries of one hypercall.
     batch: usize,
+    /// How many pages were not mapped for want of map slots, since that was last asked.
+    slotless: usize,
     calls: Calls,
 }
 
@@ -128,6 +130,7 @@ impl<H: Hypervisor> Window<H> {
             maps: room_for(batch)?,
             unmaps: room_for(batch)?,
             batch,
+            slotless: 0,
             calls: Calls::default(),
         })
     }
@@ -236,11 +239,18 @@ impl<H: Hypervisor> Window<H> {
                 if map.status == GrantStatus::EAGAIN {
                     self.maps[again] = map;
                     again += 1;
+                } else if map.status == GrantStatus::NO_SPACE {
+                    self.slotless += 1;
                 }
             }
             self.maps.truncate(again);
         }
         self.maps.clear();
+    }
+
+    /// How many pages Xen had no map slot for since this was last asked. They can be copied.
+    pub fn take_slotless(&mut self) -> usize {
+        core::mem::take(&mut self.slotless)
     }
 
     /// The hypercall as a whole was refused: no entry was looked at, and all stay unmapped.

@@ -202,3 +202,46 @@ fn refused_pages_are_not_cached() {
     drop(cache);
     pair.assert_clean();
 }
+
+#[test]
+fn where_xen_has_few_map_slots_fewer_pages_stay_mapped_and_more_are_tried_for_later() {
+    let pair = Pair::new();
+    (8..20).for_each(|gref| _ = pair.grant(gref));
+    let mut cache = cache(&pair, 16);
+    pair.backend.set_maptrack_limit(8);
+    // Each page is mapped when it is used, and some slots are left to others.
+    use_pages(&pair, &mut cache, (8..20).cycle().take(100));
+    cache.trim();
+    assert!(cache.len() < 8, "{} pages stay", cache.len());
+    assert_eq!(pair.backend.live_mappings(), cache.len());
+    pair.backend.set_maptrack_limit(1000);
+    use_pages(&pair, &mut cache, (8..20).cycle().take(1500));
+    assert_eq!(cache.len(), 12);
+    assert_eq!(use_pages(&pair, &mut cache, 8..20).hypercalls(), 0);
+    drop(cache);
+    pair.assert_clean();
+}
+
+#[test]
+fn pages_that_are_held_may_find_no_map_slot() {
+    let pair = Pair::new();
+    (8..20).for_each(|gref| _ = pair.grant(gref));
+    let mut cache = cache(&pair, 16);
+    pair.backend.set_maptrack_limit(5);
+    let hold = |gref| cache.hold(GrantRef(gref), WRITE).unwrap();
+    let held: Vec<Held> = (8..20).map(hold).collect();
+    cache.map_queued();
+    let reached = |held: &&Held| cache.address(held).is_ok();
+    assert_eq!(held.iter().filter(reached).count(), 5);
+    let refused = held.iter().filter_map(|held| cache.address(held).err());
+    assert!(
+        refused
+            .into_iter()
+            .all(|status| status == GrantStatus::NO_SPACE)
+    );
+    held.into_iter().for_each(|held| cache.release(held));
+    cache.trim();
+    assert!(cache.len() < 5);
+    drop(cache);
+    pair.assert_clean();
+}

@@ -136,6 +136,9 @@ pub struct Flights {
     /// The first and the last of those that the device has done with.
     first_done: u16,
     last_done: u16,
+    /// The first and the last of those that wait for the bounce page; each names the next as `next_done`.
+    first_waiting: u16,
+    last_waiting: u16,
 }
 
 impl Flights {
@@ -156,6 +159,8 @@ impl Flights {
             free_count: count,
             first_done: NONE,
             last_done: NONE,
+            first_waiting: NONE,
+            last_waiting: NONE,
         })
     }
 
@@ -191,6 +196,27 @@ impl Flights {
             self.last_done = NONE;
         }
         Some((tag, flight.outcome))
+    }
+
+    /// Notes that a request waits for the bounce page.
+    pub fn wait(&mut self, tag: Tag) {
+        self.places[tag.0].next_done = NONE;
+        let at = tag.0 as u16;
+        match self.places.get_mut(usize::from(self.last_waiting)) {
+            Some(last) => last.next_done = at,
+            None => self.first_waiting = at,
+        }
+        self.last_waiting = at;
+    }
+
+    /// Takes the one that waits for the bounce page longest.
+    pub fn take_waiting(&mut self) -> Option<Tag> {
+        let tag = Tag(self.first_waiting.into());
+        self.first_waiting = self.places.get(tag.0)?.next_done;
+        if self.first_waiting == NONE {
+            self.last_waiting = NONE;
+        }
+        Some(tag)
     }
 
     /// Whether the device has done with no request that was not taken.

@@ -7,7 +7,7 @@ use bulkhead_grant::{Access, Copied, Direction, GrantedBytes, Held};
 use bulkhead_ring::blkif::{
     BadSegment, INDIRECT_SEGMENT_SIZE, Indirect, SEGMENTS_PER_INDIRECT_PAGE,
 };
-use bulkhead_xen::{GrantStatus, Hypervisor};
+use bulkhead_xen::{GrantRef, GrantStatus, Hypervisor};
 use core::fmt;
 
 /// How many index pages one sweep fetches, at most.
@@ -15,6 +15,7 @@ pub(super) const MOST_INDEX_PAGES: usize = 32;
 
 /// A page of segments that is being fetched.
 pub(super) struct IndexPage {
+    gref: GrantRef,
     fetched: Fetched,
     start: usize,
     count: usize,
@@ -23,6 +24,8 @@ pub(super) struct IndexPage {
 enum Fetched {
     Held(Held),
     Copied(Copied),
+    /// It could not be mapped, so it was copied by itself.
+    Bounced(Result<(), GrantStatus>),
     Refused,
 }
 
@@ -83,6 +86,7 @@ impl<H: Hypervisor> Reach<H> {
                 }
             };
             self.index_pages.push(IndexPage {
+                gref,
                 fetched,
                 start: start + done,
                 count,
@@ -101,12 +105,28 @@ impl<H: Hypervisor> Reach<H> {
         match &mut self.ways {
             Ways::Persistent(cache) => {
                 cache.map_queued();
-                for page in &self.index_pages {
-                    if let Fetched::Held(held) = &page.fetched
-                        && let Ok(address) = cache.address(held)
-                    {
+                for page in &mut self.index_pages {
+                    let address = match &page.fetched {
+                        Fetched::Held(held) => cache.address(held),
+                        _ => Err(GrantStatus::NO_SPACE),
+                    };
+                    if let Ok(address) = address {
                         // SAFETY: a mapped page, held until `clear_indexes`; a page holds so many.
                         unsafe { self.index.copy_from(page.start, page.count, address) };
+                    } else if address == Err(GrantStatus::NO_SPACE) {
+                        let bytes = GrantedBytes {
+                            gref: page.gref,
+                            offset: 0,
+                            len: page.count * INDIRECT_SEGMENT_SIZE,
+                        };
+                        // SAFETY: room for so many segments, taken in `queue_index`; nothing reads it now.
+                        let outcome =
+                            unsafe { self.bounce.fetch(bytes, self.index.address(page.start)) };
+                        let before =
+                            core::mem::replace(&mut page.fetched, Fetched::Bounced(outcome));
+                        if let Fetched::Held(held) = before {
+                            cache.release(held);
+                        }
                     }
                 }
             }
@@ -129,6 +149,7 @@ impl<H: Hypervisor> Reach<H> {
                 (Ways::PerRequest { indexes, .. }, Fetched::Copied(copied)) => {
                     indexes.status(copied)
                 }
+                (Ways::Persistent(_), Fetched::Bounced(outcome)) => *outcome,
                 _ => Err(GrantStatus::GENERAL_ERROR),
             }
             .map_err(IndexFault::Page)?;

@@ -13,6 +13,11 @@
 //! answers, in `pace`.
 
 mod backoff;
+#[allow(
+    unsafe_code,
+    reason = "memory that the hypervisor and the device write to"
+)]
+mod bounce;
 mod choice;
 mod control;
 mod flight;

@@ -58,13 +58,9 @@ impl<H: Hypervisor> Queue<H> {
     pub fn connect(
         handle: &Handle<H>,
         region: &Region<H>,
-        setup: QueueSetup,
+        mut setup: QueueSetup,
     ) -> Result<Self, ConnectError> {
-        let QueueSetup {
-            frontend,
-            mut device,
-            ..
-        } = setup;
+        let frontend = setup.frontend;
         let pages = region
             .map_pages(frontend, &setup.ring)?
             .map_err(|(gref, status)| ConnectError::Ring(gref, status))?;
@@ -72,26 +68,18 @@ impl<H: Hypervisor> Queue<H> {
         // A ring that was served before goes on where it was: its first slots hold responses.
         let ring = BackRing::attach(shared, Blkif::new(setup.abi)).map_err(ConnectError::Attach)?;
         let slots = ring.slots() as usize;
-        let reserved = device.reserve(slots);
+        let reserved = setup.device.reserve(slots);
         reserved.map_err(|bulkhead_images::OutOfMemory { bytes }| OutOfMemory { bytes })?;
         let largest = setup.indirect_segments.max(MAX_SEGMENTS);
         let most_pages = (slots * MAX_SEGMENTS).min(MOST_PAGES).max(largest);
-        let reach = Reach::new(
-            handle.door(),
-            region,
-            frontend,
-            setup.persistent,
-            setup.options.data_path,
-            most_pages,
-            largest,
-        )?;
+        let reach = Reach::new(handle.door(), region, &setup, most_pages, largest)?;
         let port = handle
             .door()
             .bind_interdomain(frontend, setup.event_channel)
             .map_err(|error| ConnectError::EventChannel(setup.event_channel, error))?;
         Ok(Queue {
             name: setup.name,
-            device,
+            device: setup.device,
             reach,
             ring,
             _ring_pages: pages,
@@ -291,6 +279,9 @@ impl<H: Hypervisor> Queue<H> {
 
     /// Starts the next step of a request; its pages are mapped.
     fn step(&mut self, tag: Tag) {
+        if self.reach.bounce.serves(tag) {
+            return self.next_piece(tag);
+        }
         let flight = self.flights.get(tag);
         let Some(op) = flight.next_step() else {
             return self.flights.done(tag, Ok(()));
@@ -304,6 +295,9 @@ impl<H: Hypervisor> Queue<H> {
                     segments.push(reach.segment(page)?);
                     Ok(())
                 });
+            if gathered == Err(GrantStatus::NO_SPACE) {
+                return self.bounce(tag, op);
+            }
             if let Err(status) = gathered {
                 self.complain(format_args!("a page cannot be mapped: {status}"));
                 return self.flights.done(tag, Err(IoError::Medium));
@@ -319,6 +313,63 @@ impl<H: Hypervisor> Queue<H> {
         }
     }
 
+    /// Xen has no map slots for the pages of a request: serves it by copies, after those that are served
+    /// that way already.
+    #[cold]
+    fn bounce(&mut self, tag: Tag, op: Op) {
+        let flight = self.flights.get(tag);
+        // It is to be done as long as one piece of it is.
+        flight.op = Some(op);
+        if !self.reach.bounce.is_free() {
+            return self.flights.wait(tag);
+        }
+        let bytes = flight.bytes as usize;
+        self.reach.bounce.begin(tag, op, bytes);
+        self.submit_piece(tag);
+    }
+
+    /// The device has done with a piece of a request that is served by copies.
+    #[cold]
+    fn next_piece(&mut self, tag: Tag) {
+        let flight = self.flights.get(tag);
+        if let Err(status) = self.reach.bounce.piece_done(&self.pool, &flight.pages) {
+            return self.refuse_piece(tag, status);
+        }
+        if !self.reach.bounce.is_done() {
+            return self.submit_piece(tag);
+        }
+        flight.op = None;
+        self.end_bounce();
+        self.step(tag);
+    }
+
+    fn submit_piece(&mut self, tag: Tag) {
+        let flight = self.flights.get(tag);
+        let bounce = &mut self.reach.bounce;
+        let (op, segment) = match bounce.next_piece(&self.pool, &flight.pages) {
+            Ok(piece) => piece,
+            Err(status) => return self.refuse_piece(tag, status),
+        };
+        let segments = &[segment];
+        match self.device.submit(tag, Io { op, segments }) {
+            Submitted::Done(outcome) => self.flights.done(tag, outcome),
+            Submitted::Pending => self.completes_later = true,
+        }
+    }
+
+    fn refuse_piece(&mut self, tag: Tag, status: GrantStatus) {
+        self.complain(format_args!("a page cannot be copied: {status}"));
+        self.flights.done(tag, Err(IoError::Medium));
+    }
+
+    /// The bounce page is free for the next request that waits for it.
+    fn end_bounce(&mut self) {
+        self.reach.bounce.end();
+        if let Some(tag) = self.flights.take_waiting() {
+            self.step(tag);
+        }
+    }
+
     /// A request has come back from the device: gives up its pages and notes the answer, unless
     /// it has another step to go.
     fn finish(&mut self, tag: Tag, outcome: Result<(), IoError>) {
@@ -326,6 +377,10 @@ impl<H: Hypervisor> Queue<H> {
         if outcome.is_ok() && flight.has_steps() {
             return self.step(tag);
         }
+        if outcome.is_err() && self.reach.bounce.serves(tag) {
+            self.end_bounce();
+        }
+        let flight = self.flights.get(tag);
         let (id, operation, sectors) = (
             flight.id,
             flight.opcode,

@@ -1,11 +1,13 @@
 //! The ways to a frontend's pages: mapped for a request, mapped persistently, or copied by the
 //! hypervisor.
 
+use super::bounce::Bounce;
 use super::choice::{Choice, Way};
 use super::flight::{Hold, Page, PagePool, Pages};
 use super::index::IndexCopy;
 use super::indirect::{IndexPage, MOST_INDEX_PAGES};
 use super::options::DataPath;
+use super::setup::QueueSetup;
 use super::stats::QueueStats;
 use alloc::vec::Vec;
 use bulkhead_grant::memory::room_for;
@@ -13,7 +15,7 @@ use bulkhead_grant::{
     Access, CopyBatch, Direction, GrantedBytes, NoRoom, PersistentCache, Region, Window,
 };
 use bulkhead_images::IoSegment;
-use bulkhead_xen::{DomId, GrantStatus, Hypervisor, Instant};
+use bulkhead_xen::{GrantStatus, Hypervisor, Instant};
 use core::ptr::NonNull;
 
 /// How many pages stay mapped for a frontend with persistent grants, at most: all that Linux's has in use
@@ -23,6 +25,8 @@ const MOST_PERSISTENT: usize = 32 * (32 + 1);
 const EXCHANGED: usize = 128;
 /// How many segments of indirect requests one sweep fetches, if no request alone has more.
 const FETCHED: usize = 352;
+/// For so many sweeps pages are copied where that is possible, after Xen had no map slots.
+const COPIED_INSTEAD: u32 = 64;
 /// The most pages of address space that a queue takes for data.
 pub const MOST_ADDRESS_SPACE: usize = MOST_PERSISTENT + EXCHANGED;
 
@@ -31,6 +35,10 @@ pub struct Reach<H: Hypervisor> {
     pub(super) ways: Ways<H>,
     pub(super) index: IndexCopy,
     pub(super) index_pages: Vec<IndexPage>,
+    /// What is left where Xen has no map slots.
+    pub(super) bounce: Bounce<H>,
+    /// For how many sweeps more it is not tried to map.
+    slotless: u32,
     choice: Choice,
     /// How the pages of this sweep are reached, how many there are, and since when.
     way: Way,
@@ -56,14 +64,13 @@ impl<H: Hypervisor> Reach<H> {
     pub fn new(
         door: &H,
         region: &Region<H>,
-        frontend: DomId,
-        persistent: bool,
-        path: DataPath,
+        setup: &QueueSetup,
         pages: usize,
         largest: usize,
     ) -> Result<Self, NoRoom> {
+        let frontend = setup.frontend;
         let batch = |capacity| CopyBatch::new(door.clone(), frontend, capacity);
-        let ways = if persistent {
+        let ways = if setup.persistent {
             let cache = PersistentCache::new(region, frontend, MOST_PERSISTENT, EXCHANGED)?;
             Ways::Persistent(cache)
         } else {
@@ -79,7 +86,9 @@ impl<H: Hypervisor> Reach<H> {
             ways,
             index: IndexCopy::new(pages.min(FETCHED).max(largest))?,
             index_pages: room_for(MOST_INDEX_PAGES)?,
-            choice: Choice::new(match path {
+            bounce: Bounce::new(door, frontend, setup.sector_size)?,
+            slotless: 0,
+            choice: Choice::new(match setup.options.data_path {
                 DataPath::Map | DataPath::Persistent => Some(Way::Map),
                 DataPath::Copy => Some(Way::Copy),
                 DataPath::Auto => None,
@@ -109,6 +118,11 @@ impl<H: Hypervisor> Reach<H> {
         if pages > 0
             && let Ways::PerRequest { .. } = self.ways
         {
+            if self.slotless > 0 {
+                self.slotless -= 1;
+                self.way = Way::Copy;
+                return;
+            }
             self.way = self.choice.pick(pages);
             if self.choice.is_free() {
                 self.began = Some(now());
@@ -170,7 +184,7 @@ impl<H: Hypervisor> Reach<H> {
     pub fn queue_maps(&mut self, pool: &mut PagePool, pages: &Pages, access: Access) {
         let ways = &mut self.ways;
         pool.for_each(pages, |page| {
-            // One that finds no room stays unreached, and its request fails.
+            // One that finds no room stays unreached, and is copied later.
             page.hold = match ways {
                 Ways::Persistent(cache) => {
                     cache.hold(page.gref, access).map_or(Hold::None, Hold::Kept)
@@ -189,6 +203,11 @@ impl<H: Hypervisor> Reach<H> {
             Ways::PerRequest { window, copies, .. } => {
                 window.map_queued();
                 copies.run();
+                if window.take_slotless() > 0 {
+                    self.slotless = COPIED_INSTEAD;
+                    // What it took says nothing.
+                    self.began = None;
+                }
             }
         }
     }
@@ -203,7 +222,7 @@ impl<H: Hypervisor> Reach<H> {
                 let frame = cache.frame(held).ok_or(GrantStatus::GENERAL_ERROR)?;
                 (cache.address(held)?, frame)
             }
-            _ => return Err(GrantStatus::GENERAL_ERROR),
+            _ => return Err(GrantStatus::NO_SPACE),
         };
         // A segment lies within its page, as its parser checked, so the sum is within the page.
         let address = address.map_addr(|address| address.saturating_add(page.offset()));
@@ -258,8 +277,9 @@ impl<H: Hypervisor> Reach<H> {
 
     /// Unmaps what was given up: one hypercall, if there is anything.
     pub fn unmap(&mut self) {
-        if let Ways::PerRequest { window, .. } = &mut self.ways {
-            window.unmap_queued();
+        match &mut self.ways {
+            Ways::PerRequest { window, .. } => window.unmap_queued(),
+            Ways::Persistent(cache) => cache.trim(),
         }
     }
 
@@ -293,10 +313,11 @@ impl<H: Hypervisor> Reach<H> {
                 ),
             ),
         };
+        let bounced = self.bounce.copied();
         stats.map_calls.set(calls.maps);
         stats.maps.set(calls.pages);
         stats.unmap_calls.set(calls.unmaps);
-        stats.copy_calls.set(copies.0);
-        stats.bytes_copied.set(copies.1);
+        stats.copy_calls.set(copies.0 + bounced.0);
+        stats.bytes_copied.set(copies.1 + bounced.1);
     }
 }

@@ -29,6 +29,8 @@ pub struct QueueSetup {
     pub indirect_segments: usize,
     /// It was offered to discard.
     pub discard: bool,
+    /// The device's sectors, in bytes.
+    pub sector_size: usize,
     /// The device's queue for this ring.
     pub device: Box<dyn IoQueue>,
     /// How to serve.

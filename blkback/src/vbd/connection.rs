@@ -51,6 +51,7 @@ impl<H: Hypervisor> Connection<H> {
                 persistent: published.persistent && options.data_path.offers_persistent(),
                 indirect_segments: backend.limits.indirect_segments as usize,
                 discard: config.discard && geometry.discard.is_some(),
+                sector_size: geometry.sector_size.bytes(),
                 device: device.queue(),
                 options,
             };

@@ -76,6 +76,12 @@ impl<'h> Storage<'_, 'h> {
         self
     }
 
+    /// Sets how many frames Xen keeps to track what it has mapped (`max_maptrack_frames`).
+    pub fn map_frames(mut self, frames: u32) -> Self {
+        self.config.max_maptrack_frames = Some(frames);
+        self
+    }
+
     /// Sets its name.
     pub fn name(mut self, name: &str) -> Self {
         name.clone_into(&mut self.config.name);

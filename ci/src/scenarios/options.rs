@@ -17,6 +17,12 @@ pub const SCENARIOS: &[Scenario] = &[
         run: data_paths,
     },
     Scenario {
+        name: "map-slots",
+        about: "max_maptrack_frames=1 and 2: one guest, then two, verify with 64 KiB at depth 32; no error",
+        demo: false,
+        run: map_slots,
+    },
+    Scenario {
         name: "sector-sizes",
         about: "sectors of 4096 bytes, logical or only physical: guests see them, fio verified",
         demo: false,
@@ -99,6 +105,58 @@ fn only_path(path: &str, moved: u64, counted: &VbdStatistics) -> Result<()> {
         "{moved} bytes did not go by data-path={path} alone: {counted:?}"
     );
     Ok(())
+}
+
+/// Few enough that one queue of a Linux guest wants more pages mapped at a time.
+const MAP_FRAMES: [u32; 2] = [1, 2];
+
+fn map_slots(lab: &Lab) -> Result<()> {
+    let mut storages = Vec::new();
+    for frames in MAP_FRAMES {
+        let images = [Image::mib("first", 8), Image::mib("second", 8)];
+        let storage = lab
+            .storage(Kind::Pvh)
+            .name(&format!("storage-{frames}"))
+            .images(&images)?
+            .memory(40)
+            .map_frames(frames);
+        storages.push(storage.start()?);
+    }
+    let mut guests: Vec<Guest> = Vec::new();
+    for image in ["first", "second"] {
+        lab.step(format!("booting the {image} guest with a disk of each"));
+        let target = format!("ram:{image}");
+        let disks = [
+            disk("storage-1", "xvda", "rw", &target),
+            disk("storage-2", "xvdb", "rw", &target),
+        ];
+        guests.push(lab.host.guest(image, Kind::Pv, &disks)?);
+        for (device, storage) in ["xvda", "xvdb"].into_iter().zip(&storages) {
+            let count = guests.len();
+            lab.step(format!("fio on {device} in {count} at a time"));
+            let options = "--bsrange=64k-64k --iodepth=32";
+            let command = fio::verify_command_with(&format!("/dev/{device}"), options);
+            let jobs = guests.iter().map(|guest| guest.start(&command));
+            let jobs = jobs.collect::<Result<Vec<_>>>()?;
+            for (guest, job) in guests.iter().zip(jobs) {
+                fio::finish(guest, job, FIO_LIMIT)?;
+                let counted = storage.statistics(guest, device_number(device))?;
+                ensure!(counted.get("errors")? == 0, "requests failed: {counted:?}");
+            }
+        }
+    }
+    // All that Linux ever has granted stays mapped, unless Xen lets us have fewer pages mapped. How many
+    // two guests want at a time depends on the host's speed; it is more than one frame tracks.
+    let mut given_up = 0;
+    for guest in &guests {
+        let counted = storages[0].statistics(guest, device_number("xvda"))?;
+        given_up += counted.get("unmap_calls")?;
+    }
+    ensure!(given_up > 0, "the limit of one frame was never reached");
+    guests.iter_mut().try_for_each(|guest| guest.destroy())?;
+    storages
+        .iter_mut()
+        .try_for_each(|storage| storage.shutdown())
 }
 
 fn sector_sizes(lab: &Lab) -> Result<()> {

@@ -139,6 +139,7 @@ impl Machine {
             persistent: setting.persistent && setting.path.offers_persistent(),
             indirect_segments: backend.limits.indirect_segments as usize,
             discard: setting.discard && device.geometry().discard.is_some(),
+            sector_size: 512,
             device: device.queue(),
             options: options(setting.path),
         };

@@ -66,7 +66,7 @@ pub use domain::SimDomain;
 pub use door::SimDoor;
 pub use faults::{GrantUse, Hypercall};
 pub use stats::{Stats, Violation};
-pub use world::{DomainConfig, DomainKind};
+pub use world::{DomainConfig, DomainKind, MAPTRACK_PER_FRAME};
 
 use crate::{DomId, GrantRef, GrantStatus, Instant, VcpuId};
 use std::ops::{Deref, DerefMut};

@@ -9,6 +9,9 @@ use super::tables::Lent;
 use crate::{DomId, Instant, Port, VcpuId};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+/// How many mappings one frame of `max_maptrack_frames` keeps track of (`MAPTRACK_PER_PAGE`).
+pub const MAPTRACK_PER_FRAME: u32 = 256;
+
 /// How Xen runs a domain; it decides which mappings the domain may ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum DomainKind {
@@ -39,7 +42,8 @@ pub struct DomainConfig {
     pub region_pages: usize,
     /// Entries of the domain's grant table (Xen's default is 64 frames of 512).
     pub grant_entries: u32,
-    /// How many grants the domain may have mapped at a time (Xen's default: 1024 frames of 512).
+    /// How many grants the domain may have mapped at a time (Xen's default: 1024 frames of
+    /// [`MAPTRACK_PER_FRAME`], of which each vCPU keeps one back).
     pub maptrack_limit: u32,
 }
 
@@ -54,7 +58,7 @@ impl Default for DomainConfig {
             memory_pages: 1024,
             region_pages: 4096,
             grant_entries: 2048,
-            maptrack_limit: 1024 * 512,
+            maptrack_limit: 1024 * MAPTRACK_PER_FRAME,
         }
     }
 }

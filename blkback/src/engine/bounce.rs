@@ -1,0 +1,237 @@
+//! The way that is left when Xen has no map slots for a frontend's pages: the hypervisor copies them to or
+//! from memory of our own, and the device gets that. It is slow, needs no more than that, and serves
+//! one request at a time.
+
+use super::flight::{PagePool, Pages};
+use alloc::vec::Vec;
+use bulkhead_grant::memory::room_for;
+use bulkhead_grant::{CopyBatch, Direction, GrantedBytes, OutOfMemory};
+use bulkhead_images::{IoSegment, Op, Sector, Tag};
+use bulkhead_ring::blkif::SECTOR_SIZE;
+use bulkhead_xen::{DomId, GrantStatus, Hypervisor, PAGE_SIZE};
+use core::ptr::NonNull;
+
+/// A page, for devices with sectors of 4096 bytes.
+#[repr(C, align(4096))]
+struct Whole([u8; PAGE_SIZE]);
+
+/// Enough for the others. Every queue has one, and it is seldom used.
+#[repr(C, align(2048))]
+struct Half([u8; PAGE_SIZE / 2]);
+
+/// What the device gets at a time. It lies within one page, and is a multiple of the device's sectors, so a
+/// request that the device takes as a whole is taken in these pieces too.
+enum Memory {
+    Whole(Vec<Whole>),
+    Half(Vec<Half>),
+}
+
+impl Memory {
+    fn for_sectors(size: usize) -> Result<Memory, OutOfMemory> {
+        Ok(match size_of::<Half>().is_multiple_of(size) {
+            true => Memory::Half(room_for(1)?),
+            false => Memory::Whole(room_for(1)?),
+        })
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Memory::Whole(_) => size_of::<Whole>(),
+            Memory::Half(_) => size_of::<Half>(),
+        }
+    }
+}
+
+/// A queue's own memory, and the request that it serves.
+pub struct Bounce<H: Hypervisor> {
+    door: H,
+    /// Never seen through a reference. The device and the hypervisor write to it.
+    memory: Memory,
+    copies: CopyBatch<H>,
+    current: Option<Current>,
+}
+
+/// How far the request is that is being served.
+#[derive(Clone, Copy)]
+struct Current {
+    tag: Tag,
+    op: Op,
+    /// The bytes that are done, and those that the device has now.
+    done: usize,
+    chunk: usize,
+    all: usize,
+}
+
+impl<H: Hypervisor> Bounce<H> {
+    /// For the pages of `frontend`, and a device with sectors of that many bytes.
+    pub fn new(door: &H, frontend: DomId, sector_size: usize) -> Result<Self, OutOfMemory> {
+        let memory = Memory::for_sectors(sector_size)?;
+        // A page of a request has a sector of 512 bytes at least.
+        let pieces = memory.len() / SECTOR_SIZE;
+        Ok(Bounce {
+            door: door.clone(),
+            memory,
+            copies: CopyBatch::new(door.clone(), frontend, pieces)?,
+            current: None,
+        })
+    }
+
+    /// Whether that request is the one being served.
+    pub fn serves(&self, tag: Tag) -> bool {
+        self.current.is_some_and(|current| current.tag == tag)
+    }
+
+    /// Whether no request is being served.
+    pub fn is_free(&self) -> bool {
+        self.current.is_none()
+    }
+
+    /// Begins with a read or a write of `bytes` bytes; nothing is done yet.
+    pub fn begin(&mut self, tag: Tag, op: Op, bytes: usize) {
+        debug_assert!(self.is_free(), "one at a time");
+        self.current = Some(Current {
+            tag,
+            op,
+            done: 0,
+            chunk: 0,
+            all: bytes,
+        });
+    }
+
+    /// Whether all of the request is done.
+    pub fn is_done(&self) -> bool {
+        self.current
+            .is_none_or(|current| current.done == current.all)
+    }
+
+    /// Gives the request up, or is done with it.
+    pub fn end(&mut self) {
+        self.current = None;
+    }
+
+    fn address(&mut self) -> NonNull<u8> {
+        let start = match &mut self.memory {
+            Memory::Whole(memory) => memory.as_mut_ptr().cast(),
+            Memory::Half(memory) => memory.as_mut_ptr().cast(),
+        };
+        // A vector with room is never null.
+        NonNull::new(start).unwrap_or(NonNull::dangling())
+    }
+
+    /// Prepares the next piece of the request for the device: what it is to do, and where.
+    pub fn next_piece(
+        &mut self,
+        pool: &PagePool,
+        pages: &Pages,
+    ) -> Result<(Op, IoSegment), GrantStatus> {
+        let Some(mut current) = self.current else {
+            return Err(GrantStatus::GENERAL_ERROR);
+        };
+        current.chunk = (current.all - current.done).min(self.memory.len());
+        self.current = Some(current);
+        let sectors = (current.done / SECTOR_SIZE) as u64;
+        let after = |sector: Sector| Sector(sector.0 + sectors);
+        let address = self.address();
+        let op = match current.op {
+            Op::Write { sector } => {
+                self.copy(Direction::FromGranted, pool, pages)?;
+                Op::Write {
+                    sector: after(sector),
+                }
+            }
+            Op::Read { sector } => {
+                // What the device leaves as it is, is not to be an earlier request's.
+                // SAFETY: the memory is ours, and neither the device nor the hypervisor uses it now.
+                unsafe { address.write_bytes(0, current.chunk) };
+                Op::Read {
+                    sector: after(sector),
+                }
+            }
+            other => other,
+        };
+        let frame = self.door.frame_of(address.as_ptr());
+        let frame = frame.ok_or(GrantStatus::GENERAL_ERROR)?;
+        // SAFETY: own memory that stays as long as the device's queue, which `Queue` drops first; it is
+        // not written before the completion of this piece is told, and never referred to.
+        let segment = unsafe { IoSegment::new(address, current.chunk, frame) };
+        Ok((op, segment))
+    }
+
+    /// The device is done with a piece: shows the frontend what was read.
+    pub fn piece_done(&mut self, pool: &PagePool, pages: &Pages) -> Result<(), GrantStatus> {
+        let Some(current) = self.current else {
+            return Err(GrantStatus::GENERAL_ERROR);
+        };
+        if matches!(current.op, Op::Read { .. }) {
+            self.copy(Direction::ToGranted, pool, pages)?;
+        }
+        self.current = Some(Current {
+            done: current.done + current.chunk,
+            chunk: 0,
+            ..current
+        });
+        Ok(())
+    }
+
+    /// Copies the piece from or to the frontend's pages: one hypercall.
+    fn copy(
+        &mut self,
+        direction: Direction,
+        pool: &PagePool,
+        pages: &Pages,
+    ) -> Result<(), GrantStatus> {
+        let Some(Current { done, chunk, .. }) = self.current else {
+            return Err(GrantStatus::GENERAL_ERROR);
+        };
+        let own = self.address();
+        let mut start = 0;
+        for page in pool.iter(pages) {
+            let (first, end) = (start.max(done), (start + page.len()).min(done + chunk));
+            if first < end {
+                let granted = GrantedBytes {
+                    gref: page.gref,
+                    offset: page.offset() + first - start,
+                    len: end - first,
+                };
+                // SAFETY: within our memory, of which the bytes from `done` on are asked for; it holds
+                // nothing but this frontend's data, and is not referred to.
+                let queued =
+                    unsafe { self.copies.queue(direction, granted, own.add(first - done)) };
+                if queued.is_err() {
+                    self.copies.clear();
+                    return Err(GrantStatus::GENERAL_ERROR);
+                }
+            }
+            start += page.len();
+        }
+        self.copies.run();
+        let outcome = self.copies.outcome();
+        self.copies.clear();
+        outcome
+    }
+
+    /// Copies bytes of one page of the frontend's to `to`: one hypercall.
+    ///
+    /// # Safety
+    /// `to` is own memory of so many bytes, seen through no reference.
+    pub unsafe fn fetch(
+        &mut self,
+        bytes: GrantedBytes,
+        to: NonNull<u8>,
+    ) -> Result<(), GrantStatus> {
+        // SAFETY: as the caller promises.
+        let queued = unsafe { self.copies.queue(Direction::FromGranted, bytes, to) };
+        self.copies.run();
+        let outcome = match queued {
+            Ok(_) => self.copies.outcome(),
+            Err(_) => Err(GrantStatus::GENERAL_ERROR),
+        };
+        self.copies.clear();
+        outcome
+    }
+
+    /// How many hypercalls copied so far, and how many bytes.
+    pub fn copied(&self) -> (u64, u64) {
+        (self.copies.calls(), self.copies.bytes())
+    }
+}

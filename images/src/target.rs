@@ -232,14 +232,14 @@ impl fmt::Display for TargetError {
             }
             TargetError::PhysicalSize(physical, size) => write!(
                 f,
-                "physical-sector-size={physical} is smaller than sector-size={size}"
+                "physical-sector-size={physical} is smaller than sector-size={size}, expected {size}"
             ),
             TargetError::Discard(word) => {
                 let expected = DiscardMode::EXPECTED;
                 write!(f, "discard={word}: expected {expected}")
             }
             TargetError::NoDiscard => {
-                f.write_str("discard= has no meaning for null:, which holds no data")
+                f.write_str("null: holds no data, expected it without discard=")
             }
             TargetError::Twice(option) => write!(f, "option {option} is given twice"),
         }

@@ -126,7 +126,7 @@ fn mistakes_are_answered_with_what_was_expected() {
         ),
         (
             "ram:x,sector-size=4096,physical-sector-size=512",
-            "physical-sector-size=512 is smaller than sector-size=4096".into(),
+            "physical-sector-size=512 is smaller than sector-size=4096, expected 4096".into(),
         ),
         (
             "ram:x,discard=yes",
@@ -138,7 +138,7 @@ fn mistakes_are_answered_with_what_was_expected() {
         ),
         (
             "null:1M,discard=keep",
-            "discard= has no meaning for null:, which holds no data".into(),
+            "null: holds no data, expected it without discard=".into(),
         ),
         ("null:1K,physical-sector-size=4096", size("1K")),
         ("null:", size("")),

@@ -179,6 +179,16 @@ impl World {
         panic!("the machine does not come to rest");
     }
 
+    /// As [`run`](Self::run), where xenstored has nothing to do.
+    pub fn run_without_xenstored(&self) {
+        let _watched = Watched::new();
+        let mut steps = 0..100_000;
+        while self.executors.step() {
+            assert!(steps.next().is_some(), "the machine does not come to rest");
+        }
+        assert!(!self.ended.get(), "the backend has given up");
+    }
+
     /// What the driver domain does when it has its turn, but that it does not go to sleep: that is
     /// to follow by [`step`](Self::step).
     pub fn turn(&self) {

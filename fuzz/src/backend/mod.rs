@@ -8,7 +8,7 @@ mod disk;
 mod guest;
 
 use crate::heap;
-use crate::world::{Bystander, Script, Setup, World, content};
+use crate::world::{Bystander, Script, Setup, Style, World, content};
 use bulkhead_blkback::engine::{DataPath, Options, QueueControl, QueueSetup, queue_control, serve};
 use bulkhead_ring::blkif::Abi;
 use bulkhead_xen::{GrantRef, Port};
@@ -70,7 +70,9 @@ impl Machine {
         let ramdisk = world.ramdisk();
         let disks = (0..).zip(DISKS);
         let disks = disks.map(|(number, kind)| Disk::open(world, &ramdisk, number, kind));
-        let bystander = Bystander::new(world);
+        // Its pages stay mapped: to map them for each input is what would take longest.
+        let mut bystander = Bystander::styled(world, Style::persistent(true));
+        bystander.glance();
         Machine {
             disks: disks.collect(),
             guest: HostileGuest::new(world),
@@ -146,7 +148,7 @@ impl Machine {
         let (control, guard) = queue_control();
         let (handle, region) = (backend.handle.clone(), backend.region.clone());
         world.spawn(serve(handle, region, setup, guard));
-        world.run();
+        world.run_without_xenstored();
         let connected = control.connected().now_or_never();
         match connected.expect("a queue connects at once, or never") {
             Ok(_) => {
@@ -236,7 +238,7 @@ fn disconnect(world: &World, queue: QueueControl, disk: &Disk) {
         end.set(true);
     });
     for _ in 0..ROUNDS {
-        world.run();
+        world.run_without_xenstored();
         if ended.get() {
             return;
         }

@@ -102,6 +102,7 @@ fn nodes_that_the_toolstack_left_out() {
     let world = World::new();
     for (node, expected) in [
         ("frontend", "the toolstack wrote no frontend"),
+        ("frontend-id", "the toolstack wrote no frontend-id"),
         ("mode", "the toolstack wrote no mode"),
         ("params", "the disk names no target="),
     ] {
@@ -119,6 +120,59 @@ fn nodes_that_the_toolstack_left_out() {
         other.io();
         other.leave();
     }
+    world.nothing_left();
+}
+
+#[test]
+fn a_frontend_that_is_not_the_one_of_the_directory() {
+    let world = World::new();
+    let mut other = Bystander::new(&world);
+    let guest = Guest::new(&world);
+    let victim = Guest::new(&world);
+    let (id, victims) = (guest.domain.id(), victim.domain.id());
+    let own = format!("/local/domain/{id}/device/vbd/51712");
+    for (node, value) in [
+        (
+            "frontend",
+            format!("/local/domain/{victims}/device/vbd/51712"),
+        ),
+        ("frontend", format!("/local/domain/{id}/device/vbd/51728")),
+        ("frontend", format!("/local/domain/{id}/device/vif/51712")),
+        ("frontend", format!("{own}/0")),
+        ("frontend", format!("{own}/")),
+        ("frontend", format!("/local/domain/{id}/data")),
+        ("frontend", "device/vbd/51712".into()),
+        ("frontend", "\u{1d}".repeat(1000)),
+        ("frontend-id", victims.to_string()),
+        ("frontend-id", "0".into()),
+        ("frontend-id", format!("{id}0")),
+        ("frontend-id", "rubbish".into()),
+    ] {
+        let disk = guest.attach_unseen("xvda", &Disk::new("ram:disk0"));
+        let path = format!("{}/{node}", disk.vbd.backend_path());
+        world.sim.store().write(&path, &value);
+        let (watches, id) = (
+            world.sim.store().watch_count(world.storage.id()),
+            id.to_string(),
+        );
+        world.run();
+        let problem = disk.problem().expect("the error node says why");
+        let expected = if node == "frontend" { &own } else { &id };
+        assert!(
+            problem.starts_with(&format!("the toolstack's {node} is"))
+                && problem.ends_with(&format!(", expected {expected}"))
+                && problem.len() < 160,
+            "{problem}"
+        );
+        let watched = world.sim.store().watch_count(world.storage.id());
+        assert_eq!(watched, watches, "nobody else's directory is watched");
+        world.wait_for_removal();
+        assert_eq!(disk.backend(), None, "so libxl gives up at once");
+        toolstack::finish_detach(&mut world.sim.store(), &disk.vbd);
+        other.io();
+    }
+    guest.attach("xvda", "ram:disk0").connected().detach();
+    other.leave();
     world.nothing_left();
 }
 

@@ -70,9 +70,15 @@ pub fn toolstack(bytes: &[u8]) {
             assert!(shown.starts_with(&format!("{}/{}", id.frontend, id.device)));
         }
     }
-    match VbdConfig::parse(&nodes(&text)) {
+    let named = text.lines().find_map(VbdId::from_path);
+    let id = named.unwrap_or(VbdId {
+        frontend: DomId(5),
+        device: 51712,
+    });
+    match VbdConfig::parse(id, &nodes(&text)) {
         Ok(config) => {
-            assert!(!config.frontend_path.is_empty() && !config.target.is_empty());
+            assert_eq!(config.frontend_path, id.frontend_path());
+            assert!(!config.target.is_empty());
             assert!(config.removable || !config.cdrom, "a CD-ROM is removable");
         }
         Err(error) => {

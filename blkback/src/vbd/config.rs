@@ -1,15 +1,17 @@
 //! What the toolstack wrote about a disk into its backend directory (libxl, and
 //! `io/blkif.h`, "Backend Device Node").
 
-use super::published::Nodes;
-use alloc::string::String;
+use super::identity::VbdId;
+use super::published::{Nodes, shortened};
+use alloc::string::{String, ToString};
 use bulkhead_images::Access;
 use core::fmt;
 
 /// The nodes of a backend directory that describe the disk. Nobody changes them while the disk is
 /// there: where they differ from what they were, the toolstack has made the directory anew.
-pub const CONFIG_NODES: [&str; 6] = [
+pub const CONFIG_NODES: [&str; 7] = [
     "frontend",
+    "frontend-id",
     "params",
     "mode",
     "device-type",
@@ -39,6 +41,15 @@ pub struct VbdConfig {
 pub enum ConfigError {
     /// A node that must be there is not.
     Missing(&'static str),
+    /// A node that names the frontend names another one than the directory does, in which it stands.
+    OtherFrontend {
+        /// The node.
+        node: &'static str,
+        /// The start of what it holds.
+        value: String,
+        /// What the directory says.
+        expected: String,
+    },
     /// The mode is neither reading nor writing.
     UnknownMode(String),
 }
@@ -48,6 +59,14 @@ impl fmt::Display for ConfigError {
         match self {
             Self::Missing("params") => f.write_str("the disk names no target=, expected ram:NAME"),
             Self::Missing(node) => write!(f, "the toolstack wrote no {node}"),
+            Self::OtherFrontend {
+                node,
+                value,
+                expected,
+            } => write!(
+                f,
+                "the toolstack's {node} is {value:?}, expected {expected}"
+            ),
             Self::UnknownMode(mode) => write!(f, "the disk's mode is {mode:?}, expected r or w"),
         }
     }
@@ -56,14 +75,25 @@ impl fmt::Display for ConfigError {
 impl core::error::Error for ConfigError {}
 
 impl VbdConfig {
-    /// Reads the nodes of the backend directory.
-    pub fn parse(nodes: &Nodes) -> Result<VbdConfig, ConfigError> {
+    /// Reads the nodes of the backend directory of this disk. The frontend must be that of the directory:
+    /// otherwise one guest's disk would follow the state, and map the pages, of another.
+    pub fn parse(id: VbdId, nodes: &Nodes) -> Result<VbdConfig, ConfigError> {
         let text = |name| nodes.get(name).map(String::as_str);
         let required = |name| {
             text(name)
                 .filter(|value| !value.is_empty())
                 .ok_or(ConfigError::Missing(name))
         };
+        let same = |node, expected: String| match required(node)? {
+            value if value == expected => Ok(expected),
+            other => Err(ConfigError::OtherFrontend {
+                node,
+                value: shortened(other),
+                expected,
+            }),
+        };
+        let frontend_path = same("frontend", id.frontend_path())?;
+        same("frontend-id", id.frontend.to_string())?;
         let access = match required("mode")? {
             "r" => Access::ReadOnly,
             "w" => Access::ReadWrite,
@@ -71,7 +101,7 @@ impl VbdConfig {
         };
         let cdrom = text("device-type") == Some("cdrom");
         Ok(VbdConfig {
-            frontend_path: required("frontend")?.into(),
+            frontend_path,
             target: required("params")?.into(),
             access,
             cdrom,
@@ -84,6 +114,7 @@ impl VbdConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bulkhead_xen::DomId;
 
     fn nodes(pairs: &[(&str, &str)]) -> Nodes {
         pairs
@@ -92,8 +123,14 @@ mod tests {
             .collect()
     }
 
-    const LIBXL: [(&str, &str); 6] = [
+    const ID: VbdId = VbdId {
+        frontend: DomId(5),
+        device: 51712,
+    };
+
+    const LIBXL: [(&str, &str); 7] = [
         ("frontend", "/local/domain/5/device/vbd/51712"),
+        ("frontend-id", "5"),
         ("params", "ram:disk0"),
         ("mode", "w"),
         ("device-type", "disk"),
@@ -103,7 +140,7 @@ mod tests {
 
     #[test]
     fn what_libxl_writes() {
-        let config = VbdConfig::parse(&nodes(&LIBXL)).unwrap();
+        let config = VbdConfig::parse(ID, &nodes(&LIBXL)).unwrap();
         assert_eq!(config.frontend_path, "/local/domain/5/device/vbd/51712");
         assert_eq!(config.target, "ram:disk0");
         assert_eq!(config.access, Access::ReadWrite);
@@ -115,13 +152,13 @@ mod tests {
         let mut without = nodes(&LIBXL);
         without.remove("params");
         assert_eq!(
-            VbdConfig::parse(&without),
+            VbdConfig::parse(ID, &without),
             Err(ConfigError::Missing("params"))
         );
         let mut strange = nodes(&LIBXL);
         strange.insert("mode".into(), "x".into());
         assert_eq!(
-            VbdConfig::parse(&strange),
+            VbdConfig::parse(ID, &strange),
             Err(ConfigError::UnknownMode("x".into()))
         );
     }

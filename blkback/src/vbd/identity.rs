@@ -39,6 +39,11 @@ impl VbdId {
         format!("{BACKEND_ROOT}/{}/{}", self.frontend, self.device)
     }
 
+    /// The frontend's directory as libxl and every other toolstack spell it, absolute.
+    pub fn frontend_path(&self) -> String {
+        format!("/local/domain/{}/device/vbd/{}", self.frontend, self.device)
+    }
+
     /// Where errors of this device go.
     pub fn error_path(&self) -> String {
         format!("{ERROR_ROOT}/{}/{}/error", self.frontend, self.device)
@@ -81,6 +86,7 @@ mod tests {
         assert_eq!(vbd.backend_path(), "backend/vbd/5/51712");
         assert_eq!(VbdId::from_path(&vbd.backend_path()), Some(vbd));
         assert_eq!(VbdId::from_path("backend/vbd/5/51712/state"), Some(vbd));
+        assert_eq!(vbd.frontend_path(), "/local/domain/5/device/vbd/51712");
         assert_eq!(vbd.error_path(), "error/backend/vbd/5/51712/error");
     }
 

@@ -94,7 +94,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         nodes: &Nodes,
         changed: &Signal,
     ) -> Result<Self, Problem> {
-        let config = VbdConfig::parse(nodes)?;
+        let config = VbdConfig::parse(id, nodes)?;
         let target: Target = config.target.parse()?;
         let owner = format!("vbd {id}");
         let device = backend.catalog.open(&target, config.access, &owner)?;

@@ -271,7 +271,7 @@ fn required(nodes: &Nodes, name: &str) -> Result<u32, PublishedError> {
 
 /// Returns the start of a guest's text that takes at most 40 characters in a log line, where those that
 /// cannot be printed take several.
-fn shortened(text: &str) -> String {
+pub(super) fn shortened(text: &str) -> String {
     let mut room = 40_usize;
     let fits = |character: &char| {
         let left = room.checked_sub(character.escape_debug().len());

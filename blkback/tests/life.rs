@@ -192,6 +192,37 @@ fn a_writer_is_refused_while_there_are_readers() {
 }
 
 #[test]
+fn two_domains_that_say_so_write_one_image() {
+    // As an HVM guest and the stub domain of its device model: libxl gives both every disk of the guest.
+    let world = World::new();
+    let other = Bystander::new(&world);
+    let domains = [Guest::new(&world), Guest::new(&world)];
+    let [mut first, mut second] = [&domains[0], &domains[1]]
+        .map(|one| one.attach("xvda", "ram:disk0,shared=yes").connected());
+    first.write(0, &[1; 512]);
+    second.write(8, &[2; 512]);
+    assert!(second.read(0, 1) == [1; 512]);
+    assert!(first.read(8, 1) == [2; 512]);
+    let alone = Guest::new(&world);
+    let refused = alone.attach("xvda", "ram:disk0");
+    let problem = refused.problem().unwrap();
+    assert!(
+        problem.contains("open for writing by vbd") && problem.contains("shared=yes"),
+        "{problem}"
+    );
+    world.wait_for_removal();
+    toolstack::finish_detach(&mut world.sim.store(), &refused.vbd);
+    // The guest ends in the middle of it, and its stub domain does not notice.
+    first.link().push_write(0, &[3; 4096]);
+    let [guest, _stub_domain] = domains;
+    guest.destroy(vec![first]);
+    assert!(second.read(8, 1) == [2; 512]);
+    second.detach();
+    other.leave();
+    world.nothing_left();
+}
+
+#[test]
 fn the_driver_domain_ends_while_guests_are_attached() {
     let world = World::new();
     let guests = [Guest::new(&world), Guest::new(&world)];

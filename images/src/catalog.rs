@@ -160,8 +160,8 @@ impl Catalog {
 
     /// Opens what `target` names. `owner` is told to those who come later and cannot have it.
     ///
-    /// An image has one writer alone or any number of readers. It is free again when the device
-    /// and all its queues are dropped.
+    /// An image has one writer alone or any number of readers, or those whose targets all say that they
+    /// share it. It is free again when the device and all its queues are dropped.
     pub fn open(
         &self,
         target: &Target,
@@ -211,7 +211,7 @@ impl Catalog {
                 sector_size,
             });
         }
-        let lease = image.leases.take(access, owner);
+        let lease = image.leases.take(access, target.shared, owner);
         let lease = lease.map_err(|in_use| OpenError::InUse { name, in_use })?;
         let discard = target.discard.unwrap_or(self.discard);
         let backing = image.backing.clone();

@@ -1,10 +1,12 @@
-//! Who has an image open: one writer alone, or any number of readers.
+//! Who has an image open: one writer alone, or any number of readers. Those whose targets say
+//! `shared=yes` have it together, writers among them.
 //!
-//! That is what Xen's own `block` hotplug script permits (`check_sharing` there), with one
-//! exception that it makes and we do not: it lets two domains of the same VM write at once, for
-//! the moment in which a VM moves from one to the other on the same host (`xl migrate` to
-//! localhost). Here the second one is refused until the first has let go. Modes that ask for no
-//! check (`w!`) cannot reach a driver domain: libxl writes `r` or `w`.
+//! That is what Xen's own `block` hotplug script permits (`check_sharing` there, and no check for the
+//! mode `w!`), with one exception that it makes and we do not: it lets two domains of the same VM
+//! write at once, for the moment in which a VM moves from one to the other on the same host
+//! (`xl migrate` to localhost). Here that takes `shared=yes`, and so do the disks of an HVM guest
+//! whose device model runs in a stub domain, which are attached to both. The mode `w!` cannot reach a
+//! driver domain: libxl writes `r` or `w`.
 
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -41,7 +43,11 @@ pub struct InUse {
 
 impl fmt::Display for InUse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "open for {} by {}", self.access, self.owner)
+        write!(
+            f,
+            "open for {} by {}; two that write, or write and read, need shared=yes in the target of each",
+            self.access, self.owner
+        )
     }
 }
 
@@ -63,15 +69,24 @@ struct Holders {
 struct Holder {
     number: u64,
     access: Access,
+    shared: bool,
     owner: String,
 }
 
 impl Leases {
-    /// A lease, or who stands in its way.
-    pub(crate) fn take(self: &Arc<Self>, access: Access, owner: &str) -> Result<Lease, InUse> {
+    /// A lease, or who stands in its way. With `shared`, others that say so are not in the way.
+    pub(crate) fn take(
+        self: &Arc<Self>,
+        access: Access,
+        shared: bool,
+        owner: &str,
+    ) -> Result<Lease, InUse> {
         let mut holders = self.holders.lock();
-        let shares = |other: Access| access == Access::ReadOnly && other == Access::ReadOnly;
-        if let Some(other) = holders.all.iter().find(|other| !shares(other.access)) {
+        let shares = |other: &Holder| {
+            let only_read = access == Access::ReadOnly && other.access == Access::ReadOnly;
+            only_read || (shared && other.shared)
+        };
+        if let Some(other) = holders.all.iter().find(|other| !shares(other)) {
             return Err(InUse {
                 access: other.access,
                 owner: other.owner.clone(),
@@ -82,6 +97,7 @@ impl Leases {
         holders.all.push(Holder {
             number,
             access,
+            shared,
             owner: owner.to_string(),
         });
         Ok(Lease {

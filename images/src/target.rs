@@ -12,6 +12,7 @@
 //!         sector_size: SectorSize::B4096,
 //!         physical_sector_size: SectorSize::B4096,
 //!         discard: None,
+//!         shared: false,
 //!     })
 //! );
 //! assert_eq!(
@@ -37,7 +38,7 @@ pub enum Target {
     Null(NullTarget),
 }
 
-/// `ram:NAME[,sector-size=512|4096][,physical-sector-size=512|4096][,discard=keep|release]`
+/// `ram:NAME[,sector-size=512|4096][,physical-sector-size=512|4096][,discard=keep|release][,shared=yes|no]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RamTarget {
     /// The image's name: the file's path in the archive.
@@ -48,6 +49,8 @@ pub struct RamTarget {
     pub physical_sector_size: SectorSize,
     /// What becomes of discarded memory, if not what the driver domain does with all of it.
     pub discard: Option<DiscardMode>,
+    /// The image may be open for others too, writers among them, whose targets say the same.
+    pub shared: bool,
 }
 
 /// `null:SIZE[,sector-size=512|4096][,physical-sector-size=512|4096]`
@@ -67,6 +70,7 @@ struct Options {
     sector_size: Option<SectorSize>,
     physical_sector_size: Option<SectorSize>,
     discard: Option<DiscardMode>,
+    shared: Option<bool>,
 }
 
 impl FromStr for Target {
@@ -95,10 +99,16 @@ impl FromStr for Target {
                 sector_size,
                 physical_sector_size,
                 discard: options.discard,
+                shared: options.shared.unwrap_or(false),
             }));
         };
-        if options.discard.is_some() {
-            return Err(TargetError::NoDiscard);
+        for (option, given) in [
+            ("discard", options.discard.is_some()),
+            ("shared", options.shared.is_some()),
+        ] {
+            if given {
+                return Err(TargetError::WithoutData(option));
+            }
         }
         // The physical sectors are not smaller than the others.
         if !size.is_multiple_of(physical_sector_size.bytes() as u64) {
@@ -116,30 +126,32 @@ impl Options {
     fn parse(text: Option<&str>) -> Result<Options, TargetError> {
         let mut options = Options::default();
         for option in text.into_iter().flat_map(|text| text.split(',')) {
-            if let Some(("discard", value)) = option.split_once('=') {
-                let mode = DiscardMode::parse(value);
-                let mode = mode.ok_or_else(|| TargetError::Discard(value.to_string()))?;
-                if options.discard.replace(mode).is_some() {
-                    return Err(TargetError::Twice("discard"));
+            match option.split_once('=') {
+                Some(("sector-size", value)) => {
+                    once("sector-size", &mut options.sector_size, sector_size(value)?)?;
                 }
-                continue;
-            }
-            let (name, given, value) = match option.split_once('=') {
-                Some(("sector-size", value)) => ("sector-size", &mut options.sector_size, value),
-                Some(("physical-sector-size", value)) => (
-                    "physical-sector-size",
-                    &mut options.physical_sector_size,
-                    value,
-                ),
+                Some(("physical-sector-size", value)) => {
+                    let size = sector_size(value)?;
+                    once(
+                        "physical-sector-size",
+                        &mut options.physical_sector_size,
+                        size,
+                    )?;
+                }
+                Some(("discard", value)) => {
+                    let mode = DiscardMode::parse(value);
+                    let mode = mode.ok_or_else(|| TargetError::Discard(value.to_string()))?;
+                    once("discard", &mut options.discard, mode)?;
+                }
+                Some(("shared", value)) => {
+                    let shared = match value {
+                        "yes" => true,
+                        "no" => false,
+                        other => return Err(TargetError::Shared(other.to_string())),
+                    };
+                    once("shared", &mut options.shared, shared)?;
+                }
                 _ => return Err(TargetError::UnknownOption(option.to_string())),
-            };
-            let size = match value {
-                "512" => SectorSize::B512,
-                "4096" => SectorSize::B4096,
-                other => return Err(TargetError::SectorSize(other.to_string())),
-            };
-            if given.replace(size).is_some() {
-                return Err(TargetError::Twice(name));
             }
         }
         Ok(options)
@@ -153,6 +165,22 @@ impl Options {
             return Err(TargetError::PhysicalSize(physical, size));
         }
         Ok((size, physical))
+    }
+}
+
+/// Sets an option that may be given once.
+fn once<T>(name: &'static str, option: &mut Option<T>, value: T) -> Result<(), TargetError> {
+    match option.replace(value) {
+        Some(_) => Err(TargetError::Twice(name)),
+        None => Ok(()),
+    }
+}
+
+fn sector_size(value: &str) -> Result<SectorSize, TargetError> {
+    match value {
+        "512" => Ok(SectorSize::B512),
+        "4096" => Ok(SectorSize::B4096),
+        other => Err(TargetError::SectorSize(other.to_string())),
     }
 }
 
@@ -202,8 +230,10 @@ pub enum TargetError {
     PhysicalSize(SectorSize, SectorSize),
     /// `discard=` with another word.
     Discard(String),
-    /// `discard=` for a store without data.
-    NoDiscard,
+    /// `shared=` with another word.
+    Shared(String),
+    /// An option that has no meaning for a store without data.
+    WithoutData(&'static str),
     /// An option given twice.
     Twice(&'static str),
 }
@@ -224,7 +254,7 @@ impl fmt::Display for TargetError {
                 write!(
                     f,
                     "unknown option '{option}', expected sector-size=512|4096, \
-                     physical-sector-size=512|4096 or discard=keep|release"
+                     physical-sector-size=512|4096, discard=keep|release or shared=yes|no"
                 )
             }
             TargetError::SectorSize(size) => {
@@ -238,8 +268,9 @@ impl fmt::Display for TargetError {
                 let expected = DiscardMode::EXPECTED;
                 write!(f, "discard={word}: expected {expected}")
             }
-            TargetError::NoDiscard => {
-                f.write_str("null: holds no data, expected it without discard=")
+            TargetError::Shared(word) => write!(f, "shared={word}: expected yes or no"),
+            TargetError::WithoutData(option) => {
+                write!(f, "null: holds no data, expected it without {option}=")
             }
             TargetError::Twice(option) => write!(f, "option {option} is given twice"),
         }

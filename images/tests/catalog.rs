@@ -150,7 +150,8 @@ fn a_writer_is_alone() {
     for access in [Access::ReadWrite, Access::ReadOnly] {
         assert_eq!(
             refusal(&catalog, "ram:a.img", access),
-            "image a.img is open for writing by domain 5, xvda"
+            "image a.img is open for writing by domain 5, xvda; two that write, or write and read, need \
+             shared=yes in the target of each"
         );
     }
     assert!(
@@ -173,10 +174,60 @@ fn readers_share_and_keep_writers_out() {
     drop(first);
     assert_eq!(
         refusal(&catalog, "ram:a.img", Access::ReadWrite),
-        "image a.img is open for reading by domain 6, xvda"
+        "image a.img is open for reading by domain 6, xvda; two that write, or write and read, need \
+         shared=yes in the target of each"
     );
     drop(second);
     assert!(catalog.open(&image, Access::ReadWrite, "test").is_ok());
+}
+
+#[test]
+fn all_who_say_so_share_an_image_with_writers() {
+    let catalog = Catalog::from_module(memory(&ramdisk()));
+    let open = |text, access, owner| catalog.open(&target(text), access, owner);
+    let shared = "ram:a.img,shared=yes";
+    let first = open(shared, Access::ReadWrite, "domain 5, xvda").expect("free");
+    let second = open(shared, Access::ReadWrite, "domain 6, xvda").expect("shared");
+    let reader = open(shared, Access::ReadOnly, "domain 7, xvda").expect("shared");
+    assert_eq!(catalog.images().next(), Some(("a.img", 8192, 3)));
+    // What one writes, the others read.
+    let mut guest = Guest::with(&[&[b'X'; 512]]);
+    let segments = guest.segments();
+    let write = Op::Write { sector: Sector(1) };
+    assert_eq!(submit(&mut *first.queue(), write, &segments), Ok(()));
+    for device in [&second, &reader] {
+        let mut guest = Guest::filled(&[512]);
+        let segments = guest.segments();
+        let read = Op::Read { sector: Sector(1) };
+        assert_eq!(submit(&mut *device.queue(), read, &segments), Ok(()));
+        assert_eq!(guest.content(), [b'X'; 512]);
+    }
+    // Who does not say so is alone, or reads among readers.
+    for (text, access) in [
+        ("ram:a.img", Access::ReadWrite),
+        ("ram:a.img,shared=no", Access::ReadOnly),
+    ] {
+        assert_eq!(
+            refusal(&catalog, text, access),
+            "image a.img is open for writing by domain 5, xvda; two that write, or write and read, need \
+             shared=yes in the target of each"
+        );
+    }
+    drop((first, second));
+    assert!(open("ram:a.img", Access::ReadOnly, "domain 8, xvda").is_ok());
+    assert_eq!(
+        refusal(&catalog, "ram:a.img", Access::ReadWrite),
+        "image a.img is open for reading by domain 7, xvda; two that write, or write and read, need \
+         shared=yes in the target of each"
+    );
+    drop(reader);
+    let alone = open("ram:a.img", Access::ReadWrite, "domain 9, xvda").expect("free");
+    assert_eq!(
+        refusal(&catalog, shared, Access::ReadWrite),
+        "image a.img is open for writing by domain 9, xvda; two that write, or write and read, need \
+         shared=yes in the target of each"
+    );
+    drop(alone);
 }
 
 #[test]

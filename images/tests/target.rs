@@ -10,6 +10,7 @@ fn ram(name: &str, sector_size: SectorSize) -> Target {
         sector_size,
         physical_sector_size: sector_size,
         discard: None,
+        shared: false,
     })
 }
 
@@ -54,6 +55,7 @@ fn physical_sectors_may_be_larger() {
         sector_size: SectorSize::B512,
         physical_sector_size: SectorSize::B4096,
         discard: None,
+        shared: false,
     });
     assert_eq!(text.parse(), Ok(target));
 }
@@ -70,9 +72,24 @@ fn what_becomes_of_discarded_memory_is_an_option_of_an_image() {
             sector_size: SectorSize::B4096,
             physical_sector_size: SectorSize::B4096,
             discard: Some(mode),
+            shared: false,
         });
         assert_eq!(text.parse(), Ok(target));
         assert_eq!(mode.to_string(), word);
+    }
+}
+
+#[test]
+fn an_image_may_be_shared() {
+    for (text, shared) in [
+        ("ram:x", false),
+        ("ram:x,shared=no", false),
+        ("ram:x,shared=yes", true),
+    ] {
+        let Ok(Target::Ram(target)) = text.parse() else {
+            panic!("{text} is a target");
+        };
+        assert_eq!(target.shared, shared, "{text}");
     }
 }
 
@@ -86,8 +103,8 @@ fn mistakes_are_answered_with_what_was_expected() {
     let store = |store| format!("unknown store '{store}', expected ram:NAME or null:SIZE");
     let unknown = |option| {
         format!(
-            "unknown option {option}, expected sector-size=512|4096, physical-sector-size=512|4096 or \
-             discard=keep|release"
+            "unknown option {option}, expected sector-size=512|4096, physical-sector-size=512|4096, \
+             discard=keep|release or shared=yes|no"
         )
     };
     let cases = [
@@ -139,6 +156,16 @@ fn mistakes_are_answered_with_what_was_expected() {
         (
             "null:1M,discard=keep",
             "null: holds no data, expected it without discard=".into(),
+        ),
+        ("ram:x,shared", unknown("'shared'")),
+        ("ram:x,shared=1", "shared=1: expected yes or no".into()),
+        (
+            "ram:x,shared=yes,shared=yes",
+            "option shared is given twice".into(),
+        ),
+        (
+            "null:1M,shared=yes",
+            "null: holds no data, expected it without shared=".into(),
         ),
         ("null:1K,physical-sector-size=4096", size("1K")),
         ("null:", size("")),

@@ -30,7 +30,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "shared-image",
-        about: "two guests read one image at the same time; neither can write, and no writer is let in",
+        about: "two guests read one image at the same time, and write one that is shared=yes; no other writer is let in",
         demo: false,
         run: shared_image,
     },
@@ -205,22 +205,38 @@ fn shared_image(lab: &Lab) -> Result<()> {
     let sum = image.sha256()?;
     let mut storage = lab
         .storage(Kind::Pvh)
-        .images(&[image, Image::mib("own", 4)])?
+        .images(&[image, Image::mib("common", 4)])?
         .memory(40)
         .start()?;
     lab.step("booting two guests that read one image");
     let shared = disk("storage", "xvda", "ro", "ram:library");
-    let own = disk("storage", "xvdb", "rw", "ram:own");
-    let mut pvh = lab
-        .host
-        .lean_guest("guest-pvh", Kind::Pvh, &[shared.clone(), own])?;
-    let mut pv = lab
-        .host
-        .lean_guest("guest-pv", Kind::Pv, std::slice::from_ref(&shared))?;
+    let common = disk("storage", "xvdb", "rw", "ram:common,shared=yes");
+    let disks = [shared, common];
+    let mut pvh = lab.host.lean_guest("guest-pvh", Kind::Pvh, &disks)?;
+    let mut pv = lab.host.lean_guest("guest-pv", Kind::Pv, &disks)?;
 
-    for (guest, last) in [(&pvh, "xvdb"), (&pv, "xvda")] {
-        let there = format!("until [ -b /dev/xvda -a -b /dev/{last} ]; do sleep 0.1; done");
-        guest.ok(&there, MINUTE)?;
+    let there = "until [ -b /dev/xvda -a -b /dev/xvdb ]; do sleep 0.1; done";
+    for guest in [&pvh, &pv] {
+        guest.ok(there, MINUTE)?;
+    }
+
+    lab.step("each writes to an image that both have, and reads what the other wrote");
+    for (place, guest) in [(0, &pvh), (1, &pv)] {
+        let write = format!(
+            "printf '%-4095s\\n' {} >/tmp/block; dd if=/tmp/block of=/dev/xvdb bs=4k seek={place} oflag=direct",
+            guest.name
+        );
+        guest.ok(&write, MINUTE)?;
+    }
+    for (place, reader, writer) in [(0, &pv, &pvh), (1, &pvh, &pv)] {
+        let read = format!("dd if=/dev/xvdb bs=4k count=1 skip={place} iflag=direct 2>/dev/null");
+        let seen = reader.ok(&read, MINUTE)?;
+        ensure!(
+            seen.trim() == writer.name,
+            "{} reads {seen:?} where {} wrote",
+            reader.name,
+            writer.name
+        );
     }
 
     lab.step("both read all of it at once");

@@ -2,6 +2,7 @@
 
 use crate::engine::Options;
 use crate::frontends::Frontends;
+use crate::retry::{PAUSE, persist};
 use crate::statistics::Statistics;
 use crate::vbd::identity::{BACKEND_ROOT, VbdId};
 use crate::vbd::published::Limits;
@@ -15,11 +16,13 @@ use alloc::vec::Vec;
 use bulkhead_executor::{Flag, Handle, Remote, Signal};
 use bulkhead_grant::Region;
 use bulkhead_images::Catalog;
-use bulkhead_xen::Hypervisor;
-use bulkhead_xenstore_client::{Client, Error};
+use bulkhead_xen::{Hypervisor, Instant};
+use bulkhead_xenstore_client::{Client, Error, Path};
 use core::cell::RefCell;
 use core::convert::Infallible;
+use core::pin::pin;
 use core::time::Duration;
+use futures_util::future::{Either, select};
 
 /// How often the end of the last disk is looked for while closing.
 const CLOSE_POLL: Duration = Duration::from_millis(10);
@@ -101,17 +104,68 @@ impl<H: Hypervisor> Backend<H> {
     }
 
     /// Serves every disk that the toolstack attaches. `ready` is called once attaches are seen.
-    /// Only returns if xenstore cannot be used any more.
+    /// Only returns if xenstore cannot be used any more; what is connected is served even then.
     pub async fn serve(self: &Rc<Self>, ready: impl FnOnce()) -> Result<Infallible, Error> {
+        let Err(error) = self.serve_with_xenstore(ready).await;
+        log::error!(
+            "no disk can be attached or detached any more: {error}; {} connected disk(s) are served on",
+            self.statistics.disks().len()
+        );
+        // Each is to know.
+        self.disks.borrow().values().for_each(Signal::raise);
+        Err(error)
+    }
+
+    async fn serve_with_xenstore(
+        self: &Rc<Self>,
+        ready: impl FnOnce(),
+    ) -> Result<Infallible, Error> {
         // The directory need not be there yet: the first attach makes it.
-        let mut watch = self.store.watch(BACKEND_ROOT).await?;
+        let set = async || self.store.watch(BACKEND_ROOT).await;
+        let mut watch = persist(&self.handle, BACKEND_ROOT, set).await?;
         ready();
+        // When to list all disks once more, which xenstored has refused.
+        let mut again: Option<Instant> = None;
         loop {
-            let path = watch.next().await?;
-            match VbdId::from_path(path.as_ref()) {
-                Some(id) => self.look_at(id),
-                None => self.look_at_all().await?,
+            let listing = match again {
+                None => self.follow(watch.next().await?),
+                Some(at) => {
+                    let pause = pin!(self.handle.sleep_until(at));
+                    match select(pin!(watch.next()), pause).await {
+                        Either::Left((event, _)) => self.follow(event?),
+                        Either::Right(_) => true,
+                    }
+                }
+            };
+            if !listing {
+                continue;
             }
+            match self.look_at_all().await {
+                Ok(()) => again = None,
+                Err(error) if error.is_disconnected() => return Err(error),
+                Err(error) => {
+                    if again.is_none() {
+                        log::error!("the disks cannot be listed, to be tried again: {error}");
+                    }
+                    again = Some(self.handle.now() + PAUSE);
+                }
+            }
+        }
+    }
+
+    /// Looks at the disk that an event is about. Answers whether it may be about any of them.
+    fn follow(self: &Rc<Self>, event: Path) -> bool {
+        let id = VbdId::from_path(event.as_ref());
+        if let Some(id) = id {
+            self.look_at(id);
+        }
+        id.is_none()
+    }
+
+    /// Waits until no disk is connected.
+    pub async fn none_connected(&self) {
+        while !self.statistics.disks().is_empty() {
+            self.handle.sleep(PAUSE).await;
         }
     }
 
@@ -144,14 +198,24 @@ impl<H: Hypervisor> Backend<H> {
         for id in self.disks.borrow().keys() {
             self.disks.borrow()[id].raise();
         }
+        let mut refused = Ok(());
         for guest in self.store.directory_or_empty(BACKEND_ROOT).await? {
             let guest = format!("{BACKEND_ROOT}/{guest}");
-            for device in self.store.directory_or_empty(&guest).await? {
+            let devices = match self.store.directory_or_empty(&guest).await {
+                Ok(devices) => devices,
+                Err(error) if error.is_disconnected() => return Err(error),
+                // The other guests' disks are looked at all the same.
+                Err(error) => {
+                    refused = Err(error);
+                    continue;
+                }
+            };
+            for device in devices {
                 if let Some(id) = VbdId::from_path(&format!("{guest}/{device}")) {
                     self.look_at(id);
                 }
             }
         }
-        Ok(())
+        refused
     }
 }

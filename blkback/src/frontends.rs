@@ -50,7 +50,9 @@ impl Frontends {
             let retry = handle.clone();
             let watching = handle.spawn(async move {
                 // xenstored may have no watch left for us (its quota); until it has, the guest's disks wait.
-                while let Err(error) = frontends.watch(&store, &watched).await {
+                while let Err(error) = frontends.watch(&store, &watched).await
+                    && !error.is_disconnected()
+                {
                     log::error!("watching {watched}, to be tried again: {error}");
                     retry.sleep(RETRY).await;
                 }

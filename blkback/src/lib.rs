@@ -29,6 +29,7 @@ pub mod control;
 pub mod engine;
 pub mod frontends;
 pub mod operator;
+pub mod retry;
 pub mod statistics;
 pub mod vbd;
 pub mod vcpus;

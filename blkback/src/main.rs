@@ -15,6 +15,7 @@ use bulkhead_blkback::availability::{online, refuse_changes};
 use bulkhead_blkback::control::{ShutdownRequest, shutdown_requested};
 use bulkhead_blkback::engine::Options;
 use bulkhead_blkback::operator::{answer_keys, grow_on_request};
+use bulkhead_blkback::retry::persist;
 use bulkhead_blkback::vcpus::learn_lateness;
 use bulkhead_executor::{Executor, Remote};
 use bulkhead_grant::Region;
@@ -69,8 +70,9 @@ fn main(mut machine: Machine) -> ShutdownReason {
                 took.subsec_micros() % 1000
             );
         };
-        let Err(error) = serving.serve(ready).await;
-        log::error!("no disk can be served any more: {error}");
+        let Err(_) = serving.serve(ready).await;
+        serving.none_connected().await;
+        log::error!("no disk is connected, and none will be: the domain ends");
         ended.set(Some(ShutdownReason::Crash));
     });
 
@@ -86,16 +88,18 @@ fn main(mut machine: Machine) -> ShutdownReason {
     });
 
     if machine.vcpus > 1 {
-        let (store, all) = (store.clone(), machine.vcpus);
+        let (store, all, following) = (store.clone(), machine.vcpus, handle.clone());
         handle.spawn(async move {
-            let Err(error) = refuse_changes(&store, all, &running).await;
+            let refusing = async || refuse_changes(&store, all, &running).await;
+            let Err(error) = persist(&following, "changes of the vCPUs", refusing).await;
             log::error!("changes of the vCPUs cannot be seen any more: {error}");
         });
     }
 
     let ended = end.clone();
     handle.spawn(async move {
-        match shutdown_requested(&store).await {
+        let waiting = async || shutdown_requested(&store).await;
+        match persist(&backend.handle, "shutdown requests", waiting).await {
             Ok(request) => {
                 log::info!("{request:?} requested: closing {} disk(s)", backend.disks());
                 backend.close().await;

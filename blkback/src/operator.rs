@@ -12,9 +12,10 @@
 //! ```
 
 use crate::backend::Backend;
+use crate::retry::{is_passing, persist};
 use crate::statistics::{as_line, as_lines};
 use crate::vbd::identity::VbdId;
-use crate::vbd::{is_passing, write_if_there};
+use crate::vbd::write_if_there;
 use alloc::format;
 use alloc::string::String;
 use bulkhead_executor::EventChannel;
@@ -28,6 +29,10 @@ const GROW_ANSWER: &str = "data/grow-answer";
 
 /// Grows images when asked to. Only returns if xenstore cannot be used any more.
 pub async fn grow_on_request<H: Hypervisor>(backend: &Backend<H>) -> Result<Infallible, Error> {
+    persist(&backend.handle, GROW, async || grow_on_each(backend).await).await
+}
+
+async fn grow_on_each<H: Hypervisor>(backend: &Backend<H>) -> Result<Infallible, Error> {
     let store = &backend.store;
     let mut watch = store.watch(GROW).await?;
     loop {
@@ -50,7 +55,10 @@ pub async fn grow_on_request<H: Hypervisor>(backend: &Backend<H>) -> Result<Infa
                 refused
             }
         };
-        store.write(GROW_ANSWER, answer).await?;
+        persist(&backend.handle, GROW_ANSWER, async || {
+            store.write(GROW_ANSWER, &answer).await
+        })
+        .await?;
     }
 }
 

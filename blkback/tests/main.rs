@@ -7,6 +7,7 @@ mod bad_details;
 mod bad_queues;
 mod bad_requests;
 mod bad_targets;
+mod broken_store;
 mod closing;
 mod discard;
 mod given_up;

@@ -113,6 +113,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether there will be no more answers, to whatever request.
+    pub fn is_disconnected(&self) -> bool {
+        matches!(self, Error::Disconnected(_))
+    }
+
     /// What xenstored answered, if it refused.
     pub fn refusal(&self) -> Option<Refusal> {
         match self {
@@ -198,13 +203,8 @@ pub enum Breakdown {
         /// The writer's index.
         producer: u32,
     },
-    /// A message announces more bytes than a message may have, or is of a kind that xenstored
-    /// never sends.
-    BadHeader(Excerpt),
-    /// A reply to something that was never asked, or of another kind than what was asked.
-    StrayReply(Excerpt),
-    /// An event that names no path and token.
-    BadEvent(Excerpt),
+    /// A message announces more bytes than a message may have: nobody knows where the next begins.
+    TooLong(Excerpt),
     /// xenstored wrote into the ring page that it has given up on this domain.
     GivenUp {
         /// `XENSTORE_ERROR_*`.
@@ -221,9 +221,9 @@ impl fmt::Display for Breakdown {
                 f,
                 "impossible ring indices: read up to {consumer}, written up to {producer}"
             ),
-            Breakdown::BadHeader(bytes) => write!(f, "malformed message {bytes}"),
-            Breakdown::StrayReply(bytes) => write!(f, "reply to nothing that was asked: {bytes}"),
-            Breakdown::BadEvent(bytes) => write!(f, "malformed watch event {bytes}"),
+            Breakdown::TooLong(bytes) => {
+                write!(f, "message that is longer than messages may be: {bytes}")
+            }
             Breakdown::GivenUp { code } => {
                 let reason = match *code {
                     ERROR_COMMUNICATION => "event channel does not work",
@@ -239,3 +239,24 @@ impl fmt::Display for Breakdown {
 }
 
 impl core::error::Error for Breakdown {}
+
+/// A message that xenstored has no reason to send. It is told and skipped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Unexpected {
+    /// It is of a kind that is not known.
+    Kind(Excerpt),
+    /// A reply to something that was never asked, or of another kind than what was asked.
+    Reply(Excerpt),
+    /// An event that names no path and token.
+    Event(Excerpt),
+}
+
+impl fmt::Display for Unexpected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unexpected::Kind(bytes) => write!(f, "message of an unknown kind: {bytes}"),
+            Unexpected::Reply(bytes) => write!(f, "reply to nothing that was asked: {bytes}"),
+            Unexpected::Event(bytes) => write!(f, "malformed watch event: {bytes}"),
+        }
+    }
+}

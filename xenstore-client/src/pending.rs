@@ -1,7 +1,7 @@
 //! A request that was asked and waits for its answer.
 
 use crate::error::{Error, Excerpt};
-use crate::shared::{Handle, Progress};
+use crate::shared::{Answer, Handle, Progress};
 use crate::wire::{self, MessageType, Request, RequestId, TransactionId};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -73,13 +73,15 @@ impl Future for Pending {
         }
         let asked = shared.requests.remove(&id).expect("it was just found");
         self.id = None;
-        let Progress::Answered { refused, payload } = asked.progress else {
+        let Progress::Answered { answer, payload } = asked.progress else {
             unreachable!("only dropping this abandons the request");
         };
-        if !refused {
-            return Poll::Ready(Ok(payload));
-        }
-        Poll::Ready(Err(match wire::parse_refusal(&payload) {
+        let refusal = match answer {
+            Answer::Given => return Poll::Ready(Ok(payload)),
+            Answer::Refused => wire::parse_refusal(&payload),
+            Answer::Wrong => None,
+        };
+        Poll::Ready(Err(match refusal {
             Some(refusal) => Error::Refused {
                 request: self.request,
                 subject: self.subject.clone(),

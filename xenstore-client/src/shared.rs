@@ -1,6 +1,6 @@
 //! What a client's handles and its connection share: requests that wait, and watches.
 
-use crate::error::{Breakdown, Error};
+use crate::error::{Breakdown, Error, Unexpected};
 use crate::path::Path;
 use crate::wire::{self, Event, Message, MessageType, Request, RequestId, Token, TransactionId};
 use alloc::collections::btree_map::Entry;
@@ -20,13 +20,27 @@ const OPEN_TRANSACTIONS: usize = 8;
 /// than that something has changed.
 pub(crate) const WAITING_EVENTS: usize = 256;
 
+/// How many messages that make no sense are logged; their sender may have no end of them.
+const MOST_COMPLAINTS: u32 = 10;
+
+/// What answered a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// What was asked for.
+    Given,
+    /// A refusal.
+    Refused,
+    /// A message that answers something else.
+    Wrong,
+}
+
 /// How far a request has come.
 #[derive(Debug)]
 pub(crate) enum Progress {
     /// Sent or waiting to be sent.
     Asked(Option<Waker>),
     /// Answered, and not yet taken by its asker.
-    Answered { refused: bool, payload: Vec<u8> },
+    Answered { answer: Answer, payload: Vec<u8> },
     /// Nobody waits for the answer any more.
     Abandoned,
 }
@@ -61,6 +75,8 @@ pub(crate) struct Shared {
     last_token: u32,
     open_transactions: usize,
     transaction_waiters: Vec<Waker>,
+    /// How many messages made no sense.
+    unexpected: u32,
 }
 
 impl Shared {
@@ -128,59 +144,88 @@ impl Shared {
         match core::mem::replace(&mut asked.progress, Progress::Abandoned) {
             // The reply will still come, and must find its request.
             Progress::Asked(_) | Progress::Abandoned => {}
-            Progress::Answered { refused, payload } => {
+            Progress::Answered { answer, payload } => {
                 let asked = self.requests.remove(&id).expect("it was just found");
-                self.undo(asked.message_type, refused, &payload);
+                self.undo(asked.message_type, answer, &payload);
             }
         }
     }
 
     /// Ends a transaction whose opener is gone.
-    fn undo(&mut self, message_type: MessageType, refused: bool, payload: &[u8]) {
+    fn undo(&mut self, message_type: MessageType, answer: Answer, payload: &[u8]) {
         if message_type == MessageType::TRANSACTION_START
-            && !refused
+            && answer == Answer::Given
             && let Some(id) = wire::parse_transaction(payload)
         {
             self.tell(&Request::TransactionEnd(false), id);
         }
     }
 
-    /// Hands a message to whom it concerns.
-    pub fn deliver(&mut self, message: Message<'_>) -> Result<(), Breakdown> {
-        if message.header.message_type == MessageType::WATCH_EVENT {
-            let event = Event::parse(message.payload)
-                .ok_or_else(|| Breakdown::BadEvent(message.excerpt()))?;
-            // An event for a watch that was removed meanwhile is nobody's.
-            if let Some(token) = event.token
-                && let Some(watching) = self.watches.get_mut(&token)
-            {
-                watching.push(event.path);
-            }
-            return Ok(());
+    /// Hands a message to whom it concerns. One that makes no sense is told, and concerns nobody
+    /// but the request that it names.
+    pub fn deliver(&mut self, message: Message<'_>) {
+        let header = message.header;
+        if header.message_type == MessageType::WATCH_EVENT {
+            return self.deliver_event(message);
         }
-        let stray = || Breakdown::StrayReply(message.excerpt());
-        let id = message.header.request;
-        let asked = self.requests.get_mut(&id).ok_or_else(stray)?;
-        let refused = message.header.message_type == MessageType::ERROR;
-        if message.header.transaction != asked.transaction
-            || !refused && message.header.message_type != asked.message_type
-            || matches!(asked.progress, Progress::Answered { .. })
-        {
-            return Err(stray());
+        if header.message_type.name().is_none() {
+            return self.complain(Unexpected::Kind(message.excerpt()));
         }
-        let answer = Progress::Answered {
-            refused,
+        let waits = |asked: &&mut Asked| !matches!(asked.progress, Progress::Answered { .. });
+        let Some(asked) = self.requests.get_mut(&header.request).filter(waits) else {
+            return self.complain(Unexpected::Reply(message.excerpt()));
+        };
+        let answer = if header.transaction != asked.transaction {
+            Answer::Wrong
+        } else if header.message_type == MessageType::ERROR {
+            Answer::Refused
+        } else if header.message_type == asked.message_type {
+            Answer::Given
+        } else {
+            Answer::Wrong
+        };
+        let answered = Progress::Answered {
+            answer,
             payload: message.payload.into(),
         };
-        match core::mem::replace(&mut asked.progress, answer) {
+        match core::mem::replace(&mut asked.progress, answered) {
             Progress::Asked(waiter) => {
                 if let Some(waiter) = waiter {
                     waiter.wake();
                 }
             }
-            Progress::Abandoned | Progress::Answered { .. } => self.abandon(id),
+            Progress::Abandoned | Progress::Answered { .. } => self.abandon(header.request),
         }
-        Ok(())
+        if answer == Answer::Wrong {
+            self.complain(Unexpected::Reply(message.excerpt()));
+        }
+    }
+
+    fn deliver_event(&mut self, message: Message<'_>) {
+        let Some(event) = Event::parse(message.payload) else {
+            self.complain(Unexpected::Event(message.excerpt()));
+            // Something has changed, and nobody knows what: everyone looks.
+            for watching in self.watches.values_mut() {
+                watching.push(watching.path.clone());
+            }
+            return;
+        };
+        // An event for a watch that was removed meanwhile is nobody's.
+        if let Some(token) = event.token
+            && let Some(watching) = self.watches.get_mut(&token)
+        {
+            watching.push(event.path);
+        }
+    }
+
+    fn complain(&mut self, unexpected: Unexpected) {
+        self.unexpected = self.unexpected.saturating_add(1);
+        if self.unexpected <= MOST_COMPLAINTS {
+            log::warn!("xenstore: {unexpected}; skipped");
+        }
+        if self.unexpected == MOST_COMPLAINTS {
+            log::warn!("xenstore: no more of such messages are logged");
+        }
     }
 
     /// The connection is of no use any more: everyone who waits is told.

@@ -52,8 +52,8 @@ impl<'a> Message<'a> {
         };
         let header = Header::from_bytes(start);
         let length = header.length as usize;
-        if length > PAYLOAD_MAX || header.message_type.name().is_none() {
-            return Err(Breakdown::BadHeader(Excerpt::of(stream)));
+        if length > PAYLOAD_MAX {
+            return Err(Breakdown::TooLong(Excerpt::of(stream)));
         }
         let message = rest.split_at_checked(length);
         Ok(message.map(|(payload, rest)| (Message { header, payload }, rest)))

@@ -10,11 +10,12 @@ use super::identity::VbdId;
 use super::observation::observe;
 use super::problem::Problem;
 use super::published::{Limits, Nodes, Published};
-use super::retry::{Failure, PAUSE, insist};
+use super::retry::{Failure, insist};
 use super::state::XenbusState;
 use crate::backend::Backend;
 use crate::frontends::Following;
 use crate::operator::show_statistics;
+use crate::retry::PAUSE;
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::String;
@@ -199,12 +200,6 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
 
     /// Goes on serving a connected disk when nothing can be read or written any more.
     async fn serve_without_xenstore(&mut self) {
-        if self.connection.is_some() {
-            log::error!(
-                "vbd {}: xenstore is gone; what is connected is served on",
-                self.id
-            );
-        }
         let never = Signal::default();
         while self.connection.is_some() && !self.backend.closing.is_set() {
             match self.wait(&never).await {

@@ -31,4 +31,3 @@ pub use backend_nodes::write_if_there;
 pub use errors::ErrorNodes;
 pub use lifecycle::live;
 pub use problem::Problem;
-pub use retry::is_passing;

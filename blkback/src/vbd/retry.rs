@@ -1,36 +1,13 @@
-//! Requests that xenstored refuses for the moment: they are made again, and nothing else changes.
-//!
-//! A refusal says something about a node only if the node is not there, or is closed to this domain.
-//! xenstored that is out of memory, damaged or overloaded says nothing about any disk.
+//! The requests of one disk that xenstored refuses.
 
 use super::identity::VbdId;
 use super::problem::Problem;
 use crate::backend::Backend;
+use crate::retry::{PAUSE, is_passing};
 use bulkhead_xen::Hypervisor;
-use bulkhead_xenstore_client::{Error, Refusal};
+use bulkhead_xenstore_client::Error;
 use core::pin::pin;
-use core::time::Duration;
 use futures_util::future::select;
-
-/// How long after a refusal xenstored is asked again.
-pub const PAUSE: Duration = Duration::from_secs(1);
-
-/// Whether the same request may succeed later.
-pub fn is_passing(error: &Error) -> bool {
-    match error {
-        Error::Refused { refusal, .. } => !matches!(
-            refusal,
-            Refusal::NotFound
-                | Refusal::AccessDenied
-                | Refusal::NotPermitted
-                | Refusal::ReadOnly
-                | Refusal::QuotaExceeded
-                | Refusal::OverQuota
-        ),
-        Error::Malformed { .. } | Error::Conflicts { .. } | Error::Changing { .. } => true,
-        _ => false,
-    }
-}
 
 /// How a step went that failed.
 pub enum Failure {

@@ -48,9 +48,10 @@ use bulkhead_blkback::engine::DataPath;
 use bulkhead_blkback::operator::grow_on_request;
 use bulkhead_grant::Region;
 use bulkhead_images::{Catalog, ImageMemory};
-use bulkhead_xen::DomId;
+use bulkhead_xen::abi::xs_wire::ERROR_RING_INDEX;
 use bulkhead_xen::sim::xenstore::toolstack::{self, Vbd};
 use bulkhead_xen::sim::{DomainConfig, Sim, SimDomain, SimDoor};
+use bulkhead_xen::{DomId, Hypervisor};
 use bulkhead_xenstore_client::{Client, Ring};
 use executors::Executors;
 use held::Held;
@@ -70,6 +71,8 @@ pub struct World {
     region: Region<SimDoor>,
     /// Whether the backend has given up.
     ended: Rc<Cell<bool>>,
+    /// Whether it may.
+    may_end: Cell<bool>,
     before: Held,
     pub late: LateDisks,
     executors: Executors,
@@ -138,8 +141,7 @@ impl World {
         let (serving, ended) = (backend.clone(), Rc::new(Cell::new(false)));
         let end = ended.clone();
         handle.spawn(async move {
-            let Err(error) = serving.serve(|| ()).await;
-            log::error!("the backend has ended: {error}");
+            let Err(_) = serving.serve(|| ()).await;
             end.set(true);
         });
         let mut world = World {
@@ -148,6 +150,7 @@ impl World {
             backend,
             region,
             ended,
+            may_end: Cell::new(false),
             before: Held::default(),
             late: LateDisks::default(),
             executors,
@@ -171,7 +174,8 @@ impl World {
         for _ in 0..100_000 {
             let stepped = self.sim.step_xenstored();
             if !self.executors.step() && !stepped {
-                assert!(!self.ended.get(), "the backend has given up");
+                let ended = self.ended.get() && !self.may_end.get();
+                assert!(!ended, "the backend has given up");
                 return moved;
             }
             moved = true;
@@ -187,6 +191,18 @@ impl World {
             assert!(steps.next().is_some(), "the machine does not come to rest");
         }
         assert!(!self.ended.get(), "the backend has given up");
+    }
+
+    /// xenstored gives up on the driver domain: there is no xenstore for it any more.
+    pub fn end_xenstore(&self) {
+        self.may_end.set(true);
+        let (id, ring) = (self.storage.id(), self.storage.store_ring());
+        self.sim.store().give_up(id, ERROR_RING_INDEX);
+        // xenstored looks at the ring, and says there that it has given up.
+        let told = self.storage.door().notify(ring.port);
+        told.expect("the port of the ring");
+        self.run();
+        assert!(self.ended.get(), "nobody can be attached any more");
     }
 
     /// What the driver domain does when it has its turn, but that it does not go to sleep: that is

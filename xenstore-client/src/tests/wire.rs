@@ -217,7 +217,7 @@ proptest! {
         };
         prop_assert!(matches!(
             Message::split(&header.to_bytes()),
-            Err(Breakdown::BadHeader(_))
+            Err(Breakdown::TooLong(_))
         ));
     }
 }

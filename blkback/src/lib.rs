@@ -28,6 +28,7 @@ pub mod backend;
 pub mod control;
 pub mod engine;
 pub mod frontends;
+pub mod memory_target;
 pub mod operator;
 pub mod retry;
 pub mod statistics;

@@ -14,6 +14,7 @@ use bulkhead_blkback::Backend;
 use bulkhead_blkback::availability::{online, refuse_changes};
 use bulkhead_blkback::control::{ShutdownRequest, shutdown_requested};
 use bulkhead_blkback::engine::Options;
+use bulkhead_blkback::memory_target::follow_memory_target;
 use bulkhead_blkback::operator::{answer_keys, grow_on_request};
 use bulkhead_blkback::retry::persist;
 use bulkhead_blkback::vcpus::learn_lateness;
@@ -95,6 +96,11 @@ fn main(mut machine: Machine) -> ShutdownReason {
             log::error!("changes of the vCPUs cannot be seen any more: {error}");
         });
     }
+    let (sizing, nodes) = (handle.clone(), store.clone());
+    handle.spawn(async move {
+        let Err(error) = follow_memory_target(&sizing, &nodes, &door).await;
+        log::error!("memory/target cannot be followed any more: {error}");
+    });
 
     let ended = end.clone();
     handle.spawn(async move {

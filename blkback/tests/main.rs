@@ -17,6 +17,7 @@ mod late;
 mod life;
 mod map_slots;
 mod memory;
+mod memory_target;
 mod notifications;
 mod operator;
 mod ordering;

@@ -52,6 +52,8 @@ pub struct Config {
     pub ramdisk: Option<String>,
     /// Memory in MiB.
     pub memory: u32,
+    /// Memory in MiB that it may have later, if that is more.
+    pub maxmem: Option<u32>,
     /// The kernel's command line.
     pub cmdline: String,
     /// Whether it is a driver domain.
@@ -80,6 +82,7 @@ impl Config {
             kernel: kernel.to_owned(),
             ramdisk: None,
             memory: 128,
+            maxmem: None,
             cmdline: String::new(),
             driver_domain: false,
             vcpus: 1,
@@ -114,6 +117,9 @@ impl fmt::Display for Config {
             text(f, "cmdline", &self.cmdline)?;
         }
         writeln!(f, "memory = {}", self.memory)?;
+        if let Some(maxmem) = self.maxmem {
+            writeln!(f, "maxmem = {maxmem}")?;
+        }
         writeln!(f, "vcpus = {}", self.vcpus)?;
         if self.maxvcpus > self.vcpus {
             writeln!(f, "maxvcpus = {}", self.maxvcpus)?;

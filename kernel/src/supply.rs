@@ -6,15 +6,28 @@
 
 use crate::boot::pv;
 use crate::door::Door;
+use crate::memory::layout::Ranges;
 use crate::memory::pages;
 use crate::{hypercall, machine};
-use bulkhead_xen::abi::memory::{DECREASE_RESERVATION, MemoryReservation, POPULATE_PHYSMAP};
-use bulkhead_xen::{DomId, PAGE_SIZE, PageSupply};
+use bulkhead_xen::abi::memory::{
+    CURRENT_RESERVATION, DECREASE_RESERVATION, MemoryReservation, POPULATE_PHYSMAP,
+};
+use bulkhead_xen::{Balloon, DomId, PAGE_SIZE, PageSupply};
 use core::ops::Range;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 /// Pages for each hypercall.
 const BATCH: usize = 128;
+
+/// Pages that are given back or taken again at once, so that others get their turn.
+const AT_ONCE: usize = 1024;
+
+/// log2 of the pages that boot gives back as one, where it can: 2 MiB, the most that a guest may name.
+const LARGE_ORDER: u32 = 9;
+
+/// Pages that images have given back to Xen and not populated since.
+static RELEASED: AtomicUsize = AtomicUsize::new(0);
 
 // SAFETY: allocated pages come from the frame allocator; populated ones are zeroed here. What Xen
 // does not take is mapped as it was, with the same frame.
@@ -24,17 +37,111 @@ unsafe impl PageSupply for Door {
     }
 
     unsafe fn release(&self, first: NonNull<u8>, count: usize) -> usize {
-        in_batches(first, count, |frames| {
+        let gone = in_batches(first, count, |frames| {
             // SAFETY: by the contract, nobody uses these pages.
             unsafe { release(frames) }
-        })
+        });
+        RELEASED.fetch_add(gone, Ordering::Relaxed);
+        gone
     }
 
     unsafe fn populate(&self, first: NonNull<u8>, count: usize) -> usize {
-        in_batches(first, count, |frames| {
+        let got = in_batches(first, count, |frames| {
             // SAFETY: by the contract, Xen has these pages back.
             unsafe { populate(frames) }
-        })
+        });
+        RELEASED.fetch_sub(got, Ordering::Relaxed);
+        got
+    }
+}
+
+impl Balloon for Door {
+    fn owned(&self) -> usize {
+        pages::statistics().total / PAGE_SIZE - RELEASED.load(Ordering::Relaxed)
+    }
+
+    fn missing(&self) -> usize {
+        pages::statistics().ballooned / PAGE_SIZE
+    }
+
+    fn give_back(&self, pages: usize) -> usize {
+        let Some((run, mapped)) = pages::take_spare(pages.min(AT_ONCE)) else {
+            return 0;
+        };
+        let first = address(run.start);
+        if mapped {
+            // Xen does not clear a page for its next owner, and its last user here did not either. What was
+            // never mapped was never used.
+            // SAFETY: taken out of the free pages, so nobody uses them.
+            unsafe { first.write_bytes(0, run.len() * PAGE_SIZE) };
+        }
+        // SAFETY: as above.
+        let gone = in_batches(first, run.len(), |frames| unsafe { release(frames) });
+        let left = run.start + gone..run.end;
+        pages::now_missing(run.start..left.start);
+        if !mapped && machine::facts().p2m.is_some() && !left.is_empty() {
+            pv::populate(left.start as u64..left.end as u64);
+        }
+        pages::now_there(left);
+        gone
+    }
+
+    fn take_back(&self, pages: usize) -> usize {
+        let Some(run) = pages::take_missing(pages.min(AT_ONCE)) else {
+            return 0;
+        };
+        // SAFETY: Xen has them.
+        let got = in_batches(address(run.start), run.len(), |frames| unsafe {
+            populate(frames)
+        });
+        pages::now_there(run.start..run.start + got);
+        pages::now_missing(run.start + got..run.end);
+        got
+    }
+}
+
+/// A page's address.
+fn address(page: usize) -> NonNull<u8> {
+    NonNull::new((page * PAGE_SIZE) as *mut u8).expect("page 0 is never free")
+}
+
+/// Returns how many pages Xen says the domain has.
+pub(crate) fn current_reservation() -> Option<u64> {
+    let mut domain = DomId::SELF;
+    let request = hypercall::pointer(&mut domain);
+    // SAFETY: Xen reads the domain's number and changes nothing.
+    let pages = unsafe { hypercall::memory_op(CURRENT_RESERVATION.into(), request) };
+    pages.ok()
+}
+
+/// Tells Xen at boot that page frames will not be used until they are populated: nothing is behind them
+/// yet, whatever the memory map says. On PVH alone.
+///
+/// # Safety
+/// Nobody uses them.
+pub(crate) unsafe fn decline(frames: &Ranges) {
+    let large = 1 << LARGE_ORDER;
+    for range in frames {
+        let middle = range.start.next_multiple_of(large).min(range.end);
+        let end = (range.end / large * large).max(middle);
+        for (part, order) in [
+            (range.start..middle, 0),
+            (middle..end, LARGE_ORDER),
+            (end..range.end, 0),
+        ] {
+            let mut firsts = part.step_by(1 << order);
+            loop {
+                let mut batch: heapless::Vec<u64, BATCH> = firsts.by_ref().take(BATCH).collect();
+                if batch.is_empty() {
+                    break;
+                }
+                // SAFETY: by the contract. Frames that Xen does not take stay unused all the same.
+                let taken = unsafe { reservation(DECREASE_RESERVATION, order, &mut batch) };
+                if taken < batch.len() {
+                    break;
+                }
+            }
+        }
     }
 }
 
@@ -67,7 +174,7 @@ unsafe fn release(pfns: Range<u64>) -> usize {
         }
     }
     // SAFETY: nobody uses them, and on PV nothing maps them any more.
-    let gone = unsafe { reservation(DECREASE_RESERVATION, &mut frames) };
+    let gone = unsafe { reservation(DECREASE_RESERVATION, 0, &mut frames) };
     if let Some(p2m) = &machine::facts().p2m {
         for pfn in pfns.clone().take(gone) {
             p2m.set_machine_frame(pfn, None);
@@ -82,7 +189,7 @@ unsafe fn release(pfns: Range<u64>) -> usize {
 unsafe fn populate(pfns: Range<u64>) -> usize {
     let mut frames: heapless::Vec<u64, BATCH> = pfns.clone().collect();
     // SAFETY: nothing is there, so nothing changes for anybody.
-    let got = unsafe { reservation(POPULATE_PHYSMAP, &mut frames) };
+    let got = unsafe { reservation(POPULATE_PHYSMAP, 0, &mut frames) };
     if let Some(p2m) = &machine::facts().p2m {
         for (pfn, mfn) in pfns.clone().zip(&frames).take(got) {
             p2m.set_machine_frame(pfn, Some(*mfn));
@@ -96,15 +203,15 @@ unsafe fn populate(pfns: Range<u64>) -> usize {
     got
 }
 
-/// Changes the domain's memory by frames of one page, and says how many of them it was.
+/// Changes the domain's memory by extents of `1 << order` pages, and says how many of them it was.
 ///
 /// # Safety
 /// The frames are ours to give back, or to be filled.
-unsafe fn reservation(command: u32, frames: &mut [u64]) -> usize {
+unsafe fn reservation(command: u32, order: u32, frames: &mut [u64]) -> usize {
     let mut request = MemoryReservation {
         extent_start: frames.as_mut_ptr(),
         nr_extents: frames.len() as u64,
-        extent_order: 0,
+        extent_order: order,
         mem_flags: 0,
         domid: DomId::SELF,
     };

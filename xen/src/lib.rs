@@ -29,6 +29,7 @@
 #![cfg_attr(not(any(test, feature = "sim")), no_std)]
 
 pub mod abi;
+mod balloon;
 pub mod door;
 mod error;
 #[cfg(any(test, feature = "sim"))]
@@ -36,6 +37,7 @@ pub mod sim;
 mod supply;
 mod units;
 
+pub use balloon::Balloon;
 pub use door::{ForeignRegion, Hypervisor, StoreRing};
 pub use error::{Errno, GrantStatus};
 pub use supply::PageSupply;

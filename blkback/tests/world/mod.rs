@@ -45,6 +45,7 @@ pub use spy::Meanwhile;
 
 use bulkhead_blkback::Backend;
 use bulkhead_blkback::engine::DataPath;
+use bulkhead_blkback::memory_target::follow_memory_target;
 use bulkhead_blkback::operator::grow_on_request;
 use bulkhead_grant::Region;
 use bulkhead_images::{Catalog, ImageMemory};
@@ -105,6 +106,7 @@ impl World {
             kind: setup.kind,
             vcpus: setup.vcpus,
             memory_pages: archive.len().div_ceil(4096) + 64,
+            memory_later: setup.memory_later,
             region_pages: setup.region_pages,
             ..DomainConfig::default()
         });
@@ -133,6 +135,11 @@ impl World {
             catalog,
             setup.options,
         );
+        let (sizing, nodes, memory) = (handle.clone(), backend.store.clone(), storage.door());
+        handle.spawn(async move {
+            let Err(error) = follow_memory_target(&sizing, &nodes, &memory).await;
+            log::error!("memory/target cannot be followed any more: {error}");
+        });
         let growing = backend.clone();
         handle.spawn(async move {
             let Err(error) = grow_on_request(&growing).await;

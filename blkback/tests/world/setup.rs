@@ -22,6 +22,8 @@ pub struct Setup {
     pub options: Options,
     /// Whether images can have more memory of Xen, and give it back.
     pub supply: bool,
+    /// Memory that the driver domain may have later (`maxmem=`), in pages.
+    pub memory_later: usize,
     /// Where the ramdisk is damaged: bytes from here on are overwritten.
     pub damage: Option<usize>,
 }
@@ -43,6 +45,7 @@ impl Default for Setup {
             region_pages: 32 * 1024,
             options: Options::default(),
             supply: false,
+            memory_later: 0,
             damage: None,
         }
     }

@@ -58,6 +58,18 @@ impl<'h> Storage<'_, 'h> {
         self
     }
 
+    /// Sets what it may have of memory later, in MiB.
+    pub fn maxmem(mut self, mib: u32) -> Self {
+        self.config.maxmem = Some(mib);
+        self
+    }
+
+    /// Gives it a file of dom0's as its ramdisk, where it is.
+    pub fn ramdisk_of_dom0(mut self, path: &str) -> Self {
+        self.config.ramdisk = Some(path.to_owned());
+        self
+    }
+
     /// Sets its memory in MiB.
     pub fn memory(mut self, mib: u32) -> Self {
         self.config.memory = mib;

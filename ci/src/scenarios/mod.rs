@@ -9,6 +9,7 @@ mod filesystem;
 mod hostile;
 mod leaving;
 mod main_job;
+mod memory;
 mod operator;
 mod options;
 mod other_kernels;
@@ -35,6 +36,7 @@ pub fn all() -> Vec<Scenario> {
         leaving::SCENARIOS,
         driver_life::SCENARIOS,
         operator::SCENARIOS,
+        memory::SCENARIOS,
         attaching::SCENARIOS,
         endings::SCENARIOS,
         crowd::SCENARIOS,

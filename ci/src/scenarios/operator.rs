@@ -37,7 +37,7 @@ pub const SCENARIOS: &[Scenario] = &[
 ];
 
 /// The other kind than the driver domain's, so that both are seen at both ends.
-fn other(kind: Kind) -> Kind {
+pub(super) fn other(kind: Kind) -> Kind {
     match kind {
         Kind::Pvh => Kind::Pv,
         _ => Kind::Pvh,
@@ -45,7 +45,7 @@ fn other(kind: Kind) -> Kind {
 }
 
 /// The memory of the driver domain in MiB, as `xl list` shows it.
-fn memory(lab: &Lab) -> Result<u32> {
+pub(super) fn memory(lab: &Lab) -> Result<u32> {
     let list = lab.host.ok("xl list storage")?;
     let row = list.lines().nth(1).unwrap_or_default();
     row.split_whitespace()
@@ -221,7 +221,7 @@ fn growth(lab: &Lab, kind: Kind) -> Result<()> {
 }
 
 /// Asks for a growth and returns the answer.
-fn grow(lab: &Lab, storage: &Running, request: &str) -> Result<String> {
+pub(super) fn grow(lab: &Lab, storage: &Running, request: &str) -> Result<String> {
     let data = format!("/local/domain/{}/data", storage.id);
     let script = format!(
         "xenstore-rm {data}/grow-answer 2>/dev/null\nxenstore-write {data}/grow '{request}'\n\

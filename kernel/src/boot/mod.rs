@@ -81,18 +81,19 @@ fn free_memory(ram: &Ranges, modules: &[LoadedModule], image: core::ops::Range<u
 
 /// # Safety
 /// Called once, with what is free mapped, the vCPU registered, and facts that hold. What is free
-/// `later` can be mapped by `pv::populate`.
+/// `later` can be mapped by `pv::populate`; what is `missing` is not there.
 unsafe fn set_up_memory(
     ram: Ranges,
     free: &Ranges,
     later: Ranges,
+    missing: &Ranges,
     space: AddressSpace,
     p2m: Option<machine::P2m>,
 ) {
     let total: u64 = ram.iter().map(|range| range.end - range.start).sum();
     machine::set_facts(Facts { ram, space, p2m });
     // SAFETY: by the contract.
-    unsafe { pages::init(free, later, total as usize) };
+    unsafe { pages::init(free, later, missing, total as usize) };
 }
 
 /// Everything that is the same on PVH and PV, and `main`.
@@ -127,6 +128,13 @@ unsafe fn run(booted: Booted) -> ! {
         memory.free / 1024,
         (image().end - image().start) / 1024
     );
+    if memory.ballooned > 0 {
+        log::info!(
+            "{} KiB of memory, and room for {} more (xl mem-set)",
+            memory.total / 1024,
+            memory.ballooned / 1024
+        );
+    }
     let machine = Machine {
         door: Door,
         way: booted.way,

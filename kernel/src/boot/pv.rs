@@ -106,7 +106,7 @@ pub extern "C" fn pv_main(start: *const StartInfo) -> ! {
     subtract(&mut later, 0..mapped).expect("too many pieces of memory");
     *TABLES.lock() = Some(tables);
     // SAFETY: what is free is mapped now, and what is not can be populated.
-    unsafe { set_up_memory(ram, &free, later, space, Some(p2m)) };
+    unsafe { set_up_memory(ram, &free, later, &Ranges::new(), space, Some(p2m)) };
     // SAFETY: address space set aside for it.
     unsafe { map_special(space.special, start.shared_info / PAGE) }
         .expect("cannot map the shared info page");

@@ -4,9 +4,10 @@ use super::{Booted, entry, free_memory, image, image_parts, run, set_up_memory};
 use crate::cpu::pvh::{self as cpu, BOOT_TABLES};
 use crate::cpu::upcall::UPCALL_VECTOR;
 use crate::machine::{self, Way};
-use crate::memory::layout::{AddressSpace, Ranges};
+use crate::memory::layout::{AddressSpace, Ranges, not_there, take_last};
 use crate::memory::{page_table, pages};
 use crate::start_info::{self, Memory};
+use crate::supply::{current_reservation, decline};
 use crate::vcpu::BOOT_VCPU;
 use crate::{grants, hypercall, output};
 use bulkhead_xen::abi::hvm::{
@@ -67,12 +68,15 @@ pub extern "C" fn pvh_main(start: u64) -> ! {
     };
     let end = found.ram.iter().map(|range| range.end).max().unwrap_or(0) * PAGE_SIZE as u64;
     let total = found.ram.iter().map(|range| range.end - range.start).sum();
-    let space = AddressSpace::above(end, total, true);
-    let free = free_memory(&found.ram, &found.modules, image());
+    let missing = not_there(total, current_reservation().unwrap_or(total));
+    let space = AddressSpace::above(end, total - missing, true);
+    let mut free = free_memory(&found.ram, &found.modules, image());
+    let missing = take_last(&mut free, missing).expect("too many pieces of memory");
     // SAFETY: once, with what the builder has told us; memory above 4 GiB is mapped right after,
     // and the allocator, which takes the lowest pages first, has a map of its own below that.
     unsafe {
-        set_up_memory(found.ram, &free, Ranges::new(), space, None);
+        set_up_memory(found.ram, &free, Ranges::new(), &missing, space, None);
+        decline(&missing);
         let no_execute = forbid_execution();
         map_above_4g(space.end(), no_execute);
         protect_image();

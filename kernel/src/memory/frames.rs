@@ -59,6 +59,30 @@ impl<'a> Frames<'a> {
         }
     }
 
+    /// Takes the lowest free frame and those behind it that are free, up to `count` in all.
+    pub fn take_lowest(&mut self, count: usize) -> Option<Range<usize>> {
+        let start = self.next_free(self.lowest * BITS)?;
+        let end = (start + count).min(self.words.len() * BITS);
+        let end = self.first_taken(start..end).unwrap_or(end);
+        self.lowest = start / BITS;
+        self.take(start..end)
+    }
+
+    /// Takes the highest free frame and those before it that are free, up to `count` in all.
+    pub fn take_highest(&mut self, count: usize) -> Option<Range<usize>> {
+        let word = self.words.iter().rposition(|word| *word != 0)?;
+        let end = (word + 1) * BITS - self.words[word].leading_zeros() as usize;
+        let is_free = |frame: &usize| self.words[frame / BITS] & 1 << (frame % BITS) != 0;
+        let run = (0..end).rev().take(count).take_while(is_free).count();
+        self.take(end - run..end)
+    }
+
+    fn take(&mut self, run: Range<usize>) -> Option<Range<usize>> {
+        self.set(run.clone(), false);
+        self.free -= run.len();
+        (!run.is_empty()).then_some(run)
+    }
+
     /// Makes a run of frames free.
     ///
     /// # Panics
@@ -143,6 +167,25 @@ mod tests {
         assert_eq!(frames.allocate(154, 1), None);
         assert_eq!(frames.allocate(153, 1), Some(103));
         assert_eq!(frames.free_frames(), 0);
+    }
+
+    #[test]
+    fn runs_are_taken_from_either_end() {
+        let mut words = [0; 4];
+        let mut frames = Frames::new(&mut words);
+        frames.release(3..70);
+        frames.release(100..200);
+        assert_eq!(frames.take_highest(40), Some(160..200));
+        assert_eq!(frames.take_highest(100), Some(100..160));
+        assert_eq!(frames.take_highest(1), Some(69..70));
+        assert_eq!(frames.take_lowest(10), Some(3..13));
+        assert_eq!(frames.allocate(1, 1), Some(13));
+        frames.release(200..201);
+        assert_eq!(frames.take_lowest(100), Some(14..69));
+        assert_eq!(frames.free_frames(), 1);
+        assert_eq!(frames.take_lowest(100), Some(200..201));
+        assert_eq!(frames.take_highest(5), None);
+        assert_eq!(frames.take_lowest(5), None);
     }
 
     #[test]

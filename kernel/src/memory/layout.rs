@@ -31,6 +31,35 @@ pub fn subtract(ranges: &mut Ranges, hole: Range<u64>) -> Result<(), TooFragment
     Ok(())
 }
 
+/// Takes the last `pages` frames of `ranges` away, or as many as there are, and returns them.
+pub fn take_last(ranges: &mut Ranges, mut pages: u64) -> Result<Ranges, TooFragmented> {
+    let mut taken = Ranges::new();
+    while pages > 0 {
+        let Some(last) = ranges.iter().max_by_key(|range| range.end).cloned() else {
+            break;
+        };
+        let part = last.start.max(last.end.saturating_sub(pages))..last.end;
+        pages -= part.end - part.start;
+        subtract(ranges, part.clone())?;
+        taken.push(part).map_err(|_| TooFragmented)?;
+    }
+    Ok(taken)
+}
+
+/// How many pages of the memory map are not there, given how many Xen says that the domain has.
+///
+/// Where `maxmem=` is more than `memory=`, the memory map of a PVH domain shows all that it may ever have, and
+/// Xen puts a page behind an address when it is touched first, until as many are in use as the domain has:
+/// one more ends it. Xen counts pages that are not in the map, too: its special pages, the ACPI tables.
+pub fn not_there(map: u64, reservation: u64) -> u64 {
+    /// More than Xen's builder makes of those (`NR_SPECIAL_PAGES` in libxenguest is 8).
+    const BESIDE_THE_MAP: u64 = 64;
+    match map.saturating_sub(reservation) {
+        0 => 0,
+        missing => (missing + BESIDE_THE_MAP).min(map),
+    }
+}
+
 /// The frames that `bytes` from `start` touch.
 pub fn frames_of(start: u64, bytes: u64) -> Range<u64> {
     let page = PAGE_SIZE as u64;
@@ -110,6 +139,29 @@ mod tests {
             .map(|i| subtract(&mut free, i * 10..i * 10 + 1))
             .collect();
         assert_eq!(results.last(), Some(&Err(TooFragmented)));
+    }
+
+    #[test]
+    fn the_last_frames_are_taken_first() {
+        let mut free = ranges(&[1..100, 200..300]);
+        let mut take = |pages| take_last(&mut free, pages).unwrap().to_vec();
+        assert!(take(40).iter().eq([&(260..300)]));
+        assert_eq!(take(70), [200..260, 90..100]);
+        assert!(take(0).is_empty());
+        assert!(take(1000).iter().eq([&(1..90)]), "no more than there is");
+        assert_eq!(free, Ranges::new());
+    }
+
+    #[test]
+    fn a_map_that_shows_more_than_there_is_is_seen() {
+        // memory=32, with eight pages that are not in the map.
+        assert_eq!(not_there(8192, 8200), 0);
+        assert_eq!(not_there(8192, 8192), 0);
+        // memory=32, maxmem=256: no more than 32 MiB are there, rather less.
+        let missing = not_there(65536, 8200);
+        assert!((57344..57408).contains(&missing), "{missing}");
+        assert_eq!(not_there(100, 90), 74);
+        assert_eq!(not_there(50, 0), 50);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use super::frames::Frames;
 use super::layout::Ranges;
 use bulkhead_xen::PAGE_SIZE;
+use core::ops::Range;
 use core::ptr::NonNull;
 use spin::Mutex;
 
@@ -11,8 +12,13 @@ struct Pages {
     frames: Frames<'static>,
     /// Free, but not mapped yet (PV only).
     unmapped: Ranges,
+    /// Not there: free here says that Xen has it.
+    ballooned: Frames<'static>,
     total: usize,
 }
+
+/// Pages that stay free whatever the toolstack wants back: for the heap and the control plane.
+const RESERVE: usize = (2 << 20) / PAGE_SIZE;
 
 /// Page frames that are mapped at a time: 4 MiB.
 const CHUNK: u64 = 1024;
@@ -20,35 +26,42 @@ const CHUNK: u64 = 1024;
 static PAGES: Mutex<Option<Pages>> = Mutex::new(None);
 
 /// How much memory there is, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryStatistics {
-    /// All of the domain's memory.
+    /// All of the domain's memory that is there.
     pub total: usize,
+    /// What could be there, too.
+    pub ballooned: usize,
     /// What nobody uses; the heap's own reserve counts as used.
     pub free: usize,
 }
 
-/// Puts the free ranges to use: those that are mapped, and those that are to be mapped when they
-/// are needed.
+/// Puts the free ranges to use: those that are mapped, those that are to be mapped when they are needed,
+/// and those that Xen has.
 ///
 /// # Safety
-/// Nothing else uses either of them. The first are mapped at their own addresses, writable.
-pub unsafe fn init(free: &Ranges, unmapped: Ranges, total_pages: usize) {
-    let all = free.iter().chain(&unmapped);
+/// Nothing else uses any of them. The first are mapped at their own addresses, writable.
+pub unsafe fn init(free: &Ranges, unmapped: Ranges, ballooned: &Ranges, total_pages: usize) {
+    let all = free.iter().chain(&unmapped).chain(ballooned);
     let end = all.map(|range| range.end).max().unwrap_or(0) as usize;
     let words = Frames::words_for(end);
-    let bitmap_pages = (words * size_of::<u64>()).div_ceil(PAGE_SIZE) as u64;
+    let bitmap_pages = (2 * words * size_of::<u64>()).div_ceil(PAGE_SIZE) as u64;
     let home = free
         .iter()
         .find(|range| range.end - range.start > bitmap_pages)
         .expect("no room for the map of free pages");
     let start = (home.start as usize * PAGE_SIZE) as *mut u64;
     // SAFETY: free memory by the contract, and it is not handed out below.
-    let bitmap = unsafe {
-        start.write_bytes(0, words);
-        core::slice::from_raw_parts_mut(start, words)
+    let bitmaps = unsafe {
+        start.write_bytes(0, 2 * words);
+        core::slice::from_raw_parts_mut(start, 2 * words)
     };
+    let (bitmap, absent) = bitmaps.split_at_mut(words);
     let mut frames = Frames::new(bitmap);
+    let mut missing = Frames::new(absent);
+    for range in ballooned {
+        missing.release(range.start as usize..range.end as usize);
+    }
     for range in free {
         let taken = if range == home { bitmap_pages } else { 0 };
         frames.release((range.start + taken) as usize..range.end as usize);
@@ -56,6 +69,7 @@ pub unsafe fn init(free: &Ranges, unmapped: Ranges, total_pages: usize) {
     *PAGES.lock() = Some(Pages {
         frames,
         unmapped,
+        ballooned: missing,
         total: total_pages,
     });
 }
@@ -84,6 +98,22 @@ impl Pages {
         Some(())
     }
 
+    /// Takes up to `count` free pages in a row, the last ones, and leaves the reserve. The second part says
+    /// whether they are mapped.
+    fn take_last(&mut self, count: usize) -> Option<(Range<usize>, bool)> {
+        let count = count.min(self.free().saturating_sub(RESERVE));
+        if count == 0 {
+            return None;
+        }
+        let unmapped = self.unmapped.iter_mut();
+        if let Some(range) = unmapped.rev().find(|range| !range.is_empty()) {
+            let start = range.start.max(range.end.saturating_sub(count as u64));
+            let end = core::mem::replace(&mut range.end, start);
+            return Some((start as usize..end as usize, false));
+        }
+        Some((self.frames.take_highest(count)?, true))
+    }
+
     fn free(&self) -> usize {
         let unmapped: u64 = self
             .unmapped
@@ -105,14 +135,41 @@ pub unsafe fn free_pages(first: NonNull<u8>, count: usize) {
     }
 }
 
+/// Takes up to `count` free pages in a row that may go back to Xen, and says whether they are mapped. They
+/// come back by [`now_missing`] or [`now_there`].
+pub fn take_spare(count: usize) -> Option<(Range<usize>, bool)> {
+    PAGES.lock().as_mut()?.take_last(count)
+}
+
+/// Takes up to `count` pages in a row that Xen has. They come back by [`now_missing`] or [`now_there`].
+pub fn take_missing(count: usize) -> Option<Range<usize>> {
+    PAGES.lock().as_mut()?.ballooned.take_lowest(count)
+}
+
+/// Notes that Xen has pages that were taken.
+pub fn now_missing(pages: Range<usize>) {
+    if let Some(all) = PAGES.lock().as_mut() {
+        all.ballooned.release(pages);
+    }
+}
+
+/// Notes that pages that were taken are there, mapped, and free.
+pub fn now_there(pages: Range<usize>) {
+    if let Some(all) = PAGES.lock().as_mut() {
+        all.frames.release(pages);
+    }
+}
+
 /// How much memory there is.
 pub fn statistics() -> MemoryStatistics {
     PAGES
         .lock()
         .as_ref()
-        .map_or(MemoryStatistics { total: 0, free: 0 }, |pages| {
+        .map_or(MemoryStatistics::default(), |pages| {
+            let missing = pages.ballooned.free_frames();
             MemoryStatistics {
-                total: pages.total * PAGE_SIZE,
+                total: (pages.total - missing) * PAGE_SIZE,
+                ballooned: missing * PAGE_SIZE,
                 free: pages.free() * PAGE_SIZE,
             }
         })

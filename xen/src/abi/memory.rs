@@ -4,6 +4,8 @@ use crate::{DomId, GrantStatus};
 
 /// `XENMEM_decrease_reservation`.
 pub const DECREASE_RESERVATION: u32 = 1;
+/// `XENMEM_current_reservation`: how many pages a domain has. Takes its number.
+pub const CURRENT_RESERVATION: u32 = 3;
 /// `XENMEM_populate_physmap`.
 pub const POPULATE_PHYSMAP: u32 = 6;
 /// `XENMEM_add_to_physmap`.

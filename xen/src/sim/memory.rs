@@ -100,6 +100,18 @@ impl Machine {
         }
     }
 
+    /// Gives a domain its memory, and address space behind it for memory that it may have later.
+    pub(super) fn populate_partly(&mut self, now: usize, later: usize) -> OwnMemory {
+        let mut memory = self.populate(now + later);
+        for page in now..now + later {
+            let given = memory.give_up(memory.base + page * PAGE_SIZE);
+            let (frame, _) = given.expect("just populated");
+            self.release(memory.base + page * PAGE_SIZE, frame);
+        }
+        memory.limit = now;
+        memory
+    }
+
     /// Gives the frames of a domain that is gone back to the host. What is read there afterwards
     /// is zero.
     pub(super) fn discard(&self, memory: &OwnMemory) {
@@ -240,6 +252,21 @@ impl OwnMemory {
     fn page(&self, address: usize) -> Option<usize> {
         let page = address.checked_sub(self.base)? / PAGE_SIZE;
         (page < self.used.len()).then_some(page)
+    }
+
+    /// The last page that nobody uses, if more than `reserve` are unused.
+    pub(super) fn spare(&self, reserve: usize) -> Option<usize> {
+        let is_spare = |page: &usize| !self.used[*page] && !self.released[*page];
+        let spare = (0..self.used.len()).rev().filter(is_spare);
+        let last = spare.clone().next()?;
+        (spare.count() > reserve).then(|| self.base + last * PAGE_SIZE)
+    }
+
+    /// The first page that nobody uses and the machine has.
+    pub(super) fn missing(&self) -> impl Iterator<Item = usize> {
+        let is_missing = |page: &usize| !self.used[*page] && self.released[*page];
+        let all = (0..self.used.len()).filter(is_missing);
+        all.map(|page| self.base + page * PAGE_SIZE)
     }
 
     /// How many pages the domain owns.

@@ -46,6 +46,7 @@
 //!
 //! Read next: [`SimDomain`] for what a test can do with a domain, [`xenstore`] for the store.
 
+mod balloon;
 mod domain;
 mod door;
 mod events;

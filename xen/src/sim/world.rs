@@ -38,6 +38,8 @@ pub struct DomainConfig {
     pub vcpus: u32,
     /// Own memory, in pages.
     pub memory_pages: usize,
+    /// Own memory that the domain may have besides, when the toolstack wants it (`maxmem=`), in pages.
+    pub memory_later: usize,
     /// Size of the foreign region, in pages.
     pub region_pages: usize,
     /// Entries of the domain's grant table (Xen's default is 64 frames of 512).
@@ -56,6 +58,7 @@ impl Default for DomainConfig {
             kind: DomainKind::Pvh,
             vcpus: 1,
             memory_pages: 1024,
+            memory_later: 0,
             region_pages: 4096,
             grant_entries: 2048,
             maptrack_limit: 1024 * MAPTRACK_PER_FRAME,
@@ -135,7 +138,10 @@ impl World {
         self.domains[index] = Some(Box::new(Domain {
             kind: config.kind,
             dying: false,
-            memory: self.machine.populate(config.memory_pages),
+            memory: {
+                let (now, later) = (config.memory_pages, config.memory_later);
+                self.machine.populate_partly(now, later)
+            },
             region: Region::new(region, config.region_pages),
             grants: Grants::new(entries, config.maptrack_limit),
             ports: Ports::default(),

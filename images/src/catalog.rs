@@ -73,6 +73,9 @@ impl Catalog {
     /// `disk0`.
     pub fn from_module(mut ramdisk: ImageMemory) -> Catalog {
         if !archive::is_archive(ramdisk.bytes()) {
+            if let Some(by) = archive::compressed_by(ramdisk.bytes()) {
+                return Catalog::of(Err(ArchiveError::Compressed { by }));
+            }
             let whole = Image::new("disk0".to_string(), ramdisk);
             return Catalog::of(Ok(alloc::vec![whole]));
         }

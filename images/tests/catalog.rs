@@ -243,3 +243,62 @@ fn an_image_stays_open_as_long_as_a_queue_of_it() {
     drop(queue);
     assert!(catalog.open(&image, Access::ReadWrite, "test").is_ok());
 }
+
+#[test]
+fn a_compressed_ramdisk_is_refused_with_what_to_do() {
+    let archive = ramdisk();
+    for (by, arguments) in [
+        ("gzip", vec!["--gzip"]),
+        ("bzip2", vec!["--bzip2"]),
+        ("xz", vec!["--xz"]),
+        ("zstd", vec!["--zstd"]),
+        ("lz4", vec!["--use-compress-program=lz4"]),
+        ("lzop", vec!["--lzop"]),
+    ] {
+        // What is not installed here is made by hand: the magic alone tells.
+        let installed = std::process::Command::new(by)
+            .arg("--version")
+            .output()
+            .is_ok();
+        let bytes = if installed {
+            let folder = Folder::new();
+            folder.file("a.img", &[b'a'; 8192]);
+            folder.tar(&[&arguments[..], &["a.img"]].concat())
+        } else {
+            let magic: &[u8] = match by {
+                "zstd" => &[0x28, 0xb5, 0x2f, 0xfd],
+                "lz4" => &[4, 0x22, 0x4d, 0x18],
+                "lzop" => b"\x89LZO\0\r\n\x1a\n",
+                "xz" => b"\xfd7zXZ\0",
+                "bzip2" => b"BZh91AY&SY",
+                _ => &[0x1f, 0x8b, 8, 0],
+            };
+            [magic, &[7; 4096]].concat()
+        };
+        let catalog = Catalog::from_module(memory(&bytes));
+        let refused = refusal(&catalog, "ram:disk0", Access::ReadOnly);
+        assert_eq!(
+            refused,
+            format!(
+                "the ramdisk cannot be read: compressed by {by}, and images are served in place: \
+                 unpack it before the domain is created"
+            )
+        );
+        assert_eq!(catalog.images().count(), 0);
+    }
+    // An image in an archive may be what it likes, and so may a raw one that only begins alike.
+    let catalog = Catalog::from_module(memory(&archive));
+    assert_eq!(catalog.damage(), None);
+    for start in [
+        &[0x1f, 0x8b][..],
+        b"BZ",
+        b"BZh",
+        b"\xfd7zX",
+        b"BZh9 a disk of text",
+    ] {
+        let mut image = vec![0; 4096];
+        image[..start.len()].copy_from_slice(start);
+        let catalog = Catalog::from_module(memory(&image));
+        assert_eq!(catalog.damage(), None, "{start:?}");
+    }
+}

@@ -1,7 +1,7 @@
 //! Coming up with little memory, with other ramdisks, and going down when asked.
 
 use crate::config::Kind;
-use crate::lab::images::Image;
+use crate::lab::images::{self, Image};
 use crate::lab::storage::disk;
 use crate::lab::{Lab, MINUTE, Scenario};
 use anyhow::{Result, ensure};
@@ -19,6 +19,18 @@ pub const SCENARIOS: &[Scenario] = &[
         about: "a ramdisk that is no archive is one image, ram:disk0",
         demo: false,
         run: raw_ramdisk,
+    },
+    Scenario {
+        name: "large-ramdisk",
+        about: "an archive of 1023 MiB is served; Xen's domain builder refuses one of more than 1024",
+        demo: false,
+        run: large_ramdisk,
+    },
+    Scenario {
+        name: "gzipped-ramdisk",
+        about: "a gzipped archive is served where Xen unpacks it, and refused with a reason elsewhere",
+        demo: false,
+        run: gzipped_ramdisk,
     },
     Scenario {
         name: "shutdown-and-reboot",
@@ -55,6 +67,68 @@ fn raw_ramdisk(lab: &Lab) -> Result<()> {
     ensure!(line == "a raw ramdisk\n", "the guest read {line:?}");
     guest.destroy()?;
     storage.shutdown()
+}
+
+fn large_ramdisk(lab: &Lab) -> Result<()> {
+    // Nothing but a header, and holes: dom0 has no room for more.
+    lab.host.ok("cd /var/tmp && truncate -s 1022M big && \
+         (tar --format=ustar -cf - big 2>/dev/null | head -c 512 >big.tar); \
+         truncate -s 1023M big.tar && printf 'the last bytes' | \
+         dd of=big.tar bs=1 seek=$((512 + (1022 << 20) - 14)) conv=notrunc 2>/dev/null")?;
+    let storage = || lab.storage(Kind::Pvh).ramdisk_of_dom0("/var/tmp/big.tar");
+    let mut running = storage().memory(1056).start()?;
+    running.wait_console("image ram:big, 1071644672 bytes", MINUTE)?;
+    let disks = [disk("storage", "xvda", "rw", "ram:big")];
+    let mut guest = lab.host.lean_guest("guest", Kind::Pv, &disks)?;
+    let last = guest.ok("tail -c 14 /dev/xvda", MINUTE)?;
+    ensure!(last == "the last bytes", "the guest read {last:?}");
+    guest.destroy()?;
+    running.shutdown()?;
+
+    lab.step("an archive that is too large for Xen's domain builder");
+    lab.host.ok("truncate -s 1025M /var/tmp/big.tar")?;
+    let created = lab.host.try_create(storage().memory(1056).config())?;
+    lab.host.ok("rm /var/tmp/big /var/tmp/big.tar")?;
+    ensure!(created.status != 0, "xl create took a ramdisk of 1025 MiB");
+    ensure!(
+        created.err.contains("too large"),
+        "xl create said: {}",
+        created.err
+    );
+    Ok(())
+}
+
+fn gzipped_ramdisk(lab: &Lab) -> Result<()> {
+    let image = Image::noise("disk", 2);
+    let (here, _) = lab.shared_file("images.tar");
+    images::write_archive(&here, std::slice::from_ref(&image))?;
+    lab.host
+        .ok("gzip -c /lab/images.tar >/var/tmp/images.tar.gz")?;
+    let version = lab.host.ok("xl info xen_version")?;
+    let minor = version.trim().split('.').nth(1).map(str::parse::<u32>);
+    let unpacked = minor.is_some_and(|minor| minor.is_ok_and(|minor| minor < 20));
+    for kind in Kind::ALL {
+        let mut storage = lab
+            .storage(kind)
+            .ramdisk_of_dom0("/var/tmp/images.tar.gz")
+            .memory(24)
+            .start()?;
+        if !unpacked {
+            storage.expect_error(0, "compressed by gzip", MINUTE)?;
+            storage.shutdown()?;
+            continue;
+        }
+        let disks = [disk("storage", "xvda", "r", "ram:disk")];
+        let mut guest = lab.host.lean_guest("guest", Kind::Pv, &disks)?;
+        let sum = guest.ok("sha256sum </dev/xvda", MINUTE)?;
+        ensure!(
+            sum.starts_with(&image.sha256()?),
+            "the guest reads an image whose sum is {sum}"
+        );
+        guest.destroy()?;
+        storage.shutdown()?;
+    }
+    lab.host.ok("rm /var/tmp/images.tar.gz").map(drop)
 }
 
 fn shutdown_and_reboot(lab: &Lab) -> Result<()> {

@@ -6,6 +6,11 @@ use core::fmt;
 /// Why an archive cannot be read. Offsets are those of the header in question, in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ArchiveError {
+    /// It is compressed: images are served in place, so it has to come unpacked.
+    Compressed {
+        /// The program that made it.
+        by: &'static str,
+    },
     /// It ends where a header or its end mark, a block of zeros, should be.
     Truncated {
         /// Where that would have been.
@@ -68,8 +73,16 @@ pub enum ArchiveError {
 
 impl fmt::Display for ArchiveError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let ArchiveError::Compressed { by } = self {
+            return write!(
+                f,
+                "compressed by {by}, and images are served in place: unpack it before the domain is \
+                 created"
+            );
+        }
         f.write_str("damaged archive: ")?;
         match self {
+            ArchiveError::Compressed { .. } => Ok(()),
             ArchiveError::Truncated { offset } => {
                 write!(f, "it ends at {offset}, without an end mark")
             }

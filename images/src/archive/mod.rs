@@ -49,6 +49,27 @@ pub fn is_archive(bytes: &[u8]) -> bool {
         .is_some_and(|block| header::has_magic(block) || header::check(block, 0).is_ok())
 }
 
+/// Returns the program that compressed these bytes, if one did. Xen's domain builder unpacks what gzip made
+/// before 4.20, and nothing since.
+pub fn compressed_by(bytes: &[u8]) -> Option<&'static str> {
+    const MAGICS: [(&[u8], &str); 6] = [
+        (&[0x1f, 0x8b, 8], "gzip"),
+        (b"\xfd7zXZ\0", "xz"),
+        (&[0x28, 0xb5, 0x2f, 0xfd], "zstd"),
+        (&[4, 0x22, 0x4d, 0x18], "lz4"),
+        // The older format, which kernels use.
+        (&[2, 0x21, 0x4c, 0x18], "lz4"),
+        (b"\x89LZO\0\r\n", "lzop"),
+    ];
+    let is = |(magic, _): &&(&[u8], &str)| bytes.starts_with(magic);
+    if let Some((_, by)) = MAGICS.iter().find(is) {
+        return Some(by);
+    }
+    // A level, and pi, with which every block begins.
+    let bzip2 = bytes.first_chunk::<10>()?;
+    (bzip2.starts_with(b"BZh") && bzip2[4..] == *b"1AY&SY").then_some("bzip2")
+}
+
 /// All regular files of an archive, in its order. Directories, links and devices are passed
 /// over.
 pub fn members(archive: &[u8]) -> Result<Vec<Member>, ArchiveError> {

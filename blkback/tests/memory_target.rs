@@ -1,6 +1,7 @@
 //! How much memory the driver domain has: what `xl mem-set` and `maxmem=` do to it.
 
 use crate::world::{Bystander, Guest, IMAGE_SIZE, SECTORS, Setup, World, content};
+use bulkhead_ring::blkif::{Discard, Operation, Request, Sector, Status};
 
 const TARGET: &str = "memory/target";
 
@@ -152,5 +153,34 @@ fn a_target_that_is_none_changes_nothing() {
             .iter()
             .any(|line| line.contains("'much' is not a number"))
     );
+    nothing_left(&world);
+}
+
+#[test]
+fn what_guests_discarded_is_missed_by_nobody() {
+    let world = World::with(Setup {
+        images: vec![("disk0".into(), content(0, 4 << 20))],
+        ..Setup::giving_back()
+    });
+    let owned = world.storage.memory_pages();
+    let mut disk = Guest::new(&world).attach("xvda", "ram:disk0").connected();
+    let id = disk.link().new_id();
+    let discard = Discard {
+        sector: Sector(0),
+        count: 8192,
+        secure: false,
+    };
+    let request = Request::of(id, Operation::Discard(discard));
+    disk.link().push(&request, Vec::new());
+    assert_eq!(disk.answer().status, Status::Okay);
+    let left = world.storage.memory_pages();
+    assert!(left + 1000 < owned);
+    for target in [owned, left] {
+        want(&world, target);
+        assert_eq!(world.storage.memory_pages(), left);
+        assert!(told(&world, "WARN").is_empty(), "{target}");
+    }
+    disk.write(0, &[7; 4096]);
+    disk.detach();
     nothing_left(&world);
 }

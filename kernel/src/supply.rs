@@ -57,11 +57,15 @@ unsafe impl PageSupply for Door {
 
 impl Balloon for Door {
     fn owned(&self) -> usize {
-        pages::statistics().total / PAGE_SIZE - RELEASED.load(Ordering::Relaxed)
+        pages::statistics().total / PAGE_SIZE - self.released()
     }
 
     fn missing(&self) -> usize {
         pages::statistics().ballooned / PAGE_SIZE
+    }
+
+    fn released(&self) -> usize {
+        RELEASED.load(Ordering::Relaxed)
     }
 
     fn give_back(&self, pages: usize) -> usize {

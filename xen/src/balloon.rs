@@ -10,6 +10,9 @@ pub trait Balloon {
     /// Returns how many pages more it could have: those that were given back, or were never there.
     fn missing(&self) -> usize;
 
+    /// Returns how many pages images gave back that come again when they are written.
+    fn released(&self) -> usize;
+
     /// Gives up to `pages` back, fewer at a time if that takes long, and returns how many. With 0, all the
     /// rest is in use, or belongs to the reserve that is never given back.
     fn give_back(&self, pages: usize) -> usize;

@@ -24,6 +24,12 @@ impl Balloon for SimDoor {
         domain.map_or(0, |domain| domain.memory.missing().count())
     }
 
+    fn released(&self) -> usize {
+        let world = self.world.lock();
+        let domain = world.domain(self.domain());
+        domain.map_or(0, |domain| domain.memory.lent_back())
+    }
+
     fn give_back(&self, pages: usize) -> usize {
         let one = |_: &usize| {
             let page = {

@@ -269,6 +269,12 @@ impl OwnMemory {
         all.map(|page| self.base + page * PAGE_SIZE)
     }
 
+    /// How many pages are somebody's in the domain, and the machine has.
+    pub(super) fn lent_back(&self) -> usize {
+        let both = self.used.iter().zip(&self.released);
+        both.filter(|(used, released)| **used && **released).count()
+    }
+
     /// How many pages the domain owns.
     pub(super) fn present(&self) -> usize {
         self.used.len() - self.absent

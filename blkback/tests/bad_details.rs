@@ -220,3 +220,57 @@ fn more_queues_and_pages_than_were_offered() {
         );
     }
 }
+
+/// What a frontend that leaves out or adds one node is told about a disk of large sectors, and whether
+/// the same frontend is served a disk of small ones.
+#[track_caller]
+fn refused_large_sectors(spoil: impl Fn(&Frontend<'_>)) -> String {
+    let world = World::new();
+    let guest = Guest::new(&world);
+    let mut told = None;
+    for target in [
+        "ram:disk0,sector-size=4096",
+        "null:1M,sector-size=4096",
+        "ram:disk0,physical-sector-size=4096",
+        "ram:disk0",
+    ] {
+        let mut disk = guest.attach("xvda", target);
+        disk.prepare();
+        disk.publish();
+        spoil(&disk);
+        disk.go(XenbusState::Initialised);
+        if target.contains(",sector-size=4096") {
+            assert_eq!(disk.backend(), Some(XenbusState::Closing), "{target}");
+            told = disk.problem();
+        } else {
+            assert_eq!(disk.backend(), Some(XenbusState::Connected), "{target}");
+        }
+        disk.detach();
+    }
+    world.nothing_left();
+    told.expect("the error node says why")
+}
+
+#[test]
+fn large_sectors_are_served_to_nobody_who_may_count_them_differently() {
+    // Windows' frontend, in its own words.
+    let told = refused_large_sectors(|disk| disk.write_node("feature-large-sector-size", "1"));
+    assert!(told.contains("counts in sectors of 4096 bytes"), "{told}");
+    assert!(told.contains("physical-sector-size=4096 instead"), "{told}");
+    // FreeBSD's, which says nothing.
+    let told = refused_large_sectors(|disk| disk.remove_node("feature-persistent"));
+    assert!(told.contains("does not show whether it counts"), "{told}");
+}
+
+#[test]
+fn a_frontend_that_denies_large_sectors_counts_as_linux_does() {
+    let world = World::new();
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvda", "ram:disk0,sector-size=4096");
+    disk.write_node("feature-large-sector-size", "0");
+    disk.connect();
+    disk.write(8, &[1; 4096]);
+    assert!(disk.read(8, 8) == [1; 4096]);
+    disk.detach();
+    world.nothing_left();
+}

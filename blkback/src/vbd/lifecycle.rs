@@ -11,6 +11,7 @@ use super::observation::observe;
 use super::problem::Problem;
 use super::published::{Limits, Nodes, Published};
 use super::retry::{Failure, insist};
+use super::sector_units;
 use super::state::XenbusState;
 use crate::backend::Backend;
 use crate::frontends::Following;
@@ -318,6 +319,8 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         let published =
             read_published(&backend.store, &self.config.frontend_path, self.limits).await?;
         let device = self.device.as_ref();
+        let sectors = device.geometry().sector_size;
+        sector_units::check(&backend.store, &self.config.frontend_path, sectors).await?;
         let (connection, served) =
             Connection::open(backend, self.id, &published, &self.config, device).await?;
         self.connection = Some(connection);

@@ -25,6 +25,7 @@ mod observation;
 mod problem;
 pub mod published;
 mod retry;
+mod sector_units;
 pub mod state;
 
 pub use backend_nodes::write_if_there;

@@ -28,7 +28,7 @@ async fn own_node(store: &Client, path: String) -> Result<Option<String>, Error>
 }
 
 /// A node of the guest, which may remove it, close it to us or write into it what it likes.
-async fn guests_node(store: &Client, path: String) -> Result<Option<String>, Error> {
+pub async fn guests_node(store: &Client, path: String) -> Result<Option<String>, Error> {
     match store.read_optional(path).await {
         Err(Error::NotText { .. } | Error::Path { .. }) => Ok(None),
         Err(error) if error.refusal() == Some(Refusal::AccessDenied) => Ok(None),

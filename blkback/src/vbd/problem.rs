@@ -2,6 +2,7 @@
 
 use super::config::ConfigError;
 use super::published::PublishedError;
+use super::sector_units::SectorUnits;
 use crate::engine::{ConnectError, QueueError};
 use bulkhead_images::{OpenError, TargetError};
 use bulkhead_xenstore_client as xenstore;
@@ -18,6 +19,8 @@ pub enum Problem {
     Open(OpenError),
     /// What the frontend published makes no sense.
     Published(PublishedError),
+    /// The frontend may mean other sectors than we do.
+    SectorUnits(SectorUnits),
     /// What the frontend published cannot be connected to.
     Connect(ConnectError),
     /// The frontend broke the ring.
@@ -33,6 +36,7 @@ impl fmt::Display for Problem {
             Self::Target(error) => error.fmt(f),
             Self::Open(error) => error.fmt(f),
             Self::Published(error) => error.fmt(f),
+            Self::SectorUnits(error) => error.fmt(f),
             Self::Connect(error) => error.fmt(f),
             Self::Queue(error) => error.fmt(f),
             Self::Store(error) => error.fmt(f),
@@ -55,6 +59,7 @@ from! {
     Target(TargetError)
     Open(OpenError)
     Published(PublishedError)
+    SectorUnits(SectorUnits)
     Connect(ConnectError)
     Queue(QueueError)
     Store(xenstore::Error)

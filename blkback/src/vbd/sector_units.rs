@@ -1,0 +1,56 @@
+//! In which units a frontend counts sectors, where these are not of 512 bytes.
+//!
+//! The header has said different things over the years, and frontends follow different ones of them.
+//! All positions and lengths in units of 512 bytes: Linux, NetBSD, and what Xen's header says since
+//! 4.20. In units of the sector: Windows, which announces `feature-large-sector-size`. Positions in
+//! units of the sector and lengths in units of 512 bytes: FreeBSD before 2024, which announces nothing.
+//! What one means for one place, another writes to another, so a disk of large sectors is served only
+//! to a frontend that shows to be of the first kind: it publishes `feature-persistent`, of whatever
+//! value, as Linux has done since 3.8. The frontends of Windows and FreeBSD never have.
+
+use super::observation::guests_node;
+use super::problem::Problem;
+use alloc::format;
+use bulkhead_images::SectorSize;
+use bulkhead_xenstore_client::Client;
+use core::fmt;
+
+/// Why a disk of large sectors is not served to a frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SectorUnits {
+    /// It counts in units of the sector.
+    OfTheSector,
+    /// It does not say how it counts.
+    Unknown,
+}
+
+impl fmt::Display for SectorUnits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OfTheSector => {
+                "the frontend counts in sectors of 4096 bytes (feature-large-sector-size), not in units of 512"
+            }
+            Self::Unknown => {
+                "the frontend does not show whether it counts sectors of 4096 bytes in units of 512"
+            }
+        })?;
+        f.write_str(": attach the disk with physical-sector-size=4096 instead of sector-size=4096")
+    }
+}
+
+impl core::error::Error for SectorUnits {}
+
+/// Checks that the frontend means what the backend understands.
+pub async fn check(store: &Client, frontend: &str, sectors: SectorSize) -> Result<(), Problem> {
+    if sectors == SectorSize::B512 {
+        return Ok(());
+    }
+    let large = guests_node(store, format!("{frontend}/feature-large-sector-size")).await?;
+    if large.is_some_and(|value| value.trim() != "0") {
+        return Err(SectorUnits::OfTheSector.into());
+    }
+    match guests_node(store, format!("{frontend}/feature-persistent")).await? {
+        Some(_) => Ok(()),
+        None => Err(SectorUnits::Unknown.into()),
+    }
+}

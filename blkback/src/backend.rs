@@ -1,12 +1,13 @@
 //! The backend as a whole: finds the disks that the toolstack attaches and gives each a task.
 
 use crate::engine::Options;
+use crate::error_nodes::ErrorNodes;
 use crate::frontends::Frontends;
 use crate::retry::{PAUSE, persist};
 use crate::statistics::Statistics;
+use crate::vbd;
 use crate::vbd::identity::{BACKEND_ROOT, VbdId};
 use crate::vbd::published::Limits;
-use crate::vbd::{self, ErrorNodes};
 use crate::vcpus::Vcpus;
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -123,6 +124,11 @@ impl<H: Hypervisor> Backend<H> {
         // The directory need not be there yet: the first attach makes it.
         let set = async || self.store.watch(BACKEND_ROOT).await;
         let mut watch = persist(&self.handle, BACKEND_ROOT, set).await?;
+        let backend = self.clone();
+        self.handle.spawn(async move {
+            let (errors, handle) = (&backend.errors, &backend.handle);
+            errors.follow_guests(handle, &backend.store).await;
+        });
         ready();
         // When to list all disks once more, which xenstored has refused.
         let mut again: Option<Instant> = None;

@@ -10,6 +10,7 @@ mod bad_targets;
 mod broken_store;
 mod closing;
 mod discard;
+mod error_nodes;
 mod given_up;
 mod hostile;
 mod indexes;

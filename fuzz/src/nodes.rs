@@ -2,6 +2,7 @@
 //! for a node, or a path.
 
 use crate::heap;
+use bulkhead_blkback::device::DeviceId;
 use bulkhead_blkback::vbd::config::VbdConfig;
 use bulkhead_blkback::vbd::identity::VbdId;
 use bulkhead_blkback::vbd::published::{self, Limits, Nodes};
@@ -59,13 +60,18 @@ pub fn toolstack(bytes: &[u8]) {
     let _heap = heap::of_parser(bytes);
     let text = String::from_utf8_lossy(bytes);
     for path in text.lines() {
+        if let Some(id) = DeviceId::from_path(path) {
+            assert!(id.frontend < DomId::FIRST_RESERVED);
+            assert_eq!(DeviceId::from_path(&id.backend_path()), Some(id.clone()));
+            let error = id.error_path();
+            assert!(error.starts_with("error/backend/") && error.ends_with("/error"));
+        }
         if let Some(id) = VbdId::from_path(path) {
             assert!(id.frontend < DomId::FIRST_RESERVED);
             assert_eq!(VbdId::from_path(&id.backend_path()), Some(id));
             let below = format!("{}/state", id.backend_path());
             assert_eq!(VbdId::from_path(&below), Some(id));
-            let error = id.error_path();
-            assert!(error.starts_with("error/backend/vbd/") && error.ends_with("/error"));
+            assert_eq!(DeviceId::from_path(path), Some(id.into()));
             let shown = id.to_string();
             assert!(shown.starts_with(&format!("{}/{}", id.frontend, id.device)));
         }

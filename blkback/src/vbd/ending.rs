@@ -250,7 +250,11 @@ pub enum End {
 pub async fn report<H: Hypervisor>(backend: &Backend<H>, id: VbdId, problem: &Problem) {
     log::error!("vbd {id}: {problem}");
     let text = format!("{problem}");
-    if let Err(error) = backend.errors.write(&backend.store, id, &text).await {
+    let (device, frontend) = (id.into(), id.frontend_path());
+    let written = backend
+        .errors
+        .write(&backend.store, &device, &frontend, &text);
+    if let Err(error) = written.await {
         log::warn!("vbd {id}: the error node could not be written: {error}");
     }
 }

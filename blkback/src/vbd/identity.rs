@@ -8,9 +8,6 @@ use core::fmt;
 /// Where the toolstack announces block devices, relative to the driver domain's own directory.
 pub const BACKEND_ROOT: &str = "backend/vbd";
 
-/// Where errors of disks go, as Linux's xenbus lays it out.
-pub const ERROR_ROOT: &str = "error/backend/vbd";
-
 /// A virtual block device: the guest that has it, and its number there (`virtual-device`:
 /// 51712 is xvda).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,11 +39,6 @@ impl VbdId {
     /// The frontend's directory as libxl and every other toolstack spell it, absolute.
     pub fn frontend_path(&self) -> String {
         format!("/local/domain/{}/device/vbd/{}", self.frontend, self.device)
-    }
-
-    /// Where errors of this device go.
-    pub fn error_path(&self) -> String {
-        format!("{ERROR_ROOT}/{}/{}/error", self.frontend, self.device)
     }
 
     /// The name under which Linux shows the disk (`xen/docs/man/xen-vbd-interface.7`), where the
@@ -87,7 +79,6 @@ mod tests {
         assert_eq!(VbdId::from_path(&vbd.backend_path()), Some(vbd));
         assert_eq!(VbdId::from_path("backend/vbd/5/51712/state"), Some(vbd));
         assert_eq!(vbd.frontend_path(), "/local/domain/5/device/vbd/51712");
-        assert_eq!(vbd.error_path(), "error/backend/vbd/5/51712/error");
     }
 
     #[test]

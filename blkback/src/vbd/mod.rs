@@ -17,7 +17,6 @@ pub mod config;
 mod connection;
 pub mod decision;
 mod ending;
-mod errors;
 pub mod features;
 pub mod identity;
 mod lifecycle;
@@ -29,6 +28,5 @@ mod sector_units;
 pub mod state;
 
 pub use backend_nodes::write_if_there;
-pub use errors::ErrorNodes;
 pub use lifecycle::live;
 pub use problem::Problem;

@@ -1,17 +1,20 @@
 //! The backend as a whole: finds the disks that the toolstack attaches and gives each a task.
 
+use crate::device::{BACKENDS, DeviceId};
 use crate::engine::Options;
 use crate::error_nodes::ErrorNodes;
-use crate::frontends::Frontends;
+use crate::frontends::{Frontends, is_within};
 use crate::retry::{PAUSE, persist};
 use crate::statistics::Statistics;
+use crate::unserved;
 use crate::vbd;
-use crate::vbd::identity::{BACKEND_ROOT, VbdId};
+use crate::vbd::identity::VbdId;
 use crate::vbd::published::Limits;
 use crate::vcpus::Vcpus;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::rc::Rc;
+use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;
 use bulkhead_executor::{Flag, Handle, Remote, Signal};
@@ -54,6 +57,8 @@ pub struct Backend<H: Hypervisor> {
     pub closing: Flag,
     /// The disks that have a task, and how to nudge it.
     disks: RefCell<BTreeMap<VbdId, Signal>>,
+    /// The same of devices that are refused because nobody here serves their kind.
+    unserved: RefCell<Vec<(DeviceId, Signal)>>,
 }
 
 impl<H: Hypervisor> Backend<H> {
@@ -74,7 +79,7 @@ impl<H: Hypervisor> Backend<H> {
     ) -> Rc<Self> {
         let vcpus = Vcpus::new(vcpus);
         let limits = Limits::for_vcpus(vcpus.count());
-        let (statistics, frontends, errors, closing, disks) = Default::default();
+        let (statistics, frontends, errors, closing, disks, unserved) = Default::default();
         Rc::new(Backend {
             handle,
             vcpus,
@@ -88,12 +93,18 @@ impl<H: Hypervisor> Backend<H> {
             errors,
             closing,
             disks,
+            unserved,
         })
     }
 
     /// How many disks there are.
     pub fn disks(&self) -> usize {
         self.disks.borrow().len()
+    }
+
+    /// How many devices there are that are not served.
+    pub fn unserved(&self) -> usize {
+        self.unserved.borrow().len()
     }
 
     /// Closes every disk, after finishing what is in flight, and waits until that is done.
@@ -122,15 +133,16 @@ impl<H: Hypervisor> Backend<H> {
         ready: impl FnOnce(),
     ) -> Result<Infallible, Error> {
         // The directory need not be there yet: the first attach makes it.
-        let set = async || self.store.watch(BACKEND_ROOT).await;
-        let mut watch = persist(&self.handle, BACKEND_ROOT, set).await?;
+        let set = async || self.store.watch(BACKENDS).await;
+        let mut watch = persist(&self.handle, BACKENDS, set).await?;
         let backend = self.clone();
         self.handle.spawn(async move {
             let (errors, handle) = (&backend.errors, &backend.handle);
             errors.follow_guests(handle, &backend.store).await;
         });
         ready();
-        // When to list all disks once more, which xenstored has refused.
+        let all = watch.path().clone();
+        // When to list all devices once more, which xenstored has refused.
         let mut again: Option<Instant> = None;
         loop {
             let listing = match again {
@@ -139,15 +151,16 @@ impl<H: Hypervisor> Backend<H> {
                     let pause = pin!(self.handle.sleep_until(at));
                     match select(pin!(watch.next()), pause).await {
                         Either::Left((event, _)) => self.follow(event?),
-                        Either::Right(_) => true,
+                        Either::Right(_) => Some(all.clone()),
                     }
                 }
             };
-            if !listing {
+            let Some(directory) = listing else {
                 continue;
-            }
-            match self.look_at_all().await {
-                Ok(()) => again = None,
+            };
+            match self.look_below(&directory).await {
+                Ok(()) if directory == all => again = None,
+                Ok(()) => {}
                 Err(error) if error.is_disconnected() => return Err(error),
                 Err(error) => {
                     if again.is_none() {
@@ -159,13 +172,15 @@ impl<H: Hypervisor> Backend<H> {
         }
     }
 
-    /// Looks at the disk that an event is about. Answers whether it may be about any of them.
-    fn follow(self: &Rc<Self>, event: Path) -> bool {
-        let id = VbdId::from_path(event.as_ref());
-        if let Some(id) = id {
-            self.look_at(id);
+    /// Looks at the device that an event is about. Answers the directory to be listed, where it may
+    /// be about any of the devices in that.
+    fn follow(self: &Rc<Self>, event: Path) -> Option<Path> {
+        match DeviceId::from_path(event.as_ref()) {
+            Some(device) => self.look_at_device(device),
+            None if may_hold_devices(event.as_ref()) => return Some(event),
+            None => {}
         }
-        id.is_none()
+        None
     }
 
     /// Waits until no disk is connected.
@@ -199,29 +214,76 @@ impl<H: Hypervisor> Backend<H> {
         });
     }
 
-    /// Something has changed above the disks' own directories, or too much at once to be told.
-    async fn look_at_all(self: &Rc<Self>) -> Result<(), Error> {
-        for id in self.disks.borrow().keys() {
-            self.disks.borrow()[id].raise();
+    fn look_at_device(self: &Rc<Self>, device: DeviceId) {
+        match device.as_vbd() {
+            Some(id) => self.look_at(id),
+            None => self.look_at_unserved(device),
+        }
+    }
+
+    /// Something has changed at a device of a kind that is not served.
+    fn look_at_unserved(self: &Rc<Self>, device: DeviceId) {
+        let mut unserved = self.unserved.borrow_mut();
+        if let Some((_, changed)) = unserved.iter().find(|(known, _)| *known == device) {
+            return changed.raise();
+        }
+        if self.closing.is_set() {
+            return;
+        }
+        let changed = Signal::default();
+        unserved.push((device.clone(), changed.clone()));
+        let backend = self.clone();
+        self.handle.spawn(async move {
+            loop {
+                unserved::refuse(&backend, &device, &changed).await;
+                if !changed.take() || backend.closing.is_set() {
+                    break;
+                }
+            }
+            let mut unserved = backend.unserved.borrow_mut();
+            unserved.retain(|(known, _)| *known != device);
+        });
+    }
+
+    /// Something has changed above the devices' own directories, or too much at once to be told.
+    async fn look_below(self: &Rc<Self>, top: &Path) -> Result<(), Error> {
+        let top = top.as_str();
+        for (id, changed) in self.disks.borrow().iter() {
+            if is_within(&id.backend_path(), top) {
+                changed.raise();
+            }
+        }
+        for (device, changed) in self.unserved.borrow().iter() {
+            if is_within(&device.backend_path(), top) {
+                changed.raise();
+            }
         }
         let mut refused = Ok(());
-        for guest in self.store.directory_or_empty(BACKEND_ROOT).await? {
-            let guest = format!("{BACKEND_ROOT}/{guest}");
-            let devices = match self.store.directory_or_empty(&guest).await {
-                Ok(devices) => devices,
+        let mut directories = vec![top.to_string()];
+        while let Some(directory) = directories.pop() {
+            let names = match self.store.directory_or_empty(&directory).await {
+                Ok(names) => names,
                 Err(error) if error.is_disconnected() => return Err(error),
-                // The other guests' disks are looked at all the same.
+                // The other guests' devices are looked at all the same.
                 Err(error) => {
                     refused = Err(error);
                     continue;
                 }
             };
-            for device in devices {
-                if let Some(id) = VbdId::from_path(&format!("{guest}/{device}")) {
-                    self.look_at(id);
+            for name in names {
+                let path = format!("{directory}/{name}");
+                match DeviceId::from_path(&path) {
+                    Some(device) => self.look_at_device(device),
+                    None if may_hold_devices(&path) => directories.push(path),
+                    None => {}
                 }
             }
         }
         refused
     }
+}
+
+/// Whether a path is that of all devices, of a kind, or of a kind's devices of one guest.
+fn may_hold_devices(path: &str) -> bool {
+    path.split('/').count() < 4
 }

@@ -12,6 +12,9 @@ pub const BACKENDS: &str = "backend";
 /// Where errors of devices go, as Linux's xenbus lays it out.
 const ERRORS: &str = "error/backend";
 
+/// The kind that is served here.
+const VBD: &str = "vbd";
+
 /// A device that this domain is to be the backend of.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DeviceId {
@@ -38,6 +41,12 @@ impl DeviceId {
         })
     }
 
+    /// The disk that this is, where it is of the kind that is served here.
+    pub fn as_vbd(&self) -> Option<VbdId> {
+        let (frontend, device) = (self.frontend, self.device);
+        (self.kind == VBD).then_some(VbdId { frontend, device })
+    }
+
     /// The backend's directory, relative to the driver domain's own.
     pub fn backend_path(&self) -> String {
         format!("{BACKENDS}/{self}")
@@ -62,7 +71,7 @@ impl DeviceId {
 impl From<VbdId> for DeviceId {
     fn from(id: VbdId) -> Self {
         DeviceId {
-            kind: "vbd".to_string(),
+            kind: VBD.to_string(),
             frontend: id.frontend,
             device: id.device,
         }
@@ -109,6 +118,9 @@ mod tests {
         let device = DeviceId::from(vbd);
         assert_eq!(device.backend_path(), vbd.backend_path());
         assert_eq!(device.error_path(), "error/backend/vbd/5/51712/error");
+        assert_eq!(device.as_vbd(), Some(vbd));
+        let other = DeviceId::from_path("backend/qdisk/5/51712").unwrap();
+        assert_eq!(other.as_vbd(), None);
     }
 
     #[test]

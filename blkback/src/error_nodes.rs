@@ -2,7 +2,6 @@
 //! with their guest: xenstored lets a domain own only so many nodes, and disks need most of them.
 
 use crate::device::DeviceId;
-use alloc::collections::BTreeSet;
 use alloc::string::String;
 use alloc::vec::Vec;
 use bulkhead_executor::{Handle, Signal};
@@ -44,8 +43,14 @@ struct Kept {
 
 impl ErrorNodes {
     /// Writes the error of a device, and removes the oldest of the guest with the most errors where
-    /// there are too many.
-    pub async fn write(
+    /// there are too many. Where that fails, the log has to do.
+    pub async fn write(&self, store: &Client, device: &DeviceId, frontend_path: &str, text: &str) {
+        if let Err(error) = self.try_to_write(store, device, frontend_path, text).await {
+            log::warn!("{device}: the error node could not be written: {error}");
+        }
+    }
+
+    async fn try_to_write(
         &self,
         store: &Client,
         device: &DeviceId,
@@ -147,11 +152,11 @@ impl ErrorNodes {
             };
             kept.iter().filter(of_guest).count() == 1
         };
-        let removed = match is_alone {
-            true => store.remove(device.guests_error_path()).await,
-            false => store.remove(device.error_directory()).await,
+        let directory = match is_alone {
+            true => device.guests_error_path(),
+            false => device.error_directory(),
         };
-        match removed {
+        match store.remove(directory).await {
             Err(error) if !error.is_not_found() => return Err(error),
             _ => {}
         }
@@ -165,10 +170,16 @@ impl ErrorNodes {
 /// How many nodes these errors take: each has its directory and itself, and there is one more for each
 /// guest, for each kind of device and for all of them.
 fn nodes(kept: &[Kept]) -> usize {
-    let guests: BTreeSet<_> = kept
-        .iter()
-        .map(|one| (&one.device.kind, one.device.frontend))
-        .collect();
-    let kinds: BTreeSet<_> = kept.iter().map(|one| &one.device.kind).collect();
-    1 + kinds.len() + guests.len() + 2 * kept.len()
+    let same_kind = |one: &Kept, other: &Kept| one.device.kind == other.device.kind;
+    let same_guest = |one: &Kept, other: &Kept| {
+        same_kind(one, other) && one.device.frontend == other.device.frontend
+    };
+    // Each is counted where it comes first.
+    let mut count = 1 + 2 * kept.len();
+    for (number, one) in kept.iter().enumerate() {
+        let before = &kept[..number];
+        count += usize::from(!before.iter().any(|other| same_kind(one, other)));
+        count += usize::from(!before.iter().any(|other| same_guest(one, other)));
+    }
+    count
 }

@@ -89,7 +89,7 @@ impl Frontends {
 }
 
 /// Whether `path` is `directory` or below it.
-fn is_within(path: &str, directory: &str) -> bool {
+pub fn is_within(path: &str, directory: &str) -> bool {
     path.strip_prefix(directory)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }

@@ -34,6 +34,7 @@ pub mod memory_target;
 pub mod operator;
 pub mod retry;
 pub mod statistics;
+mod unserved;
 pub mod vbd;
 pub mod vcpus;
 

@@ -34,4 +34,5 @@ mod serving;
 mod stale;
 mod stopping;
 mod toolstack;
+mod unserved;
 mod world;

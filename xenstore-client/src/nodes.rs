@@ -49,6 +49,30 @@ impl Nodes {
         self.ask(request)?.parsed(wire::parse_okay).await
     }
 
+    // What takes paths of any type is a thin shell around one of these: each is compiled once.
+
+    async fn text(&self, path: &str) -> Result<String, Error> {
+        let value = self.ask(Request::Read(path))?.await?;
+        String::from_utf8(value).map_err(|error| Error::NotText {
+            path: path.into(),
+            value: Excerpt::of(error.as_bytes()),
+        })
+    }
+
+    async fn optional_text(&self, path: &str) -> Result<Option<String>, Error> {
+        optional(self.text(path).await)
+    }
+
+    async fn names(&self, path: &str) -> Result<Vec<String>, Error> {
+        let whole = self.ask(Request::Directory(path))?;
+        match whole.parsed(wire::parse_names).await {
+            Err(error) if error.refusal() == Some(Refusal::TooBig) => {
+                listing::in_parts(self, path, error).await
+            }
+            result => result,
+        }
+    }
+
     /// A node's value.
     pub async fn read_bytes(&self, path: impl AsRef<str>) -> Result<Vec<u8>, Error> {
         self.ask(Request::Read(path.as_ref()))?.await
@@ -56,17 +80,12 @@ impl Nodes {
 
     /// A node's value, as text.
     pub async fn read(&self, path: impl AsRef<str>) -> Result<String, Error> {
-        let path = path.as_ref();
-        let value = self.read_bytes(path).await?;
-        String::from_utf8(value).map_err(|error| Error::NotText {
-            path: path.into(),
-            value: Excerpt::of(error.as_bytes()),
-        })
+        self.text(path.as_ref()).await
     }
 
     /// A node's value as text, or `None` if there is no such node.
     pub async fn read_optional(&self, path: impl AsRef<str>) -> Result<Option<String>, Error> {
-        optional(self.read(path).await)
+        self.optional_text(path.as_ref()).await
     }
 
     /// A node's value as a decimal number: digits, perhaps after a minus sign, and nothing else.
@@ -116,14 +135,7 @@ impl Nodes {
 
     /// The names of a node's children, however many.
     pub async fn directory(&self, path: impl AsRef<str>) -> Result<Vec<String>, Error> {
-        let path = path.as_ref();
-        let whole = self.ask(Request::Directory(path))?;
-        match whole.parsed(wire::parse_names).await {
-            Err(error) if error.refusal() == Some(Refusal::TooBig) => {
-                listing::in_parts(self, path, error).await
-            }
-            result => result,
-        }
+        self.names(path.as_ref()).await
     }
 
     /// The names of a node's children; none if there is no such node.

@@ -8,8 +8,57 @@ use super::features::NodeValues;
 use super::published::Nodes;
 use super::state::XenbusState;
 use alloc::format;
-use alloc::string::ToString;
+use alloc::string::{String, ToString};
 use bulkhead_xenstore_client::{Client, Error, Transaction};
+
+/// A change of a directory, made if that is what it was when the change was decided.
+pub struct Change<'a> {
+    /// Whether it is, by its state.
+    pub from: &'a dyn Fn(XenbusState) -> bool,
+    /// Whether it describes this disk, where that matters.
+    pub described: Option<&'a Nodes>,
+    /// What to do.
+    pub act: Act<'a>,
+}
+
+/// What to do with a directory.
+pub enum Act<'a> {
+    /// Writes these nodes: name and value.
+    Write(&'a [(&'static str, String)]),
+    /// Removes it.
+    Remove,
+}
+
+impl Change<'_> {
+    /// Makes the change. Answers false if the directory is gone, or is not what it was: the toolstack
+    /// wants the device back, or has made the directory anew for another one. The next look tells.
+    pub async fn make(&self, store: &Client, path: &str) -> Result<bool, Error> {
+        store
+            .transaction(async |tx: &Transaction| self.within(tx, path).await)
+            .await
+    }
+
+    async fn within(&self, tx: &Transaction, path: &str) -> Result<bool, Error> {
+        let own = tx.read_optional(format!("{path}/state")).await?;
+        if own.is_none() || !(self.from)(XenbusState::parse(own.as_deref())) {
+            return Ok(false);
+        }
+        if let Some(nodes) = self.described
+            && !describes(tx, path, nodes).await?
+        {
+            return Ok(false);
+        }
+        match self.act {
+            Act::Remove => tx.remove(path).await?,
+            Act::Write(nodes) => {
+                for (name, value) in nodes {
+                    tx.write(format!("{path}/{name}"), value).await?;
+                }
+            }
+        }
+        Ok(true)
+    }
+}
 
 /// Says where we are, unless the toolstack has removed the directory, or has made it anew, which
 /// is the next disk's to answer.
@@ -21,53 +70,39 @@ pub async fn set_state(store: &Client, path: &str, state: XenbusState) -> Result
 pub async fn write_if_there(
     store: &Client,
     path: &str,
-    node: &str,
+    node: &'static str,
     value: &str,
 ) -> Result<(), Error> {
-    let state = format!("{path}/state");
-    store
-        .transaction(async |tx: &Transaction| {
-            let own = tx.read_optional(&state).await?;
-            if own.is_some() && XenbusState::parse(own.as_deref()) != XenbusState::Initialising {
-                tx.write(format!("{path}/{node}"), value).await?;
-            }
-            Ok(())
-        })
-        .await
+    let change = Change {
+        from: &|own| own != XenbusState::Initialising,
+        described: None,
+        act: Act::Write(&[(node, value.into())]),
+    };
+    change.make(store, path).await.map(drop)
 }
 
 /// Writes nodes and the state that they belong to, all at once: from one state to another. Does
-/// nothing, and answers false, if the directory is not what it was when this was decided: the
-/// toolstack wants the disk back, or has made the directory anew for another one than that which
-/// `described` tells of. The next look tells.
+/// nothing, and answers false, if the directory is not what it was, or is another disk's than that
+/// which `described` tells of.
 pub async fn publish(
     store: &Client,
     path: &str,
     described: &Nodes,
-    nodes: &NodeValues,
+    mut nodes: NodeValues,
     (from, to): (XenbusState, XenbusState),
 ) -> Result<bool, Error> {
-    store
-        .transaction(async |tx: &Transaction| {
-            let own = tx.read_optional(format!("{path}/state")).await?;
-            if own.is_none()
-                || XenbusState::parse(own.as_deref()) != from
-                || !describes(tx, path, described).await?
-            {
-                return Ok(false);
-            }
-            for (name, value) in nodes {
-                tx.write(format!("{path}/{name}"), value).await?;
-            }
-            tx.write(format!("{path}/state"), to.to_string()).await?;
-            Ok(true)
-        })
-        .await
+    nodes.push(("state", to.to_string()));
+    let change = Change {
+        from: &|own| own == from,
+        described: Some(described),
+        act: Act::Write(&nodes),
+    };
+    change.make(store, path).await
 }
 
 /// Whether the directory still describes the disk that it described when `nodes` were read.
-pub async fn describes(tx: &Transaction, path: &str, nodes: &Nodes) -> Result<bool, Error> {
+async fn describes(tx: &Transaction, path: &str, nodes: &Nodes) -> Result<bool, Error> {
     let mut now = Nodes::new();
-    read_into(&mut now, tx, path, CONFIG_NODES).await?;
+    read_into(&mut now, tx, path, &CONFIG_NODES).await?;
     Ok(now == *nodes)
 }

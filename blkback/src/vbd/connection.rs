@@ -130,9 +130,10 @@ pub async fn read_published(
     limits: Limits,
 ) -> Result<Published, Problem> {
     let mut nodes = Nodes::new();
-    read_into(&mut nodes, store, frontend_path, COMMON_NODES).await?;
+    read_into(&mut nodes, store, frontend_path, &COMMON_NODES).await?;
     let names = published::queue_nodes(&nodes, limits)?;
-    read_into(&mut nodes, store, frontend_path, names).await?;
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    read_into(&mut nodes, store, frontend_path, &names).await?;
     Ok(published::parse(&nodes, limits)?)
 }
 
@@ -140,23 +141,20 @@ pub async fn read_published(
 const AT_ONCE: usize = 16;
 
 /// Reads the named nodes below `path`, as far as they are there, several in flight at once.
-pub async fn read_into<N: Into<String>>(
+pub async fn read_into(
     nodes: &mut Nodes,
     store: &xenstore::Nodes,
     path: &str,
-    names: impl IntoIterator<Item = N>,
+    names: &[&str],
 ) -> Result<(), xenstore::Error> {
-    let reads = names.into_iter().map(|name| {
-        let name: String = name.into();
-        let path = format!("{path}/{name}");
-        async move { (name, store.read_optional(path).await) }
-    });
-    let mut reads = reads.peekable();
-    while reads.peek().is_some() {
-        let some = reads.by_ref().take(AT_ONCE);
-        for (name, value) in futures_util::future::join_all(some).await {
+    for some in names.chunks(AT_ONCE) {
+        let reads = some
+            .iter()
+            .map(|name| store.read_optional(format!("{path}/{name}")));
+        let values = futures_util::future::join_all(reads).await;
+        for (name, value) in some.iter().zip(values) {
             if let Some(value) = value? {
-                nodes.insert(name, value);
+                nodes.insert(String::from(*name), value);
             }
         }
     }

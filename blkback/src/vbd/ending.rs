@@ -1,7 +1,7 @@
 //! The end of a disk: what is left to do when it has given back everything, until the toolstack
 //! has what it waits for.
 
-use super::backend_nodes::{describes, set_state};
+use super::backend_nodes::{Act, Change, set_state};
 use super::connection::Connection;
 use super::identity::VbdId;
 use super::observation::observe;
@@ -14,7 +14,7 @@ use crate::retry::PAUSE;
 use alloc::format;
 use bulkhead_executor::Signal;
 use bulkhead_xen::Hypervisor;
-use bulkhead_xenstore_client::{self as store, Error, Transaction};
+use bulkhead_xenstore_client::{Client, Error};
 use core::cell::Cell;
 use core::pin::pin;
 use core::time::Duration;
@@ -26,7 +26,7 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// How long a closed device stays visible before its directory is removed: libxl waits for the
 /// state, and calls it a failure if the directory is gone by the time it looks, which may be late on
 /// a busy dom0. It then waits ten seconds for the removal. Nothing tells when it has looked.
-const LINGER: Duration = Duration::from_millis(2500);
+pub const LINGER: Duration = Duration::from_millis(2500);
 
 /// Tells a connected frontend that its disk goes away, and waits until it has let go of it, while
 /// it is served: what it asks for before it has heard is answered too. One that does not react waits for
@@ -166,11 +166,14 @@ async fn taken_away<H: Hypervisor>(
     Ok(())
 }
 
-async fn is_closed(nodes: &store::Nodes, path: &str) -> Result<bool, Error> {
-    let state = nodes.read_optional(format!("{path}/state")).await?;
-    let state = XenbusState::parse(state.as_deref());
-    // libxl asks for 5 even where 6 is reached already.
-    Ok(matches!(state, XenbusState::Closed | XenbusState::Closing))
+async fn is_closed(store: &Client, path: &str) -> Result<bool, Error> {
+    let state = store.read_optional(format!("{path}/state")).await?;
+    Ok(is_over(XenbusState::parse(state.as_deref())))
+}
+
+/// Whether a device is not served any more. libxl asks for 5 even where 6 is reached already.
+pub fn is_over(state: XenbusState) -> bool {
+    matches!(state, XenbusState::Closed | XenbusState::Closing)
 }
 
 /// Reports `Closed` and then removes the directory, for both of which the toolstack waits, unless
@@ -195,14 +198,12 @@ async fn remove<H: Hypervisor>(
         }
     }
     let removed = insist(backend, id, async || {
-        let removal = async |tx: &Transaction| {
-            let closed = is_closed(tx, path).await?;
-            if closed {
-                tx.remove(path).await?;
-            }
-            Ok(closed)
+        let removal = Change {
+            from: &is_over,
+            described: None,
+            act: Act::Remove,
         };
-        backend.store.transaction(removal).await
+        removal.make(&backend.store, path).await
     });
     if !removed.await? {
         changed.raise();
@@ -218,16 +219,12 @@ async fn remove_refused<H: Hypervisor>(
     path: &str,
     refused: &Nodes,
 ) -> Result<bool, Error> {
-    backend
-        .store
-        .transaction(async |tx: &Transaction| {
-            let ours = describes(tx, path, refused).await?;
-            if ours {
-                tx.remove(path).await?;
-            }
-            Ok(ours)
-        })
-        .await
+    let removal = Change {
+        from: &|_| true,
+        described: Some(refused),
+        act: Act::Remove,
+    };
+    removal.make(&backend.store, path).await
 }
 
 /// How a disk ends.
@@ -254,7 +251,5 @@ pub async fn report<H: Hypervisor>(backend: &Backend<H>, id: VbdId, problem: &Pr
     let written = backend
         .errors
         .write(&backend.store, &device, &frontend, &text);
-    if let Err(error) = written.await {
-        log::warn!("vbd {id}: the error node could not be written: {error}");
-    }
+    written.await;
 }

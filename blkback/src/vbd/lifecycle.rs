@@ -39,7 +39,7 @@ pub async fn live<H: Hypervisor>(backend: &Rc<Backend<H>>, id: VbdId, changed: &
             return Ok(None);
         }
         let mut nodes = Nodes::new();
-        read_into(&mut nodes, &backend.store, &path, CONFIG_NODES).await?;
+        read_into(&mut nodes, &backend.store, &path, &CONFIG_NODES).await?;
         Ok(Some(nodes))
     });
     let nodes = match read.await {
@@ -307,7 +307,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
             &self.backend.store,
             &self.path,
             &self.nodes,
-            &nodes,
+            nodes,
             (from, state),
         )
         .await

@@ -27,6 +27,8 @@ mod retry;
 mod sector_units;
 pub mod state;
 
-pub use backend_nodes::write_if_there;
+pub use backend_nodes::{Act, Change, write_if_there};
+pub use connection::read_into;
+pub use ending::{LINGER, is_over};
 pub use lifecycle::live;
 pub use problem::Problem;

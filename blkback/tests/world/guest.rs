@@ -53,6 +53,14 @@ impl<'w> Guest<'w> {
         Frontend::new(self, vbd)
     }
 
+    /// Attaches a disk to a backend of another kind, and lets the driver domain see it.
+    pub fn attach_to(&self, kind: &'static str, name: &str, disk: &Disk) -> Frontend<'w> {
+        let vbd = Vbd::new(self.world.storage.id(), self.domain.id(), name).of_kind(kind);
+        toolstack::attach(&mut self.world.sim.store(), &vbd, disk);
+        self.world.run();
+        Frontend::new(self, vbd)
+    }
+
     /// Ends the guest as `xl destroy` does, with these disks.
     pub fn destroy(self, frontends: Vec<Frontend<'w>>) {
         let vbds: Vec<&Vbd> = frontends.iter().map(|frontend| &frontend.vbd).collect();

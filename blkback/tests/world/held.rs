@@ -37,6 +37,11 @@ impl World {
     pub fn nothing_left(&self) {
         self.run();
         assert_eq!(self.backend.disks(), 0, "disks that still have a task");
+        assert_eq!(
+            self.backend.unserved(),
+            0,
+            "devices that are followed still"
+        );
         assert_eq!(self.held(), self.before, "what the driver domain holds");
         assert_eq!(self.sim.store().transaction_count(self.storage.id()), 0);
         for (name, _, open) in self.backend.catalog.images() {

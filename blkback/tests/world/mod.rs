@@ -282,9 +282,8 @@ impl World {
 
     /// What the operator finds about a disk in the driver domain's error node.
     pub fn error(&self, vbd: &Vbd) -> Option<String> {
-        let (storage, guest, device) = (vbd.backend, vbd.frontend, vbd.device_number());
-        let path = format!("/local/domain/{storage}/error/backend/vbd/{guest}/{device}/error");
-        self.read(&path)
+        let (kind, guest, device) = (vbd.kind, vbd.frontend, vbd.device_number());
+        self.read(&self.own_path(&format!("error/backend/{kind}/{guest}/{device}/error")))
     }
 
     /// The lines that the driver domain logged in this test so far.

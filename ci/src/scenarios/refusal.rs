@@ -2,7 +2,7 @@
 
 use crate::config::Kind;
 use crate::lab::images::{self, Image};
-use crate::lab::storage::{Running, disk};
+use crate::lab::storage::{Running, device_number, disk};
 use crate::lab::{Lab, Scenario};
 use anyhow::{Result, ensure};
 use std::time::Duration;
@@ -19,6 +19,12 @@ pub const SCENARIOS: &[Scenario] = &[
         about: "a damaged archive is reported, and who wants an image of it is refused",
         demo: false,
         run: damaged_ramdisk,
+    },
+    Scenario {
+        name: "disks-for-qemu",
+        about: "format=qcow2 and backendtype=qdisk: refused with what to write, the guest boots, nothing is left",
+        demo: false,
+        run: disks_for_qemu,
     },
 ];
 
@@ -66,6 +72,66 @@ fn damaged_ramdisk(lab: &Lab) -> Result<()> {
     storage.expect_error(0, "ramdisk", LIMIT)?;
     lab.step("a guest that wants an image of it");
     refuse(lab, &storage, "ram:first", "ramdisk")?;
+    storage.shutdown()
+}
+
+/// Disks that libxl has QEMU serve, and what their reasons have to name.
+const FOR_QEMU: &[(&str, &str, &str)] = &[
+    ("xvdb", "format=qcow2", "write format=raw"),
+    ("xvdc", "format=raw,backendtype=qdisk", "leave it out"),
+];
+
+fn disks_for_qemu(lab: &Lab) -> Result<()> {
+    let images = [Image::mib("good", 4)];
+    let mut storage = lab.storage(Kind::Pvh).images(&images)?.memory(24).start()?;
+    lab.step("booting a guest with one disk for us and two for QEMU");
+    let mut disks = vec![disk("storage", "xvda", "rw", "ram:good")];
+    for (device, format, _) in FOR_QEMU {
+        disks.push(format!(
+            "backend=storage,vdev={device},{format},access=rw,target=ram:good"
+        ));
+    }
+    // Its frontend's driver waits for all disks, for five minutes, before anything else begins.
+    let mut guest = lab.host.lean_guest("guest", Kind::Pvh, &disks)?;
+    let uptime = guest.ok("cut -d. -f1 /proc/uptime", LIMIT)?;
+    ensure!(
+        uptime.trim().parse::<u32>()? < 240,
+        "the guest waited for its disks: up for {uptime} s"
+    );
+    guest.ok("dd if=/dev/xvda of=/dev/null bs=64k count=4", LIMIT)?;
+    let log = storage.console();
+    for (device, _, advice) in FOR_QEMU {
+        let number = device_number(device);
+        let errors = log.lines().filter(|line| line.contains("ERROR"));
+        let about = errors.filter(|line| line.contains(&format!("qdisk/{}/{number}:", guest.id)));
+        let lines: Vec<&str> = about.collect();
+        ensure!(
+            lines.len() == 1 && lines[0].contains(advice),
+            "the log does not say what to write for {device}: {lines:#?}"
+        );
+        let (id, kind) = (storage.id, "error/backend/qdisk");
+        let node = format!("/local/domain/{id}/{kind}/{}/{number}/error", guest.id);
+        let error = lab.host.ok(&format!("xenstore-read {node}"))?;
+        ensure!(error.contains(advice), "{node} says {error:?}");
+    }
+    let own = format!("/local/domain/{}", storage.id);
+    let tree = format!("xenstore-ls -f {own}");
+    let of_guest = |device| {
+        let (guest, number) = (guest.id, device_number(device));
+        format!("{own}/backend/qdisk/{guest}/{number}")
+    };
+
+    lab.step("one is detached, the other goes with the guest");
+    lab.host.ok("xl block-detach guest xvdb")?;
+    let left = lab.host.ok(&tree)?;
+    ensure!(
+        !left.contains(&of_guest("xvdb")) && left.contains(&of_guest("xvdc")),
+        "xl block-detach left:\n{left}"
+    );
+    let last = of_guest("xvdc");
+    guest.destroy()?;
+    let left = lab.host.ok(&tree)?;
+    ensure!(!left.contains(&last), "xl destroy left:\n{left}");
     storage.shutdown()
 }
 

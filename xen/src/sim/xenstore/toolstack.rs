@@ -36,6 +36,8 @@ pub struct Vbd {
     pub frontend: DomId,
     /// The device's name in the guest, such as `xvda`.
     pub name: String,
+    /// The kind of backend: `vbd`, or `qdisk` where libxl has QEMU serve the disk.
+    pub kind: &'static str,
 }
 
 impl Vbd {
@@ -48,9 +50,15 @@ impl Vbd {
             backend,
             frontend,
             name: name.into(),
+            kind: "vbd",
         };
         assert!(vbd.disk_index().is_some(), "{name:?} is no xvd disk");
         vbd
+    }
+
+    /// The same disk, for a backend of another kind.
+    pub fn of_kind(self, kind: &'static str) -> Vbd {
+        Vbd { kind, ..self }
     }
 
     /// Counts `xvda`, `xvdb`, … `xvdz`, `xvdaa`, … from 0.
@@ -75,8 +83,9 @@ impl Vbd {
     /// The backend's directory.
     pub fn backend_path(&self) -> String {
         format!(
-            "{}/backend/vbd/{}/{}",
+            "{}/backend/{}/{}/{}",
             domain_path(self.backend),
+            self.kind,
             self.frontend,
             self.device_number()
         )
@@ -230,7 +239,7 @@ pub fn attach(store: &mut Server, vbd: &Vbd, disk: &Disk) {
         ("bootable", "1"),
         ("state", "1"),
         ("dev", &vbd.name),
-        ("type", "phy"),
+        ("type", if vbd.kind == "vbd" { "phy" } else { vbd.kind }),
         ("mode", if disk.read_only { "r" } else { "w" }),
         ("device-type", device_type),
         ("discard-enable", flag(disk.discard)),

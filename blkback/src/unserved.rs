@@ -1,0 +1,225 @@
+//! Devices of kinds that nobody here serves. A tool stack announces them all the same: libxl has QEMU
+//! serve a disk with `format=qcow2` or `backendtype=qdisk`, and the CD-ROM drive of an HVM guest, and
+//! expects that to run wherever `backend=` says. The operator is told what to write instead, the
+//! guest that nothing will come, and nothing is left when the guest is gone.
+
+use crate::backend::Backend;
+use crate::device::DeviceId;
+use crate::frontends::Following;
+use crate::retry::persist;
+use crate::vbd::published::Nodes;
+use crate::vbd::state::XenbusState;
+use crate::vbd::{Act, Change, LINGER, is_over, read_into};
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use bulkhead_executor::{Signal, Sleep};
+use bulkhead_xen::Hypervisor;
+use bulkhead_xenstore_client::{Error, Refusal};
+use core::cell::Cell;
+use core::fmt;
+use core::future::{Future, poll_fn};
+use core::pin::pin;
+use core::task::Poll;
+
+/// The kinds for whose backend libxl does not wait, because QEMU is to serve them (`QEMU_BACKEND` in
+/// its `libxl_internal.h`): it lets the guest run whatever becomes of them.
+const OF_QEMU: [&str; 6] = ["qdisk", "vfb", "vkbd", "qusb", "9pfs", "xen_9pfs"];
+
+/// The nodes by which a device is told about.
+const NODES: [&str; 5] = ["state", "frontend", "params", "device-type", "dev"];
+
+/// Refuses a device, and follows it until its directory is gone. `changed` is raised whenever
+/// something in that changes.
+pub async fn refuse<H: Hypervisor>(backend: &Rc<Backend<H>>, device: &DeviceId, changed: &Signal) {
+    let refused = Refused {
+        backend,
+        device,
+        path: device.backend_path(),
+        changed,
+        told: Cell::new(false),
+    };
+    // Whatever xenstored refuses, it all begins anew.
+    let follow = persist(&backend.handle, &refused.path, async || refused.run().await);
+    if let Err(error) = follow.await {
+        log::error!("{device}: {error}");
+    }
+}
+
+struct Refused<'a, H: Hypervisor> {
+    backend: &'a Rc<Backend<H>>,
+    device: &'a DeviceId,
+    path: String,
+    changed: &'a Signal,
+    /// Whether the operator knows.
+    told: Cell<bool>,
+}
+
+impl<H: Hypervisor> Refused<'_, H> {
+    async fn run(&self) -> Result<(), Error> {
+        let store = &self.backend.store;
+        let mut nodes = Nodes::new();
+        read_into(&mut nodes, store, &self.path, &NODES).await?;
+        let Some(state) = nodes.get("state") else {
+            // An event of a removal, or a directory that is still being made.
+            return Ok(());
+        };
+        let state = XenbusState::parse(Some(state));
+        let frontend = nodes.get("frontend").map_or("", String::as_str);
+        if state != XenbusState::Closed && !self.told.replace(true) {
+            let text = Advice::new(self.device, &nodes).to_string();
+            log::error!("{}: {text}", self.device);
+            let errors = &self.backend.errors;
+            errors.write(store, self.device, frontend, &text).await;
+        }
+        // libxl waits for backends that are not QEMU, and gives up at once if their directory is removed.
+        let mut over = state;
+        if OF_QEMU.contains(&self.device.kind.as_str()) {
+            // The frontend waits, for minutes, unless its backend is closed.
+            let closed = [("state", XenbusState::Closed.to_string())];
+            let open = |own| own != XenbusState::Closed;
+            self.change(&open, Act::Write(&closed)).await?;
+            over = XenbusState::Closed;
+            if !self.is_over(frontend).await? {
+                return Ok(());
+            }
+        }
+        // Unless the tool stack has made it anew.
+        let ours = |own| own == over || is_over(own);
+        if !self.change(&ours, Act::Remove).await? {
+            self.changed.raise();
+        }
+        Ok(())
+    }
+
+    /// Waits until the tool stack does not want the device any more, or its frontend is gone; and then
+    /// as long as a closed disk stays: libxl looks at the state before it waits for the removal. False
+    /// if there is nothing to remove.
+    async fn is_over(&self, frontend: &str) -> Result<bool, Error> {
+        let _following = self.follow(frontend);
+        let mut ends: Option<Sleep<H>> = None;
+        loop {
+            let (closed, wanted) = self.look(frontend).await?;
+            if !closed {
+                // It is gone, or the next device's already.
+                self.changed.raise();
+                return Ok(false);
+            }
+            if !wanted && ends.is_none() {
+                ends = Some(self.backend.handle.sleep(LINGER));
+            }
+            let mut raised = pin!(self.changed.raised());
+            let mut closing = pin!(self.backend.closing.wait());
+            let over = poll_fn(|context| {
+                if closing.as_mut().poll(context).is_ready() {
+                    return Poll::Ready(Some(false));
+                }
+                if let Some(ends) = &mut ends
+                    && pin!(ends).poll(context).is_ready()
+                {
+                    return Poll::Ready(Some(true));
+                }
+                raised.as_mut().poll(context).map(|()| None)
+            });
+            if let Some(over) = over.await {
+                return Ok(over);
+            }
+        }
+    }
+
+    /// Whether the directory says that the device is closed, and whether anybody wants that it is there.
+    async fn look(&self, frontend: &str) -> Result<(bool, bool), Error> {
+        let store = &self.backend.store;
+        let mut nodes = Nodes::new();
+        read_into(&mut nodes, store, &self.path, &["state", "online"]).await?;
+        let there = match store.exists(frontend).await {
+            Err(Error::Path { .. }) => false,
+            Err(error) if error.refusal() == Some(Refusal::AccessDenied) => false,
+            there => there?,
+        };
+        let state = XenbusState::parse(nodes.get("state").map(String::as_str));
+        let online = nodes.get("online").is_none_or(|online| online != "0");
+        Ok((is_over(state), online && there))
+    }
+
+    async fn change(
+        &self,
+        from: &dyn Fn(XenbusState) -> bool,
+        act: Act<'_>,
+    ) -> Result<bool, Error> {
+        let change = Change {
+            from,
+            described: None,
+            act,
+        };
+        change.make(&self.backend.store, &self.path).await
+    }
+
+    /// Has changes of the frontend's directory noticed, if it is one of this guest.
+    fn follow(&self, frontend: &str) -> Option<Following> {
+        let of_guest = format!("/local/domain/{}/device/", self.device.frontend);
+        let Backend {
+            frontends,
+            handle,
+            store,
+            ..
+        } = &**self.backend;
+        let is_its = frontend.starts_with(&of_guest);
+        is_its.then(|| frontends.follow(handle, store, frontend, self.changed))
+    }
+}
+
+/// What is wrong, and what to write instead.
+struct Advice<'a> {
+    device: &'a DeviceId,
+    nodes: &'a Nodes,
+}
+
+impl<'a> Advice<'a> {
+    fn new(device: &'a DeviceId, nodes: &'a Nodes) -> Self {
+        Advice { device, nodes }
+    }
+
+    fn node(&self, name: &str) -> &str {
+        self.nodes.get(name).map_or("", String::as_str)
+    }
+}
+
+impl fmt::Display for Advice<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let DeviceId {
+            kind,
+            frontend,
+            device,
+        } = self.device;
+        if kind != "qdisk" {
+            return write!(
+                f,
+                "guest {frontend}, {kind} {device}: only disks (vbd) are served here: name another \
+                 domain as its backend="
+            );
+        }
+        match self.node("dev") {
+            "" => write!(f, "guest {frontend}, disk {device}: ")?,
+            name => write!(f, "guest {frontend}, disk {name}: ")?,
+        }
+        // libxl writes the format, `aio` for a raw image, and the target.
+        let format = self
+            .node("params")
+            .split_once(':')
+            .map_or("", |pair| pair.0);
+        match format {
+            "" | "aio" if self.node("device-type") == "cdrom" => f.write_str(
+                "libxl has QEMU serve the CD-ROM drive of an HVM guest, which does not run here: \
+                 leave out devtype=cdrom for a disk, or backend= for a drive of dom0's",
+            ),
+            "" | "aio" => {
+                f.write_str("backendtype=qdisk is for QEMU, which does not run here: leave it out")
+            }
+            format => write!(
+                f,
+                "format={format} is for QEMU, which does not run here: write format=raw"
+            ),
+        }
+    }
+}

@@ -168,15 +168,12 @@ fn come_and_go(host: &Host, guest: &Guest, number: usize) -> Result<()> {
     let name = &guest.name;
     let frontends = format!("/local/domain/{}/device/vbd", guest.id);
     let mut attach = String::new();
-    // All at once: each can be seen for a while after it has closed.
-    let kept = format!("/tmp/kept-{name}");
-    let mut detach = format!("rm -f {kept}\n");
+    let mut detach = String::new();
     for device in MORE_DISKS {
         let disk = disk("storage", device, "rw", &format!("ram:{device}-{number}"));
         attach += &format!("xl block-attach {name} '{disk}' 2>&1 || exit\n");
-        detach += &format!("(xl block-detach {name} {device} 2>&1 || touch {kept}) &\n");
+        detach += &format!("xl block-detach {name} {device} 2>&1 || exit\n");
     }
-    detach += &format!("wait\n[ ! -e {kept} ] || exit 1\n");
     let connected = format!(
         "until [ $(xenstore-ls -f {frontends} | grep -c '/state = \"4\"') = {} ]; do sleep 0.2; done\n",
         MORE_DISKS.len() + 1

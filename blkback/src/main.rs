@@ -22,7 +22,7 @@ use bulkhead_executor::{Executor, Remote};
 use bulkhead_grant::Region;
 use bulkhead_images::{Catalog, ImageMemory};
 use bulkhead_kernel::command_line::{unknown, value};
-use bulkhead_kernel::output::read;
+use bulkhead_kernel::output;
 use bulkhead_kernel::{Door, Machine, Module, ShutdownReason, watchdog};
 use bulkhead_xen::{Hypervisor, VcpuId};
 use bulkhead_xenstore_client::{Client, Ring};
@@ -64,6 +64,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
     let serving = backend.clone();
     handle.spawn(async move {
         let ready = || {
+            output::never_wait();
             let took = door.now().since(started);
             log::info!(
                 "ready for attach, {}.{:03} ms after the start",
@@ -79,7 +80,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
 
     if let Some(port) = machine.console {
         let (backend, console) = (backend.clone(), handle.event_channel(port));
-        handle.spawn(async move { answer_keys(&backend, console, read).await });
+        handle.spawn(async move { answer_keys(&backend, console, output::read).await });
     }
 
     let growing = backend.clone();

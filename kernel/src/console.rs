@@ -1,17 +1,23 @@
-//! The console ring (`io/console.h`): text out, never waiting for long; keys in.
+//! The console ring (`io/console.h`): text out, keys in.
+//!
+//! The ring holds two kilobytes, and whoever reads it may take its time, or never come. Nobody who
+//! serves a disk waits for that: what does not fit is kept here until there is room, and what does not
+//! fit here either is dropped, and counted in the output.
 
 use bulkhead_xen::abi::console::{ConsoleRing, IN_BYTES, OUT_BYTES};
 use core::fmt::{self, Write};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
+use heapless::Deque;
+
+/// How many bytes are kept for a reader that is late: some three hundred lines.
+const KEPT: usize = 32 << 10;
 
 /// Our end of a console ring.
-///
-/// If nobody reads, the ring fills up; then each write waits once, and later ones do not wait at
-/// all until somebody reads again. What does not fit is dropped, and counted in the output.
-#[derive(Debug)]
 pub struct Console {
-    ring: NonNull<ConsoleRing>,
+    ring: Option<NonNull<ConsoleRing>>,
+    /// What waits for room in the ring.
+    kept: Deque<u8, KEPT>,
     lost: u32,
     /// Where the reader stood when waiting for it was given up.
     gave_up_at: Option<u32>,
@@ -20,34 +26,62 @@ pub struct Console {
 // SAFETY: the ring is shared memory that any thread may access; the indices are atomic.
 unsafe impl Send for Console {}
 
-/// Waits a little for the reader; false if it has waited long enough.
-pub type Wait<'a> = &'a mut dyn FnMut() -> bool;
+/// What becomes of text for which the ring has no room.
+pub enum OnFull<'a> {
+    /// It is kept, as far as there is room for that, and dropped beyond. Nobody waits.
+    Keep,
+    /// The reader is waited for, as long as the function waits a little and says so: false if it has
+    /// waited long enough. Then the text is dropped, and later texts do not wait at all until
+    /// somebody reads again.
+    Wait(&'a mut dyn FnMut() -> bool),
+}
 
 impl Console {
-    /// # Safety
-    /// `ring` is a console ring for as long as the result is used, and this is its only user on
-    /// this side.
-    pub const unsafe fn new(ring: NonNull<ConsoleRing>) -> Self {
+    /// A console without a ring.
+    pub const fn detached() -> Self {
         Console {
-            ring,
+            ring: None,
+            kept: Deque::new(),
             lost: 0,
             gave_up_at: None,
         }
     }
 
+    /// Text goes to this ring from now on.
+    ///
+    /// # Safety
+    /// `ring` is a console ring for as long as the console is used, and this is its only user on
+    /// this side.
+    pub unsafe fn attach(&mut self, ring: NonNull<ConsoleRing>) {
+        self.ring = Some(ring);
+    }
+
+    /// Whether there is a ring.
+    pub fn is_attached(&self) -> bool {
+        self.ring.is_some()
+    }
+
+    fn ring(&self) -> *mut ConsoleRing {
+        let ring = self
+            .ring
+            .expect("nothing is written or read before there is a ring");
+        ring.as_ptr()
+    }
+
     fn out_cons(&self) -> &AtomicU32 {
         // SAFETY: within the ring; both sides access it atomically.
-        unsafe { &(*self.ring.as_ptr()).out_cons }
+        unsafe { &(*self.ring()).out_cons }
     }
 
     fn out_prod(&self) -> &AtomicU32 {
         // SAFETY: as above.
-        unsafe { &(*self.ring.as_ptr()).out_prod }
+        unsafe { &(*self.ring()).out_prod }
     }
 
     /// True if everything written has been read.
     pub fn is_drained(&self) -> bool {
-        self.out_cons().load(Ordering::Acquire) == self.out_prod().load(Ordering::Relaxed)
+        self.kept.is_empty()
+            && self.out_cons().load(Ordering::Acquire) == self.out_prod().load(Ordering::Relaxed)
     }
 
     fn room(&self) -> usize {
@@ -66,7 +100,7 @@ impl Console {
             let position = start.wrapping_add(offset as u32) as usize % OUT_BYTES;
             // SAFETY: within the ring, in the part that the reader leaves to us.
             unsafe {
-                (&raw mut (*self.ring.as_ptr()).output)
+                (&raw mut (*self.ring()).output)
                     .cast::<u8>()
                     .add(position)
                     .write_volatile(*byte);
@@ -77,33 +111,106 @@ impl Console {
         count
     }
 
-    /// Writes `text`, or as much of it as the reader gives room for.
-    pub fn write(&mut self, text: &str, wait: Wait<'_>) {
+    /// Moves what was kept into the ring, as far as it has room. Answers whether that was anything.
+    pub fn flush(&mut self) -> bool {
+        let mut moved = 0;
+        while !self.kept.is_empty() {
+            // What is kept may begin at the end of its own ring and go on at the start.
+            let (first, _) = self.kept.as_slices();
+            let mut piece = heapless::Vec::<u8, 256>::new();
+            let _ = piece.extend_from_slice(&first[..first.len().min(256)]);
+            let count = self.put(&piece);
+            for _ in 0..count {
+                self.kept.pop_front();
+            }
+            moved += count;
+            if count < piece.len() {
+                break;
+            }
+        }
+        moved > 0
+    }
+
+    /// Writes `text`, or as much of it as there is room for.
+    pub fn write(&mut self, text: &str, on_full: OnFull<'_>) {
+        self.flush();
+        match on_full {
+            OnFull::Keep => self.keep(text),
+            OnFull::Wait(wait) => self.write_waiting(text, wait),
+        }
+    }
+
+    /// What is to be said of lost text, before anything else.
+    fn note(&self) -> heapless::String<48> {
+        let mut note = heapless::String::new();
         if self.lost > 0 {
-            let mut note = heapless::String::<48>::new();
             // The longest number fits.
             let _ = write!(note, "\r\n[{} bytes of output lost]\r\n", self.lost);
-            if self.room() < note.len() {
+        }
+        note
+    }
+
+    fn keep(&mut self, text: &str) {
+        let note = self.note();
+        let free = self.room() + (KEPT - self.kept.len());
+        let mut lost = text.len();
+        if free >= note.len() {
+            self.lost = 0;
+            self.put_or_keep(note.as_bytes());
+            lost -= self.put_or_keep(text.as_bytes());
+        }
+        self.lost = self.lost.saturating_add(lost as u32);
+    }
+
+    /// Puts bytes into the ring, or behind those that wait for it. Answers for how many there was room.
+    fn put_or_keep(&mut self, bytes: &[u8]) -> usize {
+        let put = if self.kept.is_empty() {
+            self.put(bytes)
+        } else {
+            0
+        };
+        let rest = bytes[put..].iter();
+        put + rest
+            .take_while(|byte| self.kept.push_back(**byte).is_ok())
+            .count()
+    }
+
+    fn write_waiting(&mut self, text: &str, wait: &mut dyn FnMut() -> bool) {
+        while !self.kept.is_empty() {
+            if !self.is_worth_waiting(wait) {
+                self.lost = self.lost.saturating_add(self.kept.len() as u32);
+                self.kept.clear();
+            }
+            self.flush();
+        }
+        let note = self.note();
+        while self.room() < note.len() {
+            if !self.is_worth_waiting(wait) {
                 self.lost = self.lost.saturating_add(text.len() as u32);
                 return;
             }
-            self.put(note.as_bytes());
-            self.lost = 0;
         }
+        self.put(note.as_bytes());
+        self.lost = 0;
         let mut rest = text.as_bytes();
         loop {
             rest = &rest[self.put(rest)..];
             if rest.is_empty() {
                 return;
             }
-            let reader = self.out_cons().load(Ordering::Acquire);
-            if self.gave_up_at == Some(reader) || !wait() {
-                self.gave_up_at = Some(reader);
+            if !self.is_worth_waiting(wait) {
                 self.lost = self.lost.saturating_add(rest.len() as u32);
                 return;
             }
-            self.gave_up_at = None;
         }
+    }
+
+    /// Waits for the reader. False if that was given up, now or before.
+    fn is_worth_waiting(&mut self, wait: &mut dyn FnMut() -> bool) -> bool {
+        let reader = self.out_cons().load(Ordering::Acquire);
+        let worth = self.gave_up_at != Some(reader) && wait();
+        self.gave_up_at = (!worth).then_some(reader);
+        worth
     }
 
     /// True if there is input to read.
@@ -113,7 +220,7 @@ impl Console {
     }
 
     fn input_indices(&self) -> (&AtomicU32, &AtomicU32) {
-        let ring = self.ring.as_ptr();
+        let ring = self.ring();
         // SAFETY: within the ring; both sides access the indices atomically.
         unsafe { (&(*ring).in_cons, &(*ring).in_prod) }
     }
@@ -123,7 +230,7 @@ impl Console {
         if !self.has_input() {
             return None;
         }
-        let ring = self.ring.as_ptr();
+        let ring = self.ring();
         let consumed = self.input_indices().0;
         let at = consumed.load(Ordering::Relaxed);
         // SAFETY: within the ring; the other side has written this byte and leaves it alone now.
@@ -156,109 +263,4 @@ impl<F: FnMut(&str)> Write for Lines<F> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    struct Reader(Box<core::mem::MaybeUninit<ConsoleRing>>);
-
-    impl Reader {
-        fn new() -> (Reader, Console) {
-            let mut ring = Box::<ConsoleRing>::new_zeroed();
-            let pointer = NonNull::new(ring.as_mut_ptr()).unwrap();
-            // SAFETY: the tests keep the reader as long as the console.
-            (Reader(ring), unsafe { Console::new(pointer) })
-        }
-
-        fn read(&mut self, most: usize) -> String {
-            let ring = self.0.as_mut_ptr();
-            let mut text = String::new();
-            // SAFETY: zeroed integers are valid; one thread.
-            unsafe {
-                while text.len() < most
-                    && (*ring).out_cons.load(Ordering::Relaxed)
-                        != (*ring).out_prod.load(Ordering::Relaxed)
-                {
-                    let at = (*ring).out_cons.fetch_add(1, Ordering::Relaxed);
-                    text.push(char::from((*ring).output[at as usize % OUT_BYTES]));
-                }
-            }
-            text
-        }
-
-        fn type_in(&mut self, keys: &[u8]) {
-            let ring = self.0.as_mut_ptr();
-            for key in keys {
-                // SAFETY: as above.
-                unsafe {
-                    let at = (*ring).in_prod.fetch_add(1, Ordering::Relaxed);
-                    (*ring).input[at as usize % IN_BYTES] = *key;
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn text_arrives_across_the_end_of_the_ring() {
-        let (mut reader, mut console) = Reader::new();
-        for round in 0..500 {
-            let line = format!("line {round}\r\n");
-            console.write(&line, &mut || panic!("there is room"));
-            assert_eq!(reader.read(usize::MAX), line);
-        }
-        assert!(console.is_drained());
-    }
-
-    #[test]
-    fn a_slow_reader_is_waited_for() {
-        let (mut reader, mut console) = Reader::new();
-        let text = "0123456789".repeat(1000);
-        let mut seen = String::new();
-        console.write(&text, &mut || {
-            seen += &reader.read(100);
-            true
-        });
-        seen += &reader.read(usize::MAX);
-        assert!(seen == text);
-    }
-
-    #[test]
-    fn an_absent_reader_costs_one_wait_and_is_told_what_it_missed() {
-        let (mut reader, mut console) = Reader::new();
-        let mut waits = 0;
-        for _ in 0..5 {
-            console.write(&"x".repeat(1000), &mut || {
-                waits += 1;
-                false
-            });
-        }
-        assert_eq!(waits, 1);
-        assert_eq!(reader.read(usize::MAX).len(), OUT_BYTES);
-        console.write("back\r\n", &mut || panic!("there is room"));
-        assert_eq!(
-            reader.read(usize::MAX),
-            format!(
-                "\r\n[{} bytes of output lost]\r\nback\r\n",
-                5000 - OUT_BYTES
-            )
-        );
-    }
-
-    #[test]
-    fn keys_come_in_order() {
-        let (mut reader, mut console) = Reader::new();
-        assert!(!console.has_input());
-        assert_eq!(console.read(), None);
-        for _ in 0..300 {
-            reader.type_in(b"help\r");
-            let keys: Vec<u8> = std::iter::from_fn(|| console.read()).collect();
-            assert_eq!(keys, b"help\r");
-        }
-    }
-
-    #[test]
-    fn line_ends_are_those_of_terminals() {
-        let (mut text, line) = (String::new(), "c\n");
-        write!(Lines(|part: &str| text += part), "a\nb{}\n", line).unwrap();
-        assert_eq!(text, "a\r\nbc\r\n\r\n");
-    }
-}
+mod tests;

@@ -1,7 +1,7 @@
 //! Where text goes: `log` records and last words, to the console ring or, before there is one, to
 //! Xen's own log.
 
-use crate::console::{Console, Lines};
+use crate::console::{Console, Lines, OnFull};
 use crate::door::Door;
 use crate::{hypercall, machine, vcpu};
 use bulkhead_xen::abi::console::ConsoleRing;
@@ -13,12 +13,13 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 use spin::Mutex;
 
-static CONSOLE: Mutex<Option<Console>> = Mutex::new(None);
+static CONSOLE: Mutex<Console> = Mutex::new(Console::detached());
 static PORT: AtomicU32 = AtomicU32::new(0);
 static STARTED: AtomicU64 = AtomicU64::new(0);
 static CLOCK: AtomicBool = AtomicBool::new(false);
+static SERVING: AtomicBool = AtomicBool::new(false);
 
-/// How long a full ring may hold up one line.
+/// How long a full ring may hold up one line while nobody is served yet.
 const PATIENCE: Duration = Duration::from_millis(20);
 /// How often a vCPU that is about to stop is waited for: some milliseconds.
 const STOPPING: u32 = 1_000_000;
@@ -28,11 +29,16 @@ const LAST_PATIENCE: Duration = Duration::from_millis(500);
 /// Output goes to this ring from now on.
 ///
 /// # Safety
-/// See [`Console::new`].
+/// See [`Console::attach`].
 pub unsafe fn use_ring(ring: NonNull<ConsoleRing>, port: Port) {
     PORT.store(port.0, Ordering::Relaxed);
     // SAFETY: by the contract.
-    *CONSOLE.lock() = Some(unsafe { Console::new(ring) });
+    unsafe { CONSOLE.lock().attach(ring) };
+}
+
+/// From here on no line waits for whoever reads the console: somebody may be served by this vCPU.
+pub fn never_wait() {
+    SERVING.store(true, Ordering::Relaxed);
 }
 
 /// The console's port: notified when something was typed, or when output was read.
@@ -94,19 +100,24 @@ fn debug_port(text: &str) {
     }
 }
 
-fn emit(console: &mut Option<Console>, message: fmt::Arguments<'_>, patience: Duration) {
-    let Some(console) = console else {
+/// Writes a message, and waits for whoever reads the console so long, if at all.
+fn emit(console: &mut Console, message: fmt::Arguments<'_>, patience: Option<Duration>) {
+    if !console.is_attached() {
         let _ = Lines(debug_port).write_fmt(message);
         return;
-    };
-    let until = uptime_end(patience);
-    let mut waited = false;
+    }
     // The pieces of a message arrive one by one: what they have in common is the patience.
-    let _ = Lines(|text: &str| {
-        console.write(text, &mut || {
-            waited = true;
-            wait_for_reader(until)
-        });
+    let until = patience.map(uptime_end);
+    let mut waited = false;
+    let _ = Lines(|text: &str| match until {
+        None => console.write(text, OnFull::Keep),
+        Some(until) => {
+            let mut wait = || {
+                waited = true;
+                wait_for_reader(until)
+            };
+            console.write(text, OnFull::Wait(&mut wait));
+        }
     })
     .write_fmt(message);
     if waited && console.has_input() {
@@ -148,6 +159,7 @@ impl log::Log for Logger {
         let target = record.target();
         let target = target.split("::").next().unwrap_or(target);
         let target = target.strip_prefix("bulkhead_").unwrap_or(target);
+        let patience = (!SERVING.load(Ordering::Relaxed)).then_some(PATIENCE);
         emit(
             &mut CONSOLE.lock(),
             format_args!(
@@ -158,7 +170,7 @@ impl log::Log for Logger {
                 target,
                 record.args()
             ),
-            PATIENCE,
+            patience,
         );
     }
 
@@ -172,9 +184,17 @@ pub fn start_logging(level: log::LevelFilter) {
     }
 }
 
-/// One byte of console input, if there is any.
+/// One byte of console input, if there is any. To be called whenever the console's port is notified, of
+/// input or of room for output: it passes on the output that waits for that.
 pub fn read() -> Option<u8> {
-    CONSOLE.lock().as_mut()?.read()
+    let mut console = CONSOLE.lock();
+    if !console.is_attached() {
+        return None;
+    }
+    if console.flush() {
+        notify();
+    }
+    console.read()
 }
 
 /// Says something although the domain is about to crash: to the console, even if its lock was
@@ -189,8 +209,8 @@ pub fn last_words(message: fmt::Arguments<'_>) {
         CONSOLE.force_unlock();
         CONSOLE.lock()
     });
-    if console.is_some() {
-        emit(&mut console, message, LAST_PATIENCE);
+    if console.is_attached() {
+        emit(&mut console, message, Some(LAST_PATIENCE));
     }
 }
 
@@ -198,17 +218,24 @@ pub fn last_words(message: fmt::Arguments<'_>) {
 pub fn drain() {
     let until = uptime_end(LAST_PATIENCE);
     loop {
-        match CONSOLE.try_lock().as_deref() {
-            Some(Some(console)) if !console.is_drained() => {}
-            _ => break,
+        let Some(mut console) = CONSOLE.try_lock() else {
+            return;
+        };
+        if !console.is_attached() {
+            return;
         }
+        console.flush();
+        if console.is_drained() {
+            break;
+        }
+        drop(console);
         if !wait_for_reader(until) {
             break;
         }
     }
     // If anything was lost, that at least is said.
-    if let Some(Some(console)) = CONSOLE.try_lock().as_deref_mut() {
-        console.write("", &mut || false);
+    if let Some(mut console) = CONSOLE.try_lock() {
+        console.write("", OnFull::Keep);
         notify();
     }
 }

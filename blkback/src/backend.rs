@@ -4,6 +4,7 @@ use crate::device::{BACKENDS, DeviceId};
 use crate::engine::Options;
 use crate::error_nodes::ErrorNodes;
 use crate::frontends::{Frontends, is_within};
+use crate::guest_log::GuestLogs;
 use crate::retry::{PAUSE, persist};
 use crate::statistics::Statistics;
 use crate::unserved;
@@ -53,6 +54,8 @@ pub struct Backend<H: Hypervisor> {
     pub frontends: Frontends,
     /// What operators are told.
     pub errors: ErrorNodes,
+    /// What the log says of guests.
+    pub guest_logs: GuestLogs,
     /// Set when the driver domain is to end: every disk closes.
     pub closing: Flag,
     /// The disks that have a task, and how to nudge it.
@@ -79,7 +82,8 @@ impl<H: Hypervisor> Backend<H> {
     ) -> Rc<Self> {
         let vcpus = Vcpus::new(vcpus);
         let limits = Limits::for_vcpus(vcpus.count());
-        let (statistics, frontends, errors, closing, disks, unserved) = Default::default();
+        let (statistics, frontends, errors, guest_logs, closing, disks, unserved) =
+            Default::default();
         Rc::new(Backend {
             handle,
             vcpus,
@@ -91,6 +95,7 @@ impl<H: Hypervisor> Backend<H> {
             statistics,
             frontends,
             errors,
+            guest_logs,
             closing,
             disks,
             unserved,

@@ -50,10 +50,14 @@ impl Frontends {
             let retry = handle.clone();
             let watching = handle.spawn(async move {
                 // xenstored may have no watch left for us (its quota); until it has, the guest's disks wait.
+                let mut told = false;
                 while let Err(error) = frontends.watch(&store, &watched).await
                     && !error.is_disconnected()
                 {
-                    log::error!("watching {watched}, to be tried again: {error}");
+                    if !told {
+                        log::error!("watching {watched}, to be tried again: {error}");
+                        told = true;
+                    }
                     retry.sleep(RETRY).await;
                 }
             });

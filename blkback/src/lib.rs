@@ -30,6 +30,7 @@ pub mod device;
 pub mod engine;
 pub mod error_nodes;
 pub mod frontends;
+pub mod guest_log;
 pub mod memory_target;
 pub mod operator;
 pub mod retry;

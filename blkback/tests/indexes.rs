@@ -30,6 +30,9 @@ impl<'w> Served<'w> {
         let device = backend.catalog.open(&target, access, "this test");
         let setup = QueueSetup {
             name: "a queue".into(),
+            log: backend
+                .guest_logs
+                .of(guest.domain.id(), backend.handle.now()),
             frontend: guest.domain.id(),
             abi: style.abi,
             ring: link.ring_refs(),

@@ -12,6 +12,7 @@ mod closing;
 mod discard;
 mod error_nodes;
 mod given_up;
+mod guest_lines;
 mod hostile;
 mod indexes;
 mod late;

@@ -40,6 +40,9 @@ fn a_queue_without_memory_is_refused_at_every_allocation() {
         let device = RamImage::new(memory, SectorSize::B512, Access::ReadWrite);
         let setup = || QueueSetup {
             name: "a queue".into(),
+            log: backend
+                .guest_logs
+                .of(guest.domain.id(), backend.handle.now()),
             frontend: guest.domain.id(),
             abi: style.abi,
             ring: link.ring_refs(),

@@ -6,6 +6,7 @@ use super::options::Options;
 use super::reach::Reach;
 use super::setup::{ConnectError, QueueError, QueueSetup};
 use super::stats::QueueStats;
+use crate::guest_log::GuestLog;
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::sync::Arc;
@@ -32,6 +33,7 @@ const MOST_PAGES: usize = 512;
 /// then the pages are unmapped and the event channel closed.
 pub struct Queue<H: Hypervisor> {
     pub(super) name: alloc::string::String,
+    log: Arc<GuestLog>,
     // Dropped first: after that the device touches no page any more.
     device: Box<dyn IoQueue>,
     pub(super) reach: Reach<H>,
@@ -79,6 +81,7 @@ impl<H: Hypervisor> Queue<H> {
             .map_err(|error| ConnectError::EventChannel(setup.event_channel, error))?;
         Ok(Queue {
             name: setup.name,
+            log: setup.log,
             device: setup.device,
             reach,
             ring,
@@ -449,11 +452,16 @@ impl<H: Hypervisor> Queue<H> {
         self.stats.errors.add(1);
         self.complaints = self.complaints.saturating_add(1);
         if self.complaints <= MOST_COMPLAINTS {
-            log::warn!("{}: {what}", self.name);
+            self.warn(what);
         }
         if self.complaints == MOST_COMPLAINTS {
-            log::warn!("{}: further mistakes are not logged", self.name);
+            self.warn(format_args!("further mistakes are not logged"));
         }
+    }
+
+    fn warn(&self, what: fmt::Arguments<'_>) {
+        let line = format_args!("{}: {what}", self.name);
+        self.log.say(self.handle.now(), log::Level::Warn, line);
     }
 }
 

@@ -1,8 +1,10 @@
 //! What it takes to serve a queue, and what may be wrong with it.
 
 use super::options::Options;
+use crate::guest_log::GuestLog;
 use alloc::boxed::Box;
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_grant::{NoRoom, OutOfMemory};
 use bulkhead_images::IoQueue;
@@ -15,6 +17,8 @@ use core::fmt;
 pub struct QueueSetup {
     /// The name of the disk and the queue, for the log.
     pub name: String,
+    /// Where it is told what the frontend does wrong.
+    pub log: Arc<GuestLog>,
     /// The domain that grants the pages.
     pub frontend: DomId,
     /// The layout of its messages.

@@ -40,10 +40,12 @@ impl<H: Hypervisor> Connection<H> {
     ) -> Result<(Self, Vec<ServedQueue>), Problem> {
         let geometry = device.geometry();
         let options = backend.options;
+        let log = backend.guest_logs.of(id.frontend, backend.handle.now());
         let mut queues = Vec::new();
         for (number, details) in published.queues.iter().enumerate() {
             let setup = QueueSetup {
                 name: format!("vbd {id} queue {number}"),
+                log: log.clone(),
                 frontend: id.frontend,
                 abi: published.abi,
                 ring: details.ring.clone(),

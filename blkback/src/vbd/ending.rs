@@ -12,6 +12,7 @@ use super::state::XenbusState;
 use crate::backend::Backend;
 use crate::retry::PAUSE;
 use alloc::format;
+use alloc::string::ToString;
 use bulkhead_executor::Signal;
 use bulkhead_xen::Hypervisor;
 use bulkhead_xenstore_client::{Client, Error};
@@ -246,8 +247,12 @@ pub enum End {
 /// Tells the operator, in the log and in the error node that belongs to the disk.
 pub async fn report<H: Hypervisor>(backend: &Backend<H>, id: VbdId, problem: &Problem) {
     log::error!("vbd {id}: {problem}");
-    let text = format!("{problem}");
-    let (device, frontend) = (id.into(), id.frontend_path());
+    write_error(backend, id, problem).await;
+}
+
+/// Tells the operator in the error node that belongs to the disk.
+pub async fn write_error<H: Hypervisor>(backend: &Backend<H>, id: VbdId, problem: &Problem) {
+    let (device, frontend, text) = (id.into(), id.frontend_path(), problem.to_string());
     let written = backend
         .errors
         .write(&backend.store, &device, &frontend, &text);

@@ -4,7 +4,7 @@ use super::backend_nodes::{publish, set_state};
 use super::config::{CONFIG_NODES, VbdConfig};
 use super::connection::{Connection, read_into, read_published};
 use super::decision::{Observed, Phase, Step, decide};
-use super::ending::{End, close, finish, report, take_leave};
+use super::ending::{End, close, finish, report, take_leave, write_error};
 use super::features::{self, NodeValues};
 use super::identity::VbdId;
 use super::observation::observe;
@@ -15,6 +15,7 @@ use super::sector_units;
 use super::state::XenbusState;
 use crate::backend::Backend;
 use crate::frontends::Following;
+use crate::guest_log::GuestLog;
 use crate::operator::show_statistics;
 use crate::retry::PAUSE;
 use alloc::format;
@@ -25,10 +26,12 @@ use bulkhead_executor::Signal;
 use bulkhead_images::{Access, BlockDevice, Sector, Target};
 use bulkhead_xen::Hypervisor;
 use bulkhead_xenstore_client::Error;
+use core::fmt;
 use core::future::{Future, poll_fn};
 use core::pin::pin;
 use core::task::Poll;
 use futures_util::future::select;
+use log::Level;
 
 /// Lives the life of the disk whose directory the toolstack has made, until that directory is
 /// gone. `changed` is raised whenever something in it changes.
@@ -69,6 +72,7 @@ struct Vbd<'a, H: Hypervisor> {
     /// What the toolstack wrote, and what it means.
     nodes: Nodes,
     config: VbdConfig,
+    log: Arc<GuestLog>,
     device: Arc<dyn BlockDevice>,
     _following: Following,
     phase: Phase,
@@ -111,6 +115,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
             path: id.backend_path(),
             nodes: nodes.clone(),
             config,
+            log: backend.guest_logs.of(id.frontend, backend.handle.now()),
             device,
             _following: following,
             phase: Phase::New,
@@ -172,7 +177,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
                 self.disconnect(changed).await;
                 self.phase = Phase::Closed;
                 self.set_state(XenbusState::Closed).await?;
-                log::info!("vbd {}: closed by the frontend", self.id);
+                self.tell(Level::Info, format_args!("closed by the frontend"));
             }
             Step::Release => return Ok(Some(End::Release)),
             Step::Remove => return Ok(Some(End::Remove)),
@@ -192,7 +197,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
     /// Waits until xenstored may be asked again; the rings are served meanwhile.
     async fn pause(&mut self, error: Error) {
         if !self.refused {
-            log::warn!("vbd {}: {error}; to be tried again", self.id);
+            self.tell(Level::Warn, format_args!("{error}; to be tried again"));
             self.refused = true;
         }
         let pause = pin!(self.backend.handle.sleep(PAUSE));
@@ -273,7 +278,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
             match (first, self.config.access) {
                 (true, Access::ReadOnly) => self.log_attached("read-only"),
                 (true, Access::ReadWrite) => self.log_attached("read-write"),
-                (false, _) => log::info!("vbd {}: offered again", self.id),
+                (false, _) => self.tell(Level::Info, format_args!("offered again")),
             }
         } else if first {
             return Ok(Some(End::StartOver));
@@ -356,15 +361,21 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
 
     fn log_connected(&self, published: &Published) {
         let geometry = self.device.geometry();
-        log::info!(
-            "vbd {}: connected, {} sectors of {}, {} queue(s) of {} ring page(s), {}",
-            self.id,
-            geometry.sectors,
-            geometry.sector_size,
-            published.queues.len(),
-            published.queues.first().map_or(0, |queue| queue.ring.len()),
-            published.abi,
+        let queues = published.queues.len();
+        let ring_pages = published.queues.first().map_or(0, |queue| queue.ring.len());
+        self.tell(
+            Level::Info,
+            format_args!(
+                "connected, {} sectors of {}, {queues} queue(s) of {ring_pages} ring page(s), {}",
+                geometry.sectors, geometry.sector_size, published.abi,
+            ),
         );
+    }
+
+    /// Logs what the guest has brought about.
+    fn tell(&self, level: Level, what: fmt::Arguments<'_>) {
+        let line = format_args!("vbd {}: {what}", self.id);
+        self.log.say(self.backend.handle.now(), level, line);
     }
 
     /// Stops serving and takes back everything.
@@ -381,7 +392,8 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
     async fn fail(&mut self, problem: Problem, changed: &Signal) {
         self.disconnect(changed).await;
         self.phase = Phase::Failed;
-        report(self.backend, self.id, &problem).await;
+        self.tell(Level::Error, format_args!("{problem}"));
+        write_error(self.backend, self.id, &problem).await;
     }
 
     async fn set_state(&self, state: XenbusState) -> Result<(), Failure> {

@@ -134,6 +134,7 @@ impl Machine {
         let backend = &world.backend;
         let setup = QueueSetup {
             name: "the guest's queue".into(),
+            log: backend.guest_logs.of(self.guest.id(), backend.handle.now()),
             frontend: self.guest.id(),
             abi: setting.abi,
             ring,

@@ -1,0 +1,197 @@
+//! What the log says of a guest for something that the guest did. A guest can connect, fail and come
+//! back without end, so its lines are bounded: a number of them at once, then a few a minute, and how
+//! many were left out. What the tool stack or an operator did is always told.
+
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+use bulkhead_xen::{DomId, Instant};
+use core::cell::RefCell;
+use core::fmt;
+use core::time::Duration;
+use log::Level;
+use spin::Mutex;
+
+/// How many lines a guest that was quiet may have at once: as many as two dozen disks need when they
+/// connect and close.
+const AT_ONCE: u32 = 60;
+
+/// How often it may have one more.
+const ONE_MORE: Duration = Duration::from_secs(10);
+
+/// The lines of one guest, whichever of its disks and queues they are about, on whichever vCPU.
+#[derive(Debug)]
+pub struct GuestLog {
+    guest: DomId,
+    budget: Mutex<Budget>,
+}
+
+#[derive(Debug)]
+struct Budget {
+    lines: u32,
+    /// Up to when `lines` has been filled up.
+    filled: Instant,
+    left_out: u64,
+    /// Whether the log says that lines are left out.
+    told: bool,
+}
+
+impl GuestLog {
+    fn new(guest: DomId, now: Instant) -> Self {
+        GuestLog {
+            guest,
+            budget: Mutex::new(Budget {
+                lines: AT_ONCE,
+                filled: now,
+                left_out: 0,
+                told: false,
+            }),
+        }
+    }
+
+    /// Logs a line, or leaves it out.
+    pub fn say(&self, now: Instant, level: Level, line: fmt::Arguments<'_>) {
+        let guest = self.guest;
+        let may = self.budget.lock().take(now);
+        match may {
+            May::Say { left_out: 0 } => log::log!(level, "{line}"),
+            May::Say { left_out } => {
+                log::log!(
+                    level,
+                    "{line} ({left_out} lines of guest {guest} were left out before)"
+                );
+            }
+            May::SayNoMore => log::warn!(
+                "guest {guest} has had {AT_ONCE} lines: of further ones, one in {} s is told",
+                ONE_MORE.as_secs()
+            ),
+            May::Not => {}
+        }
+    }
+
+    /// Whether the guest would not notice if it got a new log.
+    fn is_as_new(&self, now: Instant) -> bool {
+        let mut budget = self.budget.lock();
+        budget.fill(now);
+        budget.lines == AT_ONCE
+    }
+}
+
+impl Drop for GuestLog {
+    fn drop(&mut self) {
+        let Budget { left_out, .. } = *self.budget.get_mut();
+        if left_out > 0 {
+            log::warn!("guest {}: {left_out} lines were left out", self.guest);
+        }
+    }
+}
+
+/// What may be done with a line.
+enum May {
+    /// It may be told, and how many were not before.
+    Say { left_out: u64 },
+    /// It is the first to be left out, which is to be told instead.
+    SayNoMore,
+    /// It is left out.
+    Not,
+}
+
+impl Budget {
+    fn fill(&mut self, now: Instant) {
+        let periods = now.since(self.filled).as_nanos() / ONE_MORE.as_nanos();
+        let periods = u32::try_from(periods).unwrap_or(u32::MAX);
+        self.lines = self.lines.saturating_add(periods).min(AT_ONCE);
+        if self.lines == AT_ONCE {
+            self.filled = now;
+            self.told = false;
+        } else {
+            self.filled = self.filled + ONE_MORE * periods;
+        }
+    }
+
+    fn take(&mut self, now: Instant) -> May {
+        self.fill(now);
+        if self.lines > 0 {
+            self.lines -= 1;
+            let left_out = core::mem::take(&mut self.left_out);
+            return May::Say { left_out };
+        }
+        self.left_out = self.left_out.saturating_add(1);
+        match core::mem::replace(&mut self.told, true) {
+            false => May::SayNoMore,
+            true => May::Not,
+        }
+    }
+}
+
+/// The logs of all guests that have disks here, or have had some a while ago.
+#[derive(Default)]
+pub struct GuestLogs(RefCell<BTreeMap<DomId, Arc<GuestLog>>>);
+
+impl GuestLogs {
+    /// The log of a guest.
+    pub fn of(&self, guest: DomId, now: Instant) -> Arc<GuestLog> {
+        let mut logs = self.0.borrow_mut();
+        // A guest that has no disk any more gets a full budget again when it would have one anyway.
+        logs.retain(|_, log| Arc::strong_count(log) > 1 || !log.is_as_new(now));
+        let log = logs.entry(guest);
+        log.or_insert_with(|| Arc::new(GuestLog::new(guest, now)))
+            .clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GUEST: DomId = DomId(5);
+
+    fn second(count: u64) -> Instant {
+        Instant(count * 1_000_000_000)
+    }
+
+    /// How many lines of `asked` may be told at that time.
+    fn told(log: &GuestLog, now: Instant, asked: u32) -> u32 {
+        let may = (0..asked).map(|_| log.budget.lock().take(now));
+        may.filter(|may| matches!(may, May::Say { .. })).count() as u32
+    }
+
+    #[test]
+    fn a_guest_has_some_lines_at_once_and_then_a_few_a_minute() {
+        let log = GuestLog::new(GUEST, second(100));
+        assert_eq!(told(&log, second(100), 1000), AT_ONCE);
+        assert_eq!(told(&log, second(109), 1000), 0);
+        assert_eq!(told(&log, second(110), 1000), 1);
+        // Not one more by asking often.
+        let minute = (111..=170)
+            .map(|now| told(&log, second(now), 1000))
+            .sum::<u32>();
+        assert_eq!(minute, 6);
+        assert_eq!(told(&log, second(1000), 1000), AT_ONCE);
+    }
+
+    #[test]
+    fn what_was_left_out_is_counted() {
+        let log = GuestLog::new(GUEST, second(0));
+        told(&log, second(0), AT_ONCE);
+        assert!(matches!(log.budget.lock().take(second(0)), May::SayNoMore));
+        for _ in 0..9 {
+            assert!(matches!(log.budget.lock().take(second(0)), May::Not));
+        }
+        let next = log.budget.lock().take(second(10));
+        assert!(matches!(next, May::Say { left_out: 10 }));
+        assert!(matches!(log.budget.lock().take(second(10)), May::Not));
+    }
+
+    #[test]
+    fn a_log_is_kept_as_long_as_it_differs_from_a_new_one() {
+        let logs = GuestLogs::default();
+        let first = logs.of(GUEST, second(0));
+        told(&first, second(0), 1000);
+        drop(first);
+        assert_eq!(told(&logs.of(GUEST, second(0)), second(0), 1), 0);
+        logs.of(DomId(6), second(1));
+        assert_eq!(logs.0.borrow().len(), 2);
+        logs.of(DomId(7), second(10_000));
+        assert_eq!(logs.0.borrow().len(), 1);
+    }
+}

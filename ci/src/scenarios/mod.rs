@@ -59,7 +59,6 @@ const UNDER_BOTH: &[&str] = &[
     "detach",
     "ends-with-guests",
     "refused-targets",
-    "busy-xenstore",
 ];
 
 /// The scenarios that run under both programs.

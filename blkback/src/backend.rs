@@ -1,5 +1,6 @@
 //! The backend as a whole: finds the disks that the toolstack attaches and gives each a task.
 
+use crate::changes::{Changes, Stale};
 use crate::device::{BACKENDS, DeviceId};
 use crate::engine::Options;
 use crate::error_nodes::ErrorNodes;
@@ -18,7 +19,7 @@ use alloc::rc::Rc;
 use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;
-use bulkhead_executor::{Flag, Handle, Remote, Signal};
+use bulkhead_executor::{Flag, Handle, Remote};
 use bulkhead_grant::Region;
 use bulkhead_images::Catalog;
 use bulkhead_xen::{Hypervisor, Instant};
@@ -59,9 +60,9 @@ pub struct Backend<H: Hypervisor> {
     /// Set when the driver domain is to end: every disk closes.
     pub closing: Flag,
     /// The disks that have a task, and how to nudge it.
-    disks: RefCell<BTreeMap<VbdId, Signal>>,
+    disks: RefCell<BTreeMap<VbdId, Changes>>,
     /// The same of devices that are refused because nobody here serves their kind.
-    unserved: RefCell<Vec<(DeviceId, Signal)>>,
+    unserved: RefCell<Vec<(DeviceId, Changes)>>,
 }
 
 impl<H: Hypervisor> Backend<H> {
@@ -129,7 +130,7 @@ impl<H: Hypervisor> Backend<H> {
             self.statistics.disks().len()
         );
         // Each is to know.
-        self.disks.borrow().values().for_each(Signal::raise);
+        self.disks.borrow().values().for_each(Changes::raise);
         Err(error)
     }
 
@@ -181,7 +182,12 @@ impl<H: Hypervisor> Backend<H> {
     /// be about any of the devices in that.
     fn follow(self: &Rc<Self>, event: Path) -> Option<Path> {
         match DeviceId::from_path(event.as_ref()) {
-            Some(device) => self.look_at_device(device),
+            Some(device) => {
+                let rest = event.as_str().strip_prefix(&device.backend_path());
+                // Spelt in another way than libxl's, it may be about anything.
+                let stale = rest.map_or(Stale::ALL, Stale::in_backend);
+                self.look_at_device(device, stale);
+            }
             None if may_hold_devices(event.as_ref()) => return Some(event),
             None => {}
         }
@@ -196,15 +202,15 @@ impl<H: Hypervisor> Backend<H> {
     }
 
     /// Something has changed at one disk.
-    fn look_at(self: &Rc<Self>, id: VbdId) {
+    fn look_at(self: &Rc<Self>, id: VbdId, stale: Stale) {
         let mut disks = self.disks.borrow_mut();
         if let Some(changed) = disks.get(&id) {
-            return changed.raise();
+            return changed.raise_for(stale);
         }
         if self.closing.is_set() {
             return;
         }
-        let changed = Signal::default();
+        let changed = Changes::default();
         disks.insert(id, changed.clone());
         let backend = self.clone();
         self.handle.spawn(async move {
@@ -219,9 +225,10 @@ impl<H: Hypervisor> Backend<H> {
         });
     }
 
-    fn look_at_device(self: &Rc<Self>, device: DeviceId) {
+    fn look_at_device(self: &Rc<Self>, device: DeviceId, stale: Stale) {
         match device.as_vbd() {
-            Some(id) => self.look_at(id),
+            _ if stale == Stale::NONE => {}
+            Some(id) => self.look_at(id, stale),
             None => self.look_at_unserved(device),
         }
     }
@@ -235,7 +242,7 @@ impl<H: Hypervisor> Backend<H> {
         if self.closing.is_set() {
             return;
         }
-        let changed = Signal::default();
+        let changed = Changes::default();
         unserved.push((device.clone(), changed.clone()));
         let backend = self.clone();
         self.handle.spawn(async move {
@@ -278,7 +285,7 @@ impl<H: Hypervisor> Backend<H> {
             for name in names {
                 let path = format!("{directory}/{name}");
                 match DeviceId::from_path(&path) {
-                    Some(device) => self.look_at_device(device),
+                    Some(device) => self.look_at_device(device, Stale::ALL),
                     None if may_hold_devices(&path) => directories.push(path),
                     None => {}
                 }

@@ -1,18 +1,32 @@
 //! Watches over the guests' sides of the disks: one xenstore watch for each guest, however many
 //! disks it has, because a domain may only set 128 of them (xenstored's default quota).
+//!
+//! All disks share one connection to xenstored, which serves an unprivileged domain some hundreds of
+//! requests a second. What a guest makes us ask there is charged to it, and while it is in debt its
+//! changes wait: no guest that changes its nodes without end keeps others from attaching.
 
+use crate::bucket::{Bucket, Size};
+use crate::changes::{Changes, Stale};
 use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use bulkhead_executor::{Handle, Signal, Task};
-use bulkhead_xen::Hypervisor;
+use bulkhead_executor::{Handle, Task};
+use bulkhead_xen::{Hypervisor, Instant};
 use bulkhead_xenstore_client::{Client, Error};
 use core::cell::RefCell;
 use core::time::Duration;
 
 /// How long after a failure a watch is tried for again.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// How many messages to xenstored a guest that was quiet may bring about at once, and how many more in
+/// a second. The debt is short: libxl waits ten seconds for a disk to close.
+const MESSAGES: Size = Size {
+    most: 1000,
+    debt: 60,
+    one_more: Duration::from_millis(50),
+};
 
 /// Every guest that has a disk of ours.
 #[derive(Clone, Default)]
@@ -22,7 +36,8 @@ pub struct Frontends(Rc<RefCell<BTreeMap<String, Guest>>>);
 struct Guest {
     /// Stopped with the last disk, which drops the watch.
     watching: Task,
-    disks: Vec<(String, Signal)>,
+    disks: Vec<(String, Changes)>,
+    messages: Bucket,
 }
 
 impl Frontends {
@@ -33,7 +48,7 @@ impl Frontends {
         handle: &Handle<H>,
         store: &Client,
         path: &str,
-        changed: &Signal,
+        changed: &Changes,
     ) -> Following {
         let guest = path
             .rsplit_once('/')
@@ -44,14 +59,14 @@ impl Frontends {
         if let Some(followed) = guests.get_mut(&guest) {
             followed.disks.push(disk);
             // The watch may have fired for the first time before this disk was there.
-            changed.raise();
+            changed.raise_for(Stale::FRONTEND);
         } else {
             let (frontends, store, watched) = (self.clone(), store.clone(), guest.clone());
             let retry = handle.clone();
             let watching = handle.spawn(async move {
                 // xenstored may have no watch left for us (its quota); until it has, the guest's disks wait.
                 let mut told = false;
-                while let Err(error) = frontends.watch(&store, &watched).await
+                while let Err(error) = frontends.watch(&retry, &store, &watched).await
                     && !error.is_disconnected()
                 {
                     if !told {
@@ -66,6 +81,7 @@ impl Frontends {
                 Guest {
                     watching,
                     disks: alloc::vec![disk],
+                    messages: Bucket::new(MESSAGES, handle.now()),
                 },
             );
         }
@@ -76,19 +92,52 @@ impl Frontends {
         }
     }
 
-    async fn watch(&self, store: &Client, guest: &str) -> Result<(), Error> {
+    async fn watch<H: Hypervisor>(
+        &self,
+        handle: &Handle<H>,
+        store: &Client,
+        guest: &str,
+    ) -> Result<(), Error> {
         let mut watch = store.watch(guest).await?;
         loop {
             let event = watch.next().await?;
-            if let Some(guest) = self.0.borrow().get(guest) {
-                let event = event.as_str();
-                for (path, changed) in &guest.disks {
-                    if is_within(event, path) || is_within(path, event) {
-                        changed.raise();
-                    }
-                }
+            if !self.concerns_a_disk(guest, event.as_str()) {
+                continue;
+            }
+            // Meanwhile, equal events become one.
+            while let Some(end) = self.in_debt_until(guest, handle.now()) {
+                handle.sleep_until(end).await;
+            }
+            self.tell(guest, event.as_str());
+        }
+    }
+
+    fn concerns_a_disk(&self, guest: &str, event: &str) -> bool {
+        let guests = self.0.borrow();
+        let mut disks = guests.get(guest).into_iter().flat_map(|guest| &guest.disks);
+        disks.any(|(path, _)| stale_by(event, path) != Stale::NONE)
+    }
+
+    fn in_debt_until(&self, guest: &str, now: Instant) -> Option<Instant> {
+        let mut guests = self.0.borrow_mut();
+        guests.get_mut(guest)?.messages.in_debt_until(now)
+    }
+
+    fn tell(&self, guest: &str, event: &str) {
+        if let Some(guest) = self.0.borrow().get(guest) {
+            for (path, changed) in &guest.disks {
+                changed.raise_for(stale_by(event, path));
             }
         }
+    }
+}
+
+/// What an event is about, of the frontend whose directory that is.
+fn stale_by(event: &str, directory: &str) -> Stale {
+    match event.strip_prefix(directory) {
+        Some(rest) => Stale::in_frontend(rest),
+        None if is_within(directory, event) => Stale::FRONTEND,
+        None => Stale::NONE,
     }
 }
 
@@ -103,6 +152,15 @@ pub struct Following {
     frontends: Frontends,
     guest: String,
     path: String,
+}
+
+impl Following {
+    /// Charges the guest with messages that it has brought about.
+    pub fn charge(&self, now: Instant, messages: usize) {
+        if let Some(guest) = self.frontends.0.borrow_mut().get_mut(&self.guest) {
+            guest.messages.charge(now, messages);
+        }
+    }
 }
 
 impl Drop for Following {
@@ -121,7 +179,7 @@ impl Drop for Following {
 
 #[cfg(test)]
 mod tests {
-    use super::is_within;
+    use super::*;
 
     #[test]
     fn an_event_concerns_a_directory_and_what_is_in_it() {
@@ -129,5 +187,21 @@ mod tests {
         assert!(is_within("/a/51712", "/a/51712"));
         assert!(!is_within("/a/517123", "/a/51712"));
         assert!(!is_within("/a", "/a/51712"));
+    }
+
+    #[test]
+    fn an_event_is_about_a_disks_state_or_about_nothing() {
+        let stale = |event| stale_by(event, "/a/51712");
+        for event in ["/a/51712/state", "/a/51712", "/a"] {
+            assert_eq!(stale(event), Stale::FRONTEND, "{event}");
+        }
+        for event in [
+            "/a/51712/ring-ref",
+            "/a/517123/state",
+            "/a/51728/state",
+            "/b",
+        ] {
+            assert_eq!(stale(event), Stale::NONE, "{event}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 //! back without end, so its lines are bounded: a number of them at once, then a few a minute, and how
 //! many were left out. What the tool stack or an operator did is always told.
 
+use crate::bucket::{Bucket, Size};
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use bulkhead_xen::{DomId, Instant};
@@ -11,12 +12,13 @@ use core::time::Duration;
 use log::Level;
 use spin::Mutex;
 
-/// How many lines a guest that was quiet may have at once: as many as two dozen disks need when they
-/// connect and close.
-const AT_ONCE: u32 = 60;
-
-/// How often it may have one more.
-const ONE_MORE: Duration = Duration::from_secs(10);
+/// How many lines a guest that was quiet may have at once, as many as two dozen disks need when they
+/// connect and close; and how often it may have one more.
+const LINES: Size = Size {
+    most: 60,
+    debt: 0,
+    one_more: Duration::from_secs(10),
+};
 
 /// The lines of one guest, whichever of its disks and queues they are about, on whichever vCPU.
 #[derive(Debug)]
@@ -27,9 +29,7 @@ pub struct GuestLog {
 
 #[derive(Debug)]
 struct Budget {
-    lines: u32,
-    /// Up to when `lines` has been filled up.
-    filled: Instant,
+    lines: Bucket,
     left_out: u64,
     /// Whether the log says that lines are left out.
     told: bool,
@@ -40,8 +40,7 @@ impl GuestLog {
         GuestLog {
             guest,
             budget: Mutex::new(Budget {
-                lines: AT_ONCE,
-                filled: now,
+                lines: Bucket::new(LINES, now),
                 left_out: 0,
                 told: false,
             }),
@@ -61,8 +60,9 @@ impl GuestLog {
                 );
             }
             May::SayNoMore => log::warn!(
-                "guest {guest} has had {AT_ONCE} lines: of further ones, one in {} s is told",
-                ONE_MORE.as_secs()
+                "guest {guest} has had {} lines: of further ones, one in {} s is told",
+                LINES.most,
+                LINES.one_more.as_secs()
             ),
             May::Not => {}
         }
@@ -70,9 +70,7 @@ impl GuestLog {
 
     /// Whether the guest would not notice if it got a new log.
     fn is_as_new(&self, now: Instant) -> bool {
-        let mut budget = self.budget.lock();
-        budget.fill(now);
-        budget.lines == AT_ONCE
+        self.budget.lock().lines.is_full(now)
     }
 }
 
@@ -96,22 +94,11 @@ enum May {
 }
 
 impl Budget {
-    fn fill(&mut self, now: Instant) {
-        let periods = now.since(self.filled).as_nanos() / ONE_MORE.as_nanos();
-        let periods = u32::try_from(periods).unwrap_or(u32::MAX);
-        self.lines = self.lines.saturating_add(periods).min(AT_ONCE);
-        if self.lines == AT_ONCE {
-            self.filled = now;
-            self.told = false;
-        } else {
-            self.filled = self.filled + ONE_MORE * periods;
-        }
-    }
-
     fn take(&mut self, now: Instant) -> May {
-        self.fill(now);
-        if self.lines > 0 {
-            self.lines -= 1;
+        if self.lines.is_full(now) {
+            self.told = false;
+        }
+        if self.lines.try_to_take(now) {
             let left_out = core::mem::take(&mut self.left_out);
             return May::Say { left_out };
         }
@@ -156,23 +143,9 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_has_some_lines_at_once_and_then_a_few_a_minute() {
-        let log = GuestLog::new(GUEST, second(100));
-        assert_eq!(told(&log, second(100), 1000), AT_ONCE);
-        assert_eq!(told(&log, second(109), 1000), 0);
-        assert_eq!(told(&log, second(110), 1000), 1);
-        // Not one more by asking often.
-        let minute = (111..=170)
-            .map(|now| told(&log, second(now), 1000))
-            .sum::<u32>();
-        assert_eq!(minute, 6);
-        assert_eq!(told(&log, second(1000), 1000), AT_ONCE);
-    }
-
-    #[test]
     fn what_was_left_out_is_counted() {
         let log = GuestLog::new(GUEST, second(0));
-        told(&log, second(0), AT_ONCE);
+        assert_eq!(told(&log, second(0), 60), 60);
         assert!(matches!(log.budget.lock().take(second(0)), May::SayNoMore));
         for _ in 0..9 {
             assert!(matches!(log.budget.lock().take(second(0)), May::Not));

@@ -25,6 +25,8 @@ extern crate alloc;
 
 pub mod availability;
 pub mod backend;
+mod bucket;
+mod changes;
 pub mod control;
 pub mod device;
 pub mod engine;

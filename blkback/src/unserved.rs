@@ -4,6 +4,7 @@
 //! guest that nothing will come, and nothing is left when the guest is gone.
 
 use crate::backend::Backend;
+use crate::changes::Changes;
 use crate::device::DeviceId;
 use crate::frontends::Following;
 use crate::retry::persist;
@@ -13,7 +14,7 @@ use crate::vbd::{Act, Change, LINGER, is_over, read_into};
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
-use bulkhead_executor::{Signal, Sleep};
+use bulkhead_executor::Sleep;
 use bulkhead_xen::Hypervisor;
 use bulkhead_xenstore_client::{Error, Refusal};
 use core::cell::Cell;
@@ -31,7 +32,7 @@ const NODES: [&str; 5] = ["state", "frontend", "params", "device-type", "dev"];
 
 /// Refuses a device, and follows it until its directory is gone. `changed` is raised whenever
 /// something in that changes.
-pub async fn refuse<H: Hypervisor>(backend: &Rc<Backend<H>>, device: &DeviceId, changed: &Signal) {
+pub async fn refuse<H: Hypervisor>(backend: &Rc<Backend<H>>, device: &DeviceId, changed: &Changes) {
     let refused = Refused {
         backend,
         device,
@@ -50,7 +51,7 @@ struct Refused<'a, H: Hypervisor> {
     backend: &'a Rc<Backend<H>>,
     device: &'a DeviceId,
     path: String,
-    changed: &'a Signal,
+    changed: &'a Changes,
     /// Whether the operator knows.
     told: Cell<bool>,
 }

@@ -20,6 +20,7 @@ mod life;
 mod map_slots;
 mod memory;
 mod memory_target;
+mod messages;
 mod notifications;
 mod operator;
 mod ordering;

@@ -52,11 +52,7 @@ impl Nodes {
     // What takes paths of any type is a thin shell around one of these: each is compiled once.
 
     async fn text(&self, path: &str) -> Result<String, Error> {
-        let value = self.ask(Request::Read(path))?.await?;
-        String::from_utf8(value).map_err(|error| Error::NotText {
-            path: path.into(),
-            value: Excerpt::of(error.as_bytes()),
-        })
+        text(path, self.ask(Request::Read(path))?.await?)
     }
 
     async fn optional_text(&self, path: &str) -> Result<Option<String>, Error> {
@@ -86,6 +82,18 @@ impl Nodes {
     /// A node's value as text, or `None` if there is no such node.
     pub async fn read_optional(&self, path: impl AsRef<str>) -> Result<Option<String>, Error> {
         self.optional_text(path.as_ref()).await
+    }
+
+    /// The values of several nodes as text, asked for at once, `None` for each that is not there.
+    pub async fn read_each(&self, paths: &[String]) -> Result<Vec<Option<String>>, Error> {
+        let asked = paths.iter().map(|path| self.ask(Request::Read(path)));
+        let asked: Vec<_> = asked.collect();
+        let mut values = Vec::new();
+        for (path, asked) in paths.iter().zip(asked) {
+            let value = asked?.await.and_then(|value| text(path, value));
+            values.push(optional(value)?);
+        }
+        Ok(values)
     }
 
     /// A node's value as a decimal number: digits, perhaps after a minus sign, and nothing else.
@@ -159,6 +167,13 @@ impl Nodes {
         self.done(Request::SetPermissions(path.as_ref(), permissions))
             .await
     }
+}
+
+fn text(path: &str, value: Vec<u8>) -> Result<String, Error> {
+    String::from_utf8(value).map_err(|error| Error::NotText {
+        path: path.into(),
+        value: Excerpt::of(error.as_bytes()),
+    })
 }
 
 /// A missing node is an answer.

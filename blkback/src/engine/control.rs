@@ -89,6 +89,11 @@ impl QueueControl {
         self.0.go.set();
     }
 
+    /// Asks the queue to stop.
+    pub fn ask_to_stop(&self) {
+        self.0.stop();
+    }
+
     /// Asks the queue to stop, and waits until it has given back everything it held.
     pub async fn stop(&self) {
         self.0.stop();

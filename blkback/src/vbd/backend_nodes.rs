@@ -61,8 +61,8 @@ impl Change<'_> {
 }
 
 /// Says where we are, unless the toolstack has removed the directory, or has made it anew, which
-/// is the next disk's to answer.
-pub async fn set_state(store: &Client, path: &str, state: XenbusState) -> Result<(), Error> {
+/// is the next disk's to answer: then the answer is false.
+pub async fn set_state(store: &Client, path: &str, state: XenbusState) -> Result<bool, Error> {
     write_if_there(store, path, "state", &state.to_string()).await
 }
 
@@ -72,29 +72,31 @@ pub async fn write_if_there(
     path: &str,
     node: &'static str,
     value: &str,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     let change = Change {
         from: &|own| own != XenbusState::Initialising,
         described: None,
         act: Act::Write(&[(node, value.into())]),
     };
-    change.make(store, path).await.map(drop)
+    change.make(store, path).await
 }
 
 /// Writes nodes and the state that they belong to, all at once: from one state to another. Does
 /// nothing, and answers false, if the directory is not what it was, or is another disk's than that
-/// which `described` tells of.
+/// which `described` tells of: whoever makes it anew sets the state to 1, so that it need not be looked
+/// at where it is another.
 pub async fn publish(
     store: &Client,
     path: &str,
     described: &Nodes,
-    mut nodes: NodeValues,
+    nodes: &NodeValues,
     (from, to): (XenbusState, XenbusState),
 ) -> Result<bool, Error> {
+    let mut nodes = nodes.clone();
     nodes.push(("state", to.to_string()));
     let change = Change {
         from: &|own| own == from,
-        described: Some(described),
+        described: (from == XenbusState::Initialising).then_some(described),
         act: Act::Write(&nodes),
     };
     change.make(store, path).await

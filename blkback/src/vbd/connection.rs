@@ -108,7 +108,12 @@ impl<H: Hypervisor> Connection<H> {
     /// Stops serving, and waits until nothing of the frontend's is mapped or bound any more.
     pub async fn close(&self) {
         // All at once: each finishes what it has in flight.
-        futures_util::future::join_all(self.queues.iter().map(|queue| queue.control.stop())).await;
+        self.queues
+            .iter()
+            .for_each(|queue| queue.control.ask_to_stop());
+        for queue in &self.queues {
+            queue.control.stop().await;
+        }
     }
 }
 
@@ -125,16 +130,19 @@ impl<H: Hypervisor> Served<H> {
     }
 }
 
-/// Reads what the frontend has published.
+/// Reads what the frontend has published, and adds up how many messages to xenstored that takes.
 pub async fn read_published(
     store: &xenstore::Client,
     frontend_path: &str,
     limits: Limits,
+    messages: &mut usize,
 ) -> Result<Published, Problem> {
     let mut nodes = Nodes::new();
+    *messages += COMMON_NODES.len();
     read_into(&mut nodes, store, frontend_path, &COMMON_NODES).await?;
     let names = published::queue_nodes(&nodes, limits)?;
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    *messages += names.len();
     read_into(&mut nodes, store, frontend_path, &names).await?;
     Ok(published::parse(&nodes, limits)?)
 }
@@ -150,12 +158,10 @@ pub async fn read_into(
     names: &[&str],
 ) -> Result<(), xenstore::Error> {
     for some in names.chunks(AT_ONCE) {
-        let reads = some
-            .iter()
-            .map(|name| store.read_optional(format!("{path}/{name}")));
-        let values = futures_util::future::join_all(reads).await;
+        let paths: Vec<String> = some.iter().map(|name| format!("{path}/{name}")).collect();
+        let values = store.read_each(&paths).await?;
         for (name, value) in some.iter().zip(values) {
-            if let Some(value) = value? {
+            if let Some(value) = value {
                 nodes.insert(String::from(*name), value);
             }
         }

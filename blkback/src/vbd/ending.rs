@@ -4,16 +4,16 @@
 use super::backend_nodes::{Act, Change, set_state};
 use super::connection::Connection;
 use super::identity::VbdId;
-use super::observation::observe;
+use super::observation::Observer;
 use super::problem::Problem;
 use super::published::Nodes;
 use super::retry::insist;
 use super::state::XenbusState;
 use crate::backend::Backend;
+use crate::changes::Changes;
 use crate::retry::PAUSE;
 use alloc::format;
 use alloc::string::ToString;
-use bulkhead_executor::Signal;
 use bulkhead_xen::Hypervisor;
 use bulkhead_xenstore_client::{Client, Error};
 use core::cell::Cell;
@@ -32,20 +32,15 @@ pub const LINGER: Duration = Duration::from_millis(2500);
 /// Tells a connected frontend that its disk goes away, and waits until it has let go of it, while
 /// it is served: what it asks for before it has heard is answered too. One that does not react waits for
 /// [`FAREWELL`] only, and so does one that cannot be told.
-pub async fn take_leave<H: Hypervisor>(
-    backend: &Backend<H>,
-    id: VbdId,
-    frontend: &str,
-    changed: &Signal,
-) {
-    let path = id.backend_path();
+pub async fn take_leave<H: Hypervisor>(backend: &Backend<H>, id: VbdId, observer: &Observer<H>) {
+    let (path, changed) = (id.backend_path(), observer.changes());
     let let_go = pin!(async {
         while let Err(error) = set_state(&backend.store, &path, XenbusState::Closing).await {
             log::warn!("vbd {id}: {error}");
             backend.handle.sleep(PAUSE).await;
         }
         loop {
-            let holds = match observe(&backend.store, &path, frontend).await {
+            let holds = match observer.observe().await {
                 Ok(seen) => {
                     let holds = matches!(
                         seen.frontend,
@@ -76,12 +71,10 @@ pub async fn take_leave<H: Hypervisor>(
 /// takes, as long as the frontend is there and the driver domain does not end.
 pub async fn close<H: Hypervisor>(
     backend: &Backend<H>,
-    id: VbdId,
-    frontend: &str,
     connection: &Connection<H>,
-    changed: &Signal,
+    observer: &Observer<H>,
 ) {
-    let path = id.backend_path();
+    let changed = observer.changes();
     let seen = Cell::new(false);
     let nobody_waits = pin!(async {
         loop {
@@ -90,10 +83,10 @@ pub async fn close<H: Hypervisor>(
             if backend.closing.is_set() {
                 return;
             }
-            let mut now = observe(&backend.store, &path, frontend).await;
+            let mut now = observer.observe().await;
             while now.is_err() {
                 backend.handle.sleep(PAUSE).await;
-                now = observe(&backend.store, &path, frontend).await;
+                now = observer.observe().await;
             }
             if now.is_ok_and(|now| now.is_frontend_gone()) {
                 return;
@@ -105,8 +98,8 @@ pub async fn close<H: Hypervisor>(
         closed.await;
     }
     if seen.get() {
-        // The disk's task has not looked at it yet.
-        changed.raise();
+        // The disk's task has not done anything about it yet.
+        changed.nudge();
     }
 }
 
@@ -115,7 +108,7 @@ pub async fn finish<H: Hypervisor>(
     backend: &Backend<H>,
     id: VbdId,
     end: End,
-    changed: &Signal,
+    changed: &Changes,
 ) -> Result<(), Problem> {
     let path = id.backend_path();
     let report_closed = async || set_state(&backend.store, &path, XenbusState::Closed).await;
@@ -151,7 +144,7 @@ async fn taken_away<H: Hypervisor>(
     backend: &Backend<H>,
     id: VbdId,
     path: &str,
-    changed: &Signal,
+    changed: &Changes,
 ) -> Result<(), Error> {
     let kept = async || {
         let kept = is_closed(&backend.store, path).await?;
@@ -183,7 +176,7 @@ async fn remove<H: Hypervisor>(
     backend: &Backend<H>,
     id: VbdId,
     path: &str,
-    changed: &Signal,
+    changed: &Changes,
 ) -> Result<(), Problem> {
     insist(backend, id, async || {
         set_state(&backend.store, path, XenbusState::Closed).await

@@ -7,14 +7,14 @@ use super::decision::{Observed, Phase, Step, decide};
 use super::ending::{End, close, finish, report, take_leave, write_error};
 use super::features::{self, NodeValues};
 use super::identity::VbdId;
-use super::observation::observe;
+use super::observation::Observer;
 use super::problem::Problem;
 use super::published::{Limits, Nodes, Published};
 use super::retry::{Failure, insist};
 use super::sector_units;
 use super::state::XenbusState;
 use crate::backend::Backend;
-use crate::frontends::Following;
+use crate::changes::Changes;
 use crate::guest_log::GuestLog;
 use crate::operator::show_statistics;
 use crate::retry::PAUSE;
@@ -22,7 +22,6 @@ use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::sync::Arc;
-use bulkhead_executor::Signal;
 use bulkhead_images::{Access, BlockDevice, Sector, Target};
 use bulkhead_xen::Hypervisor;
 use bulkhead_xenstore_client::Error;
@@ -35,7 +34,7 @@ use log::Level;
 
 /// Lives the life of the disk whose directory the toolstack has made, until that directory is
 /// gone. `changed` is raised whenever something in it changes.
-pub async fn live<H: Hypervisor>(backend: &Rc<Backend<H>>, id: VbdId, changed: &Signal) {
+pub async fn live<H: Hypervisor>(backend: &Rc<Backend<H>>, id: VbdId, changed: &Changes) {
     let path = id.backend_path();
     let read = insist(backend, id, async || {
         if !backend.store.exists(format!("{path}/state")).await? {
@@ -74,16 +73,23 @@ struct Vbd<'a, H: Hypervisor> {
     config: VbdConfig,
     log: Arc<GuestLog>,
     device: Arc<dyn BlockDevice>,
-    _following: Following,
+    observer: Observer<H>,
+    /// What the directory says because we wrote it, but for the state.
+    told: Nodes,
     phase: Phase,
     /// What the frontend was offered.
     limits: Limits,
     connection: Option<Connection<H>>,
+    /// Whether the frontend has started over.
+    came_back: bool,
     /// The size that the frontend was told.
     sectors: Sector,
     /// Whether xenstored refused the last request, and the log says so.
     refused: bool,
 }
+
+/// How many messages to xenstored it takes to change the directory: a transaction that looks first.
+const MESSAGES_OF_A_CHANGE: usize = 4;
 
 /// What ended a wait.
 enum Event {
@@ -98,48 +104,46 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         backend: &'a Rc<Backend<H>>,
         id: VbdId,
         nodes: &Nodes,
-        changed: &Signal,
+        changed: &Changes,
     ) -> Result<Self, Problem> {
         let config = VbdConfig::parse(id, nodes)?;
         let target: Target = config.target.parse()?;
         let owner = format!("vbd {id}");
         let device = backend.catalog.open(&target, config.access, &owner)?;
-        let frontend = &config.frontend_path;
-        let following =
-            backend
-                .frontends
-                .follow(&backend.handle, &backend.store, frontend, changed);
+        let path = id.backend_path();
+        let observer = Observer::new(backend, &path, &config.frontend_path, changed);
         Ok(Vbd {
             backend,
             id,
-            path: id.backend_path(),
+            path,
             nodes: nodes.clone(),
             config,
             log: backend.guest_logs.of(id.frontend, backend.handle.now()),
             device,
-            _following: following,
+            observer,
+            told: Nodes::new(),
             phase: Phase::New,
             limits: backend.limits,
             connection: None,
+            came_back: false,
             sectors: Sector(0),
             refused: false,
         })
     }
 
     /// Lives until the device is gone. Only a xenstore that is gone for good ends it with an error.
-    async fn run(mut self, changed: &Signal) -> Result<End, Error> {
+    async fn run(mut self, changed: &Changes) -> Result<End, Error> {
         loop {
             if self.backend.closing.is_set() {
                 if self.connection.is_some() {
-                    let frontend = &self.config.frontend_path;
-                    take_leave(self.backend, self.id, frontend, changed).await;
+                    take_leave(self.backend, self.id, &self.observer).await;
                 }
-                self.disconnect(changed).await;
+                self.disconnect().await;
                 return Ok(End::Leave);
             }
             match self.step(changed).await {
                 Ok(Some(end)) => {
-                    self.disconnect(changed).await;
+                    self.disconnect().await;
                     return Ok(end);
                 }
                 Ok(None) => self.refused = false,
@@ -151,13 +155,13 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
                 Err(Failure::Fatal(problem)) if self.phase == Phase::New => {
                     return Ok(End::Refuse(problem, self.nodes));
                 }
-                Err(Failure::Fatal(problem)) => self.fail(problem, changed).await,
+                Err(Failure::Fatal(problem)) => self.fail(problem).await,
             }
         }
     }
 
     /// Looks, decides and acts. Where that fails, the next call does it again.
-    async fn step(&mut self, changed: &Signal) -> Result<Option<End>, Failure> {
+    async fn step(&mut self, changed: &Changes) -> Result<Option<End>, Failure> {
         let seen = self.observe().await?;
         if let Some(connection) = self.connection.as_ref().filter(|_| seen.is_frontend_gone()) {
             connection.give_up();
@@ -174,7 +178,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
             Step::Offer => return self.offer_anew(changed, own).await,
             Step::ReportClosing => self.set_state(XenbusState::Closing).await?,
             Step::Close => {
-                self.disconnect(changed).await;
+                self.disconnect().await;
                 self.phase = Phase::Closed;
                 self.set_state(XenbusState::Closed).await?;
                 self.tell(Level::Info, format_args!("closed by the frontend"));
@@ -189,9 +193,8 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
 
     /// Looks at both ends. Whatever xenstored refuses here is no news: the disk stays as it is.
     async fn observe(&self) -> Result<Observed, Failure> {
-        observe(&self.backend.store, &self.path, &self.config.frontend_path)
-            .await
-            .map_err(Failure::of_what_must_be)
+        let seen = self.observer.observe().await;
+        seen.map_err(Failure::of_what_must_be)
     }
 
     /// Waits until xenstored may be asked again; the rings are served meanwhile.
@@ -206,7 +209,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
 
     /// Goes on serving a connected disk when nothing can be read or written any more.
     async fn serve_without_xenstore(&mut self) {
-        let never = Signal::default();
+        let never = Changes::default();
         while self.connection.is_some() && !self.backend.closing.is_set() {
             match self.wait(&never).await {
                 Event::QueueFailed(problem) => {
@@ -217,23 +220,30 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
                 Event::Changed => {}
             }
         }
-        self.disconnect(&never).await;
+        self.disconnect().await;
     }
 
     /// Waits for the next event, and does what belongs to it alone.
-    async fn wait_and_follow(&mut self, changed: &Signal, own: XenbusState) -> Result<(), Failure> {
+    async fn wait_and_follow(
+        &mut self,
+        changed: &Changes,
+        own: XenbusState,
+    ) -> Result<(), Failure> {
         match self.wait(changed).await {
-            Event::Changed => show_statistics(self.backend, self.id).await,
+            Event::Changed if changed.take_statistics() => {
+                show_statistics(self.backend, self.id).await;
+            }
+            Event::Changed => {}
             Event::Resized => {
                 let announced = self.announce_size(own).await;
                 announced.map_err(Failure::of_what_must_be)?;
             }
-            Event::QueueFailed(problem) => self.fail(problem, changed).await,
+            Event::QueueFailed(problem) => self.fail(problem).await,
         }
         Ok(())
     }
 
-    async fn wait(&self, changed: &Signal) -> Event {
+    async fn wait(&self, changed: &Changes) -> Event {
         let connection = self.connection.as_ref();
         let mut failed = pin!(async {
             match connection {
@@ -265,13 +275,14 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
     /// Offers the disk, the first time or to a frontend that starts over.
     async fn offer_anew(
         &mut self,
-        changed: &Signal,
+        changed: &Changes,
         own: XenbusState,
     ) -> Result<Option<End>, Failure> {
-        self.disconnect(changed).await;
+        self.disconnect().await;
         let first = self.phase == Phase::New;
         if !first {
             self.phase = Phase::Closed;
+            self.came_back = true;
         }
         if self.offer(own).await? {
             self.phase = Phase::Offered;
@@ -303,26 +314,40 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
 
     /// Writes nodes and the state that they belong to, if the directory is still this disk's.
     async fn publish(
-        &self,
-        nodes: NodeValues,
+        &mut self,
+        mut nodes: NodeValues,
         from: XenbusState,
         state: XenbusState,
     ) -> Result<bool, Error> {
-        publish(
-            &self.backend.store,
-            &self.path,
-            &self.nodes,
-            nodes,
-            (from, state),
-        )
-        .await
+        nodes.retain(|(name, value)| self.told.get(*name) != Some(value));
+        self.charge(MESSAGES_OF_A_CHANGE + nodes.len());
+        let (store, states) = (&self.backend.store, (from, state));
+        let published = publish(store, &self.path, &self.nodes, &nodes, states).await?;
+        self.observer.wrote(state, published);
+        if published {
+            let told = nodes.into_iter();
+            self.told
+                .extend(told.map(|(name, value)| (name.into(), value)));
+        }
+        Ok(published)
+    }
+
+    /// Charges the guest with messages to xenstored, once it has come back: that a disk is attached and
+    /// connected for the first time is the toolstack's doing.
+    fn charge(&self, messages: usize) {
+        if self.came_back {
+            self.observer.charge(messages);
+        }
     }
 
     /// Connects to the rings that the frontend published.
     async fn connect(&mut self, from: XenbusState) -> Result<(), Failure> {
         let backend = self.backend;
-        let published =
-            read_published(&backend.store, &self.config.frontend_path, self.limits).await?;
+        let (frontend, mut messages) = (&self.config.frontend_path, 0);
+        let published = read_published(&backend.store, frontend, self.limits, &mut messages);
+        let published = published.await;
+        self.charge(messages);
+        let published = published?;
         let device = self.device.as_ref();
         let sectors = device.geometry().sector_size;
         sector_units::check(&backend.store, &self.config.frontend_path, sectors).await?;
@@ -379,26 +404,27 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
     }
 
     /// Stops serving and takes back everything.
-    async fn disconnect(&mut self, changed: &Signal) {
+    async fn disconnect(&mut self) {
         if let Some(connection) = self.connection.take() {
             self.backend.statistics.disconnected(self.id);
-            let frontend = &self.config.frontend_path;
-            close(self.backend, self.id, frontend, &connection, changed).await;
+            close(self.backend, &connection, &self.observer).await;
         }
     }
 
     /// Gives the device up because of an error that is the frontend's or ours. The next step tells
     /// the frontend.
-    async fn fail(&mut self, problem: Problem, changed: &Signal) {
-        self.disconnect(changed).await;
+    async fn fail(&mut self, problem: Problem) {
+        self.disconnect().await;
         self.phase = Phase::Failed;
         self.tell(Level::Error, format_args!("{problem}"));
         write_error(self.backend, self.id, &problem).await;
     }
 
     async fn set_state(&self, state: XenbusState) -> Result<(), Failure> {
-        set_state(&self.backend.store, &self.path, state)
-            .await
-            .map_err(Failure::of_what_must_be)
+        self.charge(MESSAGES_OF_A_CHANGE);
+        let written = set_state(&self.backend.store, &self.path, state).await;
+        let written = written.map_err(Failure::of_what_must_be)?;
+        self.observer.wrote(state, written);
+        Ok(())
     }
 }

@@ -40,6 +40,26 @@ fn values() {
 }
 
 #[test]
+fn several_values_at_once() {
+    let mut rig = Rig::new();
+    let store = rig.client.clone();
+    rig.run(async {
+        store.write("data/a", "1").await.unwrap();
+        store.write("data/b", "2").await.unwrap();
+        let paths = ["data/b", "data/none", "data/a"].map(String::from);
+        let expected = vec![Some("2".into()), None, Some("1".into())];
+        assert_eq!(store.read_each(&paths).await, Ok(expected));
+        assert_eq!(store.read_each(&[]).await, Ok(vec![]));
+        // One that fails is the answer to all, and the others' answers are thrown away.
+        store.write("data/bytes", [255]).await.unwrap();
+        let paths = ["data/a", "data/bytes", "data/b"].map(String::from);
+        let error = store.read_each(&paths).await.unwrap_err();
+        assert!(matches!(error, Error::NotText { .. }), "{error}");
+        assert_eq!(store.read("data/b").await.unwrap(), "2");
+    });
+}
+
+#[test]
 fn numbers() {
     let mut rig = Rig::new();
     let store = rig.client.clone();

@@ -30,6 +30,8 @@ pub(super) struct Connection {
     pub last_transaction: u32,
     incoming: Vec<u8>,
     requests: VecDeque<(Header, Vec<u8>)>,
+    /// How many requests were served.
+    pub(super) served: u64,
     outgoing: VecDeque<Outgoing>,
     /// How much of the first outgoing message is gone already.
     gone: usize,
@@ -156,7 +158,9 @@ impl Server {
         if domain != DOM0 && waiting >= self.quotas.outstanding {
             return None;
         }
-        connection.requests.pop_front()
+        let request = connection.requests.pop_front();
+        connection.served += u64::from(request.is_some());
+        request
     }
 
     fn push(&mut self, reply: Reply) {

@@ -212,6 +212,13 @@ impl Server {
             .map_or(0, |connection| connection.transactions.len())
     }
 
+    /// How many requests of a domain were served, since it was introduced.
+    pub fn request_count(&self, domain: DomId) -> u64 {
+        self.connections
+            .get(&domain)
+            .map_or(0, |connection| connection.served)
+    }
+
     /// How many nodes a domain owns.
     pub fn node_count(&self, domain: DomId) -> usize {
         self.tree.owned_by(domain)

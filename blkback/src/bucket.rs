@@ -1,0 +1,134 @@
+//! A budget that fills up with time: how much somebody may do at once, and then how often.
+
+use bulkhead_xen::Instant;
+use core::time::Duration;
+
+/// A token bucket. What is taken beyond what is there is a debt, up to a bound.
+#[derive(Clone, Copy, Debug)]
+pub struct Bucket {
+    /// How many tokens there are; less than none is a debt.
+    level: i32,
+    /// Up to when it has been filled.
+    filled: Instant,
+    size: Size,
+}
+
+/// How large a bucket is, and how fast it fills.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    /// The most tokens that there can be.
+    pub most: i32,
+    /// The largest debt.
+    pub debt: i32,
+    /// How long it takes to get one more.
+    pub one_more: Duration,
+}
+
+impl Bucket {
+    /// A full one.
+    pub fn new(size: Size, now: Instant) -> Self {
+        Bucket {
+            level: size.most,
+            filled: now,
+            size,
+        }
+    }
+
+    fn fill(&mut self, now: Instant) {
+        let Size { most, one_more, .. } = self.size;
+        let periods = now.since(self.filled).as_nanos() / one_more.as_nanos();
+        let periods = u32::try_from(periods).unwrap_or(u32::MAX);
+        let tokens = i32::try_from(periods).unwrap_or(i32::MAX);
+        self.level = self.level.saturating_add(tokens).min(most);
+        self.filled = match self.is_full_now() {
+            true => now,
+            false => self.filled + one_more * periods,
+        };
+    }
+
+    fn is_full_now(&self) -> bool {
+        self.level == self.size.most
+    }
+
+    /// Whether nothing was taken for long enough.
+    pub fn is_full(&mut self, now: Instant) -> bool {
+        self.fill(now);
+        self.is_full_now()
+    }
+
+    /// Takes one token, if there is one.
+    pub fn try_to_take(&mut self, now: Instant) -> bool {
+        self.fill(now);
+        let there = self.level > 0;
+        self.level -= i32::from(there);
+        there
+    }
+
+    /// Takes as many tokens, whether they are there or not.
+    pub fn charge(&mut self, now: Instant, tokens: usize) {
+        self.fill(now);
+        let tokens = i32::try_from(tokens).unwrap_or(i32::MAX);
+        self.level = self.level.saturating_sub(tokens).max(-self.size.debt);
+    }
+
+    /// When there will be no debt any more; `None` if there is none.
+    pub fn in_debt_until(&mut self, now: Instant) -> Option<Instant> {
+        self.fill(now);
+        let debt = u32::try_from(-self.level).ok().filter(|debt| *debt > 0)?;
+        Some(self.filled + self.size.one_more * debt)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: Size = Size {
+        most: 5,
+        debt: 3,
+        one_more: Duration::from_secs(10),
+    };
+
+    fn second(count: u64) -> Instant {
+        Instant(count * 1_000_000_000)
+    }
+
+    fn taken(bucket: &mut Bucket, now: u64) -> usize {
+        let taken = (0..100).filter(|_| bucket.try_to_take(second(now)));
+        taken.count()
+    }
+
+    #[test]
+    fn some_at_once_and_then_one_after_the_other() {
+        let mut bucket = Bucket::new(SIZE, second(100));
+        assert_eq!(taken(&mut bucket, 100), 5);
+        assert_eq!(taken(&mut bucket, 109), 0);
+        assert_eq!(taken(&mut bucket, 110), 1);
+        // Not more by asking often.
+        assert_eq!(
+            (111..=170)
+                .map(|now| taken(&mut bucket, now))
+                .sum::<usize>(),
+            6
+        );
+        assert!(!bucket.is_full(second(200)));
+        assert_eq!(taken(&mut bucket, 1000), 5);
+        assert_eq!(taken(&mut bucket, u64::MAX / 2_000_000_000), 5);
+    }
+
+    #[test]
+    fn a_debt_is_bounded_and_ends() {
+        let mut bucket = Bucket::new(SIZE, second(0));
+        assert_eq!(bucket.in_debt_until(second(0)), None);
+        bucket.charge(second(0), 5);
+        assert_eq!(bucket.in_debt_until(second(0)), None);
+        bucket.charge(second(0), 2);
+        assert_eq!(bucket.in_debt_until(second(0)), Some(second(20)));
+        assert_eq!(bucket.in_debt_until(second(11)), Some(second(20)));
+        bucket.charge(second(11), usize::MAX);
+        assert_eq!(bucket.in_debt_until(second(11)), Some(second(40)));
+        assert_eq!(bucket.in_debt_until(second(40)), None);
+        assert_eq!(taken(&mut bucket, 40), 0);
+        assert!(bucket.is_full(second(90)));
+    }
+}

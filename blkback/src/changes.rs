@@ -1,0 +1,179 @@
+//! What may have changed at a disk since its task has looked last. xenstore tells by watch events;
+//! each says one path, and only what that concerns is read again.
+
+use alloc::rc::Rc;
+use bulkhead_executor::Signal;
+use core::cell::Cell;
+
+/// Which nodes have to be read again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stale {
+    /// `state` of the backend's directory.
+    pub own: bool,
+    /// `online` of the backend's directory.
+    pub online: bool,
+    /// `state` of the frontend's directory.
+    pub frontend: bool,
+    /// `statistics` of the backend's directory.
+    pub statistics: bool,
+}
+
+impl Stale {
+    /// Nothing.
+    pub const NONE: Stale = Stale {
+        own: false,
+        online: false,
+        frontend: false,
+        statistics: false,
+    };
+
+    /// Everything.
+    pub const ALL: Stale = Stale {
+        own: true,
+        online: true,
+        frontend: true,
+        statistics: true,
+    };
+
+    /// The frontend's side.
+    pub const FRONTEND: Stale = Stale {
+        frontend: true,
+        ..Stale::NONE
+    };
+
+    /// What an event in the backend's directory is about, given the rest of its path there.
+    pub fn in_backend(rest: &str) -> Stale {
+        match rest {
+            "" => Stale::ALL,
+            "/state" => Stale {
+                own: true,
+                ..Stale::NONE
+            },
+            "/online" => Stale {
+                online: true,
+                ..Stale::NONE
+            },
+            "/statistics" => Stale {
+                statistics: true,
+                ..Stale::NONE
+            },
+            // Ours, or what describes the disk: whoever changes that makes the directory anew.
+            _ => Stale::NONE,
+        }
+    }
+
+    /// What an event in the frontend's directory is about. All other nodes are read when it connects.
+    pub fn in_frontend(rest: &str) -> Stale {
+        match rest {
+            "" | "/state" => Stale::FRONTEND,
+            _ => Stale::NONE,
+        }
+    }
+
+    fn and(self, other: Stale) -> Stale {
+        Stale {
+            own: self.own || other.own,
+            online: self.online || other.online,
+            frontend: self.frontend || other.frontend,
+            statistics: self.statistics || other.statistics,
+        }
+    }
+}
+
+/// Tells a disk's task of changes. Clones are the same.
+#[derive(Clone, Default)]
+pub struct Changes {
+    signal: Signal,
+    stale: Rc<Cell<Stale>>,
+}
+
+impl Changes {
+    /// Anything may have changed.
+    pub fn raise(&self) {
+        self.raise_for(Stale::ALL);
+    }
+
+    /// That may have changed.
+    pub fn raise_for(&self, stale: Stale) {
+        if stale != Stale::NONE {
+            self.put_back(stale);
+            self.signal.raise();
+        }
+    }
+
+    /// Ends the current wait, or the next one, though all that has changed was looked at.
+    pub fn nudge(&self) {
+        self.signal.raise();
+    }
+
+    /// Waits until something may have changed. Only one task waits at a time.
+    pub async fn raised(&self) {
+        self.signal.raised().await;
+    }
+
+    /// Whether the task was told of anything that it has not waited for.
+    pub fn take(&self) -> bool {
+        self.signal.take()
+    }
+
+    /// What of both ends' states has to be read again. It counts as read from here on.
+    pub fn take_stale(&self) -> Stale {
+        let stale = self.stale.get();
+        self.stale.set(Stale {
+            statistics: stale.statistics,
+            ..Stale::NONE
+        });
+        stale
+    }
+
+    /// It could not be read.
+    pub fn put_back(&self, stale: Stale) {
+        self.stale.set(self.stale.get().and(stale));
+    }
+
+    /// Whether statistics may have been asked for. It counts as looked at from here on.
+    pub fn take_statistics(&self) -> bool {
+        let stale = self.stale.get();
+        self.stale.set(Stale {
+            statistics: false,
+            ..stale
+        });
+        stale.statistics
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_concern_what_is_at_their_paths() {
+        assert_eq!(Stale::in_backend(""), Stale::ALL);
+        assert!(Stale::in_backend("/state").own);
+        assert!(Stale::in_backend("/online").online);
+        assert!(Stale::in_backend("/statistics").statistics);
+        for rest in ["/sectors", "/params", "/state/x", "/"] {
+            assert_eq!(Stale::in_backend(rest), Stale::NONE, "{rest}");
+        }
+        assert_eq!(Stale::in_frontend("/state"), Stale::FRONTEND);
+        assert_eq!(Stale::in_frontend(""), Stale::FRONTEND);
+        assert_eq!(Stale::in_frontend("/ring-ref"), Stale::NONE);
+    }
+
+    #[test]
+    fn what_is_stale_adds_up_until_it_is_read() {
+        let changes = Changes::default();
+        changes.raise_for(Stale::NONE);
+        assert!(!changes.take());
+        changes.raise_for(Stale::FRONTEND);
+        changes.raise_for(Stale::in_backend("/statistics"));
+        assert!(changes.take());
+        assert!(changes.take_stale().frontend);
+        assert!(!changes.take_stale().frontend);
+        assert!(changes.take_statistics());
+        assert!(!changes.take_statistics());
+        changes.put_back(Stale::FRONTEND);
+        assert!(!changes.take(), "nobody is woken by what could not be read");
+        assert!(changes.take_stale().frontend);
+    }
+}

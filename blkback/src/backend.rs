@@ -1,5 +1,6 @@
 //! The backend as a whole: finds the disks that the toolstack attaches and gives each a task.
 
+use crate::admission::{Admission, Refused};
 use crate::changes::{Changes, Stale};
 use crate::device::{BACKENDS, DeviceId};
 use crate::engine::Options;
@@ -11,7 +12,7 @@ use crate::statistics::Statistics;
 use crate::unserved;
 use crate::vbd;
 use crate::vbd::identity::VbdId;
-use crate::vbd::published::Limits;
+use crate::vbd::published::{Limits, Published};
 use crate::vcpus::Vcpus;
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -47,6 +48,8 @@ pub struct Backend<H: Hypervisor> {
     pub catalog: Catalog,
     /// How much a frontend may ask for.
     pub limits: Limits,
+    /// Who may take how much of it, and of the memory.
+    pub admission: Admission,
     /// How queues are served.
     pub options: Options,
     /// What the connected disks count.
@@ -82,7 +85,10 @@ impl<H: Hypervisor> Backend<H> {
         options: Options,
     ) -> Rc<Self> {
         let vcpus = Vcpus::new(vcpus);
-        let limits = Limits::for_vcpus(vcpus.count());
+        let limits = Limits {
+            persistent: options.data_path.offers_persistent(),
+            ..Limits::for_vcpus(vcpus.count())
+        };
         let (statistics, frontends, errors, guest_logs, closing, disks, unserved) =
             Default::default();
         Rc::new(Backend {
@@ -92,6 +98,7 @@ impl<H: Hypervisor> Backend<H> {
             region,
             catalog,
             limits,
+            admission: Admission::default(),
             options,
             statistics,
             frontends,
@@ -101,6 +108,21 @@ impl<H: Hypervisor> Backend<H> {
             disks,
             unserved,
         })
+    }
+
+    /// What a disk is offered now.
+    pub fn offer(&self, id: VbdId) -> Limits {
+        let free = self.region.free_pages();
+        self.admission.offer(id, self.limits, free)
+    }
+
+    /// Lets a disk take what the queues need that its frontend has made.
+    pub fn admit(&self, id: VbdId, published: &Published) -> Result<(), Refused> {
+        // All its rings have the same number of pages.
+        let ring_pages = published.queues.first().map_or(0, |one| one.ring.len());
+        let queue = self.limits.queue_of(published.persistent, ring_pages);
+        let needs = queue.times(published.queues.len());
+        self.admission.admit(id, needs, self.region.free_pages())
     }
 
     /// How many disks there are.
@@ -221,6 +243,7 @@ impl<H: Hypervisor> Backend<H> {
                     break;
                 }
             }
+            backend.admission.forget(id);
             backend.disks.borrow_mut().remove(&id);
         });
     }

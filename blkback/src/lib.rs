@@ -23,6 +23,7 @@
 
 extern crate alloc;
 
+pub mod admission;
 pub mod availability;
 pub mod backend;
 mod bucket;

@@ -22,6 +22,7 @@ use bulkhead_executor::{Executor, Remote};
 use bulkhead_grant::Region;
 use bulkhead_images::{Catalog, ImageMemory};
 use bulkhead_kernel::command_line::{unknown, value};
+use bulkhead_kernel::memory::beyond_reserve;
 use bulkhead_kernel::output;
 use bulkhead_kernel::{Door, Machine, Module, ShutdownReason, watchdog};
 use bulkhead_xen::{Hypervisor, VcpuId};
@@ -58,6 +59,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
         catalog,
         options,
     );
+    backend.admission.watch_memory(beyond_reserve);
     let end = Rc::new(Cell::new(None));
 
     let ended = end.clone();

@@ -1,6 +1,8 @@
 //! The driver domain's memory runs out: who wants more is refused, and nobody else notices.
 
-use crate::world::{Bystander, Guest, Link, Style, World, in_driver_domain, refusing};
+use crate::world::{
+    Bystander, Frontend, Guest, Link, Style, World, bytes_in_use, in_driver_domain, refusing,
+};
 use bulkhead_blkback::engine::{ConnectError, Queue, QueueSetup};
 use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_grant::NoRoom;
@@ -114,4 +116,87 @@ fn a_disk_without_memory_is_refused_and_may_come_again() {
         other.leave();
         world.nothing_left();
     }
+}
+
+/// The disks of a guest that makes as many queues as it is offered, until one is refused.
+fn disks_until_refused<'w>(guest: &Guest<'w>, most: usize) -> (Vec<Frontend<'w>>, Option<String>) {
+    let mut disks = Vec::new();
+    for number in 0..most {
+        let name = format!("xvd{}", char::from(b'a' + number as u8));
+        let disk = guest.attach(&name, "null:64M");
+        if disk.backend() != Some(XenbusState::InitWait) {
+            let problem = disk.problem();
+            disk.finish_detach();
+            return (disks, problem);
+        }
+        let persistent = disk.backend_node("feature-persistent").as_deref() == Some("1");
+        let style = Style {
+            queues: disk.offered_queues(),
+            ..Style::persistent(persistent)
+        };
+        let mut disk = disk.styled(style);
+        if !disk.try_connect() {
+            let problem = disk.problem();
+            disk.close();
+            disk.detach();
+            return (disks, problem);
+        }
+        disks.push(disk);
+    }
+    (disks, None)
+}
+
+#[test]
+fn many_disks_of_one_guest_all_connect_and_leave_room_for_others() {
+    let world = World::new();
+    let guest = Guest::new(&world);
+    // As the smallest driver domain: 16 MiB, of which it needs four itself.
+    let free = 12 << 20;
+    let before = bytes_in_use();
+    let used = move || (bytes_in_use() - before).max(0) as usize;
+    world.backend.admission.watch_memory(move || free - used());
+    let (mut disks, problem) = disks_until_refused(&guest, 26);
+    assert_eq!((disks.len(), problem), (26, None));
+    // What Linux would keep granted is at most half of its table.
+    let lasting = disks.iter().filter(|disk| disk.style.persistent);
+    let queues: usize = lasting.map(|disk| disk.style.queues).sum();
+    assert!(queues * 1056 <= 16 * 1024, "{queues} queues");
+    disks.iter_mut().for_each(|disk| _ = disk.read(0, 8));
+    // Another guest comes later, and finds room.
+    let mut other = Bystander::new(&world);
+    other.io();
+    disks.into_iter().for_each(Frontend::detach);
+    other.leave();
+    world.nothing_left();
+}
+
+#[test]
+fn a_disk_that_no_memory_is_left_for_is_refused_with_a_reason() {
+    let world = World::new();
+    let mut other = Bystander::new(&world);
+    let guest = Guest::new(&world);
+    let free = 1 << 20;
+    let before = bytes_in_use();
+    let used = move || (bytes_in_use() - before).max(0) as usize;
+    world
+        .backend
+        .admission
+        .watch_memory(move || usize::saturating_sub(free, used()));
+    let (mut disks, problem) = disks_until_refused(&guest, 26);
+    let problem = problem.expect("a MiB is not enough for 26 disks");
+    assert!(
+        problem.starts_with("no memory for this disk: it takes"),
+        "{problem}"
+    );
+    assert!(disks.len() >= 5, "{} disks", disks.len());
+    other.io();
+    disks.iter_mut().for_each(|disk| _ = disk.read(0, 8));
+    // With less there is room again.
+    disks.drain(..2).for_each(Frontend::detach);
+    let (more, problem) = disks_until_refused(&guest, 1);
+    assert_eq!((more.len(), problem), (1, None));
+    more.into_iter().for_each(Frontend::detach);
+    disks.into_iter().for_each(Frontend::detach);
+    other.leave();
+    world.nothing_left();
 }

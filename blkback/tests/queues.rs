@@ -12,8 +12,10 @@ fn every_count_of_queues_on_every_count_of_vcpus() {
         for vcpus in [1, 2, 3, 6] {
             let world = World::with_vcpus(vcpus, path);
             let guest = Guest::with_memory(&world, 2048);
-            let most = guest.attach("xvda", "ram:disk0").offered_queues();
+            let disk = guest.attach("xvda", "ram:disk0");
+            let most = disk.offered_queues();
             assert_eq!(most, 4.max(vcpus as usize));
+            disk.detach_at_once();
             for queues in 1..=most {
                 let disk = guest.attach("xvdb", "ram:disk1");
                 let style = Style {

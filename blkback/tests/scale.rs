@@ -1,6 +1,7 @@
 //! Two hundred disks at once, and what each of them costs.
 
 use crate::world::{Bystander, Guest, Setup, Style, World, bytes_in_use};
+use bulkhead_blkback::engine::Needs;
 use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_xen::sim::xenstore::toolstack::{self, Disk};
 
@@ -202,5 +203,12 @@ fn what_a_queue_takes_of_the_heap() {
         let taken = heap_of_a_queue(style);
         println!("persistent {persistent}, {ring_pages} page(s): {taken} bytes");
         assert!(taken <= most * 1024, "{taken} bytes for {style:?}");
+        // What it is admitted for.
+        let needs = Needs::of_queue(persistent, ring_pages as usize, 256).bytes;
+        assert!(taken <= needs, "{taken} bytes of {needs} for {style:?}");
+        assert!(
+            needs <= taken * 5 / 4,
+            "{taken} bytes of {needs} for {style:?}"
+        );
     }
 }

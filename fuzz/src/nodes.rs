@@ -2,6 +2,7 @@
 //! for a node, or a path.
 
 use crate::heap;
+use bulkhead_blkback::admission::Admission;
 use bulkhead_blkback::device::DeviceId;
 use bulkhead_blkback::vbd::config::VbdConfig;
 use bulkhead_blkback::vbd::identity::VbdId;
@@ -28,7 +29,11 @@ pub fn frontend(bytes: &[u8]) {
     assert!(state.to_string().len() == 1);
     // A small driver domain, a large one, and one that is almost full.
     for (vcpus, free) in [(1, 1 << 16), (32, 1 << 24), (4, 100)] {
-        let limits = Limits::for_vcpus(vcpus).within(free);
+        let id = VbdId {
+            frontend: DomId(1),
+            device: 51712,
+        };
+        let limits = Admission::default().offer(id, Limits::for_vcpus(vcpus), free);
         let most_pages = 1 << limits.ring_page_order;
         let wanted = published::queue_nodes(&nodes, limits);
         if let Ok(names) = &wanted {

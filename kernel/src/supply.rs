@@ -33,7 +33,7 @@ static RELEASED: AtomicUsize = AtomicUsize::new(0);
 // does not take is mapped as it was, with the same frame.
 unsafe impl PageSupply for Door {
     fn allocate(&self, count: usize) -> Option<NonNull<u8>> {
-        pages::allocate_pages(count)
+        pages::allocate_and_leave_some(count)
     }
 
     unsafe fn release(&self, first: NonNull<u8>, count: usize) -> usize {

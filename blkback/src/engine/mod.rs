@@ -29,6 +29,7 @@ mod index;
 )]
 mod indirect;
 mod intake;
+mod needs;
 mod options;
 mod pace;
 mod queue;
@@ -42,9 +43,9 @@ mod setup;
 mod stats;
 
 pub use control::{QueueControl, queue_control};
+pub use needs::Needs;
 pub use options::{DataPath, OptionError, Options};
 pub use queue::Queue;
-pub use reach::MOST_ADDRESS_SPACE;
 pub use serve::serve;
 pub use setup::{ConnectError, QueueError, QueueSetup};
 pub use stats::{Counts, QueueStats};

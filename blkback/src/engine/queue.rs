@@ -73,7 +73,7 @@ impl<H: Hypervisor> Queue<H> {
         let reserved = setup.device.reserve(slots);
         reserved.map_err(|bulkhead_images::OutOfMemory { bytes }| OutOfMemory { bytes })?;
         let largest = setup.indirect_segments.max(MAX_SEGMENTS);
-        let most_pages = (slots * MAX_SEGMENTS).min(MOST_PAGES).max(largest);
+        let most_pages = most_pages(slots, setup.indirect_segments);
         let reach = Reach::new(handle.door(), region, &setup, most_pages, largest)?;
         let port = handle
             .door()
@@ -463,6 +463,12 @@ impl<H: Hypervisor> Queue<H> {
         let line = format_args!("{}: {what}", self.name);
         self.log.say(self.handle.now(), log::Level::Warn, line);
     }
+}
+
+/// How many pages the requests in service have at most, on a ring of that many slots.
+pub fn most_pages(slots: usize, indirect_segments: usize) -> usize {
+    let largest = indirect_segments.max(MAX_SEGMENTS);
+    (slots * MAX_SEGMENTS).min(MOST_PAGES).max(largest)
 }
 
 /// The ring's pages as the protocol sees them.

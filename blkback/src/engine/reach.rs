@@ -20,7 +20,7 @@ use core::ptr::NonNull;
 
 /// How many pages stay mapped for a frontend with persistent grants, at most: all that Linux's has in use
 /// with a ring of one page, 32 indirect requests of 32 segments and an index page each.
-const MOST_PERSISTENT: usize = 32 * (32 + 1);
+pub const MOST_PERSISTENT: usize = 32 * (32 + 1);
 /// How many of them are mapped, unmapped or exchanged in one hypercall, or two.
 const EXCHANGED: usize = 128;
 /// How many segments of indirect requests one sweep fetches, if no request alone has more.

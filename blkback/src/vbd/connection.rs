@@ -50,7 +50,7 @@ impl<H: Hypervisor> Connection<H> {
                 abi: published.abi,
                 ring: details.ring.clone(),
                 event_channel: details.event_channel,
-                persistent: published.persistent && options.data_path.offers_persistent(),
+                persistent: published.persistent,
                 indirect_segments: backend.limits.indirect_segments as usize,
                 discard: config.discard && geometry.discard.is_some(),
                 sector_size: geometry.sector_size.bytes(),

@@ -3,7 +3,6 @@
 
 use super::config::VbdConfig;
 use super::published::Limits;
-use crate::engine::Options;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use bulkhead_images::{Geometry, Sector};
@@ -17,20 +16,12 @@ const VDISK_READONLY: u32 = 4;
 pub type NodeValues = Vec<(&'static str, String)>;
 
 /// What a frontend may use, written before it connects.
-pub fn offered(
-    config: &VbdConfig,
-    geometry: &Geometry,
-    limits: Limits,
-    options: Options,
-) -> NodeValues {
+pub fn offered(config: &VbdConfig, geometry: &Geometry, limits: Limits) -> NodeValues {
     let flag = |set: bool| u32::from(set).to_string();
     let mut nodes = alloc::vec![
         ("feature-flush-cache", flag(geometry.flush)),
         ("feature-barrier", flag(geometry.flush)),
-        (
-            "feature-persistent",
-            flag(options.data_path.offers_persistent())
-        ),
+        ("feature-persistent", flag(limits.persistent)),
         ("max-ring-page-order", limits.ring_page_order.to_string()),
         (
             "max-ring-pages",
@@ -85,7 +76,6 @@ pub fn disk(config: &VbdConfig, geometry: &Geometry) -> NodeValues {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::DataPath;
     use bulkhead_images::{Access, DiscardLimits, SectorSize};
 
     fn config(cdrom: bool) -> VbdConfig {
@@ -120,7 +110,7 @@ mod tests {
             discard: Some(discard),
         };
         let (mut config, limits) = (config(false), Limits::default());
-        let nodes = offered(&config, &geometry, limits, Options::default());
+        let nodes = offered(&config, &geometry, limits);
         for (name, expected) in [
             ("feature-flush-cache", "1"),
             ("feature-barrier", "1"),
@@ -135,11 +125,11 @@ mod tests {
             assert_eq!(value(&nodes, name), Some(expected), "{name}");
         }
         config.discard = false;
-        let options = Options {
-            data_path: DataPath::Map,
-            ..Options::default()
+        let limits = Limits {
+            persistent: false,
+            ..limits
         };
-        let nodes = offered(&config, &geometry, limits, options);
+        let nodes = offered(&config, &geometry, limits);
         assert_eq!(value(&nodes, "feature-discard"), Some("0"));
         assert_eq!(value(&nodes, "discard-granularity"), None);
         assert_eq!(value(&nodes, "feature-persistent"), Some("0"));

@@ -109,6 +109,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         let config = VbdConfig::parse(id, nodes)?;
         let target: Target = config.target.parse()?;
         let owner = format!("vbd {id}");
+        backend.admission.attach()?;
         let device = backend.catalog.open(&target, config.access, &owner)?;
         let path = id.backend_path();
         let observer = Observer::new(backend, &path, &config.frontend_path, changed);
@@ -307,8 +308,8 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
     async fn offer(&mut self, from: XenbusState) -> Result<bool, Error> {
         let backend = self.backend;
         let geometry = self.device.geometry();
-        self.limits = backend.limits.within(backend.region.free_pages());
-        let nodes = features::offered(&self.config, &geometry, self.limits, backend.options);
+        self.limits = backend.offer(self.id);
+        let nodes = features::offered(&self.config, &geometry, self.limits);
         self.publish(nodes, from, XenbusState::InitWait).await
     }
 
@@ -348,6 +349,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         let published = published.await;
         self.charge(messages);
         let published = published?;
+        backend.admit(self.id, &published).map_err(Problem::from)?;
         let device = self.device.as_ref();
         let sectors = device.geometry().sector_size;
         sector_units::check(&backend.store, &self.config.frontend_path, sectors).await?;
@@ -355,6 +357,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
             Connection::open(backend, self.id, &published, &self.config, device).await?;
         self.connection = Some(connection);
         backend.statistics.connected(self.id, served);
+        backend.admission.served(self.id);
         self.phase = Phase::Connected;
         self.log_connected(&published);
         self.publish_disk(from).await?;
@@ -409,6 +412,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
             self.backend.statistics.disconnected(self.id);
             close(self.backend, &connection, &self.observer).await;
         }
+        self.backend.admission.forget(self.id);
     }
 
     /// Gives the device up because of an error that is the frontend's or ours. The next step tells

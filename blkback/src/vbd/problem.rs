@@ -3,6 +3,7 @@
 use super::config::ConfigError;
 use super::published::PublishedError;
 use super::sector_units::SectorUnits;
+use crate::admission::Refused;
 use crate::engine::{ConnectError, QueueError};
 use bulkhead_images::{OpenError, TargetError};
 use bulkhead_xenstore_client as xenstore;
@@ -21,6 +22,8 @@ pub enum Problem {
     Published(PublishedError),
     /// The frontend may mean other sectors than we do.
     SectorUnits(SectorUnits),
+    /// There is no room for it.
+    Refused(Refused),
     /// What the frontend published cannot be connected to.
     Connect(ConnectError),
     /// The frontend broke the ring.
@@ -37,6 +40,7 @@ impl fmt::Display for Problem {
             Self::Open(error) => error.fmt(f),
             Self::Published(error) => error.fmt(f),
             Self::SectorUnits(error) => error.fmt(f),
+            Self::Refused(error) => error.fmt(f),
             Self::Connect(error) => error.fmt(f),
             Self::Queue(error) => error.fmt(f),
             Self::Store(error) => error.fmt(f),
@@ -60,6 +64,7 @@ from! {
     Open(OpenError)
     Published(PublishedError)
     SectorUnits(SectorUnits)
+    Refused(Refused)
     Connect(ConnectError)
     Queue(QueueError)
     Store(xenstore::Error)

@@ -1,7 +1,7 @@
 //! What a frontend publishes in its xenstore directory before it connects, read as a hostile
 //! guest's word (`io/blkif.h`, "Frontend XenBus Nodes").
 
-use crate::engine::MOST_ADDRESS_SPACE;
+use crate::engine::Needs;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
@@ -22,6 +22,8 @@ pub struct Limits {
     pub ring_page_order: u32,
     /// The most segments of an indirect request (`feature-max-indirect-segments`); 0 offers none.
     pub indirect_segments: u32,
+    /// Whether the frontend may keep its data pages granted (`feature-persistent`).
+    pub persistent: bool,
 }
 
 /// So many queues are offered by the smallest driver domain: frontends make one for each of their
@@ -35,18 +37,18 @@ impl Limits {
             queues: LEAST_QUEUES.max(vcpus as u32),
             ring_page_order: 4,
             indirect_segments: 256,
+            persistent: true,
         }
     }
 
-    /// The same for one disk, which may not take more than a quarter of the `free` pages of
-    /// address space with all its queues together: the next disks need some, too.
-    pub fn within(self, free: usize) -> Limits {
-        let queue = MOST_ADDRESS_SPACE + (1 << self.ring_page_order);
-        let most = free / 4 / queue;
-        Limits {
-            queues: self.queues.min(most as u32).max(1),
-            ..self
-        }
+    /// What a queue takes, with as many pages to its ring as are offered.
+    pub fn queue(&self, persistent: bool) -> Needs {
+        self.queue_of(persistent, 1 << self.ring_page_order)
+    }
+
+    /// What a queue takes that has so many pages to its ring.
+    pub fn queue_of(&self, persistent: bool, ring_pages: usize) -> Needs {
+        Needs::of_queue(persistent, ring_pages, self.indirect_segments as usize)
     }
 }
 
@@ -165,7 +167,7 @@ pub fn parse(nodes: &Nodes, limits: Limits) -> Result<Published, PublishedError>
             event_channel,
         });
     }
-    let persistent = number(nodes, "feature-persistent")?.unwrap_or(0) == 1;
+    let persistent = number(nodes, "feature-persistent")?.unwrap_or(0) == 1 && limits.persistent;
     Ok(Published {
         abi,
         persistent,
@@ -289,6 +291,7 @@ mod tests {
         queues: 4,
         ring_page_order: 4,
         indirect_segments: 256,
+        persistent: true,
     };
 
     fn nodes(pairs: &[(&str, &str)]) -> Nodes {
@@ -303,13 +306,9 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_for_each_vcpu_and_room_for_other_disks() {
+    fn a_queue_for_each_vcpu_and_at_least_four() {
         assert_eq!(Limits::for_vcpus(1).queues, 4);
         assert_eq!(Limits::for_vcpus(6).queues, 6);
-        let queues = |free| Limits::for_vcpus(6).within(free).queues;
-        // 256 MiB, 64 MiB and 32 MiB of address space.
-        assert_eq!([queues(65536), queues(16384), queues(8192)], [6, 3, 1]);
-        assert_eq!(queues(0), 1);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::config::Kind;
 use crate::host::block_list::{self, Row};
+use crate::host::domain::Domain;
 use crate::host::guest::Guest;
 use crate::lab::held::Held;
 use crate::lab::images::Image;
@@ -25,6 +26,12 @@ pub const SCENARIOS: &[Scenario] = &[
         about: "disks attached and detached 100 times while another is busy and verified; nothing is left",
         demo: false,
         run: hundred_rounds,
+    },
+    Scenario {
+        name: "many-disks",
+        about: "26 disks on one guest with 4 vCPUs and a driver domain of 16, 64 and 296 MiB: all connect, and another guest's goes on",
+        demo: false,
+        run: many_disks,
     },
 ];
 
@@ -246,4 +253,96 @@ fn sixteen_disks(lab: &Lab) -> Result<()> {
     guest.destroy()?;
     before.expect(lab.host, storage.id, "after the guest's end")?;
     storage.shutdown()
+}
+
+/// As many as a guest of xl's can have with names of one letter.
+const MANY: usize = 26;
+
+/// Three driver domains and three guests with many disks.
+const MANY_LIMIT: Duration = Duration::from_secs(600);
+
+/// Reads the start of every disk, all at once, and counts those that could be read.
+const READ_ALL: &str = r#"
+for d in $disks; do
+    (dd if=/dev/$d of=/dev/null bs=64k count=16 iflag=direct 2>/dev/null && touch /tmp/read-$d) &
+done
+wait
+ls /tmp/read-* | wc -l
+"#;
+
+fn many_disks(lab: &Lab) -> Result<()> {
+    lab.may_take(MANY_LIMIT);
+    let verify = |guest: &Guest| -> Result<()> {
+        let output = guest.ok(&noise::command("xvda", 1), MINUTE)?;
+        ensure!(noise::is_equal(&output, 1), "{}: {output}", guest.name);
+        Ok(())
+    };
+    let mut bystander = lab.host.lean_guest("bystander", Kind::Pv, &[])?;
+    // The ramdisk is one image. Where it is large, little of the memory is left for disks.
+    for (memory, image, kind) in [(16, 1, Kind::Pv), (64, 1, Kind::Pv), (296, 280, Kind::Pvh)] {
+        let (here, _) = lab.shared_file("image");
+        std::fs::File::create(here)?.set_len(image << 20)?;
+        let storage = lab.storage(Kind::Pvh).ramdisk("image").memory(memory);
+        let mut storage = storage.start()?;
+        let ours = disk("storage", "xvda", "rw", "ram:disk0");
+        lab.host
+            .ok(&format!("xl block-attach bystander '{ours}'"))?;
+        bystander.ok("until [ -b /dev/xvda ]; do usleep 100000; done", MINUTE)?;
+        verify(&bystander)?;
+        lab.step(format!("{MANY} disks of one guest, with {memory} MiB"));
+        let name = |n: usize| format!("xvd{}", char::from(b'a' + n as u8));
+        let disks: Vec<String> = (0..MANY)
+            .map(|n| disk("storage", &name(n), "rw", "null:64M"))
+            .collect();
+        let mut config = lab.host.lean_guest_config("guest", kind, &disks)?;
+        config.vcpus = 4;
+        // Linux's frontend keeps 4 MiB of its own for each queue with persistent grants.
+        config.memory += 128;
+        let mut guest = Guest::wait(lab.host.create(&config)?)?;
+        let list = block_list::parse(&lab.host.ok("xl block-list guest")?)?;
+        let connected = list.iter().filter(|row| row.state == 4).count();
+        ensure!(connected == MANY, "xl block-list shows {list:?}");
+        let names: Vec<String> = (0..MANY).map(name).collect();
+        let read = format!("disks='{}'\n{READ_ALL}", names.join(" "));
+        let read = guest.ok(&read, MINUTE)?;
+        ensure!(read.trim() == MANY.to_string(), "{read} disks were read");
+        verify(&bystander)?;
+
+        lab.step("an image that grows leaves memory for disks to come");
+        let answer = grow_as_far_as_it_goes(lab, &storage)?;
+        ensure!(answer.contains(" grew from "), "data/grow: {answer}");
+        let next = disk("storage", "xvdb", "rw", "null:64M");
+        lab.host
+            .ok(&format!("xl block-attach bystander '{next}'"))?;
+        bystander.ok("until [ -b /dev/xvdb ]; do usleep 100000; done", MINUTE)?;
+        verify(&bystander)?;
+        guest.destroy()?;
+        for name in ["xvda", "xvdb"] {
+            lab.host.ok(&format!("xl block-detach bystander {name}"))?;
+        }
+        storage.shutdown()?;
+    }
+    bystander.destroy()
+}
+
+/// Has the image grow a MiB at a time until that is refused; returns the last answer before.
+fn grow_as_far_as_it_goes(lab: &Lab, storage: &Domain) -> Result<String> {
+    let data = format!("/local/domain/{}/data", storage.id);
+    let script = format!(
+        r#"
+size=$(xl list storage | awk 'NR == 2 {{ print $3 }}')
+while [ $size -gt 1 ]; do
+    xenstore-write {data}/grow-answer "" {data}/grow "disk0 ${{size}}M"
+    looks=0
+    until answer=$(xenstore-read {data}/grow-answer) && [ -n "$answer" ]; do
+        looks=$((looks + 1))
+        [ $looks -lt 1000 ] || exit 1
+    done
+    case $answer in *" grew from "*) echo "$answer"; exit;; esac
+    size=$((size - 1))
+done
+echo "$answer"
+"#
+    );
+    lab.host.ok(&script)
 }

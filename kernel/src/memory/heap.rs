@@ -4,11 +4,25 @@ use super::pages;
 use bulkhead_xen::PAGE_SIZE;
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicUsize, Ordering};
 use talc::TalcLock;
 use talc::source::GlobalAllocSource;
 
 /// Blocks that the heap grows by: small enough for `memory=16`, large enough to be rare.
 const BLOCK: usize = 256 * 1024;
+
+/// What each allocation costs beside its bytes, at most.
+const OVERHEAD: usize = 24;
+
+/// Bytes of the blocks that the heap has, and of what is allocated in them.
+static BLOCKS: AtomicUsize = AtomicUsize::new(0);
+static USED: AtomicUsize = AtomicUsize::new(0);
+
+/// Bytes of the heap's blocks that nobody uses.
+pub fn free() -> usize {
+    let used = USED.load(Ordering::Relaxed);
+    BLOCKS.load(Ordering::Relaxed).saturating_sub(used)
+}
 
 #[derive(Debug)]
 struct PageSource;
@@ -16,18 +30,54 @@ struct PageSource;
 // SAFETY: whole pages of the frame allocator: aligned, unique, and ours until given back.
 unsafe impl GlobalAlloc for PageSource {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        pages::allocate_pages(layout.size().div_ceil(PAGE_SIZE))
-            .map_or(ptr::null_mut(), NonNull::as_ptr)
+        let Some(block) = pages::allocate_pages(layout.size().div_ceil(PAGE_SIZE)) else {
+            return ptr::null_mut();
+        };
+        BLOCKS.fetch_add(layout.size(), Ordering::Relaxed);
+        block.as_ptr()
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         if let Some(block) = NonNull::new(block) {
+            BLOCKS.fetch_sub(layout.size(), Ordering::Relaxed);
             // SAFETY: `block` came from `alloc` with the same layout.
             unsafe { pages::free_pages(block, layout.size().div_ceil(PAGE_SIZE)) }
         }
     }
 }
 
+/// The heap, which counts what is allocated.
+struct Heap(TalcLock<spin::Mutex<()>, GlobalAllocSource<PageSource>>);
+
+// SAFETY: talc does the work, with the same arguments.
+unsafe impl GlobalAlloc for Heap {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promise is passed on.
+        let memory = unsafe { self.0.alloc(layout) };
+        if !memory.is_null() {
+            USED.fetch_add(layout.size() + OVERHEAD, Ordering::Relaxed);
+        }
+        memory
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        USED.fetch_sub(layout.size() + OVERHEAD, Ordering::Relaxed);
+        // SAFETY: the caller's promise is passed on.
+        unsafe { self.0.dealloc(memory, layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: the caller's promise is passed on.
+        let memory = unsafe { self.0.realloc(memory, layout, size) };
+        if !memory.is_null() {
+            USED.fetch_add(size, Ordering::Relaxed);
+            USED.fetch_sub(layout.size(), Ordering::Relaxed);
+        }
+        memory
+    }
+}
+
 #[global_allocator]
-static HEAP: TalcLock<spin::Mutex<()>, GlobalAllocSource<PageSource>> =
-    TalcLock::new(GlobalAllocSource::with_block_size(PageSource, BLOCK));
+static HEAP: Heap = Heap(TalcLock::new(GlobalAllocSource::with_block_size(
+    PageSource, BLOCK,
+)));

@@ -13,4 +13,11 @@ mod heap;
 pub mod pages;
 
 #[cfg(feature = "unikernel")]
-pub use pages::{MemoryStatistics, allocate_pages, free_pages, statistics};
+pub use pages::{MemoryStatistics, RESERVE, allocate_pages, free_pages, statistics};
+
+/// Bytes that disks may be given: those of free pages and those that the heap has and does not use, without
+/// the [`RESERVE`].
+#[cfg(feature = "unikernel")]
+pub fn beyond_reserve() -> usize {
+    (statistics().free + heap::free()).saturating_sub(RESERVE)
+}

@@ -17,13 +17,26 @@ struct Pages {
     total: usize,
 }
 
-/// Pages that stay free whatever the toolstack wants back: for the heap and the control plane.
-const RESERVE: usize = (2 << 20) / PAGE_SIZE;
+/// Bytes that no disk is given: what the control plane needs, and what is too small to be asked for in a way
+/// that may fail.
+pub const RESERVE: usize = 1 << 20;
+
+/// Pages that stay free whatever the toolstack wants back and however images grow: the reserve, and as much
+/// again for disks to come.
+const LEFT_FREE: usize = 2 * RESERVE / PAGE_SIZE;
 
 /// Page frames that are mapped at a time: 4 MiB.
 const CHUNK: u64 = 1024;
 
 static PAGES: Mutex<Option<Pages>> = Mutex::new(None);
+
+/// Takes `count` pages in a row as [`allocate_pages`] does, if enough stay free.
+pub fn allocate_and_leave_some(count: usize) -> Option<NonNull<u8>> {
+    let free = statistics().free / PAGE_SIZE;
+    (free.checked_sub(count)? >= LEFT_FREE)
+        .then(|| allocate_pages(count))
+        .flatten()
+}
 
 /// How much memory there is, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -98,10 +111,10 @@ impl Pages {
         Some(())
     }
 
-    /// Takes up to `count` free pages in a row, the last ones, and leaves the reserve. The second part says
+    /// Takes up to `count` free pages in a row, the last ones, and leaves some. The second part says
     /// whether they are mapped.
     fn take_last(&mut self, count: usize) -> Option<(Range<usize>, bool)> {
-        let count = count.min(self.free().saturating_sub(RESERVE));
+        let count = count.min(self.free().saturating_sub(LEFT_FREE));
         if count == 0 {
             return None;
         }

@@ -1,0 +1,333 @@
+//! Which disks may connect, and how large: memory, address space and the guests' own grants are shared
+//! between all guests, and no guest takes so much that another one finds nothing.
+//!
+//! ```text
+//!   attached ──offer──► how many queues, persistent grants or not
+//!   connects ──admit──► the queues that the frontend made fit, or the disk is refused
+//!   served   ──served─► the memory is taken, and counts as such by itself
+//!   gone     ──forget─►
+//! ```
+//!
+//! What a guest was offered counts as its own until it has connected, so that disks that are attached at
+//! once do not all count on the same room.
+
+use crate::engine::Needs;
+use crate::vbd::identity::VbdId;
+use crate::vbd::published::Limits;
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::cell::{OnceCell, RefCell};
+use core::fmt;
+
+/// The grants of one guest that all its disks together may keep for good: half of what a Linux guest has
+/// by default (64 frames of its table, 32,768 grants). The others are its network's, among others.
+const GRANTS_OF_A_GUEST: usize = 16 * 1024;
+
+/// What a disk takes of the heap beside its queues.
+const DISK_BYTES: usize = 24 * 1024;
+
+/// Who has what.
+#[derive(Default)]
+pub struct Admission {
+    free_memory: OnceCell<Box<dyn Fn() -> usize>>,
+    /// In no order: there are few of them, and they are looked at when a disk comes or goes.
+    claims: RefCell<Vec<Claim>>,
+}
+
+/// What a disk has, or may take.
+#[derive(Clone, Copy, Debug)]
+struct Claim {
+    disk: VbdId,
+    needs: Needs,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Nothing is taken yet.
+    Offered,
+    /// Its queues are being made: how much of it is taken is not known.
+    Connecting,
+    /// All is taken.
+    Connected,
+}
+
+/// Why a disk is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The address space is full, or is left to other guests.
+    Space {
+        /// Pages that the disk would take.
+        wanted: usize,
+        /// Pages that its guest has.
+        held: usize,
+        /// Pages that nobody has.
+        free: usize,
+    },
+    /// The memory is full.
+    Memory {
+        /// Bytes that the disk would take.
+        wanted: usize,
+        /// Bytes that nobody uses, without the reserve.
+        free: usize,
+    },
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refused::Space { wanted, held, free } => write!(
+                f,
+                "no address space for {wanted} foreign pages: this guest's disks have {held}, {free} are \
+                 free, and a quarter of both together stays for other guests"
+            ),
+            Refused::Memory { wanted, free } => write!(
+                f,
+                "no memory for this disk: it takes {wanted} bytes, and {free} are free beside the reserve \
+                 (memory= in the driver domain's configuration)"
+            ),
+        }
+    }
+}
+
+impl core::error::Error for Refused {}
+
+impl Admission {
+    /// Asks `free` how many bytes nobody uses, without those that are kept in reserve. Until this is called
+    /// there is no end of memory.
+    pub fn watch_memory(&self, free: impl Fn() -> usize + 'static) {
+        let _ = self.free_memory.set(Box::new(free));
+    }
+
+    /// Bytes that nobody uses or is about to take.
+    fn available(&self) -> usize {
+        let free = self.free_memory.get().map_or(usize::MAX, |free| free());
+        let connecting = self.sum(|claim| claim.stage == Stage::Connecting);
+        free.saturating_sub(connecting.bytes)
+    }
+
+    /// What these disks have, or may take, together.
+    fn sum(&self, which: impl Fn(&Claim) -> bool) -> Needs {
+        let mut sum = Needs::default();
+        for claim in self.claims.borrow().iter().filter(|claim| which(claim)) {
+            sum = sum + claim.needs;
+        }
+        sum
+    }
+
+    /// Notes what a disk has, or may take, instead of what it had.
+    fn claim(&self, disk: VbdId, needs: Needs, stage: Stage) {
+        self.forget(disk);
+        let claim = Claim { disk, needs, stage };
+        self.claims.borrow_mut().push(claim);
+    }
+
+    /// Looks whether there is memory for one more disk, whatever its queues.
+    pub fn attach(&self) -> Result<(), Refused> {
+        let free = self.available();
+        match free >= DISK_BYTES {
+            true => Ok(()),
+            false => Err(Refused::Memory {
+                wanted: DISK_BYTES,
+                free,
+            }),
+        }
+    }
+
+    /// What a disk is offered, of `limits` at most, while `free` pages of address space are free.
+    ///
+    /// One disk may take up to a quarter of the address space and of the memory that is free, its guest's
+    /// disks together up to half of what is left to them, and up to half of the guest's grants. Where that
+    /// leaves no room for a queue with persistent grants, it is offered one queue without.
+    pub fn offer(&self, id: VbdId, limits: Limits, free: usize) -> Limits {
+        // What this very disk has is what it is offered anew.
+        self.forget(id);
+        let held = self.sum(|claim| claim.disk.frontend == id.frontend);
+        let pending = self.sum(|claim| claim.stage == Stage::Offered);
+        let free = free.saturating_sub(pending.pages);
+        let share = ((held.pages + free) / 2).saturating_sub(held.pages);
+        let pages = (free / 4).min(share);
+        let bytes = self.available().saturating_sub(pending.bytes) / 4;
+        let grants = GRANTS_OF_A_GUEST.saturating_sub(held.grants);
+        let fitting = |queue: Needs| {
+            let fits = (pages / queue.pages).min(bytes / queue.bytes);
+            if queue.grants == 0 {
+                return fits;
+            }
+            // The next disk gets some, too, as long as there are enough.
+            let many = (grants / 2 / queue.grants).max(1);
+            fits.min(many).min(grants / queue.grants)
+        };
+        let most = limits.queues as usize;
+        let lasting = match limits.persistent {
+            true => fitting(limits.queue(true)).min(most),
+            false => 0,
+        };
+        let limits = match lasting {
+            0 if limits.persistent => Limits {
+                queues: 1,
+                persistent: false,
+                ..limits
+            },
+            0 => Limits {
+                queues: fitting(limits.queue(false)).clamp(1, most) as u32,
+                ..limits
+            },
+            queues => Limits {
+                queues: queues as u32,
+                ..limits
+            },
+        };
+        let needs = limits
+            .queue(limits.persistent)
+            .times(limits.queues as usize);
+        self.claim(id, needs, Stage::Offered);
+        limits
+    }
+
+    /// Lets a disk take what its queues need, while `free` pages of address space are free. What it takes of
+    /// the memory is kept for it until it is [`served`](Self::served) or [forgotten](Self::forget).
+    pub fn admit(&self, id: VbdId, needs: Needs, free: usize) -> Result<(), Refused> {
+        let wanted = needs.pages;
+        let taken = |claim: &Claim| claim.stage != Stage::Offered && claim.disk != id;
+        let held = self.sum(|claim| claim.disk.frontend == id.frontend && taken(claim));
+        let held = held.pages;
+        if held + wanted > (held + free) / 4 * 3 {
+            return Err(Refused::Space { wanted, held, free });
+        }
+        let (wanted, free) = (needs.bytes + DISK_BYTES, self.available());
+        if wanted > free {
+            return Err(Refused::Memory { wanted, free });
+        }
+        self.claim(id, needs, Stage::Connecting);
+        Ok(())
+    }
+
+    /// A disk's queues are made.
+    pub fn served(&self, id: VbdId) {
+        let mut claims = self.claims.borrow_mut();
+        for claim in claims.iter_mut().filter(|claim| claim.disk == id) {
+            claim.stage = Stage::Connected;
+        }
+    }
+
+    /// A disk has given back what it had.
+    pub fn forget(&self, id: VbdId) {
+        self.claims.borrow_mut().retain(|claim| claim.disk != id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+    use alloc::vec::Vec;
+    use bulkhead_xen::DomId;
+
+    const FREE: usize = 32 * 1024;
+
+    fn id(guest: u16, disk: u32) -> VbdId {
+        VbdId {
+            frontend: DomId(guest),
+            device: 51712 + 16 * disk,
+        }
+    }
+
+    /// What the disks of one guest are offered, one after another, and whether it lasts.
+    fn offers(admission: &Admission, guest: u16, disks: u32, free: usize) -> Vec<(u32, bool)> {
+        let limits = Limits::for_vcpus(1);
+        let offer = |disk| {
+            let offer = admission.offer(id(guest, disk), limits, free);
+            (offer.queues, offer.persistent)
+        };
+        (0..disks).map(offer).collect()
+    }
+
+    #[test]
+    fn fewer_queues_are_offered_where_address_space_is_scarce() {
+        let queues = |free| {
+            let limits = Limits::for_vcpus(6);
+            let offer = Admission::default().offer(id(1, 0), limits, free);
+            (offer.queues, offer.persistent)
+        };
+        // 256 MiB, 64 MiB and 32 MiB of address space.
+        assert_eq!(queues(65536), (6, true));
+        assert_eq!(queues(16384), (3, true));
+        assert_eq!(queues(8192), (1, true));
+        assert_eq!(queues(1024), (1, false));
+        assert_eq!(queues(0), (1, false));
+    }
+
+    #[test]
+    fn the_disks_of_a_guest_leave_half_of_its_grants() {
+        // Address space is no limit: the guest's table is.
+        let admission = Admission::default();
+        let offers = offers(&admission, 1, 26, 1 << 20);
+        let lasting = offers.iter().filter(|(_, persistent)| *persistent);
+        let queues: u32 = lasting.map(|(queues, _)| queues).sum();
+        assert_eq!(queues, 15);
+        assert!(queues as usize * 1056 <= GRANTS_OF_A_GUEST);
+        assert_eq!(offers[0], (4, true));
+        assert_eq!(offers[25], (1, false));
+        // A disk that goes gives its share back.
+        admission.forget(id(1, 0));
+        let limits = Limits::for_vcpus(1);
+        assert!(admission.offer(id(1, 25), limits, 1 << 20).persistent);
+        // Another guest has grants of its own.
+        assert_eq!(super::tests::offers(&admission, 2, 1, 1 << 20), [(4, true)]);
+    }
+
+    #[test]
+    fn a_guest_never_takes_all_of_the_address_space() {
+        let admission = Admission::default();
+        let queue = Needs::of_queue(false, 1, 256);
+        let mut free = FREE;
+        let mut disks = 0;
+        let refused = loop {
+            match admission.admit(id(1, disks), queue, free) {
+                Ok(()) => admission.served(id(1, disks)),
+                Err(refused) => break refused,
+            }
+            free -= queue.pages;
+            disks += 1;
+        };
+        assert!(matches!(refused, Refused::Space { .. }), "{refused}");
+        assert!((FREE / 4..FREE / 4 + queue.pages).contains(&free), "{free}");
+        // Another guest finds room, and the next one, too.
+        for guest in 2..6 {
+            assert_eq!(admission.admit(id(guest, 0), queue, free), Ok(()));
+            free -= queue.pages;
+        }
+    }
+
+    #[test]
+    fn memory_is_promised_once() {
+        let admission = Admission::default();
+        let queue = Needs::of_queue(true, 1, 256);
+        let room = 2 * queue.bytes + 2 * DISK_BYTES;
+        admission.watch_memory(move || room);
+        assert_eq!(admission.admit(id(1, 0), queue, FREE), Ok(()));
+        assert_eq!(admission.admit(id(2, 0), queue, FREE), Ok(()));
+        let refused = admission.admit(id(3, 0), queue, FREE).unwrap_err();
+        assert!(
+            refused
+                .to_string()
+                .starts_with("no memory for this disk: it takes")
+        );
+        // The first one's is taken by now, which the free memory says by itself.
+        admission.served(id(1, 0));
+        assert_eq!(admission.admit(id(3, 0), queue, FREE), Ok(()));
+        admission.forget(id(2, 0));
+        assert_eq!(admission.attach(), Ok(()));
+    }
+
+    #[test]
+    fn without_memory_no_disk_is_attached() {
+        let admission = Admission::default();
+        admission.watch_memory(|| DISK_BYTES - 1);
+        assert!(matches!(admission.attach(), Err(Refused::Memory { .. })));
+        let limits = Limits::for_vcpus(4);
+        let offer = admission.offer(id(1, 0), limits, FREE);
+        assert_eq!((offer.queues, offer.persistent), (1, false));
+    }
+}

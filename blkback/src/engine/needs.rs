@@ -1,0 +1,58 @@
+//! What a queue takes, before it is made.
+
+use super::queue::most_pages;
+use super::reach::{MOST_ADDRESS_SPACE, MOST_PERSISTENT};
+use core::ops::Add;
+
+/// Requests that fit on one page of a ring.
+const SLOTS_OF_A_PAGE: usize = 32;
+
+/// What one or several queues take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Pages of address space.
+    pub pages: usize,
+    /// Bytes of the heap.
+    pub bytes: usize,
+    /// Grants that the frontend keeps for good.
+    pub grants: usize,
+}
+
+impl Needs {
+    /// What a queue takes whose ring has so many pages, and whose frontend keeps its data pages granted or
+    /// does not. The bytes are rounded up: what they really are depends on the device.
+    pub fn of_queue(persistent: bool, ring_pages: usize, indirect_segments: usize) -> Needs {
+        let slots = SLOTS_OF_A_PAGE * ring_pages;
+        let data = most_pages(slots, indirect_segments);
+        let (pages, cache, page, grants) = match persistent {
+            true => (MOST_ADDRESS_SPACE, 36 * 1024, 16, MOST_PERSISTENT),
+            false => (data, 0, 136, 0),
+        };
+        Needs {
+            pages: ring_pages + pages,
+            bytes: 15 * 1024 + cache + slots * 72 + data * page,
+            grants,
+        }
+    }
+
+    /// What so many of them take.
+    pub fn times(self, count: usize) -> Needs {
+        Needs {
+            pages: self.pages * count,
+            bytes: self.bytes * count,
+            grants: self.grants * count,
+        }
+    }
+}
+
+impl Add for Needs {
+    type Output = Needs;
+
+    fn add(self, other: Needs) -> Needs {
+        Needs {
+            pages: self.pages + other.pages,
+            bytes: self.bytes + other.bytes,
+            grants: self.grants + other.grants,
+        }
+    }
+}

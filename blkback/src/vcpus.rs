@@ -1,10 +1,13 @@
 //! The vCPUs that serve queues, and how many each has to serve.
 
+use crate::engine::{GuestTurns, Turn, VcpuTurns};
+use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use bulkhead_executor::{Handle, Remote};
-use bulkhead_xen::{Hypervisor, VcpuId};
-use core::cell::Cell;
+use bulkhead_xen::{DomId, Hypervisor, VcpuId};
+use core::cell::{Cell, RefCell};
 use core::time::Duration;
 
 /// How often, and for how many milliseconds, a vCPU sleeps to learn what that costs. In the beginning the
@@ -26,6 +29,23 @@ pub struct Vcpus<H>(Vec<Vcpu<H>>);
 struct Vcpu<H> {
     executor: Remote<H>,
     queues: Rc<Cell<usize>>,
+    turns: Arc<VcpuTurns>,
+    /// The guests that have queues there.
+    guests: RefCell<BTreeMap<DomId, Weak<GuestTurns>>>,
+}
+
+impl<H> Vcpu<H> {
+    /// What the queues of a guest share there.
+    fn guest(&self, guest: DomId) -> Arc<GuestTurns> {
+        let mut guests = self.guests.borrow_mut();
+        guests.retain(|_, turns| turns.strong_count() > 0);
+        if let Some(turns) = guests.get(&guest).and_then(Weak::upgrade) {
+            return turns;
+        }
+        let turns = Arc::new(GuestTurns::on(&self.turns));
+        guests.insert(guest, Arc::downgrade(&turns));
+        turns
+    }
 }
 
 impl<H: Hypervisor> Vcpus<H> {
@@ -38,6 +58,8 @@ impl<H: Hypervisor> Vcpus<H> {
         let idle = |executor| Vcpu {
             executor,
             queues: Rc::default(),
+            turns: Arc::default(),
+            guests: RefCell::default(),
         };
         Vcpus(executors.into_iter().map(idle).collect())
     }
@@ -52,9 +74,9 @@ impl<H: Hypervisor> Vcpus<H> {
         self.0.iter().map(|vcpu| vcpu.queues.get())
     }
 
-    /// A place on the vCPU that has the fewest queues to serve; of several, on the last: the first
+    /// A place for a queue of `guest` on the vCPU that has the fewest queues to serve; of several, on the last: the first
     /// has the control plane, too.
-    pub fn place(&self) -> Place<H> {
+    pub fn place(&self, guest: DomId) -> Place<H> {
         let mut vcpus = self.0.iter().rev();
         let mut best = vcpus.next().expect("there is always a vCPU");
         for vcpu in vcpus {
@@ -66,6 +88,7 @@ impl<H: Hypervisor> Vcpus<H> {
         Place {
             executor: best.executor.clone(),
             queues: best.queues.clone(),
+            guest: best.guest(guest),
         }
     }
 }
@@ -74,12 +97,18 @@ impl<H: Hypervisor> Vcpus<H> {
 pub struct Place<H: Hypervisor> {
     executor: Remote<H>,
     queues: Rc<Cell<usize>>,
+    guest: Arc<GuestTurns>,
 }
 
 impl<H: Hypervisor> Place<H> {
     /// The executor of that vCPU.
     pub fn executor(&self) -> &Remote<H> {
         &self.executor
+    }
+
+    /// The queue's part of the vCPU's turns.
+    pub fn turn(&self) -> Turn {
+        Turn::of(self.guest.clone())
     }
 
     /// The vCPU.
@@ -107,12 +136,12 @@ mod tests {
         });
         let executors = (0..3).map(|vcpu| Remote::new(domain.door(), VcpuId(vcpu)));
         let vcpus = Vcpus::new(executors.collect());
-        let mut places: Vec<_> = (0..4).map(|_| vcpus.place()).collect();
+        let mut places: Vec<_> = (0..4).map(|_| vcpus.place(DomId(1))).collect();
         let taken: Vec<u32> = places.iter().map(|place| place.vcpu().0).collect();
         assert_eq!(taken, [2, 1, 0, 2]);
         // The second one's queue ends: it is the next to get one.
         places.remove(1);
-        assert_eq!(vcpus.place().vcpu(), VcpuId(1));
+        assert_eq!(vcpus.place(DomId(2)).vcpu(), VcpuId(1));
         drop(places);
         assert!(vcpus.load().eq([0, 0, 0]));
     }

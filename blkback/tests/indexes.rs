@@ -43,6 +43,7 @@ impl<'w> Served<'w> {
             sector_size: 512,
             device: device.expect("it can be opened").queue(),
             options: backend.options,
+            turn: Default::default(),
         };
         let (control, guard) = queue_control();
         let (handle, region) = (backend.handle.clone(), backend.region.clone());

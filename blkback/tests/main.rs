@@ -11,6 +11,7 @@ mod broken_store;
 mod closing;
 mod discard;
 mod error_nodes;
+mod fairness;
 mod given_up;
 mod guest_lines;
 mod hostile;

@@ -55,6 +55,7 @@ fn a_queue_without_memory_is_refused_at_every_allocation() {
             sector_size: 512,
             device: device.queue(),
             options: backend.options,
+            turn: Default::default(),
         };
         let connect = |setup| Queue::connect(&backend.handle, &backend.region, setup).map(drop);
         // What the simulated Xen takes once is taken.

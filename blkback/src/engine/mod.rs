@@ -41,6 +41,7 @@ mod reach;
 mod serve;
 mod setup;
 mod stats;
+mod turns;
 
 pub use control::{QueueControl, queue_control};
 pub use needs::Needs;
@@ -49,3 +50,4 @@ pub use queue::Queue;
 pub use serve::serve;
 pub use setup::{ConnectError, QueueError, QueueSetup};
 pub use stats::{Counts, QueueStats};
+pub use turns::{GuestTurns, Turn, VcpuTurns};

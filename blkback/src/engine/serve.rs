@@ -5,6 +5,7 @@ use super::control::QueueGuard;
 use super::pace::{Look, Pace};
 use super::queue::Queue;
 use super::setup::{QueueError, QueueSetup};
+use super::turns::Turn;
 use bulkhead_executor::Handle;
 use bulkhead_grant::Region;
 use bulkhead_xen::Hypervisor;
@@ -19,9 +20,10 @@ use core::time::Duration;
 pub async fn serve<H: Hypervisor>(
     handle: Handle<H>,
     region: Region<H>,
-    setup: QueueSetup,
+    mut setup: QueueSetup,
     guard: QueueGuard,
 ) {
+    let mut turn = core::mem::take(&mut setup.turn);
     let mut queue = match Queue::connect(&handle, &region, setup) {
         Ok(queue) => {
             guard.tried(Ok(queue.stats()));
@@ -30,7 +32,7 @@ pub async fn serve<H: Hypervisor>(
         Err(error) => return guard.tried(Err(error)),
     };
     guard.started().await;
-    let outcome = until_stopped(&handle, &mut queue, &guard).await;
+    let outcome = until_stopped(&handle, &mut queue, &guard, &mut turn).await;
     // Gives back the ring, the mapped pages and the event channel, before anyone is told.
     drop(queue);
     guard.finish(outcome);
@@ -40,11 +42,18 @@ async fn until_stopped<H: Hypervisor>(
     handle: &Handle<H>,
     queue: &mut Queue<H>,
     guard: &QueueGuard,
+    turn: &mut Turn,
 ) -> Result<(), QueueError> {
+    turn.wake();
     let mut pace = Pace::new(queue.options(), handle.now(), handle.lateness());
     let mut back_off = BackOff::default();
     let most = queue.slots();
     while !guard.is_stopped() {
+        if !turn.take() {
+            // Another queue of this guest has it.
+            handle.yield_now().await;
+            continue;
+        }
         queue.settle();
         let waiting = queue.waiting()?;
         match pace.look(handle.now(), waiting + queue.unpublished(), most) {
@@ -63,6 +72,7 @@ async fn until_stopped<H: Hypervisor>(
             }
             Look::Sleep => {
                 if !queue.final_check()? {
+                    turn.sleep();
                     let notified = something_happens(queue, guard).await;
                     let waiting = queue.waiting()?;
                     pace.woke(handle.now(), waiting);
@@ -75,6 +85,7 @@ async fn until_stopped<H: Hypervisor>(
                             look_away(handle, queue, guard, delay).await;
                         }
                     }
+                    turn.wake();
                     continue;
                 }
             }

@@ -1,6 +1,7 @@
 //! What it takes to serve a queue, and what may be wrong with it.
 
 use super::options::Options;
+use super::turns::Turn;
 use crate::guest_log::GuestLog;
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -39,6 +40,8 @@ pub struct QueueSetup {
     pub device: Box<dyn IoQueue>,
     /// How to serve.
     pub options: Options,
+    /// Its part of the vCPU's turns.
+    pub turn: Turn,
 }
 
 /// Why a queue cannot be served.

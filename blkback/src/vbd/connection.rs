@@ -43,6 +43,7 @@ impl<H: Hypervisor> Connection<H> {
         let log = backend.guest_logs.of(id.frontend, backend.handle.now());
         let mut queues = Vec::new();
         for (number, details) in published.queues.iter().enumerate() {
+            let place = backend.vcpus.place(id.frontend);
             let setup = QueueSetup {
                 name: format!("vbd {id} queue {number}"),
                 log: log.clone(),
@@ -56,8 +57,9 @@ impl<H: Hypervisor> Connection<H> {
                 sector_size: geometry.sector_size.bytes(),
                 device: device.queue(),
                 options,
+                turn: place.turn(),
             };
-            queues.push(Served::on(backend.vcpus.place(), &backend.region, setup));
+            queues.push(Served::on(place, &backend.region, setup));
         }
         let connection = Connection { queues };
         match connection.start().await {

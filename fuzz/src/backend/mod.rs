@@ -145,6 +145,7 @@ impl Machine {
             sector_size: 512,
             device: device.queue(),
             options: options(setting.path),
+            turn: Default::default(),
         };
         let (control, guard) = queue_control();
         let (handle, region) = (backend.handle.clone(), backend.region.clone());

@@ -1,0 +1,88 @@
+//! Guests that ask without end for all that a vCPU can do: each gets its share, however many queues it has.
+
+use crate::world::{Frontend, Guest, Link, Meanwhile, Setup, World};
+use bulkhead_blkback::vbd::state::XenbusState;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+/// How many answers are counted.
+const ANSWERS: usize = 20_000;
+
+/// A guest's rings, which are full again whenever somebody looks.
+#[derive(Default)]
+struct Asking {
+    links: Vec<Link>,
+    answered: usize,
+}
+
+impl Asking {
+    /// The rings of these disks.
+    fn of(disks: &mut [Frontend<'_>]) -> Asking {
+        Asking {
+            links: disks.iter_mut().flat_map(Frontend::forget).collect(),
+            answered: 0,
+        }
+    }
+
+    fn collect(&mut self) {
+        for link in &mut self.links {
+            self.answered += link.collect().len();
+        }
+    }
+
+    fn fill(&mut self) {
+        for link in &mut self.links {
+            while link.ring.free() > 0 {
+                link.push_flush();
+            }
+            link.kick();
+        }
+    }
+}
+
+#[test]
+fn a_guest_with_many_queues_gets_no_more_than_one_with_a_single_one() {
+    let meanwhile = Meanwhile::default();
+    let world = World::with(Setup {
+        layer: Some(meanwhile.layer("vbd")),
+        ..Setup::default()
+    });
+    let guests = [Guest::new(&world), Guest::new(&world)];
+    let mut greedy = ["xvda", "xvdb"].map(|name| guests[0].with_queues(name, "null:1G", 4));
+    let mut modest = [guests[1].with_queues("xvda", "null:1G", 1)];
+    let both = [Asking::of(&mut greedy), Asking::of(&mut modest)];
+    let both = Rc::new(RefCell::new(both));
+    let counted = Rc::new(Cell::new(None));
+    let (asking, counting) = (both.clone(), counted.clone());
+    let ask = move || {
+        let mut both = asking.borrow_mut();
+        both.iter_mut().for_each(Asking::collect);
+        let answered = [both[0].answered, both[1].answered];
+        if answered[0] + answered[1] < ANSWERS {
+            both.iter_mut().for_each(Asking::fill);
+        } else if counting.get().is_none() {
+            // All have asked until now. They do not go on, so that the test comes to an end.
+            counting.set(Some(answered));
+        }
+    };
+    meanwhile.set(ask.clone());
+    ask();
+    world.run();
+    let [many, one] = counted.get().expect("all was counted");
+    assert!(many <= 2 * one, "{many} for eight queues, {one} for one");
+    assert!(one <= 2 * many, "{many} for eight queues, {one} for one");
+    meanwhile.end();
+    both.borrow_mut().iter_mut().for_each(Asking::collect);
+    for disk in greedy.iter().chain(&modest) {
+        disk.go(XenbusState::Closing);
+        disk.go(XenbusState::Closed);
+    }
+    for asking in both.take() {
+        asking.links.into_iter().for_each(Link::take_down);
+    }
+    greedy
+        .into_iter()
+        .chain(modest)
+        .for_each(Frontend::detach_at_once);
+    world.nothing_left();
+}

@@ -17,8 +17,8 @@ pub(super) const MOST_INDEX_PAGES: usize = 32;
 pub(super) struct IndexPage {
     gref: GrantRef,
     fetched: Fetched,
-    start: usize,
-    count: usize,
+    start: u16,
+    count: u16,
 }
 
 enum Fetched {
@@ -32,10 +32,10 @@ enum Fetched {
 /// Where the segments of an indirect request are, once they are fetched.
 #[derive(Clone, Copy, Debug)]
 pub struct IndexPlace {
-    start: usize,
-    segments: usize,
-    first_page: usize,
-    pages: usize,
+    start: u16,
+    segments: u16,
+    first_page: u16,
+    pages: u16,
 }
 
 /// Why an indirect request's segments cannot be had.
@@ -88,15 +88,16 @@ impl<H: Hypervisor> Reach<H> {
             self.index_pages.push(IndexPage {
                 gref,
                 fetched,
-                start: start + done,
-                count,
+                // A queue has fewer segments than 65,536 in a sweep.
+                start: (start + done) as u16,
+                count: count as u16,
             });
         }
         Some(IndexPlace {
-            start,
-            segments,
-            first_page,
-            pages: pages.len(),
+            start: start as u16,
+            segments: segments as u16,
+            first_page: first_page as u16,
+            pages: pages.len() as u16,
         })
     }
 
@@ -112,16 +113,21 @@ impl<H: Hypervisor> Reach<H> {
                     };
                     if let Ok(address) = address {
                         // SAFETY: a mapped page, held until `clear_indexes`; a page holds so many.
-                        unsafe { self.index.copy_from(page.start, page.count, address) };
+                        unsafe {
+                            self.index
+                                .copy_from(page.start.into(), page.count.into(), address)
+                        };
                     } else if address == Err(GrantStatus::NO_SPACE) {
                         let bytes = GrantedBytes {
                             gref: page.gref,
                             offset: 0,
-                            len: page.count * INDIRECT_SEGMENT_SIZE,
+                            len: usize::from(page.count) * INDIRECT_SEGMENT_SIZE,
                         };
                         // SAFETY: room for so many segments, taken in `queue_index`; nothing reads it now.
-                        let outcome =
-                            unsafe { self.bounce.fetch(bytes, self.index.address(page.start)) };
+                        let outcome = unsafe {
+                            self.bounce
+                                .fetch(bytes, self.index.address(page.start.into()))
+                        };
                         let before =
                             core::mem::replace(&mut page.fetched, Fetched::Bounced(outcome));
                         if let Fetched::Held(held) = before {
@@ -142,7 +148,7 @@ impl<H: Hypervisor> Reach<H> {
         pool: &mut PagePool,
         pages: &mut Pages,
     ) -> Result<usize, IndexFault> {
-        let fetched = &self.index_pages[place.first_page..place.first_page + place.pages];
+        let fetched = &self.index_pages[place.first_page.into()..][..place.pages.into()];
         for page in fetched {
             match (&self.ways, &page.fetched) {
                 (Ways::Persistent(cache), Fetched::Held(held)) => cache.address(held).map(|_| ()),
@@ -156,7 +162,10 @@ impl<H: Hypervisor> Reach<H> {
         }
         let mut bytes = 0;
         for number in place.start..place.start + place.segments {
-            let segment = self.index.segment(number).map_err(IndexFault::Segment)?;
+            let segment = self
+                .index
+                .segment(number.into())
+                .map_err(IndexFault::Segment)?;
             let fits = pool.push(pages, segment);
             debug_assert!(fits, "room was kept for every segment");
             bytes += segment.len();

@@ -2,7 +2,7 @@
 //! from memory of our own, and the device gets that. It is slow, needs no more than that, and serves
 //! one request at a time.
 
-use super::flight::{PagePool, Pages};
+use super::pages::{PagePool, Pages};
 use alloc::vec::Vec;
 use bulkhead_grant::memory::room_for;
 use bulkhead_grant::{CopyBatch, Direction, GrantedBytes, OutOfMemory};

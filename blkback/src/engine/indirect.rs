@@ -1,7 +1,7 @@
 //! Indirect requests: their segments lie in pages of the frontend's, which are mapped persistently
 //! or copied by the hypervisor, all those of a sweep at once.
 
-use super::flight::{PagePool, Pages};
+use super::pages::{PagePool, Pages};
 use super::reach::{Reach, Ways};
 use bulkhead_grant::{Access, Copied, Direction, GrantedBytes, Held};
 use bulkhead_ring::blkif::{

@@ -1,7 +1,8 @@
 //! Taking requests off the ring: which may begin now, and which have to wait.
 
-use super::flight::{Pages, Steps};
+use super::flight::Steps;
 use super::indirect::{IndexFault, IndexPlace, MOST_INDEX_PAGES};
+use super::pages::Pages;
 use super::queue::Queue;
 use super::setup::QueueError;
 use alloc::vec::Vec;

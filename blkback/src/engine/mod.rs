@@ -32,6 +32,7 @@ mod intake;
 mod needs;
 mod options;
 mod pace;
+mod pages;
 mod queue;
 #[allow(
     unsafe_code,

@@ -1,8 +1,9 @@
 //! One queue: a ring, the pages its requests name, and the device that serves them.
 
-use super::flight::{Flights, PagePool, Pages};
+use super::flight::Flights;
 use super::intake::Intake;
 use super::options::Options;
+use super::pages::{PagePool, Pages};
 use super::reach::Reach;
 use super::setup::{ConnectError, QueueError, QueueSetup};
 use super::stats::QueueStats;

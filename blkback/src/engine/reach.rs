@@ -3,10 +3,10 @@
 
 use super::bounce::Bounce;
 use super::choice::{Choice, Way};
-use super::flight::{Hold, Page, PagePool, Pages};
 use super::index::IndexCopy;
 use super::indirect::{IndexPage, MOST_INDEX_PAGES};
 use super::options::DataPath;
+use super::pages::{Hold, Page, PagePool, Pages};
 use super::setup::QueueSetup;
 use super::stats::QueueStats;
 use alloc::vec::Vec;

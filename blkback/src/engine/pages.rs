@@ -1,0 +1,202 @@
+//! The pages of the requests in flight, in one pool.
+
+use alloc::vec::Vec;
+use bulkhead_grant::memory::filled;
+use bulkhead_grant::{Copied, Held, OutOfMemory, Slot};
+use bulkhead_ring::blkif::{SECTOR_SIZE, Segment};
+use bulkhead_xen::GrantRef;
+
+/// A granted page that a request uses, and which bytes of it.
+#[derive(Debug)]
+pub struct Page {
+    /// The grant.
+    pub gref: GrantRef,
+    /// The first sector within the page, of which it has eight.
+    first: u8,
+    /// How many sectors.
+    sectors: u8,
+    /// How we get at it.
+    pub hold: Hold,
+    /// The next page of its request, or the next free place in the pool.
+    next: u16,
+}
+
+const _: () = assert!(size_of::<Page>() == 16);
+
+impl Page {
+    /// The first byte within the page.
+    pub fn offset(&self) -> usize {
+        usize::from(self.first) * SECTOR_SIZE
+    }
+
+    /// How many bytes.
+    pub fn len(&self) -> usize {
+        usize::from(self.sectors) * SECTOR_SIZE
+    }
+}
+
+/// How a page is reached.
+#[derive(Debug)]
+pub enum Hold {
+    /// Not yet, or not any more.
+    None,
+    /// Mapped for this request.
+    Mapped(Slot),
+    /// Mapped for this request and those to come.
+    Kept(Held),
+    /// Copied by the hypervisor.
+    Copied(Copied),
+}
+
+/// The end of a list.
+pub const NONE: u16 = u16::MAX;
+
+/// The pages of one request, in their order: a list through the pool that they lie in.
+#[derive(Debug)]
+pub struct Pages {
+    first: u16,
+    last: u16,
+    len: u16,
+}
+
+impl Pages {
+    /// No pages.
+    pub const EMPTY: Pages = Pages {
+        first: NONE,
+        last: NONE,
+        len: 0,
+    };
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.len.into()
+    }
+}
+
+/// Room for the pages of all requests in flight: one may have hundreds and most have one, so they
+/// share what there is.
+pub struct PagePool {
+    pages: Vec<Page>,
+    free: u16,
+    free_count: usize,
+}
+
+impl PagePool {
+    /// Room for `count` pages.
+    pub fn new(count: usize) -> Result<Self, OutOfMemory> {
+        debug_assert!(count < NONE.into(), "{count} pages");
+        let page = |number: usize| Page {
+            gref: GrantRef(0),
+            first: 0,
+            sectors: 0,
+            hold: Hold::None,
+            next: if number + 1 < count {
+                number as u16 + 1
+            } else {
+                NONE
+            },
+        };
+        Ok(PagePool {
+            pages: filled(count, page)?,
+            free: if count > 0 { 0 } else { NONE },
+            free_count: count,
+        })
+    }
+
+    /// How many more pages there is room for.
+    pub fn free(&self) -> usize {
+        self.free_count
+    }
+
+    /// Adds a segment's page to a request's; false if there is no room.
+    pub fn push(&mut self, pages: &mut Pages, segment: Segment) -> bool {
+        let at = self.free;
+        let Some(page) = self.pages.get_mut(usize::from(at)) else {
+            return false;
+        };
+        self.free = page.next;
+        self.free_count -= 1;
+        *page = Page {
+            gref: segment.gref(),
+            // Both are at most the sectors of a page.
+            first: segment.first(),
+            sectors: segment.last() - segment.first() + 1,
+            hold: Hold::None,
+            next: NONE,
+        };
+        match self.pages.get_mut(usize::from(pages.last)) {
+            Some(last) => last.next = at,
+            None => pages.first = at,
+        }
+        pages.last = at;
+        pages.len += 1;
+        true
+    }
+
+    /// The pages of a request, in order.
+    pub fn iter(&self, pages: &Pages) -> impl Iterator<Item = &Page> + use<'_> {
+        let mut at = pages.first;
+        core::iter::from_fn(move || {
+            let page = self.pages.get(usize::from(at))?;
+            at = page.next;
+            Some(page)
+        })
+    }
+
+    /// Calls `each` with every page of a request, in order.
+    pub fn for_each(&mut self, pages: &Pages, mut each: impl FnMut(&mut Page)) {
+        let mut at = pages.first;
+        while let Some(page) = self.pages.get_mut(usize::from(at)) {
+            at = page.next;
+            each(page);
+        }
+    }
+
+    /// Gives the room of a request's pages back. `each` gets how each of them was held.
+    pub fn drain(&mut self, pages: &mut Pages, mut each: impl FnMut(Hold)) {
+        let Pages { first, last, len } = core::mem::replace(pages, Pages::EMPTY);
+        let mut at = first;
+        while let Some(page) = self.pages.get_mut(usize::from(at)) {
+            each(core::mem::replace(&mut page.hold, Hold::None));
+            at = page.next;
+        }
+        if let Some(page) = self.pages.get_mut(usize::from(last)) {
+            page.next = core::mem::replace(&mut self.free, first);
+            self.free_count += usize::from(len);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn segment(gref: u32) -> Segment {
+        Segment::whole(GrantRef(gref))
+    }
+
+    fn grefs(pool: &PagePool, pages: &Pages) -> Vec<u32> {
+        pool.iter(pages).map(|page| page.gref.0).collect()
+    }
+
+    #[test]
+    fn requests_share_the_room_for_pages() {
+        let mut pool = PagePool::new(4).unwrap();
+        let (mut one, mut two) = (Pages::EMPTY, Pages::EMPTY);
+        for gref in 0..2 {
+            assert!(pool.push(&mut one, segment(gref)));
+            assert!(pool.push(&mut two, segment(gref + 10)));
+        }
+        assert!(!pool.push(&mut one, segment(9)), "four pages are all");
+        assert_eq!(grefs(&pool, &one), [0, 1]);
+        assert_eq!(grefs(&pool, &two), [10, 11]);
+        let mut given_back = 0;
+        pool.drain(&mut one, |_| given_back += 1);
+        assert_eq!((given_back, one.len(), pool.free()), (2, 0, 2));
+        assert!(pool.push(&mut two, segment(12)));
+        assert_eq!(grefs(&pool, &two), [10, 11, 12]);
+        pool.drain(&mut two, |_| ());
+        pool.drain(&mut one, |_| ());
+        assert_eq!(pool.free(), 4);
+    }
+}

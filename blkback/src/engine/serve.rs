@@ -44,18 +44,17 @@ async fn until_stopped<H: Hypervisor>(
     guard: &QueueGuard,
     turn: &mut Turn,
 ) -> Result<(), QueueError> {
-    turn.wake();
     let mut pace = Pace::new(queue.options(), handle.now(), handle.lateness());
     let mut back_off = BackOff::default();
     let most = queue.slots();
     while !guard.is_stopped() {
-        if !turn.take() {
-            // Another queue of this guest has it.
+        queue.settle();
+        let waiting = queue.waiting()?;
+        if waiting > 0 && !turn.take() {
+            // Other queues of this guest have had its turns.
             handle.yield_now().await;
             continue;
         }
-        queue.settle();
-        let waiting = queue.waiting()?;
         match pace.look(handle.now(), waiting + queue.unpublished(), most) {
             Look::Again => {
                 // What goes on meanwhile is to begin at once; what costs a hypercall is better done
@@ -72,7 +71,6 @@ async fn until_stopped<H: Hypervisor>(
             }
             Look::Sleep => {
                 if !queue.final_check()? {
-                    turn.sleep();
                     let notified = something_happens(queue, guard).await;
                     let waiting = queue.waiting()?;
                     pace.woke(handle.now(), waiting);
@@ -85,7 +83,6 @@ async fn until_stopped<H: Hypervisor>(
                             look_away(handle, queue, guard, delay).await;
                         }
                     }
-                    turn.wake();
                     continue;
                 }
             }

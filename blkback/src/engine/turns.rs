@@ -1,49 +1,136 @@
 //! Turns of the queues of one vCPU, shared between guests and not between queues: a guest with many
-//! queues gets no more of the vCPU than one with a single queue that asks as much.
+//! queues gets at most twice as much of the vCPU as one with a single queue that asks as much.
 //!
-//! The executor polls the tasks that can run one after another, again and again. That is a round. As
-//! long as queues of several guests are awake on the vCPU, one queue of each guest has a turn in a round,
-//! the one that has waited longest; the guest's others pass. Passing costs a poll of the task and nothing
-//! else. Where one guest is alone, every queue has its turn in every round.
+//! The executor polls the tasks that can run one after another, again and again. Once through all queues
+//! that have work is a round. In each round a guest has as many turns as the guest with the fewest queues
+//! that had work in the last one; its other queues pass, and those that have passed longest are the next.
+//! So guests with equally many queues never pass. Passing costs a poll of the task and nothing else, and
+//! where only one guest has queues on the vCPU, or has work for it, nobody passes.
 
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-/// What the queues of a vCPU share. All that use it run there, so each access is a plain one.
-#[derive(Debug, Default)]
+/// For so many rounds after the last one in which several guests had work, more of that is expected: a
+/// guest that asks for one thing after another has none in most rounds.
+const EXPECTED: u32 = 16;
+
+/// The number of turns in a round doubles so seldom.
+const RISES_EVERY: u32 = 4;
+
+/// A guest may have so many times the turns of the one with the fewest. With 1, the queues of guests that
+/// differ a little would pass again and again, which cost a tenth of a request's instructions.
+const TOLERATED: u32 = 2;
+
+/// What the queues of a vCPU share. All that take turns run there, so each access is a plain one.
+#[derive(Debug)]
 pub struct VcpuTurns {
+    /// How many guests have queues there.
+    guests: AtomicU32,
     /// The number of the round that is going on.
     round: AtomicU32,
-    /// How many guests have queues that are awake.
-    guests: AtomicU32,
+    /// How many guests had work in this round so far.
+    busy: AtomicU32,
+    /// The last round in which several had.
+    shared: AtomicU32,
+    /// The turns that each guest has in this round, and the fewest that one of them could have used.
+    most: AtomicU32,
+    least: AtomicU32,
+}
+
+impl Default for VcpuTurns {
+    fn default() -> Self {
+        VcpuTurns {
+            guests: AtomicU32::new(0),
+            round: AtomicU32::new(2 * EXPECTED),
+            busy: AtomicU32::new(0),
+            shared: AtomicU32::new(0),
+            most: AtomicU32::new(1),
+            least: AtomicU32::new(u32::MAX),
+        }
+    }
+}
+
+impl VcpuTurns {
+    /// Begins a round. The number of turns falls at once, and rises slowly: a guest that has one queue with
+    /// work now and then counts in between, too.
+    fn next_round(&self) -> u32 {
+        let round = self.round.load(Relaxed).wrapping_add(1);
+        let mut most = self.most.load(Relaxed);
+        if round.is_multiple_of(RISES_EVERY) {
+            most = most.saturating_mul(2);
+        }
+        self.most.store(most.min(self.least.load(Relaxed)), Relaxed);
+        self.least.store(u32::MAX, Relaxed);
+        self.busy.store(0, Relaxed);
+        self.round.store(round, Relaxed);
+        round
+    }
 }
 
 /// What a guest's queues on a vCPU share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct GuestTurns {
     vcpu: Arc<VcpuTurns>,
-    /// How many of its queues are awake.
-    awake: AtomicU32,
-    /// The last round in which one of them had a turn.
-    last: AtomicU32,
+    /// The last round in which it had work.
+    round: AtomicU32,
+    /// How many of its queues had work in that round so far, and how many had a turn.
+    asked: AtomicU32,
+    used: AtomicU32,
+    /// The same of the round before.
+    asked_before: AtomicU32,
+    used_before: AtomicU32,
 }
 
 impl GuestTurns {
     /// Those of a guest that has no queues on this vCPU yet.
     pub fn on(vcpu: &Arc<VcpuTurns>) -> Self {
+        vcpu.guests.fetch_add(1, Relaxed);
         GuestTurns {
             vcpu: vcpu.clone(),
-            ..GuestTurns::default()
+            round: AtomicU32::default(),
+            asked: AtomicU32::default(),
+            used: AtomicU32::default(),
+            asked_before: AtomicU32::default(),
+            used_before: AtomicU32::default(),
         }
+    }
+
+    /// Its first queue with work in a round is polled.
+    fn begin(&self, round: u32) {
+        let vcpu = &self.vcpu;
+        let asked = self.asked.swap(0, Relaxed);
+        let least = vcpu
+            .least
+            .load(Relaxed)
+            .min(asked.max(1).saturating_mul(TOLERATED));
+        vcpu.least.store(least, Relaxed);
+        if increased(&vcpu.busy) == 2 {
+            vcpu.shared.store(round, Relaxed);
+        }
+        self.asked_before.store(asked, Relaxed);
+        self.used_before.store(self.used.swap(0, Relaxed), Relaxed);
+        self.round.store(round, Relaxed);
     }
 }
 
-/// A queue's part in it. It is asleep at first, and again when it is dropped.
+impl Default for GuestTurns {
+    /// Those of a guest that has a vCPU for itself.
+    fn default() -> Self {
+        GuestTurns::on(&Arc::default())
+    }
+}
+
+impl Drop for GuestTurns {
+    fn drop(&mut self) {
+        self.vcpu.guests.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A queue's part in it.
 #[derive(Debug, Default)]
 pub struct Turn {
     guest: Arc<GuestTurns>,
-    awake: bool,
-    /// The last round in which it was polled.
+    /// The last round in which it was polled with work.
     seen: u32,
     /// The rounds that it has passed since it had a turn.
     passed: u32,
@@ -58,64 +145,50 @@ impl Turn {
         }
     }
 
-    /// The queue looks for work from now on.
-    #[inline]
-    pub fn wake(&mut self) {
-        if !core::mem::replace(&mut self.awake, true) && add(&self.guest.awake, 1) == 1 {
-            add(&self.guest.vcpu.guests, 1);
-        }
-        // Whoever was asleep has waited.
-        self.passed = u32::MAX;
-    }
-
-    /// The queue sleeps from now on.
-    #[inline]
-    pub fn sleep(&mut self) {
-        if core::mem::replace(&mut self.awake, false) && add(&self.guest.awake, u32::MAX) == 0 {
-            add(&self.guest.vcpu.guests, u32::MAX);
-        }
-    }
-
-    /// Whether the queue has its turn now that it is polled.
+    /// Whether the queue, which is polled and has work, has its turn now.
     #[inline]
     pub fn take(&mut self) -> bool {
-        self.guest.awake.load(Relaxed) <= 1 || self.take_of_many()
+        self.guest.vcpu.guests.load(Relaxed) <= 1 || self.take_among_guests()
     }
 
-    fn take_of_many(&mut self) -> bool {
-        let guest = &self.guest;
-        let awake = guest.awake.load(Relaxed);
-        if guest.vcpu.guests.load(Relaxed) <= 1 {
-            return true;
-        }
+    fn take_among_guests(&mut self) -> bool {
+        let guest = &*self.guest;
+        let vcpu = &*guest.vcpu;
         // The first that is polled for the second time begins the next round.
-        let mut round = guest.vcpu.round.load(Relaxed);
+        let mut round = vcpu.round.load(Relaxed);
         if self.seen == round {
-            round = add(&guest.vcpu.round, 1);
+            round = vcpu.next_round();
         }
         self.seen = round;
-        // The queues of a guest are polled in the same order in each round: without counting, the first
-        // one would always be the one.
-        if guest.last.load(Relaxed) == round || self.passed < awake - 1 {
+        if guest.round.load(Relaxed) != round {
+            guest.begin(round);
+        }
+        increased(&guest.asked);
+        let alone = round.wrapping_sub(vcpu.shared.load(Relaxed)) > EXPECTED;
+        if !alone && self.has_to_pass() {
             self.passed = self.passed.saturating_add(1);
             return false;
         }
-        guest.last.store(round, Relaxed);
+        increased(&guest.used);
         self.passed = 0;
         true
     }
-}
 
-impl Drop for Turn {
-    fn drop(&mut self) {
-        self.sleep();
+    fn has_to_pass(&self) -> bool {
+        let most = self.guest.vcpu.most.load(Relaxed).max(1);
+        if self.guest.used.load(Relaxed) >= most {
+            return true;
+        }
+        // The queues of a guest are polled in the same order in each round: without counting, the first
+        // ones would always be those that have a turn.
+        let asked = self.guest.asked_before.load(Relaxed);
+        asked > most && self.passed < (asked - 1) / most && self.guest.used_before.load(Relaxed) > 0
     }
 }
 
-/// Adds, and returns the sum. Nobody else is there to change it meanwhile.
-#[inline]
-fn add(number: &AtomicU32, count: u32) -> u32 {
-    let sum = number.load(Relaxed).wrapping_add(count);
+/// Adds one, and returns the sum. Nobody else is there to change it meanwhile.
+fn increased(number: &AtomicU32) -> u32 {
+    let sum = number.load(Relaxed).wrapping_add(1);
     number.store(sum, Relaxed);
     sum
 }
@@ -125,68 +198,95 @@ mod tests {
     use super::*;
     use alloc::vec::Vec;
 
-    /// Lets the queues of each guest ask for many rounds; returns how many turns each queue had.
-    fn turns(guests: &[usize], rounds: usize) -> Vec<Vec<u32>> {
-        let vcpu = Arc::default();
-        let queues = |&count: &usize| {
-            let guest = Arc::new(GuestTurns::on(&vcpu));
-            (0..count).map(|_| (Turn::of(guest.clone()), 0)).collect()
-        };
-        let mut all: Vec<Vec<(Turn, u32)>> = guests.iter().map(queues).collect();
-        all.iter_mut().flatten().for_each(|(turn, _)| turn.wake());
-        for _ in 0..rounds {
-            for (turn, had) in all.iter_mut().flatten() {
-                *had += u32::from(turn.take());
-            }
-        }
-        let had = |queues: Vec<(Turn, u32)>| queues.into_iter().map(|(_, had)| had).collect();
-        all.into_iter().map(had).collect()
-    }
+    /// The queues of some guests on one vCPU, and how many turns each had.
+    struct Queues(Vec<Vec<(Turn, u32)>>);
 
-    #[test]
-    fn guests_share_the_turns_and_queues_share_their_guests() {
-        for guests in [&[8, 1][..], &[1, 8], &[3, 5, 1], &[15, 15], &[2, 1, 2]] {
-            let rounds = 3000;
-            for queues in turns(guests, rounds) {
-                let sum: u32 = queues.iter().sum();
-                assert!(sum as usize <= rounds + 16, "{guests:?}: {queues:?}");
-                assert!(
-                    sum as usize >= rounds - rounds / 10,
-                    "{guests:?}: {queues:?}"
-                );
-                let (least, most) = (queues.iter().min(), queues.iter().max());
-                assert!(
-                    most.unwrap() - least.unwrap() <= 32,
-                    "{guests:?}: {queues:?}"
-                );
+    impl Queues {
+        fn of(guests: &[usize]) -> Queues {
+            let vcpu = Arc::default();
+            let queues = |&count: &usize| {
+                let guest = Arc::new(GuestTurns::on(&vcpu));
+                (0..count).map(|_| (Turn::of(guest.clone()), 0)).collect()
+            };
+            Queues(guests.iter().map(queues).collect())
+        }
+
+        /// Polls all that have work, `times` times. Returns how many turns each guest had.
+        fn poll(
+            &mut self,
+            times: usize,
+            has_work: impl Fn(usize, usize, usize) -> bool,
+        ) -> Vec<u32> {
+            let mut had = Vec::new();
+            had.resize(self.0.len(), 0);
+            for time in 0..times {
+                for (guest, queues) in self.0.iter_mut().enumerate() {
+                    for (number, (turn, turns)) in queues.iter_mut().enumerate() {
+                        if has_work(time, guest, number) && turn.take() {
+                            *turns += 1;
+                            had[guest] += 1;
+                        }
+                    }
+                }
             }
+            had
         }
     }
 
     #[test]
-    fn a_guest_alone_passes_no_turn() {
-        assert_eq!(turns(&[4], 100), [[100; 4]]);
+    fn no_guest_has_more_than_twice_the_turns_and_queues_share_their_guests() {
+        for guests in [&[8, 1][..], &[1, 8], &[3, 5, 1], &[15, 2], &[2, 1, 2]] {
+            let mut queues = Queues::of(guests);
+            let had = queues.poll(3000, |_, _, _| true);
+            let (least, most) = (had.iter().min().unwrap(), had.iter().max().unwrap());
+            assert!(*most <= least * 2 + least / 10, "{guests:?}: {had:?}");
+            for queues in queues.0 {
+                let turns: Vec<u32> = queues.into_iter().map(|(_, turns)| turns).collect();
+                let (least, most) = (turns.iter().min().unwrap(), turns.iter().max().unwrap());
+                assert!(most - least <= 40, "{guests:?}: {turns:?}");
+            }
+        }
     }
 
     #[test]
-    fn guests_whose_queues_sleep_take_nothing() {
-        let vcpu = Arc::default();
-        let (one, two) = (GuestTurns::on(&vcpu), GuestTurns::on(&vcpu));
-        let (one, two) = (Arc::new(one), Arc::new(two));
-        let mut many: Vec<Turn> = (0..4).map(|_| Turn::of(one.clone())).collect();
-        let mut other = Turn::of(two);
-        many.iter_mut().for_each(Turn::wake);
-        other.wake();
-        let round = |many: &mut Vec<Turn>, other: &mut Turn| {
-            other.take();
-            many.iter_mut()
-                .filter_map(|turn| turn.take().then_some(()))
-                .count()
-        };
-        assert!((0..20).all(|_| round(&mut many, &mut other) <= 1));
-        other.sleep();
-        assert!((0..20).all(|_| many.iter_mut().all(Turn::take)));
-        drop(many);
-        assert_eq!((vcpu.guests.load(Relaxed), one.awake.load(Relaxed)), (0, 0));
+    fn guests_with_as_many_queues_and_a_guest_alone_pass_nothing() {
+        let mut queues = Queues::of(&[8, 8, 8]);
+        queues.poll(20, |_, _, _| true);
+        assert_eq!(queues.poll(100, |_, _, _| true), [800; 3]);
+        assert_eq!(Queues::of(&[8]).poll(100, |_, _, _| true), [800]);
+        // The others have queues, and no work for a while.
+        let mut queues = Queues::of(&[8, 1]);
+        queues.poll(10, |_, _, _| true);
+        queues.poll(20, |_, guest, _| guest == 0);
+        assert_eq!(queues.poll(100, |_, guest, _| guest == 0), [800, 0]);
+    }
+
+    #[test]
+    fn a_guest_that_asks_now_and_then_waits_for_few_turns_of_others() {
+        let mut queues = Queues::of(&[16, 1]);
+        let now_and_then = |time: usize, guest, _| guest == 0 || time.is_multiple_of(4);
+        queues.poll(40, now_and_then);
+        let had = queues.poll(400, now_and_then);
+        assert_eq!(had[1], 100, "its turn comes at once");
+        assert!(had[0] <= 400 * 16 / 4, "{had:?}");
+    }
+
+    #[test]
+    fn queues_that_idle_take_nothing_from_their_guests_others() {
+        // Both guests have eight queues, and one has work for one of them alone.
+        let mut queues = Queues::of(&[8, 8]);
+        let work = |_, guest, number| guest == 0 || number == 3;
+        queues.poll(40, work);
+        let had = queues.poll(1000, work);
+        assert!(had[0] <= 2100 && had[1] == 1000, "{had:?}");
+    }
+
+    #[test]
+    fn a_guest_that_has_gone_is_not_shared_with() {
+        let vcpu = Arc::new(VcpuTurns::default());
+        let guests = [0, 1].map(|_| GuestTurns::on(&vcpu));
+        assert_eq!(vcpu.guests.load(Relaxed), 2);
+        drop(guests);
+        assert_eq!(vcpu.guests.load(Relaxed), 0);
     }
 }

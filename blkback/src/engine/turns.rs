@@ -217,8 +217,7 @@ mod tests {
             times: usize,
             has_work: impl Fn(usize, usize, usize) -> bool,
         ) -> Vec<u32> {
-            let mut had = Vec::new();
-            had.resize(self.0.len(), 0);
+            let mut had = alloc::vec![0; self.0.len()];
             for time in 0..times {
                 for (guest, queues) in self.0.iter_mut().enumerate() {
                     for (number, (turn, turns)) in queues.iter_mut().enumerate() {

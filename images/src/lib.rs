@@ -34,7 +34,8 @@
 //! let second = catalog.open(&target, Access::ReadWrite, "domain 6, xvda");
 //! assert_eq!(
 //!     second.err().expect("refused").to_string(),
-//!     "image disk0 is open for writing by domain 5, xvda"
+//!     "image disk0 is open for writing by domain 5, xvda; two that write, or write and read, \
+//!      need shared=yes in the target of each"
 //! );
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

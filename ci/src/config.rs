@@ -63,7 +63,7 @@ pub struct Config {
     /// The most that it may be given later; as many as `vcpus` where this is less.
     pub maxvcpus: u32,
     /// Which of the host's processors it may use, as `xl` writes it. The first one is unsafe for domains that
-    /// use the processor's virtualization: see "Faults of the emulation" in `ci/README.md`.
+    /// use the processor's virtualization: see `docs/emulator-faults.md`.
     pub cpus: &'static str,
     /// How many frames Xen keeps to track what the domain has mapped; Xen's default if `None`.
     pub max_maptrack_frames: Option<u32>,

@@ -1,6 +1,6 @@
 //! Telling faults of the emulation apart from faults of our own domains.
 //!
-//! QEMU's emulation of a Xen host has faults of its own (`ci/README.md` counts them): a stock Linux
+//! QEMU's emulation of a Xen host has faults of its own (`docs/emulator-faults.md` counts them): a stock Linux
 //! guest dies of a triple fault or is interrupted where no processor does it, or a program in dom0 dies
 //! of a signal. Those lines are what a rerun may be founded on; what one of our own domains does is never
 //! one of them. A triple fault is nothing that it does: all an exception of its own needs in order to be

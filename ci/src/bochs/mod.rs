@@ -2,7 +2,7 @@
 //!
 //! Bochs interprets one instruction after the other, ten times as slowly as QEMU, and shows Xen an Intel
 //! processor with VMX and extended page tables where QEMU's has AMD's SVM. It runs what QEMU emulates wrongly
-//! ("Faults of the emulation" in `ci/README.md`). It has no folder to share with dom0: dom0 finds a disk with
+//! (`docs/emulator-faults.md`). It has no folder to share with dom0: dom0 finds a disk with
 //! one script and the files that this needs, and prints what the script prints to a serial port.
 
 pub mod boot_cd;

@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// How the machine is emulated. See `ci/README.md` for what was tried and counted.
+/// How the machine is emulated. See `docs/emulator-faults.md` for what was tried and counted.
 #[derive(Clone, Debug)]
 pub struct Machine {
     /// QEMU's `-cpu`.

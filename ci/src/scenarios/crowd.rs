@@ -30,7 +30,7 @@ pub const SCENARIOS: &[Scenario] = &[
 const LIMIT: Duration = Duration::from_secs(480);
 
 /// Lean guests `guest0` and on, the n-th with `ram:disk<n>`. They are PV guests: the busier a host, the
-/// more often the emulation kills PVH ones (ci/README.md), of which other scenarios have theirs.
+/// more often the emulation kills PVH ones (docs/emulator-faults.md), of which other scenarios have theirs.
 fn guests(host: &Host, count: usize) -> Result<Vec<Guest<'_>>> {
     // More than two at a time would only wait for each other's processor.
     let mut all = Vec::new();

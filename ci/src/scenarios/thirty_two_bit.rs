@@ -1,6 +1,6 @@
 //! A 32-bit Linux guest: its rings have the 32-bit layout, its pages lie in PAE page tables.
 //!
-//! QEMU cannot emulate one under Xen (`ci/README.md`, "Faults of the emulation"), so Bochs does.
+//! QEMU cannot emulate one under Xen (`docs/emulator-faults.md`), so Bochs does.
 
 use crate::bochs::Bochs;
 use crate::config::{Config, Kind};

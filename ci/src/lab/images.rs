@@ -66,11 +66,7 @@ impl Image {
     pub fn sha256(&self) -> Result<String> {
         let mut hash = Sha256::new();
         io::copy(&mut self.contents()?, &mut hash)?;
-        Ok(hash
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect())
+        Ok(format!("{:x}", hash.finalize()))
     }
 }
 

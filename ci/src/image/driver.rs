@@ -41,8 +41,8 @@ pub struct DriverImage {
 pub fn ensure(host: &HostImage, say: &dyn Fn(&str)) -> Result<DriverImage> {
     let root = host.disk.parent().context("the root disk has no folder")?;
     let root_name = root.to_string_lossy();
-    let sources = [include_str!("driver.rs"), include_str!("initramfs.rs")];
-    let key = key(&[&root_name, INIT, HOTPLUG, sources[0], sources[1]]);
+    let code = include_str!("driver.rs");
+    let key = key(&[&root_name, INIT, HOTPLUG, code, initramfs::CODE]);
     let dir = crate::workspace::cache().join(format!("driver-{key}"));
     complete(&dir, |dir| {
         say("making the Linux driver domain's initramfs");

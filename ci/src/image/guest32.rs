@@ -52,8 +52,8 @@ pub fn ensure(say: &dyn Fn(&str)) -> Result<Guest32> {
     let root = workspace::cache().join(format!("root32-{root_key}"));
     complete(&root, |dir| make_root(dir, say))?;
 
-    let sources = [include_str!("guest32.rs"), include_str!("initramfs.rs")];
-    let key = key(&[&root_key, INIT, sources[0], sources[1]]);
+    let code = include_str!("guest32.rs");
+    let key = key(&[&root_key, INIT, code, initramfs::CODE]);
     let dir = workspace::cache().join(format!("guest32-{key}"));
     complete(&dir, |dir| make_boot(&root.join("root.tar"), dir, say))?;
     Ok(Guest32 {

@@ -15,6 +15,9 @@ pub const SOURCES: &str = concat!(
     include_str!("../../scripts/lab-xen.py"),
 );
 
+/// The code that makes them; part of the cache's key, too.
+pub(super) const CODE: &str = concat!(include_str!("initramfs.rs"), include_str!("cpio.rs"));
+
 /// Programs that guests get.
 pub(super) const GUEST_PROGRAMS: &[&str] = &[
     "/usr/bin/fio",

@@ -102,7 +102,7 @@ pub fn ensure(release: Release, say: &dyn Fn(&str)) -> Result<HostImage> {
     let boot_key = key(&[
         &root_key,
         initramfs::SOURCES,
-        include_str!("initramfs.rs"),
+        initramfs::CODE,
         include_str!("second_kernel.rs"),
         include_str!("unpack.rs"),
     ]);
@@ -198,8 +198,7 @@ fn key(parts: &[&str]) -> String {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
-    hash.finalize()[..6]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    let mut hex = format!("{:x}", hash.finalize());
+    hex.truncate(12);
+    hex
 }

@@ -10,7 +10,7 @@ pub mod fault;
 pub mod fuzz;
 pub mod host;
 pub mod image;
-pub mod lab;
 pub mod process;
 pub mod scenarios;
+pub mod testbed;
 pub mod workspace;

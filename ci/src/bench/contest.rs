@@ -9,7 +9,7 @@ use super::meter::Watch;
 use super::results::{Contender, Results, Run};
 use super::statistics;
 use crate::host::Host;
-use crate::lab::progress::Progress;
+use crate::testbed::progress::Progress;
 use anyhow::{Context, Result};
 use std::time::{Duration, Instant};
 

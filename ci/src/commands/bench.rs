@@ -7,7 +7,7 @@ use crate::bench::{Plan, chart, contest, job, markdown, table};
 use crate::config::Kind;
 use crate::host::{Host, qemu::Machine, xenstored::Xenstored};
 use crate::image::{self, packages, release::Release};
-use crate::lab::progress::Progress;
+use crate::testbed::progress::Progress;
 use crate::workspace;
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::{Args, ValueEnum};

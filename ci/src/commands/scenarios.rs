@@ -7,11 +7,11 @@ use super::{
 };
 use crate::host::{qemu::Machine, xenstored::Xenstored};
 use crate::image::{self, packages, release::Release};
-use crate::lab::Scenario;
-use crate::lab::progress::Progress;
-use crate::lab::report::Summary;
-use crate::lab::runner::Runner;
-use crate::lab::solo::Solo;
+use crate::testbed::Scenario;
+use crate::testbed::own_host::OwnHostScenario;
+use crate::testbed::progress::Progress;
+use crate::testbed::report::Summary;
+use crate::testbed::runner::Runner;
 use crate::{scenarios, workspace};
 use anyhow::{Result, bail};
 use std::fs;
@@ -22,22 +22,22 @@ use std::time::Instant;
 #[derive(Default)]
 struct Chosen {
     shared: Vec<Scenario>,
-    solo: Vec<Solo>,
+    own_host: Vec<OwnHostScenario>,
 }
 
 impl Chosen {
     fn all() -> Self {
         Self {
             shared: scenarios::all(),
-            solo: scenarios::solo(),
+            own_host: scenarios::own_host(),
         }
     }
 
     /// Their names, and what each proves.
     fn names(&self) -> Vec<(&'static str, &'static str)> {
         let shared = self.shared.iter().map(|one| (one.name, one.about));
-        let solo = self.solo.iter().map(|one| (one.name, one.about));
-        shared.chain(solo).collect()
+        let own_host = self.own_host.iter().map(|one| (one.name, one.about));
+        shared.chain(own_host).collect()
     }
 
     /// Keeps those whose names contain one of these words (all without any).
@@ -50,7 +50,7 @@ impl Chosen {
         let wanted =
             |name: &str| words.is_empty() || words.iter().any(|word| name.contains(word.as_str()));
         self.shared.retain(|scenario| wanted(scenario.name));
-        self.solo.retain(|scenario| wanted(scenario.name));
+        self.own_host.retain(|scenario| wanted(scenario.name));
         Ok(())
     }
 }
@@ -60,7 +60,7 @@ pub fn demo(release: Release, xenstored: Xenstored) -> Result<bool> {
     let start = Instant::now();
     let mut chosen = Chosen {
         shared: scenarios::all(),
-        solo: Vec::new(),
+        own_host: Vec::new(),
     };
     chosen.shared.retain(|scenario| scenario.demo);
     let summary = run_scenarios(release, xenstored, &chosen, None, &Progress::default())?;
@@ -90,14 +90,14 @@ pub fn some(
 /// At the end a few run again on a host where the other program keeps xenstore.
 pub fn test(release: Release, xenstored: Xenstored) -> Result<bool> {
     packages::ensure_for_tests()?;
-    let Chosen { shared, solo } = Chosen::all();
-    for scenario in &solo {
+    let Chosen { shared, own_host } = Chosen::all();
+    for scenario in &own_host {
         println!("beside the checks: {}", scenario.name);
     }
     let (checks, (beside, not_begun)) = std::thread::scope(|scope| {
-        let solo = scope.spawn(|| {
+        let own_host = scope.spawn(|| {
             let chosen = Chosen {
-                solo,
+                own_host,
                 ..Chosen::default()
             };
             run_or_fail(release, xenstored, &chosen, &Progress::without_steps())
@@ -108,10 +108,10 @@ pub fn test(release: Release, xenstored: Xenstored) -> Result<bool> {
             counts.failed += fuzzed.failed;
             Ok(counts)
         });
-        if !solo.is_finished() {
+        if !own_host.is_finished() {
             println!("waiting for what runs beside them");
         }
-        (checks, solo.join().expect("a scenario does not panic"))
+        (checks, own_host.join().expect("a scenario does not panic"))
     });
     let checks = checks?;
     let chosen = Chosen {
@@ -169,7 +169,7 @@ fn run_scenarios(
 ) -> Result<Summary> {
     let say = |text: &str| progress.step("lab", text);
     packages::ensure()?;
-    if !chosen.solo.is_empty() {
+    if !chosen.own_host.is_empty() {
         packages::ensure_for_bochs()?;
     }
     // On a fresh machine the one compiles while the other downloads.
@@ -183,7 +183,7 @@ fn run_scenarios(
     let (unikernel, image) = (unikernel?, image?);
     fs::create_dir_all(workspace::lab())?;
     let mut summary = Summary::default();
-    for scenario in &chosen.solo {
+    for scenario in &chosen.own_host {
         let say = |text: &str| progress.step(scenario.name, text);
         let outcome = scenario.run(&image, xenstored, &unikernel, &say);
         outcome.announce(progress);

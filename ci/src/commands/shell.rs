@@ -3,10 +3,10 @@
 use crate::config::Kind;
 use crate::host::{Host, qemu::Machine, xenstored::Xenstored};
 use crate::image::{self, packages, release::Release};
-use crate::lab::Lab;
-use crate::lab::images::Image;
-use crate::lab::progress::Progress;
-use crate::lab::storage::disk;
+use crate::testbed::Testbed;
+use crate::testbed::images::Image;
+use crate::testbed::progress::Progress;
+use crate::testbed::storage::disk;
 use crate::workspace;
 use anyhow::{Context, Result, bail};
 use std::fs;
@@ -35,10 +35,14 @@ pub fn run(release: Release, xenstored: Xenstored) -> Result<()> {
     let host = Host::boot(dir, &image, &machine, false)?;
     fs::copy(&unikernel, host.instance().share().join("bulkhead"))?;
 
-    let lab = Lab::new(&host, &image, "shell", &progress);
+    let testbed = Testbed::new(&host, &image, "shell", &progress);
     let images = [Image::mib("root.img", 64)];
-    let _storage = lab.storage(Kind::Pvh).images(&images)?.memory(80).start()?;
-    lab.step("booting a guest");
+    let _storage = testbed
+        .storage(Kind::Pvh)
+        .images(&images)?
+        .memory(80)
+        .start()?;
+    testbed.step("booting a guest");
     let disks = [disk("storage", "xvda", "rw", "ram:root.img")];
     let _guest = host.guest("guest", Kind::Pvh, &disks)?;
     progress.finish();

@@ -4,13 +4,13 @@ use crate::config::Kind;
 use crate::host::block_list::{self, Row};
 use crate::host::domain::Domain;
 use crate::host::guest::Guest;
-use crate::lab::held::Held;
-use crate::lab::images::Image;
-use crate::lab::leftover::State;
-use crate::lab::report::milliseconds;
-use crate::lab::storage::disk;
-use crate::lab::{Lab, MINUTE, Scenario, noise};
 use crate::process::tail;
+use crate::testbed::host_state::HostState;
+use crate::testbed::images::Image;
+use crate::testbed::leak_check::Holdings;
+use crate::testbed::report::milliseconds;
+use crate::testbed::storage::disk;
+use crate::testbed::{MINUTE, Scenario, Testbed, write_verify};
 use anyhow::{Result, ensure};
 use std::time::{Duration, Instant};
 
@@ -75,44 +75,48 @@ fn coming() -> Vec<String> {
     (1..=AT_ONCE).map(name).collect()
 }
 
-fn hundred_rounds(lab: &Lab) -> Result<()> {
-    lab.may_take(ROUNDS_LIMIT);
-    let _preferred = lab.host.prefer_dom0()?;
+fn hundred_rounds(testbed: &Testbed) -> Result<()> {
+    testbed.may_take(ROUNDS_LIMIT);
+    let _preferred = testbed.host.prefer_dom0()?;
     let mut images = vec![Image::mib("busy", 4)];
     images.extend(coming().iter().map(|name| Image::mib(name, 1)));
-    let mut storage = lab.storage(Kind::Pvh).images(&images)?.memory(24).start()?;
-    let alone = Held::by(lab.host, storage.id)?;
-    lab.step("a guest with one disk");
+    let mut storage = testbed
+        .storage(Kind::Pvh)
+        .images(&images)?
+        .memory(24)
+        .start()?;
+    let alone = Holdings::by(testbed.host, storage.id)?;
+    testbed.step("a guest with one disk");
     let disks = [disk("storage", "xvda", "rw", "ram:busy")];
-    let mut guest = lab.host.lean_guest("guest", Kind::Pv, &disks)?;
-    let busy = guest.start(&noise::keep_at_it("xvda", 1))?;
-    noise::wait_for_passes(&guest, 1)?;
-    let with_guest = Held::by(lab.host, storage.id)?;
-    let whole_host = State::of(lab.host)?;
+    let mut guest = testbed.host.lean_guest("guest", Kind::Pv, &disks)?;
+    let busy = guest.start(&write_verify::keep_at_it("xvda", 1))?;
+    write_verify::wait_for_passes(&guest, 1)?;
+    let with_guest = Holdings::by(testbed.host, storage.id)?;
+    let whole_host = HostState::of(testbed.host)?;
 
     let mut took = Duration::ZERO;
-    let mut passes = noise::passes(&guest)?;
+    let mut passes = write_verify::passes(&guest)?;
     for done in (STRETCH..=ROUNDS).step_by(STRETCH) {
-        lab.step(format!("rounds {} to {done}", done + 1 - STRETCH));
+        testbed.step(format!("rounds {} to {done}", done + 1 - STRETCH));
         let start = Instant::now();
-        rounds(lab, &guest, STRETCH)?;
+        rounds(testbed, &guest, STRETCH)?;
         took += start.elapsed();
         let detached = storage.console().matches(": detached").count();
         ensure!(
             detached == done * AT_ONCE,
             "after {done} rounds the driver domain's log shows {detached} detached disks"
         );
-        let before = std::mem::replace(&mut passes, noise::passes(&guest)?);
+        let before = std::mem::replace(&mut passes, write_verify::passes(&guest)?);
         ensure!(passes > before, "the other disk was not in use meanwhile");
-        let left = whole_host.new_in(&State::of(lab.host)?);
+        let left = whole_host.new_in(&HostState::of(testbed.host)?);
         ensure!(
             left.is_empty(),
             "after {done} rounds there is more: {left:?}"
         );
         // How many pages of the busy disk are mapped changes from one moment to the next.
-        let now = Held {
+        let now = Holdings {
             grants: with_guest.grants,
-            ..Held::by(lab.host, storage.id)?
+            ..Holdings::by(testbed.host, storage.id)?
         };
         ensure!(
             now == with_guest,
@@ -121,15 +125,15 @@ fn hundred_rounds(lab: &Lab) -> Result<()> {
     }
     let each = milliseconds(took / ROUNDS as u32);
 
-    lab.step(format!("{each} a round; ending the guest"));
-    noise::stop(&guest, busy)?;
+    testbed.step(format!("{each} a round; ending the guest"));
+    write_verify::stop(&guest, busy)?;
     guest.destroy()?;
-    alone.expect(lab.host, storage.id, "after the guest's end")?;
+    alone.expect(testbed.host, storage.id, "after the guest's end")?;
     storage.shutdown()
 }
 
 /// Attaches and detaches `count` times, and looks at every list of disks in between.
-fn rounds(lab: &Lab, guest: &Guest, count: usize) -> Result<()> {
+fn rounds(testbed: &Testbed, guest: &Guest, count: usize) -> Result<()> {
     let script = format!(
         "frontends=/local/domain/{}/device/vbd\nnames='{}'\nconnected={}\n{ROUND}\n\
          for n in $(seq {count}); do round $n 2>&1 || exit; done",
@@ -137,7 +141,7 @@ fn rounds(lab: &Lab, guest: &Guest, count: usize) -> Result<()> {
         coming().join(" "),
         AT_ONCE + 1
     );
-    let output = lab.host.exec(&script, STRETCH_LIMIT)?;
+    let output = testbed.host.exec(&script, STRETCH_LIMIT)?;
     ensure!(output.status == 0, "{}", tail(&output.out, 12));
     let lists = |mark| -> Result<Vec<Vec<Row>>> {
         let parts = output.out.split('@');
@@ -198,21 +202,25 @@ wait
 [ ! -e /tmp/failed ] && cat $(for d in $disks; do echo /tmp/$d; done) | wc -c
 "#;
 
-fn sixteen_disks(lab: &Lab) -> Result<()> {
+fn sixteen_disks(testbed: &Testbed) -> Result<()> {
     let images: Vec<Image> = (0..DISKS)
         .map(|n| Image::mib(&format!("disk{n}"), 2))
         .collect();
-    let mut storage = lab.storage(Kind::Pv).images(&images)?.memory(56).start()?;
-    let before = Held::by(lab.host, storage.id)?;
+    let mut storage = testbed
+        .storage(Kind::Pv)
+        .images(&images)?
+        .memory(56)
+        .start()?;
+    let before = Holdings::by(testbed.host, storage.id)?;
     let disks: Vec<String> = (0..DISKS)
         .map(|n| disk("storage", &name(n), "rw", &format!("ram:disk{n}")))
         .collect();
-    lab.step("a guest with 16 disks");
-    let mut config = lab.host.lean_guest_config("guest", Kind::Pvh, &disks)?;
+    testbed.step("a guest with 16 disks");
+    let mut config = testbed.host.lean_guest_config("guest", Kind::Pvh, &disks)?;
     // Linux's frontend keeps 4 MiB of its own for each disk.
     config.memory += 128;
-    let mut guest = Guest::wait(lab.host.create(&config)?)?;
-    let list = block_list::parse(&lab.host.ok("xl block-list guest")?)?;
+    let mut guest = Guest::wait(testbed.host.create(&config)?)?;
+    let list = block_list::parse(&testbed.host.ok("xl block-list guest")?)?;
     let expected: Vec<Row> = (0..DISKS)
         .map(|n| Row {
             device: device(n),
@@ -220,7 +228,7 @@ fn sixteen_disks(lab: &Lab) -> Result<()> {
         })
         .collect();
     ensure!(list == expected, "xl block-list shows {list:?}");
-    let held = Held::by(lab.host, storage.id)?;
+    let held = Holdings::by(testbed.host, storage.id)?;
     ensure!(
         held.ports >= before.ports + DISKS && held.grants >= before.grants + DISKS,
         "16 disks, but the driver domain holds {} ports and {} grants, without them {} and {}",
@@ -230,7 +238,7 @@ fn sixteen_disks(lab: &Lab) -> Result<()> {
         before.grants
     );
 
-    lab.step("noise on all disks at once");
+    testbed.step("noise on all disks at once");
     let names: Vec<String> = (0..DISKS).map(name).collect();
     let noise = format!("disks='{}'\n{NOISE}", names.join(" "));
     let bytes = guest.ok(&noise, MINUTE)?;
@@ -238,20 +246,20 @@ fn sixteen_disks(lab: &Lab) -> Result<()> {
         bytes.trim() == (DISKS << 20).to_string(),
         "of {DISKS} MiB the guest compared {bytes}"
     );
-    lab.step("detaching the odd ones, then ending the guest");
+    testbed.step("detaching the odd ones, then ending the guest");
     let odd: Vec<String> = (1..DISKS).step_by(2).map(name).collect();
-    lab.host.ok(&format!(
+    testbed.host.ok(&format!(
         "rm -f /tmp/kept\n\
          for d in {}; do (xl block-detach guest $d || touch /tmp/kept) & done; wait\n\
          [ ! -e /tmp/kept ]",
         odd.join(" ")
     ))?;
-    let list = block_list::parse(&lab.host.ok("xl block-list guest")?)?;
+    let list = block_list::parse(&testbed.host.ok("xl block-list guest")?)?;
     let left: Vec<u32> = list.iter().map(|row| row.device).collect();
     let even: Vec<u32> = (0..DISKS).step_by(2).map(device).collect();
     ensure!(left == even, "xl block-list shows {list:?}");
     guest.destroy()?;
-    before.expect(lab.host, storage.id, "after the guest's end")?;
+    before.expect(testbed.host, storage.id, "after the guest's end")?;
     storage.shutdown()
 }
 
@@ -270,36 +278,41 @@ wait
 ls /tmp/read-* | wc -l
 "#;
 
-fn many_disks(lab: &Lab) -> Result<()> {
-    lab.may_take(MANY_LIMIT);
+fn many_disks(testbed: &Testbed) -> Result<()> {
+    testbed.may_take(MANY_LIMIT);
     let verify = |guest: &Guest| -> Result<()> {
-        let output = guest.ok(&noise::command("xvda", 1), MINUTE)?;
-        ensure!(noise::is_equal(&output, 1), "{}: {output}", guest.name);
+        let output = guest.ok(&write_verify::command("xvda", 1), MINUTE)?;
+        ensure!(
+            write_verify::is_equal(&output, 1),
+            "{}: {output}",
+            guest.name
+        );
         Ok(())
     };
-    let mut bystander = lab.host.lean_guest("bystander", Kind::Pv, &[])?;
+    let mut bystander = testbed.host.lean_guest("bystander", Kind::Pv, &[])?;
     // The ramdisk is one image. Where it is large, little of the memory is left for disks.
     for (memory, image, kind) in [(16, 1, Kind::Pv), (64, 1, Kind::Pv), (296, 280, Kind::Pvh)] {
-        let (here, _) = lab.shared_file("image");
+        let (here, _) = testbed.shared_file("image");
         std::fs::File::create(here)?.set_len(image << 20)?;
-        let storage = lab.storage(Kind::Pvh).ramdisk("image").memory(memory);
+        let storage = testbed.storage(Kind::Pvh).ramdisk("image").memory(memory);
         let mut storage = storage.start()?;
         let ours = disk("storage", "xvda", "rw", "ram:disk0");
-        lab.host
+        testbed
+            .host
             .ok(&format!("xl block-attach bystander '{ours}'"))?;
         bystander.ok("until [ -b /dev/xvda ]; do usleep 100000; done", MINUTE)?;
         verify(&bystander)?;
-        lab.step(format!("{MANY} disks of one guest, with {memory} MiB"));
+        testbed.step(format!("{MANY} disks of one guest, with {memory} MiB"));
         let name = |n: usize| format!("xvd{}", char::from(b'a' + n as u8));
         let disks: Vec<String> = (0..MANY)
             .map(|n| disk("storage", &name(n), "rw", "null:64M"))
             .collect();
-        let mut config = lab.host.lean_guest_config("guest", kind, &disks)?;
+        let mut config = testbed.host.lean_guest_config("guest", kind, &disks)?;
         config.vcpus = 4;
         // Linux's frontend keeps 4 MiB of its own for each queue with persistent grants.
         config.memory += 128;
-        let mut guest = Guest::wait(lab.host.create(&config)?)?;
-        let list = block_list::parse(&lab.host.ok("xl block-list guest")?)?;
+        let mut guest = Guest::wait(testbed.host.create(&config)?)?;
+        let list = block_list::parse(&testbed.host.ok("xl block-list guest")?)?;
         let connected = list.iter().filter(|row| row.state == 4).count();
         ensure!(connected == MANY, "xl block-list shows {list:?}");
         let names: Vec<String> = (0..MANY).map(name).collect();
@@ -308,17 +321,20 @@ fn many_disks(lab: &Lab) -> Result<()> {
         ensure!(read.trim() == MANY.to_string(), "{read} disks were read");
         verify(&bystander)?;
 
-        lab.step("an image that grows leaves memory for disks to come");
-        let answer = grow_as_far_as_it_goes(lab, &storage)?;
+        testbed.step("an image that grows leaves memory for disks to come");
+        let answer = grow_as_far_as_it_goes(testbed, &storage)?;
         ensure!(answer.contains(" grew from "), "data/grow: {answer}");
         let next = disk("storage", "xvdb", "rw", "null:64M");
-        lab.host
+        testbed
+            .host
             .ok(&format!("xl block-attach bystander '{next}'"))?;
         bystander.ok("until [ -b /dev/xvdb ]; do usleep 100000; done", MINUTE)?;
         verify(&bystander)?;
         guest.destroy()?;
         for name in ["xvda", "xvdb"] {
-            lab.host.ok(&format!("xl block-detach bystander {name}"))?;
+            testbed
+                .host
+                .ok(&format!("xl block-detach bystander {name}"))?;
         }
         storage.shutdown()?;
     }
@@ -326,7 +342,7 @@ fn many_disks(lab: &Lab) -> Result<()> {
 }
 
 /// Has the image grow a MiB at a time until that is refused; returns the last answer before.
-fn grow_as_far_as_it_goes(lab: &Lab, storage: &Domain) -> Result<String> {
+fn grow_as_far_as_it_goes(testbed: &Testbed, storage: &Domain) -> Result<String> {
     let data = format!("/local/domain/{}/data", storage.id);
     let script = format!(
         r#"
@@ -344,5 +360,5 @@ done
 echo "$answer"
 "#
     );
-    lab.host.ok(&script)
+    testbed.host.ok(&script)
 }

@@ -1,9 +1,9 @@
 //! Coming up with little memory, with other ramdisks, and going down when asked.
 
 use crate::config::Kind;
-use crate::lab::images::{self, Image};
-use crate::lab::storage::disk;
-use crate::lab::{Lab, MINUTE, Scenario};
+use crate::testbed::images::{self, Image};
+use crate::testbed::storage::disk;
+use crate::testbed::{MINUTE, Scenario, Testbed};
 use anyhow::{Result, ensure};
 use std::time::Duration;
 
@@ -40,28 +40,28 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-fn small_memory(lab: &Lab) -> Result<()> {
+fn small_memory(testbed: &Testbed) -> Result<()> {
     for kind in Kind::ALL {
-        let mut storage = lab.storage(kind).memory(16).start()?;
+        let mut storage = testbed.storage(kind).memory(16).start()?;
         storage.shutdown()?;
     }
     Ok(())
 }
 
-fn raw_ramdisk(lab: &Lab) -> Result<()> {
-    let (here, _) = lab.shared_file("raw.img");
+fn raw_ramdisk(testbed: &Testbed) -> Result<()> {
+    let (here, _) = testbed.shared_file("raw.img");
     let mut bytes = vec![0; 1 << 20];
     bytes[4096..4110].copy_from_slice(b"a raw ramdisk\n");
     std::fs::write(here, bytes)?;
-    let mut storage = lab
+    let mut storage = testbed
         .storage(Kind::Pvh)
         .ramdisk("raw.img")
         .memory(24)
         .start()?;
 
-    lab.step("reading the image in a guest");
+    testbed.step("reading the image in a guest");
     let disks = [disk("storage", "xvda", "r", "ram:disk0")];
-    let mut guest = lab.host.guest("guest", Kind::Pv, &disks)?;
+    let mut guest = testbed.host.guest("guest", Kind::Pv, &disks)?;
     let read = "dd if=/dev/xvda bs=4096 skip=1 count=1 2>/dev/null | head -n 1";
     let line = guest.ok(read, Duration::from_secs(20))?;
     ensure!(line == "a raw ramdisk\n", "the guest read {line:?}");
@@ -69,26 +69,30 @@ fn raw_ramdisk(lab: &Lab) -> Result<()> {
     storage.shutdown()
 }
 
-fn large_ramdisk(lab: &Lab) -> Result<()> {
+fn large_ramdisk(testbed: &Testbed) -> Result<()> {
     // Nothing but a header, and holes: dom0 has no room for more.
-    lab.host.ok("cd /var/tmp && truncate -s 1022M big && \
+    testbed.host.ok("cd /var/tmp && truncate -s 1022M big && \
          (tar --format=ustar -cf - big 2>/dev/null | head -c 512 >big.tar); \
          truncate -s 1023M big.tar && printf 'the last bytes' | \
          dd of=big.tar bs=1 seek=$((512 + (1022 << 20) - 14)) conv=notrunc 2>/dev/null")?;
-    let storage = || lab.storage(Kind::Pvh).ramdisk_of_dom0("/var/tmp/big.tar");
+    let storage = || {
+        testbed
+            .storage(Kind::Pvh)
+            .ramdisk_of_dom0("/var/tmp/big.tar")
+    };
     let mut running = storage().memory(1056).start()?;
     running.wait_console("image ram:big, 1071644672 bytes", MINUTE)?;
     let disks = [disk("storage", "xvda", "rw", "ram:big")];
-    let mut guest = lab.host.lean_guest("guest", Kind::Pv, &disks)?;
+    let mut guest = testbed.host.lean_guest("guest", Kind::Pv, &disks)?;
     let last = guest.ok("tail -c 14 /dev/xvda", MINUTE)?;
     ensure!(last == "the last bytes", "the guest read {last:?}");
     guest.destroy()?;
     running.shutdown()?;
 
-    lab.step("an archive that is too large for Xen's domain builder");
-    lab.host.ok("truncate -s 1025M /var/tmp/big.tar")?;
-    let created = lab.host.try_create(storage().memory(1056).config())?;
-    lab.host.ok("rm /var/tmp/big /var/tmp/big.tar")?;
+    testbed.step("an archive that is too large for Xen's domain builder");
+    testbed.host.ok("truncate -s 1025M /var/tmp/big.tar")?;
+    let created = testbed.host.try_create(storage().memory(1056).config())?;
+    testbed.host.ok("rm /var/tmp/big /var/tmp/big.tar")?;
     ensure!(created.status != 0, "xl create took a ramdisk of 1025 MiB");
     ensure!(
         created.err.contains("too large"),
@@ -98,17 +102,18 @@ fn large_ramdisk(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-fn gzipped_ramdisk(lab: &Lab) -> Result<()> {
+fn gzipped_ramdisk(testbed: &Testbed) -> Result<()> {
     let image = Image::noise("disk", 2);
-    let (here, _) = lab.shared_file("images.tar");
+    let (here, _) = testbed.shared_file("images.tar");
     images::write_archive(&here, std::slice::from_ref(&image))?;
-    lab.host
+    testbed
+        .host
         .ok("gzip -c /lab/images.tar >/var/tmp/images.tar.gz")?;
-    let version = lab.host.ok("xl info xen_version")?;
+    let version = testbed.host.ok("xl info xen_version")?;
     let minor = version.trim().split('.').nth(1).map(str::parse::<u32>);
     let unpacked = minor.is_some_and(|minor| minor.is_ok_and(|minor| minor < 20));
     for kind in Kind::ALL {
-        let mut storage = lab
+        let mut storage = testbed
             .storage(kind)
             .ramdisk_of_dom0("/var/tmp/images.tar.gz")
             .memory(24)
@@ -119,7 +124,7 @@ fn gzipped_ramdisk(lab: &Lab) -> Result<()> {
             continue;
         }
         let disks = [disk("storage", "xvda", "r", "ram:disk")];
-        let mut guest = lab.host.lean_guest("guest", Kind::Pv, &disks)?;
+        let mut guest = testbed.host.lean_guest("guest", Kind::Pv, &disks)?;
         let sum = guest.ok("sha256sum </dev/xvda", MINUTE)?;
         ensure!(
             sum.starts_with(&image.sha256()?),
@@ -128,24 +133,24 @@ fn gzipped_ramdisk(lab: &Lab) -> Result<()> {
         guest.destroy()?;
         storage.shutdown()?;
     }
-    lab.host.ok("rm /var/tmp/images.tar.gz").map(drop)
+    testbed.host.ok("rm /var/tmp/images.tar.gz").map(drop)
 }
 
-fn shutdown_and_reboot(lab: &Lab) -> Result<()> {
+fn shutdown_and_reboot(testbed: &Testbed) -> Result<()> {
     for kind in Kind::ALL {
         let images = [Image::mib("disk", 1)];
-        let mut storage = lab.storage(kind).images(&images)?.memory(24).start()?;
+        let mut storage = testbed.storage(kind).images(&images)?.memory(24).start()?;
 
-        lab.step(format!("rebooting the {kind} driver domain"));
+        testbed.step(format!("rebooting the {kind} driver domain"));
         storage.reboot()?;
 
-        lab.step("a guest on the driver domain that came back");
+        testbed.step("a guest on the driver domain that came back");
         let disks = [disk("storage", "xvda", "r", "ram:disk")];
-        let mut guest = lab.host.guest("guest", Kind::Pv, &disks)?;
+        let mut guest = testbed.host.guest("guest", Kind::Pv, &disks)?;
         guest.ok("dd if=/dev/xvda of=/dev/null bs=64k", MINUTE)?;
         guest.destroy()?;
 
-        lab.step("shutting it down");
+        testbed.step("shutting it down");
         storage.shutdown()?;
     }
     Ok(())

@@ -4,10 +4,10 @@ use crate::config::Kind;
 use crate::host::Host;
 use crate::host::block_list::{self, Row};
 use crate::host::guest::Guest;
-use crate::lab::held::Held;
-use crate::lab::images::Image;
-use crate::lab::storage::disk;
-use crate::lab::{Lab, MINUTE, Scenario, noise, side_by_side};
+use crate::testbed::images::Image;
+use crate::testbed::leak_check::Holdings;
+use crate::testbed::storage::disk;
+use crate::testbed::{MINUTE, Scenario, Testbed, side_by_side, write_verify};
 use anyhow::{Context, Result, ensure};
 use std::time::Duration;
 
@@ -47,37 +47,41 @@ fn guests(host: &Host, count: usize) -> Result<Vec<Guest<'_>>> {
 
 const GUESTS: usize = 8;
 
-fn eight_guests(lab: &Lab) -> Result<()> {
-    lab.may_take(LIMIT);
-    let _preferred = lab.host.prefer_dom0()?;
+fn eight_guests(testbed: &Testbed) -> Result<()> {
+    testbed.may_take(LIMIT);
+    let _preferred = testbed.host.prefer_dom0()?;
     let images: Vec<Image> = (0..GUESTS)
         .map(|n| Image::mib(&format!("disk{n}"), 2))
         .collect();
-    let mut storage = lab.storage(Kind::Pvh).images(&images)?.memory(40).start()?;
-    let before = Held::by(lab.host, storage.id)?;
-    lab.step("booting eight guests");
-    let mut guests = guests(lab.host, GUESTS)?;
+    let mut storage = testbed
+        .storage(Kind::Pvh)
+        .images(&images)?
+        .memory(40)
+        .start()?;
+    let before = Holdings::by(testbed.host, storage.id)?;
+    testbed.step("booting eight guests");
+    let mut guests = guests(testbed.host, GUESTS)?;
 
-    lab.step("all write noise and read it back");
+    testbed.step("all write noise and read it back");
     // Eight guests share three emulated processors: each has little to do, and its time.
     let jobs = guests
         .iter()
-        .map(|guest| guest.start(&noise::command("xvda", 1)))
+        .map(|guest| guest.start(&write_verify::command("xvda", 1)))
         .collect::<Result<Vec<_>>>()?;
     for (guest, job) in guests.iter().zip(jobs) {
         let output = guest.finish(job, 2 * MINUTE)?;
         ensure!(
-            output.status == 0 && noise::is_equal(&output.out, 1),
+            output.status == 0 && write_verify::is_equal(&output.out, 1),
             "{} reads what it did not write: {}",
             guest.name,
             output.out
         );
     }
-    lab.step("ending them");
+    testbed.step("ending them");
     for guest in &mut guests {
         guest.destroy()?;
     }
-    before.expect(lab.host, storage.id, "after eight guests")?;
+    before.expect(testbed.host, storage.id, "after eight guests")?;
     storage.shutdown()
 }
 
@@ -104,32 +108,38 @@ touch /tmp/calm
 for n in 1 2; do until [ -s /tmp/contend$n ]; do sleep 0.1; done; cat /tmp/contend$n; done
 "#;
 
-fn busy_xenstore(lab: &Lab) -> Result<()> {
-    lab.may_take(LIMIT);
+fn busy_xenstore(testbed: &Testbed) -> Result<()> {
+    testbed.may_take(LIMIT);
     let mut images: Vec<Image> = (0..ATTACHING)
         .map(|n| Image::mib(&format!("disk{n}"), 1))
         .collect();
     for guest in 0..ATTACHING {
         images.extend(MORE_DISKS.map(|device| Image::mib(&format!("{device}-{guest}"), 1)));
     }
-    let mut storage = lab.storage(Kind::Pv).images(&images)?.memory(40).start()?;
-    lab.step("booting four guests");
-    let mut guests = guests(lab.host, ATTACHING)?;
-    let before = Held::by(lab.host, storage.id)?;
+    let mut storage = testbed
+        .storage(Kind::Pv)
+        .images(&images)?
+        .memory(40)
+        .start()?;
+    testbed.step("booting four guests");
+    let mut guests = guests(testbed.host, ATTACHING)?;
+    let before = Holdings::by(testbed.host, storage.id)?;
 
-    lab.step("attaching and detaching among conflicting transactions");
-    lab.host.ok(&format!("storage={}\n{BUSY}", storage.id))?;
-    let host = lab.host;
+    testbed.step("attaching and detaching among conflicting transactions");
+    testbed
+        .host
+        .ok(&format!("storage={}\n{BUSY}", storage.id))?;
+    let host = testbed.host;
     let outcome = side_by_side::run(ATTACHING, |n| {
         (1..=ROUNDS).try_for_each(|round| {
             come_and_go(host, &guests[n], n).with_context(|| format!("guest{n}, round {round}"))
         })
     });
-    let busy = lab.host.ok(CALM);
+    let busy = testbed.host.ok(CALM);
     outcome?;
     let busy = busy?;
 
-    lab.step("counting what is left");
+    testbed.step("counting what is left");
     let (mut committed, mut conflicts) = (0, 0);
     for line in busy.lines() {
         let counts = line
@@ -194,14 +204,16 @@ fn come_and_go(host: &Host, guest: &Guest, number: usize) -> Result<()> {
     let use_all: Vec<String> = MORE_DISKS
         .iter()
         .map(|device| {
-            let noise = noise::command(device, 1);
-            format!("until [ -b /dev/{device} ]; do usleep 50000; done; {noise} || exit 1")
+            let write_and_compare = write_verify::command(device, 1);
+            format!(
+                "until [ -b /dev/{device} ]; do usleep 50000; done; {write_and_compare} || exit 1"
+            )
         })
         .collect();
     let output = guest.ok(&use_all.join("\n"), 2 * MINUTE)?;
     ensure!(
         output.lines().count() == MORE_DISKS.len()
-            && output.lines().all(|line| noise::is_equal(line, 1)),
+            && output.lines().all(|line| write_verify::is_equal(line, 1)),
         "the disks do not hold what was written: {output}"
     );
     expect(detach + &list, &[row(0)])

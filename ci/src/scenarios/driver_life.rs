@@ -3,9 +3,9 @@
 use crate::config::Kind;
 use crate::host::guest::Guest;
 use crate::host::xen_state::grants_in_use;
-use crate::lab::images::Image;
-use crate::lab::storage::{device_number, disk};
-use crate::lab::{Lab, MINUTE, Scenario, noise};
+use crate::testbed::images::Image;
+use crate::testbed::storage::{device_number, disk};
+use crate::testbed::{MINUTE, Scenario, Testbed, write_verify};
 use anyhow::{Context, Result, anyhow, ensure};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,50 +15,50 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "ends-with-guests",
         about: "xl shutdown of a driver domain in use closes every disk; its guests live on",
         demo: false,
-        run: |lab| {
+        run: |testbed| {
             Kind::ALL
                 .into_iter()
-                .try_for_each(|kind| ends_with_guests(lab, kind))
+                .try_for_each(|kind| ends_with_guests(testbed, kind))
         },
     },
     Scenario {
         name: "comes-back",
         about: "xl reboot of a driver domain in use; the guest that it served attaches again",
         demo: false,
-        run: |lab| {
+        run: |testbed| {
             Kind::ALL
                 .into_iter()
-                .try_for_each(|kind| comes_back(lab, kind))
+                .try_for_each(|kind| comes_back(testbed, kind))
         },
     },
     Scenario {
         name: "guest-first",
         about: "a guest created before the driver domain runs waits, and connects when it comes",
         demo: false,
-        run: |lab| {
+        run: |testbed| {
             Kind::ALL
                 .into_iter()
-                .try_for_each(|kind| guest_first(lab, kind))
+                .try_for_each(|kind| guest_first(testbed, kind))
         },
     },
     Scenario {
         name: "refused-requests",
         about: "xl save, migrate, trigger and vcpu-set of a driver domain in use are refused; its guest goes on",
         demo: false,
-        run: |lab| {
+        run: |testbed| {
             Kind::ALL
                 .into_iter()
-                .try_for_each(|kind| refused_requests(lab, kind))
+                .try_for_each(|kind| refused_requests(testbed, kind))
         },
     },
     Scenario {
         name: "paused-storage",
         about: "an idle driver domain that is paused for twice its watchdog's time goes on",
         demo: false,
-        run: |lab| {
+        run: |testbed| {
             Kind::ALL
                 .into_iter()
-                .try_for_each(|kind| paused_storage(lab, kind))
+                .try_for_each(|kind| paused_storage(testbed, kind))
         },
     },
 ];
@@ -84,15 +84,16 @@ const HELD_BY_THE_GUEST: &str = "mount -t debugfs none /sys/kernel/debug 2>/dev/
     cd /sys/kernel/debug/block/DISK || exit; cat hctx0/state; \
     cat hctx0/dispatch hctx0/busy hctx0/cpu*/*rq_list sched/*list* 2>/dev/null | grep -F '.state='; true";
 
-fn ends_with_guests(lab: &Lab, kind: Kind) -> Result<()> {
+fn ends_with_guests(testbed: &Testbed, kind: Kind) -> Result<()> {
     let images: Vec<Image> = (0..3).map(|n| Image::mib(&format!("disk{n}"), 2)).collect();
-    let mut storage = lab.storage(kind).images(&images)?.memory(32).start()?;
-    lab.step("two guests with three disks");
+    let mut storage = testbed.storage(kind).images(&images)?.memory(32).start()?;
+    testbed.step("two guests with three disks");
     let use_image = |n, device| disk("storage", device, "rw", &format!("ram:disk{n}"));
     let two_disks = [use_image(0, "xvda"), use_image(1, "xvdb")];
     let mut guests = [
-        lab.host.lean_guest("pvh", Kind::Pvh, &two_disks)?,
-        lab.host
+        testbed.host.lean_guest("pvh", Kind::Pvh, &two_disks)?,
+        testbed
+            .host
             .lean_guest("pv", Kind::Pv, &[use_image(2, "xvda")])?,
     ];
     let disks = [(0, "xvda"), (0, "xvdb"), (1, "xvda")];
@@ -111,7 +112,7 @@ fn ends_with_guests(lab: &Lab, kind: Kind) -> Result<()> {
         storage.wait_for_writes(guest, device_number(device), 10, MINUTE)?;
     }
 
-    lab.step("shutting the driver domain down in mid-write");
+    testbed.step("shutting the driver domain down in mid-write");
     storage.shutdown()?;
     let log = storage.console();
     let (_, log) = log
@@ -130,11 +131,11 @@ fn ends_with_guests(lab: &Lab, kind: Kind) -> Result<()> {
     }
     ensure!(!log.contains("ERROR"), "its log shows an error:\n{log}");
     ensure!(
-        grants_in_use(lab.host, storage.id)? == 0,
+        grants_in_use(testbed.host, storage.id)? == 0,
         "pages are still mapped by the driver domain that has ended"
     );
 
-    lab.step("the guests without it");
+    testbed.step("the guests without it");
     for (guest, device, job) in writing {
         let name = &guest.name;
         match guest.finish_within(&job, GIVEN_UP)? {
@@ -153,7 +154,7 @@ fn ends_with_guests(lab: &Lab, kind: Kind) -> Result<()> {
                         && !held.contains(".state=in_flight"),
                     "{name}, {device}: no end within {GIVEN_UP:?}; its queue: {held}"
                 );
-                lab.step(format!("{name} itself holds a request of {device}"));
+                testbed.step(format!("{name} itself holds a request of {device}"));
             }
         }
     }
@@ -163,39 +164,40 @@ fn ends_with_guests(lab: &Lab, kind: Kind) -> Result<()> {
     Ok(())
 }
 
-fn comes_back(lab: &Lab, kind: Kind) -> Result<()> {
+fn comes_back(testbed: &Testbed, kind: Kind) -> Result<()> {
     let images = [Image::mib("first", 2), Image::mib("second", 2)];
-    let mut storage = lab.storage(kind).images(&images)?.memory(24).start()?;
-    lab.step("a guest with a disk");
+    let mut storage = testbed.storage(kind).images(&images)?.memory(24).start()?;
+    testbed.step("a guest with a disk");
     let disks = [disk("storage", "xvda", "rw", "ram:first")];
-    let mut guest = lab.host.lean_guest("guest", Kind::Pvh, &disks)?;
-    noise::verify(&guest, "xvda", 1)?;
+    let mut guest = testbed.host.lean_guest("guest", Kind::Pvh, &disks)?;
+    write_verify::verify(&guest, "xvda", 1)?;
 
-    lab.step(format!("rebooting the {kind} driver domain"));
+    testbed.step(format!("rebooting the {kind} driver domain"));
     storage.reboot()?;
 
-    lab.step("the same guest attaches disks of the new one");
-    lab.host
+    testbed.step("the same guest attaches disks of the new one");
+    testbed
+        .host
         .attach_disk(&guest, &disk("storage", "xvdb", "rw", "ram:second"), 51728)?;
     guest.ok("until [ -b /dev/xvdb ]; do usleep 50000; done", MINUTE)?;
-    noise::verify(&guest, "xvdb", 1)?;
+    write_verify::verify(&guest, "xvdb", 1)?;
     guest.destroy()?;
     storage.shutdown()
 }
 
-fn guest_first(lab: &Lab, kind: Kind) -> Result<()> {
+fn guest_first(testbed: &Testbed, kind: Kind) -> Result<()> {
     let images = [Image::mib("disk", 2)];
-    let mut storage = lab
+    let mut storage = testbed
         .storage(kind)
         .images(&images)?
         .memory(24)
         .start_paused()?;
-    lab.step("a guest on a driver domain that does not run yet");
-    let host = lab.host;
+    testbed.step("a guest on a driver domain that does not run yet");
+    let host = testbed.host;
     let mut guest = thread::scope(|scope| -> Result<Guest<'_>> {
         let disks = [disk("storage", "xvda", "rw", "ram:disk")];
         let coming = scope.spawn(move || host.lean_guest("guest", Kind::Pv, &disks));
-        let waiting = wait_for_attach(lab, storage.id);
+        let waiting = wait_for_attach(testbed, storage.id);
         // Whatever became of that, the guest's creation must come to an end.
         let running = storage.unpause();
         let guest = coming.join().map_err(|_| anyhow!("a panic"))?;
@@ -203,29 +205,33 @@ fn guest_first(lab: &Lab, kind: Kind) -> Result<()> {
         running?;
         guest
     })?;
-    lab.step("the driver domain runs: the guest uses its disk");
-    noise::verify(&guest, "xvda", 1)?;
+    testbed.step("the driver domain runs: the guest uses its disk");
+    write_verify::verify(&guest, "xvda", 1)?;
     guest.destroy()?;
     storage.shutdown()
 }
 
-fn refused_requests(lab: &Lab, kind: Kind) -> Result<()> {
-    let host = lab.host;
+fn refused_requests(testbed: &Testbed, kind: Kind) -> Result<()> {
+    let host = testbed.host;
     let images = [Image::mib("disk", 4)];
-    let storage = lab.storage(kind).images(&images)?.memory(24).maxvcpus(4);
+    let storage = testbed
+        .storage(kind)
+        .images(&images)?
+        .memory(24)
+        .maxvcpus(4);
     let mut storage = storage.start()?;
     let vcpus = host.ok("xl list storage | awk 'NR == 2 { print $4 }'")?;
     ensure!(vcpus.trim() == "1", "{kind}: {} vCPUs run", vcpus.trim());
     let disks = [disk("storage", "xvda", "rw", "ram:disk")];
     let mut guest = host.lean_guest("guest", Kind::Pv, &disks)?;
-    let working = guest.start(&noise::keep_at_it("xvda", 1))?;
-    noise::wait_for_passes(&guest, 1)?;
+    let working = guest.start(&write_verify::keep_at_it("xvda", 1))?;
+    write_verify::wait_for_passes(&guest, 1)?;
 
     for request in [
         "xl save storage /tmp/saved",
         &format!("xl migrate -s '' storage '{RECEIVER}'"),
     ] {
-        lab.step(format!("{kind}: {request}"));
+        testbed.step(format!("{kind}: {request}"));
         let start = Instant::now();
         let output = host.exec(request, 3 * MINUTE)?;
         ensure!(
@@ -252,12 +258,12 @@ fn refused_requests(lab: &Lab, kind: Kind) -> Result<()> {
             "vCPU 2 is wanted online",
         ),
     ] {
-        lab.step(format!("{kind}: {request}"));
+        testbed.step(format!("{kind}: {request}"));
         let seen = storage.console_length();
         host.ok(&request)?;
         storage.wait_console_from(seen, logged, MINUTE)?;
     }
-    lab.step(format!("{kind}: NMIs while a guest works"));
+    testbed.step(format!("{kind}: NMIs while a guest works"));
     let seen = storage.console_length();
     for _ in 0..10 {
         host.ok("xl trigger storage nmi")?;
@@ -265,40 +271,40 @@ fn refused_requests(lab: &Lab, kind: Kind) -> Result<()> {
     if kind == Kind::Pvh {
         storage.wait_console_from(seen, "NMI received and ignored", MINUTE)?;
     }
-    noise::wait_for_passes(&guest, noise::passes(&guest)? + 2)?;
-    noise::stop(&guest, working)?;
+    write_verify::wait_for_passes(&guest, write_verify::passes(&guest)? + 2)?;
+    write_verify::stop(&guest, working)?;
     let vcpus = host.ok("xl list storage | awk 'NR == 2 { print $4 }'")?;
     ensure!(vcpus.trim() == "1", "{kind}: {} vCPUs run", vcpus.trim());
     guest.destroy()?;
     storage.shutdown()
 }
 
-fn paused_storage(lab: &Lab, kind: Kind) -> Result<()> {
+fn paused_storage(testbed: &Testbed, kind: Kind) -> Result<()> {
     const WATCHDOG: u64 = 10;
     let images = [Image::mib("disk", 4)];
-    let storage = lab.storage(kind).images(&images)?.memory(24);
+    let storage = testbed.storage(kind).images(&images)?.memory(24);
     let storage = storage.cmdline(&format!("watchdog={WATCHDOG}"));
     let mut storage = storage.start()?;
     let disks = [disk("storage", "xvda", "rw", "ram:disk")];
-    let mut guest = lab.host.lean_guest("guest", Kind::Pv, &disks)?;
-    noise::verify(&guest, "xvda", 1)?;
+    let mut guest = testbed.host.lean_guest("guest", Kind::Pv, &disks)?;
+    write_verify::verify(&guest, "xvda", 1)?;
 
-    lab.step(format!("{kind}: quiet, and then paused"));
+    testbed.step(format!("{kind}: quiet, and then paused"));
     thread::sleep(Duration::from_secs(2 * WATCHDOG));
     storage.pause()?;
     thread::sleep(Duration::from_secs(2 * WATCHDOG));
     storage.unpause()?;
-    noise::verify(&guest, "xvda", 1)?;
+    write_verify::verify(&guest, "xvda", 1)?;
     guest.destroy()?;
     storage.shutdown()
 }
 
 /// Waits until the tool stack has asked for a disk, and makes sure that it goes on waiting.
-fn wait_for_attach(lab: &Lab, storage: u32) -> Result<()> {
+fn wait_for_attach(testbed: &Testbed, storage: u32) -> Result<()> {
     let root = format!("/local/domain/{storage}/backend/vbd");
     let states = format!("xenstore-ls -f {root} 2>/dev/null | grep '/state = '");
     let asked = format!("until {states}; do sleep 0.1; done; sleep 2; {states}");
-    let seen = lab.host.exec(&asked, MINUTE)?;
+    let seen = testbed.host.exec(&asked, MINUTE)?;
     let initialising = |line: &str| line.ends_with("= \"1\"");
     ensure!(
         seen.out.lines().count() == 2 && seen.out.lines().all(initialising),

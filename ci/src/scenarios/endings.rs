@@ -3,10 +3,10 @@
 use crate::config::{Config, Kind};
 use crate::host::Host;
 use crate::host::guest::Guest;
-use crate::lab::held::Held;
-use crate::lab::images::Image;
-use crate::lab::storage::disk;
-use crate::lab::{Lab, MINUTE, Scenario, side_by_side};
+use crate::testbed::images::Image;
+use crate::testbed::leak_check::Holdings;
+use crate::testbed::storage::disk;
+use crate::testbed::{MINUTE, Scenario, Testbed, side_by_side};
 use anyhow::{Context, Result, ensure};
 use std::time::Duration;
 
@@ -71,24 +71,28 @@ impl Ending {
     }
 }
 
-fn thirty_endings(lab: &Lab) -> Result<()> {
-    lab.may_take(LIMIT);
-    let _preferred = lab.host.prefer_dom0()?;
+fn thirty_endings(testbed: &Testbed) -> Result<()> {
+    testbed.may_take(LIMIT);
+    let _preferred = testbed.host.prefer_dom0()?;
     let images: Vec<Image> = (0..DISKS)
         .map(|n| Image::mib(&format!("disk{n}"), 8))
         .collect();
     // PV: a fault of the emulation hits PVH domains only, and this one has to live through all of it.
-    let mut storage = lab.storage(Kind::Pv).images(&images)?.memory(48).start()?;
-    let before = Held::by(lab.host, storage.id)?;
-    lab.step(format!(
+    let mut storage = testbed
+        .storage(Kind::Pv)
+        .images(&images)?
+        .memory(48)
+        .start()?;
+    let before = Holdings::by(testbed.host, storage.id)?;
+    testbed.step(format!(
         "{LIVES} lives on each of {DISKS} disks, side by side"
     ));
-    let host = lab.host;
+    let host = testbed.host;
     side_by_side::run(DISKS, |disk| {
         lives(host, disk).with_context(|| format!("on disk {disk}"))
     })?;
 
-    lab.step("counting what is left");
+    testbed.step("counting what is left");
     before.expect_within(host, storage.id, "after 30 endings", GIVEN_BACK)?;
     let log = storage.console();
     let connected = log.matches(": connected, ").count();

@@ -2,9 +2,9 @@
 
 use crate::config::Kind;
 use crate::host::guest::Guest;
-use crate::lab::images::Image;
-use crate::lab::storage::disk;
-use crate::lab::{Lab, MINUTE, Scenario};
+use crate::testbed::images::Image;
+use crate::testbed::storage::disk;
+use crate::testbed::{MINUTE, Scenario, Testbed};
 use anyhow::{Result, ensure};
 use std::time::Duration;
 
@@ -32,19 +32,23 @@ const WRITE: &str = "mkfs.ext4 -q /dev/xvda && mount -t ext4 /dev/xvda /mnt && \
 const READ: &str = "e2fsck -fn /dev/xvda >&2 && mount -t ext4 /dev/xvda /mnt && \
     (cd /mnt && find . -type f | sort | xargs sha256sum) && umount /mnt";
 
-fn filesystem(lab: &Lab) -> Result<()> {
+fn filesystem(testbed: &Testbed) -> Result<()> {
     let images = [Image::mib("root.img", 32)];
-    let mut storage = lab.storage(Kind::Pvh).images(&images)?.memory(64).start()?;
+    let mut storage = testbed
+        .storage(Kind::Pvh)
+        .images(&images)?
+        .memory(64)
+        .start()?;
     let disks = [disk("storage", "xvda", "rw", "ram:root.img")];
 
-    lab.step("writing files in a PVH guest");
-    let mut writer = lab.host.guest("writer", Kind::Pvh, &disks)?;
+    testbed.step("writing files in a PVH guest");
+    let mut writer = testbed.host.guest("writer", Kind::Pvh, &disks)?;
     let written = sums(&writer.ok(WRITE, MINUTE)?);
     ensure!(written.len() == 8, "expected 8 files: {written:?}");
     power_off(&mut writer)?;
 
-    lab.step("reading them in a PV guest");
-    let mut reader = lab.host.guest("reader", Kind::Pv, &disks)?;
+    testbed.step("reading them in a PV guest");
+    let mut reader = testbed.host.guest("reader", Kind::Pv, &disks)?;
     let read = sums(&reader.ok(READ, MINUTE)?);
     ensure!(
         read == written,
@@ -54,12 +58,16 @@ fn filesystem(lab: &Lab) -> Result<()> {
     storage.shutdown()
 }
 
-fn read_only(lab: &Lab) -> Result<()> {
+fn read_only(testbed: &Testbed) -> Result<()> {
     let images = [Image::mib("disk", 4)];
-    let mut storage = lab.storage(Kind::Pv).images(&images)?.memory(24).start()?;
+    let mut storage = testbed
+        .storage(Kind::Pv)
+        .images(&images)?
+        .memory(24)
+        .start()?;
     let disks = [disk("storage", "xvda", "r", "ram:disk")];
-    lab.step("a guest with a read-only disk");
-    let mut guest = lab.host.guest("guest", Kind::Pvh, &disks)?;
+    testbed.step("a guest with a read-only disk");
+    let mut guest = testbed.host.guest("guest", Kind::Pvh, &disks)?;
     guest.ok("dd if=/dev/xvda of=/dev/null bs=64k", MINUTE)?;
     let flag = guest.ok("cat /sys/block/xvda/ro", MINUTE)?;
     ensure!(

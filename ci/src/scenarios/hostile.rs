@@ -4,9 +4,9 @@
 
 use crate::config::Kind;
 use crate::host::domain::{Domain, TOOLSTACK};
-use crate::lab::images::Image;
-use crate::lab::storage::{Running, disk};
-use crate::lab::{Lab, Scenario};
+use crate::testbed::images::Image;
+use crate::testbed::storage::{Running, disk};
+use crate::testbed::{Scenario, Testbed};
 use anyhow::{Result, ensure};
 use std::time::Duration;
 
@@ -69,19 +69,23 @@ const CASES: &[Case] = &[
     ),
 ];
 
-fn hostile_frontends(lab: &Lab) -> Result<()> {
+fn hostile_frontends(testbed: &Testbed) -> Result<()> {
     let mut images: Vec<Image> = (0..CASES.len())
         .map(|n| Image::mib(&format!("bait{n}"), 1))
         .collect();
     images.push(Image::mib("good", 8));
-    let mut storage = lab.storage(Kind::Pvh).images(&images)?.memory(40).start()?;
+    let mut storage = testbed
+        .storage(Kind::Pvh)
+        .images(&images)?
+        .memory(40)
+        .start()?;
 
-    lab.step("a guest that works on");
+    testbed.step("a guest that works on");
     let good = [disk("storage", "xvda", "rw", "ram:good")];
-    let mut guest = lab.host.guest("guest", Kind::Pvh, &good)?;
+    let mut guest = testbed.host.guest("guest", Kind::Pvh, &good)?;
     let job = guest.start("for i in $(seq 40); do dd if=/dev/zero of=/dev/xvda bs=64k count=32 oflag=direct 2>/dev/null || exit 1; sleep 0.2; done")?;
 
-    lab.step("a guest whose frontends lie");
+    testbed.step("a guest whose frontends lie");
     let letter = |n: usize| char::from(b'a' + n as u8);
     let disks: Vec<String> = (0..CASES.len())
         .map(|n| {
@@ -93,13 +97,13 @@ fn hostile_frontends(lab: &Lab) -> Result<()> {
             )
         })
         .collect();
-    let mut config = lab.host.guest_config("liar", Kind::Pvh, &disks)?;
+    let mut config = testbed.host.guest_config("liar", Kind::Pvh, &disks)?;
     config.ramdisk = None;
     config.memory = 128;
-    let mut liar = lab.host.create_paused(&config)?;
+    let mut liar = testbed.host.create_paused(&config)?;
     for (n, case) in CASES.iter().enumerate() {
-        lab.step(case.0);
-        lie(lab, &storage, &liar, FIRST_DEVICE + 16 * n as u32, case)?;
+        testbed.step(case.0);
+        lie(testbed, &storage, &liar, FIRST_DEVICE + 16 * n as u32, case)?;
     }
     let output = guest.finish(job, Duration::from_secs(120))?;
     ensure!(
@@ -112,7 +116,13 @@ fn hostile_frontends(lab: &Lab) -> Result<()> {
     storage.shutdown()
 }
 
-fn lie(lab: &Lab, storage: &Running, liar: &Domain, device: u32, case: &Case) -> Result<()> {
+fn lie(
+    testbed: &Testbed,
+    storage: &Running,
+    liar: &Domain,
+    device: u32,
+    case: &Case,
+) -> Result<()> {
     let &(what, nodes, reason) = case;
     let seen = storage.console_length();
     let frontend = format!("/local/domain/{}/device/vbd/{device}", liar.id);
@@ -121,7 +131,7 @@ fn lie(lab: &Lab, storage: &Running, liar: &Domain, device: u32, case: &Case) ->
         .map(|(name, value)| format!(" {frontend}/{name} '{value}'"))
         .collect();
     words += &format!(" {frontend}/state 3");
-    lab.host.ok(&format!("xenstore-write --{words}"))?;
+    testbed.host.ok(&format!("xenstore-write --{words}"))?;
     storage.expect_error(seen, reason, LIMIT)?;
 
     let backend = storage.backend_path(liar, device);
@@ -129,9 +139,9 @@ fn lie(lab: &Lab, storage: &Running, liar: &Domain, device: u32, case: &Case) ->
     let closing = format!(
         "for n in $(seq 100); do case $(xenstore-read {backend}/state) in 5|6) exit;; esac; sleep 0.1; done; exit 1"
     );
-    let closed = lab.host.exec(&closing, TOOLSTACK)?;
+    let closed = testbed.host.exec(&closing, TOOLSTACK)?;
     ensure!(closed.status == 0, "{what}: the backend does not close");
-    let errors = lab.host.ok(&format!(
+    let errors = testbed.host.ok(&format!(
         "xenstore-ls -f /local/domain/{}/error",
         storage.id
     ))?;

@@ -1,10 +1,10 @@
 //! The main job: a driver domain boots, a stock Debian guest uses its disk, every byte is right.
 
 use crate::config::Kind;
-use crate::lab::images::Image;
-use crate::lab::report::milliseconds;
-use crate::lab::storage::disk;
-use crate::lab::{Lab, Scenario, fio};
+use crate::testbed::images::Image;
+use crate::testbed::report::milliseconds;
+use crate::testbed::storage::disk;
+use crate::testbed::{Scenario, Testbed, fio};
 use anyhow::{Result, ensure};
 use std::time::{Duration, Instant};
 
@@ -13,13 +13,13 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "main-pvh",
         about: "PVH driver domain: boot time, attach, fio verified by a PVH guest, idle CPU",
         demo: true,
-        run: |lab| main_job(lab, Kind::Pvh),
+        run: |testbed| main_job(testbed, Kind::Pvh),
     },
     Scenario {
         name: "main-pv",
         about: "PV driver domain: boot time, attach, fio verified by a PV guest, idle CPU",
         demo: true,
-        run: |lab| main_job(lab, Kind::Pv),
+        run: |testbed| main_job(testbed, Kind::Pv),
     },
     Scenario {
         name: "mixed-kinds",
@@ -40,62 +40,62 @@ pub const FIO_LIMIT: Duration = Duration::from_secs(150);
 
 const MEMORY: u32 = 80;
 
-fn main_job(lab: &Lab, kind: Kind) -> Result<()> {
+fn main_job(testbed: &Testbed, kind: Kind) -> Result<()> {
     let images = [
         Image::mib("root.img", 64),
         Image::new("extra.img", 512 << 10),
     ];
-    let mut storage = lab
+    let mut storage = testbed
         .storage(kind)
         .images(&images)?
         .memory(MEMORY)
         .start_measured()?;
-    lab.record(kind, "boot", storage.boot_figure());
+    testbed.record(kind, "boot", storage.boot_figure());
 
-    lab.step(format!("booting a {kind} guest with a disk"));
+    testbed.step(format!("booting a {kind} guest with a disk"));
     let disks = [disk("storage", "xvda", "rw", "ram:root.img")];
-    let mut guest = lab.host.guest("guest", kind, &disks)?;
+    let mut guest = testbed.host.guest("guest", kind, &disks)?;
     let sectors = guest.ok("cat /sys/block/xvda/size", Duration::from_secs(20))?;
     ensure!(
         sectors.trim() == "131072",
         "the guest sees {sectors} sectors instead of 131072"
     );
 
-    lab.step("attaching a second disk to the running guest");
+    testbed.step("attaching a second disk to the running guest");
     let second = disk("storage", "xvdb", "rw", "ram:extra.img");
-    let attach = lab.host.attach_disk(&guest, &second, 51728)?;
-    lab.record(kind, "attach", milliseconds(attach));
+    let attach = testbed.host.attach_disk(&guest, &second, 51728)?;
+    testbed.record(kind, "attach", milliseconds(attach));
 
-    lab.step("fio in the guest, every block verified");
+    testbed.step("fio in the guest, every block verified");
     let report = fio::verify(&guest, "/dev/xvda", FIO_LIMIT)?;
     ensure!(
         report.written >= 20 << 20,
         "fio wrote only {} bytes",
         report.written
     );
-    lab.record(
+    testbed.record(
         kind,
         "fio, verified",
         format!("{:.1} MiB/s", report.mib_per_second()),
     );
-    lab.record(
+    testbed.record(
         kind,
         "memory",
         format!("{MEMORY} MiB, 64 of them the image"),
     );
 
-    lab.step("watching the idle driver domain");
+    testbed.step("watching the idle driver domain");
     let (before, start) = (storage.cpu_time()?, Instant::now());
     std::thread::sleep(IDLE);
     let used = storage.cpu_time()?.saturating_sub(before);
     let window = format!("{:.0} s", start.elapsed().as_secs_f32());
-    lab.record(
+    testbed.record(
         kind,
         "idle CPU",
         format!("{} in {window}", milliseconds(used)),
     );
 
-    lab.step("ending guest and driver domain");
+    testbed.step("ending guest and driver domain");
     guest.destroy()?;
     storage.shutdown()?;
     ensure!(
@@ -105,18 +105,18 @@ fn main_job(lab: &Lab, kind: Kind) -> Result<()> {
     Ok(())
 }
 
-fn mixed_kinds(lab: &Lab) -> Result<()> {
+fn mixed_kinds(testbed: &Testbed) -> Result<()> {
     for (driver, guest) in [(Kind::Pvh, Kind::Pv), (Kind::Pv, Kind::Pvh)] {
         let images = [Image::mib("root.img", 64)];
-        let mut storage = lab
+        let mut storage = testbed
             .storage(driver)
             .images(&images)?
             .memory(MEMORY)
             .start()?;
-        lab.step(format!("a {guest} guest on a {driver} driver domain"));
+        testbed.step(format!("a {guest} guest on a {driver} driver domain"));
         let disks = [disk("storage", "xvda", "rw", "ram:root.img")];
-        let mut guest = lab.host.guest("guest", guest, &disks)?;
-        lab.step("fio in the guest, every block verified");
+        let mut guest = testbed.host.guest("guest", guest, &disks)?;
+        testbed.step("fio in the guest, every block verified");
         fio::verify(&guest, "/dev/xvda", FIO_LIMIT)?;
         guest.destroy()?;
         storage.shutdown()?;

@@ -2,9 +2,9 @@
 
 use super::operator::{grow, memory, other};
 use crate::config::Kind;
-use crate::lab::images::Image;
-use crate::lab::storage::{Running, disk};
-use crate::lab::{Lab, MINUTE, Scenario};
+use crate::testbed::images::Image;
+use crate::testbed::storage::{Running, disk};
+use crate::testbed::{MINUTE, Scenario, Testbed};
 use anyhow::{Context, Result, ensure};
 use std::time::Instant;
 
@@ -12,47 +12,47 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "memory-target",
     about: "maxmem= above memory= ends no domain; xl mem-set is followed, or the log says why not",
     demo: false,
-    run: |lab| {
+    run: |testbed| {
         Kind::ALL
             .into_iter()
-            .try_for_each(|kind| memory_target(lab, kind))
+            .try_for_each(|kind| memory_target(testbed, kind))
     },
 }];
 
-fn memory_target(lab: &Lab, kind: Kind) -> Result<()> {
+fn memory_target(testbed: &Testbed, kind: Kind) -> Result<()> {
     let images = [Image::mib("img", 4)];
-    let mut storage = lab
+    let mut storage = testbed
         .storage(kind)
         .images(&images)?
         .memory(32)
         .maxmem(256)
         .start()?;
     let disks = [disk("storage", "xvda", "rw", "ram:img")];
-    let mut guest = lab.host.lean_guest("guest", other(kind), &disks)?;
+    let mut guest = testbed.host.lean_guest("guest", other(kind), &disks)?;
     let read = "dd if=/dev/xvda of=/dev/null bs=1M iflag=direct";
 
-    lab.step("growing an image into memory that is not there");
-    let answer = grow(lab, &storage, "img 128M")?;
+    testbed.step("growing an image into memory that is not there");
+    let answer = grow(testbed, &storage, "img 128M")?;
     ensure!(
         answer.contains("bytes of memory in one piece"),
         "the answer is {answer:?}"
     );
     guest.ok(read, MINUTE)?;
     // All that is there can be used: what the map shows beyond it is not touched.
-    let answer = grow(lab, &storage, "img 20M")?;
+    let answer = grow(testbed, &storage, "img 20M")?;
     ensure!(answer.contains("grew from"), "the answer is {answer:?}");
     guest.ok(read, MINUTE)?;
 
-    lab.step("xl mem-set, up");
+    testbed.step("xl mem-set, up");
     let seen = storage.console_length();
-    lab.host.ok("xl mem-set storage 200")?;
+    testbed.host.ok("xl mem-set storage 200")?;
     if kind == Kind::Pv {
         // Its list of pages is as long as it was made.
         storage.wait_console_from(seen, "it cannot have more than it was created with", MINUTE)?;
         guest.ok(read, MINUTE)?;
     } else {
-        wait_for_memory(lab, &storage, 198..=200)?;
-        let answer = grow(lab, &storage, "img 128M")?;
+        wait_for_memory(testbed, &storage, 198..=200)?;
+        let answer = grow(testbed, &storage, "img 128M")?;
         ensure!(answer.contains("grew from"), "the answer is {answer:?}");
         guest.ok(
             "dd if=/dev/urandom of=/dev/xvda bs=1M seek=120 count=8 iflag=fullblock oflag=direct",
@@ -60,15 +60,15 @@ fn memory_target(lab: &Lab, kind: Kind) -> Result<()> {
         )?;
     }
 
-    lab.step("xl mem-set, down, as far as images allow");
+    testbed.step("xl mem-set, down, as far as images allow");
     let image = if kind == Kind::Pv { 20 } else { 128 };
     let seen = storage.console_length();
-    lab.host.ok("xl mem-set storage 24")?;
+    testbed.host.ok("xl mem-set storage 24")?;
     if kind == Kind::Pv {
-        wait_for_memory(lab, &storage, 24..=28)?;
+        wait_for_memory(testbed, &storage, 24..=28)?;
     } else {
         storage.wait_console_from(seen, "the rest is in use", MINUTE)?;
-        wait_for_memory(lab, &storage, image..=image + 12)?;
+        wait_for_memory(testbed, &storage, image..=image + 12)?;
     }
     guest.ok(read, MINUTE)?;
     guest.destroy()?;
@@ -77,13 +77,13 @@ fn memory_target(lab: &Lab, kind: Kind) -> Result<()> {
 
 /// Waits until `xl list` shows so many MiB.
 fn wait_for_memory(
-    lab: &Lab,
+    testbed: &Testbed,
     storage: &Running,
     expected: std::ops::RangeInclusive<u32>,
 ) -> Result<()> {
     let deadline = Instant::now() + MINUTE;
     loop {
-        let now = memory(lab)?;
+        let now = memory(testbed)?;
         if expected.contains(&now) {
             return Ok(());
         }

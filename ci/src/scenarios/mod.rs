@@ -21,8 +21,8 @@ mod several;
 mod suspension;
 mod thirty_two_bit;
 
-use crate::lab::Scenario;
-use crate::lab::solo::Solo;
+use crate::testbed::Scenario;
+use crate::testbed::own_host::OwnHostScenario;
 
 /// Those on the shared host, in the order in which they run.
 pub fn all() -> Vec<Scenario> {
@@ -69,15 +69,15 @@ pub fn under_both() -> Vec<Scenario> {
 }
 
 /// Those that bring a host of their own.
-pub fn solo() -> Vec<Solo> {
+pub fn own_host() -> Vec<OwnHostScenario> {
     thirty_two_bit::SCENARIOS.to_vec()
 }
 
 /// The names of both sorts.
 pub fn names() -> Vec<&'static str> {
     let shared = all().into_iter().map(|scenario| scenario.name);
-    let solo = solo().into_iter().map(|scenario| scenario.name);
-    shared.chain(solo).collect()
+    let own_host = own_host().into_iter().map(|scenario| scenario.name);
+    shared.chain(own_host).collect()
 }
 
 #[cfg(test)]

@@ -2,9 +2,9 @@
 
 use crate::config::Kind;
 use crate::host::guest::Guest;
-use crate::lab::images::Image;
-use crate::lab::storage::{Running, device_number, disk};
-use crate::lab::{Lab, MINUTE, Scenario};
+use crate::testbed::images::Image;
+use crate::testbed::storage::{Running, device_number, disk};
+use crate::testbed::{MINUTE, Scenario, Testbed};
 use anyhow::{Context, Result, ensure};
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -12,26 +12,30 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "discard",
         about: "discarded blocks read zeros; their memory stays, or is Xen's again until they are written",
         demo: false,
-        run: |lab| {
+        run: |testbed| {
             Kind::ALL
                 .into_iter()
-                .try_for_each(|kind| discard(lab, kind))
+                .try_for_each(|kind| discard(testbed, kind))
         },
     },
     Scenario {
         name: "growth",
         about: "an image grows while a guest uses it; the guest sees it without reconnecting",
         demo: false,
-        run: |lab| Kind::ALL.into_iter().try_for_each(|kind| growth(lab, kind)),
+        run: |testbed| {
+            Kind::ALL
+                .into_iter()
+                .try_for_each(|kind| growth(testbed, kind))
+        },
     },
     Scenario {
         name: "statistics",
         about: "a disk's node and the console's keys show what the guest did, to the request",
         demo: false,
-        run: |lab| {
+        run: |testbed| {
             Kind::ALL
                 .into_iter()
-                .try_for_each(|kind| statistics(lab, kind))
+                .try_for_each(|kind| statistics(testbed, kind))
         },
     },
 ];
@@ -45,8 +49,8 @@ pub(super) fn other(kind: Kind) -> Kind {
 }
 
 /// The memory of the driver domain in MiB, as `xl list` shows it.
-pub(super) fn memory(lab: &Lab) -> Result<u32> {
-    let list = lab.host.ok("xl list storage")?;
+pub(super) fn memory(testbed: &Testbed) -> Result<u32> {
+    let list = testbed.host.ok("xl list storage")?;
     let row = list.lines().nth(1).unwrap_or_default();
     row.split_whitespace()
         .nth(2)
@@ -75,20 +79,20 @@ fn look(guest: &Guest) -> Result<(Vec<String>, bool)> {
     Ok((lines, bytes.trim() != "0"))
 }
 
-fn discard(lab: &Lab, kind: Kind) -> Result<()> {
+fn discard(testbed: &Testbed, kind: Kind) -> Result<()> {
     let images = [Image::mib("disk", SIZE.into()), Image::mib("kept", 4)];
-    let mut storage = lab.storage(kind).images(&images)?.memory(40).start()?;
+    let mut storage = testbed.storage(kind).images(&images)?.memory(40).start()?;
     let disks = [
         disk("storage", "xvda", "rw", "ram:disk,discard=release"),
         disk("storage", "xvdb", "rw", "ram:kept"),
     ];
-    lab.step("a guest fills its disk with noise");
-    let mut guest = lab.host.lean_guest("guest", other(kind), &disks)?;
+    testbed.step("a guest fills its disk with noise");
+    let mut guest = testbed.host.lean_guest("guest", other(kind), &disks)?;
     guest.ok(FILL, MINUTE)?;
     let (noise, _) = look(&guest)?;
-    let full = memory(lab)?;
+    let full = memory(testbed)?;
 
-    lab.step("discarding a quarter");
+    testbed.step("discarding a quarter");
     guest.ok(
         "blkdiscard -o $((4 << 20)) -l $((4 << 20)) /dev/xvda",
         MINUTE,
@@ -104,14 +108,14 @@ fn discard(lab: &Lab, kind: Kind) -> Result<()> {
         guest.ok(zeros, MINUTE)?.trim() == quarters[1].trim(),
         "the discarded quarter is not zeros"
     );
-    expect_memory(lab, full - SIZE / 4)?;
+    expect_memory(testbed, full - SIZE / 4)?;
 
-    lab.step("discarding all of it");
+    testbed.step("discarding all of it");
     guest.ok("blkdiscard /dev/xvda", MINUTE)?;
     ensure!(!look(&guest)?.1, "a discarded disk is not all zeros");
-    expect_memory(lab, full - SIZE)?;
+    expect_memory(testbed, full - SIZE)?;
 
-    lab.step(
+    testbed.step(
         "writing with no memory to have: what was kept can be written, what was given back cannot",
     );
     let fill = |device: &str| {
@@ -127,32 +131,32 @@ fn discard(lab: &Lab, kind: Kind) -> Result<()> {
         left.trim() == "0",
         "{left} bytes are left of what was discarded"
     );
-    expect_memory(lab, full - SIZE)?;
+    expect_memory(testbed, full - SIZE)?;
     let less = full - SIZE;
-    lab.host.ok(&format!("xl mem-set storage {less}"))?;
+    testbed.host.ok(&format!("xl mem-set storage {less}"))?;
     guest.ok(&fill("xvdb"), MINUTE)?;
     let refused = guest.exec(&fill("xvda"), MINUTE)?;
     ensure!(
         refused.status != 0,
         "pages that the domain may not have were written"
     );
-    lab.host.ok(&format!("xl mem-set storage {full}"))?;
+    testbed.host.ok(&format!("xl mem-set storage {full}"))?;
 
-    lab.step("writing again");
+    testbed.step("writing again");
     guest.ok(FILL, MINUTE)?;
     let (again, _) = look(&guest)?;
     ensure!(
         (0..4).all(|n| again[n] != noise[n] && again[n] != quarters[1]),
         "new noise reads as {again:?}"
     );
-    expect_memory(lab, full)?;
+    expect_memory(testbed, full)?;
     guest.destroy()?;
     storage.shutdown()
 }
 
 /// `xl list` rounds down, and a page table may have been needed.
-fn expect_memory(lab: &Lab, expected: u32) -> Result<()> {
-    let now = memory(lab)?;
+fn expect_memory(testbed: &Testbed, expected: u32) -> Result<()> {
+    let now = memory(testbed)?;
     ensure!(
         now.abs_diff(expected) <= 1,
         "the driver domain has {now} MiB, expected {expected}"
@@ -160,19 +164,19 @@ fn expect_memory(lab: &Lab, expected: u32) -> Result<()> {
     Ok(())
 }
 
-fn growth(lab: &Lab, kind: Kind) -> Result<()> {
+fn growth(testbed: &Testbed, kind: Kind) -> Result<()> {
     let images = [Image::mib("disk", 4)];
-    let mut storage = lab.storage(kind).images(&images)?.memory(48).start()?;
+    let mut storage = testbed.storage(kind).images(&images)?.memory(48).start()?;
     let disks = [disk("storage", "xvda", "rw", "ram:disk")];
-    lab.step("a guest that keeps writing to its disk");
-    let mut guest = lab.host.lean_guest("guest", other(kind), &disks)?;
+    testbed.step("a guest that keeps writing to its disk");
+    let mut guest = testbed.host.lean_guest("guest", other(kind), &disks)?;
     let writing = guest.start(
         "until [ -e /tmp/stop ]; do dd if=/dev/zero of=/dev/xvda bs=64k count=64 oflag=direct \
          2>/dev/null || exit 1; done",
     )?;
 
-    lab.step("growing the image from 4 to 12 MiB");
-    let answer = grow(lab, &storage, "disk 12M")?;
+    testbed.step("growing the image from 4 to 12 MiB");
+    let answer = grow(testbed, &storage, "disk 12M")?;
     ensure!(
         answer == "image ram:disk grew from 4194304 to 12582912 bytes",
         "the answer is {answer:?}"
@@ -202,14 +206,14 @@ fn growth(lab: &Lab, kind: Kind) -> Result<()> {
     let connections = storage.console().matches(": connected, ").count();
     ensure!(connections == 1, "the guest connected {connections} times");
 
-    lab.step("what cannot grow");
+    testbed.step("what cannot grow");
     for (request, reason) in [
         ("disk 1M", "has 12582912 bytes already"),
         ("disk 8G", "no 8577351680 bytes of memory"),
         ("nothing 1G", "there are: disk"),
         ("disk", "expected NAME SIZE"),
     ] {
-        let answer = grow(lab, &storage, request)?;
+        let answer = grow(testbed, &storage, request)?;
         ensure!(
             answer.contains(reason),
             "the answer to {request:?} is {answer:?}"
@@ -221,22 +225,22 @@ fn growth(lab: &Lab, kind: Kind) -> Result<()> {
 }
 
 /// Asks for a growth and returns the answer.
-pub(super) fn grow(lab: &Lab, storage: &Running, request: &str) -> Result<String> {
+pub(super) fn grow(testbed: &Testbed, storage: &Running, request: &str) -> Result<String> {
     let data = format!("/local/domain/{}/data", storage.id);
     let script = format!(
         "xenstore-rm {data}/grow-answer 2>/dev/null\nxenstore-write {data}/grow '{request}'\n\
          for n in $(seq 100); do xenstore-read {data}/grow-answer 2>/dev/null && exit; sleep 0.1; done\n\
          echo 'no answer'; exit 1"
     );
-    Ok(lab.host.ok(&script)?.trim().to_owned())
+    Ok(testbed.host.ok(&script)?.trim().to_owned())
 }
 
-fn statistics(lab: &Lab, kind: Kind) -> Result<()> {
+fn statistics(testbed: &Testbed, kind: Kind) -> Result<()> {
     let images = [Image::mib("disk", 4), Image::mib("spare", 1)];
-    let mut storage = lab.storage(kind).images(&images)?.memory(24).start()?;
+    let mut storage = testbed.storage(kind).images(&images)?.memory(24).start()?;
     let disks = [disk("storage", "xvda", "rw", "ram:disk")];
-    lab.step("a guest does what can be counted");
-    let mut guest = lab.host.lean_guest("guest", other(kind), &disks)?;
+    testbed.step("a guest does what can be counted");
+    let mut guest = testbed.host.lean_guest("guest", other(kind), &disks)?;
     let before = storage.statistics(&guest, device_number("xvda"))?.0;
     guest.ok(
         "dd if=/dev/zero of=/dev/xvda bs=4k count=24 oflag=direct && \
@@ -261,7 +265,7 @@ fn statistics(lab: &Lab, kind: Kind) -> Result<()> {
         );
     }
 
-    lab.step("keys on the driver domain's console");
+    testbed.step("keys on the driver domain's console");
     let written = after.get("writes").copied().unwrap_or_default();
     let vbd = format!("vbd {}/51712 (xvda): ", guest.id);
     for (key, shown) in [
@@ -285,7 +289,7 @@ fn statistics(lab: &Lab, kind: Kind) -> Result<()> {
     ] {
         let seen = storage.console_length();
         let tty = format!("$(xenstore-read /local/domain/{}/console/tty)", storage.id);
-        lab.host.ok(&format!("printf {key} >{tty}"))?;
+        testbed.host.ok(&format!("printf {key} >{tty}"))?;
         for text in shown {
             storage.wait_console_from(seen, &text, MINUTE)?;
         }

@@ -4,9 +4,9 @@ use super::main_job::FIO_LIMIT;
 use crate::config::Kind;
 use crate::host::guest::Guest;
 use crate::host::vbd_statistics::VbdStatistics;
-use crate::lab::images::Image;
-use crate::lab::storage::{device_number, disk};
-use crate::lab::{Lab, MINUTE, Scenario, fio};
+use crate::testbed::images::Image;
+use crate::testbed::storage::{device_number, disk};
+use crate::testbed::{MINUTE, Scenario, Testbed, fio};
 use anyhow::{Result, ensure};
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -45,13 +45,13 @@ pub const SCENARIOS: &[Scenario] = &[
 /// The ways to guests' pages, as the command line names them, each with a domain and a disk of its own.
 const PATHS: [(&str, &str); 3] = [("map", "xvda"), ("copy", "xvdb"), ("persistent", "xvdc")];
 
-fn data_paths(lab: &Lab) -> Result<()> {
+fn data_paths(testbed: &Testbed) -> Result<()> {
     let mut storages = Vec::new();
     let mut disks = Vec::new();
     for (path, device) in PATHS {
         let images = [Image::mib("disk", 8)];
         let name = format!("storage-{path}");
-        let storage = lab
+        let storage = testbed
             .storage(Kind::Pvh)
             .name(&name)
             .images(&images)?
@@ -60,10 +60,10 @@ fn data_paths(lab: &Lab) -> Result<()> {
         storages.push(storage.start()?);
         disks.push(disk(&name, device, "rw", "ram:disk"));
     }
-    lab.step("booting a guest with a disk of each");
-    let mut guest = lab.host.guest("guest", Kind::Pvh, &disks)?;
+    testbed.step("booting a guest with a disk of each");
+    let mut guest = testbed.host.guest("guest", Kind::Pvh, &disks)?;
     for ((path, device), storage) in PATHS.into_iter().zip(&storages) {
-        lab.step(format!("fio with data-path={path}"));
+        testbed.step(format!("fio with data-path={path}"));
         let report = fio::verify(&guest, &format!("/dev/{device}"), FIO_LIMIT)?;
         let counted = storage.statistics(&guest, device_number(device))?;
         let moved = 512 * (counted.get("sectors_read")? + counted.get("sectors_written")?);
@@ -110,11 +110,11 @@ fn only_path(path: &str, moved: u64, counted: &VbdStatistics) -> Result<()> {
 /// Few enough that one queue of a Linux guest wants more pages mapped at a time.
 const MAP_FRAMES: [u32; 2] = [1, 2];
 
-fn map_slots(lab: &Lab) -> Result<()> {
+fn map_slots(testbed: &Testbed) -> Result<()> {
     let mut storages = Vec::new();
     for frames in MAP_FRAMES {
         let images = [Image::mib("first", 8), Image::mib("second", 8)];
-        let storage = lab
+        let storage = testbed
             .storage(Kind::Pvh)
             .name(&format!("storage-{frames}"))
             .images(&images)?
@@ -124,16 +124,16 @@ fn map_slots(lab: &Lab) -> Result<()> {
     }
     let mut guests: Vec<Guest> = Vec::new();
     for image in ["first", "second"] {
-        lab.step(format!("booting the {image} guest with a disk of each"));
+        testbed.step(format!("booting the {image} guest with a disk of each"));
         let target = format!("ram:{image}");
         let disks = [
             disk("storage-1", "xvda", "rw", &target),
             disk("storage-2", "xvdb", "rw", &target),
         ];
-        guests.push(lab.host.guest(image, Kind::Pv, &disks)?);
+        guests.push(testbed.host.guest(image, Kind::Pv, &disks)?);
         for (device, storage) in ["xvda", "xvdb"].into_iter().zip(&storages) {
             let count = guests.len();
-            lab.step(format!("fio on {device} in {count} at a time"));
+            testbed.step(format!("fio on {device} in {count} at a time"));
             let options = "--bsrange=64k-64k --iodepth=32";
             let command = fio::verify_command_with(&format!("/dev/{device}"), options);
             let jobs = guests.iter().map(|guest| guest.start(&command));
@@ -159,13 +159,17 @@ fn map_slots(lab: &Lab) -> Result<()> {
         .try_for_each(|storage| storage.shutdown())
 }
 
-fn sector_sizes(lab: &Lab) -> Result<()> {
+fn sector_sizes(testbed: &Testbed) -> Result<()> {
     let images = [
         Image::mib("large", 8),
         Image::mib("advised", 8),
         Image::mib("plain", 4),
     ];
-    let mut storage = lab.storage(Kind::Pv).images(&images)?.memory(40).start()?;
+    let mut storage = testbed
+        .storage(Kind::Pv)
+        .images(&images)?
+        .memory(40)
+        .start()?;
     let disks = [
         disk("storage", "xvda", "rw", "ram:large,sector-size=4096"),
         disk(
@@ -176,8 +180,8 @@ fn sector_sizes(lab: &Lab) -> Result<()> {
         ),
         disk("storage", "xvdc", "rw", "ram:plain"),
     ];
-    lab.step("a guest looks at its disks");
-    let mut guest = lab.host.guest("guest", Kind::Pv, &disks)?;
+    testbed.step("a guest looks at its disks");
+    let mut guest = testbed.host.guest("guest", Kind::Pv, &disks)?;
     for (device, expected) in [
         ("xvda", "4096 4096 16384"),
         ("xvdb", "512 4096 16384"),
@@ -192,7 +196,7 @@ fn sector_sizes(lab: &Lab) -> Result<()> {
             "{device}: the guest sees sectors and size {seen:?}, expected {expected:?}"
         );
     }
-    lab.step("fio on them");
+    testbed.step("fio on them");
     let whole = fio::verify_command_with("/dev/xvda", "--bsrange=4k-64k");
     fio::parse(&guest.ok(&whole, FIO_LIMIT)?)?;
     fio::verify(&guest, "/dev/xvdb", FIO_LIMIT)?;
@@ -200,27 +204,27 @@ fn sector_sizes(lab: &Lab) -> Result<()> {
     storage.shutdown()
 }
 
-fn shared_image(lab: &Lab) -> Result<()> {
+fn shared_image(testbed: &Testbed) -> Result<()> {
     let image = Image::noise("library", 16);
     let sum = image.sha256()?;
-    let mut storage = lab
+    let mut storage = testbed
         .storage(Kind::Pvh)
         .images(&[image, Image::mib("common", 4)])?
         .memory(40)
         .start()?;
-    lab.step("booting two guests that read one image");
+    testbed.step("booting two guests that read one image");
     let shared = disk("storage", "xvda", "ro", "ram:library");
     let common = disk("storage", "xvdb", "rw", "ram:common,shared=yes");
     let disks = [shared, common];
-    let mut pvh = lab.host.lean_guest("guest-pvh", Kind::Pvh, &disks)?;
-    let mut pv = lab.host.lean_guest("guest-pv", Kind::Pv, &disks)?;
+    let mut pvh = testbed.host.lean_guest("guest-pvh", Kind::Pvh, &disks)?;
+    let mut pv = testbed.host.lean_guest("guest-pv", Kind::Pv, &disks)?;
 
     let there = "until [ -b /dev/xvda -a -b /dev/xvdb ]; do sleep 0.1; done";
     for guest in [&pvh, &pv] {
         guest.ok(there, MINUTE)?;
     }
 
-    lab.step("each writes to an image that both have, and reads what the other wrote");
+    testbed.step("each writes to an image that both have, and reads what the other wrote");
     for (place, guest) in [(0, &pvh), (1, &pv)] {
         let write = format!(
             "printf '%-4095s\\n' {} >/tmp/block; dd if=/tmp/block of=/dev/xvdb bs=4k seek={place} oflag=direct",
@@ -239,7 +243,7 @@ fn shared_image(lab: &Lab) -> Result<()> {
         );
     }
 
-    lab.step("both read all of it at once");
+    testbed.step("both read all of it at once");
     let read =
         "for i in 1 2 3; do dd if=/dev/xvda iflag=direct bs=256k 2>/dev/null | sha256sum; done";
     let jobs = [(&pvh, pvh.start(read)?), (&pv, pv.start(read)?)];
@@ -264,10 +268,10 @@ fn shared_image(lab: &Lab) -> Result<()> {
         );
     }
 
-    lab.step("a guest that wants to write to it");
+    testbed.step("a guest that wants to write to it");
     let seen = storage.console_length();
     let writer = disk("storage", "xvdc", "rw", "ram:library");
-    let refused = lab
+    let refused = testbed
         .host
         .exec(&format!("xl block-attach guest-pv '{writer}'"), MINUTE)?;
     storage.expect_error(seen, "library", MINUTE)?;
@@ -278,10 +282,12 @@ fn shared_image(lab: &Lab) -> Result<()> {
     let again = pv.ok(read, MINUTE)?;
     ensure!(again.contains(&sum), "the reader was disturbed: {again}");
 
-    lab.step("the image belongs to a writer once nobody reads it");
+    testbed.step("the image belongs to a writer once nobody reads it");
     pv.destroy()?;
-    lab.host.ok("xl block-detach guest-pvh xvda")?;
-    lab.host.attach_disk(&pvh, &writer, device_number("xvdc"))?;
+    testbed.host.ok("xl block-detach guest-pvh xvda")?;
+    testbed
+        .host
+        .attach_disk(&pvh, &writer, device_number("xvdc"))?;
     pvh.ok("until [ -b /dev/xvdc ]; do sleep 0.1; done", MINUTE)?;
     pvh.ok(
         "dd if=/dev/zero of=/dev/xvdc bs=4k count=1 oflag=direct",
@@ -296,20 +302,24 @@ const CDROM: u32 = 1;
 const REMOVABLE: u32 = 2;
 const READ_ONLY: u32 = 4;
 
-fn drive_kinds(lab: &Lab) -> Result<()> {
+fn drive_kinds(testbed: &Testbed) -> Result<()> {
     let media = Image::noise("media", 4);
     let sum = media.sha256()?;
     let images = [media, Image::mib("solid", 8), Image::mib("plain", 8)];
-    let mut storage = lab.storage(Kind::Pvh).images(&images)?.memory(40).start()?;
+    let mut storage = testbed
+        .storage(Kind::Pvh)
+        .images(&images)?
+        .memory(40)
+        .start()?;
     let common = "backend=storage,format=raw";
     let disks = [
         format!("{common},vdev=xvda,devtype=cdrom,access=ro,target=ram:media"),
         format!("{common},vdev=xvdb,discard,access=rw,target=ram:solid"),
         format!("{common},vdev=xvdc,no-discard,access=rw,target=ram:plain"),
     ];
-    lab.step("booting a guest with three kinds of drives");
+    testbed.step("booting a guest with three kinds of drives");
     // Linux takes no CD-ROM from us where it expects one to be emulated: in everything but a PV guest.
-    let mut guest = lab.host.lean_guest("guest", Kind::Pv, &disks)?;
+    let mut guest = testbed.host.lean_guest("guest", Kind::Pv, &disks)?;
     let there = "until [ -b /dev/xvda -a -b /dev/xvdb -a -b /dev/xvdc ]; do sleep 0.1; done";
     guest.ok(there, MINUTE)?;
     // xl has no other removable disks than CD-ROMs.
@@ -338,7 +348,7 @@ fn drive_kinds(lab: &Lab) -> Result<()> {
         "the CD-ROM reads as {read}, not {sum}"
     );
 
-    lab.step("discarding");
+    testbed.step("discarding");
     discards(&guest)?;
     let flush = "dd if=/dev/zero of=/dev/xvdb bs=64k count=8 conv=fsync";
     guest.ok(flush, MINUTE)?;

@@ -2,10 +2,10 @@
 
 use crate::config::Kind;
 use crate::host::guest::Guest;
-use crate::lab::boot_disk::{self, Contents};
-use crate::lab::images::Image;
-use crate::lab::storage::{Running, disk};
-use crate::lab::{Lab, MINUTE, Scenario};
+use crate::testbed::boot_disk::{self, Contents};
+use crate::testbed::images::Image;
+use crate::testbed::storage::{Running, disk};
+use crate::testbed::{MINUTE, Scenario, Testbed};
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::Path;
@@ -16,13 +16,13 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "grub-pv",
         about: "a PV guest boots from our disk through PV GRUB, then Linux takes over the same disk",
         demo: false,
-        run: |lab| grub(lab, Kind::Pv),
+        run: |testbed| grub(testbed, Kind::Pv),
     },
     Scenario {
         name: "grub-pvh",
         about: "a PVH guest boots from our disk through GRUB for PVH, whose requests have the 32-bit layout",
         demo: false,
-        run: |lab| grub(lab, Kind::Pvh),
+        run: |testbed| grub(testbed, Kind::Pvh),
     },
 ];
 
@@ -36,26 +36,26 @@ const THERE: &str = "until [ -b /dev/xvda2 ]; do sleep 0.1; done";
 const SAVED: &str = "lab";
 const WORD: &str = "written-by-grub";
 
-fn grub(lab: &Lab, kind: Kind) -> Result<()> {
+fn grub(testbed: &Testbed, kind: Kind) -> Result<()> {
     // GRUB for PV loads an ELF into a domain that looks as xl would have made it; GRUB for PVH goes by
     // the boot protocol of PCs.
     let (grub, kernel, abi) = match kind {
         Kind::Pv => ("grub-x86_64-xen.bin", "vmlinux", "x86_64-abi"),
         _ => ("grub-i386-xen_pvh.bin", "vmlinuz", "x86_32-abi"),
     };
-    lab.step("making a disk to boot from");
-    let files = lab.guest_files();
-    let (path, _) = lab.shared_file("boot.img");
-    boot_image(lab, &path, &files.join(kernel), &files)?;
-    let mut storage = boot_storage(lab, kind, &path)?;
+    testbed.step("making a disk to boot from");
+    let files = testbed.guest_files();
+    let (path, _) = testbed.shared_file("boot.img");
+    boot_image(testbed, &path, &files.join(kernel), &files)?;
+    let mut storage = boot_storage(testbed, kind, &path)?;
 
-    lab.step(format!("booting a {kind} guest through GRUB"));
+    testbed.step(format!("booting a {kind} guest through GRUB"));
     let disks = [disk("storage", "xvda", "rw", "ram:boot.img")];
-    let mut config = lab.host.guest_config("guest", kind, &disks)?;
+    let mut config = testbed.host.guest_config("guest", kind, &disks)?;
     config.kernel = format!("/usr/lib/grub-xen/{grub}");
     config.ramdisk = None;
     config.cmdline = String::new();
-    let domain = lab.host.create(&config)?;
+    let domain = testbed.host.create(&config)?;
     domain.wait_console("@@ready", GRUB)?;
     let mut guest = Guest::wait(domain)?;
     let log = storage.console();
@@ -68,7 +68,7 @@ fn grub(lab: &Lab, kind: Kind) -> Result<()> {
         "GRUB and Linux did not connect one after the other: {connected:#?}"
     );
 
-    lab.step("Linux on the same disk");
+    testbed.step("Linux on the same disk");
     guest.ok(THERE, MINUTE)?;
     let saved = environment(&format!("{SAVED}={WORD}\n"));
     replace(&path, environment("").as_bytes(), saved.as_bytes())?;
@@ -94,15 +94,19 @@ fn grub(lab: &Lab, kind: Kind) -> Result<()> {
 }
 
 /// A driver domain with that disk.
-fn boot_storage<'h>(lab: &Lab<'h>, kind: Kind, path: &Path) -> Result<Running<'h>> {
+fn boot_storage<'h>(testbed: &Testbed<'h>, kind: Kind, path: &Path) -> Result<Running<'h>> {
     let image = Image::file("boot.img", path)?;
     let memory = (path.metadata()?.len() >> 20) as u32 + 20;
-    lab.storage(kind).images(&[image])?.memory(memory).start()
+    testbed
+        .storage(kind)
+        .images(&[image])?
+        .memory(memory)
+        .start()
 }
 
 /// A disk that GRUB finds a kernel on.
-fn boot_image(lab: &Lab, path: &Path, kernel: &Path, files: &Path) -> Result<()> {
-    let cmdline = lab.host.guest_config("guest", Kind::Pvh, &[])?.cmdline;
+fn boot_image(testbed: &Testbed, path: &Path, kernel: &Path, files: &Path) -> Result<()> {
+    let cmdline = testbed.host.guest_config("guest", Kind::Pvh, &[])?.cmdline;
     let menu = format!(
         "{SAVED}={WORD}\nsave_env -f /boot/grub/grubenv {SAVED}\n\
          linux /boot/kernel {cmdline}\ninitrd /boot/initramfs\nboot\n"

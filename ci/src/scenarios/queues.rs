@@ -3,10 +3,10 @@
 use super::main_job::FIO_LIMIT;
 use crate::config::Kind;
 use crate::host::guest::Guest;
-use crate::lab::held::Held;
-use crate::lab::images::Image;
-use crate::lab::storage::{device_number, disk};
-use crate::lab::{Lab, MINUTE, Scenario, fio};
+use crate::testbed::images::Image;
+use crate::testbed::leak_check::Holdings;
+use crate::testbed::storage::{device_number, disk};
+use crate::testbed::{MINUTE, Scenario, Testbed, fio};
 use anyhow::{Result, ensure};
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -14,33 +14,37 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "queues-pv",
         about: "PV driver domain of two vCPUs: each serves a queue of one disk, every byte verified",
         demo: false,
-        run: |lab| two_queues(lab, Kind::Pv),
+        run: |testbed| two_queues(testbed, Kind::Pv),
     },
     Scenario {
         name: "queues-pvh",
         about: "PVH driver domain of two vCPUs: each serves a queue of one disk, every byte verified",
         demo: false,
-        run: |lab| two_queues(lab, Kind::Pvh),
+        run: |testbed| two_queues(testbed, Kind::Pvh),
     },
     Scenario {
         name: "disks-on-vcpus",
         about: "disks with a queue each are spread over the vCPUs of a PVH and of a PV driver domain",
         demo: false,
-        run: |lab| Kind::ALL.into_iter().try_for_each(|kind| spread(lab, kind)),
+        run: |testbed| {
+            Kind::ALL
+                .into_iter()
+                .try_for_each(|kind| spread(testbed, kind))
+        },
     },
 ];
 
-fn two_queues(lab: &Lab, kind: Kind) -> Result<()> {
+fn two_queues(testbed: &Testbed, kind: Kind) -> Result<()> {
     let images = [Image::mib("disk", 16)];
-    let storage = lab.storage(kind).images(&images)?.memory(64).vcpus(2);
+    let storage = testbed.storage(kind).images(&images)?.memory(64).vcpus(2);
     let mut storage = storage.start()?;
-    let before = Held::by(lab.host, storage.id)?;
+    let before = Holdings::by(testbed.host, storage.id)?;
 
-    lab.step("a guest of two vCPUs");
+    testbed.step("a guest of two vCPUs");
     let disks = [disk("storage", "xvda", "rw", "ram:disk")];
-    let mut config = lab.host.guest_config("guest", Kind::Pvh, &disks)?;
+    let mut config = testbed.host.guest_config("guest", Kind::Pvh, &disks)?;
     config.vcpus = 2;
-    let mut guest = Guest::wait(lab.host.create(&config)?)?;
+    let mut guest = Guest::wait(testbed.host.create(&config)?)?;
     let queues = guest.ok("ls /sys/block/xvda/mq | wc -l", MINUTE)?;
     ensure!(
         queues.trim() == "2",
@@ -48,7 +52,7 @@ fn two_queues(lab: &Lab, kind: Kind) -> Result<()> {
         queues.trim()
     );
 
-    lab.step("fio on both of its vCPUs, every block verified");
+    testbed.step("fio on both of its vCPUs, every block verified");
     let job = "fio --name=verify --filename=/dev/xvda --rw=randrw --bsrange=512-64k --direct=1 \
                --size=8M --offset_increment=8M --numjobs=2 --cpus_allowed=0,1 \
                --cpus_allowed_policy=split --ioengine=libaio --iodepth=16 --verify=crc32c \
@@ -67,24 +71,24 @@ fn two_queues(lab: &Lab, kind: Kind) -> Result<()> {
     );
 
     guest.destroy()?;
-    before.expect(lab.host, storage.id, "after the guest's end")?;
+    before.expect(testbed.host, storage.id, "after the guest's end")?;
     storage.shutdown()
 }
 
-fn spread(lab: &Lab, kind: Kind) -> Result<()> {
+fn spread(testbed: &Testbed, kind: Kind) -> Result<()> {
     let images: Vec<Image> = (0..3).map(|n| Image::mib(&format!("disk{n}"), 4)).collect();
-    let storage = lab.storage(kind).images(&images)?.memory(64).vcpus(3);
+    let storage = testbed.storage(kind).images(&images)?.memory(64).vcpus(3);
     let mut storage = storage.start()?;
-    let before = Held::by(lab.host, storage.id)?;
+    let before = Holdings::by(testbed.host, storage.id)?;
 
-    lab.step("a guest with three disks, one queue each");
+    testbed.step("a guest with three disks, one queue each");
     let names = ["xvda", "xvdb", "xvdc"];
     let disks: Vec<String> = names
         .iter()
         .enumerate()
         .map(|(number, name)| disk("storage", name, "rw", &format!("ram:disk{number}")))
         .collect();
-    let mut guest = lab.host.lean_guest("guest", Kind::Pvh, &disks)?;
+    let mut guest = testbed.host.lean_guest("guest", Kind::Pvh, &disks)?;
     let mut vcpus = Vec::new();
     for (name, device) in names.iter().zip([51712, 51728, 51744]) {
         guest.ok(
@@ -101,10 +105,10 @@ fn spread(lab: &Lab, kind: Kind) -> Result<()> {
         "the disks are served by vCPUs {vcpus:?}"
     );
 
-    lab.step("detaching one that another vCPU serves, and attaching it again");
-    let all = Held::by(lab.host, storage.id)?;
-    lab.host.ok("xl block-detach guest xvda")?;
-    let less = Held::by(lab.host, storage.id)?;
+    testbed.step("detaching one that another vCPU serves, and attaching it again");
+    let all = Holdings::by(testbed.host, storage.id)?;
+    testbed.host.ok("xl block-detach guest xvda")?;
+    let less = Holdings::by(testbed.host, storage.id)?;
     ensure!(
         less.ports == all.ports - 1 && less.grants < all.grants,
         "{} ports and {} grants without a disk, {} and {} with it",
@@ -113,10 +117,10 @@ fn spread(lab: &Lab, kind: Kind) -> Result<()> {
         all.ports,
         all.grants
     );
-    lab.host.attach_disk(&guest, &disks[0], 51712)?;
+    testbed.host.attach_disk(&guest, &disks[0], 51712)?;
     guest.ok("until [ -b /dev/xvda ]; do sleep 0.1; done", MINUTE)?;
     guest.ok("dd if=/dev/xvda of=/dev/null bs=64k", MINUTE)?;
     guest.destroy()?;
-    before.expect(lab.host, storage.id, "after the guest's end")?;
+    before.expect(testbed.host, storage.id, "after the guest's end")?;
     storage.shutdown()
 }

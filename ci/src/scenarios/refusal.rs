@@ -1,9 +1,9 @@
 //! Targets that cannot be served: refused with the reason, and nobody else is disturbed.
 
 use crate::config::Kind;
-use crate::lab::images::{self, Image};
-use crate::lab::storage::{Running, device_number, disk};
-use crate::lab::{Lab, Scenario};
+use crate::testbed::images::{self, Image};
+use crate::testbed::storage::{Running, device_number, disk};
+use crate::testbed::{Scenario, Testbed};
 use anyhow::{Result, ensure};
 use std::time::Duration;
 
@@ -40,16 +40,20 @@ const REFUSED: &[(&str, &str)] = &[
     ("ram:odd", "odd"),
 ];
 
-fn refused_targets(lab: &Lab) -> Result<()> {
+fn refused_targets(testbed: &Testbed) -> Result<()> {
     let images = [Image::mib("taken", 4), Image::new("odd", 4097)];
-    let mut storage = lab.storage(Kind::Pvh).images(&images)?.memory(24).start()?;
-    lab.step("a guest that works on, and has one image open for writing");
+    let mut storage = testbed
+        .storage(Kind::Pvh)
+        .images(&images)?
+        .memory(24)
+        .start()?;
+    testbed.step("a guest that works on, and has one image open for writing");
     let disks = [disk("storage", "xvda", "rw", "ram:taken")];
-    let mut owner = lab.host.guest("owner", Kind::Pv, &disks)?;
+    let mut owner = testbed.host.guest("owner", Kind::Pv, &disks)?;
     let job = owner.start("for i in $(seq 60); do dd if=/dev/zero of=/dev/xvda bs=64k count=16 oflag=direct 2>/dev/null || exit 1; sleep 0.2; done")?;
     for (target, reason) in REFUSED {
-        lab.step(format!("a guest that wants {target}"));
-        refuse(lab, &storage, target, reason)?;
+        testbed.step(format!("a guest that wants {target}"));
+        refuse(testbed, &storage, target, reason)?;
     }
     let output = owner.finish(job, Duration::from_secs(120))?;
     ensure!(
@@ -61,17 +65,17 @@ fn refused_targets(lab: &Lab) -> Result<()> {
     storage.shutdown()
 }
 
-fn damaged_ramdisk(lab: &Lab) -> Result<()> {
-    let (here, _) = lab.shared_file("damaged.tar");
+fn damaged_ramdisk(testbed: &Testbed) -> Result<()> {
+    let (here, _) = testbed.shared_file("damaged.tar");
     images::write_damaged_archive(&here)?;
-    let mut storage = lab
+    let mut storage = testbed
         .storage(Kind::Pv)
         .ramdisk("damaged.tar")
         .memory(24)
         .start()?;
     storage.expect_error(0, "ramdisk", LIMIT)?;
-    lab.step("a guest that wants an image of it");
-    refuse(lab, &storage, "ram:first", "ramdisk")?;
+    testbed.step("a guest that wants an image of it");
+    refuse(testbed, &storage, "ram:first", "ramdisk")?;
     storage.shutdown()
 }
 
@@ -81,10 +85,14 @@ const FOR_QEMU: &[(&str, &str, &str)] = &[
     ("xvdc", "format=raw,backendtype=qdisk", "leave it out"),
 ];
 
-fn disks_for_qemu(lab: &Lab) -> Result<()> {
+fn disks_for_qemu(testbed: &Testbed) -> Result<()> {
     let images = [Image::mib("good", 4)];
-    let mut storage = lab.storage(Kind::Pvh).images(&images)?.memory(24).start()?;
-    lab.step("booting a guest with one disk for us and two for QEMU");
+    let mut storage = testbed
+        .storage(Kind::Pvh)
+        .images(&images)?
+        .memory(24)
+        .start()?;
+    testbed.step("booting a guest with one disk for us and two for QEMU");
     let mut disks = vec![disk("storage", "xvda", "rw", "ram:good")];
     for (device, format, _) in FOR_QEMU {
         disks.push(format!(
@@ -92,7 +100,7 @@ fn disks_for_qemu(lab: &Lab) -> Result<()> {
         ));
     }
     // Its frontend's driver waits for all disks, for five minutes, before anything else begins.
-    let mut guest = lab.host.lean_guest("guest", Kind::Pvh, &disks)?;
+    let mut guest = testbed.host.lean_guest("guest", Kind::Pvh, &disks)?;
     let uptime = guest.ok("cut -d. -f1 /proc/uptime", LIMIT)?;
     ensure!(
         uptime.trim().parse::<u32>()? < 240,
@@ -111,7 +119,7 @@ fn disks_for_qemu(lab: &Lab) -> Result<()> {
         );
         let (id, kind) = (storage.id, "error/backend/qdisk");
         let node = format!("/local/domain/{id}/{kind}/{}/{number}/error", guest.id);
-        let error = lab.host.ok(&format!("xenstore-read {node}"))?;
+        let error = testbed.host.ok(&format!("xenstore-read {node}"))?;
         ensure!(error.contains(advice), "{node} says {error:?}");
     }
     let own = format!("/local/domain/{}", storage.id);
@@ -121,33 +129,33 @@ fn disks_for_qemu(lab: &Lab) -> Result<()> {
         format!("{own}/backend/qdisk/{guest}/{number}")
     };
 
-    lab.step("one is detached, the other goes with the guest");
-    lab.host.ok("xl block-detach guest xvdb")?;
-    let left = lab.host.ok(&tree)?;
+    testbed.step("one is detached, the other goes with the guest");
+    testbed.host.ok("xl block-detach guest xvdb")?;
+    let left = testbed.host.ok(&tree)?;
     ensure!(
         !left.contains(&of_guest("xvdb")) && left.contains(&of_guest("xvdc")),
         "xl block-detach left:\n{left}"
     );
     let last = of_guest("xvdc");
     guest.destroy()?;
-    let left = lab.host.ok(&tree)?;
+    let left = testbed.host.ok(&tree)?;
     ensure!(!left.contains(&last), "xl destroy left:\n{left}");
     storage.shutdown()
 }
 
 /// A guest with this target is refused, with the reason in the log and in the error node.
-fn refuse(lab: &Lab, storage: &Running, target: &str, reason: &str) -> Result<()> {
+fn refuse(testbed: &Testbed, storage: &Running, target: &str, reason: &str) -> Result<()> {
     let seen = storage.console_length();
-    let mut config = lab.host.guest_config(
+    let mut config = testbed.host.guest_config(
         "refused",
         Kind::Pvh,
         &[disk("storage", "xvda", "rw", target)],
     )?;
     config.ramdisk = None;
     config.memory = 128;
-    let created = lab.host.try_create(&config)?;
+    let created = testbed.host.try_create(&config)?;
     let line = storage.expect_error(seen, reason, LIMIT)?;
-    let tree = lab.host.ok(&format!(
+    let tree = testbed.host.ok(&format!(
         "xenstore-ls -f /local/domain/{}/error",
         storage.id
     ))?;
@@ -156,7 +164,7 @@ fn refuse(lab: &Lab, storage: &Running, target: &str, reason: &str) -> Result<()
         "no error node names {reason:?}:\n{tree}"
     );
     ensure!(created.status != 0, "xl create succeeded although: {line}");
-    let left = lab.host.exec("xl domid refused", LIMIT)?;
+    let left = testbed.host.exec("xl domid refused", LIMIT)?;
     ensure!(left.status != 0, "xl create left the refused guest behind");
     Ok(())
 }

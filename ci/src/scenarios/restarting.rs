@@ -4,10 +4,10 @@
 use crate::config::Kind;
 use crate::host::guest::{BOOT, Guest};
 use crate::image::SECOND_KERNEL;
-use crate::lab::held::Held;
-use crate::lab::images::Image;
-use crate::lab::storage::disk;
-use crate::lab::{Lab, MINUTE, Scenario};
+use crate::testbed::images::Image;
+use crate::testbed::leak_check::Holdings;
+use crate::testbed::storage::disk;
+use crate::testbed::{MINUTE, Scenario, Testbed};
 use anyhow::{Context, Result, ensure};
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
@@ -43,23 +43,27 @@ fn load(option: &str, cmdline: &str) -> String {
     )
 }
 
-fn kexec(lab: &Lab) -> Result<()> {
-    let second = lab.guest_files().join(SECOND_KERNEL);
+fn kexec(testbed: &Testbed) -> Result<()> {
+    let second = testbed.guest_files().join(SECOND_KERNEL);
     let images = [Image::mib("work", 8), Image::file("second", &second)?];
-    let mut storage = lab.storage(Kind::Pvh).images(&images)?.memory(48).start()?;
-    let nothing = Held::by(lab.host, storage.id)?;
+    let mut storage = testbed
+        .storage(Kind::Pvh)
+        .images(&images)?
+        .memory(48)
+        .start()?;
+    let nothing = Holdings::by(testbed.host, storage.id)?;
 
-    lab.step("booting an HVM guest");
+    testbed.step("booting an HVM guest");
     let disks = [
         disk("storage", "xvda", "rw", "ram:work"),
         disk("storage", "xvdb", "ro", "ram:second"),
     ];
-    let mut config = lab.host.hvm_guest_config("guest", &disks)?;
+    let mut config = testbed.host.hvm_guest_config("guest", &disks)?;
     config.memory = MEMORY;
     let cmdline = config.cmdline.clone();
-    let mut guest = Guest::wait(lab.host.create(&config)?)?;
+    let mut guest = Guest::wait(testbed.host.create(&config)?)?;
 
-    lab.step("kexec into a second kernel, in mid-write");
+    testbed.step("kexec into a second kernel, in mid-write");
     guest.ok(SUM, MINUTE)?;
     guest.ok(&load("-l", &format!("{cmdline} {RESERVED}")), MINUTE)?;
     let written = write(&guest)?;
@@ -68,7 +72,7 @@ fn kexec(lab: &Lab) -> Result<()> {
     let booted = guest.ok("cat /proc/cmdline", MINUTE)?;
     ensure!(booted.contains(RESERVED), "another kernel runs: {booted}");
 
-    lab.step("a crash of the second kernel into a third, in mid-write");
+    testbed.step("a crash of the second kernel into a third, in mid-write");
     guest.ok(&load("-p", &cmdline), MINUTE)?;
     let written = write(&guest)?;
     starts_over(&guest, "echo c >/proc/sysrq-trigger")?;
@@ -77,7 +81,7 @@ fn kexec(lab: &Lab) -> Result<()> {
     guest.ok("test -e /proc/vmcore", MINUTE)?;
     write(&guest)?;
 
-    lab.step("counting what is left");
+    testbed.step("counting what is left");
     let log = storage.console();
     let connected = log.matches("(xvda): connected, ").count();
     ensure!(
@@ -85,7 +89,7 @@ fn kexec(lab: &Lab) -> Result<()> {
         "the log shows {connected} connections instead of three, or errors:\n{log}"
     );
     guest.destroy()?;
-    nothing.expect(lab.host, storage.id, "after the guest's end")?;
+    nothing.expect(testbed.host, storage.id, "after the guest's end")?;
     storage.shutdown()
 }
 

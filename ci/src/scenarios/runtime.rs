@@ -4,7 +4,7 @@
 use crate::commands::build;
 use crate::config::{Config, Kind};
 use crate::host::{length, read_from};
-use crate::lab::{Lab, MINUTE, Scenario};
+use crate::testbed::{MINUTE, Scenario, Testbed};
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::time::Instant;
@@ -32,20 +32,20 @@ struct Left {
 }
 
 /// Runs the demo until it ends. What it does crashes it, so the lab is not told of it.
-fn run(lab: &Lab, kind: Kind, vcpus: u32, test: &str) -> Result<Left> {
-    let host = lab.host;
-    let (here, there) = lab.shared_file("demo");
+fn run(testbed: &Testbed, kind: Kind, vcpus: u32, test: &str) -> Result<Left> {
+    let host = testbed.host;
+    let (here, there) = testbed.shared_file("demo");
     fs::copy(build::build_demo()?, here)?;
-    let (module, _) = lab.shared_file("demo-module");
+    let (module, _) = testbed.shared_file("demo-module");
     fs::write(module, [0x5a; 10_000])?;
     let mut config = Config::new("demo", kind, &there);
     config.ramdisk = Some("/lab/demo-module".to_owned());
     config.memory = 32;
     config.vcpus = vcpus;
     config.cmdline = format!("test={test}");
-    let (here, there) = lab.shared_file("demo.cfg");
+    let (here, there) = testbed.shared_file("demo.cfg");
     fs::write(here, config.to_string())?;
-    lab.step(format!("{kind}: {test}"));
+    testbed.step(format!("{kind}: {test}"));
     let console = host.console_log("demo");
     let (console_start, xen_log) = (length(&console), host.instance().xen_log());
     let xen_start = length(&xen_log);
@@ -64,17 +64,17 @@ fn run(lab: &Lab, kind: Kind, vcpus: u32, test: &str) -> Result<Left> {
     })
 }
 
-fn memory_rights(lab: &Lab) -> Result<()> {
+fn memory_rights(testbed: &Testbed) -> Result<()> {
     for kind in Kind::ALL {
         for data in ["heap", "page", "module", "stack"] {
-            let left = run(lab, kind, 1, &format!("execute-{data}"))?;
+            let left = run(testbed, kind, 1, &format!("execute-{data}"))?;
             ensure!(
                 left.console.contains("CPU exception 14: page fault"),
                 "{kind}: {data} was executed:\n{}",
                 left.console
             );
         }
-        let left = run(lab, kind, 1, "write-code")?;
+        let left = run(testbed, kind, 1, "write-code")?;
         ensure!(
             left.console.contains("CPU exception 14: page fault"),
             "{kind}: code was written:\n{}",
@@ -84,15 +84,15 @@ fn memory_rights(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-fn watchdog(lab: &Lab) -> Result<()> {
+fn watchdog(testbed: &Testbed) -> Result<()> {
     for kind in Kind::ALL {
-        let alone = run(lab, kind, 1, "hang")?;
+        let alone = run(testbed, kind, 1, "hang")?;
         ensure!(
             alone.console.contains("hanging now") && alone.xen.contains("atchdog timer"),
             "{kind}: the only vCPU hung, but Xen's log names no watchdog:\n{}",
             alone.xen
         );
-        let seen = run(lab, kind, 2, "vcpu-hang")?;
+        let seen = run(testbed, kind, 2, "vcpu-hang")?;
         ensure!(
             seen.console.contains("watchdog: vCPU 1 has run for"),
             "{kind}: a vCPU hung, and the other one did not say so:\n{}",

@@ -2,9 +2,9 @@
 
 use super::main_job::FIO_LIMIT;
 use crate::config::Kind;
-use crate::lab::images::Image;
-use crate::lab::storage::disk;
-use crate::lab::{Lab, Scenario, fio};
+use crate::testbed::images::Image;
+use crate::testbed::storage::disk;
+use crate::testbed::{Scenario, Testbed, fio};
 use anyhow::{Result, ensure};
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
@@ -14,11 +14,15 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
     run: two_guests,
 }];
 
-fn two_guests(lab: &Lab) -> Result<()> {
+fn two_guests(testbed: &Testbed) -> Result<()> {
     let images: Vec<Image> = (0..4).map(|n| Image::mib(&format!("disk{n}"), 8)).collect();
-    let mut storage = lab.storage(Kind::Pvh).images(&images)?.memory(64).start()?;
+    let mut storage = testbed
+        .storage(Kind::Pvh)
+        .images(&images)?
+        .memory(64)
+        .start()?;
 
-    lab.step("booting two guests with two disks each");
+    testbed.step("booting two guests with two disks each");
     let disks = |first: u32| {
         let second = first + 1;
         [
@@ -26,10 +30,10 @@ fn two_guests(lab: &Lab) -> Result<()> {
             disk("storage", "xvdb", "rw", &format!("ram:disk{second}")),
         ]
     };
-    let mut pvh = lab.host.guest("guest-pvh", Kind::Pvh, &disks(0))?;
-    let mut pv = lab.host.guest("guest-pv", Kind::Pv, &disks(2))?;
+    let mut pvh = testbed.host.guest("guest-pvh", Kind::Pvh, &disks(0))?;
+    let mut pv = testbed.host.guest("guest-pv", Kind::Pv, &disks(2))?;
 
-    lab.step("fio in both at once");
+    testbed.step("fio in both at once");
     let jobs = [
         (&pvh, "/dev/xvda"),
         (&pv, "/dev/xvda"),

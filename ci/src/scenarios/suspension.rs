@@ -3,10 +3,10 @@
 use super::main_job::FIO_LIMIT;
 use crate::config::Kind;
 use crate::host::guest::{Guest, Started};
-use crate::lab::held::Held;
-use crate::lab::images::Image;
-use crate::lab::storage::{Running, device_number, disk};
-use crate::lab::{Lab, MINUTE, Scenario, fio};
+use crate::testbed::images::Image;
+use crate::testbed::leak_check::Holdings;
+use crate::testbed::storage::{Running, device_number, disk};
+use crate::testbed::{MINUTE, Scenario, Testbed, fio};
 use anyhow::{Result, ensure};
 use std::time::{Duration, Instant};
 
@@ -21,13 +21,13 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "saved-pv-guest",
         about: "xl save and restore of a PV guest in the middle of its work: verified, and nothing left between",
         demo: false,
-        run: |lab| saved_guest(lab, Kind::Pv),
+        run: |testbed| saved_guest(testbed, Kind::Pv),
     },
     Scenario {
         name: "saved-pvh-guest",
         about: "xl save and restore of a PVH guest in the middle of its work: verified, and nothing left between",
         demo: false,
-        run: |lab| saved_guest(lab, Kind::Pvh),
+        run: |testbed| saved_guest(testbed, Kind::Pvh),
     },
 ];
 
@@ -52,16 +52,20 @@ fn writes(storage: &Running, guest: &Guest) -> Result<u64> {
         .get("writes")
 }
 
-fn paused_guests(lab: &Lab) -> Result<()> {
+fn paused_guests(testbed: &Testbed) -> Result<()> {
     let images = ["pvh", "pv", "other"].map(|name| Image::mib(name, 16));
-    let mut storage = lab.storage(Kind::Pvh).images(&images)?.memory(64).start()?;
-    lab.step("booting three guests");
+    let mut storage = testbed
+        .storage(Kind::Pvh)
+        .images(&images)?
+        .memory(64)
+        .start()?;
+    testbed.step("booting three guests");
     let disks = |image: &str| [disk("storage", "xvda", "rw", &format!("ram:{image}"))];
-    let mut pvh = lab.host.guest("guest-pvh", Kind::Pvh, &disks("pvh"))?;
-    let mut pv = lab.host.guest("guest-pv", Kind::Pv, &disks("pv"))?;
-    let mut other = lab.host.guest("other", Kind::Pvh, &disks("other"))?;
+    let mut pvh = testbed.host.guest("guest-pvh", Kind::Pvh, &disks("pvh"))?;
+    let mut pv = testbed.host.guest("guest-pv", Kind::Pv, &disks("pv"))?;
+    let mut other = testbed.host.guest("other", Kind::Pvh, &disks("other"))?;
 
-    lab.step("pausing two in the middle of fio");
+    testbed.step("pausing two in the middle of fio");
     let mut jobs = Vec::new();
     for guest in [&pvh, &pv] {
         jobs.push((guest, start_fio(&storage, guest)?));
@@ -71,7 +75,7 @@ fn paused_guests(lab: &Lab) -> Result<()> {
     // What was in the rings is finished by now.
     std::thread::sleep(Duration::from_secs(1));
     let before = [writes(&storage, &pvh)?, writes(&storage, &pv)?];
-    lab.step("fio in the third meanwhile");
+    testbed.step("fio in the third meanwhile");
     fio::verify(&other, "/dev/xvda", FIO_LIMIT)?;
     std::thread::sleep(PAUSE.saturating_sub(start.elapsed()));
     let after = [writes(&storage, &pvh)?, writes(&storage, &pv)?];
@@ -80,7 +84,7 @@ fn paused_guests(lab: &Lab) -> Result<()> {
         "paused guests wrote: {before:?} requests, then {after:?}"
     );
 
-    lab.step("unpausing them");
+    testbed.step("unpausing them");
     for (guest, _) in &jobs {
         guest.unpause()?;
     }
@@ -112,18 +116,18 @@ const WORK: &str = "worker() { \
     jobs=; for n in 0 1 2 3; do worker $n >/tmp/rounds$n & jobs=\"$jobs $!\"; done; \
     for job in $jobs; do wait $job || exit 1; done; cat /tmp/rounds? | wc -l";
 
-fn saved_guest(lab: &Lab, kind: Kind) -> Result<()> {
+fn saved_guest(testbed: &Testbed, kind: Kind) -> Result<()> {
     const FILE: &str = "/tmp/saved-guest";
     let images = [Image::mib("work", 4), Image::mib("kept", 4)];
-    let mut storage = lab.storage(kind).images(&images)?.memory(28).start()?;
-    let nothing = Held::by(lab.host, storage.id)?;
-    lab.step(format!("booting a {kind} guest"));
+    let mut storage = testbed.storage(kind).images(&images)?.memory(28).start()?;
+    let nothing = Holdings::by(testbed.host, storage.id)?;
+    testbed.step(format!("booting a {kind} guest"));
     let disks = [
         disk("storage", "xvda", "rw", "ram:work"),
         disk("storage", "xvdb", "rw", "ram:kept"),
     ];
     // Its whole memory is copied twice: the less, the better.
-    let mut guest = lab.host.lean_guest("guest", kind, &disks)?;
+    let mut guest = testbed.host.lean_guest("guest", kind, &disks)?;
     let there = "until [ -b /dev/xvda -a -b /dev/xvdb ]; do sleep 0.1; done";
     guest.ok(there, MINUTE)?;
     let sum = "dd if=/dev/xvdb bs=1M iflag=direct 2>/dev/null | sha256sum";
@@ -131,24 +135,24 @@ fn saved_guest(lab: &Lab, kind: Kind) -> Result<()> {
     guest.ok(fill, MINUTE)?;
     let written = guest.ok(sum, MINUTE)?;
 
-    lab.step(format!("saving a {kind} guest in the middle of its work"));
+    testbed.step(format!("saving a {kind} guest in the middle of its work"));
     let job = guest.start(WORK)?;
     let deadline = Instant::now() + MINUTE;
     while writes(&storage, &guest)? < 100 {
-        lab.host.tick(deadline)?;
+        testbed.host.tick(deadline)?;
     }
     guest.save(FILE, COPY)?;
-    nothing.expect(lab.host, storage.id, "after the guest was saved")?;
+    nothing.expect(testbed.host, storage.id, "after the guest was saved")?;
 
-    lab.step(format!("restoring the {kind} guest"));
+    testbed.step(format!("restoring the {kind} guest"));
     let before = guest.id;
     guest.restore(FILE, COPY)?;
     ensure!(guest.id != before, "the restored guest has its old number");
-    lab.host.ok(&format!("rm {FILE}"))?;
+    testbed.host.ok(&format!("rm {FILE}"))?;
     // It works on by itself, through a new connection.
     let deadline = Instant::now() + MINUTE;
     while writes(&storage, &guest)? < 100 {
-        lab.host.tick(deadline)?;
+        testbed.host.tick(deadline)?;
     }
     guest.ok("touch /tmp/stop", MINUTE)?;
     let output = guest.finish(job, MINUTE)?;
@@ -163,8 +167,8 @@ fn saved_guest(lab: &Lab, kind: Kind) -> Result<()> {
         "the other disk reads as {read}, written was {written}"
     );
 
-    lab.step(format!("ending the restored {kind} guest"));
+    testbed.step(format!("ending the restored {kind} guest"));
     guest.destroy()?;
-    nothing.expect(lab.host, storage.id, "after the restored guest's end")?;
+    nothing.expect(testbed.host, storage.id, "after the restored guest's end")?;
     storage.shutdown()
 }

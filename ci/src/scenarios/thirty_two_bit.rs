@@ -5,18 +5,18 @@
 use crate::bochs::Bochs;
 use crate::config::{Config, Kind};
 use crate::image::guest32::{self, Guest32};
-use crate::lab::boot_disk::{self, Contents};
-use crate::lab::fio;
-use crate::lab::images::{self, Image};
-use crate::lab::solo::{Place, Solo};
-use crate::lab::storage::{READY, disk};
+use crate::testbed::boot_disk::{self, Contents};
+use crate::testbed::fio;
+use crate::testbed::images::{self, Image};
+use crate::testbed::own_host::{OwnHostScenario, Parts};
+use crate::testbed::storage::{READY, disk};
 use anyhow::{Context, Result, ensure};
 use base64::prelude::{BASE64_STANDARD, Engine};
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-pub const SCENARIOS: &[Solo] = &[Solo {
+pub const SCENARIOS: &[OwnHostScenario] = &[OwnHostScenario {
     name: "linux-32bit",
     about: "Debian's 32-bit Linux boots from our disk and fio verifies it, on an Intel processor that Bochs emulates",
     run,
@@ -32,29 +32,29 @@ const GRUB: &str = "/usr/lib/grub-xen/grub-i386-xen_pvh.bin";
 /// Bochs's host has one processor, and no fault to keep off it.
 const ONLY_ONE: &str = "0";
 
-fn run(place: &Place) -> Result<()> {
-    let linux = guest32::ensure(place.say)?;
-    (place.say)("making dom0's disk");
-    let path = place.dir.join("boot.img");
+fn run(parts: &Parts) -> Result<()> {
+    let linux = guest32::ensure(parts.say)?;
+    (parts.say)("making dom0's disk");
+    let path = parts.dir.join("boot.img");
     boot_image(&path, &linux)?;
     let boot = Image::file("boot", &path)?;
     let expected = boot.sha256()?;
 
-    let files = place.dir.join("lab");
+    let files = parts.dir.join("lab");
     fs::create_dir(&files)?;
     let images = [boot, Image::file("fio", &linux.fio)?];
     images::write_archive(&files.join("images.tar"), &images)?;
-    fs::copy(place.unikernel, files.join("bulkhead"))?;
+    fs::copy(parts.unikernel, files.join("bulkhead"))?;
     let size = fs::metadata(files.join("images.tar"))?.len();
     fs::write(files.join("storage.cfg"), storage(size).to_string())?;
     fs::write(files.join("guest.cfg"), guest().to_string())?;
 
-    (place.say)("booting Xen in Bochs");
-    let mut host = Bochs::boot(&place.dir, place.image, place.xenstored, &files, &script())?;
+    (parts.say)("booting Xen in Bochs");
+    let mut host = Bochs::boot(&parts.dir, parts.image, parts.xenstored, &files, &script())?;
     // What was copied into its disk can be made again.
     fs::remove_dir_all(&files)?;
     fs::remove_file(&path)?;
-    let output = host.finish(LIMIT, place.say)?;
+    let output = host.finish(LIMIT, parts.say)?;
     judge(&output, &expected).with_context(|| format!("dom0 printed:\n{output}"))
 }
 

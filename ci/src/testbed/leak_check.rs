@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 /// What a driver domain holds of others.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Held {
+pub struct Holdings {
     /// Event channels that are bound to anything, its own ones to Xen included.
     pub ports: usize,
     /// Pages of other domains that it has mapped.
@@ -16,7 +16,7 @@ pub struct Held {
     pub nodes: Vec<String>,
 }
 
-impl Held {
+impl Holdings {
     /// What the driver domain with this number holds now.
     pub fn by(host: &Host, storage: u32) -> Result<Self> {
         let tree = format!("xenstore-ls -f /local/domain/{storage}/backend 2>/dev/null; true");

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 /// The state of a host between scenarios.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct State {
+pub struct HostState {
     domains: BTreeSet<String>,
     nodes: BTreeSet<String>,
 }
 
-impl State {
+impl HostState {
     /// What is there now.
     pub fn of(host: &Host) -> Result<Self> {
         let list = host.ok("xl list")?;
@@ -35,10 +35,10 @@ impl State {
 }
 
 /// Compares a host with an earlier state, giving the tool stack a while to finish its removals.
-pub fn check(host: &Host, before: &State, patience: Duration) -> Result<Vec<String>> {
+pub fn check(host: &Host, before: &HostState, patience: Duration) -> Result<Vec<String>> {
     let deadline = Instant::now() + patience;
     loop {
-        let left = before.new_in(&State::of(host)?);
+        let left = before.new_in(&HostState::of(host)?);
         if left.is_empty() || Instant::now() > deadline {
             return Ok(left);
         }
@@ -83,11 +83,11 @@ mod tests {
 
     #[test]
     fn stray_domains_and_nodes_are_named() {
-        let before = State {
+        let before = HostState {
             domains: domain_names("Name ID\nDomain-0 0\n"),
             nodes: nodes("/tool = \"\"\n/local/domain/0/name = \"Domain-0\"\n"),
         };
-        let after = State {
+        let after = HostState {
             domains: domain_names(LIST),
             nodes: nodes(
                 "/tool = \"\"\n/local/domain/0/name = \"Domain-0\"\n/libxl = \"\"\n\

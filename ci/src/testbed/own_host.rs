@@ -11,17 +11,17 @@ use std::time::Instant;
 
 /// A test on its own host.
 #[derive(Clone, Copy)]
-pub struct Solo {
+pub struct OwnHostScenario {
     /// Its name, by which it is filtered and its logs are found.
     pub name: &'static str,
     /// What it proves, in a line.
     pub about: &'static str,
     /// The test itself.
-    pub run: fn(&Place) -> Result<()>,
+    pub run: fn(&Parts) -> Result<()>,
 }
 
 /// What such a scenario has in its hands.
-pub struct Place<'a> {
+pub struct Parts<'a> {
     /// What a host is made of.
     pub image: &'a HostImage,
     /// What is to keep xenstore in its dom0.
@@ -34,7 +34,7 @@ pub struct Place<'a> {
     pub say: &'a dyn Fn(&str),
 }
 
-impl Solo {
+impl OwnHostScenario {
     /// Runs it.
     pub fn run(
         &self,
@@ -45,17 +45,17 @@ impl Solo {
     ) -> Outcome {
         let name = xenstored.title(self.name);
         let start = Instant::now();
-        let place = Place {
+        let parts = Parts {
             image,
             xenstored,
             unikernel,
             dir: workspace::lab().join(&name),
             say,
         };
-        let result = place.clear().and_then(|()| (self.run)(&place));
+        let result = parts.clear().and_then(|()| (self.run)(&parts));
         let error = result
             .err()
-            .map(|error| format!("{error:#}\nlogs: {}", place.dir.display()));
+            .map(|error| format!("{error:#}\nlogs: {}", parts.dir.display()));
         Outcome {
             name,
             seconds: start.elapsed().as_secs_f32(),
@@ -67,7 +67,7 @@ impl Solo {
     }
 }
 
-impl Place<'_> {
+impl Parts<'_> {
     fn clear(&self) -> Result<()> {
         if self.dir.exists() {
             fs::remove_dir_all(&self.dir)?;

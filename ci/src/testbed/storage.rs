@@ -1,6 +1,6 @@
 //! Starting Bulkhead as a driver domain.
 
-use super::Lab;
+use super::Testbed;
 use super::images::{self, Image};
 use super::report::milliseconds;
 use crate::config::{Config, Kind};
@@ -17,22 +17,25 @@ pub const READY: &str = "ready for attach";
 /// From the moment a driver domain is unpaused to [`READY`].
 pub const BOOT_TARGET: Duration = Duration::from_millis(150);
 
-/// How long a driver domain may take to get there before the lab gives up.
+/// How long a driver domain may take to get there before the scenario gives up.
 pub const BOOT: Duration = Duration::from_secs(20);
 
 /// A driver domain to be started.
 pub struct Storage<'l, 'h> {
-    lab: &'l Lab<'h>,
+    testbed: &'l Testbed<'h>,
     config: Config,
 }
 
-impl<'h> Lab<'h> {
+impl<'h> Testbed<'h> {
     /// A driver domain called `storage`, without images, with 16 MiB.
     pub fn storage(&self, kind: Kind) -> Storage<'_, 'h> {
         let mut config = Config::new("storage", kind, "/lab/bulkhead");
         config.memory = 16;
         config.driver_domain = true;
-        Storage { lab: self, config }
+        Storage {
+            testbed: self,
+            config,
+        }
     }
 
     /// A file that dom0 sees: its path here, and there.
@@ -47,7 +50,7 @@ impl<'h> Lab<'h> {
 impl<'h> Storage<'_, 'h> {
     /// Gives it an archive of images as its ramdisk.
     pub fn images(self, images: &[Image]) -> Result<Self> {
-        let (here, _) = self.lab.shared_file("images.tar");
+        let (here, _) = self.testbed.shared_file("images.tar");
         images::write_archive(&here, images).context("cannot write the image archive")?;
         Ok(self.ramdisk("images.tar"))
     }
@@ -121,7 +124,7 @@ impl<'h> Storage<'_, 'h> {
     /// Creates it and does not let it run yet.
     pub fn start_paused(self) -> Result<Running<'h>> {
         let Config { name, kind, .. } = &self.config;
-        self.lab
+        self.testbed
             .step(format!("booting {name} as a {kind} driver domain"));
         if let Some(name) = self
             .config
@@ -130,11 +133,11 @@ impl<'h> Storage<'_, 'h> {
             .and_then(|path| path.strip_prefix("/tmp/"))
         {
             // xl maps the file, and page faults on the shared folder cost a second per 8 MiB.
-            self.lab
+            self.testbed
                 .host
                 .ok(&format!("cp --sparse=always /lab/{name} /tmp/{name}"))?;
         }
-        let domain = self.lab.host.create_paused(&self.config)?;
+        let domain = self.testbed.host.create_paused(&self.config)?;
         Ok(Running {
             domain,
             boot: Duration::ZERO,
@@ -147,9 +150,9 @@ impl<'h> Storage<'_, 'h> {
     /// [`BOOT_TARGET`] may have been disturbed by the machine underneath, so the median of three counts
     /// then.
     pub fn start_measured(self) -> Result<Running<'h>> {
-        let lab = self.lab;
+        let testbed = self.testbed;
         let again = || Storage {
-            lab,
+            testbed,
             config: self.config.clone(),
         };
         let mut boots = Vec::new();

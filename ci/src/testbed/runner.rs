@@ -1,9 +1,9 @@
 //! Runs scenarios one after another on a shared host, keeps their logs and judges their failures.
 
-use super::leftover::{self, State};
+use super::host_state::{self, HostState};
 use super::progress::Progress;
 use super::report::{Outcome, Summary};
-use super::{Lab, Scenario};
+use super::{Scenario, Testbed};
 use crate::fault::{self, Verdict};
 use crate::host::{Host, length, qemu::Machine, read_from};
 use crate::image::HostImage;
@@ -15,7 +15,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// No scenario may take longer, but those that ask for it ([`Lab::may_take`]); its waits have tighter
+/// No scenario may take longer, but those that ask for it ([`Testbed::may_take`]); its waits have tighter
 /// limits of their own.
 const SCENARIO_LIMIT: Duration = Duration::from_secs(360);
 
@@ -36,7 +36,7 @@ pub struct Runner<'a> {
     machine: Machine,
     unikernel: PathBuf,
     progress: &'a Progress,
-    host: Option<(Host, State)>,
+    host: Option<(Host, HostState)>,
     boots: u32,
     /// How long the attempts took that the emulation ended.
     lost: Duration,
@@ -141,9 +141,9 @@ impl<'a> Runner<'a> {
         let marks = Marks::of(host);
         host.take_emulator_faults();
         host.watch(Instant::now() + SCENARIO_LIMIT);
-        let lab = Lab::new(host, &self.image, scenario.name, self.progress);
-        let mut result =
-            (scenario.run)(&lab).with_context(|| format!("while {}", lab.last_step.borrow()));
+        let testbed = Testbed::new(host, &self.image, scenario.name, self.progress);
+        let mut result = (scenario.run)(&testbed)
+            .with_context(|| format!("while {}", testbed.last_step.borrow()));
         host.unwatch();
         if result.is_ok() {
             result = nothing_left(host, before);
@@ -156,7 +156,7 @@ impl<'a> Runner<'a> {
             result = Err(anyhow!("one of our own domains crashed"));
         }
         let clean = result.is_ok() && verdict.emulator.is_empty();
-        let mut figures = lab.figures.into_inner();
+        let mut figures = testbed.figures.into_inner();
         for figure in &mut figures {
             figure.row = self.machine.xenstored.title(&figure.row);
         }
@@ -188,7 +188,7 @@ impl<'a> Runner<'a> {
         let host = Host::boot(self.host_dir(), &self.image, &self.machine, false)?;
         fs::copy(&self.unikernel, host.instance().share().join("bulkhead"))
             .with_context(|| format!("cannot copy {}", self.unikernel.display()))?;
-        let state = State::of(&host)?;
+        let state = HostState::of(&host)?;
         self.host = Some((host, state));
         Ok(())
     }
@@ -219,8 +219,8 @@ struct Attempt {
 }
 
 /// A scenario that passes must have left the host as it was.
-fn nothing_left(host: &Host, before: &State) -> Result<()> {
-    let left = leftover::check(host, before, CLEANUP_LIMIT)?;
+fn nothing_left(host: &Host, before: &HostState) -> Result<()> {
+    let left = host_state::check(host, before, CLEANUP_LIMIT)?;
     anyhow::ensure!(
         left.is_empty(),
         "the scenario left something behind:\n{}",

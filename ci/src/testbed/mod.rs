@@ -2,16 +2,16 @@
 
 pub mod boot_disk;
 pub mod fio;
-pub mod held;
+pub mod host_state;
 pub mod images;
-pub mod leftover;
-pub mod noise;
+pub mod leak_check;
+pub mod own_host;
 pub mod progress;
 pub mod report;
 pub mod runner;
 pub mod side_by_side;
-pub mod solo;
 pub mod storage;
+pub mod write_verify;
 
 use crate::host::Host;
 use crate::image::HostImage;
@@ -33,7 +33,7 @@ pub struct Scenario {
     /// Whether the demo shows it.
     pub demo: bool,
     /// The test itself.
-    pub run: fn(&Lab) -> anyhow::Result<()>,
+    pub run: fn(&Testbed) -> anyhow::Result<()>,
 }
 
 /// A figure for the table at the end.
@@ -47,8 +47,8 @@ pub struct Figure {
     pub value: String,
 }
 
-/// The lab as one scenario sees it.
-pub struct Lab<'h> {
+/// A booted host as one scenario sees it.
+pub struct Testbed<'h> {
     /// The host it runs on.
     pub host: &'h Host,
     image: &'h HostImage,
@@ -58,8 +58,8 @@ pub struct Lab<'h> {
     last_step: RefCell<String>,
 }
 
-impl<'h> Lab<'h> {
-    /// The lab for a scenario, or for something else that has a name.
+impl<'h> Testbed<'h> {
+    /// The testbed of a scenario, or for something else that has a name.
     pub fn new(
         host: &'h Host,
         image: &'h HostImage,

@@ -7,7 +7,7 @@
 //! reported is read-only from boot on (`kernel/src/cpu/pvh.rs`). Before that there are a few instructions
 //! that are the same each time, and so would be the fault.
 
-use crate::host::{Known, Output};
+use crate::host::{KnownDomain, Output};
 
 /// Signals by which a program ends of its own error: ILL, TRAP, ABRT, BUS, FPE, SEGV.
 const FATAL_SIGNALS: &[i32] = &[4, 5, 6, 7, 8, 11];
@@ -77,7 +77,7 @@ impl Verdict {
 }
 
 /// Reads Xen's log and dom0's kernel log of one scenario.
-pub fn in_logs(xen: &str, dom0: &str, domains: &[Known]) -> Verdict {
+pub fn in_logs(xen: &str, dom0: &str, domains: &[KnownDomain]) -> Verdict {
     let mut verdict = Verdict::default();
     let lines: Vec<&str> = xen.lines().filter(|line| line.contains("(XEN)")).collect();
     for (number, line) in lines.iter().enumerate() {
@@ -156,8 +156,8 @@ fn registers(lines: &[&str], id: u32) -> Option<String> {
 }
 
 /// Our own domains that ended with the reason "crash" (3 in Xen's public/sched.h), as xl logged it.
-pub fn crashes(xl_log: &str, domains: &[Known]) -> Vec<String> {
-    let crashed = |known: &&Known| {
+pub fn crashes(xl_log: &str, domains: &[KnownDomain]) -> Vec<String> {
+    let crashed = |known: &&KnownDomain| {
         let line = format!("Domain {} has shut down, reason code 3 ", known.id);
         !known.linux && xl_log.contains(&line)
     };
@@ -193,8 +193,8 @@ fn domain_of(line: &str) -> Option<u32> {
 mod tests {
     use super::*;
 
-    fn domains() -> Vec<Known> {
-        let known = |id, name: &str, linux| Known {
+    fn domains() -> Vec<KnownDomain> {
+        let known = |id, name: &str, linux| KnownDomain {
             id,
             name: name.to_owned(),
             linux,

@@ -102,7 +102,7 @@ pub fn run(release: Release, xenstored: Xenstored, options: &Options) -> Result<
         None => build::build()?,
     };
     let image = image::ensure(release, &say)?;
-    let driver = image::driver::ensure(&image, &say)?;
+    let driver = image::linux_driver_domain::ensure(&image, &say)?;
 
     say(&format!("booting Xen {release}"));
     let xen_options = if plan.guests > 1 { LONG_TURNS } else { "" };

@@ -2,7 +2,7 @@
 //! command server.
 
 use super::domain::TOOLSTACK;
-use super::{Host, TICK, inquest};
+use super::{Host, TICK, dom0_diagnosis};
 use crate::fault;
 use anyhow::{Context, Result, bail};
 use std::fmt;
@@ -50,7 +50,7 @@ impl Host {
     pub fn exec(&self, script: &str, limit: Duration) -> Result<Output> {
         let output = match self.run(script, limit) {
             Err(error) if error.is::<Late>() => {
-                self.hold_inquest(script);
+                self.diagnose_dom0(script);
                 return Err(error);
             }
             result => result?,
@@ -62,22 +62,22 @@ impl Host {
     }
 
     /// Looks once at a host where a command was late, and notes what is seen.
-    fn hold_inquest(&self, script: &str) {
-        if self.seen().inquest.is_some() {
+    fn diagnose_dom0(&self, script: &str) {
+        if self.seen().diagnosis.is_some() {
             return;
         }
-        let finding = inquest::hold(self);
+        let finding = dom0_diagnosis::diagnose(self);
         let since = first_line(script);
         if finding.dead {
             let fault = format!("dom0 runs nothing any more, since: {since}");
             self.seen().emulator_faults.push(fault);
         }
-        self.seen().inquest = Some(format!("late was: {since}\n{}", finding.report));
+        self.seen().diagnosis = Some(format!("late was: {since}\n{}", finding.report));
     }
 
     /// What was seen when a command was late for the first time, in dom0 or in a guest.
-    pub fn take_inquest(&self) -> Option<String> {
-        self.seen().inquest.take()
+    pub fn take_diagnosis(&self) -> Option<String> {
+        self.seen().diagnosis.take()
     }
 
     pub(super) fn run(&self, script: &str, limit: Duration) -> Result<Output> {

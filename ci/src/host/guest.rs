@@ -1,7 +1,7 @@
 //! A stock Debian guest, and running commands in it through its console.
 
 use super::domain::Domain;
-use super::{Host, Output, silent_guest};
+use super::{Host, Output, guest_diagnosis};
 use crate::config::{Config, Kind};
 use anyhow::{Context, Result, bail};
 use base64::prelude::{BASE64_STANDARD, Engine};
@@ -131,18 +131,18 @@ impl<'h> Guest<'h> {
             return Ok(output);
         }
         let end = crate::process::tail(&self.console(), 8);
-        self.look_why_silent();
+        self.diagnose();
         bail!("no answer within {limit:?}; the end of its console:\n{end}")
     }
 
-    fn look_why_silent(&self) {
-        if self.host.seen().inquest.is_some() {
+    fn diagnose(&self) {
+        if self.host.seen().diagnosis.is_some() {
             return;
         }
-        let silent_guest::Seen { fault, report } = silent_guest::look(self.host, self);
+        let guest_diagnosis::Finding { fault, report } = guest_diagnosis::diagnose(self.host, self);
         let mut seen = self.host.seen();
         seen.emulator_faults.extend(fault);
-        seen.inquest = Some(format!("{} did not answer\n{report}", self.name));
+        seen.diagnosis = Some(format!("{} did not answer\n{report}", self.name));
     }
 
     /// Waits for a started command that may take longer: nothing, then.
@@ -163,7 +163,7 @@ impl<'h> Guest<'h> {
                 }
                 Answer::Damaged(_) => {}
             }
-            self.host.breathe()?;
+            self.host.wait_tick()?;
         }
         Ok(None)
     }

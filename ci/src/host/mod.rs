@@ -2,11 +2,11 @@
 
 pub mod block_list;
 mod command;
+mod dom0_diagnosis;
 pub mod domain;
 pub mod guest;
-mod inquest;
+mod guest_diagnosis;
 pub mod qemu;
-mod silent_guest;
 pub mod vbd_statistics;
 pub mod xen_state;
 pub mod xenstored;
@@ -32,7 +32,7 @@ const STOCK: &[&str] = &["/guest/", "/usr/lib/grub-xen/"];
 
 /// How long a host may take to boot (15 s on an idle machine), and QEMU to write its process number.
 const BOOT: Duration = Duration::from_secs(360);
-const BIRTH: Duration = Duration::from_secs(60);
+const PID_FILE: Duration = Duration::from_secs(60);
 
 /// How often files of a host are looked at while something is waited for.
 const TICK: Duration = Duration::from_millis(10);
@@ -67,15 +67,15 @@ struct Watched {
 /// What the host remembers for telling faults apart.
 #[derive(Debug, Default)]
 struct Seen {
-    domains: Vec<Known>,
+    domains: Vec<KnownDomain>,
     emulator_faults: Vec<String>,
     /// What was found when a command was late for the first time.
-    inquest: Option<String>,
+    diagnosis: Option<String>,
 }
 
 /// A domain that was created on a host.
 #[derive(Clone, Debug)]
-pub struct Known {
+pub struct KnownDomain {
     /// Its number.
     pub id: u32,
     /// Its name.
@@ -186,7 +186,7 @@ impl Host {
     }
 
     /// The domains created so far.
-    pub fn domains(&self) -> Vec<Known> {
+    pub fn domains(&self) -> Vec<KnownDomain> {
         self.seen().domains.clone()
     }
 
@@ -197,7 +197,7 @@ impl Host {
     }
 
     fn note_domain(&self, id: u32, config: &Config) {
-        self.seen().domains.push(Known {
+        self.seen().domains.push(KnownDomain {
             id,
             name: config.name.clone(),
             linux: STOCK.iter().any(|folder| config.kernel.starts_with(folder)),
@@ -208,15 +208,15 @@ impl Host {
     fn note_reboot(&self, before: u32, after: u32) {
         let domains = &mut self.seen().domains;
         if let Some(known) = domains.iter().find(|known| known.id == before).cloned() {
-            domains.push(Known { id: after, ..known });
+            domains.push(KnownDomain { id: after, ..known });
         }
     }
 
     fn wait_ready(&self, limit: Duration) -> Result<()> {
         let deadline = Instant::now() + limit;
         // QEMU writes its process number a moment after it is started.
-        let born = Instant::now() + BIRTH;
-        while self.instance.pid().is_none() && Instant::now() < born {
+        let pid_file = Instant::now() + PID_FILE;
+        while self.instance.pid().is_none() && Instant::now() < pid_file {
             sleep(TICK);
         }
         self.instance.prefer_main_thread();
@@ -234,7 +234,7 @@ impl Host {
 
     /// Waits a moment; an error when the time is over or the host is dead.
     pub(crate) fn tick(&self, deadline: Instant) -> Result<()> {
-        self.breathe()?;
+        self.wait_tick()?;
         if Instant::now() > deadline {
             bail!("time is over");
         }
@@ -242,12 +242,12 @@ impl Host {
     }
 
     /// Waits a moment; an error when the host is dead or the scenario is over.
-    fn breathe(&self) -> Result<()> {
+    fn wait_tick(&self) -> Result<()> {
         if self.instance.pid().is_none() {
             let log = fs::read_to_string(self.instance.dir.join("qemu.log")).unwrap_or_default();
             bail!("the host's QEMU ended\n{}", tail(&log, 5));
         }
-        self.look_around()?;
+        self.check_scenario()?;
         sleep(TICK);
         Ok(())
     }
@@ -255,7 +255,7 @@ impl Host {
 
 impl Host {
     /// The part of a wait that is about the scenario as a whole.
-    fn look_around(&self) -> Result<()> {
+    fn check_scenario(&self) -> Result<()> {
         let now = Instant::now();
         let xen_start = {
             let mut watched = self.watched.lock().expect("no thread panicked");

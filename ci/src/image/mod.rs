@@ -4,10 +4,10 @@
 //! minute) and what is made from it (seconds).
 
 pub mod cpio;
-pub mod driver;
 pub mod ext2;
 pub mod guest32;
 mod initramfs;
+pub mod linux_driver_domain;
 pub mod packages;
 pub mod release;
 mod root_tar;
@@ -67,7 +67,10 @@ const INCLUDED: &[&str] = &[
 const PROGRAMS: &[(&str, &[&str])] = &[
     (initramfs::GUEST_LIBRARIES, initramfs::GUEST_PROGRAMS),
     (second_kernel::LIBRARIES, &[second_kernel::PROGRAM]),
-    (driver::LIBRARIES, driver::PROGRAMS),
+    (
+        linux_driver_domain::LIBRARIES,
+        linux_driver_domain::PROGRAMS,
+    ),
 ];
 
 /// Everything a host needs to boot, as files of the cache.

@@ -234,7 +234,7 @@ struct Logs {
     dom0: String,
     consoles: BTreeMap<String, String>,
     /// What was seen when a command was late.
-    inquest: Option<String>,
+    diagnosis: Option<String>,
 }
 
 impl Marks {
@@ -279,7 +279,7 @@ impl Marks {
             xen: keep("xen.log", &instance.xen_log(), self.xen),
             dom0: keep("dom0.log", &instance.dom0_log(), self.dom0),
             consoles,
-            inquest: host.take_inquest(),
+            diagnosis: host.take_diagnosis(),
         }
     }
 }
@@ -328,10 +328,10 @@ fn explain(error: &anyhow::Error, verdict: &Verdict, logs: &Logs, dir: &Path) ->
             .collect(),
         LAST,
     );
-    if let Some(inquest) = &logs.inquest {
+    if let Some(diagnosis) = &logs.diagnosis {
         add(
             "what was seen when a command was late",
-            inquest.lines().collect(),
+            diagnosis.lines().collect(),
             ALL,
         );
     }

@@ -2,7 +2,7 @@
 //! programs are, and what our domains have counted of its disks. The guest does not survive it.
 
 use super::domain::Domain;
-use super::{Host, Known, length, read_from, xen_state};
+use super::{Host, KnownDomain, length, read_from, xen_state};
 use crate::fault;
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use std::time::Duration;
 const LOOK: Duration = Duration::from_secs(60);
 
 /// What was seen.
-pub struct Seen {
+pub struct Finding {
     /// What no processor does, if the guest's kernel shows it.
     pub fault: Option<String>,
     /// Everything else, for the log.
@@ -20,14 +20,14 @@ pub struct Seen {
 
 /// Looks at it. Its kernel is asked for what waits in it, and then stopped by an NMI, for which it shows
 /// what it was doing (`Host::guest_config` has it do both).
-pub fn look(host: &Host, guest: &Domain) -> Seen {
+pub fn diagnose(host: &Host, guest: &Domain) -> Finding {
     let mut report = String::new();
     for key in ['q', 'e'] {
         let text = xen_state::debug_key(host, key).unwrap_or_else(|error| format!("{error:#}"));
         let _ = writeln!(report, "{}", xen_state::about(&text, guest.id).join("\n"));
     }
     let before = guest.console_length();
-    let ours: Vec<(Known, u64)> = host
+    let ours: Vec<(KnownDomain, u64)> = host
         .domains()
         .into_iter()
         .filter(|domain| !domain.linux)
@@ -62,5 +62,5 @@ pub fn look(host: &Host, guest: &Domain) -> Seen {
     let dump = guest.console_from(before);
     let _ = writeln!(report, "== {}:\n{dump}", guest.name);
     let fault = fault::in_dump(&guest.name, &dump);
-    Seen { fault, report }
+    Finding { fault, report }
 }

@@ -25,7 +25,7 @@ const ASK: &str = "ps axo pid,ppid,stat,time,wchan:24,args | grep -v '\\[.*\\]$'
     echo '== domains'; timeout 10 xl list -v || echo \"no answer: $?\"; \
     echo '== kernel'; dmesg | tail -5";
 
-/// What an inquest found.
+/// What the diagnosis found.
 pub struct Finding {
     /// dom0 runs nothing at all any more.
     pub dead: bool,
@@ -34,7 +34,7 @@ pub struct Finding {
 }
 
 /// Looks at a host on which a command was late.
-pub fn hold(host: &Host) -> Finding {
+pub fn diagnose(host: &Host) -> Finding {
     // An error of another kind is the scenario's end, and tells nothing of dom0.
     let dead = matches!(host.run("true", NOTHING), Err(error) if error.is::<Late>());
     if !dead {

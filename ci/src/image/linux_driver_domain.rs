@@ -32,16 +32,16 @@ const HOTPLUG: &str = include_str!("../../scripts/driver-hotplug.sh");
 
 /// What a Linux driver domain boots, as files of the cache.
 #[derive(Clone, Debug)]
-pub struct DriverImage {
+pub struct LinuxDriverDomain {
     /// Its initramfs. Its kernel is the guests'.
     pub initramfs: PathBuf,
 }
 
 /// Makes it out of a host's root in a folder of the cache, unless the cache has it.
-pub fn ensure(host: &HostImage, say: &dyn Fn(&str)) -> Result<DriverImage> {
+pub fn ensure(host: &HostImage, say: &dyn Fn(&str)) -> Result<LinuxDriverDomain> {
     let root = host.disk.parent().context("the root disk has no folder")?;
     let root_name = root.to_string_lossy();
-    let code = include_str!("driver.rs");
+    let code = include_str!("linux_driver_domain.rs");
     let key = key(&[&root_name, INIT, HOTPLUG, code, initramfs::CODE]);
     let dir = crate::workspace::cache().join(format!("driver-{key}"));
     complete(&dir, |dir| {
@@ -49,7 +49,7 @@ pub fn ensure(host: &HostImage, say: &dyn Fn(&str)) -> Result<DriverImage> {
         let archive = archive(&RootTar::open(&root.join("root.tar"))?)?;
         fs::write(dir.join("initramfs"), archive).context("cannot write the initramfs")
     })?;
-    Ok(DriverImage {
+    Ok(LinuxDriverDomain {
         initramfs: dir.join("initramfs"),
     })
 }

@@ -199,7 +199,7 @@ fn start_vcpus(
     let online = online_vcpus(machine, executor, store);
     let mut all = vec![first];
     let others = online.iter().skip(1).copied();
-    let running = machine.start_vcpus(others, |vcpu| {
+    let running = bulkhead_kernel::start_vcpus(others, |vcpu| {
         let remote = Remote::new(door, vcpu);
         all.push(remote.clone());
         Box::new(move || crate::executor(&remote, door).run_until(|| false))

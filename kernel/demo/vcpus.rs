@@ -2,7 +2,7 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use bulkhead_kernel::{Door, Machine, memory, watchdog};
+use bulkhead_kernel::{Door, Machine, memory, start_vcpus, watchdog};
 use bulkhead_xen::{Hypervisor, VcpuId};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
@@ -20,7 +20,7 @@ static TOOK: [AtomicU32; 16] = [const { AtomicU32::new(0) }; 16];
 
 /// What `test=vcpu-…` has another vCPU do.
 pub fn crash_elsewhere(machine: &Machine, crash: fn()) -> ! {
-    machine.start_vcpus(machine.other_vcpus(), |id| {
+    start_vcpus(machine.other_vcpus(), |id| {
         Box::new(move || {
             if id == VcpuId(1) {
                 crash();
@@ -38,7 +38,7 @@ pub fn crash_elsewhere(machine: &Machine, crash: fn()) -> ! {
 pub fn hang_elsewhere(machine: &Machine, seconds: u32, hang: fn()) -> ! {
     watchdog::start(seconds);
     let last = VcpuId(machine.vcpus - 1);
-    machine.start_vcpus(machine.other_vcpus(), |id| {
+    start_vcpus(machine.other_vcpus(), |id| {
         Box::new(move || {
             if id == last {
                 watchdog::beat();
@@ -60,7 +60,7 @@ fn live() -> ! {
 /// Starts all vCPUs, passes the word around, and has all of them use the heap at once.
 pub fn show(machine: &Machine) {
     let before = memory::statistics().free;
-    let all = 1 + machine.start_vcpus(machine.other_vcpus(), |id| {
+    let all = 1 + start_vcpus(machine.other_vcpus(), |id| {
         Box::new(move || take_part(id, machine_vcpus()))
     });
     let cost = before - memory::statistics().free;

@@ -1,7 +1,8 @@
 //! The door to the real hypervisor: [`Hypervisor`] by hypercalls.
 
 use crate::cpu::{nmi, upcall};
-use crate::{grants, hypercall, machine, time, vcpu, watchdog};
+use crate::memory::map;
+use crate::{domain, event_channels, grants, hypercall, vcpu, watchdog};
 use bulkhead_xen::abi::grant_table::{EntryV1, GrantCopy, MapGrantRef, UnmapGrantRef};
 use bulkhead_xen::abi::{event_channel, memory, sched};
 use bulkhead_xen::{DomId, Errno, ForeignRegion, Frame, Hypervisor, Instant, Port, VcpuId};
@@ -33,32 +34,13 @@ fn grant_operation<T>(command: u32, batch: &mut [T]) -> Result<(), Errno> {
     .map(|_| ())
 }
 
-/// An `event_channel_op` whose argument is in `request`.
-pub(crate) fn event_operation<T>(command: u32, request: &mut T) -> Result<(), Errno> {
-    // SAFETY: Xen reads and writes the request; event channels touch no other memory of ours.
-    unsafe { hypercall::event_channel_op(command.into(), hypercall::pointer(request)) }.map(|_| ())
-}
-
-/// Lets a new port wake the calling vCPU.
-pub(crate) fn deliver_here(port: Port) -> Result<(), Errno> {
-    let here = vcpu::current();
-    if here.id() != VcpuId(0) {
-        // Ports are delivered to vCPU 0 until told otherwise (event_channel.h).
-        let mut request = event_channel::BindVcpu {
-            port,
-            vcpu: here.id(),
-        };
-        event_operation(event_channel::BIND_VCPU, &mut request)?;
-    }
-    here.ports.insert(port);
-    event_operation(event_channel::UNMASK, &mut event_channel::OnPort { port })
-}
-
 fn deliver_or_close(port: Port) -> Result<Port, Errno> {
-    deliver_here(port).map(|()| port).inspect_err(|_| {
-        // What failed is reported; that the port cannot be closed either adds nothing.
-        let _ = Door.close_port(port);
-    })
+    event_channels::deliver_here(port)
+        .map(|()| port)
+        .inspect_err(|_| {
+            // What failed is reported; that the port cannot be closed either adds nothing.
+            let _ = Door.close_port(port);
+        })
 }
 
 impl Door {
@@ -110,14 +92,14 @@ unsafe impl Hypervisor for Door {
     }
 
     fn frame_of(&self, page: *const u8) -> Option<Frame> {
-        machine::frame_of(page)
+        map::frame_of(page)
     }
 
     fn foreign_region(&self) -> Option<ForeignRegion> {
         if FOREIGN_TAKEN.swap(true, Ordering::Relaxed) {
             return None;
         }
-        let space = &machine::facts().space;
+        let space = &map::get().space;
         Some(ForeignRegion {
             base: NonNull::new(space.foreign as *mut u8)?,
             pages: space.foreign_pages as usize,
@@ -134,7 +116,7 @@ unsafe impl Hypervisor for Door {
             remote_port,
             local_port: Port(0),
         };
-        event_operation(event_channel::BIND_INTERDOMAIN, &mut request)?;
+        event_channels::operation(event_channel::BIND_INTERDOMAIN, &mut request)?;
         deliver_or_close(request.local_port)
     }
 
@@ -144,31 +126,31 @@ unsafe impl Hypervisor for Door {
             remote_dom: remote,
             port: Port(0),
         };
-        event_operation(event_channel::ALLOC_UNBOUND, &mut request)?;
+        event_channels::operation(event_channel::ALLOC_UNBOUND, &mut request)?;
         deliver_or_close(request.port)
     }
 
     fn close_port(&self, port: Port) -> Result<(), Errno> {
         // All of it before the port is closed: from then on it may be another vCPU's next. What
         // comes in meanwhile is dropped by Xen when it closes the port.
-        machine::bitmaps().mask(port);
+        domain::bitmaps().mask(port);
         for vcpu in vcpu::all() {
             vcpu.ports.remove(port);
         }
-        machine::bitmaps().clear(port);
-        event_operation(event_channel::CLOSE, &mut event_channel::OnPort { port })
+        domain::bitmaps().clear(port);
+        event_channels::operation(event_channel::CLOSE, &mut event_channel::OnPort { port })
     }
 
     fn mask_port(&self, port: Port) {
-        machine::bitmaps().mask(port);
+        domain::bitmaps().mask(port);
     }
 
     fn unmask_port(&self, port: Port) -> Result<(), Errno> {
-        event_operation(event_channel::UNMASK, &mut event_channel::OnPort { port })
+        event_channels::operation(event_channel::UNMASK, &mut event_channel::OnPort { port })
     }
 
     fn notify(&self, port: Port) -> Result<(), Errno> {
-        event_operation(event_channel::SEND, &mut event_channel::OnPort { port })
+        event_channels::notify(port)
     }
 
     fn take_pending(&self, sink: &mut dyn FnMut(Port)) {
@@ -176,7 +158,7 @@ unsafe impl Hypervisor for Door {
         let (timer, ipi) = (here.timer(), here.ipi());
         // SAFETY: this vCPU's own part of the shared page.
         unsafe {
-            machine::bitmaps().take(here.info(), &here.ports, &mut |port| {
+            domain::bitmaps().take(here.info(), &here.ports, &mut |port| {
                 if port == timer {
                     here.armed.store(0, Ordering::Relaxed);
                 } else if port != ipi {
@@ -201,7 +183,7 @@ unsafe impl Hypervisor for Door {
         }
         // SAFETY: boot has installed the upcall, which is masked everywhere else.
         unsafe {
-            if machine::is_pvh() {
+            if domain::is_pvh() {
                 upcall::pvh_block();
             } else {
                 upcall::pv_block(&raw mut (*info).evtchn_upcall_mask);
@@ -213,10 +195,7 @@ unsafe impl Hypervisor for Door {
     }
 
     fn wake_vcpu(&self, vcpu: VcpuId) {
-        if let Some(port) = vcpu::of(vcpu).map(vcpu::Vcpu::ipi) {
-            // A vCPU that is not there needs no waking.
-            let _ = self.notify(port);
-        }
+        event_channels::wake(vcpu);
     }
 
     fn vcpu(&self) -> VcpuId {
@@ -224,9 +203,6 @@ unsafe impl Hypervisor for Door {
     }
 
     fn now(&self) -> Instant {
-        let here = vcpu::current();
-        // SAFETY: this vCPU's own part of the shared page.
-        let (page, tsc) = unsafe { time::sample(&raw const (*here.info()).time, time::counter) };
-        here.not_before(time::instant_at(&page, tsc))
+        vcpu::now()
     }
 }

@@ -1,6 +1,7 @@
 //! Our own grant table, mapped when it is first asked for.
 
-use crate::{hypercall, machine};
+use crate::memory::{map, pv};
+use crate::{domain, hypercall};
 use bulkhead_xen::abi::grant_table::EntryV1;
 use bulkhead_xen::abi::memory::{self, AddToPhysmap, QuerySize, SetupTable};
 use bulkhead_xen::{DomId, Errno, GrantStatus, PAGE_SIZE};
@@ -32,7 +33,7 @@ pub fn own_table() -> Option<&'static [EntryV1]> {
 
 /// The first page of the special ones is the shared info page; the table follows.
 fn address() -> u64 {
-    machine::facts().space.special + PAGE_SIZE as u64
+    map::get().space.special + PAGE_SIZE as u64
 }
 
 fn map() -> Result<u32, Errno> {
@@ -54,7 +55,7 @@ fn map() -> Result<u32, Errno> {
         return Err(Errno::INVAL);
     }
     let frames = size.max_nr_frames.min(MAX_FRAMES);
-    if machine::is_pvh() {
+    if domain::is_pvh() {
         // From the last to the first, so that the table grows once.
         for index in (0..frames).rev() {
             add_to_physmap(
@@ -85,7 +86,7 @@ fn map() -> Result<u32, Errno> {
     }
     for (index, mfn) in list.iter().take(frames as usize).enumerate() {
         // SAFETY: a page of address space set aside for this.
-        unsafe { crate::boot::pv::map_special(address() + (index * PAGE_SIZE) as u64, *mfn)? };
+        unsafe { pv::map_special(address() + (index * PAGE_SIZE) as u64, *mfn)? };
     }
     Ok(frames)
 }

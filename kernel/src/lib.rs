@@ -19,18 +19,22 @@
 //! ```
 //!
 //! ```text
-//!   boot (entry, pvh | pv) ──> machine::Machine ──> main
-//!            │                        │
-//!   cpu  memory  time  events    door::Door  (bulkhead_xen::Hypervisor by hypercalls)
-//!                                     │
-//!   output (console behind log)   hypercall
+//!   boot (entry ──> pvh | pv | secondary) ──> machine::Machine ──> main
+//!            │
+//!   door::Door (bulkhead_xen::Hypervisor by hypercalls)   supply   grants
+//!            │
+//!   watchdog ──> report ──> output (console behind log)
+//!            │
+//!   memory   domain   cpu   event_channels   vcpu   time   hypercall
 //! ```
+//!
+//! Modules need only what is below or beside them, and nothing needs what needs it.
 //!
 //! No Rust code is ever interrupted: upcalls are masked but inside
 //! [`Hypervisor::block`](bulkhead_xen::Hypervisor::block), which is assembly. Whatever is pending
 //! is taken by an ordinary call. So there is no re-entrancy anywhere, and compiled code may use
 //! the red zone below its stack pointer. The other vCPUs run what
-//! `Machine::start_vcpus` gives them, in the same way.
+//! `start_vcpus` gives them, in the same way.
 //!
 //! Without the feature `unikernel`, only what needs no hypervisor is compiled, so that it can be
 //! tested on a host.
@@ -55,7 +59,11 @@ pub mod time;
 #[cfg(feature = "unikernel")]
 mod boot;
 #[cfg(feature = "unikernel")]
+mod domain;
+#[cfg(feature = "unikernel")]
 pub mod door;
+#[cfg(feature = "unikernel")]
+mod event_channels;
 #[cfg(feature = "unikernel")]
 mod grants;
 #[cfg(feature = "unikernel")]
@@ -75,8 +83,10 @@ pub mod watchdog;
 
 #[cfg(feature = "unikernel")]
 pub use crate::{
+    boot::secondary::start_vcpus,
+    domain::Way,
     door::Door,
-    machine::{Machine, Module, Way},
+    machine::{Machine, Module},
     report::shutdown,
 };
 pub use bulkhead_xen::abi::sched::ShutdownReason;

@@ -1,4 +1,4 @@
-//! What one vCPU remembers of another to tell whether it hangs.
+//! What a vCPU shows of its own life, and what it remembers of another to tell whether that one hangs.
 
 use bulkhead_xen::VcpuId;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -40,6 +40,34 @@ impl Seen {
 }
 
 impl Default for Seen {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What a vCPU keeps for the watchdog.
+#[derive(Debug)]
+pub struct Liveness {
+    /// How often it came back to say that it lives.
+    pub beats: AtomicU32,
+    /// How often it woke since then.
+    pub wakes: AtomicU32,
+    /// What it has seen of its neighbour.
+    pub neighbour: Seen,
+}
+
+impl Liveness {
+    /// That of a vCPU that does not run yet.
+    pub const fn new() -> Liveness {
+        Liveness {
+            beats: AtomicU32::new(0),
+            wakes: AtomicU32::new(0),
+            neighbour: Seen::new(),
+        }
+    }
+}
+
+impl Default for Liveness {
     fn default() -> Self {
         Self::new()
     }

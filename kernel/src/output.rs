@@ -2,11 +2,10 @@
 //! Xen's own log.
 
 use crate::console::{Console, Lines, OnFull};
-use crate::door::Door;
-use crate::{hypercall, machine, vcpu};
+use crate::{domain, event_channels, hypercall, vcpu};
 use bulkhead_xen::abi::console::ConsoleRing;
-use bulkhead_xen::abi::{event_channel, sched};
-use bulkhead_xen::{Hypervisor, Instant, Port, VcpuId};
+use bulkhead_xen::abi::sched;
+use bulkhead_xen::{Instant, Port, VcpuId};
 use core::fmt::{self, Write};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -54,29 +53,24 @@ pub fn use_clock(started: Instant) {
 
 fn uptime() -> Duration {
     if CLOCK.load(Ordering::Acquire) {
-        Door.now().since(Instant(STARTED.load(Ordering::Relaxed)))
+        vcpu::now().since(Instant(STARTED.load(Ordering::Relaxed)))
     } else {
         Duration::ZERO
     }
 }
 
 fn notify() {
-    let mut send = event_channel::OnPort {
-        port: Port(PORT.load(Ordering::Relaxed)),
-    };
-    // SAFETY: an EVTCHNOP_send touches no memory of ours.
-    let _ = unsafe {
-        hypercall::event_channel_op(event_channel::SEND.into(), hypercall::pointer(&mut send))
-    };
+    // Without a reader there is nobody to tell.
+    let _ = event_channels::notify(Port(PORT.load(Ordering::Relaxed)));
 }
 
 /// Sleeps until the console's other end notifies us, or `until`. False once that is reached.
 fn wait_for_reader(until: Instant) -> bool {
-    if !CLOCK.load(Ordering::Acquire) || Door.now() >= until {
+    if !CLOCK.load(Ordering::Acquire) || vcpu::now() >= until {
         return false;
     }
     let ports = [Port(PORT.load(Ordering::Relaxed))];
-    machine::bitmaps().clear(ports[0]);
+    domain::bitmaps().clear(ports[0]);
     notify();
     let mut poll = sched::Poll {
         ports: ports.as_ptr(),
@@ -90,7 +84,7 @@ fn wait_for_reader(until: Instant) -> bool {
 
 /// Writes to port 0xE9, which Xen puts into its own log line by line (PVH only).
 fn debug_port(text: &str) {
-    if machine::is_pvh() {
+    if domain::is_pvh() {
         for byte in text.bytes() {
             // SAFETY: Xen takes the byte and changes nothing of ours.
             unsafe {
@@ -132,16 +126,16 @@ fn raise() {
     if let Some(first) = vcpu::of(VcpuId(0)) {
         let port = Port(PORT.load(Ordering::Relaxed));
         // SAFETY: its part of the shared page.
-        unsafe { machine::bitmaps().raise(first.info(), port) };
+        unsafe { domain::bitmaps().raise(first.info(), port) };
         if vcpu::current().id() != first.id() {
-            Door.wake_vcpu(first.id());
+            event_channels::wake(first.id());
         }
     }
 }
 
 fn uptime_end(patience: Duration) -> Instant {
     if CLOCK.load(Ordering::Acquire) {
-        Door.now() + patience
+        vcpu::now() + patience
     } else {
         Instant(0)
     }

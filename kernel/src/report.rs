@@ -1,7 +1,8 @@
 //! The last words of a domain that failed: what happened, where, and how it came there.
 
 use crate::cpu::exceptions::{self, ExceptionFrame};
-use crate::{hypercall, machine, output, vcpu};
+use crate::memory::{image, map};
+use crate::{domain, hypercall, output, vcpu};
 use bulkhead_xen::VcpuId;
 use bulkhead_xen::abi::sched::{ShutdownReason, VCPUOP_DOWN};
 use core::arch::asm;
@@ -24,12 +25,12 @@ impl fmt::Display for Backtrace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut frame = self.0;
         for _ in 0..DEPTH {
-            if !frame.is_multiple_of(8) || !machine::is_memory(frame, 16) {
+            if !frame.is_multiple_of(8) || !map::is_memory(frame, 16) {
                 break;
             }
             // SAFETY: memory of ours, mapped, aligned.
             let [next, back] = unsafe { (frame as *const [u64; 2]).read_volatile() };
-            if !machine::is_code(back) {
+            if !image::is_code(back) {
                 break;
             }
             write!(f, " {back:#x}")?;
@@ -51,7 +52,7 @@ fn begin() {
             .map(vcpu::Vcpu::id)
             .filter(|&other| other != own)
             .for_each(stop),
-        Err(reporting) if reporting == own.0 + 1 => machine::shutdown_now(ShutdownReason::Crash),
+        Err(reporting) if reporting == own.0 + 1 => domain::shutdown_now(ShutdownReason::Crash),
         // The first to fail is reported. It stops this vCPU, too.
         Err(_) => stop_this_vcpu(),
     }
@@ -107,7 +108,7 @@ pub extern "C" fn exception(frame: &ExceptionFrame) -> ! {
         output::last_words(format_args!("  the stack has overflowed\n"));
     }
     output::drain();
-    machine::shutdown_now(ShutdownReason::Crash)
+    domain::shutdown_now(ShutdownReason::Crash)
 }
 
 /// Ends the domain because a vCPU hangs: another one has noticed.
@@ -118,7 +119,7 @@ pub fn hung(vcpu: VcpuId, limit: Duration) -> ! {
         limit.as_secs()
     ));
     output::drain();
-    machine::shutdown_now(ShutdownReason::Watchdog)
+    domain::shutdown_now(ShutdownReason::Watchdog)
 }
 
 fn stack_overflowed(frame: &ExceptionFrame) -> bool {
@@ -128,7 +129,7 @@ fn stack_overflowed(frame: &ExceptionFrame) -> bool {
 
 /// The address that the last page fault was about.
 fn fault_address() -> u64 {
-    if machine::is_pvh() {
+    if domain::is_pvh() {
         let address;
         // SAFETY: reading cr2 in ring 0 has no effect.
         unsafe { asm!("mov {}, cr2", out(reg) address, options(nomem, nostack)) };
@@ -154,13 +155,13 @@ fn panic(info: &PanicInfo<'_>) -> ! {
         Backtrace(frame)
     ));
     output::drain();
-    machine::shutdown_now(ShutdownReason::Crash)
+    domain::shutdown_now(ShutdownReason::Crash)
 }
 
 /// Ends the domain in order: what was written is read first.
 pub fn shutdown(reason: ShutdownReason) -> ! {
     output::drain();
-    machine::shutdown_now(reason)
+    domain::shutdown_now(reason)
 }
 
 // What the prebuilt core library refers to; with `panic = "abort"` neither is ever called.
@@ -169,5 +170,5 @@ extern "C" fn rust_eh_personality() {}
 
 #[unsafe(no_mangle)]
 extern "C" fn _Unwind_Resume() -> ! {
-    machine::shutdown_now(ShutdownReason::Crash)
+    domain::shutdown_now(ShutdownReason::Crash)
 }

@@ -4,11 +4,10 @@
 //! PV the page's mapping is ours: it goes before the machine frame does, and comes back with
 //! another machine frame, which is noted in our list (Xen keeps its own up to date, memory.h).
 
-use crate::boot::pv;
 use crate::door::Door;
+use crate::hypercall;
 use crate::memory::layout::Ranges;
-use crate::memory::pages;
-use crate::{hypercall, machine};
+use crate::memory::{map, pages, pv};
 use bulkhead_xen::abi::memory::{
     CURRENT_RESERVATION, DECREASE_RESERVATION, MemoryReservation, POPULATE_PHYSMAP,
 };
@@ -83,7 +82,7 @@ impl Balloon for Door {
         let gone = in_batches(first, run.len(), |frames| unsafe { release(frames) });
         let left = run.start + gone..run.end;
         pages::now_missing(run.start..left.start);
-        if !mapped && machine::facts().p2m.is_some() && !left.is_empty() {
+        if !mapped && map::get().p2m.is_some() && !left.is_empty() {
             pv::populate(left.start as u64..left.end as u64);
         }
         pages::now_there(left);
@@ -169,7 +168,7 @@ fn in_batches(first: NonNull<u8>, count: usize, mut act: impl FnMut(Range<u64>) 
 /// Nobody uses these pages, of which there are at most a batch.
 unsafe fn release(pfns: Range<u64>) -> usize {
     let mut frames = heapless::Vec::<u64, BATCH>::new();
-    match &machine::facts().p2m {
+    match &map::get().p2m {
         None => frames.extend(pfns.clone()),
         Some(p2m) => {
             frames.extend(pfns.clone().map_while(|pfn| p2m.machine_frame(pfn)));
@@ -179,7 +178,7 @@ unsafe fn release(pfns: Range<u64>) -> usize {
     }
     // SAFETY: nobody uses them, and on PV nothing maps them any more.
     let gone = unsafe { reservation(DECREASE_RESERVATION, 0, &mut frames) };
-    if let Some(p2m) = &machine::facts().p2m {
+    if let Some(p2m) = &map::get().p2m {
         for pfn in pfns.clone().take(gone) {
             p2m.set_machine_frame(pfn, None);
         }
@@ -194,7 +193,7 @@ unsafe fn populate(pfns: Range<u64>) -> usize {
     let mut frames: heapless::Vec<u64, BATCH> = pfns.clone().collect();
     // SAFETY: nothing is there, so nothing changes for anybody.
     let got = unsafe { reservation(POPULATE_PHYSMAP, 0, &mut frames) };
-    if let Some(p2m) = &machine::facts().p2m {
+    if let Some(p2m) = &map::get().p2m {
         for (pfn, mfn) in pfns.clone().zip(&frames).take(got) {
             p2m.set_machine_frame(pfn, Some(*mfn));
         }

@@ -1,7 +1,8 @@
 //! What each vCPU has for itself, found through its GS segment.
 
 use crate::events::PortSet;
-use crate::watchdog;
+use crate::liveness::Liveness;
+use crate::time;
 use bulkhead_xen::abi::shared_info::{LEGACY_MAX_VCPUS, VcpuInfo};
 use bulkhead_xen::{Instant, PAGE_SIZE, Port, VcpuId};
 use core::arch::asm;
@@ -27,7 +28,7 @@ pub struct Vcpu {
     /// The latest time that it has seen.
     latest: AtomicU64,
     /// Whether it lives, and whether its neighbour does.
-    pub watchdog: watchdog::State,
+    pub watchdog: Liveness,
 }
 
 /// The first vCPU's state.
@@ -49,7 +50,7 @@ impl Vcpu {
             ipi: AtomicU32::new(0),
             armed: AtomicU64::new(0),
             latest: AtomicU64::new(0),
-            watchdog: watchdog::State::new(),
+            watchdog: Liveness::new(),
         }
     }
 
@@ -120,6 +121,14 @@ pub fn current() -> &'static Vcpu {
         asm!("mov {}, gs:[0]", out(reg) this, options(nostack, readonly, preserves_flags, pure));
         &*this
     }
+}
+
+/// The time, on the calling vCPU's clock.
+pub fn now() -> Instant {
+    let here = current();
+    // SAFETY: this vCPU's own part of the shared page.
+    let (page, tsc) = unsafe { time::sample(&raw const (*here.info()).time, time::counter) };
+    here.not_before(time::instant_at(&page, tsc))
 }
 
 /// The state of vCPU `id`, if it runs.

@@ -15,7 +15,6 @@
 //! the time-out is long; and while the first vCPU has nothing to do, the timer is off: it is set with
 //! the first thing that wakes that vCPU, and not for each.
 
-use crate::liveness::Seen;
 use crate::vcpu::{self, Vcpu};
 use crate::{hypercall, report};
 use bulkhead_xen::VcpuId;
@@ -29,28 +28,6 @@ static TIMEOUT: AtomicU32 = AtomicU32::new(0);
 static TIMER: AtomicU32 = AtomicU32::new(0);
 /// Whether Xen has refused the timer, which is said once.
 static REFUSED: AtomicBool = AtomicBool::new(false);
-
-/// What a vCPU keeps for the watchdog.
-#[derive(Debug)]
-pub(crate) struct State {
-    /// How often it came back to say that it lives.
-    beats: AtomicU32,
-    /// How often it woke since then.
-    wakes: AtomicU32,
-    /// What it has seen of its neighbour.
-    neighbour: Seen,
-}
-
-impl State {
-    /// That of a vCPU that does not run yet.
-    pub const fn new() -> State {
-        State {
-            beats: AtomicU32::new(0),
-            wakes: AtomicU32::new(0),
-            neighbour: Seen::new(),
-        }
-    }
-}
 
 /// Starts watching: whatever runs from now on has each vCPU call [`beat`] every [`interval`]. `seconds`
 /// is how long Xen waits.

@@ -9,7 +9,7 @@
 use core::arch::global_asm;
 
 /// Bytes of the first vCPU's stack.
-pub const STACK_BYTES: usize = 128 * 1024;
+const STACK_BYTES: usize = 128 * 1024;
 
 // The numbers are those of elfnote.h and features.h.
 global_asm!(
@@ -179,9 +179,4 @@ pv_vcpu_start:
     options(att_syntax),
 );
 
-unsafe extern "C" {
-    /// Where another vCPU starts on PVH; never called.
-    pub fn pvh_vcpu_start();
-    /// Where another vCPU starts on PV; never called.
-    pub fn pv_vcpu_start();
-}
+const _: () = assert!(STACK_BYTES.is_multiple_of(bulkhead_xen::PAGE_SIZE));

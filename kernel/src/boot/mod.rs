@@ -5,26 +5,24 @@ pub mod pv;
 pub mod pvh;
 pub mod secondary;
 
-use crate::door::{self, Door};
-use crate::machine::{self, Facts, Machine, Module, Way};
+use crate::domain::{self, Way};
+use crate::door::Door;
+use crate::machine::{Machine, Module};
+use crate::memory::image::image;
 use crate::memory::layout::{AddressSpace, Ranges, frames_of, subtract};
-use crate::memory::page_table::Image;
+use crate::memory::map::{self, MemoryMap};
+use crate::memory::p2m::P2m;
 use crate::memory::pages;
 use crate::start_info::{COMMAND_LINE_BYTES, LoadedModule};
-use crate::{command_line, hypercall, output, report, time, vcpu};
+use crate::{command_line, event_channels, hypercall, output, report, time, vcpu};
 use bulkhead_xen::abi::event_channel;
 use bulkhead_xen::abi::sched::{self, ShutdownReason};
 use bulkhead_xen::abi::shared_info::{LEGACY_MAX_VCPUS, SharedInfo};
 use bulkhead_xen::{Errno, Port, StoreRing};
-use core::arch::x86_64::__cpuid;
 use core::ptr::NonNull;
 use spin::Once;
 
 unsafe extern "C" {
-    static __image_start: u8;
-    static __text_end: u8;
-    static __rodata_end: u8;
-    static __image_end: u8;
     /// The time stamp counter at the first instruction.
     static boot_tsc: u64;
 }
@@ -35,26 +33,6 @@ unsafe extern "Rust" {
 }
 
 static COMMAND_LINE: Once<heapless::String<COMMAND_LINE_BYTES>> = Once::new();
-
-/// The addresses of the image.
-pub(crate) fn image() -> core::ops::Range<u64> {
-    &raw const __image_start as u64..&raw const __image_end as u64
-}
-
-/// The parts of the image, and whether the processor can forbid executing some of them.
-fn image_parts() -> Image {
-    let all = image();
-    let (code_end, constants_end) = (&raw const __text_end as u64, &raw const __rodata_end as u64);
-    Image {
-        code: all.start..code_end,
-        constants: code_end..constants_end,
-        tables: pvh::tables(),
-        guard: machine::stack_guard(),
-        all,
-        // AMD64 Architecture Programmer's Manual volume 3, CPUID function 8000_0001h.
-        no_execute: __cpuid(0x8000_0001).edx & 1 << 20 != 0,
-    }
-}
 
 /// What either way of booting has found and set up before the rest is the same.
 struct Booted {
@@ -81,17 +59,17 @@ fn free_memory(ram: &Ranges, modules: &[LoadedModule], image: core::ops::Range<u
 
 /// # Safety
 /// Called once, with what is free mapped, the vCPU registered, and facts that hold. What is free
-/// `later` can be mapped by `pv::populate`; what is `missing` is not there.
+/// `later` can be mapped by `memory::pv::populate`; what is `missing` is not there.
 unsafe fn set_up_memory(
     ram: Ranges,
     free: &Ranges,
     later: Ranges,
     missing: &Ranges,
     space: AddressSpace,
-    p2m: Option<machine::P2m>,
+    p2m: Option<P2m>,
 ) {
     let total: u64 = ram.iter().map(|range| range.end - range.start).sum();
-    machine::set_facts(Facts { ram, space, p2m });
+    map::set(MemoryMap { ram, space, p2m });
     // SAFETY: by the contract.
     unsafe { pages::init(free, later, missing, total as usize) };
 }
@@ -101,8 +79,8 @@ unsafe fn set_up_memory(
 /// # Safety
 /// Called once, at the end of either way of booting.
 unsafe fn run(booted: Booted) -> ! {
-    machine::set_shared(booted.shared);
-    machine::bitmaps().mask_all();
+    domain::set_shared(booted.shared);
+    domain::bitmaps().mask_all();
     let here = vcpu::current();
     share(here);
     // SAFETY: this vCPU's time page; the counter's value was stored by the entry code.
@@ -118,8 +96,8 @@ unsafe fn run(booted: Booted) -> ! {
         log::warn!("log={wrong}: expected off, error, warn, info, debug or trace; info is used");
     }
     set_up_events(here).expect("cannot set up this vCPU's own ports");
-    door::deliver_here(booted.store_port).expect("cannot unmask the xenstore port");
-    let console = output::port().filter(|&port| door::deliver_here(port).is_ok());
+    event_channels::deliver_here(booted.store_port).expect("cannot unmask the xenstore port");
+    let console = output::port().filter(|&port| event_channels::deliver_here(port).is_ok());
     let memory = pages::statistics();
     log::debug!(
         "{:?}, {} KiB of memory, {} KiB free, image {} KiB",
@@ -163,7 +141,7 @@ fn into_module(module: LoadedModule) -> Option<Module> {
 
 /// Gives a vCPU its part of the shared page. Upcalls stay masked outside of `block`.
 fn share(vcpu: &vcpu::Vcpu) {
-    let info = machine::vcpu_info(vcpu.id());
+    let info = domain::vcpu_info(vcpu.id());
     // SAFETY: the vCPU's part of the page; it takes no upcalls yet.
     unsafe { (&raw mut (*info).evtchn_upcall_mask).write_volatile(1) };
     vcpu.set_info(info);
@@ -179,16 +157,16 @@ fn set_up_events(this: &vcpu::Vcpu) -> Result<(), Errno> {
         vcpu,
         port: Port(0),
     };
-    door::event_operation(event_channel::BIND_VIRQ, &mut timer)?;
+    event_channels::operation(event_channel::BIND_VIRQ, &mut timer)?;
     let mut ipi = event_channel::BindIpi {
         vcpu,
         port: Port(0),
     };
-    door::event_operation(event_channel::BIND_IPI, &mut ipi)?;
+    event_channels::operation(event_channel::BIND_IPI, &mut ipi)?;
     this.set_ports(timer.port, ipi.port);
     for port in [timer.port, ipi.port] {
         this.ports.insert(port);
-        door::event_operation(event_channel::UNMASK, &mut event_channel::OnPort { port })?;
+        event_channels::operation(event_channel::UNMASK, &mut event_channel::OnPort { port })?;
     }
     Ok(())
 }

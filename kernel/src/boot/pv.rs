@@ -1,76 +1,41 @@
 //! PV: the builder's page tables, extended to all memory; the rings are named by the start info.
 
-use super::{Booted, entry, free_memory, image, image_parts, run, set_up_memory};
-use crate::cpu::{exceptions, nmi, upcall};
-use crate::machine::{self, P2m, Way};
+use super::{Booted, free_memory, run, set_up_memory};
+use crate::cpu::{exception_entries, exceptions, nmi, upcall};
+use crate::domain::{self, Way};
+use crate::memory::image::{image, image_parts, stack_guard};
 use crate::memory::layout::{AddressSpace, Ranges, subtract};
-use crate::memory::page_table::{ACCESSED, DIRTY, PRESENT, WRITABLE};
-use crate::memory::pv_tables::{PageTables, PvMemory, Unmapped};
+use crate::memory::p2m::P2m;
+use crate::memory::pv::{
+    OwnMemory, forget, map_special, pseudo_physical, set_tables, top_machine_address,
+};
+use crate::memory::pv_tables::{PageTables, Unmapped};
 use crate::start_info::{COMMAND_LINE_BYTES, LoadedModule, printable};
 use crate::vcpu::BOOT_VCPU;
 use crate::{hypercall, output};
 use alloc::boxed::Box;
 use bulkhead_xen::abi::pv::{
     CALLBACKOP_REGISTER, CALLBACKTYPE_EVENT, CALLBACKTYPE_FAILSAFE, CallbackRegister,
-    FLAT_KERNEL_CS, FLAT_KERNEL_SS, GuestContext, MACH2PHYS_VIRT_START, MmuUpdate,
-    SEGBASE_GS_KERNEL, StartInfo, TrapInfo, UVMF_INVLPG_ALL, UVMF_TLB_FLUSH_ALL, VGCF_IN_KERNEL,
+    FLAT_KERNEL_CS, FLAT_KERNEL_SS, GuestContext, SEGBASE_GS_KERNEL, StartInfo, TrapInfo,
+    VGCF_IN_KERNEL,
 };
 use bulkhead_xen::abi::sched::VCPUOP_INITIALISE;
-use bulkhead_xen::{DomId, Errno, PAGE_SIZE, Port, VcpuId};
-use core::ops::Range;
+use bulkhead_xen::{Errno, PAGE_SIZE, Port, VcpuId};
 use core::ptr::NonNull;
-use spin::Mutex;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
-static TABLES: Mutex<Option<PageTables<OwnMemory>>> = Mutex::new(None);
-
-/// The page frame that a machine frame of ours has (`machine_to_phys_mapping`, xen-x86_64.h).
-fn pseudo_physical(mfn: u64) -> u64 {
-    // SAFETY: Xen maps the table there for every PV domain, readable; the frame exists.
-    unsafe {
-        (MACH2PHYS_VIRT_START as *const u64)
-            .add(mfn as usize)
-            .read()
-    }
-}
-
-/// The domain's memory, as its page tables show it.
-struct OwnMemory(P2m);
-
-// SAFETY: the lists are Xen's, and an `mmu_update` that succeeds was made as a whole.
-unsafe impl PvMemory for OwnMemory {
-    unsafe fn read(&self, address: u64) -> u64 {
-        // SAFETY: by the contract. Volatile: Xen changes page tables on our behalf.
-        unsafe { (address as *const u64).read_volatile() }
-    }
-
-    unsafe fn write(&mut self, address: u64, value: u64) {
-        // SAFETY: by the contract.
-        unsafe { (address as *mut u64).write(value) }
-    }
-
-    fn machine_frame(&self, pfn: u64) -> Option<u64> {
-        self.0.machine_frame(pfn)
-    }
-
-    fn page_frame(&self, mfn: u64) -> u64 {
-        pseudo_physical(mfn)
-    }
-
-    unsafe fn update(&mut self, batch: &mut [MmuUpdate]) -> Result<(), Errno> {
-        let (requests, count) = (batch.as_mut_ptr() as u64, batch.len() as u64);
-        // SAFETY: Xen reads the batch; what it changes is the caller's promise.
-        unsafe { hypercall::mmu_update(requests, count, 0, DomId::SELF.0.into()) }.map(|_| ())
-    }
+unsafe extern "C" {
+    /// Where another vCPU starts (`entry`); never called.
+    fn pv_vcpu_start();
 }
 
 /// Called by the entry code, on our stack and the builder's page tables.
 pub extern "C" fn pv_main(start: *const StartInfo) -> ! {
-    machine::set_way(Way::Pv);
+    domain::set_way(Way::Pv);
     // SAFETY: the first thing on the only vCPU.
     unsafe {
-        let base = BOOT_VCPU.register(VcpuId(0), machine::stack_guard().start);
+        let base = BOOT_VCPU.register(VcpuId(0), stack_guard().start);
         // Nothing can be said yet if this fails, and every next step would.
         let _ = hypercall::set_segment_base(SEGBASE_GS_KERNEL.into(), base);
     }
@@ -104,7 +69,7 @@ pub extern "C" fn pv_main(start: *const StartInfo) -> ! {
     let mut later = free.clone();
     subtract(&mut free, mapped..start.nr_pages).expect("too many pieces of memory");
     subtract(&mut later, 0..mapped).expect("too many pieces of memory");
-    *TABLES.lock() = Some(tables);
+    set_tables(tables);
     // SAFETY: what is free is mapped now, and what is not can be populated.
     unsafe { set_up_memory(ram, &free, later, &Ranges::new(), space, Some(p2m)) };
     // SAFETY: address space set aside for it.
@@ -136,40 +101,6 @@ fn map_memory(
     Ok(mapped)
 }
 
-/// Unmaps page frames of ours, and sees to it that no vCPU finds them any more.
-///
-/// # Safety
-/// Nobody uses them.
-pub unsafe fn unmap(frames: Range<u64>) {
-    let Some(last) = frames.clone().last() else {
-        return;
-    };
-    let mut tables = TABLES.lock();
-    let tables = tables.as_mut().expect("page tables are set up first");
-    if let Err(error) = tables.unmap(frames) {
-        panic!("{error}");
-    }
-    forget(last * PAGE);
-}
-
-/// Has every processor forget the translations that it remembers.
-///
-/// `empty` is an address with a table and no mapping.
-fn forget(empty: u64) {
-    // SAFETY: the entry is empty already; this forgets what the processors remember.
-    unsafe { hypercall::update_va_mapping(empty, 0, UVMF_TLB_FLUSH_ALL) }
-        .expect("translations cannot be forgotten");
-}
-
-/// Maps page frames of ours that are not mapped.
-pub fn populate(frames: Range<u64>) {
-    let mut tables = TABLES.lock();
-    let tables = tables.as_mut().expect("page tables are set up first");
-    if let Err(error) = tables.populate(frames) {
-        panic!("{error}");
-    }
-}
-
 fn command_line(start: &StartInfo) -> heapless::String<COMMAND_LINE_BYTES> {
     let bytes = start.cmd_line.iter().take_while(|byte| **byte != 0);
     bytes.map(|byte| printable(*byte)).collect()
@@ -194,7 +125,7 @@ fn traps() -> impl Iterator<Item = TrapInfo> {
         // Upcalls are masked; the kernel itself may raise breakpoint and overflow.
         flags: 4 | if matches!(vector, 3 | 4) { 1 } else { 0 },
         cs: FLAT_KERNEL_CS,
-        address: exceptions::pv_entry(vector),
+        address: exception_entries::pv_entry(vector),
     })
 }
 
@@ -238,12 +169,8 @@ pub unsafe fn initialise_vcpu(
 ) -> Result<(), Errno> {
     // SAFETY: numbers, for all of which zero is a value: that of the registers not named below.
     let mut context = unsafe { Box::<GuestContext>::new_zeroed().assume_init() };
-    let tables = TABLES
-        .lock()
-        .as_ref()
-        .and_then(PageTables::top_machine_address);
     context.flags = VGCF_IN_KERNEL;
-    context.registers.rip = entry::pv_vcpu_start as *const () as u64;
+    context.registers.rip = pv_vcpu_start as *const () as u64;
     context.registers.cs = FLAT_KERNEL_CS;
     context.registers.rsp = stack;
     context.registers.ss = FLAT_KERNEL_SS.into();
@@ -255,7 +182,7 @@ pub unsafe fn initialise_vcpu(
     }
     context.kernel_ss = FLAT_KERNEL_SS.into();
     context.kernel_sp = stack;
-    context.control[3] = tables.expect("page tables are set up first");
+    context.control[3] = top_machine_address().expect("page tables are set up first");
     context.event_callback = upcall::pv_upcall as *const () as u64;
     context.failsafe_callback = upcall::pv_failsafe as *const () as u64;
     context.gs_base_kernel = gs_base;
@@ -268,14 +195,4 @@ pub unsafe fn initialise_vcpu(
         )
     }
     .map(|_| ())
-}
-
-/// Maps a page that Xen shares with us.
-///
-/// # Safety
-/// `address` is a page of the special addresses where nothing is mapped.
-pub unsafe fn map_special(address: u64, mfn: u64) -> Result<(), Errno> {
-    let entry = (mfn * PAGE) | PRESENT | WRITABLE | ACCESSED | DIRTY;
-    // SAFETY: by the contract; its table is there.
-    unsafe { hypercall::update_va_mapping(address, entry, UVMF_INVLPG_ALL) }.map(|_| ())
 }

@@ -1,11 +1,13 @@
 //! PVH: our own page tables and processor tables; the rings are found by asking Xen.
 
-use super::{Booted, entry, free_memory, image, image_parts, run, set_up_memory};
+use super::{Booted, free_memory, run, set_up_memory};
+use crate::cpu::exception_entries;
 use crate::cpu::pvh::{self as cpu, BOOT_TABLES};
 use crate::cpu::upcall::UPCALL_VECTOR;
-use crate::machine::{self, Way};
+use crate::domain::{self, Way};
+use crate::memory::image::{image, stack_guard};
 use crate::memory::layout::{AddressSpace, Ranges, not_there, take_last};
-use crate::memory::{page_table, pages};
+use crate::memory::pvh::{forbid_execution, map_above_4g, protect_image};
 use crate::start_info::{self, Memory};
 use crate::supply::{current_reservation, decline};
 use crate::vcpu::BOOT_VCPU;
@@ -19,20 +21,15 @@ use bulkhead_xen::abi::sched::VCPUOP_INITIALISE;
 use bulkhead_xen::{DomId, Errno, PAGE_SIZE, Port, VcpuId};
 use core::arch::asm;
 use core::arch::x86_64::__cpuid;
-use core::ops::Range;
 use core::ptr::NonNull;
 
 const MSR_EFER: u32 = 0xc000_0080;
 const MSR_GS_BASE: u32 = 0xc000_0101;
-const EFER_NXE: u64 = 1 << 11;
 
 unsafe extern "C" {
-    static boot_pml4: [u64; 512];
-    static mut boot_pdpt: [u64; 512];
-    static mut boot_pd: [u64; 4 * 512];
-    static mut boot_pt0: [u64; 512];
-    static boot_tables_end: u8;
     static hypercall_page: u8;
+    /// Where another vCPU starts (`entry`); never called.
+    fn pvh_vcpu_start();
 }
 
 /// Physical memory as the boot page tables show it.
@@ -47,11 +44,11 @@ impl Memory for Physical {
 
 /// Called by the entry code, on the boot stack and page tables.
 pub extern "C" fn pvh_main(start: u64) -> ! {
-    machine::set_way(Way::Pvh);
+    domain::set_way(Way::Pvh);
     // SAFETY: the first thing on the only vCPU, in ring 0.
     unsafe {
-        set_gs_base(BOOT_VCPU.register(VcpuId(0), machine::stack_guard().start));
-        cpu::fill_idt();
+        set_gs_base(BOOT_VCPU.register(VcpuId(0), stack_guard().start));
+        cpu::fill_idt(exception_entries::pvh_entry);
         BOOT_TABLES.fill();
         BOOT_TABLES.load();
         fill_hypercall_page();
@@ -147,132 +144,6 @@ fn set_param(which: Param, value: u64) -> Result<(), Errno> {
         .map(|_| ())
 }
 
-/// The pages that the processor itself reads: the interrupt table, the first vCPU's descriptors, the
-/// page tables at boot.
-pub fn tables() -> [Range<u64>; 3] {
-    let descriptors = BOOT_TABLES.constant_page();
-    [
-        cpu::idt_page(),
-        descriptors..descriptors + PAGE_SIZE as u64,
-        &raw const boot_pml4 as u64..&raw const boot_tables_end as u64,
-    ]
-}
-
-/// Lets page tables forbid execution, if the processor can; answers whether it can.
-///
-/// # Safety
-/// At boot, on page tables that do not use that bit yet.
-unsafe fn forbid_execution() -> bool {
-    let can = image_parts().no_execute;
-    if can {
-        // SAFETY: the processor has the bit; the entry code left the rest as it is to be.
-        unsafe { cpu::write_msr(MSR_EFER, cpu::read_msr(MSR_EFER) | EFER_NXE) };
-    }
-    can
-}
-
-/// Replaces the first large page by small ones, so that neither code nor tables can be written, data
-/// cannot be executed, and neither null nor the page below the stack is there at all.
-///
-/// # Safety
-/// Once, on the boot page tables, which nobody but `set_entry` changes after it.
-unsafe fn protect_image() {
-    let image = image_parts();
-    // SAFETY: nobody else writes the tables; entries change to ones that still let everything
-    // running go on.
-    unsafe {
-        let small = &raw mut boot_pt0;
-        for page in 0..512 {
-            (*small)[page] = image.entry(page as u64 * PAGE_SIZE as u64);
-        }
-        let large = &raw mut boot_pd;
-        for page in 1..4 * 512 {
-            (*large)[page] =
-                page_table::large(page as u64 * page_table::LARGE_PAGE, image.no_execute);
-        }
-        (*large)[0] = page_table::table(small as u64);
-        flush();
-    }
-}
-
-/// Maps everything from 4 GiB up to `end` with large pages.
-///
-/// # Safety
-/// Once, on the boot page tables, with the frame allocator running. They may forbid execution if
-/// `no_execute` says so.
-unsafe fn map_above_4g(end: u64, no_execute: bool) {
-    let gibs = end.div_ceil(page_table::GIB);
-    assert!(gibs <= 512, "more than 512 GiB of addresses");
-    for gib in 4..gibs {
-        let table = pages::allocate_pages(1).expect("no memory for page tables");
-        let entries = table.cast::<u64>().as_ptr();
-        for page in 0..512 {
-            let address = gib * page_table::GIB + page * page_table::LARGE_PAGE;
-            // SAFETY: a fresh page, mapped below 4 GiB.
-            unsafe {
-                entries
-                    .add(page as usize)
-                    .write(page_table::large(address, no_execute))
-            };
-        }
-        // SAFETY: nobody else writes the table; the entry was empty.
-        unsafe { boot_pdpt[gib as usize] = page_table::table(table.as_ptr() as u64) };
-    }
-}
-
-/// Takes a page of memory out of the address space.
-///
-/// # Safety
-/// Nobody uses it, and only the calling vCPU runs.
-pub unsafe fn unmap(address: u64) -> Option<()> {
-    // SAFETY: by the contract.
-    unsafe { set_entry(address, 0) }
-}
-
-/// Makes a page of memory read-only.
-///
-/// # Safety
-/// Nobody writes to it any more, and only the calling vCPU runs.
-pub unsafe fn protect(address: u64) -> Option<()> {
-    let entry = page_table::constant(address, image_parts().no_execute);
-    // SAFETY: by the contract.
-    unsafe { set_entry(address, entry) }
-}
-
-/// # Safety
-/// Whoever uses the page can do so with this entry; only the calling vCPU runs.
-unsafe fn set_entry(address: u64, new: u64) -> Option<()> {
-    let [third, second, first] = [3, 2, 1].map(|level| page_table::index(address, level));
-    let mut added = None;
-    // SAFETY: the page tables are mapped at their own addresses, and nobody else changes them; only
-    // they are written while write protection is lifted. Splitting a large page changes nothing for
-    // anybody but in this one page.
-    unsafe {
-        let middle = page_table::address_of(boot_pdpt[third]) as *mut u64;
-        let entry = middle.add(second);
-        let parts = page_table::split(entry.read());
-        if parts.is_some() {
-            added = Some(pages::allocate_pages(1)?.cast::<u64>().as_ptr());
-        }
-        let protection = cpu::lift_write_protection();
-        if let (Some(parts), Some(table)) = (parts, added) {
-            for (place, part) in parts.enumerate() {
-                table.add(place).write(part);
-            }
-            entry.write(page_table::table(table as u64));
-        }
-        let table = page_table::address_of(entry.read()) as *mut u64;
-        table.add(first).write(new);
-        flush();
-        cpu::restore_write_protection(protection);
-    }
-    match added {
-        // SAFETY: a page table, which only this function writes.
-        Some(table) => unsafe { protect(table as u64) },
-        None => Some(()),
-    }
-}
-
 /// Tells Xen how a vCPU starts: as this one runs, on another stack.
 ///
 /// # Safety
@@ -287,7 +158,7 @@ pub unsafe fn initialise_vcpu(id: VcpuId, stack: u64, argument: u64) -> Result<(
     let mut context = VcpuContext {
         mode: VCPU_HVM_MODE_64B,
         registers: VcpuRegisters {
-            rip: entry::pvh_vcpu_start as *const () as u64,
+            rip: pvh_vcpu_start as *const () as u64,
             rsp: stack,
             rdi: argument,
             // The bit that is always set.
@@ -320,11 +191,3 @@ pub unsafe fn set_gs_base(base: u64) {
     // SAFETY: by the contract.
     unsafe { cpu::write_msr(MSR_GS_BASE, base) }
 }
-
-/// Forgets cached translations.
-unsafe fn flush() {
-    // SAFETY: reloads the page tables in use.
-    unsafe { asm!("mov {0}, cr3", "mov cr3, {0}", out(reg) _, options(nostack)) };
-}
-
-const _: () = assert!(entry::STACK_BYTES.is_multiple_of(PAGE_SIZE));

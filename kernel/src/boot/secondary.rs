@@ -6,8 +6,8 @@
 
 use super::{pv, pvh, set_up_events, share};
 use crate::cpu::pvh::CpuTables;
-use crate::machine::{self, Machine};
-use crate::memory::pages;
+use crate::domain;
+use crate::memory::{self, pages};
 use crate::vcpu::Vcpu;
 use crate::{hypercall, report};
 use alloc::boxed::Box;
@@ -67,15 +67,15 @@ impl Memory {
         // SAFETY: the pages are ours since a moment ago, and never given back. The tables are stacks
         // and numbers, for all of which zero is a value; they are filled this once.
         let tables = unsafe {
-            if machine::is_pvh() {
-                pvh::unmap(guard)?;
+            if domain::is_pvh() {
+                memory::pvh::unmap(guard)?;
                 let tables = Box::<CpuTables>::new_zeroed().assume_init();
                 let tables: &CpuTables = Box::leak(tables);
                 tables.fill();
-                pvh::protect(tables.constant_page())?;
+                memory::pvh::protect(tables.constant_page())?;
                 Some(tables)
             } else {
-                pv::unmap(guard / page..guard / page + 1);
+                memory::pv::unmap(guard / page..guard / page + 1);
                 None
             }
         };
@@ -87,37 +87,29 @@ impl Memory {
     }
 }
 
-impl Machine {
-    /// The domain's vCPUs but for the first, on which `main` runs.
-    pub fn other_vcpus(&self) -> impl Iterator<Item = VcpuId> + use<> {
-        (1..self.vcpus).map(VcpuId)
-    }
-
-    /// Starts vCPUs, each with what `work` makes for it; a vCPU whose work ends sleeps for ever.
-    /// Returns how many run: if one cannot be started, neither are those after it, and the log says
-    /// why.
-    ///
-    /// To be called once, with some of the [`other_vcpus`](Self::other_vcpus).
-    pub fn start_vcpus(
-        &self,
-        vcpus: impl IntoIterator<Item = VcpuId>,
-        mut work: impl FnMut(VcpuId) -> Work,
-    ) -> u32 {
-        let vcpus = vcpus.into_iter();
-        let all: Vec<(VcpuId, Option<Memory>)> = vcpus.map(|id| (id, Memory::new())).collect();
-        let mut running = 0;
-        for (id, memory) in all {
-            let started = memory
-                .ok_or(NotStarted::NoMemory)
-                .and_then(|memory| start(id, &memory, work(id)));
-            if let Err(error) = started {
-                log::error!("vCPU {id} is not used: {error}");
-                break;
-            }
-            running += 1;
+/// Starts vCPUs, each with what `work` makes for it; a vCPU whose work ends sleeps for ever.
+/// Returns how many run: if one cannot be started, neither are those after it, and the log says
+/// why.
+///
+/// To be called once, with some of the [`other_vcpus`](crate::Machine::other_vcpus).
+pub fn start_vcpus(
+    vcpus: impl IntoIterator<Item = VcpuId>,
+    mut work: impl FnMut(VcpuId) -> Work,
+) -> u32 {
+    let vcpus = vcpus.into_iter();
+    let all: Vec<(VcpuId, Option<Memory>)> = vcpus.map(|id| (id, Memory::new())).collect();
+    let mut running = 0;
+    for (id, memory) in all {
+        let started = memory
+            .ok_or(NotStarted::NoMemory)
+            .and_then(|memory| start(id, &memory, work(id)));
+        if let Err(error) = started {
+            log::error!("vCPU {id} is not used: {error}");
+            break;
         }
-        running
+        running += 1;
     }
+    running
 }
 
 fn start(id: VcpuId, memory: &Memory, work: Work) -> Result<(), NotStarted> {
@@ -134,7 +126,7 @@ fn start(id: VcpuId, memory: &Memory, work: Work) -> Result<(), NotStarted> {
     // SAFETY: what is named here is the new vCPU's alone from now on: its stack, its state, and
     // what it starts with.
     unsafe {
-        if machine::is_pvh() {
+        if domain::is_pvh() {
             pvh::initialise_vcpu(id, memory.top, start as u64)
         } else {
             pv::initialise_vcpu(id, memory.top, start as u64, base)

@@ -1,5 +1,7 @@
 //! What is particular to the x86-64 processor: exceptions, upcalls, per-vCPU registers.
 
+#[cfg(feature = "unikernel")]
+pub mod exception_entries;
 pub mod exceptions;
 #[cfg(feature = "unikernel")]
 pub mod nmi;

@@ -3,7 +3,7 @@
 //! They have pages of their own, which boot makes read-only like the page tables. A write that goes
 //! astray ends in a report then, and not in a triple fault, which leaves none.
 
-use super::exceptions::{self, VECTORS};
+use super::exceptions::VECTORS;
 use super::nmi::{self, pvh_nmi};
 use super::upcall::{UPCALL_VECTOR, pvh_upcall};
 use bulkhead_xen::PAGE_SIZE;
@@ -236,11 +236,11 @@ pub unsafe fn restore_write_protection(cr0: u64) {
     unsafe { asm!("mov cr0, {}", in(reg) cr0, options(nostack)) };
 }
 
-/// Points every vector at its handler.
+/// Points every vector at its handler; `exception` says where an exception's is.
 ///
 /// # Safety
-/// Called once, on PVH, before any `load`.
-pub unsafe fn fill_idt() {
+/// Called once, on PVH, before any `load`. Where exceptions enter is code for that.
+pub unsafe fn fill_idt(exception: fn(usize) -> u64) {
     // SAFETY: by the contract, nothing else accesses it yet.
     let idt = unsafe { &mut *IDT.0.get() };
     for (vector, gate) in idt.iter_mut().enumerate().take(VECTORS) {
@@ -249,7 +249,7 @@ pub unsafe fn fill_idt() {
         } else {
             IST_EXCEPTION
         };
-        *gate = Gate::interrupt(exceptions::pvh_entry(vector), ist);
+        *gate = Gate::interrupt(exception(vector), ist);
     }
     let upcall = pvh_upcall as unsafe extern "C" fn();
     idt[usize::from(UPCALL_VECTOR)] = Gate::interrupt(upcall as usize as u64, IST_UPCALL);

@@ -10,7 +10,17 @@ pub mod pv_tables;
 #[cfg(feature = "unikernel")]
 mod heap;
 #[cfg(feature = "unikernel")]
+pub(crate) mod image;
+#[cfg(feature = "unikernel")]
+pub(crate) mod map;
+#[cfg(feature = "unikernel")]
+pub(crate) mod p2m;
+#[cfg(feature = "unikernel")]
 pub mod pages;
+#[cfg(feature = "unikernel")]
+pub(crate) mod pv;
+#[cfg(feature = "unikernel")]
+pub(crate) mod pvh;
 
 #[cfg(feature = "unikernel")]
 pub use pages::{MemoryStatistics, RESERVE, allocate_pages, free_pages, statistics};

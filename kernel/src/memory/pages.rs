@@ -3,6 +3,7 @@
 
 use super::frames::Frames;
 use super::layout::Ranges;
+use super::pv;
 use bulkhead_xen::PAGE_SIZE;
 use core::ops::Range;
 use core::ptr::NonNull;
@@ -105,7 +106,7 @@ impl Pages {
         let range = self.unmapped.iter_mut().find(|range| !range.is_empty())?;
         let end = range.end.min(range.start + count.max(CHUNK));
         let chunk = core::mem::replace(&mut range.start, end)..end;
-        crate::boot::pv::populate(chunk.clone());
+        pv::populate(chunk.clone());
         self.frames
             .release(chunk.start as usize..chunk.end as usize);
         Some(())

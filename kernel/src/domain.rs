@@ -1,0 +1,60 @@
+//! What the runtime itself asks of the domain: how it was booted, the page that it shares with Xen, its end.
+
+use crate::events::Bitmaps;
+use crate::hypercall;
+use bulkhead_xen::VcpuId;
+use bulkhead_xen::abi::sched::{self, ShutdownReason};
+use bulkhead_xen::abi::shared_info::{SharedInfo, VcpuInfo};
+use core::ptr;
+use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+
+/// How the domain was booted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// `type="pvh"`: hardware-virtualized, on our own page tables.
+    Pvh,
+    /// `type="pv"`: paravirtualized, on page tables that Xen checks.
+    Pv,
+}
+
+static PVH: AtomicBool = AtomicBool::new(false);
+static SHARED: AtomicPtr<SharedInfo> = AtomicPtr::new(ptr::null_mut());
+
+/// Notes how the domain was booted.
+pub fn set_way(way: Way) {
+    PVH.store(way == Way::Pvh, Ordering::Relaxed);
+}
+
+/// True on PVH, false on PV.
+pub fn is_pvh() -> bool {
+    PVH.load(Ordering::Relaxed)
+}
+
+/// Notes where the shared page is.
+pub fn set_shared(page: *mut SharedInfo) {
+    SHARED.store(page, Ordering::Release);
+}
+
+/// The event-channel bitmaps.
+pub fn bitmaps() -> Bitmaps {
+    // SAFETY: set once at boot to the shared page, which stays.
+    unsafe { Bitmaps::new(SHARED.load(Ordering::Acquire)) }
+}
+
+/// A vCPU's part of the shared page.
+pub fn vcpu_info(id: VcpuId) -> *mut VcpuInfo {
+    let page = SHARED.load(Ordering::Acquire);
+    // SAFETY: set once at boot to the shared page, which stays; nothing is accessed here.
+    unsafe { &raw mut (*page).vcpu_info[id.0 as usize] }
+}
+
+/// Ends the domain at once.
+pub fn shutdown_now(reason: ShutdownReason) -> ! {
+    let mut shutdown = sched::Shutdown { reason };
+    loop {
+        // SAFETY: `shutdown` lives across the call, which does not return.
+        let _ = unsafe {
+            hypercall::sched_op(sched::SHUTDOWN.into(), hypercall::pointer(&mut shutdown))
+        };
+    }
+}

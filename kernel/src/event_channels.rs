@@ -1,0 +1,39 @@
+//! Event channels: what Xen is asked of them, for the calling vCPU.
+
+use crate::{hypercall, vcpu};
+use bulkhead_xen::abi::event_channel;
+use bulkhead_xen::{Errno, Port, VcpuId};
+
+/// An `event_channel_op` whose argument is in `request`.
+pub fn operation<T>(command: u32, request: &mut T) -> Result<(), Errno> {
+    // SAFETY: Xen reads and writes the request; event channels touch no other memory of ours.
+    unsafe { hypercall::event_channel_op(command.into(), hypercall::pointer(request)) }.map(|_| ())
+}
+
+/// Lets a new port wake the calling vCPU.
+pub fn deliver_here(port: Port) -> Result<(), Errno> {
+    let here = vcpu::current();
+    if here.id() != VcpuId(0) {
+        // Ports are delivered to vCPU 0 until told otherwise (event_channel.h).
+        let mut request = event_channel::BindVcpu {
+            port,
+            vcpu: here.id(),
+        };
+        operation(event_channel::BIND_VCPU, &mut request)?;
+    }
+    here.ports.insert(port);
+    operation(event_channel::UNMASK, &mut event_channel::OnPort { port })
+}
+
+/// Notifies a port's other end.
+pub fn notify(port: Port) -> Result<(), Errno> {
+    operation(event_channel::SEND, &mut event_channel::OnPort { port })
+}
+
+/// Wakes a vCPU out of its sleep, if it runs.
+pub fn wake(vcpu: VcpuId) {
+    if let Some(port) = vcpu::of(vcpu).map(vcpu::Vcpu::ipi) {
+        // A vCPU that is not there needs no waking.
+        let _ = notify(port);
+    }
+}

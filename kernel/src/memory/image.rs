@@ -1,0 +1,65 @@
+//! The image as the linker script laid it out: its parts, and the first vCPU's stack.
+
+use super::page_table::Image;
+use crate::cpu::pvh::{self, BOOT_TABLES};
+use bulkhead_xen::PAGE_SIZE;
+use core::arch::x86_64::__cpuid;
+use core::ops::Range;
+
+unsafe extern "C" {
+    static __image_start: u8;
+    static __text_end: u8;
+    static __rodata_end: u8;
+    static __image_end: u8;
+    static boot_stack_guard: u8;
+    static boot_stack_top: u8;
+    static boot_pml4: [u64; 512];
+    static boot_tables_end: u8;
+}
+
+/// The addresses of the image.
+pub fn image() -> Range<u64> {
+    &raw const __image_start as u64..&raw const __image_end as u64
+}
+
+/// The parts of the image, and whether the processor can forbid executing some of them.
+pub fn image_parts() -> Image {
+    let all = image();
+    let (code_end, constants_end) = (&raw const __text_end as u64, &raw const __rodata_end as u64);
+    Image {
+        code: all.start..code_end,
+        constants: code_end..constants_end,
+        tables: tables(),
+        guard: stack_guard(),
+        all,
+        // AMD64 Architecture Programmer's Manual volume 3, CPUID function 8000_0001h.
+        no_execute: __cpuid(0x8000_0001).edx & 1 << 20 != 0,
+    }
+}
+
+/// The pages that the processor itself reads: the interrupt table, the first vCPU's descriptors, the
+/// page tables at boot.
+fn tables() -> [Range<u64>; 3] {
+    let descriptors = BOOT_TABLES.constant_page();
+    [
+        pvh::idt_page(),
+        descriptors..descriptors + PAGE_SIZE as u64,
+        &raw const boot_pml4 as u64..&raw const boot_tables_end as u64,
+    ]
+}
+
+/// True if `address` is in our code.
+pub fn is_code(address: u64) -> bool {
+    (&raw const __image_start as u64..&raw const __text_end as u64).contains(&address)
+}
+
+/// The page below the first vCPU's stack.
+pub fn stack_guard() -> Range<u64> {
+    let guard = &raw const boot_stack_guard as u64;
+    guard..guard + PAGE_SIZE as u64
+}
+
+/// The first vCPU's stack.
+pub fn boot_stack() -> Range<u64> {
+    stack_guard().end..&raw const boot_stack_top as u64
+}

@@ -1,0 +1,69 @@
+//! Which memory the domain has, and where: written once at boot.
+
+use super::image;
+use super::layout::{AddressSpace, Ranges};
+use super::p2m::P2m;
+use crate::vcpu;
+use bulkhead_xen::{Frame, PAGE_SIZE};
+use core::ops::Range;
+use spin::Once;
+
+/// What stays the same from boot to the end.
+pub struct MemoryMap {
+    /// The domain's memory.
+    pub ram: Ranges,
+    /// The addresses above it.
+    pub space: AddressSpace,
+    /// PV: the list that turns page frames into machine frames.
+    pub p2m: Option<P2m>,
+}
+
+static MAP: Once<MemoryMap> = Once::new();
+
+/// Makes this the domain's map. Only the first call has an effect.
+pub fn set(map: MemoryMap) {
+    MAP.call_once(|| map);
+}
+
+/// Returns the domain's map.
+///
+/// # Panics
+/// Before boot has set it.
+pub fn get() -> &'static MemoryMap {
+    MAP.get().expect("memory is not set up yet")
+}
+
+/// True if `len` bytes from `address` are memory that can be read.
+pub fn is_memory(address: u64, len: u64) -> bool {
+    let page = PAGE_SIZE as u64;
+    let Some(end) = address.checked_add(len) else {
+        return false;
+    };
+    // Before the memory map is known, the first stack is all there is.
+    let stack = image::boot_stack();
+    if address >= stack.start && end <= stack.end {
+        return true;
+    }
+    let is_guard = |guard: Range<u64>| address < guard.end && end > guard.start;
+    MAP.get().is_some_and(|map| {
+        address >= page
+            && !vcpu::all().any(|vcpu| is_guard(vcpu.guard()))
+            && map
+                .ram
+                .iter()
+                .any(|range| address >= range.start * page && end <= range.end * page)
+    })
+}
+
+/// The frame behind a page of the domain's memory.
+pub fn frame_of(page: *const u8) -> Option<Frame> {
+    let map = get();
+    let pfn = page as u64 / PAGE_SIZE as u64;
+    if !map.ram.iter().any(|range| range.contains(&pfn)) {
+        return None;
+    }
+    match &map.p2m {
+        None => Some(Frame(pfn)),
+        Some(p2m) => p2m.machine_frame(pfn).map(Frame),
+    }
+}

@@ -1,0 +1,111 @@
+//! The page tables of a PV domain while it runs: pages that come and go, and pages that Xen shares.
+
+use super::p2m::P2m;
+use super::page_table::{ACCESSED, DIRTY, PRESENT, WRITABLE};
+use super::pv_tables::{PageTables, PvMemory};
+use crate::hypercall;
+use bulkhead_xen::abi::pv::{MACH2PHYS_VIRT_START, MmuUpdate, UVMF_INVLPG_ALL, UVMF_TLB_FLUSH_ALL};
+use bulkhead_xen::{DomId, Errno, PAGE_SIZE};
+use core::ops::Range;
+use spin::Mutex;
+
+const PAGE: u64 = PAGE_SIZE as u64;
+
+static TABLES: Mutex<Option<PageTables<OwnMemory>>> = Mutex::new(None);
+
+/// The page frame that a machine frame of ours has (`machine_to_phys_mapping`, xen-x86_64.h).
+pub fn pseudo_physical(mfn: u64) -> u64 {
+    // SAFETY: Xen maps the table there for every PV domain, readable; the frame exists.
+    unsafe {
+        (MACH2PHYS_VIRT_START as *const u64)
+            .add(mfn as usize)
+            .read()
+    }
+}
+
+/// The domain's memory, as its page tables show it.
+pub struct OwnMemory(pub P2m);
+
+// SAFETY: the lists are Xen's, and an `mmu_update` that succeeds was made as a whole.
+unsafe impl PvMemory for OwnMemory {
+    unsafe fn read(&self, address: u64) -> u64 {
+        // SAFETY: by the contract. Volatile: Xen changes page tables on our behalf.
+        unsafe { (address as *const u64).read_volatile() }
+    }
+
+    unsafe fn write(&mut self, address: u64, value: u64) {
+        // SAFETY: by the contract.
+        unsafe { (address as *mut u64).write(value) }
+    }
+
+    fn machine_frame(&self, pfn: u64) -> Option<u64> {
+        self.0.machine_frame(pfn)
+    }
+
+    fn page_frame(&self, mfn: u64) -> u64 {
+        pseudo_physical(mfn)
+    }
+
+    unsafe fn update(&mut self, batch: &mut [MmuUpdate]) -> Result<(), Errno> {
+        let (requests, count) = (batch.as_mut_ptr() as u64, batch.len() as u64);
+        // SAFETY: Xen reads the batch; what it changes is the caller's promise.
+        unsafe { hypercall::mmu_update(requests, count, 0, DomId::SELF.0.into()) }.map(|_| ())
+    }
+}
+
+/// Puts the page tables to use that boot has extended.
+pub fn set_tables(tables: PageTables<OwnMemory>) {
+    *TABLES.lock() = Some(tables);
+}
+
+/// Returns the top table's machine address, as cr3 holds it.
+pub fn top_machine_address() -> Option<u64> {
+    TABLES
+        .lock()
+        .as_ref()
+        .and_then(PageTables::top_machine_address)
+}
+
+/// Unmaps page frames of ours, and sees to it that no vCPU finds them any more.
+///
+/// # Safety
+/// Nobody uses them.
+pub unsafe fn unmap(frames: Range<u64>) {
+    let Some(last) = frames.clone().last() else {
+        return;
+    };
+    let mut tables = TABLES.lock();
+    let tables = tables.as_mut().expect("page tables are set up first");
+    if let Err(error) = tables.unmap(frames) {
+        panic!("{error}");
+    }
+    forget(last * PAGE);
+}
+
+/// Has every processor forget the translations that it remembers.
+///
+/// `empty` is an address with a table and no mapping.
+pub fn forget(empty: u64) {
+    // SAFETY: the entry is empty already; this forgets what the processors remember.
+    unsafe { hypercall::update_va_mapping(empty, 0, UVMF_TLB_FLUSH_ALL) }
+        .expect("translations cannot be forgotten");
+}
+
+/// Maps page frames of ours that are not mapped.
+pub fn populate(frames: Range<u64>) {
+    let mut tables = TABLES.lock();
+    let tables = tables.as_mut().expect("page tables are set up first");
+    if let Err(error) = tables.populate(frames) {
+        panic!("{error}");
+    }
+}
+
+/// Maps a page that Xen shares with us.
+///
+/// # Safety
+/// `address` is a page of the special addresses where nothing is mapped.
+pub unsafe fn map_special(address: u64, mfn: u64) -> Result<(), Errno> {
+    let entry = (mfn * PAGE) | PRESENT | WRITABLE | ACCESSED | DIRTY;
+    // SAFETY: by the contract; its table is there.
+    unsafe { hypercall::update_va_mapping(address, entry, UVMF_INVLPG_ALL) }.map(|_| ())
+}

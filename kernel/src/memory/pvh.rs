@@ -1,0 +1,137 @@
+//! The page tables of a PVH domain: those in the image, and what changes in them at boot and later.
+
+use super::image::image_parts;
+use super::{page_table, pages};
+use crate::cpu::pvh as cpu;
+use bulkhead_xen::PAGE_SIZE;
+use core::arch::asm;
+
+const MSR_EFER: u32 = 0xc000_0080;
+const EFER_NXE: u64 = 1 << 11;
+
+unsafe extern "C" {
+    static mut boot_pdpt: [u64; 512];
+    static mut boot_pd: [u64; 4 * 512];
+    static mut boot_pt0: [u64; 512];
+}
+
+/// Lets page tables forbid execution, if the processor can; answers whether it can.
+///
+/// # Safety
+/// At boot, on page tables that do not use that bit yet.
+pub unsafe fn forbid_execution() -> bool {
+    let can = image_parts().no_execute;
+    if can {
+        // SAFETY: the processor has the bit; the entry code left the rest as it is to be.
+        unsafe { cpu::write_msr(MSR_EFER, cpu::read_msr(MSR_EFER) | EFER_NXE) };
+    }
+    can
+}
+
+/// Replaces the first large page by small ones, so that neither code nor tables can be written, data
+/// cannot be executed, and neither null nor the page below the stack is there at all.
+///
+/// # Safety
+/// Once, on the boot page tables, which nobody but `set_entry` changes after it.
+pub unsafe fn protect_image() {
+    let image = image_parts();
+    // SAFETY: nobody else writes the tables; entries change to ones that still let everything
+    // running go on.
+    unsafe {
+        let small = &raw mut boot_pt0;
+        for page in 0..512 {
+            (*small)[page] = image.entry(page as u64 * PAGE_SIZE as u64);
+        }
+        let large = &raw mut boot_pd;
+        for page in 1..4 * 512 {
+            (*large)[page] =
+                page_table::large(page as u64 * page_table::LARGE_PAGE, image.no_execute);
+        }
+        (*large)[0] = page_table::table(small as u64);
+        flush();
+    }
+}
+
+/// Maps everything from 4 GiB up to `end` with large pages.
+///
+/// # Safety
+/// Once, on the boot page tables, with the frame allocator running. They may forbid execution if
+/// `no_execute` says so.
+pub unsafe fn map_above_4g(end: u64, no_execute: bool) {
+    let gibs = end.div_ceil(page_table::GIB);
+    assert!(gibs <= 512, "more than 512 GiB of addresses");
+    for gib in 4..gibs {
+        let table = pages::allocate_pages(1).expect("no memory for page tables");
+        let entries = table.cast::<u64>().as_ptr();
+        for page in 0..512 {
+            let address = gib * page_table::GIB + page * page_table::LARGE_PAGE;
+            // SAFETY: a fresh page, mapped below 4 GiB.
+            unsafe {
+                entries
+                    .add(page as usize)
+                    .write(page_table::large(address, no_execute))
+            };
+        }
+        // SAFETY: nobody else writes the table; the entry was empty.
+        unsafe { boot_pdpt[gib as usize] = page_table::table(table.as_ptr() as u64) };
+    }
+}
+
+/// Takes a page of memory out of the address space.
+///
+/// # Safety
+/// Nobody uses it, and only the calling vCPU runs.
+pub unsafe fn unmap(address: u64) -> Option<()> {
+    // SAFETY: by the contract.
+    unsafe { set_entry(address, 0) }
+}
+
+/// Makes a page of memory read-only.
+///
+/// # Safety
+/// Nobody writes to it any more, and only the calling vCPU runs.
+pub unsafe fn protect(address: u64) -> Option<()> {
+    let entry = page_table::constant(address, image_parts().no_execute);
+    // SAFETY: by the contract.
+    unsafe { set_entry(address, entry) }
+}
+
+/// # Safety
+/// Whoever uses the page can do so with this entry; only the calling vCPU runs.
+unsafe fn set_entry(address: u64, new: u64) -> Option<()> {
+    let [third, second, first] = [3, 2, 1].map(|level| page_table::index(address, level));
+    let mut added = None;
+    // SAFETY: the page tables are mapped at their own addresses, and nobody else changes them; only
+    // they are written while write protection is lifted. Splitting a large page changes nothing for
+    // anybody but in this one page.
+    unsafe {
+        let middle = page_table::address_of(boot_pdpt[third]) as *mut u64;
+        let entry = middle.add(second);
+        let parts = page_table::split(entry.read());
+        if parts.is_some() {
+            added = Some(pages::allocate_pages(1)?.cast::<u64>().as_ptr());
+        }
+        let protection = cpu::lift_write_protection();
+        if let (Some(parts), Some(table)) = (parts, added) {
+            for (place, part) in parts.enumerate() {
+                table.add(place).write(part);
+            }
+            entry.write(page_table::table(table as u64));
+        }
+        let table = page_table::address_of(entry.read()) as *mut u64;
+        table.add(first).write(new);
+        flush();
+        cpu::restore_write_protection(protection);
+    }
+    match added {
+        // SAFETY: a page table, which only this function writes.
+        Some(table) => unsafe { protect(table as u64) },
+        None => Some(()),
+    }
+}
+
+/// Forgets cached translations.
+unsafe fn flush() {
+    // SAFETY: reloads the page tables in use.
+    unsafe { asm!("mov {0}, cr3", "mov cr3, {0}", out(reg) _, options(nostack)) };
+}

@@ -3,6 +3,7 @@
 use super::contestant::Contestant;
 use super::fio::{self, Rate};
 use super::guest_counts::{self, GuestCounts};
+use super::instructions::Window;
 use super::job::{Job, RAMP};
 use super::meter::{Watch, Watched};
 use crate::host::Host;
@@ -19,6 +20,7 @@ pub struct Ready<'g, 'h> {
     /// How long each console was before, and the commands.
     consoles: Vec<usize>,
     started: Vec<Started>,
+    runtime: Duration,
     most: Duration,
 }
 
@@ -32,6 +34,8 @@ pub struct Done {
     pub counted: GuestCounts,
     /// What was read meanwhile.
     pub watched: Watched,
+    /// What was executed, if that is counted.
+    pub executed: Option<Window>,
 }
 
 /// Starts a job in these guests, up to its first I/O.
@@ -49,6 +53,7 @@ pub fn prepare<'g, 'h>(
         guests,
         consoles,
         started: Guest::start_in_each(guests, &command)?,
+        runtime,
         most: RAMP + runtime + patience,
     };
     ready.each_shows(guest_counts::WAITS, patience)?;
@@ -67,6 +72,9 @@ impl Ready<'_, '_> {
     pub fn run(self, host: &Host) -> Result<Done> {
         let watch = Watch::begin(host)?;
         let opened = Guest::start_in_each(self.guests, guest_counts::OPEN)?;
+        let counts = host.instructions();
+        let executed = counts.map(|counts| Window::watch(&counts, self.runtime));
+        let executed = executed.transpose()?;
         self.each_shows(guest_counts::OVER, self.most)?;
         let watched = watch.end()?;
         let mut rates = Vec::new();
@@ -83,6 +91,7 @@ impl Ready<'_, '_> {
             least_share,
             counted,
             watched,
+            executed,
         })
     }
 }

@@ -184,6 +184,7 @@ impl Turn<'_> {
             least_share,
             counted,
             watched,
+            executed,
         } = ready.run(self.host)?;
         let after = statistics::of(self.host, field, contestant)?;
         let server = field.server_id(contestant)?;
@@ -202,6 +203,7 @@ impl Turn<'_> {
             backend_us: watched.used(server).as_secs_f64() * 1e6 / job.operations(counted.sectors),
             guest_us: counted.busy * 1e6 / job.operations(counted.busy_sectors),
             cost: statistics::per_operation(job, &before, &after, counted),
+            instructions: executed.map(|window| window.per_operation(contestant, rate.iops)),
             disturbance: watched.disturbance(&taking_part),
         })
     }

@@ -45,6 +45,8 @@ pub struct Job {
     pub block_kib: u32,
     /// How many are under way at a time.
     pub depth: u32,
+    /// How many are begun in a second, at random moments (a Poisson process); without it, as fast as they can be.
+    pub rate: Option<u32>,
     /// Whether a quick bench has it.
     pub quick: bool,
 }
@@ -54,13 +56,21 @@ const fn job(pattern: Pattern, block_kib: u32, depth: u32, quick: bool) -> Job {
         pattern,
         block_kib,
         depth,
+        rate: None,
         quick,
     }
 }
 
+const fn offered(rate: u32, depth: u32) -> Job {
+    Job {
+        rate: Some(rate),
+        ..job(Pattern::RandomRead, 4, depth, false)
+    }
+}
+
 impl Job {
-    /// All jobs.
-    pub const ALL: [Self; 9] = [
+    /// All jobs: first those that go as fast as they can, then those at offered rates.
+    pub const ALL: [Self; 18] = [
         job(Pattern::RandomRead, 4, 1, true),
         job(Pattern::RandomWrite, 4, 1, false),
         job(Pattern::RandomRead, 4, 32, true),
@@ -70,6 +80,15 @@ impl Job {
         job(Pattern::Write, 64, 8, false),
         job(Pattern::Read, 1024, 4, true),
         job(Pattern::Write, 1024, 4, false),
+        offered(50, 1),
+        offered(50, 8),
+        offered(50, 32),
+        offered(300, 1),
+        offered(300, 8),
+        offered(300, 32),
+        offered(800, 1),
+        offered(800, 8),
+        offered(800, 32),
     ];
 
     /// Whether its figure is bandwidth, not operations per second.
@@ -84,9 +103,12 @@ impl Job {
 
     /// The command that runs it on a disk of a guest, after [`GATE`], and prints fio's JSON.
     pub fn command(self, device: &str, runtime: Duration) -> String {
+        let rate = self.rate.map_or(String::new(), |rate| {
+            format!("--rate_iops={rate} --rate_process=poisson")
+        });
         format!(
             "fio --name=job --filename=/dev/{device} --rw={} --rwmixread=70 --bs={}k --iodepth={} \
-             --direct=1 --ioengine=libaio --norandommap --time_based --ramp_time={} --runtime={} \
+             --direct=1 --ioengine=libaio --norandommap {rate} --time_based --ramp_time={} --runtime={} \
              --percentile_list=50:99 --exec_prerun={GATE} --output-format=json \
              --output=/tmp/fio.json >/tmp/fio.err 2>&1; s=$?; \
              cat /tmp/fio.json; [ $s = 0 ] || cat /tmp/fio.err; exit $s",
@@ -106,7 +128,8 @@ impl fmt::Display for Job {
             kib => format!("{kib}k"),
         };
         let name = self.pattern.fio_name();
-        f.pad(&format!("{name}-{block}-qd{}", self.depth))
+        let rate = self.rate.map_or(String::new(), |rate| format!("@{rate}"));
+        f.pad(&format!("{name}-{block}-qd{}{rate}", self.depth))
     }
 }
 
@@ -116,12 +139,21 @@ impl Serialize for Job {
     }
 }
 
-/// Those whose names are or contain one of these words; all without any.
-pub fn choose(words: &[String]) -> Result<Vec<Job>, String> {
-    choose_by(words, &Job::ALL, ToString::to_string)
+/// Those whose names are or contain one of these words. Without any, those that go as fast as they can; if
+/// instructions are counted, the quick ones of these, and those at offered rates.
+pub fn choose(words: &[String], counts: bool) -> Result<Vec<Job>, String> {
+    let mut jobs = choose_by(words, &Job::ALL, ToString::to_string)?;
+    if words.is_empty() {
+        jobs.retain(|job| match counts {
+            true => job.quick || job.rate.is_some(),
+            false => job.rate.is_none(),
+        });
+    }
+    Ok(jobs)
 }
 
-/// The items whose names contain one of these words, in their own order.
+/// The items whose names contain one of these words, in their own order. Only a word with an `@` means names that
+/// have one.
 pub(super) fn choose_by<T: Copy>(
     words: &[String],
     all: &[T],
@@ -130,7 +162,10 @@ pub(super) fn choose_by<T: Copy>(
     // A whole name means itself alone, and none that goes on behind it.
     let contains = |item: &T, word: &String| match all.iter().any(|one| name(one) == *word) {
         true => name(item) == *word,
-        false => name(item).contains(word.as_str()),
+        false => {
+            let name = name(item);
+            name.contains(word.as_str()) && (word.contains('@') || !name.contains('@'))
+        }
     };
     for word in words {
         if !all.iter().any(|item| contains(item, word)) {
@@ -157,9 +192,17 @@ mod tests {
         let names: std::collections::BTreeSet<_> = Job::ALL.iter().map(Job::to_string).collect();
         assert_eq!(names.len(), Job::ALL.len());
         assert!(names.contains("randrw-4k-qd32") && names.contains("write-1m-qd4"));
-        let chosen = choose(&["1m".to_owned(), "qd1".to_owned()]).unwrap();
-        assert_eq!(chosen.len(), 4);
-        assert!(choose(&["8m".to_owned()]).is_err());
+        let choose = |words: &[&str]| {
+            let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+            super::choose(&words, false)
+        };
+        assert_eq!(choose(&["1m", "qd1"]).unwrap().len(), 4);
+        assert_eq!(choose(&["@300", "qd1@"]).unwrap().len(), 5);
+        assert_eq!(choose(&["randread-4k-qd8@50"]).unwrap().len(), 1);
+        assert!(choose(&["8m"]).is_err());
+        assert_eq!(choose(&[]).unwrap(), Job::ALL[..9]);
+        let counted = super::choose(&[], true).unwrap();
+        assert!(counted.contains(&Job::ALL[0]) && counted.ends_with(&Job::ALL[9..]));
     }
 
     #[test]
@@ -174,5 +217,8 @@ mod tests {
         ] {
             assert!(command.contains(word), "{command}");
         }
+        assert!(!command.contains("--rate"));
+        let command = Job::ALL[17].command("xvda", Duration::from_secs(3));
+        assert!(command.contains("--rate_iops=800 --rate_process=poisson"));
     }
 }

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! [`contest`] is the order of events, [`field`] the domains and disks, [`at_once`] one job in the guests,
-//! [`meter`] what is read while fio runs, [`results`] what comes of it, and [`table`], [`chart`] and
+//! [`meter`] and [`instructions`] what is read while fio runs, [`results`] what comes of it, and [`table`], [`chart`] and
 //! [`markdown`] show that.
 
 pub mod at_once;
@@ -17,6 +17,7 @@ pub mod contestant;
 pub mod field;
 pub mod fio;
 pub mod guest_counts;
+pub mod instructions;
 pub mod job;
 pub mod markdown;
 pub mod meter;
@@ -57,6 +58,8 @@ pub struct Plan {
     pub limit: Duration,
     /// More for Bulkhead's command line.
     pub bulkhead_options: String,
+    /// Whether instructions are counted.
+    pub counts: bool,
 }
 
 fn as_text<S: serde::Serializer>(value: &impl ToString, serializer: S) -> Result<S::Ok, S::Error> {

@@ -2,6 +2,7 @@
 
 use super::Plan;
 use super::contestant::Contestant;
+use super::instructions;
 use super::job::Job;
 use super::spread::Spread;
 use super::statistics::PerOperation;
@@ -35,6 +36,8 @@ pub struct Run {
     pub guest_us: f64,
     /// What backend and guests counted for an operation.
     pub cost: Option<PerOperation>,
+    /// Instructions for an operation, where they are counted.
+    pub instructions: Option<instructions::PerOperation>,
     /// What disturbed it.
     pub disturbance: Option<String>,
 }
@@ -139,6 +142,8 @@ pub struct Cell {
     pub times_alone: f64,
     /// What backend and guests counted for an operation, in the last run.
     pub cost: Option<PerOperation>,
+    /// Instructions for an operation, in the run of all that has the median of their sum: nothing disturbs a count.
+    pub instructions: Option<instructions::PerOperation>,
     /// Disturbed runs that were thrown away.
     pub thrown_away: usize,
     /// All runs were disturbed, and so all were kept.
@@ -185,6 +190,7 @@ impl Results {
             least_share: kept.iter().map(|run| run.least_share).fold(1.0, f64::min),
             times_alone: median(|run| run.times_alone.unwrap_or(1.0)),
             cost: kept.last().and_then(|run| run.cost),
+            instructions: median_sum(all.iter().filter_map(|run| run.instructions)),
             thrown_away: all.len() - kept.len(),
             disturbed,
         })
@@ -213,6 +219,14 @@ impl Results {
     }
 }
 
+fn median_sum(
+    all: impl Iterator<Item = instructions::PerOperation>,
+) -> Option<instructions::PerOperation> {
+    let mut all: Vec<_> = all.collect();
+    all.sort_by(|a, b| a.sum.total_cmp(&b.sum));
+    all.get(all.len() / 2).copied()
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::super::contestant::Family;
@@ -238,6 +252,7 @@ pub(super) mod tests {
             backend_us: 1e6 / iops,
             guest_us: 5.0,
             cost: None,
+            instructions: None,
             disturbance: disturbance.map(str::to_owned),
         }
     }
@@ -261,6 +276,7 @@ pub(super) mod tests {
                 runtime: Duration::from_secs(3),
                 limit: Duration::from_secs(60),
                 bulkhead_options: String::new(),
+                counts: false,
             },
             runs: vec![
                 run(BULKHEAD, 6000.0, None),

@@ -61,6 +61,7 @@ pub fn all(results: &Results) -> Vec<Grid> {
             format!("{:.2}x / {:.2}", cell.times_alone, cell.least_share)
         }));
     }
+    grids.extend(instructions(results));
     grids.extend(counts(results));
     grids.push(contenders(results));
     grids
@@ -135,6 +136,51 @@ fn ratios(results: &Results) -> Grid {
         header,
         rows: results.plan.jobs.iter().map(row).collect(),
     }
+}
+
+/// Instructions for an operation, beside the latency that they bought.
+fn instructions(results: &Results) -> Option<Grid> {
+    let mut rows = Vec::new();
+    for &job in &results.plan.jobs {
+        for contestant in contestants(results) {
+            let Some(cell) = results.cell(contestant, job) else {
+                continue;
+            };
+            let Some(cost) = cell.instructions else {
+                continue;
+            };
+            let count = |count: f64| format!("{count:.0}");
+            rows.push(vec![
+                job.to_string(),
+                contestant.to_string(),
+                count(cost.server),
+                count(cost.xen),
+                count(cost.guest),
+                cost.dom0.map_or("-".to_owned(), count),
+                count(cost.sum),
+                format!("{:.2}", cost.entries),
+                format!("{:.2}", cost.guest_entries),
+                format!("{:.1} / {:.1}", cell.mean_us / 1e3, cell.p99_us / 1e3),
+            ]);
+        }
+    }
+    let header = [
+        "job",
+        "contestant",
+        "server",
+        "its Xen",
+        "guest and its Xen",
+        "dom0 and its Xen",
+        "sum",
+        "entries into Xen: server",
+        "guest",
+        "mean / p99 ms",
+    ];
+    (!rows.is_empty()).then(|| Grid {
+        title: "Instructions for an operation (dom0 \"-\": it is the server)",
+        header: header.map(str::to_owned).to_vec(),
+        rows,
+    })
 }
 
 /// What was counted while the jobs ran.

@@ -3,7 +3,7 @@
 use super::build;
 use crate::bench::contestant::{self, Contestant};
 use crate::bench::results::Results;
-use crate::bench::{Plan, chart, contest, job, markdown, table};
+use crate::bench::{Plan, chart, contest, instructions, job, markdown, table};
 use crate::config::Kind;
 use crate::host::{Host, qemu::Machine, xenstored::Xenstored};
 use crate::image::{self, packages, release::Release};
@@ -53,6 +53,9 @@ pub struct Options {
     /// More for Bulkhead's command line.
     #[arg(long, default_value = "")]
     bulkhead_options: String,
+    /// Counts instructions, and has jobs at offered rates too. The emulation is slower meanwhile.
+    #[arg(long)]
+    count: bool,
     /// The unikernel to be measured (default: it is built).
     #[arg(long, value_parser = build::existing_file)]
     elf: Option<PathBuf>,
@@ -72,10 +75,11 @@ enum Switch {
 
 impl Options {
     fn plan(&self) -> Result<Plan> {
-        let all = job::choose(&self.jobs).map_err(|error| anyhow!(error))?;
+        let all = job::choose(&self.jobs, self.count).map_err(|error| anyhow!(error))?;
         let quick = self.quick && self.jobs.is_empty();
         Ok(Plan {
-            contestants: contestant::choose(&self.contestants).map_err(|error| anyhow!(error))?,
+            contestants: contestant::choose(&self.contestants, self.count)
+                .map_err(|error| anyhow!(error))?,
             jobs: all.into_iter().filter(|job| !quick || job.quick).collect(),
             rounds: self.rounds.unwrap_or(if self.quick { 1 } else { 3 }),
             guests: self.guests,
@@ -85,6 +89,7 @@ impl Options {
             runtime: Duration::from_secs(self.seconds.unwrap_or(if self.quick { 3 } else { 4 })),
             limit: Duration::from_secs(60 * self.limit.unwrap_or(if self.quick { 8 } else { 60 })),
             bulkhead_options: self.bulkhead_options.clone(),
+            counts: self.count,
         })
     }
 }
@@ -108,6 +113,7 @@ pub fn run(release: Release, xenstored: Xenstored, options: &Options) -> Result<
     let xen_options = if plan.guests > 1 { LONG_TURNS } else { "" };
     let machine = Machine {
         xenstored,
+        plugin: plan.counts.then(instructions::build).transpose()?,
         xen_options: xen_options.to_owned(),
         ..Machine::default()
     };

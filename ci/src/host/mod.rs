@@ -122,6 +122,11 @@ impl Host {
         workspace::lab().join("hosts").join(name)
     }
 
+    /// Where the instructions that were executed are counted, if they are.
+    pub fn instructions(&self) -> Option<PathBuf> {
+        Some(self.instance.instructions()).filter(|counts| counts.exists())
+    }
+
     /// Its files.
     pub fn instance(&self) -> &Instance {
         &self.instance

@@ -22,6 +22,8 @@ pub struct Machine {
     pub dom0_memory: u32,
     /// What keeps xenstore in dom0.
     pub xenstored: Xenstored,
+    /// The plugin that counts instructions, if they are to be.
+    pub plugin: Option<PathBuf>,
     /// More for Xen's command line.
     pub xen_options: String,
     /// More for dom0's kernel command line.
@@ -40,6 +42,7 @@ impl Default for Machine {
             memory: 4096,
             dom0_memory: 1024,
             xenstored: Xenstored::default(),
+            plugin: None,
             xen_options: String::new(),
             dom0_options: String::new(),
         }
@@ -87,6 +90,11 @@ impl Instance {
     /// The socket of QEMU's own monitor, for looking at the emulated processors.
     pub fn monitor_socket(&self) -> PathBuf {
         self.dir.join("monitor.sock")
+    }
+
+    /// What was executed so far, if that is counted.
+    pub fn instructions(&self) -> PathBuf {
+        self.dir.join("instructions")
     }
 
     fn pid_file(&self) -> PathBuf {
@@ -247,6 +255,10 @@ fn arguments(instance: &Instance, image: &HostImage, machine: &Machine) -> Vec<S
             instance.monitor_socket().display()
         ),
     );
+    if let Some(plugin) = &machine.plugin {
+        let counts = show(&instance.instructions());
+        add("plugin", format!("{},counts={counts}", show(plugin)));
+    }
     args.extend(["-nodefaults", "-no-reboot"].map(str::to_owned));
     args
 }

@@ -10,7 +10,7 @@
 //! and speaks to nobody but the ring, the hypervisor and the device. (A device may take a lock for a
 //! discard, and for the first write to what was discarded.) Which requests a sweep takes
 //! is decided in `intake`; how it gets at their pages, in `reach`; when the frontend is shown the
-//! answers, in `pace`.
+//! answers, in `coalescing`.
 
 mod backoff;
 #[allow(
@@ -19,6 +19,7 @@ mod backoff;
 )]
 mod bounce;
 mod choice;
+mod coalescing;
 mod control;
 mod flight;
 #[allow(unsafe_code, reason = "memory that the hypervisor writes to")]
@@ -31,7 +32,6 @@ mod indirect;
 mod intake;
 mod needs;
 mod options;
-mod pace;
 mod pages;
 mod queue;
 #[allow(

@@ -1,8 +1,8 @@
 //! The task of one queue: sweeps while there is work, sleeps while there is none.
 
 use super::backoff::BackOff;
+use super::coalescing::{Coalescer, Next};
 use super::control::QueueGuard;
-use super::pace::{Look, Pace};
 use super::queue::Queue;
 use super::setup::{QueueError, QueueSetup};
 use super::turns::Turn;
@@ -44,7 +44,7 @@ async fn until_stopped<H: Hypervisor>(
     guard: &QueueGuard,
     turn: &mut Turn,
 ) -> Result<(), QueueError> {
-    let mut pace = Pace::new(queue.options(), handle.now(), handle.lateness());
+    let mut coalescer = Coalescer::new(queue.options(), handle.now(), handle.lateness());
     let mut back_off = BackOff::default();
     let most = queue.slots();
     while !guard.is_stopped() {
@@ -55,25 +55,25 @@ async fn until_stopped<H: Hypervisor>(
             handle.yield_now().await;
             continue;
         }
-        match pace.look(handle.now(), waiting + queue.unpublished(), most) {
-            Look::Again => {
+        match coalescer.next(handle.now(), waiting + queue.unpublished(), most) {
+            Next::Poll => {
                 // What goes on meanwhile is to begin at once; what costs a hypercall is better done
                 // together.
                 if waiting > 0 && queue.is_served_singly() {
                     queue.sweep()?;
                 }
             }
-            Look::Answer => {
+            Next::Answer => {
                 queue.sweep()?;
                 queue.publish();
-                pace.answered(queue.waiting()? + queue.unpublished(), handle.lateness());
+                coalescer.answered(queue.waiting()? + queue.unpublished(), handle.lateness());
                 back_off.request();
             }
-            Look::Sleep => {
+            Next::Sleep => {
                 if !queue.final_check()? {
                     let notified = something_happens(queue, guard).await;
                     let waiting = queue.waiting()?;
-                    pace.woke(handle.now(), waiting);
+                    coalescer.woke(handle.now(), waiting);
                     if notified && waiting == 0 {
                         let first = back_off.is_unused();
                         if let Some(delay) = back_off.empty_notification() {

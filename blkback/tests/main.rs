@@ -18,6 +18,7 @@ mod hostile;
 mod indexes;
 mod late;
 mod life;
+mod manual;
 mod map_slots;
 mod memory;
 mod memory_target;

@@ -7,7 +7,7 @@ use super::watch::Watch;
 use crate::DomId;
 use crate::abi::xs_wire::{ERROR_PROTOCOL, Header, MessageType, PAYLOAD_MAX, RequestId};
 use crate::abi::xs_wire::{Refusal, TransactionId};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// A message on its way out.
 #[derive(Debug)]
@@ -23,6 +23,18 @@ struct Reply {
     event: Option<Vec<u8>>,
 }
 
+/// Requests that begin with a path.
+const NAMING: [MessageType; 8] = [
+    MessageType::DIRECTORY,
+    MessageType::DIRECTORY_PART,
+    MessageType::READ,
+    MessageType::WRITE,
+    MessageType::MKDIR,
+    MessageType::RM,
+    MessageType::SET_PERMS,
+    MessageType::WATCH,
+];
+
 #[derive(Debug, Default)]
 pub(super) struct Connection {
     pub watches: Vec<Watch>,
@@ -32,6 +44,8 @@ pub(super) struct Connection {
     requests: VecDeque<(Header, Vec<u8>)>,
     /// How many requests were served.
     pub(super) served: u64,
+    /// The paths that they named.
+    pub(super) named: BTreeSet<String>,
     outgoing: VecDeque<Outgoing>,
     /// How much of the first outgoing message is gone already.
     gone: usize,
@@ -160,6 +174,13 @@ impl Server {
         }
         let request = connection.requests.pop_front();
         connection.served += u64::from(request.is_some());
+        if let Some((header, payload)) = &request
+            && NAMING.contains(&header.message_type)
+            && let Some(path) = payload.split(|&byte| byte == 0).next()
+        {
+            let path = String::from_utf8_lossy(path).into_owned();
+            connection.named.insert(path);
+        }
         request
     }
 

@@ -51,7 +51,7 @@ pub use session::Session;
 use crate::DomId;
 use crate::abi::xs_wire::{Permission, Refusal, TransactionId};
 use connection::Connection;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use transaction::Change;
 use tree::{DOM0, Rights, Tree};
 use watch::Reach;
@@ -217,6 +217,12 @@ impl Server {
         self.connections
             .get(&domain)
             .map_or(0, |connection| connection.served)
+    }
+
+    /// The paths that the served requests of a domain named, as they were written.
+    pub fn named_paths(&self, domain: DomId) -> BTreeSet<String> {
+        let connection = self.connections.get(&domain);
+        connection.map_or_else(BTreeSet::new, |connection| connection.named.clone())
     }
 
     /// How many nodes a domain owns.

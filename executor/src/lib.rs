@@ -41,6 +41,7 @@
 
 extern crate alloc;
 
+mod block_cost;
 mod flag;
 mod ports;
 mod remote;
@@ -72,6 +73,7 @@ struct Core<H> {
     door: H,
     ports: ports::Ports,
     timers: timers::Timers,
+    block_cost: block_cost::BlockCost,
     /// Tasks that were spawned and not yet taken over by the executor.
     inbox: RefCell<Vec<BoxedTask>>,
     remote: Remote<H>,
@@ -100,6 +102,7 @@ impl<H: Hypervisor> Executor<H> {
                 door,
                 ports: ports::Ports::default(),
                 timers: timers::Timers::default(),
+                block_cost: block_cost::BlockCost::default(),
                 inbox: RefCell::default(),
                 remote: remote.clone(),
             }),
@@ -162,10 +165,18 @@ impl<H: Hypervisor> Executor<H> {
     /// returns at once if some task was woken since [`run_until_idle`](Self::run_until_idle).
     pub fn sleep(&mut self) {
         if self.core.remote.rest().lie_down() {
-            let deadline = self.core.timers.next();
-            let slept = self.core.door.block(deadline);
-            if let Some(deadline) = deadline.filter(|_| slept) {
-                self.core.timers.slept(deadline, self.core.door.now());
+            let core = &self.core;
+            let deadline = core.timers.next();
+            let run_time = || core.door.run_time();
+            let measurement = core.block_cost.begin(run_time);
+            if !core.door.block(deadline) {
+                return;
+            }
+            if let Some(measurement) = measurement {
+                core.block_cost.end(&measurement, run_time());
+            }
+            if let Some(deadline) = deadline {
+                core.timers.slept(deadline, core.door.now());
             }
         }
     }
@@ -217,10 +228,16 @@ impl<H: Hypervisor> Handle<H> {
         self.core.door.now()
     }
 
-    /// How much later than it was to be a sleep of this vCPU ends, by the last ones: that is what
-    /// blocking and waking costs here. `None` until it has slept for a time.
+    /// How much later than it was to be a sleep of this vCPU ends, by the last ones. `None` until it has slept
+    /// for a time.
     pub fn lateness(&self) -> Option<Duration> {
         self.core.timers.lateness()
+    }
+
+    /// Processor time that blocking this vCPU and waking it takes, by the last sleeps that were measured. `None`
+    /// until it has slept, and where Xen does not tell.
+    pub fn block_cost(&self) -> Option<Duration> {
+        self.core.block_cost.get()
     }
 
     /// Takes over a bound port: its notifications wake whoever awaits them, and dropping the

@@ -1,8 +1,8 @@
 //! Which task waits for which time.
 
 use crate::Core;
-use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
+use alloc::vec::Vec;
 use bulkhead_xen::{Hypervisor, Instant};
 use core::cell::{Cell, RefCell};
 use core::future::Future;
@@ -13,10 +13,14 @@ use core::time::Duration;
 /// So many of the last sleeps tell what a sleep costs.
 const SLEEPS: usize = 16;
 
-/// Waiting tasks by deadline; the number tells apart those with the same one.
+/// A deadline, and a number that tells apart those with the same one.
+type Key = (Instant, u64);
+
+/// Waiting tasks by deadline, the first one last. They are few, and queues set deadlines while they serve: so it is a
+/// list, which takes no memory once it has had its length.
 #[derive(Default)]
 pub(crate) struct Timers {
-    waiting: RefCell<BTreeMap<(Instant, u64), Waker>>,
+    waiting: RefCell<Vec<(Key, Waker)>>,
     count: Cell<u64>,
     /// How many sleeps have ended, and how late the last of them did.
     slept: Cell<usize>,
@@ -32,11 +36,8 @@ impl Timers {
             return;
         }
         let now = now();
-        while let Some(first) = waiting.first_entry() {
-            if first.key().0 > now {
-                break;
-            }
-            first.remove().wake();
+        while let Some((_, waker)) = waiting.pop_if(|((deadline, _), _)| *deadline <= now) {
+            waker.wake();
         }
     }
 
@@ -63,18 +64,36 @@ impl Timers {
     }
 
     pub(crate) fn next(&self) -> Option<Instant> {
-        self.waiting
-            .borrow()
-            .first_key_value()
-            .map(|(&(deadline, _), _)| deadline)
+        let waiting = self.waiting.borrow();
+        waiting.last().map(|((deadline, _), _)| *deadline)
     }
+
+    fn insert(&self, key: Key, waker: &Waker) {
+        let mut waiting = self.waiting.borrow_mut();
+        match find(&waiting, key) {
+            Ok(place) => waiting[place].1.clone_from(waker),
+            Err(place) => waiting.insert(place, (key, waker.clone())),
+        }
+    }
+
+    fn remove(&self, key: Key) {
+        let mut waiting = self.waiting.borrow_mut();
+        if let Ok(place) = find(&waiting, key) {
+            waiting.remove(place);
+        }
+    }
+}
+
+/// Where it is, or where it belongs.
+fn find(waiting: &[(Key, Waker)], key: Key) -> Result<usize, usize> {
+    waiting.binary_search_by(|(other, _)| key.cmp(other))
 }
 
 /// A wait for a time; made by [`Handle::sleep_until`](crate::Handle::sleep_until).
 pub struct Sleep<H> {
     core: Rc<Core<H>>,
     deadline: Instant,
-    key: Option<(Instant, u64)>,
+    key: Option<Key>,
 }
 
 impl<H> Sleep<H> {
@@ -104,11 +123,7 @@ impl<H: Hypervisor> Future for Sleep<H> {
                 key
             }
         };
-        self.core
-            .timers
-            .waiting
-            .borrow_mut()
-            .insert(key, context.waker().clone());
+        self.core.timers.insert(key, context.waker());
         Poll::Pending
     }
 }
@@ -116,7 +131,7 @@ impl<H: Hypervisor> Future for Sleep<H> {
 impl<H> Drop for Sleep<H> {
     fn drop(&mut self) {
         if let Some(key) = self.key {
-            self.core.timers.waiting.borrow_mut().remove(&key);
+            self.core.timers.remove(key);
         }
     }
 }
@@ -127,6 +142,27 @@ mod tests {
     use alloc::vec::Vec;
 
     const DEADLINE: Instant = Instant(1_000_000);
+
+    #[test]
+    fn the_first_deadline_is_the_first_to_end() {
+        let timers = Timers::default();
+        let waker = Waker::noop();
+        let at = |nanos| Instant(nanos);
+        for (number, nanos) in [30, 10, 20, 10].into_iter().enumerate() {
+            timers.insert((at(nanos), number as u64), waker);
+        }
+        timers.insert((at(30), 0), waker);
+        assert_eq!(timers.waiting.borrow().len(), 4);
+        timers.remove((at(10), 1));
+        timers.remove((at(10), 1));
+        assert_eq!(timers.next(), Some(at(10)));
+        timers.fire(|| at(9));
+        assert_eq!(timers.next(), Some(at(10)));
+        timers.fire(|| at(20));
+        assert_eq!(timers.next(), Some(at(30)));
+        timers.fire(|| at(31));
+        assert_eq!(timers.next(), None);
+    }
 
     /// Sleeps that ended so many microseconds after their deadline.
     fn lateness(late: &[i64]) -> Option<Duration> {

@@ -2,7 +2,7 @@
 
 use bulkhead_executor::Executor;
 use bulkhead_xen::VcpuId;
-use bulkhead_xen::sim::{DomainConfig, Sim};
+use bulkhead_xen::sim::{BLOCK_COST, DomainConfig, Sim};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
@@ -49,4 +49,26 @@ fn only_sleeps_tell_what_a_sleep_costs() {
     executor.sleep();
     assert!(domain.is_blocked(VcpuId(0)));
     assert_eq!(executor.handle().lateness(), None);
+}
+
+#[test]
+fn what_blocking_costs_is_processor_time_and_not_how_late_it_ends() {
+    let sim = Sim::new();
+    let domain = sim.add_domain_with(DomainConfig::default());
+    let mut executor = Executor::new(domain.door());
+    let handle = executor.handle();
+    assert_eq!(handle.block_cost(), None);
+    let sleeper = handle.clone();
+    handle.clone().spawn(async move {
+        loop {
+            sleeper.sleep(MILLISECOND).await;
+        }
+    });
+    for _ in 0..100 {
+        executor.run_until_idle();
+        executor.sleep();
+        // Late by far.
+        sim.advance(20 * MILLISECOND);
+    }
+    assert_eq!(handle.block_cost(), Some(BLOCK_COST));
 }

@@ -8,6 +8,7 @@ use bulkhead_xen::abi::{event_channel, memory, sched};
 use bulkhead_xen::{DomId, Errno, ForeignRegion, Frame, Hypervisor, Instant, Port, VcpuId};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use core::time::Duration;
 
 /// The real hypervisor. It holds nothing: every copy is the same door.
 #[derive(Clone, Copy, Debug)]
@@ -192,6 +193,10 @@ unsafe impl Hypervisor for Door {
         nmi::log_received();
         watchdog::woken();
         true
+    }
+
+    fn run_time(&self) -> Option<Duration> {
+        watchdog::run_time(self.vcpu())
     }
 
     fn wake_vcpu(&self, vcpu: VcpuId) {

@@ -120,7 +120,7 @@ fn set_timer(timeout: u32) {
 }
 
 /// How long a vCPU has run.
-fn run_time(vcpu: VcpuId) -> Option<Duration> {
+pub(crate) fn run_time(vcpu: VcpuId) -> Option<Duration> {
     const RUNNING: usize = 0;
     let mut info = RunstateInfo::default();
     // SAFETY: Xen writes what it knows into `info`.

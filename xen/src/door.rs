@@ -3,6 +3,7 @@
 use crate::abi::grant_table::{EntryV1, GrantCopy, MapGrantRef, UnmapGrantRef};
 use crate::{DomId, Errno, Frame, Instant, Port, VcpuId};
 use core::ptr::NonNull;
+use core::time::Duration;
 
 /// Addresses, one page each, at which frames of other domains may be mapped: guest-physical
 /// space without memory behind it on PVH, virtual space without page-table entries on PV. In
@@ -99,6 +100,9 @@ pub unsafe trait Hypervisor: Clone + Send + Sync + 'static {
     /// (`SCHEDOP_block`); returns at once if either is already so. May return early. Answers whether
     /// the vCPU was blocked at all.
     fn block(&self, deadline: Option<Instant>) -> bool;
+
+    /// Processor time that the calling vCPU has used so far (`VCPUOP_get_runstate_info`), if it is known.
+    fn run_time(&self) -> Option<Duration>;
 
     /// Interrupts the [`block`](Self::block) of another vCPU of this domain.
     fn wake_vcpu(&self, vcpu: VcpuId);

@@ -7,6 +7,7 @@ use crate::abi::grant_table::{EntryV1, GrantCopy, MapGrantRef, UnmapGrantRef};
 use crate::{DomId, Errno, ForeignRegion, Frame, Hypervisor, Instant, Port, VcpuId};
 use std::fmt;
 use std::ptr::NonNull;
+use std::time::Duration;
 
 /// A simulated domain's door to the hypervisor, as one of its vCPUs.
 #[derive(Clone)]
@@ -56,6 +57,9 @@ impl fmt::Debug for SimDoor {
         write!(f, "SimDoor({}, vcpu {})", self.domain, self.vcpu)
     }
 }
+
+/// Processor time that a simulated vCPU uses to block and be woken; it uses no other.
+pub const BLOCK_COST: Duration = Duration::from_micros(10);
 
 // SAFETY: a mapping maps the granter's own page with mmap and stays until it is unmapped or the
 // domain is destroyed; region and table are handed out once. All domain memory is plain memory.
@@ -194,6 +198,10 @@ unsafe impl Hypervisor for SimDoor {
             vcpu.blocked = Some(Blocked { deadline });
         }
         sleeps
+    }
+
+    fn run_time(&self) -> Option<Duration> {
+        self.look(|domain| Some(BLOCK_COST * u32::try_from(domain.stats.block_calls).ok()?))
     }
 
     fn wake_vcpu(&self, vcpu: VcpuId) {

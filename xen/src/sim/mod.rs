@@ -64,7 +64,7 @@ pub mod xenstore;
 mod xenstored;
 
 pub use domain::SimDomain;
-pub use door::SimDoor;
+pub use door::{BLOCK_COST, SimDoor};
 pub use faults::{GrantUse, Hypercall};
 pub use stats::{Stats, Violation};
 pub use world::{DomainConfig, DomainKind, MAPTRACK_PER_FRAME};

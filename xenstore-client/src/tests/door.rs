@@ -4,6 +4,7 @@ use bulkhead_xen::abi::grant_table::{EntryV1, GrantCopy, MapGrantRef, UnmapGrant
 use bulkhead_xen::{DomId, Errno, ForeignRegion, Frame, Hypervisor, Instant, Port, VcpuId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Door {
@@ -68,6 +69,10 @@ unsafe impl Hypervisor for Door {
     }
 
     fn take_pending(&self, _: &mut dyn FnMut(Port)) {}
+
+    fn run_time(&self) -> Option<Duration> {
+        None
+    }
 
     fn block(&self, _: Option<Instant>) -> bool {
         false

@@ -41,7 +41,7 @@ impl<'w> Served<'w> {
             indirect_segments: SEGMENTS,
             discard: false,
             sector_size: 512,
-            device: device.expect("it can be opened").queue(),
+            device: device.expect("it can be opened"),
             options: backend.options,
             turn: Default::default(),
         };

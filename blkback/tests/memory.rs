@@ -6,8 +6,11 @@ use crate::world::{
 use bulkhead_blkback::engine::{ConnectError, Queue, QueueSetup};
 use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_grant::NoRoom;
-use bulkhead_images::{Access, BlockDevice, ImageMemory, RamImage, SectorSize};
+use bulkhead_images::{Access, BlockDevice, ImageMemory, QueueContext, RamImage, SectorSize};
+use bulkhead_xen::VcpuId;
+use futures_util::FutureExt;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 /// What a queue takes from this size on may be refused. The reserve is for what is smaller.
 const LARGE_FOR_A_QUEUE: usize = 512;
@@ -39,7 +42,8 @@ fn a_queue_without_memory_is_refused_at_every_allocation() {
         let pages = Box::leak(Box::new([0_u8; 8192]));
         // SAFETY: leaked, and nobody else uses it.
         let memory = unsafe { ImageMemory::new(NonNull::from(pages).cast(), 8192) };
-        let device = RamImage::new(memory, SectorSize::B512, Access::ReadWrite);
+        let device: Arc<dyn BlockDevice> =
+            Arc::new(RamImage::new(memory, SectorSize::B512, Access::ReadWrite));
         let setup = || QueueSetup {
             name: "a queue".into(),
             log: backend
@@ -53,11 +57,17 @@ fn a_queue_without_memory_is_refused_at_every_allocation() {
             indirect_segments: 256,
             discard: true,
             sector_size: 512,
-            device: device.queue(),
+            device: device.clone(),
             options: backend.options,
             turn: Default::default(),
         };
-        let connect = |setup| Queue::connect(&backend.handle, &backend.region, setup).map(drop);
+        let connect = |setup: QueueSetup| {
+            let context = QueueContext::new(VcpuId(0), 32);
+            let opening = setup.device.clone();
+            let opened = opening.open_queue(&context).now_or_never();
+            let device = opened.expect("an image is opened at once")?;
+            Queue::connect(&backend.handle, &backend.region, setup, device).map(drop)
+        };
         // What the simulated Xen takes once is taken.
         assert_eq!(connect(setup()), Ok(()));
         let mut refused = 0;

@@ -91,7 +91,7 @@ pub enum IoError {
     NoMemory,
     /// The store failed.
     Medium,
-    /// It was given up before it was done ([`IoQueue::cancel_pending`](crate::IoQueue::cancel_pending)).
+    /// It was given up before it was done ([`IoQueue::cancel`](crate::IoQueue::cancel)).
     Cancelled,
 }
 

@@ -5,7 +5,7 @@
 //!        |                        |
 //!      Target ------ Catalog::open ------> Arc<dyn BlockDevice>
 //!                       |                         | one queue per ring
-//!          images in the ramdisk's own     Box<dyn IoQueue>: submit, complete
+//!          images in the ramdisk's own     Box<dyn IoQueue>: submit, poll_complete
 //!          memory, who has them open
 //! ```
 //!
@@ -64,23 +64,29 @@ mod lease;
 mod memory;
 mod null;
 mod presence;
+mod queue;
 mod ram;
 #[allow(unsafe_code, reason = "names memory that its maker promises")]
 mod segment;
 mod sync;
 pub mod target;
 #[cfg(feature = "test-support")]
+#[allow(unsafe_code, reason = "keeps segments of requests that are held back")]
 pub mod testing;
 mod watchers;
 
 pub use catalog::{Catalog, NotFound, OpenError};
-pub use device::{BlockDevice, DiscardLimits, Geometry, IoQueue, OutOfMemory, SectorSize};
+pub use device::{BlockDevice, DiscardLimits, Geometry, SectorSize};
 pub use discard::DiscardMode;
 pub use growth::{GrowError, GrowRequest, GrowRequestError, Growth};
 pub use io::{Io, IoError, Op, Sector, Submitted, Tag};
 pub use lease::{Access, InUse};
 pub use memory::ImageMemory;
 pub use null::NullDevice;
+pub use queue::{
+    Caps, DataAccess, IoQueue, OpenQueue, OpenQueueError, QueueContext, Staging, StagingPhase,
+    not_opened, opened,
+};
 pub use ram::RamImage;
 pub use segment::IoSegment;
 pub use target::{Target, TargetError};

@@ -1,10 +1,10 @@
 //! The null store: completes everything and touches no data, to measure what all the rest costs.
 
-use crate::device::{BlockDevice, Geometry, IoQueue, SectorSize};
+use crate::device::{BlockDevice, Geometry, SectorSize};
 use crate::io::{Io, IoError, Op, Sector, Submitted, Tag};
 use crate::lease::Access;
-use alloc::boxed::Box;
-use core::task::Waker;
+use crate::queue::{Caps, IoQueue, OpenQueue, QueueContext, opened};
+use core::task::{Context, Poll};
 
 /// A device without data (`null:SIZE`), of any size up to 2^64 bytes whatever memory there is.
 ///
@@ -63,12 +63,16 @@ impl BlockDevice for NullDevice {
         }
     }
 
-    fn queue(&self) -> Box<dyn IoQueue> {
-        Box::new(*self)
+    fn open_queue<'a>(&'a self, _context: &QueueContext) -> OpenQueue<'a> {
+        opened(*self)
     }
 }
 
 impl IoQueue for NullDevice {
+    fn caps(&self) -> Caps {
+        Caps::UNLIMITED
+    }
+
     fn submit(&mut self, _tag: Tag, io: Io<'_>) -> Submitted {
         let bytes = io
             .segments
@@ -85,7 +89,19 @@ impl IoQueue for NullDevice {
         })
     }
 
-    fn complete(&mut self, _sink: &mut dyn FnMut(Tag, Result<(), IoError>)) {}
+    fn poll_complete(
+        &mut self,
+        _context: &mut Context<'_>,
+        _sink: &mut dyn FnMut(Tag, Result<(), IoError>),
+    ) -> Poll<()> {
+        Poll::Pending
+    }
 
-    fn wake_on_completion(&mut self, _waker: &Waker) {}
+    fn cancel(&mut self, _tag: Tag) {}
+
+    fn cancel_all(&mut self) {}
+
+    fn poll_close(&mut self, _context: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
 }

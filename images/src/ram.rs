@@ -1,19 +1,21 @@
 //! RAM images: served in place from the memory they lie in.
 
 use crate::backing::{Backing, Slice};
-use crate::device::{BlockDevice, DiscardLimits, Geometry, IoQueue, OutOfMemory, SectorSize};
+use crate::device::{BlockDevice, DiscardLimits, Geometry, SectorSize};
 use crate::discard::DiscardMode;
 use crate::io::{Io, IoError, Op, Sector, Submitted, Tag};
 use crate::lease::{Access, Lease};
 use crate::memory::ImageMemory;
 use crate::presence::Visitor;
+use crate::queue::{
+    Caps, DataAccess, IoQueue, OpenQueue, OpenQueueError, QueueContext, Staging, StagingPhase,
+    not_opened, opened,
+};
 use crate::segment::IoSegment;
-use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use bulkhead_xen::PAGE_SIZE;
-use core::ptr::NonNull;
-use core::task::Waker;
+use core::task::{Context, Poll, Waker};
 
 /// An image that lies in memory.
 ///
@@ -28,7 +30,7 @@ use core::task::Waker;
 /// left.
 ///
 /// A long discard is done in slices, and no more than one of all a queue's discards between two calls
-/// of [`IoQueue::complete`].
+/// of [`IoQueue::poll_complete`].
 #[derive(Clone)]
 pub struct RamImage(Arc<Image>);
 
@@ -92,8 +94,13 @@ impl BlockDevice for RamImage {
         }
     }
 
-    fn queue(&self) -> Box<dyn IoQueue> {
-        Box::new(Queue {
+    fn open_queue<'a>(&'a self, context: &QueueContext) -> OpenQueue<'a> {
+        let mut discards = VecDeque::new();
+        if self.0.discards() && discards.try_reserve_exact(context.depth).is_err() {
+            let bytes = context.depth.saturating_mul(size_of::<Discard>());
+            return not_opened(OpenQueueError::NoMemory { bytes });
+        }
+        opened(Queue {
             // Only writers discard: readers find the image as it is. A writer that releases nothing may
             // have one beside it that does.
             visitor: (self.0.discards() && self.0.backing.can_release())
@@ -101,9 +108,8 @@ impl BlockDevice for RamImage {
             image: self.0.clone(),
             lending: false,
             sliced: false,
-            discards: VecDeque::new(),
+            discards,
             begun: None,
-            cancelled: 0,
         })
     }
 
@@ -123,8 +129,6 @@ struct Queue {
     discards: VecDeque<Discard>,
     /// The part of the first one whose memory is being released.
     begun: Option<Slice>,
-    /// How many of them, counted from the first, were given up.
-    cancelled: usize,
 }
 
 /// What is still to be discarded of a request.
@@ -132,18 +136,16 @@ struct Queue {
 struct Discard {
     tag: Tag,
     offset: usize,
+    /// None is left where the discard was given up.
     len: usize,
 }
 
 impl IoQueue for Queue {
-    fn reserve(&mut self, depth: usize) -> Result<(), OutOfMemory> {
-        if !self.image.discards() {
-            return Ok(());
+    fn caps(&self) -> Caps {
+        Caps {
+            access: DataAccess::Direct,
+            ..Caps::UNLIMITED
         }
-        let reserved = self.discards.try_reserve_exact(depth);
-        reserved.map_err(|_| OutOfMemory {
-            bytes: depth.saturating_mul(size_of::<Discard>()),
-        })
     }
 
     fn submit(&mut self, tag: Tag, io: Io<'_>) -> Submitted {
@@ -170,32 +172,66 @@ impl IoQueue for Queue {
         })
     }
 
-    fn complete(&mut self, sink: &mut dyn FnMut(Tag, Result<(), IoError>)) {
+    fn poll_complete(
+        &mut self,
+        context: &mut Context<'_>,
+        sink: &mut dyn FnMut(Tag, Result<(), IoError>),
+    ) -> Poll<()> {
         self.sliced = false;
         if self.discards.is_empty() {
-            return;
+            return Poll::Pending;
         }
-        for discard in self.discards.drain(..core::mem::take(&mut self.cancelled)) {
-            sink(discard.tag, Err(IoError::Cancelled));
-        }
+        let mut told = Poll::Pending;
+        self.discards.retain(|discard| {
+            let cancelled = discard.len == 0;
+            if cancelled {
+                sink(discard.tag, Err(IoError::Cancelled));
+                told = Poll::Ready(());
+            }
+            !cancelled
+        });
         let Some(mut discard) = self.discards.front().copied() else {
-            return;
+            return told;
         };
         self.go_on(&mut discard);
         if discard.len > 0 {
             self.discards[0] = discard;
         } else {
             sink(discard.tag, Ok(()));
+            told = Poll::Ready(());
             self.discards.pop_front();
+        }
+        if told.is_pending() {
+            // There may be something to go on with at any time.
+            context.waker().wake_by_ref();
+        }
+        told
+    }
+
+    fn cancel(&mut self, tag: Tag) {
+        let first = self.discards.front().map(|discard| discard.tag);
+        if first == Some(tag) {
+            self.abandon_slice();
+        }
+        let discard = self.discards.iter_mut().find(|other| other.tag == tag);
+        if let Some(discard) = discard {
+            discard.len = 0;
         }
     }
 
-    fn cancel_pending(&mut self) {
+    fn cancel_all(&mut self) {
         self.abandon_slice();
-        self.cancelled = self.discards.len();
+        for discard in &mut self.discards {
+            discard.len = 0;
+        }
     }
 
-    fn lend(&mut self, op: Op, len: usize) -> Option<NonNull<u8>> {
+    fn poll_close(&mut self, _context: &mut Context<'_>) -> Poll<()> {
+        // It copies in its own calls alone; a discard has no segments, and `drop` ends it.
+        Poll::Ready(())
+    }
+
+    fn stage(&mut self, _tag: Tag, op: Op, len: usize) -> Option<Staging> {
         let sector = match op {
             Op::Read { sector } => sector,
             Op::Write { sector } if self.image.access == Access::ReadWrite => sector,
@@ -209,23 +245,19 @@ impl IoQueue for Queue {
         self.lending = true;
         let lent = self.image.backing.lend(offset, len);
         if lent.is_none() && begin {
-            self.end_loans();
+            self.end_in_place();
         }
-        lent
+        lent.map(|memory| Staging {
+            memory,
+            phase: StagingPhase::InPlace,
+        })
     }
 
-    fn end_loans(&mut self) {
+    fn end_in_place(&mut self) {
         if core::mem::take(&mut self.lending)
             && let Some(visitor) = &self.visitor
         {
             visitor.leave();
-        }
-    }
-
-    fn wake_on_completion(&mut self, waker: &Waker) {
-        if !self.discards.is_empty() {
-            // There may be something to go on with at any time.
-            waker.wake_by_ref();
         }
     }
 }
@@ -282,7 +314,7 @@ impl Queue {
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        self.end_loans();
+        self.end_in_place();
         self.abandon_slice();
         if let Some(visitor) = &self.visitor {
             self.image.backing.forget(visitor);

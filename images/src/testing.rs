@@ -1,14 +1,51 @@
 //! Stores for tests: completions that come late, in any order, or as errors.
 
-use crate::device::{BlockDevice, Geometry, IoQueue};
+use crate::device::{BlockDevice, Geometry};
 use crate::io::{Io, IoError, Op, Submitted, Tag};
+use crate::queue::{Caps, IoQueue, OpenQueue, QueueContext, opened};
 use crate::segment::IoSegment;
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::task::Waker;
+use bulkhead_xen::VcpuId;
+use core::task::{Context, Poll, Waker};
 use spin::Mutex;
+
+/// Opens queues of devices that need not wait for it.
+pub trait OpenNow {
+    /// Returns a queue for up to 32 requests at a time.
+    ///
+    /// # Panics
+    /// If the device has to wait, or cannot open one.
+    fn queue(&self) -> Box<dyn IoQueue>;
+}
+
+impl<D: BlockDevice + ?Sized> OpenNow for D {
+    fn queue(&self) -> Box<dyn IoQueue> {
+        let mut opening = self.open_queue(&QueueContext::new(VcpuId(0), 32));
+        match opening
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()))
+        {
+            Poll::Ready(Ok(queue)) => queue,
+            Poll::Ready(Err(error)) => panic!("the queue cannot be opened: {error}"),
+            Poll::Pending => panic!("the queue is not open at once"),
+        }
+    }
+}
+
+/// Asks queues for completions without waiting for them.
+pub trait CompleteNow {
+    /// Passes what has completed to `sink`.
+    fn complete(&mut self, sink: &mut dyn FnMut(Tag, Result<(), IoError>));
+}
+
+impl<Q: IoQueue + ?Sized> CompleteNow for Q {
+    fn complete(&mut self, sink: &mut dyn FnMut(Tag, Result<(), IoError>)) {
+        let _ = self.poll_complete(&mut Context::from_waker(Waker::noop()), sink);
+    }
+}
 
 type Over = dyn Fn(Arc<dyn BlockDevice>, &str) -> Arc<dyn BlockDevice>;
 
@@ -38,7 +75,7 @@ impl core::fmt::Debug for Layer {
 /// Puts itself before a device and holds every request back until it is told to let it through.
 ///
 /// ```
-/// use bulkhead_images::testing::Delayed;
+/// use bulkhead_images::testing::{CompleteNow, Delayed, OpenNow};
 /// use bulkhead_images::{Access, BlockDevice, Io, NullDevice, Op, Sector, SectorSize, Submitted, Tag};
 /// use std::sync::Arc;
 ///
@@ -150,10 +187,10 @@ impl BlockDevice for Delayed {
         self.inner.on_change(waker);
     }
 
-    fn queue(&self) -> Box<dyn IoQueue> {
+    fn open_queue<'a>(&'a self, _context: &QueueContext) -> OpenQueue<'a> {
         let mut state = self.state.lock();
         state.queues += 1;
-        Box::new(DelayedQueue {
+        opened(DelayedQueue {
             number: state.queues,
             state: self.state.clone(),
         })
@@ -166,17 +203,27 @@ struct DelayedQueue {
 }
 
 impl IoQueue for DelayedQueue {
+    fn caps(&self) -> Caps {
+        Caps::UNLIMITED
+    }
+
     fn submit(&mut self, tag: Tag, io: Io<'_>) -> Submitted {
         self.state.lock().held.push(Held {
             queue: self.number,
             tag,
             op: io.op,
-            segments: io.segments.to_vec(),
+            // SAFETY: dropped when the request is released or failed, or the queue is closed.
+            segments: io.segments.iter().map(|it| unsafe { it.keep() }).collect(),
         });
         Submitted::Pending
     }
 
-    fn complete(&mut self, sink: &mut dyn FnMut(Tag, Result<(), IoError>)) {
+    fn poll_complete(
+        &mut self,
+        context: &mut Context<'_>,
+        sink: &mut dyn FnMut(Tag, Result<(), IoError>),
+    ) -> Poll<()> {
+        let mut told = Poll::Pending;
         loop {
             let mut state = self.state.lock();
             let mine = state
@@ -184,23 +231,40 @@ impl IoQueue for DelayedQueue {
                 .iter()
                 .position(|(queue, ..)| *queue == self.number);
             let Some((_, tag, result)) = mine.and_then(|at| state.done.remove(at)) else {
-                return;
+                state.wakers.retain(|(queue, _)| *queue != self.number);
+                if told.is_pending() {
+                    let waker = context.waker().clone();
+                    state.wakers.push((self.number, waker));
+                }
+                return told;
             };
             drop(state);
             sink(tag, result);
+            told = Poll::Ready(());
         }
     }
 
-    fn wake_on_completion(&mut self, waker: &Waker) {
-        self.state.lock().wakers.push((self.number, waker.clone()));
+    fn cancel(&mut self, _tag: Tag) {}
+
+    fn cancel_all(&mut self) {}
+
+    fn poll_close(&mut self, _context: &mut Context<'_>) -> Poll<()> {
+        self.let_go();
+        Poll::Ready(())
+    }
+}
+
+impl DelayedQueue {
+    fn let_go(&self) {
+        let mut state = self.state.lock();
+        state.held.retain(|held| held.queue != self.number);
+        state.done.retain(|(queue, ..)| *queue != self.number);
+        state.wakers.retain(|(queue, _)| *queue != self.number);
     }
 }
 
 impl Drop for DelayedQueue {
     fn drop(&mut self) {
-        let mut state = self.state.lock();
-        state.held.retain(|held| held.queue != self.number);
-        state.done.retain(|(queue, ..)| *queue != self.number);
-        state.wakers.retain(|(queue, _)| *queue != self.number);
+        self.let_go();
     }
 }

@@ -2,6 +2,7 @@
 
 mod support;
 
+use bulkhead_images::testing::OpenNow;
 use bulkhead_images::{Access, Catalog, Op, OpenError, Sector, SectorSize, Target};
 use support::{Folder, Guest, memory, submit, visible_memory};
 

@@ -2,6 +2,7 @@
 
 mod support;
 
+use bulkhead_images::testing::{CompleteNow, OpenNow};
 use bulkhead_images::{
     Access, BlockDevice, DiscardLimits, Io, IoError, Op, Sector, Submitted, Tag,
 };
@@ -65,9 +66,9 @@ fn a_discard_behind_another_waits_for_its_turn() {
     let read = Op::Read {
         sector: Sector(7992),
     };
-    assert!(first.lend(read, 512).is_some());
+    assert!(first.stage(Tag(0), read, 512).is_some());
     assert!(matches!(discard(2, 8), Submitted::Pending));
-    first.end_loans();
+    first.end_in_place();
     let mut told = Vec::new();
     for _ in 0..1000 {
         second.complete(&mut |tag, result| told.push((tag, result)));
@@ -230,7 +231,7 @@ fn a_discard_waits_for_what_is_lent() {
     let (domain, device, _) = whole(8);
     let (mut first, mut second) = (device.queue(), device.queue());
     let whole_page = Op::Read { sector: Sector(8) };
-    assert!(first.lend(whole_page, PAGE_SIZE).is_some());
+    assert!(first.stage(Tag(0), whole_page, PAGE_SIZE).is_some());
     // The other queue's and the queue's own.
     for queue in [&mut second, &mut first] {
         let op = Op::Discard {
@@ -243,11 +244,15 @@ fn a_discard_waits_for_what_is_lent() {
         queue.complete(&mut |_, _| panic!("the page is lent"));
     }
     assert_eq!(domain.missing(), 0);
-    assert_eq!(first.lend(whole_page, PAGE_SIZE), None, "no longer");
+    assert_eq!(
+        first.stage(Tag(0), whole_page, PAGE_SIZE),
+        None,
+        "no longer"
+    );
     assert_eq!(read(&mut *first, 8, 8), Ok(vec![0; PAGE_SIZE]));
     // A write takes the page out of the discard that is waiting.
     assert_eq!(write(&mut *first, 8, &[3; 512]), Ok(()));
-    first.end_loans();
+    first.end_in_place();
     for queue in [&mut second, &mut first] {
         let mut told = Vec::new();
         queue.complete(&mut |tag, result| told.push((tag, result)));
@@ -262,7 +267,11 @@ fn a_discard_waits_for_what_is_lent() {
 fn a_queue_that_is_dropped_keeps_nobody_from_discarding() {
     let (domain, device, mut content) = whole(8);
     let (mut first, mut second) = (device.queue(), device.queue());
-    assert!(first.lend(Op::Read { sector: Sector(0) }, 512).is_some());
+    assert!(
+        first
+            .stage(Tag(0), Op::Read { sector: Sector(0) }, 512)
+            .is_some()
+    );
     let op = Op::Discard {
         sector: Sector(8),
         count: Sector(8),
@@ -288,8 +297,9 @@ fn queues_on_several_threads_never_touch_what_is_gone() {
     let (domain, device, _) = whole(((THREADS + 1) * OWN) as usize);
     std::thread::scope(|scope| {
         for number in 0..THREADS {
-            let mut queue = device.queue();
+            let device = &device;
             scope.spawn(move || {
+                let mut queue = device.queue();
                 let mut random = number + 1;
                 let mut next = |below: u64| {
                     random = random.wrapping_mul(6364136223846793005).wrapping_add(1);

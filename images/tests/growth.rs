@@ -2,6 +2,7 @@
 
 mod support;
 
+use bulkhead_images::testing::OpenNow;
 use bulkhead_images::{Access, GrowError, GrowRequest, IoError, Sector};
 use bulkhead_xen::PAGE_SIZE;
 use proptest::prelude::*;

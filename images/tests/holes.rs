@@ -2,6 +2,7 @@
 
 mod support;
 
+use bulkhead_images::testing::OpenNow;
 use bulkhead_images::{Access, IoError};
 use proptest::prelude::*;
 use std::ops::Range;

@@ -2,6 +2,7 @@
 
 mod support;
 
+use bulkhead_images::testing::{CompleteNow, OpenNow};
 use bulkhead_images::{
     Access, BlockDevice, DiscardMode, Io, IoError, IoQueue, Op, Sector, Submitted, Tag,
 };
@@ -131,7 +132,7 @@ fn discards_that_are_given_up_end_at_once_and_undone() {
         for tag in 0..32 {
             assert_eq!(begin(&mut *queue, tag, 0, 8000), Submitted::Pending);
         }
-        queue.cancel_pending();
+        queue.cancel_all();
         let mut told = Vec::new();
         queue.complete(&mut |tag, result| told.push((tag, result)));
         let expected: Vec<_> = (0..32)
@@ -155,10 +156,10 @@ fn a_slice_that_is_given_up_keeps_nobody_from_discarding() {
     let device = open(&domain, "ram:disk0", Access::ReadWrite);
     let (mut first, mut second) = (device.queue(), device.queue());
     let page = Op::Read { sector: Sector(0) };
-    assert!(first.lend(page, PAGE_SIZE).is_some());
+    assert!(first.stage(Tag(0), page, PAGE_SIZE).is_some());
     assert_eq!(begin(&mut *second, 1, 8, 8), Submitted::Pending);
-    second.cancel_pending();
-    first.end_loans();
+    second.cancel_all();
+    first.end_in_place();
     assert_eq!(discard(&mut *first, 0, 64), Ok(()));
     assert_eq!(domain.missing(), 8);
 }
@@ -171,8 +172,9 @@ fn queues_on_several_threads_find_their_own_bytes() {
     let (domain, device, _) = whole(8);
     std::thread::scope(|scope| {
         for number in 0..3 {
-            let mut queue = device.queue();
+            let device = &device;
             scope.spawn(move || {
+                let mut queue = device.queue();
                 let first = number * OWN;
                 let mut model = vec![0; OWN as usize * 512];
                 assert_eq!(discard(&mut *queue, first, OWN), Ok(()));

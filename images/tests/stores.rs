@@ -2,13 +2,13 @@
 
 mod support;
 
-use bulkhead_images::testing::Delayed;
+use bulkhead_images::testing::{CompleteNow, Delayed, OpenNow};
 use bulkhead_images::{
     Access, BlockDevice, Io, IoError, NullDevice, Op, RamImage, Sector, SectorSize, Submitted, Tag,
 };
 use proptest::prelude::*;
 use std::sync::Arc;
-use std::task::Waker;
+use std::task::{Context, Poll, Waker};
 use support::{Guest, Wakes, memory, submit};
 
 fn read(sector: u64) -> Op {
@@ -136,8 +136,9 @@ fn queues_on_several_threads_serve_one_image_without_locks() {
     let image = RamImage::new(memory(&[0; 64 * 512]), SectorSize::B512, Access::ReadWrite);
     std::thread::scope(|scope| {
         for number in 0..4_u8 {
-            let mut queue = image.queue();
+            let image = &image;
             scope.spawn(move || {
+                let mut queue = image.queue();
                 for round in 0..200_u8 {
                     // Each thread has its sectors, and all of them write the last.
                     for (sector, byte) in [(u64::from(number), round), (63, number)] {
@@ -216,8 +217,10 @@ fn a_delayed_device_completes_in_any_order_and_wakes() {
     }
     assert_eq!(device.ops(), [read(0), write(1), write(100), read(2)]);
     let wakes = Arc::new(Wakes::default());
-    queue.wake_on_completion(&Waker::from(wakes.clone()));
-    assert_eq!(wakes.count(), 0);
+    let waker = Waker::from(wakes.clone());
+    let mut context = Context::from_waker(&waker);
+    let none = queue.poll_complete(&mut context, &mut |_, _| panic!("nothing is done"));
+    assert_eq!((none, wakes.count()), (Poll::Pending, 0));
 
     device.fail(1, IoError::Medium);
     device.release_backwards();
@@ -237,7 +240,7 @@ fn a_delayed_device_completes_in_any_order_and_wakes() {
 }
 
 #[test]
-fn a_dropped_queue_abandons_its_requests() {
+fn a_closed_queue_abandons_its_requests() {
     let null = NullDevice::new(Sector(8), SectorSize::B512, Access::ReadWrite);
     let device = Delayed::new(Arc::new(null));
     let mut queue = device.queue();
@@ -247,6 +250,6 @@ fn a_dropped_queue_abandons_its_requests() {
     };
     assert_eq!(queue.submit(Tag(1), flush), Submitted::Pending);
     assert_eq!(device.held(), 1);
-    drop(queue);
-    assert_eq!(device.held(), 0);
+    let closed = queue.poll_close(&mut Context::from_waker(Waker::noop()));
+    assert_eq!((closed, device.held()), (Poll::Ready(()), 0));
 }

@@ -5,7 +5,7 @@ use super::reach::{MOST_ADDRESS_SPACE, MOST_PERSISTENT};
 use core::ops::Add;
 
 /// Requests that fit on one page of a ring.
-const SLOTS_OF_A_PAGE: usize = 32;
+pub const SLOTS_OF_A_PAGE: usize = 32;
 
 /// What one or several queues take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -14,13 +14,13 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_executor::{EventChannel, Handle};
 use bulkhead_grant::memory::room_for;
-use bulkhead_grant::{Access, MappedPages, OutOfMemory, Region};
-use bulkhead_images::{Io, IoError, IoQueue, IoSegment, Op, Submitted, Tag};
+use bulkhead_grant::{Access, MappedPages, Region};
+use bulkhead_images::{Io, IoError, IoQueue, IoSegment, Op, Staging, Submitted, Tag};
 use bulkhead_ring::blkif::{Blkif, MAX_SEGMENTS, Opcode, Response, SECTOR_SIZE, Status};
 use bulkhead_ring::{BackRing, BadPages, SharedPages};
 use bulkhead_xen::{GrantStatus, Hypervisor};
 use core::fmt;
-use core::task::{Context, Poll};
+use core::task::{Context, Poll, Waker};
 
 /// How many of a frontend's mistakes a queue puts into the log; a hostile one has no end of them.
 const MOST_COMPLAINTS: u32 = 10;
@@ -61,7 +61,8 @@ impl<H: Hypervisor> Queue<H> {
     pub fn connect(
         handle: &Handle<H>,
         region: &Region<H>,
-        mut setup: QueueSetup,
+        setup: QueueSetup,
+        device: Box<dyn IoQueue>,
     ) -> Result<Self, ConnectError> {
         let frontend = setup.frontend;
         let pages = region
@@ -71,8 +72,6 @@ impl<H: Hypervisor> Queue<H> {
         // A ring that was served before goes on where it was: its first slots hold responses.
         let ring = BackRing::attach(shared, Blkif::new(setup.abi)).map_err(ConnectError::Attach)?;
         let slots = ring.slots() as usize;
-        let reserved = setup.device.reserve(slots);
-        reserved.map_err(|bulkhead_images::OutOfMemory { bytes }| OutOfMemory { bytes })?;
         let largest = setup.indirect_segments.max(MAX_SEGMENTS);
         let most_pages = most_pages(slots, setup.indirect_segments);
         let reach = Reach::new(handle.door(), region, &setup, most_pages, largest)?;
@@ -83,7 +82,7 @@ impl<H: Hypervisor> Queue<H> {
         Ok(Queue {
             name: setup.name,
             log: setup.log,
-            device: setup.device,
+            device,
             reach,
             ring,
             _ring_pages: pages,
@@ -162,7 +161,7 @@ impl<H: Hypervisor> Queue<H> {
             self.reach.decide(self.intake.pages(), || handle.now());
             self.approach();
             self.reach.go();
-            self.device.end_loans();
+            self.device.end_in_place();
             self.start();
             self.settle();
             self.reach.learn(|| handle.now());
@@ -194,10 +193,10 @@ impl<H: Hypervisor> Queue<H> {
         if self.flights.in_flight() == 0 {
             return Poll::Pending;
         }
-        self.device.wake_on_completion(context.waker());
         let flights = &mut self.flights;
-        self.device
-            .complete(&mut |tag, outcome| flights.done(tag, outcome));
+        let _ = self
+            .device
+            .poll_complete(context, &mut |tag, outcome| flights.done(tag, outcome));
         if self.flights.none_done() {
             Poll::Pending
         } else {
@@ -207,14 +206,18 @@ impl<H: Hypervisor> Queue<H> {
 
     /// Has the device give up what is in flight, as far as it can.
     pub fn cancel_pending(&mut self) {
-        self.device.cancel_pending();
+        self.device.cancel_all();
     }
 
     /// Puts the answers to what the device has done.
     pub fn settle(&mut self) {
         let flights = &mut self.flights;
-        self.device
-            .complete(&mut |tag, outcome| flights.done(tag, outcome));
+        let mut unwatched = Context::from_waker(Waker::noop());
+        let _ = self
+            .device
+            .poll_complete(&mut unwatched, &mut |tag, outcome| {
+                flights.done(tag, outcome)
+            });
         if self.flights.none_done() && !self.answered {
             return;
         }
@@ -241,9 +244,11 @@ impl<H: Hypervisor> Queue<H> {
             {
                 self.reach.memory_asked();
                 let pool = &mut self.pool;
-                if let Some(memory) = self.device.lend(op, flight.bytes as usize)
-                    // SAFETY: the device promises so many bytes of its own until the loans end, which
-                    // is after `go` has returned.
+                let tag = self.intake.begun(index);
+                if let Some(Staging { memory, .. }) =
+                    self.device.stage(tag, op, flight.bytes as usize)
+                    // SAFETY: the device promises so many bytes of its own until it is told that the
+                    // use in place has ended, which is after `go` has returned.
                     && unsafe {
                         self.reach
                             .queue_copies(pool, &flight.pages, direction, memory)

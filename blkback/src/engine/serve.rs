@@ -3,16 +3,22 @@
 use super::backoff::BackOff;
 use super::coalescing::{Coalescer, Next};
 use super::control::QueueGuard;
+use super::needs::SLOTS_OF_A_PAGE;
 use super::queue::Queue;
-use super::setup::{QueueError, QueueSetup};
+use super::setup::{ConnectError, QueueError, QueueSetup};
 use super::turns::Turn;
+use alloc::boxed::Box;
 use bulkhead_executor::Handle;
 use bulkhead_grant::Region;
+use bulkhead_images::{IoQueue, QueueContext};
 use bulkhead_xen::Hypervisor;
 use core::future::{Future, poll_fn};
 use core::pin::pin;
 use core::task::Poll;
 use core::time::Duration;
+
+/// How long a store may take to open a queue, while the frontend waits for its disk.
+const STORE_OPENS: Duration = Duration::from_secs(10);
 
 /// Connects to a queue, on the vCPU where this runs, and serves it from when its disk says so
 /// until the disk says to stop, or until it cannot go on. Nothing of the frontend's is mapped or
@@ -24,7 +30,11 @@ pub async fn serve<H: Hypervisor>(
     guard: QueueGuard,
 ) {
     let mut turn = core::mem::take(&mut setup.turn);
-    let mut queue = match Queue::connect(&handle, &region, setup) {
+    let device = match open(&handle, &setup, &guard).await {
+        Ok(device) => device,
+        Err(error) => return guard.tried(Err(error)),
+    };
+    let mut queue = match Queue::connect(&handle, &region, setup, device) {
         Ok(queue) => {
             guard.tried(Ok(queue.stats()));
             queue
@@ -36,6 +46,30 @@ pub async fn serve<H: Hypervisor>(
     // Gives back the ring, the mapped pages and the event channel, before anyone is told.
     drop(queue);
     guard.finish(outcome);
+}
+
+/// Opens the device's queue, unless that takes too long, or the disk says to stop.
+async fn open<H: Hypervisor>(
+    handle: &Handle<H>,
+    setup: &QueueSetup,
+    guard: &QueueGuard,
+) -> Result<Box<dyn IoQueue>, ConnectError> {
+    let depth = setup.ring.len() * SLOTS_OF_A_PAGE;
+    let context = QueueContext::new(handle.door().vcpu(), depth);
+    let mut opening = setup.device.open_queue(&context);
+    let mut stopped = pin!(guard.stopped());
+    let mut over = pin!(handle.sleep(STORE_OPENS));
+    poll_fn(|context| {
+        if let Poll::Ready(opened) = opening.as_mut().poll(context) {
+            return Poll::Ready(opened.map_err(ConnectError::from));
+        }
+        if stopped.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(ConnectError::Abandoned));
+        }
+        let over = over.as_mut().poll(context);
+        over.map(|()| Err(ConnectError::StoreSilent))
+    })
+    .await
 }
 
 async fn until_stopped<H: Hypervisor>(

@@ -3,12 +3,11 @@
 use super::options::Options;
 use super::turns::Turn;
 use crate::guest_log::GuestLog;
-use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_grant::{NoRoom, OutOfMemory};
-use bulkhead_images::IoQueue;
+use bulkhead_images::{BlockDevice, OpenQueueError};
 use bulkhead_ring::blkif::Abi;
 use bulkhead_ring::{AttachError, BadPages, Overrun};
 use bulkhead_xen::{DomId, Errno, GrantRef, GrantStatus, Port};
@@ -36,8 +35,8 @@ pub struct QueueSetup {
     pub discard: bool,
     /// The device's sectors, in bytes.
     pub sector_size: usize,
-    /// The device's queue for this ring.
-    pub device: Box<dyn IoQueue>,
+    /// The device, of which a queue is opened where this ring is served.
+    pub device: Arc<dyn BlockDevice>,
     /// How to serve.
     pub options: Options,
     /// Its part of the vCPU's turns.
@@ -45,7 +44,7 @@ pub struct QueueSetup {
 }
 
 /// Why a queue cannot be served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConnectError {
     /// A page of the ring cannot be mapped.
     Ring(GrantRef, GrantStatus),
@@ -57,6 +56,10 @@ pub enum ConnectError {
     EventChannel(Port, Errno),
     /// We are full.
     NoRoom(NoRoom),
+    /// The store does not open a queue, and says why.
+    Store(String),
+    /// The store did not open a queue in time.
+    StoreSilent,
     /// The queue's task is gone.
     Abandoned,
 }
@@ -76,6 +79,8 @@ impl fmt::Display for ConnectError {
                 )
             }
             Self::NoRoom(error) => error.fmt(f),
+            Self::Store(reason) => write!(f, "the store cannot be used: {reason}"),
+            Self::StoreSilent => f.write_str("the store cannot be used: it does not answer"),
             Self::Abandoned => f.write_str("the queue was given up before it connected"),
         }
     }
@@ -92,6 +97,15 @@ impl From<NoRoom> for ConnectError {
 impl From<OutOfMemory> for ConnectError {
     fn from(error: OutOfMemory) -> Self {
         ConnectError::NoRoom(error.into())
+    }
+}
+
+impl From<OpenQueueError> for ConnectError {
+    fn from(error: OpenQueueError) -> Self {
+        match error {
+            OpenQueueError::NoMemory { bytes } => OutOfMemory { bytes }.into(),
+            OpenQueueError::Failed(reason) => ConnectError::Store(reason),
+        }
     }
 }
 

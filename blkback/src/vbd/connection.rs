@@ -10,6 +10,7 @@ use crate::statistics::ServedQueue;
 use crate::vcpus::Place;
 use alloc::format;
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_grant::Region;
 use bulkhead_images::BlockDevice;
@@ -36,7 +37,7 @@ impl<H: Hypervisor> Connection<H> {
         id: VbdId,
         published: &Published,
         config: &VbdConfig,
-        device: &dyn BlockDevice,
+        device: &Arc<dyn BlockDevice>,
     ) -> Result<(Self, Vec<ServedQueue>), Problem> {
         let geometry = device.geometry();
         let options = backend.options;
@@ -55,7 +56,7 @@ impl<H: Hypervisor> Connection<H> {
                 indirect_segments: backend.limits.indirect_segments as usize,
                 discard: config.discard && geometry.discard.is_some(),
                 sector_size: geometry.sector_size.bytes(),
-                device: device.queue(),
+                device: device.clone(),
                 options,
                 turn: place.turn(),
             };

@@ -350,7 +350,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         self.charge(messages);
         let published = published?;
         backend.admit(self.id, &published).map_err(Problem::from)?;
-        let device = self.device.as_ref();
+        let device = &self.device;
         let sectors = device.geometry().sector_size;
         sector_units::check(&backend.store, &self.config.frontend_path, sectors).await?;
         let (connection, served) =

@@ -2,11 +2,13 @@
 //! acts while the backend is in the middle of a sweep.
 
 use bulkhead_images::testing::Layer;
-use bulkhead_images::{BlockDevice, Geometry, Io, IoError, IoQueue, OutOfMemory, Submitted, Tag};
+use bulkhead_images::{
+    BlockDevice, Caps, Geometry, Io, IoError, IoQueue, OpenQueue, QueueContext, Submitted, Tag,
+};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Waker;
+use std::task::{Context, Poll};
 
 /// What happens whenever a device is asked for something. Empty at first.
 #[derive(Clone, Default)]
@@ -58,20 +60,20 @@ impl BlockDevice for Spied {
         self.0.geometry()
     }
 
-    fn queue(&self) -> Box<dyn IoQueue> {
-        Box::new(SpiedQueue(self.0.queue(), self.1.clone()))
+    fn open_queue<'a>(&'a self, context: &QueueContext) -> OpenQueue<'a> {
+        let opening = self.0.open_queue(context);
+        Box::pin(async {
+            let queue: Box<dyn IoQueue> = Box::new(SpiedQueue(opening.await?, self.1.clone()));
+            Ok(queue)
+        })
     }
 }
 
 struct SpiedQueue(Box<dyn IoQueue>, Meanwhile);
 
 impl IoQueue for SpiedQueue {
-    fn reserve(&mut self, depth: usize) -> Result<(), OutOfMemory> {
-        self.0.reserve(depth)
-    }
-
-    fn cancel_pending(&mut self) {
-        self.0.cancel_pending();
+    fn caps(&self) -> Caps {
+        self.0.caps()
     }
 
     fn submit(&mut self, tag: Tag, io: Io<'_>) -> Submitted {
@@ -79,14 +81,26 @@ impl IoQueue for SpiedQueue {
         self.0.submit(tag, io)
     }
 
-    fn complete(&mut self, sink: &mut dyn FnMut(Tag, Result<(), IoError>)) {
+    fn poll_complete(
+        &mut self,
+        context: &mut Context<'_>,
+        sink: &mut dyn FnMut(Tag, Result<(), IoError>),
+    ) -> Poll<()> {
         if self.1.1.get() {
             self.1.act();
         }
-        self.0.complete(sink);
+        self.0.poll_complete(context, sink)
     }
 
-    fn wake_on_completion(&mut self, waker: &Waker) {
-        self.0.wake_on_completion(waker);
+    fn cancel(&mut self, tag: Tag) {
+        self.0.cancel(tag);
+    }
+
+    fn cancel_all(&mut self) {
+        self.0.cancel_all();
+    }
+
+    fn poll_close(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.0.poll_close(context)
     }
 }

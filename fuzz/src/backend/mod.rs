@@ -143,7 +143,7 @@ impl Machine {
             indirect_segments: backend.limits.indirect_segments as usize,
             discard: setting.discard && device.geometry().discard.is_some(),
             sector_size: 512,
-            device: device.queue(),
+            device: device.clone(),
             options: options(setting.path),
             turn: Default::default(),
         };

@@ -86,7 +86,7 @@ impl Wake for Wakes {
 pub fn submit(queue: &mut dyn IoQueue, op: Op, segments: &[IoSegment]) -> Result<(), IoError> {
     match queue.submit(Tag(0), Io { op, segments }) {
         Submitted::Done(result) => result,
-        Submitted::Pending => panic!("{op:?} is pending"),
+        other => panic!("{op:?} is {other:?}"),
     }
 }
 

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use super::{Guest, submit};
+use bulkhead_images::testing::{CompleteNow, OpenNow};
 use bulkhead_images::{
     Access, BlockDevice, Catalog, DiscardMode, GrowError, ImageMemory, Io, IoError, IoQueue, Op,
     Sector, Submitted, Tag,

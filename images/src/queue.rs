@@ -1,0 +1,216 @@
+//! One vCPU's way to do I/O on a device: what a store has to do for the requests of one ring.
+
+use crate::io::{Io, IoError, Op, Submitted, Tag};
+use alloc::boxed::Box;
+use alloc::string::String;
+use bulkhead_xen::VcpuId;
+use core::fmt;
+use core::future::Future;
+use core::pin::Pin;
+use core::ptr::NonNull;
+use core::task::{Context, Poll};
+use core::time::Duration;
+
+/// Where a queue is opened, and for how many requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct QueueContext {
+    /// The vCPU that opens the queue and makes every later call.
+    pub vcpu: VcpuId,
+    /// The most requests that the caller has pending at a time. A store may offer fewer
+    /// ([`Caps::depth`]).
+    pub depth: usize,
+}
+
+impl QueueContext {
+    /// A queue on `vcpu` for up to `depth` requests at a time.
+    pub fn new(vcpu: VcpuId, depth: usize) -> QueueContext {
+        QueueContext { vcpu, depth }
+    }
+}
+
+/// The future that opens a queue ([`BlockDevice::open_queue`](crate::BlockDevice::open_queue)).
+pub type OpenQueue<'a> =
+    Pin<Box<dyn Future<Output = Result<Box<dyn IoQueue>, OpenQueueError>> + 'a>>;
+
+/// Returns a queue that is open at once, for stores that need not wait.
+pub fn opened<'a>(queue: impl IoQueue + 'static) -> OpenQueue<'a> {
+    let queue: Box<dyn IoQueue> = Box::new(queue);
+    Box::pin(core::future::ready(Ok(queue)))
+}
+
+/// Returns a failure to open a queue, for stores that know it at once.
+pub fn not_opened<'a>(error: OpenQueueError) -> OpenQueue<'a> {
+    Box::pin(core::future::ready(Err(error)))
+}
+
+/// One ring's way to do I/O on a device.
+///
+/// Everything is called on the vCPU that opened the queue. A request is submitted with a tag of the
+/// caller's choice, that no other pending request has, and completes once: at once by
+/// [`Submitted::Done`], or later through [`poll_complete`](Self::poll_complete), in any order. No method
+/// blocks, and none allocates: a store takes all memory when the queue is opened.
+///
+/// A queue that has pending requests is closed ([`poll_close`](Self::poll_close)) before it is dropped.
+/// The caller keeps all segments and all staging memory in place until the store is closed, however long
+/// that takes.
+pub trait IoQueue {
+    /// Returns what the queue can take. It stays the same as long as the queue is open.
+    fn caps(&self) -> Caps;
+
+    /// Starts a request. A store that answers [`Submitted::Pending`] has
+    /// [kept](crate::IoSegment::keep) the segments; the slice is only lent for the call.
+    ///
+    /// The store checks range, alignment and access by itself; that a request is within
+    /// [`caps`](Self::caps) is the caller's part. A failed read may have filled some of the segments, a
+    /// failed write stored some of them.
+    fn submit(&mut self, tag: Tag, io: Io<'_>) -> Submitted;
+
+    /// Ends a batch: no more requests come for the moment. A store that collects requests passes them on
+    /// now (rings its doorbell, sends its notification). The caller makes this call after one or more
+    /// calls of [`submit`](Self::submit), once a sweep, not after each.
+    fn flush_submissions(&mut self) {}
+
+    /// Passes all completions that have come in to `sink`.
+    ///
+    /// Ready if there was one. Else the store keeps the context's waker, in the place of an earlier one,
+    /// and wakes it once there is. A store that does its work in slices may do one here, and wakes the
+    /// waker where there are more.
+    fn poll_complete(
+        &mut self,
+        context: &mut Context<'_>,
+        sink: &mut dyn FnMut(Tag, Result<(), IoError>),
+    ) -> Poll<()>;
+
+    /// Gives up a pending request, because nobody waits for it any more. It completes all the same: with
+    /// [`IoError::Cancelled`] if the store could leave its work undone, else as usual. May be called again.
+    fn cancel(&mut self, tag: Tag);
+
+    /// Gives up all pending requests, each as [`cancel`](Self::cancel) does.
+    fn cancel_all(&mut self);
+
+    /// Closes the queue: abandons what is pending, without a completion. Once this is ready the store
+    /// touches no segment and no staging memory any more, and the queue is dropped. Only
+    /// this method is called after its first call.
+    ///
+    /// A store that is not ready wakes the context's waker when it may be. If that takes too long the
+    /// caller says so in the log and goes on without the queue; the segments stay in place, and this is
+    /// polled, until it is ready.
+    fn poll_close(&mut self, context: &mut Context<'_>) -> Poll<()>;
+
+    /// Returns memory of the store's own for the `len` contiguous bytes that the read or write `op`
+    /// covers, so that the caller can have the hypervisor copy between it and the guest's pages. What the
+    /// copy is for is in [`Staging::phase`]. No layer can be bypassed: a layer answers this call for all
+    /// that is below it.
+    ///
+    /// `None` from a queue with [`DataAccess::Direct`]: the request is to be submitted with the guest's
+    /// pages. That includes every request that [`submit`](Self::submit) would refuse.
+    ///
+    /// Queues with other ways of access are not asked.
+    fn stage(&mut self, tag: Tag, op: Op, len: usize) -> Option<Staging> {
+        let _ = (tag, op, len);
+        None
+    }
+
+    /// Ends the use of all memory that [`stage`](Self::stage) gave with [`StagingPhase::InPlace`].
+    fn end_in_place(&mut self) {}
+
+    /// Ends the use of the memory that [`stage`](Self::stage) gave for a request with another phase:
+    /// the request has completed, and what it read has been copied; or it is not going to be submitted.
+    fn unstage(&mut self, tag: Tag) {
+        let _ = tag;
+    }
+}
+
+/// What a queue can take. The caller splits larger requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caps {
+    /// Requests that may be pending at a time; not zero.
+    pub depth: usize,
+    /// Segments of one request; not zero.
+    pub segments: usize,
+    /// Bytes of one request: a multiple of the device's sector size; not zero.
+    pub bytes: usize,
+    /// Every segment starts and ends on a multiple of this many bytes: a power of two, at most a page.
+    pub alignment: usize,
+    /// How the store gets at the data.
+    pub access: DataAccess,
+    /// How long the store may go without completing anything while requests are pending. After that the
+    /// caller gives up all that is pending ([`IoQueue::cancel_all`]). `None`: as long as it takes.
+    pub timeout: Option<Duration>,
+}
+
+impl Caps {
+    /// The capabilities of a store that takes everything.
+    pub const UNLIMITED: Caps = Caps {
+        depth: usize::MAX,
+        segments: usize::MAX,
+        bytes: usize::MAX,
+        alignment: 1,
+        access: DataAccess::Mapped,
+        timeout: None,
+    };
+}
+
+/// How a store gets at the data of reads and writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DataAccess {
+    /// It copies from and to mapped segments, or has memory in which the hypervisor's copy is the whole
+    /// operation ([`StagingPhase::InPlace`]). The caller takes what is cheaper.
+    Direct,
+    /// It never gets a guest's page: all data goes through memory of the store's own
+    /// ([`IoQueue::stage`]), and the segments that are submitted lie in this domain's own memory.
+    Staged,
+    /// It copies from and to mapped segments.
+    Mapped,
+    /// A device reads and writes the segments by their bus addresses.
+    Dma,
+}
+
+/// Memory of a store's own for one request ([`IoQueue::stage`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Staging {
+    /// Where it begins. It is contiguous, mapped, and no Rust reference to it exists.
+    pub memory: NonNull<u8>,
+    /// What the copy is for.
+    pub phase: StagingPhase,
+}
+
+/// What the copy from or to [`Staging::memory`] is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StagingPhase {
+    /// The copy is the operation: the memory holds the device's own bytes, and the request is not
+    /// submitted. It stays until [`IoQueue::end_in_place`].
+    InPlace,
+    /// A write: what the guest wrote is copied in, then the request is submitted with segments in that
+    /// memory. It stays until [`IoQueue::unstage`].
+    BeforeSubmit,
+    /// A read: the request is submitted with segments in that memory, and what it read is copied out
+    /// after its completion. It stays until [`IoQueue::unstage`].
+    AfterComplete,
+}
+
+/// Why a queue cannot be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OpenQueueError {
+    /// There is no memory for what the store keeps for each request.
+    NoMemory {
+        /// The bytes that were asked for.
+        bytes: usize,
+    },
+    /// The store says why, in a sentence for the operator.
+    Failed(String),
+}
+
+impl fmt::Display for OpenQueueError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OpenQueueError::NoMemory { bytes } => {
+                write!(f, "no {bytes} bytes of memory for requests")
+            }
+            OpenQueueError::Failed(reason) => f.write_str(reason),
+        }
+    }
+}
+
+impl core::error::Error for OpenQueueError {}

@@ -1,6 +1,6 @@
 //! The command line of `cargo lab`.
 
-use crate::commands::{bench, build, fuzz, run, scenarios, shell, soak};
+use crate::commands::{bench, build, fuzz, package, run, scenarios, shell, soak};
 use crate::host::{self, Host, domain::TOOLSTACK, xenstored::Xenstored};
 use crate::image::{packages, release::Release};
 use anyhow::Result;
@@ -41,6 +41,12 @@ enum Task {
     Bench(bench::Options),
     /// Builds the unikernel; the last line is the path of the bootable ELF.
     Build,
+    /// Makes the Debian package; the last line is its path.
+    Package {
+        /// A unikernel that is there already.
+        #[arg(long, value_parser = build::existing_file)]
+        elf: Option<PathBuf>,
+    },
     /// Opens a shell in dom0, with a driver domain and a guest running.
     Shell,
     /// Runs one ELF as a domain on a host that stays up.
@@ -98,6 +104,7 @@ pub fn main(cli: Cli) -> Result<bool> {
         Task::Bench(options) => return bench::run(xen, xenstored, &options),
         Task::Fuzz(options) => return fuzz::run(&options),
         Task::Build => build::run()?,
+        Task::Package { elf } => package::run(elf)?,
         Task::Shell => shell::run(xen, xenstored)?,
         Task::Run { name, options } => {
             packages::ensure()?;

@@ -10,6 +10,7 @@ pub mod fault;
 pub mod fuzz;
 pub mod host;
 pub mod image;
+pub mod package;
 pub mod process;
 pub mod scenarios;
 pub mod testbed;

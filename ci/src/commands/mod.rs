@@ -4,6 +4,7 @@ pub mod bench;
 pub mod build;
 pub mod checks;
 pub mod fuzz;
+pub mod package;
 pub mod run;
 pub mod scenarios;
 pub mod shell;

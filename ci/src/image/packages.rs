@@ -22,6 +22,9 @@ const NEEDED_BY_TESTS: &[(&str, &str)] = &[("valgrind", "valgrind")];
 /// What only fuzzing needs: libFuzzer is compiled.
 const NEEDED_BY_FUZZING: &[(&str, &str)] = &[("cc", "gcc"), ("g++", "g++")];
 
+/// What only the Debian package needs: `mandoc` looks for mistakes in the manual page.
+const NEEDED_BY_PACKAGING: &[(&str, &str)] = &[("dpkg-deb", "dpkg"), ("mandoc", "mandoc")];
+
 /// What only the scenarios under Bochs need. Some packages hold no program: a file of theirs stands for them.
 const NEEDED_BY_BOCHS: &[(&str, &str)] = &[
     ("bochs-bin", "bochs"),
@@ -63,9 +66,21 @@ pub fn ensure_for_fuzzing() -> Result<()> {
     install(NEEDED_BY_FUZZING)
 }
 
+/// Installs what is missing for the Debian package, or says the one command that would.
+pub fn ensure_for_packaging() -> Result<()> {
+    install(NEEDED_BY_PACKAGING)
+}
+
 /// Installs what is missing for the test suite, or says the one command that would.
 pub fn ensure_for_tests() -> Result<()> {
-    install(&[NEEDED, NEEDED_BY_TESTS, NEEDED_BY_FUZZING, NEEDED_BY_BOCHS].concat())
+    let all = [
+        NEEDED,
+        NEEDED_BY_TESTS,
+        NEEDED_BY_FUZZING,
+        NEEDED_BY_BOCHS,
+        NEEDED_BY_PACKAGING,
+    ];
+    install(&all.concat())
 }
 
 fn install(needed: &[(&str, &'static str)]) -> Result<()> {

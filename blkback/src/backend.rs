@@ -14,7 +14,6 @@ use crate::vbd;
 use crate::vbd::identity::VbdId;
 use crate::vbd::published::{Limits, Published};
 use crate::vcpus::Vcpus;
-use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::ToString;
@@ -30,6 +29,7 @@ use core::convert::Infallible;
 use core::pin::pin;
 use core::time::Duration;
 use futures_util::future::{Either, select};
+use litemap::LiteMap;
 
 /// How often the end of the last disk is looked for while closing.
 const CLOSE_POLL: Duration = Duration::from_millis(10);
@@ -63,7 +63,7 @@ pub struct Backend<H: Hypervisor> {
     /// Set when the driver domain is to end: every disk closes.
     pub closing: Flag,
     /// The disks that have a task, and how to nudge it.
-    disks: RefCell<BTreeMap<VbdId, Changes>>,
+    disks: RefCell<LiteMap<VbdId, Changes>>,
     /// The same of devices that are refused because nobody here serves their kind.
     unserved: RefCell<Vec<(DeviceId, Changes)>>,
 }

@@ -7,7 +7,6 @@
 
 use crate::bucket::{Bucket, Size};
 use crate::changes::{Changes, Stale};
-use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -16,6 +15,7 @@ use bulkhead_xen::{Hypervisor, Instant};
 use bulkhead_xenstore_client::{Client, Error};
 use core::cell::RefCell;
 use core::time::Duration;
+use litemap::LiteMap;
 
 /// How long after a failure a watch is tried for again.
 const RETRY: Duration = Duration::from_secs(5);
@@ -30,7 +30,7 @@ const MESSAGES: Size = Size {
 
 /// Every guest that has a disk of ours.
 #[derive(Clone, Default)]
-pub struct Frontends(Rc<RefCell<BTreeMap<String, Guest>>>);
+pub struct Frontends(Rc<RefCell<LiteMap<String, Guest>>>);
 
 /// One guest's directory of disks (`/local/domain/<guest>/device/vbd`).
 struct Guest {

@@ -3,12 +3,12 @@
 //! many were left out. What the tool stack or an operator did is always told.
 
 use crate::bucket::{Bucket, Size};
-use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use bulkhead_xen::{DomId, Instant};
 use core::cell::RefCell;
 use core::fmt;
 use core::time::Duration;
+use litemap::LiteMap;
 use log::Level;
 use spin::Mutex;
 
@@ -112,7 +112,7 @@ impl Budget {
 
 /// The logs of all guests that have disks here, or have had some a while ago.
 #[derive(Default)]
-pub struct GuestLogs(RefCell<BTreeMap<DomId, Arc<GuestLog>>>);
+pub struct GuestLogs(RefCell<LiteMap<DomId, Arc<GuestLog>>>);
 
 impl GuestLogs {
     /// The log of a guest.

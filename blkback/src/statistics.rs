@@ -2,7 +2,6 @@
 
 use crate::engine::{Counts, QueueStats};
 use crate::vbd::identity::VbdId;
-use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -10,6 +9,7 @@ use alloc::vec::Vec;
 use bulkhead_xen::VcpuId;
 use core::cell::RefCell;
 use core::fmt::Write;
+use litemap::LiteMap;
 
 /// A queue that is served.
 #[derive(Clone, Default)]
@@ -22,7 +22,7 @@ pub struct ServedQueue {
 
 /// The counters of all disks that are connected now.
 #[derive(Default)]
-pub struct Statistics(RefCell<BTreeMap<VbdId, Vec<ServedQueue>>>);
+pub struct Statistics(RefCell<LiteMap<VbdId, Vec<ServedQueue>>>);
 
 impl Statistics {
     /// A disk has connected, with these queues.

@@ -1,7 +1,6 @@
 //! The vCPUs that serve queues, and how many each has to serve.
 
 use crate::engine::{GuestTurns, Turn, VcpuTurns};
-use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
@@ -9,6 +8,7 @@ use bulkhead_executor::{Handle, Remote};
 use bulkhead_xen::{DomId, Hypervisor, VcpuId};
 use core::cell::{Cell, RefCell};
 use core::time::Duration;
+use litemap::LiteMap;
 
 /// How often, and for how many milliseconds, a vCPU sleeps to learn what that costs. In the beginning the
 /// tool stack is busy with this very domain, which tells nothing of later.
@@ -31,7 +31,7 @@ struct Vcpu<H> {
     queues: Rc<Cell<usize>>,
     turns: Arc<VcpuTurns>,
     /// The guests that have queues there.
-    guests: RefCell<BTreeMap<DomId, Weak<GuestTurns>>>,
+    guests: RefCell<LiteMap<DomId, Weak<GuestTurns>>>,
 }
 
 impl<H> Vcpu<H> {

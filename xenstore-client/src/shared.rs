@@ -3,12 +3,12 @@
 use crate::error::{Breakdown, Error, Unexpected};
 use crate::path::Path;
 use crate::wire::{self, Event, Message, MessageType, Request, RequestId, Token, TransactionId};
-use alloc::collections::btree_map::Entry;
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::task::Waker;
+use litemap::LiteMap;
 
 pub(crate) type Handle = Rc<RefCell<Shared>>;
 
@@ -63,8 +63,8 @@ pub(crate) struct Watching {
 pub(crate) struct Shared {
     /// Bytes that wait for room in the ring.
     pub outgoing: VecDeque<u8>,
-    pub requests: BTreeMap<RequestId, Asked>,
-    pub watches: BTreeMap<Token, Watching>,
+    pub requests: LiteMap<RequestId, Asked>,
+    pub watches: LiteMap<Token, Watching>,
     /// Why there will be no more answers.
     pub broken: Option<Breakdown>,
     /// Set when there is something new in `outgoing`.
@@ -205,7 +205,7 @@ impl Shared {
         let Some(event) = Event::parse(message.payload) else {
             self.complain(Unexpected::Event(message.excerpt()));
             // Something has changed, and nobody knows what: everyone looks.
-            for watching in self.watches.values_mut() {
+            for (_, watching) in self.watches.iter_mut() {
                 watching.push(watching.path.clone());
             }
             return;
@@ -231,14 +231,14 @@ impl Shared {
     /// The connection is of no use any more: everyone who waits is told.
     pub fn fail(&mut self, breakdown: Breakdown) {
         self.broken.get_or_insert(breakdown);
-        for asked in self.requests.values_mut() {
+        for (_, asked) in self.requests.iter_mut() {
             if let Progress::Asked(waiter) = &mut asked.progress
                 && let Some(waiter) = waiter.take()
             {
                 waiter.wake();
             }
         }
-        for watching in self.watches.values_mut() {
+        for (_, watching) in self.watches.iter_mut() {
             if let Some(waiter) = watching.waiter.take() {
                 waiter.wake();
             }
@@ -251,12 +251,13 @@ impl Shared {
         loop {
             self.last_token = self.last_token.wrapping_add(1);
             let token = Token(self.last_token);
-            if let Entry::Vacant(free) = self.watches.entry(token) {
-                free.insert(Watching {
+            if !self.watches.contains_key(&token) {
+                let watching = Watching {
                     path,
                     events: VecDeque::new(),
                     waiter: None,
-                });
+                };
+                self.watches.insert(token, watching);
                 return token;
             }
         }

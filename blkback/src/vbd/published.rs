@@ -2,16 +2,16 @@
 //! guest's word (`io/blkif.h`, "Frontend XenBus Nodes").
 
 use crate::engine::Needs;
-use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use bulkhead_ring::blkif::Abi;
 use bulkhead_xen::{GrantRef, Port};
 use core::fmt;
+use litemap::LiteMap;
 
 /// The nodes of a frontend's directory, by name relative to it, as far as the backend asks.
-pub type Nodes = BTreeMap<String, String>;
+pub type Nodes = LiteMap<String, String>;
 
 /// How much of a queue the backend is willing to serve.
 #[derive(Clone, Copy, Debug)]

@@ -22,10 +22,10 @@ mod pax;
 
 pub use error::ArchiveError;
 
-use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use header::{Header, Kind};
+use litemap::LiteMap;
 
 /// Bytes of a block.
 pub(crate) const BLOCK: usize = 512;
@@ -74,7 +74,7 @@ pub fn compressed_by(bytes: &[u8]) -> Option<&'static str> {
 /// over.
 pub fn members(archive: &[u8]) -> Result<Vec<Member>, ArchiveError> {
     let mut members: Vec<Member> = Vec::new();
-    let mut names = BTreeMap::new();
+    let mut names = LiteMap::<String, usize>::default();
     let mut reader = Reader { archive, offset: 0 };
     while let Some(member) = reader.next()? {
         if let Some(first) = names.insert(member.name.clone(), member.offset) {

@@ -4,8 +4,8 @@ use super::pages::{NONE, Pages};
 use alloc::vec::Vec;
 use bulkhead_grant::memory::filled;
 use bulkhead_grant::{Direction, OutOfMemory};
-use bulkhead_images::{IoError, Op, Tag};
-use bulkhead_ring::blkif::{Opcode, RequestId};
+use bulkhead_images::{IoError, Op, Sector, Tag};
+use bulkhead_ring::blkif::{self, Opcode, RequestId, TransferKind};
 
 /// What is to be done for a request, in this order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,6 +16,32 @@ pub struct Steps {
     pub op: Option<Op>,
     /// Another flush.
     pub flush_last: bool,
+}
+
+impl Steps {
+    /// Those of a read or write; an empty one is its flushes alone.
+    #[inline]
+    pub fn of_transfer(kind: TransferKind, sector: blkif::Sector, is_empty: bool) -> Steps {
+        let sector = Sector(sector.0);
+        let op = match kind.is_write() {
+            true => Op::Write { sector },
+            false => Op::Read { sector },
+        };
+        let barrier = kind == TransferKind::WriteBarrier;
+        Steps {
+            flush_first: barrier || kind == TransferKind::FlushAndWrite,
+            op: Some(op).filter(|_| !is_empty),
+            flush_last: barrier,
+        }
+    }
+
+    /// Those of an operation without pages.
+    pub fn of(op: Op) -> Steps {
+        Steps {
+            op: Some(op),
+            ..Steps::default()
+        }
+    }
 }
 
 /// One request in flight.
@@ -40,6 +66,7 @@ pub struct Flight {
 }
 
 impl Flight {
+    #[inline]
     fn new(id: RequestId, opcode: Opcode, steps: Steps) -> Flight {
         Flight {
             id,
@@ -55,6 +82,7 @@ impl Flight {
     }
 
     /// Takes the next step; `None` if all are done.
+    #[inline]
     pub fn next_step(&mut self) -> Option<Op> {
         if core::mem::take(&mut self.flush_first) {
             return Some(Op::Flush);
@@ -66,12 +94,14 @@ impl Flight {
     }
 
     /// Whether there is a next step.
+    #[inline]
     pub fn has_steps(&self) -> bool {
         self.flush_first || self.flush_last || self.op.is_some()
     }
 
     /// The operation, if it moves data and nothing else is to be done: what the hypervisor can do
     /// for the device.
+    #[inline]
     pub fn only_transfer(&self) -> Option<(Op, Direction)> {
         let op = self.op.filter(|_| !self.flush_first && !self.flush_last)?;
         match op {
@@ -123,6 +153,7 @@ impl Flights {
     }
 
     /// Takes a place; `None` if all are taken.
+    #[inline]
     pub fn begin(&mut self, id: RequestId, opcode: Opcode, steps: Steps) -> Option<Tag> {
         let place = usize::from(self.free);
         let flight = self.places.get_mut(place)?;
@@ -133,6 +164,7 @@ impl Flights {
     }
 
     /// Notes that the device has done with a request, or with a step of it.
+    #[inline]
     pub fn done(&mut self, tag: Tag, outcome: Result<(), IoError>) {
         let flight = &mut self.places[tag.0];
         flight.outcome = outcome;
@@ -146,6 +178,7 @@ impl Flights {
     }
 
     /// Takes the first of those that the device has done with.
+    #[inline]
     pub fn take_done(&mut self) -> Option<(Tag, Result<(), IoError>)> {
         let tag = Tag(self.first_done.into());
         let flight = self.places.get(tag.0)?;
@@ -178,16 +211,19 @@ impl Flights {
     }
 
     /// Whether the device has done with no request that was not taken.
+    #[inline]
     pub fn none_done(&self) -> bool {
         self.first_done == NONE
     }
 
     /// The request at a place.
+    #[inline]
     pub fn get(&mut self, tag: Tag) -> &mut Flight {
         &mut self.places[tag.0]
     }
 
     /// Gives a place back. Its pages must have been taken out.
+    #[inline]
     pub fn end(&mut self, tag: Tag) {
         debug_assert_eq!(self.places[tag.0].pages.len(), 0);
         self.places[tag.0].next_done = self.free;

@@ -1,9 +1,13 @@
 //! Indirect requests: their segments lie in pages of the frontend's, which are mapped persistently
 //! or copied by the hypervisor, all those of a sweep at once.
 
+use super::bounce::Bounce;
+use super::index::IndexCopy;
 use super::pages::{PagePool, Pages};
-use super::reach::{Reach, Ways};
-use bulkhead_grant::{Access, Copied, Direction, GrantedBytes, Held};
+use super::ways::Ways;
+use alloc::vec::Vec;
+use bulkhead_grant::memory::room_for;
+use bulkhead_grant::{Access, Copied, Direction, GrantedBytes, Held, OutOfMemory};
 use bulkhead_ring::blkif::{
     BadSegment, INDIRECT_SEGMENT_SIZE, Indirect, SEGMENTS_PER_INDIRECT_PAGE,
 };
@@ -14,7 +18,7 @@ use core::fmt;
 pub(super) const MOST_INDEX_PAGES: usize = 32;
 
 /// A page of segments that is being fetched.
-pub(super) struct IndexPage {
+struct IndexPage {
     gref: GrantRef,
     fetched: Fetched,
     start: u16,
@@ -56,19 +60,37 @@ impl fmt::Display for IndexFault {
     }
 }
 
-impl<H: Hypervisor> Reach<H> {
+/// Fetches the segments of a sweep's indirect requests into a private copy.
+pub(super) struct Indexes {
+    copy: IndexCopy,
+    pages: Vec<IndexPage>,
+}
+
+impl Indexes {
+    /// Room for `segments` segments a sweep.
+    pub fn new(segments: usize) -> Result<Self, OutOfMemory> {
+        Ok(Indexes {
+            copy: IndexCopy::new(segments)?,
+            pages: room_for(MOST_INDEX_PAGES)?,
+        })
+    }
+
     /// Notes the index pages of a request to be fetched; `None` if this sweep has no room.
-    pub fn queue_index(&mut self, indirect: &Indirect) -> Option<IndexPlace> {
+    pub fn queue<H: Hypervisor>(
+        &mut self,
+        ways: &mut Ways<H>,
+        indirect: &Indirect,
+    ) -> Option<IndexPlace> {
         let (segments, pages) = (indirect.segments(), indirect.pages());
-        let first_page = self.index_pages.len();
+        let first_page = self.pages.len();
         if first_page + pages.len() > MOST_INDEX_PAGES {
             return None;
         }
-        let start = self.index.take(segments)?;
+        let start = self.copy.take(segments)?;
         for (number, &gref) in pages.iter().enumerate() {
             let done = number * SEGMENTS_PER_INDIRECT_PAGE;
             let count = (segments - done).min(SEGMENTS_PER_INDIRECT_PAGE);
-            let fetched = match &mut self.ways {
+            let fetched = match ways {
                 Ways::Persistent(cache) => cache
                     .hold(gref, Access::ReadOnly)
                     .map_or(Fetched::Refused, Fetched::Held),
@@ -78,14 +100,14 @@ impl<H: Hypervisor> Reach<H> {
                         offset: 0,
                         len: count * INDIRECT_SEGMENT_SIZE,
                     };
-                    let to = self.index.address(start + done);
+                    let to = self.copy.address(start + done);
                     // SAFETY: room for so many segments, taken above; it is not read before the
                     // batch has run, and lives as long as the batch.
                     unsafe { indexes.queue(Direction::FromGranted, bytes, to) }
                         .map_or(Fetched::Refused, Fetched::Copied)
                 }
             };
-            self.index_pages.push(IndexPage {
+            self.pages.push(IndexPage {
                 gref,
                 fetched,
                 // A queue has fewer segments than 65,536 in a sweep.
@@ -102,19 +124,19 @@ impl<H: Hypervisor> Reach<H> {
     }
 
     /// Fetches all index pages noted: at most one hypercall.
-    pub fn fetch_indexes(&mut self) {
-        match &mut self.ways {
+    pub fn fetch<H: Hypervisor>(&mut self, ways: &mut Ways<H>, bounce: &mut Bounce<H>) {
+        match ways {
             Ways::Persistent(cache) => {
                 cache.map_queued();
-                for page in &mut self.index_pages {
+                for page in &mut self.pages {
                     let address = match &page.fetched {
                         Fetched::Held(held) => cache.address(held),
                         _ => Err(GrantStatus::NO_SPACE),
                     };
                     if let Ok(address) = address {
-                        // SAFETY: a mapped page, held until `clear_indexes`; a page holds so many.
+                        // SAFETY: a mapped page, held until `clear`; a page holds so many.
                         unsafe {
-                            self.index
+                            self.copy
                                 .copy_from(page.start.into(), page.count.into(), address)
                         };
                     } else if address == Err(GrantStatus::NO_SPACE) {
@@ -123,11 +145,9 @@ impl<H: Hypervisor> Reach<H> {
                             offset: 0,
                             len: usize::from(page.count) * INDIRECT_SEGMENT_SIZE,
                         };
-                        // SAFETY: room for so many segments, taken in `queue_index`; nothing reads it now.
-                        let outcome = unsafe {
-                            self.bounce
-                                .fetch(bytes, self.index.address(page.start.into()))
-                        };
+                        // SAFETY: room for so many segments, taken in `queue`; nothing reads it now.
+                        let outcome =
+                            unsafe { bounce.fetch(bytes, self.copy.address(page.start.into())) };
                         let before =
                             core::mem::replace(&mut page.fetched, Fetched::Bounced(outcome));
                         if let Fetched::Held(held) = before {
@@ -142,15 +162,16 @@ impl<H: Hypervisor> Reach<H> {
 
     /// Reads the segments of a request into `pages`, from the private copy, and says how many
     /// bytes they are.
-    pub fn read_index(
+    pub fn read<H: Hypervisor>(
         &self,
+        ways: &Ways<H>,
         place: IndexPlace,
         pool: &mut PagePool,
         pages: &mut Pages,
     ) -> Result<usize, IndexFault> {
-        let fetched = &self.index_pages[place.first_page.into()..][..place.pages.into()];
+        let fetched = &self.pages[place.first_page.into()..][..place.pages.into()];
         for page in fetched {
-            match (&self.ways, &page.fetched) {
+            match (ways, &page.fetched) {
                 (Ways::Persistent(cache), Fetched::Held(held)) => cache.address(held).map(|_| ()),
                 (Ways::PerRequest { indexes, .. }, Fetched::Copied(copied)) => {
                     indexes.status(copied)
@@ -163,7 +184,7 @@ impl<H: Hypervisor> Reach<H> {
         let mut bytes = 0;
         for number in place.start..place.start + place.segments {
             let segment = self
-                .index
+                .copy
                 .segment(number.into())
                 .map_err(IndexFault::Segment)?;
             let fits = pool.push(pages, segment);
@@ -174,15 +195,15 @@ impl<H: Hypervisor> Reach<H> {
     }
 
     /// Forgets the index pages of this sweep.
-    pub fn clear_indexes(&mut self) {
-        for page in self.index_pages.drain(..) {
-            if let (Ways::Persistent(cache), Fetched::Held(held)) = (&mut self.ways, page.fetched) {
+    pub fn clear<H: Hypervisor>(&mut self, ways: &mut Ways<H>) {
+        for page in self.pages.drain(..) {
+            if let (Ways::Persistent(cache), Fetched::Held(held)) = (&mut *ways, page.fetched) {
                 cache.release(held);
             }
         }
-        if let Ways::PerRequest { indexes, .. } = &mut self.ways {
+        if let Ways::PerRequest { indexes, .. } = ways {
             indexes.clear();
         }
-        self.index.clear();
+        self.copy.clear();
     }
 }

@@ -8,9 +8,17 @@
 //!
 //! One pass over that picture is a sweep ([`Queue::sweep`]). It allocates nothing, takes no lock
 //! and speaks to nobody but the ring, the hypervisor and the device. (A device may take a lock for a
-//! discard, and for the first write to what was discarded.) Which requests a sweep takes
-//! is decided in `intake`; how it gets at their pages, in `reach`; when the frontend is shown the
-//! answers, in `coalescing`.
+//! discard, and for the first write to what was discarded.)
+//!
+//! ```text
+//!   serve ──► queue ──┬─► dispatch    the ring, the requests in flight, their answers
+//!     │               ├─► reach       the pages, mapped or copied: a sweep's order is its type
+//!     └─► coalescing  └─► submit      the device
+//! ```
+//!
+//! Which requests a sweep takes is decided in `dispatch`; how it gets at their pages, in `reach`;
+//! when the frontend is shown the answers, in `coalescing`. What stands further right calls nothing that
+//! stands further left; `dispatch` and `submit` use `reach`, and `submit` uses `dispatch`.
 
 mod backoff;
 #[allow(
@@ -20,7 +28,9 @@ mod backoff;
 mod bounce;
 mod choice;
 mod coalescing;
+mod complaints;
 mod control;
+mod dispatch;
 mod flight;
 #[allow(unsafe_code, reason = "memory that the hypervisor writes to")]
 mod index;
@@ -29,7 +39,6 @@ mod index;
     reason = "reads guests' pages and has the hypervisor copy"
 )]
 mod indirect;
-mod intake;
 mod needs;
 mod options;
 mod pages;
@@ -42,7 +51,9 @@ mod reach;
 mod serve;
 mod setup;
 mod stats;
+mod submit;
 mod turns;
+mod ways;
 
 pub use control::{QueueControl, queue_control};
 pub use needs::Needs;

@@ -1,11 +1,16 @@
 //! What a queue takes, before it is made.
 
-use super::queue::most_pages;
 use super::reach::{MOST_ADDRESS_SPACE, MOST_PERSISTENT};
+use bulkhead_ring::blkif::MAX_SEGMENTS;
 use core::ops::Add;
 
 /// Requests that fit on one page of a ring.
 pub const SLOTS_OF_A_PAGE: usize = 32;
+
+/// How many pages all requests in service have together, at most. More may be on a ring of many
+/// pages or in indirect requests: they wait there until there is room. It bounds what a queue
+/// takes of memory and of address space.
+const MOST_PAGES: usize = 512;
 
 /// What one or several queues take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,4 +60,10 @@ impl Add for Needs {
             grants: self.grants + other.grants,
         }
     }
+}
+
+/// How many pages the requests in service have at most, on a ring of that many slots.
+pub(super) fn most_pages(slots: usize, indirect_segments: usize) -> usize {
+    let largest = indirect_segments.max(MAX_SEGMENTS);
+    (slots * MAX_SEGMENTS).min(MOST_PAGES).max(largest)
 }

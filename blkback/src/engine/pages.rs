@@ -25,6 +25,7 @@ const _: () = assert!(size_of::<Page>() == 16);
 
 impl Page {
     /// The first byte within the page.
+    #[inline]
     pub fn offset(&self) -> usize {
         usize::from(self.first) * SECTOR_SIZE
     }
@@ -109,6 +110,7 @@ impl PagePool {
     }
 
     /// Adds a segment's page to a request's; false if there is no room.
+    #[inline]
     pub fn push(&mut self, pages: &mut Pages, segment: Segment) -> bool {
         let at = self.free;
         let Some(page) = self.pages.get_mut(usize::from(at)) else {
@@ -134,6 +136,7 @@ impl PagePool {
     }
 
     /// The pages of a request, in order.
+    #[inline]
     pub fn iter(&self, pages: &Pages) -> impl Iterator<Item = &Page> + use<'_> {
         let mut at = pages.first;
         core::iter::from_fn(move || {
@@ -144,6 +147,7 @@ impl PagePool {
     }
 
     /// Calls `each` with every page of a request, in order.
+    #[inline]
     pub fn for_each(&mut self, pages: &Pages, mut each: impl FnMut(&mut Page)) {
         let mut at = pages.first;
         while let Some(page) = self.pages.get_mut(usize::from(at)) {
@@ -153,6 +157,7 @@ impl PagePool {
     }
 
     /// Gives the room of a request's pages back. `each` gets how each of them was held.
+    #[inline]
     pub fn drain(&mut self, pages: &mut Pages, mut each: impl FnMut(Hold)) {
         let Pages { first, last, len } = core::mem::replace(pages, Pages::EMPTY);
         let mut at = first;

@@ -3,19 +3,16 @@
 
 use super::bounce::Bounce;
 use super::choice::{Choice, Way};
-use super::index::IndexCopy;
-use super::indirect::{IndexPage, MOST_INDEX_PAGES};
+use super::indirect::{IndexFault, IndexPlace, Indexes, MOST_INDEX_PAGES};
 use super::options::DataPath;
 use super::pages::{Hold, Page, PagePool, Pages};
-use super::setup::QueueSetup;
 use super::stats::QueueStats;
-use alloc::vec::Vec;
-use bulkhead_grant::memory::room_for;
-use bulkhead_grant::{
-    Access, CopyBatch, Direction, GrantedBytes, NoRoom, PersistentCache, Region, Window,
-};
+use super::ways::Ways;
+use bulkhead_grant::{Access, CopyBatch, Direction, GrantedBytes, NoRoom, PersistentCache, Region};
 use bulkhead_images::IoSegment;
-use bulkhead_xen::{GrantStatus, Hypervisor, Instant};
+use bulkhead_ring::blkif::Indirect;
+use bulkhead_xen::{DomId, GrantStatus, Hypervisor, Instant};
+use core::marker::PhantomData;
 use core::ptr::NonNull;
 
 /// How many pages stay mapped for a frontend with persistent grants, at most: all that Linux's has in use
@@ -32,31 +29,69 @@ pub const MOST_ADDRESS_SPACE: usize = MOST_PERSISTENT + EXCHANGED;
 
 /// A queue's ways to the pages of its frontend.
 pub struct Reach<H: Hypervisor> {
-    pub(super) ways: Ways<H>,
-    pub(super) index: IndexCopy,
-    pub(super) index_pages: Vec<IndexPage>,
+    ways: Ways<H>,
+    indexes: Indexes,
     /// What is left where Xen has no map slots.
     pub(super) bounce: Bounce<H>,
     /// For how many sweeps more it is not tried to map.
     slotless: u32,
     choice: Choice,
-    /// How the pages of this sweep are reached, how many there are, and since when.
+}
+
+/// What decides over the ways to the pages of a frontend.
+pub struct Paths {
+    /// Who grants them.
+    pub frontend: DomId,
+    /// Whether it keeps them granted.
+    pub persistent: bool,
+    /// What the operator chose.
+    pub data_path: DataPath,
+    /// The device's sectors, in bytes.
+    pub sector_size: usize,
+}
+
+/// One sweep's use of the pages of its requests, from [`Reach::begin`] to [`Reach::finish`]. Its type
+/// says what may be done next: pages are noted while it is [`Queueing`], and used once it is
+/// [`Executed`].
+#[must_use = "a sweep that began is to be finished"]
+pub struct Sweep<Phase> {
+    /// How the pages are reached, how many there are, and since when.
     way: Way,
     pages: usize,
     began: Option<Instant>,
-    /// Whether the device was asked for its memory in this sweep.
+    /// Whether the device was asked for its memory.
     asked: bool,
+    phase: PhantomData<Phase>,
 }
 
-pub(super) enum Ways<H: Hypervisor> {
-    /// The frontend keeps its pages granted, and we keep them mapped.
-    Persistent(PersistentCache<H>),
-    /// Each request has pages of its own.
-    PerRequest {
-        window: Window<H>,
-        copies: CopyBatch<H>,
-        indexes: CopyBatch<H>,
-    },
+/// The pages of a sweep are being noted; none of them can be used yet.
+pub enum Queueing {}
+
+/// What was noted is mapped and copied.
+pub enum Executed {}
+
+impl<Phase> Sweep<Phase> {
+    fn new(way: Way, pages: usize, began: Option<Instant>) -> Self {
+        Sweep {
+            way,
+            pages,
+            began,
+            asked: false,
+            phase: PhantomData,
+        }
+    }
+}
+
+impl Sweep<Queueing> {
+    /// Whether this sweep copies what it can.
+    pub fn copies(&self) -> bool {
+        self.way == Way::Copy
+    }
+
+    /// The device is asked for its memory, to copy from or to it.
+    pub fn memory_asked(&mut self) {
+        self.asked = true;
+    }
 }
 
 impl<H: Hypervisor> Reach<H> {
@@ -64,7 +99,7 @@ impl<H: Hypervisor> Reach<H> {
     pub fn new(
         door: &H,
         region: &Region<H>,
-        setup: &QueueSetup,
+        setup: Paths,
         pages: usize,
         largest: usize,
     ) -> Result<Self, NoRoom> {
@@ -84,19 +119,14 @@ impl<H: Hypervisor> Reach<H> {
         };
         Ok(Reach {
             ways,
-            index: IndexCopy::new(pages.min(FETCHED).max(largest))?,
-            index_pages: room_for(MOST_INDEX_PAGES)?,
+            indexes: Indexes::new(pages.min(FETCHED).max(largest))?,
             bounce: Bounce::new(door, frontend, setup.sector_size)?,
             slotless: 0,
-            choice: Choice::new(match setup.options.data_path {
+            choice: Choice::new(match setup.data_path {
                 DataPath::Map | DataPath::Persistent => Some(Way::Map),
                 DataPath::Copy => Some(Way::Copy),
                 DataPath::Auto => None,
             }),
-            way: Way::Map,
-            asked: false,
-            pages: 0,
-            began: None,
         })
     }
 
@@ -110,24 +140,17 @@ impl<H: Hypervisor> Reach<H> {
 
     /// Decides how the pages of a sweep are reached. `now` is only asked where something is to be
     /// learned from it, which it is not where there are no pages.
-    pub fn decide(&mut self, pages: usize, now: impl FnOnce() -> Instant) {
-        self.pages = pages;
-        self.began = None;
-        self.asked = false;
-        self.way = Way::Map;
-        if pages > 0
-            && let Ways::PerRequest { .. } = self.ways
-        {
-            if self.slotless > 0 {
-                self.slotless -= 1;
-                self.way = Way::Copy;
-                return;
-            }
-            self.way = self.choice.pick(pages);
-            if self.choice.is_free() {
-                self.began = Some(now());
-            }
+    #[inline]
+    pub fn begin(&mut self, pages: usize, now: impl FnOnce() -> Instant) -> Sweep<Queueing> {
+        if pages == 0 || self.needs_no_calls() {
+            return Sweep::new(Way::Map, pages, None);
         }
+        if self.slotless > 0 {
+            self.slotless -= 1;
+            return Sweep::new(Way::Copy, pages, None);
+        }
+        let began = self.choice.is_free().then(now);
+        Sweep::new(self.choice.pick(pages), pages, began)
     }
 
     /// Whether the pages are reached without asking the hypervisor, as a rule.
@@ -135,14 +158,29 @@ impl<H: Hypervisor> Reach<H> {
         matches!(self.ways, Ways::Persistent(_))
     }
 
-    /// Whether this sweep copies what it can.
-    pub fn copies(&self) -> bool {
-        self.way == Way::Copy && matches!(self.ways, Ways::PerRequest { .. })
+    /// Notes the index pages of an indirect request to be fetched; `None` if this sweep has no room.
+    pub fn queue_index(&mut self, indirect: &Indirect) -> Option<IndexPlace> {
+        self.indexes.queue(&mut self.ways, indirect)
     }
 
-    /// The device is asked for its memory, to copy from or to it.
-    pub fn memory_asked(&mut self) {
-        self.asked = true;
+    /// Fetches all index pages noted: at most one hypercall.
+    pub fn fetch_indexes(&mut self) {
+        self.indexes.fetch(&mut self.ways, &mut self.bounce);
+    }
+
+    /// Reads the segments of an indirect request into `pages`, and says how many bytes they are.
+    pub fn read_index(
+        &self,
+        place: IndexPlace,
+        pool: &mut PagePool,
+        pages: &mut Pages,
+    ) -> Result<usize, IndexFault> {
+        self.indexes.read(&self.ways, place, pool, pages)
+    }
+
+    /// Forgets the index pages of this sweep.
+    pub fn clear_indexes(&mut self) {
+        self.indexes.clear(&mut self.ways);
     }
 
     /// Notes all pages of a request to be copied from or to `memory`. False if that is not
@@ -150,9 +188,10 @@ impl<H: Hypervisor> Reach<H> {
     ///
     /// # Safety
     /// `memory` is the device's own, has as many bytes as the pages together, and stays until
-    /// [`go`](Self::go) returns.
+    /// [`execute`](Self::execute) returns.
     pub unsafe fn queue_copies(
         &mut self,
+        _: &Sweep<Queueing>,
         pool: &mut PagePool,
         pages: &Pages,
         direction: Direction,
@@ -181,7 +220,13 @@ impl<H: Hypervisor> Reach<H> {
     }
 
     /// Notes all pages of a request to be mapped.
-    pub fn queue_maps(&mut self, pool: &mut PagePool, pages: &Pages, access: Access) {
+    pub fn queue_maps(
+        &mut self,
+        _: &Sweep<Queueing>,
+        pool: &mut PagePool,
+        pages: &Pages,
+        access: Access,
+    ) {
         let ways = &mut self.ways;
         pool.for_each(pages, |page| {
             // One that finds no room stays unreached, and is copied later.
@@ -197,7 +242,14 @@ impl<H: Hypervisor> Reach<H> {
     }
 
     /// Maps and copies everything noted: one hypercall each, where there is anything.
-    pub fn go(&mut self) {
+    pub fn execute(&mut self, sweep: Sweep<Queueing>) -> Sweep<Executed> {
+        let Sweep {
+            way,
+            pages,
+            mut began,
+            asked,
+            ..
+        } = sweep;
         match &mut self.ways {
             Ways::Persistent(cache) => cache.map_queued(),
             Ways::PerRequest { window, copies, .. } => {
@@ -206,13 +258,18 @@ impl<H: Hypervisor> Reach<H> {
                 if window.take_slotless() > 0 {
                     self.slotless = COPIED_INSTEAD;
                     // What it took says nothing.
-                    self.began = None;
+                    began = None;
                 }
             }
+        }
+        Sweep {
+            asked,
+            ..Sweep::new(way, pages, began)
         }
     }
 
     /// A page as the device gets it, or why it is not mapped.
+    #[inline]
     pub fn segment(&self, page: &Page) -> Result<IoSegment, GrantStatus> {
         let (address, frame) = match (&self.ways, &page.hold) {
             (Ways::PerRequest { window, .. }, Hold::Mapped(slot)) => {
@@ -233,7 +290,13 @@ impl<H: Hypervisor> Reach<H> {
     }
 
     /// Whether a request was copied, and how that went; `None` if it was not.
-    pub fn copied(&self, pool: &PagePool, pages: &Pages) -> Option<Result<(), GrantStatus>> {
+    #[inline]
+    pub fn copied(
+        &self,
+        _: &Sweep<Executed>,
+        pool: &PagePool,
+        pages: &Pages,
+    ) -> Option<Result<(), GrantStatus>> {
         let Ways::PerRequest { copies, .. } = &self.ways else {
             return None;
         };
@@ -250,23 +313,8 @@ impl<H: Hypervisor> Reach<H> {
         any.then_some(Ok(()))
     }
 
-    /// Forgets the copies of this sweep: what became of them is known.
-    pub fn clear_copies(&mut self) {
-        if let Ways::PerRequest { copies, .. } = &mut self.ways {
-            // Nothing was copied, so the time that it takes tells nothing of copies. Nor does that nothing
-            // was copied, where nothing was asked of the device, as for a flush with data.
-            if self.way == Way::Copy
-                && copies.is_empty()
-                && self.began.take().is_some()
-                && self.asked
-            {
-                self.choice.rule_out(Way::Copy, self.pages);
-            }
-            copies.clear();
-        }
-    }
-
     /// Gives a page up.
+    #[inline]
     pub fn release(&mut self, hold: Hold) {
         match (&mut self.ways, hold) {
             (Ways::PerRequest { window, .. }, Hold::Mapped(slot)) => window.queue_unmap(slot),
@@ -283,14 +331,26 @@ impl<H: Hypervisor> Reach<H> {
         }
     }
 
-    /// The sweep is over: learns what it has cost.
-    pub fn learn(&mut self, now: impl FnOnce() -> Instant) {
-        if let Some(began) = self.began.take()
-            && self.pages > 0
-        {
-            let took = now().since(began);
-            self.choice.learn(self.way, self.pages, took);
+    /// The sweep is over: what became of its copies is known. Learns what it has cost.
+    pub fn finish(&mut self, sweep: Sweep<Executed>, now: impl FnOnce() -> Instant) {
+        let Ways::PerRequest { copies, .. } = &mut self.ways else {
+            return;
+        };
+        let nothing_copied = copies.is_empty();
+        copies.clear();
+        let Some(began) = sweep.began else {
+            return;
+        };
+        // Nothing was copied, so the time that it took tells nothing of copies. Nor does that nothing
+        // was copied, where nothing was asked of the device, as for a flush with data.
+        if sweep.way == Way::Copy && nothing_copied {
+            if sweep.asked {
+                self.choice.rule_out(Way::Copy, sweep.pages);
+            }
+            return;
         }
+        self.choice
+            .learn(sweep.way, sweep.pages, now().since(began));
     }
 
     /// Shows what was asked of Xen.

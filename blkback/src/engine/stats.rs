@@ -1,5 +1,6 @@
 //! What a queue counts while it serves: plain adds by its own vCPU, readable from any.
 
+use bulkhead_ring::blkif::Opcode;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! stats {
@@ -83,6 +84,24 @@ stats! {
     sleeps,
     /// The most requests in service at a time.
     deepest,
+}
+
+impl QueueStats {
+    /// Counts a request that was done, of so many sectors.
+    pub(super) fn request(&self, operation: Opcode, sectors: u64) {
+        match operation {
+            Opcode::READ => {
+                self.reads.add(1);
+                self.sectors_read.add(sectors);
+                return;
+            }
+            Opcode::WRITE => self.writes.add(1),
+            Opcode::WRITE_BARRIER => self.barriers.add(1),
+            Opcode::FLUSH_DISKCACHE => self.flushes.add(1),
+            _ => self.discards.add(1),
+        }
+        self.sectors_written.add(sectors);
+    }
 }
 
 /// A number that one task adds to and anyone reads.

@@ -1,0 +1,60 @@
+//! What is told of a frontend's mistakes.
+
+use super::stats::QueueStats;
+use crate::guest_log::GuestLog;
+use alloc::string::String;
+use alloc::sync::Arc;
+use bulkhead_executor::Handle;
+use bulkhead_xen::Hypervisor;
+use core::fmt;
+
+/// How many of a frontend's mistakes a queue puts into the log; a hostile one has no end of them.
+const MOST_COMPLAINTS: u32 = 10;
+
+/// Counts a queue's failed requests, and logs the first few.
+pub(super) struct Complaints<H: Hypervisor> {
+    /// The name of the disk and the queue.
+    name: String,
+    log: Arc<GuestLog>,
+    /// Shows the time.
+    handle: Handle<H>,
+    stats: Arc<QueueStats>,
+    count: u32,
+}
+
+impl<H: Hypervisor> Complaints<H> {
+    /// None yet, of the queue with that name.
+    pub fn new(
+        name: String,
+        log: Arc<GuestLog>,
+        handle: &Handle<H>,
+        stats: Arc<QueueStats>,
+    ) -> Self {
+        Complaints {
+            name,
+            log,
+            handle: handle.clone(),
+            stats,
+            count: 0,
+        }
+    }
+
+    /// Counts a frontend's mistake, or a failure of the device, and puts the first few into the
+    /// log.
+    #[cold]
+    pub fn complain(&mut self, what: fmt::Arguments<'_>) {
+        self.stats.errors.add(1);
+        self.count = self.count.saturating_add(1);
+        if self.count <= MOST_COMPLAINTS {
+            self.warn(what);
+        }
+        if self.count == MOST_COMPLAINTS {
+            self.warn(format_args!("further mistakes are not logged"));
+        }
+    }
+
+    fn warn(&self, what: fmt::Arguments<'_>) {
+        let line = format_args!("{}: {what}", self.name);
+        self.log.say(self.handle.now(), log::Level::Warn, line);
+    }
+}

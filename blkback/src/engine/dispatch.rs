@@ -1,0 +1,409 @@
+//! Takes requests off the ring, as far as they may begin, and puts the answers on it.
+
+use super::complaints::Complaints;
+use super::flight::{Flights, Steps};
+use super::indirect::{IndexFault, IndexPlace, MOST_INDEX_PAGES};
+use super::needs::most_pages;
+use super::pages::{Hold, PagePool, Pages};
+use super::reach::Reach;
+use super::setup::{ConnectError, QueueError};
+use super::stats::QueueStats;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use bulkhead_grant::MappedPages;
+use bulkhead_grant::memory::room_for;
+use bulkhead_images::{IoError, Op, Sector, Tag};
+use bulkhead_ring::blkif::{
+    Abi, Blkif, Discard, Indirect, Opcode, Operation, Request, Response, SECTOR_SIZE, Status,
+    Transfer, TransferKind,
+};
+use bulkhead_ring::{BackRing, SharedPages};
+use bulkhead_xen::Hypervisor;
+
+/// Owns the ring, the requests in flight and their pages: decides which requests may begin now and
+/// which have to wait, and answers those that have ended.
+pub(super) struct Dispatcher<H: Hypervisor> {
+    ring: BackRing<SharedPages, Blkif>,
+    /// What `ring` lies in; dropped after it.
+    _ring_pages: MappedPages<H>,
+    pub flights: Flights,
+    pub pool: PagePool,
+    /// Requests of this sweep that are to be started.
+    begun: Vec<u16>,
+    /// Requests of this sweep whose segments have to be fetched first.
+    indexing: Vec<(Tag, IndexPlace)>,
+    /// How many pages the requests of this sweep have.
+    pages: usize,
+    /// How many of them are not in the pool yet.
+    reserved: usize,
+    /// A request that was taken off the ring and has to wait for those in flight. Those after it
+    /// stay on the ring.
+    held: Option<Request>,
+    /// A barrier is in flight: nothing begins before it has ended.
+    barrier: bool,
+    indirect_segments: usize,
+    discard: bool,
+    /// An answer was put since the pages of answered requests were last unmapped.
+    answered: bool,
+    pub complaints: Complaints<H>,
+    stats: Arc<QueueStats>,
+}
+
+/// What was taken off the ring for one sweep.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Taken {
+    /// How many requests, those included that were refused at once.
+    pub requests: u32,
+    /// How many pages those have that are to be started.
+    pub pages: usize,
+}
+
+/// What became of a request.
+enum Begun {
+    /// It is in flight, or was answered.
+    Yes,
+    /// It has to wait until something in flight has ended.
+    NotYet,
+}
+
+impl<H: Hypervisor> Dispatcher<H> {
+    /// Takes over the ring in those pages. One that was served before goes on where it was: its first
+    /// slots hold responses. The frontend was offered to `discard`, and requests of `indirect_segments`.
+    pub fn attach(
+        pages: MappedPages<H>,
+        abi: Abi,
+        indirect_segments: usize,
+        discard: bool,
+        complaints: Complaints<H>,
+        stats: Arc<QueueStats>,
+    ) -> Result<Self, ConnectError> {
+        let ring = attach(&pages, abi)?;
+        let slots = ring.slots() as usize;
+        Ok(Dispatcher {
+            ring,
+            _ring_pages: pages,
+            flights: Flights::new(slots)?,
+            pool: PagePool::new(most_pages(slots, indirect_segments))?,
+            begun: room_for(slots)?,
+            // Each of them has an index page, at least.
+            indexing: room_for(slots.min(MOST_INDEX_PAGES))?,
+            pages: 0,
+            reserved: 0,
+            held: None,
+            barrier: false,
+            indirect_segments,
+            discard,
+            answered: false,
+            complaints,
+            stats,
+        })
+    }
+
+    /// How many requests the frontend can have outstanding.
+    pub fn slots(&self) -> u32 {
+        self.ring.slots()
+    }
+
+    /// How many requests could be taken.
+    pub fn waiting(&self) -> Result<u32, QueueError> {
+        match self.is_stuck() {
+            // While something stands in the way, the completion of a request is what goes on.
+            true => Ok(0),
+            false => Ok(self.ring.unconsumed()? + self.held()),
+        }
+    }
+
+    /// Takes no request any more but those that are on the ring at this moment.
+    pub fn close(&mut self) -> Result<(), QueueError> {
+        self.ring.close()?;
+        Ok(())
+    }
+
+    /// How many requests of a [closed](Self::close) ring are still to be taken.
+    pub fn untaken(&self) -> u32 {
+        self.ring.untaken() + self.held()
+    }
+
+    /// How many answers the frontend has not been shown yet.
+    pub fn unpublished(&self) -> u32 {
+        self.ring.unpublished()
+    }
+
+    /// Shows the frontend what was answered. True if it asked to be notified of that.
+    pub fn publish(&mut self) -> bool {
+        self.ring.publish()
+    }
+
+    /// Asks the frontend to notify us of its next request. True means that there is one already
+    /// that could be taken.
+    pub fn final_check(&mut self) -> Result<bool, QueueError> {
+        Ok(!self.is_stuck() && self.ring.final_check()?)
+    }
+
+    /// How many requests wait that are not on the ring any more.
+    fn held(&self) -> u32 {
+        self.held.is_some().into()
+    }
+
+    /// Whether nothing more can be taken before something in flight has ended.
+    fn is_stuck(&self) -> bool {
+        self.flights.in_flight() > 0
+            && (self.flights.free() == 0 || self.barrier || self.held.is_some())
+    }
+
+    /// Takes requests while there is room for them, and learns what pages they have.
+    pub fn take(&mut self, reach: &mut Reach<H>) -> Result<Taken, QueueError> {
+        let mut requests = 0;
+        self.pages = 0;
+        self.reserved = 0;
+        while self.flights.free() > 0 && !self.barrier {
+            let request = match self.held.take() {
+                Some(request) => request,
+                None => match self.ring.take()? {
+                    None => break,
+                    Some(Ok(request)) => request,
+                    Some(Err(malformed)) => {
+                        self.complaints
+                            .complain(format_args!("a malformed request: {}", malformed.fault));
+                        self.answer(&malformed.response());
+                        requests += 1;
+                        continue;
+                    }
+                },
+            };
+            match self.begin(&request, reach) {
+                Begun::Yes => requests += 1,
+                Begun::NotYet => {
+                    self.held = Some(request);
+                    break;
+                }
+            }
+        }
+        if !self.indexing.is_empty() {
+            self.read_indexes(reach);
+        }
+        Ok(Taken {
+            requests,
+            pages: self.pages,
+        })
+    }
+
+    /// One of the requests that are to be started in this sweep.
+    pub fn begun(&self, index: usize) -> Tag {
+        Tag(self.begun[index].into())
+    }
+
+    /// The number of requests that are to be started in this sweep.
+    pub fn how_many_begun(&self) -> usize {
+        self.begun.len()
+    }
+
+    /// Forgets them: they are started.
+    pub fn clear_begun(&mut self) {
+        self.begun.clear();
+    }
+
+    /// Whether an answer was put since [`clear_answered`](Self::clear_answered).
+    pub fn has_answered(&self) -> bool {
+        self.answered
+    }
+
+    /// The pages of all answered requests are unmapped.
+    pub fn clear_answered(&mut self) {
+        self.answered = false;
+    }
+
+    /// Answers a request that has ended. `release` gets how each of its pages was held.
+    #[inline]
+    pub fn end(&mut self, tag: Tag, outcome: Result<(), IoError>, release: impl FnMut(Hold)) {
+        let flight = self.flights.get(tag);
+        let (id, operation, bytes) = (flight.id, flight.opcode, flight.bytes as usize);
+        let mut pages = core::mem::replace(&mut flight.pages, Pages::EMPTY);
+        self.pool.drain(&mut pages, release);
+        self.flights.end(tag);
+        if operation == Opcode::WRITE_BARRIER {
+            self.barrier = false;
+        }
+        let status = match outcome {
+            Ok(()) => Status::Okay,
+            Err(IoError::NotSupported) => Status::NotSupported,
+            Err(_) => Status::Error,
+        };
+        match outcome {
+            Ok(()) => self.stats.request(operation, (bytes / SECTOR_SIZE) as u64),
+            // Nobody waits for it any more.
+            Err(IoError::Cancelled) => {}
+            Err(error) => self
+                .complaints
+                .complain(format_args!("{operation} failed: {error}")),
+        }
+        self.answer(&Response {
+            id,
+            operation,
+            status,
+        });
+    }
+
+    /// Puts an answer on the ring, for the frontend to see when it is next [shown](Self::publish) any.
+    #[inline]
+    fn answer(&mut self, answer: &Response) {
+        self.answered = true;
+        if self.ring.respond(answer).is_err() {
+            // Cannot be: each request in flight was taken off the ring and is answered once.
+            debug_assert!(false, "an answer that nobody waits for");
+        }
+    }
+
+    fn begin(&mut self, request: &Request, reach: &mut Reach<H>) -> Begun {
+        match &request.operation {
+            Operation::Transfer(transfer) => self.begin_transfer(request, transfer, reach),
+            Operation::Indirect(indirect) => self.begin_indirect(request, indirect, reach),
+            Operation::Flush => self.begin_plain(request, Op::Flush),
+            Operation::Discard(_) if !self.discard => self.refuse(request, Status::NotSupported),
+            Operation::Discard(discard) => self.begin_plain(request, discard_op(discard)),
+        }
+    }
+
+    #[inline]
+    fn begin_transfer(
+        &mut self,
+        request: &Request,
+        transfer: &Transfer,
+        reach: &Reach<H>,
+    ) -> Begun {
+        let barrier = transfer.kind == TransferKind::WriteBarrier;
+        if !self.has_room(transfer.segments.len(), reach)
+            || (barrier && self.flights.in_flight() > 0)
+        {
+            return Begun::NotYet;
+        }
+        let is_empty = transfer.segments.is_empty();
+        let steps = Steps::of_transfer(transfer.kind, transfer.sector, is_empty);
+        // `take` looked for a free place.
+        let Some(tag) = self.flights.begin(request.id, request.opcode(), steps) else {
+            return self.refuse(request, Status::Error);
+        };
+        self.barrier = barrier;
+        self.pages += transfer.segments.len();
+        let flight = self.flights.get(tag);
+        for segment in transfer.segments.iter() {
+            let fits = self.pool.push(&mut flight.pages, *segment);
+            debug_assert!(fits, "room was looked for");
+            flight.bytes += segment.len() as u32;
+        }
+        self.begun.push(tag.0 as u16);
+        Begun::Yes
+    }
+
+    fn begin_indirect(
+        &mut self,
+        request: &Request,
+        indirect: &Indirect,
+        reach: &mut Reach<H>,
+    ) -> Begun {
+        let segments = indirect.segments();
+        if segments > self.indirect_segments {
+            return self.refuse(request, Status::Error);
+        }
+        if !self.has_room(segments, reach) {
+            return Begun::NotYet;
+        }
+        let Some(place) = reach.queue_index(indirect) else {
+            // The next sweep starts with all room for index pages.
+            return Begun::NotYet;
+        };
+        let steps = Steps::of_transfer(indirect.kind, indirect.sector, false);
+        let Some(tag) = self.flights.begin(request.id, request.opcode(), steps) else {
+            return self.refuse(request, Status::Error);
+        };
+        self.pages += segments;
+        self.reserved += segments;
+        self.indexing.push((tag, place));
+        self.stats.indirect.add(1);
+        Begun::Yes
+    }
+
+    /// An operation without pages.
+    fn begin_plain(&mut self, request: &Request, op: Op) -> Begun {
+        let steps = Steps::of(op);
+        match self.flights.begin(request.id, request.opcode(), steps) {
+            Some(tag) => self.begun.push(tag.0 as u16),
+            None => return self.refuse(request, Status::Error),
+        }
+        Begun::Yes
+    }
+
+    /// Whether there is room for so many pages more. With nothing in flight there is, or will
+    /// never be.
+    fn has_room(&self, pages: usize, reach: &Reach<H>) -> bool {
+        let pool = self.pool.free() - self.reserved;
+        let reach = reach.room().saturating_sub(self.pages);
+        pages <= pool.min(reach) || (self.flights.in_flight() == 0 && pages <= pool)
+    }
+
+    /// An operation that was not offered.
+    fn refuse(&mut self, request: &Request, status: Status) -> Begun {
+        self.complaints
+            .complain(format_args!("{} is not offered so", request.opcode()));
+        self.answer(&request.response(status));
+        Begun::Yes
+    }
+
+    /// Fetches the segments of indirect requests, all in one hypercall, and checks them.
+    fn read_indexes(&mut self, reach: &mut Reach<H>) {
+        reach.fetch_indexes();
+        for index in 0..self.indexing.len() {
+            let (tag, place) = self.indexing[index];
+            let flight = self.flights.get(tag);
+            match reach.read_index(place, &mut self.pool, &mut flight.pages) {
+                Ok(bytes) => {
+                    flight.bytes = bytes as u32;
+                    self.begun.push(tag.0 as u16);
+                }
+                Err(fault) => self.refuse_indexed(tag, fault),
+            }
+        }
+        reach.clear_indexes();
+        self.indexing.clear();
+        self.reserved = 0;
+    }
+
+    /// An indirect request whose segments cannot be had.
+    #[cold]
+    fn refuse_indexed(&mut self, tag: Tag, fault: IndexFault) {
+        let flight = self.flights.get(tag);
+        let (id, operation) = (flight.id, flight.opcode);
+        let mut pages = core::mem::replace(&mut flight.pages, Pages::EMPTY);
+        self.pool.drain(&mut pages, |_| ());
+        self.flights.end(tag);
+        self.complaints
+            .complain(format_args!("a malformed indirect request: {fault}"));
+        let status = Status::Error;
+        self.answer(&Response {
+            id,
+            operation,
+            status,
+        });
+    }
+}
+
+fn discard_op(discard: &Discard) -> Op {
+    Op::Discard {
+        sector: Sector(discard.sector.0),
+        count: Sector(discard.count),
+        secure: discard.secure,
+    }
+}
+
+/// The backend's end of the ring in those pages.
+#[allow(unsafe_code, reason = "a promise about pages that this module owns")]
+fn attach<H: Hypervisor>(
+    pages: &MappedPages<H>,
+    abi: Abi,
+) -> Result<BackRing<SharedPages, Blkif>, ConnectError> {
+    // SAFETY: `Dispatcher` keeps `pages` for longer than the ring that uses them (fields are dropped
+    // in their order), and nothing refers into them.
+    let shared = unsafe { SharedPages::new(pages.base(), pages.pages()) };
+    let shared = shared.map_err(ConnectError::Pages)?;
+    BackRing::attach(shared, Blkif::new(abi)).map_err(ConnectError::Attach)
+}

@@ -1,0 +1,16 @@
+//! What a queue gets at the pages of its frontend with.
+
+use bulkhead_grant::{CopyBatch, PersistentCache, Window};
+use bulkhead_xen::Hypervisor;
+
+/// Which one it is, is settled when the queue connects.
+pub(super) enum Ways<H: Hypervisor> {
+    /// The frontend keeps its pages granted, and we keep them mapped.
+    Persistent(PersistentCache<H>),
+    /// Each request has pages of its own.
+    PerRequest {
+        window: Window<H>,
+        copies: CopyBatch<H>,
+        indexes: CopyBatch<H>,
+    },
+}

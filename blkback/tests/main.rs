@@ -8,6 +8,7 @@ mod bad_queues;
 mod bad_requests;
 mod bad_targets;
 mod broken_store;
+mod bus_addresses;
 mod closing;
 mod discard;
 mod error_nodes;

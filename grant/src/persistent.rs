@@ -5,11 +5,11 @@
 //! holds. A frontend may cycle through more grants than fit: then each sweep maps and unmaps in
 //! one hypercall each, as without persistence.
 
-use crate::memory::{filled, room_for};
+use crate::memory::{OutOfMemory, filled, room_for};
 use crate::window::{Calls, Slot, Window};
 use crate::{Access, NoRoom, Region};
 use alloc::vec::Vec;
-use bulkhead_xen::{DomId, Frame, GrantRef, GrantStatus, Hypervisor};
+use bulkhead_xen::{DmaAddr, DomId, GrantRef, GrantStatus, Hypervisor};
 use core::fmt;
 use core::ptr::NonNull;
 
@@ -143,6 +143,11 @@ impl<H: Hypervisor> PersistentCache<H> {
             hits: 0,
             misses: 0,
         })
+    }
+
+    /// Keeps from now on where devices find the pages ([`dma_addr`](Self::dma_addr)), which takes memory.
+    pub fn keep_dma_addrs(&mut self) -> Result<(), OutOfMemory> {
+        self.window.keep_dma_addrs()
     }
 
     /// How many pages are cached.
@@ -353,11 +358,12 @@ impl<H: Hypervisor> PersistentCache<H> {
         self.window.address(slot)
     }
 
-    /// The guest frame at which a page is mapped, as a device behind the IOMMU would name it.
+    /// Returns where devices find a page that is mapped. `None` if it is not, or if that is not kept
+    /// ([`keep_dma_addrs`](Self::keep_dma_addrs)).
     #[inline]
-    pub fn frame(&self, held: &Held) -> Option<Frame> {
+    pub fn dma_addr(&self, held: &Held) -> Option<DmaAddr> {
         let slot = self.entries[usize::from(held.entry)].slot.as_ref()?;
-        Some(self.window.frame(slot))
+        self.window.dma_addr(slot)
     }
 
     /// Ends the use of a page by a request. It stays mapped as long as there is room.

@@ -8,7 +8,7 @@ use crate::Access;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_xen::abi::grant_table::{EntryFlags, EntryV1, RESERVED_ENTRIES};
-use bulkhead_xen::{DomId, Frame, GrantRef, Hypervisor};
+use bulkhead_xen::{DomId, Gfn, GrantRef, Hypervisor};
 use core::fmt;
 use core::sync::atomic::Ordering;
 use spin::Mutex;
@@ -109,7 +109,7 @@ impl<H: Hypervisor> GrantTable<H> {
     pub unsafe fn grant(
         &self,
         domain: DomId,
-        frame: Frame,
+        frame: Gfn,
         access: Access,
     ) -> Result<Grant<H>, TableFull> {
         let entry = self.entry()?;
@@ -217,7 +217,7 @@ impl<H: Hypervisor> Entry<H> {
     /// As long as the grant lasts, the frame is own memory that is accessed by volatile or atomic
     /// accesses alone, and its whole content may be seen by `domain`. It lasts until
     /// [`Grant::end`] succeeds.
-    pub unsafe fn grant(self, domain: DomId, frame: Frame, access: Access) -> Grant<H> {
+    pub unsafe fn grant(self, domain: DomId, frame: Gfn, access: Access) -> Grant<H> {
         let frame = u32::try_from(frame.0).expect("version 1 entries hold frames below 2^32");
         let entry = self.table.at(self.gref);
         entry.frame.store(frame, Ordering::Relaxed);

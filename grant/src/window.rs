@@ -6,7 +6,7 @@ use crate::{Access, EAGAIN_TRIES};
 use alloc::vec::Vec;
 use bulkhead_xen::abi::grant_table::{MapGrantRef, UnmapGrantRef};
 use bulkhead_xen::{
-    DomId, Errno, Frame, GrantHandle, GrantRef, GrantStatus, Hypervisor, PAGE_SHIFT,
+    DmaAddr, DomId, Errno, GrantHandle, GrantRef, GrantStatus, Hypervisor, PAGE_SHIFT,
 };
 use core::fmt;
 use core::num::NonZeroU32;
@@ -23,6 +23,8 @@ pub struct Window<H: Hypervisor> {
     /// The address of its first page.
     start: u64,
     states: Vec<State>,
+    /// Where devices find the pages that are mapped. Empty if no device uses them.
+    dma: Vec<Option<DmaAddr>>,
     /// The first free page; each names the next.
     free: u32,
     free_count: usize,
@@ -125,6 +127,7 @@ impl<H: Hypervisor> Window<H> {
             place,
             start,
             states: filled(pages, |page| State::free(next(page)))?,
+            dma: Vec::new(),
             free: if pages > 0 { 0 } else { NONE },
             free_count: pages,
             maps: room_for(batch)?,
@@ -133,6 +136,12 @@ impl<H: Hypervisor> Window<H> {
             slotless: 0,
             calls: Calls::default(),
         })
+    }
+
+    /// Keeps from now on where devices find the pages ([`dma_addr`](Self::dma_addr)), which takes memory.
+    pub fn keep_dma_addrs(&mut self) -> Result<(), OutOfMemory> {
+        self.dma = filled(self.states.len(), |_| None)?;
+        Ok(())
     }
 
     /// The domain whose grants it maps.
@@ -236,6 +245,9 @@ impl<H: Hypervisor> Window<H> {
                     GrantStatus::OKAY => State::mapped(map.handle),
                     refused => State::unmapped(refused),
                 };
+                if let Some(kept) = self.dma.get_mut(page) {
+                    *kept = map.dma_addr();
+                }
                 if map.status == GrantStatus::EAGAIN {
                     self.maps[again] = map;
                     again += 1;
@@ -274,10 +286,14 @@ impl<H: Hypervisor> Window<H> {
         }
     }
 
-    /// The guest frame at which a page is mapped, as a device behind the IOMMU would name it.
+    /// Returns where devices find a page that is mapped. `None` if it is not, or if that is not kept
+    /// ([`keep_dma_addrs`](Self::keep_dma_addrs)).
     #[inline]
-    pub fn frame(&self, slot: &Slot) -> Frame {
-        Frame(self.place.address(self.index(slot)) >> PAGE_SHIFT)
+    pub fn dma_addr(&self, slot: &Slot) -> Option<DmaAddr> {
+        let page = self.index(slot);
+        let kept = *self.dma.get(page)?;
+        // What was mapped there before has left its address.
+        kept.filter(|_| matches!(self.states[page], State::Mapped(_)))
     }
 
     /// Notes a page to be unmapped by the next [`unmap_queued`](Self::unmap_queued), or by this call if

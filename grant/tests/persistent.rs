@@ -3,7 +3,7 @@
 mod pair;
 
 use bulkhead_grant::{Access, CacheFull, Held, PersistentCache};
-use bulkhead_xen::sim::{SimDoor, Stats};
+use bulkhead_xen::sim::{DomainKind, SimDoor, Stats};
 use bulkhead_xen::{GrantRef, GrantStatus};
 use pair::{Pair, peek, poke};
 
@@ -244,4 +244,42 @@ fn pages_that_are_held_may_find_no_map_slot() {
     assert!(cache.len() < 5);
     drop(cache);
     pair.assert_clean();
+}
+
+#[test]
+fn a_device_finds_the_cached_pages() {
+    let pair = Pair::of(DomainKind::Pv);
+    let device = pair.backend.add_device();
+    let pages: Vec<_> = (8..20).map(|gref| pair.grant(gref)).collect();
+    let read_only = pair.grant_read_only(20);
+    let mut cache = cache(&pair, 8);
+    cache.keep_dma_addrs().unwrap();
+    // More than fit, so that pages of the region change hands.
+    for round in 0..3 {
+        for (gref, page) in (8..).zip(&pages) {
+            let held = cache.hold(GrantRef(gref), WRITE).unwrap();
+            cache.map_queued();
+            let address = cache.dma_addr(&held).expect("mapped");
+            let value = round * 16 + gref as u8;
+            device.write(address, &[value]).unwrap();
+            assert_eq!(peek(*page), value);
+            // Known now, and still there.
+            let again = cache.hold(GrantRef(gref), READ).unwrap();
+            assert_eq!(cache.dma_addr(&again), Some(address));
+            cache.release(again);
+            cache.release(held);
+        }
+    }
+    poke(read_only, 5);
+    let held = cache.hold(GrantRef(20), READ).unwrap();
+    cache.map_queued();
+    let address = cache.dma_addr(&held).expect("mapped for reading");
+    let mut byte = [0];
+    device.read(address, &mut byte).unwrap();
+    assert_eq!(byte, [5]);
+    cache.release(held);
+    drop(cache);
+    assert!(device.read(address, &mut byte).is_err(), "unmapped");
+    assert_eq!(pair.backend.violations().len(), 1, "that");
+    assert_eq!(pair.backend.live_mappings(), 0);
 }

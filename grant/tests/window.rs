@@ -3,7 +3,7 @@
 mod pair;
 
 use bulkhead_grant::{Access, NoRoom, OutOfSpace, Slot, Window, WindowFull};
-use bulkhead_xen::sim::{GrantUse, Hypercall, SimDoor};
+use bulkhead_xen::sim::{DomainKind, GrantUse, Hypercall, SimDoor};
 use bulkhead_xen::{Errno, GrantRef, GrantStatus};
 use pair::{Pair, peek, poke};
 
@@ -278,4 +278,51 @@ fn the_region_can_be_used_up() {
     assert_eq!(refused, NoRoom::Space(full));
     drop(window);
     assert!(pair.region.window(pair.guest(), all).is_ok());
+}
+
+#[test]
+fn a_device_finds_the_mapped_pages() {
+    let pair = Pair::of(DomainKind::Pv);
+    let device = pair.backend.add_device();
+    let pages: Vec<_> = (8..12).map(|gref| pair.grant(gref)).collect();
+    let mut window = pair.region.window(pair.guest(), 4).unwrap();
+    window.keep_dma_addrs().unwrap();
+    for round in 0..3 {
+        // The pages of the window have other grants each time.
+        let slots: Vec<Slot> = (0..4)
+            .map(|page| queue(&mut window, 8 + (page + round) % 4))
+            .collect();
+        assert_eq!(window.dma_addr(&slots[0]), None, "not mapped yet");
+        window.map_queued();
+        for (page, slot) in (0..).zip(&slots) {
+            let address = window.dma_addr(slot).expect("mapped");
+            let value = (round * 4 + page) as u8;
+            device.write(address.offset(5), &[value]).unwrap();
+            let granted = pages[(page + round) as usize % 4];
+            // SAFETY: within the page.
+            assert_eq!(peek(unsafe { granted.add(5) }), value);
+        }
+        for slot in slots {
+            window.queue_unmap(slot);
+        }
+        window.unmap_queued();
+    }
+    let refused = queue(&mut window, 100);
+    window.map_queued();
+    assert_eq!(window.dma_addr(&refused), None);
+    window.queue_unmap(refused);
+    pair.assert_clean();
+}
+
+#[test]
+fn where_devices_find_pages_is_kept_only_if_asked_for() {
+    let pair = Pair::of(DomainKind::Pv);
+    pair.grant(8);
+    let mut window = pair.region.window(pair.guest(), 4).unwrap();
+    let slot = queue(&mut window, 8);
+    window.map_queued();
+    assert_eq!(window.dma_addr(&slot), None);
+    window.queue_unmap(slot);
+    window.unmap_queued();
+    pair.assert_clean();
 }

@@ -3,7 +3,8 @@
 use crate::io::{Io, IoError, Op, Submitted, Tag};
 use alloc::boxed::Box;
 use alloc::string::String;
-use bulkhead_xen::VcpuId;
+use alloc::sync::Arc;
+use bulkhead_xen::{DmaMemory, VcpuId};
 use core::fmt;
 use core::future::Future;
 use core::pin::Pin;
@@ -57,6 +58,15 @@ pub fn not_opened<'a>(error: OpenQueueError) -> OpenQueue<'a> {
 pub trait IoQueue {
     /// Returns what the queue can take. It stays the same as long as the queue is open.
     fn caps(&self) -> Caps;
+
+    /// Returns how this domain's own memory is named to the device, for queues with [`DataAccess::Dma`]:
+    /// the caller may have copied a guest's data there. Each of their segments has a bus address
+    /// ([`IoSegment::dma_addr`](crate::IoSegment::dma_addr)).
+    ///
+    /// Queues with other ways of access are not asked.
+    fn dma_memory(&self) -> Option<Arc<dyn DmaMemory>> {
+        None
+    }
 
     /// Starts a request. A store that answers [`Submitted::Pending`] has
     /// [kept](crate::IoSegment::keep) the segments; the slice is only lent for the call.
@@ -163,7 +173,7 @@ pub enum DataAccess {
     Staged,
     /// It copies from and to mapped segments.
     Mapped,
-    /// A device reads and writes the segments by their bus addresses.
+    /// A device reads and writes the segments by their bus addresses ([`IoQueue::dma_memory`]).
     Dma,
 }
 

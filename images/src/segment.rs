@@ -1,11 +1,12 @@
 //! Segments: runs of bytes in guests' memory that a request moves.
 
 use crate::guest_memory;
-use bulkhead_xen::Frame;
+use bulkhead_xen::DmaAddr;
 use core::ptr::NonNull;
 
 /// A run of bytes within one page of a guest's memory, named by address for stores that copy
-/// and by frame for those that hand pages to a device. The guest may change the bytes at any time.
+/// and by bus address for those that let a device read and write them. The guest may change the bytes at any
+/// time.
 ///
 /// It is only lent to a store, so that moving bytes is safe while the store has it; one whose requests
 /// are pending [keeps](Self::keep) it.
@@ -13,30 +14,28 @@ use core::ptr::NonNull;
 pub struct IoSegment {
     address: NonNull<u8>,
     len: usize,
-    frame: Frame,
+    dma: Option<DmaAddr>,
 }
+
+const _: () = assert!(size_of::<IoSegment>() == 24);
 
 // SAFETY: it is an address; the promise made in `new` holds on every vCPU.
 unsafe impl Send for IoSegment {}
 
 impl IoSegment {
-    /// A segment of `len` bytes at `address`, in the page whose frame is `frame`.
+    /// A segment of `len` bytes at `address`, which devices find at `dma`, if they can.
     ///
     /// # Safety
     /// As long as the segment, or one that was [kept](Self::keep), exists, the bytes are mapped on every
-    /// vCPU, readable, and for reads writable. A submitted segment is as good as kept from its submission
+    /// vCPU, readable, and for reads writable; and so they are for devices, if there is a bus address. A submitted segment is as good as kept from its submission
     /// until its request's completion has been told, or
     /// [`poll_close`](crate::IoQueue::poll_close) of its queue was ready. Nothing in this domain holds a
     /// Rust reference to the bytes, and they lie within one page.
-    pub const unsafe fn new(address: NonNull<u8>, len: usize, frame: Frame) -> IoSegment {
-        IoSegment {
-            address,
-            len,
-            frame,
-        }
+    pub const unsafe fn new(address: NonNull<u8>, len: usize, dma: Option<DmaAddr>) -> IoSegment {
+        IoSegment { address, len, dma }
     }
 
-    /// Where the bytes are mapped. The offset within the frame is that within the page.
+    /// Where the bytes are mapped.
     pub const fn address(&self) -> NonNull<u8> {
         self.address
     }
@@ -60,7 +59,7 @@ impl IoSegment {
         IoSegment {
             address: self.address,
             len: self.len,
-            frame: self.frame,
+            dma: self.dma,
         }
     }
 
@@ -97,7 +96,7 @@ impl IoSegment {
             // SAFETY: within the segment, as just checked.
             address: unsafe { self.address.add(start) },
             len,
-            frame: self.frame,
+            dma: self.dma.map(|first| first.offset(start)),
         }
     }
 
@@ -107,8 +106,26 @@ impl IoSegment {
         unsafe { guest_memory::zero(self.address.as_ptr(), self.len) }
     }
 
-    /// The page's frame.
-    pub const fn frame(&self) -> Frame {
-        self.frame
+    /// Returns where devices find the first byte; the others follow. It is there for queues with
+    /// [`DataAccess::Dma`](crate::DataAccess::Dma).
+    pub const fn dma_addr(&self) -> Option<DmaAddr> {
+        self.dma
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_has_the_bus_address_of_its_own_first_byte() {
+        let bytes = [0_u8; 64];
+        let dma = DmaAddr::new(0x5000);
+        // SAFETY: nothing is submitted.
+        let segment = unsafe { IoSegment::new(NonNull::from(&bytes).cast(), 64, dma) };
+        let part = segment.part(16, 32).part(8, 8);
+        assert_eq!(part.dma_addr(), DmaAddr::new(0x5018));
+        let address = segment.address().addr().saturating_add(24);
+        assert_eq!(part.address().addr(), address);
     }
 }

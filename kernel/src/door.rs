@@ -5,7 +5,9 @@ use crate::memory::map;
 use crate::{domain, event_channels, grants, hypercall, vcpu, watchdog};
 use bulkhead_xen::abi::grant_table::{EntryV1, GrantCopy, MapGrantRef, UnmapGrantRef};
 use bulkhead_xen::abi::{event_channel, memory, sched};
-use bulkhead_xen::{DomId, Errno, ForeignRegion, Frame, Hypervisor, Instant, Port, VcpuId};
+use bulkhead_xen::{
+    DmaAddr, DmaMemory, DomId, Errno, ForeignRegion, Gfn, Hypervisor, Instant, Port, VcpuId,
+};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use core::time::Duration;
@@ -92,7 +94,7 @@ unsafe impl Hypervisor for Door {
         grant_operation(memory::GNTTABOP_COPY, batch)
     }
 
-    fn frame_of(&self, page: *const u8) -> Option<Frame> {
+    fn frame_of(&self, page: *const u8) -> Option<Gfn> {
         map::frame_of(page)
     }
 
@@ -209,5 +211,12 @@ unsafe impl Hypervisor for Door {
 
     fn now(&self) -> Instant {
         vcpu::now()
+    }
+}
+
+// SAFETY: the machine frame that Xen's list has for a page of ours is the page's own.
+unsafe impl DmaMemory for Door {
+    fn dma_addr(&self, byte: *const u8) -> Option<DmaAddr> {
+        map::dma_addr(byte)
     }
 }

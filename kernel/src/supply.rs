@@ -11,7 +11,7 @@ use crate::memory::{map, pages, pv};
 use bulkhead_xen::abi::memory::{
     CURRENT_RESERVATION, DECREASE_RESERVATION, MemoryReservation, POPULATE_PHYSMAP,
 };
-use bulkhead_xen::{Balloon, DomId, PAGE_SIZE, PageSupply};
+use bulkhead_xen::{Balloon, DomId, Mfn, PAGE_SIZE, PageSupply};
 use core::ops::Range;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -171,7 +171,11 @@ unsafe fn release(pfns: Range<u64>) -> usize {
     match &map::get().p2m {
         None => frames.extend(pfns.clone()),
         Some(p2m) => {
-            frames.extend(pfns.clone().map_while(|pfn| p2m.machine_frame(pfn)));
+            frames.extend(
+                pfns.clone()
+                    .map_while(|pfn| p2m.machine_frame(pfn))
+                    .map(|mfn| mfn.0),
+            );
             // SAFETY: by the contract.
             unsafe { pv::unmap(pfns.start..pfns.start + frames.len() as u64) };
         }
@@ -195,7 +199,7 @@ unsafe fn populate(pfns: Range<u64>) -> usize {
     let got = unsafe { reservation(POPULATE_PHYSMAP, 0, &mut frames) };
     if let Some(p2m) = &map::get().p2m {
         for (pfn, mfn) in pfns.clone().zip(&frames).take(got) {
-            p2m.set_machine_frame(pfn, Some(*mfn));
+            p2m.set_machine_frame(pfn, Some(Mfn(*mfn)));
         }
         pv::populate(pfns.start..pfns.start + got as u64);
     }

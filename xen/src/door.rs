@@ -1,7 +1,7 @@
 //! The one door to the hypervisor: what Xen does for a domain, as one narrow trait.
 
 use crate::abi::grant_table::{EntryV1, GrantCopy, MapGrantRef, UnmapGrantRef};
-use crate::{DomId, Errno, Frame, Instant, Port, VcpuId};
+use crate::{DomId, Errno, Gfn, Instant, Port, VcpuId};
 use core::ptr::NonNull;
 use core::time::Duration;
 
@@ -59,8 +59,9 @@ pub unsafe trait Hypervisor: Clone + Send + Sync + 'static {
     unsafe fn copy_grants(&self, batch: &mut [GrantCopy]) -> Result<(), Errno>;
 
     /// The frame behind an own page, as grants and copies name it. `None` if `page` is no own
-    /// memory (for instance a mapped foreign page).
-    fn frame_of(&self, page: *const u8) -> Option<Frame>;
+    /// memory (for instance a mapped foreign page). Devices find it elsewhere
+    /// ([`DmaMemory`](crate::DmaMemory)).
+    fn frame_of(&self, page: *const u8) -> Option<Gfn>;
 
     /// The address space for mapping other domains' frames. The first call gets all of it; later
     /// ones get `None`: it has one owner, the grant mapper.

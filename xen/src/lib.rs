@@ -30,6 +30,7 @@
 
 pub mod abi;
 mod balloon;
+mod dma;
 pub mod door;
 mod error;
 #[cfg(any(test, feature = "sim"))]
@@ -38,9 +39,10 @@ mod supply;
 mod units;
 
 pub use balloon::Balloon;
+pub use dma::DmaMemory;
 pub use door::{ForeignRegion, Hypervisor, StoreRing};
 pub use error::{Errno, GrantStatus};
 pub use supply::PageSupply;
 pub use units::{
-    DomId, Frame, GrantHandle, GrantRef, Instant, PAGE_SHIFT, PAGE_SIZE, Port, VcpuId,
+    DmaAddr, DomId, Gfn, GrantHandle, GrantRef, Instant, Mfn, PAGE_SHIFT, PAGE_SIZE, Port, VcpuId,
 };

@@ -1,6 +1,7 @@
 //! Numbers with a meaning: domains, grants, ports, frames and times never pass as bare integers.
 
 use core::fmt;
+use core::num::NonZeroU64;
 use core::time::Duration;
 
 /// Bytes in a page, and so in a grant (`xen/include/public/grant_table.h` grants whole frames).
@@ -40,13 +41,74 @@ number! {
     Port(u32)
 }
 number! {
-    /// A page frame as Xen takes it in hypercalls and grant entries: a guest frame number (gfn) in
-    /// a PVH domain, a machine frame number (mfn) in a PV domain.
-    Frame(u64)
+    /// A guest frame number (`gfn_t`, Xen's include/xen/mm.h): the name of one of a domain's own pages in
+    /// hypercalls and grant entries. In a PVH domain it is guest-physical; in a PV domain it is the page's
+    /// [`Mfn`], as Xen translates nothing there.
+    Gfn(u64)
+}
+number! {
+    /// A machine frame number (`mfn_t`): a page of the host's memory. Only PV domains see any, in their
+    /// page tables and in the list of the frames that they own.
+    Mfn(u64)
 }
 number! {
     /// A virtual CPU of this domain, counted from 0.
     VcpuId(u32)
+}
+
+impl Mfn {
+    /// Returns the bus address of the first byte of a page of a PV domain: the tables that Xen keeps for
+    /// the domain's devices map each machine frame to itself (`_get_page_type`, Xen's arch/x86/mm.c).
+    pub const fn dma_addr(self) -> Option<DmaAddr> {
+        DmaAddr::new(self.0 << PAGE_SHIFT)
+    }
+}
+
+impl From<Mfn> for Gfn {
+    /// Returns the guest frame number of a page of a PV domain.
+    fn from(frame: Mfn) -> Gfn {
+        Gfn(frame.0)
+    }
+}
+
+/// A bus address: where a device that was given to this domain finds a byte of memory. It is never 0, as
+/// Xen gives no domain the host's first page.
+///
+/// It is neither the address at which this domain sees the byte nor made from a [`Gfn`]: for own memory
+/// [`DmaMemory`](crate::DmaMemory) knows it, for a mapped grant
+/// [`MapGrantRef::dma_addr`](crate::abi::grant_table::MapGrantRef::dma_addr). The bytes of one page follow
+/// each other on the bus; neighbouring pages do not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct DmaAddr(NonZeroU64);
+
+impl DmaAddr {
+    /// Returns that bus address; `None` for 0.
+    #[inline]
+    pub const fn new(address: u64) -> Option<DmaAddr> {
+        match NonZeroU64::new(address) {
+            Some(address) => Some(DmaAddr(address)),
+            None => None,
+        }
+    }
+
+    /// Returns it as devices take it.
+    #[inline]
+    pub const fn get(self) -> u64 {
+        self.0.get()
+    }
+
+    /// Returns the address of a byte further on in the same page.
+    #[inline]
+    pub const fn offset(self, bytes: usize) -> DmaAddr {
+        DmaAddr(self.0.saturating_add(bytes as u64))
+    }
+}
+
+impl fmt::Display for DmaAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
 }
 
 impl DomId {

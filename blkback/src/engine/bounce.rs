@@ -3,12 +3,13 @@
 //! one request at a time.
 
 use super::pages::{PagePool, Pages};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_grant::memory::room_for;
 use bulkhead_grant::{CopyBatch, Direction, GrantedBytes, OutOfMemory};
 use bulkhead_images::{IoSegment, Op, Sector, Tag};
 use bulkhead_ring::blkif::SECTOR_SIZE;
-use bulkhead_xen::{DomId, GrantStatus, Hypervisor, PAGE_SIZE};
+use bulkhead_xen::{DmaMemory, DomId, GrantStatus, Hypervisor, PAGE_SIZE};
 use core::ptr::NonNull;
 
 /// A page, for devices with sectors of 4096 bytes.
@@ -44,7 +45,8 @@ impl Memory {
 
 /// A queue's own memory, and the request that it serves.
 pub struct Bounce<H: Hypervisor> {
-    door: H,
+    /// How the memory is named to the device, if it needs that.
+    dma: Option<Arc<dyn DmaMemory>>,
     /// Never seen through a reference. The device and the hypervisor write to it.
     memory: Memory,
     copies: CopyBatch<H>,
@@ -64,12 +66,17 @@ struct Current {
 
 impl<H: Hypervisor> Bounce<H> {
     /// For the pages of `frontend`, and a device with sectors of that many bytes.
-    pub fn new(door: &H, frontend: DomId, sector_size: usize) -> Result<Self, OutOfMemory> {
+    pub fn new(
+        door: &H,
+        dma: Option<Arc<dyn DmaMemory>>,
+        frontend: DomId,
+        sector_size: usize,
+    ) -> Result<Self, OutOfMemory> {
         let memory = Memory::for_sectors(sector_size)?;
         // A page of a request has a sector of 512 bytes at least.
         let pieces = memory.len() / SECTOR_SIZE;
         Ok(Bounce {
-            door: door.clone(),
+            dma,
             memory,
             copies: CopyBatch::new(door.clone(), frontend, pieces)?,
             current: None,
@@ -149,11 +156,17 @@ impl<H: Hypervisor> Bounce<H> {
             }
             other => other,
         };
-        let frame = self.door.frame_of(address.as_ptr());
-        let frame = frame.ok_or(GrantStatus::GENERAL_ERROR)?;
+        let dma = match &self.dma {
+            Some(memory) => Some(
+                memory
+                    .dma_addr(address.as_ptr())
+                    .ok_or(GrantStatus::BAD_DEV_ADDR)?,
+            ),
+            None => None,
+        };
         // SAFETY: own memory that stays as long as the device's queue, which `Queue` drops first; it is
         // not written before the completion of this piece is told, and never referred to.
-        let segment = unsafe { IoSegment::new(address, current.chunk, frame) };
+        let segment = unsafe { IoSegment::new(address, current.chunk, dma) };
         Ok((op, segment))
     }
 

@@ -13,7 +13,7 @@ use alloc::rc::Rc;
 use alloc::sync::Arc;
 use bulkhead_executor::{EventChannel, Handle};
 use bulkhead_grant::Region;
-use bulkhead_images::IoQueue;
+use bulkhead_images::{DataAccess, IoQueue};
 use bulkhead_ring::blkif::MAX_SEGMENTS;
 use bulkhead_xen::Hypervisor;
 use core::task::{Context, Poll, Waker};
@@ -55,12 +55,17 @@ impl<H: Hypervisor> Queue<H> {
         )?;
         let slots = dispatcher.slots() as usize;
         let largest = setup.indirect_segments.max(MAX_SEGMENTS);
+        let dma = match device.caps().access {
+            DataAccess::Dma => device.dma_memory(),
+            _ => None,
+        };
         let submitter = Submitter::new(device, largest)?;
         let paths = Paths {
             frontend,
             persistent: setup.persistent,
             data_path: setup.options.data_path,
             sector_size: setup.sector_size,
+            dma,
         };
         let most_pages = most_pages(slots, setup.indirect_segments);
         let reach = Reach::new(handle.door(), region, paths, most_pages, largest)?;

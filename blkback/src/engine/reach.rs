@@ -8,10 +8,11 @@ use super::options::DataPath;
 use super::pages::{Hold, Page, PagePool, Pages};
 use super::stats::QueueStats;
 use super::ways::Ways;
+use alloc::sync::Arc;
 use bulkhead_grant::{Access, CopyBatch, Direction, GrantedBytes, NoRoom, PersistentCache, Region};
 use bulkhead_images::IoSegment;
 use bulkhead_ring::blkif::Indirect;
-use bulkhead_xen::{DomId, GrantStatus, Hypervisor, Instant};
+use bulkhead_xen::{DmaMemory, DomId, GrantStatus, Hypervisor, Instant};
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 
@@ -48,6 +49,8 @@ pub struct Paths {
     pub data_path: DataPath,
     /// The device's sectors, in bytes.
     pub sector_size: usize,
+    /// How own memory is named to the device, if it reads and writes pages by bus address.
+    pub dma: Option<Arc<dyn DmaMemory>>,
 }
 
 /// One sweep's use of the pages of its requests, from [`Reach::begin`] to [`Reach::finish`]. Its type
@@ -106,11 +109,18 @@ impl<H: Hypervisor> Reach<H> {
         let frontend = setup.frontend;
         let batch = |capacity| CopyBatch::new(door.clone(), frontend, capacity);
         let ways = if setup.persistent {
-            let cache = PersistentCache::new(region, frontend, MOST_PERSISTENT, EXCHANGED)?;
+            let mut cache = PersistentCache::new(region, frontend, MOST_PERSISTENT, EXCHANGED)?;
+            if setup.dma.is_some() {
+                cache.keep_dma_addrs()?;
+            }
             Ways::Persistent(cache)
         } else {
+            let mut window = region.window(frontend, pages)?;
+            if setup.dma.is_some() {
+                window.keep_dma_addrs()?;
+            }
             Ways::PerRequest {
-                window: region.window(frontend, pages)?,
+                window,
                 // Where our end of a copy does not lie at a page's start it takes two. Requests
                 // that find no room here are mapped.
                 copies: batch(pages)?,
@@ -120,7 +130,7 @@ impl<H: Hypervisor> Reach<H> {
         Ok(Reach {
             ways,
             indexes: Indexes::new(pages.min(FETCHED).max(largest))?,
-            bounce: Bounce::new(door, frontend, setup.sector_size)?,
+            bounce: Bounce::new(door, setup.dma, frontend, setup.sector_size)?,
             slotless: 0,
             choice: Choice::new(match setup.data_path {
                 DataPath::Map | DataPath::Persistent => Some(Way::Map),
@@ -271,22 +281,22 @@ impl<H: Hypervisor> Reach<H> {
     /// A page as the device gets it, or why it is not mapped.
     #[inline]
     pub fn segment(&self, page: &Page) -> Result<IoSegment, GrantStatus> {
-        let (address, frame) = match (&self.ways, &page.hold) {
+        let (address, dma) = match (&self.ways, &page.hold) {
             (Ways::PerRequest { window, .. }, Hold::Mapped(slot)) => {
-                (window.address(slot)?, window.frame(slot))
+                (window.address(slot)?, window.dma_addr(slot))
             }
             (Ways::Persistent(cache), Hold::Kept(held)) => {
-                let frame = cache.frame(held).ok_or(GrantStatus::GENERAL_ERROR)?;
-                (cache.address(held)?, frame)
+                (cache.address(held)?, cache.dma_addr(held))
             }
             _ => return Err(GrantStatus::NO_SPACE),
         };
         // A segment lies within its page, as its parser checked, so the sum is within the page.
         let address = address.map_addr(|address| address.saturating_add(page.offset()));
+        let dma = dma.map(|first| first.offset(page.offset()));
         // SAFETY: the page stays mapped, writable where the request reads, until `release` gives
         // it up after the device has told the completion; and `Queue` drops the device's queue
         // before this. Nothing refers to guests' pages.
-        Ok(unsafe { IoSegment::new(address, page.len(), frame) })
+        Ok(unsafe { IoSegment::new(address, page.len(), dma) })
     }
 
     /// Whether a request was copied, and how that went; `None` if it was not.

@@ -14,6 +14,7 @@
 
 mod allocator;
 mod bystander;
+mod dma_disks;
 mod executors;
 mod frontend;
 mod guest;

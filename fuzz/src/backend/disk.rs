@@ -5,7 +5,7 @@ use bulkhead_images::testing::{Delayed, OpenNow};
 use bulkhead_images::{
     Access, BlockDevice, Io, IoError, IoSegment, Op, Sector, Submitted, Tag, Target,
 };
-use bulkhead_xen::{Frame, PAGE_SIZE};
+use bulkhead_xen::PAGE_SIZE;
 use std::collections::HashSet;
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -126,7 +126,7 @@ fn segments(world: &World, bytes: &[u8]) -> Vec<IoSegment> {
         // SAFETY: a page just taken, which nobody else writes.
         unsafe { page.copy_from_nonoverlapping(from, bytes.len()) };
         // SAFETY: domain memory stays mapped as long as the machine, and nothing refers into it.
-        unsafe { IoSegment::new(page, bytes.len(), Frame(0)) }
+        unsafe { IoSegment::new(page, bytes.len(), None) }
     };
     pages.map(segment).collect()
 }

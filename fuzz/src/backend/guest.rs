@@ -10,7 +10,7 @@ use bulkhead_ring::blkif::{
 use bulkhead_ring::{Format, Index, RingMemory, SharedPages, ring_slots};
 use bulkhead_xen::abi::grant_table::EntryFlags;
 use bulkhead_xen::sim::SimDomain;
-use bulkhead_xen::{DomId, Frame, GrantRef, Hypervisor, PAGE_SIZE, Port};
+use bulkhead_xen::{DomId, Gfn, GrantRef, Hypervisor, PAGE_SIZE, Port};
 use std::collections::HashSet;
 use std::ptr::NonNull;
 
@@ -232,7 +232,7 @@ impl HostileGuest {
             1 => self.grant(page, self.backend, EntryFlags::READONLY),
             2 => self.grant(page, self.domain.id(), EntryFlags::empty()),
             3 => {
-                let frame = Frame(script.number());
+                let frame = Gfn(script.number());
                 let flags = EntryFlags::PERMIT_ACCESS;
                 self.domain.grant(gref(page), self.backend, frame, flags);
             }

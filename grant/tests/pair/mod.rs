@@ -3,7 +3,7 @@
 
 use bulkhead_grant::Region;
 use bulkhead_xen::abi::grant_table::EntryFlags;
-use bulkhead_xen::sim::{Sim, SimDomain, SimDoor};
+use bulkhead_xen::sim::{DomainConfig, DomainKind, Sim, SimDomain, SimDoor};
 use bulkhead_xen::{DomId, GrantRef};
 use core::ptr::NonNull;
 
@@ -16,8 +16,17 @@ pub struct Pair {
 
 impl Pair {
     pub fn new() -> Pair {
+        Pair::of(DomainKind::Pvh)
+    }
+
+    /// With a backend of that kind.
+    pub fn of(kind: DomainKind) -> Pair {
         let sim = Sim::new();
-        let (backend, frontend) = (sim.add_domain(), sim.add_domain());
+        let backend = sim.add_domain_with(DomainConfig {
+            kind,
+            ..DomainConfig::default()
+        });
+        let frontend = sim.add_domain();
         let region = Region::new(backend.door()).unwrap();
         Pair {
             sim,

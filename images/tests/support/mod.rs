@@ -5,7 +5,6 @@
 pub mod supply;
 
 use bulkhead_images::{ImageMemory, Io, IoError, IoQueue, IoSegment, Op, Submitted, Tag};
-use bulkhead_xen::Frame;
 use std::path::Path;
 use std::process::Command;
 use std::ptr::NonNull;
@@ -55,7 +54,7 @@ impl Guest {
             let address = NonNull::new(buffer.as_mut_ptr()).expect("a vector's pointer");
             // SAFETY: tests keep the guest until its requests are complete and look at the
             // buffers only then.
-            unsafe { IoSegment::new(address, len, Frame(0)) }
+            unsafe { IoSegment::new(address, len, None) }
         };
         self.buffers.iter_mut().map(segment).collect()
     }

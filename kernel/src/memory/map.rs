@@ -4,7 +4,7 @@ use super::image;
 use super::layout::{AddressSpace, Ranges};
 use super::p2m::P2m;
 use crate::vcpu;
-use bulkhead_xen::{Frame, PAGE_SIZE};
+use bulkhead_xen::{DmaAddr, Gfn, PAGE_SIZE};
 use core::ops::Range;
 use spin::Once;
 
@@ -55,15 +55,24 @@ pub fn is_memory(address: u64, len: u64) -> bool {
     })
 }
 
+/// The page frame that holds a byte of the domain's memory.
+fn page_frame(byte: *const u8) -> Option<u64> {
+    let pfn = byte as u64 / PAGE_SIZE as u64;
+    let ours = get().ram.iter().any(|range| range.contains(&pfn));
+    ours.then_some(pfn)
+}
+
 /// The frame behind a page of the domain's memory.
-pub fn frame_of(page: *const u8) -> Option<Frame> {
-    let map = get();
-    let pfn = page as u64 / PAGE_SIZE as u64;
-    if !map.ram.iter().any(|range| range.contains(&pfn)) {
-        return None;
+pub fn frame_of(page: *const u8) -> Option<Gfn> {
+    let pfn = page_frame(page)?;
+    match &get().p2m {
+        None => Some(Gfn(pfn)),
+        Some(p2m) => p2m.machine_frame(pfn).map(Gfn::from),
     }
-    match &map.p2m {
-        None => Some(Frame(pfn)),
-        Some(p2m) => p2m.machine_frame(pfn).map(Frame),
-    }
+}
+
+/// Where devices find a byte of the domain's memory. Xen gives none to PVH domains.
+pub fn dma_addr(byte: *const u8) -> Option<DmaAddr> {
+    let frame = get().p2m.as_ref()?.machine_frame(page_frame(byte)?)?;
+    Some(frame.dma_addr()?.offset(byte as usize % PAGE_SIZE))
 }

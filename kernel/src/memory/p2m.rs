@@ -1,5 +1,6 @@
 //! The phys-to-machine list of a PV domain: which machine frame is behind each page frame.
 
+use bulkhead_xen::Mfn;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// The phys-to-machine list of a PV domain.
@@ -25,15 +26,15 @@ impl P2m {
     }
 
     /// The machine frame behind a page frame.
-    pub fn machine_frame(&self, pfn: u64) -> Option<u64> {
+    pub fn machine_frame(&self, pfn: u64) -> Option<Mfn> {
         let mfn = self.entry(pfn)?.load(Ordering::Relaxed);
-        (mfn != Self::INVALID).then_some(mfn)
+        (mfn != Self::INVALID).then_some(Mfn(mfn))
     }
 
     /// Notes that a page frame of ours has another machine frame, or none, from now on.
-    pub fn set_machine_frame(&self, pfn: u64, mfn: Option<u64>) {
+    pub fn set_machine_frame(&self, pfn: u64, mfn: Option<Mfn>) {
         let entry = self.entry(pfn).expect("a page frame of ours");
-        entry.store(mfn.unwrap_or(Self::INVALID), Ordering::Relaxed);
+        entry.store(mfn.map_or(Self::INVALID, |mfn| mfn.0), Ordering::Relaxed);
     }
 
     fn entry(&self, pfn: u64) -> Option<&AtomicU64> {

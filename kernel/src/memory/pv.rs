@@ -39,7 +39,7 @@ unsafe impl PvMemory for OwnMemory {
     }
 
     fn machine_frame(&self, pfn: u64) -> Option<u64> {
-        self.0.machine_frame(pfn)
+        self.0.machine_frame(pfn).map(|mfn| mfn.0)
     }
 
     fn page_frame(&self, mfn: u64) -> u64 {

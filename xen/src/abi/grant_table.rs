@@ -1,13 +1,13 @@
 //! `grant_table.h`: grant operations as the hypervisor reads them, and version 1 grant entries.
 
-use crate::{DomId, Frame, GrantHandle, GrantRef, GrantStatus};
+use crate::{DmaAddr, DomId, Gfn, GrantHandle, GrantRef, GrantStatus};
 
 bitflags::bitflags! {
     /// `GNTMAP_*`: how a grant is to be mapped.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct MapFlags: u32 {
-        /// Map for a device (`dev_bus_addr` is filled in). Refused to PVH domains together with
-        /// `HOST_MAP`.
+        /// Keep the page where devices can use it, also when nothing maps it for the CPU any more. Refused
+        /// to PVH domains.
         const DEVICE_MAP = 1 << 0;
         /// Map into the caller's address space at `host_addr`.
         const HOST_MAP = 1 << 1;
@@ -58,7 +58,7 @@ pub struct MapGrantRef {
     pub status: GrantStatus,
     /// Out: what to unmap it with.
     pub handle: GrantHandle,
-    /// Out: the bus address, with [`MapFlags::DEVICE_MAP`].
+    /// Out: the bus address of the page, in bytes; [`dma_addr`](Self::dma_addr) has it as a type.
     pub dev_bus_addr: u64,
 }
 
@@ -74,6 +74,18 @@ impl MapGrantRef {
             handle: GrantHandle(u32::MAX),
             dev_bus_addr: 0,
         }
+    }
+
+    /// Returns where devices of a PV domain find the page once it is mapped.
+    ///
+    /// The header promises it with [`MapFlags::DEVICE_MAP`] alone. Xen (4.17 to 4.20, `map_grant_ref` in
+    /// common/grant_table.c) fills in the machine address of the page for every mapping, whatever its flags
+    /// and its domain; and if a PV domain has devices, every mapping of a foreign page is in their IOMMU
+    /// tables at that address, read-only ones for reading (`gnttab_need_iommu_mapping`). In a PVH domain the
+    /// address is of no use: its devices, if Xen gave it any, would go through its guest frames.
+    #[inline]
+    pub fn dma_addr(&self) -> Option<DmaAddr> {
+        DmaAddr::new(self.dev_bus_addr)
     }
 }
 
@@ -126,7 +138,7 @@ impl CopyEnd {
     }
 
     /// Bytes from `offset` of an own page.
-    pub fn own(frame: Frame, offset: u16) -> Self {
+    pub fn own(frame: Gfn, offset: u16) -> Self {
         CopyEnd {
             what: frame.0,
             domain: DomId::SELF,

@@ -1,11 +1,12 @@
 //! A test's handle on one simulated domain.
 
+use super::device::SimDevice;
 use super::door::SimDoor;
 use super::faults::Hypercall;
 use super::stats::{Stats, Violation};
-use super::world::{Domain, Shared};
+use super::world::{Domain, DomainKind, Shared};
 use crate::abi::grant_table::EntryFlags;
-use crate::{DomId, Errno, Frame, GrantRef, Port, StoreRing, VcpuId};
+use crate::{DomId, Errno, Gfn, GrantRef, Port, StoreRing, VcpuId};
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
 
@@ -45,6 +46,21 @@ impl SimDomain {
         }
     }
 
+    /// Gives the domain a device (`pci=`).
+    ///
+    /// # Panics
+    /// If it is a PVH domain: libxl gives it none.
+    pub fn add_device(&self) -> SimDevice {
+        let kind = self.with(|domain| domain.kind);
+        assert_eq!(
+            kind,
+            DomainKind::Pv,
+            "domain {} can have no device",
+            self.id
+        );
+        SimDevice::new(self.world.clone(), self.id)
+    }
+
     /// Takes a page of the domain's memory, zeroed.
     ///
     /// # Panics
@@ -53,7 +69,8 @@ impl SimDomain {
         self.alloc_pages(1)
     }
 
-    /// Takes neighbouring pages of the domain's memory, zeroed. Their frames follow each other.
+    /// Takes neighbouring pages of the domain's memory, zeroed. The frames of a PVH domain's follow each
+    /// other.
     ///
     /// # Panics
     /// If there are not so many in a row.
@@ -83,14 +100,14 @@ impl SimDomain {
     ///
     /// # Panics
     /// If the page is not the domain's own memory.
-    pub fn frame_of(&self, page: NonNull<u8>) -> Frame {
+    pub fn frame_of(&self, page: NonNull<u8>) -> Gfn {
         self.with(|domain| domain.memory.frame_of(page.as_ptr().addr()))
             .unwrap_or_else(|| panic!("{page:p} is not memory of domain {}", self.id))
     }
 
     /// Writes a grant entry as a frontend would, or a hostile one: nothing is checked. Tests that
     /// are not about the granting half use this instead of an allocator of entries.
-    pub fn grant(&self, gref: GrantRef, to: DomId, frame: Frame, flags: EntryFlags) {
+    pub fn grant(&self, gref: GrantRef, to: DomId, frame: Gfn, flags: EntryFlags) {
         let entry = &self.with(|domain| domain.grants.entries())[gref.0 as usize];
         entry.frame.store(frame.0 as u32, Ordering::Relaxed);
         entry.domain.store(to.0, Ordering::Relaxed);

@@ -4,7 +4,9 @@ use super::events::Blocked;
 use super::faults::Hypercall;
 use super::world::{Domain, Shared, World};
 use crate::abi::grant_table::{EntryV1, GrantCopy, MapGrantRef, UnmapGrantRef};
-use crate::{DomId, Errno, ForeignRegion, Frame, Hypervisor, Instant, Port, VcpuId};
+use crate::{
+    DmaAddr, DmaMemory, DomId, Errno, ForeignRegion, Gfn, Hypervisor, Instant, Port, VcpuId,
+};
 use std::fmt;
 use std::ptr::NonNull;
 use std::time::Duration;
@@ -112,10 +114,13 @@ unsafe impl Hypervisor for SimDoor {
         })
     }
 
-    fn frame_of(&self, page: *const u8) -> Option<Frame> {
+    fn frame_of(&self, page: *const u8) -> Option<Gfn> {
         let world = self.world.lock();
-        let own = world.domain(self.domain)?.memory.frame_of(page.addr());
-        own.or_else(|| world.machine.heap_frame(page.addr()))
+        let memory = &world.domain(self.domain)?.memory;
+        memory.frame_of(page.addr()).or_else(|| {
+            let heap = world.machine.is_heap(page.addr());
+            heap.then(|| memory.heap_frame(page.addr()))
+        })
     }
 
     fn foreign_region(&self) -> Option<ForeignRegion> {
@@ -221,5 +226,12 @@ unsafe impl Hypervisor for SimDoor {
 
     fn now(&self) -> Instant {
         self.world.lock().now
+    }
+}
+
+// SAFETY: the numbering of frames is one to one, and devices find pages by it alone.
+unsafe impl DmaMemory for SimDoor {
+    fn dma_addr(&self, byte: *const u8) -> Option<DmaAddr> {
+        self.world.lock().bus_address(self.domain, byte.addr())
     }
 }

@@ -13,7 +13,7 @@
 //!   `BAD_PAGE`.
 
 use crate::abi::grant_table::{EntryFlags, EntryV1, MapFlags};
-use crate::{DomId, Frame, GrantHandle, GrantRef, GrantStatus, PAGE_SIZE};
+use crate::{DomId, Gfn, GrantHandle, GrantRef, GrantStatus, Mfn, PAGE_SIZE};
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
@@ -79,7 +79,7 @@ impl Pins {
 struct Active {
     pins: Pins,
     user: DomId,
-    frame: Frame,
+    frame: Gfn,
 }
 
 /// A grant that somebody has mapped (Xen's "map track" entry).
@@ -88,7 +88,9 @@ pub(super) struct Mapping {
     pub(super) owner: DomId,
     pub(super) gref: GrantRef,
     pub(super) flags: MapFlags,
-    pub(super) frame: Frame,
+    /// The page, and what its owner calls it.
+    pub(super) frame: Mfn,
+    pub(super) gfn: Gfn,
     pub(super) address: u64,
 }
 
@@ -173,6 +175,11 @@ impl Grants {
         *self.mappings.get(handle.0 as usize)?
     }
 
+    /// What the domain has mapped.
+    pub(super) fn mappings(&self) -> impl Iterator<Item = &Mapping> {
+        self.mappings.iter().flatten()
+    }
+
     /// Every handle that maps something.
     pub(super) fn live_handles(&self) -> Vec<GrantHandle> {
         let live = |(at, mapping): (u32, &Option<Mapping>)| mapping.map(|_| GrantHandle(at));
@@ -220,7 +227,7 @@ impl super::world::Domain {
         user: DomId,
         flags: MapFlags,
         purpose: Purpose,
-    ) -> Result<Frame, GrantStatus> {
+    ) -> Result<Gfn, GrantStatus> {
         let index = gref.0 as usize;
         let (Some(entry), Some(active)) = (
             self.grants.entries.get(index),
@@ -240,7 +247,7 @@ impl super::world::Domain {
             set_status(entry, before.any(), user, readonly, purpose)?;
             // A copy looks the frame up again even where a mapping has it pinned.
             if !before.any() || purpose == Purpose::Copy {
-                let frame = Frame(u64::from(entry.frame.load(Ordering::Relaxed)));
+                let frame = Gfn(u64::from(entry.frame.load(Ordering::Relaxed)));
                 let usable = if self.dying || !self.memory.owns(frame) {
                     Err(GrantStatus::BAD_PAGE)
                 } else if before.any() && active.frame != frame {

@@ -5,25 +5,28 @@
 //! domains see one page, a read-only mapping cannot be written, and an address where nothing is
 //! mapped (any more) faults. This is the one module of the simulated Xen that maps memory.
 
-use crate::{Frame, PAGE_SIZE};
+use super::numbering::{MACHINE_PAGES, heap_frame, heap_page, machine_frame, machine_page};
+use super::world::DomainKind;
+use crate::{Gfn, Mfn, PAGE_SIZE};
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use std::os::fd::OwnedFd;
 use std::ptr;
 
-/// Frames that belong to nobody, between those of two domains: a frame number that is off by a
+/// Pages of the file that belong to nobody, between those of two domains: a frame number that is off by a
 /// little names nobody's page.
-const FRAME_GAP: u64 = 64;
+const GAP: u64 = 64;
 
-/// Frames from here on stand for pages of the process itself, by their addresses: what a driver
-/// under test allocates is on the process's heap, where on a real Xen it is its domain's memory.
+/// Guest frames of a PVH domain from here on stand for pages of the process itself, by their addresses: what
+/// a driver under test allocates is on the process's heap, where on a real Xen it is its domain's memory.
 /// They can be one end of a copy and nothing else, as version 1 entries cannot name them.
 const HEAP: u64 = 1 << 32;
 
 /// All frames there are, and every piece of address space in use for them.
 pub(super) struct Machine {
     file: OwnedFd,
-    next_frame: u64,
+    /// The first page of the file that is nobody's yet.
+    next_page: u64,
     /// `(address, bytes)` of all that is to be unmapped in the end. Nothing is unmapped earlier:
     /// a test may hold on to a dead domain's pointers.
     mapped: Vec<(usize, usize)>,
@@ -31,7 +34,9 @@ pub(super) struct Machine {
 
 /// The memory of one domain.
 pub(super) struct OwnMemory {
+    kind: DomainKind,
     base: usize,
+    /// Its first page in the file.
     first: u64,
     used: Vec<bool>,
     /// For each page, by how many grants it is pinned.
@@ -51,28 +56,23 @@ impl Machine {
             .expect("the host gives no memory file");
         Machine {
             file,
-            next_frame: FRAME_GAP,
+            next_page: GAP,
             mapped: Vec::new(),
         }
     }
 
-    /// The frame that stands for a page on the process's heap; `None` for an address of any
-    /// domain's memory or address space.
-    pub(super) fn heap_frame(&self, address: usize) -> Option<Frame> {
+    /// Whether an address is on the process's heap, and no domain's memory or address space.
+    pub(super) fn is_heap(&self, address: usize) -> bool {
         let is_mine = |&(start, bytes): &(usize, usize)| (start..start + bytes).contains(&address);
-        let heap = !self.mapped.iter().any(is_mine);
-        heap.then(|| Frame(HEAP + (address / PAGE_SIZE) as u64))
+        !self.mapped.iter().any(is_mine)
     }
 
-    /// Gives a domain its memory: zeroed pages with consecutive frames.
-    pub(super) fn populate(&mut self, pages: usize) -> OwnMemory {
-        let first = self.next_frame;
-        self.next_frame += pages as u64 + FRAME_GAP;
-        assert!(
-            u32::try_from(self.next_frame).is_ok(),
-            "version 1 grant entries name frames below 2^32"
-        );
-        ftruncate(&self.file, self.next_frame * PAGE_SIZE as u64)
+    /// Gives a domain its memory: zeroed pages with consecutive guest frames, if it is a PVH domain.
+    fn populate(&mut self, kind: DomainKind, pages: usize) -> OwnMemory {
+        let first = self.next_page;
+        self.next_page += pages as u64 + GAP;
+        assert!(self.next_page < MACHINE_PAGES, "the machine is full");
+        ftruncate(&self.file, self.next_page * PAGE_SIZE as u64)
             .expect("the memory file does not grow");
         let bytes = pages * PAGE_SIZE;
         // SAFETY: the kernel picks unused addresses.
@@ -89,6 +89,7 @@ impl Machine {
         .expect("the host gives no address space") as usize;
         self.mapped.push((base, bytes));
         OwnMemory {
+            kind,
             base,
             first,
             used: vec![false; pages],
@@ -101,12 +102,17 @@ impl Machine {
     }
 
     /// Gives a domain its memory, and address space behind it for memory that it may have later.
-    pub(super) fn populate_partly(&mut self, now: usize, later: usize) -> OwnMemory {
-        let mut memory = self.populate(now + later);
+    pub(super) fn populate_partly(
+        &mut self,
+        kind: DomainKind,
+        now: usize,
+        later: usize,
+    ) -> OwnMemory {
+        let mut memory = self.populate(kind, now + later);
         for page in now..now + later {
             let given = memory.give_up(memory.base + page * PAGE_SIZE);
             let (frame, _) = given.expect("just populated");
-            self.release(memory.base + page * PAGE_SIZE, frame);
+            self.release(memory.base + page * PAGE_SIZE, memory.machine_frame(frame));
         }
         memory.limit = now;
         memory
@@ -129,9 +135,9 @@ impl Machine {
     }
 
     /// Takes a page of a domain's own memory away from it: every access faults.
-    pub(super) fn release(&self, address: usize, frame: Frame) {
+    pub(super) fn release(&self, address: usize, frame: Mfn) {
         self.unmap_page(address);
-        self.punch(frame.0, 1);
+        self.punch(file_page(frame), 1);
     }
 
     /// Address space of `pages` pages where every access faults.
@@ -152,7 +158,7 @@ impl Machine {
     }
 
     /// Maps a frame at a page of reserved address space.
-    pub(super) fn map_frame(&self, address: usize, frame: Frame, writable: bool) {
+    pub(super) fn map_frame(&self, address: usize, frame: Mfn, writable: bool) {
         let access = if writable {
             ProtFlags::READ | ProtFlags::WRITE
         } else {
@@ -168,7 +174,7 @@ impl Machine {
                 access,
                 MapFlags::SHARED | MapFlags::FIXED,
                 &self.file,
-                frame.0 * PAGE_SIZE as u64,
+                file_page(frame) * PAGE_SIZE as u64,
             )
         };
         mapped.expect("the host maps no more pages (vm.max_map_count?)");
@@ -201,6 +207,11 @@ impl Drop for Machine {
     }
 }
 
+/// Where a frame lies in the file.
+fn file_page(frame: Mfn) -> u64 {
+    machine_page(frame).expect("a frame of the machine's memory")
+}
+
 impl OwnMemory {
     /// Takes `count` neighbouring pages that nobody uses and zeroes them; answers the first one's
     /// address.
@@ -220,33 +231,77 @@ impl OwnMemory {
 
     /// Takes back pages that [`allocate`](Self::allocate) gave. Names the first one that another
     /// domain still has mapped, if any.
-    pub(super) fn free(&mut self, address: usize, count: usize) -> Option<Frame> {
+    pub(super) fn free(&mut self, address: usize, count: usize) -> Option<Gfn> {
         let start = (address - self.base) / PAGE_SIZE;
         for page in start..start + count {
             assert!(self.used[page], "page {page} is freed but not in use");
             self.used[page] = false;
         }
         let shared = (start..start + count).find(|&page| self.pins[page] > 0)?;
-        Some(Frame(self.first + shared as u64))
+        Some(self.frame(shared))
     }
 
     pub(super) fn pages_in_use(&self) -> usize {
         self.used.iter().filter(|used| **used).count()
     }
 
-    fn index(&self, frame: Frame) -> Option<usize> {
-        let index = usize::try_from(frame.0.checked_sub(self.first)?).ok()?;
+    /// The frame of one of its pages, as the domain names it.
+    fn frame(&self, page: usize) -> Gfn {
+        let page = self.first + page as u64;
+        match self.kind {
+            DomainKind::Pvh => Gfn(page),
+            DomainKind::Pv => machine_frame(page).into(),
+        }
+    }
+
+    fn index(&self, frame: Gfn) -> Option<usize> {
+        let page = match self.kind {
+            DomainKind::Pvh => frame.0,
+            DomainKind::Pv => machine_page(Mfn(frame.0))?,
+        };
+        let index = usize::try_from(page.checked_sub(self.first)?).ok()?;
         (index < self.used.len()).then_some(index)
     }
 
-    pub(super) fn owns(&self, frame: Frame) -> bool {
-        frame.0 >= HEAP || self.index(frame).is_some_and(|index| !self.released[index])
+    /// The frame that stands for a page on the process's heap.
+    pub(super) fn heap_frame(&self, address: usize) -> Gfn {
+        let page = (address / PAGE_SIZE) as u64;
+        match self.kind {
+            DomainKind::Pvh => Gfn(HEAP + page),
+            DomainKind::Pv => heap_frame(page).into(),
+        }
+    }
+
+    /// The address of the heap page that a frame stands for.
+    fn heap_address(&self, frame: Gfn) -> Option<usize> {
+        let page = match self.kind {
+            DomainKind::Pvh => frame.0.checked_sub(HEAP)?,
+            DomainKind::Pv => heap_page(Mfn(frame.0))?,
+        };
+        Some(page as usize * PAGE_SIZE)
+    }
+
+    pub(super) fn owns(&self, frame: Gfn) -> bool {
+        self.is_present(frame) || self.heap_address(frame).is_some()
+    }
+
+    /// Whether a frame is a page of the domain's that was not released.
+    pub(super) fn is_present(&self, frame: Gfn) -> bool {
+        self.index(frame).is_some_and(|index| !self.released[index])
+    }
+
+    /// The machine frame of one of the domain's own frames.
+    pub(super) fn machine_frame(&self, frame: Gfn) -> Mfn {
+        match self.kind {
+            DomainKind::Pvh => machine_frame(frame.0),
+            DomainKind::Pv => Mfn(frame.0),
+        }
     }
 
     /// The frame behind an address; none if that page was released.
-    pub(super) fn frame_of(&self, address: usize) -> Option<Frame> {
+    pub(super) fn frame_of(&self, address: usize) -> Option<Gfn> {
         let page = self.page(address)?;
-        (!self.released[page]).then(|| Frame(self.first + page as u64))
+        (!self.released[page]).then(|| self.frame(page))
     }
 
     fn page(&self, address: usize) -> Option<usize> {
@@ -286,7 +341,7 @@ impl OwnMemory {
 
     /// The frame of a page that the domain is about to lose, and whether somebody has it mapped.
     /// `None` if it has no such page.
-    pub(super) fn give_up(&mut self, address: usize) -> Option<(Frame, bool)> {
+    pub(super) fn give_up(&mut self, address: usize) -> Option<(Gfn, bool)> {
         let frame = self.frame_of(address)?;
         let page = self.page(address)?;
         self.released[page] = true;
@@ -301,7 +356,7 @@ impl OwnMemory {
 
     /// Lets a released page be memory again and answers its frame, unless the domain owns all it
     /// may.
-    pub(super) fn get_back(&mut self, address: usize) -> Option<Frame> {
+    pub(super) fn get_back(&mut self, address: usize) -> Option<Gfn> {
         if self.present() >= self.limit {
             return None;
         }
@@ -311,19 +366,20 @@ impl OwnMemory {
         self.frame_of(address)
     }
 
-    fn address_of(&self, frame: Frame) -> Option<usize> {
-        if let Some(page) = frame.0.checked_sub(HEAP) {
-            return Some(page as usize * PAGE_SIZE);
+    /// Where the process finds one of the domain's own frames.
+    pub(super) fn address_of(&self, frame: Gfn) -> Option<usize> {
+        match self.index(frame) {
+            Some(index) => Some(self.base + index * PAGE_SIZE),
+            None => self.heap_address(frame),
         }
-        Some(self.base + self.index(frame)? * PAGE_SIZE)
     }
 
-    pub(super) fn pin(&mut self, frame: Frame) {
+    pub(super) fn pin(&mut self, frame: Gfn) {
         let index = self.index(frame).expect("only own frames are pinned");
         self.pins[index] += 1;
     }
 
-    pub(super) fn unpin(&mut self, frame: Frame) {
+    pub(super) fn unpin(&mut self, frame: Gfn) {
         let index = self.index(frame).expect("only own frames are pinned");
         self.pins[index] -= 1;
     }
@@ -332,7 +388,7 @@ impl OwnMemory {
 /// One end of a copy inside the machine: a page of some domain and an offset in it.
 pub(super) struct Place<'m> {
     pub(super) memory: &'m OwnMemory,
-    pub(super) frame: Frame,
+    pub(super) frame: Gfn,
     pub(super) offset: u16,
 }
 
@@ -352,4 +408,19 @@ pub(super) fn copy(from: &Place<'_>, to: &Place<'_>, bytes: usize) {
     // what the caller has on the heap and promises to be there (`Hypervisor::copy_grants`), and
     // neither leaves its page. Domains see it through raw pointers alone. They may overlap.
     unsafe { ptr::copy(source, dest, bytes) };
+}
+
+/// Reads memory as a device does.
+pub(super) fn device_reads(address: usize, bytes: &mut [u8]) {
+    let source = ptr::with_exposed_provenance::<u8>(address);
+    // SAFETY: own memory of a domain or a mapping of it, which the machine keeps, or what a driver has on the
+    // heap and promised to be there when it named it to its device. Nobody refers to it.
+    unsafe { ptr::copy(source, bytes.as_mut_ptr(), bytes.len()) };
+}
+
+/// Writes memory as a device does.
+pub(super) fn device_writes(address: usize, bytes: &[u8]) {
+    let dest = ptr::with_exposed_provenance_mut::<u8>(address);
+    // SAFETY: as in `device_reads`, and writable.
+    unsafe { ptr::copy(bytes.as_ptr(), dest, bytes.len()) };
 }

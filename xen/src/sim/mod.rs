@@ -47,12 +47,14 @@
 //! Read next: [`SimDomain`] for what a test can do with a domain, [`xenstore`] for the store.
 
 mod balloon;
+mod device;
 mod domain;
 mod door;
 mod events;
 mod faults;
 mod grants;
 mod memory;
+mod numbering;
 mod operations;
 mod stats;
 mod supply;
@@ -63,6 +65,7 @@ mod world;
 pub mod xenstore;
 mod xenstored;
 
+pub use device::{DmaFault, SimDevice};
 pub use domain::SimDomain;
 pub use door::{BLOCK_COST, SimDoor};
 pub use faults::{GrantUse, Hypercall};

@@ -8,7 +8,7 @@ use super::world::{Domain, DomainKind, World};
 use crate::abi::grant_table::{
     CopyEnd, CopyFlags, GrantCopy, MapFlags, MapGrantRef, UnmapGrantRef,
 };
-use crate::{DomId, Frame, GrantHandle, GrantRef, GrantStatus, PAGE_SHIFT, PAGE_SIZE};
+use crate::{DomId, Gfn, GrantHandle, GrantRef, GrantStatus, Mfn, PAGE_SHIFT, PAGE_SIZE};
 
 /// How a copy holds its two ends: as a mapping for reading, and one for writing.
 const READING: MapFlags = MapFlags::HOST_MAP.union(MapFlags::READONLY);
@@ -31,7 +31,7 @@ impl World {
         &mut self,
         caller: DomId,
         op: &MapGrantRef,
-    ) -> Result<(GrantHandle, Frame), GrantStatus> {
+    ) -> Result<(GrantHandle, Mfn), GrantStatus> {
         let domain = caller;
         let flags = MapFlags::from_bits_retain(op.flags);
         if !flags.intersects(MapFlags::HOST_MAP | MapFlags::DEVICE_MAP) {
@@ -78,7 +78,8 @@ impl World {
             return Err(status);
         }
         let owning = self.known_mut(owner);
-        let frame = owning.pin(gref, caller, flags, Purpose::Map)?;
+        let gfn = owning.pin(gref, caller, flags, Purpose::Map)?;
+        let frame = owning.memory.machine_frame(gfn);
         if flags.contains(MapFlags::HOST_MAP) {
             // A real Xen would map over whatever is there, or crash the caller.
             let domain = caller;
@@ -103,6 +104,7 @@ impl World {
             gref,
             flags,
             frame,
+            gfn,
             address,
         })
     }
@@ -252,7 +254,7 @@ impl World {
         end: &CopyEnd,
         granted: bool,
         flags: MapFlags,
-    ) -> Result<Frame, GrantStatus> {
+    ) -> Result<Gfn, GrantStatus> {
         if granted {
             let gref = GrantRef(end.what as u32);
             if let Some(status) = self.faults.take_grant(GrantUse::Copy, owner, gref) {
@@ -262,7 +264,7 @@ impl World {
                 .known_mut(owner)
                 .pin(gref, caller, flags, Purpose::Copy);
         }
-        let frame = Frame(end.what);
+        let frame = Gfn(end.what);
         if self.known(owner).memory.owns(frame) {
             Ok(frame)
         } else {
@@ -274,8 +276,8 @@ impl World {
         &mut self,
         caller: DomId,
         op: &GrantCopy,
-        (source_owner, source): (DomId, Frame),
-        (dest_owner, dest): (DomId, Frame),
+        (source_owner, source): (DomId, Gfn),
+        (dest_owner, dest): (DomId, Gfn),
     ) -> Result<(), GrantStatus> {
         let bytes = usize::from(op.len);
         let fits = |end: &CopyEnd| usize::from(end.offset) + bytes <= PAGE_SIZE;

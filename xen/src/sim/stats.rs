@@ -1,6 +1,6 @@
 //! What the simulated Xen counts per domain, and the rules that it saw broken.
 
-use crate::{DomId, Frame, GrantHandle, Port};
+use crate::{DomId, Gfn, GrantHandle, Port};
 use std::fmt;
 use std::ops::Sub;
 
@@ -141,7 +141,14 @@ pub enum Violation {
         /// Whose page it is.
         domain: DomId,
         /// The page.
-        frame: Frame,
+        frame: Gfn,
+    },
+    /// A device was to access memory that its IOMMU tables do not have, or not for that.
+    Dma {
+        /// Whose device.
+        domain: DomId,
+        /// The bus address.
+        address: u64,
     },
     /// A page was released that is no memory of the domain, or not any more.
     ReleasedNothing {
@@ -171,6 +178,7 @@ impl Violation {
             | Violation::CopyBounds { domain }
             | Violation::ClosedPort { domain, .. }
             | Violation::FreedWhileShared { domain, .. }
+            | Violation::Dma { domain, .. }
             | Violation::ReleasedNothing { domain, .. }
             | Violation::PopulatedOccupied { domain, .. } => domain,
         }
@@ -209,6 +217,12 @@ impl fmt::Display for Violation {
                 write!(
                     f,
                     "freeing frame {frame:?}, which another domain has mapped"
+                )
+            }
+            Violation::Dma { address, .. } => {
+                write!(
+                    f,
+                    "letting a device access bus address {address:#x}, which it may not"
                 )
             }
             Violation::ReleasedNothing { address, .. } => {

@@ -89,7 +89,10 @@ impl World {
         {
             domain.stats.pages_released_uncleared += 1;
         }
-        self.machine.release(address, frame);
+        if let Some(domain) = self.domain(id) {
+            let frame = domain.memory.machine_frame(frame);
+            self.machine.release(address, frame);
+        }
         Ok(())
     }
 
@@ -103,6 +106,7 @@ impl World {
             return Err(Errno::INVAL);
         }
         let frame = domain.memory.get_back(address).ok_or(Errno::NOMEM)?;
+        let frame = domain.memory.machine_frame(frame);
         self.machine.map_frame(address, frame, true);
         Ok(())
     }

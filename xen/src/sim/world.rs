@@ -6,7 +6,8 @@ use super::grants::{Grants, Region};
 use super::memory::{Machine, OwnMemory};
 use super::stats::{Stats, Violation};
 use super::tables::Lent;
-use crate::{DomId, Instant, Port, VcpuId};
+use crate::{DomId, Instant, Mfn, Port, VcpuId};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How many mappings one frame of `max_maptrack_frames` keeps track of (`MAPTRACK_PER_PAGE`).
@@ -16,10 +17,11 @@ pub const MAPTRACK_PER_FRAME: u32 = 256;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum DomainKind {
     /// Hardware-virtualized without an emulated platform: grants are mapped into guest-physical
-    /// space, and never for a device.
+    /// space, and never for a device. Its guest frames are its own numbers.
     #[default]
     Pvh,
-    /// Paravirtualized: grants are mapped by page-table entries.
+    /// Paravirtualized: grants are mapped by page-table entries, and it may have devices. Its guest frames
+    /// are machine frames.
     Pv,
 }
 
@@ -79,6 +81,8 @@ pub(super) struct Domain {
     pub(super) stats: Stats,
     /// The xenstore ring's page and the domain's port for it.
     pub(super) store: Option<(usize, Port)>,
+    /// Pages on the process's heap that the domain has named to a device.
+    pub(super) heap_for_devices: BTreeSet<Mfn>,
 }
 
 pub(super) struct World {
@@ -140,7 +144,7 @@ impl World {
             dying: false,
             memory: {
                 let (now, later) = (config.memory_pages, config.memory_later);
-                self.machine.populate_partly(now, later)
+                self.machine.populate_partly(config.kind, now, later)
             },
             region: Region::new(region, config.region_pages),
             grants: Grants::new(entries, config.maptrack_limit),
@@ -148,6 +152,7 @@ impl World {
             vcpus: (0..config.vcpus).map(|_| Vcpu::default()).collect(),
             stats: Stats::default(),
             store: None,
+            heap_for_devices: BTreeSet::new(),
         }));
         id
     }

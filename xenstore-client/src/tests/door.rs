@@ -1,7 +1,7 @@
 //! A door that does nothing but count notifications.
 
 use bulkhead_xen::abi::grant_table::{EntryV1, GrantCopy, MapGrantRef, UnmapGrantRef};
-use bulkhead_xen::{DomId, Errno, ForeignRegion, Frame, Hypervisor, Instant, Port, VcpuId};
+use bulkhead_xen::{DomId, Errno, ForeignRegion, Gfn, Hypervisor, Instant, Port, VcpuId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -32,7 +32,7 @@ unsafe impl Hypervisor for Door {
         Err(Errno::NOSYS)
     }
 
-    fn frame_of(&self, _: *const u8) -> Option<Frame> {
+    fn frame_of(&self, _: *const u8) -> Option<Gfn> {
         None
     }
 

@@ -4,11 +4,11 @@ use crate::abi::grant_table::{EntryFlags, MapFlags, MapGrantRef, UnmapGrantRef};
 use crate::sim::{
     DomainConfig, DomainKind, GrantUse, Hypercall, Sim, SimDomain, SimDoor, Violation,
 };
-use crate::{DomId, Errno, Frame, GrantHandle, GrantRef, GrantStatus, Hypervisor, PAGE_SIZE};
+use crate::{DomId, Errno, Gfn, GrantHandle, GrantRef, GrantStatus, Hypervisor, PAGE_SIZE};
 use std::ptr::NonNull;
 
-const READ: MapFlags = MapFlags::HOST_MAP.union(MapFlags::READONLY);
-const WRITE: MapFlags = MapFlags::HOST_MAP;
+pub(super) const READ: MapFlags = MapFlags::HOST_MAP.union(MapFlags::READONLY);
+pub(super) const WRITE: MapFlags = MapFlags::HOST_MAP;
 pub(super) const FREE: EntryFlags = EntryFlags::PERMIT_ACCESS;
 pub(super) const GREF: GrantRef = GrantRef(8);
 
@@ -27,7 +27,7 @@ impl Pair {
         Pair::of(DomainKind::Pvh)
     }
 
-    fn of(kind: DomainKind) -> Pair {
+    pub(super) fn of(kind: DomainKind) -> Pair {
         let sim = Sim::new();
         let backend = sim.add_domain_with(DomainConfig {
             kind,
@@ -54,12 +54,12 @@ impl Pair {
         self.frontend.grant(gref, self.backend.id(), frame, flags);
     }
 
-    fn slot(&self, page: usize) -> NonNull<u8> {
+    pub(super) fn slot(&self, page: usize) -> NonNull<u8> {
         // SAFETY: the region has far more pages.
         unsafe { self.region.add(page * PAGE_SIZE) }
     }
 
-    fn op(&self, page: usize, flags: MapFlags, gref: GrantRef) -> MapGrantRef {
+    pub(super) fn op(&self, page: usize, flags: MapFlags, gref: GrantRef) -> MapGrantRef {
         let address = self.slot(page).as_ptr() as u64;
         MapGrantRef::new(address, flags, gref, self.frontend.id())
     }
@@ -77,7 +77,7 @@ impl Pair {
         self.map_op(self.op(page, flags, GREF))
     }
 
-    fn unmap(&self, page: usize, handle: GrantHandle) -> GrantStatus {
+    pub(super) fn unmap(&self, page: usize, handle: GrantHandle) -> GrantStatus {
         let mut op = UnmapGrantRef::new(self.slot(page).as_ptr() as u64, handle);
         // SAFETY: the tests do not access what they unmap.
         unsafe { self.door.unmap_grants(std::slice::from_mut(&mut op)) }.unwrap();
@@ -200,7 +200,7 @@ fn a_read_only_grant_is_mapped_for_reading() {
 fn only_the_granters_own_frames_can_be_mapped() {
     let pair = Pair::new();
     let ours = pair.backend.frame_of(pair.backend.alloc_page());
-    for frame in [Frame(0), ours, Frame(0xFFFF_FFFF)] {
+    for frame in [Gfn(0), ours, Gfn(0xFFFF_FFFF)] {
         pair.frontend.grant(GREF, pair.backend.id(), frame, FREE);
         assert_eq!(pair.map(0, WRITE), Err(GrantStatus::BAD_PAGE));
         assert_eq!(pair.flags(), FREE, "the refused mapping left no mark");
@@ -301,13 +301,15 @@ fn device_mappings_are_for_paravirtualized_domains() {
     assert_eq!(pvh.map(0, both), Err(GrantStatus::GENERAL_ERROR));
 
     let pv = Pair::of(DomainKind::Pv);
-    let handle = pv.map(0, both).unwrap();
+    let mut op = pv.op(0, both, GREF);
+    // SAFETY: the first page of the region, where nothing is mapped.
+    unsafe { pv.door.map_grants(std::slice::from_mut(&mut op)) }.unwrap();
+    let (handle, dev_bus_addr) = (op.handle, op.dev_bus_addr);
     assert_eq!(pv.unmap(0, handle), GrantStatus::OKAY);
     // The device's half was not named, and so is still there.
     assert_eq!(pv.backend.live_mappings(), 1);
-    let frame = pv.frontend.frame_of(pv.page);
     let mut op = [UnmapGrantRef {
-        dev_bus_addr: frame.0 * PAGE_SIZE as u64,
+        dev_bus_addr,
         ..UnmapGrantRef::new(0, handle)
     }];
     // SAFETY: nothing accesses the page.

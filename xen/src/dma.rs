@@ -1,0 +1,17 @@
+//! The domain's own memory as its devices see it.
+
+use crate::DmaAddr;
+
+/// Where devices that were given to this domain find its memory.
+///
+/// Only PV domains have devices on x86 (libxl refuses them to PVH domains), and there a page's bus address
+/// is its machine address, which is unrelated to the address at which the domain sees it.
+///
+/// # Safety
+/// An implementer promises that a device which reads or writes at an address that it returned, in the same
+/// page, reaches that very page, for as long as the page is this domain's.
+pub unsafe trait DmaMemory: Send + Sync {
+    /// Returns the bus address of a byte of this domain's own memory. `None` if it is not own memory (a
+    /// mapped foreign page, for instance), or if the domain can have no devices.
+    fn dma_addr(&self, byte: *const u8) -> Option<DmaAddr>;
+}

@@ -14,7 +14,7 @@ pub struct Cli {
     /// Xen's version: 4.17 (Debian bookworm) or 4.20 (trixie).
     #[arg(long, global = true, default_value_t)]
     xen: Release,
-    /// What keeps xenstore in dom0, of a host that is booted. (`test` has the other one for a few scenarios.)
+    /// The xenstored that dom0 runs. (`test` also runs a few scenarios with the other one.)
     #[arg(long, global = true, value_enum, default_value_t)]
     xenstored: Xenstored,
     #[command(subcommand)]
@@ -23,27 +23,27 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Shows the main job, from a fresh clone to a table of what was measured.
+    /// Shows Bulkhead at work, from a fresh clone to a table of measurements.
     Demo,
-    /// Runs the whole test suite: format, lints, tests, documentation, all scenarios.
+    /// Runs the whole test suite: format, lints, tests, documentation, fuzzing, all scenarios.
     Test,
     /// Runs the scenarios whose names contain one of these words (all without any).
     Scenario {
         /// Parts of names.
         names: Vec<String>,
-        /// A unikernel that is there already.
+        /// The unikernel to use (default: it is built).
         #[arg(long, value_parser = build::existing_file)]
         elf: Option<PathBuf>,
     },
     /// Lists the scenarios.
     List,
-    /// Measures Bulkhead beside every other backend, in one boot of one host.
+    /// Measures Bulkhead and every other backend, in one boot of one host.
     Bench(bench::Options),
     /// Builds the unikernel; the last line is the path of the bootable ELF.
     Build,
     /// Makes the Debian package; the last line is its path.
     Package {
-        /// A unikernel that is there already.
+        /// The unikernel to use (default: it is built).
         #[arg(long, value_parser = build::existing_file)]
         elf: Option<PathBuf>,
     },
@@ -65,11 +65,11 @@ enum Task {
         #[command(subcommand)]
         task: HostTask,
     },
-    /// Fuzzes what reads others' words, led by coverage.
+    /// Fuzzes everything that parses untrusted input, guided by coverage.
     Fuzz(fuzz::Options),
-    /// Counts how steady the emulated host is, with Linux domains only.
+    /// Counts how often the emulation itself fails, with Linux domains only.
     Soak {
-        /// A name for this count's logs.
+        /// The name of the folder for the logs.
         #[arg(long, default_value = "default")]
         name: String,
         #[command(flatten)]
@@ -93,7 +93,7 @@ enum HostTask {
     Stop,
 }
 
-/// Does what the command line says; whether what it tested passed.
+/// Carries out the command line. Returns whether everything that it tested passed.
 pub fn main(cli: Cli) -> Result<bool> {
     let (xen, xenstored) = (cli.xen, cli.xenstored);
     match cli.command {

@@ -14,7 +14,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Those that a driver domain of ours may be, PVH first.
+    /// The kinds that Bulkhead may be, PVH first.
     pub const ALL: [Self; 2] = [Self::Pvh, Self::Pv];
 }
 

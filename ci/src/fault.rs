@@ -12,7 +12,7 @@ use crate::host::{KnownDomain, Output};
 /// Signals by which a program ends of its own error: ILL, TRAP, ABRT, BUS, FPE, SEGV.
 const FATAL_SIGNALS: &[i32] = &[4, 5, 6, 7, 8, 11];
 
-/// What bash and glibc print about a program that ended so.
+/// What bash and glibc print about a program that such a signal ended.
 const DEATHS: &[&str] = &[
     "Segmentation fault",
     "Illegal instruction",
@@ -28,7 +28,7 @@ const DEATHS: &[&str] = &[
     "sysmalloc:",
 ];
 
-/// What dom0's kernel logs about one.
+/// What dom0's kernel logs about such a program.
 const KERNEL_DEATHS: &[&str] = &[
     " segfault at ",
     "general protection fault",
@@ -42,7 +42,7 @@ const KERNEL_DEATHS: &[&str] = &[
 /// What fio and cmp print when a disk holds something else than was written to it.
 const WRONG_DATA: &[&str] = &["verify failed at ", "verify: bad ", " differ: "];
 
-/// Signs of death in the result of a command in dom0.
+/// Finds signs of a program's death in the result of a command in dom0.
 pub fn in_command(script: &str, output: &Output) -> Vec<String> {
     let script = script.trim().lines().next().unwrap_or_default();
     let mut found: Vec<String> = output
@@ -114,9 +114,9 @@ pub fn in_logs(xen: &str, dom0: &str, domains: &[KnownDomain]) -> Verdict {
     verdict
 }
 
-/// Looks through what a guest's kernel printed when it was stopped by an NMI. If one of its interrupts
-/// came while interrupts were off, the emulation has delivered what no processor does; a kernel that
-/// held a lock then waits for itself.
+/// Searches what a guest's kernel printed when it was stopped by an NMI. If an interrupt arrived while
+/// interrupts were off, the emulation has delivered what no processor would; a kernel that held a lock
+/// then waits for itself.
 pub fn in_dump(guest: &str, console: &str) -> Option<String> {
     const INTERRUPTS: u64 = 1 << 9;
     let mut interrupt = false;

@@ -28,18 +28,18 @@ pub fn run_logged(command: &mut Command, log: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The cargo that runs the lab.
+/// Returns the cargo that runs the lab.
 pub fn cargo() -> OsString {
     std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
 }
 
-/// The last `lines` lines of a text.
+/// Returns the last `lines` lines of a text.
 pub fn tail(text: &str, lines: usize) -> String {
     let all: Vec<&str> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")
 }
 
-/// Whether a program can be found in `PATH` or in the system's sbin folders, or a file under its absolute path.
+/// Returns whether a program is in `PATH` or in the system's sbin folders, or a file at its absolute path.
 pub fn find_program(name: &str) -> bool {
     let path = std::env::var("PATH").unwrap_or_default();
     path.split(':')

@@ -20,10 +20,10 @@ use std::time::Duration;
 /// What to measure.
 #[derive(Args, Debug)]
 pub struct Options {
-    /// One round of the most telling jobs.
+    /// Runs one round of the five most telling jobs.
     #[arg(long)]
     quick: bool,
-    /// How often everything is done (default: 3, or 1 with --quick).
+    /// The number of rounds (default: 3, or 1 with --quick).
     #[arg(long)]
     rounds: Option<u32>,
     /// Parts of names of contestants (all without any).
@@ -41,29 +41,29 @@ pub struct Options {
     /// Persistent grants in the guests' frontends.
     #[arg(long, value_enum, default_value_t = Switch::On)]
     persistent: Switch,
-    /// Queues: the processors of guests and backends.
+    /// Queues, and virtual processors, of guests and backends.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=2))]
     queues: u32,
     /// Seconds that each job runs (default: 4, or 3 with --quick).
     #[arg(long, value_parser = clap::value_parser!(u64).range(2..=60))]
     seconds: Option<u64>,
-    /// Minutes after which nothing new is begun (default: 60, or 8 with --quick).
+    /// Minutes after which no job is started (default: 60, or 8 with --quick).
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=600))]
     limit: Option<u64>,
-    /// More for Bulkhead's command line.
+    /// Added to Bulkhead's command line.
     #[arg(long, default_value = "")]
     bulkhead_options: String,
-    /// Counts instructions, and has jobs at offered rates too. The emulation is slower meanwhile.
+    /// Counts instructions, and adds jobs at offered rates. The emulation is slower then.
     #[arg(long)]
     count: bool,
-    /// The unikernel to be measured (default: it is built).
+    /// The unikernel to measure (default: it is built).
     #[arg(long, value_parser = build::existing_file)]
     elf: Option<PathBuf>,
 }
 
 /// How long a guest keeps the processor that it shares, in microseconds at least, for Xen's scheduler. Changing
-/// from one to another costs an emulated processor all its translations of addresses: with Xen's own
-/// millisecond, four guests do nothing but tick.
+/// from one to another costs an emulated processor all its cached address translations: with Xen's default
+/// of a millisecond, four guests do little but handle timer ticks.
 const LONG_TURNS: &str = " sched_ratelimit_us=30000";
 
 /// On or off.
@@ -94,7 +94,7 @@ impl Options {
     }
 }
 
-/// Boots a host, measures, and writes everything below `target/lab/bench/`; whether every contestant
+/// Boots a host, measures, and writes everything to `target/lab/bench/`. Returns whether every contestant
 /// could be measured.
 pub fn run(release: Release, xenstored: Xenstored, options: &Options) -> Result<bool> {
     let plan = options.plan()?;
@@ -163,7 +163,7 @@ fn gzipped(path: &Path) -> Result<u64> {
     Ok(encoder.finish()?.len() as u64)
 }
 
-/// Writes the JSON, the charts and the report; the report's path.
+/// Writes the JSON, the charts and the report, and returns the report's path.
 fn write(results: &Results, release: Release) -> Result<PathBuf> {
     let dir = workspace::lab().join("bench");
     fs::create_dir_all(&dir)?;

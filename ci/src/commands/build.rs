@@ -7,16 +7,16 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-/// The ELF may not be larger.
+/// The largest ELF that is accepted.
 const SIZE_LIMIT: u64 = 480 << 10;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// A file that an option names: a mistake is to be seen before a host is booted.
+/// Checks a file that an option names, so that a mistake is seen before a host is booted.
 pub fn existing_file(path: &str) -> Result<PathBuf, String> {
     match fs::metadata(path) {
         Ok(metadata) if metadata.is_file() => Ok(PathBuf::from(path)),
-        Ok(_) => Err("this is no file".to_owned()),
+        Ok(_) => Err("this is not a file".to_owned()),
         Err(error) => Err(error.to_string()),
     }
 }

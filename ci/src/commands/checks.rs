@@ -112,7 +112,7 @@ pub struct Counts {
     pub failed: usize,
 }
 
-/// Runs all of them; a failing one shows the end of its log.
+/// Runs all checks. One that fails shows the end of its log.
 pub fn run() -> Result<Counts> {
     let tests = if has_nextest() { NEXTEST } else { TESTS };
     let dir = workspace::lab().join("checks");

@@ -6,7 +6,7 @@ use crate::image::packages;
 use anyhow::Result;
 use std::time::{Duration, Instant};
 
-/// What `cargo lab test` has for all of them together.
+/// How long `cargo lab test` fuzzes all targets together.
 const IN_THE_SUITE: Duration = Duration::from_secs(120);
 
 /// What to fuzz, and for how long.
@@ -14,12 +14,12 @@ const IN_THE_SUITE: Duration = Duration::from_secs(120);
 pub struct Options {
     /// Names of targets (all without any).
     targets: Vec<String>,
-    /// For how long in all; the targets share it.
+    /// The total time, which the targets share.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     minutes: u64,
 }
 
-/// Fuzzes; whether nothing failed.
+/// Fuzzes, and returns whether nothing failed.
 pub fn run(options: &Options) -> Result<bool> {
     let targets = fuzz::chosen(&options.targets)?;
     packages::ensure_for_fuzzing()?;
@@ -28,7 +28,7 @@ pub fn run(options: &Options) -> Result<bool> {
     Ok(counts.failed == 0)
 }
 
-/// All targets, as a part of the test suite.
+/// Fuzzes all targets, as a part of the test suite.
 pub fn check() -> Result<Counts> {
     println!("check: fuzzing");
     all(&fuzz::targets()?, IN_THE_SUITE)

@@ -36,18 +36,18 @@ pub struct Options {
     /// Ends as soon as the domain's console shows this text.
     #[arg(long)]
     pub until: Option<String>,
-    /// Leaves the domain running.
+    /// Leaves the domain running at the end.
     #[arg(long)]
     pub keep: bool,
     /// The domain's name.
     #[arg(long, default_value = "trial")]
     pub domain: String,
-    /// A script for dom0 before the domain is ended.
+    /// A script to run in dom0 before the domain is ended.
     #[arg(long)]
     pub then: Option<String>,
 }
 
-/// Runs it on the host called `name`, which is booted where it does not run yet.
+/// Runs it on the host called `name`, which is booted if it does not run yet.
 pub fn run(name: &str, release: Release, xenstored: Xenstored, options: &Options) -> Result<()> {
     let host = match Host::attach(Host::named(name)) {
         Ok(host) => host,

@@ -55,7 +55,7 @@ impl Chosen {
     }
 }
 
-/// Shows the main job: from a fresh clone to the table.
+/// Runs the scenarios of the demo and shows what they measured.
 pub fn demo(release: Release, xenstored: Xenstored) -> Result<bool> {
     let start = Instant::now();
     let mut chosen = Chosen {
@@ -86,8 +86,8 @@ pub fn some(
     Ok(print_counts(summary.counts()))
 }
 
-/// The whole test suite. The scenarios that need no shared host, and one processor, run beside the checks.
-/// At the end a few run again on a host where the other program keeps xenstore.
+/// Runs the whole test suite. The scenarios that have a host of their own, and use one processor, run beside
+/// the checks. At the end a few run again on a host with the other xenstored.
 pub fn test(release: Release, xenstored: Xenstored) -> Result<bool> {
     packages::ensure_for_tests()?;
     let Chosen { shared, own_host } = Chosen::all();
@@ -144,7 +144,7 @@ pub fn list() {
     }
 }
 
-/// Runs them; where that cannot even begin, says why and counts all of them as failed.
+/// Runs them. If that cannot even begin, says why and counts all of them as failed.
 fn run_or_fail(
     release: Release,
     xenstored: Xenstored,
@@ -199,7 +199,7 @@ fn run_scenarios(
     Ok(summary)
 }
 
-/// Shows the tables, and keeps what they are made of.
+/// Shows the tables, and saves the results.
 fn print_end(summary: &Summary) -> Result<()> {
     summary.save()?;
     println!("{}", summary.scenario_table());
@@ -217,7 +217,7 @@ fn print_end(summary: &Summary) -> Result<()> {
     Ok(())
 }
 
-/// The last line of a run, alone on its line; whether nothing failed.
+/// Prints the last line of a run. Returns whether nothing failed.
 fn print_counts(counts: Counts) -> bool {
     println!("{} passed, {} failed", counts.passed, counts.failed);
     counts.failed == 0

@@ -17,7 +17,7 @@ use std::process::{Command, Stdio};
 /// Leaves the shell.
 const LEAVE: u8 = 0x1d;
 
-/// Boots everything and connects the terminal to dom0; the host ends with the shell.
+/// Boots everything and connects the terminal to dom0. The host ends with the shell.
 pub fn run(release: Release, xenstored: Xenstored) -> Result<()> {
     let progress = Progress::default();
     packages::ensure()?;

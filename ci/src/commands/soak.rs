@@ -32,10 +32,10 @@ pub struct Tuning {
     /// QEMU's TCG threading: single or multi.
     #[arg(long)]
     pub threads: Option<String>,
-    /// More for Xen's command line.
+    /// Added to Xen's command line.
     #[arg(long)]
     pub xen_options: Option<String>,
-    /// More for dom0's kernel command line.
+    /// Added to the command line of dom0's kernel.
     #[arg(long)]
     pub dom0_options: Option<String>,
 }

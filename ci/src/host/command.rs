@@ -12,10 +12,10 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// What a command in dom0 or in a guest left.
+/// The result of a command in dom0 or in a guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Output {
-    /// The exit status; 128 and more: died of that signal.
+    /// The exit status; 128 and a signal's number if that signal ended the command.
     pub status: i32,
     /// Standard output.
     pub out: String,
@@ -61,7 +61,7 @@ impl Host {
         Ok(output)
     }
 
-    /// Looks once at a host where a command was late, and notes what is seen.
+    /// Examines a host on which a command was late, once, and keeps the findings.
     fn diagnose_dom0(&self, script: &str) {
         if self.seen().diagnosis.is_some() {
             return;
@@ -75,7 +75,7 @@ impl Host {
         self.seen().diagnosis = Some(format!("late was: {since}\n{}", finding.report));
     }
 
-    /// What was seen when a command was late for the first time, in dom0 or in a guest.
+    /// Returns the findings of the first time that a command in dom0 or in a guest was late.
     pub fn take_diagnosis(&self) -> Option<String> {
         self.seen().diagnosis.take()
     }

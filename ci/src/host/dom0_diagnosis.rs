@@ -13,7 +13,7 @@ use std::time::Duration;
 /// How long dom0 may take for a command that does nothing. Thousands of times what it usually takes.
 const NOTHING: Duration = Duration::from_secs(30);
 
-/// The same for looking at its processes.
+/// How long dom0 may take to list its processes.
 const LOOK: Duration = Duration::from_secs(60);
 
 /// Asks dom0 for its processes, where in the kernel the tool stack's wait, and whether xenstored
@@ -25,15 +25,15 @@ const ASK: &str = "ps axo pid,ppid,stat,time,wchan:24,args | grep -v '\\[.*\\]$'
     echo '== domains'; timeout 10 xl list -v || echo \"no answer: $?\"; \
     echo '== kernel'; dmesg | tail -5";
 
-/// What the diagnosis found.
+/// The findings about a late dom0.
 pub struct Finding {
     /// dom0 runs nothing at all any more.
     pub dead: bool,
-    /// What was seen, for the log.
+    /// The details, for the log.
     pub report: String,
 }
 
-/// Looks at a host on which a command was late.
+/// Examines a host on which a command was late.
 pub fn diagnose(host: &Host) -> Finding {
     // An error of another kind is the scenario's end, and tells nothing of dom0.
     let dead = matches!(host.run("true", NOTHING), Err(error) if error.is::<Late>());

@@ -18,7 +18,7 @@ const SHUTDOWN: Duration = Duration::from_secs(20);
 const WEIGHT: u32 = 256;
 const MORE_WEIGHT: u32 = 2048;
 
-/// dom0's larger share of the processors; dropping it makes dom0 one of many again.
+/// dom0's larger share of the processors; dropping it gives dom0 the same share as others again.
 pub struct Preference<'h>(&'h Host);
 
 impl Drop for Preference<'_> {
@@ -87,7 +87,7 @@ impl Host {
     }
 
     /// Attaches a disk to a running guest, as `xl block-attach` does, and waits until its backend is
-    /// connected; the time that took. `device` is the number of the virtual device.
+    /// connected. Returns how long that took. `device` is the number of the virtual device.
     pub fn attach_disk(&self, guest: &Domain, disk: &str, device: u32) -> Result<Duration> {
         let script = format!("lab-xen attach {} {device} '{disk}'", guest.id);
         let output = self.exec(&script, TOOLSTACK)?;
@@ -97,8 +97,8 @@ impl Host {
         Ok(Duration::from_micros(output.out.trim().parse()?))
     }
 
-    /// Gives dom0 a larger share of the processors while the result is kept: the tool stack does not wait
-    /// for guests that never rest.
+    /// Gives dom0 a larger share of the processors as long as the result lives, so that busy guests do not
+    /// delay the tool stack.
     pub fn prefer_dom0(&self) -> Result<Preference<'_>> {
         self.weigh_dom0(MORE_WEIGHT)?;
         Ok(Preference(self))
@@ -109,7 +109,7 @@ impl Host {
         self.ok(&script).map(drop)
     }
 
-    /// The file that holds a domain's console.
+    /// Returns the file that holds a domain's console.
     pub fn console_log(&self, name: &str) -> PathBuf {
         self.instance()
             .share()
@@ -118,17 +118,17 @@ impl Host {
 }
 
 impl Domain<'_> {
-    /// Everything this domain printed.
+    /// Returns everything that this domain printed.
     pub fn console(&self) -> String {
         read_from(&self.host.console_log(&self.name), self.console_start)
     }
 
-    /// How many bytes this domain printed so far; for [`Self::console_from`].
+    /// Returns how many bytes this domain has printed so far, for [`Self::console_from`].
     pub fn console_length(&self) -> usize {
         self.console().len()
     }
 
-    /// What it printed after its first `start` bytes.
+    /// Returns what it printed after its first `start` bytes.
     pub fn console_from(&self, start: usize) -> String {
         let text = self.console();
         text.get(start..).unwrap_or_default().to_owned()
@@ -157,13 +157,13 @@ impl Domain<'_> {
         }
     }
 
-    /// Processor time used so far, as Xen counts it.
+    /// Returns the processor time that it has used so far, as Xen counts it.
     pub fn cpu_time(&self) -> Result<Duration> {
         let text = self.host.ok(&format!("lab-xen cpu-time {}", self.id))?;
         Ok(Duration::from_nanos(text.trim().parse()?))
     }
 
-    /// Lets a paused domain run and waits until its console shows `text`; the time that took, measured
+    /// Unpauses a domain and waits until its console shows `text`. Returns how long that took, measured
     /// inside the host.
     pub fn unpause_until(&self, text: &str, limit: Duration) -> Result<Duration> {
         let script = format!(
@@ -186,7 +186,7 @@ impl Domain<'_> {
         Ok(Duration::from_micros(output.out.trim().parse()?))
     }
 
-    /// Whether Xen still has it.
+    /// Returns whether Xen still has it.
     pub fn exists(&self) -> Result<bool> {
         let script = format!("xl domid '{}'", self.name);
         Ok(self.host.exec(&script, TOOLSTACK)?.status == 0)
@@ -218,26 +218,26 @@ impl Domain<'_> {
         self.wait_gone(SHUTDOWN)
     }
 
-    /// Ends it at once.
+    /// Destroys it.
     pub fn destroy(&mut self) -> Result<()> {
         self.host.ok(&format!("xl destroy '{}'", self.name))?;
         self.gone = true;
         Ok(())
     }
 
-    /// Stops its processors.
+    /// Pauses it.
     pub fn pause(&self) -> Result<()> {
         self.host.ok(&format!("xl pause '{}'", self.name)).map(drop)
     }
 
-    /// Lets its processors go on.
+    /// Unpauses it.
     pub fn unpause(&self) -> Result<()> {
         self.host
             .ok(&format!("xl unpause '{}'", self.name))
             .map(drop)
     }
 
-    /// Saves its memory to a file and ends it, as `xl save` does. [`Self::restore`] makes it anew.
+    /// Saves it to a file and ends it, as `xl save` does. [`Self::restore`] creates it again.
     pub fn save(&self, path: &str, limit: Duration) -> Result<()> {
         let script = format!("xl save '{}' {path}", self.name);
         let output = self.host.exec(&script, limit)?;
@@ -247,7 +247,7 @@ impl Domain<'_> {
         Ok(())
     }
 
-    /// Goes on where [`Self::save`] ended it, under another number.
+    /// Restores it from the file of [`Self::save`]; it has another number then.
     pub fn restore(&mut self, path: &str, limit: Duration) -> Result<()> {
         let script = format!("xl restore {path}");
         let output = self.host.exec(&script, limit)?;
@@ -257,7 +257,7 @@ impl Domain<'_> {
         self.wait_remade(TOOLSTACK)
     }
 
-    /// Waits until the tool stack has made another domain in the place of this one, and goes on with that.
+    /// Waits until the tool stack has created another domain in the place of this one, and stands for that one.
     pub fn wait_remade(&mut self, limit: Duration) -> Result<()> {
         let Self { id, name, .. } = self;
         let script = format!(

@@ -44,7 +44,7 @@ impl Host {
         Ok(config)
     }
 
-    /// The configuration of a lean HVM guest. It takes QEMU in dom0 half a minute to hand it its kernel.
+    /// The configuration of a lean HVM guest. QEMU in dom0 takes half a minute to load its kernel.
     pub fn hvm_guest_config(&self, name: &str, disks: &[String]) -> Result<Config> {
         let mut config = self.lean_guest_config(name, Kind::Hvm, disks)?;
         // Its firmware loads what PCs load. It finds Xen on its PCI bus.
@@ -113,7 +113,7 @@ impl<'h> Guest<'h> {
         Ok(started)
     }
 
-    /// What is to be waited for, and dom0's script that starts it.
+    /// Returns what to wait for, and the script for dom0 that starts it.
     fn starting(&self, command: &str) -> (Started, String) {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let started = Started {
@@ -124,7 +124,7 @@ impl<'h> Guest<'h> {
         (started, self.typing(&line))
     }
 
-    /// Waits for a started command. A guest that does not answer in time is looked at, which it may not
+    /// Waits for a started command. A guest that does not answer in time is examined, which it may not
     /// survive.
     pub fn finish(&self, started: Started, limit: Duration) -> Result<Output> {
         if let Some(output) = self.finish_within(&started, limit)? {
@@ -145,7 +145,7 @@ impl<'h> Guest<'h> {
         seen.diagnosis = Some(format!("{} did not answer\n{report}", self.name));
     }
 
-    /// Waits for a started command that may take longer: nothing, then.
+    /// Waits for a started command. Returns `None` if it takes longer.
     pub fn finish_within(&self, started: &Started, limit: Duration) -> Result<Option<Output>> {
         let deadline = Instant::now() + limit;
         let mut repeated = 0;
@@ -168,8 +168,8 @@ impl<'h> Guest<'h> {
         Ok(None)
     }
 
-    /// Lets it reboot at once, without ending anything, and waits until the one that the tool stack
-    /// makes in its place takes commands.
+    /// Reboots it at once, without an orderly shutdown, and waits until the domain that the tool stack
+    /// creates in its place takes commands.
     pub fn reboot(&mut self) -> Result<()> {
         let seen = self.console_length();
         self.start("reboot -f")?;
@@ -181,7 +181,7 @@ impl<'h> Guest<'h> {
         self.host.ok(&self.typing(line)).map(drop)
     }
 
-    /// dom0's script that types a line on the guest's console.
+    /// Returns the script for dom0 that types a line on the guest's console.
     fn typing(&self, line: &str) -> String {
         format!(
             "echo '{line}' >$(xenstore-read /local/domain/{}/console/tty)",
@@ -214,7 +214,7 @@ pub struct Started {
 #[derive(Debug, PartialEq)]
 enum Answer {
     Absent,
-    /// This many answers came, none of them whole.
+    /// So many answers arrived, and none of them was complete.
     Damaged(usize),
     Whole(Output),
 }

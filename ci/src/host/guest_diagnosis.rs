@@ -10,16 +10,16 @@ use std::time::Duration;
 /// How long dom0 may take for its part.
 const LOOK: Duration = Duration::from_secs(60);
 
-/// What was seen.
+/// The findings about a silent guest.
 pub struct Finding {
-    /// What no processor does, if the guest's kernel shows it.
+    /// The fault of the emulation, if the guest's kernel shows one.
     pub fault: Option<String>,
-    /// Everything else, for the log.
+    /// The details, for the log.
     pub report: String,
 }
 
-/// Looks at it. Its kernel is asked for what waits in it, and then stopped by an NMI, for which it shows
-/// what it was doing (`Host::guest_config` has it do both).
+/// Examines a guest. Its kernel lists the tasks that wait in it, and is then stopped by an NMI, for which it
+/// prints what it was doing (`Host::guest_config` enables both).
 pub fn diagnose(host: &Host, guest: &Domain) -> Finding {
     let mut report = String::new();
     for key in ['q', 'e'] {

@@ -27,17 +27,17 @@ use std::time::{Duration, Instant};
 
 pub use command::Output;
 
-/// Where dom0 has the kernels that are not ours: Linux's, and GRUB's.
+/// The folders in dom0 with the kernels that are not ours: Linux and GRUB.
 const STOCK: &[&str] = &["/guest/", "/usr/lib/grub-xen/"];
 
 /// How long a host may take to boot (15 s on an idle machine), and QEMU to write its process number.
 const BOOT: Duration = Duration::from_secs(360);
 const PID_FILE: Duration = Duration::from_secs(60);
 
-/// How often files of a host are looked at while something is waited for.
+/// How often a wait checks the host's files.
 const TICK: Duration = Duration::from_millis(10);
 
-/// How often the domains are looked at meanwhile.
+/// How often a wait checks the domains.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// A running host.
@@ -51,7 +51,7 @@ pub struct Host {
     watched: Mutex<Watched>,
 }
 
-/// What every wait looks at beside its own matter, as long as a scenario runs.
+/// What every wait checks, besides its own condition, while a scenario runs.
 #[derive(Debug, Default)]
 struct Watched {
     /// When all waits end.
@@ -60,16 +60,16 @@ struct Watched {
     domains: usize,
     /// How long Xen's log was.
     xen_log: u64,
-    /// When the domains are to be looked at again.
+    /// When to check the domains again.
     next_look: Option<Instant>,
 }
 
-/// What the host remembers for telling faults apart.
+/// What the host keeps to tell a fault of the emulation from a failure.
 #[derive(Debug, Default)]
 struct Seen {
     domains: Vec<KnownDomain>,
     emulator_faults: Vec<String>,
-    /// What was found when a command was late for the first time.
+    /// The findings of the first time that a command was late.
     diagnosis: Option<String>,
 }
 
@@ -108,7 +108,7 @@ impl Host {
         Ok(host)
     }
 
-    /// A host that another process started.
+    /// Attaches to a host that another process started.
     pub fn attach(dir: PathBuf) -> Result<Self> {
         let instance = Instance { dir };
         if instance.pid().is_none() {
@@ -117,12 +117,12 @@ impl Host {
         Ok(Self::new(instance, false))
     }
 
-    /// The folder of a named host that outlives the command which started it.
+    /// Returns the folder of a named host, which outlives the command that started it.
     pub fn named(name: &str) -> PathBuf {
         workspace::lab().join("hosts").join(name)
     }
 
-    /// Where the instructions that were executed are counted, if they are.
+    /// Returns the counts of executed instructions, if they are counted.
     pub fn instructions(&self) -> Option<PathBuf> {
         Some(self.instance.instructions()).filter(|counts| counts.exists())
     }
@@ -141,7 +141,7 @@ impl Host {
         self.seen.lock().expect("no thread panicked")
     }
 
-    /// The processors' clock, as Xen measured it.
+    /// Returns the frequency of the processors' clock, as Xen measured it.
     pub fn tsc_khz(&self) -> Result<u32> {
         if let Some(&khz) = self.tsc_khz.get() {
             return Ok(khz);
@@ -161,7 +161,7 @@ impl Host {
         };
     }
 
-    /// Moves the end of all waits.
+    /// Changes when all waits end.
     pub fn watch_until(&self, deadline: Instant) {
         self.watched.lock().expect("no thread panicked").deadline = Some(deadline);
     }
@@ -171,7 +171,7 @@ impl Host {
         self.watched.lock().expect("no thread panicked").deadline = None;
     }
 
-    /// Crashes of our own domains since [`Self::watch`], as the tool stack logged them.
+    /// Returns the crashes of our own domains since [`Self::watch`], as the tool stack logged them.
     pub fn crashes(&self) -> Vec<String> {
         let start = self.watched.lock().expect("no thread panicked").domains;
         let domains = self.domains();
@@ -181,7 +181,7 @@ impl Host {
         )
     }
 
-    /// What the tool stack logged about all domains, in no order.
+    /// Returns what the tool stack logged about all domains, in no particular order.
     pub fn tool_stack_log(&self) -> String {
         fs::read_dir(self.instance.share().join("xl"))
             .into_iter()
@@ -190,13 +190,13 @@ impl Host {
             .collect()
     }
 
-    /// The domains created so far.
+    /// Returns the domains created so far.
     pub fn domains(&self) -> Vec<KnownDomain> {
         self.seen().domains.clone()
     }
 
-    /// Faults of the emulation that no log shows, since the last call: programs of dom0 that died, and what
-    /// a silent guest or a silent dom0 showed when it was looked at.
+    /// Returns the faults of the emulation since the last call that no log shows: programs of dom0 that died,
+    /// and what the examination of a silent guest or a silent dom0 showed.
     pub fn take_emulator_faults(&self) -> Vec<String> {
         std::mem::take(&mut self.seen().emulator_faults)
     }
@@ -209,7 +209,7 @@ impl Host {
         });
     }
 
-    /// The tool stack has made domain `after` in the place of `before`.
+    /// Notes that the tool stack has created domain `after` in the place of `before`.
     fn note_reboot(&self, before: u32, after: u32) {
         let domains = &mut self.seen().domains;
         if let Some(known) = domains.iter().find(|known| known.id == before).cloned() {
@@ -237,7 +237,7 @@ impl Host {
         Ok(())
     }
 
-    /// Waits a moment; an error when the time is over or the host is dead.
+    /// Waits a moment. An error means that the time is over or the host is dead.
     pub(crate) fn tick(&self, deadline: Instant) -> Result<()> {
         self.wait_tick()?;
         if Instant::now() > deadline {
@@ -246,7 +246,7 @@ impl Host {
         Ok(())
     }
 
-    /// Waits a moment; an error when the host is dead or the scenario is over.
+    /// Waits a moment. An error means that the host is dead or the scenario's time is over.
     fn wait_tick(&self) -> Result<()> {
         if self.instance.pid().is_none() {
             let log = fs::read_to_string(self.instance.dir.join("qemu.log")).unwrap_or_default();
@@ -259,7 +259,7 @@ impl Host {
 }
 
 impl Host {
-    /// The part of a wait that is about the scenario as a whole.
+    /// Checks what ends every wait: the scenario's time is over, or a domain has failed.
     fn check_scenario(&self) -> Result<()> {
         let now = Instant::now();
         let xen_start = {
@@ -302,14 +302,14 @@ pub fn boot_named(name: &str, release: image::release::Release, machine: &Machin
     Host::boot(Host::named(name), &image, machine, true)
 }
 
-/// The text of a file behind its first `start` bytes; nothing if the file is not there.
+/// Returns the text of a file after its first `start` bytes; nothing if there is no such file.
 pub fn read_from(path: &Path, start: u64) -> String {
     let bytes = fs::read(path).unwrap_or_default();
     let rest = bytes.get(start as usize..).unwrap_or_default();
     String::from_utf8_lossy(rest).into_owned()
 }
 
-/// A file's length; 0 if it is not there.
+/// Returns a file's length; 0 if there is no such file.
 pub fn length(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |meta| meta.len())
 }

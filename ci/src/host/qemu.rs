@@ -20,13 +20,13 @@ pub struct Machine {
     pub memory: u32,
     /// dom0's memory in MiB.
     pub dom0_memory: u32,
-    /// What keeps xenstore in dom0.
+    /// The xenstored that dom0 runs.
     pub xenstored: Xenstored,
-    /// The plugin that counts instructions, if they are to be.
+    /// The plugin that counts instructions, if they are to be counted.
     pub plugin: Option<PathBuf>,
-    /// More for Xen's command line.
+    /// Added to Xen's command line.
     pub xen_options: String,
-    /// More for dom0's kernel command line.
+    /// Added to the command line of dom0's kernel.
     pub dom0_options: String,
 }
 
@@ -101,7 +101,7 @@ impl Instance {
         self.dir.join("qemu.pid")
     }
 
-    /// The process that runs this host, if it lives.
+    /// Returns the process that runs this host, if it is alive.
     pub fn pid(&self) -> Option<u32> {
         let pid: u32 = fs::read_to_string(self.pid_file())
             .ok()?
@@ -113,7 +113,7 @@ impl Instance {
         name.contains("qemu-system").then_some(pid)
     }
 
-    /// Starts QEMU. `with_us`: it is to die with the lab's process.
+    /// Starts QEMU. With `with_us` it ends when the lab's process ends.
     pub fn start(&self, image: &HostImage, machine: &Machine, with_us: bool) -> Result<()> {
         if let Some(pid) = self.pid() {
             bail!("{} is in use by process {pid}", self.dir.display());
@@ -146,9 +146,9 @@ impl Instance {
         Ok(())
     }
 
-    /// Lets QEMU's main thread, which raises the emulated interrupts, go before everything else on
-    /// the machine, where that is allowed. See "Faults of the emulation" in the README: a pause
-    /// between raising an interrupt and waking the processor for it can deliver the one before twice.
+    /// Gives QEMU's main thread, which raises the emulated interrupts, real-time priority, where that is
+    /// allowed. A pause between raising an interrupt and waking the processor for it can deliver the
+    /// previous one twice (`docs/emulator-faults.md`).
     pub fn prefer_main_thread(&self) {
         let Some(pid) = self.pid() else { return };
         // Without the privilege the lab works as well, only less steadily.

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 pub struct VbdStatistics(pub BTreeMap<String, u64>);
 
 impl VbdStatistics {
-    /// One of them.
+    /// Returns one of them.
     pub fn get(&self, name: &str) -> Result<u64> {
         let value = self.0.get(name).copied();
         value.with_context(|| format!("no counter is called {name}: {self:?}"))
@@ -32,7 +32,7 @@ impl VbdStatistics {
 }
 
 impl Host {
-    /// The counters of the disk `device` (its number) that domain `backend` serves to `guest`.
+    /// Returns the counters of the disk `device` (its number) that domain `backend` serves to `guest`.
     pub fn vbd_statistics(&self, backend: u32, guest: u32, device: u32) -> Result<VbdStatistics> {
         const LATE: i32 = 4;
         let node = format!("/local/domain/{backend}/backend/vbd/{guest}/{device}/statistics");

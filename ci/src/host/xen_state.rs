@@ -48,7 +48,7 @@ fn count_ports(text: &str, domain: u32) -> usize {
         .count()
 }
 
-/// What debug keys `e` and `q` show about the processors and the event channels of a domain.
+/// Returns what debug keys `e` and `q` show about the processors and the event channels of a domain.
 pub(super) fn about(text: &str, domain: u32) -> Vec<&str> {
     let headings = [
         "Event channel information for domain ",

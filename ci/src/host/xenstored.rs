@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// What keeps xenstore. They answer differently where quotas, long listings and conflicting transactions
-/// are concerned.
+/// The two implementations of xenstored. They differ in their answers about quotas, long listings and
+/// conflicting transactions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Xenstored {
     /// The older one, in C.
@@ -14,7 +14,7 @@ pub enum Xenstored {
 }
 
 impl Xenstored {
-    /// The one that this is not.
+    /// Returns the other one.
     pub fn other(self) -> Self {
         match self {
             Self::Xenstored => Self::Oxenstored,

@@ -126,7 +126,7 @@ impl<H: Hypervisor> Drop for Place<H> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bulkhead_xen::sim::{DomainConfig, Sim};
+    use bulkhead_xen_sim::{DomainConfig, Sim};
 
     #[test]
     fn queues_go_where_the_fewest_are() {

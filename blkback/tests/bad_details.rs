@@ -3,8 +3,8 @@
 use crate::world::{Bystander, Frontend, Guest, World};
 use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_xen::abi::grant_table::EntryFlags;
-use bulkhead_xen::sim::{GrantUse, Hypercall};
 use bulkhead_xen::{DomId, Errno, GrantRef, GrantStatus};
+use bulkhead_xen_sim::{GrantUse, Hypercall};
 
 /// Publishes what `spoil` makes of a frontend's details, beside a guest that notices nothing.
 /// Answers what the frontend is told.

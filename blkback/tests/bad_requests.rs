@@ -11,7 +11,7 @@ use bulkhead_ring::blkif::{
 };
 use bulkhead_ring::{Index, SharedPages};
 use bulkhead_xen::GrantRef;
-use bulkhead_xen::sim::GrantUse;
+use bulkhead_xen_sim::GrantUse;
 use std::time::Duration;
 
 /// Runs a scene with a hostile frontend, connected to `disk0`, beside a guest that does verified

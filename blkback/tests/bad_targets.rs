@@ -2,7 +2,7 @@
 //! every other guest goes on.
 
 use crate::world::{Bystander, Guest, Setup, World, content};
-use bulkhead_xen::sim::xenstore::toolstack::{self, Disk};
+use bulkhead_xen_sim::xenstore::toolstack::{self, Disk};
 
 /// Attaches a disk that cannot be, beside a guest that notices nothing. Answers what is wrong.
 fn refused(world: &World, disk: &Disk) -> String {

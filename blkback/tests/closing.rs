@@ -2,7 +2,7 @@
 
 use crate::world::{Guest, IMAGE_SIZE, World, content};
 use bulkhead_blkback::vbd::state::XenbusState;
-use bulkhead_xen::sim::xenstore::toolstack;
+use bulkhead_xen_sim::xenstore::toolstack;
 use std::time::Duration;
 
 /// Windows' xenvbd closes before it connects, to begin with a clean slate: it waits for the backend

@@ -3,7 +3,7 @@
 
 use crate::world::{Bystander, Frontend, Guest, IMAGE_SIZE, SECTORS, Setup, World, content};
 use bulkhead_ring::blkif::{Discard, Operation, Request, Sector, Status, TransferKind};
-use bulkhead_xen::sim::xenstore::toolstack::Disk;
+use bulkhead_xen_sim::xenstore::toolstack::Disk;
 
 fn discard(disk: &mut Frontend<'_>, sector: u64, count: u64, secure: bool) -> Status {
     let id = disk.link().new_id();

@@ -3,7 +3,7 @@
 
 use crate::world::{Bystander, Frontend, Guest, World};
 use bulkhead_blkback::vbd::state::XenbusState;
-use bulkhead_xen::sim::xenstore::toolstack;
+use bulkhead_xen_sim::xenstore::toolstack;
 use std::time::Duration;
 
 /// The most nodes that errors take together, the two or three above all of them included.

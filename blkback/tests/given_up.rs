@@ -5,7 +5,7 @@ use bulkhead_blkback::engine::Options;
 use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_images::DiscardMode;
 use bulkhead_ring::blkif::{Discard, Operation, Request, Sector, Status};
-use bulkhead_xen::sim::xenstore::toolstack;
+use bulkhead_xen_sim::xenstore::toolstack;
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;

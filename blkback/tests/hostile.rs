@@ -6,7 +6,7 @@ use crate::world::{
 use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_ring::blkif::Status;
 use bulkhead_ring::{Index, RingMemory, SharedPages};
-use bulkhead_xen::sim::xenstore::{owned_by, toolstack};
+use bulkhead_xen_sim::xenstore::{owned_by, toolstack};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 

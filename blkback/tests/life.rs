@@ -2,7 +2,7 @@
 
 use crate::world::{Bystander, Guest, IMAGE_SIZE, Link, World, content};
 use bulkhead_blkback::vbd::state::XenbusState;
-use bulkhead_xen::sim::xenstore::toolstack::{self, Disk};
+use bulkhead_xen_sim::xenstore::toolstack::{self, Disk};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;

@@ -6,7 +6,7 @@ use bulkhead_blkback::control::shutdown_requested;
 use bulkhead_blkback::engine::{Counts, Options};
 use bulkhead_images::Target;
 use bulkhead_xen::VcpuId;
-use bulkhead_xen::sim::xenstore::toolstack::Disk;
+use bulkhead_xen_sim::xenstore::toolstack::Disk;
 use std::collections::BTreeSet;
 
 const PAGE: &str = include_str!("../../docs/bulkhead.7");

@@ -7,7 +7,7 @@ use crate::world::{
 use bulkhead_blkback::engine::DataPath;
 use bulkhead_images::IoError;
 use bulkhead_ring::blkif::{Status, TransferKind};
-use bulkhead_xen::sim::MAPTRACK_PER_FRAME;
+use bulkhead_xen_sim::MAPTRACK_PER_FRAME;
 use std::collections::BTreeMap;
 
 /// The image of the disks whose data is checked.

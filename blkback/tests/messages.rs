@@ -4,7 +4,7 @@
 
 use crate::world::{Bystander, Frontend, Guest, Style, World};
 use bulkhead_blkback::vbd::state::XenbusState;
-use bulkhead_xen::sim::xenstore::toolstack;
+use bulkhead_xen_sim::xenstore::toolstack;
 use std::time::Duration;
 
 const NAMES: [&str; 8] = [

@@ -9,7 +9,7 @@ use bulkhead_executor::Executor;
 use bulkhead_ring::blkif::{Status, TransferKind};
 use bulkhead_xen::Hypervisor;
 use bulkhead_xen::abi::xs_wire::{MessageType, Refusal};
-use bulkhead_xen::sim::xenstore::toolstack;
+use bulkhead_xen_sim::xenstore::toolstack;
 use bulkhead_xenstore_client::{Client, Ring};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;

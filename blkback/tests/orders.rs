@@ -3,7 +3,7 @@
 
 use crate::world::{Bystander, Frontend, Guest, World};
 use bulkhead_blkback::vbd::state::XenbusState;
-use bulkhead_xen::sim::xenstore::toolstack;
+use bulkhead_xen_sim::xenstore::toolstack;
 
 /// What a frontend can do about its directory.
 #[derive(Clone, Copy, Debug)]

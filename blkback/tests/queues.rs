@@ -4,7 +4,7 @@ use crate::world::{Frontend, Guest, PATHS, Setup, Style, World};
 use bulkhead_blkback::engine::DataPath;
 use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_xen::VcpuId;
-use bulkhead_xen::sim::DomainKind;
+use bulkhead_xen_sim::DomainKind;
 
 #[test]
 fn every_count_of_queues_on_every_count_of_vcpus() {

@@ -3,7 +3,7 @@
 use crate::world::{Bystander, Frontend, Guest, IMAGE_SIZE, World, content};
 use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_xen::abi::xs_wire::{MessageType, Refusal};
-use bulkhead_xen::sim::xenstore::toolstack::Disk;
+use bulkhead_xen_sim::xenstore::toolstack::Disk;
 use std::time::Duration;
 
 /// What says nothing about a node that the toolstack or the guest wrote.

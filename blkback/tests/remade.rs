@@ -4,7 +4,7 @@
 use crate::world::{Bystander, Frontend, Guest, IMAGE_SIZE, World, content};
 use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_ring::blkif::{Status, TransferKind};
-use bulkhead_xen::sim::xenstore::toolstack::{self, Disk};
+use bulkhead_xen_sim::xenstore::toolstack::{self, Disk};
 
 /// How many answers of xenstored a disk's beginning takes, and some more.
 const POINTS: usize = 70;

@@ -3,7 +3,7 @@
 use crate::world::{Bystander, Guest, Setup, Style, World, bytes_in_use};
 use bulkhead_blkback::engine::Needs;
 use bulkhead_blkback::vbd::state::XenbusState;
-use bulkhead_xen::sim::xenstore::toolstack::{self, Disk};
+use bulkhead_xen_sim::xenstore::toolstack::{self, Disk};
 
 const GUESTS: usize = 25;
 const DISKS: usize = 8;

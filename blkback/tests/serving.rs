@@ -7,8 +7,8 @@ use bulkhead_blkback::engine::DataPath;
 use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_ring::blkif::{Status, TransferKind};
 use bulkhead_ring::{Index, RingMemory, SharedPages};
-use bulkhead_xen::sim::DomainKind;
-use bulkhead_xen::sim::xenstore::toolstack::Disk;
+use bulkhead_xen_sim::DomainKind;
+use bulkhead_xen_sim::xenstore::toolstack::Disk;
 
 #[test]
 fn a_disk_from_attach_to_detach() {

@@ -3,7 +3,7 @@
 
 use crate::world::{Bystander, Guest, World};
 use bulkhead_blkback::vbd::state::XenbusState;
-use bulkhead_xen::sim::xenstore::toolstack::{self, Disk};
+use bulkhead_xen_sim::xenstore::toolstack::{self, Disk};
 use std::time::Duration;
 
 /// How long an error can be read after its guest has gone, at most.

@@ -2,7 +2,7 @@
 
 use bulkhead_executor::Executor;
 use bulkhead_xen::VcpuId;
-use bulkhead_xen::sim::{BLOCK_COST, DomainConfig, Sim};
+use bulkhead_xen_sim::{BLOCK_COST, DomainConfig, Sim};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;

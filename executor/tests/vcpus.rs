@@ -1,8 +1,8 @@
 //! Executors of several vCPUs, each on a thread of its own.
 
 use bulkhead_executor::{Executor, Handle, Remote};
-use bulkhead_xen::sim::{DomainConfig, Sim, SimDomain, SimDoor};
 use bulkhead_xen::{Hypervisor, VcpuId};
+use bulkhead_xen_sim::{DomainConfig, Sim, SimDomain, SimDoor};
 use futures_util::task::AtomicWaker;
 use std::cell::Cell;
 use std::rc::Rc;

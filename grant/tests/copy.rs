@@ -3,8 +3,8 @@
 mod pair;
 
 use bulkhead_grant::{Copied, CopyBatch, CopyRefused, Direction, GrantedBytes};
-use bulkhead_xen::sim::{GrantUse, Hypercall, SimDoor};
 use bulkhead_xen::{Errno, GrantRef, GrantStatus};
+use bulkhead_xen_sim::{GrantUse, Hypercall, SimDoor};
 use core::ptr::NonNull;
 use pair::{Pair, peek, poke};
 

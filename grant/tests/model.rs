@@ -4,8 +4,8 @@ mod pair;
 
 use bulkhead_grant::{Access, CacheFull, Held, PersistentCache, Slot, WindowFull};
 use bulkhead_xen::abi::grant_table::EntryFlags;
-use bulkhead_xen::sim::GrantUse;
 use bulkhead_xen::{GrantRef, GrantStatus};
+use bulkhead_xen_sim::GrantUse;
 use core::ptr::NonNull;
 use pair::{Pair, peek, poke};
 use proptest::prelude::*;

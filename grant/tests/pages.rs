@@ -2,8 +2,8 @@
 
 mod pair;
 
-use bulkhead_xen::sim::Hypercall;
 use bulkhead_xen::{Errno, GrantRef, GrantStatus, PAGE_SIZE};
+use bulkhead_xen_sim::Hypercall;
 use pair::{Pair, peek, poke};
 
 #[test]

@@ -3,8 +3,8 @@
 mod pair;
 
 use bulkhead_grant::{Access, CacheFull, Held, PersistentCache};
-use bulkhead_xen::sim::{DomainKind, SimDoor, Stats};
 use bulkhead_xen::{GrantRef, GrantStatus};
+use bulkhead_xen_sim::{DomainKind, SimDoor, Stats};
 use pair::{Pair, peek, poke};
 
 const READ: Access = Access::ReadOnly;

@@ -3,8 +3,8 @@
 mod pair;
 
 use bulkhead_grant::{Access, Grant, GrantTable, TableFull};
-use bulkhead_xen::sim::{DomainConfig, Sim, SimDomain, SimDoor};
 use bulkhead_xen::{GrantRef, GrantStatus};
+use bulkhead_xen_sim::{DomainConfig, Sim, SimDomain, SimDoor};
 use core::ptr::NonNull;
 use pair::{Pair, peek, poke};
 

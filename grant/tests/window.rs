@@ -3,8 +3,8 @@
 mod pair;
 
 use bulkhead_grant::{Access, NoRoom, OutOfSpace, Slot, Window, WindowFull};
-use bulkhead_xen::sim::{DomainKind, GrantUse, Hypercall, SimDoor};
 use bulkhead_xen::{Errno, GrantRef, GrantStatus};
+use bulkhead_xen_sim::{DomainKind, GrantUse, Hypercall, SimDoor};
 use pair::{Pair, peek, poke};
 
 type SimWindow = Window<SimDoor>;

@@ -6,8 +6,8 @@ use bulkhead_images::testing::{CompleteNow, OpenNow};
 use bulkhead_images::{
     Access, BlockDevice, DiscardLimits, Io, IoError, Op, Sector, Submitted, Tag,
 };
-use bulkhead_xen::sim::Hypercall;
 use bulkhead_xen::{Errno, PAGE_SIZE};
+use bulkhead_xen_sim::Hypercall;
 use std::sync::Arc;
 use support::Folder;
 use support::supply::{Domain, all, discard, open, pattern, read, write};

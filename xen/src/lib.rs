@@ -1,7 +1,7 @@
 //! Xen's public ABI as Rust types, and the one door to the hypervisor.
 //!
 //! Everything Bulkhead asks of Xen goes through one trait, [`Hypervisor`]. The unikernel's
-//! runtime implements it with hypercalls; the simulated Xen (feature `sim`, module `sim`)
+//! runtime implements it with hypercalls; the simulated Xen (crate `bulkhead-xen-sim`)
 //! implements it in memory, so that every driver can be tested on a host without Xen.
 //!
 //! ```text
@@ -9,7 +9,7 @@
 //!        \      |       |        |             /
 //!         +-----+--- Hypervisor (this crate) -+
 //!               /                    \
-//!    kernel: hypercalls        sim: a Xen in memory
+//!    kernel: hypercalls        xen/sim: a Xen in memory
 //! ```
 //!
 //! The ABI follows the public headers of Xen (Debian package libxen-dev, `/usr/include/xen`);
@@ -26,15 +26,13 @@
 //!
 //! Read next: [`door`] for what the hypervisor does for us, [`abi`] for the types it speaks.
 
-#![cfg_attr(not(any(test, feature = "sim")), no_std)]
+#![cfg_attr(not(test), no_std)]
 
 pub mod abi;
 mod balloon;
 mod dma;
 pub mod door;
 mod error;
-#[cfg(any(test, feature = "sim"))]
-pub mod sim;
 mod supply;
 mod units;
 

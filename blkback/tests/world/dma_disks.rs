@@ -8,7 +8,7 @@ use bulkhead_images::{
     QueueContext, Sector, SectorSize, Submitted, Tag, opened,
 };
 use bulkhead_xen::DmaMemory;
-use bulkhead_xen::sim::{DomainKind, SimDevice};
+use bulkhead_xen_sim::{DomainKind, SimDevice};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll};

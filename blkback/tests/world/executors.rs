@@ -3,8 +3,8 @@
 
 use super::allocator::in_driver_domain;
 use bulkhead_executor::{Executor, Handle, Remote};
-use bulkhead_xen::sim::{SimDomain, SimDoor};
 use bulkhead_xen::{Instant, VcpuId};
+use bulkhead_xen_sim::{SimDomain, SimDoor};
 use std::cell::RefCell;
 
 pub struct Executors {

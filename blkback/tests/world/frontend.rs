@@ -5,8 +5,8 @@ use super::{Answer, Guest, Link, Style, World};
 use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_grant::GrantTable;
 use bulkhead_ring::blkif::{Status, TransferKind};
-use bulkhead_xen::sim::xenstore::toolstack::{self, Vbd};
-use bulkhead_xen::sim::{SimDomain, SimDoor};
+use bulkhead_xen_sim::xenstore::toolstack::{self, Vbd};
+use bulkhead_xen_sim::{SimDomain, SimDoor};
 use std::time::Duration;
 
 pub struct Frontend<'w> {

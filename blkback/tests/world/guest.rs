@@ -2,8 +2,8 @@
 
 use super::{Frontend, PATHS, Style, World};
 use bulkhead_grant::GrantTable;
-use bulkhead_xen::sim::xenstore::toolstack::{self, Disk, Vbd};
-use bulkhead_xen::sim::{DomainConfig, SimDomain, SimDoor};
+use bulkhead_xen_sim::xenstore::toolstack::{self, Disk, Vbd};
+use bulkhead_xen_sim::{DomainConfig, SimDomain, SimDoor};
 
 pub struct Guest<'w> {
     pub world: &'w World,

@@ -7,8 +7,8 @@ use bulkhead_ring::blkif::{
     Indirect, MAX_INDIRECT_PAGES, MAX_SEGMENTS, Opcode, Operation, Request, RequestId,
     SEGMENTS_PER_INDIRECT_PAGE, SLOT_SIZE, Sector, Segment, Status, TransferKind,
 };
-use bulkhead_xen::sim::{SimDomain, SimDoor};
 use bulkhead_xen::{GrantRef, PAGE_SIZE};
+use bulkhead_xen_sim::{SimDomain, SimDoor};
 use std::ptr::NonNull;
 
 /// What pages hold before anything is read into them.

@@ -3,7 +3,7 @@
 use super::{Setup, World};
 use bulkhead_blkback::engine::DataPath;
 use bulkhead_images::testing::{Delayed, Layer};
-use bulkhead_xen::sim::xenstore::toolstack::Vbd;
+use bulkhead_xen_sim::xenstore::toolstack::Vbd;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;

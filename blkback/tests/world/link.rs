@@ -4,8 +4,8 @@ use super::io::{Page, Pending};
 use bulkhead_grant::{Access, Grant, GrantTable};
 use bulkhead_ring::blkif::{Abi, Blkif, RequestId};
 use bulkhead_ring::{FrontRing, SharedPages};
-use bulkhead_xen::sim::{SimDomain, SimDoor};
 use bulkhead_xen::{DomId, GrantRef, Hypervisor, PAGE_SIZE, Port};
+use bulkhead_xen_sim::{SimDomain, SimDoor};
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
 

@@ -1,7 +1,7 @@
 //! The driver domain's ramdisk: an archive of images with content that tells where it is from.
 
 use bulkhead_xen::PAGE_SIZE;
-use bulkhead_xen::sim::SimDomain;
+use bulkhead_xen_sim::SimDomain;
 use std::ptr::NonNull;
 
 /// The content of the image with that number: no two images share a run of bytes.

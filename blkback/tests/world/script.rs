@@ -4,8 +4,8 @@
 use super::{Answer, Bystander, Frontend, Guest, LateDisks, Link, PATHS, Setup, Style, World};
 use bulkhead_ring::blkif::{Abi, Discard, Operation, Request, SLOT_SIZE, Sector, TransferKind};
 use bulkhead_ring::{Index, RingMemory, SharedPages};
-use bulkhead_xen::sim::xenstore::toolstack::{self, Disk};
 use bulkhead_xen::{Hypervisor, PAGE_SIZE};
+use bulkhead_xen_sim::xenstore::toolstack::{self, Disk};
 use std::time::Duration;
 
 /// Reads a script; past its end everything is zero.

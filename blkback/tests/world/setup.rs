@@ -4,7 +4,7 @@ use super::content;
 use bulkhead_blkback::engine::{DataPath, Options};
 use bulkhead_images::DiscardMode;
 use bulkhead_images::testing::Layer;
-use bulkhead_xen::sim::DomainKind;
+use bulkhead_xen_sim::DomainKind;
 
 /// What a machine is made with.
 pub struct Setup {

@@ -9,8 +9,8 @@ use bulkhead_ring::blkif::{
 };
 use bulkhead_ring::{Format, Index, RingMemory, SharedPages, ring_slots};
 use bulkhead_xen::abi::grant_table::EntryFlags;
-use bulkhead_xen::sim::SimDomain;
 use bulkhead_xen::{DomId, Gfn, GrantRef, Hypervisor, PAGE_SIZE, Port};
+use bulkhead_xen_sim::SimDomain;
 use std::collections::HashSet;
 use std::ptr::NonNull;
 

@@ -3,8 +3,8 @@
 
 use bulkhead_grant::Region;
 use bulkhead_xen::abi::grant_table::EntryFlags;
-use bulkhead_xen::sim::{DomainConfig, DomainKind, Sim, SimDomain, SimDoor};
 use bulkhead_xen::{DomId, GrantRef};
+use bulkhead_xen_sim::{DomainConfig, DomainKind, Sim, SimDomain, SimDoor};
 use core::ptr::NonNull;
 
 pub struct Pair {

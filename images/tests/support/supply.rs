@@ -9,7 +9,7 @@ use bulkhead_images::{
     Sector, Submitted, Tag,
 };
 use bulkhead_xen::PAGE_SIZE;
-use bulkhead_xen::sim::{DomainConfig, Sim, SimDomain};
+use bulkhead_xen_sim::{DomainConfig, Sim, SimDomain};
 use std::sync::Arc;
 
 /// A driver domain with a ramdisk.

@@ -10,9 +10,9 @@ mod wire;
 
 use crate::{Client, Connection, Ring};
 use bulkhead_xen::abi::xs_wire::Interface;
-use bulkhead_xen::sim::xenstore::ring::ServerEnd;
-use bulkhead_xen::sim::xenstore::{Server, domain_path, owned_by};
 use bulkhead_xen::{DomId, Port, StoreRing};
+use bulkhead_xen_sim::xenstore::ring::ServerEnd;
+use bulkhead_xen_sim::xenstore::{Server, domain_path, owned_by};
 use core::future::Future;
 use core::mem::offset_of;
 use core::pin::pin;

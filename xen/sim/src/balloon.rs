@@ -1,0 +1,68 @@
+//! The simulated domain's memory as something that follows a target: pages that nobody in it uses go
+//! back to the machine, and are populated again as far as the domain's limit allows.
+
+use super::door::SimDoor;
+use bulkhead_xen::{Balloon, PAGE_SIZE, PageSupply};
+use std::ptr::{self, NonNull};
+
+/// Pages that stay with the domain.
+const RESERVE: usize = 16;
+
+/// Pages at a time.
+const AT_ONCE: usize = 32;
+
+impl Balloon for SimDoor {
+    fn owned(&self) -> usize {
+        let world = self.world.lock();
+        let domain = world.domain(self.domain());
+        domain.map_or(0, |domain| domain.memory.present())
+    }
+
+    fn missing(&self) -> usize {
+        let world = self.world.lock();
+        let domain = world.domain(self.domain());
+        domain.map_or(0, |domain| domain.memory.missing().count())
+    }
+
+    fn released(&self) -> usize {
+        let world = self.world.lock();
+        let domain = world.domain(self.domain());
+        domain.map_or(0, |domain| domain.memory.lent_back())
+    }
+
+    fn give_back(&self, pages: usize) -> usize {
+        let one = |_: &usize| {
+            let page = {
+                let world = self.world.lock();
+                let domain = world.domain(self.domain());
+                domain.and_then(|domain| domain.memory.spare(RESERVE))
+            };
+            page.and_then(pointer).is_some_and(|page| {
+                // SAFETY: a page of the domain that nobody in it uses; its content is nobody else's.
+                unsafe {
+                    ptr::write_bytes(page.as_ptr(), 0, PAGE_SIZE);
+                    self.release(page, 1) == 1
+                }
+            })
+        };
+        (0..pages.min(AT_ONCE)).take_while(one).count()
+    }
+
+    fn take_back(&self, pages: usize) -> usize {
+        let one = |_: &usize| {
+            let page = {
+                let world = self.world.lock();
+                let domain = world.domain(self.domain());
+                domain.and_then(|domain| domain.memory.missing().next())
+            };
+            // SAFETY: the machine has that page.
+            page.and_then(pointer)
+                .is_some_and(|page| unsafe { self.populate(page, 1) } == 1)
+        };
+        (0..pages.min(AT_ONCE)).take_while(one).count()
+    }
+}
+
+fn pointer(address: usize) -> Option<NonNull<u8>> {
+    NonNull::new(ptr::with_exposed_provenance_mut(address))
+}

@@ -1,0 +1,426 @@
+//! The machine's memory: frames that domains own, and address space to map other domains' frames.
+//!
+//! All frames of a simulated machine live in one memory file. A domain's own memory is a shared
+//! mapping of its part; mapping a grant maps the very same page of the file once more, so both
+//! domains see one page, a read-only mapping cannot be written, and an address where nothing is
+//! mapped (any more) faults. This is the one module of the simulated Xen that maps memory.
+
+use super::numbering::{MACHINE_PAGES, heap_frame, heap_page, machine_frame, machine_page};
+use super::world::DomainKind;
+use bulkhead_xen::{Gfn, Mfn, PAGE_SIZE};
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use std::os::fd::OwnedFd;
+use std::ptr;
+
+/// Pages of the file that belong to nobody, between those of two domains: a frame number that is off by a
+/// little names nobody's page.
+const GAP: u64 = 64;
+
+/// Guest frames of a PVH domain from here on stand for pages of the process itself, by their addresses: what
+/// a driver under test allocates is on the process's heap, where on a real Xen it is its domain's memory.
+/// They can be one end of a copy and nothing else, as version 1 entries cannot name them.
+const HEAP: u64 = 1 << 32;
+
+/// All frames there are, and every piece of address space in use for them.
+pub(super) struct Machine {
+    file: OwnedFd,
+    /// The first page of the file that is nobody's yet.
+    next_page: u64,
+    /// `(address, bytes)` of all that is to be unmapped in the end. Nothing is unmapped earlier:
+    /// a test may hold on to a dead domain's pointers.
+    mapped: Vec<(usize, usize)>,
+}
+
+/// The memory of one domain.
+pub(super) struct OwnMemory {
+    kind: DomainKind,
+    base: usize,
+    /// Its first page in the file.
+    first: u64,
+    used: Vec<bool>,
+    /// For each page, by how many grants it is pinned.
+    pins: Vec<u32>,
+    /// For each page, whether it was given back to the machine.
+    released: Vec<bool>,
+    /// How many of those there are.
+    absent: usize,
+    /// How many pages the domain may own.
+    limit: usize,
+    hint: usize,
+}
+
+impl Machine {
+    pub(super) fn new() -> Machine {
+        let file = memfd_create("bulkhead-sim", MemfdFlags::CLOEXEC)
+            .expect("the host gives no memory file");
+        Machine {
+            file,
+            next_page: GAP,
+            mapped: Vec::new(),
+        }
+    }
+
+    /// Whether an address is on the process's heap, and no domain's memory or address space.
+    pub(super) fn is_heap(&self, address: usize) -> bool {
+        let is_mine = |&(start, bytes): &(usize, usize)| (start..start + bytes).contains(&address);
+        !self.mapped.iter().any(is_mine)
+    }
+
+    /// Gives a domain its memory: zeroed pages with consecutive guest frames, if it is a PVH domain.
+    fn populate(&mut self, kind: DomainKind, pages: usize) -> OwnMemory {
+        let first = self.next_page;
+        self.next_page += pages as u64 + GAP;
+        assert!(self.next_page < MACHINE_PAGES, "the machine is full");
+        ftruncate(&self.file, self.next_page * PAGE_SIZE as u64)
+            .expect("the memory file does not grow");
+        let bytes = pages * PAGE_SIZE;
+        // SAFETY: the kernel picks unused addresses.
+        let base = unsafe {
+            mmap(
+                ptr::null_mut(),
+                bytes,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED | MapFlags::NORESERVE,
+                &self.file,
+                first * PAGE_SIZE as u64,
+            )
+        }
+        .expect("the host gives no address space") as usize;
+        self.mapped.push((base, bytes));
+        OwnMemory {
+            kind,
+            base,
+            first,
+            used: vec![false; pages],
+            pins: vec![0; pages],
+            released: vec![false; pages],
+            absent: 0,
+            limit: pages,
+            hint: 0,
+        }
+    }
+
+    /// Gives a domain its memory, and address space behind it for memory that it may have later.
+    pub(super) fn populate_partly(
+        &mut self,
+        kind: DomainKind,
+        now: usize,
+        later: usize,
+    ) -> OwnMemory {
+        let mut memory = self.populate(kind, now + later);
+        for page in now..now + later {
+            let given = memory.give_up(memory.base + page * PAGE_SIZE);
+            let (frame, _) = given.expect("just populated");
+            self.release(memory.base + page * PAGE_SIZE, memory.machine_frame(frame));
+        }
+        memory.limit = now;
+        memory
+    }
+
+    /// Gives the frames of a domain that is gone back to the host. What is read there afterwards
+    /// is zero.
+    pub(super) fn discard(&self, memory: &OwnMemory) {
+        self.punch(memory.first, memory.used.len());
+    }
+
+    fn punch(&self, first: u64, pages: usize) {
+        fallocate(
+            &self.file,
+            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+            first * PAGE_SIZE as u64,
+            (pages * PAGE_SIZE) as u64,
+        )
+        .expect("the memory file gives nothing back");
+    }
+
+    /// Takes a page of a domain's own memory away from it: every access faults.
+    pub(super) fn release(&self, address: usize, frame: Mfn) {
+        self.unmap_page(address);
+        self.punch(file_page(frame), 1);
+    }
+
+    /// Address space of `pages` pages where every access faults.
+    pub(super) fn reserve(&mut self, pages: usize) -> usize {
+        let bytes = pages * PAGE_SIZE;
+        // SAFETY: the kernel picks unused addresses.
+        let base = unsafe {
+            mmap_anonymous(
+                ptr::null_mut(),
+                bytes,
+                ProtFlags::empty(),
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }
+        .expect("the host gives no address space") as usize;
+        self.mapped.push((base, bytes));
+        base
+    }
+
+    /// Maps a frame at a page of reserved address space.
+    pub(super) fn map_frame(&self, address: usize, frame: Mfn, writable: bool) {
+        let access = if writable {
+            ProtFlags::READ | ProtFlags::WRITE
+        } else {
+            ProtFlags::READ
+        };
+        // SAFETY: the caller found the page inside a domain's foreign region, which came from
+        // `reserve` and holds nothing but what is mapped here, or it is a page of a domain's
+        // own memory that was released.
+        let mapped = unsafe {
+            mmap(
+                address as *mut _,
+                PAGE_SIZE,
+                access,
+                MapFlags::SHARED | MapFlags::FIXED,
+                &self.file,
+                file_page(frame) * PAGE_SIZE as u64,
+            )
+        };
+        mapped.expect("the host maps no more pages (vm.max_map_count?)");
+    }
+
+    /// Makes a page of reserved address space fault again.
+    pub(super) fn unmap_page(&self, address: usize) {
+        // SAFETY: as for `map_frame`; whoever unmaps promises the simulated Xen, as it would the
+        // real one, that nothing accesses the page any more.
+        let unmapped = unsafe {
+            mmap_anonymous(
+                address as *mut _,
+                PAGE_SIZE,
+                ProtFlags::empty(),
+                MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED,
+            )
+        };
+        unmapped.expect("the host does not unmap");
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        for &(address, bytes) in &self.mapped {
+            // SAFETY: mapped by this machine and nobody else. Every door, domain handle and
+            // mapping keeps its machine alive, so nothing is left that could look here.
+            let unmapped = unsafe { munmap(address as *mut _, bytes) };
+            unmapped.expect("the host does not unmap");
+        }
+    }
+}
+
+/// Where a frame lies in the file.
+fn file_page(frame: Mfn) -> u64 {
+    machine_page(frame).expect("a frame of the machine's memory")
+}
+
+impl OwnMemory {
+    /// Takes `count` neighbouring pages that nobody uses and zeroes them; answers the first one's
+    /// address.
+    pub(super) fn allocate(&mut self, count: usize) -> Option<usize> {
+        let pages = self.used.len();
+        let free = |page: usize| page < pages && !self.used[page] && !self.released[page];
+        let start = (self.hint..pages)
+            .chain(0..self.hint)
+            .find(|&at| (at..at + count).all(free))?;
+        self.used[start..start + count].fill(true);
+        self.hint = start + count;
+        let address = self.base + start * PAGE_SIZE;
+        // SAFETY: these pages are own memory, mapped, and until now nobody's.
+        unsafe { ptr::write_bytes(address as *mut u8, 0, count * PAGE_SIZE) };
+        Some(address)
+    }
+
+    /// Takes back pages that [`allocate`](Self::allocate) gave. Names the first one that another
+    /// domain still has mapped, if any.
+    pub(super) fn free(&mut self, address: usize, count: usize) -> Option<Gfn> {
+        let start = (address - self.base) / PAGE_SIZE;
+        for page in start..start + count {
+            assert!(self.used[page], "page {page} is freed but not in use");
+            self.used[page] = false;
+        }
+        let shared = (start..start + count).find(|&page| self.pins[page] > 0)?;
+        Some(self.frame(shared))
+    }
+
+    pub(super) fn pages_in_use(&self) -> usize {
+        self.used.iter().filter(|used| **used).count()
+    }
+
+    /// The frame of one of its pages, as the domain names it.
+    fn frame(&self, page: usize) -> Gfn {
+        let page = self.first + page as u64;
+        match self.kind {
+            DomainKind::Pvh => Gfn(page),
+            DomainKind::Pv => machine_frame(page).into(),
+        }
+    }
+
+    fn index(&self, frame: Gfn) -> Option<usize> {
+        let page = match self.kind {
+            DomainKind::Pvh => frame.0,
+            DomainKind::Pv => machine_page(Mfn(frame.0))?,
+        };
+        let index = usize::try_from(page.checked_sub(self.first)?).ok()?;
+        (index < self.used.len()).then_some(index)
+    }
+
+    /// The frame that stands for a page on the process's heap.
+    pub(super) fn heap_frame(&self, address: usize) -> Gfn {
+        let page = (address / PAGE_SIZE) as u64;
+        match self.kind {
+            DomainKind::Pvh => Gfn(HEAP + page),
+            DomainKind::Pv => heap_frame(page).into(),
+        }
+    }
+
+    /// The address of the heap page that a frame stands for.
+    fn heap_address(&self, frame: Gfn) -> Option<usize> {
+        let page = match self.kind {
+            DomainKind::Pvh => frame.0.checked_sub(HEAP)?,
+            DomainKind::Pv => heap_page(Mfn(frame.0))?,
+        };
+        Some(page as usize * PAGE_SIZE)
+    }
+
+    pub(super) fn owns(&self, frame: Gfn) -> bool {
+        self.is_present(frame) || self.heap_address(frame).is_some()
+    }
+
+    /// Whether a frame is a page of the domain's that was not released.
+    pub(super) fn is_present(&self, frame: Gfn) -> bool {
+        self.index(frame).is_some_and(|index| !self.released[index])
+    }
+
+    /// The machine frame of one of the domain's own frames.
+    pub(super) fn machine_frame(&self, frame: Gfn) -> Mfn {
+        match self.kind {
+            DomainKind::Pvh => machine_frame(frame.0),
+            DomainKind::Pv => Mfn(frame.0),
+        }
+    }
+
+    /// The frame behind an address; none if that page was released.
+    pub(super) fn frame_of(&self, address: usize) -> Option<Gfn> {
+        let page = self.page(address)?;
+        (!self.released[page]).then(|| self.frame(page))
+    }
+
+    fn page(&self, address: usize) -> Option<usize> {
+        let page = address.checked_sub(self.base)? / PAGE_SIZE;
+        (page < self.used.len()).then_some(page)
+    }
+
+    /// The last page that nobody uses, if more than `reserve` are unused.
+    pub(super) fn spare(&self, reserve: usize) -> Option<usize> {
+        let is_spare = |page: &usize| !self.used[*page] && !self.released[*page];
+        let spare = (0..self.used.len()).rev().filter(is_spare);
+        let last = spare.clone().next()?;
+        (spare.count() > reserve).then(|| self.base + last * PAGE_SIZE)
+    }
+
+    /// The first page that nobody uses and the machine has.
+    pub(super) fn missing(&self) -> impl Iterator<Item = usize> {
+        let is_missing = |page: &usize| !self.used[*page] && self.released[*page];
+        let all = (0..self.used.len()).filter(is_missing);
+        all.map(|page| self.base + page * PAGE_SIZE)
+    }
+
+    /// How many pages are somebody's in the domain, and the machine has.
+    pub(super) fn lent_back(&self) -> usize {
+        let both = self.used.iter().zip(&self.released);
+        both.filter(|(used, released)| **used && **released).count()
+    }
+
+    /// How many pages the domain owns.
+    pub(super) fn present(&self) -> usize {
+        self.used.len() - self.absent
+    }
+
+    pub(super) fn set_limit(&mut self, pages: usize) {
+        self.limit = pages;
+    }
+
+    /// The frame of a page that the domain is about to lose, and whether somebody has it mapped.
+    /// `None` if it has no such page.
+    pub(super) fn give_up(&mut self, address: usize) -> Option<(Gfn, bool)> {
+        let frame = self.frame_of(address)?;
+        let page = self.page(address)?;
+        self.released[page] = true;
+        self.absent += 1;
+        Some((frame, self.pins[page] > 0))
+    }
+
+    /// Whether the page at that address was released.
+    pub(super) fn is_released(&self, address: usize) -> bool {
+        self.page(address).is_some_and(|page| self.released[page])
+    }
+
+    /// Lets a released page be memory again and answers its frame, unless the domain owns all it
+    /// may.
+    pub(super) fn get_back(&mut self, address: usize) -> Option<Gfn> {
+        if self.present() >= self.limit {
+            return None;
+        }
+        let page = self.page(address)?;
+        self.released[page] = false;
+        self.absent -= 1;
+        self.frame_of(address)
+    }
+
+    /// Where the process finds one of the domain's own frames.
+    pub(super) fn address_of(&self, frame: Gfn) -> Option<usize> {
+        match self.index(frame) {
+            Some(index) => Some(self.base + index * PAGE_SIZE),
+            None => self.heap_address(frame),
+        }
+    }
+
+    pub(super) fn pin(&mut self, frame: Gfn) {
+        let index = self.index(frame).expect("only own frames are pinned");
+        self.pins[index] += 1;
+    }
+
+    pub(super) fn unpin(&mut self, frame: Gfn) {
+        let index = self.index(frame).expect("only own frames are pinned");
+        self.pins[index] -= 1;
+    }
+}
+
+/// One end of a copy inside the machine: a page of some domain and an offset in it.
+pub(super) struct Place<'m> {
+    pub(super) memory: &'m OwnMemory,
+    pub(super) frame: Gfn,
+    pub(super) offset: u16,
+}
+
+impl Place<'_> {
+    fn address(&self, bytes: usize) -> usize {
+        assert!(usize::from(self.offset) + bytes <= PAGE_SIZE);
+        let page = self.memory.address_of(self.frame);
+        page.expect("the frame was checked") + usize::from(self.offset)
+    }
+}
+
+/// Copies inside the machine, as the hypervisor does it.
+pub(super) fn copy(from: &Place<'_>, to: &Place<'_>, bytes: usize) {
+    let source = from.address(bytes) as *const u8;
+    let dest = to.address(bytes) as *mut u8;
+    // SAFETY: both are own memory of domains, which stays mapped as long as the machine lives, or
+    // what the caller has on the heap and promises to be there (`Hypervisor::copy_grants`), and
+    // neither leaves its page. Domains see it through raw pointers alone. They may overlap.
+    unsafe { ptr::copy(source, dest, bytes) };
+}
+
+/// Reads memory as a device does.
+pub(super) fn device_reads(address: usize, bytes: &mut [u8]) {
+    let source = ptr::with_exposed_provenance::<u8>(address);
+    // SAFETY: own memory of a domain or a mapping of it, which the machine keeps, or what a driver has on the
+    // heap and promised to be there when it named it to its device. Nobody refers to it.
+    unsafe { ptr::copy(source, bytes.as_mut_ptr(), bytes.len()) };
+}
+
+/// Writes memory as a device does.
+pub(super) fn device_writes(address: usize, bytes: &[u8]) {
+    let dest = ptr::with_exposed_provenance_mut::<u8>(address);
+    // SAFETY: as in `device_reads`, and writable.
+    unsafe { ptr::copy(bytes.as_ptr(), dest, bytes.len()) };
+}

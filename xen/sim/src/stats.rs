@@ -1,0 +1,236 @@
+//! What the simulated Xen counts per domain, and the rules that it saw broken.
+
+use bulkhead_xen::{DomId, Gfn, GrantHandle, Port};
+use std::fmt;
+use std::ops::Sub;
+
+macro_rules! counters {
+    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct $name {
+            $($(#[$field_doc])* pub $field: u64,)*
+        }
+
+        impl Sub for $name {
+            type Output = $name;
+
+            /// What was counted since `earlier`.
+            fn sub(self, earlier: $name) -> $name {
+                $name { $($field: self.$field - earlier.$field,)* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Counts of what a domain asked of Xen. Subtract an earlier one to see what lies between.
+    Stats {
+        /// `GNTTABOP_map_grant_ref` hypercalls, however many entries each had.
+        map_calls,
+        /// Entries of those that were mapped.
+        maps,
+        /// Entries of those that were refused.
+        maps_refused,
+        /// `GNTTABOP_unmap_grant_ref` hypercalls.
+        unmap_calls,
+        /// Entries of those that were unmapped.
+        unmaps,
+        /// `GNTTABOP_copy` hypercalls.
+        copy_calls,
+        /// Entries of those that were copied.
+        copies,
+        /// Entries of those that were refused.
+        copies_refused,
+        /// Bytes that `GNTTABOP_copy` copied.
+        bytes_copied,
+        /// `EVTCHNOP_send` hypercalls.
+        notifications_sent,
+        /// Ports that became pending: each is one upcall or interrupt unless several fall together.
+        notifications_received,
+        /// `EVTCHNOP_bind_interdomain` and `EVTCHNOP_alloc_unbound` hypercalls.
+        bind_calls,
+        /// `EVTCHNOP_close` hypercalls.
+        close_calls,
+        /// `SCHEDOP_block` hypercalls: the door was asked to block while nothing was pending.
+        block_calls,
+        /// Interrupts sent to other vCPUs of the domain.
+        wake_calls,
+        /// `XENMEM_decrease_reservation` hypercalls.
+        release_calls,
+        /// Pages given back with something other than zeros in them, which Xen may show to their
+        /// next owner.
+        pages_released_uncleared,
+        /// `XENMEM_populate_physmap` hypercalls.
+        populate_calls,
+    }
+}
+
+impl Stats {
+    /// All hypercalls together.
+    pub fn hypercalls(&self) -> u64 {
+        self.map_calls
+            + self.unmap_calls
+            + self.copy_calls
+            + self.notifications_sent
+            + self.bind_calls
+            + self.close_calls
+            + self.block_calls
+            + self.wake_calls
+            + self.release_calls
+            + self.populate_calls
+    }
+}
+
+/// A mistake that no hostile domain can bring about: the caller's own. The real Xen crashes the
+/// caller for some of these, corrupts its address space with others, and merely answers an error
+/// to the rest; tests assert that there are none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Violation {
+    /// A grant was to be mapped outside the foreign region, or not at a page boundary.
+    MapOutsideRegion {
+        /// Who asked.
+        domain: DomId,
+        /// Where to.
+        address: u64,
+    },
+    /// A grant was to be mapped where one is mapped already.
+    MapOccupied {
+        /// Who asked.
+        domain: DomId,
+        /// Where to.
+        address: u64,
+    },
+    /// A grant was to be mapped with flags that this domain cannot use.
+    MapFlags {
+        /// Who asked.
+        domain: DomId,
+        /// The flags.
+        flags: u32,
+    },
+    /// A handle was given to unmap that maps nothing.
+    UnmapHandle {
+        /// Who asked.
+        domain: DomId,
+        /// The handle.
+        handle: GrantHandle,
+    },
+    /// A handle was given to unmap with an address where it is not mapped.
+    UnmapAddress {
+        /// Who asked.
+        domain: DomId,
+        /// The handle.
+        handle: GrantHandle,
+        /// The address.
+        address: u64,
+    },
+    /// A copy was asked for that leaves the page.
+    CopyBounds {
+        /// Who asked.
+        domain: DomId,
+    },
+    /// A port was used that is not open.
+    ClosedPort {
+        /// Who asked.
+        domain: DomId,
+        /// The port.
+        port: Port,
+    },
+    /// A page was freed while another domain had it mapped.
+    FreedWhileShared {
+        /// Whose page it is.
+        domain: DomId,
+        /// The page.
+        frame: Gfn,
+    },
+    /// A device was to access memory that its IOMMU tables do not have, or not for that.
+    Dma {
+        /// Whose device.
+        domain: DomId,
+        /// The bus address.
+        address: u64,
+    },
+    /// A page was released that is no memory of the domain, or not any more.
+    ReleasedNothing {
+        /// Who asked.
+        domain: DomId,
+        /// The page.
+        address: u64,
+    },
+    /// A page was to be populated that is no released one.
+    PopulatedOccupied {
+        /// Who asked.
+        domain: DomId,
+        /// The page.
+        address: u64,
+    },
+}
+
+impl Violation {
+    /// The domain whose mistake it is.
+    pub fn domain(&self) -> DomId {
+        match *self {
+            Violation::MapOutsideRegion { domain, .. }
+            | Violation::MapOccupied { domain, .. }
+            | Violation::MapFlags { domain, .. }
+            | Violation::UnmapHandle { domain, .. }
+            | Violation::UnmapAddress { domain, .. }
+            | Violation::CopyBounds { domain }
+            | Violation::ClosedPort { domain, .. }
+            | Violation::FreedWhileShared { domain, .. }
+            | Violation::Dma { domain, .. }
+            | Violation::ReleasedNothing { domain, .. }
+            | Violation::PopulatedOccupied { domain, .. } => domain,
+        }
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "domain {}: ", self.domain())?;
+        match self {
+            Violation::MapOutsideRegion { address, .. } => {
+                write!(
+                    f,
+                    "mapping at {address:#x}, which is no page of the foreign region"
+                )
+            }
+            Violation::MapOccupied { address, .. } => {
+                write!(
+                    f,
+                    "mapping at {address:#x}, where a grant is mapped already"
+                )
+            }
+            Violation::MapFlags { flags, .. } => write!(f, "mapping with flags {flags:#x}"),
+            Violation::UnmapHandle { handle, .. } => {
+                write!(f, "unmapping handle {handle}, which maps nothing")
+            }
+            Violation::UnmapAddress {
+                handle, address, ..
+            } => write!(
+                f,
+                "unmapping handle {handle} from {address:#x}, where it is not mapped"
+            ),
+            Violation::CopyBounds { .. } => f.write_str("copying beyond a page"),
+            Violation::ClosedPort { port, .. } => write!(f, "using port {port}, which is not open"),
+            Violation::FreedWhileShared { frame, .. } => {
+                write!(
+                    f,
+                    "freeing frame {frame:?}, which another domain has mapped"
+                )
+            }
+            Violation::Dma { address, .. } => {
+                write!(
+                    f,
+                    "letting a device access bus address {address:#x}, which it may not"
+                )
+            }
+            Violation::ReleasedNothing { address, .. } => {
+                write!(f, "releasing {address:#x}, which is no memory of its own")
+            }
+            Violation::PopulatedOccupied { address, .. } => {
+                write!(f, "populating {address:#x}, which is no released page")
+            }
+        }
+    }
+}

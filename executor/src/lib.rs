@@ -63,10 +63,13 @@ use core::future::Future;
 use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
 use core::time::Duration;
-use futures_util::future::{AbortHandle, Abortable};
+use futures_util::future::{AbortHandle, Abortable, abortable};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
 type BoxedTask = Pin<Box<dyn Future<Output = ()>>>;
+
+/// A task that may be stopped. Whether it ended or was stopped, the executor drops it then.
+type StoppableTask = Abortable<BoxedTask>;
 
 /// What a vCPU's tasks share.
 struct Core<H> {
@@ -75,14 +78,14 @@ struct Core<H> {
     timers: timers::Timers,
     block_cost: block_cost::BlockCost,
     /// Tasks that were spawned and not yet taken over by the executor.
-    inbox: RefCell<Vec<BoxedTask>>,
+    inbox: RefCell<Vec<StoppableTask>>,
     remote: Remote<H>,
 }
 
 /// Runs the tasks of one vCPU.
 pub struct Executor<H: Hypervisor> {
     core: Rc<Core<H>>,
-    tasks: FuturesUnordered<BoxedTask>,
+    tasks: FuturesUnordered<StoppableTask>,
     waker: Waker,
 }
 
@@ -125,11 +128,11 @@ impl<H: Hypervisor> Executor<H> {
     /// Runs tasks until none can make progress, without ever blocking. Answers whether any task
     /// was polled.
     pub fn run_until_idle(&mut self) -> bool {
-        self.run_while(|| true)
+        self.run_while(&|| true)
     }
 
     /// The same, but only as long as `more` says so.
-    fn run_while(&mut self, more: impl Fn() -> bool) -> bool {
+    fn run_while(&mut self, more: &dyn Fn() -> bool) -> bool {
         let core = &self.core;
         let mut polled = false;
         core.remote.rest().get_up();
@@ -145,15 +148,20 @@ impl<H: Hypervisor> Executor<H> {
             let mut context = Context::from_waker(&self.waker);
             // Finished tasks come out one by one; `Pending` means that no woken one is left, or
             // that the set has had its turn and woke itself.
-            while let Poll::Ready(Some(())) = self.tasks.poll_next_unpin(&mut context) {}
+            while let Poll::Ready(Some(_)) = self.tasks.poll_next_unpin(&mut context) {}
         }
     }
 
     /// Runs tasks until `done` says so, blocking the vCPU whenever there is nothing to do.
     pub fn run_until(&mut self, done: impl Fn() -> bool) {
+        self.run_until_done(&done);
+    }
+
+    /// The same, once for whatever `done` is.
+    fn run_until_done(&mut self, done: &dyn Fn() -> bool) {
         loop {
             // A task that looks for work without sleeping keeps nobody from ending.
-            self.run_while(|| !done());
+            self.run_while(&|| !done());
             if done() {
                 return;
             }
@@ -203,12 +211,13 @@ impl<H> Clone for Handle<H> {
 impl<H: Hypervisor> Handle<H> {
     /// Starts a task. It runs until it ends, or until it is stopped through what this returns.
     pub fn spawn(&self, task: impl Future<Output = ()> + 'static) -> Task {
-        let (abort, registration) = AbortHandle::new_pair();
-        let task = Abortable::new(task, registration);
-        self.core.inbox.borrow_mut().push(Box::pin(async move {
-            // Whether it ended or was stopped, the executor drops it now.
-            let _ = task.await;
-        }));
+        self.spawn_boxed(Box::pin(task))
+    }
+
+    /// The same, once for all kinds of tasks.
+    fn spawn_boxed(&self, task: BoxedTask) -> Task {
+        let (task, abort) = abortable(task);
+        self.core.inbox.borrow_mut().push(task);
         self.core.remote.wake();
         Task { abort }
     }

@@ -70,7 +70,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
             let took = door.now().since(started);
             log::info!(
                 "ready for attach, {}.{:03} ms after the start",
-                took.as_millis(),
+                took.as_micros() as u64 / 1000,
                 took.subsec_micros() % 1000
             );
         };

@@ -151,7 +151,7 @@ impl log::Log for Logger {
     fn log(&self, record: &log::Record<'_>) {
         let uptime = uptime();
         let target = record.target();
-        let target = target.split("::").next().unwrap_or(target);
+        let target = target.split(':').next().unwrap_or(target);
         let target = target.strip_prefix("bulkhead_").unwrap_or(target);
         let patience = (!SERVING.load(Ordering::Relaxed)).then_some(PATIENCE);
         emit(

@@ -58,7 +58,7 @@ fn fault(path: &str) -> Option<PathFault> {
         Some(PathFault::TooLong(path.len()))
     } else if let Some(found) = path.chars().find(|found| !allowed(found)) {
         Some(PathFault::Character(found))
-    } else if path.contains("//") {
+    } else if path.as_bytes().windows(2).any(|two| two == b"//") {
         Some(PathFault::DoubleSlash)
     } else if path.len() > 1 && path.ends_with('/') {
         Some(PathFault::TrailingSlash)

@@ -326,9 +326,9 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         let published = publish(store, &self.path, &self.nodes, &nodes, states).await?;
         self.observer.wrote(state, published);
         if published {
-            let told = nodes.into_iter();
-            self.told
-                .extend(told.map(|(name, value)| (name.into(), value)));
+            for (name, value) in nodes {
+                self.told.insert(name.into(), value);
+            }
         }
         Ok(published)
     }

@@ -16,6 +16,8 @@ fn main() {
         "-static",
         "-no-pie",
         "-Wl,--build-id=none",
+        // Xen copies the parts to where they belong: they need no alignment in the file.
+        "-Wl,-z,max-page-size=16",
         "-Wl,-z,norelro",
         &script,
     ];

@@ -1,6 +1,6 @@
 //! Guests of either word size: their requests lie differently in the ring.
 
-use crate::world::{Bystander, Guest, IMAGE_SIZE, SECTORS, Style, World, content};
+use bulkhead_blkback_testkit::{Bystander, Guest, IMAGE_SIZE, SECTORS, Style, World, content};
 use bulkhead_ring::blkif::{Abi, Status, TransferKind};
 
 fn style(abi: Abi) -> Style {

@@ -1,6 +1,6 @@
 //! The data path takes no memory: all of it was taken when the disk connected.
 
-use crate::world::{Frontend, Style, allocations, on_every_path};
+use bulkhead_blkback_testkit::{Frontend, Style, allocations, on_every_path};
 use bulkhead_ring::blkif::{Discard, Operation, Request, SLOT_SIZE, Sector, TransferKind};
 
 /// What the driver domain allocates while it serves what `fill` puts into the ring.
@@ -84,7 +84,7 @@ fn a_ring_full_of_discards_takes_nothing() {
 #[test]
 fn hostile_requests_take_nothing_either() {
     on_every_path(Style::default(), |disk| {
-        let mut random = crate::world::Random::new(11);
+        let mut random = bulkhead_blkback_testkit::Random::new(11);
         let taken = taken(disk, |disk| {
             for _ in 0..32 {
                 let mut slot = [0; SLOT_SIZE];

@@ -1,7 +1,7 @@
 //! Frontends that publish rubbish: each is closed and told why, and costs nobody else anything.
 
-use crate::world::{Bystander, Frontend, Guest, World};
 use bulkhead_blkback::vbd::state::XenbusState;
+use bulkhead_blkback_testkit::{Bystander, Frontend, Guest, World};
 use bulkhead_xen::abi::grant_table::EntryFlags;
 use bulkhead_xen::{DomId, Errno, GrantRef, GrantStatus};
 use bulkhead_xen_sim::{GrantUse, Hypercall};

@@ -1,9 +1,9 @@
 //! Requests that lie: an error response, or a closed device, for that frontend alone.
 
-use crate::world::{
+use bulkhead_blkback::vbd::state::XenbusState;
+use bulkhead_blkback_testkit::{
     Bystander, Frontend, Guest, IMAGE_SIZE, PATHS, POISON, SECTORS, Style, World, content,
 };
-use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_grant::Access;
 use bulkhead_ring::RingMemory;
 use bulkhead_ring::blkif::{

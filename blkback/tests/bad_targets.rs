@@ -1,7 +1,7 @@
 //! Disks that the toolstack should not have asked for: `xl` fails at once and is told why, and
 //! every other guest goes on.
 
-use crate::world::{Bystander, Guest, Setup, World, content};
+use bulkhead_blkback_testkit::{Bystander, Guest, Setup, World, content};
 use bulkhead_xen_sim::xenstore::toolstack::{self, Disk};
 
 /// Attaches a disk that cannot be, beside a guest that notices nothing. Answers what is wrong.
@@ -78,7 +78,7 @@ fn an_image_whose_size_is_no_multiple_of_512() {
 fn a_damaged_archive() {
     let setup = Setup {
         // The second header.
-        damage: Some(512 + crate::world::IMAGE_SIZE),
+        damage: Some(512 + bulkhead_blkback_testkit::IMAGE_SIZE),
         ..Setup::default()
     };
     let world = World::with(setup);

@@ -1,10 +1,10 @@
 //! A xenstored that sends nonsense, refuses what the whole backend needs, or is gone: connected disks do
 //! without it.
 
-use crate::world::{Bystander, Guest, IMAGE_SIZE, World, content};
 use bulkhead_blkback::control::{ShutdownRequest, shutdown_requested};
 use bulkhead_blkback::retry::persist;
 use bulkhead_blkback::vbd::state::XenbusState;
+use bulkhead_blkback_testkit::{Bystander, Guest, IMAGE_SIZE, World, content};
 use bulkhead_ring::{Index, RingMemory, SharedPages};
 use bulkhead_xen::abi::xs_wire::{Header, MessageType, Refusal, RequestId, TransactionId};
 use std::cell::Cell;

@@ -1,7 +1,7 @@
 //! A store whose device reads and writes frontends' pages by bus address: every way to the pages tells it the
 //! right one.
 
-use crate::world::{Frontend, Guest, IMAGE_SIZE, PATHS, Random, Setup, Style, World};
+use bulkhead_blkback_testkit::{Frontend, Guest, IMAGE_SIZE, PATHS, Random, Setup, Style, World};
 use bulkhead_ring::blkif::Status;
 use bulkhead_ring::blkif::TransferKind::{Read, Write};
 

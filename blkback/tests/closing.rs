@@ -1,7 +1,7 @@
 //! Who closes a disk, when, and what is left to see of it.
 
-use crate::world::{Guest, IMAGE_SIZE, World, content};
 use bulkhead_blkback::vbd::state::XenbusState;
+use bulkhead_blkback_testkit::{Guest, IMAGE_SIZE, World, content};
 use bulkhead_xen_sim::xenstore::toolstack;
 use std::time::Duration;
 

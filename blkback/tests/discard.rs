@@ -1,7 +1,9 @@
 //! Discards: what was discarded reads as zeros. Its memory stays, or goes back to Xen where the operator
 //! wants that.
 
-use crate::world::{Bystander, Frontend, Guest, IMAGE_SIZE, SECTORS, Setup, World, content};
+use bulkhead_blkback_testkit::{
+    Bystander, Frontend, Guest, IMAGE_SIZE, SECTORS, Setup, World, content,
+};
 use bulkhead_ring::blkif::{Discard, Operation, Request, Sector, Status, TransferKind};
 use bulkhead_xen_sim::xenstore::toolstack::Disk;
 

@@ -1,8 +1,8 @@
 //! The error nodes, where operators read why a disk is not served: they are the driver domain's own
 //! nodes, of which xenstored lets it have a thousand, disks included.
 
-use crate::world::{Bystander, Frontend, Guest, World};
 use bulkhead_blkback::vbd::state::XenbusState;
+use bulkhead_blkback_testkit::{Bystander, Frontend, Guest, World};
 use bulkhead_xen_sim::xenstore::toolstack;
 use std::time::Duration;
 
@@ -12,13 +12,11 @@ const MOST_NODES: usize = 64;
 /// How long an error can be read after its guest has gone, at most.
 const LEAVES_WITHIN: Duration = Duration::from_secs(61);
 
-impl World {
-    /// The nodes that hold errors, and those above them.
-    fn error_nodes(&self) -> usize {
-        let root = self.own_path("error/");
-        let dump = self.sim.store().dump();
-        dump.lines().filter(|line| line.starts_with(&root)).count()
-    }
+/// The nodes that hold errors, and those above them.
+fn error_nodes(world: &World) -> usize {
+    let root = world.own_path("error/");
+    let dump = world.sim.store().dump();
+    dump.lines().filter(|line| line.starts_with(&root)).count()
 }
 
 /// Disks that a guest is refused, each under a name of its own.
@@ -38,9 +36,9 @@ fn errors_are_bounded_in_nodes_however_many_disks_their_guests_have() {
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     for (number, guest) in guests.iter().enumerate() {
         refused(guest, &names[..1 + number % names.len()]);
-        assert!(world.error_nodes() <= MOST_NODES, "{}", world.error_nodes());
+        assert!(error_nodes(&world) <= MOST_NODES, "{}", error_nodes(&world));
     }
-    assert!(world.error_nodes() > MOST_NODES / 2);
+    assert!(error_nodes(&world) > MOST_NODES / 2);
 }
 
 #[test]
@@ -56,14 +54,14 @@ fn a_guest_with_many_errors_hides_those_of_no_other() {
         }
     }
     assert!(one[0].problem().is_some());
-    assert!(world.error_nodes() <= MOST_NODES, "{}", world.error_nodes());
+    assert!(error_nodes(&world) <= MOST_NODES, "{}", error_nodes(&world));
 }
 
 #[test]
 fn errors_leave_with_their_guest() {
     let world = World::new();
     let other = Bystander::new(&world);
-    let before = world.error_nodes();
+    let before = error_nodes(&world);
     // One is refused, one breaks its ring, one stays.
     let guests = [(); 3].map(|()| Guest::new(&world));
     let mut disks = [0, 1, 2].map(|number| match number {
@@ -94,7 +92,7 @@ fn errors_leave_with_their_guest() {
     assert!(kept.problem().is_some(), "its guest is still there");
     third.destroy(vec![kept]);
     world.wait(LEAVES_WITHIN);
-    assert!(world.error_nodes() <= before + 2, "{}", world.error_nodes());
+    assert!(error_nodes(&world) <= before + 2, "{}", error_nodes(&world));
     other.leave();
     world.nothing_left();
 }
@@ -126,5 +124,5 @@ fn a_store_that_refuses_to_say_whether_a_guest_is_there_takes_no_error_away() {
     assert!(disks[0].problem().is_some());
     guest.destroy(disks);
     world.wait(LEAVES_WITHIN);
-    assert_eq!(world.error_nodes(), 2, "error/backend/vbd");
+    assert_eq!(error_nodes(&world), 2, "error/backend/vbd");
 }

@@ -1,9 +1,9 @@
 //! Frontends and a xenstore that change things at the worst moment.
 
-use crate::world::{
+use bulkhead_blkback::vbd::state::XenbusState;
+use bulkhead_blkback_testkit::{
     Bystander, Frontend, Guest, IMAGE_SIZE, Link, Meanwhile, PATHS, Setup, Style, World, content,
 };
-use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_ring::blkif::Status;
 use bulkhead_ring::{Index, RingMemory, SharedPages};
 use bulkhead_xen_sim::xenstore::{owned_by, toolstack};

@@ -1,8 +1,10 @@
 //! Indirect requests whose segments fill more than one index page: more of them than are offered
 //! to frontends, so a queue is served here without a disk around it.
 
-use crate::world::{Answer, Guest, Link, PATHS, Page, Random, Setup, Style, World, content};
 use bulkhead_blkback::engine::{QueueControl, QueueSetup, queue_control, serve};
+use bulkhead_blkback_testkit::{
+    Answer, Guest, Link, PATHS, Page, Random, Setup, Style, World, content,
+};
 use bulkhead_grant::Access;
 use bulkhead_images::Target;
 use bulkhead_ring::blkif::{Operation, Request, Segment, Status, TransferKind};

@@ -1,7 +1,7 @@
 //! A store that answers late, in any order, or not at all.
 
-use crate::world::{Bystander, Frontend, Guest, IMAGE_SIZE, Random, World, content};
 use bulkhead_blkback::vbd::state::XenbusState;
+use bulkhead_blkback_testkit::{Bystander, Frontend, Guest, IMAGE_SIZE, Random, World, content};
 use bulkhead_images::{IoError, Op, Sector};
 use bulkhead_ring::blkif::{Status, TransferKind};
 use std::cell::Cell;

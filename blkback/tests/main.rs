@@ -1,5 +1,5 @@
-//! The whole backend in the simulated Xen, with guests whose frontends behave or do not. One program,
-//! so that the simulated machine (`world`) is compiled once.
+//! The whole backend in the simulated Xen, with guests whose frontends behave or do not
+//! (`bulkhead-blkback-testkit`). One program, so that it is linked once.
 
 mod abis;
 mod allocations;
@@ -40,4 +40,3 @@ mod stale;
 mod stopping;
 mod toolstack;
 mod unserved;
-mod world;

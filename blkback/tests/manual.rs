@@ -1,9 +1,9 @@
 //! The manual page (`docs/bulkhead.7`) names every target, every option and every node.
 
-use crate::world::{Frontend, Guest, Setup, Style, World};
 use bulkhead_blkback::availability::{online, refuse_changes};
 use bulkhead_blkback::control::shutdown_requested;
 use bulkhead_blkback::engine::{Counts, Options};
+use bulkhead_blkback_testkit::{Frontend, Guest, Setup, Style, World};
 use bulkhead_images::Target;
 use bulkhead_xen::VcpuId;
 use bulkhead_xen_sim::xenstore::toolstack::Disk;

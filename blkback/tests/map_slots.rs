@@ -1,10 +1,10 @@
 //! A Xen that lets the driver domain have few pages mapped at a time (`max_maptrack_frames=` in its
 //! configuration): slower, never an error.
 
-use crate::world::{
+use bulkhead_blkback::engine::DataPath;
+use bulkhead_blkback_testkit::{
     Bystander, Frontend, Guest, IMAGE_SIZE, PATHS, POISON, Random, Setup, Style, World, content,
 };
-use bulkhead_blkback::engine::DataPath;
 use bulkhead_images::IoError;
 use bulkhead_ring::blkif::{Status, TransferKind};
 use bulkhead_xen_sim::MAPTRACK_PER_FRAME;

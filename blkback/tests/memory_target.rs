@@ -1,6 +1,6 @@
 //! How much memory the driver domain has: what `xl mem-set` and `maxmem=` do to it.
 
-use crate::world::{Bystander, Guest, IMAGE_SIZE, SECTORS, Setup, World, content};
+use bulkhead_blkback_testkit::{Bystander, Guest, IMAGE_SIZE, SECTORS, Setup, World, content};
 use bulkhead_ring::blkif::{Discard, Operation, Request, Sector, Status};
 
 const TARGET: &str = "memory/target";

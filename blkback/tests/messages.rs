@@ -2,8 +2,8 @@
 //! requests a second, and it has one connection for the disks of all guests: what one of them brings
 //! about, the others wait for.
 
-use crate::world::{Bystander, Frontend, Guest, Style, World};
 use bulkhead_blkback::vbd::state::XenbusState;
+use bulkhead_blkback_testkit::{Bystander, Frontend, Guest, Style, World};
 use bulkhead_xen_sim::xenstore::toolstack;
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! Frontends that notify the backend more often than they have anything to say.
 
-use crate::world::{Bystander, Guest, IMAGE_SIZE, World, content};
+use bulkhead_blkback_testkit::{Bystander, Guest, IMAGE_SIZE, World, content};
 use std::time::Duration;
 
 /// The longest that a queue is not looked at.

@@ -1,10 +1,12 @@
 //! What an operator asks of the running domain: images that grow under their guests, statistics,
 //! and keys on the console.
 
-use crate::world::{Bystander, Frontend, Guest, IMAGE_SIZE, SECTORS, Setup, Style, World, content};
 use bulkhead_blkback::engine::DataPath;
 use bulkhead_blkback::operator::answer_keys;
 use bulkhead_blkback::vbd::state::XenbusState;
+use bulkhead_blkback_testkit::{
+    Bystander, Frontend, Guest, IMAGE_SIZE, SECTORS, Setup, Style, World, content,
+};
 use bulkhead_executor::Executor;
 use bulkhead_ring::blkif::{Status, TransferKind};
 use bulkhead_xen::Hypervisor;

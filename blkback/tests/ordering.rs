@@ -1,6 +1,6 @@
 //! Barriers: what came before is done before, what comes after begins after.
 
-use crate::world::{Bystander, Guest, Random, World};
+use bulkhead_blkback_testkit::{Bystander, Guest, Random, World};
 use bulkhead_images::{IoError, Op, Sector};
 use bulkhead_ring::blkif::{Request, RequestId, Sector as Position, Status, TransferKind};
 use std::collections::BTreeSet;

@@ -1,9 +1,9 @@
 //! Frontends that keep their pages granted.
 
-use crate::world::{
+use bulkhead_blkback::engine::DataPath;
+use bulkhead_blkback_testkit::{
     Bystander, Frontend, Guest, IMAGE_SIZE, POISON, Page, Random, Style, World, content,
 };
-use bulkhead_blkback::engine::DataPath;
 use bulkhead_grant::Access;
 use bulkhead_ring::blkif::{Request, Sector, Segment, Status, TransferKind};
 use std::collections::BTreeMap;

@@ -1,8 +1,8 @@
 //! Several queues of a disk, on one vCPU and on several.
 
-use crate::world::{Frontend, Guest, PATHS, Setup, Style, World};
 use bulkhead_blkback::engine::DataPath;
 use bulkhead_blkback::vbd::state::XenbusState;
+use bulkhead_blkback_testkit::{Frontend, Guest, PATHS, Setup, Style, World};
 use bulkhead_xen::VcpuId;
 use bulkhead_xen_sim::DomainKind;
 

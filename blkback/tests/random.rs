@@ -12,6 +12,6 @@ proptest! {
 
     #[test]
     fn whatever_happens_nobody_else_notices(script in prop::collection::vec(any::<u8>(), 0..1000)) {
-        crate::world::play(&script);
+        bulkhead_blkback_testkit::play(&script);
     }
 }

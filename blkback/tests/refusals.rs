@@ -1,7 +1,7 @@
 //! A xenstored that refuses for the moment: no disk is lost, whatever it says and whenever.
 
-use crate::world::{Bystander, Frontend, Guest, IMAGE_SIZE, World, content};
 use bulkhead_blkback::vbd::state::XenbusState;
+use bulkhead_blkback_testkit::{Bystander, Frontend, Guest, IMAGE_SIZE, World, content};
 use bulkhead_xen::abi::xs_wire::{MessageType, Refusal};
 use bulkhead_xen_sim::xenstore::toolstack::Disk;
 use std::time::Duration;

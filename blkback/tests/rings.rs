@@ -1,11 +1,11 @@
 //! Rings of many pages, and requests of many segments.
 
-use crate::world::{
+use bulkhead_blkback::engine::DataPath;
+use bulkhead_blkback::vbd::state::XenbusState;
+use bulkhead_blkback_testkit::{
     Bystander, Frontend, Guest, IMAGE_SIZE, Meanwhile, PATHS, Page, Random, Setup, Style, World,
     content, on_every_path,
 };
-use bulkhead_blkback::engine::DataPath;
-use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_grant::Access;
 use bulkhead_ring::blkif::{
     Operation, Request, RequestId, SLOT_SIZE, Segment, Status, TransferKind,

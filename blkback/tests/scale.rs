@@ -1,8 +1,8 @@
 //! Two hundred disks at once, and what each of them costs.
 
-use crate::world::{Bystander, Guest, Setup, Style, World, bytes_in_use};
 use bulkhead_blkback::engine::Needs;
 use bulkhead_blkback::vbd::state::XenbusState;
+use bulkhead_blkback_testkit::{Bystander, Guest, Setup, Style, World, bytes_in_use};
 use bulkhead_xen_sim::xenstore::toolstack::{self, Disk};
 
 const GUESTS: usize = 25;

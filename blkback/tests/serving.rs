@@ -1,10 +1,10 @@
 //! The main job: disks are attached, connected, read and written, and let go of without a trace.
 
-use crate::world::{
-    Bystander, Guest, IMAGE_SIZE, PATHS, Random, SECTORS, Setup, Style, World, content,
-};
 use bulkhead_blkback::engine::DataPath;
 use bulkhead_blkback::vbd::state::XenbusState;
+use bulkhead_blkback_testkit::{
+    Bystander, Guest, IMAGE_SIZE, PATHS, Random, SECTORS, Setup, Style, World, content,
+};
 use bulkhead_ring::blkif::{Status, TransferKind};
 use bulkhead_ring::{Index, RingMemory, SharedPages};
 use bulkhead_xen_sim::DomainKind;

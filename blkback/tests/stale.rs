@@ -1,7 +1,9 @@
 //! No byte reaches a guest but those that it asked for and may have: not through pages of requests
 //! that fail, and not through the ring.
 
-use crate::world::{Bystander, Guest, IMAGE_SIZE, Link, PATHS, POISON, Style, World, content};
+use bulkhead_blkback_testkit::{
+    Bystander, Guest, IMAGE_SIZE, Link, PATHS, POISON, Style, World, content,
+};
 use bulkhead_grant::Access;
 use bulkhead_ring::Format;
 use bulkhead_ring::blkif::{Abi, Blkif, Request, SLOT_SIZE, Sector, Segment, Status, TransferKind};

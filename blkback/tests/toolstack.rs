@@ -1,8 +1,8 @@
 //! What the tool stack asks of the driver domain as a whole: to end, to be saved, to have other vCPUs.
 
-use crate::world::{Bystander, Guest, Setup, World};
 use bulkhead_blkback::availability::{online, refuse_changes};
 use bulkhead_blkback::control::{ShutdownRequest, shutdown_requested};
+use bulkhead_blkback_testkit::{Bystander, Guest, Setup, World};
 use bulkhead_xen::{Hypervisor, Port, VcpuId};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;

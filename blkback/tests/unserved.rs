@@ -1,8 +1,8 @@
 //! Devices that the tool stack announces here and nobody here serves: disks for QEMU (`format=qcow2`,
 //! `backendtype=qdisk`, the CD-ROM drive of an HVM guest), network cards, and so on.
 
-use crate::world::{Bystander, Guest, World};
 use bulkhead_blkback::vbd::state::XenbusState;
+use bulkhead_blkback_testkit::{Bystander, Guest, World};
 use bulkhead_xen_sim::xenstore::toolstack::{self, Disk};
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! How much memory an input may make a target allocate.
 
-use crate::world::{bytes_in_use, forget_most_bytes};
+use bulkhead_blkback_testkit::{bytes_in_use, forget_most_bytes};
 
 /// Fails when it is dropped, if more was allocated meanwhile than is allowed.
 pub struct Limited {

@@ -17,9 +17,6 @@ mod requests;
 mod ring;
 pub mod seeds;
 mod target;
-// The machine that the backend's own tests use.
-#[path = "../../blkback/tests/world/mod.rs"]
-mod world;
 mod xenstore;
 
 pub use archive::archive;
@@ -34,7 +31,7 @@ pub use xenstore::xenstore;
 /// A script for guests, toolstack and xenstored around a running backend.
 pub fn life(script: &[u8]) {
     let _heap = heap::limited(64 << 20);
-    world::play(script);
+    bulkhead_blkback_testkit::play(script);
 }
 
 /// A target: its name, which is that of its folder of seeds, and its function.

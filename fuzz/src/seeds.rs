@@ -65,7 +65,7 @@ fn made(target: &str) -> Vec<(String, Vec<u8>)> {
             .collect(),
         "ring" => slots().map(|(abi, slot)| ring_with(abi, &slot)).collect(),
         "xenstore" => vec![replies()],
-        "archive" => vec![crate::world::archive_of(&[
+        "archive" => vec![bulkhead_blkback_testkit::archive_of(&[
             ("a", 700),
             ("b", 512),
             ("c", 0),

@@ -5,12 +5,9 @@
 //! what frontends do is not.
 #![allow(dead_code, reason = "each benchmark uses its part")]
 
-#[path = "../../tests/world/mod.rs"]
-mod world;
-
+use bulkhead_blkback_testkit::{Frontend, Guest, Setup, Style, World, allocations};
 use bulkhead_ring::blkif::Status;
 use std::time::{Duration, Instant};
-use world::{Frontend, Guest, Setup, Style, World, allocations};
 
 /// Pages of address space for 200 disks with rings of any kind.
 const REGION_PAGES: usize = 1 << 19;

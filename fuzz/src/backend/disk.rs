@@ -1,6 +1,6 @@
 //! The disks that the guest may have, and how what they held is put back.
 
-use crate::world::{Script, World, content};
+use bulkhead_blkback_testkit::{Script, World, content};
 use bulkhead_images::testing::{Delayed, OpenNow};
 use bulkhead_images::{
     Access, BlockDevice, Io, IoError, IoSegment, Op, Sector, Submitted, Tag, Target,

@@ -2,7 +2,7 @@
 //! them anew for each input costs next to nothing, and a script can name any of them.
 
 use super::disk::Mark;
-use crate::world::{Guest, POISON, Script, World};
+use bulkhead_blkback_testkit::{Guest, POISON, Script, World};
 use bulkhead_ring::blkif::{
     Abi, Blkif, Discard, Indirect, MAX_INDIRECT_PAGES, Operation, Request, RequestId,
     SEGMENTS_PER_INDIRECT_PAGE, SLOT_SIZE, Sector, Segment, TransferKind,

@@ -8,8 +8,8 @@ mod disk;
 mod guest;
 
 use crate::heap;
-use crate::world::{Bystander, Script, Setup, Style, World, content};
 use bulkhead_blkback::engine::{DataPath, Options, QueueControl, QueueSetup, queue_control, serve};
+use bulkhead_blkback_testkit::{Bystander, Script, Setup, Style, World, content};
 use bulkhead_ring::blkif::Abi;
 use bulkhead_xen::{GrantRef, Port};
 use disk::{DISK_SIZE, DISKS, Disk};

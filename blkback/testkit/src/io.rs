@@ -16,17 +16,21 @@ pub const POISON: u8 = 0xee;
 
 /// A granted page of the guest.
 pub struct Page {
+    /// Where it is.
     pub memory: NonNull<u8>,
+    /// Its grant to the backend.
     pub grant: Grant<SimDoor>,
     /// Not to be granted again.
     once: bool,
 }
 
 impl Page {
+    /// Returns the grant's reference.
     pub fn gref(&self) -> GrantRef {
         self.grant.gref()
     }
 
+    /// Writes bytes into the page.
     pub fn fill(&self, offset: usize, bytes: &[u8]) {
         assert!(offset + bytes.len() <= PAGE_SIZE);
         let from = NonNull::from(bytes).cast();
@@ -38,6 +42,7 @@ impl Page {
         }
     }
 
+    /// Returns what the page holds.
     pub fn bytes(&self) -> Vec<u8> {
         // SAFETY: the guest's own page, which nothing refers into; no other thread runs.
         unsafe { self.memory.cast::<[u8; PAGE_SIZE]>().read() }.to_vec()
@@ -67,8 +72,11 @@ pub(super) struct Pending {
 /// What the backend answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
+    /// Of which request.
     pub id: RequestId,
+    /// The operation that it names.
     pub operation: Opcode,
+    /// How that went.
     pub status: Status,
     /// What the pages of the request hold now.
     pub data: Vec<u8>,
@@ -115,6 +123,7 @@ impl Link {
         }
     }
 
+    /// Returns an id that no request has had.
     pub fn new_id(&mut self) -> RequestId {
         self.next_id += 1;
         RequestId(self.next_id << 32 | 0x5ead)
@@ -149,6 +158,7 @@ impl Link {
         self.push_transfer(TransferKind::Write, sector, data.len() / 512, data)
     }
 
+    /// Puts a flush into the ring.
     pub fn push_flush(&mut self) -> RequestId {
         let request = Request::flush(self.new_id());
         self.push(&request, Vec::new());

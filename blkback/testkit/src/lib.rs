@@ -10,7 +10,20 @@
 //!
 //! Nothing moves by itself: [`World::run`] lets everyone do what there is to do, and
 //! [`World::wait`] lets time pass.
-#![allow(dead_code, unused_imports, reason = "each test program uses its part")]
+//!
+//! ```
+//! use bulkhead_blkback_testkit::{Guest, World};
+//!
+//! let world = World::new();
+//! let guest = Guest::new(&world);
+//! let mut disk = guest.attach("xvda", "ram:disk0").connected();
+//! disk.write(8, &[1; 512]);
+//! assert_eq!(disk.read(8, 1), [1; 512]);
+//! disk.detach();
+//! world.nothing_left();
+//! ```
+//!
+//! Read next: [`World`], [`Guest`] and [`Frontend`].
 
 mod allocator;
 mod bystander;
@@ -66,9 +79,11 @@ use watchdog::Watched;
 
 /// The machine.
 pub struct World {
+    /// The simulated Xen.
     pub sim: Sim,
     /// The driver domain.
     pub storage: SimDomain,
+    /// The backend in it.
     pub backend: Rc<Backend<SimDoor>>,
     region: Region<SimDoor>,
     /// Whether the backend has given up.
@@ -76,10 +91,17 @@ pub struct World {
     /// Whether it may.
     may_end: Cell<bool>,
     before: Held,
+    /// The disks whose stores answer when the test lets them.
     pub late: LateDisks,
     executors: Executors,
     /// Where the ramdisk lies, and how long it is.
     ramdisk: (NonNull<u8>, usize),
+}
+
+impl Default for World {
+    fn default() -> Self {
+        World::new()
+    }
 }
 
 impl World {

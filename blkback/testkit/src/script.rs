@@ -4,7 +4,7 @@
 use super::{Answer, Bystander, Frontend, Guest, LateDisks, Link, PATHS, Setup, Style, World};
 use bulkhead_ring::blkif::{Abi, Discard, Operation, Request, SLOT_SIZE, Sector, TransferKind};
 use bulkhead_ring::{Index, RingMemory, SharedPages};
-use bulkhead_xen::{Hypervisor, PAGE_SIZE};
+use bulkhead_xen::PAGE_SIZE;
 use bulkhead_xen_sim::xenstore::toolstack::{self, Disk};
 use std::time::Duration;
 
@@ -12,14 +12,17 @@ use std::time::Duration;
 pub struct Script<'s>(&'s [u8]);
 
 impl<'s> Script<'s> {
+    /// Makes a script of those bytes.
     pub fn new(bytes: &'s [u8]) -> Script<'s> {
         Script(bytes)
     }
 
+    /// Returns whether the script is over.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
+    /// Returns the next byte; 0 once the script is over.
     pub fn byte(&mut self) -> u8 {
         let Some((first, rest)) = self.0.split_first() else {
             return 0;
@@ -28,10 +31,12 @@ impl<'s> Script<'s> {
         *first
     }
 
+    /// Returns a number below that.
     pub fn below(&mut self, limit: usize) -> usize {
         usize::from(self.byte()) % limit
     }
 
+    /// Returns one of those.
     pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len())]
     }

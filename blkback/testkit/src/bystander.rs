@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashSet};
 /// The image it has to itself.
 const IMAGE: u64 = 5;
 
+/// A guest that behaves, and must not notice what happens to others.
 pub struct Bystander<'w> {
     guest: Guest<'w>,
     frontend: Frontend<'w>,
@@ -21,6 +22,7 @@ impl<'w> Bystander<'w> {
         Bystander::styled(world, Style::default())
     }
 
+    /// Makes one whose frontend has that style.
     pub fn styled(world: &'w World, style: Style) -> Bystander<'w> {
         let guest = Guest::new(world);
         let frontend = guest.attach("xvda", &format!("ram:disk{IMAGE}"));

@@ -12,7 +12,9 @@ use std::ptr::NonNull;
 /// How a frontend goes about it.
 #[derive(Clone, Copy, Debug)]
 pub struct Style {
+    /// The layout of its messages.
     pub abi: Abi,
+    /// Pages of each ring.
     pub ring_pages: u32,
     /// Says so by `num-ring-pages` (older Citrix and Red Hat frontends) and not `ring-page-order`.
     pub num_ring_pages: bool,
@@ -44,15 +46,23 @@ impl Style {
     }
 }
 
+/// One ring of a frontend, with its event channel and what it granted.
 pub struct Link {
+    /// The guest's domain.
     pub domain: SimDomain,
+    /// Its grants.
     pub grants: GrantTable<SimDoor>,
+    /// The domain that serves it.
     pub backend: DomId,
+    /// How the frontend likes to work.
     pub style: Style,
+    /// The ring.
     pub ring: FrontRing<SharedPages, Blkif>,
+    /// The guest's end of the event channel.
     pub port: Port,
     /// The ring's memory.
     pub memory: NonNull<u8>,
+    /// The grants of the ring's pages.
     pub ring_grants: Vec<Grant<SimDoor>>,
     pub(super) pending: BTreeMap<RequestId, Pending>,
     /// Pages that stay granted, for those who do that.
@@ -65,6 +75,7 @@ pub struct Link {
 }
 
 impl Link {
+    /// Makes a ring for a frontend of that style.
     pub fn new(
         domain: &SimDomain,
         grants: &GrantTable<SimDoor>,
@@ -148,6 +159,7 @@ impl Link {
         }
     }
 
+    /// Notifies the backend.
     pub fn notify(&self) {
         // A frontend whose other end is gone just talks to nobody.
         let _ = self.domain.door().notify(self.port);

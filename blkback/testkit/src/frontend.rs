@@ -9,16 +9,22 @@ use bulkhead_xen_sim::xenstore::toolstack::{self, Vbd};
 use bulkhead_xen_sim::{SimDomain, SimDoor};
 use std::time::Duration;
 
+/// One disk of a guest, as its frontend sees it.
 pub struct Frontend<'w> {
+    /// The machine.
     pub world: &'w World,
+    /// The guest's domain.
     pub domain: SimDomain,
     grants: GrantTable<SimDoor>,
+    /// The device, as the toolstack names it.
     pub vbd: Vbd,
+    /// How the frontend likes to work.
     pub style: Style,
     links: Vec<Link>,
 }
 
 impl<'w> Frontend<'w> {
+    /// Makes the frontend of a device that was attached to the guest.
     pub fn new(guest: &Guest<'w>, vbd: Vbd) -> Frontend<'w> {
         Frontend {
             world: guest.world,
@@ -30,6 +36,7 @@ impl<'w> Frontend<'w> {
         }
     }
 
+    /// Gives the frontend that style.
     pub fn styled(mut self, style: Style) -> Self {
         self.style = style;
         self
@@ -129,6 +136,7 @@ impl<'w> Frontend<'w> {
         true
     }
 
+    /// Connects, which must succeed.
     pub fn connect(&mut self) {
         assert_eq!(
             self.backend(),
@@ -269,6 +277,7 @@ impl<'w> Frontend<'w> {
         answers.remove(0)
     }
 
+    /// Sends one read or write, and returns its answer.
     pub fn transfer(
         &mut self,
         kind: TransferKind,
@@ -280,6 +289,7 @@ impl<'w> Frontend<'w> {
         self.answer()
     }
 
+    /// Reads sectors, which must succeed.
     pub fn read(&mut self, sector: u64, sectors: usize) -> Vec<u8> {
         self.link().push_read(sector, sectors);
         let answer = self.answer();
@@ -293,11 +303,13 @@ impl<'w> Frontend<'w> {
         answer.data
     }
 
+    /// Writes whole sectors, which must succeed.
     pub fn write(&mut self, sector: u64, data: &[u8]) {
         self.link().push_write(sector, data);
         assert_eq!(self.answer().status, Status::Okay, "write at {sector}");
     }
 
+    /// Flushes, which must succeed.
     pub fn flush(&mut self) {
         self.link().push_flush();
         assert_eq!(self.answer().status, Status::Okay, "flush");

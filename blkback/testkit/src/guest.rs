@@ -5,9 +5,13 @@ use bulkhead_grant::GrantTable;
 use bulkhead_xen_sim::xenstore::toolstack::{self, Disk, Vbd};
 use bulkhead_xen_sim::{DomainConfig, SimDomain, SimDoor};
 
+/// A guest domain.
 pub struct Guest<'w> {
+    /// The machine.
     pub world: &'w World,
+    /// The domain.
     pub domain: SimDomain,
+    /// What it grants.
     pub grants: GrantTable<SimDoor>,
 }
 
@@ -17,6 +21,7 @@ impl<'w> Guest<'w> {
         Guest::with_memory(world, 1024)
     }
 
+    /// Makes a guest with that much memory.
     pub fn with_memory(world: &'w World, memory_pages: usize) -> Guest<'w> {
         let domain = world.sim.add_domain_with(DomainConfig {
             memory_pages,
@@ -36,10 +41,12 @@ impl<'w> Guest<'w> {
         self.attach_as(name, &Disk::new(target))
     }
 
+    /// Attaches a disk with `access=ro`.
     pub fn attach_read_only(&self, name: &str, target: &str) -> Frontend<'w> {
         self.attach_as(name, &Disk::read_only(target))
     }
 
+    /// Attaches a disk that the toolstack describes so.
     pub fn attach_as(&self, name: &str, disk: &Disk) -> Frontend<'w> {
         let frontend = self.attach_unseen(name, disk);
         self.world.run();

@@ -32,6 +32,7 @@ impl LateDisks {
         disk.map(|(_, delayed)| delayed.clone())
     }
 
+    /// Lets go of the store behind a disk.
     pub fn forget(&self, vbd: &Vbd) {
         self.0.borrow_mut().retain(|(owner, _)| !is_of(owner, vbd));
     }

@@ -5,7 +5,8 @@ use std::cell::RefCell;
 struct Journal;
 
 thread_local! {
-    static LINES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    /// None in a thread that has no journal.
+    static LINES: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
 }
 
 impl log::Log for Journal {
@@ -14,10 +15,13 @@ impl log::Log for Journal {
     }
 
     fn log(&self, record: &log::Record<'_>) {
-        if self.enabled(record.metadata()) {
-            let line = format!("{} {}", record.level(), record.args());
-            LINES.with_borrow_mut(|lines| lines.push(line));
-        }
+        LINES.with_borrow_mut(|lines| {
+            if let Some(lines) = lines
+                && self.enabled(record.metadata())
+            {
+                lines.push(format!("{} {}", record.level(), record.args()));
+            }
+        });
     }
 
     fn flush(&self) {}
@@ -29,10 +33,10 @@ pub fn install() {
     if log::set_logger(&Journal).is_ok() {
         log::set_max_level(log::LevelFilter::Info);
     }
-    LINES.with_borrow_mut(Vec::clear);
+    LINES.set(Some(Vec::new()));
 }
 
 /// The lines since then.
 pub fn lines() -> Vec<String> {
-    LINES.with_borrow(Clone::clone)
+    LINES.with_borrow(|lines| lines.clone().unwrap_or_default())
 }

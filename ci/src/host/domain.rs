@@ -53,6 +53,21 @@ impl Host {
     /// Creates a domain that does not run yet.
     pub fn create_paused(&self, config: &Config) -> Result<Domain<'_>> {
         let path = self.write_config(config)?;
+        self.create_paused_with(&path, config)
+    }
+
+    /// Creates a domain, which does not run yet, from a configuration file of dom0's. Only what an emulated
+    /// host needs to be different is taken from `config`: processors, clock and the kernel's command line.
+    pub fn create_paused_from(&self, path: &str, config: &Config) -> Result<Domain<'_>> {
+        let mut words = format!("{path} 'cpus=\"{}\"' 'tsc_mode=\"native\"'", config.cpus);
+        if !config.cmdline.is_empty() {
+            words += &format!(" 'cmdline=\"{}\"'", config.cmdline);
+        }
+        self.create_paused_with(&words, config)
+    }
+
+    /// Creates a domain: `words` is what `xl create` is told.
+    fn create_paused_with(&self, words: &str, config: &Config) -> Result<Domain<'_>> {
         // Made before the check: what xl left half made goes away with it.
         let mut domain = Domain {
             host: self,
@@ -61,7 +76,7 @@ impl Host {
             console_start: length(&self.console_log(&config.name)),
             gone: false,
         };
-        let script = format!("xl create -qp {path} && xl domid '{}'", config.name);
+        let script = format!("xl create -qp {words} && xl domid '{}'", config.name);
         let text = self.ok(&script)?;
         // xl prints remarks about the configuration before.
         let last = text.lines().last().unwrap_or_default();

@@ -13,6 +13,7 @@ mod memory;
 mod operator;
 mod options;
 mod other_kernels;
+mod package;
 mod queues;
 mod refusal;
 mod restarting;
@@ -36,6 +37,7 @@ pub fn all() -> Vec<Scenario> {
         leaving::SCENARIOS,
         driver_life::SCENARIOS,
         operator::SCENARIOS,
+        package::SCENARIOS,
         memory::SCENARIOS,
         attaching::SCENARIOS,
         endings::SCENARIOS,

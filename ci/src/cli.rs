@@ -1,9 +1,12 @@
 //! The command line of `cargo lab`.
 
-use crate::commands::{bench, build, fuzz, package, run, scenarios, shell, soak};
+use crate::commands::scenarios::Setting;
+use crate::commands::{bench, build, fuzz, package, run, scenarios, shell, soak, suite};
 use crate::host::{self, Host, domain::TOOLSTACK, xenstored::Xenstored};
 use crate::image::{packages, release::Release};
+use crate::testbed::schedule;
 use anyhow::Result;
+use clap::builder::TypedValueParser;
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -26,11 +29,18 @@ enum Task {
     /// Shows Bulkhead at work, from a fresh clone to a table of measurements.
     Demo,
     /// Runs the whole test suite: format, lints, tests, documentation, fuzzing, all scenarios.
-    Test,
+    Test {
+        /// Hosts that run scenarios at the same time: two, where the machine has room for them.
+        #[arg(long, value_parser = hosts())]
+        hosts: Option<usize>,
+    },
     /// Runs the scenarios whose names contain one of these words (all without any).
     Scenario {
         /// Parts of names.
         names: Vec<String>,
+        /// Hosts that run scenarios at the same time.
+        #[arg(long, default_value_t = 1, value_parser = hosts())]
+        hosts: usize,
         /// The unikernel to use (default: it is built).
         #[arg(long, value_parser = build::existing_file)]
         elf: Option<PathBuf>,
@@ -93,13 +103,28 @@ enum HostTask {
     Stop,
 }
 
+fn hosts() -> impl TypedValueParser<Value = usize> {
+    clap::value_parser!(u32).range(1..=8).map(|n| n as usize)
+}
+
 /// Carries out the command line. Returns whether everything that it tested passed.
 pub fn main(cli: Cli) -> Result<bool> {
     let (xen, xenstored) = (cli.xen, cli.xenstored);
+    let setting = |hosts, elf| Setting {
+        release: xen,
+        xenstored,
+        hosts,
+        elf,
+    };
     match cli.command {
         Task::Demo => return scenarios::demo(xen, xenstored),
-        Task::Test => return scenarios::test(xen, xenstored),
-        Task::Scenario { names, elf } => return scenarios::some(xen, xenstored, &names, elf),
+        Task::Test { hosts } => {
+            let hosts = hosts.unwrap_or_else(schedule::hosts_that_fit);
+            return suite::run(&setting(hosts, None));
+        }
+        Task::Scenario { names, hosts, elf } => {
+            return scenarios::some(&setting(hosts, elf), &names);
+        }
         Task::List => scenarios::list(),
         Task::Bench(options) => return bench::run(xen, xenstored, &options),
         Task::Fuzz(options) => return fuzz::run(&options),

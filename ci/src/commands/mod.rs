@@ -9,3 +9,4 @@ pub mod run;
 pub mod scenarios;
 pub mod shell;
 pub mod soak;
+pub mod suite;

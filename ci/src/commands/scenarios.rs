@@ -1,32 +1,44 @@
-//! `cargo lab demo`, `cargo lab test`, `cargo lab scenario` and `cargo lab list`.
+//! `cargo lab demo`, `cargo lab scenario` and `cargo lab list`.
 
-use super::{
-    build,
-    checks::{self, Counts},
-    fuzz,
-};
+use super::build;
+use super::checks::Counts;
 use crate::host::{qemu::Machine, xenstored::Xenstored};
 use crate::image::{self, packages, release::Release};
 use crate::testbed::Scenario;
 use crate::testbed::own_host::OwnHostScenario;
 use crate::testbed::progress::Progress;
 use crate::testbed::report::Summary;
-use crate::testbed::runner::Runner;
+use crate::testbed::runner::{Run, Runner};
+use crate::testbed::schedule;
 use crate::{scenarios, workspace};
 use anyhow::{Result, bail};
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::time::Instant;
+
+/// What scenarios are to run on.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    /// Which Xen.
+    pub release: Release,
+    /// What keeps xenstore in dom0.
+    pub xenstored: Xenstored,
+    /// Hosts that run at the same time.
+    pub hosts: usize,
+    /// A unikernel that is there already.
+    pub elf: Option<PathBuf>,
+}
 
 /// Scenarios of both sorts.
 #[derive(Default)]
-struct Chosen {
-    shared: Vec<Scenario>,
-    own_host: Vec<OwnHostScenario>,
+pub(super) struct Chosen {
+    pub shared: Vec<Scenario>,
+    pub own_host: Vec<OwnHostScenario>,
 }
 
 impl Chosen {
-    fn all() -> Self {
+    pub fn all() -> Self {
         Self {
             shared: scenarios::all(),
             own_host: scenarios::own_host(),
@@ -34,7 +46,7 @@ impl Chosen {
     }
 
     /// Their names, and what each proves.
-    fn names(&self) -> Vec<(&'static str, &'static str)> {
+    pub fn names(&self) -> Vec<(&'static str, &'static str)> {
         let shared = self.shared.iter().map(|one| (one.name, one.about));
         let own_host = self.own_host.iter().map(|one| (one.name, one.about));
         shared.chain(own_host).collect()
@@ -63,7 +75,13 @@ pub fn demo(release: Release, xenstored: Xenstored) -> Result<bool> {
         own_host: Vec::new(),
     };
     chosen.shared.retain(|scenario| scenario.demo);
-    let summary = run_scenarios(release, xenstored, &chosen, None, &Progress::default())?;
+    let setting = Setting {
+        release,
+        xenstored,
+        hosts: 1,
+        elf: None,
+    };
+    let summary = run_scenarios(&setting, &chosen, &Progress::default())?;
     print_end(&summary)?;
     println!(
         "Xen {release}, {:.0} s in all",
@@ -73,68 +91,12 @@ pub fn demo(release: Release, xenstored: Xenstored) -> Result<bool> {
 }
 
 /// Runs the scenarios whose names contain one of `names`, or all.
-pub fn some(
-    release: Release,
-    xenstored: Xenstored,
-    names: &[String],
-    elf: Option<PathBuf>,
-) -> Result<bool> {
+pub fn some(setting: &Setting, names: &[String]) -> Result<bool> {
     let mut chosen = Chosen::all();
     chosen.retain(names)?;
-    let summary = run_scenarios(release, xenstored, &chosen, elf, &Progress::default())?;
+    let summary = run_scenarios(setting, &chosen, &Progress::default())?;
     print_end(&summary)?;
     Ok(print_counts(summary.counts()))
-}
-
-/// Runs the whole test suite. The scenarios that have a host of their own, and use one processor, run beside
-/// the checks. At the end a few run again on a host with the other xenstored.
-pub fn test(release: Release, xenstored: Xenstored) -> Result<bool> {
-    packages::ensure_for_tests()?;
-    let Chosen { shared, own_host } = Chosen::all();
-    for scenario in &own_host {
-        println!("beside the checks: {}", scenario.name);
-    }
-    let (checks, (beside, not_begun)) = std::thread::scope(|scope| {
-        let own_host = scope.spawn(|| {
-            let chosen = Chosen {
-                own_host,
-                ..Chosen::default()
-            };
-            run_or_fail(release, xenstored, &chosen, &Progress::without_steps())
-        });
-        let checks = checks::run().and_then(|mut counts| {
-            let fuzzed = fuzz::check()?;
-            counts.passed += fuzzed.passed;
-            counts.failed += fuzzed.failed;
-            Ok(counts)
-        });
-        if !own_host.is_finished() {
-            println!("waiting for what runs beside them");
-        }
-        (checks, own_host.join().expect("a scenario does not panic"))
-    });
-    let checks = checks?;
-    let chosen = Chosen {
-        shared,
-        ..Chosen::default()
-    };
-    let (mut summary, mut failed) = run_or_fail(release, xenstored, &chosen, &Progress::default());
-    summary.extend(beside);
-    let again = Chosen {
-        shared: scenarios::under_both(),
-        ..Chosen::default()
-    };
-    println!("under {}:", xenstored.other());
-    let (other, other_failed) =
-        run_or_fail(release, xenstored.other(), &again, &Progress::default());
-    summary.extend(other);
-    failed += other_failed;
-    print_end(&summary)?;
-    let counts = summary.counts();
-    Ok(print_counts(Counts {
-        passed: checks.passed + counts.passed,
-        failed: checks.failed + counts.failed + failed + not_begun,
-    }))
 }
 
 /// Lists the scenarios.
@@ -144,27 +106,10 @@ pub fn list() {
     }
 }
 
-/// Runs them. If that cannot even begin, says why and counts all of them as failed.
-fn run_or_fail(
-    release: Release,
-    xenstored: Xenstored,
+/// Runs them.
+pub(super) fn run_scenarios(
+    setting: &Setting,
     chosen: &Chosen,
-    progress: &Progress,
-) -> (Summary, usize) {
-    run_scenarios(release, xenstored, chosen, None, progress).map_or_else(
-        |error| {
-            println!("FAILED: no scenario could be run: {error:#}");
-            (Summary::default(), chosen.names().len())
-        },
-        |summary| (summary, 0),
-    )
-}
-
-fn run_scenarios(
-    release: Release,
-    xenstored: Xenstored,
-    chosen: &Chosen,
-    elf: Option<PathBuf>,
     progress: &Progress,
 ) -> Result<Summary> {
     let say = |text: &str| progress.step("lab", text);
@@ -174,9 +119,9 @@ fn run_scenarios(
     }
     // On a fresh machine the one compiles while the other downloads.
     let (unikernel, image) = std::thread::scope(|scope| {
-        let unikernel = scope.spawn(|| elf.map_or_else(build::build, Ok));
+        let unikernel = scope.spawn(|| setting.elf.clone().map_or_else(build::build, Ok));
         say("building the unikernel");
-        let image = image::ensure(release, &say);
+        let image = image::ensure(setting.release, &say);
         let unikernel = unikernel.join().expect("building does not panic");
         (unikernel, image)
     });
@@ -185,22 +130,29 @@ fn run_scenarios(
     let mut summary = Summary::default();
     for scenario in &chosen.own_host {
         let say = |text: &str| progress.step(scenario.name, text);
-        let outcome = scenario.run(&image, xenstored, &unikernel, &say);
+        let outcome = scenario.run(&image, setting.xenstored, &unikernel, &say);
         outcome.announce(progress);
         summary.outcomes.push(outcome);
     }
-    let machine = Machine {
-        xenstored,
-        ..Machine::default()
+    let run = Run {
+        image,
+        machine: Machine {
+            xenstored: setting.xenstored,
+            ..Machine::default()
+        },
+        unikernel,
+        progress,
+        lost: Mutex::default(),
     };
-    let mut runner = Runner::new(image, machine, unikernel, progress);
-    summary.extend(runner.run(&chosen.shared));
+    let hosts = 0..setting.hosts;
+    let mut runners: Vec<Runner> = hosts.map(|number| Runner::new(&run, number)).collect();
+    summary.extend(schedule::run(&mut runners, &chosen.shared));
     progress.finish();
     Ok(summary)
 }
 
 /// Shows the tables, and saves the results.
-fn print_end(summary: &Summary) -> Result<()> {
+pub(super) fn print_end(summary: &Summary) -> Result<()> {
     summary.save()?;
     println!("{}", summary.scenario_table());
     if let Some(table) = summary.figure_table() {
@@ -218,7 +170,7 @@ fn print_end(summary: &Summary) -> Result<()> {
 }
 
 /// Prints the last line of a run. Returns whether nothing failed.
-fn print_counts(counts: Counts) -> bool {
+pub(super) fn print_counts(counts: Counts) -> bool {
     println!("{} passed, {} failed", counts.passed, counts.failed);
     counts.failed == 0
 }

@@ -9,6 +9,7 @@ pub mod own_host;
 pub mod progress;
 pub mod report;
 pub mod runner;
+pub mod schedule;
 pub mod side_by_side;
 pub mod storage;
 pub mod write_verify;
@@ -30,7 +31,7 @@ pub struct Scenario {
     pub name: &'static str,
     /// What it proves, in a line.
     pub about: &'static str,
-    /// Whether the demo shows it.
+    /// Whether the demo shows it. Then it also measures, and nothing else is to run beside it.
     pub demo: bool,
     /// The test itself.
     pub run: fn(&Testbed) -> anyhow::Result<()>,

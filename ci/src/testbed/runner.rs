@@ -1,4 +1,4 @@
-//! Runs scenarios one after another on a shared host, keeps their logs and judges their failures.
+//! Runs scenarios one after another on one host, keeps their logs and judges their failures.
 
 use super::host_state::{self, HostState};
 use super::progress::Progress;
@@ -13,6 +13,7 @@ use anyhow::{Context, Result, anyhow};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// No scenario may take longer, but those that ask for it ([`Testbed::may_take`]); its waits have tighter
@@ -30,16 +31,27 @@ const MOST_LOST: Duration = Duration::from_secs(600);
 /// How long the tool stack may take to remove the last traces of a scenario's domains.
 const CLEANUP_LIMIT: Duration = Duration::from_secs(15);
 
-/// Everything a run needs.
+/// What all hosts of a run are made of, and share.
+pub struct Run<'a> {
+    /// What a host boots.
+    pub image: HostImage,
+    /// How it is emulated.
+    pub machine: Machine,
+    /// The bootable ELF.
+    pub unikernel: PathBuf,
+    /// Where the run is shown.
+    pub progress: &'a Progress,
+    /// How long the attempts took that the emulation ended.
+    pub lost: Mutex<Duration>,
+}
+
+/// One host, which is booted anew whenever anything went wrong on it.
 pub struct Runner<'a> {
-    image: HostImage,
-    machine: Machine,
-    unikernel: PathBuf,
-    progress: &'a Progress,
+    run: &'a Run<'a>,
+    /// Tells it from the other hosts of the run.
+    number: usize,
     host: Option<(Host, HostState)>,
     boots: u32,
-    /// How long the attempts took that the emulation ended.
-    lost: Duration,
 }
 
 /// Where the logs of a host stood when a scenario began.
@@ -52,51 +64,53 @@ struct Marks {
 
 impl<'a> Runner<'a> {
     /// A runner; the first scenario boots its host.
-    pub fn new(
-        image: HostImage,
-        machine: Machine,
-        unikernel: PathBuf,
-        progress: &'a Progress,
-    ) -> Self {
+    pub fn new(run: &'a Run<'a>, number: usize) -> Self {
         Self {
-            image,
-            machine,
-            unikernel,
-            progress,
+            run,
+            number,
             host: None,
             boots: 0,
-            lost: Duration::ZERO,
         }
     }
 
     /// Runs all of them.
-    pub fn run(&mut self, scenarios: &[Scenario]) -> Summary {
+    pub fn run(&mut self, scenarios: impl IntoIterator<Item = Scenario>) -> Summary {
         let mut outcomes = Vec::new();
         for scenario in scenarios {
-            let outcome = self.run_one(scenario);
-            outcome.announce(self.progress);
+            let outcome = self.run_one(&scenario);
+            outcome.announce(self.run.progress);
             outcomes.push(outcome);
         }
-        self.host = None;
         Summary {
             outcomes,
-            boots: self.boots,
+            boots: std::mem::take(&mut self.boots),
         }
+    }
+
+    /// Ends its host.
+    pub fn stop(&mut self) {
+        self.host = None;
+    }
+
+    /// What a scenario is called in the tables and among the logs.
+    pub fn title(&self, scenario: &Scenario) -> String {
+        self.run.machine.xenstored.title(scenario.name)
     }
 
     fn run_one(&mut self, scenario: &Scenario) -> Outcome {
         let start = Instant::now();
         let mut reruns = 0;
         let mut emulator_faults = Vec::new();
+        let mut begin = start;
         let mut attempt = self.attempt(scenario, "");
-        let lost_before = self.lost;
         while attempt.excused {
-            self.lost = lost_before + start.elapsed();
-            if reruns == MOST_RERUNS || self.lost > MOST_LOST {
+            let lost = self.lose(begin.elapsed());
+            if reruns == MOST_RERUNS || lost > MOST_LOST {
                 break;
             }
+            begin = Instant::now();
             reruns += 1;
-            self.progress.line(&format!(
+            self.run.progress.line(&format!(
                 "EMULATOR FAULT in {}, running it again: {}",
                 scenario.name, attempt.emulator_faults[0]
             ));
@@ -105,7 +119,7 @@ impl<'a> Runner<'a> {
         }
         emulator_faults.append(&mut attempt.emulator_faults);
         Outcome {
-            name: self.machine.xenstored.title(scenario.name),
+            name: self.title(scenario),
             seconds: start.elapsed().as_secs_f32(),
             error: attempt.error,
             emulator_faults,
@@ -114,12 +128,16 @@ impl<'a> Runner<'a> {
         }
     }
 
+    /// Notes that this much time was lost to a fault of the emulation, and returns the sum.
+    fn lose(&self, time: Duration) -> Duration {
+        let mut lost = self.run.lost.lock().expect("no thread panicked");
+        *lost += time;
+        *lost
+    }
+
     /// One run of a scenario: on the shared host, or on a new one after anything went wrong.
     fn attempt(&mut self, scenario: &Scenario, suffix: &str) -> Attempt {
-        let dir = workspace::lab().join(format!(
-            "{}{suffix}",
-            self.machine.xenstored.title(scenario.name)
-        ));
+        let dir = workspace::lab().join(format!("{}{suffix}", self.title(scenario)));
         let _ = fs::remove_dir_all(&dir);
         if let Err(error) = fs::create_dir_all(&dir)
             .map_err(Into::into)
@@ -141,7 +159,7 @@ impl<'a> Runner<'a> {
         let marks = Marks::of(host);
         host.take_emulator_faults();
         host.watch(Instant::now() + SCENARIO_LIMIT);
-        let testbed = Testbed::new(host, &self.image, scenario.name, self.progress);
+        let testbed = Testbed::new(host, &self.run.image, scenario.name, self.run.progress);
         let mut result = (scenario.run)(&testbed)
             .with_context(|| format!("while {}", testbed.last_step.borrow()));
         host.unwatch();
@@ -158,7 +176,7 @@ impl<'a> Runner<'a> {
         let clean = result.is_ok() && verdict.emulator.is_empty();
         let mut figures = testbed.figures.into_inner();
         for figure in &mut figures {
-            figure.row = self.machine.xenstored.title(&figure.row);
+            figure.row = self.run.machine.xenstored.title(&figure.row);
         }
         let error = result.err();
         let excused = error
@@ -180,23 +198,22 @@ impl<'a> Runner<'a> {
         if self.host.is_some() {
             return Ok(());
         }
-        self.progress.step(
-            scenario.name,
-            &format!("booting Xen {}", self.image.release),
-        );
+        let run = self.run;
+        run.progress
+            .step(scenario.name, &format!("booting Xen {}", run.image.release));
         self.boots += 1;
-        let host = Host::boot(self.host_dir(), &self.image, &self.machine, false)?;
-        fs::copy(&self.unikernel, host.instance().share().join("bulkhead"))
-            .with_context(|| format!("cannot copy {}", self.unikernel.display()))?;
+        let host = Host::boot(self.host_dir(), &run.image, &run.machine, false)?;
+        fs::copy(&run.unikernel, host.instance().share().join("bulkhead"))
+            .with_context(|| format!("cannot copy {}", run.unikernel.display()))?;
         let state = HostState::of(&host)?;
         self.host = Some((host, state));
         Ok(())
     }
 
     fn host_dir(&self) -> PathBuf {
-        workspace::lab()
-            .join("hosts")
-            .join(format!("scenarios-{}", self.image.release))
+        let name = format!("scenarios-{}-{}", self.run.image.release, self.number);
+        let name = self.run.machine.xenstored.title(&name);
+        workspace::lab().join("hosts").join(name)
     }
 
     fn keep_boot_logs(&self, dir: &Path) -> PathBuf {

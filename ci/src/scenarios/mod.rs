@@ -3,6 +3,7 @@
 mod attaching;
 mod boot;
 mod crowd;
+mod data_paths;
 mod driver_life;
 mod endings;
 mod filesystem;
@@ -44,6 +45,7 @@ pub fn all() -> Vec<Scenario> {
         crowd::SCENARIOS,
         refusal::SCENARIOS,
         hostile::SCENARIOS,
+        data_paths::SCENARIOS,
         options::SCENARIOS,
         suspension::SCENARIOS,
         restarting::SCENARIOS,

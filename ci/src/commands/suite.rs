@@ -9,7 +9,7 @@ use crate::testbed::progress::Progress;
 use crate::testbed::report::Summary;
 use anyhow::Result;
 
-/// What was done so far.
+/// The results so far.
 #[derive(Default)]
 struct Done {
     summary: Summary,

@@ -17,19 +17,19 @@ use std::time::{Duration, Instant};
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "sixteen-disks",
-        about: "16 disks on one guest, all in use at once, each byte on the disk it was written to",
+        about: "16 disks of one guest, all in use at once: each byte is on the disk it was written to",
         demo: false,
         run: sixteen_disks,
     },
     Scenario {
         name: "hundred-rounds",
-        about: "disks attached and detached 100 times while another is busy and verified; nothing is left",
+        about: "disks are attached and detached 100 times while another disk is in use and verified; nothing is left",
         demo: false,
         run: hundred_rounds,
     },
     Scenario {
         name: "many-disks",
-        about: "26 disks on one guest with 4 vCPUs and a driver domain of 16, 64 and 296 MiB: all connect, and another guest's goes on",
+        about: "26 disks of one guest with 4 vCPUs, on a driver domain of 16, 64 and 296 MiB: all connect, and another guest's disk goes on",
         demo: false,
         run: many_disks,
     },
@@ -40,7 +40,7 @@ pub const SCENARIOS: &[Scenario] = &[
 const AT_ONCE: usize = 4;
 const ROUNDS: usize = 25;
 
-/// After so many rounds the lab looks at what they printed, and counts what is held.
+/// The number of rounds after which the scenario checks what they printed, and counts the driver domain's holdings.
 const STRETCH: usize = 5;
 
 /// All rounds together, and those between two counts.
@@ -188,7 +188,7 @@ fn device(n: usize) -> u32 {
 
 const DISKS: usize = 16;
 
-/// Every disk gets 1 MiB of its own noise, all of them at once; then all are read back.
+/// Writes 1 MiB of random data to each disk, to all of them at once; then reads all of them back.
 const NOISE: &str = r#"
 for d in $disks; do
     (dd if=/dev/urandom of=/tmp/$d bs=64k count=16 2>/dev/null &&
@@ -238,7 +238,7 @@ fn sixteen_disks(testbed: &Testbed) -> Result<()> {
         before.grants
     );
 
-    testbed.step("noise on all disks at once");
+    testbed.step("random data on all disks at once");
     let names: Vec<String> = (0..DISKS).map(name).collect();
     let noise = format!("disks='{}'\n{NOISE}", names.join(" "));
     let bytes = guest.ok(&noise, MINUTE)?;

@@ -16,7 +16,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "raw-ramdisk",
-        about: "a ramdisk that is no archive is one image, ram:disk0",
+        about: "a ramdisk that is not an archive is one image, ram:disk0",
         demo: false,
         run: raw_ramdisk,
     },

@@ -1,4 +1,4 @@
-//! Many guests at once, and attaching while everybody else writes to xenstore too.
+//! Many guests at once, and attaching while other programs write to xenstore too.
 
 use crate::config::Kind;
 use crate::host::Host;
@@ -20,7 +20,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "busy-xenstore",
-        about: "4 guests attach and detach 3 disks each among conflicting transactions; none is lost",
+        about: "4 guests attach and detach 3 disks each among conflicting transactions; no disk is lost",
         demo: false,
         run: busy_xenstore,
     },
@@ -62,7 +62,7 @@ fn eight_guests(testbed: &Testbed) -> Result<()> {
     testbed.step("booting eight guests");
     let mut guests = guests(testbed.host, GUESTS)?;
 
-    testbed.step("all write noise and read it back");
+    testbed.step("all write random data and read it back");
     // Eight guests share three emulated processors: each has little to do, and its time.
     let jobs = guests
         .iter()
@@ -93,7 +93,7 @@ const MORE_DISKS: [&str; 3] = ["xvdb", "xvdc", "xvdd"];
 
 const ROUNDS: usize = 2;
 
-/// Two writers whose transactions conflict with everybody's, and one who has all of xenstore listed
+/// Starts two writers whose transactions conflict with all others, and a loop that has all of xenstore listed
 /// again and again. dom0 has one processor: they take what xenstored and the tool stack leave of it, or
 /// these would come to libxl's time-out of 10 s.
 const BUSY: &str = r#"
@@ -150,7 +150,7 @@ fn busy_xenstore(testbed: &Testbed) -> Result<()> {
     }
     ensure!(
         committed >= 3 && conflicts >= 10,
-        "{committed} transactions and {conflicts} conflicts are no busy xenstore"
+        "{committed} transactions and {conflicts} conflicts are too few for a busy xenstore"
     );
     let expected = ATTACHING * MORE_DISKS.len() * ROUNDS;
     let log = storage.console();

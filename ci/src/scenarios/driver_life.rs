@@ -63,10 +63,10 @@ pub const SCENARIOS: &[Scenario] = &[
 /// nothing comes after the configuration.
 const RECEIVER: &str = "echo xl migration receiver ready, send binary domain data.; cat >/dev/null";
 
-/// What is refused is to be refused within this time.
+/// The time within which a request has to be refused.
 const REFUSAL: Duration = Duration::from_secs(20);
 
-/// How long a guest waits for a disk that is gone, before it is looked at why.
+/// The time that a guest may wait for a disk that is gone, before the scenario checks why.
 const GIVEN_UP: Duration = Duration::from_secs(20);
 
 /// Writes until the disk is taken away, and then says so.
@@ -74,7 +74,7 @@ const WRITE_TO_THE_END: &str = "while dd if=/dev/zero of=/dev/DISK bs=4k count=2
     2>/dev/null; do :; done; echo the disk is gone";
 
 /// Prints whether the guest's own queue of a disk is stopped, and the requests in it. Linux's blkfront
-/// (6.1) stops its queue for good when the backend closes: whoever waits for what is in it and was never
+/// (6.1) stops its queue for good when the backend closes: a process that waits for a request in it that was never
 /// given to the driver then waits for ever, whatever the backend does.
 const HELD_BY_THE_GUEST: &str = "mount -t debugfs none /sys/kernel/debug 2>/dev/null; \
     cd /sys/kernel/debug/block/DISK || exit; cat hctx0/state; \

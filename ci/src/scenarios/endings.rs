@@ -17,7 +17,7 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
     run: thirty_endings,
 }];
 
-/// How long what they held may take to be given back.
+/// The time within which the resources of guests that ended have to be given back.
 const GIVEN_BACK: Duration = Duration::from_secs(20);
 
 /// All lives together.
@@ -38,7 +38,7 @@ fn kind(disk: usize, life: usize) -> Kind {
     }
 }
 
-/// How a guest ends.
+/// The way a guest ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {
     PowersOff,

@@ -1,4 +1,4 @@
-//! Frontends that publish rubbish: an error for them alone.
+//! Frontends that publish invalid nodes: an error for them alone.
 //!
 //! The hostile guest never runs: dom0 writes what its frontend would publish.
 
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "hostile-frontends",
-    about: "frontends that publish rubbish are closed with the reason; another guest works on",
+    about: "frontends that publish invalid nodes are closed with the reason; another guest works on",
     demo: false,
     run: hostile_frontends,
 }];
@@ -22,7 +22,7 @@ const LIMIT: Duration = Duration::from_secs(15);
 /// The first virtual device, `xvda`; each further disk's number is 16 higher.
 const FIRST_DEVICE: u32 = 51712;
 
-/// What a frontend publishes, and a word of the reason for which it is refused.
+/// A name, the nodes that a frontend publishes, and a word of the reason for which it is refused.
 type Case = (
     &'static str,
     &'static [(&'static str, &'static str)],
@@ -39,7 +39,7 @@ const CASES: &[Case] = &[
         "event-channel",
     ),
     (
-        "ring-ref is no number",
+        "ring-ref is not a number",
         &[("ring-ref", "eight"), ("event-channel", "1"), ABI],
         "ring-ref",
     ),
@@ -54,7 +54,7 @@ const CASES: &[Case] = &[
         "4294967295",
     ),
     (
-        "event-channel is no number",
+        "event-channel is not a number",
         &[("ring-ref", "8"), ("event-channel", "-1"), ABI],
         "event-channel",
     ),

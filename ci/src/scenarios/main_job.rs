@@ -32,7 +32,7 @@ pub const SCENARIOS: &[Scenario] = &[
 /// Processor time that an idle driver domain may use in [`IDLE`].
 const IDLE_TARGET: Duration = Duration::from_millis(100);
 
-/// How long it is watched doing nothing.
+/// The time for which the idle driver domain is watched: it includes one of its regular wake-ups.
 const IDLE: Duration = Duration::from_secs(10);
 
 /// Enough for fio on 64 MiB in an emulated guest, several times over.

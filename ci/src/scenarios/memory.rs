@@ -10,7 +10,7 @@ use std::time::Instant;
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "memory-target",
-    about: "maxmem= above memory= ends no domain; xl mem-set is followed, or the log says why not",
+    about: "maxmem= above memory= does not end the domain; xl mem-set is followed, or the log says why not",
     demo: false,
     run: |testbed| {
         Kind::ALL
@@ -75,7 +75,7 @@ fn memory_target(testbed: &Testbed, kind: Kind) -> Result<()> {
     storage.shutdown()
 }
 
-/// Waits until `xl list` shows so many MiB.
+/// Waits until `xl list` shows an amount of memory, in MiB, that is within `expected`.
 fn wait_for_memory(
     testbed: &Testbed,
     storage: &Running,

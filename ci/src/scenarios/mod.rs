@@ -26,7 +26,7 @@ mod thirty_two_bit;
 use crate::testbed::Scenario;
 use crate::testbed::own_host::OwnHostScenario;
 
-/// Those on the shared host, in the order in which they run.
+/// The scenarios that share hosts, in the order in which they begin.
 pub fn all() -> Vec<Scenario> {
     [
         main_job::SCENARIOS,
@@ -54,9 +54,9 @@ pub fn all() -> Vec<Scenario> {
     .concat()
 }
 
-/// What `cargo lab test` runs under each of the two programs that keep xenstore: attaching and detaching, many
-/// nodes, watches of nodes that are not there yet, refusals and their nodes, and the end of a driver domain in
-/// use. Everything else that a scenario is about is the same under both.
+/// The scenarios that `cargo lab test` runs under each of the two programs that keep xenstore: attaching and
+/// detaching, many nodes, watches of nodes that are not there yet, refusals and their nodes, and the end of a
+/// driver domain in use. Everything else that a scenario is about is the same under both.
 pub const UNDER_BOTH: &[&str] = &[
     "detach",
     "sixteen-disks",
@@ -72,7 +72,7 @@ pub fn under_both() -> Vec<Scenario> {
     all
 }
 
-/// Those that bring a host of their own.
+/// The scenarios that bring a host of their own.
 pub fn own_host() -> Vec<OwnHostScenario> {
     thirty_two_bit::SCENARIOS.to_vec()
 }

@@ -1,4 +1,4 @@
-//! What an operator does to a disk in use, and sees of it.
+//! An operator's actions on a disk in use, and what they show.
 
 use crate::config::Kind;
 use crate::host::guest::Guest;
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "discard",
-        about: "discarded blocks read zeros; their memory stays, or is Xen's again until they are written",
+        about: "discarded blocks read as zeros; their memory stays, or goes back to Xen until they are written",
         demo: false,
         run: |testbed| {
             Kind::ALL
@@ -61,16 +61,16 @@ pub(super) fn memory(testbed: &Testbed) -> Result<u32> {
 /// Size of the image in MiB.
 const SIZE: u32 = 16;
 
-/// The sums of the disk's four quarters, and how many of all its bytes are not zero.
+/// Prints the sums of the disk's four quarters, and the number of its bytes that are not zero.
 const LOOK: &str = "for n in 0 1 2 3; do \
     dd if=/dev/xvda bs=1M skip=$((n * 4)) count=4 iflag=direct 2>/dev/null | sha256sum; done; \
     dd if=/dev/xvda bs=1M iflag=direct 2>/dev/null | tr -d '\\0' | wc -c";
 
-/// Noise on all of the disk.
+/// Writes random data to all of the disk.
 const FILL: &str = "dd if=/dev/urandom of=/tmp/noise bs=64k count=256 2>/dev/null && \
     dd if=/tmp/noise of=/dev/xvda bs=64k oflag=direct 2>/dev/null && rm /tmp/noise";
 
-/// What [`LOOK`] shows: the quarters' sums, and whether any byte is not zero.
+/// Runs [`LOOK`]: returns the quarters' sums, and whether any byte is not zero.
 fn look(guest: &Guest) -> Result<(Vec<String>, bool)> {
     let text = guest.ok(LOOK, MINUTE)?;
     let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
@@ -86,7 +86,7 @@ fn discard(testbed: &Testbed, kind: Kind) -> Result<()> {
         disk("storage", "xvda", "rw", "ram:disk,discard=release"),
         disk("storage", "xvdb", "rw", "ram:kept"),
     ];
-    testbed.step("a guest fills its disk with noise");
+    testbed.step("a guest fills its disk with random data");
     let mut guest = testbed.host.lean_guest("guest", other(kind), &disks)?;
     guest.ok(FILL, MINUTE)?;
     let (noise, _) = look(&guest)?;
@@ -147,7 +147,7 @@ fn discard(testbed: &Testbed, kind: Kind) -> Result<()> {
     let (again, _) = look(&guest)?;
     ensure!(
         (0..4).all(|n| again[n] != noise[n] && again[n] != quarters[1]),
-        "new noise reads as {again:?}"
+        "new random data reads as {again:?}"
     );
     expect_memory(testbed, full)?;
     guest.destroy()?;

@@ -1,4 +1,4 @@
-//! What an operator may choose about a disk: each choice reaches a stock guest, and works.
+//! The options of a disk that an operator can choose: each reaches a stock guest, and works.
 
 use super::main_job::FIO_LIMIT;
 use crate::config::Kind;
@@ -17,7 +17,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "shared-image",
-        about: "two guests read one image at the same time, and write one that is shared=yes; no other writer is let in",
+        about: "two guests read one image at the same time, and write to one that is shared=yes; any other writer is refused",
         demo: false,
         run: shared_image,
     },
@@ -50,7 +50,7 @@ fn sector_sizes(testbed: &Testbed) -> Result<()> {
         ),
         disk("storage", "xvdc", "rw", "ram:plain"),
     ];
-    testbed.step("a guest looks at its disks");
+    testbed.step("a guest reads what its disks say of themselves");
     let mut guest = testbed.host.guest("guest", Kind::Pv, &disks)?;
     for (device, expected) in [
         ("xvda", "4096 4096 16384"),
@@ -152,7 +152,7 @@ fn shared_image(testbed: &Testbed) -> Result<()> {
     let again = pv.ok(read, MINUTE)?;
     ensure!(again.contains(&sum), "the reader was disturbed: {again}");
 
-    testbed.step("the image belongs to a writer once nobody reads it");
+    testbed.step("a writer gets the image when it has no reader any more");
     pv.destroy()?;
     testbed.host.ok("xl block-detach guest-pvh xvda")?;
     testbed

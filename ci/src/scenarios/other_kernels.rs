@@ -32,7 +32,7 @@ const GRUB: Duration = Duration::from_secs(240);
 /// A lean guest takes commands before it has its disk.
 const THERE: &str = "until [ -b /dev/xvda2 ]; do sleep 0.1; done";
 
-/// What GRUB writes to the disk: a variable of its environment, and its value.
+/// A variable of GRUB's environment that GRUB writes to the disk, and its value.
 const SAVED: &str = "lab";
 const WORD: &str = "written-by-grub";
 

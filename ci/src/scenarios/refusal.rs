@@ -1,4 +1,4 @@
-//! Targets that cannot be served: refused with the reason, and nobody else is disturbed.
+//! Targets that cannot be served: they are refused with the reason, and no other guest is disturbed.
 
 use crate::config::Kind;
 use crate::testbed::images::{self, Image};
@@ -16,7 +16,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "damaged-ramdisk",
-        about: "a damaged archive is reported, and who wants an image of it is refused",
+        about: "a damaged archive is reported, and a guest that asks for an image of it is refused",
         demo: false,
         run: damaged_ramdisk,
     },
@@ -31,7 +31,7 @@ pub const SCENARIOS: &[Scenario] = &[
 /// libxl itself waits ten seconds for a backend; a refusal has to come sooner.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A target, and what the reason has to name.
+/// Targets, and a word that the reason has to name.
 const REFUSED: &[(&str, &str)] = &[
     ("ram:nothing", "nothing"),
     ("ram:", "name"),
@@ -79,7 +79,7 @@ fn damaged_ramdisk(testbed: &Testbed) -> Result<()> {
     storage.shutdown()
 }
 
-/// Disks that libxl has QEMU serve, and what their reasons have to name.
+/// Disks that libxl has QEMU serve, and words that their reasons have to name.
 const FOR_QEMU: &[(&str, &str, &str)] = &[
     ("xvdb", "format=qcow2", "write format=raw"),
     ("xvdc", "format=raw,backendtype=qdisk", "leave it out"),

@@ -20,10 +20,10 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
 /// Memory of the guest in MiB: Linux takes no second kernel that is larger than half of the first one's.
 const MEMORY: u32 = 512;
 
-/// What the second kernel keeps free for the third.
+/// The memory that the second kernel keeps free for the third.
 const RESERVED: &str = "crashkernel=144M";
 
-/// Writes noise to the first half of the disk past the guest's cache, reads it back, and prints the sum of
+/// Writes random data to the first half of the disk past the guest's cache, reads it back, and prints the sum of
 /// what was written and of what was read. Then it goes on writing to the second half.
 const WRITE: &str = "head -c 4194304 /dev/urandom >/tmp/noise; sha256sum </tmp/noise; \
     dd if=/tmp/noise of=/dev/xvda bs=64k oflag=direct 2>/dev/null || exit 1; sum; \
@@ -77,7 +77,7 @@ fn kexec(testbed: &Testbed) -> Result<()> {
     let written = write(&guest)?;
     starts_over(&guest, "echo c >/proc/sysrq-trigger")?;
     expect(&guest, &written, "the third kernel")?;
-    // What a crashed kernel leaves of itself for the next one, which is there for nothing else.
+    // The memory of the crashed kernel, which the third kernel is there to save.
     guest.ok("test -e /proc/vmcore", MINUTE)?;
     write(&guest)?;
 

@@ -1,4 +1,4 @@
-//! The unikernel's runtime by its own demo (`kernel/demo/hello.rs`): domains that do what they must not,
+//! The unikernel's runtime, shown by its own demo (`kernel/demo/hello.rs`): domains that do what is forbidden,
 //! and are ended for it.
 
 use crate::commands::build;
@@ -24,14 +24,14 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// What a domain left in the logs until it was gone.
+/// The lines that a domain left in the logs until it was gone.
 struct Left {
     console: String,
     xen: String,
     xl: String,
 }
 
-/// Runs the demo until it ends. What it does crashes it, so the lab is not told of it.
+/// Runs the demo until it ends. It is meant to crash, so the host is not told to watch for its crash.
 fn run(testbed: &Testbed, kind: Kind, vcpus: u32, test: &str) -> Result<Left> {
     let host = testbed.host;
     let (here, there) = testbed.shared_file("demo");

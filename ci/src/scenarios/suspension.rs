@@ -103,7 +103,7 @@ fn paused_guests(testbed: &Testbed) -> Result<()> {
     storage.shutdown()
 }
 
-/// Four at once write noise to parts of `/dev/xvda` of their own and compare what they read back,
+/// Four processes write random data, each to its own part of `/dev/xvda`, and compare what they read back,
 /// again and again until they are told to stop; then the number of rounds is printed.
 const WORK: &str = "worker() { \
         while [ ! -e /tmp/stop ]; do \

@@ -102,7 +102,8 @@ fn guest() -> Config {
     config
 }
 
-/// What dom0 does: all of it in one go, since nobody can talk to it. Whatever comes of it, the logs are printed.
+/// dom0's script. It does everything in one go, since the lab cannot talk to this dom0, and prints the logs
+/// whatever the result is.
 fn script() -> String {
     format!(
         r#"set -e
@@ -122,10 +123,10 @@ xl shutdown -w storage >/dev/null
     )
 }
 
-/// What stands above the driver domain's log in what dom0 prints.
+/// The line above the driver domain's log, in dom0's output.
 const LOG: &str = "log of the driver domain:";
 
-/// Whether the guest read what the image held, fio found what it wrote, and the rings were 32-bit.
+/// Checks that the guest read what the image held, that fio found what it wrote, and that the rings were 32-bit.
 fn judge(output: &str, expected: &str) -> Result<()> {
     let (guest, log) = output
         .split_once(LOG)

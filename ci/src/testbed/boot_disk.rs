@@ -16,11 +16,11 @@ const START: u64 = MIB;
 /// The size of the second partition.
 pub const DATA: u64 = 8 * MIB;
 
-/// What a file of the file system holds.
+/// The contents of a file of the file system.
 pub enum Contents<'a> {
     /// This text.
     Text(&'a str),
-    /// What that file holds.
+    /// The contents of that file.
     Copy(&'a Path),
 }
 

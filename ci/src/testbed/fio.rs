@@ -5,14 +5,14 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use std::time::Duration;
 
-/// What a run of fio came to.
+/// The result of a run of fio.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Report {
     /// Bytes read, those read back for verification included.
     pub read: u64,
     /// Bytes written.
     pub written: u64,
-    /// How long it took.
+    /// The time that it took.
     pub runtime: Duration,
 }
 

@@ -1,4 +1,4 @@
-//! What must be gone when a scenario is over: domains, and their traces in xenstore.
+//! A host's domains and xenstore nodes: a scenario that is over must not have left any.
 
 use crate::host::Host;
 use anyhow::Result;
@@ -13,7 +13,7 @@ pub struct HostState {
 }
 
 impl HostState {
-    /// What is there now.
+    /// Reads the present state of a host.
     pub fn of(host: &Host) -> Result<Self> {
         let list = host.ok("xl list")?;
         let tree = host.ok("xenstore-ls -f")?;
@@ -23,7 +23,7 @@ impl HostState {
         })
     }
 
-    /// What `later` has and `self` has not, a line each.
+    /// Returns what `later` has and `self` has not, a line each.
     pub fn new_in(&self, later: &Self) -> Vec<String> {
         let domains = later.domains.difference(&self.domains);
         let nodes = later.nodes.difference(&self.nodes);
@@ -35,8 +35,8 @@ impl HostState {
 }
 
 /// Compares a host with an earlier state, giving the tool stack a while to finish its removals.
-pub fn check(host: &Host, before: &HostState, patience: Duration) -> Result<Vec<String>> {
-    let deadline = Instant::now() + patience;
+pub fn check(host: &Host, before: &HostState, limit: Duration) -> Result<Vec<String>> {
+    let deadline = Instant::now() + limit;
     loop {
         let left = before.new_in(&HostState::of(host)?);
         if left.is_empty() || Instant::now() > deadline {

@@ -52,7 +52,7 @@ impl Image {
         })
     }
 
-    /// What the image holds at first.
+    /// The initial contents of the image.
     fn contents(&self) -> io::Result<Box<dyn Read>> {
         let all: Box<dyn Read> = match &self.contents {
             Contents::Zeros => Box::new(io::repeat(0)),
@@ -62,7 +62,7 @@ impl Image {
         Ok(Box::new(all.take(self.size)))
     }
 
-    /// The SHA-256 of what the image holds at first, as `sha256sum` prints it.
+    /// The SHA-256 of the image's initial contents, as `sha256sum` prints it.
     pub fn sha256(&self) -> Result<String> {
         let mut hash = Sha256::new();
         io::copy(&mut self.contents()?, &mut hash)?;

@@ -1,11 +1,11 @@
-//! What a driver domain holds of others, as Xen itself and xenstored count it.
+//! The resources of others that a driver domain holds, as Xen itself and xenstored count them.
 
 use crate::host::Host;
 use crate::host::xen_state::{bound_ports, grants_in_use};
 use anyhow::{Result, ensure};
 use std::time::{Duration, Instant};
 
-/// What a driver domain holds of others.
+/// The resources of others that a driver domain holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holdings {
     /// Event channels that are bound to anything, its own ones to Xen included.
@@ -17,7 +17,7 @@ pub struct Holdings {
 }
 
 impl Holdings {
-    /// What the driver domain with this number holds now.
+    /// Counts what the driver domain with this number holds now.
     pub fn by(host: &Host, storage: u32) -> Result<Self> {
         let tree = format!("xenstore-ls -f /local/domain/{storage}/backend 2>/dev/null; true");
         let nodes = host.ok(&tree)?;
@@ -45,9 +45,9 @@ impl Holdings {
         host: &Host,
         storage: u32,
         when: &str,
-        patience: Duration,
+        limit: Duration,
     ) -> Result<()> {
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + limit;
         loop {
             let now = Self::by(host, storage)?;
             if now == *self {

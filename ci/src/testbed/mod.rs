@@ -1,4 +1,4 @@
-//! What a scenario has in its hands: a host, the unikernel, and a place for what it measures.
+//! The typed world of a scenario: a host, the unikernel, and a place for what it measures.
 
 pub mod boot_disk;
 pub mod fio;
@@ -21,7 +21,7 @@ use std::cell::RefCell;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// How long what usually takes seconds may take on an emulated host.
+/// The limit on an emulated host for an action that usually takes seconds.
 pub const MINUTE: Duration = Duration::from_secs(60);
 
 /// A test on a booted host. It is one short function that reads like a story.
@@ -29,7 +29,7 @@ pub const MINUTE: Duration = Duration::from_secs(60);
 pub struct Scenario {
     /// Its name, by which it is filtered and its logs are found.
     pub name: &'static str,
-    /// What it proves, in a line.
+    /// The statement that it proves, in a line.
     pub about: &'static str,
     /// Whether the demo shows it. Then it also measures, and nothing else is to run beside it.
     pub demo: bool,

@@ -14,17 +14,17 @@ use std::time::Instant;
 pub struct OwnHostScenario {
     /// Its name, by which it is filtered and its logs are found.
     pub name: &'static str,
-    /// What it proves, in a line.
+    /// The statement that it proves, in a line.
     pub about: &'static str,
     /// The test itself.
     pub run: fn(&Parts) -> Result<()>,
 }
 
-/// What such a scenario has in its hands.
+/// The parts that such a scenario makes its host of.
 pub struct Parts<'a> {
-    /// What a host is made of.
+    /// The files that a host boots.
     pub image: &'a HostImage,
-    /// What is to keep xenstore in its dom0.
+    /// The program that is to keep xenstore in its dom0.
     pub xenstored: Xenstored,
     /// The bootable ELF.
     pub unikernel: &'a Path,

@@ -39,7 +39,7 @@ impl Progress {
         }
     }
 
-    /// What is being done now, of `topic`.
+    /// Shows the step of `topic` that begins now.
     pub fn step(&self, topic: &str, text: &str) {
         match &self.bar {
             _ if !self.steps => {}

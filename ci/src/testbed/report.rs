@@ -10,25 +10,25 @@ use serde::Serialize;
 use std::fs;
 use std::time::Duration;
 
-/// How a scenario ended.
+/// The outcome of a scenario.
 #[derive(Clone, Debug, Serialize)]
 pub struct Outcome {
     /// Its name, and after it what kept xenstore where that is not the usual.
     pub name: String,
-    /// How long it took, reruns included.
+    /// The time that it took, reruns included.
     pub seconds: f32,
     /// Why it failed.
     pub error: Option<String>,
     /// The faults of the emulation seen in it.
     pub emulator_faults: Vec<String>,
-    /// How often it was run again because of them.
+    /// The number of times it was run again because of them.
     pub reruns: u32,
-    /// What it measured.
+    /// The figures that it measured.
     pub figures: Vec<Figure>,
 }
 
 impl Outcome {
-    /// Says how it ended.
+    /// Prints the outcome.
     pub fn announce(&self, progress: &Progress) {
         for line in &self.emulator_faults {
             progress.line(&format!("EMULATOR FAULT in {}: {line}", self.name));
@@ -83,7 +83,7 @@ impl Summary {
         }
     }
 
-    /// How often a scenario was run again because of a fault of the emulation.
+    /// The number of times any scenario was run again because of a fault of the emulation.
     pub fn reruns(&self) -> u32 {
         self.outcomes.iter().map(|outcome| outcome.reruns).sum()
     }
@@ -133,7 +133,7 @@ impl Summary {
         Some(table.to_string())
     }
 
-    /// What is to be said loudly: faults of the emulation.
+    /// The warnings that the user must see: faults of the emulation.
     pub fn warnings(&self) -> Vec<String> {
         let faults = self.outcomes.iter().flat_map(|outcome| {
             outcome

@@ -20,28 +20,28 @@ use std::time::{Duration, Instant};
 /// limits of their own.
 const SCENARIO_LIMIT: Duration = Duration::from_secs(360);
 
-/// How often a scenario is run again, each time because of a fault of the emulation that was seen. The
+/// The limit of reruns of a scenario, each because of a fault of the emulation that was seen. The
 /// longest live through dozens of domains, of which one is hit now and then; on a machine that others
 /// keep busy it has been three times in a row.
 const MOST_RERUNS: u32 = 4;
 
-/// How much time all scenarios together may lose so, for a run has an hour.
+/// The time that all scenarios together may lose to reruns: a whole run must end within an hour.
 const MOST_LOST: Duration = Duration::from_secs(600);
 
-/// How long the tool stack may take to remove the last traces of a scenario's domains.
+/// The time within which the tool stack has to remove the last traces of a scenario's domains.
 const CLEANUP_LIMIT: Duration = Duration::from_secs(15);
 
-/// What all hosts of a run are made of, and share.
+/// The parts that all hosts of a run are made of, and the state that they share.
 pub struct Run<'a> {
-    /// What a host boots.
+    /// The files that a host boots.
     pub image: HostImage,
-    /// How it is emulated.
+    /// The machine that QEMU emulates.
     pub machine: Machine,
     /// The bootable ELF.
     pub unikernel: PathBuf,
     /// Where the run is shown.
     pub progress: &'a Progress,
-    /// How long the attempts took that the emulation ended.
+    /// The time of the attempts that a fault of the emulation ended.
     pub lost: Mutex<Duration>,
 }
 
@@ -54,7 +54,7 @@ pub struct Runner<'a> {
     boots: u32,
 }
 
-/// Where the logs of a host stood when a scenario began.
+/// The lengths of a host's logs when a scenario began.
 struct Marks {
     xen: u64,
     dom0: u64,
@@ -92,7 +92,7 @@ impl<'a> Runner<'a> {
         self.host = None;
     }
 
-    /// What a scenario is called in the tables and among the logs.
+    /// The name of a scenario in the tables and among the logs.
     pub fn title(&self, scenario: &Scenario) -> String {
         self.run.machine.xenstored.title(scenario.name)
     }
@@ -250,7 +250,7 @@ struct Logs {
     xen: String,
     dom0: String,
     consoles: BTreeMap<String, String>,
-    /// What was seen when a command was late.
+    /// The diagnosis that was made when a command was late.
     diagnosis: Option<String>,
 }
 

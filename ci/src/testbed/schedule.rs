@@ -6,8 +6,8 @@ use super::runner::Runner;
 use std::sync::Mutex;
 use std::{fs, thread, vec};
 
-/// What one host takes of the memory of the machine that emulates it, in MiB: its own, QEMU's translated
-/// code, and the files that are read for it.
+/// The memory that one host takes on the machine that emulates it, in MiB: its own, QEMU's translated code, and
+/// the files that are read for it.
 const HOST_MEMORY: u64 = 6144;
 
 /// The number of hosts that this machine can emulate at the same time, two at most. Each keeps one processor
@@ -63,7 +63,7 @@ pub fn run(runners: &mut [Runner], scenarios: &[Scenario]) -> Summary {
     summary
 }
 
-/// What is still to be done. Whoever is free takes the next one.
+/// A list of work that several threads share: each takes the next item when it is free.
 struct Waiting<T>(Mutex<vec::IntoIter<T>>);
 
 impl<T> Waiting<T> {

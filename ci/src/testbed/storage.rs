@@ -11,13 +11,13 @@ use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// What a driver domain's log says when guests may attach.
+/// The words in a driver domain's log that say that guests may attach.
 pub const READY: &str = "ready for attach";
 
 /// From the moment a driver domain is unpaused to [`READY`].
 pub const BOOT_TARGET: Duration = Duration::from_millis(150);
 
-/// How long a driver domain may take to get there before the scenario gives up.
+/// The time within which a driver domain has to get there.
 pub const BOOT: Duration = Duration::from_secs(20);
 
 /// A driver domain to be started.
@@ -61,7 +61,7 @@ impl<'h> Storage<'_, 'h> {
         self
     }
 
-    /// Sets what it may have of memory later, in MiB.
+    /// Sets the memory that it may be given later, in MiB.
     pub fn maxmem(mut self, mib: u32) -> Self {
         self.config.maxmem = Some(mib);
         self
@@ -79,19 +79,19 @@ impl<'h> Storage<'_, 'h> {
         self
     }
 
-    /// Sets how many processors it has.
+    /// Sets its number of processors.
     pub fn vcpus(mut self, count: u32) -> Self {
         self.config.vcpus = count;
         self
     }
 
-    /// Sets how many processors it may be given later.
+    /// Sets the number of processors that it may be given later.
     pub fn maxvcpus(mut self, count: u32) -> Self {
         self.config.maxvcpus = count;
         self
     }
 
-    /// Sets how many frames Xen keeps to track what it has mapped (`max_maptrack_frames`).
+    /// Sets the number of frames that Xen keeps to track its mappings (`max_maptrack_frames`).
     pub fn map_frames(mut self, frames: u32) -> Self {
         self.config.max_maptrack_frames = Some(frames);
         self
@@ -216,12 +216,12 @@ impl Running<'_> {
         Ok(text.trim().to_owned())
     }
 
-    /// What a disk has counted since it connected.
+    /// Reads the counts of a disk since it connected.
     pub fn statistics(&self, guest: &Domain, device: u32) -> Result<VbdStatistics> {
         self.host.vbd_statistics(self.id, guest.id, device)
     }
 
-    /// Waits until a disk has counted so many writes.
+    /// Waits until a disk has counted `count` writes.
     pub fn wait_for_writes(
         &self,
         guest: &Domain,

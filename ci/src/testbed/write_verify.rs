@@ -1,4 +1,4 @@
-//! Noise on a guest's disk: random bytes that are written, and compared with what is read back.
+//! Random data on a guest's disk: written, and compared with what is read back.
 
 use crate::host::guest::{Guest, Started};
 use anyhow::{Result, ensure};
@@ -7,7 +7,7 @@ use std::time::Duration;
 /// How long the MiB of one command may take in an emulated guest among others.
 const LIMIT: Duration = Duration::from_secs(90);
 
-/// A guest's shell command that writes `mib` MiB of noise to the begin of a disk and compares what it
+/// A guest's shell command that writes `mib` MiB of random data to the beginning of a disk and compares what it
 /// reads back, both past its cache; it prints how many bytes were equal.
 pub fn command(device: &str, mib: u32) -> String {
     let blocks = mib * 16;

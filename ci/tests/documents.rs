@@ -121,6 +121,22 @@ fn every_link_leads_to_what_it_names() {
 }
 
 #[test]
+fn the_readme_has_a_row_for_every_crate() {
+    let read = |name| fs::read_to_string(root().join(name)).expect("a file");
+    let (manifest, readme) = (read("Cargo.toml"), read("README.md"));
+    let (_, members) = manifest.split_once("members = [").expect("a workspace");
+    let (members, _) = members.split_once(']').expect("the list ends");
+    let folders: Vec<&str> = members.split('"').skip(1).step_by(2).collect();
+    assert!(
+        folders.contains(&"blkback") && folders.len() > 8,
+        "{folders:?}"
+    );
+    let missing = |folder: &&&str| !readme.contains(&format!("\n| [`{folder}/`]("));
+    let missing: Vec<&&str> = folders.iter().filter(missing).collect();
+    assert!(missing.is_empty(), "README.md has no row for {missing:?}");
+}
+
+#[test]
 fn a_link_to_nothing_is_found_out() {
     let document = "# Some Thing's end\n\n```sh\n[x](y)\n```\n";
     let wrong = |text: &str, target: &str| {

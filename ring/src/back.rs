@@ -99,19 +99,27 @@ impl<M: RingMemory, F: Format> BackRing<M, F> {
     /// serve takes a bounded number.
     #[inline]
     pub fn take(&mut self) -> Result<Option<Received<F>>, Overrun> {
+        let mut slot = self.slots.format.empty_slot();
+        let taken = self.take_slot(&mut slot)?;
+        Ok(taken.then(|| self.slots.format.decode_request(&slot)))
+    }
+
+    /// As [`take`](Self::take), but leaves the request to be decoded in `slot`. False if none is published.
+    #[inline]
+    pub fn take_slot(&mut self, slot: &mut F::Slot) -> Result<bool, Overrun> {
         if self.taken == self.seen {
             if self.closed {
-                return Ok(None);
+                return Ok(false);
             }
             self.seen = self.taken.wrapping_add(self.unconsumed()?);
             if self.taken == self.seen {
-                return Ok(None);
+                return Ok(false);
             }
         }
-        let size = self.slots.format.request_size();
-        let slot = self.slots.copy_out(self.taken, size);
+        let Slots { memory, format, .. } = &self.slots;
+        format.copy_request(memory, self.slots.offset(self.taken), slot);
         self.taken = self.taken.wrapping_add(1);
-        Ok(Some(self.slots.format.decode_request(&slot)))
+        Ok(true)
     }
 
     /// Looks at the producer index a last time: requests published after this are never taken. Returns how
@@ -134,10 +142,9 @@ impl<M: RingMemory, F: Format> BackRing<M, F> {
         if self.outstanding() == 0 {
             return Err(Unasked);
         }
-        let mut slot = self.slots.format.empty_slot();
-        self.slots.format.encode_response(response, &mut slot);
-        let size = self.slots.format.response_size();
-        self.slots.copy_in(self.answered, &slot, size);
+        let Slots { memory, format, .. } = &self.slots;
+        let slot = format.encode_response(response);
+        format.copy_response(memory, self.slots.offset(self.answered), &slot);
         self.answered = self.answered.wrapping_add(1);
         Ok(())
     }

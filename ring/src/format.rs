@@ -1,5 +1,6 @@
 //! What travels on a ring, and how many slots a ring has for it.
 
+use crate::memory::RingMemory;
 use bulkhead_xen::PAGE_SIZE;
 
 /// The most pages that a ring may have (`max-ring-page-order` 4, io/blkif.h).
@@ -22,6 +23,8 @@ pub trait Format {
     type Malformed;
     /// Room for one slot: bytes, at least as many as either size below.
     type Slot: AsRef<[u8]> + AsMut<[u8]>;
+    /// Room for a response: bytes, at least as many as its size below.
+    type ResponseSlot: AsRef<[u8]> + AsMut<[u8]> + Default;
 
     /// A slot of zeros.
     fn empty_slot(&self) -> Self::Slot;
@@ -39,10 +42,28 @@ pub trait Format {
     fn encode_request(&self, request: &Self::Request, slot: &mut Self::Slot);
 
     /// Reads a response from the private copy of a slot.
-    fn decode_response(&self, slot: &Self::Slot) -> Self::Response;
+    fn decode_response(&self, slot: &Self::ResponseSlot) -> Self::Response;
 
-    /// Writes a response into a slot of zeros.
-    fn encode_response(&self, response: &Self::Response, slot: &mut Self::Slot);
+    /// The bytes of a response.
+    fn encode_response(&self, response: &Self::Response) -> Self::ResponseSlot;
+
+    /// Copies a request out of the shared memory at `offset`. A format whose requests have few sizes
+    /// overrides this, so that each size is a constant.
+    #[inline]
+    fn copy_request(&self, memory: &impl RingMemory, offset: usize, slot: &mut Self::Slot) {
+        memory.read(offset, &mut slot.as_mut()[..self.request_size()]);
+    }
+
+    /// Copies a response into the shared memory at `offset`; likewise.
+    #[inline]
+    fn copy_response(
+        &self,
+        memory: &impl RingMemory,
+        offset: usize,
+        response: &Self::ResponseSlot,
+    ) {
+        memory.write(offset, &response.as_ref()[..self.response_size()]);
+    }
 
     /// Bytes from one slot to the next.
     fn slot_size(&self) -> usize {

@@ -93,7 +93,8 @@ impl<M: RingMemory, F: Format> FrontRing<M, F> {
             return Err(RingFull);
         }
         let size = self.slots.format.request_size();
-        self.slots.copy_in(self.asked, slot, size);
+        let at = self.slots.offset(self.asked);
+        self.slots.memory.write(at, &slot.as_ref()[..size]);
         self.asked = self.asked.wrapping_add(1);
         Ok(())
     }
@@ -132,7 +133,9 @@ impl<M: RingMemory, F: Format> FrontRing<M, F> {
             return Ok(None);
         }
         let size = self.slots.format.response_size();
-        let slot = self.slots.copy_out(self.taken, size);
+        let mut slot = F::ResponseSlot::default();
+        let at = self.slots.offset(self.taken);
+        self.slots.memory.read(at, &mut slot.as_mut()[..size]);
         self.taken = self.taken.wrapping_add(1);
         Ok(Some(self.slots.format.decode_response(&slot)))
     }

@@ -41,6 +41,7 @@ impl SharedPages {
     }
 
     /// A pointer to `len` bytes from `offset`.
+    #[inline]
     fn range(&self, offset: usize, len: usize) -> NonNull<u8> {
         let inside = offset.checked_add(len).is_some_and(|end| end <= self.size);
         assert!(
@@ -51,6 +52,7 @@ impl SharedPages {
         unsafe { self.base.add(offset) }
     }
 
+    #[inline]
     fn index(&self, index: Index) -> &AtomicU32 {
         let at = self.range(index.offset(), 4).cast::<u32>();
         // SAFETY: mapped and aligned (the pages are, and so is each offset); the other end writes
@@ -81,7 +83,7 @@ impl RingMemory for SharedPages {
 
     // Words as wide as the offset's alignment allows: slots of the 64-bit layout are multiples of
     // 8 bytes, those of the 32-bit layout only of 4.
-    #[inline]
+    #[inline(always)]
     fn read(&self, offset: usize, into: &mut [u8]) {
         let mut from = self.range(offset, into.len());
         let (wide, rest) = match offset.is_multiple_of(8) {
@@ -109,7 +111,7 @@ impl RingMemory for SharedPages {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn write(&self, offset: usize, from: &[u8]) {
         let mut to = self.range(offset, from.len());
         let (wide, rest) = match offset.is_multiple_of(8) {

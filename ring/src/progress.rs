@@ -10,6 +10,7 @@ pub(crate) struct Slots<M, F> {
     pub(crate) format: F,
     /// A power of two, so that free-running indices wrap without a seam.
     pub(crate) count: u32,
+    slot_size: usize,
 }
 
 impl<M: RingMemory, F: Format> Slots<M, F> {
@@ -21,28 +22,20 @@ impl<M: RingMemory, F: Format> Slots<M, F> {
                 memory,
                 format,
                 count,
+                slot_size,
             }),
         }
     }
 
-    fn offset(&self, index: u32) -> usize {
-        RING_HEADER_SIZE + (index & (self.count - 1)) as usize * self.format.slot_size()
-    }
-
-    /// Copies `len` bytes of a slot, whole and once.
-    pub(crate) fn copy_out(&self, index: u32, len: usize) -> F::Slot {
-        let mut slot = self.format.empty_slot();
-        self.memory
-            .read(self.offset(index), &mut slot.as_mut()[..len]);
-        slot
-    }
-
-    pub(crate) fn copy_in(&self, index: u32, slot: &F::Slot, len: usize) {
-        self.memory.write(self.offset(index), &slot.as_ref()[..len]);
+    /// Where a slot lies.
+    #[inline]
+    pub(crate) fn offset(&self, index: u32) -> usize {
+        RING_HEADER_SIZE + (index & (self.count - 1)) as usize * self.slot_size
     }
 
     /// `RING_PUSH_*_AND_CHECK_NOTIFY` (io/ring.h): publishes `new`, then says whether the other
     /// end asked to be notified of anything between `old` and `new`.
+    #[inline]
     pub(crate) fn publish(&self, producer: Index, event: Index, old: u32, new: u32) -> bool {
         self.memory.store(producer, new);
         // The other end sees the new index before we look at what it waits for.

@@ -97,8 +97,7 @@ proptest! {
             status: Status::from_code(status),
         };
         for abi in ABIS {
-            let mut slot = [0; SLOT_SIZE];
-            Blkif::new(abi).encode_response(&response, &mut slot);
+            let slot = Blkif::new(abi).encode_response(&response);
             prop_assert_eq!(Blkif::new(abi).decode_response(&slot), response);
         }
     }

@@ -104,6 +104,7 @@ impl Format for Numbers {
     type Response = u32;
     type Malformed = std::convert::Infallible;
     type Slot = [u8; 4];
+    type ResponseSlot = [u8; 4];
 
     fn empty_slot(&self) -> [u8; 4] {
         [0; 4]
@@ -129,8 +130,8 @@ impl Format for Numbers {
         u32::from_le_bytes(*slot)
     }
 
-    fn encode_response(&self, response: &u32, slot: &mut [u8; 4]) {
-        *slot = response.to_le_bytes();
+    fn encode_response(&self, response: &u32) -> [u8; 4] {
+        response.to_le_bytes()
     }
 }
 

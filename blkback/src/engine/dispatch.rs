@@ -14,8 +14,8 @@ use bulkhead_grant::MappedPages;
 use bulkhead_grant::memory::room_for;
 use bulkhead_images::{IoError, Op, Sector, Tag};
 use bulkhead_ring::blkif::{
-    Abi, Blkif, Discard, Indirect, Opcode, Operation, Request, Response, SECTOR_SIZE, Status,
-    Transfer, TransferKind,
+    Abi, Blkif, Discard, Indirect, Malformed, Opcode, Operation, RequestId, Response, SECTOR_SIZE,
+    SLOT_SIZE, SlotRequest, SlotSegments, Status, Transfer, TransferKind,
 };
 use bulkhead_ring::{BackRing, SharedPages};
 use bulkhead_xen::Hypervisor;
@@ -38,7 +38,7 @@ pub(super) struct Dispatcher<H: Hypervisor> {
     reserved: usize,
     /// A request that was taken off the ring and has to wait for those in flight. Those after it
     /// stay on the ring.
-    held: Option<Request>,
+    held: Option<[u8; SLOT_SIZE]>,
     /// A barrier is in flight: nothing begins before it has ended.
     barrier: bool,
     indirect_segments: usize,
@@ -156,25 +156,23 @@ impl<H: Hypervisor> Dispatcher<H> {
         let mut requests = 0;
         self.pages = 0;
         self.reserved = 0;
+        let format = *self.ring.format();
+        let mut slot = [0; SLOT_SIZE];
         while self.flights.free() > 0 && !self.barrier {
-            let request = match self.held.take() {
-                Some(request) => request,
-                None => match self.ring.take()? {
-                    None => break,
-                    Some(Ok(request)) => request,
-                    Some(Err(malformed)) => {
-                        self.complaints
-                            .complain(format_args!("a malformed request: {}", malformed.fault));
-                        self.answer(&malformed.response());
-                        requests += 1;
-                        continue;
-                    }
-                },
+            if let Some(held) = &self.held {
+                slot = *held;
+                self.held = None;
+            } else if !self.ring.take_slot(&mut slot)? {
+                break;
+            }
+            let begun = match format.view_transfer(&slot) {
+                Some((id, transfer)) => self.begin_transfer(id, &transfer, reach),
+                None => self.begin_other(format.view_request(&slot), reach),
             };
-            match self.begin(&request, reach) {
+            match begun {
                 Begun::Yes => requests += 1,
                 Begun::NotYet => {
-                    self.held = Some(request);
+                    self.held = Some(slot);
                     break;
                 }
             }
@@ -254,9 +252,18 @@ impl<H: Hypervisor> Dispatcher<H> {
         }
     }
 
-    fn begin(&mut self, request: &Request, reach: &mut Reach<H>) -> Begun {
+    fn begin_other(
+        &mut self,
+        request: Result<SlotRequest<'_>, Malformed>,
+        reach: &mut Reach<H>,
+    ) -> Begun {
+        let request = &match request {
+            Ok(request) => request,
+            Err(malformed) => return self.refuse_malformed(&malformed),
+        };
         match &request.operation {
-            Operation::Transfer(transfer) => self.begin_transfer(request, transfer, reach),
+            // `take` has looked for those.
+            Operation::Transfer(_) => self.refuse(request, Status::Error),
             Operation::Indirect(indirect) => self.begin_indirect(request, indirect, reach),
             Operation::Flush => self.begin_plain(request, Op::Flush),
             Operation::Discard(_) if !self.discard => self.refuse(request, Status::NotSupported),
@@ -267,8 +274,8 @@ impl<H: Hypervisor> Dispatcher<H> {
     #[inline]
     fn begin_transfer(
         &mut self,
-        request: &Request,
-        transfer: &Transfer,
+        id: RequestId,
+        transfer: &Transfer<SlotSegments<'_>>,
         reach: &Reach<H>,
     ) -> Begun {
         let barrier = transfer.kind == TransferKind::WriteBarrier;
@@ -279,15 +286,15 @@ impl<H: Hypervisor> Dispatcher<H> {
         }
         let is_empty = transfer.segments.is_empty();
         let steps = Steps::of_transfer(transfer.kind, transfer.sector, is_empty);
-        // `take` looked for a free place.
-        let Some(tag) = self.flights.begin(request.id, request.opcode(), steps) else {
-            return self.refuse(request, Status::Error);
+        let Some(tag) = self.flights.begin(id, transfer.kind.opcode(), steps) else {
+            debug_assert!(false, "`take` looked for a free place");
+            return Begun::NotYet;
         };
         self.barrier = barrier;
         self.pages += transfer.segments.len();
         let flight = self.flights.get(tag);
         for segment in transfer.segments.iter() {
-            let fits = self.pool.push(&mut flight.pages, *segment);
+            let fits = self.pool.push(&mut flight.pages, segment);
             debug_assert!(fits, "room was looked for");
             flight.bytes += segment.len() as u32;
         }
@@ -297,7 +304,7 @@ impl<H: Hypervisor> Dispatcher<H> {
 
     fn begin_indirect(
         &mut self,
-        request: &Request,
+        request: &SlotRequest<'_>,
         indirect: &Indirect,
         reach: &mut Reach<H>,
     ) -> Begun {
@@ -324,7 +331,7 @@ impl<H: Hypervisor> Dispatcher<H> {
     }
 
     /// An operation without pages.
-    fn begin_plain(&mut self, request: &Request, op: Op) -> Begun {
+    fn begin_plain(&mut self, request: &SlotRequest<'_>, op: Op) -> Begun {
         let steps = Steps::of(op);
         match self.flights.begin(request.id, request.opcode(), steps) {
             Some(tag) => self.begun.push(tag.0 as u16),
@@ -341,8 +348,17 @@ impl<H: Hypervisor> Dispatcher<H> {
         pages <= pool.min(reach) || (self.flights.in_flight() == 0 && pages <= pool)
     }
 
+    #[cold]
+    fn refuse_malformed(&mut self, malformed: &Malformed) -> Begun {
+        self.complaints
+            .complain(format_args!("a malformed request: {}", malformed.fault));
+        self.answer(&malformed.response());
+        Begun::Yes
+    }
+
     /// An operation that was not offered.
-    fn refuse(&mut self, request: &Request, status: Status) -> Begun {
+    #[cold]
+    fn refuse(&mut self, request: &SlotRequest<'_>, status: Status) -> Begun {
         self.complaints
             .complain(format_args!("{} is not offered so", request.opcode()));
         self.answer(&request.response(status));

@@ -88,6 +88,7 @@ stats! {
 
 impl QueueStats {
     /// Counts a request that was done, of so many sectors.
+    #[inline]
     pub(super) fn request(&self, operation: Opcode, sectors: u64) {
         match operation {
             Opcode::READ => {
@@ -110,6 +111,7 @@ pub struct Counter(AtomicU64);
 
 impl Counter {
     /// The current value.
+    #[inline]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }

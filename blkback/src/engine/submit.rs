@@ -142,8 +142,8 @@ impl Submitter {
         dispatcher.end(tag, outcome, |hold| reach.release(hold));
     }
 
-    /// Starts the next step of a request; its pages are mapped.
-    #[inline]
+    /// Does the next step of a request, whose pages are mapped, and those after it as long as the device
+    /// has done with one at once.
     fn step<H: Hypervisor>(
         &mut self,
         tag: Tag,
@@ -153,37 +153,53 @@ impl Submitter {
         if reach.bounce.serves(tag) {
             return self.next_piece(tag, dispatcher, reach);
         }
-        let flight = dispatcher.flights.get(tag);
-        let Some(op) = flight.next_step() else {
-            return dispatcher.flights.done(tag, Ok(()));
-        };
+        let mut outcome = Ok(());
+        while outcome.is_ok()
+            && let Some(op) = dispatcher.flights.get(tag).next_step()
+        {
+            if op != Op::Flush {
+                match self.gather(tag, dispatcher, reach) {
+                    Ok(()) => {}
+                    Err(GrantStatus::NO_SPACE) => return self.bounce(tag, op, dispatcher, reach),
+                    Err(status) => {
+                        dispatcher
+                            .complaints
+                            .complain(format_args!("a page cannot be mapped: {status}"));
+                        outcome = Err(IoError::Medium);
+                        break;
+                    }
+                }
+            }
+            let segments = match op {
+                Op::Flush => &[],
+                _ => &self.segments[..],
+            };
+            match self.device.submit(tag, Io { op, segments }) {
+                Submitted::Done(done) => outcome = done,
+                Submitted::Pending => {
+                    // A discard may take its time on any device: it says nothing of how data is served.
+                    self.completes_later |= matches!(op, Op::Read { .. } | Op::Write { .. });
+                    return;
+                }
+            }
+        }
+        dispatcher.end(tag, outcome, |hold| reach.release(hold));
+    }
+
+    /// Puts a request's pages into `segments`, as the device gets them.
+    #[inline]
+    fn gather<H: Hypervisor>(
+        &mut self,
+        tag: Tag,
+        dispatcher: &mut Dispatcher<H>,
+        reach: &Reach<H>,
+    ) -> Result<(), GrantStatus> {
         self.segments.clear();
-        if op != Op::Flush {
-            let segments = &mut self.segments;
-            let mut pages = dispatcher.pool.iter(&flight.pages);
-            let gathered: Result<(), GrantStatus> = pages.try_for_each(|page| {
-                segments.push(reach.segment(page)?);
-                Ok(())
-            });
-            drop(pages);
-            if gathered == Err(GrantStatus::NO_SPACE) {
-                return self.bounce(tag, op, dispatcher, reach);
-            }
-            if let Err(status) = gathered {
-                dispatcher
-                    .complaints
-                    .complain(format_args!("a page cannot be mapped: {status}"));
-                return dispatcher.flights.done(tag, Err(IoError::Medium));
-            }
+        let pages = &dispatcher.flights.get(tag).pages;
+        for page in dispatcher.pool.iter(pages) {
+            self.segments.push(reach.segment(page)?);
         }
-        let segments = &self.segments;
-        match self.device.submit(tag, Io { op, segments }) {
-            Submitted::Done(outcome) => dispatcher.flights.done(tag, outcome),
-            // A discard may take its time on any device: it says nothing of how data is served.
-            Submitted::Pending => {
-                self.completes_later |= matches!(op, Op::Read { .. } | Op::Write { .. });
-            }
-        }
+        Ok(())
     }
 
     /// Xen has no map slots for the pages of a request: serves it by copies, after those that are served

@@ -10,12 +10,12 @@
 
 use super::malformed::{Fault, Malformed};
 use super::request::{
-    Discard, Handle, Indirect, Opcode, Operation, Request, RequestId, Sector, Transfer,
-    TransferKind,
+    Discard, Handle, Indirect, Opcode, Operation, Request, RequestId, Sector, SlotRequest,
+    Transfer, TransferKind,
 };
 use super::response::{Response, Status};
-use super::segment::{INDIRECT_SEGMENT_SIZE, Segment, Segments};
-use super::{MAX_INDIRECT_PAGES, MAX_SEGMENTS, SLOT_SIZE};
+use super::segment::{INDIRECT_SEGMENT_SIZE, SlotSegments};
+use super::{MAX_INDIRECT_PAGES, MAX_SEGMENTS, RESPONSE_SIZE, SLOT_SIZE};
 use bulkhead_xen::GrantRef;
 
 type Slot = [u8; SLOT_SIZE];
@@ -36,9 +36,32 @@ fn put<const N: usize>(slot: &mut Slot, offset: usize, bytes: [u8; N]) {
     slot[offset..offset + N].copy_from_slice(&bytes);
 }
 
-/// Reads a request; total, whatever the bytes.
+/// Reads a request that moves data, with segments of its own; `None` if it is another one, or malformed.
 #[inline]
-pub(super) fn decode_request<const ID: usize>(slot: &Slot) -> Result<Request, Malformed> {
+pub(super) fn decode_transfer<const ID: usize>(
+    slot: &Slot,
+) -> Option<(RequestId, Transfer<SlotSegments<'_>>)> {
+    let kind = match Opcode(slot[0]) {
+        Opcode::READ => TransferKind::Read,
+        Opcode::WRITE => TransferKind::Write,
+        Opcode::WRITE_BARRIER => TransferKind::WriteBarrier,
+        Opcode::FLUSH_DISKCACHE if slot[1] > 0 => TransferKind::FlushAndWrite,
+        _ => return None,
+    };
+    let segments = segments::<ID>(slot).ok()?;
+    if segments.is_empty() && kind != TransferKind::WriteBarrier {
+        return None;
+    }
+    let transfer = Transfer {
+        kind,
+        sector: Sector(u64::from_le_bytes(bytes(slot, ID + 8))),
+        segments,
+    };
+    Some((RequestId(u64::from_le_bytes(bytes(slot, ID))), transfer))
+}
+
+/// Reads a request; total, whatever the bytes.
+pub(super) fn decode_request<const ID: usize>(slot: &Slot) -> Result<SlotRequest<'_>, Malformed> {
     let id = RequestId(u64::from_le_bytes(bytes(slot, ID)));
     let opcode = Opcode(slot[0]);
     let sector = Sector(u64::from_le_bytes(bytes(slot, ID + 8)));
@@ -48,13 +71,17 @@ pub(super) fn decode_request<const ID: usize>(slot: &Slot) -> Result<Request, Ma
         operation: opcode,
         fault,
     };
-    let transfer = |kind| transfer::<ID>(slot, kind, sector).map_err(malformed);
     let operation = match opcode {
-        Opcode::READ => transfer(TransferKind::Read)?,
-        Opcode::WRITE => transfer(TransferKind::Write)?,
-        Opcode::WRITE_BARRIER => transfer(TransferKind::WriteBarrier)?,
         Opcode::FLUSH_DISKCACHE if slot[1] == 0 => Operation::Flush,
-        Opcode::FLUSH_DISKCACHE => transfer(TransferKind::FlushAndWrite)?,
+        Opcode::READ | Opcode::WRITE | Opcode::WRITE_BARRIER | Opcode::FLUSH_DISKCACHE => {
+            match decode_transfer::<ID>(slot) {
+                Some((_, transfer)) => Operation::Transfer(transfer),
+                None => {
+                    let fault = segments::<ID>(slot).err().unwrap_or(Fault::NoSegments);
+                    return Err(malformed(fault));
+                }
+            }
+        }
         Opcode::DISCARD => Operation::Discard(Discard {
             sector,
             count: u64::from_le_bytes(bytes(slot, ID + 16)),
@@ -62,11 +89,12 @@ pub(super) fn decode_request<const ID: usize>(slot: &Slot) -> Result<Request, Ma
         }),
         Opcode::INDIRECT => {
             handle = Handle(u16::from_le_bytes(bytes(slot, ID + 16)));
-            indirect::<ID>(slot, sector).map_err(|fault| Malformed {
+            let indirect = indirect::<ID>(slot, sector).map_err(|fault| Malformed {
                 id,
                 operation: Opcode(slot[1]),
                 fault,
-            })?
+            })?;
+            Operation::Indirect(indirect)
         }
         unknown => return Err(malformed(Fault::UnknownOperation(unknown))),
     };
@@ -77,32 +105,19 @@ pub(super) fn decode_request<const ID: usize>(slot: &Slot) -> Result<Request, Ma
     })
 }
 
+/// The segments of a request that moves data, each of them checked.
 #[inline]
-fn transfer<const ID: usize>(
-    slot: &Slot,
-    kind: TransferKind,
-    sector: Sector,
-) -> Result<Operation, Fault> {
+fn segments<const ID: usize>(slot: &Slot) -> Result<SlotSegments<'_>, Fault> {
     let count = slot[1];
-    if count == 0 && kind != TransferKind::WriteBarrier {
-        return Err(Fault::NoSegments);
-    }
-    let segments = Segments::try_fill(count, |number| {
-        Segment::parse(&bytes(slot, ID + 16 + number * INDIRECT_SEGMENT_SIZE))
-    })
-    .ok_or(Fault::TooManySegments {
+    let (all, _) = slot[ID + 16..].as_chunks();
+    let segments = all.get(..count.into()).ok_or(Fault::TooManySegments {
         found: count.into(),
         most: MAX_SEGMENTS as u16,
-    })?
-    .map_err(|(number, error)| Fault::Segment { number, error })?;
-    Ok(Operation::Transfer(Transfer {
-        kind,
-        sector,
-        segments,
-    }))
+    })?;
+    SlotSegments::check(segments).map_err(|(number, error)| Fault::Segment { number, error })
 }
 
-fn indirect<const ID: usize>(slot: &Slot, sector: Sector) -> Result<Operation, Fault> {
+fn indirect<const ID: usize>(slot: &Slot, sector: Sector) -> Result<Indirect, Fault> {
     let kind = match Opcode(slot[1]) {
         Opcode::READ => TransferKind::Read,
         Opcode::WRITE => TransferKind::Write,
@@ -113,7 +128,7 @@ fn indirect<const ID: usize>(slot: &Slot, sector: Sector) -> Result<Operation, F
         GrantRef(u32::from_le_bytes(bytes(slot, ID + 20 + number * 4)))
     });
     match Indirect::new(kind, sector, segments, grefs) {
-        Some(indirect) => Ok(Operation::Indirect(indirect)),
+        Some(indirect) => Ok(indirect),
         None if segments == 0 => Err(Fault::NoSegments),
         None => Err(Fault::TooManySegments {
             found: segments,
@@ -160,18 +175,22 @@ pub(super) fn encode_request<const ID: usize>(request: &Request, slot: &mut Slot
 }
 
 /// Reads a response: the same bytes in every ABI, but for padding at the end.
-pub(super) fn decode_response(slot: &Slot) -> Response {
+pub(super) fn decode_response(slot: &[u8; RESPONSE_SIZE]) -> Response {
+    let [i0, i1, i2, i3, i4, i5, i6, i7, operation, _, s0, s1, ..] = *slot;
     Response {
-        id: RequestId(u64::from_le_bytes(bytes(slot, 0))),
-        operation: Opcode(slot[8]),
-        status: Status::from_code(i16::from_le_bytes(bytes(slot, 10))),
+        id: RequestId(u64::from_le_bytes([i0, i1, i2, i3, i4, i5, i6, i7])),
+        operation: Opcode(operation),
+        status: Status::from_code(i16::from_le_bytes([s0, s1])),
     }
 }
 
-/// Writes a response into a slot of zeros, so that its padding carries nothing to the guest.
+/// A response's bytes; its padding carries nothing to the guest.
 #[inline]
-pub(super) fn encode_response(response: &Response, slot: &mut Slot) {
-    put(slot, 0, response.id.0.to_le_bytes());
-    slot[8] = response.operation.0;
-    put(slot, 10, response.status.code().to_le_bytes());
+pub(super) fn encode_response(response: &Response) -> [u8; RESPONSE_SIZE] {
+    let [i0, i1, i2, i3, i4, i5, i6, i7] = response.id.0.to_le_bytes();
+    let [s0, s1] = response.status.code().to_le_bytes();
+    let operation = response.operation.0;
+    [
+        i0, i1, i2, i3, i4, i5, i6, i7, operation, 0, s0, s1, 0, 0, 0, 0,
+    ]
 }

@@ -26,15 +26,16 @@ mod segment;
 pub use abi::{Abi, UnknownProtocol};
 pub use malformed::{Fault, Malformed};
 pub use request::{
-    Discard, Handle, Indirect, Opcode, Operation, Request, RequestId, Sector, Transfer,
-    TransferKind,
+    Discard, Handle, Indirect, Opcode, Operation, Request, RequestId, Sector, SlotRequest,
+    Transfer, TransferKind,
 };
 pub use response::{Response, Status};
 pub use segment::{
-    BadSegment, INDIRECT_SEGMENT_SIZE, SEGMENTS_PER_INDIRECT_PAGE, Segment, Segments,
+    BadSegment, INDIRECT_SEGMENT_SIZE, SEGMENTS_PER_INDIRECT_PAGE, Segment, Segments, SlotSegments,
 };
 
 use crate::format::Format;
+use crate::memory::RingMemory;
 
 /// The most segments of a request without indirection (`BLKIF_MAX_SEGMENTS_PER_REQUEST`).
 pub const MAX_SEGMENTS: usize = 11;
@@ -44,6 +45,8 @@ pub const MAX_INDIRECT_PAGES: usize = 8;
 pub const SECTOR_SIZE: usize = 512;
 /// Bytes of the largest layout of a slot.
 pub const SLOT_SIZE: usize = 112;
+/// Bytes of the largest layout of a response.
+pub const RESPONSE_SIZE: usize = 16;
 
 /// The block protocol in one of its ABIs, chosen when a frontend connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +64,27 @@ impl Blkif {
     pub const fn abi(self) -> Abi {
         self.abi
     }
+
+    /// Reads a request that moves data with segments of its own, the common case, from the private copy
+    /// of a slot; `None` where [`view_request`](Self::view_request) has to say what it is.
+    #[inline]
+    pub fn view_transfer(
+        self,
+        slot: &[u8; SLOT_SIZE],
+    ) -> Option<(RequestId, Transfer<SlotSegments<'_>>)> {
+        match self.abi {
+            Abi::X86_64 => layout::decode_transfer::<8>(slot),
+            Abi::X86_32 => layout::decode_transfer::<4>(slot),
+        }
+    }
+
+    /// Reads a request from the private copy of a slot, and leaves its segments there.
+    pub fn view_request(self, slot: &[u8; SLOT_SIZE]) -> Result<SlotRequest<'_>, Malformed> {
+        match self.abi {
+            Abi::X86_64 => layout::decode_request::<8>(slot),
+            Abi::X86_32 => layout::decode_request::<4>(slot),
+        }
+    }
 }
 
 impl Format for Blkif {
@@ -68,6 +92,7 @@ impl Format for Blkif {
     type Response = Response;
     type Malformed = Malformed;
     type Slot = [u8; SLOT_SIZE];
+    type ResponseSlot = [u8; RESPONSE_SIZE];
 
     #[inline]
     fn empty_slot(&self) -> Self::Slot {
@@ -85,11 +110,29 @@ impl Format for Blkif {
     }
 
     #[inline]
-    fn decode_request(&self, slot: &Self::Slot) -> Result<Request, Malformed> {
+    fn copy_request(&self, memory: &impl RingMemory, offset: usize, slot: &mut Self::Slot) {
         match self.abi {
-            Abi::X86_64 => layout::decode_request::<8>(slot),
-            Abi::X86_32 => layout::decode_request::<4>(slot),
+            Abi::X86_64 => memory.read(offset, &mut slot[..Abi::X86_64.request_size()]),
+            Abi::X86_32 => memory.read(offset, &mut slot[..Abi::X86_32.request_size()]),
         }
+    }
+
+    #[inline]
+    fn copy_response(
+        &self,
+        memory: &impl RingMemory,
+        offset: usize,
+        response: &Self::ResponseSlot,
+    ) {
+        match self.abi {
+            Abi::X86_64 => memory.write(offset, &response[..Abi::X86_64.response_size()]),
+            Abi::X86_32 => memory.write(offset, &response[..Abi::X86_32.response_size()]),
+        }
+    }
+
+    #[inline]
+    fn decode_request(&self, slot: &Self::Slot) -> Result<Request, Malformed> {
+        self.view_request(slot).map(Request::from)
     }
 
     fn encode_request(&self, request: &Request, slot: &mut Self::Slot) {
@@ -99,12 +142,12 @@ impl Format for Blkif {
         }
     }
 
-    fn decode_response(&self, slot: &Self::Slot) -> Response {
+    fn decode_response(&self, slot: &Self::ResponseSlot) -> Response {
         layout::decode_response(slot)
     }
 
     #[inline]
-    fn encode_response(&self, response: &Response, slot: &mut Self::Slot) {
-        layout::encode_response(response, slot);
+    fn encode_response(&self, response: &Response) -> Self::ResponseSlot {
+        layout::encode_response(response)
     }
 }

@@ -1,7 +1,7 @@
 //! What a frontend can ask.
 
 use super::response::{Response, Status};
-use super::segment::{SEGMENTS_PER_INDIRECT_PAGE, Segment, Segments};
+use super::segment::{SEGMENTS_PER_INDIRECT_PAGE, Segment, Segments, SlotSegments};
 use super::{MAX_INDIRECT_PAGES, MAX_SEGMENTS};
 use bulkhead_xen::GrantRef;
 use core::fmt;
@@ -57,16 +57,20 @@ impl fmt::Display for Opcode {
     }
 }
 
-/// One request, checked as far as it can be without knowing the disk.
+/// One request, checked as far as it can be without knowing the disk. `S` is where its segments are:
+/// in itself, or in the private copy of its slot ([`SlotRequest`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Request {
+pub struct Request<S = Segments> {
     /// Goes back in the response.
     pub id: RequestId,
     /// The virtual device.
     pub handle: Handle,
     /// What to do.
-    pub operation: Operation,
+    pub operation: Operation<S>,
 }
+
+/// A request whose segments are in the private copy of its slot.
+pub type SlotRequest<'a> = Request<SlotSegments<'a>>;
 
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,9 +78,9 @@ pub struct Request {
     clippy::large_enum_variant,
     reason = "nothing is allocated on the data path, and transfers are the common case"
 )]
-pub enum Operation {
+pub enum Operation<S = Segments> {
     /// Moves data, with the segments in the request itself.
-    Transfer(Transfer),
+    Transfer(Transfer<S>),
     /// Moves data, with the segments in pages of their own.
     Indirect(Indirect),
     /// Makes all data written before this request durable.
@@ -119,13 +123,13 @@ impl TransferKind {
 
 /// Data to move (`struct blkif_request`). Reads and plain writes have at least one segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Transfer {
+pub struct Transfer<S = Segments> {
     /// Which way.
     pub kind: TransferKind,
     /// Where on the disk it starts.
     pub sector: Sector,
     /// The memory, in the order of the disk.
-    pub segments: Segments,
+    pub segments: S,
 }
 
 /// Data to move by many segments (`struct blkif_request_indirect`). The segments lie in pages of
@@ -228,7 +232,9 @@ impl Request {
             operation,
         }
     }
+}
 
+impl<S> Request<S> {
     /// The operation as the response has to name it. That of an indirect request is the read or
     /// write that it stands for: frontends compare, and give up a device that answers otherwise.
     pub const fn opcode(&self) -> Opcode {
@@ -246,6 +252,29 @@ impl Request {
             id: self.id,
             operation: self.opcode(),
             status,
+        }
+    }
+}
+
+impl From<SlotRequest<'_>> for Request {
+    fn from(request: SlotRequest<'_>) -> Request {
+        Request {
+            id: request.id,
+            handle: request.handle,
+            operation: match request.operation {
+                Operation::Transfer(Transfer {
+                    kind,
+                    sector,
+                    segments,
+                }) => Operation::Transfer(Transfer {
+                    kind,
+                    sector,
+                    segments: segments.into(),
+                }),
+                Operation::Indirect(indirect) => Operation::Indirect(indirect),
+                Operation::Flush => Operation::Flush,
+                Operation::Discard(discard) => Operation::Discard(discard),
+            },
         }
     }
 }

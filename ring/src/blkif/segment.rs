@@ -115,6 +115,50 @@ impl fmt::Display for BadSegment {
 
 impl core::error::Error for BadSegment {}
 
+/// The segments of a request in the private copy of its slot: each was checked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct SlotSegments<'a>(&'a [[u8; INDIRECT_SEGMENT_SIZE]]);
+
+impl<'a> SlotSegments<'a> {
+    /// Checks each of them; else the number of the first that is no part of a page.
+    #[inline]
+    pub(super) fn check(
+        bytes: &'a [[u8; INDIRECT_SEGMENT_SIZE]],
+    ) -> Result<Self, (u8, BadSegment)> {
+        for (number, segment) in bytes.iter().enumerate() {
+            Segment::parse(segment).map_err(|error| (number as u8, error))?;
+        }
+        Ok(SlotSegments(bytes))
+    }
+
+    /// How many there are: up to [`MAX_SEGMENTS`].
+    #[inline]
+    pub const fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    #[inline]
+    pub const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The segments, in their order.
+    #[inline]
+    pub fn iter(&self) -> impl Iterator<Item = Segment> + use<'a> {
+        self.0.iter().map(|&[g0, g1, g2, g3, first, last, _, _]| {
+            let gref = GrantRef(u32::from_le_bytes([g0, g1, g2, g3]));
+            Segment { gref, first, last }
+        })
+    }
+}
+
+impl fmt::Debug for SlotSegments<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
 /// The segments of one request: up to [`MAX_SEGMENTS`], used as a slice.
 #[derive(Clone, Copy, Default)]
 pub struct Segments {
@@ -132,22 +176,18 @@ impl Segments {
             all,
         })
     }
+}
 
-    /// The first `len` segments that `get` gives, or what it gave instead of the segment with
-    /// that number. `None` if there are too many.
-    #[inline]
-    pub(super) fn try_fill<E>(
-        len: u8,
-        mut get: impl FnMut(usize) -> Result<Segment, E>,
-    ) -> Option<Result<Segments, (u8, E)>> {
+impl From<SlotSegments<'_>> for Segments {
+    fn from(segments: SlotSegments<'_>) -> Segments {
         let mut all = [Segment::default(); MAX_SEGMENTS];
-        for (number, slot) in all.get_mut(..usize::from(len))?.iter_mut().enumerate() {
-            match get(number) {
-                Ok(segment) => *slot = segment,
-                Err(error) => return Some(Err((number as u8, error))),
-            }
+        for (slot, segment) in all.iter_mut().zip(segments.iter()) {
+            *slot = segment;
         }
-        Some(Ok(Segments { len, all }))
+        Segments {
+            len: segments.len() as u8,
+            all,
+        }
     }
 }
 

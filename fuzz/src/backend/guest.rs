@@ -4,8 +4,8 @@
 use super::disk::Mark;
 use bulkhead_blkback_testkit::{Guest, POISON, Script, World};
 use bulkhead_ring::blkif::{
-    Abi, Blkif, Discard, Indirect, MAX_INDIRECT_PAGES, Operation, Request, RequestId,
-    SEGMENTS_PER_INDIRECT_PAGE, SLOT_SIZE, Sector, Segment, TransferKind,
+    Abi, Blkif, Discard, Indirect, MAX_INDIRECT_PAGES, Operation, RESPONSE_SIZE, Request,
+    RequestId, SEGMENTS_PER_INDIRECT_PAGE, SLOT_SIZE, Sector, Segment, TransferKind,
 };
 use bulkhead_ring::{Format, Index, RingMemory, SharedPages, ring_slots};
 use bulkhead_xen::abi::grant_table::EntryFlags;
@@ -344,7 +344,7 @@ impl HostileGuest {
         let answered = ring.load(Index::ResponseProducer);
         while self.taken != answered {
             let at = (self.taken & (self.slots() - 1)) as usize * format.slot_size();
-            let mut slot = format.empty_slot();
+            let mut slot = [0; RESPONSE_SIZE];
             let len = format.response_size().next_multiple_of(4);
             ring.read(RING_HEADER + at, &mut slot[..len]);
             let response = format.decode_response(&slot);

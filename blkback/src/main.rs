@@ -24,7 +24,7 @@ use bulkhead_images::{Catalog, ImageMemory};
 use bulkhead_kernel::command_line::{unknown, value};
 use bulkhead_kernel::memory::beyond_reserve;
 use bulkhead_kernel::output;
-use bulkhead_kernel::{Door, Machine, Module, ShutdownReason, watchdog};
+use bulkhead_kernel::{Hypercalls, Machine, Module, ShutdownReason, watchdog};
 use bulkhead_xen::{Hypervisor, VcpuId};
 use bulkhead_xenstore_client::{Client, Ring};
 use core::cell::{Cell, RefCell};
@@ -34,20 +34,20 @@ use core::ops::RangeInclusive;
 bulkhead_kernel::entry!(main);
 
 fn main(mut machine: Machine) -> ShutdownReason {
-    let door = machine.door;
+    let hypervisor = machine.hypervisor;
     let started = machine.started;
     let options = options(machine.command_line);
     start_watchdog(machine.command_line);
-    let catalog = catalog(take(&mut machine.modules).into_iter().next(), door);
+    let catalog = catalog(take(&mut machine.modules).into_iter().next(), hypervisor);
     let catalog = catalog.with_discard(options.discard);
-    let first = Remote::new(door, door.vcpu());
-    let mut executor = executor(&first, door);
+    let first = Remote::new(hypervisor, hypervisor.vcpu());
+    let mut executor = executor(&first, hypervisor);
     let handle = executor.handle();
     // SAFETY: the page is the domain's xenstore ring, and nobody else in this domain uses it.
-    let ring = unsafe { Ring::new(door, machine.store) };
+    let ring = unsafe { Ring::new(hypervisor, machine.store) };
     let store = Client::start(&handle, ring);
     let (vcpus, running) = start_vcpus(&machine, &mut executor, first, &store);
-    let Some(region) = Region::new(door) else {
+    let Some(region) = Region::new(hypervisor) else {
         log::error!("the address space for foreign pages has an owner already");
         return ShutdownReason::Crash;
     };
@@ -67,7 +67,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
     handle.spawn(async move {
         let ready = || {
             output::never_wait();
-            let took = door.now().since(started);
+            let took = hypervisor.now().since(started);
             log::info!(
                 "ready for attach, {}.{:03} ms after the start",
                 took.as_micros() as u64 / 1000,
@@ -101,7 +101,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
     }
     let (sizing, nodes) = (handle.clone(), store.clone());
     handle.spawn(async move {
-        let Err(error) = follow_memory_target(&sizing, &nodes, &door).await;
+        let Err(error) = follow_memory_target(&sizing, &nodes, &hypervisor).await;
         log::error!("memory/target cannot be followed any more: {error}");
     });
 
@@ -171,8 +171,8 @@ fn start_watchdog(line: &'static str) {
 }
 
 /// The executor of a vCPU that serves queues.
-fn executor(remote: &Remote<Door>, door: Door) -> Executor<Door> {
-    let executor = Executor::of(remote, door);
+fn executor(remote: &Remote<Hypercalls>, hypervisor: Hypercalls) -> Executor<Hypercalls> {
+    let executor = Executor::of(remote, hypervisor);
     let handle = executor.handle();
     handle.spawn(learn_lateness(handle.clone()));
     if let Some(interval) = watchdog::interval() {
@@ -191,18 +191,18 @@ fn executor(remote: &Remote<Door>, door: Door) -> Executor<Door> {
 /// on which they run.
 fn start_vcpus(
     machine: &Machine,
-    executor: &mut Executor<Door>,
-    first: Remote<Door>,
+    executor: &mut Executor<Hypercalls>,
+    first: Remote<Hypercalls>,
     store: &Client,
-) -> (Vec<Remote<Door>>, Vec<VcpuId>) {
-    let door = machine.door;
+) -> (Vec<Remote<Hypercalls>>, Vec<VcpuId>) {
+    let hypervisor = machine.hypervisor;
     let online = online_vcpus(machine, executor, store);
     let mut all = vec![first];
     let others = online.iter().skip(1).copied();
     let running = bulkhead_kernel::start_vcpus(others, |vcpu| {
-        let remote = Remote::new(door, vcpu);
+        let remote = Remote::new(hypervisor, vcpu);
         all.push(remote.clone());
-        Box::new(move || crate::executor(&remote, door).run_until(|| false))
+        Box::new(move || crate::executor(&remote, hypervisor).run_until(|| false))
     });
     all.truncate(1 + running as usize);
     if all.len() > 1 {
@@ -217,7 +217,11 @@ fn start_vcpus(
 }
 
 /// The vCPUs that the tool stack has online; with a single one there is nothing to ask.
-fn online_vcpus(machine: &Machine, executor: &mut Executor<Door>, store: &Client) -> Vec<VcpuId> {
+fn online_vcpus(
+    machine: &Machine,
+    executor: &mut Executor<Hypercalls>,
+    store: &Client,
+) -> Vec<VcpuId> {
     if machine.vcpus == 1 {
         return vec![VcpuId(0)];
     }
@@ -231,14 +235,14 @@ fn online_vcpus(machine: &Machine, executor: &mut Executor<Door>, store: &Client
 }
 
 /// The images in the ramdisk, if there is one.
-fn catalog(module: Option<Module>, door: Door) -> Catalog {
+fn catalog(module: Option<Module>, hypervisor: Hypercalls) -> Catalog {
     let Some(module) = module else {
         log::info!("no ramdisk: no images");
         return Catalog::empty();
     };
     // SAFETY: the module is ours alone from here on, and stays as long as the domain runs.
     let memory = unsafe { ImageMemory::new(module.start, module.len) };
-    let catalog = Catalog::from_module(memory).with_supply(Arc::new(door));
+    let catalog = Catalog::from_module(memory).with_supply(Arc::new(hypervisor));
     if let Some(damage) = catalog.damage() {
         log::error!("the ramdisk: {damage}");
     }

@@ -134,7 +134,7 @@ mod tests {
             vcpus: 3,
             ..DomainConfig::default()
         });
-        let executors = (0..3).map(|vcpu| Remote::new(domain.door(), VcpuId(vcpu)));
+        let executors = (0..3).map(|vcpu| Remote::new(domain.hypervisor(), VcpuId(vcpu)));
         let vcpus = Vcpus::new(executors.collect());
         let mut places: Vec<_> = (0..4).map(|_| vcpus.place(DomId(1))).collect();
         let taken: Vec<u32> = places.iter().map(|place| place.vcpu().0).collect();

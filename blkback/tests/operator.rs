@@ -37,9 +37,9 @@ fn forget_requests(world: &World) {
 /// Counts how often the backend writes its state: whatever the value, that is what makes blkfront
 /// look at the size.
 fn state_writes(disk: &Frontend<'_>, change: impl FnOnce()) -> usize {
-    let mut executor = Executor::new(disk.domain.door());
+    let mut executor = Executor::new(disk.domain.hypervisor());
     // SAFETY: the guest's own xenstore ring, which nobody else uses.
-    let ring = unsafe { Ring::new(disk.domain.door(), disk.domain.store_ring()) };
+    let ring = unsafe { Ring::new(disk.domain.hypervisor(), disk.domain.store_ring()) };
     let store = Client::start(&executor.handle(), ring);
     let (count, path) = (Rc::new(Cell::new(0)), disk.backend_path("state"));
     let events = count.clone();
@@ -297,11 +297,11 @@ fn keys_on_the_console_show_what_there_is() {
     let guest = Guest::new(&world);
     let mut disk = guest.attach("xvda", "ram:disk0").connected();
     disk.read(0, 8);
-    let port = world.storage.door().alloc_unbound(guest.domain.id());
+    let port = world.storage.hypervisor().alloc_unbound(guest.domain.id());
     let port = port.expect("a free port");
     let theirs = guest
         .domain
-        .door()
+        .hypervisor()
         .bind_interdomain(world.storage.id(), port);
     let theirs = theirs.expect("it is for this guest");
     let typed: Rc<RefCell<VecDeque<u8>>> = Rc::default();
@@ -314,7 +314,11 @@ fn keys_on_the_console_show_what_there_is() {
     let press = |text: &str| {
         let before = world.journal().len();
         typed.borrow_mut().extend(text.bytes());
-        guest.domain.door().notify(theirs).expect("an open port");
+        guest
+            .domain
+            .hypervisor()
+            .notify(theirs)
+            .expect("an open port");
         world.run();
         world.journal()[before..].join("\n")
     };

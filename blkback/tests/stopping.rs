@@ -66,7 +66,7 @@ fn close_with_a_full_ring(
     spy.set(move || {
         let mut seen = counting.get();
         if seen.asked == 0 {
-            domain.door().notify(port).expect("the port is open");
+            domain.hypervisor().notify(port).expect("the port is open");
         }
         if ours.load(Index::ResponseProducer) != answered {
             seen.before_the_other = seen.before_the_other.or(Some(seen.asked));

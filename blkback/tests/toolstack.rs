@@ -33,7 +33,7 @@ fn a_save_fails_before_anything_is_asked() {
     let toolstack = Guest::new(&world);
     let bound = toolstack
         .domain
-        .door()
+        .hypervisor()
         .bind_interdomain(world.storage.id(), port);
     assert!(bound.is_err(), "a save would wait for a suspend");
     let feature = world.own_path("control/feature-suspend");

@@ -15,11 +15,11 @@
 //! ```
 //!
 //! ```
-//! # fn example<H: bulkhead_xen::Hypervisor>(door: H) {
+//! # fn example<H: bulkhead_xen::Hypervisor>(hypervisor: H) {
 //! use bulkhead_executor::Executor;
 //! use core::time::Duration;
 //!
-//! let mut executor = Executor::new(door);
+//! let mut executor = Executor::new(hypervisor);
 //! let handle = executor.handle();
 //! handle.clone().spawn(async move {
 //!     handle.sleep(Duration::from_millis(100)).await;
@@ -73,7 +73,7 @@ type StoppableTask = Abortable<BoxedTask>;
 
 /// What a vCPU's tasks share.
 struct Core<H> {
-    door: H,
+    hypervisor: H,
     ports: ports::Ports,
     timers: timers::Timers,
     block_cost: block_cost::BlockCost,
@@ -90,19 +90,23 @@ pub struct Executor<H: Hypervisor> {
 }
 
 impl<H: Hypervisor> Executor<H> {
-    /// An executor without tasks, for the vCPU that `door` is of.
-    pub fn new(door: H) -> Self {
-        let remote = Remote::new(door.clone(), door.vcpu());
-        Self::of(&remote, door)
+    /// An executor without tasks, for the vCPU that `hypervisor` is of.
+    pub fn new(hypervisor: H) -> Self {
+        let remote = Remote::new(hypervisor.clone(), hypervisor.vcpu());
+        Self::of(&remote, hypervisor)
     }
 
-    /// The executor that other vCPUs know already. `door` is that of its vCPU.
-    pub fn of(remote: &Remote<H>, door: H) -> Self {
-        debug_assert_eq!(remote.vcpu(), door.vcpu(), "an executor on another vCPU");
+    /// The executor that other vCPUs know already. `hypervisor` is that of its vCPU.
+    pub fn of(remote: &Remote<H>, hypervisor: H) -> Self {
+        debug_assert_eq!(
+            remote.vcpu(),
+            hypervisor.vcpu(),
+            "an executor on another vCPU"
+        );
         Executor {
             waker: remote.waker(),
             core: Rc::new(Core {
-                door,
+                hypervisor,
                 ports: ports::Ports::default(),
                 timers: timers::Timers::default(),
                 block_cost: block_cost::BlockCost::default(),
@@ -137,8 +141,9 @@ impl<H: Hypervisor> Executor<H> {
         let mut polled = false;
         core.remote.rest().get_up();
         loop {
-            core.door.take_pending(&mut |port| core.ports.notify(port));
-            core.timers.fire(|| core.door.now());
+            core.hypervisor
+                .take_pending(&mut |port| core.ports.notify(port));
+            core.timers.fire(|| core.hypervisor.now());
             core.remote.receive(|| Handle { core: core.clone() });
             self.tasks.extend(core.inbox.borrow_mut().drain(..));
             if !more() || !core.remote.rest().take() {
@@ -175,16 +180,16 @@ impl<H: Hypervisor> Executor<H> {
         if self.core.remote.rest().lie_down() {
             let core = &self.core;
             let deadline = core.timers.next();
-            let run_time = || core.door.run_time();
+            let run_time = || core.hypervisor.run_time();
             let measurement = core.block_cost.begin(run_time);
-            if !core.door.block(deadline) {
+            if !core.hypervisor.block(deadline) {
                 return;
             }
             if let Some(measurement) = measurement {
                 core.block_cost.end(&measurement, run_time());
             }
             if let Some(deadline) = deadline {
-                core.timers.slept(deadline, core.door.now());
+                core.timers.slept(deadline, core.hypervisor.now());
             }
         }
     }
@@ -227,14 +232,14 @@ impl<H: Hypervisor> Handle<H> {
         self.core.remote.clone()
     }
 
-    /// The door to the hypervisor.
-    pub fn door(&self) -> &H {
-        &self.core.door
+    /// Returns the hypervisor, as this vCPU calls it.
+    pub fn hypervisor(&self) -> &H {
+        &self.core.hypervisor
     }
 
     /// The monotonic clock.
     pub fn now(&self) -> Instant {
-        self.core.door.now()
+        self.core.hypervisor.now()
     }
 
     /// How much later than it was to be a sleep of this vCPU ends, by the last ones. `None` until it has slept

@@ -77,12 +77,12 @@ impl<H: Hypervisor> EventChannel<H> {
 
     /// Holds back notifications until [`unmask`](Self::unmask): meanwhile they wake nobody.
     pub fn mask(&self) {
-        self.core.door.mask_port(self.port);
+        self.core.hypervisor.mask_port(self.port);
     }
 
     /// Lets notifications through again. One that came meanwhile wakes its waiter now.
     pub fn unmask(&self) {
-        if let Err(error) = self.core.door.unmask_port(self.port) {
+        if let Err(error) = self.core.hypervisor.unmask_port(self.port) {
             // Xen refuses it for ports that are not open, which this one is.
             log::error!("event channel {}: not unmasked: {error}", self.port);
         }
@@ -90,7 +90,7 @@ impl<H: Hypervisor> EventChannel<H> {
 
     /// Notifies the other end.
     pub fn notify(&self) {
-        if let Err(error) = self.core.door.notify(self.port) {
+        if let Err(error) = self.core.hypervisor.notify(self.port) {
             // The other end is gone: xenstore tells soon, and it misses nothing.
             log::debug!("event channel {}: not notified: {error}", self.port);
         }
@@ -100,7 +100,7 @@ impl<H: Hypervisor> EventChannel<H> {
 impl<H: Hypervisor> Drop for EventChannel<H> {
     fn drop(&mut self) {
         self.core.ports.reset(self.port);
-        if let Err(error) = self.core.door.close_port(self.port) {
+        if let Err(error) = self.core.hypervisor.close_port(self.port) {
             log::warn!("event channel {}: not closed: {error}", self.port);
         }
     }

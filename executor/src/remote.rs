@@ -22,7 +22,7 @@ type Work<H> = Box<dyn FnOnce(&Handle<H>) + Send>;
 ///
 /// let second = Remote::new(first.clone(), VcpuId(1));
 /// let its_own = second.clone();
-/// // Runs on the second vCPU, with that one's door:
+/// // Runs on the second vCPU, with that one's handle on the hypervisor:
 /// start(Box::new(move || Executor::of(&its_own, first).run_until(|| false)));
 ///
 /// second.send(|handle| {
@@ -39,7 +39,7 @@ impl<H> Clone for Remote<H> {
 }
 
 struct Shared<H> {
-    door: H,
+    hypervisor: H,
     vcpu: VcpuId,
     rest: Rest,
     /// Whether anything may have been sent.
@@ -48,10 +48,10 @@ struct Shared<H> {
 }
 
 impl<H: Hypervisor> Remote<H> {
-    /// Makes the executor of `vcpu` known before it is there. `door` is any vCPU's.
-    pub fn new(door: H, vcpu: VcpuId) -> Self {
+    /// Makes the executor of `vcpu` known before it is there. `hypervisor` is any vCPU's.
+    pub fn new(hypervisor: H, vcpu: VcpuId) -> Self {
         Remote(Arc::new(Shared {
-            door,
+            hypervisor,
             vcpu,
             rest: Rest::new(),
             sent: AtomicBool::new(false),
@@ -103,7 +103,7 @@ impl<H: Hypervisor> Shared<H> {
     #[inline]
     fn wake_up(&self) {
         if self.rest.wake() {
-            self.door.wake_vcpu(self.vcpu);
+            self.hypervisor.wake_vcpu(self.vcpu);
         }
     }
 }

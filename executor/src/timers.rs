@@ -110,7 +110,7 @@ impl<H: Hypervisor> Future for Sleep<H> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        if self.core.door.now() >= self.deadline {
+        if self.core.hypervisor.now() >= self.deadline {
             return Poll::Ready(());
         }
         let key = match self.key {

@@ -12,7 +12,7 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 #[test]
 fn a_task_that_never_rests_keeps_nobody_from_ending() {
     let domain = Sim::new().add_domain_with(DomainConfig::default());
-    let mut executor = Executor::new(domain.door());
+    let mut executor = Executor::new(domain.hypervisor());
     let handle = executor.handle();
     let turns = Rc::new(Cell::new(0));
     let count = turns.clone();
@@ -30,7 +30,7 @@ fn a_task_that_never_rests_keeps_nobody_from_ending() {
 fn only_sleeps_tell_what_a_sleep_costs() {
     let sim = Sim::new();
     let domain = sim.add_domain_with(DomainConfig::default());
-    let mut executor = Executor::new(domain.door());
+    let mut executor = Executor::new(domain.hypervisor());
     let handle = executor.handle();
     let sleeper = handle.clone();
     handle.spawn(async move {
@@ -55,7 +55,7 @@ fn only_sleeps_tell_what_a_sleep_costs() {
 fn what_blocking_costs_is_processor_time_and_not_how_late_it_ends() {
     let sim = Sim::new();
     let domain = sim.add_domain_with(DomainConfig::default());
-    let mut executor = Executor::new(domain.door());
+    let mut executor = Executor::new(domain.hypervisor());
     let handle = executor.handle();
     assert_eq!(handle.block_cost(), None);
     let sleeper = handle.clone();

@@ -2,7 +2,7 @@
 
 use bulkhead_executor::{Executor, Handle, Remote};
 use bulkhead_xen::{Hypervisor, VcpuId};
-use bulkhead_xen_sim::{DomainConfig, Sim, SimDomain, SimDoor};
+use bulkhead_xen_sim::{DomainConfig, Sim, SimDomain, SimVcpu};
 use futures_util::task::AtomicWaker;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -21,9 +21,9 @@ fn domain(vcpus: u32) -> SimDomain {
 
 /// Runs the executor until `done`. Where a real vCPU sleeps, its thread waits until the simulated
 /// Xen would let it run again.
-fn run(domain: &SimDomain, remote: &Remote<SimDoor>, done: impl Fn() -> bool) {
+fn run(domain: &SimDomain, remote: &Remote<SimVcpu>, done: impl Fn() -> bool) {
     let limit = Instant::now() + Duration::from_secs(60);
-    let mut executor = Executor::of(remote, domain.door_of(remote.vcpu()));
+    let mut executor = Executor::of(remote, domain.hypervisor_of(remote.vcpu()));
     while !done() {
         executor.run_until_idle();
         executor.sleep();
@@ -66,7 +66,7 @@ fn words_go_round() {
     const ROUNDS: usize = 3000;
     let domain = domain(VCPUS as u32);
     let remotes: Vec<_> = (0..VCPUS as u32)
-        .map(|vcpu| Remote::new(domain.door(), VcpuId(vcpu)))
+        .map(|vcpu| Remote::new(domain.hypervisor(), VcpuId(vcpu)))
         .collect();
     let boxes: Arc<[Mailbox; VCPUS]> = Arc::default();
     let finished = Arc::new(AtomicUsize::new(0));
@@ -98,7 +98,7 @@ fn words_go_round() {
 fn work_that_is_sent_is_done_there() {
     const WORKS: usize = 2000;
     let domain = domain(2);
-    let remote = Remote::new(domain.door(), VcpuId(1));
+    let remote = Remote::new(domain.hypervisor(), VcpuId(1));
     let done = Arc::new(AtomicUsize::new(0));
     thread::scope(|scope| {
         let (domain, remote, count) = (&domain, &remote, &done);
@@ -106,8 +106,8 @@ fn work_that_is_sent_is_done_there() {
         scope.spawn(move || run(domain, remote, all_done));
         for work in 0..WORKS {
             let done = done.clone();
-            remote.send(move |handle: &Handle<SimDoor>| {
-                assert_eq!(handle.door().vcpu(), VcpuId(1));
+            remote.send(move |handle: &Handle<SimVcpu>| {
+                assert_eq!(handle.hypervisor().vcpu(), VcpuId(1));
                 // Nothing of this could go to another vCPU.
                 let own = Rc::new(Cell::new(work));
                 let other = handle.clone();
@@ -130,7 +130,7 @@ fn work_that_is_sent_is_done_there() {
 #[test]
 fn only_sleepers_are_interrupted() {
     let domain = domain(2);
-    let mut executor = Executor::new(domain.door());
+    let mut executor = Executor::new(domain.hypervisor());
     let handle = executor.handle();
     let ready = Arc::new(AtomicBool::new(false));
     let seen = ready.clone();
@@ -171,9 +171,12 @@ fn a_notification_costs_no_interrupt() {
         let sim = Sim::new();
         (sim.add_domain(), sim.add_domain())
     };
-    let mut executor = Executor::new(domain.door());
-    let theirs = other.door().alloc_unbound(domain.id()).unwrap();
-    let ours = domain.door().bind_interdomain(other.id(), theirs).unwrap();
+    let mut executor = Executor::new(domain.hypervisor());
+    let theirs = other.hypervisor().alloc_unbound(domain.id()).unwrap();
+    let ours = domain
+        .hypervisor()
+        .bind_interdomain(other.id(), theirs)
+        .unwrap();
     let channel = executor.handle().event_channel(ours);
     let heard = Rc::new(Cell::new(0));
     let count = heard.clone();
@@ -187,7 +190,7 @@ fn a_notification_costs_no_interrupt() {
     let before = heard.get();
     executor.sleep();
     assert!(domain.is_blocked(VcpuId(0)));
-    other.door().notify(theirs).unwrap();
+    other.hypervisor().notify(theirs).unwrap();
     executor.run_until_idle();
     assert_eq!((heard.get() - before, domain.stats().wake_calls), (1, 0));
 }

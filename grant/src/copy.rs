@@ -33,7 +33,7 @@ pub struct GrantedBytes {
 /// A batch of copies from and to pages of one frontend. All memory it needs is taken when it is
 /// made.
 pub struct CopyBatch<H: Hypervisor> {
-    door: H,
+    hypervisor: H,
     domain: DomId,
     copies: Vec<GrantCopy>,
     calls: u64,
@@ -93,10 +93,10 @@ impl<H: Hypervisor> CopyBatch<H> {
     ///
     /// # Panics
     /// If that is more than 65,535.
-    pub fn new(door: H, domain: DomId, capacity: usize) -> Result<Self, OutOfMemory> {
+    pub fn new(hypervisor: H, domain: DomId, capacity: usize) -> Result<Self, OutOfMemory> {
         assert!(capacity <= u16::MAX.into(), "a batch of {capacity} copies");
         Ok(CopyBatch {
-            door,
+            hypervisor,
             domain,
             copies: room_for(capacity)?,
             calls: 0,
@@ -173,7 +173,7 @@ impl<H: Hypervisor> CopyBatch<H> {
         let own_offset = address % PAGE_SIZE;
         let bytes = len.min(PAGE_SIZE - own_offset);
         let page = core::ptr::without_provenance(address - own_offset);
-        let frame = self.door.frame_of(page);
+        let frame = self.hypervisor.frame_of(page);
         let frame = frame.ok_or(CopyRefused::NotOwnMemory { address })?;
         // Both offsets are below the page size.
         let granted = CopyEnd::granted(gref, self.domain, offset as u16);
@@ -215,7 +215,7 @@ impl<H: Hypervisor> CopyBatch<H> {
         self.calls += 1;
         self.bytes += batch.iter().map(|copy| u64::from(copy.len)).sum::<u64>();
         // SAFETY: whoever queued them has promised it for own memory; granted pages are not ours.
-        if let Err(error) = unsafe { self.door.copy_grants(batch) } {
+        if let Err(error) = unsafe { self.hypervisor.copy_grants(batch) } {
             let (copies, domain) = (batch.len(), self.domain);
             log::error!("{copies} copies from or to grants of domain {domain}: {error}");
             for copy in batch {

@@ -17,11 +17,11 @@
 //! being a frontend, is [`GrantTable`].
 //!
 //! ```
-//! # fn example<H: bulkhead_xen::Hypervisor>(door: H) -> Result<(), Box<dyn core::error::Error>> {
+//! # fn example<H: bulkhead_xen::Hypervisor>(hypervisor: H) -> Result<(), Box<dyn core::error::Error>> {
 //! use bulkhead_grant::{Access, Region};
 //! use bulkhead_xen::{DomId, GrantRef};
 //!
-//! let region = Region::new(door).ok_or("the foreign region has an owner already")?;
+//! let region = Region::new(hypervisor).ok_or("the foreign region has an owner already")?;
 //! let mut window = region.window(DomId(5), 32)?;
 //! let slot = window.queue_map(GrantRef(17), Access::ReadOnly)?;
 //! window.map_queued();

@@ -19,13 +19,13 @@ pub struct MappedPages<H: Hypervisor> {
 impl<H: Hypervisor> MappedPages<H> {
     /// Maps all of them in one hypercall, or none and names the first that is refused.
     pub(crate) fn map(
-        door: H,
+        hypervisor: H,
         domain: DomId,
         place: Place,
         grefs: &[GrantRef],
     ) -> Result<Result<Self, (GrantRef, GrantStatus)>, OutOfMemory> {
         let base = place.page(0);
-        let mut window = Window::new(door, domain, place, grefs.len())?;
+        let mut window = Window::new(hypervisor, domain, place, grefs.len())?;
         let mut slots = room_for(grefs.len())?;
         for &gref in grefs {
             let slot = window.queue_map(gref, Access::ReadWrite);

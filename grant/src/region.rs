@@ -15,7 +15,7 @@ use spin::Mutex;
 /// taken when a disk connects or goes, never while it is served.
 #[derive(Clone)]
 pub struct Region<H> {
-    door: H,
+    hypervisor: H,
     shared: Arc<Shared>,
 }
 
@@ -26,19 +26,19 @@ struct Shared {
 
 impl<H: Hypervisor> Region<H> {
     /// Takes the domain's foreign region. `None` if somebody has it already.
-    pub fn new(door: H) -> Option<Self> {
-        let all = door.foreign_region()?;
+    pub fn new(hypervisor: H) -> Option<Self> {
+        let all = hypervisor.foreign_region()?;
         let free = Mutex::new(FreeRanges::new(all.pages));
         Some(Region {
-            door,
+            hypervisor,
             shared: Arc::new(Shared { all, free }),
         })
     }
 
-    /// The same region through the door of another vCPU: what is made from it is that vCPU's to use.
-    pub fn on_vcpu(&self, door: H) -> Self {
+    /// The same region for another vCPU: what is made from it is that vCPU's to use.
+    pub fn on_vcpu(&self, hypervisor: H) -> Self {
         let shared = self.shared.clone();
-        Region { door, shared }
+        Region { hypervisor, shared }
     }
 
     /// A window of `pages` pages for data that `domain` grants, all of which are mapped or unmapped in
@@ -55,7 +55,7 @@ impl<H: Hypervisor> Region<H> {
         batch: usize,
     ) -> Result<Window<H>, NoRoom> {
         let place = self.take(pages)?;
-        Ok(Window::new(self.door.clone(), domain, place, batch)?)
+        Ok(Window::new(self.hypervisor.clone(), domain, place, batch)?)
     }
 
     /// Maps pages that `domain` grants next to each other, readable and writable. The outer error
@@ -73,7 +73,12 @@ impl<H: Hypervisor> Region<H> {
         grefs: &[GrantRef],
     ) -> Result<Result<MappedPages<H>, (GrantRef, GrantStatus)>, NoRoom> {
         let place = self.take(grefs.len())?;
-        Ok(MappedPages::map(self.door.clone(), domain, place, grefs)?)
+        Ok(MappedPages::map(
+            self.hypervisor.clone(),
+            domain,
+            place,
+            grefs,
+        )?)
     }
 
     /// How many pages nobody uses.

@@ -23,7 +23,7 @@ struct Shared<H> {
     entries: &'static [EntryV1],
     stock: Mutex<Stock>,
     /// Without its domain, the table would be somebody else's.
-    _door: H,
+    _hypervisor: H,
 }
 
 /// Entries that nobody holds.
@@ -79,8 +79,8 @@ impl<H: Hypervisor> core::error::Error for InUse<H> {}
 
 impl<H: Hypervisor> GrantTable<H> {
     /// Takes the domain's grant table. `None` if somebody has it already.
-    pub fn new(door: H) -> Option<Self> {
-        let entries = door.grant_entries()?;
+    pub fn new(hypervisor: H) -> Option<Self> {
+        let entries = hypervisor.grant_entries()?;
         let shared = Shared {
             entries,
             stock: Mutex::new(Stock {
@@ -88,7 +88,7 @@ impl<H: Hypervisor> GrantTable<H> {
                 free: Vec::new(),
                 lingering: Vec::new(),
             }),
-            _door: door,
+            _hypervisor: hypervisor,
         };
         Some(GrantTable {
             shared: Arc::new(shared),

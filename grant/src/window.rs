@@ -17,7 +17,7 @@ const NONE: u32 = u32::MAX;
 
 /// A fixed number of pages of one frontend. All memory it needs is taken when it is made.
 pub struct Window<H: Hypervisor> {
-    door: H,
+    hypervisor: H,
     domain: DomId,
     place: Place,
     /// The address of its first page.
@@ -107,7 +107,7 @@ impl core::error::Error for WindowFull {}
 impl<H: Hypervisor> Window<H> {
     /// A window of these pages, which maps or unmaps up to `batch` of them in one hypercall.
     pub(crate) fn new(
-        door: H,
+        hypervisor: H,
         domain: DomId,
         place: Place,
         batch: usize,
@@ -122,7 +122,7 @@ impl<H: Hypervisor> Window<H> {
             }
         };
         Ok(Window {
-            door,
+            hypervisor,
             domain,
             place,
             start,
@@ -233,7 +233,7 @@ impl<H: Hypervisor> Window<H> {
             self.calls.pages += self.maps.len() as u64;
             // SAFETY: each address is that of a slot of ours which was free, where nothing is
             // mapped.
-            if let Err(error) = unsafe { self.door.map_grants(&mut self.maps) } {
+            if let Err(error) = unsafe { self.hypervisor.map_grants(&mut self.maps) } {
                 self.refuse_batch(error);
                 break;
             }
@@ -340,7 +340,7 @@ impl<H: Hypervisor> Window<H> {
         }
         self.calls.unmaps += 1;
         // SAFETY: the pages were given up by `queue_unmap`, whose callers had finished with them.
-        if let Err(error) = unsafe { self.door.unmap_grants(&mut self.unmaps) } {
+        if let Err(error) = unsafe { self.hypervisor.unmap_grants(&mut self.unmaps) } {
             let (pages, domain) = (self.unmaps.len(), self.domain);
             log::error!("unmapping {pages} grants of domain {domain}: {error}");
             return;

@@ -73,7 +73,7 @@ fn copies_take_nothing() {
     let pair = Pair::new();
     pair.grant(8);
     let own = pair.backend.alloc_page();
-    let mut batch = CopyBatch::new(pair.backend.door(), pair.guest(), 32).unwrap();
+    let mut batch = CopyBatch::new(pair.backend.hypervisor(), pair.guest(), 32).unwrap();
     let granted = GrantedBytes {
         gref: GrantRef(8),
         offset: 0,
@@ -118,9 +118,9 @@ fn caches_take_nothing_even_when_pages_come_and_go() {
 #[test]
 fn granting_with_an_entry_takes_nothing() {
     let pair = Pair::new();
-    let table = GrantTable::new(pair.frontend.door()).unwrap();
+    let table = GrantTable::new(pair.frontend.hypervisor()).unwrap();
     let page = pair.frontend.alloc_page();
-    let frame = pair.frontend.door().frame_of(page.as_ptr()).unwrap();
+    let frame = pair.frontend.hypervisor().frame_of(page.as_ptr()).unwrap();
     let mut entry = Some(table.entry().unwrap());
     let taken = allocations(|| {
         let idle = entry.take().unwrap();

@@ -4,12 +4,12 @@ mod pair;
 
 use bulkhead_grant::{Copied, CopyBatch, CopyRefused, Direction, GrantedBytes};
 use bulkhead_xen::{Errno, GrantRef, GrantStatus};
-use bulkhead_xen_sim::{GrantUse, Hypercall, SimDoor};
+use bulkhead_xen_sim::{GrantUse, Hypercall, SimVcpu};
 use core::ptr::NonNull;
 use pair::{Pair, peek, poke};
 
-fn batch(pair: &Pair, capacity: usize) -> CopyBatch<SimDoor> {
-    CopyBatch::new(pair.backend.door(), pair.guest(), capacity).unwrap()
+fn batch(pair: &Pair, capacity: usize) -> CopyBatch<SimVcpu> {
+    CopyBatch::new(pair.backend.hypervisor(), pair.guest(), capacity).unwrap()
 }
 
 fn bytes(gref: u32, offset: usize, len: usize) -> GrantedBytes {
@@ -18,7 +18,7 @@ fn bytes(gref: u32, offset: usize, len: usize) -> GrantedBytes {
 }
 
 fn queue(
-    batch: &mut CopyBatch<SimDoor>,
+    batch: &mut CopyBatch<SimVcpu>,
     direction: Direction,
     granted: GrantedBytes,
     own: NonNull<u8>,

@@ -4,20 +4,20 @@ mod pair;
 
 use bulkhead_grant::{Access, CacheFull, Held, PersistentCache};
 use bulkhead_xen::{GrantRef, GrantStatus};
-use bulkhead_xen_sim::{DomainKind, SimDoor, Stats};
+use bulkhead_xen_sim::{DomainKind, SimVcpu, Stats};
 use pair::{Pair, peek, poke};
 
 const READ: Access = Access::ReadOnly;
 const WRITE: Access = Access::ReadWrite;
 
-fn cache(pair: &Pair, capacity: usize) -> PersistentCache<SimDoor> {
+fn cache(pair: &Pair, capacity: usize) -> PersistentCache<SimVcpu> {
     PersistentCache::new(&pair.region, pair.guest(), capacity, 8).unwrap()
 }
 
 /// One request after another that uses one page each; answers what they cost.
 fn use_pages(
     pair: &Pair,
-    cache: &mut PersistentCache<SimDoor>,
+    cache: &mut PersistentCache<SimVcpu>,
     grefs: impl IntoIterator<Item = u32>,
 ) -> Stats {
     let before = pair.backend.stats();

@@ -4,23 +4,23 @@ mod pair;
 
 use bulkhead_grant::{Access, Grant, GrantTable, TableFull};
 use bulkhead_xen::{GrantRef, GrantStatus};
-use bulkhead_xen_sim::{DomainConfig, Sim, SimDomain, SimDoor};
+use bulkhead_xen_sim::{DomainConfig, Sim, SimDomain, SimVcpu};
 use core::ptr::NonNull;
 use pair::{Pair, peek, poke};
 
 fn grant(
-    table: &GrantTable<SimDoor>,
+    table: &GrantTable<SimVcpu>,
     pair: &Pair,
     page: NonNull<u8>,
     access: Access,
-) -> Grant<SimDoor> {
+) -> Grant<SimVcpu> {
     let frame = pair.frontend.frame_of(page);
     // SAFETY: the tests access the page by volatile accesses alone, and never free it.
     unsafe { table.grant(pair.backend.id(), frame, access) }.unwrap()
 }
 
-fn table(domain: &SimDomain) -> GrantTable<SimDoor> {
-    GrantTable::new(domain.door()).unwrap()
+fn table(domain: &SimDomain) -> GrantTable<SimVcpu> {
+    GrantTable::new(domain.hypervisor()).unwrap()
 }
 
 #[test]
@@ -106,7 +106,7 @@ fn a_grant_given_up_in_use_is_free_when_the_other_domain_stops() {
         grant_entries: 10,
         ..DomainConfig::default()
     });
-    let region = bulkhead_grant::Region::new(backend.door()).unwrap();
+    let region = bulkhead_grant::Region::new(backend.hypervisor()).unwrap();
     let pair = Pair {
         sim,
         backend,
@@ -156,6 +156,6 @@ fn all_entries_can_be_taken_and_given_back() {
 fn the_table_has_one_owner() {
     let pair = Pair::new();
     let table = table(&pair.frontend);
-    assert!(GrantTable::new(pair.frontend.door()).is_none());
+    assert!(GrantTable::new(pair.frontend.hypervisor()).is_none());
     assert_eq!(table.clone().free_entries(), table.free_entries());
 }

@@ -4,10 +4,10 @@ mod pair;
 
 use bulkhead_grant::{Access, NoRoom, OutOfSpace, Slot, Window, WindowFull};
 use bulkhead_xen::{Errno, GrantRef, GrantStatus};
-use bulkhead_xen_sim::{DomainKind, GrantUse, Hypercall, SimDoor};
+use bulkhead_xen_sim::{DomainKind, GrantUse, Hypercall, SimVcpu};
 use pair::{Pair, peek, poke};
 
-type SimWindow = Window<SimDoor>;
+type SimWindow = Window<SimVcpu>;
 
 fn queue(window: &mut SimWindow, gref: u32) -> Slot {
     window.queue_map(GrantRef(gref), Access::ReadWrite).unwrap()

@@ -16,10 +16,10 @@ use core::time::Duration;
 bulkhead_kernel::entry!(main);
 
 fn main(mut machine: Machine) -> ShutdownReason {
-    let door = machine.door;
+    let hypervisor = machine.hypervisor;
     log::info!(
         "hello after {} us: {:?}, {} vCPUs, {:?}",
-        door.now().since(machine.started).as_micros(),
+        hypervisor.now().since(machine.started).as_micros(),
         machine.way,
         machine.vcpus,
         memory::statistics()
@@ -32,9 +32,9 @@ fn main(mut machine: Machine) -> ShutdownReason {
     }
     log::info!("float: {:.6}", black_box(2.0f64) * black_box(1.234_567));
     sleep(&machine, Duration::from_millis(100));
-    door.wake_vcpu(VcpuId(0));
-    door.block(None);
-    door.take_pending(&mut |port| log::error!("port {port} instead of a wake-up"));
+    hypervisor.wake_vcpu(VcpuId(0));
+    hypervisor.block(None);
+    hypervisor.take_pending(&mut |port| log::error!("port {port} instead of a wake-up"));
     match command_line::value(machine.command_line, "test") {
         Some("panic") => panic!("as asked"),
         Some("page-fault") => fault(0x7000_0000_0000),
@@ -81,8 +81,8 @@ fn main(mut machine: Machine) -> ShutdownReason {
             (0..2000).for_each(|n| log::info!("line {n} of many, to see what a slow reader gets"))
         }
         Some("idle") => loop {
-            door.take_pending(&mut |port| log::info!("port {port}"));
-            door.block(None);
+            hypervisor.take_pending(&mut |port| log::info!("port {port}"));
+            hypervisor.block(None);
         },
         Some("ticks") => {
             for _ in 0..50 {
@@ -106,9 +106,9 @@ fn echo(machine: &Machine) {
                 return;
             }
         }
-        machine.door.block(None);
+        machine.hypervisor.block(None);
         wakes += 1;
-        machine.door.take_pending(&mut |port| {
+        machine.hypervisor.take_pending(&mut |port| {
             if Some(port) != machine.console {
                 log::error!("port {port} instead of the console's");
             }
@@ -146,19 +146,19 @@ fn stray_upcalls(machine: &Machine) {
 /// Gives memory back to Xen and asks for it again, twice.
 fn give_back(machine: &Machine) {
     const PAGES: usize = 1000;
-    let first = machine.door.allocate(PAGES).expect("pages");
+    let first = machine.hypervisor.allocate(PAGES).expect("pages");
     for round in 0..2u8 {
         // SAFETY: our own pages, touched only while they are memory.
         unsafe {
             first.write_bytes(0x77, PAGES * PAGE_SIZE);
-            let before = machine.door.now();
-            let gone = machine.door.release(first, PAGES);
-            let between = machine.door.now();
+            let before = machine.hypervisor.now();
+            let gone = machine.hypervisor.release(first, PAGES);
+            let between = machine.hypervisor.now();
             log::info!("{round}: released {gone}, {:?}", memory::statistics());
             sleep(machine, Duration::from_millis(1500));
-            let start = machine.door.now();
-            let back = machine.door.populate(first, gone);
-            let end = machine.door.now();
+            let start = machine.hypervisor.now();
+            let back = machine.hypervisor.populate(first, gone);
+            let end = machine.hypervisor.now();
             let bytes = core::slice::from_raw_parts(first.as_ptr(), PAGES * PAGE_SIZE);
             let dirty = bytes.iter().filter(|byte| **byte != 0).count();
             log::info!(
@@ -172,7 +172,7 @@ fn give_back(machine: &Machine) {
     if command_line::value(machine.command_line, "touch").is_some() {
         // SAFETY: meant to crash: there is nothing behind the page.
         unsafe {
-            machine.door.release(first, 1);
+            machine.hypervisor.release(first, 1);
             first.write_volatile(1);
         }
     }
@@ -193,7 +193,7 @@ fn show_memory() {
         pages.write_bytes(0x5a, 16 * PAGE_SIZE);
         log::info!(
             "pages at {pages:?}: frame {:?}",
-            bulkhead_kernel::Door.frame_of(pages.as_ptr())
+            bulkhead_kernel::Hypercalls.frame_of(pages.as_ptr())
         );
         memory::free_pages(pages, 16);
     }
@@ -236,7 +236,7 @@ fn show_store(machine: &Machine) {
         machine.store.page,
         machine.store.port
     );
-    let table = machine.door.grant_entries();
+    let table = machine.hypervisor.grant_entries();
     let first = table.map(|table| {
         let entry = &table[1];
         (
@@ -246,23 +246,23 @@ fn show_store(machine: &Machine) {
     });
     log::info!(
         "grant table (entries, flags of the second): {first:?}, {:?}",
-        machine.door.foreign_region()
+        machine.hypervisor.foreign_region()
     );
 }
 
 fn sleep(machine: &Machine, time: Duration) {
-    let door = machine.door;
-    let before = door.now();
+    let hypervisor = machine.hypervisor;
+    let before = hypervisor.now();
     let deadline = before + time;
     let mut rounds = 0;
-    while door.now() < deadline {
-        door.take_pending(&mut |port| log::debug!("port {port}"));
-        door.block(Some(deadline));
+    while hypervisor.now() < deadline {
+        hypervisor.take_pending(&mut |port| log::debug!("port {port}"));
+        hypervisor.block(Some(deadline));
         rounds += 1;
     }
     log::info!(
         "slept {} us for {}, {rounds} rounds",
-        door.now().since(before).as_micros(),
+        hypervisor.now().since(before).as_micros(),
         time.as_micros()
     );
 }

@@ -38,14 +38,14 @@ fn counters(page: NonNull<u8>) -> (&'static AtomicU64, &'static AtomicU64) {
 /// Blocks until a counter has a value; true if every wake-up came.
 fn wait_for(machine: &Machine, counter: &AtomicU64, value: u64) {
     while counter.load(Ordering::Acquire) != value {
-        machine.door.block(None);
-        machine.door.take_pending(&mut |_| {});
+        machine.hypervisor.block(None);
+        machine.hypervisor.take_pending(&mut |_| {});
     }
 }
 
 /// Grants a page, answers every count, and takes the grant back.
 pub fn grant(machine: &Machine) {
-    let door = machine.door;
+    let hypervisor = machine.hypervisor;
     let peer = DomId(number(machine, "peer") as u16);
     let page = memory::allocate_pages(1).expect("a page");
     // SAFETY: a fresh page.
@@ -53,52 +53,52 @@ pub fn grant(machine: &Machine) {
     let (theirs, ours) = counters(page);
     theirs.store(0, Ordering::Relaxed);
     ours.store(0, Ordering::Relaxed);
-    let table = door.grant_entries().expect("a grant table");
+    let table = hypervisor.grant_entries().expect("a grant table");
     let entry = &table[GREF.0 as usize];
     entry.domain.store(peer.0, Ordering::Relaxed);
-    let frame = door.frame_of(page.as_ptr()).expect("an own page");
+    let frame = hypervisor.frame_of(page.as_ptr()).expect("an own page");
     entry.frame.store(frame.0 as u32, Ordering::Relaxed);
     entry
         .flags
         .store(EntryFlags::PERMIT_ACCESS.bits(), Ordering::Release);
-    let port = door.alloc_unbound(peer).expect("a port");
+    let port = hypervisor.alloc_unbound(peer).expect("a port");
     log::info!("granted to {peer}, port {port}");
     for round in 1..=ROUNDS {
         wait_for(machine, theirs, round);
         ours.store(round, Ordering::Release);
-        door.notify(port).expect("notify");
+        hypervisor.notify(port).expect("notify");
     }
     wait_for(machine, theirs, u64::MAX);
     let used = EntryFlags::from_bits_retain(entry.flags.swap(0, Ordering::AcqRel));
     log::info!("conversation over, grant ended with {used:?}");
-    door.close_port(port).expect("close");
+    hypervisor.close_port(port).expect("close");
 }
 
 /// Maps the page, counts, copies, maps it many times at once, and tries what must fail.
 pub fn map(machine: &Machine) {
-    let door = machine.door;
+    let hypervisor = machine.hypervisor;
     let peer = DomId(number(machine, "peer") as u16);
-    let region = door.foreign_region().expect("a foreign region");
-    let port = door
+    let region = hypervisor.foreign_region().expect("a foreign region");
+    let port = hypervisor
         .bind_interdomain(peer, Port(number(machine, "port")))
         .expect("bind");
     let address = region.base.as_ptr() as u64;
     let mut one = [MapGrantRef::new(address, MapFlags::HOST_MAP, GREF, peer)];
     // SAFETY: the region is unused.
-    unsafe { door.map_grants(&mut one).expect("map") };
+    unsafe { hypervisor.map_grants(&mut one).expect("map") };
     assert!(one[0].status.is_okay(), "{}", one[0].status);
-    assert_eq!(door.frame_of(region.base.as_ptr()), None);
+    assert_eq!(hypervisor.frame_of(region.base.as_ptr()), None);
     // SAFETY: mapped just now.
     assert_eq!(unsafe { region.base.add(100).read_volatile() }, PATTERN);
 
     let (ours, theirs) = counters(region.base);
-    let before = door.now();
+    let before = hypervisor.now();
     for round in 1..=ROUNDS {
         ours.store(round, Ordering::Release);
-        door.notify(port).expect("notify");
+        hypervisor.notify(port).expect("notify");
         wait_for(machine, theirs, round);
     }
-    let time = door.now().since(before).as_nanos() as u64;
+    let time = hypervisor.now().since(before).as_nanos() as u64;
     log::info!("{ROUNDS} round trips, {} ns each", time / ROUNDS);
 
     copy(machine, peer);
@@ -108,15 +108,18 @@ pub fn map(machine: &Machine) {
     ours.store(u64::MAX, Ordering::Release);
     let mut one = [UnmapGrantRef::new(address, one[0].handle)];
     // SAFETY: the counters are not used any more.
-    unsafe { door.unmap_grants(&mut one).expect("unmap") };
+    unsafe { hypervisor.unmap_grants(&mut one).expect("unmap") };
     assert!(one[0].status.is_okay(), "{}", one[0].status);
-    door.notify(port).expect("notify");
-    door.close_port(port).expect("close");
+    hypervisor.notify(port).expect("notify");
+    hypervisor.close_port(port).expect("close");
 }
 
 fn copy(machine: &Machine, peer: DomId) {
     let page = memory::allocate_pages(1).expect("a page");
-    let frame = machine.door.frame_of(page.as_ptr()).expect("an own page");
+    let frame = machine
+        .hypervisor
+        .frame_of(page.as_ptr())
+        .expect("an own page");
     let mut batch = [GrantCopy {
         source: CopyEnd::granted(GREF, peer, 512),
         dest: CopyEnd::own(frame, 0),
@@ -127,7 +130,7 @@ fn copy(machine: &Machine, peer: DomId) {
     // SAFETY: a fresh page.
     unsafe {
         page.write_bytes(0, PAGE_SIZE);
-        machine.door.copy_grants(&mut batch).expect("copy");
+        machine.hypervisor.copy_grants(&mut batch).expect("copy");
         let copied = (0..PAGE_SIZE)
             .filter(|n| page.add(*n).read_volatile() == PATTERN)
             .count();
@@ -138,16 +141,16 @@ fn copy(machine: &Machine, peer: DomId) {
 }
 
 fn map_many(machine: &Machine, peer: DomId, address: u64) {
-    let door = machine.door;
+    let hypervisor = machine.hypervisor;
     let place = |n: usize| address + (n * PAGE_SIZE) as u64;
     let mut maps: Vec<_> = (0..BATCH)
         .map(|n| MapGrantRef::new(place(n), MapFlags::HOST_MAP, GREF, peer))
         .collect();
-    let before = door.now();
+    let before = hypervisor.now();
     for _ in 0..SWEEPS {
         // SAFETY: the region is unused from `address` on, again after each round.
         unsafe {
-            door.map_grants(&mut maps).expect("map");
+            hypervisor.map_grants(&mut maps).expect("map");
             assert!(maps.iter().all(|map| map.status.is_okay()));
             let last = place(BATCH - 1) as *const u8;
             assert_eq!(last.add(4095).read_volatile(), PATTERN);
@@ -155,11 +158,11 @@ fn map_many(machine: &Machine, peer: DomId, address: u64) {
                 .iter()
                 .map(|map| UnmapGrantRef::new(map.host_addr, map.handle))
                 .collect();
-            door.unmap_grants(&mut unmaps).expect("unmap");
+            hypervisor.unmap_grants(&mut unmaps).expect("unmap");
             assert!(unmaps.iter().all(|unmap| unmap.status.is_okay()));
         }
     }
-    let time = door.now().since(before).as_nanos() as u64;
+    let time = hypervisor.now().since(before).as_nanos() as u64;
     log::info!(
         "map and unmap: {} ns a page",
         time / u64::from(SWEEPS) / BATCH as u64
@@ -173,7 +176,7 @@ fn refused(machine: &Machine, peer: DomId, address: u64) {
         MapGrantRef::new(address, MapFlags::HOST_MAP, GREF, DomId(0x7000)),
     ];
     // SAFETY: the region is unused there.
-    unsafe { machine.door.map_grants(&mut batch).expect("map") };
+    unsafe { machine.hypervisor.map_grants(&mut batch).expect("map") };
     for map in &batch {
         log::info!("gref {} of domain {}: {}", map.gref, map.domain, map.status);
         assert!(!map.status.is_okay());

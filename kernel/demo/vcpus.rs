@@ -2,7 +2,7 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use bulkhead_kernel::{Door, Machine, memory, start_vcpus, watchdog};
+use bulkhead_kernel::{Hypercalls, Machine, memory, start_vcpus, watchdog};
 use bulkhead_xen::{Hypervisor, VcpuId};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
@@ -29,7 +29,7 @@ pub fn crash_elsewhere(machine: &Machine, crash: fn()) -> ! {
         })
     });
     loop {
-        log::info!("vCPU {} goes on", Door.vcpu());
+        log::info!("vCPU {} goes on", Hypercalls.vcpu());
         sleep(Duration::from_millis(100));
     }
 }
@@ -69,12 +69,12 @@ pub fn show(machine: &Machine) {
         cost / 1024 / (all.max(2) as usize - 1)
     );
     VCPUS.store(all, Ordering::Release);
-    let start = Door.now();
+    let start = Hypercalls.now();
     take_part(VcpuId(0), all);
     while DONE.load(Ordering::Acquire) < all {
         sleep(Duration::from_millis(1));
     }
-    let took = Door.now().since(start);
+    let took = Hypercalls.now().since(start);
     log::info!("{} words passed in {} us", ROUNDS * all, took.as_micros());
     for (class, count) in TOOK.iter().enumerate() {
         let count = count.load(Ordering::Relaxed);
@@ -96,26 +96,26 @@ fn machine_vcpus() -> u32 {
 }
 
 fn take_part(id: VcpuId, all: u32) {
-    assert_eq!(Door.vcpu(), id);
+    assert_eq!(Hypercalls.vcpu(), id);
     for round in 0..ROUNDS {
         let mine = round * all + id.0;
         while TURN.load(Ordering::Acquire) != mine {
-            Door.take_pending(&mut |port| log::error!("port {port} on vCPU {id}"));
+            Hypercalls.take_pending(&mut |port| log::error!("port {port} on vCPU {id}"));
             if TURN.load(Ordering::Acquire) != mine {
-                Door.block(None);
+                Hypercalls.block(None);
             }
         }
-        let now = Door.now().0;
+        let now = Hypercalls.now().0;
         let micros = now.saturating_sub(PASSED.load(Ordering::Relaxed)) / 1000;
         TOOK[(micros.max(1).ilog2() as usize).min(15)].fetch_add(1, Ordering::Relaxed);
         PASSED.store(now, Ordering::Relaxed);
         TURN.store(mine + 1, Ordering::Release);
-        Door.wake_vcpu(VcpuId((mine + 1) % all));
+        Hypercalls.wake_vcpu(VcpuId((mine + 1) % all));
     }
     use_memory(id);
-    let before = Door.now();
+    let before = Hypercalls.now();
     sleep(Duration::from_millis(20));
-    let slept = Door.now().since(before);
+    let slept = Hypercalls.now().since(before);
     log::info!(
         "vCPU {id} slept {} us, float {:.3}",
         slept.as_micros(),
@@ -143,9 +143,9 @@ fn use_memory(id: VcpuId) {
 }
 
 fn sleep(time: Duration) {
-    let deadline = Door.now() + time;
-    while Door.now() < deadline {
-        Door.take_pending(&mut |_| {});
-        Door.block(Some(deadline));
+    let deadline = Hypercalls.now() + time;
+    while Hypercalls.now() < deadline {
+        Hypercalls.take_pending(&mut |_| {});
+        Hypercalls.block(Some(deadline));
     }
 }

@@ -21,7 +21,7 @@
 //! ```text
 //!   boot (entry ──> pvh | pv | secondary) ──> machine::Machine ──> main
 //!            │
-//!   door::Door (bulkhead_xen::Hypervisor by hypercalls)   supply   grants
+//!   hypervisor::Hypercalls (bulkhead_xen::Hypervisor by hypercalls)   supply   grants
 //!            │
 //!   watchdog ──> report ──> output (console behind log)
 //!            │
@@ -61,13 +61,13 @@ mod boot;
 #[cfg(feature = "unikernel")]
 mod domain;
 #[cfg(feature = "unikernel")]
-pub mod door;
-#[cfg(feature = "unikernel")]
 mod event_channels;
 #[cfg(feature = "unikernel")]
 mod grants;
 #[cfg(feature = "unikernel")]
 mod hypercall;
+#[cfg(feature = "unikernel")]
+pub mod hypervisor;
 #[cfg(feature = "unikernel")]
 pub mod machine;
 #[cfg(feature = "unikernel")]
@@ -85,7 +85,7 @@ pub mod watchdog;
 pub use crate::{
     boot::secondary::start_vcpus,
     domain::Way,
-    door::Door,
+    hypervisor::Hypercalls,
     machine::{Machine, Module},
     report::shutdown,
 };

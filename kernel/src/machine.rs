@@ -1,7 +1,7 @@
 //! What `main` is given.
 
 use crate::domain::Way;
-use crate::door::Door;
+use crate::hypervisor::Hypercalls;
 use bulkhead_xen::{Instant, Port, StoreRing, VcpuId};
 use core::ptr::NonNull;
 
@@ -26,7 +26,7 @@ pub type Modules = heapless::Vec<Module, 8>;
 #[derive(Debug)]
 pub struct Machine {
     /// The hypervisor.
-    pub door: Door,
+    pub hypervisor: Hypercalls,
     /// How the domain was booted.
     pub way: Way,
     /// The domain's command line.

@@ -4,8 +4,8 @@
 //! PV the page's mapping is ours: it goes before the machine frame does, and comes back with
 //! another machine frame, which is noted in our list (Xen keeps its own up to date, memory.h).
 
-use crate::door::Door;
 use crate::hypercall;
+use crate::hypervisor::Hypercalls;
 use crate::memory::layout::Ranges;
 use crate::memory::{map, pages, pv};
 use bulkhead_xen::abi::memory::{
@@ -30,7 +30,7 @@ static RELEASED: AtomicUsize = AtomicUsize::new(0);
 
 // SAFETY: allocated pages come from the frame allocator; populated ones are zeroed here. What Xen
 // does not take is mapped as it was, with the same frame.
-unsafe impl PageSupply for Door {
+unsafe impl PageSupply for Hypercalls {
     fn allocate(&self, count: usize) -> Option<NonNull<u8>> {
         pages::allocate_and_leave_some(count)
     }
@@ -54,7 +54,7 @@ unsafe impl PageSupply for Door {
     }
 }
 
-impl Balloon for Door {
+impl Balloon for Hypercalls {
     fn owned(&self) -> usize {
         pages::statistics().total / PAGE_SIZE - self.released()
     }

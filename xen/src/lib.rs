@@ -1,4 +1,4 @@
-//! Xen's public ABI as Rust types, and the one door to the hypervisor.
+//! Xen's public ABI as Rust types, and the one trait through which the hypervisor is called.
 //!
 //! Everything Bulkhead asks of Xen goes through one trait, [`Hypervisor`]. The unikernel's
 //! runtime implements it with hypercalls; the simulated Xen (crate `bulkhead-xen-sim`)
@@ -24,22 +24,22 @@
 //! assert_eq!(Errno::from_return(-22), Err(Errno::INVAL));
 //! ```
 //!
-//! Read next: [`door`] for what the hypervisor does for us, [`abi`] for the types it speaks.
+//! Read next: [`hypervisor`] for what Xen does for a domain, [`abi`] for the types it speaks.
 
 #![cfg_attr(not(test), no_std)]
 
 pub mod abi;
 mod balloon;
 mod dma;
-pub mod door;
 mod error;
+pub mod hypervisor;
 mod supply;
 mod units;
 
 pub use balloon::Balloon;
 pub use dma::DmaMemory;
-pub use door::{ForeignRegion, Hypervisor, StoreRing};
 pub use error::{Errno, GrantStatus};
+pub use hypervisor::{ForeignRegion, Hypervisor, StoreRing};
 pub use supply::PageSupply;
 pub use units::{
     DmaAddr, DomId, Gfn, GrantHandle, GrantRef, Instant, Mfn, PAGE_SHIFT, PAGE_SIZE, Port, VcpuId,

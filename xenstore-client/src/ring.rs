@@ -21,7 +21,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 pub struct Ring<H> {
     page: NonNull<u8>,
     port: Port,
-    door: H,
+    hypervisor: H,
 }
 
 impl<H: Hypervisor> Ring<H> {
@@ -30,11 +30,11 @@ impl<H: Hypervisor> Ring<H> {
     /// # Safety
     /// The page is mapped, page-aligned and shared with xenstored as long as this value lives;
     /// nobody else in this domain uses it, and nobody sees it through a Rust reference.
-    pub unsafe fn new(door: H, ring: StoreRing) -> Ring<H> {
+    pub unsafe fn new(hypervisor: H, ring: StoreRing) -> Ring<H> {
         let ring = Ring {
             page: ring.page,
             port: ring.port,
-            door,
+            hypervisor,
         };
         if ring.connected() {
             let written = ring.response_producer().load(Ordering::Acquire);
@@ -159,7 +159,7 @@ impl<H: Hypervisor> Transport for Ring<H> {
     }
 
     fn notify(&mut self) {
-        if let Err(error) = self.door.notify(self.port) {
+        if let Err(error) = self.hypervisor.notify(self.port) {
             log::error!(
                 "xenstore: event channel {}: not notified: {error}",
                 self.port

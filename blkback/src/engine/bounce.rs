@@ -67,7 +67,7 @@ struct Current {
 impl<H: Hypervisor> Bounce<H> {
     /// For the pages of `frontend`, and a device with sectors of that many bytes.
     pub fn new(
-        door: &H,
+        hypervisor: &H,
         dma: Option<Arc<dyn DmaMemory>>,
         frontend: DomId,
         sector_size: usize,
@@ -78,7 +78,7 @@ impl<H: Hypervisor> Bounce<H> {
         Ok(Bounce {
             dma,
             memory,
-            copies: CopyBatch::new(door.clone(), frontend, pieces)?,
+            copies: CopyBatch::new(hypervisor.clone(), frontend, pieces)?,
             current: None,
         })
     }

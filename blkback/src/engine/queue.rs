@@ -68,9 +68,9 @@ impl<H: Hypervisor> Queue<H> {
             dma,
         };
         let most_pages = most_pages(slots, setup.indirect_segments);
-        let reach = Reach::new(handle.door(), region, paths, most_pages, largest)?;
+        let reach = Reach::new(handle.hypervisor(), region, paths, most_pages, largest)?;
         let port = handle
-            .door()
+            .hypervisor()
             .bind_interdomain(frontend, setup.event_channel)
             .map_err(|error| ConnectError::EventChannel(setup.event_channel, error))?;
         Ok(Queue {

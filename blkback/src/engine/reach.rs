@@ -100,14 +100,14 @@ impl Sweep<Queueing> {
 impl<H: Hypervisor> Reach<H> {
     /// For requests of up to `pages` pages together, of which one has up to `largest`.
     pub fn new(
-        door: &H,
+        hypervisor: &H,
         region: &Region<H>,
         setup: Paths,
         pages: usize,
         largest: usize,
     ) -> Result<Self, NoRoom> {
         let frontend = setup.frontend;
-        let batch = |capacity| CopyBatch::new(door.clone(), frontend, capacity);
+        let batch = |capacity| CopyBatch::new(hypervisor.clone(), frontend, capacity);
         let ways = if setup.persistent {
             let mut cache = PersistentCache::new(region, frontend, MOST_PERSISTENT, EXCHANGED)?;
             if setup.dma.is_some() {
@@ -130,7 +130,7 @@ impl<H: Hypervisor> Reach<H> {
         Ok(Reach {
             ways,
             indexes: Indexes::new(pages.min(FETCHED).max(largest))?,
-            bounce: Bounce::new(door, setup.dma, frontend, setup.sector_size)?,
+            bounce: Bounce::new(hypervisor, setup.dma, frontend, setup.sector_size)?,
             slotless: 0,
             choice: Choice::new(match setup.data_path {
                 DataPath::Map | DataPath::Persistent => Some(Way::Map),

@@ -126,7 +126,7 @@ impl<H: Hypervisor> Served<H> {
         let (control, guard) = queue_control();
         let region = region.clone();
         place.executor().send(move |handle| {
-            let region = region.on_vcpu(handle.door().clone());
+            let region = region.on_vcpu(handle.hypervisor().clone());
             handle.spawn(serve(handle.clone(), region, setup, guard));
         });
         Served { control, place }

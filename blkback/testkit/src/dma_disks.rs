@@ -27,7 +27,7 @@ impl World {
             layer: Some(layer),
             ..setup
         });
-        let memory = Arc::new(world.storage.door());
+        let memory = Arc::new(world.storage.hypervisor());
         let first = given.set((world.storage.add_device(), memory));
         assert!(first.is_ok(), "one device");
         world

@@ -4,18 +4,18 @@
 use super::allocator::in_driver_domain;
 use bulkhead_executor::{Executor, Handle, Remote};
 use bulkhead_xen::{Instant, VcpuId};
-use bulkhead_xen_sim::{SimDomain, SimDoor};
+use bulkhead_xen_sim::{SimDomain, SimVcpu};
 use std::cell::RefCell;
 
 pub struct Executors {
     domain: SimDomain,
-    all: Vec<(VcpuId, RefCell<Executor<SimDoor>>)>,
+    all: Vec<(VcpuId, RefCell<Executor<SimVcpu>>)>,
 }
 
 impl Executors {
     pub fn new(domain: &SimDomain, vcpus: u32) -> Executors {
         let executor = |vcpu| {
-            let executor = Executor::new(domain.door_of(vcpu));
+            let executor = Executor::new(domain.hypervisor_of(vcpu));
             (vcpu, RefCell::new(executor))
         };
         Executors {
@@ -25,13 +25,13 @@ impl Executors {
     }
 
     /// The first vCPU's.
-    pub fn handle(&self) -> Handle<SimDoor> {
+    pub fn handle(&self) -> Handle<SimVcpu> {
         self.all[0].1.borrow().handle()
     }
 
     /// All, as they see each other.
-    pub fn remotes(&self) -> Vec<Remote<SimDoor>> {
-        let remote = |(_, executor): &(_, RefCell<Executor<SimDoor>>)| executor.borrow().remote();
+    pub fn remotes(&self) -> Vec<Remote<SimVcpu>> {
+        let remote = |(_, executor): &(_, RefCell<Executor<SimVcpu>>)| executor.borrow().remote();
         self.all.iter().map(remote).collect()
     }
 

@@ -6,7 +6,7 @@ use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_grant::GrantTable;
 use bulkhead_ring::blkif::{Status, TransferKind};
 use bulkhead_xen_sim::xenstore::toolstack::{self, Vbd};
-use bulkhead_xen_sim::{SimDomain, SimDoor};
+use bulkhead_xen_sim::{SimDomain, SimVcpu};
 use std::time::Duration;
 
 /// One disk of a guest, as its frontend sees it.
@@ -15,7 +15,7 @@ pub struct Frontend<'w> {
     pub world: &'w World,
     /// The guest's domain.
     pub domain: SimDomain,
-    grants: GrantTable<SimDoor>,
+    grants: GrantTable<SimVcpu>,
     /// The device, as the toolstack names it.
     pub vbd: Vbd,
     /// How the frontend likes to work.

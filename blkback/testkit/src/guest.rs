@@ -3,7 +3,7 @@
 use super::{Frontend, PATHS, Style, World};
 use bulkhead_grant::GrantTable;
 use bulkhead_xen_sim::xenstore::toolstack::{self, Disk, Vbd};
-use bulkhead_xen_sim::{DomainConfig, SimDomain, SimDoor};
+use bulkhead_xen_sim::{DomainConfig, SimDomain, SimVcpu};
 
 /// A guest domain.
 pub struct Guest<'w> {
@@ -12,7 +12,7 @@ pub struct Guest<'w> {
     /// The domain.
     pub domain: SimDomain,
     /// What it grants.
-    pub grants: GrantTable<SimDoor>,
+    pub grants: GrantTable<SimVcpu>,
 }
 
 impl<'w> Guest<'w> {
@@ -28,7 +28,7 @@ impl<'w> Guest<'w> {
             grant_entries: 8192,
             ..DomainConfig::default()
         });
-        let grants = GrantTable::new(domain.door()).expect("nobody else has the table");
+        let grants = GrantTable::new(domain.hypervisor()).expect("nobody else has the table");
         Guest {
             world,
             domain,

@@ -8,7 +8,7 @@ use bulkhead_ring::blkif::{
     SEGMENTS_PER_INDIRECT_PAGE, SLOT_SIZE, Sector, Segment, Status, TransferKind,
 };
 use bulkhead_xen::{GrantRef, PAGE_SIZE};
-use bulkhead_xen_sim::{SimDomain, SimDoor};
+use bulkhead_xen_sim::{SimDomain, SimVcpu};
 use std::ptr::NonNull;
 
 /// What pages hold before anything is read into them.
@@ -19,7 +19,7 @@ pub struct Page {
     /// Where it is.
     pub memory: NonNull<u8>,
     /// Its grant to the backend.
-    pub grant: Grant<SimDoor>,
+    pub grant: Grant<SimVcpu>,
     /// Not to be granted again.
     once: bool,
 }

@@ -66,7 +66,7 @@ use bulkhead_images::{Catalog, ImageMemory};
 use bulkhead_xen::abi::xs_wire::ERROR_RING_INDEX;
 use bulkhead_xen::{DomId, Hypervisor};
 use bulkhead_xen_sim::xenstore::toolstack::{self, Vbd};
-use bulkhead_xen_sim::{DomainConfig, Sim, SimDomain, SimDoor};
+use bulkhead_xen_sim::{DomainConfig, Sim, SimDomain, SimVcpu};
 use bulkhead_xenstore_client::{Client, Ring};
 use executors::Executors;
 use held::Held;
@@ -84,8 +84,8 @@ pub struct World {
     /// The driver domain.
     pub storage: SimDomain,
     /// The backend in it.
-    pub backend: Rc<Backend<SimDoor>>,
-    region: Region<SimDoor>,
+    pub backend: Rc<Backend<SimVcpu>>,
+    region: Region<SimVcpu>,
     /// Whether the backend has given up.
     ended: Rc<Cell<bool>>,
     /// Whether it may.
@@ -139,7 +139,7 @@ impl World {
         let mut catalog = Catalog::from_module(module);
         catalog = catalog.with_discard(setup.options.discard);
         if setup.supply {
-            catalog = catalog.with_supply(Arc::new(storage.door()));
+            catalog = catalog.with_supply(Arc::new(storage.hypervisor()));
         }
         if let Some(layer) = setup.layer {
             catalog = catalog.behind(layer);
@@ -147,9 +147,9 @@ impl World {
         let executors = Executors::new(&storage, setup.vcpus);
         let handle = executors.handle();
         // SAFETY: the domain's xenstore ring, used here alone.
-        let ring = unsafe { Ring::new(storage.door(), storage.store_ring()) };
+        let ring = unsafe { Ring::new(storage.hypervisor(), storage.store_ring()) };
         let store = Client::start(&handle, ring);
-        let region = Region::new(storage.door()).expect("nobody else has the region");
+        let region = Region::new(storage.hypervisor()).expect("nobody else has the region");
         let backend = Backend::with(
             executors.remotes(),
             handle.clone(),
@@ -158,7 +158,7 @@ impl World {
             catalog,
             setup.options,
         );
-        let (sizing, nodes, memory) = (handle.clone(), backend.store.clone(), storage.door());
+        let (sizing, nodes, memory) = (handle.clone(), backend.store.clone(), storage.hypervisor());
         handle.spawn(async move {
             let Err(error) = follow_memory_target(&sizing, &nodes, &memory).await;
             log::error!("memory/target cannot be followed any more: {error}");
@@ -229,7 +229,7 @@ impl World {
         let (id, ring) = (self.storage.id(), self.storage.store_ring());
         self.sim.store().give_up(id, ERROR_RING_INDEX);
         // xenstored looks at the ring, and says there that it has given up.
-        let told = self.storage.door().notify(ring.port);
+        let told = self.storage.hypervisor().notify(ring.port);
         told.expect("the port of the ring");
         self.run();
         assert!(self.ended.get(), "nobody can be attached any more");

@@ -5,7 +5,7 @@ use bulkhead_grant::{Access, Grant, GrantTable};
 use bulkhead_ring::blkif::{Abi, Blkif, RequestId};
 use bulkhead_ring::{FrontRing, SharedPages};
 use bulkhead_xen::{DomId, GrantRef, Hypervisor, PAGE_SIZE, Port};
-use bulkhead_xen_sim::{SimDomain, SimDoor};
+use bulkhead_xen_sim::{SimDomain, SimVcpu};
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
 
@@ -51,7 +51,7 @@ pub struct Link {
     /// The guest's domain.
     pub domain: SimDomain,
     /// Its grants.
-    pub grants: GrantTable<SimDoor>,
+    pub grants: GrantTable<SimVcpu>,
     /// The domain that serves it.
     pub backend: DomId,
     /// How the frontend likes to work.
@@ -63,7 +63,7 @@ pub struct Link {
     /// The ring's memory.
     pub memory: NonNull<u8>,
     /// The grants of the ring's pages.
-    pub ring_grants: Vec<Grant<SimDoor>>,
+    pub ring_grants: Vec<Grant<SimVcpu>>,
     pub(super) pending: BTreeMap<RequestId, Pending>,
     /// Pages that stay granted, for those who do that.
     pub(super) pool: Vec<Page>,
@@ -78,7 +78,7 @@ impl Link {
     /// Makes a ring for a frontend of that style.
     pub fn new(
         domain: &SimDomain,
-        grants: &GrantTable<SimDoor>,
+        grants: &GrantTable<SimVcpu>,
         backend: DomId,
         style: Style,
     ) -> Link {
@@ -101,7 +101,10 @@ impl Link {
             backend,
             style,
             ring,
-            port: domain.door().alloc_unbound(backend).expect("a free port"),
+            port: domain
+                .hypervisor()
+                .alloc_unbound(backend)
+                .expect("a free port"),
             memory,
             ring_grants,
             pending: BTreeMap::new(),
@@ -162,7 +165,7 @@ impl Link {
     /// Notifies the backend.
     pub fn notify(&self) {
         // A frontend whose other end is gone just talks to nobody.
-        let _ = self.domain.door().notify(self.port);
+        let _ = self.domain.hypervisor().notify(self.port);
     }
 
     /// Takes everything back, which the backend must have let go of.
@@ -179,7 +182,7 @@ impl Link {
         }
         self.domain
             .free_pages(self.memory, self.style.ring_pages as usize);
-        let closed = self.domain.door().close_port(self.port);
+        let closed = self.domain.hypervisor().close_port(self.port);
         closed.expect("the port is open");
     }
 }

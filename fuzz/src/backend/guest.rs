@@ -137,13 +137,13 @@ impl HostileGuest {
     }
 
     pub fn open_port(&mut self) -> Port {
-        let port = self.domain.door().alloc_unbound(self.backend);
+        let port = self.domain.hypervisor().alloc_unbound(self.backend);
         *self.port.insert(port.expect("a free port"))
     }
 
     pub fn close_port(&mut self) {
         if let Some(port) = self.port.take() {
-            let closed = self.domain.door().close_port(port);
+            let closed = self.domain.hypervisor().close_port(port);
             closed.expect("the port is open");
         }
     }
@@ -178,7 +178,7 @@ impl HostileGuest {
     fn notify(&self) {
         if let Some(port) = self.port {
             // Its other end may be gone.
-            let _ = self.domain.door().notify(port);
+            let _ = self.domain.hypervisor().notify(port);
         }
     }
 

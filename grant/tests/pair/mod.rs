@@ -4,14 +4,14 @@
 use bulkhead_grant::Region;
 use bulkhead_xen::abi::grant_table::EntryFlags;
 use bulkhead_xen::{DomId, GrantRef};
-use bulkhead_xen_sim::{DomainConfig, DomainKind, Sim, SimDomain, SimDoor};
+use bulkhead_xen_sim::{DomainConfig, DomainKind, Sim, SimDomain, SimVcpu};
 use core::ptr::NonNull;
 
 pub struct Pair {
     pub sim: Sim,
     pub backend: SimDomain,
     pub frontend: SimDomain,
-    pub region: Region<SimDoor>,
+    pub region: Region<SimVcpu>,
 }
 
 impl Pair {
@@ -27,7 +27,7 @@ impl Pair {
             ..DomainConfig::default()
         });
         let frontend = sim.add_domain();
-        let region = Region::new(backend.door()).unwrap();
+        let region = Region::new(backend.hypervisor()).unwrap();
         Pair {
             sim,
             backend,

@@ -45,7 +45,7 @@ impl Domain {
         Domain {
             catalog: Catalog::from_module(memory)
                 .with_discard(mode)
-                .with_supply(Arc::new(domain.door())),
+                .with_supply(Arc::new(domain.hypervisor())),
             owned: domain.memory_pages(),
             domain,
             sim,

@@ -6,7 +6,7 @@ pub mod pvh;
 pub mod secondary;
 
 use crate::domain::{self, Way};
-use crate::door::Door;
+use crate::hypervisor::Hypercalls;
 use crate::machine::{Machine, Module};
 use crate::memory::image::image;
 use crate::memory::layout::{AddressSpace, Ranges, frames_of, subtract};
@@ -114,7 +114,7 @@ unsafe fn run(booted: Booted) -> ! {
         );
     }
     let machine = Machine {
-        door: Door,
+        hypervisor: Hypercalls,
         way: booted.way,
         command_line: line,
         modules: booted.modules.into_iter().filter_map(into_module).collect(),

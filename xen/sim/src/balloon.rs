@@ -1,7 +1,7 @@
 //! The simulated domain's memory as something that follows a target: pages that nobody in it uses go
 //! back to the machine, and are populated again as far as the domain's limit allows.
 
-use super::door::SimDoor;
+use super::vcpu::SimVcpu;
 use bulkhead_xen::{Balloon, PAGE_SIZE, PageSupply};
 use std::ptr::{self, NonNull};
 
@@ -11,7 +11,7 @@ const RESERVE: usize = 16;
 /// Pages at a time.
 const AT_ONCE: usize = 32;
 
-impl Balloon for SimDoor {
+impl Balloon for SimVcpu {
     fn owned(&self) -> usize {
         let world = self.world.lock();
         let domain = world.domain(self.domain());

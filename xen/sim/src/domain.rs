@@ -1,9 +1,9 @@
 //! A test's handle on one simulated domain.
 
 use super::device::SimDevice;
-use super::door::SimDoor;
 use super::faults::Hypercall;
 use super::stats::{Stats, Violation};
+use super::vcpu::SimVcpu;
 use super::world::{Domain, DomainKind, Shared};
 use bulkhead_xen::abi::grant_table::EntryFlags;
 use bulkhead_xen::{DomId, Errno, Gfn, GrantRef, Port, StoreRing, VcpuId};
@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 
 /// A simulated domain, as the test that drives it sees it. Clones are handles on the same one.
 ///
-/// Once the domain is gone, its doors refuse everything, and asking about it here panics.
+/// Once the domain is gone, its vCPUs are refused everything, and asking about it here panics.
 #[derive(Clone)]
 pub struct SimDomain {
     pub(super) world: Shared,
@@ -25,21 +25,21 @@ impl SimDomain {
         self.id
     }
 
-    /// The door of the domain's first vCPU.
-    pub fn door(&self) -> SimDoor {
-        self.door_of(VcpuId(0))
+    /// The hypervisor, as the domain's first vCPU calls it.
+    pub fn hypervisor(&self) -> SimVcpu {
+        self.hypervisor_of(VcpuId(0))
     }
 
-    /// The door of one of the domain's vCPUs.
+    /// The hypervisor, as one of the domain's vCPUs calls it.
     ///
     /// # Panics
     /// If the domain has no such vCPU.
-    pub fn door_of(&self, vcpu: VcpuId) -> SimDoor {
+    pub fn hypervisor_of(&self, vcpu: VcpuId) -> SimVcpu {
         if let Some(domain) = self.world.lock().domain(self.id) {
             let there = (vcpu.0 as usize) < domain.vcpus.len();
             assert!(there, "domain {} has no vCPU {vcpu}", self.id);
         }
-        SimDoor {
+        SimVcpu {
             world: self.world.clone(),
             domain: self.id,
             vcpu,

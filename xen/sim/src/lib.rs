@@ -1,7 +1,7 @@
 //! A Xen in memory for host tests: several domains in one process, and the real one's rules.
 //!
 //! A [`Sim`] is a machine with its hypervisor, dom0 and xenstored. Each [`SimDomain`] has memory,
-//! a grant table, event channels, a xenstore ring and a [`SimDoor`] for each of its vCPUs, through
+//! a grant table, event channels, a xenstore ring and a [`SimVcpu`] for each of its vCPUs, through
 //! which the drivers under test do what they would do on a real Xen. It refuses what a real Xen
 //! refuses, in the same way; the rules stand at the head of `grants.rs` and `events.rs`. A mapped
 //! grant is the very page of the other domain, and touching a page that is not mapped any more
@@ -22,14 +22,14 @@
 //! let gref = GrantRef(8);
 //! frontend.grant(gref, backend.id(), frontend.frame_of(page), EntryFlags::PERMIT_ACCESS);
 //!
-//! let door = backend.door();
-//! let region = door.foreign_region().unwrap();
+//! let hypervisor = backend.hypervisor();
+//! let region = hypervisor.foreign_region().unwrap();
 //! let address = region.base.as_ptr() as u64;
 //! let mut batch = [MapGrantRef::new(address, MapFlags::HOST_MAP, gref, frontend.id())];
 //! // SAFETY: the first page of the region, where nothing is mapped yet; then both pages are
 //! // mapped, and nobody holds a reference into them.
 //! unsafe {
-//!     door.map_grants(&mut batch).unwrap();
+//!     hypervisor.map_grants(&mut batch).unwrap();
 //!     assert!(batch[0].status.is_okay());
 //!     region.base.write_volatile(42);
 //!     assert_eq!(page.read_volatile(), 42);
@@ -49,7 +49,6 @@
 mod balloon;
 mod device;
 mod domain;
-mod door;
 mod events;
 mod faults;
 mod grants;
@@ -61,15 +60,16 @@ mod supply;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod vcpu;
 mod world;
 pub mod xenstore;
 mod xenstored;
 
 pub use device::{DmaFault, SimDevice};
 pub use domain::SimDomain;
-pub use door::{BLOCK_COST, SimDoor};
 pub use faults::{GrantUse, Hypercall};
 pub use stats::{Stats, Violation};
+pub use vcpu::{BLOCK_COST, SimVcpu};
 pub use world::{DomainConfig, DomainKind, MAPTRACK_PER_FRAME};
 
 use bulkhead_xen::{DomId, GrantRef, GrantStatus, Instant, VcpuId};
@@ -83,7 +83,7 @@ use xenstored::Xenstored;
 const DOM0: DomId = DomId(0);
 
 /// A simulated machine. Clones are handles on the same one; it lives as long as any handle, domain
-/// or door.
+/// or vCPU.
 #[derive(Clone)]
 pub struct Sim {
     world: Shared,

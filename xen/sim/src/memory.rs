@@ -199,7 +199,7 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         for &(address, bytes) in &self.mapped {
-            // SAFETY: mapped by this machine and nobody else. Every door, domain handle and
+            // SAFETY: mapped by this machine and nobody else. Every vCPU, domain handle and
             // mapping keeps its machine alive, so nothing is left that could look here.
             let unmapped = unsafe { munmap(address as *mut _, bytes) };
             unmapped.expect("the host does not unmap");

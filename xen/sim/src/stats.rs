@@ -52,7 +52,7 @@ counters! {
         bind_calls,
         /// `EVTCHNOP_close` hypercalls.
         close_calls,
-        /// `SCHEDOP_block` hypercalls: the door was asked to block while nothing was pending.
+        /// `SCHEDOP_block` hypercalls: the domain asked to block while nothing was pending.
         block_calls,
         /// Interrupts sent to other vCPUs of the domain.
         wake_calls,

@@ -1,8 +1,8 @@
 //! The simulated Xen's side of giving memory back and asking for it again.
 
-use super::door::SimDoor;
 use super::faults::Hypercall;
 use super::stats::Violation;
+use super::vcpu::SimVcpu;
 use super::world::World;
 use bulkhead_xen::{DomId, Errno, PAGE_SIZE, PageSupply};
 use std::ptr::NonNull;
@@ -12,7 +12,7 @@ const LEFT: u8 = 0xd5;
 
 // SAFETY: allocated pages are marked as used; populated ones are mapped where they were, from
 // parts of the memory file that were punched out and so read as zeros.
-unsafe impl PageSupply for SimDoor {
+unsafe impl PageSupply for SimVcpu {
     fn allocate(&self, pages: usize) -> Option<NonNull<u8>> {
         let mut world = self.world.lock();
         let memory = &mut world.alive_mut(self.domain())?.memory;

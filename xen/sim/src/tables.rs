@@ -1,6 +1,6 @@
 //! Shared grant tables that live forever, lent to one simulated domain after another.
 //!
-//! The door hands the table out as `&'static`, so its memory is never given back; a simulated
+//! `Hypervisor::grant_entries` hands the table out as `&'static`, so its memory is never given back; a simulated
 //! machine that is dropped returns its tables for the next one.
 
 use bulkhead_xen::abi::grant_table::EntryV1;

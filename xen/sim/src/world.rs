@@ -97,7 +97,7 @@ pub(super) struct World {
 
 /// The machine as all handles share it.
 ///
-/// A lock, so that doors may be handed to other threads; no call into it ever runs foreign code
+/// A lock, so that vCPUs may be handed to other threads; no call into it ever runs foreign code
 /// while it is held.
 #[derive(Clone)]
 pub(super) struct Shared(Arc<Mutex<World>>);

@@ -6,22 +6,22 @@ use bulkhead_executor::Executor;
 use bulkhead_xen::abi::xs_wire::ERROR_RING_INDEX;
 use bulkhead_xen::{DomId, Hypervisor};
 use bulkhead_xen_sim::xenstore::toolstack::{self, Disk, Vbd};
-use bulkhead_xen_sim::{DomainConfig, Sim, SimDoor};
+use bulkhead_xen_sim::{DomainConfig, Sim, SimVcpu};
 use std::cell::RefCell;
 use std::format;
 use std::rc::Rc;
 use std::string::{String, ToString};
 use std::vec::Vec;
 
-fn domain(sim: &Sim, id: DomId) -> (Executor<SimDoor>, Client) {
+fn domain(sim: &Sim, id: DomId) -> (Executor<SimVcpu>, Client) {
     let domain = sim.add_domain_with(DomainConfig {
         id: Some(id),
         ..DomainConfig::default()
     });
     toolstack::create_domain(&mut sim.store(), id, "domain", true);
-    let executor = Executor::new(domain.door());
+    let executor = Executor::new(domain.hypervisor());
     // SAFETY: the domain's ring is used once, and lives as long as the simulated machine.
-    let ring = unsafe { Ring::new(domain.door(), domain.store_ring()) };
+    let ring = unsafe { Ring::new(domain.hypervisor(), domain.store_ring()) };
     let client = Client::start(&executor.handle(), ring);
     (executor, client)
 }
@@ -137,7 +137,11 @@ fn everyone_who_waits_is_woken_when_the_connection_breaks() {
     sim.store().give_up(GUEST, ERROR_RING_INDEX);
     // xenstored looks at the ring, and tells there that it has given up.
     let port = sim.domain(GUEST).unwrap().store_ring().port;
-    sim.domain(GUEST).unwrap().door().notify(port).unwrap();
+    sim.domain(GUEST)
+        .unwrap()
+        .hypervisor()
+        .notify(port)
+        .unwrap();
     sim.run_until_idle(|| executor.run_until_idle());
     let code = ERROR_RING_INDEX;
     let gone = Error::Disconnected(Breakdown::GivenUp { code });
@@ -162,7 +166,7 @@ impl Transport for Silence {
 #[test]
 fn a_connection_that_is_stopped_hangs_nobody() {
     let sim = Sim::new();
-    let mut executor = Executor::new(sim.add_domain().door());
+    let mut executor = Executor::new(sim.add_domain().hypervisor());
     let (store, connection) = Connection::new(Silence);
     let task = executor.handle().spawn(async move {
         connection.run(async || core::future::pending().await).await;

@@ -2,8 +2,8 @@
 #![allow(unsafe_code)]
 
 mod against_server;
-mod door;
 mod driving;
+mod hypervisor;
 mod model;
 mod ring;
 mod wire;
@@ -18,7 +18,7 @@ use core::mem::offset_of;
 use core::pin::pin;
 use core::ptr::NonNull;
 use core::task::{Context, Poll, Waker};
-use door::Door;
+use hypervisor::NotificationCount;
 use std::boxed::Box;
 
 const GUEST: DomId = DomId(5);
@@ -67,14 +67,14 @@ impl Page {
         unsafe { self.address().add(offset).cast::<u32>().read_volatile() }
     }
 
-    fn ring(&self, door: Door) -> Ring<Door> {
+    fn ring(&self, hypervisor: NotificationCount) -> Ring<NotificationCount> {
         let ring = StoreRing {
             page: self.address(),
             port: Port(1),
         };
         // SAFETY: the page lives as long as the rig that it is part of, and is used by this ring
         // and the server's end alone.
-        unsafe { Ring::new(door, ring) }
+        unsafe { Ring::new(hypervisor, ring) }
     }
 
     fn server_end(&self) -> ServerEnd {
@@ -93,10 +93,10 @@ impl Drop for Page {
 /// A client, its connection, and the store on the other side. Fields are dropped in this order.
 struct Rig {
     client: Client,
-    connection: Connection<Ring<Door>>,
+    connection: Connection<Ring<NotificationCount>>,
     end: ServerEnd,
     server: Server,
-    door: Door,
+    hypervisor: NotificationCount,
     page: Page,
 }
 
@@ -112,26 +112,26 @@ impl Rig {
             server.set_permissions(&std::format!("{path}/data"), &owned_by(domain, &[]));
         }
         let page = Page::new();
-        let door = Door::default();
+        let hypervisor = NotificationCount::default();
         let end = page.server_end();
-        let (client, connection) = Connection::new(page.ring(door.clone()));
+        let (client, connection) = Connection::new(page.ring(hypervisor.clone()));
         Rig {
             client,
             connection,
             end,
             server,
-            door,
+            hypervisor,
             page,
         }
     }
 
     /// Lets both sides do what they can, once. Answers whether anything moved.
     fn step(&mut self) -> bool {
-        let before = self.door.rung();
+        let before = self.hypervisor.rung();
         // A breakdown is seen by whoever waits.
         let _ = self.connection.pump();
         let moved = self.end.pump(&mut self.server);
-        moved || self.door.rung() != before
+        moved || self.hypervisor.rung() != before
     }
 
     fn settle(&mut self) {

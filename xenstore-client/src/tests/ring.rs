@@ -23,8 +23,8 @@ fn message(kind: MessageType, request: u32, length: u32, payload: &[u8]) -> Vec<
 #[test]
 fn bytes_go_around_the_ring() {
     let page = Page::new();
-    let door = Door::default();
-    let mut ring = page.ring(door.clone());
+    let hypervisor = NotificationCount::default();
+    let mut ring = page.ring(hypervisor.clone());
     // More than fits: the rest has to wait.
     let bytes: Vec<u8> = (0..1500).map(|n| n as u8).collect();
     assert_eq!(ring.send(&bytes), Ok(1024));
@@ -38,9 +38,9 @@ fn bytes_go_around_the_ring() {
     );
     assert_eq!(ring.send(&bytes[1024..]), Ok(476));
     assert_eq!(ring.send(&[]), Ok(0));
-    assert_eq!(door.rung(), 0);
+    assert_eq!(hypervisor.rung(), 0);
     ring.notify();
-    assert_eq!(door.rung(), 1);
+    assert_eq!(hypervisor.rung(), 1);
 }
 
 #[test]
@@ -62,7 +62,7 @@ fn messages_longer_than_the_ring_pass() {
 fn what_was_there_before_is_dropped() {
     let page = Page::new();
     page.set(offset_of!(Interface, response_producer), 7);
-    let mut ring = page.ring(Door::default());
+    let mut ring = page.ring(NotificationCount::default());
     assert_eq!(page.get(offset_of!(Interface, response_consumer)), 7);
     assert_eq!(ring.receive(&mut [0; 16]), Ok(0));
 }
@@ -240,7 +240,7 @@ fn a_ring_that_is_being_set_up_is_left_alone() {
     let mut waiting = pin!(store.read("data"));
     assert!(rig.poll(waiting.as_mut()).is_pending());
     rig.connection.pump().unwrap();
-    assert_eq!(rig.door.rung(), 0);
+    assert_eq!(rig.hypervisor.rung(), 0);
     // The server sets the ring up; from then on it works.
     assert_eq!(rig.run(waiting), Ok(String::new()));
     assert_eq!(rig.page.get(connection), 0);
@@ -264,11 +264,11 @@ fn nothing_to_do_rings_no_bell() {
     let store = rig.client.clone();
     rig.run(store.read("data")).unwrap();
     rig.settle();
-    let rung = rig.door.rung();
+    let rung = rig.hypervisor.rung();
     for _ in 0..10 {
         rig.connection.pump().unwrap();
     }
-    assert_eq!(rig.door.rung(), rung);
+    assert_eq!(rig.hypervisor.rung(), rung);
     // A burst of requests rings once.
     let reads: Vec<_> = vec!["data"; 5];
     let reads: Vec<_> = reads
@@ -279,5 +279,5 @@ fn nothing_to_do_rings_no_bell() {
         assert!(rig.poll(read.as_mut()).is_pending());
     }
     rig.connection.pump().unwrap();
-    assert_eq!(rig.door.rung(), rung + 1);
+    assert_eq!(rig.hypervisor.rung(), rung + 1);
 }

@@ -14,7 +14,7 @@ impl Pair {
             status: GrantStatus::GENERAL_ERROR,
         };
         // SAFETY: nobody holds references into domain memory.
-        unsafe { self.door.copy_grants(std::slice::from_mut(&mut op)) }.unwrap();
+        unsafe { self.hypervisor.copy_grants(std::slice::from_mut(&mut op)) }.unwrap();
         op.status
     }
 }

@@ -19,7 +19,7 @@ fn a_device_reaches_what_is_mapped_as_long_as_it_is() {
     for (flags, writes) in [(READ, false), (WRITE, true)] {
         let mut op = pair.op(0, flags, GREF);
         // SAFETY: the first page of the region, where nothing is mapped.
-        unsafe { pair.door.map_grants(std::slice::from_mut(&mut op)) }.unwrap();
+        unsafe { pair.hypervisor.map_grants(std::slice::from_mut(&mut op)) }.unwrap();
         let address = op.dma_addr().expect("a bus address");
         assert_eq!(access(&device, address), (true, writes));
         poke(pair.page, 7);
@@ -46,13 +46,13 @@ fn no_other_number_is_a_bus_address() {
     let device = pair.backend.add_device();
     let mut op = pair.op(0, WRITE, GREF);
     // SAFETY: the first page of the region, where nothing is mapped.
-    unsafe { pair.door.map_grants(std::slice::from_mut(&mut op)) }.unwrap();
+    unsafe { pair.hypervisor.map_grants(std::slice::from_mut(&mut op)) }.unwrap();
     let address = op.dma_addr().expect("a bus address").get();
     let theirs = pair.frontend.frame_of(pair.page).0 << PAGE_SHIFT;
     let here = pair.slot(0).as_ptr() as u64;
     let other = pair.backend.alloc_page();
     let own = pair
-        .door
+        .hypervisor
         .dma_addr(other.as_ptr())
         .expect("a bus address")
         .get();
@@ -82,19 +82,32 @@ fn own_memory_has_a_bus_address_of_its_own_in_each_domain() {
     };
     let (first, second) = (pv(), pv());
     let page = first.alloc_page();
-    let address = first.door().dma_addr(page.as_ptr()).expect("own memory");
+    let address = first
+        .hypervisor()
+        .dma_addr(page.as_ptr())
+        .expect("own memory");
     // As Xen numbers the pages of PV domains.
     assert_eq!(address.get(), first.frame_of(page).0 << PAGE_SHIFT);
     let inside = page.as_ptr().wrapping_add(100).cast_const();
-    assert_eq!(first.door().dma_addr(inside), Some(address.offset(100)));
+    assert_eq!(
+        first.hypervisor().dma_addr(inside),
+        Some(address.offset(100))
+    );
     assert_eq!(access(&first.add_device(), address), (true, true));
     assert_eq!(access(&second.add_device(), address), (false, false));
-    assert_eq!(second.door().dma_addr(page.as_ptr()), None);
-    let region = first.door().foreign_region().expect("the region").base;
-    assert_eq!(first.door().dma_addr(region.as_ptr()), None);
+    assert_eq!(second.hypervisor().dma_addr(page.as_ptr()), None);
+    let region = first
+        .hypervisor()
+        .foreign_region()
+        .expect("the region")
+        .base;
+    assert_eq!(first.hypervisor().dma_addr(region.as_ptr()), None);
     // What a driver allocates is own memory, too, once it was named to a device.
     let driver = Box::new([5_u8; 64]);
-    let address = first.door().dma_addr(driver.as_ptr()).expect("own memory");
+    let address = first
+        .hypervisor()
+        .dma_addr(driver.as_ptr())
+        .expect("own memory");
     let mut byte = [0];
     first.add_device().read(address, &mut byte).expect("named");
     assert_eq!(byte, [5]);
@@ -104,11 +117,14 @@ fn own_memory_has_a_bus_address_of_its_own_in_each_domain() {
 #[test]
 fn a_hardware_virtualized_domain_has_no_devices() {
     let pair = Pair::new();
-    assert_eq!(pair.door.dma_addr(pair.backend.alloc_page().as_ptr()), None);
+    assert_eq!(
+        pair.hypervisor.dma_addr(pair.backend.alloc_page().as_ptr()),
+        None
+    );
     // Xen tells it the machine address all the same.
     let mut op = pair.op(0, WRITE, GREF);
     // SAFETY: the first page of the region, where nothing is mapped.
-    unsafe { pair.door.map_grants(std::slice::from_mut(&mut op)) }.unwrap();
+    unsafe { pair.hypervisor.map_grants(std::slice::from_mut(&mut op)) }.unwrap();
     assert!(op.dma_addr().is_some());
     pair.unmap(0, op.handle);
     let none = std::panic::catch_unwind(|| pair.backend.add_device());
@@ -126,7 +142,11 @@ fn a_paravirtualized_domain_grants_machine_frames() {
     let page = frontend.alloc_page();
     let frame = frontend.frame_of(page);
     frontend.grant(GREF, backend.id(), frame, FREE | EntryFlags::READONLY);
-    let base = backend.door().foreign_region().expect("the region").base;
+    let base = backend
+        .hypervisor()
+        .foreign_region()
+        .expect("the region")
+        .base;
     let mut op = bulkhead_xen::abi::grant_table::MapGrantRef::new(
         base.as_ptr() as u64,
         READ,
@@ -135,7 +155,12 @@ fn a_paravirtualized_domain_grants_machine_frames() {
     );
     poke(page, 3);
     // SAFETY: the first page of the region, where nothing is mapped.
-    unsafe { backend.door().map_grants(std::slice::from_mut(&mut op)) }.unwrap();
+    unsafe {
+        backend
+            .hypervisor()
+            .map_grants(std::slice::from_mut(&mut op))
+    }
+    .unwrap();
     assert_eq!(peek(base), 3);
     assert_eq!(op.dev_bus_addr, frame.0 << PAGE_SHIFT);
 }

@@ -1,11 +1,11 @@
 //! Who may bind what, and who hears of a notification.
 
-use crate::{DomainConfig, Hypercall, Sim, SimDomain, SimDoor, Violation};
+use crate::{DomainConfig, Hypercall, Sim, SimDomain, SimVcpu, Violation};
 use bulkhead_xen::{DomId, Errno, Hypervisor, Port, VcpuId};
 
-fn pending(door: &SimDoor) -> Vec<Port> {
+fn pending(hypervisor: &SimVcpu) -> Vec<Port> {
     let mut ports = Vec::new();
-    door.take_pending(&mut |port| ports.push(port));
+    hypervisor.take_pending(&mut |port| ports.push(port));
     ports
 }
 
@@ -13,11 +13,11 @@ fn pending(door: &SimDoor) -> Vec<Port> {
 fn channel() -> (Sim, (SimDomain, Port), (SimDomain, Port)) {
     let sim = Sim::new();
     let (backend, frontend) = (sim.add_domain(), sim.add_domain());
-    let theirs = frontend.door().alloc_unbound(backend.id()).unwrap();
-    let ours = backend.door().bind_interdomain(frontend.id(), theirs);
+    let theirs = frontend.hypervisor().alloc_unbound(backend.id()).unwrap();
+    let ours = backend.hypervisor().bind_interdomain(frontend.id(), theirs);
     let ours = ours.unwrap();
-    pending(&backend.door());
-    pending(&frontend.door());
+    pending(&backend.hypervisor());
+    pending(&frontend.hypervisor());
     (sim, (backend, ours), (frontend, theirs))
 }
 
@@ -25,20 +25,21 @@ fn channel() -> (Sim, (SimDomain, Port), (SimDomain, Port)) {
 fn binding_sets_the_local_end_pending() {
     let sim = Sim::new();
     let (backend, frontend) = (sim.add_domain(), sim.add_domain());
-    let theirs = frontend.door().alloc_unbound(backend.id()).unwrap();
+    let theirs = frontend.hypervisor().alloc_unbound(backend.id()).unwrap();
     // Sent before anybody is bound: dropped.
-    assert_eq!(frontend.door().notify(theirs), Ok(()));
-    let ours = backend.door().bind_interdomain(frontend.id(), theirs);
-    assert_eq!(pending(&backend.door()), [ours.unwrap()]);
-    assert_eq!(pending(&frontend.door()), []);
+    assert_eq!(frontend.hypervisor().notify(theirs), Ok(()));
+    let ours = backend.hypervisor().bind_interdomain(frontend.id(), theirs);
+    assert_eq!(pending(&backend.hypervisor()), [ours.unwrap()]);
+    assert_eq!(pending(&frontend.hypervisor()), []);
 }
 
 #[test]
 fn only_the_named_domain_binds_and_only_once() {
     let sim = Sim::new();
     let (backend, frontend, other) = (sim.add_domain(), sim.add_domain(), sim.add_domain());
-    let theirs = frontend.door().alloc_unbound(backend.id()).unwrap();
-    let bind = |domain: &SimDomain, remote, port| domain.door().bind_interdomain(remote, port);
+    let theirs = frontend.hypervisor().alloc_unbound(backend.id()).unwrap();
+    let bind =
+        |domain: &SimDomain, remote, port| domain.hypervisor().bind_interdomain(remote, port);
     assert_eq!(bind(&other, frontend.id(), theirs), Err(Errno::INVAL));
     assert_eq!(bind(&backend, frontend.id(), Port(77)), Err(Errno::INVAL));
     assert_eq!(bind(&backend, frontend.id(), Port(0)), Err(Errno::INVAL));
@@ -53,12 +54,12 @@ fn notifications_fall_together() {
     let (_sim, (backend, ours), (frontend, theirs)) = channel();
     let before = (backend.stats(), frontend.stats());
     for _ in 0..3 {
-        frontend.door().notify(theirs).unwrap();
+        frontend.hypervisor().notify(theirs).unwrap();
     }
-    assert_eq!(pending(&backend.door()), [ours]);
-    assert_eq!(pending(&backend.door()), []);
-    backend.door().notify(ours).unwrap();
-    assert_eq!(pending(&frontend.door()), [theirs]);
+    assert_eq!(pending(&backend.hypervisor()), [ours]);
+    assert_eq!(pending(&backend.hypervisor()), []);
+    backend.hypervisor().notify(ours).unwrap();
+    assert_eq!(pending(&frontend.hypervisor()), [theirs]);
     assert_eq!((backend.stats() - before.0).notifications_received, 1);
     assert_eq!((frontend.stats() - before.1).notifications_sent, 3);
 }
@@ -66,20 +67,20 @@ fn notifications_fall_together() {
 #[test]
 fn closing_drops_what_is_pending_and_leaves_the_other_end_unbound() {
     let (sim, (backend, ours), (frontend, theirs)) = channel();
-    frontend.door().notify(theirs).unwrap();
-    backend.door().close_port(ours).unwrap();
-    assert_eq!(pending(&backend.door()), []);
-    assert_eq!(frontend.door().notify(theirs), Ok(()));
+    frontend.hypervisor().notify(theirs).unwrap();
+    backend.hypervisor().close_port(ours).unwrap();
+    assert_eq!(pending(&backend.hypervisor()), []);
+    assert_eq!(frontend.hypervisor().notify(theirs), Ok(()));
     sim.assert_no_violations();
-    let again = backend.door().bind_interdomain(frontend.id(), theirs);
+    let again = backend.hypervisor().bind_interdomain(frontend.id(), theirs);
     assert_eq!(again, Ok(ours), "the lowest free port");
 
-    frontend.door().close_port(theirs).unwrap();
-    assert_eq!(backend.door().notify(ours), Ok(()));
-    backend.door().close_port(ours).unwrap();
+    frontend.hypervisor().close_port(theirs).unwrap();
+    assert_eq!(backend.hypervisor().notify(ours), Ok(()));
+    backend.hypervisor().close_port(ours).unwrap();
     sim.assert_no_violations();
-    assert_eq!(backend.door().notify(ours), Err(Errno::INVAL));
-    assert_eq!(backend.door().close_port(ours), Err(Errno::INVAL));
+    assert_eq!(backend.hypervisor().notify(ours), Err(Errno::INVAL));
+    assert_eq!(backend.hypervisor().close_port(ours), Err(Errno::INVAL));
     let mistake = Violation::ClosedPort {
         domain: backend.id(),
         port: ours,
@@ -95,23 +96,23 @@ fn ports_belong_to_the_vcpu_that_bound_them() {
         vcpus: 2,
         ..DomainConfig::default()
     });
-    let theirs = frontend.door().alloc_unbound(backend.id()).unwrap();
-    let second = backend.door_of(VcpuId(1));
+    let theirs = frontend.hypervisor().alloc_unbound(backend.id()).unwrap();
+    let second = backend.hypervisor_of(VcpuId(1));
     assert_eq!(second.vcpu(), VcpuId(1));
     let ours = second.bind_interdomain(frontend.id(), theirs).unwrap();
-    assert!(!pending(&backend.door()).contains(&ours));
+    assert!(!pending(&backend.hypervisor()).contains(&ours));
     assert_eq!(pending(&second), [ours]);
 
     second.block(None);
     assert!(backend.is_blocked(VcpuId(1)));
-    backend.door().wake_vcpu(VcpuId(1));
+    backend.hypervisor().wake_vcpu(VcpuId(1));
     assert!(!backend.is_blocked(VcpuId(1)));
     // An interrupt that came before the wait ends it, once.
     second.block(None);
     assert!(!backend.is_blocked(VcpuId(1)));
     second.block(None);
     assert!(backend.is_blocked(VcpuId(1)));
-    frontend.door().notify(theirs).unwrap();
+    frontend.hypervisor().notify(theirs).unwrap();
     assert!(!backend.is_blocked(VcpuId(1)));
 }
 
@@ -119,23 +120,23 @@ fn ports_belong_to_the_vcpu_that_bound_them() {
 fn masked_ports_hold_their_notifications_back() {
     let (_sim, (backend, ours), (frontend, theirs)) = channel();
     backend.mask_port(ours, true);
-    frontend.door().notify(theirs).unwrap();
-    backend.door().block(None);
+    frontend.hypervisor().notify(theirs).unwrap();
+    backend.hypervisor().block(None);
     assert!(backend.is_blocked(VcpuId(0)));
-    assert_eq!(pending(&backend.door()), []);
+    assert_eq!(pending(&backend.hypervisor()), []);
     backend.mask_port(ours, false);
     assert!(!backend.is_blocked(VcpuId(0)));
-    assert_eq!(pending(&backend.door()), [ours]);
+    assert_eq!(pending(&backend.hypervisor()), [ours]);
 }
 
 #[test]
-fn the_sink_may_come_back_through_the_door() {
+fn the_sink_may_call_the_hypervisor() {
     let (_sim, (backend, ours), (frontend, theirs)) = channel();
-    frontend.door().notify(theirs).unwrap();
-    let door = backend.door();
-    door.take_pending(&mut |port| door.notify(port).unwrap());
-    assert_eq!(pending(&frontend.door()), [theirs]);
-    backend.door().close_port(ours).unwrap();
+    frontend.hypervisor().notify(theirs).unwrap();
+    let hypervisor = backend.hypervisor();
+    hypervisor.take_pending(&mut |port| hypervisor.notify(port).unwrap());
+    assert_eq!(pending(&frontend.hypervisor()), [theirs]);
+    backend.hypervisor().close_port(ours).unwrap();
 }
 
 #[test]
@@ -143,17 +144,17 @@ fn a_domain_has_4095_ports() {
     let sim = Sim::new();
     let domain = sim.add_domain();
     for _ in domain.open_ports()..4095 {
-        domain.door().alloc_unbound(DomId(0)).unwrap();
+        domain.hypervisor().alloc_unbound(DomId(0)).unwrap();
     }
-    let refused = domain.door().alloc_unbound(DomId(0));
+    let refused = domain.hypervisor().alloc_unbound(DomId(0));
     assert_eq!(refused, Err(Errno::NOSPC));
 }
 
 #[test]
 fn hypercalls_fail_on_demand() {
     let (_sim, (backend, _), (frontend, _)) = channel();
-    let (door, no_room) = (backend.door(), Errno::NOMEM);
+    let (hypervisor, no_room) = (backend.hypervisor(), Errno::NOMEM);
     backend.fail_call(Hypercall::AllocUnbound, no_room, 1);
-    assert_eq!(door.alloc_unbound(frontend.id()), Err(no_room));
-    assert!(door.alloc_unbound(frontend.id()).is_ok());
+    assert_eq!(hypervisor.alloc_unbound(frontend.id()), Err(no_room));
+    assert!(hypervisor.alloc_unbound(frontend.id()).is_ok());
 }

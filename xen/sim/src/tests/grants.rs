@@ -1,6 +1,6 @@
 //! What may be mapped and unmapped, and what becomes of the granter's entry.
 
-use crate::{DomainConfig, DomainKind, GrantUse, Hypercall, Sim, SimDomain, SimDoor, Violation};
+use crate::{DomainConfig, DomainKind, GrantUse, Hypercall, Sim, SimDomain, SimVcpu, Violation};
 use bulkhead_xen::abi::grant_table::{EntryFlags, MapFlags, MapGrantRef, UnmapGrantRef};
 use bulkhead_xen::{DomId, Errno, Gfn, GrantHandle, GrantRef, GrantStatus, Hypervisor, PAGE_SIZE};
 use std::ptr::NonNull;
@@ -15,7 +15,7 @@ pub(super) struct Pair {
     pub(super) sim: Sim,
     pub(super) backend: SimDomain,
     pub(super) frontend: SimDomain,
-    pub(super) door: SimDoor,
+    pub(super) hypervisor: SimVcpu,
     region: NonNull<u8>,
     pub(super) page: NonNull<u8>,
 }
@@ -32,14 +32,14 @@ impl Pair {
             ..DomainConfig::default()
         });
         let frontend = sim.add_domain();
-        let door = backend.door();
-        let region = door.foreign_region().unwrap().base;
+        let hypervisor = backend.hypervisor();
+        let region = hypervisor.foreign_region().unwrap().base;
         let page = frontend.alloc_page();
         let pair = Pair {
             sim,
             backend,
             frontend,
-            door,
+            hypervisor,
             region,
             page,
         };
@@ -64,7 +64,7 @@ impl Pair {
 
     fn map_op(&self, mut op: MapGrantRef) -> Result<GrantHandle, GrantStatus> {
         // SAFETY: whatever a test names wrong, the simulated Xen refuses.
-        unsafe { self.door.map_grants(std::slice::from_mut(&mut op)) }.unwrap();
+        unsafe { self.hypervisor.map_grants(std::slice::from_mut(&mut op)) }.unwrap();
         match op.status {
             GrantStatus::OKAY => Ok(op.handle),
             status => Err(status),
@@ -78,7 +78,7 @@ impl Pair {
     pub(super) fn unmap(&self, page: usize, handle: GrantHandle) -> GrantStatus {
         let mut op = UnmapGrantRef::new(self.slot(page).as_ptr() as u64, handle);
         // SAFETY: the tests do not access what they unmap.
-        unsafe { self.door.unmap_grants(std::slice::from_mut(&mut op)) }.unwrap();
+        unsafe { self.hypervisor.unmap_grants(std::slice::from_mut(&mut op)) }.unwrap();
         op.status
     }
 
@@ -226,15 +226,15 @@ fn a_pinned_grant_is_for_its_user_alone() {
     let other = pair.sim.add_domain();
     let frame = pair.frontend.frame_of(pair.page);
     pair.frontend.grant(GREF, other.id(), frame, FREE);
-    let region = other.door().foreign_region().unwrap().base;
+    let region = other.hypervisor().foreign_region().unwrap().base;
     let address = region.as_ptr() as u64;
     let mut op = [MapGrantRef::new(address, WRITE, GREF, pair.frontend.id())];
     // SAFETY: a page of the other domain's region.
-    unsafe { other.door().map_grants(&mut op) }.unwrap();
+    unsafe { other.hypervisor().map_grants(&mut op) }.unwrap();
     assert_eq!(op[0].status, GrantStatus::GENERAL_ERROR);
     pair.unmap(0, handle);
     // SAFETY: as above.
-    unsafe { other.door().map_grants(&mut op) }.unwrap();
+    unsafe { other.hypervisor().map_grants(&mut op) }.unwrap();
     assert_eq!(op[0].status, GrantStatus::OKAY);
 }
 
@@ -301,7 +301,7 @@ fn device_mappings_are_for_paravirtualized_domains() {
     let pv = Pair::of(DomainKind::Pv);
     let mut op = pv.op(0, both, GREF);
     // SAFETY: the first page of the region, where nothing is mapped.
-    unsafe { pv.door.map_grants(std::slice::from_mut(&mut op)) }.unwrap();
+    unsafe { pv.hypervisor.map_grants(std::slice::from_mut(&mut op)) }.unwrap();
     let (handle, dev_bus_addr) = (op.handle, op.dev_bus_addr);
     assert_eq!(pv.unmap(0, handle), GrantStatus::OKAY);
     // The device's half was not named, and so is still there.
@@ -311,7 +311,7 @@ fn device_mappings_are_for_paravirtualized_domains() {
         ..UnmapGrantRef::new(0, handle)
     }];
     // SAFETY: nothing accesses the page.
-    unsafe { pv.door.unmap_grants(&mut op) }.unwrap();
+    unsafe { pv.hypervisor.unmap_grants(&mut op) }.unwrap();
     assert_eq!(op[0].status, GrantStatus::OKAY);
     assert_eq!(pv.backend.live_mappings(), 0);
     pv.sim.assert_no_violations();
@@ -331,7 +331,7 @@ fn failures_happen_on_demand() {
         .fail_call(Hypercall::UnmapGrants, Errno::FAULT, 1);
     let mut op = [UnmapGrantRef::new(pair.slot(0).as_ptr() as u64, handle)];
     // SAFETY: nothing accesses the page.
-    let refused = unsafe { pair.door.unmap_grants(&mut op) };
+    let refused = unsafe { pair.hypervisor.unmap_grants(&mut op) };
     assert_eq!(refused, Err(Errno::FAULT));
     assert_eq!(pair.unmap(0, handle), GrantStatus::OKAY);
 }
@@ -339,12 +339,12 @@ fn failures_happen_on_demand() {
 #[test]
 fn region_and_table_have_one_owner() {
     let pair = Pair::new();
-    assert!(pair.door.foreign_region().is_none());
-    assert!(pair.door.grant_entries().is_some());
-    assert!(pair.door.grant_entries().is_none());
-    assert_eq!(pair.door.frame_of(pair.slot(0).as_ptr()), None);
+    assert!(pair.hypervisor.foreign_region().is_none());
+    assert!(pair.hypervisor.grant_entries().is_some());
+    assert!(pair.hypervisor.grant_entries().is_none());
+    assert_eq!(pair.hypervisor.frame_of(pair.slot(0).as_ptr()), None);
     let own = pair.backend.alloc_page();
     let frame = pair.backend.frame_of(own);
-    assert_eq!(pair.door.frame_of(own.as_ptr()), Some(frame));
-    assert_eq!(pair.door.frame_of(pair.page.as_ptr()), None);
+    assert_eq!(pair.hypervisor.frame_of(own.as_ptr()), Some(frame));
+    assert_eq!(pair.hypervisor.frame_of(pair.page.as_ptr()), None);
 }

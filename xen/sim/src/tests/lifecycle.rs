@@ -16,7 +16,7 @@ fn share(
 ) -> (NonNull<u8>, GrantHandle) {
     let frame = frontend.frame_of(page);
     frontend.grant(GREF, backend.id(), frame, EntryFlags::PERMIT_ACCESS);
-    let base = backend.door().foreign_region().unwrap().base;
+    let base = backend.hypervisor().foreign_region().unwrap().base;
     let address = base.as_ptr() as u64;
     let mut op = [MapGrantRef::new(
         address,
@@ -25,7 +25,7 @@ fn share(
         frontend.id(),
     )];
     // SAFETY: the first page of the region, where nothing is mapped yet.
-    unsafe { backend.door().map_grants(&mut op) }.unwrap();
+    unsafe { backend.hypervisor().map_grants(&mut op) }.unwrap();
     assert_eq!(op[0].status, GrantStatus::OKAY);
     (base, op[0].handle)
 }
@@ -53,7 +53,7 @@ fn mapped_pages_outlive_their_domain() {
             frontend.id(),
         )];
         // SAFETY: a page of the region where nothing is mapped.
-        unsafe { backend.door().map_grants(&mut op) }.unwrap();
+        unsafe { backend.hypervisor().map_grants(&mut op) }.unwrap();
         op[0].status
     };
     // Nothing more of it can be mapped.
@@ -63,7 +63,7 @@ fn mapped_pages_outlive_their_domain() {
 
     let mut op = [UnmapGrantRef::new(base.as_ptr() as u64, handle)];
     // SAFETY: not accessed any more.
-    unsafe { backend.door().unmap_grants(&mut op) }.unwrap();
+    unsafe { backend.hypervisor().unmap_grants(&mut op) }.unwrap();
     assert_eq!(op[0].status, GrantStatus::OKAY);
     assert!(sim.is_fully_gone(frontend.id()));
     assert_eq!(map(1, GREF), GrantStatus::BAD_DOMAIN);
@@ -76,9 +76,9 @@ fn a_destroyed_domain_lets_go_of_everything() {
     let (backend, frontend) = (sim.add_domain(), sim.add_domain());
     let ports = frontend.open_ports();
     share(&frontend, &backend, frontend.alloc_page());
-    let theirs = frontend.door().alloc_unbound(backend.id()).unwrap();
+    let theirs = frontend.hypervisor().alloc_unbound(backend.id()).unwrap();
     backend
-        .door()
+        .hypervisor()
         .bind_interdomain(frontend.id(), theirs)
         .unwrap();
 
@@ -88,9 +88,12 @@ fn a_destroyed_domain_lets_go_of_everything() {
     assert_eq!(frontend.grant_flags(GREF), EntryFlags::PERMIT_ACCESS);
     // The other end is unbound again: sending does nothing, and somebody may bind it anew.
     assert_eq!(frontend.open_ports(), ports + 1);
-    assert_eq!(frontend.door().notify(theirs), Ok(()));
-    assert_eq!(backend.door().alloc_unbound(DomId(0)), Err(Errno::SRCH));
-    assert_eq!(backend.door().notify(theirs), Err(Errno::SRCH));
+    assert_eq!(frontend.hypervisor().notify(theirs), Ok(()));
+    assert_eq!(
+        backend.hypervisor().alloc_unbound(DomId(0)),
+        Err(Errno::SRCH)
+    );
+    assert_eq!(backend.hypervisor().notify(theirs), Err(Errno::SRCH));
     sim.assert_no_violations();
 }
 
@@ -136,19 +139,19 @@ fn freeing_a_shared_page_is_a_mistake() {
 fn the_clock_moves_when_told() {
     let sim = Sim::new();
     let domain = sim.add_domain();
-    let door = domain.door();
-    let start = door.now();
+    let hypervisor = domain.hypervisor();
+    let start = hypervisor.now();
     assert!(!sim.advance_to_next_deadline());
-    door.block(Some(start + Duration::from_millis(5)));
+    hypervisor.block(Some(start + Duration::from_millis(5)));
     assert!(domain.is_blocked(VcpuId(0)));
     sim.advance(Duration::from_millis(1));
     assert!(domain.is_blocked(VcpuId(0)));
     assert!(sim.advance_to_next_deadline());
-    assert_eq!(door.now().since(start), Duration::from_millis(5));
+    assert_eq!(hypervisor.now().since(start), Duration::from_millis(5));
     assert!(!domain.is_blocked(VcpuId(0)));
     assert_eq!(domain.stats().block_calls, 1);
     // A deadline that has passed ends the wait at once.
-    door.block(Some(start));
+    hypervisor.block(Some(start));
     assert!(!domain.is_blocked(VcpuId(0)));
 }
 
@@ -157,7 +160,7 @@ fn machines_follow_each_other() {
     for _ in 0..50 {
         let sim = Sim::new();
         let domain = sim.add_domain();
-        let entries = domain.door().grant_entries().unwrap();
+        let entries = domain.hypervisor().grant_entries().unwrap();
         // The table of the machine before was emptied, but for what the toolstack grants anew.
         assert!(domain.grant_flags(GREF).is_empty());
         domain.grant(

@@ -41,7 +41,7 @@ impl Client {
     }
 
     fn ring(&self) {
-        self.domain.door().notify(self.ring.port).unwrap();
+        self.domain.hypervisor().notify(self.ring.port).unwrap();
     }
 
     /// Takes all bytes off the ring.
@@ -77,14 +77,16 @@ fn a_request_is_answered_and_both_sides_notified() {
     let domain = sim.add_domain();
     let client = Client::new(&domain);
     sim.step_xenstored();
-    domain.door().take_pending(&mut |_| ());
+    domain.hypervisor().take_pending(&mut |_| ());
 
     client.put(&request(MessageType::READ, b"domid\0"));
     assert!(!sim.step_xenstored(), "nobody told xenstored");
     client.ring();
     assert!(sim.step_xenstored());
     let mut rung = Vec::new();
-    domain.door().take_pending(&mut |port| rung.push(port));
+    domain
+        .hypervisor()
+        .take_pending(&mut |port| rung.push(port));
     assert_eq!(rung, [client.ring.port]);
     let expected = request(MessageType::READ, domain.id().to_string().as_bytes());
     assert_eq!(client.take(), expected);
@@ -145,7 +147,7 @@ fn a_machine_may_be_used_from_several_threads() {
     let sim = Sim::new();
     shareable(&sim);
     shareable(&sim.dom0());
-    shareable(&sim.dom0().door());
+    shareable(&sim.dom0().hypervisor());
 }
 
 #[test]

@@ -21,20 +21,20 @@ fn page(first: NonNull<u8>, number: usize) -> NonNull<u8> {
 #[test]
 fn a_released_page_faults_and_comes_back_zeroed() {
     let (sim, domain) = domain();
-    let door = domain.door();
+    let hypervisor = domain.hypervisor();
     let owned = domain.memory_pages();
-    let first = door.allocate(4).unwrap();
+    let first = hypervisor.allocate(4).unwrap();
     // SAFETY: the domain's own pages, touched only while they are there.
     unsafe {
         for number in 0..4 {
             page(first, number).write_bytes(7, PAGE_SIZE);
         }
-        assert_eq!(door.release(page(first, 1), 2), 2);
+        assert_eq!(hypervisor.release(page(first, 1), 2), 2);
         assert_eq!(domain.memory_pages(), owned - 2);
         let rights = [0, 1, 2, 3].map(|number| access(page(first, number)));
         assert_eq!(rights, ["rw-", "---", "---", "rw-"]);
 
-        assert_eq!(door.populate(page(first, 2), 1), 1);
+        assert_eq!(hypervisor.populate(page(first, 2), 1), 1);
         assert_eq!(domain.memory_pages(), owned - 1);
         let bytes = [0, 2, 3].map(|number| page(first, number).read_volatile());
         assert_eq!(bytes, [7, 0, 7]);
@@ -46,16 +46,16 @@ fn a_released_page_faults_and_comes_back_zeroed() {
 #[test]
 fn a_domain_gets_no_more_than_its_limit() {
     let (sim, domain) = domain();
-    let door = domain.door();
-    let first = door.allocate(4).unwrap();
+    let hypervisor = domain.hypervisor();
+    let first = hypervisor.allocate(4).unwrap();
     // SAFETY: own pages that nobody touches.
     unsafe {
-        assert_eq!(door.release(first, 4), 4);
+        assert_eq!(hypervisor.release(first, 4), 4);
         domain.set_memory_limit(domain.memory_pages() + 3);
-        assert_eq!(door.populate(first, 4), 3);
-        assert_eq!(door.populate(page(first, 3), 1), 0);
-        assert_eq!(door.release(first, 1), 1);
-        assert_eq!(door.populate(page(first, 3), 1), 1);
+        assert_eq!(hypervisor.populate(first, 4), 3);
+        assert_eq!(hypervisor.populate(page(first, 3), 1), 0);
+        assert_eq!(hypervisor.release(first, 1), 1);
+        assert_eq!(hypervisor.populate(page(first, 3), 1), 1);
     }
     sim.assert_no_violations();
 }
@@ -63,13 +63,13 @@ fn a_domain_gets_no_more_than_its_limit() {
 #[test]
 fn what_is_left_in_a_released_page_is_noticed() {
     let (sim, domain) = domain();
-    let door = domain.door();
-    let first = door.allocate(3).unwrap();
+    let hypervisor = domain.hypervisor();
+    let first = hypervisor.allocate(3).unwrap();
     // SAFETY: own pages, touched only while they are there.
     unsafe {
         first.write_bytes(0, 3 * PAGE_SIZE);
         page(first, 1).add(PAGE_SIZE - 1).write_volatile(1);
-        assert_eq!(door.release(first, 3), 3);
+        assert_eq!(hypervisor.release(first, 3), 3);
     }
     assert_eq!(domain.stats().pages_released_uncleared, 1);
     sim.assert_no_violations();
@@ -78,17 +78,17 @@ fn what_is_left_in_a_released_page_is_noticed() {
 #[test]
 fn calls_can_be_made_to_fail() {
     let (sim, domain) = domain();
-    let door = domain.door();
-    let first = door.allocate(1).unwrap();
+    let hypervisor = domain.hypervisor();
+    let first = hypervisor.allocate(1).unwrap();
     domain.fail_call(Hypercall::ReleasePages, Errno::NOMEM, 1);
     domain.fail_call(Hypercall::PopulatePages, Errno::NOMEM, 1);
     // SAFETY: an own page that nobody touches.
     let done = unsafe {
         [
-            door.release(first, 1),
-            door.release(first, 1),
-            door.populate(first, 1),
-            door.populate(first, 1),
+            hypervisor.release(first, 1),
+            hypervisor.release(first, 1),
+            hypervisor.populate(first, 1),
+            hypervisor.populate(first, 1),
         ]
     };
     assert_eq!(done, [0, 1, 0, 1]);
@@ -100,12 +100,12 @@ fn calls_can_be_made_to_fail() {
 #[test]
 fn mistakes_are_kept() {
     let (sim, domain) = domain();
-    let (door, other) = (domain.door(), sim.add_domain());
+    let (hypervisor, other) = (domain.hypervisor(), sim.add_domain());
     let first = domain.alloc_pages(2);
     let shared = domain.frame_of(first);
     domain.grant(GREF, other.id(), shared, EntryFlags::PERMIT_ACCESS);
-    let door_of_other = other.door();
-    let region = door_of_other.foreign_region().unwrap();
+    let hypervisor_of_other = other.hypervisor();
+    let region = hypervisor_of_other.foreign_region().unwrap();
     let address = region.base.as_ptr() as u64;
     let mut map = [MapGrantRef::new(
         address,
@@ -114,16 +114,16 @@ fn mistakes_are_kept() {
         domain.id(),
     )];
     // SAFETY: the first page of the region, where nothing is mapped yet.
-    unsafe { door_of_other.map_grants(&mut map) }.unwrap();
+    unsafe { hypervisor_of_other.map_grants(&mut map) }.unwrap();
     let id = domain.id();
     // SAFETY: nobody touches the pages; that the promise is broken is what this test is about.
     unsafe {
-        assert_eq!(door.release(page(first, 1), 1), 1);
-        assert_eq!(door.release(page(first, 1), 1), 0, "gone already");
-        assert_eq!(door.release(first, 1), 1, "mapped by another domain");
-        assert_eq!(door.populate(first, 1), 1);
-        assert_eq!(door.populate(first, 1), 0, "there already");
-        assert_eq!(door_of_other.release(first, 1), 0, "not its own");
+        assert_eq!(hypervisor.release(page(first, 1), 1), 1);
+        assert_eq!(hypervisor.release(page(first, 1), 1), 0, "gone already");
+        assert_eq!(hypervisor.release(first, 1), 1, "mapped by another domain");
+        assert_eq!(hypervisor.populate(first, 1), 1);
+        assert_eq!(hypervisor.populate(first, 1), 0, "there already");
+        assert_eq!(hypervisor_of_other.release(first, 1), 0, "not its own");
     }
     let address = |number| page(first, number).as_ptr().addr() as u64;
     let expected = [

@@ -1,4 +1,4 @@
-//! A door that does nothing but count notifications.
+//! A hypervisor that does nothing but count notifications.
 
 use bulkhead_xen::abi::grant_table::{EntryV1, GrantCopy, MapGrantRef, UnmapGrantRef};
 use bulkhead_xen::{DomId, Errno, ForeignRegion, Gfn, Hypervisor, Instant, Port, VcpuId};
@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 #[derive(Clone, Debug, Default)]
-pub(super) struct Door {
+pub(super) struct NotificationCount {
     rung: Arc<AtomicUsize>,
 }
 
-impl Door {
+impl NotificationCount {
     /// How often xenstored was notified.
     pub fn rung(&self) -> usize {
         self.rung.load(Ordering::Relaxed)
@@ -19,7 +19,7 @@ impl Door {
 }
 
 // SAFETY: it maps nothing and hands out no address space.
-unsafe impl Hypervisor for Door {
+unsafe impl Hypervisor for NotificationCount {
     unsafe fn map_grants(&self, _: &mut [MapGrantRef]) -> Result<(), Errno> {
         Err(Errno::NOSYS)
     }

@@ -1,4 +1,4 @@
-//! The door to the real hypervisor: [`Hypervisor`] by hypercalls.
+//! [`Hypervisor`] by hypercalls.
 
 use crate::cpu::{nmi, upcall};
 use crate::memory::map;
@@ -12,9 +12,9 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use core::time::Duration;
 
-/// The real hypervisor. It holds nothing: every copy is the same door.
+/// The real hypervisor. It holds nothing: every copy is the same.
 #[derive(Clone, Copy, Debug)]
-pub struct Door;
+pub struct Hypercalls;
 
 static FOREIGN_TAKEN: AtomicBool = AtomicBool::new(false);
 
@@ -42,11 +42,11 @@ fn deliver_or_close(port: Port) -> Result<Port, Errno> {
         .map(|()| port)
         .inspect_err(|_| {
             // What failed is reported; that the port cannot be closed either adds nothing.
-            let _ = Door.close_port(port);
+            let _ = Hypercalls.close_port(port);
         })
 }
 
-impl Door {
+impl Hypercalls {
     /// Sets this vCPU's timer; false if `deadline` has passed already. A timer that is set and
     /// fires earlier is left alone: it wakes the vCPU once more than necessary.
     fn arm(self, deadline: Instant, now: Instant) -> bool {
@@ -80,7 +80,7 @@ impl Door {
 
 // SAFETY: mappings stay until unmapped because only Xen changes them; the foreign region and the
 // grant table are address space that boot set aside for them alone, and both are handed out once.
-unsafe impl Hypervisor for Door {
+unsafe impl Hypervisor for Hypercalls {
     unsafe fn map_grants(&self, batch: &mut [MapGrantRef]) -> Result<(), Errno> {
         grant_operation(memory::GNTTABOP_MAP_GRANT_REF, batch)
     }
@@ -215,7 +215,7 @@ unsafe impl Hypervisor for Door {
 }
 
 // SAFETY: the machine frame that Xen's list has for a page of ours is the page's own.
-unsafe impl DmaMemory for Door {
+unsafe impl DmaMemory for Hypercalls {
     fn dma_addr(&self, byte: *const u8) -> Option<DmaAddr> {
         map::dma_addr(byte)
     }

@@ -1,4 +1,4 @@
-//! The simulated Xen's side of the door: [`Hypervisor`] for one vCPU of a simulated domain.
+//! [`Hypervisor`] for one vCPU of a simulated domain.
 
 use super::events::Blocked;
 use super::faults::Hypercall;
@@ -11,24 +11,24 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::time::Duration;
 
-/// A simulated domain's door to the hypervisor, as one of its vCPUs.
+/// One vCPU of a simulated domain: the handle through which its drivers call the simulated Xen.
 #[derive(Clone)]
-pub struct SimDoor {
+pub struct SimVcpu {
     pub(super) world: Shared,
     pub(super) domain: DomId,
     pub(super) vcpu: VcpuId,
 }
 
-impl SimDoor {
-    /// The same domain's door for another of its vCPUs.
-    pub fn on_vcpu(&self, vcpu: VcpuId) -> SimDoor {
-        SimDoor {
+impl SimVcpu {
+    /// Returns another vCPU of the same domain.
+    pub fn on_vcpu(&self, vcpu: VcpuId) -> SimVcpu {
+        SimVcpu {
             vcpu,
             ..self.clone()
         }
     }
 
-    /// The domain behind this door.
+    /// Returns the vCPU's domain.
     pub fn domain(&self) -> DomId {
         self.domain
     }
@@ -54,9 +54,9 @@ impl SimDoor {
     }
 }
 
-impl fmt::Debug for SimDoor {
+impl fmt::Debug for SimVcpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SimDoor({}, vcpu {})", self.domain, self.vcpu)
+        write!(f, "SimVcpu({}, vcpu {})", self.domain, self.vcpu)
     }
 }
 
@@ -65,7 +65,7 @@ pub const BLOCK_COST: Duration = Duration::from_micros(10);
 
 // SAFETY: a mapping maps the granter's own page with mmap and stays until it is unmapped or the
 // domain is destroyed; region and table are handed out once. All domain memory is plain memory.
-unsafe impl Hypervisor for SimDoor {
+unsafe impl Hypervisor for SimVcpu {
     unsafe fn map_grants(&self, batch: &mut [MapGrantRef]) -> Result<(), Errno> {
         let count = |domain: &mut Domain| domain.stats.map_calls += 1;
         self.call(Hypercall::MapGrants, count, |world| {
@@ -171,7 +171,7 @@ unsafe impl Hypervisor for SimDoor {
     }
 
     fn take_pending(&self, sink: &mut dyn FnMut(Port)) {
-        // One at a time: the sink may come back through this door.
+        // One at a time: the sink may call the hypervisor in its turn.
         let mut from = Port(0);
         loop {
             let Some(port) = self.look(|domain| {
@@ -230,7 +230,7 @@ unsafe impl Hypervisor for SimDoor {
 }
 
 // SAFETY: the numbering of frames is one to one, and devices find pages by it alone.
-unsafe impl DmaMemory for SimDoor {
+unsafe impl DmaMemory for SimVcpu {
     fn dma_addr(&self, byte: *const u8) -> Option<DmaAddr> {
         self.world.lock().bus_address(self.domain, byte.addr())
     }

@@ -1,4 +1,4 @@
-//! The one door to the hypervisor: what Xen does for a domain, as one narrow trait.
+//! What Xen does for a domain, as one narrow trait.
 
 use crate::abi::grant_table::{EntryV1, GrantCopy, MapGrantRef, UnmapGrantRef};
 use crate::{DomId, Errno, Gfn, Instant, Port, VcpuId};
@@ -24,7 +24,7 @@ unsafe impl Sync for ForeignRegion {}
 /// What Xen does for a domain. Implemented by the unikernel's runtime with hypercalls, and by the
 /// simulated Xen in memory; cloning gives another handle on the same domain.
 ///
-/// All calls act for the vCPU that makes them; a door may be cloned and used on any, and
+/// All calls act for the vCPU that makes them; a handle may be cloned and used on any, and
 /// [`wake_vcpu`](Self::wake_vcpu) is what one does for another. Batches are one hypercall, however long; each of
 /// their entries carries a status of its own, and an `Err` means that the hypercall as a whole
 /// was refused and no entry was looked at.

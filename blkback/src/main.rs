@@ -242,7 +242,7 @@ fn catalog(module: Option<Module>, hypervisor: Hypercalls) -> Catalog {
     };
     // SAFETY: the module is ours alone from here on, and stays as long as the domain runs.
     let memory = unsafe { ImageMemory::new(module.start, module.len) };
-    let catalog = Catalog::from_module(memory).with_supply(Arc::new(hypervisor));
+    let catalog = Catalog::from_module(memory).with_reservation(Arc::new(hypervisor));
     if let Some(damage) = catalog.damage() {
         log::error!("the ramdisk: {damage}");
     }

@@ -60,7 +60,7 @@ fn what_was_discarded_reads_as_zeros_and_is_xens_again() {
 fn what_was_discarded_can_always_be_written_again() {
     for target in ["ram:disk0", "ram:disk0,discard=release"] {
         let world = World::with(Setup {
-            supply: true,
+            reservation: true,
             ..Setup::default()
         });
         let guest = Guest::new(&world);

@@ -23,7 +23,7 @@ fn world(discard: DiscardMode) -> (World, Meanwhile) {
     let meanwhile = Meanwhile::default();
     let mut setup = Setup {
         layer: Some(meanwhile.layer("xvdl")),
-        supply: true,
+        reservation: true,
         options: Options {
             discard,
             ..Options::default()

@@ -9,7 +9,7 @@ const TARGET: &str = "memory/target";
 fn world() -> World {
     World::with(Setup {
         memory_later: 256,
-        supply: true,
+        reservation: true,
         ..Setup::default()
     })
 }
@@ -95,7 +95,7 @@ fn memory_that_nobody_uses_goes_back_and_comes_again() {
 fn what_is_in_use_stays_whatever_is_wanted_and_the_log_says_so_once() {
     let world = World::with(Setup {
         images: vec![("disk0".into(), content(0, 4 << 20))],
-        supply: true,
+        reservation: true,
         ..Setup::default()
     });
     let mut other = Guest::new(&world).attach("xvda", "ram:disk0").connected();
@@ -124,7 +124,7 @@ fn a_target_that_cannot_be_reached_is_followed_as_far_as_it_can_be() {
     ] {
         let world = World::with(Setup {
             memory_later: 200,
-            supply: true,
+            reservation: true,
             ..Setup::default()
         });
         let owned = world.storage.memory_pages();

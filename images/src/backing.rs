@@ -10,7 +10,7 @@ use crate::segment::IoSegment;
 use crate::watchers::Watchers;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use bulkhead_xen::{PAGE_SIZE, PageSupply};
+use bulkhead_xen::{PAGE_SIZE, Reservation};
 use core::fmt;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -28,7 +28,7 @@ pub(crate) struct Backing {
     /// Bytes that the image has; set once the memory is there.
     len: AtomicUsize,
     released: Count,
-    supply: Option<Arc<dyn PageSupply>>,
+    reservation: Option<Arc<dyn Reservation>>,
     gate: Mutex<Gate>,
     /// Who wants to know when the image has grown.
     pub(crate) watchers: Watchers,
@@ -85,16 +85,16 @@ impl Backing {
             len: AtomicUsize::new(memory.len()),
             extents: Extent::first(memory),
             released: Count::new(),
-            supply: None,
+            reservation: None,
             gate: Mutex::default(),
             watchers: Watchers::default(),
         }
     }
 
     /// Lets the image give memory back, and grow.
-    pub(crate) fn supply_with(&mut self, supply: Arc<dyn PageSupply>) {
+    pub(crate) fn take_pages_from(&mut self, reservation: Arc<dyn Reservation>) {
         self.extents.divide();
-        self.supply = Some(supply);
+        self.reservation = Some(reservation);
     }
 
     /// The image's size in bytes.
@@ -105,7 +105,7 @@ impl Backing {
 
     /// True if memory can be given back.
     pub(crate) fn can_release(&self) -> bool {
-        self.supply.is_some() && self.extents.released.pages() > 0
+        self.reservation.is_some() && self.extents.released.pages() > 0
     }
 
     /// The first byte at which a page of the image's memory begins.
@@ -231,7 +231,7 @@ impl Backing {
     /// Makes every page present that these bytes touch. What cannot be had stays released, and
     /// reads as zeros as before.
     fn populate(&self, _gate: &Gate, offset: usize, len: usize) -> Result<(), IoError> {
-        let Some(supply) = &self.supply else {
+        let Some(reservation) = &self.reservation else {
             return Ok(());
         };
         let pieces = || self.extents.pieces(offset, len);
@@ -239,7 +239,7 @@ impl Backing {
             let extent = run.extent;
             let at = extent.page_offset(run.first);
             // SAFETY: Xen has these pages back, and the image's lock is held.
-            let got = unsafe { extent.memory.populate(&**supply, at, run.count) };
+            let got = unsafe { extent.memory.populate(&**reservation, at, run.count) };
             for page in run.first..run.first + got {
                 extent.released.regain(page, &self.released);
             }
@@ -348,10 +348,10 @@ impl Backing {
         let at = extent.page_offset(run.first);
         // Xen does not clear a page for its next owner.
         extent.memory.zero(at, run.count * PAGE_SIZE);
-        let gone = match &self.supply {
+        let gone = match &self.reservation {
             // SAFETY: whole pages of the image, noted as released; everyone who did not see that
             // has left, and no page of an image is ever granted.
-            Some(supply) => unsafe { extent.memory.release(&**supply, at, run.count) },
+            Some(reservation) => unsafe { extent.memory.release(&**reservation, at, run.count) },
             None => 0,
         };
         for page in run.first..run.first + gone {
@@ -374,11 +374,11 @@ impl Backing {
         if new <= old {
             return Err(CannotGrow::NotLarger);
         }
-        let supply = self.supply.as_ref().ok_or(CannotGrow::NoMemory)?;
+        let reservation = self.reservation.as_ref().ok_or(CannotGrow::NoMemory)?;
         // The pages go on where they would if the last extent were longer: one alignment for all.
         let skip = self.extents.last().end_in_page();
         let end = skip.checked_add(new - old).ok_or(CannotGrow::NoMemory)?;
-        let memory = ImageMemory::take(&**supply, end).ok_or(CannotGrow::NoMemory)?;
+        let memory = ImageMemory::take(&**reservation, end).ok_or(CannotGrow::NoMemory)?;
         gate.growing = true;
         Ok(Addition::new(memory, skip..end, old..new))
     }

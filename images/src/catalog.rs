@@ -13,7 +13,7 @@ use crate::target::{RamTarget, Target};
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use bulkhead_xen::PageSupply;
+use bulkhead_xen::Reservation;
 use core::fmt;
 
 /// All images of the driver domain.
@@ -95,7 +95,7 @@ impl Catalog {
     }
 
     /// The same catalog, whose images discard so unless their target says otherwise. Memory goes back to
-    /// Xen only [with a supply](Self::with_supply).
+    /// Xen only [with a reservation](Self::with_reservation).
     pub fn with_discard(self, discard: DiscardMode) -> Catalog {
         Catalog { discard, ..self }
     }
@@ -104,11 +104,11 @@ impl Catalog {
     ///
     /// # Panics
     /// If an image is open already.
-    pub fn with_supply(mut self, supply: Arc<dyn PageSupply>) -> Catalog {
+    pub fn with_reservation(mut self, reservation: Arc<dyn Reservation>) -> Catalog {
         for image in self.images.iter_mut().flatten() {
             let backing = Arc::get_mut(&mut image.backing);
-            let backing = backing.expect("a supply comes before anyone opens an image");
-            backing.supply_with(supply.clone());
+            let backing = backing.expect("a reservation comes before anyone opens an image");
+            backing.take_pages_from(reservation.clone());
         }
         self
     }

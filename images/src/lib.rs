@@ -12,8 +12,8 @@
 //! A driver domain's ramdisk is a tar archive whose files are images, or one image by itself.
 //! Either is served in place: nothing is unpacked or copied.
 //!
-//! What a guest discards is cleared. With a [`PageSupply`](bulkhead_xen::PageSupply)
-//! ([`Catalog::with_supply`]) images grow while they are attached ([`Catalog::grow`]), and where that is
+//! What a guest discards is cleared. With a [`Reservation`](bulkhead_xen::Reservation)
+//! ([`Catalog::with_reservation`]) images grow while they are attached ([`Catalog::grow`]), and where that is
 //! asked for ([`DiscardMode::Release`]), discarded memory goes back to Xen page by page and comes again
 //! when it is written.
 //!

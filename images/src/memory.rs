@@ -2,7 +2,7 @@
 
 use crate::guest_memory;
 use crate::segment::IoSegment;
-use bulkhead_xen::{PAGE_SIZE, PageSupply};
+use bulkhead_xen::{PAGE_SIZE, Reservation};
 use core::ptr::NonNull;
 
 /// Memory of this domain given over to images: the ramdisk, or a part of it.
@@ -94,9 +94,9 @@ impl ImageMemory {
     }
 
     /// Whole pages that nobody uses, with room for so many bytes. They are still to be cleared.
-    pub(crate) fn take(supply: &dyn PageSupply, bytes: usize) -> Option<ImageMemory> {
+    pub(crate) fn take(reservation: &dyn Reservation, bytes: usize) -> Option<ImageMemory> {
         let pages = bytes.div_ceil(PAGE_SIZE);
-        let first = supply.allocate(pages)?;
+        let first = reservation.allocate(pages)?;
         // SAFETY: just allocated, so ours from here on, for ever.
         Some(unsafe { ImageMemory::new(first, pages * PAGE_SIZE) })
     }
@@ -109,12 +109,12 @@ impl ImageMemory {
     /// accesses what is gone until it is populated again.
     pub(crate) unsafe fn release(
         &self,
-        supply: &dyn PageSupply,
+        reservation: &dyn Reservation,
         offset: usize,
         pages: usize,
     ) -> usize {
         // SAFETY: by the contract.
-        unsafe { supply.release(self.at(offset, pages * PAGE_SIZE), pages) }
+        unsafe { reservation.release(self.at(offset, pages * PAGE_SIZE), pages) }
     }
 
     /// Gets released pages back, as zeros. Answers how many of them, counted from the first.
@@ -123,12 +123,12 @@ impl ImageMemory {
     /// They were released, and have not been populated since.
     pub(crate) unsafe fn populate(
         &self,
-        supply: &dyn PageSupply,
+        reservation: &dyn Reservation,
         offset: usize,
         pages: usize,
     ) -> usize {
         // SAFETY: by the contract.
-        unsafe { supply.populate(self.at(offset, pages * PAGE_SIZE), pages) }
+        unsafe { reservation.populate(self.at(offset, pages * PAGE_SIZE), pages) }
     }
 
     /// Where it lies, to tell where its pages begin.

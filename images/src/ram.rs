@@ -25,7 +25,7 @@ use core::task::{Context, Poll, Waker};
 ///
 /// A discard clears what it names, and all of the image keeps its memory. Where an operator chose that
 /// ([`DiscardMode::Release`]) and the image was given the means
-/// ([`Catalog::with_supply`](crate::Catalog::with_supply)), the pages that lie in it go back to Xen
+/// ([`Catalog::with_reservation`](crate::Catalog::with_reservation)), the pages that lie in it go back to Xen
 /// instead. They read as zeros; the first write to one gets memory for it, or fails if there is none
 /// left.
 ///

@@ -10,7 +10,7 @@ use bulkhead_xen::{Errno, PAGE_SIZE};
 use bulkhead_xen_sim::Hypercall;
 use std::sync::Arc;
 use support::Folder;
-use support::supply::{Domain, all, discard, open, pattern, read, write};
+use support::domain::{Domain, all, discard, open, pattern, read, write};
 
 /// A ramdisk that is one image of so many pages.
 fn whole(pages: usize) -> (Domain, Arc<dyn BlockDevice>, Vec<u8>) {

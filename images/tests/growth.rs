@@ -8,7 +8,7 @@ use bulkhead_xen::PAGE_SIZE;
 use proptest::prelude::*;
 use std::sync::Arc;
 use std::task::Waker;
-use support::supply::{Domain, all, discard, grow, open, pattern, read, write};
+use support::domain::{Domain, all, discard, grow, open, pattern, read, write};
 use support::{Folder, Wakes, memory};
 
 #[test]

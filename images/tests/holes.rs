@@ -7,7 +7,7 @@ use bulkhead_images::{Access, IoError};
 use proptest::prelude::*;
 use std::ops::Range;
 use support::Folder;
-use support::supply::{Domain, all, discard, grow, open, pattern, read, write};
+use support::domain::{Domain, all, discard, grow, open, pattern, read, write};
 
 #[derive(Clone, Debug)]
 enum Step {

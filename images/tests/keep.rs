@@ -8,7 +8,7 @@ use bulkhead_images::{
 };
 use bulkhead_xen::PAGE_SIZE;
 use std::sync::Arc;
-use support::supply::{Domain, all, discard, open, pattern, read, write};
+use support::domain::{Domain, all, discard, open, pattern, read, write};
 
 /// A ramdisk that is one image of so many pages.
 fn whole(pages: usize) -> (Domain, Arc<dyn BlockDevice>, Vec<u8>) {

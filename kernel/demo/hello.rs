@@ -9,7 +9,7 @@ mod vcpus;
 
 use alloc::{string::String, vec::Vec};
 use bulkhead_kernel::{Machine, ShutdownReason, command_line, memory, watchdog};
-use bulkhead_xen::{Hypervisor, PAGE_SIZE, PageSupply, VcpuId};
+use bulkhead_xen::{Hypervisor, PAGE_SIZE, Reservation, VcpuId};
 use core::hint::black_box;
 use core::time::Duration;
 

@@ -21,7 +21,7 @@
 //! ```text
 //!   boot (entry ──> pvh | pv | secondary) ──> machine::Machine ──> main
 //!            │
-//!   hypervisor::Hypercalls (bulkhead_xen::Hypervisor by hypercalls)   supply   grants
+//!   hypervisor::Hypercalls (bulkhead_xen::Hypervisor by hypercalls)   reservation   grants
 //!            │
 //!   watchdog ──> report ──> output (console behind log)
 //!            │
@@ -75,7 +75,7 @@ pub mod output;
 #[cfg(feature = "unikernel")]
 mod report;
 #[cfg(feature = "unikernel")]
-mod supply;
+mod reservation;
 #[cfg(feature = "unikernel")]
 mod vcpu;
 #[cfg(feature = "unikernel")]

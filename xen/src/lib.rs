@@ -33,14 +33,14 @@ mod balloon;
 mod dma;
 mod error;
 pub mod hypervisor;
-mod supply;
+mod reservation;
 mod units;
 
 pub use balloon::Balloon;
 pub use dma::DmaMemory;
 pub use error::{Errno, GrantStatus};
 pub use hypervisor::{ForeignRegion, Hypervisor, StoreRing};
-pub use supply::PageSupply;
+pub use reservation::Reservation;
 pub use units::{
     DmaAddr, DomId, Gfn, GrantHandle, GrantRef, Instant, Mfn, PAGE_SHIFT, PAGE_SIZE, Port, VcpuId,
 };

@@ -69,7 +69,7 @@ impl World {
         });
         let setup = Setup {
             layer: Some(layer),
-            supply: true,
+            reservation: true,
             ..setup
         };
         let mut world = World::with(setup);

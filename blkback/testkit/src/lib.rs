@@ -138,8 +138,8 @@ impl World {
         let module = unsafe { ImageMemory::new(ramdisk, archive.len()) };
         let mut catalog = Catalog::from_module(module);
         catalog = catalog.with_discard(setup.options.discard);
-        if setup.supply {
-            catalog = catalog.with_supply(Arc::new(storage.hypervisor()));
+        if setup.reservation {
+            catalog = catalog.with_reservation(Arc::new(storage.hypervisor()));
         }
         if let Some(layer) = setup.layer {
             catalog = catalog.behind(layer);

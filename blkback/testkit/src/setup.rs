@@ -21,7 +21,7 @@ pub struct Setup {
     /// How its engine is to serve.
     pub options: Options,
     /// Whether images can have more memory of Xen, and give it back.
-    pub supply: bool,
+    pub reservation: bool,
     /// Memory that the driver domain may have later (`maxmem=`), in pages.
     pub memory_later: usize,
     /// Where the ramdisk is damaged: bytes from here on are overwritten.
@@ -44,7 +44,7 @@ impl Default for Setup {
             vcpus: 1,
             region_pages: 32 * 1024,
             options: Options::default(),
-            supply: false,
+            reservation: false,
             memory_later: 0,
             damage: None,
         }
@@ -55,7 +55,7 @@ impl Setup {
     /// The default, whose images give memory back to Xen when a guest discards.
     pub fn giving_back() -> Setup {
         Setup {
-            supply: true,
+            reservation: true,
             options: Options {
                 discard: DiscardMode::Release,
                 ..Options::default()

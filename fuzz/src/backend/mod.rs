@@ -57,7 +57,7 @@ struct Machine {
 impl Machine {
     fn new() -> Machine {
         let mut setup = Setup {
-            supply: true,
+            reservation: true,
             options: options(DataPath::Auto),
             ..Setup::default()
         };

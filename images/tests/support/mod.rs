@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
-pub mod supply;
+pub mod domain;
 
 use bulkhead_images::{ImageMemory, Io, IoError, IoQueue, IoSegment, Op, Submitted, Tag};
 use std::path::Path;

@@ -8,8 +8,8 @@ use crate::domain::{self, Way};
 use crate::memory::image::{image, stack_guard};
 use crate::memory::layout::{AddressSpace, Ranges, not_there, take_last};
 use crate::memory::pvh::{forbid_execution, map_above_4g, protect_image};
+use crate::reservation::{current_reservation, decline};
 use crate::start_info::{self, Memory};
-use crate::supply::{current_reservation, decline};
 use crate::vcpu::BOOT_VCPU;
 use crate::{grants, hypercall, output};
 use bulkhead_xen::abi::hvm::{

@@ -2,7 +2,7 @@
 //! back to the machine, and are populated again as far as the domain's limit allows.
 
 use super::vcpu::SimVcpu;
-use bulkhead_xen::{Balloon, PAGE_SIZE, PageSupply};
+use bulkhead_xen::{Balloon, PAGE_SIZE, Reservation};
 use std::ptr::{self, NonNull};
 
 /// Pages that stay with the domain.

@@ -55,8 +55,8 @@ mod grants;
 mod memory;
 mod numbering;
 mod operations;
+mod reservation;
 mod stats;
-mod supply;
 mod tables;
 #[cfg(test)]
 mod tests;

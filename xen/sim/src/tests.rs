@@ -5,5 +5,5 @@ mod devices;
 mod events;
 mod grants;
 mod lifecycle;
+mod reservation;
 mod store;
-mod supply;

@@ -4,7 +4,7 @@ use super::faults::Hypercall;
 use super::stats::Violation;
 use super::vcpu::SimVcpu;
 use super::world::World;
-use bulkhead_xen::{DomId, Errno, PAGE_SIZE, PageSupply};
+use bulkhead_xen::{DomId, Errno, PAGE_SIZE, Reservation};
 use std::ptr::NonNull;
 
 /// What the last user of a page has left in it.
@@ -12,7 +12,7 @@ const LEFT: u8 = 0xd5;
 
 // SAFETY: allocated pages are marked as used; populated ones are mapped where they were, from
 // parts of the memory file that were punched out and so read as zeros.
-unsafe impl PageSupply for SimVcpu {
+unsafe impl Reservation for SimVcpu {
     fn allocate(&self, pages: usize) -> Option<NonNull<u8>> {
         let mut world = self.world.lock();
         let memory = &mut world.alive_mut(self.domain())?.memory;

@@ -1,4 +1,4 @@
-//! Memory given back to Xen and asked for again ([`PageSupply`]).
+//! Memory given back to Xen and asked for again ([`Reservation`]).
 //!
 //! On PVH this is the frame behind a guest-physical address, which Xen takes away and replaces. On
 //! PV the page's mapping is ours: it goes before the machine frame does, and comes back with
@@ -11,7 +11,7 @@ use crate::memory::{map, pages, pv};
 use bulkhead_xen::abi::memory::{
     CURRENT_RESERVATION, DECREASE_RESERVATION, MemoryReservation, POPULATE_PHYSMAP,
 };
-use bulkhead_xen::{Balloon, DomId, Mfn, PAGE_SIZE, PageSupply};
+use bulkhead_xen::{Balloon, DomId, Mfn, PAGE_SIZE, Reservation};
 use core::ops::Range;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -30,7 +30,7 @@ static RELEASED: AtomicUsize = AtomicUsize::new(0);
 
 // SAFETY: allocated pages come from the frame allocator; populated ones are zeroed here. What Xen
 // does not take is mapped as it was, with the same frame.
-unsafe impl PageSupply for Hypercalls {
+unsafe impl Reservation for Hypercalls {
     fn allocate(&self, count: usize) -> Option<NonNull<u8>> {
         pages::allocate_and_leave_some(count)
     }

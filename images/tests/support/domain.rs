@@ -45,7 +45,7 @@ impl Domain {
         Domain {
             catalog: Catalog::from_module(memory)
                 .with_discard(mode)
-                .with_supply(Arc::new(domain.hypervisor())),
+                .with_reservation(Arc::new(domain.hypervisor())),
             owned: domain.memory_pages(),
             domain,
             sim,

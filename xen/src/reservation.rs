@@ -2,7 +2,7 @@
 
 use core::ptr::NonNull;
 
-/// Memory of this domain, page by page: taken from what nobody uses, given back to Xen, and asked
+/// Memory that Xen reserves for this domain, page by page: taken from what nobody uses, given back to Xen, and asked
 /// for again (`memory.h`).
 ///
 /// A page that was released is an address without anything behind it: touching it ends the
@@ -14,7 +14,7 @@ use core::ptr::NonNull;
 /// An implementer promises that the pages it allocates are used by nobody else, that what it
 /// reports as populated is memory again, zeroed, at the same address on every vCPU, and that
 /// pages it does not report as released stay what they were.
-pub unsafe trait PageSupply: Send + Sync {
+pub unsafe trait Reservation: Send + Sync {
     /// Takes pages in a row that nobody uses. They are the caller's from then on, and hold what their
     /// last user left in them: clearing many takes its time, which is the caller's to divide.
     fn allocate(&self, pages: usize) -> Option<NonNull<u8>>;

@@ -3,7 +3,7 @@
 use super::grants::access;
 use crate::{Hypercall, Sim, SimDomain, Violation};
 use bulkhead_xen::abi::grant_table::{EntryFlags, MapFlags, MapGrantRef};
-use bulkhead_xen::{Errno, GrantRef, Hypervisor, PAGE_SIZE, PageSupply};
+use bulkhead_xen::{Errno, GrantRef, Hypervisor, PAGE_SIZE, Reservation};
 use std::ptr::NonNull;
 
 const GREF: GrantRef = GrantRef(8);

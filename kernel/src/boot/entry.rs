@@ -1,5 +1,5 @@
-//! The first instructions of both ways to boot, the ELF notes that announce them, and the
-//! hypercall page.
+//! The first instructions of both ways to boot, and the ELF notes that announce them. The page that
+//! Xen fills with hypercalls lies where `link.ld` says.
 //!
 //! PVH (`docs/misc/pvh.pandoc` of Xen, `hvm/start_info.h`): 32-bit protected mode, flat segments,
 //! paging off, `ebx` = start info. PV (`xen.h`): 64-bit mode on the builder's page tables and
@@ -43,12 +43,6 @@ global_asm!(
     /* As PVH: writable descriptor tables, translated memory, ring 0, upcalls by vector. */
     xen_note_text   10, "writable_descriptor_tables|auto_translated_physmap|supervisor_mode_kernel|hvm_callback_vector"
     xen_note_number 17, 0x10e               /* SUPPORTED_FEATURES: the same as bits */
-
-    .section .text.hypercall_page, "ax", @progbits
-    .balign 4096
-    .globl hypercall_page
-hypercall_page:
-    .skip 4096, 0xcc
 
     .section .bss.stack, "aw", @nobits
     .balign 4096

@@ -49,8 +49,10 @@ unsafe impl GlobalAlloc for PageSource {
 /// The heap, which counts what is allocated.
 struct Heap(TalcLock<spin::Mutex<()>, GlobalAllocSource<PageSource>>);
 
-// SAFETY: talc does the work, with the same arguments.
+// SAFETY: talc does the work, with the same arguments. Nothing is inlined where it is called: there are
+// hundreds of such places, and none where requests are served.
 unsafe impl GlobalAlloc for Heap {
+    #[inline(never)]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promise is passed on.
         let memory = unsafe { self.0.alloc(layout) };
@@ -60,12 +62,14 @@ unsafe impl GlobalAlloc for Heap {
         memory
     }
 
+    #[inline(never)]
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
         USED.fetch_sub(layout.size() + OVERHEAD, Ordering::Relaxed);
         // SAFETY: the caller's promise is passed on.
         unsafe { self.0.dealloc(memory, layout) }
     }
 
+    #[inline(never)]
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         // SAFETY: the caller's promise is passed on.
         let memory = unsafe { self.0.realloc(memory, layout, size) };

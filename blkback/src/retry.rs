@@ -6,7 +6,7 @@
 
 use bulkhead_executor::Handle;
 use bulkhead_xen::Hypervisor;
-use bulkhead_xenstore_client::{Error, Refusal};
+use bulkhead_xenstore_client::{Error, Fault, Refusal};
 use core::time::Duration;
 
 /// How long after a refusal xenstored is asked again.
@@ -17,8 +17,8 @@ const QUIET: Duration = Duration::from_secs(60);
 
 /// Whether the same request may succeed later.
 pub fn is_passing(error: &Error) -> bool {
-    match error {
-        Error::Refused { refusal, .. } => !matches!(
+    match error.fault() {
+        Fault::Refused { refusal, .. } => !matches!(
             refusal,
             Refusal::NotFound
                 | Refusal::AccessDenied
@@ -27,7 +27,7 @@ pub fn is_passing(error: &Error) -> bool {
                 | Refusal::QuotaExceeded
                 | Refusal::OverQuota
         ),
-        Error::Malformed { .. } | Error::Conflicts { .. } | Error::Changing { .. } => true,
+        Fault::Malformed { .. } | Fault::Conflicts { .. } | Fault::Changing { .. } => true,
         _ => false,
     }
 }

@@ -16,7 +16,7 @@ use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use bulkhead_executor::Sleep;
 use bulkhead_xen::Hypervisor;
-use bulkhead_xenstore_client::{Error, Refusal};
+use bulkhead_xenstore_client::{Error, Fault, Refusal};
 use core::cell::Cell;
 use core::fmt;
 use core::future::{Future, poll_fn};
@@ -134,7 +134,7 @@ impl<H: Hypervisor> Refused<'_, H> {
         let mut nodes = Nodes::new();
         read_into(&mut nodes, store, &self.path, &["state", "online"]).await?;
         let there = match store.exists(frontend).await {
-            Err(Error::Path { .. }) => false,
+            Err(error) if matches!(error.fault(), Fault::Path { .. }) => false,
             Err(error) if error.refusal() == Some(Refusal::AccessDenied) => false,
             there => there?,
         };

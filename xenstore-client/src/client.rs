@@ -1,7 +1,7 @@
 //! The client: a handle that every task may hold a clone of.
 
 use crate::connection::Connection;
-use crate::error::Error;
+use crate::error::{Error, Fault};
 use crate::nodes::Nodes;
 use crate::path::Path;
 use crate::pending::Pending;
@@ -66,7 +66,7 @@ impl Client {
                 return Ok(result);
             }
         }
-        Err(Error::Conflicts { attempts: ATTEMPTS })
+        Err(Fault::Conflicts { attempts: ATTEMPTS }.into())
     }
 
     /// Opens a transaction, after waiting until fewer than eight of this client are open (an

@@ -1,6 +1,7 @@
 //! What can go wrong: for one request, or for the connection as a whole.
 
 use crate::path::PathFault;
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use bulkhead_xen::abi::xs_wire::{
@@ -44,10 +45,14 @@ impl fmt::Debug for Excerpt {
     }
 }
 
-/// Why a request failed.
+/// Why a request failed: see [`Fault`]. It is as large as a pointer, since it goes through many hands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error(Box<Fault>);
+
+/// What went wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Error {
+pub enum Fault {
     /// xenstored said no.
     Refused {
         /// What was asked.
@@ -112,16 +117,27 @@ pub enum Error {
     Disconnected(Breakdown),
 }
 
+impl From<Fault> for Error {
+    fn from(fault: Fault) -> Error {
+        Error(Box::new(fault))
+    }
+}
+
 impl Error {
+    /// What went wrong.
+    pub fn fault(&self) -> &Fault {
+        &self.0
+    }
+
     /// Whether there will be no more answers, to whatever request.
     pub fn is_disconnected(&self) -> bool {
-        matches!(self, Error::Disconnected(_))
+        matches!(self.fault(), Fault::Disconnected(_))
     }
 
     /// What xenstored answered, if it refused.
     pub fn refusal(&self) -> Option<Refusal> {
-        match self {
-            Error::Refused { refusal, .. } => Some(*refusal),
+        match self.fault() {
+            Fault::Refused { refusal, .. } => Some(*refusal),
             _ => None,
         }
     }
@@ -146,13 +162,13 @@ impl fmt::Display for Asked<'_> {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Error::Refused {
+        match self.fault() {
+            Fault::Refused {
                 request,
                 subject,
                 refusal,
             } => write!(f, "xenstore: {}: {refusal}", Asked(request, subject)),
-            Error::Malformed {
+            Fault::Malformed {
                 request,
                 subject,
                 answer,
@@ -161,8 +177,8 @@ impl fmt::Display for Error {
                 "xenstore: {}: malformed answer {answer}",
                 Asked(request, subject)
             ),
-            Error::Path { path, fault } => write!(f, "xenstore: {path:?} is no path: {fault}"),
-            Error::TooLong {
+            Fault::Path { path, fault } => write!(f, "xenstore: {path:?} is no path: {fault}"),
+            Fault::TooLong {
                 request,
                 subject,
                 length,
@@ -171,21 +187,21 @@ impl fmt::Display for Error {
                 "xenstore: {}: {length} bytes, and at most {PAYLOAD_MAX} can be sent",
                 Asked(request, subject)
             ),
-            Error::NotText { path, value } => {
+            Fault::NotText { path, value } => {
                 write!(f, "xenstore: {path:?} is not text: {value}")
             }
-            Error::NotANumber { path, value } => {
+            Fault::NotANumber { path, value } => {
                 write!(f, "xenstore: {path:?} is no number in range: {value:?}")
             }
-            Error::Conflicts { attempts } => write!(
+            Fault::Conflicts { attempts } => write!(
                 f,
                 "xenstore: transaction given up after {attempts} conflicts with others"
             ),
-            Error::Changing { path, attempts } => write!(
+            Fault::Changing { path, attempts } => write!(
                 f,
                 "xenstore: listing of {path:?} given up: it changed {attempts} times meanwhile"
             ),
-            Error::Disconnected(breakdown) => write!(f, "xenstore: {breakdown}"),
+            Fault::Disconnected(breakdown) => write!(f, "xenstore: {breakdown}"),
         }
     }
 }

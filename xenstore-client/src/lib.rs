@@ -57,7 +57,7 @@ mod tests;
 pub use bulkhead_xen::abi::xs_wire::{Access, Permission, Refusal};
 pub use client::Client;
 pub use connection::{Connection, Transport};
-pub use error::{Breakdown, Error, Excerpt};
+pub use error::{Breakdown, Error, Excerpt, Fault};
 pub use nodes::Nodes;
 pub use path::{Path, PathFault};
 pub use ring::Ring;

@@ -1,6 +1,6 @@
 //! Listings that are longer than one message: asked for in parts.
 
-use crate::error::{Error, Excerpt};
+use crate::error::{Error, Excerpt, Fault};
 use crate::nodes::Nodes;
 use crate::wire::{DirectoryPart, MessageType, Refusal, Request};
 use alloc::string::{String, ToString};
@@ -24,10 +24,11 @@ pub(crate) async fn in_parts(
             Err(error) => return Err(error),
         }
     }
-    Err(Error::Changing {
+    Err(Fault::Changing {
         path: path.into(),
         attempts: ATTEMPTS,
-    })
+    }
+    .into())
 }
 
 async fn attempt(nodes: &Nodes, path: &str) -> Result<Option<Vec<String>>, Error> {
@@ -36,7 +37,7 @@ async fn attempt(nodes: &Nodes, path: &str) -> Result<Option<Vec<String>>, Error
     let mut generation: Option<String> = None;
     loop {
         let payload = nodes.ask(Request::DirectoryPart(path, offset))?.await?;
-        let part = DirectoryPart::parse(&payload).ok_or_else(|| Error::Malformed {
+        let part = DirectoryPart::parse(&payload).ok_or_else(|| Fault::Malformed {
             request: MessageType::DIRECTORY_PART,
             subject: path.into(),
             answer: Excerpt::of(&payload),

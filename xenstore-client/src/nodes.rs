@@ -1,6 +1,6 @@
 //! The operations on nodes, which a client and a transaction have in common.
 
-use crate::error::{Error, Excerpt};
+use crate::error::{Error, Excerpt, Fault};
 use crate::listing;
 use crate::path;
 use crate::pending::Pending;
@@ -105,9 +105,12 @@ impl Nodes {
             true => value.parse().ok(),
             false => None,
         };
-        number.ok_or_else(|| Error::NotANumber {
-            path: path.into(),
-            value,
+        number.ok_or_else(|| {
+            Fault::NotANumber {
+                path: path.into(),
+                value,
+            }
+            .into()
         })
     }
 
@@ -170,9 +173,12 @@ impl Nodes {
 }
 
 fn text(path: &str, value: Vec<u8>) -> Result<String, Error> {
-    String::from_utf8(value).map_err(|error| Error::NotText {
-        path: path.into(),
-        value: Excerpt::of(error.as_bytes()),
+    String::from_utf8(value).map_err(|error| {
+        Fault::NotText {
+            path: path.into(),
+            value: Excerpt::of(error.as_bytes()),
+        }
+        .into()
     })
 }
 

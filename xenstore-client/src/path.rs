@@ -1,6 +1,6 @@
 //! Paths: checked before anything is sent.
 
-use crate::Error;
+use crate::error::{Error, Fault};
 use alloc::borrow::ToOwned;
 use alloc::format;
 use alloc::string::String;
@@ -38,10 +38,11 @@ impl fmt::Display for PathFault {
 pub(crate) fn check(path: &str) -> Result<(), Error> {
     match fault(path) {
         None => Ok(()),
-        Some(fault) => Err(Error::Path {
+        Some(fault) => Err(Fault::Path {
             path: path.chars().take(ABS_PATH_MAX).collect(),
             fault,
-        }),
+        }
+        .into()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! A request that was asked and waits for its answer.
 
-use crate::error::{Error, Excerpt};
+use crate::error::{Error, Excerpt, Fault};
 use crate::shared::{Answer, Handle, Progress};
 use crate::wire::{self, MessageType, Request, RequestId, TransactionId};
 use alloc::string::String;
@@ -35,11 +35,12 @@ impl Pending {
     }
 
     fn malformed(&self, payload: &[u8]) -> Error {
-        Error::Malformed {
+        Fault::Malformed {
             request: self.request,
             subject: self.subject.clone(),
             answer: Excerpt::of(payload),
         }
+        .into()
     }
 
     /// Waits for the answer, and reads it.
@@ -69,7 +70,7 @@ impl Future for Pending {
             };
             shared.requests.remove(&id);
             self.id = None;
-            return Poll::Ready(Err(Error::Disconnected(breakdown)));
+            return Poll::Ready(Err(Fault::Disconnected(breakdown).into()));
         }
         let asked = shared.requests.remove(&id).expect("it was just found");
         self.id = None;
@@ -82,11 +83,12 @@ impl Future for Pending {
             Answer::Wrong => None,
         };
         Poll::Ready(Err(match refusal {
-            Some(refusal) => Error::Refused {
+            Some(refusal) => Fault::Refused {
                 request: self.request,
                 subject: self.subject.clone(),
                 refusal,
-            },
+            }
+            .into(),
             None => self.malformed(&payload),
         }))
     }

@@ -1,6 +1,6 @@
 //! What a client's handles and its connection share: requests that wait, and watches.
 
-use crate::error::{Breakdown, Error, Unexpected};
+use crate::error::{Breakdown, Error, Fault, Unexpected};
 use crate::path::Path;
 use crate::wire::{self, Event, Message, MessageType, Request, RequestId, Token, TransactionId};
 use alloc::collections::VecDeque;
@@ -87,12 +87,12 @@ impl Shared {
         transaction: TransactionId,
     ) -> Result<RequestId, Error> {
         if let Some(breakdown) = &self.broken {
-            return Err(Error::Disconnected(breakdown.clone()));
+            return Err(Fault::Disconnected(breakdown.clone()).into());
         }
         let id = self.free_request_id();
         let bytes = request
             .emit(id, transaction)
-            .map_err(|length| Error::TooLong {
+            .map_err(|length| Fault::TooLong {
                 request: request.message_type(),
                 subject: request.subject().into(),
                 length,

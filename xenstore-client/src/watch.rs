@@ -1,6 +1,6 @@
 //! Watches: what changed, as a stream.
 
-use crate::error::Error;
+use crate::error::{Error, Fault};
 use crate::path::Path;
 use crate::pending::Pending;
 use crate::shared::Handle;
@@ -64,7 +64,7 @@ impl Watch {
             return Poll::Ready(Ok(path));
         }
         if let Some(breakdown) = broken {
-            return Poll::Ready(Err(Error::Disconnected(breakdown)));
+            return Poll::Ready(Err(Fault::Disconnected(breakdown).into()));
         }
         watching.waiter = Some(context.waker().clone());
         Poll::Pending

@@ -9,7 +9,7 @@ use alloc::format;
 use alloc::string::String;
 use bulkhead_executor::Handle;
 use bulkhead_xen::Hypervisor;
-use bulkhead_xenstore_client::{Client, Error, Refusal};
+use bulkhead_xenstore_client::{Client, Error, Fault, Refusal};
 use core::cell::Cell;
 
 /// Knows where both ends of a disk say they are. Only what may have changed is read again.
@@ -123,7 +123,7 @@ impl Drop for Unread<'_> {
 async fn own_node(store: &Client, path: String) -> Result<Option<String>, Error> {
     match store.read_optional(path).await {
         // It is there, and means nothing.
-        Err(Error::NotText { .. }) => Ok(Some(String::new())),
+        Err(error) if matches!(error.fault(), Fault::NotText { .. }) => Ok(Some(String::new())),
         read => read,
     }
 }
@@ -131,7 +131,9 @@ async fn own_node(store: &Client, path: String) -> Result<Option<String>, Error>
 /// A node of the guest, which may remove it, close it to us or write into it what it likes.
 pub async fn guests_node(store: &Client, path: String) -> Result<Option<String>, Error> {
     match store.read_optional(path).await {
-        Err(Error::NotText { .. } | Error::Path { .. }) => Ok(None),
+        Err(error) if matches!(error.fault(), Fault::NotText { .. } | Fault::Path { .. }) => {
+            Ok(None)
+        }
         Err(error) if error.refusal() == Some(Refusal::AccessDenied) => Ok(None),
         read => read,
     }

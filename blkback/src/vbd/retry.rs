@@ -23,7 +23,7 @@ impl Failure {
     /// Of what has to be done whatever xenstored says about it now.
     pub fn of_what_must_be(error: Error) -> Self {
         match error {
-            Error::Disconnected(_) => Failure::Disconnected(error),
+            error if error.is_disconnected() => Failure::Disconnected(error),
             error => Failure::Passing(error),
         }
     }
@@ -32,7 +32,7 @@ impl Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
-            Error::Disconnected(_) => Failure::Disconnected(error),
+            error if error.is_disconnected() => Failure::Disconnected(error),
             error if is_passing(&error) => Failure::Passing(error),
             error => Failure::Fatal(error.into()),
         }

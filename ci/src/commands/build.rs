@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 /// The largest ELF that is accepted.
-const SIZE_LIMIT: u64 = 480 << 10;
+const SIZE_LIMIT: u64 = 400 << 10;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 

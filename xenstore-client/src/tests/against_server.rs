@@ -1,7 +1,7 @@
 //! Every operation, as a domain with a domain's rights does it.
 
 use super::*;
-use crate::{Error, Outcome, Permission, Refusal, Transaction};
+use crate::{Error, Fault, Outcome, Permission, Refusal, Transaction};
 use bulkhead_xen::abi::xs_wire::Access;
 use std::string::{String, ToString};
 use std::vec::Vec;
@@ -54,7 +54,7 @@ fn several_values_at_once() {
         store.write("data/bytes", [255]).await.unwrap();
         let paths = ["data/a", "data/bytes", "data/b"].map(String::from);
         let error = store.read_each(&paths).await.unwrap_err();
-        assert!(matches!(error, Error::NotText { .. }), "{error}");
+        assert!(matches!(error.fault(), Fault::NotText { .. }), "{error}");
         assert_eq!(store.read("data/b").await.unwrap(), "2");
     });
 }
@@ -67,11 +67,11 @@ fn numbers() {
         for bad in ["", "x", "1x", " 1", "1\n", "+1", "-", "256", "--1"] {
             store.write("data/n", bad).await.unwrap();
             let error = store.read_number::<u8>("data/n").await.unwrap_err();
-            let expected = Error::NotANumber {
+            let expected = Fault::NotANumber {
                 path: "data/n".into(),
                 value: bad.into(),
             };
-            assert_eq!(error, expected);
+            assert_eq!(*error.fault(), expected);
         }
         store.write("data/n", "-7").await.unwrap();
         assert_eq!(store.read_number("data/n").await, Ok(-7));
@@ -96,9 +96,9 @@ fn refusals_name_what_was_asked() {
             "xenstore: \"data/n\" is not text: \"\\xff\""
         );
         let error = store.write("data/n", [0; 5000]).await.unwrap_err();
-        assert!(matches!(error, Error::TooLong { length: 5007, .. }));
+        assert!(matches!(error.fault(), Fault::TooLong { length: 5007, .. }));
         let error = store.read("data//n").await.unwrap_err();
-        assert!(matches!(error, Error::Path { .. }));
+        assert!(matches!(error.fault(), Fault::Path { .. }));
         // None of that hurts the connection.
         assert!(store.exists("data/n").await.unwrap());
     });
@@ -324,7 +324,10 @@ fn transactions_are_tried_again() {
     assert_eq!(rig.server.read("/local/domain/5/data/a").unwrap(), "1");
     rig.server.faults.conflicts = 100;
     let endless = store.transaction(async |tx| tx.write("data/a", "2").await);
-    assert_eq!(rig.run(endless), Err(Error::Conflicts { attempts: 100 }));
+    assert_eq!(
+        rig.run(endless),
+        Err(Fault::Conflicts { attempts: 100 }.into())
+    );
     assert_eq!(rig.server.read("/local/domain/5/data/a").unwrap(), "1");
     let failing = store.transaction(async |tx| {
         tx.write("data/a", "2").await?;

@@ -1,7 +1,7 @@
 //! Random operations, against a map that does the same, with every kind of slowness in between.
 
 use super::*;
-use crate::{Error, Outcome, Refusal};
+use crate::{Outcome, Refusal};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::string::{String, ToString};
@@ -185,7 +185,9 @@ proptest! {
         let mut work = pin!(async {
             for _ in 0..10 {
                 let written = store.write("data/x", "1").await;
-                if let Err(error @ Error::Disconnected(_)) = written {
+                if let Err(error) = written
+                    && error.is_disconnected()
+                {
                     return Err(error);
                 }
                 let _ = store.read("data/x").await?;

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::connection::Transport;
-use crate::{Breakdown, Error};
+use crate::{Breakdown, Error, Fault};
 use bulkhead_xen::abi::xs_wire::{
     ERROR_PROTOCOL, Header, MessageType, RECONNECT, RequestId, TransactionId,
 };
@@ -86,10 +86,10 @@ fn impossible_indices_break_the_connection() {
         rig.page.set(offset, consumer);
         assert_eq!(rig.connection.pump(), Err(breakdown.clone()));
         // Whoever waits is told, and so is whoever comes later.
-        let told = Poll::Ready(Err(Error::Disconnected(breakdown.clone())));
+        let told = Poll::Ready(Err(Fault::Disconnected(breakdown.clone()).into()));
         assert_eq!(rig.poll(waiting.as_mut()), told);
         let later = rig.run(store.read("data"));
-        assert_eq!(later, Err(Error::Disconnected(breakdown)));
+        assert_eq!(later, Err(Fault::Disconnected(breakdown).into()));
     }
 }
 
@@ -110,10 +110,12 @@ fn breakdown(bytes: &[u8]) -> Breakdown {
     assert!(rig.poll(transaction.as_mut()).is_pending());
     rig.server.inject(GUEST, bytes);
     rig.settle();
-    let Poll::Ready(Err(Error::Disconnected(breakdown))) = rig.poll(answer.as_mut()) else {
+    let Poll::Ready(Err(error)) = rig.poll(answer.as_mut()) else {
         panic!("still connected");
     };
-    let error = Error::Disconnected(breakdown.clone());
+    let Fault::Disconnected(breakdown) = error.fault().clone() else {
+        panic!("{error}");
+    };
     assert_eq!(rig.poll(event.as_mut()), Poll::Ready(Err(error.clone())));
     let Poll::Ready(begun) = rig.poll(transaction.as_mut()) else {
         panic!("still waiting for a place");
@@ -173,7 +175,8 @@ fn a_reply_of_another_kind_or_transaction_is_malformed_for_its_asker_alone() {
         let store = rig.client.clone();
         rig.server.faults.mangle = Some(Box::new(move |_, bytes| bytes[change] ^= 1));
         let result = rig.run(store.read("data"));
-        assert!(matches!(result, Err(Error::Malformed { .. })), "{result:?}");
+        let error = result.unwrap_err();
+        assert!(matches!(error.fault(), Fault::Malformed { .. }), "{error}");
         rig.server.faults.mangle = None;
         assert_eq!(rig.run(store.read("data")), Ok(String::new()));
     }
@@ -194,7 +197,8 @@ fn a_malformed_answer_concerns_its_asker_alone() {
         }));
     };
     let is_malformed = |error: Option<Error>| {
-        assert!(matches!(error, Some(Error::Malformed { .. })), "{error:?}");
+        let fault = error.as_ref().map(Error::fault);
+        assert!(matches!(fault, Some(Fault::Malformed { .. })), "{error:?}");
     };
     spoil(&mut rig, None, b"KO\0");
     is_malformed(rig.run(store.write("data/x", "1")).err());
@@ -221,7 +225,10 @@ fn a_server_that_gives_up_is_heard() {
     rig.server.give_up(GUEST, ERROR_PROTOCOL);
     let error = rig.run(store.read("data")).unwrap_err();
     let code = ERROR_PROTOCOL;
-    assert_eq!(error, Error::Disconnected(Breakdown::GivenUp { code }));
+    assert_eq!(
+        error,
+        Fault::Disconnected(Breakdown::GivenUp { code }).into()
+    );
     assert_eq!(
         error.to_string(),
         "xenstore: xenstored has disconnected us: message too long (3)"

@@ -4,7 +4,7 @@ use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_blkback_testkit::{
     Bystander, Frontend, Guest, IMAGE_SIZE, PATHS, POISON, SECTORS, Style, World, content,
 };
-use bulkhead_grant::Access;
+use bulkhead_grant::GrantAccess;
 use bulkhead_ring::RingMemory;
 use bulkhead_ring::blkif::{
     Opcode, Operation, Request, RequestId, SLOT_SIZE, Sector, Segment, Status, TransferKind,
@@ -167,7 +167,7 @@ fn pages_that_do_not_map() {
 #[test]
 fn one_page_of_many_that_does_not_map() {
     beside_a_bystander(|disk, _| {
-        let page = disk.link().fresh_page(Access::ReadWrite);
+        let page = disk.link().fresh_page(GrantAccess::ReadWrite);
         page.fill(0, &[POISON; 4096]);
         let segments = [
             Segment::whole(page.gref()),
@@ -192,7 +192,7 @@ fn one_page_of_many_that_does_not_map() {
 #[test]
 fn a_page_granted_for_reading_that_is_to_be_read_into() {
     beside_a_bystander(|disk, _| {
-        let page = disk.link().fresh_page(Access::ReadOnly);
+        let page = disk.link().fresh_page(GrantAccess::ReadOnly);
         page.fill(0, &[POISON; 4096]);
         let request = about(disk, TransferKind::Read, &[Segment::whole(page.gref())]);
         disk.link().push(&request, vec![page]);
@@ -206,7 +206,7 @@ fn a_page_granted_for_reading_that_is_to_be_read_into() {
 fn a_page_that_xen_is_still_fetching_is_waited_for() {
     beside_a_bystander(|disk, _| {
         for (times, expected) in [(5, Status::Okay), (1_000_000, Status::Error)] {
-            let page = disk.link().fresh_page(Access::ReadOnly);
+            let page = disk.link().fresh_page(GrantAccess::ReadOnly);
             let key = (disk.domain.id(), page.gref());
             let sim = &disk.world.sim;
             let again = bulkhead_xen::GrantStatus::EAGAIN;
@@ -222,7 +222,7 @@ fn a_page_that_xen_is_still_fetching_is_waited_for() {
 #[test]
 fn the_same_page_in_all_segments() {
     beside_a_bystander(|disk, _| {
-        let page = disk.link().fresh_page(Access::ReadWrite);
+        let page = disk.link().fresh_page(GrantAccess::ReadWrite);
         let segments = [Segment::whole(page.gref()); 11];
         let request = about(disk, TransferKind::Read, &segments);
         disk.link().push(&request, vec![page]);

@@ -5,7 +5,7 @@ use bulkhead_blkback::engine::{QueueControl, QueueSetup, queue_control, serve};
 use bulkhead_blkback_testkit::{
     Answer, Guest, Link, PATHS, Page, Random, Setup, Style, World, content,
 };
-use bulkhead_grant::Access;
+use bulkhead_grant::GrantAccess;
 use bulkhead_images::Target;
 use bulkhead_ring::blkif::{Operation, Request, Segment, Status, TransferKind};
 use bulkhead_xen::GrantRef;
@@ -52,7 +52,7 @@ impl<'w> Served<'w> {
         world.spawn(serve(handle, region, setup, guard));
         control.start();
         world.run();
-        let pages = (0..SEGMENTS.div_ceil(8)).map(|_| link.fresh_page(Access::ReadWrite));
+        let pages = (0..SEGMENTS.div_ceil(8)).map(|_| link.fresh_page(GrantAccess::ReadWrite));
         Served {
             world,
             control,

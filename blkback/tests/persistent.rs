@@ -4,7 +4,7 @@ use bulkhead_blkback::engine::DataPath;
 use bulkhead_blkback_testkit::{
     Bystander, Frontend, Guest, IMAGE_SIZE, POISON, Page, Random, Style, World, content,
 };
-use bulkhead_grant::Access;
+use bulkhead_grant::GrantAccess;
 use bulkhead_ring::blkif::{Request, Sector, Segment, Status, TransferKind};
 use std::collections::BTreeMap;
 
@@ -84,7 +84,7 @@ fn more_grants_than_fit_are_exchanged() {
     let mut disk = persistent(&guest);
     let image = content(0, IMAGE_SIZE);
     let pages: Vec<Page> = (0..1500)
-        .map(|_| disk.link().fresh_page(Access::ReadWrite))
+        .map(|_| disk.link().fresh_page(GrantAccess::ReadWrite))
         .collect();
     for round in 0..3 {
         for (number, page) in pages.iter().enumerate() {
@@ -155,7 +155,7 @@ fn all_that_linux_has_in_use_stays_mapped() {
     let guest = Guest::with_memory(&world, 4096);
     let mut disk = persistent(&guest);
     let pages: Vec<Page> = (0..32 * 33)
-        .map(|_| disk.link().fresh_page(Access::ReadWrite))
+        .map(|_| disk.link().fresh_page(GrantAccess::ReadWrite))
         .collect();
     let mut calls = Vec::new();
     for _ in 0..3 {
@@ -177,7 +177,7 @@ fn a_page_granted_for_reading_is_never_written() {
     let world = World::new();
     let guest = Guest::new(&world);
     let mut disk = persistent(&guest);
-    let page = disk.link().fresh_page(Access::ReadOnly);
+    let page = disk.link().fresh_page(GrantAccess::ReadOnly);
     page.fill(0, &[7; 4096]);
     for _ in 0..3 {
         assert_eq!(
@@ -201,7 +201,7 @@ fn a_page_first_written_from_and_then_read_into() {
     let world = World::new();
     let guest = Guest::new(&world);
     let mut disk = persistent(&guest);
-    let page = disk.link().fresh_page(Access::ReadWrite);
+    let page = disk.link().fresh_page(GrantAccess::ReadWrite);
     page.fill(0, &[7; 4096]);
     assert_eq!(
         move_page(&mut disk, TransferKind::Write, 8, &page),
@@ -224,7 +224,7 @@ fn grants_revoked_and_given_to_other_pages_harm_nobody_else() {
     let guest = Guest::new(&world);
     let mut disk = persistent(&guest);
     for _ in 0..20 {
-        let page = disk.link().fresh_page(Access::ReadWrite);
+        let page = disk.link().fresh_page(GrantAccess::ReadWrite);
         assert_eq!(
             move_page(&mut disk, TransferKind::Read, 0, &page),
             Status::Okay

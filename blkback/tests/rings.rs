@@ -6,7 +6,7 @@ use bulkhead_blkback_testkit::{
     Bystander, Frontend, Guest, IMAGE_SIZE, Meanwhile, PATHS, Page, Random, Setup, Style, World,
     content, on_every_path,
 };
-use bulkhead_grant::Access;
+use bulkhead_grant::GrantAccess;
 use bulkhead_ring::blkif::{
     Operation, Request, RequestId, SLOT_SIZE, Segment, Status, TransferKind,
 };
@@ -158,7 +158,7 @@ fn indirect_requests_of_every_size() {
 
 /// Asks for a whole page in each of `segments` segments, all of them in a few pages of memory.
 fn push_many(disk: &mut Frontend<'_>, segments: usize) -> RequestId {
-    let pages = (0..16).map(|_| disk.link().fresh_page(Access::ReadWrite));
+    let pages = (0..16).map(|_| disk.link().fresh_page(GrantAccess::ReadWrite));
     let mut pages: Vec<Page> = pages.collect();
     let segment = |number: usize| Segment::whole(pages[number % 16].gref());
     let list: Vec<Segment> = (0..segments).map(segment).collect();
@@ -229,7 +229,7 @@ fn index_pages_that_lie() {
         let guest = Guest::new(&world);
         let style = Style::persistent(persistent);
         let mut disk = guest.attach("xvda", "ram:disk0").styled(style).connected();
-        let page = disk.link().fresh_page(Access::ReadWrite);
+        let page = disk.link().fresh_page(GrantAccess::ReadWrite);
         let whole = Segment::whole(page.gref());
         // One segment of twenty is none, or names a page that does not map.
         for bad in [

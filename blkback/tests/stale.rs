@@ -4,7 +4,7 @@
 use bulkhead_blkback_testkit::{
     Bystander, Guest, IMAGE_SIZE, Link, PATHS, POISON, Style, World, content,
 };
-use bulkhead_grant::Access;
+use bulkhead_grant::GrantAccess;
 use bulkhead_ring::Format;
 use bulkhead_ring::blkif::{Abi, Blkif, Request, SLOT_SIZE, Sector, Segment, Status, TransferKind};
 use bulkhead_xen::{GrantRef, PAGE_SIZE};
@@ -77,7 +77,7 @@ fn a_read_that_fails_in_its_middle_shows_what_it_may_and_nothing_else() {
             // Whatever the backend keeps between two requests is the other guest's now.
             other.io();
             let pages: Vec<_> = (0..11)
-                .map(|_| disk.link().fresh_page(Access::ReadWrite))
+                .map(|_| disk.link().fresh_page(GrantAccess::ReadWrite))
                 .collect();
             pages
                 .iter()

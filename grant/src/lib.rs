@@ -8,7 +8,7 @@
 //!   Hypervisor::foreign_region
 //!   └─ Region ─ ranges of pages, given out when a disk connects, returned when it goes
 //!      ├─ MappedPages   a ring's pages, contiguous, mapped as long as the value lives
-//!      ├─ Window        a queue's data pages, mapped and unmapped in batches, a sweep at a time
+//!      ├─ MapPool       a queue's data pages, mapped and unmapped in batches, a sweep at a time
 //!      └─ PersistentCache  a queue's data pages that stay mapped, the least recently used ones go
 //! ```
 //!
@@ -18,21 +18,21 @@
 //!
 //! ```
 //! # fn example<H: bulkhead_xen::Hypervisor>(hypervisor: H) -> Result<(), Box<dyn core::error::Error>> {
-//! use bulkhead_grant::{Access, Region};
+//! use bulkhead_grant::{GrantAccess, Region};
 //! use bulkhead_xen::{DomId, GrantRef};
 //!
 //! let region = Region::new(hypervisor).ok_or("the foreign region has an owner already")?;
-//! let mut window = region.window(DomId(5), 32)?;
-//! let slot = window.queue_map(GrantRef(17), Access::ReadOnly)?;
-//! window.map_queued();
-//! let page = window.address(&slot)?;
+//! let mut pool = region.map_pool(DomId(5), 32)?;
+//! let mapping = pool.queue_map(GrantRef(17), GrantAccess::ReadOnly)?;
+//! pool.map_queued();
+//! let page = pool.address(&mapping)?;
 //! // … read the page …
-//! window.queue_unmap(slot);
-//! window.unmap_queued();
+//! pool.queue_unmap(mapping);
+//! pool.unmap_queued();
 //! # Ok(()) }
 //! ```
 //!
-//! Read next: [`Window`], which is the data path.
+//! Read next: [`MapPool`], which is the data path.
 
 #![no_std]
 #![deny(unsafe_code)]
@@ -41,39 +41,39 @@ extern crate alloc;
 
 #[allow(unsafe_code, reason = "the one place that copies")]
 mod copy;
+#[allow(unsafe_code, reason = "the one place that maps and unmaps")]
+mod map_pool;
 pub mod memory;
 mod pages;
 mod persistent;
 mod region;
 #[allow(unsafe_code, reason = "lends own memory out: callers vouch for it")]
 mod table;
-#[allow(unsafe_code, reason = "the one place that maps and unmaps")]
-mod window;
 
 pub use copy::{Copied, CopyBatch, CopyRefused, Direction, GrantedBytes};
+pub use map_pool::{Calls, MapPool, MapPoolFull, Mapping};
 pub use memory::OutOfMemory;
 pub use pages::MappedPages;
-pub use persistent::{CacheFull, Held, PersistentCache};
+pub use persistent::{CacheFull, CachedMapping, PersistentCache};
 pub use region::{NoRoom, OutOfSpace, Region};
 pub use table::{Entry, Grant, GrantTable, InUse, TableFull};
-pub use window::{Calls, Slot, Window, WindowFull};
 
 use bulkhead_xen::abi::grant_table::MapFlags;
 
 /// What a mapping allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
+pub enum GrantAccess {
     /// Reading: the granting domain's page cannot be changed through it.
     ReadOnly,
     /// Reading and writing.
     ReadWrite,
 }
 
-impl Access {
+impl GrantAccess {
     fn flags(self) -> MapFlags {
         match self {
-            Access::ReadOnly => MapFlags::HOST_MAP | MapFlags::READONLY,
-            Access::ReadWrite => MapFlags::HOST_MAP,
+            GrantAccess::ReadOnly => MapFlags::HOST_MAP | MapFlags::READONLY,
+            GrantAccess::ReadWrite => MapFlags::HOST_MAP,
         }
     }
 }

@@ -1,9 +1,9 @@
 //! Granted pages mapped next to each other for as long as their owner lives: a ring.
 
-use crate::Access;
+use crate::GrantAccess;
+use crate::map_pool::MapPool;
 use crate::memory::{OutOfMemory, room_for};
-use crate::region::Place;
-use crate::window::Window;
+use crate::region::PageRange;
 use bulkhead_xen::{DomId, GrantRef, GrantStatus, Hypervisor};
 use core::ptr::NonNull;
 
@@ -11,7 +11,7 @@ use core::ptr::NonNull;
 #[derive(Debug)]
 pub struct MappedPages<H: Hypervisor> {
     /// As large as there are pages, and never touched again: its drop unmaps them.
-    window: Window<H>,
+    pool: MapPool<H>,
     base: NonNull<u8>,
     pages: usize,
 }
@@ -21,29 +21,25 @@ impl<H: Hypervisor> MappedPages<H> {
     pub(crate) fn map(
         hypervisor: H,
         domain: DomId,
-        place: Place,
+        range: PageRange,
         grefs: &[GrantRef],
     ) -> Result<Result<Self, (GrantRef, GrantStatus)>, OutOfMemory> {
-        let base = place.page(0);
-        let mut window = Window::new(hypervisor, domain, place, grefs.len())?;
-        let mut slots = room_for(grefs.len())?;
+        let base = range.page(0);
+        let mut pool = MapPool::new(hypervisor, domain, range, grefs.len())?;
+        let mut mappings = room_for(grefs.len())?;
         for &gref in grefs {
-            let slot = window.queue_map(gref, Access::ReadWrite);
-            slots.push(slot.expect("the window has a page for each grant"));
+            let mapping = pool.queue_map(gref, GrantAccess::ReadWrite);
+            mappings.push(mapping.expect("the pool has a page for each grant"));
         }
-        window.map_queued();
-        for (index, (slot, &gref)) in slots.iter().zip(grefs).enumerate() {
-            match window.address(slot) {
-                Ok(page) => assert_eq!(
-                    page,
-                    window.page(index),
-                    "a new window fills from its start"
-                ),
+        pool.map_queued();
+        for (index, (mapping, &gref)) in mappings.iter().zip(grefs).enumerate() {
+            match pool.address(mapping) {
+                Ok(page) => assert_eq!(page, pool.page(index), "a new pool fills from its start"),
                 Err(status) => return Ok(Err((gref, status))),
             }
         }
         Ok(Ok(MappedPages {
-            window,
+            pool,
             base,
             pages: grefs.len(),
         }))
@@ -61,6 +57,6 @@ impl<H: Hypervisor> MappedPages<H> {
 
     /// The domain that grants them.
     pub fn domain(&self) -> DomId {
-        self.window.domain()
+        self.pool.domain()
     }
 }

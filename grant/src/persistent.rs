@@ -5,9 +5,9 @@
 //! holds. A frontend may cycle through more grants than fit: then each sweep maps and unmaps in
 //! one hypercall each, as without persistence.
 
+use crate::map_pool::{Calls, MapPool, Mapping};
 use crate::memory::{OutOfMemory, filled, room_for};
-use crate::window::{Calls, Slot, Window};
-use crate::{Access, NoRoom, Region};
+use crate::{GrantAccess, NoRoom, Region};
 use alloc::vec::Vec;
 use bulkhead_xen::{DmaAddr, DomId, GrantRef, GrantStatus, Hypervisor};
 use core::fmt;
@@ -18,8 +18,8 @@ const NONE: u16 = u16::MAX;
 
 /// A queue's persistently mapped pages. All memory it needs is taken when it is made.
 pub struct PersistentCache<H: Hypervisor> {
-    window: Window<H>,
-    entries: Vec<Entry>,
+    pool: MapPool<H>,
+    entries: Vec<CacheEntry>,
     /// The first entry that caches nothing; each names the next.
     vacant: u16,
     cached: usize,
@@ -34,14 +34,14 @@ pub struct PersistentCache<H: Hypervisor> {
     /// Entries that nobody holds, the most recently used one first.
     idle: IdleList,
     /// Entries queued for writing by this sweep for requests that would be content with reading.
-    hopeful: Vec<u16>,
+    try_writable: Vec<u16>,
     hits: u64,
     misses: u64,
 }
 
-struct Entry {
+struct CacheEntry {
     gref: GrantRef,
-    slot: Option<Slot>,
+    mapping: Option<Mapping>,
     /// How many requests use it, and [`READ_ONLY`] if it is mapped for reading alone.
     uses: u16,
     /// The next entry in its list by grant, or among the vacant ones.
@@ -51,17 +51,17 @@ struct Entry {
     older: u16,
 }
 
-/// A bit of [`Entry::uses`].
+/// A bit of [`CacheEntry::uses`].
 const READ_ONLY: u16 = 1 << 15;
 /// The rest of them.
 const MOST_HOLDERS: u16 = READ_ONLY - 1;
 
-const _: () = assert!(size_of::<Entry>() == 16);
+const _: () = assert!(size_of::<CacheEntry>() == 16);
 
 /// After so many pages that had to go for want of map slots, one more is tried.
 const TRY_AGAIN: u32 = 64;
 
-impl Entry {
+impl CacheEntry {
     #[inline]
     fn is_held(&self) -> bool {
         self.uses & MOST_HOLDERS > 0
@@ -83,9 +83,9 @@ struct IdleList {
 /// [`PersistentCache::release`]. It stays mapped that long.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "a page that is never released can never make room for another"]
-pub struct Held {
+pub struct CachedMapping {
     entry: u16,
-    access: Access,
+    access: GrantAccess,
 }
 
 /// Every page of the cache is held.
@@ -115,9 +115,9 @@ impl<H: Hypervisor> PersistentCache<H> {
     ) -> Result<Self, NoRoom> {
         assert!((1..=NONE.into()).contains(&capacity), "{capacity} pages");
         assert!(sweep > 0, "no page at a time");
-        let entry = |number| Entry {
+        let entry = |number| CacheEntry {
             gref: GrantRef(0),
-            slot: None,
+            mapping: None,
             uses: 0,
             next: if number + 1 < capacity {
                 number as u16 + 1
@@ -128,7 +128,7 @@ impl<H: Hypervisor> PersistentCache<H> {
             older: NONE,
         };
         Ok(PersistentCache {
-            window: region.window_in_batches(domain, capacity + sweep, sweep)?,
+            pool: region.map_pool_in_batches(domain, capacity + sweep, sweep)?,
             entries: filled(capacity, entry)?,
             vacant: 0,
             cached: 0,
@@ -139,7 +139,7 @@ impl<H: Hypervisor> PersistentCache<H> {
                 newest: NONE,
                 oldest: NONE,
             },
-            hopeful: room_for(sweep)?,
+            try_writable: room_for(sweep)?,
             hits: 0,
             misses: 0,
         })
@@ -147,7 +147,7 @@ impl<H: Hypervisor> PersistentCache<H> {
 
     /// Keeps from now on where devices find the pages ([`dma_addr`](Self::dma_addr)), which takes memory.
     pub fn keep_dma_addrs(&mut self) -> Result<(), OutOfMemory> {
-        self.window.keep_dma_addrs()
+        self.pool.keep_dma_addrs()
     }
 
     /// How many pages are cached.
@@ -172,14 +172,18 @@ impl<H: Hypervisor> PersistentCache<H> {
 
     /// What was asked of Xen so far.
     pub fn calls(&self) -> Calls {
-        self.window.calls()
+        self.pool.calls()
     }
 
     /// Holds a page of the frontend for a request. If it is not cached, the next
     /// [`map_queued`](Self::map_queued) maps it; if need be, the least recently used page that
     /// nobody holds makes room.
     #[inline]
-    pub fn hold(&mut self, gref: GrantRef, access: Access) -> Result<Held, CacheFull> {
+    pub fn hold(
+        &mut self,
+        gref: GrantRef,
+        access: GrantAccess,
+    ) -> Result<CachedMapping, CacheFull> {
         let entry = match self.find(gref) {
             Some(entry) if !self.is_too_weak(entry, access) => {
                 self.hits += 1;
@@ -200,7 +204,7 @@ impl<H: Hypervisor> PersistentCache<H> {
             return Err(CacheFull);
         }
         *uses += 1;
-        Ok(Held { entry, access })
+        Ok(CachedMapping { entry, access })
     }
 
     /// The entry that caches a grant.
@@ -223,14 +227,14 @@ impl<H: Hypervisor> PersistentCache<H> {
     }
 
     /// Whether an entry is mapped for reading, wanted for writing, and can be mapped anew.
-    fn is_too_weak(&self, entry: u16, wanted: Access) -> bool {
+    fn is_too_weak(&self, entry: u16, wanted: GrantAccess) -> bool {
         let entry = &self.entries[usize::from(entry)];
-        !entry.is_held() && entry.is_read_only() && wanted == Access::ReadWrite
+        !entry.is_held() && entry.is_read_only() && wanted == GrantAccess::ReadWrite
     }
 
     #[cold]
-    fn insert(&mut self, gref: GrantRef, access: Access) -> Result<u16, CacheFull> {
-        if self.hopeful.len() == self.hopeful.capacity() {
+    fn insert(&mut self, gref: GrantRef, access: GrantAccess) -> Result<u16, CacheFull> {
+        if self.try_writable.len() == self.try_writable.capacity() {
             self.map_queued();
         }
         if self.cached >= self.most && self.idle.oldest != NONE {
@@ -240,28 +244,28 @@ impl<H: Hypervisor> PersistentCache<H> {
         if self.vacant == NONE {
             return Err(CacheFull);
         }
-        if self.window.free_slots() == 0 {
-            self.window.unmap_queued();
+        if self.pool.free_pages() == 0 {
+            self.pool.unmap_queued();
         }
         // A frontend allows writing to all its persistent grants (io/blkif.h, note 8), so later
         // requests that write need no other mapping.
-        let slot = self.window.queue_map(gref, Access::ReadWrite);
-        let slot = slot.map_err(|_| CacheFull)?;
+        let mapping = self.pool.queue_map(gref, GrantAccess::ReadWrite);
+        let mapping = mapping.map_err(|_| CacheFull)?;
         let at = self.vacant;
         let list = self.list(gref);
         let entry = &mut self.entries[usize::from(at)];
         self.vacant = entry.next;
-        *entry = Entry {
+        *entry = CacheEntry {
             gref,
-            slot: Some(slot),
+            mapping: Some(mapping),
             uses: 0,
             next: core::mem::replace(&mut self.lists[list], at),
             newer: NONE,
             older: NONE,
         };
         self.cached += 1;
-        if access == Access::ReadOnly {
-            self.hopeful.push(at);
+        if access == GrantAccess::ReadOnly {
+            self.try_writable.push(at);
         }
         self.misses += 1;
         Ok(at)
@@ -271,26 +275,28 @@ impl<H: Hypervisor> PersistentCache<H> {
     /// room. Pages that may not be written are mapped for reading by one more, if reading is all
     /// that was asked for.
     pub fn map_queued(&mut self) {
-        self.window.unmap_queued();
-        self.window.map_queued();
-        let slotless = self.window.take_slotless();
+        self.pool.unmap_queued();
+        self.pool.map_queued();
+        let slotless = self.pool.take_slotless();
         if slotless > 0 {
             self.make_do_without(slotless);
         }
-        for at in 0..self.hopeful.len() {
-            let entry = &mut self.entries[usize::from(self.hopeful[at])];
-            let Some(slot) = &entry.slot else { continue };
+        for at in 0..self.try_writable.len() {
+            let entry = &mut self.entries[usize::from(self.try_writable[at])];
+            let Some(mapping) = &entry.mapping else {
+                continue;
+            };
             // What Xen answers if the grant is read-only, among other things.
-            if self.window.address(slot) == Err(GrantStatus::GENERAL_ERROR)
-                && let Some(slot) = entry.slot.take()
+            if self.pool.address(mapping) == Err(GrantStatus::GENERAL_ERROR)
+                && let Some(mapping) = entry.mapping.take()
             {
-                self.window.queue_unmap(slot);
+                self.pool.queue_unmap(mapping);
                 entry.uses |= READ_ONLY;
-                entry.slot = self.window.queue_map(entry.gref, Access::ReadOnly).ok();
+                entry.mapping = self.pool.queue_map(entry.gref, GrantAccess::ReadOnly).ok();
             }
         }
-        self.hopeful.clear();
-        self.window.map_queued();
+        self.try_writable.clear();
+        self.pool.map_queued();
     }
 
     /// Xen had no map slots for so many pages. Pages that nobody holds make room for them, and for other
@@ -303,21 +309,22 @@ impl<H: Hypervisor> PersistentCache<H> {
         self.trim();
         for at in 0..self.entries.len() {
             let entry = &mut self.entries[at];
-            let refused = |slot: &Slot| self.window.address(slot) == Err(GrantStatus::NO_SPACE);
-            if entry.slot.as_ref().is_some_and(refused)
-                && let Some(slot) = entry.slot.take()
+            let refused =
+                |mapping: &Mapping| self.pool.address(mapping) == Err(GrantStatus::NO_SPACE);
+            if entry.mapping.as_ref().is_some_and(refused)
+                && let Some(mapping) = entry.mapping.take()
             {
-                self.window.queue_unmap(slot);
+                self.pool.queue_unmap(mapping);
                 let access = match entry.is_read_only() {
-                    true => Access::ReadOnly,
-                    false => Access::ReadWrite,
+                    true => GrantAccess::ReadOnly,
+                    false => GrantAccess::ReadWrite,
                 };
-                entry.slot = self.window.queue_map(entry.gref, access).ok();
+                entry.mapping = self.pool.queue_map(entry.gref, access).ok();
             }
         }
-        self.window.map_queued();
+        self.pool.map_queued();
         // What finds no slot now either is reached in another way, and asked for again when it is used next.
-        self.window.take_slotless();
+        self.pool.take_slotless();
     }
 
     /// Unmaps pages that nobody holds as long as there are more than are to stay. Where Xen has few map
@@ -334,7 +341,7 @@ impl<H: Hypervisor> PersistentCache<H> {
         while self.cached > most && self.idle.oldest != NONE {
             self.discard(self.idle.oldest);
         }
-        self.window.unmap_queued();
+        self.pool.unmap_queued();
     }
 
     /// A page had to go though there is room. Now and then one fewer has to.
@@ -349,36 +356,36 @@ impl<H: Hypervisor> PersistentCache<H> {
 
     /// Where a page is mapped, or why it is not.
     #[inline]
-    pub fn address(&self, held: &Held) -> Result<NonNull<u8>, GrantStatus> {
-        let entry = &self.entries[usize::from(held.entry)];
-        if held.access == Access::ReadWrite && entry.is_read_only() {
+    pub fn address(&self, cached: &CachedMapping) -> Result<NonNull<u8>, GrantStatus> {
+        let entry = &self.entries[usize::from(cached.entry)];
+        if cached.access == GrantAccess::ReadWrite && entry.is_read_only() {
             return Err(GrantStatus::GENERAL_ERROR);
         }
-        let slot = entry.slot.as_ref().ok_or(GrantStatus::GENERAL_ERROR)?;
-        self.window.address(slot)
+        let mapping = entry.mapping.as_ref().ok_or(GrantStatus::GENERAL_ERROR)?;
+        self.pool.address(mapping)
     }
 
     /// Returns where devices find a page that is mapped. `None` if it is not, or if that is not kept
     /// ([`keep_dma_addrs`](Self::keep_dma_addrs)).
     #[inline]
-    pub fn dma_addr(&self, held: &Held) -> Option<DmaAddr> {
-        let slot = self.entries[usize::from(held.entry)].slot.as_ref()?;
-        self.window.dma_addr(slot)
+    pub fn dma_addr(&self, cached: &CachedMapping) -> Option<DmaAddr> {
+        let mapping = self.entries[usize::from(cached.entry)].mapping.as_ref()?;
+        self.pool.dma_addr(mapping)
     }
 
     /// Ends the use of a page by a request. It stays mapped as long as there is room.
     #[inline]
-    pub fn release(&mut self, held: Held) {
-        let at = held.entry;
+    pub fn release(&mut self, cached: CachedMapping) {
+        let at = cached.entry;
         let entry = &mut self.entries[usize::from(at)];
         entry.uses -= 1;
         if entry.is_held() {
             return;
         }
         let mapped = entry
-            .slot
+            .mapping
             .as_ref()
-            .is_some_and(|slot| self.window.address(slot).is_ok());
+            .is_some_and(|mapping| self.pool.address(mapping).is_ok());
         self.link(at);
         if !mapped {
             // Refused, or never mapped: the next request asks Xen again.
@@ -399,8 +406,8 @@ impl<H: Hypervisor> PersistentCache<H> {
         let next = core::mem::replace(&mut entry.next, self.vacant);
         self.vacant = at;
         self.cached -= 1;
-        if let Some(slot) = entry.slot.take() {
-            self.window.queue_unmap(slot);
+        if let Some(mapping) = entry.mapping.take() {
+            self.pool.queue_unmap(mapping);
         }
         if self.lists[list] == at {
             self.lists[list] = next;
@@ -425,7 +432,7 @@ impl<H: Hypervisor> PersistentCache<H> {
     }
 
     fn unlink(&mut self, at: u16) {
-        let Entry { newer, older, .. } = self.entries[usize::from(at)];
+        let CacheEntry { newer, older, .. } = self.entries[usize::from(at)];
         match newer {
             NONE => self.idle.newest = older,
             newer => self.entries[usize::from(newer)].older = older,

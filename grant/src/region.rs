@@ -1,8 +1,8 @@
 //! Who uses which part of the address space for foreign pages.
 
+use crate::map_pool::MapPool;
 use crate::memory::OutOfMemory;
 use crate::pages::MappedPages;
-use crate::window::Window;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_xen::{DomId, ForeignRegion, GrantRef, GrantStatus, Hypervisor, PAGE_SIZE};
@@ -41,21 +41,21 @@ impl<H: Hypervisor> Region<H> {
         Region { hypervisor, shared }
     }
 
-    /// A window of `pages` pages for data that `domain` grants, all of which are mapped or unmapped in
+    /// A pool of `pages` pages for data that `domain` grants, all of which are mapped or unmapped in
     /// one hypercall.
-    pub fn window(&self, domain: DomId, pages: usize) -> Result<Window<H>, NoRoom> {
-        self.window_in_batches(domain, pages, pages)
+    pub fn map_pool(&self, domain: DomId, pages: usize) -> Result<MapPool<H>, NoRoom> {
+        self.map_pool_in_batches(domain, pages, pages)
     }
 
     /// The same, mapped and unmapped in hypercalls of up to `batch` pages, for which alone it takes memory.
-    pub(crate) fn window_in_batches(
+    pub(crate) fn map_pool_in_batches(
         &self,
         domain: DomId,
         pages: usize,
         batch: usize,
-    ) -> Result<Window<H>, NoRoom> {
-        let place = self.take(pages)?;
-        Ok(Window::new(self.hypervisor.clone(), domain, place, batch)?)
+    ) -> Result<MapPool<H>, NoRoom> {
+        let range = self.take(pages)?;
+        Ok(MapPool::new(self.hypervisor.clone(), domain, range, batch)?)
     }
 
     /// Maps pages that `domain` grants next to each other, readable and writable. The outer error
@@ -72,11 +72,11 @@ impl<H: Hypervisor> Region<H> {
         domain: DomId,
         grefs: &[GrantRef],
     ) -> Result<Result<MappedPages<H>, (GrantRef, GrantStatus)>, NoRoom> {
-        let place = self.take(grefs.len())?;
+        let range = self.take(grefs.len())?;
         Ok(MappedPages::map(
             self.hypervisor.clone(),
             domain,
-            place,
+            range,
             grefs,
         )?)
     }
@@ -86,13 +86,13 @@ impl<H: Hypervisor> Region<H> {
         self.shared.free.lock().total()
     }
 
-    fn take(&self, pages: usize) -> Result<Place, OutOfSpace> {
+    fn take(&self, pages: usize) -> Result<PageRange, OutOfSpace> {
         let range = self.shared.free.lock().take(pages);
         let range = range.ok_or(OutOfSpace {
             wanted: pages,
             free: self.free_pages(),
         })?;
-        Ok(Place {
+        Ok(PageRange {
             range,
             shared: self.shared.clone(),
         })
@@ -153,12 +153,12 @@ impl From<OutOfMemory> for NoRoom {
 }
 
 /// A range of the region in use, given back when dropped.
-pub(crate) struct Place {
+pub(crate) struct PageRange {
     range: Range<usize>,
     shared: Arc<Shared>,
 }
 
-impl Place {
+impl PageRange {
     /// How many pages it has.
     #[inline]
     pub(crate) fn pages(&self) -> usize {
@@ -200,7 +200,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for PageRange {
     fn drop(&mut self) {
         self.shared.free.lock().give_back(self.range.clone());
     }

@@ -4,7 +4,7 @@
 //! written before the flags that make the entry valid, and a grant ends only by a compare-and-swap
 //! that finds neither READING nor WRITING set, the marks of a page in use.
 
-use crate::Access;
+use crate::GrantAccess;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_xen::abi::grant_table::{EntryFlags, EntryV1, RESERVED_ENTRIES};
@@ -110,7 +110,7 @@ impl<H: Hypervisor> GrantTable<H> {
         &self,
         domain: DomId,
         frame: Gfn,
-        access: Access,
+        access: GrantAccess,
     ) -> Result<Grant<H>, TableFull> {
         let entry = self.entry()?;
         // SAFETY: the caller promises just that.
@@ -217,14 +217,14 @@ impl<H: Hypervisor> Entry<H> {
     /// As long as the grant lasts, the frame is own memory that is accessed by volatile or atomic
     /// accesses alone, and its whole content may be seen by `domain`. It lasts until
     /// [`Grant::end`] succeeds.
-    pub unsafe fn grant(self, domain: DomId, frame: Gfn, access: Access) -> Grant<H> {
+    pub unsafe fn grant(self, domain: DomId, frame: Gfn, access: GrantAccess) -> Grant<H> {
         let frame = u32::try_from(frame.0).expect("version 1 entries hold frames below 2^32");
         let entry = self.table.at(self.gref);
         entry.frame.store(frame, Ordering::Relaxed);
         entry.domain.store(domain.0, Ordering::Relaxed);
         let flags = match access {
-            Access::ReadOnly => EntryFlags::PERMIT_ACCESS | EntryFlags::READONLY,
-            Access::ReadWrite => EntryFlags::PERMIT_ACCESS,
+            GrantAccess::ReadOnly => EntryFlags::PERMIT_ACCESS | EntryFlags::READONLY,
+            GrantAccess::ReadWrite => EntryFlags::PERMIT_ACCESS,
         };
         // The other domain may look at it from here on.
         entry.flags.store(flags.bits(), Ordering::Release);

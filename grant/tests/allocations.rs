@@ -1,8 +1,10 @@
-//! The data path takes no memory: all of it was taken when windows, batches and caches were made.
+//! The data path takes no memory: all of it was taken when pools, batches and caches were made.
 
 mod pair;
 
-use bulkhead_grant::{Access, CopyBatch, Direction, GrantTable, GrantedBytes, PersistentCache};
+use bulkhead_grant::{
+    CopyBatch, Direction, GrantAccess, GrantTable, GrantedBytes, PersistentCache,
+};
 use bulkhead_xen::{GrantRef, Hypervisor};
 use pair::Pair;
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -47,22 +49,22 @@ fn the_counter_counts() {
 }
 
 #[test]
-fn windows_take_nothing() {
+fn pools_take_nothing() {
     let pair = Pair::new();
     (8..40).for_each(|gref| _ = pair.grant(gref));
-    let mut window = pair.region.window(pair.guest(), 32).unwrap();
-    let mut slots = Vec::with_capacity(32);
+    let mut pool = pair.region.map_pool(pair.guest(), 32).unwrap();
+    let mut mappings = Vec::with_capacity(32);
     let taken = allocations(|| {
         for gref in 8..40 {
-            let slot = window.queue_map(GrantRef(gref), Access::ReadWrite);
-            slots.push(slot.unwrap());
+            let mapping = pool.queue_map(GrantRef(gref), GrantAccess::ReadWrite);
+            mappings.push(mapping.unwrap());
         }
-        window.map_queued();
-        for slot in slots.drain(..) {
-            assert!(window.address(&slot).is_ok());
-            window.queue_unmap(slot);
+        pool.map_queued();
+        for mapping in mappings.drain(..) {
+            assert!(pool.address(&mapping).is_ok());
+            pool.queue_unmap(mapping);
         }
-        window.unmap_queued();
+        pool.unmap_queued();
     });
     assert_eq!(taken, 0);
     assert_eq!(pair.backend.stats().maps, 100 * 32);
@@ -97,18 +99,18 @@ fn caches_take_nothing_even_when_pages_come_and_go() {
     let pair = Pair::new();
     (8..138).for_each(|gref| _ = pair.grant(gref));
     let mut cache = PersistentCache::new(&pair.region, pair.guest(), 100, 11).unwrap();
-    let mut held = Vec::with_capacity(11);
+    let mut cached = Vec::with_capacity(11);
     let mut next = 0;
     let taken = allocations(|| {
         for _ in 0..11 {
             let gref = GrantRef(8 + next % 130);
             next += 7;
-            held.push(cache.hold(gref, Access::ReadOnly).unwrap());
+            cached.push(cache.hold(gref, GrantAccess::ReadOnly).unwrap());
         }
         cache.map_queued();
-        for held in held.drain(..) {
-            assert!(cache.address(&held).is_ok());
-            cache.release(held);
+        for cached in cached.drain(..) {
+            assert!(cache.address(&cached).is_ok());
+            cache.release(cached);
         }
     });
     assert_eq!(taken, 0);
@@ -125,7 +127,7 @@ fn granting_with_an_entry_takes_nothing() {
     let taken = allocations(|| {
         let idle = entry.take().unwrap();
         // SAFETY: the page is never accessed.
-        let grant = unsafe { idle.grant(pair.backend.id(), frame, Access::ReadOnly) };
+        let grant = unsafe { idle.grant(pair.backend.id(), frame, GrantAccess::ReadOnly) };
         entry = grant.end().ok();
     });
     assert_eq!(taken, 0);

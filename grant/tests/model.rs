@@ -2,7 +2,9 @@
 
 mod pair;
 
-use bulkhead_grant::{Access, CacheFull, Held, PersistentCache, Slot, WindowFull};
+use bulkhead_grant::{
+    CacheFull, CachedMapping, GrantAccess, MapPoolFull, Mapping, PersistentCache,
+};
 use bulkhead_xen::abi::grant_table::EntryFlags;
 use bulkhead_xen::{GrantRef, GrantStatus};
 use bulkhead_xen_sim::GrantUse;
@@ -25,9 +27,9 @@ enum Step {
     /// The backend queues a page.
     QueueMap(u32, bool),
     Map,
-    /// It gives back one of its slots.
+    /// It gives back one of its mappings.
     QueueUnmap(usize),
-    /// It forgets one of its slots.
+    /// It forgets one of its mappings.
     Forget(usize),
     Unmap,
 }
@@ -45,11 +47,11 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn access(write: bool) -> Access {
+fn access(write: bool) -> GrantAccess {
     if write {
-        Access::ReadWrite
+        GrantAccess::ReadWrite
     } else {
-        Access::ReadOnly
+        GrantAccess::ReadOnly
     }
 }
 
@@ -100,21 +102,21 @@ impl Frontend {
     }
 }
 
-/// What the model knows of one slot.
+/// What the model knows of one mapping.
 struct Known {
-    slot: Slot,
+    mapping: Mapping,
     gref: u32,
     write: bool,
     /// `None` while it is queued.
     mapped: Option<bool>,
 }
 
-fn count(slots: &[Known], leaving: &[(u32, bool)], gref: u32) -> (usize, usize) {
-    let held = slots
+fn count(mappings: &[Known], leaving: &[(u32, bool)], gref: u32) -> (usize, usize) {
+    let cached = mappings
         .iter()
         .filter(|known| known.mapped == Some(true))
         .map(|known| (known.gref, known.write));
-    let all = held.chain(leaving.iter().copied());
+    let all = cached.chain(leaving.iter().copied());
     let users: Vec<bool> = all
         .filter(|(other, _)| *other == gref)
         .map(|(_, write)| write)
@@ -129,12 +131,12 @@ proptest! {
     /// Whatever the order: what is mapped is what Xen allows at that moment, each page is the
     /// right one, and in the end nothing is left.
     #[test]
-    fn windows_agree_with_the_model(steps in prop::collection::vec(step(), 1..120)) {
+    fn pools_agree_with_the_model(steps in prop::collection::vec(step(), 1..120)) {
         let pair = Pair::new();
         let free = pair.region.free_pages();
         let mut frontend = Frontend::new(&pair);
-        let mut window = pair.region.window(pair.guest(), PAGES).unwrap();
-        let mut slots: Vec<Known> = Vec::new();
+        let mut pool = pair.region.map_pool(pair.guest(), PAGES).unwrap();
+        let mut mappings: Vec<Known> = Vec::new();
         // Mapped pages that were given back or forgotten: they are mapped still.
         let mut leaving: Vec<(u32, bool)> = Vec::new();
         let mut forgotten: Vec<(u32, bool)> = Vec::new();
@@ -148,41 +150,41 @@ proptest! {
                     pair.sim.fail_grant(GrantUse::Map, grant, GrantStatus::EAGAIN, times);
                 }
                 Step::QueueMap(gref, write) => {
-                    let queued = window.queue_map(GrantRef(gref), access(write));
-                    let used = slots.len() + leaving.len() + lost;
+                    let queued = pool.queue_map(GrantRef(gref), access(write));
+                    let used = mappings.len() + leaving.len() + lost;
                     if used == PAGES {
-                        prop_assert_eq!(queued, Err(WindowFull));
+                        prop_assert_eq!(queued, Err(MapPoolFull));
                     } else {
-                        let slot = queued.unwrap();
-                        slots.push(Known { slot, gref, write, mapped: None });
+                        let mapping = queued.unwrap();
+                        mappings.push(Known { mapping, gref, write, mapped: None });
                     }
                 }
                 Step::Map => {
-                    window.map_queued();
+                    pool.map_queued();
                     // Pages that are away come back within one call, after the others: so the
                     // order of entries decides nothing that the model would have to know, except
                     // who is first for one grant. Ask for consistency there, not for a winner.
-                    let queued: Vec<usize> = (0..slots.len())
-                        .filter(|at| slots[*at].mapped.is_none())
+                    let queued: Vec<usize> = (0..mappings.len())
+                        .filter(|at| mappings[*at].mapped.is_none())
                         .collect();
                     let mut elsewhere = leaving.clone();
                     elsewhere.extend(&forgotten);
                     let before: BTreeMap<u32, (usize, usize)> = GREFS
-                        .map(|gref| (gref, count(&slots, &elsewhere, gref)))
+                        .map(|gref| (gref, count(&mappings, &elsewhere, gref)))
                         .collect();
                     for &at in &queued {
-                        let known = &slots[at];
-                        let address = window.address(&known.slot);
+                        let known = &mappings[at];
+                        let address = pool.address(&known.mapping);
                         let (users, writers) = before[&known.gref];
                         let alone = frontend.allows(known.gref, known.write, users, writers);
                         let others = queued.iter().filter(|&&other| other != at
-                            && slots[other].gref == known.gref
-                            && window.address(&slots[other].slot).is_ok());
+                            && mappings[other].gref == known.gref
+                            && pool.address(&mappings[other].mapping).is_ok());
                         let with_others = frontend.allows(
                             known.gref,
                             known.write,
                             users + others.clone().count(),
-                            writers + others.filter(|&&other| slots[other].write).count(),
+                            writers + others.filter(|&&other| mappings[other].write).count(),
                         );
                         match address {
                             Ok(_) => prop_assert!(alone || with_others),
@@ -193,21 +195,21 @@ proptest! {
                         }
                     }
                     for at in queued {
-                        slots[at].mapped = Some(window.address(&slots[at].slot).is_ok());
+                        mappings[at].mapped = Some(pool.address(&mappings[at].mapping).is_ok());
                     }
                 }
                 Step::QueueUnmap(at) => {
-                    if at < slots.len() {
-                        let known = slots.swap_remove(at);
+                    if at < mappings.len() {
+                        let known = mappings.swap_remove(at);
                         if known.mapped == Some(true) {
                             leaving.push((known.gref, known.write));
                         }
-                        window.queue_unmap(known.slot);
+                        pool.queue_unmap(known.mapping);
                     }
                 }
                 Step::Forget(at) => {
-                    if at < slots.len() && slots[at].mapped.is_some() {
-                        let known = slots.swap_remove(at);
+                    if at < mappings.len() && mappings[at].mapped.is_some() {
+                        let known = mappings.swap_remove(at);
                         if known.mapped == Some(true) {
                             forgotten.push((known.gref, known.write));
                         }
@@ -215,22 +217,22 @@ proptest! {
                     }
                 }
                 Step::Unmap => {
-                    window.unmap_queued();
+                    pool.unmap_queued();
                     leaving.clear();
                 }
             }
-            for known in &slots {
+            for known in &mappings {
                 if known.mapped == Some(true) {
-                    let page = window.address(&known.slot).unwrap();
+                    let page = pool.address(&known.mapping).unwrap();
                     prop_assert_eq!(u32::from(peek(page)), known.gref);
                 }
             }
-            let mapped = slots.iter().filter(|known| known.mapped == Some(true)).count();
+            let mapped = mappings.iter().filter(|known| known.mapped == Some(true)).count();
             let live = mapped + leaving.len() + forgotten.len();
             prop_assert_eq!(pair.backend.live_mappings(), live);
-            prop_assert_eq!(window.free_slots(), PAGES - slots.len() - leaving.len() - lost);
+            prop_assert_eq!(pool.free_pages(), PAGES - mappings.len() - leaving.len() - lost);
         }
-        drop(window);
+        drop(pool);
         prop_assert_eq!(pair.region.free_pages(), free);
         pair.assert_clean();
     }
@@ -245,13 +247,13 @@ proptest! {
         let mut frontend = Frontend::new(&pair);
         GREFS.for_each(|gref| frontend.grant(&pair, gref, true));
         let mut cache = PersistentCache::new(&pair.region, pair.guest(), capacity, 2).unwrap();
-        let mut held: Vec<(u32, Held)> = Vec::new();
+        let mut cached: Vec<(u32, CachedMapping)> = Vec::new();
         // Cached and idle, the least recently used first.
         let mut idle: Vec<u32> = Vec::new();
         for (gref, release, write) in steps {
-            let in_use = |held: &[(u32, Held)], gref| held.iter().any(|(other, _)| *other == gref);
-            let known = in_use(&held, gref) || idle.contains(&gref);
-            let mut busy: Vec<u32> = held.iter().map(|(gref, _)| *gref).collect();
+            let in_use = |cached: &[(u32, CachedMapping)], gref| cached.iter().any(|(other, _)| *other == gref);
+            let known = in_use(&cached, gref) || idle.contains(&gref);
+            let mut busy: Vec<u32> = cached.iter().map(|(gref, _)| *gref).collect();
             busy.sort();
             busy.dedup();
             let before = pair.backend.stats();
@@ -264,21 +266,21 @@ proptest! {
                     cache.map_queued();
                     let address = cache.address(&page).unwrap();
                     prop_assert_eq!(u32::from(peek(address)), gref);
-                    held.push((gref, page));
+                    cached.push((gref, page));
                 }
                 Err(CacheFull) => prop_assert!(!known && busy.len() == capacity),
             }
             if known {
                 prop_assert_eq!((pair.backend.stats() - before).hypercalls(), 0);
             }
-            for _ in 0..release.min(held.len()) {
-                let (gref, page) = held.remove(0);
+            for _ in 0..release.min(cached.len()) {
+                let (gref, page) = cached.remove(0);
                 cache.release(page);
-                if !in_use(&held, gref) {
+                if !in_use(&cached, gref) {
                     idle.push(gref);
                 }
             }
-            busy = held.iter().map(|(gref, _)| *gref).collect();
+            busy = cached.iter().map(|(gref, _)| *gref).collect();
             busy.sort();
             busy.dedup();
             prop_assert_eq!(cache.len(), busy.len() + idle.len());

@@ -2,13 +2,13 @@
 
 mod pair;
 
-use bulkhead_grant::{Access, CacheFull, Held, PersistentCache};
+use bulkhead_grant::{CacheFull, CachedMapping, GrantAccess, PersistentCache};
 use bulkhead_xen::{GrantRef, GrantStatus};
 use bulkhead_xen_sim::{DomainKind, SimVcpu, Stats};
 use pair::{Pair, peek, poke};
 
-const READ: Access = Access::ReadOnly;
-const WRITE: Access = Access::ReadWrite;
+const READ: GrantAccess = GrantAccess::ReadOnly;
+const WRITE: GrantAccess = GrantAccess::ReadWrite;
 
 fn cache(pair: &Pair, capacity: usize) -> PersistentCache<SimVcpu> {
     PersistentCache::new(&pair.region, pair.guest(), capacity, 8).unwrap()
@@ -22,10 +22,10 @@ fn use_pages(
 ) -> Stats {
     let before = pair.backend.stats();
     for gref in grefs {
-        let held = cache.hold(GrantRef(gref), WRITE).unwrap();
+        let cached = cache.hold(GrantRef(gref), WRITE).unwrap();
         cache.map_queued();
-        poke(cache.address(&held).unwrap(), gref as u8);
-        cache.release(held);
+        poke(cache.address(&cached).unwrap(), gref as u8);
+        cache.release(cached);
     }
     pair.backend.stats() - before
 }
@@ -51,18 +51,18 @@ fn known_pages_cost_no_hypercall() {
 fn a_sweep_of_new_pages_is_one_hypercall() {
     let pair = Pair::new();
     let mut cache = cache(&pair, 16);
-    let mut held: Vec<Held> = Vec::new();
+    let mut cached: Vec<CachedMapping> = Vec::new();
     for gref in 8..16 {
         pair.grant(gref);
-        held.push(cache.hold(GrantRef(gref), WRITE).unwrap());
+        cached.push(cache.hold(GrantRef(gref), WRITE).unwrap());
         // The same page twice in one sweep is mapped once.
-        held.push(cache.hold(GrantRef(gref), READ).unwrap());
+        cached.push(cache.hold(GrantRef(gref), READ).unwrap());
     }
     cache.map_queued();
-    assert!(held.iter().all(|held| cache.address(held).is_ok()));
+    assert!(cached.iter().all(|cached| cache.address(cached).is_ok()));
     let stats = pair.backend.stats();
     assert_eq!((stats.hypercalls(), stats.maps), (1, 8));
-    held.into_iter().for_each(|held| cache.release(held));
+    cached.into_iter().for_each(|cached| cache.release(cached));
     cache.discard_idle();
     assert!(cache.is_empty());
     assert_eq!(pair.backend.stats().unmap_calls, 1);
@@ -104,13 +104,13 @@ fn more_grants_than_fit_are_exchanged_a_sweep_at_a_time() {
     for sweep in 0..16 {
         let before = pair.backend.stats();
         let first = 8 + sweep % 8 * 4;
-        let held: Vec<Held> = (first..first + 4)
+        let cached: Vec<CachedMapping> = (first..first + 4)
             .map(|gref| cache.hold(GrantRef(gref), WRITE).unwrap())
             .collect();
         cache.map_queued();
-        for held in held {
-            assert!(cache.address(&held).is_ok());
-            cache.release(held);
+        for cached in cached {
+            assert!(cache.address(&cached).is_ok());
+            cache.release(cached);
         }
         let cost = pair.backend.stats() - before;
         assert!(cost.map_calls <= 1 && cost.unmap_calls <= 1);
@@ -186,17 +186,17 @@ fn refused_pages_are_not_cached() {
     let mut cache = cache(&pair, 4);
     for _ in 0..10 {
         for access in [READ, WRITE] {
-            let held = cache.hold(GrantRef(100), access).unwrap();
+            let cached = cache.hold(GrantRef(100), access).unwrap();
             cache.map_queued();
-            assert!(cache.address(&held).is_err());
-            cache.release(held);
+            assert!(cache.address(&cached).is_err());
+            cache.release(cached);
             assert!(cache.is_empty());
         }
     }
     // Held, and released before it was mapped.
     pair.grant(8);
-    let held = cache.hold(GrantRef(8), WRITE).unwrap();
-    cache.release(held);
+    let cached = cache.hold(GrantRef(8), WRITE).unwrap();
+    cache.release(cached);
     cache.map_queued();
     assert!(cache.is_empty());
     drop(cache);
@@ -229,17 +229,19 @@ fn pages_that_are_held_may_find_no_map_slot() {
     let mut cache = cache(&pair, 16);
     pair.backend.set_maptrack_limit(5);
     let hold = |gref| cache.hold(GrantRef(gref), WRITE).unwrap();
-    let held: Vec<Held> = (8..20).map(hold).collect();
+    let cached: Vec<CachedMapping> = (8..20).map(hold).collect();
     cache.map_queued();
-    let reached = |held: &&Held| cache.address(held).is_ok();
-    assert_eq!(held.iter().filter(reached).count(), 5);
-    let refused = held.iter().filter_map(|held| cache.address(held).err());
+    let reached = |cached: &&CachedMapping| cache.address(cached).is_ok();
+    assert_eq!(cached.iter().filter(reached).count(), 5);
+    let refused = cached
+        .iter()
+        .filter_map(|cached| cache.address(cached).err());
     assert!(
         refused
             .into_iter()
             .all(|status| status == GrantStatus::NO_SPACE)
     );
-    held.into_iter().for_each(|held| cache.release(held));
+    cached.into_iter().for_each(|cached| cache.release(cached));
     cache.trim();
     assert!(cache.len() < 5);
     drop(cache);
@@ -257,9 +259,9 @@ fn a_device_finds_the_cached_pages() {
     // More than fit, so that pages of the region change hands.
     for round in 0..3 {
         for (gref, page) in (8..).zip(&pages) {
-            let held = cache.hold(GrantRef(gref), WRITE).unwrap();
+            let cached = cache.hold(GrantRef(gref), WRITE).unwrap();
             cache.map_queued();
-            let address = cache.dma_addr(&held).expect("mapped");
+            let address = cache.dma_addr(&cached).expect("mapped");
             let value = round * 16 + gref as u8;
             device.write(address, &[value]).unwrap();
             assert_eq!(peek(*page), value);
@@ -267,17 +269,17 @@ fn a_device_finds_the_cached_pages() {
             let again = cache.hold(GrantRef(gref), READ).unwrap();
             assert_eq!(cache.dma_addr(&again), Some(address));
             cache.release(again);
-            cache.release(held);
+            cache.release(cached);
         }
     }
     poke(read_only, 5);
-    let held = cache.hold(GrantRef(20), READ).unwrap();
+    let cached = cache.hold(GrantRef(20), READ).unwrap();
     cache.map_queued();
-    let address = cache.dma_addr(&held).expect("mapped for reading");
+    let address = cache.dma_addr(&cached).expect("mapped for reading");
     let mut byte = [0];
     device.read(address, &mut byte).unwrap();
     assert_eq!(byte, [5]);
-    cache.release(held);
+    cache.release(cached);
     drop(cache);
     assert!(device.read(address, &mut byte).is_err(), "unmapped");
     assert_eq!(pair.backend.violations().len(), 1, "that");

@@ -2,7 +2,7 @@
 
 mod pair;
 
-use bulkhead_grant::{Access, Grant, GrantTable, TableFull};
+use bulkhead_grant::{Grant, GrantAccess, GrantTable, TableFull};
 use bulkhead_xen::{GrantRef, GrantStatus};
 use bulkhead_xen_sim::{DomainConfig, Sim, SimDomain, SimVcpu};
 use core::ptr::NonNull;
@@ -12,7 +12,7 @@ fn grant(
     table: &GrantTable<SimVcpu>,
     pair: &Pair,
     page: NonNull<u8>,
-    access: Access,
+    access: GrantAccess,
 ) -> Grant<SimVcpu> {
     let frame = pair.frontend.frame_of(page);
     // SAFETY: the tests access the page by volatile accesses alone, and never free it.
@@ -29,32 +29,32 @@ fn a_granted_page_can_be_mapped_until_the_grant_ends() {
     let table = table(&pair.frontend);
     let free = table.free_entries();
     let page = pair.frontend.alloc_page();
-    let grant = grant(&table, &pair, page, Access::ReadWrite);
+    let grant = grant(&table, &pair, page, GrantAccess::ReadWrite);
     assert!(grant.gref() >= GrantRef(8), "the first are the toolstack's");
     assert!(!grant.is_in_use());
 
-    let mut window = pair.region.window(pair.guest(), 4).unwrap();
+    let mut pool = pair.region.map_pool(pair.guest(), 4).unwrap();
     let gref = grant.gref();
-    let slot = window.queue_map(gref, Access::ReadWrite).unwrap();
-    window.map_queued();
-    poke(window.address(&slot).unwrap(), 5);
+    let mapping = pool.queue_map(gref, GrantAccess::ReadWrite).unwrap();
+    pool.map_queued();
+    poke(pool.address(&mapping).unwrap(), 5);
     assert_eq!(peek(page), 5);
 
     assert!(grant.is_in_use());
     let refused = grant.end().unwrap_err();
     assert_eq!(refused.to_string(), format!("grant {gref} is still in use"));
-    window.queue_unmap(slot);
-    window.unmap_queued();
+    pool.queue_unmap(mapping);
+    pool.unmap_queued();
     let entry = refused.0.end().unwrap();
     assert_eq!((entry.gref(), table.free_entries()), (gref, free - 1));
     drop(entry);
     assert_eq!(table.free_entries(), free);
 
-    let late = window.queue_map(gref, Access::ReadOnly).unwrap();
-    window.map_queued();
+    let late = pool.queue_map(gref, GrantAccess::ReadOnly).unwrap();
+    pool.map_queued();
     let general = Err(GrantStatus::GENERAL_ERROR);
-    assert_eq!(window.address(&late), general);
-    drop(window);
+    assert_eq!(pool.address(&late), general);
+    drop(pool);
     pair.assert_clean();
 }
 
@@ -63,14 +63,16 @@ fn a_page_granted_for_reading_cannot_be_written() {
     let pair = Pair::new();
     let table = table(&pair.frontend);
     let page = pair.frontend.alloc_page();
-    let grant = grant(&table, &pair, page, Access::ReadOnly);
-    let mut window = pair.region.window(pair.guest(), 4).unwrap();
-    let read = window.queue_map(grant.gref(), Access::ReadOnly).unwrap();
-    let write = window.queue_map(grant.gref(), Access::ReadWrite).unwrap();
-    window.map_queued();
-    assert!(window.address(&read).is_ok());
-    assert!(window.address(&write).is_err());
-    drop(window);
+    let grant = grant(&table, &pair, page, GrantAccess::ReadOnly);
+    let mut pool = pair.region.map_pool(pair.guest(), 4).unwrap();
+    let read = pool.queue_map(grant.gref(), GrantAccess::ReadOnly).unwrap();
+    let write = pool
+        .queue_map(grant.gref(), GrantAccess::ReadWrite)
+        .unwrap();
+    pool.map_queued();
+    assert!(pool.address(&read).is_ok());
+    assert!(pool.address(&write).is_err());
+    drop(pool);
     assert!(grant.end().is_ok());
     pair.assert_clean();
 }
@@ -81,18 +83,18 @@ fn an_entry_grants_one_page_after_another() {
     let table = table(&pair.frontend);
     let mut entry = table.entry().unwrap();
     let gref = entry.gref();
-    let mut window = pair.region.window(pair.guest(), 4).unwrap();
+    let mut pool = pair.region.map_pool(pair.guest(), 4).unwrap();
     for value in 1..4 {
         let page = pair.frontend.alloc_page();
         poke(page, value);
         let frame = pair.frontend.frame_of(page);
         // SAFETY: as in `grant`.
-        let grant = unsafe { entry.grant(pair.backend.id(), frame, Access::ReadOnly) };
-        let slot = window.queue_map(gref, Access::ReadOnly).unwrap();
-        window.map_queued();
-        assert_eq!(peek(window.address(&slot).unwrap()), value);
-        window.queue_unmap(slot);
-        window.unmap_queued();
+        let grant = unsafe { entry.grant(pair.backend.id(), frame, GrantAccess::ReadOnly) };
+        let mapping = pool.queue_map(gref, GrantAccess::ReadOnly).unwrap();
+        pool.map_queued();
+        assert_eq!(peek(pool.address(&mapping).unwrap()), value);
+        pool.queue_unmap(mapping);
+        pool.unmap_queued();
         entry = grant.end().unwrap();
     }
     pair.assert_clean();
@@ -115,18 +117,18 @@ fn a_grant_given_up_in_use_is_free_when_the_other_domain_stops() {
     };
     let table = table(&pair.frontend);
     let page = pair.frontend.alloc_page();
-    let first = grant(&table, &pair, page, Access::ReadOnly);
-    let mut window = pair.region.window(pair.guest(), 4).unwrap();
-    let slot = window.queue_map(first.gref(), Access::ReadOnly).unwrap();
-    window.map_queued();
+    let first = grant(&table, &pair, page, GrantAccess::ReadOnly);
+    let mut pool = pair.region.map_pool(pair.guest(), 4).unwrap();
+    let mapping = pool.queue_map(first.gref(), GrantAccess::ReadOnly).unwrap();
+    pool.map_queued();
 
     let gref = first.gref();
     drop(first);
     assert!(!pair.frontend.grant_flags(gref).is_empty());
     let other = table.entry().unwrap();
     assert_eq!(table.entry().unwrap_err(), TableFull);
-    window.queue_unmap(slot);
-    window.unmap_queued();
+    pool.queue_unmap(mapping);
+    pool.unmap_queued();
     assert_eq!(table.free_entries(), 1);
     assert_eq!(table.entry().unwrap().gref(), gref);
     assert!(pair.frontend.grant_flags(gref).is_empty());

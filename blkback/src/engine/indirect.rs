@@ -7,7 +7,7 @@ use super::pages::{PagePool, Pages};
 use super::ways::Ways;
 use alloc::vec::Vec;
 use bulkhead_grant::memory::room_for;
-use bulkhead_grant::{Access, Copied, Direction, GrantedBytes, Held, OutOfMemory};
+use bulkhead_grant::{CachedMapping, Copied, Direction, GrantAccess, GrantedBytes, OutOfMemory};
 use bulkhead_ring::blkif::{
     BadSegment, INDIRECT_SEGMENT_SIZE, Indirect, SEGMENTS_PER_INDIRECT_PAGE,
 };
@@ -26,7 +26,7 @@ struct IndexPage {
 }
 
 enum Fetched {
-    Held(Held),
+    Cached(CachedMapping),
     Copied(Copied),
     /// It could not be mapped, so it was copied by itself.
     Bounced(Result<(), GrantStatus>),
@@ -92,8 +92,8 @@ impl Indexes {
             let count = (segments - done).min(SEGMENTS_PER_INDIRECT_PAGE);
             let fetched = match ways {
                 Ways::Persistent(cache) => cache
-                    .hold(gref, Access::ReadOnly)
-                    .map_or(Fetched::Refused, Fetched::Held),
+                    .hold(gref, GrantAccess::ReadOnly)
+                    .map_or(Fetched::Refused, Fetched::Cached),
                 Ways::PerRequest { indexes, .. } => {
                     let bytes = GrantedBytes {
                         gref,
@@ -130,7 +130,7 @@ impl Indexes {
                 cache.map_queued();
                 for page in &mut self.pages {
                     let address = match &page.fetched {
-                        Fetched::Held(held) => cache.address(held),
+                        Fetched::Cached(cached) => cache.address(cached),
                         _ => Err(GrantStatus::NO_SPACE),
                     };
                     if let Ok(address) = address {
@@ -150,8 +150,8 @@ impl Indexes {
                             unsafe { bounce.fetch(bytes, self.copy.address(page.start.into())) };
                         let before =
                             core::mem::replace(&mut page.fetched, Fetched::Bounced(outcome));
-                        if let Fetched::Held(held) = before {
-                            cache.release(held);
+                        if let Fetched::Cached(cached) = before {
+                            cache.release(cached);
                         }
                     }
                 }
@@ -172,7 +172,9 @@ impl Indexes {
         let fetched = &self.pages[place.first_page.into()..][..place.pages.into()];
         for page in fetched {
             match (ways, &page.fetched) {
-                (Ways::Persistent(cache), Fetched::Held(held)) => cache.address(held).map(|_| ()),
+                (Ways::Persistent(cache), Fetched::Cached(cached)) => {
+                    cache.address(cached).map(|_| ())
+                }
                 (Ways::PerRequest { indexes, .. }, Fetched::Copied(copied)) => {
                     indexes.status(copied)
                 }
@@ -197,8 +199,8 @@ impl Indexes {
     /// Forgets the index pages of this sweep.
     pub fn clear<H: Hypervisor>(&mut self, ways: &mut Ways<H>) {
         for page in self.pages.drain(..) {
-            if let (Ways::Persistent(cache), Fetched::Held(held)) = (&mut *ways, page.fetched) {
-                cache.release(held);
+            if let (Ways::Persistent(cache), Fetched::Cached(cached)) = (&mut *ways, page.fetched) {
+                cache.release(cached);
             }
         }
         if let Ways::PerRequest { indexes, .. } = ways {

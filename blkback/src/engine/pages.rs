@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 use bulkhead_grant::memory::filled;
-use bulkhead_grant::{Copied, Held, OutOfMemory, Slot};
+use bulkhead_grant::{CachedMapping, Copied, Mapping, OutOfMemory};
 use bulkhead_ring::blkif::{SECTOR_SIZE, Segment};
 use bulkhead_xen::GrantRef;
 
@@ -42,9 +42,9 @@ pub enum Hold {
     /// Not yet, or not any more.
     None,
     /// Mapped for this request.
-    Mapped(Slot),
+    Mapped(Mapping),
     /// Mapped for this request and those to come.
-    Kept(Held),
+    Kept(CachedMapping),
     /// Copied by the hypervisor.
     Copied(Copied),
 }

@@ -9,7 +9,9 @@ use super::pages::{Hold, Page, PagePool, Pages};
 use super::stats::QueueStats;
 use super::ways::Ways;
 use alloc::sync::Arc;
-use bulkhead_grant::{Access, CopyBatch, Direction, GrantedBytes, NoRoom, PersistentCache, Region};
+use bulkhead_grant::{
+    CopyBatch, Direction, GrantAccess, GrantedBytes, NoRoom, PersistentCache, Region,
+};
 use bulkhead_images::IoSegment;
 use bulkhead_ring::blkif::Indirect;
 use bulkhead_xen::{DmaMemory, DomId, GrantStatus, Hypervisor, Instant};
@@ -115,12 +117,12 @@ impl<H: Hypervisor> Reach<H> {
             }
             Ways::Persistent(cache)
         } else {
-            let mut window = region.window(frontend, pages)?;
+            let mut map_pool = region.map_pool(frontend, pages)?;
             if setup.dma.is_some() {
-                window.keep_dma_addrs()?;
+                map_pool.keep_dma_addrs()?;
             }
             Ways::PerRequest {
-                window,
+                map_pool,
                 // Where our end of a copy does not lie at a page's start it takes two. Requests
                 // that find no room here are mapped.
                 copies: batch(pages)?,
@@ -144,7 +146,7 @@ impl<H: Hypervisor> Reach<H> {
     pub fn room(&self) -> usize {
         match &self.ways {
             Ways::Persistent(_) => MOST_PERSISTENT - MOST_INDEX_PAGES,
-            Ways::PerRequest { window, .. } => window.free_slots(),
+            Ways::PerRequest { map_pool, .. } => map_pool.free_pages(),
         }
     }
 
@@ -235,7 +237,7 @@ impl<H: Hypervisor> Reach<H> {
         _: &Sweep<Queueing>,
         pool: &mut PagePool,
         pages: &Pages,
-        access: Access,
+        access: GrantAccess,
     ) {
         let ways = &mut self.ways;
         pool.for_each(pages, |page| {
@@ -244,7 +246,7 @@ impl<H: Hypervisor> Reach<H> {
                 Ways::Persistent(cache) => {
                     cache.hold(page.gref, access).map_or(Hold::None, Hold::Kept)
                 }
-                Ways::PerRequest { window, .. } => window
+                Ways::PerRequest { map_pool, .. } => map_pool
                     .queue_map(page.gref, access)
                     .map_or(Hold::None, Hold::Mapped),
             };
@@ -262,10 +264,12 @@ impl<H: Hypervisor> Reach<H> {
         } = sweep;
         match &mut self.ways {
             Ways::Persistent(cache) => cache.map_queued(),
-            Ways::PerRequest { window, copies, .. } => {
-                window.map_queued();
+            Ways::PerRequest {
+                map_pool, copies, ..
+            } => {
+                map_pool.map_queued();
                 copies.run();
-                if window.take_slotless() > 0 {
+                if map_pool.take_slotless() > 0 {
                     self.slotless = COPIED_INSTEAD;
                     // What it took says nothing.
                     began = None;
@@ -282,11 +286,11 @@ impl<H: Hypervisor> Reach<H> {
     #[inline]
     pub fn segment(&self, page: &Page) -> Result<IoSegment, GrantStatus> {
         let (address, dma) = match (&self.ways, &page.hold) {
-            (Ways::PerRequest { window, .. }, Hold::Mapped(slot)) => {
-                (window.address(slot)?, window.dma_addr(slot))
+            (Ways::PerRequest { map_pool, .. }, Hold::Mapped(mapping)) => {
+                (map_pool.address(mapping)?, map_pool.dma_addr(mapping))
             }
-            (Ways::Persistent(cache), Hold::Kept(held)) => {
-                (cache.address(held)?, cache.dma_addr(held))
+            (Ways::Persistent(cache), Hold::Kept(cached)) => {
+                (cache.address(cached)?, cache.dma_addr(cached))
             }
             _ => return Err(GrantStatus::NO_SPACE),
         };
@@ -327,8 +331,10 @@ impl<H: Hypervisor> Reach<H> {
     #[inline]
     pub fn release(&mut self, hold: Hold) {
         match (&mut self.ways, hold) {
-            (Ways::PerRequest { window, .. }, Hold::Mapped(slot)) => window.queue_unmap(slot),
-            (Ways::Persistent(cache), Hold::Kept(held)) => cache.release(held),
+            (Ways::PerRequest { map_pool, .. }, Hold::Mapped(mapping)) => {
+                map_pool.queue_unmap(mapping)
+            }
+            (Ways::Persistent(cache), Hold::Kept(cached)) => cache.release(cached),
             _ => {}
         }
     }
@@ -336,7 +342,7 @@ impl<H: Hypervisor> Reach<H> {
     /// Unmaps what was given up: one hypercall, if there is anything.
     pub fn unmap(&mut self) {
         match &mut self.ways {
-            Ways::PerRequest { window, .. } => window.unmap_queued(),
+            Ways::PerRequest { map_pool, .. } => map_pool.unmap_queued(),
             Ways::Persistent(cache) => cache.trim(),
         }
     }
@@ -372,11 +378,11 @@ impl<H: Hypervisor> Reach<H> {
                 (cache.calls(), (0, 0))
             }
             Ways::PerRequest {
-                window,
+                map_pool,
                 copies,
                 indexes,
             } => (
-                window.calls(),
+                map_pool.calls(),
                 (
                     copies.calls() + indexes.calls(),
                     copies.bytes() + indexes.bytes(),

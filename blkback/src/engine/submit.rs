@@ -5,7 +5,7 @@ use super::reach::{Executed, Queueing, Reach, Sweep};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use bulkhead_grant::memory::room_for;
-use bulkhead_grant::{Access, OutOfMemory};
+use bulkhead_grant::{GrantAccess, OutOfMemory};
 use bulkhead_images::{Io, IoError, IoQueue, IoSegment, Op, Staging, Submitted, Tag};
 use bulkhead_xen::{GrantStatus, Hypervisor};
 use core::task::Context;
@@ -85,8 +85,8 @@ impl Submitter {
             }
             // What the guest wrote is only read; what it wants to read is written.
             let access = match flight.op {
-                Some(Op::Read { .. }) => Access::ReadWrite,
-                _ => Access::ReadOnly,
+                Some(Op::Read { .. }) => GrantAccess::ReadWrite,
+                _ => GrantAccess::ReadOnly,
             };
             reach.queue_maps(sweep, pool, &flight.pages, access);
         }

@@ -1,6 +1,6 @@
 //! What a queue gets at the pages of its frontend with.
 
-use bulkhead_grant::{CopyBatch, PersistentCache, Window};
+use bulkhead_grant::{CopyBatch, MapPool, PersistentCache};
 use bulkhead_xen::Hypervisor;
 
 /// Which one it is, is settled when the queue connects.
@@ -9,7 +9,7 @@ pub(super) enum Ways<H: Hypervisor> {
     Persistent(PersistentCache<H>),
     /// Each request has pages of its own.
     PerRequest {
-        window: Window<H>,
+        map_pool: MapPool<H>,
         copies: CopyBatch<H>,
         indexes: CopyBatch<H>,
     },

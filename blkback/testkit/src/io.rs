@@ -1,7 +1,7 @@
 //! Requests of a frontend, the pages they are about, and their answers.
 
 use super::link::Link;
-use bulkhead_grant::{Access, Grant};
+use bulkhead_grant::{Grant, GrantAccess};
 use bulkhead_ring::Overrun;
 use bulkhead_ring::blkif::{
     Indirect, MAX_INDIRECT_PAGES, MAX_SEGMENTS, Opcode, Operation, Request, RequestId,
@@ -84,19 +84,19 @@ pub struct Answer {
 
 impl Link {
     /// A page of data, granted to the backend.
-    pub fn page(&mut self, access: Access) -> Page {
+    pub fn page(&mut self, access: GrantAccess) -> Page {
         if !self.style.persistent {
             return self.fresh_page(access);
         }
         let reused = self.pool.pop();
         reused.unwrap_or_else(|| Page {
             once: false,
-            ..self.fresh_page(Access::ReadWrite)
+            ..self.fresh_page(GrantAccess::ReadWrite)
         })
     }
 
     /// A page that was not granted before and will not be again.
-    pub fn fresh_page(&mut self, access: Access) -> Page {
+    pub fn fresh_page(&mut self, access: GrantAccess) -> Page {
         let memory = self.domain.alloc_page();
         let frame = self.domain.frame_of(memory);
         // SAFETY: the guest's own page, only accessed by volatile accesses.
@@ -177,8 +177,8 @@ impl Link {
         let first = (sector % 8) as usize;
         let count = (first + sectors).div_ceil(8);
         let access = match kind.is_write() {
-            true => Access::ReadOnly,
-            false => Access::ReadWrite,
+            true => GrantAccess::ReadOnly,
+            false => GrantAccess::ReadWrite,
         };
         let mut pages: Vec<Page> = (0..count).map(|_| self.page(access)).collect();
         let mut segments = Vec::new();
@@ -223,7 +223,7 @@ impl Link {
         let mut grefs = [GrantRef(0); MAX_INDIRECT_PAGES];
         let mut pages = Vec::new();
         for (number, part) in segments.chunks(SEGMENTS_PER_INDIRECT_PAGE).enumerate() {
-            let page = self.page(Access::ReadOnly);
+            let page = self.page(GrantAccess::ReadOnly);
             grefs[number] = page.gref();
             for (at, segment) in part.iter().enumerate() {
                 page.fill(at * 8, &segment.encode());

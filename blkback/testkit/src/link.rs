@@ -1,7 +1,7 @@
 //! What a frontend shares with the backend: a ring, its event channel, and pages of data.
 
 use super::io::{Page, Pending};
-use bulkhead_grant::{Access, Grant, GrantTable};
+use bulkhead_grant::{Grant, GrantAccess, GrantTable};
 use bulkhead_ring::blkif::{Abi, Blkif, RequestId};
 use bulkhead_ring::{FrontRing, SharedPages};
 use bulkhead_xen::{DomId, GrantRef, Hypervisor, PAGE_SIZE, Port};
@@ -89,7 +89,7 @@ impl Link {
             let page = unsafe { memory.add(page * PAGE_SIZE) };
             let frame = domain.frame_of(page);
             // SAFETY: the guest's own memory, which it accesses through the ring alone.
-            unsafe { grants.grant(backend, frame, Access::ReadWrite) }.expect("a free entry")
+            unsafe { grants.grant(backend, frame, GrantAccess::ReadWrite) }.expect("a free entry")
         });
         let ring_grants = ring_grants.collect();
         // SAFETY: domain memory stays mapped as long as the machine.

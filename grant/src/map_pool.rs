@@ -1,8 +1,8 @@
 //! A queue's data pages: mapped and unmapped in batches, one hypercall each.
 
 use crate::memory::{OutOfMemory, filled, room_for};
-use crate::region::Place;
-use crate::{Access, EAGAIN_TRIES};
+use crate::region::PageRange;
+use crate::{EAGAIN_TRIES, GrantAccess};
 use alloc::vec::Vec;
 use bulkhead_xen::abi::grant_table::{MapGrantRef, UnmapGrantRef};
 use bulkhead_xen::{
@@ -16,13 +16,13 @@ use core::ptr::NonNull;
 const NONE: u32 = u32::MAX;
 
 /// A fixed number of pages of one frontend. All memory it needs is taken when it is made.
-pub struct Window<H: Hypervisor> {
+pub struct MapPool<H: Hypervisor> {
     hypervisor: H,
     domain: DomId,
-    place: Place,
+    range: PageRange,
     /// The address of its first page.
     start: u64,
-    states: Vec<State>,
+    states: Vec<PageState>,
     /// Where devices find the pages that are mapped. Empty if no device uses them.
     dma: Vec<Option<DmaAddr>>,
     /// The first free page; each names the next.
@@ -49,21 +49,21 @@ pub struct Calls {
     pub unmaps: u64,
 }
 
-/// A page's place in its window, from [`Window::queue_map`] to [`Window::queue_unmap`]. It is
+/// A page of a pool that is in use, from [`MapPool::queue_map`] to [`MapPool::queue_unmap`]. It is
 /// neither copied nor made elsewhere, so a page cannot be unmapped twice or used afterwards.
 ///
-/// One that is dropped instead keeps its page until the window is dropped, which unmaps it.
+/// One that is dropped instead keeps its page until the pool is dropped, which unmaps it.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "its page is in use until it is given to `queue_unmap`"]
-pub struct Slot(
-    /// The page, counted from 1 at the start of the region, so that no other window takes it for its own.
+pub struct Mapping(
+    /// The page, counted from 1 at the start of the region, so that no other pool takes it for its own.
     NonZeroU32,
 );
 
 /// What becomes of a page. There is one for each page of every queue, so its numbers are kept as bytes,
 /// which need no alignment: it takes 5 bytes instead of 8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum PageState {
     /// Free, and the next free page after it.
     Free([u8; 4]),
     /// Queued for mapping, or refused with a status.
@@ -76,44 +76,44 @@ enum State {
     Stuck,
 }
 
-const _: () = assert!(size_of::<State>() == 5);
+const _: () = assert!(size_of::<PageState>() == 5);
 
-impl State {
-    fn free(next: u32) -> State {
-        State::Free(next.to_ne_bytes())
+impl PageState {
+    fn free(next: u32) -> PageState {
+        PageState::Free(next.to_ne_bytes())
     }
 
-    fn unmapped(status: GrantStatus) -> State {
-        State::Unmapped(status.0.to_ne_bytes())
+    fn unmapped(status: GrantStatus) -> PageState {
+        PageState::Unmapped(status.0.to_ne_bytes())
     }
 
-    fn mapped(handle: GrantHandle) -> State {
-        State::Mapped(handle.0.to_ne_bytes())
+    fn mapped(handle: GrantHandle) -> PageState {
+        PageState::Mapped(handle.0.to_ne_bytes())
     }
 }
 
-/// The window has no page left.
+/// The pool has no page left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WindowFull;
+pub struct MapPoolFull;
 
-impl fmt::Display for WindowFull {
+impl fmt::Display for MapPoolFull {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("all pages of the window are in use")
+        f.write_str("all pages of the pool are in use")
     }
 }
 
-impl core::error::Error for WindowFull {}
+impl core::error::Error for MapPoolFull {}
 
-impl<H: Hypervisor> Window<H> {
-    /// A window of these pages, which maps or unmaps up to `batch` of them in one hypercall.
+impl<H: Hypervisor> MapPool<H> {
+    /// A pool of these pages, which maps or unmaps up to `batch` of them in one hypercall.
     pub(crate) fn new(
         hypervisor: H,
         domain: DomId,
-        place: Place,
+        range: PageRange,
         batch: usize,
     ) -> Result<Self, OutOfMemory> {
-        let pages = place.pages();
-        let start = if pages > 0 { place.address(0) } else { 0 };
+        let pages = range.pages();
+        let start = if pages > 0 { range.address(0) } else { 0 };
         let next = |page: usize| {
             if page + 1 < pages {
                 page as u32 + 1
@@ -121,12 +121,12 @@ impl<H: Hypervisor> Window<H> {
                 NONE
             }
         };
-        Ok(Window {
+        Ok(MapPool {
             hypervisor,
             domain,
-            place,
+            range,
             start,
-            states: filled(pages, |page| State::free(next(page)))?,
+            states: filled(pages, |page| PageState::free(next(page)))?,
             dma: Vec::new(),
             free: if pages > 0 { 0 } else { NONE },
             free_count: pages,
@@ -149,13 +149,13 @@ impl<H: Hypervisor> Window<H> {
         self.domain
     }
 
-    /// The address of one of the window's pages, whatever is there.
+    /// The address of one of the pool's pages, whatever is there.
     pub(crate) fn page(&self, index: usize) -> NonNull<u8> {
-        self.place.page(index)
+        self.range.page(index)
     }
 
     /// How many pages can still be queued.
-    pub fn free_slots(&self) -> usize {
+    pub fn free_pages(&self) -> usize {
         self.free_count
     }
 
@@ -169,17 +169,17 @@ impl<H: Hypervisor> Window<H> {
         self.free_count == self.states.len()
     }
 
-    /// The window's page that a slot stands for.
+    /// The pool's page that a mapping stands for.
     ///
     /// # Panics
-    /// If the slot is another window's.
+    /// If the mapping is another pool's.
     #[inline]
-    fn index(&self, slot: &Slot) -> usize {
-        let index = self.place.index(slot.0.get() as usize - 1);
-        index.expect("a slot is used with the window that gave it out")
+    fn index(&self, mapping: &Mapping) -> usize {
+        let index = self.range.index(mapping.0.get() as usize - 1);
+        index.expect("a mapping is used with the pool that gave it out")
     }
 
-    /// The window's page at an address that was named to Xen.
+    /// The pool's page at an address that was named to Xen.
     #[inline]
     fn page_at(&self, address: u64) -> usize {
         ((address - self.start) >> PAGE_SHIFT) as usize
@@ -188,7 +188,7 @@ impl<H: Hypervisor> Window<H> {
     #[inline]
     fn take_free(&mut self) -> Option<usize> {
         let page = self.free as usize;
-        let State::Free(next) = *self.states.get(page)? else {
+        let PageState::Free(next) = *self.states.get(page)? else {
             return None;
         };
         self.free = u32::from_ne_bytes(next);
@@ -198,7 +198,7 @@ impl<H: Hypervisor> Window<H> {
 
     #[inline]
     fn set_free(&mut self, page: usize) {
-        self.states[page] = State::free(self.free);
+        self.states[page] = PageState::free(self.free);
         self.free = page as u32;
         self.free_count += 1;
     }
@@ -206,20 +206,24 @@ impl<H: Hypervisor> Window<H> {
     /// Notes a page to be mapped by the next [`map_queued`](Self::map_queued), or by this call if there
     /// are as many already as one hypercall takes.
     #[inline]
-    pub fn queue_map(&mut self, gref: GrantRef, access: Access) -> Result<Slot, WindowFull> {
-        let page = self.take_free().ok_or(WindowFull)?;
+    pub fn queue_map(
+        &mut self,
+        gref: GrantRef,
+        access: GrantAccess,
+    ) -> Result<Mapping, MapPoolFull> {
+        let page = self.take_free().ok_or(MapPoolFull)?;
         if self.maps.len() == self.batch {
             self.map_queued();
         }
         self.maps.push(MapGrantRef::new(
-            self.place.address(page),
+            self.range.address(page),
             access.flags(),
             gref,
             self.domain,
         ));
-        self.states[page] = State::unmapped(GrantStatus::GENERAL_ERROR);
-        let number = NonZeroU32::MIN.saturating_add(self.place.number(page) as u32);
-        Ok(Slot(number))
+        self.states[page] = PageState::unmapped(GrantStatus::GENERAL_ERROR);
+        let number = NonZeroU32::MIN.saturating_add(self.range.number(page) as u32);
+        Ok(Mapping(number))
     }
 
     /// Maps everything noted, in one hypercall. What became of each page is its
@@ -231,7 +235,7 @@ impl<H: Hypervisor> Window<H> {
             }
             self.calls.maps += 1;
             self.calls.pages += self.maps.len() as u64;
-            // SAFETY: each address is that of a slot of ours which was free, where nothing is
+            // SAFETY: each address is that of a page of ours which was free, where nothing is
             // mapped.
             if let Err(error) = unsafe { self.hypervisor.map_grants(&mut self.maps) } {
                 self.refuse_batch(error);
@@ -242,8 +246,8 @@ impl<H: Hypervisor> Window<H> {
                 let map = self.maps[entry];
                 let page = self.page_at(map.host_addr);
                 self.states[page] = match map.status {
-                    GrantStatus::OKAY => State::mapped(map.handle),
-                    refused => State::unmapped(refused),
+                    GrantStatus::OKAY => PageState::mapped(map.handle),
+                    refused => PageState::unmapped(refused),
                 };
                 if let Some(kept) = self.dma.get_mut(page) {
                     *kept = map.dma_addr();
@@ -277,58 +281,60 @@ impl<H: Hypervisor> Window<H> {
 
     /// Where a page is mapped, or why it is not.
     #[inline]
-    pub fn address(&self, slot: &Slot) -> Result<NonNull<u8>, GrantStatus> {
-        let page = self.index(slot);
+    pub fn address(&self, mapping: &Mapping) -> Result<NonNull<u8>, GrantStatus> {
+        let page = self.index(mapping);
         match self.states[page] {
-            State::Mapped(_) => Ok(self.place.page(page)),
-            State::Unmapped(status) => Err(GrantStatus(i16::from_ne_bytes(status))),
-            State::Free(_) | State::Leaving | State::Stuck => Err(GrantStatus::BAD_HANDLE),
+            PageState::Mapped(_) => Ok(self.range.page(page)),
+            PageState::Unmapped(status) => Err(GrantStatus(i16::from_ne_bytes(status))),
+            PageState::Free(_) | PageState::Leaving | PageState::Stuck => {
+                Err(GrantStatus::BAD_HANDLE)
+            }
         }
     }
 
     /// Returns where devices find a page that is mapped. `None` if it is not, or if that is not kept
     /// ([`keep_dma_addrs`](Self::keep_dma_addrs)).
     #[inline]
-    pub fn dma_addr(&self, slot: &Slot) -> Option<DmaAddr> {
-        let page = self.index(slot);
+    pub fn dma_addr(&self, mapping: &Mapping) -> Option<DmaAddr> {
+        let page = self.index(mapping);
         let kept = *self.dma.get(page)?;
         // What was mapped there before has left its address.
-        kept.filter(|_| matches!(self.states[page], State::Mapped(_)))
+        kept.filter(|_| matches!(self.states[page], PageState::Mapped(_)))
     }
 
     /// Notes a page to be unmapped by the next [`unmap_queued`](Self::unmap_queued), or by this call if
     /// there are as many already as one hypercall takes; a page that was refused is just given back.
     /// Whoever uses the page's address has finished with it.
     #[inline]
-    pub fn queue_unmap(&mut self, slot: Slot) {
-        self.release(self.index(&slot));
+    pub fn queue_unmap(&mut self, mapping: Mapping) {
+        self.release(self.index(&mapping));
     }
 
     #[inline]
     fn release(&mut self, page: usize) {
         match self.states[page] {
-            State::Mapped(handle) => {
+            PageState::Mapped(handle) => {
                 if self.unmaps.len() == self.batch {
                     self.unmap_queued();
                     if self.unmaps.len() == self.batch {
-                        // Xen refuses to unmap anything: the page stays mapped until the window is dropped.
+                        // Xen refuses to unmap anything: the page stays mapped until the pool is dropped.
                         return;
                     }
                 }
-                let address = self.place.address(page);
+                let address = self.range.address(page);
                 let handle = GrantHandle(u32::from_ne_bytes(handle));
                 self.unmaps.push(UnmapGrantRef::new(address, handle));
-                self.states[page] = State::Leaving;
+                self.states[page] = PageState::Leaving;
             }
-            State::Unmapped(_) => {
+            PageState::Unmapped(_) => {
                 // It may still be noted for mapping.
-                let address = self.place.address(page);
+                let address = self.range.address(page);
                 if let Some(entry) = self.maps.iter().position(|map| map.host_addr == address) {
                     self.maps.swap_remove(entry);
                 }
                 self.set_free(page);
             }
-            State::Free(_) | State::Leaving | State::Stuck => {}
+            PageState::Free(_) | PageState::Leaving | PageState::Stuck => {}
         }
     }
 
@@ -353,29 +359,29 @@ impl<H: Hypervisor> Window<H> {
             } else {
                 let (status, domain) = (unmap.status, self.domain);
                 log::error!("unmapping a grant of domain {domain}: {status}; its page is lost");
-                self.states[page] = State::Stuck;
+                self.states[page] = PageState::Stuck;
             }
         }
         self.unmaps.clear();
     }
 }
 
-impl<H: Hypervisor> Drop for Window<H> {
-    /// Unmaps whatever is still mapped: slots whose owners were dropped on the way.
+impl<H: Hypervisor> Drop for MapPool<H> {
+    /// Unmaps whatever is still mapped: mappings whose owners were dropped on the way.
     fn drop(&mut self) {
         for page in 0..self.states.len() {
             self.release(page);
         }
         self.unmap_queued();
         if !self.is_unused() {
-            self.place.abandon();
+            self.range.abandon();
         }
     }
 }
 
-impl<H: Hypervisor> fmt::Debug for Window<H> {
+impl<H: Hypervisor> fmt::Debug for MapPool<H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Window")
+        f.debug_struct("MapPool")
             .field("domain", &self.domain)
             .field("pages", &self.states.len())
             .field("free", &self.free_count)

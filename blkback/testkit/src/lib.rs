@@ -49,6 +49,7 @@ pub use bystander::Bystander;
 pub use frontend::Frontend;
 pub use guest::{Guest, on_every_path};
 pub use io::{Answer, POISON, Page};
+pub use journal::install as start_journal;
 pub use late_disks::LateDisks;
 pub use link::{Link, Style};
 pub use ramdisk::{archive_of, content};

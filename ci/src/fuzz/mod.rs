@@ -7,8 +7,10 @@
 //!   target/fuzz/corpus, of earlier runs ─────────────┘        └─────► target/fuzz/crashes, what failed
 //! ```
 
+mod coverage;
 mod report;
 
+pub use coverage::become_compiler;
 pub use report::{Crash, Outcome, table};
 
 use crate::process;
@@ -19,13 +21,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-/// What has LLVM count the edges that an input takes, and tell what is compared. (cargo-fuzz passes the
-/// same by `-Zsanitizer` options, which only a nightly compiler has.)
-const RUSTFLAGS: &str = "--cfg fuzzing -Cforce-frame-pointers=yes -Cpasses=sancov-module \
-    -Cllvm-args=-sanitizer-coverage-level=4 \
-    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
-    -Cllvm-args=-sanitizer-coverage-pc-table \
-    -Cllvm-args=-sanitizer-coverage-trace-compares";
+/// Of all crates. (cargo-fuzz passes the instrumentation by `-Zsanitizer` options, which only a nightly compiler has.)
+const RUSTFLAGS: &str = "--cfg fuzzing -Cforce-frame-pointers=yes";
 
 /// With a target named, build scripts and macros are built without these flags.
 const PLATFORM: &str = "x86_64-unknown-linux-gnu";
@@ -100,7 +97,12 @@ pub fn build() -> Result<()> {
             .args(["--target", PLATFORM, "--target-dir"])
             .arg(folder())
             .env_remove("CARGO_ENCODED_RUSTFLAGS")
-            .env("RUSTFLAGS", RUSTFLAGS)
+            .env(
+                "RUSTFLAGS",
+                format!("{RUSTFLAGS} {}", coverage::fingerprint()),
+            )
+            .env("RUSTC_WORKSPACE_WRAPPER", std::env::current_exe()?)
+            .env(coverage::IS_COMPILER, "1")
             .current_dir(workspace::root()),
         &folder().join("build.log"),
     )?;

@@ -9,7 +9,7 @@ use super::numbering::{MACHINE_PAGES, heap_frame, heap_page, machine_frame, mach
 use super::world::DomainKind;
 use bulkhead_xen::{Gfn, Mfn, PAGE_SIZE};
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
-use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mmap_anonymous, mprotect, munmap};
 use std::os::fd::OwnedFd;
 use std::ptr;
 
@@ -30,6 +30,16 @@ pub(super) struct Machine {
     /// `(address, bytes)` of all that is to be unmapped in the end. Nothing is unmapped earlier:
     /// a test may hold on to a dead domain's pointers.
     mapped: Vec<(usize, usize)>,
+    /// What the hypercall that is being done changes in reserved address space: see [`Machine::settle`].
+    changes: Vec<Change>,
+}
+
+/// What is to become of a page of reserved address space: a page of the memory file, and whether it can be
+/// written there; or nothing, so that it faults.
+#[derive(Clone, Copy)]
+struct Change {
+    address: usize,
+    mapped: Option<(u64, bool)>,
 }
 
 /// The memory of one domain.
@@ -58,6 +68,7 @@ impl Machine {
             file,
             next_page: GAP,
             mapped: Vec::new(),
+            changes: Vec::new(),
         }
     }
 
@@ -136,8 +147,13 @@ impl Machine {
 
     /// Takes a page of a domain's own memory away from it: every access faults.
     pub(super) fn release(&self, address: usize, frame: Mfn) {
-        self.unmap_page(address);
+        self.unmap_pages(address, 1);
         self.punch(file_page(frame), 1);
+    }
+
+    /// Gives a page of a domain's own memory back to it.
+    pub(super) fn get_back(&self, address: usize, frame: Mfn) {
+        self.map_pages(address, file_page(frame), 1, true);
     }
 
     /// Address space of `pages` pages where every access faults.
@@ -157,42 +173,90 @@ impl Machine {
         base
     }
 
-    /// Maps a frame at a page of reserved address space.
-    pub(super) fn map_frame(&self, address: usize, frame: Mfn, writable: bool) {
+    /// Maps a frame at a page of reserved address space, with the next [`settle`](Self::settle).
+    pub(super) fn map_frame(&mut self, address: usize, frame: Mfn, writable: bool) {
+        let mapped = Some((file_page(frame), writable));
+        self.changes.push(Change { address, mapped });
+    }
+
+    /// Makes a page of reserved address space fault again, with the next [`settle`](Self::settle).
+    pub(super) fn unmap_page(&mut self, address: usize) {
+        let mapped = None;
+        self.changes.push(Change { address, mapped });
+    }
+
+    /// Does what was noted, at the end of a hypercall: neighbours together, because asking the host's
+    /// kernel is what takes time.
+    pub(super) fn settle(&mut self) {
+        self.changes.sort_unstable_by_key(|change| change.address);
+        let runs = self.changes.chunk_by(|one, next| one.is_before(next));
+        for run in runs {
+            match run[0].mapped {
+                Some((page, writable)) => {
+                    self.map_pages(run[0].address, page, run.len(), writable);
+                }
+                None => self.protect_pages(run[0].address, run.len()),
+            }
+        }
+        self.changes.clear();
+    }
+
+    /// Maps neighbouring pages of the memory file.
+    fn map_pages(&self, address: usize, first: u64, pages: usize, writable: bool) {
         let access = if writable {
             ProtFlags::READ | ProtFlags::WRITE
         } else {
             ProtFlags::READ
         };
-        // SAFETY: the caller found the page inside a domain's foreign region, which came from
-        // `reserve` and holds nothing but what is mapped here, or it is a page of a domain's
-        // own memory that was released.
+        // SAFETY: the caller found the pages inside a domain's foreign region, which came from
+        // `reserve` and holds nothing but what is mapped here, or they are pages of a domain's
+        // own memory that were released.
         let mapped = unsafe {
             mmap(
                 address as *mut _,
-                PAGE_SIZE,
+                pages * PAGE_SIZE,
                 access,
                 MapFlags::SHARED | MapFlags::FIXED,
                 &self.file,
-                file_page(frame) * PAGE_SIZE as u64,
+                first * PAGE_SIZE as u64,
             )
         };
         mapped.expect("the host maps no more pages (vm.max_map_count?)");
     }
 
-    /// Makes a page of reserved address space fault again.
-    pub(super) fn unmap_page(&self, address: usize) {
-        // SAFETY: as for `map_frame`; whoever unmaps promises the simulated Xen, as it would the
-        // real one, that nothing accesses the page any more.
+    /// Lets every access to these pages fault. They stay what they were mapped to, which is less work for the
+    /// host's kernel than to join them with the neighbours, and to part them again with the next mapping.
+    fn protect_pages(&self, address: usize, pages: usize) {
+        // SAFETY: as for `map_pages`; whoever unmaps promises the simulated Xen, as it would the
+        // real one, that nothing accesses the pages any more.
+        let protected =
+            unsafe { mprotect(address as *mut _, pages * PAGE_SIZE, MprotectFlags::empty()) };
+        protected.expect("the host does not unmap");
+    }
+
+    fn unmap_pages(&self, address: usize, pages: usize) {
+        // SAFETY: as for `protect_pages`.
         let unmapped = unsafe {
             mmap_anonymous(
                 address as *mut _,
-                PAGE_SIZE,
+                pages * PAGE_SIZE,
                 ProtFlags::empty(),
                 MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED,
             )
         };
         unmapped.expect("the host does not unmap");
+    }
+}
+
+impl Change {
+    /// Whether another change goes on where this one ends.
+    fn is_before(&self, next: &Change) -> bool {
+        let same = match (self.mapped, next.mapped) {
+            (None, None) => true,
+            (Some((page, writable)), Some(next)) => next == (page + 1, writable),
+            _ => false,
+        };
+        same && next.address == self.address + PAGE_SIZE
     }
 }
 

@@ -187,6 +187,7 @@ impl World {
                 self.reap(mapping.owner);
             }
         }
+        self.machine.settle();
     }
 
     /// One entry of `GNTTABOP_copy` (`gnttab_copy_one`). Answers the bytes copied.

@@ -1,0 +1,93 @@
+//! Which crates are built with which instrumentation. cargo has one set of flags for all crates, so it calls this
+//! program in place of the compiler (`RUSTC_WORKSPACE_WRAPPER`), which adds each crate's own flags.
+
+use std::env;
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+/// Set for the processes that cargo starts in place of the compiler.
+pub const IS_COMPILER: &str = "BULKHEAD_FUZZ_COMPILER";
+
+/// Counts the edges between basic blocks that an input takes.
+const EDGES: [&str; 4] = [
+    "-Cpasses=sancov-module",
+    "-Cllvm-args=-sanitizer-coverage-level=4",
+    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
+    "-Cllvm-args=-sanitizer-coverage-pc-table",
+];
+
+/// Tells libFuzzer the operands of each comparison, which it puts into inputs.
+const COMPARISONS: [&str; 1] = ["-Cllvm-args=-sanitizer-coverage-trace-compares"];
+
+/// The crates that read what others wrote: they are to meet the values that they compare with.
+const PARSERS: [&str; 6] = [
+    "bulkhead_blkback",
+    "bulkhead_grant",
+    "bulkhead_images",
+    "bulkhead_ring",
+    "bulkhead_xen",
+    "bulkhead_xenstore_client",
+];
+
+/// The crates whose edges alone are counted. The generic code of the crates above is compiled where its types are
+/// chosen, which is here.
+const CARRIERS: [&str; 2] = ["bulkhead_executor", "bulkhead_fuzz"];
+
+/// The flags of a crate. Others have none: what the simulated Xen does is not what is to be found.
+fn flags(name: &str) -> Vec<&'static str> {
+    if PARSERS.contains(&name) {
+        [&EDGES[..], &COMPARISONS].concat()
+    } else if CARRIERS.contains(&name) {
+        EDGES.to_vec()
+    } else {
+        Vec::new()
+    }
+}
+
+/// Names all that is decided here, so that cargo builds anew what was built under another decision.
+pub fn fingerprint() -> String {
+    let crates = PARSERS.iter().chain(&CARRIERS);
+    let decided = crates.map(|name| format!("{name}{}", flags(name).len()));
+    format!(
+        "--cfg fuzz_coverage=\"{}\"",
+        decided.collect::<Vec<_>>().join("-")
+    )
+}
+
+/// Becomes the compiler, with the flags of the crate that it is to compile, if cargo has started this program for that.
+/// Returns an error if the compiler cannot be started, and `None` if this is not what is wanted.
+pub fn become_compiler() -> Option<std::io::Error> {
+    env::var_os(IS_COMPILER)?;
+    let mut arguments = env::args_os().skip(1);
+    let compiler = arguments.next()?;
+    let arguments: Vec<OsString> = arguments.collect();
+    let name = arguments.iter().skip_while(|word| *word != "--crate-name");
+    let name = name.take(2).last().and_then(|name| name.to_str());
+    let own = flags(name.unwrap_or_default());
+    Some(Command::new(compiler).args(&arguments).args(own).exec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workspace;
+    use std::fs;
+
+    #[test]
+    fn parsers_are_watched_closely_and_the_simulated_xen_not_at_all() {
+        assert!(flags("bulkhead_ring").contains(&COMPARISONS[0]));
+        assert_eq!(flags("bulkhead_fuzz"), EDGES);
+        assert!(flags("bulkhead_xen_sim").is_empty());
+        assert!(flags("build_script_build").is_empty());
+    }
+
+    #[test]
+    fn every_crate_that_is_named_is_one_of_the_workspace() {
+        let manifest = fs::read_to_string(workspace::root().join("Cargo.toml")).unwrap();
+        for name in PARSERS.iter().chain(&CARRIERS) {
+            let folder = name.trim_start_matches("bulkhead_").replace('_', "-");
+            assert!(manifest.contains(&format!("\"{folder}\"")), "{name}");
+        }
+    }
+}

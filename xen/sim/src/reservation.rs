@@ -107,7 +107,7 @@ impl World {
         }
         let frame = domain.memory.get_back(address).ok_or(Errno::NOMEM)?;
         let frame = domain.memory.machine_frame(frame);
-        self.machine.map_frame(address, frame, true);
+        self.machine.get_back(address, frame);
         Ok(())
     }
 }

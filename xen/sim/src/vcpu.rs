@@ -78,6 +78,7 @@ unsafe impl Hypervisor for SimVcpu {
                     }
                 }
             }
+            world.machine.settle();
             Ok(())
         })
     }
@@ -93,6 +94,7 @@ unsafe impl Hypervisor for SimVcpu {
                     domain.stats.unmaps += 1;
                 }
             }
+            world.machine.settle();
             Ok(())
         })
     }

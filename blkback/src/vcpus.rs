@@ -76,7 +76,7 @@ impl<H: Hypervisor> Vcpus<H> {
 
     /// A place for a queue of `guest` on the vCPU that has the fewest queues to serve; of several, on the last: the first
     /// has the control plane, too.
-    pub fn place(&self, guest: DomId) -> Place<H> {
+    pub fn place(&self, guest: DomId) -> Placement<H> {
         let mut vcpus = self.0.iter().rev();
         let mut best = vcpus.next().expect("there is always a vCPU");
         for vcpu in vcpus {
@@ -85,7 +85,7 @@ impl<H: Hypervisor> Vcpus<H> {
             }
         }
         best.queues.set(best.queues.get() + 1);
-        Place {
+        Placement {
             executor: best.executor.clone(),
             queues: best.queues.clone(),
             guest: best.guest(guest),
@@ -94,13 +94,13 @@ impl<H: Hypervisor> Vcpus<H> {
 }
 
 /// A queue's place on a vCPU, given up when dropped.
-pub struct Place<H: Hypervisor> {
+pub struct Placement<H: Hypervisor> {
     executor: Remote<H>,
     queues: Rc<Cell<usize>>,
     guest: Arc<GuestTurns>,
 }
 
-impl<H: Hypervisor> Place<H> {
+impl<H: Hypervisor> Placement<H> {
     /// The executor of that vCPU.
     pub fn executor(&self) -> &Remote<H> {
         &self.executor
@@ -117,7 +117,7 @@ impl<H: Hypervisor> Place<H> {
     }
 }
 
-impl<H: Hypervisor> Drop for Place<H> {
+impl<H: Hypervisor> Drop for Placement<H> {
     fn drop(&mut self) {
         self.queues.set(self.queues.get() - 1);
     }

@@ -17,18 +17,18 @@ struct State {
     waiters: RefCell<Vec<(u64, Waker)>>,
 }
 
-/// Somebody's place among those who wait for a flag, given up when the wait ends: a flag may be
-/// waited for over and over again, by tasks that are long gone when it is set.
-struct Place<'f> {
+/// One task's wait for a flag, given up when it ends: a flag may be waited for over and over again, by
+/// tasks that are long gone when it is set.
+struct Waiter<'f> {
     state: &'f State,
     number: u64,
 }
 
-impl<'f> Place<'f> {
+impl<'f> Waiter<'f> {
     fn new(state: &'f State) -> Self {
         let number = state.last.get() + 1;
         state.last.set(number);
-        Place { state, number }
+        Waiter { state, number }
     }
 
     fn wait(&self, waker: &Waker) {
@@ -43,7 +43,7 @@ impl<'f> Place<'f> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Waiter<'_> {
     fn drop(&mut self) {
         let mut waiters = self.state.waiters.borrow_mut();
         waiters.retain(|(number, _)| *number != self.number);
@@ -66,12 +66,12 @@ impl Flag {
 
     /// Waits until it is set.
     pub async fn wait(&self) {
-        let place = Place::new(&self.0);
+        let waiter = Waiter::new(&self.0);
         core::future::poll_fn(|context| {
             if self.0.set.get() {
                 return Poll::Ready(());
             }
-            place.wait(context.waker());
+            waiter.wait(context.waker());
             Poll::Pending
         })
         .await;

@@ -101,12 +101,12 @@ pub struct Delayed {
 #[derive(Default)]
 struct State {
     queues: usize,
-    held: Vec<Held>,
+    held: Vec<HeldRequest>,
     done: VecDeque<(usize, Tag, Result<(), IoError>)>,
     wakers: Vec<(usize, Waker)>,
 }
 
-struct Held {
+struct HeldRequest {
     queue: usize,
     tag: Tag,
     op: Op,
@@ -208,7 +208,7 @@ impl IoQueue for DelayedQueue {
     }
 
     fn submit(&mut self, tag: Tag, io: Io<'_>) -> Submitted {
-        self.state.lock().held.push(Held {
+        self.state.lock().held.push(HeldRequest {
             queue: self.number,
             tag,
             op: io.op,

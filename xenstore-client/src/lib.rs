@@ -54,7 +54,7 @@ pub mod wire;
 #[cfg(test)]
 mod tests;
 
-pub use bulkhead_xen::abi::xs_wire::{Access, Permission, Refusal};
+pub use bulkhead_xen::abi::xs_wire::{NodeAccess, Permission, Refusal};
 pub use client::Client;
 pub use connection::{Connection, Transport};
 pub use error::{Breakdown, Error, Excerpt, Fault};

@@ -22,15 +22,15 @@ pub enum Outcome {
 pub struct Transaction {
     nodes: Nodes,
     ended: bool,
-    _place: Place,
+    _permit: Permit,
 }
 
 /// One of the places for open transactions.
 #[derive(Debug)]
-struct Place(Handle);
+struct Permit(Handle);
 
-impl Place {
-    async fn take(shared: &Handle) -> Place {
+impl Permit {
+    async fn take(shared: &Handle) -> Permit {
         core::future::poll_fn(|context| {
             match shared.borrow_mut().take_transaction_place(context.waker()) {
                 true => core::task::Poll::Ready(()),
@@ -38,11 +38,11 @@ impl Place {
             }
         })
         .await;
-        Place(shared.clone())
+        Permit(shared.clone())
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.0.borrow_mut().free_transaction_place();
     }
@@ -50,14 +50,14 @@ impl Drop for Place {
 
 impl Transaction {
     pub(crate) async fn begin(shared: &Handle) -> Result<Transaction, Error> {
-        let place = Place::take(shared).await;
+        let permit = Permit::take(shared).await;
         let id = Pending::ask(shared, Request::TransactionStart, TransactionId::NONE)?
             .parsed(wire::parse_transaction)
             .await?;
         Ok(Transaction {
             nodes: Nodes::new(shared.clone(), id),
             ended: false,
-            _place: place,
+            _permit: permit,
         })
     }
 

@@ -29,7 +29,6 @@ mod bounce;
 mod choice;
 mod coalescing;
 mod complaints;
-mod control;
 mod dispatch;
 mod flight;
 #[allow(unsafe_code, reason = "memory that the hypervisor writes to")]
@@ -43,6 +42,7 @@ mod needs;
 mod options;
 mod pages;
 mod queue;
+mod queue_control;
 #[allow(
     unsafe_code,
     reason = "hands guests' pages to the device and the hypervisor"
@@ -55,10 +55,10 @@ mod submit;
 mod turns;
 mod ways;
 
-pub use control::{QueueControl, queue_control};
 pub use needs::Needs;
 pub use options::{DataPath, OptionError, Options};
 pub use queue::Queue;
+pub use queue_control::{QueueControl, queue_control};
 pub use serve::serve;
 pub use setup::{ConnectError, QueueError, QueueSetup};
 pub use stats::{Counts, QueueStats};

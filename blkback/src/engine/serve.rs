@@ -2,9 +2,9 @@
 
 use super::backoff::BackOff;
 use super::coalescing::{Coalescer, Next};
-use super::control::QueueGuard;
 use super::needs::SLOTS_OF_A_PAGE;
 use super::queue::Queue;
+use super::queue_control::QueueGuard;
 use super::setup::{ConnectError, QueueError, QueueSetup};
 use super::turns::Turn;
 use alloc::boxed::Box;

@@ -7,7 +7,7 @@ use super::published::{self, COMMON_NODES, Limits, Nodes, Published};
 use crate::backend::Backend;
 use crate::engine::{ConnectError, QueueControl, QueueError, QueueSetup, queue_control, serve};
 use crate::statistics::ServedQueue;
-use crate::vcpus::Place;
+use crate::vcpus::Placement;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -26,7 +26,7 @@ pub struct Connection<H: Hypervisor> {
 
 struct Served<H: Hypervisor> {
     control: QueueControl,
-    place: Place<H>,
+    place: Placement<H>,
 }
 
 impl<H: Hypervisor> Connection<H> {
@@ -122,7 +122,7 @@ impl<H: Hypervisor> Connection<H> {
 
 impl<H: Hypervisor> Served<H> {
     /// Has a queue connect there.
-    fn on(place: Place<H>, region: &Region<H>, setup: QueueSetup) -> Self {
+    fn on(place: Placement<H>, region: &Region<H>, setup: QueueSetup) -> Self {
         let (control, guard) = queue_control();
         let region = region.clone();
         place.executor().send(move |handle| {

@@ -31,13 +31,13 @@ mod dma_disks;
 mod executors;
 mod frontend;
 mod guest;
-mod held;
 mod io;
 mod journal;
 mod late_disks;
 mod link;
 mod ramdisk;
 mod random;
+mod resources;
 mod script;
 mod setup;
 mod several;
@@ -70,7 +70,7 @@ use bulkhead_xen_sim::xenstore::toolstack::{self, Vbd};
 use bulkhead_xen_sim::{DomainConfig, Sim, SimDomain, SimVcpu};
 use bulkhead_xenstore_client::{Client, Ring};
 use executors::Executors;
-use held::Held;
+use resources::Resources;
 use std::cell::Cell;
 use std::ptr::NonNull;
 use std::rc::Rc;
@@ -91,7 +91,7 @@ pub struct World {
     ended: Rc<Cell<bool>>,
     /// Whether it may.
     may_end: Cell<bool>,
-    before: Held,
+    before: Resources,
     /// The disks whose stores answer when the test lets them.
     pub late: LateDisks,
     executors: Executors,
@@ -182,13 +182,13 @@ impl World {
             region,
             ended,
             may_end: Cell::new(false),
-            before: Held::default(),
+            before: Resources::default(),
             late: LateDisks::default(),
             executors,
             ramdisk: (ramdisk, archive.len()),
         };
         world.run();
-        world.before = world.held();
+        world.before = world.resources();
         world
     }
 

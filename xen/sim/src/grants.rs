@@ -84,7 +84,7 @@ struct Active {
 
 /// A grant that somebody has mapped (Xen's "map track" entry).
 #[derive(Clone, Copy)]
-pub(super) struct Mapping {
+pub(super) struct MapTrack {
     pub(super) owner: DomId,
     pub(super) gref: GrantRef,
     pub(super) flags: MapFlags,
@@ -108,7 +108,7 @@ pub(super) struct Grants {
     /// How many of `active` are in use.
     pinned: usize,
     entries_taken: bool,
-    mappings: Vec<Option<Mapping>>,
+    mappings: Vec<Option<MapTrack>>,
     free_handles: VecDeque<u32>,
     maptrack_limit: u32,
 }
@@ -167,36 +167,36 @@ impl Grants {
         self.free_handles.push_back(handle.0);
     }
 
-    pub(super) fn set_mapping(&mut self, handle: GrantHandle, mapping: Mapping) {
+    pub(super) fn set_mapping(&mut self, handle: GrantHandle, mapping: MapTrack) {
         self.mappings[handle.0 as usize] = Some(mapping);
     }
 
-    pub(super) fn mapping(&self, handle: GrantHandle) -> Option<Mapping> {
+    pub(super) fn mapping(&self, handle: GrantHandle) -> Option<MapTrack> {
         *self.mappings.get(handle.0 as usize)?
     }
 
     /// What the domain has mapped.
-    pub(super) fn mappings(&self) -> impl Iterator<Item = &Mapping> {
+    pub(super) fn mappings(&self) -> impl Iterator<Item = &MapTrack> {
         self.mappings.iter().flatten()
     }
 
     /// Every handle that maps something.
     pub(super) fn live_handles(&self) -> Vec<GrantHandle> {
-        let live = |(at, mapping): (u32, &Option<Mapping>)| mapping.map(|_| GrantHandle(at));
+        let live = |(at, mapping): (u32, &Option<MapTrack>)| mapping.map(|_| GrantHandle(at));
         (0..).zip(&self.mappings).filter_map(live).collect()
     }
 }
 
 /// Where a domain maps other domains' frames.
-pub(super) struct Region {
+pub(super) struct ForeignSpace {
     base: usize,
     occupied: Vec<bool>,
     taken: bool,
 }
 
-impl Region {
-    pub(super) fn new(base: usize, pages: usize) -> Region {
-        Region {
+impl ForeignSpace {
+    pub(super) fn new(base: usize, pages: usize) -> ForeignSpace {
+        ForeignSpace {
             base,
             occupied: vec![false; pages],
             taken: false,

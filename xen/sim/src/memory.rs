@@ -450,13 +450,13 @@ impl OwnMemory {
 }
 
 /// One end of a copy inside the machine: a page of some domain and an offset in it.
-pub(super) struct Place<'m> {
+pub(super) struct Location<'m> {
     pub(super) memory: &'m OwnMemory,
     pub(super) frame: Gfn,
     pub(super) offset: u16,
 }
 
-impl Place<'_> {
+impl Location<'_> {
     fn address(&self, bytes: usize) -> usize {
         assert!(usize::from(self.offset) + bytes <= PAGE_SIZE);
         let page = self.memory.address_of(self.frame);
@@ -465,7 +465,7 @@ impl Place<'_> {
 }
 
 /// Copies inside the machine, as the hypervisor does it.
-pub(super) fn copy(from: &Place<'_>, to: &Place<'_>, bytes: usize) {
+pub(super) fn copy(from: &Location<'_>, to: &Location<'_>, bytes: usize) {
     let source = from.address(bytes) as *const u8;
     let dest = to.address(bytes) as *mut u8;
     // SAFETY: both are own memory of domains, which stays mapped as long as the machine lives, or

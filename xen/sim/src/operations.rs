@@ -1,8 +1,8 @@
 //! The grant operations of one domain on another's grants: map, unmap, copy.
 
 use super::faults::GrantUse;
-use super::grants::{Mapping, Purpose};
-use super::memory::{self, Place};
+use super::grants::{MapTrack, Purpose};
+use super::memory::{self, Location};
 use super::stats::Violation;
 use super::world::{Domain, DomainKind, World};
 use bulkhead_xen::abi::grant_table::{
@@ -72,7 +72,7 @@ impl World {
         caller: DomId,
         op: &MapGrantRef,
         flags: MapFlags,
-    ) -> Result<Mapping, GrantStatus> {
+    ) -> Result<MapTrack, GrantStatus> {
         let (owner, gref, address) = (op.domain, op.gref, op.host_addr);
         if let Some(status) = self.faults.take_grant(GrantUse::Map, owner, gref) {
             return Err(status);
@@ -99,7 +99,7 @@ impl World {
             let writable = !flags.contains(MapFlags::READONLY);
             self.machine.map_frame(address as usize, frame, writable);
         }
-        Ok(Mapping {
+        Ok(MapTrack {
             owner,
             gref,
             flags,
@@ -159,7 +159,7 @@ impl World {
             grants.put_handle(handle);
         } else {
             let flags = left | (mapping.flags & MapFlags::READONLY);
-            grants.set_mapping(handle, Mapping { flags, ..mapping });
+            grants.set_mapping(handle, MapTrack { flags, ..mapping });
         }
         self.known_mut(mapping.owner).unpin(mapping.gref, done);
         self.reap(mapping.owner);
@@ -287,12 +287,12 @@ impl World {
                 .push(Violation::CopyBounds { domain: caller });
             return Err(GrantStatus::BAD_COPY_ARG);
         }
-        let from = Place {
+        let from = Location {
             memory: &self.known(source_owner).memory,
             frame: source,
             offset: op.source.offset,
         };
-        let to = Place {
+        let to = Location {
             memory: &self.known(dest_owner).memory,
             frame: dest,
             offset: op.dest.offset,

@@ -2,7 +2,7 @@
 
 use super::events::{Blocked, Ports, Vcpu};
 use super::faults::Faults;
-use super::grants::{Grants, Region};
+use super::grants::{ForeignSpace, Grants};
 use super::memory::{Machine, OwnMemory};
 use super::stats::{Stats, Violation};
 use super::tables::Lent;
@@ -74,7 +74,7 @@ pub(super) struct Domain {
     /// Destroyed, and only still there because others have its pages mapped.
     pub(super) dying: bool,
     pub(super) memory: OwnMemory,
-    pub(super) region: Region,
+    pub(super) region: ForeignSpace,
     pub(super) grants: Grants,
     pub(super) ports: Ports,
     pub(super) vcpus: Vec<Vcpu>,
@@ -146,7 +146,7 @@ impl World {
                 let (now, later) = (config.memory_pages, config.memory_later);
                 self.machine.populate_partly(config.kind, now, later)
             },
-            region: Region::new(region, config.region_pages),
+            region: ForeignSpace::new(region, config.region_pages),
             grants: Grants::new(entries, config.maptrack_limit),
             ports: Ports::default(),
             vcpus: (0..config.vcpus).map(|_| Vcpu::default()).collect(),

@@ -226,7 +226,7 @@ impl fmt::Display for Refusal {
 
 /// What one entry of a node's permissions allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Access {
+pub enum NodeAccess {
     /// Nothing (`n`).
     None,
     /// Reading (`r`).
@@ -237,15 +237,15 @@ pub enum Access {
     Both,
 }
 
-impl Access {
+impl NodeAccess {
     /// Whether this allows reading.
     pub fn reads(self) -> bool {
-        matches!(self, Access::Read | Access::Both)
+        matches!(self, NodeAccess::Read | NodeAccess::Both)
     }
 
     /// Whether this allows writing.
     pub fn writes(self) -> bool {
-        matches!(self, Access::Write | Access::Both)
+        matches!(self, NodeAccess::Write | NodeAccess::Both)
     }
 }
 
@@ -256,7 +256,7 @@ pub struct Permission {
     /// Whom the entry is about.
     pub domain: DomId,
     /// What it allows.
-    pub access: Access,
+    pub access: NodeAccess,
 }
 
 impl Permission {
@@ -264,10 +264,10 @@ impl Permission {
     pub fn parse(text: &[u8]) -> Option<Permission> {
         let (letter, digits) = text.split_first()?;
         let access = match letter {
-            b'n' => Access::None,
-            b'r' => Access::Read,
-            b'w' => Access::Write,
-            b'b' => Access::Both,
+            b'n' => NodeAccess::None,
+            b'r' => NodeAccess::Read,
+            b'w' => NodeAccess::Write,
+            b'b' => NodeAccess::Both,
             _ => return None,
         };
         if !digits.iter().all(u8::is_ascii_digit) {
@@ -284,10 +284,10 @@ impl Permission {
 impl fmt::Display for Permission {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let letter = match self.access {
-            Access::None => 'n',
-            Access::Read => 'r',
-            Access::Write => 'w',
-            Access::Both => 'b',
+            NodeAccess::None => 'n',
+            NodeAccess::Read => 'r',
+            NodeAccess::Write => 'w',
+            NodeAccess::Both => 'b',
         };
         write!(f, "{letter}{}", self.domain)
     }

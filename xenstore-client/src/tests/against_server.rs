@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{Error, Fault, Outcome, Permission, Refusal, Transaction};
-use bulkhead_xen::abi::xs_wire::Access;
+use bulkhead_xen::abi::xs_wire::NodeAccess;
 use std::string::{String, ToString};
 use std::vec::Vec;
 use std::{format, vec};
@@ -112,11 +112,11 @@ fn permissions() {
         store.write("data/x", "1").await?;
         let own = Permission {
             domain: GUEST,
-            access: Access::None,
+            access: NodeAccess::None,
         };
         let reader = Permission {
             domain: OTHER,
-            access: Access::Read,
+            access: NodeAccess::Read,
         };
         assert_eq!(store.permissions("data/x").await?, [own]);
         store.set_permissions("data/x", &[own, reader]).await?;
@@ -297,7 +297,7 @@ fn special_watches() {
     let store = rig.client.clone();
     let everyone = [Permission {
         domain: DomId(0),
-        access: Access::Read,
+        access: NodeAccess::Read,
     }];
     rig.server.set_permissions("@releaseDomain", &everyone);
     let mut watch = rig.run(store.watch("@releaseDomain")).unwrap();

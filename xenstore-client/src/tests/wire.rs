@@ -1,7 +1,7 @@
 //! Messages: what is written is read back, and nothing that arrives can do harm.
 
 use crate::wire::*;
-use crate::{Access, Breakdown, Path};
+use crate::{Breakdown, NodeAccess, Path};
 use bulkhead_xen::DomId;
 use proptest::prelude::*;
 use std::string::String;
@@ -14,10 +14,11 @@ fn emitted(request: Request<'_>) -> Vec<u8> {
 
 #[test]
 fn requests_as_the_specification_writes_them() {
-    let permissions = [(1, Access::None), (2, Access::Both)].map(|(domain, access)| Permission {
-        domain: DomId(domain),
-        access,
-    });
+    let permissions =
+        [(1, NodeAccess::None), (2, NodeAccess::Both)].map(|(domain, access)| Permission {
+            domain: DomId(domain),
+            access,
+        });
     for (request, kind, payload) in [
         (Request::Directory("a"), 1, &b"a\0"[..]),
         (Request::Read("a/b"), 2, b"a/b\0"),

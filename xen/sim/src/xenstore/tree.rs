@@ -1,7 +1,7 @@
 //! The nodes: values, permissions, children and the generation that conflicts are found by.
 
 use bulkhead_xen::DomId;
-use bulkhead_xen::abi::xs_wire::{Access, Permission};
+use bulkhead_xen::abi::xs_wire::{NodeAccess, Permission};
 use std::collections::BTreeMap;
 
 /// dom0, which may do everything.
@@ -104,7 +104,7 @@ impl Tree {
         };
         let dom0_only = vec![Permission {
             domain: DOM0,
-            access: Access::None,
+            access: NodeAccess::None,
         }];
         let with_child = |child: &str| {
             let mut node = Node::new(dom0_only.clone());

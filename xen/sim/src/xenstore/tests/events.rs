@@ -78,7 +78,7 @@ fn domains_come_and_go() {
     let mut store = store();
     let everyone = [Permission {
         domain: DOM0,
-        access: Access::Read,
+        access: NodeAccess::Read,
     }];
     ask(&mut store, MessageType::WATCH, 0, "@releaseDomain|r|");
     store.release(DomId(9));

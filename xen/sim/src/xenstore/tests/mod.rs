@@ -7,7 +7,7 @@ mod values;
 
 use super::*;
 use bulkhead_xen::abi::xs_wire::{
-    Access, ERROR_PROTOCOL, Header, MessageType, PAYLOAD_MAX, RequestId,
+    ERROR_PROTOCOL, Header, MessageType, NodeAccess, PAYLOAD_MAX, RequestId,
 };
 
 const GUEST: DomId = DomId(5);

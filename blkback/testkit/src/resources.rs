@@ -4,7 +4,7 @@ use super::World;
 
 /// How much it holds of each.
 #[derive(Debug, Default, PartialEq)]
-pub struct Held {
+pub struct Resources {
     ports: usize,
     watches: usize,
     nodes: usize,
@@ -14,10 +14,10 @@ pub struct Held {
 
 impl World {
     /// What it holds now.
-    pub fn held(&self) -> Held {
+    pub fn resources(&self) -> Resources {
         let id = self.storage.id();
         let store = self.sim.store();
-        Held {
+        Resources {
             ports: self.storage.open_ports(),
             watches: store.watch_count(id),
             // What is told to the operator stays.
@@ -42,7 +42,11 @@ impl World {
             0,
             "devices that are followed still"
         );
-        assert_eq!(self.held(), self.before, "what the driver domain holds");
+        assert_eq!(
+            self.resources(),
+            self.before,
+            "what the driver domain holds"
+        );
         assert_eq!(self.sim.store().transaction_count(self.storage.id()), 0);
         for (name, _, open) in self.backend.catalog.images() {
             assert_eq!(open, 0, "image {name} is still open");

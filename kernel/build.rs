@@ -1,10 +1,18 @@
 //! Tells how a bootable ELF is linked: to our own demo directly, to every other binary's build
 //! script as metadata (`DEP_BULKHEAD_KERNEL_LINK_ARGS`, separated by the unit separator U+001F).
+//! Names the commit that the ELF is built from, which it logs when it boots.
 
 use std::env;
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Folders of the workspace that nothing of the ELF comes from.
+const ELSEWHERE: [&str; 3] = ["ci", "docs", "fuzz"];
 
 fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=link.ld");
     let folder = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
     let script = format!("-Wl,-T,{}", folder.join("link.ld").display());
@@ -26,5 +34,52 @@ fn main() {
         for arg in args {
             println!("cargo::rustc-link-arg-bins={arg}");
         }
+        let commit = commit(folder.parent().expect("a workspace"));
+        let commit = commit.as_deref().unwrap_or("unknown");
+        println!("cargo::rustc-env=BULKHEAD_COMMIT={commit}");
     }
+}
+
+/// The commit that is checked out, marked if something that becomes part of the ELF is not as it is there;
+/// `None` without git.
+fn commit(workspace: &Path) -> Option<String> {
+    let commit = git(workspace, ["rev-parse", "--short=12", "HEAD"])?;
+    // Written by whatever moves HEAD.
+    let moved = git(workspace, ["rev-parse", "--git-path", "logs/HEAD"])?;
+    println!(
+        "cargo::rerun-if-changed={}",
+        workspace.join(moved).display()
+    );
+    let mut status = vec!["status", "--porcelain", "--untracked-files=no", "--"];
+    let parts = parts(workspace);
+    status.extend(parts.iter().map(String::as_str));
+    for part in &parts {
+        println!("cargo::rerun-if-changed={}", workspace.join(part).display());
+    }
+    let dirty = git(workspace, status).is_none_or(|changes| !changes.is_empty());
+    Some(if dirty { commit + "-dirty" } else { commit })
+}
+
+/// What of the workspace the ELF is made from.
+fn parts(workspace: &Path) -> Vec<String> {
+    let mut parts = vec!["Cargo.toml".to_owned(), "Cargo.lock".to_owned()];
+    for entry in fs::read_dir(workspace).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !ELSEWHERE.contains(&&*name) && entry.path().join("Cargo.toml").exists() {
+            parts.push(name + "/src");
+        }
+    }
+    parts.retain(|part| workspace.join(part).exists());
+    parts.sort();
+    parts
+}
+
+fn git(workspace: &Path, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Option<String> {
+    let output = Command::new("git")
+        .arg("-C")
+        .arg(workspace)
+        .args(args)
+        .output();
+    let output = output.ok().filter(|output| output.status.success())?;
+    Some(String::from_utf8(output.stdout).ok()?.trim().to_owned())
 }

@@ -40,6 +40,9 @@ pub const FIO_LIMIT: Duration = Duration::from_secs(150);
 
 const MEMORY: u32 = 80;
 
+/// What the log's first line begins with; the commit follows.
+const VERSION: &str = concat!("Bulkhead ", env!("CARGO_PKG_VERSION"), " (");
+
 fn main_job(testbed: &Testbed, kind: Kind) -> Result<()> {
     let images = [
         Image::mib("root.img", 64),
@@ -51,6 +54,12 @@ fn main_job(testbed: &Testbed, kind: Kind) -> Result<()> {
         .memory(MEMORY)
         .start_measured()?;
     testbed.record(kind, "boot", storage.boot_figure());
+    let log = storage.console();
+    let first = log.lines().next().unwrap_or_default();
+    ensure!(
+        first.contains(VERSION),
+        "the log does not begin with the version: {first:?}"
+    );
 
     testbed.step(format!("booting a {kind} guest with a disk"));
     let disks = [disk("storage", "xvda", "rw", "ram:root.img")];

@@ -32,6 +32,16 @@ global_asm!(
     .section .note.Xen, "a", @note
     .balign 4
     xen_note_text   6, "Bulkhead"           /* GUEST_OS */
+"#,
+    // GUEST_VERSION, by which one sees what a file is.
+    concat!(
+        "xen_note_text 7, \"Bulkhead ",
+        env!("CARGO_PKG_VERSION"),
+        " (",
+        env!("BULKHEAD_COMMIT"),
+        ")\""
+    ),
+    r#"
     xen_note_text   5, "xen-3.0"            /* XEN_VERSION */
     xen_note_text   8, "generic"            /* LOADER */
     xen_note_text   9, "yes"                /* PAE_MODE */

@@ -32,6 +32,15 @@ unsafe extern "Rust" {
     fn bulkhead_main(machine: Machine) -> ShutdownReason;
 }
 
+/// What this is: the first line of the log. `entry` has the same in a note of the ELF.
+const VERSION: &str = concat!(
+    "Bulkhead ",
+    env!("CARGO_PKG_VERSION"),
+    " (",
+    env!("BULKHEAD_COMMIT"),
+    ")"
+);
+
 static COMMAND_LINE: Once<heapless::String<COMMAND_LINE_BYTES>> = Once::new();
 
 /// What either way of booting has found and set up before the rest is the same.
@@ -92,6 +101,7 @@ unsafe fn run(booted: Booted) -> ! {
     let line: &'static str = COMMAND_LINE.call_once(|| booted.command_line);
     let level = command_line::log_level(line);
     output::start_logging(level.unwrap_or(log::LevelFilter::Info));
+    log::info!("{VERSION}");
     if let Err(wrong) = level {
         log::warn!("log={wrong}: expected off, error, warn, info, debug or trace; info is used");
     }

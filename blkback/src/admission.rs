@@ -12,8 +12,8 @@
 //! once do not all count on the same room.
 
 use crate::engine::Needs;
-use crate::vbd::identity::VbdId;
-use crate::vbd::published::Limits;
+use crate::id::VbdId;
+use crate::limits::Limits;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::cell::{OnceCell, RefCell};

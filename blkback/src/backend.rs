@@ -1,25 +1,20 @@
 //! The backend as a whole: finds the disks that the toolstack attaches and gives each a task.
 
-use crate::admission::{Admission, Refused};
 use crate::changes::{Changes, Stale};
 use crate::device::{BACKENDS, DeviceId};
 use crate::engine::Options;
-use crate::error_nodes::ErrorNodes;
-use crate::frontends::{Frontends, is_within};
-use crate::guest_log::GuestLogs;
+use crate::frontends::is_within;
+use crate::id::VbdId;
 use crate::retry::{PAUSE, persist};
-use crate::statistics::Statistics;
+use crate::services::Services;
 use crate::unserved;
 use crate::vbd;
-use crate::vbd::identity::VbdId;
-use crate::vbd::published::{Limits, Published};
-use crate::vcpus::Vcpus;
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;
-use bulkhead_executor::{Flag, Handle, Remote};
+use bulkhead_executor::{Handle, Remote};
 use bulkhead_grant::Region;
 use bulkhead_images::Catalog;
 use bulkhead_xen::{Hypervisor, Instant};
@@ -34,34 +29,10 @@ use litemap::LiteMap;
 /// How often the end of the last disk is looked for while closing.
 const CLOSE_POLL: Duration = Duration::from_millis(10);
 
-/// What all disks share.
+/// All disks, and what they share.
 pub struct Backend<H: Hypervisor> {
-    /// The executor of the first vCPU, on which the control plane runs.
-    pub handle: Handle<H>,
-    /// The vCPUs that serve queues.
-    pub vcpus: Vcpus<H>,
-    /// xenstore.
-    pub store: Client,
-    /// The address space for frontends' pages.
-    pub region: Region<H>,
-    /// What can be served.
-    pub catalog: Catalog,
-    /// How much a frontend may ask for.
-    pub limits: Limits,
-    /// Who may take how much of it, and of the memory.
-    pub admission: Admission,
-    /// How queues are served.
-    pub options: Options,
-    /// What the connected disks count.
-    pub statistics: Statistics,
-    /// Who is told of changes in frontends' directories.
-    pub frontends: Frontends,
-    /// What operators are told.
-    pub errors: ErrorNodes,
-    /// What the log says of guests.
-    pub guest_logs: GuestLogs,
-    /// Set when the driver domain is to end: every disk closes.
-    pub closing: Flag,
+    /// What the disks share.
+    pub services: Rc<Services<H>>,
     /// The disks that have a task, and how to nudge it.
     disks: RefCell<LiteMap<VbdId, Changes>>,
     /// The same of devices that are refused because nobody here serves their kind.
@@ -84,45 +55,13 @@ impl<H: Hypervisor> Backend<H> {
         catalog: Catalog,
         options: Options,
     ) -> Rc<Self> {
-        let vcpus = Vcpus::new(vcpus);
-        let limits = Limits {
-            persistent: options.data_path.offers_persistent(),
-            ..Limits::for_vcpus(vcpus.count())
-        };
-        let (statistics, frontends, errors, guest_logs, closing, disks, unserved) =
-            Default::default();
+        let services = Services::new(vcpus, handle, store, region, catalog, options);
+        let (disks, unserved) = Default::default();
         Rc::new(Backend {
-            handle,
-            vcpus,
-            store,
-            region,
-            catalog,
-            limits,
-            admission: Admission::default(),
-            options,
-            statistics,
-            frontends,
-            errors,
-            guest_logs,
-            closing,
+            services: Rc::new(services),
             disks,
             unserved,
         })
-    }
-
-    /// What a disk is offered now.
-    pub fn offer(&self, id: VbdId) -> Limits {
-        let free = self.region.free_pages();
-        self.admission.offer(id, self.limits, free)
-    }
-
-    /// Lets a disk take what the queues need that its frontend has made.
-    pub fn admit(&self, id: VbdId, published: &Published) -> Result<(), Refused> {
-        // All its rings have the same number of pages.
-        let ring_pages = published.queues.first().map_or(0, |one| one.ring.len());
-        let queue = self.limits.queue_of(published.persistent, ring_pages);
-        let needs = queue.times(published.queues.len());
-        self.admission.admit(id, needs, self.region.free_pages())
     }
 
     /// How many disks there are.
@@ -137,9 +76,9 @@ impl<H: Hypervisor> Backend<H> {
 
     /// Closes every disk, after finishing what is in flight, and waits until that is done.
     pub async fn close(&self) {
-        self.closing.set();
+        self.services.closing.set();
         while self.disks() > 0 {
-            self.handle.sleep(CLOSE_POLL).await;
+            self.services.handle.sleep(CLOSE_POLL).await;
         }
     }
 
@@ -149,7 +88,7 @@ impl<H: Hypervisor> Backend<H> {
         let Err(error) = self.serve_with_xenstore(ready).await;
         log::error!(
             "no disk can be attached or detached any more: {error}; {} connected disk(s) are served on",
-            self.statistics.disks().len()
+            self.services.statistics.disks().len()
         );
         // Each is to know.
         self.disks.borrow().values().for_each(Changes::raise);
@@ -161,12 +100,12 @@ impl<H: Hypervisor> Backend<H> {
         ready: impl FnOnce(),
     ) -> Result<Infallible, Error> {
         // The directory need not be there yet: the first attach makes it.
-        let set = async || self.store.watch(BACKENDS).await;
-        let mut watch = persist(&self.handle, BACKENDS, set).await?;
+        let set = async || self.services.store.watch(BACKENDS).await;
+        let mut watch = persist(&self.services.handle, BACKENDS, set).await?;
         let backend = self.clone();
-        self.handle.spawn(async move {
-            let (errors, handle) = (&backend.errors, &backend.handle);
-            errors.follow_guests(handle, &backend.store).await;
+        self.services.handle.spawn(async move {
+            let (errors, handle) = (&backend.services.errors, &backend.services.handle);
+            errors.follow_guests(handle, &backend.services.store).await;
         });
         ready();
         let all = watch.path().clone();
@@ -176,7 +115,7 @@ impl<H: Hypervisor> Backend<H> {
             let listing = match again {
                 None => self.follow(watch.next().await?),
                 Some(at) => {
-                    let pause = pin!(self.handle.sleep_until(at));
+                    let pause = pin!(self.services.handle.sleep_until(at));
                     match select(pin!(watch.next()), pause).await {
                         Either::Left((event, _)) => self.follow(event?),
                         Either::Right(_) => Some(all.clone()),
@@ -194,7 +133,7 @@ impl<H: Hypervisor> Backend<H> {
                     if again.is_none() {
                         log::error!("the disks cannot be listed, to be tried again: {error}");
                     }
-                    again = Some(self.handle.now() + PAUSE);
+                    again = Some(self.services.handle.now() + PAUSE);
                 }
             }
         }
@@ -218,8 +157,8 @@ impl<H: Hypervisor> Backend<H> {
 
     /// Waits until no disk is connected.
     pub async fn none_connected(&self) {
-        while !self.statistics.disks().is_empty() {
-            self.handle.sleep(PAUSE).await;
+        while !self.services.statistics.disks().is_empty() {
+            self.services.handle.sleep(PAUSE).await;
         }
     }
 
@@ -229,21 +168,21 @@ impl<H: Hypervisor> Backend<H> {
         if let Some(changed) = disks.get(&id) {
             return changed.raise_for(stale);
         }
-        if self.closing.is_set() {
+        if self.services.closing.is_set() {
             return;
         }
         let changed = Changes::default();
         disks.insert(id, changed.clone());
         let backend = self.clone();
-        self.handle.spawn(async move {
+        self.services.handle.spawn(async move {
             loop {
-                vbd::live(&backend, id, &changed).await;
+                vbd::live(&backend.services, id, &changed).await;
                 // A disk that was attached again meanwhile has raised the signal of the old one.
-                if !changed.take() || backend.closing.is_set() {
+                if !changed.take() || backend.services.closing.is_set() {
                     break;
                 }
             }
-            backend.admission.forget(id);
+            backend.services.admission.forget(id);
             backend.disks.borrow_mut().remove(&id);
         });
     }
@@ -262,16 +201,16 @@ impl<H: Hypervisor> Backend<H> {
         if let Some((_, changed)) = unserved.iter().find(|(known, _)| *known == device) {
             return changed.raise();
         }
-        if self.closing.is_set() {
+        if self.services.closing.is_set() {
             return;
         }
         let changed = Changes::default();
         unserved.push((device.clone(), changed.clone()));
         let backend = self.clone();
-        self.handle.spawn(async move {
+        self.services.handle.spawn(async move {
             loop {
-                unserved::refuse(&backend, &device, &changed).await;
-                if !changed.take() || backend.closing.is_set() {
+                unserved::refuse(&backend.services, &device, &changed).await;
+                if !changed.take() || backend.services.closing.is_set() {
                     break;
                 }
             }
@@ -296,7 +235,7 @@ impl<H: Hypervisor> Backend<H> {
         let mut refused = Ok(());
         let mut directories = vec![top.to_string()];
         while let Some(directory) = directories.pop() {
-            let names = match self.store.directory_or_empty(&directory).await {
+            let names = match self.services.store.directory_or_empty(&directory).await {
                 Ok(names) => names,
                 Err(error) if error.is_disconnected() => return Err(error),
                 // The other guests' devices are looked at all the same.

@@ -1,6 +1,6 @@
 //! Which device of which guest, of whatever kind: the identity that xenstore's paths give it.
 
-use crate::vbd::identity::VbdId;
+use crate::id::VbdId;
 use alloc::format;
 use alloc::string::{String, ToString};
 use bulkhead_xen::DomId;

@@ -34,12 +34,16 @@ pub mod engine;
 pub mod error_nodes;
 pub mod frontends;
 pub mod guest_log;
+pub mod id;
+pub mod limits;
 pub mod memory_target;
 pub mod operator;
 pub mod retry;
+pub mod services;
 pub mod statistics;
 mod unserved;
 pub mod vbd;
 pub mod vcpus;
 
 pub use backend::Backend;
+pub use services::Services;

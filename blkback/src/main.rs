@@ -59,7 +59,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
         catalog,
         options,
     );
-    backend.admission.watch_memory(beyond_reserve);
+    backend.services.admission.watch_memory(beyond_reserve);
     let end = Rc::new(Cell::new(None));
 
     let ended = end.clone();
@@ -82,12 +82,12 @@ fn main(mut machine: Machine) -> ShutdownReason {
 
     if let Some(port) = machine.console {
         let (backend, console) = (backend.clone(), handle.event_channel(port));
-        handle.spawn(async move { answer_keys(&backend, console, output::read).await });
+        handle.spawn(async move { answer_keys(&backend.services, console, output::read).await });
     }
 
     let growing = backend.clone();
     handle.spawn(async move {
-        let Err(error) = grow_on_request(&growing).await;
+        let Err(error) = grow_on_request(&growing.services).await;
         log::error!("images cannot be grown any more: {error}");
     });
 
@@ -108,7 +108,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
     let ended = end.clone();
     handle.spawn(async move {
         let waiting = async || shutdown_requested(&store).await;
-        match persist(&backend.handle, "shutdown requests", waiting).await {
+        match persist(&backend.services.handle, "shutdown requests", waiting).await {
             Ok(request) => {
                 log::info!("{request:?} requested: closing {} disk(s)", backend.disks());
                 backend.close().await;

@@ -11,11 +11,9 @@
 //!   xl console <storage>, then h
 //! ```
 
-use crate::backend::Backend;
-use crate::retry::{is_passing, persist};
-use crate::statistics::{as_line, as_lines};
-use crate::vbd::identity::VbdId;
-use crate::vbd::write_if_there;
+use crate::retry::persist;
+use crate::services::Services;
+use crate::statistics::as_line;
 use alloc::format;
 use alloc::string::String;
 use bulkhead_executor::EventChannel;
@@ -28,12 +26,15 @@ const GROW: &str = "data/grow";
 const GROW_ANSWER: &str = "data/grow-answer";
 
 /// Grows images when asked to. Only returns if xenstore cannot be used any more.
-pub async fn grow_on_request<H: Hypervisor>(backend: &Backend<H>) -> Result<Infallible, Error> {
-    persist(&backend.handle, GROW, async || grow_on_each(backend).await).await
+pub async fn grow_on_request<H: Hypervisor>(services: &Services<H>) -> Result<Infallible, Error> {
+    persist(&services.handle, GROW, async || {
+        grow_on_each(services).await
+    })
+    .await
 }
 
-async fn grow_on_each<H: Hypervisor>(backend: &Backend<H>) -> Result<Infallible, Error> {
-    let store = &backend.store;
+async fn grow_on_each<H: Hypervisor>(services: &Services<H>) -> Result<Infallible, Error> {
+    let store = &services.store;
     let mut watch = store.watch(GROW).await?;
     loop {
         watch.next().await?;
@@ -45,7 +46,7 @@ async fn grow_on_each<H: Hypervisor>(backend: &Backend<H>) -> Result<Infallible,
         }
         // The empty value says that the request was seen, as with control/shutdown.
         store.write(GROW, "").await?;
-        let answer = match grow(backend, &request).await {
+        let answer = match grow(services, &request).await {
             Ok(done) => {
                 log::info!("{done}");
                 done
@@ -55,17 +56,17 @@ async fn grow_on_each<H: Hypervisor>(backend: &Backend<H>) -> Result<Infallible,
                 refused
             }
         };
-        persist(&backend.handle, GROW_ANSWER, async || {
+        persist(&services.handle, GROW_ANSWER, async || {
             store.write(GROW_ANSWER, &answer).await
         })
         .await?;
     }
 }
 
-async fn grow<H: Hypervisor>(backend: &Backend<H>, request: &str) -> Result<String, String> {
+async fn grow<H: Hypervisor>(services: &Services<H>, request: &str) -> Result<String, String> {
     let request: GrowRequest = request.parse().map_err(|error| format!("{error}"))?;
     let GrowRequest { name, size } = &request;
-    let mut growth = backend
+    let mut growth = services
         .catalog
         .grow(name, *size)
         .map_err(|error| format!("{error}"))?;
@@ -74,63 +75,35 @@ async fn grow<H: Hypervisor>(backend: &Backend<H>, request: &str) -> Result<Stri
             break old;
         }
         // The disks have their requests meanwhile.
-        backend.handle.yield_now().await;
+        services.handle.yield_now().await;
     };
     Ok(format!("image ram:{name} grew from {old} to {size} bytes"))
 }
 
-/// Shows what a disk has counted, if its `statistics` node asks for it. What goes wrong with that is
-/// told, and is no matter of the disk's.
-pub async fn show_statistics<H: Hypervisor>(backend: &Backend<H>, id: VbdId) {
-    match try_to_show_statistics(backend, id).await {
-        Ok(()) => {}
-        // Each event looks again.
-        Err(error) if is_passing(&error) => log::debug!("vbd {id}: statistics: {error}"),
-        Err(error) => log::warn!("vbd {id}: the statistics are not shown: {error}"),
-    }
-}
-
-async fn try_to_show_statistics<H: Hypervisor>(
-    backend: &Backend<H>,
-    id: VbdId,
-) -> Result<(), Error> {
-    let path = id.backend_path();
-    let asked = backend
-        .store
-        .read_optional(format!("{path}/statistics"))
-        .await?;
-    if asked.as_deref() == Some("refresh") {
-        let counts = backend.statistics.of(id).unwrap_or_default();
-        let lines = as_lines(&counts, &backend.statistics.queues_of(id));
-        write_if_there(&backend.store, &path, "statistics", &lines).await?;
-    }
-    Ok(())
-}
-
 /// Answers keys typed on the console, which `channel` announces and `read` takes.
 pub async fn answer_keys<H: Hypervisor>(
-    backend: &Backend<H>,
+    services: &Services<H>,
     channel: EventChannel<H>,
     read: impl Fn() -> Option<u8>,
 ) {
     loop {
         channel.notified().await;
         while let Some(key) = read() {
-            answer_key(backend, key);
+            answer_key(services, key);
         }
     }
 }
 
-fn answer_key<H: Hypervisor>(backend: &Backend<H>, key: u8) {
+fn answer_key<H: Hypervisor>(services: &Services<H>, key: u8) {
     match key {
         b's' => {
-            let disks = backend.statistics.disks();
+            let disks = services.statistics.disks();
             log::info!("{} connected disk(s)", disks.len());
             for id in disks {
-                if let Some(counts) = backend.statistics.of(id) {
+                if let Some(counts) = services.statistics.of(id) {
                     log::info!("vbd {id}:{}", as_line(&counts));
                 }
-                let queues = backend.statistics.queues_of(id);
+                let queues = services.statistics.queues_of(id);
                 for (number, (vcpu, counts)) in queues.iter().enumerate() {
                     let (reads, writes) = (counts.reads, counts.writes);
                     log::info!(
@@ -140,7 +113,7 @@ fn answer_key<H: Hypervisor>(backend: &Backend<H>, key: u8) {
             }
         }
         b'i' => {
-            for (name, bytes, open) in backend.catalog.images() {
+            for (name, bytes, open) in services.catalog.images() {
                 log::info!("image ram:{name}, {bytes} bytes, open {open} time(s)");
             }
         }

@@ -1,7 +1,7 @@
 //! What every connected disk has counted, for the operator (`operator.rs`).
 
 use crate::engine::{Counts, QueueStats};
-use crate::vbd::identity::VbdId;
+use crate::id::VbdId;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;

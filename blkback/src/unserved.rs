@@ -3,16 +3,15 @@
 //! expects that to run wherever `backend=` says. The operator is told what to write instead, the
 //! guest that nothing will come, and nothing is left when the guest is gone.
 
-use crate::backend::Backend;
 use crate::changes::Changes;
 use crate::device::DeviceId;
 use crate::frontends::Following;
 use crate::retry::persist;
+use crate::services::Services;
 use crate::vbd::published::Nodes;
 use crate::vbd::state::XenbusState;
 use crate::vbd::{Act, Change, LINGER, is_over, read_into};
 use alloc::format;
-use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use bulkhead_executor::Sleep;
 use bulkhead_xen::Hypervisor;
@@ -32,23 +31,25 @@ const NODES: [&str; 5] = ["state", "frontend", "params", "device-type", "dev"];
 
 /// Refuses a device, and follows it until its directory is gone. `changed` is raised whenever
 /// something in that changes.
-pub async fn refuse<H: Hypervisor>(backend: &Rc<Backend<H>>, device: &DeviceId, changed: &Changes) {
+pub async fn refuse<H: Hypervisor>(services: &Services<H>, device: &DeviceId, changed: &Changes) {
     let refused = Refused {
-        backend,
+        services,
         device,
         path: device.backend_path(),
         changed,
         told: Cell::new(false),
     };
     // Whatever xenstored refuses, it all begins anew.
-    let follow = persist(&backend.handle, &refused.path, async || refused.run().await);
+    let follow = persist(&services.handle, &refused.path, async || {
+        refused.run().await
+    });
     if let Err(error) = follow.await {
         log::error!("{device}: {error}");
     }
 }
 
 struct Refused<'a, H: Hypervisor> {
-    backend: &'a Rc<Backend<H>>,
+    services: &'a Services<H>,
     device: &'a DeviceId,
     path: String,
     changed: &'a Changes,
@@ -58,7 +59,7 @@ struct Refused<'a, H: Hypervisor> {
 
 impl<H: Hypervisor> Refused<'_, H> {
     async fn run(&self) -> Result<(), Error> {
-        let store = &self.backend.store;
+        let store = &self.services.store;
         let mut nodes = Nodes::new();
         read_into(&mut nodes, store, &self.path, &NODES).await?;
         let Some(state) = nodes.get("state") else {
@@ -70,7 +71,7 @@ impl<H: Hypervisor> Refused<'_, H> {
         if state != XenbusState::Closed && !self.told.replace(true) {
             let text = Advice::new(self.device, &nodes).to_string();
             log::error!("{}: {text}", self.device);
-            let errors = &self.backend.errors;
+            let errors = &self.services.errors;
             errors.write(store, self.device, frontend, &text).await;
         }
         // libxl waits for backends that are not QEMU, and gives up at once if their directory is removed.
@@ -107,10 +108,10 @@ impl<H: Hypervisor> Refused<'_, H> {
                 return Ok(false);
             }
             if !wanted && ends.is_none() {
-                ends = Some(self.backend.handle.sleep(LINGER));
+                ends = Some(self.services.handle.sleep(LINGER));
             }
             let mut raised = pin!(self.changed.raised());
-            let mut closing = pin!(self.backend.closing.wait());
+            let mut closing = pin!(self.services.closing.wait());
             let over = poll_fn(|context| {
                 if closing.as_mut().poll(context).is_ready() {
                     return Poll::Ready(Some(false));
@@ -130,7 +131,7 @@ impl<H: Hypervisor> Refused<'_, H> {
 
     /// Whether the directory says that the device is closed, and whether anybody wants that it is there.
     async fn look(&self, frontend: &str) -> Result<(bool, bool), Error> {
-        let store = &self.backend.store;
+        let store = &self.services.store;
         let mut nodes = Nodes::new();
         read_into(&mut nodes, store, &self.path, &["state", "online"]).await?;
         let there = match store.exists(frontend).await {
@@ -153,18 +154,18 @@ impl<H: Hypervisor> Refused<'_, H> {
             described: None,
             act,
         };
-        change.make(&self.backend.store, &self.path).await
+        change.make(&self.services.store, &self.path).await
     }
 
     /// Has changes of the frontend's directory noticed, if it is one of this guest.
     fn follow(&self, frontend: &str) -> Option<Following> {
         let of_guest = format!("/local/domain/{}/device/", self.device.frontend);
-        let Backend {
+        let Services {
             frontends,
             handle,
             store,
             ..
-        } = &**self.backend;
+        } = self.services;
         let is_its = frontend.starts_with(&of_guest);
         is_its.then(|| frontends.follow(handle, store, frontend, self.changed))
     }

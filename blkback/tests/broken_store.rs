@@ -139,7 +139,7 @@ fn connected_disks_are_served_when_xenstore_is_gone() {
     link.notify();
     world.run();
     assert_eq!(world.storage.live_mappings(), 0);
-    assert_eq!(world.backend.statistics.disks(), []);
+    assert_eq!(world.backend.services.statistics.disks(), []);
 }
 
 #[test]
@@ -148,8 +148,8 @@ fn requests_of_the_operator_outlive_refusals() {
     let seen: Rc<Cell<Option<ShutdownRequest>>> = Rc::default();
     let (shown, backend) = (seen.clone(), world.backend.clone());
     world.spawn(async move {
-        let waiting = async || shutdown_requested(&backend.store).await;
-        let request = persist(&backend.handle, "shutdown requests", waiting).await;
+        let waiting = async || shutdown_requested(&backend.services.store).await;
+        let request = persist(&backend.services.handle, "shutdown requests", waiting).await;
         shown.set(request.ok());
     });
     world.run();

@@ -72,7 +72,7 @@ fn in_the_middle(world: &World, meanwhile: &Meanwhile, act: impl Fn() + 'static)
 }
 
 fn is_open(world: &World) -> bool {
-    let mut images = world.backend.catalog.images();
+    let mut images = world.backend.services.catalog.images();
     let (.., open) = images
         .find(|(name, ..)| *name == "large")
         .expect("it is there");
@@ -124,7 +124,7 @@ fn an_ending_driver_domain_does_not_wait_for_discards() {
     disk.say(XenbusState::Closed);
     let looks = in_the_middle(&world, &meanwhile, move || {
         let (done, ending) = (done.clone(), backend.clone());
-        backend.handle.spawn(async move {
+        backend.services.handle.spawn(async move {
             ending.close().await;
             done.set(true);
         });

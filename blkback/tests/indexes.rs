@@ -29,12 +29,13 @@ impl<'w> Served<'w> {
         let target: Target = "ram:disk0".parse().expect("a target");
         let backend = &world.backend;
         let access = bulkhead_images::Access::ReadWrite;
-        let device = backend.catalog.open(&target, access, "this test");
+        let device = backend.services.catalog.open(&target, access, "this test");
         let setup = QueueSetup {
             name: "a queue".into(),
             log: backend
+                .services
                 .guest_logs
-                .of(guest.domain.id(), backend.handle.now()),
+                .of(guest.domain.id(), backend.services.handle.now()),
             frontend: guest.domain.id(),
             abi: style.abi,
             ring: link.ring_refs(),
@@ -44,11 +45,14 @@ impl<'w> Served<'w> {
             discard: false,
             sector_size: 512,
             device: device.expect("it can be opened"),
-            options: backend.options,
+            options: backend.services.options,
             turn: Default::default(),
         };
         let (control, guard) = queue_control();
-        let (handle, region) = (backend.handle.clone(), backend.region.clone());
+        let (handle, region) = (
+            backend.services.handle.clone(),
+            backend.services.region.clone(),
+        );
         world.spawn(serve(handle, region, setup, guard));
         control.start();
         world.run();

@@ -94,13 +94,13 @@ fn every_node_that_is_read_or_written() {
         vcpus: 2,
         ..Setup::default()
     });
-    let store = world.backend.store.clone();
+    let store = world.backend.services.store.clone();
     world.spawn(async move {
         online(&store, 2).await;
         let Err(error) = refuse_changes(&store, 2, &[VcpuId(0), VcpuId(1)]).await;
         panic!("{error}");
     });
-    let store = world.backend.store.clone();
+    let store = world.backend.services.store.clone();
     world.spawn(async move { drop(shutdown_requested(&store).await) });
     world.write(&world.own_path("memory/target"), "65536");
     world.write(&world.own_path("data/grow"), "disk0 192K");

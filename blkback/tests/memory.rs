@@ -47,8 +47,9 @@ fn a_queue_without_memory_is_refused_at_every_allocation() {
         let setup = || QueueSetup {
             name: "a queue".into(),
             log: backend
+                .services
                 .guest_logs
-                .of(guest.domain.id(), backend.handle.now()),
+                .of(guest.domain.id(), backend.services.handle.now()),
             frontend: guest.domain.id(),
             abi: style.abi,
             ring: link.ring_refs(),
@@ -58,7 +59,7 @@ fn a_queue_without_memory_is_refused_at_every_allocation() {
             discard: true,
             sector_size: 512,
             device: device.clone(),
-            options: backend.options,
+            options: backend.services.options,
             turn: Default::default(),
         };
         let connect = |setup: QueueSetup| {
@@ -66,7 +67,13 @@ fn a_queue_without_memory_is_refused_at_every_allocation() {
             let opening = setup.device.clone();
             let opened = opening.open_queue(&context).now_or_never();
             let device = opened.expect("an image is opened at once")?;
-            Queue::connect(&backend.handle, &backend.region, setup, device).map(drop)
+            Queue::connect(
+                &backend.services.handle,
+                &backend.services.region,
+                setup,
+                device,
+            )
+            .map(drop)
         };
         // What the simulated Xen takes once is taken.
         assert_eq!(connect(setup()), Ok(()));
@@ -165,7 +172,11 @@ fn many_disks_of_one_guest_all_connect_and_leave_room_for_others() {
     let free = 12 << 20;
     let before = bytes_in_use();
     let used = move || (bytes_in_use() - before).max(0) as usize;
-    world.backend.admission.watch_memory(move || free - used());
+    world
+        .backend
+        .services
+        .admission
+        .watch_memory(move || free - used());
     let (mut disks, problem) = disks_until_refused(&guest, 26);
     assert_eq!((disks.len(), problem), (26, None));
     // What Linux would keep granted is at most half of its table.
@@ -191,6 +202,7 @@ fn a_disk_that_no_memory_is_left_for_is_refused_with_a_reason() {
     let used = move || (bytes_in_use() - before).max(0) as usize;
     world
         .backend
+        .services
         .admission
         .watch_memory(move || usize::saturating_sub(free, used()));
     let (mut disks, problem) = disks_until_refused(&guest, 26);

@@ -305,10 +305,10 @@ fn keys_on_the_console_show_what_there_is() {
         .bind_interdomain(world.storage.id(), port);
     let theirs = theirs.expect("it is for this guest");
     let typed: Rc<RefCell<VecDeque<u8>>> = Rc::default();
-    let (backend, keys) = (world.backend.clone(), typed.clone());
-    let channel = backend.handle.event_channel(port);
+    let (services, keys) = (world.backend.services.clone(), typed.clone());
+    let channel = services.handle.event_channel(port);
     world.spawn(async move {
-        answer_keys(&backend, channel, || keys.borrow_mut().pop_front()).await;
+        answer_keys(&services, channel, || keys.borrow_mut().pop_front()).await;
     });
     world.run();
     let press = |text: &str| {

@@ -9,7 +9,10 @@ use std::rc::Rc;
 
 /// Lets the driver domain wait for requests to end; shows the first one.
 fn waits_for_requests(world: &World) -> Rc<Cell<Option<ShutdownRequest>>> {
-    let (store, seen) = (world.backend.store.clone(), Rc::new(Cell::new(None)));
+    let (store, seen) = (
+        world.backend.services.store.clone(),
+        Rc::new(Cell::new(None)),
+    );
     let shown = seen.clone();
     world.spawn(async move { shown.set(shutdown_requested(&store).await.ok()) });
     world.run();
@@ -79,7 +82,10 @@ fn set(world: &World, vcpu: u32, online: bool) {
 }
 
 fn found_online(world: &World, all: u32) -> Vec<u32> {
-    let (store, found) = (world.backend.store.clone(), Rc::new(RefCell::default()));
+    let (store, found) = (
+        world.backend.services.store.clone(),
+        Rc::new(RefCell::default()),
+    );
     let shown: Rc<RefCell<Vec<VcpuId>>> = found.clone();
     world.spawn(async move {
         shown.replace(online(&store, all).await);
@@ -102,7 +108,7 @@ fn vcpus_that_are_offline_are_not_to_run() {
 #[test]
 fn a_change_of_vcpus_is_refused_once_in_the_log() {
     let world = with_vcpus(3, &[2]);
-    let store = world.backend.store.clone();
+    let store = world.backend.services.store.clone();
     world.spawn(async move {
         let Err(error) = refuse_changes(&store, 3, &[VcpuId(0), VcpuId(1)]).await;
         panic!("{error}");

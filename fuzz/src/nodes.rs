@@ -4,9 +4,10 @@
 use crate::heap;
 use bulkhead_blkback::admission::Admission;
 use bulkhead_blkback::device::DeviceId;
+use bulkhead_blkback::id::VbdId;
+use bulkhead_blkback::limits::Limits;
 use bulkhead_blkback::vbd::config::VbdConfig;
-use bulkhead_blkback::vbd::identity::VbdId;
-use bulkhead_blkback::vbd::published::{self, Limits, Nodes};
+use bulkhead_blkback::vbd::published::{self, Nodes};
 use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_xen::DomId;
 use std::collections::HashSet;

@@ -1,8 +1,8 @@
 //! What the toolstack wrote about a disk into its backend directory (libxl, and
 //! `io/blkif.h`, "Backend Device Node").
 
-use super::identity::VbdId;
 use super::published::{Nodes, shortened};
+use crate::id::VbdId;
 use alloc::string::{String, ToString};
 use bulkhead_images::Access;
 use core::fmt;

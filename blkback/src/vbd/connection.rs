@@ -1,11 +1,12 @@
 //! The connection to a frontend: what it published is read and checked, and its rings are served.
 
 use super::config::VbdConfig;
-use super::identity::VbdId;
 use super::problem::Problem;
-use super::published::{self, COMMON_NODES, Limits, Nodes, Published};
-use crate::backend::Backend;
+use super::published::{self, COMMON_NODES, Nodes, Published};
 use crate::engine::{ConnectError, QueueControl, QueueError, QueueSetup, queue_control, serve};
+use crate::id::VbdId;
+use crate::limits::Limits;
+use crate::services::Services;
 use crate::statistics::ServedQueue;
 use crate::vcpus::Placement;
 use alloc::format;
@@ -33,18 +34,18 @@ impl<H: Hypervisor> Connection<H> {
     /// Maps all rings and binds all event channels; if one of them cannot be had, none is served.
     /// Answers what the queues count, too.
     pub async fn open(
-        backend: &Backend<H>,
+        services: &Services<H>,
         id: VbdId,
         published: &Published,
         config: &VbdConfig,
         device: &Arc<dyn BlockDevice>,
     ) -> Result<(Self, Vec<ServedQueue>), Problem> {
         let geometry = device.geometry();
-        let options = backend.options;
-        let log = backend.guest_logs.of(id.frontend, backend.handle.now());
+        let options = services.options;
+        let log = services.guest_logs.of(id.frontend, services.handle.now());
         let mut queues = Vec::new();
         for (number, details) in published.queues.iter().enumerate() {
-            let place = backend.vcpus.place(id.frontend);
+            let place = services.vcpus.place(id.frontend);
             let setup = QueueSetup {
                 name: format!("vbd {id} queue {number}"),
                 log: log.clone(),
@@ -53,14 +54,14 @@ impl<H: Hypervisor> Connection<H> {
                 ring: details.ring.clone(),
                 event_channel: details.event_channel,
                 persistent: published.persistent,
-                indirect_segments: backend.limits.indirect_segments as usize,
+                indirect_segments: services.limits.indirect_segments as usize,
                 discard: config.discard && geometry.discard.is_some(),
                 sector_size: geometry.sector_size.bytes(),
                 device: device.clone(),
                 options,
                 turn: place.turn(),
             };
-            queues.push(Served::on(place, &backend.region, setup));
+            queues.push(Served::on(place, &services.region, setup));
         }
         let connection = Connection { queues };
         match connection.start().await {

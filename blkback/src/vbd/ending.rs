@@ -3,15 +3,15 @@
 
 use super::backend_nodes::{Act, Change, set_state};
 use super::connection::Connection;
-use super::identity::VbdId;
 use super::observation::Observer;
 use super::problem::Problem;
 use super::published::Nodes;
 use super::retry::insist;
 use super::state::XenbusState;
-use crate::backend::Backend;
 use crate::changes::Changes;
+use crate::id::VbdId;
 use crate::retry::PAUSE;
+use crate::services::Services;
 use alloc::format;
 use alloc::string::ToString;
 use bulkhead_xen::Hypervisor;
@@ -32,12 +32,12 @@ pub const LINGER: Duration = Duration::from_millis(2500);
 /// Tells a connected frontend that its disk goes away, and waits until it has let go of it, while
 /// it is served: what it asks for before it has heard is answered too. One that does not react waits for
 /// [`FAREWELL`] only, and so does one that cannot be told.
-pub async fn take_leave<H: Hypervisor>(backend: &Backend<H>, id: VbdId, observer: &Observer<H>) {
+pub async fn take_leave<H: Hypervisor>(services: &Services<H>, id: VbdId, observer: &Observer<H>) {
     let (path, changed) = (id.backend_path(), observer.changes());
     let let_go = pin!(async {
-        while let Err(error) = set_state(&backend.store, &path, XenbusState::Closing).await {
+        while let Err(error) = set_state(&services.store, &path, XenbusState::Closing).await {
             log::warn!("vbd {id}: {error}");
-            backend.handle.sleep(PAUSE).await;
+            services.handle.sleep(PAUSE).await;
         }
         loop {
             let holds = match observer.observe().await {
@@ -58,10 +58,10 @@ pub async fn take_leave<H: Hypervisor>(backend: &Backend<H>, id: VbdId, observer
             if !holds {
                 return;
             }
-            select(pin!(changed.raised()), pin!(backend.handle.sleep(PAUSE))).await;
+            select(pin!(changed.raised()), pin!(services.handle.sleep(PAUSE))).await;
         }
     });
-    let over = pin!(backend.handle.sleep(FAREWELL));
+    let over = pin!(services.handle.sleep(FAREWELL));
     if let Either::Right(_) = select(let_go, over).await {
         log::warn!("vbd {id}: the frontend does not let go");
     }
@@ -70,7 +70,7 @@ pub async fn take_leave<H: Hypervisor>(backend: &Backend<H>, id: VbdId, observer
 /// Stops serving a frontend and takes back everything. What is in flight is finished, however long that
 /// takes, as long as the frontend is there and the driver domain does not end.
 pub async fn close<H: Hypervisor>(
-    backend: &Backend<H>,
+    services: &Services<H>,
     connection: &Connection<H>,
     observer: &Observer<H>,
 ) {
@@ -78,14 +78,14 @@ pub async fn close<H: Hypervisor>(
     let seen = Cell::new(false);
     let nobody_waits = pin!(async {
         loop {
-            select(pin!(changed.raised()), pin!(backend.closing.wait())).await;
+            select(pin!(changed.raised()), pin!(services.closing.wait())).await;
             seen.set(true);
-            if backend.closing.is_set() {
+            if services.closing.is_set() {
                 return;
             }
             let mut now = observer.observe().await;
             while now.is_err() {
-                backend.handle.sleep(PAUSE).await;
+                services.handle.sleep(PAUSE).await;
                 now = observer.observe().await;
             }
             if now.is_ok_and(|now| now.is_frontend_gone()) {
@@ -105,25 +105,25 @@ pub async fn close<H: Hypervisor>(
 
 /// What is left to do when a disk has given back everything.
 pub async fn finish<H: Hypervisor>(
-    backend: &Backend<H>,
+    services: &Services<H>,
     id: VbdId,
     end: End,
     changed: &Changes,
 ) -> Result<(), Problem> {
     let path = id.backend_path();
-    let report_closed = async || set_state(&backend.store, &path, XenbusState::Closed).await;
+    let report_closed = async || set_state(&services.store, &path, XenbusState::Closed).await;
     match end {
         End::Release => {
-            insist(backend, id, report_closed).await?;
+            insist(services, id, report_closed).await?;
             log::info!("vbd {id}: the frontend is gone, the image is free");
-            taken_away(backend, id, &path, changed).await?;
-            remove(backend, id, &path, changed).await?;
+            taken_away(services, id, &path, changed).await?;
+            remove(services, id, &path, changed).await?;
         }
-        End::Remove => remove(backend, id, &path, changed).await?,
+        End::Remove => remove(services, id, &path, changed).await?,
         End::Refuse(problem, refused) => {
-            report(backend, id, &problem).await;
-            let removed = insist(backend, id, async || {
-                remove_refused(backend, &path, &refused).await
+            report(services, id, &problem).await;
+            let removed = insist(services, id, async || {
+                remove_refused(services, &path, &refused).await
             });
             if !removed.await? {
                 changed.raise();
@@ -132,7 +132,7 @@ pub async fn finish<H: Hypervisor>(
         End::StartOver => changed.raise(),
         End::Abandon => log::info!("vbd {id}: removed by the toolstack"),
         End::Leave => {
-            insist(backend, id, report_closed).await?;
+            insist(services, id, report_closed).await?;
             log::info!("vbd {id}: closed, the driver domain ends");
         }
     }
@@ -141,21 +141,21 @@ pub async fn finish<H: Hypervisor>(
 
 /// Waits until the toolstack is done with a closed device.
 async fn taken_away<H: Hypervisor>(
-    backend: &Backend<H>,
+    services: &Services<H>,
     id: VbdId,
     path: &str,
     changed: &Changes,
 ) -> Result<(), Error> {
     let kept = async || {
-        let kept = is_closed(&backend.store, path).await?;
-        let online = backend
+        let kept = is_closed(&services.store, path).await?;
+        let online = services
             .store
             .read_optional(format!("{path}/online"))
             .await?;
         Ok(kept && online.as_deref() != Some("0"))
     };
-    while insist(backend, id, kept).await? && !backend.closing.is_set() {
-        select(pin!(changed.raised()), pin!(backend.closing.wait())).await;
+    while insist(services, id, kept).await? && !services.closing.is_set() {
+        select(pin!(changed.raised()), pin!(services.closing.wait())).await;
     }
     Ok(())
 }
@@ -173,31 +173,33 @@ pub fn is_over(state: XenbusState) -> bool {
 /// Reports `Closed` and then removes the directory, for both of which the toolstack waits, unless
 /// it has made it anew meanwhile.
 async fn remove<H: Hypervisor>(
-    backend: &Backend<H>,
+    services: &Services<H>,
     id: VbdId,
     path: &str,
     changed: &Changes,
 ) -> Result<(), Problem> {
-    insist(backend, id, async || {
-        set_state(&backend.store, path, XenbusState::Closed).await
+    insist(services, id, async || {
+        set_state(&services.store, path, XenbusState::Closed).await
     })
     .await?;
-    let mut linger = pin!(backend.handle.sleep(LINGER));
+    let mut linger = pin!(services.handle.sleep(LINGER));
     while let Either::Right(_) = select(&mut linger, pin!(changed.raised())).await {
-        let closed = insist(backend, id, async || is_closed(&backend.store, path).await);
+        let closed = insist(services, id, async || {
+            is_closed(&services.store, path).await
+        });
         if !closed.await? {
             // It is gone, or the next disk's already.
             changed.raise();
             return Ok(());
         }
     }
-    let removed = insist(backend, id, async || {
+    let removed = insist(services, id, async || {
         let removal = Change {
             from: &is_over,
             described: None,
             act: Act::Remove,
         };
-        removal.make(&backend.store, path).await
+        removal.make(&services.store, path).await
     });
     if !removed.await? {
         changed.raise();
@@ -209,7 +211,7 @@ async fn remove<H: Hypervisor>(
 /// Removes the directory of a disk that was refused: without it the toolstack gives up at once
 /// instead of waiting. Answers false if the directory is another disk's by now.
 async fn remove_refused<H: Hypervisor>(
-    backend: &Backend<H>,
+    services: &Services<H>,
     path: &str,
     refused: &Nodes,
 ) -> Result<bool, Error> {
@@ -218,7 +220,7 @@ async fn remove_refused<H: Hypervisor>(
         described: Some(refused),
         act: Act::Remove,
     };
-    removal.make(&backend.store, path).await
+    removal.make(&services.store, path).await
 }
 
 /// How a disk ends.
@@ -238,16 +240,16 @@ pub enum End {
 }
 
 /// Tells the operator, in the log and in the error node that belongs to the disk.
-pub async fn report<H: Hypervisor>(backend: &Backend<H>, id: VbdId, problem: &Problem) {
+pub async fn report<H: Hypervisor>(services: &Services<H>, id: VbdId, problem: &Problem) {
     log::error!("vbd {id}: {problem}");
-    write_error(backend, id, problem).await;
+    write_error(services, id, problem).await;
 }
 
 /// Tells the operator in the error node that belongs to the disk.
-pub async fn write_error<H: Hypervisor>(backend: &Backend<H>, id: VbdId, problem: &Problem) {
+pub async fn write_error<H: Hypervisor>(services: &Services<H>, id: VbdId, problem: &Problem) {
     let (device, frontend, text) = (id.into(), id.frontend_path(), problem.to_string());
-    let written = backend
+    let written = services
         .errors
-        .write(&backend.store, &device, &frontend, &text);
+        .write(&services.store, &device, &frontend, &text);
     written.await;
 }

@@ -2,7 +2,7 @@
 //! (`io/blkif.h`, "Backend XenBus Nodes").
 
 use super::config::VbdConfig;
-use super::published::Limits;
+use crate::limits::Limits;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use bulkhead_images::{Geometry, Sector};

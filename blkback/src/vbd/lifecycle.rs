@@ -6,20 +6,20 @@ use super::connection::{Connection, read_into, read_published};
 use super::decision::{Observed, Phase, Step, decide};
 use super::ending::{End, close, finish, report, take_leave, write_error};
 use super::features::{self, NodeValues};
-use super::identity::VbdId;
 use super::observation::Observer;
 use super::problem::Problem;
-use super::published::{Limits, Nodes, Published};
+use super::published::{Nodes, Published};
 use super::retry::{Failure, insist};
 use super::sector_units;
 use super::state::XenbusState;
-use crate::backend::Backend;
+use super::statistics_node::show_statistics;
 use crate::changes::Changes;
 use crate::guest_log::GuestLog;
-use crate::operator::show_statistics;
+use crate::id::VbdId;
+use crate::limits::Limits;
 use crate::retry::PAUSE;
+use crate::services::Services;
 use alloc::format;
-use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::sync::Arc;
 use bulkhead_images::{Access, BlockDevice, Sector, Target};
@@ -34,14 +34,14 @@ use log::Level;
 
 /// Lives the life of the disk whose directory the toolstack has made, until that directory is
 /// gone. `changed` is raised whenever something in it changes.
-pub async fn live<H: Hypervisor>(backend: &Rc<Backend<H>>, id: VbdId, changed: &Changes) {
+pub async fn live<H: Hypervisor>(services: &Services<H>, id: VbdId, changed: &Changes) {
     let path = id.backend_path();
-    let read = insist(backend, id, async || {
-        if !backend.store.exists(format!("{path}/state")).await? {
+    let read = insist(services, id, async || {
+        if !services.store.exists(format!("{path}/state")).await? {
             return Ok(None);
         }
         let mut nodes = Nodes::new();
-        read_into(&mut nodes, &backend.store, &path, &CONFIG_NODES).await?;
+        read_into(&mut nodes, &services.store, &path, &CONFIG_NODES).await?;
         Ok(Some(nodes))
     });
     let nodes = match read.await {
@@ -50,22 +50,22 @@ pub async fn live<H: Hypervisor>(backend: &Rc<Backend<H>>, id: VbdId, changed: &
         Ok(None) => return,
         Err(error) => return log::error!("vbd {id}: cannot be looked at: {error}"),
     };
-    let end = match Vbd::open(backend, id, &nodes, changed) {
+    let end = match Vbd::open(services, id, &nodes, changed) {
         // The image is free again before the toolstack can see that the disk is gone.
         Ok(vbd) => vbd.run(changed).await,
         Err(problem) => Ok(End::Refuse(problem, nodes)),
     };
     let outcome = match end {
-        Ok(end) => finish(backend, id, end, changed).await,
+        Ok(end) => finish(services, id, end, changed).await,
         Err(error) => Err(error.into()),
     };
     if let Err(problem) = outcome {
-        report(backend, id, &problem).await;
+        report(services, id, &problem).await;
     }
 }
 
 struct Vbd<'a, H: Hypervisor> {
-    backend: &'a Rc<Backend<H>>,
+    services: &'a Services<H>,
     id: VbdId,
     path: String,
     /// What the toolstack wrote, and what it means.
@@ -101,7 +101,7 @@ enum Event {
 impl<'a, H: Hypervisor> Vbd<'a, H> {
     /// Opens the image that the toolstack named.
     fn open(
-        backend: &'a Rc<Backend<H>>,
+        services: &'a Services<H>,
         id: VbdId,
         nodes: &Nodes,
         changed: &Changes,
@@ -109,22 +109,22 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         let config = VbdConfig::parse(id, nodes)?;
         let target: Target = config.target.parse()?;
         let owner = format!("vbd {id}");
-        backend.admission.attach()?;
-        let device = backend.catalog.open(&target, config.access, &owner)?;
+        services.admission.attach()?;
+        let device = services.catalog.open(&target, config.access, &owner)?;
         let path = id.backend_path();
-        let observer = Observer::new(backend, &path, &config.frontend_path, changed);
+        let observer = Observer::new(services, &path, &config.frontend_path, changed);
         Ok(Vbd {
-            backend,
+            services,
             id,
             path,
             nodes: nodes.clone(),
             config,
-            log: backend.guest_logs.of(id.frontend, backend.handle.now()),
+            log: services.guest_logs.of(id.frontend, services.handle.now()),
             device,
             observer,
             told: Nodes::new(),
             phase: Phase::New,
-            limits: backend.limits,
+            limits: services.limits,
             connection: None,
             came_back: false,
             sectors: Sector(0),
@@ -135,9 +135,9 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
     /// Lives until the device is gone. Only a xenstore that is gone for good ends it with an error.
     async fn run(mut self, changed: &Changes) -> Result<End, Error> {
         loop {
-            if self.backend.closing.is_set() {
+            if self.services.closing.is_set() {
                 if self.connection.is_some() {
-                    take_leave(self.backend, self.id, &self.observer).await;
+                    take_leave(self.services, self.id, &self.observer).await;
                 }
                 self.disconnect().await;
                 return Ok(End::Leave);
@@ -204,14 +204,14 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
             self.tell(Level::Warn, format_args!("{error}; to be tried again"));
             self.refused = true;
         }
-        let pause = pin!(self.backend.handle.sleep(PAUSE));
-        select(pause, pin!(self.backend.closing.wait())).await;
+        let pause = pin!(self.services.handle.sleep(PAUSE));
+        select(pause, pin!(self.services.closing.wait())).await;
     }
 
     /// Goes on serving a connected disk when nothing can be read or written any more.
     async fn serve_without_xenstore(&mut self) {
         let never = Changes::default();
-        while self.connection.is_some() && !self.backend.closing.is_set() {
+        while self.connection.is_some() && !self.services.closing.is_set() {
             match self.wait(&never).await {
                 Event::QueueFailed(problem) => {
                     log::error!("vbd {}: {problem}", self.id);
@@ -232,7 +232,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
     ) -> Result<(), Failure> {
         match self.wait(changed).await {
             Event::Changed if changed.take_statistics() => {
-                show_statistics(self.backend, self.id).await;
+                show_statistics(self.services, self.id).await;
             }
             Event::Changed => {}
             Event::Resized => {
@@ -254,7 +254,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         });
         let (device, sectors) = (&self.device, self.sectors);
         let mut raised = pin!(changed.raised());
-        let mut closing = pin!(self.backend.closing.wait());
+        let mut closing = pin!(self.services.closing.wait());
         poll_fn(|context| {
             if let Poll::Ready(error) = failed.as_mut().poll(context) {
                 return Poll::Ready(Event::QueueFailed(error.into()));
@@ -306,9 +306,9 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
 
     /// Publishes what the frontend may use. Answers false if the directory is another disk's.
     async fn offer(&mut self, from: XenbusState) -> Result<bool, Error> {
-        let backend = self.backend;
+        let services = self.services;
         let geometry = self.device.geometry();
-        self.limits = backend.offer(self.id);
+        self.limits = services.offer(self.id);
         let nodes = features::offered(&self.config, &geometry, self.limits);
         self.publish(nodes, from, XenbusState::InitWait).await
     }
@@ -322,7 +322,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
     ) -> Result<bool, Error> {
         nodes.retain(|(name, value)| self.told.get(*name) != Some(value));
         self.charge(MESSAGES_OF_A_CHANGE + nodes.len());
-        let (store, states) = (&self.backend.store, (from, state));
+        let (store, states) = (&self.services.store, (from, state));
         let published = publish(store, &self.path, &self.nodes, &nodes, states).await?;
         self.observer.wrote(state, published);
         if published {
@@ -343,21 +343,23 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
 
     /// Connects to the rings that the frontend published.
     async fn connect(&mut self, from: XenbusState) -> Result<(), Failure> {
-        let backend = self.backend;
+        let services = self.services;
         let (frontend, mut messages) = (&self.config.frontend_path, 0);
-        let published = read_published(&backend.store, frontend, self.limits, &mut messages);
+        let published = read_published(&services.store, frontend, self.limits, &mut messages);
         let published = published.await;
         self.charge(messages);
         let published = published?;
-        backend.admit(self.id, &published).map_err(Problem::from)?;
+        services
+            .admit(self.id, published.needs(services.limits))
+            .map_err(Problem::from)?;
         let device = &self.device;
         let sectors = device.geometry().sector_size;
-        sector_units::check(&backend.store, &self.config.frontend_path, sectors).await?;
+        sector_units::check(&services.store, &self.config.frontend_path, sectors).await?;
         let (connection, served) =
-            Connection::open(backend, self.id, &published, &self.config, device).await?;
+            Connection::open(services, self.id, &published, &self.config, device).await?;
         self.connection = Some(connection);
-        backend.statistics.connected(self.id, served);
-        backend.admission.served(self.id);
+        services.statistics.connected(self.id, served);
+        services.admission.served(self.id);
         self.phase = Phase::Connected;
         self.log_connected(&published);
         self.publish_disk(from).await?;
@@ -403,16 +405,16 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
     /// Logs what the guest has brought about.
     fn tell(&self, level: Level, what: fmt::Arguments<'_>) {
         let line = format_args!("vbd {}: {what}", self.id);
-        self.log.say(self.backend.handle.now(), level, line);
+        self.log.say(self.services.handle.now(), level, line);
     }
 
     /// Stops serving and takes back everything.
     async fn disconnect(&mut self) {
         if let Some(connection) = self.connection.take() {
-            self.backend.statistics.disconnected(self.id);
-            close(self.backend, &connection, &self.observer).await;
+            self.services.statistics.disconnected(self.id);
+            close(self.services, &connection, &self.observer).await;
         }
-        self.backend.admission.forget(self.id);
+        self.services.admission.forget(self.id);
     }
 
     /// Gives the device up because of an error that is the frontend's or ours. The next step tells
@@ -421,12 +423,12 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         self.disconnect().await;
         self.phase = Phase::Failed;
         self.tell(Level::Error, format_args!("{problem}"));
-        write_error(self.backend, self.id, &problem).await;
+        write_error(self.services, self.id, &problem).await;
     }
 
     async fn set_state(&self, state: XenbusState) -> Result<(), Failure> {
         self.charge(MESSAGES_OF_A_CHANGE);
-        let written = set_state(&self.backend.store, &self.path, state).await;
+        let written = set_state(&self.services.store, &self.path, state).await;
         let written = written.map_err(Failure::of_what_must_be)?;
         self.observer.wrote(state, written);
         Ok(())

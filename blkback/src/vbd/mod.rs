@@ -18,7 +18,6 @@ mod connection;
 pub mod decision;
 mod ending;
 pub mod features;
-pub mod identity;
 mod lifecycle;
 mod observation;
 mod problem;
@@ -26,6 +25,7 @@ pub mod published;
 mod retry;
 mod sector_units;
 pub mod state;
+mod statistics_node;
 
 pub use backend_nodes::{Act, Change, write_if_there};
 pub use connection::read_into;

@@ -2,9 +2,9 @@
 
 use super::decision::Observed;
 use super::state::XenbusState;
-use crate::backend::Backend;
 use crate::changes::{Changes, Stale};
 use crate::frontends::Following;
+use crate::services::Services;
 use alloc::format;
 use alloc::string::String;
 use bulkhead_executor::Handle;
@@ -25,15 +25,15 @@ pub struct Observer<H: Hypervisor> {
 
 impl<H: Hypervisor> Observer<H> {
     /// Observes the disk with that directory of ours and that one of the frontend's.
-    pub fn new(backend: &Backend<H>, path: &str, frontend: &str, changes: &Changes) -> Self {
-        let (handle, store) = (&backend.handle, &backend.store);
+    pub fn new(services: &Services<H>, path: &str, frontend: &str, changes: &Changes) -> Self {
+        let (handle, store) = (&services.handle, &services.store);
         Observer {
             handle: handle.clone(),
             store: store.clone(),
             path: path.into(),
             frontend: frontend.into(),
             changes: changes.clone(),
-            following: backend.frontends.follow(handle, store, frontend, changes),
+            following: services.frontends.follow(handle, store, frontend, changes),
             known: Cell::new(None),
         }
     }

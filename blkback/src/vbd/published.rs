@@ -2,6 +2,7 @@
 //! guest's word (`io/blkif.h`, "Frontend XenBus Nodes").
 
 use crate::engine::Needs;
+use crate::limits::Limits;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -13,51 +14,6 @@ use litemap::LiteMap;
 /// The nodes of a frontend's directory, by name relative to it, as far as the backend asks.
 pub type Nodes = LiteMap<String, String>;
 
-/// How much of a queue the backend is willing to serve.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// The most queues (`multi-queue-max-queues`).
-    pub queues: u32,
-    /// log2 of the most ring pages (`max-ring-page-order`).
-    pub ring_page_order: u32,
-    /// The most segments of an indirect request (`feature-max-indirect-segments`); 0 offers none.
-    pub indirect_segments: u32,
-    /// Whether the frontend may keep its data pages granted (`feature-persistent`).
-    pub persistent: bool,
-}
-
-/// So many queues are offered by the smallest driver domain: frontends make one for each of their
-/// own vCPUs, which then share nothing either, also where one vCPU serves all of them.
-const LEAST_QUEUES: u32 = 4;
-
-impl Limits {
-    /// For a driver domain with so many vCPUs: at least a queue for each, as xen-blkback offers.
-    pub fn for_vcpus(vcpus: usize) -> Limits {
-        Limits {
-            queues: LEAST_QUEUES.max(vcpus as u32),
-            ring_page_order: 4,
-            indirect_segments: 256,
-            persistent: true,
-        }
-    }
-
-    /// What a queue takes, with as many pages to its ring as are offered.
-    pub fn queue(&self, persistent: bool) -> Needs {
-        self.queue_of(persistent, 1 << self.ring_page_order)
-    }
-
-    /// What a queue takes that has so many pages to its ring.
-    pub fn queue_of(&self, persistent: bool, ring_pages: usize) -> Needs {
-        Needs::of_queue(persistent, ring_pages, self.indirect_segments as usize)
-    }
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Limits::for_vcpus(1)
-    }
-}
-
 /// How to reach a frontend's queues.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Published {
@@ -67,6 +23,16 @@ pub struct Published {
     pub persistent: bool,
     /// Its queues, at least one.
     pub queues: Vec<QueueDetails>,
+}
+
+impl Published {
+    /// Returns what serving these queues takes.
+    pub fn needs(&self, limits: Limits) -> Needs {
+        // All its rings have the same number of pages.
+        let ring_pages = self.queues.first().map_or(0, |one| one.ring.len());
+        let queue = limits.queue_of(self.persistent, ring_pages);
+        queue.times(self.queues.len())
+    }
 }
 
 /// How to reach one queue.
@@ -303,12 +269,6 @@ mod tests {
 
     fn refused(pairs: &[(&str, &str)]) -> String {
         alloc::string::ToString::to_string(&parse(&nodes(pairs), LIMITS).unwrap_err())
-    }
-
-    #[test]
-    fn a_queue_for_each_vcpu_and_at_least_four() {
-        assert_eq!(Limits::for_vcpus(1).queues, 4);
-        assert_eq!(Limits::for_vcpus(6).queues, 6);
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! The requests of one disk that xenstored refuses.
 
-use super::identity::VbdId;
 use super::problem::Problem;
-use crate::backend::Backend;
+use crate::id::VbdId;
 use crate::retry::{PAUSE, is_passing};
+use crate::services::Services;
 use bulkhead_xen::Hypervisor;
 use bulkhead_xenstore_client::Error;
 use core::pin::pin;
@@ -50,20 +50,20 @@ impl From<Problem> for Failure {
 
 /// Makes a request until xenstored has an answer to it, or until the driver domain ends.
 pub async fn insist<H: Hypervisor, T>(
-    backend: &Backend<H>,
+    services: &Services<H>,
     id: VbdId,
     request: impl AsyncFn() -> Result<T, Error>,
 ) -> Result<T, Error> {
     let mut told = false;
     loop {
         match request().await {
-            Err(error) if is_passing(&error) && !backend.closing.is_set() => {
+            Err(error) if is_passing(&error) && !services.closing.is_set() => {
                 if !told {
                     log::warn!("vbd {id}: {error}; to be tried again");
                     told = true;
                 }
-                let pause = pin!(backend.handle.sleep(PAUSE));
-                select(pause, pin!(backend.closing.wait())).await;
+                let pause = pin!(services.handle.sleep(PAUSE));
+                select(pause, pin!(services.closing.wait())).await;
             }
             result => return result,
         }

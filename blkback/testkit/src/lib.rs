@@ -159,14 +159,18 @@ impl World {
             catalog,
             setup.options,
         );
-        let (sizing, nodes, memory) = (handle.clone(), backend.store.clone(), storage.hypervisor());
+        let (sizing, nodes, memory) = (
+            handle.clone(),
+            backend.services.store.clone(),
+            storage.hypervisor(),
+        );
         handle.spawn(async move {
             let Err(error) = follow_memory_target(&sizing, &nodes, &memory).await;
             log::error!("memory/target cannot be followed any more: {error}");
         });
         let growing = backend.clone();
         handle.spawn(async move {
-            let Err(error) = grow_on_request(&growing).await;
+            let Err(error) = grow_on_request(&growing.services).await;
             log::error!("images cannot be grown any more: {error}");
         });
         let (serving, ended) = (backend.clone(), Rc::new(Cell::new(false)));
@@ -285,7 +289,7 @@ impl World {
 
     /// Starts something of the driver domain's own.
     pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
-        self.backend.handle.spawn(task);
+        self.backend.services.handle.spawn(task);
     }
 
     /// A node, as dom0 reads it.

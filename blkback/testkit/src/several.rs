@@ -15,7 +15,7 @@ impl World {
 
     /// How many queues each vCPU serves.
     pub fn load(&self) -> Vec<usize> {
-        self.backend.vcpus.load().collect()
+        self.backend.services.vcpus.load().collect()
     }
 }
 

@@ -51,7 +51,11 @@ impl Disk {
     pub fn open(world: &World, ramdisk: &[u8], number: u64, kind: (&str, Access, bool)) -> Disk {
         let (target, access, late) = kind;
         let target: Target = target.parse().expect("a target");
-        let opened = world.backend.catalog.open(&target, access, "the guest");
+        let opened = world
+            .backend
+            .services
+            .catalog
+            .open(&target, access, "the guest");
         let device = opened.expect("the image is there");
         let late = late.then(|| Delayed::new(device.clone()));
         let content = content(number, DISK_SIZE);

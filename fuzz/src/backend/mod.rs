@@ -134,13 +134,16 @@ impl Machine {
         let backend = &world.backend;
         let setup = QueueSetup {
             name: "the guest's queue".into(),
-            log: backend.guest_logs.of(self.guest.id(), backend.handle.now()),
+            log: backend
+                .services
+                .guest_logs
+                .of(self.guest.id(), backend.services.handle.now()),
             frontend: self.guest.id(),
             abi: setting.abi,
             ring,
             event_channel,
             persistent: setting.persistent && setting.path.offers_persistent(),
-            indirect_segments: backend.limits.indirect_segments as usize,
+            indirect_segments: backend.services.limits.indirect_segments as usize,
             discard: setting.discard && device.geometry().discard.is_some(),
             sector_size: 512,
             device: device.clone(),
@@ -148,7 +151,10 @@ impl Machine {
             turn: Default::default(),
         };
         let (control, guard) = queue_control();
-        let (handle, region) = (backend.handle.clone(), backend.region.clone());
+        let (handle, region) = (
+            backend.services.handle.clone(),
+            backend.services.region.clone(),
+        );
         world.spawn(serve(handle, region, setup, guard));
         world.run_without_xenstored();
         let connected = control.connected().now_or_never();

@@ -14,7 +14,7 @@ use alloc::rc::Rc;
 use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;
-use bulkhead_executor::{Handle, Remote};
+use bulkhead_executor::{Handle, VcpuSpawner};
 use bulkhead_grant::Region;
 use bulkhead_images::Catalog;
 use bulkhead_xen::{Hypervisor, Instant};
@@ -42,13 +42,13 @@ pub struct Backend<H: Hypervisor> {
 impl<H: Hypervisor> Backend<H> {
     /// A backend that serves nobody yet.
     pub fn new(handle: Handle<H>, store: Client, region: Region<H>, catalog: Catalog) -> Rc<Self> {
-        let vcpus = vec![handle.remote()];
+        let vcpus = vec![handle.spawner()];
         Self::with(vcpus, handle, store, region, catalog, Options::default())
     }
 
     /// As [`new`](Self::new), serving as the operator wants it, on these vCPUs.
     pub fn with(
-        vcpus: Vec<Remote<H>>,
+        vcpus: Vec<VcpuSpawner<H>>,
         handle: Handle<H>,
         store: Client,
         region: Region<H>,

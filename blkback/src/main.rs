@@ -18,12 +18,12 @@ use bulkhead_blkback::memory_target::follow_memory_target;
 use bulkhead_blkback::operator::{answer_keys, grow_on_request};
 use bulkhead_blkback::retry::persist;
 use bulkhead_blkback::vcpus::learn_lateness;
-use bulkhead_executor::{Executor, Remote};
+use bulkhead_executor::{Executor, VcpuSpawner};
 use bulkhead_grant::Region;
 use bulkhead_images::{Catalog, ImageMemory};
 use bulkhead_kernel::command_line::{unknown, value};
+use bulkhead_kernel::logger;
 use bulkhead_kernel::memory::beyond_reserve;
-use bulkhead_kernel::output;
 use bulkhead_kernel::{Hypercalls, Machine, Module, ShutdownReason, watchdog};
 use bulkhead_xen::{Hypervisor, VcpuId};
 use bulkhead_xenstore_client::{Client, Ring};
@@ -40,7 +40,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
     start_watchdog(machine.command_line);
     let catalog = catalog(take(&mut machine.modules).into_iter().next(), hypervisor);
     let catalog = catalog.with_discard(options.discard);
-    let first = Remote::new(hypervisor, hypervisor.vcpu());
+    let first = VcpuSpawner::new(hypervisor, hypervisor.vcpu());
     let mut executor = executor(&first, hypervisor);
     let handle = executor.handle();
     // SAFETY: the page is the domain's xenstore ring, and nobody else in this domain uses it.
@@ -66,7 +66,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
     let serving = backend.clone();
     handle.spawn(async move {
         let ready = || {
-            output::never_wait();
+            logger::never_wait();
             let took = hypervisor.now().since(started);
             log::info!(
                 "ready for attach, {}.{:03} ms after the start",
@@ -82,7 +82,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
 
     if let Some(port) = machine.console {
         let (backend, console) = (backend.clone(), handle.event_channel(port));
-        handle.spawn(async move { answer_keys(&backend.services, console, output::read).await });
+        handle.spawn(async move { answer_keys(&backend.services, console, logger::read).await });
     }
 
     let growing = backend.clone();
@@ -171,8 +171,8 @@ fn start_watchdog(line: &'static str) {
 }
 
 /// The executor of a vCPU that serves queues.
-fn executor(remote: &Remote<Hypercalls>, hypervisor: Hypercalls) -> Executor<Hypercalls> {
-    let executor = Executor::of(remote, hypervisor);
+fn executor(spawner: &VcpuSpawner<Hypercalls>, hypervisor: Hypercalls) -> Executor<Hypercalls> {
+    let executor = Executor::of(spawner, hypervisor);
     let handle = executor.handle();
     handle.spawn(learn_lateness(handle.clone()));
     if let Some(interval) = watchdog::interval() {
@@ -192,17 +192,17 @@ fn executor(remote: &Remote<Hypercalls>, hypervisor: Hypercalls) -> Executor<Hyp
 fn start_vcpus(
     machine: &Machine,
     executor: &mut Executor<Hypercalls>,
-    first: Remote<Hypercalls>,
+    first: VcpuSpawner<Hypercalls>,
     store: &Client,
-) -> (Vec<Remote<Hypercalls>>, Vec<VcpuId>) {
+) -> (Vec<VcpuSpawner<Hypercalls>>, Vec<VcpuId>) {
     let hypervisor = machine.hypervisor;
     let online = online_vcpus(machine, executor, store);
     let mut all = vec![first];
     let others = online.iter().skip(1).copied();
     let running = bulkhead_kernel::start_vcpus(others, |vcpu| {
-        let remote = Remote::new(hypervisor, vcpu);
-        all.push(remote.clone());
-        Box::new(move || crate::executor(&remote, hypervisor).run_until(|| false))
+        let spawner = VcpuSpawner::new(hypervisor, vcpu);
+        all.push(spawner.clone());
+        Box::new(move || crate::executor(&spawner, hypervisor).run_until(|| false))
     });
     all.truncate(1 + running as usize);
     if all.len() > 1 {
@@ -212,7 +212,7 @@ fn start_vcpus(
         let offline = machine.vcpus as usize - online.len();
         log::info!("{offline} of {} vCPUs are offline", machine.vcpus);
     }
-    let running = all.iter().map(Remote::vcpu).collect();
+    let running = all.iter().map(VcpuSpawner::vcpu).collect();
     (all, running)
 }
 

@@ -10,7 +10,7 @@ use crate::limits::Limits;
 use crate::statistics::Statistics;
 use crate::vcpus::Vcpus;
 use alloc::vec::Vec;
-use bulkhead_executor::{Flag, Handle, Remote};
+use bulkhead_executor::{Flag, Handle, VcpuSpawner};
 use bulkhead_grant::Region;
 use bulkhead_images::Catalog;
 use bulkhead_xen::Hypervisor;
@@ -49,7 +49,7 @@ pub struct Services<H: Hypervisor> {
 impl<H: Hypervisor> Services<H> {
     /// Returns services that serve nobody yet, as the operator wants it, on these vCPUs.
     pub fn new(
-        vcpus: Vec<Remote<H>>,
+        vcpus: Vec<VcpuSpawner<H>>,
         handle: Handle<H>,
         store: Client,
         region: Region<H>,

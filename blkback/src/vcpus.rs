@@ -4,7 +4,7 @@ use crate::engine::{GuestTurns, Turn, VcpuTurns};
 use alloc::rc::Rc;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
-use bulkhead_executor::{Handle, Remote};
+use bulkhead_executor::{Handle, VcpuSpawner};
 use bulkhead_xen::{DomId, Hypervisor, VcpuId};
 use core::cell::{Cell, RefCell};
 use core::time::Duration;
@@ -27,7 +27,7 @@ pub async fn learn_lateness<H: Hypervisor>(handle: Handle<H>) {
 pub struct Vcpus<H>(Vec<Vcpu<H>>);
 
 struct Vcpu<H> {
-    executor: Remote<H>,
+    executor: VcpuSpawner<H>,
     queues: Rc<Cell<usize>>,
     turns: Arc<VcpuTurns>,
     /// The guests that have queues there.
@@ -53,7 +53,7 @@ impl<H: Hypervisor> Vcpus<H> {
     ///
     /// # Panics
     /// If there is none.
-    pub fn new(executors: Vec<Remote<H>>) -> Self {
+    pub fn new(executors: Vec<VcpuSpawner<H>>) -> Self {
         assert!(!executors.is_empty(), "there is always a vCPU");
         let idle = |executor| Vcpu {
             executor,
@@ -95,14 +95,14 @@ impl<H: Hypervisor> Vcpus<H> {
 
 /// A queue's place on a vCPU, given up when dropped.
 pub struct Placement<H: Hypervisor> {
-    executor: Remote<H>,
+    executor: VcpuSpawner<H>,
     queues: Rc<Cell<usize>>,
     guest: Arc<GuestTurns>,
 }
 
 impl<H: Hypervisor> Placement<H> {
     /// The executor of that vCPU.
-    pub fn executor(&self) -> &Remote<H> {
+    pub fn executor(&self) -> &VcpuSpawner<H> {
         &self.executor
     }
 
@@ -134,7 +134,7 @@ mod tests {
             vcpus: 3,
             ..DomainConfig::default()
         });
-        let executors = (0..3).map(|vcpu| Remote::new(domain.hypervisor(), VcpuId(vcpu)));
+        let executors = (0..3).map(|vcpu| VcpuSpawner::new(domain.hypervisor(), VcpuId(vcpu)));
         let vcpus = Vcpus::new(executors.collect());
         let mut places: Vec<_> = (0..4).map(|_| vcpus.place(DomId(1))).collect();
         let taken: Vec<u32> = places.iter().map(|place| place.vcpu().0).collect();

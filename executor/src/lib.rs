@@ -9,7 +9,7 @@
 //!   Hypervisor::take_pending ──► ports ──┐
 //!   Hypervisor::now ───────────► timers ─┼─► wakers ─► woken tasks are polled
 //!   Handle::spawn ─────────────► inbox ──┤                    │ none left
-//!   Remote::send (other vCPUs) ► work ───┘                    │
+//!   VcpuSpawner::send (other vCPUs) ► work ───┘                    │
 //!                                                             ▼
 //!                                             Hypervisor::block(next deadline)
 //! ```
@@ -34,7 +34,7 @@
 //! itself that it was woken.
 //!
 //! Read next: [`Handle`], which is what tasks hold; [`EventChannel`]; [`Flag`] and [`Signal`] between
-//! tasks of a vCPU; [`Remote`] for the other vCPUs.
+//! tasks of a vCPU; [`VcpuSpawner`] for the other vCPUs.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -44,14 +44,14 @@ extern crate alloc;
 mod block_cost;
 mod flag;
 mod ports;
-mod remote;
-mod rest;
+mod sleep_state;
+mod spawner;
 mod sync;
 mod timers;
 
 pub use flag::{Flag, Signal};
 pub use ports::EventChannel;
-pub use remote::Remote;
+pub use spawner::VcpuSpawner;
 pub use timers::Sleep;
 
 use alloc::boxed::Box;
@@ -79,7 +79,7 @@ struct Core<H> {
     block_cost: block_cost::BlockCost,
     /// Tasks that were spawned and not yet taken over by the executor.
     inbox: RefCell<Vec<StoppableTask>>,
-    remote: Remote<H>,
+    spawner: VcpuSpawner<H>,
 }
 
 /// Runs the tasks of one vCPU.
@@ -92,34 +92,34 @@ pub struct Executor<H: Hypervisor> {
 impl<H: Hypervisor> Executor<H> {
     /// An executor without tasks, for the vCPU that `hypervisor` is of.
     pub fn new(hypervisor: H) -> Self {
-        let remote = Remote::new(hypervisor.clone(), hypervisor.vcpu());
-        Self::of(&remote, hypervisor)
+        let spawner = VcpuSpawner::new(hypervisor.clone(), hypervisor.vcpu());
+        Self::of(&spawner, hypervisor)
     }
 
     /// The executor that other vCPUs know already. `hypervisor` is that of its vCPU.
-    pub fn of(remote: &Remote<H>, hypervisor: H) -> Self {
+    pub fn of(spawner: &VcpuSpawner<H>, hypervisor: H) -> Self {
         debug_assert_eq!(
-            remote.vcpu(),
+            spawner.vcpu(),
             hypervisor.vcpu(),
             "an executor on another vCPU"
         );
         Executor {
-            waker: remote.waker(),
+            waker: spawner.waker(),
             core: Rc::new(Core {
                 hypervisor,
                 ports: ports::Ports::default(),
                 timers: timers::Timers::default(),
                 block_cost: block_cost::BlockCost::default(),
                 inbox: RefCell::default(),
-                remote: remote.clone(),
+                spawner: spawner.clone(),
             }),
             tasks: FuturesUnordered::new(),
         }
     }
 
     /// This executor as other vCPUs see it.
-    pub fn remote(&self) -> Remote<H> {
-        self.core.remote.clone()
+    pub fn spawner(&self) -> VcpuSpawner<H> {
+        self.core.spawner.clone()
     }
 
     /// What tasks need to spawn others and to wait.
@@ -139,14 +139,14 @@ impl<H: Hypervisor> Executor<H> {
     fn run_while(&mut self, more: &dyn Fn() -> bool) -> bool {
         let core = &self.core;
         let mut polled = false;
-        core.remote.rest().get_up();
+        core.spawner.sleep_state().end_sleep();
         loop {
             core.hypervisor
                 .take_pending(&mut |port| core.ports.notify(port));
             core.timers.fire(|| core.hypervisor.now());
-            core.remote.receive(|| Handle { core: core.clone() });
+            core.spawner.receive(|| Handle { core: core.clone() });
             self.tasks.extend(core.inbox.borrow_mut().drain(..));
-            if !more() || !core.remote.rest().take() {
+            if !more() || !core.spawner.sleep_state().take() {
                 return polled;
             }
             polled = true;
@@ -177,7 +177,7 @@ impl<H: Hypervisor> Executor<H> {
     /// Blocks the vCPU until a notification, the next deadline, or a wake from another vCPU;
     /// returns at once if some task was woken since [`run_until_idle`](Self::run_until_idle).
     pub fn sleep(&mut self) {
-        if self.core.remote.rest().lie_down() {
+        if self.core.spawner.sleep_state().begin_sleep() {
             let core = &self.core;
             let deadline = core.timers.next();
             let run_time = || core.hypervisor.run_time();
@@ -223,13 +223,13 @@ impl<H: Hypervisor> Handle<H> {
     fn spawn_boxed(&self, task: BoxedTask) -> Task {
         let (task, abort) = abortable(task);
         self.core.inbox.borrow_mut().push(task);
-        self.core.remote.wake();
+        self.core.spawner.wake();
         Task { abort }
     }
 
     /// The executor as other vCPUs see it.
-    pub fn remote(&self) -> Remote<H> {
-        self.core.remote.clone()
+    pub fn spawner(&self) -> VcpuSpawner<H> {
+        self.core.spawner.clone()
     }
 
     /// Returns the hypervisor, as this vCPU calls it.

@@ -1,15 +1,15 @@
-//! No interleaving of wakers and an executor that lies down sleeps with a woken task.
+//! No interleaving of wakers with an executor that is about to sleep leaves a woken task behind.
 //!
-//! loom runs the crate's own `rest` module on its own atomics, and tries interleavings and stale
+//! loom runs the crate's own `sleep_state` module on its own atomics, and tries interleavings and stale
 //! values that the memory model allows. A vCPU's sleep is a wait for the interrupt, which Xen
 //! remembers if it comes before the wait. The tests that must panic break one rule each, to show
 //! that the search would find out.
 
 #[allow(dead_code, reason = "the test uses a part of it")]
-#[path = "../src/rest.rs"]
-mod rest;
+#[path = "../src/sleep_state.rs"]
+mod sleep_state;
 
-/// What `rest` is made of here.
+/// What `sleep_state` is made of here.
 mod sync {
     pub(crate) use loom::sync::atomic::{AtomicU8, Ordering};
 }
@@ -17,7 +17,7 @@ mod sync {
 use loom::sync::Notify;
 use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::thread;
-use rest::Rest;
+use sleep_state::SleepState;
 // Not loom's, so that a failed search can be told from a leak.
 use std::sync::Arc;
 
@@ -26,13 +26,13 @@ use std::sync::Arc;
 enum Broken {
     Nothing,
     /// The vCPU sleeps without looking whether a task was woken meanwhile.
-    LyingDown,
+    BeginSleep,
     /// Whoever finds the vCPU asleep does not interrupt it.
     Interrupt,
 }
 
 struct Vcpu {
-    rest: Rest,
+    sleep_state: SleepState,
     interrupt: Notify,
     /// What the woken tasks find to do, one for each waker.
     work: [AtomicUsize; 2],
@@ -46,7 +46,7 @@ fn search(wakers: usize, broken: Broken) {
     model.preemption_bound = Some(3);
     model.check(move || {
         let vcpu = Arc::new(Vcpu {
-            rest: Rest::new(),
+            sleep_state: SleepState::new(),
             interrupt: Notify::new(),
             work: [AtomicUsize::new(0), AtomicUsize::new(0)],
         });
@@ -56,7 +56,7 @@ fn search(wakers: usize, broken: Broken) {
                 thread::spawn(move || {
                     // Relaxed: the word alone has to carry it over.
                     vcpu.work[waker].store(1, Ordering::Relaxed);
-                    if vcpu.rest.wake() && broken != Broken::Interrupt {
+                    if vcpu.sleep_state.wake() && broken != Broken::Interrupt {
                         vcpu.interrupt.notify();
                     }
                 })
@@ -64,12 +64,12 @@ fn search(wakers: usize, broken: Broken) {
             .collect();
         let mut found = 0;
         while found < wakers {
-            if vcpu.rest.take() {
+            if vcpu.sleep_state.take() {
                 let work = vcpu.work.iter().map(|work| work.load(Ordering::Relaxed));
                 found = work.sum();
-            } else if vcpu.rest.lie_down() || broken == Broken::LyingDown {
+            } else if vcpu.sleep_state.begin_sleep() || broken == Broken::BeginSleep {
                 vcpu.interrupt.wait();
-                vcpu.rest.get_up();
+                vcpu.sleep_state.end_sleep();
             }
         }
         for other in others {
@@ -87,7 +87,7 @@ fn no_wake_is_lost() {
 #[test]
 #[should_panic(expected = "deadlock")]
 fn to_sleep_without_looking_loses_wakes() {
-    search(1, Broken::LyingDown);
+    search(1, Broken::BeginSleep);
 }
 
 #[test]

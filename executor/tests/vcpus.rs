@@ -1,6 +1,6 @@
 //! Executors of several vCPUs, each on a thread of its own.
 
-use bulkhead_executor::{Executor, Handle, Remote};
+use bulkhead_executor::{Executor, Handle, VcpuSpawner};
 use bulkhead_xen::{Hypervisor, VcpuId};
 use bulkhead_xen_sim::{DomainConfig, Sim, SimDomain, SimVcpu};
 use futures_util::task::AtomicWaker;
@@ -21,14 +21,14 @@ fn domain(vcpus: u32) -> SimDomain {
 
 /// Runs the executor until `done`. Where a real vCPU sleeps, its thread waits until the simulated
 /// Xen would let it run again.
-fn run(domain: &SimDomain, remote: &Remote<SimVcpu>, done: impl Fn() -> bool) {
+fn run(domain: &SimDomain, spawner: &VcpuSpawner<SimVcpu>, done: impl Fn() -> bool) {
     let limit = Instant::now() + Duration::from_secs(60);
-    let mut executor = Executor::of(remote, domain.hypervisor_of(remote.vcpu()));
+    let mut executor = Executor::of(spawner, domain.hypervisor_of(spawner.vcpu()));
     while !done() {
         executor.run_until_idle();
         executor.sleep();
-        while domain.is_blocked(remote.vcpu()) && !done() {
-            assert!(Instant::now() < limit, "vCPU {} sleeps", remote.vcpu());
+        while domain.is_blocked(spawner.vcpu()) && !done() {
+            assert!(Instant::now() < limit, "vCPU {} sleeps", spawner.vcpu());
             thread::yield_now();
         }
     }
@@ -65,14 +65,14 @@ fn words_go_round() {
     const VCPUS: usize = 4;
     const ROUNDS: usize = 3000;
     let domain = domain(VCPUS as u32);
-    let remotes: Vec<_> = (0..VCPUS as u32)
-        .map(|vcpu| Remote::new(domain.hypervisor(), VcpuId(vcpu)))
+    let spawners: Vec<_> = (0..VCPUS as u32)
+        .map(|vcpu| VcpuSpawner::new(domain.hypervisor(), VcpuId(vcpu)))
         .collect();
     let boxes: Arc<[Mailbox; VCPUS]> = Arc::default();
     let finished = Arc::new(AtomicUsize::new(0));
-    for (number, remote) in remotes.iter().enumerate() {
+    for (number, spawner) in spawners.iter().enumerate() {
         let (boxes, finished) = (boxes.clone(), finished.clone());
-        remote.send(move |handle| {
+        spawner.send(move |handle| {
             handle.spawn(async move {
                 for round in 1..=ROUNDS {
                     boxes[number].wait_for(round).await;
@@ -84,10 +84,10 @@ fn words_go_round() {
     }
     boxes[0].post();
     thread::scope(|scope| {
-        for remote in &remotes {
+        for spawner in &spawners {
             let (domain, finished) = (&domain, &finished);
             let done = move || finished.load(Ordering::Acquire) == VCPUS;
-            scope.spawn(move || run(domain, remote, done));
+            scope.spawn(move || run(domain, spawner, done));
         }
     });
     assert_eq!(boxes[0].count.load(Ordering::Acquire), ROUNDS + 1);
@@ -98,15 +98,15 @@ fn words_go_round() {
 fn work_that_is_sent_is_done_there() {
     const WORKS: usize = 2000;
     let domain = domain(2);
-    let remote = Remote::new(domain.hypervisor(), VcpuId(1));
+    let spawner = VcpuSpawner::new(domain.hypervisor(), VcpuId(1));
     let done = Arc::new(AtomicUsize::new(0));
     thread::scope(|scope| {
-        let (domain, remote, count) = (&domain, &remote, &done);
+        let (domain, spawner, count) = (&domain, &spawner, &done);
         let all_done = move || count.load(Ordering::Acquire) == WORKS;
-        scope.spawn(move || run(domain, remote, all_done));
+        scope.spawn(move || run(domain, spawner, all_done));
         for work in 0..WORKS {
             let done = done.clone();
-            remote.send(move |handle: &Handle<SimVcpu>| {
+            spawner.send(move |handle: &Handle<SimVcpu>| {
                 assert_eq!(handle.hypervisor().vcpu(), VcpuId(1));
                 // Nothing of this could go to another vCPU.
                 let own = Rc::new(Cell::new(work));
@@ -150,7 +150,7 @@ fn only_sleepers_are_interrupted() {
         .await;
     });
     executor.run_until_idle();
-    executor.remote().send(|_| ());
+    executor.spawner().send(|_| ());
     assert_eq!(domain.stats().wake_calls, 0);
     // Woken before it lay down: it does not.
     executor.sleep();
@@ -158,8 +158,8 @@ fn only_sleepers_are_interrupted() {
     executor.run_until_idle();
     executor.sleep();
     assert!(domain.is_blocked(VcpuId(0)));
-    executor.remote().send(|_| ());
-    executor.remote().send(|_| ());
+    executor.spawner().send(|_| ());
+    executor.spawner().send(|_| ());
     assert!(!domain.is_blocked(VcpuId(0)));
     assert_eq!(domain.stats().wake_calls, 1, "one interrupt is enough");
 }

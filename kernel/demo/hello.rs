@@ -100,7 +100,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
 fn echo(machine: &Machine) {
     let mut wakes = 0;
     loop {
-        while let Some(key) = bulkhead_kernel::output::read() {
+        while let Some(key) = bulkhead_kernel::logger::read() {
             log::info!("key {key} after {wakes} wake-ups");
             if key == b'q' {
                 return;

@@ -19,11 +19,11 @@
 //! ```
 //!
 //! ```text
-//!   boot (entry ──> pvh | pv | secondary) ──> machine::Machine ──> main
+//!   boot (entry ──> pvh | pv | smp) ──> machine::Machine ──> main
 //!            │
 //!   hypervisor::Hypercalls (bulkhead_xen::Hypervisor by hypercalls)   reservation   grants
 //!            │
-//!   watchdog ──> report ──> output (console behind log)
+//!   watchdog ──> panic ──> logger (the console behind log)
 //!            │
 //!   memory   domain   cpu   event_channels   vcpu   time   hypercall
 //! ```
@@ -69,11 +69,11 @@ mod hypercall;
 #[cfg(feature = "unikernel")]
 pub mod hypervisor;
 #[cfg(feature = "unikernel")]
+pub mod logger;
+#[cfg(feature = "unikernel")]
 pub mod machine;
 #[cfg(feature = "unikernel")]
-pub mod output;
-#[cfg(feature = "unikernel")]
-mod report;
+mod panic;
 #[cfg(feature = "unikernel")]
 mod reservation;
 #[cfg(feature = "unikernel")]
@@ -83,11 +83,11 @@ pub mod watchdog;
 
 #[cfg(feature = "unikernel")]
 pub use crate::{
-    boot::secondary::start_vcpus,
+    boot::smp::start_vcpus,
     domain::Way,
     hypervisor::Hypercalls,
     machine::{Machine, Module},
-    report::shutdown,
+    panic::shutdown,
 };
 pub use bulkhead_xen::abi::sched::ShutdownReason;
 

@@ -35,7 +35,7 @@ pub struct Machine {
     pub modules: Modules,
     /// Our end of the xenstore ring.
     pub store: StoreRing,
-    /// The console's port, notified when something was typed: see [`crate::output::read`].
+    /// The console's port, notified when something was typed: see [`crate::logger::read`].
     pub console: Option<Port>,
     /// When the domain's first instruction ran.
     pub started: Instant,

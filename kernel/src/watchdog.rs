@@ -16,7 +16,7 @@
 //! the first thing that wakes that vCPU, and not for each.
 
 use crate::vcpu::{self, Vcpu};
-use crate::{hypercall, report};
+use crate::{hypercall, panic};
 use bulkhead_xen::VcpuId;
 use bulkhead_xen::abi::sched::{self, RunstateInfo};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -69,7 +69,7 @@ pub fn beat() {
             .neighbour
             .hangs(next.id(), beats, ran, limit())
     {
-        report::hung(next.id(), limit());
+        panic::hung(next.id(), limit());
     }
 }
 

@@ -2,7 +2,7 @@
 //! until the simulated Xen would let it run again.
 
 use super::allocator::in_driver_domain;
-use bulkhead_executor::{Executor, Handle, Remote};
+use bulkhead_executor::{Executor, Handle, VcpuSpawner};
 use bulkhead_xen::{Instant, VcpuId};
 use bulkhead_xen_sim::{SimDomain, SimVcpu};
 use std::cell::RefCell;
@@ -30,9 +30,9 @@ impl Executors {
     }
 
     /// All, as they see each other.
-    pub fn remotes(&self) -> Vec<Remote<SimVcpu>> {
-        let remote = |(_, executor): &(_, RefCell<Executor<SimVcpu>>)| executor.borrow().remote();
-        self.all.iter().map(remote).collect()
+    pub fn spawners(&self) -> Vec<VcpuSpawner<SimVcpu>> {
+        let spawner = |(_, executor): &(_, RefCell<Executor<SimVcpu>>)| executor.borrow().spawner();
+        self.all.iter().map(spawner).collect()
     }
 
     /// Each vCPU that does not sleep runs until it does. Answers whether any task ran.

@@ -152,7 +152,7 @@ impl World {
         let store = Client::start(&handle, ring);
         let region = Region::new(storage.hypervisor()).expect("nobody else has the region");
         let backend = Backend::with(
-            executors.remotes(),
+            executors.spawners(),
             handle.clone(),
             store,
             region.clone(),

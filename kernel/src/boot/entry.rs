@@ -4,7 +4,7 @@
 //! PVH (`docs/misc/pvh.pandoc` of Xen, `hvm/start_info.h`): 32-bit protected mode, flat segments,
 //! paging off, `ebx` = start info. PV (`xen.h`): 64-bit mode on the builder's page tables and
 //! stack, `rsi` = start info. Both continue in Rust on our own stack, with SSE enabled. Other vCPUs
-//! start as we tell Xen: see `secondary`.
+//! start as we tell Xen: see `smp`.
 
 use core::arch::global_asm;
 
@@ -179,7 +179,7 @@ pv_vcpu_start:
     stack_bytes = const STACK_BYTES,
     pvh_main = sym super::pvh::pvh_main,
     pv_main = sym super::pv::pv_main,
-    vcpu_main = sym super::secondary::vcpu_main,
+    vcpu_main = sym super::smp::vcpu_main,
     options(att_syntax),
 );
 

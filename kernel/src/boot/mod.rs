@@ -3,7 +3,7 @@
 pub mod entry;
 pub mod pv;
 pub mod pvh;
-pub mod secondary;
+pub mod smp;
 
 use crate::domain::{self, Way};
 use crate::hypervisor::Hypercalls;
@@ -14,7 +14,7 @@ use crate::memory::map::{self, MemoryMap};
 use crate::memory::p2m::P2m;
 use crate::memory::pages;
 use crate::start_info::{COMMAND_LINE_BYTES, LoadedModule};
-use crate::{command_line, event_channels, hypercall, output, report, time, vcpu};
+use crate::{command_line, event_channels, hypercall, logger, panic, time, vcpu};
 use bulkhead_xen::abi::event_channel;
 use bulkhead_xen::abi::sched::{self, ShutdownReason};
 use bulkhead_xen::abi::shared_info::{LEGACY_MAX_VCPUS, SharedInfo};
@@ -97,17 +97,17 @@ unsafe fn run(booted: Booted) -> ! {
         let (page, _) = time::sample(&raw const (*here.info()).time, time::counter);
         time::instant_at(&page, (&raw const boot_tsc).read())
     };
-    output::use_clock(started);
+    logger::use_clock(started);
     let line: &'static str = COMMAND_LINE.call_once(|| booted.command_line);
     let level = command_line::log_level(line);
-    output::start_logging(level.unwrap_or(log::LevelFilter::Info));
+    logger::start_logging(level.unwrap_or(log::LevelFilter::Info));
     log::info!("{VERSION}");
     if let Err(wrong) = level {
         log::warn!("log={wrong}: expected off, error, warn, info, debug or trace; info is used");
     }
     set_up_events(here).expect("cannot set up this vCPU's own ports");
     event_channels::deliver_here(booted.store_port).expect("cannot unmask the xenstore port");
-    let console = output::port().filter(|&port| event_channels::deliver_here(port).is_ok());
+    let console = logger::port().filter(|&port| event_channels::deliver_here(port).is_ok());
     let memory = pages::statistics();
     log::debug!(
         "{:?}, {} KiB of memory, {} KiB free, image {} KiB",
@@ -138,7 +138,7 @@ unsafe fn run(booted: Booted) -> ! {
     };
     // SAFETY: `entry!` defines it with this signature; it is called this once.
     let reason = unsafe { bulkhead_main(machine) };
-    report::shutdown(reason)
+    panic::shutdown(reason)
 }
 
 fn into_module(module: LoadedModule) -> Option<Module> {

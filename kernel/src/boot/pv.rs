@@ -12,7 +12,7 @@ use crate::memory::pv::{
 use crate::memory::pv_tables::{PageTables, Unmapped};
 use crate::start_info::{COMMAND_LINE_BYTES, LoadedModule, printable};
 use crate::vcpu::BOOT_VCPU;
-use crate::{hypercall, output};
+use crate::{hypercall, logger};
 use alloc::boxed::Box;
 use bulkhead_xen::abi::pv::{
     CALLBACKOP_REGISTER, CALLBACKTYPE_EVENT, CALLBACKTYPE_FAILSAFE, CallbackRegister,
@@ -44,7 +44,7 @@ pub extern "C" fn pv_main(start: *const StartInfo) -> ! {
     let console = pseudo_physical(start.console_mfn) * PAGE;
     if let Some(ring) = NonNull::new(console as *mut _) {
         // SAFETY: the ring's page, mapped by the builder; nobody else writes there.
-        unsafe { output::use_ring(ring, Port(start.console_evtchn)) };
+        unsafe { logger::use_ring(ring, Port(start.console_evtchn)) };
     }
     // SAFETY: once, and the handlers are ours.
     unsafe { set_handlers() }.expect("cannot set exception handlers and upcalls");

@@ -11,7 +11,7 @@ use crate::memory::pvh::{forbid_execution, map_above_4g, protect_image};
 use crate::reservation::{current_reservation, decline};
 use crate::start_info::{self, Memory};
 use crate::vcpu::BOOT_VCPU;
-use crate::{grants, hypercall, output};
+use crate::{grants, hypercall, logger};
 use bulkhead_xen::abi::hvm::{
     CALLBACK_TYPE_VECTOR, HVMOP_GET_PARAM, HVMOP_SET_PARAM, HvmParam, Param, VCPU_HVM_MODE_64B,
     VcpuContext, VcpuRegisters,
@@ -57,7 +57,7 @@ pub extern "C" fn pvh_main(start: u64) -> ! {
     let console_port = param(Param::ConsoleEvtchn);
     if let Some(ring) = NonNull::new((console_frame * PAGE_SIZE as u64) as *mut _) {
         // SAFETY: the ring's page, mapped by the boot page tables; nobody else writes there.
-        unsafe { output::use_ring(ring, Port(console_port as u32)) };
+        unsafe { logger::use_ring(ring, Port(console_port as u32)) };
     }
     let found = match start_info::parse(&Physical, start) {
         Ok(found) => found,

@@ -66,7 +66,7 @@ exception_entries:
     .endr
     .text
 "#,
-    report = sym crate::report::exception,
+    report = sym crate::panic::exception,
     options(att_syntax),
 );
 

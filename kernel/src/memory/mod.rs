@@ -1,9 +1,9 @@
 //! Memory: which frames are free, the heap above them, the memory functions, and the tables that
 //! say where everything is mapped.
 
-pub mod bytes;
 pub mod frames;
 pub mod layout;
+pub mod memcpy;
 pub mod page_table;
 pub mod pv_tables;
 

@@ -1,17 +1,17 @@
-//! The one word that an executor shares with whoever wakes its tasks, from whichever vCPU.
+//! Whether an executor's vCPU sleeps: one word, which it shares with wakers on all vCPUs.
 //!
 //! ```text
-//!            wake                      wake: interrupt the vCPU
-//!   awake ─────────► woken ◄───────────────────────────────┐
-//!     ▲                │                                   │
-//!     ├──── take ──────┘   awake ──── lie down ────────► asleep
-//!     └───────────────────── get up ───────────────────────┘
+//!            wake                         wake: interrupt the vCPU
+//!   awake ─────────► woken ◄──────────────────────────────────┐
+//!     ▲                │                                      │
+//!     ├──── take ──────┘   awake ──── begin_sleep ────────► asleep
+//!     └────────────────────── end_sleep ──────────────────────┘
 //! ```
 //!
-//! Each step is one exchange of the word, so of a wake and a lying down one is first. If it is the
-//! wake, the vCPU does not lie down; if it is the lying down, the wake finds the vCPU asleep and
+//! Each step is one exchange of the word, so of a `wake` and a `begin_sleep` one is first. If it is the
+//! `wake`, the vCPU does not sleep; if it is the `begin_sleep`, the waker finds the vCPU asleep and
 //! has it interrupted, which Xen remembers for a vCPU that is only about to sleep. While a vCPU is
-//! awake, waking its tasks costs no hypercall, neither to itself nor to others.
+//! awake, waking its tasks costs no hypercall, neither on that vCPU nor on others.
 //!
 //! `tests/lost_wake.rs` has all interleavings of this tried, on this very code.
 
@@ -25,11 +25,11 @@ const WOKEN: u8 = 1;
 const ASLEEP: u8 = 2;
 
 #[derive(Debug)]
-pub(crate) struct Rest(AtomicU8);
+pub(crate) struct SleepState(AtomicU8);
 
-impl Rest {
-    pub(crate) fn new() -> Rest {
-        Rest(AtomicU8::new(AWAKE))
+impl SleepState {
+    pub(crate) fn new() -> SleepState {
+        SleepState(AtomicU8::new(AWAKE))
     }
 
     /// Some task can make progress. True if the vCPU has to be interrupted for that.
@@ -47,7 +47,7 @@ impl Rest {
 
     /// Says that the vCPU does not sleep any more, before it looks for what has happened.
     #[inline]
-    pub(crate) fn get_up(&self) {
+    pub(crate) fn end_sleep(&self) {
         // If this fails, it was awake already, or some task was woken.
         let _ = self
             .0
@@ -56,7 +56,7 @@ impl Rest {
 
     /// Says that the vCPU is about to sleep; false if it must not, because some task was woken.
     #[inline]
-    pub(crate) fn lie_down(&self) -> bool {
+    pub(crate) fn begin_sleep(&self) -> bool {
         self.0
             .compare_exchange(AWAKE, ASLEEP, Ordering::AcqRel, Ordering::Acquire)
             .is_ok()

@@ -2,7 +2,7 @@
 
 use crate::cpu::exceptions::{self, ExceptionFrame};
 use crate::memory::{image, map};
-use crate::{domain, hypercall, output, vcpu};
+use crate::{domain, hypercall, logger, vcpu};
 use bulkhead_xen::VcpuId;
 use bulkhead_xen::abi::sched::{ShutdownReason, VCPUOP_DOWN};
 use core::arch::asm;
@@ -73,7 +73,7 @@ pub fn stop_this_vcpu() -> ! {
 /// Called by the exception entries.
 pub extern "C" fn exception(frame: &ExceptionFrame) -> ! {
     begin();
-    output::last_words(format_args!(
+    logger::last_words(format_args!(
         "\nCPU exception {}: {} on vCPU {}\n  rip {:#x}, error code {:#x}",
         frame.vector,
         exceptions::name(frame.vector),
@@ -82,9 +82,9 @@ pub extern "C" fn exception(frame: &ExceptionFrame) -> ! {
         frame.error_code,
     ));
     if frame.vector == 14 {
-        output::last_words(format_args!(", address {:#x}", fault_address()));
+        logger::last_words(format_args!(", address {:#x}", fault_address()));
     }
-    output::last_words(format_args!(
+    logger::last_words(format_args!(
         "\n  rsp {:#x}, rflags {:#x}, cs {:#x}",
         frame.rsp,
         frame.rflags,
@@ -97,28 +97,28 @@ pub extern "C" fn exception(frame: &ExceptionFrame) -> ! {
         .enumerate()
     {
         let lead = if number % 5 == 0 { "\n  " } else { ", " };
-        output::last_words(format_args!("{lead}{name} {value:#x}"));
+        logger::last_words(format_args!("{lead}{name} {value:#x}"));
     }
-    output::last_words(format_args!(
+    logger::last_words(format_args!(
         "\n  backtrace: {:#x}{}\n",
         frame.rip,
         Backtrace(frame.rbp())
     ));
     if stack_overflowed(frame) {
-        output::last_words(format_args!("  the stack has overflowed\n"));
+        logger::last_words(format_args!("  the stack has overflowed\n"));
     }
-    output::drain();
+    logger::drain();
     domain::shutdown_now(ShutdownReason::Crash)
 }
 
 /// Ends the domain because a vCPU hangs: another one has noticed.
 pub fn hung(vcpu: VcpuId, limit: Duration) -> ! {
     begin();
-    output::last_words(format_args!(
+    logger::last_words(format_args!(
         "\nwatchdog: vCPU {vcpu} has run for {} s without coming back to its work; the domain ends\n",
         limit.as_secs()
     ));
-    output::drain();
+    logger::drain();
     domain::shutdown_now(ShutdownReason::Watchdog)
 }
 
@@ -149,18 +149,18 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     let frame: u64;
     // SAFETY: reads a register.
     unsafe { asm!("mov {}, rbp", out(reg) frame, options(nomem, nostack)) };
-    output::last_words(format_args!(
+    logger::last_words(format_args!(
         "\npanic on vCPU {}: {info}\n  backtrace:{}\n",
         vcpu::current().id(),
         Backtrace(frame)
     ));
-    output::drain();
+    logger::drain();
     domain::shutdown_now(ShutdownReason::Crash)
 }
 
 /// Ends the domain in order: what was written is read first.
 pub fn shutdown(reason: ShutdownReason) -> ! {
-    output::drain();
+    logger::drain();
     domain::shutdown_now(reason)
 }
 

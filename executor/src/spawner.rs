@@ -1,7 +1,7 @@
 //! An executor as other vCPUs see it: they wake its tasks, and send it work.
 
 use crate::Handle;
-use crate::rest::Rest;
+use crate::sleep_state::SleepState;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::task::Wake;
@@ -17,10 +17,10 @@ type Work<H> = Box<dyn FnOnce(&Handle<H>) + Send>;
 ///
 /// ```
 /// # fn example<H: bulkhead_xen::Hypervisor>(first: H, start: impl FnOnce(Box<dyn FnOnce() + Send>)) {
-/// use bulkhead_executor::{Executor, Remote};
+/// use bulkhead_executor::{Executor, VcpuSpawner};
 /// use bulkhead_xen::VcpuId;
 ///
-/// let second = Remote::new(first.clone(), VcpuId(1));
+/// let second = VcpuSpawner::new(first.clone(), VcpuId(1));
 /// let its_own = second.clone();
 /// // Runs on the second vCPU, with that one's handle on the hypervisor:
 /// start(Box::new(move || Executor::of(&its_own, first).run_until(|| false)));
@@ -30,30 +30,30 @@ type Work<H> = Box<dyn FnOnce(&Handle<H>) + Send>;
 /// });
 /// # }
 /// ```
-pub struct Remote<H>(Arc<Shared<H>>);
+pub struct VcpuSpawner<H>(Arc<Shared<H>>);
 
-impl<H> Clone for Remote<H> {
+impl<H> Clone for VcpuSpawner<H> {
     fn clone(&self) -> Self {
-        Remote(self.0.clone())
+        VcpuSpawner(self.0.clone())
     }
 }
 
 struct Shared<H> {
     hypervisor: H,
     vcpu: VcpuId,
-    rest: Rest,
+    sleep_state: SleepState,
     /// Whether anything may have been sent.
     sent: AtomicBool,
     work: Mutex<Vec<Work<H>>>,
 }
 
-impl<H: Hypervisor> Remote<H> {
+impl<H: Hypervisor> VcpuSpawner<H> {
     /// Makes the executor of `vcpu` known before it is there. `hypervisor` is any vCPU's.
     pub fn new(hypervisor: H, vcpu: VcpuId) -> Self {
-        Remote(Arc::new(Shared {
+        VcpuSpawner(Arc::new(Shared {
             hypervisor,
             vcpu,
-            rest: Rest::new(),
+            sleep_state: SleepState::new(),
             sent: AtomicBool::new(false),
             work: Mutex::default(),
         }))
@@ -85,8 +85,8 @@ impl<H: Hypervisor> Remote<H> {
         }
     }
 
-    pub(crate) fn rest(&self) -> &Rest {
-        &self.0.rest
+    pub(crate) fn sleep_state(&self) -> &SleepState {
+        &self.0.sleep_state
     }
 
     pub(crate) fn waker(&self) -> Waker {
@@ -102,7 +102,7 @@ impl<H: Hypervisor> Remote<H> {
 impl<H: Hypervisor> Shared<H> {
     #[inline]
     fn wake_up(&self) {
-        if self.rest.wake() {
+        if self.sleep_state.wake() {
             self.hypervisor.wake_vcpu(self.vcpu);
         }
     }

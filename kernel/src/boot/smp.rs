@@ -9,7 +9,7 @@ use crate::cpu::pvh::CpuTables;
 use crate::domain;
 use crate::memory::{self, pages};
 use crate::vcpu::Vcpu;
-use crate::{hypercall, report};
+use crate::{hypercall, panic};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use bulkhead_xen::abi::sched::VCPUOP_UP;
@@ -151,5 +151,5 @@ pub extern "C" fn vcpu_main(start: NonNull<Start>) -> ! {
     }
     log::debug!("vCPU {} runs", start.vcpu.id());
     (start.work)();
-    report::stop_this_vcpu()
+    panic::stop_this_vcpu()
 }

@@ -47,6 +47,7 @@ impl<'w> Served<'w> {
             device: device.expect("it can be opened"),
             options: backend.services.options,
             turn: Default::default(),
+            unreleased: Default::default(),
         };
         let (control, guard) = queue_control();
         let (handle, region) = (

@@ -38,5 +38,6 @@ mod scale;
 mod smoke;
 mod state_orders;
 mod stopping;
+mod stores;
 mod toolstack;
 mod unserved;

@@ -51,6 +51,18 @@ pub struct Copied {
     count: u16,
 }
 
+impl Copied {
+    /// Both copies as one, of which the other was queued right after this one.
+    pub fn and(self, next: Copied) -> Copied {
+        debug_assert_eq!(self.round, next.round, "copies of one batch");
+        debug_assert_eq!(self.first + self.count, next.first, "neighbours");
+        Copied {
+            count: self.count + next.count,
+            ..self
+        }
+    }
+}
+
 /// Why a copy cannot be queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CopyRefused {

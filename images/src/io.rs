@@ -74,6 +74,9 @@ pub enum Submitted {
     Done(Result<(), IoError>),
     /// Its completion will come from the queue, with its tag.
     Pending,
+    /// It was not taken: the caller submits it again once
+    /// [`poll_complete`](crate::IoQueue::poll_complete) is ready.
+    Busy,
 }
 
 /// Why a request failed.

@@ -74,6 +74,10 @@ pub trait IoQueue {
     /// The store checks range, alignment and access by itself; that a request is within
     /// [`caps`](Self::caps) is the caller's part. A failed read may have filled some of the segments, a
     /// failed write stored some of them.
+    ///
+    /// A store may answer [`Submitted::Busy`] whenever it cannot take a request now, also where fewer than
+    /// [`Caps::depth`] are pending. The caller submits the request again after
+    /// [`poll_complete`](Self::poll_complete) was ready.
     fn submit(&mut self, tag: Tag, io: Io<'_>) -> Submitted;
 
     /// Ends a batch: no more requests come for the moment. A store that collects requests passes them on
@@ -83,9 +87,10 @@ pub trait IoQueue {
 
     /// Passes all completions that have come in to `sink`.
     ///
-    /// Ready if there was one. Else the store keeps the context's waker, in the place of an earlier one,
-    /// and wakes it once there is. A store that does its work in slices may do one here, and wakes the
-    /// waker where there are more.
+    /// Ready if there was one, or if a request that was [`Busy`](Submitted::Busy) may be submitted again.
+    /// Else the store keeps the context's waker, in the place of an earlier one, and wakes it once one of
+    /// these is so. A store that does its work in slices may do one here, and wakes the waker where there
+    /// are more. The caller need not ask while nothing is pending and nothing was busy.
     fn poll_complete(
         &mut self,
         context: &mut Context<'_>,
@@ -116,6 +121,10 @@ pub trait IoQueue {
     /// `None` from a queue with [`DataAccess::Direct`]: the request is to be submitted with the guest's
     /// pages. That includes every request that [`submit`](Self::submit) would refuse.
     ///
+    /// `None` from a queue with [`DataAccess::Staged`]: no memory is free. It is to be asked for again, as
+    /// after [`Submitted::Busy`], or after [`unstage`](Self::unstage). It has memory for every request
+    /// within [`caps`](Self::caps), also one that `submit` would refuse.
+    ///
     /// Queues with other ways of access are not asked.
     fn stage(&mut self, tag: Tag, op: Op, len: usize) -> Option<Staging> {
         let _ = (tag, op, len);
@@ -137,11 +146,12 @@ pub trait IoQueue {
 pub struct Caps {
     /// Requests that may be pending at a time; not zero.
     pub depth: usize,
-    /// Segments of one request; not zero.
+    /// Segments of one request; not zero. Those in staging memory do not count.
     pub segments: usize,
     /// Bytes of one request: a multiple of the device's sector size; not zero.
     pub bytes: usize,
-    /// Every segment starts and ends on a multiple of this many bytes: a power of two, at most a page.
+    /// Every segment starts and ends on a multiple of this many bytes: a power of two, at most the
+    /// device's sector size.
     pub alignment: usize,
     /// How the store gets at the data.
     pub access: DataAccess,

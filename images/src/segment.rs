@@ -85,6 +85,17 @@ impl IoSegment {
         unsafe { guest_memory::copy(from.as_ptr(), to.address.as_ptr(), from.len()) }
     }
 
+    /// A part of it, for callers that split requests.
+    ///
+    /// # Safety
+    /// As for [`keep`](Self::keep).
+    ///
+    /// # Panics
+    /// If it does not have that part.
+    pub unsafe fn keep_part(&self, start: usize, len: usize) -> IoSegment {
+        self.part(start, len)
+    }
+
     /// A part of it.
     ///
     /// # Panics

@@ -125,16 +125,20 @@ impl<H: Hypervisor> Bounce<H> {
         NonNull::new(start).unwrap_or(NonNull::dangling())
     }
 
-    /// Prepares the next piece of the request for the device: what it is to do, and where.
+    /// Prepares the next piece of the request for the device, of at most `most` bytes: what it is to do, and
+    /// where.
     pub fn next_piece(
         &mut self,
         pool: &PagePool,
         pages: &Pages,
+        most: usize,
     ) -> Result<(Op, IoSegment), GrantStatus> {
         let Some(mut current) = self.current else {
             return Err(GrantStatus::GENERAL_ERROR);
         };
-        current.chunk = (current.all - current.done).min(self.memory.len());
+        current.chunk = (current.all - current.done)
+            .min(self.memory.len())
+            .min(most);
         self.current = Some(current);
         let sectors = (current.done / SECTOR_SIZE) as u64;
         let after = |sector: Sector| Sector(sector.0 + sectors);

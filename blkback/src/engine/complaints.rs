@@ -39,6 +39,11 @@ impl<H: Hypervisor> Complaints<H> {
         }
     }
 
+    /// The name of the disk and the queue.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Counts a frontend's mistake, or a failure of the device, and puts the first few into the
     /// log.
     #[cold]

@@ -148,7 +148,10 @@ impl<H: Hypervisor> Dispatcher<H> {
     /// Whether nothing more can be taken before something in flight has ended.
     fn is_stuck(&self) -> bool {
         self.flights.in_flight() > 0
-            && (self.flights.free() == 0 || self.barrier || self.held.is_some())
+            && (self.flights.free() == 0
+                || self.barrier
+                || self.held.is_some()
+                || !self.flights.none_busy())
     }
 
     /// Takes requests while there is room for them, and learns what pages they have.
@@ -158,7 +161,8 @@ impl<H: Hypervisor> Dispatcher<H> {
         self.reserved = 0;
         let format = *self.ring.format();
         let mut slot = [0; SLOT_SIZE];
-        while self.flights.free() > 0 && !self.barrier {
+        // What the device is too busy for stays on the ring.
+        while self.flights.free() > 0 && !self.barrier && self.flights.none_busy() {
             if let Some(held) = &self.held {
                 slot = *held;
                 self.held = None;
@@ -240,6 +244,16 @@ impl<H: Hypervisor> Dispatcher<H> {
             operation,
             status,
         });
+    }
+
+    /// Answers every request in flight with an error: the device has let go of all of them. `release`
+    /// gets how each of their pages was held.
+    pub fn abandon(&mut self, mut release: impl FnMut(Hold)) {
+        for tag in self.flights.clear_lists() {
+            if self.flights.is_in_flight(tag) {
+                self.end(tag, Err(IoError::Cancelled), &mut release);
+            }
+        }
     }
 
     /// Puts an answer on the ring, for the frontend to see when it is next [shown](Self::publish) any.

@@ -61,7 +61,7 @@ pub struct Flight {
     pub bytes: u32,
     /// What the device said, while this is in the list of those that it has done with.
     outcome: Result<(), IoError>,
-    /// The next one in that list, or in that of the free places.
+    /// The next one in the list that this is in, of those that wait or of the free places.
     next_done: u16,
 }
 
@@ -93,6 +93,15 @@ impl Flight {
         core::mem::take(&mut self.flush_last).then_some(Op::Flush)
     }
 
+    /// Takes a step back that was not done: the device is busy.
+    pub fn put_back(&mut self, op: Op) {
+        // A flush that nothing but the last one follows may as well be the operation itself.
+        match op {
+            Op::Flush if self.op.is_some() => self.flush_first = true,
+            op => self.op = Some(op),
+        }
+    }
+
     /// Whether there is a next step.
     #[inline]
     pub fn has_steps(&self) -> bool {
@@ -121,12 +130,46 @@ pub struct Flights {
     /// The first free place; each names the next as `next_done`.
     free: u16,
     free_count: usize,
-    /// The first and the last of those that the device has done with.
-    first_done: u16,
-    last_done: u16,
-    /// The first and the last of those that wait for the bounce page; each names the next as `next_done`.
-    first_waiting: u16,
-    last_waiting: u16,
+    /// Those that the device has done with.
+    done: List,
+    /// Those that wait for the bounce page.
+    waiting: List,
+    /// Those that the device was too busy to take.
+    busy: List,
+}
+
+/// Some of the requests, in their order. A request is in one list at most.
+struct List {
+    first: u16,
+    last: u16,
+}
+
+impl List {
+    const EMPTY: List = List {
+        first: NONE,
+        last: NONE,
+    };
+
+    #[inline]
+    fn push(&mut self, places: &mut [Flight], tag: Tag) {
+        places[tag.0].next_done = NONE;
+        let at = tag.0 as u16;
+        match places.get_mut(usize::from(self.last)) {
+            Some(last) => last.next_done = at,
+            None => self.first = at,
+        }
+        self.last = at;
+    }
+
+    #[inline]
+    fn pop(&mut self, places: &[Flight]) -> Option<Tag> {
+        let tag = Tag(self.first.into());
+        self.first = places.get(tag.0)?.next_done;
+        if self.first == NONE {
+            self.last = NONE;
+        }
+        Some(tag)
+    }
 }
 
 impl Flights {
@@ -145,10 +188,9 @@ impl Flights {
             places: filled(count, place)?,
             free: if count > 0 { 0 } else { NONE },
             free_count: count,
-            first_done: NONE,
-            last_done: NONE,
-            first_waiting: NONE,
-            last_waiting: NONE,
+            done: List::EMPTY,
+            waiting: List::EMPTY,
+            busy: List::EMPTY,
         })
     }
 
@@ -166,54 +208,79 @@ impl Flights {
     /// Notes that the device has done with a request, or with a step of it.
     #[inline]
     pub fn done(&mut self, tag: Tag, outcome: Result<(), IoError>) {
-        let flight = &mut self.places[tag.0];
-        flight.outcome = outcome;
-        flight.next_done = NONE;
-        let at = tag.0 as u16;
-        match self.places.get_mut(usize::from(self.last_done)) {
-            Some(last) => last.next_done = at,
-            None => self.first_done = at,
-        }
-        self.last_done = at;
+        self.places[tag.0].outcome = outcome;
+        self.done.push(&mut self.places, tag);
     }
 
     /// Takes the first of those that the device has done with.
     #[inline]
     pub fn take_done(&mut self) -> Option<(Tag, Result<(), IoError>)> {
-        let tag = Tag(self.first_done.into());
-        let flight = self.places.get(tag.0)?;
-        self.first_done = flight.next_done;
-        if self.first_done == NONE {
-            self.last_done = NONE;
-        }
-        Some((tag, flight.outcome))
-    }
-
-    /// Notes that a request waits for the bounce page.
-    pub fn wait(&mut self, tag: Tag) {
-        self.places[tag.0].next_done = NONE;
-        let at = tag.0 as u16;
-        match self.places.get_mut(usize::from(self.last_waiting)) {
-            Some(last) => last.next_done = at,
-            None => self.first_waiting = at,
-        }
-        self.last_waiting = at;
-    }
-
-    /// Takes the one that waits for the bounce page longest.
-    pub fn take_waiting(&mut self) -> Option<Tag> {
-        let tag = Tag(self.first_waiting.into());
-        self.first_waiting = self.places.get(tag.0)?.next_done;
-        if self.first_waiting == NONE {
-            self.last_waiting = NONE;
-        }
-        Some(tag)
+        let tag = self.done.pop(&self.places)?;
+        Some((tag, self.places[tag.0].outcome))
     }
 
     /// Whether the device has done with no request that was not taken.
     #[inline]
     pub fn none_done(&self) -> bool {
-        self.first_done == NONE
+        self.done.first == NONE
+    }
+
+    /// Notes that a request waits for the bounce page.
+    pub fn wait(&mut self, tag: Tag) {
+        self.waiting.push(&mut self.places, tag);
+    }
+
+    /// Takes the one that waits for the bounce page longest.
+    pub fn take_waiting(&mut self) -> Option<Tag> {
+        self.waiting.pop(&self.places)
+    }
+
+    /// Notes that a request waits for the device, behind the others that do.
+    pub fn wait_for_device(&mut self, tag: Tag) {
+        self.busy.push(&mut self.places, tag);
+    }
+
+    /// Notes that a request waits for the device still, before the others that do.
+    pub fn wait_for_device_first(&mut self, tag: Tag) {
+        if self.none_busy() {
+            return self.wait_for_device(tag);
+        }
+        self.places[tag.0].next_done = self.busy.first;
+        self.busy.first = tag.0 as u16;
+    }
+
+    /// Takes the one that waits for the device longest.
+    pub fn take_busy(&mut self) -> Option<Tag> {
+        self.busy.pop(&self.places)
+    }
+
+    /// Whether no request waits for the device.
+    #[inline]
+    pub fn none_busy(&self) -> bool {
+        self.busy.first == NONE
+    }
+
+    /// Takes all requests out of all lists, and returns the places that those in flight may have: the
+    /// device has let go of everything.
+    pub fn clear_lists(&mut self) -> impl Iterator<Item = Tag> + use<> {
+        (self.done, self.waiting, self.busy) = (List::EMPTY, List::EMPTY, List::EMPTY);
+        (0..self.places.len()).map(Tag)
+    }
+
+    /// Whether a request is in flight at a place. For what happens seldom.
+    pub fn is_in_flight(&self, tag: Tag) -> bool {
+        !self.is_free(tag.0)
+    }
+
+    fn is_free(&self, place: usize) -> bool {
+        let mut free = usize::from(self.free);
+        while free != place {
+            match self.places.get(free) {
+                Some(other) => free = other.next_done.into(),
+                None => return false,
+            }
+        }
+        true
     }
 
     /// The request at a place.

@@ -27,6 +27,7 @@ mod backoff;
 )]
 mod bounce;
 mod choice;
+mod closing;
 mod coalescing;
 mod complaints;
 mod dispatch;
@@ -41,6 +42,11 @@ mod indirect;
 mod needs;
 mod options;
 mod pages;
+#[allow(
+    unsafe_code,
+    reason = "hands the device's memory to the hypervisor and back to the device"
+)]
+mod pieces;
 mod queue;
 mod queue_control;
 #[allow(
@@ -51,10 +57,12 @@ mod reach;
 mod serve;
 mod setup;
 mod stats;
+mod store;
 mod submit;
 mod turns;
 mod ways;
 
+pub use closing::Unreleased;
 pub use needs::Needs;
 pub use options::{DataPath, OptionError, Options};
 pub use queue::Queue;

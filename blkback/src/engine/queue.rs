@@ -3,26 +3,30 @@
 use super::complaints::Complaints;
 use super::dispatch::Dispatcher;
 use super::needs::most_pages;
-use super::options::Options;
+use super::options::{DataPath, Options};
+use super::pieces::Pieces;
 use super::reach::{Paths, Reach};
 use super::setup::{ConnectError, QueueError, QueueSetup};
 use super::stats::QueueStats;
+use super::store::Store;
 use super::submit::Submitter;
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::sync::Arc;
 use bulkhead_executor::{EventChannel, Handle};
 use bulkhead_grant::Region;
-use bulkhead_images::{DataAccess, IoQueue};
+use bulkhead_images::IoQueue;
 use bulkhead_ring::blkif::MAX_SEGMENTS;
 use bulkhead_xen::Hypervisor;
 use core::task::{Context, Poll, Waker};
+use core::time::Duration;
 
 /// One queue being served. Dropping it gives everything back: in-flight requests are abandoned,
-/// then the pages are unmapped and the event channel closed.
+/// then the pages are unmapped and the event channel closed. A device that has requests is closed
+/// before ([`poll_close`](Self::poll_close)).
 pub struct Queue<H: Hypervisor> {
     // Dropped first: after that the device touches no page any more.
-    submitter: Submitter,
+    submitter: Submitter<H>,
     reach: Reach<H>,
     dispatcher: Dispatcher<H>,
     channel: Rc<EventChannel<H>>,
@@ -55,19 +59,29 @@ impl<H: Hypervisor> Queue<H> {
         )?;
         let slots = dispatcher.slots() as usize;
         let largest = setup.indirect_segments.max(MAX_SEGMENTS);
-        let dma = match device.caps().access {
-            DataAccess::Dma => device.dma_memory(),
-            _ => None,
-        };
-        let submitter = Submitter::new(device, largest)?;
+        let most_pages = most_pages(slots, setup.indirect_segments);
+        let store = Store::new(device);
+        let room = (slots, largest, most_pages);
+        let sector_size = setup.sector_size;
+        let pieces = Pieces::needed(
+            handle.hypervisor(),
+            frontend,
+            store.caps(),
+            sector_size,
+            room,
+        )?;
         let paths = Paths {
             frontend,
             persistent: setup.persistent,
-            data_path: setup.options.data_path,
-            sector_size: setup.sector_size,
-            dma,
+            // Only a device with memory to copy from or to leaves a choice.
+            data_path: match store.has_memory() {
+                true => setup.options.data_path,
+                false => DataPath::Map,
+            },
+            sector_size,
+            dma: store.dma_memory(),
         };
-        let most_pages = most_pages(slots, setup.indirect_segments);
+        let submitter = Submitter::new(store, pieces, largest)?;
         let reach = Reach::new(handle.hypervisor(), region, paths, most_pages, largest)?;
         let port = handle
             .hypervisor()
@@ -82,6 +96,11 @@ impl<H: Hypervisor> Queue<H> {
             stats,
             options: setup.options,
         })
+    }
+
+    /// The name of the disk and the queue, for the log.
+    pub fn name(&self) -> &str {
+        self.dispatcher.complaints.name()
     }
 
     /// The frontend's event channel.
@@ -173,10 +192,10 @@ impl<H: Hypervisor> Queue<H> {
             return Poll::Pending;
         }
         self.submitter.collect(context, &mut self.dispatcher);
-        if self.dispatcher.flights.none_done() {
-            Poll::Pending
-        } else {
-            Poll::Ready(())
+        let dispatcher = &self.dispatcher;
+        match dispatcher.flights.none_done() && !self.submitter.can_go_on(dispatcher) {
+            true => Poll::Pending,
+            false => Poll::Ready(()),
         }
     }
 
@@ -189,18 +208,48 @@ impl<H: Hypervisor> Queue<H> {
     pub fn settle(&mut self) {
         let (dispatcher, reach) = (&mut self.dispatcher, &mut self.reach);
         let mut unwatched = Context::from_waker(Waker::noop());
+        self.submitter.flush();
         self.submitter.collect(&mut unwatched, dispatcher);
-        if dispatcher.flights.none_done() && !dispatcher.has_answered() {
-            return;
+        loop {
+            // `finish` may add to it, where a request has another step to go.
+            while let Some((tag, outcome)) = dispatcher.flights.take_done() {
+                self.submitter.finish(tag, outcome, dispatcher, reach);
+            }
+            if !self.submitter.go_on(dispatcher, reach) {
+                break;
+            }
         }
-        // `finish` may add to it, where a request has another step to go.
-        while let Some((tag, outcome)) = dispatcher.flights.take_done() {
-            self.submitter.finish(tag, outcome, dispatcher, reach);
+        if !dispatcher.has_answered() {
+            return;
         }
         // Only then may the frontend be shown the answers, and use its pages again.
         reach.unmap();
         dispatcher.clear_answered();
-        reach.count(&self.stats);
+        reach.count(&self.stats, self.submitter.staged());
+    }
+
+    /// How many requests the device has completed later than it was handed them.
+    pub fn completions(&self) -> u64 {
+        self.submitter.completions()
+    }
+
+    /// How long the device may go without completing anything, if it says so.
+    pub fn timeout(&self) -> Option<Duration> {
+        self.submitter.timeout()
+    }
+
+    /// Has the device let go of everything; it wakes the task when it has. The queue serves nothing any
+    /// more.
+    pub fn poll_close(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.submitter.poll_close(context)
+    }
+
+    /// Answers what is in flight still with errors: the device has let go of it.
+    pub fn abandon(&mut self) {
+        let (dispatcher, reach) = (&mut self.dispatcher, &mut self.reach);
+        dispatcher.abandon(|hold| reach.release(hold));
+        reach.unmap();
+        self.publish();
     }
 
     /// The frontend notifies us again and again without asking for anything.

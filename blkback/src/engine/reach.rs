@@ -369,8 +369,8 @@ impl<H: Hypervisor> Reach<H> {
             .learn(sweep.way, sweep.pages, now().since(began));
     }
 
-    /// Shows what was asked of Xen.
-    pub fn count(&self, stats: &QueueStats) {
+    /// Shows what was asked of Xen. `staged` are the calls and bytes that others have copied.
+    pub fn count(&self, stats: &QueueStats, staged: (u64, u64)) {
         let (calls, copies) = match &self.ways {
             Ways::Persistent(cache) => {
                 stats.persistent_hits.set(cache.hits());
@@ -393,7 +393,7 @@ impl<H: Hypervisor> Reach<H> {
         stats.map_calls.set(calls.maps);
         stats.maps.set(calls.pages);
         stats.unmap_calls.set(calls.unmaps);
-        stats.copy_calls.set(copies.0 + bounced.0);
-        stats.bytes_copied.set(copies.1 + bounced.1);
+        stats.copy_calls.set(copies.0 + bounced.0 + staged.0);
+        stats.bytes_copied.set(copies.1 + bounced.1 + staged.1);
     }
 }

@@ -1,6 +1,7 @@
 //! The task of one queue: sweeps while there is work, sleeps while there is none.
 
 use super::backoff::BackOff;
+use super::closing::{Held, close, finish_what_was_asked, outwait};
 use super::coalescing::{Coalescer, Next};
 use super::needs::SLOTS_OF_A_PAGE;
 use super::queue::Queue;
@@ -11,18 +12,20 @@ use alloc::boxed::Box;
 use bulkhead_executor::Handle;
 use bulkhead_grant::Region;
 use bulkhead_images::{IoQueue, QueueContext};
-use bulkhead_xen::Hypervisor;
+use bulkhead_xen::{Hypervisor, Instant};
 use core::future::{Future, poll_fn};
 use core::pin::pin;
 use core::task::Poll;
 use core::time::Duration;
+use futures_util::future::OptionFuture;
 
 /// How long a store may take to open a queue, while the frontend waits for its disk.
 const STORE_OPENS: Duration = Duration::from_secs(10);
 
 /// Connects to a queue, on the vCPU where this runs, and serves it from when its disk says so
 /// until the disk says to stop, or until it cannot go on. Nothing of the frontend's is mapped or
-/// bound any more when this returns.
+/// bound any more when the guard says that the queue has ended, but for pages that a store holds which does
+/// not answer.
 pub async fn serve<H: Hypervisor>(
     handle: Handle<H>,
     region: Region<H>,
@@ -30,6 +33,10 @@ pub async fn serve<H: Hypervisor>(
     guard: QueueGuard,
 ) {
     let mut turn = core::mem::take(&mut setup.turn);
+    let unreleased = setup.unreleased.clone();
+    if unreleased.any() {
+        return guard.tried(Err(ConnectError::StoreHolds));
+    }
     let device = match open(&handle, &setup, &guard).await {
         Ok(device) => device,
         Err(error) => return guard.tried(Err(error)),
@@ -43,9 +50,14 @@ pub async fn serve<H: Hypervisor>(
     };
     guard.started().await;
     let outcome = until_stopped(&handle, &mut queue, &guard, &mut turn).await;
-    // Gives back the ring, the mapped pages and the event channel, before anyone is told.
-    drop(queue);
+    if close(&handle, &mut queue).await {
+        // Gives back the ring, the mapped pages and the event channel, before anyone is told.
+        drop(queue);
+        return guard.finish(outcome);
+    }
+    let held = Held::of(&queue, &unreleased);
     guard.finish(outcome);
+    outwait(&mut queue, held).await;
 }
 
 /// Opens the device's queue, unless that takes too long, or the disk says to stop.
@@ -80,6 +92,7 @@ async fn until_stopped<H: Hypervisor>(
 ) -> Result<(), QueueError> {
     let mut coalescer = Coalescer::new(queue.options(), handle.now(), handle.lateness());
     let mut back_off = BackOff::default();
+    let mut progress = Progress::new(queue, handle);
     let most = queue.slots();
     while !guard.is_stopped() {
         queue.settle();
@@ -105,7 +118,7 @@ async fn until_stopped<H: Hypervisor>(
             }
             Next::Sleep => {
                 if !queue.final_check()? {
-                    let notified = something_happens(queue, guard).await;
+                    let notified = something_happens(handle, queue, guard, &mut progress).await;
                     let waiting = queue.waiting()?;
                     coalescer.woke(handle.now(), waiting);
                     if notified && waiting == 0 {
@@ -127,51 +140,46 @@ async fn until_stopped<H: Hypervisor>(
     finish_what_was_asked(handle, queue, guard).await
 }
 
-/// Finishes and answers what is on the ring at this moment, whether the frontend listens or not. What it
-/// asks for from now on is not looked at. The other queues of the vCPU have their turns between sweeps.
-async fn finish_what_was_asked<H: Hypervisor>(
+/// When the store has last completed something, if it has a time-out.
+struct Progress {
+    completions: u64,
+    since: Instant,
+    /// Whether it had requests when this was last looked at.
+    waiting: bool,
+}
+
+impl Progress {
+    fn new<H: Hypervisor>(queue: &Queue<H>, handle: &Handle<H>) -> Self {
+        Progress {
+            completions: queue.completions(),
+            since: handle.now(),
+            waiting: queue.in_flight() > 0,
+        }
+    }
+
+    /// When the store has gone too long without completing anything.
+    fn deadline<H: Hypervisor>(&mut self, queue: &Queue<H>, handle: &Handle<H>) -> Option<Instant> {
+        let timeout = queue.timeout()?;
+        let waits_on = self.waiting && queue.in_flight() > 0;
+        if !waits_on || queue.completions() != self.completions {
+            *self = Progress::new(queue, handle);
+        }
+        self.waiting.then(|| self.since + timeout)
+    }
+}
+
+/// Waits for the frontend, the device or the disk, whoever is first. True if it was the frontend. What the
+/// store takes too long for by its own account is given up meanwhile.
+async fn something_happens<H: Hypervisor>(
     handle: &Handle<H>,
     queue: &mut Queue<H>,
     guard: &QueueGuard,
-) -> Result<(), QueueError> {
-    queue.close()?;
-    loop {
-        // Requests may wait for some of those in flight.
-        let waited = queue.in_flight() > 0;
-        let taken = queue.sweep()?;
-        while queue.in_flight() > 0 {
-            something_completes(queue, guard).await;
-            queue.settle();
-        }
-        if queue.untaken() == 0 || (taken == 0 && !waited) {
-            break;
-        }
-        handle.yield_now().await;
-    }
-    queue.publish();
-    Ok(())
-}
-
-/// Waits for the device, which gives up what it can once nobody waits for it.
-async fn something_completes<H: Hypervisor>(queue: &mut Queue<H>, guard: &QueueGuard) {
-    if !guard.is_given_up() {
-        let mut given_up = pin!(guard.given_up());
-        let completed = poll_fn(|context| {
-            if given_up.as_mut().poll(context).is_ready() {
-                return Poll::Ready(false);
-            }
-            queue.poll_completion(context).map(|()| true)
-        });
-        if completed.await {
-            return;
-        }
-    }
-    queue.cancel_pending();
-    poll_fn(|context| queue.poll_completion(context)).await;
-}
-
-/// Waits for the frontend, the device or the disk, whoever is first. True if it was the frontend.
-async fn something_happens<H: Hypervisor>(queue: &mut Queue<H>, guard: &QueueGuard) -> bool {
+    progress: &mut Progress,
+) -> bool {
+    let mut late = pin!(match progress.deadline(queue, handle) {
+        Some(deadline) => OptionFuture::from(Some(handle.sleep_until(deadline))),
+        None => OptionFuture::default(),
+    });
     let channel = queue.channel();
     let stats = queue.stats();
     let mut notified = pin!(channel.notified());
@@ -184,6 +192,18 @@ async fn something_happens<H: Hypervisor>(queue: &mut Queue<H>, guard: &QueueGua
         }
         let happened =
             stopped.as_mut().poll(context).is_ready() || queue.poll_completion(context).is_ready();
+        if !happened && let Poll::Ready(Some(())) = late.as_mut().poll(context) {
+            log::error!(
+                "{}: the store has not answered {} request(s) in time: they are given up",
+                queue.name(),
+                queue.in_flight()
+            );
+            queue.cancel_pending();
+            *progress = Progress::new(queue, handle);
+            late.set(OptionFuture::default());
+            // They may have come back at once.
+            context.waker().wake_by_ref();
+        }
         match happened {
             true => Poll::Ready(false),
             false => Poll::Pending,

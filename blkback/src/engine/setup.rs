@@ -1,5 +1,6 @@
 //! What it takes to serve a queue, and what may be wrong with it.
 
+use super::closing::Unreleased;
 use super::options::Options;
 use super::turns::Turn;
 use crate::guest_log::GuestLog;
@@ -37,6 +38,8 @@ pub struct QueueSetup {
     pub sector_size: usize,
     /// The device, of which a queue is opened where this ring is served.
     pub device: Arc<dyn BlockDevice>,
+    /// What the device has not let go of since the disk was attached.
+    pub unreleased: Unreleased,
     /// How to serve.
     pub options: Options,
     /// Its part of the vCPU's turns.
@@ -60,6 +63,8 @@ pub enum ConnectError {
     Store(String),
     /// The store did not open a queue in time.
     StoreSilent,
+    /// The store has not let go of what an earlier connection left it with.
+    StoreHolds,
     /// The queue's task is gone.
     Abandoned,
 }
@@ -81,6 +86,9 @@ impl fmt::Display for ConnectError {
             Self::NoRoom(error) => error.fmt(f),
             Self::Store(reason) => write!(f, "the store cannot be used: {reason}"),
             Self::StoreSilent => f.write_str("the store cannot be used: it does not answer"),
+            Self::StoreHolds => f.write_str(
+                "the store cannot be used: it still holds requests of an earlier connection",
+            ),
             Self::Abandoned => f.write_str("the queue was given up before it connected"),
         }
     }

@@ -1,66 +1,155 @@
 //! Hands the requests in flight to the device, step by step.
 
 use super::dispatch::Dispatcher;
+use super::pieces::{Pieces, Progress};
 use super::reach::{Executed, Queueing, Reach, Sweep};
-use alloc::boxed::Box;
+use super::store::Store;
 use alloc::vec::Vec;
 use bulkhead_grant::memory::room_for;
 use bulkhead_grant::{GrantAccess, OutOfMemory};
-use bulkhead_images::{Io, IoError, IoQueue, IoSegment, Op, Staging, Submitted, Tag};
+use bulkhead_images::{Io, IoError, IoSegment, Op, Staging, Submitted, Tag};
 use bulkhead_xen::{GrantStatus, Hypervisor};
-use core::task::Context;
+use core::fmt;
+use core::task::{Context, Poll};
+use core::time::Duration;
 
-/// The device's queue, and what it is handed.
-pub(super) struct Submitter {
-    device: Box<dyn IoQueue>,
+/// The device, and what it is handed.
+pub(super) struct Submitter<H: Hypervisor> {
+    store: Store,
     /// The segments of one request, as the device gets them.
     segments: Vec<IoSegment>,
-    completes_later: bool,
+    /// For a device that does not take every request as it is.
+    pieces: Option<Pieces<H>>,
 }
 
-impl Submitter {
+impl<H: Hypervisor> Submitter<H> {
     /// For requests of up to `segments` segments.
-    pub fn new(device: Box<dyn IoQueue>, segments: usize) -> Result<Self, OutOfMemory> {
+    pub fn new(
+        store: Store,
+        pieces: Option<Pieces<H>>,
+        segments: usize,
+    ) -> Result<Self, OutOfMemory> {
         Ok(Submitter {
-            device,
+            store,
+            pieces,
             segments: room_for(segments)?,
-            completes_later: false,
         })
     }
 
     /// Whether the device has completed a read or a write later than it was handed it.
     pub fn completes_later(&self) -> bool {
-        self.completes_later
+        self.store.completes_later()
+    }
+
+    /// How many requests the device has completed later than it was handed them.
+    pub fn completions(&self) -> u64 {
+        self.store.completions()
+    }
+
+    /// How long the device may go without completing anything, if it says so.
+    pub fn timeout(&self) -> Option<Duration> {
+        self.store.caps().timeout
     }
 
     /// Has the device give up what is in flight, as far as it can.
     pub fn cancel_pending(&mut self) {
-        self.device.cancel_all();
+        self.store.cancel_all();
+    }
+
+    /// Has the device let go of everything.
+    pub fn poll_close(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.store.poll_close(context)
+    }
+
+    /// How many hypercalls copied to or from the device's memory for its own use, and how many bytes.
+    pub fn staged(&self) -> (u64, u64) {
+        self.pieces.as_ref().map_or((0, 0), Pieces::calls)
+    }
+
+    /// Tells the device that no more requests come for the moment.
+    #[inline]
+    pub fn flush(&mut self) {
+        self.store.flush();
     }
 
     /// Learns what the device has completed; it wakes the task when it completes more.
     #[inline]
-    pub fn collect<H: Hypervisor>(
-        &mut self,
-        context: &mut Context<'_>,
-        dispatcher: &mut Dispatcher<H>,
-    ) {
-        let flights = &mut dispatcher.flights;
-        // Whether anything was completed is seen in the list.
-        let _ = self
-            .device
-            .poll_complete(context, &mut |tag, outcome| flights.done(tag, outcome));
+    pub fn collect(&mut self, context: &mut Context<'_>, dispatcher: &mut Dispatcher<H>) {
+        self.store.collect(context, &mut dispatcher.flights);
+    }
+
+    /// Whether there is something to go on with that is not in the list of what is done.
+    #[inline]
+    pub fn can_go_on(&self, dispatcher: &Dispatcher<H>) -> bool {
+        self.store.is_ready() && !dispatcher.flights.none_busy()
+    }
+
+    /// Goes on with what waits for copies and for the device. True if something may be done now.
+    #[inline]
+    pub fn go_on(&mut self, dispatcher: &mut Dispatcher<H>, reach: &mut Reach<H>) -> bool {
+        if self.pieces.is_some() {
+            self.copy_pieces(dispatcher, reach);
+        }
+        if self.store.take_ready() && !dispatcher.flights.none_busy() {
+            self.retry(dispatcher, reach);
+            return true;
+        }
+        self.store.flush();
+        !dispatcher.flights.none_done()
+    }
+
+    /// Hands the device what it was too busy for, as far as it takes that now.
+    #[cold]
+    fn retry(&mut self, dispatcher: &mut Dispatcher<H>, reach: &mut Reach<H>) {
+        while let Some(tag) = dispatcher.flights.take_busy() {
+            if !self.attempt(tag, dispatcher, reach) {
+                return dispatcher.flights.wait_for_device_first(tag);
+            }
+        }
+    }
+
+    #[cold]
+    fn copy_pieces(&mut self, dispatcher: &mut Dispatcher<H>, reach: &mut Reach<H>) {
+        if let Some(pieces) = &mut self.pieces {
+            pieces.run_copies();
+        }
+        while let Some(pieces) = &mut self.pieces
+            && let Some((tag, outcome)) = pieces.next_copied(&mut self.store)
+        {
+            match outcome {
+                Ok(()) if pieces.is_done(tag) => self.end_pieces(tag, dispatcher),
+                // It has memory that those wait for who wait for the device: it does not wait behind them.
+                Ok(()) if !self.attempt(tag, dispatcher, reach) => {
+                    dispatcher.flights.wait_for_device_first(tag);
+                }
+                Ok(()) => {}
+                Err(status) => refuse(tag, format_args!("copied: {status}"), dispatcher),
+            }
+        }
+    }
+
+    /// All pieces of a request are done.
+    fn end_pieces(&mut self, tag: Tag, dispatcher: &mut Dispatcher<H>) {
+        if let Some(pieces) = &mut self.pieces {
+            pieces.end(tag, &mut self.store);
+        }
+        dispatcher.flights.get(tag).op = None;
+        dispatcher.flights.done(tag, Ok(()));
     }
 
     /// Notes the pages of the requests just taken to be mapped or copied.
     #[allow(unsafe_code, reason = "hands the device's memory to the hypervisor")]
     #[inline]
-    pub fn queue_pages<H: Hypervisor>(
+    pub fn queue_pages(
         &mut self,
         sweep: &mut Sweep<Queueing>,
         dispatcher: &mut Dispatcher<H>,
         reach: &mut Reach<H>,
     ) {
+        if self.pieces.as_ref().is_some_and(Pieces::stages) {
+            return;
+        }
+        let copies = sweep.copies() && self.store.has_memory();
         for index in 0..dispatcher.how_many_begun() {
             let tag = dispatcher.begun(index);
             let flight = dispatcher.flights.get(tag);
@@ -68,12 +157,10 @@ impl Submitter {
                 continue;
             }
             let pool = &mut dispatcher.pool;
-            if sweep.copies()
-                && let Some((op, direction)) = flight.only_transfer()
-            {
+            if copies && let Some((op, direction)) = flight.only_transfer() {
                 sweep.memory_asked();
                 if let Some(Staging { memory, .. }) =
-                    self.device.stage(tag, op, flight.bytes as usize)
+                    self.store.stage(tag, op, flight.bytes as usize)
                     // SAFETY: the device promises so many bytes of its own until it is told that the
                     // use in place has ended, which is after `execute` has returned.
                     && unsafe {
@@ -94,12 +181,12 @@ impl Submitter {
 
     /// Nobody copies from or to the device's memory any more.
     pub fn end_in_place(&mut self, _: &Sweep<Executed>) {
-        self.device.end_in_place();
+        self.store.end_in_place();
     }
 
     /// Hands the requests whose pages were just mapped to the device; those that were copied are done.
     #[inline]
-    pub fn start<H: Hypervisor>(
+    pub fn start(
         &mut self,
         sweep: &Sweep<Executed>,
         dispatcher: &mut Dispatcher<H>,
@@ -126,7 +213,7 @@ impl Submitter {
 
     /// A request has come back from the device: it has another step to go, or is answered.
     #[inline]
-    pub fn finish<H: Hypervisor>(
+    pub fn finish(
         &mut self,
         tag: Tag,
         outcome: Result<(), IoError>,
@@ -136,28 +223,61 @@ impl Submitter {
         if outcome.is_ok() && dispatcher.flights.get(tag).has_steps() {
             return self.step(tag, dispatcher, reach);
         }
-        if outcome.is_err() && reach.bounce.serves(tag) {
-            self.end_bounce(dispatcher, reach);
+        if outcome.is_err() {
+            if reach.bounce.serves(tag) {
+                self.end_bounce(dispatcher, reach);
+            }
+            if let Some(pieces) = &mut self.pieces {
+                pieces.end(tag, &mut self.store);
+            }
         }
         dispatcher.end(tag, outcome, |hold| reach.release(hold));
     }
 
-    /// Does the next step of a request, whose pages are mapped, and those after it as long as the device
-    /// has done with one at once.
-    fn step<H: Hypervisor>(
-        &mut self,
-        tag: Tag,
-        dispatcher: &mut Dispatcher<H>,
-        reach: &mut Reach<H>,
-    ) {
+    /// Goes on with a request; its pages are mapped, if they are to be.
+    #[inline]
+    fn step(&mut self, tag: Tag, dispatcher: &mut Dispatcher<H>, reach: &mut Reach<H>) {
         if reach.bounce.serves(tag) {
-            return self.next_piece(tag, dispatcher, reach);
+            return self.next_bounced(tag, dispatcher, reach);
+        }
+        if let Some(pieces) = &mut self.pieces
+            && pieces.serves(tag)
+        {
+            let pages = &dispatcher.flights.get(tag).pages;
+            match pieces.done(tag, &mut self.store, (&dispatcher.pool, pages)) {
+                Progress::Copying => return,
+                Progress::Failed(status) => {
+                    return refuse(tag, format_args!("copied: {status}"), dispatcher);
+                }
+                _ if pieces.is_done(tag) => return self.end_pieces(tag, dispatcher),
+                _ => {}
+            }
+        }
+        self.hand_over(tag, dispatcher, reach);
+    }
+
+    /// Hands a request, or its next piece, to the device, behind those that wait for it.
+    #[inline]
+    fn hand_over(&mut self, tag: Tag, dispatcher: &mut Dispatcher<H>, reach: &mut Reach<H>) {
+        if !dispatcher.flights.none_busy() || !self.attempt(tag, dispatcher, reach) {
+            dispatcher.flights.wait_for_device(tag);
+        }
+    }
+
+    /// Hands a request's next step, or its next piece, to the device, and those after it as long as the
+    /// device has done with one at once. False if that is too busy.
+    #[inline]
+    fn attempt(&mut self, tag: Tag, dispatcher: &mut Dispatcher<H>, reach: &mut Reach<H>) -> bool {
+        if reach.bounce.serves(tag) {
+            return self.submit_bounced(tag, dispatcher, reach);
         }
         let mut outcome = Ok(());
         while outcome.is_ok()
             && let Some(op) = dispatcher.flights.get(tag).next_step()
         {
-            if op != Op::Flush {
+            let moves = matches!(op, Op::Read { .. } | Op::Write { .. });
+            let staged = moves && self.pieces.as_ref().is_some_and(Pieces::stages);
+            if op != Op::Flush && !staged {
                 match self.gather(tag, dispatcher, reach) {
                     Ok(()) => {}
                     Err(GrantStatus::NO_SPACE) => return self.bounce(tag, op, dispatcher, reach),
@@ -170,25 +290,32 @@ impl Submitter {
                     }
                 }
             }
+            if moves
+                && let Some(pieces) = &self.pieces
+                && (staged || !pieces.fits(&self.segments, dispatcher.flights.get(tag).bytes))
+            {
+                return self.submit_piece(tag, op, dispatcher, reach);
+            }
             let segments = match op {
                 Op::Flush => &[],
                 _ => &self.segments[..],
             };
-            match self.device.submit(tag, Io { op, segments }) {
+            match self.store.submit(tag, Io { op, segments }) {
                 Submitted::Done(done) => outcome = done,
-                Submitted::Pending => {
-                    // A discard may take its time on any device: it says nothing of how data is served.
-                    self.completes_later |= matches!(op, Op::Read { .. } | Op::Write { .. });
-                    return;
+                Submitted::Pending => return true,
+                Submitted::Busy => {
+                    dispatcher.flights.get(tag).put_back(op);
+                    return false;
                 }
             }
         }
         dispatcher.end(tag, outcome, |hold| reach.release(hold));
+        true
     }
 
     /// Puts a request's pages into `segments`, as the device gets them.
     #[inline]
-    fn gather<H: Hypervisor>(
+    fn gather(
         &mut self,
         tag: Tag,
         dispatcher: &mut Dispatcher<H>,
@@ -202,77 +329,117 @@ impl Submitter {
         Ok(())
     }
 
-    /// Xen has no map slots for the pages of a request: serves it by copies, after those that are served
-    /// that way already.
+    /// Hands the next piece of a request to the device. False if that is too busy.
     #[cold]
-    fn bounce<H: Hypervisor>(
+    fn submit_piece(
         &mut self,
         tag: Tag,
         op: Op,
         dispatcher: &mut Dispatcher<H>,
         reach: &mut Reach<H>,
-    ) {
+    ) -> bool {
+        let Some(pieces) = &mut self.pieces else {
+            return false;
+        };
+        let flight = dispatcher.flights.get(tag);
+        // It is to be done as long as one piece of it is.
+        flight.op = Some(op);
+        if !pieces.serves(tag) {
+            pieces.begin(tag, op, flight.bytes as usize);
+        }
+        let pages = core::mem::replace(&mut flight.pages, super::pages::Pages::EMPTY);
+        let store = (&mut self.store, &mut dispatcher.flights);
+        let progress = pieces.submit(tag, &self.segments, store, (&dispatcher.pool, &pages));
+        dispatcher.flights.get(tag).pages = pages;
+        match progress {
+            Progress::Submitted | Progress::Copying => true,
+            Progress::Busy => false,
+            Progress::Impossible => {
+                pieces.end(tag, &mut self.store);
+                self.bounce(tag, op, dispatcher, reach)
+            }
+            Progress::Failed(status) => {
+                refuse(tag, format_args!("copied: {status}"), dispatcher);
+                true
+            }
+        }
+    }
+
+    /// The device cannot have the pages of a request: Xen has no map slots for them, or they are too small.
+    /// Serves it by copies, after those that are served that way already.
+    #[cold]
+    fn bounce(
+        &mut self,
+        tag: Tag,
+        op: Op,
+        dispatcher: &mut Dispatcher<H>,
+        reach: &mut Reach<H>,
+    ) -> bool {
         let flight = dispatcher.flights.get(tag);
         // It is to be done as long as one piece of it is.
         flight.op = Some(op);
         if !reach.bounce.is_free() {
-            return dispatcher.flights.wait(tag);
+            dispatcher.flights.wait(tag);
+            return true;
         }
         reach.bounce.begin(tag, op, flight.bytes as usize);
-        self.submit_piece(tag, dispatcher, reach);
+        self.submit_bounced(tag, dispatcher, reach)
     }
 
     /// The device has done with a piece of a request that is served by copies.
     #[cold]
-    fn next_piece<H: Hypervisor>(
-        &mut self,
-        tag: Tag,
-        dispatcher: &mut Dispatcher<H>,
-        reach: &mut Reach<H>,
-    ) {
+    fn next_bounced(&mut self, tag: Tag, dispatcher: &mut Dispatcher<H>, reach: &mut Reach<H>) {
         let flight = dispatcher.flights.get(tag);
         if let Err(status) = reach.bounce.piece_done(&dispatcher.pool, &flight.pages) {
-            return refuse_piece(tag, status, dispatcher);
+            return refuse(tag, format_args!("copied: {status}"), dispatcher);
         }
-        if !reach.bounce.is_done() {
-            return self.submit_piece(tag, dispatcher, reach);
+        if reach.bounce.is_done() {
+            flight.op = None;
+            self.end_bounce(dispatcher, reach);
         }
-        flight.op = None;
-        self.end_bounce(dispatcher, reach);
-        self.step(tag, dispatcher, reach);
+        self.hand_over(tag, dispatcher, reach);
     }
 
-    fn submit_piece<H: Hypervisor>(
+    #[cold]
+    fn submit_bounced(
         &mut self,
         tag: Tag,
         dispatcher: &mut Dispatcher<H>,
         reach: &mut Reach<H>,
-    ) {
+    ) -> bool {
         let pages = &dispatcher.flights.get(tag).pages;
-        let (op, segment) = match reach.bounce.next_piece(&dispatcher.pool, pages) {
+        let most = self.store.caps().bytes;
+        let (op, segment) = match reach.bounce.next_piece(&dispatcher.pool, pages, most) {
             Ok(piece) => piece,
-            Err(status) => return refuse_piece(tag, status, dispatcher),
+            Err(status) => {
+                refuse(tag, format_args!("copied: {status}"), dispatcher);
+                return true;
+            }
         };
         let segments = &[segment];
-        match self.device.submit(tag, Io { op, segments }) {
+        match self.store.submit(tag, Io { op, segments }) {
             Submitted::Done(outcome) => dispatcher.flights.done(tag, outcome),
-            Submitted::Pending => self.completes_later = true,
+            Submitted::Pending => {}
+            Submitted::Busy => return false,
         }
+        true
     }
 
     /// The bounce page is free for the next request that waits for it.
     #[cold]
-    fn end_bounce<H: Hypervisor>(&mut self, dispatcher: &mut Dispatcher<H>, reach: &mut Reach<H>) {
+    fn end_bounce(&mut self, dispatcher: &mut Dispatcher<H>, reach: &mut Reach<H>) {
         reach.bounce.end();
         if let Some(tag) = dispatcher.flights.take_waiting() {
-            self.step(tag, dispatcher, reach);
+            self.hand_over(tag, dispatcher, reach);
         }
     }
 }
 
-fn refuse_piece<H: Hypervisor>(tag: Tag, status: GrantStatus, dispatcher: &mut Dispatcher<H>) {
+/// The data of a request cannot be had.
+#[cold]
+fn refuse<H: Hypervisor>(tag: Tag, why: fmt::Arguments<'_>, dispatcher: &mut Dispatcher<H>) {
     dispatcher
         .complaints
-        .complain(format_args!("a page cannot be copied: {status}"));
-    dispatcher.flights.done(tag, Err(IoError::Medium));
+        .complain(format_args!("a page cannot be {why}"));
+    Store::refuse(tag, &mut dispatcher.flights);
 }

@@ -3,7 +3,9 @@
 use super::config::VbdConfig;
 use super::problem::Problem;
 use super::published::{self, COMMON_NODES, Nodes, Published};
-use crate::engine::{ConnectError, QueueControl, QueueError, QueueSetup, queue_control, serve};
+use crate::engine::{
+    ConnectError, QueueControl, QueueError, QueueSetup, Unreleased, queue_control, serve,
+};
 use crate::id::VbdId;
 use crate::limits::Limits;
 use crate::services::Services;
@@ -39,6 +41,7 @@ impl<H: Hypervisor> Connection<H> {
         published: &Published,
         config: &VbdConfig,
         device: &Arc<dyn BlockDevice>,
+        unreleased: &Unreleased,
     ) -> Result<(Self, Vec<ServedQueue>), Problem> {
         let geometry = device.geometry();
         let options = services.options;
@@ -58,6 +61,7 @@ impl<H: Hypervisor> Connection<H> {
                 discard: config.discard && geometry.discard.is_some(),
                 sector_size: geometry.sector_size.bytes(),
                 device: device.clone(),
+                unreleased: unreleased.clone(),
                 options,
                 turn: place.turn(),
             };

@@ -67,8 +67,8 @@ pub async fn take_leave<H: Hypervisor>(services: &Services<H>, id: VbdId, observ
     }
 }
 
-/// Stops serving a frontend and takes back everything. What is in flight is finished, however long that
-/// takes, as long as the frontend is there and the driver domain does not end.
+/// Stops serving a frontend and takes back everything. What is in flight is finished as long as the store
+/// completes requests, the frontend is there and the driver domain does not end.
 pub async fn close<H: Hypervisor>(
     services: &Services<H>,
     connection: &Connection<H>,

@@ -14,6 +14,7 @@ use super::sector_units;
 use super::state::XenbusState;
 use super::statistics_node::show_statistics;
 use crate::changes::Changes;
+use crate::engine::Unreleased;
 use crate::guest_log::GuestLog;
 use crate::id::VbdId;
 use crate::limits::Limits;
@@ -73,6 +74,8 @@ struct Vbd<'a, H: Hypervisor> {
     config: VbdConfig,
     log: Arc<GuestLog>,
     device: Arc<dyn BlockDevice>,
+    /// What it has not let go of.
+    unreleased: Unreleased,
     observer: Observer<H>,
     /// What the directory says because we wrote it, but for the state.
     told: Nodes,
@@ -121,6 +124,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
             config,
             log: services.guest_logs.of(id.frontend, services.handle.now()),
             device,
+            unreleased: Unreleased::default(),
             observer,
             told: Nodes::new(),
             phase: Phase::New,
@@ -355,8 +359,15 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         let device = &self.device;
         let sectors = device.geometry().sector_size;
         sector_units::check(&services.store, &self.config.frontend_path, sectors).await?;
-        let (connection, served) =
-            Connection::open(services, self.id, &published, &self.config, device).await?;
+        let (connection, served) = Connection::open(
+            services,
+            self.id,
+            &published,
+            &self.config,
+            device,
+            &self.unreleased,
+        )
+        .await?;
         self.connection = Some(connection);
         services.statistics.connected(self.id, served);
         services.admission.served(self.id);

@@ -81,6 +81,10 @@ impl IoQueue for SpiedQueue {
         self.0.submit(tag, io)
     }
 
+    fn flush_submissions(&mut self) {
+        self.0.flush_submissions();
+    }
+
     fn poll_complete(
         &mut self,
         context: &mut Context<'_>,

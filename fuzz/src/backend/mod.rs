@@ -149,6 +149,7 @@ impl Machine {
             device: device.clone(),
             options: options(setting.path),
             turn: Default::default(),
+            unreleased: Default::default(),
         };
         let (control, guard) = queue_control();
         let (handle, region) = (

@@ -1,78 +1,23 @@
-//! Stores for tests: completions that come late, in any order, or as errors.
+//! A store that answers when a test lets it.
 
 use crate::device::{BlockDevice, Geometry};
 use crate::io::{Io, IoError, Op, Submitted, Tag};
-use crate::queue::{Caps, IoQueue, OpenQueue, QueueContext, opened};
+use crate::queue::{Caps, IoQueue, OpenQueue, OpenQueueError, QueueContext, not_opened, opened};
 use crate::segment::IoSegment;
+use crate::testing::OpenNow;
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use bulkhead_xen::VcpuId;
 use core::task::{Context, Poll, Waker};
 use spin::Mutex;
 
-/// Opens queues of devices that need not wait for it.
-pub trait OpenNow {
-    /// Returns a queue for up to 32 requests at a time.
-    ///
-    /// # Panics
-    /// If the device has to wait, or cannot open one.
-    fn queue(&self) -> Box<dyn IoQueue>;
-}
-
-impl<D: BlockDevice + ?Sized> OpenNow for D {
-    fn queue(&self) -> Box<dyn IoQueue> {
-        let mut opening = self.open_queue(&QueueContext::new(VcpuId(0), 32));
-        match opening
-            .as_mut()
-            .poll(&mut Context::from_waker(Waker::noop()))
-        {
-            Poll::Ready(Ok(queue)) => queue,
-            Poll::Ready(Err(error)) => panic!("the queue cannot be opened: {error}"),
-            Poll::Pending => panic!("the queue is not open at once"),
-        }
-    }
-}
-
-/// Asks queues for completions without waiting for them.
-pub trait CompleteNow {
-    /// Passes what has completed to `sink`.
-    fn complete(&mut self, sink: &mut dyn FnMut(Tag, Result<(), IoError>));
-}
-
-impl<Q: IoQueue + ?Sized> CompleteNow for Q {
-    fn complete(&mut self, sink: &mut dyn FnMut(Tag, Result<(), IoError>)) {
-        let _ = self.poll_complete(&mut Context::from_waker(Waker::noop()), sink);
-    }
-}
-
-type Over = dyn Fn(Arc<dyn BlockDevice>, &str) -> Arc<dyn BlockDevice>;
-
-/// What a test puts before every device that a [`Catalog`](crate::Catalog) opens, given the device
-/// and its owner's name: a [`Delayed`], for instance.
-pub struct Layer(Box<Over>);
-
-impl Layer {
-    /// A layer of what `over` makes of each device.
-    pub fn new(
-        over: impl Fn(Arc<dyn BlockDevice>, &str) -> Arc<dyn BlockDevice> + 'static,
-    ) -> Layer {
-        Layer(Box::new(over))
-    }
-
-    pub(crate) fn over(&self, device: Arc<dyn BlockDevice>, owner: &str) -> Arc<dyn BlockDevice> {
-        (self.0)(device, owner)
-    }
-}
-
-impl core::fmt::Debug for Layer {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str("Layer")
-    }
-}
-
-/// Puts itself before a device and holds every request back until it is told to let it through.
+/// Puts itself before a device and holds every request back until it is told to let it through. A test also
+/// says what it can take, whether it is busy, and what becomes of what is given up or abandoned.
+///
+/// # Panics
+/// If a request is not within what it can take.
 ///
 /// ```
 /// use bulkhead_images::testing::{CompleteNow, Delayed, OpenNow};
@@ -98,9 +43,18 @@ pub struct Delayed {
     state: Arc<Mutex<State>>,
 }
 
-#[derive(Default)]
 struct State {
     queues: usize,
+    caps: Caps,
+    busy: bool,
+    /// What is given up comes back.
+    cancels: bool,
+    /// A queue is closed only once nothing of it is held.
+    holds_on: bool,
+    /// Why no queue is opened: for that reason, or for none that it says.
+    unopened: Option<Option<String>>,
+    /// How many batches have ended.
+    batches: usize,
     held: Vec<HeldRequest>,
     done: VecDeque<(usize, Tag, Result<(), IoError>)>,
     wakers: Vec<(usize, Waker)>,
@@ -118,8 +72,53 @@ impl Delayed {
     pub fn new(inner: Arc<dyn BlockDevice>) -> Delayed {
         Delayed {
             inner,
-            state: Arc::default(),
+            state: Arc::new(Mutex::new(State {
+                queues: 0,
+                caps: Caps::UNLIMITED,
+                busy: false,
+                cancels: false,
+                holds_on: false,
+                unopened: None,
+                batches: 0,
+                held: Vec::new(),
+                done: VecDeque::new(),
+                wakers: Vec::new(),
+            })),
         }
+    }
+
+    /// From now on, queues that are opened can take this. What is beyond that is a fault of the caller's.
+    pub fn limit(&self, caps: Caps) {
+        self.state.lock().caps = caps;
+    }
+
+    /// From now on, it is too busy for any request, or is no longer.
+    pub fn be_busy(&self, busy: bool) {
+        let mut state = self.state.lock();
+        state.busy = busy;
+        let wakers = core::mem::take(&mut state.wakers);
+        drop(state);
+        wakers.into_iter().for_each(|(_, waker)| waker.wake());
+    }
+
+    /// From now on, what is given up is left undone.
+    pub fn cancel_what_is_given_up(&self) {
+        self.state.lock().cancels = true;
+    }
+
+    /// From now on, a queue is closed only once nothing of it is held any more.
+    pub fn hold_on(&self) {
+        self.state.lock().holds_on = true;
+    }
+
+    /// From now on, queues cannot be opened for that reason; without one, opening them never ends.
+    pub fn refuse_to_open(&self, reason: Option<&str>) {
+        self.state.lock().unopened = Some(reason.map(String::from));
+    }
+
+    /// How many batches have ended.
+    pub fn batches(&self) -> usize {
+        self.state.lock().batches
     }
 
     /// How many requests are held back.
@@ -189,9 +188,16 @@ impl BlockDevice for Delayed {
 
     fn open_queue<'a>(&'a self, _context: &QueueContext) -> OpenQueue<'a> {
         let mut state = self.state.lock();
+        match &state.unopened {
+            Some(Some(reason)) => return not_opened(OpenQueueError::Failed(reason.clone())),
+            Some(None) => return Box::pin(core::future::pending()),
+            None => {}
+        }
         state.queues += 1;
         opened(DelayedQueue {
             number: state.queues,
+            caps: state.caps,
+            was_busy: false,
             state: self.state.clone(),
         })
     }
@@ -199,16 +205,37 @@ impl BlockDevice for Delayed {
 
 struct DelayedQueue {
     number: usize,
+    caps: Caps,
+    /// A request was not taken.
+    was_busy: bool,
     state: Arc<Mutex<State>>,
 }
 
 impl IoQueue for DelayedQueue {
     fn caps(&self) -> Caps {
-        Caps::UNLIMITED
+        self.caps
     }
 
     fn submit(&mut self, tag: Tag, io: Io<'_>) -> Submitted {
-        self.state.lock().held.push(HeldRequest {
+        let mut state = self.state.lock();
+        let caps = &self.caps;
+        let bytes: usize = io.segments.iter().map(IoSegment::len).sum();
+        let aligned = |segment: &IoSegment| {
+            let (start, len) = (segment.address().addr().get(), segment.len());
+            start.is_multiple_of(caps.alignment) && len.is_multiple_of(caps.alignment)
+        };
+        assert!(bytes <= caps.bytes, "{bytes} bytes of {}", caps.bytes);
+        let segments = io.segments.len();
+        assert!(segments <= caps.segments, "{segments} segments");
+        assert!(io.segments.iter().all(aligned), "aligned segments");
+        let mine = |held: &&HeldRequest| held.queue == self.number;
+        let pending = state.held.iter().filter(mine).count();
+        assert!(pending < caps.depth, "{pending} requests are pending");
+        if state.busy {
+            self.was_busy = true;
+            return Submitted::Busy;
+        }
+        state.held.push(HeldRequest {
             queue: self.number,
             tag,
             op: io.op,
@@ -218,12 +245,20 @@ impl IoQueue for DelayedQueue {
         Submitted::Pending
     }
 
+    fn flush_submissions(&mut self) {
+        self.state.lock().batches += 1;
+    }
+
     fn poll_complete(
         &mut self,
         context: &mut Context<'_>,
         sink: &mut dyn FnMut(Tag, Result<(), IoError>),
     ) -> Poll<()> {
         let mut told = Poll::Pending;
+        if self.was_busy && !self.state.lock().busy {
+            self.was_busy = false;
+            told = Poll::Ready(());
+        }
         loop {
             let mut state = self.state.lock();
             let mine = state
@@ -244,17 +279,42 @@ impl IoQueue for DelayedQueue {
         }
     }
 
-    fn cancel(&mut self, _tag: Tag) {}
+    fn cancel(&mut self, tag: Tag) {
+        self.give_up(|held| held.tag == tag);
+    }
 
-    fn cancel_all(&mut self) {}
+    fn cancel_all(&mut self) {
+        self.give_up(|_| true);
+    }
 
-    fn poll_close(&mut self, _context: &mut Context<'_>) -> Poll<()> {
+    fn poll_close(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.state.lock();
+        let holds = state.held.iter().any(|held| held.queue == self.number);
+        if holds && state.holds_on {
+            state.wakers.retain(|(queue, _)| *queue != self.number);
+            state.wakers.push((self.number, context.waker().clone()));
+            return Poll::Pending;
+        }
+        drop(state);
         self.let_go();
         Poll::Ready(())
     }
 }
 
 impl DelayedQueue {
+    fn give_up(&self, which: impl Fn(&HeldRequest) -> bool) {
+        let state = &mut *self.state.lock();
+        if !state.cancels {
+            return;
+        }
+        let (mine, others) = core::mem::take(&mut state.held)
+            .into_iter()
+            .partition::<Vec<_>, _>(|held| held.queue == self.number && which(held));
+        state.held = others;
+        let cancelled = |held: HeldRequest| (self.number, held.tag, Err(IoError::Cancelled));
+        state.done.extend(mine.into_iter().map(cancelled));
+    }
+
     fn let_go(&self) {
         let mut state = self.state.lock();
         state.held.retain(|held| held.queue != self.number);

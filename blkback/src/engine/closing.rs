@@ -1,0 +1,153 @@
+//! The end of a queue: what was asked for is finished, as long as the store answers, and the store lets go
+//! of the frontend's pages. All of it takes a bounded time, whatever the store does.
+
+use super::queue::Queue;
+use super::queue_control::QueueGuard;
+use super::setup::QueueError;
+use alloc::sync::Arc;
+use bulkhead_executor::Handle;
+use bulkhead_xen::Hypervisor;
+use core::future::{Future, poll_fn};
+use core::pin::pin;
+use core::sync::atomic::{AtomicUsize, Ordering};
+use core::task::Poll;
+use core::time::Duration;
+
+/// How long a store that has requests may go without completing one while the queue stops. With the two
+/// below it is less than the ten seconds for which libxl waits for a disk to be closed.
+const STORE_ANSWERS: Duration = Duration::from_secs(6);
+/// How long it may take to complete requests that were given up.
+const STORE_GIVES_UP: Duration = Duration::from_secs(1);
+/// How long it may take to let go of everything.
+const STORE_CLOSES: Duration = Duration::from_secs(1);
+
+/// Counts the queues of one disk whose store has not let go of them.
+#[derive(Clone, Debug, Default)]
+pub struct Unreleased(Arc<AtomicUsize>);
+
+impl Unreleased {
+    /// Whether there is any.
+    pub fn any(&self) -> bool {
+        self.0.load(Ordering::Acquire) > 0
+    }
+}
+
+/// One of them.
+pub(super) struct Held(Unreleased);
+
+impl Held {
+    pub fn of<H: Hypervisor>(queue: &Queue<H>, unreleased: &Unreleased) -> Held {
+        log::error!(
+            "{}: the store does not let go of {} request(s): pages of the frontend that are mapped stay \
+             mapped until it does",
+            queue.name(),
+            queue.in_flight()
+        );
+        unreleased.0.fetch_add(1, Ordering::AcqRel);
+        Held(unreleased.clone())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Why a store has been left with requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct StoreSilent;
+
+/// Finishes and answers what is on the ring at this moment, whether the frontend listens or not. What it
+/// asks for from now on is not looked at. The other queues of the vCPU have their turns between sweeps. A
+/// store that does not answer leaves the rest undone.
+pub(super) async fn finish_what_was_asked<H: Hypervisor>(
+    handle: &Handle<H>,
+    queue: &mut Queue<H>,
+    guard: &QueueGuard,
+) -> Result<(), QueueError> {
+    queue.close()?;
+    loop {
+        // Requests may wait for some of those in flight.
+        let waited = queue.in_flight() > 0;
+        let taken = queue.sweep()?;
+        while queue.in_flight() > 0 {
+            if something_completes(handle, queue, guard).await == Err(StoreSilent) {
+                return Ok(());
+            }
+            queue.settle();
+        }
+        if queue.untaken() == 0 || (taken == 0 && !waited) {
+            break;
+        }
+        handle.yield_now().await;
+    }
+    queue.publish();
+    Ok(())
+}
+
+/// Waits for the store, which gives up what it can once nobody waits for it or it takes too long.
+async fn something_completes<H: Hypervisor>(
+    handle: &Handle<H>,
+    queue: &mut Queue<H>,
+    guard: &QueueGuard,
+) -> Result<(), StoreSilent> {
+    if !guard.is_given_up() {
+        let mut given_up = pin!(guard.given_up());
+        let mut over = pin!(handle.sleep(STORE_ANSWERS));
+        let completed = poll_fn(|context| {
+            if queue.poll_completion(context).is_ready() {
+                return Poll::Ready(Some(Ok(())));
+            }
+            if given_up.as_mut().poll(context).is_ready() {
+                return Poll::Ready(None);
+            }
+            over.as_mut().poll(context).map(|()| Some(Err(StoreSilent)))
+        });
+        match completed.await {
+            Some(Ok(())) => return Ok(()),
+            Some(Err(StoreSilent)) => log::error!(
+                "{}: the store has not answered {} request(s) for {} s: they are given up",
+                queue.name(),
+                queue.in_flight(),
+                STORE_ANSWERS.as_secs()
+            ),
+            None => {}
+        }
+    }
+    queue.cancel_pending();
+    let mut over = pin!(handle.sleep(STORE_GIVES_UP));
+    poll_fn(|context| {
+        if queue.poll_completion(context).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        over.as_mut().poll(context).map(|()| Err(StoreSilent))
+    })
+    .await
+}
+
+/// Has the store let go of everything; what is in flight still is answered with errors then. False if it
+/// does not let go in time.
+pub(super) async fn close<H: Hypervisor>(handle: &Handle<H>, queue: &mut Queue<H>) -> bool {
+    let mut over = pin!(handle.sleep(STORE_CLOSES));
+    let closed = poll_fn(|context| {
+        if queue.poll_close(context).is_ready() {
+            return Poll::Ready(true);
+        }
+        over.as_mut().poll(context).map(|()| false)
+    });
+    let closed = closed.await;
+    if closed && queue.in_flight() > 0 {
+        queue.abandon();
+    }
+    closed
+}
+
+/// Waits until a store lets go that has not in time. The frontend cannot notify the queue meanwhile, and its
+/// pages stay as they are.
+pub(super) async fn outwait<H: Hypervisor>(queue: &mut Queue<H>, held: Held) {
+    queue.channel().mask();
+    poll_fn(|context| queue.poll_close(context)).await;
+    log::info!("{}: the store has let go of its requests", queue.name());
+    drop(held);
+}

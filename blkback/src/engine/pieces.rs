@@ -1,0 +1,387 @@
+//! Requests that the device does not take as they are: larger than it can take, or with data that goes
+//! through memory of the device's own. They are served piece by piece, each request's pieces one after
+//! another and those of different requests at the same time.
+//!
+//! Data goes through the device's memory by copies of the hypervisor, of which all that are due are made
+//! in one hypercall; the pages of such requests are never mapped.
+
+use super::flight::Flights;
+use super::pages::{PagePool, Pages};
+use super::store::Store;
+use alloc::vec::Vec;
+use bulkhead_grant::memory::{filled, room_for};
+use bulkhead_grant::{Copied, CopyBatch, Direction, GrantedBytes, OutOfMemory};
+use bulkhead_images::{Caps, DataAccess, Io, IoSegment, Op, Sector, Submitted, Tag};
+use bulkhead_ring::blkif::SECTOR_SIZE;
+use bulkhead_xen::{DomId, GrantStatus, Hypervisor, PAGE_SIZE};
+use core::ptr::NonNull;
+
+/// The requests of one queue that are served piece by piece.
+pub(super) struct Pieces<H: Hypervisor> {
+    caps: Caps,
+    sector_size: usize,
+    /// By the requests' tags.
+    places: Vec<Option<Piece>>,
+    /// The segments of one piece.
+    segments: Vec<IoSegment>,
+    copies: CopyBatch<H>,
+    /// Those whose copies are in the batch, and those whose copies were made.
+    copying: Vec<Tag>,
+    copied: Vec<Tag>,
+}
+
+/// How far a request is.
+struct Piece {
+    op: Op,
+    /// The bytes that are done, those of the piece that is at work, and all.
+    done: usize,
+    chunk: usize,
+    all: usize,
+    state: State,
+}
+
+/// What is next for a piece.
+enum State {
+    /// It is to be prepared, and handed to the device. It has it then.
+    New,
+    /// The hypervisor copies from or to the device's memory.
+    Copying(NonNull<u8>, Option<Copied>),
+    /// Its data is in the device's memory, or will be; the device has it, or is to get it.
+    Staged(NonNull<u8>),
+}
+
+/// What became of an attempt to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// The device has the piece, or has done it.
+    Submitted,
+    /// The piece is to be copied first.
+    Copying,
+    /// The device is too busy.
+    Busy,
+    /// The device takes no piece of that part of the request, however small.
+    Impossible,
+    /// The data cannot be had.
+    Failed(GrantStatus),
+}
+
+impl<H: Hypervisor> Pieces<H> {
+    /// For a device with these capabilities and sectors of that many bytes; `None` if it takes every
+    /// request of up to `segments` segments as it is. There are `slots` requests at a time, with up to
+    /// `pages` pages together.
+    pub fn needed(
+        hypervisor: &H,
+        frontend: DomId,
+        caps: &Caps,
+        sector_size: usize,
+        (slots, segments, pages): (usize, usize, usize),
+    ) -> Result<Option<Self>, OutOfMemory> {
+        let staged = caps.access == DataAccess::Staged;
+        let takes_all = caps.segments >= segments
+            && caps.bytes >= segments * PAGE_SIZE
+            && caps.alignment <= SECTOR_SIZE;
+        if takes_all && !staged {
+            return Ok(None);
+        }
+        // Each page, and each piece's first, may lie across a border of the device's memory.
+        let copies = if staged { 2 * pages + slots } else { 0 };
+        Ok(Some(Pieces {
+            caps: *caps,
+            sector_size,
+            places: filled(slots, |_| None)?,
+            // Memory of the device's may begin within a page.
+            segments: room_for(segments + 1)?,
+            copies: CopyBatch::new(hypervisor.clone(), frontend, copies)?,
+            copying: room_for(slots)?,
+            copied: room_for(slots)?,
+        }))
+    }
+
+    /// Whether all data goes through the device's memory.
+    pub fn stages(&self) -> bool {
+        self.caps.access == DataAccess::Staged
+    }
+
+    /// Whether that request is served piece by piece.
+    pub fn serves(&self, tag: Tag) -> bool {
+        self.places[tag.0].is_some()
+    }
+
+    /// Whether the device takes a request as it is.
+    pub fn fits(&self, segments: &[IoSegment], bytes: u32) -> bool {
+        segments.len() <= self.caps.segments
+            && bytes as usize <= self.caps.bytes
+            && segments.iter().all(|segment| self.is_aligned(segment))
+    }
+
+    fn is_aligned(&self, segment: &IoSegment) -> bool {
+        let mask = self.caps.alignment - 1;
+        (segment.address().addr().get() | segment.len()) & mask == 0
+    }
+
+    /// Begins with a read or a write of so many bytes.
+    pub fn begin(&mut self, tag: Tag, op: Op, bytes: usize) {
+        self.places[tag.0] = Some(Piece {
+            op,
+            done: 0,
+            chunk: 0,
+            all: bytes,
+            state: State::New,
+        });
+    }
+
+    /// Prepares the next piece of a request, unless that is done, and hands it to the device. `mapped` is
+    /// the whole request, where its pages are mapped.
+    pub fn submit(
+        &mut self,
+        tag: Tag,
+        mapped: &[IoSegment],
+        (store, flights): (&mut Store, &mut Flights),
+        (pool, pages): (&PagePool, &Pages),
+    ) -> Progress {
+        let Some(piece) = &mut self.places[tag.0] else {
+            return Progress::Failed(GrantStatus::GENERAL_ERROR);
+        };
+        let whole_sectors = |bytes: usize| bytes - bytes % self.sector_size;
+        if let State::New = piece.state {
+            let most = whole_sectors((piece.all - piece.done).min(self.caps.bytes));
+            // What is not in whole sectors is for the device to refuse.
+            piece.chunk = if most == 0 {
+                piece.all - piece.done
+            } else {
+                most
+            };
+            if self.caps.access == DataAccess::Staged {
+                let op = after(piece.op, piece.done);
+                let Some(staging) = store.stage(tag, op, piece.chunk) else {
+                    return Progress::Busy;
+                };
+                piece.state = State::Staged(staging.memory);
+                if let Op::Write { .. } = op {
+                    return self.copy(tag, Direction::FromGranted, pool, pages);
+                }
+            }
+        }
+        self.segments.clear();
+        if let State::Staged(memory) = piece.state {
+            for (start, end) in pages_of(memory, piece.chunk) {
+                // SAFETY: within the memory that the device gave for so many bytes.
+                let address = unsafe { memory.add(start) };
+                // SAFETY: the device's own memory, which stays until the request is unstaged, and nobody
+                // writes it while the device has the request. It knows how that is named on its bus.
+                let segment = unsafe { IoSegment::new(address, end - start, None) };
+                self.segments.push(segment);
+            }
+        } else {
+            let (mut start, mut bytes) = (0, 0);
+            for segment in mapped {
+                let (first, end) = (
+                    start.max(piece.done),
+                    (start + segment.len()).min(piece.done + piece.chunk),
+                );
+                if first < end {
+                    if self.segments.len() == self.caps.segments {
+                        break;
+                    }
+                    // SAFETY: dropped when the piece has been handed over; the pages stay mapped for the
+                    // whole request.
+                    let part = unsafe { segment.keep_part(first - start, end - first) };
+                    self.segments.push(part);
+                    bytes += end - first;
+                }
+                start += segment.len();
+            }
+            // Its end may have to be within the last segment, or before it.
+            let whole = whole_sectors(bytes);
+            let mut surplus = if bytes < piece.chunk {
+                bytes - whole
+            } else {
+                0
+            };
+            piece.chunk = bytes - surplus;
+            while surplus > 0
+                && let Some(last) = self.segments.pop()
+            {
+                if last.len() > surplus {
+                    // SAFETY: as above.
+                    let part = unsafe { last.keep_part(0, last.len() - surplus) };
+                    self.segments.push(part);
+                    break;
+                }
+                surplus -= last.len();
+            }
+            let mask = self.caps.alignment - 1;
+            let aligned =
+                |segment: &IoSegment| (segment.address().addr().get() | segment.len()) & mask == 0;
+            if piece.chunk == 0 || !self.segments.iter().all(aligned) {
+                self.segments.clear();
+                return Progress::Impossible;
+            }
+        }
+        let io = Io {
+            op: after(piece.op, piece.done),
+            segments: &self.segments,
+        };
+        let submitted = store.submit(tag, io);
+        self.segments.clear();
+        match submitted {
+            Submitted::Done(outcome) => flights.done(tag, outcome),
+            Submitted::Pending => {}
+            Submitted::Busy => return Progress::Busy,
+        }
+        Progress::Submitted
+    }
+
+    /// The device has done with a piece of a request. True if that is to be copied to the frontend's pages
+    /// first; it is done then when the copies are.
+    pub fn done(&mut self, tag: Tag, store: &mut Store, pages: (&PagePool, &Pages)) -> Progress {
+        let Some(piece) = &mut self.places[tag.0] else {
+            return Progress::Failed(GrantStatus::GENERAL_ERROR);
+        };
+        match (&piece.state, piece.op) {
+            (State::Staged(_), Op::Read { .. }) => {
+                self.copy(tag, Direction::ToGranted, pages.0, pages.1)
+            }
+            _ => {
+                self.advance(tag, store);
+                Progress::Submitted
+            }
+        }
+    }
+
+    /// A piece is done with.
+    fn advance(&mut self, tag: Tag, store: &mut Store) {
+        if let Some(piece) = &mut self.places[tag.0] {
+            if !matches!(piece.state, State::New) {
+                store.unstage(tag);
+            }
+            piece.done += piece.chunk;
+            piece.state = State::New;
+        }
+    }
+
+    /// Whether all pieces of a request are done.
+    pub fn is_done(&self, tag: Tag) -> bool {
+        let piece = self.places[tag.0].as_ref();
+        piece.is_none_or(|piece| piece.done == piece.all)
+    }
+
+    /// Ends a request, also one that is not done.
+    pub fn end(&mut self, tag: Tag, store: &mut Store) {
+        if let Some(piece) = self.places[tag.0].take()
+            && !matches!(piece.state, State::New)
+        {
+            store.unstage(tag);
+        }
+    }
+
+    /// Notes a piece to be copied between the frontend's pages and the device's memory.
+    fn copy(&mut self, tag: Tag, direction: Direction, pool: &PagePool, pages: &Pages) -> Progress {
+        let Some(piece) = &mut self.places[tag.0] else {
+            return Progress::Failed(GrantStatus::GENERAL_ERROR);
+        };
+        let State::Staged(memory) = piece.state else {
+            return Progress::Failed(GrantStatus::GENERAL_ERROR);
+        };
+        let mut all: Option<Copied> = None;
+        let mut start = 0;
+        for page in pool.iter(pages) {
+            let (first, end) = (
+                start.max(piece.done),
+                (start + page.len()).min(piece.done + piece.chunk),
+            );
+            if first < end {
+                let granted = GrantedBytes {
+                    gref: page.gref,
+                    offset: page.offset() + first - start,
+                    len: end - first,
+                };
+                // SAFETY: within the memory that the device gave for so many bytes, which it does not use
+                // before the request is submitted or after it has completed, and which holds nothing but
+                // this request's data.
+                let queued = unsafe {
+                    let own = memory.add(first - piece.done);
+                    self.copies.queue(direction, granted, own)
+                };
+                let Ok(copied) = queued else {
+                    return Progress::Failed(GrantStatus::GENERAL_ERROR);
+                };
+                all = Some(match all {
+                    Some(others) => others.and(copied),
+                    None => copied,
+                });
+            }
+            start += page.len();
+        }
+        piece.state = State::Copying(memory, all);
+        self.copying.push(tag);
+        Progress::Copying
+    }
+
+    /// Makes all copies that are due: one hypercall, if there are any. What became of each request's is
+    /// for [`next_copied`](Self::next_copied) to tell.
+    pub fn run_copies(&mut self) {
+        if self.copying.is_empty() {
+            return;
+        }
+        self.copies.run();
+        core::mem::swap(&mut self.copying, &mut self.copied);
+        // They are taken from the end.
+        self.copied.reverse();
+    }
+
+    /// A request whose copies were made, and how that went. A read's piece is done with it.
+    pub fn next_copied(&mut self, store: &mut Store) -> Option<(Tag, Result<(), GrantStatus>)> {
+        let Some(tag) = self.copied.pop() else {
+            // Nothing was noted meanwhile: that begins once nobody asks about these any more.
+            if self.copying.is_empty() && !self.copies.is_empty() {
+                self.copies.clear();
+            }
+            return None;
+        };
+        let piece = self.places[tag.0].as_mut()?;
+        let State::Copying(memory, copied) = &mut piece.state else {
+            return Some((tag, Err(GrantStatus::GENERAL_ERROR)));
+        };
+        let outcome = match copied.take() {
+            Some(copied) => self.copies.status(&copied),
+            None => Ok(()),
+        };
+        piece.state = State::Staged(*memory);
+        if outcome.is_ok() && matches!(piece.op, Op::Read { .. }) {
+            self.advance(tag, store);
+        }
+        Some((tag, outcome))
+    }
+
+    /// How many hypercalls copied so far, and how many bytes.
+    pub fn calls(&self) -> (u64, u64) {
+        (self.copies.calls(), self.copies.bytes())
+    }
+}
+
+/// The operation for what is left after so many bytes.
+fn after(op: Op, done: usize) -> Op {
+    let after = |sector: Sector| Sector(sector.0 + (done / SECTOR_SIZE) as u64);
+    match op {
+        Op::Read { sector } => Op::Read {
+            sector: after(sector),
+        },
+        Op::Write { sector } => Op::Write {
+            sector: after(sector),
+        },
+        other => other,
+    }
+}
+
+/// Where the parts begin and end that `len` bytes from `memory` on have in each page.
+fn pages_of(memory: NonNull<u8>, len: usize) -> impl Iterator<Item = (usize, usize)> {
+    let mut start = 0;
+    core::iter::from_fn(move || {
+        let in_page = (memory.addr().get() + start) % PAGE_SIZE;
+        let end = len.min(start + PAGE_SIZE - in_page);
+        let part = (start < end).then_some((start, end));
+        start = end;
+        part
+    })
+}

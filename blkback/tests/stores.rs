@@ -1,0 +1,609 @@
+//! What a store may do: take less than a request at a time, or nothing for a while, have data go through
+//! memory of its own, fail, and not answer at all.
+
+use bulkhead_blkback::vbd::state::XenbusState;
+use bulkhead_blkback_testkit::{
+    Bystander, Frontend, Guest, IMAGE_SIZE, LateDisks, PATHS, Setup, Style, World, content,
+};
+use bulkhead_grant::GrantAccess;
+use bulkhead_images::testing::{Delayed, Encrypting, Layer};
+use bulkhead_images::{BlockDevice, Caps, IoError, Sector};
+use bulkhead_ring::blkif::{Request, Sector as Position, Segment, Status, TransferKind};
+use bulkhead_xen_sim::xenstore::toolstack;
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+const KEY: u64 = 0x5eed;
+
+/// A machine where the disks named `xvde` are encrypted.
+fn with_encrypted_disks(setup: Setup) -> World {
+    let layer = Layer::new(|device, owner| match owner.contains("xvde") {
+        true => Arc::new(Encrypting::new(device, KEY)),
+        false => device,
+    });
+    World::with(Setup {
+        layer: Some(layer),
+        ..setup
+    })
+}
+
+/// A machine where the disks named `xvdd` are encrypted, above stores that answer late.
+fn with_late_encrypted_disks() -> (World, LateDisks) {
+    let late = LateDisks::default();
+    let seen = late.clone();
+    let layer = Layer::new(move |device, owner| -> Arc<dyn BlockDevice> {
+        if !owner.contains("xvdd") {
+            return device;
+        }
+        let delayed = Delayed::new(device);
+        seen.add(owner, delayed.clone());
+        Arc::new(Encrypting::new(Arc::new(delayed), KEY))
+    });
+    let mut world = World::with(Setup {
+        layer: Some(layer),
+        ..Setup::default()
+    });
+    world.late = late.clone();
+    (world, late)
+}
+
+/// Lets everything through that a late store holds, until all of a disk's requests are answered.
+fn finish(world: &World, late: &Delayed, disk: &mut Frontend<'_>) -> Vec<Status> {
+    let mut statuses = Vec::new();
+    for _ in 0..2000 {
+        if disk.link().outstanding() == 0 {
+            return statuses;
+        }
+        late.release_backwards();
+        world.run();
+        statuses.extend(disk.link().collect().iter().map(|answer| answer.status));
+    }
+    panic!("{} requests are not answered", disk.link().outstanding());
+}
+
+#[test]
+fn what_goes_through_an_encrypting_layer_is_never_seen_below_it() {
+    for (path, persistent) in PATHS {
+        let world = with_encrypted_disks(Setup::on_path(path));
+        let guest = Guest::new(&world);
+        let mut other = Bystander::new(&world);
+        let style = Style::persistent(persistent);
+        let mut disk = guest.attach("xvde", "ram:disk0").styled(style).connected();
+        let plain = content(77, 64 * 1024);
+        let maps = world.storage.stats().map_calls;
+        // Through one request each: a part of a page, several pages, and all that a request may have.
+        let mut sector = 0;
+        for sectors in [1, 3, 8, 21, 80] {
+            let bytes = &plain[sector * 512..(sector + sectors) * 512];
+            disk.write(sector as u64, bytes);
+            assert!(disk.read(sector as u64, sectors) == bytes);
+            sector += sectors;
+        }
+        assert!(disk.read(0, 80) == plain[..80 * 512]);
+        disk.flush();
+        assert_eq!(world.storage.stats().map_calls, maps, "no page is mapped");
+        other.io();
+        // What lies beneath is what the cipher makes of it.
+        let mut cipher = plain[..sector * 512].to_vec();
+        Encrypting::apply(KEY, Sector(0), &mut cipher);
+        let ramdisk = world.ramdisk();
+        let holds = |bytes: &[u8]| ramdisk.windows(bytes.len()).any(|part| part == bytes);
+        for number in 0..sector {
+            let range = number * 512..number * 512 + 32;
+            assert!(!holds(&plain[range.clone()]), "sector {number} is plain");
+            assert!(holds(&cipher[range]), "sector {number} is not there");
+        }
+        disk.detach();
+        other.leave();
+        world.nothing_left();
+    }
+}
+
+#[test]
+fn staged_requests_of_a_sweep_are_copied_in_one_hypercall() {
+    let world = with_encrypted_disks(Setup::default());
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvde", "ram:disk0").connected();
+    let copies = || world.storage.stats().copy_calls;
+    let before = copies();
+    for number in 0..8 {
+        disk.link().push_write(number * 8, &[number as u8; 4096]);
+    }
+    assert_eq!(disk.exchange().len(), 8);
+    assert_eq!(copies() - before, 1, "eight writes in");
+    let before = copies();
+    for number in 0..8 {
+        disk.link().push_read(number * 8, 8);
+    }
+    assert_eq!(disk.exchange().len(), 8);
+    assert_eq!(copies() - before, 1, "eight reads out");
+    disk.detach();
+    world.nothing_left();
+}
+
+#[test]
+fn more_requests_than_a_staging_store_has_memory_for_wait_for_it() {
+    let (world, late) = with_late_encrypted_disks();
+    let guest = Guest::new(&world);
+    let mut other = Bystander::new(&world);
+    let mut disk = guest.attach("xvdd", "ram:disk0").connected();
+    for number in 0..32 {
+        disk.link().push_write(number * 8, &[number as u8; 4096]);
+    }
+    assert_eq!(disk.exchange(), []);
+    assert_eq!(late.last().held(), 8, "as many as it has memory for");
+    other.io();
+    let statuses = finish(&world, &late.last(), &mut disk);
+    assert_eq!(statuses, [Status::Okay; 32]);
+    for number in (0..32).rev() {
+        disk.link().push_read(number * 8, 8);
+    }
+    disk.exchange();
+    let mut answers = 0;
+    while disk.link().outstanding() > 0 {
+        late.last().release_backwards();
+        world.run();
+        for answer in disk.link().collect() {
+            assert!(answer.data.iter().all(|byte| *byte == answer.data[0]));
+            answers += 1;
+        }
+    }
+    assert_eq!(answers, 32);
+    disk.detach();
+    other.leave();
+    world.nothing_left();
+}
+
+#[test]
+fn a_staged_read_that_fails_shows_nothing_of_the_stores_memory() {
+    let (world, late) = with_late_encrypted_disks();
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvdd", "ram:disk0").connected();
+    // Some of it is left in the memory that the next request gets.
+    disk.link().push_write(0, &[0x77; 4096]);
+    disk.exchange();
+    finish(&world, &late.last(), &mut disk);
+    disk.link().push_read(64, 8);
+    disk.exchange();
+    late.last().fail(0, IoError::Medium);
+    world.run();
+    let answers = disk.link().collect();
+    assert_eq!(answers[0].status, Status::Error);
+    assert!(!answers[0].data.contains(&0x77), "nothing was copied");
+    // The memory is free again: all of it can be used.
+    for number in 0..8 {
+        disk.link().push_read(number * 8, 8);
+    }
+    disk.exchange();
+    assert_eq!(late.last().held(), 8);
+    assert_eq!(finish(&world, &late.last(), &mut disk), [Status::Okay; 8]);
+    disk.detach();
+    world.nothing_left();
+}
+
+/// Has every request of a few sizes served by a store with these limits, on every way to guests' pages.
+fn within(caps: Caps, target: &str) {
+    for (path, persistent) in PATHS {
+        let (world, late) = World::with_late_disks_and(Setup::on_path(path));
+        let guest = Guest::new(&world);
+        let mut other = Bystander::new(&world);
+        let mut disk = guest
+            .attach("xvdd", target)
+            .styled(Style::persistent(persistent));
+        late.last().limit(caps);
+        disk.connect();
+        let mut expected = content(0, IMAGE_SIZE);
+        for (sector, sectors) in [(0, 8), (16, 24), (80, 88), (8, 8), (168, 64)] {
+            let bytes = content(50 + sector, sectors * 512);
+            disk.link().push_write(sector, &bytes);
+            disk.link().push_read(200, 8);
+            disk.exchange();
+            let statuses = finish(&world, &late.last(), &mut disk);
+            assert_eq!(statuses, [Status::Okay; 2], "{caps:?}");
+            expected[sector as usize * 512..][..bytes.len()].copy_from_slice(&bytes);
+        }
+        other.io();
+        for sector in (0..256).step_by(64) {
+            disk.link().push_read(sector, 64);
+        }
+        disk.exchange();
+        let mut read = 0;
+        while disk.link().outstanding() > 0 {
+            late.last().release_backwards();
+            world.run();
+            for answer in disk.link().collect() {
+                let parts = expected.chunks(64 * 512);
+                assert!(parts.into_iter().any(|part| part == answer.data));
+                read += 1;
+            }
+        }
+        assert_eq!(read, 4);
+        disk.detach();
+        other.leave();
+        world.nothing_left();
+    }
+}
+
+#[test]
+fn requests_larger_than_the_store_takes_are_split() {
+    let unlimited = Caps::UNLIMITED;
+    for caps in [
+        Caps {
+            bytes: 512,
+            ..unlimited
+        },
+        Caps {
+            bytes: 5 * 4096 + 512,
+            ..unlimited
+        },
+        Caps {
+            segments: 1,
+            ..unlimited
+        },
+        Caps {
+            segments: 3,
+            bytes: 2 * 4096,
+            ..unlimited
+        },
+        Caps {
+            depth: 1,
+            ..unlimited
+        },
+        Caps {
+            depth: 2,
+            segments: 2,
+            bytes: 4096,
+            ..unlimited
+        },
+    ] {
+        within(caps, "ram:disk0");
+    }
+    let caps = Caps {
+        bytes: 2 * 4096,
+        segments: 1,
+        alignment: 4096,
+        ..unlimited
+    };
+    within(caps, "ram:disk0,sector-size=4096");
+}
+
+#[test]
+fn a_sector_in_more_segments_than_the_store_takes_goes_through_own_memory() {
+    let (world, late) = World::with_late_disks();
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvdd", "ram:disk0,sector-size=4096");
+    late.last().limit(Caps {
+        segments: 2,
+        alignment: 4096,
+        ..Caps::UNLIMITED
+    });
+    disk.connect();
+    let bytes = content(60, 8 * 512);
+    // In eight segments of a sector each.
+    let link = disk.link();
+    let pages: Vec<_> = (0..8).map(|_| link.page(GrantAccess::ReadOnly)).collect();
+    for (page, sector) in pages.iter().zip(bytes.chunks(512)) {
+        page.fill(1024, sector);
+    }
+    let segments: Vec<_> = pages
+        .iter()
+        .map(|page| Segment::new(page.gref(), 2, 2).expect("within the page"))
+        .collect();
+    let id = link.new_id();
+    let write = Request::transfer(id, TransferKind::Write, Position(8), &segments);
+    link.push(&write.expect("not too many"), pages);
+    disk.exchange();
+    assert_eq!(finish(&world, &late.last(), &mut disk), [Status::Okay]);
+    disk.link().push_read(8, 8);
+    disk.exchange();
+    late.last().release_backwards();
+    world.run();
+    assert!(disk.link().collect()[0].data == bytes);
+    disk.detach();
+    world.nothing_left();
+}
+
+#[test]
+fn what_a_busy_store_does_not_take_waits_in_its_order() {
+    let (world, late) = World::with_late_disks();
+    let guest = Guest::new(&world);
+    let mut other = Bystander::new(&world);
+    let mut disk = guest.attach("xvdd", "ram:disk0").connected();
+    late.last().be_busy(true);
+    for number in 0..10 {
+        disk.link().push_write(number * 8, &[number as u8; 4096]);
+    }
+    let kind = TransferKind::WriteBarrier;
+    disk.link().push_transfer(kind, 88, 8, &[9; 4096]);
+    assert_eq!(disk.exchange(), []);
+    assert_eq!(late.last().held(), 0);
+    world.wait(Duration::from_secs(3));
+    other.io();
+    late.last().be_busy(false);
+    world.run();
+    let sectors: Vec<_> = late
+        .last()
+        .ops()
+        .iter()
+        .map(|op| format!("{op:?}"))
+        .collect();
+    assert_eq!(sectors.len(), 10, "the barrier waits for them");
+    assert!(sectors.is_sorted_by_key(|op| op.len()), "{sectors:?}");
+    // It becomes busy again between two steps of a request.
+    late.last().release_backwards();
+    late.last().be_busy(true);
+    world.run();
+    assert_eq!(disk.link().collect().len(), 10);
+    late.last().be_busy(false);
+    world.run();
+    assert_eq!(finish(&world, &late.last(), &mut disk), [Status::Okay]);
+    disk.detach();
+    other.leave();
+    world.nothing_left();
+}
+
+#[test]
+fn a_batch_ends_once_a_sweep() {
+    let (world, late) = World::with_late_disks();
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvdd", "ram:disk0").connected();
+    for number in 0..32 {
+        disk.link().push_read(number * 8, 8);
+    }
+    disk.exchange();
+    assert_eq!((late.last().held(), late.last().batches()), (32, 1));
+    finish(&world, &late.last(), &mut disk);
+    disk.detach();
+    world.nothing_left();
+}
+
+#[test]
+fn what_a_store_takes_too_long_for_by_its_own_account_is_given_up() {
+    let (world, late) = World::with_late_disks();
+    let guest = Guest::new(&world);
+    let mut other = Bystander::new(&world);
+    let mut disk = guest.attach("xvdd", "ram:disk0");
+    late.last().cancel_what_is_given_up();
+    late.last().limit(Caps {
+        timeout: Some(Duration::from_secs(30)),
+        ..Caps::UNLIMITED
+    });
+    disk.connect();
+    // It was idle for longer than that before.
+    world.wait(Duration::from_secs(60));
+    disk.link().push_read(0, 8);
+    disk.link().push_read(8, 8);
+    assert_eq!(disk.exchange(), []);
+    world.wait(Duration::from_secs(20));
+    // One is answered: it lives.
+    late.last().release(0);
+    world.wait(Duration::from_secs(20));
+    assert_eq!(disk.link().collect().len(), 1);
+    other.io();
+    world.wait(Duration::from_secs(15));
+    let answers = disk.link().collect();
+    assert_eq!(answers[0].status, Status::Error);
+    assert!(logged(&world, "has not answered 1 request(s) in time"));
+    // It is served on.
+    disk.link().push_read(0, 8);
+    disk.exchange();
+    assert_eq!(finish(&world, &late.last(), &mut disk), [Status::Okay]);
+    disk.detach();
+    other.leave();
+    world.nothing_left();
+}
+
+fn logged(world: &World, text: &str) -> bool {
+    world.journal().iter().any(|line| line.contains(text))
+}
+
+/// A disk with requests that its store never answers.
+fn stuck<'w>(guest: &Guest<'w>) -> Frontend<'w> {
+    let mut disk = guest.attach("xvdd", "ram:disk0").connected();
+    for number in 0..5 {
+        disk.link().push_read(number * 8, 8);
+    }
+    assert_eq!(disk.exchange(), []);
+    disk
+}
+
+#[test]
+fn a_detach_from_a_store_that_never_answers_takes_a_bounded_time() {
+    let (world, late) = World::with_late_disks();
+    let guest = Guest::new(&world);
+    let mut other = Bystander::new(&world);
+    let mut disk = stuck(&guest);
+    late.last().cancel_what_is_given_up();
+    disk.request_detach();
+    disk.go(XenbusState::Closing);
+    disk.go(XenbusState::Closed);
+    world.wait(Duration::from_secs(5));
+    assert_eq!(disk.backend(), Some(XenbusState::Closing));
+    other.io();
+    // libxl waits for ten seconds.
+    world.wait(Duration::from_secs(3));
+    assert_eq!(disk.backend(), Some(XenbusState::Closed));
+    assert!(logged(&world, "has not answered 5 request(s) for 6 s"));
+    let answers = disk.link().collect();
+    assert_eq!(answers.len(), 5);
+    assert!(answers.iter().all(|answer| answer.status == Status::Error));
+    disk.take_down();
+    disk.finish_detach();
+    other.leave();
+    world.nothing_left();
+}
+
+#[test]
+fn a_store_that_cannot_give_up_lets_go_when_it_is_closed() {
+    let (world, late) = World::with_late_disks();
+    let guest = Guest::new(&world);
+    let mut disk = stuck(&guest);
+    disk.request_detach();
+    disk.go(XenbusState::Closing);
+    disk.go(XenbusState::Closed);
+    world.wait(Duration::from_secs(9));
+    assert_eq!(disk.backend(), Some(XenbusState::Closed));
+    assert_eq!(late.last().held(), 0);
+    assert_eq!(disk.link().collect().len(), 5, "answered with errors");
+    disk.take_down();
+    disk.finish_detach();
+    world.nothing_left();
+}
+
+#[test]
+fn pages_that_a_store_does_not_let_go_of_stay_mapped_until_it_does() {
+    let (world, late) = World::with_late_disks();
+    let guest = Guest::new(&world);
+    let mut other = Bystander::new(&world);
+    let mut disk = stuck(&guest);
+    let store = late.last();
+    store.hold_on();
+    disk.request_detach();
+    disk.go(XenbusState::Closing);
+    disk.go(XenbusState::Closed);
+    world.wait(Duration::from_secs(9));
+    assert_eq!(disk.backend(), Some(XenbusState::Closed));
+    assert!(logged(&world, "does not let go of 5 request(s)"));
+    assert!(disk.domain.grants_in_use() >= 5, "it may still write there");
+    other.io();
+    // Whoever wants the image meanwhile is told who has it.
+    let refused = guest.attach("xvdf", "ram:disk0");
+    let problem = refused.problem().expect("the image is in use");
+    assert!(problem.contains("open for writing by vbd"), "{problem}");
+    world.wait_for_removal();
+    assert_eq!(refused.backend(), None);
+    toolstack::finish_detach(&mut world.sim.store(), &refused.vbd);
+    // The simulated Xen would fault if these were unmapped.
+    store.release_backwards();
+    world.run();
+    assert!(logged(&world, "the store has let go of its requests"));
+    assert_eq!(disk.domain.grants_in_use(), 0);
+    drop(store);
+    disk.take_down();
+    disk.finish_detach();
+    other.leave();
+    world.nothing_left();
+}
+
+#[test]
+fn a_frontend_does_not_connect_again_before_the_store_has_let_go() {
+    let (world, late) = World::with_late_disks();
+    let guest = Guest::new(&world);
+    let mut disk = stuck(&guest);
+    late.last().hold_on();
+    disk.go(XenbusState::Closing);
+    disk.go(XenbusState::Closed);
+    world.wait(Duration::from_secs(9));
+    assert_eq!(disk.backend(), Some(XenbusState::Closed));
+    disk.forget();
+    disk.go(XenbusState::Initialising);
+    assert!(!disk.try_connect());
+    let problem = disk.problem().expect("refused");
+    assert!(problem.contains("still holds requests"), "{problem}");
+    disk.go(XenbusState::Closed);
+    late.last().release_backwards();
+    world.run();
+    disk.forget();
+    disk.go(XenbusState::Initialising);
+    disk.connect();
+    disk.link().push_read(0, 8);
+    disk.exchange();
+    assert_eq!(finish(&world, &late.last(), &mut disk), [Status::Okay]);
+    disk.detach();
+    world.nothing_left();
+}
+
+#[test]
+fn the_driver_domain_ends_though_a_store_never_answers() {
+    for holds_on in [false, true] {
+        let (world, late) = World::with_late_disks();
+        let guest = Guest::new(&world);
+        let mut disk = stuck(&guest);
+        if holds_on {
+            late.last().hold_on();
+        }
+        let closed = Rc::new(Cell::new(false));
+        let (done, backend) = (closed.clone(), world.backend.clone());
+        world.spawn(async move {
+            backend.close().await;
+            done.set(true);
+        });
+        world.wait(Duration::from_secs(8));
+        assert!(closed.get());
+        assert_eq!(logged(&world, "does not let go of 5 request(s)"), holds_on);
+        assert_eq!(disk.domain.grants_in_use() > 0, holds_on);
+        late.last().release_backwards();
+        world.run();
+        disk.link().collect();
+        disk.take_down();
+    }
+}
+
+#[test]
+fn a_guest_that_is_gone_is_not_waited_for_by_a_store_that_never_answers() {
+    let (world, late) = World::with_late_disks();
+    let guest = Guest::new(&world);
+    let disk = stuck(&guest);
+    late.last().hold_on();
+    let (id, store) = (guest.domain.id(), late.last());
+    world.sim.destroy_domain(id);
+    toolstack::force_detach(&mut world.sim.store(), &disk.vbd);
+    world.wait(Duration::from_secs(6));
+    assert!(disk.vbd.backend_gone(&world.sim.store()));
+    toolstack::finish_detach(&mut world.sim.store(), &disk.vbd);
+    assert!(logged(&world, "does not let go of 5 request(s)"));
+    assert!(!world.sim.is_fully_gone(id), "the store may write there");
+    store.release_backwards();
+    world.run();
+    assert!(world.sim.is_fully_gone(id));
+    drop(store);
+    world.late.forget(&disk.vbd);
+    drop(late);
+    world.nothing_left();
+}
+
+#[test]
+fn a_store_that_opens_no_queue_refuses_the_connection() {
+    for (reason, expected) in [
+        (
+            Some("no route to the server"),
+            "the store cannot be used: no route to the server",
+        ),
+        (None, "the store cannot be used: it does not answer"),
+    ] {
+        let (world, late) = World::with_late_disks();
+        let guest = Guest::new(&world);
+        let mut other = Bystander::new(&world);
+        let mut disk = guest.attach("xvdd", "ram:disk0");
+        late.last().refuse_to_open(reason);
+        disk.prepare();
+        disk.publish();
+        disk.go(XenbusState::Initialised);
+        other.io();
+        world.wait(Duration::from_secs(11));
+        assert_eq!(disk.problem().as_deref(), Some(expected));
+        assert_eq!(disk.backend(), Some(XenbusState::Closing));
+        disk.close();
+        disk.detach();
+        other.leave();
+        world.nothing_left();
+    }
+}
+
+#[test]
+fn a_detach_does_not_wait_for_a_queue_that_is_being_opened() {
+    let (world, late) = World::with_late_disks();
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvdd", "ram:disk0");
+    late.last().refuse_to_open(None);
+    disk.prepare();
+    disk.publish();
+    disk.go(XenbusState::Initialised);
+    let id = guest.domain.id();
+    world.sim.destroy_domain(id);
+    world.wait(Duration::from_secs(11));
+    world.destroy(id, &[&disk.vbd]);
+    world.nothing_left();
+}

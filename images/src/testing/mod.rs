@@ -1,0 +1,75 @@
+//! Stores for tests: one that answers late, in any order, with errors or never, and one that encrypts.
+
+mod delayed;
+mod encrypting;
+
+pub use delayed::Delayed;
+pub use encrypting::Encrypting;
+
+use crate::device::BlockDevice;
+use crate::io::{IoError, Tag};
+use crate::queue::{IoQueue, QueueContext};
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use bulkhead_xen::VcpuId;
+use core::task::{Context, Poll, Waker};
+
+/// Opens queues of devices that need not wait for it.
+pub trait OpenNow {
+    /// Returns a queue for up to 32 requests at a time.
+    ///
+    /// # Panics
+    /// If the device has to wait, or cannot open one.
+    fn queue(&self) -> Box<dyn IoQueue>;
+}
+
+impl<D: BlockDevice + ?Sized> OpenNow for D {
+    fn queue(&self) -> Box<dyn IoQueue> {
+        let mut opening = self.open_queue(&QueueContext::new(VcpuId(0), 32));
+        match opening
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()))
+        {
+            Poll::Ready(Ok(queue)) => queue,
+            Poll::Ready(Err(error)) => panic!("the queue cannot be opened: {error}"),
+            Poll::Pending => panic!("the queue is not open at once"),
+        }
+    }
+}
+
+/// Asks queues for completions without waiting for them.
+pub trait CompleteNow {
+    /// Passes what has completed to `sink`.
+    fn complete(&mut self, sink: &mut dyn FnMut(Tag, Result<(), IoError>));
+}
+
+impl<Q: IoQueue + ?Sized> CompleteNow for Q {
+    fn complete(&mut self, sink: &mut dyn FnMut(Tag, Result<(), IoError>)) {
+        let _ = self.poll_complete(&mut Context::from_waker(Waker::noop()), sink);
+    }
+}
+
+type Over = dyn Fn(Arc<dyn BlockDevice>, &str) -> Arc<dyn BlockDevice>;
+
+/// What a test puts before every device that a [`Catalog`](crate::Catalog) opens, given the device
+/// and its owner's name: a [`Delayed`], for instance.
+pub struct Layer(Box<Over>);
+
+impl Layer {
+    /// A layer of what `over` makes of each device.
+    pub fn new(
+        over: impl Fn(Arc<dyn BlockDevice>, &str) -> Arc<dyn BlockDevice> + 'static,
+    ) -> Layer {
+        Layer(Box::new(over))
+    }
+
+    pub(crate) fn over(&self, device: Arc<dyn BlockDevice>, owner: &str) -> Arc<dyn BlockDevice> {
+        (self.0)(device, owner)
+    }
+}
+
+impl core::fmt::Debug for Layer {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("Layer")
+    }
+}

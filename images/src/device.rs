@@ -10,6 +10,68 @@ use core::task::Waker;
 /// The device is shared; each of its users' rings has a queue of its own, so that vCPUs share
 /// nothing while they serve. Whatever the device was opened with (the image's lease above all)
 /// stays until the device and all its queues are dropped.
+///
+/// # Write your first store
+/// A store that need not pick up its requests itself writes one `async` function, which
+/// [`AsyncQueue`](crate::AsyncQueue) calls for each of them. This one keeps its bytes in memory that it has
+/// to wait for:
+///
+/// ```
+/// use bulkhead_images::testing::OpenNow;
+/// use bulkhead_images::{
+///     AsyncIo, AsyncQueue, BlockDevice, Caps, Geometry, Io, IoError, Op, OpenQueue, QueueContext, Sector,
+///     SectorSize, Submitted, Tag, not_opened, opened,
+/// };
+/// use std::sync::{Arc, Mutex};
+///
+/// struct Slow(Arc<Mutex<Vec<u8>>>);
+///
+/// async fn serve(memory: Arc<Mutex<Vec<u8>>>, io: AsyncIo) -> Result<(), IoError> {
+///     core::future::ready(()).await; // whatever it waits for
+///     let mut memory = memory.lock().unwrap();
+///     let place = |sector: Sector| {
+///         let start = sector.bytes().ok_or(IoError::OutOfRange)? as usize;
+///         let end = start.checked_add(io.len()).ok_or(IoError::OutOfRange)?;
+///         (end <= 4096).then_some(start..end).ok_or(IoError::OutOfRange)
+///     };
+///     match io.op {
+///         Op::Read { sector } => io.copy_from(0, &memory[place(sector)?]),
+///         Op::Write { sector } => io.copy_to(0, &mut memory[place(sector)?]),
+///         Op::Flush => {}
+///         Op::Discard { .. } => return Err(IoError::NotSupported),
+///     }
+///     Ok(())
+/// }
+///
+/// impl BlockDevice for Slow {
+///     fn geometry(&self) -> Geometry {
+///         Geometry {
+///             sectors: Sector(8),
+///             sector_size: SectorSize::B512,
+///             physical_sector_size: SectorSize::B512,
+///             read_only: false,
+///             flush: true,
+///             discard: None,
+///         }
+///     }
+///
+///     fn open_queue<'a>(&'a self, context: &QueueContext) -> OpenQueue<'a> {
+///         let memory = self.0.clone();
+///         let caps = Caps { depth: 8, ..Caps::UNLIMITED };
+///         match AsyncQueue::new(caps, context.depth, move |io| serve(memory.clone(), io)) {
+///             Ok(queue) => opened(queue),
+///             Err(error) => not_opened(error),
+///         }
+///     }
+/// }
+///
+/// let device = Slow(Arc::new(Mutex::new(vec![0; 4096])));
+/// let flush = Io { op: Op::Flush, segments: &[] };
+/// assert_eq!(device.queue().submit(Tag(1), flush), Submitted::Done(Ok(())));
+/// ```
+///
+/// One that would rather keep its own list of requests implements [`IoQueue`](crate::IoQueue) itself, as the
+/// stores `ram:` and `null:` do. To be named by a target, a store is registered in [`crate::target`].
 pub trait BlockDevice: Send + Sync {
     /// What the device looks like now.
     fn geometry(&self) -> Geometry;

@@ -49,6 +49,8 @@
 extern crate alloc;
 
 pub mod archive;
+#[allow(unsafe_code, reason = "keeps segments of requests that are pending")]
+mod async_queue;
 #[allow(unsafe_code, reason = "gives memory back and keeps everyone off it")]
 mod backing;
 mod catalog;
@@ -75,6 +77,7 @@ pub mod target;
 pub mod testing;
 mod watchers;
 
+pub use async_queue::{AsyncIo, AsyncQueue};
 pub use catalog::{Catalog, NotFound, OpenError};
 pub use device::{BlockDevice, DiscardLimits, Geometry, SectorSize};
 pub use discard::DiscardMode;

@@ -77,8 +77,11 @@ struct EncryptingQueue {
     inner: Box<dyn IoQueue>,
     key: u64,
     /// Each with the request that has it.
-    buffers: Vec<(NonNull<u8>, Option<(Tag, Op)>)>,
+    buffers: Vec<(NonNull<u8>, Option<User>)>,
 }
+
+/// The request that has a buffer, and what that does.
+type User = (Tag, Op);
 
 impl EncryptingQueue {
     /// The buffer that a request has, and what it does.

@@ -5,7 +5,8 @@ use crate::host::guest::Guest;
 use crate::host::xen_state::grants_in_use;
 use crate::testbed::images::Image;
 use crate::testbed::storage::{device_number, disk};
-use crate::testbed::{MINUTE, Scenario, Testbed, write_verify};
+use crate::testbed::write_verify::{self, write_to_the_end};
+use crate::testbed::{MINUTE, Scenario, Testbed};
 use anyhow::{Context, Result, anyhow, ensure};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -69,10 +70,6 @@ const REFUSAL: Duration = Duration::from_secs(20);
 /// The time that a guest may wait for a disk that is gone, before the scenario checks why.
 const GIVEN_UP: Duration = Duration::from_secs(20);
 
-/// Writes until the disk is taken away, and then says so.
-const WRITE_TO_THE_END: &str = "while dd if=/dev/zero of=/dev/DISK bs=4k count=256 oflag=direct \
-    2>/dev/null; do :; done; echo the disk is gone";
-
 /// Prints whether the guest's own queue of a disk is stopped, and the requests in it. Linux's blkfront
 /// (6.1) stops its queue for good when the backend closes: a process that waits for a request in it that was never
 /// given to the driver then waits for ever, whatever the backend does.
@@ -97,11 +94,7 @@ fn ends_with_guests(testbed: &Testbed, kind: Kind) -> Result<()> {
         .iter()
         .map(|&(guest, device)| {
             let guest: &Guest = &guests[guest];
-            Ok((
-                guest,
-                device,
-                guest.start(&WRITE_TO_THE_END.replace("DISK", device))?,
-            ))
+            Ok((guest, device, guest.start(&write_to_the_end(device))?))
         })
         .collect::<Result<Vec<_>>>()?;
     for (guest, device, _) in &writing {

@@ -17,6 +17,7 @@ mod other_kernels;
 mod package;
 mod queues;
 mod refusal;
+mod replaced_storage;
 mod restarting;
 mod runtime;
 mod several;
@@ -37,6 +38,7 @@ pub fn all() -> Vec<Scenario> {
         queues::SCENARIOS,
         leaving::SCENARIOS,
         driver_life::SCENARIOS,
+        replaced_storage::SCENARIOS,
         operator::SCENARIOS,
         package::SCENARIOS,
         memory::SCENARIOS,

@@ -19,6 +19,14 @@ pub fn command(device: &str, mib: u32) -> String {
     )
 }
 
+/// A guest's shell command that writes zeros to a disk until the disk is taken away, and then says so.
+pub fn write_to_the_end(device: &str) -> String {
+    format!(
+        "while dd if=/dev/zero of=/dev/{device} bs=4k count=256 oflag=direct 2>/dev/null; do :; done; \
+         echo the disk is gone"
+    )
+}
+
 /// Whether [`command`] printed that all was equal.
 pub fn is_equal(output: &str, mib: u32) -> bool {
     output.trim() == (u64::from(mib) << 20).to_string()

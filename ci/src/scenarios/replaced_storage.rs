@@ -1,0 +1,148 @@
+//! A driver domain that comes anew, and a disk that is taken away by force: what guests and operators have then.
+//! The README's table "After a restart of the driver domain" says what this shows.
+
+use crate::config::Kind;
+use crate::host::Host;
+use crate::host::block_list;
+use crate::host::guest::Guest;
+use crate::testbed::images::Image;
+use crate::testbed::storage::{Running, device_number, disk};
+use crate::testbed::write_verify::{self, write_to_the_end};
+use crate::testbed::{MINUTE, Scenario, Testbed, side_by_side};
+use anyhow::{Context, Result, ensure};
+
+pub const SCENARIOS: &[Scenario] = &[Scenario {
+    name: "replaced-storage",
+    about: "xl block-detach --force in mid-write, xl destroy and xl create of a driver domain in use: PVH and PV guests attach again",
+    demo: false,
+    run: replaced_storage,
+}];
+
+/// The disks of each guest. Each has an image that is called as the guest and the disk.
+const IDLE: &str = "xvda";
+const BUSY: &str = "xvdb";
+const FORCED: &str = "xvdc";
+
+/// The state of a frontend (`XenbusState` in Xen's io/xenbus.h).
+const CONNECTED: u32 = 4;
+
+fn replaced_storage(testbed: &Testbed) -> Result<()> {
+    let host = testbed.host;
+    let mut images = Vec::new();
+    for kind in Kind::ALL {
+        let all = [IDLE, BUSY, FORCED];
+        images.extend(all.map(|device| Image::mib(&format!("{kind}-{device}"), 4)));
+    }
+    let create = |kind| testbed.storage(kind).images(&images)?.memory(40).start();
+    let mut storage = create(Kind::Pvh)?;
+    testbed.step("two guests with three disks each: one idle, two that are written to");
+    let mut guests = side_by_side::run(2, |n| {
+        let kind = Kind::ALL[n];
+        let name = kind.to_string();
+        let disks = [IDLE, BUSY, FORCED].map(|device| own_disk(&name, device));
+        let guest = host.guest(&name, kind, &disks)?;
+        guest.start(&write_to_the_end(BUSY))?;
+        Ok(guest)
+    })?;
+
+    testbed.step("xl block-detach --force in mid-write");
+    each(&guests, |guest| forced_detach(&storage, guest))?;
+
+    testbed.step("xl destroy in mid-write, and xl create, as PV");
+    each(&guests, |guest| {
+        storage.wait_for_writes(guest, device_number(BUSY), 10, MINUTE)
+    })?;
+    storage.destroy()?;
+    let mut storage = create(Kind::Pv)?;
+    // No frontend is told of the end of a domain that was destroyed.
+    each(&guests, |guest| attach_idle_again(host, guest))?;
+    for guest in &mut guests {
+        guest.destroy()?;
+    }
+    storage.shutdown()
+}
+
+/// Does something with each guest, with all at the same time.
+fn each(guests: &[Guest], work: impl Fn(&Guest) -> Result<()> + Sync) -> Result<()> {
+    side_by_side::run(guests.len(), |n| {
+        work(&guests[n]).with_context(|| format!("the {} guest", guests[n].name))
+    })
+    .map(drop)
+}
+
+/// A guest's disk on its image of that name.
+fn own_disk(guest: &str, device: &str) -> String {
+    disk("storage", device, "rw", &format!("ram:{guest}-{device}"))
+}
+
+/// Takes a disk away by force while it is written to: the guest's writer fails, nothing of the disk is left, and
+/// it can be attached again.
+fn forced_detach(storage: &Running, guest: &Guest) -> Result<()> {
+    let (host, name) = (storage.host, &guest.name);
+    let writer = guest.start(&write_to_the_end(FORCED))?;
+    storage.wait_for_writes(guest, device_number(FORCED), 10, MINUTE)?;
+    host.ok(&format!("xl block-detach --force {name} {FORCED}"))?;
+    let directory = storage.backend_path(guest, device_number(FORCED));
+    let left = host.ok(&format!("! xenstore-ls {directory} 2>/dev/null"))?;
+    ensure!(left.is_empty(), "{directory} is left: {left}");
+    let output = guest.finish(writer, MINUTE)?;
+    ensure!(
+        output.out.trim() == "the disk is gone",
+        "the writer says {:?}",
+        output.out
+    );
+    attach(guest, FORCED)
+}
+
+/// Attaches the idle disk of the new driver domain in the place of that of the old one.
+fn attach_idle_again(host: &Host, guest: &Guest) -> Result<()> {
+    expect_state(guest, IDLE, CONNECTED)?;
+    let disk = own_disk(&guest.name, IDLE);
+    let again = format!("xl block-attach {} '{disk}'", guest.name);
+    let refused = host.exec(&again, MINUTE)?;
+    ensure!(
+        refused.status != 0 && refused.err.contains("already exists in xenstore"),
+        "a disk was attached twice: {}{}",
+        refused.out,
+        refused.err
+    );
+    detach(host, guest, IDLE)?;
+    attach(guest, IDLE)
+}
+
+/// Makes sure that a disk's frontend is in this state.
+fn expect_state(guest: &Guest, device: &str, state: u32) -> Result<()> {
+    let list = block_list::parse(&guest.host.ok(&format!("xl block-list {}", guest.name))?)?;
+    let row = list.iter().find(|row| row.device == device_number(device));
+    ensure!(
+        row.is_some_and(|row| row.state == state),
+        "{device} is not in state {state}: {list:?}"
+    );
+    Ok(())
+}
+
+/// Detaches a disk whose driver domain is gone.
+fn detach(host: &Host, guest: &Guest, device: &str) -> Result<()> {
+    let output = host.exec(&format!("xl block-detach {} {device}", guest.name), MINUTE)?;
+    ensure!(
+        output.status == 0
+            && output
+                .err
+                .contains("already removed, cleanup frontend only"),
+        "xl block-detach {device}: {}{}",
+        output.out,
+        output.err
+    );
+    Ok(())
+}
+
+/// Attaches a disk, and has the guest write to all of it and read it back.
+fn attach(guest: &Guest, device: &str) -> Result<()> {
+    let disk = own_disk(&guest.name, device);
+    guest
+        .host
+        .attach_disk(guest, &disk, device_number(device))?;
+    let there = format!("until [ -b /dev/{device} ]; do usleep 50000; done");
+    guest.ok(&there, MINUTE)?;
+    write_verify::verify(guest, device, 4)
+}

@@ -7,8 +7,7 @@ use crate::discard::DiscardMode;
 use crate::growth::{GrowError, Growth};
 use crate::lease::{Access, InUse, Leases};
 use crate::memory::ImageMemory;
-use crate::null::NullDevice;
-use crate::ram::RamImage;
+use crate::stores::ram::RamImage;
 use crate::target::{RamTarget, Target};
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -171,13 +170,7 @@ impl Catalog {
         access: Access,
         owner: &str,
     ) -> Result<Arc<dyn BlockDevice>, OpenError> {
-        let device: Arc<dyn BlockDevice> = match target {
-            Target::Ram(ram) => Arc::new(self.open_ram(ram, access, owner)?),
-            Target::Null(null) => {
-                let device = NullDevice::new(null.sectors, null.sector_size, access);
-                Arc::new(device.with_physical_sectors(null.physical_sector_size))
-            }
-        };
+        let device = target.open(self, access, owner)?;
         #[cfg(feature = "test-support")]
         if let Some(layer) = &self.layer {
             return Ok(layer.over(device, owner));
@@ -195,7 +188,7 @@ impl Catalog {
         })
     }
 
-    fn open_ram(
+    pub(crate) fn open_ram(
         &self,
         target: &RamTarget,
         access: Access,

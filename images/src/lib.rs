@@ -64,12 +64,11 @@ mod io;
 mod lease;
 #[allow(unsafe_code, reason = "owns raw memory")]
 mod memory;
-mod null;
 mod presence;
 mod queue;
-mod ram;
 #[allow(unsafe_code, reason = "names memory that its maker promises")]
 mod segment;
+mod stores;
 mod sync;
 pub mod target;
 #[cfg(feature = "test-support")]
@@ -85,11 +84,12 @@ pub use growth::{GrowError, GrowRequest, GrowRequestError, Growth};
 pub use io::{Io, IoError, Op, Sector, Submitted, Tag};
 pub use lease::{Access, InUse};
 pub use memory::ImageMemory;
-pub use null::NullDevice;
+
 pub use queue::{
     Caps, DataAccess, IoQueue, OpenQueue, OpenQueueError, QueueContext, Staging, StagingPhase,
     not_opened, opened,
 };
-pub use ram::RamImage;
 pub use segment::IoSegment;
+pub use stores::null::NullDevice;
+pub use stores::ram::RamImage;
 pub use target::{Target, TargetError};

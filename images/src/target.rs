@@ -22,55 +22,88 @@
 //! # Ok::<(), bulkhead_images::TargetError>(())
 //! ```
 
-use crate::device::SectorSize;
+use crate::catalog::{Catalog, OpenError};
+use crate::device::{BlockDevice, SectorSize};
 use crate::discard::DiscardMode;
-use crate::io::Sector;
+use crate::lease::Access;
+pub use crate::stores::null::NullTarget;
+pub use crate::stores::ram::RamTarget;
 use alloc::string::{String, ToString};
+use alloc::sync::Arc;
 use core::fmt;
 use core::str::FromStr;
 
-/// A store, as a guest's configuration names it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
+/// A kind of store: how its targets are written, and opening what they name.
+pub trait StoreTarget: Sized {
+    /// What targets of this kind begin with, before the colon.
+    const KIND: &'static str;
+
+    /// How such a target is written, for messages: `ram:NAME`.
+    const EXPECTED: &'static str;
+
+    /// Reads what follows the colon: `value`, and the options after the first comma. A mistake in the value
+    /// comes first: it explains more than one in the options.
+    fn parse(value: &str, options: Option<&str>) -> Result<Self, TargetError>;
+
+    /// Opens the device that the target names. `owner` is told to others that want it.
+    fn open(
+        &self,
+        catalog: &Catalog,
+        access: Access,
+        owner: &str,
+    ) -> Result<Arc<dyn BlockDevice>, OpenError>;
+}
+
+/// Makes [`Target`] of the kinds of stores.
+macro_rules! stores {
+    ($($(#[$doc:meta])* $kind:ident($target:ty),)*) => {
+        /// A store, as a guest's configuration names it.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub enum Target {
+            $($(#[$doc])* $kind($target),)*
+        }
+
+        /// How the targets of every kind are written.
+        const EXPECTED: &[&str] = &[$(<$target>::EXPECTED),*];
+
+        impl Target {
+            fn parse(kind: &str, value: &str, options: Option<&str>) -> Result<Target, TargetError> {
+                match kind {
+                    $(<$target>::KIND => <$target>::parse(value, options).map(Target::$kind),)*
+                    _ => Err(TargetError::UnknownStore(kind.to_string() + ":")),
+                }
+            }
+
+            /// Opens the device that the target names ([`StoreTarget::open`]).
+            pub(crate) fn open(
+                &self,
+                catalog: &Catalog,
+                access: Access,
+                owner: &str,
+            ) -> Result<Arc<dyn BlockDevice>, OpenError> {
+                match self {
+                    $(Target::$kind(target) => target.open(catalog, access, owner),)*
+                }
+            }
+        }
+    };
+}
+
+// Every store: its folder below `stores`, and its line here.
+stores! {
     /// `ram:NAME`: an image of the ramdisk.
     Ram(RamTarget),
     /// `null:SIZE`: no data at all.
     Null(NullTarget),
 }
 
-/// `ram:NAME[,sector-size=512|4096][,physical-sector-size=512|4096][,discard=keep|release][,shared=yes|no]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RamTarget {
-    /// The image's name: the file's path in the archive.
-    pub name: String,
-    /// The unit in which the guest addresses it.
-    pub sector_size: SectorSize,
-    /// The unit that it is told to prefer; not smaller.
-    pub physical_sector_size: SectorSize,
-    /// What becomes of discarded memory, if not what the driver domain does with all of it.
-    pub discard: Option<DiscardMode>,
-    /// The image may be open for others too, writers among them, whose targets say the same.
-    pub shared: bool,
-}
-
-/// `null:SIZE[,sector-size=512|4096][,physical-sector-size=512|4096]`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NullTarget {
-    /// The size, in units of 512 bytes.
-    pub sectors: Sector,
-    /// The unit in which the guest addresses it.
-    pub sector_size: SectorSize,
-    /// The unit that it is told to prefer; not smaller.
-    pub physical_sector_size: SectorSize,
-}
-
 /// Options that follow the store, each after a comma.
 #[derive(Default)]
-struct Options {
+pub(crate) struct Options {
     sector_size: Option<SectorSize>,
     physical_sector_size: Option<SectorSize>,
-    discard: Option<DiscardMode>,
-    shared: Option<bool>,
+    pub(crate) discard: Option<DiscardMode>,
+    pub(crate) shared: Option<bool>,
 }
 
 impl FromStr for Target {
@@ -81,49 +114,15 @@ impl FromStr for Target {
             Some((store, options)) => (store, Some(options)),
             None => (text, None),
         };
-        let (kind, value) = match store.split_once(':') {
-            Some((kind @ ("ram" | "null"), value)) => (kind, value),
-            Some((kind, _)) => return Err(TargetError::UnknownStore(kind.to_string() + ":")),
-            None => return Err(TargetError::UnknownStore(store.to_string())),
-        };
-        // The store itself comes first: a mistake in it explains more than one in its options.
-        if kind == "ram" && value.is_empty() {
-            return Err(TargetError::NoName);
+        match store.split_once(':') {
+            Some((kind, value)) => Target::parse(kind, value, options),
+            None => Err(TargetError::UnknownStore(store.to_string())),
         }
-        let size = (kind == "null").then(|| parse_size(value)).transpose()?;
-        let options = Options::parse(options)?;
-        let (sector_size, physical_sector_size) = options.sizes()?;
-        let Some(size) = size else {
-            return Ok(Target::Ram(RamTarget {
-                name: value.to_string(),
-                sector_size,
-                physical_sector_size,
-                discard: options.discard,
-                shared: options.shared.unwrap_or(false),
-            }));
-        };
-        for (option, given) in [
-            ("discard", options.discard.is_some()),
-            ("shared", options.shared.is_some()),
-        ] {
-            if given {
-                return Err(TargetError::WithoutData(option));
-            }
-        }
-        // The physical sectors are not smaller than the others.
-        if !size.is_multiple_of(physical_sector_size.bytes() as u64) {
-            return Err(TargetError::Size(value.to_string()));
-        }
-        Ok(Target::Null(NullTarget {
-            sectors: Sector(size / Sector::SIZE as u64),
-            sector_size,
-            physical_sector_size,
-        }))
     }
 }
 
 impl Options {
-    fn parse(text: Option<&str>) -> Result<Options, TargetError> {
+    pub(crate) fn parse(text: Option<&str>) -> Result<Options, TargetError> {
         let mut options = Options::default();
         for option in text.into_iter().flat_map(|text| text.split(',')) {
             match option.split_once('=') {
@@ -158,7 +157,7 @@ impl Options {
     }
 
     /// The size of the sectors, and of the physical ones.
-    fn sizes(&self) -> Result<(SectorSize, SectorSize), TargetError> {
+    pub(crate) fn sizes(&self) -> Result<(SectorSize, SectorSize), TargetError> {
         let size = self.sector_size.unwrap_or_default();
         let physical = self.physical_sector_size.unwrap_or(size);
         if physical < size {
@@ -242,7 +241,11 @@ impl fmt::Display for TargetError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             TargetError::UnknownStore(store) => {
-                write!(f, "unknown store '{store}', expected ram:NAME or null:SIZE")
+                write!(
+                    f,
+                    "unknown store '{store}', expected {}",
+                    EXPECTED.join(" or ")
+                )
             }
             TargetError::NoName => f.write_str("'ram:' names no image, expected ram:NAME"),
             TargetError::Size(size) => write!(

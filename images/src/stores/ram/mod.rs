@@ -1,5 +1,9 @@
 //! RAM images: served in place from the memory they lie in.
 
+mod target;
+
+pub use target::RamTarget;
+
 use crate::backing::{Backing, Slice};
 use crate::device::{BlockDevice, DiscardLimits, Geometry, SectorSize};
 use crate::discard::DiscardMode;

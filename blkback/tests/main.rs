@@ -12,6 +12,7 @@ mod barriers;
 mod broken_store;
 mod bus_addresses;
 mod closing;
+mod coalescing;
 mod data_leaks;
 mod discard;
 mod error_nodes;

@@ -47,12 +47,13 @@ fn deliver_or_close(port: Port) -> Result<Port, Errno> {
 }
 
 impl Hypercalls {
-    /// Sets this vCPU's timer; false if `deadline` has passed already. A timer that is set and
-    /// fires earlier is left alone: it wakes the vCPU once more than necessary.
+    /// Sets this vCPU's timer; false if `deadline` has passed already. One that is set for an earlier time is set
+    /// anew, which is a hypercall: to be woken for nothing costs more, and queues whose requests have
+    /// come before their deadline leave one behind each time.
     fn arm(self, deadline: Instant, now: Instant) -> bool {
         let here = vcpu::current();
         let armed = here.armed.load(Ordering::Relaxed);
-        if armed > now.0 && armed <= deadline.0 {
+        if armed == deadline.0 && armed > now.0 {
             return true;
         }
         let mut request = sched::SetSingleshotTimer {

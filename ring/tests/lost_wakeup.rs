@@ -221,6 +221,59 @@ fn no_batch_of_requests_is_slept_through() {
     });
 }
 
+/// The end of a deadline that the backend has set, at whatever moment.
+fn deadline(to_back: Arc<Notify>) -> thread::JoinHandle<()> {
+    thread::spawn(move || to_back.notify())
+}
+
+/// Takes what is there, and returns how many requests that were.
+fn take_all(back: &mut Back) -> usize {
+    let mut taken = 0;
+    while let Some(Ok(_)) = back.take().expect("an honest frontend") {
+        taken += 1;
+    }
+    taken
+}
+
+/// A frontend sends these requests; the backend waits for two of them with a deadline if there is one, then for
+/// each by itself.
+fn wait_for_two(ends: Ends, numbers: &'static [u32], with_deadline: bool) {
+    let front = send(ends.front, ends.to_back.clone(), numbers);
+    let mut back = ends.back;
+    let timer = with_deadline.then(|| deadline(ends.to_back.clone()));
+    let two = NonZeroU32::new(2).expect("not zero");
+    if !back.final_check_for(two).expect("an honest frontend") {
+        ends.to_back.wait();
+    }
+    let mut taken = take_all(&mut back);
+    while taken < numbers.len() {
+        sleep_checked(&mut back, &ends.to_back);
+        taken += take_all(&mut back);
+    }
+    front.join().expect("the frontend");
+    if let Some(timer) = timer {
+        timer.join().expect("the timer");
+    }
+}
+
+#[test]
+fn fewer_requests_than_were_asked_for_are_found_by_the_deadline() {
+    explore_to(2, Broken::Nothing, |ends| wait_for_two(ends, &[7], true));
+}
+
+#[test]
+fn after_the_deadline_the_next_request_notifies() {
+    explore_to(2, Broken::Nothing, |ends| {
+        wait_for_two(ends, &[7, 8], true);
+    });
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn asking_for_more_than_come_without_a_deadline_is_found_out() {
+    explore_to(2, Broken::Nothing, |ends| wait_for_two(ends, &[7], false));
+}
+
 #[test]
 fn no_response_is_slept_through() {
     explore(Broken::Nothing, |ends| {

@@ -1,42 +1,39 @@
-//! When to show answers to the frontend, and how long to look for requests before sleeping.
+//! When to publish responses, when to poll for requests, and until what to sleep.
 //!
 //! A notification costs the guest far more than the request itself: an exit or an interrupt. So
-//! answers wait for each other as long as that holds nobody up, and a frontend that has asked for
-//! more by the time we would have gone to sleep need not wake us.
+//! responses wait for each other as long as that holds nobody up, and the frontend is asked to
+//! notify us when the whole batch is there (`req_event`), not at its first request.
 //!
-//! Both are learned. A frontend that keeps so many requests outstanding (its depth) is answered
-//! when half of them wait: it is busy with the other half meanwhile, and never runs dry. Its depth
-//! shows when it does run dry, which is let happen now and then. Looking before sleeping goes on
-//! about as long as the frontend was seen to take, and not at all if it takes longer than looking
-//! may last: that is a multiple of what blocking and waking was measured to cost, because a look
-//! that takes much longer than the sleep it saves does not pay, and never more than [`MOST`].
+//! How many make a batch is learned. If a frontend keeps N requests outstanding, responses are
+//! published in batches of N/2, so that it always has N/2 left to work on. N is measured anew now
+//! and then by withholding responses until the frontend stalls.
 //!
-//! There is no sleeping by a timer while answers gather: that would save processor time, but timers
-//! end late, now and then by many times what they end late at least, and a frontend runs dry then.
+//! Whatever is waited for, the task sleeps, and a deadline is behind each notification that was
+//! asked for later than at the next request: a frontend that asks for less is served when it has
+//! been quiet for twice the usual time from one request to the next, and [`MOST`] at most. Only what is expected sooner
+//! than it pays to block is polled for ([`PollWindow`]). Nothing is looked at again without a
+//! request since: an idle queue costs nothing.
 
 use super::options::Options;
+use super::poll_window::{Nanos, PollWindow, nanos};
 use bulkhead_xen::Instant;
+use core::num::NonZeroU32;
 use core::time::Duration;
 
 /// The frontend is let run dry after so many batches; the more seldom, the more often that told
 /// nothing new.
 const OFTEN: u32 = 16;
 const SELDOM: u32 = 1024;
-/// What looking may last at most, in times of what a sleep costs us. The frontend pays for it as
-/// well, and more than we do: an exit to notify us, and its latency.
-const SLEEPS: u32 = 8;
-/// What looking and holding may last at most, unless the operator says otherwise: what a sleep costs is
-/// learned, and on a host that was overloaded for a while that may be many milliseconds.
-const MOST: Duration = Duration::from_micros(500);
-/// Until a sleep's cost is known.
-const UNKNOWN: Duration = Duration::from_micros(400);
+/// How long a response is held back at most, unless the operator says otherwise, when no other has joined it.
+pub const MOST: Duration = Duration::from_micros(500);
 /// A clock that shows the same time so often stands still, as that of a test does.
 const FROZEN_CLOCK: u32 = 64;
 
-/// A queue's rhythm.
+/// Decides for one queue.
 #[derive(Debug)]
 pub struct Coalescer {
-    options: Options,
+    hold: Nanos,
+    poll: PollWindow,
     /// How many requests the frontend is believed to keep outstanding, and how many it had when it
     /// ran dry the last time.
     queue_depth: u32,
@@ -45,90 +42,174 @@ pub struct Coalescer {
     /// is again.
     answered: u32,
     patient_for: u32,
-    /// How many requests and answers the last look found.
+    /// How many requests and responses were there the last time.
     seen: u32,
-    /// The longest usual time from one request to the next, and the longest since the last answer.
-    gap: Duration,
-    longest: Duration,
+    /// The last batch was as large as it was to be: the next one is on its way.
+    streaming: bool,
+    /// The longest usual time from one request to the next, and the longest since the last batch.
+    gap: Nanos,
+    longest: Nanos,
     /// When something last happened.
     active: Instant,
-    /// How long we look before sleeping.
-    poll_window: Duration,
-    /// How late sleeps end, which is what they cost.
-    lateness: Option<Duration>,
+    /// The deadline of the sleep that it was told last.
+    until: Option<Instant>,
+    /// The task was woken for what has come, which the window knows.
+    woken: bool,
     last_look: Instant,
     same_looks: u32,
 }
 
-/// What to do after a look at the queue.
+/// What to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// Look again, after the other tasks of this vCPU.
     Poll,
-    /// Serve the requests that there are, and show the answers.
+    /// Serve the requests that there are, and publish the responses.
     Answer,
     /// Sleep until the frontend notifies us.
-    Sleep,
+    Sleep(Sleep),
+}
+
+/// How to sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sleep {
+    /// The frontend is to notify us when there are so many more requests.
+    pub more: NonZeroU32,
+    /// When to look at what is there nevertheless. There is always such a time if `more` is more than one, or if
+    /// anything waits.
+    pub until: Option<Instant>,
+}
+
+impl Sleep {
+    /// Until the next request.
+    const IDLE: Next = Next::Sleep(Sleep {
+        more: NonZeroU32::MIN,
+        until: None,
+    });
 }
 
 impl Coalescer {
-    /// The rhythm of a queue that has seen nothing yet.
-    pub fn new(options: Options, now: Instant, lateness: Option<Duration>) -> Self {
+    /// That of a queue that has seen nothing yet.
+    pub fn new(options: Options, now: Instant, block_cost: Option<Duration>) -> Self {
         Coalescer {
-            options,
+            hold: nanos(options.hold.unwrap_or(MOST)),
+            poll: PollWindow::new(options.poll, block_cost),
             queue_depth: 1,
             dry: 1,
             answered: 0,
             patient_for: OFTEN,
             seen: 0,
-            gap: Duration::ZERO,
-            longest: Duration::ZERO,
+            streaming: false,
+            gap: 0,
+            longest: 0,
             active: now,
-            poll_window: Duration::ZERO,
-            lateness,
+            until: None,
+            woken: false,
             last_look: now,
             same_looks: 0,
         }
     }
 
-    /// Looks at a queue with `waiting` requests and answers that the frontend waits for, of at most
-    /// `most`.
+    /// What to do with a queue that has `waiting` requests and responses that the frontend waits for, of at
+    /// most `most`.
     pub fn next(&mut self, now: Instant, waiting: u32, most: u32) -> Next {
         let moves = self.clock_moves(now);
+        let late = self.until.take().is_some_and(|until| now >= until);
+        let mut stalls = !moves;
         if waiting > self.seen {
-            let since = now.since(self.active);
-            if self.seen == 0 {
-                self.expect(since);
+            stalls |= !self.arrived(now, waiting, late);
+            if waiting >= self.target(most) {
+                self.streaming = true;
+                if waiting == most {
+                    // There is room for no more: that is as dry as it gets.
+                    self.ran_dry(waiting);
+                }
+                return Next::Answer;
             }
-            // Several may have come while other queues had their turn.
-            let gap = since / (waiting - self.seen);
-            self.longest = self.longest.max(gap);
-            self.active = now;
-            self.seen = waiting;
-            self.queue_depth = self.queue_depth.max(waiting);
-            if waiting < self.target(most) {
-                return Next::Poll;
-            }
-            if waiting == most {
-                // There is room for no more: that is as dry as it gets.
-                self.ran_dry(waiting);
-            }
-            return Next::Answer;
         }
         self.seen = waiting;
-        let limit = match waiting {
-            0 => self.poll_window,
-            _ => (self.gap.max(self.longest) * 2).min(self.limit(self.options.hold)),
-        };
-        if now.since(self.active) < limit && moves {
+        if waiting == 0 {
+            return self.idle(now, most, moves);
+        }
+        if stalls || self.since(now) >= self.quiet() {
+            self.ran_dry(waiting);
+            self.streaming = false;
+            self.active = now;
+            return Next::Answer;
+        }
+        let missing = self.target(most).saturating_sub(waiting);
+        self.gather(now, missing, waiting)
+    }
+
+    /// More requests or responses are there than the last time. False if the deadline is over, and they came far
+    /// more slowly than usual.
+    fn arrived(&mut self, now: Instant, waiting: u32, late: bool) -> bool {
+        let since = self.since(now);
+        if self.seen == 0 && !core::mem::take(&mut self.woken) {
+            self.poll.found(since);
+        }
+        // Several may have come while we slept, or while other queues had their turn.
+        let gap = since / Nanos::from(waiting - self.seen);
+        let as_usual = !late || gap <= self.usual_gap() * 2;
+        if as_usual {
+            self.longest = self.longest.max(gap);
+        }
+        self.active = now;
+        self.seen = waiting;
+        self.queue_depth = self.queue_depth.max(waiting);
+        as_usual
+    }
+
+    /// Nothing waits.
+    fn idle(&mut self, now: Instant, most: u32, moves: bool) -> Next {
+        let batch = self.target(most).min(self.half());
+        self.streaming = self.streaming && batch > 1 && moves && now < self.deadline(batch, 0);
+        if self.streaming {
+            return self.gather(now, batch, 0);
+        }
+        match moves && self.since(now) < self.poll.get() {
+            true => Next::Poll,
+            false => Sleep::IDLE,
+        }
+    }
+
+    /// Waits for `missing` more requests to join those that wait.
+    fn gather(&mut self, now: Instant, missing: u32, waiting: u32) -> Next {
+        let (span, limit) = (self.span(missing, waiting), self.poll.limit());
+        if span > 0 && span <= limit && self.since(now) < limit {
             return Next::Poll;
         }
-        if waiting == 0 {
-            return Next::Sleep;
-        }
-        self.ran_dry(waiting);
-        self.active = now;
-        Next::Answer
+        self.until = Some(self.deadline(missing, waiting));
+        Next::Sleep(Sleep {
+            more: NonZeroU32::new(missing).unwrap_or(NonZeroU32::MIN),
+            until: self.until,
+        })
+    }
+
+    /// How long the frontend is expected to take for `missing` more requests.
+    fn span(&self, missing: u32, waiting: u32) -> Nanos {
+        // If it is let run dry, it has no more than it is known to have.
+        let expected = missing.min(self.queue_depth.saturating_sub(waiting));
+        self.usual_gap() * Nanos::from(expected)
+    }
+
+    /// When it has taken too long for that.
+    fn deadline(&self, missing: u32, waiting: u32) -> Instant {
+        let span = (self.span(missing, waiting) + self.quiet()).min(self.hold);
+        Instant(self.active.0.saturating_add(span))
+    }
+
+    /// A frontend that has asked for nothing more for so long will not before it is answered.
+    fn quiet(&self) -> Nanos {
+        (self.usual_gap() * 2).min(self.hold)
+    }
+
+    fn usual_gap(&self) -> Nanos {
+        self.gap.max(self.longest)
+    }
+
+    fn since(&self, now: Instant) -> Nanos {
+        now.0.saturating_sub(self.active.0)
     }
 
     /// How many have to wait to be answered.
@@ -156,46 +237,29 @@ impl Coalescer {
         };
     }
 
-    /// The frontend was answered, and so much waits nevertheless. `lateness` is what a sleep costs.
-    pub fn answered(&mut self, waiting: u32, lateness: Option<Duration>) {
+    /// The frontend was answered, and `waiting` wait nevertheless. `block_cost` is what blocking takes.
+    pub fn answered(&mut self, waiting: u32, block_cost: Option<Duration>) {
         // What may be answered at once is to count as having just come.
         self.seen = waiting.min(self.half() - 1);
         self.answered += 1;
         self.gap = self.longest.max(self.gap - self.gap / 8);
-        self.longest = Duration::ZERO;
-        self.lateness = lateness;
+        self.longest = 0;
+        self.poll.set_block_cost(block_cost);
     }
 
-    /// A sleep is over, and so many requests wait. Had it been short enough, looking would have been
-    /// better.
+    /// A sleep without a deadline is over, and `waiting` requests wait.
     pub fn woke(&mut self, now: Instant, waiting: u32) {
         if waiting == 0 {
             // A notification may be of requests that were found before it came.
             return;
         }
-        let idle = now.since(self.active);
-        if !self.expect(idle) {
-            self.poll_window /= 2;
+        let idle = self.since(now);
+        self.poll.woken(idle);
+        self.woken = true;
+        if idle > self.hold {
+            // That was a pause, and says nothing of the time between requests.
+            self.active = now;
         }
-        self.active = now;
-    }
-
-    /// The frontend took so long to ask for more, and may take twice that the next time. False if it was
-    /// longer than looking may last.
-    fn expect(&mut self, idle: Duration) -> bool {
-        let limit = self.limit(self.options.poll);
-        if idle <= limit {
-            self.poll_window = self.poll_window.max(idle * 2).min(limit);
-        }
-        idle <= limit
-    }
-
-    /// The most that the operator allows, or that makes sense.
-    fn limit(&self, chosen: Option<Duration>) -> Duration {
-        chosen.unwrap_or_else(|| {
-            let pays = self.lateness.map_or(UNKNOWN, |late| late * SLEEPS);
-            pays.min(MOST)
-        })
     }
 
     /// Takes note of the time since the last look; false if the clock stands still.

@@ -19,6 +19,7 @@ use bulkhead_ring::blkif::{
 };
 use bulkhead_ring::{BackRing, SharedPages};
 use bulkhead_xen::Hypervisor;
+use core::num::NonZeroU32;
 
 /// Owns the ring, the requests in flight and their pages: decides which requests may begin now and
 /// which have to wait, and answers those that have ended.
@@ -134,10 +135,11 @@ impl<H: Hypervisor> Dispatcher<H> {
         self.ring.publish()
     }
 
-    /// Asks the frontend to notify us of its next request. True means that there is one already
-    /// that could be taken.
-    pub fn final_check(&mut self) -> Result<bool, QueueError> {
-        Ok(!self.is_stuck() && self.ring.final_check()?)
+    /// Asks the frontend to notify us when there are `more` requests than those that were
+    /// [waiting](Self::waiting). True means that so many are there that could be taken.
+    pub fn final_check_for(&mut self, waiting: u32, more: NonZeroU32) -> Result<bool, QueueError> {
+        let on_ring = waiting.saturating_sub(self.held());
+        Ok(!self.is_stuck() && self.ring.final_check_for(more.saturating_add(on_ring))?)
     }
 
     /// How many requests wait that are not on the ring any more.

@@ -47,6 +47,7 @@ mod pages;
     reason = "hands the device's memory to the hypervisor and back to the device"
 )]
 mod pieces;
+mod poll_window;
 mod queue;
 mod queue_control;
 #[allow(

@@ -41,11 +41,10 @@ impl DataPath {
 pub struct Options {
     /// The way to the frontend's pages (`data-path=`).
     pub data_path: DataPath,
-    /// The longest that an idle queue is looked at before its task sleeps, in
-    /// microseconds on the command line (`poll=`). Without it, it follows from what a
-    /// sleep costs, and is 500 at most.
+    /// The longest that an idle queue is polled before its task sleeps, in microseconds on the command
+    /// line (`poll=`). Without it, it is what blocking costs, and 100 at most.
     pub poll: Option<Duration>,
-    /// The longest that an answer waits for company (`hold=`, likewise).
+    /// The longest that a response waits for others to join it (`hold=`, likewise). Without it, 500.
     pub hold: Option<Duration>,
     /// What becomes of the memory of what guests discard (`discard=`), where a target does not say it.
     pub discard: DiscardMode,

@@ -18,6 +18,7 @@ use bulkhead_grant::Region;
 use bulkhead_images::IoQueue;
 use bulkhead_ring::blkif::MAX_SEGMENTS;
 use bulkhead_xen::Hypervisor;
+use core::num::NonZeroU32;
 use core::task::{Context, Poll, Waker};
 use core::time::Duration;
 
@@ -180,10 +181,15 @@ impl<H: Hypervisor> Queue<H> {
         self.submitter.completes_later() || self.reach.needs_no_calls()
     }
 
-    /// Asks the frontend to notify us of its next request. True means that there is one already
-    /// that could be taken.
-    pub fn final_check(&mut self) -> Result<bool, QueueError> {
-        self.dispatcher.final_check()
+    /// Asks the frontend to notify us when there are `more` requests than those that were
+    /// [waiting](Self::waiting); of its next one, if a device should begin with it at once. True means that so
+    /// many are there that could be taken.
+    pub fn final_check_for(&mut self, waiting: u32, more: NonZeroU32) -> Result<bool, QueueError> {
+        let more = match self.submitter.completes_later() {
+            true => NonZeroU32::MIN,
+            false => more,
+        };
+        self.dispatcher.final_check_for(waiting, more)
     }
 
     /// Ready when the device has completed something; else it wakes the task when it does.

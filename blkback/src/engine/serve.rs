@@ -2,7 +2,7 @@
 
 use super::backoff::BackOff;
 use super::closing::{Held, close, finish_what_was_asked, outwait};
-use super::coalescing::{Coalescer, Next};
+use super::coalescing::{Coalescer, Next, Sleep};
 use super::needs::SLOTS_OF_A_PAGE;
 use super::queue::Queue;
 use super::queue_control::QueueGuard;
@@ -90,7 +90,7 @@ async fn until_stopped<H: Hypervisor>(
     guard: &QueueGuard,
     turn: &mut Turn,
 ) -> Result<(), QueueError> {
-    let mut coalescer = Coalescer::new(queue.options(), handle.now(), handle.lateness());
+    let mut coalescer = Coalescer::new(queue.options(), handle.now(), handle.block_cost());
     let mut back_off = BackOff::default();
     let mut progress = Progress::new(queue, handle);
     let most = queue.slots();
@@ -113,15 +113,22 @@ async fn until_stopped<H: Hypervisor>(
             Next::Answer => {
                 queue.sweep()?;
                 queue.publish();
-                coalescer.answered(queue.waiting()? + queue.unpublished(), handle.lateness());
+                coalescer.answered(queue.waiting()? + queue.unpublished(), handle.block_cost());
                 back_off.request();
             }
-            Next::Sleep => {
-                if !queue.final_check()? {
-                    let notified = something_happens(handle, queue, guard, &mut progress).await;
-                    let waiting = queue.waiting()?;
-                    coalescer.woke(handle.now(), waiting);
-                    if notified && waiting == 0 {
+            Next::Sleep(Sleep { more, until }) => {
+                // What goes on meanwhile is to begin at once, as above.
+                if waiting > 0 && queue.is_served_singly() && queue.sweep()? > 0 {
+                    continue;
+                }
+                if !queue.final_check_for(waiting, more)? {
+                    let notified =
+                        something_happens(handle, queue, guard, &mut progress, until).await;
+                    let found = queue.waiting()?;
+                    if until.is_none() {
+                        coalescer.woke(handle.now(), found);
+                    }
+                    if notified && found <= waiting {
                         let first = back_off.is_unused();
                         if let Some(delay) = back_off.empty_notification() {
                             if first {
@@ -168,13 +175,14 @@ impl Progress {
     }
 }
 
-/// Waits for the frontend, the device or the disk, whoever is first. True if it was the frontend. What the
+/// Waits for the frontend, the device, the disk, or a time, whatever is first. True if it was the frontend. What the
 /// store takes too long for by its own account is given up meanwhile.
 async fn something_happens<H: Hypervisor>(
     handle: &Handle<H>,
     queue: &mut Queue<H>,
     guard: &QueueGuard,
     progress: &mut Progress,
+    until: Option<Instant>,
 ) -> bool {
     let mut late = pin!(match progress.deadline(queue, handle) {
         Some(deadline) => OptionFuture::from(Some(handle.sleep_until(deadline))),
@@ -184,14 +192,18 @@ async fn something_happens<H: Hypervisor>(
     let stats = queue.stats();
     let mut notified = pin!(channel.notified());
     let mut stopped = pin!(guard.stopped());
+    let mut deadline = until.map(|until| handle.sleep_until(until));
     stats.sleeps.add(1);
     poll_fn(|context| {
         if notified.as_mut().poll(context).is_ready() {
             stats.notifications_received.add(1);
             return Poll::Ready(true);
         }
-        let happened =
-            stopped.as_mut().poll(context).is_ready() || queue.poll_completion(context).is_ready();
+        let happened = stopped.as_mut().poll(context).is_ready()
+            || queue.poll_completion(context).is_ready()
+            || deadline
+                .as_mut()
+                .is_some_and(|deadline| pin!(deadline).poll(context).is_ready());
         if !happened && let Poll::Ready(Some(())) = late.as_mut().poll(context) {
             log::error!(
                 "{}: the store has not answered {} request(s) in time: they are given up",

@@ -9,6 +9,9 @@ use bulkhead_xen_sim::xenstore::toolstack::{self, Vbd};
 use bulkhead_xen_sim::{SimDomain, SimVcpu};
 use std::time::Duration;
 
+/// The longest that an answer is held back for company.
+const HOLD: Duration = Duration::from_micros(500);
+
 /// One disk of a guest, as its frontend sees it.
 pub struct Frontend<'w> {
     /// The machine.
@@ -273,6 +276,11 @@ impl<'w> Frontend<'w> {
     /// As [`exchange`](Self::exchange), for one request.
     pub fn answer(&mut self) -> Answer {
         let mut answers = self.exchange();
+        if answers.is_empty() {
+            // It may be held back for company.
+            self.world.wait(HOLD);
+            answers = self.link().collect();
+        }
         assert_eq!(answers.len(), 1, "one request, one answer");
         answers.remove(0)
     }

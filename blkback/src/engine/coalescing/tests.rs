@@ -1,218 +1,323 @@
 use super::*;
+use alloc::vec::Vec;
 
 const START: Instant = Instant(1_000_000);
+/// What blocking costs.
+const COST: Duration = micros(10);
+/// Slots of a ring.
+const SLOTS: u32 = 32;
 
-fn micros(count: u64) -> Duration {
+const fn micros(count: u64) -> Duration {
     Duration::from_micros(count)
 }
 
-fn coalescer() -> Coalescer {
-    let options = Options {
-        poll: Some(micros(200)),
-        hold: Some(micros(100)),
+fn options(poll: Option<u64>, hold: Option<u64>) -> Options {
+    Options {
+        poll: poll.map(micros),
+        hold: hold.map(micros),
         ..Options::default()
-    };
-    Coalescer::new(options, START, None)
+    }
 }
 
-/// A frontend that keeps `depth` requests outstanding, one more every `gap` while it has not
-/// run dry. Answers how often it was answered.
-fn run(
-    coalescer: &mut Coalescer,
-    now: &mut Instant,
-    depth: u32,
-    gap: Duration,
-    requests: u32,
-) -> u32 {
-    let (mut waiting, mut answered, mut done) = (0, 0, 0);
-    let mut next = *now + gap;
-    while done < requests {
-        *now = *now + micros(1);
-        if waiting < depth && *now >= next {
-            next = *now + gap;
-            waiting += 1;
-        }
-        if coalescer.next(*now, waiting, 32) == Next::Answer {
-            answered += 1;
-            done += waiting;
-            waiting = 0;
-            coalescer.answered(0, None);
+/// A frontend and the task that serves its queue, on a clock of their own.
+struct Served {
+    coalescer: Coalescer,
+    now: Instant,
+    /// When the requests came that wait.
+    waiting: Vec<Instant>,
+    /// When the next one comes, if there is one.
+    next: Option<Instant>,
+    /// What has happened.
+    batches: u32,
+    polled: Duration,
+    notified: u32,
+    timers: u32,
+    slowest: Duration,
+    /// When a request was there that nothing had been done about, the last time.
+    active: Instant,
+}
+
+impl Served {
+    fn with(options: Options) -> Served {
+        Served {
+            coalescer: Coalescer::new(options, START, Some(COST)),
+            now: START,
+            waiting: Vec::new(),
+            next: None,
+            batches: 0,
+            polled: Duration::ZERO,
+            notified: 0,
+            timers: 0,
+            slowest: Duration::ZERO,
+            active: START,
         }
     }
-    answered
+
+    fn new() -> Served {
+        Served::with(Options::default())
+    }
+
+    fn forget(&mut self) {
+        (self.batches, self.notified, self.timers) = (0, 0, 0);
+        (self.polled, self.slowest) = (Duration::ZERO, Duration::ZERO);
+    }
+
+    /// Time passes, and requests come; `following` says when, after the one before it and so many that wait.
+    fn pass(&mut self, to: Instant, following: &mut impl FnMut(usize) -> Option<Duration>) {
+        self.now = to;
+        while let Some(next) = self.next.filter(|next| *next <= to) {
+            self.waiting.push(next);
+            self.active = to;
+            self.next = following(self.waiting.len()).map(|span| next + span);
+        }
+    }
+
+    /// One step of the task. Returns how many requests it answered, or `None` if it sleeps for good.
+    fn step(&mut self, following: &mut impl FnMut(usize) -> Option<Duration>) -> Option<usize> {
+        let waiting = self.waiting.len();
+        match self.coalescer.next(self.now, waiting as u32, SLOTS) {
+            Next::Poll => {
+                self.polled += micros(1);
+                self.pass(self.now + micros(1), following);
+                Some(0)
+            }
+            Next::Answer => {
+                let slowest = self.waiting.drain(..).map(|came| self.now.since(came));
+                self.slowest = slowest.fold(self.slowest, Duration::max);
+                self.batches += 1;
+                self.active = self.now;
+                self.coalescer.answered(0, Some(COST));
+                if self.next.is_none() {
+                    self.next = following(0).map(|span| self.now + span);
+                }
+                Some(waiting)
+            }
+            Next::Sleep(sleep) => {
+                let latest = self.now + Duration::from_nanos(self.coalescer.hold);
+                assert!(sleep.until.is_none_or(|until| until <= latest), "{sleep:?}");
+                assert!(
+                    sleep.until.is_some() || (waiting == 0 && sleep.more.get() == 1),
+                    "{waiting} wait without a deadline: {sleep:?}"
+                );
+                // The frontend goes on until the one comes of which it is to notify us.
+                let asked = waiting + sleep.more.get() as usize;
+                while self.waiting.len() < asked
+                    && let Some(next) = self.next
+                    && sleep.until.is_none_or(|until| next < until)
+                {
+                    self.pass(next, following);
+                }
+                if self.waiting.len() >= asked {
+                    self.notified += 1;
+                } else {
+                    self.timers += 1;
+                    self.pass(sleep.until?, following);
+                }
+                if sleep.until.is_none() {
+                    let waiting = self.waiting.len() as u32;
+                    self.coalescer.woke(self.now, waiting);
+                }
+                Some(0)
+            }
+        }
+    }
+
+    /// A frontend that keeps `depth` requests outstanding, one more every `gap` while it has not run dry. Returns how
+    /// many batches it takes to answer `requests`.
+    fn run(&mut self, depth: usize, gap: Duration, requests: usize) -> u32 {
+        let mut following = |waiting| (waiting < depth).then_some(gap);
+        let (before, mut done) = (self.batches, 0);
+        self.next = Some(self.next.unwrap_or(self.now + gap));
+        while done < requests {
+            done += self.step(&mut following).expect("it sleeps for ever");
+        }
+        self.batches - before
+    }
 }
 
 #[test]
 fn a_single_request_is_hardly_ever_kept_waiting() {
-    let (mut coalescer, mut now) = (coalescer(), START);
-    run(&mut coalescer, &mut now, 1, micros(20), 100);
-    let before = now;
-    assert_eq!(run(&mut coalescer, &mut now, 1, micros(20), 10_000), 10_000);
-    let took = now.since(before);
-    assert!(took < micros(10_000 * 22), "{took:?} for 10,000 requests");
+    for gap in [5, 20, 300, 5000].map(micros) {
+        let mut served = Served::new();
+        served.run(1, gap, 100);
+        let before = served.now;
+        assert_eq!(served.run(1, gap, 10_000), 10_000);
+        let took = served.now.since(before);
+        assert!(
+            took < (gap + micros(2)) * 10_000,
+            "{took:?} for 10,000 requests"
+        );
+    }
 }
 
 #[test]
-fn many_requests_are_answered_together() {
-    let (mut coalescer, mut now) = (coalescer(), START);
-    run(&mut coalescer, &mut now, 32, micros(20), 1000);
-    let answered = run(&mut coalescer, &mut now, 32, micros(20), 10_000);
-    assert!(answered < 1000, "{answered} times for 10,000 requests");
+fn a_batch_costs_one_notification_and_no_polling() {
+    let mut served = Served::new();
+    served.run(32, micros(20), 1000);
+    served.forget();
+    let batches = served.run(32, micros(20), 10_000);
+    assert!(batches < 1000, "{batches} for 10,000 requests");
+    assert!(
+        served.notified <= batches + batches / 16,
+        "{} notifications",
+        served.notified
+    );
+    assert!(served.timers < batches / 4, "{} timers", served.timers);
+    assert_eq!(served.polled, Duration::ZERO);
+    assert!(
+        served.slowest < micros(20 * 32 + 50),
+        "{:?}",
+        served.slowest
+    );
 }
 
 #[test]
 fn a_frontend_that_pauses_now_and_then_is_still_answered_in_large_batches() {
-    let (mut coalescer, mut now) = (coalescer(), START);
-    let (mut waiting, mut submitted, mut answered) = (0, 0u32, 0);
-    let mut next = now + micros(5);
-    while submitted < 10_000 {
-        now = now + micros(1);
-        if waiting < 32 && now >= next {
-            waiting += 1;
-            submitted += 1;
-            // As a guest does at each tick of its timer.
-            let pause = if submitted.is_multiple_of(20) { 60 } else { 0 };
-            next = now + micros(5 + pause);
-        }
-        if coalescer.next(now, waiting, 32) == Next::Answer {
-            answered += 1;
-            waiting = 0;
-            coalescer.answered(0, None);
-        }
+    let mut served = Served::new();
+    let (mut submitted, mut done) = (0u32, 0);
+    let mut following = |waiting| {
+        submitted += 1;
+        // As a guest does at each tick of its timer.
+        let pause = if submitted.is_multiple_of(20) { 60 } else { 0 };
+        (waiting < 32).then_some(micros(5 + pause))
+    };
+    served.next = Some(START + micros(5));
+    while done < 10_000 {
+        done += served.step(&mut following).expect("it sleeps for ever");
     }
-    assert!(answered < 10_000 / 8, "{answered} times");
+    assert!(served.batches < 10_000 / 8, "{} batches", served.batches);
 }
 
 #[test]
 fn a_frontend_that_fills_the_ring_is_let_run_dry_now_and_then_only() {
-    let mut coalescer = coalescer();
-    let (mut now, mut waiting, mut answered, mut dry) = (START, 0, 0, 0);
-    while answered < 1000 {
-        now = now + micros(5);
-        waiting += 1;
-        if coalescer.next(now, waiting, 32) == Next::Answer {
-            answered += 1;
-            dry += u32::from(waiting == 32);
-            waiting = 0;
-            coalescer.answered(0, None);
+    let mut served = Served::new();
+    let (mut dry, mut done) = (0, 0);
+    let mut following = |waiting| (waiting < 32).then_some(micros(5));
+    served.next = Some(START);
+    while done < 1000 {
+        let answered = served.step(&mut following).expect("it sleeps for ever");
+        dry += u32::from(answered == 32);
+        done += u32::from(answered > 0);
+    }
+    assert!((1..50).contains(&dry), "{dry} times of {done}");
+}
+
+#[test]
+fn it_adapts_when_the_frontend_slows_down_and_speeds_up() {
+    let mut served = Served::new();
+    served.run(32, micros(20), 5000);
+    assert!(served.run(1, micros(20), 1000) >= 990);
+    assert!(served.run(32, micros(20), 20_000) < 4000);
+    assert!(served.run(1, micros(3000), 1000) >= 990);
+    assert!(served.run(8, micros(100), 20_000) < 8000);
+}
+
+#[test]
+fn a_frontend_that_asks_for_less_is_served_by_the_deadline() {
+    let mut served = Served::new();
+    served.run(32, micros(20), 10_000);
+    // The last batch was full, and more is asked for: one request, and nothing else.
+    let mut nothing = |_| None;
+    served.waiting.clear();
+    served.next = Some(served.now + micros(7));
+    served.forget();
+    while served.batches == 0 {
+        served.step(&mut nothing).expect("it sleeps for ever");
+    }
+    assert!(served.slowest <= MOST, "{:?}", served.slowest);
+    assert!(served.timers <= 3, "{} timers", served.timers);
+}
+
+#[test]
+fn an_idle_queue_costs_nothing() {
+    for depth in [1, 2, 8, 32] {
+        let mut served = Served::new();
+        served.run(depth, micros(5), 10_000);
+        served.waiting.clear();
+        served.next = None;
+        served.forget();
+        let mut nothing = |_| None;
+        let mut steps = 0;
+        while served.step(&mut nothing).is_some() {
+            steps += 1;
+            assert!(steps < 1000, "it never sleeps for good");
         }
-    }
-    assert!((1..50).contains(&dry), "{dry} times of {answered}");
-}
-
-#[test]
-fn looking_lasts_a_multiple_of_what_a_sleep_costs() {
-    let mut coalescer = Coalescer::new(Options::default(), START, Some(micros(3)));
-    let mut now = START + micros(3 * u64::from(SLEEPS));
-    coalescer.woke(now, 1);
-    assert_eq!(coalescer.next(now + micros(1), 0, 32), Next::Poll);
-    for _ in 0..20 {
-        now = now + micros(4 * u64::from(SLEEPS));
-        coalescer.woke(now, 1);
-    }
-    assert_eq!(coalescer.next(now + micros(1), 0, 32), Next::Sleep);
-}
-
-#[test]
-fn no_lateness_makes_looking_or_holding_last_longer_than_the_cap() {
-    // As learned while the host was overloaded.
-    for late in [100, 1000, 50_000, 1_000_000].map(micros) {
-        let mut coalescer = Coalescer::new(Options::default(), START, Some(late));
-        let mut now = START;
-        for _ in 0..50 {
-            // Whatever the frontend does to keep us looking: it asks just before we would give up.
-            now = now + (MOST - micros(1));
-            coalescer.woke(now, 1);
-        }
-        assert_eq!(coalescer.next(now + micros(1), 0, 32), Next::Poll);
-        assert_eq!(coalescer.next(now + MOST, 0, 32), Next::Sleep, "{late:?}");
-        coalescer.queue_depth = 32;
-        coalescer.gap = late;
-        let now = now + MOST;
-        assert_eq!(coalescer.next(now, 1, 32), Next::Poll);
-        assert_eq!(coalescer.next(now + MOST, 1, 32), Next::Answer, "{late:?}");
+        // One deadline for those that were on their way, and one window.
+        assert!(served.timers <= 2 && served.polled <= COST, "depth {depth}");
     }
 }
 
 #[test]
-fn the_operator_may_have_it_look_and_hold_for_longer() {
-    let options = Options {
-        poll: Some(MOST * 4),
-        hold: Some(MOST * 4),
-        ..Options::default()
+fn no_deadline_is_later_than_the_cap_and_no_polling_longer_than_its_window() {
+    // As learned on a host that is overloaded, or from a frontend that does what it likes.
+    let mut random = 1u64;
+    let mut random = move |below: u64| {
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (random >> 33) % below
     };
-    let mut coalescer = Coalescer::new(options, START, None);
-    let now = START + MOST * 3;
-    coalescer.woke(now, 1);
-    assert_eq!(coalescer.next(now + MOST * 3, 0, 32), Next::Poll);
-    assert_eq!(coalescer.next(now + MOST * 4, 0, 32), Next::Sleep);
+    for (poll, hold) in [(None, None), (Some(0), Some(0)), (Some(50), Some(2000))] {
+        let mut served = Served::with(options(poll, hold));
+        let (most_poll, most_hold) = (poll.map_or(COST, micros), hold.map_or(MOST, micros));
+        served.next = Some(START);
+        for _ in 0..50_000 {
+            let depth = 1 + random(32) as usize;
+            let span = match random(4) {
+                0 => random(3),
+                1 => random(100),
+                2 => random(700),
+                _ => random(5000),
+            };
+            let mut following = |waiting| (waiting < depth).then(|| micros(span));
+            let polled = served.polled;
+            let (active, before) = (served.active, served.now);
+            served.step(&mut following);
+            if served.polled > polled {
+                assert!(before.since(active) < most_poll, "polled for longer");
+            }
+            let oldest = served.waiting.first().map(|came| served.now.since(*came));
+            let waited = oldest.unwrap_or_default();
+            assert!(
+                waited <= (most_hold + most_poll + micros(1)) * SLOTS,
+                "{waited:?}"
+            );
+            if served.next.is_none() && served.waiting.is_empty() {
+                served.next = Some(served.now + micros(span));
+            }
+        }
+        assert!(served.batches > 1000);
+    }
+}
+
+#[test]
+fn without_holding_everything_is_answered_at_once() {
+    let mut served = Served::with(options(Some(0), Some(0)));
+    served.run(32, micros(20), 1000);
+    served.forget();
+    assert_eq!(served.run(32, micros(20), 10_000), 10_000);
+    assert_eq!(
+        (served.slowest, served.polled),
+        (Duration::ZERO, Duration::ZERO)
+    );
 }
 
 #[test]
 fn a_notification_without_a_request_teaches_nothing() {
-    let mut coalescer = Coalescer::new(Options::default(), START, Some(micros(10)));
+    let mut coalescer = Coalescer::new(Options::default(), START, Some(COST));
     let mut now = START;
     for _ in 0..100 {
-        assert_eq!(coalescer.next(now, 0, 32), Next::Sleep);
-        now = now + micros(10);
+        assert_eq!(coalescer.next(now, 0, SLOTS), Sleep::IDLE);
+        now = now + micros(1);
         coalescer.woke(now, 0);
     }
 }
 
 #[test]
-fn it_adapts_when_the_frontend_slows_down_and_speeds_up() {
-    let (mut coalescer, mut now) = (coalescer(), START);
-    run(&mut coalescer, &mut now, 32, micros(20), 5000);
-    assert!(run(&mut coalescer, &mut now, 1, micros(20), 1000) >= 990);
-    assert!(run(&mut coalescer, &mut now, 32, micros(20), 20_000) < 4000);
-}
-
-#[test]
-fn looking_pays_or_is_given_up() {
-    let mut coalescer = coalescer();
-    let mut now = START;
-    assert_eq!(
-        coalescer.next(now, 0, 32),
-        Next::Sleep,
-        "nothing is known yet"
-    );
-    now = now + micros(40);
-    coalescer.woke(now, 1);
-    assert_eq!(coalescer.next(now, 1, 32), Next::Answer);
-    coalescer.answered(0, None);
-    assert_eq!(coalescer.next(now + micros(70), 0, 32), Next::Poll);
-    assert_eq!(coalescer.next(now + micros(80), 0, 32), Next::Sleep);
-    for _ in 0..20 {
-        now = now + micros(5000);
-        coalescer.woke(now, 1);
-    }
-    assert_eq!(coalescer.next(now, 0, 32), Next::Sleep, "it takes too long");
-}
-
-#[test]
-fn a_long_pause_does_not_end_looking_that_pays() {
-    let mut coalescer = coalescer();
-    let mut now = START + micros(40);
-    coalescer.woke(now, 1);
-    for _ in 0..OFTEN / 4 {
-        assert_eq!(coalescer.next(now, 1, 32), Next::Answer);
-        coalescer.answered(0, None);
-        // One request is found while looking, the next one is not.
-        now = now + micros(39);
-        assert_eq!(coalescer.next(now, 1, 32), Next::Answer);
-        coalescer.answered(0, None);
-        now = now + micros(5000);
-        coalescer.woke(now, 1);
-    }
-    assert_eq!(coalescer.next(now, 1, 32), Next::Answer);
-    coalescer.answered(0, None);
-    assert_eq!(coalescer.next(now + micros(38), 0, 32), Next::Poll);
-}
-
-#[test]
-fn a_clock_that_stands_still_keeps_nobody_looking() {
-    let mut coalescer = coalescer();
+fn a_clock_that_stands_still_keeps_nobody_polling() {
+    let mut coalescer = Coalescer::new(options(Some(200), None), START, None);
     coalescer.queue_depth = 9;
-    let looks = (0..1000).take_while(|_| coalescer.next(START, 1, 32) == Next::Poll);
-    assert!(looks.count() <= FROZEN_CLOCK as usize + 1);
+    coalescer.gap = nanos(micros(10));
+    let polls = (0..1000).take_while(|_| coalescer.next(START, 1, SLOTS) == Next::Poll);
+    assert!(polls.count() <= FROZEN_CLOCK as usize + 1);
 }

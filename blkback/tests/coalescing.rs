@@ -1,0 +1,193 @@
+//! How a queue sleeps while requests gather: on a clock that only the tests move.
+
+use bulkhead_blkback_testkit::{Frontend, Guest, IMAGE_SIZE, Style, World, content};
+use std::time::Duration;
+
+/// The longest that anything waits for company.
+const HOLD: Duration = Duration::from_micros(500);
+/// From one request to the next.
+const GAP: Duration = Duration::from_micros(20);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A frontend that keeps `depth` requests outstanding, one more every [`GAP`], until `requests` have been answered.
+fn keep_busy(world: &World, disk: &mut Frontend<'_>, depth: usize, requests: usize) {
+    let mut answered = 0;
+    while answered < requests {
+        let link = disk.link();
+        answered += link.collect().len();
+        if link.outstanding() < depth {
+            link.push_read(8, 8);
+            link.kick();
+        }
+        world.wait(GAP);
+    }
+}
+
+/// Lets it have its answers, and says for how long it waited.
+fn finish(world: &World, disk: &mut Frontend<'_>) -> Duration {
+    let begun = world.sim.now();
+    while disk.link().outstanding() > 0 {
+        world.wait(Duration::from_micros(10));
+        disk.link().collect();
+        assert!(world.sim.now().since(begun) < SECOND, "it is not answered");
+    }
+    world.sim.now().since(begun)
+}
+
+/// How often the driver domain blocked, since it had blocked that often.
+fn blocked(world: &World, before: u64) -> u64 {
+    world.storage.stats().block_calls - before
+}
+
+#[test]
+fn an_idle_queue_wakes_nobody() {
+    for depth in [1, 4, 32] {
+        let world = World::new();
+        let guest = Guest::new(&world);
+        let mut disk = guest.attach("xvda", "ram:disk0").connected();
+        keep_busy(&world, &mut disk, depth, 2000);
+        finish(&world, &mut disk);
+        world.wait(HOLD * 2);
+        let before = blocked(&world, 0);
+        world.wait(60 * SECOND);
+        assert_eq!(blocked(&world, before), 0, "depth {depth}");
+        disk.detach();
+        world.nothing_left();
+    }
+}
+
+#[test]
+fn a_frontend_notifies_once_for_a_batch() {
+    for persistent in [false, true] {
+        let world = World::new();
+        let guest = Guest::new(&world);
+        let disk = guest.attach("xvda", "ram:disk0");
+        let mut disk = disk.styled(Style::persistent(persistent)).connected();
+        keep_busy(&world, &mut disk, 32, 2000);
+        let before = (world.storage.stats(), guest.domain.stats());
+        keep_busy(&world, &mut disk, 32, 3200);
+        let (storage, frontend) = (
+            world.storage.stats() - before.0,
+            guest.domain.stats() - before.1,
+        );
+        assert!(frontend.notifications_sent < 3200 / 8, "{frontend:?}");
+        assert!(storage.notifications_sent < 3200 / 8, "{storage:?}");
+        // Woken for the batch, and now and then by a deadline.
+        assert!(storage.block_calls < 3200 / 4, "{storage:?}");
+        finish(&world, &mut disk);
+        disk.detach();
+        world.nothing_left();
+    }
+}
+
+#[test]
+fn who_asks_for_less_than_a_batch_is_served_within_the_deadline() {
+    for depth in [2, 8, 32] {
+        for left in 1..depth {
+            let world = World::new();
+            let guest = Guest::new(&world);
+            let mut disk = guest.attach("xvda", "ram:disk0").connected();
+            keep_busy(&world, &mut disk, depth, 1000);
+            finish(&world, &mut disk);
+            // It is expected to go on as before, and no notification is asked for but that of a batch.
+            for _ in 0..left {
+                disk.link().push_read(8, 8);
+            }
+            disk.link().kick();
+            let took = finish(&world, &mut disk);
+            assert!(took <= HOLD, "{left} of {depth} took {took:?}");
+            disk.detach();
+            world.nothing_left();
+        }
+    }
+}
+
+#[test]
+fn one_request_after_a_pause_is_served_without_any_time() {
+    for depth in [1, 32] {
+        let world = World::new();
+        let guest = Guest::new(&world);
+        let mut disk = guest.attach("xvda", "ram:disk0").connected();
+        let image = content(0, IMAGE_SIZE);
+        keep_busy(&world, &mut disk, depth, 1000);
+        finish(&world, &mut disk);
+        for _ in 0..20 {
+            world.wait(SECOND);
+            let now = world.sim.now();
+            assert!(disk.read(8, 8) == image[4096..][..4096]);
+            // The first ones may be taken for the beginning of what there was before.
+            let took = world.sim.now().since(now);
+            assert!(took <= HOLD, "{took:?}");
+        }
+        let now = world.sim.now();
+        assert!(disk.read(8, 8) == image[4096..][..4096]);
+        assert_eq!(world.sim.now(), now, "depth {depth}");
+        disk.detach();
+        world.nothing_left();
+    }
+}
+
+#[test]
+fn a_producer_index_that_moves_without_a_notification_costs_nothing_and_is_seen() {
+    let world = World::new();
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvda", "ram:disk0").connected();
+    keep_busy(&world, &mut disk, 32, 2000);
+    // While a batch is on its way, a deadline is behind it.
+    let mut before = blocked(&world, 0);
+    let mut answered = disk.link().collect().len();
+    for _ in 0..200 {
+        if disk.link().ring.free() > 0 {
+            disk.link().push_read(8, 8);
+            let _owed = disk.link().ring.publish();
+        }
+        world.wait(GAP);
+        answered += disk.link().collect().len();
+    }
+    assert!(answered > 0, "nothing was seen");
+    assert!(blocked(&world, before) < 200, "{}", blocked(&world, before));
+    // When the queue is idle it wakes nobody, however the index moves.
+    world.wait(SECOND);
+    disk.link().collect();
+    before = blocked(&world, 0);
+    while disk.link().ring.free() > 0 {
+        disk.link().push_read(8, 8);
+        let _owed = disk.link().ring.publish();
+        world.wait(GAP);
+    }
+    world.wait(SECOND);
+    assert_eq!(blocked(&world, before), 0);
+    // Any notification is enough.
+    disk.link().notify();
+    assert!(finish(&world, &mut disk) <= HOLD);
+    disk.detach();
+    world.nothing_left();
+}
+
+#[test]
+fn a_store_that_answers_later_has_each_request_at_once() {
+    let (world, late) = World::with_late_disks();
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvdd", "ram:disk0").connected();
+    for _ in 0..200 {
+        // Large batches, so that more are expected.
+        for _ in 0..8 {
+            disk.link().push_read(8, 8);
+            disk.link().kick();
+            world.wait(GAP);
+        }
+        late.last().release_backwards();
+        world.wait(HOLD);
+        assert_eq!(disk.link().collect().len(), 8);
+    }
+    for held in 1..8 {
+        disk.link().push_read(8, 8);
+        disk.link().kick();
+        world.run();
+        assert_eq!(late.last().held(), held, "no time passes");
+    }
+    late.last().release_backwards();
+    finish(&world, &mut disk);
+    disk.detach();
+    world.nothing_left();
+}

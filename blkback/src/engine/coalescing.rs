@@ -15,7 +15,7 @@
 //! request since: an idle queue costs nothing.
 
 use super::options::Options;
-use super::poll_window::{Nanos, PollWindow, nanos};
+use super::poll_window::{BlockCosts, Nanos, PollWindow, nanos};
 use bulkhead_xen::Instant;
 use core::num::NonZeroU32;
 use core::time::Duration;
@@ -90,10 +90,10 @@ impl Sleep {
 
 impl Coalescer {
     /// That of a queue that has seen nothing yet.
-    pub fn new(options: Options, now: Instant, block_cost: Option<Duration>) -> Self {
+    pub fn new(options: Options, now: Instant, costs: BlockCosts) -> Self {
         Coalescer {
             hold: nanos(options.hold.unwrap_or(MOST)),
-            poll: PollWindow::new(options.poll, block_cost),
+            poll: PollWindow::new(options.poll, costs),
             queue_depth: 1,
             dry: 1,
             answered: 0,
@@ -114,10 +114,10 @@ impl Coalescer {
     /// most `most`.
     pub fn next(&mut self, now: Instant, waiting: u32, most: u32) -> Next {
         let moves = self.clock_moves(now);
-        let late = self.until.take().is_some_and(|until| now >= until);
+        let until = self.until.take();
         let mut stalls = !moves;
         if waiting > self.seen {
-            stalls |= !self.arrived(now, waiting, late);
+            stalls |= !self.arrived(now, waiting, until);
             if waiting >= self.target(most) {
                 self.streaming = true;
                 if waiting == most {
@@ -143,13 +143,15 @@ impl Coalescer {
 
     /// More requests or responses are there than the last time. False if the deadline is over, and they came far
     /// more slowly than usual.
-    fn arrived(&mut self, now: Instant, waiting: u32, late: bool) -> bool {
+    fn arrived(&mut self, now: Instant, waiting: u32, until: Option<Instant>) -> bool {
         let since = self.since(now);
-        if self.seen == 0 && !core::mem::take(&mut self.woken) {
+        let woken = core::mem::take(&mut self.woken);
+        if self.seen == 0 && !woken && until.is_none() {
             self.poll.found(since);
         }
         // Several may have come while we slept, or while other queues had their turn.
         let gap = since / Nanos::from(waiting - self.seen);
+        let late = until.is_some_and(|until| now >= until);
         let as_usual = !late || gap <= self.usual_gap() * 2;
         if as_usual {
             self.longest = self.longest.max(gap);
@@ -167,7 +169,8 @@ impl Coalescer {
         if self.streaming {
             return self.gather(now, batch, 0);
         }
-        match moves && self.since(now) < self.poll.get() {
+        let window = self.poll.get(self.half() == 1);
+        match moves && self.since(now) < window {
             true => Next::Poll,
             false => Sleep::IDLE,
         }
@@ -237,14 +240,14 @@ impl Coalescer {
         };
     }
 
-    /// The frontend was answered, and `waiting` wait nevertheless. `block_cost` is what blocking takes.
-    pub fn answered(&mut self, waiting: u32, block_cost: Option<Duration>) {
+    /// The frontend was answered, and `waiting` wait nevertheless. `costs` are those of blocking.
+    pub fn answered(&mut self, waiting: u32, costs: BlockCosts) {
         // What may be answered at once is to count as having just come.
         self.seen = waiting.min(self.half() - 1);
         self.answered += 1;
         self.gap = self.longest.max(self.gap - self.gap / 8);
         self.longest = 0;
-        self.poll.set_block_cost(block_cost);
+        self.poll.set_costs(costs);
     }
 
     /// A sleep without a deadline is over, and `waiting` requests wait.

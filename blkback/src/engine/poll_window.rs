@@ -3,6 +3,11 @@
 //! A request that is found by polling saves us to block and be woken, and saves the frontend its notification. So a
 //! queue is polled for no longer than blocking was measured to cost in processor time, and only while most of the last
 //! requests came that soon: polling never takes more than it saves for long.
+//!
+//! There is one exception. A frontend that has one request outstanding, and asks for the next as soon as it is answered,
+//! is as fast as we are: waking us may take as long as all the rest. If it comes back again and again without a pause
+//! (a closed loop), the queue is polled for as long as it usually takes. A frontend that has pauses,
+//! as those have that ask at a rate below what is possible, is not.
 
 use core::time::Duration;
 
@@ -12,6 +17,10 @@ pub const MOST: Duration = Duration::from_micros(100);
 const UNKNOWN: Duration = Duration::from_micros(10);
 /// Of the last 16 requests, so many must have come within the window.
 const WORTHWHILE: u32 = 12;
+/// The longest window in a closed loop.
+pub const CLOSED_LOOP: Nanos = 500_000;
+/// Of the last 32 requests, so many must have come within that.
+const WITHOUT_PAUSE: u32 = 27;
 
 /// Nanoseconds: the two who decide on each look at a queue do without the arithmetic of [`Duration`].
 pub type Nanos = u64;
@@ -27,40 +36,62 @@ pub struct PollWindow {
     chosen: Option<Nanos>,
     /// What blocking costs, if Xen tells.
     block_cost: Nanos,
-    /// The longest that polling may last.
+    /// How late the vCPU wakes, if that is known.
+    lateness: Nanos,
+    /// The longest that polling may last where it has to pay.
     limit: Nanos,
-    /// Which of the last 16 idle times ended within the window; the last one is the lowest bit.
-    recent: u16,
+    /// Which of the last idle times ended within that; the last one is the lowest bit.
+    soon: u16,
+    /// Which of them ended without a pause.
+    without_pause: u32,
+    /// The longest usual time until a request is found without a pause.
+    usual: Nanos,
+}
+
+/// What blocking the vCPU was measured to take.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BlockCosts {
+    /// Of processor time.
+    pub run_time: Option<Duration>,
+    /// Of time: how late timers wake it.
+    pub lateness: Option<Duration>,
 }
 
 impl PollWindow {
     /// That of a queue that has seen nothing yet. `chosen` is the operator's limit.
-    pub fn new(chosen: Option<Duration>, block_cost: Option<Duration>) -> Self {
+    pub fn new(chosen: Option<Duration>, costs: BlockCosts) -> Self {
         let mut window = PollWindow {
             chosen: chosen.map(nanos),
             block_cost: 0,
+            lateness: 0,
             limit: 0,
-            recent: 0,
+            soon: 0,
+            without_pause: 0,
+            usual: 0,
         };
-        window.set_block_cost(block_cost);
+        window.set_costs(costs);
         window
     }
 
-    /// What blocking costs was measured anew.
-    pub fn set_block_cost(&mut self, cost: Option<Duration>) {
-        let pays = cost.unwrap_or(UNKNOWN).min(MOST);
+    /// What blocking costs may have been measured anew.
+    pub fn set_costs(&mut self, costs: BlockCosts) {
+        let pays = costs.run_time.unwrap_or(UNKNOWN).min(MOST);
         self.limit = self.chosen.unwrap_or(nanos(pays));
-        self.block_cost = cost.map_or(0, nanos);
+        self.block_cost = costs.run_time.map_or(0, nanos);
+        self.lateness = costs.lateness.map_or(0, nanos).min(CLOSED_LOOP);
     }
 
-    /// The longest that polling may last.
+    /// The longest that polling may last where it has to pay.
     pub fn limit(&self) -> Nanos {
         self.limit
     }
 
-    /// How long an idle queue is to be polled.
-    pub fn get(&self) -> Nanos {
-        match self.recent.count_ones() >= WORTHWHILE {
+    /// How long an idle queue is to be polled, whose frontend has a single request outstanding or several.
+    pub fn get(&self, single: bool) -> Nanos {
+        if single && self.chosen.is_none() && self.without_pause.count_ones() >= WITHOUT_PAUSE {
+            return (self.usual * 2).clamp(self.limit, CLOSED_LOOP);
+        }
+        match self.soon.count_ones() >= WORTHWHILE {
             true => self.limit,
             false => 0,
         }
@@ -68,17 +99,25 @@ impl PollWindow {
 
     /// The queue was idle for so long until a request was found by polling.
     pub fn found(&mut self, idle: Nanos) {
-        self.note(idle <= self.limit);
+        self.note(idle, idle);
     }
 
     /// The queue was idle for so long until its task had been woken for a request.
     pub fn woken(&mut self, idle: Nanos) {
         // Polling would have found it sooner.
-        self.note(idle.saturating_sub(self.block_cost) <= self.limit);
+        self.note(
+            idle.saturating_sub(self.block_cost),
+            idle.saturating_sub(self.block_cost.max(self.lateness)),
+        );
     }
 
-    fn note(&mut self, within: bool) {
-        self.recent = self.recent << 1 | u16::from(within);
+    fn note(&mut self, most: Nanos, least: Nanos) {
+        self.soon = self.soon << 1 | u16::from(most <= self.limit);
+        let without_pause = least <= CLOSED_LOOP;
+        self.without_pause = self.without_pause << 1 | u32::from(without_pause);
+        if without_pause {
+            self.usual = least.max(self.usual - self.usual / 8);
+        }
     }
 }
 
@@ -90,20 +129,25 @@ mod tests {
 
     fn window(chosen: Option<u64>, cost: u64) -> PollWindow {
         let chosen = chosen.map(Duration::from_micros);
-        PollWindow::new(chosen, Some(Duration::from_micros(cost)))
+        let costs = BlockCosts {
+            run_time: Some(Duration::from_micros(cost)),
+            lateness: Some(Duration::from_micros(150)),
+        };
+        PollWindow::new(chosen, costs)
     }
 
     #[test]
     fn polling_lasts_as_long_as_blocking_costs_at_most() {
         for (cost, limit) in [(3, 3), (40, 40), (100, 100), (101, 100), (50_000, 100)] {
             let mut window = window(None, cost);
-            assert_eq!(window.get(), 0, "nothing is known yet");
+            assert_eq!(window.get(true), 0, "nothing is known yet");
             for _ in 0..16 {
                 window.found(limit * MICROS);
             }
-            assert_eq!(window.get(), limit * MICROS);
+            assert_eq!(window.get(true), limit * MICROS);
         }
-        assert_eq!(PollWindow::new(None, None).limit(), nanos(UNKNOWN));
+        let unknown = PollWindow::new(None, BlockCosts::default());
+        assert_eq!(unknown.limit(), nanos(UNKNOWN));
     }
 
     #[test]
@@ -112,38 +156,72 @@ mod tests {
         for _ in 0..16 {
             window.woken(39 * MICROS);
         }
-        assert_eq!(window.get(), 20 * MICROS);
+        assert_eq!(window.get(true), 20 * MICROS);
         for _ in 0..4 {
-            window.woken(41 * MICROS);
-            assert_eq!(window.get(), 20 * MICROS);
+            window.woken(2000 * MICROS);
+            assert_eq!(window.get(true), 20 * MICROS);
         }
-        window.woken(41 * MICROS);
-        assert_eq!(window.get(), 0);
+        window.woken(2000 * MICROS);
+        assert_eq!(window.get(true), 0);
         window.found(MICROS);
-        assert_eq!(window.get(), 0, "one says little");
+        assert_eq!(window.get(true), 0, "one says little");
+    }
+
+    /// Requests that come soon and late in every order. Returns how much is polled, and how much of that finds
+    /// something.
+    fn in_every_order(length: u32, soon: u64, check: impl Fn(u32, u64, u64)) {
+        for pattern in 0u32..1 << 16 {
+            let mut window = window(None, 20);
+            let (mut polled, mut useful) = (0, 0);
+            for turn in 0..length {
+                let is_soon = pattern >> (turn % 16) & 1 == 1;
+                let most = window.get(true) / MICROS;
+                let found = is_soon && most >= soon;
+                polled += if found { soon } else { most };
+                useful += u64::from(found) * soon;
+                match found {
+                    true => window.found(soon * MICROS),
+                    false => window.woken(if is_soon { soon + 150 } else { 3000 } * MICROS),
+                }
+            }
+            check(pattern, polled, useful);
+        }
     }
 
     #[test]
     fn polling_takes_hardly_more_than_it_saves() {
-        // Whatever the order in which requests come soon and late.
-        for pattern in 0u32..1 << 16 {
-            let mut window = window(None, 20);
-            let (mut polled, mut saved) = (0, 0);
-            for turn in 0..64 {
-                let soon = pattern >> (turn % 16) & 1 == 1;
-                let polling = window.get() > 0;
-                polled += u32::from(polling) * 20;
-                saved += u32::from(polling && soon) * 20;
-                match soon && polling {
-                    true => window.found(20 * MICROS),
-                    false => window.woken(if soon { 40 } else { 1000 } * MICROS),
-                }
-            }
+        in_every_order(64, 20, |pattern, polled, useful| {
             assert!(
-                polled <= saved * 2 + 100,
-                "{pattern:b}: {polled} for {saved}"
+                polled <= useful * 2 + 200,
+                "{pattern:b}: {polled} for {useful}"
             );
+        });
+    }
+
+    #[test]
+    fn a_closed_loop_is_polled_for_as_long_as_it_takes_and_no_other() {
+        in_every_order(128, 400, |pattern, polled, useful| {
+            let pauses = 16 - pattern.count_ones();
+            match pauses {
+                0 | 1 => assert!(useful >= 70 * 400, "{pattern:b}: {useful}"),
+                2 => {}
+                _ => assert_eq!(polled, 0, "{pattern:b}"),
+            }
+        });
+    }
+
+    #[test]
+    fn a_closed_loop_that_takes_longer_than_the_cap_is_not_polled() {
+        let mut window = window(None, 20);
+        for _ in 0..100 {
+            window.woken(700 * MICROS);
+            assert_eq!(window.get(true), 0);
         }
+        for _ in 0..100 {
+            window.woken(400 * MICROS);
+        }
+        assert_eq!(window.get(true), CLOSED_LOOP);
+        assert_eq!(window.get(false), 0, "others ask while they wait");
     }
 
     #[test]
@@ -152,11 +230,11 @@ mod tests {
         for _ in 0..16 {
             longer.found(1900 * MICROS);
         }
-        assert_eq!(longer.get(), 2000 * MICROS);
+        assert_eq!(longer.get(true), 2000 * MICROS);
         let mut never = window(Some(0), 3);
         for _ in 0..16 {
             never.woken(MICROS);
         }
-        assert_eq!(never.get(), 0);
+        assert_eq!(never.get(true), 0);
     }
 }

@@ -4,6 +4,7 @@ use super::backoff::BackOff;
 use super::closing::{Held, close, finish_what_was_asked, outwait};
 use super::coalescing::{Coalescer, Next, Sleep};
 use super::needs::SLOTS_OF_A_PAGE;
+use super::poll_window::BlockCosts;
 use super::queue::Queue;
 use super::queue_control::QueueGuard;
 use super::setup::{ConnectError, QueueError, QueueSetup};
@@ -90,7 +91,7 @@ async fn until_stopped<H: Hypervisor>(
     guard: &QueueGuard,
     turn: &mut Turn,
 ) -> Result<(), QueueError> {
-    let mut coalescer = Coalescer::new(queue.options(), handle.now(), handle.block_cost());
+    let mut coalescer = Coalescer::new(queue.options(), handle.now(), block_costs(handle));
     let mut back_off = BackOff::default();
     let mut progress = Progress::new(queue, handle);
     let most = queue.slots();
@@ -113,7 +114,7 @@ async fn until_stopped<H: Hypervisor>(
             Next::Answer => {
                 queue.sweep()?;
                 queue.publish();
-                coalescer.answered(queue.waiting()? + queue.unpublished(), handle.block_cost());
+                coalescer.answered(queue.waiting()? + queue.unpublished(), block_costs(handle));
                 back_off.request();
             }
             Next::Sleep(Sleep { more, until }) => {
@@ -145,6 +146,13 @@ async fn until_stopped<H: Hypervisor>(
         handle.yield_now().await;
     }
     finish_what_was_asked(handle, queue, guard).await
+}
+
+fn block_costs<H: Hypervisor>(handle: &Handle<H>) -> BlockCosts {
+    BlockCosts {
+        run_time: handle.block_cost(),
+        lateness: handle.lateness(),
+    }
 }
 
 /// When the store has last completed something, if it has a time-out.

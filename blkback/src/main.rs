@@ -122,7 +122,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
     end.get().unwrap_or(ShutdownReason::Crash)
 }
 
-/// What the operator chose on the command line. What makes no sense there is told.
+/// Reads the options on the command line. Logs words that it does not recognise.
 fn options(line: &'static str) -> Options {
     for word in unknown(line, &KEYS) {
         let known = KEYS.join(", ");

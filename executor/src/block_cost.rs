@@ -3,9 +3,9 @@
 use core::cell::Cell;
 use core::time::Duration;
 
-/// The last of so many measured sleeps tell it.
+/// How many measured sleeps the cost is derived from: the last ones.
 const MEASURED: usize = 8;
-/// Once that many are, one sleep in so many is measured: it takes three hypercalls more.
+/// Once that many are measured, one sleep in this number is: a measurement takes three more hypercalls.
 const SELDOM: u32 = 256;
 
 #[derive(Debug, Default)]
@@ -64,7 +64,7 @@ mod tests {
     extern crate std;
     use super::*;
 
-    /// Sleeps that cost so many microseconds each, where reading the time costs two. Returns how often it was
+    /// Sleeps that each cost the given microseconds, where reading the time costs two. Returns how often it was
     /// read.
     fn sleep(costs: &BlockCost, micros: impl IntoIterator<Item = u64>) -> u32 {
         let (now, read) = (Cell::new(0), Cell::new(0));

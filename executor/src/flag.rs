@@ -13,12 +13,12 @@ pub struct Flag(Rc<State>);
 struct State {
     set: Cell<bool>,
     last: Cell<u64>,
-    /// Those who wait, by the number they got.
+    /// The tasks that wait, by the number of their wait.
     waiters: RefCell<Vec<(u64, Waker)>>,
 }
 
-/// One task's wait for a flag, given up when it ends: a flag may be waited for over and over again, by
-/// tasks that are long gone when it is set.
+/// One task's wait for a flag. Its entry leaves with it, since a flag may be waited for any number of times, by
+/// tasks that have ended when it is set.
 struct Waiter<'f> {
     state: &'f State,
     number: u64,
@@ -51,7 +51,7 @@ impl Drop for Waiter<'_> {
 }
 
 impl Flag {
-    /// Sets the flag and wakes everyone who waits for it.
+    /// Sets the flag and wakes all tasks that wait for it.
     pub fn set(&self) {
         self.0.set.set(true);
         for (_, waiter) in self.0.waiters.take() {
@@ -59,7 +59,7 @@ impl Flag {
         }
     }
 
-    /// Whether it is set.
+    /// Returns whether it is set.
     pub fn is_set(&self) -> bool {
         self.0.set.get()
     }
@@ -98,7 +98,7 @@ impl Signal {
         }
     }
 
-    /// Whether it is raised; lowers it.
+    /// Lowers the signal, and returns whether it was raised.
     pub fn take(&self) -> bool {
         self.0.raised.take()
     }

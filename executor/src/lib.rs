@@ -117,25 +117,25 @@ impl<H: Hypervisor> Executor<H> {
         }
     }
 
-    /// This executor as other vCPUs see it.
+    /// Returns what other vCPUs send work to this executor with.
     pub fn spawner(&self) -> VcpuSpawner<H> {
         self.core.spawner.clone()
     }
 
-    /// What tasks need to spawn others and to wait.
+    /// Returns what tasks need to spawn others and to wait.
     pub fn handle(&self) -> Handle<H> {
         Handle {
             core: self.core.clone(),
         }
     }
 
-    /// Runs tasks until none can make progress, without ever blocking. Answers whether any task
+    /// Runs tasks until none can make progress, without ever blocking. Returns whether any task
     /// was polled.
     pub fn run_until_idle(&mut self) -> bool {
         self.run_while(&|| true)
     }
 
-    /// The same, but only as long as `more` says so.
+    /// Runs tasks until none can make progress or `more` returns false.
     fn run_while(&mut self, more: &dyn Fn() -> bool) -> bool {
         let core = &self.core;
         let mut polled = false;
@@ -157,15 +157,15 @@ impl<H: Hypervisor> Executor<H> {
         }
     }
 
-    /// Runs tasks until `done` says so, blocking the vCPU whenever there is nothing to do.
+    /// Runs tasks until `done` returns true, blocking the vCPU whenever no task can run.
     pub fn run_until(&mut self, done: impl Fn() -> bool) {
         self.run_until_done(&done);
     }
 
-    /// The same, once for whatever `done` is.
+    /// Does so in code that is not compiled for each type of `done`.
     fn run_until_done(&mut self, done: &dyn Fn() -> bool) {
         loop {
-            // A task that looks for work without sleeping keeps nobody from ending.
+            // A task that polls without sleeping does not keep the executor from ending.
             self.run_while(&|| !done());
             if done() {
                 return;
@@ -194,7 +194,7 @@ impl<H: Hypervisor> Executor<H> {
         }
     }
 
-    /// The earliest time at which a task wants to be woken.
+    /// Returns the earliest time at which a task wants to be woken.
     pub fn next_deadline(&self) -> Option<Instant> {
         self.core.timers.next()
     }
@@ -219,7 +219,7 @@ impl<H: Hypervisor> Handle<H> {
         self.spawn_boxed(Box::pin(task))
     }
 
-    /// The same, once for all kinds of tasks.
+    /// Does so in code that is not compiled for each type of task.
     fn spawn_boxed(&self, task: BoxedTask) -> Task {
         let (task, abort) = abortable(task);
         self.core.inbox.borrow_mut().push(task);
@@ -227,7 +227,7 @@ impl<H: Hypervisor> Handle<H> {
         Task { abort }
     }
 
-    /// The executor as other vCPUs see it.
+    /// Returns what other vCPUs send work to the executor with.
     pub fn spawner(&self) -> VcpuSpawner<H> {
         self.core.spawner.clone()
     }
@@ -237,7 +237,7 @@ impl<H: Hypervisor> Handle<H> {
         &self.core.hypervisor
     }
 
-    /// The monotonic clock.
+    /// Returns the time, by a clock that never goes back.
     pub fn now(&self) -> Instant {
         self.core.hypervisor.now()
     }
@@ -254,7 +254,7 @@ impl<H: Hypervisor> Handle<H> {
         self.core.block_cost.get()
     }
 
-    /// Takes over a bound port: its notifications wake whoever awaits them, and dropping the
+    /// Takes over a bound port: its notifications wake the task that waits for them, and dropping the
     /// channel closes it.
     pub fn event_channel(&self, port: Port) -> EventChannel<H> {
         EventChannel::new(self.core.clone(), port)

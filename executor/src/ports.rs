@@ -20,7 +20,7 @@ pub(crate) struct Ports(RefCell<Vec<PortState>>);
 impl Ports {
     /// Remembers that `port` was notified and wakes its waiter.
     pub(crate) fn notify(&self, port: Port) {
-        // A port that nobody has taken over yet is not in the table; whoever takes it over looks
+        // A port that no task has taken over yet is not in the table; the task that takes it over looks
         // at what it waits for once before waiting, so nothing is lost by dropping this.
         if let Some(state) = self.0.borrow_mut().get_mut(port.0 as usize) {
             state.notified = true;
@@ -75,7 +75,7 @@ impl<H: Hypervisor> EventChannel<H> {
         .await;
     }
 
-    /// Holds back notifications until [`unmask`](Self::unmask): meanwhile they wake nobody.
+    /// Holds back notifications until [`unmask`](Self::unmask): meanwhile they wake no task.
     pub fn mask(&self) {
         self.core.hypervisor.mask_port(self.port);
     }

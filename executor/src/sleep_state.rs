@@ -32,20 +32,20 @@ impl SleepState {
         SleepState(AtomicU8::new(AWAKE))
     }
 
-    /// Some task can make progress. True if the vCPU has to be interrupted for that.
+    /// Records that some task can make progress. Returns true if the vCPU has to be interrupted for that.
     #[inline]
     pub(crate) fn wake(&self) -> bool {
         self.0.swap(WOKEN, Ordering::AcqRel) == ASLEEP
     }
 
-    /// Whether some task was woken since this was asked last. What its waker did before can be
+    /// Returns whether some task was woken since the last call. What its waker did before that can be
     /// seen from here on.
     #[inline]
     pub(crate) fn take(&self) -> bool {
         self.0.swap(AWAKE, Ordering::AcqRel) == WOKEN
     }
 
-    /// Says that the vCPU does not sleep any more, before it looks for what has happened.
+    /// Marks the vCPU as awake. It looks for notifications and deadlines after this.
     #[inline]
     pub(crate) fn end_sleep(&self) {
         // If this fails, it was awake already, or some task was woken.
@@ -54,7 +54,7 @@ impl SleepState {
             .compare_exchange(ASLEEP, AWAKE, Ordering::AcqRel, Ordering::Relaxed);
     }
 
-    /// Says that the vCPU is about to sleep; false if it must not, because some task was woken.
+    /// Marks the vCPU as asleep, before it blocks; returns false if it must not, because some task was woken.
     #[inline]
     pub(crate) fn begin_sleep(&self) -> bool {
         self.0

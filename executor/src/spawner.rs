@@ -1,4 +1,4 @@
-//! An executor as other vCPUs see it: they wake its tasks, and send it work.
+//! What other vCPUs have of an executor: they wake its tasks, and send it work.
 
 use crate::Handle;
 use crate::sleep_state::SleepState;
@@ -13,7 +13,7 @@ use spin::Mutex;
 
 type Work<H> = Box<dyn FnOnce(&Handle<H>) + Send>;
 
-/// The executor of one vCPU, for use on any: work can be sent to it. Clones are the same one.
+/// Sends work to the executor of one vCPU, from any vCPU. Clones are of the same executor.
 ///
 /// ```
 /// # fn example<H: bulkhead_xen::Hypervisor>(first: H, start: impl FnOnce(Box<dyn FnOnce() + Send>)) {
@@ -42,7 +42,7 @@ struct Shared<H> {
     hypervisor: H,
     vcpu: VcpuId,
     sleep_state: SleepState,
-    /// Whether anything may have been sent.
+    /// Whether work may have been sent.
     sent: AtomicBool,
     work: Mutex<Vec<Work<H>>>,
 }
@@ -59,21 +59,20 @@ impl<H: Hypervisor> VcpuSpawner<H> {
         }))
     }
 
-    /// The vCPU that it is about.
+    /// Returns the vCPU of the executor.
     pub fn vcpu(&self) -> VcpuId {
         self.0.vcpu
     }
 
-    /// Has something done on that vCPU, soon. Only this has to be able to go from one vCPU to
-    /// another; what it makes there, tasks above all, never leaves. It takes a lock that the vCPU
-    /// takes too when something was sent: not for the data path.
+    /// Has `work` run on that vCPU, soon. `work` is [`Send`]; the tasks that it spawns need not be, for they stay
+    /// there. Takes a lock that the vCPU also takes when work was sent: not for the data path.
     pub fn send(&self, work: impl FnOnce(&Handle<H>) + Send + 'static) {
         self.0.work.lock().push(Box::new(work));
         self.0.sent.store(true, Ordering::Release);
         self.wake();
     }
 
-    /// Does what was sent.
+    /// Runs the work that was sent.
     #[inline]
     pub(crate) fn receive(&self, handle: impl FnOnce() -> Handle<H>) {
         if self.0.sent.load(Ordering::Relaxed) && self.0.sent.swap(false, Ordering::Acquire) {

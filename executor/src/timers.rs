@@ -10,7 +10,7 @@ use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
 use core::time::Duration;
 
-/// So many of the last sleeps tell what a sleep costs.
+/// How many sleeps the wake-up latency is derived from: the last ones.
 const SLEEPS: usize = 16;
 
 /// A deadline, and a number that tells apart those with the same one.
@@ -29,7 +29,7 @@ pub(crate) struct Timers {
 }
 
 impl Timers {
-    /// Wakes everyone whose time has come. Reads the clock only if somebody waits.
+    /// Wakes every task whose deadline has passed. Reads the clock only if a task waits.
     pub(crate) fn fire(&self, now: impl FnOnce() -> Instant) {
         let mut waiting = self.waiting.borrow_mut();
         if waiting.is_empty() {

@@ -20,7 +20,7 @@ pub fn value<'a>(line: &'a str, key: &str) -> Option<&'a str> {
         .next_back()
 }
 
-/// The words that nobody reads, where `known` are the keys that `main` does: mistyped ones, most likely.
+/// Returns the words that no one reads; `known` are the keys that `main` reads. Such words are probably mistyped.
 ///
 /// What is meant for another kernel is passed over: xl makes `root=` of a configuration's own `root`
 /// and puts it before `extra`, bootloaders name the kernel's file and `BOOT_IMAGE=`, and the rest comes
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn words_that_nobody_reads_are_found() {
+    fn unknown_words_are_found() {
         let known = ["data-path", "poll", "hold"];
         let of = |line| unknown(line, &known).collect::<Vec<_>>();
         assert_eq!(of(""), [""; 0]);

@@ -1,7 +1,7 @@
 //! The console ring (`io/console.h`): text out, keys in.
 //!
-//! The ring holds two kilobytes, and whoever reads it may take its time, or never come. Nobody who
-//! serves a disk waits for that: what does not fit is kept here until there is room, and what does not
+//! The ring holds two kilobytes, and its reader in dom0 may be late, or never come. No vCPU that
+//! serves disks waits for the reader: what does not fit is kept here until there is room, and what does not
 //! fit here either is dropped, and counted in the output.
 
 use bulkhead_xen::abi::console::{ConsoleRing, IN_BYTES, OUT_BYTES};
@@ -28,11 +28,11 @@ unsafe impl Send for Console {}
 
 /// What becomes of text for which the ring has no room.
 pub enum OnFull<'a> {
-    /// It is kept, as far as there is room for that, and dropped beyond. Nobody waits.
+    /// The text is kept as far as there is room for it, and dropped beyond. The caller does not wait.
     Keep,
     /// The reader is waited for, as long as the function waits a little and says so: false if it has
     /// waited long enough. Then the text is dropped, and later texts do not wait at all until
-    /// somebody reads again.
+    /// the reader has read something.
     Wait(&'a mut dyn FnMut() -> bool),
 }
 
@@ -56,7 +56,7 @@ impl Console {
         self.ring = Some(ring);
     }
 
-    /// Whether there is a ring.
+    /// Returns whether there is a ring.
     pub fn is_attached(&self) -> bool {
         self.ring.is_some()
     }
@@ -92,7 +92,7 @@ impl Console {
         OUT_BYTES.saturating_sub(used as usize)
     }
 
-    /// Puts in what fits, and returns how much that was.
+    /// Puts bytes into the ring as far as they fit, and returns how many.
     fn put(&mut self, bytes: &[u8]) -> usize {
         let count = bytes.len().min(self.room());
         let start = self.out_prod().load(Ordering::Relaxed);
@@ -111,7 +111,7 @@ impl Console {
         count
     }
 
-    /// Moves what was kept into the ring, as far as it has room. Answers whether that was anything.
+    /// Moves kept text into the ring, as far as it has room. Returns whether anything was moved.
     pub fn flush(&mut self) -> bool {
         let mut moved = 0;
         while !self.kept.is_empty() {
@@ -162,7 +162,7 @@ impl Console {
         self.lost = self.lost.saturating_add(lost as u32);
     }
 
-    /// Puts bytes into the ring, or behind those that wait for it. Answers for how many there was room.
+    /// Puts bytes into the ring, or behind those that wait for it. Returns for how many there was room.
     fn put_or_keep(&mut self, bytes: &[u8]) -> usize {
         let put = if self.kept.is_empty() {
             self.put(bytes)

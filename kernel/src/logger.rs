@@ -18,7 +18,7 @@ static STARTED: AtomicU64 = AtomicU64::new(0);
 static CLOCK: AtomicBool = AtomicBool::new(false);
 static SERVING: AtomicBool = AtomicBool::new(false);
 
-/// How long a full ring may hold up one line while nobody is served yet.
+/// How long a full ring may hold up one line before disks are served.
 const PATIENCE: Duration = Duration::from_millis(20);
 /// How often a vCPU that is about to stop is waited for: some milliseconds.
 const STOPPING: u32 = 1_000_000;
@@ -35,7 +35,7 @@ pub unsafe fn use_ring(ring: NonNull<ConsoleRing>, port: Port) {
     unsafe { CONSOLE.lock().attach(ring) };
 }
 
-/// From here on no line waits for whoever reads the console: somebody may be served by this vCPU.
+/// Never lets a line wait for the console's reader from now on: this vCPU may be serving a guest.
 pub fn never_wait() {
     SERVING.store(true, Ordering::Relaxed);
 }
@@ -60,7 +60,7 @@ fn uptime() -> Duration {
 }
 
 fn notify() {
-    // Without a reader there is nobody to tell.
+    // If there is no reader, nothing is lost.
     let _ = event_channels::notify(Port(PORT.load(Ordering::Relaxed)));
 }
 
@@ -94,7 +94,7 @@ fn debug_port(text: &str) {
     }
 }
 
-/// Writes a message, and waits for whoever reads the console so long, if at all.
+/// Writes a message. Waits for the console's reader for `patience` at most, or not at all.
 fn emit(console: &mut Console, message: fmt::Arguments<'_>, patience: Option<Duration>) {
     if !console.is_attached() {
         let _ = Lines(debug_port).write_fmt(message);
@@ -191,7 +191,7 @@ pub fn read() -> Option<u8> {
     console.read()
 }
 
-/// Says something although the domain is about to crash: to the console, even if its lock was
+/// Writes a message although the domain is about to crash: to the console, even if its lock was
 /// held when that happened, and to Xen's log. Other vCPUs have been told to stop.
 pub fn last_words(message: fmt::Arguments<'_>) {
     let _ = Lines(debug_port).write_fmt(message);

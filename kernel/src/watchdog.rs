@@ -35,7 +35,7 @@ pub fn start(seconds: u32) {
     TIMEOUT.store(seconds, Ordering::Relaxed);
 }
 
-/// How often a vCPU has to say that it lives; `None` if nobody watches.
+/// Returns how often each vCPU has to call [`beat`]; `None` if the watchdog is off.
 pub fn interval() -> Option<Duration> {
     let timeout = TIMEOUT.load(Ordering::Relaxed);
     (timeout > 0).then(|| Duration::from_secs(timeout.into()) / 30)
@@ -46,7 +46,7 @@ fn limit() -> Duration {
     Duration::from_secs(TIMEOUT.load(Ordering::Relaxed).into()) / 10
 }
 
-/// Says that the calling vCPU lives, and looks at the next one.
+/// Records that the calling vCPU is alive, and checks the next one.
 pub fn beat() {
     let here = vcpu::current();
     here.watchdog.beats.fetch_add(1, Ordering::Relaxed);

@@ -34,7 +34,7 @@ unsafe extern "C" {
     pub fn pvh_nmi();
 }
 
-/// Says in the log what has come since it was asked last.
+/// Logs how many NMIs have come since the last call.
 pub fn log_received() {
     if RECEIVED.load(Ordering::Relaxed) != 0 {
         let received = RECEIVED.swap(0, Ordering::Relaxed);

@@ -212,7 +212,7 @@ pub fn idt_page() -> Range<u64> {
 
 const CR0_WRITE_PROTECT: u64 = 1 << 16;
 
-/// Lets the calling vCPU write to read-only pages; answers what to give to
+/// Lets the calling vCPU write to read-only pages; returns what to give to
 /// [`restore_write_protection`].
 ///
 /// # Safety
@@ -230,7 +230,7 @@ pub unsafe fn lift_write_protection() -> u64 {
 /// Forbids it again.
 ///
 /// # Safety
-/// `cr0` is what [`lift_write_protection`] has answered on this vCPU.
+/// `cr0` is what [`lift_write_protection`] has returned on this vCPU.
 pub unsafe fn restore_write_protection(cr0: u64) {
     // SAFETY: by the contract, what the register was before.
     unsafe { asm!("mov cr0, {}", in(reg) cr0, options(nostack)) };

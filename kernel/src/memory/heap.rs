@@ -18,7 +18,7 @@ const OVERHEAD: usize = 24;
 static BLOCKS: AtomicUsize = AtomicUsize::new(0);
 static USED: AtomicUsize = AtomicUsize::new(0);
 
-/// Bytes of the heap's blocks that nobody uses.
+/// Returns the bytes of the heap's blocks that are not allocated.
 pub fn free() -> usize {
     let used = USED.load(Ordering::Relaxed);
     BLOCKS.load(Ordering::Relaxed).saturating_sub(used)

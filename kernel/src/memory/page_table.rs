@@ -69,7 +69,7 @@ pub struct Image {
     pub code: Range<u64>,
     /// Constants: neither.
     pub constants: Range<u64>,
-    /// What the processor reads of itself: written at boot, and by nobody since.
+    /// What the processor reads by itself: written at boot, and never again.
     pub tables: [Range<u64>; 3],
     /// The page below the stack: not there.
     pub guard: Range<u64>,

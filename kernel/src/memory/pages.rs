@@ -46,7 +46,7 @@ pub struct MemoryStatistics {
     pub total: usize,
     /// What could be there, too.
     pub ballooned: usize,
-    /// What nobody uses; the heap's own reserve counts as used.
+    /// Free memory; the heap's own reserve counts as used.
     pub free: usize,
 }
 
@@ -174,7 +174,7 @@ pub fn now_there(pages: Range<usize>) {
     }
 }
 
-/// How much memory there is.
+/// Returns how much memory there is.
 pub fn statistics() -> MemoryStatistics {
     PAGES
         .lock()

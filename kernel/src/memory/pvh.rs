@@ -15,7 +15,7 @@ unsafe extern "C" {
     static mut boot_pt0: [u64; 512];
 }
 
-/// Lets page tables forbid execution, if the processor can; answers whether it can.
+/// Lets page tables forbid execution, if the processor can; returns whether it can.
 ///
 /// # Safety
 /// At boot, on page tables that do not use that bit yet.
@@ -97,7 +97,7 @@ pub unsafe fn protect(address: u64) -> Option<()> {
 }
 
 /// # Safety
-/// Whoever uses the page can do so with this entry; only the calling vCPU runs.
+/// All users of the page can use it with this entry; only the calling vCPU runs.
 unsafe fn set_entry(address: u64, new: u64) -> Option<()> {
     let [third, second, first] = [3, 2, 1].map(|level| page_table::index(address, level));
     let mut added = None;

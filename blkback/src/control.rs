@@ -1,6 +1,7 @@
 //! What the toolstack asks of the domain as a whole: `control/shutdown`
 //! (Xen's `docs/misc/xenstore-paths.pandoc`).
 
+use bulkhead_xenbus::CommandNode;
 use bulkhead_xenstore_client::{Client, Error};
 
 /// How the toolstack wants the domain to end.
@@ -58,17 +59,9 @@ async fn announce(store: &Client) {
 /// Says which requests are honoured, and waits for one.
 pub async fn shutdown_requested(store: &Client) -> Result<ShutdownRequest, Error> {
     announce(store).await;
-    let mut watch = store.watch(NODE).await?;
+    let mut requests = CommandNode::watch(store, NODE).await?;
     loop {
-        watch.next().await?;
-        let Some(value) = store.read_optional(NODE).await? else {
-            continue;
-        };
-        if value.is_empty() {
-            continue;
-        }
-        // The empty value tells the toolstack that the request was seen.
-        store.write(NODE, "").await?;
+        let value = requests.next().await?;
         match ShutdownRequest::parse(&value) {
             Some(request) => return Ok(request),
             None if value == "suspend" => log::warn!("{NODE}: {NOT_SUSPENDED}"),

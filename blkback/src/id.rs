@@ -3,6 +3,7 @@
 use alloc::format;
 use alloc::string::String;
 use bulkhead_xen::DomId;
+use bulkhead_xenbus::DiskName;
 use core::fmt;
 
 /// Where the toolstack announces block devices, relative to the driver domain's own directory.
@@ -40,25 +41,14 @@ impl VbdId {
     pub fn frontend_path(&self) -> String {
         format!("/local/domain/{}/device/vbd/{}", self.frontend, self.device)
     }
-
-    /// The name under which Linux shows the disk (`xen/docs/man/xen-vbd-interface.7`), where the
-    /// number follows that scheme.
-    fn name(&self) -> Option<(char, u32)> {
-        const XVD_MAJOR: u32 = 202;
-        (self.device >> 8 == XVD_MAJOR).then(|| {
-            let disk = (self.device & 0xff) / 16;
-            (char::from(b'a' + disk as u8), self.device % 16)
-        })
-    }
 }
 
 /// As the log names it: `5/51712 (xvda)`.
 impl fmt::Display for VbdId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.frontend, self.device)?;
-        match self.name() {
-            Some((disk, 0)) => write!(f, " (xvd{disk})"),
-            Some((disk, partition)) => write!(f, " (xvd{disk}{partition})"),
+        match DiskName::of(self.device) {
+            Some(name) => write!(f, " ({name})"),
             None => Ok(()),
         }
     }

@@ -38,7 +38,6 @@ pub mod id;
 pub mod limits;
 pub mod memory_target;
 pub mod operator;
-pub mod retry;
 pub mod services;
 pub mod statistics;
 mod unserved;

@@ -4,9 +4,9 @@
 //! What nobody uses goes back to Xen, and comes again. Images and what is allocated stay, and so does a
 //! reserve: a target that cannot be reached is followed as far as it can be, and the log says why not.
 
-use crate::retry::persist;
 use bulkhead_executor::Handle;
 use bulkhead_xen::{Balloon, Hypervisor, PAGE_SIZE};
+use bulkhead_xenbus::retry::persist;
 use bulkhead_xenstore_client::{Client, Error};
 use core::cell::Cell;
 use core::convert::Infallible;

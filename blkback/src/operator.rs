@@ -11,7 +11,6 @@
 //!   xl console <storage>, then h
 //! ```
 
-use crate::retry::persist;
 use crate::services::Services;
 use crate::statistics::as_line;
 use alloc::format;
@@ -19,6 +18,8 @@ use alloc::string::String;
 use bulkhead_executor::EventChannel;
 use bulkhead_images::GrowRequest;
 use bulkhead_xen::Hypervisor;
+use bulkhead_xenbus::CommandNode;
+use bulkhead_xenbus::retry::persist;
 use bulkhead_xenstore_client::Error;
 use core::convert::Infallible;
 
@@ -35,17 +36,9 @@ pub async fn grow_on_request<H: Hypervisor>(services: &Services<H>) -> Result<In
 
 async fn grow_on_each<H: Hypervisor>(services: &Services<H>) -> Result<Infallible, Error> {
     let store = &services.store;
-    let mut watch = store.watch(GROW).await?;
+    let mut requests = CommandNode::watch(store, GROW).await?;
     loop {
-        watch.next().await?;
-        let Some(request) = store.read_optional(GROW).await? else {
-            continue;
-        };
-        if request.is_empty() {
-            continue;
-        }
-        // The empty value says that the request was seen, as with control/shutdown.
-        store.write(GROW, "").await?;
+        let request = requests.next().await?;
         let answer = match grow(services, &request).await {
             Ok(done) => {
                 log::info!("{done}");

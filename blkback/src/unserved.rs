@@ -6,15 +6,16 @@
 use crate::changes::Changes;
 use crate::device::DeviceId;
 use crate::frontends::Following;
-use crate::retry::persist;
 use crate::services::Services;
-use crate::vbd::published::Nodes;
-use crate::vbd::state::XenbusState;
-use crate::vbd::{Act, Change, LINGER, is_over, read_into};
+use crate::vbd::{Act, Change, LINGER, is_over};
 use alloc::format;
 use alloc::string::{String, ToString};
 use bulkhead_executor::Sleep;
 use bulkhead_xen::Hypervisor;
+use bulkhead_xenbus::NodeMap;
+use bulkhead_xenbus::XenbusState;
+use bulkhead_xenbus::read_nodes;
+use bulkhead_xenbus::retry::persist;
 use bulkhead_xenstore_client::{Error, Fault, Refusal};
 use core::cell::Cell;
 use core::fmt;
@@ -60,8 +61,8 @@ struct Refused<'a, H: Hypervisor> {
 impl<H: Hypervisor> Refused<'_, H> {
     async fn run(&self) -> Result<(), Error> {
         let store = &self.services.store;
-        let mut nodes = Nodes::new();
-        read_into(&mut nodes, store, &self.path, &NODES).await?;
+        let mut nodes = NodeMap::new();
+        read_nodes(&mut nodes, store, &self.path, &NODES).await?;
         let Some(state) = nodes.get("state") else {
             // An event of a removal, or a directory that is still being made.
             return Ok(());
@@ -132,8 +133,8 @@ impl<H: Hypervisor> Refused<'_, H> {
     /// Whether the directory says that the device is closed, and whether anybody wants that it is there.
     async fn look(&self, frontend: &str) -> Result<(bool, bool), Error> {
         let store = &self.services.store;
-        let mut nodes = Nodes::new();
-        read_into(&mut nodes, store, &self.path, &["state", "online"]).await?;
+        let mut nodes = NodeMap::new();
+        read_nodes(&mut nodes, store, &self.path, &["state", "online"]).await?;
         let there = match store.exists(frontend).await {
             Err(error) if matches!(error.fault(), Fault::Path { .. }) => false,
             Err(error) if error.refusal() == Some(Refusal::AccessDenied) => false,
@@ -174,11 +175,11 @@ impl<H: Hypervisor> Refused<'_, H> {
 /// What is wrong, and what to write instead.
 struct Advice<'a> {
     device: &'a DeviceId,
-    nodes: &'a Nodes,
+    nodes: &'a NodeMap,
 }
 
 impl<'a> Advice<'a> {
-    fn new(device: &'a DeviceId, nodes: &'a Nodes) -> Self {
+    fn new(device: &'a DeviceId, nodes: &'a NodeMap) -> Self {
         Advice { device, nodes }
     }
 

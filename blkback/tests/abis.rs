@@ -55,7 +55,7 @@ fn a_frontend_that_names_no_protocol_speaks_the_native_one() {
     disk.prepare();
     disk.publish();
     disk.remove_node("protocol");
-    disk.go(bulkhead_blkback::vbd::state::XenbusState::Initialised);
+    disk.go(bulkhead_xenbus::XenbusState::Initialised);
     assert!(disk.read(0, 8) == content(0, IMAGE_SIZE)[..4096]);
     disk.detach();
     world.nothing_left();

@@ -1,9 +1,9 @@
 //! A store that answers late, in any order, or not at all.
 
-use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_blkback_testkit::{Bystander, Frontend, Guest, IMAGE_SIZE, Random, World, content};
 use bulkhead_images::{IoError, Op, Sector};
 use bulkhead_ring::blkif::{Status, TransferKind};
+use bulkhead_xenbus::XenbusState;
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;

@@ -1,10 +1,10 @@
 //! Frontends that publish rubbish: each is closed and told why, and costs nobody else anything.
 
-use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_blkback_testkit::{Bystander, Frontend, Guest, World};
 use bulkhead_xen::abi::grant_table::EntryFlags;
 use bulkhead_xen::{DomId, Errno, GrantRef, GrantStatus};
 use bulkhead_xen_sim::{GrantUse, Hypercall};
+use bulkhead_xenbus::XenbusState;
 
 /// Publishes what `spoil` makes of a frontend's details, beside a guest that notices nothing.
 /// Answers what the frontend is told.

@@ -1,8 +1,8 @@
 //! Frontends that lie about one of their queues, or on it.
 
 use bulkhead_blkback::engine::DataPath;
-use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_blkback_testkit::{Bystander, Frontend, Guest, Style, World};
+use bulkhead_xenbus::XenbusState;
 
 /// Connects with nodes that make no sense, and answers what the operator is told.
 fn refused(guest: &Guest<'_>, queues: usize, spoil: impl Fn(&mut Frontend<'_>)) -> String {

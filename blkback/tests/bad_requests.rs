@@ -1,6 +1,5 @@
 //! Requests that lie: an error response, or a closed device, for that frontend alone.
 
-use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_blkback_testkit::{
     Bystander, Frontend, Guest, IMAGE_SIZE, PATHS, POISON, SECTORS, Style, World, content,
 };
@@ -12,6 +11,7 @@ use bulkhead_ring::blkif::{
 use bulkhead_ring::{Index, SharedPages};
 use bulkhead_xen::GrantRef;
 use bulkhead_xen_sim::GrantUse;
+use bulkhead_xenbus::XenbusState;
 use std::time::Duration;
 
 /// Runs a scene with a hostile frontend, connected to `disk0`, beside a guest that does verified

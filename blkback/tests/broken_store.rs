@@ -2,11 +2,11 @@
 //! without it.
 
 use bulkhead_blkback::control::{ShutdownRequest, shutdown_requested};
-use bulkhead_blkback::retry::persist;
-use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_blkback_testkit::{Bystander, Guest, IMAGE_SIZE, World, content};
 use bulkhead_ring::{Index, RingMemory, SharedPages};
 use bulkhead_xen::abi::xs_wire::{Header, MessageType, Refusal, RequestId, TransactionId};
+use bulkhead_xenbus::XenbusState;
+use bulkhead_xenbus::retry::persist;
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;

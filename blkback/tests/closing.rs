@@ -1,8 +1,8 @@
 //! Who closes a disk, when, and what is left to see of it.
 
-use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_blkback_testkit::{Guest, IMAGE_SIZE, World, content};
 use bulkhead_xen_sim::xenstore::toolstack;
+use bulkhead_xenbus::XenbusState;
 use std::time::Duration;
 
 /// Windows' xenvbd closes before it connects, to begin with a clean slate: it waits for the backend

@@ -1,9 +1,9 @@
 //! The error nodes, where operators read why a disk is not served: they are the driver domain's own
 //! nodes, of which xenstored lets it have a thousand, disks included.
 
-use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_blkback_testkit::{Bystander, Frontend, Guest, World};
 use bulkhead_xen_sim::xenstore::toolstack;
+use bulkhead_xenbus::XenbusState;
 use std::time::Duration;
 
 /// The most nodes that errors take together, the two or three above all of them included.

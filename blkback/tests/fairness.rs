@@ -1,7 +1,7 @@
 //! Guests that ask without end for all that a vCPU can do: each gets its share, whatever the number of its queues.
 
-use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_blkback_testkit::{Frontend, Guest, Link, Meanwhile, Setup, World};
+use bulkhead_xenbus::XenbusState;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 

@@ -1,13 +1,13 @@
 //! Long discards that nobody waits for any more, and those that somebody still waits for.
 
 use bulkhead_blkback::engine::Options;
-use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_blkback_testkit::{
     Bystander, Frontend, Guest, Meanwhile, SECTORS, Setup, World, content,
 };
 use bulkhead_images::DiscardMode;
 use bulkhead_ring::blkif::{Discard, Operation, Request, Sector, Status};
 use bulkhead_xen_sim::xenstore::toolstack;
+use bulkhead_xenbus::XenbusState;
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;

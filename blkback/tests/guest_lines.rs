@@ -1,7 +1,7 @@
 //! The log: what guests do is told, and no guest fills it.
 
-use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_blkback_testkit::{Bystander, Frontend, Guest, Style, World};
+use bulkhead_xenbus::XenbusState;
 use std::time::Duration;
 
 /// How many lines of the log are about a guest.

@@ -1,12 +1,12 @@
 //! Frontends and a xenstore that change things at the worst moment.
 
-use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_blkback_testkit::{
     Bystander, Frontend, Guest, IMAGE_SIZE, Link, Meanwhile, PATHS, Setup, Style, World, content,
 };
 use bulkhead_ring::blkif::Status;
 use bulkhead_ring::{Index, RingMemory, SharedPages};
 use bulkhead_xen_sim::xenstore::{owned_by, toolstack};
+use bulkhead_xenbus::XenbusState;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 

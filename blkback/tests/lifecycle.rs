@@ -1,8 +1,8 @@
 //! Every turn of a disk's life that the toolstack, the guest or the driver domain can take.
 
-use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_blkback_testkit::{Bystander, Guest, IMAGE_SIZE, Link, World, content};
 use bulkhead_xen_sim::xenstore::toolstack::{self, Disk};
+use bulkhead_xenbus::XenbusState;
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;

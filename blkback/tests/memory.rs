@@ -1,13 +1,13 @@
 //! The driver domain's memory runs out: who wants more is refused, and nobody else notices.
 
 use bulkhead_blkback::engine::{ConnectError, Queue, QueueSetup};
-use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_blkback_testkit::{
     Bystander, Frontend, Guest, Link, Style, World, bytes_in_use, in_driver_domain, refusing,
 };
 use bulkhead_grant::NoRoom;
 use bulkhead_images::{Access, BlockDevice, ImageMemory, QueueContext, RamImage, SectorSize};
 use bulkhead_xen::VcpuId;
+use bulkhead_xenbus::XenbusState;
 use futures_util::FutureExt;
 use std::ptr::NonNull;
 use std::sync::Arc;

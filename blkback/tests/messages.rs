@@ -2,9 +2,9 @@
 //! requests a second, and it has one connection for the disks of all guests: what one of them brings
 //! about, the others wait for.
 
-use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_blkback_testkit::{Bystander, Frontend, Guest, Style, World};
 use bulkhead_xen_sim::xenstore::toolstack;
+use bulkhead_xenbus::XenbusState;
 use std::time::Duration;
 
 const NAMES: [&str; 8] = [

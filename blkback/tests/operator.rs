@@ -3,7 +3,6 @@
 
 use bulkhead_blkback::engine::DataPath;
 use bulkhead_blkback::operator::answer_keys;
-use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_blkback_testkit::{
     Bystander, Frontend, Guest, IMAGE_SIZE, SECTORS, Setup, Style, World, content,
 };
@@ -12,6 +11,7 @@ use bulkhead_ring::blkif::{Status, TransferKind};
 use bulkhead_xen::Hypervisor;
 use bulkhead_xen::abi::xs_wire::{MessageType, Refusal};
 use bulkhead_xen_sim::xenstore::toolstack;
+use bulkhead_xenbus::XenbusState;
 use bulkhead_xenstore_client::{Client, Ring};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;

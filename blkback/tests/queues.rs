@@ -1,10 +1,10 @@
 //! Several queues of a disk, on one vCPU and on several.
 
 use bulkhead_blkback::engine::DataPath;
-use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_blkback_testkit::{Frontend, Guest, PATHS, Setup, Style, World};
 use bulkhead_xen::VcpuId;
 use bulkhead_xen_sim::DomainKind;
+use bulkhead_xenbus::XenbusState;
 
 #[test]
 fn every_count_of_queues_on_every_count_of_vcpus() {

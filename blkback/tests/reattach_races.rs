@@ -1,10 +1,10 @@
 //! Directories that the toolstack makes anew in the middle of something: what it wrote last is what
 //! is served, whatever was being done about the disk before.
 
-use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_blkback_testkit::{Bystander, Frontend, Guest, IMAGE_SIZE, World, content};
 use bulkhead_ring::blkif::{Status, TransferKind};
 use bulkhead_xen_sim::xenstore::toolstack::{self, Disk};
+use bulkhead_xenbus::XenbusState;
 
 /// How many answers of xenstored a disk's beginning takes, and some more.
 const POINTS: usize = 70;

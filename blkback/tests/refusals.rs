@@ -1,9 +1,9 @@
 //! A xenstored that refuses for the moment: no disk is lost, whatever it says and whenever.
 
-use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_blkback_testkit::{Bystander, Frontend, Guest, IMAGE_SIZE, World, content};
 use bulkhead_xen::abi::xs_wire::{MessageType, Refusal};
 use bulkhead_xen_sim::xenstore::toolstack::Disk;
+use bulkhead_xenbus::XenbusState;
 use std::time::Duration;
 
 /// What says nothing about a node that the toolstack or the guest wrote.

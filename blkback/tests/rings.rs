@@ -1,7 +1,6 @@
 //! Rings of many pages, and requests of many segments.
 
 use bulkhead_blkback::engine::DataPath;
-use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_blkback_testkit::{
     Bystander, Frontend, Guest, IMAGE_SIZE, Meanwhile, PATHS, Page, Random, Setup, Style, World,
     content, on_every_path,
@@ -12,6 +11,7 @@ use bulkhead_ring::blkif::{
 };
 use bulkhead_ring::{Index, RingMemory, SharedPages};
 use bulkhead_xen::GrantRef;
+use bulkhead_xenbus::XenbusState;
 use std::cell::Cell;
 use std::rc::Rc;
 

@@ -1,9 +1,9 @@
 //! Two hundred disks at once, and what each of them costs.
 
 use bulkhead_blkback::engine::Needs;
-use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_blkback_testkit::{Bystander, Guest, Setup, Style, World, bytes_in_use};
 use bulkhead_xen_sim::xenstore::toolstack::{self, Disk};
+use bulkhead_xenbus::XenbusState;
 
 const GUESTS: usize = 25;
 const DISKS: usize = 8;
@@ -156,7 +156,7 @@ fn a_full_address_space_costs_the_new_disk_alone() {
     refused.close();
     // With one disk less, there is room again.
     disks.pop().unwrap().detach();
-    refused.go(bulkhead_blkback::vbd::state::XenbusState::Initialising);
+    refused.go(bulkhead_xenbus::XenbusState::Initialising);
     refused.connect();
     refused.read(0, 8);
     refused.detach();

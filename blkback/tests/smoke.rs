@@ -1,7 +1,6 @@
 //! The main job: disks are attached, connected, read and written, and let go of without a trace.
 
 use bulkhead_blkback::engine::DataPath;
-use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_blkback_testkit::{
     Bystander, Guest, IMAGE_SIZE, PATHS, Random, SECTORS, Setup, Style, World, content,
 };
@@ -9,6 +8,7 @@ use bulkhead_ring::blkif::{Status, TransferKind};
 use bulkhead_ring::{Index, RingMemory, SharedPages};
 use bulkhead_xen_sim::DomainKind;
 use bulkhead_xen_sim::xenstore::toolstack::Disk;
+use bulkhead_xenbus::XenbusState;
 
 #[test]
 fn a_disk_from_attach_to_detach() {

@@ -1,9 +1,9 @@
 //! State changes in every wrong order: whatever a frontend says, in whatever order, with whatever
 //! of its details there, the disk can be detached in the end and nothing is left.
 
-use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_blkback_testkit::{Bystander, Frontend, Guest, World};
 use bulkhead_xen_sim::xenstore::toolstack;
+use bulkhead_xenbus::XenbusState;
 
 /// What a frontend can do about its directory.
 #[derive(Clone, Copy, Debug)]

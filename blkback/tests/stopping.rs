@@ -1,11 +1,11 @@
 //! A queue that is to stop: what the frontend had asked for is finished, what it goes on asking for is not,
 //! and the other queues of the vCPU have their turns meanwhile.
 
-use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_blkback_testkit::{Frontend, Guest, Meanwhile, Setup, Style, World};
 use bulkhead_ring::blkif::{Opcode, SLOT_SIZE};
 use bulkhead_ring::{Index, RingMemory, SharedPages};
 use bulkhead_xen::Hypervisor;
+use bulkhead_xenbus::XenbusState;
 use std::cell::Cell;
 use std::rc::Rc;
 

@@ -1,7 +1,6 @@
 //! What a store may do: take less than a request at a time, or nothing for a while, have data go through
 //! memory of its own, fail, and not answer at all.
 
-use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_blkback_testkit::{
     Bystander, Frontend, Guest, IMAGE_SIZE, LateDisks, PATHS, Setup, Style, World, content,
 };
@@ -10,6 +9,7 @@ use bulkhead_images::testing::{Delayed, Encrypting, Layer};
 use bulkhead_images::{BlockDevice, Caps, IoError, Sector};
 use bulkhead_ring::blkif::{Request, Sector as Position, Segment, Status, TransferKind};
 use bulkhead_xen_sim::xenstore::toolstack;
+use bulkhead_xenbus::XenbusState;
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;

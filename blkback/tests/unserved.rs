@@ -1,9 +1,9 @@
 //! Devices that the tool stack announces here and nobody here serves: disks for QEMU (`format=qcow2`,
 //! `backendtype=qdisk`, the CD-ROM drive of an HVM guest), network cards, and so on.
 
-use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_blkback_testkit::{Bystander, Guest, World};
 use bulkhead_xen_sim::xenstore::toolstack::{self, Disk};
+use bulkhead_xenbus::XenbusState;
 use std::time::Duration;
 
 /// How long an error can be read after its guest has gone, at most.

@@ -7,15 +7,16 @@ use bulkhead_blkback::device::DeviceId;
 use bulkhead_blkback::id::VbdId;
 use bulkhead_blkback::limits::Limits;
 use bulkhead_blkback::vbd::config::VbdConfig;
-use bulkhead_blkback::vbd::published::{self, Nodes};
-use bulkhead_blkback::vbd::state::XenbusState;
+use bulkhead_blkback::vbd::published;
 use bulkhead_xen::DomId;
+use bulkhead_xenbus::NodeMap;
+use bulkhead_xenbus::XenbusState;
 use std::collections::HashSet;
 
 /// A line in the log, and an error node, do not have more characters for a guest's word.
 const LONGEST_MESSAGE: usize = 160;
 
-fn nodes(text: &str) -> Nodes {
+fn nodes(text: &str) -> NodeMap {
     let pairs = text.lines().filter_map(|line| line.split_once('='));
     let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
     pairs.map(owned).collect()

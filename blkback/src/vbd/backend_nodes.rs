@@ -3,12 +3,12 @@
 //! looks first.
 
 use super::config::CONFIG_NODES;
-use super::connection::read_into;
 use super::features::NodeValues;
-use super::published::Nodes;
-use super::state::XenbusState;
 use alloc::format;
 use alloc::string::{String, ToString};
+use bulkhead_xenbus::NodeMap;
+use bulkhead_xenbus::XenbusState;
+use bulkhead_xenbus::read_nodes;
 use bulkhead_xenstore_client::{Client, Error, Transaction};
 
 /// A change of a directory, made if that is what it was when the change was decided.
@@ -16,7 +16,7 @@ pub struct Change<'a> {
     /// Whether it is, by its state.
     pub from: &'a dyn Fn(XenbusState) -> bool,
     /// Whether it describes this disk, where that matters.
-    pub described: Option<&'a Nodes>,
+    pub described: Option<&'a NodeMap>,
     /// What to do.
     pub act: Act<'a>,
 }
@@ -88,7 +88,7 @@ pub async fn write_if_there(
 pub async fn publish(
     store: &Client,
     path: &str,
-    described: &Nodes,
+    described: &NodeMap,
     nodes: &NodeValues,
     (from, to): (XenbusState, XenbusState),
 ) -> Result<bool, Error> {
@@ -103,8 +103,8 @@ pub async fn publish(
 }
 
 /// Whether the directory still describes the disk that it described when `nodes` were read.
-async fn describes(tx: &Transaction, path: &str, nodes: &Nodes) -> Result<bool, Error> {
-    let mut now = Nodes::new();
-    read_into(&mut now, tx, path, &CONFIG_NODES).await?;
+async fn describes(tx: &Transaction, path: &str, nodes: &NodeMap) -> Result<bool, Error> {
+    let mut now = NodeMap::new();
+    read_nodes(&mut now, tx, path, &CONFIG_NODES).await?;
     Ok(now == *nodes)
 }

@@ -1,10 +1,10 @@
 //! What the toolstack wrote about a disk into its backend directory (libxl, and
 //! `io/blkif.h`, "Backend Device Node").
 
-use super::published::{Nodes, shortened};
 use crate::id::VbdId;
 use alloc::string::{String, ToString};
 use bulkhead_images::Access;
+use bulkhead_xenbus::{NodeMap, excerpt};
 use core::fmt;
 
 /// The nodes of a backend directory that describe the disk. Nobody changes them while the disk is
@@ -77,7 +77,7 @@ impl core::error::Error for ConfigError {}
 impl VbdConfig {
     /// Reads the nodes of the backend directory of this disk. The frontend must be that of the directory:
     /// otherwise one guest's disk would follow the state, and map the pages, of another.
-    pub fn parse(id: VbdId, nodes: &Nodes) -> Result<VbdConfig, ConfigError> {
+    pub fn parse(id: VbdId, nodes: &NodeMap) -> Result<VbdConfig, ConfigError> {
         let text = |name| nodes.get(name).map(String::as_str);
         let required = |name| {
             text(name)
@@ -88,7 +88,7 @@ impl VbdConfig {
             value if value == expected => Ok(expected),
             other => Err(ConfigError::OtherFrontend {
                 node,
-                value: shortened(other),
+                value: excerpt(other),
                 expected,
             }),
         };
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
     use bulkhead_xen::DomId;
 
-    fn nodes(pairs: &[(&str, &str)]) -> Nodes {
+    fn nodes(pairs: &[(&str, &str)]) -> NodeMap {
         pairs
             .iter()
             .map(|&(name, value)| (name.into(), value.into()))

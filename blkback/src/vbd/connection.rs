@@ -2,7 +2,7 @@
 
 use super::config::VbdConfig;
 use super::problem::Problem;
-use super::published::{self, COMMON_NODES, Nodes, Published};
+use super::published::{self, COMMON_NODES, Published};
 use crate::engine::{
     ConnectError, QueueControl, QueueError, QueueSetup, Unreleased, queue_control, serve,
 };
@@ -18,6 +18,7 @@ use alloc::vec::Vec;
 use bulkhead_grant::Region;
 use bulkhead_images::BlockDevice;
 use bulkhead_xen::Hypervisor;
+use bulkhead_xenbus::{NodeMap, read_nodes};
 use bulkhead_xenstore_client as xenstore;
 use core::future::{Future, poll_fn};
 use core::task::Poll;
@@ -145,34 +146,12 @@ pub async fn read_published(
     limits: Limits,
     messages: &mut usize,
 ) -> Result<Published, Problem> {
-    let mut nodes = Nodes::new();
+    let mut nodes = NodeMap::new();
     *messages += COMMON_NODES.len();
-    read_into(&mut nodes, store, frontend_path, &COMMON_NODES).await?;
+    read_nodes(&mut nodes, store, frontend_path, &COMMON_NODES).await?;
     let names = published::queue_nodes(&nodes, limits)?;
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     *messages += names.len();
-    read_into(&mut nodes, store, frontend_path, &names).await?;
+    read_nodes(&mut nodes, store, frontend_path, &names).await?;
     Ok(published::parse(&nodes, limits)?)
-}
-
-/// Nodes that are read at once: a bound for what that takes of memory, and of xenstored's patience.
-const AT_ONCE: usize = 16;
-
-/// Reads the named nodes below `path`, as far as they are there, several in flight at once.
-pub async fn read_into(
-    nodes: &mut Nodes,
-    store: &xenstore::Nodes,
-    path: &str,
-    names: &[&str],
-) -> Result<(), xenstore::Error> {
-    for some in names.chunks(AT_ONCE) {
-        let paths: Vec<String> = some.iter().map(|name| format!("{path}/{name}")).collect();
-        let values = store.read_each(&paths).await?;
-        for (name, value) in some.iter().zip(values) {
-            if let Some(value) = value {
-                nodes.insert(String::from(*name), value);
-            }
-        }
-    }
-    Ok(())
 }

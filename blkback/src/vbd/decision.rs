@@ -8,7 +8,7 @@
 //!   (a reboot of its driver, kexec);
 //! - the frontend's directory just disappears when its domain is destroyed.
 
-use super::state::XenbusState;
+use bulkhead_xenbus::XenbusState;
 
 /// What this backend has done so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,16 +5,16 @@ use super::backend_nodes::{Act, Change, set_state};
 use super::connection::Connection;
 use super::observation::Observer;
 use super::problem::Problem;
-use super::published::Nodes;
 use super::retry::insist;
-use super::state::XenbusState;
 use crate::changes::Changes;
 use crate::id::VbdId;
-use crate::retry::PAUSE;
 use crate::services::Services;
 use alloc::format;
 use alloc::string::ToString;
 use bulkhead_xen::Hypervisor;
+use bulkhead_xenbus::NodeMap;
+use bulkhead_xenbus::XenbusState;
+use bulkhead_xenbus::retry::PAUSE;
 use bulkhead_xenstore_client::{Client, Error};
 use core::cell::Cell;
 use core::pin::pin;
@@ -213,7 +213,7 @@ async fn remove<H: Hypervisor>(
 async fn remove_refused<H: Hypervisor>(
     services: &Services<H>,
     path: &str,
-    refused: &Nodes,
+    refused: &NodeMap,
 ) -> Result<bool, Error> {
     let removal = Change {
         from: &|_| true,
@@ -226,7 +226,7 @@ async fn remove_refused<H: Hypervisor>(
 /// How a disk ends.
 pub enum End {
     /// It was never served. What the toolstack wrote about it comes with the reason.
-    Refuse(Problem, Nodes),
+    Refuse(Problem, NodeMap),
     /// Its frontend is gone; the toolstack has yet to take it away.
     Release,
     /// Its directory is ours to remove.

@@ -2,29 +2,31 @@
 
 use super::backend_nodes::{publish, set_state};
 use super::config::{CONFIG_NODES, VbdConfig};
-use super::connection::{Connection, read_into, read_published};
+use super::connection::{Connection, read_published};
 use super::decision::{Observed, Phase, Step, decide};
 use super::ending::{End, close, finish, report, take_leave, write_error};
 use super::features::{self, NodeValues};
 use super::observation::Observer;
 use super::problem::Problem;
-use super::published::{Nodes, Published};
+use super::published::Published;
 use super::retry::{Failure, insist};
 use super::sector_units;
-use super::state::XenbusState;
 use super::statistics_node::show_statistics;
 use crate::changes::Changes;
 use crate::engine::Unreleased;
 use crate::guest_log::GuestLog;
 use crate::id::VbdId;
 use crate::limits::Limits;
-use crate::retry::PAUSE;
 use crate::services::Services;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use bulkhead_images::{Access, BlockDevice, Sector, Target};
 use bulkhead_xen::Hypervisor;
+use bulkhead_xenbus::NodeMap;
+use bulkhead_xenbus::XenbusState;
+use bulkhead_xenbus::read_nodes;
+use bulkhead_xenbus::retry::PAUSE;
 use bulkhead_xenstore_client::Error;
 use core::fmt;
 use core::future::{Future, poll_fn};
@@ -41,8 +43,8 @@ pub async fn live<H: Hypervisor>(services: &Services<H>, id: VbdId, changed: &Ch
         if !services.store.exists(format!("{path}/state")).await? {
             return Ok(None);
         }
-        let mut nodes = Nodes::new();
-        read_into(&mut nodes, &services.store, &path, &CONFIG_NODES).await?;
+        let mut nodes = NodeMap::new();
+        read_nodes(&mut nodes, &services.store, &path, &CONFIG_NODES).await?;
         Ok(Some(nodes))
     });
     let nodes = match read.await {
@@ -70,7 +72,7 @@ struct Vbd<'a, H: Hypervisor> {
     id: VbdId,
     path: String,
     /// What the toolstack wrote, and what it means.
-    nodes: Nodes,
+    nodes: NodeMap,
     config: VbdConfig,
     log: Arc<GuestLog>,
     device: Arc<dyn BlockDevice>,
@@ -78,7 +80,7 @@ struct Vbd<'a, H: Hypervisor> {
     unreleased: Unreleased,
     observer: Observer<H>,
     /// What the directory says because we wrote it, but for the state.
-    told: Nodes,
+    told: NodeMap,
     phase: Phase,
     /// What the frontend was offered.
     limits: Limits,
@@ -106,7 +108,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
     fn open(
         services: &'a Services<H>,
         id: VbdId,
-        nodes: &Nodes,
+        nodes: &NodeMap,
         changed: &Changes,
     ) -> Result<Self, Problem> {
         let config = VbdConfig::parse(id, nodes)?;
@@ -126,7 +128,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
             device,
             unreleased: Unreleased::default(),
             observer,
-            told: Nodes::new(),
+            told: NodeMap::new(),
             phase: Phase::New,
             limits: services.limits,
             connection: None,

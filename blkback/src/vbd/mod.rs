@@ -24,11 +24,9 @@ mod problem;
 pub mod published;
 mod retry;
 mod sector_units;
-pub mod state;
 mod statistics_node;
 
 pub use backend_nodes::{Act, Change, write_if_there};
-pub use connection::read_into;
 pub use ending::{LINGER, is_over};
 pub use lifecycle::live;
 pub use problem::Problem;

@@ -1,7 +1,6 @@
 //! What xenstore says about a disk: the nodes that the state machine goes by.
 
 use super::decision::Observed;
-use super::state::XenbusState;
 use crate::changes::{Changes, Stale};
 use crate::frontends::Following;
 use crate::services::Services;
@@ -9,7 +8,8 @@ use alloc::format;
 use alloc::string::String;
 use bulkhead_executor::Handle;
 use bulkhead_xen::Hypervisor;
-use bulkhead_xenstore_client::{Client, Error, Fault, Refusal};
+use bulkhead_xenbus::{XenbusState, own_node, peer_node};
+use bulkhead_xenstore_client::{Client, Error};
 use core::cell::Cell;
 
 /// Knows where both ends of a disk say they are. Only what may have changed is read again.
@@ -74,7 +74,7 @@ impl<H: Hypervisor> Observer<H> {
         }
         if stale.frontend {
             self.charge(1);
-            let frontend = guests_node(&self.store, format!("{}/state", self.frontend)).await?;
+            let frontend = peer_node(&self.store, format!("{}/state", self.frontend)).await?;
             seen.frontend = frontend.map(|state| XenbusState::parse(Some(&state)));
         }
         Ok(seen)
@@ -116,25 +116,5 @@ impl Unread<'_> {
 impl Drop for Unread<'_> {
     fn drop(&mut self) {
         self.changes.put_back(self.stale);
-    }
-}
-
-/// A node of the backend's directory, which only the toolstack and this domain write.
-async fn own_node(store: &Client, path: String) -> Result<Option<String>, Error> {
-    match store.read_optional(path).await {
-        // It is there, and means nothing.
-        Err(error) if matches!(error.fault(), Fault::NotText { .. }) => Ok(Some(String::new())),
-        read => read,
-    }
-}
-
-/// A node of the guest, which may remove it, close it to us or write into it what it likes.
-pub async fn guests_node(store: &Client, path: String) -> Result<Option<String>, Error> {
-    match store.read_optional(path).await {
-        Err(error) if matches!(error.fault(), Fault::NotText { .. } | Fault::Path { .. }) => {
-            Ok(None)
-        }
-        Err(error) if error.refusal() == Some(Refusal::AccessDenied) => Ok(None),
-        read => read,
     }
 }

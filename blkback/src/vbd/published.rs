@@ -8,11 +8,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use bulkhead_ring::blkif::Abi;
 use bulkhead_xen::{GrantRef, Port};
+use bulkhead_xenbus::{NodeMap, excerpt};
 use core::fmt;
-use litemap::LiteMap;
-
-/// The nodes of a frontend's directory, by name relative to it, as far as the backend asks.
-pub type Nodes = LiteMap<String, String>;
 
 /// How to reach a frontend's queues.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,7 +101,7 @@ pub const COMMON_NODES: [&str; 5] = [
 
 /// The names of the nodes that describe the queues, given the common ones. Never more than the
 /// limits allow, whatever the guest claims.
-pub fn queue_nodes(common: &Nodes, limits: Limits) -> Result<Vec<String>, PublishedError> {
+pub fn queue_nodes(common: &NodeMap, limits: Limits) -> Result<Vec<String>, PublishedError> {
     let mut names = Vec::new();
     for prefix in queue_prefixes(common, limits)? {
         names.push(format!("{prefix}event-channel"));
@@ -114,13 +111,13 @@ pub fn queue_nodes(common: &Nodes, limits: Limits) -> Result<Vec<String>, Publis
 }
 
 /// Reads all of it.
-pub fn parse(nodes: &Nodes, limits: Limits) -> Result<Published, PublishedError> {
+pub fn parse(nodes: &NodeMap, limits: Limits) -> Result<Published, PublishedError> {
     let abi = match nodes.get("protocol").map(String::as_str) {
         // Frontends of old say nothing and mean the native one.
         None | Some("") => Abi::NATIVE,
         Some(name) => name
             .parse()
-            .map_err(|_| PublishedError::UnknownProtocol(shortened(name)))?,
+            .map_err(|_| PublishedError::UnknownProtocol(excerpt(name)))?,
     };
     let ring_pages = ring_pages(nodes, limits)?;
     let mut queues = Vec::new();
@@ -143,7 +140,7 @@ pub fn parse(nodes: &Nodes, limits: Limits) -> Result<Published, PublishedError>
 
 /// Where each queue's nodes are: in the frontend's own directory if it has just one queue and
 /// does not negotiate, else in `queue-N/`.
-fn queue_prefixes(nodes: &Nodes, limits: Limits) -> Result<Vec<String>, PublishedError> {
+fn queue_prefixes(nodes: &NodeMap, limits: Limits) -> Result<Vec<String>, PublishedError> {
     const NODE: &str = "multi-queue-num-queues";
     match number(nodes, NODE)? {
         // Linux's frontend writes 1 and still uses its own directory.
@@ -159,7 +156,7 @@ fn queue_prefixes(nodes: &Nodes, limits: Limits) -> Result<Vec<String>, Publishe
     }
 }
 
-fn ring_pages(nodes: &Nodes, limits: Limits) -> Result<RingPages, PublishedError> {
+fn ring_pages(nodes: &NodeMap, limits: Limits) -> Result<RingPages, PublishedError> {
     let most = 1u32 << limits.ring_page_order;
     if let Some(order) = number(nodes, "ring-page-order")? {
         if order > limits.ring_page_order {
@@ -206,7 +203,7 @@ fn ring_nodes(prefix: &str, pages: RingPages) -> Vec<String> {
 }
 
 /// The ring's pages.
-fn ring(nodes: &Nodes, prefix: &str, pages: RingPages) -> Result<Vec<GrantRef>, PublishedError> {
+fn ring(nodes: &NodeMap, prefix: &str, pages: RingPages) -> Result<Vec<GrantRef>, PublishedError> {
     let mut names = ring_nodes(prefix, pages);
     if matches!(pages, RingPages::Numbered(1)) {
         let published = names.iter().position(|name| nodes.contains_key(name));
@@ -219,7 +216,7 @@ fn ring(nodes: &Nodes, prefix: &str, pages: RingPages) -> Result<Vec<GrantRef>, 
         .collect()
 }
 
-fn number(nodes: &Nodes, name: &str) -> Result<Option<u32>, PublishedError> {
+fn number(nodes: &NodeMap, name: &str) -> Result<Option<u32>, PublishedError> {
     let Some(value) = nodes.get(name) else {
         return Ok(None);
     };
@@ -229,24 +226,12 @@ fn number(nodes: &Nodes, name: &str) -> Result<Option<u32>, PublishedError> {
         .map(Some)
         .map_err(|_| PublishedError::NotANumber {
             node: name.into(),
-            value: shortened(value),
+            value: excerpt(value),
         })
 }
 
-fn required(nodes: &Nodes, name: &str) -> Result<u32, PublishedError> {
+fn required(nodes: &NodeMap, name: &str) -> Result<u32, PublishedError> {
     number(nodes, name)?.ok_or_else(|| PublishedError::Missing(name.into()))
-}
-
-/// Returns the start of a guest's text that takes at most 40 characters in a log line, where those that
-/// cannot be printed take several.
-pub(super) fn shortened(text: &str) -> String {
-    let mut room = 40_usize;
-    let fits = |character: &char| {
-        let left = room.checked_sub(character.escape_debug().len());
-        room = left.unwrap_or(0);
-        left.is_some()
-    };
-    text.chars().take_while(fits).collect()
 }
 
 #[cfg(test)]
@@ -260,7 +245,7 @@ mod tests {
         persistent: true,
     };
 
-    fn nodes(pairs: &[(&str, &str)]) -> Nodes {
+    fn nodes(pairs: &[(&str, &str)]) -> NodeMap {
         pairs
             .iter()
             .map(|&(name, value)| (name.into(), value.into()))

@@ -2,9 +2,9 @@
 
 use super::problem::Problem;
 use crate::id::VbdId;
-use crate::retry::{PAUSE, is_passing};
 use crate::services::Services;
 use bulkhead_xen::Hypervisor;
+use bulkhead_xenbus::retry::{PAUSE, is_passing};
 use bulkhead_xenstore_client::Error;
 use core::pin::pin;
 use futures_util::future::select;

@@ -8,10 +8,10 @@
 //! to a frontend that shows to be of the first kind: it publishes `feature-persistent`, of whatever
 //! value, as Linux has done since 3.8. The frontends of Windows and FreeBSD never have.
 
-use super::observation::guests_node;
 use super::problem::Problem;
 use alloc::format;
 use bulkhead_images::SectorSize;
+use bulkhead_xenbus::peer_node;
 use bulkhead_xenstore_client::Client;
 use core::fmt;
 
@@ -45,11 +45,11 @@ pub async fn check(store: &Client, frontend: &str, sectors: SectorSize) -> Resul
     if sectors == SectorSize::B512 {
         return Ok(());
     }
-    let large = guests_node(store, format!("{frontend}/feature-large-sector-size")).await?;
+    let large = peer_node(store, format!("{frontend}/feature-large-sector-size")).await?;
     if large.is_some_and(|value| value.trim() != "0") {
         return Err(SectorUnits::OfTheSector.into());
     }
-    match guests_node(store, format!("{frontend}/feature-persistent")).await? {
+    match peer_node(store, format!("{frontend}/feature-persistent")).await? {
         Some(_) => Ok(()),
         None => Err(SectorUnits::Unknown.into()),
     }

@@ -2,11 +2,11 @@
 
 use super::backend_nodes::write_if_there;
 use crate::id::VbdId;
-use crate::retry::is_passing;
 use crate::services::Services;
 use crate::statistics::as_lines;
 use alloc::format;
 use bulkhead_xen::Hypervisor;
+use bulkhead_xenbus::retry::is_passing;
 use bulkhead_xenstore_client::Error;
 
 /// Shows what a disk has counted, if its `statistics` node asks for it. What goes wrong with that is

@@ -1,8 +1,8 @@
 //! A well-behaved guest beside a hostile one: what it reads is what it wrote, always.
 
 use super::{Frontend, Guest, IMAGE_SIZE, Random, SECTORS, Style, World, content};
-use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_ring::blkif::Status;
+use bulkhead_xenbus::XenbusState;
 use std::collections::{BTreeMap, HashSet};
 
 /// The image it has to itself.

@@ -2,11 +2,11 @@
 //! unless a test makes it do otherwise, at any step.
 
 use super::{Answer, Guest, Link, Style, World};
-use bulkhead_blkback::vbd::state::XenbusState;
 use bulkhead_grant::GrantTable;
 use bulkhead_ring::blkif::{Status, TransferKind};
 use bulkhead_xen_sim::xenstore::toolstack::{self, Vbd};
 use bulkhead_xen_sim::{SimDomain, SimVcpu};
+use bulkhead_xenbus::XenbusState;
 use std::time::Duration;
 
 /// The longest that an answer is held back for company.

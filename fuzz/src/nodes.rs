@@ -7,7 +7,7 @@ use bulkhead_blkback::device::DeviceId;
 use bulkhead_blkback::id::VbdId;
 use bulkhead_blkback::limits::Limits;
 use bulkhead_blkback::vbd::config::VbdConfig;
-use bulkhead_blkback::vbd::published;
+use bulkhead_blkback::vbd::frontend_nodes;
 use bulkhead_xen::DomId;
 use bulkhead_xenbus::NodeMap;
 use bulkhead_xenbus::XenbusState;
@@ -37,14 +37,14 @@ pub fn frontend(bytes: &[u8]) {
         };
         let limits = Admission::default().offer(id, Limits::for_vcpus(vcpus), free);
         let most_pages = 1 << limits.ring_page_order;
-        let wanted = published::queue_nodes(&nodes, limits);
+        let wanted = frontend_nodes::queue_nodes(&nodes, limits);
         if let Ok(names) = &wanted {
             let most = limits.queues as usize * (most_pages + 1);
             assert!((2..=most.max(3)).contains(&names.len()), "{}", names.len());
             let distinct: HashSet<&String> = names.iter().collect();
             assert_eq!(distinct.len(), names.len(), "a node is read twice");
         }
-        match published::parse(&nodes, limits) {
+        match frontend_nodes::parse(&nodes, limits) {
             Ok(published) => {
                 let queues = published.queues.len();
                 assert!((1..=limits.queues as usize).contains(&queues));

@@ -1,8 +1,8 @@
 //! The connection to a frontend: what it published is read and checked, and its rings are served.
 
 use super::config::VbdConfig;
+use super::frontend_nodes::{self, COMMON_NODES, Published};
 use super::problem::Problem;
-use super::published::{self, COMMON_NODES, Published};
 use crate::engine::{
     ConnectError, QueueControl, QueueError, QueueSetup, Unreleased, queue_control, serve,
 };
@@ -149,9 +149,9 @@ pub async fn read_published(
     let mut nodes = NodeMap::new();
     *messages += COMMON_NODES.len();
     read_nodes(&mut nodes, store, frontend_path, &COMMON_NODES).await?;
-    let names = published::queue_nodes(&nodes, limits)?;
+    let names = frontend_nodes::queue_nodes(&nodes, limits)?;
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     *messages += names.len();
     read_nodes(&mut nodes, store, frontend_path, &names).await?;
-    Ok(published::parse(&nodes, limits)?)
+    Ok(frontend_nodes::parse(&nodes, limits)?)
 }

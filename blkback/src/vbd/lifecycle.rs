@@ -3,15 +3,15 @@
 use super::backend_nodes::{publish, set_state};
 use super::config::{CONFIG_NODES, VbdConfig};
 use super::connection::{Connection, read_published};
-use super::decision::{Observed, Phase, Step, decide};
-use super::ending::{End, close, finish, report, take_leave, write_error};
 use super::features::{self, NodeValues};
+use super::frontend_nodes::Published;
 use super::observation::Observer;
 use super::problem::Problem;
-use super::published::Published;
 use super::retry::{Failure, insist};
 use super::sector_units;
+use super::state_machine::{Observed, Phase, Step, decide};
 use super::statistics_node::show_statistics;
+use super::teardown::{End, close, finish, report, take_leave, write_error};
 use crate::changes::Changes;
 use crate::engine::Unreleased;
 use crate::guest_log::GuestLog;

@@ -3,30 +3,30 @@
 //! ```text
 //!   toolstack: backend/vbd/<guest>/<device> ──► config ──► target ──► image opened
 //!                                                                        │
-//!            ┌──────────── observed states ──► decision ◄────────────────┘
+//!            ┌──────────── observed states ─► state machine ◄────────────┘
 //!            │                                    │
 //!       lifecycle ◄── Offer / Connect / Close / Remove
 //!            │
 //!       connection: one engine queue for each ring that the frontend published
 //! ```
 //!
-//! Read next: [`decision`] for the rules of the state machine, `lifecycle` for what is done.
+//! Read next: [`state_machine`] for the rules of the state machine, `lifecycle` for what is done.
 
 mod backend_nodes;
 pub mod config;
 mod connection;
-pub mod decision;
-mod ending;
 pub mod features;
+pub mod frontend_nodes;
 mod lifecycle;
 mod observation;
 mod problem;
-pub mod published;
 mod retry;
 mod sector_units;
+pub mod state_machine;
 mod statistics_node;
+mod teardown;
 
 pub use backend_nodes::{Act, Change, write_if_there};
-pub use ending::{LINGER, is_over};
 pub use lifecycle::live;
 pub use problem::Problem;
+pub use teardown::{LINGER, is_over};

@@ -1,6 +1,6 @@
 //! What xenstore says about a disk: the nodes that the state machine goes by.
 
-use super::decision::Observed;
+use super::state_machine::Observed;
 use crate::changes::{Changes, Stale};
 use crate::frontends::Following;
 use crate::services::Services;

@@ -1,7 +1,7 @@
 //! Everything that can keep a disk from being served, as the operator reads it.
 
 use super::config::ConfigError;
-use super::published::PublishedError;
+use super::frontend_nodes::PublishedError;
 use super::sector_units::SectorUnits;
 use crate::admission::Refused;
 use crate::engine::{ConnectError, QueueError};

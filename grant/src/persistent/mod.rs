@@ -5,79 +5,35 @@
 //! holds. A frontend may cycle through more grants than fit: then each sweep maps and unmaps in
 //! one hypercall each, as without persistence.
 
+mod entries;
+
 use crate::map_pool::{Calls, MapPool, Mapping};
-use crate::memory::{OutOfMemory, filled, room_for};
+use crate::memory::{OutOfMemory, room_for};
 use crate::{GrantAccess, NoRoom, Region};
 use alloc::vec::Vec;
 use bulkhead_xen::{DmaAddr, DomId, GrantRef, GrantStatus, Hypervisor};
 use core::fmt;
 use core::ptr::NonNull;
-
-/// The end of a list of entries.
-const NONE: u16 = u16::MAX;
+use entries::{Entries, MOST_ENTRIES, MOST_HOLDERS, READ_ONLY};
 
 /// A queue's persistently mapped pages. All memory it needs is taken when it is made.
 pub struct PersistentCache<H: Hypervisor> {
     pool: MapPool<H>,
-    entries: Vec<CacheEntry>,
-    /// The first entry that caches nothing; each names the next.
-    vacant: u16,
+    entries: Entries,
     cached: usize,
     /// How many pages are to stay mapped: fewer than there is room for where Xen has not as many map
     /// slots. It is tried now and then whether it has more again.
     most: usize,
     /// How many pages had to go for that since the last try.
     held_down: u32,
-    /// The first entry of each list of those whose grants have the same low bits. Frontends use small
-    /// numbers close together, which those bits tell apart.
-    lists: Vec<u16>,
-    /// Entries that nobody holds, the most recently used one first.
-    idle: IdleList,
     /// Entries queued for writing by this sweep for requests that would be content with reading.
     try_writable: Vec<u16>,
     hits: u64,
     misses: u64,
 }
 
-struct CacheEntry {
-    gref: GrantRef,
-    mapping: Option<Mapping>,
-    /// How many requests use it, and [`READ_ONLY`] if it is mapped for reading alone.
-    uses: u16,
-    /// The next entry in its list by grant, or among the vacant ones.
-    next: u16,
-    /// Neighbours in the list of idle entries.
-    newer: u16,
-    older: u16,
-}
-
-/// A bit of [`CacheEntry::uses`].
-const READ_ONLY: u16 = 1 << 15;
-/// The rest of them.
-const MOST_HOLDERS: u16 = READ_ONLY - 1;
-
-const _: () = assert!(size_of::<CacheEntry>() == 16);
-
 /// After so many pages that had to go for want of map slots, one more is tried.
 const TRY_AGAIN: u32 = 64;
-
-impl CacheEntry {
-    #[inline]
-    fn is_held(&self) -> bool {
-        self.uses & MOST_HOLDERS > 0
-    }
-
-    #[inline]
-    fn is_read_only(&self) -> bool {
-        self.uses & READ_ONLY > 0
-    }
-}
-
-#[derive(Clone, Copy)]
-struct IdleList {
-    newest: u16,
-    oldest: u16,
-}
 
 /// The right to use a cached page, from [`PersistentCache::hold`] to
 /// [`PersistentCache::release`]. It stays mapped that long.
@@ -113,32 +69,14 @@ impl<H: Hypervisor> PersistentCache<H> {
         capacity: usize,
         sweep: usize,
     ) -> Result<Self, NoRoom> {
-        assert!((1..=NONE.into()).contains(&capacity), "{capacity} pages");
+        assert!((1..=MOST_ENTRIES).contains(&capacity), "{capacity} pages");
         assert!(sweep > 0, "no page at a time");
-        let entry = |number| CacheEntry {
-            gref: GrantRef(0),
-            mapping: None,
-            uses: 0,
-            next: if number + 1 < capacity {
-                number as u16 + 1
-            } else {
-                NONE
-            },
-            newer: NONE,
-            older: NONE,
-        };
         Ok(PersistentCache {
             pool: region.map_pool_in_batches(domain, capacity + sweep, sweep)?,
-            entries: filled(capacity, entry)?,
-            vacant: 0,
+            entries: Entries::new(capacity)?,
             cached: 0,
             most: capacity,
             held_down: 0,
-            lists: filled((capacity / 2).next_power_of_two(), |_| NONE)?,
-            idle: IdleList {
-                newest: NONE,
-                oldest: NONE,
-            },
             try_writable: room_for(sweep)?,
             hits: 0,
             misses: 0,
@@ -184,11 +122,11 @@ impl<H: Hypervisor> PersistentCache<H> {
         gref: GrantRef,
         access: GrantAccess,
     ) -> Result<CachedMapping, CacheFull> {
-        let entry = match self.find(gref) {
+        let entry = match self.entries.find(gref) {
             Some(entry) if !self.is_too_weak(entry, access) => {
                 self.hits += 1;
-                if !self.entries[usize::from(entry)].is_held() {
-                    self.unlink(entry);
+                if !self.entries[entry].is_held() {
+                    self.entries.unlink(entry);
                 }
                 entry
             }
@@ -198,7 +136,7 @@ impl<H: Hypervisor> PersistentCache<H> {
             }
             None => self.insert(gref, access)?,
         };
-        let uses = &mut self.entries[usize::from(entry)].uses;
+        let uses = &mut self.entries[entry].uses;
         if *uses & MOST_HOLDERS == MOST_HOLDERS {
             // Many times more than a queue has pages.
             return Err(CacheFull);
@@ -207,28 +145,9 @@ impl<H: Hypervisor> PersistentCache<H> {
         Ok(CachedMapping { entry, access })
     }
 
-    /// The entry that caches a grant.
-    #[inline]
-    fn find(&self, gref: GrantRef) -> Option<u16> {
-        let mut at = self.lists[self.list(gref)];
-        loop {
-            let entry = self.entries.get(usize::from(at))?;
-            if entry.gref == gref {
-                return Some(at);
-            }
-            at = entry.next;
-        }
-    }
-
-    /// Which list a grant belongs to.
-    #[inline]
-    fn list(&self, gref: GrantRef) -> usize {
-        gref.0 as usize & (self.lists.len() - 1)
-    }
-
     /// Whether an entry is mapped for reading, wanted for writing, and can be mapped anew.
     fn is_too_weak(&self, entry: u16, wanted: GrantAccess) -> bool {
-        let entry = &self.entries[usize::from(entry)];
+        let entry = &self.entries[entry];
         !entry.is_held() && entry.is_read_only() && wanted == GrantAccess::ReadWrite
     }
 
@@ -237,11 +156,13 @@ impl<H: Hypervisor> PersistentCache<H> {
         if self.try_writable.len() == self.try_writable.capacity() {
             self.map_queued();
         }
-        if self.cached >= self.most && self.idle.oldest != NONE {
-            self.discard(self.idle.oldest);
+        if self.cached >= self.most
+            && let Some(oldest) = self.entries.oldest_idle()
+        {
+            self.discard(oldest);
             self.try_for_more();
         }
-        if self.vacant == NONE {
+        if self.entries.are_full() {
             return Err(CacheFull);
         }
         if self.pool.free_pages() == 0 {
@@ -251,18 +172,7 @@ impl<H: Hypervisor> PersistentCache<H> {
         // requests that write need no other mapping.
         let mapping = self.pool.queue_map(gref, GrantAccess::ReadWrite);
         let mapping = mapping.map_err(|_| CacheFull)?;
-        let at = self.vacant;
-        let list = self.list(gref);
-        let entry = &mut self.entries[usize::from(at)];
-        self.vacant = entry.next;
-        *entry = CacheEntry {
-            gref,
-            mapping: Some(mapping),
-            uses: 0,
-            next: core::mem::replace(&mut self.lists[list], at),
-            newer: NONE,
-            older: NONE,
-        };
+        let at = self.entries.insert(gref, mapping);
         self.cached += 1;
         if access == GrantAccess::ReadOnly {
             self.try_writable.push(at);
@@ -282,7 +192,7 @@ impl<H: Hypervisor> PersistentCache<H> {
             self.make_do_without(slotless);
         }
         for at in 0..self.try_writable.len() {
-            let entry = &mut self.entries[usize::from(self.try_writable[at])];
+            let entry = &mut self.entries[self.try_writable[at]];
             let Some(mapping) = &entry.mapping else {
                 continue;
             };
@@ -307,7 +217,7 @@ impl<H: Hypervisor> PersistentCache<H> {
         self.most = (mapped - mapped / 4).max(1);
         self.held_down = 0;
         self.trim();
-        for at in 0..self.entries.len() {
+        for at in self.entries.numbers() {
             let entry = &mut self.entries[at];
             let refused =
                 |mapping: &Mapping| self.pool.address(mapping) == Err(GrantStatus::NO_SPACE);
@@ -338,8 +248,10 @@ impl<H: Hypervisor> PersistentCache<H> {
 
     #[cold]
     fn discard_down_to(&mut self, most: usize) {
-        while self.cached > most && self.idle.oldest != NONE {
-            self.discard(self.idle.oldest);
+        while self.cached > most
+            && let Some(oldest) = self.entries.oldest_idle()
+        {
+            self.discard(oldest);
         }
         self.pool.unmap_queued();
     }
@@ -357,7 +269,7 @@ impl<H: Hypervisor> PersistentCache<H> {
     /// Where a page is mapped, or why it is not.
     #[inline]
     pub fn address(&self, cached: &CachedMapping) -> Result<NonNull<u8>, GrantStatus> {
-        let entry = &self.entries[usize::from(cached.entry)];
+        let entry = &self.entries[cached.entry];
         if cached.access == GrantAccess::ReadWrite && entry.is_read_only() {
             return Err(GrantStatus::GENERAL_ERROR);
         }
@@ -369,7 +281,7 @@ impl<H: Hypervisor> PersistentCache<H> {
     /// ([`keep_dma_addrs`](Self::keep_dma_addrs)).
     #[inline]
     pub fn dma_addr(&self, cached: &CachedMapping) -> Option<DmaAddr> {
-        let mapping = self.entries[usize::from(cached.entry)].mapping.as_ref()?;
+        let mapping = self.entries[cached.entry].mapping.as_ref()?;
         self.pool.dma_addr(mapping)
     }
 
@@ -377,7 +289,7 @@ impl<H: Hypervisor> PersistentCache<H> {
     #[inline]
     pub fn release(&mut self, cached: CachedMapping) {
         let at = cached.entry;
-        let entry = &mut self.entries[usize::from(at)];
+        let entry = &mut self.entries[at];
         entry.uses -= 1;
         if entry.is_held() {
             return;
@@ -386,7 +298,7 @@ impl<H: Hypervisor> PersistentCache<H> {
             .mapping
             .as_ref()
             .is_some_and(|mapping| self.pool.address(mapping).is_ok());
-        self.link(at);
+        self.entries.link(at);
         if !mapped {
             // Refused, or never mapped: the next request asks Xen again.
             self.discard(at);
@@ -400,46 +312,9 @@ impl<H: Hypervisor> PersistentCache<H> {
 
     /// Removes an idle entry; its page is unmapped with the next batch.
     fn discard(&mut self, at: u16) {
-        self.unlink(at);
-        let list = self.list(self.entries[usize::from(at)].gref);
-        let entry = &mut self.entries[usize::from(at)];
-        let next = core::mem::replace(&mut entry.next, self.vacant);
-        self.vacant = at;
         self.cached -= 1;
-        if let Some(mapping) = entry.mapping.take() {
+        if let Some(mapping) = self.entries.remove(at) {
             self.pool.queue_unmap(mapping);
-        }
-        if self.lists[list] == at {
-            self.lists[list] = next;
-            return;
-        }
-        let mut before = self.lists[list];
-        while self.entries[usize::from(before)].next != at {
-            before = self.entries[usize::from(before)].next;
-        }
-        self.entries[usize::from(before)].next = next;
-    }
-
-    fn link(&mut self, at: u16) {
-        let older = self.idle.newest;
-        self.entries[usize::from(at)].newer = NONE;
-        self.entries[usize::from(at)].older = older;
-        match older {
-            NONE => self.idle.oldest = at,
-            older => self.entries[usize::from(older)].newer = at,
-        }
-        self.idle.newest = at;
-    }
-
-    fn unlink(&mut self, at: u16) {
-        let CacheEntry { newer, older, .. } = self.entries[usize::from(at)];
-        match newer {
-            NONE => self.idle.newest = older,
-            newer => self.entries[usize::from(newer)].older = older,
-        }
-        match older {
-            NONE => self.idle.oldest = newer,
-            older => self.entries[usize::from(older)].newer = newer,
         }
     }
 }

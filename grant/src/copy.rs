@@ -10,7 +10,7 @@ use bulkhead_xen::{DomId, GrantRef, GrantStatus, Hypervisor, PAGE_SIZE};
 use core::fmt;
 use core::ptr::NonNull;
 
-/// Which way bytes are copied.
+/// The direction of a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// From the granted page to own memory.
@@ -26,7 +26,7 @@ pub struct GrantedBytes {
     pub gref: GrantRef,
     /// The first byte.
     pub offset: usize,
-    /// How many there are.
+    /// The number of bytes.
     pub len: usize,
 }
 
@@ -117,17 +117,17 @@ impl<H: Hypervisor> CopyBatch<H> {
         })
     }
 
-    /// How many hypercalls were made so far.
+    /// Returns how many hypercalls were made so far.
     pub fn calls(&self) -> u64 {
         self.calls
     }
 
-    /// How many bytes they were to copy.
+    /// Returns how many bytes they were to copy.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Whether nothing is queued.
+    /// Returns whether nothing is queued.
     pub fn is_empty(&self) -> bool {
         self.copies.is_empty()
     }
@@ -137,7 +137,7 @@ impl<H: Hypervisor> CopyBatch<H> {
     ///
     /// # Safety
     /// Until [`run`](Self::run) returns or the batch is [cleared](Self::clear), `own` stays memory
-    /// of so many bytes. As a destination it is seen through no Rust reference meanwhile; as a
+    /// of that many bytes. As a destination it is seen through no Rust reference meanwhile; as a
     /// source it holds nothing that the granting domain may not see.
     pub unsafe fn queue(
         &mut self,
@@ -170,7 +170,7 @@ impl<H: Hypervisor> CopyBatch<H> {
         })
     }
 
-    /// Adds the copy of at most `len` bytes that ends with the own page; answers how many.
+    /// Adds the copy of at most `len` bytes that ends with the own page; returns how many.
     fn push(
         &mut self,
         direction: Direction,
@@ -236,7 +236,7 @@ impl<H: Hypervisor> CopyBatch<H> {
         }
     }
 
-    /// What became of a copy that was queued since the batch was last cleared.
+    /// Returns what became of a copy that was queued since the batch was last cleared.
     ///
     /// # Panics
     /// If the copy is from before.
@@ -250,7 +250,7 @@ impl<H: Hypervisor> CopyBatch<H> {
         refused.map_or(Ok(()), |copy| Err(copy.status))
     }
 
-    /// What became of all copies that were queued since the batch was last cleared.
+    /// Returns what became of all copies that were queued since the batch was last cleared.
     pub fn outcome(&self) -> Result<(), GrantStatus> {
         let refused = self.copies.iter().find(|copy| !copy.status.is_okay());
         refused.map_or(Ok(()), |copy| Err(copy.status))

@@ -60,7 +60,7 @@ pub use table::{Entry, Grant, GrantTable, InUse, TableFull};
 
 use bulkhead_xen::abi::grant_table::MapFlags;
 
-/// What a mapping allows.
+/// The access that a mapping or a grant allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GrantAccess {
     /// Reading: the granting domain's page cannot be changed through it.

@@ -28,24 +28,25 @@ pub struct MapPool<H: Hypervisor> {
     /// The first free page; each names the next.
     free: u32,
     free_count: usize,
-    /// What one hypercall is to do. The page of an entry follows from its address.
+    /// The entries of the next hypercalls. The page of an entry follows from its address.
     maps: Vec<MapGrantRef>,
     unmaps: Vec<UnmapGrantRef>,
     /// The most entries of one hypercall.
     batch: usize,
-    /// How many pages were not mapped for want of map slots, since that was last asked.
+    /// The number of pages that were not mapped for want of map slots, since
+    /// [`take_slotless`](Self::take_slotless) was last called.
     slotless: usize,
     calls: Calls,
 }
 
-/// How often Xen was asked so far, and for how much.
+/// Counts of the hypercalls made so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Calls {
-    /// Hypercalls that mapped.
+    /// Hypercalls that map.
     pub maps: u64,
-    /// Pages that they were to map.
+    /// Pages in those hypercalls.
     pub pages: u64,
-    /// Hypercalls that unmapped.
+    /// Hypercalls that unmap.
     pub unmaps: u64,
 }
 
@@ -60,8 +61,8 @@ pub struct Mapping(
     NonZeroU32,
 );
 
-/// What becomes of a page. There is one for each page of every queue, so its numbers are kept as bytes,
-/// which need no alignment: it takes 5 bytes instead of 8.
+/// The state of a page. There is one for each page of every queue, so its numbers are kept as bytes, which
+/// need no alignment: 5 bytes instead of 8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PageState {
     /// Free, and the next free page after it.
@@ -105,7 +106,7 @@ impl fmt::Display for MapPoolFull {
 impl core::error::Error for MapPoolFull {}
 
 impl<H: Hypervisor> MapPool<H> {
-    /// A pool of these pages, which maps or unmaps up to `batch` of them in one hypercall.
+    /// Makes a pool of these pages, which maps or unmaps up to `batch` of them in one hypercall.
     pub(crate) fn new(
         hypervisor: H,
         domain: DomId,
@@ -154,17 +155,17 @@ impl<H: Hypervisor> MapPool<H> {
         self.range.page(index)
     }
 
-    /// How many pages can still be queued.
+    /// Returns how many pages can still be queued.
     pub fn free_pages(&self) -> usize {
         self.free_count
     }
 
-    /// What was asked of Xen so far.
+    /// Returns counts of the hypercalls made so far.
     pub fn calls(&self) -> Calls {
         self.calls
     }
 
-    /// Whether no page is mapped or queued.
+    /// Returns whether no page is mapped or queued.
     pub fn is_unused(&self) -> bool {
         self.free_count == self.states.len()
     }
@@ -203,7 +204,7 @@ impl<H: Hypervisor> MapPool<H> {
         self.free_count += 1;
     }
 
-    /// Notes a page to be mapped by the next [`map_queued`](Self::map_queued), or by this call if there
+    /// Queues a page to be mapped by the next [`map_queued`](Self::map_queued), or by this call if there
     /// are as many already as one hypercall takes.
     #[inline]
     pub fn queue_map(
@@ -226,8 +227,7 @@ impl<H: Hypervisor> MapPool<H> {
         Ok(Mapping(number))
     }
 
-    /// Maps everything noted, in one hypercall. What became of each page is its
-    /// [`address`](Self::address)'s to tell.
+    /// Maps all queued pages, in one hypercall. [`address`](Self::address) returns the outcome for each.
     pub fn map_queued(&mut self) {
         for _ in 0..EAGAIN_TRIES {
             if self.maps.is_empty() {
@@ -264,7 +264,7 @@ impl<H: Hypervisor> MapPool<H> {
         self.maps.clear();
     }
 
-    /// How many pages Xen had no map slot for since this was last asked. They can be copied.
+    /// Returns how many pages Xen had no map slot for since the last call. They can be copied.
     pub fn take_slotless(&mut self) -> usize {
         core::mem::take(&mut self.slotless)
     }
@@ -279,7 +279,7 @@ impl<H: Hypervisor> MapPool<H> {
         );
     }
 
-    /// Where a page is mapped, or why it is not.
+    /// Returns where a page is mapped, or why it is not.
     #[inline]
     pub fn address(&self, mapping: &Mapping) -> Result<NonNull<u8>, GrantStatus> {
         let page = self.index(mapping);
@@ -302,9 +302,9 @@ impl<H: Hypervisor> MapPool<H> {
         kept.filter(|_| matches!(self.states[page], PageState::Mapped(_)))
     }
 
-    /// Notes a page to be unmapped by the next [`unmap_queued`](Self::unmap_queued), or by this call if
-    /// there are as many already as one hypercall takes; a page that was refused is just given back.
-    /// Whoever uses the page's address has finished with it.
+    /// Queues a page to be unmapped by the next [`unmap_queued`](Self::unmap_queued), or by this call if
+    /// there are as many already as one hypercall takes; a page that was refused becomes free at once.
+    /// The page's address is not used any more.
     #[inline]
     pub fn queue_unmap(&mut self, mapping: Mapping) {
         self.release(self.index(&mapping));
@@ -327,7 +327,7 @@ impl<H: Hypervisor> MapPool<H> {
                 self.states[page] = PageState::Leaving;
             }
             PageState::Unmapped(_) => {
-                // It may still be noted for mapping.
+                // It may still be queued for mapping.
                 let address = self.range.address(page);
                 if let Some(entry) = self.maps.iter().position(|map| map.host_addr == address) {
                     self.maps.swap_remove(entry);
@@ -338,8 +338,8 @@ impl<H: Hypervisor> MapPool<H> {
         }
     }
 
-    /// Unmaps everything noted, in one hypercall. Should Xen refuse that as a whole, the pages
-    /// stay noted for the next time.
+    /// Unmaps all queued pages, in one hypercall. If Xen refuses it as a whole, the pages stay queued for
+    /// the next call.
     pub fn unmap_queued(&mut self) {
         if self.unmaps.is_empty() {
             return;

@@ -45,17 +45,17 @@ impl<H: Hypervisor> MappedPages<H> {
         }))
     }
 
-    /// The first page's address.
+    /// Returns the first page's address.
     pub fn base(&self) -> NonNull<u8> {
         self.base
     }
 
-    /// How many pages there are.
+    /// Returns how many pages there are.
     pub fn pages(&self) -> usize {
         self.pages
     }
 
-    /// The domain that grants them.
+    /// Returns the domain that grants them.
     pub fn domain(&self) -> DomId {
         self.pool.domain()
     }

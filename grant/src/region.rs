@@ -1,4 +1,4 @@
-//! Who uses which part of the address space for foreign pages.
+//! The address space for foreign pages, and which parts of it are in use.
 
 use crate::map_pool::MapPool;
 use crate::memory::OutOfMemory;
@@ -25,7 +25,7 @@ struct Shared {
 }
 
 impl<H: Hypervisor> Region<H> {
-    /// Takes the domain's foreign region. `None` if somebody has it already.
+    /// Takes the domain's foreign region. `None` if it was taken already.
     pub fn new(hypervisor: H) -> Option<Self> {
         let all = hypervisor.foreign_region()?;
         let free = Mutex::new(FreeRanges::new(all.pages));
@@ -35,19 +35,19 @@ impl<H: Hypervisor> Region<H> {
         })
     }
 
-    /// The same region for another vCPU: what is made from it is that vCPU's to use.
+    /// Returns the same region for another vCPU, which alone uses what is made from it.
     pub fn on_vcpu(&self, hypervisor: H) -> Self {
         let shared = self.shared.clone();
         Region { hypervisor, shared }
     }
 
-    /// A pool of `pages` pages for data that `domain` grants, all of which are mapped or unmapped in
+    /// Makes a pool of `pages` pages for data that `domain` grants, all of which are mapped or unmapped in
     /// one hypercall.
     pub fn map_pool(&self, domain: DomId, pages: usize) -> Result<MapPool<H>, NoRoom> {
         self.map_pool_in_batches(domain, pages, pages)
     }
 
-    /// The same, mapped and unmapped in hypercalls of up to `batch` pages, for which alone it takes memory.
+    /// Makes a pool that maps and unmaps in hypercalls of up to `batch` pages, and takes memory for those alone.
     pub(crate) fn map_pool_in_batches(
         &self,
         domain: DomId,
@@ -81,7 +81,7 @@ impl<H: Hypervisor> Region<H> {
         )?)
     }
 
-    /// How many pages nobody uses.
+    /// Returns the number of free pages.
     pub fn free_pages(&self) -> usize {
         self.shared.free.lock().total()
     }
@@ -99,12 +99,12 @@ impl<H: Hypervisor> Region<H> {
     }
 }
 
-/// There is no room for so many pages next to each other.
+/// There is no room for that many contiguous pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutOfSpace {
-    /// How many were asked for.
+    /// The number of pages that were asked for.
     pub wanted: usize,
-    /// How many there are, in all.
+    /// The number of free pages, contiguous or not.
     pub free: usize,
 }
 
@@ -120,7 +120,7 @@ impl fmt::Display for OutOfSpace {
 
 impl core::error::Error for OutOfSpace {}
 
-/// Why what a connection needs cannot be had.
+/// The resource that a connection lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoRoom {
     /// The address space for foreign pages is full.
@@ -159,19 +159,19 @@ pub(crate) struct PageRange {
 }
 
 impl PageRange {
-    /// How many pages it has.
+    /// Returns how many pages it has.
     #[inline]
     pub(crate) fn pages(&self) -> usize {
         self.range.len()
     }
 
-    /// One of its pages, as an address to name to Xen.
+    /// Returns the address of one of its pages, to name to Xen.
     #[inline]
     pub(crate) fn address(&self, index: usize) -> u64 {
         self.page(index).addr().get() as u64
     }
 
-    /// One of its pages, to access.
+    /// Returns one of its pages, to access.
     #[inline]
     pub(crate) fn page(&self, index: usize) -> NonNull<u8> {
         let offset = self.number(index) * PAGE_SIZE;
@@ -180,14 +180,14 @@ impl PageRange {
         base.map_addr(|address| address.saturating_add(offset))
     }
 
-    /// The number in the region of one of its pages.
+    /// Returns the number of one of its pages in the region.
     #[inline]
     pub(crate) fn number(&self, index: usize) -> usize {
         assert!(index < self.pages(), "page {index} of a smaller range");
         self.range.start + index
     }
 
-    /// Which of its pages has that number in the region.
+    /// Returns the index of the page that has that number in the region.
     #[inline]
     pub(crate) fn index(&self, number: usize) -> Option<usize> {
         let index = number.checked_sub(self.range.start)?;

@@ -22,11 +22,11 @@ pub struct GrantTable<H: Hypervisor> {
 struct Shared<H> {
     entries: &'static [EntryV1],
     stock: Mutex<Stock>,
-    /// Without its domain, the table would be somebody else's.
+    /// Keeps the domain, whose table it is.
     _hypervisor: H,
 }
 
-/// Entries that nobody holds.
+/// Free entries.
 struct Stock {
     /// All entries from here on were never used.
     fresh: u32,
@@ -44,7 +44,7 @@ pub struct Entry<H: Hypervisor> {
 /// A page that another domain may access.
 ///
 /// Dropping it ends the grant. If the other domain is using the page at that moment, the grant
-/// stays until it stops, and so must the page: [`end`](Self::end) tells.
+/// stays until it stops, and so must the page: [`end`](Self::end) returns whether it did.
 #[must_use = "dropping a grant ends it"]
 pub struct Grant<H: Hypervisor> {
     /// Its drop ends the grant, as it would any that is left in the entry.
@@ -78,7 +78,7 @@ impl<H: Hypervisor> fmt::Display for InUse<H> {
 impl<H: Hypervisor> core::error::Error for InUse<H> {}
 
 impl<H: Hypervisor> GrantTable<H> {
-    /// Takes the domain's grant table. `None` if somebody has it already.
+    /// Takes the domain's grant table. `None` if it was taken already.
     pub fn new(hypervisor: H) -> Option<Self> {
         let entries = hypervisor.grant_entries()?;
         let shared = Shared {
@@ -117,7 +117,7 @@ impl<H: Hypervisor> GrantTable<H> {
         Ok(unsafe { entry.grant(domain, frame, access) })
     }
 
-    /// How many entries can be taken.
+    /// Returns how many entries can be taken.
     pub fn free_entries(&self) -> usize {
         let mut stock = self.shared.stock.lock();
         self.reclaim(&mut stock);
@@ -160,7 +160,7 @@ impl<H: Hypervisor> GrantTable<H> {
         &self.shared.entries[gref.0 as usize]
     }
 
-    /// Makes an entry invalid unless its page is in use; answers whether it did.
+    /// Makes an entry invalid unless its page is in use; returns whether it did.
     fn revoke(&self, gref: GrantRef) -> bool {
         let flags = &self.at(gref).flags;
         let busy = (EntryFlags::READING | EntryFlags::WRITING).bits();
@@ -206,7 +206,7 @@ impl<H: Hypervisor> fmt::Debug for InUse<H> {
 }
 
 impl<H: Hypervisor> Entry<H> {
-    /// The entry's number, which the other domain needs.
+    /// Returns the entry's number, which the other domain needs.
     pub fn gref(&self) -> GrantRef {
         self.gref
     }
@@ -246,12 +246,12 @@ impl<H: Hypervisor> Drop for Entry<H> {
 }
 
 impl<H: Hypervisor> Grant<H> {
-    /// The grant's number, which the other domain needs.
+    /// Returns the grant's number, which the other domain needs.
     pub fn gref(&self) -> GrantRef {
         self.entry.gref
     }
 
-    /// Whether the other domain has the page mapped, or copies it right now.
+    /// Returns whether the other domain has the page mapped, or copies it right now.
     pub fn is_in_use(&self) -> bool {
         let entry = self.entry.table.at(self.entry.gref);
         let flags = EntryFlags::from_bits_retain(entry.flags.load(Ordering::Acquire));

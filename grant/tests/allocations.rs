@@ -35,7 +35,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Runs sweeps until the simulated Xen itself has all it needs; answers what the last ones took.
+/// Runs sweeps until the simulated Xen itself has all it needs; returns what the last ones took.
 fn allocations(mut sweep: impl FnMut()) -> u64 {
     (0..50).for_each(|_| sweep());
     let before = ALLOCATIONS.get();

@@ -1,6 +1,6 @@
 //! How much memory the domain has, as something that follows what the toolstack wants.
 
-/// Memory that nobody in this domain uses, given back to Xen and taken again, so that the domain has as
+/// Unused memory of this domain, given back to Xen and taken again, so that the domain has as
 /// much as the toolstack wants it to have (`memory/target`). Where images live, and what is allocated, is
 /// never given back here.
 pub trait Balloon {

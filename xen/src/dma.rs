@@ -2,7 +2,7 @@
 
 use crate::DmaAddr;
 
-/// Where devices that were given to this domain find its memory.
+/// The addresses at which devices that were given to this domain find its memory.
 ///
 /// Only PV domains have devices on x86 (libxl refuses them to PVH domains), and there a page's bus address
 /// is its machine address, which is unrelated to the address at which the domain sees it.

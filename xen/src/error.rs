@@ -1,4 +1,4 @@
-//! What hypercalls and grant operations answer when they refuse.
+//! Errors of hypercalls, and the status of grant operations.
 
 use core::fmt;
 
@@ -84,7 +84,7 @@ pub struct GrantStatus(pub i16);
 impl GrantStatus {
     /// The operation was done.
     pub const OKAY: GrantStatus = GrantStatus(0);
-    /// An undefined error, also what a missing grant table answers.
+    /// An undefined error, also returned where there is no grant table.
     pub const GENERAL_ERROR: GrantStatus = GrantStatus(-1);
     /// The granting domain does not exist.
     pub const BAD_DOMAIN: GrantStatus = GrantStatus(-2);
@@ -111,7 +111,7 @@ impl GrantStatus {
     /// The hypervisor has no room for another mapping.
     pub const NO_SPACE: GrantStatus = GrantStatus(-13);
 
-    /// True if the operation was done.
+    /// Returns whether the operation was done.
     pub fn is_okay(self) -> bool {
         self == GrantStatus::OKAY
     }

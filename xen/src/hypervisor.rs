@@ -12,7 +12,7 @@ use core::time::Duration;
 pub struct ForeignRegion {
     /// The first page's address, page-aligned.
     pub base: NonNull<u8>,
-    /// How many pages there are.
+    /// The number of pages.
     pub pages: usize,
 }
 
@@ -36,16 +36,16 @@ unsafe impl Sync for ForeignRegion {}
 /// memory reached through mappings may be read and written by volatile or atomic accesses at any
 /// time while they last.
 pub unsafe trait Hypervisor: Clone + Send + Sync + 'static {
-    /// Maps grants of other domains (`GNTTABOP_map_grant_ref`). An entry may answer
-    /// [`GrantStatus::EAGAIN`](crate::GrantStatus::EAGAIN): the caller tries that one again.
+    /// Maps grants of other domains (`GNTTABOP_map_grant_ref`). An entry's status may be
+    /// [`GrantStatus::EAGAIN`](crate::GrantStatus::EAGAIN): the caller maps that one again.
     ///
     /// # Safety
     /// Each `host_addr` is a page of the foreign region that the caller owns and where nothing is
     /// mapped.
     unsafe fn map_grants(&self, batch: &mut [MapGrantRef]) -> Result<(), Errno>;
 
-    /// Unmaps what [`map_grants`](Self::map_grants) mapped (`GNTTABOP_unmap_grant_ref`), and sees
-    /// to it that no vCPU of this domain can still reach the pages through an old translation.
+    /// Unmaps what [`map_grants`](Self::map_grants) mapped (`GNTTABOP_unmap_grant_ref`), and ensures
+    /// that no vCPU of this domain can still reach the pages through an old translation.
     ///
     /// # Safety
     /// Nothing accesses the pages any more.
@@ -58,16 +58,16 @@ pub unsafe trait Hypervisor: Clone + Send + Sync + 'static {
     /// frames named as source may be shown to the other domain.
     unsafe fn copy_grants(&self, batch: &mut [GrantCopy]) -> Result<(), Errno>;
 
-    /// The frame behind an own page, as grants and copies name it. `None` if `page` is no own
+    /// Returns the frame behind an own page, as grants and copies name it. `None` if `page` is not own
     /// memory (for instance a mapped foreign page). Devices find it elsewhere
     /// ([`DmaMemory`](crate::DmaMemory)).
     fn frame_of(&self, page: *const u8) -> Option<Gfn>;
 
-    /// The address space for mapping other domains' frames. The first call gets all of it; later
+    /// Returns the address space for mapping other domains' frames. The first call gets all of it; later
     /// ones get `None`: it has one owner, the grant mapper.
     fn foreign_region(&self) -> Option<ForeignRegion>;
 
-    /// This domain's own grant table, version 1 entries, as many as Xen lets it have, mapped for
+    /// Returns this domain's own grant table, version 1 entries, as many as Xen lets it have, mapped for
     /// as long as the domain runs. Entries below
     /// [`RESERVED_ENTRIES`](crate::abi::grant_table::RESERVED_ENTRIES) are the toolstack's.
     /// The first call gets it; later ones get `None`.
@@ -83,7 +83,7 @@ pub unsafe trait Hypervisor: Clone + Send + Sync + 'static {
     /// Closes a port (`EVTCHNOP_close`). Notifications of it that are still pending are dropped.
     fn close_port(&self, port: Port) -> Result<(), Errno>;
 
-    /// Holds back the notifications of a port of this vCPU: they wake nobody, and cost nothing, until
+    /// Holds back the notifications of a port of this vCPU: they wake no vCPU, and cost nothing, until
     /// [`unmask_port`](Self::unmask_port).
     fn mask_port(&self, port: Port);
 
@@ -98,20 +98,20 @@ pub unsafe trait Hypervisor: Clone + Send + Sync + 'static {
     fn take_pending(&self, sink: &mut dyn FnMut(Port));
 
     /// Blocks this vCPU until a notification is pending or `deadline` is reached
-    /// (`SCHEDOP_block`); returns at once if either is already so. May return early. Answers whether
+    /// (`SCHEDOP_block`); returns at once if either is already so. May return early. Returns whether
     /// the vCPU was blocked at all.
     fn block(&self, deadline: Option<Instant>) -> bool;
 
-    /// Processor time that the calling vCPU has used so far (`VCPUOP_get_runstate_info`), if it is known.
+    /// Returns the processor time that the calling vCPU has used so far (`VCPUOP_get_runstate_info`), if it is known.
     fn run_time(&self) -> Option<Duration>;
 
     /// Interrupts the [`block`](Self::block) of another vCPU of this domain.
     fn wake_vcpu(&self, vcpu: VcpuId);
 
-    /// The vCPU that makes this call.
+    /// Returns the vCPU that makes this call.
     fn vcpu(&self) -> VcpuId;
 
-    /// The monotonic clock.
+    /// Returns the time of the monotonic clock.
     fn now(&self) -> Instant;
 }
 

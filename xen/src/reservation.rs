@@ -2,8 +2,8 @@
 
 use core::ptr::NonNull;
 
-/// Memory that Xen reserves for this domain, page by page: taken from what nobody uses, given back to Xen, and asked
-/// for again (`memory.h`).
+/// Memory that Xen reserves for this domain, page by page: allocated from what is free, given back to Xen,
+/// and populated again (`memory.h`).
 ///
 /// A page that was released is an address without anything behind it: touching it ends the
 /// domain. The domain then owns less, as `xl list` shows, and another domain may own what was
@@ -11,26 +11,26 @@ use core::ptr::NonNull;
 /// the host has memory left.
 ///
 /// # Safety
-/// An implementer promises that the pages it allocates are used by nobody else, that what it
+/// An implementer promises that the pages it allocates have no other user, that what it
 /// reports as populated is memory again, zeroed, at the same address on every vCPU, and that
 /// pages it does not report as released stay what they were.
 pub unsafe trait Reservation: Send + Sync {
-    /// Takes pages in a row that nobody uses. They are the caller's from then on, and hold what their
-    /// last user left in them: clearing many takes its time, which is the caller's to divide.
+    /// Allocates contiguous pages. They belong to the caller from then on, and still hold what their last
+    /// user left in them: clearing many pages takes time, which the caller may divide.
     fn allocate(&self, pages: usize) -> Option<NonNull<u8>>;
 
-    /// Gives pages back to Xen (`XENMEM_decrease_reservation`). Answers how many of them, counted
+    /// Gives pages back to Xen (`XENMEM_decrease_reservation`). Returns how many of them, counted
     /// from the first, are gone; the others are as they were.
     ///
-    /// Xen does not clear what a living domain gives back. Whoever gets such a page next may read
-    /// what was in it, so the caller clears it before.
+    /// Xen does not clear what a living domain gives back. The page's next owner may read what
+    /// was in it, so the caller clears it first.
     ///
     /// # Safety
     /// They are pages in a row of the caller's memory, from a page boundary on, and none of them
-    /// is granted to anybody. Nobody accesses them until they are populated again.
+    /// is granted. They are not accessed until they are populated again.
     unsafe fn release(&self, first: NonNull<u8>, pages: usize) -> usize;
 
-    /// Puts memory, zeroed, behind pages that were released (`XENMEM_populate_physmap`). Answers
+    /// Puts memory, zeroed, behind pages that were released (`XENMEM_populate_physmap`). Returns
     /// how many of them, counted from the first, are memory again.
     ///
     /// # Safety

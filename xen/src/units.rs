@@ -33,7 +33,7 @@ number! {
     GrantRef(u32)
 }
 number! {
-    /// What Xen hands out for a mapped grant (`grant_handle_t`, grant_table.h); needed to unmap it.
+    /// The handle of a mapped grant (`grant_handle_t`, grant_table.h); needed to unmap it.
     GrantHandle(u32)
 }
 number! {

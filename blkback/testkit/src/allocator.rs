@@ -17,7 +17,7 @@ thread_local! {
     static SMALL: Cell<i64> = const { Cell::new(0) };
 }
 
-/// Whether this allocation is the one to be refused.
+/// Returns whether this allocation is the one to be refused.
 fn is_refused(size: usize) -> bool {
     let refused = REFUSED.try_with(|refused| {
         let (left, least) = refused.get();
@@ -67,7 +67,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// How many allocations this thread has made so far.
+/// Returns how many allocations this thread has made so far.
 pub fn allocations() -> u64 {
     COUNT.get()
 }
@@ -78,7 +78,7 @@ pub fn forget_most_bytes() -> i64 {
     MOST.replace(BYTES.get()) - BYTES.get()
 }
 
-/// How many bytes this thread has allocated and not freed.
+/// Returns how many bytes this thread has allocated and not freed.
 pub fn bytes_in_use() -> i64 {
     BYTES.get()
 }

@@ -17,7 +17,7 @@ use std::task::{Context, Poll};
 type Given = Arc<OnceLock<(SimDevice, Arc<dyn DmaMemory>)>>;
 
 impl World {
-    /// A PV driver domain all of whose disks are such disks, empty ones of the sizes of their images.
+    /// Makes a machine whose PV driver domain has only such disks: empty, and as large as their images.
     pub fn with_dma_disks(setup: Setup) -> World {
         let given = Given::default();
         let behind = given.clone();

@@ -35,7 +35,7 @@ impl Executors {
         self.all.iter().map(spawner).collect()
     }
 
-    /// Each vCPU that does not sleep runs until it does. Answers whether any task ran.
+    /// Each vCPU that does not sleep runs until it does. Returns whether any task ran.
     pub fn step(&self) -> bool {
         let mut moved = false;
         for (vcpu, executor) in &self.all {
@@ -49,7 +49,7 @@ impl Executors {
         moved
     }
 
-    /// Each vCPU runs, and does not lie down.
+    /// Runs each vCPU, and does not let it sleep.
     pub fn turn(&self) {
         for (_, executor) in &self.all {
             in_driver_domain(|| executor.borrow_mut().run_until_idle());

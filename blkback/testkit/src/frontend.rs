@@ -45,18 +45,18 @@ impl<'w> Frontend<'w> {
         self
     }
 
-    /// The backend's state; `None` if there is no such directory.
+    /// Returns the backend's state; `None` if there is no such directory.
     pub fn backend(&self) -> Option<XenbusState> {
         let state = self.vbd.backend_state(&mut self.world.sim.store());
         state.map(|state| XenbusState::parse(Some(&state)))
     }
 
-    /// A node of the backend's directory.
+    /// Reads a node of the backend's directory.
     pub fn backend_node(&self, name: &str) -> Option<String> {
         self.world.read(&self.backend_path(name))
     }
 
-    /// Where a node of the backend's directory is.
+    /// Returns where a node of the backend's directory is.
     pub fn backend_path(&self, name: &str) -> String {
         format!("{}/{name}", self.vbd.backend_path())
     }
@@ -79,7 +79,7 @@ impl<'w> Frontend<'w> {
         removed.expect("a guest may remove what is its own");
     }
 
-    /// Whether its directory is there.
+    /// Returns whether its directory is there.
     pub fn has_directory(&self) -> bool {
         self.world.sim.store().exists(&self.vbd.frontend_path())
     }
@@ -92,12 +92,12 @@ impl<'w> Frontend<'w> {
         }
     }
 
-    /// Says where it is, without waiting for anybody.
+    /// Writes the frontend's state, without running the machine.
     pub fn say(&self, state: XenbusState) {
         self.write_node("state", state.to_string());
     }
 
-    /// Says where it is, and lets everyone see it.
+    /// Writes the frontend's state, and runs the machine.
     pub fn go(&self, state: XenbusState) {
         self.say(state);
         self.world.run();
@@ -127,7 +127,7 @@ impl<'w> Frontend<'w> {
         }
     }
 
-    /// Makes a ring, publishes it and waits for the backend. Answers whether that connected.
+    /// Makes a ring, publishes it and waits for the backend. Returns whether that connected.
     pub fn try_connect(&mut self) -> bool {
         self.prepare();
         self.publish();
@@ -151,13 +151,13 @@ impl<'w> Frontend<'w> {
         assert!(connected, "no connection: {:?}", self.problem());
     }
 
-    /// Attached and connected.
+    /// Connects, and returns itself.
     pub fn connected(mut self) -> Self {
         self.connect();
         self
     }
 
-    /// Connected, with a driver domain that may need some time for each step.
+    /// Connects, with a driver domain that may need `span` for each step.
     pub fn connected_after(mut self, span: Duration) -> Self {
         assert_eq!(self.backend(), Some(XenbusState::InitWait));
         self.prepare();
@@ -175,27 +175,27 @@ impl<'w> Frontend<'w> {
         self
     }
 
-    /// What the operator is told is wrong.
+    /// Returns the driver domain's error node for the disk.
     pub fn problem(&self) -> Option<String> {
         self.world.error(&self.vbd)
     }
 
-    /// Whether it has made a ring.
+    /// Returns whether it has made a ring.
     pub fn is_prepared(&self) -> bool {
         !self.links.is_empty()
     }
 
-    /// The connection, or the first of its rings.
+    /// Returns its first ring.
     pub fn link(&mut self) -> &mut Link {
         self.queue(0)
     }
 
-    /// One of its rings.
+    /// Returns one of its rings.
     pub fn queue(&mut self, number: usize) -> &mut Link {
         self.links.get_mut(number).expect("a ring was prepared")
     }
 
-    /// All its rings.
+    /// Returns all its rings.
     pub fn queues(&mut self) -> impl Iterator<Item = &mut Link> {
         self.links.iter_mut()
     }
@@ -205,7 +205,7 @@ impl<'w> Frontend<'w> {
         std::mem::take(&mut self.links)
     }
 
-    /// How many rings it has made.
+    /// Returns how many rings it has made.
     pub fn rings(&self) -> usize {
         self.links.len()
     }

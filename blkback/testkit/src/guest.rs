@@ -16,7 +16,7 @@ pub struct Guest<'w> {
 }
 
 impl<'w> Guest<'w> {
-    /// A guest with 4 MiB of memory.
+    /// Makes a guest with 4 MiB of memory.
     pub fn new(world: &'w World) -> Guest<'w> {
         Guest::with_memory(world, 1024)
     }
@@ -53,7 +53,7 @@ impl<'w> Guest<'w> {
         frontend
     }
 
-    /// The toolstack attaches a disk; nobody has seen that yet.
+    /// Attaches a disk, which the driver domain has not seen yet.
     pub fn attach_unseen(&self, name: &str, disk: &Disk) -> Frontend<'w> {
         let vbd = Vbd::new(self.world.storage.id(), self.domain.id(), name);
         toolstack::attach(&mut self.world.sim.store(), &vbd, disk);

@@ -11,12 +11,12 @@ use bulkhead_xen::{GrantRef, PAGE_SIZE};
 use bulkhead_xen_sim::{SimDomain, SimVcpu};
 use std::ptr::NonNull;
 
-/// What pages hold before anything is read into them.
+/// The byte that fills pages before anything is read into them.
 pub const POISON: u8 = 0xee;
 
 /// A granted page of the guest.
 pub struct Page {
-    /// Where it is.
+    /// The page's address.
     pub memory: NonNull<u8>,
     /// Its grant to the backend.
     pub grant: Grant<SimVcpu>,
@@ -69,16 +69,16 @@ pub(super) struct Pending {
     len: usize,
 }
 
-/// What the backend answered.
+/// A response of the backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// Of which request.
+    /// The request that it is for.
     pub id: RequestId,
     /// The operation that it names.
     pub operation: Opcode,
-    /// How that went.
+    /// The outcome.
     pub status: Status,
-    /// What the pages of the request hold now.
+    /// The content of the request's pages.
     pub data: Vec<u8>,
 }
 
@@ -240,7 +240,7 @@ impl Link {
         pages.map(Page::gref).collect()
     }
 
-    /// Where the segments of indirect requests without an answer lie.
+    /// Returns where the segments of indirect requests without an answer lie.
     pub fn index_addresses(&self) -> Vec<usize> {
         let index = |pending: &Pending| {
             let pages = &pending.pages[pending.data_pages..];
@@ -250,7 +250,7 @@ impl Link {
         self.pending.values().flat_map(index).collect()
     }
 
-    /// How many requests have no answer yet.
+    /// Returns how many requests have no answer yet.
     pub fn outstanding(&self) -> usize {
         self.pending.len()
     }

@@ -1,4 +1,4 @@
-//! What the driver domain logs, kept for each test.
+//! The driver domain's log, kept for each test.
 
 use std::cell::RefCell;
 
@@ -36,7 +36,7 @@ pub fn install() {
     LINES.set(Some(Vec::new()));
 }
 
-/// The lines since then.
+/// Returns the lines since then.
 pub fn lines() -> Vec<String> {
     LINES.with_borrow(|lines| lines.clone().unwrap_or_default())
 }

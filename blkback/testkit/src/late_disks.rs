@@ -38,7 +38,7 @@ impl LateDisks {
     }
 }
 
-/// Whether that is how the backend names the owner of the disk's image.
+/// Returns whether that is how the backend names the owner of the disk's image.
 fn is_of(owner: &str, vbd: &Vbd) -> bool {
     owner.starts_with(&format!("vbd {}/{} ", vbd.frontend, vbd.device_number()))
 }

@@ -8,8 +8,8 @@
 //!     └─ Guest ── Frontend: its directory, ring, pages; well behaved by default, hostile at will
 //! ```
 //!
-//! Nothing moves by itself: [`World::run`] lets everyone do what there is to do, and
-//! [`World::wait`] lets time pass.
+//! Nothing happens by itself: [`World::run`] runs the driver domain and xenstored until neither has anything
+//! to do, and [`World::wait`] lets time pass.
 //!
 //! ```
 //! use bulkhead_blkback_testkit::{Guest, World};
@@ -89,13 +89,13 @@ pub struct World {
     region: Region<SimVcpu>,
     /// Whether the backend has given up.
     ended: Rc<Cell<bool>>,
-    /// Whether it may.
+    /// Whether the test expects that.
     may_end: Cell<bool>,
     before: Resources,
     /// The disks whose stores answer when the test lets them.
     pub late: LateDisks,
     executors: Executors,
-    /// Where the ramdisk lies, and how long it is.
+    /// The ramdisk's address and length.
     ramdisk: (NonNull<u8>, usize),
 }
 
@@ -106,17 +106,17 @@ impl Default for World {
 }
 
 impl World {
-    /// A machine whose driver domain has six images and no disks yet.
+    /// Makes a machine whose driver domain has six images and no disks yet.
     pub fn new() -> World {
         World::with(Setup::default())
     }
 
-    /// The same, with one way to guests' pages.
+    /// Makes a machine that reaches guests' pages in one way alone.
     pub fn on_path(data_path: DataPath) -> World {
         World::with(Setup::on_path(data_path))
     }
 
-    /// As said in `setup`.
+    /// Makes a machine as `setup` describes it.
     pub fn with(setup: Setup) -> World {
         journal::install();
         let mut archive = ramdisk::archive(&setup.images);
@@ -196,13 +196,12 @@ impl World {
         world
     }
 
-    /// A machine whose images give memory back to Xen when a guest discards.
+    /// Makes a machine whose images give memory back to Xen when a guest discards.
     pub fn with_discards() -> World {
         World::with(Setup::giving_back())
     }
 
-    /// Lets everyone do what there is to do, until nothing moves any more. Answers whether
-    /// anything moved.
+    /// Runs the driver domain and xenstored until neither has anything to do. Returns whether either had.
     pub fn run(&self) -> bool {
         let _watched = Watched::new();
         let mut moved = false;
@@ -240,8 +239,8 @@ impl World {
         assert!(self.ended.get(), "nobody can be attached any more");
     }
 
-    /// What the driver domain does when it has its turn, but that it does not go to sleep: that is
-    /// to follow by [`step`](Self::step).
+    /// Gives the driver domain its turn, but for going to sleep: [`step`](Self::step) does that
+    /// afterwards.
     pub fn turn(&self) {
         self.executors.turn();
     }
@@ -265,7 +264,7 @@ impl World {
         self.sim.store().faults.requests_per_step = usual;
     }
 
-    /// Lets time pass, and everyone do what there is to do meanwhile.
+    /// Lets time pass, and runs the driver domain and xenstored meanwhile.
     pub fn wait(&self, span: Duration) {
         let end = self.sim.now() + span;
         self.run();
@@ -287,34 +286,34 @@ impl World {
         self.wait(Duration::from_secs(3));
     }
 
-    /// Starts something of the driver domain's own.
+    /// Spawns a task in the driver domain.
     pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
         self.backend.services.handle.spawn(task);
     }
 
-    /// A node, as dom0 reads it.
+    /// Reads a node as dom0.
     pub fn read(&self, path: &str) -> Option<String> {
         self.sim.store().read(path)
     }
 
-    /// Writes a node as an operator in dom0 does, and lets everyone see it.
+    /// Writes a node as an operator in dom0 does, and runs the machine.
     pub fn write(&self, path: &str, value: &str) {
         self.sim.store().write(path, value);
         self.run();
     }
 
-    /// A node of the driver domain's own directory.
+    /// Returns the path of a node of the driver domain's own directory.
     pub fn own_path(&self, node: &str) -> String {
         format!("/local/domain/{}/{node}", self.storage.id())
     }
 
-    /// What the operator finds about a disk in the driver domain's error node.
+    /// Returns the driver domain's error node for a disk.
     pub fn error(&self, vbd: &Vbd) -> Option<String> {
         let (kind, guest, device) = (vbd.kind, vbd.frontend, vbd.device_number());
         self.read(&self.own_path(&format!("error/backend/{kind}/{guest}/{device}/error")))
     }
 
-    /// The lines that the driver domain logged in this test so far.
+    /// Returns the lines that the driver domain logged in this test so far.
     pub fn journal(&self) -> Vec<String> {
         journal::lines()
     }
@@ -324,13 +323,13 @@ impl World {
         journal::install();
     }
 
-    /// What the ramdisk holds, no page of which may have been given back to Xen.
+    /// Returns what the ramdisk holds, no page of which may have been given back to Xen.
     pub fn ramdisk(&self) -> Vec<u8> {
         // SAFETY: domain memory stays mapped as long as the machine, and nobody else runs.
         unsafe { NonNull::slice_from_raw_parts(self.ramdisk.0, self.ramdisk.1).as_ref() }.to_vec()
     }
 
-    /// Whether the ramdisk holds those bytes there. None of these pages may have been given back.
+    /// Returns whether the ramdisk holds those bytes there. None of these pages may have been given back.
     pub fn ramdisk_holds(&self, at: usize, bytes: &[u8]) -> bool {
         assert!(at + bytes.len() <= self.ramdisk.1);
         // SAFETY: within the ramdisk, as just checked; the rest as for `ramdisk`.

@@ -9,7 +9,7 @@ use bulkhead_xen_sim::{SimDomain, SimVcpu};
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
 
-/// How a frontend goes about it.
+/// The features that a frontend uses.
 #[derive(Clone, Copy, Debug)]
 pub struct Style {
     /// The layout of its messages.
@@ -37,7 +37,7 @@ impl Default for Style {
 }
 
 impl Style {
-    /// Like most, but for this.
+    /// The default style, with or without persistent grants.
     pub fn persistent(persistent: bool) -> Style {
         Style {
             persistent,
@@ -67,10 +67,10 @@ pub struct Link {
     pub(super) pending: BTreeMap<RequestId, Pending>,
     /// Pages that stay granted, for those who do that.
     pub(super) pool: Vec<Page>,
-    /// Pages that are done with, of a frontend that cannot know.
+    /// Pages of finished requests, of a frontend that cannot tell which the backend still uses.
     pub(super) kept: Vec<Page>,
     pub(super) next_id: u64,
-    /// Whether things were put into the ring that are no requests.
+    /// Whether the ring holds messages that are not requests.
     pub(super) wild: bool,
 }
 
@@ -120,7 +120,7 @@ impl Link {
         self.ring_grants.iter().map(Grant::gref).collect()
     }
 
-    /// What the frontend publishes before it connects, for all its rings.
+    /// Returns what the frontend publishes before it connects, for all its rings.
     pub fn common_details(&self) -> Vec<(String, String)> {
         let style = self.style;
         let persistent = u32::from(style.persistent);
@@ -142,7 +142,7 @@ impl Link {
             .collect()
     }
 
-    /// What it publishes for this ring.
+    /// Returns what it publishes for this ring.
     pub fn details(&self) -> Vec<(String, String)> {
         let mut nodes = vec![("event-channel".into(), self.port.to_string())];
         if self.style.ring_pages == 1 {
@@ -164,7 +164,7 @@ impl Link {
 
     /// Notifies the backend.
     pub fn notify(&self) {
-        // A frontend whose other end is gone just talks to nobody.
+        // The other end may be gone.
         let _ = self.domain.hypervisor().notify(self.port);
     }
 

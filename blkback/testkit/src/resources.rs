@@ -1,8 +1,8 @@
-//! What the driver domain holds of Xen's and xenstored's, to find what it does not give back.
+//! The resources of Xen and xenstored that the driver domain holds, to find what it does not give back.
 
 use super::World;
 
-/// How much it holds of each.
+/// The number of each that it holds.
 #[derive(Debug, Default, PartialEq)]
 pub struct Resources {
     ports: usize,
@@ -13,7 +13,7 @@ pub struct Resources {
 }
 
 impl World {
-    /// What it holds now.
+    /// Counts what it holds now.
     pub fn resources(&self) -> Resources {
         let id = self.storage.id();
         let store = self.sim.store();
@@ -59,7 +59,7 @@ impl World {
         assert_eq!(self.storage.violations(), []);
     }
 
-    /// Pages of the driver domain's address space that nobody uses.
+    /// Returns the number of free pages in the driver domain's address space.
     pub fn free_region(&self) -> usize {
         self.region.free_pages()
     }

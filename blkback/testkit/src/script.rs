@@ -31,17 +31,17 @@ impl<'s> Script<'s> {
         *first
     }
 
-    /// Returns a number below that.
+    /// Returns a number below `limit`.
     pub fn below(&mut self, limit: usize) -> usize {
         usize::from(self.byte()) % limit
     }
 
-    /// Returns one of those.
+    /// Returns one of the elements of `from`.
     pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len())]
     }
 
-    /// A number that is small or at an edge more often than not.
+    /// Returns a number that is small or at an edge more often than not.
     pub fn number(&mut self) -> u64 {
         match self.byte() {
             small @ 0..200 => u64::from(small),
@@ -163,7 +163,7 @@ pub fn play(script: &[u8]) {
     world.nothing_left();
 }
 
-/// xenstored's moods.
+/// Changes how xenstored behaves.
 fn misbehave(world: &World, script: &mut Script<'_>) {
     let id = world.storage.id();
     let mut store = world.sim.store();
@@ -176,7 +176,7 @@ fn misbehave(world: &World, script: &mut Script<'_>) {
     }
 }
 
-/// What an operator asks for.
+/// Does what an operator does.
 fn operate(world: &World, puppet: &Puppet<'_>, script: &mut Script<'_>) {
     let mut store = world.sim.store();
     if script.below(2) == 0 {
@@ -186,7 +186,7 @@ fn operate(world: &World, puppet: &Puppet<'_>, script: &mut Script<'_>) {
     } else {
         for disk in &puppet.disks {
             let statistics = disk.backend_path("statistics");
-            // Where there is no disk any more, nobody writes below it.
+            // Nothing is written below a disk that is gone.
             if store.exists(&disk.backend_path("state")) {
                 store.write(&statistics, "refresh");
             }
@@ -332,7 +332,7 @@ fn ask(disk: &mut Frontend<'_>, script: &mut Script<'_>, bystander: &Bystander<'
     link.kick();
 }
 
-/// Takes what answers there are, and looks for what belongs to somebody else.
+/// Takes what answers there are, and looks for data that belongs to another guest.
 fn look(link: &mut Link, bystander: &Bystander<'_>) {
     let answers: Vec<Answer> = link.collect_whatever();
     for answer in answers {

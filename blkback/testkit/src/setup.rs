@@ -1,4 +1,4 @@
-//! What a machine is made with.
+//! The configuration of a simulated machine.
 
 use super::content;
 use bulkhead_blkback::engine::{DataPath, Options};
@@ -6,11 +6,11 @@ use bulkhead_images::DiscardMode;
 use bulkhead_images::testing::Layer;
 use bulkhead_xen_sim::DomainKind;
 
-/// What a machine is made with.
+/// The configuration of a simulated machine.
 pub struct Setup {
     /// Names and contents of the images.
     pub images: Vec<(String, Vec<u8>)>,
-    /// Goes before every device that is opened.
+    /// A layer over every device that is opened.
     pub layer: Option<Layer>,
     /// How Xen runs the driver domain.
     pub kind: DomainKind,
@@ -18,7 +18,7 @@ pub struct Setup {
     pub vcpus: u32,
     /// The driver domain's address space for foreign pages.
     pub region_pages: usize,
-    /// How its engine is to serve.
+    /// The options of its engine.
     pub options: Options,
     /// Whether images can have more memory of Xen, and give it back.
     pub reservation: bool,

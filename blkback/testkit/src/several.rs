@@ -5,7 +5,7 @@ use bulkhead_blkback::engine::DataPath;
 use bulkhead_ring::blkif::Status;
 
 impl World {
-    /// A machine whose driver domain has so many vCPUs.
+    /// Makes a machine whose driver domain has that many vCPUs.
     pub fn with_vcpus(vcpus: u32, data_path: DataPath) -> World {
         World::with(Setup {
             vcpus,
@@ -13,14 +13,14 @@ impl World {
         })
     }
 
-    /// How many queues each vCPU serves.
+    /// Returns how many queues each vCPU serves.
     pub fn load(&self) -> Vec<usize> {
         self.backend.services.vcpus.load().collect()
     }
 }
 
 impl Style {
-    /// Like most, but with so many queues.
+    /// The default style with that many queues.
     pub fn queues(queues: usize) -> Style {
         Style {
             queues,
@@ -30,7 +30,7 @@ impl Style {
 }
 
 impl<'w> Guest<'w> {
-    /// Attaches a disk that is connected with so many queues.
+    /// Attaches a disk and connects it with that many queues.
     pub fn with_queues(&self, name: &str, target: &str, queues: usize) -> Frontend<'w> {
         self.attach(name, target)
             .styled(Style::queues(queues))
@@ -39,7 +39,7 @@ impl<'w> Guest<'w> {
 }
 
 impl Frontend<'_> {
-    /// How many queues the backend offers.
+    /// Returns how many queues the backend offers.
     pub fn offered_queues(&self) -> usize {
         let offered = self.backend_node("multi-queue-max-queues");
         offered.expect("is offered").parse().expect("a number")

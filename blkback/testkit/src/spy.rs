@@ -1,5 +1,5 @@
-//! A device that does something else whenever it is asked: the guest's other processor, which
-//! acts while the backend is in the middle of a sweep.
+//! A device that runs a hook of the test's whenever it is called. The hook stands for the guest's other
+//! processor, which acts while the backend is in the middle of a sweep.
 
 use bulkhead_images::testing::Layer;
 use bulkhead_images::{
@@ -22,7 +22,7 @@ unsafe impl Send for Meanwhile {}
 unsafe impl Sync for Meanwhile {}
 
 impl Meanwhile {
-    /// From now on, this.
+    /// Makes `act` the hook from now on.
     pub fn set(&self, act: impl FnMut() + 'static) {
         self.0.replace(Some(Box::new(act)));
     }
@@ -32,7 +32,7 @@ impl Meanwhile {
         self.1.set(true);
     }
 
-    /// From now on, nothing.
+    /// Removes the hook.
     pub fn end(&self) {
         self.0.take();
     }

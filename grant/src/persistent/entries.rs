@@ -20,14 +20,14 @@ pub struct Entries {
     /// The first entry of each list of those whose grants have the same low bits. Frontends use small
     /// numbers close together, which those bits tell apart.
     lists: Vec<u16>,
-    /// Entries that nobody holds, the most recently used one first.
+    /// Entries that no request holds, the most recently used one first.
     idle: IdleList,
 }
 
 pub struct CacheEntry {
     pub gref: GrantRef,
     pub mapping: Option<Mapping>,
-    /// How many requests use it, and [`READ_ONLY`] if it is mapped for reading alone.
+    /// The number of requests that use it, and [`READ_ONLY`] if it is mapped for reading alone.
     pub uses: u16,
     /// The next entry in its list by grant, or among the vacant ones.
     next: u16,
@@ -38,7 +38,7 @@ pub struct CacheEntry {
 
 /// A bit of [`CacheEntry::uses`].
 pub const READ_ONLY: u16 = 1 << 15;
-/// The rest of them.
+/// The rest of [`CacheEntry::uses`].
 pub const MOST_HOLDERS: u16 = READ_ONLY - 1;
 
 const _: () = assert!(size_of::<CacheEntry>() == 16);
@@ -62,7 +62,7 @@ struct IdleList {
 }
 
 impl Entries {
-    /// Makes so many entries, which cache nothing.
+    /// Makes `capacity` entries, which cache nothing.
     pub fn new(capacity: usize) -> Result<Entries, OutOfMemory> {
         let entry = |number| CacheEntry {
             gref: GrantRef(0),

@@ -1,8 +1,8 @@
 //! Granted pages that stay mapped from one request to the next (`feature-persistent`, io/blkif.h).
 //!
 //! A frontend that uses the same grants over and over costs no hypercall for them once they are
-//! mapped. How many stay is bounded: beyond that, the least recently used one goes that nobody
-//! holds. A frontend may cycle through more grants than fit: then each sweep maps and unmaps in
+//! mapped. The number of mapped pages is bounded: beyond that, the least recently used page that no request
+//! holds is unmapped. A frontend may cycle through more grants than fit: then each sweep maps and unmaps in
 //! one hypercall each, as without persistence.
 
 mod entries;
@@ -21,18 +21,18 @@ pub struct PersistentCache<H: Hypervisor> {
     pool: MapPool<H>,
     entries: Entries,
     cached: usize,
-    /// How many pages are to stay mapped: fewer than there is room for where Xen has not as many map
-    /// slots. It is tried now and then whether it has more again.
+    /// The number of pages that stay mapped: fewer than there is room for if Xen has not that many map
+    /// slots. It is raised now and then, to find out whether Xen has more again.
     most: usize,
-    /// How many pages had to go for that since the last try.
+    /// The number of pages that were unmapped for that since it was last raised.
     held_down: u32,
-    /// Entries queued for writing by this sweep for requests that would be content with reading.
+    /// Entries that this sweep maps writable for requests that only need to read.
     try_writable: Vec<u16>,
     hits: u64,
     misses: u64,
 }
 
-/// After so many pages that had to go for want of map slots, one more is tried.
+/// After this many pages that were unmapped for want of map slots, the limit is raised by one.
 const TRY_AGAIN: u32 = 64;
 
 /// The right to use a cached page, from [`PersistentCache::hold`] to
@@ -57,8 +57,8 @@ impl fmt::Display for CacheFull {
 impl core::error::Error for CacheFull {}
 
 impl<H: Hypervisor> PersistentCache<H> {
-    /// An empty cache for up to `capacity` pages that `domain` grants. It takes room for `sweep`
-    /// pages more, so that so many old ones and new ones can be exchanged in two hypercalls. One
+    /// Makes an empty cache for up to `capacity` pages that `domain` grants. It takes room for `sweep`
+    /// pages more, so that `sweep` old pages can be exchanged for new ones in two hypercalls. One
     /// hypercall maps or unmaps up to `sweep` pages.
     ///
     /// # Panics
@@ -88,34 +88,34 @@ impl<H: Hypervisor> PersistentCache<H> {
         self.pool.keep_dma_addrs()
     }
 
-    /// How many pages are cached.
+    /// Returns how many pages are cached.
     pub fn len(&self) -> usize {
         self.cached
     }
 
-    /// Whether no page is cached.
+    /// Returns whether no page is cached.
     pub fn is_empty(&self) -> bool {
         self.cached == 0
     }
 
-    /// How often a page was held that was mapped already.
+    /// Returns how often a page was held that was mapped already.
     pub fn hits(&self) -> u64 {
         self.hits
     }
 
-    /// How often a page was held that had to be mapped first.
+    /// Returns how often a page was held that had to be mapped first.
     pub fn misses(&self) -> u64 {
         self.misses
     }
 
-    /// What was asked of Xen so far.
+    /// Returns counts of the hypercalls made so far.
     pub fn calls(&self) -> Calls {
         self.pool.calls()
     }
 
     /// Holds a page of the frontend for a request. If it is not cached, the next
     /// [`map_queued`](Self::map_queued) maps it; if need be, the least recently used page that
-    /// nobody holds makes room.
+    /// no request holds is unmapped for it.
     #[inline]
     pub fn hold(
         &mut self,
@@ -145,7 +145,7 @@ impl<H: Hypervisor> PersistentCache<H> {
         Ok(CachedMapping { entry, access })
     }
 
-    /// Whether an entry is mapped for reading, wanted for writing, and can be mapped anew.
+    /// Returns whether an entry is mapped for reading, wanted for writing, and can be mapped anew.
     fn is_too_weak(&self, entry: u16, wanted: GrantAccess) -> bool {
         let entry = &self.entries[entry];
         !entry.is_held() && entry.is_read_only() && wanted == GrantAccess::ReadWrite
@@ -196,7 +196,7 @@ impl<H: Hypervisor> PersistentCache<H> {
             let Some(mapping) = &entry.mapping else {
                 continue;
             };
-            // What Xen answers if the grant is read-only, among other things.
+            // Xen's status if the grant is read-only, among other reasons.
             if self.pool.address(mapping) == Err(GrantStatus::GENERAL_ERROR)
                 && let Some(mapping) = entry.mapping.take()
             {
@@ -209,8 +209,8 @@ impl<H: Hypervisor> PersistentCache<H> {
         self.pool.map_queued();
     }
 
-    /// Xen had no map slots for so many pages. Pages that nobody holds make room for them, and for other
-    /// queues, which Xen gives the same slots: a quarter of what was mapped is left to them.
+    /// Xen had no map slots for `slotless` pages. Pages that no request holds are unmapped for them, and for
+    /// other queues, which share Xen's slots: a quarter of what was mapped is left to those.
     #[cold]
     fn make_do_without(&mut self, slotless: usize) {
         let mapped = self.cached.saturating_sub(slotless);
@@ -233,12 +233,12 @@ impl<H: Hypervisor> PersistentCache<H> {
             }
         }
         self.pool.map_queued();
-        // What finds no slot now either is reached in another way, and asked for again when it is used next.
+        // A page that finds no slot now either is copied, and mapped when it is used next.
         self.pool.take_slotless();
     }
 
-    /// Unmaps pages that nobody holds as long as there are more than are to stay. Where Xen has few map
-    /// slots, requests use more than that for a while.
+    /// Unmaps pages that no request holds, down to the limit. Where Xen has few map slots, requests use more
+    /// than that for a while.
     #[inline]
     pub fn trim(&mut self) {
         if self.cached > self.most {
@@ -256,7 +256,7 @@ impl<H: Hypervisor> PersistentCache<H> {
         self.pool.unmap_queued();
     }
 
-    /// A page had to go though there is room. Now and then one fewer has to.
+    /// A page was unmapped though there is room in the cache: raises the limit now and then.
     fn try_for_more(&mut self) {
         if self.most < self.entries.len() {
             self.held_down += 1;
@@ -266,7 +266,7 @@ impl<H: Hypervisor> PersistentCache<H> {
         }
     }
 
-    /// Where a page is mapped, or why it is not.
+    /// Returns where a page is mapped, or why it is not.
     #[inline]
     pub fn address(&self, cached: &CachedMapping) -> Result<NonNull<u8>, GrantStatus> {
         let entry = &self.entries[cached.entry];
@@ -305,7 +305,7 @@ impl<H: Hypervisor> PersistentCache<H> {
         }
     }
 
-    /// Unmaps all pages that nobody holds, in one hypercall.
+    /// Unmaps all pages that no request holds, in one hypercall.
     pub fn discard_idle(&mut self) {
         self.discard_down_to(0);
     }

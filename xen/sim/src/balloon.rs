@@ -1,4 +1,4 @@
-//! The simulated domain's memory as something that follows a target: pages that nobody in it uses go
+//! The simulated domain's memory as something that follows a target: free pages go
 //! back to the machine, and are populated again as far as the domain's limit allows.
 
 use super::vcpu::SimVcpu;

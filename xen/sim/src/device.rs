@@ -75,13 +75,13 @@ impl fmt::Debug for SimDevice {
     }
 }
 
-/// How many bytes there are from a bus address to the end of its page.
+/// Returns how many bytes there are from a bus address to the end of its page.
 fn in_page(address: u64) -> usize {
     PAGE_SIZE - address as usize % PAGE_SIZE
 }
 
 impl World {
-    /// Where the process finds what a domain's devices find at a bus address.
+    /// Returns where the process finds what a domain's devices find at a bus address.
     fn translate(&mut self, id: DomId, bus: u64, writes: bool) -> Result<usize, DmaFault> {
         let page = self.device_page(id, Mfn(bus >> PAGE_SHIFT), writes);
         let offset = bus as usize % PAGE_SIZE;
@@ -109,7 +109,7 @@ impl World {
         self.domain(mapping.owner)?.memory.address_of(mapping.gfn)
     }
 
-    /// Where the devices of a domain find a page of its own; its heap is in the tables once it was asked
+    /// Returns where the devices of a domain find a page of its own; its heap is in the tables once it was asked
     /// about.
     pub(super) fn bus_address(&mut self, id: DomId, address: usize) -> Option<DmaAddr> {
         let is_heap = self.machine.is_heap(address);

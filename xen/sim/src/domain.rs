@@ -20,17 +20,17 @@ pub struct SimDomain {
 }
 
 impl SimDomain {
-    /// The domain's number.
+    /// Returns the domain's number.
     pub fn id(&self) -> DomId {
         self.id
     }
 
-    /// The hypervisor, as the domain's first vCPU calls it.
+    /// Returns the domain's first vCPU, to call the hypervisor as the domain does.
     pub fn hypervisor(&self) -> SimVcpu {
         self.hypervisor_of(VcpuId(0))
     }
 
-    /// The hypervisor, as one of the domain's vCPUs calls it.
+    /// Returns one of the domain's vCPUs, to call the hypervisor as the domain does.
     ///
     /// # Panics
     /// If the domain has no such vCPU.
@@ -73,7 +73,7 @@ impl SimDomain {
     /// other.
     ///
     /// # Panics
-    /// If there are not so many in a row.
+    /// If there are not that many in a row.
     pub fn alloc_pages(&self, count: usize) -> NonNull<u8> {
         let address = self.with(|domain| domain.memory.allocate(count));
         address
@@ -96,7 +96,7 @@ impl SimDomain {
         }
     }
 
-    /// The frame of one of the domain's pages.
+    /// Returns the frame of one of the domain's pages.
     ///
     /// # Panics
     /// If the page is not the domain's own memory.
@@ -120,13 +120,13 @@ impl SimDomain {
         entry.flags.store(0, Ordering::Release);
     }
 
-    /// The flags of a grant entry.
+    /// Returns the flags of a grant entry.
     pub fn grant_flags(&self, gref: GrantRef) -> EntryFlags {
         let entry = &self.with(|domain| domain.grants.entries())[gref.0 as usize];
         EntryFlags::from_bits_retain(entry.flags.load(Ordering::Acquire))
     }
 
-    /// Where the toolstack put the domain's end of the xenstore ring.
+    /// Returns where the toolstack put the domain's end of the xenstore ring.
     ///
     /// # Panics
     /// If the domain was destroyed.
@@ -138,32 +138,32 @@ impl SimDomain {
         StoreRing { page, port }
     }
 
-    /// What the domain has asked of Xen so far.
+    /// Returns what the domain has asked of Xen so far.
     pub fn stats(&self) -> Stats {
         self.with(|domain| domain.stats)
     }
 
-    /// How many grants of other domains the domain has mapped.
+    /// Returns how many grants of other domains the domain has mapped.
     pub fn live_mappings(&self) -> usize {
         self.with(|domain| domain.grants.live_mappings())
     }
 
-    /// How many of the domain's own grants are in use by others.
+    /// Returns how many of the domain's own grants are in use by others.
     pub fn grants_in_use(&self) -> usize {
         self.with(|domain| domain.grants.pinned())
     }
 
-    /// How many ports the domain has open, the one of its xenstore ring included.
+    /// Returns how many ports the domain has open, the one of its xenstore ring included.
     pub fn open_ports(&self) -> usize {
         self.with(|domain| domain.ports.open_count())
     }
 
-    /// How many pages of its memory the domain has taken, the one of its xenstore ring included.
+    /// Returns how many pages of its memory the domain has taken, the one of its xenstore ring included.
     pub fn pages_in_use(&self) -> usize {
         self.with(|domain| domain.memory.pages_in_use())
     }
 
-    /// How many pages the domain owns, taken or not: what `xl list` shows as its memory.
+    /// Returns how many pages the domain owns, taken or not: what `xl list` shows as its memory.
     pub fn memory_pages(&self) -> usize {
         self.with(|domain| domain.memory.present())
     }
@@ -173,7 +173,7 @@ impl SimDomain {
         self.with(|domain| domain.memory.set_limit(pages));
     }
 
-    /// Whether the domain has nothing to do: its last act on this vCPU was to block, and nothing
+    /// Returns whether the domain has nothing to do: its last act on this vCPU was to block, and nothing
     /// that would end that has happened since.
     pub fn is_blocked(&self, vcpu: VcpuId) -> bool {
         self.with(|domain| domain.vcpus[vcpu.0 as usize].blocked.is_some())
@@ -196,7 +196,7 @@ impl SimDomain {
         world.faults.fail_call(call, self.id, errno, times);
     }
 
-    /// Mistakes that the domain made.
+    /// Returns the mistakes that the domain made.
     pub fn violations(&self) -> Vec<Violation> {
         let mut violations = self.world.lock().violations.clone();
         violations.retain(|violation| violation.domain() == self.id);

@@ -133,7 +133,7 @@ impl Vcpu {
         None
     }
 
-    /// Sets a port pending; answers whether it was not.
+    /// Sets a port pending; returns whether it was not.
     fn set_pending(&mut self, port: Port) -> bool {
         let (word, bit) = (&mut self.pending[port.0 as usize / 64], port.0 % 64);
         let was = *word & (1 << bit) != 0;
@@ -141,7 +141,7 @@ impl Vcpu {
         !was
     }
 
-    /// Drops a port's pending bit; answers whether it was set.
+    /// Drops a port's pending bit; returns whether it was set.
     fn clear_pending(&mut self, port: Port) -> bool {
         let (word, bit) = (&mut self.pending[port.0 as usize / 64], port.0 % 64);
         let was = *word & (1 << bit) != 0;

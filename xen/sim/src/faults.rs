@@ -1,4 +1,4 @@
-//! Failures on demand: what a test wants the simulated Xen to refuse.
+//! Failures on demand: operations that the simulated Xen is to refuse for a test.
 
 use bulkhead_xen::{DomId, Errno, GrantRef, GrantStatus};
 
@@ -25,7 +25,7 @@ pub enum Hypercall {
     PopulatePages,
 }
 
-/// What can be done with a grant.
+/// An operation on a grant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GrantUse {
     /// Mapping it.

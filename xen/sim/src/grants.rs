@@ -1,4 +1,5 @@
-//! Grant tables as Xen keeps them: what each entry permits, who has it pinned, who maps what.
+//! Grant tables as Xen keeps them: what each entry permits, which domain has it pinned, and what each
+//! domain maps.
 //!
 //! The rules and their order are those of Xen's `common/grant_table.c` for version 1 entries:
 //!
@@ -24,7 +25,7 @@ const SUB_PAGE: u16 = 1 << 8;
 /// Each pin counter of Xen has this many bits less one (`GNTPIN_hstr_mask` and so on).
 const PIN_MAX: u16 = 255;
 
-/// How often one grant is in use, by kind.
+/// The number of uses of one grant, by kind.
 #[derive(Clone, Copy, Debug, Default)]
 struct Pins {
     host_read: u16,
@@ -34,7 +35,7 @@ struct Pins {
 }
 
 impl Pins {
-    /// What one mapping or copy adds.
+    /// Returns what one mapping or copy adds.
     fn of(flags: MapFlags) -> Pins {
         let readonly = flags.contains(MapFlags::READONLY);
         let count = |flag, kind: bool| u16::from(flags.contains(flag) && kind);
@@ -82,7 +83,7 @@ struct Active {
     frame: Gfn,
 }
 
-/// A grant that somebody has mapped (Xen's "map track" entry).
+/// A grant that a domain has mapped (Xen's "map track" entry).
 #[derive(Clone, Copy)]
 pub(super) struct MapTrack {
     pub(super) owner: DomId,
@@ -94,7 +95,7 @@ pub(super) struct MapTrack {
     pub(super) address: u64,
 }
 
-/// What a grant is pinned for.
+/// The purpose for which a grant is pinned.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
     Map,
@@ -105,7 +106,7 @@ pub(super) enum Purpose {
 pub(super) struct Grants {
     entries: &'static [EntryV1],
     active: Vec<Active>,
-    /// How many of `active` are in use.
+    /// The number of `active` entries in use.
     pinned: usize,
     entries_taken: bool,
     mappings: Vec<Option<MapTrack>>,
@@ -136,12 +137,12 @@ impl Grants {
         self.entries
     }
 
-    /// How many of the domain's grants are in use.
+    /// Returns how many of the domain's grants are in use.
     pub(super) fn pinned(&self) -> usize {
         self.pinned
     }
 
-    /// How many grants of others the domain has mapped.
+    /// Returns how many grants of others the domain has mapped.
     pub(super) fn live_mappings(&self) -> usize {
         self.mappings.len() - self.free_handles.len()
     }
@@ -175,7 +176,7 @@ impl Grants {
         *self.mappings.get(handle.0 as usize)?
     }
 
-    /// What the domain has mapped.
+    /// Returns what the domain has mapped.
     pub(super) fn mappings(&self) -> impl Iterator<Item = &MapTrack> {
         self.mappings.iter().flatten()
     }
@@ -187,7 +188,7 @@ impl Grants {
     }
 }
 
-/// Where a domain maps other domains' frames.
+/// The address space in which a domain maps other domains' frames.
 pub(super) struct ForeignSpace {
     base: usize,
     occupied: Vec<bool>,
@@ -209,7 +210,7 @@ impl ForeignSpace {
         first.then_some((self.base, self.occupied.len()))
     }
 
-    /// Whether something is mapped at a page; `None` where that is no page of the region.
+    /// Returns whether something is mapped at a page; `None` where that is no page of the region.
     pub(super) fn slot(&mut self, address: u64) -> Option<&mut bool> {
         let offset = usize::try_from(address).ok()?.checked_sub(self.base)?;
         if !offset.is_multiple_of(PAGE_SIZE) {
@@ -220,7 +221,7 @@ impl ForeignSpace {
 }
 
 impl super::world::Domain {
-    /// Pins one of this domain's grants for `user`; answers its frame.
+    /// Pins one of this domain's grants for `user`; returns its frame.
     pub(super) fn pin(
         &mut self,
         gref: GrantRef,

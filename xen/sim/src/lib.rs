@@ -40,9 +40,8 @@
 //!
 //! Mistakes that only the domain itself can have made (mapping over a mapping, unmapping twice,
 //! using a closed port) are kept as [`Violation`]s: tests end with
-//! [`Sim::assert_no_violations`]. What Xen was asked is counted in [`Stats`]. What shall fail is
-//! said by [`Sim::fail_grant`] and [`SimDomain::fail_call`]; how xenstored misbehaves, by
-//! [`xenstore::Faults`].
+//! [`Sim::assert_no_violations`]. What Xen was asked is counted in [`Stats`]. [`Sim::fail_grant`] and
+//! [`SimDomain::fail_call`] make operations fail; [`xenstore::Faults`] makes xenstored misbehave.
 //!
 //! Read next: [`SimDomain`] for what a test can do with a domain, [`xenstore`] for the store.
 
@@ -97,7 +96,7 @@ impl Default for Sim {
 }
 
 impl Sim {
-    /// A machine with dom0 and xenstored.
+    /// Makes a machine with dom0 and xenstored.
     pub fn new() -> Sim {
         let world = Shared::new();
         // The last vCPU is xenstored's.
@@ -149,12 +148,12 @@ impl Sim {
         SimDomain { world, id }
     }
 
-    /// dom0.
+    /// Returns dom0.
     pub fn dom0(&self) -> SimDomain {
         self.domain(DOM0).expect("dom0 is always there")
     }
 
-    /// A domain that Xen still knows.
+    /// Returns a domain that Xen still knows.
     pub fn domain(&self, id: DomId) -> Option<SimDomain> {
         self.world.lock().domain(id)?;
         Some(SimDomain {
@@ -177,28 +176,28 @@ impl Sim {
         }
     }
 
-    /// Whether nothing of a domain is left: no other domain has any of its pages mapped.
+    /// Returns whether nothing of a domain is left: no other domain has any of its pages mapped.
     pub fn is_fully_gone(&self, id: DomId) -> bool {
         self.world.lock().domain(id).is_none()
     }
 
-    /// The store, to act on it as dom0 without a ring. Held only as long as the statement it is
+    /// Returns the store, to act on it as dom0 without a ring. Held only as long as the statement it is
     /// used in: xenstored stands still meanwhile.
     pub fn store(&self) -> impl DerefMut<Target = Server> + '_ {
         Store(self.lock_xenstored())
     }
 
-    /// Lets xenstored serve what has arrived; answers whether it had anything to do.
+    /// Lets xenstored serve what has arrived; returns whether it had anything to do.
     pub fn step_xenstored(&self) -> bool {
         let mut xenstored = self.lock_xenstored();
         xenstored.step(&mut self.world.lock())
     }
 
     /// Steps xenstored and whatever else `step` runs (the executors of the domains under test,
-    /// usually) until none of them has anything to do. Answers whether anything had.
+    /// usually) until none of them has anything to do. Returns whether anything had.
     ///
     /// # Panics
-    /// After a million rounds: somebody always finds something to do.
+    /// After a million rounds, if there is always something to do.
     pub fn run_until_idle(&self, mut step: impl FnMut() -> bool) -> bool {
         for round in 0..1_000_000 {
             let moved = self.step_xenstored();
@@ -209,7 +208,7 @@ impl Sim {
         panic!("the machine does not come to rest");
     }
 
-    /// The machine's clock.
+    /// Returns the time of the machine's clock.
     pub fn now(&self) -> Instant {
         self.world.lock().now
     }
@@ -228,7 +227,7 @@ impl Sim {
         world.wake_sleepers();
     }
 
-    /// Moves the clock to the earliest deadline of a vCPU that blocked; answers whether there is
+    /// Moves the clock to the earliest deadline of a vCPU that blocked; returns whether there is
     /// one.
     pub fn advance_to_next_deadline(&self) -> bool {
         let Some(deadline) = self.world.lock().next_deadline() else {
@@ -251,7 +250,7 @@ impl Sim {
         world.faults.fail_grant(usage, (owner, gref), status, times);
     }
 
-    /// All mistakes that domains made.
+    /// Returns all mistakes that domains made.
     pub fn violations(&self) -> Vec<Violation> {
         self.world.lock().violations.clone()
     }

@@ -13,8 +13,8 @@ use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mmap_anonymous, mprot
 use std::os::fd::OwnedFd;
 use std::ptr;
 
-/// Pages of the file that belong to nobody, between those of two domains: a frame number that is off by a
-/// little names nobody's page.
+/// Pages of the file that belong to no domain, between those of two domains: a frame number that is off by
+/// a little names no page.
 const GAP: u64 = 64;
 
 /// Guest frames of a PVH domain from here on stand for pages of the process itself, by their addresses: what
@@ -25,7 +25,7 @@ const HEAP: u64 = 1 << 32;
 /// All frames there are, and every piece of address space in use for them.
 pub(super) struct Machine {
     file: OwnedFd,
-    /// The first page of the file that is nobody's yet.
+    /// The first page of the file that no domain has had.
     next_page: u64,
     /// `(address, bytes)` of all that is to be unmapped in the end. Nothing is unmapped earlier:
     /// a test may hold on to a dead domain's pointers.
@@ -49,13 +49,13 @@ pub(super) struct OwnMemory {
     /// Its first page in the file.
     first: u64,
     used: Vec<bool>,
-    /// For each page, by how many grants it is pinned.
+    /// For each page, the number of grants that pin it.
     pins: Vec<u32>,
     /// For each page, whether it was given back to the machine.
     released: Vec<bool>,
-    /// How many of those there are.
+    /// The number of pages that were given back.
     absent: usize,
-    /// How many pages the domain may own.
+    /// The number of pages that the domain may own.
     limit: usize,
     hint: usize,
 }
@@ -72,7 +72,7 @@ impl Machine {
         }
     }
 
-    /// Whether an address is on the process's heap, and no domain's memory or address space.
+    /// Returns whether an address is on the process's heap, and no domain's memory or address space.
     pub(super) fn is_heap(&self, address: usize) -> bool {
         let is_mine = |&(start, bytes): &(usize, usize)| (start..start + bytes).contains(&address);
         !self.mapped.iter().any(is_mine)
@@ -249,7 +249,7 @@ impl Machine {
 }
 
 impl Change {
-    /// Whether another change goes on where this one ends.
+    /// Returns whether another change goes on where this one ends.
     fn is_before(&self, next: &Change) -> bool {
         let same = match (self.mapped, next.mapped) {
             (None, None) => true,
@@ -271,13 +271,13 @@ impl Drop for Machine {
     }
 }
 
-/// Where a frame lies in the file.
+/// Returns where a frame lies in the file.
 fn file_page(frame: Mfn) -> u64 {
     machine_page(frame).expect("a frame of the machine's memory")
 }
 
 impl OwnMemory {
-    /// Takes `count` neighbouring pages that nobody uses and zeroes them; answers the first one's
+    /// Allocates `count` contiguous pages and zeroes them; returns the first one's
     /// address.
     pub(super) fn allocate(&mut self, count: usize) -> Option<usize> {
         let pages = self.used.len();
@@ -349,7 +349,7 @@ impl OwnMemory {
         self.is_present(frame) || self.heap_address(frame).is_some()
     }
 
-    /// Whether a frame is a page of the domain's that was not released.
+    /// Returns whether a frame is a page of the domain's that was not released.
     pub(super) fn is_present(&self, frame: Gfn) -> bool {
         self.index(frame).is_some_and(|index| !self.released[index])
     }
@@ -373,7 +373,7 @@ impl OwnMemory {
         (page < self.used.len()).then_some(page)
     }
 
-    /// The last page that nobody uses, if more than `reserve` are unused.
+    /// Returns the last free page, if more than `reserve` are unused.
     pub(super) fn spare(&self, reserve: usize) -> Option<usize> {
         let is_spare = |page: &usize| !self.used[*page] && !self.released[*page];
         let spare = (0..self.used.len()).rev().filter(is_spare);
@@ -381,20 +381,20 @@ impl OwnMemory {
         (spare.count() > reserve).then(|| self.base + last * PAGE_SIZE)
     }
 
-    /// The first page that nobody uses and the machine has.
+    /// Returns the free pages that were given back.
     pub(super) fn missing(&self) -> impl Iterator<Item = usize> {
         let is_missing = |page: &usize| !self.used[*page] && self.released[*page];
         let all = (0..self.used.len()).filter(is_missing);
         all.map(|page| self.base + page * PAGE_SIZE)
     }
 
-    /// How many pages are somebody's in the domain, and the machine has.
+    /// Returns how many allocated pages were given back.
     pub(super) fn lent_back(&self) -> usize {
         let both = self.used.iter().zip(&self.released);
         both.filter(|(used, released)| **used && **released).count()
     }
 
-    /// How many pages the domain owns.
+    /// Returns how many pages the domain owns.
     pub(super) fn present(&self) -> usize {
         self.used.len() - self.absent
     }
@@ -403,7 +403,7 @@ impl OwnMemory {
         self.limit = pages;
     }
 
-    /// The frame of a page that the domain is about to lose, and whether somebody has it mapped.
+    /// The frame of a page that the domain is about to lose, and whether a domain has it mapped.
     /// `None` if it has no such page.
     pub(super) fn give_up(&mut self, address: usize) -> Option<(Gfn, bool)> {
         let frame = self.frame_of(address)?;
@@ -413,12 +413,12 @@ impl OwnMemory {
         Some((frame, self.pins[page] > 0))
     }
 
-    /// Whether the page at that address was released.
+    /// Returns whether the page at that address was released.
     pub(super) fn is_released(&self, address: usize) -> bool {
         self.page(address).is_some_and(|page| self.released[page])
     }
 
-    /// Lets a released page be memory again and answers its frame, unless the domain owns all it
+    /// Lets a released page be memory again and returns its frame, unless the domain owns all it
     /// may.
     pub(super) fn get_back(&mut self, address: usize) -> Option<Gfn> {
         if self.present() >= self.limit {
@@ -430,7 +430,7 @@ impl OwnMemory {
         self.frame_of(address)
     }
 
-    /// Where the process finds one of the domain's own frames.
+    /// Returns where the process finds one of the domain's own frames.
     pub(super) fn address_of(&self, frame: Gfn) -> Option<usize> {
         match self.index(frame) {
             Some(index) => Some(self.base + index * PAGE_SIZE),

@@ -6,10 +6,10 @@ use bulkhead_xen::Mfn;
 
 /// Memory of domains: `1 << 28` frames, in numbers that version 1 grant entries can hold.
 const MEMORY: Numbers = Numbers { bits: 28 };
-/// Pages of the process, which stand for memory of whichever domain names them.
+/// Pages of the process, which stand for memory of the domain that names them.
 const HEAP: Numbers = Numbers { bits: 40 };
 
-/// How many pages of memory the machine can have.
+/// The most pages of memory that the machine can have.
 pub(super) const MACHINE_PAGES: u64 = 1 << MEMORY.bits;
 
 /// The frame of a page of the machine's memory.

@@ -190,7 +190,7 @@ impl World {
         self.machine.settle();
     }
 
-    /// One entry of `GNTTABOP_copy` (`gnttab_copy_one`). Answers the bytes copied.
+    /// One entry of `GNTTABOP_copy` (`gnttab_copy_one`). Returns the bytes copied.
     pub(super) fn copy_grant(&mut self, caller: DomId, op: &mut GrantCopy) -> u64 {
         let (status, bytes) = match self.try_copy(caller, op) {
             Ok(()) => (GrantStatus::OKAY, u64::from(op.len)),

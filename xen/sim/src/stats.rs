@@ -1,4 +1,4 @@
-//! What the simulated Xen counts per domain, and the rules that it saw broken.
+//! Counts that the simulated Xen keeps for each domain, and the rules that it saw broken.
 
 use bulkhead_xen::{DomId, Gfn, GrantHandle, Port};
 use std::fmt;
@@ -15,7 +15,7 @@ macro_rules! counters {
         impl Sub for $name {
             type Output = $name;
 
-            /// What was counted since `earlier`.
+            /// Returns what was counted since `earlier`.
             fn sub(self, earlier: $name) -> $name {
                 $name { $($field: self.$field - earlier.$field,)* }
             }
@@ -67,7 +67,7 @@ counters! {
 }
 
 impl Stats {
-    /// All hypercalls together.
+    /// Returns all hypercalls together.
     pub fn hypercalls(&self) -> u64 {
         self.map_calls
             + self.unmap_calls
@@ -83,41 +83,41 @@ impl Stats {
 }
 
 /// A mistake that no hostile domain can bring about: the caller's own. The real Xen crashes the
-/// caller for some of these, corrupts its address space with others, and merely answers an error
-/// to the rest; tests assert that there are none.
+/// caller for some of these, corrupts its address space with others, and merely returns an error
+/// for the rest; tests assert that there are none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Violation {
     /// A grant was to be mapped outside the foreign region, or not at a page boundary.
     MapOutsideRegion {
-        /// Who asked.
+        /// The domain that asked.
         domain: DomId,
-        /// Where to.
+        /// The address.
         address: u64,
     },
     /// A grant was to be mapped where one is mapped already.
     MapOccupied {
-        /// Who asked.
+        /// The domain that asked.
         domain: DomId,
-        /// Where to.
+        /// The address.
         address: u64,
     },
     /// A grant was to be mapped with flags that this domain cannot use.
     MapFlags {
-        /// Who asked.
+        /// The domain that asked.
         domain: DomId,
         /// The flags.
         flags: u32,
     },
     /// A handle was given to unmap that maps nothing.
     UnmapHandle {
-        /// Who asked.
+        /// The domain that asked.
         domain: DomId,
         /// The handle.
         handle: GrantHandle,
     },
     /// A handle was given to unmap with an address where it is not mapped.
     UnmapAddress {
-        /// Who asked.
+        /// The domain that asked.
         domain: DomId,
         /// The handle.
         handle: GrantHandle,
@@ -126,40 +126,40 @@ pub enum Violation {
     },
     /// A copy was asked for that leaves the page.
     CopyBounds {
-        /// Who asked.
+        /// The domain that asked.
         domain: DomId,
     },
     /// A port was used that is not open.
     ClosedPort {
-        /// Who asked.
+        /// The domain that asked.
         domain: DomId,
         /// The port.
         port: Port,
     },
     /// A page was freed while another domain had it mapped.
     FreedWhileShared {
-        /// Whose page it is.
+        /// The domain whose page it is.
         domain: DomId,
         /// The page.
         frame: Gfn,
     },
     /// A device was to access memory that its IOMMU tables do not have, or not for that.
     Dma {
-        /// Whose device.
+        /// The domain whose device it is.
         domain: DomId,
         /// The bus address.
         address: u64,
     },
-    /// A page was released that is no memory of the domain, or not any more.
+    /// A page was released that is not memory of the domain, or is not any more.
     ReleasedNothing {
-        /// Who asked.
+        /// The domain that asked.
         domain: DomId,
         /// The page.
         address: u64,
     },
-    /// A page was to be populated that is no released one.
+    /// A page was to be populated that was not released.
     PopulatedOccupied {
-        /// Who asked.
+        /// The domain that asked.
         domain: DomId,
         /// The page.
         address: u64,
@@ -167,7 +167,7 @@ pub enum Violation {
 }
 
 impl Violation {
-    /// The domain whose mistake it is.
+    /// Returns the domain whose mistake it is.
     pub fn domain(&self) -> DomId {
         match *self {
             Violation::MapOutsideRegion { domain, .. }

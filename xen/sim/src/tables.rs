@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 static FREE: Mutex<Vec<&'static [EntryV1]>> = Mutex::new(Vec::new());
 
-/// An empty table of so many entries.
+/// Returns an empty table of that many entries.
 fn take(entries: usize) -> &'static [EntryV1] {
     let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(at) = free.iter().position(|table| table.len() == entries) {

@@ -10,10 +10,10 @@ use bulkhead_xen::{DomId, Instant, Mfn, Port, VcpuId};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// How many mappings one frame of `max_maptrack_frames` keeps track of (`MAPTRACK_PER_PAGE`).
+/// The number of mappings that one frame of `max_maptrack_frames` keeps track of (`MAPTRACK_PER_PAGE`).
 pub const MAPTRACK_PER_FRAME: u32 = 256;
 
-/// How Xen runs a domain; it decides which mappings the domain may ask for.
+/// The way in which Xen runs a domain; it decides which mappings the domain may ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum DomainKind {
     /// Hardware-virtualized without an emulated platform: grants are mapped into guest-physical
@@ -25,7 +25,7 @@ pub enum DomainKind {
     Pv,
 }
 
-/// What a domain is created with.
+/// The configuration of a domain.
 #[derive(Clone, Debug)]
 pub struct DomainConfig {
     /// The domain's number; the next free one if `None`.
@@ -46,7 +46,7 @@ pub struct DomainConfig {
     pub region_pages: usize,
     /// Entries of the domain's grant table (Xen's default is 64 frames of 512).
     pub grant_entries: u32,
-    /// How many grants the domain may have mapped at a time (Xen's default: 1024 frames of
+    /// The number of grants that the domain may have mapped at a time (Xen's default: 1024 frames of
     /// [`MAPTRACK_PER_FRAME`], of which each vCPU keeps one back).
     pub maptrack_limit: u32,
 }
@@ -122,7 +122,7 @@ impl Shared {
 }
 
 impl World {
-    /// Creates a domain and answers its number.
+    /// Creates a domain and returns its number.
     pub(super) fn add_domain(&mut self, config: &DomainConfig) -> DomId {
         let id = config.id.unwrap_or_else(|| {
             let next = self.domains.len().max(1);
@@ -183,7 +183,7 @@ impl World {
     }
 
     /// Ends a domain the way `xl destroy` does: its ports are closed, what it had mapped is
-    /// unmapped. The domain itself stays known until nobody has its pages mapped any more.
+    /// unmapped. The domain itself stays known until none of its pages is mapped any more.
     pub(super) fn destroy(&mut self, id: DomId) {
         let Some(domain) = self.alive_mut(id) else {
             return;

@@ -3,7 +3,7 @@
 use crate::DomId;
 use core::fmt;
 
-/// The most bytes that may follow a message's header (`XENSTORE_PAYLOAD_MAX`). Whoever sends more
+/// The most bytes that may follow a message's header (`XENSTORE_PAYLOAD_MAX`). A domain that sends more
 /// loses its connection.
 pub const PAYLOAD_MAX: usize = 4096;
 /// The longest absolute path (`XENSTORE_ABS_PATH_MAX`).
@@ -13,7 +13,7 @@ pub const REL_PATH_MAX: usize = 2048;
 /// Bytes in each direction of the ring (`XENSTORE_RING_SIZE`).
 pub const RING_SIZE: usize = 1024;
 
-/// What a message asks or answers (`enum xsd_sockmsg_type`).
+/// The type of a request or reply (`enum xsd_sockmsg_type`).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]
 pub struct MessageType(pub u32);
@@ -208,7 +208,7 @@ refusals! {
     ReadOnly = "EROFS";
     /// Busy, for instance a transaction inside a transaction.
     Busy = "EBUSY";
-    /// Somebody else changed what the transaction had touched: do it again.
+    /// A node that the transaction had touched was changed meanwhile: do it again.
     Again = "EAGAIN";
     /// Already connected.
     IsConnected = "EISCONN";
@@ -238,12 +238,12 @@ pub enum NodeAccess {
 }
 
 impl NodeAccess {
-    /// Whether this allows reading.
+    /// Returns whether this allows reading.
     pub fn reads(self) -> bool {
         matches!(self, NodeAccess::Read | NodeAccess::Both)
     }
 
-    /// Whether this allows writing.
+    /// Returns whether this allows writing.
     pub fn writes(self) -> bool {
         matches!(self, NodeAccess::Write | NodeAccess::Both)
     }

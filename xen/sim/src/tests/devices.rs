@@ -5,7 +5,7 @@ use crate::{DomainConfig, DomainKind, Sim, SimDevice, Violation};
 use bulkhead_xen::abi::grant_table::EntryFlags;
 use bulkhead_xen::{DmaAddr, DmaMemory, Hypervisor, PAGE_SHIFT, PAGE_SIZE};
 
-/// Whether the device can read there, and write.
+/// Returns whether the device can read there, and write.
 fn access(device: &SimDevice, address: DmaAddr) -> (bool, bool) {
     let mut byte = [0];
     let reads = device.read(address, &mut byte).is_ok();

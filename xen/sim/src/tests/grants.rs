@@ -97,7 +97,7 @@ pub(super) fn poke(page: NonNull<u8>, value: u8) {
     unsafe { page.write_volatile(value) }
 }
 
-/// What the processor lets this process do at an address: "---", "r--" or "rw-".
+/// Returns what the processor lets this process do at an address: "---", "r--" or "rw-".
 pub(super) fn access(page: NonNull<u8>) -> String {
     let address = page.as_ptr().addr();
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();

@@ -108,7 +108,7 @@ impl Connection {
         }
     }
 
-    /// Ends the connection for good, as xenstored does with whoever breaks the protocol.
+    /// Ends the connection for good, as xenstored does with a domain that breaks the protocol.
     fn give_up(&mut self, error: u32) {
         *self = Connection {
             error: Some(error),
@@ -127,7 +127,7 @@ impl Server {
     }
 
     /// Serves the requests that wait, one of each domain in turn, as far as faults and quotas
-    /// let it. Answers how many it has served.
+    /// let it. Returns how many it has served.
     pub fn step(&mut self) -> usize {
         if self.faults.stalled {
             return 0;
@@ -221,7 +221,7 @@ impl Server {
         bytes
     }
 
-    /// Whether anything waits to go to a domain.
+    /// Returns whether anything waits to go to a domain.
     pub fn has_outgoing(&self, domain: DomId) -> bool {
         self.connections
             .get(&domain)

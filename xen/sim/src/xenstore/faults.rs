@@ -48,7 +48,7 @@ pub struct Faults {
     pub requests_per_step: Option<usize>,
     /// A stalled store: requests are taken but not served.
     pub stalled: bool,
-    /// So many of the next commits of unprivileged domains are answered EAGAIN.
+    /// The number of the next commits of unprivileged domains that are answered EAGAIN.
     pub conflicts: u32,
     /// Replies of one step leave in reverse order, as the protocol allows.
     pub reverse_replies: bool,

@@ -24,9 +24,9 @@
 //!
 //! [`toolstack`] writes what libxl writes when it makes domains and attaches disks.
 //!
-//! The rules are those of Xen's `docs/misc/xenstore.txt`, and where that is silent, those that
-//! xenstored 4.17 goes by (or oxenstored: [`Server::become_oxenstored`]). Left out are its limits on memory, on nodes in one transaction and on
-//! the rate of writes. How it can be made to misbehave: [`Faults`].
+//! The rules are those of Xen's `docs/misc/xenstore.txt`, and where that is silent, those of xenstored 4.17
+//! (or of oxenstored: [`Server::become_oxenstored`]). Left out are its limits on memory, on nodes in one
+//! transaction and on the rate of writes. [`Faults`] makes it misbehave.
 
 mod connection;
 mod faults;
@@ -66,9 +66,9 @@ pub fn domain_path(domain: DomId) -> String {
 pub struct Server {
     tree: Tree,
     connections: BTreeMap<DomId, Connection>,
-    /// Which of Xen's two programs it answers like.
+    /// The one of Xen's two programs that it behaves like.
     program: Program,
-    /// How much one domain may use.
+    /// The quota of one domain.
     pub quotas: Quotas,
     /// How the server misbehaves; by default it does not.
     pub faults: Faults,
@@ -104,7 +104,7 @@ impl Server {
         self.fire_special("@releaseDomain");
     }
 
-    /// Whether the domain has a connection.
+    /// Returns whether the domain has a connection.
     pub fn is_introduced(&self, domain: DomId) -> bool {
         self.connections.contains_key(&domain)
     }
@@ -138,7 +138,7 @@ impl Server {
         Some(String::from_utf8_lossy(&value).into_owned())
     }
 
-    /// Whether a node exists.
+    /// Returns whether a node exists.
     pub fn exists(&self, path: &str) -> bool {
         self.tree.get(path).is_some()
     }
@@ -183,7 +183,7 @@ impl Server {
             .expect("dom0 may set the permissions of every node");
     }
 
-    /// All nodes, one per line with value and permissions, in order of their paths: to compare
+    /// Returns all nodes, one per line with value and permissions, in order of their paths: to compare
     /// the store before and after, or to print it.
     pub fn dump(&self) -> String {
         let mut text = String::new();
@@ -198,21 +198,21 @@ impl Server {
         text
     }
 
-    /// How many watches a domain has set.
+    /// Returns how many watches a domain has set.
     pub fn watch_count(&self, domain: DomId) -> usize {
         self.connections
             .get(&domain)
             .map_or(0, |connection| connection.watches.len())
     }
 
-    /// How many transactions a domain has open.
+    /// Returns how many transactions a domain has open.
     pub fn transaction_count(&self, domain: DomId) -> usize {
         self.connections
             .get(&domain)
             .map_or(0, |connection| connection.transactions.len())
     }
 
-    /// How many requests of a domain were served, since it was introduced.
+    /// Returns how many requests of a domain were served, since it was introduced.
     pub fn request_count(&self, domain: DomId) -> u64 {
         self.connections
             .get(&domain)
@@ -225,7 +225,7 @@ impl Server {
         connection.map_or_else(BTreeSet::new, |connection| connection.named.clone())
     }
 
-    /// How many nodes a domain owns.
+    /// Returns how many nodes a domain owns.
     pub fn node_count(&self, domain: DomId) -> usize {
         self.tree.owned_by(domain)
     }

@@ -3,7 +3,7 @@
 use bulkhead_xen::DomId;
 use bulkhead_xen::abi::xs_wire::{NodeAccess, Permission};
 
-/// The permissions of a node that is `owner`'s, that `readers` may read and nobody else.
+/// Returns the permissions of a node that belongs to `owner` and that only `readers` may read.
 pub fn owned_by(owner: DomId, readers: &[DomId]) -> Vec<Permission> {
     let mut list = vec![Permission {
         domain: owner,

@@ -3,7 +3,7 @@
 use super::{Quotas, Server};
 use bulkhead_xen::abi::xs_wire::{MessageType, PAYLOAD_MAX, Refusal};
 
-/// Which of the two the server answers like.
+/// The program that the server behaves like.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Program {
     /// The one in C.
@@ -14,7 +14,7 @@ pub enum Program {
 }
 
 impl Program {
-    /// What it answers where the one in C would refuse with `refusal`.
+    /// Returns this program's refusal where the one in C would refuse with `refusal`.
     pub(super) fn word(self, refusal: Refusal) -> Refusal {
         match (self, refusal) {
             (Program::Oxenstored, Refusal::QuotaExceeded) => Refusal::OverQuota,
@@ -30,14 +30,14 @@ impl Program {
         }
     }
 
-    /// Whether it has such a request.
+    /// Returns whether it has such a request.
     pub(super) fn knows(self, message_type: MessageType) -> bool {
         self == Program::Xenstored || message_type != MessageType::DIRECTORY_PART
     }
 }
 
 impl Server {
-    /// From here on answers as oxenstored 4.17 does, with its quotas by default.
+    /// From here on behaves as oxenstored 4.17 does, with its quotas by default.
     pub fn become_oxenstored(&mut self) {
         self.program = Program::Oxenstored;
         self.quotas = Quotas {

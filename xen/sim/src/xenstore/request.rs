@@ -159,7 +159,7 @@ fn terminated(payload: &[u8]) -> Result<impl Iterator<Item = &[u8]>, Refusal> {
     Ok(list.split(|&byte| byte == 0))
 }
 
-/// A payload of so many strings.
+/// Splits a payload of `COUNT` strings.
 fn strings<const COUNT: usize>(payload: &[u8]) -> Result<[&[u8]; COUNT], Refusal> {
     let list: Vec<&[u8]> = terminated(payload)?.collect();
     list.try_into().map_err(|_| Refusal::Invalid)

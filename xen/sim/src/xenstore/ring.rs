@@ -35,7 +35,7 @@ impl ServerEnd {
     }
 
     /// Takes requests off the ring, lets the server serve, and puts what it sends onto the ring.
-    /// Answers whether anything on the page has changed, so that the domain has to be notified.
+    /// Returns whether anything on the page has changed, so that the domain has to be notified.
     ///
     /// Serving may concern other domains too: pump all ends until none has anything to do.
     pub fn pump(&self, server: &mut Server) -> bool {

@@ -77,7 +77,7 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Looks a node up for a use that needs a right. Whoever could not use the closest node above
+    /// Looks a node up for a use that needs a right. A domain that could not use the closest node above
     /// either is not told that there is none.
     fn find(
         &mut self,
@@ -287,7 +287,7 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Sets a watch, and answers the event that is due at once.
+    /// Sets a watch, and returns the event that is due at once.
     pub(super) fn watch(&mut self, path: &str, token: &[u8]) -> Result<Vec<u8>, Refusal> {
         let (path, skip) = self.canonical(path, true)?;
         let watch = Watch {

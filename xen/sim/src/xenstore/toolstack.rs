@@ -1,4 +1,4 @@
-//! The toolstack: what libxl writes when a domain is made, a disk attached, detached, destroyed.
+//! The toolstack: the nodes that libxl writes when a domain is made, and when a disk is attached or detached.
 //!
 //! The nodes, their values and their permissions are those of libxl 4.17; each step is one
 //! transaction, as there. Waiting is left to the test: where libxl waits for the backend's state,
@@ -108,17 +108,17 @@ impl Vbd {
         )
     }
 
-    /// What the backend says its state is; `None` if there is none.
+    /// Returns what the backend says its state is; `None` if there is none.
     pub fn backend_state(&self, store: &mut Server) -> Option<String> {
         store.read(&format!("{}/state", self.backend_path()))
     }
 
-    /// What the frontend says its state is; `None` if there is none.
+    /// Returns what the frontend says its state is; `None` if there is none.
     pub fn frontend_state(&self, store: &mut Server) -> Option<String> {
         store.read(&format!("{}/state", self.frontend_path()))
     }
 
-    /// Whether the backend has removed its directory.
+    /// Returns whether the backend has removed its directory.
     pub fn backend_gone(&self, store: &Server) -> bool {
         !store.exists(&self.backend_path())
     }
@@ -272,7 +272,7 @@ pub fn attach(store: &mut Server, vbd: &Vbd, disk: &Disk) {
 
 /// Asks the backend to let go of a disk: `xl block-detach`, and every disk on `xl shutdown`.
 /// libxl then waits 10 s for the backend's state to become 6, and 10 s more for its directory to
-/// vanish. Answers false if there is no backend any more.
+/// vanish. Returns false if there is no backend any more.
 pub fn request_detach(store: &mut Server, vbd: &Vbd) -> bool {
     detach(store, vbd, false)
 }

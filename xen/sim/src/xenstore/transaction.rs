@@ -58,8 +58,8 @@ impl Transaction {
             .any(|entry| tree.get(&entry.path).map(|node| node.generation) != entry.base)
     }
 
-    /// Writes everything to the store, unless somebody changed a node meanwhile that this
-    /// transaction has touched. Answers what changed.
+    /// Writes everything to the store, unless a node that this transaction has touched was changed
+    /// meanwhile. Returns what changed.
     pub fn commit(self, tree: &mut Tree) -> Option<Vec<Change>> {
         if self.conflicts(tree) {
             return None;

@@ -70,7 +70,7 @@ impl Rights {
         }
     }
 
-    /// Whether these rights are enough for what `need` asks.
+    /// Returns whether these rights are enough for what `need` asks.
     pub fn cover(self, need: Need) -> bool {
         match need {
             Need::Read => self.read,
@@ -96,7 +96,7 @@ pub(super) struct Tree {
 }
 
 impl Tree {
-    /// What xenstored starts with.
+    /// Returns what xenstored starts with.
     pub fn new() -> Tree {
         let mut tree = Tree {
             nodes: BTreeMap::new(),
@@ -138,7 +138,7 @@ impl Tree {
         self.nodes.remove(path);
     }
 
-    /// How many nodes a domain owns.
+    /// Returns how many nodes a domain owns.
     pub fn owned_by(&self, domain: DomId) -> usize {
         self.nodes
             .values()
@@ -174,7 +174,7 @@ pub(super) fn child(path: &str, name: &str) -> String {
     }
 }
 
-/// Whether `path` is `top` or lies below it.
+/// Returns whether `path` is `top` or lies below it.
 pub(super) fn is_below(path: &str, top: &str) -> bool {
     top == "/" && path.starts_with('/')
         || path

@@ -16,7 +16,7 @@ use bulkhead_blkback::control::{ShutdownRequest, shutdown_requested};
 use bulkhead_blkback::engine::Options;
 use bulkhead_blkback::memory_target::follow_memory_target;
 use bulkhead_blkback::operator::{answer_keys, grow_on_request};
-use bulkhead_blkback::vcpus::learn_lateness;
+use bulkhead_blkback::vcpus::learn_wakeup_latency;
 use bulkhead_executor::{Executor, VcpuSpawner};
 use bulkhead_grant::Region;
 use bulkhead_images::{Catalog, ImageMemory};
@@ -174,7 +174,7 @@ fn start_watchdog(line: &'static str) {
 fn executor(spawner: &VcpuSpawner<Hypercalls>, hypervisor: Hypercalls) -> Executor<Hypercalls> {
     let executor = Executor::of(spawner, hypervisor);
     let handle = executor.handle();
-    handle.spawn(learn_lateness(handle.clone()));
+    handle.spawn(learn_wakeup_latency(handle.clone()));
     if let Some(interval) = watchdog::interval() {
         let handle = handle.clone();
         executor.handle().spawn(async move {

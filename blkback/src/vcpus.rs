@@ -15,7 +15,7 @@ use litemap::LiteMap;
 const TRIAL_SLEEPS: [(u32, u64); 3] = [(8, 1), (8, 4), (8, 16)];
 
 /// Sleeps a few times, so that queues know from their start what a sleep costs on this vCPU.
-pub async fn learn_lateness<H: Hypervisor>(handle: Handle<H>) {
+pub async fn learn_wakeup_latency<H: Hypervisor>(handle: Handle<H>) {
     for (times, milliseconds) in TRIAL_SLEEPS {
         for _ in 0..times {
             handle.sleep(Duration::from_millis(milliseconds)).await;

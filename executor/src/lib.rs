@@ -244,8 +244,8 @@ impl<H: Hypervisor> Handle<H> {
 
     /// How much later than it was to be a sleep of this vCPU ends, by the last ones. `None` until it has slept
     /// for a time.
-    pub fn lateness(&self) -> Option<Duration> {
-        self.core.timers.lateness()
+    pub fn wakeup_latency(&self) -> Option<Duration> {
+        self.core.timers.wakeup_latency()
     }
 
     /// Processor time that blocking this vCPU and waking it takes, by the last sleeps that were measured. `None`

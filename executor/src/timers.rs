@@ -25,7 +25,7 @@ pub(crate) struct Timers {
     /// How many sleeps have ended, and how late the last of them did.
     slept: Cell<usize>,
     late: Cell<[Duration; SLEEPS]>,
-    lateness: Cell<Option<Duration>>,
+    wakeup_latency: Cell<Option<Duration>>,
 }
 
 impl Timers {
@@ -56,11 +56,11 @@ impl Timers {
         // end on time by chance. So it is neither the mean nor the least that tells what a sleep takes.
         let known = &mut late[..SLEEPS.min(count + 1)];
         known.sort_unstable();
-        self.lateness.set(Some(known[known.len() / 4]));
+        self.wakeup_latency.set(Some(known[known.len() / 4]));
     }
 
-    pub(crate) fn lateness(&self) -> Option<Duration> {
-        self.lateness.get()
+    pub(crate) fn wakeup_latency(&self) -> Option<Duration> {
+        self.wakeup_latency.get()
     }
 
     pub(crate) fn next(&self) -> Option<Instant> {
@@ -165,13 +165,13 @@ mod tests {
     }
 
     /// Sleeps that ended so many microseconds after their deadline.
-    fn lateness(late: &[i64]) -> Option<Duration> {
+    fn wakeup_latency(late: &[i64]) -> Option<Duration> {
         let timers = Timers::default();
         for micros in late {
             let end = DEADLINE.0.checked_add_signed(micros * 1000).unwrap();
             timers.slept(DEADLINE, Instant(end));
         }
-        timers.lateness()
+        timers.wakeup_latency()
     }
 
     fn micros(count: u64) -> Option<Duration> {
@@ -180,22 +180,22 @@ mod tests {
 
     #[test]
     fn neither_a_lucky_sleep_nor_unlucky_ones_count() {
-        assert_eq!(lateness(&[]), None);
-        assert_eq!(lateness(&[80]), micros(80));
-        assert_eq!(lateness(&[9000, 300, 2, 400, 500]), micros(300));
+        assert_eq!(wakeup_latency(&[]), None);
+        assert_eq!(wakeup_latency(&[80]), micros(80));
+        assert_eq!(wakeup_latency(&[9000, 300, 2, 400, 500]), micros(300));
         let late = [28_000, 6000, 145, 640, 2500, 9, 336, 450, 8600, 600];
-        assert_eq!(lateness(&late), micros(336));
+        assert_eq!(wakeup_latency(&late), micros(336));
     }
 
     #[test]
     fn what_a_sleep_took_long_ago_is_forgotten() {
         let late: Vec<i64> = [16; 100].into_iter().chain([160; 12]).collect();
-        assert_eq!(lateness(&late), micros(160));
+        assert_eq!(wakeup_latency(&late), micros(160));
     }
 
     #[test]
     fn a_sleep_that_something_else_ended_tells_nothing() {
-        assert_eq!(lateness(&[-50]), None);
-        assert_eq!(lateness(&[32, -50]), micros(32));
+        assert_eq!(wakeup_latency(&[-50]), None);
+        assert_eq!(wakeup_latency(&[32, -50]), micros(32));
     }
 }

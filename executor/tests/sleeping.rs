@@ -43,12 +43,12 @@ fn only_sleeps_tell_what_a_sleep_costs() {
     sim.advance(2 * MILLISECOND);
     executor.sleep();
     assert!(!domain.is_blocked(VcpuId(0)));
-    assert_eq!(executor.handle().lateness(), None);
+    assert_eq!(executor.handle().wakeup_latency(), None);
     // Here it sleeps. The simulated clock stands still meanwhile, so it wakes before its time.
     executor.run_until_idle();
     executor.sleep();
     assert!(domain.is_blocked(VcpuId(0)));
-    assert_eq!(executor.handle().lateness(), None);
+    assert_eq!(executor.handle().wakeup_latency(), None);
 }
 
 #[test]

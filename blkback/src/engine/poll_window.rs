@@ -37,7 +37,7 @@ pub struct PollWindow {
     /// What blocking costs, if Xen tells.
     block_cost: Nanos,
     /// How late the vCPU wakes, if that is known.
-    lateness: Nanos,
+    wakeup_latency: Nanos,
     /// The longest that polling may last where it has to pay.
     limit: Nanos,
     /// Which of the last idle times ended within that; the last one is the lowest bit.
@@ -54,7 +54,7 @@ pub struct BlockCosts {
     /// Of processor time.
     pub run_time: Option<Duration>,
     /// Of time: how late timers wake it.
-    pub lateness: Option<Duration>,
+    pub wakeup_latency: Option<Duration>,
 }
 
 impl PollWindow {
@@ -63,7 +63,7 @@ impl PollWindow {
         let mut window = PollWindow {
             chosen: chosen.map(nanos),
             block_cost: 0,
-            lateness: 0,
+            wakeup_latency: 0,
             limit: 0,
             soon: 0,
             without_pause: 0,
@@ -78,7 +78,7 @@ impl PollWindow {
         let pays = costs.run_time.unwrap_or(UNKNOWN).min(MOST);
         self.limit = self.chosen.unwrap_or(nanos(pays));
         self.block_cost = costs.run_time.map_or(0, nanos);
-        self.lateness = costs.lateness.map_or(0, nanos).min(CLOSED_LOOP);
+        self.wakeup_latency = costs.wakeup_latency.map_or(0, nanos).min(CLOSED_LOOP);
     }
 
     /// The longest that polling may last where it has to pay.
@@ -107,7 +107,7 @@ impl PollWindow {
         // Polling would have found it sooner.
         self.note(
             idle.saturating_sub(self.block_cost),
-            idle.saturating_sub(self.block_cost.max(self.lateness)),
+            idle.saturating_sub(self.block_cost.max(self.wakeup_latency)),
         );
     }
 
@@ -131,7 +131,7 @@ mod tests {
         let chosen = chosen.map(Duration::from_micros);
         let costs = BlockCosts {
             run_time: Some(Duration::from_micros(cost)),
-            lateness: Some(Duration::from_micros(150)),
+            wakeup_latency: Some(Duration::from_micros(150)),
         };
         PollWindow::new(chosen, costs)
     }

@@ -151,7 +151,7 @@ async fn until_stopped<H: Hypervisor>(
 fn block_costs<H: Hypervisor>(handle: &Handle<H>) -> BlockCosts {
     BlockCosts {
         run_time: handle.block_cost(),
-        lateness: handle.lateness(),
+        wakeup_latency: handle.wakeup_latency(),
     }
 }
 

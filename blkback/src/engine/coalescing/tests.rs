@@ -7,7 +7,7 @@ const START: Instant = Instant(1_000_000);
 const COST: Duration = micros(10);
 const COSTS: BlockCosts = BlockCosts {
     run_time: Some(COST),
-    lateness: None,
+    wakeup_latency: None,
 };
 /// Slots of a ring.
 const SLOTS: u32 = 32;

@@ -1,0 +1,62 @@
+//! What callgrind's file says: all that was counted, and the part of it below some functions.
+
+use std::collections::HashMap;
+
+/// Instructions that were counted.
+pub struct Counts {
+    /// All of them.
+    pub total: f64,
+    /// Those of the functions that were asked for, and of all that these called.
+    pub part: f64,
+}
+
+/// Reads a file. The functions asked for are those whose name has `part` in it; a call from one of them
+/// is within it already.
+pub fn counts(file: &str, part: &str) -> Result<Counts, String> {
+    let mut names = HashMap::new();
+    let mut counts = Counts {
+        total: 0.0,
+        part: 0.0,
+    };
+    let (mut inside, mut called_inside) = (false, false);
+    let mut lines = file.lines();
+    while let Some(line) = lines.next() {
+        if let Some(name) = line.strip_prefix("fn=") {
+            inside = is_part(&mut names, name, part);
+        } else if let Some(name) = line.strip_prefix("cfn=") {
+            called_inside = is_part(&mut names, name, part);
+        } else if line.starts_with("calls=") {
+            // The next line says what all these calls cost together.
+            let cost = last_number(lines.next().unwrap_or_default());
+            if called_inside && !inside {
+                counts.part += cost.ok_or_else(|| format!("no cost after {line:?}"))?;
+            }
+        } else if let Some(rest) = line
+            .strip_prefix("totals:")
+            .or(line.strip_prefix("summary:"))
+        {
+            counts.total = last_number(rest).unwrap_or_default();
+        }
+    }
+    match counts.total > counts.part {
+        true => Ok(counts),
+        false => Err("callgrind counted nothing".to_owned()),
+    }
+}
+
+/// Whether a function belongs to the part. Its name is told once, `(number) name`, and is the number
+/// from then on.
+fn is_part<'f>(names: &mut HashMap<&'f str, bool>, name: &'f str, part: &str) -> bool {
+    match name.split_once(' ') {
+        Some((number, name)) => {
+            let found = name.contains(part);
+            names.insert(number, found);
+            found
+        }
+        None => names.get(name).copied().unwrap_or_default(),
+    }
+}
+
+fn last_number(line: &str) -> Option<f64> {
+    line.split_whitespace().last()?.parse().ok()
+}

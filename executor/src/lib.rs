@@ -145,7 +145,9 @@ impl<H: Hypervisor> Executor<H> {
                 .take_pending(&mut |port| core.ports.notify(port));
             core.timers.fire(|| core.hypervisor.now());
             core.spawner.receive(|| Handle { core: core.clone() });
-            self.tasks.extend(core.inbox.borrow_mut().drain(..));
+            if !core.inbox.borrow().is_empty() {
+                self.tasks.extend(core.inbox.borrow_mut().drain(..));
+            }
             if !more() || !core.spawner.sleep_state().take() {
                 return polled;
             }

@@ -7,12 +7,12 @@ use bulkhead_kernel::{Machine, command_line, memory};
 use bulkhead_xen::abi::grant_table::{
     CopyEnd, CopyFlags, EntryFlags, GrantCopy, MapFlags, MapGrantRef, UnmapGrantRef,
 };
-use bulkhead_xen::{DomId, GrantRef, GrantStatus, Hypervisor, PAGE_SIZE, Port};
+use bulkhead_xen::{DmaMemory, DomId, GrantRef, GrantStatus, Hypervisor, PAGE_SIZE, Port};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 const GREF: GrantRef = GrantRef(8);
-const ROUNDS: u64 = 5000;
+const ROUNDS: u64 = 500;
 const BATCH: usize = 64;
 const SWEEPS: u32 = 100;
 const PATTERN: u8 = 0xc3;
@@ -43,6 +43,12 @@ fn wait_for(machine: &Machine, counter: &AtomicU64, value: u64) {
     }
 }
 
+/// Where the granting domain writes the bus address of the shared page, or 0 if it can have no devices.
+fn bus_address(page: NonNull<u8>) -> NonNull<u64> {
+    // SAFETY: within the page, behind the counters.
+    unsafe { page.cast::<u64>().add(2) }
+}
+
 /// Grants a page, answers every count, and takes the grant back.
 pub fn grant(machine: &Machine) {
     let hypervisor = machine.hypervisor;
@@ -53,6 +59,11 @@ pub fn grant(machine: &Machine) {
     let (theirs, ours) = counters(page);
     theirs.store(0, Ordering::Relaxed);
     ours.store(0, Ordering::Relaxed);
+    let bus = hypervisor
+        .dma_addr(page.as_ptr())
+        .map_or(0, |address| address.get());
+    // SAFETY: the page is not shared yet.
+    unsafe { bus_address(page).write_volatile(bus) };
     let table = hypervisor.grant_entries().expect("a grant table");
     let entry = &table[GREF.0 as usize];
     entry.domain.store(peer.0, Ordering::Relaxed);
@@ -90,6 +101,13 @@ pub fn map(machine: &Machine) {
     assert_eq!(hypervisor.frame_of(region.base.as_ptr()), None);
     // SAFETY: mapped just now.
     assert_eq!(unsafe { region.base.add(100).read_volatile() }, PATTERN);
+
+    // SAFETY: as above.
+    let theirs = unsafe { bus_address(region.base).read_volatile() };
+    let bus = one[0].dev_bus_addr;
+    log::info!("mapped at bus address {bus:#x}, its owner's is {theirs:#x}");
+    assert!(bus != address && bus.is_multiple_of(PAGE_SIZE as u64));
+    assert!(theirs == 0 || theirs == bus, "Xen and the owner disagree");
 
     let (ours, theirs) = counters(region.base);
     let before = hypervisor.now();

@@ -22,6 +22,12 @@ pub const SCENARIOS: &[Scenario] = &[
         demo: false,
         run: watchdog,
     },
+    Scenario {
+        name: "bus-addresses",
+        about: "a page that a PV domain grants is mapped, as PVH and as PV, with its machine address for devices",
+        demo: false,
+        run: bus_addresses,
+    },
 ];
 
 /// The lines that a domain left in the logs until it was gone.
@@ -106,6 +112,46 @@ fn watchdog(testbed: &Testbed) -> Result<()> {
                 left.xl
             );
         }
+    }
+    Ok(())
+}
+
+/// One domain grants a page, the other maps it and compares what Xen says of it with what its owner knows.
+fn bus_addresses(testbed: &Testbed) -> Result<()> {
+    let host = testbed.host;
+    let (here, there) = testbed.shared_file("demo");
+    fs::copy(build::build_demo()?, here)?;
+    let config = |name: &str, kind, test: &str| {
+        let mut config = Config::new(name, kind, &there);
+        config.memory = 32;
+        config.cmdline = format!("test={test}");
+        config
+    };
+    for kind in Kind::ALL {
+        testbed.step(format!("a {kind} domain maps a page of a PV domain"));
+        // Xen numbers domains one after the other.
+        let last = host
+            .create_paused(&config("counting", Kind::Pv, "grant peer=0"))?
+            .id;
+        let (owner, mapper) = (last + 1, last + 2);
+        let mut granting = host.create(&config(
+            "granting",
+            Kind::Pv,
+            &format!("grant peer={mapper}"),
+        ))?;
+        ensure!(granting.id == owner, "Xen numbers domains otherwise");
+        let line = granting.wait_console_from(0, "granted to", MINUTE)?;
+        let port = line.rsplit(' ').next().unwrap_or_default().trim();
+        let test = format!("map peer={owner} port={port}");
+        let mut mapping = host.create(&config("mapping", kind, &test))?;
+        mapping.wait_console("its owner's is 0x", MINUTE)?;
+        mapping.wait_gone(MINUTE)?;
+        granting.wait_gone(MINUTE)?;
+        let console = mapping.console();
+        ensure!(
+            !console.contains("panic") && !console.contains("owner's is 0x0"),
+            "{kind}:\n{console}"
+        );
     }
     Ok(())
 }

@@ -1,9 +1,9 @@
 //! The backend's end of a ring: takes requests, puts responses.
 
 use crate::error::{AttachError, Overrun, TooSmall, Unasked};
-use crate::format::Format;
 use crate::memory::{Index, RingMemory};
-use crate::progress::Slots;
+use crate::message::Format;
+use crate::slots::Slots;
 use core::num::NonZeroU32;
 
 /// What a slot held: a request, or why it is none.

@@ -1,9 +1,9 @@
 //! The frontend's end of a ring: puts requests, takes responses.
 
 use crate::error::{AttachError, Overrun, RingFull, TooSmall};
-use crate::format::{Format, RING_HEADER_SIZE};
 use crate::memory::{Index, RingMemory};
-use crate::progress::Slots;
+use crate::message::{Format, RING_HEADER_SIZE};
+use crate::slots::Slots;
 use core::num::NonZeroU32;
 
 /// The frontend's end (`struct __name##_front_ring`, io/ring.h).

@@ -60,16 +60,16 @@
 mod back;
 pub mod blkif;
 mod error;
-mod format;
 mod front;
 mod memory;
+mod message;
 #[allow(unsafe_code, reason = "the one place that touches shared memory")]
 mod pages;
-mod progress;
+mod slots;
 
 pub use back::{BackRing, Received};
 pub use error::{AttachError, BadPages, Overrun, RingFull, TooSmall, Unasked};
-pub use format::{Format, MAX_PAGES, RING_HEADER_SIZE, ring_slots};
 pub use front::FrontRing;
 pub use memory::{Index, RingMemory};
+pub use message::{Format, MAX_PAGES, RING_HEADER_SIZE, ring_slots};
 pub use pages::SharedPages;

@@ -1,8 +1,8 @@
 //! Shared pages behind a raw pointer: the crate's only unsafe code.
 
 use crate::error::BadPages;
-use crate::format::MAX_PAGES;
 use crate::memory::{Index, RingMemory};
+use crate::message::MAX_PAGES;
 use bulkhead_xen::PAGE_SIZE;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering, fence};

@@ -1,11 +1,11 @@
 //! Takes requests off the ring, as far as they may begin, and puts the answers on it.
 
 use super::complaints::Complaints;
-use super::flight::{Flights, Steps};
-use super::indirect::{IndexFault, IndexPlace, MOST_INDEX_PAGES};
+use super::data_path::PageAccess;
+use super::indirect::{DescriptorRange, IndirectFault, MOST_DESCRIPTOR_PAGES};
+use super::inflight::{InflightTable, Steps};
 use super::needs::most_pages;
 use super::pages::{Hold, PagePool, Pages};
-use super::reach::Reach;
 use super::setup::{ConnectError, QueueError};
 use super::stats::QueueStats;
 use alloc::sync::Arc;
@@ -27,12 +27,12 @@ pub(super) struct Dispatcher<H: Hypervisor> {
     ring: BackRing<SharedPages, Blkif>,
     /// What `ring` lies in; dropped after it.
     _ring_pages: MappedPages<H>,
-    pub flights: Flights,
+    pub inflight: InflightTable,
     pub pool: PagePool,
     /// Requests of this sweep that are to be started.
     begun: Vec<u16>,
     /// Requests of this sweep whose segments have to be fetched first.
-    indexing: Vec<(Tag, IndexPlace)>,
+    fetching: Vec<(Tag, DescriptorRange)>,
     /// How many pages the requests of this sweep have.
     pages: usize,
     /// How many of them are not in the pool yet.
@@ -83,11 +83,11 @@ impl<H: Hypervisor> Dispatcher<H> {
         Ok(Dispatcher {
             ring,
             _ring_pages: pages,
-            flights: Flights::new(slots)?,
+            inflight: InflightTable::new(slots)?,
             pool: PagePool::new(most_pages(slots, indirect_segments))?,
             begun: room_for(slots)?,
-            // Each of them has an index page, at least.
-            indexing: room_for(slots.min(MOST_INDEX_PAGES))?,
+            // Each of them has a descriptor page, at least.
+            fetching: room_for(slots.min(MOST_DESCRIPTOR_PAGES))?,
             pages: 0,
             reserved: 0,
             held: None,
@@ -149,22 +149,22 @@ impl<H: Hypervisor> Dispatcher<H> {
 
     /// Whether nothing more can be taken before something in flight has ended.
     fn is_stuck(&self) -> bool {
-        self.flights.in_flight() > 0
-            && (self.flights.free() == 0
+        self.inflight.in_flight() > 0
+            && (self.inflight.free() == 0
                 || self.barrier
                 || self.held.is_some()
-                || !self.flights.none_busy())
+                || !self.inflight.none_busy())
     }
 
     /// Takes requests while there is room for them, and learns what pages they have.
-    pub fn take(&mut self, reach: &mut Reach<H>) -> Result<Taken, QueueError> {
+    pub fn take(&mut self, page_access: &mut PageAccess<H>) -> Result<Taken, QueueError> {
         let mut requests = 0;
         self.pages = 0;
         self.reserved = 0;
         let format = *self.ring.format();
         let mut slot = [0; SLOT_SIZE];
         // What the device is too busy for stays on the ring.
-        while self.flights.free() > 0 && !self.barrier && self.flights.none_busy() {
+        while self.inflight.free() > 0 && !self.barrier && self.inflight.none_busy() {
             if let Some(held) = &self.held {
                 slot = *held;
                 self.held = None;
@@ -172,8 +172,8 @@ impl<H: Hypervisor> Dispatcher<H> {
                 break;
             }
             let begun = match format.view_transfer(&slot) {
-                Some((id, transfer)) => self.begin_transfer(id, &transfer, reach),
-                None => self.begin_other(format.view_request(&slot), reach),
+                Some((id, transfer)) => self.begin_transfer(id, &transfer, page_access),
+                None => self.begin_other(format.view_request(&slot), page_access),
             };
             match begun {
                 Begun::Yes => requests += 1,
@@ -183,8 +183,8 @@ impl<H: Hypervisor> Dispatcher<H> {
                 }
             }
         }
-        if !self.indexing.is_empty() {
-            self.read_indexes(reach);
+        if !self.fetching.is_empty() {
+            self.begin_fetched(page_access);
         }
         Ok(Taken {
             requests,
@@ -220,11 +220,11 @@ impl<H: Hypervisor> Dispatcher<H> {
     /// Answers a request that has ended. `release` gets how each of its pages was held.
     #[inline]
     pub fn end(&mut self, tag: Tag, outcome: Result<(), IoError>, release: impl FnMut(Hold)) {
-        let flight = self.flights.get(tag);
-        let (id, operation, bytes) = (flight.id, flight.opcode, flight.bytes as usize);
-        let mut pages = core::mem::replace(&mut flight.pages, Pages::EMPTY);
+        let entry = self.inflight.get(tag);
+        let (id, operation, bytes) = (entry.id, entry.opcode, entry.bytes as usize);
+        let mut pages = core::mem::replace(&mut entry.pages, Pages::EMPTY);
         self.pool.drain(&mut pages, release);
-        self.flights.end(tag);
+        self.inflight.end(tag);
         if operation == Opcode::WRITE_BARRIER {
             self.barrier = false;
         }
@@ -251,8 +251,8 @@ impl<H: Hypervisor> Dispatcher<H> {
     /// Answers every request in flight with an error: the device has let go of all of them. `release`
     /// gets how each of their pages was held.
     pub fn abandon(&mut self, mut release: impl FnMut(Hold)) {
-        for tag in self.flights.clear_lists() {
-            if self.flights.is_in_flight(tag) {
+        for tag in self.inflight.clear_lists() {
+            if self.inflight.is_in_flight(tag) {
                 self.end(tag, Err(IoError::Cancelled), &mut release);
             }
         }
@@ -271,7 +271,7 @@ impl<H: Hypervisor> Dispatcher<H> {
     fn begin_other(
         &mut self,
         request: Result<SlotRequest<'_>, Malformed>,
-        reach: &mut Reach<H>,
+        page_access: &mut PageAccess<H>,
     ) -> Begun {
         let request = &match request {
             Ok(request) => request,
@@ -280,7 +280,7 @@ impl<H: Hypervisor> Dispatcher<H> {
         match &request.operation {
             // `take` has looked for those.
             Operation::Transfer(_) => self.refuse(request, Status::Error),
-            Operation::Indirect(indirect) => self.begin_indirect(request, indirect, reach),
+            Operation::Indirect(indirect) => self.begin_indirect(request, indirect, page_access),
             Operation::Flush => self.begin_plain(request, Op::Flush),
             Operation::Discard(_) if !self.discard => self.refuse(request, Status::NotSupported),
             Operation::Discard(discard) => self.begin_plain(request, discard_op(discard)),
@@ -292,27 +292,27 @@ impl<H: Hypervisor> Dispatcher<H> {
         &mut self,
         id: RequestId,
         transfer: &Transfer<SlotSegments<'_>>,
-        reach: &Reach<H>,
+        page_access: &PageAccess<H>,
     ) -> Begun {
         let barrier = transfer.kind == TransferKind::WriteBarrier;
-        if !self.has_room(transfer.segments.len(), reach)
-            || (barrier && self.flights.in_flight() > 0)
+        if !self.has_room(transfer.segments.len(), page_access)
+            || (barrier && self.inflight.in_flight() > 0)
         {
             return Begun::NotYet;
         }
         let is_empty = transfer.segments.is_empty();
         let steps = Steps::of_transfer(transfer.kind, transfer.sector, is_empty);
-        let Some(tag) = self.flights.begin(id, transfer.kind.opcode(), steps) else {
+        let Some(tag) = self.inflight.begin(id, transfer.kind.opcode(), steps) else {
             debug_assert!(false, "`take` looked for a free place");
             return Begun::NotYet;
         };
         self.barrier = barrier;
         self.pages += transfer.segments.len();
-        let flight = self.flights.get(tag);
+        let entry = self.inflight.get(tag);
         for segment in transfer.segments.iter() {
-            let fits = self.pool.push(&mut flight.pages, segment);
+            let fits = self.pool.push(&mut entry.pages, segment);
             debug_assert!(fits, "room was looked for");
-            flight.bytes += segment.len() as u32;
+            entry.bytes += segment.len() as u32;
         }
         self.begun.push(tag.0 as u16);
         Begun::Yes
@@ -322,26 +322,26 @@ impl<H: Hypervisor> Dispatcher<H> {
         &mut self,
         request: &SlotRequest<'_>,
         indirect: &Indirect,
-        reach: &mut Reach<H>,
+        page_access: &mut PageAccess<H>,
     ) -> Begun {
         let segments = indirect.segments();
         if segments > self.indirect_segments {
             return self.refuse(request, Status::Error);
         }
-        if !self.has_room(segments, reach) {
+        if !self.has_room(segments, page_access) {
             return Begun::NotYet;
         }
-        let Some(place) = reach.queue_index(indirect) else {
-            // The next sweep starts with all room for index pages.
+        let Some(place) = page_access.queue_descriptors(indirect) else {
+            // The next sweep starts with all room for descriptor pages.
             return Begun::NotYet;
         };
         let steps = Steps::of_transfer(indirect.kind, indirect.sector, false);
-        let Some(tag) = self.flights.begin(request.id, request.opcode(), steps) else {
+        let Some(tag) = self.inflight.begin(request.id, request.opcode(), steps) else {
             return self.refuse(request, Status::Error);
         };
         self.pages += segments;
         self.reserved += segments;
-        self.indexing.push((tag, place));
+        self.fetching.push((tag, place));
         self.stats.indirect.add(1);
         Begun::Yes
     }
@@ -349,7 +349,7 @@ impl<H: Hypervisor> Dispatcher<H> {
     /// An operation without pages.
     fn begin_plain(&mut self, request: &SlotRequest<'_>, op: Op) -> Begun {
         let steps = Steps::of(op);
-        match self.flights.begin(request.id, request.opcode(), steps) {
+        match self.inflight.begin(request.id, request.opcode(), steps) {
             Some(tag) => self.begun.push(tag.0 as u16),
             None => return self.refuse(request, Status::Error),
         }
@@ -358,10 +358,10 @@ impl<H: Hypervisor> Dispatcher<H> {
 
     /// Whether there is room for so many pages more. With nothing in flight there is, or will
     /// never be.
-    fn has_room(&self, pages: usize, reach: &Reach<H>) -> bool {
+    fn has_room(&self, pages: usize, page_access: &PageAccess<H>) -> bool {
         let pool = self.pool.free() - self.reserved;
-        let reach = reach.room().saturating_sub(self.pages);
-        pages <= pool.min(reach) || (self.flights.in_flight() == 0 && pages <= pool)
+        let page_access = page_access.room().saturating_sub(self.pages);
+        pages <= pool.min(page_access) || (self.inflight.in_flight() == 0 && pages <= pool)
     }
 
     #[cold]
@@ -382,32 +382,32 @@ impl<H: Hypervisor> Dispatcher<H> {
     }
 
     /// Fetches the segments of indirect requests, all in one hypercall, and checks them.
-    fn read_indexes(&mut self, reach: &mut Reach<H>) {
-        reach.fetch_indexes();
-        for index in 0..self.indexing.len() {
-            let (tag, place) = self.indexing[index];
-            let flight = self.flights.get(tag);
-            match reach.read_index(place, &mut self.pool, &mut flight.pages) {
+    fn begin_fetched(&mut self, page_access: &mut PageAccess<H>) {
+        page_access.fetch_descriptors();
+        for index in 0..self.fetching.len() {
+            let (tag, place) = self.fetching[index];
+            let entry = self.inflight.get(tag);
+            match page_access.read_descriptors(place, &mut self.pool, &mut entry.pages) {
                 Ok(bytes) => {
-                    flight.bytes = bytes as u32;
+                    entry.bytes = bytes as u32;
                     self.begun.push(tag.0 as u16);
                 }
-                Err(fault) => self.refuse_indexed(tag, fault),
+                Err(fault) => self.refuse_indirect(tag, fault),
             }
         }
-        reach.clear_indexes();
-        self.indexing.clear();
+        page_access.clear_descriptors();
+        self.fetching.clear();
         self.reserved = 0;
     }
 
     /// An indirect request whose segments cannot be had.
     #[cold]
-    fn refuse_indexed(&mut self, tag: Tag, fault: IndexFault) {
-        let flight = self.flights.get(tag);
-        let (id, operation) = (flight.id, flight.opcode);
-        let mut pages = core::mem::replace(&mut flight.pages, Pages::EMPTY);
+    fn refuse_indirect(&mut self, tag: Tag, fault: IndirectFault) {
+        let entry = self.inflight.get(tag);
+        let (id, operation) = (entry.id, entry.opcode);
+        let mut pages = core::mem::replace(&mut entry.pages, Pages::EMPTY);
         self.pool.drain(&mut pages, |_| ());
-        self.flights.end(tag);
+        self.inflight.end(tag);
         self.complaints
             .complain(format_args!("a malformed indirect request: {fault}"));
         let status = Status::Error;

@@ -2,9 +2,9 @@
 //! or copied by the hypervisor, all those of a sweep at once.
 
 use super::bounce::Bounce;
-use super::index::IndexCopy;
+use super::descriptors::DescriptorCopy;
+use super::mappings::Mappings;
 use super::pages::{PagePool, Pages};
-use super::ways::Ways;
 use alloc::vec::Vec;
 use bulkhead_grant::memory::room_for;
 use bulkhead_grant::{CachedMapping, Copied, Direction, GrantAccess, GrantedBytes, OutOfMemory};
@@ -14,11 +14,11 @@ use bulkhead_ring::blkif::{
 use bulkhead_xen::{GrantRef, GrantStatus, Hypervisor};
 use core::fmt;
 
-/// How many index pages one sweep fetches, at most.
-pub(super) const MOST_INDEX_PAGES: usize = 32;
+/// How many descriptor pages one sweep fetches, at most.
+pub(super) const MOST_DESCRIPTOR_PAGES: usize = 32;
 
 /// A page of segments that is being fetched.
-struct IndexPage {
+struct DescriptorPage {
     gref: GrantRef,
     fetched: Fetched,
     start: u16,
@@ -35,7 +35,7 @@ enum Fetched {
 
 /// Where the segments of an indirect request are, once they are fetched.
 #[derive(Clone, Copy, Debug)]
-pub struct IndexPlace {
+pub struct DescriptorRange {
     start: u16,
     segments: u16,
     first_page: u16,
@@ -44,14 +44,14 @@ pub struct IndexPlace {
 
 /// Why an indirect request's segments cannot be had.
 #[derive(Clone, Copy, Debug)]
-pub enum IndexFault {
+pub enum IndirectFault {
     /// A page that holds them cannot be read.
     Page(GrantStatus),
     /// One of them is no part of a page.
     Segment(BadSegment),
 }
 
-impl fmt::Display for IndexFault {
+impl fmt::Display for IndirectFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Page(status) => write!(f, "its segments cannot be read: {status}"),
@@ -61,40 +61,40 @@ impl fmt::Display for IndexFault {
 }
 
 /// Fetches the segments of a sweep's indirect requests into a private copy.
-pub(super) struct Indexes {
-    copy: IndexCopy,
-    pages: Vec<IndexPage>,
+pub(super) struct Descriptors {
+    copy: DescriptorCopy,
+    pages: Vec<DescriptorPage>,
 }
 
-impl Indexes {
+impl Descriptors {
     /// Room for `segments` segments a sweep.
     pub fn new(segments: usize) -> Result<Self, OutOfMemory> {
-        Ok(Indexes {
-            copy: IndexCopy::new(segments)?,
-            pages: room_for(MOST_INDEX_PAGES)?,
+        Ok(Descriptors {
+            copy: DescriptorCopy::new(segments)?,
+            pages: room_for(MOST_DESCRIPTOR_PAGES)?,
         })
     }
 
-    /// Notes the index pages of a request to be fetched; `None` if this sweep has no room.
+    /// Notes the descriptor pages of a request to be fetched; `None` if this sweep has no room.
     pub fn queue<H: Hypervisor>(
         &mut self,
-        ways: &mut Ways<H>,
+        mappings: &mut Mappings<H>,
         indirect: &Indirect,
-    ) -> Option<IndexPlace> {
+    ) -> Option<DescriptorRange> {
         let (segments, pages) = (indirect.segments(), indirect.pages());
         let first_page = self.pages.len();
-        if first_page + pages.len() > MOST_INDEX_PAGES {
+        if first_page + pages.len() > MOST_DESCRIPTOR_PAGES {
             return None;
         }
         let start = self.copy.take(segments)?;
         for (number, &gref) in pages.iter().enumerate() {
             let done = number * SEGMENTS_PER_INDIRECT_PAGE;
             let count = (segments - done).min(SEGMENTS_PER_INDIRECT_PAGE);
-            let fetched = match ways {
-                Ways::Persistent(cache) => cache
+            let fetched = match mappings {
+                Mappings::Persistent(cache) => cache
                     .hold(gref, GrantAccess::ReadOnly)
                     .map_or(Fetched::Refused, Fetched::Cached),
-                Ways::PerRequest { indexes, .. } => {
+                Mappings::PerRequest { descriptors, .. } => {
                     let bytes = GrantedBytes {
                         gref,
                         offset: 0,
@@ -103,11 +103,11 @@ impl Indexes {
                     let to = self.copy.address(start + done);
                     // SAFETY: room for so many segments, taken above; it is not read before the
                     // batch has run, and lives as long as the batch.
-                    unsafe { indexes.queue(Direction::FromGranted, bytes, to) }
+                    unsafe { descriptors.queue(Direction::FromGranted, bytes, to) }
                         .map_or(Fetched::Refused, Fetched::Copied)
                 }
             };
-            self.pages.push(IndexPage {
+            self.pages.push(DescriptorPage {
                 gref,
                 fetched,
                 // A queue has fewer segments than 65,536 in a sweep.
@@ -115,7 +115,7 @@ impl Indexes {
                 count: count as u16,
             });
         }
-        Some(IndexPlace {
+        Some(DescriptorRange {
             start: start as u16,
             segments: segments as u16,
             first_page: first_page as u16,
@@ -123,10 +123,10 @@ impl Indexes {
         })
     }
 
-    /// Fetches all index pages noted: at most one hypercall.
-    pub fn fetch<H: Hypervisor>(&mut self, ways: &mut Ways<H>, bounce: &mut Bounce<H>) {
-        match ways {
-            Ways::Persistent(cache) => {
+    /// Fetches all descriptor pages noted: at most one hypercall.
+    pub fn fetch<H: Hypervisor>(&mut self, mappings: &mut Mappings<H>, bounce: &mut Bounce<H>) {
+        match mappings {
+            Mappings::Persistent(cache) => {
                 cache.map_queued();
                 for page in &mut self.pages {
                     let address = match &page.fetched {
@@ -156,7 +156,7 @@ impl Indexes {
                     }
                 }
             }
-            Ways::PerRequest { indexes, .. } => indexes.run(),
+            Mappings::PerRequest { descriptors, .. } => descriptors.run(),
         }
     }
 
@@ -164,31 +164,31 @@ impl Indexes {
     /// bytes they are.
     pub fn read<H: Hypervisor>(
         &self,
-        ways: &Ways<H>,
-        place: IndexPlace,
+        mappings: &Mappings<H>,
+        place: DescriptorRange,
         pool: &mut PagePool,
         pages: &mut Pages,
-    ) -> Result<usize, IndexFault> {
+    ) -> Result<usize, IndirectFault> {
         let fetched = &self.pages[place.first_page.into()..][..place.pages.into()];
         for page in fetched {
-            match (ways, &page.fetched) {
-                (Ways::Persistent(cache), Fetched::Cached(cached)) => {
+            match (mappings, &page.fetched) {
+                (Mappings::Persistent(cache), Fetched::Cached(cached)) => {
                     cache.address(cached).map(|_| ())
                 }
-                (Ways::PerRequest { indexes, .. }, Fetched::Copied(copied)) => {
-                    indexes.status(copied)
+                (Mappings::PerRequest { descriptors, .. }, Fetched::Copied(copied)) => {
+                    descriptors.status(copied)
                 }
-                (Ways::Persistent(_), Fetched::Bounced(outcome)) => *outcome,
+                (Mappings::Persistent(_), Fetched::Bounced(outcome)) => *outcome,
                 _ => Err(GrantStatus::GENERAL_ERROR),
             }
-            .map_err(IndexFault::Page)?;
+            .map_err(IndirectFault::Page)?;
         }
         let mut bytes = 0;
         for number in place.start..place.start + place.segments {
             let segment = self
                 .copy
                 .segment(number.into())
-                .map_err(IndexFault::Segment)?;
+                .map_err(IndirectFault::Segment)?;
             let fits = pool.push(pages, segment);
             debug_assert!(fits, "room was kept for every segment");
             bytes += segment.len();
@@ -196,15 +196,17 @@ impl Indexes {
         Ok(bytes)
     }
 
-    /// Forgets the index pages of this sweep.
-    pub fn clear<H: Hypervisor>(&mut self, ways: &mut Ways<H>) {
+    /// Forgets the descriptor pages of this sweep.
+    pub fn clear<H: Hypervisor>(&mut self, mappings: &mut Mappings<H>) {
         for page in self.pages.drain(..) {
-            if let (Ways::Persistent(cache), Fetched::Cached(cached)) = (&mut *ways, page.fetched) {
+            if let (Mappings::Persistent(cache), Fetched::Cached(cached)) =
+                (&mut *mappings, page.fetched)
+            {
                 cache.release(cached);
             }
         }
-        if let Ways::PerRequest { indexes, .. } = ways {
-            indexes.clear();
+        if let Mappings::PerRequest { descriptors, .. } = mappings {
+            descriptors.clear();
         }
         self.copy.clear();
     }

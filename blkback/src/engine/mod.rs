@@ -12,13 +12,13 @@
 //!
 //! ```text
 //!   serve ──► queue ──┬─► dispatch    the ring, the requests in flight, their answers
-//!     │               ├─► reach       the pages, mapped or copied: a sweep's order is its type
+//!     │               ├─► data_path   the pages, mapped or copied: a sweep's order is its type
 //!     └─► coalescing  └─► submit      the device
 //! ```
 //!
-//! Which requests a sweep takes is decided in `dispatch`; how it gets at their pages, in `reach`;
+//! Which requests a sweep takes is decided in `dispatch`; how it gets at their pages, in `data_path`;
 //! when the frontend is shown the answers, in `coalescing`. What stands further right calls nothing that
-//! stands further left; `dispatch` and `submit` use `reach`, and `submit` uses `dispatch`.
+//! stands further left; `dispatch` and `submit` use `data_path`, and `submit` uses `dispatch`.
 
 mod backoff;
 #[allow(
@@ -26,19 +26,25 @@ mod backoff;
     reason = "memory that the hypervisor and the device write to"
 )]
 mod bounce;
-mod choice;
 mod closing;
 mod coalescing;
 mod complaints;
-mod dispatch;
-mod flight;
+mod cost_model;
+#[allow(
+    unsafe_code,
+    reason = "hands guests' pages to the device and the hypervisor"
+)]
+mod data_path;
 #[allow(unsafe_code, reason = "memory that the hypervisor writes to")]
-mod index;
+mod descriptors;
+mod dispatch;
 #[allow(
     unsafe_code,
     reason = "reads guests' pages and has the hypervisor copy"
 )]
 mod indirect;
+mod inflight;
+mod mappings;
 mod needs;
 mod options;
 mod pages;
@@ -50,18 +56,12 @@ mod pieces;
 mod poll_window;
 mod queue;
 mod queue_control;
-#[allow(
-    unsafe_code,
-    reason = "hands guests' pages to the device and the hypervisor"
-)]
-mod reach;
 mod serve;
 mod setup;
 mod stats;
 mod store;
 mod submit;
 mod turns;
-mod ways;
 
 pub use closing::Unreleased;
 pub use needs::Needs;

@@ -1,6 +1,6 @@
 //! What a queue takes, before it is made.
 
-use super::reach::{MOST_ADDRESS_SPACE, MOST_PERSISTENT};
+use super::data_path::{MOST_ADDRESS_SPACE, MOST_PERSISTENT};
 use bulkhead_ring::blkif::MAX_SEGMENTS;
 use core::ops::Add;
 

@@ -5,7 +5,7 @@
 //! Data goes through the device's memory by copies of the hypervisor, of which all that are due are made
 //! in one hypercall; the pages of such requests are never mapped.
 
-use super::flight::Flights;
+use super::inflight::InflightTable;
 use super::pages::{PagePool, Pages};
 use super::store::Store;
 use alloc::vec::Vec;
@@ -136,7 +136,7 @@ impl<H: Hypervisor> Pieces<H> {
         &mut self,
         tag: Tag,
         mapped: &[IoSegment],
-        (store, flights): (&mut Store, &mut Flights),
+        (store, inflight): (&mut Store, &mut InflightTable),
         (pool, pages): (&PagePool, &Pages),
     ) -> Progress {
         let Some(piece) = &mut self.places[tag.0] else {
@@ -225,7 +225,7 @@ impl<H: Hypervisor> Pieces<H> {
         let submitted = store.submit(tag, io);
         self.segments.clear();
         match submitted {
-            Submitted::Done(outcome) => flights.done(tag, outcome),
+            Submitted::Done(outcome) => inflight.done(tag, outcome),
             Submitted::Pending => {}
             Submitted::Busy => return Progress::Busy,
         }

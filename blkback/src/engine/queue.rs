@@ -1,11 +1,11 @@
 //! One queue: a ring, the pages its requests name, and the device that serves them.
 
 use super::complaints::Complaints;
+use super::data_path::{PageAccess, Paths};
 use super::dispatch::Dispatcher;
 use super::needs::most_pages;
 use super::options::{DataPath, Options};
 use super::pieces::Pieces;
-use super::reach::{Paths, Reach};
 use super::setup::{ConnectError, QueueError, QueueSetup};
 use super::stats::QueueStats;
 use super::store::Store;
@@ -28,7 +28,7 @@ use core::time::Duration;
 pub struct Queue<H: Hypervisor> {
     // Dropped first: after that the device touches no page any more.
     submitter: Submitter<H>,
-    reach: Reach<H>,
+    page_access: PageAccess<H>,
     dispatcher: Dispatcher<H>,
     channel: Rc<EventChannel<H>>,
     handle: Handle<H>,
@@ -83,14 +83,14 @@ impl<H: Hypervisor> Queue<H> {
             dma: store.dma_memory(),
         };
         let submitter = Submitter::new(store, pieces, largest)?;
-        let reach = Reach::new(handle.hypervisor(), region, paths, most_pages, largest)?;
+        let page_access = PageAccess::new(handle.hypervisor(), region, paths, most_pages, largest)?;
         let port = handle
             .hypervisor()
             .bind_interdomain(frontend, setup.event_channel)
             .map_err(|error| ConnectError::EventChannel(setup.event_channel, error))?;
         Ok(Queue {
             submitter,
-            reach,
+            page_access,
             dispatcher,
             channel: Rc::new(handle.event_channel(port)),
             handle: handle.clone(),
@@ -126,7 +126,7 @@ impl<H: Hypervisor> Queue<H> {
 
     /// How many requests the device has not done yet.
     pub fn in_flight(&self) -> usize {
-        self.dispatcher.flights.in_flight()
+        self.dispatcher.inflight.in_flight()
     }
 
     /// How many requests could be taken.
@@ -152,18 +152,19 @@ impl<H: Hypervisor> Queue<H> {
     /// Takes what is on the ring, has it served, and puts the answers that there are, but does not
     /// show them to the frontend yet. Answers how many requests were taken.
     pub fn sweep(&mut self) -> Result<u32, QueueError> {
-        let taken = self.dispatcher.take(&mut self.reach)?;
+        let taken = self.dispatcher.take(&mut self.page_access)?;
         if taken.requests > 0 {
             self.stats.sweeps.add(1);
             self.stats.deepest.raise_to(self.in_flight() as u64);
-            let (dispatcher, reach) = (&mut self.dispatcher, &mut self.reach);
-            let mut sweep = reach.begin(taken.pages, || self.handle.now());
-            self.submitter.queue_pages(&mut sweep, dispatcher, reach);
-            let sweep = reach.execute(sweep);
+            let (dispatcher, page_access) = (&mut self.dispatcher, &mut self.page_access);
+            let mut sweep = page_access.begin(taken.pages, || self.handle.now());
+            self.submitter
+                .queue_pages(&mut sweep, dispatcher, page_access);
+            let sweep = page_access.execute(sweep);
             self.submitter.end_in_place(&sweep);
-            self.submitter.start(&sweep, dispatcher, reach);
+            self.submitter.start(&sweep, dispatcher, page_access);
             self.settle();
-            self.reach.finish(sweep, || self.handle.now());
+            self.page_access.finish(sweep, || self.handle.now());
         }
         Ok(taken.requests)
     }
@@ -178,7 +179,7 @@ impl<H: Hypervisor> Queue<H> {
 
     /// Whether serving requests one by one costs no more than serving them together.
     pub fn is_served_singly(&self) -> bool {
-        self.submitter.completes_later() || self.reach.needs_no_calls()
+        self.submitter.completes_later() || self.page_access.needs_no_calls()
     }
 
     /// Asks the frontend to notify us when there are `more` requests than those that were
@@ -199,7 +200,7 @@ impl<H: Hypervisor> Queue<H> {
         }
         self.submitter.collect(context, &mut self.dispatcher);
         let dispatcher = &self.dispatcher;
-        match dispatcher.flights.none_done() && !self.submitter.can_go_on(dispatcher) {
+        match dispatcher.inflight.none_done() && !self.submitter.can_go_on(dispatcher) {
             true => Poll::Pending,
             false => Poll::Ready(()),
         }
@@ -212,16 +213,16 @@ impl<H: Hypervisor> Queue<H> {
 
     /// Puts the answers to what the device has done.
     pub fn settle(&mut self) {
-        let (dispatcher, reach) = (&mut self.dispatcher, &mut self.reach);
+        let (dispatcher, page_access) = (&mut self.dispatcher, &mut self.page_access);
         let mut unwatched = Context::from_waker(Waker::noop());
         self.submitter.flush();
         self.submitter.collect(&mut unwatched, dispatcher);
         loop {
             // `finish` may add to it, where a request has another step to go.
-            while let Some((tag, outcome)) = dispatcher.flights.take_done() {
-                self.submitter.finish(tag, outcome, dispatcher, reach);
+            while let Some((tag, outcome)) = dispatcher.inflight.take_done() {
+                self.submitter.finish(tag, outcome, dispatcher, page_access);
             }
-            if !self.submitter.go_on(dispatcher, reach) {
+            if !self.submitter.go_on(dispatcher, page_access) {
                 break;
             }
         }
@@ -229,9 +230,9 @@ impl<H: Hypervisor> Queue<H> {
             return;
         }
         // Only then may the frontend be shown the answers, and use its pages again.
-        reach.unmap();
+        page_access.unmap();
         dispatcher.clear_answered();
-        reach.count(&self.stats, self.submitter.staged());
+        page_access.count(&self.stats, self.submitter.staged());
     }
 
     /// How many requests the device has completed later than it was handed them.
@@ -252,9 +253,9 @@ impl<H: Hypervisor> Queue<H> {
 
     /// Answers what is in flight still with errors: the device has let go of it.
     pub fn abandon(&mut self) {
-        let (dispatcher, reach) = (&mut self.dispatcher, &mut self.reach);
-        dispatcher.abandon(|hold| reach.release(hold));
-        reach.unmap();
+        let (dispatcher, page_access) = (&mut self.dispatcher, &mut self.page_access);
+        dispatcher.abandon(|hold| page_access.release(hold));
+        page_access.unmap();
         self.publish();
     }
 

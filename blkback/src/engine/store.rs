@@ -1,6 +1,6 @@
 //! The device's queue, and what it has of the requests.
 
-use super::flight::Flights;
+use super::inflight::InflightTable;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use bulkhead_images::{Caps, DataAccess, Io, IoError, IoQueue, Op, Staging, Submitted, Tag};
@@ -89,12 +89,12 @@ impl Store {
 
     /// Learns what it has completed; it wakes the task when it completes more.
     #[inline]
-    pub fn collect(&mut self, context: &mut Context<'_>, flights: &mut Flights) {
+    pub fn collect(&mut self, context: &mut Context<'_>, inflight: &mut InflightTable) {
         let (pending, completions) = (&mut self.pending, &mut self.completions);
         let polled = self.queue.poll_complete(context, &mut |tag, outcome| {
             *pending = pending.saturating_sub(1);
             *completions += 1;
-            flights.done(tag, outcome);
+            inflight.done(tag, outcome);
         });
         self.ready |= polled.is_ready();
     }
@@ -139,7 +139,7 @@ impl Store {
     }
 
     /// Completes a request that it does not have, because it cannot be handed over.
-    pub fn refuse(tag: Tag, flights: &mut Flights) {
-        flights.done(tag, Err(IoError::Medium));
+    pub fn refuse(tag: Tag, inflight: &mut InflightTable) {
+        inflight.done(tag, Err(IoError::Medium));
     }
 }

@@ -1,8 +1,8 @@
 //! Hands the requests in flight to the device, step by step.
 
+use super::data_path::{Executed, PageAccess, Queueing, Sweep};
 use super::dispatch::Dispatcher;
 use super::pieces::{Pieces, Progress};
-use super::reach::{Executed, Queueing, Reach, Sweep};
 use super::store::Store;
 use alloc::vec::Vec;
 use bulkhead_grant::memory::room_for;
@@ -75,41 +75,45 @@ impl<H: Hypervisor> Submitter<H> {
     /// Learns what the device has completed; it wakes the task when it completes more.
     #[inline]
     pub fn collect(&mut self, context: &mut Context<'_>, dispatcher: &mut Dispatcher<H>) {
-        self.store.collect(context, &mut dispatcher.flights);
+        self.store.collect(context, &mut dispatcher.inflight);
     }
 
     /// Whether there is something to go on with that is not in the list of what is done.
     #[inline]
     pub fn can_go_on(&self, dispatcher: &Dispatcher<H>) -> bool {
-        self.store.is_ready() && !dispatcher.flights.none_busy()
+        self.store.is_ready() && !dispatcher.inflight.none_busy()
     }
 
     /// Goes on with what waits for copies and for the device. True if something may be done now.
     #[inline]
-    pub fn go_on(&mut self, dispatcher: &mut Dispatcher<H>, reach: &mut Reach<H>) -> bool {
+    pub fn go_on(
+        &mut self,
+        dispatcher: &mut Dispatcher<H>,
+        page_access: &mut PageAccess<H>,
+    ) -> bool {
         if self.pieces.is_some() {
-            self.copy_pieces(dispatcher, reach);
+            self.copy_pieces(dispatcher, page_access);
         }
-        if self.store.take_ready() && !dispatcher.flights.none_busy() {
-            self.retry(dispatcher, reach);
+        if self.store.take_ready() && !dispatcher.inflight.none_busy() {
+            self.retry(dispatcher, page_access);
             return true;
         }
         self.store.flush();
-        !dispatcher.flights.none_done()
+        !dispatcher.inflight.none_done()
     }
 
     /// Hands the device what it was too busy for, as far as it takes that now.
     #[cold]
-    fn retry(&mut self, dispatcher: &mut Dispatcher<H>, reach: &mut Reach<H>) {
-        while let Some(tag) = dispatcher.flights.take_busy() {
-            if !self.attempt(tag, dispatcher, reach) {
-                return dispatcher.flights.wait_for_device_first(tag);
+    fn retry(&mut self, dispatcher: &mut Dispatcher<H>, page_access: &mut PageAccess<H>) {
+        while let Some(tag) = dispatcher.inflight.take_busy() {
+            if !self.attempt(tag, dispatcher, page_access) {
+                return dispatcher.inflight.wait_for_device_first(tag);
             }
         }
     }
 
     #[cold]
-    fn copy_pieces(&mut self, dispatcher: &mut Dispatcher<H>, reach: &mut Reach<H>) {
+    fn copy_pieces(&mut self, dispatcher: &mut Dispatcher<H>, page_access: &mut PageAccess<H>) {
         if let Some(pieces) = &mut self.pieces {
             pieces.run_copies();
         }
@@ -119,8 +123,8 @@ impl<H: Hypervisor> Submitter<H> {
             match outcome {
                 Ok(()) if pieces.is_done(tag) => self.end_pieces(tag, dispatcher),
                 // It has memory that those wait for who wait for the device: it does not wait behind them.
-                Ok(()) if !self.attempt(tag, dispatcher, reach) => {
-                    dispatcher.flights.wait_for_device_first(tag);
+                Ok(()) if !self.attempt(tag, dispatcher, page_access) => {
+                    dispatcher.inflight.wait_for_device_first(tag);
                 }
                 Ok(()) => {}
                 Err(status) => refuse(tag, format_args!("copied: {status}"), dispatcher),
@@ -133,8 +137,8 @@ impl<H: Hypervisor> Submitter<H> {
         if let Some(pieces) = &mut self.pieces {
             pieces.end(tag, &mut self.store);
         }
-        dispatcher.flights.get(tag).op = None;
-        dispatcher.flights.done(tag, Ok(()));
+        dispatcher.inflight.get(tag).op = None;
+        dispatcher.inflight.done(tag, Ok(()));
     }
 
     /// Notes the pages of the requests just taken to be mapped or copied.
@@ -144,7 +148,7 @@ impl<H: Hypervisor> Submitter<H> {
         &mut self,
         sweep: &mut Sweep<Queueing>,
         dispatcher: &mut Dispatcher<H>,
-        reach: &mut Reach<H>,
+        page_access: &mut PageAccess<H>,
     ) {
         if self.pieces.as_ref().is_some_and(Pieces::stages) {
             return;
@@ -152,30 +156,30 @@ impl<H: Hypervisor> Submitter<H> {
         let copies = sweep.copies() && self.store.has_memory();
         for index in 0..dispatcher.how_many_begun() {
             let tag = dispatcher.begun(index);
-            let flight = dispatcher.flights.get(tag);
-            if flight.pages.len() == 0 {
+            let entry = dispatcher.inflight.get(tag);
+            if entry.pages.len() == 0 {
                 continue;
             }
             let pool = &mut dispatcher.pool;
-            if copies && let Some((op, direction)) = flight.only_transfer() {
+            if copies && let Some((op, direction)) = entry.only_transfer() {
                 sweep.memory_asked();
                 if let Some(Staging { memory, .. }) =
-                    self.store.stage(tag, op, flight.bytes as usize)
+                    self.store.stage(tag, op, entry.bytes as usize)
                     // SAFETY: the device promises so many bytes of its own until it is told that the
                     // use in place has ended, which is after `execute` has returned.
                     && unsafe {
-                        reach.queue_copies(sweep, pool, &flight.pages, direction, memory)
+                        page_access.queue_copies(sweep, pool, &entry.pages, direction, memory)
                     }
                 {
                     continue;
                 }
             }
             // What the guest wrote is only read; what it wants to read is written.
-            let access = match flight.op {
+            let access = match entry.op {
                 Some(Op::Read { .. }) => GrantAccess::ReadWrite,
                 _ => GrantAccess::ReadOnly,
             };
-            reach.queue_maps(sweep, pool, &flight.pages, access);
+            page_access.queue_maps(sweep, pool, &entry.pages, access);
         }
     }
 
@@ -190,22 +194,22 @@ impl<H: Hypervisor> Submitter<H> {
         &mut self,
         sweep: &Sweep<Executed>,
         dispatcher: &mut Dispatcher<H>,
-        reach: &mut Reach<H>,
+        page_access: &mut PageAccess<H>,
     ) {
         for index in 0..dispatcher.how_many_begun() {
             let tag = dispatcher.begun(index);
-            let flight = dispatcher.flights.get(tag);
-            if let Some(copied) = reach.copied(sweep, &dispatcher.pool, &flight.pages) {
-                flight.op = None;
+            let entry = dispatcher.inflight.get(tag);
+            if let Some(copied) = page_access.copied(sweep, &dispatcher.pool, &entry.pages) {
+                entry.op = None;
                 let outcome = copied.map_err(|status| {
                     dispatcher
                         .complaints
                         .complain(format_args!("a page cannot be copied: {status}"));
                     IoError::Medium
                 });
-                dispatcher.flights.done(tag, outcome);
+                dispatcher.inflight.done(tag, outcome);
             } else {
-                self.step(tag, dispatcher, reach);
+                self.step(tag, dispatcher, page_access);
             }
         }
         dispatcher.clear_begun();
@@ -218,32 +222,32 @@ impl<H: Hypervisor> Submitter<H> {
         tag: Tag,
         outcome: Result<(), IoError>,
         dispatcher: &mut Dispatcher<H>,
-        reach: &mut Reach<H>,
+        page_access: &mut PageAccess<H>,
     ) {
-        if outcome.is_ok() && dispatcher.flights.get(tag).has_steps() {
-            return self.step(tag, dispatcher, reach);
+        if outcome.is_ok() && dispatcher.inflight.get(tag).has_steps() {
+            return self.step(tag, dispatcher, page_access);
         }
         if outcome.is_err() {
-            if reach.bounce.serves(tag) {
-                self.end_bounce(dispatcher, reach);
+            if page_access.bounce.serves(tag) {
+                self.end_bounce(dispatcher, page_access);
             }
             if let Some(pieces) = &mut self.pieces {
                 pieces.end(tag, &mut self.store);
             }
         }
-        dispatcher.end(tag, outcome, |hold| reach.release(hold));
+        dispatcher.end(tag, outcome, |hold| page_access.release(hold));
     }
 
     /// Goes on with a request; its pages are mapped, if they are to be.
     #[inline]
-    fn step(&mut self, tag: Tag, dispatcher: &mut Dispatcher<H>, reach: &mut Reach<H>) {
-        if reach.bounce.serves(tag) {
-            return self.next_bounced(tag, dispatcher, reach);
+    fn step(&mut self, tag: Tag, dispatcher: &mut Dispatcher<H>, page_access: &mut PageAccess<H>) {
+        if page_access.bounce.serves(tag) {
+            return self.next_bounced(tag, dispatcher, page_access);
         }
         if let Some(pieces) = &mut self.pieces
             && pieces.serves(tag)
         {
-            let pages = &dispatcher.flights.get(tag).pages;
+            let pages = &dispatcher.inflight.get(tag).pages;
             match pieces.done(tag, &mut self.store, (&dispatcher.pool, pages)) {
                 Progress::Copying => return,
                 Progress::Failed(status) => {
@@ -253,34 +257,46 @@ impl<H: Hypervisor> Submitter<H> {
                 _ => {}
             }
         }
-        self.hand_over(tag, dispatcher, reach);
+        self.hand_over(tag, dispatcher, page_access);
     }
 
     /// Hands a request, or its next piece, to the device, behind those that wait for it.
     #[inline]
-    fn hand_over(&mut self, tag: Tag, dispatcher: &mut Dispatcher<H>, reach: &mut Reach<H>) {
-        if !dispatcher.flights.none_busy() || !self.attempt(tag, dispatcher, reach) {
-            dispatcher.flights.wait_for_device(tag);
+    fn hand_over(
+        &mut self,
+        tag: Tag,
+        dispatcher: &mut Dispatcher<H>,
+        page_access: &mut PageAccess<H>,
+    ) {
+        if !dispatcher.inflight.none_busy() || !self.attempt(tag, dispatcher, page_access) {
+            dispatcher.inflight.wait_for_device(tag);
         }
     }
 
     /// Hands a request's next step, or its next piece, to the device, and those after it as long as the
     /// device has done with one at once. False if that is too busy.
     #[inline]
-    fn attempt(&mut self, tag: Tag, dispatcher: &mut Dispatcher<H>, reach: &mut Reach<H>) -> bool {
-        if reach.bounce.serves(tag) {
-            return self.submit_bounced(tag, dispatcher, reach);
+    fn attempt(
+        &mut self,
+        tag: Tag,
+        dispatcher: &mut Dispatcher<H>,
+        page_access: &mut PageAccess<H>,
+    ) -> bool {
+        if page_access.bounce.serves(tag) {
+            return self.submit_bounced(tag, dispatcher, page_access);
         }
         let mut outcome = Ok(());
         while outcome.is_ok()
-            && let Some(op) = dispatcher.flights.get(tag).next_step()
+            && let Some(op) = dispatcher.inflight.get(tag).next_step()
         {
             let moves = matches!(op, Op::Read { .. } | Op::Write { .. });
             let staged = moves && self.pieces.as_ref().is_some_and(Pieces::stages);
             if op != Op::Flush && !staged {
-                match self.gather(tag, dispatcher, reach) {
+                match self.gather(tag, dispatcher, page_access) {
                     Ok(()) => {}
-                    Err(GrantStatus::NO_SPACE) => return self.bounce(tag, op, dispatcher, reach),
+                    Err(GrantStatus::NO_SPACE) => {
+                        return self.bounce(tag, op, dispatcher, page_access);
+                    }
                     Err(status) => {
                         dispatcher
                             .complaints
@@ -292,9 +308,9 @@ impl<H: Hypervisor> Submitter<H> {
             }
             if moves
                 && let Some(pieces) = &self.pieces
-                && (staged || !pieces.fits(&self.segments, dispatcher.flights.get(tag).bytes))
+                && (staged || !pieces.fits(&self.segments, dispatcher.inflight.get(tag).bytes))
             {
-                return self.submit_piece(tag, op, dispatcher, reach);
+                return self.submit_piece(tag, op, dispatcher, page_access);
             }
             let segments = match op {
                 Op::Flush => &[],
@@ -304,12 +320,12 @@ impl<H: Hypervisor> Submitter<H> {
                 Submitted::Done(done) => outcome = done,
                 Submitted::Pending => return true,
                 Submitted::Busy => {
-                    dispatcher.flights.get(tag).put_back(op);
+                    dispatcher.inflight.get(tag).put_back(op);
                     return false;
                 }
             }
         }
-        dispatcher.end(tag, outcome, |hold| reach.release(hold));
+        dispatcher.end(tag, outcome, |hold| page_access.release(hold));
         true
     }
 
@@ -319,12 +335,12 @@ impl<H: Hypervisor> Submitter<H> {
         &mut self,
         tag: Tag,
         dispatcher: &mut Dispatcher<H>,
-        reach: &Reach<H>,
+        page_access: &PageAccess<H>,
     ) -> Result<(), GrantStatus> {
         self.segments.clear();
-        let pages = &dispatcher.flights.get(tag).pages;
+        let pages = &dispatcher.inflight.get(tag).pages;
         for page in dispatcher.pool.iter(pages) {
-            self.segments.push(reach.segment(page)?);
+            self.segments.push(page_access.segment(page)?);
         }
         Ok(())
     }
@@ -336,27 +352,27 @@ impl<H: Hypervisor> Submitter<H> {
         tag: Tag,
         op: Op,
         dispatcher: &mut Dispatcher<H>,
-        reach: &mut Reach<H>,
+        page_access: &mut PageAccess<H>,
     ) -> bool {
         let Some(pieces) = &mut self.pieces else {
             return false;
         };
-        let flight = dispatcher.flights.get(tag);
+        let entry = dispatcher.inflight.get(tag);
         // It is to be done as long as one piece of it is.
-        flight.op = Some(op);
+        entry.op = Some(op);
         if !pieces.serves(tag) {
-            pieces.begin(tag, op, flight.bytes as usize);
+            pieces.begin(tag, op, entry.bytes as usize);
         }
-        let pages = core::mem::replace(&mut flight.pages, super::pages::Pages::EMPTY);
-        let store = (&mut self.store, &mut dispatcher.flights);
+        let pages = core::mem::replace(&mut entry.pages, super::pages::Pages::EMPTY);
+        let store = (&mut self.store, &mut dispatcher.inflight);
         let progress = pieces.submit(tag, &self.segments, store, (&dispatcher.pool, &pages));
-        dispatcher.flights.get(tag).pages = pages;
+        dispatcher.inflight.get(tag).pages = pages;
         match progress {
             Progress::Submitted | Progress::Copying => true,
             Progress::Busy => false,
             Progress::Impossible => {
                 pieces.end(tag, &mut self.store);
-                self.bounce(tag, op, dispatcher, reach)
+                self.bounce(tag, op, dispatcher, page_access)
             }
             Progress::Failed(status) => {
                 refuse(tag, format_args!("copied: {status}"), dispatcher);
@@ -373,31 +389,39 @@ impl<H: Hypervisor> Submitter<H> {
         tag: Tag,
         op: Op,
         dispatcher: &mut Dispatcher<H>,
-        reach: &mut Reach<H>,
+        page_access: &mut PageAccess<H>,
     ) -> bool {
-        let flight = dispatcher.flights.get(tag);
+        let entry = dispatcher.inflight.get(tag);
         // It is to be done as long as one piece of it is.
-        flight.op = Some(op);
-        if !reach.bounce.is_free() {
-            dispatcher.flights.wait(tag);
+        entry.op = Some(op);
+        if !page_access.bounce.is_free() {
+            dispatcher.inflight.wait(tag);
             return true;
         }
-        reach.bounce.begin(tag, op, flight.bytes as usize);
-        self.submit_bounced(tag, dispatcher, reach)
+        page_access.bounce.begin(tag, op, entry.bytes as usize);
+        self.submit_bounced(tag, dispatcher, page_access)
     }
 
     /// The device has done with a piece of a request that is served by copies.
     #[cold]
-    fn next_bounced(&mut self, tag: Tag, dispatcher: &mut Dispatcher<H>, reach: &mut Reach<H>) {
-        let flight = dispatcher.flights.get(tag);
-        if let Err(status) = reach.bounce.piece_done(&dispatcher.pool, &flight.pages) {
+    fn next_bounced(
+        &mut self,
+        tag: Tag,
+        dispatcher: &mut Dispatcher<H>,
+        page_access: &mut PageAccess<H>,
+    ) {
+        let entry = dispatcher.inflight.get(tag);
+        if let Err(status) = page_access
+            .bounce
+            .piece_done(&dispatcher.pool, &entry.pages)
+        {
             return refuse(tag, format_args!("copied: {status}"), dispatcher);
         }
-        if reach.bounce.is_done() {
-            flight.op = None;
-            self.end_bounce(dispatcher, reach);
+        if page_access.bounce.is_done() {
+            entry.op = None;
+            self.end_bounce(dispatcher, page_access);
         }
-        self.hand_over(tag, dispatcher, reach);
+        self.hand_over(tag, dispatcher, page_access);
     }
 
     #[cold]
@@ -405,11 +429,11 @@ impl<H: Hypervisor> Submitter<H> {
         &mut self,
         tag: Tag,
         dispatcher: &mut Dispatcher<H>,
-        reach: &mut Reach<H>,
+        page_access: &mut PageAccess<H>,
     ) -> bool {
-        let pages = &dispatcher.flights.get(tag).pages;
+        let pages = &dispatcher.inflight.get(tag).pages;
         let most = self.store.caps().bytes;
-        let (op, segment) = match reach.bounce.next_piece(&dispatcher.pool, pages, most) {
+        let (op, segment) = match page_access.bounce.next_piece(&dispatcher.pool, pages, most) {
             Ok(piece) => piece,
             Err(status) => {
                 refuse(tag, format_args!("copied: {status}"), dispatcher);
@@ -418,7 +442,7 @@ impl<H: Hypervisor> Submitter<H> {
         };
         let segments = &[segment];
         match self.store.submit(tag, Io { op, segments }) {
-            Submitted::Done(outcome) => dispatcher.flights.done(tag, outcome),
+            Submitted::Done(outcome) => dispatcher.inflight.done(tag, outcome),
             Submitted::Pending => {}
             Submitted::Busy => return false,
         }
@@ -427,10 +451,10 @@ impl<H: Hypervisor> Submitter<H> {
 
     /// The bounce page is free for the next request that waits for it.
     #[cold]
-    fn end_bounce(&mut self, dispatcher: &mut Dispatcher<H>, reach: &mut Reach<H>) {
-        reach.bounce.end();
-        if let Some(tag) = dispatcher.flights.take_waiting() {
-            self.hand_over(tag, dispatcher, reach);
+    fn end_bounce(&mut self, dispatcher: &mut Dispatcher<H>, page_access: &mut PageAccess<H>) {
+        page_access.bounce.end();
+        if let Some(tag) = dispatcher.inflight.take_waiting() {
+            self.hand_over(tag, dispatcher, page_access);
         }
     }
 }
@@ -441,5 +465,5 @@ fn refuse<H: Hypervisor>(tag: Tag, why: fmt::Arguments<'_>, dispatcher: &mut Dis
     dispatcher
         .complaints
         .complain(format_args!("a page cannot be {why}"));
-    Store::refuse(tag, &mut dispatcher.flights);
+    Store::refuse(tag, &mut dispatcher.inflight);
 }

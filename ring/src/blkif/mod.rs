@@ -34,8 +34,8 @@ pub use segment::{
     BadSegment, INDIRECT_SEGMENT_SIZE, SEGMENTS_PER_INDIRECT_PAGE, Segment, Segments, SlotSegments,
 };
 
-use crate::format::Format;
 use crate::memory::RingMemory;
+use crate::message::Format;
 
 /// The most segments of a request without indirection (`BLKIF_MAX_SEGMENTS_PER_REQUEST`).
 pub const MAX_SEGMENTS: usize = 11;

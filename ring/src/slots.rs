@@ -1,8 +1,8 @@
 //! The rules that both ends share: when to notify, and where a slot lies.
 
 use crate::error::TooSmall;
-use crate::format::{Format, RING_HEADER_SIZE, ring_slots};
 use crate::memory::{Index, RingMemory};
+use crate::message::{Format, RING_HEADER_SIZE, ring_slots};
 
 /// The memory of a ring with the format of its messages.
 pub(crate) struct Slots<M, F> {

@@ -2,12 +2,12 @@
 //! hypervisor.
 
 use super::bounce::Bounce;
-use super::choice::{Choice, Way};
-use super::indirect::{IndexFault, IndexPlace, Indexes, MOST_INDEX_PAGES};
+use super::cost_model::{CostModel, Method};
+use super::indirect::{DescriptorRange, Descriptors, IndirectFault, MOST_DESCRIPTOR_PAGES};
+use super::mappings::Mappings;
 use super::options::DataPath;
 use super::pages::{Hold, Page, PagePool, Pages};
 use super::stats::QueueStats;
-use super::ways::Ways;
 use alloc::sync::Arc;
 use bulkhead_grant::{
     CopyBatch, Direction, GrantAccess, GrantedBytes, NoRoom, PersistentCache, Region,
@@ -19,7 +19,7 @@ use core::marker::PhantomData;
 use core::ptr::NonNull;
 
 /// How many pages stay mapped for a frontend with persistent grants, at most: all that Linux's has in use
-/// with a ring of one page, 32 indirect requests of 32 segments and an index page each.
+/// with a ring of one page, 32 indirect requests of 32 segments and a descriptor page each.
 pub const MOST_PERSISTENT: usize = 32 * (32 + 1);
 /// How many of them are mapped, unmapped or exchanged in one hypercall, or two.
 const EXCHANGED: usize = 128;
@@ -31,14 +31,14 @@ const COPIED_INSTEAD: u32 = 64;
 pub const MOST_ADDRESS_SPACE: usize = MOST_PERSISTENT + EXCHANGED;
 
 /// A queue's ways to the pages of its frontend.
-pub struct Reach<H: Hypervisor> {
-    ways: Ways<H>,
-    indexes: Indexes,
+pub struct PageAccess<H: Hypervisor> {
+    mappings: Mappings<H>,
+    descriptors: Descriptors,
     /// What is left where Xen has no map slots.
     pub(super) bounce: Bounce<H>,
     /// For how many sweeps more it is not tried to map.
     slotless: u32,
-    choice: Choice,
+    cost_model: CostModel,
 }
 
 /// What decides over the ways to the pages of a frontend.
@@ -55,13 +55,13 @@ pub struct Paths {
     pub dma: Option<Arc<dyn DmaMemory>>,
 }
 
-/// One sweep's use of the pages of its requests, from [`Reach::begin`] to [`Reach::finish`]. Its type
+/// One sweep's use of the pages of its requests, from [`PageAccess::begin`] to [`PageAccess::finish`]. Its type
 /// says what may be done next: pages are noted while it is [`Queueing`], and used once it is
 /// [`Executed`].
 #[must_use = "a sweep that began is to be finished"]
 pub struct Sweep<Phase> {
     /// How the pages are reached, how many there are, and since when.
-    way: Way,
+    method: Method,
     pages: usize,
     began: Option<Instant>,
     /// Whether the device was asked for its memory.
@@ -76,9 +76,9 @@ pub enum Queueing {}
 pub enum Executed {}
 
 impl<Phase> Sweep<Phase> {
-    fn new(way: Way, pages: usize, began: Option<Instant>) -> Self {
+    fn new(method: Method, pages: usize, began: Option<Instant>) -> Self {
         Sweep {
-            way,
+            method,
             pages,
             began,
             asked: false,
@@ -90,7 +90,7 @@ impl<Phase> Sweep<Phase> {
 impl Sweep<Queueing> {
     /// Whether this sweep copies what it can.
     pub fn copies(&self) -> bool {
-        self.way == Way::Copy
+        self.method == Method::Copy
     }
 
     /// The device is asked for its memory, to copy from or to it.
@@ -99,7 +99,7 @@ impl Sweep<Queueing> {
     }
 }
 
-impl<H: Hypervisor> Reach<H> {
+impl<H: Hypervisor> PageAccess<H> {
     /// For requests of up to `pages` pages together, of which one has up to `largest`.
     pub fn new(
         hypervisor: &H,
@@ -110,33 +110,33 @@ impl<H: Hypervisor> Reach<H> {
     ) -> Result<Self, NoRoom> {
         let frontend = setup.frontend;
         let batch = |capacity| CopyBatch::new(hypervisor.clone(), frontend, capacity);
-        let ways = if setup.persistent {
+        let mappings = if setup.persistent {
             let mut cache = PersistentCache::new(region, frontend, MOST_PERSISTENT, EXCHANGED)?;
             if setup.dma.is_some() {
                 cache.keep_dma_addrs()?;
             }
-            Ways::Persistent(cache)
+            Mappings::Persistent(cache)
         } else {
             let mut map_pool = region.map_pool(frontend, pages)?;
             if setup.dma.is_some() {
                 map_pool.keep_dma_addrs()?;
             }
-            Ways::PerRequest {
+            Mappings::PerRequest {
                 map_pool,
                 // Where our end of a copy does not lie at a page's start it takes two. Requests
                 // that find no room here are mapped.
                 copies: batch(pages)?,
-                indexes: batch(MOST_INDEX_PAGES * 2)?,
+                descriptors: batch(MOST_DESCRIPTOR_PAGES * 2)?,
             }
         };
-        Ok(Reach {
-            ways,
-            indexes: Indexes::new(pages.min(FETCHED).max(largest))?,
+        Ok(PageAccess {
+            mappings,
+            descriptors: Descriptors::new(pages.min(FETCHED).max(largest))?,
             bounce: Bounce::new(hypervisor, setup.dma, frontend, setup.sector_size)?,
             slotless: 0,
-            choice: Choice::new(match setup.data_path {
-                DataPath::Map | DataPath::Persistent => Some(Way::Map),
-                DataPath::Copy => Some(Way::Copy),
+            cost_model: CostModel::new(match setup.data_path {
+                DataPath::Map | DataPath::Persistent => Some(Method::Map),
+                DataPath::Copy => Some(Method::Copy),
                 DataPath::Auto => None,
             }),
         })
@@ -144,9 +144,9 @@ impl<H: Hypervisor> Reach<H> {
 
     /// How many pages can be mapped at once. A page that Xen would not unmap is lost to it.
     pub fn room(&self) -> usize {
-        match &self.ways {
-            Ways::Persistent(_) => MOST_PERSISTENT - MOST_INDEX_PAGES,
-            Ways::PerRequest { map_pool, .. } => map_pool.free_pages(),
+        match &self.mappings {
+            Mappings::Persistent(_) => MOST_PERSISTENT - MOST_DESCRIPTOR_PAGES,
+            Mappings::PerRequest { map_pool, .. } => map_pool.free_pages(),
         }
     }
 
@@ -155,44 +155,44 @@ impl<H: Hypervisor> Reach<H> {
     #[inline]
     pub fn begin(&mut self, pages: usize, now: impl FnOnce() -> Instant) -> Sweep<Queueing> {
         if pages == 0 || self.needs_no_calls() {
-            return Sweep::new(Way::Map, pages, None);
+            return Sweep::new(Method::Map, pages, None);
         }
         if self.slotless > 0 {
             self.slotless -= 1;
-            return Sweep::new(Way::Copy, pages, None);
+            return Sweep::new(Method::Copy, pages, None);
         }
-        let began = self.choice.is_free().then(now);
-        Sweep::new(self.choice.pick(pages), pages, began)
+        let began = self.cost_model.is_free().then(now);
+        Sweep::new(self.cost_model.pick(pages), pages, began)
     }
 
     /// Whether the pages are reached without asking the hypervisor, as a rule.
     pub fn needs_no_calls(&self) -> bool {
-        matches!(self.ways, Ways::Persistent(_))
+        matches!(self.mappings, Mappings::Persistent(_))
     }
 
-    /// Notes the index pages of an indirect request to be fetched; `None` if this sweep has no room.
-    pub fn queue_index(&mut self, indirect: &Indirect) -> Option<IndexPlace> {
-        self.indexes.queue(&mut self.ways, indirect)
+    /// Notes the descriptor pages of an indirect request to be fetched; `None` if this sweep has no room.
+    pub fn queue_descriptors(&mut self, indirect: &Indirect) -> Option<DescriptorRange> {
+        self.descriptors.queue(&mut self.mappings, indirect)
     }
 
-    /// Fetches all index pages noted: at most one hypercall.
-    pub fn fetch_indexes(&mut self) {
-        self.indexes.fetch(&mut self.ways, &mut self.bounce);
+    /// Fetches all descriptor pages noted: at most one hypercall.
+    pub fn fetch_descriptors(&mut self) {
+        self.descriptors.fetch(&mut self.mappings, &mut self.bounce);
     }
 
     /// Reads the segments of an indirect request into `pages`, and says how many bytes they are.
-    pub fn read_index(
+    pub fn read_descriptors(
         &self,
-        place: IndexPlace,
+        place: DescriptorRange,
         pool: &mut PagePool,
         pages: &mut Pages,
-    ) -> Result<usize, IndexFault> {
-        self.indexes.read(&self.ways, place, pool, pages)
+    ) -> Result<usize, IndirectFault> {
+        self.descriptors.read(&self.mappings, place, pool, pages)
     }
 
-    /// Forgets the index pages of this sweep.
-    pub fn clear_indexes(&mut self) {
-        self.indexes.clear(&mut self.ways);
+    /// Forgets the descriptor pages of this sweep.
+    pub fn clear_descriptors(&mut self) {
+        self.descriptors.clear(&mut self.mappings);
     }
 
     /// Notes all pages of a request to be copied from or to `memory`. False if that is not
@@ -209,7 +209,7 @@ impl<H: Hypervisor> Reach<H> {
         direction: Direction,
         memory: NonNull<u8>,
     ) -> bool {
-        let Ways::PerRequest { copies, .. } = &mut self.ways else {
+        let Mappings::PerRequest { copies, .. } = &mut self.mappings else {
             return false;
         };
         let (mut done, mut all) = (0, true);
@@ -239,14 +239,14 @@ impl<H: Hypervisor> Reach<H> {
         pages: &Pages,
         access: GrantAccess,
     ) {
-        let ways = &mut self.ways;
+        let mappings = &mut self.mappings;
         pool.for_each(pages, |page| {
             // One that finds no room stays unreached, and is copied later.
-            page.hold = match ways {
-                Ways::Persistent(cache) => {
+            page.hold = match mappings {
+                Mappings::Persistent(cache) => {
                     cache.hold(page.gref, access).map_or(Hold::None, Hold::Kept)
                 }
-                Ways::PerRequest { map_pool, .. } => map_pool
+                Mappings::PerRequest { map_pool, .. } => map_pool
                     .queue_map(page.gref, access)
                     .map_or(Hold::None, Hold::Mapped),
             };
@@ -256,15 +256,15 @@ impl<H: Hypervisor> Reach<H> {
     /// Maps and copies everything noted: one hypercall each, where there is anything.
     pub fn execute(&mut self, sweep: Sweep<Queueing>) -> Sweep<Executed> {
         let Sweep {
-            way,
+            method,
             pages,
             mut began,
             asked,
             ..
         } = sweep;
-        match &mut self.ways {
-            Ways::Persistent(cache) => cache.map_queued(),
-            Ways::PerRequest {
+        match &mut self.mappings {
+            Mappings::Persistent(cache) => cache.map_queued(),
+            Mappings::PerRequest {
                 map_pool, copies, ..
             } => {
                 map_pool.map_queued();
@@ -278,18 +278,18 @@ impl<H: Hypervisor> Reach<H> {
         }
         Sweep {
             asked,
-            ..Sweep::new(way, pages, began)
+            ..Sweep::new(method, pages, began)
         }
     }
 
     /// A page as the device gets it, or why it is not mapped.
     #[inline]
     pub fn segment(&self, page: &Page) -> Result<IoSegment, GrantStatus> {
-        let (address, dma) = match (&self.ways, &page.hold) {
-            (Ways::PerRequest { map_pool, .. }, Hold::Mapped(mapping)) => {
+        let (address, dma) = match (&self.mappings, &page.hold) {
+            (Mappings::PerRequest { map_pool, .. }, Hold::Mapped(mapping)) => {
                 (map_pool.address(mapping)?, map_pool.dma_addr(mapping))
             }
-            (Ways::Persistent(cache), Hold::Kept(cached)) => {
+            (Mappings::Persistent(cache), Hold::Kept(cached)) => {
                 (cache.address(cached)?, cache.dma_addr(cached))
             }
             _ => return Err(GrantStatus::NO_SPACE),
@@ -311,7 +311,7 @@ impl<H: Hypervisor> Reach<H> {
         pool: &PagePool,
         pages: &Pages,
     ) -> Option<Result<(), GrantStatus>> {
-        let Ways::PerRequest { copies, .. } = &self.ways else {
+        let Mappings::PerRequest { copies, .. } = &self.mappings else {
             return None;
         };
         let mut any = false;
@@ -330,26 +330,26 @@ impl<H: Hypervisor> Reach<H> {
     /// Gives a page up.
     #[inline]
     pub fn release(&mut self, hold: Hold) {
-        match (&mut self.ways, hold) {
-            (Ways::PerRequest { map_pool, .. }, Hold::Mapped(mapping)) => {
+        match (&mut self.mappings, hold) {
+            (Mappings::PerRequest { map_pool, .. }, Hold::Mapped(mapping)) => {
                 map_pool.queue_unmap(mapping)
             }
-            (Ways::Persistent(cache), Hold::Kept(cached)) => cache.release(cached),
+            (Mappings::Persistent(cache), Hold::Kept(cached)) => cache.release(cached),
             _ => {}
         }
     }
 
     /// Unmaps what was given up: one hypercall, if there is anything.
     pub fn unmap(&mut self) {
-        match &mut self.ways {
-            Ways::PerRequest { map_pool, .. } => map_pool.unmap_queued(),
-            Ways::Persistent(cache) => cache.trim(),
+        match &mut self.mappings {
+            Mappings::PerRequest { map_pool, .. } => map_pool.unmap_queued(),
+            Mappings::Persistent(cache) => cache.trim(),
         }
     }
 
     /// The sweep is over: what became of its copies is known. Learns what it has cost.
     pub fn finish(&mut self, sweep: Sweep<Executed>, now: impl FnOnce() -> Instant) {
-        let Ways::PerRequest { copies, .. } = &mut self.ways else {
+        let Mappings::PerRequest { copies, .. } = &mut self.mappings else {
             return;
         };
         let nothing_copied = copies.is_empty();
@@ -359,33 +359,33 @@ impl<H: Hypervisor> Reach<H> {
         };
         // Nothing was copied, so the time that it took tells nothing of copies. Nor does that nothing
         // was copied, where nothing was asked of the device, as for a flush with data.
-        if sweep.way == Way::Copy && nothing_copied {
+        if sweep.method == Method::Copy && nothing_copied {
             if sweep.asked {
-                self.choice.rule_out(Way::Copy, sweep.pages);
+                self.cost_model.rule_out(Method::Copy, sweep.pages);
             }
             return;
         }
-        self.choice
-            .learn(sweep.way, sweep.pages, now().since(began));
+        self.cost_model
+            .learn(sweep.method, sweep.pages, now().since(began));
     }
 
     /// Shows what was asked of Xen. `staged` are the calls and bytes that others have copied.
     pub fn count(&self, stats: &QueueStats, staged: (u64, u64)) {
-        let (calls, copies) = match &self.ways {
-            Ways::Persistent(cache) => {
+        let (calls, copies) = match &self.mappings {
+            Mappings::Persistent(cache) => {
                 stats.persistent_hits.set(cache.hits());
                 stats.persistent_misses.set(cache.misses());
                 (cache.calls(), (0, 0))
             }
-            Ways::PerRequest {
+            Mappings::PerRequest {
                 map_pool,
                 copies,
-                indexes,
+                descriptors,
             } => (
                 map_pool.calls(),
                 (
-                    copies.calls() + indexes.calls(),
-                    copies.bytes() + indexes.bytes(),
+                    copies.calls() + descriptors.calls(),
+                    copies.bytes() + descriptors.bytes(),
                 ),
             ),
         };

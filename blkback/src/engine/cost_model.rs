@@ -4,18 +4,18 @@ use core::time::Duration;
 
 /// A way to the pages of one sweep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum Method {
     /// Map them, let the device copy, unmap them.
     Map = 0,
     /// Let the hypervisor copy.
     Copy = 1,
 }
 
-impl Way {
-    fn other(self) -> Way {
+impl Method {
+    fn other(self) -> Method {
         match self {
-            Way::Map => Way::Copy,
-            Way::Copy => Way::Map,
+            Method::Map => Method::Copy,
+            Method::Copy => Method::Map,
         }
     }
 }
@@ -28,8 +28,8 @@ const SIZES: usize = 4;
 
 /// Learns what each way costs, and picks.
 #[derive(Debug, Default)]
-pub struct Choice {
-    forced: Option<Way>,
+pub struct CostModel {
+    forced: Option<Method>,
     sizes: [Costs; SIZES],
 }
 
@@ -40,12 +40,12 @@ struct Costs {
     since_tried: u32,
 }
 
-impl Choice {
+impl CostModel {
     /// Always this way, or if `None` the faster one.
-    pub fn new(forced: Option<Way>) -> Self {
-        Choice {
+    pub fn new(forced: Option<Method>) -> Self {
+        CostModel {
             forced,
-            ..Choice::default()
+            ..CostModel::default()
         }
     }
 
@@ -55,20 +55,20 @@ impl Choice {
     }
 
     /// The way for a sweep of so many pages.
-    pub fn pick(&mut self, pages: usize) -> Way {
-        if let Some(way) = self.forced {
-            return way;
+    pub fn pick(&mut self, pages: usize) -> Method {
+        if let Some(method) = self.forced {
+            return method;
         }
         let costs = &mut self.sizes[size(pages)];
-        if let Some(unknown) = [Way::Copy, Way::Map]
+        if let Some(unknown) = [Method::Copy, Method::Map]
             .into_iter()
-            .find(|&way| costs.page[way as usize] == 0)
+            .find(|&method| costs.page[method as usize] == 0)
         {
             return unknown;
         }
-        let faster = match costs.page[Way::Copy as usize] <= costs.page[Way::Map as usize] {
-            true => Way::Copy,
-            false => Way::Map,
+        let faster = match costs.page[Method::Copy as usize] <= costs.page[Method::Map as usize] {
+            true => Method::Copy,
+            false => Method::Map,
         };
         costs.since_tried += 1;
         if costs.since_tried > TRY_AGAIN {
@@ -81,20 +81,20 @@ impl Choice {
     }
 
     /// What a sweep has cost.
-    pub fn learn(&mut self, way: Way, pages: usize, took: Duration) {
+    pub fn learn(&mut self, method: Method, pages: usize, took: Duration) {
         let page = took.as_nanos() as u64 * 1000 / pages.max(1) as u64;
-        self.sizes[size(pages)].learn(way, page.max(1));
+        self.sizes[size(pages)].learn(method, page.max(1));
     }
 
     /// The way turned out not to exist: the device has no memory to copy from.
-    pub fn rule_out(&mut self, way: Way, pages: usize) {
-        self.sizes[size(pages)].page[way as usize] = u64::MAX;
+    pub fn rule_out(&mut self, method: Method, pages: usize) {
+        self.sizes[size(pages)].page[method as usize] = u64::MAX;
     }
 }
 
 impl Costs {
-    fn learn(&mut self, way: Way, page: u64) {
-        let known = &mut self.page[way as usize];
+    fn learn(&mut self, method: Method, page: u64) {
+        let known = &mut self.page[method as usize];
         *known = match *known {
             0 | u64::MAX => page,
             // A vCPU that was not scheduled meanwhile says nothing: such outliers count less.
@@ -118,51 +118,51 @@ mod tests {
     use super::*;
 
     /// Serves `sweeps` sweeps and says how many of them were copied.
-    fn copied(choice: &mut Choice, sweeps: u32, pages: usize, map: u64, copy: u64) -> u32 {
+    fn copied(model: &mut CostModel, sweeps: u32, pages: usize, map: u64, copy: u64) -> u32 {
         let mut copied = 0;
         for _ in 0..sweeps {
-            let way = choice.pick(pages);
-            let nanos = match way {
-                Way::Map => map,
-                Way::Copy => copy,
+            let method = model.pick(pages);
+            let nanos = match method {
+                Method::Map => map,
+                Method::Copy => copy,
             };
-            copied += u32::from(way == Way::Copy);
-            choice.learn(way, pages, Duration::from_nanos(nanos));
+            copied += u32::from(method == Method::Copy);
+            model.learn(method, pages, Duration::from_nanos(nanos));
         }
         copied
     }
 
     #[test]
     fn the_faster_way_is_taken_and_the_other_hardly_ever() {
-        let mut choice = Choice::default();
-        assert!(copied(&mut choice, 10_000, 4, 5000, 3000) > 9_950);
+        let mut model = CostModel::default();
+        assert!(copied(&mut model, 10_000, 4, 5000, 3000) > 9_950);
         // Large sweeps are another matter.
-        assert!(copied(&mut choice, 10_000, 100, 5000, 9000) < 50);
-        assert!(copied(&mut choice, 1000, 4, 5000, 3000) > 995);
+        assert!(copied(&mut model, 10_000, 100, 5000, 9000) < 50);
+        assert!(copied(&mut model, 1000, 4, 5000, 3000) > 995);
     }
 
     #[test]
     fn the_choice_follows_when_costs_change() {
-        let mut choice = Choice::default();
-        copied(&mut choice, 1000, 4, 5000, 3000);
-        copied(&mut choice, 5000, 4, 1000, 3000);
-        assert!(copied(&mut choice, 1000, 4, 1000, 3000) < 10);
+        let mut model = CostModel::default();
+        copied(&mut model, 1000, 4, 5000, 3000);
+        copied(&mut model, 5000, 4, 1000, 3000);
+        assert!(copied(&mut model, 1000, 4, 1000, 3000) < 10);
     }
 
     #[test]
     fn a_way_that_does_not_exist_is_looked_for_seldom() {
-        let mut choice = Choice::default();
+        let mut model = CostModel::default();
         let mut ruled_out = 0;
         for _ in 0..10_000 {
-            match choice.pick(1) {
-                Way::Copy => {
+            match model.pick(1) {
+                Method::Copy => {
                     ruled_out += 1;
-                    choice.rule_out(Way::Copy, 1);
+                    model.rule_out(Method::Copy, 1);
                 }
-                Way::Map => choice.learn(Way::Map, 1, Duration::from_nanos(10)),
+                Method::Map => model.learn(Method::Map, 1, Duration::from_nanos(10)),
             }
         }
         assert!(ruled_out < 45, "{ruled_out} times");
-        assert_eq!(Choice::new(Some(Way::Copy)).pick(1), Way::Copy);
+        assert_eq!(CostModel::new(Some(Method::Copy)).pick(1), Method::Copy);
     }
 }

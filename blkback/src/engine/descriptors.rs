@@ -9,7 +9,7 @@ use core::cell::UnsafeCell;
 use core::ptr::NonNull;
 
 /// Room for the segments of all indirect requests of a sweep.
-pub struct IndexCopy {
+pub struct DescriptorCopy {
     /// A segment each. The hypervisor writes here, behind Rust's back.
     segments: Vec<UnsafeCell<u64>>,
     used: usize,
@@ -17,10 +17,10 @@ pub struct IndexCopy {
 
 const _: () = assert!(size_of::<u64>() == INDIRECT_SEGMENT_SIZE);
 
-impl IndexCopy {
+impl DescriptorCopy {
     /// Room for `count` segments.
     pub fn new(count: usize) -> Result<Self, OutOfMemory> {
-        Ok(IndexCopy {
+        Ok(DescriptorCopy {
             segments: filled(count, |_| UnsafeCell::new(0))?,
             used: 0,
         })
@@ -80,7 +80,7 @@ mod tests {
             u64::from_ne_bytes(good.encode()),
             u64::from_ne_bytes([1, 0, 0, 0, 5, 4, 0, 0]),
         ];
-        let mut index = IndexCopy::new(3).unwrap();
+        let mut index = DescriptorCopy::new(3).unwrap();
         assert_eq!(index.take(1), Some(0));
         let start = index.take(2).unwrap();
         assert_eq!(index.take(1), None);

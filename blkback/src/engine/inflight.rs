@@ -46,7 +46,7 @@ impl Steps {
 
 /// One request in flight.
 #[derive(Debug)]
-pub struct Flight {
+pub struct Inflight {
     /// The request's identifier, for the response.
     pub id: RequestId,
     /// The operation, for the response.
@@ -65,10 +65,10 @@ pub struct Flight {
     next_done: u16,
 }
 
-impl Flight {
+impl Inflight {
     #[inline]
-    fn new(id: RequestId, opcode: Opcode, steps: Steps) -> Flight {
-        Flight {
+    fn new(id: RequestId, opcode: Opcode, steps: Steps) -> Inflight {
+        Inflight {
             id,
             opcode,
             op: steps.op,
@@ -121,12 +121,12 @@ impl Flight {
     }
 }
 
-const _: () = assert!(size_of::<Flight>() == 48);
+const _: () = assert!(size_of::<Inflight>() == 48);
 
 /// A fixed number of places for requests in flight. A place is found and given back in constant
 /// time.
-pub struct Flights {
-    places: Vec<Flight>,
+pub struct InflightTable {
+    places: Vec<Inflight>,
     /// The first free place; each names the next as `next_done`.
     free: u16,
     free_count: usize,
@@ -151,7 +151,7 @@ impl List {
     };
 
     #[inline]
-    fn push(&mut self, places: &mut [Flight], tag: Tag) {
+    fn push(&mut self, places: &mut [Inflight], tag: Tag) {
         places[tag.0].next_done = NONE;
         let at = tag.0 as u16;
         match places.get_mut(usize::from(self.last)) {
@@ -162,7 +162,7 @@ impl List {
     }
 
     #[inline]
-    fn pop(&mut self, places: &[Flight]) -> Option<Tag> {
+    fn pop(&mut self, places: &[Inflight]) -> Option<Tag> {
         let tag = Tag(self.first.into());
         self.first = places.get(tag.0)?.next_done;
         if self.first == NONE {
@@ -172,19 +172,19 @@ impl List {
     }
 }
 
-impl Flights {
+impl InflightTable {
     /// Room for `count` requests.
     pub fn new(count: usize) -> Result<Self, OutOfMemory> {
         debug_assert!(count < NONE.into(), "{count} requests");
-        let place = |number: usize| Flight {
+        let place = |number: usize| Inflight {
             next_done: if number + 1 < count {
                 number as u16 + 1
             } else {
                 NONE
             },
-            ..Flight::new(RequestId::default(), Opcode::READ, Steps::default())
+            ..Inflight::new(RequestId::default(), Opcode::READ, Steps::default())
         };
-        Ok(Flights {
+        Ok(InflightTable {
             places: filled(count, place)?,
             free: if count > 0 { 0 } else { NONE },
             free_count: count,
@@ -198,10 +198,10 @@ impl Flights {
     #[inline]
     pub fn begin(&mut self, id: RequestId, opcode: Opcode, steps: Steps) -> Option<Tag> {
         let place = usize::from(self.free);
-        let flight = self.places.get_mut(place)?;
-        self.free = flight.next_done;
+        let entry = self.places.get_mut(place)?;
+        self.free = entry.next_done;
         self.free_count -= 1;
-        *flight = Flight::new(id, opcode, steps);
+        *entry = Inflight::new(id, opcode, steps);
         Some(Tag(place))
     }
 
@@ -285,7 +285,7 @@ impl Flights {
 
     /// The request at a place.
     #[inline]
-    pub fn get(&mut self, tag: Tag) -> &mut Flight {
+    pub fn get(&mut self, tag: Tag) -> &mut Inflight {
         &mut self.places[tag.0]
     }
 
@@ -324,30 +324,30 @@ mod tests {
             }),
             flush_last: true,
         };
-        let mut flight = Flight::new(RequestId(1), Opcode::DISCARD, steps);
-        assert_eq!(flight.next_step(), Some(Op::Flush));
-        assert!(matches!(flight.next_step(), Some(Op::Discard { .. })));
-        assert!(flight.has_steps());
-        assert_eq!(flight.next_step(), Some(Op::Flush));
-        assert_eq!(flight.next_step(), None);
-        assert!(!flight.has_steps());
+        let mut entry = Inflight::new(RequestId(1), Opcode::DISCARD, steps);
+        assert_eq!(entry.next_step(), Some(Op::Flush));
+        assert!(matches!(entry.next_step(), Some(Op::Discard { .. })));
+        assert!(entry.has_steps());
+        assert_eq!(entry.next_step(), Some(Op::Flush));
+        assert_eq!(entry.next_step(), None);
+        assert!(!entry.has_steps());
     }
 
     #[test]
     fn what_is_done_is_taken_in_its_order_and_may_be_done_again() {
-        let mut flights = Flights::new(3).unwrap();
-        let begin = |flights: &mut Flights| {
-            flights
+        let mut inflight = InflightTable::new(3).unwrap();
+        let begin = |inflight: &mut InflightTable| {
+            inflight
                 .begin(RequestId(1), Opcode::READ, Steps::default())
                 .unwrap()
         };
-        let (one, two) = (begin(&mut flights), begin(&mut flights));
-        flights.done(two, Ok(()));
-        flights.done(one, Err(IoError::Medium));
-        assert_eq!(flights.take_done(), Some((two, Ok(()))));
-        flights.done(two, Err(IoError::NoMemory));
-        assert_eq!(flights.take_done(), Some((one, Err(IoError::Medium))));
-        assert_eq!(flights.take_done(), Some((two, Err(IoError::NoMemory))));
-        assert_eq!((flights.take_done(), flights.none_done()), (None, true));
+        let (one, two) = (begin(&mut inflight), begin(&mut inflight));
+        inflight.done(two, Ok(()));
+        inflight.done(one, Err(IoError::Medium));
+        assert_eq!(inflight.take_done(), Some((two, Ok(()))));
+        inflight.done(two, Err(IoError::NoMemory));
+        assert_eq!(inflight.take_done(), Some((one, Err(IoError::Medium))));
+        assert_eq!(inflight.take_done(), Some((two, Err(IoError::NoMemory))));
+        assert_eq!((inflight.take_done(), inflight.none_done()), (None, true));
     }
 }

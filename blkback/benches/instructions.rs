@@ -14,18 +14,17 @@
 //! disks are `null:` ones, which copy nothing: a count is what a request costs beyond its copy.
 //!
 //! The goal is at most 500 instructions at depth 32 and 1,500 at depth 1, for 4 KiB reads with
-//! persistent grants. It is not reached. Where 901 and 3,103 of them went, before stores could be busy,
-//! and queues slept while requests gather:
+//! persistent grants. It is not reached. Where 976 and 3,380 go:
 //!
 //! | what | depth 32 | depth 1 |
 //! |---|---:|---:|
-//! | taking the request: copying its slot, checking it, an entry and a page for it (`Dispatcher::take`) | 229 | 330 |
-//! | finding the page among those that are mapped, taking it into use (`queue_pages`, `PersistentCache::hold`) | 162 | 259 |
-//! | the segment, giving the page back, the response (`Submitter::step`) | 395 | 391 |
-//! | the `null:` device | 50 | 50 |
-//! | the queue's task: its loop, what it waits for, notifying (`serve`, `settle`, `final_check`, `publish`) | 22 | 830 |
-//! | when to answer (`Coalescer`) | 11 | 333 |
-//! | the executor and `FuturesUnordered`: two polls of the task for each time that it wakes | 32 | 910 |
+//! | taking the request: copying its slot, checking it, an entry and a page for it (`Dispatcher::take`) | 231 | 334 |
+//! | finding the page among those that are mapped, taking it into use (`queue_pages`, `PersistentCache::hold`) | 137 | 326 |
+//! | the segment, giving the page back, the response (`Submitter::step`, `PersistentCache::release`) | 464 | 461 |
+//! | the `null:` device | 50 | 65 |
+//! | the queue's task: its loop, what it waits for, notifying (`serve`, `settle`, `publish`) | 33 | 860 |
+//! | when to answer (`Coalescer`) | 12 | 285 |
+//! | the executor and `FuturesUnordered`: two polls of the task for each time that it wakes | 49 | 1,049 |
 //!
 //! The three lines at the top walk through the entry, the page and the cache's entry once each, by
 //! number and with the bounds checked. To fall by half, a request whose pages are all mapped would have

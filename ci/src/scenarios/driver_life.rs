@@ -6,7 +6,7 @@ use crate::host::xen_state::grants_in_use;
 use crate::testbed::images::Image;
 use crate::testbed::storage::{device_number, disk};
 use crate::testbed::write_verify::{self, write_to_the_end};
-use crate::testbed::{MINUTE, Scenario, Testbed};
+use crate::testbed::{MINUTE, Scenario, Testbed, guest_queue};
 use anyhow::{Context, Result, anyhow, ensure};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -70,13 +70,6 @@ const REFUSAL: Duration = Duration::from_secs(20);
 /// The time that a guest may wait for a disk that is gone, before the scenario checks why.
 const GIVEN_UP: Duration = Duration::from_secs(20);
 
-/// Prints whether the guest's own queue of a disk is stopped, and the requests in it. Linux's blkfront
-/// (6.1) stops its queue for good when the backend closes: a process that waits for a request in it that was never
-/// given to the driver then waits for ever, whatever the backend does.
-const HELD_BY_THE_GUEST: &str = "mount -t debugfs none /sys/kernel/debug 2>/dev/null; \
-    cd /sys/kernel/debug/block/DISK || exit; cat hctx0/state; \
-    cat hctx0/dispatch hctx0/busy hctx0/cpu*/*rq_list sched/*list* 2>/dev/null | grep -F '.state='; true";
-
 fn ends_with_guests(testbed: &Testbed, kind: Kind) -> Result<()> {
     let images: Vec<Image> = (0..3).map(|n| Image::mib(&format!("disk{n}"), 2)).collect();
     let mut storage = testbed.storage(kind).images(&images)?.memory(32).start()?;
@@ -134,15 +127,8 @@ fn ends_with_guests(testbed: &Testbed, kind: Kind) -> Result<()> {
                 output.out
             ),
             None => {
-                let held = guest.ok(&HELD_BY_THE_GUEST.replace("DISK", device), MINUTE)?;
-                // Idle and without a tag: it was never given to the driver. What is in flight is ours to answer.
-                let idle = |line: &str| line.contains("tag=-1,") && line.contains(".state=idle");
-                ensure!(
-                    held.starts_with("STOPPED")
-                        && held.lines().any(idle)
-                        && !held.contains(".state=in_flight"),
-                    "{name}, {device}: no end within {GIVEN_UP:?}; its queue: {held}"
-                );
+                guest_queue::expect_held_by_the_guest(guest, device)
+                    .with_context(|| format!("{name}: no end within {GIVEN_UP:?}"))?;
                 testbed.step(format!("{name} itself holds a request of {device}"));
             }
         }

@@ -8,7 +8,7 @@ use crate::host::guest::Guest;
 use crate::testbed::images::Image;
 use crate::testbed::storage::{Running, device_number, disk};
 use crate::testbed::write_verify::{self, write_to_the_end};
-use crate::testbed::{MINUTE, Scenario, Testbed, side_by_side};
+use crate::testbed::{MINUTE, Scenario, Testbed, guest_queue, side_by_side};
 use anyhow::{Context, Result, ensure};
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
 const IDLE: &str = "xvda";
 const BUSY: &str = "xvdb";
 
-/// The time that a writer may wait for a disk that is gone, before the scenario does without its end.
+/// The time that a writer may wait for a disk that is gone, before the scenario checks why.
 const GIVEN_UP: Duration = Duration::from_secs(10);
 
 /// The state of a frontend (`XenbusState` in Xen's io/xenbus.h).
@@ -89,7 +89,8 @@ fn forced_detach(storage: &Running, guest: &Guest) -> Result<()> {
     let left = host.ok(&format!("! xenstore-ls {directory} 2>/dev/null"))?;
     ensure!(left.is_empty(), "{directory} is left: {left}");
     let Some(output) = guest.finish_within(&writer, GIVEN_UP)? else {
-        return Ok(());
+        return guest_queue::expect_held_by_the_guest(guest, IDLE)
+            .with_context(|| format!("no end of the writer within {GIVEN_UP:?}"));
     };
     ensure!(
         output.out.trim() == "the disk is gone",

@@ -2,6 +2,7 @@
 
 pub mod boot_disk;
 pub mod fio;
+pub mod guest_queue;
 pub mod host_state;
 pub mod images;
 pub mod leak_check;

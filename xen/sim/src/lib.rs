@@ -54,6 +54,7 @@ mod grants;
 mod memory;
 mod numbering;
 mod operations;
+mod own_memory;
 mod reservation;
 mod stats;
 mod tables;

@@ -3,7 +3,8 @@
 use super::events::{Blocked, Ports, Vcpu};
 use super::faults::Faults;
 use super::grants::{ForeignSpace, Grants};
-use super::memory::{Machine, OwnMemory};
+use super::memory::Machine;
+use super::own_memory::OwnMemory;
 use super::stats::{Stats, Violation};
 use super::tables::Lent;
 use bulkhead_xen::{DomId, Instant, Mfn, Port, VcpuId};

@@ -1,8 +1,10 @@
 //! Takes requests off the ring, as far as they may begin, and puts the answers on it.
 
+mod indirect;
+
 use super::complaints::Complaints;
 use super::data_path::PageAccess;
-use super::indirect::{DescriptorRange, IndirectFault, MOST_DESCRIPTOR_PAGES};
+use super::indirect::{DescriptorRange, MOST_DESCRIPTOR_PAGES};
 use super::inflight::{InflightTable, Steps};
 use super::needs::most_pages;
 use super::pages::{Hold, PagePool, Pages};
@@ -14,8 +16,8 @@ use bulkhead_grant::MappedPages;
 use bulkhead_grant::memory::room_for;
 use bulkhead_images::{IoError, Op, Sector, Tag};
 use bulkhead_ring::blkif::{
-    Abi, Blkif, Discard, Indirect, Malformed, Opcode, Operation, RequestId, Response, SECTOR_SIZE,
-    SLOT_SIZE, SlotRequest, SlotSegments, Status, Transfer, TransferKind,
+    Abi, Blkif, Discard, Malformed, Opcode, Operation, RequestId, Response, SECTOR_SIZE, SLOT_SIZE,
+    SlotRequest, SlotSegments, Status, Transfer, TransferKind,
 };
 use bulkhead_ring::{BackRing, SharedPages};
 use bulkhead_xen::Hypervisor;
@@ -318,34 +320,6 @@ impl<H: Hypervisor> Dispatcher<H> {
         Begun::Yes
     }
 
-    fn begin_indirect(
-        &mut self,
-        request: &SlotRequest<'_>,
-        indirect: &Indirect,
-        page_access: &mut PageAccess<H>,
-    ) -> Begun {
-        let segments = indirect.segments();
-        if segments > self.indirect_segments {
-            return self.refuse(request, Status::Error);
-        }
-        if !self.has_room(segments, page_access) {
-            return Begun::NotYet;
-        }
-        let Some(place) = page_access.queue_descriptors(indirect) else {
-            // The next sweep starts with all room for descriptor pages.
-            return Begun::NotYet;
-        };
-        let steps = Steps::of_transfer(indirect.kind, indirect.sector, false);
-        let Some(tag) = self.inflight.begin(request.id, request.opcode(), steps) else {
-            return self.refuse(request, Status::Error);
-        };
-        self.pages += segments;
-        self.reserved += segments;
-        self.fetching.push((tag, place));
-        self.stats.indirect.add(1);
-        Begun::Yes
-    }
-
     /// An operation without pages.
     fn begin_plain(&mut self, request: &SlotRequest<'_>, op: Op) -> Begun {
         let steps = Steps::of(op);
@@ -379,43 +353,6 @@ impl<H: Hypervisor> Dispatcher<H> {
             .complain(format_args!("{} is not offered so", request.opcode()));
         self.answer(&request.response(status));
         Begun::Yes
-    }
-
-    /// Fetches the segments of indirect requests, all in one hypercall, and checks them.
-    fn begin_fetched(&mut self, page_access: &mut PageAccess<H>) {
-        page_access.fetch_descriptors();
-        for index in 0..self.fetching.len() {
-            let (tag, place) = self.fetching[index];
-            let entry = self.inflight.get(tag);
-            match page_access.read_descriptors(place, &mut self.pool, &mut entry.pages) {
-                Ok(bytes) => {
-                    entry.bytes = bytes as u32;
-                    self.begun.push(tag.0 as u16);
-                }
-                Err(fault) => self.refuse_indirect(tag, fault),
-            }
-        }
-        page_access.clear_descriptors();
-        self.fetching.clear();
-        self.reserved = 0;
-    }
-
-    /// An indirect request whose segments cannot be had.
-    #[cold]
-    fn refuse_indirect(&mut self, tag: Tag, fault: IndirectFault) {
-        let entry = self.inflight.get(tag);
-        let (id, operation) = (entry.id, entry.opcode);
-        let mut pages = core::mem::replace(&mut entry.pages, Pages::EMPTY);
-        self.pool.drain(&mut pages, |_| ());
-        self.inflight.end(tag);
-        self.complaints
-            .complain(format_args!("a malformed indirect request: {fault}"));
-        let status = Status::Error;
-        self.answer(&Response {
-            id,
-            operation,
-            status,
-        });
     }
 }
 

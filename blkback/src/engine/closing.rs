@@ -4,12 +4,11 @@
 use super::queue::Queue;
 use super::queue_control::QueueGuard;
 use super::setup::QueueError;
-use alloc::sync::Arc;
+use super::unreleased::{Held, Unreleased};
 use bulkhead_executor::Handle;
 use bulkhead_xen::Hypervisor;
 use core::future::{Future, poll_fn};
 use core::pin::pin;
-use core::sync::atomic::{AtomicUsize, Ordering};
 use core::task::Poll;
 use core::time::Duration;
 
@@ -21,37 +20,15 @@ const STORE_GIVES_UP: Duration = Duration::from_secs(1);
 /// How long it may take to let go of everything.
 const STORE_CLOSES: Duration = Duration::from_secs(1);
 
-/// Counts the queues of one disk whose store has not let go of them.
-#[derive(Clone, Debug, Default)]
-pub struct Unreleased(Arc<AtomicUsize>);
-
-impl Unreleased {
-    /// Whether there is any.
-    pub fn any(&self) -> bool {
-        self.0.load(Ordering::Acquire) > 0
-    }
-}
-
-/// One of them.
-pub(super) struct Held(Unreleased);
-
-impl Held {
-    pub fn of<H: Hypervisor>(queue: &Queue<H>, unreleased: &Unreleased) -> Held {
-        log::error!(
-            "{}: the store does not let go of {} request(s): pages of the frontend that are mapped stay \
-             mapped until it does",
-            queue.name(),
-            queue.in_flight()
-        );
-        unreleased.0.fetch_add(1, Ordering::AcqRel);
-        Held(unreleased.clone())
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::AcqRel);
-    }
+/// Notes that the store does not let go of a queue.
+pub(super) fn hold<H: Hypervisor>(queue: &Queue<H>, unreleased: &Unreleased) -> Held {
+    log::error!(
+        "{}: the store does not let go of {} request(s): pages of the frontend that are mapped stay \
+         mapped until it does",
+        queue.name(),
+        queue.in_flight()
+    );
+    unreleased.hold()
 }
 
 /// Why a store has been left with requests.

@@ -62,8 +62,8 @@ mod stats;
 mod store;
 mod submit;
 mod turns;
+mod unreleased;
 
-pub use closing::Unreleased;
 pub use needs::Needs;
 pub use options::{DataPath, OptionError, Options};
 pub use queue::Queue;
@@ -72,3 +72,4 @@ pub use serve::serve;
 pub use setup::{ConnectError, QueueError, QueueSetup};
 pub use stats::{Counts, QueueStats};
 pub use turns::{GuestTurns, Turn, VcpuTurns};
+pub use unreleased::Unreleased;

@@ -1,7 +1,7 @@
 //! The task of one queue: sweeps while there is work, sleeps while there is none.
 
 use super::backoff::BackOff;
-use super::closing::{Held, close, finish_what_was_asked, outwait};
+use super::closing::{close, finish_what_was_asked, hold, outwait};
 use super::coalescing::{Coalescer, Next, Sleep};
 use super::needs::SLOTS_OF_A_PAGE;
 use super::poll_window::BlockCosts;
@@ -56,7 +56,7 @@ pub async fn serve<H: Hypervisor>(
         drop(queue);
         return guard.finish(outcome);
     }
-    let held = Held::of(&queue, &unreleased);
+    let held = hold(&queue, &unreleased);
     guard.finish(outcome);
     outwait(&mut queue, held).await;
 }

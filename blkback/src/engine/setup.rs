@@ -1,8 +1,8 @@
 //! What it takes to serve a queue, and what may be wrong with it.
 
-use super::closing::Unreleased;
 use super::options::Options;
 use super::turns::Turn;
+use super::unreleased::Unreleased;
 use crate::guest_log::GuestLog;
 use alloc::string::String;
 use alloc::sync::Arc;

@@ -3,6 +3,7 @@
 use super::config::VbdConfig;
 use super::frontend_nodes::{self, COMMON_NODES, Published};
 use super::problem::Problem;
+use super::sector_units::SectorUnits;
 use crate::engine::{
     ConnectError, QueueControl, QueueError, QueueSetup, Unreleased, queue_control, serve,
 };
@@ -16,9 +17,9 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_grant::Region;
-use bulkhead_images::BlockDevice;
+use bulkhead_images::{BlockDevice, SectorSize};
 use bulkhead_xen::Hypervisor;
-use bulkhead_xenbus::{NodeMap, read_nodes};
+use bulkhead_xenbus::{NodeMap, peer_node, read_nodes};
 use bulkhead_xenstore_client as xenstore;
 use core::future::{Future, poll_fn};
 use core::task::Poll;
@@ -154,4 +155,23 @@ pub async fn read_published(
     *messages += names.len();
     read_nodes(&mut nodes, store, frontend_path, &names).await?;
     Ok(frontend_nodes::parse(&nodes, limits)?)
+}
+
+/// Checks that the frontend means what the backend understands.
+pub async fn check_sector_units(
+    store: &xenstore::Client,
+    frontend_path: &str,
+    sectors: SectorSize,
+) -> Result<(), Problem> {
+    if sectors == SectorSize::B512 {
+        return Ok(());
+    }
+    let large = peer_node(store, format!("{frontend_path}/feature-large-sector-size")).await?;
+    if large.is_some_and(|value| value.trim() != "0") {
+        return Err(SectorUnits::OfTheSector.into());
+    }
+    match peer_node(store, format!("{frontend_path}/feature-persistent")).await? {
+        Some(_) => Ok(()),
+        None => Err(SectorUnits::Unknown.into()),
+    }
 }

@@ -2,13 +2,12 @@
 
 use super::backend_nodes::{publish, set_state};
 use super::config::{CONFIG_NODES, VbdConfig};
-use super::connection::{Connection, read_published};
+use super::connection::{Connection, check_sector_units, read_published};
 use super::features::{self, NodeValues};
 use super::frontend_nodes::Published;
 use super::observation::Observer;
 use super::problem::Problem;
 use super::retry::{Failure, insist};
-use super::sector_units;
 use super::state_machine::{Observed, Phase, Step, decide};
 use super::statistics_node::show_statistics;
 use super::teardown::{End, close, finish, report, take_leave, write_error};
@@ -360,7 +359,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
             .map_err(Problem::from)?;
         let device = &self.device;
         let sectors = device.geometry().sector_size;
-        sector_units::check(&services.store, &self.config.frontend_path, sectors).await?;
+        check_sector_units(&services.store, &self.config.frontend_path, sectors).await?;
         let (connection, served) = Connection::open(
             services,
             self.id,

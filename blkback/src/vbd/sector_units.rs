@@ -8,11 +8,6 @@
 //! to a frontend that shows to be of the first kind: it publishes `feature-persistent`, of whatever
 //! value, as Linux has done since 3.8. The frontends of Windows and FreeBSD never have.
 
-use super::problem::Problem;
-use alloc::format;
-use bulkhead_images::SectorSize;
-use bulkhead_xenbus::peer_node;
-use bulkhead_xenstore_client::Client;
 use core::fmt;
 
 /// Why a disk of large sectors is not served to a frontend.
@@ -39,18 +34,3 @@ impl fmt::Display for SectorUnits {
 }
 
 impl core::error::Error for SectorUnits {}
-
-/// Checks that the frontend means what the backend understands.
-pub async fn check(store: &Client, frontend: &str, sectors: SectorSize) -> Result<(), Problem> {
-    if sectors == SectorSize::B512 {
-        return Ok(());
-    }
-    let large = peer_node(store, format!("{frontend}/feature-large-sector-size")).await?;
-    if large.is_some_and(|value| value.trim() != "0") {
-        return Err(SectorUnits::OfTheSector.into());
-    }
-    match peer_node(store, format!("{frontend}/feature-persistent")).await? {
-        Some(_) => Ok(()),
-        None => Err(SectorUnits::Unknown.into()),
-    }
-}

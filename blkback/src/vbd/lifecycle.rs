@@ -1,9 +1,10 @@
 //! One disk's task: looks at what both ends say, decides, acts, and waits for the next change.
 
-use super::backend_nodes::{publish, set_state};
+mod publishing;
+
+use super::backend_nodes::set_state;
 use super::config::{CONFIG_NODES, VbdConfig};
 use super::connection::{Connection, check_sector_units, read_published};
-use super::features::{self, NodeValues};
 use super::frontend_nodes::Published;
 use super::observation::Observer;
 use super::problem::Problem;
@@ -20,7 +21,7 @@ use crate::services::Services;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
-use bulkhead_images::{Access, BlockDevice, Sector, Target};
+use bulkhead_images::{BlockDevice, Sector, Target};
 use bulkhead_xen::Hypervisor;
 use bulkhead_xenbus::NodeMap;
 use bulkhead_xenbus::XenbusState;
@@ -278,66 +279,6 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         .await
     }
 
-    /// Offers the disk, the first time or to a frontend that starts over.
-    async fn offer_anew(
-        &mut self,
-        changed: &Changes,
-        own: XenbusState,
-    ) -> Result<Option<End>, Failure> {
-        self.disconnect().await;
-        let first = self.phase == Phase::New;
-        if !first {
-            self.phase = Phase::Closed;
-            self.came_back = true;
-        }
-        if self.offer(own).await? {
-            self.phase = Phase::Offered;
-            match (first, self.config.access) {
-                (true, Access::ReadOnly) => self.log_attached("read-only"),
-                (true, Access::ReadWrite) => self.log_attached("read-write"),
-                (false, _) => self.tell(Level::Info, format_args!("offered again")),
-            }
-        } else if first {
-            return Ok(Some(End::StartOver));
-        } else {
-            self.wait_and_follow(changed, own).await?;
-        }
-        Ok(None)
-    }
-
-    fn log_attached(&self, mode: &str) {
-        log::info!("vbd {}: attached, {} {mode}", self.id, self.config.target);
-    }
-
-    /// Publishes what the frontend may use. Answers false if the directory is another disk's.
-    async fn offer(&mut self, from: XenbusState) -> Result<bool, Error> {
-        let services = self.services;
-        let geometry = self.device.geometry();
-        self.limits = services.offer(self.id);
-        let nodes = features::offered(&self.config, &geometry, self.limits);
-        self.publish(nodes, from, XenbusState::InitWait).await
-    }
-
-    /// Writes nodes and the state that they belong to, if the directory is still this disk's.
-    async fn publish(
-        &mut self,
-        mut nodes: NodeValues,
-        from: XenbusState,
-        state: XenbusState,
-    ) -> Result<bool, Error> {
-        nodes.retain(|(name, value)| self.told.get(*name) != Some(value));
-        self.charge(MESSAGES_OF_A_CHANGE + nodes.len());
-        let (store, states) = (&self.services.store, (from, state));
-        let published = publish(store, &self.path, &self.nodes, &nodes, states).await?;
-        self.observer.wrote(state, published);
-        if published {
-            for (name, value) in nodes {
-                self.told.insert(name.into(), value);
-            }
-        }
-        Ok(published)
-    }
-
     /// Charges the guest with messages to xenstored, once it has come back: that a disk is attached and
     /// connected for the first time is the toolstack's doing.
     fn charge(&self, messages: usize) {
@@ -375,29 +316,6 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         self.phase = Phase::Connected;
         self.log_connected(&published);
         self.publish_disk(from).await?;
-        Ok(())
-    }
-
-    /// Tells the frontend what the disk is like, and that it is connected. Answers false if the
-    /// directory is not what it was.
-    async fn publish_disk(&mut self, from: XenbusState) -> Result<bool, Error> {
-        let geometry = self.device.geometry();
-        let nodes = features::disk(&self.config, &geometry);
-        let told = self.publish(nodes, from, XenbusState::Connected).await?;
-        self.sectors = geometry.sectors;
-        Ok(told)
-    }
-
-    /// The image has grown under a connected frontend: writing the state again, with the size,
-    /// makes it look (as Linux's xen-blkback does, and blkfront expects).
-    async fn announce_size(&mut self, own: XenbusState) -> Result<(), Error> {
-        if own == XenbusState::Connected {
-            self.publish_disk(own).await?;
-            log::info!("vbd {}: now {} sectors", self.id, self.sectors);
-        } else {
-            // On its way out; it need not know.
-            self.sectors = self.device.geometry().sectors;
-        }
         Ok(())
     }
 

@@ -6,6 +6,7 @@ mod driving;
 mod hypervisor;
 mod model;
 mod ring;
+mod transactions;
 mod wire;
 
 use crate::{Client, Connection, Ring};

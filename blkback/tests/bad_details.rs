@@ -79,7 +79,7 @@ fn a_ring_that_is_no_number() {
     for value in ["", "x", "-1", "8 9", "0x8", "99999999999"] {
         let problem = refused_node("ring-ref", value);
         assert!(
-            problem.starts_with("the frontend's ring-ref is no number"),
+            problem.starts_with("the frontend's ring-ref is not a number"),
             "{value:?}: {problem}"
         );
     }
@@ -98,7 +98,7 @@ fn an_event_channel_that_is_no_number() {
     let problem = refused_node("event-channel", "many");
     assert_eq!(
         problem,
-        "the frontend's event-channel is no number: \"many\""
+        "the frontend's event-channel is not a number: \"many\""
     );
 }
 

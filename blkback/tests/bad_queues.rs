@@ -50,7 +50,12 @@ fn nodes_of_queues_are_checked() {
             Some("4294967295"),
             "multi-queue-num-queues is 4294967295",
         ),
-        (2, count, Some("two"), "multi-queue-num-queues is no number"),
+        (
+            2,
+            count,
+            Some("two"),
+            "multi-queue-num-queues is not a number",
+        ),
         (2, count, Some("3"), "published no queue-2/ring-ref"),
         (2, "queue-1/ring-ref", None, "published no queue-1/ring-ref"),
         // The pages of all rings are as many: one that has fewer has too few.

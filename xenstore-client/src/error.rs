@@ -177,7 +177,7 @@ impl fmt::Display for Error {
                 "xenstore: {}: malformed answer {answer}",
                 Asked(request, subject)
             ),
-            Fault::Path { path, fault } => write!(f, "xenstore: {path:?} is no path: {fault}"),
+            Fault::Path { path, fault } => write!(f, "xenstore: {path:?} is not a path: {fault}"),
             Fault::TooLong {
                 request,
                 subject,
@@ -191,7 +191,7 @@ impl fmt::Display for Error {
                 write!(f, "xenstore: {path:?} is not text: {value}")
             }
             Fault::NotANumber { path, value } => {
-                write!(f, "xenstore: {path:?} is no number in range: {value:?}")
+                write!(f, "xenstore: {path:?} is not a number in range: {value:?}")
             }
             Fault::Conflicts { attempts } => write!(
                 f,

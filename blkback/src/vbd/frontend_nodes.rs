@@ -71,7 +71,7 @@ impl fmt::Display for PublishedError {
         match self {
             Self::Missing(node) => write!(f, "the frontend published no {node}"),
             Self::NotANumber { node, value } => {
-                write!(f, "the frontend's {node} is no number: {value:?}")
+                write!(f, "the frontend's {node} is not a number: {value:?}")
             }
             Self::OutOfRange {
                 node,
@@ -325,11 +325,11 @@ mod tests {
         );
         assert_eq!(
             refused(&[("ring-ref", "-1"), ("event-channel", "1")]),
-            "the frontend's ring-ref is no number: \"-1\""
+            "the frontend's ring-ref is not a number: \"-1\""
         );
         assert_eq!(
             refused(&[("ring-ref", "1"), ("event-channel", "99999999999")]),
-            "the frontend's event-channel is no number: \"99999999999\""
+            "the frontend's event-channel is not a number: \"99999999999\""
         );
         // Shown in six characters each.
         let unprintable = "\u{1d}".repeat(300);

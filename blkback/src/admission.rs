@@ -1,5 +1,6 @@
-//! Which disks may connect, and how large: memory, address space and the guests' own grants are shared
-//! between all guests, and no guest takes so much that another one finds nothing.
+//! Admission: decides which disks may connect, and with how many queues. Memory, address space
+//! and the guests' own grants are shared between all guests, and no guest takes so much that another one finds
+//! nothing.
 //!
 //! ```text
 //!   attached ──offer──► how many queues, persistent grants or not
@@ -23,10 +24,10 @@ use core::fmt;
 /// by default (64 frames of its table, 32,768 grants). The others are its network's, among others.
 const GRANTS_OF_A_GUEST: usize = 16 * 1024;
 
-/// What a disk takes of the heap beside its queues.
+/// The bytes of the heap that a disk takes beside its queues.
 const DISK_BYTES: usize = 24 * 1024;
 
-/// Who has what.
+/// The claims of all disks.
 #[derive(Default)]
 pub struct Admission {
     free_memory: OnceCell<Box<dyn Fn() -> usize>>,
@@ -61,14 +62,14 @@ pub enum Refused {
         wanted: usize,
         /// Pages that its guest has.
         held: usize,
-        /// Pages that nobody has.
+        /// Pages that are free.
         free: usize,
     },
     /// The memory is full.
     Memory {
         /// Bytes that the disk would take.
         wanted: usize,
-        /// Bytes that nobody uses, without the reserve.
+        /// Bytes that are free, without the reserve.
         free: usize,
     },
 }
@@ -93,20 +94,20 @@ impl fmt::Display for Refused {
 impl core::error::Error for Refused {}
 
 impl Admission {
-    /// Asks `free` how many bytes nobody uses, without those that are kept in reserve. Until this is called
-    /// there is no end of memory.
+    /// Has `free` return the number of free bytes, without those that are kept in reserve. Until this is
+    /// called, memory is taken to be unlimited.
     pub fn watch_memory(&self, free: impl Fn() -> usize + 'static) {
         let _ = self.free_memory.set(Box::new(free));
     }
 
-    /// Bytes that nobody uses or is about to take.
+    /// Returns the bytes that are neither used nor about to be taken.
     fn available(&self) -> usize {
         let free = self.free_memory.get().map_or(usize::MAX, |free| free());
         let connecting = self.sum(|claim| claim.stage == Stage::Connecting);
         free.saturating_sub(connecting.bytes)
     }
 
-    /// What these disks have, or may take, together.
+    /// Returns the sum of what these disks have or may take.
     fn sum(&self, which: impl Fn(&Claim) -> bool) -> Needs {
         let mut sum = Needs::default();
         for claim in self.claims.borrow().iter().filter(|claim| which(claim)) {
@@ -122,7 +123,7 @@ impl Admission {
         self.claims.borrow_mut().push(claim);
     }
 
-    /// Looks whether there is memory for one more disk, whatever its queues.
+    /// Checks that there is memory for one more disk, whatever its queues.
     pub fn attach(&self) -> Result<(), Refused> {
         let free = self.available();
         match free >= DISK_BYTES {
@@ -134,7 +135,7 @@ impl Admission {
         }
     }
 
-    /// What a disk is offered, of `limits` at most, while `free` pages of address space are free.
+    /// Returns what a disk is offered, of `limits` at most, while `free` pages of address space are free.
     ///
     /// One disk may take up to a quarter of the address space and of the memory that is free, its guest's
     /// disks together up to half of what is left to them, and up to half of the guest's grants. Where that
@@ -203,7 +204,7 @@ impl Admission {
         Ok(())
     }
 
-    /// A disk's queues are made.
+    /// Notes that a disk's queues are made.
     pub fn served(&self, id: VbdId) {
         let mut claims = self.claims.borrow_mut();
         for claim in claims.iter_mut().filter(|claim| claim.disk == id) {
@@ -211,7 +212,7 @@ impl Admission {
         }
     }
 
-    /// A disk has given back what it had.
+    /// Notes that a disk has given back what it had.
     pub fn forget(&self, id: VbdId) {
         self.claims.borrow_mut().retain(|claim| claim.disk != id);
     }

@@ -1,4 +1,4 @@
-//! Which of the domain's vCPUs the tool stack has online: `cpu/N/availability`
+//! The vCPUs that the tool stack has online: `cpu/N/availability`
 //! (Xen's `docs/misc/xenstore-paths.pandoc`).
 //!
 //! `vcpus=1 maxvcpus=4` makes four vCPUs, of which one is online; `xl vcpu-set` changes that while the
@@ -13,7 +13,7 @@ use core::convert::Infallible;
 
 const ROOT: &str = "cpu";
 
-/// The vCPUs that are to run, of the `all` that there are. The first one runs in any case.
+/// Returns the vCPUs that are to run, of `all` vCPUs. The first one runs in any case.
 pub async fn online(store: &Client, all: u32) -> Vec<VcpuId> {
     let mut online = Vec::new();
     for vcpu in (0..all).map(VcpuId) {
@@ -24,7 +24,7 @@ pub async fn online(store: &Client, all: u32) -> Vec<VcpuId> {
     online
 }
 
-/// A tool stack that says nothing of a vCPU has it online.
+/// Returns whether a vCPU is to be online. It is, if the tool stack wrote nothing about it.
 async fn is_online(store: &Client, vcpu: VcpuId) -> bool {
     match store
         .read_optional(format!("{ROOT}/{vcpu}/availability"))
@@ -38,14 +38,14 @@ async fn is_online(store: &Client, vcpu: VcpuId) -> bool {
     }
 }
 
-/// The vCPU that a path below [`ROOT`] is about.
+/// Returns the vCPU that a path below [`ROOT`] is about.
 fn vcpu_of(path: &str) -> Option<VcpuId> {
     let rest = path.strip_prefix(ROOT)?.strip_prefix('/')?;
     rest.split('/').next()?.parse().ok().map(VcpuId)
 }
 
-/// Watches for changes and says in the log, once for each, that they are not followed. `all` is how many
-/// vCPUs there are, `running` which of them run. Only returns if xenstore cannot be used any more.
+/// Watches for changes and logs, once for each, that they are not followed. `all` is the number of vCPUs,
+/// `running` those that run. Returns only if xenstore cannot be used any more.
 pub async fn refuse_changes(
     store: &Client,
     all: u32,

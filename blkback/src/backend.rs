@@ -26,27 +26,27 @@ use core::time::Duration;
 use futures_util::future::{Either, select};
 use litemap::LiteMap;
 
-/// How often the end of the last disk is looked for while closing.
+/// The time between two looks for the end of the last disk while closing.
 const CLOSE_POLL: Duration = Duration::from_millis(10);
 
-/// All disks, and what they share.
+/// The backend: all disks, and the services that they share.
 pub struct Backend<H: Hypervisor> {
     /// What the disks share.
     pub services: Rc<Services<H>>,
-    /// The disks that have a task, and how to nudge it.
+    /// The disks that have a task, and the changes that are reported to it.
     disks: RefCell<LiteMap<VbdId, Changes>>,
-    /// The same of devices that are refused because nobody here serves their kind.
+    /// The same of devices that are refused because their kind is not served here.
     unserved: RefCell<Vec<(DeviceId, Changes)>>,
 }
 
 impl<H: Hypervisor> Backend<H> {
-    /// A backend that serves nobody yet.
+    /// Returns a backend without any disk yet.
     pub fn new(handle: Handle<H>, store: Client, region: Region<H>, catalog: Catalog) -> Rc<Self> {
         let vcpus = vec![handle.spawner()];
         Self::with(vcpus, handle, store, region, catalog, Options::default())
     }
 
-    /// As [`new`](Self::new), serving as the operator wants it, on these vCPUs.
+    /// Returns a backend as [`new`](Self::new) does, which serves on these vCPUs with the operator's options.
     pub fn with(
         vcpus: Vec<VcpuSpawner<H>>,
         handle: Handle<H>,
@@ -64,12 +64,12 @@ impl<H: Hypervisor> Backend<H> {
         })
     }
 
-    /// How many disks there are.
+    /// Returns the number of disks.
     pub fn disks(&self) -> usize {
         self.disks.borrow().len()
     }
 
-    /// How many devices there are that are not served.
+    /// Returns the number of devices that are not served.
     pub fn unserved(&self) -> usize {
         self.unserved.borrow().len()
     }
@@ -83,14 +83,14 @@ impl<H: Hypervisor> Backend<H> {
     }
 
     /// Serves every disk that the toolstack attaches. `ready` is called once attaches are seen.
-    /// Only returns if xenstore cannot be used any more; what is connected is served even then.
+    /// Returns only if xenstore cannot be used any more; what is connected is served even then.
     pub async fn serve(self: &Rc<Self>, ready: impl FnOnce()) -> Result<Infallible, Error> {
         let Err(error) = self.serve_with_xenstore(ready).await;
         log::error!(
             "no disk can be attached or detached any more: {error}; {} connected disk(s) are served on",
             self.services.statistics.disks().len()
         );
-        // Each is to know.
+        // Each disk's task has to find that out.
         self.disks.borrow().values().for_each(Changes::raise);
         Err(error)
     }
@@ -139,8 +139,8 @@ impl<H: Hypervisor> Backend<H> {
         }
     }
 
-    /// Looks at the device that an event is about. Answers the directory to be listed, where it may
-    /// be about any of the devices in that.
+    /// Looks at the device that an event is about. Returns the directory to be listed, if the
+    /// event may be about any of the devices in it.
     fn follow(self: &Rc<Self>, event: Path) -> Option<Path> {
         match DeviceId::from_path(event.as_ref()) {
             Some(device) => {
@@ -162,7 +162,7 @@ impl<H: Hypervisor> Backend<H> {
         }
     }
 
-    /// Something has changed at one disk.
+    /// Reports to a disk's task what has changed, and starts the task if there is none.
     fn look_at(self: &Rc<Self>, id: VbdId, stale: Stale) {
         let mut disks = self.disks.borrow_mut();
         if let Some(changed) = disks.get(&id) {
@@ -195,7 +195,7 @@ impl<H: Hypervisor> Backend<H> {
         }
     }
 
-    /// Something has changed at a device of a kind that is not served.
+    /// Reports a change to the task of a device that is not served, and starts the task if there is none.
     fn look_at_unserved(self: &Rc<Self>, device: DeviceId) {
         let mut unserved = self.unserved.borrow_mut();
         if let Some((_, changed)) = unserved.iter().find(|(known, _)| *known == device) {
@@ -219,7 +219,8 @@ impl<H: Hypervisor> Backend<H> {
         });
     }
 
-    /// Something has changed above the devices' own directories, or too much at once to be told.
+    /// Looks at all devices below a path: something has changed above their own directories, or too much at
+    /// once for single events.
     async fn look_below(self: &Rc<Self>, top: &Path) -> Result<(), Error> {
         let top = top.as_str();
         for (id, changed) in self.disks.borrow().iter() {
@@ -257,7 +258,7 @@ impl<H: Hypervisor> Backend<H> {
     }
 }
 
-/// Whether a path is that of all devices, of a kind, or of a kind's devices of one guest.
+/// Returns whether a path is that of all devices, of a kind, or of a kind's devices of one guest.
 fn may_hold_devices(path: &str) -> bool {
     path.split('/').count() < 4
 }

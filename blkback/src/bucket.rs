@@ -1,4 +1,4 @@
-//! A budget that fills up with time: how much somebody may do at once, and then how often.
+//! A budget that fills up with time: it limits what a guest may do at once, and how often after that.
 
 use bulkhead_xen::Instant;
 use core::time::Duration;
@@ -6,26 +6,26 @@ use core::time::Duration;
 /// A token bucket. What is taken beyond what is there is a debt, up to a bound.
 #[derive(Clone, Copy, Debug)]
 pub struct Bucket {
-    /// How many tokens there are; less than none is a debt.
+    /// The number of tokens; a negative one is a debt.
     level: i32,
-    /// Up to when it has been filled.
+    /// The time up to which it has been filled.
     filled: Instant,
     size: Size,
 }
 
-/// How large a bucket is, and how fast it fills.
+/// The size of a bucket, and the speed at which it fills.
 #[derive(Clone, Copy, Debug)]
 pub struct Size {
     /// The most tokens that there can be.
     pub most: i32,
     /// The largest debt.
     pub debt: i32,
-    /// How long it takes to get one more.
+    /// The time it takes to get one more.
     pub one_more: Duration,
 }
 
 impl Bucket {
-    /// A full one.
+    /// Returns a full bucket.
     pub fn new(size: Size, now: Instant) -> Self {
         Bucket {
             level: size.most,
@@ -50,7 +50,7 @@ impl Bucket {
         self.level == self.size.most
     }
 
-    /// Whether nothing was taken for long enough.
+    /// Returns whether the bucket is full again.
     pub fn is_full(&mut self, now: Instant) -> bool {
         self.fill(now);
         self.is_full_now()
@@ -64,14 +64,14 @@ impl Bucket {
         there
     }
 
-    /// Takes as many tokens, whether they are there or not.
+    /// Takes this number of tokens, also if fewer are there.
     pub fn charge(&mut self, now: Instant, tokens: usize) {
         self.fill(now);
         let tokens = i32::try_from(tokens).unwrap_or(i32::MAX);
         self.level = self.level.saturating_sub(tokens).max(-self.size.debt);
     }
 
-    /// When there will be no debt any more; `None` if there is none.
+    /// Returns the time at which the debt will be paid; `None` if there is none.
     pub fn in_debt_until(&mut self, now: Instant) -> Option<Instant> {
         self.fill(now);
         let debt = u32::try_from(-self.level).ok().filter(|debt| *debt > 0)?;

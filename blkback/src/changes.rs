@@ -1,11 +1,11 @@
-//! What may have changed at a disk since its task has looked last. xenstore tells by watch events;
-//! each says one path, and only what that concerns is read again.
+//! Changes of a disk's nodes since its task last read them. xenstored reports them by watch events. Each
+//! event names one path, and only the nodes that it concerns are read again.
 
 use alloc::rc::Rc;
 use bulkhead_executor::Signal;
 use core::cell::Cell;
 
-/// Which nodes have to be read again.
+/// Nodes that have to be read again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stale {
     /// `state` of the backend's directory.
@@ -41,7 +41,7 @@ impl Stale {
         ..Stale::NONE
     };
 
-    /// What an event in the backend's directory is about, given the rest of its path there.
+    /// Returns what an event in the backend's directory makes stale, given the rest of its path there.
     pub fn in_backend(rest: &str) -> Stale {
         match rest {
             "" => Stale::ALL,
@@ -57,12 +57,13 @@ impl Stale {
                 statistics: true,
                 ..Stale::NONE
             },
-            // Ours, or what describes the disk: whoever changes that makes the directory anew.
+            // Written by this domain, or what describes the disk: the toolstack changes that only with a new directory.
             _ => Stale::NONE,
         }
     }
 
-    /// What an event in the frontend's directory is about. All other nodes are read when it connects.
+    /// Returns what an event in the frontend's directory makes stale. All other nodes are read when the
+    /// frontend connects.
     pub fn in_frontend(rest: &str) -> Stale {
         match rest {
             "" | "/state" => Stale::FRONTEND,
@@ -80,7 +81,7 @@ impl Stale {
     }
 }
 
-/// Tells a disk's task of changes. Clones are the same.
+/// Reports changes to a disk's task. All clones report to the same task.
 #[derive(Clone, Default)]
 pub struct Changes {
     signal: Signal,
@@ -88,12 +89,12 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// Anything may have changed.
+    /// Reports that anything may have changed.
     pub fn raise(&self) {
         self.raise_for(Stale::ALL);
     }
 
-    /// That may have changed.
+    /// Reports that these nodes may have changed.
     pub fn raise_for(&self, stale: Stale) {
         if stale != Stale::NONE {
             self.put_back(stale);
@@ -111,12 +112,12 @@ impl Changes {
         self.signal.raised().await;
     }
 
-    /// Whether the task was told of anything that it has not waited for.
+    /// Returns whether a change was reported that the task has not waited for, and forgets it.
     pub fn take(&self) -> bool {
         self.signal.take()
     }
 
-    /// What of both ends' states has to be read again. It counts as read from here on.
+    /// Returns which of both ends' states have to be read again. They count as read from here on.
     pub fn take_stale(&self) -> Stale {
         let stale = self.stale.get();
         self.stale.set(Stale {
@@ -126,12 +127,12 @@ impl Changes {
         stale
     }
 
-    /// It could not be read.
+    /// Notes that these nodes could not be read.
     pub fn put_back(&self, stale: Stale) {
         self.stale.set(self.stale.get().and(stale));
     }
 
-    /// Whether statistics may have been asked for. It counts as looked at from here on.
+    /// Returns whether an operator may have asked for statistics. The request counts as seen from here on.
     pub fn take_statistics(&self) -> bool {
         let stale = self.stale.get();
         self.stale.set(Stale {

@@ -1,10 +1,10 @@
-//! What the toolstack asks of the domain as a whole: `control/shutdown`
+//! Requests of the toolstack to the domain as a whole: `control/shutdown`
 //! (Xen's `docs/misc/xenstore-paths.pandoc`).
 
 use bulkhead_xenbus::CommandNode;
 use bulkhead_xenstore_client::{Client, Error};
 
-/// How the toolstack wants the domain to end.
+/// The way in which the toolstack wants the domain to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ShutdownRequest {
     /// `xl shutdown`.
@@ -29,19 +29,19 @@ impl ShutdownRequest {
 
 const NODE: &str = "control/shutdown";
 
-/// What libxl looks at before it saves or migrates a domain: the port on which a domain that can be
+/// The node that libxl reads before it saves or migrates a domain: the port on which a domain that can be
 /// suspended waits for the request.
 const SUSPEND_PORT: &str = "device/suspend/event-channel";
 
-/// Port 0, which nobody can bind. libxl gives a save up at once if it cannot bind the port; without
+/// Port 0, which libxl cannot bind. libxl gives a save up at once if it cannot bind the port; without
 /// one it would write its request, see it acknowledged, and wait a minute for a suspend.
 const NO_PORT: &str = "0";
 
-/// What the log says of a request to suspend, by whichever way it has come.
+/// The log line for a request to suspend.
 const NOT_SUSPENDED: &str = "the domain cannot be saved, migrated or suspended: its guests' disks are \
     connected to this memory; it goes on serving";
 
-/// Says which requests are honoured and which are not.
+/// Announces which requests are honoured and which are not.
 async fn announce(store: &Client) {
     for (node, value) in [
         ("control/feature-poweroff", "1"),
@@ -56,7 +56,7 @@ async fn announce(store: &Client) {
     }
 }
 
-/// Says which requests are honoured, and waits for one.
+/// Announces which requests are honoured, and waits for one.
 pub async fn shutdown_requested(store: &Client) -> Result<ShutdownRequest, Error> {
     announce(store).await;
     let mut requests = CommandNode::watch(store, NODE).await?;

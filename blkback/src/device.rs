@@ -1,4 +1,4 @@
-//! Which device of which guest, of whatever kind: the identity that xenstore's paths give it.
+//! The identity of a device of any kind, as xenstore's paths spell it.
 
 use crate::id::VbdId;
 use alloc::format;
@@ -6,10 +6,10 @@ use alloc::string::{String, ToString};
 use bulkhead_xen::DomId;
 use core::fmt;
 
-/// Where the toolstack announces devices, relative to the driver domain's own directory.
+/// The directory where the toolstack announces devices, relative to the driver domain's own directory.
 pub const BACKENDS: &str = "backend";
 
-/// Where errors of devices go, as Linux's xenbus lays it out.
+/// The directory of devices' errors, as Linux's xenbus lays it out.
 const ERRORS: &str = "error/backend";
 
 /// The kind that is served here.
@@ -27,7 +27,7 @@ pub struct DeviceId {
 }
 
 impl DeviceId {
-    /// The device that an event path or a listing under [`BACKENDS`] is about:
+    /// Returns the device that an event path or a listing under [`BACKENDS`] is about:
     /// `backend/<kind>/<guest>/<device>[/…]`.
     pub fn from_path(path: &str) -> Option<DeviceId> {
         let mut parts = path.strip_prefix(BACKENDS)?.strip_prefix('/')?.split('/');
@@ -41,28 +41,28 @@ impl DeviceId {
         })
     }
 
-    /// The disk that this is, where it is of the kind that is served here.
+    /// Returns the disk that this is, if it is of the kind that is served here.
     pub fn as_vbd(&self) -> Option<VbdId> {
         let (frontend, device) = (self.frontend, self.device);
         (self.kind == VBD).then_some(VbdId { frontend, device })
     }
 
-    /// The backend's directory, relative to the driver domain's own.
+    /// Returns the backend's directory, relative to the driver domain's own.
     pub fn backend_path(&self) -> String {
         format!("{BACKENDS}/{self}")
     }
 
-    /// Where all errors of devices of this kind and guest go.
+    /// Returns the directory of all errors of devices of this kind and guest.
     pub fn guests_error_path(&self) -> String {
         format!("{ERRORS}/{}/{}", self.kind, self.frontend)
     }
 
-    /// Where errors of this device go: the directory of [`error_path`](Self::error_path).
+    /// Returns the directory of [`error_path`](Self::error_path).
     pub fn error_directory(&self) -> String {
         format!("{ERRORS}/{self}")
     }
 
-    /// The node in which operators read what is wrong with this device.
+    /// Returns the node in which operators read what is wrong with this device.
     pub fn error_path(&self) -> String {
         format!("{}/error", self.error_directory())
     }

@@ -1,5 +1,5 @@
 //! The error nodes, where an operator reads what is wrong with a device. They are bounded, and leave
-//! with their guest: xenstored lets a domain own only so many nodes, and disks need most of them.
+//! with their guest: xenstored limits the nodes that a domain may own, and disks need most of them.
 
 use crate::device::DeviceId;
 use alloc::string::String;
@@ -14,13 +14,13 @@ use core::time::Duration;
 /// half, of the 36 that xenstored's default quota has room for.
 const MOST_NODES: usize = 64;
 
-/// How often is looked whether the guests are still there, while there are errors. xenstored tells
+/// The time between two looks whether the guests are still there, while there are errors. xenstored tells
 /// an unprivileged domain neither that a domain has ended, nor that a directory is gone which it may
 /// not see any more.
 const LOOK: Duration = Duration::from_secs(30);
 
-/// How many looks in a row find a frontend gone before its error goes: whoever made a guest in vain
-/// has half a minute at least to read why.
+/// The looks in a row that find a frontend gone before its error is removed: an operator whose guest failed
+/// has at least half a minute to read why.
 const LOOKS: u8 = 2;
 
 /// The error nodes that there are.
@@ -35,15 +35,15 @@ struct Kept {
     device: DeviceId,
     /// The frontend's directory, with which the error leaves.
     frontend_path: String,
-    /// How many looks in a row have found that gone.
+    /// The looks in a row that have found it gone.
     gone: u8,
-    /// How often this error was written.
+    /// The number of times that this error was written.
     written: u32,
 }
 
 impl ErrorNodes {
     /// Writes the error of a device, and removes the oldest of the guest with the most errors where
-    /// there are too many. Where that fails, the log has to do.
+    /// there are too many. If that fails, the log alone has it.
     pub async fn write(&self, store: &Client, device: &DeviceId, frontend_path: &str, text: &str) {
         if let Err(error) = self.try_to_write(store, device, frontend_path, text).await {
             log::warn!("{device}: the error node could not be written: {error}");
@@ -91,7 +91,7 @@ impl ErrorNodes {
             return Ok(());
         };
         let there = match store.exists(path).await {
-            // Closed to us, as all is in which a guest's directory was.
+            // Closed to this domain, as the directories are that held a removed guest's.
             Err(error) if error.refusal() == Some(Refusal::AccessDenied) => false,
             there => there?,
         };
@@ -123,7 +123,7 @@ impl ErrorNodes {
         kept.iter_mut().find(|one| one.device == *device).map(look)
     }
 
-    /// The error that has to go, though not that of `newest`.
+    /// Returns the error that has to go, though not that of `newest`.
     fn one_too_many(&self, newest: &DeviceId) -> Option<DeviceId> {
         let kept = self.kept.borrow();
         if nodes(&kept) <= MOST_NODES {
@@ -167,7 +167,7 @@ impl ErrorNodes {
     }
 }
 
-/// How many nodes these errors take: each has its directory and itself, and there is one more for each
+/// Returns the number of nodes that these errors take: each has its directory and itself, and there is one more for each
 /// guest, for each kind of device and for all of them.
 fn nodes(kept: &[Kept]) -> usize {
     let same_kind = |one: &Kept, other: &Kept| one.device.kind == other.device.kind;

@@ -2,8 +2,8 @@
 //! disks it has, because a domain may only set 128 of them (xenstored's default quota).
 //!
 //! All disks share one connection to xenstored, which serves an unprivileged domain some hundreds of
-//! requests a second. What a guest makes us ask there is charged to it, and while it is in debt its
-//! changes wait: no guest that changes its nodes without end keeps others from attaching.
+//! requests a second. What a guest makes this domain ask there is charged to the guest, and while it is in debt
+//! its changes wait: no guest that changes its nodes without end keeps others from attaching.
 
 use crate::bucket::{Bucket, Size};
 use crate::changes::{Changes, Stale};
@@ -17,11 +17,11 @@ use core::cell::RefCell;
 use core::time::Duration;
 use litemap::LiteMap;
 
-/// How long after a failure a watch is tried for again.
+/// The time after a failure until a watch is set again.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// How many messages to xenstored a guest that was quiet may bring about at once, and how many more in
-/// a second. The debt is short: libxl waits ten seconds for a disk to close.
+/// The messages to xenstored that a guest may cause at once after it was quiet, and how many more in a
+/// second. The debt is short: libxl waits ten seconds for a disk to close.
 const MESSAGES: Size = Size {
     most: 1000,
     debt: 60,
@@ -132,7 +132,7 @@ impl Frontends {
     }
 }
 
-/// What an event is about, of the frontend whose directory that is.
+/// Returns what an event makes stale of the frontend with this directory.
 fn stale_by(event: &str, directory: &str) -> Stale {
     match event.strip_prefix(directory) {
         Some(rest) => Stale::in_frontend(rest),
@@ -141,13 +141,13 @@ fn stale_by(event: &str, directory: &str) -> Stale {
     }
 }
 
-/// Whether `path` is `directory` or below it.
+/// Returns whether `path` is `directory` or below it.
 pub fn is_within(path: &str, directory: &str) -> bool {
     path.strip_prefix(directory)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// A followed frontend. Dropping it ends that.
+/// A followed frontend. Dropping this ends the following.
 pub struct Following {
     frontends: Frontends,
     guest: String,

@@ -1,6 +1,6 @@
-//! What the log says of a guest for something that the guest did. A guest can connect, fail and come
-//! back without end, so its lines are bounded: a number of them at once, then a few a minute, and how
-//! many were left out. What the tool stack or an operator did is always told.
+//! Log lines about what a guest did. A guest can connect, fail and come back without end, so its lines are
+//! bounded: a number of them at once, then a few a minute. The log counts the lines that are left out. What
+//! the tool stack or an operator did is always logged.
 
 use crate::bucket::{Bucket, Size};
 use alloc::sync::Arc;
@@ -12,15 +12,15 @@ use litemap::LiteMap;
 use log::Level;
 use spin::Mutex;
 
-/// How many lines a guest that was quiet may have at once, as many as two dozen disks need when they
-/// connect and close; and how often it may have one more.
+/// The lines that a guest may have at once after it was quiet (as many as two dozen disks need to connect
+/// and close), and how often it may have one more.
 const LINES: Size = Size {
     most: 60,
     debt: 0,
     one_more: Duration::from_secs(10),
 };
 
-/// The lines of one guest, whichever of its disks and queues they are about, on whichever vCPU.
+/// The lines of one guest, about any of its disks and queues, from any vCPU.
 #[derive(Debug)]
 pub struct GuestLog {
     guest: DomId,
@@ -68,7 +68,7 @@ impl GuestLog {
         }
     }
 
-    /// Whether the guest would not notice if it got a new log.
+    /// Returns whether a new log would have the same budget.
     fn is_as_new(&self, now: Instant) -> bool {
         self.budget.lock().lines.is_full(now)
     }
@@ -83,13 +83,13 @@ impl Drop for GuestLog {
     }
 }
 
-/// What may be done with a line.
+/// The decision about a line.
 enum May {
-    /// It may be told, and how many were not before.
+    /// Logs it, with the number of lines that were left out before.
     Say { left_out: u64 },
-    /// It is the first to be left out, which is to be told instead.
+    /// Logs instead that lines are left out from here on.
     SayNoMore,
-    /// It is left out.
+    /// Leaves it out.
     Not,
 }
 
@@ -115,7 +115,7 @@ impl Budget {
 pub struct GuestLogs(RefCell<LiteMap<DomId, Arc<GuestLog>>>);
 
 impl GuestLogs {
-    /// The log of a guest.
+    /// Returns the log of a guest.
     pub fn of(&self, guest: DomId, now: Instant) -> Arc<GuestLog> {
         let mut logs = self.0.borrow_mut();
         // A guest that has no disk any more gets a full budget again when it would have one anyway.

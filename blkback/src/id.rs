@@ -1,4 +1,4 @@
-//! Which disk of which guest: the identity of a vbd and its places in xenstore.
+//! The identity of a vbd (a guest, and a disk of it) and its places in xenstore.
 
 use alloc::format;
 use alloc::string::String;
@@ -20,7 +20,7 @@ pub struct VbdId {
 }
 
 impl VbdId {
-    /// The vbd that an event path or a listing under [`BACKEND_ROOT`] speaks of:
+    /// Returns the vbd that an event path or a listing under [`BACKEND_ROOT`] names:
     /// `backend/vbd/<guest>/<device>[/…]`.
     pub fn from_path(path: &str) -> Option<VbdId> {
         let mut parts = path
@@ -32,12 +32,12 @@ impl VbdId {
         (frontend < DomId::FIRST_RESERVED).then_some(VbdId { frontend, device })
     }
 
-    /// The backend's directory, relative to the driver domain's own.
+    /// Returns the backend's directory, relative to the driver domain's own.
     pub fn backend_path(&self) -> String {
         format!("{BACKEND_ROOT}/{}/{}", self.frontend, self.device)
     }
 
-    /// The frontend's directory as libxl and every other toolstack spell it, absolute.
+    /// Returns the frontend's directory as libxl and every other toolstack spell it, absolute.
     pub fn frontend_path(&self) -> String {
         format!("/local/domain/{}/device/vbd/{}", self.frontend, self.device)
     }

@@ -1,8 +1,8 @@
-//! How much a frontend is offered.
+//! The limits of what a frontend is offered.
 
 use crate::engine::Needs;
 
-/// How much of a queue the backend is willing to serve.
+/// The most that the backend serves of a disk.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// The most queues (`multi-queue-max-queues`).
@@ -15,12 +15,13 @@ pub struct Limits {
     pub persistent: bool,
 }
 
-/// So many queues are offered by the smallest driver domain: frontends make one for each of their
+/// The number of queues that the smallest driver domain offers: frontends make one for each of their
 /// own vCPUs, which then share nothing either, also where one vCPU serves all of them.
 const LEAST_QUEUES: u32 = 4;
 
 impl Limits {
-    /// For a driver domain with so many vCPUs: at least a queue for each, as xen-blkback offers.
+    /// Returns the limits for a driver domain with `vcpus` vCPUs: at least one queue for each, as xen-blkback
+    /// offers.
     pub fn for_vcpus(vcpus: usize) -> Limits {
         Limits {
             queues: LEAST_QUEUES.max(vcpus as u32),
@@ -30,12 +31,12 @@ impl Limits {
         }
     }
 
-    /// What a queue takes, with as many pages to its ring as are offered.
+    /// Returns what a queue takes whose ring has as many pages as are offered.
     pub fn queue(&self, persistent: bool) -> Needs {
         self.queue_of(persistent, 1 << self.ring_page_order)
     }
 
-    /// What a queue takes that has so many pages to its ring.
+    /// Returns what a queue takes whose ring has `ring_pages` pages.
     pub fn queue_of(&self, persistent: bool, ring_pages: usize) -> Needs {
         Needs::of_queue(persistent, ring_pages, self.indirect_segments as usize)
     }

@@ -43,7 +43,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
     let first = VcpuSpawner::new(hypervisor, hypervisor.vcpu());
     let mut executor = executor(&first, hypervisor);
     let handle = executor.handle();
-    // SAFETY: the page is the domain's xenstore ring, and nobody else in this domain uses it.
+    // SAFETY: the page is the domain's xenstore ring, and nothing else in this domain uses it.
     let ring = unsafe { Ring::new(hypervisor, machine.store) };
     let store = Client::start(&handle, ring);
     let (vcpus, running) = start_vcpus(&machine, &mut executor, first, &store);

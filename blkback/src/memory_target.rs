@@ -1,8 +1,9 @@
-//! How much memory the domain is to have: `memory/target`, which the toolstack writes
+//! The size of the domain's memory: `memory/target`, which the toolstack writes
 //! (`xl mem-set`, in KiB; Xen's `docs/misc/xenstore-paths.pandoc`).
 //!
-//! What nobody uses goes back to Xen, and comes again. Images and what is allocated stay, and so does a
-//! reserve: a target that cannot be reached is followed as far as it can be, and the log says why not.
+//! Memory that is not in use goes back to Xen, and is taken back when the target rises. Images and
+//! allocations stay, and so does a reserve. A target that cannot be reached is followed as far as possible,
+//! and the log says what is in the way.
 
 use bulkhead_executor::Handle;
 use bulkhead_xen::{Balloon, Hypervisor, PAGE_SIZE};
@@ -15,10 +16,10 @@ const TARGET: &str = "memory/target";
 
 const KIB_OF_A_PAGE: usize = PAGE_SIZE / 1024;
 
-/// What is missing to a target and not worth a word: Xen counts some pages that are no memory of ours.
+/// The distance to a target that is not logged: Xen counts some pages that are not memory of the domain.
 const NOT_WORTH_A_WORD: usize = (1 << 20) / PAGE_SIZE;
 
-/// Follows the target. Only returns if xenstore cannot be used any more.
+/// Follows the target. Returns only if xenstore cannot be used any more.
 pub async fn follow_memory_target<H: Hypervisor>(
     handle: &Handle<H>,
     store: &Client,
@@ -73,7 +74,7 @@ async fn follow<H: Hypervisor>(handle: &Handle<H>, memory: &dyn Balloon, target:
         let (before, now) = (before * KIB_OF_A_PAGE, now * KIB_OF_A_PAGE);
         log::info!("{TARGET}: the domain had {before} KiB of memory and has {now}");
     }
-    // What guests discarded, and Xen has, comes again by itself.
+    // Pages that guests discarded, and that Xen has, are taken back when they are written.
     let reached = now..=now + memory.released();
     if target + NOT_WORTH_A_WORD >= *reached.start() && target <= reached.end() + NOT_WORTH_A_WORD {
         return;

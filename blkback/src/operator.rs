@@ -1,4 +1,4 @@
-//! What an operator may ask of the running domain, by nodes that only the toolstack and the domain
+//! Requests of an operator to the running domain, by nodes that only the toolstack and the domain
 //! may write, and by keys on its console:
 //!
 //! ```text
@@ -26,7 +26,7 @@ use core::convert::Infallible;
 const GROW: &str = "data/grow";
 const GROW_ANSWER: &str = "data/grow-answer";
 
-/// Grows images when asked to. Only returns if xenstore cannot be used any more.
+/// Grows images on request. Returns only if xenstore cannot be used any more.
 pub async fn grow_on_request<H: Hypervisor>(services: &Services<H>) -> Result<Infallible, Error> {
     persist(&services.handle, GROW, async || {
         grow_on_each(services).await

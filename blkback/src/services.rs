@@ -1,4 +1,4 @@
-//! What all disks share, and the one place where they find it.
+//! Services that all disks share.
 
 use crate::admission::{Admission, Refused};
 use crate::engine::{Needs, Options};
@@ -16,7 +16,7 @@ use bulkhead_images::Catalog;
 use bulkhead_xen::Hypervisor;
 use bulkhead_xenstore_client::Client;
 
-/// What all disks share.
+/// Services that all disks share.
 pub struct Services<H: Hypervisor> {
     /// The executor of the first vCPU, on which the control plane runs.
     pub handle: Handle<H>,
@@ -26,28 +26,28 @@ pub struct Services<H: Hypervisor> {
     pub store: Client,
     /// The address space for frontends' pages.
     pub region: Region<H>,
-    /// What can be served.
+    /// The images that can be served.
     pub catalog: Catalog,
-    /// How much a frontend may ask for.
+    /// The most that a frontend may ask for.
     pub limits: Limits,
-    /// Who may take how much of it, and of the memory.
+    /// The shares of memory, address space and grants that each disk has or may take.
     pub admission: Admission,
-    /// How queues are served.
+    /// The options with which queues are served.
     pub options: Options,
-    /// What the connected disks count.
+    /// The counters of the connected disks.
     pub statistics: Statistics,
-    /// Who is told of changes in frontends' directories.
+    /// The watches on frontends' directories.
     pub frontends: Frontends,
-    /// What operators are told.
+    /// The error nodes that operators read.
     pub errors: ErrorNodes,
-    /// What the log says of guests.
+    /// The guests' shares of the log.
     pub guest_logs: GuestLogs,
     /// Set when the driver domain is to end: every disk closes.
     pub closing: Flag,
 }
 
 impl<H: Hypervisor> Services<H> {
-    /// Returns services that serve nobody yet, as the operator wants it, on these vCPUs.
+    /// Returns services without any disk yet, which serve on these vCPUs with the operator's options.
     pub fn new(
         vcpus: Vec<VcpuSpawner<H>>,
         handle: Handle<H>,
@@ -85,7 +85,7 @@ impl<H: Hypervisor> Services<H> {
         self.admission.offer(id, self.limits, free)
     }
 
-    /// Lets a disk take what the queues need that its frontend has made.
+    /// Lets a disk take what its frontend's queues need.
     pub fn admit(&self, id: VbdId, needs: Needs) -> Result<(), Refused> {
         self.admission.admit(id, needs, self.region.free_pages())
     }

@@ -1,4 +1,4 @@
-//! What every connected disk has counted, for the operator (`operator.rs`).
+//! Counters of the connected disks, for the operator (`operator.rs`).
 
 use crate::engine::{Counts, QueueStats};
 use crate::id::VbdId;
@@ -14,9 +14,9 @@ use litemap::LiteMap;
 /// A queue that is served.
 #[derive(Clone, Default)]
 pub struct ServedQueue {
-    /// Where.
+    /// The vCPU that serves it.
     pub vcpu: VcpuId,
-    /// What it counts.
+    /// Its counters.
     pub stats: Arc<QueueStats>,
 }
 
@@ -25,17 +25,17 @@ pub struct ServedQueue {
 pub struct Statistics(RefCell<LiteMap<VbdId, Vec<ServedQueue>>>);
 
 impl Statistics {
-    /// A disk has connected, with these queues.
+    /// Adds a disk that has connected, with these queues.
     pub fn connected(&self, id: VbdId, queues: Vec<ServedQueue>) {
         self.0.borrow_mut().insert(id, queues);
     }
 
-    /// A disk is not connected any more.
+    /// Removes a disk that is not connected any more.
     pub fn disconnected(&self, id: VbdId) {
         self.0.borrow_mut().remove(&id);
     }
 
-    /// What a disk's queues have counted together, since it connected.
+    /// Returns the sums over a disk's queues since it connected.
     pub fn of(&self, id: VbdId) -> Option<Counts> {
         let disks = self.0.borrow();
         let queues = disks.get(&id)?;
@@ -44,7 +44,7 @@ impl Statistics {
         }))
     }
 
-    /// What each of a disk's queues has counted, and where it is served.
+    /// Returns the vCPU and the counters of each of a disk's queues.
     pub fn queues_of(&self, id: VbdId) -> Vec<(VcpuId, Counts)> {
         let disks = self.0.borrow();
         let queues = disks.get(&id).into_iter().flatten();
@@ -53,7 +53,7 @@ impl Statistics {
             .collect()
     }
 
-    /// The disks that are connected.
+    /// Returns the disks that are connected.
     pub fn disks(&self) -> Vec<VbdId> {
         self.0.borrow().keys().copied().collect()
     }
@@ -63,9 +63,9 @@ impl Statistics {
 /// bytes on, its permissions and a header included.
 const NODE_SIZE: usize = 1950;
 
-/// All counters, one `name value` a line, then for each queue where it is served and how much, as
-/// far as the node has room, and how many queues are left out: as the `statistics` node shows them.
-/// (The console shows all.)
+/// Returns the text of the `statistics` node: all counters, one `name value` a line; then the vCPU and the
+/// requests of each queue, as far as the node has room; then the number of queues that are left out. (The
+/// console shows all.)
 pub fn as_lines(counts: &Counts, queues: &[(VcpuId, Counts)]) -> String {
     let mut lines = String::new();
     for (name, value) in counts.named() {
@@ -87,7 +87,7 @@ pub fn as_lines(counts: &Counts, queues: &[(VcpuId, Counts)]) -> String {
     lines
 }
 
-/// The counters that are not zero, in one line: as the console shows them.
+/// Returns the counters that are not zero in one line, as the console shows them.
 pub fn as_line(counts: &Counts) -> String {
     let mut line = String::new();
     for (name, value) in counts.named().filter(|&(_, value)| value > 0) {

@@ -1,4 +1,4 @@
-//! Devices of kinds that nobody here serves. A tool stack announces them all the same: libxl has QEMU
+//! Devices of kinds that this domain does not serve. A tool stack announces them all the same: libxl has QEMU
 //! serve a disk with `format=qcow2` or `backendtype=qdisk`, and the CD-ROM drive of an HVM guest, and
 //! expects that to run wherever `backend=` says. The operator is told what to write instead, the
 //! guest that nothing will come, and nothing is left when the guest is gone.
@@ -27,7 +27,7 @@ use core::task::Poll;
 /// its `libxl_internal.h`): it lets the guest run whatever becomes of them.
 const OF_QEMU: [&str; 6] = ["qdisk", "vfb", "vkbd", "qusb", "9pfs", "xen_9pfs"];
 
-/// The nodes by which a device is told about.
+/// The nodes that describe a device to the operator.
 const NODES: [&str; 5] = ["state", "frontend", "params", "device-type", "dev"];
 
 /// Refuses a device, and follows it until its directory is gone. `changed` is raised whenever
@@ -40,7 +40,7 @@ pub async fn refuse<H: Hypervisor>(services: &Services<H>, device: &DeviceId, ch
         changed,
         told: Cell::new(false),
     };
-    // Whatever xenstored refuses, it all begins anew.
+    // If xenstored refuses a request, all of it begins anew.
     let follow = persist(&services.handle, &refused.path, async || {
         refused.run().await
     });
@@ -54,7 +54,7 @@ struct Refused<'a, H: Hypervisor> {
     device: &'a DeviceId,
     path: String,
     changed: &'a Changes,
-    /// Whether the operator knows.
+    /// Set once the operator was told.
     told: Cell<bool>,
 }
 
@@ -96,8 +96,8 @@ impl<H: Hypervisor> Refused<'_, H> {
     }
 
     /// Waits until the tool stack does not want the device any more, or its frontend is gone; and then
-    /// as long as a closed disk stays: libxl looks at the state before it waits for the removal. False
-    /// if there is nothing to remove.
+    /// as long as a closed disk stays: libxl looks at the state before it waits for the removal. Returns
+    /// false if there is nothing to remove.
     async fn is_over(&self, frontend: &str) -> Result<bool, Error> {
         let _following = self.follow(frontend);
         let mut ends: Option<Sleep<H>> = None;
@@ -130,7 +130,8 @@ impl<H: Hypervisor> Refused<'_, H> {
         }
     }
 
-    /// Whether the directory says that the device is closed, and whether anybody wants that it is there.
+    /// Returns whether the directory says that the device is closed, and whether the tool stack and the
+    /// frontend still want it.
     async fn look(&self, frontend: &str) -> Result<(bool, bool), Error> {
         let store = &self.services.store;
         let mut nodes = NodeMap::new();
@@ -158,7 +159,7 @@ impl<H: Hypervisor> Refused<'_, H> {
         change.make(&self.services.store, &self.path).await
     }
 
-    /// Has changes of the frontend's directory noticed, if it is one of this guest.
+    /// Follows changes of the frontend's directory, if it is one of this guest.
     fn follow(&self, frontend: &str) -> Option<Following> {
         let of_guest = format!("/local/domain/{}/device/", self.device.frontend);
         let Services {
@@ -172,7 +173,7 @@ impl<H: Hypervisor> Refused<'_, H> {
     }
 }
 
-/// What is wrong, and what to write instead.
+/// Advice to the operator: what is wrong, and what to write instead.
 struct Advice<'a> {
     device: &'a DeviceId,
     nodes: &'a NodeMap,

@@ -1,4 +1,4 @@
-//! The vCPUs that serve queues, and how many each has to serve.
+//! The vCPUs that serve queues, and the number of queues on each.
 
 use crate::engine::{GuestTurns, Turn, VcpuTurns};
 use alloc::rc::Rc;
@@ -10,7 +10,7 @@ use core::cell::{Cell, RefCell};
 use core::time::Duration;
 use litemap::LiteMap;
 
-/// How often, and for how many milliseconds, a vCPU sleeps to learn what that costs. In the beginning the
+/// The number and the milliseconds of the sleeps by which a vCPU learns what a sleep costs. In the beginning the
 /// tool stack is busy with this very domain, which tells nothing of later.
 const TRIAL_SLEEPS: [(u32, u64); 3] = [(8, 1), (8, 4), (8, 16)];
 
@@ -35,7 +35,7 @@ struct Vcpu<H> {
 }
 
 impl<H> Vcpu<H> {
-    /// What the queues of a guest share there.
+    /// Returns what the queues of a guest share there.
     fn guest(&self, guest: DomId) -> Arc<GuestTurns> {
         let mut guests = self.guests.borrow_mut();
         guests.retain(|_, turns| turns.strong_count() > 0);
@@ -49,7 +49,7 @@ impl<H> Vcpu<H> {
 }
 
 impl<H: Hypervisor> Vcpus<H> {
-    /// These vCPUs, of which none serves anything yet.
+    /// Returns these vCPUs, of which none serves a queue yet.
     ///
     /// # Panics
     /// If there is none.
@@ -64,18 +64,18 @@ impl<H: Hypervisor> Vcpus<H> {
         Vcpus(executors.into_iter().map(idle).collect())
     }
 
-    /// How many there are.
+    /// Returns the number of vCPUs.
     pub fn count(&self) -> usize {
         self.0.len()
     }
 
-    /// How many queues each serves.
+    /// Returns the number of queues on each.
     pub fn load(&self) -> impl Iterator<Item = usize> {
         self.0.iter().map(|vcpu| vcpu.queues.get())
     }
 
-    /// A place for a queue of `guest` on the vCPU that has the fewest queues to serve; of several, on the last: the first
-    /// has the control plane, too.
+    /// Places a queue of `guest` on the vCPU with the fewest queues. Of several it takes the last, since the
+    /// first one runs the control plane, too.
     pub fn place(&self, guest: DomId) -> Placement<H> {
         let mut vcpus = self.0.iter().rev();
         let mut best = vcpus.next().expect("there is always a vCPU");
@@ -101,17 +101,17 @@ pub struct Placement<H: Hypervisor> {
 }
 
 impl<H: Hypervisor> Placement<H> {
-    /// The executor of that vCPU.
+    /// Returns the executor of that vCPU.
     pub fn executor(&self) -> &VcpuSpawner<H> {
         &self.executor
     }
 
-    /// The queue's part of the vCPU's turns.
+    /// Returns the queue's part of the vCPU's turns.
     pub fn turn(&self) -> Turn {
         Turn::of(self.guest.clone())
     }
 
-    /// The vCPU.
+    /// Returns the vCPU.
     pub fn vcpu(&self) -> VcpuId {
         self.executor.vcpu()
     }

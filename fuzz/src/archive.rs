@@ -5,7 +5,7 @@ use bulkhead_images::archive::{ArchiveError, members};
 use bulkhead_images::{Catalog, ImageMemory};
 use std::ptr::NonNull;
 
-/// How many checksums are put right.
+/// The number of checksums that are put right.
 const MENDED: usize = 12;
 
 /// A ramdisk, as it is and with the checksums that its headers should have: no fuzzer guesses those.

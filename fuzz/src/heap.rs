@@ -1,4 +1,4 @@
-//! How much memory an input may make a target allocate.
+//! The limit of the memory that an input may make a target allocate.
 
 use bulkhead_blkback_testkit::{bytes_in_use, forget_most_bytes, start_journal};
 
@@ -19,7 +19,7 @@ pub fn limited(most: usize) -> Limited {
     }
 }
 
-/// The limit of a parser, for an input of so many bytes.
+/// Returns the limit of a parser for an input of this length.
 pub fn of_parser(input: &[u8]) -> Limited {
     limited((64 << 10) + 64 * input.len())
 }

@@ -1,4 +1,4 @@
-//! What guests and the toolstack write about a disk into xenstore. An input is lines, `NAME=VALUE`
+//! Nodes that guests and the toolstack write about a disk. An input is lines, `NAME=VALUE`
 //! for a node, or a path.
 
 use crate::heap;
@@ -22,7 +22,7 @@ fn nodes(text: &str) -> NodeMap {
     pairs.map(owned).collect()
 }
 
-/// What a frontend publishes: the nodes of its directory.
+/// The nodes of a frontend's directory.
 pub fn frontend(bytes: &[u8]) {
     let _heap = heap::of_parser(bytes);
     let text = String::from_utf8_lossy(bytes);
@@ -62,7 +62,7 @@ pub fn frontend(bytes: &[u8]) {
     }
 }
 
-/// What the toolstack writes: the nodes of a backend directory, and paths that a watch names.
+/// The nodes of a backend directory, which the toolstack writes, and paths that a watch names.
 pub fn toolstack(bytes: &[u8]) {
     let _heap = heap::of_parser(bytes);
     let text = String::from_utf8_lossy(bytes);

@@ -1,4 +1,4 @@
-//! What an operator asks for: growth of an image, an end of the domain, options of its command line.
+//! Requests of an operator: growth of an image, an end of the domain, options of its command line.
 
 use crate::heap;
 use bulkhead_blkback::control::ShutdownRequest;
@@ -22,7 +22,7 @@ pub fn operator(bytes: &[u8]) {
             assert!(said.contains("expected") && said.len() < 500, "{said:?}");
         }
     }
-    // Nobody may be able to end the domain by mistake.
+    // No mistake in a request may end the domain.
     if ShutdownRequest::parse(&text).is_some() {
         assert!(["poweroff", "reboot", "halt"].contains(&&*text));
     }

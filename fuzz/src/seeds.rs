@@ -1,4 +1,4 @@
-//! Where inputs start from: kept files, and seeds that are made here because they would be binary.
+//! Seeds of the inputs: kept files, and seeds that are made here because they would be binary.
 
 use bulkhead_ring::Format;
 use bulkhead_ring::blkif::{
@@ -119,7 +119,7 @@ fn ring_with(abi: u8, slot: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The answers that everyone waits for.
+/// The answers that all tasks wait for.
 fn replies() -> Vec<u8> {
     let answers: [(MessageType, u32, &[u8]); 7] = [
         (MessageType::READ, 1, b"value"),

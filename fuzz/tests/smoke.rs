@@ -38,7 +38,7 @@ impl Random {
     }
 }
 
-/// How many mutations: by default as many as a second or a few allow.
+/// Returns the number of mutations: by default as many as a second or a few allow.
 fn rounds(default: usize) -> usize {
     let asked = std::env::var("BULKHEAD_FUZZ_ROUNDS").ok();
     asked.map_or(default, |asked| asked.parse().expect("a number of rounds"))

@@ -1,4 +1,4 @@
-//! What every frontend and backend shares, whatever the device: the states of both ends, the nodes of a peer,
+//! Parts that frontends and backends of all devices share: the states of both ends, the nodes of a peer,
 //! the numbers of disks, requests that an operator makes by writing a node, and what to do while xenstored refuses.
 //!
 //! ```text

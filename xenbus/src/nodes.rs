@@ -34,7 +34,7 @@ pub async fn read_nodes(
 /// Reads a node of this end's directory, which only the toolstack and this domain write.
 pub async fn own_node(store: &Client, path: String) -> Result<Option<String>, Error> {
     match store.read_optional(path).await {
-        // It is there, and means nothing.
+        // The node is there, and its value has no meaning.
         Err(error) if matches!(error.fault(), Fault::NotText { .. }) => Ok(Some(String::new())),
         read => read,
     }

@@ -2,20 +2,20 @@
 //!
 //! A refusal says something about a node only if the node is not there, or is closed to this domain.
 //! A xenstored that is out of memory, damaged or overloaded says nothing about any disk. Only a
-//! connection to xenstored that is broken for good is the end of whatever needs it.
+//! connection to xenstored that is broken for good ends what needs it.
 
 use bulkhead_executor::Handle;
 use bulkhead_xen::Hypervisor;
 use bulkhead_xenstore_client::{Error, Fault, Refusal};
 use core::time::Duration;
 
-/// How long after a refusal xenstored is asked again.
+/// The time after a refusal until xenstored is asked again.
 pub const PAUSE: Duration = Duration::from_secs(1);
 
-/// What went well for so long has a new refusal logged.
+/// The time without a refusal after which the next one is logged again.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// Whether the same request may succeed later.
+/// Returns whether the same request may succeed later.
 pub fn is_passing(error: &Error) -> bool {
     match error.fault() {
         Fault::Refused { refusal, .. } => !matches!(
@@ -32,8 +32,8 @@ pub fn is_passing(error: &Error) -> bool {
     }
 }
 
-/// Begins `work` anew after a pause, whatever xenstored refused, until it is done or there is no
-/// xenstore any more. The log tells what is waited for.
+/// Repeats `work` after a pause, whatever xenstored refused, until it is done or there is no xenstore any
+/// more. The log says `what` is waited for.
 pub async fn persist<H: Hypervisor, T>(
     handle: &Handle<H>,
     what: &str,

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-/// Where one end of a split device says it is.
+/// The state that one end of a split device has published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum XenbusState {
     /// No state, or one that the header does not know.

@@ -14,13 +14,13 @@ use bulkhead_executor as executor;
 use bulkhead_xen::{DomId, Hypervisor};
 use core::ops::Deref;
 
-/// How often a transaction is tried before its conflicts are called an error.
+/// The number of times that a transaction is tried before its conflicts are an error.
 const ATTEMPTS: u32 = 100;
 
 /// Asks xenstored. Cloning gives another handle on the same connection; all stay on one vCPU.
 ///
-/// What can be done with nodes is told at [`Nodes`], which this dereferences to. A client does
-/// each of it at once; a [`Transaction`] does it all or nothing.
+/// The operations on nodes are those of [`Nodes`], which this dereferences to. A client does each at once;
+/// a [`Transaction`] does all of them or none.
 #[derive(Clone, Debug)]
 pub struct Client {
     nodes: Nodes,
@@ -50,8 +50,8 @@ impl Client {
         Watch::set(self.nodes.shared().clone(), Path::new(path.as_ref())?).await
     }
 
-    /// Runs `body` in a transaction and commits it, as often as it takes until nobody else has
-    /// interfered. If `body` fails, the transaction is discarded and the error returned.
+    /// Runs `body` in a transaction and commits it. Both are repeated until no other change conflicts. If
+    /// `body` fails, the transaction is discarded and the error returned.
     ///
     /// A hundred conflicts in a row are an error: then something changes the same nodes all the
     /// time.
@@ -76,7 +76,7 @@ impl Client {
         Transaction::begin(self.nodes.shared()).await
     }
 
-    /// The directory of a domain.
+    /// Asks for the directory of a domain.
     pub async fn domain_path(&self, domain: DomId) -> Result<Path, Error> {
         self.nodes
             .ask(Request::DomainPath(domain))?

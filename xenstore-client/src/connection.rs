@@ -1,4 +1,4 @@
-//! The connection: moves bytes between the ring and those who wait.
+//! The connection: moves bytes between the ring and the tasks that wait.
 
 use crate::client::Client;
 use crate::error::Breakdown;
@@ -12,17 +12,17 @@ use core::task::Poll;
 
 /// Bytes to and from xenstored: the [`Ring`](crate::Ring), or something that stands for it.
 pub trait Transport {
-    /// Sends as many of the bytes as there is room for now, and answers how many.
+    /// Sends as many of the bytes as there is room for now, and returns their number.
     fn send(&mut self, bytes: &[u8]) -> Result<usize, Breakdown>;
 
-    /// Takes as many bytes as there are and fit, and answers how many.
+    /// Takes as many bytes as there are and fit, and returns their number.
     fn receive(&mut self, buffer: &mut [u8]) -> Result<usize, Breakdown>;
 
     /// Tells xenstored that bytes were sent or taken.
     fn notify(&mut self);
 }
 
-/// The side of a [`Client`] that serves it. Somebody has to [`run`](Self::run) it, or to
+/// The side of a [`Client`] that serves it. Its owner has to [`run`](Self::run) it, or to
 /// [`pump`](Self::pump) it whenever there may be something to do.
 #[derive(Debug)]
 pub struct Connection<T> {
@@ -33,7 +33,7 @@ pub struct Connection<T> {
 }
 
 impl<T: Transport> Connection<T> {
-    /// A connection over a transport, and the client that it serves.
+    /// Returns a connection over a transport, and the client that it serves.
     pub fn new(transport: T) -> (Client, Connection<T>) {
         let shared = Handle::default();
         let client = Client::new(shared.clone());
@@ -46,8 +46,8 @@ impl<T: Transport> Connection<T> {
     }
 
     /// Moves bytes in both directions until there are no more, or no more room, and hands
-    /// messages out. On an error the connection is broken for good, and everyone who waits for it
-    /// has been told.
+    /// messages out. On an error the connection is broken for good, and all tasks that wait for it
+    /// have been woken.
     pub fn pump(&mut self) -> Result<(), Breakdown> {
         if let Some(breakdown) = &self.shared.borrow().broken {
             return Err(breakdown.clone());
@@ -96,10 +96,10 @@ impl<T: Transport> Connection<T> {
         Ok(count)
     }
 
-    /// Serves the client until the connection breaks, and answers why it did. `notified` waits
+    /// Serves the client until the connection breaks, and returns the reason. `notified` waits
     /// for a notification from xenstored; one that came before it was called must count.
     pub async fn run(mut self, notified: impl AsyncFn()) -> Breakdown {
-        // Whoever drops this future stops the connection, and that must hang nobody.
+        // Dropping this future stops the connection, and no task may hang then.
         let _stopped = StopOnDrop(self.shared.clone());
         loop {
             if let Err(breakdown) = self.pump() {

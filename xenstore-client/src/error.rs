@@ -1,4 +1,4 @@
-//! What can go wrong: for one request, or for the connection as a whole.
+//! Errors: of one request, or of the connection as a whole.
 
 use crate::path::PathFault;
 use alloc::boxed::Box;
@@ -17,7 +17,7 @@ pub struct Excerpt {
 }
 
 impl Excerpt {
-    /// How many bytes are shown.
+    /// The number of bytes that are shown.
     pub const SHOWN: usize = 64;
 
     /// Keeps the start of `bytes`.
@@ -45,15 +45,16 @@ impl fmt::Debug for Excerpt {
     }
 }
 
-/// Why a request failed: see [`Fault`]. It is as large as a pointer, since it goes through many hands.
+/// The reason why a request failed: see [`Fault`]. It is as large as a pointer, since many functions pass it
+/// on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error(Box<Fault>);
 
-/// What went wrong.
+/// A fault of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fault {
-    /// xenstored said no.
+    /// xenstored refused.
     Refused {
         /// What was asked.
         request: MessageType,
@@ -84,7 +85,7 @@ pub enum Fault {
         request: MessageType,
         /// About which path.
         subject: String,
-        /// How many bytes it would have been.
+        /// The number of bytes that it would have been.
         length: usize,
     },
     /// A value that ought to be text is not.
@@ -124,17 +125,17 @@ impl From<Fault> for Error {
 }
 
 impl Error {
-    /// What went wrong.
+    /// Returns what went wrong.
     pub fn fault(&self) -> &Fault {
         &self.0
     }
 
-    /// Whether there will be no more answers, to whatever request.
+    /// Returns whether there will be no more answers to any request.
     pub fn is_disconnected(&self) -> bool {
         matches!(self.fault(), Fault::Disconnected(_))
     }
 
-    /// What xenstored answered, if it refused.
+    /// Returns xenstored's answer, if it refused.
     pub fn refusal(&self) -> Option<Refusal> {
         match self.fault() {
             Fault::Refused { refusal, .. } => Some(*refusal),
@@ -142,7 +143,7 @@ impl Error {
         }
     }
 
-    /// Whether the node is not there.
+    /// Returns whether the node is not there.
     pub fn is_not_found(&self) -> bool {
         self.refusal() == Some(Refusal::NotFound)
     }
@@ -208,7 +209,7 @@ impl fmt::Display for Error {
 
 impl core::error::Error for Error {}
 
-/// Why the connection as a whole is of no use any more.
+/// The reason why the connection as a whole is broken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Breakdown {
@@ -219,7 +220,7 @@ pub enum Breakdown {
         /// The writer's index.
         producer: u32,
     },
-    /// A message announces more bytes than a message may have: nobody knows where the next begins.
+    /// A message announces more bytes than a message may have: the start of the next is unknown.
     TooLong(Excerpt),
     /// xenstored wrote into the ring page that it has given up on this domain.
     GivenUp {
@@ -256,7 +257,7 @@ impl fmt::Display for Breakdown {
 
 impl core::error::Error for Breakdown {}
 
-/// A message that xenstored has no reason to send. It is told and skipped.
+/// A message that xenstored has no reason to send. It is logged and skipped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Unexpected {
     /// It is of a kind that is not known.

@@ -6,11 +6,11 @@ use crate::wire::{DirectoryPart, MessageType, Refusal, Request};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-/// How often a listing is begun before its changes are called an error.
+/// The number of times that a listing is begun before its changes are an error.
 const ATTEMPTS: u32 = 100;
 
-/// The names of all children, as of one moment: if the node changes between two parts, the
-/// listing begins again. A server that knows no parts leaves us with `too_big`.
+/// Lists the names of all children, as of one moment: if the node changes between two parts, the
+/// listing begins again. Returns `too_big` if the server does not know parts.
 pub(crate) async fn in_parts(
     nodes: &Nodes,
     path: &str,

@@ -13,8 +13,8 @@ use core::str::FromStr;
 /// The nodes of the store, as a [`Client`](crate::Client) or a
 /// [`Transaction`](crate::Transaction) sees them.
 ///
-/// A path without a slash in front is relative to the domain's own directory. Whatever is
-/// dropped before it is done may be done nevertheless, and harms nothing else.
+/// A path without a slash in front is relative to the domain's own directory. An
+/// operation whose future is dropped early may be done nevertheless, and harms nothing else.
 #[derive(Clone, Debug)]
 pub struct Nodes {
     shared: Handle,
@@ -49,7 +49,7 @@ impl Nodes {
         self.ask(request)?.parsed(wire::parse_okay).await
     }
 
-    // What takes paths of any type is a thin shell around one of these: each is compiled once.
+    // The methods that take paths of any type call these, which are compiled once.
 
     async fn text(&self, path: &str) -> Result<String, Error> {
         text(path, self.ask(Request::Read(path))?.await?)
@@ -69,22 +69,23 @@ impl Nodes {
         }
     }
 
-    /// A node's value.
+    /// Reads a node's value.
     pub async fn read_bytes(&self, path: impl AsRef<str>) -> Result<Vec<u8>, Error> {
         self.ask(Request::Read(path.as_ref()))?.await
     }
 
-    /// A node's value, as text.
+    /// Reads a node's value as text.
     pub async fn read(&self, path: impl AsRef<str>) -> Result<String, Error> {
         self.text(path.as_ref()).await
     }
 
-    /// A node's value as text, or `None` if there is no such node.
+    /// Reads a node's value as text. Returns `None` if there is no such node.
     pub async fn read_optional(&self, path: impl AsRef<str>) -> Result<Option<String>, Error> {
         self.optional_text(path.as_ref()).await
     }
 
-    /// The values of several nodes as text, asked for at once, `None` for each that is not there.
+    /// Reads the values of several nodes as text, all asked for at once. Returns `None` for each node that is
+    /// not there.
     pub async fn read_each(&self, paths: &[String]) -> Result<Vec<Option<String>>, Error> {
         let asked = paths.iter().map(|path| self.ask(Request::Read(path)));
         let asked: Vec<_> = asked.collect();
@@ -96,7 +97,7 @@ impl Nodes {
         Ok(values)
     }
 
-    /// A node's value as a decimal number: digits, perhaps after a minus sign, and nothing else.
+    /// Reads a node's value as a decimal number: digits, perhaps after a minus sign, and nothing else.
     pub async fn read_number<T: FromStr>(&self, path: impl AsRef<str>) -> Result<T, Error> {
         let path = path.as_ref();
         let value = self.read(path).await?;
@@ -114,7 +115,7 @@ impl Nodes {
         })
     }
 
-    /// A node's value as a decimal number, or `None` if there is no such node.
+    /// Reads a node's value as a decimal number. Returns `None` if there is no such node.
     pub async fn read_number_optional<T: FromStr>(
         &self,
         path: impl AsRef<str>,
@@ -122,7 +123,7 @@ impl Nodes {
         optional(self.read_number(path).await)
     }
 
-    /// Whether a node exists. One that may not be read counts as an error, not as missing.
+    /// Returns whether a node exists. One that may not be read counts as an error, not as missing.
     pub async fn exists(&self, path: impl AsRef<str>) -> Result<bool, Error> {
         Ok(optional(self.read_bytes(path).await)?.is_some())
     }
@@ -144,17 +145,17 @@ impl Nodes {
         self.done(Request::Remove(path.as_ref())).await
     }
 
-    /// The names of a node's children, however many.
+    /// Lists the names of a node's children, of any number.
     pub async fn directory(&self, path: impl AsRef<str>) -> Result<Vec<String>, Error> {
         self.names(path.as_ref()).await
     }
 
-    /// The names of a node's children; none if there is no such node.
+    /// Lists the names of a node's children; none if there is no such node.
     pub async fn directory_or_empty(&self, path: impl AsRef<str>) -> Result<Vec<String>, Error> {
         Ok(optional(self.directory(path).await)?.unwrap_or_default())
     }
 
-    /// A node's permissions.
+    /// Reads a node's permissions.
     pub async fn permissions(&self, path: impl AsRef<str>) -> Result<Vec<Permission>, Error> {
         self.ask(Request::GetPermissions(path.as_ref()))?
             .parsed(wire::parse_permissions)
@@ -182,7 +183,7 @@ fn text(path: &str, value: Vec<u8>) -> Result<String, Error> {
     })
 }
 
-/// A missing node is an answer.
+/// Returns `None` for a node that is missing.
 fn optional<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
     match result {
         Ok(value) => Ok(Some(value)),

@@ -34,7 +34,7 @@ impl fmt::Display for PathFault {
     }
 }
 
-/// Finds what is wrong with a path.
+/// Checks a path.
 pub(crate) fn check(path: &str) -> Result<(), Error> {
     match fault(path) {
         None => Ok(()),
@@ -92,7 +92,7 @@ impl Path {
         Ok(Path(path.to_owned()))
     }
 
-    /// The path of a node below, by name or by several names.
+    /// Returns the path of a node below, by name or by several names.
     pub fn join(&self, below: impl fmt::Display) -> Result<Path, Error> {
         let path = match self.0.as_str() {
             "/" => format!("/{below}"),
@@ -102,7 +102,7 @@ impl Path {
         Ok(Path(path))
     }
 
-    /// The path of the node above, if the path names one.
+    /// Returns the path of the node above, if the path names one.
     pub fn parent(&self) -> Option<Path> {
         match self.0.rfind('/')? {
             0 if self.0.len() == 1 => None,
@@ -111,12 +111,12 @@ impl Path {
         }
     }
 
-    /// The last part.
+    /// Returns the last part.
     pub fn name(&self) -> &str {
         &self.0[self.0.rfind('/').map_or(0, |slash| slash + 1)..]
     }
 
-    /// What follows `top`, if this path lies below; empty if it is `top` itself.
+    /// Returns what follows `top`, if this path lies below; empty if it is `top` itself.
     pub fn below(&self, top: &str) -> Option<&str> {
         let rest = self.0.strip_prefix(top)?;
         if rest.is_empty() || top == "/" {
@@ -125,7 +125,7 @@ impl Path {
         rest.strip_prefix('/')
     }
 
-    /// The path as text.
+    /// Returns the path as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -9,7 +9,7 @@ use core::future::Future;
 use core::pin::Pin;
 use core::task::{Context, Poll};
 
-/// Becomes the answer's payload. Dropped early, the answer is thrown away when it comes.
+/// A future of the answer's payload. If it is dropped early, the answer is thrown away when it comes.
 pub(crate) struct Pending {
     shared: Handle,
     /// `None` once the answer has been taken.

@@ -25,11 +25,11 @@ pub struct Ring<H> {
 }
 
 impl<H: Hypervisor> Ring<H> {
-    /// Takes over the ring. Whatever an earlier user of it was sent and did not read is dropped.
+    /// Takes over the ring. Bytes that an earlier user of it did not read are dropped.
     ///
     /// # Safety
     /// The page is mapped, page-aligned and shared with xenstored as long as this value lives;
-    /// nobody else in this domain uses it, and nobody sees it through a Rust reference.
+    /// nothing else in this domain uses it, and no Rust reference to it exists.
     pub unsafe fn new(hypervisor: H, ring: StoreRing) -> Ring<H> {
         let ring = Ring {
             page: ring.page,
@@ -47,7 +47,7 @@ impl<H: Hypervisor> Ring<H> {
         ring
     }
 
-    /// The event channel that goes with the ring.
+    /// Returns the event channel that goes with the ring.
     pub fn port(&self) -> Port {
         self.port
     }
@@ -79,14 +79,14 @@ impl<H: Hypervisor> Ring<H> {
         features.load(Ordering::Acquire) & feature != 0
     }
 
-    /// False while a new start of the ring is under way: nothing else in the page means anything
-    /// then (`docs/misc/xenstore-ring.txt`).
+    /// Returns false while xenstored starts the ring anew: nothing else in the page has a meaning then
+    /// (`docs/misc/xenstore-ring.txt`).
     fn connected(&self) -> bool {
         let connection = self.word(offset_of!(Interface, connection));
         !self.offers(FEATURE_RECONNECTION) || connection.load(Ordering::Acquire) == CONNECTED
     }
 
-    /// Whether the server has given up on this domain.
+    /// Checks whether the server has given up on this domain.
     fn check_error(&self) -> Result<(), Breakdown> {
         let error = self.word(offset_of!(Interface, error));
         let code = error.load(Ordering::Acquire);
@@ -97,7 +97,7 @@ impl<H: Hypervisor> Ring<H> {
     }
 }
 
-/// The bytes between a reader and a writer.
+/// Returns the number of bytes between a reader and a writer.
 fn used(consumer: u32, producer: u32) -> Result<usize, Breakdown> {
     let length = producer.wrapping_sub(consumer);
     if length as usize > RING_SIZE {

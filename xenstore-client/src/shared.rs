@@ -1,4 +1,4 @@
-//! What a client's handles and its connection share: requests that wait, and watches.
+//! The state that a client's handles and its connection share: requests that wait, and watches.
 
 use crate::error::{Breakdown, Error, Fault, Unexpected};
 use crate::path::Path;
@@ -20,10 +20,10 @@ const OPEN_TRANSACTIONS: usize = 8;
 /// than that something has changed.
 pub(crate) const WAITING_EVENTS: usize = 256;
 
-/// How many messages that make no sense are logged; their sender may have no end of them.
+/// The most unexpected messages that are logged; their sender may send them without end.
 const MOST_COMPLAINTS: u32 = 10;
 
-/// What answered a request.
+/// The kind of answer to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     /// What was asked for.
@@ -34,14 +34,14 @@ pub(crate) enum Answer {
     Wrong,
 }
 
-/// How far a request has come.
+/// The progress of a request.
 #[derive(Debug)]
 pub(crate) enum Progress {
     /// Sent or waiting to be sent.
     Asked(Option<Waker>),
     /// Answered, and not yet taken by its asker.
     Answered { answer: Answer, payload: Vec<u8> },
-    /// Nobody waits for the answer any more.
+    /// The asker has dropped the request.
     Abandoned,
 }
 
@@ -65,7 +65,7 @@ pub(crate) struct Shared {
     pub outgoing: VecDeque<u8>,
     pub requests: LiteMap<RequestId, Asked>,
     pub watches: LiteMap<Token, Watching>,
-    /// Why there will be no more answers.
+    /// The reason why there will be no more answers.
     pub broken: Option<Breakdown>,
     /// Set when there is something new in `outgoing`.
     pub kicked: bool,
@@ -75,7 +75,7 @@ pub(crate) struct Shared {
     last_token: u32,
     open_transactions: usize,
     transaction_waiters: Vec<Waker>,
-    /// How many messages made no sense.
+    /// The number of unexpected messages.
     unexpected: u32,
 }
 
@@ -110,9 +110,9 @@ impl Shared {
         Ok(id)
     }
 
-    /// Queues a request of which nobody wants to know the answer.
+    /// Queues a request whose answer is thrown away.
     pub fn tell(&mut self, request: &Request<'_>, transaction: TransactionId) {
-        // It fails only if the connection is broken, and then there is nobody to tell.
+        // It fails only if the connection is broken, and then nothing has to be sent.
         if let Ok(id) = self.ask(request, transaction) {
             self.abandon(id);
         }
@@ -136,7 +136,7 @@ impl Shared {
         }
     }
 
-    /// The asker is gone. What the request brings into being is undone.
+    /// Notes that the asker is gone. What the request creates is undone.
     pub fn abandon(&mut self, id: RequestId) {
         let Some(asked) = self.requests.get_mut(&id) else {
             return;
@@ -161,8 +161,8 @@ impl Shared {
         }
     }
 
-    /// Hands a message to whom it concerns. One that makes no sense is told, and concerns nobody
-    /// but the request that it names.
+    /// Hands a message to the request or the watch that it is for. An unexpected one is logged, and affects
+    /// only the request that it names.
     pub fn deliver(&mut self, message: Message<'_>) {
         let header = message.header;
         if header.message_type == MessageType::WATCH_EVENT {
@@ -204,13 +204,13 @@ impl Shared {
     fn deliver_event(&mut self, message: Message<'_>) {
         let Some(event) = Event::parse(message.payload) else {
             self.complain(Unexpected::Event(message.excerpt()));
-            // Something has changed, and nobody knows what: everyone looks.
+            // Something has changed, and it is not known what: each watch has an event.
             for (_, watching) in self.watches.iter_mut() {
                 watching.push(watching.path.clone());
             }
             return;
         };
-        // An event for a watch that was removed meanwhile is nobody's.
+        // An event for a watch that was removed meanwhile is dropped.
         if let Some(token) = event.token
             && let Some(watching) = self.watches.get_mut(&token)
         {
@@ -228,7 +228,7 @@ impl Shared {
         }
     }
 
-    /// The connection is of no use any more: everyone who waits is told.
+    /// Marks the connection as broken and wakes all tasks that wait.
     pub fn fail(&mut self, breakdown: Breakdown) {
         self.broken.get_or_insert(breakdown);
         for (_, asked) in self.requests.iter_mut() {
@@ -263,7 +263,7 @@ impl Shared {
         }
     }
 
-    /// Takes one of the places for open transactions; if there is none, `waiter` is woken when
+    /// Takes one of the places for open transactions. If there is none, returns false and wakes `waiter` when
     /// one may be free.
     pub fn take_transaction_place(&mut self, waiter: &Waker) -> bool {
         if self.open_transactions < OPEN_TRANSACTIONS || self.broken.is_some() {

@@ -7,17 +7,17 @@ use crate::shared::Handle;
 use crate::wire::{self, Refusal, Request, TransactionId};
 use core::ops::Deref;
 
-/// How a commit went.
+/// The outcome of a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Everything is in the store.
     Committed,
-    /// Somebody else changed a node that the transaction had touched: nothing was done.
+    /// Another domain or task changed a node that the transaction had touched: nothing was done.
     Conflict,
 }
 
-/// An open transaction. What is done with its [`Nodes`] is seen by nobody else until it is
-/// committed; dropped before, it is discarded.
+/// An open transaction. What is done with its [`Nodes`] is not visible outside until it is committed. If it
+/// is dropped before, it is discarded.
 #[derive(Debug)]
 pub struct Transaction {
     nodes: Nodes,
@@ -61,7 +61,7 @@ impl Transaction {
         })
     }
 
-    /// Commits it. Dropped before that is done, the commit may happen nevertheless.
+    /// Commits the transaction. If the future is dropped early, the commit may happen nevertheless.
     pub async fn commit(mut self) -> Result<Outcome, Error> {
         let shared = self.nodes.shared();
         let end = Pending::ask(shared, Request::TransactionEnd(true), self.nodes.id())?;

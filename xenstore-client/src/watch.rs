@@ -7,12 +7,12 @@ use crate::shared::Handle;
 use crate::wire::{self, Request, Token, TransactionId};
 use core::task::{Context, Poll};
 
-/// Tells what changes at a node and below it. Dropping it ends the watch.
+/// A stream of changes at a node and below it. Dropping it ends the watch.
 ///
 /// Every watch fires once as soon as it is set, with its own path. An event says no more than
 /// that the node at its path may have changed, appeared or vanished: look at it. Equal events
-/// that wait are one, and if very many wait they become one event with the watch's own path:
-/// whoever gets that looks at everything.
+/// that wait are one, and if very many wait they become one event with the watch's own path: the
+/// owner then has to look at everything.
 ///
 /// Paths come as the watch was set: relative to the domain's directory, or absolute.
 #[derive(Debug)]
@@ -41,18 +41,18 @@ impl Watch {
         Ok(watch)
     }
 
-    /// What is watched.
+    /// Returns the path that is watched.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Waits for the next event and answers the path that may have changed. Dropped before that,
-    /// it takes no event away.
+    /// Waits for the next event and returns the path that may have changed. If the future is dropped early,
+    /// no event is lost.
     pub async fn next(&mut self) -> Result<Path, Error> {
         core::future::poll_fn(|context| self.poll_next(context)).await
     }
 
-    /// As [`next`](Self::next), for those who poll by hand.
+    /// Polls for what [`next`](Self::next) waits for.
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Path, Error>> {
         let mut shared = self.shared.borrow_mut();
         let broken = shared.broken.clone();
@@ -76,7 +76,7 @@ impl Drop for Watch {
         let mut shared = self.shared.borrow_mut();
         shared.watches.remove(&self.token);
         // Requests are served in order, so this finds the watch even if it is being set. Where
-        // setting was refused there is none, and nobody minds that answer.
+        // setting was refused there is none, and that answer is thrown away.
         shared.tell(
             &Request::Unwatch(self.path.as_str(), self.token),
             TransactionId::NONE,

@@ -1,8 +1,8 @@
 //! Messages: checked on the way in, typed on the way out.
 //!
 //! Nothing past this module sees raw bytes of the stream. Each message is a [`Header`] and up to
-//! [`PAYLOAD_MAX`] bytes (`io/xs_wire.h`); what they are for each kind of message is told in Xen's
-//! `docs/misc/xenstore.txt`.
+//! [`PAYLOAD_MAX`] bytes (`io/xs_wire.h`); Xen's `docs/misc/xenstore.txt` says what they are
+//! for each kind of message.
 
 use crate::error::{Breakdown, Excerpt};
 use crate::path::Path;
@@ -59,7 +59,7 @@ impl<'a> Message<'a> {
         Ok(message.map(|(payload, rest)| (Message { header, payload }, rest)))
     }
 
-    /// The message as it was.
+    /// Returns the message as it arrived.
     pub fn excerpt(&self) -> Excerpt {
         let mut bytes = self.header.to_bytes().to_vec();
         bytes.extend_from_slice(self.payload);
@@ -67,7 +67,7 @@ impl<'a> Message<'a> {
     }
 }
 
-/// What can be asked.
+/// A request to xenstored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request<'a> {
     /// Names of a node's children.
@@ -101,7 +101,7 @@ pub enum Request<'a> {
 }
 
 impl Request<'_> {
-    /// Its type on the wire.
+    /// Returns its type on the wire.
     pub fn message_type(&self) -> MessageType {
         match self {
             Request::Directory(_) => MessageType::DIRECTORY,
@@ -121,7 +121,7 @@ impl Request<'_> {
         }
     }
 
-    /// The path it is about; empty if it is about none.
+    /// Returns the path that it is about; empty if it is about none.
     pub fn subject(&self) -> &str {
         match self {
             Request::Directory(path)
@@ -138,7 +138,7 @@ impl Request<'_> {
         }
     }
 
-    /// The payload, without a look at its length.
+    /// Returns the payload, of any length.
     fn payload(&self) -> Vec<u8> {
         let mut payload = Payload(Vec::new());
         match *self {
@@ -172,7 +172,7 @@ impl Request<'_> {
         payload.0
     }
 
-    /// The message as it is sent; the length of its payload if that is too long.
+    /// Returns the message as it is sent, or the length of its payload if that is too long.
     pub fn emit(&self, request: RequestId, transaction: TransactionId) -> Result<Vec<u8>, usize> {
         let payload = self.payload();
         if payload.len() > PAYLOAD_MAX {
@@ -207,7 +207,7 @@ impl Write for Payload {
     }
 }
 
-/// The strings of a payload that is nothing but strings, each with its nul.
+/// Returns the strings of a payload that is nothing but strings, each with its nul.
 fn strings(payload: &[u8]) -> Option<impl Iterator<Item = &str>> {
     let text = core::str::from_utf8(payload).ok()?;
     if text.is_empty() {
@@ -217,14 +217,14 @@ fn strings(payload: &[u8]) -> Option<impl Iterator<Item = &str>> {
     text.ends_with('\0').then(|| text.split_terminator('\0'))
 }
 
-/// The only string of a payload.
+/// Returns the only string of a payload.
 fn only(payload: &[u8]) -> Option<&str> {
     let mut list = strings(payload)?;
     let first = list.next()?;
     list.next().is_none().then_some(first)
 }
 
-/// Reads the answer to whatever answers nothing but that it is done.
+/// Reads the answer to requests that are answered only by being done.
 pub fn parse_okay(payload: &[u8]) -> Option<()> {
     (payload == b"OK\0").then_some(())
 }
@@ -269,7 +269,7 @@ pub struct DirectoryPart<'a> {
     pub generation: &'a str,
     /// The names in this part.
     pub names: Vec<&'a str>,
-    /// How many bytes of the whole list they are.
+    /// The number of bytes of the whole list that they are.
     pub length: usize,
     /// Whether the list ends here.
     pub last: bool,
@@ -305,7 +305,7 @@ impl<'a> DirectoryPart<'a> {
 pub struct Event {
     /// What has changed.
     pub path: Path,
-    /// Whose watch it is; `None` if no client of this crate has set it (an earlier system of this
+    /// The watch that it is for; `None` if no client of this crate has set it (an earlier system of this
     /// domain may have).
     pub token: Option<Token>,
 }

@@ -11,17 +11,17 @@ use bulkhead_xenbus::XenbusState;
 use bulkhead_xenbus::read_nodes;
 use bulkhead_xenstore_client::{Client, Error, Transaction};
 
-/// A change of a directory, made if that is what it was when the change was decided.
+/// A change of a directory, made only if the directory is as it was when the change was decided.
 pub struct Change<'a> {
-    /// Whether it is, by its state.
+    /// Returns whether a directory in this state may still be changed.
     pub from: &'a dyn Fn(XenbusState) -> bool,
-    /// Whether it describes this disk, where that matters.
+    /// The nodes that must still describe the disk, if that matters.
     pub described: Option<&'a NodeMap>,
-    /// What to do.
+    /// The change itself.
     pub act: Act<'a>,
 }
 
-/// What to do with a directory.
+/// A kind of change.
 pub enum Act<'a> {
     /// Writes these nodes: name and value.
     Write(&'a [(&'static str, String)]),
@@ -30,8 +30,8 @@ pub enum Act<'a> {
 }
 
 impl Change<'_> {
-    /// Makes the change. Answers false if the directory is gone, or is not what it was: the toolstack
-    /// wants the device back, or has made the directory anew for another one. The next look tells.
+    /// Makes the change. Returns false if the directory is gone, or is not what it was: the toolstack
+    /// wants the device back, or has made the directory anew for another one. The disk's task then reads it again.
     pub async fn make(&self, store: &Client, path: &str) -> Result<bool, Error> {
         store
             .transaction(async |tx: &Transaction| self.within(tx, path).await)
@@ -60,8 +60,8 @@ impl Change<'_> {
     }
 }
 
-/// Says where we are, unless the toolstack has removed the directory, or has made it anew, which
-/// is the next disk's to answer: then the answer is false.
+/// Writes this end's state. Returns false if the toolstack has removed the directory, or has made it anew
+/// for the next disk.
 pub async fn set_state(store: &Client, path: &str, state: XenbusState) -> Result<bool, Error> {
     write_if_there(store, path, "state", &state.to_string()).await
 }
@@ -81,10 +81,10 @@ pub async fn write_if_there(
     change.make(store, path).await
 }
 
-/// Writes nodes and the state that they belong to, all at once: from one state to another. Does
-/// nothing, and answers false, if the directory is not what it was, or is another disk's than that
-/// which `described` tells of: whoever makes it anew sets the state to 1, so that it need not be looked
-/// at where it is another.
+/// Writes nodes and the state that they belong to, all at once: from one state to another. Does nothing
+/// and returns false if the directory is not what it was, or is not that of the disk that `described` is
+/// about. The toolstack sets the state of a new directory to 1, so the nodes are compared in that state
+/// alone.
 pub async fn publish(
     store: &Client,
     path: &str,
@@ -102,7 +102,7 @@ pub async fn publish(
     change.make(store, path).await
 }
 
-/// Whether the directory still describes the disk that it described when `nodes` were read.
+/// Returns whether the directory still describes the disk that it described when `nodes` were read.
 async fn describes(tx: &Transaction, path: &str, nodes: &NodeMap) -> Result<bool, Error> {
     let mut now = NodeMap::new();
     read_nodes(&mut now, tx, path, &CONFIG_NODES).await?;

@@ -1,4 +1,4 @@
-//! What the toolstack wrote about a disk into its backend directory (libxl, and
+//! The description of a disk that the toolstack wrote into its backend directory (libxl, and
 //! `io/blkif.h`, "Backend Device Node").
 
 use crate::id::VbdId;
@@ -7,8 +7,8 @@ use bulkhead_images::Access;
 use bulkhead_xenbus::{NodeMap, excerpt};
 use core::fmt;
 
-/// The nodes of a backend directory that describe the disk. Nobody changes them while the disk is
-/// there: where they differ from what they were, the toolstack has made the directory anew.
+/// The nodes of a backend directory that describe the disk. They do not change while the disk
+/// is there: if they differ from what they were, the toolstack has made the directory anew.
 pub const CONFIG_NODES: [&str; 7] = [
     "frontend",
     "frontend-id",
@@ -24,7 +24,7 @@ pub const CONFIG_NODES: [&str; 7] = [
 pub struct VbdConfig {
     /// The frontend's directory, absolute.
     pub frontend_path: String,
-    /// What to serve: `target=` of the disk's configuration.
+    /// The image to serve: `target=` of the disk's configuration.
     pub target: String,
     /// Whether the guest may write.
     pub access: Access,
@@ -36,7 +36,7 @@ pub struct VbdConfig {
     pub discard: bool,
 }
 
-/// What is wrong with what the toolstack wrote.
+/// An error in what the toolstack wrote.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConfigError {
     /// A node that must be there is not.

@@ -36,7 +36,7 @@ struct Served<H: Hypervisor> {
 
 impl<H: Hypervisor> Connection<H> {
     /// Maps all rings and binds all event channels; if one of them cannot be had, none is served.
-    /// Answers what the queues count, too.
+    /// Returns the queues' counters, too.
     pub async fn open(
         services: &Services<H>,
         id: VbdId,
@@ -110,7 +110,8 @@ impl<H: Hypervisor> Connection<H> {
         .await
     }
 
-    /// Nobody waits for what is in flight: what can be left undone is left undone when serving stops.
+    /// Notes that the frontend does not wait for what is in flight: what can be left undone is left undone
+    /// when serving stops.
     pub fn give_up(&self) {
         self.queues.iter().for_each(|queue| queue.control.give_up());
     }
@@ -128,7 +129,7 @@ impl<H: Hypervisor> Connection<H> {
 }
 
 impl<H: Hypervisor> Served<H> {
-    /// Has a queue connect there.
+    /// Starts a queue's task on a vCPU.
     fn on(place: Placement<H>, region: &Region<H>, setup: QueueSetup) -> Self {
         let (control, guard) = queue_control();
         let region = region.clone();
@@ -140,7 +141,7 @@ impl<H: Hypervisor> Served<H> {
     }
 }
 
-/// Reads what the frontend has published, and adds up how many messages to xenstored that takes.
+/// Reads what the frontend has published, and adds to `messages` the number of messages to xenstored that this takes.
 pub async fn read_published(
     store: &xenstore::Client,
     frontend_path: &str,
@@ -157,7 +158,7 @@ pub async fn read_published(
     Ok(frontend_nodes::parse(&nodes, limits)?)
 }
 
-/// Checks that the frontend means what the backend understands.
+/// Checks that the frontend counts sectors in the units that the backend understands.
 pub async fn check_sector_units(
     store: &xenstore::Client,
     frontend_path: &str,

@@ -1,4 +1,4 @@
-//! What the backend tells a frontend: the features it may use, and what the disk is like
+//! The nodes that the backend publishes: the features that a frontend may use, and the disk's properties
 //! (`io/blkif.h`, "Backend XenBus Nodes").
 
 use super::config::VbdConfig;
@@ -15,7 +15,7 @@ const VDISK_READONLY: u32 = 4;
 /// Nodes to be written into the backend's directory: name and value.
 pub type NodeValues = Vec<(&'static str, String)>;
 
-/// What a frontend may use, written before it connects.
+/// Returns the features that a frontend may use, written before it connects.
 pub fn offered(config: &VbdConfig, geometry: &Geometry, limits: Limits) -> NodeValues {
     let flag = |set: bool| u32::from(set).to_string();
     let mut nodes = alloc::vec![
@@ -35,7 +35,7 @@ pub fn offered(config: &VbdConfig, geometry: &Geometry, limits: Limits) -> NodeV
             limits.indirect_segments.to_string(),
         ));
     }
-    // Offered again to another frontend, the disk may have changed its mind: both values are told.
+    // Offered again to another frontend, the disk may have lost the feature: 0 is written, too.
     let discard = geometry.discard.filter(|_| config.discard);
     nodes.push(("feature-discard", flag(discard.is_some())));
     if let Some(limits) = discard {
@@ -48,7 +48,7 @@ pub fn offered(config: &VbdConfig, geometry: &Geometry, limits: Limits) -> NodeV
     nodes
 }
 
-/// What the disk is like, written when the frontend has connected.
+/// Returns the disk's properties, written when the frontend has connected.
 pub fn disk(config: &VbdConfig, geometry: &Geometry) -> NodeValues {
     let info = [
         (config.cdrom, VDISK_CDROM),

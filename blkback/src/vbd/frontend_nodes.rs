@@ -1,5 +1,5 @@
-//! What a frontend publishes in its xenstore directory before it connects, read as a hostile
-//! guest's word (`io/blkif.h`, "Frontend XenBus Nodes").
+//! The nodes that a frontend publishes in its xenstore directory before it connects, read as those of a
+//! hostile guest (`io/blkif.h`, "Frontend XenBus Nodes").
 
 use crate::engine::Needs;
 use crate::limits::Limits;
@@ -11,12 +11,12 @@ use bulkhead_xen::{GrantRef, Port};
 use bulkhead_xenbus::{NodeMap, excerpt};
 use core::fmt;
 
-/// How to reach a frontend's queues.
+/// The details that a frontend published.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Published {
     /// The layout of its requests.
     pub abi: Abi,
-    /// Whether it keeps its data pages granted (`feature-persistent`).
+    /// Whether the frontend keeps its data pages granted (`feature-persistent`).
     pub persistent: bool,
     /// Its queues, at least one.
     pub queues: Vec<QueueDetails>,
@@ -32,7 +32,7 @@ impl Published {
     }
 }
 
-/// How to reach one queue.
+/// The details of one queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueueDetails {
     /// The granted pages of the ring, in order.
@@ -41,7 +41,7 @@ pub struct QueueDetails {
     pub event_channel: Port,
 }
 
-/// What is wrong with what a frontend published.
+/// An error in what a frontend published.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PublishedError {
     /// A node that must be there is not.
@@ -99,8 +99,8 @@ pub const COMMON_NODES: [&str; 5] = [
     "num-ring-pages",
 ];
 
-/// The names of the nodes that describe the queues, given the common ones. Never more than the
-/// limits allow, whatever the guest claims.
+/// Returns the names of the nodes that describe the queues, given the common ones. There are never more
+/// than the limits allow, whatever the guest claims.
 pub fn queue_nodes(common: &NodeMap, limits: Limits) -> Result<Vec<String>, PublishedError> {
     let mut names = Vec::new();
     for prefix in queue_prefixes(common, limits)? {
@@ -110,7 +110,7 @@ pub fn queue_nodes(common: &NodeMap, limits: Limits) -> Result<Vec<String>, Publ
     Ok(names)
 }
 
-/// Reads all of it.
+/// Parses the common nodes and those of the queues.
 pub fn parse(nodes: &NodeMap, limits: Limits) -> Result<Published, PublishedError> {
     let abi = match nodes.get("protocol").map(String::as_str) {
         // Frontends of old say nothing and mean the native one.
@@ -138,8 +138,8 @@ pub fn parse(nodes: &NodeMap, limits: Limits) -> Result<Published, PublishedErro
     })
 }
 
-/// Where each queue's nodes are: in the frontend's own directory if it has just one queue and
-/// does not negotiate, else in `queue-N/`.
+/// Returns the prefix of each queue's nodes: none (the frontend's own directory) if there is just one queue
+/// and the frontend does not negotiate, else `queue-N/`.
 fn queue_prefixes(nodes: &NodeMap, limits: Limits) -> Result<Vec<String>, PublishedError> {
     const NODE: &str = "multi-queue-num-queues";
     match number(nodes, NODE)? {
@@ -183,11 +183,11 @@ fn ring_pages(nodes: &NodeMap, limits: Limits) -> Result<RingPages, PublishedErr
 enum RingPages {
     /// One page, named `ring-ref`.
     Single,
-    /// So many pages, named `ring-ref0` and on.
+    /// This number of pages, named `ring-ref0` and on.
     Numbered(u32),
 }
 
-/// The nodes that may name the ring's pages.
+/// Returns the nodes that may name the ring's pages.
 fn ring_nodes(prefix: &str, pages: RingPages) -> Vec<String> {
     match pages {
         RingPages::Single => alloc::vec![format!("{prefix}ring-ref")],
@@ -202,7 +202,7 @@ fn ring_nodes(prefix: &str, pages: RingPages) -> Vec<String> {
     }
 }
 
-/// The ring's pages.
+/// Returns the ring's pages.
 fn ring(nodes: &NodeMap, prefix: &str, pages: RingPages) -> Result<Vec<GrantRef>, PublishedError> {
     let mut names = ring_nodes(prefix, pages);
     if matches!(pages, RingPages::Numbered(1)) {

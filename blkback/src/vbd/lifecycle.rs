@@ -1,4 +1,4 @@
-//! One disk's task: looks at what both ends say, decides, acts, and waits for the next change.
+//! The task of one disk: it reads the states of both ends, decides, acts, and waits for the next change.
 
 mod publishing;
 
@@ -35,8 +35,8 @@ use core::task::Poll;
 use futures_util::future::select;
 use log::Level;
 
-/// Lives the life of the disk whose directory the toolstack has made, until that directory is
-/// gone. `changed` is raised whenever something in it changes.
+/// Serves the disk whose directory the toolstack has made, until that directory is gone. `changed` is raised whenever
+/// something in it changes.
 pub async fn live<H: Hypervisor>(services: &Services<H>, id: VbdId, changed: &Changes) {
     let path = id.backend_path();
     let read = insist(services, id, async || {
@@ -71,18 +71,18 @@ struct Vbd<'a, H: Hypervisor> {
     services: &'a Services<H>,
     id: VbdId,
     path: String,
-    /// What the toolstack wrote, and what it means.
+    /// The toolstack's nodes, and their meaning.
     nodes: NodeMap,
     config: VbdConfig,
     log: Arc<GuestLog>,
     device: Arc<dyn BlockDevice>,
-    /// What it has not let go of.
+    /// The queues whose store has not let go of the frontend's pages.
     unreleased: Unreleased,
     observer: Observer<H>,
-    /// What the directory says because we wrote it, but for the state.
+    /// The nodes that this task has written, without the state.
     told: NodeMap,
     phase: Phase,
-    /// What the frontend was offered.
+    /// The limits that the frontend was offered.
     limits: Limits,
     connection: Option<Connection<H>>,
     /// Whether the frontend has started over.
@@ -93,10 +93,10 @@ struct Vbd<'a, H: Hypervisor> {
     refused: bool,
 }
 
-/// How many messages to xenstored it takes to change the directory: a transaction that looks first.
+/// The messages to xenstored of a change of the directory: a transaction that reads first.
 const MESSAGES_OF_A_CHANGE: usize = 4;
 
-/// What ended a wait.
+/// An event that ended a wait.
 enum Event {
     Changed,
     Resized,
@@ -138,7 +138,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         })
     }
 
-    /// Lives until the device is gone. Only a xenstore that is gone for good ends it with an error.
+    /// Runs until the device is gone. Returns an error only if xenstore is gone for good.
     async fn run(mut self, changed: &Changes) -> Result<End, Error> {
         loop {
             if self.services.closing.is_set() {
@@ -198,7 +198,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         Ok(None)
     }
 
-    /// Looks at both ends. Whatever xenstored refuses here is no news: the disk stays as it is.
+    /// Reads the states of both ends. If xenstored refuses that, the disk stays as it is.
     async fn observe(&self) -> Result<Observed, Failure> {
         let seen = self.observer.observe().await;
         seen.map_err(Failure::of_what_must_be)
@@ -332,7 +332,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         );
     }
 
-    /// Logs what the guest has brought about.
+    /// Logs what the guest has caused.
     fn tell(&self, level: Level, what: fmt::Arguments<'_>) {
         let line = format_args!("vbd {}: {what}", self.id);
         self.log.say(self.services.handle.now(), level, line);
@@ -347,7 +347,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         self.services.admission.forget(self.id);
     }
 
-    /// Gives the device up because of an error that is the frontend's or ours. The next step tells
+    /// Gives the device up because of an error of the frontend or of this end. The next step tells
     /// the frontend.
     async fn fail(&mut self, problem: Problem) {
         self.disconnect().await;

@@ -1,4 +1,4 @@
-//! What xenstore says about a disk: the nodes that the state machine goes by.
+//! The nodes of a disk that the state machine goes by, as xenstore has them.
 
 use super::state_machine::Observed;
 use crate::changes::{Changes, Stale};
@@ -12,7 +12,7 @@ use bulkhead_xenbus::{XenbusState, own_node, peer_node};
 use bulkhead_xenstore_client::{Client, Error};
 use core::cell::Cell;
 
-/// Knows where both ends of a disk say they are. Only what may have changed is read again.
+/// Reads the states of both ends of a disk. Only what may have changed is read again.
 pub struct Observer<H: Hypervisor> {
     handle: Handle<H>,
     store: Client,
@@ -24,7 +24,7 @@ pub struct Observer<H: Hypervisor> {
 }
 
 impl<H: Hypervisor> Observer<H> {
-    /// Observes the disk with that directory of ours and that one of the frontend's.
+    /// Observes the disk whose backend directory is `path` and whose frontend directory is `frontend`.
     pub fn new(services: &Services<H>, path: &str, frontend: &str, changes: &Changes) -> Self {
         let (handle, store) = (&services.handle, &services.store);
         Observer {
@@ -38,7 +38,7 @@ impl<H: Hypervisor> Observer<H> {
         }
     }
 
-    /// Where both ends say they are. An error says nothing about the disk.
+    /// Returns the states of both ends. An error says nothing about the disk.
     pub async fn observe(&self) -> Result<Observed, Error> {
         let unread = Unread {
             changes: &self.changes,
@@ -64,7 +64,7 @@ impl<H: Hypervisor> Observer<H> {
             let own = own_node(&self.store, format!("{}/state", self.path)).await?;
             seen.own = own.map(|state| XenbusState::parse(Some(&state)));
             if known.is_none_or(|known| known.own != seen.own) {
-                // The toolstack has spoken: it waits for us, whoever else has to.
+                // The toolstack wrote it and waits for this domain: its request comes before the guest's charge.
                 stale = Stale::ALL;
             }
         }
@@ -80,8 +80,8 @@ impl<H: Hypervisor> Observer<H> {
         Ok(seen)
     }
 
-    /// This state was written into the directory of ours, or could not be, because the directory is not
-    /// what it was.
+    /// Notes that this state was written into the backend's directory, or was not, because the directory is
+    /// not what it was.
     pub fn wrote(&self, state: XenbusState, written: bool) {
         let known = self.known.get().filter(|_| written);
         self.known.set(known.map(|known| Observed {
@@ -90,18 +90,19 @@ impl<H: Hypervisor> Observer<H> {
         }));
     }
 
-    /// Charges the guest with messages that it has brought about.
+    /// Charges the guest with messages that it has caused.
     pub fn charge(&self, messages: usize) {
         self.following.charge(self.handle.now(), messages);
     }
 
-    /// Tells of changes.
+    /// Returns the changes that are reported to the disk's task.
     pub fn changes(&self) -> &Changes {
         &self.changes
     }
 }
 
-/// What has to be read again, unless it is said to have been read: nobody may go on waiting for that.
+/// Nodes that count as unread again when this is dropped before [`done`](Self::done): a change must not be
+/// lost if the read fails.
 struct Unread<'a> {
     changes: &'a Changes,
     stale: Stale,

@@ -9,26 +9,26 @@ use bulkhead_images::{OpenError, TargetError};
 use bulkhead_xenstore_client as xenstore;
 use core::fmt;
 
-/// Why a disk is not served, or not any more.
+/// The reason why a disk is not served, or not any more.
 #[derive(Debug)]
 pub enum Problem {
-    /// What the toolstack wrote makes no sense.
+    /// The toolstack's nodes are not valid.
     Config(ConfigError),
-    /// `target=` makes no sense.
+    /// `target=` is not valid.
     Target(TargetError),
-    /// What `target=` names cannot be had.
+    /// The image that `target=` names cannot be opened.
     Open(OpenError),
-    /// What the frontend published makes no sense.
+    /// The frontend's nodes are not valid.
     Published(PublishedError),
-    /// The frontend may mean other sectors than we do.
+    /// The frontend may count sectors in other units than the backend.
     SectorUnits(SectorUnits),
-    /// There is no room for it.
+    /// There is no room for the disk.
     Refused(Refused),
-    /// What the frontend published cannot be connected to.
+    /// The rings that the frontend published cannot be connected to.
     Connect(ConnectError),
     /// The frontend broke the ring.
     Queue(QueueError),
-    /// xenstore refused.
+    /// xenstored refused a request.
     Store(xenstore::Error),
 }
 

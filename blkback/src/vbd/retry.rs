@@ -9,7 +9,7 @@ use bulkhead_xenstore_client::Error;
 use core::pin::pin;
 use futures_util::future::select;
 
-/// How a step went that failed.
+/// The failure of a step.
 pub enum Failure {
     /// xenstored refused for the moment: nothing has changed.
     Passing(Error),
@@ -20,7 +20,7 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// Of what has to be done whatever xenstored says about it now.
+    /// Returns the failure of a request that has to succeed in the end, whatever xenstored says now.
     pub fn of_what_must_be(error: Error) -> Self {
         match error {
             error if error.is_disconnected() => Failure::Disconnected(error),

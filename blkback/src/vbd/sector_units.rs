@@ -1,4 +1,4 @@
-//! In which units a frontend counts sectors, where these are not of 512 bytes.
+//! The units in which a frontend counts sectors that are not of 512 bytes.
 //!
 //! The header has said different things over the years, and frontends follow different ones of them.
 //! All positions and lengths in units of 512 bytes: Linux, NetBSD, and what Xen's header says since
@@ -10,7 +10,7 @@
 
 use core::fmt;
 
-/// Why a disk of large sectors is not served to a frontend.
+/// The reason why a disk of large sectors is not served to a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SectorUnits {
     /// It counts in units of the sector.

@@ -1,5 +1,5 @@
-//! What to do about a disk, given where both ends say they are: the xenbus state machine as a
-//! function, without any I/O, so that every combination can be tested.
+//! The xenbus state machine of a disk: a function from the states of both ends to the next step, without
+//! any I/O, so that every combination can be tested.
 //!
 //! The rules are those that Linux's xen-blkback, QEMU and libxl follow:
 //! - the toolstack detaches by writing `online` = 0 and `state` = 5 into the backend's directory,
@@ -10,7 +10,7 @@
 
 use bulkhead_xenbus::XenbusState;
 
-/// What this backend has done so far.
+/// The part of a disk's life that this backend has reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// Nothing was published yet; the directory may show what an earlier task has left there.
@@ -25,7 +25,7 @@ pub enum Phase {
     Closed,
 }
 
-/// What xenstore says at one moment.
+/// The nodes that decide, as xenstore has them at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Observed {
     /// The `state` node in the backend's directory; `None` if the directory is gone.
@@ -37,7 +37,7 @@ pub struct Observed {
 }
 
 impl Observed {
-    /// Whether nobody is left who waits for answers: the frontend's domain has ended, or one of the
+    /// Returns whether no frontend is left that waits for responses: its domain has ended, or one of the
     /// directories is gone.
     pub fn is_frontend_gone(&self) -> bool {
         let there = |state| state != XenbusState::Unknown;
@@ -61,7 +61,7 @@ pub enum Step {
     ReportClosing,
     /// Take back everything and report `Closed`.
     Close,
-    /// Take back everything, report `Closed` and give the image to others: nobody will connect.
+    /// Take back everything, report `Closed` and give the image to others: no frontend will connect.
     /// The toolstack has yet to take the device away. The end.
     Release,
     /// Take back everything, report `Closed` and remove the backend's directory: the end.
@@ -87,7 +87,7 @@ pub fn decide(phase: Phase, seen: Observed) -> Step {
     let unplugged = !seen.online && leaving;
     let frontend = match seen.frontend {
         Some(state) if state != XenbusState::Unknown => state,
-        // Its domain is gone, or it has removed its own directory: nobody will ever connect.
+        // Its domain is gone, or it has removed its own directory: no frontend will connect.
         _ if unplugged => return Step::Remove,
         _ => return Step::Release,
     };
@@ -97,7 +97,7 @@ pub fn decide(phase: Phase, seen: Observed) -> Step {
         // Also one that has never connected: Windows' begins with that.
         (XenbusState::Closed, _) => Step::Close,
 
-        // Nothing is shared, so there is nobody to wait for.
+        // Nothing is shared, so there is no frontend to wait for.
         (_, Phase::New | Phase::Offered | Phase::Failed | Phase::Closed) if unplugged => {
             Step::Remove
         }
@@ -109,14 +109,14 @@ pub fn decide(phase: Phase, seen: Observed) -> Step {
         }
 
         // A frontend that starts over, with or without having closed. If the toolstack wants the
-        // device back, it is offered to nobody any more.
+        // device back, it is not offered again.
         (XenbusState::Initialising, Phase::Connected) if !seen.online => Step::Close,
         (
             XenbusState::Initialising,
             Phase::New | Phase::Connected | Phase::Closed | Phase::Failed,
         ) if seen.online => Step::Offer,
 
-        // Whatever the directory says, nobody serves: the frontend is to close.
+        // Whatever the directory says, the disk is not served: the frontend is to close.
         (_, Phase::New | Phase::Failed) if !leaving => Step::ReportClosing,
 
         (XenbusState::Initialised | XenbusState::Connected, Phase::Offered)

@@ -9,12 +9,12 @@ use bulkhead_xen::Hypervisor;
 use bulkhead_xenbus::retry::is_passing;
 use bulkhead_xenstore_client::Error;
 
-/// Shows what a disk has counted, if its `statistics` node asks for it. What goes wrong with that is
-/// told, and is no matter of the disk's.
+/// Writes a disk's counters into its `statistics` node, if the node asks for them. A failure is logged and
+/// does not affect the disk.
 pub async fn show_statistics<H: Hypervisor>(services: &Services<H>, id: VbdId) {
     match try_to_show_statistics(services, id).await {
         Ok(()) => {}
-        // Each event looks again.
+        // The next event has the node read again.
         Err(error) if is_passing(&error) => log::debug!("vbd {id}: statistics: {error}"),
         Err(error) => log::warn!("vbd {id}: the statistics are not shown: {error}"),
     }

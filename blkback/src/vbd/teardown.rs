@@ -1,5 +1,4 @@
-//! The end of a disk: what is left to do when it has given back everything, until the toolstack
-//! has what it waits for.
+//! The end of a disk, from the last request until the toolstack has seen what it waits for.
 
 use super::backend_nodes::{Act, Change, set_state};
 use super::connection::Connection;
@@ -21,12 +20,12 @@ use core::pin::pin;
 use core::time::Duration;
 use futures_util::future::{Either, select};
 
-/// How long an ending driver domain waits for a frontend to let go of its disk.
+/// The time that an ending driver domain waits for a frontend to let go of its disk.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// How long a closed device stays visible before its directory is removed: libxl waits for the
+/// The time that a closed device stays visible before its directory is removed: libxl waits for the
 /// state, and calls it a failure if the directory is gone by the time it looks, which may be late on
-/// a busy dom0. It then waits ten seconds for the removal. Nothing tells when it has looked.
+/// a busy dom0. It then waits ten seconds for the removal. Nothing shows when libxl has looked.
 pub const LINGER: Duration = Duration::from_millis(2500);
 
 /// Tells a connected frontend that its disk goes away, and waits until it has let go of it, while
@@ -103,7 +102,7 @@ pub async fn close<H: Hypervisor>(
     }
 }
 
-/// What is left to do when a disk has given back everything.
+/// Does what is left when a disk has given back everything.
 pub async fn finish<H: Hypervisor>(
     services: &Services<H>,
     id: VbdId,
@@ -165,7 +164,7 @@ async fn is_closed(store: &Client, path: &str) -> Result<bool, Error> {
     Ok(is_over(XenbusState::parse(state.as_deref())))
 }
 
-/// Whether a device is not served any more. libxl asks for 5 even where 6 is reached already.
+/// Returns whether a device in this state is not served any more. libxl asks for 5 even where 6 is reached already.
 pub fn is_over(state: XenbusState) -> bool {
     matches!(state, XenbusState::Closed | XenbusState::Closing)
 }
@@ -209,7 +208,7 @@ async fn remove<H: Hypervisor>(
 }
 
 /// Removes the directory of a disk that was refused: without it the toolstack gives up at once
-/// instead of waiting. Answers false if the directory is another disk's by now.
+/// instead of waiting. Returns false if the directory is another disk's by now.
 async fn remove_refused<H: Hypervisor>(
     services: &Services<H>,
     path: &str,
@@ -223,13 +222,13 @@ async fn remove_refused<H: Hypervisor>(
     removal.make(&services.store, path).await
 }
 
-/// How a disk ends.
+/// The way in which a disk ends.
 pub enum End {
     /// It was never served. What the toolstack wrote about it comes with the reason.
     Refuse(Problem, NodeMap),
     /// Its frontend is gone; the toolstack has yet to take it away.
     Release,
-    /// Its directory is ours to remove.
+    /// Its directory is to be removed by this domain.
     Remove,
     /// Its directory is another disk's by now.
     StartOver,

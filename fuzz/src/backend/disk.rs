@@ -1,4 +1,4 @@
-//! The disks that the guest may have, and how what they held is put back.
+//! The disks that the guest may have; what they held is put back after each input.
 
 use bulkhead_blkback_testkit::{Script, World, content};
 use bulkhead_images::testing::{Delayed, OpenNow};
@@ -83,7 +83,7 @@ impl Disk {
         }
     }
 
-    /// Which bytes of the ramdisk the guest may change.
+    /// Returns the bytes of the ramdisk that the guest may change.
     pub fn own_bytes(&self) -> Range<usize> {
         let original = self.original.as_ref();
         original.map_or(0..0, |original| original.bytes.clone())
@@ -127,7 +127,7 @@ fn segments(world: &World, bytes: &[u8]) -> Vec<IoSegment> {
     let segment = |bytes: &[u8]| {
         let page = world.storage.alloc_page();
         let from = NonNull::from(bytes).cast();
-        // SAFETY: a page just taken, which nobody else writes.
+        // SAFETY: a page just taken, which nothing else writes.
         unsafe { page.copy_from_nonoverlapping(from, bytes.len()) };
         // SAFETY: domain memory stays mapped as long as the machine, and nothing refers into it.
         unsafe { IoSegment::new(page, bytes.len(), None) }

@@ -112,12 +112,12 @@ impl HostileGuest {
             .grant(gref(page), to, self.domain.frame_of(address), flags);
     }
 
-    /// It has done what no good frontend does: from here on nothing is expected of its answers.
+    /// Notes that it has done what no good frontend does: from here on nothing is expected of its responses.
     pub fn misbehaves(&mut self) {
         self.good = false;
     }
 
-    /// Its ring was in use before, or it says so. Answers whether it may be refused.
+    /// Makes its ring look used before. Returns whether the queue may be refused.
     pub fn used_before(&mut self, script: &mut Script<'_>) -> bool {
         let (ring, answered) = (self.ring(), script.number() as u32);
         (self.produced, self.taken) = (answered, answered);

@@ -19,7 +19,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
-/// How often what a slow disk holds back is let through before a queue has to have ended.
+/// The number of times that a slow disk's requests are let through before a queue has to have ended.
 const ROUNDS: usize = 1000;
 
 thread_local! {
@@ -171,7 +171,7 @@ impl Machine {
         }
     }
 
-    /// Nothing of the guest's is in use any more, and nobody else was harmed.
+    /// Checks that nothing of the guest is in use any more, and that no other guest was harmed.
     fn check(&mut self, disk: usize) {
         let world = self.world;
         self.guest.close_port();
@@ -193,7 +193,7 @@ impl Machine {
     }
 }
 
-/// How an input wants to be served.
+/// The options that an input is served with.
 struct Setting {
     path: DataPath,
     abi: Abi,
@@ -218,7 +218,7 @@ impl Setting {
     }
 }
 
-/// Answers are shown at once: how long they wait for company is no matter of the guest's.
+/// Publishes responses at once: the guest has no influence on how long they are held back.
 fn options(data_path: DataPath) -> Options {
     Options {
         data_path,

@@ -241,7 +241,7 @@ fn watches_tell_what_changes() {
     assert_eq!(rig.run(watch.next()).unwrap().as_str(), "data/dir/x");
     assert!(rig.poll(pin!(watch.next())).is_pending());
     assert_eq!(rig.run(other.next()).unwrap().as_str(), "data/dir/x");
-    // An event on its way when the watch is dropped is nobody's.
+    // An event on its way when the watch is dropped is thrown away.
     rig.server.write("/local/domain/5/data/dir/x", "2");
     drop(watch);
     rig.settle();
@@ -313,7 +313,7 @@ fn forgetting_everything() {
     let watch = rig.run(store.watch("data")).unwrap();
     rig.run(store.reset_watches()).unwrap();
     assert_eq!(rig.server.watch_count(GUEST), 0);
-    // The watch's own end finds nothing to remove, which is no error to anyone.
+    // The watch's own end finds nothing to remove, which is not an error.
     drop(watch);
     rig.settle();
     assert!(rig.run(store.exists("data")).unwrap());

@@ -85,7 +85,7 @@ fn many_tasks_share_one_slow_store() {
     for task in 0..30 {
         let (store, done) = (store.clone(), done.clone());
         executor.handle().spawn(async move {
-            // All count in one node: nobody's increment may be lost.
+            // All count in one node: no increment may be lost.
             store
                 .transaction(async |tx| {
                     let count: u32 = tx.read_number_optional("data/count").await?.unwrap_or(0);

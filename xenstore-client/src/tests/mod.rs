@@ -86,7 +86,7 @@ impl Page {
 
 impl Drop for Page {
     fn drop(&mut self) {
-        // SAFETY: the page came from a box, and whoever used it was dropped before.
+        // SAFETY: the page came from a box, and its users were dropped before.
         drop(unsafe { Box::from_raw(self.0.as_ptr()) });
     }
 }
@@ -126,10 +126,10 @@ impl Rig {
         }
     }
 
-    /// Lets both sides do what they can, once. Answers whether anything moved.
+    /// Lets both sides do what they can, once. Returns whether anything moved.
     fn step(&mut self) -> bool {
         let before = self.hypervisor.rung();
-        // A breakdown is seen by whoever waits.
+        // The tasks that wait see a breakdown.
         let _ = self.connection.pump();
         let moved = self.end.pump(&mut self.server);
         moved || self.hypervisor.rung() != before

@@ -85,7 +85,7 @@ fn impossible_indices_break_the_connection() {
         // It stays broken, whatever the index says later.
         rig.page.set(offset, consumer);
         assert_eq!(rig.connection.pump(), Err(breakdown.clone()));
-        // Whoever waits is told, and so is whoever comes later.
+        // The tasks that wait have the error, and so have later requests.
         let told = Poll::Ready(Err(Fault::Disconnected(breakdown.clone()).into()));
         assert_eq!(rig.poll(waiting.as_mut()), told);
         let later = rig.run(store.read("data"));
@@ -94,7 +94,7 @@ fn impossible_indices_break_the_connection() {
 }
 
 /// Sends bytes that no xenstored would send to a client that waits for an answer, an event and a
-/// place for a transaction; answers why the connection broke.
+/// place for a transaction; returns why the connection broke.
 fn breakdown(bytes: &[u8]) -> Breakdown {
     let mut rig = Rig::new();
     let store = rig.client.clone();
@@ -155,7 +155,7 @@ fn a_message_that_makes_no_sense_is_skipped() {
         assert_eq!(rig.run(store.read("data")), Ok(String::new()));
     }
     assert!(rig.poll(pin!(watch.next())).is_pending());
-    // An event that cannot be understood may be anybody's.
+    // An event that cannot be understood may be for any watch.
     for rubbish in [
         message(MessageType::WATCH_EVENT, 0, 6, b"data\x001"),
         message(MessageType::WATCH_EVENT, 0, 0, b""),

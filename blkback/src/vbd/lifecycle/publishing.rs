@@ -45,7 +45,7 @@ impl<H: Hypervisor> Vbd<'_, H> {
         log::info!("vbd {}: attached, {} {mode}", self.id, self.config.target);
     }
 
-    /// Publishes what the frontend may use. Answers false if the directory is another disk's.
+    /// Publishes what the frontend may use. Returns false if the directory is another disk's.
     async fn offer(&mut self, from: XenbusState) -> Result<bool, Error> {
         let services = self.services;
         let geometry = self.device.geometry();
@@ -74,8 +74,8 @@ impl<H: Hypervisor> Vbd<'_, H> {
         Ok(published)
     }
 
-    /// Tells the frontend what the disk is like, and that it is connected. Answers false if the
-    /// directory is not what it was.
+    /// Publishes the disk's properties and that the frontend is connected. Returns false if the directory is
+    /// not what it was.
     pub(super) async fn publish_disk(&mut self, from: XenbusState) -> Result<bool, Error> {
         let geometry = self.device.geometry();
         let nodes = features::disk(&self.config, &geometry);
@@ -84,14 +84,14 @@ impl<H: Hypervisor> Vbd<'_, H> {
         Ok(told)
     }
 
-    /// The image has grown under a connected frontend: writing the state again, with the size,
-    /// makes it look (as Linux's xen-blkback does, and blkfront expects).
+    /// Announces that the image has grown under a connected frontend. Writing the state again, with the size,
+    /// makes the frontend read it (as Linux's xen-blkback does, and blkfront expects).
     pub(super) async fn announce_size(&mut self, own: XenbusState) -> Result<(), Error> {
         if own == XenbusState::Connected {
             self.publish_disk(own).await?;
             log::info!("vbd {}: now {} sectors", self.id, self.sectors);
         } else {
-            // On its way out; it need not know.
+            // The frontend is closing and need not know.
             self.sectors = self.device.geometry().sectors;
         }
         Ok(())

@@ -3,7 +3,9 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::fs;
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Set for the processes that cargo starts in place of the compiler.
@@ -60,6 +62,18 @@ pub fn fingerprint() -> String {
     )
 }
 
+/// Copies this program to `folder`, where cargo finds it as the compiler, and returns its path. Where it was started from
+/// it may be gone: the checks before build it anew.
+pub fn install(folder: &Path) -> std::io::Result<PathBuf> {
+    let compiler = folder.join("compiler");
+    // One that runs cannot be written to.
+    if compiler.exists() {
+        fs::remove_file(&compiler)?;
+    }
+    fs::copy("/proc/self/exe", &compiler)?;
+    Ok(compiler)
+}
+
 /// Becomes the compiler, with the flags of the crate that it is to compile, if cargo has started this program for that.
 /// Returns an error if the compiler cannot be started, and `None` if this is not what is wanted.
 pub fn become_compiler() -> Option<std::io::Error> {
@@ -77,7 +91,33 @@ pub fn become_compiler() -> Option<std::io::Error> {
 mod tests {
     use super::*;
     use crate::workspace;
-    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    /// Set for the copy of this test that is to remove itself.
+    const REMOVED: &str = "BULKHEAD_TEST_REMOVED_PROGRAM";
+
+    #[test]
+    fn a_program_that_was_removed_since_it_was_started_is_installed() {
+        let name =
+            "fuzz::coverage::tests::a_program_that_was_removed_since_it_was_started_is_installed";
+        if let Some(folder) = env::var_os(REMOVED) {
+            fs::remove_file(env::current_exe().unwrap()).unwrap();
+            let installed = install(Path::new(&folder)).unwrap();
+            let mode = fs::metadata(installed).unwrap().permissions().mode();
+            assert_eq!(mode & 0o111, 0o111);
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let copy = folder.path().join("started");
+        fs::copy(env::current_exe().unwrap(), &copy).unwrap();
+        let status = Command::new(&copy)
+            .args(["--exact", name])
+            .env(REMOVED, folder.path())
+            .status()
+            .unwrap();
+        assert!(status.success());
+        assert!(!copy.exists() && folder.path().join("compiler").exists());
+    }
 
     #[test]
     fn parsers_are_watched_closely_and_the_simulated_xen_not_at_all() {

@@ -90,6 +90,7 @@ pub fn shares(targets: &[String], total: Duration) -> Vec<Duration> {
 /// Builds the targets, and unpacks their seeds.
 pub fn build() -> Result<()> {
     fs::create_dir_all(folder())?;
+    let compiler = coverage::install(&folder())?;
     process::run_logged(
         Command::new(process::cargo())
             .args(["build", "--package", "bulkhead-fuzz", "--bins"])
@@ -101,7 +102,7 @@ pub fn build() -> Result<()> {
                 "RUSTFLAGS",
                 format!("{RUSTFLAGS} {}", coverage::fingerprint()),
             )
-            .env("RUSTC_WORKSPACE_WRAPPER", std::env::current_exe()?)
+            .env("RUSTC_WORKSPACE_WRAPPER", compiler)
             .env(coverage::IS_COMPILER, "1")
             .current_dir(workspace::root()),
         &folder().join("build.log"),

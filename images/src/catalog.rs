@@ -1,12 +1,12 @@
 //! The images there are, and opening them.
 
 use crate::archive::{self, ArchiveError};
-use crate::backing::{Backing, CannotGrow};
 use crate::device::{BlockDevice, SectorSize};
 use crate::discard::DiscardMode;
 use crate::growth::{GrowError, Growth};
 use crate::lease::{Access, InUse, Leases};
 use crate::memory::ImageMemory;
+use crate::memory_image::{CannotGrow, MemoryImage};
 use crate::stores::ram::RamImage;
 use crate::target::{RamTarget, Target};
 use alloc::string::{String, ToString};
@@ -32,7 +32,7 @@ pub struct Catalog {
 #[derive(Debug)]
 struct Image {
     name: String,
-    backing: Arc<Backing>,
+    memory: Arc<MemoryImage>,
     leases: Arc<Leases>,
 }
 
@@ -40,7 +40,7 @@ impl Image {
     fn new(name: String, memory: ImageMemory) -> Image {
         Image {
             name,
-            backing: Arc::new(Backing::new(memory)),
+            memory: Arc::new(MemoryImage::new(memory)),
             leases: Arc::default(),
         }
     }
@@ -105,9 +105,9 @@ impl Catalog {
     /// If an image is open already.
     pub fn with_reservation(mut self, reservation: Arc<dyn Reservation>) -> Catalog {
         for image in self.images.iter_mut().flatten() {
-            let backing = Arc::get_mut(&mut image.backing);
-            let backing = backing.expect("a reservation comes before anyone opens an image");
-            backing.take_pages_from(reservation.clone());
+            let memory = Arc::get_mut(&mut image.memory);
+            let memory = memory.expect("a reservation comes before anyone opens an image");
+            memory.take_pages_from(reservation.clone());
         }
         self
     }
@@ -121,14 +121,14 @@ impl Catalog {
         if !size.is_multiple_of(SectorSize::B4096.bytes() as u64) {
             return Err(GrowError::Size { name, size });
         }
-        let now = image.backing.len() as u64;
+        let now = image.memory.len() as u64;
         let wanted = size.saturating_sub(now);
         let grown = match usize::try_from(size) {
-            Ok(size) => image.backing.begin_growth(size),
+            Ok(size) => image.memory.begin_growth(size),
             Err(_) => Err(CannotGrow::NoMemory),
         };
         match grown {
-            Ok(added) => Ok(Growth::new(image.backing.clone(), added)),
+            Ok(added) => Ok(Growth::new(image.memory.clone(), added)),
             Err(CannotGrow::NotLarger) => Err(GrowError::NotLarger { name, size, now }),
             Err(CannotGrow::Growing) => Err(GrowError::Growing { name }),
             Err(CannotGrow::NoMemory) => Err(GrowError::NoMemory { name, wanted }),
@@ -140,7 +140,7 @@ impl Catalog {
     pub fn released(&self, name: &str) -> Option<usize> {
         let mut images = self.images.iter().flatten();
         let image = images.find(|image| image.name == name)?;
-        Some(image.backing.released())
+        Some(image.memory.released())
     }
 
     /// What is wrong with the ramdisk, if it is an archive that cannot be read.
@@ -154,7 +154,7 @@ impl Catalog {
         images.map(|image| {
             (
                 image.name.as_str(),
-                image.backing.len(),
+                image.memory.len(),
                 image.leases.count(),
             )
         })
@@ -199,7 +199,7 @@ impl Catalog {
         let sizes = (target.sector_size, target.physical_sector_size);
         // `io/blkif.h`: the whole disk is a multiple of the larger one too.
         let sector_size = sizes.0.max(sizes.1);
-        let size = image.backing.len();
+        let size = image.memory.len();
         if size == 0 || !size.is_multiple_of(sector_size.bytes()) {
             return Err(OpenError::Size {
                 name,
@@ -210,9 +210,9 @@ impl Catalog {
         let lease = image.leases.take(access, target.shared, owner);
         let lease = lease.map_err(|in_use| OpenError::InUse { name, in_use })?;
         let discard = target.discard.unwrap_or(self.discard);
-        let backing = image.backing.clone();
+        let memory = image.memory.clone();
         Ok(RamImage::leased(
-            backing,
+            memory,
             sizes,
             access,
             discard,

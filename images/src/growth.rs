@@ -13,9 +13,9 @@
 //! # Ok::<(), bulkhead_images::GrowRequestError>(())
 //! ```
 
-use crate::backing::Backing;
 use crate::catalog::NotFound;
 use crate::memory::ImageMemory;
+use crate::memory_image::MemoryImage;
 use crate::target::parse_size;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -42,15 +42,15 @@ pub struct GrowRequest {
 #[derive(Debug)]
 #[must_use = "the image does not grow unless this goes on"]
 pub struct Growth {
-    backing: Arc<Backing>,
+    image: Arc<MemoryImage>,
     /// Until it is the image's.
     added: Option<Addition>,
 }
 
 impl Growth {
-    pub(crate) fn new(backing: Arc<Backing>, added: Addition) -> Growth {
+    pub(crate) fn new(image: Arc<MemoryImage>, added: Addition) -> Growth {
         Growth {
-            backing,
+            image,
             added: Some(added),
         }
     }
@@ -63,14 +63,14 @@ impl Growth {
             return None;
         }
         let added = self.added.take()?;
-        Some(self.backing.append(added) as u64)
+        Some(self.image.append(added) as u64)
     }
 }
 
 impl Drop for Growth {
     fn drop(&mut self) {
         if self.added.is_some() {
-            self.backing.stay();
+            self.image.stay();
         }
     }
 }

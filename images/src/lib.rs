@@ -51,8 +51,6 @@ extern crate alloc;
 pub mod archive;
 #[allow(unsafe_code, reason = "keeps segments of requests that are pending")]
 mod async_queue;
-#[allow(unsafe_code, reason = "gives memory back and keeps everyone off it")]
-mod backing;
 mod catalog;
 mod device;
 mod discard;
@@ -64,6 +62,8 @@ mod io;
 mod lease;
 #[allow(unsafe_code, reason = "owns raw memory")]
 mod memory;
+#[allow(unsafe_code, reason = "gives memory back and keeps everyone off it")]
+mod memory_image;
 mod presence;
 mod queue;
 #[allow(unsafe_code, reason = "names memory that its maker promises")]

@@ -62,7 +62,7 @@ fn a_discard_behind_another_waits_for_its_turn() {
         second.submit(Tag(tag), Io { op, segments: &[] })
     };
     assert!(matches!(discard(1, 7000), Submitted::Pending));
-    // What the other queue has lent keeps a slice from coming to its end.
+    // What the other queue has lent keeps a step from coming to its end.
     let read = Op::Read {
         sector: Sector(7992),
     };
@@ -202,7 +202,7 @@ fn discards_that_are_none_are_refused() {
 }
 
 #[test]
-fn long_discards_go_on_in_slices() {
+fn long_discards_are_done_in_steps() {
     let (domain, device, _) = whole(1000);
     let mut queue = device.queue();
     let op = Op::Discard {

@@ -88,24 +88,24 @@ fn what_was_released_before_is_neither_touched_nor_lost() {
 }
 
 #[test]
-fn long_discards_go_on_in_slices_of_a_mebibyte() {
+fn long_discards_are_done_in_steps_of_a_mebibyte() {
     let (_domain, device, content) = whole(1000);
     let (mut queue, mut other) = (device.queue(), device.queue());
     assert_eq!(begin(&mut *queue, 1, 0, 8000), Submitted::Pending);
-    for slice in 1..4_u64 {
-        // What comes after the slice is as it was, and both queues serve.
+    for step in 1..4_u64 {
+        // What comes after the step is as it was, and both queues serve.
         for queue in [&mut queue, &mut other] {
-            assert_eq!(read(&mut **queue, slice * 2048 - 8, 8), Ok(vec![0; 4096]));
-            let next = read(&mut **queue, slice * 2048, 8).expect("it can be read");
+            assert_eq!(read(&mut **queue, step * 2048 - 8, 8), Ok(vec![0; 4096]));
+            let next = read(&mut **queue, step * 2048, 8).expect("it can be read");
             assert!(
-                next == content[slice as usize * (1 << 20)..][..4096],
-                "{slice}"
+                next == content[step as usize * (1 << 20)..][..4096],
+                "{step}"
             );
         }
         let mut told = Vec::new();
         queue.complete(&mut |tag, result| told.push((tag, result)));
-        let expected: &[_] = if slice < 3 { &[] } else { &[(Tag(1), Ok(()))] };
-        assert_eq!(told, expected, "slice {slice}");
+        let expected: &[_] = if step < 3 { &[] } else { &[(Tag(1), Ok(()))] };
+        assert_eq!(told, expected, "step {step}");
     }
     assert!(all(&*device).iter().all(|&byte| byte == 0));
 }

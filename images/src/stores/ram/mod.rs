@@ -4,12 +4,12 @@ mod target;
 
 pub use target::RamTarget;
 
-use crate::backing::{Backing, Slice};
 use crate::device::{BlockDevice, DiscardLimits, Geometry, SectorSize};
 use crate::discard::DiscardMode;
 use crate::io::{Io, IoError, Op, Sector, Submitted, Tag};
 use crate::lease::{Access, Lease};
 use crate::memory::ImageMemory;
+use crate::memory_image::{DiscardStep, MemoryImage};
 use crate::presence::Visitor;
 use crate::queue::{
     Caps, DataAccess, IoQueue, OpenQueue, OpenQueueError, QueueContext, Staging, StagingPhase,
@@ -33,14 +33,14 @@ use core::task::{Context, Poll, Waker};
 /// instead. They read as zeros; the first write to one gets memory for it, or fails if there is none
 /// left.
 ///
-/// A long discard is done in slices, and no more than one of all a queue's discards between two calls
+/// A long discard is done in steps, and no more than one of all a queue's discards between two calls
 /// of [`IoQueue::poll_complete`].
 #[derive(Clone)]
 pub struct RamImage(Arc<Image>);
 
 struct Image {
-    backing: Arc<Backing>,
-    /// Its number among those who want to know when the backing grows.
+    memory: Arc<MemoryImage>,
+    /// Its number among those who want to know when the memory grows.
     watcher: u64,
     sector_size: SectorSize,
     physical_sector_size: SectorSize,
@@ -52,30 +52,30 @@ struct Image {
 impl RamImage {
     /// The image in `memory`. Bytes after its last whole sector are not served.
     pub fn new(memory: ImageMemory, sector_size: SectorSize, access: Access) -> RamImage {
-        let backing = Arc::new(Backing::new(memory));
+        let memory = Arc::new(MemoryImage::new(memory));
         let sizes = (sector_size, sector_size);
-        Self::leased(backing, sizes, access, DiscardMode::Keep, None)
+        Self::leased(memory, sizes, access, DiscardMode::Keep, None)
     }
 
     /// An image with a lease that is kept as long as the image or a queue of it. The sizes are
     /// those of the sectors that are addressed and of the physical ones.
     pub(crate) fn leased(
-        backing: Arc<Backing>,
+        memory: Arc<MemoryImage>,
         (sector_size, physical_sector_size): (SectorSize, SectorSize),
         access: Access,
         discard: DiscardMode,
         lease: Option<Lease>,
     ) -> RamImage {
         RamImage(Arc::new(Image {
-            watcher: backing.watchers.number(),
+            watcher: memory.watchers.number(),
             sector_size,
             physical_sector_size,
             access,
             discard: match discard {
-                DiscardMode::Release if backing.can_release() => DiscardMode::Release,
+                DiscardMode::Release if memory.can_release() => DiscardMode::Release,
                 _ => DiscardMode::Keep,
             },
-            backing,
+            memory,
             _lease: lease,
         }))
     }
@@ -92,7 +92,7 @@ impl BlockDevice for RamImage {
             discard: self.0.discards().then(|| DiscardLimits {
                 granularity: Sector((PAGE_SIZE / Sector::SIZE) as u64),
                 // Whole sectors: members of an archive start at multiples of 512.
-                alignment: Sector((self.0.backing.first_page() / Sector::SIZE) as u64),
+                alignment: Sector((self.0.memory.first_page() / Sector::SIZE) as u64),
                 secure: true,
             }),
         }
@@ -107,18 +107,18 @@ impl BlockDevice for RamImage {
         opened(Queue {
             // Only writers discard: readers find the image as it is. A writer that releases nothing may
             // have one beside it that does.
-            visitor: (self.0.discards() && self.0.backing.can_release())
-                .then(|| self.0.backing.visitor()),
+            visitor: (self.0.discards() && self.0.memory.can_release())
+                .then(|| self.0.memory.visitor()),
             image: self.0.clone(),
             lending: false,
-            sliced: false,
+            stepped: false,
             discards,
-            begun: None,
+            releasing: None,
         })
     }
 
     fn on_change(&self, waker: &Waker) {
-        self.0.backing.watchers.watch(self.0.watcher, waker);
+        self.0.memory.watchers.watch(self.0.watcher, waker);
     }
 }
 
@@ -127,12 +127,12 @@ struct Queue {
     visitor: Option<Arc<Visitor>>,
     /// The visit that is going on protects what was lent.
     lending: bool,
-    /// A slice was discarded since the last call of `complete`: no more of it until then.
-    sliced: bool,
-    /// In their order: what is behind the first has not begun.
+    /// A step was discarded since the last call of `complete`: no more of it until then.
+    stepped: bool,
+    /// In their order: what is behind the first has not releasing.
     discards: VecDeque<Discard>,
     /// The part of the first one whose memory is being released.
-    begun: Option<Slice>,
+    releasing: Option<DiscardStep>,
 }
 
 /// What is still to be discarded of a request.
@@ -162,8 +162,8 @@ impl IoQueue for Queue {
                 Ok((_, 0)) => Ok(()),
                 Ok((offset, len)) => {
                     let mut discard = Discard { tag, offset, len };
-                    if self.discards.is_empty() && !self.sliced {
-                        self.go_on(&mut discard);
+                    if self.discards.is_empty() && !self.stepped {
+                        self.step(&mut discard);
                     }
                     if discard.len > 0 {
                         self.discards.push_back(discard);
@@ -181,7 +181,7 @@ impl IoQueue for Queue {
         context: &mut Context<'_>,
         sink: &mut dyn FnMut(Tag, Result<(), IoError>),
     ) -> Poll<()> {
-        self.sliced = false;
+        self.stepped = false;
         if self.discards.is_empty() {
             return Poll::Pending;
         }
@@ -197,7 +197,7 @@ impl IoQueue for Queue {
         let Some(mut discard) = self.discards.front().copied() else {
             return told;
         };
-        self.go_on(&mut discard);
+        self.step(&mut discard);
         if discard.len > 0 {
             self.discards[0] = discard;
         } else {
@@ -215,7 +215,7 @@ impl IoQueue for Queue {
     fn cancel(&mut self, tag: Tag) {
         let first = self.discards.front().map(|discard| discard.tag);
         if first == Some(tag) {
-            self.abandon_slice();
+            self.abandon_step();
         }
         let discard = self.discards.iter_mut().find(|other| other.tag == tag);
         if let Some(discard) = discard {
@@ -224,7 +224,7 @@ impl IoQueue for Queue {
     }
 
     fn cancel_all(&mut self) {
-        self.abandon_slice();
+        self.abandon_step();
         for discard in &mut self.discards {
             discard.len = 0;
         }
@@ -247,7 +247,7 @@ impl IoQueue for Queue {
             visitor.enter();
         }
         self.lending = true;
-        let lent = self.image.backing.lend(offset, len);
+        let lent = self.image.memory.lend(offset, len);
         if lent.is_none() && begin {
             self.end_in_place();
         }
@@ -267,29 +267,29 @@ impl IoQueue for Queue {
 }
 
 impl Queue {
-    /// Does one slice of a discard, or nothing if another queue is in the way. It is the only one for
+    /// Does one step of a discard, or nothing if another queue is in the way. It is the only one for
     /// now.
-    fn go_on(&mut self, discard: &mut Discard) {
-        self.sliced = true;
-        let backing = &self.image.backing;
+    fn step(&mut self, discard: &mut Discard) {
+        self.stepped = true;
+        let memory = &self.image.memory;
         let done = match self.image.discard {
-            DiscardMode::Keep => backing.clear(self.visitor(), discard.offset, discard.len),
+            DiscardMode::Keep => memory.clear(self.visitor(), discard.offset, discard.len),
             DiscardMode::Release => {
-                if self.begun.is_none() {
-                    self.begun = backing.discard(discard.offset, discard.len);
+                if self.releasing.is_none() {
+                    self.releasing = memory.begin_release(discard.offset, discard.len);
                 }
-                let ended = self.begun.take_if(|slice| backing.finish(slice));
-                ended.map_or(0, |slice| slice.len())
+                let ended = self.releasing.take_if(|step| memory.finish_release(step));
+                ended.map_or(0, |step| step.len())
             }
         };
         discard.offset += done;
         discard.len -= done;
     }
 
-    /// Keeps the memory of the slice that is being released, if one is.
-    fn abandon_slice(&mut self) {
-        if let Some(slice) = self.begun.take() {
-            self.image.backing.abandon(&slice);
+    /// Keeps the memory of the step that is being released, if one is.
+    fn abandon_step(&mut self) {
+        if let Some(step) = self.releasing.take() {
+            self.image.memory.abandon_release(&step);
         }
     }
 
@@ -302,7 +302,7 @@ impl Queue {
     #[inline]
     fn read(&self, sector: Sector, segments: &[IoSegment]) -> Result<(), IoError> {
         let offset = self.image.place(sector, segments)?;
-        self.image.backing.read(self.visitor(), offset, segments);
+        self.image.memory.read(self.visitor(), offset, segments);
         Ok(())
     }
 
@@ -312,23 +312,23 @@ impl Queue {
             return Err(IoError::ReadOnly);
         }
         let offset = self.image.place(sector, segments)?;
-        self.image.backing.write(self.visitor(), offset, segments)
+        self.image.memory.write(self.visitor(), offset, segments)
     }
 }
 
 impl Drop for Queue {
     fn drop(&mut self) {
         self.end_in_place();
-        self.abandon_slice();
+        self.abandon_step();
         if let Some(visitor) = &self.visitor {
-            self.image.backing.forget(visitor);
+            self.image.memory.forget(visitor);
         }
     }
 }
 
 impl Drop for Image {
     fn drop(&mut self) {
-        self.backing.watchers.forget(self.watcher);
+        self.memory.watchers.forget(self.watcher);
     }
 }
 
@@ -336,7 +336,7 @@ impl Image {
     /// What is served: whole sectors.
     #[inline]
     fn len(&self) -> usize {
-        let len = self.backing.len();
+        let len = self.memory.len();
         len - len % self.sector_size.bytes()
     }
 

@@ -17,29 +17,29 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use spin::Mutex;
 
 /// How many pages are discarded at a time, so that nobody waits long for the lock or the processor.
-const SLICE: usize = 256;
+const STEP_PAGES: usize = 256;
 
 /// The memory of one image.
 ///
 /// Reads and writes take no lock as long as they meet no released page; see
 /// [`presence`](crate::presence) for how that goes together with discards.
-pub(crate) struct Backing {
+pub(crate) struct MemoryImage {
     extents: Extent,
     /// Bytes that the image has; set once the memory is there.
     len: AtomicUsize,
     released: Count,
     reservation: Option<Arc<dyn Reservation>>,
-    gate: Mutex<Gate>,
+    locked: Mutex<Locked>,
     /// Who wants to know when the image has grown.
     pub(crate) watchers: Watchers,
 }
 
 /// What the image's lock guards, besides what is noted as released.
 #[derive(Default)]
-struct Gate {
+struct Locked {
     visitors: Vec<Registered>,
-    /// A slice has begun and not ended.
-    slice: bool,
+    /// A step of a discard has begun and not ended.
+    discarding: bool,
     /// So has a growth.
     growing: bool,
 }
@@ -47,20 +47,20 @@ struct Gate {
 /// A queue that may be at work.
 struct Registered {
     visitor: Arc<Visitor>,
-    /// The visit that the slice waits for.
+    /// The visit that the step waits for.
     awaited: Option<usize>,
 }
 
 /// A part of a discard: its pages are noted as released and may be in use. To be given to
-/// [`Backing::finish`] until that is true, or to [`Backing::abandon`].
+/// [`MemoryImage::finish_release`] until that is true, or to [`MemoryImage::abandon_release`].
 #[derive(Debug)]
-#[must_use = "no other slice can begin before this one ends"]
-pub(crate) struct Slice {
+#[must_use = "no other step can begin before this one ends"]
+pub(crate) struct DiscardStep {
     offset: usize,
     len: usize,
 }
 
-impl Slice {
+impl DiscardStep {
     /// How many bytes are discarded with it.
     pub(crate) fn len(&self) -> usize {
         self.len
@@ -78,15 +78,15 @@ pub(crate) enum CannotGrow {
     NoMemory,
 }
 
-impl Backing {
+impl MemoryImage {
     /// An image that is all of `memory`.
-    pub(crate) fn new(memory: ImageMemory) -> Backing {
-        Backing {
+    pub(crate) fn new(memory: ImageMemory) -> MemoryImage {
+        MemoryImage {
             len: AtomicUsize::new(memory.len()),
             extents: Extent::first(memory),
             released: Count::new(),
             reservation: None,
-            gate: Mutex::default(),
+            locked: Mutex::default(),
             watchers: Watchers::default(),
         }
     }
@@ -121,7 +121,7 @@ impl Backing {
     /// A mark for one queue that writes; it has to be taken back with [`forget`](Self::forget).
     pub(crate) fn visitor(&self) -> Arc<Visitor> {
         let visitor = Arc::new(Visitor::new());
-        self.gate.lock().visitors.push(Registered {
+        self.locked.lock().visitors.push(Registered {
             visitor: visitor.clone(),
             awaited: None,
         });
@@ -130,7 +130,7 @@ impl Backing {
 
     /// The queue with that mark is at its end.
     pub(crate) fn forget(&self, visitor: &Arc<Visitor>) {
-        let visitors = &mut self.gate.lock().visitors;
+        let visitors = &mut self.locked.lock().visitors;
         visitors.retain(|other| !Arc::ptr_eq(&other.visitor, visitor));
     }
 
@@ -179,8 +179,8 @@ impl Backing {
                 return Ok(());
             }
         }
-        let gate = self.gate.lock();
-        self.populate(&gate, offset, length(segments))?;
+        let locked = self.locked.lock();
+        self.populate(&locked, offset, length(segments))?;
         self.store(offset, segments, false);
         Ok(())
     }
@@ -230,7 +230,7 @@ impl Backing {
 
     /// Makes every page present that these bytes touch. What cannot be had stays released, and
     /// reads as zeros as before.
-    fn populate(&self, _gate: &Gate, offset: usize, len: usize) -> Result<(), IoError> {
+    fn populate(&self, _locked: &Locked, offset: usize, len: usize) -> Result<(), IoError> {
         let Some(reservation) = &self.reservation else {
             return Ok(());
         };
@@ -247,7 +247,7 @@ impl Backing {
                 return Err(IoError::NoMemory);
             }
         }
-        // What is noted and not gone is taken out of the slice that noted it.
+        // What is noted and not gone is taken out of the step that noted it.
         for run in runs(pieces(), |piece| piece.is_released()) {
             self.keep(&run);
         }
@@ -263,11 +263,11 @@ impl Backing {
         }
     }
 
-    /// Clears the first of these bytes, a slice at most, and returns how many; they exist. As with a write,
+    /// Clears the first of these bytes, a step at most, and returns how many; they exist. As with a write,
     /// bytes that another queue writes meanwhile are one or the other. `visitor` is needed where memory may
     /// be released meanwhile.
     pub(crate) fn clear(&self, visitor: Option<&Visitor>, offset: usize, len: usize) -> usize {
-        let len = len.min(SLICE * PAGE_SIZE);
+        let len = len.min(STEP_PAGES * PAGE_SIZE);
         let _visit = visitor.map(Visitor::visit);
         let complete = self.released.is_zero();
         for piece in self.extents.pieces(offset, len) {
@@ -281,15 +281,15 @@ impl Backing {
 
     /// Begins to release the memory of the first of these bytes; they exist, and there is at least one. `None`
     /// if another queue is at it: to be tried again.
-    pub(crate) fn discard(&self, offset: usize, len: usize) -> Option<Slice> {
-        let mut gate = self.gate.lock();
-        if gate.slice {
+    pub(crate) fn begin_release(&self, offset: usize, len: usize) -> Option<DiscardStep> {
+        let mut locked = self.locked.lock();
+        if locked.discarding {
             return None;
         }
-        gate.slice = true;
-        let mut slice = Slice { offset, len: 0 };
-        for piece in self.extents.pieces(offset, len).take(SLICE) {
-            slice.len += piece.len;
+        locked.discarding = true;
+        let mut step = DiscardStep { offset, len: 0 };
+        for piece in self.extents.pieces(offset, len).take(STEP_PAGES) {
+            step.len += piece.len;
             if piece.is_released() {
                 continue;
             }
@@ -300,50 +300,50 @@ impl Backing {
             }
         }
         announce();
-        for registered in &mut gate.visitors {
+        for registered in &mut locked.visitors {
             registered.awaited = registered.visitor.current();
         }
-        Some(slice)
+        Some(step)
     }
 
-    /// Gives the pages of the slice back to Xen, once nobody uses them any more; false if somebody
+    /// Gives the pages of the step back to Xen, once nobody uses them any more; false if somebody
     /// may.
-    pub(crate) fn finish(&self, slice: &Slice) -> bool {
-        let mut gate = self.gate.lock();
+    pub(crate) fn finish_release(&self, step: &DiscardStep) -> bool {
+        let mut locked = self.locked.lock();
         let ended = |registered: &Registered| {
             let awaited = registered.awaited;
             awaited.is_none_or(|visit| registered.visitor.has_ended(visit))
         };
-        if !gate.visitors.iter().all(ended) {
+        if !locked.visitors.iter().all(ended) {
             return false;
         }
-        for run in self.noted(slice) {
-            self.release(&gate, &run);
+        for run in self.noted(step) {
+            self.release(&locked, &run);
         }
-        gate.slice = false;
+        locked.discarding = false;
         true
     }
 
-    /// Ends a slice without giving anything back.
-    pub(crate) fn abandon(&self, slice: &Slice) {
-        let mut gate = self.gate.lock();
-        for run in self.noted(slice) {
+    /// Ends a step without giving anything back.
+    pub(crate) fn abandon_release(&self, step: &DiscardStep) {
+        let mut locked = self.locked.lock();
+        for run in self.noted(step) {
             self.keep(&run);
         }
-        gate.slice = false;
+        locked.discarding = false;
     }
 
-    /// The pages that the slice has noted and no write has taken out of it since. There is no
-    /// other slice whose pages these could be.
-    fn noted(&self, slice: &Slice) -> impl Iterator<Item = Run<'_>> {
-        let pieces = self.extents.pieces(slice.offset, slice.len);
+    /// The pages that the step has noted and no write has taken out of it since. There is no
+    /// other step whose pages these could be.
+    fn noted(&self, step: &DiscardStep) -> impl Iterator<Item = Run<'_>> {
+        let pieces = self.extents.pieces(step.offset, step.len);
         runs(pieces, |piece| {
             piece.is_whole_page() && piece.is_released() && !piece.is_gone()
         })
     }
 
     /// Gives pages back that were noted and that nobody uses.
-    fn release(&self, _gate: &Gate, run: &Run<'_>) {
+    fn release(&self, _locked: &Locked, run: &Run<'_>) {
         let extent = run.extent;
         let at = extent.page_offset(run.first);
         // Xen does not clear a page for its next owner.
@@ -366,9 +366,9 @@ impl Backing {
     /// Begins to make the image `new` bytes long. What is added is to be cleared, and then given to
     /// [`append`](Self::append); if that never happens, [`stay`](Self::stay) is to be called.
     pub(crate) fn begin_growth(&self, new: usize) -> Result<Addition, CannotGrow> {
-        let mut gate = self.gate.lock();
+        let mut locked = self.locked.lock();
         let old = self.len();
-        if gate.growing {
+        if locked.growing {
             return Err(CannotGrow::Growing);
         }
         if new <= old {
@@ -379,7 +379,7 @@ impl Backing {
         let skip = self.extents.last().end_in_page();
         let end = skip.checked_add(new - old).ok_or(CannotGrow::NoMemory)?;
         let memory = ImageMemory::take(&**reservation, end).ok_or(CannotGrow::NoMemory)?;
-        gate.growing = true;
+        locked.growing = true;
         Ok(Addition::new(memory, skip..end, old..new))
     }
 
@@ -389,19 +389,19 @@ impl Backing {
     /// If it is not cleared.
     pub(crate) fn append(&self, added: Addition) -> usize {
         let (place, memory, bytes) = added.into_parts();
-        let mut gate = self.gate.lock();
+        let mut locked = self.locked.lock();
         let extent = Extent::added(place.start, memory, bytes);
         self.extents.append(extent);
         self.len.store(place.end, Ordering::Release);
-        gate.growing = false;
-        drop(gate);
+        locked.growing = false;
+        drop(locked);
         self.watchers.wake();
         place.start
     }
 
     /// Ends a growth: the image stays as it is.
     pub(crate) fn stay(&self) {
-        self.gate.lock().growing = false;
+        self.locked.lock().growing = false;
     }
 }
 
@@ -409,9 +409,9 @@ fn length(segments: &[IoSegment]) -> usize {
     segments.iter().map(IoSegment::len).sum()
 }
 
-impl fmt::Debug for Backing {
+impl fmt::Debug for MemoryImage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Backing")
+        f.debug_struct("MemoryImage")
             .field("len", &self.len())
             .field("released", &self.released())
             .finish_non_exhaustive()

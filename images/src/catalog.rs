@@ -1,10 +1,10 @@
 //! The images there are, and opening them.
 
 use crate::archive::{self, ArchiveError};
+use crate::claim::{Access, Claims, InUse};
 use crate::device::{BlockDevice, SectorSize};
 use crate::discard::DiscardMode;
 use crate::growth::{GrowError, Growth};
-use crate::lease::{Access, InUse, Leases};
 use crate::memory::ImageMemory;
 use crate::memory_image::{CannotGrow, MemoryImage};
 use crate::stores::ram::RamImage;
@@ -33,7 +33,7 @@ pub struct Catalog {
 struct Image {
     name: String,
     memory: Arc<MemoryImage>,
-    leases: Arc<Leases>,
+    claims: Arc<Claims>,
 }
 
 impl Image {
@@ -41,7 +41,7 @@ impl Image {
         Image {
             name,
             memory: Arc::new(MemoryImage::new(memory)),
-            leases: Arc::default(),
+            claims: Arc::default(),
         }
     }
 }
@@ -155,7 +155,7 @@ impl Catalog {
             (
                 image.name.as_str(),
                 image.memory.len(),
-                image.leases.count(),
+                image.claims.count(),
             )
         })
     }
@@ -207,16 +207,16 @@ impl Catalog {
                 sector_size,
             });
         }
-        let lease = image.leases.take(access, target.shared, owner);
-        let lease = lease.map_err(|in_use| OpenError::InUse { name, in_use })?;
+        let claim = image.claims.take(access, target.shared, owner);
+        let claim = claim.map_err(|in_use| OpenError::InUse { name, in_use })?;
         let discard = target.discard.unwrap_or(self.discard);
         let memory = image.memory.clone();
-        Ok(RamImage::leased(
+        Ok(RamImage::claimed(
             memory,
             sizes,
             access,
             discard,
-            Some(lease),
+            Some(claim),
         ))
     }
 }

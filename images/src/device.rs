@@ -8,7 +8,7 @@ use core::task::Waker;
 /// An open device: says what it is, and gives queues to do I/O with.
 ///
 /// The device is shared; each of its users' rings has a queue of its own, so that vCPUs share
-/// nothing while they serve. Whatever the device was opened with (the image's lease above all)
+/// nothing while they serve. Whatever the device was opened with (the image's claim above all)
 /// stays until the device and all its queues are dropped.
 ///
 /// # Write your first store

@@ -52,6 +52,7 @@ pub mod archive;
 #[allow(unsafe_code, reason = "keeps segments of requests that are pending")]
 mod async_queue;
 mod catalog;
+mod claim;
 mod device;
 mod discard;
 mod extent;
@@ -59,7 +60,6 @@ mod growth;
 #[allow(unsafe_code, reason = "the one place that touches guests' memory")]
 pub mod guest_memory;
 mod io;
-mod lease;
 #[allow(unsafe_code, reason = "owns raw memory")]
 mod memory;
 #[allow(unsafe_code, reason = "gives memory back and keeps everyone off it")]
@@ -78,11 +78,11 @@ mod watchers;
 
 pub use async_queue::{AsyncIo, AsyncQueue};
 pub use catalog::{Catalog, NotFound, OpenError};
+pub use claim::{Access, InUse};
 pub use device::{BlockDevice, DiscardLimits, Geometry, SectorSize};
 pub use discard::DiscardMode;
 pub use growth::{GrowError, GrowRequest, GrowRequestError, Growth};
 pub use io::{Io, IoError, Op, Sector, Submitted, Tag};
-pub use lease::{Access, InUse};
 pub use memory::ImageMemory;
 
 pub use queue::{

@@ -23,9 +23,9 @@
 //! ```
 
 use crate::catalog::{Catalog, OpenError};
+use crate::claim::Access;
 use crate::device::{BlockDevice, SectorSize};
 use crate::discard::DiscardMode;
-use crate::lease::Access;
 pub use crate::stores::null::NullTarget;
 pub use crate::stores::ram::RamTarget;
 use alloc::string::{String, ToString};

@@ -96,7 +96,7 @@ fn without_a_ramdisk_there_are_no_images_but_other_stores() {
     }
     let catalog = Catalog::empty();
     let null = catalog.open(&target("null:1M"), Access::ReadWrite, "test");
-    assert_eq!(null.expect("no lease").geometry().sectors, Sector(2048));
+    assert_eq!(null.expect("no claim").geometry().sectors, Sector(2048));
 }
 
 #[test]

@@ -4,9 +4,9 @@ mod target;
 
 pub use target::NullTarget;
 
+use crate::claim::Access;
 use crate::device::{BlockDevice, Geometry, SectorSize};
 use crate::io::{Io, IoError, Op, Sector, Submitted, Tag};
-use crate::lease::Access;
 use crate::queue::{Caps, IoQueue, OpenQueue, QueueContext, opened};
 use core::task::{Context, Poll};
 

@@ -2,9 +2,9 @@
 
 use super::NullDevice;
 use crate::catalog::{Catalog, OpenError};
+use crate::claim::Access;
 use crate::device::{BlockDevice, SectorSize};
 use crate::io::Sector;
-use crate::lease::Access;
 use crate::target::{Options, StoreTarget, TargetError, parse_size};
 use alloc::string::ToString;
 use alloc::sync::Arc;

@@ -4,10 +4,10 @@ mod target;
 
 pub use target::RamTarget;
 
+use crate::claim::{Access, Claim};
 use crate::device::{BlockDevice, DiscardLimits, Geometry, SectorSize};
 use crate::discard::DiscardMode;
 use crate::io::{Io, IoError, Op, Sector, Submitted, Tag};
-use crate::lease::{Access, Lease};
 use crate::memory::ImageMemory;
 use crate::memory_image::{DiscardStep, MemoryImage};
 use crate::presence::Visitor;
@@ -46,7 +46,7 @@ struct Image {
     physical_sector_size: SectorSize,
     access: Access,
     discard: DiscardMode,
-    _lease: Option<Lease>,
+    _claim: Option<Claim>,
 }
 
 impl RamImage {
@@ -54,17 +54,17 @@ impl RamImage {
     pub fn new(memory: ImageMemory, sector_size: SectorSize, access: Access) -> RamImage {
         let memory = Arc::new(MemoryImage::new(memory));
         let sizes = (sector_size, sector_size);
-        Self::leased(memory, sizes, access, DiscardMode::Keep, None)
+        Self::claimed(memory, sizes, access, DiscardMode::Keep, None)
     }
 
-    /// An image with a lease that is kept as long as the image or a queue of it. The sizes are
+    /// An image with a claim that is kept as long as the image or a queue of it. The sizes are
     /// those of the sectors that are addressed and of the physical ones.
-    pub(crate) fn leased(
+    pub(crate) fn claimed(
         memory: Arc<MemoryImage>,
         (sector_size, physical_sector_size): (SectorSize, SectorSize),
         access: Access,
         discard: DiscardMode,
-        lease: Option<Lease>,
+        claim: Option<Claim>,
     ) -> RamImage {
         RamImage(Arc::new(Image {
             watcher: memory.watchers.number(),
@@ -76,7 +76,7 @@ impl RamImage {
                 _ => DiscardMode::Keep,
             },
             memory,
-            _lease: lease,
+            _claim: claim,
         }))
     }
 }

@@ -1,9 +1,9 @@
 //! Targets that name an image of the ramdisk.
 
 use crate::catalog::{Catalog, OpenError};
+use crate::claim::Access;
 use crate::device::{BlockDevice, SectorSize};
 use crate::discard::DiscardMode;
-use crate::lease::Access;
 use crate::target::{Options, StoreTarget, TargetError};
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;

@@ -53,9 +53,9 @@ impl fmt::Display for InUse {
 
 impl core::error::Error for InUse {}
 
-/// The holders of one image's leases.
+/// The holders of one image's claims.
 #[derive(Debug, Default)]
-pub(crate) struct Leases {
+pub(crate) struct Claims {
     holders: Mutex<Holders>,
 }
 
@@ -73,14 +73,14 @@ struct Holder {
     owner: String,
 }
 
-impl Leases {
-    /// A lease, or who stands in its way. With `shared`, others that say so are not in the way.
+impl Claims {
+    /// A claim, or who stands in its way. With `shared`, others that say so are not in the way.
     pub(crate) fn take(
         self: &Arc<Self>,
         access: Access,
         shared: bool,
         owner: &str,
-    ) -> Result<Lease, InUse> {
+    ) -> Result<Claim, InUse> {
         let mut holders = self.holders.lock();
         let shares = |other: &Holder| {
             let only_read = access == Access::ReadOnly && other.access == Access::ReadOnly;
@@ -100,8 +100,8 @@ impl Leases {
             shared,
             owner: owner.to_string(),
         });
-        Ok(Lease {
-            leases: self.clone(),
+        Ok(Claim {
+            claims: self.clone(),
             number,
         })
     }
@@ -114,14 +114,14 @@ impl Leases {
 
 /// The right to use an image, given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Lease {
-    leases: Arc<Leases>,
+pub(crate) struct Claim {
+    claims: Arc<Claims>,
     number: u64,
 }
 
-impl Drop for Lease {
+impl Drop for Claim {
     fn drop(&mut self) {
-        let mut holders = self.leases.holders.lock();
+        let mut holders = self.claims.holders.lock();
         holders.all.retain(|holder| holder.number != self.number);
     }
 }

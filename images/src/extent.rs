@@ -1,7 +1,7 @@
 //! Extents: the pieces of memory that an image lies in, and where their pages begin.
 
+use crate::discard_map::Released;
 use crate::memory::ImageMemory;
-use crate::presence::Released;
 use alloc::boxed::Box;
 use bulkhead_xen::PAGE_SIZE;
 use core::ops::Range;

@@ -55,6 +55,7 @@ mod catalog;
 mod claim;
 mod device;
 mod discard;
+mod discard_map;
 mod extent;
 mod growth;
 #[allow(unsafe_code, reason = "the one place that touches guests' memory")]
@@ -64,7 +65,6 @@ mod io;
 mod memory;
 #[allow(unsafe_code, reason = "gives memory back and keeps everyone off it")]
 mod memory_image;
-mod presence;
 mod queue;
 #[allow(unsafe_code, reason = "names memory that its maker promises")]
 mod segment;

@@ -1,11 +1,11 @@
 //! An image's memory as all who have it open share it: copied from and to, given back page by
 //! page, and grown.
 
+use crate::discard_map::{Count, Reader, announce};
 use crate::extent::{Extent, Piece, Run, runs};
 use crate::growth::Addition;
 use crate::io::IoError;
 use crate::memory::ImageMemory;
-use crate::presence::{Count, Visitor, announce};
 use crate::segment::IoSegment;
 use crate::watchers::Watchers;
 use alloc::sync::Arc;
@@ -22,7 +22,7 @@ const STEP_PAGES: usize = 256;
 /// The memory of one image.
 ///
 /// Reads and writes take no lock as long as they meet no released page; see
-/// [`presence`](crate::presence) for how that goes together with discards.
+/// [`discard_map`](crate::discard_map) for how that goes together with discards.
 pub(crate) struct MemoryImage {
     extents: Extent,
     /// Bytes that the image has; set once the memory is there.
@@ -37,7 +37,7 @@ pub(crate) struct MemoryImage {
 /// What the image's lock guards, besides what is noted as released.
 #[derive(Default)]
 struct Locked {
-    visitors: Vec<Registered>,
+    readers: Vec<Registered>,
     /// A step of a discard has begun and not ended.
     discarding: bool,
     /// So has a growth.
@@ -46,7 +46,7 @@ struct Locked {
 
 /// A queue that may be at work.
 struct Registered {
-    visitor: Arc<Visitor>,
+    reader: Arc<Reader>,
     /// The visit that the step waits for.
     awaited: Option<usize>,
 }
@@ -118,20 +118,20 @@ impl MemoryImage {
         self.released.get() * PAGE_SIZE
     }
 
-    /// A mark for one queue that writes; it has to be taken back with [`forget`](Self::forget).
-    pub(crate) fn visitor(&self) -> Arc<Visitor> {
-        let visitor = Arc::new(Visitor::new());
-        self.locked.lock().visitors.push(Registered {
-            visitor: visitor.clone(),
+    /// Registers one queue that writes, until [`unregister_reader`](Self::unregister_reader).
+    pub(crate) fn register_reader(&self) -> Arc<Reader> {
+        let reader = Arc::new(Reader::new());
+        self.locked.lock().readers.push(Registered {
+            reader: reader.clone(),
             awaited: None,
         });
-        visitor
+        reader
     }
 
     /// The queue with that mark is at its end.
-    pub(crate) fn forget(&self, visitor: &Arc<Visitor>) {
-        let visitors = &mut self.locked.lock().visitors;
-        visitors.retain(|other| !Arc::ptr_eq(&other.visitor, visitor));
+    pub(crate) fn unregister_reader(&self, reader: &Arc<Reader>) {
+        let readers = &mut self.locked.lock().readers;
+        readers.retain(|other| !Arc::ptr_eq(&other.reader, reader));
     }
 
     /// Where the image's bytes from `offset` on are, if all of them are there and neighbours. The
@@ -147,11 +147,11 @@ impl MemoryImage {
         (inside && complete).then(|| first.at(offset, len))
     }
 
-    /// Fills the segments from `offset` on; that much exists. `visitor` is needed where discards
+    /// Fills the segments from `offset` on; that much exists. `reader` is needed where discards
     /// may go on meanwhile.
     #[inline]
-    pub(crate) fn read(&self, visitor: Option<&Visitor>, offset: usize, segments: &[IoSegment]) {
-        let _visit = visitor.map(Visitor::visit);
+    pub(crate) fn read(&self, reader: Option<&Reader>, offset: usize, segments: &[IoSegment]) {
+        let _guard = reader.map(Reader::guard);
         let complete = self.released.is_zero();
         self.each(offset, segments, complete, |piece, segment| {
             if !complete && piece.is_released() {
@@ -162,17 +162,17 @@ impl MemoryImage {
         });
     }
 
-    /// Stores the segments from `offset` on; that much exists. `visitor` is needed where discards
+    /// Stores the segments from `offset` on; that much exists. `reader` is needed where discards
     /// may go on meanwhile.
     #[inline]
     pub(crate) fn write(
         &self,
-        visitor: Option<&Visitor>,
+        reader: Option<&Reader>,
         offset: usize,
         segments: &[IoSegment],
     ) -> Result<(), IoError> {
         {
-            let _visit = visitor.map(Visitor::visit);
+            let _guard = reader.map(Reader::guard);
             let complete = self.released.is_zero();
             if complete || !self.meets_released(offset, segments) {
                 self.store(offset, segments, complete);
@@ -264,11 +264,11 @@ impl MemoryImage {
     }
 
     /// Clears the first of these bytes, a step at most, and returns how many; they exist. As with a write,
-    /// bytes that another queue writes meanwhile are one or the other. `visitor` is needed where memory may
+    /// bytes that another queue writes meanwhile are one or the other. `reader` is needed where memory may
     /// be released meanwhile.
-    pub(crate) fn clear(&self, visitor: Option<&Visitor>, offset: usize, len: usize) -> usize {
+    pub(crate) fn clear(&self, reader: Option<&Reader>, offset: usize, len: usize) -> usize {
         let len = len.min(STEP_PAGES * PAGE_SIZE);
-        let _visit = visitor.map(Visitor::visit);
+        let _guard = reader.map(Reader::guard);
         let complete = self.released.is_zero();
         for piece in self.extents.pieces(offset, len) {
             // What is released reads as zeros already.
@@ -300,8 +300,8 @@ impl MemoryImage {
             }
         }
         announce();
-        for registered in &mut locked.visitors {
-            registered.awaited = registered.visitor.current();
+        for registered in &mut locked.readers {
+            registered.awaited = registered.reader.current_epoch();
         }
         Some(step)
     }
@@ -310,11 +310,11 @@ impl MemoryImage {
     /// may.
     pub(crate) fn finish_release(&self, step: &DiscardStep) -> bool {
         let mut locked = self.locked.lock();
-        let ended = |registered: &Registered| {
+        let left = |registered: &Registered| {
             let awaited = registered.awaited;
-            awaited.is_none_or(|visit| registered.visitor.has_ended(visit))
+            awaited.is_none_or(|epoch| registered.reader.has_left(epoch))
         };
-        if !locked.visitors.iter().all(ended) {
+        if !locked.readers.iter().all(left) {
             return false;
         }
         for run in self.noted(step) {

@@ -7,10 +7,10 @@ pub use target::RamTarget;
 use crate::claim::{Access, Claim};
 use crate::device::{BlockDevice, DiscardLimits, Geometry, SectorSize};
 use crate::discard::DiscardMode;
+use crate::discard_map::Reader;
 use crate::io::{Io, IoError, Op, Sector, Submitted, Tag};
 use crate::memory::ImageMemory;
 use crate::memory_image::{DiscardStep, MemoryImage};
-use crate::presence::Visitor;
 use crate::queue::{
     Caps, DataAccess, IoQueue, OpenQueue, OpenQueueError, QueueContext, Staging, StagingPhase,
     not_opened, opened,
@@ -107,8 +107,8 @@ impl BlockDevice for RamImage {
         opened(Queue {
             // Only writers discard: readers find the image as it is. A writer that releases nothing may
             // have one beside it that does.
-            visitor: (self.0.discards() && self.0.memory.can_release())
-                .then(|| self.0.memory.visitor()),
+            reader: (self.0.discards() && self.0.memory.can_release())
+                .then(|| self.0.memory.register_reader()),
             image: self.0.clone(),
             lending: false,
             stepped: false,
@@ -124,8 +124,8 @@ impl BlockDevice for RamImage {
 
 struct Queue {
     image: Arc<Image>,
-    visitor: Option<Arc<Visitor>>,
-    /// The visit that is going on protects what was lent.
+    reader: Option<Arc<Reader>>,
+    /// The guard that is held protects what was lent.
     lending: bool,
     /// A step was discarded since the last call of `complete`: no more of it until then.
     stepped: bool,
@@ -243,8 +243,8 @@ impl IoQueue for Queue {
         };
         let offset = self.image.range(sector, len).ok()?;
         let begin = !self.lending;
-        if begin && let Some(visitor) = &self.visitor {
-            visitor.enter();
+        if begin && let Some(reader) = &self.reader {
+            reader.enter();
         }
         self.lending = true;
         let lent = self.image.memory.lend(offset, len);
@@ -259,9 +259,9 @@ impl IoQueue for Queue {
 
     fn end_in_place(&mut self) {
         if core::mem::take(&mut self.lending)
-            && let Some(visitor) = &self.visitor
+            && let Some(reader) = &self.reader
         {
-            visitor.leave();
+            reader.leave();
         }
     }
 }
@@ -273,7 +273,7 @@ impl Queue {
         self.stepped = true;
         let memory = &self.image.memory;
         let done = match self.image.discard {
-            DiscardMode::Keep => memory.clear(self.visitor(), discard.offset, discard.len),
+            DiscardMode::Keep => memory.clear(self.reader(), discard.offset, discard.len),
             DiscardMode::Release => {
                 if self.releasing.is_none() {
                     self.releasing = memory.begin_release(discard.offset, discard.len);
@@ -295,14 +295,14 @@ impl Queue {
 
     /// The mark to make for a request, unless it stands already.
     #[inline]
-    fn visitor(&self) -> Option<&Visitor> {
-        self.visitor.as_deref().filter(|_| !self.lending)
+    fn reader(&self) -> Option<&Reader> {
+        self.reader.as_deref().filter(|_| !self.lending)
     }
 
     #[inline]
     fn read(&self, sector: Sector, segments: &[IoSegment]) -> Result<(), IoError> {
         let offset = self.image.place(sector, segments)?;
-        self.image.memory.read(self.visitor(), offset, segments);
+        self.image.memory.read(self.reader(), offset, segments);
         Ok(())
     }
 
@@ -312,7 +312,7 @@ impl Queue {
             return Err(IoError::ReadOnly);
         }
         let offset = self.image.place(sector, segments)?;
-        self.image.memory.write(self.visitor(), offset, segments)
+        self.image.memory.write(self.reader(), offset, segments)
     }
 }
 
@@ -320,8 +320,8 @@ impl Drop for Queue {
     fn drop(&mut self) {
         self.end_in_place();
         self.abandon_step();
-        if let Some(visitor) = &self.visitor {
-            self.image.memory.forget(visitor);
+        if let Some(reader) = &self.reader {
+            self.image.memory.unregister_reader(reader);
         }
     }
 }

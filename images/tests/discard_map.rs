@@ -1,16 +1,16 @@
 //! No interleaving of reads, writes and discards touches a page that Xen has back.
 //!
-//! loom runs the crate's own `presence` module on its own atomics, and tries interleavings and
+//! loom runs the crate's own `discard_map` module on its own atomics, and tries interleavings and
 //! stale values that the memory model allows. The tests that must panic break one rule each, to
 //! show that the search would find out.
 
 extern crate alloc;
 
 #[allow(dead_code, reason = "the test uses a part of it")]
-#[path = "../src/presence.rs"]
-mod presence;
+#[path = "../src/discard_map.rs"]
+mod discard_map;
 
-/// What `presence` is made of here.
+/// What `discard_map` is made of here.
 mod sync {
     pub(crate) use loom::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -21,10 +21,10 @@ mod sync {
     }
 }
 
+use discard_map::{Count, Reader, Released, announce};
 use loom::cell::UnsafeCell;
 use loom::sync::Mutex;
 use loom::thread;
-use presence::{Count, Released, Visitor, announce};
 use std::cell::Cell;
 // Not loom's, so that a failed search can be told from a leak.
 use std::sync::Arc;
@@ -35,7 +35,7 @@ enum Broken {
     Nothing,
     /// No full fences.
     Fence,
-    /// The discard does not wait for visitors.
+    /// The discard does not wait for readers.
     Wait,
     /// A write that meets a released page copies after it gave up the lock.
     Lock,
@@ -51,8 +51,8 @@ thread_local! {
 struct Image {
     released: Released,
     count: Count,
-    gate: Mutex<()>,
-    visitors: [Visitor; 2],
+    lock: Mutex<()>,
+    readers: [Reader; 2],
     there: UnsafeCell<bool>,
 }
 
@@ -65,8 +65,8 @@ impl Image {
         Arc::new(Image {
             released: Released::none_of(1),
             count: Count::new(),
-            gate: Mutex::new(()),
-            visitors: [Visitor::new(), Visitor::new()],
+            lock: Mutex::new(()),
+            readers: [Reader::new(), Reader::new()],
             there: UnsafeCell::new(true),
         })
     }
@@ -82,21 +82,21 @@ impl Image {
         self.there.with_mut(|there| unsafe { *there = present });
     }
 
-    fn read(&self, visitor: usize) {
-        let _visit = self.visitors[visitor].visit();
+    fn read(&self, reader: usize) {
+        let _guard = self.readers[reader].guard();
         if self.count.is_zero() || !self.released.contains(0) {
             self.touch();
         }
     }
 
-    fn write(&self, visitor: usize) {
+    fn write(&self, reader: usize) {
         {
-            let _visit = self.visitors[visitor].visit();
+            let _guard = self.readers[reader].guard();
             if self.count.is_zero() || !self.released.contains(0) {
                 return self.touch();
             }
         }
-        let gate = self.gate.lock().unwrap();
+        let lock = self.lock.lock().unwrap();
         if self.released.is_gone(0) {
             self.set(true);
             self.released.regain(0, &self.count);
@@ -104,27 +104,27 @@ impl Image {
             self.touch();
             self.released.regain(0, &self.count);
         }
-        let gate = Some(gate).filter(|_| BROKEN.get() != Broken::Lock);
+        let lock = Some(lock).filter(|_| BROKEN.get() != Broken::Lock);
         self.touch();
-        drop(gate);
+        drop(lock);
     }
 
     fn discard(&self) {
         let awaited = {
-            let _gate = self.gate.lock().unwrap();
+            let _lock = self.lock.lock().unwrap();
             if !self.released.contains(0) {
                 self.released.note(0, &self.count);
             }
             announce();
-            [0, 1].map(|visitor| self.visitors[visitor].current())
+            [0, 1].map(|reader| self.readers[reader].current_epoch())
         };
-        for (visitor, visit) in self.visitors.iter().zip(awaited) {
-            let Some(visit) = visit else { continue };
-            while BROKEN.get() != Broken::Wait && !visitor.has_ended(visit) {
+        for (reader, epoch) in self.readers.iter().zip(awaited) {
+            let Some(epoch) = epoch else { continue };
+            while BROKEN.get() != Broken::Wait && !reader.has_left(epoch) {
                 thread::yield_now();
             }
         }
-        let _gate = self.gate.lock().unwrap();
+        let _lock = self.lock.lock().unwrap();
         if self.released.contains(0) && !self.released.is_gone(0) {
             self.set(false);
             self.released.lose(0);

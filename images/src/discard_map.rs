@@ -1,12 +1,12 @@
 //! Which pages of an image were given back, and who is at work on the others.
 //!
-//! Reads and writes take no lock, also while another queue discards. Each queue has a [`Visitor`]
+//! Reads and writes take no lock, also while another queue discards. Each queue has a [`Reader`]
 //! that says whether it is in the middle of a request:
 //!
 //! ```text
 //!   read, write                        discard (one at a time)
 //!   1. visit: mark, full fence         1. locked: note the page as released, full fence,
-//!   2. is the page released?              see which visitors are in the middle of something
+//!   2. is the page released?              see which readers are in the middle of something
 //!   3. if not, copy                    2. some time after all of those have left,
 //!   4. leave                              locked: clear the page and give it back to Xen
 //! ```
@@ -19,7 +19,7 @@
 //! already, clears it if it is still there, notes it as present, and copies before it gives up the
 //! lock: no discard comes between. Nobody waits for anybody while holding the lock.
 //!
-//! `tests/presence.rs` has all interleavings of this tried, on this very code.
+//! `tests/discard_map.rs` has all interleavings of this tried, on this very code.
 
 use super::sync::{AtomicU64, AtomicUsize, Ordering, fence};
 use alloc::boxed::Box;
@@ -28,37 +28,37 @@ use alloc::boxed::Box;
 /// each queue writes its own all the time.
 #[derive(Debug)]
 #[repr(align(64))]
-pub(crate) struct Visitor(AtomicUsize);
+pub(crate) struct Reader(AtomicUsize);
 
 /// A request in the middle. Ends when dropped.
 #[derive(Debug)]
-pub(crate) struct Visit<'a>(&'a Visitor);
+pub(crate) struct ReadGuard<'a>(&'a Reader);
 
-impl Visitor {
-    pub(crate) fn new() -> Visitor {
-        Visitor(AtomicUsize::new(0))
+impl Reader {
+    pub(crate) fn new() -> Reader {
+        Reader(AtomicUsize::new(0))
     }
 
     /// Begins a request: a page that is looked up from here on and not released stays until the
-    /// visit ends. A visitor makes one visit at a time.
+    /// visit ends. A reader makes one visit at a time.
     #[inline]
-    pub(crate) fn visit(&self) -> Visit<'_> {
+    pub(crate) fn guard(&self) -> ReadGuard<'_> {
         self.enter();
-        Visit(self)
+        ReadGuard(self)
     }
 
     /// The visit that is going on, if one is.
-    pub(crate) fn current(&self) -> Option<usize> {
-        let visit = self.0.load(Ordering::Acquire);
-        (!visit.is_multiple_of(2)).then_some(visit)
+    pub(crate) fn current_epoch(&self) -> Option<usize> {
+        let epoch = self.0.load(Ordering::Acquire);
+        (!epoch.is_multiple_of(2)).then_some(epoch)
     }
 
     /// Whether that visit has ended.
-    pub(crate) fn has_ended(&self, visit: usize) -> bool {
-        self.0.load(Ordering::Acquire) != visit
+    pub(crate) fn has_left(&self, epoch: usize) -> bool {
+        self.0.load(Ordering::Acquire) != epoch
     }
 
-    /// Begins a visit that lasts until [`leave`](Self::leave). A visitor makes one at a time.
+    /// Begins a visit that lasts until [`leave`](Self::leave). A reader makes one at a time.
     #[inline]
     pub(crate) fn enter(&self) {
         let before = self.0.load(Ordering::Relaxed);
@@ -75,14 +75,14 @@ impl Visitor {
     }
 }
 
-impl Drop for Visit<'_> {
+impl Drop for ReadGuard<'_> {
     #[inline]
     fn drop(&mut self) {
         self.0.leave();
     }
 }
 
-/// To be called between noting pages as released and looking at the visitors.
+/// To be called between noting pages as released and looking at the readers.
 pub(crate) fn announce() {
     fence(Ordering::SeqCst);
 }

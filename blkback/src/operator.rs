@@ -59,12 +59,12 @@ async fn grow_on_each<H: Hypervisor>(services: &Services<H>) -> Result<Infallibl
 async fn grow<H: Hypervisor>(services: &Services<H>, request: &str) -> Result<String, String> {
     let request: GrowRequest = request.parse().map_err(|error| format!("{error}"))?;
     let GrowRequest { name, size } = &request;
-    let mut growth = services
+    let mut resize = services
         .catalog
         .grow(name, *size)
         .map_err(|error| format!("{error}"))?;
     let old = loop {
-        if let Some(old) = growth.go_on() {
+        if let Some(old) = resize.step() {
             break old;
         }
         // The disks have their requests meanwhile.

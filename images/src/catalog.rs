@@ -4,9 +4,9 @@ use crate::archive::{self, ArchiveError};
 use crate::claim::{Access, Claims, InUse};
 use crate::device::{BlockDevice, SectorSize};
 use crate::discard::DiscardMode;
-use crate::growth::{GrowError, Growth};
 use crate::memory::ImageMemory;
 use crate::memory_image::{CannotGrow, MemoryImage};
+use crate::resize::{GrowError, Resize};
 use crate::stores::ram::RamImage;
 use crate::target::{RamTarget, Target};
 use alloc::string::{String, ToString};
@@ -114,8 +114,8 @@ impl Catalog {
 
     /// Begins to make an image larger, attached or not. The bytes added will be zeros; the memory is
     /// the domain's own that nobody uses. It is taken here and cleared little by little, because
-    /// gigabytes take their time ([`Growth::go_on`]). Nothing changes on an error.
-    pub fn grow(&self, name: &str, size: u64) -> Result<Growth, GrowError> {
+    /// gigabytes take their time ([`Resize::step`]). Nothing changes on an error.
+    pub fn grow(&self, name: &str, size: u64) -> Result<Resize, GrowError> {
         let image = self.find(name)?;
         let name = image.name.clone();
         if !size.is_multiple_of(SectorSize::B4096.bytes() as u64) {
@@ -124,11 +124,11 @@ impl Catalog {
         let now = image.memory.len() as u64;
         let wanted = size.saturating_sub(now);
         let grown = match usize::try_from(size) {
-            Ok(size) => image.memory.begin_growth(size),
+            Ok(size) => image.memory.begin_resize(size),
             Err(_) => Err(CannotGrow::NoMemory),
         };
         match grown {
-            Ok(added) => Ok(Growth::new(image.memory.clone(), added)),
+            Ok(added) => Ok(Resize::new(image.memory.clone(), added)),
             Err(CannotGrow::NotLarger) => Err(GrowError::NotLarger { name, size, now }),
             Err(CannotGrow::Growing) => Err(GrowError::Growing { name }),
             Err(CannotGrow::NoMemory) => Err(GrowError::NoMemory { name, wanted }),

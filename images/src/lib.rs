@@ -57,7 +57,6 @@ mod device;
 mod discard;
 mod discard_map;
 mod extent;
-mod growth;
 #[allow(unsafe_code, reason = "the one place that touches guests' memory")]
 pub mod guest_memory;
 mod io;
@@ -66,6 +65,7 @@ mod memory;
 #[allow(unsafe_code, reason = "gives memory back and keeps everyone off it")]
 mod memory_image;
 mod queue;
+mod resize;
 #[allow(unsafe_code, reason = "names memory that its maker promises")]
 mod segment;
 mod stores;
@@ -81,9 +81,9 @@ pub use catalog::{Catalog, NotFound, OpenError};
 pub use claim::{Access, InUse};
 pub use device::{BlockDevice, DiscardLimits, Geometry, SectorSize};
 pub use discard::DiscardMode;
-pub use growth::{GrowError, GrowRequest, GrowRequestError, Growth};
 pub use io::{Io, IoError, Op, Sector, Submitted, Tag};
 pub use memory::ImageMemory;
+pub use resize::{GrowError, GrowRequest, GrowRequestError, Resize};
 
 pub use queue::{
     Caps, DataAccess, IoQueue, OpenQueue, OpenQueueError, QueueContext, Staging, StagingPhase,

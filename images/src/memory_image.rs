@@ -3,9 +3,9 @@
 
 use crate::discard_map::{Count, Reader, announce};
 use crate::extent::{Extent, Piece, Run, runs};
-use crate::growth::Addition;
 use crate::io::IoError;
 use crate::memory::ImageMemory;
+use crate::resize::AddedMemory;
 use crate::segment::IoSegment;
 use crate::watchers::Watchers;
 use alloc::sync::Arc;
@@ -40,7 +40,7 @@ struct Locked {
     readers: Vec<Registered>,
     /// A step of a discard has begun and not ended.
     discarding: bool,
-    /// So has a growth.
+    /// So has a resize.
     growing: bool,
 }
 
@@ -364,8 +364,8 @@ impl MemoryImage {
     }
 
     /// Begins to make the image `new` bytes long. What is added is to be cleared, and then given to
-    /// [`append`](Self::append); if that never happens, [`stay`](Self::stay) is to be called.
-    pub(crate) fn begin_growth(&self, new: usize) -> Result<Addition, CannotGrow> {
+    /// [`finish_resize`](Self::finish_resize); if that never happens, [`cancel_resize`](Self::cancel_resize) is to be called.
+    pub(crate) fn begin_resize(&self, new: usize) -> Result<AddedMemory, CannotGrow> {
         let mut locked = self.locked.lock();
         let old = self.len();
         if locked.growing {
@@ -380,27 +380,27 @@ impl MemoryImage {
         let end = skip.checked_add(new - old).ok_or(CannotGrow::NoMemory)?;
         let memory = ImageMemory::take(&**reservation, end).ok_or(CannotGrow::NoMemory)?;
         locked.growing = true;
-        Ok(Addition::new(memory, skip..end, old..new))
+        Ok(AddedMemory::new(memory, skip..end, old..new))
     }
 
     /// Ends a growth: the image has what was added, once it is cleared. Answers how long it was.
     ///
     /// # Panics
     /// If it is not cleared.
-    pub(crate) fn append(&self, added: Addition) -> usize {
-        let (place, memory, bytes) = added.into_parts();
+    pub(crate) fn finish_resize(&self, added: AddedMemory) -> usize {
+        let (image_bytes, memory, bytes) = added.into_parts();
         let mut locked = self.locked.lock();
-        let extent = Extent::added(place.start, memory, bytes);
+        let extent = Extent::added(image_bytes.start, memory, bytes);
         self.extents.append(extent);
-        self.len.store(place.end, Ordering::Release);
+        self.len.store(image_bytes.end, Ordering::Release);
         locked.growing = false;
         drop(locked);
         self.watchers.wake();
-        place.start
+        image_bytes.start
     }
 
     /// Ends a growth: the image stays as it is.
-    pub(crate) fn stay(&self) {
+    pub(crate) fn cancel_resize(&self) {
         self.locked.lock().growing = false;
     }
 }

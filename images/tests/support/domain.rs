@@ -68,9 +68,9 @@ impl Drop for Domain {
 
 /// Grows an image, to the end; how many bytes it had before.
 pub fn grow(catalog: &Catalog, name: &str, size: u64) -> Result<u64, GrowError> {
-    let mut growth = catalog.grow(name, size)?;
+    let mut resize = catalog.grow(name, size)?;
     loop {
-        if let Some(old) = growth.go_on() {
+        if let Some(old) = resize.step() {
             return Ok(old);
         }
     }

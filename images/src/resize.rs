@@ -24,7 +24,7 @@ use core::ops::Range;
 use core::str::FromStr;
 
 /// How much is cleared before others get their turn, in bytes.
-const AT_ONCE: usize = 1 << 20;
+const STEP_BYTES: usize = 1 << 20;
 
 /// An operator wants an image to be larger.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,16 +40,16 @@ pub struct GrowRequest {
 /// If this is dropped before, the image stays as it is, and the memory that was to be added is lost to
 /// the domain.
 #[derive(Debug)]
-#[must_use = "the image does not grow unless this goes on"]
-pub struct Growth {
+#[must_use = "the image does not grow unless every step is done"]
+pub struct Resize {
     image: Arc<MemoryImage>,
     /// Until it is the image's.
-    added: Option<Addition>,
+    added: Option<AddedMemory>,
 }
 
-impl Growth {
-    pub(crate) fn new(image: Arc<MemoryImage>, added: Addition) -> Growth {
-        Growth {
+impl Resize {
+    pub(crate) fn new(image: Arc<MemoryImage>, added: AddedMemory) -> Resize {
+        Resize {
             image,
             added: Some(added),
         }
@@ -58,47 +58,51 @@ impl Growth {
     /// Clears up to a MiB of what is added. Once there is no more of it the image grows, who has it open
     /// is told ([`BlockDevice::on_change`](crate::BlockDevice::on_change)), and this answers how many
     /// bytes it had before; `None` is to be called again.
-    pub fn go_on(&mut self) -> Option<u64> {
-        if self.added.as_mut().is_some_and(Addition::clear) {
+    pub fn step(&mut self) -> Option<u64> {
+        if self.added.as_mut().is_some_and(AddedMemory::clear) {
             return None;
         }
         let added = self.added.take()?;
-        Some(self.image.append(added) as u64)
+        Some(self.image.finish_resize(added) as u64)
     }
 }
 
-impl Drop for Growth {
+impl Drop for Resize {
     fn drop(&mut self) {
         if self.added.is_some() {
-            self.image.stay();
+            self.image.cancel_resize();
         }
     }
 }
 
 /// What an image gets more.
 #[derive(Debug)]
-pub(crate) struct Addition {
+pub(crate) struct AddedMemory {
     memory: ImageMemory,
     /// Which bytes of the memory will be the image's.
     bytes: Range<usize>,
     /// Which bytes of the image they will be.
-    place: Range<usize>,
+    image_bytes: Range<usize>,
     cleared: usize,
 }
 
-impl Addition {
-    pub(crate) fn new(memory: ImageMemory, bytes: Range<usize>, place: Range<usize>) -> Addition {
-        Addition {
+impl AddedMemory {
+    pub(crate) fn new(
+        memory: ImageMemory,
+        bytes: Range<usize>,
+        image_bytes: Range<usize>,
+    ) -> AddedMemory {
+        AddedMemory {
             memory,
             bytes,
-            place,
+            image_bytes,
             cleared: 0,
         }
     }
 
     /// Clears a part of it; false if there is nothing left to clear.
     fn clear(&mut self) -> bool {
-        let len = AT_ONCE.min(self.memory.len() - self.cleared);
+        let len = STEP_BYTES.min(self.memory.len() - self.cleared);
         self.memory.zero(self.cleared, len);
         self.cleared += len;
         len > 0
@@ -110,7 +114,7 @@ impl Addition {
     /// If not all of it is cleared.
     pub(crate) fn into_parts(self) -> (Range<usize>, ImageMemory, Range<usize>) {
         assert_eq!(self.cleared, self.memory.len(), "not cleared yet");
-        (self.place, self.memory, self.bytes)
+        (self.image_bytes, self.memory, self.bytes)
     }
 }
 

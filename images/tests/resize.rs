@@ -125,10 +125,10 @@ fn growing_takes_its_time_and_nobody_elses() {
     let device = open(&domain, "ram:disk0", Access::ReadWrite);
     let wakes = Arc::new(Wakes::default());
     device.on_change(&Waker::from(wakes.clone()));
-    let mut growth = domain.catalog.grow("disk0", 3 * MIB).unwrap();
+    let mut resize = domain.catalog.grow("disk0", 3 * MIB).unwrap();
     // The image is what it was for a part of the way, and does not begin another one.
     for _ in 0..2 {
-        assert_eq!(growth.go_on(), None);
+        assert_eq!(resize.step(), None);
         assert_eq!(device.geometry().sectors, Sector(8));
         assert_eq!(read(&mut *device.queue(), 0, 8), Ok(pattern(PAGE_SIZE)));
         let refused = domain.catalog.grow("disk0", 4 * MIB).unwrap_err();
@@ -136,10 +136,10 @@ fn growing_takes_its_time_and_nobody_elses() {
     }
     assert_eq!(wakes.count(), 0);
     // Given up, it can be begun again.
-    drop(growth);
-    let mut growth = domain.catalog.grow("disk0", 2 * MIB).unwrap();
-    let old = (0..3).find_map(|_| growth.go_on());
-    assert_eq!((old, growth.go_on()), (Some(4096), None));
+    drop(resize);
+    let mut resize = domain.catalog.grow("disk0", 2 * MIB).unwrap();
+    let old = (0..3).find_map(|_| resize.step());
+    assert_eq!((old, resize.step()), (Some(4096), None));
     assert_eq!(
         (wakes.count(), device.geometry().sectors),
         (1, Sector(4096))

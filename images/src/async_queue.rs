@@ -40,13 +40,13 @@ struct Slot<S> {
     /// The request that has it.
     tag: Option<Tag>,
     future: Pin<Box<Option<S>>>,
-    segments: Lent,
+    segments: Segments,
     woken: Arc<Woken>,
     waker: Waker,
 }
 
 /// The segments of a request, as long as it is pending.
-type Lent = Rc<RefCell<Vec<IoSegment>>>;
+type Segments = Rc<RefCell<Vec<IoSegment>>>;
 
 /// Notes that a future may go on.
 struct Woken {
@@ -70,7 +70,7 @@ impl Wake for Woken {
 pub struct AsyncIo {
     /// What to do.
     pub op: Op,
-    segments: Lent,
+    segments: Segments,
 }
 
 impl AsyncIo {

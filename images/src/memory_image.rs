@@ -136,7 +136,7 @@ impl MemoryImage {
 
     /// Where the image's bytes from `offset` on are, if all of them are there and neighbours. The
     /// caller visits, where discards may go on meanwhile.
-    pub(crate) fn lend(&self, offset: usize, len: usize) -> Option<NonNull<u8>> {
+    pub(crate) fn stage(&self, offset: usize, len: usize) -> Option<NonNull<u8>> {
         let first = &self.extents.memory;
         let inside = offset.checked_add(len)? <= first.len();
         let complete = self.released.is_zero()

@@ -62,7 +62,7 @@ fn a_discard_behind_another_waits_for_its_turn() {
         second.submit(Tag(tag), Io { op, segments: &[] })
     };
     assert!(matches!(discard(1, 7000), Submitted::Pending));
-    // What the other queue has lent keeps a step from coming to its end.
+    // What the other queue has staged keeps a step from coming to its end.
     let read = Op::Read {
         sector: Sector(7992),
     };
@@ -227,7 +227,7 @@ fn long_discards_are_done_in_steps() {
 }
 
 #[test]
-fn a_discard_waits_for_what_is_lent() {
+fn a_discard_waits_for_what_is_staged_in_place() {
     let (domain, device, _) = whole(8);
     let (mut first, mut second) = (device.queue(), device.queue());
     let whole_page = Op::Read { sector: Sector(8) };
@@ -241,7 +241,7 @@ fn a_discard_waits_for_what_is_lent() {
         };
         let io = Io { op, segments: &[] };
         assert_eq!(queue.submit(Tag(5), io), Submitted::Pending);
-        queue.complete(&mut |_, _| panic!("the page is lent"));
+        queue.complete(&mut |_, _| panic!("the page is staged"));
     }
     assert_eq!(domain.missing(), 0);
     assert_eq!(

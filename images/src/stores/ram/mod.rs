@@ -110,7 +110,7 @@ impl BlockDevice for RamImage {
             reader: (self.0.discards() && self.0.memory.can_release())
                 .then(|| self.0.memory.register_reader()),
             image: self.0.clone(),
-            lending: false,
+            in_place: false,
             stepped: false,
             discards,
             releasing: None,
@@ -125,8 +125,8 @@ impl BlockDevice for RamImage {
 struct Queue {
     image: Arc<Image>,
     reader: Option<Arc<Reader>>,
-    /// The guard that is held protects what was lent.
-    lending: bool,
+    /// The guard that is held protects what was staged.
+    in_place: bool,
     /// A step was discarded since the last call of `complete`: no more of it until then.
     stepped: bool,
     /// In their order: what is behind the first has not releasing.
@@ -242,23 +242,23 @@ impl IoQueue for Queue {
             _ => return None,
         };
         let offset = self.image.range(sector, len).ok()?;
-        let begin = !self.lending;
+        let begin = !self.in_place;
         if begin && let Some(reader) = &self.reader {
             reader.enter();
         }
-        self.lending = true;
-        let lent = self.image.memory.lend(offset, len);
-        if lent.is_none() && begin {
+        self.in_place = true;
+        let staged = self.image.memory.stage(offset, len);
+        if staged.is_none() && begin {
             self.end_in_place();
         }
-        lent.map(|memory| Staging {
+        staged.map(|memory| Staging {
             memory,
             phase: StagingPhase::InPlace,
         })
     }
 
     fn end_in_place(&mut self) {
-        if core::mem::take(&mut self.lending)
+        if core::mem::take(&mut self.in_place)
             && let Some(reader) = &self.reader
         {
             reader.leave();
@@ -296,12 +296,12 @@ impl Queue {
     /// The mark to make for a request, unless it stands already.
     #[inline]
     fn reader(&self) -> Option<&Reader> {
-        self.reader.as_deref().filter(|_| !self.lending)
+        self.reader.as_deref().filter(|_| !self.in_place)
     }
 
     #[inline]
     fn read(&self, sector: Sector, segments: &[IoSegment]) -> Result<(), IoError> {
-        let offset = self.image.place(sector, segments)?;
+        let offset = self.image.offset(sector, segments)?;
         self.image.memory.read(self.reader(), offset, segments);
         Ok(())
     }
@@ -311,7 +311,7 @@ impl Queue {
         if self.image.access == Access::ReadOnly {
             return Err(IoError::ReadOnly);
         }
-        let offset = self.image.place(sector, segments)?;
+        let offset = self.image.offset(sector, segments)?;
         self.image.memory.write(self.reader(), offset, segments)
     }
 }
@@ -346,7 +346,7 @@ impl Image {
 
     /// Where the data of a request starts. All of it lies within the image.
     #[inline]
-    fn place(&self, sector: Sector, segments: &[IoSegment]) -> Result<usize, IoError> {
+    fn offset(&self, sector: Sector, segments: &[IoSegment]) -> Result<usize, IoError> {
         let mut total = 0_usize;
         for segment in segments {
             total = total

@@ -18,14 +18,14 @@ use bulkhead_xen::{DmaMemory, DomId, GrantStatus, Hypervisor, Instant};
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 
-/// How many pages stay mapped for a frontend with persistent grants, at most: all that Linux's has in use
+/// The most pages that stay mapped for a frontend with persistent grants: all that Linux's frontend has in use
 /// with a ring of one page, 32 indirect requests of 32 segments and a descriptor page each.
 pub const MOST_PERSISTENT: usize = 32 * (32 + 1);
-/// How many of them are mapped, unmapped or exchanged in one hypercall, or two.
+/// The most of them that are mapped, unmapped or exchanged in one hypercall, or two.
 const EXCHANGED: usize = 128;
-/// How many segments of indirect requests one sweep fetches, if no request alone has more.
+/// The most segments of indirect requests that one sweep fetches, if no request alone has more.
 const FETCHED: usize = 352;
-/// For so many sweeps pages are copied where that is possible, after Xen had no map slots.
+/// The number of sweeps for which pages are copied where possible, after Xen had no map slots.
 const COPIED_INSTEAD: u32 = 64;
 /// The most pages of address space that a queue takes for data.
 pub const MOST_ADDRESS_SPACE: usize = MOST_PERSISTENT + EXCHANGED;
@@ -34,24 +34,24 @@ pub const MOST_ADDRESS_SPACE: usize = MOST_PERSISTENT + EXCHANGED;
 pub struct PageAccess<H: Hypervisor> {
     mappings: Mappings<H>,
     descriptors: Descriptors,
-    /// What is left where Xen has no map slots.
+    /// The way that is left where Xen has no map slots.
     pub(super) bounce: Bounce<H>,
-    /// For how many sweeps more it is not tried to map.
+    /// The number of further sweeps that do not try to map.
     slotless: u32,
     cost_model: CostModel,
 }
 
-/// What decides over the ways to the pages of a frontend.
+/// The facts that decide over the ways to a frontend's pages.
 pub struct Paths {
-    /// Who grants them.
+    /// The domain that grants the pages.
     pub frontend: DomId,
-    /// Whether it keeps them granted.
+    /// True if the frontend keeps them granted.
     pub persistent: bool,
-    /// What the operator chose.
+    /// The operator's choice.
     pub data_path: DataPath,
     /// The device's sectors, in bytes.
     pub sector_size: usize,
-    /// How own memory is named to the device, if it reads and writes pages by bus address.
+    /// The bus addresses of own memory, if the device reads and writes pages by bus address.
     pub dma: Option<Arc<dyn DmaMemory>>,
 }
 
@@ -60,11 +60,11 @@ pub struct Paths {
 /// [`Executed`].
 #[must_use = "a sweep that began is to be finished"]
 pub struct Sweep<Phase> {
-    /// How the pages are reached, how many there are, and since when.
+    /// The way to the pages, their number, and when that began.
     method: Method,
     pages: usize,
     began: Option<Instant>,
-    /// Whether the device was asked for its memory.
+    /// True if the device was asked for its memory.
     asked: bool,
     phase: PhantomData<Phase>,
 }
@@ -72,7 +72,7 @@ pub struct Sweep<Phase> {
 /// The pages of a sweep are being noted; none of them can be used yet.
 pub enum Queueing {}
 
-/// What was noted is mapped and copied.
+/// The noted pages are mapped and copied.
 pub enum Executed {}
 
 impl<Phase> Sweep<Phase> {
@@ -88,19 +88,19 @@ impl<Phase> Sweep<Phase> {
 }
 
 impl Sweep<Queueing> {
-    /// Whether this sweep copies what it can.
+    /// Returns whether this sweep copies what it can.
     pub fn copies(&self) -> bool {
         self.method == Method::Copy
     }
 
-    /// The device is asked for its memory, to copy from or to it.
+    /// Notes that the device is asked for its memory, to copy from or to it.
     pub fn memory_asked(&mut self) {
         self.asked = true;
     }
 }
 
 impl<H: Hypervisor> PageAccess<H> {
-    /// For requests of up to `pages` pages together, of which one has up to `largest`.
+    /// Creates one for requests of up to `pages` pages together, of which one request has up to `largest`.
     pub fn new(
         hypervisor: &H,
         region: &Region<H>,
@@ -142,7 +142,7 @@ impl<H: Hypervisor> PageAccess<H> {
         })
     }
 
-    /// How many pages can be mapped at once. A page that Xen would not unmap is lost to it.
+    /// Returns how many pages can be mapped at once. A page that Xen did not unmap is lost.
     pub fn room(&self) -> usize {
         match &self.mappings {
             Mappings::Persistent(_) => MOST_PERSISTENT - MOST_DESCRIPTOR_PAGES,
@@ -150,8 +150,8 @@ impl<H: Hypervisor> PageAccess<H> {
         }
     }
 
-    /// Decides how the pages of a sweep are reached. `now` is only asked where something is to be
-    /// learned from it, which it is not where there are no pages.
+    /// Decides how the pages of a sweep are reached. `now` is called only if the cost of the sweep is to be
+    /// measured.
     #[inline]
     pub fn begin(&mut self, pages: usize, now: impl FnOnce() -> Instant) -> Sweep<Queueing> {
         if pages == 0 || self.needs_no_calls() {
@@ -165,7 +165,7 @@ impl<H: Hypervisor> PageAccess<H> {
         Sweep::new(self.cost_model.pick(pages), pages, began)
     }
 
-    /// Whether the pages are reached without asking the hypervisor, as a rule.
+    /// Returns whether the pages are reached without asking the hypervisor, as a rule.
     pub fn needs_no_calls(&self) -> bool {
         matches!(self.mappings, Mappings::Persistent(_))
     }
@@ -180,7 +180,7 @@ impl<H: Hypervisor> PageAccess<H> {
         self.descriptors.fetch(&mut self.mappings, &mut self.bounce);
     }
 
-    /// Reads the segments of an indirect request into `pages`, and says how many bytes they are.
+    /// Reads the segments of an indirect request into `pages`, and returns how many bytes they are.
     pub fn read_descriptors(
         &self,
         place: DescriptorRange,
@@ -195,8 +195,8 @@ impl<H: Hypervisor> PageAccess<H> {
         self.descriptors.clear(&mut self.mappings);
     }
 
-    /// Notes all pages of a request to be copied from or to `memory`. False if that is not
-    /// possible; then they are to be mapped.
+    /// Notes all pages of a request to be copied from or to `memory`. Returns false if that is not possible:
+    /// then they are to be mapped.
     ///
     /// # Safety
     /// `memory` is the device's own, has as many bytes as the pages together, and stays until
@@ -241,7 +241,7 @@ impl<H: Hypervisor> PageAccess<H> {
     ) {
         let mappings = &mut self.mappings;
         pool.for_each(pages, |page| {
-            // One that finds no room stays unreached, and is copied later.
+            // A page that finds no room stays unreached, and is copied later.
             page.hold = match mappings {
                 Mappings::Persistent(cache) => {
                     cache.hold(page.gref, access).map_or(Hold::None, Hold::Kept)
@@ -271,7 +271,7 @@ impl<H: Hypervisor> PageAccess<H> {
                 copies.run();
                 if map_pool.take_slotless() > 0 {
                     self.slotless = COPIED_INSTEAD;
-                    // What it took says nothing.
+                    // The time that this took says nothing.
                     began = None;
                 }
             }
@@ -282,7 +282,7 @@ impl<H: Hypervisor> PageAccess<H> {
         }
     }
 
-    /// A page as the device gets it, or why it is not mapped.
+    /// Returns a page as the device gets it, or why it is not mapped.
     #[inline]
     pub fn segment(&self, page: &Page) -> Result<IoSegment, GrantStatus> {
         let (address, dma) = match (&self.mappings, &page.hold) {
@@ -303,7 +303,7 @@ impl<H: Hypervisor> PageAccess<H> {
         Ok(unsafe { IoSegment::new(address, page.len(), dma) })
     }
 
-    /// Whether a request was copied, and how that went; `None` if it was not.
+    /// Returns the outcome of a request's copies; `None` if it was not copied.
     #[inline]
     pub fn copied(
         &self,
@@ -339,7 +339,7 @@ impl<H: Hypervisor> PageAccess<H> {
         }
     }
 
-    /// Unmaps what was given up: one hypercall, if there is anything.
+    /// Unmaps the pages that were given up: one hypercall, if there are any.
     pub fn unmap(&mut self) {
         match &mut self.mappings {
             Mappings::PerRequest { map_pool, .. } => map_pool.unmap_queued(),
@@ -347,7 +347,7 @@ impl<H: Hypervisor> PageAccess<H> {
         }
     }
 
-    /// The sweep is over: what became of its copies is known. Learns what it has cost.
+    /// Ends a sweep, once the outcome of its copies is known, and learns what it has cost.
     pub fn finish(&mut self, sweep: Sweep<Executed>, now: impl FnOnce() -> Instant) {
         let Mappings::PerRequest { copies, .. } = &mut self.mappings else {
             return;
@@ -357,8 +357,8 @@ impl<H: Hypervisor> PageAccess<H> {
         let Some(began) = sweep.began else {
             return;
         };
-        // Nothing was copied, so the time that it took tells nothing of copies. Nor does that nothing
-        // was copied, where nothing was asked of the device, as for a flush with data.
+        // No page was copied, so the time says nothing of copies. If the device was not asked for its memory,
+        // as for a flush with data, that no page was copied says nothing either.
         if sweep.method == Method::Copy && nothing_copied {
             if sweep.asked {
                 self.cost_model.rule_out(Method::Copy, sweep.pages);
@@ -369,7 +369,8 @@ impl<H: Hypervisor> PageAccess<H> {
             .learn(sweep.method, sweep.pages, now().since(began));
     }
 
-    /// Shows what was asked of Xen. `staged` are the calls and bytes that others have copied.
+    /// Writes the counts of hypercalls to `stats`. `staged` are the calls and the bytes of copies that `submit`
+    /// has made.
     pub fn count(&self, stats: &QueueStats, staged: (u64, u64)) {
         let (calls, copies) = match &self.mappings {
             Mappings::Persistent(cache) => {

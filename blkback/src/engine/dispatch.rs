@@ -1,4 +1,4 @@
-//! Takes requests off the ring, as far as they may begin, and puts the answers on it.
+//! Takes requests off the ring, as far as they may begin, and puts the responses on it.
 
 mod indirect;
 
@@ -27,7 +27,7 @@ use core::num::NonZeroU32;
 /// which have to wait, and answers those that have ended.
 pub(super) struct Dispatcher<H: Hypervisor> {
     ring: BackRing<SharedPages, Blkif>,
-    /// What `ring` lies in; dropped after it.
+    /// The pages that `ring` lies in; dropped after it.
     _ring_pages: MappedPages<H>,
     pub inflight: InflightTable,
     pub pool: PagePool,
@@ -35,43 +35,43 @@ pub(super) struct Dispatcher<H: Hypervisor> {
     begun: Vec<u16>,
     /// Requests of this sweep whose segments have to be fetched first.
     fetching: Vec<(Tag, DescriptorRange)>,
-    /// How many pages the requests of this sweep have.
+    /// The number of pages that the requests of this sweep have.
     pages: usize,
-    /// How many of them are not in the pool yet.
+    /// The number of these pages that are not in the pool yet.
     reserved: usize,
-    /// A request that was taken off the ring and has to wait for those in flight. Those after it
-    /// stay on the ring.
+    /// A request that was taken off the ring and has to wait for the requests in flight. Later requests stay on
+    /// the ring.
     held: Option<[u8; SLOT_SIZE]>,
-    /// A barrier is in flight: nothing begins before it has ended.
+    /// True while a barrier is in flight: no request begins before it has ended.
     barrier: bool,
     indirect_segments: usize,
     discard: bool,
-    /// An answer was put since the pages of answered requests were last unmapped.
+    /// True if a response was put since the pages of answered requests were last unmapped.
     answered: bool,
     pub complaints: Complaints<H>,
     stats: Arc<QueueStats>,
 }
 
-/// What was taken off the ring for one sweep.
+/// The requests taken off the ring for one sweep.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Taken {
-    /// How many requests, those included that were refused at once.
+    /// The number of requests, including those refused at once.
     pub requests: u32,
-    /// How many pages those have that are to be started.
+    /// The number of pages of the requests that are to be started.
     pub pages: usize,
 }
 
-/// What became of a request.
+/// The outcome of an attempt to begin a request.
 enum Begun {
-    /// It is in flight, or was answered.
+    /// The request is in flight, or was answered.
     Yes,
-    /// It has to wait until something in flight has ended.
+    /// The request has to wait until one in flight has ended.
     NotYet,
 }
 
 impl<H: Hypervisor> Dispatcher<H> {
-    /// Takes over the ring in those pages. One that was served before goes on where it was: its first
-    /// slots hold responses. The frontend was offered to `discard`, and requests of `indirect_segments`.
+    /// Takes over the ring in `pages`. A ring that was served before goes on where it was: its first slots hold
+    /// responses. `discard` and `indirect_segments` are what the frontend was offered.
     pub fn attach(
         pages: MappedPages<H>,
         abi: Abi,
@@ -88,7 +88,7 @@ impl<H: Hypervisor> Dispatcher<H> {
             inflight: InflightTable::new(slots)?,
             pool: PagePool::new(most_pages(slots, indirect_segments))?,
             begun: room_for(slots)?,
-            // Each of them has a descriptor page, at least.
+            // Each of these requests has at least one descriptor page.
             fetching: room_for(slots.min(MOST_DESCRIPTOR_PAGES))?,
             pages: 0,
             reserved: 0,
@@ -102,54 +102,54 @@ impl<H: Hypervisor> Dispatcher<H> {
         })
     }
 
-    /// How many requests the frontend can have outstanding.
+    /// Returns how many requests the frontend can have outstanding.
     pub fn slots(&self) -> u32 {
         self.ring.slots()
     }
 
-    /// How many requests could be taken.
+    /// Returns how many requests could be taken.
     pub fn waiting(&self) -> Result<u32, QueueError> {
         match self.is_stuck() {
-            // While something stands in the way, the completion of a request is what goes on.
+            // While no request can begin, only the completion of one changes that.
             true => Ok(0),
             false => Ok(self.ring.unconsumed()? + self.held()),
         }
     }
 
-    /// Takes no request any more but those that are on the ring at this moment.
+    /// Takes no further requests but those that are on the ring at this moment.
     pub fn close(&mut self) -> Result<(), QueueError> {
         self.ring.close()?;
         Ok(())
     }
 
-    /// How many requests of a [closed](Self::close) ring are still to be taken.
+    /// Returns how many requests of a [closed](Self::close) ring are still to be taken.
     pub fn untaken(&self) -> u32 {
         self.ring.untaken() + self.held()
     }
 
-    /// How many answers the frontend has not been shown yet.
+    /// Returns how many responses the frontend has not been shown yet.
     pub fn unpublished(&self) -> u32 {
         self.ring.unpublished()
     }
 
-    /// Shows the frontend what was answered. True if it asked to be notified of that.
+    /// Publishes the responses. Returns true if the frontend asked to be notified of them.
     pub fn publish(&mut self) -> bool {
         self.ring.publish()
     }
 
-    /// Asks the frontend to notify us when there are `more` requests than those that were
-    /// [waiting](Self::waiting). True means that so many are there that could be taken.
+    /// Asks the frontend to notify us when there are `more` requests beside those that were
+    /// [waiting](Self::waiting). Returns true if that many can be taken already.
     pub fn final_check_for(&mut self, waiting: u32, more: NonZeroU32) -> Result<bool, QueueError> {
         let on_ring = waiting.saturating_sub(self.held());
         Ok(!self.is_stuck() && self.ring.final_check_for(more.saturating_add(on_ring))?)
     }
 
-    /// How many requests wait that are not on the ring any more.
+    /// Returns how many requests wait that were taken off the ring: one or none.
     fn held(&self) -> u32 {
         self.held.is_some().into()
     }
 
-    /// Whether nothing more can be taken before something in flight has ended.
+    /// Returns whether no request can be taken before one in flight has ended.
     fn is_stuck(&self) -> bool {
         self.inflight.in_flight() > 0
             && (self.inflight.free() == 0
@@ -165,7 +165,7 @@ impl<H: Hypervisor> Dispatcher<H> {
         self.reserved = 0;
         let format = *self.ring.format();
         let mut slot = [0; SLOT_SIZE];
-        // What the device is too busy for stays on the ring.
+        // While a request waits for a busy device, later ones stay on the ring.
         while self.inflight.free() > 0 && !self.barrier && self.inflight.none_busy() {
             if let Some(held) = &self.held {
                 slot = *held;
@@ -194,7 +194,7 @@ impl<H: Hypervisor> Dispatcher<H> {
         })
     }
 
-    /// One of the requests that are to be started in this sweep.
+    /// Returns one of the requests that are to be started in this sweep.
     pub fn begun(&self, index: usize) -> Tag {
         Tag(self.begun[index].into())
     }
@@ -204,17 +204,17 @@ impl<H: Hypervisor> Dispatcher<H> {
         self.begun.len()
     }
 
-    /// Forgets them: they are started.
+    /// Forgets the requests of this sweep, which are started now.
     pub fn clear_begun(&mut self) {
         self.begun.clear();
     }
 
-    /// Whether an answer was put since [`clear_answered`](Self::clear_answered).
+    /// Returns whether a response was put since [`clear_answered`](Self::clear_answered).
     pub fn has_answered(&self) -> bool {
         self.answered
     }
 
-    /// The pages of all answered requests are unmapped.
+    /// Notes that the pages of all answered requests are unmapped.
     pub fn clear_answered(&mut self) {
         self.answered = false;
     }
@@ -237,7 +237,7 @@ impl<H: Hypervisor> Dispatcher<H> {
         };
         match outcome {
             Ok(()) => self.stats.request(operation, (bytes / SECTOR_SIZE) as u64),
-            // Nobody waits for it any more.
+            // The request was given up on purpose: there is nothing to complain of.
             Err(IoError::Cancelled) => {}
             Err(error) => self
                 .complaints
@@ -260,7 +260,7 @@ impl<H: Hypervisor> Dispatcher<H> {
         }
     }
 
-    /// Puts an answer on the ring, for the frontend to see when it is next [shown](Self::publish) any.
+    /// Puts a response on the ring. The frontend sees it after the next [`publish`](Self::publish).
     #[inline]
     fn answer(&mut self, answer: &Response) {
         self.answered = true;
@@ -280,7 +280,7 @@ impl<H: Hypervisor> Dispatcher<H> {
             Err(malformed) => return self.refuse_malformed(&malformed),
         };
         match &request.operation {
-            // `take` has looked for those.
+            // `take` has begun every valid transfer already.
             Operation::Transfer(_) => self.refuse(request, Status::Error),
             Operation::Indirect(indirect) => self.begin_indirect(request, indirect, page_access),
             Operation::Flush => self.begin_plain(request, Op::Flush),
@@ -320,7 +320,7 @@ impl<H: Hypervisor> Dispatcher<H> {
         Begun::Yes
     }
 
-    /// An operation without pages.
+    /// Begins an operation without pages.
     fn begin_plain(&mut self, request: &SlotRequest<'_>, op: Op) -> Begun {
         let steps = Steps::of(op);
         match self.inflight.begin(request.id, request.opcode(), steps) {
@@ -330,8 +330,8 @@ impl<H: Hypervisor> Dispatcher<H> {
         Begun::Yes
     }
 
-    /// Whether there is room for so many pages more. With nothing in flight there is, or will
-    /// never be.
+    /// Returns whether there is room for `pages` more pages. With no request in flight, waiting would not make
+    /// room in `page_access`, so only the pool counts.
     fn has_room(&self, pages: usize, page_access: &PageAccess<H>) -> bool {
         let pool = self.pool.free() - self.reserved;
         let page_access = page_access.room().saturating_sub(self.pages);
@@ -346,7 +346,7 @@ impl<H: Hypervisor> Dispatcher<H> {
         Begun::Yes
     }
 
-    /// An operation that was not offered.
+    /// Refuses an operation that the frontend was not offered.
     #[cold]
     fn refuse(&mut self, request: &SlotRequest<'_>, status: Status) -> Begun {
         self.complaints
@@ -364,7 +364,7 @@ fn discard_op(discard: &Discard) -> Op {
     }
 }
 
-/// The backend's end of the ring in those pages.
+/// Attaches the backend's end of the ring in `pages`.
 #[allow(unsafe_code, reason = "a promise about pages that this module owns")]
 fn attach<H: Hypervisor>(
     pages: &MappedPages<H>,

@@ -7,7 +7,7 @@ use bulkhead_grant::{Direction, OutOfMemory};
 use bulkhead_images::{IoError, Op, Sector, Tag};
 use bulkhead_ring::blkif::{self, Opcode, RequestId, TransferKind};
 
-/// What is to be done for a request, in this order.
+/// The steps of a request, in this order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Steps {
     /// A flush.
@@ -19,7 +19,7 @@ pub struct Steps {
 }
 
 impl Steps {
-    /// Those of a read or write; an empty one is its flushes alone.
+    /// Returns the steps of a read or write. An empty one has its flushes alone.
     #[inline]
     pub fn of_transfer(kind: TransferKind, sector: blkif::Sector, is_empty: bool) -> Steps {
         let sector = Sector(sector.0);
@@ -35,7 +35,7 @@ impl Steps {
         }
     }
 
-    /// Those of an operation without pages.
+    /// Returns the steps of an operation without pages.
     pub fn of(op: Op) -> Steps {
         Steps {
             op: Some(op),
@@ -57,11 +57,11 @@ pub struct Inflight {
     flush_last: bool,
     /// The pages.
     pub pages: Pages,
-    /// How many bytes they are.
+    /// The number of bytes in the pages.
     pub bytes: u32,
-    /// What the device said, while this is in the list of those that it has done with.
+    /// The device's outcome, while this is in the list of completed requests.
     outcome: Result<(), IoError>,
-    /// The next one in the list that this is in, of those that wait or of the free places.
+    /// The next entry of the list that this one is in: a list of requests, or the free places.
     next_done: u16,
 }
 
@@ -93,7 +93,7 @@ impl Inflight {
         core::mem::take(&mut self.flush_last).then_some(Op::Flush)
     }
 
-    /// Takes a step back that was not done: the device is busy.
+    /// Puts a step back that was not done, because the device is busy.
     pub fn put_back(&mut self, op: Op) {
         // A flush that nothing but the last one follows may as well be the operation itself.
         match op {
@@ -102,14 +102,14 @@ impl Inflight {
         }
     }
 
-    /// Whether there is a next step.
+    /// Returns whether there is a next step.
     #[inline]
     pub fn has_steps(&self) -> bool {
         self.flush_first || self.flush_last || self.op.is_some()
     }
 
-    /// The operation, if it moves data and nothing else is to be done: what the hypervisor can do
-    /// for the device.
+    /// Returns the operation, if it moves data and nothing else is to be done: the hypervisor can do that for
+    /// the device.
     #[inline]
     pub fn only_transfer(&self) -> Option<(Op, Direction)> {
         let op = self.op.filter(|_| !self.flush_first && !self.flush_last)?;
@@ -130,15 +130,15 @@ pub struct InflightTable {
     /// The first free place; each names the next as `next_done`.
     free: u16,
     free_count: usize,
-    /// Those that the device has done with.
+    /// The requests that the device has completed.
     done: List,
-    /// Those that wait for the bounce page.
+    /// The requests that wait for the bounce page.
     waiting: List,
-    /// Those that the device was too busy to take.
+    /// The requests that the device was too busy to take.
     busy: List,
 }
 
-/// Some of the requests, in their order. A request is in one list at most.
+/// A list of requests, in their order. A request is in one list at most.
 struct List {
     first: u16,
     last: u16,
@@ -173,7 +173,7 @@ impl List {
 }
 
 impl InflightTable {
-    /// Room for `count` requests.
+    /// Creates a table for `count` requests.
     pub fn new(count: usize) -> Result<Self, OutOfMemory> {
         debug_assert!(count < NONE.into(), "{count} requests");
         let place = |number: usize| Inflight {
@@ -212,14 +212,14 @@ impl InflightTable {
         self.done.push(&mut self.places, tag);
     }
 
-    /// Takes the first of those that the device has done with.
+    /// Takes the first of the requests that the device has completed.
     #[inline]
     pub fn take_done(&mut self) -> Option<(Tag, Result<(), IoError>)> {
         let tag = self.done.pop(&self.places)?;
         Some((tag, self.places[tag.0].outcome))
     }
 
-    /// Whether the device has done with no request that was not taken.
+    /// Returns whether no completed request is left to take.
     #[inline]
     pub fn none_done(&self) -> bool {
         self.done.first == NONE
@@ -230,7 +230,7 @@ impl InflightTable {
         self.waiting.push(&mut self.places, tag);
     }
 
-    /// Takes the one that waits for the bounce page longest.
+    /// Takes the request that has waited longest for the bounce page.
     pub fn take_waiting(&mut self) -> Option<Tag> {
         self.waiting.pop(&self.places)
     }
@@ -240,7 +240,7 @@ impl InflightTable {
         self.busy.push(&mut self.places, tag);
     }
 
-    /// Notes that a request waits for the device still, before the others that do.
+    /// Notes that a request still waits for the device, before the others that do.
     pub fn wait_for_device_first(&mut self, tag: Tag) {
         if self.none_busy() {
             return self.wait_for_device(tag);
@@ -249,12 +249,12 @@ impl InflightTable {
         self.busy.first = tag.0 as u16;
     }
 
-    /// Takes the one that waits for the device longest.
+    /// Takes the request that has waited longest for the device.
     pub fn take_busy(&mut self) -> Option<Tag> {
         self.busy.pop(&self.places)
     }
 
-    /// Whether no request waits for the device.
+    /// Returns whether no request waits for the device.
     #[inline]
     pub fn none_busy(&self) -> bool {
         self.busy.first == NONE
@@ -267,7 +267,7 @@ impl InflightTable {
         (0..self.places.len()).map(Tag)
     }
 
-    /// Whether a request is in flight at a place. For what happens seldom.
+    /// Returns whether a request is in flight at a place. Slow: for what happens seldom.
     pub fn is_in_flight(&self, tag: Tag) -> bool {
         !self.is_free(tag.0)
     }
@@ -283,7 +283,7 @@ impl InflightTable {
         true
     }
 
-    /// The request at a place.
+    /// Returns the request at a place.
     #[inline]
     pub fn get(&mut self, tag: Tag) -> &mut Inflight {
         &mut self.places[tag.0]
@@ -298,12 +298,12 @@ impl InflightTable {
         self.free_count += 1;
     }
 
-    /// How many places are free.
+    /// Returns how many places are free.
     pub fn free(&self) -> usize {
         self.free_count
     }
 
-    /// How many requests are in flight.
+    /// Returns how many requests are in flight.
     pub fn in_flight(&self) -> usize {
         self.places.len() - self.free_count
     }

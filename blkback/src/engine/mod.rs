@@ -6,9 +6,9 @@
 //!   ring ◄─publish── answers ◄──unmap all, one hypercall─┴──┘
 //! ```
 //!
-//! One pass over that picture is a sweep ([`Queue::sweep`]). It allocates nothing, takes no lock
-//! and speaks to nobody but the ring, the hypervisor and the device. (A device may take a lock for a
-//! discard, and for the first write to what was discarded.)
+//! One pass over that picture is a sweep ([`Queue::sweep`]). It allocates nothing, takes no lock and uses
+//! nothing but the ring, the hypervisor and the device. (A device may take a lock for a discard, and for the
+//! first write to what was discarded.)
 //!
 //! ```text
 //!   serve ──► queue ──┬─► dispatch    the ring, the requests in flight, their answers
@@ -16,9 +16,9 @@
 //!     └─► coalescing  └─► submit      the device
 //! ```
 //!
-//! Which requests a sweep takes is decided in `dispatch`; how it gets at their pages, in `data_path`;
-//! when the frontend is shown the answers, in `coalescing`. What stands further right calls nothing that
-//! stands further left; `dispatch` and `submit` use `data_path`, and `submit` uses `dispatch`.
+//! Which requests a sweep takes is decided in `dispatch`; how it gets at their pages, in `data_path`; when the
+//! frontend is shown the responses, in `coalescing`. A module further right calls none further left; `dispatch`
+//! and `submit` use `data_path`, and `submit` uses `dispatch`.
 
 mod backoff;
 #[allow(

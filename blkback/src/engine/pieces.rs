@@ -2,8 +2,8 @@
 //! through memory of the device's own. They are served piece by piece, each request's pieces one after
 //! another and those of different requests at the same time.
 //!
-//! Data goes through the device's memory by copies of the hypervisor, of which all that are due are made
-//! in one hypercall; the pages of such requests are never mapped.
+//! The hypervisor copies between the frontend's pages and the device's memory, all that is due in one
+//! hypercall. The pages of such requests are never mapped.
 
 use super::inflight::InflightTable;
 use super::pages::{PagePool, Pages};
@@ -20,40 +20,40 @@ use core::ptr::NonNull;
 pub(super) struct Pieces<H: Hypervisor> {
     caps: Caps,
     sector_size: usize,
-    /// By the requests' tags.
+    /// The requests, by their tags.
     places: Vec<Option<Piece>>,
     /// The segments of one piece.
     segments: Vec<IoSegment>,
     copies: CopyBatch<H>,
-    /// Those whose copies are in the batch, and those whose copies were made.
+    /// The requests whose copies are in the batch, and those whose copies were made.
     copying: Vec<Tag>,
     copied: Vec<Tag>,
 }
 
-/// How far a request is.
+/// The progress of one request.
 struct Piece {
     op: Op,
-    /// The bytes that are done, those of the piece that is at work, and all.
+    /// The bytes that are done, those of the current piece, and all.
     done: usize,
     chunk: usize,
     all: usize,
     state: State,
 }
 
-/// What is next for a piece.
+/// The state of a request's current piece.
 enum State {
-    /// It is to be prepared, and handed to the device. It has it then.
+    /// To be prepared and handed to the device; or handed over, without memory of the device's.
     New,
     /// The hypervisor copies from or to the device's memory.
     Copying(NonNull<u8>, Option<Copied>),
-    /// Its data is in the device's memory, or will be; the device has it, or is to get it.
+    /// The data is in the device's memory, or will be. The device has the piece, or is to get it.
     Staged(NonNull<u8>),
 }
 
-/// What became of an attempt to go on.
+/// The outcome of an attempt to go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// The device has the piece, or has done it.
+    /// The device has the piece, or has completed it.
     Submitted,
     /// The piece is to be copied first.
     Copying,
@@ -61,14 +61,14 @@ pub(super) enum Progress {
     Busy,
     /// The device takes no piece of that part of the request, however small.
     Impossible,
-    /// The data cannot be had.
+    /// The data cannot be copied.
     Failed(GrantStatus),
 }
 
 impl<H: Hypervisor> Pieces<H> {
-    /// For a device with these capabilities and sectors of that many bytes; `None` if it takes every
-    /// request of up to `segments` segments as it is. There are `slots` requests at a time, with up to
-    /// `pages` pages together.
+    /// Creates one for a device with the capabilities `caps` and sectors of `sector_size` bytes. Returns `None`
+    /// if the device takes every request of up to `segments` segments as it is. Up to `slots` requests, with up
+    /// to `pages` pages together, are served at a time.
     pub fn needed(
         hypervisor: &H,
         frontend: DomId,
@@ -97,17 +97,17 @@ impl<H: Hypervisor> Pieces<H> {
         }))
     }
 
-    /// Whether all data goes through the device's memory.
+    /// Returns whether all data goes through the device's memory.
     pub fn stages(&self) -> bool {
         self.caps.access == DataAccess::Staged
     }
 
-    /// Whether that request is served piece by piece.
+    /// Returns whether a request is served piece by piece.
     pub fn serves(&self, tag: Tag) -> bool {
         self.places[tag.0].is_some()
     }
 
-    /// Whether the device takes a request as it is.
+    /// Returns whether the device takes a request as it is.
     pub fn fits(&self, segments: &[IoSegment], bytes: u32) -> bool {
         segments.len() <= self.caps.segments
             && bytes as usize <= self.caps.bytes
@@ -119,7 +119,7 @@ impl<H: Hypervisor> Pieces<H> {
         (segment.address().addr().get() | segment.len()) & mask == 0
     }
 
-    /// Begins with a read or a write of so many bytes.
+    /// Begins a read or a write of `bytes` bytes.
     pub fn begin(&mut self, tag: Tag, op: Op, bytes: usize) {
         self.places[tag.0] = Some(Piece {
             op,
@@ -130,8 +130,8 @@ impl<H: Hypervisor> Pieces<H> {
         });
     }
 
-    /// Prepares the next piece of a request, unless that is done, and hands it to the device. `mapped` is
-    /// the whole request, where its pages are mapped.
+    /// Prepares the next piece of a request, unless it is prepared already, and hands it to the device.
+    /// `mapped` is the whole request, where its pages are mapped.
     pub fn submit(
         &mut self,
         tag: Tag,
@@ -145,7 +145,7 @@ impl<H: Hypervisor> Pieces<H> {
         let whole_sectors = |bytes: usize| bytes - bytes % self.sector_size;
         if let State::New = piece.state {
             let most = whole_sectors((piece.all - piece.done).min(self.caps.bytes));
-            // What is not in whole sectors is for the device to refuse.
+            // The device refuses what is not in whole sectors.
             piece.chunk = if most == 0 {
                 piece.all - piece.done
             } else {
@@ -165,10 +165,10 @@ impl<H: Hypervisor> Pieces<H> {
         self.segments.clear();
         if let State::Staged(memory) = piece.state {
             for (start, end) in pages_of(memory, piece.chunk) {
-                // SAFETY: within the memory that the device gave for so many bytes.
+                // SAFETY: within the memory that the device gave for `piece.chunk` bytes.
                 let address = unsafe { memory.add(start) };
-                // SAFETY: the device's own memory, which stays until the request is unstaged, and nobody
-                // writes it while the device has the request. It knows how that is named on its bus.
+                // SAFETY: the device's own memory, which stays until the request is unstaged, and is not
+                // written while the device has the request. The device knows its bus address.
                 let segment = unsafe { IoSegment::new(address, end - start, None) };
                 self.segments.push(segment);
             }
@@ -191,7 +191,7 @@ impl<H: Hypervisor> Pieces<H> {
                 }
                 start += segment.len();
             }
-            // Its end may have to be within the last segment, or before it.
+            // The piece may have to end within its last segment, or before it.
             let whole = whole_sectors(bytes);
             let mut surplus = if bytes < piece.chunk {
                 bytes - whole
@@ -232,8 +232,8 @@ impl<H: Hypervisor> Pieces<H> {
         Progress::Submitted
     }
 
-    /// The device has done with a piece of a request. True if that is to be copied to the frontend's pages
-    /// first; it is done then when the copies are.
+    /// Takes note that the device has completed a piece of a request. Returns [`Progress::Copying`] if the
+    /// piece is to be copied to the frontend's pages first: it is done when the copies are.
     pub fn done(&mut self, tag: Tag, store: &mut Store, pages: (&PagePool, &Pages)) -> Progress {
         let Some(piece) = &mut self.places[tag.0] else {
             return Progress::Failed(GrantStatus::GENERAL_ERROR);
@@ -249,7 +249,7 @@ impl<H: Hypervisor> Pieces<H> {
         }
     }
 
-    /// A piece is done with.
+    /// Goes on to the next piece of a request.
     fn advance(&mut self, tag: Tag, store: &mut Store) {
         if let Some(piece) = &mut self.places[tag.0] {
             if !matches!(piece.state, State::New) {
@@ -260,7 +260,7 @@ impl<H: Hypervisor> Pieces<H> {
         }
     }
 
-    /// Whether all pieces of a request are done.
+    /// Returns whether all pieces of a request are done.
     pub fn is_done(&self, tag: Tag) -> bool {
         let piece = self.places[tag.0].as_ref();
         piece.is_none_or(|piece| piece.done == piece.all)
@@ -296,9 +296,9 @@ impl<H: Hypervisor> Pieces<H> {
                     offset: page.offset() + first - start,
                     len: end - first,
                 };
-                // SAFETY: within the memory that the device gave for so many bytes, which it does not use
-                // before the request is submitted or after it has completed, and which holds nothing but
-                // this request's data.
+                // SAFETY: within the memory that the device gave for `piece.chunk` bytes, which it does not use
+                // before the request is submitted or after it has completed, and which holds nothing but this
+                // request's data.
                 let queued = unsafe {
                     let own = memory.add(first - piece.done);
                     self.copies.queue(direction, granted, own)
@@ -318,22 +318,22 @@ impl<H: Hypervisor> Pieces<H> {
         Progress::Copying
     }
 
-    /// Makes all copies that are due: one hypercall, if there are any. What became of each request's is
-    /// for [`next_copied`](Self::next_copied) to tell.
+    /// Makes all copies that are due: one hypercall, if there are any. [`next_copied`](Self::next_copied)
+    /// returns the outcome of each request's.
     pub fn run_copies(&mut self) {
         if self.copying.is_empty() {
             return;
         }
         self.copies.run();
         core::mem::swap(&mut self.copying, &mut self.copied);
-        // They are taken from the end.
+        // `next_copied` takes them from the end.
         self.copied.reverse();
     }
 
-    /// A request whose copies were made, and how that went. A read's piece is done with it.
+    /// Takes a request whose copies were made, with their outcome. The piece of a read is done then.
     pub fn next_copied(&mut self, store: &mut Store) -> Option<(Tag, Result<(), GrantStatus>)> {
         let Some(tag) = self.copied.pop() else {
-            // Nothing was noted meanwhile: that begins once nobody asks about these any more.
+            // No copy was noted meanwhile, and no outcome of these is asked for any more.
             if self.copying.is_empty() && !self.copies.is_empty() {
                 self.copies.clear();
             }
@@ -354,13 +354,13 @@ impl<H: Hypervisor> Pieces<H> {
         Some((tag, outcome))
     }
 
-    /// How many hypercalls copied so far, and how many bytes.
+    /// Returns how many hypercalls copied so far, and how many bytes.
     pub fn calls(&self) -> (u64, u64) {
         (self.copies.calls(), self.copies.bytes())
     }
 }
 
-/// The operation for what is left after so many bytes.
+/// Returns the operation for what is left after `done` bytes.
 fn after(op: Op, done: usize) -> Op {
     let after = |sector: Sector| Sector(sector.0 + (done / SECTOR_SIZE) as u64);
     match op {
@@ -374,7 +374,7 @@ fn after(op: Op, done: usize) -> Op {
     }
 }
 
-/// Where the parts begin and end that `len` bytes from `memory` on have in each page.
+/// Divides `len` bytes from `memory` on at the borders of pages. Returns where each part begins and ends.
 fn pages_of(memory: NonNull<u8>, len: usize) -> impl Iterator<Item = (usize, usize)> {
     let mut start = 0;
     core::iter::from_fn(move || {

@@ -109,48 +109,48 @@ impl<H: Hypervisor> Queue<H> {
         self.channel.clone()
     }
 
-    /// How many requests the frontend can have outstanding.
+    /// Returns how many requests the frontend can have outstanding.
     pub fn slots(&self) -> u32 {
         self.dispatcher.slots()
     }
 
-    /// How it is to be served.
+    /// Returns how the queue is to be served.
     pub fn options(&self) -> Options {
         self.options
     }
 
-    /// What the queue counts.
+    /// Returns the queue's counters.
     pub fn stats(&self) -> Arc<QueueStats> {
         self.stats.clone()
     }
 
-    /// How many requests the device has not done yet.
+    /// Returns how many requests have not been answered yet.
     pub fn in_flight(&self) -> usize {
         self.dispatcher.inflight.in_flight()
     }
 
-    /// How many requests could be taken.
+    /// Returns how many requests could be taken.
     pub fn waiting(&self) -> Result<u32, QueueError> {
         self.dispatcher.waiting()
     }
 
-    /// Takes no request any more but those that are on the ring at this moment.
+    /// Takes no further requests but those that are on the ring at this moment.
     pub fn close(&mut self) -> Result<(), QueueError> {
         self.dispatcher.close()
     }
 
-    /// How many requests of a [closed](Self::close) queue are still to be taken.
+    /// Returns how many requests of a [closed](Self::close) queue are still to be taken.
     pub fn untaken(&self) -> u32 {
         self.dispatcher.untaken()
     }
 
-    /// How many answers the frontend has not been shown yet.
+    /// Returns how many responses the frontend has not been shown yet.
     pub fn unpublished(&self) -> u32 {
         self.dispatcher.unpublished()
     }
 
-    /// Takes what is on the ring, has it served, and puts the answers that there are, but does not
-    /// show them to the frontend yet. Answers how many requests were taken.
+    /// Takes the requests on the ring, has them served, and puts the responses that there are, without
+    /// publishing them yet. Returns how many requests were taken.
     pub fn sweep(&mut self) -> Result<u32, QueueError> {
         let taken = self.dispatcher.take(&mut self.page_access)?;
         if taken.requests > 0 {
@@ -169,7 +169,7 @@ impl<H: Hypervisor> Queue<H> {
         Ok(taken.requests)
     }
 
-    /// Shows the frontend what was answered, and notifies it if it asked for that.
+    /// Publishes the responses, and notifies the frontend if it asked for that.
     pub fn publish(&mut self) {
         if self.dispatcher.publish() {
             self.stats.notifications_sent.add(1);
@@ -177,14 +177,14 @@ impl<H: Hypervisor> Queue<H> {
         }
     }
 
-    /// Whether serving requests one by one costs no more than serving them together.
+    /// Returns whether serving requests one by one costs no more than serving them together.
     pub fn is_served_singly(&self) -> bool {
         self.submitter.completes_later() || self.page_access.needs_no_calls()
     }
 
-    /// Asks the frontend to notify us when there are `more` requests than those that were
-    /// [waiting](Self::waiting); of its next one, if a device should begin with it at once. True means that so
-    /// many are there that could be taken.
+    /// Asks the frontend to notify us when there are `more` requests beside those that were
+    /// [waiting](Self::waiting), or at its next request if the device should begin with it at once. Returns
+    /// true if that many can be taken already.
     pub fn final_check_for(&mut self, waiting: u32, more: NonZeroU32) -> Result<bool, QueueError> {
         let more = match self.submitter.completes_later() {
             true => NonZeroU32::MIN,
@@ -193,7 +193,7 @@ impl<H: Hypervisor> Queue<H> {
         self.dispatcher.final_check_for(waiting, more)
     }
 
-    /// Ready when the device has completed something; else it wakes the task when it does.
+    /// Returns ready if the device has completed a request. Otherwise the device wakes the task when it does.
     pub fn poll_completion(&mut self, context: &mut Context<'_>) -> Poll<()> {
         if self.in_flight() == 0 {
             return Poll::Pending;
@@ -206,19 +206,19 @@ impl<H: Hypervisor> Queue<H> {
         }
     }
 
-    /// Has the device give up what is in flight, as far as it can.
+    /// Asks the device to give up the requests in flight, as far as it can.
     pub fn cancel_pending(&mut self) {
         self.submitter.cancel_pending();
     }
 
-    /// Puts the answers to what the device has done.
+    /// Puts the responses to the requests that the device has completed.
     pub fn settle(&mut self) {
         let (dispatcher, page_access) = (&mut self.dispatcher, &mut self.page_access);
         let mut unwatched = Context::from_waker(Waker::noop());
         self.submitter.flush();
         self.submitter.collect(&mut unwatched, dispatcher);
         loop {
-            // `finish` may add to it, where a request has another step to go.
+            // `finish` may add to the list, where a request has another step to go.
             while let Some((tag, outcome)) = dispatcher.inflight.take_done() {
                 self.submitter.finish(tag, outcome, dispatcher, page_access);
             }
@@ -229,29 +229,29 @@ impl<H: Hypervisor> Queue<H> {
         if !dispatcher.has_answered() {
             return;
         }
-        // Only then may the frontend be shown the answers, and use its pages again.
+        // Only then may the frontend be shown the responses, and use its pages again.
         page_access.unmap();
         dispatcher.clear_answered();
         page_access.count(&self.stats, self.submitter.staged());
     }
 
-    /// How many requests the device has completed later than it was handed them.
+    /// Returns how many requests the device has completed asynchronously.
     pub fn completions(&self) -> u64 {
         self.submitter.completions()
     }
 
-    /// How long the device may go without completing anything, if it says so.
+    /// Returns how long the device may go without completing a request, if it sets a limit.
     pub fn timeout(&self) -> Option<Duration> {
         self.submitter.timeout()
     }
 
-    /// Has the device let go of everything; it wakes the task when it has. The queue serves nothing any
-    /// more.
+    /// Asks the device to let go of all requests and pages; the device wakes the task when it has. The queue
+    /// serves no requests any more.
     pub fn poll_close(&mut self, context: &mut Context<'_>) -> Poll<()> {
         self.submitter.poll_close(context)
     }
 
-    /// Answers what is in flight still with errors: the device has let go of it.
+    /// Answers the requests still in flight with errors: the device has let go of them.
     pub fn abandon(&mut self) {
         let (dispatcher, page_access) = (&mut self.dispatcher, &mut self.page_access);
         dispatcher.abandon(|hold| page_access.release(hold));
@@ -259,7 +259,7 @@ impl<H: Hypervisor> Queue<H> {
         self.publish();
     }
 
-    /// The frontend notifies us again and again without asking for anything.
+    /// Complains that the frontend notifies us again and again without a request.
     #[cold]
     pub fn complain_of_notifications(&mut self) {
         self.dispatcher.complaints.complain(format_args!(

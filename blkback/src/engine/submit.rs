@@ -15,17 +15,17 @@ use core::fmt;
 use core::task::{Context, Poll};
 use core::time::Duration;
 
-/// The device, and what it is handed.
+/// The device's queue, and what is handed to it.
 pub(super) struct Submitter<H: Hypervisor> {
     store: Store,
     /// The segments of one request, as the device gets them.
     segments: Vec<IoSegment>,
-    /// For a device that does not take every request as it is.
+    /// The requests served piece by piece; `None` if the device takes every request as it is.
     pieces: Option<Pieces<H>>,
 }
 
 impl<H: Hypervisor> Submitter<H> {
-    /// For requests of up to `segments` segments.
+    /// Creates one for requests of up to `segments` segments.
     pub fn new(
         store: Store,
         pieces: Option<Pieces<H>>,
@@ -38,32 +38,34 @@ impl<H: Hypervisor> Submitter<H> {
         })
     }
 
-    /// Whether the device has completed a read or a write later than it was handed it.
+    /// Returns whether the device has ever completed a read or a write asynchronously: after `submit` had
+    /// returned.
     pub fn completes_later(&self) -> bool {
         self.store.completes_later()
     }
 
-    /// How many requests the device has completed later than it was handed them.
+    /// Returns how many requests the device has completed asynchronously.
     pub fn completions(&self) -> u64 {
         self.store.completions()
     }
 
-    /// How long the device may go without completing anything, if it says so.
+    /// Returns how long the device may go without completing a request, if it sets a limit.
     pub fn timeout(&self) -> Option<Duration> {
         self.store.caps().timeout
     }
 
-    /// Has the device give up what is in flight, as far as it can.
+    /// Asks the device to give up the requests in flight, as far as it can.
     pub fn cancel_pending(&mut self) {
         self.store.cancel_all();
     }
 
-    /// Has the device let go of everything.
+    /// Asks the device to let go of all requests and pages; ready when it has.
     pub fn poll_close(&mut self, context: &mut Context<'_>) -> Poll<()> {
         self.store.poll_close(context)
     }
 
-    /// How many hypercalls copied to or from the device's memory for its own use, and how many bytes.
+    /// Returns how many hypercalls copied between the frontend's pages and the device's staging memory, and how
+    /// many bytes.
     pub fn staged(&self) -> (u64, u64) {
         self.pieces.as_ref().map_or((0, 0), Pieces::calls)
     }
@@ -74,19 +76,20 @@ impl<H: Hypervisor> Submitter<H> {
         self.store.flush();
     }
 
-    /// Learns what the device has completed; it wakes the task when it completes more.
+    /// Learns what the device has completed. The device wakes the task when it completes more.
     #[inline]
     pub fn collect(&mut self, context: &mut Context<'_>, dispatcher: &mut Dispatcher<H>) {
         self.store.collect(context, &mut dispatcher.inflight);
     }
 
-    /// Whether there is something to go on with that is not in the list of what is done.
+    /// Returns whether a request waits that the device may take now.
     #[inline]
     pub fn can_go_on(&self, dispatcher: &Dispatcher<H>) -> bool {
         self.store.is_ready() && !dispatcher.inflight.none_busy()
     }
 
-    /// Goes on with what waits for copies and for the device. True if something may be done now.
+    /// Goes on with the requests that wait for copies or for the device. Returns true if some may be done now,
+    /// so that the caller looks again.
     #[inline]
     pub fn go_on(
         &mut self,
@@ -104,7 +107,7 @@ impl<H: Hypervisor> Submitter<H> {
         !dispatcher.inflight.none_done()
     }
 
-    /// Hands the device what it was too busy for, as far as it takes that now.
+    /// Hands over the requests that the device was too busy for, as far as it takes them now.
     #[cold]
     fn retry(&mut self, dispatcher: &mut Dispatcher<H>, page_access: &mut PageAccess<H>) {
         while let Some(tag) = dispatcher.inflight.take_busy() {
@@ -124,7 +127,7 @@ impl<H: Hypervisor> Submitter<H> {
         {
             match outcome {
                 Ok(()) if pieces.is_done(tag) => self.end_pieces(tag, dispatcher),
-                // It has memory that those wait for who wait for the device: it does not wait behind them.
+                // The request holds memory that the waiting requests need: it does not wait behind them.
                 Ok(()) if !self.attempt(tag, dispatcher, page_access) => {
                     dispatcher.inflight.wait_for_device_first(tag);
                 }
@@ -134,7 +137,7 @@ impl<H: Hypervisor> Submitter<H> {
         }
     }
 
-    /// All pieces of a request are done.
+    /// Ends a request of which all pieces are done.
     fn end_pieces(&mut self, tag: Tag, dispatcher: &mut Dispatcher<H>) {
         if let Some(pieces) = &mut self.pieces {
             pieces.end(tag, &mut self.store);
@@ -143,7 +146,7 @@ impl<H: Hypervisor> Submitter<H> {
         dispatcher.inflight.done(tag, Ok(()));
     }
 
-    /// Notes the pages of the requests just taken to be mapped or copied.
+    /// Notes the pages of the requests just taken, to be mapped or copied.
     #[allow(unsafe_code, reason = "hands the device's memory to the hypervisor")]
     #[inline]
     pub fn queue_pages(
@@ -167,8 +170,8 @@ impl<H: Hypervisor> Submitter<H> {
                 sweep.memory_asked();
                 if let Some(Staging { memory, .. }) =
                     self.store.stage(tag, op, entry.bytes as usize)
-                    // SAFETY: the device promises so many bytes of its own until it is told that the
-                    // use in place has ended, which is after `execute` has returned.
+                    // SAFETY: the device promises `entry.bytes` bytes of its own until it is told that the use
+                    // in place has ended, which is after `execute` has returned.
                     && unsafe {
                         page_access.queue_copies(sweep, pool, &entry.pages, direction, memory)
                     }
@@ -185,12 +188,12 @@ impl<H: Hypervisor> Submitter<H> {
         }
     }
 
-    /// Nobody copies from or to the device's memory any more.
+    /// Tells the device that the hypervisor no longer copies from or to its memory.
     pub fn end_in_place(&mut self, _: &Sweep<Executed>) {
         self.store.end_in_place();
     }
 
-    /// Hands the requests whose pages were just mapped to the device; those that were copied are done.
+    /// Hands the requests whose pages were just mapped to the device. Requests that were copied are done.
     #[inline]
     pub fn start(
         &mut self,
@@ -217,7 +220,7 @@ impl<H: Hypervisor> Submitter<H> {
         dispatcher.clear_begun();
     }
 
-    /// A request has come back from the device: it has another step to go, or is answered.
+    /// Goes on with a request that has come back from the device, or answers it if it has no step left.
     #[inline]
     pub fn finish(
         &mut self,
@@ -240,7 +243,7 @@ impl<H: Hypervisor> Submitter<H> {
         dispatcher.end(tag, outcome, |hold| page_access.release(hold));
     }
 
-    /// Goes on with a request; its pages are mapped, if they are to be.
+    /// Begins the next step of a request, whose pages are mapped if they are to be.
     #[inline]
     fn step(&mut self, tag: Tag, dispatcher: &mut Dispatcher<H>, page_access: &mut PageAccess<H>) {
         if page_access.bounce.serves(tag) {
@@ -262,7 +265,7 @@ impl<H: Hypervisor> Submitter<H> {
         self.hand_over(tag, dispatcher, page_access);
     }
 
-    /// Hands a request, or its next piece, to the device, behind those that wait for it.
+    /// Hands a request, or its next piece, to the device, behind the requests that wait for it.
     #[inline]
     fn hand_over(
         &mut self,
@@ -275,8 +278,8 @@ impl<H: Hypervisor> Submitter<H> {
         }
     }
 
-    /// Hands a request's next step, or its next piece, to the device, and those after it as long as the
-    /// device has done with one at once. False if that is too busy.
+    /// Hands a request's next step, or its next piece, to the device; and further steps, as long as the device
+    /// completes each at once. Returns false if the device is too busy.
     #[inline]
     fn attempt(
         &mut self,
@@ -347,7 +350,7 @@ impl<H: Hypervisor> Submitter<H> {
         Ok(())
     }
 
-    /// Hands the next piece of a request to the device. False if that is too busy.
+    /// Hands the next piece of a request to the device. Returns false if the device is too busy.
     #[cold]
     fn submit_piece(
         &mut self,
@@ -360,7 +363,7 @@ impl<H: Hypervisor> Submitter<H> {
             return false;
         };
         let entry = dispatcher.inflight.get(tag);
-        // It is to be done as long as one piece of it is.
+        // The operation stays to be done until all its pieces are.
         entry.op = Some(op);
         if !pieces.serves(tag) {
             pieces.begin(tag, op, entry.bytes as usize);
@@ -384,7 +387,7 @@ impl<H: Hypervisor> Submitter<H> {
     }
 }
 
-/// The data of a request cannot be had.
+/// Fails a request whose data cannot be copied.
 #[cold]
 fn refuse<H: Hypervisor>(tag: Tag, why: fmt::Arguments<'_>, dispatcher: &mut Dispatcher<H>) {
     dispatcher

@@ -1,4 +1,4 @@
-//! Begins indirect requests: those of a sweep wait until their segments are fetched, all together.
+//! Begins indirect requests, once the segments of all those of a sweep are fetched together.
 
 use super::super::data_path::PageAccess;
 use super::super::indirect::IndirectFault;
@@ -57,7 +57,7 @@ impl<H: Hypervisor> Dispatcher<H> {
         self.reserved = 0;
     }
 
-    /// An indirect request whose segments cannot be had.
+    /// Refuses an indirect request whose segments cannot be read.
     #[cold]
     fn refuse_indirect(&mut self, tag: Tag, fault: IndirectFault) {
         let entry = self.inflight.get(tag);

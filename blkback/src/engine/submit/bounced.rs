@@ -1,4 +1,4 @@
-//! Serves requests by copies whose pages the device cannot have, one after another.
+//! Serves requests whose pages the device cannot have: by copies, one request after another.
 
 use super::super::data_path::PageAccess;
 use super::super::dispatch::Dispatcher;
@@ -7,8 +7,8 @@ use bulkhead_images::{Io, Op, Submitted, Tag};
 use bulkhead_xen::Hypervisor;
 
 impl<H: Hypervisor> Submitter<H> {
-    /// The device cannot have the pages of a request: Xen has no map slots for them, or they are too small.
-    /// Serves it by copies, after those that are served that way already.
+    /// Serves a request by copies, after the requests that are served so already. The device cannot have its
+    /// pages: Xen has no map slots for them, or they are too small.
     #[cold]
     pub(super) fn bounce(
         &mut self,
@@ -18,7 +18,7 @@ impl<H: Hypervisor> Submitter<H> {
         page_access: &mut PageAccess<H>,
     ) -> bool {
         let entry = dispatcher.inflight.get(tag);
-        // It is to be done as long as one piece of it is.
+        // The operation stays to be done until all its pieces are.
         entry.op = Some(op);
         if !page_access.bounce.is_free() {
             dispatcher.inflight.wait(tag);
@@ -28,7 +28,7 @@ impl<H: Hypervisor> Submitter<H> {
         self.submit_bounced(tag, dispatcher, page_access)
     }
 
-    /// The device has done with a piece of a request that is served by copies.
+    /// Goes on with a request that is served by copies, after the device has completed a piece of it.
     #[cold]
     pub(super) fn next_bounced(
         &mut self,
@@ -75,7 +75,7 @@ impl<H: Hypervisor> Submitter<H> {
         true
     }
 
-    /// The bounce page is free for the next request that waits for it.
+    /// Frees the bounce page for the next request that waits for it.
     #[cold]
     pub(super) fn end_bounce(
         &mut self,

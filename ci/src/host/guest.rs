@@ -69,7 +69,12 @@ impl Host {
 impl<'h> Guest<'h> {
     /// A guest that was just created, once it takes commands.
     pub fn wait(domain: Domain<'h>) -> Result<Self> {
-        domain.wait_console("@@ready", BOOT)?;
+        Self::wait_within(domain, BOOT)
+    }
+
+    /// A guest that was just created and that has much to do before it takes commands.
+    pub fn wait_within(domain: Domain<'h>, limit: Duration) -> Result<Self> {
+        domain.wait_console("@@ready", limit)?;
         Ok(Self {
             domain,
             next: AtomicU32::new(0),

@@ -75,6 +75,18 @@ impl<H: Hypervisor> EventChannel<H> {
         .await;
     }
 
+    /// Returns whether the other end is open. Where Xen does not tell, it is taken for open.
+    pub fn is_connected(&self) -> bool {
+        let connected = self.core.hypervisor.is_connected(self.port);
+        connected.unwrap_or_else(|error| {
+            log::warn!(
+                "event channel {}: its state is not known: {error}",
+                self.port
+            );
+            true
+        })
+    }
+
     /// Holds back notifications until [`unmask`](Self::unmask): meanwhile they wake no task.
     pub fn mask(&self) {
         self.core.hypervisor.mask_port(self.port);

@@ -145,6 +145,18 @@ unsafe impl Hypervisor for Hypercalls {
         event_channels::operation(event_channel::CLOSE, &mut event_channel::OnPort { port })
     }
 
+    fn is_connected(&self, port: Port) -> Result<bool, Errno> {
+        let mut request = event_channel::Status {
+            dom: DomId::SELF,
+            port,
+            status: 0,
+            vcpu: VcpuId(0),
+            other_end: [0; 2],
+        };
+        event_channels::operation(event_channel::STATUS, &mut request)?;
+        Ok(request.status == event_channel::STATUS_INTERDOMAIN)
+    }
+
     fn mask_port(&self, port: Port) {
         domain::bitmaps().mask(port);
     }

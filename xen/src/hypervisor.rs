@@ -83,6 +83,10 @@ pub unsafe trait Hypervisor: Clone + Send + Sync + 'static {
     /// Closes a port (`EVTCHNOP_close`). Notifications of it that are still pending are dropped.
     fn close_port(&self, port: Port) -> Result<(), Errno>;
 
+    /// Returns whether the other end of a port is open (`EVTCHNOP_status`): the domain there lives, and has not
+    /// closed it.
+    fn is_connected(&self, port: Port) -> Result<bool, Errno>;
+
     /// Holds back the notifications of a port of this vCPU: they wake no vCPU, and cost nothing, until
     /// [`unmask_port`](Self::unmask_port).
     fn mask_port(&self, port: Port);

@@ -210,6 +210,13 @@ impl World {
         Ok(())
     }
 
+    /// `EVTCHNOP_status`, whether it is `EVTCHNSTAT_interdomain`.
+    pub(super) fn is_connected(&self, local: DomId, port: Port) -> Result<bool, Errno> {
+        let domain = self.domain(local).ok_or(Errno::SRCH)?;
+        let end = domain.ports.open(port).map(|channel| channel.end);
+        Ok(matches!(end, Some(End::Interdomain(..))))
+    }
+
     /// Closes what a dying domain leaves open (`evtchn_destroy`).
     pub(super) fn close_all_ports(&mut self, id: DomId) {
         let domain = self.domain(id).expect("the domain is dying, not gone");

@@ -156,6 +156,10 @@ unsafe impl Hypervisor for SimVcpu {
         })
     }
 
+    fn is_connected(&self, port: Port) -> Result<bool, Errno> {
+        self.world.lock().is_connected(self.domain, port)
+    }
+
     fn mask_port(&self, port: Port) {
         self.world.lock().mask_port(self.domain, port, true);
     }

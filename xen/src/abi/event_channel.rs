@@ -10,6 +10,8 @@ pub const BIND_VIRQ: u32 = 1;
 pub const CLOSE: u32 = 3;
 /// `EVTCHNOP_send`.
 pub const SEND: u32 = 4;
+/// `EVTCHNOP_status`.
+pub const STATUS: u32 = 5;
 /// `EVTCHNOP_alloc_unbound`.
 pub const ALLOC_UNBOUND: u32 = 6;
 /// `EVTCHNOP_bind_ipi`.
@@ -18,6 +20,9 @@ pub const BIND_IPI: u32 = 7;
 pub const BIND_VCPU: u32 = 8;
 /// `EVTCHNOP_unmask`.
 pub const UNMASK: u32 = 9;
+
+/// `EVTCHNSTAT_interdomain`: the other end is open.
+pub const STATUS_INTERDOMAIN: u32 = 2;
 
 /// `VIRQ_TIMER` (xen.h): the vCPU's timer.
 pub const VIRQ_TIMER: u32 = 0;
@@ -78,6 +83,22 @@ pub struct BindVcpu {
     pub vcpu: VcpuId,
 }
 
+/// `struct evtchn_status`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Status {
+    /// In: whose port it is, [`DomId::SELF`].
+    pub dom: DomId,
+    /// In: the port.
+    pub port: Port,
+    /// Out: `EVTCHNSTAT_*`.
+    pub status: u32,
+    /// Out: the vCPU that it is delivered to.
+    pub vcpu: VcpuId,
+    /// Out: what is at the other end, as the status has it.
+    pub other_end: [u32; 2],
+}
+
 /// `struct evtchn_close`, `evtchn_send` and `evtchn_unmask`: just the port.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -92,6 +113,8 @@ const _: () = {
     assert!(size_of::<BindInterdomain>() == 12);
     assert!(offset_of!(AllocUnbound, port) == 4);
     assert!(size_of::<AllocUnbound>() == 8);
+    assert!(offset_of!(Status, status) == 8);
+    assert!(size_of::<Status>() == 24);
     assert!(size_of::<BindVirq>() == 12);
     assert!(size_of::<BindIpi>() == 8);
 };

@@ -56,6 +56,10 @@ unsafe impl Hypervisor for NotificationCount {
         Ok(())
     }
 
+    fn is_connected(&self, _: Port) -> Result<bool, Errno> {
+        Ok(true)
+    }
+
     fn mask_port(&self, _: Port) {}
 
     fn unmask_port(&self, _: Port) -> Result<(), Errno> {

@@ -1,6 +1,6 @@
 //! Every turn of a disk's life that the toolstack, the guest or the driver domain can take.
 
-use bulkhead_blkback_testkit::{Bystander, Guest, IMAGE_SIZE, Link, World, content};
+use bulkhead_blkback_testkit::{Bystander, Frontend, Guest, IMAGE_SIZE, Link, World, content};
 use bulkhead_xen_sim::xenstore::toolstack::{self, Disk};
 use bulkhead_xenbus::XenbusState;
 use std::cell::Cell;
@@ -130,6 +130,71 @@ fn a_destroyed_guests_image_is_free_at_once() {
     next.detach();
     world.wait_for_removal();
     toolstack::finish_detach(&mut world.sim.store(), &disk.vbd);
+    world.nothing_left();
+}
+
+/// Takes a disk from a guest that lives on, as `xl block-detach --force` does: the guest is not asked. Linux's
+/// frontend waits for all of its requests before it lets go of the rings.
+fn taken_by_force<'w>(world: &'w World, guest: &Guest<'w>) -> Frontend<'w> {
+    let mut disk = guest.attach("xvda", "ram:disk0").connected();
+    disk.write(0, &[1; 4096]);
+    toolstack::force_detach(&mut world.sim.store(), &disk.vbd);
+    world.run();
+    disk
+}
+
+#[test]
+fn a_frontend_whose_disk_is_taken_by_force_gets_all_answers() {
+    let world = World::new();
+    let guest = Guest::new(&world);
+    let mut disk = taken_by_force(&world, &guest);
+    for number in 1..10 {
+        world.wait(Duration::from_millis(100));
+        disk.write(number * 8, &[number as u8; 4096]);
+    }
+    assert_eq!(disk.backend(), Some(XenbusState::Closing));
+    disk.link().let_go();
+    world.wait(Duration::from_millis(50));
+    assert_eq!(disk.backend(), Some(XenbusState::Closed), "it has let go");
+    disk.take_down();
+    disk.finish_detach();
+    world.nothing_left();
+}
+
+#[test]
+fn a_frontend_that_is_silent_after_its_disk_was_taken_by_force_is_not_waited_for() {
+    let world = World::new();
+    let guest = Guest::new(&world);
+    // As a guest that `xl destroy` has paused.
+    let mut disk = taken_by_force(&world, &guest);
+    world.wait(Duration::from_millis(400));
+    assert_eq!(disk.backend(), Some(XenbusState::Closed));
+    disk.take_down();
+    disk.finish_detach();
+    world.nothing_left();
+}
+
+#[test]
+fn a_frontend_that_does_not_let_go_of_a_disk_taken_by_force_keeps_it_for_a_bounded_time() {
+    let world = World::new();
+    let guest = Guest::new(&world);
+    let mut other = Bystander::new(&world);
+    let mut disk = taken_by_force(&world, &guest);
+    let start = world.sim.now();
+    while disk.backend() == Some(XenbusState::Closing) {
+        assert!(
+            world.sim.now() < start + Duration::from_secs(5),
+            "libxl waits for ten seconds"
+        );
+        disk.link().push_write(8, &[2; 4096]);
+        disk.exchange();
+        other.io();
+        world.wait(Duration::from_millis(10));
+    }
+    assert_eq!(disk.backend(), Some(XenbusState::Closed));
+    disk.take_down();
+    disk.finish_detach();
+    other.leave();
     world.nothing_left();
 }
 

@@ -8,6 +8,7 @@ use super::unreleased::{Held, Unreleased};
 use bulkhead_executor::Handle;
 use bulkhead_xen::Hypervisor;
 use core::future::{Future, poll_fn};
+use core::num::NonZeroU32;
 use core::pin::pin;
 use core::task::Poll;
 use core::time::Duration;
@@ -19,6 +20,14 @@ const STORE_ANSWERS: Duration = Duration::from_secs(6);
 const STORE_GIVES_UP: Duration = Duration::from_secs(1);
 /// How long it may take to let go of everything.
 const STORE_CLOSES: Duration = Duration::from_secs(1);
+
+/// How long a frontend that cannot be told that its disk goes away is served after its last request: the time
+/// that its guest may take to notice by itself. `xl destroy` waits for it, as the guest is paused by then.
+const UNREACHABLE_SILENT: Duration = Duration::from_millis(300);
+/// How long it is served at most. With what a store may take after that it is less than libxl's ten seconds.
+const UNREACHABLE: Duration = Duration::from_secs(4);
+/// How often its event channel is looked at.
+const UNREACHABLE_LOOK: Duration = Duration::from_millis(5);
 
 /// Notes that the store does not let go of a queue.
 pub(super) fn hold<H: Hypervisor>(queue: &Queue<H>, unreleased: &Unreleased) -> Held {
@@ -34,6 +43,50 @@ pub(super) fn hold<H: Hypervisor>(queue: &Queue<H>, unreleased: &Unreleased) -> 
 /// Why a store has been left with requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct StoreSilent;
+
+/// Serves a frontend on that cannot be told that its disk goes away, as its directory is gone (`xl block-detach
+/// --force`), until it closes its event channel, is silent, or the time is over. Linux's frontend waits in
+/// `del_gendisk` for the answers to all of its requests, those included that it sends until then: one without an
+/// answer would keep the guest's xenbus from ever working again. Nobody waits for what is left after this.
+pub(super) async fn serve_unreachable_frontend<H: Hypervisor>(
+    handle: &Handle<H>,
+    queue: &mut Queue<H>,
+    guard: &QueueGuard,
+) -> Result<(), QueueError> {
+    let start = handle.now();
+    let mut last_request = start;
+    while !guard.is_given_up() && queue.channel().is_connected() {
+        let taken = queue.sweep()?;
+        queue.settle();
+        queue.publish();
+        let now = handle.now();
+        if taken > 0 || queue.in_flight() > 0 {
+            last_request = now;
+        }
+        if now >= last_request + UNREACHABLE_SILENT || now >= start + UNREACHABLE {
+            break;
+        }
+        if queue.final_check_for(0, NonZeroU32::MIN)? {
+            handle.yield_now().await;
+            continue;
+        }
+        let channel = queue.channel();
+        let mut notified = pin!(channel.notified());
+        let mut over = pin!(handle.sleep(UNREACHABLE_LOOK));
+        poll_fn(|context| {
+            let happened = notified.as_mut().poll(context).is_ready()
+                || queue.poll_completion(context).is_ready()
+                || over.as_mut().poll(context).is_ready();
+            match happened {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            }
+        })
+        .await;
+    }
+    guard.give_up();
+    Ok(())
+}
 
 /// Finishes and answers what is on the ring at this moment, whether the frontend listens or not. What it
 /// asks for from now on is not looked at. The other queues of the vCPU have their turns between sweeps. A

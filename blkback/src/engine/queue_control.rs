@@ -48,6 +48,8 @@ struct Shared {
     /// Set to start, and to stop.
     go: Latch,
     stop: Latch,
+    /// Set when the frontend cannot be told that the queue is to stop.
+    unreachable: Latch,
     /// Set when nobody waits for what is in flight.
     given_up: Latch,
     done: Latch,
@@ -106,6 +108,17 @@ impl QueueControl {
         self.0.given_up.set();
     }
 
+    /// Tells the queue that the frontend may live on and cannot be told that its disk goes away: once the queue
+    /// is to stop, it serves on until the frontend lets go or is silent.
+    pub fn set_unreachable(&self) {
+        self.0.unreachable.set();
+    }
+
+    /// Whether the queue was told so.
+    pub fn is_unreachable(&self) -> bool {
+        self.0.unreachable.is_set()
+    }
+
     /// Waits until the queue ends by itself, and says why.
     pub async fn ended(&self) -> Result<(), QueueError> {
         self.0.done.wait().await;
@@ -149,6 +162,16 @@ impl QueueGuard {
     /// Whether nobody waits for what is in flight.
     pub fn is_given_up(&self) -> bool {
         self.0.given_up.is_set()
+    }
+
+    /// Notes that nobody waits for what is in flight.
+    pub fn give_up(&self) {
+        self.0.given_up.set();
+    }
+
+    /// Whether the frontend may live on and cannot be told that its disk goes away.
+    pub fn is_unreachable(&self) -> bool {
+        self.0.unreachable.is_set()
     }
 
     /// Says how the queue ended; what it held must be gone by now.

@@ -1,7 +1,7 @@
 //! The task of one queue: sweeps while there is work, sleeps while there is none.
 
 use super::backoff::BackOff;
-use super::closing::{close, finish_what_was_asked, hold, outwait};
+use super::closing::{close, finish_what_was_asked, hold, outwait, serve_unreachable_frontend};
 use super::coalescing::{Coalescer, Next, Sleep};
 use super::needs::SLOTS_OF_A_PAGE;
 use super::poll_window::BlockCosts;
@@ -144,6 +144,9 @@ async fn until_stopped<H: Hypervisor>(
         }
         // A look is a bounded amount of work: the other queues get their turn.
         handle.yield_now().await;
+    }
+    if guard.is_unreachable() {
+        serve_unreachable_frontend(handle, queue, guard).await?;
     }
     finish_what_was_asked(handle, queue, guard).await
 }

@@ -116,6 +116,19 @@ impl<H: Hypervisor> Connection<H> {
         self.queues.iter().for_each(|queue| queue.control.give_up());
     }
 
+    /// Notes that the frontend may live on and cannot be told that its disk goes away: when serving stops, it is
+    /// served on for a while.
+    pub fn set_unreachable(&self) {
+        let queues = self.queues.iter();
+        queues.for_each(|queue| queue.control.set_unreachable());
+    }
+
+    /// Returns whether that was noted.
+    pub fn is_unreachable(&self) -> bool {
+        let mut queues = self.queues.iter();
+        queues.any(|queue| queue.control.is_unreachable())
+    }
+
     /// Stops serving, and waits until nothing of the frontend's is mapped or bound any more.
     pub async fn close(&self) {
         // All at once: each finishes what it has in flight.

@@ -171,7 +171,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
     async fn step(&mut self, changed: &Changes) -> Result<Option<End>, Failure> {
         let seen = self.observe().await?;
         if let Some(connection) = self.connection.as_ref().filter(|_| seen.is_frontend_gone()) {
-            connection.give_up();
+            connection.set_unreachable();
         }
         let own = seen.own.unwrap_or(XenbusState::Unknown);
         match decide(self.phase, seen) {

@@ -87,7 +87,9 @@ pub async fn close<H: Hypervisor>(
                 services.handle.sleep(PAUSE).await;
                 now = observer.observe().await;
             }
-            if now.is_ok_and(|now| now.is_frontend_gone()) {
+            let gone = now.is_ok_and(|now| now.is_frontend_gone());
+            // One that had not said that it closes is served for a while.
+            if gone && !connection.is_unreachable() {
                 return;
             }
         }

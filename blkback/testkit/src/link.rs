@@ -72,6 +72,8 @@ pub struct Link {
     pub(super) next_id: u64,
     /// Whether the ring holds messages that are not requests.
     pub(super) wild: bool,
+    /// Whether the event channel is closed.
+    has_let_go: bool,
 }
 
 impl Link {
@@ -112,6 +114,7 @@ impl Link {
             kept: Vec::new(),
             next_id: 1,
             wild: false,
+            has_let_go: false,
         }
     }
 
@@ -168,8 +171,17 @@ impl Link {
         let _ = self.domain.hypervisor().notify(self.port);
     }
 
+    /// Closes the event channel. The backend may still have the ring and pages mapped.
+    pub fn let_go(&mut self) {
+        if !std::mem::replace(&mut self.has_let_go, true) {
+            let closed = self.domain.hypervisor().close_port(self.port);
+            closed.expect("the port is open");
+        }
+    }
+
     /// Takes everything back, which the backend must have let go of.
     pub fn take_down(mut self) {
+        self.let_go();
         for (_, pending) in std::mem::take(&mut self.pending) {
             self.kept.extend(pending.pages);
         }
@@ -182,7 +194,5 @@ impl Link {
         }
         self.domain
             .free_pages(self.memory, self.style.ring_pages as usize);
-        let closed = self.domain.hypervisor().close_port(self.port);
-        closed.expect("the port is open");
     }
 }

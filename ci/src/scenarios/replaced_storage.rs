@@ -5,6 +5,7 @@ use crate::config::Kind;
 use crate::host::Host;
 use crate::host::block_list;
 use crate::host::guest::Guest;
+use crate::testbed::guest_queue;
 use crate::testbed::images::Image;
 use crate::testbed::storage::{Running, device_number, disk};
 use crate::testbed::write_verify::{self, write_to_the_end};
@@ -12,38 +13,58 @@ use crate::testbed::{MINUTE, Scenario, Testbed, side_by_side};
 use anyhow::{Context, Result, ensure};
 use std::time::Duration;
 
-pub const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "replaced-storage",
-    about: "xl destroy and xl create of a driver domain in use: PVH and PV guests attach again; xl block-detach --force in mid-write leaves nothing",
-    demo: false,
-    run: replaced_storage,
-}];
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "replaced-storage",
+        about: "xl destroy and xl create of a driver domain in use: PVH and PV guests attach again; xl block-detach --force in mid-write leaves nothing",
+        demo: false,
+        run: replaced_storage,
+    },
+    Scenario {
+        name: "rebooted-storage",
+        about: "xl reboot of a driver domain whose disks are idle, mounted and written to: PVH and PV guests attach them again",
+        demo: false,
+        run: rebooted_storage,
+    },
+];
 
 /// The disks of each guest. Each has an image that is called as the guest and the disk.
 const IDLE: &str = "xvda";
 const BUSY: &str = "xvdb";
+const MOUNTED: &str = "xvdc";
+const OTHER: &str = "xvdd";
 
-/// The time that a writer may wait for a disk that is gone, before the scenario does without its end.
+/// The time that a writer whose disk was closed may take to end, before its guest's queue is looked at.
 const GIVEN_UP: Duration = Duration::from_secs(10);
 
-/// The state of a frontend (`XenbusState` in Xen's io/xenbus.h).
+/// How often a disk of each guest is taken away by force. When requests that came late had no answer, a guest in
+/// six waited for one.
+const TAKEN_AWAY: usize = 3;
+
+/// States of a frontend (`XenbusState` in Xen's io/xenbus.h).
 const CONNECTED: u32 = 4;
+const CLOSED: u32 = 6;
+
+/// Makes a file system, mounts it and leaves it idle.
+const MOUNT: &str =
+    "mkfs.ext4 -q /dev/DISK && mount -t ext4 /dev/DISK /mnt && echo lasts >/mnt/file && sync";
 
 fn replaced_storage(testbed: &Testbed) -> Result<()> {
     let host = testbed.host;
     let mut images = Vec::new();
     for kind in Kind::ALL {
-        let all = [IDLE, BUSY];
+        let all = [IDLE, BUSY, MOUNTED];
         images.extend(all.map(|device| Image::mib(&format!("{kind}-{device}"), 4)));
     }
-    let create = |kind| testbed.storage(kind).images(&images)?.memory(40).start();
+    let create = |kind| testbed.storage(kind).images(&images)?.memory(48).start();
     let mut storage = create(Kind::Pvh)?;
-    testbed.step("two guests with two disks each: one is idle, one is written to");
+    testbed.step("two guests with three disks each: idle, mounted, written to");
     let mut guests = side_by_side::run(2, |n| {
         let kind = Kind::ALL[n];
         let name = kind.to_string();
-        let disks = [IDLE, BUSY].map(|device| own_disk(&name, device));
+        let disks = [IDLE, BUSY, MOUNTED].map(|device| own_disk(&name, device));
         let guest = host.guest(&name, kind, &disks)?;
+        guest.ok(&MOUNT.replace("DISK", MOUNTED), MINUTE)?;
         guest.start(&write_to_the_end(BUSY))?;
         Ok(guest)
     })?;
@@ -55,14 +76,75 @@ fn replaced_storage(testbed: &Testbed) -> Result<()> {
     storage.destroy()?;
     let mut storage = create(Kind::Pv)?;
     // No frontend is told of the end of a domain that was destroyed.
-    each(&guests, |guest| attach_idle_again(host, guest))?;
+    each(&guests, |guest| attach_idle_again(host, guest, CONNECTED))?;
 
-    testbed.step("xl block-detach --force in mid-write");
-    each(&guests, |guest| forced_detach(&storage, guest))?;
+    testbed.step("a disk that was mounted has a place of another name");
+    each(&guests, |guest| {
+        expect_state(guest, MOUNTED, CONNECTED)?;
+        attach(guest, MOUNTED, OTHER)
+    })?;
+
+    for _ in 0..TAKEN_AWAY {
+        testbed.step("xl block-detach --force in mid-write");
+        each(&guests, |guest| forced_detach(&storage, guest))?;
+    }
     for guest in &mut guests {
         guest.destroy()?;
     }
     storage.shutdown()
+}
+
+fn rebooted_storage(testbed: &Testbed) -> Result<()> {
+    let host = testbed.host;
+    let mut images = Vec::new();
+    for kind in Kind::ALL {
+        let all = [IDLE, BUSY, MOUNTED];
+        images.extend(all.map(|device| Image::mib(&format!("{kind}-{device}"), 4)));
+    }
+    let storage = testbed.storage(Kind::Pvh).images(&images)?.memory(48);
+    let mut storage = storage.start()?;
+    testbed.step("two guests with three disks each: idle, mounted, written to");
+    let mut guests = side_by_side::run(2, |n| {
+        let kind = Kind::ALL[n];
+        let name = kind.to_string();
+        let disks = [IDLE, BUSY, MOUNTED].map(|device| own_disk(&name, device));
+        let guest = host.guest(&name, kind, &disks)?;
+        guest.ok(&MOUNT.replace("DISK", MOUNTED), MINUTE)?;
+        let writer = guest.start(&write_to_the_end(BUSY))?;
+        Ok((guest, writer))
+    })?;
+    for (guest, _) in &guests {
+        storage.wait_for_writes(guest, device_number(BUSY), 10, MINUTE)?;
+    }
+
+    testbed.step("xl reboot in mid-write");
+    storage.reboot()?;
+    for (guest, writer) in &guests {
+        attach_idle_again(host, guest, CLOSED)?;
+        expect_state(guest, MOUNTED, CLOSED)?;
+        guest.ok("umount /mnt", MINUTE)?;
+        attach_again(guest, MOUNTED)?;
+        match guest.finish_within(writer, GIVEN_UP)? {
+            Some(output) => {
+                ensure!(output.out.trim() == "the disk is gone", "{}", output.out);
+                attach_again(guest, BUSY)?;
+            }
+            None => {
+                guest_queue::expect_held_by_the_guest(guest, BUSY)?;
+                testbed.step(format!("{} itself holds a request", guest.name));
+            }
+        }
+    }
+    for (guest, _) in &mut guests {
+        guest.destroy()?;
+    }
+    storage.shutdown()
+}
+
+/// Detaches a disk whose driver domain is gone, and attaches it again.
+fn attach_again(guest: &Guest, device: &str) -> Result<()> {
+    detach(guest.host, guest, device)?;
+    attach(guest, device, device)
 }
 
 /// Does something with each guest, with all at the same time.
@@ -78,8 +160,8 @@ fn own_disk(guest: &str, device: &str) -> String {
     disk("storage", device, "rw", &format!("ram:{guest}-{device}"))
 }
 
-/// Takes a disk away by force while it is written to: nothing of the disk is left. If the guest's writer fails, the
-/// disk can be attached again. Now and then a writer has no end, and why is not known.
+/// Takes a disk away by force while it is written to: nothing of the disk is left, the guest's writer fails, and
+/// the disk can be attached again.
 fn forced_detach(storage: &Running, guest: &Guest) -> Result<()> {
     let (host, name) = (storage.host, &guest.name);
     let writer = guest.start(&write_to_the_end(IDLE))?;
@@ -88,21 +170,18 @@ fn forced_detach(storage: &Running, guest: &Guest) -> Result<()> {
     let directory = storage.backend_path(guest, device_number(IDLE));
     let left = host.ok(&format!("! xenstore-ls {directory} 2>/dev/null"))?;
     ensure!(left.is_empty(), "{directory} is left: {left}");
-    let Some(output) = guest.finish_within(&writer, GIVEN_UP)? else {
-        // Its disk is gone from the guest's debugfs by then, which would tell where the request is.
-        return Ok(());
-    };
+    let output = guest.finish(writer, MINUTE)?;
     ensure!(
         output.out.trim() == "the disk is gone",
         "the writer says {:?}",
         output.out
     );
-    attach(guest, IDLE)
+    attach(guest, IDLE, IDLE)
 }
 
 /// Attaches the idle disk of the new driver domain in the place of that of the old one.
-fn attach_idle_again(host: &Host, guest: &Guest) -> Result<()> {
-    expect_state(guest, IDLE, CONNECTED)?;
+fn attach_idle_again(host: &Host, guest: &Guest, state: u32) -> Result<()> {
+    expect_state(guest, IDLE, state)?;
     let disk = own_disk(&guest.name, IDLE);
     let again = format!("xl block-attach {} '{disk}'", guest.name);
     let refused = host.exec(&again, MINUTE)?;
@@ -112,8 +191,7 @@ fn attach_idle_again(host: &Host, guest: &Guest) -> Result<()> {
         refused.out,
         refused.err
     );
-    detach(host, guest, IDLE)?;
-    attach(guest, IDLE)
+    attach_again(guest, IDLE)
 }
 
 /// Makes sure that a disk's frontend is in this state.
@@ -142,9 +220,14 @@ fn detach(host: &Host, guest: &Guest, device: &str) -> Result<()> {
     Ok(())
 }
 
-/// Attaches a disk, and has the guest write to all of it and read it back.
-fn attach(guest: &Guest, device: &str) -> Result<()> {
-    let disk = own_disk(&guest.name, device);
+/// Attaches the image of one of the guest's disks, and has the guest write to all of it and read it back.
+fn attach(guest: &Guest, image: &str, device: &str) -> Result<()> {
+    let disk = disk(
+        "storage",
+        device,
+        "rw",
+        &format!("ram:{}-{image}", guest.name),
+    );
     guest
         .host
         .attach_disk(guest, &disk, device_number(device))?;

@@ -15,7 +15,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use bulkhead_executor::{Handle, VcpuSpawner};
 use bulkhead_grant::Region;
-use bulkhead_images::Catalog;
+use bulkhead_images::{Catalog, Stores};
 use bulkhead_xen::{Hypervisor, Instant};
 use bulkhead_xenbus::retry::{PAUSE, persist};
 use bulkhead_xenstore_client::{Client, Error, Path};
@@ -42,8 +42,8 @@ pub struct Backend<H: Hypervisor> {
 impl<H: Hypervisor> Backend<H> {
     /// Returns a backend without any disk yet.
     pub fn new(handle: Handle<H>, store: Client, region: Region<H>, catalog: Catalog) -> Rc<Self> {
-        let vcpus = vec![handle.spawner()];
-        Self::with(vcpus, handle, store, region, catalog, Options::default())
+        let (vcpus, stores) = (vec![handle.spawner()], Stores::new(catalog));
+        Self::with(vcpus, handle, store, region, stores, Options::default())
     }
 
     /// Returns a backend as [`new`](Self::new) does, which serves on these vCPUs with the operator's options.
@@ -52,10 +52,10 @@ impl<H: Hypervisor> Backend<H> {
         handle: Handle<H>,
         store: Client,
         region: Region<H>,
-        catalog: Catalog,
+        stores: Stores,
         options: Options,
     ) -> Rc<Self> {
-        let services = Services::new(vcpus, handle, store, region, catalog, options);
+        let services = Services::new(vcpus, handle, store, region, stores, options);
         let (disks, unserved) = Default::default();
         Rc::new(Backend {
             services: Rc::new(services),

@@ -19,7 +19,7 @@ use bulkhead_blkback::operator::{answer_keys, grow_on_request};
 use bulkhead_blkback::vcpus::learn_wakeup_latency;
 use bulkhead_executor::{Executor, VcpuSpawner};
 use bulkhead_grant::Region;
-use bulkhead_images::{Catalog, ImageMemory};
+use bulkhead_images::{Catalog, ImageMemory, Stores};
 use bulkhead_kernel::command_line::{unknown, value};
 use bulkhead_kernel::logger;
 use bulkhead_kernel::memory::beyond_reserve;
@@ -39,7 +39,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
     let options = options(machine.command_line);
     start_watchdog(machine.command_line);
     let catalog = catalog(take(&mut machine.modules).into_iter().next(), hypervisor);
-    let catalog = catalog.with_discard(options.discard);
+    let stores = Stores::new(catalog.with_discard(options.discard));
     let first = VcpuSpawner::new(hypervisor, hypervisor.vcpu());
     let mut executor = executor(&first, hypervisor);
     let handle = executor.handle();
@@ -56,7 +56,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
         handle.clone(),
         store.clone(),
         region,
-        catalog,
+        stores,
         options,
     );
     backend.services.admission.watch_memory(beyond_reserve);

@@ -60,7 +60,7 @@ async fn grow<H: Hypervisor>(services: &Services<H>, request: &str) -> Result<St
     let request: GrowRequest = request.parse().map_err(|error| format!("{error}"))?;
     let GrowRequest { name, size } = &request;
     let mut resize = services
-        .catalog
+        .catalog()
         .grow(name, *size)
         .map_err(|error| format!("{error}"))?;
     let old = loop {
@@ -106,7 +106,7 @@ fn answer_key<H: Hypervisor>(services: &Services<H>, key: u8) {
             }
         }
         b'i' => {
-            for (name, bytes, open) in services.catalog.images() {
+            for (name, bytes, open) in services.catalog().images() {
                 log::info!("image ram:{name}, {bytes} bytes, open {open} time(s)");
             }
         }

@@ -12,7 +12,7 @@ use crate::vcpus::Vcpus;
 use alloc::vec::Vec;
 use bulkhead_executor::{Flag, Handle, VcpuSpawner};
 use bulkhead_grant::Region;
-use bulkhead_images::Catalog;
+use bulkhead_images::{Catalog, Stores};
 use bulkhead_xen::Hypervisor;
 use bulkhead_xenstore_client::Client;
 
@@ -26,8 +26,8 @@ pub struct Services<H: Hypervisor> {
     pub store: Client,
     /// The address space for frontends' pages.
     pub region: Region<H>,
-    /// The images that can be served.
-    pub catalog: Catalog,
+    /// The stores that targets can name.
+    pub stores: Stores,
     /// The most that a frontend may ask for.
     pub limits: Limits,
     /// The shares of memory, address space and grants that each disk has or may take.
@@ -53,7 +53,7 @@ impl<H: Hypervisor> Services<H> {
         handle: Handle<H>,
         store: Client,
         region: Region<H>,
-        catalog: Catalog,
+        stores: Stores,
         options: Options,
     ) -> Self {
         let vcpus = Vcpus::new(vcpus);
@@ -67,7 +67,7 @@ impl<H: Hypervisor> Services<H> {
             vcpus,
             store,
             region,
-            catalog,
+            stores,
             limits,
             admission: Admission::default(),
             options,
@@ -77,6 +77,11 @@ impl<H: Hypervisor> Services<H> {
             guest_logs,
             closing,
         }
+    }
+
+    /// Returns the images of the ramdisk.
+    pub fn catalog(&self) -> &Catalog {
+        self.stores.catalog()
     }
 
     /// Returns what a disk is offered now.

@@ -72,7 +72,7 @@ fn in_the_middle(world: &World, meanwhile: &Meanwhile, act: impl Fn() + 'static)
 }
 
 fn is_open(world: &World) -> bool {
-    let mut images = world.backend.services.catalog.images();
+    let mut images = world.backend.services.catalog().images();
     let (.., open) = images
         .find(|(name, ..)| *name == "large")
         .expect("it is there");

@@ -6,7 +6,6 @@ use bulkhead_blkback_testkit::{
     Answer, Guest, Link, PATHS, Page, Random, Setup, Style, World, content,
 };
 use bulkhead_grant::GrantAccess;
-use bulkhead_images::Target;
 use bulkhead_ring::blkif::{Operation, Request, Segment, Status, TransferKind};
 use bulkhead_xen::GrantRef;
 
@@ -26,10 +25,10 @@ impl<'w> Served<'w> {
     fn new(world: &'w World, guest: &Guest<'_>, persistent: bool) -> Served<'w> {
         let style = Style::persistent(persistent);
         let mut link = Link::new(&guest.domain, &guest.grants, world.storage.id(), style);
-        let target: Target = "ram:disk0".parse().expect("a target");
         let backend = &world.backend;
         let access = bulkhead_images::Access::ReadWrite;
-        let device = backend.services.catalog.open(&target, access, "this test");
+        let stores = &backend.services.stores;
+        let device = stores.open_now("ram:disk0", access, "this test");
         let setup = QueueSetup {
             name: "a queue".into(),
             log: backend

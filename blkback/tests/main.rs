@@ -42,3 +42,4 @@ mod stopping;
 mod stores;
 mod toolstack;
 mod unserved;
+mod waiting_store;

@@ -4,7 +4,7 @@ use bulkhead_blkback::availability::{online, refuse_changes};
 use bulkhead_blkback::control::shutdown_requested;
 use bulkhead_blkback::engine::{Counts, Options};
 use bulkhead_blkback_testkit::{Frontend, Guest, Setup, Style, World};
-use bulkhead_images::Target;
+use bulkhead_images::{Access, Stores};
 use bulkhead_xen::VcpuId;
 use bulkhead_xen_sim::xenstore::toolstack::Disk;
 use std::collections::BTreeSet;
@@ -28,7 +28,8 @@ fn assert_named<'a>(words: impl IntoIterator<Item = &'a str>) {
 
 /// What stands before `=` or `:` in the words that a target's error says were expected.
 fn expected_by(target: &str, end: char) -> Vec<String> {
-    let error = target.parse::<Target>().expect_err("a mistake").to_string();
+    let opened = Stores::default().open_now(target, Access::ReadWrite, "a test");
+    let error = opened.err().expect("a mistake").to_string();
     let (_, expected) = error.split_once("expected ").expect("what was expected");
     let words = expected.split([' ', ',']);
     words

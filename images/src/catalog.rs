@@ -2,13 +2,13 @@
 
 use crate::archive::{self, ArchiveError};
 use crate::claim::{Access, Claims, InUse};
-use crate::device::{BlockDevice, SectorSize};
+use crate::device::SectorSize;
 use crate::discard::DiscardMode;
 use crate::memory::ImageMemory;
 use crate::memory_image::{CannotGrow, MemoryImage};
 use crate::resize::{GrowError, Resize};
 use crate::stores::ram::RamImage;
-use crate::target::{RamTarget, Target};
+use crate::target::{RamTarget, TargetError};
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -24,8 +24,6 @@ pub struct Catalog {
     images: Result<Vec<Image>, ArchiveError>,
     /// For targets that do not say it.
     discard: DiscardMode,
-    #[cfg(feature = "test-support")]
-    layer: Option<crate::testing::Layer>,
 }
 
 /// One image, open or not.
@@ -56,16 +54,7 @@ impl Catalog {
         Catalog {
             images,
             discard: DiscardMode::default(),
-            #[cfg(feature = "test-support")]
-            layer: None,
         }
-    }
-
-    /// The same catalog, but everything that is opened is opened through `layer`.
-    #[cfg(feature = "test-support")]
-    pub fn behind(self, layer: crate::testing::Layer) -> Catalog {
-        let layer = Some(layer);
-        Catalog { layer, ..self }
     }
 
     /// The images in a ramdisk: the files of an archive or, if it is none, the whole of it as
@@ -160,24 +149,6 @@ impl Catalog {
         })
     }
 
-    /// Opens what `target` names. `owner` is told to those who come later and cannot have it.
-    ///
-    /// An image has one writer alone or any number of readers, or those whose targets all say that they
-    /// share it. It is free again when the device and all its queues are dropped.
-    pub fn open(
-        &self,
-        target: &Target,
-        access: Access,
-        owner: &str,
-    ) -> Result<Arc<dyn BlockDevice>, OpenError> {
-        let device = target.open(self, access, owner)?;
-        #[cfg(feature = "test-support")]
-        if let Some(layer) = &self.layer {
-            return Ok(layer.over(device, owner));
-        }
-        Ok(device)
-    }
-
     fn find(&self, name: &str) -> Result<&Image, NotFound> {
         let images = self.images.as_ref();
         let images = images.map_err(|error| NotFound::Damaged(error.clone()))?;
@@ -254,6 +225,8 @@ impl core::error::Error for NotFound {}
 /// Why a target cannot be opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OpenError {
+    /// The target is not understood.
+    Target(TargetError),
     /// The image is not there.
     NotFound(NotFound),
     /// The image is not whole sectors.
@@ -272,11 +245,14 @@ pub enum OpenError {
         /// Who.
         in_use: InUse,
     },
+    /// The store says why, in a sentence for the operator.
+    Store(String),
 }
 
 impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            OpenError::Target(error) => error.fmt(f),
             OpenError::NotFound(error) => error.fmt(f),
             OpenError::Size { name, size: 0, .. } => write!(f, "image {name} is empty"),
             OpenError::Size {
@@ -288,6 +264,7 @@ impl fmt::Display for OpenError {
                 "image {name} has {size} bytes, which is no multiple of {sector_size}"
             ),
             OpenError::InUse { name, in_use } => write!(f, "image {name} is {in_use}"),
+            OpenError::Store(reason) => f.write_str(reason),
         }
     }
 }
@@ -297,5 +274,11 @@ impl core::error::Error for OpenError {}
 impl From<NotFound> for OpenError {
     fn from(error: NotFound) -> Self {
         OpenError::NotFound(error)
+    }
+}
+
+impl From<TargetError> for OpenError {
+    fn from(error: TargetError) -> Self {
+        OpenError::Target(error)
     }
 }

@@ -71,7 +71,7 @@ use core::task::Waker;
 /// ```
 ///
 /// One that would rather keep its own list of requests implements [`IoQueue`](crate::IoQueue) itself, as the
-/// stores `ram:` and `null:` do. To be named by a target, a store is registered in [`crate::target`].
+/// stores `ram:` and `null:` do. To be named by a target, a store is registered ([`Store`](crate::Store)).
 pub trait BlockDevice: Send + Sync {
     /// What the device looks like now.
     fn geometry(&self) -> Geometry;

@@ -3,10 +3,12 @@
 //! ```text
 //!   target=ram:NAME          target=null:64M
 //!        |                        |
-//!      Target ------ Catalog::open ------> Arc<dyn BlockDevice>
+//!      Target ------- Stores::open ------> Arc<dyn BlockDevice>
 //!                       |                         | one queue per ring
-//!          images in the ramdisk's own     Box<dyn IoQueue>: submit, poll_complete
-//!          memory, who has them open
+//!          a Store for each kind of        Box<dyn IoQueue>: submit, poll_complete
+//!          target; Catalog: images in
+//!          the ramdisk's own memory,
+//!          who has them open
 //! ```
 //!
 //! A driver domain's ramdisk is a tar archive whose files are images, or one image by itself.
@@ -18,20 +20,19 @@
 //! when it is written.
 //!
 //! ```
-//! use bulkhead_images::{Access, Catalog, ImageMemory, Sector, Target};
+//! use bulkhead_images::{Access, Catalog, ImageMemory, Sector, Stores};
 //! use std::ptr::NonNull;
 //!
 //! let ramdisk = Box::leak(vec![0_u8; 64 * 1024].into_boxed_slice());
 //! let len = ramdisk.len();
 //! // SAFETY: leaked, so it stays; nobody else uses it.
 //! let memory = unsafe { ImageMemory::new(NonNull::from(ramdisk).cast(), len) };
-//! let catalog = Catalog::from_module(memory);
+//! let stores = Stores::new(Catalog::from_module(memory));
 //!
-//! let target: Target = "ram:disk0".parse()?;
-//! let disk = catalog.open(&target, Access::ReadWrite, "domain 5, xvda")?;
+//! let disk = stores.open_now("ram:disk0", Access::ReadWrite, "domain 5, xvda")?;
 //! assert_eq!(disk.geometry().sectors, Sector(128));
 //!
-//! let second = catalog.open(&target, Access::ReadWrite, "domain 6, xvda");
+//! let second = stores.open_now("ram:disk0", Access::ReadWrite, "domain 6, xvda");
 //! assert_eq!(
 //!     second.err().expect("refused").to_string(),
 //!     "image disk0 is open for writing by domain 5, xvda; two that write, or write and read, \
@@ -40,8 +41,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Read next: [`BlockDevice`] and [`IoQueue`], what a store has to do; [`Catalog`], where images
-//! come from; [`RamImage`], what becomes of a discard; [`archive`], how the ramdisk is read.
+//! Read next: [`BlockDevice`] and [`IoQueue`], what a store has to do; [`Stores`], where it is
+//! registered; [`Catalog`], where images come from; [`RamImage`], what becomes of a discard; [`archive`], how the ramdisk is read.
 
 #![no_std]
 #![deny(unsafe_code)]
@@ -68,6 +69,7 @@ mod queue;
 mod resize;
 #[allow(unsafe_code, reason = "names memory that its maker promises")]
 mod segment;
+mod store;
 mod stores;
 mod sync;
 pub mod target;
@@ -90,6 +92,7 @@ pub use queue::{
     not_opened, opened,
 };
 pub use segment::IoSegment;
+pub use store::{OpenDevice, Store, Stores, open_with};
 pub use stores::null::NullDevice;
 pub use stores::ram::RamImage;
 pub use target::{Target, TargetError};

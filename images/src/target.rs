@@ -4,125 +4,84 @@
 //! use bulkhead_images::target::{RamTarget, Target};
 //! use bulkhead_images::SectorSize;
 //!
-//! let target: Target = "ram:root.img,sector-size=4096".parse()?;
+//! let target = Target::parse("ram:root.img,sector-size=4096")?;
+//! assert_eq!((target.scheme, target.value), ("ram", "root.img"));
 //! assert_eq!(
-//!     target,
-//!     Target::Ram(RamTarget {
+//!     RamTarget::parse(target)?,
+//!     RamTarget {
 //!         name: "root.img".into(),
 //!         sector_size: SectorSize::B4096,
 //!         physical_sector_size: SectorSize::B4096,
 //!         discard: None,
 //!         shared: false,
-//!     })
+//!     }
 //! );
-//! assert_eq!(
-//!     "foo:x".parse::<Target>().unwrap_err().to_string(),
-//!     "unknown store 'foo:', expected ram:NAME or null:SIZE"
-//! );
-//! # Ok::<(), bulkhead_images::TargetError>(())
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-use crate::catalog::{Catalog, OpenError};
-use crate::claim::Access;
-use crate::device::{BlockDevice, SectorSize};
+use crate::device::SectorSize;
 use crate::discard::DiscardMode;
 pub use crate::stores::null::NullTarget;
 pub use crate::stores::ram::RamTarget;
 use alloc::string::{String, ToString};
-use alloc::sync::Arc;
 use core::fmt;
-use core::str::FromStr;
 
-/// A kind of store: how its targets are written, and opening what they name.
-pub trait StoreTarget: Sized {
-    /// What targets of this kind begin with, before the colon.
-    const KIND: &'static str;
-
-    /// How such a target is written, for messages: `ram:NAME`.
-    const EXPECTED: &'static str;
-
-    /// Reads what follows the colon: `value`, and the options after the first comma. A mistake in the value
-    /// comes first: it explains more than one in the options.
-    fn parse(value: &str, options: Option<&str>) -> Result<Self, TargetError>;
-
-    /// Opens the device that the target names. `owner` is told to others that want it.
-    fn open(
-        &self,
-        catalog: &Catalog,
-        access: Access,
-        owner: &str,
-    ) -> Result<Arc<dyn BlockDevice>, OpenError>;
+/// A target, taken apart: what its value and its options mean is for the store to say
+/// ([`Store::open`](crate::Store::open)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target<'a> {
+    /// The kind of store, before the colon.
+    pub scheme: &'a str,
+    /// What follows the colon.
+    pub value: &'a str,
+    /// What follows the first comma, if there is one.
+    pub options: Option<&'a str>,
 }
 
-/// Makes [`Target`] of the kinds of stores.
-macro_rules! stores {
-    ($($(#[$doc:meta])* $kind:ident($target:ty),)*) => {
-        /// A store, as a guest's configuration names it.
-        #[derive(Clone, Debug, PartialEq, Eq)]
-        pub enum Target {
-            $($(#[$doc])* $kind($target),)*
-        }
+/// A target that names no kind of store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoScheme;
 
-        /// How the targets of every kind are written.
-        const EXPECTED: &[&str] = &[$(<$target>::EXPECTED),*];
-
-        impl Target {
-            fn parse(kind: &str, value: &str, options: Option<&str>) -> Result<Target, TargetError> {
-                match kind {
-                    $(<$target>::KIND => <$target>::parse(value, options).map(Target::$kind),)*
-                    _ => Err(TargetError::UnknownStore(kind.to_string() + ":")),
-                }
-            }
-
-            /// Opens the device that the target names ([`StoreTarget::open`]).
-            pub(crate) fn open(
-                &self,
-                catalog: &Catalog,
-                access: Access,
-                owner: &str,
-            ) -> Result<Arc<dyn BlockDevice>, OpenError> {
-                match self {
-                    $(Target::$kind(target) => target.open(catalog, access, owner),)*
-                }
-            }
-        }
-    };
-}
-
-// Every store: its folder below `stores`, and its line here.
-stores! {
-    /// `ram:NAME`: an image of the ramdisk.
-    Ram(RamTarget),
-    /// `null:SIZE`: no data at all.
-    Null(NullTarget),
-}
-
-/// Options that follow the store, each after a comma.
-#[derive(Default)]
-pub(crate) struct Options {
-    sector_size: Option<SectorSize>,
-    physical_sector_size: Option<SectorSize>,
-    pub(crate) discard: Option<DiscardMode>,
-    pub(crate) shared: Option<bool>,
-}
-
-impl FromStr for Target {
-    type Err = TargetError;
-
-    fn from_str(text: &str) -> Result<Target, TargetError> {
+impl<'a> Target<'a> {
+    /// Takes a target apart.
+    pub fn parse(text: &'a str) -> Result<Target<'a>, NoScheme> {
         let (store, options) = match text.split_once(',') {
             Some((store, options)) => (store, Some(options)),
             None => (text, None),
         };
-        match store.split_once(':') {
-            Some((kind, value)) => Target::parse(kind, value, options),
-            None => Err(TargetError::UnknownStore(store.to_string())),
-        }
+        let (scheme, value) = store.split_once(':').ok_or(NoScheme)?;
+        Ok(Target {
+            scheme,
+            value,
+            options,
+        })
     }
 }
 
+impl fmt::Display for NoScheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the target names no store, expected STORE:NAME")
+    }
+}
+
+impl core::error::Error for NoScheme {}
+
+/// Options that follow the store, each after a comma. A store refuses those that have no meaning for it.
+#[derive(Default)]
+pub struct Options {
+    /// `sector-size=`
+    pub sector_size: Option<SectorSize>,
+    /// `physical-sector-size=`
+    pub physical_sector_size: Option<SectorSize>,
+    /// `discard=`
+    pub discard: Option<DiscardMode>,
+    /// `shared=`
+    pub shared: Option<bool>,
+}
+
 impl Options {
-    pub(crate) fn parse(text: Option<&str>) -> Result<Options, TargetError> {
+    /// Reads the options.
+    pub fn parse(text: Option<&str>) -> Result<Options, TargetError> {
         let mut options = Options::default();
         for option in text.into_iter().flat_map(|text| text.split(',')) {
             match option.split_once('=') {
@@ -216,7 +175,12 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, TargetError> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetError {
     /// No such store.
-    UnknownStore(String),
+    UnknownStore {
+        /// What the target begins with.
+        store: String,
+        /// How targets of all kinds are written.
+        expected: String,
+    },
     /// `ram:` without a name.
     NoName,
     /// A size that is none.
@@ -240,12 +204,8 @@ pub enum TargetError {
 impl fmt::Display for TargetError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            TargetError::UnknownStore(store) => {
-                write!(
-                    f,
-                    "unknown store '{store}', expected {}",
-                    EXPECTED.join(" or ")
-                )
+            TargetError::UnknownStore { store, expected } => {
+                write!(f, "unknown store '{store}', expected {expected}")
             }
             TargetError::NoName => f.write_str("'ram:' names no image, expected ram:NAME"),
             TargetError::Size(size) => write!(

@@ -3,12 +3,8 @@
 mod support;
 
 use bulkhead_images::testing::OpenNow;
-use bulkhead_images::{Access, Catalog, Op, OpenError, Sector, SectorSize, Target};
+use bulkhead_images::{Access, Catalog, Op, OpenError, Sector, SectorSize, Stores};
 use support::{Folder, Guest, memory, submit, visible_memory};
-
-fn target(text: &str) -> Target {
-    text.parse().expect("a target")
-}
 
 /// A ramdisk with `a.img` of 8 KiB, `b.img` of 1 KiB and `odd.img` of 1000 bytes.
 fn ramdisk() -> Vec<u8> {
@@ -20,8 +16,8 @@ fn ramdisk() -> Vec<u8> {
     folder.tar(&["a.img", "b.img", "odd.img", "none.img"])
 }
 
-fn refusal(catalog: &Catalog, name: &str, access: Access) -> String {
-    let refused = catalog.open(&target(name), access, "domain 9, xvdz");
+fn refusal(stores: &Stores, name: &str, access: Access) -> String {
+    let refused = stores.open_now(name, access, "domain 9, xvdz");
     refused.err().expect("a refusal").to_string()
 }
 
@@ -29,9 +25,9 @@ fn refusal(catalog: &Catalog, name: &str, access: Access) -> String {
 fn files_of_an_archive_are_images_in_place() {
     let archive = ramdisk();
     let (memory, base) = visible_memory(&archive);
-    let catalog = Catalog::from_module(memory);
-    assert_eq!(catalog.damage(), None);
-    let images: Vec<_> = catalog.images().collect();
+    let stores = Stores::new(Catalog::from_module(memory));
+    assert_eq!(stores.catalog().damage(), None);
+    let images: Vec<_> = stores.catalog().images().collect();
     let expected = [
         ("a.img", 8192, 0),
         ("b.img", 1024, 0),
@@ -40,7 +36,7 @@ fn files_of_an_archive_are_images_in_place() {
     ];
     assert_eq!(images, expected);
 
-    let disk = catalog.open(&target("ram:b.img"), Access::ReadWrite, "test");
+    let disk = stores.open_now("ram:b.img", Access::ReadWrite, "test");
     let disk = disk.expect("free");
     assert_eq!(disk.geometry().sectors, Sector(2));
     let mut queue = disk.queue();
@@ -67,15 +63,18 @@ fn files_of_an_archive_are_images_in_place() {
 
 #[test]
 fn a_ramdisk_that_is_no_archive_is_one_image() {
-    let catalog = Catalog::from_module(memory(&[7; 4096]));
-    assert_eq!(catalog.images().collect::<Vec<_>>(), [("disk0", 4096, 0)]);
+    let stores = Stores::new(Catalog::from_module(memory(&[7; 4096])));
+    assert_eq!(
+        stores.catalog().images().collect::<Vec<_>>(),
+        [("disk0", 4096, 0)]
+    );
     assert!(
-        catalog
-            .open(&target("ram:disk0"), Access::ReadOnly, "test")
+        stores
+            .open_now("ram:disk0", Access::ReadOnly, "test")
             .is_ok()
     );
     assert_eq!(
-        refusal(&catalog, "ram:disk1", Access::ReadOnly),
+        refusal(&stores, "ram:disk1", Access::ReadOnly),
         "no image disk1, there are: disk0"
     );
 }
@@ -89,13 +88,14 @@ fn without_a_ramdisk_there_are_no_images_but_other_stores() {
         Catalog::empty(),
         Catalog::from_module(memory(&without_files)),
     ] {
+        let stores = Stores::new(catalog);
         let expected = "no image disk0: the driver domain has no images";
-        assert_eq!(refusal(&catalog, "ram:disk0", Access::ReadOnly), expected);
-        let grown = catalog.grow("disk0", 1 << 20);
+        assert_eq!(refusal(&stores, "ram:disk0", Access::ReadOnly), expected);
+        let grown = stores.catalog().grow("disk0", 1 << 20);
         assert_eq!(grown.unwrap_err().to_string(), expected);
     }
-    let catalog = Catalog::empty();
-    let null = catalog.open(&target("null:1M"), Access::ReadWrite, "test");
+    let stores = Stores::new(Catalog::empty());
+    let null = stores.open_now("null:1M", Access::ReadWrite, "test");
     assert_eq!(null.expect("no claim").geometry().sectors, Sector(2048));
 }
 
@@ -103,39 +103,35 @@ fn without_a_ramdisk_there_are_no_images_but_other_stores() {
 fn a_damaged_ramdisk_is_refused_to_everyone() {
     let mut archive = ramdisk();
     archive[0] ^= 0x20;
-    let catalog = Catalog::from_module(memory(&archive));
-    assert!(catalog.damage().is_some());
-    assert_eq!(catalog.images().count(), 0);
-    let refused = refusal(&catalog, "ram:a.img", Access::ReadWrite);
+    let stores = Stores::new(Catalog::from_module(memory(&archive)));
+    assert!(stores.catalog().damage().is_some());
+    assert_eq!(stores.catalog().images().count(), 0);
+    let refused = refusal(&stores, "ram:a.img", Access::ReadWrite);
     let expected = "the ramdisk cannot be read: damaged archive: the header at 0 has checksum";
     assert!(refused.starts_with(expected), "{refused}");
     assert!(
-        catalog
-            .open(&target("null:1M"), Access::ReadWrite, "test")
+        stores
+            .open_now("null:1M", Access::ReadWrite, "test")
             .is_ok()
     );
 }
 
 #[test]
 fn images_that_are_not_whole_sectors_are_refused_and_the_others_served() {
-    let catalog = Catalog::from_module(memory(&ramdisk()));
+    let stores = Stores::new(Catalog::from_module(memory(&ramdisk())));
     assert_eq!(
-        refusal(&catalog, "ram:odd.img", Access::ReadOnly),
+        refusal(&stores, "ram:odd.img", Access::ReadOnly),
         "image odd.img has 1000 bytes, which is no multiple of 512"
     );
     assert_eq!(
-        refusal(&catalog, "ram:b.img,sector-size=4096", Access::ReadOnly),
+        refusal(&stores, "ram:b.img,sector-size=4096", Access::ReadOnly),
         "image b.img has 1024 bytes, which is no multiple of 4096"
     );
     assert_eq!(
-        refusal(&catalog, "ram:none.img", Access::ReadOnly),
+        refusal(&stores, "ram:none.img", Access::ReadOnly),
         "image none.img is empty"
     );
-    let disk = catalog.open(
-        &target("ram:a.img,sector-size=4096"),
-        Access::ReadOnly,
-        "test",
-    );
+    let disk = stores.open_now("ram:a.img,sector-size=4096", Access::ReadOnly, "test");
     let geometry = disk.expect("two sectors of 4096").geometry();
     assert_eq!(geometry.sectors, Sector(16));
     assert_eq!(geometry.sector_size, SectorSize::B4096);
@@ -144,53 +140,53 @@ fn images_that_are_not_whole_sectors_are_refused_and_the_others_served() {
 
 #[test]
 fn a_writer_is_alone() {
-    let catalog = Catalog::from_module(memory(&ramdisk()));
-    let image = target("ram:a.img");
-    let writer = catalog.open(&image, Access::ReadWrite, "domain 5, xvda");
+    let stores = Stores::new(Catalog::from_module(memory(&ramdisk())));
+    let image = "ram:a.img";
+    let writer = stores.open_now(image, Access::ReadWrite, "domain 5, xvda");
     let writer = writer.expect("free");
     for access in [Access::ReadWrite, Access::ReadOnly] {
         assert_eq!(
-            refusal(&catalog, "ram:a.img", access),
+            refusal(&stores, "ram:a.img", access),
             "image a.img is open for writing by domain 5, xvda; two that write, or write and read, need \
              shared=yes in the target of each"
         );
     }
     assert!(
-        catalog
-            .open(&target("ram:b.img"), Access::ReadWrite, "test")
+        stores
+            .open_now("ram:b.img", Access::ReadWrite, "test")
             .is_ok()
     );
     drop(writer);
-    assert!(catalog.open(&image, Access::ReadWrite, "test").is_ok());
+    assert!(stores.open_now(image, Access::ReadWrite, "test").is_ok());
 }
 
 #[test]
 fn readers_share_and_keep_writers_out() {
-    let catalog = Catalog::from_module(memory(&ramdisk()));
-    let image = target("ram:a.img");
-    let open = |owner| catalog.open(&image, Access::ReadOnly, owner);
+    let stores = Stores::new(Catalog::from_module(memory(&ramdisk())));
+    let image = "ram:a.img";
+    let open = |owner| stores.open_now(image, Access::ReadOnly, owner);
     let first = open("domain 5, xvda").expect("free");
     let second = open("domain 6, xvda").expect("shared");
-    assert_eq!(catalog.images().next(), Some(("a.img", 8192, 2)));
+    assert_eq!(stores.catalog().images().next(), Some(("a.img", 8192, 2)));
     drop(first);
     assert_eq!(
-        refusal(&catalog, "ram:a.img", Access::ReadWrite),
+        refusal(&stores, "ram:a.img", Access::ReadWrite),
         "image a.img is open for reading by domain 6, xvda; two that write, or write and read, need \
          shared=yes in the target of each"
     );
     drop(second);
-    assert!(catalog.open(&image, Access::ReadWrite, "test").is_ok());
+    assert!(stores.open_now(image, Access::ReadWrite, "test").is_ok());
 }
 
 #[test]
 fn all_who_say_so_share_an_image_with_writers() {
-    let catalog = Catalog::from_module(memory(&ramdisk()));
-    let open = |text, access, owner| catalog.open(&target(text), access, owner);
+    let stores = Stores::new(Catalog::from_module(memory(&ramdisk())));
+    let open = |text, access, owner| stores.open_now(text, access, owner);
     let shared = "ram:a.img,shared=yes";
     let first = open(shared, Access::ReadWrite, "domain 5, xvda").expect("free");
     let second = open(shared, Access::ReadWrite, "domain 6, xvda").expect("shared");
     let reader = open(shared, Access::ReadOnly, "domain 7, xvda").expect("shared");
-    assert_eq!(catalog.images().next(), Some(("a.img", 8192, 3)));
+    assert_eq!(stores.catalog().images().next(), Some(("a.img", 8192, 3)));
     // What one writes, the others read.
     let mut guest = Guest::with(&[&[b'X'; 512]]);
     let segments = guest.segments();
@@ -209,7 +205,7 @@ fn all_who_say_so_share_an_image_with_writers() {
         ("ram:a.img,shared=no", Access::ReadOnly),
     ] {
         assert_eq!(
-            refusal(&catalog, text, access),
+            refusal(&stores, text, access),
             "image a.img is open for writing by domain 5, xvda; two that write, or write and read, need \
              shared=yes in the target of each"
         );
@@ -217,14 +213,14 @@ fn all_who_say_so_share_an_image_with_writers() {
     drop((first, second));
     assert!(open("ram:a.img", Access::ReadOnly, "domain 8, xvda").is_ok());
     assert_eq!(
-        refusal(&catalog, "ram:a.img", Access::ReadWrite),
+        refusal(&stores, "ram:a.img", Access::ReadWrite),
         "image a.img is open for reading by domain 7, xvda; two that write, or write and read, need \
          shared=yes in the target of each"
     );
     drop(reader);
     let alone = open("ram:a.img", Access::ReadWrite, "domain 9, xvda").expect("free");
     assert_eq!(
-        refusal(&catalog, shared, Access::ReadWrite),
+        refusal(&stores, shared, Access::ReadWrite),
         "image a.img is open for writing by domain 9, xvda; two that write, or write and read, need \
          shared=yes in the target of each"
     );
@@ -233,16 +229,16 @@ fn all_who_say_so_share_an_image_with_writers() {
 
 #[test]
 fn an_image_stays_open_as_long_as_a_queue_of_it() {
-    let catalog = Catalog::from_module(memory(&ramdisk()));
-    let image = target("ram:a.img");
-    let device = catalog.open(&image, Access::ReadWrite, "domain 5, xvda");
+    let stores = Stores::new(Catalog::from_module(memory(&ramdisk())));
+    let image = "ram:a.img";
+    let device = stores.open_now(image, Access::ReadWrite, "domain 5, xvda");
     let queue = device.expect("free").queue();
     assert!(matches!(
-        catalog.open(&image, Access::ReadWrite, "test"),
+        stores.open_now(image, Access::ReadWrite, "test"),
         Err(OpenError::InUse { .. })
     ));
     drop(queue);
-    assert!(catalog.open(&image, Access::ReadWrite, "test").is_ok());
+    assert!(stores.open_now(image, Access::ReadWrite, "test").is_ok());
 }
 
 #[test]
@@ -276,8 +272,8 @@ fn a_compressed_ramdisk_is_refused_with_what_to_do() {
             };
             [magic, &[7; 4096]].concat()
         };
-        let catalog = Catalog::from_module(memory(&bytes));
-        let refused = refusal(&catalog, "ram:disk0", Access::ReadOnly);
+        let stores = Stores::new(Catalog::from_module(memory(&bytes)));
+        let refused = refusal(&stores, "ram:disk0", Access::ReadOnly);
         assert_eq!(
             refused,
             format!(
@@ -285,11 +281,11 @@ fn a_compressed_ramdisk_is_refused_with_what_to_do() {
                  unpack it before the domain is created"
             )
         );
-        assert_eq!(catalog.images().count(), 0);
+        assert_eq!(stores.catalog().images().count(), 0);
     }
     // An image in an archive may be what it likes, and so may a raw one that only begins alike.
-    let catalog = Catalog::from_module(memory(&archive));
-    assert_eq!(catalog.damage(), None);
+    let stores = Stores::new(Catalog::from_module(memory(&archive)));
+    assert_eq!(stores.catalog().damage(), None);
     for start in [
         &[0x1f, 0x8b][..],
         b"BZ",
@@ -299,7 +295,7 @@ fn a_compressed_ramdisk_is_refused_with_what_to_do() {
     ] {
         let mut image = vec![0; 4096];
         image[..start.len()].copy_from_slice(start);
-        let catalog = Catalog::from_module(memory(&image));
-        assert_eq!(catalog.damage(), None, "{start:?}");
+        let stores = Stores::new(Catalog::from_module(memory(&image)));
+        assert_eq!(stores.catalog().damage(), None, "{start:?}");
     }
 }

@@ -1,7 +1,9 @@
 //! The task of one disk: it reads the states of both ends, decides, acts, and waits for the next change.
 
+mod opening;
 mod publishing;
 
+use self::opening::Opened;
 use super::backend_nodes::set_state;
 use super::config::{CONFIG_NODES, VbdConfig};
 use super::connection::{Connection, check_sector_units, read_published};
@@ -21,7 +23,7 @@ use crate::services::Services;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
-use bulkhead_images::{BlockDevice, Sector, Target};
+use bulkhead_images::{BlockDevice, Sector};
 use bulkhead_xen::Hypervisor;
 use bulkhead_xenbus::NodeMap;
 use bulkhead_xenbus::XenbusState;
@@ -53,9 +55,11 @@ pub async fn live<H: Hypervisor>(services: &Services<H>, id: VbdId, changed: &Ch
         Ok(None) => return,
         Err(error) => return log::error!("vbd {id}: cannot be looked at: {error}"),
     };
-    let end = match Vbd::open(services, id, &nodes, changed) {
+    let end = match Vbd::open(services, id, &nodes, changed).await {
         // The image is free again before the toolstack can see that the disk is gone.
-        Ok(vbd) => vbd.run(changed).await,
+        Ok(Opened::Wanted(vbd)) => vbd.run(changed).await,
+        Ok(Opened::Unwanted(end)) => Ok(end),
+        Err(Problem::Store(error)) if error.is_disconnected() => Err(error),
         Err(problem) => Ok(End::Refuse(problem, nodes)),
     };
     let outcome = match end {
@@ -104,40 +108,6 @@ enum Event {
 }
 
 impl<'a, H: Hypervisor> Vbd<'a, H> {
-    /// Opens the image that the toolstack named.
-    fn open(
-        services: &'a Services<H>,
-        id: VbdId,
-        nodes: &NodeMap,
-        changed: &Changes,
-    ) -> Result<Self, Problem> {
-        let config = VbdConfig::parse(id, nodes)?;
-        let target: Target = config.target.parse()?;
-        let owner = format!("vbd {id}");
-        services.admission.attach()?;
-        let device = services.catalog.open(&target, config.access, &owner)?;
-        let path = id.backend_path();
-        let observer = Observer::new(services, &path, &config.frontend_path, changed);
-        Ok(Vbd {
-            services,
-            id,
-            path,
-            nodes: nodes.clone(),
-            config,
-            log: services.guest_logs.of(id.frontend, services.handle.now()),
-            device,
-            unreleased: Unreleased::default(),
-            observer,
-            told: NodeMap::new(),
-            phase: Phase::New,
-            limits: services.limits,
-            connection: None,
-            came_back: false,
-            sectors: Sector(0),
-            refused: false,
-        })
-    }
-
     /// Runs until the device is gone. Returns an error only if xenstore is gone for good.
     async fn run(mut self, changed: &Changes) -> Result<End, Error> {
         loop {

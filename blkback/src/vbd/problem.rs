@@ -5,7 +5,7 @@ use super::frontend_nodes::PublishedError;
 use super::sector_units::SectorUnits;
 use crate::admission::Refused;
 use crate::engine::{ConnectError, QueueError};
-use bulkhead_images::{OpenError, TargetError};
+use bulkhead_images::OpenError;
 use bulkhead_xenstore_client as xenstore;
 use core::fmt;
 
@@ -14,9 +14,7 @@ use core::fmt;
 pub enum Problem {
     /// The toolstack's nodes are not valid.
     Config(ConfigError),
-    /// `target=` is not valid.
-    Target(TargetError),
-    /// The image that `target=` names cannot be opened.
+    /// What `target=` names cannot be opened.
     Open(OpenError),
     /// The frontend's nodes are not valid.
     Published(PublishedError),
@@ -36,7 +34,6 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Config(error) => error.fmt(f),
-            Self::Target(error) => error.fmt(f),
             Self::Open(error) => error.fmt(f),
             Self::Published(error) => error.fmt(f),
             Self::SectorUnits(error) => error.fmt(f),
@@ -60,7 +57,6 @@ macro_rules! from {
 
 from! {
     Config(ConfigError)
-    Target(TargetError)
     Open(OpenError)
     Published(PublishedError)
     SectorUnits(SectorUnits)

@@ -63,7 +63,7 @@ use bulkhead_blkback::engine::DataPath;
 use bulkhead_blkback::memory_target::follow_memory_target;
 use bulkhead_blkback::operator::grow_on_request;
 use bulkhead_grant::Region;
-use bulkhead_images::{Catalog, ImageMemory};
+use bulkhead_images::{Catalog, ImageMemory, Stores};
 use bulkhead_xen::abi::xs_wire::ERROR_RING_INDEX;
 use bulkhead_xen::{DomId, Hypervisor};
 use bulkhead_xen_sim::xenstore::toolstack::{self, Vbd};
@@ -142,8 +142,12 @@ impl World {
         if setup.reservation {
             catalog = catalog.with_reservation(Arc::new(storage.hypervisor()));
         }
+        let mut stores = Stores::new(catalog);
+        for store in setup.stores {
+            stores.register(store);
+        }
         if let Some(layer) = setup.layer {
-            catalog = catalog.behind(layer);
+            stores = stores.behind(layer);
         }
         let executors = Executors::new(&storage, setup.vcpus);
         let handle = executors.handle();
@@ -156,7 +160,7 @@ impl World {
             handle.clone(),
             store,
             region.clone(),
-            catalog,
+            stores,
             setup.options,
         );
         let (sizing, nodes, memory) = (

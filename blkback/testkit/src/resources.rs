@@ -48,7 +48,7 @@ impl World {
             "what the driver domain holds"
         );
         assert_eq!(self.sim.store().transaction_count(self.storage.id()), 0);
-        for (name, _, open) in self.backend.services.catalog.images() {
+        for (name, _, open) in self.backend.services.catalog().images() {
             assert_eq!(open, 0, "image {name} is still open");
         }
         self.no_mistakes();

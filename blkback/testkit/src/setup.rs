@@ -2,8 +2,8 @@
 
 use super::content;
 use bulkhead_blkback::engine::{DataPath, Options};
-use bulkhead_images::DiscardMode;
 use bulkhead_images::testing::Layer;
+use bulkhead_images::{DiscardMode, Store};
 use bulkhead_xen_sim::DomainKind;
 
 /// The configuration of a simulated machine.
@@ -12,6 +12,8 @@ pub struct Setup {
     pub images: Vec<(String, Vec<u8>)>,
     /// A layer over every device that is opened.
     pub layer: Option<Layer>,
+    /// Stores beside those of the images.
+    pub stores: Vec<Box<dyn Store>>,
     /// How Xen runs the driver domain.
     pub kind: DomainKind,
     /// Its vCPUs.
@@ -40,6 +42,7 @@ impl Default for Setup {
                 .map(|number| (format!("disk{number}"), content(number, IMAGE_SIZE)))
                 .collect(),
             layer: None,
+            stores: Vec::new(),
             kind: DomainKind::Pvh,
             vcpus: 1,
             region_pages: 32 * 1024,

@@ -2,9 +2,7 @@
 
 use bulkhead_blkback_testkit::{Script, World, content};
 use bulkhead_images::testing::{Delayed, OpenNow};
-use bulkhead_images::{
-    Access, BlockDevice, Io, IoError, IoSegment, Op, Sector, Submitted, Tag, Target,
-};
+use bulkhead_images::{Access, BlockDevice, Io, IoError, IoSegment, Op, Sector, Submitted, Tag};
 use bulkhead_xen::PAGE_SIZE;
 use std::collections::HashSet;
 use std::ops::Range;
@@ -50,12 +48,8 @@ pub const DISKS: [(&str, Access, bool); 5] = [
 impl Disk {
     pub fn open(world: &World, ramdisk: &[u8], number: u64, kind: (&str, Access, bool)) -> Disk {
         let (target, access, late) = kind;
-        let target: Target = target.parse().expect("a target");
-        let opened = world
-            .backend
-            .services
-            .catalog
-            .open(&target, access, "the guest");
+        let stores = &world.backend.services.stores;
+        let opened = stores.open_now(target, access, "the guest");
         let device = opened.expect("the image is there");
         let late = late.then(|| Delayed::new(device.clone()));
         let content = content(number, DISK_SIZE);

@@ -1,4 +1,4 @@
-//! The stores, a folder each. [`crate::target`] has the list of them.
+//! The stores of this crate, a folder each. [`Stores`](crate::Stores) has the list of them.
 
 pub mod null;
 pub mod ram;

@@ -6,9 +6,12 @@ mod encrypting;
 pub use delayed::Delayed;
 pub use encrypting::Encrypting;
 
+use crate::catalog::OpenError;
+use crate::claim::Access;
 use crate::device::BlockDevice;
 use crate::io::{IoError, Tag};
 use crate::queue::{IoQueue, QueueContext};
+use crate::store::Stores;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use bulkhead_xen::VcpuId;
@@ -37,6 +40,25 @@ impl<D: BlockDevice + ?Sized> OpenNow for D {
     }
 }
 
+impl Stores {
+    /// Opens a device of a store that need not wait.
+    ///
+    /// # Panics
+    /// If the store waits.
+    pub fn open_now(
+        &self,
+        target: &str,
+        access: Access,
+        owner: &str,
+    ) -> Result<Arc<dyn BlockDevice>, OpenError> {
+        let opening = core::pin::pin!(self.open(target, access, owner));
+        match opening.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(opened) => opened,
+            Poll::Pending => panic!("{target} is not open at once"),
+        }
+    }
+}
+
 /// Asks queues for completions without waiting for them.
 pub trait CompleteNow {
     /// Passes what has completed to `sink`.
@@ -51,7 +73,7 @@ impl<Q: IoQueue + ?Sized> CompleteNow for Q {
 
 type Over = dyn Fn(Arc<dyn BlockDevice>, &str) -> Arc<dyn BlockDevice>;
 
-/// What a test puts before every device that a [`Catalog`](crate::Catalog) opens, given the device
+/// What a test puts before every device that [`Stores`] opens, given the device
 /// and its owner's name: a [`Delayed`], for instance.
 pub struct Layer(Box<Over>);
 

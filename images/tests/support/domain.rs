@@ -6,7 +6,7 @@ use super::{Guest, submit};
 use bulkhead_images::testing::{CompleteNow, OpenNow};
 use bulkhead_images::{
     Access, BlockDevice, Catalog, DiscardMode, GrowError, ImageMemory, Io, IoError, IoQueue, Op,
-    Sector, Submitted, Tag,
+    Sector, Stores, Submitted, Tag,
 };
 use bulkhead_xen::PAGE_SIZE;
 use bulkhead_xen_sim::{DomainConfig, Sim, SimDomain};
@@ -16,7 +16,8 @@ use std::sync::Arc;
 pub struct Domain {
     pub sim: Sim,
     pub domain: SimDomain,
-    pub catalog: Catalog,
+    pub catalog: Arc<Catalog>,
+    pub stores: Stores,
     /// How many pages it owned with everything in place.
     pub owned: usize,
 }
@@ -42,10 +43,14 @@ impl Domain {
                 .copy_from_nonoverlapping(ramdisk.as_ptr(), ramdisk.len());
             ImageMemory::new(first, ramdisk.len())
         };
-        Domain {
-            catalog: Catalog::from_module(memory)
+        let stores = Stores::new(
+            Catalog::from_module(memory)
                 .with_discard(mode)
                 .with_reservation(Arc::new(domain.hypervisor())),
+        );
+        Domain {
+            catalog: stores.catalog().clone(),
+            stores,
             owned: domain.memory_pages(),
             domain,
             sim,
@@ -78,8 +83,7 @@ pub fn grow(catalog: &Catalog, name: &str, size: u64) -> Result<u64, GrowError> 
 
 /// Opens a target of the domain's.
 pub fn open(domain: &Domain, target: &str, access: Access) -> Arc<dyn BlockDevice> {
-    let target = target.parse().expect("a target");
-    let device = domain.catalog.open(&target, access, "domain 5, xvda");
+    let device = domain.stores.open_now(target, access, "domain 5, xvda");
     device.expect("it can be opened")
 }
 

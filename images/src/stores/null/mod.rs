@@ -2,6 +2,7 @@
 
 mod target;
 
+pub(crate) use target::NullStore;
 pub use target::NullTarget;
 
 use crate::claim::Access;

@@ -1,11 +1,11 @@
 //! Targets that name a device without data.
 
 use super::NullDevice;
-use crate::catalog::{Catalog, OpenError};
 use crate::claim::Access;
-use crate::device::{BlockDevice, SectorSize};
+use crate::device::SectorSize;
 use crate::io::Sector;
-use crate::target::{Options, StoreTarget, TargetError, parse_size};
+use crate::store::{OpenDevice, Store, open_with};
+use crate::target::{Options, Target, TargetError, parse_size};
 use alloc::string::ToString;
 use alloc::sync::Arc;
 
@@ -20,13 +20,11 @@ pub struct NullTarget {
     pub physical_sector_size: SectorSize,
 }
 
-impl StoreTarget for NullTarget {
-    const KIND: &'static str = "null";
-    const EXPECTED: &'static str = "null:SIZE";
-
-    fn parse(value: &str, options: Option<&str>) -> Result<Self, TargetError> {
-        let size = parse_size(value)?;
-        let options = Options::parse(options)?;
+impl NullTarget {
+    /// Reads the value and the options of such a target.
+    pub fn parse(target: Target<'_>) -> Result<Self, TargetError> {
+        let size = parse_size(target.value)?;
+        let options = Options::parse(target.options)?;
         let (sector_size, physical_sector_size) = options.sizes()?;
         for (option, given) in [
             ("discard", options.discard.is_some()),
@@ -38,7 +36,7 @@ impl StoreTarget for NullTarget {
         }
         // The physical sectors are not smaller than the others.
         if !size.is_multiple_of(physical_sector_size.bytes() as u64) {
-            return Err(TargetError::Size(value.to_string()));
+            return Err(TargetError::Size(target.value.to_string()));
         }
         Ok(NullTarget {
             sectors: Sector(size / Sector::SIZE as u64),
@@ -46,16 +44,27 @@ impl StoreTarget for NullTarget {
             physical_sector_size,
         })
     }
+}
 
-    fn open(
-        &self,
-        _catalog: &Catalog,
-        access: Access,
-        _owner: &str,
-    ) -> Result<Arc<dyn BlockDevice>, OpenError> {
-        let device = NullDevice::new(self.sectors, self.sector_size, access);
-        Ok(Arc::new(
-            device.with_physical_sectors(self.physical_sector_size),
-        ))
+/// The store `null:`.
+pub struct NullStore;
+
+impl Store for NullStore {
+    fn scheme(&self) -> &'static str {
+        "null"
+    }
+
+    fn expected(&self) -> &'static str {
+        "null:SIZE"
+    }
+
+    fn open<'a>(&'a self, target: Target<'a>, access: Access, _owner: &'a str) -> OpenDevice<'a> {
+        open_with(|| {
+            let target = NullTarget::parse(target)?;
+            let device = NullDevice::new(target.sectors, target.sector_size, access);
+            Ok(Arc::new(
+                device.with_physical_sectors(target.physical_sector_size),
+            ))
+        })
     }
 }

@@ -2,6 +2,7 @@
 
 mod target;
 
+pub(crate) use target::RamStore;
 pub use target::RamTarget;
 
 use crate::claim::{Access, Claim};

@@ -1,10 +1,11 @@
 //! Targets that name an image of the ramdisk.
 
-use crate::catalog::{Catalog, OpenError};
+use crate::catalog::Catalog;
 use crate::claim::Access;
-use crate::device::{BlockDevice, SectorSize};
+use crate::device::SectorSize;
 use crate::discard::DiscardMode;
-use crate::target::{Options, StoreTarget, TargetError};
+use crate::store::{OpenDevice, Store, open_with};
+use crate::target::{Options, Target, TargetError};
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 
@@ -23,31 +24,49 @@ pub struct RamTarget {
     pub shared: bool,
 }
 
-impl StoreTarget for RamTarget {
-    const KIND: &'static str = "ram";
-    const EXPECTED: &'static str = "ram:NAME";
-
-    fn parse(value: &str, options: Option<&str>) -> Result<Self, TargetError> {
-        if value.is_empty() {
+impl RamTarget {
+    /// Reads the value and the options of such a target.
+    pub fn parse(target: Target<'_>) -> Result<Self, TargetError> {
+        if target.value.is_empty() {
             return Err(TargetError::NoName);
         }
-        let options = Options::parse(options)?;
+        let options = Options::parse(target.options)?;
         let (sector_size, physical_sector_size) = options.sizes()?;
         Ok(RamTarget {
-            name: value.to_string(),
+            name: target.value.to_string(),
             sector_size,
             physical_sector_size,
             discard: options.discard,
             shared: options.shared.unwrap_or(false),
         })
     }
+}
 
-    fn open(
-        &self,
-        catalog: &Catalog,
-        access: Access,
-        owner: &str,
-    ) -> Result<Arc<dyn BlockDevice>, OpenError> {
-        Ok(Arc::new(catalog.open_ram(self, access, owner)?))
+/// The store `ram:`.
+pub struct RamStore {
+    catalog: Arc<Catalog>,
+}
+
+impl RamStore {
+    /// Returns the store of these images.
+    pub(crate) fn new(catalog: Arc<Catalog>) -> RamStore {
+        RamStore { catalog }
+    }
+}
+
+impl Store for RamStore {
+    fn scheme(&self) -> &'static str {
+        "ram"
+    }
+
+    fn expected(&self) -> &'static str {
+        "ram:NAME"
+    }
+
+    fn open<'a>(&'a self, target: Target<'a>, access: Access, owner: &'a str) -> OpenDevice<'a> {
+        open_with(|| {
+            let target = RamTarget::parse(target)?;
+            Ok(Arc::new(self.catalog.open_ram(&target, access, owner)?))
+        })
     }
 }

@@ -36,16 +36,16 @@ fn a_malformed_target() {
     for (target, expected) in [
         ("/dev/sda", "unknown store '/dev/sda', expected ram:NAME"),
         ("", "the disk names no target=, expected ram:NAME"),
-        ("ram:", "'ram:' names no image, expected ram:NAME"),
+        ("ram:", "'ram:' needs an image name, expected ram:NAME"),
         (
             "ram:disk0,sector-size=1000",
-            "'1000' is no sector size, expected 512 or 4096",
+            "'1000' is not a valid sector size, expected 512 or 4096",
         ),
         (
             "ram:disk0,speed=high",
             "unknown option 'speed=high', expected ",
         ),
-        ("null:many", "'many' is no size, expected"),
+        ("null:many", "'many' is not a valid size, expected"),
     ] {
         let problem = refused(&World::new(), &Disk::new(target));
         assert!(problem.starts_with(expected), "{target:?}: {problem}");
@@ -68,7 +68,7 @@ fn an_image_whose_size_is_no_multiple_of_512() {
     let problem = refused(&world, &Disk::new("ram:odd"));
     assert_eq!(
         problem,
-        "image odd has 1000 bytes, which is no multiple of 512"
+        "image odd has 1000 bytes, which is not a multiple of 512"
     );
     let problem = refused(&world, &Disk::new("ram:empty"));
     assert_eq!(problem, "image empty is empty");

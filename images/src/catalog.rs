@@ -261,7 +261,7 @@ impl fmt::Display for OpenError {
                 sector_size,
             } => write!(
                 f,
-                "image {name} has {size} bytes, which is no multiple of {sector_size}"
+                "image {name} has {size} bytes, which is not a multiple of {sector_size}"
             ),
             OpenError::InUse { name, in_use } => write!(f, "image {name} is {in_use}"),
             OpenError::Store(reason) => f.write_str(reason),

@@ -8,7 +8,7 @@
 //! assert_eq!((request.name.as_str(), request.size), ("disk0", 128 << 20));
 //! assert_eq!(
 //!     "disk0".parse::<GrowRequest>().unwrap_err().to_string(),
-//!     "'disk0' names no image and its new size, expected NAME SIZE, as in disk0 128M"
+//!     "'disk0' is not an image and its new size, expected NAME SIZE, as in disk0 128M"
 //! );
 //! # Ok::<(), bulkhead_images::GrowRequestError>(())
 //! ```
@@ -146,7 +146,7 @@ impl fmt::Display for GrowRequestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "'{}' names no image and its new size, expected NAME SIZE, as in disk0 128M",
+            "'{}' is not an image and its new size, expected NAME SIZE, as in disk0 128M",
             self.0
         )
     }
@@ -195,7 +195,7 @@ impl fmt::Display for GrowError {
             GrowError::NotFound(error) => error.fmt(f),
             GrowError::Size { name, size } => write!(
                 f,
-                "image {name} cannot have {size} bytes, which is no multiple of 4096"
+                "image {name} cannot have {size} bytes, which is not a multiple of 4096"
             ),
             GrowError::NotLarger { name, size, now } => write!(
                 f,

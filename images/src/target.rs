@@ -207,10 +207,10 @@ impl fmt::Display for TargetError {
             TargetError::UnknownStore { store, expected } => {
                 write!(f, "unknown store '{store}', expected {expected}")
             }
-            TargetError::NoName => f.write_str("'ram:' names no image, expected ram:NAME"),
+            TargetError::NoName => f.write_str("'ram:' needs an image name, expected ram:NAME"),
             TargetError::Size(size) => write!(
                 f,
-                "'{size}' is no size, expected whole sectors in bytes or with K, M, G or T, \
+                "'{size}' is not a valid size, expected whole sectors in bytes or with K, M, G or T, \
                  as in null:64M"
             ),
             TargetError::UnknownOption(option) => {
@@ -221,7 +221,10 @@ impl fmt::Display for TargetError {
                 )
             }
             TargetError::SectorSize(size) => {
-                write!(f, "'{size}' is no sector size, expected 512 or 4096")
+                write!(
+                    f,
+                    "'{size}' is not a valid sector size, expected 512 or 4096"
+                )
             }
             TargetError::PhysicalSize(physical, size) => write!(
                 f,

@@ -121,11 +121,11 @@ fn images_that_are_not_whole_sectors_are_refused_and_the_others_served() {
     let stores = Stores::new(Catalog::from_module(memory(&ramdisk())));
     assert_eq!(
         refusal(&stores, "ram:odd.img", Access::ReadOnly),
-        "image odd.img has 1000 bytes, which is no multiple of 512"
+        "image odd.img has 1000 bytes, which is not a multiple of 512"
     );
     assert_eq!(
         refusal(&stores, "ram:b.img,sector-size=4096", Access::ReadOnly),
-        "image b.img has 1024 bytes, which is no multiple of 4096"
+        "image b.img has 1024 bytes, which is not a multiple of 4096"
     );
     assert_eq!(
         refusal(&stores, "ram:none.img", Access::ReadOnly),

@@ -103,7 +103,7 @@ fn what_cannot_grow_says_why_and_stays() {
     );
     assert_eq!(
         refusal("disk0", 10_000),
-        "image disk0 cannot have 10000 bytes, which is no multiple of 4096"
+        "image disk0 cannot have 10000 bytes, which is not a multiple of 4096"
     );
     assert_eq!(
         refusal("disk0", 1 << 40),

@@ -119,7 +119,7 @@ fn an_image_may_be_shared() {
 fn mistakes_are_answered_with_what_was_expected() {
     let size = |size| {
         format!(
-            "'{size}' is no size, expected whole sectors in bytes or with K, M, G or T, as in null:64M"
+            "'{size}' is not a valid size, expected whole sectors in bytes or with K, M, G or T, as in null:64M"
         )
     };
     let store = |store| format!("unknown store '{store}', expected ram:NAME or null:SIZE");
@@ -135,21 +135,24 @@ fn mistakes_are_answered_with_what_was_expected() {
         ("foo:bar", store("foo:")),
         ("RAM:disk0", store("RAM:")),
         ("/dev/vg/lv", store("/dev/vg/lv")),
-        ("ram:", "'ram:' names no image, expected ram:NAME".into()),
+        (
+            "ram:",
+            "'ram:' needs an image name, expected ram:NAME".into(),
+        ),
         (
             "ram:,sector-size=512",
-            "'ram:' names no image, expected ram:NAME".into(),
+            "'ram:' needs an image name, expected ram:NAME".into(),
         ),
         ("ram:x,", unknown("''")),
         ("ram:x,fast", unknown("'fast'")),
         ("ram:x,speed=9", unknown("'speed=9'")),
         (
             "ram:x,sector-size=",
-            "'' is no sector size, expected 512 or 4096".into(),
+            "'' is not a valid sector size, expected 512 or 4096".into(),
         ),
         (
             "ram:x,sector-size=1024",
-            "'1024' is no sector size, expected 512 or 4096".into(),
+            "'1024' is not a valid sector size, expected 512 or 4096".into(),
         ),
         (
             "ram:x,sector-size=512,sector-size=4096",
@@ -161,7 +164,7 @@ fn mistakes_are_answered_with_what_was_expected() {
         ),
         (
             "ram:x,physical-sector-size=8192",
-            "'8192' is no sector size, expected 512 or 4096".into(),
+            "'8192' is not a valid sector size, expected 512 or 4096".into(),
         ),
         (
             "ram:x,sector-size=4096,physical-sector-size=512",

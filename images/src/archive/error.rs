@@ -100,7 +100,7 @@ impl fmt::Display for ArchiveError {
                 ..
             } => write!(f, "there is no header at {offset}"),
             ArchiveError::Size { offset } => {
-                write!(f, "the size in the header at {offset} is no number")
+                write!(f, "the size in the header at {offset} is not a number")
             }
             ArchiveError::BeyondEnd {
                 name,

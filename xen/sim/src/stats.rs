@@ -192,7 +192,7 @@ impl fmt::Display for Violation {
             Violation::MapOutsideRegion { address, .. } => {
                 write!(
                     f,
-                    "mapping at {address:#x}, which is no page of the foreign region"
+                    "mapping at {address:#x}, which is not a page of the foreign region"
                 )
             }
             Violation::MapOccupied { address, .. } => {
@@ -226,10 +226,10 @@ impl fmt::Display for Violation {
                 )
             }
             Violation::ReleasedNothing { address, .. } => {
-                write!(f, "releasing {address:#x}, which is no memory of its own")
+                write!(f, "releasing {address:#x}, which is not its own memory")
             }
             Violation::PopulatedOccupied { address, .. } => {
-                write!(f, "populating {address:#x}, which is no released page")
+                write!(f, "populating {address:#x}, which is not a released page")
             }
         }
     }

@@ -36,6 +36,7 @@ mod reattach_races;
 mod refusals;
 mod rings;
 mod scale;
+mod silent_stores;
 mod smoke;
 mod state_orders;
 mod stopping;

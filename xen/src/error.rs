@@ -46,6 +46,8 @@ errnos! {
     NOSPC = 28, "no space left";
     /// ENOSYS
     NOSYS = 38, "not implemented";
+    /// EOPNOTSUPP
+    OPNOTSUPP = 95, "not supported";
 }
 
 impl Errno {

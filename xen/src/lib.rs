@@ -34,6 +34,7 @@ mod dma;
 mod error;
 pub mod hypervisor;
 mod reservation;
+mod transfer;
 mod units;
 
 pub use balloon::Balloon;
@@ -41,6 +42,8 @@ pub use dma::DmaMemory;
 pub use error::{Errno, GrantStatus};
 pub use hypervisor::{ForeignRegion, Hypervisor, StoreRing};
 pub use reservation::Reservation;
+pub use transfer::{FrameTransfer, TransferRequest};
 pub use units::{
-    DmaAddr, DomId, Gfn, GrantHandle, GrantRef, Instant, Mfn, PAGE_SHIFT, PAGE_SIZE, Port, VcpuId,
+    DmaAddr, DomId, Gfn, GrantHandle, GrantRef, Instant, Mfn, PAGE_SHIFT, PAGE_SIZE, Pfn, Port,
+    VcpuId,
 };

@@ -47,6 +47,12 @@ number! {
     Gfn(u64)
 }
 number! {
+    /// A page frame number (`pfn`): a domain's own number of one of its pages, which the page keeps whatever
+    /// frame is behind it. In a PVH domain it is the page's [`Gfn`]; for PV domains, Xen only remembers which
+    /// one a machine frame has (the M2P).
+    Pfn(u64)
+}
+number! {
     /// A machine frame number (`mfn_t`): a page of the host's memory. Only PV domains see any, in their
     /// page tables and in the list of the frames that they own.
     Mfn(u64)

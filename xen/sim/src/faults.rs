@@ -23,6 +23,8 @@ pub enum Hypercall {
     ReleasePages,
     /// `XENMEM_populate_physmap`
     PopulatePages,
+    /// `GNTTABOP_transfer`
+    TransferFrames,
 }
 
 /// An operation on a grant.

@@ -60,6 +60,7 @@ mod stats;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod vcpu;
 mod world;
 pub mod xenstore;
@@ -249,6 +250,17 @@ impl Sim {
     ) {
         let mut world = self.world.lock();
         world.faults.fail_grant(usage, (owner, gref), status, times);
+    }
+
+    /// Stops transfers of frames between their being committed to and completed, where a real Xen is only for an
+    /// instant, until [`complete_transfers`](Self::complete_transfers).
+    pub fn hold_transfers(&self) {
+        self.world.lock().transfers.hold();
+    }
+
+    /// Completes the transfers that were held, and holds no more. Returns how many there were.
+    pub fn complete_transfers(&self) -> usize {
+        self.world.lock().complete_transfers()
     }
 
     /// Returns all mistakes that domains made.

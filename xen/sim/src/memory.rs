@@ -100,7 +100,20 @@ impl Machine {
     /// Gives the frames of a domain that is gone back to the host. What is read there afterwards
     /// is zero.
     pub(super) fn discard(&self, memory: &OwnMemory) {
-        self.punch(memory.first, memory.pages());
+        let neighbours = |one: &u64, next: &u64| *next == one + 1;
+        for run in memory.file_pages().chunk_by(neighbours) {
+            self.punch(run[0], run.len());
+        }
+    }
+
+    /// Gives a page of the file back to the host: nobody owns it any more.
+    pub(super) fn discard_page(&self, file_page: u64) {
+        self.punch(file_page, 1);
+    }
+
+    /// Takes a page of a domain's own memory away from it, and leaves its content to the next owner.
+    pub(super) fn take_away(&self, address: usize) {
+        self.unmap_pages(address, 1);
     }
 
     fn punch(&self, first: u64, pages: usize) {

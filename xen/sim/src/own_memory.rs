@@ -3,7 +3,8 @@
 
 use super::numbering::{heap_frame, heap_page, machine_frame, machine_page};
 use super::world::DomainKind;
-use bulkhead_xen::{Gfn, Mfn, PAGE_SIZE};
+use bulkhead_xen::{Gfn, Mfn, PAGE_SIZE, Pfn};
+use std::collections::BTreeMap;
 use std::ptr;
 
 /// Guest frames of a PVH domain from here on stand for pages of the process itself, by their addresses: what
@@ -15,8 +16,12 @@ const HEAP: u64 = 1 << 32;
 pub(super) struct OwnMemory {
     kind: DomainKind,
     pub(super) base: usize,
-    /// Its first page in the file.
-    pub(super) first: u64,
+    /// The page frame number of its first page, which is also that page's place in the file at the start.
+    first: u64,
+    /// For each page, the page of the file that is behind it, or would be.
+    behind: Vec<u64>,
+    /// The pages of those that are not in their place at the start, by the page of the file.
+    moved: BTreeMap<u64, usize>,
     used: Vec<bool>,
     /// For each page, the number of grants that pin it.
     pins: Vec<u32>,
@@ -24,6 +29,9 @@ pub(super) struct OwnMemory {
     released: Vec<bool>,
     /// The number of pages that were given back.
     absent: usize,
+    /// Pages whose frame another domain has given, and that have not adopted it yet: the domain owns the
+    /// frame, and has nothing at the address.
+    arrived: Vec<usize>,
     /// The number of pages that the domain may own.
     limit: usize,
     hint: usize,
@@ -36,18 +44,21 @@ impl OwnMemory {
             kind,
             base,
             first,
+            behind: (first..first + pages as u64).collect(),
+            moved: BTreeMap::new(),
             used: vec![false; pages],
             pins: vec![0; pages],
             released: vec![false; pages],
             absent: 0,
+            arrived: Vec::new(),
             limit: pages,
             hint: 0,
         }
     }
 
-    /// Returns how many pages it has room for, those included that were given back.
-    pub(super) fn pages(&self) -> usize {
-        self.used.len()
+    /// Returns the pages of the file that are behind its pages, or would be.
+    pub(super) fn file_pages(&self) -> &[u64] {
+        &self.behind
     }
 
     /// Allocates `count` contiguous pages and zeroes them; returns the first one's
@@ -84,19 +95,28 @@ impl OwnMemory {
 
     /// The frame of one of its pages, as the domain names it.
     fn frame(&self, page: usize) -> Gfn {
-        let page = self.first + page as u64;
         match self.kind {
-            DomainKind::Pvh => Gfn(page),
-            DomainKind::Pv => machine_frame(page).into(),
+            DomainKind::Pvh => Gfn(self.first + page as u64),
+            DomainKind::Pv => machine_frame(self.behind[page]).into(),
         }
     }
 
     fn index(&self, frame: Gfn) -> Option<usize> {
         let page = match self.kind {
-            DomainKind::Pvh => frame.0,
+            DomainKind::Pvh => return self.index_of(Pfn(frame.0)),
             DomainKind::Pv => machine_page(Mfn(frame.0))?,
         };
-        let index = usize::try_from(page.checked_sub(self.first)?).ok()?;
+        match self.moved.get(&page) {
+            Some(&index) => Some(index),
+            None => self
+                .index_of(Pfn(page))
+                .filter(|&index| self.behind[index] == page),
+        }
+    }
+
+    /// The page that has a page frame number.
+    fn index_of(&self, pfn: Pfn) -> Option<usize> {
+        let index = usize::try_from(pfn.0.checked_sub(self.first)?).ok()?;
         (index < self.used.len()).then_some(index)
     }
 
@@ -129,9 +149,10 @@ impl OwnMemory {
 
     /// The machine frame of one of the domain's own frames.
     pub(super) fn machine_frame(&self, frame: Gfn) -> Mfn {
-        match self.kind {
-            DomainKind::Pvh => machine_frame(frame.0),
-            DomainKind::Pv => Mfn(frame.0),
+        match (self.kind, self.index(frame)) {
+            (DomainKind::Pvh, Some(index)) => machine_frame(self.behind[index]),
+            (DomainKind::Pvh, None) => machine_frame(frame.0),
+            (DomainKind::Pv, _) => Mfn(frame.0),
         }
     }
 
@@ -186,15 +207,82 @@ impl OwnMemory {
         Some((frame, self.pins[page] > 0))
     }
 
-    /// Returns whether the page at that address was released.
+    /// Returns whether the page at that address was released and nothing came since.
     pub(super) fn is_released(&self, address: usize) -> bool {
-        self.page(address).is_some_and(|page| self.released[page])
+        self.page(address)
+            .is_some_and(|page| self.released[page] && !self.arrived.contains(&page))
+    }
+
+    /// Returns whether the domain owns all that it may.
+    pub(super) fn is_full(&self) -> bool {
+        self.present() >= self.limit
+    }
+
+    /// Returns the page frame number of the page at an address.
+    pub(super) fn page_frame(&self, address: usize) -> Option<Pfn> {
+        Some(Pfn(self.first + self.page(address)? as u64))
+    }
+
+    /// Returns the address of a page that has nothing behind it, by its page frame number.
+    pub(super) fn hole(&self, pfn: Pfn) -> Option<usize> {
+        let address = self.base + self.index_of(pfn)? * PAGE_SIZE;
+        self.is_released(address).then_some(address)
+    }
+
+    /// Returns whether grants pin the page at an address.
+    pub(super) fn is_pinned(&self, address: usize) -> bool {
+        self.page(address).is_some_and(|page| self.pins[page] > 0)
+    }
+
+    /// Puts another page of the file behind the page at an address; returns the one that was.
+    pub(super) fn put_behind(&mut self, address: usize, file_page: u64) -> u64 {
+        let page = self.page(address).expect("an own page");
+        let before = std::mem::replace(&mut self.behind[page], file_page);
+        if self.moved.get(&before) == Some(&page) {
+            self.moved.remove(&before);
+        }
+        if file_page != self.first + page as u64 {
+            self.moved.insert(file_page, page);
+        }
+        before
+    }
+
+    /// Returns the page of the file behind the page at an address.
+    pub(super) fn file_page(&self, address: usize) -> u64 {
+        self.behind[self.page(address).expect("an own page")]
+    }
+
+    /// Returns the machine frame behind the page at an address, mapped or not.
+    pub(super) fn machine_frame_at(&self, address: usize) -> Mfn {
+        machine_frame(self.file_page(address))
+    }
+
+    /// Notes that another domain has given a frame for the page at an address.
+    pub(super) fn arrive(&mut self, address: usize) {
+        let page = self.page(address).expect("an own page");
+        self.absent -= 1;
+        self.arrived.push(page);
+    }
+
+    /// Lets the page at an address have the frame that came for it; returns false if that did not come.
+    pub(super) fn adopt(&mut self, address: usize, frame: Gfn) -> bool {
+        let page = self.page(address);
+        let waiting = self.arrived.iter().position(|&at| Some(at) == page);
+        let Some((page, waiting)) = page.zip(waiting) else {
+            return false;
+        };
+        if self.frame(page) != frame {
+            return false;
+        }
+        self.arrived.swap_remove(waiting);
+        self.released[page] = false;
+        true
     }
 
     /// Lets a released page be memory again and returns its frame, unless the domain owns all it
     /// may.
     pub(super) fn get_back(&mut self, address: usize) -> Option<Gfn> {
-        if self.present() >= self.limit {
+        if self.is_full() {
             return None;
         }
         let page = self.page(address)?;

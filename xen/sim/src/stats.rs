@@ -1,6 +1,6 @@
 //! Counts that the simulated Xen keeps for each domain, and the rules that it saw broken.
 
-use bulkhead_xen::{DomId, Gfn, GrantHandle, Port};
+use bulkhead_xen::{DomId, Gfn, GrantHandle, Pfn, Port};
 use std::fmt;
 use std::ops::Sub;
 
@@ -63,6 +63,12 @@ counters! {
         pages_released_uncleared,
         /// `XENMEM_populate_physmap` hypercalls.
         populate_calls,
+        /// `GNTTABOP_transfer` hypercalls, however many entries each had.
+        transfer_calls,
+        /// Entries of those whose frames were transferred.
+        transfers,
+        /// Entries of those that were refused.
+        transfers_refused,
     }
 }
 
@@ -79,6 +85,7 @@ impl Stats {
             + self.wake_calls
             + self.release_calls
             + self.populate_calls
+            + self.transfer_calls
     }
 }
 
@@ -164,6 +171,20 @@ pub enum Violation {
         /// The page.
         address: u64,
     },
+    /// A frame was accepted for a page frame that has one, or that the domain does not have.
+    AcceptedOccupied {
+        /// The domain that accepted it.
+        domain: DomId,
+        /// The page frame.
+        place: Pfn,
+    },
+    /// A page was to adopt a frame that was not transferred for it.
+    AdoptedNothing {
+        /// The domain that asked.
+        domain: DomId,
+        /// The page.
+        address: u64,
+    },
 }
 
 impl Violation {
@@ -180,7 +201,9 @@ impl Violation {
             | Violation::FreedWhileShared { domain, .. }
             | Violation::Dma { domain, .. }
             | Violation::ReleasedNothing { domain, .. }
-            | Violation::PopulatedOccupied { domain, .. } => domain,
+            | Violation::PopulatedOccupied { domain, .. }
+            | Violation::AcceptedOccupied { domain, .. }
+            | Violation::AdoptedNothing { domain, .. } => domain,
         }
     }
 }
@@ -230,6 +253,15 @@ impl fmt::Display for Violation {
             }
             Violation::PopulatedOccupied { address, .. } => {
                 write!(f, "populating {address:#x}, which is not a released page")
+            }
+            Violation::AcceptedOccupied { place, .. } => {
+                write!(
+                    f,
+                    "accepting a frame for page frame {place}, which is not free"
+                )
+            }
+            Violation::AdoptedNothing { address, .. } => {
+                write!(f, "adopting a frame at {address:#x}, for which none came")
             }
         }
     }

@@ -7,3 +7,4 @@ mod grants;
 mod lifecycle;
 mod reservation;
 mod store;
+mod transfers;

@@ -7,6 +7,7 @@ use super::memory::Machine;
 use super::own_memory::OwnMemory;
 use super::stats::{Stats, Violation};
 use super::tables::Lent;
+use super::transfer::Transfers;
 use bulkhead_xen::{DomId, Instant, Mfn, Port, VcpuId};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -94,6 +95,7 @@ pub(super) struct World {
     pub(super) now: Instant,
     pub(super) violations: Vec<Violation>,
     pub(super) faults: Faults,
+    pub(super) transfers: Transfers,
 }
 
 /// The machine as all handles share it.
@@ -113,6 +115,7 @@ impl Shared {
             now: Instant(10_000_000_000),
             violations: Vec::new(),
             faults: Faults::default(),
+            transfers: Transfers::default(),
         })))
     }
 

@@ -32,6 +32,23 @@ bitflags::bitflags! {
 }
 
 bitflags::bitflags! {
+    /// `GTF_*`: the flags of a version 1 grant entry that accepts a frame. Its bits have other meanings than
+    /// those of [`EntryFlags`].
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct TransferFlags: u16 {
+        /// The named domain may transfer one frame to this domain.
+        const ACCEPT_TRANSFER = 1 << 1;
+        /// Set by Xen when a transfer has begun: the entry is Xen's until it is completed.
+        const COMMITTED = 1 << 2;
+        /// Set by Xen when the transfer is done and the entry names the frame.
+        const COMPLETED = 1 << 3;
+    }
+}
+
+/// `GTF_type_mask`: the bits of an entry's flags that say what the entry is for.
+pub const TYPE_MASK: u16 = 3;
+
+bitflags::bitflags! {
     /// `GNTCOPY_*`: which ends of a copy are grant references.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct CopyFlags: u16 {
@@ -163,6 +180,20 @@ pub struct GrantCopy {
     pub status: GrantStatus,
 }
 
+/// `struct gnttab_transfer`: one frame of a batch that is given away, with room for its outcome.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct GrantTransfer {
+    /// In: the caller's frame.
+    pub frame: Gfn,
+    /// In: the domain that is to have it.
+    pub domain: DomId,
+    /// In: that domain's entry that accepts it.
+    pub gref: GrantRef,
+    /// Out: what became of it.
+    pub status: GrantStatus,
+}
+
 /// `struct grant_entry_v1`: one entry of our own grant table. It lives in memory shared with Xen:
 /// `flags` is only ever touched atomically.
 #[derive(Debug)]
@@ -172,7 +203,8 @@ pub struct EntryV1 {
     pub flags: core::sync::atomic::AtomicU16,
     /// The domain that may access the frame.
     pub domain: core::sync::atomic::AtomicU16,
-    /// The granted frame (a gfn on PVH, an mfn on PV).
+    /// The granted frame (a gfn on PVH, an mfn on PV). In an entry that accepts a transfer, the page frame
+    /// that the transferred frame is to be behind; when it is completed, a PV domain finds its mfn here.
     pub frame: core::sync::atomic::AtomicU32,
 }
 
@@ -183,5 +215,6 @@ const _: () = {
     assert!(size_of::<MapGrantRef>() == 32);
     assert!(size_of::<UnmapGrantRef>() == 24);
     assert!(size_of::<GrantCopy>() == 40);
+    assert!(size_of::<GrantTransfer>() == 24);
     assert!(size_of::<EntryV1>() == 8);
 };

@@ -55,6 +55,8 @@ pub const GNTTABOP_MAP_GRANT_REF: u32 = 0;
 pub const GNTTABOP_UNMAP_GRANT_REF: u32 = 1;
 /// `GNTTABOP_setup_table`.
 pub const GNTTABOP_SETUP_TABLE: u32 = 2;
+/// `GNTTABOP_transfer`.
+pub const GNTTABOP_TRANSFER: u32 = 4;
 /// `GNTTABOP_copy`.
 pub const GNTTABOP_COPY: u32 = 5;
 /// `GNTTABOP_query_size`.

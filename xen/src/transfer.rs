@@ -1,0 +1,69 @@
+//! Frames of the domain's memory given to other domains, and taken from them.
+
+use crate::{DomId, Errno, Gfn, GrantRef, GrantStatus, Pfn, Reservation};
+use core::ptr::NonNull;
+
+/// Frames given to other domains and taken from them (`GNTTABOP_transfer`, grant_table.h).
+///
+/// A page of this domain has an address and a page frame number, which stay, and a frame behind them, which
+/// may go. A page whose frame was given away is as one that was released ([`Reservation::release`]): an
+/// address without anything behind it, until it is populated or adopts a frame that another domain gives.
+///
+/// Only PV domains can give frames away. Xen (4.17 to 4.20, `steal_page` in arch/x86/mm.c) refuses it to
+/// others with [`GrantStatus::GENERAL_ERROR`] and leaves them the page.
+///
+/// # Safety
+/// An implementer promises that a page it reports as kept is what it was, and that what it has adopted is
+/// memory at the page's address on every vCPU, with the content that the giving domain left in it.
+pub unsafe trait FrameTransfer: Reservation {
+    /// Gives the frames behind own pages to domains that accept them. A page is kept where its request says so,
+    /// and all are if the hypercall as a whole is refused; any other page has nothing behind it afterwards,
+    /// whether the other domain got the frame or not.
+    ///
+    /// Xen does not clear the frames: the other domain sees what is in them.
+    ///
+    /// # Safety
+    /// Each request names another page, from a page boundary on, of the caller's own memory, and none of them is
+    /// granted. They are not accessed any more, unless they are kept, or populated, or adopt another frame.
+    unsafe fn give_frames(&self, batch: &mut [TransferRequest]) -> Result<(), Errno>;
+
+    /// Returns the page frame number of an own page, by which an entry that accepts a frame names the page that
+    /// the frame is to be behind.
+    fn page_frame(&self, page: NonNull<u8>) -> Option<Pfn>;
+
+    /// Puts a frame that another domain has given behind the page for which it was accepted. Its content is
+    /// what that domain left in it.
+    ///
+    /// # Safety
+    /// Xen has transferred `frame` for that page, which had nothing behind it, and this is called once for each
+    /// transfer.
+    unsafe fn adopt_frame(&self, page: NonNull<u8>, frame: Gfn);
+}
+
+/// One frame to be given away, with room for its outcome.
+#[derive(Clone, Copy, Debug)]
+pub struct TransferRequest {
+    /// In: the own page that has the frame.
+    pub page: NonNull<u8>,
+    /// In: the domain that is to have it.
+    pub domain: DomId,
+    /// In: that domain's entry that accepts it.
+    pub gref: GrantRef,
+    /// Out: what became of it.
+    pub status: GrantStatus,
+    /// Out: whether the page is still there. It may be gone though the other domain did not get the frame.
+    pub kept: bool,
+}
+
+impl TransferRequest {
+    /// Returns a request to give the frame behind `page` to `domain`, which accepts it with `gref`.
+    pub fn new(page: NonNull<u8>, domain: DomId, gref: GrantRef) -> Self {
+        TransferRequest {
+            page,
+            domain,
+            gref,
+            status: GrantStatus::GENERAL_ERROR,
+            kept: true,
+        }
+    }
+}

@@ -14,7 +14,8 @@
 //!
 //! Every mapping is owned by a value: a page cannot be forgotten, and dropping the owner unmaps.
 //! Where copying is cheaper than mapping, [`CopyBatch`] lets the hypervisor copy. The other half,
-//! being a frontend, is [`GrantTable`].
+//! being a frontend, is [`GrantTable`]: granting own pages ([`Grant`]), and accepting frames that other domains
+//! give away ([`AcceptedTransfer`]).
 //!
 //! ```
 //! # fn example<H: bulkhead_xen::Hypervisor>(hypervisor: H) -> Result<(), Box<dyn core::error::Error>> {
@@ -47,8 +48,11 @@ pub mod memory;
 mod pages;
 mod persistent;
 mod region;
+mod sync;
 #[allow(unsafe_code, reason = "lends own memory out: callers vouch for it")]
 mod table;
+mod transfer;
+mod transfer_entry;
 
 pub use copy::{Copied, CopyBatch, CopyRefused, Direction, GrantedBytes};
 pub use map_pool::{Calls, MapPool, MapPoolFull, Mapping};
@@ -57,6 +61,8 @@ pub use pages::MappedPages;
 pub use persistent::{CacheFull, CachedMapping, PersistentCache};
 pub use region::{NoRoom, OutOfSpace, Region};
 pub use table::{Entry, Grant, GrantTable, InUse, TableFull};
+pub use transfer::{AcceptedTransfer, TransferEnd};
+pub use transfer_entry::TransferProgress;
 
 use bulkhead_xen::abi::grant_table::MapFlags;
 

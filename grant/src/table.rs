@@ -2,13 +2,16 @@
 //!
 //! The order of accesses is that of `grant_table.h` for version 1 entries: frame and domain are
 //! written before the flags that make the entry valid, and a grant ends only by a compare-and-swap
-//! that finds neither READING nor WRITING set, the marks of a page in use.
+//! that finds neither READING nor WRITING set, the marks of a page in use. Entries that accept frames follow
+//! the protocol in `transfer_entry`.
 
 use crate::GrantAccess;
+use crate::transfer::AcceptedTransfer;
+use crate::transfer_entry::TransferEntry;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_xen::abi::grant_table::{EntryFlags, EntryV1, RESERVED_ENTRIES};
-use bulkhead_xen::{DomId, Gfn, GrantRef, Hypervisor};
+use bulkhead_xen::{DomId, Gfn, GrantRef, Hypervisor, Pfn};
 use core::fmt;
 use core::sync::atomic::Ordering;
 use spin::Mutex;
@@ -35,7 +38,7 @@ struct Stock {
     lingering: Vec<GrantRef>,
 }
 
-/// An entry of the table that grants nothing at the moment. Dropping it gives it back.
+/// An entry of the table that grants and accepts nothing at the moment. Dropping it gives it back.
 pub struct Entry<H: Hypervisor> {
     gref: GrantRef,
     table: GrantTable<H>,
@@ -117,6 +120,20 @@ impl<H: Hypervisor> GrantTable<H> {
         Ok(unsafe { entry.grant(domain, frame, access) })
     }
 
+    /// Takes an entry and accepts a frame with it.
+    ///
+    /// # Safety
+    /// As for [`Entry::accept_transfer`].
+    pub unsafe fn accept_transfer(
+        &self,
+        domain: DomId,
+        place: Pfn,
+    ) -> Result<AcceptedTransfer<H>, TableFull> {
+        let entry = self.entry()?;
+        // SAFETY: the caller promises just that.
+        Ok(unsafe { entry.accept_transfer(domain, place) })
+    }
+
     /// Returns how many entries can be taken.
     pub fn free_entries(&self) -> usize {
         let mut stock = self.shared.stock.lock();
@@ -154,6 +171,19 @@ impl<H: Hypervisor> GrantTable<H> {
             }
             !ended
         });
+    }
+
+    pub(crate) fn transfer_entry(&self, gref: GrantRef) -> TransferEntry<'static> {
+        let EntryV1 {
+            flags,
+            domain,
+            frame,
+        } = self.at(gref);
+        TransferEntry {
+            flags,
+            domain,
+            frame,
+        }
     }
 
     fn at(&self, gref: GrantRef) -> &'static EntryV1 {
@@ -230,10 +260,32 @@ impl<H: Hypervisor> Entry<H> {
         entry.flags.store(flags.bits(), Ordering::Release);
         Grant { entry: self }
     }
+
+    /// Lets `domain` transfer one frame to this domain (`GTF_accept_transfer`), to be behind its page frame
+    /// `place` ([`FrameTransfer::page_frame`](bulkhead_xen::FrameTransfer::page_frame)). Takes no lock.
+    ///
+    /// Xen refuses the transfer if this domain has as many pages as it may: the page was released before.
+    ///
+    /// # Safety
+    /// There is nothing behind the page frame (the page was released, or its frame given away), and nothing is
+    /// put there until [`AcceptedTransfer::end`] returns: until then it may be memory at any time, with any
+    /// content.
+    pub unsafe fn accept_transfer(self, domain: DomId, place: Pfn) -> AcceptedTransfer<H> {
+        let place = u32::try_from(place.0).expect("version 1 entries hold frames below 2^32");
+        self.transfer().accept(domain.0, place);
+        AcceptedTransfer { entry: self }
+    }
+
+    pub(crate) fn transfer(&self) -> TransferEntry<'static> {
+        self.table.transfer_entry(self.gref)
+    }
 }
 
 impl<H: Hypervisor> Drop for Entry<H> {
     fn drop(&mut self) {
+        if TransferEntry::accepts(self.table.at(self.gref).flags.load(Ordering::Relaxed)) {
+            self.table.end_transfer(self.gref);
+        }
         let ended = self.table.revoke(self.gref);
         let mut stock = self.table.shared.stock.lock();
         if ended {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Folders of the workspace that nothing of the ELF comes from.
-const ELSEWHERE: [&str; 3] = ["ci", "docs", "fuzz"];
+const ELSEWHERE: [&str; 4] = ["ci", "docs", "examples", "fuzz"];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

@@ -21,7 +21,7 @@
 //! ```text
 //!   boot (entry ──> pvh | pv | smp) ──> machine::Machine ──> main
 //!            │
-//!   hypervisor::Hypercalls (bulkhead_xen::Hypervisor by hypercalls)   reservation   grants
+//!   hypervisor::Hypercalls (bulkhead_xen::Hypervisor by hypercalls)   reservation   transfer   grants
 //!            │
 //!   watchdog ──> panic ──> logger (the console behind log)
 //!            │
@@ -76,6 +76,8 @@ pub mod machine;
 mod panic;
 #[cfg(feature = "unikernel")]
 mod reservation;
+#[cfg(feature = "unikernel")]
+mod transfer;
 #[cfg(feature = "unikernel")]
 mod vcpu;
 #[cfg(feature = "unikernel")]

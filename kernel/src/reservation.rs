@@ -25,7 +25,7 @@ const AT_ONCE: usize = 1024;
 /// log2 of the pages that boot gives back as one, where it can: 2 MiB, the most that a guest may name.
 const LARGE_ORDER: u32 = 9;
 
-/// Pages that images have given back to Xen and not populated since.
+/// Pages in use whose frames went back to Xen, or to another domain, and did not come again.
 static RELEASED: AtomicUsize = AtomicUsize::new(0);
 
 // SAFETY: allocated pages come from the frame allocator; populated ones are zeroed here. What Xen
@@ -40,7 +40,7 @@ unsafe impl Reservation for Hypercalls {
             // SAFETY: by the contract, nobody uses these pages.
             unsafe { release(frames) }
         });
-        RELEASED.fetch_add(gone, Ordering::Relaxed);
+        note_gone(gone);
         gone
     }
 
@@ -49,7 +49,7 @@ unsafe impl Reservation for Hypercalls {
             // SAFETY: by the contract, Xen has these pages back.
             unsafe { populate(frames) }
         });
-        RELEASED.fetch_sub(got, Ordering::Relaxed);
+        note_back(got);
         got
     }
 }
@@ -106,6 +106,16 @@ impl Balloon for Hypercalls {
 /// A page's address.
 fn address(page: usize) -> NonNull<u8> {
     NonNull::new((page * PAGE_SIZE) as *mut u8).expect("page 0 is never free")
+}
+
+/// Notes that pages in use have no frame any more.
+pub(crate) fn note_gone(pages: usize) {
+    RELEASED.fetch_add(pages, Ordering::Relaxed);
+}
+
+/// Notes that pages in use have a frame again.
+pub(crate) fn note_back(pages: usize) {
+    RELEASED.fetch_sub(pages, Ordering::Relaxed);
 }
 
 /// Returns how many pages Xen says the domain has.

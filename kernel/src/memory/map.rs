@@ -56,7 +56,7 @@ pub fn is_memory(address: u64, len: u64) -> bool {
 }
 
 /// The page frame that holds a byte of the domain's memory.
-fn page_frame(byte: *const u8) -> Option<u64> {
+pub fn page_frame(byte: *const u8) -> Option<u64> {
     let pfn = byte as u64 / PAGE_SIZE as u64;
     let ours = get().ram.iter().any(|range| range.contains(&pfn));
     ours.then_some(pfn)

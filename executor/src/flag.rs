@@ -1,7 +1,7 @@
 //! Words between tasks of one vCPU: a flag that stays set, and a signal that is taken.
 
+use crate::waiters::Waiters;
 use alloc::rc::Rc;
-use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::task::{Poll, Waker};
 
@@ -12,41 +12,19 @@ pub struct Flag(Rc<State>);
 #[derive(Debug, Default)]
 struct State {
     set: Cell<bool>,
-    last: Cell<u64>,
-    /// The tasks that wait, by the number of their wait.
-    waiters: RefCell<Vec<(u64, Waker)>>,
+    waiters: RefCell<Waiters>,
 }
 
 /// One task's wait for a flag. Its entry leaves with it, since a flag may be waited for any number of times, by
 /// tasks that have ended when it is set.
-struct Waiter<'f> {
+struct Wait<'f> {
     state: &'f State,
     number: u64,
 }
 
-impl<'f> Waiter<'f> {
-    fn new(state: &'f State) -> Self {
-        let number = state.last.get() + 1;
-        state.last.set(number);
-        Waiter { state, number }
-    }
-
-    fn wait(&self, waker: &Waker) {
-        let mut waiters = self.state.waiters.borrow_mut();
-        match waiters
-            .iter_mut()
-            .find(|(number, _)| *number == self.number)
-        {
-            Some((_, known)) => known.clone_from(waker),
-            None => waiters.push((self.number, waker.clone())),
-        }
-    }
-}
-
-impl Drop for Waiter<'_> {
+impl Drop for Wait<'_> {
     fn drop(&mut self) {
-        let mut waiters = self.state.waiters.borrow_mut();
-        waiters.retain(|(number, _)| *number != self.number);
+        self.state.waiters.borrow_mut().forget(self.number);
     }
 }
 
@@ -54,9 +32,8 @@ impl Flag {
     /// Sets the flag and wakes all tasks that wait for it.
     pub fn set(&self) {
         self.0.set.set(true);
-        for (_, waiter) in self.0.waiters.take() {
-            waiter.wake();
-        }
+        let waiters = self.0.waiters.borrow_mut().take();
+        waiters.for_each(Waker::wake);
     }
 
     /// Returns whether it is set.
@@ -66,12 +43,15 @@ impl Flag {
 
     /// Waits until it is set.
     pub async fn wait(&self) {
-        let waiter = Waiter::new(&self.0);
+        let state = &*self.0;
+        let number = state.waiters.borrow_mut().number();
+        let wait = Wait { state, number };
         core::future::poll_fn(|context| {
             if self.0.set.get() {
                 return Poll::Ready(());
             }
-            waiter.wait(context.waker());
+            let mut waiters = wait.state.waiters.borrow_mut();
+            waiters.wait(wait.number, context.waker());
             Poll::Pending
         })
         .await;

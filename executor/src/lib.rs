@@ -48,11 +48,13 @@ mod sleep_state;
 mod spawner;
 mod sync;
 mod timers;
+mod waiters;
 
 pub use flag::{Flag, Signal};
 pub use ports::EventChannel;
 pub use spawner::VcpuSpawner;
 pub use timers::Sleep;
+pub use waiters::Waiters;
 
 use alloc::boxed::Box;
 use alloc::rc::Rc;

@@ -76,7 +76,6 @@ pub mod target;
 #[cfg(feature = "test-support")]
 #[allow(unsafe_code, reason = "keeps segments of requests that are held back")]
 pub mod testing;
-mod watchers;
 
 pub use async_queue::{AsyncIo, AsyncQueue};
 pub use catalog::{Catalog, NotFound, OpenError};

@@ -11,13 +11,14 @@ use crate::io::IoError;
 use crate::memory::ImageMemory;
 use crate::resize::AddedMemory;
 use crate::segment::IoSegment;
-use crate::watchers::Watchers;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use bulkhead_executor::Waiters;
 use bulkhead_xen::{PAGE_SIZE, Reservation};
 use core::fmt;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
+use core::task::Waker;
 use spin::Mutex;
 
 /// The memory of one image.
@@ -31,8 +32,8 @@ pub(crate) struct MemoryImage {
     released: Count,
     reservation: Option<Arc<dyn Reservation>>,
     locked: Mutex<Locked>,
-    /// Who wants to know when the image has grown.
-    pub(crate) watchers: Watchers,
+    /// The disks' tasks that wait for the image to grow.
+    pub(crate) watchers: Mutex<Waiters>,
 }
 
 /// What the image's lock guards, besides what is noted as released.
@@ -72,7 +73,7 @@ impl MemoryImage {
             released: Count::new(),
             reservation: None,
             locked: Mutex::default(),
-            watchers: Watchers::default(),
+            watchers: Mutex::default(),
         }
     }
 
@@ -271,7 +272,8 @@ impl MemoryImage {
         self.len.store(image_bytes.end, Ordering::Release);
         locked.growing = false;
         drop(locked);
-        self.watchers.wake();
+        let watchers = self.watchers.lock().take();
+        watchers.for_each(Waker::wake);
         image_bytes.start
     }
 

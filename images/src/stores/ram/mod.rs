@@ -67,8 +67,9 @@ impl RamImage {
         discard: DiscardMode,
         claim: Option<Claim>,
     ) -> RamImage {
+        let watcher = memory.watchers.lock().number();
         RamImage(Arc::new(Image {
-            watcher: memory.watchers.number(),
+            watcher,
             sector_size,
             physical_sector_size,
             access,
@@ -119,7 +120,7 @@ impl BlockDevice for RamImage {
     }
 
     fn on_change(&self, waker: &Waker) {
-        self.0.memory.watchers.watch(self.0.watcher, waker);
+        self.0.memory.watchers.lock().wait(self.0.watcher, waker);
     }
 }
 
@@ -329,7 +330,7 @@ impl Drop for Queue {
 
 impl Drop for Image {
     fn drop(&mut self) {
-        self.memory.watchers.forget(self.watcher);
+        self.memory.watchers.lock().forget(self.watcher);
     }
 }
 

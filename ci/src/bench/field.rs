@@ -204,7 +204,8 @@ impl<'h> Field<'h> {
         config.cpus = SERVERS;
         if contestant.is_bulkhead() {
             config.memory = BULKHEAD_MEMORY;
-            config.cmdline.clone_from(&self.plan.bulkhead_options);
+            // It may be paused while it is busy, and for longer than Xen's watchdog waits.
+            config.cmdline = format!("watchdog=0 {}", self.plan.bulkhead_options);
         } else {
             config.memory = LINUX_MEMORY;
             // Late kernels let programs make hypercalls only for a domain that they emulate, unless

@@ -1,6 +1,10 @@
 //! The ways to a frontend's pages: mapped for a request, mapped persistently, or copied by the
 //! hypervisor.
 
+mod sweep;
+
+pub use sweep::{Executed, Queueing, Sweep};
+
 use super::bounce::Bounce;
 use super::cost_model::{CostModel, Method};
 use super::indirect::{DescriptorRange, Descriptors, IndirectFault, MOST_DESCRIPTOR_PAGES};
@@ -15,7 +19,6 @@ use bulkhead_grant::{
 use bulkhead_images::IoSegment;
 use bulkhead_ring::blkif::Indirect;
 use bulkhead_xen::{DmaMemory, DomId, GrantStatus, Hypervisor, Instant};
-use core::marker::PhantomData;
 use core::ptr::NonNull;
 
 /// The most pages that stay mapped for a frontend with persistent grants: all that Linux's frontend has in use
@@ -53,50 +56,6 @@ pub struct Paths {
     pub sector_size: usize,
     /// The bus addresses of own memory, if the device reads and writes pages by bus address.
     pub dma: Option<Arc<dyn DmaMemory>>,
-}
-
-/// One sweep's use of the pages of its requests, from [`PageAccess::begin`] to [`PageAccess::finish`]. Its type
-/// says what may be done next: pages are noted while it is [`Queueing`], and used once it is
-/// [`Executed`].
-#[must_use = "a sweep that began is to be finished"]
-pub struct Sweep<Phase> {
-    /// The way to the pages, their number, and when that began.
-    method: Method,
-    pages: usize,
-    began: Option<Instant>,
-    /// True if the device was asked for its memory.
-    asked: bool,
-    phase: PhantomData<Phase>,
-}
-
-/// The pages of a sweep are being noted; none of them can be used yet.
-pub enum Queueing {}
-
-/// The noted pages are mapped and copied.
-pub enum Executed {}
-
-impl<Phase> Sweep<Phase> {
-    fn new(method: Method, pages: usize, began: Option<Instant>) -> Self {
-        Sweep {
-            method,
-            pages,
-            began,
-            asked: false,
-            phase: PhantomData,
-        }
-    }
-}
-
-impl Sweep<Queueing> {
-    /// Returns whether this sweep copies what it can.
-    pub fn copies(&self) -> bool {
-        self.method == Method::Copy
-    }
-
-    /// Notes that the device is asked for its memory, to copy from or to it.
-    pub fn memory_asked(&mut self) {
-        self.asked = true;
-    }
 }
 
 impl<H: Hypervisor> PageAccess<H> {

@@ -1,6 +1,7 @@
 //! Takes requests off the ring, as far as they may begin, and puts the responses on it.
 
 mod indirect;
+mod transfer;
 
 use super::complaints::Complaints;
 use super::data_path::PageAccess;
@@ -16,8 +17,8 @@ use bulkhead_grant::MappedPages;
 use bulkhead_grant::memory::room_for;
 use bulkhead_images::{IoError, Op, Sector, Tag};
 use bulkhead_ring::blkif::{
-    Abi, Blkif, Discard, Malformed, Opcode, Operation, RequestId, Response, SECTOR_SIZE, SLOT_SIZE,
-    SlotRequest, SlotSegments, Status, Transfer, TransferKind,
+    Abi, Blkif, Discard, Malformed, Opcode, Operation, Response, SECTOR_SIZE, SLOT_SIZE,
+    SlotRequest, Status,
 };
 use bulkhead_ring::{BackRing, SharedPages};
 use bulkhead_xen::Hypervisor;
@@ -287,37 +288,6 @@ impl<H: Hypervisor> Dispatcher<H> {
             Operation::Discard(_) if !self.discard => self.refuse(request, Status::NotSupported),
             Operation::Discard(discard) => self.begin_plain(request, discard_op(discard)),
         }
-    }
-
-    #[inline]
-    fn begin_transfer(
-        &mut self,
-        id: RequestId,
-        transfer: &Transfer<SlotSegments<'_>>,
-        page_access: &PageAccess<H>,
-    ) -> Begun {
-        let barrier = transfer.kind == TransferKind::WriteBarrier;
-        if !self.has_room(transfer.segments.len(), page_access)
-            || (barrier && self.inflight.in_flight() > 0)
-        {
-            return Begun::NotYet;
-        }
-        let is_empty = transfer.segments.is_empty();
-        let steps = Steps::of_transfer(transfer.kind, transfer.sector, is_empty);
-        let Some(tag) = self.inflight.begin(id, transfer.kind.opcode(), steps) else {
-            debug_assert!(false, "`take` looked for a free place");
-            return Begun::NotYet;
-        };
-        self.barrier = barrier;
-        self.pages += transfer.segments.len();
-        let entry = self.inflight.get(tag);
-        for segment in transfer.segments.iter() {
-            let fits = self.pool.push(&mut entry.pages, segment);
-            debug_assert!(fits, "room was looked for");
-            entry.bytes += segment.len() as u32;
-        }
-        self.begun.push(tag.0 as u16);
-        Begun::Yes
     }
 
     /// Begins an operation without pages.

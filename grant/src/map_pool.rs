@@ -296,10 +296,16 @@ impl<H: Hypervisor> MapPool<H> {
     /// ([`keep_dma_addrs`](Self::keep_dma_addrs)).
     #[inline]
     pub fn dma_addr(&self, mapping: &Mapping) -> Option<DmaAddr> {
-        let page = self.index(mapping);
-        let kept = *self.dma.get(page)?;
         // What was mapped there before has left its address.
-        kept.filter(|_| matches!(self.states[page], PageState::Mapped(_)))
+        self.find(mapping)?.1
+    }
+
+    /// Returns where a page is mapped, and where devices find it if that is kept; `None` if it is not mapped.
+    #[inline]
+    pub(crate) fn find(&self, mapping: &Mapping) -> Option<(NonNull<u8>, Option<DmaAddr>)> {
+        let page = self.index(mapping);
+        let mapped = matches!(self.states[page], PageState::Mapped(_));
+        mapped.then(|| (self.range.page(page), self.dma.get(page).copied().flatten()))
     }
 
     /// Queues a page to be unmapped by the next [`unmap_queued`](Self::unmap_queued), or by this call if

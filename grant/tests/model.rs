@@ -11,7 +11,7 @@ use bulkhead_xen_sim::GrantUse;
 use core::ptr::NonNull;
 use pair::{Pair, peek, poke};
 use proptest::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 const PAGES: usize = 6;
 const GREFS: std::ops::Range<u32> = 8..14;
@@ -237,11 +237,12 @@ proptest! {
         pair.assert_clean();
     }
 
-    /// A cache of any size behaves as the least-recently-used rule says.
+    /// A cache of any size behaves as the least-recently-used rule says. Pages that were revisited since they became
+    /// idle get a second chance.
     #[test]
     fn caches_agree_with_the_model(
         capacity in 1..5usize,
-        steps in prop::collection::vec((GREFS, 0..3usize, any::<bool>()), 1..100),
+        steps in prop::collection::vec((GREFS, 0..3usize, any::<bool>(), any::<bool>()), 1..100),
     ) {
         let pair = Pair::new();
         let mut frontend = Frontend::new(&pair);
@@ -250,16 +251,29 @@ proptest! {
         let mut cached: Vec<(u32, CachedMapping)> = Vec::new();
         // Cached and idle, the least recently used first.
         let mut idle: Vec<u32> = Vec::new();
-        for (gref, release, write) in steps {
+        let mut revisited = BTreeSet::new();
+        for (gref, release, write, revisit) in steps {
             let in_use = |cached: &[(u32, CachedMapping)], gref| cached.iter().any(|(other, _)| *other == gref);
             let known = in_use(&cached, gref) || idle.contains(&gref);
             let mut busy: Vec<u32> = cached.iter().map(|(gref, _)| *gref).collect();
             busy.sort();
             busy.dedup();
             let before = pair.backend.stats();
+            if revisit {
+                let found = cache.revisit(GrantRef(gref), access(write));
+                prop_assert_eq!(found.map(|(page, _)| u32::from(peek(page))), known.then_some(gref));
+                prop_assert_eq!((pair.backend.stats() - before).hypercalls(), 0);
+                if known {
+                    revisited.insert(gref);
+                }
+                continue;
+            }
             match cache.hold(GrantRef(gref), access(write)) {
                 Ok(page) => {
                     if !known && busy.len() + idle.len() == capacity {
+                        while revisited.remove(&idle[0]) {
+                            idle.rotate_left(1);
+                        }
                         idle.remove(0);
                     }
                     idle.retain(|other| *other != gref);

@@ -95,6 +95,36 @@ fn the_least_recently_used_page_goes() {
 }
 
 #[test]
+fn a_page_that_is_used_without_being_held_is_used_recently_too() {
+    let pair = Pair::new();
+    for gref in 8..13 {
+        pair.grant(gref);
+    }
+    let mut cache = cache(&pair, 4);
+    assert_eq!(cache.revisit(GrantRef(8), READ), None, "not mapped yet");
+    use_pages(&pair, &mut cache, 8..12);
+    for _ in 0..3 {
+        assert!(cache.revisit(GrantRef(8), WRITE).is_some());
+    }
+    // 9 makes room for 12, and 10 for 9.
+    assert_eq!(use_pages(&pair, &mut cache, [12]).maps, 1);
+    assert!(cache.revisit(GrantRef(8), WRITE).is_some());
+    assert_eq!(cache.revisit(GrantRef(9), WRITE), None);
+    assert_eq!(use_pages(&pair, &mut cache, [9]).maps, 1);
+    assert_eq!(cache.revisit(GrantRef(10), WRITE), None);
+    // One that is held is found as well.
+    let held = cache.hold(GrantRef(11), WRITE).unwrap();
+    let address = cache.address(&held).unwrap();
+    assert_eq!(
+        cache.revisit(GrantRef(11), WRITE).map(|(page, _)| page),
+        Some(address)
+    );
+    cache.release(held);
+    drop(cache);
+    pair.assert_clean();
+}
+
+#[test]
 fn more_grants_than_fit_are_exchanged_a_sweep_at_a_time() {
     let pair = Pair::new();
     for gref in 8..40 {
@@ -149,6 +179,8 @@ fn pages_for_reading_alone_are_never_written() {
     let read = cache.hold(GrantRef(8), READ).unwrap();
     cache.map_queued();
     assert!(cache.address(&read).is_ok());
+    assert!(cache.revisit(GrantRef(8), READ).is_some());
+    assert_eq!(cache.revisit(GrantRef(8), WRITE), None);
     // While one request reads it, another cannot have it for writing.
     let write = cache.hold(GrantRef(8), WRITE).unwrap();
     cache.map_queued();
@@ -268,6 +300,8 @@ fn a_device_finds_the_cached_pages() {
             // Known now, and still there.
             let again = cache.hold(GrantRef(gref), READ).unwrap();
             assert_eq!(cache.dma_addr(&again), Some(address));
+            let found = cache.revisit(GrantRef(gref), READ).map(|(_, dma)| dma);
+            assert_eq!(found, Some(Some(address)));
             cache.release(again);
             cache.release(cached);
         }

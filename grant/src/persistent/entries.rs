@@ -20,14 +20,14 @@ pub struct Entries {
     /// The first entry of each list of those whose grants have the same low bits. Frontends use small
     /// numbers close together, which those bits tell apart.
     lists: Vec<u16>,
-    /// Entries that no request holds, the most recently used one first.
+    /// Entries that no request holds, the one that became idle last first.
     idle: IdleList,
 }
 
 pub struct CacheEntry {
     pub gref: GrantRef,
     pub mapping: Option<Mapping>,
-    /// The number of requests that use it, and [`READ_ONLY`] if it is mapped for reading alone.
+    /// The number of requests that use it, with the bits [`READ_ONLY`] and [`REVISITED`].
     pub uses: u16,
     /// The next entry in its list by grant, or among the vacant ones.
     next: u16,
@@ -36,10 +36,12 @@ pub struct CacheEntry {
     older: u16,
 }
 
-/// A bit of [`CacheEntry::uses`].
+/// Set in [`CacheEntry::uses`] if the page is mapped for reading alone.
 pub const READ_ONLY: u16 = 1 << 15;
+/// Set in [`CacheEntry::uses`] if the page was used since it became idle.
+pub const REVISITED: u16 = 1 << 14;
 /// The rest of [`CacheEntry::uses`].
-pub const MOST_HOLDERS: u16 = READ_ONLY - 1;
+pub const MOST_HOLDERS: u16 = REVISITED - 1;
 
 const _: () = assert!(size_of::<CacheEntry>() == 16);
 
@@ -162,10 +164,19 @@ impl Entries {
         mapping
     }
 
-    /// Returns the idle entry that was used least recently.
-    #[inline]
-    pub fn oldest_idle(&self) -> Option<u16> {
-        (self.idle.oldest != NONE).then_some(self.idle.oldest)
+    /// Returns the idle entry that was used least recently. Entries that were used since they became idle are
+    /// moved to the front on the way, each once for all its uses.
+    pub fn oldest_idle(&mut self) -> Option<u16> {
+        loop {
+            let oldest = self.idle.oldest;
+            let entry = self.all.get_mut(usize::from(oldest))?;
+            if entry.uses & REVISITED == 0 {
+                return Some(oldest);
+            }
+            entry.uses &= !REVISITED;
+            self.unlink(oldest);
+            self.link(oldest);
+        }
     }
 
     /// Makes an entry idle: the one that was used most recently.

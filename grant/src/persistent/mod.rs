@@ -14,7 +14,7 @@ use alloc::vec::Vec;
 use bulkhead_xen::{DmaAddr, DomId, GrantRef, GrantStatus, Hypervisor};
 use core::fmt;
 use core::ptr::NonNull;
-use entries::{Entries, MOST_ENTRIES, MOST_HOLDERS, READ_ONLY};
+use entries::{Entries, MOST_ENTRIES, MOST_HOLDERS, READ_ONLY, REVISITED};
 
 /// A queue's persistently mapped pages. All memory it needs is taken when it is made.
 pub struct PersistentCache<H: Hypervisor> {
@@ -143,6 +143,32 @@ impl<H: Hypervisor> PersistentCache<H> {
         }
         *uses += 1;
         Ok(CachedMapping { entry, access })
+    }
+
+    /// Returns where a page is mapped, and where devices find it, if it is mapped already so that `access` is
+    /// possible. It stays so until the cache is used the next time: enough for a request that is done at
+    /// once, and for [`hold`](Self::hold) to find it if the request is not.
+    // Most requests have one page: inlined into a loop over pages, more is prepared than is used.
+    #[inline(never)]
+    pub fn revisit(
+        &mut self,
+        gref: GrantRef,
+        access: GrantAccess,
+    ) -> Option<(NonNull<u8>, Option<DmaAddr>)> {
+        let at = self.entries.find(gref)?;
+        let entry = &mut self.entries[at];
+        if access == GrantAccess::ReadWrite && entry.is_read_only() {
+            return None;
+        }
+        let found = self.pool.find(entry.mapping.as_ref()?)?;
+        entry.uses |= REVISITED;
+        Some(found)
+    }
+
+    /// Counts pages that were [revisited](Self::revisit) and not held.
+    #[inline]
+    pub fn count_hits(&mut self, pages: usize) {
+        self.hits += pages as u64;
     }
 
     /// Returns whether an entry is mapped for reading, wanted for writing, and can be mapped anew.

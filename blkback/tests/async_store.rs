@@ -1,6 +1,8 @@
 //! A store that answers late, in any order, or not at all.
 
-use bulkhead_blkback_testkit::{Bystander, Frontend, Guest, IMAGE_SIZE, Random, World, content};
+use bulkhead_blkback_testkit::{
+    Bystander, Frontend, Guest, IMAGE_SIZE, Random, Style, World, content,
+};
 use bulkhead_images::{IoError, Op, Sector};
 use bulkhead_ring::blkif::{Status, TransferKind};
 use bulkhead_xenbus::XenbusState;
@@ -78,6 +80,50 @@ fn a_ring_is_refilled_while_the_store_is_late() {
         world.run();
         disk.link().collect();
     }
+    disk.detach();
+    world.nothing_left();
+}
+
+#[test]
+fn pages_stay_for_a_store_that_was_prompt_and_is_late_or_busy() {
+    let (world, late) = World::with_late_disks();
+    let guest = Guest::new(&world);
+    let disk = guest.attach("xvdd", "ram:disk0");
+    let mut disk = disk.styled(Style::persistent(true)).connected();
+    late.last().be_prompt(true);
+    let image = content(0, IMAGE_SIZE);
+    // From now on the pages are mapped.
+    assert!(disk.read(0, 88) == image[..88 * 512]);
+    let mapped = world.storage.live_mappings();
+    late.last().be_prompt(false);
+    let asked: Vec<_> = (0..10).map(|n| disk.link().push_read(n * 8, 8)).collect();
+    assert_eq!(disk.exchange(), []);
+    assert_eq!(late.last().held(), 10);
+    late.last().release_backwards();
+    world.run();
+    let answers = disk.link().collect();
+    assert_eq!(answers.len(), 10);
+    for answer in answers {
+        let number = asked.iter().position(|id| *id == answer.id).unwrap();
+        assert!(answer.data == image[number * 4096..][..4096]);
+    }
+    assert_eq!(world.storage.live_mappings(), mapped);
+    disk.detach();
+    // Too busy for a request of which it would have kept none so far.
+    let disk = guest.attach("xvdd", "ram:disk0");
+    let mut disk = disk.styled(Style::persistent(true)).connected();
+    late.last().be_prompt(true);
+    disk.write(0, &[3; 8192]);
+    late.last().be_busy(true);
+    disk.link().push_write(0, &[4; 4096]);
+    disk.link().push_write(8, &[5; 4096]);
+    assert_eq!(disk.exchange(), []);
+    late.last().be_busy(false);
+    world.run();
+    let answers = disk.link().collect();
+    assert_eq!(answers.len(), 2);
+    assert!(answers.iter().all(|answer| answer.status == Status::Okay));
+    assert!(disk.read(0, 16) == [[4; 4096], [5; 4096]].concat());
     disk.detach();
     world.nothing_left();
 }

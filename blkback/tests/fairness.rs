@@ -1,6 +1,8 @@
 //! Guests that ask without end for all that a vCPU can do: each gets its share, whatever the number of its queues.
 
-use bulkhead_blkback_testkit::{Frontend, Guest, Link, Meanwhile, Setup, World};
+use bulkhead_blkback_testkit::{Frontend, Guest, Link, Meanwhile, Setup, Style, World};
+use bulkhead_ring::blkif::SLOT_SIZE;
+use bulkhead_ring::{Index, RingMemory, SharedPages};
 use bulkhead_xenbus::XenbusState;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -88,4 +90,62 @@ fn a_guest_with_many_queues_gets_about_twice_as_much_at_most() {
         .chain(modest)
         .for_each(Frontend::detach_at_once);
     world.nothing_left();
+}
+
+#[test]
+fn a_guest_that_asks_whenever_it_is_served_gets_no_more_than_its_turn() {
+    for persistent in [false, true] {
+        let meanwhile = Meanwhile::default();
+        let world = World::with(Setup {
+            layer: Some(meanwhile.layer("xvdg")),
+            ..Setup::default()
+        });
+        let guests = [Guest::new(&world), Guest::new(&world)];
+        let mut greedy = guests[0]
+            .attach("xvdg", "ram:disk0")
+            .styled(Style::persistent(persistent))
+            .connected();
+        let mut modest = guests[1].attach("xvda", "ram:disk1").connected();
+        // SAFETY: domain memory stays mapped as long as the machine.
+        let [theirs, ours] = [greedy.link().memory, modest.link().memory]
+            .map(|ring| unsafe { SharedPages::new(ring, 1) }.unwrap());
+        // Its page is known now, and its request of the next slot is on the ring.
+        greedy.read(0, 8);
+        let first = theirs.load(Index::RequestProducer);
+        greedy.link().push_read(0, 8);
+        let mut request = [0; SLOT_SIZE];
+        theirs.read(64 + first as usize % 32 * SLOT_SIZE, &mut request);
+        let answered = ours.load(Index::ResponseProducer);
+        let served = Rc::new(Cell::new((0, None)));
+        let counting = served.clone();
+        meanwhile.set(move || {
+            let (count, mut waited) = counting.get();
+            if ours.load(Index::ResponseProducer) != answered {
+                waited = waited.or(Some(count));
+            }
+            // The same again, as soon as one is served. Not for ever, so that the test comes to an end.
+            if count < 5000 {
+                let producer = theirs.load(Index::RequestProducer);
+                theirs.write(64 + producer as usize % 32 * SLOT_SIZE, &request);
+                theirs.store(Index::RequestProducer, producer.wrapping_add(1));
+            }
+            counting.set((count + 1, waited));
+        });
+        greedy.link().kick();
+        modest.link().push_read(0, 8);
+        modest.link().kick();
+        world.run();
+        let (count, waited) = served.get();
+        assert!(count > 5000, "it was served {count} times");
+        let waited = waited.expect("the modest guest was served meanwhile");
+        assert!(waited <= 4 * 32, "it waited for {waited} of the other's");
+        assert_eq!(modest.link().collect().len(), 1);
+        meanwhile.end();
+        greedy.go(XenbusState::Closing);
+        greedy.go(XenbusState::Closed);
+        greedy.take_down();
+        greedy.detach();
+        modest.detach();
+        world.nothing_left();
+    }
 }

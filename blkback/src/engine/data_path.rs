@@ -1,6 +1,7 @@
 //! The ways to a frontend's pages: mapped for a request, mapped persistently, or copied by the
 //! hypervisor.
 
+mod mapped;
 mod sweep;
 
 pub use sweep::{Executed, Queueing, Sweep};

@@ -1,7 +1,10 @@
 //! Takes requests off the ring, as far as they may begin, and puts the responses on it.
 
 mod indirect;
+mod plain;
 mod transfer;
+
+pub(super) use plain::{PlainTransfer, Served};
 
 use super::complaints::Complaints;
 use super::data_path::PageAccess;
@@ -17,7 +20,7 @@ use bulkhead_grant::MappedPages;
 use bulkhead_grant::memory::room_for;
 use bulkhead_images::{IoError, Op, Sector, Tag};
 use bulkhead_ring::blkif::{
-    Abi, Blkif, Discard, Malformed, Opcode, Operation, Response, SECTOR_SIZE, SLOT_SIZE,
+    Abi, Blkif, Discard, Malformed, Opcode, Operation, RequestId, Response, SECTOR_SIZE, SLOT_SIZE,
     SlotRequest, Status,
 };
 use bulkhead_ring::{BackRing, SharedPages};
@@ -159,15 +162,28 @@ impl<H: Hypervisor> Dispatcher<H> {
                 || !self.inflight.none_busy())
     }
 
-    /// Takes requests while there is room for them, and learns what pages they have.
-    pub fn take(&mut self, page_access: &mut PageAccess<H>) -> Result<Taken, QueueError> {
+    /// Takes requests while there is room for them, and learns what pages they have. Never takes more than the
+    /// ring has slots: the frontend may publish others as fast as they are answered.
+    ///
+    /// Reads and writes are offered to `serve` first, with the tag that they have if the device keeps them. It
+    /// hands them to the device, or returns `None` if they are to be begun like all others.
+    #[inline]
+    pub fn take(
+        &mut self,
+        page_access: &mut PageAccess<H>,
+        mut serve: impl FnMut(Tag, PlainTransfer<'_>, &mut PageAccess<H>) -> Option<Served>,
+    ) -> Result<Taken, QueueError> {
         let mut requests = 0;
         self.pages = 0;
         self.reserved = 0;
         let format = *self.ring.format();
         let mut slot = [0; SLOT_SIZE];
         // While a request waits for a busy device, later ones stay on the ring.
-        while self.inflight.free() > 0 && !self.barrier && self.inflight.none_busy() {
+        while requests < self.ring.slots()
+            && self.inflight.free() > 0
+            && !self.barrier
+            && self.inflight.none_busy()
+        {
             if let Some(held) = &self.held {
                 slot = *held;
                 self.held = None;
@@ -175,7 +191,12 @@ impl<H: Hypervisor> Dispatcher<H> {
                 break;
             }
             let begun = match format.view_transfer(&slot) {
-                Some((id, transfer)) => self.begin_transfer(id, &transfer, page_access),
+                Some((id, transfer)) => {
+                    match self.serve_plain(id, &transfer, page_access, &mut serve) {
+                        true => Begun::Yes,
+                        false => self.begin_transfer(id, &transfer, page_access),
+                    }
+                }
                 None => self.begin_other(format.view_request(&slot), page_access),
             };
             match begun {
@@ -231,6 +252,18 @@ impl<H: Hypervisor> Dispatcher<H> {
         if operation == Opcode::WRITE_BARRIER {
             self.barrier = false;
         }
+        self.conclude(id, operation, bytes, outcome);
+    }
+
+    /// Counts a request that has ended, complains if it failed, and answers it.
+    #[inline]
+    fn conclude(
+        &mut self,
+        id: RequestId,
+        operation: Opcode,
+        bytes: usize,
+        outcome: Result<(), IoError>,
+    ) {
         let status = match outcome {
             Ok(()) => Status::Okay,
             Err(IoError::NotSupported) => Status::NotSupported,

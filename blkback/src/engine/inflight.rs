@@ -205,6 +205,12 @@ impl InflightTable {
         Some(Tag(place))
     }
 
+    /// Returns the place that [`begin`](Self::begin) takes next, or one that no request has if all are taken.
+    #[inline]
+    pub fn next_place(&self) -> Tag {
+        Tag(self.free.into())
+    }
+
     /// Notes that the device has done with a request, or with a step of it.
     #[inline]
     pub fn done(&mut self, tag: Tag, outcome: Result<(), IoError>) {

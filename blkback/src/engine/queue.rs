@@ -152,21 +152,39 @@ impl<H: Hypervisor> Queue<H> {
     /// Takes the requests on the ring, has them served, and puts the responses that there are, without
     /// publishing them yet. Returns how many requests were taken.
     pub fn sweep(&mut self) -> Result<u32, QueueError> {
-        let taken = self.dispatcher.take(&mut self.page_access)?;
-        if taken.requests > 0 {
-            self.stats.sweeps.add(1);
-            self.stats.deepest.raise_to(self.in_flight() as u64);
-            let (dispatcher, page_access) = (&mut self.dispatcher, &mut self.page_access);
-            let mut sweep = page_access.begin(taken.pages, || self.handle.now());
-            self.submitter
-                .queue_pages(&mut sweep, dispatcher, page_access);
-            let sweep = page_access.execute(sweep);
-            self.submitter.end_in_place(&sweep);
-            self.submitter.start(&sweep, dispatcher, page_access);
-            self.settle();
-            self.page_access.finish(sweep, || self.handle.now());
+        let (dispatcher, page_access) = (&mut self.dispatcher, &mut self.page_access);
+        let submitter = &mut self.submitter;
+        let taken = dispatcher.take(page_access, |tag, plain, page_access| {
+            submitter.serve_mapped(tag, plain, page_access)
+        })?;
+        if taken.requests == 0 {
+            return Ok(0);
+        }
+        self.stats.sweeps.add(1);
+        let in_service = self.in_flight().max(taken.requests as usize);
+        self.stats.deepest.raise_to(in_service as u64);
+        match self.dispatcher.how_many_begun() {
+            0 if self.in_flight() == 0 => {
+                self.submitter.flush();
+                self.clear_answered();
+            }
+            0 => self.settle(),
+            _ => self.start(taken.pages),
         }
         Ok(taken.requests)
+    }
+
+    /// Has the requests served that were begun, which have `pages` pages.
+    fn start(&mut self, pages: usize) {
+        let (dispatcher, page_access) = (&mut self.dispatcher, &mut self.page_access);
+        let mut sweep = page_access.begin(pages, || self.handle.now());
+        self.submitter
+            .queue_pages(&mut sweep, dispatcher, page_access);
+        let sweep = page_access.execute(sweep);
+        self.submitter.end_in_place(&sweep);
+        self.submitter.start(&sweep, dispatcher, page_access);
+        self.settle();
+        self.page_access.finish(sweep, || self.handle.now());
     }
 
     /// Publishes the responses, and notifies the frontend if it asked for that.
@@ -226,13 +244,18 @@ impl<H: Hypervisor> Queue<H> {
                 break;
             }
         }
-        if !dispatcher.has_answered() {
-            return;
+        self.clear_answered();
+    }
+
+    /// Unmaps the pages of the requests that were answered: only then may the frontend be shown the responses,
+    /// and use its pages again.
+    #[inline]
+    fn clear_answered(&mut self) {
+        if self.dispatcher.has_answered() {
+            self.page_access.unmap();
+            self.dispatcher.clear_answered();
+            self.page_access.count(&self.stats, self.submitter.staged());
         }
-        // Only then may the frontend be shown the responses, and use its pages again.
-        page_access.unmap();
-        dispatcher.clear_answered();
-        page_access.count(&self.stats, self.submitter.staged());
     }
 
     /// Returns how many requests the device has completed asynchronously.

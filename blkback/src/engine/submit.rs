@@ -1,6 +1,7 @@
 //! Hands the requests in flight to the device, step by step.
 
 mod bounced;
+mod mapped;
 
 use super::data_path::{Executed, PageAccess, Queueing, Sweep};
 use super::dispatch::Dispatcher;

@@ -47,6 +47,8 @@ struct State {
     queues: usize,
     caps: Caps,
     busy: bool,
+    /// Requests are completed at once.
+    prompt: bool,
     /// What is given up comes back.
     cancels: bool,
     /// A queue is closed only once nothing of it is held.
@@ -76,6 +78,7 @@ impl Delayed {
                 queues: 0,
                 caps: Caps::UNLIMITED,
                 busy: false,
+                prompt: false,
                 cancels: false,
                 holds_on: false,
                 unopened: None,
@@ -99,6 +102,11 @@ impl Delayed {
         let wakers = core::mem::take(&mut state.wakers);
         drop(state);
         wakers.into_iter().for_each(|(_, waker)| waker.wake());
+    }
+
+    /// From now on, it completes requests at once, or does so no longer.
+    pub fn be_prompt(&self, prompt: bool) {
+        self.state.lock().prompt = prompt;
     }
 
     /// From now on, what is given up is left undone.
@@ -198,6 +206,7 @@ impl BlockDevice for Delayed {
             number: state.queues,
             caps: state.caps,
             was_busy: false,
+            inner: self.inner.clone(),
             state: self.state.clone(),
         })
     }
@@ -208,6 +217,7 @@ struct DelayedQueue {
     caps: Caps,
     /// A request was not taken.
     was_busy: bool,
+    inner: Arc<dyn BlockDevice>,
     state: Arc<Mutex<State>>,
 }
 
@@ -234,6 +244,10 @@ impl IoQueue for DelayedQueue {
         if state.busy {
             self.was_busy = true;
             return Submitted::Busy;
+        }
+        if state.prompt {
+            drop(state);
+            return self.inner.queue().submit(tag, io);
         }
         state.held.push(HeldRequest {
             queue: self.number,

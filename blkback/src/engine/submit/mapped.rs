@@ -1,0 +1,35 @@
+//! Hands requests to the device whose pages are all mapped already.
+
+use super::super::data_path::PageAccess;
+use super::super::dispatch::{PlainTransfer, Served};
+use super::Submitter;
+use bulkhead_images::{Io, Tag};
+use bulkhead_xen::Hypervisor;
+
+impl<H: Hypervisor> Submitter<H> {
+    /// Hands a request to the device and returns what that said. `None` if the request needs more than that: its
+    /// pages are not all mapped, it may not fit the device, or the device completes requests later.
+    #[inline]
+    pub fn serve_mapped(
+        &mut self,
+        tag: Tag,
+        plain: PlainTransfer<'_>,
+        page_access: &mut PageAccess<H>,
+    ) -> Option<Served> {
+        if self.pieces.is_some() || self.store.completes_later() {
+            return None;
+        }
+        let PlainTransfer {
+            op,
+            access,
+            segments,
+            ..
+        } = plain;
+        let bytes = page_access.find_mapped(segments, access, &mut self.segments)?;
+        let segments = &self.segments;
+        Some(Served {
+            bytes,
+            submitted: self.store.submit(tag, Io { op, segments }),
+        })
+    }
+}

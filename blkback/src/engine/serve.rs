@@ -95,12 +95,16 @@ async fn until_stopped<H: Hypervisor>(
     let mut back_off = BackOff::default();
     let mut progress = Progress::new(queue, handle);
     let most = queue.slots();
+    // Whether a sweep was made since the other tasks of this vCPU had their turn. Another one is not before
+    // they have: what a sweep does is bounded.
+    let mut swept = false;
     while !guard.is_stopped() {
         queue.settle();
         let waiting = queue.waiting()?;
-        if waiting > 0 && !turn.take() {
-            // Other queues of this guest have had its turns.
+        // If the queue has no turn, other queues of this guest have had its turns.
+        if waiting > 0 && (swept || !turn.take()) {
             handle.yield_now().await;
+            swept = false;
             continue;
         }
         match coalescer.next(handle.now(), waiting + queue.unpublished(), most) {
@@ -116,15 +120,22 @@ async fn until_stopped<H: Hypervisor>(
                 queue.publish();
                 coalescer.answered(queue.waiting()? + queue.unpublished(), block_costs(handle));
                 back_off.request();
+                // Several guests ask all the time: this one will have more for us after the others' turn.
+                if !turn.is_shared() {
+                    swept = true;
+                    continue;
+                }
             }
             Next::Sleep(Sleep { more, until }) => {
                 // What goes on meanwhile is to begin at once, as above.
                 if waiting > 0 && queue.is_served_singly() && queue.sweep()? > 0 {
+                    swept = true;
                     continue;
                 }
                 if !queue.final_check_for(waiting, more)? {
-                    let notified =
+                    let Woken { notified, slept } =
                         something_happens(handle, queue, guard, &mut progress, until).await;
+                    swept &= !slept;
                     let found = queue.waiting()?;
                     if until.is_none() {
                         coalescer.woke(handle.now(), found);
@@ -142,8 +153,8 @@ async fn until_stopped<H: Hypervisor>(
                 }
             }
         }
-        // A look is a bounded amount of work: the other queues get their turn.
         handle.yield_now().await;
+        swept = false;
     }
     if guard.is_unreachable() {
         serve_unreachable_frontend(handle, queue, guard).await?;
@@ -186,15 +197,23 @@ impl Progress {
     }
 }
 
-/// Waits for the frontend, the device, the disk, or a time, whatever is first. True if it was the frontend. What the
-/// store takes too long for by its own account is given up meanwhile.
+/// How the wait for something to happen has ended.
+struct Woken {
+    /// It was the frontend that something came from.
+    notified: bool,
+    /// Other tasks had their turn meanwhile.
+    slept: bool,
+}
+
+/// Waits for the frontend, the device, the disk, or a time, whatever is first. Requests that the store takes too
+/// long for by its own account are given up meanwhile.
 async fn something_happens<H: Hypervisor>(
     handle: &Handle<H>,
     queue: &mut Queue<H>,
     guard: &QueueGuard,
     progress: &mut Progress,
     until: Option<Instant>,
-) -> bool {
+) -> Woken {
     let mut late = pin!(match progress.deadline(queue, handle) {
         Some(deadline) => OptionFuture::from(Some(handle.sleep_until(deadline))),
         None => OptionFuture::default(),
@@ -205,7 +224,8 @@ async fn something_happens<H: Hypervisor>(
     let mut stopped = pin!(guard.stopped());
     let mut deadline = until.map(|until| handle.sleep_until(until));
     stats.sleeps.add(1);
-    poll_fn(|context| {
+    let mut slept = false;
+    let notified = poll_fn(|context| {
         if notified.as_mut().poll(context).is_ready() {
             stats.notifications_received.add(1);
             return Poll::Ready(true);
@@ -229,10 +249,14 @@ async fn something_happens<H: Hypervisor>(
         }
         match happened {
             true => Poll::Ready(false),
-            false => Poll::Pending,
+            false => {
+                slept = true;
+                Poll::Pending
+            }
         }
     })
-    .await
+    .await;
+    Woken { notified, slept }
 }
 
 /// Lets `delay` pass without looking at the queue or being notified of it, unless the device has completed

@@ -51,6 +51,11 @@ impl Default for VcpuTurns {
 }
 
 impl VcpuTurns {
+    /// Whether several guests had work in this round or in one of the last before it.
+    fn is_shared(&self, round: u32) -> bool {
+        round.wrapping_sub(self.shared.load(Relaxed)) <= EXPECTED
+    }
+
     /// Begins a round. The number of turns falls at once, and rises slowly: a guest that has one queue with
     /// work now and then counts in between, too.
     fn next_round(&self) -> u32 {
@@ -151,6 +156,12 @@ impl Turn {
         self.guest.vcpu.guests.load(Relaxed) <= 1 || self.take_among_guests()
     }
 
+    /// Whether queues of several guests have had work for this vCPU of late.
+    pub fn is_shared(&self) -> bool {
+        let vcpu = &*self.guest.vcpu;
+        vcpu.guests.load(Relaxed) > 1 && vcpu.is_shared(vcpu.round.load(Relaxed))
+    }
+
     fn take_among_guests(&mut self) -> bool {
         let guest = &*self.guest;
         let vcpu = &*guest.vcpu;
@@ -164,8 +175,7 @@ impl Turn {
             guest.begin(round);
         }
         increased(&guest.asked);
-        let alone = round.wrapping_sub(vcpu.shared.load(Relaxed)) > EXPECTED;
-        if !alone && self.has_to_pass() {
+        if vcpu.is_shared(round) && self.has_to_pass() {
             self.passed = self.passed.saturating_add(1);
             return false;
         }

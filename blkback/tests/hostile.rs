@@ -1,14 +1,11 @@
 //! Frontends and a xenstore that change things at the worst moment.
 
 use bulkhead_blkback_testkit::{
-    Bystander, Frontend, Guest, IMAGE_SIZE, Link, Meanwhile, PATHS, Setup, Style, World, content,
+    Bystander, Frontend, Guest, IMAGE_SIZE, PATHS, Style, World, content,
 };
 use bulkhead_ring::blkif::Status;
-use bulkhead_ring::{Index, RingMemory, SharedPages};
 use bulkhead_xen_sim::xenstore::{owned_by, toolstack};
 use bulkhead_xenbus::XenbusState;
-use std::cell::{Cell, RefCell};
-use std::rc::Rc;
 
 /// Whatever happened to a disk, libxl takes it away.
 fn force_away(mut disk: Frontend<'_>) {
@@ -309,68 +306,5 @@ fn without_room_for_more_nodes(world: &World, word: &str) {
     world.sim.store().quotas.nodes = 1000;
     guest.attach("xvda", "ram:disk0").connected().detach();
     other.leave();
-    world.nothing_left();
-}
-
-/// Takes the answers, and fills the ring again.
-fn keep_asking(link: &mut Link) {
-    link.collect();
-    while link.ring.free() > 0 {
-        link.push_flush();
-    }
-    link.kick();
-}
-
-#[test]
-fn a_guest_that_never_stops_asking_gets_no_more_than_its_turn() {
-    // The greedy guest has a processor of its own: whenever the backend looks at its disk, its
-    // ring is full again.
-    let meanwhile = Meanwhile::default();
-    let setup = Setup {
-        layer: Some(meanwhile.layer("xvdg")),
-        ..Setup::default()
-    };
-    let world = World::with(setup);
-    let guests = [Guest::new(&world), Guest::new(&world)];
-    let mut greedy = guests[0].attach("xvdg", "ram:disk0").connected();
-    let mut modest = guests[1].attach("xvda", "ram:disk1").connected();
-    // SAFETY: domain memory stays mapped as long as the machine.
-    let ring = unsafe { SharedPages::new(modest.link().memory, 1) }.unwrap();
-    let answered = ring.load(Index::ResponseProducer);
-    let link = Rc::new(RefCell::new(greedy.forget().pop().unwrap()));
-    let served = Rc::new(Cell::new((0, None)));
-    let (asking, counting) = (link.clone(), served.clone());
-    meanwhile.set(move || {
-        let (count, mut waited) = counting.get();
-        if ring.load(Index::ResponseProducer) != answered {
-            waited = waited.or(Some(count));
-        }
-        // Not for ever, so that the test comes to an end.
-        if count < 5000 {
-            keep_asking(&mut asking.borrow_mut());
-        }
-        counting.set((count + 1, waited));
-    });
-    meanwhile.at_every_look();
-    keep_asking(&mut link.borrow_mut());
-    modest.link().push_read(0, 8);
-    modest.link().kick();
-    world.run();
-    let (count, waited) = served.get();
-    assert!(count > 5000, "the greedy guest asked for {count}");
-    let waited = waited.expect("the modest guest was served meanwhile");
-    assert!(
-        waited <= 4 * 32,
-        "it waited for {waited} looks at the other"
-    );
-    assert_eq!(modest.link().collect().len(), 1);
-    meanwhile.end();
-    link.borrow_mut().collect();
-    assert_eq!(link.borrow().outstanding(), 0);
-    greedy.go(XenbusState::Closing);
-    greedy.go(XenbusState::Closed);
-    Rc::into_inner(link).unwrap().into_inner().take_down();
-    greedy.detach();
-    modest.detach();
     world.nothing_left();
 }

@@ -5,7 +5,7 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 use bulkhead_xen::{Hypervisor, Port};
 use core::cell::RefCell;
-use core::task::{Poll, Waker};
+use core::task::{Context, Poll, Waker};
 
 #[derive(Default)]
 struct PortState {
@@ -60,19 +60,23 @@ impl<H: Hypervisor> EventChannel<H> {
     /// Waits for a notification since the last one that was waited for. Any number of
     /// notifications in between count as one, as they do in Xen.
     pub async fn notified(&self) {
-        core::future::poll_fn(|context| {
-            let mut ports = self.core.ports.0.borrow_mut();
-            let state = &mut ports[self.port.0 as usize];
-            if core::mem::take(&mut state.notified) {
-                return Poll::Ready(());
-            }
-            match &mut state.waiter {
-                Some(waiter) => waiter.clone_from(context.waker()),
-                none => *none = Some(context.waker().clone()),
-            }
-            Poll::Pending
-        })
-        .await;
+        core::future::poll_fn(|context| self.poll_notified(context)).await;
+    }
+
+    /// Returns ready if there was such a notification, as [`notified`](Self::notified) does. Otherwise the next one
+    /// wakes the task.
+    #[inline]
+    pub fn poll_notified(&self, context: &mut Context<'_>) -> Poll<()> {
+        let mut ports = self.core.ports.0.borrow_mut();
+        let state = &mut ports[self.port.0 as usize];
+        if core::mem::take(&mut state.notified) {
+            return Poll::Ready(());
+        }
+        match &mut state.waiter {
+            Some(waiter) => waiter.clone_from(context.waker()),
+            none => *none = Some(context.waker().clone()),
+        }
+        Poll::Pending
     }
 
     /// Returns whether the other end is open. Where Xen does not tell, it is taken for open.

@@ -26,6 +26,8 @@ const OFTEN: u32 = 16;
 const SELDOM: u32 = 1024;
 /// How long a response is held back at most, unless the operator says otherwise, when no other has joined it.
 pub const MOST: Duration = Duration::from_micros(500);
+/// After how many batches it is looked at what blocking costs.
+const COSTS_EVERY: u8 = 8;
 /// A clock that shows the same time so often stands still, as that of a test does.
 const FROZEN_CLOCK: u32 = 64;
 
@@ -42,6 +44,8 @@ pub struct Coalescer {
     /// is again.
     answered: u32,
     patient_for: u32,
+    /// How many batches were answered, without end.
+    batches: u8,
     /// How many requests and responses were there the last time.
     seen: u32,
     /// The last batch was as large as it was to be: the next one is on its way.
@@ -98,6 +102,7 @@ impl Coalescer {
             dry: 1,
             answered: 0,
             patient_for: OFTEN,
+            batches: 0,
             seen: 0,
             streaming: false,
             gap: 0,
@@ -240,14 +245,19 @@ impl Coalescer {
         };
     }
 
-    /// The frontend was answered, and `waiting` wait nevertheless. `costs` are those of blocking.
-    pub fn answered(&mut self, waiting: u32, costs: BlockCosts) {
+    /// The frontend was answered, and `waiting` wait nevertheless. `costs` are those of blocking, asked for now
+    /// and then: they are measured seldom.
+    #[inline]
+    pub fn answered(&mut self, waiting: u32, costs: impl FnOnce() -> BlockCosts) {
         // What may be answered at once is to count as having just come.
         self.seen = waiting.min(self.half() - 1);
         self.answered += 1;
         self.gap = self.longest.max(self.gap - self.gap / 8);
         self.longest = 0;
-        self.poll.set_costs(costs);
+        self.batches = self.batches.wrapping_add(1);
+        if self.batches.is_multiple_of(COSTS_EVERY) {
+            self.poll.set_costs(costs());
+        }
     }
 
     /// A sleep without a deadline is over, and `waiting` requests wait.

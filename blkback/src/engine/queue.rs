@@ -164,10 +164,6 @@ impl<H: Hypervisor> Queue<H> {
         let in_service = self.in_flight().max(taken.requests as usize);
         self.stats.deepest.raise_to(in_service as u64);
         match self.dispatcher.how_many_begun() {
-            0 if self.in_flight() == 0 => {
-                self.submitter.flush();
-                self.clear_answered();
-            }
             0 => self.settle(),
             _ => self.start(taken.pages),
         }
@@ -211,6 +207,22 @@ impl<H: Hypervisor> Queue<H> {
         self.dispatcher.final_check_for(waiting, more)
     }
 
+    /// Returns ready if the frontend has notified us. Otherwise its next notification wakes the task.
+    #[inline]
+    pub fn poll_notified(&self, context: &mut Context<'_>) -> Poll<()> {
+        let notified = self.channel.poll_notified(context);
+        if notified.is_ready() {
+            self.stats.notifications_received.add(1);
+        }
+        notified
+    }
+
+    /// Counts that the task is about to sleep.
+    #[inline]
+    pub fn count_sleep(&self) {
+        self.stats.sleeps.add(1);
+    }
+
     /// Returns ready if the device has completed a request. Otherwise the device wakes the task when it does.
     pub fn poll_completion(&mut self, context: &mut Context<'_>) -> Poll<()> {
         if self.in_flight() == 0 {
@@ -230,10 +242,19 @@ impl<H: Hypervisor> Queue<H> {
     }
 
     /// Puts the responses to the requests that the device has completed.
+    #[inline]
     pub fn settle(&mut self) {
+        self.submitter.flush();
+        if self.in_flight() > 0 {
+            self.collect();
+        }
+        self.clear_answered();
+    }
+
+    /// Learns what the device has completed, and goes on with that and with what waits for it.
+    fn collect(&mut self) {
         let (dispatcher, page_access) = (&mut self.dispatcher, &mut self.page_access);
         let mut unwatched = Context::from_waker(Waker::noop());
-        self.submitter.flush();
         self.submitter.collect(&mut unwatched, dispatcher);
         loop {
             // `finish` may add to the list, where a request has another step to go.
@@ -244,7 +265,6 @@ impl<H: Hypervisor> Queue<H> {
                 break;
             }
         }
-        self.clear_answered();
     }
 
     /// Unmaps the pages of the requests that were answered: only then may the frontend be shown the responses,

@@ -4,7 +4,7 @@ use super::setup::{ConnectError, QueueError};
 use super::stats::QueueStats;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, Ordering};
-use core::task::Poll;
+use core::task::{Context, Poll};
 use futures_util::task::AtomicWaker;
 
 /// A flag that is set once and that one task waits for, from any vCPU.
@@ -20,24 +20,26 @@ impl Latch {
         self.waiter.wake();
     }
 
+    #[inline]
     fn is_set(&self) -> bool {
         self.set.load(Ordering::Acquire)
     }
 
     async fn wait(&self) {
-        core::future::poll_fn(|context| {
-            if self.is_set() {
-                return Poll::Ready(());
-            }
-            self.waiter.register(context.waker());
-            // It may have been set before the waiter was known.
-            if self.is_set() {
-                Poll::Ready(())
-            } else {
-                Poll::Pending
-            }
-        })
-        .await;
+        core::future::poll_fn(|context| self.poll_wait(context)).await;
+    }
+
+    #[inline]
+    fn poll_wait(&self, context: &mut Context<'_>) -> Poll<()> {
+        if self.is_set() {
+            return Poll::Ready(());
+        }
+        self.waiter.register(context.waker());
+        // It may have been set before the waiter was known.
+        match self.is_set() {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
     }
 }
 
@@ -149,7 +151,14 @@ impl QueueGuard {
         self.0.stop.wait().await;
     }
 
+    /// Returns ready if the queue is to stop. Otherwise the task is woken when it is.
+    #[inline]
+    pub fn poll_stopped(&self, context: &mut Context<'_>) -> Poll<()> {
+        self.0.stop.poll_wait(context)
+    }
+
     /// Whether it is to stop.
+    #[inline]
     pub fn is_stopped(&self) -> bool {
         self.0.stop.is_set()
     }

@@ -118,7 +118,8 @@ async fn until_stopped<H: Hypervisor>(
             Next::Answer => {
                 queue.sweep()?;
                 queue.publish();
-                coalescer.answered(queue.waiting()? + queue.unpublished(), block_costs(handle));
+                let waiting = queue.waiting()? + queue.unpublished();
+                coalescer.answered(waiting, || block_costs(handle));
                 back_off.request();
                 // Several guests ask all the time: this one will have more for us after the others' turn.
                 if !turn.is_shared() {
@@ -218,19 +219,14 @@ async fn something_happens<H: Hypervisor>(
         Some(deadline) => OptionFuture::from(Some(handle.sleep_until(deadline))),
         None => OptionFuture::default(),
     });
-    let channel = queue.channel();
-    let stats = queue.stats();
-    let mut notified = pin!(channel.notified());
-    let mut stopped = pin!(guard.stopped());
     let mut deadline = until.map(|until| handle.sleep_until(until));
-    stats.sleeps.add(1);
+    queue.count_sleep();
     let mut slept = false;
     let notified = poll_fn(|context| {
-        if notified.as_mut().poll(context).is_ready() {
-            stats.notifications_received.add(1);
+        if queue.poll_notified(context).is_ready() {
             return Poll::Ready(true);
         }
-        let happened = stopped.as_mut().poll(context).is_ready()
+        let happened = guard.poll_stopped(context).is_ready()
             || queue.poll_completion(context).is_ready()
             || deadline
                 .as_mut()

@@ -91,7 +91,7 @@ impl Served {
                 self.slowest = slowest.fold(self.slowest, Duration::max);
                 self.batches += 1;
                 self.active = self.now;
-                self.coalescer.answered(0, COSTS);
+                self.coalescer.answered(0, || COSTS);
                 if self.next.is_none() {
                     self.next = following(0).map(|span| self.now + span);
                 }

@@ -47,6 +47,7 @@ mod ports;
 mod sleep_state;
 mod spawner;
 mod sync;
+mod tasks;
 mod timers;
 mod waiters;
 
@@ -63,10 +64,9 @@ use bulkhead_xen::{Hypervisor, Instant, Port};
 use core::cell::RefCell;
 use core::future::Future;
 use core::pin::Pin;
-use core::task::{Context, Poll, Waker};
+use core::task::Poll;
 use core::time::Duration;
 use futures_util::future::{AbortHandle, Abortable, abortable};
-use futures_util::stream::{FuturesUnordered, StreamExt};
 
 type BoxedTask = Pin<Box<dyn Future<Output = ()>>>;
 
@@ -87,8 +87,7 @@ struct Core<H> {
 /// Runs the tasks of one vCPU.
 pub struct Executor<H: Hypervisor> {
     core: Rc<Core<H>>,
-    tasks: FuturesUnordered<StoppableTask>,
-    waker: Waker,
+    tasks: tasks::Tasks<H, StoppableTask>,
 }
 
 impl<H: Hypervisor> Executor<H> {
@@ -106,7 +105,6 @@ impl<H: Hypervisor> Executor<H> {
             "an executor on another vCPU"
         );
         Executor {
-            waker: spawner.waker(),
             core: Rc::new(Core {
                 hypervisor,
                 ports: ports::Ports::default(),
@@ -115,7 +113,7 @@ impl<H: Hypervisor> Executor<H> {
                 inbox: RefCell::default(),
                 spawner: spawner.clone(),
             }),
-            tasks: FuturesUnordered::new(),
+            tasks: tasks::Tasks::new(spawner.clone()),
         }
     }
 
@@ -148,16 +146,15 @@ impl<H: Hypervisor> Executor<H> {
             core.timers.fire(|| core.hypervisor.now());
             core.spawner.receive(|| Handle { core: core.clone() });
             if !core.inbox.borrow().is_empty() {
-                self.tasks.extend(core.inbox.borrow_mut().drain(..));
+                for task in core.inbox.borrow_mut().drain(..) {
+                    self.tasks.insert(task);
+                }
             }
             if !more() || !core.spawner.sleep_state().take() {
                 return polled;
             }
             polled = true;
-            let mut context = Context::from_waker(&self.waker);
-            // Finished tasks come out one by one; `Pending` means that no woken one is left, or
-            // that the set has had its turn and woke itself.
-            while let Poll::Ready(Some(_)) = self.tasks.poll_next_unpin(&mut context) {}
+            self.tasks.poll_woken();
         }
     }
 

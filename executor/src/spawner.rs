@@ -4,11 +4,9 @@ use crate::Handle;
 use crate::sleep_state::SleepState;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
-use alloc::task::Wake;
 use alloc::vec::Vec;
 use bulkhead_xen::{Hypervisor, VcpuId};
 use core::sync::atomic::{AtomicBool, Ordering};
-use core::task::Waker;
 use spin::Mutex;
 
 type Work<H> = Box<dyn FnOnce(&Handle<H>) + Send>;
@@ -88,31 +86,11 @@ impl<H: Hypervisor> VcpuSpawner<H> {
         &self.0.sleep_state
     }
 
-    pub(crate) fn waker(&self) -> Waker {
-        Waker::from(self.0.clone())
-    }
-
+    /// Records that some task can make progress, and has the vCPU woken for that if it sleeps.
     #[inline]
     pub(crate) fn wake(&self) {
-        self.0.wake_up();
-    }
-}
-
-impl<H: Hypervisor> Shared<H> {
-    #[inline]
-    fn wake_up(&self) {
-        if self.sleep_state.wake() {
-            self.hypervisor.wake_vcpu(self.vcpu);
+        if self.0.sleep_state.wake() {
+            self.0.hypervisor.wake_vcpu(self.0.vcpu);
         }
-    }
-}
-
-impl<H: Hypervisor> Wake for Shared<H> {
-    fn wake(self: Arc<Self>) {
-        self.wake_up();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.wake_up();
     }
 }

@@ -152,7 +152,7 @@ fn what_cannot_grow_is_answered_and_changes_nothing() {
     let mut other = Bystander::new(&world);
     for (request, expected) in [
         ("disk5 64K", "image disk5 has 131072 bytes already"),
-        ("disk5 131073", "no multiple of 4096"),
+        ("disk5 131073", "not a multiple of 4096"),
         ("disk5 1T", "bytes of memory in one piece"),
         ("nothing 1M", "no image nothing, there are: disk0"),
         ("disk5", "expected NAME SIZE"),

@@ -1,7 +1,7 @@
 //! Stores written as straight-line `async` functions: one call for each request.
 
 use crate::io::{Io, IoError, Op, Submitted, Tag};
-use crate::queue::{Caps, IoQueue, OpenQueueError};
+use crate::queue::{Caps, IoQueue, KEPT_SEGMENTS, OpenQueueError, room};
 use crate::segment::IoSegment;
 use alloc::boxed::Box;
 use alloc::rc::Rc;
@@ -13,9 +13,6 @@ use core::pin::Pin;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::{Context, Poll, Waker};
 use futures_util::task::AtomicWaker;
-
-/// The most segments of a request, where the capabilities say nothing less.
-const MOST_SEGMENTS: usize = 256;
 
 /// A queue whose requests are each served by one call of an `async` function.
 ///
@@ -134,7 +131,7 @@ where
     pub fn new(caps: Caps, depth: usize, serve: F) -> Result<Self, OpenQueueError> {
         let caps = Caps {
             depth: caps.depth.min(depth),
-            segments: caps.segments.min(MOST_SEGMENTS),
+            segments: caps.segments.min(KEPT_SEGMENTS),
             ..caps
         };
         let parent = Arc::new(AtomicWaker::new());
@@ -160,14 +157,6 @@ where
             parent,
         })
     }
-}
-
-fn room<T>(count: usize) -> Result<Vec<T>, OpenQueueError> {
-    let mut room = Vec::new();
-    let bytes = count.saturating_mul(size_of::<T>());
-    let reserved = room.try_reserve_exact(count);
-    reserved.map_err(|_| OpenQueueError::NoMemory { bytes })?;
-    Ok(room)
 }
 
 impl<S: Future<Output = Result<(), IoError>>> Slot<S> {

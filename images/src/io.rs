@@ -26,7 +26,7 @@ impl fmt::Display for Sector {
 }
 
 /// The caller's name for a request: comes back with its completion, and means nothing to the
-/// store.
+/// store. It is less than 2^32: layers name their own requests with the other bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]
 pub struct Tag(pub usize);

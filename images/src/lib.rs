@@ -61,11 +61,14 @@ mod extent;
 #[allow(unsafe_code, reason = "the one place that touches guests' memory")]
 pub mod guest_memory;
 mod io;
+mod layers;
 #[allow(unsafe_code, reason = "owns raw memory")]
 mod memory;
 #[allow(unsafe_code, reason = "gives memory back and keeps everyone off it")]
 mod memory_image;
 mod queue;
+#[allow(unsafe_code, reason = "owns the memory that it reads into")]
+mod reader;
 mod resize;
 #[allow(unsafe_code, reason = "names memory that its maker promises")]
 mod segment;
@@ -83,6 +86,10 @@ pub use claim::{Access, InUse};
 pub use device::{BlockDevice, DiscardLimits, Geometry, SectorSize};
 pub use discard::DiscardMode;
 pub use io::{Io, IoError, Op, Sector, Submitted, Tag};
+pub use layers::mapping::{
+    ExtentError, ExtentMap, Leg, MappedDevice, MappingError, WeakMappedDevice,
+};
+pub use layers::shared::{Held, SharedDevice};
 pub use memory::ImageMemory;
 pub use resize::{GrowError, GrowRequest, GrowRequestError, Resize};
 
@@ -90,6 +97,7 @@ pub use queue::{
     Caps, DataAccess, IoQueue, OpenQueue, OpenQueueError, QueueContext, Staging, StagingPhase,
     not_opened, opened,
 };
+pub use reader::{DeviceReader, ReadError};
 pub use segment::IoSegment;
 pub use store::{OpenDevice, Store, Stores, open_with};
 pub use stores::null::NullDevice;

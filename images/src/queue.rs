@@ -4,6 +4,7 @@ use crate::io::{Io, IoError, Op, Submitted, Tag};
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use bulkhead_xen::{DmaMemory, VcpuId};
 use core::fmt;
 use core::future::Future;
@@ -99,6 +100,7 @@ pub trait IoQueue {
 
     /// Gives up a pending request, because nobody waits for it any more. It completes all the same: with
     /// [`IoError::Cancelled`] if the store could leave its work undone, else as usual. May be called again.
+    /// A tag that no pending request has is ignored.
     fn cancel(&mut self, tag: Tag);
 
     /// Gives up all pending requests, each as [`cancel`](Self::cancel) does.
@@ -131,6 +133,18 @@ pub trait IoQueue {
         None
     }
 
+    /// Returns how many of the `len` bytes of the read or write `op`, from its first on, can have memory of
+    /// [`stage`](Self::stage) together: all, or whole sectors up to the place where they go on elsewhere
+    /// below a layer. The caller asks for that part's memory and submits it, and then the rest as a request
+    /// of its own.
+    ///
+    /// Queues with other ways of access than [`DataAccess::Staged`] are not asked: they cut requests
+    /// themselves.
+    fn contiguous(&mut self, op: Op, len: usize) -> usize {
+        let _ = op;
+        len
+    }
+
     /// Ends the use of all memory that [`stage`](Self::stage) gave with [`StagingPhase::InPlace`].
     fn end_in_place(&mut self) {}
 
@@ -139,6 +153,18 @@ pub trait IoQueue {
     fn unstage(&mut self, tag: Tag) {
         let _ = tag;
     }
+}
+
+/// The most segments of a request that is kept, where the capabilities say nothing less.
+pub(crate) const KEPT_SEGMENTS: usize = 256;
+
+/// Returns an empty list with room for that many entries.
+pub(crate) fn room<T>(count: usize) -> Result<Vec<T>, OpenQueueError> {
+    let mut room = Vec::new();
+    let bytes = count.saturating_mul(size_of::<T>());
+    let reserved = room.try_reserve_exact(count);
+    reserved.map_err(|_| OpenQueueError::NoMemory { bytes })?;
+    Ok(room)
 }
 
 /// What a queue can take. The caller splits larger requests.

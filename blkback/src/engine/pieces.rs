@@ -153,6 +153,7 @@ impl<H: Hypervisor> Pieces<H> {
             };
             if self.caps.access == DataAccess::Staged {
                 let op = after(piece.op, piece.done);
+                piece.chunk = store.contiguous(op, piece.chunk);
                 let Some(staging) = store.stage(tag, op, piece.chunk) else {
                     return Progress::Busy;
                 };

@@ -117,6 +117,11 @@ impl Store {
         self.queue.stage(tag, op, len)
     }
 
+    /// Returns how much of a read or write can have such memory together.
+    pub fn contiguous(&mut self, op: Op, len: usize) -> usize {
+        self.queue.contiguous(op, len)
+    }
+
     /// Nobody copies from or to the memory any more that holds its own bytes.
     pub fn end_in_place(&mut self) {
         self.queue.end_in_place();

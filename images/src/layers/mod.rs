@@ -1,0 +1,4 @@
+//! Layers: devices that are made of other devices.
+
+pub(crate) mod mapping;
+pub(crate) mod shared;

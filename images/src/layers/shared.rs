@@ -1,0 +1,196 @@
+//! Several users of one device: each has the claim that it took, and each is told of changes.
+
+use crate::claim::Access;
+use crate::device::{BlockDevice, Geometry};
+use crate::io::{Io, IoError, Op, Submitted, Tag};
+use crate::queue::{Caps, IoQueue, OpenQueue, QueueContext, Staging};
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::task::Wake;
+use bulkhead_executor::Waiters;
+use bulkhead_xen::DmaMemory;
+use core::task::{Context, Poll, Waker};
+use spin::Mutex;
+
+/// What a user keeps as long as it or one of its queues is there: its claim on the device.
+pub type Held = Arc<dyn Send + Sync>;
+
+/// A device with several users: a device itself wakes one waker when it changes, this one wakes each
+/// user's.
+#[derive(Clone)]
+pub struct SharedDevice(Arc<Inner>);
+
+struct Inner {
+    device: Arc<dyn BlockDevice>,
+    users: Mutex<Waiters>,
+}
+
+impl Wake for Inner {
+    fn wake(self: Arc<Self>) {
+        let users = self.users.lock().take();
+        users.for_each(Waker::wake);
+    }
+}
+
+impl SharedDevice {
+    /// Shares a device, which nobody else asks for changes.
+    pub fn new(device: Arc<dyn BlockDevice>) -> SharedDevice {
+        SharedDevice(Arc::new(Inner {
+            device,
+            users: Mutex::default(),
+        }))
+    }
+
+    /// Returns the device itself.
+    pub fn device(&self) -> &Arc<dyn BlockDevice> {
+        &self.0.device
+    }
+
+    /// Returns the whole device for one more user, who may write if `access` says so.
+    pub fn user(&self, access: Access, held: Held) -> Arc<dyn BlockDevice> {
+        Arc::new(User {
+            watcher: Watcher::new(self),
+            access,
+            held,
+        })
+    }
+}
+
+/// One who may be waiting for changes of a shared device.
+pub(crate) struct Watcher {
+    pub device: SharedDevice,
+    number: u64,
+}
+
+impl Watcher {
+    pub fn new(device: &SharedDevice) -> Watcher {
+        Watcher {
+            number: device.0.users.lock().number(),
+            device: device.clone(),
+        }
+    }
+
+    /// Wakes `waker` at the next change, in the place of an earlier one.
+    pub fn watch(&self, waker: &Waker) {
+        let inner = &self.device.0;
+        inner.users.lock().wait(self.number, waker);
+        inner.device.on_change(&Waker::from(inner.clone()));
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.device.0.users.lock().forget(self.number);
+    }
+}
+
+/// The whole of a shared device.
+struct User {
+    watcher: Watcher,
+    access: Access,
+    held: Held,
+}
+
+impl BlockDevice for User {
+    fn geometry(&self) -> Geometry {
+        for_access(self.watcher.device.0.device.geometry(), self.access)
+    }
+
+    fn open_queue<'a>(&'a self, context: &QueueContext) -> OpenQueue<'a> {
+        let opening = self.watcher.device.0.device.open_queue(context);
+        Box::pin(async move {
+            let queue: Box<dyn IoQueue> = Box::new(UserQueue {
+                queue: opening.await?,
+                access: self.access,
+                _held: self.held.clone(),
+            });
+            Ok(queue)
+        })
+    }
+
+    fn on_change(&self, waker: &Waker) {
+        self.watcher.watch(waker);
+    }
+}
+
+/// Returns what a user of that access sees of a device.
+pub(crate) fn for_access(geometry: Geometry, access: Access) -> Geometry {
+    let read_only = geometry.read_only || access == Access::ReadOnly;
+    Geometry {
+        read_only,
+        discard: geometry.discard.filter(|_| !read_only),
+        ..geometry
+    }
+}
+
+struct UserQueue {
+    queue: Box<dyn IoQueue>,
+    access: Access,
+    _held: Held,
+}
+
+impl IoQueue for UserQueue {
+    fn caps(&self) -> Caps {
+        self.queue.caps()
+    }
+
+    fn dma_memory(&self) -> Option<Arc<dyn DmaMemory>> {
+        self.queue.dma_memory()
+    }
+
+    #[inline]
+    fn submit(&mut self, tag: Tag, io: Io<'_>) -> Submitted {
+        match (self.access, io.op) {
+            (Access::ReadOnly, Op::Write { .. } | Op::Discard { .. }) => {
+                Submitted::Done(Err(IoError::ReadOnly))
+            }
+            _ => self.queue.submit(tag, io),
+        }
+    }
+
+    fn flush_submissions(&mut self) {
+        self.queue.flush_submissions();
+    }
+
+    #[inline]
+    fn poll_complete(
+        &mut self,
+        context: &mut Context<'_>,
+        sink: &mut dyn FnMut(Tag, Result<(), IoError>),
+    ) -> Poll<()> {
+        self.queue.poll_complete(context, sink)
+    }
+
+    fn cancel(&mut self, tag: Tag) {
+        self.queue.cancel(tag);
+    }
+
+    fn cancel_all(&mut self) {
+        self.queue.cancel_all();
+    }
+
+    fn poll_close(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.queue.poll_close(context)
+    }
+
+    #[inline]
+    fn stage(&mut self, tag: Tag, op: Op, len: usize) -> Option<Staging> {
+        match (self.access, op, self.queue.caps().access) {
+            // The copy would be the operation.
+            (Access::ReadOnly, Op::Write { .. }, crate::DataAccess::Direct) => None,
+            _ => self.queue.stage(tag, op, len),
+        }
+    }
+
+    fn contiguous(&mut self, op: Op, len: usize) -> usize {
+        self.queue.contiguous(op, len)
+    }
+
+    fn end_in_place(&mut self) {
+        self.queue.end_in_place();
+    }
+
+    fn unstage(&mut self, tag: Tag) {
+        self.queue.unstage(tag);
+    }
+}

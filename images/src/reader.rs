@@ -1,0 +1,277 @@
+//! Reading a device for this domain's own use: the tables at its start, say.
+
+use crate::device::{BlockDevice, Geometry};
+use crate::guest_memory;
+use crate::io::{Io, IoError, Op, Sector, Submitted, Tag};
+use crate::queue::{Caps, DataAccess, IoQueue, OpenQueueError, QueueContext, Staging, room};
+use crate::segment::IoSegment;
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use bulkhead_xen::{DmaMemory, PAGE_SIZE, VcpuId};
+use core::cell::UnsafeCell;
+use core::fmt;
+use core::future::poll_fn;
+use core::mem::ManuallyDrop;
+use core::ptr::NonNull;
+use core::task::{Context, Poll, Waker};
+
+/// The pages that are read at a time.
+const PAGES: usize = 8;
+
+/// Memory that a store fills.
+#[repr(C, align(4096))]
+struct Page(UnsafeCell<[u8; PAGE_SIZE]>);
+
+/// Reads bytes from anywhere on a device, a few pages at a time, with one request at a time.
+///
+/// It waits for the store as long as that takes: the caller drops the future of [`read`](Self::read) when it has waited enough, and the
+/// reader with it. If the store still has the request then, the reader's pages are never used again.
+///
+/// ```
+/// use bulkhead_images::{Access, DeviceReader, NullDevice, Sector, SectorSize};
+/// use bulkhead_xen::VcpuId;
+/// # use core::task::{Context, Poll, Waker};
+/// # fn now<T>(future: impl Future<Output = T>) -> T {
+/// #     let mut future = Box::pin(future);
+/// #     match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+/// #         Poll::Ready(output) => output,
+/// #         Poll::Pending => panic!("it waits"),
+/// #     }
+/// # }
+/// let device = NullDevice::new(Sector(8), SectorSize::B512, Access::ReadOnly);
+/// now(async {
+///     let mut reader = DeviceReader::open(&device, VcpuId(0)).await?;
+///     let mut bytes = [1; 700];
+///     reader.read(100, &mut bytes).await?;
+///     assert_eq!(bytes, [0; 700]);
+///     reader.close().await;
+///     Ok::<(), Box<dyn std::error::Error>>(())
+/// })
+/// # .unwrap();
+/// ```
+pub struct DeviceReader {
+    queue: ManuallyDrop<Box<dyn IoQueue>>,
+    pages: ManuallyDrop<Vec<Page>>,
+    geometry: Geometry,
+    caps: Caps,
+    dma: Option<Arc<dyn DmaMemory>>,
+    /// The store has a request.
+    pending: bool,
+    /// It has let go of everything.
+    closed: bool,
+}
+
+/// Why bytes of a device cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadError {
+    /// They are past its end.
+    PastTheEnd,
+    /// The store failed.
+    Io(IoError),
+}
+
+impl fmt::Display for ReadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ReadError::PastTheEnd => f.write_str("it ends before that"),
+            ReadError::Io(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for ReadError {}
+
+const READ: Tag = Tag(1);
+
+impl DeviceReader {
+    /// Opens a queue of the device, for the vCPU that calls this.
+    pub async fn open(
+        device: &dyn BlockDevice,
+        vcpu: VcpuId,
+    ) -> Result<DeviceReader, OpenQueueError> {
+        let mut pages = room(PAGES)?;
+        pages.resize_with(PAGES, || Page(UnsafeCell::new([0; PAGE_SIZE])));
+        let queue = device.open_queue(&QueueContext::new(vcpu, 1)).await?;
+        Ok(DeviceReader {
+            geometry: device.geometry(),
+            caps: queue.caps(),
+            dma: queue.dma_memory(),
+            queue: ManuallyDrop::new(queue),
+            pages: ManuallyDrop::new(pages),
+            pending: false,
+            closed: false,
+        })
+    }
+
+    /// Returns what the device looked like when it was opened.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// Fills `to` with the bytes of the device from `start` on.
+    pub async fn read(&mut self, start: u64, to: &mut [u8]) -> Result<(), ReadError> {
+        let size = self.geometry.sectors.bytes().unwrap_or(u64::MAX);
+        let end = start.checked_add(to.len() as u64);
+        if end.is_none_or(|end| end > size) {
+            return Err(ReadError::PastTheEnd);
+        }
+        let unit = self.geometry.sector_size.bytes();
+        // Nobody is served fewer than one of its sectors, and a page has that.
+        let pages = PAGES.min(self.caps.segments).max(1) * PAGE_SIZE;
+        let most = pages.min(self.caps.bytes / unit * unit).max(unit);
+        let mut done = 0;
+        while done < to.len() {
+            let at = start + done as u64;
+            let skip = (at % unit as u64) as usize;
+            let left = to.len() - done;
+            let len = (skip + left).next_multiple_of(unit).min(most);
+            let sector = Sector((at - skip as u64) / Sector::SIZE as u64);
+            let part = (len - skip).min(left);
+            done += self
+                .read_sectors(sector, len, skip, &mut to[done..done + part])
+                .await
+                .map_err(ReadError::Io)?;
+        }
+        Ok(())
+    }
+
+    /// Reads up to `len` bytes in whole sectors, and takes what is behind the first `skip` of them. Returns
+    /// how many bytes that is.
+    async fn read_sectors(
+        &mut self,
+        sector: Sector,
+        len: usize,
+        skip: usize,
+        to: &mut [u8],
+    ) -> Result<usize, IoError> {
+        let op = Op::Read { sector };
+        let staged = self.caps.access == DataAccess::Staged;
+        let len = match staged {
+            true => self.queue.contiguous(op, len),
+            false => len,
+        };
+        let memory = match staged {
+            true => {
+                let stage = |queue: &mut dyn IoQueue, _: &mut Context<'_>| {
+                    queue
+                        .stage(READ, op, len)
+                        .map(|Staging { memory, .. }| memory)
+                };
+                self.attempt(stage).await
+            }
+            false => NonNull::from(&mut self.pages[..]).cast(),
+        };
+        let outcome = self.transfer(op, memory, len).await;
+        let part = to.len().min(len.saturating_sub(skip));
+        if outcome.is_ok() {
+            // SAFETY: `len` bytes lie at `memory`, and nobody else uses them while no request is pending;
+            // they are seen through no reference.
+            unsafe { guest_memory::copy(memory.as_ptr().add(skip), to.as_mut_ptr(), part) };
+        }
+        if staged {
+            self.queue.unstage(READ);
+        }
+        outcome?;
+        // A part that ends before what is wanted would never end.
+        if part == 0 {
+            Err(IoError::Medium)
+        } else {
+            Ok(part)
+        }
+    }
+
+    /// Makes one request.
+    async fn transfer(&mut self, op: Op, memory: NonNull<u8>, len: usize) -> Result<(), IoError> {
+        let mut segments = room(PAGES + 1).map_err(|_| IoError::NoMemory)?;
+        let mut start = 0;
+        while start < len {
+            let in_page = (memory.addr().get() + start) % PAGE_SIZE;
+            let end = len.min(start + PAGE_SIZE - in_page);
+            // SAFETY: within the pages, or within the memory that the store gave for so many bytes.
+            let address = unsafe { memory.add(start) };
+            let dma = self.dma.as_ref();
+            let dma = dma.and_then(|dma| dma.dma_addr(address.as_ptr()));
+            // SAFETY: this domain's own, in one page, and there until the store has let go of it: `drop`
+            // leaves it alone otherwise. No reference to it exists.
+            segments.push(unsafe { IoSegment::new(address, end - start, dma) });
+            start = end;
+        }
+        let submit = |queue: &mut dyn IoQueue, _: &mut Context<'_>| {
+            let io = Io {
+                op,
+                segments: &segments,
+            };
+            match queue.submit(READ, io) {
+                Submitted::Busy => None,
+                Submitted::Done(outcome) => Some(Some(outcome)),
+                Submitted::Pending => Some(None),
+            }
+        };
+        let submitted = self.attempt(submit).await;
+        if let Some(outcome) = submitted {
+            return outcome;
+        }
+        self.pending = true;
+        self.queue.flush_submissions();
+        let outcome = poll_fn(|context| {
+            loop {
+                let mut told = None;
+                let polled = self
+                    .queue
+                    .poll_complete(context, &mut |_, outcome| told = Some(outcome));
+                match (told, polled) {
+                    (Some(outcome), _) => return Poll::Ready(outcome),
+                    (None, Poll::Ready(())) => {}
+                    (None, Poll::Pending) => return Poll::Pending,
+                }
+            }
+        })
+        .await;
+        self.pending = false;
+        outcome
+    }
+
+    /// Calls `attempt` until the store is not too busy for it.
+    async fn attempt<T>(
+        &mut self,
+        mut attempt: impl FnMut(&mut dyn IoQueue, &mut Context<'_>) -> Option<T>,
+    ) -> T {
+        poll_fn(|context| {
+            loop {
+                if let Some(done) = attempt(&mut **self.queue, context) {
+                    return Poll::Ready(done);
+                }
+                if self
+                    .queue
+                    .poll_complete(context, &mut |_, _| {})
+                    .is_pending()
+                {
+                    return Poll::Pending;
+                }
+            }
+        })
+        .await
+    }
+
+    /// Waits until the store has let go of everything.
+    pub async fn close(mut self) {
+        poll_fn(|context| self.queue.poll_close(context)).await;
+        self.closed = true;
+    }
+}
+
+impl Drop for DeviceReader {
+    fn drop(&mut self) {
+        let mut context = Context::from_waker(Waker::noop());
+        if !self.closed && self.pending && self.queue.poll_close(&mut context).is_pending() {
+            // The store may still write to the pages: nobody else ever gets them.
+            return;
+        }
+        // SAFETY: neither is used again, and the store has no request.
+        unsafe {
+            ManuallyDrop::drop(&mut self.queue);
+            ManuallyDrop::drop(&mut self.pages);
+        }
+    }
+}

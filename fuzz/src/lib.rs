@@ -17,6 +17,7 @@ mod requests;
 mod ring;
 pub mod seeds;
 mod target;
+mod volumes;
 mod xenstore;
 
 pub use archive::archive;
@@ -26,6 +27,7 @@ pub use operator::operator;
 pub use requests::requests;
 pub use ring::ring;
 pub use target::target;
+pub use volumes::volumes;
 pub use xenstore::xenstore;
 
 /// A script for guests, toolstack and xenstored around a running backend.
@@ -38,12 +40,13 @@ pub fn life(script: &[u8]) {
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     ("requests", requests),
     ("ring", ring),
     ("xenstore", xenstore),
     ("target", target),
     ("archive", archive),
+    ("volumes", volumes),
     ("frontend", frontend),
     ("toolstack", toolstack),
     ("operator", operator),

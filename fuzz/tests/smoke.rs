@@ -92,6 +92,11 @@ fn archive() {
 }
 
 #[test]
+fn volumes() {
+    smoke("volumes", 2_000);
+}
+
+#[test]
 fn frontend() {
     smoke("frontend", 20_000);
 }

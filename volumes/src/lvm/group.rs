@@ -1,0 +1,471 @@
+//! What the text says of a group: its physical volumes, and where its logical volumes lie on them.
+
+use super::text::{List, Section, TextFault, Value, parse, plain};
+use super::{Id, is_name};
+use crate::memory::{owned, push};
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::vec::Vec;
+use bulkhead_images::Sector;
+use core::fmt;
+
+/// The most extents of a physical or logical volume: LVM counts them in 32 bits.
+const MOST_EXTENTS: u64 = u32::MAX as u64;
+
+/// The most stripes of a segment (`STRIPES_MAX` in LVM's sources).
+const MOST_STRIPES: u64 = 128;
+
+/// A volume group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// Its name.
+    pub name: String,
+    /// Its identity.
+    pub id: Id,
+    /// Counts its changes.
+    pub seqno: u64,
+    /// Sectors of an extent, in units of 512 bytes.
+    pub extent_size: u64,
+    /// Its administrator has made it ready to be moved to another machine: it is not to be used here.
+    pub exported: bool,
+    /// Its physical volumes.
+    pub physical: Vec<Physical>,
+    /// Its logical volumes, with those that LVM has for itself.
+    pub logical: Vec<Logical>,
+}
+
+/// A physical volume, as the group knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Physical {
+    /// Its name in the text: `pv0`.
+    pub name: String,
+    /// Its identity, by which it is found.
+    pub id: Id,
+    /// The first sector of its first extent.
+    pub start: u64,
+    /// How many extents it has.
+    pub extents: u64,
+}
+
+/// A logical volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Logical {
+    /// Its name.
+    pub name: String,
+    /// Its identity.
+    pub id: Id,
+    /// It may be written to.
+    pub writable: bool,
+    /// Why it cannot be used.
+    pub fault: Option<LogicalFault>,
+    /// Where it lies, in order and without gaps; incomplete if there is a fault.
+    pub(crate) segments: Vec<Segment>,
+}
+
+/// Extents of a logical volume in a row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Segment {
+    /// How many.
+    pub extents: u64,
+    /// Sectors of a stripe's turn, if there are several stripes.
+    pub chunk: u64,
+    /// The position of a physical volume in the group's list, and its first extent.
+    pub stripes: Box<[(u32, u64)]>,
+}
+
+/// Why a logical volume cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogicalFault {
+    /// LVM has it for itself, as a part of another volume.
+    Internal,
+    /// A part of it is of a type that is not known here.
+    Type(String),
+    /// It has a snapshot, or is one, which is written where nobody here looks.
+    Snapshot,
+    /// A part of it lies on another volume or on a physical volume that the group does not have.
+    Elsewhere(String),
+    /// What the text says of it cannot be.
+    Damaged(&'static str),
+    /// It has extents of the volume of that name too.
+    Overlaps(String),
+}
+
+impl fmt::Display for LogicalFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LogicalFault::Internal => f.write_str("it is a part of another volume"),
+            LogicalFault::Type(kind) => write!(
+                f,
+                "it is of type {kind}, and only linear and striped volumes can be served"
+            ),
+            LogicalFault::Snapshot => f.write_str(
+                "it has a snapshot or is one, and only linear and striped volumes can be served",
+            ),
+            LogicalFault::Elsewhere(name) => write!(
+                f,
+                "a part of it lies on {name}, which is no physical volume of its group: is it being moved?"
+            ),
+            LogicalFault::Damaged(what) => write!(f, "its description is damaged: {what}"),
+            LogicalFault::Overlaps(name) => write!(f, "it overlaps the volume {name}"),
+        }
+    }
+}
+
+/// Why a text describes no group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GroupFault {
+    /// It is no text.
+    Encoding,
+    /// It does not follow the grammar.
+    Text(TextFault),
+    /// Something is not there, or cannot be.
+    Field(&'static str),
+    /// There is no memory for it.
+    NoMemory,
+}
+
+impl fmt::Display for GroupFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            GroupFault::Encoding => f.write_str("its text is none"),
+            GroupFault::Text(fault) => fault.fmt(f),
+            GroupFault::Field(what) => write!(f, "its text has no valid {what}"),
+            GroupFault::NoMemory => f.write_str("there is no memory for it"),
+        }
+    }
+}
+
+type Outcome<T> = Result<T, GroupFault>;
+
+const NO_MEMORY: GroupFault = GroupFault::NoMemory;
+
+impl Group {
+    /// Reads a text as it lies in a metadata area: zeros may follow it.
+    pub fn parse(bytes: &[u8]) -> Outcome<Group> {
+        let end = bytes.iter().position(|byte| *byte == 0);
+        let text = core::str::from_utf8(&bytes[..end.unwrap_or(bytes.len())]);
+        let text = text.map_err(|_| GroupFault::Encoding)?;
+        let root = parse(text).map_err(GroupFault::Text)?;
+        let (mut group, mut version, mut contents) = (None, None, None);
+        for (name, value) in root.entries() {
+            match value {
+                Value::Section(section) if group.is_none() => group = Some((name, section)),
+                Value::Section(_) => return Err(GroupFault::Field("single group")),
+                _ if name == "version" => version = value.number(),
+                _ if name == "contents" => contents = value.quoted(),
+                _ => {}
+            }
+        }
+        if version != Some(1) || contents != Some("Text Format Volume Group") {
+            return Err(GroupFault::Field("version and contents"));
+        }
+        let (name, section) = group.ok_or(GroupFault::Field("group"))?;
+        Group::of(name, section)
+    }
+
+    fn of(name: &str, section: Section<'_>) -> Outcome<Group> {
+        let (mut id, mut seqno, mut extent_size, mut format) = (None, None, None, None);
+        let (mut exported, mut physical, mut logical) = (false, None, None);
+        for (name, value) in section.entries() {
+            match name {
+                "id" => id = value.quoted().and_then(Id::from_text),
+                "seqno" => seqno = value.number(),
+                "extent_size" => extent_size = value.number(),
+                "format" => format = value.quoted(),
+                "status" => exported = value.has("EXPORTED"),
+                "physical_volumes" => physical = value.section(),
+                "logical_volumes" => logical = value.section(),
+                _ => {}
+            }
+        }
+        let field = GroupFault::Field;
+        let size = extent_size.filter(|size| (1..1 << 32).contains(size));
+        let mut group = Group {
+            name: owned(name).ok_or(NO_MEMORY)?,
+            id: id.ok_or(field("identity"))?,
+            seqno: seqno.ok_or(field("seqno"))?,
+            extent_size: size.ok_or(field("extent_size"))?,
+            exported,
+            physical: Vec::new(),
+            logical: Vec::new(),
+        };
+        if !is_name(name) {
+            return Err(field("name"));
+        }
+        if format != Some("lvm2") {
+            return Err(field("format"));
+        }
+        let sections = physical.ok_or(field("physical_volumes"))?.entries();
+        for (name, value) in sections {
+            let section = value.section().ok_or(field("physical volume"))?;
+            let volume = Physical::of(name, section)?;
+            push(&mut group.physical, volume).ok_or(NO_MEMORY)?;
+        }
+        // Segments name physical volumes again and again.
+        let mut order = Vec::new();
+        order
+            .try_reserve_exact(group.physical.len())
+            .map_err(|_| NO_MEMORY)?;
+        order.extend(0..group.physical.len());
+        order.sort_unstable_by(|one, other| {
+            group.physical[*one].name.cmp(&group.physical[*other].name)
+        });
+        let find = |name: &str| {
+            let place = order.binary_search_by(|at| group.physical[*at].name.as_str().cmp(name));
+            place.ok().map(|place| order[place])
+        };
+        let mut snapshots = Vec::new();
+        let sections = logical.into_iter().flat_map(Section::entries);
+        for (name, value) in sections {
+            let section = value.section().ok_or(field("logical volume"))?;
+            let reader = Reader {
+                physical: &group.physical,
+                find: &find,
+                extent_size: group.extent_size,
+            };
+            let volume = reader.logical(name, section, &mut snapshots)?;
+            push(&mut group.logical, volume).ok_or(NO_MEMORY)?;
+        }
+        snapshots.sort_unstable();
+        for volume in &mut group.logical {
+            let name = volume.name.as_str();
+            if volume.fault.is_none() && snapshots.binary_search(&name).is_ok() {
+                volume.fault = Some(LogicalFault::Snapshot);
+            }
+        }
+        group.mark_overlaps()?;
+        Ok(group)
+    }
+
+    /// Returns how many sectors a volume has, in units of 512 bytes.
+    pub fn sectors(&self, volume: &Logical) -> Sector {
+        let extents: u64 = volume.segments.iter().map(|segment| segment.extents).sum();
+        Sector(extents * self.extent_size)
+    }
+
+    /// Finds volumes that have extents together.
+    fn mark_overlaps(&mut self) -> Outcome<()> {
+        let mut all = Vec::new();
+        for (number, volume) in self.logical.iter().enumerate() {
+            for segment in &volume.segments {
+                let len = segment.extents / segment.stripes.len() as u64;
+                for (physical, start) in &segment.stripes {
+                    push(&mut all, (*physical, *start, start + len, number)).ok_or(NO_MEMORY)?;
+                }
+            }
+        }
+        all.sort_unstable();
+        let mut furthest: Option<(u32, u64, usize)> = None;
+        for (physical, start, end, number) in all {
+            let before = furthest.filter(|before| before.0 == physical);
+            if let Some((_, until, other)) = before
+                && until > start
+            {
+                for (one, another) in [(number, other), (other, number)] {
+                    let name = owned(&self.logical[another].name).ok_or(NO_MEMORY)?;
+                    self.logical[one].fault = Some(LogicalFault::Overlaps(name));
+                }
+            }
+            if before.is_none_or(|(_, until, _)| until < end) {
+                furthest = Some((physical, end, number));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Physical {
+    fn of(name: &str, section: Section<'_>) -> Outcome<Physical> {
+        let (mut id, mut start, mut extents) = (None, None, None);
+        for (name, value) in section.entries() {
+            match name {
+                "id" => id = value.quoted().and_then(Id::from_text),
+                "pe_start" => start = value.number(),
+                "pe_count" => extents = value.number(),
+                _ => {}
+            }
+        }
+        let field = GroupFault::Field;
+        // So that no product of these overflows.
+        let start = start.filter(|start| *start < 1 << 54);
+        let extents = extents.filter(|extents| *extents <= MOST_EXTENTS);
+        Ok(Physical {
+            name: owned(name).ok_or(NO_MEMORY)?,
+            id: id.ok_or(field("identity of a physical volume"))?,
+            start: start.ok_or(field("pe_start"))?,
+            extents: extents.ok_or(field("pe_count"))?,
+        })
+    }
+}
+
+/// Reads logical volumes.
+struct Reader<'r> {
+    physical: &'r [Physical],
+    find: &'r dyn Fn(&str) -> Option<usize>,
+    extent_size: u64,
+}
+
+impl Reader<'_> {
+    /// Reads a logical volume. The names that a snapshot concerns are added to `snapshots`.
+    fn logical<'t>(
+        &self,
+        name: &str,
+        section: Section<'t>,
+        snapshots: &mut Vec<&'t str>,
+    ) -> Outcome<Logical> {
+        let (mut id, mut visible, mut writable, mut count) = (None, false, false, None);
+        for (name, value) in section.entries() {
+            match name {
+                "id" => id = value.quoted().and_then(Id::from_text),
+                "status" => {
+                    visible = value.has("VISIBLE");
+                    writable = value.has("WRITE");
+                }
+                "segment_count" => count = value.number(),
+                _ => {}
+            }
+        }
+        if !is_name(name) {
+            return Err(GroupFault::Field("name of a logical volume"));
+        }
+        let mut volume = Logical {
+            name: owned(name).ok_or(NO_MEMORY)?,
+            id: id.ok_or(GroupFault::Field("identity of a logical volume"))?,
+            writable,
+            fault: None,
+            segments: Vec::new(),
+        };
+        let (mut next, mut segments) = (0, 0);
+        for (_, value) in section.entries() {
+            let Value::Section(section) = value else {
+                continue;
+            };
+            segments += 1;
+            match self.segment(section, next, snapshots)? {
+                Ok(segment) => {
+                    next += segment.extents;
+                    push(&mut volume.segments, segment).ok_or(NO_MEMORY)?;
+                }
+                Err(fault) => {
+                    volume.fault = volume.fault.or(Some(fault));
+                }
+            }
+        }
+        if volume.fault.is_none() && (count != Some(segments) || segments == 0) {
+            volume.fault = Some(LogicalFault::Damaged("it has another number of segments"));
+        }
+        // A part of something that is named is told by the type of that, but nobody may have the part itself.
+        if !visible {
+            volume.fault = Some(LogicalFault::Internal);
+        }
+        Ok(volume)
+    }
+
+    /// Reads a segment, which is to begin at extent `next`.
+    fn segment<'t>(
+        &self,
+        section: Section<'t>,
+        next: u64,
+        snapshots: &mut Vec<&'t str>,
+    ) -> Outcome<Result<Segment, LogicalFault>> {
+        let (mut start, mut extents, mut kind) = (None, None, None);
+        let (mut count, mut chunk, mut stripes) = (None, None, None);
+        let (mut origin, mut store) = (None, None);
+        for (name, value) in section.entries() {
+            match name {
+                "start_extent" => start = value.number(),
+                "extent_count" => extents = value.number(),
+                "type" => kind = value.quoted(),
+                "stripe_count" => count = value.number(),
+                "stripe_size" => chunk = value.number(),
+                "stripes" => stripes = value.list(),
+                "origin" => origin = value.quoted(),
+                "cow_store" | "merging_store" => store = value.quoted(),
+                _ => {}
+            }
+        }
+        let damaged = |what| Ok(Err(LogicalFault::Damaged(what)));
+        match kind {
+            Some("striped" | "linear") => {}
+            Some("snapshot") => {
+                for name in [origin, store].into_iter().flatten() {
+                    push(snapshots, name).ok_or(NO_MEMORY)?;
+                }
+                return Ok(Err(LogicalFault::Snapshot));
+            }
+            Some(other) => return Ok(Err(LogicalFault::Type(plain(other)))),
+            None => return damaged("a segment has no type"),
+        }
+        let extents = extents.filter(|extents| (1..=MOST_EXTENTS).contains(extents));
+        let Some(extents) = extents.filter(|_| start == Some(next)) else {
+            return damaged("its segments do not follow one another");
+        };
+        if next + extents > MOST_EXTENTS {
+            return damaged("it has more extents than there can be");
+        }
+        let count = count.filter(|count| (1..=MOST_STRIPES).contains(count));
+        let Some(count) = count.filter(|count| extents.is_multiple_of(*count)) else {
+            return damaged("a segment has a number of stripes that cannot be");
+        };
+        let chunk = match count {
+            1 => extents * self.extent_size,
+            _ => {
+                let chunk = chunk.filter(|chunk| {
+                    chunk.is_power_of_two() && (8..=self.extent_size).contains(chunk)
+                });
+                let Some(chunk) = chunk else {
+                    return damaged("a segment has stripes of a size that cannot be");
+                };
+                chunk
+            }
+        };
+        let Some(stripes) = stripes else {
+            return damaged("a segment has no stripes");
+        };
+        self.stripes(stripes, extents, count, chunk)
+    }
+
+    /// Reads the places where a segment's stripes begin.
+    fn stripes(
+        &self,
+        list: List<'_>,
+        extents: u64,
+        count: u64,
+        chunk: u64,
+    ) -> Outcome<Result<Segment, LogicalFault>> {
+        let mut stripes = Vec::new();
+        let room = stripes.try_reserve_exact(count as usize);
+        room.map_err(|_| NO_MEMORY)?;
+        let mut values = list.values();
+        while let Some(name) = values.next() {
+            let Some(name) = name.quoted() else {
+                return Ok(Err(LogicalFault::Damaged(
+                    "a stripe has no physical volume",
+                )));
+            };
+            let Some(first) = values.next().and_then(Value::number) else {
+                return Ok(Err(LogicalFault::Damaged("a stripe has no first extent")));
+            };
+            let Some(physical) = (self.find)(name) else {
+                return Ok(Err(LogicalFault::Elsewhere(plain(name))));
+            };
+            let end = first.checked_add(extents / count);
+            if end.is_none_or(|end| end > self.physical[physical].extents) {
+                let what = "a stripe reaches past the end of its physical volume";
+                return Ok(Err(LogicalFault::Damaged(what)));
+            }
+            if stripes.len() as u64 == count {
+                return Ok(Err(LogicalFault::Damaged("a segment has too many stripes")));
+            }
+            stripes.push((physical as u32, first));
+        }
+        if stripes.len() as u64 != count {
+            return Ok(Err(LogicalFault::Damaged("a segment has too few stripes")));
+        }
+        Ok(Ok(Segment {
+            extents,
+            chunk,
+            stripes: stripes.into_boxed_slice(),
+        }))
+    }
+}

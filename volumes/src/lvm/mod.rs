@@ -1,0 +1,195 @@
+//! Volume groups of LVM2, read and never written.
+//!
+//! A physical volume says who it is in a label (`lib/label/label.h` and `lib/format_text/layout.h` of LVM's sources
+//! have the layout). Its metadata areas hold the text that describes the whole volume group, each the same.
+
+mod area;
+mod group;
+mod label;
+mod text;
+
+pub use area::AreaFault;
+pub use group::{Group, GroupFault, Logical, LogicalFault, Physical};
+pub use label::LabelFault;
+pub use text::TextFault;
+
+use crate::memory::push;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use bulkhead_images::{DeviceReader, ReadError, Sector};
+use core::fmt;
+use label::Label;
+
+/// The identity of a physical volume, a group or a logical volume: 32 letters and digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Id([u8; 32]);
+
+impl Id {
+    fn from_bytes(bytes: [u8; 32]) -> Option<Id> {
+        bytes
+            .iter()
+            .all(|byte| byte.is_ascii_graphic() && *byte != b'-')
+            .then_some(Id(bytes))
+    }
+
+    /// Reads one as it is written in the text: with hyphens.
+    fn from_text(text: &str) -> Option<Id> {
+        let mut id = [0; 32];
+        let mut letters = text.bytes().filter(|byte| *byte != b'-');
+        for place in &mut id {
+            *place = letters.next()?;
+        }
+        letters.next().is_none().then(|| Id::from_bytes(id))?
+    }
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, byte) in self.0.iter().enumerate() {
+            if [6, 10, 14, 18, 22, 26].contains(&place) {
+                f.write_str("-")?;
+            }
+            write!(f, "{}", char::from(*byte))?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A physical volume that was found.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Who it is.
+    pub id: Id,
+    /// Where it begins on the disk.
+    pub start: Sector,
+    /// How many sectors of the disk it may have.
+    pub sectors: Sector,
+    /// What it says of its group; nothing if it belongs to none, or has no metadata that is in use.
+    pub group: Option<Arc<Group>>,
+    /// What is wrong with copies of its metadata.
+    pub faults: Vec<CopyFault>,
+}
+
+/// What is wrong with one copy of the metadata.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CopyFault {
+    /// The area cannot be read.
+    Area(AreaFault),
+    /// The text in it describes no group.
+    Group(GroupFault),
+}
+
+impl fmt::Display for CopyFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CopyFault::Area(fault) => fault.fmt(f),
+            CopyFault::Group(fault) => fault.fmt(f),
+        }
+    }
+}
+
+/// Why a place cannot be searched for a physical volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LvmError {
+    /// It has a label that is damaged.
+    Label(LabelFault),
+    /// The disk cannot be read.
+    Read(ReadError),
+    /// There is no memory for it.
+    NoMemory,
+}
+
+impl fmt::Display for LvmError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LvmError::Label(fault) => write!(f, "its label of LVM is damaged: {fault}"),
+            LvmError::Read(error) => write!(f, "its label of LVM cannot be read: {error}"),
+            LvmError::NoMemory => f.write_str("there is no memory for its volume group"),
+        }
+    }
+}
+
+impl core::error::Error for LvmError {}
+
+/// The bytes at a place that a label may be in: four sectors of 512 bytes, whatever the disk's.
+const LABELS: usize = 4 * 512;
+
+/// Reads the physical volume that begins at `start` and has up to `sectors` sectors. `None` if there is none.
+pub async fn read(
+    reader: &mut DeviceReader,
+    start: Sector,
+    sectors: Sector,
+) -> Result<Option<Found>, LvmError> {
+    let (Some(base), Some(size)) = (start.bytes(), sectors.bytes()) else {
+        return Ok(None);
+    };
+    if size < LABELS as u64 {
+        return Ok(None);
+    }
+    let mut bytes = [0; LABELS];
+    reader
+        .read(base, &mut bytes)
+        .await
+        .map_err(LvmError::Read)?;
+    let label = match Label::find(&bytes) {
+        None => return Ok(None),
+        Some(label) => label.map_err(LvmError::Label)?,
+    };
+    let mut found = Found {
+        id: label.id,
+        start,
+        sectors,
+        group: None,
+        faults: Vec::new(),
+    };
+    for place in label.metadata() {
+        let text = match area::read(reader, base, size, place).await {
+            Ok(Some(text)) => text,
+            Ok(None) => continue,
+            Err(AreaFault::NoMemory) => return Err(LvmError::NoMemory),
+            Err(fault) => {
+                push(&mut found.faults, CopyFault::Area(fault)).ok_or(LvmError::NoMemory)?;
+                continue;
+            }
+        };
+        match Group::parse(&text) {
+            Ok(group) => {
+                let newest = found.group.as_ref();
+                if newest.is_none_or(|newest| newest.seqno < group.seqno) {
+                    found.group = Some(Arc::new(group));
+                }
+            }
+            Err(GroupFault::NoMemory) => return Err(LvmError::NoMemory),
+            Err(fault) => {
+                push(&mut found.faults, CopyFault::Group(fault)).ok_or(LvmError::NoMemory)?;
+            }
+        }
+    }
+    Ok(Some(found))
+}
+
+/// Whether a group or a volume may have that name: what LVM permits (`validate_name` in its sources).
+pub fn is_name(text: &str) -> bool {
+    let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"+_.-".contains(&byte);
+    text.len() <= 127
+        && !text.is_empty()
+        && !text.starts_with('-')
+        && text != "."
+        && text != ".."
+        && text.bytes().all(letter)
+}
+
+/// Returns a name for messages, which may be no name at all.
+pub(crate) fn shown(text: &str) -> String {
+    text.chars()
+        .take(127)
+        .flat_map(char::escape_default)
+        .collect()
+}

@@ -1,0 +1,64 @@
+//! What became of the volumes that are open, when the tables of a disk were read again.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use bulkhead_images::Sector;
+use core::fmt;
+
+/// The tables of a disk were read again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rescan {
+    /// The disk.
+    pub disk: String,
+    /// How many volumes there are on it now.
+    pub volumes: usize,
+    /// Those that are open and not as they were.
+    pub changes: Vec<Change>,
+}
+
+/// An open volume that is not as it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Its name.
+    pub name: String,
+    /// Who has it open.
+    pub owner: String,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// What became of an open volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is larger.
+    Grown {
+        /// What it had.
+        from: Sector,
+        /// What it has.
+        to: Sector,
+    },
+    /// It is served as it was, for that reason.
+    Kept(String),
+}
+
+impl fmt::Display for Rescan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Rescan { disk, volumes, .. } = self;
+        write!(f, "{disk} was read again, volumes on it: {volumes}")
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Change { name, owner, .. } = self;
+        match &self.outcome {
+            Outcome::Grown { from, to } => write!(
+                f,
+                "{name} of {owner} has grown from {from} to {to} sectors of 512 bytes"
+            ),
+            Outcome::Kept(reason) => {
+                write!(f, "{name} of {owner} is served as it was: {reason}")
+            }
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! Finding volumes in what is on the disks: where each lies.
+
+use crate::claims::DiskId;
+use crate::content::Content;
+use crate::error::OpenError;
+use crate::gpt::Partition;
+use crate::lvm::{Found, Group, Id, Logical, shown};
+use crate::memory::push;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use bulkhead_images::{ExtentError, ExtentMap, Leg, Sector};
+use gpt_disk_types::Guid;
+
+/// The most names that a message has.
+const MOST_NAMES: usize = 20;
+
+/// What is on the disks, as far as it is known.
+pub(crate) type Contents<'c> = &'c [(DiskId, Option<Arc<Content>>)];
+
+/// What a volume is, whatever it is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Identity {
+    /// A partition of a disk.
+    Partition(DiskId, Guid),
+    /// A volume of a group that is known by a disk.
+    Logical(DiskId, Id, Id),
+}
+
+impl Identity {
+    /// Returns the disk that it was named by.
+    pub fn disk(&self) -> DiskId {
+        match self {
+            Identity::Partition(disk, _) | Identity::Logical(disk, ..) => *disk,
+        }
+    }
+}
+
+/// A volume, and where it lies.
+#[derive(Debug)]
+pub(crate) struct Resolved {
+    pub identity: Identity,
+    /// The disks that the map's legs are on, in the order of their numbers there.
+    pub disks: Vec<DiskId>,
+    pub map: ExtentMap,
+    pub read_only: bool,
+}
+
+/// Finds the partitions that are meant, and takes it if it is one alone.
+pub(crate) fn partition(
+    contents: Contents<'_>,
+    disk: DiskId,
+    name: &str,
+    wanted: impl Fn(&Partition) -> bool,
+) -> Result<Resolved, OpenError> {
+    let table = content(contents, disk).and_then(|content| content.table.as_ref());
+    let table = table.ok_or_else(|| OpenError::NoTable { name: name.into() })?;
+    let mut found = table
+        .partitions
+        .iter()
+        .filter(|partition| wanted(partition));
+    let Some(partition) = found.next() else {
+        let labels = table.partitions.iter();
+        let labels = labels.filter(|partition| !partition.label.is_empty());
+        return Err(OpenError::NotFound {
+            name: name.into(),
+            there: labels
+                .take(MOST_NAMES)
+                .map(|partition| shown(&partition.label))
+                .collect(),
+        });
+    };
+    let others: Vec<Guid> = found.map(|other| other.id).take(MOST_NAMES).collect();
+    if !others.is_empty() {
+        let mut partitions = alloc::vec![partition.id];
+        partitions.extend(others);
+        return Err(OpenError::Ambiguous {
+            name: name.into(),
+            partitions,
+        });
+    }
+    if let Some(fault) = partition.fault {
+        return Err(OpenError::Unusable {
+            name: name.into(),
+            fault: fault.to_string(),
+        });
+    }
+    let mut map = ExtentMap::default();
+    let leg = Leg {
+        device: 0,
+        start: partition.start,
+    };
+    map.push(partition.sectors, &[leg])
+        .map_err(|error| extents(name, error))?;
+    Ok(Resolved {
+        identity: Identity::Partition(disk, partition.id),
+        disks: alloc::vec![disk],
+        map,
+        read_only: partition.read_only,
+    })
+}
+
+/// Finds a logical volume. `disks` are those that it lies on already, in the order of their numbers.
+pub(crate) fn logical(
+    contents: Contents<'_>,
+    disk: DiskId,
+    name: &str,
+    group: impl Fn(&Group) -> bool,
+    volume: impl Fn(&Logical) -> bool,
+    disks: &[DiskId],
+) -> Result<Resolved, OpenError> {
+    let group = newest(contents, disk, name, group)?;
+    if group.exported {
+        return Err(OpenError::Unusable {
+            name: name.into(),
+            fault: "its volume group is exported, to be used elsewhere".into(),
+        });
+    }
+    let volume = group.logical.iter().find(|logical| volume(logical));
+    let volume = volume.ok_or_else(|| OpenError::NotFound {
+        name: name.into(),
+        there: group.names(),
+    })?;
+    if let Some(fault) = &volume.fault {
+        return Err(OpenError::Unusable {
+            name: name.into(),
+            fault: fault.to_string(),
+        });
+    }
+    let (map, disks) = lay_out(contents, name, &group, volume, disks)?;
+    Ok(Resolved {
+        identity: Identity::Logical(disk, group.id, volume.id),
+        disks,
+        map,
+        read_only: !volume.writable,
+    })
+}
+
+impl Group {
+    /// Returns the names of volumes that can be opened, for messages.
+    fn names(&self) -> Vec<String> {
+        let usable = self
+            .logical
+            .iter()
+            .filter(|logical| logical.fault.is_none());
+        let names = usable.map(|logical| logical.name.clone());
+        names.take(MOST_NAMES).collect()
+    }
+}
+
+fn content(contents: Contents<'_>, disk: DiskId) -> Option<&Content> {
+    let (_, content) = contents.iter().find(|(id, _)| *id == disk)?;
+    content.as_deref()
+}
+
+fn extents(name: &str, error: ExtentError) -> OpenError {
+    OpenError::Unusable {
+        name: name.into(),
+        fault: error.to_string(),
+    }
+}
+
+/// Returns the newest description of a group that a disk knows.
+///
+/// A newer one on another disk counts if that disk has a physical volume of the group by the description so far:
+/// what somebody else wrote on a disk of theirs in the group's name does not.
+fn newest(
+    contents: Contents<'_>,
+    disk: DiskId,
+    name: &str,
+    wanted: impl Fn(&Group) -> bool,
+) -> Result<Arc<Group>, OpenError> {
+    let not_found = |there: Vec<String>| OpenError::NotFound {
+        name: name.into(),
+        there,
+    };
+    let groups = || {
+        content(contents, disk)
+            .into_iter()
+            .flat_map(Content::groups)
+    };
+    let mut found = groups().filter(|group| wanted(group));
+    let Some(first) = found.next() else {
+        let names = groups().flat_map(|group| {
+            let names = group.names().into_iter();
+            names.map(|name| alloc::format!("{}/{name}", group.name))
+        });
+        return Err(not_found(names.take(MOST_NAMES).collect()));
+    };
+    if let Some(other) = found.next() {
+        return Err(OpenError::Unusable {
+            name: name.into(),
+            fault: alloc::format!(
+                "there are two volume groups of that name, {} and {}",
+                first.id,
+                other.id
+            ),
+        });
+    }
+    let mut group = first.clone();
+    loop {
+        let newer = contents.iter().filter_map(|(_, content)| content.as_ref());
+        let newer = newer.flat_map(|content| &content.physical).find(|found| {
+            let member = group
+                .physical
+                .iter()
+                .any(|physical| physical.id == found.id);
+            let newer = found.group.as_ref();
+            let newer = newer.filter(|other| other.id == group.id && other.seqno > group.seqno);
+            member && newer.is_some() && places(contents, found.id).nth(1).is_none()
+        });
+        match newer.and_then(|found| found.group.clone()) {
+            // Its number is higher each time.
+            Some(newer) => group = newer,
+            None => break,
+        }
+    }
+    // It may have another name by now, or be elsewhere.
+    let here = content(contents, disk).into_iter();
+    let mut here = here.flat_map(|content| &content.physical);
+    let still_here = here.any(|found| {
+        let mut members = group.physical.iter();
+        members.any(|physical| physical.id == found.id)
+    });
+    match wanted(&group) && still_here {
+        true => Ok(group),
+        false => Err(not_found(Vec::new())),
+    }
+}
+
+/// Returns where a physical volume was found.
+fn places<'c>(contents: Contents<'c>, id: Id) -> impl Iterator<Item = (DiskId, &'c Found)> {
+    contents.iter().flat_map(move |(disk, content)| {
+        let content = content.as_deref().into_iter();
+        let all = content.flat_map(|content| &content.physical);
+        all.filter(move |found| found.id == id)
+            .map(move |found| (*disk, found))
+    })
+}
+
+/// Where a physical volume is: the number of its disk in the list, and its own sectors there.
+type Place = (usize, Sector, Sector);
+
+/// Finds out where the segments of a volume lie.
+fn lay_out(
+    contents: Contents<'_>,
+    name: &str,
+    group: &Group,
+    volume: &Logical,
+    known: &[DiskId],
+) -> Result<(ExtentMap, Vec<DiskId>), OpenError> {
+    let no_memory = || extents(name, ExtentError::NoMemory);
+    let mut disks = known.to_vec();
+    // By their position in the group: each is looked for once.
+    let mut found: Vec<Option<Place>> = Vec::new();
+    found
+        .try_reserve_exact(group.physical.len())
+        .map_err(|_| no_memory())?;
+    found.resize(group.physical.len(), None);
+    let mut missing = Vec::new();
+    for (position, physical) in group.physical.iter().enumerate() {
+        let mut segments = volume.segments.iter();
+        let used = segments.any(|segment| {
+            let mut stripes = segment.stripes.iter();
+            stripes.any(|(number, _)| *number as usize == position)
+        });
+        if !used {
+            continue;
+        }
+        let mut places = places(contents, physical.id);
+        let Some((disk, place)) = places.next() else {
+            let what = alloc::format!("{} ({})", shown(&physical.name), physical.id);
+            push(&mut missing, what).ok_or_else(no_memory)?;
+            continue;
+        };
+        if places.next().is_some() {
+            return Err(OpenError::Unusable {
+                name: name.into(),
+                fault: alloc::format!(
+                    "its physical volume {} ({}) is there twice",
+                    shown(&physical.name),
+                    physical.id
+                ),
+            });
+        }
+        let number = match disks.iter().position(|other| *other == disk) {
+            Some(number) => number,
+            None => {
+                push(&mut disks, disk).ok_or_else(no_memory)?;
+                disks.len() - 1
+            }
+        };
+        found[position] = Some((number, place.start, place.sectors));
+    }
+    if !missing.is_empty() {
+        return Err(OpenError::Missing {
+            name: name.into(),
+            physical: missing,
+        });
+    }
+    let outside = || OpenError::Unusable {
+        name: name.into(),
+        fault: "a part of it is past the end of its physical volume".into(),
+    };
+    let mut map = ExtentMap::default();
+    let mut legs = Vec::new();
+    for segment in &volume.segments {
+        legs.clear();
+        let each = segment.extents / segment.stripes.len() as u64;
+        for (position, first) in &segment.stripes {
+            let physical = &group.physical[*position as usize];
+            let (device, base, sectors) = found[*position as usize].ok_or_else(outside)?;
+            let place = |extent: u64| {
+                let within = extent.checked_mul(group.extent_size)?;
+                physical.start.checked_add(within)
+            };
+            let end = place(first + each).filter(|end| *end <= sectors.0);
+            let start = end.and_then(|_| place(*first)).ok_or_else(outside)?;
+            let leg = Leg {
+                device,
+                start: Sector(base.0 + start),
+            };
+            push(&mut legs, leg).ok_or_else(no_memory)?;
+        }
+        let sectors = segment.extents.checked_mul(group.extent_size);
+        let sectors = Sector(sectors.ok_or_else(outside)?);
+        map.push_striped(sectors, Sector(segment.chunk), &legs)
+            .map_err(|error| extents(name, error))?;
+    }
+    Ok((map, disks))
+}

@@ -1,0 +1,450 @@
+//! The disks of the driver domain, what is on them, and what of it is open.
+
+use crate::claims::{Claim, Claims, DiskId, DiskRange, Who};
+use crate::content::{Content, ContentError};
+use crate::error::OpenError;
+use crate::name::{VolumeName, VolumePart};
+use crate::rescan::{Change, Outcome, Rescan};
+use crate::resolve::{self, Identity, Resolved};
+use alloc::string::{String, ToString};
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use bulkhead_images::{
+    Access, BlockDevice, ExtentMap, MappedDevice, Sector, SharedDevice, WeakMappedDevice,
+};
+use bulkhead_xen::VcpuId;
+use spin::Mutex;
+
+/// All disks whose volumes can be served, of whatever kind.
+///
+/// A disk is known by the name that targets begin with. What is on it is read when something of it is opened, so
+/// that a volume which was made meanwhile is found; [`rescan`](Self::rescan) is for those that are open.
+#[derive(Default)]
+pub struct Volumes {
+    state: Mutex<State>,
+    claims: Arc<Claims>,
+}
+
+#[derive(Default)]
+struct State {
+    next: u64,
+    disks: Vec<Disk>,
+    open: Vec<Open>,
+}
+
+struct Disk {
+    id: DiskId,
+    name: String,
+    device: SharedDevice,
+    content: Option<Arc<Content>>,
+}
+
+/// A volume that is open, as long as it is.
+struct Open {
+    name: String,
+    identity: Identity,
+    disks: Vec<DiskId>,
+    device: WeakMappedDevice,
+    claim: Weak<Claim>,
+}
+
+/// Who opens a volume, and what for.
+#[derive(Clone, Copy, Debug)]
+pub struct Opening<'o> {
+    /// To read, or to write too.
+    pub access: Access,
+    /// Others may have it too, if they say so as well.
+    pub shared: bool,
+    /// Told to those who come later and cannot have it.
+    pub owner: &'o str,
+}
+
+/// A disk, for statistics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskState {
+    /// Its name.
+    pub name: String,
+    /// Its size, in units of 512 bytes.
+    pub sectors: Sector,
+    /// What is on it, and how many sectors each has. Empty as long as nobody wanted to know.
+    pub volumes: Vec<(String, Sector)>,
+    /// What of it is open, by whom, and what for.
+    pub users: Vec<(String, String, Access)>,
+}
+
+impl Volumes {
+    /// Adds a disk. False if there is one of that name.
+    pub fn add(&self, name: &str, device: Arc<dyn BlockDevice>) -> bool {
+        let mut state = self.state.lock();
+        if state.disks.iter().any(|disk| disk.name == name) {
+            return false;
+        }
+        state.next += 1;
+        let id = DiskId(state.next);
+        state.disks.push(Disk {
+            id,
+            name: name.to_string(),
+            device: SharedDevice::new(device),
+            content: None,
+        });
+        true
+    }
+
+    /// Removes a disk: nothing of it is opened any more. What is open stays. False if there is none.
+    pub fn remove(&self, name: &str) -> bool {
+        let mut state = self.state.lock();
+        let before = state.disks.len();
+        state.disks.retain(|disk| disk.name != name);
+        state.disks.len() < before
+    }
+
+    /// Opens a volume, on the vCPU that calls this. It is free again when the device and all its queues are
+    /// dropped.
+    ///
+    /// It waits for the disks as long as that takes: who has waited enough drops the future.
+    pub async fn open(
+        &self,
+        vcpu: VcpuId,
+        name: &VolumeName,
+        opening: Opening<'_>,
+    ) -> Result<Arc<dyn BlockDevice>, OpenError> {
+        let disk = self.find(&name.disk)?;
+        let text = name.to_string();
+        let Opening { access, .. } = opening;
+        let refused = |read_only: bool| match read_only && access == Access::ReadWrite {
+            true => Err(OpenError::ReadOnly { name: text.clone() }),
+            false => Ok(()),
+        };
+        if name.part == VolumePart::Whole {
+            let device = self.device(disk, &name.disk)?;
+            refused(device.device().geometry().read_only)?;
+            // However large it becomes.
+            let whole = DiskRange {
+                disk,
+                sectors: 0..u64::MAX,
+            };
+            let claim = self.claim(&text, opening, alloc::vec![whole])?;
+            return Ok(device.user(access, Arc::new(claim)));
+        }
+        let resolved = self.resolve(vcpu, disk, name, &text).await?;
+        refused(resolved.read_only)?;
+        let mut below = Vec::new();
+        for disk in &resolved.disks {
+            let device = self.device(*disk, &name.disk)?;
+            refused(device.device().geometry().read_only)?;
+            below.push(device);
+        }
+        let ranges = ranges(&resolved.map, &resolved.disks);
+        let claim = Arc::new(self.claim(&text, opening, ranges)?);
+        let mapped = MappedDevice::new(&below, resolved.map, access, claim.clone());
+        let mapped = mapped.map_err(|error| OpenError::Mapping {
+            name: text.clone(),
+            error,
+        })?;
+        let mut state = self.state.lock();
+        state.forget_closed();
+        state.open.push(Open {
+            name: text,
+            identity: resolved.identity,
+            disks: resolved.disks,
+            device: mapped.downgrade(),
+            claim: Arc::downgrade(&claim),
+        });
+        Ok(Arc::new(mapped))
+    }
+
+    /// Reads the tables of a disk again, because somebody has changed them. Volumes that are open and have
+    /// grown are larger now, and their users are told. Those that have vanished, or lie elsewhere, stay as
+    /// they were.
+    pub async fn rescan(&self, vcpu: VcpuId, name: &str) -> Result<Rescan, OpenError> {
+        let disk = self.find(name)?;
+        self.read(vcpu, disk, name).await?;
+        // Groups on it may have gone on to disks that nobody has looked at.
+        for other in self.unread() {
+            let other_name = self.disk_name(other);
+            if let Err(error) = self.read(vcpu, other, &other_name).await {
+                log::warn!("{error}");
+            }
+        }
+        let mut state = self.state.lock();
+        state.forget_closed();
+        let contents = state.contents();
+        let mut changes = Vec::new();
+        for open in &state.open {
+            if !open.disks.contains(&disk) && open.identity.disk() != disk {
+                continue;
+            }
+            if let Some(outcome) = open.compare(&contents) {
+                changes.push(Change {
+                    name: open.name.clone(),
+                    owner: open
+                        .claim
+                        .upgrade()
+                        .map_or_else(String::new, |it| it.owner()),
+                    outcome,
+                });
+            }
+        }
+        let found = state.disk_state(disk, &self.claims);
+        Ok(Rescan {
+            disk: name.to_string(),
+            volumes: found.map_or(0, |found| found.volumes.len()),
+            changes,
+        })
+    }
+
+    /// Returns all disks, for statistics.
+    pub fn disks(&self) -> Vec<DiskState> {
+        let state = self.state.lock();
+        let ids = state.disks.iter().map(|disk| disk.id);
+        ids.filter_map(|id| state.disk_state(id, &self.claims))
+            .collect()
+    }
+
+    fn find(&self, name: &str) -> Result<DiskId, OpenError> {
+        let state = self.state.lock();
+        let disk = state.disks.iter().find(|disk| disk.name == name);
+        disk.map(|disk| disk.id).ok_or_else(|| OpenError::NoDisk {
+            name: crate::lvm::shown(name),
+            disks: state.disks.iter().map(|disk| disk.name.clone()).collect(),
+        })
+    }
+
+    fn disk_name(&self, id: DiskId) -> String {
+        let state = self.state.lock();
+        let disk = state.disks.iter().find(|disk| disk.id == id);
+        disk.map(|disk| disk.name.clone()).unwrap_or_default()
+    }
+
+    /// Returns a disk's device, unless the disk is gone.
+    fn device(&self, id: DiskId, name: &str) -> Result<SharedDevice, OpenError> {
+        let state = self.state.lock();
+        let disk = state.disks.iter().find(|disk| disk.id == id);
+        let device = disk.map(|disk| disk.device.clone());
+        device.ok_or_else(|| OpenError::NoDisk {
+            name: name.to_string(),
+            disks: state.disks.iter().map(|disk| disk.name.clone()).collect(),
+        })
+    }
+
+    fn claim(
+        &self,
+        name: &str,
+        opening: Opening<'_>,
+        ranges: Vec<DiskRange>,
+    ) -> Result<Claim, OpenError> {
+        let who = Who {
+            name: name.to_string(),
+            owner: opening.owner.to_string(),
+            access: opening.access,
+            shared: opening.shared,
+        };
+        let claim = self.claims.take(who, ranges);
+        claim.map_err(|overlap| OpenError::InUse {
+            name: name.to_string(),
+            overlap,
+        })
+    }
+
+    /// Reads what is on a disk.
+    async fn read(&self, vcpu: VcpuId, id: DiskId, name: &str) -> Result<(), OpenError> {
+        let device = self.device(id, name)?;
+        let content = Content::read(&**device.device(), vcpu).await;
+        let content = content.map_err(|error: ContentError| OpenError::Content {
+            disk: name.to_string(),
+            error,
+        });
+        let mut state = self.state.lock();
+        let disk = state.disks.iter_mut().find(|disk| disk.id == id);
+        let Some(disk) = disk else {
+            return Ok(());
+        };
+        let known = disk.content.as_ref().map(|content| &content.notes);
+        match content {
+            Ok(content) => {
+                if known != Some(&content.notes) {
+                    for note in &content.notes {
+                        log::warn!("{name}: {note}");
+                    }
+                }
+                disk.content = Some(Arc::new(content));
+                Ok(())
+            }
+            Err(error) => {
+                // What was there before may be there no longer.
+                disk.content = None;
+                Err(error)
+            }
+        }
+    }
+
+    /// The disks of which nothing is known.
+    fn unread(&self) -> Vec<DiskId> {
+        let state = self.state.lock();
+        let unread = state.disks.iter().filter(|disk| disk.content.is_none());
+        unread.map(|disk| disk.id).collect()
+    }
+
+    /// Finds a volume, in what its disks say now. Disks that have no part of it are not waited for, unless
+    /// a part of it is not found.
+    async fn resolve(
+        &self,
+        vcpu: VcpuId,
+        disk: DiskId,
+        name: &VolumeName,
+        text: &str,
+    ) -> Result<Resolved, OpenError> {
+        self.read(vcpu, disk, &name.disk).await?;
+        let mut read = alloc::vec![disk];
+        loop {
+            let contents = self.state.lock().contents();
+            let resolved = match &name.part {
+                VolumePart::Label(label) => {
+                    resolve::partition(&contents, disk, text, |it| it.label == *label)
+                }
+                VolumePart::Guid(guid) => {
+                    resolve::partition(&contents, disk, text, |it| it.id == *guid)
+                }
+                VolumePart::Logical { group, volume } => resolve::logical(
+                    &contents,
+                    disk,
+                    text,
+                    |it| it.name == *group,
+                    |it| it.name == *volume,
+                    &[],
+                ),
+                VolumePart::Whole => Err(OpenError::NoTable { name: text.into() }),
+            };
+            let wanted: Vec<DiskId> = match &resolved {
+                Ok(resolved) => resolved.disks.clone(),
+                Err(OpenError::Missing { .. }) => contents.iter().map(|(id, _)| *id).collect(),
+                Err(_) => return resolved,
+            };
+            let unread: Vec<DiskId> = wanted.into_iter().filter(|id| !read.contains(id)).collect();
+            if unread.is_empty() {
+                return resolved;
+            }
+            for id in unread {
+                read.push(id);
+                let other = self.disk_name(id);
+                if let Err(error) = self.read(vcpu, id, &other).await {
+                    log::warn!("{error}");
+                }
+            }
+        }
+    }
+}
+
+/// The sectors that a map is about.
+fn ranges(map: &ExtentMap, disks: &[DiskId]) -> Vec<DiskRange> {
+    let ranges = map.ranges().filter_map(|(device, start, len)| {
+        Some(DiskRange {
+            disk: *disks.get(device)?,
+            sectors: start.0..start.0 + len.0,
+        })
+    });
+    ranges.collect()
+}
+
+impl State {
+    fn forget_closed(&mut self) {
+        self.open.retain(|open| open.claim.strong_count() > 0);
+    }
+
+    fn contents(&self) -> Vec<(DiskId, Option<Arc<Content>>)> {
+        let disks = self.disks.iter();
+        disks.map(|disk| (disk.id, disk.content.clone())).collect()
+    }
+
+    fn disk_state(&self, id: DiskId, claims: &Claims) -> Option<DiskState> {
+        let disk = self.disks.iter().find(|disk| disk.id == id)?;
+        let mut volumes = Vec::new();
+        if let Some(content) = &disk.content {
+            let partitions = content
+                .table
+                .as_ref()
+                .map_or(&[][..], |table| &table.partitions);
+            for partition in partitions
+                .iter()
+                .filter(|partition| partition.fault.is_none())
+            {
+                let namesakes = partitions
+                    .iter()
+                    .filter(|other| other.label == partition.label);
+                let part = match partition.label.is_empty() || namesakes.count() > 1 {
+                    true => VolumePart::Guid(partition.id),
+                    false => VolumePart::Label(partition.label.clone()),
+                };
+                volumes.push((alloc::format!("{}{part}", disk.name), partition.sectors));
+            }
+            for group in content.groups() {
+                let usable = group.logical.iter();
+                for volume in usable.filter(|volume| volume.fault.is_none()) {
+                    let name = alloc::format!("{}/{}/{}", disk.name, group.name, volume.name);
+                    volumes.push((name, group.sectors(volume)));
+                }
+            }
+        }
+        Some(DiskState {
+            name: disk.name.clone(),
+            sectors: disk.device.device().geometry().sectors,
+            volumes,
+            users: claims.users(id),
+        })
+    }
+}
+
+impl Open {
+    /// Compares an open volume with what its disks say now, and makes it as large as it is there. `None` if it is
+    /// as it was.
+    fn compare(&self, contents: resolve::Contents<'_>) -> Option<Outcome> {
+        let (device, claim) = (self.device.upgrade()?, self.claim.upgrade()?);
+        let resolved = match self.identity {
+            Identity::Partition(disk, guid) => {
+                resolve::partition(contents, disk, &self.name, |it| it.id == guid)
+            }
+            Identity::Logical(disk, group, volume) => resolve::logical(
+                contents,
+                disk,
+                &self.name,
+                |it| it.id == group,
+                |it| it.id == volume,
+                &self.disks,
+            ),
+        };
+        let resolved = match resolved {
+            Ok(resolved) => resolved,
+            Err(error) => return Some(Outcome::Kept(error.to_string())),
+        };
+        let (old, new) = (device.map(), resolved.map);
+        let kept = |reason: &str| Some(Outcome::Kept(reason.to_string()));
+        if *old == new {
+            return None;
+        }
+        if !old.is_start_of(&new) {
+            return match new.is_start_of(&old) {
+                true => kept("it is smaller now"),
+                false => kept("it lies elsewhere now"),
+            };
+        }
+        let (from, to) = (old.sectors(), new.sectors());
+        if from == to {
+            return None;
+        }
+        if resolved.disks.len() > self.disks.len() {
+            return kept("it goes on on another disk, and has to be attached again for that");
+        }
+        let before = ranges(&old, &self.disks);
+        if let Err(overlap) = claim.change(ranges(&new, &self.disks)) {
+            return Some(Outcome::Kept(alloc::format!(
+                "it cannot have what it has grown by: {overlap}"
+            )));
+        }
+        if let Err(error) = device.extend(new) {
+            // What it had is still its own.
+            let _ = claim.change(before);
+            return Some(Outcome::Kept(error.to_string()));
+        }
+        Some(Outcome::Grown { from, to })
+    }
+}

@@ -106,12 +106,14 @@ fn answer_key<H: Hypervisor>(services: &Services<H>, key: u8) {
             }
         }
         b'i' => {
-            for (name, bytes, open) in services.catalog().images() {
-                log::info!("image ram:{name}, {bytes} bytes, open {open} time(s)");
+            for line in services.stores.lines() {
+                log::info!("{line}");
             }
         }
         b'h' | b'?' => {
-            log::info!("keys: s statistics of the connected disks, i images, h this help");
+            log::info!(
+                "keys: s statistics of the connected disks, i images and own disks, h this help"
+            );
         }
         // Enter and the like.
         _ if key.is_ascii_control() => {}

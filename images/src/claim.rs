@@ -53,9 +53,9 @@ impl fmt::Display for InUse {
 
 impl core::error::Error for InUse {}
 
-/// The holders of one image's claims.
+/// The holders of claims to one image, or to another store's device.
 #[derive(Debug, Default)]
-pub(crate) struct Claims {
+pub struct Claims {
     holders: Mutex<Holders>,
 }
 
@@ -74,8 +74,8 @@ struct Holder {
 }
 
 impl Claims {
-    /// A claim, or who stands in its way. With `shared`, others that say so are not in the way.
-    pub(crate) fn take(
+    /// Takes a claim, or returns who stands in its way. With `shared`, others that say so are not in the way.
+    pub fn take(
         self: &Arc<Self>,
         access: Access,
         shared: bool,
@@ -106,15 +106,15 @@ impl Claims {
         })
     }
 
-    /// How many have the image open.
-    pub(crate) fn count(&self) -> usize {
+    /// Returns how many there are.
+    pub fn count(&self) -> usize {
         self.holders.lock().all.len()
     }
 }
 
 /// The right to use an image, given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Claim {
+pub struct Claim {
     claims: Arc<Claims>,
     number: u64,
 }

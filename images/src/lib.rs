@@ -82,7 +82,7 @@ pub mod testing;
 
 pub use async_queue::{AsyncIo, AsyncQueue};
 pub use catalog::{Catalog, NotFound, OpenError};
-pub use claim::{Access, InUse};
+pub use claim::{Access, Claim, Claims, InUse};
 pub use device::{BlockDevice, DiscardLimits, Geometry, SectorSize};
 pub use discard::DiscardMode;
 pub use io::{Io, IoError, Op, Sector, Submitted, Tag};

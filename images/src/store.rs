@@ -60,6 +60,11 @@ pub trait Store {
     /// Returns how such a target is written, for messages: `ram:NAME`.
     fn expected(&self) -> &'static str;
 
+    /// Returns a line about each of its devices, open or not, for the operator.
+    fn lines(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Opens the device that the target names. `owner` is told to others that want it. May wait; the caller
     /// gives it up by dropping the future.
     ///
@@ -146,6 +151,11 @@ impl Stores {
             return Ok(layer.over(device, owner));
         }
         Ok(device)
+    }
+
+    /// Returns a line about each device of every store, for the operator.
+    pub fn lines(&self) -> impl Iterator<Item = String> {
+        self.all.iter().flat_map(|store| store.lines())
     }
 
     fn unknown(&self, store: String) -> TargetError {

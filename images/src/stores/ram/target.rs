@@ -6,8 +6,10 @@ use crate::device::SectorSize;
 use crate::discard::DiscardMode;
 use crate::store::{OpenDevice, Store, open_with};
 use crate::target::{Options, Target, TargetError};
+use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 
 /// `ram:NAME[,sector-size=512|4096][,physical-sector-size=512|4096][,discard=keep|release][,shared=yes|no]`
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +63,13 @@ impl Store for RamStore {
 
     fn expected(&self) -> &'static str {
         "ram:NAME"
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let images = self.catalog.images();
+        let line =
+            |(name, bytes, open)| format!("image ram:{name}, {bytes} bytes, open {open} time(s)");
+        images.map(line).collect()
     }
 
     fn open<'a>(&'a self, target: Target<'a>, access: Access, owner: &'a str) -> OpenDevice<'a> {

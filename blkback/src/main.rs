@@ -17,8 +17,14 @@ use bulkhead_blkback::engine::Options;
 use bulkhead_blkback::memory_target::follow_memory_target;
 use bulkhead_blkback::operator::{answer_keys, grow_on_request};
 use bulkhead_blkback::vcpus::learn_wakeup_latency;
+#[cfg(feature = "vbd")]
+use bulkhead_blkfront::{Frontends, VbdStore};
+#[cfg(feature = "vbd")]
+use bulkhead_executor::Handle;
 use bulkhead_executor::{Executor, VcpuSpawner};
 use bulkhead_grant::Region;
+#[cfg(feature = "vbd")]
+use bulkhead_images::Store;
 use bulkhead_images::{Catalog, ImageMemory, Stores};
 use bulkhead_kernel::command_line::{unknown, value};
 use bulkhead_kernel::logger;
@@ -39,7 +45,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
     let options = options(machine.command_line);
     start_watchdog(machine.command_line);
     let catalog = catalog(take(&mut machine.modules).into_iter().next(), hypervisor);
-    let stores = Stores::new(catalog.with_discard(options.discard));
+    let catalog = catalog.with_discard(options.discard);
     let first = VcpuSpawner::new(hypervisor, hypervisor.vcpu());
     let mut executor = executor(&first, hypervisor);
     let handle = executor.handle();
@@ -51,6 +57,10 @@ fn main(mut machine: Machine) -> ShutdownReason {
         log::error!("the address space for foreign pages has an owner already");
         return ShutdownReason::Crash;
     };
+    #[allow(unused_mut, reason = "without features there are the images alone")]
+    let mut stores = Stores::new(catalog);
+    #[cfg(feature = "vbd")]
+    stores.register(own_disks(&handle, &store, &vcpus, hypervisor));
     let backend = Backend::with(
         vcpus,
         handle.clone(),
@@ -120,6 +130,24 @@ fn main(mut machine: Machine) -> ShutdownReason {
 
     executor.run_until(|| end.get().is_some());
     end.get().unwrap_or(ShutdownReason::Crash)
+}
+
+/// The store of the driver domain's own disks, whose task finds them.
+#[cfg(feature = "vbd")]
+fn own_disks(
+    handle: &Handle<Hypercalls>,
+    store: &Client,
+    vcpus: &[VcpuSpawner<Hypercalls>],
+    hypervisor: Hypercalls,
+) -> Box<dyn Store> {
+    let memory = Arc::new(hypervisor);
+    let disks = Frontends::new(handle.clone(), store.clone(), vcpus.to_vec(), memory);
+    let following = disks.clone();
+    handle.spawn(async move {
+        let Err(error) = following.follow().await;
+        log::error!("disks of our own cannot be followed any more: {error}");
+    });
+    Box::new(VbdStore::new(disks))
 }
 
 /// Reads the options on the command line. Logs words that it does not recognise.

@@ -1,7 +1,11 @@
 //! The data path takes no memory: all of it was taken when the disk connected.
 
-use bulkhead_blkback_testkit::{Frontend, Style, allocations, on_every_path};
+use bulkhead_blkback_testkit::{
+    Frontend, Guest, Lower, Setup, Style, World, allocations, on_every_path,
+};
 use bulkhead_ring::blkif::{Discard, Operation, Request, SLOT_SIZE, Sector, TransferKind};
+use bulkhead_xen_sim::xenstore::toolstack::Disk;
+use std::time::Duration;
 
 /// What the driver domain allocates while it serves what `fill` puts into the ring.
 fn taken(disk: &mut Frontend<'_>, mut fill: impl FnMut(&mut Frontend<'_>)) -> u64 {
@@ -96,4 +100,35 @@ fn hostile_requests_take_nothing_either() {
         });
         assert_eq!(taken, 0);
     });
+}
+
+#[test]
+fn serving_a_disk_of_the_driver_domains_own_takes_nothing() {
+    let world = World::with(Setup {
+        own_disks: true,
+        ..Setup::default()
+    });
+    let lower = Lower::new(&world, &[("below".to_string(), vec![0; 1 << 20])]);
+    lower.attach("xvda", &Disk::new("ram:below"));
+    let guest = Guest::with_memory(&world, 8192);
+    let mut disk = guest.attach("xvda", "vbd:xvda").connected();
+    let mut taken = 0;
+    for round in 0..25 {
+        (0..8).for_each(|n| _ = disk.link().push_write(n * 80, &[1; 80 * 512]));
+        (0..16).for_each(|n| _ = disk.link().push_read(n * 8, 8));
+        disk.link().push_flush();
+        disk.link().kick();
+        while disk.link().outstanding() > 0 {
+            let before = allocations();
+            world.step(true);
+            // What the domain below takes is counted, too.
+            lower.step();
+            if round >= 15 {
+                taken += allocations() - before;
+            }
+            world.sim.advance(Duration::from_millis(1));
+            disk.link().collect();
+        }
+    }
+    assert_eq!(taken, 0);
 }

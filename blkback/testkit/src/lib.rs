@@ -35,6 +35,7 @@ mod io;
 mod journal;
 mod late_disks;
 mod link;
+mod lower;
 mod ramdisk;
 mod random;
 mod resources;
@@ -52,6 +53,7 @@ pub use io::{Answer, POISON, Page};
 pub use journal::install as start_journal;
 pub use late_disks::LateDisks;
 pub use link::{Link, Style};
+pub use lower::Lower;
 pub use ramdisk::{archive_of, content};
 pub use random::Random;
 pub use script::{Script, play};
@@ -62,16 +64,17 @@ use bulkhead_blkback::Backend;
 use bulkhead_blkback::engine::DataPath;
 use bulkhead_blkback::memory_target::follow_memory_target;
 use bulkhead_blkback::operator::grow_on_request;
+use bulkhead_blkfront::{Frontends, VbdStore};
 use bulkhead_grant::Region;
 use bulkhead_images::{Catalog, ImageMemory, Stores};
 use bulkhead_xen::abi::xs_wire::ERROR_RING_INDEX;
-use bulkhead_xen::{DomId, Hypervisor};
+use bulkhead_xen::{DomId, Hypervisor, Instant};
 use bulkhead_xen_sim::xenstore::toolstack::{self, Vbd};
 use bulkhead_xen_sim::{DomainConfig, Sim, SimDomain, SimVcpu};
 use bulkhead_xenstore_client::{Client, Ring};
 use executors::Executors;
 use resources::Resources;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -95,6 +98,10 @@ pub struct World {
     /// The disks whose stores answer when the test lets them.
     pub late: LateDisks,
     executors: Executors,
+    /// Other driver domains, whose disks this one serves.
+    lower: RefCell<Vec<Rc<Executors>>>,
+    /// The driver domain's own disks, if it serves any.
+    pub frontends: Option<Rc<Frontends<SimVcpu>>>,
     /// The ramdisk's address and length.
     ramdisk: (NonNull<u8>, usize),
 }
@@ -129,7 +136,7 @@ impl World {
             driver_domain: true,
             kind: setup.kind,
             vcpus: setup.vcpus,
-            memory_pages: archive.len().div_ceil(4096) + 64,
+            memory_pages: archive.len().div_ceil(4096) + 64 + usize::from(setup.own_disks) * 2048,
             memory_later: setup.memory_later,
             region_pages: setup.region_pages,
             ..DomainConfig::default()
@@ -142,19 +149,32 @@ impl World {
         if setup.reservation {
             catalog = catalog.with_reservation(Arc::new(storage.hypervisor()));
         }
-        let mut stores = Stores::new(catalog);
-        for store in setup.stores {
-            stores.register(store);
-        }
-        if let Some(layer) = setup.layer {
-            stores = stores.behind(layer);
-        }
         let executors = Executors::new(&storage, setup.vcpus);
         let handle = executors.handle();
         // SAFETY: the domain's xenstore ring, used here alone.
         let ring = unsafe { Ring::new(storage.hypervisor(), storage.store_ring()) };
         let store = Client::start(&handle, ring);
         let region = Region::new(storage.hypervisor()).expect("nobody else has the region");
+        let mut stores = Stores::new(catalog);
+        for store in setup.stores {
+            stores.register(store);
+        }
+        let frontends = setup.own_disks.then(|| {
+            let (vcpus, memory) = (executors.spawners(), Arc::new(storage.hypervisor()));
+            let all = Frontends::new(handle.clone(), store.clone(), vcpus, memory);
+            let following = all.clone();
+            handle.spawn(async move {
+                let Err(error) = following.follow().await;
+                log::error!("own disks cannot be followed any more: {error}");
+            });
+            all
+        });
+        if let Some(frontends) = &frontends {
+            stores.register(Box::new(VbdStore::new(frontends.clone())));
+        }
+        if let Some(layer) = setup.layer {
+            stores = stores.behind(layer);
+        }
         let backend = Backend::with(
             executors.spawners(),
             handle.clone(),
@@ -193,6 +213,8 @@ impl World {
             before: Resources::default(),
             late: LateDisks::default(),
             executors,
+            lower: RefCell::default(),
+            frontends,
             ramdisk: (ramdisk, archive.len()),
         };
         world.run();
@@ -211,7 +233,7 @@ impl World {
         let mut moved = false;
         for _ in 0..100_000 {
             let stepped = self.sim.step_xenstored();
-            if !self.executors.step() && !stepped {
+            if !self.step_driver_domains() && !stepped {
                 let ended = self.ended.get() && !self.may_end.get();
                 assert!(!ended, "the backend has given up");
                 return moved;
@@ -219,6 +241,24 @@ impl World {
             moved = true;
         }
         panic!("the machine does not come to rest");
+    }
+
+    /// Each driver domain runs until it sleeps. Returns whether any did something.
+    fn step_driver_domains(&self) -> bool {
+        let mut moved = self.executors.step();
+        for lower in &*self.lower.borrow() {
+            moved |= lower.step();
+        }
+        moved
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let lower = self.lower.borrow();
+        let lower = lower.iter().map(|lower| lower.next_deadline());
+        lower
+            .chain([self.executors.next_deadline()])
+            .flatten()
+            .min()
     }
 
     /// As [`run`](Self::run), where xenstored has nothing to do.
@@ -273,7 +313,7 @@ impl World {
         let end = self.sim.now() + span;
         self.run();
         loop {
-            let next = self.executors.next_deadline();
+            let next = self.next_deadline();
             match next.filter(|next| *next <= end) {
                 Some(next) => self.sim.advance_to(next.max(self.sim.now())),
                 None => break,

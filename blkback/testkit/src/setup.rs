@@ -26,6 +26,8 @@ pub struct Setup {
     pub reservation: bool,
     /// Memory that the driver domain may have later (`maxmem=`), in pages.
     pub memory_later: usize,
+    /// Whether the driver domain serves disks of its own (`vbd:`).
+    pub own_disks: bool,
     /// Where the ramdisk is damaged: bytes from here on are overwritten.
     pub damage: Option<usize>,
 }
@@ -49,6 +51,7 @@ impl Default for Setup {
             options: Options::default(),
             reservation: false,
             memory_later: 0,
+            own_disks: false,
             damage: None,
         }
     }

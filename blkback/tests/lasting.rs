@@ -1,0 +1,383 @@
+//! Disks of the driver domain's own, served to guests: what another driver domain serves to it.
+
+use bulkhead_blkback_testkit::{Frontend, Guest, IMAGE_SIZE, Lower, Setup, World, content};
+use bulkhead_blkfront::PATIENCE;
+use bulkhead_ring::blkif::{Discard, Operation, Request, Sector, Status, TransferKind};
+use bulkhead_xen_sim::xenstore::toolstack::{self, Disk, Vbd};
+use bulkhead_xenbus::XenbusState;
+use std::time::Duration;
+
+/// A driver domain that serves disks of its own, on that many vCPUs.
+fn world(vcpus: u32) -> World {
+    World::with(Setup {
+        own_disks: true,
+        vcpus,
+        ..Setup::default()
+    })
+}
+
+/// Images of another driver domain, whose contents are not those of the first one's.
+fn images() -> Vec<(String, Vec<u8>)> {
+    (0..3)
+        .map(|number| (format!("below{number}"), content(70 + number, IMAGE_SIZE)))
+        .collect()
+}
+
+/// What is on the image with that number.
+fn below(number: u64) -> Vec<u8> {
+    content(70 + number, IMAGE_SIZE)
+}
+
+/// A request goes to the domain below and comes back; both may be held back for company.
+const THERE_AND_BACK: Duration = Duration::from_millis(5);
+
+fn read(disk: &mut Frontend<'_>, sector: u64, sectors: usize) -> Vec<u8> {
+    let answer = answered(disk, |disk| {
+        disk.link().push_read(sector, sectors);
+    });
+    assert_eq!(answer.0, Status::Okay, "{:#?}", disk.world.journal());
+    answer.1
+}
+
+fn write(disk: &mut Frontend<'_>, sector: u64, data: &[u8]) {
+    let answer = answered(disk, |disk| {
+        disk.link().push_write(sector, data);
+    });
+    assert_eq!(answer.0, Status::Okay, "{:#?}", disk.world.journal());
+}
+
+fn answered(disk: &mut Frontend<'_>, ask: impl FnOnce(&mut Frontend<'_>)) -> (Status, Vec<u8>) {
+    ask(disk);
+    disk.link().kick();
+    disk.world.wait(THERE_AND_BACK);
+    let mut answers = disk.link().collect();
+    assert_eq!(answers.len(), 1, "one request, one answer");
+    let answer = answers.remove(0);
+    (answer.status, answer.data)
+}
+
+/// The directory of a disk of the driver domain's own.
+fn own_state(world: &World, vbd: &Vbd) -> Option<XenbusState> {
+    let state = vbd.frontend_state(&mut world.sim.store());
+    state.map(|state| XenbusState::parse(Some(&state)))
+}
+
+#[test]
+fn a_guest_reads_and_writes_a_disk_of_the_driver_domains_own() {
+    for vcpus in [1, 3] {
+        let world = world(vcpus);
+        let lower = Lower::new(&world, &images());
+        let vbd = lower.attach("xvda", &Disk::new("ram:below0"));
+        assert_eq!(own_state(&world, &vbd), Some(XenbusState::Connected));
+        let guest = Guest::new(&world);
+        let mut disk = guest.attach("xvda", "vbd:xvda").connected();
+        assert_eq!(disk.backend_node("sectors").as_deref(), Some("256"));
+        assert_eq!(
+            disk.backend_node("feature-flush-cache").as_deref(),
+            Some("1")
+        );
+        assert!(read(&mut disk, 8, 8) == below(0)[8 * 512..][..4096]);
+        let data: Vec<u8> = (0..20 * 512).map(|n| (n % 249) as u8 + 1).collect();
+        write(&mut disk, 3, &data);
+        assert!(lower.holds(&data), "it has arrived below");
+        assert!(read(&mut disk, 3, 20) == data);
+        disk.link().push_flush();
+        disk.link().kick();
+        world.wait(THERE_AND_BACK);
+        assert_eq!(disk.link().collect()[0].status, Status::Okay);
+        disk.detach();
+        world.sim.assert_no_violations();
+    }
+}
+
+#[test]
+fn every_kind_of_request_reaches_the_backend() {
+    let world = world(1);
+    let lower = Lower::new(&world, &images());
+    lower.attach("xvda", &Disk::new("ram:below1"));
+    let guest = Guest::with_memory(&world, 4096);
+    let mut disk = guest.attach("xvda", "vbd:xvda").connected();
+    // 32 pages: more segments than a plain request has, asked for by an indirect one.
+    let data: Vec<u8> = (0..32 * 4096_u32).map(|n| (n % 253) as u8).collect();
+    disk.link().push_write(0, &data);
+    disk.link().kick();
+    world.wait(THERE_AND_BACK);
+    assert_eq!(disk.link().collect()[0].status, Status::Okay);
+    assert!(lower.holds(&data));
+    let before = world.storage.stats();
+    assert!(read(&mut disk, 128, 88) == data[128 * 512..216 * 512]);
+    let after = world.storage.stats();
+    assert_eq!(after.maps, before.maps, "nothing is mapped for data");
+    assert_eq!(after.copy_calls, before.copy_calls + 1, "one copy");
+    // A barrier, a flush with data, and a discard.
+    for kind in [TransferKind::WriteBarrier, TransferKind::FlushAndWrite] {
+        let answer = answered(&mut disk, |disk| {
+            disk.link()
+                .push_transfer(kind, 8, 1, &[kind.opcode().0; 512]);
+        });
+        assert_eq!(answer.0, Status::Okay);
+        assert!(read(&mut disk, 8, 1) == [kind.opcode().0; 512]);
+    }
+    assert_eq!(disk.backend_node("feature-discard").as_deref(), Some("1"));
+    let answer = answered(&mut disk, |disk| {
+        let id = disk.link().new_id();
+        let discard = Discard {
+            sector: Sector(16),
+            count: 8,
+            secure: true,
+        };
+        let request = Request::of(id, Operation::Discard(discard));
+        disk.link().push(&request, Vec::new());
+    });
+    assert_eq!(answer.0, Status::Okay);
+    assert!(read(&mut disk, 16, 8) == [0; 4096]);
+    disk.detach();
+    world.sim.assert_no_violations();
+}
+
+#[test]
+fn a_read_only_disk_is_served_to_readers_and_a_writer_is_alone() {
+    let world = world(1);
+    let lower = Lower::new(&world, &images());
+    lower.attach("xvda", &Disk::read_only("ram:below0"));
+    lower.attach("xvdb", &Disk::new("ram:below1"));
+    let guests = [Guest::new(&world), Guest::new(&world), Guest::new(&world)];
+    let writer = guests[0].attach("xvda", "vbd:xvda");
+    assert_eq!(
+        writer.problem().as_deref(),
+        Some("the driver domain's disk xvda is read-only, expected access=ro")
+    );
+    writer.finish_detach();
+    let readers = [0, 1].map(|n| guests[n].attach_read_only("xvda", "vbd:xvda").connected());
+    for mut reader in readers {
+        assert!(read(&mut reader, 0, 8) == below(0)[..4096]);
+        reader.detach();
+    }
+    let writer = guests[0].attach("xvda", "vbd:xvdb").connected();
+    let second = guests[1].attach("xvda", "vbd:xvdb");
+    let problem = second.problem().expect("it has a writer");
+    assert!(
+        problem.starts_with("disk xvdb is open for writing by vbd"),
+        "{problem}"
+    );
+    second.finish_detach();
+    writer.detach();
+    let shared = [1, 2].map(|n| guests[n].attach("xvda", "vbd:xvdb,shared=yes").connected());
+    shared.into_iter().for_each(Frontend::detach);
+    world.sim.assert_no_violations();
+}
+
+#[test]
+fn a_target_that_names_no_disk_says_which_there_are() {
+    let world = world(1);
+    let guest = Guest::new(&world);
+    let refused = |target: &str| {
+        let disk = guest.attach("xvda", target);
+        world.wait(Duration::from_secs(7));
+        let problem = disk.problem().expect("refused");
+        disk.finish_detach();
+        problem
+    };
+    assert_eq!(
+        refused("vbd:xvda"),
+        "no disk xvda: the driver domain has no disks of its own (disk= in its configuration)"
+    );
+    let lower = Lower::new(&world, &images());
+    lower.attach("xvdc", &Disk::new("ram:below0"));
+    assert_eq!(refused("vbd:xvda"), "no disk xvda, there are: xvdc");
+    assert_eq!(refused("vbd:"), "'vbd:' names no disk, expected vbd:xvda");
+    assert_eq!(
+        refused("vbd:xvdc/vg0/alice"),
+        "volumes such as vg0/alice are not served yet, expected a whole disk: vbd:xvdc"
+    );
+    for option in [
+        "sector-size=4096",
+        "physical-sector-size=4096",
+        "discard=keep",
+    ] {
+        let (name, _) = option.split_once('=').unwrap();
+        assert_eq!(
+            refused(&format!("vbd:xvdc,{option}")),
+            format!("vbd: shows a disk as it is, expected it without {name}=")
+        );
+    }
+    world.sim.assert_no_violations();
+}
+
+#[test]
+fn a_guest_waits_for_a_disk_that_is_attached_a_little_later() {
+    let world = world(1);
+    let lower = Lower::new(&world, &images());
+    let guest = Guest::new(&world);
+    let disk = guest.attach("xvda", "vbd:xvdb");
+    world.wait(Duration::from_secs(4));
+    assert_eq!(disk.backend(), Some(XenbusState::Initialising));
+    lower.attach("xvdb", &Disk::new("ram:below0"));
+    let mut disk = disk.connected();
+    assert!(read(&mut disk, 0, 8) == below(0)[..4096]);
+    disk.detach();
+    world.sim.assert_no_violations();
+}
+
+#[test]
+fn a_disk_in_use_is_detached_when_its_guest_is_gone() {
+    let world = world(1);
+    let lower = Lower::new(&world, &images());
+    let vbd = lower.attach("xvda", &Disk::new("ram:below0"));
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvda", "vbd:xvda").connected();
+    toolstack::request_detach(&mut world.sim.store(), &vbd);
+    world.wait(Duration::from_secs(12));
+    assert_eq!(lower.state(&vbd), Some(XenbusState::Closing));
+    write(&mut disk, 0, &[1; 512]);
+    disk.detach();
+    world.wait_for_removal();
+    assert!(vbd.backend_gone(&world.sim.store()), "it is let go of");
+    toolstack::finish_detach(&mut world.sim.store(), &vbd);
+    world.wait(Duration::from_secs(1));
+    world.sim.assert_no_violations();
+    assert_eq!(
+        world.storage.grants_in_use(),
+        0,
+        "nothing is granted any more"
+    );
+}
+
+#[test]
+fn a_disk_that_grows_is_announced_to_guests() {
+    let world = world(1);
+    let lower = Lower::new(&world, &images());
+    lower.attach("xvda", &Disk::new("ram:below0"));
+    let guest = Guest::new(&world);
+    let disk = guest.attach("xvda", "vbd:xvda").connected();
+    let grow = format!("/local/domain/{}/data/grow", lower.domain.id());
+    world.write(&grow, "below0 256K");
+    assert_eq!(disk.backend_node("sectors").as_deref(), Some("512"));
+    disk.detach();
+    world.sim.assert_no_violations();
+}
+
+/// The backend's driver starts anew while requests are on the ring: it closes the disk, and offers it again.
+#[test]
+fn what_a_backend_that_closes_has_not_answered_is_asked_again() {
+    let world = world(1);
+    let lower = Lower::new(&world, &images());
+    let vbd = lower.attach("xvda", &Disk::new("ram:below0"));
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvda", "vbd:xvda").connected();
+    write(&mut disk, 0, &[7; 512]);
+    lower.pause(true);
+    for number in 0..20_u8 {
+        disk.link()
+            .push_write(u64::from(number) * 2, &[number + 100; 512]);
+    }
+    disk.link().push_read(1, 1);
+    disk.link().kick();
+    world.wait(THERE_AND_BACK);
+    assert_eq!(disk.link().collect(), [], "nobody answers");
+    // As its driver does when it is unbound, without having looked at the ring.
+    world
+        .sim
+        .store()
+        .write(&format!("{}/state", vbd.backend_path()), "5");
+    world.wait(THERE_AND_BACK);
+    assert_eq!(own_state(&world, &vbd), Some(XenbusState::Closed));
+    // It is there again.
+    lower.pause(false);
+    world.wait(Duration::from_secs(5));
+    assert_eq!(own_state(&world, &vbd), Some(XenbusState::Connected));
+    let answers = disk.link().collect();
+    assert_eq!(answers.len(), 21, "{:#?}", world.journal());
+    assert!(answers.iter().all(|answer| answer.status == Status::Okay));
+    for number in 0..20_u8 {
+        assert!(read(&mut disk, u64::from(number) * 2, 1) == [number + 100; 512]);
+    }
+    disk.detach();
+    world.sim.assert_no_violations();
+}
+
+/// A driver domain is destroyed, and another one is given its place.
+#[test]
+fn requests_wait_for_another_driver_domain_in_the_place_of_one_that_was_destroyed() {
+    let world = world(2);
+    let lower = Lower::new(&world, &images());
+    let vbd = lower.attach("xvda", &Disk::new("ram:below0"));
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvda", "vbd:xvda").connected();
+    write(&mut disk, 0, &[7; 512]);
+    lower.pause(true);
+    disk.link().push_write(8, &[9; 512]);
+    disk.link().push_flush();
+    disk.link().push_read(16, 8);
+    disk.link().kick();
+    world.wait(THERE_AND_BACK);
+    lower.destroy();
+    world.wait(Duration::from_secs(10));
+    assert_eq!(disk.link().collect(), [], "they wait");
+    // xl block-detach: "already removed, cleanup frontend only".
+    toolstack::finish_detach(&mut world.sim.store(), &vbd);
+    world.wait(Duration::from_secs(1));
+    let other = Lower::new(&world, &images());
+    other.attach("xvda", &Disk::new("ram:below0"));
+    world.wait(Duration::from_secs(5));
+    let answers = disk.link().collect();
+    assert_eq!(answers.len(), 3, "{:#?}", world.journal());
+    assert!(answers.iter().all(|answer| answer.status == Status::Okay));
+    assert!(other.holds(&[9; 512]));
+    disk.detach();
+    world.sim.assert_no_violations();
+}
+
+#[test]
+fn requests_do_not_wait_for_ever_for_a_backend_that_is_gone() {
+    let world = world(1);
+    let lower = Lower::new(&world, &images());
+    lower.attach("xvda", &Disk::new("ram:below0"));
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvda", "vbd:xvda").connected();
+    lower.destroy();
+    disk.link().push_read(0, 8);
+    disk.link().kick();
+    world.wait(PATIENCE - Duration::from_secs(1));
+    assert_eq!(disk.link().collect(), []);
+    world.wait(Duration::from_secs(5));
+    let answers = disk.link().collect();
+    assert_eq!(answers.len(), 1, "{:#?}", world.journal());
+    assert_eq!(answers[0].status, Status::Error);
+    disk.detach();
+    world.sim.assert_no_violations();
+}
+
+#[test]
+fn another_disk_in_the_place_of_one_in_use_is_not_written_to() {
+    let world = world(1);
+    let lower = Lower::new(&world, &images());
+    let vbd = lower.attach("xvda", &Disk::new("ram:below0"));
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvda", "vbd:xvda").connected();
+    write(&mut disk, 0, &[7; 512]);
+    lower.destroy();
+    disk.link().push_write(8, &[0xa5; 512]);
+    disk.link().kick();
+    world.wait(THERE_AND_BACK);
+    toolstack::finish_detach(&mut world.sim.store(), &vbd);
+    world.run();
+    let other = Lower::new(&world, &images());
+    let vbd = other.attach("xvda", &Disk::new("ram:below2"));
+    world.wait(Duration::from_secs(2));
+    assert_eq!(disk.link().collect()[0].status, Status::Error);
+    assert!(!other.holds(&[0xa5; 512]));
+    let said = |line: &String| line.contains("another disk was attached in its place");
+    assert!(world.journal().iter().any(said), "{:#?}", world.journal());
+    disk.detach();
+    // Once it is attached anew it serves.
+    toolstack::request_detach(&mut world.sim.store(), &vbd);
+    world.wait_for_removal();
+    toolstack::finish_detach(&mut world.sim.store(), &vbd);
+    world.run();
+    other.attach("xvda", &Disk::new("ram:below2"));
+    let mut disk = guest.attach("xvda", "vbd:xvda").connected();
+    assert!(read(&mut disk, 0, 8) == below(2)[..4096]);
+    disk.detach();
+    world.sim.assert_no_violations();
+}

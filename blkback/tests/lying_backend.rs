@@ -1,0 +1,313 @@
+//! Backends of the driver domain's own disks that lie: whatever they do, it costs those who use that disk, and
+//! nobody else.
+
+use bulkhead_blkback_testkit::{Frontend, Guest, IMAGE_SIZE, Lower, Setup, World, content};
+use bulkhead_grant::{MappedPages, Region};
+use bulkhead_ring::blkif::{Abi, Blkif, Opcode, Request, RequestId, Response, Status};
+use bulkhead_ring::{BackRing, SharedPages};
+use bulkhead_xen::{GrantRef, Hypervisor, Port};
+use bulkhead_xen_sim::xenstore::toolstack::{self, Disk, Vbd};
+use bulkhead_xen_sim::{SimDomain, SimVcpu};
+use bulkhead_xenbus::XenbusState;
+use std::time::Duration;
+
+/// A request goes to the backend and comes back.
+const THERE_AND_BACK: Duration = Duration::from_millis(5);
+
+/// What a backend says of its disk before and after it is connected.
+const OFFER: [(&str, &str); 2] = [
+    ("max-ring-page-order", "2"),
+    ("multi-queue-max-queues", "1"),
+];
+const DISK: [(&str, &str); 4] = [
+    ("sectors", "256"),
+    ("sector-size", "512"),
+    ("feature-flush-cache", "1"),
+    ("info", "0"),
+];
+
+/// A backend whose every act is the test's.
+struct Liar<'w> {
+    world: &'w World,
+    domain: SimDomain,
+    vbd: Vbd,
+    ring: Option<(BackRing<SharedPages, Blkif>, MappedPages<SimVcpu>, Port)>,
+}
+
+impl<'w> Liar<'w> {
+    /// Offers a disk, connects to the rings that are published, and says this of the disk.
+    fn new(world: &'w World, disk: &[(&str, &str)]) -> Liar<'w> {
+        let domain = world.sim.add_domain();
+        let vbd = Vbd::new(domain.id(), world.storage.id(), "xvda");
+        toolstack::attach(&mut world.sim.store(), &vbd, &Disk::new("anything"));
+        let mut liar = Liar {
+            world,
+            domain,
+            vbd,
+            ring: None,
+        };
+        liar.say(&OFFER, XenbusState::InitWait);
+        assert_eq!(liar.frontend(), Some(XenbusState::Initialised));
+        liar.connect();
+        liar.say(disk, XenbusState::Connected);
+        liar
+    }
+
+    fn connect(&mut self) {
+        let path = self.vbd.frontend_path();
+        let number = |name: &str| -> u32 {
+            let value = self.world.read(&format!("{path}/{name}"));
+            value.expect(name).parse().expect("a number")
+        };
+        assert_eq!(number("ring-page-order"), 2);
+        let grefs: Vec<_> = (0..4)
+            .map(|page| GrantRef(number(&format!("ring-ref{page}"))))
+            .collect();
+        let hypervisor = self.domain.hypervisor();
+        let port = Port(number("event-channel"));
+        let port = hypervisor.bind_interdomain(self.world.storage.id(), port);
+        let region = Region::new(hypervisor).expect("nobody else has it");
+        let pages = region.map_pages(self.world.storage.id(), &grefs);
+        let pages = pages.expect("room").expect("granted");
+        // SAFETY: the pages are kept as long as the ring.
+        let shared = unsafe { SharedPages::new(pages.base(), 4) }.expect("a ring");
+        let ring = BackRing::new(shared, Blkif::new(Abi::X86_64)).expect("large enough");
+        self.ring = Some((ring, pages, port.expect("it is unbound")));
+    }
+
+    fn say(&self, nodes: &[(&str, &str)], state: XenbusState) {
+        let path = self.vbd.backend_path();
+        for (name, value) in nodes {
+            self.world
+                .sim
+                .store()
+                .write(&format!("{path}/{name}"), value);
+        }
+        self.world
+            .write(&format!("{path}/state"), &state.to_string());
+    }
+
+    fn frontend(&self) -> Option<XenbusState> {
+        let state = self.vbd.frontend_state(&mut self.world.sim.store());
+        state.map(|state| XenbusState::parse(Some(&state)))
+    }
+
+    /// The next request.
+    fn take(&mut self) -> Request {
+        let (ring, ..) = self.ring.as_mut().expect("connected");
+        ring.take()
+            .expect("a ring")
+            .expect("a request")
+            .expect("well-formed")
+    }
+
+    fn answer(&mut self, response: &Response) {
+        let (ring, _, port) = self.ring.as_mut().expect("connected");
+        ring.respond(response).expect("it was asked");
+        let _ = ring.publish();
+        self.domain.hypervisor().notify(*port).expect("bound");
+        self.world.wait(THERE_AND_BACK);
+    }
+
+    /// Writes the response producer index.
+    fn produce(&mut self, index: u32) {
+        let (_, pages, port) = self.ring.as_mut().expect("connected");
+        // SAFETY: within the ring's first page (`io/ring.h`), which is mapped.
+        unsafe { pages.base().add(8).cast::<u32>().write_volatile(index) };
+        self.domain.hypervisor().notify(*port).expect("bound");
+        self.world.wait(THERE_AND_BACK);
+    }
+}
+
+fn world() -> World {
+    World::with(Setup {
+        own_disks: true,
+        ..Setup::default()
+    })
+}
+
+/// Another disk of the driver domain's own, whose backend behaves.
+fn bystander<'w>(world: &'w World, lower: &Lower<'w>) -> Frontend<'w> {
+    lower.attach("xvdb", &Disk::new("ram:good"));
+    Guest::new(world).attach("xvda", "vbd:xvdb").connected()
+}
+
+fn is_served(disk: &mut Frontend<'_>) {
+    disk.link().push_read(8, 8);
+    disk.link().kick();
+    disk.world.wait(THERE_AND_BACK);
+    let answers = disk.link().collect();
+    assert!(answers[0].data == content(90, IMAGE_SIZE)[8 * 512..][..4096]);
+}
+
+fn images() -> Vec<(String, Vec<u8>)> {
+    vec![("good".to_string(), content(90, IMAGE_SIZE))]
+}
+
+/// A guest's disk on that of a backend.
+fn ask<'w>(world: &'w World, requests: usize) -> Frontend<'w> {
+    let mut disk = Guest::new(world).attach("xvda", "vbd:xvda").connected();
+    for _ in 0..requests {
+        disk.link().push_read(0, 8);
+    }
+    disk.link().kick();
+    world.wait(THERE_AND_BACK);
+    assert_eq!(disk.link().collect(), []);
+    disk
+}
+
+#[test]
+fn a_backend_that_answers_well_is_believed() {
+    let world = world();
+    let mut liar = Liar::new(&world, &DISK);
+    let mut disk = ask(&world, 2);
+    let (first, second) = (liar.take(), liar.take());
+    liar.answer(&second.response(Status::Okay));
+    assert_eq!(disk.link().collect()[0].status, Status::Okay);
+    liar.answer(&first.response(Status::Error));
+    assert_eq!(disk.link().collect()[0].status, Status::Error);
+    // An error of the disk is no lie.
+    assert_eq!(liar.frontend(), Some(XenbusState::Connected));
+}
+
+#[test]
+fn each_lie_costs_that_disk_alone() {
+    type Act = fn(&mut Liar<'_>);
+    let lies: [(&str, Act); 6] = [
+        ("answered request 77, which it was not asked", |liar| {
+            let request = liar.take();
+            let response = request.response(Status::Okay);
+            let id = RequestId(77);
+            liar.answer(&Response { id, ..response });
+        }),
+        ("answered request 18446744073709551615, which", |liar| {
+            let response = liar.take().response(Status::Okay);
+            let id = RequestId(u64::MAX);
+            liar.answer(&Response { id, ..response });
+        }),
+        ("which it was not asked", |liar| {
+            let (first, _) = (liar.take(), liar.take());
+            liar.answer(&first.response(Status::Okay));
+            liar.answer(&first.response(Status::Okay));
+        }),
+        ("answered WRITE where it was asked for READ", |liar| {
+            let response = liar.take().response(Status::Okay);
+            let operation = Opcode::WRITE;
+            liar.answer(&Response {
+                operation,
+                ..response
+            });
+        }),
+        ("answered with status 7", |liar| {
+            let response = liar.take().response(Status::Other(7));
+            liar.answer(&response);
+        }),
+        ("ring overrun: producer index 0x3", |liar| liar.produce(3)),
+    ];
+    for (reason, lie) in lies {
+        let world = world();
+        let lower = Lower::new(&world, &images());
+        let mut other = bystander(&world, &lower);
+        let mut liar = Liar::new(&world, &DISK);
+        let mut disk = ask(&world, 2);
+        lie(&mut liar);
+        let journal = world.journal();
+        let told = |line: &&String| line.contains("disk xvda: given up") && line.contains(reason);
+        assert_eq!(
+            journal.iter().filter(told).count(),
+            1,
+            "{reason}: {journal:#?}"
+        );
+        let answers = disk.link().collect();
+        let failed = answers
+            .iter()
+            .filter(|answer| answer.status == Status::Error);
+        assert!(failed.count() >= 1, "{reason}");
+        assert_eq!(disk.link().outstanding(), 0, "{reason}");
+        assert_eq!(liar.frontend(), Some(XenbusState::Closed), "{reason}");
+        // What is asked later fails at once.
+        disk.link().push_read(0, 1);
+        disk.link().kick();
+        world.wait(THERE_AND_BACK);
+        assert_eq!(disk.link().collect()[0].status, Status::Error);
+        let refused = Guest::new(&world).attach("xvdc", "vbd:xvda");
+        let problem = refused.problem().expect("refused");
+        assert!(
+            problem.contains("was given up") && problem.contains(reason),
+            "{problem}"
+        );
+        is_served(&mut other);
+        // It still has the ring mapped. Nothing of that memory is used for another disk.
+        disk.detach();
+        other.detach();
+        assert!(world.storage.grants_in_use() >= 4);
+        world.no_mistakes();
+    }
+}
+
+#[test]
+fn a_backend_that_says_nonsense_of_its_disk_is_not_connected_to() {
+    for (nodes, reason) in [
+        (
+            &[("sectors", "many")][..],
+            "the backend's sectors is \"many\"",
+        ),
+        (&[("sectors", "0")], "the backend's sectors is \"0\""),
+        (&[], "the backend published no sectors"),
+        (
+            &[("sectors", "8"), ("sector-size", "1000")],
+            "the backend's sector-size is \"1000\"",
+        ),
+    ] {
+        let world = world();
+        let lower = Lower::new(&world, &images());
+        let mut other = bystander(&world, &lower);
+        let liar = Liar::new(&world, nodes);
+        assert_eq!(liar.frontend(), Some(XenbusState::Closed));
+        let refused = Guest::new(&world).attach("xvdc", "vbd:xvda");
+        let problem = refused.problem().expect("refused");
+        assert!(problem.contains(reason), "{problem}");
+        is_served(&mut other);
+        world.no_mistakes();
+    }
+}
+
+#[test]
+fn memory_that_a_backend_does_not_let_go_of_is_not_used_again() {
+    let world = world();
+    let mut liar = Liar::new(&world, &DISK);
+    let mut disk = ask(&world, 1);
+    liar.say(&[], XenbusState::Closing);
+    world.wait(Duration::from_secs(5));
+    assert_eq!(liar.frontend(), Some(XenbusState::Closed));
+    let said = |line: &String| line.contains("does not let go of our memory");
+    assert!(world.journal().iter().any(said), "{:#?}", world.journal());
+    // It lets go, and may come back.
+    liar.ring = None;
+    liar.say(&[], XenbusState::Closed);
+    world.wait(Duration::from_secs(60));
+    assert_eq!(liar.frontend(), Some(XenbusState::Initialising));
+    liar.say(&OFFER, XenbusState::InitWait);
+    assert_eq!(liar.frontend(), Some(XenbusState::Initialised));
+    assert_eq!(disk.link().outstanding(), 1);
+    world.no_mistakes();
+}
+
+/// Linux's driver, unbound and bound again, goes on with the rings that it finds.
+#[test]
+fn a_backend_that_starts_anew_may_go_on_with_the_rings_it_finds() {
+    let world = world();
+    let mut liar = Liar::new(&world, &DISK);
+    let mut disk = ask(&world, 1);
+    let request = liar.take();
+    liar.say(&[], XenbusState::InitWait);
+    world.wait(Duration::from_secs(2));
+    assert_eq!(liar.frontend(), Some(XenbusState::Connected));
+    liar.say(&[], XenbusState::Connected);
+    liar.answer(&request.response(Status::Okay));
+    assert_eq!(disk.link().collect().len(), 1);
+    // One that does not is told to begin again.
+    liar.say(&[], XenbusState::InitWait);
+    world.wait(Duration::from_secs(6));
+    assert_eq!(liar.frontend(), Some(XenbusState::Closed));
+}

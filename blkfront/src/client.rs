@@ -1,0 +1,286 @@
+//! The requests of one queue, from their submission to their completion, and the memory that their data is in.
+
+use crate::memory::SharedMemory;
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use bulkhead_grant::OutOfMemory;
+use bulkhead_grant::memory::{filled, room_for};
+use bulkhead_images::{IoError, Op, Tag};
+use bulkhead_xen::{Hypervisor, PAGE_SIZE};
+use core::task::Waker;
+
+/// A request.
+#[derive(Clone, Copy)]
+pub struct Entry {
+    tag: Tag,
+    /// What it does.
+    pub op: Op,
+    /// The first page of its data, and the bytes.
+    pub page: u16,
+    pub len: u32,
+    /// How many of its steps were asked for: pages of data, or one.
+    pub next: u16,
+    /// How many parts the backend has yet to answer.
+    pub parts: u16,
+    failed: Option<IoError>,
+    used: bool,
+    /// It is in the list of those that wait for the ring.
+    waits: bool,
+    /// Its place in the order of submission.
+    order: u64,
+}
+
+impl Entry {
+    const UNUSED: Entry = Entry {
+        tag: Tag(0),
+        op: Op::Flush,
+        page: 0,
+        len: 0,
+        next: 0,
+        parts: 0,
+        failed: None,
+        used: false,
+        waits: false,
+        order: 0,
+    };
+
+    /// Returns how many steps it has: pages of data, or one.
+    #[inline]
+    pub fn steps(&self) -> u16 {
+        match self.op {
+            Op::Read { .. } | Op::Write { .. } => (self.len as usize).div_ceil(PAGE_SIZE) as u16,
+            _ => 1,
+        }
+    }
+}
+
+/// One queue's part of a link. All of its memory is taken when it is opened.
+pub struct Client<H: Hypervisor> {
+    memory: SharedMemory<H>,
+    entries: Vec<Entry>,
+    free: Vec<u16>,
+    waiting: VecDeque<u16>,
+    done: Vec<(Tag, Result<(), IoError>)>,
+    waker: Option<Waker>,
+    open: bool,
+    submitted: u64,
+}
+
+impl<H: Hypervisor> Client<H> {
+    /// Returns a queue for up to `depth` requests at a time, with data in `memory`.
+    pub fn new(memory: SharedMemory<H>, depth: usize) -> Result<Self, OutOfMemory> {
+        let mut waiting = VecDeque::new();
+        let bytes = depth * size_of::<u16>();
+        let reserved = waiting.try_reserve_exact(depth);
+        reserved.map_err(|_| OutOfMemory { bytes })?;
+        Ok(Client {
+            memory,
+            entries: filled(depth, |_| Entry::UNUSED)?,
+            free: filled(depth, |entry| (depth - 1 - entry) as u16)?,
+            waiting,
+            done: room_for(depth)?,
+            waker: None,
+            open: true,
+            submitted: 0,
+        })
+    }
+
+    /// Opens a closed queue again, if it is large enough. Nothing of its last user's data is left.
+    pub fn reopen(&mut self, depth: usize) -> bool {
+        if self.entries.len() < depth {
+            return false;
+        }
+        self.memory.clear();
+        self.open = true;
+        true
+    }
+
+    /// Closes the queue. What was asked for stays until it is answered, if there is a backend.
+    pub fn close(&mut self, connected: bool) {
+        self.open = false;
+        self.waker = None;
+        self.done.clear();
+        while let Some(entry) = self.waiting.pop_front() {
+            self.entries[usize::from(entry)].waits = false;
+            self.settle(entry);
+        }
+        if !connected {
+            self.disconnected();
+        }
+    }
+
+    pub fn is_open(&self) -> bool {
+        self.open
+    }
+
+    /// Returns whether the backend has answered everything.
+    pub fn is_idle(&self) -> bool {
+        self.free.len() == self.entries.len()
+    }
+
+    pub fn memory(&mut self) -> &mut SharedMemory<H> {
+        &mut self.memory
+    }
+
+    /// Notes a request; `None` if there are as many as there may be.
+    #[inline]
+    pub fn begin(&mut self, tag: Tag, op: Op, page: u16, len: u32) -> Option<u16> {
+        let entry = self.free.pop()?;
+        self.submitted += 1;
+        self.entries[usize::from(entry)] = Entry {
+            tag,
+            op,
+            page,
+            len,
+            used: true,
+            order: self.submitted,
+            ..Entry::UNUSED
+        };
+        Some(entry)
+    }
+
+    /// Returns the memory, and a request.
+    #[inline]
+    pub fn parts(&mut self, entry: u16) -> (&SharedMemory<H>, &mut Entry) {
+        (&self.memory, &mut self.entries[usize::from(entry)])
+    }
+
+    #[inline]
+    pub fn none_waiting(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Has a request wait for room on the ring, or for a ring.
+    pub fn wait(&mut self, entry: u16) {
+        self.entries[usize::from(entry)].waits = true;
+        self.waiting.push_back(entry);
+    }
+
+    /// The same, before the others.
+    pub fn wait_first(&mut self, entry: u16) {
+        self.entries[usize::from(entry)].waits = true;
+        self.waiting.push_front(entry);
+    }
+
+    /// Takes the first request that waits. One that has failed in part is not asked for any further.
+    pub fn next_waiting(&mut self) -> Option<u16> {
+        loop {
+            let entry = self.waiting.pop_front()?;
+            let request = &mut self.entries[usize::from(entry)];
+            request.waits = false;
+            if request.failed.is_none() {
+                return Some(entry);
+            }
+            self.settle(entry);
+        }
+    }
+
+    /// The backend has answered a part of a request.
+    #[inline]
+    pub fn answered(&mut self, entry: u16, outcome: Result<(), IoError>) {
+        let request = &mut self.entries[usize::from(entry)];
+        request.parts -= 1;
+        if let Err(error) = outcome {
+            request.failed = Some(error);
+        }
+        self.settle(entry);
+    }
+
+    /// Completes a request, unless some of it is still to be asked for or to be answered.
+    #[inline]
+    fn settle(&mut self, entry: u16) {
+        let request = &mut self.entries[usize::from(entry)];
+        if request.parts > 0 || request.waits {
+            return;
+        }
+        let outcome = request.failed.map_or(Ok(()), Err);
+        self.end(entry, outcome);
+    }
+
+    #[inline]
+    fn end(&mut self, entry: u16, outcome: Result<(), IoError>) {
+        let request = &mut self.entries[usize::from(entry)];
+        request.used = false;
+        let tag = request.tag;
+        self.free.push(entry);
+        if self.open {
+            self.done.push((tag, outcome));
+            if let Some(waker) = self.waker.take() {
+                waker.wake();
+            }
+        }
+    }
+
+    /// Passes on what has completed. False if nothing has.
+    #[inline]
+    pub fn drain(&mut self, sink: &mut dyn FnMut(Tag, Result<(), IoError>)) -> bool {
+        let any = !self.done.is_empty();
+        for (tag, outcome) in self.done.drain(..) {
+            sink(tag, outcome);
+        }
+        any
+    }
+
+    /// Keeps the waker of whoever waits for a completion.
+    #[inline]
+    pub fn wake_with(&mut self, waker: &Waker) {
+        match &mut self.waker {
+            Some(kept) => kept.clone_from(waker),
+            none => *none = Some(waker.clone()),
+        }
+    }
+
+    /// Gives up the requests with that tag, or all, of which the backend has seen nothing.
+    pub fn cancel(&mut self, tag: Option<Tag>) {
+        for _ in 0..self.waiting.len() {
+            let Some(entry) = self.waiting.pop_front() else {
+                return;
+            };
+            let request = &mut self.entries[usize::from(entry)];
+            if request.next == 0 && tag.is_none_or(|tag| tag == request.tag) {
+                request.waits = false;
+                self.end(entry, Err(IoError::Cancelled));
+            } else {
+                self.waiting.push_back(entry);
+            }
+        }
+    }
+
+    /// There is no backend any more: what it has not answered is to be asked for again, in its order. What a closed
+    /// queue had asked for is forgotten.
+    pub fn disconnected(&mut self) {
+        self.waiting.clear();
+        for number in 0..self.entries.len() as u16 {
+            let request = &mut self.entries[usize::from(number)];
+            if !request.used {
+                continue;
+            }
+            (request.next, request.parts) = (0, 0);
+            (request.failed, request.waits) = (None, self.open);
+            match self.open {
+                true => self.waiting.push_back(number),
+                false => self.end(number, Ok(())),
+            }
+        }
+        // Few, and seldom: a sort of the library's would be larger than all of this.
+        let order = |number: u16| self.entries[usize::from(number)].order;
+        let waiting = self.waiting.make_contiguous();
+        for end in 1..waiting.len() {
+            let mut at = end;
+            while at > 0 && order(waiting[at - 1]) > order(waiting[at]) {
+                waiting.swap(at - 1, at);
+                at -= 1;
+            }
+        }
+    }
+
+    /// Fails all requests.
+    pub fn fail(&mut self) {
+        self.waiting.clear();
+        for number in 0..self.entries.len() as u16 {
+            if self.entries[usize::from(number)].used {
+                self.end(number, Err(IoError::Medium));
+            }
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! A disk of our own: what guests' disks share of it, on whatever vCPU they are served, and each of them as a
+//! block device.
+
+use crate::backend_nodes::Properties;
+use crate::link::{Lie, Link};
+use crate::memory::{NotShared, PagePool, SharedMemory};
+use crate::queue::{Queue, depth_of};
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use bulkhead_executor::Waiters;
+use bulkhead_grant::GrantTable;
+use bulkhead_images::{
+    Access, BlockDevice, Claim, Claims, DiscardLimits, Geometry, InUse, OpenQueue, OpenQueueError,
+    QueueContext, Sector, SectorSize, not_opened, opened,
+};
+use bulkhead_xen::Hypervisor;
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use core::task::Waker;
+use futures_util::task::AtomicWaker;
+use spin::{Mutex, Once};
+
+/// The pages of guests' queues together, as long as no disk has more of them than there are vCPUs.
+const DISK_PAGES: usize = 384;
+
+/// The queues of one guest's disk at least, for which there are pages.
+const LEAST_QUEUES: usize = 4;
+
+/// A disk of our own.
+pub struct Disk<H: Hypervisor> {
+    /// Its name, as guests' targets have it.
+    pub name: String,
+    links: Vec<Mutex<Link<H>>>,
+    /// How many of the links have a ring, as long as a backend is connected; 0 before the first.
+    rings: AtomicUsize,
+    properties: Mutex<Option<Properties>>,
+    sectors: AtomicU64,
+    connected: AtomicBool,
+    /// Why the disk was given up for good.
+    failure: Once<String>,
+    /// Wakes the disk's task.
+    task: AtomicWaker,
+    claims: Arc<Claims>,
+    /// Guests' disks that are told of a new size.
+    resized: Mutex<Waiters>,
+    pool: PagePool,
+    grants: GrantTable<H>,
+}
+
+impl<H: Hypervisor> Disk<H> {
+    /// Returns a disk that is not connected, for a driver domain with `vcpus` vCPUs.
+    pub fn new(name: String, vcpus: usize, pool: PagePool, grants: GrantTable<H>) -> Self {
+        Disk {
+            name,
+            links: (0..vcpus).map(|_| Mutex::default()).collect(),
+            rings: AtomicUsize::new(0),
+            properties: Mutex::new(None),
+            sectors: AtomicU64::new(0),
+            connected: AtomicBool::new(false),
+            failure: Once::new(),
+            task: AtomicWaker::new(),
+            claims: Arc::default(),
+            resized: Mutex::default(),
+            pool,
+            grants,
+        }
+    }
+
+    /// Returns the domain's grant table.
+    pub fn grants(&self) -> &GrantTable<H> {
+        &self.grants
+    }
+
+    /// Returns the ring of a vCPU.
+    pub fn link(&self, number: usize) -> &Mutex<Link<H>> {
+        &self.links[number]
+    }
+
+    /// Returns the rings of all vCPUs.
+    pub fn links(&self) -> &[Mutex<Link<H>>] {
+        &self.links
+    }
+
+    /// Returns how many rings it had when it was connected last.
+    pub fn rings(&self) -> usize {
+        self.rings.load(Ordering::Acquire)
+    }
+
+    /// Returns whether a guest has it.
+    pub fn is_in_use(&self) -> bool {
+        self.claims.count() > 0
+    }
+
+    /// Returns how many have it.
+    pub fn users(&self) -> usize {
+        self.claims.count()
+    }
+
+    /// Returns whether a backend serves it now.
+    pub fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::Acquire)
+    }
+
+    /// Returns what its backend has said of it last.
+    pub fn properties(&self) -> Option<Properties> {
+        self.properties.lock().clone()
+    }
+
+    /// Returns its size.
+    #[inline]
+    pub fn sectors(&self) -> Sector {
+        Sector(self.sectors.load(Ordering::Relaxed))
+    }
+
+    /// Notes its size; guests are told.
+    pub fn resize(&self, sectors: Sector) {
+        if let Some(properties) = &mut *self.properties.lock() {
+            properties.geometry.sectors = sectors;
+        }
+        self.sectors.store(sectors.0, Ordering::Relaxed);
+        let waiting = self.resized.lock().take();
+        waiting.for_each(Waker::wake);
+    }
+
+    /// Notes that a backend serves it with that many rings.
+    pub fn connected(&self, rings: usize, properties: Properties) {
+        let sectors = properties.geometry.sectors;
+        *self.properties.lock() = Some(properties);
+        self.rings.store(rings, Ordering::Release);
+        self.resize(sectors);
+        self.connected.store(true, Ordering::Release);
+    }
+
+    /// Notes that no backend serves it.
+    pub fn disconnected(&self) {
+        self.connected.store(false, Ordering::Release);
+    }
+
+    /// Gives it up because of what the backend did. Its task does the rest.
+    #[cold]
+    pub fn lied(&self, lie: Lie) {
+        self.fail(lie.to_string());
+    }
+
+    /// Gives it up for good: whoever has it is answered with errors.
+    pub fn fail(&self, reason: String) {
+        self.failure.call_once(|| reason);
+        self.task.wake();
+    }
+
+    /// Returns why it was given up.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.get().map(String::as_str)
+    }
+
+    /// Keeps the waker of its task.
+    pub fn wake_task_with(&self, waker: &Waker) {
+        self.task.register(waker);
+    }
+
+    /// Lets a guest have it, unless another one stands in the way.
+    pub fn open(
+        self: &Arc<Self>,
+        access: Access,
+        shared: bool,
+        owner: &str,
+    ) -> Result<Device<H>, InUse> {
+        let claim = self.claims.take(access, shared, owner)?;
+        Ok(Device(Arc::new(Opened {
+            watcher: self.resized.lock().number(),
+            disk: self.clone(),
+            access,
+            claim: Some(claim),
+            geometry: self.properties().map(|properties| properties.geometry),
+        })))
+    }
+
+    /// Returns the pages of each queue: together with its rings, a disk takes at most 2 MiB.
+    fn queue_pages(&self) -> usize {
+        DISK_PAGES / self.links.len().max(LEAST_QUEUES)
+    }
+}
+
+/// A disk that a guest has. It is the guest's until this and all queues are dropped.
+pub struct Opened<H: Hypervisor> {
+    disk: Arc<Disk<H>>,
+    access: Access,
+    claim: Option<Claim>,
+    watcher: u64,
+    /// What the disk looked like, but for its size.
+    geometry: Option<Geometry>,
+}
+
+impl<H: Hypervisor> Opened<H> {
+    /// Returns the disk.
+    #[inline]
+    pub fn disk(&self) -> &Disk<H> {
+        &self.disk
+    }
+
+    /// Returns what the guest may do.
+    #[inline]
+    pub fn access(&self) -> Access {
+        self.access
+    }
+
+    /// Returns the unit in which the disk is addressed.
+    #[inline]
+    pub fn sector_size(&self) -> SectorSize {
+        self.geometry
+            .map_or(SectorSize::B512, |geometry| geometry.sector_size)
+    }
+
+    /// Returns whether the backend makes data durable when it is asked to.
+    pub fn flushes(&self) -> bool {
+        self.geometry.is_some_and(|geometry| geometry.flush)
+    }
+
+    /// Returns whether the guest may discard.
+    pub fn discards(&self) -> bool {
+        self.access == Access::ReadWrite && self.discard_limits().is_some()
+    }
+
+    fn discard_limits(&self) -> Option<DiscardLimits> {
+        self.geometry?.discard
+    }
+}
+
+impl<H: Hypervisor> Drop for Opened<H> {
+    fn drop(&mut self) {
+        self.disk.resized.lock().forget(self.watcher);
+        drop(self.claim.take());
+        // A disk that is to be detached is let go of now.
+        self.disk.task.wake();
+    }
+}
+
+/// A disk of our own, as a block device.
+pub struct Device<H: Hypervisor>(Arc<Opened<H>>);
+
+impl<H: Hypervisor> Device<H> {
+    fn queue(&self, context: &QueueContext) -> Result<Queue<H>, NotShared> {
+        let opened = &self.0;
+        let disk = &opened.disk;
+        let link = context.vcpu.0 as usize % disk.rings().max(1);
+        let pages = disk.queue_pages();
+        let depth = depth_of(context.depth, pages);
+        let mut locked = disk.link(link).lock();
+        let client = locked.open(depth, || SharedMemory::new(&disk.pool, &disk.grants, pages))?;
+        let base = locked.client(client).memory().base();
+        drop(locked);
+        let queue = Queue::new(opened.clone(), (link, client), (base, pages), depth);
+        queue.map_err(|no| NotShared::NoMemory { bytes: no.bytes })
+    }
+}
+
+impl<H: Hypervisor> BlockDevice for Device<H> {
+    fn geometry(&self) -> Geometry {
+        let unknown = Geometry {
+            sectors: Sector(0),
+            sector_size: SectorSize::B512,
+            physical_sector_size: SectorSize::B512,
+            read_only: true,
+            flush: false,
+            discard: None,
+        };
+        let read_only = self.0.access == Access::ReadOnly;
+        Geometry {
+            sectors: self.0.disk.sectors(),
+            read_only,
+            discard: self.0.discard_limits().filter(|_| !read_only),
+            ..self.0.geometry.unwrap_or(unknown)
+        }
+    }
+
+    fn open_queue<'a>(&'a self, context: &QueueContext) -> OpenQueue<'a> {
+        match self.queue(context) {
+            Ok(queue) => opened(queue),
+            Err(NotShared::NoMemory { bytes }) => not_opened(OpenQueueError::NoMemory { bytes }),
+            Err(error) => not_opened(OpenQueueError::Failed(error.to_string())),
+        }
+    }
+
+    fn on_change(&self, waker: &Waker) {
+        self.0.disk.resized.lock().wait(self.0.watcher, waker);
+    }
+}

@@ -1,0 +1,219 @@
+//! All disks of our own: finds those that the toolstack attaches, gives each a task, and opens them for guests.
+
+use crate::device::Disk;
+use crate::lifecycle::live;
+use crate::memory::PagePool;
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use bulkhead_executor::{Handle, Signal, VcpuSpawner};
+use bulkhead_grant::GrantTable;
+use bulkhead_xen::{Hypervisor, Reservation};
+use bulkhead_xenbus::DiskName;
+use bulkhead_xenbus::retry::persist;
+use bulkhead_xenstore_client::{Client, Error};
+use core::cell::RefCell;
+use core::convert::Infallible;
+use core::future::poll_fn;
+use core::task::{Poll, Waker};
+use litemap::LiteMap;
+
+/// The directory of this domain's own disks.
+const DISKS: &str = "device/vbd";
+
+/// The disks of this domain's own.
+pub struct Frontends<H: Hypervisor> {
+    handle: Handle<H>,
+    store: Client,
+    vcpus: Vec<VcpuSpawner<H>>,
+    pool: PagePool,
+    /// The domain's grant table, from the first disk on.
+    grants: RefCell<Option<GrantTable<H>>>,
+    disks: RefCell<LiteMap<u32, Followed<H>>>,
+    /// Those who wait for a disk to connect.
+    waiting: RefCell<Vec<Waker>>,
+}
+
+/// A disk that has a task, and the signal that tells the task of changes.
+struct Followed<H: Hypervisor> {
+    disk: Arc<Disk<H>>,
+    changed: Signal,
+}
+
+impl<H: Hypervisor> Frontends<H> {
+    /// Returns what [`follow`](Self::follow) finds disks for. `handle` is of the vCPU that this is called on,
+    /// requests are served on `vcpus`, and `memory` is what rings and data lie in.
+    pub fn new(
+        handle: Handle<H>,
+        store: Client,
+        vcpus: Vec<VcpuSpawner<H>>,
+        memory: Arc<dyn Reservation>,
+    ) -> Rc<Self> {
+        Rc::new(Frontends {
+            handle,
+            store,
+            vcpus,
+            pool: PagePool::new(memory),
+            grants: RefCell::default(),
+            disks: RefCell::default(),
+            waiting: RefCell::default(),
+        })
+    }
+
+    /// Connects every disk that the toolstack attaches. Returns only if xenstore cannot be used any more; what is
+    /// connected is used even then.
+    pub async fn follow(self: &Rc<Self>) -> Result<Infallible, Error> {
+        persist(&self.handle, DISKS, async || self.follow_watch().await).await
+    }
+
+    async fn follow_watch(self: &Rc<Self>) -> Result<Infallible, Error> {
+        // The directory need not be there yet.
+        let mut watch = self.store.watch(DISKS).await?;
+        loop {
+            let event = watch.next().await?;
+            let below = event.as_str().strip_prefix(DISKS).unwrap_or_default();
+            match below.strip_prefix('/') {
+                None => {
+                    for name in self.store.directory_or_empty(DISKS).await? {
+                        self.look_at(&name);
+                    }
+                    let known: Vec<String> =
+                        self.disks.borrow().keys().map(u32::to_string).collect();
+                    known.iter().for_each(|name| self.look_at(name));
+                }
+                Some(below) => match below.split_once('/') {
+                    None => self.look_at(below),
+                    Some((name, "state" | "backend" | "backend-id")) => self.look_at(name),
+                    // Written by this end.
+                    Some(_) => {}
+                },
+            }
+        }
+    }
+
+    /// Tells a disk's task that something has changed, and starts the task if there is none.
+    fn look_at(self: &Rc<Self>, name: &str) {
+        let Ok(device) = name.parse() else {
+            return;
+        };
+        let mut disks = self.disks.borrow_mut();
+        if let Some(followed) = disks.get(&device) {
+            return followed.changed.raise();
+        }
+        let Some(grants) = self.grants() else {
+            return log::error!("{DISKS}/{device}: Xen gives no grant table");
+        };
+        let changed = Signal::default();
+        let disk = self.disk(device, grants);
+        let followed = Followed {
+            disk: disk.clone(),
+            changed: changed.clone(),
+        };
+        disks.insert(device, followed);
+        let all = self.clone();
+        self.handle.spawn(async move {
+            let mut disk = disk;
+            loop {
+                if let Err(error) = live(&all, device, disk, &changed).await {
+                    log::error!("{DISKS}/{device}: {error}");
+                }
+                if !changed.take() {
+                    break;
+                }
+                let Some(grants) = all.grants() else {
+                    break;
+                };
+                disk = all.disk(device, grants);
+                if let Some(followed) = all.disks.borrow_mut().get_mut(&device) {
+                    followed.disk = disk.clone();
+                }
+            }
+            all.disks.borrow_mut().remove(&device);
+            all.something_changed();
+        });
+    }
+
+    fn disk(&self, device: u32, grants: GrantTable<H>) -> Arc<Disk<H>> {
+        let name = DiskName::of(device).map_or_else(|| device.to_string(), |name| name.to_string());
+        Arc::new(Disk::new(name, self.vcpus.len(), self.pool.clone(), grants))
+    }
+
+    /// Returns the disk of that name, or number.
+    pub(crate) fn find(&self, name: &str) -> Option<Arc<Disk<H>>> {
+        let disks = self.disks.borrow();
+        let mut disks = disks.iter();
+        let named = |device: &u32, disk: &Disk<H>| disk.name == name || device.to_string() == name;
+        let found = disks.find(|(device, followed)| named(device, &followed.disk));
+        found.map(|(_, followed)| followed.disk.clone())
+    }
+
+    /// Returns all disks.
+    pub fn disks(&self) -> Vec<Arc<Disk<H>>> {
+        let disks = self.disks.borrow();
+        disks
+            .values()
+            .map(|followed| followed.disk.clone())
+            .collect()
+    }
+
+    /// Returns a line about each disk, for the operator.
+    pub fn lines(&self) -> Vec<String> {
+        let line = |disk: &Arc<Disk<H>>| {
+            let state = match disk.failure() {
+                Some(failure) => format!("given up: {failure}"),
+                None if disk.is_connected() => format!("{} sectors", disk.sectors()),
+                None => "not connected".to_string(),
+            };
+            format!(
+                "disk vbd:{}, {state}, open {} time(s)",
+                disk.name,
+                disk.users()
+            )
+        };
+        self.disks().iter().map(line).collect()
+    }
+
+    /// Wakes those who wait for a disk.
+    pub(crate) fn something_changed(&self) {
+        self.waiting.take().into_iter().for_each(Waker::wake);
+    }
+
+    /// Waits until `look` finds what it looks for; it is asked again whenever a disk has changed.
+    pub(crate) async fn until<T>(&self, mut look: impl FnMut() -> Option<T>) -> T {
+        poll_fn(|context| match look() {
+            Some(found) => Poll::Ready(found),
+            None => {
+                self.waiting.borrow_mut().push(context.waker().clone());
+                Poll::Pending
+            }
+        })
+        .await
+    }
+
+    pub(crate) fn handle(&self) -> &Handle<H> {
+        &self.handle
+    }
+
+    pub(crate) fn store(&self) -> &Client {
+        &self.store
+    }
+
+    pub(crate) fn vcpus(&self) -> &[VcpuSpawner<H>] {
+        &self.vcpus
+    }
+
+    pub(crate) fn pool(&self) -> &PagePool {
+        &self.pool
+    }
+
+    /// Returns the domain's grant table, which is taken when the first disk is there.
+    pub(crate) fn grants(&self) -> Option<GrantTable<H>> {
+        let mut grants = self.grants.borrow_mut();
+        if grants.is_none() {
+            *grants = GrantTable::new(self.handle.hypervisor().clone());
+        }
+        grants.clone()
+    }
+}

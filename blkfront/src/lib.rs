@@ -1,0 +1,49 @@
+//! The block frontend: disks that the driver domain itself is given (`disk=` in its configuration, `xl
+//! block-attach`), as a store of guests' disks: `target=vbd:xvda`.
+//!
+//! ```text
+//!   device/vbd/51712 ──► Life, a task of the first vCPU: decides, connects, reconnects
+//!                          │
+//!                        Disk ── Link, one for each vCPU: a ring to the backend
+//!                          │        └─ Client, one for each Queue: its requests until they are answered
+//!                          │
+//!   target=vbd:xvda ──► Device ──► Queue, one for each ring of a guest's
+//! ```
+//!
+//! A guest's data goes through pages of a queue's own, which the backend is granted once for as long as a connection
+//! lasts: the hypervisor copies between them and the guest's pages, and nothing is mapped. What a backend has not
+//! answered when it goes is asked again of the one that comes; meanwhile requests wait, for a bounded time.
+//!
+//! The backend is not trusted with more than its own data. What it publishes is read and checked as a hostile
+//! guest's nodes are, and so is every response. One that lies costs those who use its disk that disk, and
+//! nobody anything else.
+//!
+//! Read next: [`decide`], the state machine; [`Link`], a ring; [`Queue`], the data.
+
+#![no_std]
+#![deny(unsafe_code)]
+
+extern crate alloc;
+
+mod backend_nodes;
+mod client;
+mod connection;
+mod device;
+mod frontends;
+mod handover;
+mod lifecycle;
+#[allow(unsafe_code, reason = "makes a ring in memory that it owns")]
+mod link;
+#[allow(unsafe_code, reason = "owns memory that is shared with a backend")]
+mod memory;
+#[allow(unsafe_code, reason = "names parts of its own memory")]
+mod queue;
+mod state_machine;
+mod store;
+
+pub use device::{Device, Disk};
+pub use frontends::Frontends;
+pub use link::{Lie, Link};
+pub use queue::{PATIENCE, Queue};
+pub use state_machine::{Observed, Phase, Step, decide};
+pub use store::{VbdStore, Volumes};

@@ -1,0 +1,471 @@
+//! The task of one disk of our own: it reads the states of both ends, decides, acts, and waits for the next
+//! change.
+
+use crate::backend_nodes::{DISK_NODES, OFFER_NODES, Offer, Properties};
+use crate::connection::{Connection, Leftover};
+use crate::device::Disk;
+use crate::frontends::Frontends;
+use crate::state_machine::{Observed, Phase, Step, decide};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use bulkhead_executor::Signal;
+use bulkhead_images::Sector;
+use bulkhead_xen::{DomId, Hypervisor};
+use bulkhead_xenbus::retry::PAUSE;
+use bulkhead_xenbus::{NodeMap, XenbusState, own_node, peer_node, read_nodes};
+use bulkhead_xenstore_client::{Error, Transaction, Watch};
+use core::future::poll_fn;
+use core::pin::pin;
+use core::task::Poll;
+use core::time::Duration;
+use futures_util::future::{Either, select};
+
+/// The time between two looks whether a backend has let go of our memory, at first; it doubles each time.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// The time after which that is worth a line in the log.
+const LONG_LOOK: Duration = Duration::from_secs(2);
+
+/// The time that a backend which has started anew has to go on with the rings that it finds.
+const GOES_ON: Duration = Duration::from_secs(5);
+
+/// The time before a backend that failed a connection is tried again, at first; it doubles each time.
+const RETRY: Duration = Duration::from_secs(1);
+/// The longest such time.
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
+
+/// The backend of a disk, as the toolstack names it.
+struct Peer {
+    path: String,
+    id: DomId,
+    watch: Watch,
+}
+
+/// One disk.
+pub struct Life<'a, H: Hypervisor> {
+    frontends: &'a Frontends<H>,
+    path: String,
+    disk: Arc<Disk<H>>,
+    peer: Option<Peer>,
+    phase: Phase,
+    connection: Option<Connection<H>>,
+    leftover: Option<Leftover<H>>,
+    /// Whether a backend that has started anew has had its time.
+    waited: bool,
+    /// How long to wait before the backend is tried again.
+    retry: Duration,
+    /// What xenstored has not taken yet: nodes, and this end's state.
+    unsaid: Option<(Vec<(String, String)>, XenbusState)>,
+    /// What the log said last of why nothing happens.
+    told: Option<String>,
+}
+
+/// Follows a disk until the toolstack has removed it and no guest has it. `changed` is raised whenever
+/// something in its directory changes.
+pub async fn live<H: Hypervisor>(
+    frontends: &Frontends<H>,
+    device: u32,
+    disk: Arc<Disk<H>>,
+    changed: &Signal,
+) -> Result<(), Error> {
+    let mut life = Life {
+        frontends,
+        path: format!("device/vbd/{device}"),
+        disk,
+        peer: None,
+        phase: Phase::Fresh,
+        connection: None,
+        leftover: None,
+        waited: false,
+        retry: RETRY,
+        unsaid: None,
+        told: None,
+    };
+    loop {
+        match life.step(changed).await {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(error) if error.is_disconnected() => {
+                // What is connected is served on.
+                log::error!("{}: cannot be followed any more: {error}", life.disk.name);
+                core::future::pending::<()>().await;
+            }
+            Err(error) => {
+                life.tell(format!("{error}; to be tried again"));
+                frontends.handle().sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+impl<H: Hypervisor> Life<'_, H> {
+    /// Looks, decides and acts. False if the disk is gone.
+    async fn step(&mut self, changed: &Signal) -> Result<bool, Error> {
+        if self.disk.failure().is_some() && self.phase != Phase::Failed {
+            self.give_up().await?;
+        }
+        let seen = self.observe().await?;
+        if seen.attached {
+            self.say_again().await?;
+        }
+        match decide(self.phase, seen) {
+            Step::Wait => {
+                let starts_anew =
+                    self.phase == Phase::Connected && seen.backend == XenbusState::InitWait;
+                if starts_anew {
+                    self.wait_for_backend(changed).await?;
+                    return Ok(true);
+                }
+                if self.phase == Phase::Connected && seen.in_use {
+                    self.tell("is to be detached, but guests use it: it is kept".to_string());
+                }
+                self.wait(changed).await?;
+            }
+            Step::Publish => self.publish().await?,
+            Step::Connect => self.connect().await?,
+            Step::Reread => {
+                self.reread().await?;
+                self.wait(changed).await?;
+            }
+            Step::Close => self.close().await?,
+            Step::StartOver => self.start_over().await?,
+            Step::Forget => {
+                self.unsaid = None;
+                self.peer = None;
+                if self.phase == Phase::Failed {
+                    // Whoever has it keeps what is left of it; the next one begins anew.
+                    return Ok(false);
+                }
+                self.disconnect().await;
+                self.phase = Phase::Fresh;
+                if !self.disk.is_in_use() {
+                    return Ok(false);
+                }
+                self.tell("was taken away while guests use it: requests wait for it".to_string());
+                self.wait(changed).await?;
+            }
+        }
+        Ok(true)
+    }
+
+    async fn observe(&mut self) -> Result<Observed, Error> {
+        let store = self.frontends.store();
+        let own = own_node(store, format!("{}/state", self.path)).await?;
+        let path = own_node(store, format!("{}/backend", self.path)).await?;
+        let id = own_node(store, format!("{}/backend-id", self.path)).await?;
+        let id = id.and_then(|id| id.trim().parse().ok()).map(DomId);
+        let (attached, mut backend, mut online) = match (own, path, id) {
+            (Some(_), Some(path), Some(id)) => {
+                self.meet(path, id).await?;
+                (true, XenbusState::Unknown, false)
+            }
+            _ => (false, XenbusState::Unknown, false),
+        };
+        if let Some(peer) = self.peer.as_ref().filter(|_| attached) {
+            let state = peer_node(store, format!("{}/state", peer.path)).await?;
+            backend = XenbusState::parse(state.as_deref());
+            let node = peer_node(store, format!("{}/online", peer.path)).await?;
+            online = node.as_deref().map(str::trim) != Some("0");
+        }
+        Ok(Observed {
+            attached,
+            backend,
+            online,
+            in_use: self.disk.is_in_use(),
+            waited: core::mem::take(&mut self.waited),
+        })
+    }
+
+    /// Follows the backend that the toolstack has named, if it is another one than before.
+    async fn meet(&mut self, path: String, id: DomId) -> Result<(), Error> {
+        let same = |peer: &Peer| peer.path == path && peer.id == id;
+        if self.peer.as_ref().is_some_and(same) {
+            return Ok(());
+        }
+        self.disconnect().await;
+        self.unsaid = None;
+        if self.phase != Phase::Failed {
+            self.phase = Phase::Fresh;
+        }
+        let watch = self.frontends.store().watch(&path).await?;
+        self.peer = Some(Peer { path, id, watch });
+        Ok(())
+    }
+
+    /// Waits for a backend that has started anew.
+    async fn wait_for_backend(&mut self, changed: &Signal) -> Result<(), Error> {
+        let over = self.frontends.handle().sleep(GOES_ON);
+        if let Either::Left((waited, _)) = select(pin!(self.wait(changed)), pin!(over)).await {
+            return waited;
+        }
+        self.waited = true;
+        Ok(())
+    }
+
+    /// Waits until something may have changed.
+    async fn wait(&mut self, changed: &Signal) -> Result<(), Error> {
+        let (disk, failed) = (&self.disk, self.phase == Phase::Failed);
+        let (peer, users) = (&mut self.peer, self.disk.users());
+        let mut raised = pin!(changed.raised());
+        poll_fn(|context| {
+            disk.wake_task_with(context.waker());
+            if (disk.failure().is_some() && !failed) || disk.users() != users {
+                return Poll::Ready(Ok(()));
+            }
+            if let Some(peer) = peer.as_mut()
+                && let Poll::Ready(event) = peer.watch.poll_next(context)
+            {
+                return Poll::Ready(event.map(drop));
+            }
+            raised.as_mut().poll(context).map(Ok)
+        })
+        .await
+    }
+
+    /// Makes rings, and tells the backend of them.
+    async fn publish(&mut self) -> Result<(), Error> {
+        let Some(peer) = &self.peer else {
+            return Ok(());
+        };
+        let frontends = self.frontends;
+        let mut nodes = NodeMap::new();
+        read_nodes(&mut nodes, frontends.store(), &peer.path, &OFFER_NODES).await?;
+        let backend = (peer.id, Offer::parse(&nodes));
+        let hypervisor = frontends.handle().hypervisor();
+        let memory = (frontends.pool(), self.disk.grants());
+        let made = Connection::new(&self.disk, frontends.vcpus(), memory, backend, hypervisor);
+        let connection = match made.await {
+            Ok(connection) => connection,
+            Err(error) => return self.back_off(format!("cannot be connected: {error}")).await,
+        };
+        let nodes = connection.nodes();
+        self.connection = Some(connection);
+        self.phase = Phase::Published;
+        self.write(nodes, XenbusState::Initialised).await
+    }
+
+    /// Reads what the backend says of the disk, and uses the rings.
+    async fn connect(&mut self) -> Result<(), Error> {
+        let properties = match self.properties().await? {
+            Ok(properties) => properties,
+            Err(problem) => {
+                self.disk.fail(problem);
+                return Ok(());
+            }
+        };
+        let Some(connection) = &mut self.connection else {
+            return Ok(());
+        };
+        if let Some(problem) = differs(&self.disk, &properties, connection.rings()) {
+            self.disk.fail(problem);
+            return Ok(());
+        }
+        let hypervisor = self.frontends.handle().hypervisor();
+        if let Err(error) = connection.connect(&self.disk, hypervisor, &properties) {
+            return self.back_off(format!("cannot be connected: {error}")).await;
+        }
+        let (rings, pages) = (connection.rings(), connection.ring_pages());
+        self.phase = Phase::Connected;
+        self.write(Vec::new(), XenbusState::Connected).await?;
+        self.retry = RETRY;
+        self.told = None;
+        let (geometry, backend) = (properties.geometry, self.peer.as_ref().map(|peer| peer.id));
+        log::info!(
+            "disk {}: connected to domain {}, {} sectors of {}, {}{rings} queue(s) of {pages} ring page(s)",
+            self.disk.name,
+            backend.unwrap_or_default(),
+            geometry.sectors,
+            geometry.sector_size,
+            if geometry.read_only {
+                "read-only, "
+            } else {
+                ""
+            },
+        );
+        if !geometry.flush {
+            log::warn!(
+                "disk {}: the backend offers no flush: guests are offered none",
+                self.disk.name
+            );
+        }
+        self.frontends.something_changed();
+        Ok(())
+    }
+
+    /// Reads the nodes that describe the disk. The inner error is the backend's fault.
+    async fn properties(&self) -> Result<Result<Properties, String>, Error> {
+        let Some(peer) = &self.peer else {
+            return Ok(Err("it has no backend".to_string()));
+        };
+        let mut nodes = NodeMap::new();
+        read_nodes(&mut nodes, self.frontends.store(), &peer.path, &DISK_NODES).await?;
+        Ok(Properties::parse(&nodes).map_err(|error| error.to_string()))
+    }
+
+    /// Reads the disk's size again: the backend announces a change by writing its state once more.
+    async fn reread(&mut self) -> Result<(), Error> {
+        let Ok(properties) = self.properties().await? else {
+            // What it says now makes no sense; the disk is what it was.
+            return Ok(());
+        };
+        let sectors = properties.geometry.sectors;
+        if sectors != self.disk.sectors() {
+            log::info!("disk {}: now {sectors} sectors", self.disk.name);
+            self.disk.resize(sectors);
+        }
+        Ok(())
+    }
+
+    /// Takes back everything, and tells the backend.
+    async fn close(&mut self) -> Result<(), Error> {
+        let was_connected = self.phase == Phase::Connected;
+        if was_connected {
+            log::warn!(
+                "disk {}: the backend is gone; requests wait for it",
+                self.disk.name
+            );
+        }
+        self.stop();
+        self.phase = Phase::Closed;
+        self.write(Vec::new(), XenbusState::Closed).await?;
+        self.disconnect().await;
+        self.frontends.something_changed();
+        if !was_connected {
+            self.pause().await;
+        }
+        Ok(())
+    }
+
+    /// Lets the backend offer the disk again.
+    async fn start_over(&mut self) -> Result<(), Error> {
+        self.write(Vec::new(), XenbusState::Initialising).await?;
+        self.phase = Phase::Fresh;
+        Ok(())
+    }
+
+    /// Fails what the disk is asked, until the toolstack attaches it anew.
+    async fn give_up(&mut self) -> Result<(), Error> {
+        log::error!(
+            "disk {}: given up: {}",
+            self.disk.name,
+            self.disk.failure().unwrap_or_default()
+        );
+        self.stop();
+        self.disk.links().iter().for_each(|link| link.lock().fail());
+        self.phase = Phase::Failed;
+        self.frontends.something_changed();
+        self.write(Vec::new(), XenbusState::Closed).await?;
+        // Not waited for: it may never let go.
+        if let Some(leftover) = &mut self.leftover {
+            leftover.take_back(&self.disk);
+        }
+        Ok(())
+    }
+
+    async fn back_off(&mut self, problem: String) -> Result<(), Error> {
+        self.tell(problem);
+        self.close().await
+    }
+
+    /// Waits before the next attempt, a little longer each time.
+    async fn pause(&mut self) {
+        let span = self.retry;
+        self.retry = (span * 2).min(LONGEST_RETRY);
+        self.frontends.handle().sleep(span).await;
+    }
+
+    /// Stops using the rings.
+    fn stop(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            self.leftover = Some(connection.disconnect(&self.disk));
+        }
+    }
+
+    /// Stops using the rings, and waits until the backend has let go of our memory: it must not be able to touch
+    /// what another one is given.
+    async fn disconnect(&mut self) {
+        self.stop();
+        let Some(mut leftover) = self.leftover.take() else {
+            return;
+        };
+        let mut pause = LOOK_AGAIN;
+        while !leftover.take_back(&self.disk) {
+            if pause > LONG_LOOK {
+                self.tell(
+                    "the backend does not let go of our memory: it is waited for".to_string(),
+                );
+            }
+            self.frontends.handle().sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_RETRY);
+        }
+    }
+
+    /// Writes nodes and this end's state, if the directory is there. What xenstored refuses is written later.
+    async fn write(
+        &mut self,
+        nodes: Vec<(String, String)>,
+        state: XenbusState,
+    ) -> Result<(), Error> {
+        self.unsaid = Some((nodes, state));
+        self.say_again().await
+    }
+
+    /// Writes what xenstored has not taken yet.
+    async fn say_again(&mut self) -> Result<(), Error> {
+        let Some((nodes, state)) = &self.unsaid else {
+            return Ok(());
+        };
+        let path = &self.path;
+        let write = async |tx: &Transaction| {
+            if !tx.exists(format!("{path}/state")).await? {
+                return Ok(());
+            }
+            for (name, value) in nodes {
+                tx.write(format!("{path}/{name}"), value).await?;
+            }
+            tx.write(format!("{path}/state"), state.to_string()).await
+        };
+        self.frontends.store().transaction(write).await?;
+        self.unsaid = None;
+        Ok(())
+    }
+
+    /// Logs something, once in a row.
+    fn tell(&mut self, what: String) {
+        if self.told.as_ref() != Some(&what) {
+            log::warn!("disk {}: {what}", self.disk.name);
+            self.told = Some(what);
+        }
+    }
+}
+
+/// Why a disk that guests have cannot go on with what is attached in its place.
+fn differs<H: Hypervisor>(disk: &Disk<H>, now: &Properties, rings: usize) -> Option<String> {
+    let before = disk.properties().filter(|_| disk.is_in_use())?;
+    let (old, new) = (before.geometry, now.geometry);
+    let same_shape = old.sector_size == new.sector_size
+        && (old.read_only || !new.read_only)
+        && (!old.flush || new.flush)
+        && new.sectors >= Sector(old.sectors.0)
+        && before.params == now.params;
+    if !same_shape {
+        let name = |properties: &Properties| properties.params.clone().unwrap_or_default();
+        return Some(format!(
+            "another disk was attached in its place while guests use it: {}, {} sectors of {}; it was {}, {} \
+             sectors of {}",
+            name(now),
+            new.sectors,
+            new.sector_size,
+            name(&before),
+            old.sectors,
+            old.sector_size,
+        ));
+    }
+    (rings < disk.rings()).then(|| {
+        format!(
+            "its backend takes {rings} queue(s), where the one before it took {}",
+            disk.rings()
+        )
+    })
+}

@@ -1,0 +1,185 @@
+//! Pages of our own that a backend may use: taken from the domain's memory, granted as long as a connection
+//! lasts, and used again afterwards.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use bulkhead_grant::memory::room_for;
+use bulkhead_grant::{Grant, GrantAccess, GrantTable};
+use bulkhead_xen::{DomId, GrantRef, Hypervisor, PAGE_SIZE, Reservation};
+use core::fmt;
+use core::ptr::NonNull;
+use spin::Mutex;
+
+/// A run of pages that nobody else uses.
+struct Run {
+    base: NonNull<u8>,
+    pages: usize,
+}
+
+// SAFETY: the pages are this domain's memory, mapped on every vCPU, and the run is their only owner.
+unsafe impl Send for Run {}
+
+/// Pages that no disk uses at the moment. Clones share them.
+#[derive(Clone)]
+pub struct PagePool(Arc<Shared>);
+
+struct Shared {
+    source: Arc<dyn Reservation>,
+    unused: Mutex<Vec<Run>>,
+}
+
+impl PagePool {
+    /// Returns a pool that takes its pages from the domain's memory.
+    pub fn new(source: Arc<dyn Reservation>) -> PagePool {
+        let unused = Mutex::default();
+        PagePool(Arc::new(Shared { source, unused }))
+    }
+
+    fn take(&self, pages: usize) -> Option<Run> {
+        let mut unused = self.0.unused.lock();
+        if let Some(at) = unused.iter().position(|run| run.pages == pages) {
+            return Some(unused.swap_remove(at));
+        }
+        let base = self.0.source.allocate(pages)?;
+        Some(Run { base, pages })
+    }
+
+    fn give_back(&self, run: Run) {
+        self.0.unused.lock().push(run);
+    }
+}
+
+/// Contiguous pages that a backend may be granted. Dropping this ends the grants and gives the pages back; pages
+/// that the backend still uses then are never used again.
+pub struct SharedMemory<H: Hypervisor> {
+    run: Option<Run>,
+    base: NonNull<u8>,
+    pages: usize,
+    grants: Vec<Grant<H>>,
+    table: GrantTable<H>,
+    pool: PagePool,
+}
+
+// SAFETY: as for `Run`; the pages are accessed by raw pointers alone, whose users see to it that they do not
+// use the same bytes at the same time.
+unsafe impl<H: Hypervisor> Send for SharedMemory<H> {}
+
+/// Why memory cannot be shared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotShared {
+    /// There is no memory left.
+    NoMemory {
+        /// The bytes that were asked for.
+        bytes: usize,
+    },
+    /// All entries of the grant table are in use.
+    NoGrants,
+}
+
+impl fmt::Display for NotShared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoMemory { bytes } => write!(
+                f,
+                "the driver domain has no {bytes} bytes of memory for it (memory= in its configuration)"
+            ),
+            Self::NoGrants => f.write_str("the driver domain's grant table is full"),
+        }
+    }
+}
+
+impl core::error::Error for NotShared {}
+
+impl<H: Hypervisor> SharedMemory<H> {
+    /// Takes that many pages, and clears them. No backend is granted them yet.
+    pub fn new(pool: &PagePool, table: &GrantTable<H>, pages: usize) -> Result<Self, NotShared> {
+        let bytes = pages * PAGE_SIZE;
+        let grants = room_for(pages).map_err(|_| NotShared::NoMemory { bytes })?;
+        let run = pool.take(pages).ok_or(NotShared::NoMemory { bytes })?;
+        let memory = SharedMemory {
+            base: run.base,
+            run: Some(run),
+            pages,
+            grants,
+            table: table.clone(),
+            pool: pool.clone(),
+        };
+        memory.clear();
+        Ok(memory)
+    }
+
+    /// Returns where the pages begin.
+    pub fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    /// Returns how many pages there are.
+    pub fn pages(&self) -> usize {
+        self.pages
+    }
+
+    /// Overwrites the pages with zeros, so that the next user of them finds nothing of the last one's.
+    pub fn clear(&self) {
+        // SAFETY: own memory of that size; a backend that writes it meanwhile finds what it deserves.
+        unsafe { self.base.write_bytes(0, self.pages * PAGE_SIZE) };
+    }
+
+    /// Grants all pages to a backend, for reading and writing. It has none of them yet, or all.
+    pub fn grant(&mut self, hypervisor: &H, backend: DomId) -> Result<(), NotShared> {
+        while self.grants.len() < self.pages {
+            // SAFETY: within the pages.
+            let page = unsafe { self.base.add(self.grants.len() * PAGE_SIZE) };
+            let frame = hypervisor.frame_of(page.as_ptr());
+            let frame = frame.ok_or(NotShared::NoGrants)?;
+            // SAFETY: own memory that holds what is meant for the backend alone, is accessed by raw pointers, and
+            // stays this value's until the grant has ended (`drop`).
+            let granted = unsafe { self.table.grant(backend, frame, GrantAccess::ReadWrite) };
+            self.grants.push(granted.map_err(|_| NotShared::NoGrants)?);
+        }
+        Ok(())
+    }
+
+    /// Returns the grant of a page; `None` if the backend has none of them.
+    #[inline]
+    pub fn gref(&self, page: usize) -> Option<GrantRef> {
+        self.grants.get(page).map(Grant::gref)
+    }
+
+    /// Ends the grants. False if the backend still uses some pages: to be asked again.
+    pub fn revoke(&mut self) -> bool {
+        while let Some(grant) = self.grants.pop() {
+            if let Err(in_use) = grant.end() {
+                self.grants.push(in_use.0);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Writes bytes into the pages, from a position that is a multiple of 8 on.
+    ///
+    /// # Panics
+    /// If that is past the end.
+    pub fn write(&self, offset: usize, bytes: [u8; 8]) {
+        assert!(offset.is_multiple_of(8) && offset + 8 <= self.pages * PAGE_SIZE);
+        // SAFETY: within the pages, as just checked, and aligned.
+        let at = unsafe { self.base.add(offset) }.cast::<u64>();
+        // SAFETY: own memory, seen through no reference.
+        unsafe { at.write_volatile(u64::from_ne_bytes(bytes)) };
+    }
+}
+
+impl<H: Hypervisor> Drop for SharedMemory<H> {
+    fn drop(&mut self) {
+        let revoked = self.revoke();
+        if let Some(run) = self.run.take() {
+            match revoked {
+                true => self.pool.give_back(run),
+                false => log::error!(
+                    "{} page(s) that a backend does not let go of are lost",
+                    run.pages
+                ),
+            }
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! The queue of one of a guest's rings: its data goes through memory that is granted to the backend for as long as
+//! the connection lasts.
+
+use crate::device::Opened;
+use crate::link::{Lie, Link};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use bulkhead_grant::OutOfMemory;
+use bulkhead_grant::memory::room_for;
+use bulkhead_images::{
+    Access, Caps, DataAccess, Io, IoError, IoQueue, Op, Sector, Staging, StagingPhase, Submitted,
+    Tag,
+};
+use bulkhead_ring::blkif::MAX_SEGMENTS;
+use bulkhead_xen::{Hypervisor, PAGE_SIZE};
+use core::ptr::NonNull;
+use core::task::{Context, Poll};
+use core::time::Duration;
+use spin::Mutex;
+
+/// The most pages of a request, which is also what Linux's frontends ask for at most by default.
+pub const REQUEST_PAGES: usize = 32;
+
+/// The most pages of a queue's memory: as many as the map of the free ones has bits.
+pub const MOST_PAGES: usize = u128::BITS as usize;
+
+/// Requests without data that may be pending beside those with data.
+const WITHOUT_DATA: usize = 32;
+
+/// How long requests wait for a backend that is gone, or that does not answer.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Pages of the queue's memory that a request uses.
+#[derive(Clone, Copy)]
+struct Staged {
+    tag: Tag,
+    page: u16,
+    pages: u16,
+}
+
+/// A queue of a disk.
+pub struct Queue<H: Hypervisor> {
+    opened: Arc<Opened<H>>,
+    link: usize,
+    client: usize,
+    base: NonNull<u8>,
+    /// The pages of the memory that no request uses.
+    free: u128,
+    pages: usize,
+    staged: Vec<Staged>,
+    depth: usize,
+    closed: bool,
+}
+
+/// Returns how many requests a queue takes at a time that is asked to take `depth` of them, and has
+/// so many pages.
+pub fn depth_of(depth: usize, pages: usize) -> usize {
+    depth.min(pages + WITHOUT_DATA).max(1)
+}
+
+impl<H: Hypervisor> Queue<H> {
+    /// Returns the queue of a client of a link, whose memory begins at `base`.
+    pub fn new(
+        opened: Arc<Opened<H>>,
+        (link, client): (usize, usize),
+        (base, pages): (NonNull<u8>, usize),
+        depth: usize,
+    ) -> Result<Self, OutOfMemory> {
+        debug_assert!(pages <= MOST_PAGES);
+        Ok(Queue {
+            opened,
+            link,
+            client,
+            base,
+            free: u128::MAX >> (MOST_PAGES - pages),
+            pages,
+            staged: room_for(pages)?,
+            depth,
+            closed: false,
+        })
+    }
+
+    fn link(&self) -> &Mutex<Link<H>> {
+        self.opened.disk().link(self.link)
+    }
+
+    /// The pages that a request of so many bytes needs: one more for the segments, where they do not fit the
+    /// request itself.
+    fn pages_for(len: usize) -> usize {
+        let pages = len.div_ceil(PAGE_SIZE).max(1);
+        pages + usize::from(pages > MAX_SEGMENTS)
+    }
+
+    /// Checks a request that has `len` bytes from `sector` on.
+    fn check(&self, sector: Sector, len: u64, writes: bool) -> Result<(), IoError> {
+        let disk = self.opened.disk();
+        if writes && self.opened.access() == Access::ReadOnly {
+            return Err(IoError::ReadOnly);
+        }
+        let unit = self.opened.sector_size().bytes() as u64;
+        let start = sector.bytes().ok_or(IoError::OutOfRange)?;
+        let end = start.checked_add(len).ok_or(IoError::OutOfRange)?;
+        if end > disk.sectors().bytes().unwrap_or(0) {
+            return Err(IoError::OutOfRange);
+        }
+        match start.is_multiple_of(unit) && len.is_multiple_of(unit) {
+            true => Ok(()),
+            false => Err(IoError::Misaligned),
+        }
+    }
+
+    /// The first page and the bytes of a request's data, which lies in the queue's own memory.
+    fn place(&self, io: &Io<'_>) -> Result<(u16, u32), IoError> {
+        let first = io.segments.first().ok_or(IoError::OutOfRange)?;
+        let start = first
+            .address()
+            .addr()
+            .get()
+            .checked_sub(self.base.addr().get());
+        let len: usize = io.segments.iter().map(|segment| segment.len()).sum();
+        match start {
+            Some(start)
+                if start.is_multiple_of(PAGE_SIZE) && start + len <= self.pages * PAGE_SIZE =>
+            {
+                Ok(((start / PAGE_SIZE) as u16, len as u32))
+            }
+            _ => Err(IoError::Medium),
+        }
+    }
+
+    fn checked(&self, io: &Io<'_>) -> Result<(u16, u32), IoError> {
+        match io.op {
+            Op::Read { sector } | Op::Write { sector } => {
+                let (page, len) = self.place(io)?;
+                let writes = matches!(io.op, Op::Write { .. });
+                self.check(sector, len.into(), writes)?;
+                Ok((page, len))
+            }
+            Op::Flush if !self.opened.flushes() => Err(IoError::NotSupported),
+            Op::Flush => Ok((0, 0)),
+            Op::Discard { .. } if !self.opened.discards() => Err(IoError::NotSupported),
+            Op::Discard { sector, count, .. } => {
+                let len = count.bytes().ok_or(IoError::OutOfRange)?;
+                self.check(sector, len, true)?;
+                Ok((0, 0))
+            }
+        }
+    }
+
+    /// Gives the disk up.
+    #[cold]
+    fn lied(&self, link: &mut Link<H>, lie: Lie) {
+        link.fail();
+        self.opened.disk().lied(lie);
+    }
+
+    fn close(&mut self) {
+        if !core::mem::replace(&mut self.closed, true) {
+            self.link().lock().close(self.client);
+        }
+    }
+}
+
+impl<H: Hypervisor> IoQueue for Queue<H> {
+    fn caps(&self) -> Caps {
+        Caps {
+            depth: self.depth,
+            segments: REQUEST_PAGES,
+            bytes: REQUEST_PAGES.min(self.pages - 1) * PAGE_SIZE,
+            alignment: 1,
+            access: DataAccess::Staged,
+            timeout: Some(PATIENCE),
+        }
+    }
+
+    fn submit(&mut self, tag: Tag, io: Io<'_>) -> Submitted {
+        match self.checked(&io) {
+            Ok((page, len)) => {
+                let mut link = self.link().lock();
+                link.submit(self.client, tag, io.op, page, len)
+            }
+            Err(error) => Submitted::Done(Err(error)),
+        }
+    }
+
+    fn flush_submissions(&mut self) {
+        self.link().lock().publish();
+    }
+
+    fn poll_complete(
+        &mut self,
+        context: &mut Context<'_>,
+        sink: &mut dyn FnMut(Tag, Result<(), IoError>),
+    ) -> Poll<()> {
+        let mut link = self.link().lock();
+        let link = &mut *link;
+        loop {
+            if let Err(lie) = link.collect() {
+                self.lied(link, lie);
+            }
+            let client = link.client(self.client);
+            if client.drain(sink) {
+                return Poll::Ready(());
+            }
+            client.wake_with(context.waker());
+            match link.final_check() {
+                Ok(false) => return Poll::Pending,
+                Ok(true) => {}
+                Err(lie) => self.lied(link, lie),
+            }
+        }
+    }
+
+    fn cancel(&mut self, tag: Tag) {
+        self.link().lock().cancel(self.client, Some(tag));
+    }
+
+    fn cancel_all(&mut self) {
+        self.link().lock().cancel(self.client, None);
+    }
+
+    /// No guest's page is ever given away, so there is nothing to wait for.
+    fn poll_close(&mut self, _context: &mut Context<'_>) -> Poll<()> {
+        self.close();
+        Poll::Ready(())
+    }
+
+    fn stage(&mut self, tag: Tag, op: Op, len: usize) -> Option<Staging> {
+        let pages = Self::pages_for(len);
+        let page = first_run(self.free, pages as u32)?;
+        let used = (u128::MAX >> (MOST_PAGES - pages)) << page;
+        self.free &= !used;
+        self.staged.push(Staged {
+            tag,
+            page: page as u16,
+            pages: pages as u16,
+        });
+        Some(Staging {
+            // SAFETY: within the memory, as its map has a bit for each page.
+            memory: unsafe { self.base.add(page as usize * PAGE_SIZE) },
+            phase: match op {
+                Op::Read { .. } => StagingPhase::AfterComplete,
+                _ => StagingPhase::BeforeSubmit,
+            },
+        })
+    }
+
+    fn unstage(&mut self, tag: Tag) {
+        if let Some(at) = self.staged.iter().position(|staged| staged.tag == tag) {
+            let Staged { page, pages, .. } = self.staged.swap_remove(at);
+            self.free |= (u128::MAX >> (MOST_PAGES - usize::from(pages))) << page;
+        }
+    }
+}
+
+impl<H: Hypervisor> Drop for Queue<H> {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// The first of `count` set bits in a row.
+fn first_run(bits: u128, count: u32) -> Option<u32> {
+    let (mut starts, mut have) = (bits, 1);
+    while have < count {
+        let more = have.min(count - have);
+        starts &= starts >> more;
+        have += more;
+    }
+    (starts != 0 && count <= u128::BITS).then(|| starts.trailing_zeros())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::first_run;
+
+    #[test]
+    fn runs_of_free_pages_are_found() {
+        assert_eq!(first_run(0, 1), None);
+        assert_eq!(first_run(0b1000, 1), Some(3));
+        assert_eq!(first_run(0b0110_1110_1100, 3), Some(5));
+        assert_eq!(first_run(0b0110_1110_1100, 4), None);
+        assert_eq!(first_run(u128::MAX, 128), Some(0));
+        assert_eq!(first_run(u128::MAX << 1, 128), None);
+        for count in 1..=33 {
+            let run = (u128::MAX >> (128 - count)) << 7;
+            assert_eq!(first_run(run, count), Some(7), "{count}");
+            assert_eq!(first_run(run, count + 1), None, "{count}");
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! The xenbus state machine of a disk of our own: a function from the states of both ends to the next step,
+//! without any I/O, so that every combination can be tested.
+//!
+//! The rules are those that Linux's blkfront, the backends of Linux and QEMU, and libxl follow:
+//! - the backend offers its features in state 2, connects to the rings that are published with state 3, and
+//!   publishes the disk's properties with state 4;
+//! - the toolstack detaches by writing `online` = 0 and `state` = 5 into the backend's directory; the frontend
+//!   closes by state 6;
+//! - a backend that closes while `online` is 1 may come back: a frontend that goes from 6 to 1 is offered
+//!   the disk again. One that goes from 4 to 2 and finds the frontend in 4 goes on with the same rings;
+//! - the backend's directory disappears when its domain is destroyed, and the frontend's when the toolstack
+//!   removes the disk.
+
+use bulkhead_xenbus::XenbusState;
+
+/// The part of a disk's life that this frontend has reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Nothing is shared with the backend, which may offer the disk.
+    Fresh,
+    /// The rings are published; the backend's turn.
+    Published,
+    /// Requests go over the rings.
+    Connected,
+    /// Everything was taken back; the backend has yet to notice.
+    Closed,
+    /// The disk was given up because of what the backend did, until the toolstack attaches it anew.
+    Failed,
+}
+
+/// The nodes that decide, as xenstore has them at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Observed {
+    /// Whether the frontend's directory is there.
+    pub attached: bool,
+    /// The backend's `state` node; unknown if it is gone.
+    pub backend: XenbusState,
+    /// The backend's `online` node: the toolstack wants the device to exist.
+    pub online: bool,
+    /// Whether a guest has the disk.
+    pub in_use: bool,
+    /// Whether the backend has had time enough to connect again by itself.
+    pub waited: bool,
+}
+
+/// The next step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing until something changes.
+    Wait,
+    /// Publish rings, and report `Initialised`.
+    Publish,
+    /// Read the disk's properties, use the rings, and report `Connected`.
+    Connect,
+    /// Read the disk's size again.
+    Reread,
+    /// Take back everything and report `Closed`. Requests wait for the backend to come back.
+    Close,
+    /// Report `Initialising`: the backend may offer the disk again.
+    StartOver,
+    /// Take back everything: the toolstack has removed the directory.
+    Forget,
+}
+
+/// Decides the next step.
+pub fn decide(phase: Phase, seen: Observed) -> Step {
+    use XenbusState::*;
+    if !seen.attached {
+        return Step::Forget;
+    }
+    match (phase, seen.backend) {
+        (Phase::Failed, _) => Step::Wait,
+
+        (Phase::Fresh, InitWait) => Step::Publish,
+        // What it is connected to is not this frontend's.
+        (Phase::Fresh, Initialised | Connected | Closing) => Step::Close,
+        (Phase::Fresh, _) => Step::Wait,
+
+        (Phase::Published, Connected) => Step::Connect,
+        (Phase::Published, InitWait | Initialised) => Step::Wait,
+
+        (Phase::Connected, Connected) => Step::Reread,
+        // A disk in use is not let go of, as no other frontend does. The toolstack gives up waiting, and the
+        // backend serves on.
+        (Phase::Connected, Closing) if !seen.online && seen.in_use => Step::Wait,
+
+        // Linux's driver, bound to a disk that it was unbound from, goes on with the rings that it finds.
+        (Phase::Connected, InitWait) if !seen.waited => Step::Wait,
+
+        // It goes, is gone, or has started over without having answered what it was asked.
+        (Phase::Published | Phase::Connected, _) => Step::Close,
+
+        (Phase::Closed, Initialising | InitWait | Closed) if seen.online => Step::StartOver,
+        (Phase::Closed, _) => Step::Wait,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use XenbusState::*;
+
+    fn seen(backend: XenbusState, online: bool, in_use: bool) -> Observed {
+        Observed {
+            attached: true,
+            backend,
+            online,
+            in_use,
+            waited: false,
+        }
+    }
+
+    const PHASES: [Phase; 5] = [
+        Phase::Fresh,
+        Phase::Published,
+        Phase::Connected,
+        Phase::Closed,
+        Phase::Failed,
+    ];
+
+    #[test]
+    fn a_disk_from_attach_to_detach() {
+        let step = |phase, backend, online| decide(phase, seen(backend, online, false));
+        assert_eq!(step(Phase::Fresh, Initialising, true), Step::Wait);
+        assert_eq!(step(Phase::Fresh, InitWait, true), Step::Publish);
+        assert_eq!(step(Phase::Published, InitWait, true), Step::Wait);
+        assert_eq!(step(Phase::Published, Connected, true), Step::Connect);
+        assert_eq!(step(Phase::Connected, Connected, true), Step::Reread);
+        assert_eq!(step(Phase::Connected, Closing, false), Step::Close);
+        assert_eq!(step(Phase::Closed, Closed, false), Step::Wait);
+    }
+
+    #[test]
+    fn a_disk_in_use_is_not_let_go_of() {
+        let step = |backend, online| decide(Phase::Connected, seen(backend, online, true));
+        assert_eq!(step(Closing, false), Step::Wait);
+        assert_eq!(step(Closing, true), Step::Close);
+        assert_eq!(step(Closed, false), Step::Close);
+        assert_eq!(step(Unknown, false), Step::Close);
+    }
+
+    #[test]
+    fn a_backend_that_closes_may_come_back() {
+        for in_use in [false, true] {
+            let step = |phase, backend| decide(phase, seen(backend, true, in_use));
+            for gone in [Closing, Closed, Initialising, Unknown] {
+                assert_eq!(step(Phase::Connected, gone), Step::Close, "{gone:?}");
+            }
+            assert_eq!(step(Phase::Connected, InitWait), Step::Wait);
+            let waited = Observed {
+                waited: true,
+                ..seen(InitWait, true, in_use)
+            };
+            assert_eq!(decide(Phase::Connected, waited), Step::Close);
+            assert_eq!(step(Phase::Closed, Closing), Step::Wait);
+            assert_eq!(step(Phase::Closed, Connected), Step::Wait);
+            assert_eq!(step(Phase::Closed, Unknown), Step::Wait);
+            assert_eq!(step(Phase::Closed, Closed), Step::StartOver);
+            assert_eq!(step(Phase::Fresh, Closed), Step::Wait);
+            assert_eq!(step(Phase::Fresh, InitWait), Step::Publish);
+        }
+    }
+
+    #[test]
+    fn a_directory_that_is_gone_is_forgotten_and_a_failed_disk_does_not_come_back_by_itself() {
+        for phase in PHASES {
+            let gone = Observed {
+                attached: false,
+                ..seen(Connected, true, true)
+            };
+            assert_eq!(decide(phase, gone), Step::Forget);
+        }
+        for backend in [InitWait, Connected, Closing, Closed, Unknown] {
+            assert_eq!(decide(Phase::Failed, seen(backend, true, true)), Step::Wait);
+        }
+    }
+
+    #[test]
+    fn nothing_is_shared_with_a_backend_that_was_told_to_go() {
+        for phase in [Phase::Closed, Phase::Failed] {
+            for backend in [Initialising, InitWait, Connected, Closing, Closed, Unknown] {
+                assert_eq!(decide(phase, seen(backend, false, false)), Step::Wait);
+            }
+        }
+    }
+}

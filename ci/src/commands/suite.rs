@@ -1,5 +1,6 @@
 //! `cargo lab test`.
 
+use super::build;
 use super::checks::{self, Counts};
 use super::fuzz;
 use super::scenarios::{Chosen, Setting, print_counts, print_end, run_scenarios};
@@ -51,6 +52,7 @@ impl Done {
 /// many hosts at a time as `setting` says.
 pub fn run(setting: &Setting) -> Result<bool> {
     packages::ensure_for_tests()?;
+    build::check_smallest()?;
     let Chosen { shared, own_host } = Chosen::all();
     let own_host = Chosen {
         own_host,

@@ -8,6 +8,7 @@ mod driver_life;
 mod endings;
 mod filesystem;
 mod hostile;
+mod lasting;
 mod leaving;
 mod main_job;
 mod memory;
@@ -34,6 +35,7 @@ pub fn all() -> Vec<Scenario> {
         boot::SCENARIOS,
         runtime::SCENARIOS,
         filesystem::SCENARIOS,
+        lasting::SCENARIOS,
         several::SCENARIOS,
         queues::SCENARIOS,
         leaving::SCENARIOS,

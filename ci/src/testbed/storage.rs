@@ -79,6 +79,12 @@ impl<'h> Storage<'_, 'h> {
         self
     }
 
+    /// Gives it a disk of its own, as `xl` writes one.
+    pub fn disk(mut self, disk: &str) -> Self {
+        self.config.disks.push(disk.to_owned());
+        self
+    }
+
     /// Sets its number of processors.
     pub fn vcpus(mut self, count: u32) -> Self {
         self.config.vcpus = count;

@@ -85,12 +85,8 @@ unsafe fn give(batch: &mut [TransferRequest]) -> Result<(), Errno> {
         )
     };
     for (request, operation) in batch.iter_mut().zip(&operations) {
-        let gone = done.is_ok()
-            && match p2m {
-                // Whatever else becomes of it, Xen has taken the frame (grant_table.h).
-                Some(_) => operation.status != GrantStatus::BAD_PAGE,
-                None => operation.status.is_okay(),
-            };
+        // Whatever else became of it, Xen has taken the frame (grant_table.h).
+        let gone = done.is_ok() && operation.status != GrantStatus::BAD_PAGE;
         request.status = operation.status;
         request.kept = !gone;
         let had_frame = operation.frame != Gfn(u64::MAX);

@@ -9,8 +9,9 @@ use core::ptr::NonNull;
 /// may go. A page whose frame was given away is as one that was released ([`Reservation::release`]): an
 /// address without anything behind it, until it is populated or adopts a frame that another domain gives.
 ///
-/// Only PV domains can give frames away. Xen (4.17 to 4.20, `steal_page` in arch/x86/mm.c) refuses it to
-/// others with [`GrantStatus::GENERAL_ERROR`] and leaves them the page.
+/// Only PV domains can give frames away: to others, Xen (4.17 to 4.20, `hvm_grant_table_op` in
+/// arch/x86/hvm/hypercall.c) answers [`Errno::NOSYS`], and their pages stay. Every domain can accept frames;
+/// a domain that is not PV has them in their place at once.
 ///
 /// # Safety
 /// An implementer promises that a page it reports as kept is what it was, and that what it has adopted is

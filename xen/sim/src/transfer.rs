@@ -1,9 +1,9 @@
 //! The simulated Xen's side of giving frames away.
 //!
-//! The rules and their order are those of Xen's `gnttab_transfer` (common/grant_table.c) and `steal_page`
-//! (arch/x86/mm.c), from 4.17 to 4.20:
+//! The rules and their order are those of Xen's `gnttab_transfer` (common/grant_table.c), `steal_page`
+//! (arch/x86/mm.c) and `hvm_grant_table_op` (arch/x86/hvm/hypercall.c), from 4.17 to 4.20:
 //!
-//! - A domain that is not PV is refused with `GENERAL_ERROR` before anything is taken from it.
+//! - To a domain that is not PV, the hypercall is not implemented.
 //! - A frame that is not the caller's, or that somebody uses, is `BAD_PAGE`, and the caller keeps it.
 //! - From there on the frame is taken from the caller. If the other domain is not there (`BAD_DOMAIN`), is
 //!   dying or has all the memory that it may have, or if its entry does not accept a frame of the caller's
@@ -52,6 +52,10 @@ unsafe impl FrameTransfer for SimVcpu {
     unsafe fn give_frames(&self, batch: &mut [TransferRequest]) -> Result<(), Errno> {
         let count = |domain: &mut Domain| domain.stats.transfer_calls += 1;
         self.call(Hypercall::TransferFrames, count, |world| {
+            let kind = world.domain(self.domain).map(|domain| domain.kind);
+            if kind != Some(DomainKind::Pv) {
+                return Err(Errno::NOSYS);
+            }
             for request in batch {
                 world.transfer(self.domain, request);
                 if let Some(domain) = world.domain_mut(self.domain) {
@@ -83,14 +87,10 @@ impl World {
     fn transfer(&mut self, giver: DomId, request: &mut TransferRequest) {
         let address = request.page.as_ptr().addr();
         request.kept = true;
-        request.status = GrantStatus::GENERAL_ERROR;
+        request.status = GrantStatus::BAD_PAGE;
         let Some(domain) = self.domain_mut(giver) else {
             return;
         };
-        if domain.kind != DomainKind::Pv {
-            return;
-        }
-        request.status = GrantStatus::BAD_PAGE;
         if domain.memory.is_pinned(address) {
             return;
         }

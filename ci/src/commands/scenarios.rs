@@ -155,7 +155,7 @@ pub(super) fn run_scenarios(
 pub(super) fn print_end(summary: &Summary) -> Result<()> {
     summary.save()?;
     println!("{}", summary.scenario_table());
-    if let Some(table) = summary.figure_table() {
+    for table in summary.figure_tables() {
         println!("{table}");
     }
     for warning in summary.warnings() {

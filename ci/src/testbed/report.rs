@@ -104,18 +104,27 @@ impl Summary {
         table.to_string()
     }
 
-    /// A table of all figures: a line for each row name, in the order of their first appearance.
-    pub fn figure_table(&self) -> Option<String> {
-        let figures: Vec<&Figure> = self
-            .outcomes
-            .iter()
-            .flat_map(|outcome| &outcome.figures)
-            .collect();
-        if figures.is_empty() {
-            return None;
+    /// Tables of all figures: one for the scenarios that have columns in common.
+    pub fn figure_tables(&self) -> Vec<String> {
+        let mut groups: Vec<Vec<&Figure>> = Vec::new();
+        for outcome in &self.outcomes {
+            let figures = &outcome.figures;
+            let has = |column| figures.iter().any(|figure| figure.column == column);
+            let shared = |group: &&mut Vec<&Figure>| group.iter().any(|figure| has(figure.column));
+            match groups.iter_mut().find(shared) {
+                Some(group) => group.extend(figures),
+                None if figures.is_empty() => (),
+                None => groups.push(figures.iter().collect()),
+            }
         }
+        let table = |group: Vec<&Figure>| Self::figure_table(&group);
+        groups.into_iter().map(table).collect()
+    }
+
+    /// A line for each row name, in the order of their first appearance.
+    fn figure_table(figures: &[&Figure]) -> String {
         let (mut rows, mut columns) = (Vec::new(), Vec::new());
-        for figure in &figures {
+        for figure in figures {
             push_new(&mut rows, figure.row.as_str());
             push_new(&mut columns, figure.column);
         }
@@ -130,7 +139,7 @@ impl Summary {
             };
             table.add_row(std::iter::once(row).chain(columns.iter().map(value)));
         }
-        Some(table.to_string())
+        table.to_string()
     }
 
     /// The warnings that the user must see: faults of the emulation.
@@ -205,9 +214,26 @@ mod tests {
         assert_eq!(summary.reruns(), 2);
         assert!(summary.scenario_table().contains("FAILED"));
         assert!(summary.scenario_table().contains("passed (rerun)"));
-        let figures = summary.figure_table().unwrap();
+        let [figures] = &summary.figure_tables()[..] else {
+            panic!("the columns are the same");
+        };
         assert_eq!(figures.matches("90 ms").count(), 2);
         assert_eq!(figures.matches("boot").count(), 1);
         assert_eq!(summary.warnings().len(), 3);
+    }
+
+    #[test]
+    fn scenarios_without_a_column_in_common_have_tables_of_their_own() {
+        let mut outcomes: Vec<Outcome> = ["a", "b", "c"].map(|name| outcome(name, None, 0)).into();
+        outcomes[1].figures = vec![Figure {
+            row: "b".to_owned(),
+            column: "round trips",
+            value: "1000".to_owned(),
+        }];
+        let summary = Summary { outcomes, boots: 1 };
+        let tables = summary.figure_tables();
+        assert_eq!(tables.len(), 2);
+        assert!(tables[0].contains("90 ms") && !tables[0].contains("1000"));
+        assert!(tables[1].contains("1000") && !tables[1].contains("90 ms"));
     }
 }

@@ -52,6 +52,11 @@ pub fn build_demo() -> Result<PathBuf> {
     build_binary("bulkhead-kernel", "hello", &[])
 }
 
+/// Builds one of the examples in `examples/`, and returns its path.
+pub fn build_example(name: &str) -> Result<PathBuf> {
+    build_binary("bulkhead-examples", name, &[])
+}
+
 fn build_binary(package: &str, name: &str, more: &[&str]) -> Result<PathBuf> {
     let mut command = Command::new(process::cargo());
     command

@@ -6,6 +6,7 @@ mod crowd;
 mod data_paths;
 mod driver_life;
 mod endings;
+mod examples;
 mod filesystem;
 mod hostile;
 mod lasting;
@@ -34,6 +35,7 @@ pub fn all() -> Vec<Scenario> {
         main_job::SCENARIOS,
         boot::SCENARIOS,
         runtime::SCENARIOS,
+        examples::SCENARIOS,
         filesystem::SCENARIOS,
         lasting::SCENARIOS,
         several::SCENARIOS,

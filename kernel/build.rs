@@ -1,4 +1,4 @@
-//! Tells how a bootable ELF is linked: to our own demo directly, to every other binary's build
+//! Passes on the link arguments of a bootable ELF: to our own demo directly, to every other binary's build
 //! script as metadata (`DEP_BULKHEAD_KERNEL_LINK_ARGS`, separated by the unit separator U+001F).
 //! Names the commit that the ELF is built from, which it logs when it boots.
 
@@ -60,7 +60,7 @@ fn commit(workspace: &Path) -> Option<String> {
     Some(if dirty { commit + "-dirty" } else { commit })
 }
 
-/// What of the workspace the ELF is made from.
+/// Returns the files of the workspace that the ELF is made from.
 fn parts(workspace: &Path) -> Vec<String> {
     let mut parts = vec!["Cargo.toml".to_owned(), "Cargo.lock".to_owned()];
     for entry in fs::read_dir(workspace).into_iter().flatten().flatten() {

@@ -267,7 +267,7 @@ fn sleep(machine: &Machine, time: Duration) {
     );
 }
 
-/// What a table register names: `sidt` and `sgdt` store a limit of 16 bits and the base.
+/// The content of a table register: `sidt` and `sgdt` store a limit of 16 bits and the base.
 #[repr(C, packed)]
 struct TableRegister {
     limit: u16,

@@ -43,7 +43,8 @@ fn wait_for(machine: &Machine, counter: &AtomicU64, value: u64) {
     }
 }
 
-/// Where the granting domain writes the bus address of the shared page, or 0 if it can have no devices.
+/// Returns the place where the granting domain writes the bus address of the shared page, or 0 if it can have
+/// no devices.
 fn bus_address(page: NonNull<u8>) -> NonNull<u64> {
     // SAFETY: within the page, behind the counters.
     unsafe { page.cast::<u64>().add(2) }

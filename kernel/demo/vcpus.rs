@@ -10,15 +10,15 @@ use core::time::Duration;
 /// Rounds in which the word goes from the first vCPU to the last.
 const ROUNDS: u32 = 1000;
 
-/// Whose turn it is: rounds times vCPUs, counted up.
+/// The current turn: rounds times vCPUs, counted up.
 static TURN: AtomicU32 = AtomicU32::new(0);
 static DONE: AtomicU32 = AtomicU32::new(0);
-/// When the word was passed on, in nanoseconds.
+/// The time at which the turn was passed on, in nanoseconds.
 static PASSED: AtomicU64 = AtomicU64::new(0);
 /// Words by how long they took: each class is up to twice as long as the one before.
 static TOOK: [AtomicU32; 16] = [const { AtomicU32::new(0) }; 16];
 
-/// What `test=vcpu-…` has another vCPU do.
+/// Crashes another vCPU, for `test=vcpu-…`.
 pub fn crash_elsewhere(machine: &Machine, crash: fn()) -> ! {
     start_vcpus(machine.other_vcpus(), |id| {
         Box::new(move || {
@@ -34,7 +34,7 @@ pub fn crash_elsewhere(machine: &Machine, crash: fn()) -> ! {
     }
 }
 
-/// What `test=vcpu-hang` has all vCPUs do: live, but for the last one, which says so once.
+/// Keeps all vCPUs alive but the last one, which says so once, for `test=vcpu-hang`.
 pub fn hang_elsewhere(machine: &Machine, seconds: u32, hang: fn()) -> ! {
     watchdog::start(seconds);
     let last = VcpuId(machine.vcpus - 1);
@@ -124,7 +124,7 @@ fn take_part(id: VcpuId, all: u32) {
     DONE.fetch_add(1, Ordering::Release);
 }
 
-/// Takes and gives back memory, and sees that it is nobody else's.
+/// Takes and gives back memory, and checks that no other vCPU has the same memory.
 fn use_memory(id: VcpuId) {
     for round in 0..200u64 {
         let mark = u64::from(id.0) << 32 | round;

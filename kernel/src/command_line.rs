@@ -22,9 +22,9 @@ pub fn value<'a>(line: &'a str, key: &str) -> Option<&'a str> {
 
 /// Returns the words that no one reads; `known` are the keys that `main` reads. Such words are probably mistyped.
 ///
-/// What is meant for another kernel is passed over: xl makes `root=` of a configuration's own `root`
-/// and puts it before `extra`, bootloaders name the kernel's file and `BOOT_IMAGE=`, and the rest comes
-/// with the configuration of a Linux guest, module options (`xen_blkfront.max=`) among it.
+/// Words that are meant for another kernel are passed over: xl makes `root=` of a configuration's own `root`
+/// and puts it before `extra`; bootloaders add the name of the kernel's file and `BOOT_IMAGE=`; and other
+/// words come with the configuration of a Linux guest, module options (`xen_blkfront.max=`) among them.
 ///
 /// ```
 /// use bulkhead_kernel::command_line::unknown;

@@ -10,25 +10,25 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
 use heapless::Deque;
 
-/// How many bytes are kept for a reader that is late: some three hundred lines.
+/// Number of bytes kept for a late reader: about three hundred lines.
 const KEPT: usize = 32 << 10;
 
 /// Our end of a console ring.
 pub struct Console {
     ring: Option<NonNull<ConsoleRing>>,
-    /// What waits for room in the ring.
+    /// Text that waits for room in the ring.
     kept: Deque<u8, KEPT>,
     lost: u32,
-    /// Where the reader stood when waiting for it was given up.
+    /// The reader's position when the last wait for it was given up.
     gave_up_at: Option<u32>,
 }
 
 // SAFETY: the ring is shared memory that any thread may access; the indices are atomic.
 unsafe impl Send for Console {}
 
-/// What becomes of text for which the ring has no room.
+/// Treatment of text for which the ring has no room.
 pub enum OnFull<'a> {
-    /// The text is kept as far as there is room for it, and dropped beyond. The caller does not wait.
+    /// Keeps the text as far as there is room for it, and drops the rest. The caller does not wait.
     Keep,
     /// The reader is waited for, as long as the function waits a little and says so: false if it has
     /// waited long enough. Then the text is dropped, and later texts do not wait at all until
@@ -47,7 +47,7 @@ impl Console {
         }
     }
 
-    /// Text goes to this ring from now on.
+    /// Sends text to this ring from now on.
     ///
     /// # Safety
     /// `ring` is a console ring for as long as the console is used, and this is its only user on
@@ -92,7 +92,7 @@ impl Console {
         OUT_BYTES.saturating_sub(used as usize)
     }
 
-    /// Puts bytes into the ring as far as they fit, and returns how many.
+    /// Puts bytes into the ring as far as they fit, and returns their number.
     fn put(&mut self, bytes: &[u8]) -> usize {
         let count = bytes.len().min(self.room());
         let start = self.out_prod().load(Ordering::Relaxed);
@@ -140,7 +140,7 @@ impl Console {
         }
     }
 
-    /// What is to be said of lost text, before anything else.
+    /// Returns the note about lost text, which comes before all other text.
     fn note(&self) -> heapless::String<48> {
         let mut note = heapless::String::new();
         if self.lost > 0 {
@@ -162,7 +162,8 @@ impl Console {
         self.lost = self.lost.saturating_add(lost as u32);
     }
 
-    /// Puts bytes into the ring, or behind those that wait for it. Returns for how many there was room.
+    /// Puts bytes into the ring, or behind those that wait for it. Returns the number of bytes for which
+    /// there was room.
     fn put_or_keep(&mut self, bytes: &[u8]) -> usize {
         let put = if self.kept.is_empty() {
             self.put(bytes)
@@ -205,7 +206,7 @@ impl Console {
         }
     }
 
-    /// Waits for the reader. False if that was given up, now or before.
+    /// Waits for the reader. Returns false if the wait was given up, now or before.
     fn is_worth_waiting(&mut self, wait: &mut dyn FnMut() -> bool) -> bool {
         let reader = self.out_cons().load(Ordering::Acquire);
         let worth = self.gave_up_at != Some(reader) && wait();

@@ -1,4 +1,5 @@
-//! What the runtime itself asks of the domain: how it was booted, the page that it shares with Xen, its end.
+//! Facts and services of the domain that the runtime itself needs: its way of booting, the page that it
+//! shares with Xen, its end.
 
 use crate::events::Bitmaps;
 use crate::hypercall;
@@ -8,7 +9,7 @@ use bulkhead_xen::abi::shared_info::{SharedInfo, VcpuInfo};
 use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
-/// How the domain was booted.
+/// The way in which the domain was booted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// `type="pvh"`: hardware-virtualized, on our own page tables.
@@ -30,7 +31,7 @@ pub fn is_pvh() -> bool {
     PVH.load(Ordering::Relaxed)
 }
 
-/// Notes where the shared page is.
+/// Notes the address of the shared page.
 pub fn set_shared(page: *mut SharedInfo) {
     SHARED.store(page, Ordering::Release);
 }

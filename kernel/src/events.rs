@@ -69,7 +69,7 @@ impl Bitmaps {
         }
     }
 
-    /// Masks every port: none wakes anybody until it is unmasked.
+    /// Masks every port: no port wakes a vCPU until it is unmasked.
     pub fn mask_all(&self) {
         for word in 0..EVENT_WORDS {
             self.mask_word(word).store(u64::MAX, Ordering::SeqCst);
@@ -157,7 +157,7 @@ mod tests {
             (page, unsafe { Bitmaps::new(shared) }, shared.cast())
         }
 
-        /// What `evtchn_2l_set_pending` does.
+        /// Does what Xen's `evtchn_2l_set_pending` does.
         fn notify(&mut self, port: u32) {
             let shared = self.0.as_mut_ptr();
             let (word, bit) = (port as usize / 64, 1u64 << (port % 64));

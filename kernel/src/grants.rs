@@ -25,7 +25,7 @@ pub fn own_table() -> Option<&'static [EntryV1]> {
             Some(unsafe { core::slice::from_raw_parts(address() as *const EntryV1, entries) })
         }
         Err(error) => {
-            log::error!("no grant table of our own: {error}");
+            log::error!("cannot set up the grant table: {error}");
             None
         }
     }

@@ -12,7 +12,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use core::time::Duration;
 
-/// The real hypervisor. It holds nothing: every copy is the same.
+/// The real hypervisor. The type has no state: every copy is the same.
 #[derive(Clone, Copy, Debug)]
 pub struct Hypercalls;
 

@@ -1,4 +1,5 @@
-//! What a vCPU shows of its own life, and what it remembers of another to tell whether that one hangs.
+//! The signs of life that a vCPU gives, and its memory of another vCPU's, from which it tells whether that
+//! one hangs.
 
 use bulkhead_xen::VcpuId;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -8,9 +9,9 @@ use core::time::Duration;
 #[derive(Debug)]
 pub struct Seen {
     vcpu: AtomicU32,
-    /// How often it had come back to its work.
+    /// Number of times that it had come back to its work.
     beats: AtomicU32,
-    /// How long it had run by then, in nanoseconds.
+    /// The time for which it had run by then, in nanoseconds.
     ran: AtomicU64,
 }
 
@@ -24,8 +25,8 @@ impl Seen {
         }
     }
 
-    /// Whether `vcpu`, which came back `beats` times and has run for `ran` in all, has now run for
-    /// `limit` without coming back. Only the vCPU whose record this is calls it.
+    /// Returns whether `vcpu`, which came back `beats` times and has run for `ran` in all, has now run for
+    /// `limit` without coming back. Only the vCPU that owns this record calls it.
     pub fn hangs(&self, vcpu: VcpuId, beats: u32, ran: Duration, limit: Duration) -> bool {
         let ran = ran.as_nanos() as u64;
         let same = self.vcpu.swap(vcpu.0, Ordering::Relaxed) == vcpu.0;
@@ -45,14 +46,14 @@ impl Default for Seen {
     }
 }
 
-/// What a vCPU keeps for the watchdog.
+/// Per-vCPU state of the watchdog.
 #[derive(Debug)]
 pub struct Liveness {
-    /// How often it came back to say that it lives.
+    /// Number of times that the vCPU came back to show that it lives.
     pub beats: AtomicU32,
-    /// How often it woke since then.
+    /// Number of times that the vCPU woke since then.
     pub wakes: AtomicU32,
-    /// What it has seen of its neighbour.
+    /// The signs of life seen of its neighbour.
     pub neighbour: Seen,
 }
 

@@ -1,5 +1,5 @@
-//! Where text goes: `log` records and last words, to the console ring or, before there is one, to
-//! Xen's own log.
+//! Output of text: `log` records and last words go to the console ring or, before there is one, to Xen's own
+//! log.
 
 use crate::console::{Console, Lines, OnFull};
 use crate::{domain, event_channels, hypercall, vcpu};
@@ -18,14 +18,14 @@ static STARTED: AtomicU64 = AtomicU64::new(0);
 static CLOCK: AtomicBool = AtomicBool::new(false);
 static SERVING: AtomicBool = AtomicBool::new(false);
 
-/// How long a full ring may hold up one line before disks are served.
+/// The longest time that a full ring may delay one line before disks are served.
 const PATIENCE: Duration = Duration::from_millis(20);
-/// How often a vCPU that is about to stop is waited for: some milliseconds.
+/// Number of checks for a vCPU that is about to stop: some milliseconds.
 const STOPPING: u32 = 1_000_000;
-/// How long the last words may hold up a shutdown.
+/// The longest time that the last words may delay a shutdown.
 const LAST_PATIENCE: Duration = Duration::from_millis(500);
 
-/// Output goes to this ring from now on.
+/// Sends output to this ring from now on.
 ///
 /// # Safety
 /// See [`Console::attach`].
@@ -35,7 +35,7 @@ pub unsafe fn use_ring(ring: NonNull<ConsoleRing>, port: Port) {
     unsafe { CONSOLE.lock().attach(ring) };
 }
 
-/// Never lets a line wait for the console's reader from now on: this vCPU may be serving a guest.
+/// From now on, lets no line wait for the console's reader: the vCPU may be serving a guest.
 pub fn never_wait() {
     SERVING.store(true, Ordering::Relaxed);
 }
@@ -45,7 +45,7 @@ pub fn port() -> Option<Port> {
     Some(Port(PORT.load(Ordering::Relaxed))).filter(|port| port.0 != 0)
 }
 
-/// Lines carry the time since `started` from now on, and waiting is possible.
+/// Puts the time since `started` into lines from now on, and allows waiting.
 pub fn use_clock(started: Instant) {
     STARTED.store(started.0, Ordering::Relaxed);
     CLOCK.store(true, Ordering::Release);
@@ -120,7 +120,7 @@ fn emit(console: &mut Console, message: fmt::Arguments<'_>, patience: Option<Dur
     notify();
 }
 
-/// Notifies of what was typed: waiting for the reader has taken the notification away.
+/// Notifies of typed input: waiting for the reader has consumed the notification.
 fn raise() {
     // The toolstack's ports are delivered to the first vCPU.
     if let Some(first) = vcpu::of(VcpuId(0)) {
@@ -171,7 +171,7 @@ impl log::Log for Logger {
     fn flush(&self) {}
 }
 
-/// Puts the console behind `log`.
+/// Makes the console the output of `log`.
 pub fn start_logging(level: log::LevelFilter) {
     if log::set_logger(&Logger).is_ok() {
         log::set_max_level(level);
@@ -198,7 +198,7 @@ pub fn last_words(message: fmt::Arguments<'_>) {
     // Another vCPU may take a moment to stop, and may be writing.
     let mut tries = (0..STOPPING).map(|_| core::hint::spin_loop());
     let free = tries.find_map(|()| CONSOLE.try_lock());
-    // SAFETY: whoever held the lock never goes on.
+    // SAFETY: the code that held the lock never continues.
     let mut console = free.unwrap_or_else(|| unsafe {
         CONSOLE.force_unlock();
         CONSOLE.lock()

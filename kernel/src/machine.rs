@@ -1,4 +1,4 @@
-//! What `main` is given.
+//! The argument of `main`.
 
 use crate::domain::Way;
 use crate::hypervisor::Hypercalls;
@@ -19,32 +19,32 @@ pub struct Module {
 // SAFETY: memory that belongs to whoever holds the `Module`.
 unsafe impl Send for Module {}
 
-/// As many modules as there may be.
+/// The list of modules.
 pub type Modules = heapless::Vec<Module, 8>;
 
-/// What `main` is given: the domain, ready for use.
+/// The argument of `main`: the domain, ready for use.
 #[derive(Debug)]
 pub struct Machine {
     /// The hypervisor.
     pub hypervisor: Hypercalls,
-    /// How the domain was booted.
+    /// The way in which the domain was booted.
     pub way: Way,
     /// The domain's command line.
     pub command_line: &'static str,
-    /// What the builder loaded beside the kernel.
+    /// The modules that the builder loaded beside the kernel.
     pub modules: Modules,
     /// Our end of the xenstore ring.
     pub store: StoreRing,
     /// The console's port, notified when something was typed: see [`crate::logger::read`].
     pub console: Option<Port>,
-    /// When the domain's first instruction ran.
+    /// The time at which the domain's first instruction ran.
     pub started: Instant,
-    /// How many vCPUs the domain has (the one that runs `main` included).
+    /// Number of vCPUs of the domain, including the one that runs `main`.
     pub vcpus: u32,
 }
 
 impl Machine {
-    /// The domain's vCPUs but for the first, on which `main` runs.
+    /// Returns the domain's vCPUs except the first, on which `main` runs.
     pub fn other_vcpus(&self) -> impl Iterator<Item = VcpuId> + use<> {
         (1..self.vcpus).map(VcpuId)
     }

@@ -18,7 +18,7 @@ static REPORTING: AtomicU32 = AtomicU32::new(0);
 /// ground, it looks only at mapped, aligned addresses and follows the chain only upwards.
 struct Backtrace(u64);
 
-/// How many callers are named.
+/// Number of callers that a backtrace names.
 const DEPTH: usize = 32;
 
 impl fmt::Display for Backtrace {
@@ -63,7 +63,7 @@ fn stop(vcpu: VcpuId) {
     let _ = unsafe { hypercall::vcpu_op(VCPUOP_DOWN.into(), vcpu.0.into(), 0) };
 }
 
-/// The end of a vCPU; the domain goes on without it.
+/// Stops the calling vCPU for good; the domain goes on without it.
 pub fn stop_this_vcpu() -> ! {
     loop {
         stop(vcpu::current().id());
@@ -111,7 +111,7 @@ pub extern "C" fn exception(frame: &ExceptionFrame) -> ! {
     domain::shutdown_now(ShutdownReason::Crash)
 }
 
-/// Ends the domain because a vCPU hangs: another one has noticed.
+/// Ends the domain because another vCPU hangs.
 pub fn hung(vcpu: VcpuId, limit: Duration) -> ! {
     begin();
     logger::last_words(format_args!(
@@ -158,7 +158,7 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     domain::shutdown_now(ShutdownReason::Crash)
 }
 
-/// Ends the domain in order: what was written is read first.
+/// Ends the domain in order: the console's reader gets all output first.
 pub fn shutdown(reason: ShutdownReason) -> ! {
     logger::drain();
     domain::shutdown_now(reason)

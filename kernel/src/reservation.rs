@@ -19,7 +19,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 /// Pages for each hypercall.
 const BATCH: usize = 128;
 
-/// Pages that are given back or taken again at once, so that others get their turn.
+/// Pages that are given back or taken again at a time, so that other tasks get their turn.
 const AT_ONCE: usize = 1024;
 
 /// log2 of the pages that boot gives back as one, where it can: 2 MiB, the most that a guest may name.
@@ -37,7 +37,7 @@ unsafe impl Reservation for Hypercalls {
 
     unsafe fn release(&self, first: NonNull<u8>, count: usize) -> usize {
         let gone = in_batches(first, count, |frames| {
-            // SAFETY: by the contract, nobody uses these pages.
+            // SAFETY: by the contract, nothing uses these pages.
             unsafe { release(frames) }
         });
         note_gone(gone);
@@ -75,7 +75,7 @@ impl Balloon for Hypercalls {
         if mapped {
             // Xen does not clear a page for its next owner, and its last user here did not either. What was
             // never mapped was never used.
-            // SAFETY: taken out of the free pages, so nobody uses them.
+            // SAFETY: taken out of the free pages, so nothing uses them.
             unsafe { first.write_bytes(0, run.len() * PAGE_SIZE) };
         }
         // SAFETY: as above.
@@ -118,7 +118,7 @@ pub(crate) fn note_back(pages: usize) {
     RELEASED.fetch_sub(pages, Ordering::Relaxed);
 }
 
-/// Returns how many pages Xen says the domain has.
+/// Returns the number of pages that the domain has, according to Xen.
 pub(crate) fn current_reservation() -> Option<u64> {
     let mut domain = DomId::SELF;
     let request = hypercall::pointer(&mut domain);
@@ -128,10 +128,10 @@ pub(crate) fn current_reservation() -> Option<u64> {
 }
 
 /// Tells Xen at boot that page frames will not be used until they are populated: nothing is behind them
-/// yet, whatever the memory map says. On PVH alone.
+/// yet, whatever the memory map says. Only for PVH.
 ///
 /// # Safety
-/// Nobody uses them.
+/// Nothing uses them.
 pub(crate) unsafe fn decline(frames: &Ranges) {
     let large = 1 << LARGE_ORDER;
     for range in frames {
@@ -158,7 +158,7 @@ pub(crate) unsafe fn decline(frames: &Ranges) {
     }
 }
 
-/// Does something with runs of page frames until one of them is not done as a whole.
+/// Calls a function for runs of page frames until one run is not done as a whole.
 fn in_batches(first: NonNull<u8>, count: usize, mut act: impl FnMut(Range<u64>) -> usize) -> usize {
     let start = first.as_ptr().addr() / PAGE_SIZE;
     let mut done = 0;
@@ -175,7 +175,7 @@ fn in_batches(first: NonNull<u8>, count: usize, mut act: impl FnMut(Range<u64>) 
 }
 
 /// # Safety
-/// Nobody uses these pages, of which there are at most a batch.
+/// Nothing uses these pages, of which there are at most a batch.
 unsafe fn release(pfns: Range<u64>) -> usize {
     let mut frames = heapless::Vec::<u64, BATCH>::new();
     match &map::get().p2m {
@@ -190,7 +190,7 @@ unsafe fn release(pfns: Range<u64>) -> usize {
             unsafe { pv::unmap(pfns.start..pfns.start + frames.len() as u64) };
         }
     }
-    // SAFETY: nobody uses them, and on PV nothing maps them any more.
+    // SAFETY: nothing uses them, and on PV nothing maps them any more.
     let gone = unsafe { reservation(DECREASE_RESERVATION, 0, &mut frames) };
     if let Some(p2m) = &map::get().p2m {
         for pfn in pfns.clone().take(gone) {
@@ -205,7 +205,7 @@ unsafe fn release(pfns: Range<u64>) -> usize {
 /// Xen has these pages back, of which there are at most a batch.
 unsafe fn populate(pfns: Range<u64>) -> usize {
     let mut frames: heapless::Vec<u64, BATCH> = pfns.clone().collect();
-    // SAFETY: nothing is there, so nothing changes for anybody.
+    // SAFETY: nothing is mapped there, so no code sees a change.
     let got = unsafe { reservation(POPULATE_PHYSMAP, 0, &mut frames) };
     if let Some(p2m) = &map::get().p2m {
         for (pfn, mfn) in pfns.clone().zip(&frames).take(got) {
@@ -215,12 +215,13 @@ unsafe fn populate(pfns: Range<u64>) -> usize {
     }
     let address = pfns.start as usize * PAGE_SIZE;
     // What other domains had in there is none of our guests' business.
-    // SAFETY: memory again, mapped at its own address, and nobody uses it yet.
+    // SAFETY: memory again, mapped at its own address, and nothing uses it yet.
     unsafe { (address as *mut u8).write_bytes(0, got * PAGE_SIZE) };
     got
 }
 
-/// Changes the domain's memory by extents of `1 << order` pages, and says how many of them it was.
+/// Changes the domain's memory by extents of `1 << order` pages, and returns the number of extents that were
+/// changed.
 ///
 /// # Safety
 /// The frames are ours to give back, or to be filled.
@@ -238,7 +239,7 @@ unsafe fn reservation(command: u32, order: u32, frames: &mut [u64]) -> usize {
     match done {
         Ok(done) => done as usize,
         Err(error) => {
-            log::debug!("memory operation {command}: {error}");
+            log::debug!("memory operation {command} failed: {error}");
             0
         }
     }

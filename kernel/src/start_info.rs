@@ -1,4 +1,4 @@
-//! What the builder tells a PVH domain (`hvm/start_info.h`), read into types of our own.
+//! The start info that the builder gives a PVH domain (`hvm/start_info.h`), read into types of our own.
 
 use crate::memory::layout::{Ranges, TooFragmented, frames_of};
 use bulkhead_xen::abi::hvm::{self, MemmapEntry, ModuleEntry, StartInfo};
@@ -10,7 +10,7 @@ pub const COMMAND_LINE_BYTES: usize = 4096;
 /// A module as the builder describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadedModule {
-    /// Where it is.
+    /// Its address.
     pub address: u64,
     /// Its length in bytes.
     pub bytes: u64,
@@ -18,18 +18,18 @@ pub struct LoadedModule {
     pub command_line: heapless::String<128>,
 }
 
-/// Everything of interest.
+/// The parts of the start info that the runtime uses.
 #[derive(Debug)]
 pub struct PvhStart {
     /// The domain's command line.
     pub command_line: heapless::String<COMMAND_LINE_BYTES>,
-    /// What was loaded beside the kernel.
+    /// The modules that were loaded beside the kernel.
     pub modules: heapless::Vec<LoadedModule, 8>,
     /// Whole frames of memory.
     pub ram: Ranges,
 }
 
-/// Why a start info cannot be used.
+/// The reason why a start info cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadStart {
     /// It does not begin with the magic number.
@@ -60,7 +60,7 @@ impl From<TooFragmented> for BadStart {
     }
 }
 
-/// Fills a buffer with what lies at an address.
+/// Reads memory by address.
 pub trait Memory {
     /// Reads `buffer.len()` bytes from `address` on.
     fn read(&self, address: u64, buffer: &mut [u8]);
@@ -78,7 +78,8 @@ fn number64(memory: &impl Memory, address: u64) -> u64 {
     u64::from_le_bytes(bytes)
 }
 
-/// A text ended by a zero byte. What is no ASCII becomes `?`; what has no room is cut off.
+/// Returns a text that a zero byte ends. Bytes other than ASCII become `?`; a text that is too long is cut
+/// off.
 fn text<const N: usize>(memory: &impl Memory, address: u64) -> heapless::String<N> {
     let mut text = heapless::String::new();
     if address == 0 {

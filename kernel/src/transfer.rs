@@ -71,7 +71,7 @@ unsafe fn give(batch: &mut [TransferRequest]) -> Result<(), Errno> {
         operations.push(operation).map_err(|_| Errno::INVAL)?;
         if p2m.is_some() && frame.is_some() {
             let pfn = number(request.page);
-            // SAFETY: by the contract, nobody uses the page.
+            // SAFETY: by the contract, nothing uses the page.
             unsafe { pv::unmap(pfn..pfn + 1) };
         }
     }

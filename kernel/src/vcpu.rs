@@ -1,4 +1,4 @@
-//! What each vCPU has for itself, found through its GS segment.
+//! Per-vCPU state, found through the GS segment.
 
 use crate::events::PortSet;
 use crate::liveness::Liveness;
@@ -23,11 +23,11 @@ pub struct Vcpu {
     pub ports: PortSet,
     timer: AtomicU32,
     ipi: AtomicU32,
-    /// When its timer fires, in nanoseconds of system time; 0 if it is not set.
+    /// The time at which its timer fires, in nanoseconds of system time; 0 if it is not set.
     pub armed: AtomicU64,
-    /// The latest time that it has seen.
+    /// The latest time that its clock has returned.
     latest: AtomicU64,
-    /// Whether it lives, and whether its neighbour does.
+    /// Signs of life of this vCPU, and those seen of its neighbour.
     pub watchdog: Liveness,
 }
 
@@ -55,7 +55,7 @@ impl Vcpu {
     }
 
     /// Makes it the state of vCPU `id`, whose stack lies above the page at `guard`, and returns
-    /// what that vCPU's GS base must be.
+    /// the value of that vCPU's GS base.
     pub fn register(&'static self, id: VcpuId, guard: u64) -> u64 {
         let this = ptr::from_ref(self).cast_mut();
         self.this.store(this, Ordering::Relaxed);
@@ -65,7 +65,7 @@ impl Vcpu {
         this as u64
     }
 
-    /// Which one it is.
+    /// Returns the vCPU's number.
     pub fn id(&self) -> VcpuId {
         VcpuId(self.id.load(Ordering::Relaxed))
     }
@@ -81,7 +81,7 @@ impl Vcpu {
         self.info.load(Ordering::Relaxed)
     }
 
-    /// Tells where its part of the shared page is.
+    /// Sets the address of this vCPU's part of the shared page.
     pub fn set_info(&self, info: *mut VcpuInfo) {
         self.info.store(info, Ordering::Relaxed);
     }

@@ -26,22 +26,22 @@ use core::time::Duration;
 static TIMEOUT: AtomicU32 = AtomicU32::new(0);
 /// The number of Xen's timer; 0 while it is off.
 static TIMER: AtomicU32 = AtomicU32::new(0);
-/// Whether Xen has refused the timer, which is said once.
+/// True once Xen has refused the timer, which is logged once.
 static REFUSED: AtomicBool = AtomicBool::new(false);
 
-/// Starts watching: whatever runs from now on has each vCPU call [`beat`] every [`interval`]. `seconds`
-/// is how long Xen waits.
+/// Starts the watchdog: from now on, each vCPU has to call [`beat`] every [`interval`]. `seconds` is the
+/// time-out of Xen's timer.
 pub fn start(seconds: u32) {
     TIMEOUT.store(seconds, Ordering::Relaxed);
 }
 
-/// Returns how often each vCPU has to call [`beat`]; `None` if the watchdog is off.
+/// Returns the interval at which each vCPU has to call [`beat`]; `None` if the watchdog is off.
 pub fn interval() -> Option<Duration> {
     let timeout = TIMEOUT.load(Ordering::Relaxed);
     (timeout > 0).then(|| Duration::from_secs(timeout.into()) / 30)
 }
 
-/// How long a vCPU may run without coming back.
+/// Returns the time that a vCPU may run without coming back to its executor.
 fn limit() -> Duration {
     Duration::from_secs(TIMEOUT.load(Ordering::Relaxed).into()) / 10
 }
@@ -86,7 +86,7 @@ fn after(id: VcpuId) -> Option<&'static Vcpu> {
 pub fn woken() {
     let here = vcpu::current();
     if here.id() == VcpuId(0) {
-        // Nobody else writes it.
+        // No other code writes it.
         let wakes = here.watchdog.wakes.load(Ordering::Relaxed);
         here.watchdog
             .wakes
@@ -114,12 +114,12 @@ fn set_timer(timeout: u32) {
         Ok(_) => {}
         Err(error) => {
             REFUSED.store(true, Ordering::Relaxed);
-            log::warn!("Xen refuses a watchdog: {error}");
+            log::warn!("Xen refuses to set a watchdog timer: {error}");
         }
     }
 }
 
-/// How long a vCPU has run.
+/// Returns the time for which a vCPU has run.
 pub(crate) fn run_time(vcpu: VcpuId) -> Option<Duration> {
     const RUNNING: usize = 0;
     let mut info = RunstateInfo::default();

@@ -28,11 +28,11 @@ unsafe extern "C" {
 }
 
 unsafe extern "Rust" {
-    /// What [`entry!`](crate::entry) defines.
+    /// Defined by [`entry!`](crate::entry).
     fn bulkhead_main(machine: Machine) -> ShutdownReason;
 }
 
-/// What this is: the first line of the log. `entry` has the same in a note of the ELF.
+/// The version: the first line of the log. `entry` puts the same text into a note of the ELF.
 const VERSION: &str = concat!(
     "Bulkhead ",
     env!("CARGO_PKG_VERSION"),
@@ -43,7 +43,7 @@ const VERSION: &str = concat!(
 
 static COMMAND_LINE: Once<heapless::String<COMMAND_LINE_BYTES>> = Once::new();
 
-/// What either way of booting has found and set up before the rest is the same.
+/// The state that both ways of booting have found and set up before they continue in the same way.
 struct Booted {
     way: Way,
     command_line: heapless::String<COMMAND_LINE_BYTES>,
@@ -53,8 +53,8 @@ struct Booted {
     store_port: Port,
 }
 
-/// Takes what is in use out of the memory that was found; frame 0 stays unused, so that no valid
-/// pointer is null.
+/// Takes the frames in use out of the memory that was found; frame 0 stays unused, so that no valid pointer
+/// is null.
 fn free_memory(ram: &Ranges, modules: &[LoadedModule], image: core::ops::Range<u64>) -> Ranges {
     let mut free = ram.clone();
     let taken = modules
@@ -181,7 +181,7 @@ fn set_up_events(this: &vcpu::Vcpu) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Asks for one vCPU after the other until Xen knows none of that number.
+/// Asks Xen for one vCPU after the other until there is none of that number.
 fn count_vcpus() -> u32 {
     const MOST: u32 = LEGACY_MAX_VCPUS as u32;
     let exists = |id: &u32| {

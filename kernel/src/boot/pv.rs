@@ -26,7 +26,7 @@ use core::ptr::NonNull;
 const PAGE: u64 = PAGE_SIZE as u64;
 
 unsafe extern "C" {
-    /// Where another vCPU starts (`entry`); never called.
+    /// Entry point of the other vCPUs (`entry`); never called.
     fn pv_vcpu_start();
 }
 
@@ -39,11 +39,11 @@ pub extern "C" fn pv_main(start: *const StartInfo) -> ! {
         // Nothing can be said yet if this fails, and every next step would.
         let _ = hypercall::set_segment_base(SEGBASE_GS_KERNEL.into(), base);
     }
-    // SAFETY: the builder has put it there; nobody changes it.
+    // SAFETY: the builder has put it there; nothing changes it.
     let start = unsafe { &*start };
     let console = pseudo_physical(start.console_mfn) * PAGE;
     if let Some(ring) = NonNull::new(console as *mut _) {
-        // SAFETY: the ring's page, mapped by the builder; nobody else writes there.
+        // SAFETY: the ring's page, mapped by the builder; no other code writes there.
         unsafe { logger::use_ring(ring, Port(start.console_evtchn)) };
     }
     // SAFETY: once, and the handlers are ours.
@@ -87,7 +87,7 @@ pub extern "C" fn pv_main(start: *const StartInfo) -> ! {
     unsafe { run(booted) }
 }
 
-/// Maps what is to be mapped at boot, and returns where the memory that is mapped ends.
+/// Maps the memory that is to be mapped at boot, and returns the end of the mapped memory.
 fn map_memory(
     tables: &mut PageTables<OwnMemory>,
     pages: u64,
@@ -157,7 +157,7 @@ unsafe fn set_handlers() -> Result<(), Errno> {
     Ok(())
 }
 
-/// Tells Xen how a vCPU starts: with the first one's page tables and handlers.
+/// Gives Xen the state in which a vCPU starts: with the first vCPU's page tables and handlers.
 ///
 /// # Safety
 /// The stack and what `argument` points at are that vCPU's, and `gs_base` is its state.

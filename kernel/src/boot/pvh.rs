@@ -28,7 +28,7 @@ const MSR_GS_BASE: u32 = 0xc000_0101;
 
 unsafe extern "C" {
     static hypercall_page: u8;
-    /// Where another vCPU starts (`entry`); never called.
+    /// Entry point of the other vCPUs (`entry`); never called.
     fn pvh_vcpu_start();
 }
 
@@ -56,7 +56,7 @@ pub extern "C" fn pvh_main(start: u64) -> ! {
     let console_frame = param(Param::ConsolePfn);
     let console_port = param(Param::ConsoleEvtchn);
     if let Some(ring) = NonNull::new((console_frame * PAGE_SIZE as u64) as *mut _) {
-        // SAFETY: the ring's page, mapped by the boot page tables; nobody else writes there.
+        // SAFETY: the ring's page, mapped by the boot page tables; no other code writes there.
         unsafe { logger::use_ring(ring, Port(console_port as u32)) };
     }
     let found = match start_info::parse(&Physical, start) {
@@ -113,7 +113,7 @@ unsafe fn fill_hypercall_page() {
             return;
         }
     }
-    panic!("this is not Xen");
+    panic!("the hypervisor is not Xen");
 }
 
 fn param(which: Param) -> u64 {
@@ -144,7 +144,7 @@ fn set_param(which: Param, value: u64) -> Result<(), Errno> {
         .map(|_| ())
 }
 
-/// Tells Xen how a vCPU starts: as this one runs, on another stack.
+/// Gives Xen the state in which a vCPU starts: that of this vCPU, on another stack.
 ///
 /// # Safety
 /// The stack and what `argument` points at are that vCPU's.

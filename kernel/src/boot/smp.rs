@@ -20,10 +20,10 @@ use core::ptr::NonNull;
 /// Pages of a vCPU's stack: nothing but queues is served there.
 const STACK_PAGES: usize = 16;
 
-/// What a vCPU does from its start on.
+/// The function that a vCPU runs from its start on.
 pub type Work = Box<dyn FnOnce() + Send>;
 
-/// Why a vCPU does not run.
+/// The reason why a vCPU does not run.
 #[derive(Debug)]
 enum NotStarted {
     NoMemory,
@@ -41,7 +41,7 @@ impl fmt::Display for NotStarted {
     }
 }
 
-/// What a vCPU finds when it starts.
+/// The data that a vCPU finds when it starts.
 pub struct Start {
     vcpu: &'static Vcpu,
     base: u64,
@@ -87,9 +87,9 @@ impl Memory {
     }
 }
 
-/// Starts vCPUs, each with what `work` makes for it; a vCPU whose work ends sleeps for ever.
-/// Returns how many run: if one cannot be started, neither are those after it, and the log says
-/// why.
+/// Starts vCPUs, each with the function that `work` makes for it; a vCPU whose function ends sleeps for ever.
+/// Returns the number of vCPUs that run: if one cannot be started, neither are those after it, and the log
+/// says why.
 ///
 /// To be called once, with some of the [`other_vcpus`](crate::Machine::other_vcpus).
 pub fn start_vcpus(

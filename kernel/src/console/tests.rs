@@ -42,7 +42,7 @@ impl Reader {
     }
 }
 
-/// Nobody waits where there is room.
+/// No writer waits while there is room.
 fn no_wait() -> bool {
     panic!("there is room")
 }
@@ -118,7 +118,7 @@ fn a_late_reader_finds_what_was_kept_for_it() {
 
 #[test]
 fn what_there_is_no_room_for_is_dropped_at_once_and_counted() {
-    // None of these readers can hold up whoever writes: there is nothing to wait with.
+    // None of these readers can hold up the writer: it has no means to wait.
     for read_at_a_time in [0, 1, 7, 100] {
         let (mut reader, mut console) = Reader::new();
         let line = "x".repeat(98) + "\r\n";

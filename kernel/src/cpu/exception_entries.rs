@@ -1,4 +1,4 @@
-//! Where each CPU exception enters, and its way to the report that ends the domain.
+//! Entry points of CPU exceptions, which lead to the report that ends the domain.
 
 use super::exceptions::{ExceptionFrame, VECTORS};
 use core::arch::global_asm;
@@ -74,13 +74,13 @@ unsafe extern "C" {
     static exception_entries: [[u64; 2]; VECTORS];
 }
 
-/// Where a vector enters on PVH.
+/// Returns the entry point of a vector on PVH.
 pub fn pvh_entry(vector: usize) -> u64 {
     // SAFETY: a constant table of the assembly above.
     unsafe { exception_entries[vector][0] }
 }
 
-/// Where a vector enters on PV.
+/// Returns the entry point of a vector on PV.
 pub fn pv_entry(vector: usize) -> u64 {
     // SAFETY: a constant table of the assembly above.
     unsafe { exception_entries[vector][1] }

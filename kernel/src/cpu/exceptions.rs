@@ -27,17 +27,17 @@ pub fn name(vector: u64) -> &'static str {
     }
 }
 
-/// What the entry stubs leave on the stack.
+/// The stack as the entry stubs leave it.
 #[derive(Debug)]
 #[repr(C)]
 pub struct ExceptionFrame {
     /// r15, r14, r13, r12, r11, r10, r9, r8, rdi, rsi, rbp, rdx, rcx, rbx, rax.
     pub registers: [u64; 15],
-    /// Which exception.
+    /// Number of the exception.
     pub vector: u64,
     /// The processor's error code, or 0.
     pub error_code: u64,
-    /// Where.
+    /// Address of the instruction.
     pub rip: u64,
     /// Code segment.
     pub cs: u64,

@@ -1,4 +1,4 @@
-//! What is particular to the x86-64 processor: exceptions, upcalls, per-vCPU registers.
+//! Code for the x86-64 processor: exceptions, upcalls, per-vCPU registers.
 
 #[cfg(feature = "unikernel")]
 pub mod exception_entries;

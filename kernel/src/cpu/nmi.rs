@@ -14,7 +14,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 /// The exception's number.
 pub const VECTOR: usize = 2;
 
-/// How many came since the log was written last.
+/// Number of NMIs since the last line about them in the log.
 static RECEIVED: AtomicU32 = AtomicU32::new(0);
 
 global_asm!(
@@ -34,7 +34,7 @@ unsafe extern "C" {
     pub fn pvh_nmi();
 }
 
-/// Logs how many NMIs have come since the last call.
+/// Logs the number of NMIs that have come since the last call.
 pub fn log_received() {
     if RECEIVED.load(Ordering::Relaxed) != 0 {
         let received = RECEIVED.swap(0, Ordering::Relaxed);

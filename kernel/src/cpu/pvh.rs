@@ -137,7 +137,7 @@ impl CpuTables {
         self.0.get() as u64
     }
 
-    /// Writes what a vCPU is to use.
+    /// Writes the tables that a vCPU is to use.
     ///
     /// # Safety
     /// Called once, before `load`.
@@ -212,11 +212,10 @@ pub fn idt_page() -> Range<u64> {
 
 const CR0_WRITE_PROTECT: u64 = 1 << 16;
 
-/// Lets the calling vCPU write to read-only pages; returns what to give to
-/// [`restore_write_protection`].
+/// Lets the calling vCPU write to read-only pages; returns the argument for [`restore_write_protection`].
 ///
 /// # Safety
-/// On PVH. Until it is restored, nothing writes but to pages of the caller's choice.
+/// On PVH. Until the protection is restored, only pages of the caller's choice are written.
 pub unsafe fn lift_write_protection() -> u64 {
     let cr0: u64;
     // SAFETY: by the contract; the other bits stay.
@@ -227,7 +226,7 @@ pub unsafe fn lift_write_protection() -> u64 {
     cr0
 }
 
-/// Forbids it again.
+/// Forbids writing to read-only pages again.
 ///
 /// # Safety
 /// `cr0` is what [`lift_write_protection`] has returned on this vCPU.
@@ -239,7 +238,7 @@ pub unsafe fn restore_write_protection(cr0: u64) {
 /// Points every vector at its handler; `exception` says where an exception's is.
 ///
 /// # Safety
-/// Called once, on PVH, before any `load`. Where exceptions enter is code for that.
+/// Called once, on PVH, before any `load`. The entry points are code that handles exceptions.
 pub unsafe fn fill_idt(exception: fn(usize) -> u64) {
     // SAFETY: by the contract, nothing else accesses it yet.
     let idt = unsafe { &mut *IDT.0.get() };

@@ -29,7 +29,7 @@ impl<'a> Frames<'a> {
         }
     }
 
-    /// How many frames are free.
+    /// Returns the number of free frames.
     pub fn free_frames(&self) -> usize {
         self.free
     }

@@ -11,7 +11,7 @@ use talc::source::GlobalAllocSource;
 /// Blocks that the heap grows by: small enough for `memory=16`, large enough to be rare.
 const BLOCK: usize = 256 * 1024;
 
-/// What each allocation costs beside its bytes, at most.
+/// The most bytes that an allocation costs beside its own.
 const OVERHEAD: usize = 24;
 
 /// Bytes of the blocks that the heap has, and of what is allocated in them.

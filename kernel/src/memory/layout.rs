@@ -1,5 +1,5 @@
-//! Which memory is whose: ranges of the domain's memory that boot finds taken, what is left free,
-//! and the address space above the memory that is used for pages of others.
+//! Layout of memory: the ranges of the domain's memory that are taken at boot, those that are left free, and
+//! the address space above the memory, which is used for pages of other domains.
 
 use bulkhead_xen::PAGE_SIZE;
 use core::ops::Range;
@@ -10,7 +10,7 @@ pub type Ranges = heapless::Vec<Range<u64>, 64>;
 const LARGE_PAGE: u64 = 2 << 20;
 const GIB: u64 = 1 << 30;
 
-/// Why a memory map cannot be used.
+/// The reason why a memory map cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooFragmented;
 
@@ -46,11 +46,13 @@ pub fn take_last(ranges: &mut Ranges, mut pages: u64) -> Result<Ranges, TooFragm
     Ok(taken)
 }
 
-/// How many pages of the memory map are not there, given how many Xen says that the domain has.
+/// Returns the number of pages of the memory map that do not exist, given the number that the domain has
+/// according to Xen.
 ///
 /// Where `maxmem=` is more than `memory=`, the memory map of a PVH domain shows all that it may ever have, and
-/// Xen puts a page behind an address when it is touched first, until as many are in use as the domain has:
-/// one more ends it. Xen counts pages that are not in the map, too: its special pages, the ACPI tables.
+/// Xen puts a page behind an address on the first access, until the domain uses as many pages as it has: one
+/// more access ends the domain. Xen also counts pages that are not in the map: its special pages, the ACPI
+/// tables.
 pub fn not_there(map: u64, reservation: u64) -> u64 {
     /// More than Xen's builder makes of those (`NR_SPECIAL_PAGES` in libxenguest is 8).
     const BESIDE_THE_MAP: u64 = 64;
@@ -69,18 +71,18 @@ pub fn frames_of(start: u64, bytes: u64) -> Range<u64> {
 /// The address space above the domain's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AddressSpace {
-    /// Where pages that Xen shares with us go: the shared info page, our grant table.
+    /// Address for pages that Xen shares with us: the shared info page, our grant table.
     pub special: u64,
-    /// How many of those there may be.
+    /// The largest number of those pages.
     pub special_pages: u64,
-    /// Where other domains' pages go.
+    /// Address for other domains' pages.
     pub foreign: u64,
-    /// How many of those there may be.
+    /// The largest number of those pages.
     pub foreign_pages: u64,
 }
 
 impl AddressSpace {
-    /// Decides on it for a domain with `pages` of memory that ends at address `end`.
+    /// Lays out the address space of a domain with `pages` of memory that ends at address `end`.
     ///
     /// There is room for twice as many foreign pages as the domain has memory, but for at least
     /// 128 MiB and at most 1 GiB of them: on PV, each 2 MiB of it costs a page table. On PVH

@@ -1,4 +1,4 @@
-//! Which memory the domain has, and where: written once at boot.
+//! The domain's memory and its addresses: written once at boot.
 
 use super::image;
 use super::layout::{AddressSpace, Ranges};
@@ -8,7 +8,7 @@ use bulkhead_xen::{DmaAddr, Gfn, PAGE_SIZE};
 use core::ops::Range;
 use spin::Once;
 
-/// What stays the same from boot to the end.
+/// The parts of the memory's layout that stay the same from boot to the end.
 pub struct MemoryMap {
     /// The domain's memory.
     pub ram: Ranges,
@@ -71,7 +71,7 @@ pub fn frame_of(page: *const u8) -> Option<Gfn> {
     }
 }
 
-/// Where devices find a byte of the domain's memory. Xen gives none to PVH domains.
+/// Returns the bus address of a byte of the domain's memory. Xen gives PVH domains none.
 pub fn dma_addr(byte: *const u8) -> Option<DmaAddr> {
     let frame = get().p2m.as_ref()?.machine_frame(page_frame(byte)?)?;
     Some(frame.dma_addr()?.offset(byte as usize % PAGE_SIZE))

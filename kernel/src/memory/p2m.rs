@@ -16,7 +16,7 @@ unsafe impl Send for P2m {}
 unsafe impl Sync for P2m {}
 
 impl P2m {
-    /// What the builder writes for a page frame without memory (`INVALID_P2M_ENTRY`).
+    /// The builder's entry for a page frame without memory (`INVALID_P2M_ENTRY`).
     const INVALID: u64 = u64::MAX;
 
     /// # Safety

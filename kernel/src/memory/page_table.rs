@@ -8,19 +8,19 @@ pub const LARGE_PAGE: u64 = 2 << 20;
 /// Bytes that an entry of the third level covers.
 pub const GIB: u64 = 1 << 30;
 
-/// There is something.
+/// Present.
 pub const PRESENT: u64 = 1;
-/// It may be written.
+/// Writable.
 pub const WRITABLE: u64 = 1 << 1;
-/// It may be reached outside of ring 0.
+/// Accessible outside of ring 0.
 pub const USER: u64 = 1 << 2;
-/// It has been used.
+/// Accessed.
 pub const ACCESSED: u64 = 1 << 5;
-/// It has been written.
+/// Dirty.
 pub const DIRTY: u64 = 1 << 6;
-/// It maps a large page.
+/// Maps a large page.
 const LARGE: u64 = 1 << 7;
-/// It may not be executed; in an entry for a table, nothing that the table maps may.
+/// Not executable; in an entry for a table, no page that the table maps is.
 pub const NO_EXECUTE: u64 = 1 << 63;
 
 /// The address that an entry names.
@@ -49,7 +49,7 @@ pub fn large(address: u64, no_execute: bool) -> u64 {
         | if no_execute { NO_EXECUTE } else { 0 }
 }
 
-/// An entry for a page that is not written.
+/// An entry for a page that is read-only.
 pub fn constant(address: u64, no_execute: bool) -> u64 {
     address | PRESENT | ACCESSED | if no_execute { NO_EXECUTE } else { 0 }
 }
@@ -62,20 +62,20 @@ pub fn split(entry: u64) -> Option<impl Iterator<Item = u64>> {
     (entry & LARGE != 0).then(|| parts.map(move |offset| small + offset))
 }
 
-/// What of the image is where.
+/// The parts of the image and their addresses.
 #[derive(Debug)]
 pub struct Image {
     /// Code: executed, never written.
     pub code: Range<u64>,
     /// Constants: neither.
     pub constants: Range<u64>,
-    /// What the processor reads by itself: written at boot, and never again.
+    /// The tables that the processor itself reads: written at boot, and never again.
     pub tables: [Range<u64>; 3],
-    /// The page below the stack: not there.
+    /// The page below the stack, which is not mapped.
     pub guard: Range<u64>,
-    /// All of it: what is none of the above is data.
+    /// The whole image: everything that is none of the above is data.
     pub all: Range<u64>,
-    /// Whether the processor can forbid execution.
+    /// True if the processor can forbid execution.
     pub no_execute: bool,
 }
 

@@ -13,13 +13,13 @@ struct Pages {
     frames: Frames<'static>,
     /// Free, but not mapped yet (PV only).
     unmapped: Ranges,
-    /// Not there: free here says that Xen has it.
+    /// Memory that Xen has: the frames that are free here.
     ballooned: Frames<'static>,
     total: usize,
 }
 
-/// Bytes that no disk is given: what the control plane needs, and what is too small to be asked for in a way
-/// that may fail.
+/// Bytes that no disk is given: for the control plane, and for allocations too small to be made in a way that
+/// may fail.
 pub const RESERVE: usize = 1 << 20;
 
 /// Pages that stay free whatever the toolstack wants back and however images grow: the reserve, and as much
@@ -39,12 +39,12 @@ pub fn allocate_and_leave_some(count: usize) -> Option<NonNull<u8>> {
         .flatten()
 }
 
-/// How much memory there is, in bytes.
+/// The amounts of memory, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryStatistics {
-    /// All of the domain's memory that is there.
+    /// All memory that the domain has.
     pub total: usize,
-    /// What could be there, too.
+    /// Memory that the domain could have in addition.
     pub ballooned: usize,
     /// Free memory; the heap's own reserve counts as used.
     pub free: usize,
@@ -174,7 +174,7 @@ pub fn now_there(pages: Range<usize>) {
     }
 }
 
-/// Returns how much memory there is.
+/// Returns the amounts of memory.
 pub fn statistics() -> MemoryStatistics {
     PAGES
         .lock()

@@ -69,7 +69,7 @@ pub fn top_machine_address() -> Option<u64> {
 /// Unmaps page frames of ours, and sees to it that no vCPU finds them any more.
 ///
 /// # Safety
-/// Nobody uses them.
+/// Nothing uses them.
 pub unsafe fn unmap(frames: Range<u64>) {
     let Some(last) = frames.clone().last() else {
         return;

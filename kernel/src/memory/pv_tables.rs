@@ -22,7 +22,7 @@ const ENTRIES: u64 = 512;
 /// Page frames that are mapped at boot, beyond what the builder has mapped: 32 MiB.
 const AT_BOOT: u64 = 8 << 10;
 
-/// Why memory cannot be mapped.
+/// The reason why memory cannot be mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unmapped {
     /// There is no memory left for page tables.
@@ -43,7 +43,7 @@ impl fmt::Display for Unmapped {
     }
 }
 
-/// What page tables are made of: the domain's memory, and Xen, which watches over it.
+/// The material of page tables: the domain's memory, and Xen, which checks every update.
 ///
 /// # Safety
 /// An implementer promises that what it says of frames holds, and that updates which succeed have
@@ -58,7 +58,7 @@ pub unsafe trait PvMemory {
     /// Writes a word of memory at its pseudo-physical address, where it is mapped.
     ///
     /// # Safety
-    /// It is mapped there, writable, and nobody uses it.
+    /// It is mapped there, writable, and is not in use.
     unsafe fn write(&mut self, address: u64, value: u64);
 
     /// The machine frame behind a page frame, if there is one.
@@ -70,7 +70,7 @@ pub unsafe trait PvMemory {
     /// Sends a batch of updates to Xen.
     ///
     /// # Safety
-    /// They take nothing away from anybody.
+    /// They remove no mapping that is in use.
     unsafe fn update(&mut self, batch: &mut [MmuUpdate]) -> Result<(), Errno>;
 }
 
@@ -91,7 +91,7 @@ pub struct PageTables<M> {
 impl<M: PvMemory> PageTables<M> {
     /// # Safety
     /// `top` is the address of the top table in use, every frame of which is mapped at its own
-    /// pseudo-physical address, and nobody uses the free frames.
+    /// pseudo-physical address, and the free frames are not in use.
     pub unsafe fn new(top: u64, memory: M, free: &Ranges) -> Self {
         PageTables {
             top,
@@ -142,7 +142,7 @@ impl<M: PvMemory> PageTables<M> {
                 } else {
                     0
                 };
-                // SAFETY: an own frame, mapped writable, that nobody uses.
+                // SAFETY: an own frame, mapped writable, that nothing uses.
                 unsafe { self.memory.write(table * PAGE + slot * 8, entry) };
             }
             self.enter(table, first * PAGE, 1)?;
@@ -184,7 +184,7 @@ impl<M: PvMemory> PageTables<M> {
     /// Lets each page of the image be used for what it is only, unmaps null and the page below the
     /// stack, and forbids executing everything else below `end`: all tables have been entered by
     /// then. What is not in the first 2 MiB is forbidden as a whole, by the entries of the second
-    /// level, so that it costs one update for each 512 pages, whoever maps pages there.
+    /// level, so that it costs one update for each 512 pages, however pages are mapped there.
     pub fn protect(&mut self, image: &Image, end: u64) -> Result<(), Unmapped> {
         for address in core::iter::once(0).chain(image.pages()) {
             let (place, old) = self
@@ -254,7 +254,7 @@ impl<M: PvMemory> PageTables<M> {
         }
     }
 
-    /// The machine address of something at a pseudo-physical one.
+    /// Returns the machine address of a pseudo-physical address.
     fn machine_address(&self, address: u64) -> Result<u64, Unmapped> {
         let mfn = self
             .memory
@@ -291,7 +291,7 @@ impl<M: PvMemory> PageTables<M> {
     fn take_empty(&mut self) -> Result<u64, Unmapped> {
         let table = self.take_frame()?;
         for slot in 0..ENTRIES {
-            // SAFETY: an own frame, mapped writable, that nobody uses.
+            // SAFETY: an own frame, mapped writable, that nothing uses.
             unsafe { self.memory.write(table * PAGE + slot * 8, 0) };
         }
         Ok(table)
@@ -335,13 +335,13 @@ impl<M: PvMemory> PageTables<M> {
             .map_err(|_| Unmapped::NoTables)
     }
 
-    /// Sends what is waiting to Xen.
+    /// Sends the updates that are waiting to Xen.
     fn flush(&mut self) -> Result<(), Unmapped> {
         if self.batch.is_empty() {
             return Ok(());
         }
         // SAFETY: the updates map free or new frames only, and take rights from frames that are
-        // to be page tables, or that nobody uses.
+        // to be page tables, or that nothing uses.
         unsafe { self.memory.update(&mut self.batch) }.map_err(Unmapped::Refused)?;
         self.batch.clear();
         self.mapped = self.waiting;

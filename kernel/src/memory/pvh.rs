@@ -32,10 +32,10 @@ pub unsafe fn forbid_execution() -> bool {
 /// cannot be executed, and neither null nor the page below the stack is there at all.
 ///
 /// # Safety
-/// Once, on the boot page tables, which nobody but `set_entry` changes after it.
+/// Once, on the boot page tables, which only `set_entry` changes afterwards.
 pub unsafe fn protect_image() {
     let image = image_parts();
-    // SAFETY: nobody else writes the tables; entries change to ones that still let everything
+    // SAFETY: no other code writes the tables; entries change to ones that still let everything
     // running go on.
     unsafe {
         let small = &raw mut boot_pt0;
@@ -72,7 +72,7 @@ pub unsafe fn map_above_4g(end: u64, no_execute: bool) {
                     .write(page_table::large(address, no_execute))
             };
         }
-        // SAFETY: nobody else writes the table; the entry was empty.
+        // SAFETY: no other code writes the table; the entry was empty.
         unsafe { boot_pdpt[gib as usize] = page_table::table(table.as_ptr() as u64) };
     }
 }
@@ -80,7 +80,7 @@ pub unsafe fn map_above_4g(end: u64, no_execute: bool) {
 /// Takes a page of memory out of the address space.
 ///
 /// # Safety
-/// Nobody uses it, and only the calling vCPU runs.
+/// Nothing uses it, and only the calling vCPU runs.
 pub unsafe fn unmap(address: u64) -> Option<()> {
     // SAFETY: by the contract.
     unsafe { set_entry(address, 0) }
@@ -89,7 +89,7 @@ pub unsafe fn unmap(address: u64) -> Option<()> {
 /// Makes a page of memory read-only.
 ///
 /// # Safety
-/// Nobody writes to it any more, and only the calling vCPU runs.
+/// Nothing writes to it any more, and only the calling vCPU runs.
 pub unsafe fn protect(address: u64) -> Option<()> {
     let entry = page_table::constant(address, image_parts().no_execute);
     // SAFETY: by the contract.
@@ -101,7 +101,7 @@ pub unsafe fn protect(address: u64) -> Option<()> {
 unsafe fn set_entry(address: u64, new: u64) -> Option<()> {
     let [third, second, first] = [3, 2, 1].map(|level| page_table::index(address, level));
     let mut added = None;
-    // SAFETY: the page tables are mapped at their own addresses, and nobody else changes them; only
+    // SAFETY: the page tables are mapped at their own addresses, and no other code changes them; only
     // they are written while write protection is lifted. Splitting a large page changes nothing for
     // anybody but in this one page.
     unsafe {

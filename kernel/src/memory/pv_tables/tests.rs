@@ -29,7 +29,7 @@ fn mfn_of(pfn: u64) -> u64 {
 }
 
 impl Domain {
-    /// What the builder leaves: `mapped` frames at their own addresses, with the page tables,
+    /// Makes a domain as the builder leaves it: `mapped` frames at their own addresses, with the page tables,
     /// read-only, from `top` on.
     fn new(pages: u64, top: u64, mapped: u64) -> Domain {
         let mut domain = Domain {
@@ -73,7 +73,7 @@ impl Domain {
         self.levels.len() as u64
     }
 
-    /// What the processor makes of an address: what no table on the way forbids is allowed.
+    /// Translates an address as the processor does: a right is granted if no table on the way forbids it.
     fn walk(&self, address: u64) -> Option<u64> {
         let mut table = self.top / PAGE;
         let mut forbidden = 0;

@@ -49,7 +49,7 @@ fn messages_that_make_no_sense_are_skipped() {
     }
     let told = lines_with(&world, "skipped");
     assert!((4..=10).contains(&told), "{told} lines");
-    assert_eq!(lines_with(&world, "no more of such messages"), 1);
+    assert_eq!(lines_with(&world, "further messages of this kind"), 1);
     other.leave();
     world.nothing_left();
 }

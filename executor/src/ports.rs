@@ -84,7 +84,7 @@ impl<H: Hypervisor> EventChannel<H> {
         let connected = self.core.hypervisor.is_connected(self.port);
         connected.unwrap_or_else(|error| {
             log::warn!(
-                "event channel {}: its state is not known: {error}",
+                "cannot read the state of event channel {}: {error}",
                 self.port
             );
             true
@@ -100,7 +100,7 @@ impl<H: Hypervisor> EventChannel<H> {
     pub fn unmask(&self) {
         if let Err(error) = self.core.hypervisor.unmask_port(self.port) {
             // Xen refuses it for ports that are not open, which this one is.
-            log::error!("event channel {}: not unmasked: {error}", self.port);
+            log::error!("cannot unmask event channel {}: {error}", self.port);
         }
     }
 
@@ -108,7 +108,7 @@ impl<H: Hypervisor> EventChannel<H> {
     pub fn notify(&self) {
         if let Err(error) = self.core.hypervisor.notify(self.port) {
             // The other end is gone: xenstore tells soon, and it misses nothing.
-            log::debug!("event channel {}: not notified: {error}", self.port);
+            log::debug!("cannot notify event channel {}: {error}", self.port);
         }
     }
 }
@@ -117,7 +117,7 @@ impl<H: Hypervisor> Drop for EventChannel<H> {
     fn drop(&mut self) {
         self.core.ports.reset(self.port);
         if let Err(error) = self.core.hypervisor.close_port(self.port) {
-            log::warn!("event channel {}: not closed: {error}", self.port);
+            log::warn!("cannot close event channel {}: {error}", self.port);
         }
     }
 }

@@ -88,11 +88,14 @@ impl fmt::Display for CopyRefused {
                 let GrantedBytes { gref, offset, len } = bytes;
                 write!(
                     f,
-                    "{len} bytes from {offset} of grant {gref} leave its page"
+                    "{len} bytes at offset {offset} of grant {gref} reach past the end of its page"
                 )
             }
             CopyRefused::NotOwnMemory { address } => {
-                write!(f, "{address:#x} is not own memory, to copy from or to")
+                write!(
+                    f,
+                    "{address:#x} is not memory of this domain, and cannot be copied from or to"
+                )
             }
         }
     }
@@ -229,7 +232,9 @@ impl<H: Hypervisor> CopyBatch<H> {
         // SAFETY: whoever queued them has promised it for own memory; granted pages are not ours.
         if let Err(error) = unsafe { self.hypervisor.copy_grants(batch) } {
             let (copies, domain) = (batch.len(), self.domain);
-            log::error!("{copies} copies from or to grants of domain {domain}: {error}");
+            log::error!(
+                "cannot make {copies} copies from or to grants of domain {domain}: {error}"
+            );
             for copy in batch {
                 copy.status = GrantStatus::GENERAL_ERROR;
             }

@@ -273,7 +273,7 @@ impl<H: Hypervisor> MapPool<H> {
     #[cold]
     fn refuse_batch(&mut self, error: Errno) {
         log::error!(
-            "mapping {} grants of domain {}: {error}",
+            "cannot map {} grants of domain {}: {error}",
             self.maps.len(),
             self.domain
         );
@@ -354,7 +354,7 @@ impl<H: Hypervisor> MapPool<H> {
         // SAFETY: the pages were given up by `queue_unmap`, whose callers had finished with them.
         if let Err(error) = unsafe { self.hypervisor.unmap_grants(&mut self.unmaps) } {
             let (pages, domain) = (self.unmaps.len(), self.domain);
-            log::error!("unmapping {pages} grants of domain {domain}: {error}");
+            log::error!("cannot unmap {pages} grants of domain {domain}: {error}");
             return;
         }
         for entry in 0..self.unmaps.len() {
@@ -364,7 +364,9 @@ impl<H: Hypervisor> MapPool<H> {
                 self.set_free(page);
             } else {
                 let (status, domain) = (unmap.status, self.domain);
-                log::error!("unmapping a grant of domain {domain}: {status}; its page is lost");
+                log::error!(
+                    "cannot unmap a grant of domain {domain}: {status}; its page of address space is lost"
+                );
                 self.states[page] = PageState::Stuck;
             }
         }

@@ -291,7 +291,10 @@ impl<H: Hypervisor> Drop for Entry<H> {
         if ended {
             stock.free.push(self.gref);
         } else {
-            log::warn!("grant {} is given up while in use", self.gref);
+            log::warn!(
+                "grant {} is abandoned while its page is still in use",
+                self.gref
+            );
             stock.lingering.push(self.gref);
         }
     }

@@ -49,7 +49,9 @@ impl<H: Hypervisor> GrantTable<H> {
     /// Ends a transfer that was given up.
     pub(crate) fn end_transfer(&self, gref: GrantRef) {
         if let Some(frame) = self.transfer_entry(gref).end() {
-            log::warn!("grant {gref} was given up with frame {frame:#x} that was transferred");
+            log::warn!(
+                "grant {gref} was abandoned although frame {frame:#x} was transferred to it"
+            );
         }
     }
 }

@@ -83,7 +83,7 @@ fn copies_take_nothing() {
     };
     let taken = allocations(|| {
         for _ in 0..32 {
-            // SAFETY: own memory of the backend, which nobody holds a reference into.
+            // SAFETY: own memory of the backend, into which no reference points.
             let copied = unsafe { batch.queue(Direction::FromGranted, granted, own) };
             assert!(copied.is_ok());
         }

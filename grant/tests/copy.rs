@@ -23,7 +23,7 @@ fn queue(
     granted: GrantedBytes,
     own: NonNull<u8>,
 ) -> Result<Copied, CopyRefused> {
-    // SAFETY: own memory of the backend, which nobody holds a reference into.
+    // SAFETY: own memory of the backend, into which no reference points.
     unsafe { batch.queue(direction, granted, own) }
 }
 

@@ -175,7 +175,7 @@ impl fmt::Display for Error {
                 answer,
             } => write!(
                 f,
-                "xenstore: {}: malformed answer {answer}",
+                "xenstore: {}: malformed reply {answer}",
                 Asked(request, subject)
             ),
             Fault::Path { path, fault } => write!(f, "xenstore: {path:?} is not a path: {fault}"),
@@ -185,7 +185,7 @@ impl fmt::Display for Error {
                 length,
             } => write!(
                 f,
-                "xenstore: {}: {length} bytes, and at most {PAYLOAD_MAX} can be sent",
+                "xenstore: {}: {length} bytes are too many: at most {PAYLOAD_MAX} can be sent",
                 Asked(request, subject)
             ),
             Fault::NotText { path, value } => {
@@ -200,7 +200,7 @@ impl fmt::Display for Error {
             ),
             Fault::Changing { path, attempts } => write!(
                 f,
-                "xenstore: listing of {path:?} given up: it changed {attempts} times meanwhile"
+                "xenstore: listing of {path:?} given up: the node changed {attempts} times meanwhile"
             ),
             Fault::Disconnected(breakdown) => write!(f, "xenstore: {breakdown}"),
         }
@@ -239,7 +239,7 @@ impl fmt::Display for Breakdown {
                 "impossible ring indices: read up to {consumer}, written up to {producer}"
             ),
             Breakdown::TooLong(bytes) => {
-                write!(f, "message that is longer than messages may be: {bytes}")
+                write!(f, "message longer than the protocol allows: {bytes}")
             }
             Breakdown::GivenUp { code } => {
                 let reason = match *code {
@@ -272,7 +272,7 @@ impl fmt::Display for Unexpected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Unexpected::Kind(bytes) => write!(f, "message of an unknown kind: {bytes}"),
-            Unexpected::Reply(bytes) => write!(f, "reply to nothing that was asked: {bytes}"),
+            Unexpected::Reply(bytes) => write!(f, "reply that belongs to no request: {bytes}"),
             Unexpected::Event(bytes) => write!(f, "malformed watch event: {bytes}"),
         }
     }

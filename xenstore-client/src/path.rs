@@ -29,7 +29,7 @@ impl fmt::Display for PathFault {
             PathFault::Character(found) => write!(f, "{found:?} is not allowed"),
             PathFault::DoubleSlash => f.write_str("a part is empty"),
             PathFault::TrailingSlash => f.write_str("it ends in a slash"),
-            PathFault::TooLong(length) => write!(f, "{length} bytes are too long"),
+            PathFault::TooLong(length) => write!(f, "{length} bytes are too many"),
         }
     }
 }

@@ -40,7 +40,9 @@ impl<H: Hypervisor> Ring<H> {
             let written = ring.response_producer().load(Ordering::Acquire);
             let unread = written.wrapping_sub(ring.response_consumer().load(Ordering::Relaxed));
             if unread != 0 {
-                log::warn!("xenstore: {unread} bytes from before are dropped");
+                log::warn!(
+                    "xenstore: dropped {unread} bytes that an earlier connection had not read"
+                );
                 ring.response_consumer().store(written, Ordering::Release);
             }
         }
@@ -161,7 +163,7 @@ impl<H: Hypervisor> Transport for Ring<H> {
     fn notify(&mut self) {
         if let Err(error) = self.hypervisor.notify(self.port) {
             log::error!(
-                "xenstore: event channel {}: not notified: {error}",
+                "xenstore: cannot notify event channel {}: {error}",
                 self.port
             );
         }

@@ -224,7 +224,7 @@ impl Shared {
             log::warn!("xenstore: {unexpected}; skipped");
         }
         if self.unexpected == MOST_COMPLAINTS {
-            log::warn!("xenstore: no more of such messages are logged");
+            log::warn!("xenstore: further messages of this kind are not logged");
         }
     }
 

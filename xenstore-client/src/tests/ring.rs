@@ -131,7 +131,7 @@ fn a_message_without_an_end_breaks_the_connection_and_is_shown() {
     let shown = breakdown(&oversized).to_string();
     assert_eq!(
         shown,
-        "message that is longer than messages may be: \"\\x02\\x00\\x00\\x00\\x01\\x00\\x00\\x00\
+        "message longer than the protocol allows: \"\\x02\\x00\\x00\\x00\\x01\\x00\\x00\\x00\
          \\x00\\x00\\x00\\x00\\x01\\x10\\x00\\x00\""
     );
 }
@@ -211,7 +211,7 @@ fn a_malformed_answer_concerns_its_asker_alone() {
     let error = rig.run(store.read("data")).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "xenstore: READ of \"data\": malformed answer \"E2BIGGER\\x00\""
+        "xenstore: READ of \"data\": malformed reply \"E2BIGGER\\x00\""
     );
     rig.server.faults.mangle = None;
     assert_eq!(rig.run(store.read("data/x")).unwrap(), "1");

@@ -1,11 +1,13 @@
-//! What it costs in processor time to block the vCPU and be woken: what polling instead can save at most.
+//! The cost in processor time of blocking the vCPU and being woken, which is the most that polling instead
+//! can save.
 
 use core::cell::Cell;
 use core::time::Duration;
 
-/// How many measured sleeps the cost is derived from: the last ones.
+/// Number of measured sleeps, the last ones, from which the cost is derived.
 const MEASURED: usize = 8;
-/// Once that many are measured, one sleep in this number is: a measurement takes three more hypercalls.
+/// Once that many sleeps are measured, one sleep in this number is: a measurement takes three more
+/// hypercalls.
 const SELDOM: u32 = 256;
 
 #[derive(Debug, Default)]
@@ -20,12 +22,12 @@ pub(crate) struct BlockCost {
 pub(crate) struct Measurement {
     /// The vCPU's processor time before it.
     before: Duration,
-    /// What reading that costs by itself.
+    /// The cost of reading that time.
     reading: Duration,
 }
 
 impl BlockCost {
-    /// The vCPU is about to block. `run_time` reads the processor time that it has used.
+    /// Records that the vCPU is about to block. `run_time` reads the processor time that it has used.
     pub(crate) fn begin(&self, run_time: impl Fn() -> Option<Duration>) -> Option<Measurement> {
         let sleeps = self.sleeps.get();
         self.sleeps.set(sleeps.wrapping_add(1));
@@ -39,7 +41,7 @@ impl BlockCost {
         })
     }
 
-    /// It was blocked and is awake.
+    /// Records that the vCPU was blocked and is awake.
     pub(crate) fn end(&self, measurement: &Measurement, run_time: Option<Duration>) {
         let Some(used) = run_time else { return };
         let cost = used.saturating_sub(measurement.before + measurement.reading);
@@ -64,8 +66,8 @@ mod tests {
     extern crate std;
     use super::*;
 
-    /// Sleeps that each cost the given microseconds, where reading the time costs two. Returns how often it was
-    /// read.
+    /// Sleeps, each at the given cost in microseconds, where reading the time costs two. Returns the number
+    /// of reads.
     fn sleep(costs: &BlockCost, micros: impl IntoIterator<Item = u64>) -> u32 {
         let (now, read) = (Cell::new(0), Cell::new(0));
         let run_time = || {

@@ -1,4 +1,4 @@
-//! Words between tasks of one vCPU: a flag that stays set, and a signal that is taken.
+//! Messages between tasks of one vCPU: a flag that stays set, and a signal that is consumed.
 
 use crate::waiters::Waiters;
 use alloc::rc::Rc;

@@ -30,11 +30,11 @@
 //! ```
 //!
 //! A task stays on the vCPU where it was spawned, so it needs no lock and need not be [`Send`].
-//! Wakers work from every vCPU: an executor that sleeps is interrupted, one that does not sees by
-//! itself that it was woken.
+//! Wakers work from every vCPU: an executor that sleeps is interrupted; one that is awake sees by itself that
+//! it was woken.
 //!
-//! Read next: [`Handle`], which is what tasks hold; [`EventChannel`]; [`Flag`] and [`Signal`] between
-//! tasks of a vCPU; [`VcpuSpawner`] for the other vCPUs.
+//! Read next: [`Handle`], which tasks hold; [`EventChannel`]; [`Flag`] and [`Signal`] between tasks of a
+//! vCPU; [`VcpuSpawner`] for the other vCPUs.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -70,10 +70,10 @@ use futures_util::future::{AbortHandle, Abortable, abortable};
 
 type BoxedTask = Pin<Box<dyn Future<Output = ()>>>;
 
-/// A task that may be stopped. Whether it ended or was stopped, the executor drops it then.
+/// A task that may be stopped. The executor drops it when it has ended or was stopped.
 type StoppableTask = Abortable<BoxedTask>;
 
-/// What a vCPU's tasks share.
+/// State that a vCPU's tasks share.
 struct Core<H> {
     hypervisor: H,
     ports: ports::Ports,
@@ -91,13 +91,13 @@ pub struct Executor<H: Hypervisor> {
 }
 
 impl<H: Hypervisor> Executor<H> {
-    /// An executor without tasks, for the vCPU that `hypervisor` is of.
+    /// Makes an executor without tasks, for the vCPU to which `hypervisor` belongs.
     pub fn new(hypervisor: H) -> Self {
         let spawner = VcpuSpawner::new(hypervisor.clone(), hypervisor.vcpu());
         Self::of(&spawner, hypervisor)
     }
 
-    /// The executor that other vCPUs know already. `hypervisor` is that of its vCPU.
+    /// Makes the executor that other vCPUs know already. `hypervisor` is that of its vCPU.
     pub fn of(spawner: &VcpuSpawner<H>, hypervisor: H) -> Self {
         debug_assert_eq!(
             spawner.vcpu(),
@@ -117,12 +117,12 @@ impl<H: Hypervisor> Executor<H> {
         }
     }
 
-    /// Returns what other vCPUs send work to this executor with.
+    /// Returns the means by which other vCPUs send work to this executor.
     pub fn spawner(&self) -> VcpuSpawner<H> {
         self.core.spawner.clone()
     }
 
-    /// Returns what tasks need to spawn others and to wait.
+    /// Returns the handle by which tasks spawn others and wait.
     pub fn handle(&self) -> Handle<H> {
         Handle {
             core: self.core.clone(),
@@ -163,7 +163,7 @@ impl<H: Hypervisor> Executor<H> {
         self.run_until_done(&done);
     }
 
-    /// Does so in code that is not compiled for each type of `done`.
+    /// Does the same in code that is not compiled for each type of `done`.
     fn run_until_done(&mut self, done: &dyn Fn() -> bool) {
         loop {
             // A task that polls without sleeping does not keep the executor from ending.
@@ -215,12 +215,12 @@ impl<H> Clone for Handle<H> {
 }
 
 impl<H: Hypervisor> Handle<H> {
-    /// Starts a task. It runs until it ends, or until it is stopped through what this returns.
+    /// Starts a task. It runs until it ends, or until it is stopped through the returned [`Task`].
     pub fn spawn(&self, task: impl Future<Output = ()> + 'static) -> Task {
         self.spawn_boxed(Box::pin(task))
     }
 
-    /// Does so in code that is not compiled for each type of task.
+    /// Does the same in code that is not compiled for each type of task.
     fn spawn_boxed(&self, task: BoxedTask) -> Task {
         let (task, abort) = abortable(task);
         self.core.inbox.borrow_mut().push(task);
@@ -228,7 +228,7 @@ impl<H: Hypervisor> Handle<H> {
         Task { abort }
     }
 
-    /// Returns what other vCPUs send work to the executor with.
+    /// Returns the means by which other vCPUs send work to the executor.
     pub fn spawner(&self) -> VcpuSpawner<H> {
         self.core.spawner.clone()
     }
@@ -243,14 +243,14 @@ impl<H: Hypervisor> Handle<H> {
         self.core.hypervisor.now()
     }
 
-    /// How much later than it was to be a sleep of this vCPU ends, by the last ones. `None` until it has slept
-    /// for a time.
+    /// Returns the delay with which a sleep of this vCPU ends, by the last ones. `None` until the vCPU has
+    /// slept until a deadline.
     pub fn wakeup_latency(&self) -> Option<Duration> {
         self.core.timers.wakeup_latency()
     }
 
-    /// Processor time that blocking this vCPU and waking it takes, by the last sleeps that were measured. `None`
-    /// until it has slept, and where Xen does not tell.
+    /// Returns the processor time that it takes to block this vCPU and wake it, by the last sleeps that were
+    /// measured. `None` until it has slept, and if Xen does not account for it.
     pub fn block_cost(&self) -> Option<Duration> {
         self.core.block_cost.get()
     }
@@ -261,17 +261,17 @@ impl<H: Hypervisor> Handle<H> {
         EventChannel::new(self.core.clone(), port)
     }
 
-    /// Waits for a time.
+    /// Waits until a time.
     pub fn sleep_until(&self, deadline: Instant) -> Sleep<H> {
         Sleep::new(self.core.clone(), deadline)
     }
 
-    /// Waits for a span of time from now.
+    /// Waits for a span of time.
     pub fn sleep(&self, span: Duration) -> Sleep<H> {
         self.sleep_until(self.now() + span)
     }
 
-    /// Lets every other task that can run have its turn.
+    /// Gives every other task that can run its turn.
     pub async fn yield_now(&self) {
         let mut yielded = false;
         core::future::poll_fn(|context| {

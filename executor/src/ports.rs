@@ -1,4 +1,4 @@
-//! Which task waits for which event channel.
+//! Tasks that wait for event channels.
 
 use crate::Core;
 use alloc::rc::Rc;
@@ -79,7 +79,7 @@ impl<H: Hypervisor> EventChannel<H> {
         Poll::Pending
     }
 
-    /// Returns whether the other end is open. Where Xen does not tell, it is taken for open.
+    /// Returns whether the other end is open. If Xen does not say, the other end is assumed to be open.
     pub fn is_connected(&self) -> bool {
         let connected = self.core.hypervisor.is_connected(self.port);
         connected.unwrap_or_else(|error| {
@@ -96,7 +96,7 @@ impl<H: Hypervisor> EventChannel<H> {
         self.core.hypervisor.mask_port(self.port);
     }
 
-    /// Lets notifications through again. One that came meanwhile wakes its waiter now.
+    /// Lets notifications through again. If one came meanwhile, it wakes the waiting task now.
     pub fn unmask(&self) {
         if let Err(error) = self.core.hypervisor.unmask_port(self.port) {
             // Xen refuses it for ports that are not open, which this one is.

@@ -1,4 +1,4 @@
-//! Whether an executor's vCPU sleeps: one word, which it shares with wakers on all vCPUs.
+//! The sleep state of an executor's vCPU: one word, which it shares with wakers on all vCPUs.
 //!
 //! ```text
 //!            wake                         wake: interrupt the vCPU
@@ -13,15 +13,15 @@
 //! has it interrupted, which Xen remembers for a vCPU that is only about to sleep. While a vCPU is
 //! awake, waking its tasks costs no hypercall, neither on that vCPU nor on others.
 //!
-//! `tests/lost_wake.rs` has all interleavings of this tried, on this very code.
+//! `tests/lost_wake.rs` tries all interleavings of these steps, on this very code.
 
 use super::sync::{AtomicU8, Ordering};
 
-/// Looks for what was woken before it sleeps.
+/// Awake: checks for woken tasks before it sleeps.
 const AWAKE: u8 = 0;
-/// Some task can make progress.
+/// Woken: some task can make progress.
 const WOKEN: u8 = 1;
-/// Sleeps, or is about to.
+/// Asleep, or about to sleep.
 const ASLEEP: u8 = 2;
 
 #[derive(Debug)]
@@ -38,8 +38,8 @@ impl SleepState {
         self.0.swap(WOKEN, Ordering::AcqRel) == ASLEEP
     }
 
-    /// Returns whether some task was woken since the last call. What its waker did before that can be
-    /// seen from here on.
+    /// Returns whether some task was woken since the last call. The waker's earlier writes are visible from
+    /// here on.
     #[inline]
     pub(crate) fn take(&self) -> bool {
         self.0.swap(AWAKE, Ordering::AcqRel) == WOKEN

@@ -1,4 +1,4 @@
-//! What other vCPUs have of an executor: they wake its tasks, and send it work.
+//! Access to an executor from other vCPUs: they wake its tasks, and send it work.
 
 use crate::Handle;
 use crate::sleep_state::SleepState;
@@ -40,13 +40,13 @@ struct Shared<H> {
     hypervisor: H,
     vcpu: VcpuId,
     sleep_state: SleepState,
-    /// Whether work may have been sent.
+    /// True if work may have been sent.
     sent: AtomicBool,
     work: Mutex<Vec<Work<H>>>,
 }
 
 impl<H: Hypervisor> VcpuSpawner<H> {
-    /// Makes the executor of `vcpu` known before it is there. `hypervisor` is any vCPU's.
+    /// Announces the executor of `vcpu` before it exists. `hypervisor` is any vCPU's.
     pub fn new(hypervisor: H, vcpu: VcpuId) -> Self {
         VcpuSpawner(Arc::new(Shared {
             hypervisor,
@@ -62,8 +62,8 @@ impl<H: Hypervisor> VcpuSpawner<H> {
         self.0.vcpu
     }
 
-    /// Has `work` run on that vCPU, soon. `work` is [`Send`]; the tasks that it spawns need not be, for they stay
-    /// there. Takes a lock that the vCPU also takes when work was sent: not for the data path.
+    /// Runs `work` on that vCPU, soon. `work` is [`Send`]; the tasks that it spawns need not be, for they
+    /// stay there. Takes a lock that the vCPU also takes when work was sent: not for the data path.
     pub fn send(&self, work: impl FnOnce(&Handle<H>) + Send + 'static) {
         self.0.work.lock().push(Box::new(work));
         self.0.sent.store(true, Ordering::Release);

@@ -1,4 +1,4 @@
-//! Which task waits for which time.
+//! Tasks that wait for a time.
 
 use crate::Core;
 use alloc::rc::Rc;
@@ -10,10 +10,10 @@ use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
 use core::time::Duration;
 
-/// How many sleeps the wake-up latency is derived from: the last ones.
+/// Number of sleeps, the last ones, from which the wake-up latency is derived.
 const SLEEPS: usize = 16;
 
-/// A deadline, and a number that tells apart those with the same one.
+/// A deadline, and a number that distinguishes equal deadlines.
 type Key = (Instant, u64);
 
 /// Waiting tasks by deadline, the first one last. They are few, and queues set deadlines while they serve: so it is a
@@ -22,7 +22,7 @@ type Key = (Instant, u64);
 pub(crate) struct Timers {
     waiting: RefCell<Vec<(Key, Waker)>>,
     count: Cell<u64>,
-    /// How many sleeps have ended, and how late the last of them did.
+    /// Number of sleeps that have ended, and the delays of the last of them.
     slept: Cell<usize>,
     late: Cell<[Duration; SLEEPS]>,
     wakeup_latency: Cell<Option<Duration>>,
@@ -41,7 +41,7 @@ impl Timers {
         }
     }
 
-    /// A sleep that was to end at `deadline` is over.
+    /// Records the end of a sleep that was to end at `deadline`.
     pub(crate) fn slept(&self, deadline: Instant, now: Instant) {
         if now < deadline {
             // Something else ended it.
@@ -84,7 +84,7 @@ impl Timers {
     }
 }
 
-/// Where it is, or where it belongs.
+/// Returns the index of the deadline, or the index at which it belongs.
 fn find(waiting: &[(Key, Waker)], key: Key) -> Result<usize, usize> {
     waiting.binary_search_by(|(other, _)| key.cmp(other))
 }
@@ -164,7 +164,7 @@ mod tests {
         assert_eq!(timers.next(), None);
     }
 
-    /// Sleeps that ended so many microseconds after their deadline.
+    /// Returns the latency after sleeps that ended the given numbers of microseconds after their deadline.
     fn wakeup_latency(late: &[i64]) -> Option<Duration> {
         let timers = Timers::default();
         for micros in late {

@@ -9,7 +9,7 @@
 #[path = "../src/sleep_state.rs"]
 mod sleep_state;
 
-/// What `sleep_state` is made of here.
+/// The atomics of `sleep_state` in this test.
 mod sync {
     pub(crate) use loom::sync::atomic::{AtomicU8, Ordering};
 }
@@ -27,14 +27,14 @@ enum Broken {
     Nothing,
     /// The vCPU sleeps without looking whether a task was woken meanwhile.
     BeginSleep,
-    /// Whoever finds the vCPU asleep does not interrupt it.
+    /// A waker that finds the vCPU asleep does not interrupt it.
     Interrupt,
 }
 
 struct Vcpu {
     sleep_state: SleepState,
     interrupt: Notify,
-    /// What the woken tasks find to do, one for each waker.
+    /// The work of the woken tasks, one for each waker.
     work: [AtomicUsize; 2],
 }
 

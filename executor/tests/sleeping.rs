@@ -1,4 +1,4 @@
-//! When an executor ends, and what it learns from how its vCPU slept.
+//! The end of an executor, and what it measures of its vCPU's sleeps.
 
 use bulkhead_executor::Executor;
 use bulkhead_xen::VcpuId;

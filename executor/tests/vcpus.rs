@@ -59,7 +59,7 @@ impl Mailbox {
     }
 }
 
-/// Words go round all vCPUs; none may get lost, whoever sleeps or runs when it comes.
+/// Messages go round all vCPUs; none may get lost, whether its vCPU sleeps or runs when it comes.
 #[test]
 fn words_go_round() {
     const VCPUS: usize = 4;

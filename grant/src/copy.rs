@@ -63,7 +63,7 @@ impl Copied {
     }
 }
 
-/// Why a copy cannot be queued.
+/// The reason why a copy cannot be queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CopyRefused {
     /// The batch has no room: run it first.
@@ -75,7 +75,7 @@ pub enum CopyRefused {
     },
     /// The other end is not this domain's own memory.
     NotOwnMemory {
-        /// Where it is.
+        /// Its address.
         address: usize,
     },
 }
@@ -229,7 +229,7 @@ impl<H: Hypervisor> CopyBatch<H> {
         let batch = &mut self.copies[entries];
         self.calls += 1;
         self.bytes += batch.iter().map(|copy| u64::from(copy.len)).sum::<u64>();
-        // SAFETY: whoever queued them has promised it for own memory; granted pages are not ours.
+        // SAFETY: the code that queued them has promised it for own memory; granted pages are not ours.
         if let Err(error) = unsafe { self.hypervisor.copy_grants(batch) } {
             let (copies, domain) = (batch.len(), self.domain);
             log::error!(

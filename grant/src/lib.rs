@@ -13,9 +13,9 @@
 //! ```
 //!
 //! Every mapping is owned by a value: a page cannot be forgotten, and dropping the owner unmaps.
-//! Where copying is cheaper than mapping, [`CopyBatch`] lets the hypervisor copy. The other half,
-//! being a frontend, is [`GrantTable`]: granting own pages ([`Grant`]), and accepting frames that other domains
-//! give away ([`AcceptedTransfer`]).
+//! Where copying is cheaper than mapping, [`CopyBatch`] lets the hypervisor copy. The frontend's half is
+//! [`GrantTable`]: it grants own pages ([`Grant`]), and accepts frames that other domains give away
+//! ([`AcceptedTransfer`]).
 //!
 //! ```
 //! # fn example<H: bulkhead_xen::Hypervisor>(hypervisor: H) -> Result<(), Box<dyn core::error::Error>> {
@@ -84,6 +84,6 @@ impl GrantAccess {
     }
 }
 
-/// How often a page that its owner's hypervisor is still fetching (`GNTST_eagain`) is asked for
-/// again within one call. It only happens to guests under memory paging.
+/// Number of attempts within one call to map a page that Xen is still fetching (`GNTST_eagain`). That only
+/// happens to guests under memory paging.
 const EAGAIN_TRIES: usize = 1000;

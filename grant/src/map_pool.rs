@@ -23,7 +23,7 @@ pub struct MapPool<H: Hypervisor> {
     /// The address of its first page.
     start: u64,
     states: Vec<PageState>,
-    /// Where devices find the pages that are mapped. Empty if no device uses them.
+    /// Bus addresses of the mapped pages. Empty if no device uses them.
     dma: Vec<Option<DmaAddr>>,
     /// The first free page; each names the next.
     free: u32,

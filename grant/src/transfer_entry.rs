@@ -16,7 +16,7 @@ pub(crate) struct TransferEntry<'e> {
     pub frame: &'e AtomicU32,
 }
 
-/// How far the transfer into an entry has got.
+/// Progress of the transfer into an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TransferProgress {
     /// The other domain has not begun.

@@ -55,7 +55,7 @@ fn access(write: bool) -> GrantAccess {
     }
 }
 
-/// What the frontend's pages are and what it has granted at the moment.
+/// The frontend's pages, and its grants at the moment.
 struct Frontend {
     pages: BTreeMap<u32, NonNull<u8>>,
     granted: BTreeMap<u32, bool>,
@@ -88,8 +88,8 @@ impl Frontend {
         self.granted.remove(&gref);
     }
 
-    /// Whether Xen maps a page at this moment, `writers` and `users` of it being mapped already:
-    /// it looks at the entry only for the first use, and for the first one that writes.
+    /// Returns whether Xen maps a page at this moment, if `writers` and `users` of it are mapped already: Xen
+    /// looks at the entry only for the first use, and for the first one that writes.
     fn allows(&self, gref: u32, write: bool, users: usize, writers: usize) -> bool {
         if users > 0 && (!write || writers > 0) {
             return true;
@@ -102,7 +102,7 @@ impl Frontend {
     }
 }
 
-/// What the model knows of one mapping.
+/// The model's record of one mapping.
 struct Known {
     mapping: Mapping,
     gref: u32,

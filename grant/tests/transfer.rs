@@ -27,7 +27,7 @@ impl Pair {
         let vcpu = taker.hypervisor();
         let table = GrantTable::new(vcpu.clone()).unwrap();
         let hole = vcpu.allocate(1).unwrap();
-        // SAFETY: an own page that nobody uses.
+        // SAFETY: an own page that nothing uses.
         assert_eq!(unsafe { vcpu.release(hole, 1) }, 1);
         let place = vcpu.page_frame(hole).unwrap();
         Pair {
@@ -170,7 +170,7 @@ fn ending_races_with_the_transfer() {
         let giving = thread::spawn(move || {
             let page = NonNull::new(core::ptr::with_exposed_provenance_mut(request.0)).unwrap();
             let mut batch = [TransferRequest::new(page, request.1, request.2)];
-            // SAFETY: the page is used by nobody else any more.
+            // SAFETY: the page is no longer used by other code.
             unsafe { giver.give_frames(&mut batch) }.unwrap();
             batch[0].status.is_okay()
         });

@@ -8,7 +8,7 @@
 #[path = "../src/transfer_entry.rs"]
 mod transfer_entry;
 
-/// What `transfer_entry` is made of here.
+/// The atomics of `transfer_entry` in this test.
 mod sync {
     pub(crate) use loom::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
@@ -84,7 +84,7 @@ impl Shared {
         }
     }
 
-    /// What Xen does for the giving domain. Returns whether the frame was transferred.
+    /// Does what Xen does for the giving domain. Returns whether the frame was transferred.
     fn transfer(&self, broken: Broken) -> bool {
         let open = TransferFlags::ACCEPT_TRANSFER.bits();
         if self.flags.load(Ordering::Acquire) != open

@@ -1,4 +1,4 @@
-//! What Xen does for a domain, as one narrow trait.
+//! The services of Xen for a domain, as one narrow trait.
 
 use crate::abi::grant_table::{EntryV1, GrantCopy, MapGrantRef, UnmapGrantRef};
 use crate::{DomId, Errno, Gfn, Instant, Port, VcpuId};
@@ -21,8 +21,8 @@ unsafe impl Send for ForeignRegion {}
 // SAFETY: as above, and it never changes.
 unsafe impl Sync for ForeignRegion {}
 
-/// What Xen does for a domain. Implemented by the unikernel's runtime with hypercalls, and by the
-/// simulated Xen in memory; cloning gives another handle on the same domain.
+/// The services of Xen for a domain. The unikernel's runtime implements them with hypercalls, the simulated
+/// Xen in memory; cloning gives another handle on the same domain.
 ///
 /// All calls act for the vCPU that makes them; a handle may be cloned and used on any, and
 /// [`wake_vcpu`](Self::wake_vcpu) is what one does for another. Batches are one hypercall, however long; each of
@@ -64,7 +64,7 @@ pub unsafe trait Hypervisor: Clone + Send + Sync + 'static {
     fn frame_of(&self, page: *const u8) -> Option<Gfn>;
 
     /// Returns the address space for mapping other domains' frames. The first call gets all of it; later
-    /// ones get `None`: it has one owner, the grant mapper.
+    /// calls get `None`: it has one owner, the grant mapper.
     fn foreign_region(&self) -> Option<ForeignRegion>;
 
     /// Returns this domain's own grant table, version 1 entries, as many as Xen lets it have, mapped for
@@ -119,8 +119,8 @@ pub unsafe trait Hypervisor: Clone + Send + Sync + 'static {
     fn now(&self) -> Instant;
 }
 
-/// Where the toolstack put this domain's end of the xenstore ring (`io/xs_wire.h`,
-/// `struct xenstore_domain_interface`) and the port that goes with it.
+/// This domain's end of the xenstore ring (`io/xs_wire.h`, `struct xenstore_domain_interface`), as the tool
+/// stack set it up, and the port that goes with it.
 #[derive(Clone, Copy, Debug)]
 pub struct StoreRing {
     /// The shared page, mapped for as long as the domain runs.

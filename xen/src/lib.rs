@@ -24,7 +24,7 @@
 //! assert_eq!(Errno::from_return(-22), Err(Errno::INVAL));
 //! ```
 //!
-//! Read next: [`hypervisor`] for what Xen does for a domain, [`abi`] for the types it speaks.
+//! Read next: [`hypervisor`] for Xen's services for a domain, [`abi`] for the types that it uses.
 
 #![cfg_attr(not(test), no_std)]
 

@@ -50,9 +50,9 @@ pub struct TransferRequest {
     pub domain: DomId,
     /// In: that domain's entry that accepts it.
     pub gref: GrantRef,
-    /// Out: what became of it.
+    /// Out: the outcome.
     pub status: GrantStatus,
-    /// Out: whether the page is still there. It may be gone though the other domain did not get the frame.
+    /// Out: true if the page is still there. It may be gone although the other domain did not get the frame.
     pub kept: bool,
 }
 

@@ -18,7 +18,7 @@ pub trait Transport {
     /// Takes as many bytes as there are and fit, and returns their number.
     fn receive(&mut self, buffer: &mut [u8]) -> Result<usize, Breakdown>;
 
-    /// Tells xenstored that bytes were sent or taken.
+    /// Notifies xenstored that bytes were sent or taken.
     fn notify(&mut self);
 }
 

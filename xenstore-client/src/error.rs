@@ -56,34 +56,34 @@ pub struct Error(Box<Fault>);
 pub enum Fault {
     /// xenstored refused.
     Refused {
-        /// What was asked.
+        /// The kind of the request.
         request: MessageType,
-        /// About which path.
+        /// The path of the request.
         subject: String,
-        /// What it answered.
+        /// xenstored's reply.
         refusal: Refusal,
     },
     /// xenstored's answer is not of the form that answers this request.
     Malformed {
-        /// What was asked.
+        /// The kind of the request.
         request: MessageType,
-        /// About which path.
+        /// The path of the request.
         subject: String,
-        /// What it answered.
+        /// xenstored's reply.
         answer: Excerpt,
     },
     /// Not a path; nothing was sent.
     Path {
-        /// What was given as path.
+        /// The text that was given as a path.
         path: String,
-        /// What is wrong with it.
+        /// The mistake in it.
         fault: PathFault,
     },
     /// The request would be longer than a message may be; nothing was sent.
     TooLong {
-        /// What was to be asked.
+        /// The kind of the request that was to be sent.
         request: MessageType,
-        /// About which path.
+        /// The path of the request.
         subject: String,
         /// The number of bytes that it would have been.
         length: usize,
@@ -104,14 +104,14 @@ pub enum Fault {
     },
     /// A transaction conflicted with others every time it was tried.
     Conflicts {
-        /// How often it was tried.
+        /// Number of attempts.
         attempts: u32,
     },
     /// A listing that needs several messages changed between them every time it was tried.
     Changing {
         /// The node.
         path: String,
-        /// How often it was tried.
+        /// Number of attempts.
         attempts: u32,
     },
     /// The connection to xenstored is broken.

@@ -7,7 +7,7 @@ use alloc::string::String;
 use bulkhead_xen::abi::xs_wire::{ABS_PATH_MAX, REL_PATH_MAX};
 use core::fmt;
 
-/// What is wrong with a path (`docs/misc/xenstore.txt`).
+/// The mistake in a path (`docs/misc/xenstore.txt`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PathFault {
     /// Nothing at all.

@@ -26,7 +26,7 @@ const MOST_COMPLAINTS: u32 = 10;
 /// The kind of answer to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// What was asked for.
+    /// The result that was asked for.
     Given,
     /// A refusal.
     Refused,

@@ -271,7 +271,7 @@ pub struct DirectoryPart<'a> {
     pub names: Vec<&'a str>,
     /// The number of bytes of the whole list that they are.
     pub length: usize,
-    /// Whether the list ends here.
+    /// True if the list ends here.
     pub last: bool,
 }
 
@@ -303,7 +303,7 @@ impl<'a> DirectoryPart<'a> {
 /// Something under a watch has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// What has changed.
+    /// The path of the node that has changed.
     pub path: Path,
     /// The watch that it is for; `None` if no client of this crate has set it (an earlier system of this
     /// domain may have).

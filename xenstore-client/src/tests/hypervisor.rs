@@ -12,7 +12,7 @@ pub(super) struct NotificationCount {
 }
 
 impl NotificationCount {
-    /// How often xenstored was notified.
+    /// Returns the number of times that xenstored was notified.
     pub fn rung(&self) -> usize {
         self.rung.load(Ordering::Relaxed)
     }

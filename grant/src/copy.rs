@@ -38,11 +38,11 @@ pub struct CopyBatch<H: Hypervisor> {
     copies: Vec<GrantCopy>,
     calls: u64,
     bytes: u64,
-    /// The batch of this number; what was queued in an earlier one cannot be asked about.
+    /// The number of the current batch; the outcome of an earlier batch's copies is not kept.
     round: u16,
 }
 
-/// A queued copy, to ask what became of it.
+/// A queued copy, by which the caller asks for its outcome.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "a copy may be refused"]
 pub struct Copied {
@@ -120,12 +120,12 @@ impl<H: Hypervisor> CopyBatch<H> {
         })
     }
 
-    /// Returns how many hypercalls were made so far.
+    /// Returns the number of hypercalls made so far.
     pub fn calls(&self) -> u64 {
         self.calls
     }
 
-    /// Returns how many bytes they were to copy.
+    /// Returns the number of bytes that they were to copy.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -135,8 +135,8 @@ impl<H: Hypervisor> CopyBatch<H> {
         self.copies.is_empty()
     }
 
-    /// Notes bytes to be copied between a granted page and the own memory at `own`. Where that
-    /// crosses from one page to the next, it takes two places in the batch.
+    /// Queues bytes to be copied between a granted page and the own memory at `own`. A copy that crosses from
+    /// one page to the next takes two places in the batch.
     ///
     /// # Safety
     /// Until [`run`](Self::run) returns or the batch is [cleared](Self::clear), `own` stays memory
@@ -173,7 +173,7 @@ impl<H: Hypervisor> CopyBatch<H> {
         })
     }
 
-    /// Adds the copy of at most `len` bytes that ends with the own page; returns how many.
+    /// Adds the copy of at most `len` bytes that ends with the own page; returns the number of bytes.
     fn push(
         &mut self,
         direction: Direction,
@@ -207,8 +207,8 @@ impl<H: Hypervisor> CopyBatch<H> {
         Ok(bytes)
     }
 
-    /// Copies everything noted, in one hypercall. What became of each is its
-    /// [`status`](Self::status)'s to tell, until the batch is [cleared](Self::clear).
+    /// Makes all queued copies, in one hypercall. [`status`](Self::status) returns the outcome of each, until
+    /// the batch is [cleared](Self::clear).
     pub fn run(&mut self) {
         if self.copies.is_empty() {
             return;
@@ -241,10 +241,10 @@ impl<H: Hypervisor> CopyBatch<H> {
         }
     }
 
-    /// Returns what became of a copy that was queued since the batch was last cleared.
+    /// Returns the outcome of a copy that was queued since the batch was last cleared.
     ///
     /// # Panics
-    /// If the copy is from before.
+    /// If the copy was queued before that.
     pub fn status(&self, copied: &Copied) -> Result<(), GrantStatus> {
         assert_eq!(copied.round, self.round, "a copy is asked about too late");
         let entries =
@@ -255,13 +255,13 @@ impl<H: Hypervisor> CopyBatch<H> {
         refused.map_or(Ok(()), |copy| Err(copy.status))
     }
 
-    /// Returns what became of all copies that were queued since the batch was last cleared.
+    /// Returns the outcome of all copies that were queued since the batch was last cleared.
     pub fn outcome(&self) -> Result<(), GrantStatus> {
         let refused = self.copies.iter().find(|copy| !copy.status.is_okay());
         refused.map_or(Ok(()), |copy| Err(copy.status))
     }
 
-    /// Forgets everything noted, whether it was run or not.
+    /// Forgets all queued copies, whether they were made or not.
     pub fn clear(&mut self) {
         self.copies.clear();
         self.round = self.round.wrapping_add(1);

@@ -139,7 +139,7 @@ impl<H: Hypervisor> MapPool<H> {
         })
     }
 
-    /// Keeps from now on where devices find the pages ([`dma_addr`](Self::dma_addr)), which takes memory.
+    /// Keeps the pages' bus addresses from now on ([`dma_addr`](Self::dma_addr)), which takes memory.
     pub fn keep_dma_addrs(&mut self) -> Result<(), OutOfMemory> {
         self.dma = filled(self.states.len(), |_| None)?;
         Ok(())
@@ -155,7 +155,7 @@ impl<H: Hypervisor> MapPool<H> {
         self.range.page(index)
     }
 
-    /// Returns how many pages can still be queued.
+    /// Returns the number of pages that can still be queued.
     pub fn free_pages(&self) -> usize {
         self.free_count
     }
@@ -264,12 +264,13 @@ impl<H: Hypervisor> MapPool<H> {
         self.maps.clear();
     }
 
-    /// Returns how many pages Xen had no map slot for since the last call. They can be copied.
+    /// Returns the number of pages for which Xen had no map slot since the last call. They can be copied.
     pub fn take_slotless(&mut self) -> usize {
         core::mem::take(&mut self.slotless)
     }
 
-    /// The hypercall as a whole was refused: no entry was looked at, and all stay unmapped.
+    /// Records that the hypercall as a whole was refused: no entry was processed, and all pages stay
+    /// unmapped.
     #[cold]
     fn refuse_batch(&mut self, error: Errno) {
         log::error!(
@@ -279,7 +280,7 @@ impl<H: Hypervisor> MapPool<H> {
         );
     }
 
-    /// Returns where a page is mapped, or why it is not.
+    /// Returns the address of a mapped page, or the reason why it is not mapped.
     #[inline]
     pub fn address(&self, mapping: &Mapping) -> Result<NonNull<u8>, GrantStatus> {
         let page = self.index(mapping);
@@ -292,8 +293,8 @@ impl<H: Hypervisor> MapPool<H> {
         }
     }
 
-    /// Returns where devices find a page that is mapped. `None` if it is not, or if that is not kept
-    /// ([`keep_dma_addrs`](Self::keep_dma_addrs)).
+    /// Returns the bus address of a mapped page. `None` if the page is not mapped, or if bus addresses are
+    /// not kept ([`keep_dma_addrs`](Self::keep_dma_addrs)).
     #[inline]
     pub fn dma_addr(&self, mapping: &Mapping) -> Option<DmaAddr> {
         // What was mapped there before has left its address.

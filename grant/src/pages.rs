@@ -17,7 +17,7 @@ pub struct MappedPages<H: Hypervisor> {
 }
 
 impl<H: Hypervisor> MappedPages<H> {
-    /// Maps all of them in one hypercall, or none and names the first that is refused.
+    /// Maps all pages in one hypercall. If one is refused, maps none and returns the first refusal.
     pub(crate) fn map(
         hypervisor: H,
         domain: DomId,
@@ -50,7 +50,7 @@ impl<H: Hypervisor> MappedPages<H> {
         self.base
     }
 
-    /// Returns how many pages there are.
+    /// Returns the number of pages.
     pub fn pages(&self) -> usize {
         self.pages
     }

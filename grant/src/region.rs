@@ -159,7 +159,7 @@ pub(crate) struct PageRange {
 }
 
 impl PageRange {
-    /// Returns how many pages it has.
+    /// Returns the number of its pages.
     #[inline]
     pub(crate) fn pages(&self) -> usize {
         self.range.len()

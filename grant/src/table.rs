@@ -34,7 +34,7 @@ struct Stock {
     /// All entries from here on were never used.
     fresh: u32,
     free: Vec<GrantRef>,
-    /// Given up while the other domain was still using the page: free as soon as it stops.
+    /// Abandoned while the other domain was still using the page: free as soon as it stops.
     lingering: Vec<GrantRef>,
 }
 
@@ -134,7 +134,7 @@ impl<H: Hypervisor> GrantTable<H> {
         Ok(unsafe { entry.accept_transfer(domain, place) })
     }
 
-    /// Returns how many entries can be taken.
+    /// Returns the number of entries that can be taken.
     pub fn free_entries(&self) -> usize {
         let mut stock = self.shared.stock.lock();
         self.reclaim(&mut stock);
@@ -159,7 +159,7 @@ impl<H: Hypervisor> GrantTable<H> {
         stock.free.pop()
     }
 
-    /// Ends what was given up while it was in use and is not any more.
+    /// Ends the grants that were abandoned while in use and are no longer in use.
     fn reclaim(&self, stock: &mut Stock) {
         let Stock {
             free, lingering, ..

@@ -7,8 +7,8 @@ use core::fmt;
 
 /// An entry into which another domain may transfer one frame.
 ///
-/// Dropping it ends the transfer, as [`end`](Self::end) does; a frame that came is lost then, as nothing knows
-/// it any more.
+/// Dropping it ends the transfer, as [`end`](Self::end) does; a frame that was transferred is lost then,
+/// since no value names it.
 #[must_use = "dropping it ends the transfer"]
 pub struct AcceptedTransfer<H: Hypervisor> {
     /// Its drop ends the transfer, as it would any that is left in the entry.
@@ -31,12 +31,12 @@ impl<H: Hypervisor> AcceptedTransfer<H> {
         self.entry.gref()
     }
 
-    /// Returns how far the transfer has got.
+    /// Returns the progress of the transfer.
     pub fn progress(&self) -> TransferProgress {
         self.entry.transfer().progress()
     }
 
-    /// Ends the transfer. One that Xen has begun cannot be stopped: it is waited for.
+    /// Ends the transfer. If Xen has begun it, it cannot be stopped, and this waits until it is completed.
     pub fn end(self) -> TransferEnd<H> {
         match self.entry.transfer().end() {
             None => TransferEnd::Unused(self.entry),
@@ -46,7 +46,7 @@ impl<H: Hypervisor> AcceptedTransfer<H> {
 }
 
 impl<H: Hypervisor> GrantTable<H> {
-    /// Ends a transfer that was given up.
+    /// Ends an abandoned transfer.
     pub(crate) fn end_transfer(&self, gref: GrantRef) {
         if let Some(frame) = self.transfer_entry(gref).end() {
             log::warn!(

@@ -21,7 +21,7 @@ pub(crate) struct TransferEntry<'e> {
 pub enum TransferProgress {
     /// The other domain has not begun.
     Open,
-    /// Xen is at it: the transfer will be completed.
+    /// Xen has begun: the transfer will be completed.
     Committed,
     /// The frame belongs to this domain.
     Completed,
@@ -42,7 +42,7 @@ impl TransferEntry<'_> {
         flags & TYPE_MASK == TransferFlags::ACCEPT_TRANSFER.bits()
     }
 
-    /// Returns how far the transfer has got.
+    /// Returns the progress of the transfer.
     pub fn progress(&self) -> TransferProgress {
         // Acquire: the frame was written before the entry was marked as completed.
         let flags = TransferFlags::from_bits_retain(self.flags.load(Ordering::Acquire));

@@ -89,7 +89,7 @@ impl Entries {
         })
     }
 
-    /// Returns how many there are.
+    /// Returns the number of entries.
     pub fn len(&self) -> usize {
         self.all.len()
     }

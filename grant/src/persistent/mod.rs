@@ -83,12 +83,12 @@ impl<H: Hypervisor> PersistentCache<H> {
         })
     }
 
-    /// Keeps from now on where devices find the pages ([`dma_addr`](Self::dma_addr)), which takes memory.
+    /// Keeps the pages' bus addresses from now on ([`dma_addr`](Self::dma_addr)), which takes memory.
     pub fn keep_dma_addrs(&mut self) -> Result<(), OutOfMemory> {
         self.pool.keep_dma_addrs()
     }
 
-    /// Returns how many pages are cached.
+    /// Returns the number of cached pages.
     pub fn len(&self) -> usize {
         self.cached
     }
@@ -98,12 +98,12 @@ impl<H: Hypervisor> PersistentCache<H> {
         self.cached == 0
     }
 
-    /// Returns how often a page was held that was mapped already.
+    /// Returns the number of holds of pages that were mapped already.
     pub fn hits(&self) -> u64 {
         self.hits
     }
 
-    /// Returns how often a page was held that had to be mapped first.
+    /// Returns the number of holds of pages that had to be mapped first.
     pub fn misses(&self) -> u64 {
         self.misses
     }
@@ -235,8 +235,9 @@ impl<H: Hypervisor> PersistentCache<H> {
         self.pool.map_queued();
     }
 
-    /// Xen had no map slots for `slotless` pages. Pages that no request holds are unmapped for them, and for
-    /// other queues, which share Xen's slots: a quarter of what was mapped is left to those.
+    /// Makes room after Xen had no map slots for `slotless` pages. Pages that no request holds are unmapped
+    /// for them, and for other queues, which share Xen's slots: a quarter of the mapped pages is given up for
+    /// those queues.
     #[cold]
     fn make_do_without(&mut self, slotless: usize) {
         let mapped = self.cached.saturating_sub(slotless);
@@ -282,7 +283,7 @@ impl<H: Hypervisor> PersistentCache<H> {
         self.pool.unmap_queued();
     }
 
-    /// A page was unmapped though there is room in the cache: raises the limit now and then.
+    /// Raises the limit now and then, after pages were unmapped although there was room in the cache.
     fn try_for_more(&mut self) {
         if self.most < self.entries.len() {
             self.held_down += 1;
@@ -292,7 +293,7 @@ impl<H: Hypervisor> PersistentCache<H> {
         }
     }
 
-    /// Returns where a page is mapped, or why it is not.
+    /// Returns the address of a mapped page, or the reason why it is not mapped.
     #[inline]
     pub fn address(&self, cached: &CachedMapping) -> Result<NonNull<u8>, GrantStatus> {
         let entry = &self.entries[cached.entry];
@@ -303,8 +304,8 @@ impl<H: Hypervisor> PersistentCache<H> {
         self.pool.address(mapping)
     }
 
-    /// Returns where devices find a page that is mapped. `None` if it is not, or if that is not kept
-    /// ([`keep_dma_addrs`](Self::keep_dma_addrs)).
+    /// Returns the bus address of a mapped page. `None` if the page is not mapped, or if bus addresses are
+    /// not kept ([`keep_dma_addrs`](Self::keep_dma_addrs)).
     #[inline]
     pub fn dma_addr(&self, cached: &CachedMapping) -> Option<DmaAddr> {
         let mapping = self.entries[cached.entry].mapping.as_ref()?;

@@ -4,13 +4,14 @@
 /// much as the toolstack wants it to have (`memory/target`). Where images live, and what is allocated, is
 /// never given back here.
 pub trait Balloon {
-    /// Returns how many pages the domain has.
+    /// Returns the number of pages that the domain has.
     fn owned(&self) -> usize;
 
-    /// Returns how many pages more it could have: those that were given back, or were never there.
+    /// Returns the number of pages that the domain could have in addition: those that were given back, or
+    /// were never there.
     fn missing(&self) -> usize;
 
-    /// Returns how many pages images gave back that come again when they are written.
+    /// Returns the number of pages that images gave back, which are taken again when they are written.
     fn released(&self) -> usize;
 
     /// Gives up to `pages` back, fewer at a time if that takes long, and returns how many. With 0, all the

@@ -22,7 +22,7 @@ pub trait Transport {
     fn notify(&mut self);
 }
 
-/// The side of a [`Client`] that serves it. Its owner has to [`run`](Self::run) it, or to
+/// The side that serves a [`Client`]. Its owner has to [`run`](Self::run) it, or to
 /// [`pump`](Self::pump) it whenever there may be something to do.
 #[derive(Debug)]
 pub struct Connection<T> {

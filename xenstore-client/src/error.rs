@@ -125,7 +125,7 @@ impl From<Fault> for Error {
 }
 
 impl Error {
-    /// Returns what went wrong.
+    /// Returns the fault.
     pub fn fault(&self) -> &Fault {
         &self.0
     }

@@ -136,7 +136,8 @@ impl Shared {
         }
     }
 
-    /// Notes that the asker is gone. What the request creates is undone.
+    /// Notes that the caller has dropped the request. A watch or transaction that the request creates is
+    /// undone.
     pub fn abandon(&mut self, id: RequestId) {
         let Some(asked) = self.requests.get_mut(&id) else {
             return;

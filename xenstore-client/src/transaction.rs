@@ -1,4 +1,4 @@
-//! Transactions: all of it, or nothing.
+//! Transactions: all of their changes are made, or none.
 
 use crate::error::Error;
 use crate::nodes::Nodes;
@@ -10,14 +10,14 @@ use core::ops::Deref;
 /// The outcome of a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Everything is in the store.
+    /// All changes were made.
     Committed,
-    /// Another domain or task changed a node that the transaction had touched: nothing was done.
+    /// Another domain or task changed a node that the transaction had touched: no change was made.
     Conflict,
 }
 
-/// An open transaction. What is done with its [`Nodes`] is not visible outside until it is committed. If it
-/// is dropped before, it is discarded.
+/// An open transaction. Changes through its [`Nodes`] are not visible outside until it is committed. If it is
+/// dropped before, it is discarded.
 #[derive(Debug)]
 pub struct Transaction {
     nodes: Nodes,

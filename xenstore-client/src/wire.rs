@@ -207,7 +207,7 @@ impl Write for Payload {
     }
 }
 
-/// Returns the strings of a payload that is nothing but strings, each with its nul.
+/// Returns the strings of a payload that consists only of strings, each with its nul.
 fn strings(payload: &[u8]) -> Option<impl Iterator<Item = &str>> {
     let text = core::str::from_utf8(payload).ok()?;
     if text.is_empty() {
@@ -224,7 +224,7 @@ fn only(payload: &[u8]) -> Option<&str> {
     list.next().is_none().then_some(first)
 }
 
-/// Reads the answer to requests that are answered only by being done.
+/// Reads the answer to requests whose answer says only that they were done.
 pub fn parse_okay(payload: &[u8]) -> Option<()> {
     (payload == b"OK\0").then_some(())
 }

@@ -1,4 +1,5 @@
-//! A node into which an operator or the toolstack writes a request, and which is emptied when that was seen.
+//! A node into which an operator or the tool stack writes a request, and which this domain empties when it
+//! has read the request.
 
 use alloc::string::String;
 use bulkhead_xenstore_client::{Client, Error, Watch};

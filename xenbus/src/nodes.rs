@@ -1,4 +1,4 @@
-//! Reading the nodes of a directory, which may be a hostile guest's.
+//! Reads the nodes of a directory, which may be a hostile guest's.
 
 use alloc::format;
 use alloc::string::String;
@@ -9,7 +9,7 @@ use litemap::LiteMap;
 /// The nodes of a directory that were asked for and are there: values by name, relative to the directory.
 pub type NodeMap = LiteMap<String, String>;
 
-/// Nodes that are read at once: a bound for what that takes of memory, and of xenstored's patience.
+/// Nodes that are read at once, which bounds the memory and the number of requests to xenstored.
 const AT_ONCE: usize = 16;
 
 /// Reads the named nodes below `path`, as far as they are there, several in flight at once.
@@ -40,7 +40,7 @@ pub async fn own_node(store: &Client, path: String) -> Result<Option<String>, Er
     }
 }
 
-/// Reads a node of the peer, which may remove it, close it to this domain or write into it what it likes.
+/// Reads a node of the peer, which may remove it, deny this domain access, or write anything into it.
 pub async fn peer_node(store: &Client, path: String) -> Result<Option<String>, Error> {
     match store.read_optional(path).await {
         Err(error) if matches!(error.fault(), Fault::NotText { .. } | Fault::Path { .. }) => {

@@ -43,7 +43,7 @@ impl XenbusState {
     }
 }
 
-/// As it is written into a `state` node.
+/// Formats the state as it is written into a `state` node.
 impl fmt::Display for XenbusState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         (*self as u8).fmt(f)

@@ -38,7 +38,7 @@ impl Balloon for SimVcpu {
                 domain.and_then(|domain| domain.memory.spare(RESERVE))
             };
             page.and_then(pointer).is_some_and(|page| {
-                // SAFETY: a page of the domain that nobody in it uses; its content is nobody else's.
+                // SAFETY: a page of the domain that no code in it uses.
                 unsafe {
                     ptr::write_bytes(page.as_ptr(), 0, PAGE_SIZE);
                     self.release(page, 1) == 1

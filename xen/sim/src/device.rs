@@ -75,7 +75,7 @@ impl fmt::Debug for SimDevice {
     }
 }
 
-/// Returns how many bytes there are from a bus address to the end of its page.
+/// Returns the number of bytes from a bus address to the end of its page.
 fn in_page(address: u64) -> usize {
     PAGE_SIZE - address as usize % PAGE_SIZE
 }

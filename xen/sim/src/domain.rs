@@ -143,32 +143,33 @@ impl SimDomain {
         self.with(|domain| domain.stats)
     }
 
-    /// Returns how many grants of other domains the domain has mapped.
+    /// Returns the number of grants of other domains that the domain has mapped.
     pub fn live_mappings(&self) -> usize {
         self.with(|domain| domain.grants.live_mappings())
     }
 
-    /// Returns how many of the domain's own grants are in use by others.
+    /// Returns the number of the domain's own grants that others use.
     pub fn grants_in_use(&self) -> usize {
         self.with(|domain| domain.grants.pinned())
     }
 
-    /// Returns how many ports the domain has open, the one of its xenstore ring included.
+    /// Returns the number of open ports of the domain, the one of its xenstore ring included.
     pub fn open_ports(&self) -> usize {
         self.with(|domain| domain.ports.open_count())
     }
 
-    /// Returns how many pages of its memory the domain has taken, the one of its xenstore ring included.
+    /// Returns the number of pages of its memory that the domain has taken, the one of its xenstore ring
+    /// included.
     pub fn pages_in_use(&self) -> usize {
         self.with(|domain| domain.memory.pages_in_use())
     }
 
-    /// Returns how many pages the domain owns, taken or not: what `xl list` shows as its memory.
+    /// Returns the number of pages that the domain owns, taken or not, which `xl list` shows as its memory.
     pub fn memory_pages(&self) -> usize {
         self.with(|domain| domain.memory.present())
     }
 
-    /// Changes how many pages the domain may own (`xl mem-max`). What it owns it keeps.
+    /// Changes the number of pages that the domain may own (`xl mem-max`). It keeps those that it owns.
     pub fn set_memory_limit(&self, pages: usize) {
         self.with(|domain| domain.memory.set_limit(pages));
     }
@@ -179,7 +180,7 @@ impl SimDomain {
         self.with(|domain| domain.vcpus[vcpu.0 as usize].blocked.is_some())
     }
 
-    /// Changes how many grants the domain may have mapped at a time.
+    /// Changes the number of grants that the domain may have mapped at a time.
     pub fn set_maptrack_limit(&self, limit: u32) {
         self.with(|domain| domain.grants.set_maptrack_limit(limit));
     }

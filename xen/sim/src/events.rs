@@ -16,7 +16,7 @@ use bulkhead_xen::{DomId, Errno, Instant, Port, VcpuId};
 const PORTS: usize = 4096;
 const WORDS: usize = PORTS / 64;
 
-/// What is at the other end of a port.
+/// The other end of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 enum End {
     #[default]
@@ -49,7 +49,7 @@ impl Channel {
 #[derive(Default)]
 pub(super) struct Ports(Vec<Channel>);
 
-/// What a vCPU sees of its event channels, and what it waits for.
+/// A vCPU's view of its event channels, and the events that it waits for.
 pub(super) struct Vcpu {
     pending: [u64; WORDS],
     /// The deadline of the last `block`, until it is reached or the vCPU is notified.
@@ -57,7 +57,7 @@ pub(super) struct Vcpu {
     pub(super) woken: bool,
 }
 
-/// What a vCPU that blocks waits for besides notifications.
+/// The events besides notifications for which a blocked vCPU waits.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Blocked {
     pub(super) deadline: Option<Instant>,

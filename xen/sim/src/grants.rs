@@ -137,12 +137,12 @@ impl Grants {
         self.entries
     }
 
-    /// Returns how many of the domain's grants are in use.
+    /// Returns the number of the domain's grants that are in use.
     pub(super) fn pinned(&self) -> usize {
         self.pinned
     }
 
-    /// Returns how many grants of others the domain has mapped.
+    /// Returns the number of grants of others that the domain has mapped.
     pub(super) fn live_mappings(&self) -> usize {
         self.mappings.len() - self.free_handles.len()
     }

@@ -27,7 +27,7 @@
 //! let address = region.base.as_ptr() as u64;
 //! let mut batch = [MapGrantRef::new(address, MapFlags::HOST_MAP, gref, frontend.id())];
 //! // SAFETY: the first page of the region, where nothing is mapped yet; then both pages are
-//! // mapped, and nobody holds a reference into them.
+//! // mapped, and no reference points into them.
 //! unsafe {
 //!     hypervisor.map_grants(&mut batch).unwrap();
 //!     assert!(batch[0].status.is_okay());
@@ -258,7 +258,7 @@ impl Sim {
         self.world.lock().transfers.hold();
     }
 
-    /// Completes the transfers that were held, and holds no more. Returns how many there were.
+    /// Completes the transfers that were held, and holds no more. Returns their number.
     pub fn complete_transfers(&self) -> usize {
         self.world.lock().complete_transfers()
     }

@@ -26,12 +26,12 @@ pub(super) struct Machine {
     /// `(address, bytes)` of all that is to be unmapped in the end. Nothing is unmapped earlier:
     /// a test may hold on to a dead domain's pointers.
     mapped: Vec<(usize, usize)>,
-    /// What the hypercall that is being done changes in reserved address space: see [`Machine::settle`].
+    /// Changes that the current hypercall makes in reserved address space: see [`Machine::settle`].
     changes: Vec<Change>,
 }
 
-/// What is to become of a page of reserved address space: a page of the memory file, and whether it can be
-/// written there; or nothing, so that it faults.
+/// The new state of a page of reserved address space: mapped to a page of the memory file, writable or not;
+/// or unmapped, so that an access faults.
 #[derive(Clone, Copy)]
 struct Change {
     address: usize,
@@ -106,7 +106,7 @@ impl Machine {
         }
     }
 
-    /// Gives a page of the file back to the host: nobody owns it any more.
+    /// Gives a page of the file back to the host: no domain owns it any more.
     pub(super) fn discard_page(&self, file_page: u64) {
         self.punch(file_page, 1);
     }

@@ -1,6 +1,6 @@
-//! How the machine numbers its frames: so that nothing but itself tells a page's machine frame, and
-//! with it its bus address. Neither follows from the guest frame or from an address, and neighbouring pages
-//! are no neighbours.
+//! Numbering of the machine's frames, by which only the machine knows a page's machine frame and bus address.
+//! Neither follows from the guest frame or from an address, and neighbouring pages have frames that are not
+//! neighbours.
 
 use bulkhead_xen::Mfn;
 

@@ -10,7 +10,7 @@ use bulkhead_xen::abi::grant_table::{
 };
 use bulkhead_xen::{DomId, Gfn, GrantHandle, GrantRef, GrantStatus, Mfn, PAGE_SHIFT, PAGE_SIZE};
 
-/// How a copy holds its two ends: as a mapping for reading, and one for writing.
+/// The flags with which a copy holds its two ends: as a mapping for reading, and one for writing.
 const READING: MapFlags = MapFlags::HOST_MAP.union(MapFlags::READONLY);
 const WRITING: MapFlags = MapFlags::HOST_MAP;
 
@@ -228,7 +228,7 @@ impl World {
         copied
     }
 
-    /// Whose page one end of a copy names (`gnttab_copy_lock_domain`).
+    /// Returns the domain whose page one end of a copy names (`gnttab_copy_lock_domain`).
     fn copy_owner(
         &self,
         caller: DomId,

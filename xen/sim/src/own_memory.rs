@@ -72,7 +72,7 @@ impl OwnMemory {
         self.used[start..start + count].fill(true);
         self.hint = start + count;
         let address = self.base + start * PAGE_SIZE;
-        // SAFETY: these pages are own memory, mapped, and until now nobody's.
+        // SAFETY: these pages are own memory, mapped, and unused until now.
         unsafe { ptr::write_bytes(address as *mut u8, 0, count * PAGE_SIZE) };
         Some(address)
     }
@@ -182,13 +182,13 @@ impl OwnMemory {
         all.map(|page| self.base + page * PAGE_SIZE)
     }
 
-    /// Returns how many allocated pages were given back.
+    /// Returns the number of allocated pages that were given back.
     pub(super) fn lent_back(&self) -> usize {
         let both = self.used.iter().zip(&self.released);
         both.filter(|(used, released)| **used && **released).count()
     }
 
-    /// Returns how many pages the domain owns.
+    /// Returns the number of pages that the domain owns.
     pub(super) fn present(&self) -> usize {
         self.used.len() - self.absent
     }

@@ -7,7 +7,7 @@ use super::world::World;
 use bulkhead_xen::{DomId, Errno, PAGE_SIZE, Reservation};
 use std::ptr::NonNull;
 
-/// What the last user of a page has left in it.
+/// The content that the last user of a page has left in it.
 const LEFT: u8 = 0xd5;
 
 // SAFETY: allocated pages are marked as used; populated ones are mapped where they were, from

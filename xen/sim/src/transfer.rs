@@ -4,15 +4,15 @@
 //! (arch/x86/mm.c) and `hvm_grant_table_op` (arch/x86/hvm/hypercall.c), from 4.17 to 4.20:
 //!
 //! - To a domain that is not PV, the hypercall is not implemented.
-//! - A frame that is not the caller's, or that somebody uses, is `BAD_PAGE`, and the caller keeps it.
+//! - A frame that is not the caller's, or that is in use, is `BAD_PAGE`, and the caller keeps it.
 //! - From there on the frame is taken from the caller. If the other domain is not there (`BAD_DOMAIN`), is
 //!   dying or has all the memory that it may have, or if its entry does not accept a frame of the caller's
-//!   (`GENERAL_ERROR`), nobody has the frame any more.
+//!   (`GENERAL_ERROR`), no domain has the frame any more.
 //! - The entry's flags must be ACCEPT_TRANSFER and no other, and its domain the caller. COMMITTED is set by a
 //!   compare-and-swap that is tried five times; COMPLETED, after the entry of a PV domain names the machine
 //!   frame.
-//! - The page frame that the entry names is where a PVH domain finds the frame at once. A PV domain finds it
-//!   nowhere until it maps it.
+//! - A PVH domain has the frame at once at the page frame that the entry names. A PV domain has to map the
+//!   frame first.
 
 use super::faults::Hypercall;
 use super::stats::Violation;
@@ -121,8 +121,8 @@ impl World {
         };
     }
 
-    /// Gives a page of the file, which is nobody's, to a domain that accepts it. Returns where it goes, and the
-    /// page of the file that would have been there.
+    /// Gives an unowned page of the file to a domain that accepts it. Returns the place to which it goes, and
+    /// the page of the file that would have been there.
     fn deliver(
         &mut self,
         giver: DomId,
@@ -155,7 +155,7 @@ impl World {
         Ok((delivery, other))
     }
 
-    /// Tells a domain about the frame that it owns.
+    /// Completes the delivery of a frame to the domain that now owns it.
     fn complete(&mut self, delivery: Delivery) {
         let address = delivery.address;
         let Some(domain) = self.domain_mut(delivery.domain) else {

@@ -191,7 +191,7 @@ unsafe impl Hypervisor for SimVcpu {
         }
     }
 
-    /// Notes that the vCPU has nothing to do until a notification or `deadline`, and returns: a
+    /// Notes that the vCPU has no work until a notification or `deadline`, and returns: a
     /// test decides who runs next.
     fn block(&self, deadline: Option<Instant>) -> bool {
         let mut world = self.world.lock();

@@ -34,9 +34,9 @@ pub struct DomainConfig {
     pub id: Option<DomId>,
     /// Its name in xenstore; made up if `None`.
     pub name: Option<String>,
-    /// Whether it serves disks to others (`driver_domain=1`).
+    /// True if it serves disks to others (`driver_domain=1`).
     pub driver_domain: bool,
-    /// How Xen runs it.
+    /// The kind of the domain.
     pub kind: DomainKind,
     /// Virtual CPUs.
     pub vcpus: u32,

@@ -1,4 +1,4 @@
-//! What may be copied between granted pages and own ones.
+//! Copies between granted pages and own ones that are allowed or refused.
 
 use super::grants::{FREE, GREF, Pair, peek, poke};
 use bulkhead_xen::abi::grant_table::{CopyEnd, CopyFlags, EntryFlags, GrantCopy};
@@ -13,7 +13,7 @@ impl Pair {
             flags: flags.bits(),
             status: GrantStatus::GENERAL_ERROR,
         };
-        // SAFETY: nobody holds references into domain memory.
+        // SAFETY: no references point into domain memory.
         unsafe { self.hypervisor.copy_grants(std::slice::from_mut(&mut op)) }.unwrap();
         op.status
     }

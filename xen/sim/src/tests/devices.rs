@@ -1,4 +1,4 @@
-//! What a domain's device may read and write, and by which addresses.
+//! Memory that a domain's device may read and write, and its bus addresses.
 
 use super::grants::{FREE, GREF, Pair, READ, WRITE, peek, poke};
 use crate::{DomainConfig, DomainKind, Sim, SimDevice, Violation};

@@ -1,4 +1,4 @@
-//! Who may bind what, and who hears of a notification.
+//! Binding of ports, and delivery of notifications.
 
 use crate::{DomainConfig, Hypercall, Sim, SimDomain, SimVcpu, Violation};
 use bulkhead_xen::{DomId, Errno, Hypervisor, Port, VcpuId};
@@ -26,7 +26,7 @@ fn binding_sets_the_local_end_pending() {
     let sim = Sim::new();
     let (backend, frontend) = (sim.add_domain(), sim.add_domain());
     let theirs = frontend.hypervisor().alloc_unbound(backend.id()).unwrap();
-    // Sent before anybody is bound: dropped.
+    // Sent before the other end is bound: dropped.
     assert_eq!(frontend.hypervisor().notify(theirs), Ok(()));
     let ours = backend.hypervisor().bind_interdomain(frontend.id(), theirs);
     assert_eq!(pending(&backend.hypervisor()), [ours.unwrap()]);

@@ -1,4 +1,4 @@
-//! What may be mapped and unmapped, and what becomes of the granter's entry.
+//! Maps and unmaps that are allowed or refused, and the granter's entry afterwards.
 
 use crate::{DomainConfig, DomainKind, GrantUse, Hypercall, Sim, SimDomain, SimVcpu, Violation};
 use bulkhead_xen::abi::grant_table::{EntryFlags, MapFlags, MapGrantRef, UnmapGrantRef};

@@ -86,7 +86,7 @@ fn a_destroyed_domain_lets_go_of_everything() {
     assert!(sim.is_fully_gone(backend.id()));
     assert_eq!(frontend.grants_in_use(), 0);
     assert_eq!(frontend.grant_flags(GREF), EntryFlags::PERMIT_ACCESS);
-    // The other end is unbound again: sending does nothing, and somebody may bind it anew.
+    // The other end is unbound again: sending does nothing, and a domain may bind it anew.
     assert_eq!(frontend.open_ports(), ports + 1);
     assert_eq!(frontend.hypervisor().notify(theirs), Ok(()));
     assert_eq!(

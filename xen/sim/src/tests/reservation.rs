@@ -48,7 +48,7 @@ fn a_domain_gets_no_more_than_its_limit() {
     let (sim, domain) = domain();
     let hypervisor = domain.hypervisor();
     let first = hypervisor.allocate(4).unwrap();
-    // SAFETY: own pages that nobody touches.
+    // SAFETY: own pages that nothing touches.
     unsafe {
         assert_eq!(hypervisor.release(first, 4), 4);
         domain.set_memory_limit(domain.memory_pages() + 3);
@@ -82,7 +82,7 @@ fn calls_can_be_made_to_fail() {
     let first = hypervisor.allocate(1).unwrap();
     domain.fail_call(Hypercall::ReleasePages, Errno::NOMEM, 1);
     domain.fail_call(Hypercall::PopulatePages, Errno::NOMEM, 1);
-    // SAFETY: an own page that nobody touches.
+    // SAFETY: an own page that nothing touches.
     let done = unsafe {
         [
             hypervisor.release(first, 1),
@@ -116,7 +116,7 @@ fn mistakes_are_kept() {
     // SAFETY: the first page of the region, where nothing is mapped yet.
     unsafe { hypervisor_of_other.map_grants(&mut map) }.unwrap();
     let id = domain.id();
-    // SAFETY: nobody touches the pages; that the promise is broken is what this test is about.
+    // SAFETY: nothing touches the pages; that the promise is broken is what this test is about.
     unsafe {
         assert_eq!(hypervisor.release(page(first, 1), 1), 1);
         assert_eq!(hypervisor.release(page(first, 1), 1), 0, "gone already");

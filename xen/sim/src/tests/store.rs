@@ -28,7 +28,7 @@ impl Client {
         unsafe { AtomicU32::from_ptr(self.ring.page.add(offset).cast().as_ptr()) }
     }
 
-    /// Puts bytes onto the ring, without telling anybody.
+    /// Puts bytes onto the ring, without notifying xenstored.
     fn put(&self, bytes: &[u8]) {
         let index = self.index(offset_of!(Interface, request_producer));
         let producer = index.load(Ordering::Relaxed);

@@ -34,7 +34,7 @@ impl Pair {
         let (giver, taker) = (domain(&sim, giving), domain(&sim, taking));
         let (page, hole) = (giver.alloc_page(), taker.alloc_page());
         poke(page, 7);
-        // SAFETY: an own page that nobody uses.
+        // SAFETY: an own page that nothing uses.
         assert_eq!(unsafe { taker.hypervisor().release(hole, 1) }, 1);
         let pair = Pair {
             sim,
@@ -229,7 +229,7 @@ fn frames_go_to_and_fro() {
     let sim = Sim::new();
     let (one, other) = (domain(&sim, DomainKind::Pv), domain(&sim, DomainKind::Pv));
     let (page, hole) = (one.alloc_page(), other.alloc_page());
-    // SAFETY: an own page that nobody uses.
+    // SAFETY: an own page that nothing uses.
     unsafe { other.hypervisor().release(hole, 1) };
     let mut sides = [(one, page), (other, hole)];
     poke(page, 0);

@@ -42,14 +42,14 @@ pub(super) struct Connection {
     pub last_transaction: u32,
     incoming: Vec<u8>,
     requests: VecDeque<(Header, Vec<u8>)>,
-    /// How many requests were served.
+    /// The number of requests that were served.
     pub(super) served: u64,
-    /// The paths that they named.
+    /// The paths that those requests named.
     pub(super) named: BTreeSet<String>,
     outgoing: VecDeque<Outgoing>,
-    /// How much of the first outgoing message is gone already.
+    /// The number of bytes of the first outgoing message that were sent already.
     gone: usize,
-    /// Why the server has given up on the domain (`XENSTORE_ERROR_*`).
+    /// The reason why the server has given up on the domain (`XENSTORE_ERROR_*`).
     error: Option<u32>,
 }
 
@@ -235,7 +235,7 @@ impl Server {
         }
     }
 
-    /// Why the server has given up on a domain (`XENSTORE_ERROR_*`), if it has.
+    /// Returns the reason why the server has given up on a domain (`XENSTORE_ERROR_*`), if it has.
     pub fn connection_error(&self, domain: DomId) -> Option<u32> {
         self.connections.get(&domain)?.error
     }

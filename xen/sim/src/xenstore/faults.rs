@@ -1,10 +1,10 @@
-//! What the server withholds: quotas as xenstored sets them, and faults that tests ask for.
+//! Limits and faults of the server: quotas as xenstored sets them, and faults that tests ask for.
 
 use bulkhead_xen::DomId;
 use bulkhead_xen::abi::xs_wire::{MessageType, Refusal};
 use std::fmt;
 
-/// How much one unprivileged domain may use: xenstored's defaults.
+/// The quotas of one unprivileged domain: xenstored's defaults.
 #[derive(Clone, Debug)]
 pub struct Quotas {
     /// Nodes that it owns.
@@ -41,7 +41,7 @@ pub type Mangle = Box<dyn FnMut(DomId, &mut Vec<u8>) + Send>;
 /// the path that it names (as the domain wrote it; empty if it names none).
 pub type Refuse = Box<dyn FnMut(DomId, MessageType, &str) -> Option<Refusal> + Send>;
 
-/// How the server misbehaves.
+/// The server's misbehaviour.
 #[derive(Default)]
 pub struct Faults {
     /// A slow store: the most requests that one step serves.

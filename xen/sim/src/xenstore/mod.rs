@@ -70,7 +70,7 @@ pub struct Server {
     program: Program,
     /// The quota of one domain.
     pub quotas: Quotas,
-    /// How the server misbehaves; by default it does not.
+    /// The server's misbehaviour; by default there is none.
     pub faults: Faults,
 }
 
@@ -198,21 +198,21 @@ impl Server {
         text
     }
 
-    /// Returns how many watches a domain has set.
+    /// Returns the number of watches that a domain has set.
     pub fn watch_count(&self, domain: DomId) -> usize {
         self.connections
             .get(&domain)
             .map_or(0, |connection| connection.watches.len())
     }
 
-    /// Returns how many transactions a domain has open.
+    /// Returns the number of transactions that a domain has open.
     pub fn transaction_count(&self, domain: DomId) -> usize {
         self.connections
             .get(&domain)
             .map_or(0, |connection| connection.transactions.len())
     }
 
-    /// Returns how many requests of a domain were served, since it was introduced.
+    /// Returns the number of requests of a domain that were served since it was introduced.
     pub fn request_count(&self, domain: DomId) -> u64 {
         self.connections
             .get(&domain)
@@ -225,7 +225,7 @@ impl Server {
         connection.map_or_else(BTreeSet::new, |connection| connection.named.clone())
     }
 
-    /// Returns how many nodes a domain owns.
+    /// Returns the number of nodes that a domain owns.
     pub fn node_count(&self, domain: DomId) -> usize {
         self.tree.owned_by(domain)
     }
@@ -248,7 +248,7 @@ impl Server {
         });
     }
 
-    /// Tells everyone who watches and may know.
+    /// Sends the change to every watcher that may read the node.
     fn fire(&mut self, change: &Change) {
         let now = self.tree.get(&change.path).map(|node| &node.permissions);
         let above = tree::parent(&change.path)

@@ -8,7 +8,7 @@ use bulkhead_xen::abi::xs_wire::{
     Header, MessageType, PAYLOAD_MAX, Permission, Refusal, TransactionId,
 };
 
-/// What goes back.
+/// The answer to a request.
 pub(super) struct Answer {
     pub payload: Vec<u8>,
     /// An event to the same domain, right after the reply.

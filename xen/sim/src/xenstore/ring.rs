@@ -26,7 +26,7 @@ impl ServerEnd {
     ///
     /// # Safety
     /// `page` is a page-aligned page that stays readable and writable as long as this value
-    /// lives, and that nobody sees through a Rust reference.
+    /// lives, and that no Rust reference points into.
     pub unsafe fn new(page: NonNull<u8>, domain: DomId) -> ServerEnd {
         let end = ServerEnd { page, domain };
         end.word(offset_of!(Interface, server_features))

@@ -124,7 +124,7 @@ impl Vbd {
     }
 }
 
-/// What is attached, as a `disk=` line of the guest's configuration says it.
+/// A disk to attach, as a `disk=` line of the guest's configuration describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Disk {
     /// `target=`: written to the backend's `params` as it is.

@@ -10,7 +10,7 @@ struct Touched {
     path: String,
     /// The generation it had when it was first touched; `None` if it did not exist.
     base: Option<u64>,
-    /// What the transaction sees now.
+    /// The node as the transaction sees it now.
     node: Option<Node>,
     modified: bool,
     /// Permissions when first touched: watchers that could read it then hear of the change.

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 /// dom0, which may do everything.
 pub(super) const DOM0: DomId = DomId(0);
 
-/// One node. Its children are part of it: a transaction that made a node conflicts with whoever
-/// changed the parent's list of children meanwhile, as in xenstored.
+/// One node. Its children are part of it: a transaction that made a node conflicts with a change of the
+/// parent's list of children, as in xenstored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Node {
     pub value: Vec<u8>,
@@ -42,7 +42,7 @@ impl Node {
     }
 }
 
-/// What a domain may do, given a node's list of permissions.
+/// The rights of a domain, given a node's list of permissions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Rights {
     pub read: bool,
@@ -138,7 +138,7 @@ impl Tree {
         self.nodes.remove(path);
     }
 
-    /// Returns how many nodes a domain owns.
+    /// Returns the number of nodes that a domain owns.
     pub fn owned_by(&self, domain: DomId) -> usize {
         self.nodes
             .values()

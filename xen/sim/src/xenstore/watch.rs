@@ -1,13 +1,13 @@
-//! Watches: which change reaches which watcher, and under which name.
+//! Watches: the changes that reach a watcher, and the paths under which it sees them.
 
 use super::tree::is_below;
 
-/// How far up a change is felt.
+/// The watches that a change reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reach {
-    /// By watches on the node itself: nodes that vanish along with a parent.
+    /// Watches on the node itself: for nodes that vanish along with a parent.
     Exact,
-    /// By watches on the node and on everything above it.
+    /// Watches on the node and on every node above it.
     Subtree,
 }
 
@@ -17,8 +17,8 @@ pub(super) struct Watch {
     /// The absolute path, or a special name.
     pub path: String,
     pub token: Vec<u8>,
-    /// How many bytes of an absolute path this watcher does not want to see: the domain's own
-    /// directory, if it asked by a relative path.
+    /// The number of bytes that are left out of an absolute path for this watcher: the domain's own
+    /// directory, if it set the watch with a relative path.
     pub skip: usize,
 }
 

@@ -1,4 +1,4 @@
-//! Which change reaches which watcher.
+//! Events: the changes that reach a watcher.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! What domains see: rights, events, transactions, quotas.
+//! xenstore as domains see it: rights, events, transactions, quotas.
 
 mod events;
 mod toolstack;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// How a domain is virtualized.
+/// The kind of a domain's virtualization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// Hardware-assisted, without device emulation.
@@ -44,7 +44,7 @@ impl std::str::FromStr for Kind {
 pub struct Config {
     /// The domain's name.
     pub name: String,
-    /// How it is virtualized.
+    /// The kind of its virtualization.
     pub kind: Kind,
     /// The kernel.
     pub kernel: String,
@@ -56,20 +56,20 @@ pub struct Config {
     pub maxmem: Option<u32>,
     /// The kernel's command line.
     pub cmdline: String,
-    /// Whether it is a driver domain.
+    /// True for a driver domain.
     pub driver_domain: bool,
     /// Processors.
     pub vcpus: u32,
     /// The most that it may be given later; as many as `vcpus` where this is less.
     pub maxvcpus: u32,
-    /// Which of the host's processors it may use, as `xl` writes it. The first one is unsafe for domains that
+    /// The host's processors that it may use, as `xl` writes them. The first one is unsafe for domains that
     /// use the processor's virtualization: see `docs/emulator-faults.md`.
     pub cpus: &'static str,
-    /// How many frames Xen keeps to track what the domain has mapped; Xen's default if `None`.
+    /// Number of frames that Xen keeps to track the domain's mappings; Xen's default if `None`.
     pub max_maptrack_frames: Option<u32>,
     /// Its disks, each as `xl` writes one.
     pub disks: Vec<String>,
-    /// What happens when it asks for a reboot.
+    /// The action when it asks for a reboot.
     pub on_reboot: &'static str,
 }
 

@@ -12,7 +12,7 @@ use crate::host::{KnownDomain, Output};
 /// Signals by which a program ends of its own error: ILL, TRAP, ABRT, BUS, FPE, SEGV.
 const FATAL_SIGNALS: &[i32] = &[4, 5, 6, 7, 8, 11];
 
-/// What bash and glibc print about a program that such a signal ended.
+/// The words of bash and glibc about a program that such a signal ended.
 const DEATHS: &[&str] = &[
     "Segmentation fault",
     "Illegal instruction",
@@ -28,7 +28,7 @@ const DEATHS: &[&str] = &[
     "sysmalloc:",
 ];
 
-/// What dom0's kernel logs about such a program.
+/// The words of dom0's kernel about such a program.
 const KERNEL_DEATHS: &[&str] = &[
     " segfault at ",
     "general protection fault",
@@ -39,7 +39,7 @@ const KERNEL_DEATHS: &[&str] = &[
     "Oops: ",
 ];
 
-/// What fio and cmp print when a disk holds something else than was written to it.
+/// The words of fio and cmp when a disk does not hold what was written to it.
 const WRONG_DATA: &[&str] = &["verify failed at ", "verify: bad ", " differ: "];
 
 /// Finds signs of a program's death in the result of a command in dom0.
@@ -58,7 +58,7 @@ pub fn in_command(script: &str, output: &Output) -> Vec<String> {
     found
 }
 
-/// What the logs of a scenario say.
+/// The evidence in the logs of a scenario.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
     /// Faults of the emulation: each the line that shows it.
@@ -68,8 +68,8 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// Whether a scenario that failed with `error` may be run again: the emulation was at fault, and neither did
-    /// one of our own domains fail nor was there wrong data on a disk.
+    /// Returns whether a scenario that failed with `error` may be run again: the emulation was at fault, none
+    /// of our own domains failed, and there was no wrong data on a disk.
     pub fn excuses(&self, error: &str) -> bool {
         let wrong_data = WRONG_DATA.iter().any(|sign| error.contains(sign));
         !self.emulator.is_empty() && self.own.is_empty() && !wrong_data
@@ -141,7 +141,7 @@ pub fn in_dump(guest: &str, console: &str) -> Option<String> {
     None
 }
 
-/// Where a domain was, and with which flags, in Xen's dump of its state after its triple fault.
+/// Returns a domain's instruction pointer and flags from Xen's dump of its state after its triple fault.
 fn registers(lines: &[&str], id: u32) -> Option<String> {
     let context = format!("(d{id}v");
     let dump = &lines[..lines.len().min(8)];

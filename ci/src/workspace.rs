@@ -1,4 +1,4 @@
-//! Where the lab finds and keeps its files.
+//! The places of the lab's files.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ pub fn root() -> PathBuf {
         .to_path_buf()
 }
 
-/// Where cargo builds.
+/// Returns the folder in which cargo builds.
 pub fn target() -> PathBuf {
     match std::env::var_os("CARGO_TARGET_DIR") {
         Some(dir) => root().join(dir),
@@ -24,7 +24,7 @@ pub fn lab() -> PathBuf {
     root().join("target/lab")
 }
 
-/// Where downloaded and assembled host images are kept.
+/// Returns the folder of downloaded and assembled host images.
 pub fn cache() -> PathBuf {
     lab().join("cache")
 }

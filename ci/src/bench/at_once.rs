@@ -11,30 +11,30 @@ use crate::host::guest::{Guest, Started};
 use anyhow::{Context, Result};
 use std::time::Duration;
 
-/// What each guest's fio may take to start, and again to end: guests share a processor.
+/// Time limit for each guest's fio to start, and again to end: guests share a processor.
 const FIO_START: Duration = Duration::from_secs(30);
 
 /// Guests whose fio is ready for its first I/O.
 pub struct Ready<'g, 'h> {
     guests: &'g [Guest<'h>],
-    /// How long each console was before, and the commands.
+    /// The length of each console before the commands.
     consoles: Vec<usize>,
     started: Vec<Started>,
     runtime: Duration,
     most: Duration,
 }
 
-/// What guests came to.
+/// The guests' results.
 pub struct Done {
     /// All guests together.
     pub rate: Rate,
     /// The share of the one that got least, 1 being its fair share.
     pub least_share: f64,
-    /// What they counted together.
+    /// The guests' counts together.
     pub counted: GuestCounts,
-    /// What was read meanwhile.
+    /// The measurements taken meanwhile.
     pub watched: Watched,
-    /// What was executed, if that is counted.
+    /// The instructions executed, if they are counted.
     pub executed: Option<Window>,
 }
 

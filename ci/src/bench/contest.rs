@@ -13,7 +13,7 @@ use crate::testbed::progress::Progress;
 use anyhow::{Context, Result};
 use std::time::{Duration, Instant};
 
-/// How long a contestant with an attached disk is watched doing nothing.
+/// The time for which an idle contestant with an attached disk is watched.
 const IDLE: Duration = Duration::from_secs(4);
 
 /// A contestant that fails so often takes no further part.
@@ -100,7 +100,7 @@ struct Turn<'a> {
 
 impl Turn<'_> {
     /// Takes the turn; after a failure with new domains once more, for the jobs that are left. An
-    /// error means that nobody can go on.
+    /// error means that no contestant can go on.
     fn take_until_done(
         &self,
         field: &mut Field,

@@ -1,4 +1,4 @@
-//! Who takes part: every block backend that a user of Xen could choose.
+//! The contestants: every block backend that a user of Xen could choose.
 
 use crate::config::Kind;
 use serde::{Serialize, Serializer};
@@ -67,7 +67,7 @@ impl Contestant {
         }
     }
 
-    /// Who serves its disks: `None` is dom0.
+    /// Returns the driver domain that serves its disks; `None` is dom0.
     pub fn server(self) -> Option<Contestant> {
         match self {
             Self::Bulkhead(_) | Self::Linux(_) => Some(self),
@@ -76,12 +76,12 @@ impl Contestant {
         }
     }
 
-    /// Whether it is one of those to be beaten.
+    /// Returns whether it is one of the backends with which Bulkhead is compared.
     pub fn is_peer(self) -> bool {
         !self.is_bulkhead() && self != Self::GuestAlone
     }
 
-    /// Whether it is Bulkhead.
+    /// Returns whether it is Bulkhead.
     pub fn is_bulkhead(self) -> bool {
         matches!(self, Self::Bulkhead(_) | Self::Null)
     }
@@ -125,7 +125,7 @@ impl Serialize for Contestant {
 }
 
 /// Those whose names contain one of these words. Without any, all; if instructions are counted, those alone that
-/// serve data from the kernel of a domain: nobody chooses the others to save processor time.
+/// serve data from the kernel of a domain: the others are not chosen to save processor time.
 pub fn choose(words: &[String], counts: bool) -> Result<Vec<Contestant>, String> {
     let mut chosen = super::job::choose_by(words, &Contestant::ALL, |contestant| {
         contestant.name().to_owned()

@@ -26,10 +26,10 @@ const LINUX_MEMORY: u32 = 160;
 const SERVERS: &str = "1";
 const GUESTS: &str = "2";
 
-/// How long a driver domain may take to boot.
+/// Time limit for a driver domain to boot.
 const BOOT: Duration = Duration::from_secs(60);
 
-/// How long a command in a guest may take that moves no data.
+/// Time limit for a command in a guest that moves no data.
 const SHORT: Duration = Duration::from_secs(30);
 
 /// The number of `xvda`, as libxl gives it to the first disk.
@@ -47,7 +47,7 @@ pub struct Server<'h> {
     pub memory: u32,
 }
 
-/// What runs in a driver domain.
+/// The system that runs in a driver domain.
 enum Running<'h> {
     Bulkhead(Domain<'h>),
     /// Linux takes commands, as guests do.
@@ -70,7 +70,7 @@ pub struct Field<'h> {
     say: &'h dyn Fn(&str),
     guests: Vec<Guest<'h>>,
     servers: BTreeMap<Contestant, Server<'h>>,
-    /// Whose disks were written once: by which domain.
+    /// The contestants whose disks were written once, and the domain that wrote them.
     filled: BTreeSet<(Contestant, u32)>,
     /// Why dom0's QEMU serves no disks.
     pub qemu_problem: Option<String>,
@@ -195,7 +195,7 @@ impl<'h> Field<'h> {
         let (family, kernel, ramdisk) = match contestant {
             Contestant::Bulkhead(family) => (family, "/lab/bulkhead", "/lab/images.tar"),
             Contestant::Linux(family) => (family, "/guest/vmlinux", "/lab/driver-initramfs"),
-            other => bail!("{other} has no domain of its own"),
+            other => bail!("{other} has no driver domain of its own"),
         };
         let mut config = Config::new(contestant.name(), family.into(), kernel);
         config.ramdisk = Some(ramdisk.to_owned());
@@ -355,7 +355,7 @@ impl<'h> Field<'h> {
         self.start_guests()
     }
 
-    /// What a driver domain's console shows at its end.
+    /// Returns the end of a driver domain's console.
     pub fn console_end(&self, contestant: Contestant) -> String {
         self.server(contestant)
             .map(|server| crate::process::tail(&server.domain().console(), 6))

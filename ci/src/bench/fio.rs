@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
-/// What one guest, or all of them together, came to.
+/// The result of one guest, or of all guests together.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rate {
     /// Operations per second.

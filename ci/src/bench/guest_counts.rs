@@ -1,12 +1,12 @@
-//! What a guest's Linux counts around a job: the data that its disk moved, the notifications that came
-//! from the backend, and its processor time from the first I/O on.
+//! Counts of a guest's Linux around a job: the data that its disk moved, the notifications that came from the
+//! backend, and its processor time from the first I/O on.
 
 use anyhow::{Context, Result};
 
-/// How its kernel names the interrupt of a block frontend's event channel.
+/// The kernel's name for the interrupt of a block frontend's event channel.
 const INTERRUPT: &str = "blkif";
 
-/// What shows on a guest's console when a job is ready for its first I/O, and waits for [`OPEN`].
+/// Printed on a guest's console when a job is ready for its first I/O, and waits for [`OPEN`].
 pub const WAITS: &str = "@@waits";
 
 /// The command that lets it go on.
@@ -15,10 +15,10 @@ pub const OPEN: &str = "echo go 1<>/tmp/job-gate";
 /// The program that has to run before a job's first I/O.
 pub const GATE: &str = "/tmp/job-before";
 
-/// What shows on a guest's console when a job is over.
+/// Printed on a guest's console when a job is over.
 pub const OVER: &str = "@@over";
 
-/// What a guest counted while a job ran, warming up included.
+/// A guest's counts while a job ran, including its warm-up.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct GuestCounts {
     /// Notifications from its backends.
@@ -62,7 +62,7 @@ pub fn around(device: &str, command: &str) -> String {
     )
 }
 
-/// What was counted in between, from what such a command printed.
+/// Parses the output of such a command, and returns the counts of the time in between.
 pub fn parse(text: &str) -> Result<GuestCounts> {
     let (_, rest) = text.split_once("before:\n").context("no counts before")?;
     let (before, after) = rest.rsplit_once("after:\n").context("no counts after")?;
@@ -86,7 +86,7 @@ pub fn parse(text: &str) -> Result<GuestCounts> {
 fn time(text: &str) -> Result<GuestCounts> {
     let words: Vec<&str> = text.split_whitespace().collect();
     let [processors, uptime, idle, disk @ ..] = &words[..] else {
-        anyhow::bail!("{text:?} is no time");
+        anyhow::bail!("{text:?} is not a time");
     };
     let mut counts = moment(&format!("disk {}", disk.join(" ")))?;
     counts.busy = processors.parse::<f64>()? * uptime.parse::<f64>()? - idle.parse::<f64>()?;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 const SOURCE: &str = include_str!("../../plugin/instructions.c");
 
-/// How much later than a job's figures its counts begin, and how much earlier they end.
+/// The margin by which a job's counts begin later and end earlier than its figures.
 const MARGIN: Duration = Duration::from_millis(300);
 
 /// The emulated processors: dom0 has the first, driver domains the second, guests the third.
@@ -42,13 +42,13 @@ pub fn build() -> Result<PathBuf> {
     Ok(plugin)
 }
 
-/// What one processor executed since the host was started.
+/// The instructions that one processor executed since the host was started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Executed {
     xen: u64,
     /// By a Linux kernel, its programs, or the unikernel.
     domain: u64,
-    /// How often Xen was entered.
+    /// Number of entries into Xen.
     entries: u64,
 }
 
@@ -88,7 +88,7 @@ fn parse(bytes: &[u8]) -> Result<[Executed; 3]> {
     Ok([next()?, next()?, next()?])
 }
 
-/// What the emulated processors executed while a job ran.
+/// The instructions that the emulated processors executed while a job ran.
 #[derive(Clone, Copy, Debug)]
 pub struct Window {
     executed: [Executed; 3],
@@ -107,7 +107,7 @@ impl Window {
         Ok(Self { executed, took })
     }
 
-    /// What each operation of a job cost that did so many of them in a second.
+    /// Returns the cost of each operation of a job that did `iops` of them in a second.
     pub fn per_operation(&self, contestant: Contestant, iops: f64) -> PerOperation {
         let operations = iops * self.took.as_secs_f64();
         let per = |count: u64| count as f64 / operations;
@@ -134,17 +134,17 @@ pub struct PerOperation {
     pub server: f64,
     /// Xen's on the server's processor.
     pub xen: f64,
-    /// How often Xen was entered there.
+    /// Number of entries into Xen there.
     pub entries: f64,
     /// The guest's, Xen on its processor included.
     pub guest: f64,
     /// Xen's of these.
     pub guest_xen: f64,
-    /// How often Xen was entered there.
+    /// Number of entries into Xen there.
     pub guest_entries: f64,
     /// dom0's with its Xen, where it is not the server.
     pub dom0: Option<f64>,
-    /// All together; processors that nobody uses have a share in it.
+    /// All together, unused processors included.
     pub sum: f64,
 }
 

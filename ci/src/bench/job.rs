@@ -1,11 +1,11 @@
-//! What the guests do: fio jobs.
+//! The guests' work: fio jobs.
 
 use super::guest_counts::GATE;
 use serde::{Serialize, Serializer};
 use std::fmt;
 use std::time::Duration;
 
-/// What a job runs before it measures.
+/// The time that a job runs before it measures.
 pub const RAMP: Duration = Duration::from_secs(1);
 
 /// The access pattern.
@@ -43,11 +43,12 @@ pub struct Job {
     pub pattern: Pattern,
     /// The size of a block, in KiB.
     pub block_kib: u32,
-    /// How many are under way at a time.
+    /// Number of operations under way at a time.
     pub depth: u32,
-    /// How many are begun in a second, at random moments (a Poisson process); without it, as fast as they can be.
+    /// Number of operations begun in a second, at random moments (a Poisson process); without it, they begin
+    /// as fast as possible.
     pub rate: Option<u32>,
-    /// Whether a quick bench has it.
+    /// True if a quick bench has it.
     pub quick: bool,
 }
 
@@ -91,12 +92,12 @@ impl Job {
         offered(800, 32),
     ];
 
-    /// Whether its figure is bandwidth, not operations per second.
+    /// Returns whether its figure is bandwidth, not operations per second.
     pub fn is_bandwidth(self) -> bool {
         self.block_kib >= 64
     }
 
-    /// How many operations moved so many sectors of 512 bytes.
+    /// Returns the number of operations that move a number of sectors of 512 bytes.
     pub fn operations(self, sectors: u64) -> f64 {
         sectors as f64 * 512.0 / (f64::from(self.block_kib) * 1024.0)
     }

@@ -1,4 +1,4 @@
-//! What is read while fio runs: the processor time of every domain, and whether anything disturbed it.
+//! Measurements while fio runs: the processor time of every domain, and disturbances.
 
 use crate::host::Host;
 use anyhow::{Context, Result};
@@ -16,7 +16,7 @@ const OTHER_PROGRAMS: f64 = 0.15;
 /// Processors that the emulated host keeps busy.
 const EMULATED: f64 = 2.0;
 
-/// How busy every domain was.
+/// The load of every domain.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Load {
     /// The part of a processor that each domain used.
@@ -24,12 +24,12 @@ pub struct Load {
 }
 
 impl Load {
-    /// What a domain used, as a part of a processor.
+    /// Returns the part of a processor that a domain used.
     pub fn of(&self, domain: u32) -> f64 {
         self.domains.get(&domain).copied().unwrap_or(0.0)
     }
 
-    /// What all domains used but these.
+    /// Returns the part of a processor that all domains but these used.
     pub fn others(&self, taking_part: &[u32]) -> f64 {
         let others = self.domains.iter();
         others
@@ -54,9 +54,9 @@ impl Load {
 /// A window of time watched.
 #[derive(Clone, Debug)]
 pub struct Watched {
-    /// How long it was.
+    /// Length of the measurement.
     pub window: Duration,
-    /// How busy every domain was.
+    /// The load of every domain.
     pub load: Load,
     /// The part of a processor that other programs took on the machine that emulates the host, beyond
     /// those that the emulator leaves free.
@@ -104,7 +104,7 @@ impl Watched {
         self.window.mul_f64(self.load.of(domain))
     }
 
-    /// What disturbed a measurement of these domains.
+    /// Returns the disturbance of a measurement of these domains, if there was one.
     pub fn disturbance(&self, taking_part: &[u32]) -> Option<String> {
         let others = self.load.others(taking_part);
         if others > OTHER_DOMAINS {
@@ -130,7 +130,7 @@ impl Machine {
         let pid = host.instance().pid().context("the host's QEMU ended")?;
         let all = fs::read_to_string("/proc/stat")?;
         let one = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        Self::parse(&all, &one).context("/proc/stat is not what it used to be")
+        Self::parse(&all, &one).context("/proc/stat is not in the expected format")
     }
 
     /// `all` is /proc/stat, `one` that of the emulator (see proc(5)).

@@ -32,25 +32,25 @@ use job::Job;
 use serde::Serialize;
 use std::time::Duration;
 
-/// What is to be measured, and how.
+/// The plan of a bench: the measurements and their settings.
 #[derive(Clone, Debug, Serialize)]
 pub struct Plan {
-    /// Who takes part.
+    /// The contestants.
     pub contestants: Vec<Contestant>,
-    /// What each of them has to do.
+    /// The jobs of each contestant.
     pub jobs: Vec<Job>,
-    /// How often everything is done.
+    /// Number of rounds.
     pub rounds: u32,
-    /// How many guests do it at a time.
+    /// Number of guests at a time.
     pub guests: u32,
-    /// How they are virtualized.
+    /// The kind of the guests' virtualization.
     #[serde(serialize_with = "as_text")]
     pub guest_kind: Kind,
-    /// Whether their frontends keep their pages granted, if the backend does.
+    /// True if their frontends use persistent grants with backends that offer them.
     pub persistent: bool,
-    /// How many queues they may use: their processors, and the backend's.
+    /// Number of queues that they may use, and of vCPUs of guest and backend.
     pub queues: u32,
-    /// How long each job runs, after [`job::RAMP`].
+    /// The time for which each job runs, after [`job::RAMP`].
     #[serde(serialize_with = "as_seconds")]
     pub runtime: Duration,
     /// No turn, and no job, begins later than this.
@@ -58,7 +58,7 @@ pub struct Plan {
     pub limit: Duration,
     /// More for Bulkhead's command line.
     pub bulkhead_options: String,
-    /// Whether instructions are counted.
+    /// True if instructions are counted.
     pub counts: bool,
 }
 

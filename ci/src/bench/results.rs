@@ -1,4 +1,4 @@
-//! What was measured, and what follows from it.
+//! Measurements, and the figures derived from them.
 
 use super::Plan;
 use super::contestant::Contestant;
@@ -13,9 +13,9 @@ use serde::Serialize;
 pub struct Run {
     /// The round.
     pub round: u32,
-    /// Whose it is.
+    /// The contestant that was measured.
     pub contestant: Contestant,
-    /// What was done.
+    /// The job that ran.
     pub job: Job,
     /// Operations per second.
     pub iops: f64,
@@ -34,11 +34,11 @@ pub struct Run {
     pub backend_us: f64,
     /// Microseconds of the guests' processor for an operation.
     pub guest_us: f64,
-    /// What backend and guests counted for an operation.
+    /// The counts of backend and guests for an operation.
     pub cost: Option<PerOperation>,
     /// Instructions for an operation, where they are counted.
     pub instructions: Option<instructions::PerOperation>,
-    /// What disturbed it.
+    /// The disturbance of the run, if there was one.
     pub disturbance: Option<String>,
 }
 
@@ -78,7 +78,7 @@ impl Run {
 /// A contestant apart from its jobs.
 #[derive(Clone, Debug, Serialize)]
 pub struct Contender {
-    /// Who.
+    /// The contestant.
     pub contestant: Contestant,
     /// Seconds from unpausing its domain until it said that it serves.
     pub boot: Option<f64>,
@@ -90,7 +90,7 @@ pub struct Contender {
     pub kernel: Option<u64>,
     /// The part of a processor it used doing nothing with a disk attached.
     pub idle: Option<f64>,
-    /// What went wrong.
+    /// Its failures.
     pub failures: Vec<String>,
     /// The time was over before all its jobs were done.
     pub unfinished: bool,
@@ -115,9 +115,9 @@ impl Contender {
 /// Everything.
 #[derive(Clone, Debug, Serialize)]
 pub struct Results {
-    /// What was to be measured.
+    /// The plan of the bench.
     pub plan: Plan,
-    /// Who took part.
+    /// The contestants that took part.
     pub contenders: Vec<Contender>,
     /// All runs, disturbed ones too.
     pub runs: Vec<Run>,
@@ -140,7 +140,7 @@ pub struct Cell {
     pub least_share: f64,
     /// Several guests' part of what one of them came to alone, the median.
     pub times_alone: f64,
-    /// What backend and guests counted for an operation, in the last run.
+    /// The counts of backend and guests for an operation, in the last run.
     pub cost: Option<PerOperation>,
     /// Instructions for an operation, in the run of all that has the median of their sum: nothing disturbs a count.
     pub instructions: Option<instructions::PerOperation>,
@@ -164,7 +164,7 @@ impl Cell {
 }
 
 impl Results {
-    /// What a contestant came to in a job. Disturbed runs count only where there are no others.
+    /// Returns a contestant's result in a job. Disturbed runs count only where there are no others.
     pub fn cell(&self, contestant: Contestant, job: Job) -> Option<Cell> {
         let all: Vec<&Run> = self
             .runs
@@ -206,7 +206,7 @@ impl Results {
             .max_by(|(_, a), (_, b)| a.figure.median.total_cmp(&b.figure.median))
     }
 
-    /// How many times the best peer's figure a contestant reaches.
+    /// Returns a contestant's figure as a multiple of the best peer's.
     pub fn ratio(&self, contestant: Contestant, job: Job) -> Option<f64> {
         let (_, best) = self.best_peer(job)?;
         Some(self.cell(contestant, job)?.figure.median / best.figure.median)

@@ -14,7 +14,7 @@ pub struct Spread {
     pub min: f64,
     /// The most.
     pub max: f64,
-    /// How many there were.
+    /// Number of values.
     pub count: usize,
 }
 
@@ -42,7 +42,7 @@ impl Spread {
         (self.max - self.min) / self.median
     }
 
-    /// Whether the values lie too far apart to be trusted.
+    /// Returns whether the values lie too far apart to be trusted.
     pub fn is_wide(&self) -> bool {
         self.relative() > WIDE
     }

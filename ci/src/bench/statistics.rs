@@ -1,5 +1,5 @@
-//! What a backend counts: Bulkhead in the node `statistics` of a disk's backend directory, Linux in
-//! /proc/interrupts and in what xen-blkback shows in /sys.
+//! Counters of a backend: Bulkhead's in the node `statistics` of a disk's backend directory, Linux's in
+//! /proc/interrupts and in the files of xen-blkback in /sys.
 
 use super::contestant::Contestant;
 use super::field::{DEVICE, Field};
@@ -56,7 +56,7 @@ impl Counters {
     }
 }
 
-/// What one operation of a job cost. `None`: this backend does not count it.
+/// The cost of one operation of a job. `None`: this backend does not count it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct PerOperation {
     /// Requests that the backend found: the frontend splits large operations.
@@ -73,14 +73,14 @@ pub struct PerOperation {
     pub maps: Option<f64>,
     /// Bytes copied by the hypervisor.
     pub bytes_copied: Option<f64>,
-    /// How often the backend slept.
+    /// Number of times that the backend slept.
     pub sleeps: Option<f64>,
     /// Requests found by one look at the ring.
     pub per_sweep: Option<f64>,
 }
 
-/// What each operation cost between two looks at a backend's counters, in which the guests counted
-/// `guests`; `None` if there was no operation.
+/// Returns the cost of each operation between two readings of a backend's counters, between which the guests
+/// counted `guests`; `None` if there was no operation.
 pub fn per_operation(
     job: Job,
     before: &Counters,

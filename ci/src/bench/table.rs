@@ -6,7 +6,7 @@ use comfy_table::{Table, presets};
 
 /// A table of text.
 pub struct Grid {
-    /// What it shows.
+    /// The title of the table.
     pub title: &'static str,
     /// The first line.
     pub header: Vec<String>,
@@ -183,7 +183,7 @@ fn instructions(results: &Results) -> Option<Grid> {
     })
 }
 
-/// What was counted while the jobs ran.
+/// Makes the table of counts taken while the jobs ran.
 fn counts(results: &Results) -> Option<Grid> {
     let mut rows = Vec::new();
     for &job in &results.plan.jobs {
@@ -266,7 +266,7 @@ fn contenders(results: &Results) -> Grid {
     }
 }
 
-/// What is to be said beside the tables.
+/// Returns the remarks beside the tables.
 pub fn remarks(results: &Results) -> Vec<String> {
     let mut remarks = Vec::new();
     for contender in &results.contenders {

@@ -13,7 +13,7 @@ use std::process::Command;
 pub const ISOLINUX: &str = "/usr/lib/ISOLINUX/isolinux.bin";
 /// ISOLINUX's module that loads Xen.
 pub const MBOOT: &str = "/usr/lib/syslinux/modules/bios/mboot.c32";
-/// What that needs, beside it.
+/// Files that it needs beside it.
 const NEEDED: &[&str] = &["ldlinux.c32", "libcom32.c32"];
 
 /// dom0's memory in MiB.

@@ -9,15 +9,15 @@ use std::path::Path;
 pub const CONFIGURATION: &str = "bochsrc";
 pub const COMMANDS: &str = "commands";
 
-/// Where the serial ports write.
+/// The files into which the serial ports write.
 pub const COM1: &str = "xen.log";
 pub const COM2: &str = "output";
 
 /// A PC with a CD and two disks, which it writes to.
 pub struct Machine<'a> {
-    /// Where all its files are.
+    /// The folder of all its files.
     pub dir: &'a Path,
-    /// What it boots from.
+    /// The CD from which it boots.
     pub cd: &'a Path,
     /// Linux's `sda` and `sdb`.
     pub disks: [&'a Path; 2],

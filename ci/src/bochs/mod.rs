@@ -20,10 +20,10 @@ use std::time::{Duration, Instant};
 /// The script that dom0 runs, in the folder that it sees as `/lab`.
 const SCRIPT: &str = "once.sh";
 
-/// What dom0's init prints behind it, before its exit status.
+/// The mark that dom0's init prints after the script's output, before its exit status.
 const END: &str = "@@once ";
 
-/// How often its output is looked at.
+/// The interval at which its output is checked.
 const TICK: Duration = Duration::from_millis(500);
 
 /// A host with its folder. It ends when this is dropped.
@@ -70,7 +70,7 @@ impl Bochs {
             .args(["bochs", "-q"])
             .args(["-f", machine::CONFIGURATION, "-rc", machine::COMMANDS])
             .current_dir(dir)
-            // Its screen is a terminal, which nobody looks at.
+            // Its screen is a terminal that is not shown.
             .env("TERM", "dumb")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -125,12 +125,12 @@ impl Bochs {
         }
     }
 
-    /// What the script has printed so far.
+    /// Returns the script's output so far.
     fn output(&self) -> String {
         read(&self.dir.join(machine::COM2))
     }
 
-    /// What Xen and dom0's kernel printed.
+    /// Returns the output of Xen and dom0's kernel.
     fn xen_log(&self) -> String {
         read(&self.dir.join(machine::COM1))
     }

@@ -17,7 +17,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// What to measure.
+/// Options of `cargo lab bench`.
 #[derive(Args, Debug)]
 pub struct Options {
     /// Runs one round of the five most telling jobs.
@@ -32,7 +32,7 @@ pub struct Options {
     /// Parts of names of jobs (all without any).
     #[arg(long, value_delimiter = ',')]
     jobs: Vec<String>,
-    /// How many guests at a time.
+    /// Number of guests at a time.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4))]
     guests: u32,
     /// The guests' kind: pvh or pv.
@@ -61,7 +61,8 @@ pub struct Options {
     elf: Option<PathBuf>,
 }
 
-/// How long a guest keeps the processor that it shares, in microseconds at least, for Xen's scheduler. Changing
+/// The shortest time in microseconds for which a guest keeps the processor that it shares, for Xen's
+/// scheduler. Changing
 /// from one to another costs an emulated processor all its cached address translations: with Xen's default
 /// of a millisecond, four guests do little but handle timer ticks.
 const LONG_TURNS: &str = " sched_ratelimit_us=30000";

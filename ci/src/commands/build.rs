@@ -79,7 +79,7 @@ fn build_binary(package: &str, name: &str, more: &[&str]) -> Result<PathBuf> {
         .join(TARGET)
         .join("unikernel")
         .join(name);
-    ensure!(elf.is_file(), "cargo left no {}", elf.display());
+    ensure!(elf.is_file(), "cargo built no {}", elf.display());
     Ok(elf)
 }
 

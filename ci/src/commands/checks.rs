@@ -103,7 +103,7 @@ const INSTRUCTIONS: Check = check(
     ],
 );
 
-/// How many passed and failed: checks, and the single tests in them.
+/// Numbers of checks, and of the single tests in them, that passed and failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Passed.

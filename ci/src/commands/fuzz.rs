@@ -6,10 +6,10 @@ use crate::image::packages;
 use anyhow::Result;
 use std::time::{Duration, Instant};
 
-/// How long `cargo lab test` fuzzes all targets together.
+/// The time for which `cargo lab test` fuzzes all targets together.
 const IN_THE_SUITE: Duration = Duration::from_secs(120);
 
-/// What to fuzz, and for how long.
+/// Options of `cargo lab fuzz`.
 #[derive(Debug, clap::Args)]
 pub struct Options {
     /// Names of targets (all without any).

@@ -1,4 +1,4 @@
-//! What `cargo lab` can be told to do, one module each.
+//! The commands of `cargo lab`, one module each.
 
 pub mod bench;
 pub mod build;

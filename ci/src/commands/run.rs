@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// What to run, and for how long.
+/// Options of `cargo lab run`.
 #[derive(Debug, clap::Args)]
 pub struct Options {
     /// The kernel: an ELF.

@@ -17,12 +17,12 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Instant;
 
-/// What scenarios are to run on.
+/// The host on which scenarios run.
 #[derive(Clone, Debug)]
 pub struct Setting {
-    /// Which Xen.
+    /// The release of Debian, and so of Xen.
     pub release: Release,
-    /// What keeps xenstore in dom0.
+    /// The xenstored in dom0.
     pub xenstored: Xenstored,
     /// Hosts that run at the same time.
     pub hosts: usize,

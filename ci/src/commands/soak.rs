@@ -9,7 +9,7 @@ use crate::workspace;
 use anyhow::Result;
 use std::time::{Duration, Instant};
 
-/// What to count.
+/// Options of `cargo lab soak`.
 #[derive(Debug, clap::Args)]
 pub struct Options {
     /// Whole-host boots.

@@ -1,4 +1,4 @@
-//! Which crates are built with which instrumentation. cargo has one set of flags for all crates, so it calls this
+//! The instrumentation of each crate. cargo has one set of flags for all crates, so it calls this
 //! program in place of the compiler (`RUSTC_WORKSPACE_WRAPPER`), which adds each crate's own flags.
 
 use std::env;
@@ -19,7 +19,7 @@ const EDGES: [&str; 4] = [
     "-Cllvm-args=-sanitizer-coverage-pc-table",
 ];
 
-/// Tells libFuzzer the operands of each comparison, which it puts into inputs.
+/// Shows libFuzzer the operands of each comparison, which it puts into inputs.
 const COMPARISONS: [&str; 1] = ["-Cllvm-args=-sanitizer-coverage-trace-compares"];
 
 /// The crates that read what others wrote: they are to meet the values that they compare with.
@@ -52,7 +52,8 @@ fn flags(name: &str) -> Vec<&'static str> {
     }
 }
 
-/// Names all that is decided here, so that cargo builds anew what was built under another decision.
+/// Returns a name for the choices made here, so that cargo rebuilds crates that were built with other
+/// choices.
 pub fn fingerprint() -> String {
     let crates = PARSERS.iter().chain(&CARRIERS);
     let decided = crates.map(|name| format!("{name}{}", flags(name).len()));

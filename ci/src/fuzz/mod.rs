@@ -30,8 +30,8 @@ const PLATFORM: &str = "x86_64-unknown-linux-gnu";
 /// Of the workspace's `Cargo.toml`.
 const PROFILE: &str = "fuzz";
 
-/// What a target's programs get of the time, in proportion; the others get 1. These two drive whole
-/// machines, where an input takes longest and has most to find.
+/// Shares of the time for some targets; the others get 1. These two drive whole machines, where an input
+/// takes longest and has most to find.
 const SHARES: [(&str, u32); 2] = [("backend", 6), ("life", 4)];
 
 /// An input that takes longer hangs, in seconds. One that takes a second is slow.
@@ -40,7 +40,7 @@ const LONGEST: u32 = 20;
 /// More memory than that is a failure, in MiB.
 const MOST_MEMORY: u32 = 1024;
 
-/// Longer inputs are not made. What a target reads of one is shorter, or repeats itself.
+/// Length limit of inputs. The part of an input that a target reads is shorter, or repeats itself.
 const LONGEST_INPUT: u32 = 4096;
 
 /// `target/fuzz`.
@@ -76,7 +76,7 @@ pub fn chosen(names: &[String]) -> Result<Vec<String>> {
     Ok(all.into_iter().filter(wanted).collect())
 }
 
-/// How long each of the targets may run, of so much time in all.
+/// Returns the time for which each of the targets may run, out of a total.
 pub fn shares(targets: &[String], total: Duration) -> Vec<Duration> {
     let share = |name: &String| {
         let own = SHARES.iter().find(|share| share.0 == name);
@@ -179,7 +179,7 @@ fn start<'a>(
     log: &Path,
 ) -> Result<ExitStatus> {
     let program = folder().join(PLATFORM).join(PROFILE).join(target);
-    ensure!(program.is_file(), "cargo left no {}", program.display());
+    ensure!(program.is_file(), "cargo built no {}", program.display());
     let out = File::create(log).with_context(|| format!("cannot create {}", log.display()))?;
     let err = out.try_clone()?;
     Command::new(&program)

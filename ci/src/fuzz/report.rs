@@ -1,22 +1,22 @@
-//! What libFuzzer says of a run, and how that is shown.
+//! libFuzzer's report of a run, and its presentation.
 
 use crate::workspace;
 use comfy_table::{Table, presets};
 use std::fmt::Write;
 use std::path::PathBuf;
 
-/// What came of one target's run.
+/// The result of one target's run.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
     /// The target.
     pub target: String,
-    /// How many inputs were tried.
+    /// Number of inputs that were tried.
     pub executions: u64,
-    /// How many in a second.
+    /// Number of inputs tried in a second.
     pub per_second: u64,
-    /// How many edges between the program's basic blocks they took.
+    /// Number of edges between the program's basic blocks that they took.
     pub coverage: u64,
-    /// How many inputs are kept, each of which takes an edge, or takes it as often, as no other does.
+    /// Number of inputs kept, each of which takes an edge, or takes it as often, as no other input does.
     pub corpus: usize,
     /// The failure that ended the run.
     pub crash: Option<Crash>,
@@ -27,11 +27,11 @@ pub struct Outcome {
 pub struct Crash {
     /// The input, as a text that can be a seed.
     pub input: PathBuf,
-    /// What the target said to that input alone.
+    /// The target's output for that input alone.
     pub log: PathBuf,
-    /// What failed.
+    /// The failure.
     pub reason: String,
-    /// Whether the input fails by itself, too, in a new process.
+    /// True if the input also fails by itself, in a new process.
     pub repeats: bool,
 }
 
@@ -57,7 +57,7 @@ impl Outcome {
 }
 
 impl Crash {
-    /// A few lines for whoever has to mend it.
+    /// Returns a few lines for the engineer who has to fix it.
     pub fn message(&self, target: &str) -> String {
         let alone = if self.repeats {
             "it fails by itself, too"
@@ -76,7 +76,7 @@ impl Crash {
     }
 }
 
-/// Where libFuzzer left the input that failed.
+/// Returns the file in which libFuzzer left the input that failed.
 pub fn input_of_crash(log: &str) -> Option<PathBuf> {
     let mark = "Test unit written to ";
     let line = log.lines().rfind(|line| line.contains(mark))?;
@@ -84,7 +84,7 @@ pub fn input_of_crash(log: &str) -> Option<PathBuf> {
     Some(workspace::root().join(path))
 }
 
-/// What failed: the panic's message, or else libFuzzer's.
+/// Returns the panic's message, or else libFuzzer's.
 pub fn reason(log: &str) -> String {
     let mut lines = log.lines();
     let panic = lines.find_map(|line| {

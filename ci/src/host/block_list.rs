@@ -1,4 +1,4 @@
-//! What `xl block-list` shows.
+//! The output of `xl block-list`.
 
 use anyhow::{Context, Result, ensure};
 

@@ -10,10 +10,11 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-/// How long dom0 may take for a command that does nothing. Thousands of times what it usually takes.
+/// Time limit for a command in dom0 that does nothing. It is thousands of times what the command usually
+/// takes.
 const NOTHING: Duration = Duration::from_secs(30);
 
-/// How long dom0 may take to list its processes.
+/// Time limit for dom0 to list its processes.
 const LOOK: Duration = Duration::from_secs(60);
 
 /// Asks dom0 for its processes, where in the kernel the tool stack's wait, and whether xenstored

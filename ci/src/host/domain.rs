@@ -7,10 +7,10 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// How long the tool stack may take for one of its commands.
+/// Time limit for a command of the tool stack.
 pub const TOOLSTACK: Duration = Duration::from_secs(60);
 
-/// How long a domain may take to end when it is asked to: a driver domain has disks to close.
+/// Time limit for a domain to end when it is asked to: a driver domain has disks to close.
 const SHUTDOWN: Duration = Duration::from_secs(20);
 
 /// The share of the processors that every domain has in Xen's scheduler, and one that outweighs a few

@@ -10,7 +10,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long a guest may take from its creation to its first command.
+/// Time limit for a guest from its creation to its first command.
 pub const BOOT: Duration = Duration::from_secs(180);
 
 /// A Linux guest whose init (`ci/scripts/console-commands.sh`) takes commands.
@@ -219,7 +219,7 @@ pub struct Started {
 #[derive(Debug, PartialEq)]
 enum Answer {
     Absent,
-    /// So many answers arrived, and none of them was complete.
+    /// This many answers arrived, and none of them was complete.
     Damaged(usize),
     Whole(Output),
 }

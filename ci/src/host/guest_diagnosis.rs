@@ -1,5 +1,5 @@
-//! What can be seen of a guest that does not answer: whether its processor runs, where its kernel and its
-//! programs are, and what our domains have counted of its disks. The guest does not survive it.
+//! Diagnosis of a guest that does not answer: whether its processor runs, the backtraces of its kernel and
+//! its programs, and our domains' statistics of its disks. The guest does not survive it.
 
 use super::domain::Domain;
 use super::{Host, KnownDomain, length, read_from, xen_state};
@@ -7,7 +7,7 @@ use crate::fault;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-/// How long dom0 may take for its part.
+/// Time limit for dom0's part.
 const LOOK: Duration = Duration::from_secs(60);
 
 /// The findings about a silent guest.

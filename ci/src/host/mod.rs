@@ -30,14 +30,14 @@ pub use command::Output;
 /// The folders in dom0 with the kernels that are not ours: Linux and GRUB.
 const STOCK: &[&str] = &["/guest/", "/usr/lib/grub-xen/"];
 
-/// How long a host may take to boot (15 s on an idle machine), and QEMU to write its process number.
+/// Time limit for a host to boot (15 s on an idle machine), and for QEMU to write its process number.
 const BOOT: Duration = Duration::from_secs(360);
 const PID_FILE: Duration = Duration::from_secs(60);
 
-/// How often a wait checks the host's files.
+/// The interval at which a wait checks the host's files.
 const TICK: Duration = Duration::from_millis(10);
 
-/// How often a wait checks the domains.
+/// The interval at which a wait checks the domains.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// A running host.
@@ -51,20 +51,20 @@ pub struct Host {
     watched: Mutex<Watched>,
 }
 
-/// What every wait checks, besides its own condition, while a scenario runs.
+/// The state that every wait checks, besides its own condition, while a scenario runs.
 #[derive(Debug, Default)]
 struct Watched {
     /// When all waits end.
     deadline: Option<Instant>,
-    /// How many domains there had been before.
+    /// Number of domains that there had been before.
     domains: usize,
-    /// How long Xen's log was.
+    /// Length of Xen's log at that time.
     xen_log: u64,
     /// When to check the domains again.
     next_look: Option<Instant>,
 }
 
-/// What the host keeps to tell a fault of the emulation from a failure.
+/// The host's records by which a fault of the emulation is told from a failure.
 #[derive(Debug, Default)]
 struct Seen {
     domains: Vec<KnownDomain>,
@@ -80,7 +80,7 @@ pub struct KnownDomain {
     pub id: u32,
     /// Its name.
     pub name: String,
-    /// Whether it is a stock Linux guest, and not ours.
+    /// True for a stock Linux guest, false for a domain of ours.
     pub linux: bool,
 }
 
@@ -279,7 +279,7 @@ impl Host {
         if let Some(crash) = self.crashes().first() {
             bail!("{crash}");
         }
-        // Nobody waits for a guest that the emulation has killed.
+        // The lab does not wait for a guest that the emulation has killed.
         let xen = read_from(&self.instance.xen_log(), xen_start);
         match fault::in_logs(&xen, "", &self.domains()).emulator.first() {
             Some(fault) => bail!("{fault}"),

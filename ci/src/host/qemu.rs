@@ -7,7 +7,8 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// How the machine is emulated. See `docs/emulator-faults.md` for what was tried and counted.
+/// Settings of the emulated machine. `docs/emulator-faults.md` lists the settings that were tried, with their
+/// failures.
 #[derive(Clone, Debug)]
 pub struct Machine {
     /// QEMU's `-cpu`.
@@ -62,12 +63,12 @@ impl Instance {
         self.dir.join("share")
     }
 
-    /// What Xen and dom0's console printed.
+    /// Returns the log of Xen and of dom0's console.
     pub fn xen_log(&self) -> PathBuf {
         self.dir.join("xen.log")
     }
 
-    /// What dom0's kernel logged.
+    /// Returns the log of dom0's kernel.
     pub fn dom0_log(&self) -> PathBuf {
         self.share().join("dom0.log")
     }
@@ -92,7 +93,7 @@ impl Instance {
         self.dir.join("monitor.sock")
     }
 
-    /// What was executed so far, if that is counted.
+    /// Returns the file with the counts of executed instructions, if they are counted.
     pub fn instructions(&self) -> PathBuf {
         self.dir.join("instructions")
     }

@@ -1,5 +1,5 @@
-//! What Bulkhead counts of a disk, as an operator asks for it: `refresh` written to the node `statistics`
-//! of its backend directory.
+//! Bulkhead's statistics of a disk, as an operator requests them: `refresh` is written to the node
+//! `statistics` of its backend directory.
 
 use super::Host;
 use super::domain::TOOLSTACK;

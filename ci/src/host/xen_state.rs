@@ -1,4 +1,4 @@
-//! What Xen itself says about grants and event channels, through its debug keys.
+//! Xen's own report of grants and event channels, through its debug keys.
 
 use super::Host;
 use anyhow::{Context, Result};

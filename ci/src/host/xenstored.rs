@@ -22,8 +22,8 @@ impl Xenstored {
         }
     }
 
-    /// What a scenario is called when it runs with this one: so the same scenario with both has two rows
-    /// and two folders.
+    /// Returns a scenario's name for a run with this xenstored, so that the same scenario with both has two
+    /// rows and two folders.
     pub fn title(self, scenario: &str) -> String {
         match self == Self::default() {
             true => scenario.to_owned(),

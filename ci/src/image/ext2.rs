@@ -8,7 +8,7 @@ use std::process::Command;
 /// The size of a block in bytes.
 pub const BLOCK: u64 = 4096;
 
-/// Where the contents come from.
+/// The source of a file's contents.
 #[derive(Clone, Copy, Debug)]
 pub enum Source<'a> {
     /// A folder of the machine.
@@ -17,7 +17,7 @@ pub enum Source<'a> {
     Tar(&'a Path),
 }
 
-/// Makes a file system of `bytes` bytes with room for so many files; beside it stays a log.
+/// Makes a file system of `bytes` bytes with room for the given number of files, and leaves a log beside it.
 pub fn write(path: &Path, source: Source<'_>, bytes: u64, files: u64) -> Result<()> {
     let (option, from) = match source {
         Source::Folder(folder) => ("-d", folder),

@@ -13,7 +13,7 @@ use std::process::Command;
 
 const SUITE: &str = "bookworm";
 
-/// Where it comes from. Nothing but a guest of the lab is made of it, so it needs no security updates.
+/// The mirror of the packages. They are used only for a guest of the lab, so they need no security updates.
 const MIRROR: &str = "http://deb.debian.org/debian";
 
 const PACKAGES: &str = "linux-image-686-pae,busybox-static,fio";
@@ -23,7 +23,7 @@ const PROGRAM: &str = "/usr/bin/fio";
 /// The root's file that lists its libraries.
 const LIBRARIES: &str = "lab-libraries";
 
-/// What is left out of the root: it is only taken apart.
+/// Files that are left out of the root, which is only taken apart.
 const EXCLUDED: &[&str] = &["usr/share", "lib/modules/*/kernel/sound"];
 
 /// Its only module, and where the archive has it.
@@ -35,7 +35,7 @@ const INIT: &str = concat!(
     include_str!("../../scripts/guest-once.sh"),
 );
 
-/// What a 32-bit guest boots, as files of the cache.
+/// The files of the cache that a 32-bit guest boots.
 #[derive(Clone, Debug)]
 pub struct Guest32 {
     /// Its kernel, as a boot loader wants it.

@@ -35,19 +35,19 @@ const GUEST_INIT: &str = concat!(
     include_str!("../../scripts/console-commands.sh"),
 );
 
-/// What dom0 needs to find its root disk. `crc32c_generic` is ext4's soft dependency.
+/// Modules that dom0 needs to find its root disk. `crc32c_generic` is ext4's soft dependency.
 const DOM0_MODULES: &[&str] = &["virtio_pci", "virtio_blk", "crc32c_generic", "ext4"];
 
-/// What it needs more where the disk is not QEMU's, but that of Bochs.
+/// Modules that dom0 also needs where Bochs, not QEMU, provides the disk.
 const LATER_DOM0_MODULES: &[&str] = &["ata_piix", "sd_mod"];
 
-/// What a guest needs for its disks.
+/// Modules that a guest needs for its disks.
 const GUEST_MODULES: &[&str] = &["xen-blkfront", "crc32c_generic", "ext4"];
 
-/// What a guest may load later: the bench's disk without a backend.
+/// Modules that a guest may load later: the bench's disk without a backend.
 const LATER_GUEST_MODULES: &[&str] = &["null_blk"];
 
-/// What a lean guest needs for its disks.
+/// Modules that a lean guest needs for its disks.
 const LEAN_GUEST_MODULES: &[&str] = &["xen-blkfront"];
 
 /// dom0's archive: just enough to mount the root disk.
@@ -83,7 +83,7 @@ pub fn lean_guest(tar: &RootTar, version: &str) -> Result<Vec<u8>> {
     Ok(cpio.finish())
 }
 
-/// What every archive begins with: an init script and busybox.
+/// Makes the start of every archive: an init script and busybox.
 pub(super) fn base(tar: &RootTar, init: &str) -> Result<Cpio> {
     let mut cpio = Cpio::default();
     // The kernel opens it before any script runs.

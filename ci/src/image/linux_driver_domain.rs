@@ -30,7 +30,7 @@ const INIT: &str = concat!(
 );
 const HOTPLUG: &str = include_str!("../../scripts/driver-hotplug.sh");
 
-/// What a Linux driver domain boots, as files of the cache.
+/// The files of the cache that a Linux driver domain boots.
 #[derive(Clone, Debug)]
 pub struct LinuxDriverDomain {
     /// Its initramfs. Its kernel is the guests'.

@@ -76,7 +76,7 @@ const PROGRAMS: &[(&str, &[&str])] = &[
 /// Everything a host needs to boot, as files of the cache.
 #[derive(Clone, Debug)]
 pub struct HostImage {
-    /// Which Xen this is.
+    /// The release of Debian, and so of Xen.
     pub release: Release,
     /// The hypervisor, an uncompressed ELF.
     pub xen: PathBuf,

@@ -1,4 +1,4 @@
-//! What the lab needs on the machine it runs on, installed with apt when it is missing.
+//! Programs that the lab needs on its machine, installed with apt when they are missing.
 
 use crate::bochs::boot_cd;
 use crate::process::find_program;
@@ -16,16 +16,17 @@ const NEEDED: &[(&str, &str)] = &[
     ("cc", "gcc"),
 ];
 
-/// What only the test suite needs: it counts instructions.
+/// Programs that only the test suite needs, to count instructions.
 const NEEDED_BY_TESTS: &[(&str, &str)] = &[("valgrind", "valgrind")];
 
-/// What only fuzzing needs: libFuzzer is compiled.
+/// Programs that only fuzzing needs, to compile libFuzzer.
 const NEEDED_BY_FUZZING: &[(&str, &str)] = &[("cc", "gcc"), ("g++", "g++")];
 
-/// What only the Debian package needs: `mandoc` looks for mistakes in the manual page.
+/// Programs that only the Debian package needs; `mandoc` looks for mistakes in the manual page.
 const NEEDED_BY_PACKAGING: &[(&str, &str)] = &[("dpkg-deb", "dpkg"), ("mandoc", "mandoc")];
 
-/// What only the scenarios under Bochs need. Some packages hold no program: a file of theirs stands for them.
+/// Programs that only the scenarios under Bochs need. Some packages hold no program: a file of theirs stands
+/// for them.
 const NEEDED_BY_BOCHS: &[(&str, &str)] = &[
     ("bochs-bin", "bochs"),
     // Its BIOS, and that of its screen.
@@ -51,27 +52,27 @@ fn missing(needed: &[(&str, &'static str)]) -> Vec<&'static str> {
         .collect()
 }
 
-/// Installs what is missing for running the lab, or says the one command that would.
+/// Installs the programs that the lab lacks, or prints the one command that would.
 pub fn ensure() -> Result<()> {
     install(NEEDED)
 }
 
-/// Installs what is missing for Bochs, or says the one command that would.
+/// Installs the programs that Bochs lacks, or prints the one command that would.
 pub fn ensure_for_bochs() -> Result<()> {
     install(NEEDED_BY_BOCHS)
 }
 
-/// Installs what is missing for fuzzing, or says the one command that would.
+/// Installs the programs that fuzzing lacks, or prints the one command that would.
 pub fn ensure_for_fuzzing() -> Result<()> {
     install(NEEDED_BY_FUZZING)
 }
 
-/// Installs what is missing for the Debian package, or says the one command that would.
+/// Installs the programs that packaging lacks, or prints the one command that would.
 pub fn ensure_for_packaging() -> Result<()> {
     install(NEEDED_BY_PACKAGING)
 }
 
-/// Installs what is missing for the test suite, or says the one command that would.
+/// Installs the programs that the test suite lacks, or prints the one command that would.
 pub fn ensure_for_tests() -> Result<()> {
     let all = [
         NEEDED,

@@ -61,7 +61,7 @@ impl RootTar {
         }
     }
 
-    /// Whether a path names a file.
+    /// Returns whether a path names a file.
     pub fn has_file(&self, path: &str) -> bool {
         self.resolve(path)
             .is_ok_and(|real| matches!(self.nodes.get(&real), Some(Node::File { .. })))

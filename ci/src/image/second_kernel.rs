@@ -1,4 +1,4 @@
-//! What a guest needs to start a second kernel by itself: `kexec`, that kernel, and its initramfs.
+//! The files with which a guest starts a second kernel by itself: `kexec`, that kernel, and its initramfs.
 
 use super::cpio::Cpio;
 use super::initramfs;

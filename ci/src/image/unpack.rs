@@ -23,7 +23,7 @@ pub fn kernel(bz_image: &[u8]) -> Result<Vec<u8>> {
         .get(start..end)
         .context("the kernel is too short")?)?;
     if !elf.starts_with(b"\x7fELF") {
-        bail!("the kernel's payload is no ELF");
+        bail!("the kernel's payload is not an ELF file");
     }
     Ok(elf)
 }
@@ -38,7 +38,7 @@ pub fn any(data: &[u8]) -> Result<Vec<u8>> {
         }
         [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => through("xz", data),
         [0x28, 0xb5, 0x2f, 0xfd, ..] => through("zstd", data),
-        _ => bail!("neither gzip nor xz nor zstd"),
+        _ => bail!("the data is neither gzip nor xz nor zstd"),
     }
 }
 

@@ -106,7 +106,7 @@ fn source_date() -> Result<String> {
         Ok(output) if output.status.success() => {
             Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
         }
-        _ => bail!("git does not tell the date of the commit: set SOURCE_DATE_EPOCH"),
+        _ => bail!("git does not give the date of the commit: set SOURCE_DATE_EPOCH"),
     }
 }
 

@@ -1,4 +1,4 @@
-//! How the driver domain reaches guests' pages: the ways that an operator can choose, and few map slots.
+//! Access to guests' pages: the methods that an operator can choose, and few map slots.
 
 use super::main_job::FIO_LIMIT;
 use crate::config::Kind;
@@ -51,7 +51,7 @@ fn data_paths(testbed: &Testbed) -> Result<()> {
         let moved = 512 * (counted.get("sectors_read")? + counted.get("sectors_written")?);
         ensure!(
             moved >= report.read + report.written,
-            "fio moved {report:?}, counted were {moved} bytes: {counted:?}"
+            "fio moved {report:?}, but {moved} bytes were counted: {counted:?}"
         );
         ensure!(counted.get("errors")? == 0, "requests failed: {counted:?}");
         only_path(path, moved, &counted)?;

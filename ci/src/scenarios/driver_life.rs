@@ -217,7 +217,7 @@ fn refused_requests(testbed: &Testbed, kind: Kind) -> Result<()> {
         );
         ensure!(
             format!("{}{}", output.out, output.err).contains("Suspend event channel"),
-            "{kind}: {request} tells no reason: {}{}",
+            "{kind}: {request} gives no reason: {}{}",
             output.out,
             output.err
         );

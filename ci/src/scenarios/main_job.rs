@@ -40,7 +40,7 @@ pub const FIO_LIMIT: Duration = Duration::from_secs(150);
 
 const MEMORY: u32 = 80;
 
-/// What the log's first line begins with; the commit follows.
+/// The start of the log's first line; the commit follows.
 const VERSION: &str = concat!("Bulkhead ", env!("CARGO_PKG_VERSION"), " (");
 
 fn main_job(testbed: &Testbed, kind: Kind) -> Result<()> {

@@ -1,4 +1,4 @@
-//! How much memory the driver domain has, and what happens where it is not enough.
+//! The driver domain's amount of memory, and its behaviour where that is not enough.
 
 use super::operator::{grow, memory, other};
 use crate::config::Kind;

@@ -1,4 +1,4 @@
-//! The scenarios, by what they are about.
+//! The scenarios, by subject.
 
 mod attaching;
 mod boot;

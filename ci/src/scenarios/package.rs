@@ -16,7 +16,7 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
     run: package,
 }];
 
-/// What the examples expect on the host: images, and a guest's kernel.
+/// Makes the files that the examples expect on the host: images, and a guest's kernel.
 const PREPARE: &str = "mkdir -p /var/lib/bulkhead && cp /lab/images.tar /var/lib/bulkhead/ && \
     ln -sf /guest/vmlinux /boot/vmlinuz && ln -sf /guest/initramfs-lean /boot/initrd.img";
 

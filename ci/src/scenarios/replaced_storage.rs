@@ -37,8 +37,8 @@ const OTHER: &str = "xvdd";
 /// The time that a writer whose disk was closed may take to end, before its guest's queue is looked at.
 const GIVEN_UP: Duration = Duration::from_secs(10);
 
-/// How often a disk of each guest is taken away by force. When requests that came late had no answer, a guest in
-/// six waited for one.
+/// Number of times that a disk of each guest is taken away by force. When requests that came late had no
+/// answer, one guest in six waited for ever.
 const TAKEN_AWAY: usize = 3;
 
 /// States of a frontend (`XenbusState` in Xen's io/xenbus.h).

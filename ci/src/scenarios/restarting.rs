@@ -99,7 +99,7 @@ fn write(guest: &Guest) -> Result<String> {
     let sums: Vec<&str> = sums.lines().collect();
     ensure!(
         sums.len() == 2 && sums[0] == sums[1],
-        "what was written reads otherwise: {sums:?}"
+        "the data that was written reads differently: {sums:?}"
     );
     Ok(sums[0].to_owned())
 }
@@ -109,7 +109,7 @@ fn expect(guest: &Guest, written: &str, who: &str) -> Result<()> {
     let read = guest.ok(&format!("{SUM}sum"), MINUTE)?;
     ensure!(
         read.trim_end() == written,
-        "{who} reads {read}, written was {written}"
+        "{who} reads {read}, but {written} was written"
     );
     Ok(())
 }

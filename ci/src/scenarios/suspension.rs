@@ -158,13 +158,13 @@ fn saved_guest(testbed: &Testbed, kind: Kind) -> Result<()> {
     let output = guest.finish(job, MINUTE)?;
     ensure!(
         output.status == 0,
-        "the guest read something else than it wrote: {}",
+        "the guest did not read what it wrote: {}",
         output.out
     );
     let read = guest.ok(sum, MINUTE)?;
     ensure!(
         read == written,
-        "the other disk reads as {read}, written was {written}"
+        "the other disk reads as {read}, but {written} was written"
     );
 
     testbed.step(format!("ending the restored {kind} guest"));

@@ -10,7 +10,7 @@ use std::path::Path;
 const SECTOR: u64 = 512;
 const MIB: u64 = 1 << 20;
 
-/// Where the first partition begins, as every partitioning program has it.
+/// Start of the first partition, as partitioning programs place it.
 const START: u64 = MIB;
 
 /// The size of the second partition.

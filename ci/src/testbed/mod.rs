@@ -32,7 +32,7 @@ pub struct Scenario {
     pub name: &'static str,
     /// The statement that it proves, in a line.
     pub about: &'static str,
-    /// Whether the demo shows it. Then it also measures, and nothing else is to run beside it.
+    /// True if the demo shows it. Then it also measures, and nothing else may run beside it.
     pub demo: bool,
     /// The test itself.
     pub run: fn(&Testbed) -> anyhow::Result<()>,

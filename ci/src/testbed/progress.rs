@@ -1,10 +1,10 @@
-//! Telling the user what goes on: a live line on a terminal, plain lines elsewhere.
+//! Shows the user the progress of a run: a live line on a terminal, plain lines elsewhere.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-/// Where progress is shown.
+/// The display of progress.
 #[derive(Debug)]
 pub struct Progress {
     bar: Option<ProgressBar>,

@@ -39,7 +39,7 @@ pub struct Run<'a> {
     pub machine: Machine,
     /// The bootable ELF.
     pub unikernel: PathBuf,
-    /// Where the run is shown.
+    /// The display of the run's progress.
     pub progress: &'a Progress,
     /// The time of the attempts that a fault of the emulation ended.
     pub lost: Mutex<Duration>,
@@ -48,7 +48,7 @@ pub struct Run<'a> {
 /// One host, which is booted anew whenever anything went wrong on it.
 pub struct Runner<'a> {
     run: &'a Run<'a>,
-    /// Tells it from the other hosts of the run.
+    /// The host's number among the hosts of the run.
     number: usize,
     host: Option<(Host, HostState)>,
     boots: u32,

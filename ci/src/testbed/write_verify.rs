@@ -4,7 +4,7 @@ use crate::host::guest::{Guest, Started};
 use anyhow::{Result, ensure};
 use std::time::Duration;
 
-/// How long the MiB of one command may take in an emulated guest among others.
+/// Time limit for the MiB of one command in an emulated guest among others.
 const LIMIT: Duration = Duration::from_secs(90);
 
 /// A guest's shell command that writes `mib` MiB of random data to the beginning of a disk and compares what it
@@ -27,7 +27,7 @@ pub fn write_to_the_end(device: &str) -> String {
     )
 }
 
-/// Whether [`command`] printed that all was equal.
+/// Returns whether [`command`] printed that all data was equal.
 pub fn is_equal(output: &str, mib: u32) -> bool {
     output.trim() == (u64::from(mib) << 20).to_string()
 }
@@ -42,7 +42,7 @@ pub fn keep_at_it(device: &str, mib: u32) -> String {
     )
 }
 
-/// How often a guest that keeps at it has done so.
+/// Returns the number of passes of a guest that writes and verifies again and again.
 pub fn passes(guest: &Guest) -> Result<u32> {
     Ok(guest.ok("cat /tmp/passes", LIMIT)?.trim().parse()?)
 }

@@ -52,7 +52,7 @@ fn filesystem(testbed: &Testbed) -> Result<()> {
     let read = sums(&reader.ok(READ, MINUTE)?);
     ensure!(
         read == written,
-        "the second guest reads {read:?}, written was {written:?}"
+        "the second guest reads {read:?}, but {written:?} was written"
     );
     power_off(&mut reader)?;
     storage.shutdown()

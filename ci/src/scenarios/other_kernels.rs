@@ -87,7 +87,7 @@ fn grub(testbed: &Testbed, kind: Kind) -> Result<()> {
     let sums: Vec<&str> = rewritten.lines().collect();
     ensure!(
         sums.len() == 2 && sums[0] == sums[1],
-        "what was written to the second partition reads otherwise: {rewritten}"
+        "the second partition does not hold what was written: {rewritten}"
     );
     guest.destroy()?;
     storage.shutdown()

@@ -3,8 +3,8 @@
 use crate::backend_nodes::{FlushBy, Offer, Properties};
 use crate::device::Disk;
 use crate::handover::Handover;
-use crate::link::{Lie, Rules, Wire};
 use crate::memory::{NotShared, PagePool, SharedMemory};
+use crate::wire::{Lie, Rules, Wire};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;

@@ -2,9 +2,10 @@
 //! block device.
 
 use crate::backend_nodes::Properties;
-use crate::link::{Lie, Link};
+use crate::link::Link;
 use crate::memory::{NotShared, PagePool, SharedMemory};
 use crate::queue::{Queue, depth_of};
+use crate::wire::Lie;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;

@@ -18,7 +18,7 @@
 //! guest's nodes are, and so is every response. One that lies costs those who use its disk that disk, and
 //! nobody anything else.
 //!
-//! Read next: [`decide`], the state machine; [`Link`], a ring; [`Queue`], the data.
+//! Read next: [`decide`], the state machine; [`Link`], a ring and its queues; [`Queue`], the data.
 
 #![no_std]
 #![deny(unsafe_code)]
@@ -32,7 +32,6 @@ mod device;
 mod frontends;
 mod handover;
 mod lifecycle;
-#[allow(unsafe_code, reason = "makes a ring in memory that it owns")]
 mod link;
 #[allow(unsafe_code, reason = "owns memory that is shared with a backend")]
 mod memory;
@@ -40,10 +39,13 @@ mod memory;
 mod queue;
 mod state_machine;
 mod store;
+#[allow(unsafe_code, reason = "makes a ring in memory that it owns")]
+mod wire;
 
 pub use device::{Device, Disk};
 pub use frontends::Frontends;
-pub use link::{Lie, Link};
+pub use link::Link;
 pub use queue::{PATIENCE, Queue};
 pub use state_machine::{Observed, Phase, Step, decide};
 pub use store::{VbdStore, Volumes};
+pub use wire::Lie;

@@ -1,7 +1,8 @@
 //! The task of one disk of our own: it reads the states of both ends, decides, acts, and waits for the next
 //! change.
 
-use crate::backend_nodes::{DISK_NODES, OFFER_NODES, Offer, Properties};
+mod connecting;
+
 use crate::connection::{Connection, Leftover};
 use crate::device::Disk;
 use crate::frontends::Frontends;
@@ -11,10 +12,9 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_executor::Signal;
-use bulkhead_images::Sector;
 use bulkhead_xen::{DomId, Hypervisor};
 use bulkhead_xenbus::retry::PAUSE;
-use bulkhead_xenbus::{NodeMap, XenbusState, own_node, peer_node, read_nodes};
+use bulkhead_xenbus::{XenbusState, own_node, peer_node};
 use bulkhead_xenstore_client::{Error, Transaction, Watch};
 use core::future::poll_fn;
 use core::pin::pin;
@@ -223,100 +223,6 @@ impl<H: Hypervisor> Life<'_, H> {
         .await
     }
 
-    /// Makes rings, and tells the backend of them.
-    async fn publish(&mut self) -> Result<(), Error> {
-        let Some(peer) = &self.peer else {
-            return Ok(());
-        };
-        let frontends = self.frontends;
-        let mut nodes = NodeMap::new();
-        read_nodes(&mut nodes, frontends.store(), &peer.path, &OFFER_NODES).await?;
-        let backend = (peer.id, Offer::parse(&nodes));
-        let hypervisor = frontends.handle().hypervisor();
-        let memory = (frontends.pool(), self.disk.grants());
-        let made = Connection::new(&self.disk, frontends.vcpus(), memory, backend, hypervisor);
-        let connection = match made.await {
-            Ok(connection) => connection,
-            Err(error) => return self.back_off(format!("cannot be connected: {error}")).await,
-        };
-        let nodes = connection.nodes();
-        self.connection = Some(connection);
-        self.phase = Phase::Published;
-        self.write(nodes, XenbusState::Initialised).await
-    }
-
-    /// Reads what the backend says of the disk, and uses the rings.
-    async fn connect(&mut self) -> Result<(), Error> {
-        let properties = match self.properties().await? {
-            Ok(properties) => properties,
-            Err(problem) => {
-                self.disk.fail(problem);
-                return Ok(());
-            }
-        };
-        let Some(connection) = &mut self.connection else {
-            return Ok(());
-        };
-        if let Some(problem) = differs(&self.disk, &properties, connection.rings()) {
-            self.disk.fail(problem);
-            return Ok(());
-        }
-        let hypervisor = self.frontends.handle().hypervisor();
-        if let Err(error) = connection.connect(&self.disk, hypervisor, &properties) {
-            return self.back_off(format!("cannot be connected: {error}")).await;
-        }
-        let (rings, pages) = (connection.rings(), connection.ring_pages());
-        self.phase = Phase::Connected;
-        self.write(Vec::new(), XenbusState::Connected).await?;
-        self.retry = RETRY;
-        self.told = None;
-        let (geometry, backend) = (properties.geometry, self.peer.as_ref().map(|peer| peer.id));
-        log::info!(
-            "disk {}: connected to domain {}, {} sectors of {}, {}{rings} queue(s) of {pages} ring page(s)",
-            self.disk.name,
-            backend.unwrap_or_default(),
-            geometry.sectors,
-            geometry.sector_size,
-            if geometry.read_only {
-                "read-only, "
-            } else {
-                ""
-            },
-        );
-        if !geometry.flush {
-            log::warn!(
-                "disk {}: the backend offers no flush: guests are offered none",
-                self.disk.name
-            );
-        }
-        self.frontends.something_changed();
-        Ok(())
-    }
-
-    /// Reads the nodes that describe the disk. The inner error is the backend's fault.
-    async fn properties(&self) -> Result<Result<Properties, String>, Error> {
-        let Some(peer) = &self.peer else {
-            return Ok(Err("it has no backend".to_string()));
-        };
-        let mut nodes = NodeMap::new();
-        read_nodes(&mut nodes, self.frontends.store(), &peer.path, &DISK_NODES).await?;
-        Ok(Properties::parse(&nodes).map_err(|error| error.to_string()))
-    }
-
-    /// Reads the disk's size again: the backend announces a change by writing its state once more.
-    async fn reread(&mut self) -> Result<(), Error> {
-        let Ok(properties) = self.properties().await? else {
-            // What it says now makes no sense; the disk is what it was.
-            return Ok(());
-        };
-        let sectors = properties.geometry.sectors;
-        if sectors != self.disk.sectors() {
-            log::info!("disk {}: now {sectors} sectors", self.disk.name);
-            self.disk.resize(sectors);
-        }
-        Ok(())
-    }
-
     /// Takes back everything, and tells the backend.
     async fn close(&mut self) -> Result<(), Error> {
         let was_connected = self.phase == Phase::Connected;
@@ -438,34 +344,4 @@ impl<H: Hypervisor> Life<'_, H> {
             self.told = Some(what);
         }
     }
-}
-
-/// Why a disk that guests have cannot go on with what is attached in its place.
-fn differs<H: Hypervisor>(disk: &Disk<H>, now: &Properties, rings: usize) -> Option<String> {
-    let before = disk.properties().filter(|_| disk.is_in_use())?;
-    let (old, new) = (before.geometry, now.geometry);
-    let same_shape = old.sector_size == new.sector_size
-        && (old.read_only || !new.read_only)
-        && (!old.flush || new.flush)
-        && new.sectors >= Sector(old.sectors.0)
-        && before.params == now.params;
-    if !same_shape {
-        let name = |properties: &Properties| properties.params.clone().unwrap_or_default();
-        return Some(format!(
-            "another disk was attached in its place while guests use it: {}, {} sectors of {}; it was {}, {} \
-             sectors of {}",
-            name(now),
-            new.sectors,
-            new.sector_size,
-            name(&before),
-            old.sectors,
-            old.sector_size,
-        ));
-    }
-    (rings < disk.rings()).then(|| {
-        format!(
-            "its backend takes {rings} queue(s), where the one before it took {}",
-            disk.rings()
-        )
-    })
 }

@@ -2,7 +2,8 @@
 //! the connection lasts.
 
 use crate::device::Opened;
-use crate::link::{Lie, Link};
+use crate::link::Link;
+use crate::wire::Lie;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_grant::OutOfMemory;

@@ -1,0 +1,286 @@
+//! A ring to the backend: how requests are put into it, and what the backend may answer.
+
+use crate::backend_nodes::FlushBy;
+use crate::client::Entry;
+use crate::memory::{NotShared, SharedMemory};
+use alloc::vec::Vec;
+use bulkhead_grant::memory::filled;
+use bulkhead_images::{IoError, Op};
+use bulkhead_ring::blkif::{
+    Abi, Blkif, Discard, Indirect, MAX_INDIRECT_PAGES, MAX_SEGMENTS, Opcode, Operation, Request,
+    RequestId, SEGMENTS_PER_INDIRECT_PAGE, Sector, Segment, Status, TransferKind,
+};
+use bulkhead_ring::{FrontRing, Overrun, SharedPages};
+use bulkhead_xen::{GrantRef, Hypervisor, PAGE_SIZE, Port};
+use core::fmt;
+
+/// What a backend did that no backend does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lie {
+    /// Its producer index cannot be.
+    Overrun(Overrun),
+    /// It answered a request that it was not asked.
+    Unasked(RequestId),
+    /// It answered another operation than it was asked for.
+    Operation {
+        /// What it answered.
+        answered: Opcode,
+        /// What it was asked for.
+        asked: Opcode,
+    },
+    /// Its status is none.
+    Status(i16),
+}
+
+impl fmt::Display for Lie {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Overrun(overrun) => overrun.fmt(f),
+            Self::Unasked(RequestId(id)) => {
+                write!(
+                    f,
+                    "the backend answered request {id}, which it was not asked"
+                )
+            }
+            Self::Operation { answered, asked } => {
+                write!(
+                    f,
+                    "the backend answered {answered} where it was asked for {asked}"
+                )
+            }
+            Self::Status(code) => write!(f, "the backend answered with status {code}"),
+        }
+    }
+}
+
+impl core::error::Error for Lie {}
+
+impl From<Overrun> for Lie {
+    fn from(overrun: Overrun) -> Lie {
+        Lie::Overrun(overrun)
+    }
+}
+
+/// How a backend is asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// How it is told to make data durable.
+    pub flush: FlushBy,
+    /// The most segments of an indirect request; 0 if it takes none.
+    pub indirect_segments: usize,
+}
+
+/// A response: the client and the entry that it is for, and how that went.
+pub type Answered = (u16, u16, Result<(), IoError>);
+
+/// A ring that a backend is connected to, or will be.
+pub struct Wire<H: Hypervisor> {
+    // Dropped before the memory that it is in.
+    front: FrontRing<SharedPages, Blkif>,
+    memory: SharedMemory<H>,
+    hypervisor: H,
+    port: Port,
+    slots: Vec<Slot>,
+    free: Vec<u16>,
+    rules: Rules,
+}
+
+/// What a slot of the ring is used for; its number is the request's identifier.
+#[derive(Clone, Copy)]
+struct Slot {
+    client: u16,
+    entry: u16,
+    operation: Opcode,
+    used: bool,
+}
+
+impl<H: Hypervisor> Wire<H> {
+    /// Makes an empty ring in memory that was granted to the backend. `port` notifies the backend.
+    pub fn new(
+        memory: SharedMemory<H>,
+        hypervisor: H,
+        port: Port,
+        rules: Rules,
+    ) -> Result<Self, NotShared> {
+        let bytes = memory.pages() * PAGE_SIZE;
+        let no_memory = |_| NotShared::NoMemory { bytes };
+        // SAFETY: the memory is kept for as long as the ring, and used through it alone.
+        let shared = unsafe { SharedPages::new(memory.base(), memory.pages()) };
+        let shared = shared.map_err(|_| NotShared::NoMemory { bytes })?;
+        let format = Blkif::new(Abi::NATIVE);
+        let front = FrontRing::new(shared, format).map_err(|_| NotShared::NoMemory { bytes })?;
+        let count = front.slots() as usize;
+        let unused = Slot {
+            client: 0,
+            entry: 0,
+            operation: Opcode::READ,
+            used: false,
+        };
+        Ok(Wire {
+            slots: filled(count, |_| unused).map_err(no_memory)?,
+            free: filled(count, |slot| (count - 1 - slot) as u16).map_err(no_memory)?,
+            front,
+            memory,
+            hypervisor,
+            port,
+            rules,
+        })
+    }
+
+    /// Returns the grants of the ring's pages.
+    pub fn grefs(&self) -> Vec<GrantRef> {
+        (0..self.memory.pages())
+            .filter_map(|page| self.memory.gref(page))
+            .collect()
+    }
+
+    /// Returns the event channel.
+    pub fn port(&self) -> Port {
+        self.port
+    }
+
+    /// Says how the backend is asked, once that is known.
+    pub fn set_rules(&mut self, rules: Rules) {
+        self.rules = rules;
+    }
+
+    /// Ends the ring, and returns its memory.
+    pub fn into_memory(self) -> SharedMemory<H> {
+        self.memory
+    }
+
+    /// Takes a response: the client and the entry that it is for, and how that went.
+    #[inline]
+    pub fn take(&mut self) -> Result<Option<Answered>, Lie> {
+        let Some(response) = self.front.take()? else {
+            return Ok(None);
+        };
+        let id = response.id;
+        let slot = usize::try_from(id.0).ok();
+        let slot = slot.and_then(|slot| self.slots.get_mut(slot));
+        let slot = slot.filter(|slot| slot.used).ok_or(Lie::Unasked(id))?;
+        if response.operation != slot.operation {
+            return Err(Lie::Operation {
+                answered: response.operation,
+                asked: slot.operation,
+            });
+        }
+        let outcome = match response.status {
+            Status::Okay => Ok(()),
+            Status::Error => Err(IoError::Medium),
+            Status::NotSupported => Err(IoError::NotSupported),
+            Status::Other(code) => return Err(Lie::Status(code)),
+        };
+        slot.used = false;
+        self.free.push(id.0 as u16);
+        Ok(Some((slot.client, slot.entry, outcome)))
+    }
+
+    /// Asks the backend to notify of its next response. True if there is one already.
+    #[inline]
+    pub fn final_check(&mut self) -> Result<bool, Lie> {
+        Ok(self.front.final_check()?)
+    }
+
+    /// Shows the backend what was put into the ring, and notifies it if it asked for that.
+    #[inline]
+    pub fn publish(&mut self) {
+        if self.front.publish() && self.hypervisor.notify(self.port).is_err() {
+            // Its domain is gone; xenstore tells soon.
+            log::debug!("event channel {}: not notified", self.port);
+        }
+    }
+
+    /// Asks for a request, or for as much of it as the ring has room for. False if that is not all.
+    #[inline]
+    pub fn ask(&mut self, client: (u16, &SharedMemory<H>), number: u16, entry: &mut Entry) -> bool {
+        let (index, memory) = client;
+        while entry.next < entry.steps() {
+            let Some(id) = self.free.pop() else {
+                return false;
+            };
+            let (operation, steps) = self.operation(memory, entry);
+            let request = Request::of(RequestId(id.into()), operation);
+            let opcode = request.opcode();
+            if self.front.push(&request).is_err() {
+                self.free.push(id);
+                return false;
+            }
+            self.slots[usize::from(id)] = Slot {
+                client: index,
+                entry: number,
+                operation: opcode,
+                used: true,
+            };
+            entry.next += steps;
+            entry.parts += 1;
+        }
+        true
+    }
+
+    /// The next part of a request, and how many of its steps that is.
+    #[inline]
+    fn operation(&self, memory: &SharedMemory<H>, entry: &Entry) -> (Operation, u16) {
+        let (kind, sector) = match entry.op {
+            Op::Read { sector } => (TransferKind::Read, sector),
+            Op::Write { sector } => (TransferKind::Write, sector),
+            Op::Discard {
+                sector,
+                count,
+                secure,
+            } => {
+                let discard = Discard {
+                    sector: Sector(sector.0),
+                    count: count.0,
+                    secure,
+                };
+                return (Operation::Discard(discard), 1);
+            }
+            Op::Flush => {
+                let request = match self.rules.flush {
+                    FlushBy::Barrier => {
+                        Request::transfer(RequestId(0), TransferKind::WriteBarrier, Sector(0), &[])
+                    }
+                    _ => None,
+                };
+                return (
+                    request.map_or(Operation::Flush, |request| request.operation),
+                    1,
+                );
+            }
+        };
+        let left = entry.steps() - entry.next;
+        let sector = Sector(sector.0 + u64::from(entry.next) * (PAGE_SIZE / 512) as u64);
+        let segment = |page: u16| {
+            let bytes = entry.len as usize - usize::from(page) * PAGE_SIZE;
+            let last = bytes.min(PAGE_SIZE).div_ceil(512).max(1) - 1;
+            let gref = memory.gref(usize::from(entry.page + page));
+            Segment::new(gref.unwrap_or_default(), 0, last as u8).unwrap_or_default()
+        };
+        let pages = usize::from(left);
+        if pages > MAX_SEGMENTS
+            && pages <= self.rules.indirect_segments.min(SEGMENTS_PER_INDIRECT_PAGE)
+        {
+            // The page behind the data.
+            let place = usize::from(entry.page + entry.steps());
+            for (number, page) in (entry.next..entry.steps()).enumerate() {
+                memory.write(place * PAGE_SIZE + number * 8, segment(page).encode());
+            }
+            let mut grefs = [GrantRef(0); MAX_INDIRECT_PAGES];
+            grefs[0] = memory.gref(place).unwrap_or_default();
+            if let Some(indirect) = Indirect::new(kind, sector, left, grefs) {
+                return (Operation::Indirect(indirect), left);
+            }
+        }
+        let count = pages.min(MAX_SEGMENTS);
+        let mut segments = [Segment::default(); MAX_SEGMENTS];
+        for (number, place) in segments[..count].iter_mut().enumerate() {
+            *place = segment(entry.next + number as u16);
+        }
+        match Request::transfer(RequestId(0), kind, sector, &segments[..count]) {
+            Some(request) => (request.operation, count as u16),
+            // No request has no segment.
+            None => (Operation::Flush, left),
+        }
+    }
+}

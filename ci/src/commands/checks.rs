@@ -56,6 +56,25 @@ const UNIKERNEL_LINTS: Check = check(
     ],
 );
 
+const EXAMPLES_LINTS: Check = check(
+    "examples-lints",
+    &[
+        "clippy",
+        "--package",
+        "bulkhead-examples",
+        "--bins",
+        "--features",
+        "unikernel",
+        "--target",
+        "x86_64-unknown-linux-gnu",
+        "--profile",
+        "unikernel",
+        "--",
+        "--deny",
+        "warnings",
+    ],
+);
+
 const NEXTEST: Check = check(
     "tests",
     &[
@@ -122,6 +141,7 @@ pub fn run() -> Result<Counts> {
         FORMAT,
         LINTS,
         UNIKERNEL_LINTS,
+        EXAMPLES_LINTS,
         tests,
         DOCTESTS,
         DOCS,

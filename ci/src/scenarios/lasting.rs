@@ -2,17 +2,28 @@
 
 use crate::config::Kind;
 use crate::host::guest::Guest;
-use crate::testbed::storage::{Running, disk};
+use crate::testbed::storage::{Running, device_number, disk};
 use crate::testbed::write_verify;
 use crate::testbed::{MINUTE, Scenario, Testbed};
 use anyhow::{Result, ensure};
 
-pub const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "lasting-disk",
-    about: "a file of dom0's, served through PVH and PV driver domains as vbd:xvda: the data outlives guest and driver domain, and writes go on when dom0's driver starts anew",
-    demo: false,
-    run: lasting_disk,
-}];
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "lasting-disk",
+        about: "a file of dom0's, served through PVH and PV driver domains as vbd:xvda: the data outlives guest and driver domain, and writes go on when dom0's driver starts anew",
+        demo: false,
+        run: lasting_disk,
+    },
+    Scenario {
+        name: "stacked-storage",
+        about: "a guest on Bulkhead on Bulkhead on dom0, PVH on PV and PV on PVH; the lower one is destroyed in mid-write and another one takes its place: all that was written is there",
+        demo: false,
+        run: stacked_storage,
+    },
+];
+
+/// The words in a driver domain's log that say that its own disk is served.
+const CONNECTED: &str = "disk xvda: connected to domain";
 
 /// The disk's size, and how much of it is written, in MiB.
 const SIZE: u32 = 8;
@@ -44,7 +55,7 @@ fn outlives(testbed: &Testbed, kind: Kind) -> Result<()> {
     };
 
     let mut storage = create()?;
-    storage.wait_console("disk xvda: connected to domain 0", MINUTE)?;
+    storage.wait_console(CONNECTED, MINUTE)?;
     let mut guest = attach("writer")?;
     testbed.step(format!("a guest of the {kind} driver domain writes"));
     let written = guest.ok(&WRITE.replace("COUNT", &WRITTEN.to_string()), MINUTE)?;
@@ -93,4 +104,45 @@ fn starts_anew(testbed: &Testbed, storage: &Running, guest: &Guest) -> Result<()
     let before = write_verify::passes(guest)?;
     write_verify::wait_for_passes(guest, before + 2)?;
     write_verify::stop(guest, keeping)
+}
+
+fn stacked_storage(testbed: &Testbed) -> Result<()> {
+    let host = testbed.host;
+    for (lower, upper) in [(Kind::Pv, Kind::Pvh), (Kind::Pvh, Kind::Pv)] {
+        let file = format!("/tmp/stacked-{lower}.img");
+        host.ok(&format!("truncate --size={SIZE}M {file}"))?;
+        let of_dom0 = format!("format=raw,vdev=xvda,access=rw,backendtype=phy,target={file}");
+        let below = || {
+            let below = testbed.storage(lower).name("below").memory(18);
+            below.disk(&of_dom0).start()
+        };
+        let own = disk("below", "xvda", "rw", "vbd:xvda");
+        let mut first = below()?;
+        let mut storage = testbed.storage(upper).memory(18).disk(&own).start()?;
+        storage.wait_console(CONNECTED, MINUTE)?;
+        let served = disk("storage", "xvda", "rw", "vbd:xvda");
+        let mut guest = host.lean_guest("guest", upper, &[served])?;
+        testbed.step(format!(
+            "a guest on {upper} on {lower} on dom0 writes and reads"
+        ));
+        let keeping = guest.start(&write_verify::keep_at_it("xvda", WRITTEN))?;
+        write_verify::wait_for_passes(&guest, 1)?;
+
+        testbed.step("xl destroy of the lower one in mid-write, and another one in its place");
+        first.destroy()?;
+        storage.wait_console("requests wait for it", MINUTE)?;
+        host.ok("xl block-detach storage xvda")?;
+        let mut second = below()?;
+        let seen = storage.console_length();
+        host.attach_disk(&storage, &own, device_number("xvda"))?;
+        storage.wait_console_from(seen, CONNECTED, MINUTE)?;
+        let before = write_verify::passes(&guest)?;
+        write_verify::wait_for_passes(&guest, before + 2)?;
+        write_verify::stop(&guest, keeping)?;
+        guest.destroy()?;
+        storage.shutdown()?;
+        second.shutdown()?;
+        host.ok(&format!("rm {file}"))?;
+    }
+    Ok(())
 }

@@ -381,3 +381,51 @@ fn another_disk_in_the_place_of_one_in_use_is_not_written_to() {
     disk.detach();
     world.sim.assert_no_violations();
 }
+
+#[test]
+fn a_dead_guests_requests_do_not_get_into_the_next_ones_way() {
+    let world = world(1);
+    let lower = Lower::new(&world, &images());
+    lower.attach("xvda", &Disk::new("ram:below0"));
+    for round in 0..4 {
+        let guest = Guest::new(&world);
+        let mut disk = guest.attach("xvda", "vbd:xvda").connected();
+        lower.pause(true);
+        for number in 0..16 {
+            disk.link().push_write(number, &[0xd0 + round; 512]);
+            disk.link().push_read(number, 8);
+        }
+        disk.link().kick();
+        world.wait(THERE_AND_BACK);
+        let vbd = disk.vbd.clone();
+        world.sim.destroy_domain(guest.domain.id());
+        toolstack::force_detach(&mut world.sim.store(), &vbd);
+        // Its requests are given up after a second.
+        world.wait(Duration::from_secs(5));
+        assert!(vbd.backend_gone(&world.sim.store()));
+        toolstack::finish_detach(&mut world.sim.store(), &vbd);
+        toolstack::remove_domain(&mut world.sim.store(), vbd.frontend);
+        // The backend has yet to look at what that one asked for.
+        let guest = Guest::new(&world);
+        let mut disk = guest.attach("xvda", "vbd:xvda").connected();
+        disk.link().push_write(100, &[round + 1; 512]);
+        disk.link().push_read(120, 8);
+        disk.link().kick();
+        lower.pause(false);
+        world.wait(THERE_AND_BACK * 4);
+        let answers = disk.link().collect();
+        assert_eq!(answers.len(), 2);
+        assert!(answers.iter().all(|answer| answer.status == Status::Okay));
+        assert!(
+            answers
+                .iter()
+                .any(|answer| answer.data == below(0)[120 * 512..][..4096])
+        );
+        assert!(read(&mut disk, 100, 1) == [round + 1; 512]);
+        guest.destroy(vec![disk]);
+    }
+    world.sim.assert_no_violations();
+    // The memory of the queues is used again: two of them at a time, and the ring.
+    let granted = world.storage.grants_in_use();
+    assert!(granted <= 2 * 96 + 16, "{granted} pages are granted");
+}

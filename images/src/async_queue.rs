@@ -65,7 +65,7 @@ impl Wake for Woken {
 /// One request, as an `async` function gets it.
 #[derive(Debug)]
 pub struct AsyncIo {
-    /// What to do.
+    /// The operation.
     pub op: Op,
     segments: Segments,
 }
@@ -172,7 +172,7 @@ impl<S: Future<Output = Result<(), IoError>>> Slot<S> {
         polled
     }
 
-    /// Ends the request: neither the future nor anybody it gave the request to has the segments any more.
+    /// Ends the request: neither the future nor code that it passed the request to has the segments any more.
     fn end(&mut self) {
         self.future.set(None);
         self.segments.borrow_mut().clear();

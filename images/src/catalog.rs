@@ -101,9 +101,9 @@ impl Catalog {
         self
     }
 
-    /// Begins to make an image larger, attached or not. The bytes added will be zeros; the memory is
-    /// the domain's own that nobody uses. It is taken here and cleared little by little, because
-    /// gigabytes take their time ([`Resize::step`]). Nothing changes on an error.
+    /// Begins to make an image larger, attached or not. The bytes added will be zeros. Their memory is free
+    /// memory of this domain: it is taken here and cleared step by step ([`Resize::step`]), because clearing
+    /// gigabytes takes long. Nothing changes on an error.
     pub fn grow(&self, name: &str, size: u64) -> Result<Resize, GrowError> {
         let image = self.find(name)?;
         let name = image.name.clone();
@@ -124,15 +124,15 @@ impl Catalog {
         }
     }
 
-    /// How many bytes of an image were discarded and have no memory behind them now; `None` if
-    /// there is no such image.
+    /// Returns the number of an image's bytes that were discarded and have no memory behind them now; `None`
+    /// if there is no such image.
     pub fn released(&self, name: &str) -> Option<usize> {
         let mut images = self.images.iter().flatten();
         let image = images.find(|image| image.name == name)?;
         Some(image.memory.released())
     }
 
-    /// What is wrong with the ramdisk, if it is an archive that cannot be read.
+    /// Returns the fault of the ramdisk, if it is an archive that cannot be read.
     pub fn damage(&self) -> Option<&ArchiveError> {
         self.images.as_ref().err()
     }
@@ -192,7 +192,7 @@ impl Catalog {
     }
 }
 
-/// Why an image is not there.
+/// The reason why an image is not there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NotFound {
     /// There is no such image.
@@ -222,7 +222,7 @@ impl fmt::Display for NotFound {
 
 impl core::error::Error for NotFound {}
 
-/// Why a target cannot be opened.
+/// The reason why a target cannot be opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OpenError {
     /// The target is not understood.
@@ -238,11 +238,11 @@ pub enum OpenError {
         /// The sector size asked for, or the physical one where that is larger.
         sector_size: SectorSize,
     },
-    /// Somebody has it open and cannot share it.
+    /// Another owner has it open, and the two cannot share it.
     InUse {
         /// Its name.
         name: String,
-        /// Who.
+        /// That owner.
         in_use: InUse,
     },
     /// The store says why, in a sentence for the operator.

@@ -1,5 +1,5 @@
-//! Who has an image open: one writer alone, or any number of readers. Those whose targets say
-//! `shared=yes` have it together, writers among them.
+//! Claims on an image: one writer alone has it open, or any number of readers. Disks whose targets say
+//! `shared=yes` may have it open together, writers among them.
 //!
 //! That is what Xen's own `block` hotplug script permits (`check_sharing` there, and no check for the
 //! mode `w!`), with one exception that it makes and we do not: it lets two domains of the same VM
@@ -14,12 +14,12 @@ use alloc::vec::Vec;
 use core::fmt;
 use spin::Mutex;
 
-/// How an image is opened.
+/// The access for which an image is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Access {
     /// Reads only; shared with other readers.
     ReadOnly,
-    /// Reads and writes; shared with nobody.
+    /// Reads and writes; not shared.
     ReadWrite,
 }
 
@@ -32,12 +32,12 @@ impl fmt::Display for Access {
     }
 }
 
-/// An image is open by somebody with whom it cannot be shared.
+/// An image is open already, and its owner cannot share it with the caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InUse {
-    /// What that one has it open for.
+    /// The access that the owner has.
     pub access: Access,
-    /// Who it is.
+    /// The owner's name.
     pub owner: String,
 }
 

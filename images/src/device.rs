@@ -1,4 +1,4 @@
-//! What a store has to do to be a block device.
+//! The trait that a store implements to be a block device.
 
 use crate::io::Sector;
 use crate::queue::{OpenQueue, QueueContext};
@@ -73,7 +73,7 @@ use core::task::Waker;
 /// One that would rather keep its own list of requests implements [`IoQueue`](crate::IoQueue) itself, as the
 /// stores `ram:` and `null:` do. To be named by a target, a store is registered ([`Store`](crate::Store)).
 pub trait BlockDevice: Send + Sync {
-    /// What the device looks like now.
+    /// Returns the device's present geometry.
     fn geometry(&self) -> Geometry;
 
     /// Opens a queue, on the vCPU that is going to serve with it: the queue never leaves that vCPU. May
@@ -81,11 +81,12 @@ pub trait BlockDevice: Send + Sync {
     fn open_queue<'a>(&'a self, context: &QueueContext) -> OpenQueue<'a>;
 
     /// Wakes `waker` when the geometry changes next; to be asked again after each wake-up. A device
-    /// wakes one waker, the one it was given last, and keeps none when it is dropped. Whoever sleeps on it first asks, then looks at the geometry once more.
+    /// wakes one waker, the one it was given last, and keeps none when it is dropped. Before a caller sleeps, it
+    /// first calls this, then looks at the geometry once more.
     fn on_change(&self, _waker: &Waker) {}
 }
 
-/// What a device looks like.
+/// The size, the sector sizes and the features of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     /// Its size, in units of 512 bytes.
@@ -102,15 +103,15 @@ pub struct Geometry {
     pub discard: Option<DiscardLimits>,
 }
 
-/// How a device wants to be asked to forget data.
+/// The units in which a device discards data best.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiscardLimits {
-    /// The unit that a store likes to be asked for (`discard-granularity`, there in bytes), which is also
-    /// the smallest that is given back where memory is given back. Less than that can be discarded too,
+    /// The unit that the store prefers (`discard-granularity`, there in bytes). It is also the smallest unit
+    /// of memory that is given back, by stores that give memory back. Less than a unit can be discarded too,
     /// and reads as zeros.
     pub granularity: Sector,
-    /// Where the first such unit starts, counted from the start of the device
-    /// (`discard-alignment`, there in bytes); less than the granularity.
+    /// The start of the first such unit, counted from the start of the device (`discard-alignment`, there in
+    /// bytes); less than the granularity.
     pub alignment: Sector,
     /// Secure discards are possible (`discard-secure`).
     pub secure: bool,

@@ -1,9 +1,9 @@
-//! What a discard does to the memory of an image.
+//! The effect of a discard on the memory of an image.
 
 use core::fmt;
 
-/// What becomes of the memory behind what a guest discards (`discard=` on the domain's command line, or
-/// as an option of a target). Either way it reads as zeros.
+/// The use of the memory behind data that a guest discards (`discard=` on the domain's command line, or as an
+/// option of a target). Either way the discarded data reads as zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum DiscardMode {
     /// It is cleared and stays the image's, so that a later write always has memory.

@@ -1,4 +1,4 @@
-//! Which pages of an image were given back, and who is at work on the others.
+//! The pages of an image that were given back, and the queues that are at work on the others.
 //!
 //! Reads and writes take no lock, also while another queue discards. Each queue has a [`Reader`]
 //! that says whether it is in the middle of a request:
@@ -13,11 +13,11 @@
 //!
 //! Of two full fences one is first. If it is the visit's, the discard sees the mark and waits until
 //! the copy is over; if it is the discard's, the visit sees that the page is released and does not
-//! touch it. Either way nobody touches a page that is gone.
+//! touch it. Either way no queue touches a page that is gone.
 //!
 //! A write that meets a released page takes the image's lock, has the page populated if it is gone
 //! already, clears it if it is still there, notes it as present, and copies before it gives up the
-//! lock: no discard comes between. Nobody waits for anybody while holding the lock.
+//! lock: no discard comes between. No queue waits for another while it holds the lock.
 //!
 //! `tests/discard_map.rs` has all interleavings of this tried, on this very code.
 
@@ -53,7 +53,7 @@ impl Reader {
         (!epoch.is_multiple_of(2)).then_some(epoch)
     }
 
-    /// Whether that visit has ended.
+    /// Returns whether that visit has ended.
     pub(crate) fn has_left(&self, epoch: usize) -> bool {
         self.0.load(Ordering::Acquire) != epoch
     }
@@ -87,7 +87,7 @@ pub(crate) fn announce() {
     fence(Ordering::SeqCst);
 }
 
-/// How many pages of an image are released, all together.
+/// The number of an image's pages that are released.
 #[derive(Debug)]
 pub(crate) struct Count(AtomicUsize);
 
@@ -107,12 +107,12 @@ impl Count {
     }
 }
 
-/// The released ones of a run of pages. Changed under the image's lock alone.
+/// The released pages of a run. Changed only under the image's lock.
 #[derive(Debug)]
 pub(crate) struct Released {
-    /// Those that nobody may begin to use.
+    /// The released pages, which no queue may begin to use.
     noted: Box<[AtomicU64]>,
-    /// Those of them that Xen has back.
+    /// The released pages that Xen has back.
     gone: Box<[AtomicU64]>,
     pages: usize,
 }
@@ -120,7 +120,7 @@ pub(crate) struct Released {
 const BITS: usize = u64::BITS as usize;
 
 impl Released {
-    /// None of so many pages.
+    /// Makes the map of `pages` pages, none of which is released.
     pub(crate) fn none_of(pages: usize) -> Released {
         let words = || {
             (0..pages.div_ceil(BITS))
@@ -134,18 +134,18 @@ impl Released {
         }
     }
 
-    /// How many pages there are, released or not.
+    /// Returns the number of pages in the run, released or not.
     pub(crate) fn pages(&self) -> usize {
         self.pages
     }
 
-    /// Whether a page is released, that is: not to be used.
+    /// Returns whether a page is released, that is: not to be used.
     #[inline]
     pub(crate) fn contains(&self, page: usize) -> bool {
         self.noted[page / BITS].load(Ordering::Acquire) & bit(page) != 0
     }
 
-    /// Whether Xen has it back.
+    /// Returns whether Xen has a page back.
     pub(crate) fn is_gone(&self, page: usize) -> bool {
         self.gone[page / BITS].load(Ordering::Relaxed) & bit(page) != 0
     }
@@ -156,12 +156,12 @@ impl Released {
         count.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Xen has a page back that was noted.
+    /// Notes that Xen has a released page back.
     pub(crate) fn lose(&self, page: usize) {
         self.gone[page / BITS].fetch_or(bit(page), Ordering::Relaxed);
     }
 
-    /// Notes a released page as there, and with it what it holds now.
+    /// Notes a released page as present again, and publishes its content.
     pub(crate) fn regain(&self, page: usize, count: &Count) {
         self.gone[page / BITS].fetch_and(!bit(page), Ordering::Relaxed);
         self.noted[page / BITS].fetch_and(!bit(page), Ordering::Release);

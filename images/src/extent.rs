@@ -7,14 +7,14 @@ use bulkhead_xen::PAGE_SIZE;
 use core::ops::Range;
 use spin::Once;
 
-/// One piece of an image's memory. The first is where the image was found, among other things in
-/// the ramdisk; each growth adds one, of whole pages that nobody else uses a part of.
+/// One piece of an image's memory. The first lies in the ramdisk, where the image was found among others;
+/// each growth adds one, of whole pages that hold nothing else.
 #[derive(Debug)]
 pub(crate) struct Extent {
     /// The image's byte that it starts with.
     start: usize,
     pub(crate) memory: ImageMemory,
-    /// Which bytes of the memory are the image's.
+    /// The bytes of the memory that are the image's.
     bytes: Range<usize>,
     /// Of the pages that lie in the memory as a whole.
     pub(crate) released: Released,
@@ -25,7 +25,7 @@ pub(crate) struct Extent {
 #[derive(Clone, Copy)]
 pub(crate) struct Piece<'a> {
     pub(crate) extent: &'a Extent,
-    /// Where in the extent's memory.
+    /// The offset in the extent's memory.
     pub(crate) offset: usize,
     pub(crate) len: usize,
     /// The page's number, if the extent's memory has all of it.
@@ -66,12 +66,12 @@ impl Extent {
         self.memory.address().wrapping_neg() % PAGE_SIZE
     }
 
-    /// How far into a page the image's last byte reaches; 0 if to its end.
+    /// Returns the number of bytes that the image has in its last page; 0 if it has all of that page.
     pub(crate) fn end_in_page(&self) -> usize {
         (self.memory.address() + self.bytes.end) % PAGE_SIZE
     }
 
-    /// Where a whole page starts.
+    /// Returns the offset of a whole page.
     pub(crate) fn page_offset(&self, page: usize) -> usize {
         self.head() + page * PAGE_SIZE
     }
@@ -85,7 +85,7 @@ impl Extent {
         extent
     }
 
-    /// Adds an extent. Only whoever holds the image's lock calls this.
+    /// Adds an extent. Only the holder of the image's lock calls this.
     pub(crate) fn append(&self, extent: Extent) {
         self.last().next.call_once(|| Box::new(extent));
     }
@@ -134,8 +134,8 @@ impl Piece<'_> {
             .is_some_and(|page| self.extent.released.is_gone(page))
     }
 
-    /// True if it is all that the image has in a page that can be released: nobody has anything in
-    /// the rest of it.
+    /// Returns whether the page can be released: the piece is all that the image has in it, and the rest of
+    /// the page is unused.
     pub(crate) fn is_whole_page(&self) -> bool {
         self.page.is_some_and(|page| {
             let bytes = &self.extent.bytes;

@@ -34,39 +34,39 @@ pub struct Tag(pub usize);
 /// One request.
 #[derive(Clone, Copy, Debug)]
 pub struct Io<'a> {
-    /// What to do.
+    /// The operation.
     pub op: Op,
     /// The memory to read into or write from, in the order of the device; none for the others.
     pub segments: &'a [IoSegment],
 }
 
-/// What a request does.
+/// The operation of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
     /// Fills the segments from the device.
     Read {
-        /// Where the data starts.
+        /// The first sector to read.
         sector: Sector,
     },
     /// Stores the segments' bytes.
     Write {
-        /// Where the data goes.
+        /// The first sector to write.
         sector: Sector,
     },
     /// Makes durable what was written and completed before.
     Flush,
     /// Forgets data.
     Discard {
-        /// Where it starts.
+        /// The first sector to discard.
         sector: Sector,
-        /// How much.
+        /// The number of sectors.
         count: Sector,
         /// No copy may stay readable by any means.
         secure: bool,
     },
 }
 
-/// What became of a submission.
+/// The result of a submission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "a request that is done has no other completion"]
 pub enum Submitted {
@@ -79,7 +79,7 @@ pub enum Submitted {
     Busy,
 }
 
-/// Why a request failed.
+/// The reason why a request failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IoError {
     /// It reaches past the end of the device.

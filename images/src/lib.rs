@@ -1,4 +1,4 @@
-//! What is served: the block-device trait, and the stores behind it.
+//! The disks that are served: the block-device trait, and the stores behind it.
 //!
 //! ```text
 //!   target=ram:NAME          target=null:64M
@@ -14,10 +14,10 @@
 //! A driver domain's ramdisk is a tar archive whose files are images, or one image by itself.
 //! Either is served in place: nothing is unpacked or copied.
 //!
-//! What a guest discards is cleared. With a [`Reservation`](bulkhead_xen::Reservation)
-//! ([`Catalog::with_reservation`]) images grow while they are attached ([`Catalog::grow`]), and where that is
-//! asked for ([`DiscardMode::Release`]), discarded memory goes back to Xen page by page and comes again
-//! when it is written.
+//! Data that a guest discards is cleared. With a [`Reservation`](bulkhead_xen::Reservation)
+//! ([`Catalog::with_reservation`]) images can grow while they are attached ([`Catalog::grow`]). On request
+//! ([`DiscardMode::Release`]), discarded memory goes back to Xen page by page, and is populated again when the
+//! guest writes to it.
 //!
 //! ```
 //! use bulkhead_images::{Access, Catalog, ImageMemory, Sector, Stores};
@@ -25,7 +25,7 @@
 //!
 //! let ramdisk = Box::leak(vec![0_u8; 64 * 1024].into_boxed_slice());
 //! let len = ramdisk.len();
-//! // SAFETY: leaked, so it stays; nobody else uses it.
+//! // SAFETY: leaked, so it stays; no other code uses it.
 //! let memory = unsafe { ImageMemory::new(NonNull::from(ramdisk).cast(), len) };
 //! let stores = Stores::new(Catalog::from_module(memory));
 //!
@@ -41,8 +41,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Read next: [`BlockDevice`] and [`IoQueue`], what a store has to do; [`Stores`], where it is
-//! registered; [`Catalog`], where images come from; [`RamImage`], what becomes of a discard; [`archive`], how the ramdisk is read.
+//! Read next: [`BlockDevice`] and [`IoQueue`], which a store implements; [`Stores`], where it is registered;
+//! [`Catalog`], where images come from; [`RamImage`], which discards data; [`archive`], which reads the ramdisk.
 
 #![no_std]
 #![deny(unsafe_code)]

@@ -8,8 +8,8 @@ use core::ptr::NonNull;
 /// Memory of this domain given over to images: the ramdisk, or a part of it.
 ///
 /// Once the images in it are found it is only touched by the copies of [`guest_memory`]. These
-/// may race with each other, so serving an image takes no lock. Whoever releases a part of it
-/// sees to it that nobody touches that part.
+/// may race with each other, so serving an image takes no lock. Code that releases a part of it
+/// makes sure that no queue touches that part.
 #[derive(Debug)]
 pub struct ImageMemory {
     base: NonNull<u8>,
@@ -26,12 +26,12 @@ impl ImageMemory {
     ///
     /// # Safety
     /// Until the value, and every catalog, device and queue made from it, is dropped, the memory
-    /// is mapped at this address on every vCPU, readable and writable, and nobody else uses it.
+    /// is mapped at this address on every vCPU, readable and writable, and no other code uses it.
     pub unsafe fn new(base: NonNull<u8>, len: usize) -> ImageMemory {
         ImageMemory { base, len }
     }
 
-    /// How many bytes there are.
+    /// Returns the size in bytes.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -93,7 +93,7 @@ impl ImageMemory {
         unsafe { guest_memory::zero(to.as_ptr(), len) }
     }
 
-    /// Whole pages that nobody uses, with room for so many bytes. They are still to be cleared.
+    /// Allocates whole free pages with room for `bytes` bytes. The caller has to clear them.
     pub(crate) fn take(reservation: &dyn Reservation, bytes: usize) -> Option<ImageMemory> {
         let pages = bytes.div_ceil(PAGE_SIZE);
         let first = reservation.allocate(pages)?;
@@ -101,7 +101,7 @@ impl ImageMemory {
         Some(unsafe { ImageMemory::new(first, pages * PAGE_SIZE) })
     }
 
-    /// Gives pages back to Xen, the first of which begins at `offset`. Answers how many of them,
+    /// Gives pages back to Xen, the first of which begins at `offset`. Returns how many of them,
     /// counted from the first, are gone.
     ///
     /// # Safety
@@ -117,7 +117,7 @@ impl ImageMemory {
         unsafe { reservation.release(self.at(offset, pages * PAGE_SIZE), pages) }
     }
 
-    /// Gets released pages back, as zeros. Answers how many of them, counted from the first.
+    /// Gets released pages back, as zeros. Returns how many of them, counted from the first.
     ///
     /// # Safety
     /// They were released, and have not been populated since.
@@ -131,12 +131,12 @@ impl ImageMemory {
         unsafe { reservation.populate(self.at(offset, pages * PAGE_SIZE), pages) }
     }
 
-    /// Where it lies, to tell where its pages begin.
+    /// Returns the address, from which the caller finds the page boundaries.
     pub(crate) fn address(&self) -> usize {
         self.base.as_ptr().addr()
     }
 
-    /// Where `len` bytes from `offset` are.
+    /// Returns the address of the `len` bytes from `offset`.
     ///
     /// # Panics
     /// If that is past the end.

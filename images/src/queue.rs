@@ -13,7 +13,7 @@ use core::ptr::NonNull;
 use core::task::{Context, Poll};
 use core::time::Duration;
 
-/// Where a queue is opened, and for how many requests.
+/// The vCPU that a queue is opened on, and the number of requests it is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct QueueContext {
@@ -98,7 +98,7 @@ pub trait IoQueue {
         sink: &mut dyn FnMut(Tag, Result<(), IoError>),
     ) -> Poll<()>;
 
-    /// Gives up a pending request, because nobody waits for it any more. It completes all the same: with
+    /// Gives up a pending request, because its caller no longer waits for it. It completes all the same: with
     /// [`IoError::Cancelled`] if the store could leave its work undone, else as usual. May be called again.
     /// A tag that no pending request has is ignored.
     fn cancel(&mut self, tag: Tag);
@@ -167,7 +167,7 @@ pub(crate) fn room<T>(count: usize) -> Result<Vec<T>, OpenQueueError> {
     Ok(room)
 }
 
-/// What a queue can take. The caller splits larger requests.
+/// The limits of a queue. The caller splits larger requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caps {
     /// Requests that may be pending at a time; not zero.
@@ -179,10 +179,10 @@ pub struct Caps {
     /// Every segment starts and ends on a multiple of this many bytes: a power of two, at most the
     /// device's sector size.
     pub alignment: usize,
-    /// How the store gets at the data.
+    /// The way in which the store reaches the data.
     pub access: DataAccess,
-    /// How long the store may go without completing anything while requests are pending. After that the
-    /// caller gives up all that is pending ([`IoQueue::cancel_all`]). `None`: as long as it takes.
+    /// The longest time that the store may go without completing anything while requests are pending. After
+    /// that the caller gives up all of them ([`IoQueue::cancel_all`]). `None`: as long as it takes.
     pub timeout: Option<Duration>,
 }
 
@@ -198,7 +198,7 @@ impl Caps {
     };
 }
 
-/// How a store gets at the data of reads and writes.
+/// The way in which a store reaches the data of reads and writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DataAccess {
     /// It copies from and to mapped segments, or has memory in which the hypervisor's copy is the whole
@@ -216,13 +216,13 @@ pub enum DataAccess {
 /// Memory of a store's own for one request ([`IoQueue::stage`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Staging {
-    /// Where it begins. It is contiguous, mapped, and no Rust reference to it exists.
+    /// Its first byte. The memory is contiguous and mapped, and no Rust reference to it exists.
     pub memory: NonNull<u8>,
-    /// What the copy is for.
+    /// The purpose of the copy.
     pub phase: StagingPhase,
 }
 
-/// What the copy from or to [`Staging::memory`] is for.
+/// The purpose of the copy from or to [`Staging::memory`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StagingPhase {
     /// The copy is the operation: the memory holds the device's own bytes, and the request is not
@@ -236,7 +236,7 @@ pub enum StagingPhase {
     AfterComplete,
 }
 
-/// Why a queue cannot be opened.
+/// The reason why a queue cannot be opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OpenQueueError {
     /// There is no memory for what the store keeps for each request.

@@ -25,8 +25,9 @@ struct Page(UnsafeCell<[u8; PAGE_SIZE]>);
 
 /// Reads bytes from anywhere on a device, a few pages at a time, with one request at a time.
 ///
-/// It waits for the store as long as that takes: the caller drops the future of [`read`](Self::read) when it has waited enough, and the
-/// reader with it. If the store still has the request then, the reader's pages are never used again.
+/// It waits for the store without a limit: a caller that has waited long enough drops the future of
+/// [`read`](Self::read), and the reader with it. If the store still has the request then, the reader's pages
+/// are never used again.
 ///
 /// ```
 /// use bulkhead_images::{Access, DeviceReader, NullDevice, Sector, SectorSize};
@@ -62,7 +63,7 @@ pub struct DeviceReader {
     closed: bool,
 }
 
-/// Why bytes of a device cannot be read.
+/// The reason why bytes of a device cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadError {
     /// They are past its end.
@@ -117,7 +118,7 @@ impl DeviceReader {
             return Err(ReadError::PastTheEnd);
         }
         let unit = self.geometry.sector_size.bytes();
-        // Nobody is served fewer than one of its sectors, and a page has that.
+        // A device serves no less than one of its sectors, and a page has room for one.
         let pages = PAGES.min(self.caps.segments).max(1) * PAGE_SIZE;
         let most = pages.min(self.caps.bytes / unit * unit).max(unit);
         let mut done = 0;
@@ -165,7 +166,7 @@ impl DeviceReader {
         let outcome = self.transfer(op, memory, len).await;
         let part = to.len().min(len.saturating_sub(skip));
         if outcome.is_ok() {
-            // SAFETY: `len` bytes lie at `memory`, and nobody else uses them while no request is pending;
+            // SAFETY: `len` bytes lie at `memory`, and no other code uses them while no request is pending;
             // they are seen through no reference.
             unsafe { guest_memory::copy(memory.as_ptr().add(skip), to.as_mut_ptr(), part) };
         }
@@ -188,7 +189,7 @@ impl DeviceReader {
         while start < len {
             let in_page = (memory.addr().get() + start) % PAGE_SIZE;
             let end = len.min(start + PAGE_SIZE - in_page);
-            // SAFETY: within the pages, or within the memory that the store gave for so many bytes.
+            // SAFETY: within the pages, or within the memory that the store gave for `len` bytes.
             let address = unsafe { memory.add(start) };
             let dma = self.dma.as_ref();
             let dma = dma.and_then(|dma| dma.dma_addr(address.as_ptr()));
@@ -265,7 +266,7 @@ impl Drop for DeviceReader {
     fn drop(&mut self) {
         let mut context = Context::from_waker(Waker::noop());
         if !self.closed && self.pending && self.queue.poll_close(&mut context).is_pending() {
-            // The store may still write to the pages: nobody else ever gets them.
+            // The store may still write to the pages: they are leaked, so that no other code gets them.
             return;
         }
         // SAFETY: neither is used again, and the store has no request.

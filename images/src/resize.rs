@@ -23,7 +23,7 @@ use core::fmt;
 use core::ops::Range;
 use core::str::FromStr;
 
-/// How much is cleared before others get their turn, in bytes.
+/// The number of bytes that are cleared before other tasks get their turn.
 const STEP_BYTES: usize = 1 << 20;
 
 /// An operator wants an image to be larger.
@@ -31,7 +31,7 @@ const STEP_BYTES: usize = 1 << 20;
 pub struct GrowRequest {
     /// The image's name, without `ram:`.
     pub name: String,
-    /// How many bytes it shall have.
+    /// The size asked for, in bytes.
     pub size: u64,
 }
 
@@ -55,9 +55,9 @@ impl Resize {
         }
     }
 
-    /// Clears up to a MiB of what is added. Once there is no more of it the image grows, who has it open
-    /// is told ([`BlockDevice::on_change`](crate::BlockDevice::on_change)), and this answers how many
-    /// bytes it had before; `None` is to be called again.
+    /// Clears up to a MiB of the memory added. Once all of it is cleared, the image grows, the devices open on it
+    /// report that ([`BlockDevice::on_change`](crate::BlockDevice::on_change)), and this returns the number of
+    /// bytes it had before. On `None` the caller calls it again.
     pub fn step(&mut self) -> Option<u64> {
         if self.added.as_mut().is_some_and(AddedMemory::clear) {
             return None;
@@ -75,13 +75,13 @@ impl Drop for Resize {
     }
 }
 
-/// What an image gets more.
+/// The memory by which an image grows.
 #[derive(Debug)]
 pub(crate) struct AddedMemory {
     memory: ImageMemory,
-    /// Which bytes of the memory will be the image's.
+    /// The bytes of the memory that will be the image's.
     bytes: Range<usize>,
-    /// Which bytes of the image they will be.
+    /// Their range in the image.
     image_bytes: Range<usize>,
     cleared: usize,
 }
@@ -100,7 +100,7 @@ impl AddedMemory {
         }
     }
 
-    /// Clears a part of it; false if there is nothing left to clear.
+    /// Clears a part of it. Returns false if there is nothing left to clear.
     fn clear(&mut self) -> bool {
         let len = STEP_BYTES.min(self.memory.len() - self.cleared);
         self.memory.zero(self.cleared, len);
@@ -108,7 +108,7 @@ impl AddedMemory {
         len > 0
     }
 
-    /// Which bytes of the image are added, the memory, and which bytes of it they are.
+    /// Returns the range that is added to the image, the memory, and the range in that memory.
     ///
     /// # Panics
     /// If not all of it is cleared.
@@ -154,7 +154,7 @@ impl fmt::Display for GrowRequestError {
 
 impl core::error::Error for GrowRequestError {}
 
-/// Why an image does not grow.
+/// The reason why an image does not grow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GrowError {
     /// The image is not there.
@@ -184,7 +184,7 @@ pub enum GrowError {
     NoMemory {
         /// Its name.
         name: String,
-        /// How many bytes are missing in one piece.
+        /// The number of contiguous bytes that it needs.
         wanted: u64,
     },
 }

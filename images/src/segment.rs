@@ -27,20 +27,20 @@ impl IoSegment {
     ///
     /// # Safety
     /// As long as the segment, or one that was [kept](Self::keep), exists, the bytes are mapped on every
-    /// vCPU, readable, and for reads writable; and so they are for devices, if there is a bus address. A submitted segment is as good as kept from its submission
-    /// until its request's completion has been told, or
+    /// vCPU, readable, and for reads writable; and so they are for devices, if there is a bus address. A
+    /// submitted segment counts as kept from its submission until its request's completion was reported, or
     /// [`poll_close`](crate::IoQueue::poll_close) of its queue was ready. Nothing in this domain holds a
     /// Rust reference to the bytes, and they lie within one page.
     pub const unsafe fn new(address: NonNull<u8>, len: usize, dma: Option<DmaAddr>) -> IoSegment {
         IoSegment { address, len, dma }
     }
 
-    /// Where the bytes are mapped.
+    /// Returns the address at which the bytes are mapped.
     pub const fn address(&self) -> NonNull<u8> {
         self.address
     }
 
-    /// How many bytes.
+    /// Returns the number of bytes.
     pub const fn len(&self) -> usize {
         self.len
     }

@@ -32,9 +32,9 @@ use core::fmt;
 pub struct Target<'a> {
     /// The kind of store, before the colon.
     pub scheme: &'a str,
-    /// What follows the colon.
+    /// The text after the colon.
     pub value: &'a str,
-    /// What follows the first comma, if there is one.
+    /// The text after the first comma, if there is one.
     pub options: Option<&'a str>,
 }
 
@@ -171,14 +171,14 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, TargetError> {
     }
 }
 
-/// What is wrong with a target.
+/// The fault of a target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetError {
     /// No such store.
     UnknownStore {
-        /// What the target begins with.
+        /// The word that the target begins with.
         store: String,
-        /// How targets of all kinds are written.
+        /// The forms of all kinds of targets.
         expected: String,
     },
     /// `ram:` without a name.

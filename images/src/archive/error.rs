@@ -1,9 +1,9 @@
-//! What can be wrong with an archive.
+//! The faults of an archive.
 
 use alloc::string::String;
 use core::fmt;
 
-/// Why an archive cannot be read. Offsets are those of the header in question, in bytes.
+/// The reason why an archive cannot be read. Offsets are those of the header in question, in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ArchiveError {
     /// It is compressed: images are served in place, so it has to come unpacked.
@@ -13,12 +13,12 @@ pub enum ArchiveError {
     },
     /// It ends where a header or its end mark, a block of zeros, should be.
     Truncated {
-        /// Where that would have been.
+        /// The offset at which it was expected.
         offset: usize,
     },
     /// A header's checksum does not match its bytes.
     Checksum {
-        /// Where the header is.
+        /// The header's offset.
         offset: usize,
         /// The checksum it carries, if that is a number at all.
         stored: Option<u64>,
@@ -27,46 +27,46 @@ pub enum ArchiveError {
     },
     /// A header's size is no number.
     Size {
-        /// Where the header is.
+        /// The header's offset.
         offset: usize,
     },
     /// A member's data would reach past the end of the archive.
     BeyondEnd {
         /// The member.
         name: String,
-        /// Where its header is.
+        /// The offset of its header.
         offset: usize,
-        /// How many bytes it should have.
+        /// Its size in bytes, as the header has it.
         size: u64,
-        /// How many bytes the whole archive has.
+        /// The size of the whole archive in bytes.
         archive: usize,
     },
-    /// A name is empty or no text.
+    /// A name is empty or not text.
     Name {
-        /// Where the header is.
+        /// The header's offset.
         offset: usize,
     },
     /// Two members have the same name.
     Duplicate {
         /// That name.
         name: String,
-        /// Where the first one's data is.
+        /// The offset of the first one's data.
         first: usize,
-        /// Where the second one's data is.
+        /// The offset of the second one's data.
         second: usize,
     },
     /// A member's data is not its file's content: a sparse file, or a part of several volumes.
     Unsupported {
         /// The member.
         name: String,
-        /// Where its header is.
+        /// The offset of its header.
         offset: usize,
         /// Its type flag.
         kind: char,
     },
     /// A pax extended header makes no sense.
     ExtendedHeader {
-        /// Where it is.
+        /// Its offset.
         offset: usize,
     },
 }

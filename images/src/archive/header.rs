@@ -5,7 +5,7 @@ use alloc::string::{String, ToString};
 
 type Block = [u8; BLOCK];
 
-/// What kind of member a header is for.
+/// The kind of member that a header describes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Regular,
@@ -17,7 +17,7 @@ pub(super) enum Kind {
     LongName,
     /// The data is records about the next member (pax `x`).
     Pax,
-    /// The data is not what the file holds: sparse files, parts of other volumes.
+    /// The data is not the file's content: sparse files, parts of other volumes.
     Unsupported,
 }
 

@@ -35,9 +35,9 @@ pub(crate) const BLOCK: usize = 512;
 pub struct Member {
     /// Its path, without leading `./`.
     pub name: String,
-    /// Where its data starts in the archive, in bytes: a multiple of 512.
+    /// The offset of its data in the archive, in bytes: a multiple of 512.
     pub offset: usize,
-    /// How many bytes it has; all of them lie within the archive.
+    /// Its size in bytes; all of them lie within the archive.
     pub size: usize,
 }
 
@@ -95,7 +95,7 @@ struct Reader<'a> {
     offset: usize,
 }
 
-/// What extra members say of the one that follows.
+/// The attributes that extra members give to the member after them.
 #[derive(Default)]
 struct Extra {
     name: Option<String>,
@@ -127,7 +127,7 @@ impl Reader<'_> {
                 None => header.name(offset)?,
             };
             let size = match header.kind {
-                // A link's size is that of what it points to; it has no data itself.
+                // A link's size is that of its destination; a link has no data itself.
                 Kind::Link => 0,
                 _ => extra.size.unwrap_or(header.size),
             };

@@ -12,7 +12,7 @@ use bulkhead_xen::DmaMemory;
 use core::task::{Context, Poll, Waker};
 use spin::Mutex;
 
-/// What a user keeps as long as it or one of its queues is there: its claim on the device.
+/// The claim on the device that a user keeps as long as it or one of its queues exists.
 pub type Held = Arc<dyn Send + Sync>;
 
 /// A device with several users: a device itself wakes one waker when it changes, this one wakes each
@@ -33,7 +33,7 @@ impl Wake for Inner {
 }
 
 impl SharedDevice {
-    /// Shares a device, which nobody else asks for changes.
+    /// Shares a device. No other code may ask it for changes.
     pub fn new(device: Arc<dyn BlockDevice>) -> SharedDevice {
         SharedDevice(Arc::new(Inner {
             device,

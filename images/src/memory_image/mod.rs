@@ -36,7 +36,7 @@ pub(crate) struct MemoryImage {
     pub(crate) watchers: Mutex<Waiters>,
 }
 
-/// What the image's lock guards, besides what is noted as released.
+/// The state that the image's lock guards, besides the map of released pages.
 #[derive(Default)]
 struct Locked {
     readers: Vec<Registered>,
@@ -53,7 +53,7 @@ struct Registered {
     awaited: Option<usize>,
 }
 
-/// Why an image cannot grow.
+/// The reason why an image cannot grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CannotGrow {
     /// It would not.
@@ -120,8 +120,8 @@ impl MemoryImage {
         readers.retain(|other| !Arc::ptr_eq(&other.reader, reader));
     }
 
-    /// Where the image's bytes from `offset` on are, if all of them are there and neighbours. The
-    /// caller visits, where discards may go on meanwhile.
+    /// Returns the address of the image's `len` bytes from `offset`, if all of them are present and contiguous.
+    /// If discards may go on meanwhile, the caller holds its [`Reader`]'s guard.
     pub(crate) fn stage(&self, offset: usize, len: usize) -> Option<NonNull<u8>> {
         let first = &self.extents.memory;
         let inside = offset.checked_add(len)? <= first.len();
@@ -240,8 +240,8 @@ impl MemoryImage {
         Ok(())
     }
 
-    /// Begins to make the image `new` bytes long. What is added is to be cleared, and then given to
-    /// [`finish_resize`](Self::finish_resize); if that never happens, [`cancel_resize`](Self::cancel_resize) is to be called.
+    /// Begins to make the image `new` bytes long. The caller clears the memory added, and then passes it to
+    /// [`finish_resize`](Self::finish_resize), or else calls [`cancel_resize`](Self::cancel_resize).
     pub(crate) fn begin_resize(&self, new: usize) -> Result<AddedMemory, CannotGrow> {
         let mut locked = self.locked.lock();
         let old = self.len();
@@ -260,7 +260,7 @@ impl MemoryImage {
         Ok(AddedMemory::new(memory, skip..end, old..new))
     }
 
-    /// Ends a growth: the image has what was added, once it is cleared. Answers how long it was.
+    /// Ends a growth: adds the cleared memory to the image. Returns the length before.
     ///
     /// # Panics
     /// If it is not cleared.

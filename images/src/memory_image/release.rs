@@ -5,7 +5,7 @@ use crate::discard_map::{Reader, announce};
 use crate::extent::{Run, runs};
 use bulkhead_xen::PAGE_SIZE;
 
-/// How many pages are discarded at a time, so that nobody waits long for the lock or the processor.
+/// The most pages that are discarded at a time, so that no queue waits long for the lock or the vCPU.
 const STEP_PAGES: usize = 256;
 
 /// A part of a discard: its pages are noted as released and may be in use. To be given to
@@ -18,7 +18,7 @@ pub(crate) struct DiscardStep {
 }
 
 impl DiscardStep {
-    /// How many bytes are discarded with it.
+    /// Returns the number of bytes that the step discards.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
@@ -66,7 +66,7 @@ impl MemoryImage {
             }
             match piece.page.filter(|_| piece.is_whole_page()) {
                 Some(page) => piece.extent.released.note(page, &self.released),
-                // Somebody else's data may be in the rest of the page.
+                // Other data may be in the rest of the page.
                 None => piece.extent.memory.zero(piece.offset, piece.len),
             }
         }
@@ -77,8 +77,8 @@ impl MemoryImage {
         Some(step)
     }
 
-    /// Gives the pages of the step back to Xen, once nobody uses them any more; false if somebody
-    /// may.
+    /// Gives the pages of the step back to Xen if no queue uses them any more. Returns false if a queue may
+    /// still use one.
     pub(crate) fn finish_release(&self, step: &DiscardStep) -> bool {
         let mut locked = self.locked.lock();
         let left = |registered: &Registered| {
@@ -113,14 +113,14 @@ impl MemoryImage {
         })
     }
 
-    /// Gives pages back that were noted and that nobody uses.
+    /// Gives back pages that were noted and that no queue uses.
     fn release(&self, _locked: &Locked, run: &Run<'_>) {
         let extent = run.extent;
         let at = extent.page_offset(run.first);
         // Xen does not clear a page for its next owner.
         extent.memory.zero(at, run.count * PAGE_SIZE);
         let gone = match &self.reservation {
-            // SAFETY: whole pages of the image, noted as released; everyone who did not see that
+            // SAFETY: whole pages of the image, noted as released; every queue that did not see that
             // has left, and no page of an image is ever granted.
             Some(reservation) => unsafe { extent.memory.release(&**reservation, at, run.count) },
             None => 0,
@@ -128,7 +128,7 @@ impl MemoryImage {
         for page in run.first..run.first + gone {
             extent.released.lose(page);
         }
-        // What Xen does not take is memory as before, and zeros by now.
+        // Pages that Xen does not take stay the image's memory, and are zeros by now.
         for page in run.first + gone..run.first + run.count {
             extent.released.regain(page, &self.released);
         }

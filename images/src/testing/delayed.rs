@@ -49,13 +49,13 @@ struct State {
     busy: bool,
     /// Requests are completed at once.
     prompt: bool,
-    /// What is given up comes back.
+    /// A request that is given up comes back.
     cancels: bool,
     /// A queue is closed only once nothing of it is held.
     holds_on: bool,
-    /// Why no queue is opened: for that reason, or for none that it says.
+    /// If no queue is opened: the reason for that, if the device gives one.
     unopened: Option<Option<String>>,
-    /// How many batches have ended.
+    /// The number of batches that have ended.
     batches: usize,
     held: Vec<HeldRequest>,
     done: VecDeque<(usize, Tag, Result<(), IoError>)>,
@@ -124,17 +124,17 @@ impl Delayed {
         self.state.lock().unopened = Some(reason.map(String::from));
     }
 
-    /// How many batches have ended.
+    /// The number of batches that have ended.
     pub fn batches(&self) -> usize {
         self.state.lock().batches
     }
 
-    /// How many requests are held back.
+    /// Returns the number of requests that are held back.
     pub fn held(&self) -> usize {
         self.state.lock().held.len()
     }
 
-    /// What the requests held back are, the oldest first.
+    /// Returns the operations of the requests that are held back, the oldest first.
     pub fn ops(&self) -> Vec<Op> {
         self.state.lock().held.iter().map(|held| held.op).collect()
     }

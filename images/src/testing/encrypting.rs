@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use core::ptr::NonNull;
 use core::task::{Context, Poll};
 
-/// How many requests it takes at a time, and how many bytes of each.
+/// The number of requests that it takes at a time, and of bytes in each.
 const DEPTH: usize = 8;
 const BYTES: usize = 16 * 1024;
 
@@ -203,7 +203,7 @@ impl Drop for EncryptingQueue {
     fn drop(&mut self) {
         for (memory, _) in self.buffers.drain(..) {
             let slice = NonNull::slice_from_raw_parts(memory, 512 + BYTES);
-            // SAFETY: leaked from such a box when the queue was opened; nobody uses it any more.
+            // SAFETY: leaked from such a box when the queue was opened; no code uses it any more.
             drop(unsafe { Box::from_raw(slice.as_ptr()) });
         }
     }

@@ -73,7 +73,7 @@ impl<Q: IoQueue + ?Sized> CompleteNow for Q {
 
 type Over = dyn Fn(Arc<dyn BlockDevice>, &str) -> Arc<dyn BlockDevice>;
 
-/// What a test puts before every device that [`Stores`] opens, given the device
+/// A wrapper that a test puts around every device that [`Stores`] opens, given the device
 /// and its owner's name: a [`Delayed`], for instance.
 pub struct Layer(Box<Over>);
 

@@ -1,4 +1,4 @@
-//! Where the sectors of a device lie on the devices below it.
+//! The map from the sectors of a device to the devices below it.
 
 use crate::io::Sector;
 use alloc::boxed::Box;
@@ -10,9 +10,9 @@ use core::fmt;
 struct Run {
     /// The first of them.
     start: u64,
-    /// How many.
+    /// The number of sectors.
     len: u64,
-    /// How many lie in a row on one leg before the next leg's turn comes. All, if there is one leg.
+    /// The number of sectors in a row on one leg before the next leg's turn; all of them if there is one leg.
     chunk: u64,
     legs: Box<[Leg]>,
 }
@@ -43,7 +43,7 @@ pub struct ExtentMap {
     runs: Vec<Run>,
 }
 
-/// Why sectors cannot be mapped so.
+/// The reason why sectors cannot be mapped so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExtentError {
     /// There are none, or they lie nowhere.
@@ -240,7 +240,7 @@ impl ExtentMap {
     }
 }
 
-/// Whether `len` sectors from each of two places on have an end that is a sector too.
+/// Returns whether `len` sectors from `start` and from `other` both end at a valid sector number.
 fn ends(start: u64, len: u64, other: u64) -> bool {
     // In bytes as well, and with a chunk's length times the legs within the number.
     let end = |start: u64| start.checked_add(len).is_some_and(|end| end < 1 << 55);

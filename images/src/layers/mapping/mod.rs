@@ -42,7 +42,7 @@ struct Shared {
     _held: Held,
 }
 
-/// Why a device cannot be made of those extents.
+/// The reason why a device cannot be made of those extents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MappingError {
     /// There are no sectors, or no device.
@@ -138,7 +138,7 @@ impl MappedDevice {
 pub struct WeakMappedDevice(Weak<Shared>);
 
 impl WeakMappedDevice {
-    /// Returns the device, as long as somebody uses it.
+    /// Returns the device, as long as it is in use.
     pub fn upgrade(&self) -> Option<MappedDevice> {
         self.0.upgrade().map(MappedDevice)
     }
@@ -213,7 +213,7 @@ impl BlockDevice for MappedDevice {
     }
 }
 
-/// Where the first unit of a discard starts, counted from sector `first` of the device on.
+/// Returns the start of the first discard unit, counted from sector `first` of the device.
 fn moved(limits: DiscardLimits, first: u64) -> Sector {
     let unit = limits.granularity.0.max(1);
     Sector((limits.alignment.0 % unit + unit - first % unit) % unit)

@@ -15,18 +15,18 @@ use bulkhead_xen::DmaMemory;
 use core::sync::atomic::Ordering;
 use core::task::{Context, Poll};
 
-/// How many requests may be in parts at a time; the others have to wait.
+/// The most requests that are served in parts at a time; the others have to wait.
 const MOST_SPLITS: usize = 16;
 
 pub(super) struct MappedQueue {
     shared: Arc<Shared>,
     map: Arc<ExtentMap>,
-    /// How many changes of the map it knows.
+    /// The number of changes of the map that the queue has seen.
     changes: usize,
     below: Vec<Below>,
     splits: Splits,
     caps: Caps,
-    /// Where memory was given for requests, if there are several devices.
+    /// The devices that gave memory for requests, if there are several devices.
     staged: Vec<(Tag, usize)>,
     /// A request was not taken.
     was_busy: bool,
@@ -63,7 +63,7 @@ impl Below {
     }
 }
 
-/// What all of the queues below can take.
+/// Returns what every one of the queues below can take.
 fn common(queues: &[Box<dyn IoQueue>]) -> Result<Caps, OpenQueueError> {
     let all = queues.iter().map(|queue| Ok(queue.caps()));
     let common = all.reduce(|one, other| {

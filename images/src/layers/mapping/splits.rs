@@ -31,7 +31,7 @@ pub(super) struct Splits {
 pub(super) struct Split {
     tag: Option<Tag>,
     pub op: Op,
-    /// How many sectors or, of a flush, devices are done with, and how many there are.
+    /// The number of sectors (of a flush: devices) that are done, and of all.
     pub position: u64,
     pub count: u64,
     /// The leg whose share of a discard is next.
@@ -41,7 +41,7 @@ pub(super) struct Split {
     pending: usize,
     outcome: Result<(), IoError>,
     segments: Vec<IoSegment>,
-    /// Where the data of the next part starts.
+    /// The position of the next part's data.
     cursor: Cursor,
 }
 
@@ -94,7 +94,7 @@ impl Splits {
         Some(free)
     }
 
-    /// How many slots there are.
+    /// Returns the number of slots.
     pub fn len(&self) -> usize {
         self.slots.len()
     }
@@ -195,7 +195,7 @@ impl Splits {
 }
 
 impl Split {
-    /// Whether there are parts to pass on.
+    /// Returns whether there are parts to pass on.
     pub fn is_at_work(&self) -> bool {
         self.tag.is_some() && self.position < self.count && self.outcome.is_ok()
     }

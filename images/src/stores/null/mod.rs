@@ -13,9 +13,9 @@ use core::task::{Context, Poll};
 
 /// A device without data (`null:SIZE`), of any size up to 2^64 bytes whatever memory there is.
 ///
-/// It says yes to every request that a device of its size could do, and touches neither memory of
-/// its own nor the segments: what is left to measure is the protocol. Reads leave the segments as they are, so whoever puts a
-/// buffer of its own between this device and a guest clears that buffer first.
+/// It completes every request that a device of its size could do, and touches neither memory of its own nor
+/// the segments, so that only the protocol is measured. Reads leave the segments as they are: code that puts
+/// a buffer of its own between this device and a guest clears that buffer first.
 #[derive(Clone, Copy, Debug)]
 pub struct NullDevice {
     sectors: Sector,

@@ -41,7 +41,7 @@ pub struct RamImage(Arc<Image>);
 
 struct Image {
     memory: Arc<MemoryImage>,
-    /// Its number among those who want to know when the memory grows.
+    /// Its number among the watchers of the memory's growth.
     watcher: u64,
     sector_size: SectorSize,
     physical_sector_size: SectorSize,
@@ -131,13 +131,13 @@ struct Queue {
     in_place: bool,
     /// A step was discarded since the last call of `complete`: no more of it until then.
     stepped: bool,
-    /// In their order: what is behind the first has not releasing.
+    /// In their order. Only the first one can have `releasing`.
     discards: VecDeque<Discard>,
     /// The part of the first one whose memory is being released.
     releasing: Option<DiscardStep>,
 }
 
-/// What is still to be discarded of a request.
+/// The part of a request that is still to be discarded.
 #[derive(Clone, Copy)]
 struct Discard {
     tag: Tag,
@@ -335,7 +335,7 @@ impl Drop for Image {
 }
 
 impl Image {
-    /// What is served: whole sectors.
+    /// Returns the number of bytes that are served: whole sectors.
     #[inline]
     fn len(&self) -> usize {
         let len = self.memory.len();
@@ -346,7 +346,7 @@ impl Image {
         self.access == Access::ReadWrite
     }
 
-    /// Where the data of a request starts. All of it lies within the image.
+    /// Returns the offset of a request's data, all of which lies within the image.
     #[inline]
     fn offset(&self, sector: Sector, segments: &[IoSegment]) -> Result<usize, IoError> {
         let mut total = 0_usize;

@@ -20,7 +20,7 @@ pub struct RamTarget {
     pub sector_size: SectorSize,
     /// The unit that it is told to prefer; not smaller.
     pub physical_sector_size: SectorSize,
-    /// What becomes of discarded memory, if not what the driver domain does with all of it.
+    /// The use of discarded memory, if it differs from the driver domain's setting.
     pub discard: Option<DiscardMode>,
     /// The image may be open for others too, writers among them, whose targets say the same.
     pub shared: bool,

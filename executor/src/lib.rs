@@ -59,19 +59,20 @@ pub use waiters::Waiters;
 
 use alloc::boxed::Box;
 use alloc::rc::Rc;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_xen::{Hypervisor, Instant, Port};
 use core::cell::RefCell;
 use core::future::Future;
 use core::pin::Pin;
-use core::task::Poll;
+use core::sync::atomic::{AtomicBool, Ordering};
+use core::task::{Poll, Waker};
 use core::time::Duration;
-use futures_util::future::{AbortHandle, Abortable, abortable};
 
 type BoxedTask = Pin<Box<dyn Future<Output = ()>>>;
 
-/// A task that may be stopped. The executor drops it when it has ended or was stopped.
-type StoppableTask = Abortable<BoxedTask>;
+/// A task that was spawned, and the flag that stops it.
+type Spawned = (BoxedTask, Arc<AtomicBool>);
 
 /// State that a vCPU's tasks share.
 struct Core<H> {
@@ -80,14 +81,16 @@ struct Core<H> {
     timers: timers::Timers,
     block_cost: block_cost::BlockCost,
     /// Tasks that were spawned and not yet taken over by the executor.
-    inbox: RefCell<Vec<StoppableTask>>,
+    inbox: RefCell<Vec<Spawned>>,
+    /// Whether a task was stopped that has not been dropped yet.
+    any_stopped: Arc<AtomicBool>,
     spawner: VcpuSpawner<H>,
 }
 
 /// Runs the tasks of one vCPU.
 pub struct Executor<H: Hypervisor> {
     core: Rc<Core<H>>,
-    tasks: tasks::Tasks<H, StoppableTask>,
+    tasks: tasks::Tasks<H>,
 }
 
 impl<H: Hypervisor> Executor<H> {
@@ -111,6 +114,7 @@ impl<H: Hypervisor> Executor<H> {
                 timers: timers::Timers::default(),
                 block_cost: block_cost::BlockCost::default(),
                 inbox: RefCell::default(),
+                any_stopped: Arc::default(),
                 spawner: spawner.clone(),
             }),
             tasks: tasks::Tasks::new(spawner.clone()),
@@ -145,15 +149,18 @@ impl<H: Hypervisor> Executor<H> {
                 .take_pending(&mut |port| core.ports.notify(port));
             core.timers.fire(|| core.hypervisor.now());
             core.spawner.receive(|| Handle { core: core.clone() });
-            if !core.inbox.borrow().is_empty() {
-                for task in core.inbox.borrow_mut().drain(..) {
-                    self.tasks.insert(task);
-                }
-            }
             if !more() || !core.spawner.sleep_state().take() {
                 return polled;
             }
             polled = true;
+            // Spawning a task and stopping one count as a wake.
+            if !core.inbox.borrow().is_empty() {
+                self.tasks.take_over(&mut core.inbox.borrow_mut());
+            }
+            let any_stopped = &core.any_stopped;
+            if any_stopped.load(Ordering::Relaxed) && any_stopped.swap(false, Ordering::Acquire) {
+                self.tasks.drop_stopped();
+            }
             self.tasks.poll_woken();
         }
     }
@@ -222,10 +229,14 @@ impl<H: Hypervisor> Handle<H> {
 
     /// Does the same in code that is not compiled for each type of task.
     fn spawn_boxed(&self, task: BoxedTask) -> Task {
-        let (task, abort) = abortable(task);
-        self.core.inbox.borrow_mut().push(task);
+        let stopped = Arc::new(AtomicBool::new(false));
+        self.core.inbox.borrow_mut().push((task, stopped.clone()));
         self.core.spawner.wake();
-        Task { abort }
+        Task {
+            stopped,
+            any_stopped: self.core.any_stopped.clone(),
+            waker: self.core.spawner.waker(),
+        }
     }
 
     /// Returns the means by which other vCPUs send work to the executor.
@@ -288,13 +299,19 @@ impl<H: Hypervisor> Handle<H> {
 /// A spawned task. Dropping this lets the task run on.
 #[derive(Debug)]
 pub struct Task {
-    abort: AbortHandle,
+    stopped: Arc<AtomicBool>,
+    any_stopped: Arc<AtomicBool>,
+    /// The executor's.
+    waker: Waker,
 }
 
 impl Task {
     /// Stops the task at the place where it waits; everything it owns is dropped before the
     /// executor goes idle again.
     pub fn stop(&self) {
-        self.abort.abort();
+        self.stopped.store(true, Ordering::Relaxed);
+        // Whoever sees this sees the other. The wake carries it over to the executor's vCPU.
+        self.any_stopped.store(true, Ordering::Release);
+        self.waker.wake_by_ref();
     }
 }

@@ -4,9 +4,11 @@ use crate::Handle;
 use crate::sleep_state::SleepState;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
+use alloc::task::Wake;
 use alloc::vec::Vec;
 use bulkhead_xen::{Hypervisor, VcpuId};
 use core::sync::atomic::{AtomicBool, Ordering};
+use core::task::Waker;
 use spin::Mutex;
 
 type Work<H> = Box<dyn FnOnce(&Handle<H>) + Send>;
@@ -86,11 +88,29 @@ impl<H: Hypervisor> VcpuSpawner<H> {
         &self.0.sleep_state
     }
 
+    /// Returns a waker of the executor itself, for none of its tasks.
+    pub(crate) fn waker(&self) -> Waker {
+        Waker::from(self.0.clone())
+    }
+
     /// Records that some task can make progress, and has the vCPU woken for that if it sleeps.
     #[inline]
     pub(crate) fn wake(&self) {
-        if self.0.sleep_state.wake() {
-            self.0.hypervisor.wake_vcpu(self.0.vcpu);
+        self.0.wake_up();
+    }
+}
+
+impl<H: Hypervisor> Shared<H> {
+    #[inline]
+    fn wake_up(&self) {
+        if self.sleep_state.wake() {
+            self.hypervisor.wake_vcpu(self.vcpu);
         }
+    }
+}
+
+impl<H: Hypervisor> Wake for Shared<H> {
+    fn wake(self: Arc<Self>) {
+        self.wake_up();
     }
 }

@@ -5,25 +5,23 @@
 //! lost if it comes during the poll. `FuturesUnordered`, which keeps woken tasks in a queue and moves each through a
 //! list when it is polled, took twice as many instructions for a wake and a poll.
 
-use crate::VcpuSpawner;
+use crate::{BoxedTask, Spawned, VcpuSpawner};
 use alloc::sync::Arc;
 use alloc::task::Wake;
 use alloc::vec::Vec;
 use bulkhead_xen::Hypervisor;
-use core::future::Future;
-use core::pin::Pin;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::task::{Context, Waker};
 
 /// Tasks whose bits are in one word.
 const GROUP: usize = u64::BITS as usize;
 
 /// A set of tasks of which only the woken ones are polled.
-pub(crate) struct Tasks<H, T> {
+pub(crate) struct Tasks<H> {
     spawner: VcpuSpawner<H>,
     groups: Vec<Group<H>>,
     /// The tasks of all groups; `None` where one has ended.
-    tasks: Vec<Option<Entry<T>>>,
+    tasks: Vec<Option<Entry>>,
 }
 
 /// The bits of up to [`GROUP`] tasks.
@@ -33,8 +31,9 @@ struct Group<H> {
     taken: u64,
 }
 
-struct Entry<T> {
-    future: T,
+struct Entry {
+    future: BoxedTask,
+    stopped: Arc<AtomicBool>,
     waker: Waker,
 }
 
@@ -62,7 +61,7 @@ impl<H: Hypervisor> Wake for TaskWaker<H> {
     }
 }
 
-impl<H: Hypervisor, T: Future<Output = O> + Unpin, O> Tasks<H, T> {
+impl<H: Hypervisor> Tasks<H> {
     /// Creates an empty set. Its executor is the one that `spawner` wakes.
     pub(crate) fn new(spawner: VcpuSpawner<H>) -> Self {
         Tasks {
@@ -72,8 +71,17 @@ impl<H: Hypervisor, T: Future<Output = O> + Unpin, O> Tasks<H, T> {
         }
     }
 
-    /// Adds a task, which counts as woken.
-    pub(crate) fn insert(&mut self, future: T) {
+    /// Takes over the tasks that were spawned.
+    #[cold]
+    pub(crate) fn take_over(&mut self, spawned: &mut Vec<Spawned>) {
+        for (task, stopped) in spawned.drain(..) {
+            self.insert(task, stopped);
+        }
+    }
+
+    /// Adds a task, which counts as woken. It is dropped by [`drop_stopped`](Self::drop_stopped) once `stopped` is
+    /// set.
+    fn insert(&mut self, future: BoxedTask, stopped: Arc<AtomicBool>) {
         let at = match self.groups.iter().position(|group| group.taken != u64::MAX) {
             Some(at) => at,
             None => {
@@ -102,6 +110,7 @@ impl<H: Hypervisor, T: Future<Output = O> + Unpin, O> Tasks<H, T> {
         }
         self.tasks[place] = Some(Entry {
             future,
+            stopped,
             waker: waker.into(),
         });
     }
@@ -118,11 +127,28 @@ impl<H: Hypervisor, T: Future<Output = O> + Unpin, O> Tasks<H, T> {
                 woken &= woken - 1;
                 let place = &mut self.tasks[number * GROUP + bit as usize];
                 let Some(task) = place else { continue };
+                if task.stopped.load(Ordering::Relaxed) {
+                    continue;
+                }
                 let mut context = Context::from_waker(&task.waker);
-                if Pin::new(&mut task.future).poll(&mut context).is_ready() {
+                if task.future.as_mut().poll(&mut context).is_ready() {
                     *place = None;
                     group.taken &= !(1 << bit);
                 }
+            }
+        }
+    }
+
+    /// Drops the tasks that were stopped.
+    #[cold]
+    pub(crate) fn drop_stopped(&mut self) {
+        for (number, place) in self.tasks.iter_mut().enumerate() {
+            if place
+                .as_ref()
+                .is_some_and(|task| task.stopped.load(Ordering::Relaxed))
+            {
+                *place = None;
+                self.groups[number / GROUP].taken &= !(1 << (number % GROUP));
             }
         }
     }

@@ -27,7 +27,7 @@ const SELDOM: u32 = 1024;
 /// How long a response is held back at most, unless the operator says otherwise, when no other has joined it.
 pub const MOST: Duration = Duration::from_micros(500);
 /// After how many batches it is looked at what blocking costs.
-const COSTS_EVERY: u8 = 8;
+const COSTS_EVERY: u8 = 16;
 /// A clock that shows the same time so often stands still, as that of a test does.
 const FROZEN_CLOCK: u32 = 64;
 
@@ -117,6 +117,7 @@ impl Coalescer {
 
     /// What to do with a queue that has `waiting` requests and responses that the frontend waits for, of at
     /// most `most`.
+    #[inline]
     pub fn next(&mut self, now: Instant, waiting: u32, most: u32) -> Next {
         let moves = self.clock_moves(now);
         let until = self.until.take();
@@ -148,6 +149,7 @@ impl Coalescer {
 
     /// More requests or responses are there than the last time. False if the deadline is over, and they came far
     /// more slowly than usual.
+    #[inline]
     fn arrived(&mut self, now: Instant, waiting: u32, until: Option<Instant>) -> bool {
         let since = self.since(now);
         let woken = core::mem::take(&mut self.woken);
@@ -168,6 +170,7 @@ impl Coalescer {
     }
 
     /// Nothing waits.
+    #[inline]
     fn idle(&mut self, now: Instant, most: u32, moves: bool) -> Next {
         let batch = self.target(most).min(self.half());
         self.streaming = self.streaming && batch > 1 && moves && now < self.deadline(batch, 0);
@@ -221,6 +224,7 @@ impl Coalescer {
     }
 
     /// How many have to wait to be answered.
+    #[inline]
     fn target(&self, most: u32) -> u32 {
         match self.answered >= self.patient_for {
             true => most,
@@ -261,6 +265,7 @@ impl Coalescer {
     }
 
     /// A sleep without a deadline is over, and `waiting` requests wait.
+    #[inline]
     pub fn woke(&mut self, now: Instant, waiting: u32) {
         if waiting == 0 {
             // A notification may be of requests that were found before it came.
@@ -276,6 +281,7 @@ impl Coalescer {
     }
 
     /// Takes note of the time since the last look; false if the clock stands still.
+    #[inline]
     fn clock_moves(&mut self, now: Instant) -> bool {
         self.same_looks = match now == self.last_look {
             true => self.same_looks + 1,

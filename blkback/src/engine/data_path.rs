@@ -334,7 +334,6 @@ impl<H: Hypervisor> PageAccess<H> {
     pub fn count(&self, stats: &QueueStats, staged: (u64, u64)) {
         let (calls, copies) = match &self.mappings {
             Mappings::Persistent(cache) => {
-                stats.persistent_hits.set(cache.hits());
                 stats.persistent_misses.set(cache.misses());
                 (cache.calls(), (0, 0))
             }

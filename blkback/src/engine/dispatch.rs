@@ -112,6 +112,7 @@ impl<H: Hypervisor> Dispatcher<H> {
     }
 
     /// Returns how many requests could be taken.
+    #[inline]
     pub fn waiting(&self) -> Result<u32, QueueError> {
         match self.is_stuck() {
             // While no request can begin, only the completion of one changes that.
@@ -137,12 +138,14 @@ impl<H: Hypervisor> Dispatcher<H> {
     }
 
     /// Publishes the responses. Returns true if the frontend asked to be notified of them.
+    #[inline]
     pub fn publish(&mut self) -> bool {
         self.ring.publish()
     }
 
     /// Asks the frontend to notify us when there are `more` requests beside those that were
     /// [waiting](Self::waiting). Returns true if that many can be taken already.
+    #[inline]
     pub fn final_check_for(&mut self, waiting: u32, more: NonZeroU32) -> Result<bool, QueueError> {
         let on_ring = waiting.saturating_sub(self.held());
         Ok(!self.is_stuck() && self.ring.final_check_for(more.saturating_add(on_ring))?)
@@ -154,6 +157,7 @@ impl<H: Hypervisor> Dispatcher<H> {
     }
 
     /// Returns whether no request can be taken before one in flight has ended.
+    #[inline]
     fn is_stuck(&self) -> bool {
         self.inflight.in_flight() > 0
             && (self.inflight.free() == 0

@@ -82,11 +82,13 @@ impl PollWindow {
     }
 
     /// The longest that polling may last where it has to pay.
+    #[inline]
     pub fn limit(&self) -> Nanos {
         self.limit
     }
 
     /// How long an idle queue is to be polled, whose frontend has a single request outstanding or several.
+    #[inline]
     pub fn get(&self, single: bool) -> Nanos {
         if single && self.chosen.is_none() && self.without_pause.count_ones() >= WITHOUT_PAUSE {
             return (self.usual * 2).clamp(self.limit, CLOSED_LOOP);
@@ -103,6 +105,7 @@ impl PollWindow {
     }
 
     /// The queue was idle for so long until its task had been woken for a request.
+    #[inline]
     pub fn woken(&mut self, idle: Nanos) {
         // Polling would have found it sooner.
         self.note(
@@ -111,6 +114,7 @@ impl PollWindow {
         );
     }
 
+    #[inline]
     fn note(&mut self, most: Nanos, least: Nanos) {
         self.soon = self.soon << 1 | u16::from(most <= self.limit);
         let without_pause = least <= CLOSED_LOOP;

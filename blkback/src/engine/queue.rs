@@ -33,6 +33,8 @@ pub struct Queue<H: Hypervisor> {
     channel: Rc<EventChannel<H>>,
     handle: Handle<H>,
     stats: Arc<QueueStats>,
+    /// True if hypercalls may have been made that the counters do not show yet.
+    uncounted: bool,
     options: Options,
 }
 
@@ -95,6 +97,7 @@ impl<H: Hypervisor> Queue<H> {
             channel: Rc::new(handle.event_channel(port)),
             handle: handle.clone(),
             stats,
+            uncounted: false,
             options: setup.options,
         })
     }
@@ -130,6 +133,7 @@ impl<H: Hypervisor> Queue<H> {
     }
 
     /// Returns how many requests could be taken.
+    #[inline]
     pub fn waiting(&self) -> Result<u32, QueueError> {
         self.dispatcher.waiting()
     }
@@ -172,6 +176,7 @@ impl<H: Hypervisor> Queue<H> {
 
     /// Has the requests served that were begun, which have `pages` pages.
     fn start(&mut self, pages: usize) {
+        self.uncounted = true;
         let (dispatcher, page_access) = (&mut self.dispatcher, &mut self.page_access);
         let mut sweep = page_access.begin(pages, || self.handle.now());
         self.submitter
@@ -184,6 +189,7 @@ impl<H: Hypervisor> Queue<H> {
     }
 
     /// Publishes the responses, and notifies the frontend if it asked for that.
+    #[inline]
     pub fn publish(&mut self) {
         if self.dispatcher.publish() {
             self.stats.notifications_sent.add(1);
@@ -199,6 +205,7 @@ impl<H: Hypervisor> Queue<H> {
     /// Asks the frontend to notify us when there are `more` requests beside those that were
     /// [waiting](Self::waiting), or at its next request if the device should begin with it at once. Returns
     /// true if that many can be taken already.
+    #[inline]
     pub fn final_check_for(&mut self, waiting: u32, more: NonZeroU32) -> Result<bool, QueueError> {
         let more = match self.submitter.completes_later() {
             true => NonZeroU32::MIN,
@@ -253,6 +260,7 @@ impl<H: Hypervisor> Queue<H> {
 
     /// Learns what the device has completed, and goes on with that and with what waits for it.
     fn collect(&mut self) {
+        self.uncounted = true;
         let (dispatcher, page_access) = (&mut self.dispatcher, &mut self.page_access);
         let mut unwatched = Context::from_waker(Waker::noop());
         self.submitter.collect(&mut unwatched, dispatcher);
@@ -274,7 +282,10 @@ impl<H: Hypervisor> Queue<H> {
         if self.dispatcher.has_answered() {
             self.page_access.unmap();
             self.dispatcher.clear_answered();
-            self.page_access.count(&self.stats, self.submitter.staged());
+            if core::mem::take(&mut self.uncounted) {
+                self.page_access.count(&self.stats, self.submitter.staged());
+            }
+            self.page_access.count_hits(&self.stats);
         }
     }
 

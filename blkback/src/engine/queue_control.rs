@@ -3,8 +3,9 @@
 use super::setup::{ConnectError, QueueError};
 use super::stats::QueueStats;
 use alloc::sync::Arc;
+use core::cell::RefCell;
 use core::sync::atomic::{AtomicBool, Ordering};
-use core::task::{Context, Poll};
+use core::task::{Context, Poll, Waker};
 use futures_util::task::AtomicWaker;
 
 /// A flag that is set once and that one task waits for, from any vCPU.
@@ -72,12 +73,20 @@ pub struct QueueControl(Arc<Shared>);
 
 /// The queue's end: is told to stop and says when it has.
 #[derive(Debug)]
-pub struct QueueGuard(Arc<Shared>);
+pub struct QueueGuard {
+    shared: Arc<Shared>,
+    /// The waker that is woken when the queue is to stop.
+    stop_waiter: RefCell<Option<Waker>>,
+}
 
 /// Both ends of a new queue.
 pub fn queue_control() -> (QueueControl, QueueGuard) {
     let shared = Arc::new(Shared::default());
-    (QueueControl(shared.clone()), QueueGuard(shared))
+    let guard = QueueGuard {
+        shared: shared.clone(),
+        stop_waiter: RefCell::default(),
+    };
+    (QueueControl(shared), guard)
 }
 
 impl QueueControl {
@@ -137,62 +146,72 @@ impl Drop for QueueControl {
 impl QueueGuard {
     /// Says whether the queue has connected.
     pub fn tried(&self, outcome: Result<Arc<QueueStats>, ConnectError>) {
-        self.0.connected.call_once(|| outcome);
-        self.0.tried.set();
+        self.shared.connected.call_once(|| outcome);
+        self.shared.tried.set();
     }
 
     /// Waits until the queue is to serve, or to stop.
     pub async fn started(&self) {
-        self.0.go.wait().await;
+        self.shared.go.wait().await;
     }
 
     /// Waits until the queue is to stop.
     pub async fn stopped(&self) {
-        self.0.stop.wait().await;
+        core::future::poll_fn(|context| self.poll_stopped(context)).await;
     }
 
     /// Returns ready if the queue is to stop. Otherwise the task is woken when it is.
     #[inline]
     pub fn poll_stopped(&self, context: &mut Context<'_>) -> Poll<()> {
-        self.0.stop.poll_wait(context)
+        if self.is_stopped() {
+            return Poll::Ready(());
+        }
+        let waiter = &mut *self.stop_waiter.borrow_mut();
+        if let Some(waiter) = waiter
+            && waiter.will_wake(context.waker())
+        {
+            return Poll::Pending;
+        }
+        *waiter = Some(context.waker().clone());
+        self.shared.stop.poll_wait(context)
     }
 
     /// Whether it is to stop.
     #[inline]
     pub fn is_stopped(&self) -> bool {
-        self.0.stop.is_set()
+        self.shared.stop.is_set()
     }
 
     /// Waits until nobody waits for what is in flight.
     pub async fn given_up(&self) {
-        self.0.given_up.wait().await;
+        self.shared.given_up.wait().await;
     }
 
     /// Whether nobody waits for what is in flight.
     pub fn is_given_up(&self) -> bool {
-        self.0.given_up.is_set()
+        self.shared.given_up.is_set()
     }
 
     /// Notes that nobody waits for what is in flight.
     pub fn give_up(&self) {
-        self.0.given_up.set();
+        self.shared.given_up.set();
     }
 
     /// Whether the frontend may live on and cannot be told that its disk goes away.
     pub fn is_unreachable(&self) -> bool {
-        self.0.unreachable.is_set()
+        self.shared.unreachable.is_set()
     }
 
     /// Says how the queue ended; what it held must be gone by now.
     pub fn finish(self, outcome: Result<(), QueueError>) {
-        self.0.outcome.call_once(|| outcome);
+        self.shared.outcome.call_once(|| outcome);
     }
 }
 
 impl Drop for QueueGuard {
     fn drop(&mut self) {
         // Also if the task was dropped at a wait: nobody may wait for it for ever.
-        self.0.tried.set();
-        self.0.done.set();
+        self.shared.tried.set();
+        self.shared.done.set();
     }
 }

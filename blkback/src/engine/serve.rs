@@ -98,9 +98,16 @@ async fn until_stopped<H: Hypervisor>(
     // Whether a sweep was made since the other tasks of this vCPU had their turn. Another one is not before
     // they have: what a sweep does is bounded.
     let mut swept = false;
+    // How many requests wait, where that was looked at just now and the device has none.
+    let mut looked = None;
     while !guard.is_stopped() {
-        queue.settle();
-        let waiting = queue.waiting()?;
+        let waiting = match looked.take() {
+            Some(waiting) => waiting,
+            None => {
+                queue.settle();
+                queue.waiting()?
+            }
+        };
         // If the queue has no turn, other queues of this guest have had its turns.
         if waiting > 0 && (swept || !turn.take()) {
             handle.yield_now().await;
@@ -118,12 +125,13 @@ async fn until_stopped<H: Hypervisor>(
             Next::Answer => {
                 queue.sweep()?;
                 queue.publish();
-                let waiting = queue.waiting()? + queue.unpublished();
-                coalescer.answered(waiting, || block_costs(handle));
+                let waiting = queue.waiting()?;
+                coalescer.answered(waiting + queue.unpublished(), || block_costs(handle));
                 back_off.request();
                 // Several guests ask all the time: this one will have more for us after the others' turn.
                 if !turn.is_shared() {
                     swept = true;
+                    looked = (queue.in_flight() == 0).then_some(waiting);
                     continue;
                 }
             }
@@ -138,6 +146,7 @@ async fn until_stopped<H: Hypervisor>(
                         something_happens(handle, queue, guard, &mut progress, until).await;
                     swept &= !slept;
                     let found = queue.waiting()?;
+                    looked = (queue.in_flight() == 0).then_some(found);
                     if until.is_none() {
                         coalescer.woke(handle.now(), found);
                     }
@@ -148,6 +157,7 @@ async fn until_stopped<H: Hypervisor>(
                                 queue.complain_of_notifications();
                             }
                             look_away(handle, queue, guard, delay).await;
+                            looked = None;
                         }
                     }
                     continue;

@@ -52,6 +52,7 @@ impl Default for VcpuTurns {
 
 impl VcpuTurns {
     /// Whether several guests had work in this round or in one of the last before it.
+    #[inline]
     fn is_shared(&self, round: u32) -> bool {
         round.wrapping_sub(self.shared.load(Relaxed)) <= EXPECTED
     }
@@ -157,6 +158,7 @@ impl Turn {
     }
 
     /// Whether queues of several guests have had work for this vCPU of late.
+    #[inline]
     pub fn is_shared(&self) -> bool {
         let vcpu = &*self.guest.vcpu;
         vcpu.guests.load(Relaxed) > 1 && vcpu.is_shared(vcpu.round.load(Relaxed))

@@ -2,6 +2,7 @@
 
 use super::super::mappings::Mappings;
 use super::super::pages::{Hold, PagePool, Pages};
+use super::super::stats::QueueStats;
 use super::PageAccess;
 use alloc::vec::Vec;
 use bulkhead_grant::GrantAccess;
@@ -45,6 +46,14 @@ impl<H: Hypervisor> PageAccess<H> {
     pub fn count_found(&mut self, pages: usize) {
         if let Mappings::Persistent(cache) = &mut self.mappings {
             cache.count_hits(pages);
+        }
+    }
+
+    /// Writes the number of pages that were mapped already to `stats`.
+    #[inline]
+    pub fn count_hits(&self, stats: &QueueStats) {
+        if let Mappings::Persistent(cache) = &self.mappings {
+            stats.persistent_hits.set(cache.hits());
         }
     }
 

@@ -62,23 +62,23 @@ impl Offer {
     }
 }
 
-/// What a backend says of its disk.
+/// The properties that a backend publishes of its disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Properties {
-    /// What the disk looks like.
+    /// The disk's size, sector sizes and features.
     pub geometry: Geometry,
-    /// How it is told to make data durable.
+    /// The request that makes data durable.
     pub flush: FlushBy,
     /// The most segments of an indirect request; 0 if there are none.
     pub indirect_segments: usize,
-    /// What the backend serves, if it says so.
+    /// The name of the storage behind the disk, if the backend publishes one.
     pub params: Option<String>,
 }
 
-/// How a backend is told to make data durable.
+/// The request by which a backend makes data durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FlushBy {
-    /// Not at all.
+    /// None.
     Nothing,
     /// `FLUSH_DISKCACHE`
     Flush,
@@ -95,7 +95,7 @@ pub enum BadProperties {
     Value {
         /// The node.
         node: &'static str,
-        /// The start of what it holds.
+        /// The start of its value.
         value: String,
     },
 }
@@ -112,7 +112,7 @@ impl fmt::Display for BadProperties {
 impl core::error::Error for BadProperties {}
 
 impl Properties {
-    /// Reads what a connected backend says of its disk.
+    /// Reads the properties that a connected backend publishes of its disk.
     pub fn parse(nodes: &NodeMap) -> Result<Properties, BadProperties> {
         let bad = |node| BadProperties::Value {
             node,

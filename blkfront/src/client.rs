@@ -13,18 +13,18 @@ use core::task::Waker;
 #[derive(Clone, Copy)]
 pub struct Entry {
     tag: Tag,
-    /// What it does.
+    /// The operation.
     pub op: Op,
     /// The first page of its data, and the bytes.
     pub page: u16,
     pub len: u32,
-    /// How many of its steps were asked for: pages of data, or one.
+    /// The number of its steps (pages of data, or one) that were sent to the backend.
     pub next: u16,
-    /// How many parts the backend has yet to answer.
+    /// The number of parts that the backend has yet to answer.
     pub parts: u16,
     failed: Option<IoError>,
     used: bool,
-    /// It is in the list of those that wait for the ring.
+    /// It is in the list of requests that wait for the ring.
     waits: bool,
     /// Its place in the order of submission.
     order: u64,
@@ -44,7 +44,7 @@ impl Entry {
         order: 0,
     };
 
-    /// Returns how many steps it has: pages of data, or one.
+    /// Returns the number of its steps: pages of data, or one.
     #[inline]
     pub fn steps(&self) -> u16 {
         match self.op {
@@ -95,7 +95,7 @@ impl<H: Hypervisor> Client<H> {
         true
     }
 
-    /// Closes the queue. What was asked for stays until it is answered, if there is a backend.
+    /// Closes the queue. If there is a backend, requests that were sent to it stay until it has answered them.
     pub fn close(&mut self, connected: bool) {
         self.open = false;
         self.waker = None;
@@ -122,7 +122,7 @@ impl<H: Hypervisor> Client<H> {
         &mut self.memory
     }
 
-    /// Notes a request; `None` if there are as many as there may be.
+    /// Notes a request; `None` if the queue is full.
     #[inline]
     pub fn begin(&mut self, tag: Tag, op: Op, page: u16, len: u32) -> Option<u16> {
         let entry = self.free.pop()?;
@@ -162,7 +162,7 @@ impl<H: Hypervisor> Client<H> {
         self.waiting.push_front(entry);
     }
 
-    /// Takes the first request that waits. One that has failed in part is not asked for any further.
+    /// Takes the first request that waits. If a part of a request has failed, the rest of it is not sent.
     pub fn next_waiting(&mut self) -> Option<u16> {
         loop {
             let entry = self.waiting.pop_front()?;
@@ -175,7 +175,7 @@ impl<H: Hypervisor> Client<H> {
         }
     }
 
-    /// The backend has answered a part of a request.
+    /// Notes that the backend has answered a part of a request.
     #[inline]
     pub fn answered(&mut self, entry: u16, outcome: Result<(), IoError>) {
         let request = &mut self.entries[usize::from(entry)];
@@ -186,7 +186,7 @@ impl<H: Hypervisor> Client<H> {
         self.settle(entry);
     }
 
-    /// Completes a request, unless some of it is still to be asked for or to be answered.
+    /// Completes a request, unless some of it is still to be sent or to be answered.
     #[inline]
     fn settle(&mut self, entry: u16) {
         let request = &mut self.entries[usize::from(entry)];
@@ -211,7 +211,7 @@ impl<H: Hypervisor> Client<H> {
         }
     }
 
-    /// Passes on what has completed. False if nothing has.
+    /// Passes on the completed requests. Returns false if there are none.
     #[inline]
     pub fn drain(&mut self, sink: &mut dyn FnMut(Tag, Result<(), IoError>)) -> bool {
         let any = !self.done.is_empty();
@@ -221,7 +221,7 @@ impl<H: Hypervisor> Client<H> {
         any
     }
 
-    /// Keeps the waker of whoever waits for a completion.
+    /// Keeps the waker of the task that waits for a completion.
     #[inline]
     pub fn wake_with(&mut self, waker: &Waker) {
         match &mut self.waker {
@@ -246,8 +246,8 @@ impl<H: Hypervisor> Client<H> {
         }
     }
 
-    /// There is no backend any more: what it has not answered is to be asked for again, in its order. What a closed
-    /// queue had asked for is forgotten.
+    /// Notes that there is no backend any more. Requests that it has not answered are to be sent again, in their
+    /// order. The requests of a closed queue are forgotten.
     pub fn disconnected(&mut self) {
         self.waiting.clear();
         for number in 0..self.entries.len() as u16 {

@@ -16,10 +16,10 @@ use bulkhead_ring::blkif::Abi;
 use bulkhead_xen::{DomId, Errno, Hypervisor, Port};
 use core::fmt;
 
-/// The pages of all rings of a disk together, as far as each has one.
+/// The most pages of all rings of a disk together, if each has at least one.
 const RING_PAGES: usize = 64;
 
-/// Why rings cannot be made.
+/// The reason why rings cannot be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoRings {
     /// Their memory cannot be shared.
@@ -56,7 +56,7 @@ pub struct Connection<H: Hypervisor> {
 }
 
 impl<H: Hypervisor> Connection<H> {
-    /// Makes a ring for each vCPU, as far as the backend takes that many.
+    /// Makes a ring for each vCPU, or fewer if the backend takes fewer.
     pub async fn new(
         disk: &Arc<Disk<H>>,
         vcpus: &[VcpuSpawner<H>],
@@ -132,17 +132,17 @@ impl<H: Hypervisor> Connection<H> {
         nodes
     }
 
-    /// Returns how many rings there are.
+    /// Returns the number of rings.
     pub fn rings(&self) -> usize {
         self.tasks.len()
     }
 
-    /// Returns how many pages each has.
+    /// Returns the number of pages of each ring.
     pub fn ring_pages(&self) -> usize {
         self.ring_pages
     }
 
-    /// Uses the rings, which the backend has connected to: what waits is asked for.
+    /// Uses the rings, which the backend has connected to: sends the requests that wait.
     pub fn connect(
         &mut self,
         disk: &Disk<H>,
@@ -167,7 +167,7 @@ impl<H: Hypervisor> Connection<H> {
         self.tasks.drain(..).for_each(|task| task.stop());
     }
 
-    /// Stops using the rings. Returns what the backend may still use.
+    /// Stops using the rings. Returns the memory that the backend may still use.
     pub fn disconnect(mut self, disk: &Disk<H>) -> Leftover<H> {
         disk.disconnected();
         self.stop();
@@ -188,7 +188,7 @@ pub struct Leftover<H: Hypervisor> {
 }
 
 impl<H: Hypervisor> Leftover<H> {
-    /// Takes back what the backend does not use any more. True if that is all.
+    /// Takes back the memory that the backend no longer uses. Returns true if that is all of it.
     pub fn take_back(&mut self, disk: &Disk<H>) -> bool {
         self.rings.retain_mut(|ring| !ring.revoke());
         let mut queues = true;

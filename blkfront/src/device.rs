@@ -1,5 +1,5 @@
-//! A disk of our own: what guests' disks share of it, on whatever vCPU they are served, and each of them as a
-//! block device.
+//! A disk of our own: the state that guests' disks on it share, on all vCPUs, and each of them as a block
+//! device.
 
 use crate::backend_nodes::Properties;
 use crate::link::Link;
@@ -21,10 +21,10 @@ use core::task::Waker;
 use futures_util::task::AtomicWaker;
 use spin::{Mutex, Once};
 
-/// The pages of guests' queues together, as long as no disk has more of them than there are vCPUs.
+/// The pages of all guests' queues together, as long as no guest's disk has more queues than there are vCPUs.
 const DISK_PAGES: usize = 384;
 
-/// The queues of one guest's disk at least, for which there are pages.
+/// The least number of queues of one guest's disk for which there are pages.
 const LEAST_QUEUES: usize = 4;
 
 /// A disk of our own.
@@ -32,17 +32,17 @@ pub struct Disk<H: Hypervisor> {
     /// Its name, as guests' targets have it.
     pub name: String,
     links: Vec<Mutex<Link<H>>>,
-    /// How many of the links have a ring, as long as a backend is connected; 0 before the first.
+    /// The number of links that have a ring, while a backend is connected; 0 before the first connection.
     rings: AtomicUsize,
     properties: Mutex<Option<Properties>>,
     sectors: AtomicU64,
     connected: AtomicBool,
-    /// Why the disk was given up for good.
+    /// The reason why the disk was given up for good.
     failure: Once<String>,
     /// Wakes the disk's task.
     task: AtomicWaker,
     claims: Arc<Claims>,
-    /// Guests' disks that are told of a new size.
+    /// The guests' disks that learn of a new size.
     resized: Mutex<Waiters>,
     pool: PagePool,
     grants: GrantTable<H>,
@@ -82,17 +82,17 @@ impl<H: Hypervisor> Disk<H> {
         &self.links
     }
 
-    /// Returns how many rings it had when it was connected last.
+    /// Returns the number of rings that it had when it was connected last.
     pub fn rings(&self) -> usize {
         self.rings.load(Ordering::Acquire)
     }
 
-    /// Returns whether a guest has it.
+    /// Returns whether a guest uses it.
     pub fn is_in_use(&self) -> bool {
         self.claims.count() > 0
     }
 
-    /// Returns how many have it.
+    /// Returns the number of guests' disks that use it.
     pub fn users(&self) -> usize {
         self.claims.count()
     }
@@ -102,7 +102,7 @@ impl<H: Hypervisor> Disk<H> {
         self.connected.load(Ordering::Acquire)
     }
 
-    /// Returns what its backend has said of it last.
+    /// Returns the properties that its backend published last.
     pub fn properties(&self) -> Option<Properties> {
         self.properties.lock().clone()
     }
@@ -113,7 +113,7 @@ impl<H: Hypervisor> Disk<H> {
         Sector(self.sectors.load(Ordering::Relaxed))
     }
 
-    /// Notes its size; guests are told.
+    /// Notes its size, and wakes the guests' disks to tell them.
     pub fn resize(&self, sectors: Sector) {
         if let Some(properties) = &mut *self.properties.lock() {
             properties.geometry.sectors = sectors;
@@ -137,19 +137,19 @@ impl<H: Hypervisor> Disk<H> {
         self.connected.store(false, Ordering::Release);
     }
 
-    /// Gives it up because of what the backend did. Its task does the rest.
+    /// Gives it up because the backend broke the protocol. Its task does the rest.
     #[cold]
     pub fn lied(&self, lie: Lie) {
         self.fail(lie.to_string());
     }
 
-    /// Gives it up for good: whoever has it is answered with errors.
+    /// Gives it up for good: all requests of the guests that use it fail.
     pub fn fail(&self, reason: String) {
         self.failure.call_once(|| reason);
         self.task.wake();
     }
 
-    /// Returns why it was given up.
+    /// Returns the reason why it was given up.
     pub fn failure(&self) -> Option<&str> {
         self.failure.get().map(String::as_str)
     }
@@ -159,7 +159,7 @@ impl<H: Hypervisor> Disk<H> {
         self.task.register(waker);
     }
 
-    /// Lets a guest have it, unless another one stands in the way.
+    /// Opens it for a guest, unless another guest's use of it forbids that.
     pub fn open(
         self: &Arc<Self>,
         access: Access,
@@ -188,7 +188,7 @@ pub struct Opened<H: Hypervisor> {
     access: Access,
     claim: Option<Claim>,
     watcher: u64,
-    /// What the disk looked like, but for its size.
+    /// The disk's properties when it was opened; its size may change.
     geometry: Option<Geometry>,
 }
 
@@ -199,7 +199,7 @@ impl<H: Hypervisor> Opened<H> {
         &self.disk
     }
 
-    /// Returns what the guest may do.
+    /// Returns the access that the guest has.
     #[inline]
     pub fn access(&self) -> Access {
         self.access
@@ -212,7 +212,7 @@ impl<H: Hypervisor> Opened<H> {
             .map_or(SectorSize::B512, |geometry| geometry.sector_size)
     }
 
-    /// Returns whether the backend makes data durable when it is asked to.
+    /// Returns whether the backend can be asked to make data durable.
     pub fn flushes(&self) -> bool {
         self.geometry.is_some_and(|geometry| geometry.flush)
     }

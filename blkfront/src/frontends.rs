@@ -32,7 +32,7 @@ pub struct Frontends<H: Hypervisor> {
     /// The domain's grant table, from the first disk on.
     grants: RefCell<Option<GrantTable<H>>>,
     disks: RefCell<LiteMap<u32, Followed<H>>>,
-    /// Those who wait for a disk to connect.
+    /// The tasks that wait for a disk to connect.
     waiting: RefCell<Vec<Waker>>,
 }
 
@@ -43,8 +43,8 @@ struct Followed<H: Hypervisor> {
 }
 
 impl<H: Hypervisor> Frontends<H> {
-    /// Returns what [`follow`](Self::follow) finds disks for. `handle` is of the vCPU that this is called on,
-    /// requests are served on `vcpus`, and `memory` is what rings and data lie in.
+    /// Returns an empty list of disks, which [`follow`](Self::follow) fills. `handle` is of the vCPU that this is
+    /// called on, requests are served on `vcpus`, and rings and data lie in `memory`.
     pub fn new(
         handle: Handle<H>,
         store: Client,
@@ -62,8 +62,8 @@ impl<H: Hypervisor> Frontends<H> {
         })
     }
 
-    /// Connects every disk that the toolstack attaches. Returns only if xenstore cannot be used any more; what is
-    /// connected is used even then.
+    /// Connects every disk that the toolstack attaches. Returns only if xenstore cannot be used any more;
+    /// connected disks stay in use even then.
     pub async fn follow(self: &Rc<Self>) -> Result<Infallible, Error> {
         persist(&self.handle, DISKS, async || self.follow_watch().await).await
     }
@@ -175,12 +175,12 @@ impl<H: Hypervisor> Frontends<H> {
         self.disks().iter().map(line).collect()
     }
 
-    /// Wakes those who wait for a disk.
+    /// Wakes the tasks that wait for a disk.
     pub(crate) fn something_changed(&self) {
         self.waiting.take().into_iter().for_each(Waker::wake);
     }
 
-    /// Waits until `look` finds what it looks for; it is asked again whenever a disk has changed.
+    /// Waits until `look` returns a value; calls it again whenever a disk has changed.
     pub(crate) async fn until<T>(&self, mut look: impl FnMut() -> Option<T>) -> T {
         poll_fn(|context| match look() {
             Some(found) => Poll::Ready(found),

@@ -1,4 +1,4 @@
-//! A value that a task of one vCPU waits for, and another vCPU gives.
+//! A value that one vCPU gives, and a task of another vCPU waits for.
 
 use alloc::sync::Arc;
 use core::future::poll_fn;

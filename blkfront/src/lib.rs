@@ -10,13 +10,13 @@
 //!   target=vbd:xvda ──► Device ──► Queue, one for each ring of a guest's
 //! ```
 //!
-//! A guest's data goes through pages of a queue's own, which the backend is granted once for as long as a connection
-//! lasts: the hypervisor copies between them and the guest's pages, and nothing is mapped. What a backend has not
-//! answered when it goes is asked again of the one that comes; meanwhile requests wait, for a bounded time.
+//! A guest's data goes through pages of the queue's own, granted to the backend once for each connection.
+//! The hypervisor copies between them and the guest's pages, and nothing is mapped. Requests that a backend has
+//! not answered when it goes are sent again to the next one; meanwhile they wait, for a bounded time.
 //!
-//! The backend is not trusted with more than its own data. What it publishes is read and checked as a hostile
-//! guest's nodes are, and so is every response. One that lies costs those who use its disk that disk, and
-//! nobody anything else.
+//! The backend is not trusted with more than its own data. The nodes that it publishes are checked like those of
+//! a hostile guest, and so is every response. If a backend lies, the guests that use its disk lose that disk, and
+//! nothing else happens to them or to other guests.
 //!
 //! Read next: [`decide`], the state machine; [`Link`], a ring and its queues; [`Queue`], the data.
 

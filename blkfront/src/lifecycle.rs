@@ -22,15 +22,15 @@ use core::task::Poll;
 use core::time::Duration;
 use futures_util::future::{Either, select};
 
-/// The time between two looks whether a backend has let go of our memory, at first; it doubles each time.
+/// The time between the first two checks whether a backend has let go of our memory; it doubles each time.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// The time after which that is worth a line in the log.
+/// The time after which the log says that a backend keeps our memory.
 const LONG_LOOK: Duration = Duration::from_secs(2);
 
-/// The time that a backend which has started anew has to go on with the rings that it finds.
+/// The time in which a restarted backend has to connect to the rings that it finds.
 const GOES_ON: Duration = Duration::from_secs(5);
 
-/// The time before a backend that failed a connection is tried again, at first; it doubles each time.
+/// The time until the first retry with a backend that failed a connection; it doubles each time.
 const RETRY: Duration = Duration::from_secs(1);
 /// The longest such time.
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
@@ -51,13 +51,13 @@ pub struct Life<'a, H: Hypervisor> {
     phase: Phase,
     connection: Option<Connection<H>>,
     leftover: Option<Leftover<H>>,
-    /// Whether a backend that has started anew has had its time.
+    /// A restarted backend has had its time to connect by itself.
     waited: bool,
-    /// How long to wait before the backend is tried again.
+    /// The time to wait before the backend is tried again.
     retry: Duration,
-    /// What xenstored has not taken yet: nodes, and this end's state.
+    /// The nodes and the state of this end that xenstored has not taken yet.
     unsaid: Option<(Vec<(String, String)>, XenbusState)>,
-    /// What the log said last of why nothing happens.
+    /// The last reason in the log why nothing happens.
     told: Option<String>,
 }
 
@@ -87,7 +87,7 @@ pub async fn live<H: Hypervisor>(
             Ok(true) => {}
             Ok(false) => return Ok(()),
             Err(error) if error.is_disconnected() => {
-                // What is connected is served on.
+                // Connected disks are served on.
                 log::error!("{}: cannot be followed any more: {error}", life.disk.name);
                 core::future::pending::<()>().await;
             }
@@ -100,7 +100,7 @@ pub async fn live<H: Hypervisor>(
 }
 
 impl<H: Hypervisor> Life<'_, H> {
-    /// Looks, decides and acts. False if the disk is gone.
+    /// Reads the states, decides and acts. Returns false if the disk is gone.
     async fn step(&mut self, changed: &Signal) -> Result<bool, Error> {
         if self.disk.failure().is_some() && self.phase != Phase::Failed {
             self.give_up().await?;
@@ -134,7 +134,7 @@ impl<H: Hypervisor> Life<'_, H> {
                 self.unsaid = None;
                 self.peer = None;
                 if self.phase == Phase::Failed {
-                    // Whoever has it keeps what is left of it; the next one begins anew.
+                    // The guests that use it keep what is left of it; a disk attached later begins anew.
                     return Ok(false);
                 }
                 self.disconnect().await;
@@ -193,7 +193,7 @@ impl<H: Hypervisor> Life<'_, H> {
         Ok(())
     }
 
-    /// Waits for a backend that has started anew.
+    /// Waits for a restarted backend.
     async fn wait_for_backend(&mut self, changed: &Signal) -> Result<(), Error> {
         let over = self.frontends.handle().sleep(GOES_ON);
         if let Either::Left((waited, _)) = select(pin!(self.wait(changed)), pin!(over)).await {
@@ -250,7 +250,7 @@ impl<H: Hypervisor> Life<'_, H> {
         Ok(())
     }
 
-    /// Fails what the disk is asked, until the toolstack attaches it anew.
+    /// Fails all requests to the disk, until the toolstack attaches it anew.
     async fn give_up(&mut self) -> Result<(), Error> {
         log::error!(
             "disk {}: given up: {}",
@@ -289,7 +289,7 @@ impl<H: Hypervisor> Life<'_, H> {
     }
 
     /// Stops using the rings, and waits until the backend has let go of our memory: it must not be able to touch
-    /// what another one is given.
+    /// the data of its successor.
     async fn disconnect(&mut self) {
         self.stop();
         let Some(mut leftover) = self.leftover.take() else {
@@ -307,7 +307,7 @@ impl<H: Hypervisor> Life<'_, H> {
         }
     }
 
-    /// Writes nodes and this end's state, if the directory is there. What xenstored refuses is written later.
+    /// Writes nodes and this end's state, if the directory is there. Nodes that xenstored refuses are written later.
     async fn write(
         &mut self,
         nodes: Vec<(String, String)>,
@@ -317,7 +317,7 @@ impl<H: Hypervisor> Life<'_, H> {
         self.say_again().await
     }
 
-    /// Writes what xenstored has not taken yet.
+    /// Writes the nodes that xenstored has not taken yet.
     async fn say_again(&mut self) -> Result<(), Error> {
         let Some((nodes, state)) = &self.unsaid else {
             return Ok(());
@@ -337,7 +337,7 @@ impl<H: Hypervisor> Life<'_, H> {
         Ok(())
     }
 
-    /// Logs something, once in a row.
+    /// Logs a line, unless it repeats the last one.
     fn tell(&mut self, what: String) {
         if self.told.as_ref() != Some(&what) {
             log::warn!("disk {}: {what}", self.disk.name);

@@ -3,7 +3,7 @@
 //!
 //! Its vCPU is the only one that locks it while requests are served, so the lock is never waited for; the control
 //! plane takes it to connect and to disconnect. A request stays in its client's table until the backend has
-//! answered it, whatever becomes of the backend meanwhile: it is asked again on the next ring.
+//! answered it. If the backend goes away meanwhile, the request is sent again on the next ring.
 
 use crate::client::{Client, Entry};
 use crate::memory::{NotShared, SharedMemory};
@@ -71,19 +71,19 @@ impl<H: Hypervisor> Link<H> {
         &mut self.clients[number]
     }
 
-    /// Gives up the requests of a queue with that tag, or all, of which no backend has seen anything.
+    /// Gives up the requests of a queue with that tag, or all of them, if no backend has seen any part of them.
     pub fn cancel(&mut self, number: usize, tag: Option<Tag>) {
         if !self.held {
             self.clients[number].cancel(tag);
         }
     }
 
-    /// Closes a queue. Its memory is used again when the backend has answered what it was asked.
+    /// Closes a queue. Its memory is used again when the backend has answered all of its requests.
     pub fn close(&mut self, number: usize) {
         self.clients[number].close(self.wire.is_some());
     }
 
-    /// Takes a request of a queue, and asks for it if the ring has room.
+    /// Takes a request of a queue, and sends it if the ring has room.
     #[inline]
     pub fn submit(&mut self, number: usize, tag: Tag, op: Op, page: u16, len: u32) -> Submitted {
         if self.dead {
@@ -114,8 +114,8 @@ impl<H: Hypervisor> Link<H> {
         }
     }
 
-    /// Takes the backend's responses, and asks for what has waited for room on the ring. Queues that have
-    /// completions are woken.
+    /// Takes the backend's responses, and sends the requests that have waited for room on the ring. Wakes the
+    /// queues that have completions.
     #[inline]
     pub fn collect(&mut self) -> Result<(), Lie> {
         // A ring on which the backend has lied is not looked at again.
@@ -133,7 +133,7 @@ impl<H: Hypervisor> Link<H> {
         Ok(())
     }
 
-    /// Asks the backend to notify of its next response. True if there is one already.
+    /// Asks the backend to notify of its next response. Returns true if there is one already.
     #[inline]
     pub fn final_check(&mut self) -> Result<bool, Lie> {
         match &mut self.wire {
@@ -142,7 +142,7 @@ impl<H: Hypervisor> Link<H> {
         }
     }
 
-    /// Asks for the requests that wait, as far as the ring has room. The queues have their turns.
+    /// Sends the requests that wait, as far as the ring has room. The queues take turns.
     fn ask_waiting(&mut self) {
         let Some(wire) = &mut self.wire else {
             return;
@@ -164,7 +164,7 @@ impl<H: Hypervisor> Link<H> {
         wire.publish();
     }
 
-    /// Lets a backend have the memory of all queues.
+    /// Grants the memory of all queues to a backend.
     pub fn grant(&mut self, hypervisor: &H, backend: DomId) -> Result<(), NotShared> {
         self.backend = Some((hypervisor.clone(), backend));
         for client in &mut self.clients {
@@ -173,7 +173,7 @@ impl<H: Hypervisor> Link<H> {
         Ok(())
     }
 
-    /// Ends the grants of the queues' memory. False if the backend still uses some of it.
+    /// Ends the grants of the queues' memory. Returns false if the backend still uses some of it.
     pub fn revoke(&mut self) -> bool {
         self.backend = None;
         let mut all = true;
@@ -184,13 +184,13 @@ impl<H: Hypervisor> Link<H> {
         all
     }
 
-    /// Uses a ring that the backend has connected to: asks again for what an earlier one has not answered.
+    /// Uses a ring that the backend has connected to: sends again the requests that an earlier one has not answered.
     pub fn connect(&mut self, wire: Wire<H>) {
         self.wire = Some(wire);
         self.ask_waiting();
     }
 
-    /// Gives up the ring. What was not answered waits for the next one.
+    /// Gives up the ring. Requests that were not answered wait for the next one.
     pub fn disconnect(&mut self) -> Option<Wire<H>> {
         let wire = self.wire.take()?;
         self.held = true;

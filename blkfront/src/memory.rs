@@ -1,5 +1,5 @@
-//! Pages of our own that a backend may use: taken from the domain's memory, granted as long as a connection
-//! lasts, and used again afterwards.
+//! Pages of our own that a backend may use: taken from the domain's memory, granted during a connection, and
+//! used again afterwards.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -10,7 +10,7 @@ use core::fmt;
 use core::ptr::NonNull;
 use spin::Mutex;
 
-/// A run of pages that nobody else uses.
+/// A run of pages that nothing else uses.
 struct Run {
     base: NonNull<u8>,
     pages: usize,
@@ -64,7 +64,7 @@ pub struct SharedMemory<H: Hypervisor> {
 // use the same bytes at the same time.
 unsafe impl<H: Hypervisor> Send for SharedMemory<H> {}
 
-/// Why memory cannot be shared.
+/// The reason why memory cannot be shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotShared {
     /// There is no memory left.
@@ -108,19 +108,19 @@ impl<H: Hypervisor> SharedMemory<H> {
         Ok(memory)
     }
 
-    /// Returns where the pages begin.
+    /// Returns the address of the first page.
     pub fn base(&self) -> NonNull<u8> {
         self.base
     }
 
-    /// Returns how many pages there are.
+    /// Returns the number of pages.
     pub fn pages(&self) -> usize {
         self.pages
     }
 
     /// Overwrites the pages with zeros, so that the next user of them finds nothing of the last one's.
     pub fn clear(&self) {
-        // SAFETY: own memory of that size; a backend that writes it meanwhile finds what it deserves.
+        // SAFETY: own memory of that size; a backend that writes to it meanwhile only spoils its own data.
         unsafe { self.base.write_bytes(0, self.pages * PAGE_SIZE) };
     }
 
@@ -145,7 +145,7 @@ impl<H: Hypervisor> SharedMemory<H> {
         self.grants.get(page).map(Grant::gref)
     }
 
-    /// Ends the grants. False if the backend still uses some pages: to be asked again.
+    /// Ends the grants. Returns false if the backend still uses some pages: the caller calls it again.
     pub fn revoke(&mut self) -> bool {
         while let Some(grant) = self.grants.pop() {
             if let Err(in_use) = grant.end() {

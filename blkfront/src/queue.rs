@@ -28,7 +28,7 @@ pub const MOST_PAGES: usize = u128::BITS as usize;
 /// Requests without data that may be pending beside those with data.
 const WITHOUT_DATA: usize = 32;
 
-/// How long requests wait for a backend that is gone, or that does not answer.
+/// The time that requests wait for a backend that is gone, or that does not answer.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Pages of the queue's memory that a request uses.
@@ -53,8 +53,8 @@ pub struct Queue<H: Hypervisor> {
     closed: bool,
 }
 
-/// Returns how many requests a queue takes at a time that is asked to take `depth` of them, and has
-/// so many pages.
+/// Returns the number of requests that a queue with `pages` pages takes at a time, if it is asked to take
+/// `depth` of them.
 pub fn depth_of(depth: usize, pages: usize) -> usize {
     depth.min(pages + WITHOUT_DATA).max(1)
 }
@@ -85,8 +85,8 @@ impl<H: Hypervisor> Queue<H> {
         self.opened.disk().link(self.link)
     }
 
-    /// The pages that a request of so many bytes needs: one more for the segments, where they do not fit the
-    /// request itself.
+    /// Returns the number of pages that a request of `len` bytes needs: one more for the segments, where they do
+    /// not fit the request itself.
     fn pages_for(len: usize) -> usize {
         let pages = len.div_ceil(PAGE_SIZE).max(1);
         pages + usize::from(pages > MAX_SEGMENTS)
@@ -110,7 +110,7 @@ impl<H: Hypervisor> Queue<H> {
         }
     }
 
-    /// The first page and the bytes of a request's data, which lies in the queue's own memory.
+    /// Returns the first page and the bytes of a request's data, which lies in the queue's own memory.
     fn place(&self, io: &Io<'_>) -> Result<(u16, u32), IoError> {
         let first = io.segments.first().ok_or(IoError::OutOfRange)?;
         let start = first

@@ -24,22 +24,22 @@ pub enum Phase {
     Connected,
     /// Everything was taken back; the backend has yet to notice.
     Closed,
-    /// The disk was given up because of what the backend did, until the toolstack attaches it anew.
+    /// The disk was given up because of the backend's behaviour, until the toolstack attaches it anew.
     Failed,
 }
 
 /// The nodes that decide, as xenstore has them at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Observed {
-    /// Whether the frontend's directory is there.
+    /// The frontend's directory is there.
     pub attached: bool,
     /// The backend's `state` node; unknown if it is gone.
     pub backend: XenbusState,
     /// The backend's `online` node: the toolstack wants the device to exist.
     pub online: bool,
-    /// Whether a guest has the disk.
+    /// A guest uses the disk.
     pub in_use: bool,
-    /// Whether the backend has had time enough to connect again by itself.
+    /// The backend has had time enough to connect again by itself.
     pub waited: bool,
 }
 
@@ -72,7 +72,7 @@ pub fn decide(phase: Phase, seen: Observed) -> Step {
         (Phase::Failed, _) => Step::Wait,
 
         (Phase::Fresh, InitWait) => Step::Publish,
-        // What it is connected to is not this frontend's.
+        // The rings that it is connected to are not this frontend's.
         (Phase::Fresh, Initialised | Connected | Closing) => Step::Close,
         (Phase::Fresh, _) => Step::Wait,
 
@@ -80,14 +80,13 @@ pub fn decide(phase: Phase, seen: Observed) -> Step {
         (Phase::Published, InitWait | Initialised) => Step::Wait,
 
         (Phase::Connected, Connected) => Step::Reread,
-        // A disk in use is not let go of, as no other frontend does. The toolstack gives up waiting, and the
-        // backend serves on.
+        // A disk in use is kept, as other frontends do. The toolstack gives up waiting, and the backend serves on.
         (Phase::Connected, Closing) if !seen.online && seen.in_use => Step::Wait,
 
         // Linux's driver, bound to a disk that it was unbound from, goes on with the rings that it finds.
         (Phase::Connected, InitWait) if !seen.waited => Step::Wait,
 
-        // It goes, is gone, or has started over without having answered what it was asked.
+        // It goes, is gone, or has started over without having answered its requests.
         (Phase::Published | Phase::Connected, _) => Step::Close,
 
         (Phase::Closed, Initialising | InitWait | Closed) if seen.online => Step::StartOver,

@@ -18,9 +18,9 @@ use futures_util::future::{Either, select};
 /// waits for the guest's disk to be offered.
 const CONNECTS: Duration = Duration::from_secs(6);
 
-/// What finds volumes on a disk: what follows the first slash of a target is for it.
+/// A provider of the volumes on a disk. The text after the first slash of a target names a volume.
 pub trait Volumes {
-    /// Opens the volume of that name. The disk is kept from those who do not share it as long as the device is.
+    /// Opens the volume of that name. While the device exists, others can open the disk only if they share it.
     fn open<'a>(
         &'a self,
         disk: Arc<dyn BlockDevice>,
@@ -30,7 +30,7 @@ pub trait Volumes {
     ) -> OpenDevice<'a>;
 }
 
-/// What a target names: `DISK`, or `DISK/VOLUME`.
+/// The name in a target: `DISK`, or `DISK/VOLUME`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Name<'a> {
     disk: &'a str,
@@ -63,7 +63,7 @@ impl<H: Hypervisor> VbdStore<H> {
         }
     }
 
-    /// The same store, which serves the volumes on its disks, too.
+    /// Returns the same store, which also serves the volumes on its disks.
     pub fn with_volumes(self, volumes: Box<dyn Volumes>) -> Self {
         let volumes = Some(volumes);
         VbdStore { volumes, ..self }
@@ -104,7 +104,7 @@ impl<H: Hypervisor> VbdStore<H> {
         }
     }
 
-    /// Why a disk is not there.
+    /// The reason why a disk is not there.
     fn missing(&self, name: &str) -> String {
         let disks = self.frontends.disks();
         if disks.iter().any(|disk| disk.name == name) {

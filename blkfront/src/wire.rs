@@ -1,4 +1,4 @@
-//! A ring to the backend: how requests are put into it, and what the backend may answer.
+//! A ring to the backend: puts requests into it, and checks the backend's responses.
 
 use crate::backend_nodes::FlushBy;
 use crate::client::Entry;
@@ -14,21 +14,21 @@ use bulkhead_ring::{FrontRing, Overrun, SharedPages};
 use bulkhead_xen::{GrantRef, Hypervisor, PAGE_SIZE, Port};
 use core::fmt;
 
-/// What a backend did that no backend does.
+/// A breach of the protocol by the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lie {
-    /// Its producer index cannot be.
+    /// Its producer index is impossible.
     Overrun(Overrun),
-    /// It answered a request that it was not asked.
+    /// It answered a request that was not sent.
     Unasked(RequestId),
-    /// It answered another operation than it was asked for.
+    /// It answered with another operation than the request's.
     Operation {
-        /// What it answered.
+        /// The operation in the response.
         answered: Opcode,
-        /// What it was asked for.
+        /// The operation of the request.
         asked: Opcode,
     },
-    /// Its status is none.
+    /// Its status is not a valid one.
     Status(i16),
 }
 
@@ -61,16 +61,16 @@ impl From<Overrun> for Lie {
     }
 }
 
-/// How a backend is asked.
+/// The form that requests to a backend take.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
-    /// How it is told to make data durable.
+    /// The request that makes data durable.
     pub flush: FlushBy,
     /// The most segments of an indirect request; 0 if it takes none.
     pub indirect_segments: usize,
 }
 
-/// A response: the client and the entry that it is for, and how that went.
+/// A response: the client and the entry that it is for, and the result.
 pub type Answered = (u16, u16, Result<(), IoError>);
 
 /// A ring that a backend is connected to, or will be.
@@ -85,7 +85,7 @@ pub struct Wire<H: Hypervisor> {
     rules: Rules,
 }
 
-/// What a slot of the ring is used for; its number is the request's identifier.
+/// The use of a slot of the ring; its number is the request's identifier.
 #[derive(Clone, Copy)]
 struct Slot {
     client: u16,
@@ -139,7 +139,7 @@ impl<H: Hypervisor> Wire<H> {
         self.port
     }
 
-    /// Says how the backend is asked, once that is known.
+    /// Sets the form of requests, once it is known.
     pub fn set_rules(&mut self, rules: Rules) {
         self.rules = rules;
     }
@@ -149,7 +149,7 @@ impl<H: Hypervisor> Wire<H> {
         self.memory
     }
 
-    /// Takes a response: the client and the entry that it is for, and how that went.
+    /// Takes a response: the client and the entry that it is for, and the result.
     #[inline]
     pub fn take(&mut self) -> Result<Option<Answered>, Lie> {
         let Some(response) = self.front.take()? else {
@@ -176,13 +176,13 @@ impl<H: Hypervisor> Wire<H> {
         Ok(Some((slot.client, slot.entry, outcome)))
     }
 
-    /// Asks the backend to notify of its next response. True if there is one already.
+    /// Asks the backend to notify of its next response. Returns true if there is one already.
     #[inline]
     pub fn final_check(&mut self) -> Result<bool, Lie> {
         Ok(self.front.final_check()?)
     }
 
-    /// Shows the backend what was put into the ring, and notifies it if it asked for that.
+    /// Publishes the requests in the ring to the backend, and notifies it if it asked for that.
     #[inline]
     pub fn publish(&mut self) {
         if self.front.publish() && self.hypervisor.notify(self.port).is_err() {
@@ -191,7 +191,7 @@ impl<H: Hypervisor> Wire<H> {
         }
     }
 
-    /// Asks for a request, or for as much of it as the ring has room for. False if that is not all.
+    /// Sends a request, or as much of it as the ring has room for. Returns false if that is not all.
     #[inline]
     pub fn ask(&mut self, client: (u16, &SharedMemory<H>), number: u16, entry: &mut Entry) -> bool {
         let (index, memory) = client;
@@ -218,7 +218,7 @@ impl<H: Hypervisor> Wire<H> {
         true
     }
 
-    /// The next part of a request, and how many of its steps that is.
+    /// Returns the next part of a request, and the number of its steps.
     #[inline]
     fn operation(&self, memory: &SharedMemory<H>, entry: &Entry) -> (Operation, u16) {
         let (kind, sector) = match entry.op {
@@ -279,7 +279,7 @@ impl<H: Hypervisor> Wire<H> {
         }
         match Request::transfer(RequestId(0), kind, sector, &segments[..count]) {
             Some(request) => (request.operation, count as u16),
-            // No request has no segment.
+            // Not reached: every transfer has a segment.
             None => (Operation::Flush, left),
         }
     }

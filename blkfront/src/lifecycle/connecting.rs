@@ -1,4 +1,4 @@
-//! Connecting a disk to its backend: what the backend offers, the rings, and what it says of the disk.
+//! Connecting a disk to its backend: the backend's offer, the rings, and the disk's properties.
 
 use super::{Life, RETRY};
 use crate::backend_nodes::{DISK_NODES, OFFER_NODES, Offer, Properties};
@@ -35,7 +35,7 @@ impl<H: Hypervisor> Life<'_, H> {
         self.write(nodes, XenbusState::Initialised).await
     }
 
-    /// Reads what the backend says of the disk, and uses the rings.
+    /// Reads the properties of the disk from the backend's nodes, and uses the rings.
     pub(super) async fn connect(&mut self) -> Result<(), Error> {
         let properties = match self.properties().await? {
             Ok(properties) => properties,
@@ -96,7 +96,7 @@ impl<H: Hypervisor> Life<'_, H> {
     /// Reads the disk's size again: the backend announces a change by writing its state once more.
     pub(super) async fn reread(&mut self) -> Result<(), Error> {
         let Ok(properties) = self.properties().await? else {
-            // What it says now makes no sense; the disk is what it was.
+            // The backend's nodes make no sense now; the disk stays as it was.
             return Ok(());
         };
         let sectors = properties.geometry.sectors;
@@ -108,7 +108,7 @@ impl<H: Hypervisor> Life<'_, H> {
     }
 }
 
-/// Why a disk that guests have cannot go on with what is attached in its place.
+/// The reason why a disk that guests use cannot go on with the disk that is attached in its place.
 fn differs<H: Hypervisor>(disk: &Disk<H>, now: &Properties, rings: usize) -> Option<String> {
     let before = disk.properties().filter(|_| disk.is_in_use())?;
     let (old, new) = (before.geometry, now.geometry);

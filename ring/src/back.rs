@@ -6,7 +6,7 @@ use crate::message::Format;
 use crate::slots::Slots;
 use core::num::NonZeroU32;
 
-/// What a slot held: a request, or why it is none.
+/// The content of a slot: a request, or the reason why it is none.
 pub type Received<F> = Result<<F as Format>::Request, <F as Format>::Malformed>;
 
 /// The backend's end (`struct __name##_back_ring`, io/ring.h).
@@ -23,7 +23,7 @@ pub struct BackRing<M, F> {
     published: u32,
     /// The frontend's `req_prod` when last looked at, found possible.
     seen: u32,
-    /// Whether `seen` is final: requests published after it are never taken.
+    /// True if `seen` is final: requests published after it are never taken.
     closed: bool,
 }
 
@@ -55,27 +55,27 @@ impl<M: RingMemory, F: Format> BackRing<M, F> {
         }
     }
 
-    /// How many slots the ring has: the most requests that can be outstanding.
+    /// Returns how many slots the ring has: the most requests that can be outstanding.
     pub fn slots(&self) -> u32 {
         self.slots.count
     }
 
-    /// The format of the messages.
+    /// Returns the format of the messages.
     pub fn format(&self) -> &F {
         &self.slots.format
     }
 
-    /// Requests taken and not answered yet.
+    /// Returns how many requests were taken and not answered yet.
     pub fn outstanding(&self) -> u32 {
         self.taken.wrapping_sub(self.answered)
     }
 
-    /// Responses put and not published yet.
+    /// Returns how many responses were put and not published yet.
     pub fn unpublished(&self) -> u32 {
         self.answered.wrapping_sub(self.published)
     }
 
-    /// Requests waiting to be taken (`RING_HAS_UNCONSUMED_REQUESTS`): one load, no barrier.
+    /// Returns how many requests wait to be taken (`RING_HAS_UNCONSUMED_REQUESTS`): one load, no barrier.
     #[inline]
     pub fn unconsumed(&self) -> Result<u32, Overrun> {
         let producer = self.slots.memory.load(Index::RequestProducer);
@@ -104,7 +104,7 @@ impl<M: RingMemory, F: Format> BackRing<M, F> {
         Ok(taken.then(|| self.slots.format.decode_request(&slot)))
     }
 
-    /// As [`take`](Self::take), but leaves the request to be decoded in `slot`. False if none is published.
+    /// Copies the next request into `slot`, for the caller to decode. Returns false if none is published.
     #[inline]
     pub fn take_slot(&mut self, slot: &mut F::Slot) -> Result<bool, Overrun> {
         if self.taken == self.seen {
@@ -130,7 +130,7 @@ impl<M: RingMemory, F: Format> BackRing<M, F> {
         Ok(self.untaken())
     }
 
-    /// Requests that were seen and not taken yet; on a closed ring these are all that will be.
+    /// Returns how many requests were seen and not taken yet. A closed ring takes no others.
     pub fn untaken(&self) -> u32 {
         self.seen.wrapping_sub(self.taken)
     }
@@ -150,7 +150,7 @@ impl<M: RingMemory, F: Format> BackRing<M, F> {
     }
 
     /// Shows the frontend all responses put so far (`RING_PUSH_RESPONSES_AND_CHECK_NOTIFY`).
-    /// True means: notify it.
+    /// Returns true if the caller has to notify it.
     #[inline]
     #[must_use = "the frontend may be asleep and wait for the notification"]
     pub fn publish(&mut self) -> bool {
@@ -166,19 +166,19 @@ impl<M: RingMemory, F: Format> BackRing<M, F> {
         )
     }
 
-    /// Before going to sleep (`RING_FINAL_CHECK_FOR_REQUESTS`): asks the frontend to notify us of
-    /// its very next request. True means: there is one already, do not sleep.
+    /// Asks the frontend to notify us of its very next request, before the caller sleeps
+    /// (`RING_FINAL_CHECK_FOR_REQUESTS`). Returns true if there is one already: the caller does not sleep.
     #[inline]
     #[must_use = "sleeping with requests pending may last for ever"]
     pub fn final_check(&mut self) -> Result<bool, Overrun> {
         self.final_check_for(NonZeroU32::MIN)
     }
 
-    /// As [`final_check`](Self::final_check), but the notification may wait until `requests` of
-    /// them are pending, which saves the frontend the others. True means: that many are there.
+    /// Asks the frontend to notify us when `requests` requests are pending, which saves it earlier
+    /// notifications. Returns true if that many are there already.
     ///
-    /// Fewer than `requests` may stay pending for ever without a notification: only for a caller
-    /// that will look again by itself, when a request in service completes or a timer ends.
+    /// Fewer than `requests` may stay pending for ever without a notification. So this is only for a caller
+    /// that looks again by itself, when a request in service completes or a timer ends.
     #[inline]
     #[must_use = "sleeping with requests pending may last for ever"]
     pub fn final_check_for(&mut self, requests: NonZeroU32) -> Result<bool, Overrun> {

@@ -1,4 +1,4 @@
-//! What a ring needs of the memory that it shares with the other end.
+//! The memory that a ring shares with the other end.
 
 /// The four shared indices at the start of a ring (`struct __name##_sring`, io/ring.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub enum Index {
 }
 
 impl Index {
-    /// Where the index lies, in bytes from the start of the ring.
+    /// Returns where the index lies, in bytes from the start of the ring.
     pub fn offset(self) -> usize {
         self as usize
     }
@@ -26,14 +26,14 @@ impl Index {
 /// [`SharedPages`](crate::SharedPages) is the real one. Tests bring others, so that an explorer
 /// of interleavings sees each access and the very code that runs in production is what it checks.
 pub trait RingMemory {
-    /// How many bytes there are.
+    /// Returns how many bytes there are.
     fn size(&self) -> usize;
 
     /// Reads an index; what the other end wrote before it published that value is visible
     /// afterwards (acquire).
     fn load(&self, index: Index) -> u32;
 
-    /// Writes an index; what was written before is visible to whoever reads that value (release).
+    /// Writes an index; what was written before is visible to the end that reads that value (release).
     fn store(&self, index: Index, value: u32);
 
     /// A full barrier (`xen_mb`): stores before it are visible to the other end before any load

@@ -1,4 +1,4 @@
-//! What travels on a ring, and how many slots a ring has for it.
+//! The messages of a ring, and the number of slots that a ring has for them.
 
 use crate::memory::RingMemory;
 use bulkhead_xen::PAGE_SIZE;
@@ -15,24 +15,24 @@ pub const RING_HEADER_SIZE: usize = 64;
 /// private copies, never in the shared memory; decoding is total: any bytes give a message or a
 /// [`Malformed`](Self::Malformed).
 pub trait Format {
-    /// What the frontend asks.
+    /// The frontend's message.
     type Request;
-    /// What the backend answers.
+    /// The backend's message.
     type Response;
-    /// Why a request cannot be understood, with what is needed to answer it.
+    /// The reason why a request cannot be understood, with the details that its response needs.
     type Malformed;
     /// Room for one slot: bytes, at least as many as either size below.
     type Slot: AsRef<[u8]> + AsMut<[u8]>;
     /// Room for a response: bytes, at least as many as its size below.
     type ResponseSlot: AsRef<[u8]> + AsMut<[u8]> + Default;
 
-    /// A slot of zeros.
+    /// Returns a slot of zeros.
     fn empty_slot(&self) -> Self::Slot;
 
-    /// Bytes of a request; a multiple of 4.
+    /// Returns the bytes of a request; a multiple of 4.
     fn request_size(&self) -> usize;
 
-    /// Bytes of a response; a multiple of 4.
+    /// Returns the bytes of a response; a multiple of 4.
     fn response_size(&self) -> usize;
 
     /// Reads a request from the private copy of a slot.
@@ -44,7 +44,7 @@ pub trait Format {
     /// Reads a response from the private copy of a slot.
     fn decode_response(&self, slot: &Self::ResponseSlot) -> Self::Response;
 
-    /// The bytes of a response.
+    /// Writes a response into bytes of its own.
     fn encode_response(&self, response: &Self::Response) -> Self::ResponseSlot;
 
     /// Copies a request out of the shared memory at `offset`. A format whose requests have few sizes
@@ -54,7 +54,7 @@ pub trait Format {
         memory.read(offset, &mut slot.as_mut()[..self.request_size()]);
     }
 
-    /// Copies a response into the shared memory at `offset`; likewise.
+    /// Copies a response into the shared memory at `offset`. A format with few sizes overrides this too.
     #[inline]
     fn copy_response(
         &self,
@@ -65,13 +65,13 @@ pub trait Format {
         memory.write(offset, &response.as_ref()[..self.response_size()]);
     }
 
-    /// Bytes from one slot to the next.
+    /// Returns the bytes from one slot to the next.
     fn slot_size(&self) -> usize {
         self.request_size().max(self.response_size())
     }
 }
 
-/// How many slots of `slot_size` bytes fit a ring of `bytes`: always a power of two
+/// Returns how many slots of `slot_size` bytes fit a ring of `bytes`: always a power of two
 /// (`__RING_SIZE`, io/ring.h), or 0 if not even one fits.
 ///
 /// ```

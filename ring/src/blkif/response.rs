@@ -1,4 +1,4 @@
-//! What a backend answers.
+//! Responses: the backend's answers to requests.
 
 use super::request::{Opcode, RequestId};
 use core::fmt;
@@ -10,11 +10,11 @@ pub struct Response {
     pub id: RequestId,
     /// The request's operation.
     pub operation: Opcode,
-    /// How it went.
+    /// The outcome.
     pub status: Status,
 }
 
-/// How a request went (`BLKIF_RSP_*`).
+/// The outcome of a request (`BLKIF_RSP_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Status {
     /// Done (`BLKIF_RSP_OKAY`).
@@ -28,7 +28,7 @@ pub enum Status {
 }
 
 impl Status {
-    /// Its number on the wire.
+    /// Returns the number on the wire.
     pub const fn code(self) -> i16 {
         match self {
             Status::Okay => 0,
@@ -38,7 +38,7 @@ impl Status {
         }
     }
 
-    /// What a number on the wire means.
+    /// Returns the meaning of a number on the wire.
     pub const fn from_code(code: i16) -> Status {
         match code {
             0 => Status::Okay,

@@ -55,38 +55,38 @@ impl Segment {
         Segment::new(GrantRef(u32::from_le_bytes([g0, g1, g2, g3])), first, last)
     }
 
-    /// The segment's bytes.
+    /// Returns the segment's bytes.
     pub const fn encode(self) -> [u8; INDIRECT_SEGMENT_SIZE] {
         let [g0, g1, g2, g3] = self.gref.0.to_le_bytes();
         [g0, g1, g2, g3, self.first, self.last, 0, 0]
     }
 
-    /// The page.
+    /// Returns the grant of the page.
     pub const fn gref(self) -> GrantRef {
         self.gref
     }
 
-    /// The first sector within the page.
+    /// Returns the first sector within the page.
     pub const fn first(self) -> u8 {
         self.first
     }
 
-    /// The last sector within the page.
+    /// Returns the last sector within the page.
     pub const fn last(self) -> u8 {
         self.last
     }
 
-    /// Where the segment starts in the page, in bytes.
+    /// Returns where the segment starts in the page, in bytes.
     pub const fn offset(self) -> usize {
         self.first as usize * SECTOR_SIZE
     }
 
-    /// How many sectors of 512 bytes it has: 1 to 8.
+    /// Returns how many sectors of 512 bytes the segment has: 1 to 8.
     pub const fn sectors(self) -> u32 {
         (self.last - self.first) as u32 + 1
     }
 
-    /// How many bytes it has; never 0.
+    /// Returns how many bytes the segment has; never 0.
     #[allow(clippy::len_without_is_empty, reason = "a segment is never empty")]
     pub const fn len(self) -> usize {
         self.sectors() as usize * SECTOR_SIZE
@@ -115,12 +115,12 @@ impl fmt::Display for BadSegment {
 
 impl core::error::Error for BadSegment {}
 
-/// The segments of a request in the private copy of its slot: each was checked.
+/// The segments of a request in the private copy of its slot, each of them checked.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct SlotSegments<'a>(&'a [[u8; INDIRECT_SEGMENT_SIZE]]);
 
 impl<'a> SlotSegments<'a> {
-    /// Checks each of them; else the number of the first that is no part of a page.
+    /// Checks each segment. Returns the number of the first that is no part of a page.
     #[inline]
     pub(super) fn check(
         bytes: &'a [[u8; INDIRECT_SEGMENT_SIZE]],
@@ -131,19 +131,19 @@ impl<'a> SlotSegments<'a> {
         Ok(SlotSegments(bytes))
     }
 
-    /// How many there are: up to [`MAX_SEGMENTS`].
+    /// Returns how many segments there are: up to [`MAX_SEGMENTS`].
     #[inline]
     pub const fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there is none.
+    /// Returns whether there is no segment.
     #[inline]
     pub const fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The segments, in their order.
+    /// Returns the segments, in their order.
     #[inline]
     pub fn iter(&self) -> impl Iterator<Item = Segment> + use<'a> {
         self.0.iter().map(|&[g0, g1, g2, g3, first, last, _, _]| {
@@ -167,7 +167,7 @@ pub struct Segments {
 }
 
 impl Segments {
-    /// Copies segments; `None` if there are too many for one request.
+    /// Copies segments. Returns `None` if there are too many for one request.
     pub fn new(segments: &[Segment]) -> Option<Segments> {
         let mut all = [Segment::default(); MAX_SEGMENTS];
         all.get_mut(..segments.len())?.copy_from_slice(segments);

@@ -9,8 +9,8 @@
 //!   gone     ──forget─►
 //! ```
 //!
-//! What a guest was offered counts as its own until it has connected, so that disks that are attached at
-//! once do not all count on the same room.
+//! An offer counts as taken by its guest until the guest has connected. So disks that are attached at the
+//! same time do not all count on the same room.
 
 use crate::engine::Needs;
 use crate::id::VbdId;
@@ -35,7 +35,7 @@ pub struct Admission {
     claims: RefCell<Vec<Claim>>,
 }
 
-/// What a disk has, or may take.
+/// The resources that a disk has, or may take.
 #[derive(Clone, Copy, Debug)]
 struct Claim {
     disk: VbdId,
@@ -53,7 +53,7 @@ enum Stage {
     Connected,
 }
 
-/// Why a disk is refused.
+/// The reason why a disk is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
     /// The address space is full, or is left to other guests.
@@ -107,7 +107,7 @@ impl Admission {
         free.saturating_sub(connecting.bytes)
     }
 
-    /// Returns the sum of what these disks have or may take.
+    /// Returns the sum of the resources that these disks have or may take.
     fn sum(&self, which: impl Fn(&Claim) -> bool) -> Needs {
         let mut sum = Needs::default();
         for claim in self.claims.borrow().iter().filter(|claim| which(claim)) {
@@ -116,7 +116,7 @@ impl Admission {
         sum
     }
 
-    /// Notes what a disk has, or may take, instead of what it had.
+    /// Replaces the claim of a disk.
     fn claim(&self, disk: VbdId, needs: Needs, stage: Stage) {
         self.forget(disk);
         let claim = Claim { disk, needs, stage };
@@ -135,13 +135,13 @@ impl Admission {
         }
     }
 
-    /// Returns what a disk is offered, of `limits` at most, while `free` pages of address space are free.
+    /// Returns the offer to a disk, within `limits`, while `free` pages of address space are free.
     ///
     /// One disk may take up to a quarter of the address space and of the memory that is free, its guest's
     /// disks together up to half of what is left to them, and up to half of the guest's grants. Where that
     /// leaves no room for a queue with persistent grants, it is offered one queue without.
     pub fn offer(&self, id: VbdId, limits: Limits, free: usize) -> Limits {
-        // What this very disk has is what it is offered anew.
+        // The disk's own share does not count against it: it is offered anew.
         self.forget(id);
         let held = self.sum(|claim| claim.disk.frontend == id.frontend);
         let pending = self.sum(|claim| claim.stage == Stage::Offered);
@@ -186,8 +186,8 @@ impl Admission {
         limits
     }
 
-    /// Lets a disk take what its queues need, while `free` pages of address space are free. What it takes of
-    /// the memory is kept for it until it is [`served`](Self::served) or [forgotten](Self::forget).
+    /// Lets a disk take what its queues need, while `free` pages of address space are free. That memory is
+    /// reserved for it until it is [`served`](Self::served) or [forgotten](Self::forget).
     pub fn admit(&self, id: VbdId, needs: Needs, free: usize) -> Result<(), Refused> {
         let wanted = needs.pages;
         let taken = |claim: &Claim| claim.stage != Stage::Offered && claim.disk != id;
@@ -212,7 +212,7 @@ impl Admission {
         }
     }
 
-    /// Notes that a disk has given back what it had.
+    /// Notes that a disk has given back all it had.
     pub fn forget(&self, id: VbdId) {
         self.claims.borrow_mut().retain(|claim| claim.disk != id);
     }
@@ -234,7 +234,8 @@ mod tests {
         }
     }
 
-    /// What the disks of one guest are offered, one after another, and whether it lasts.
+    /// Returns the queues that the disks of one guest are offered, one after another, and whether persistent grants
+    /// are offered too.
     fn offers(admission: &Admission, guest: u16, disks: u32, free: usize) -> Vec<(u32, bool)> {
         let limits = Limits::for_vcpus(1);
         let offer = |disk| {

@@ -31,7 +31,7 @@ const CLOSE_POLL: Duration = Duration::from_millis(10);
 
 /// The backend: all disks, and the services that they share.
 pub struct Backend<H: Hypervisor> {
-    /// What the disks share.
+    /// The services that the disks share.
     pub services: Rc<Services<H>>,
     /// The disks that have a task, and the changes that are reported to it.
     disks: RefCell<LiteMap<VbdId, Changes>>,

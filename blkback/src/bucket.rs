@@ -1,9 +1,9 @@
-//! A budget that fills up with time: it limits what a guest may do at once, and how often after that.
+//! A budget that fills up with time: it limits how often a guest may do something in a burst, and in the long run.
 
 use bulkhead_xen::Instant;
 use core::time::Duration;
 
-/// A token bucket. What is taken beyond what is there is a debt, up to a bound.
+/// A token bucket. Tokens that are taken from an empty bucket are a debt, up to a bound.
 #[derive(Clone, Copy, Debug)]
 pub struct Bucket {
     /// The number of tokens; a negative one is a debt.

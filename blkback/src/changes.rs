@@ -41,7 +41,7 @@ impl Stale {
         ..Stale::NONE
     };
 
-    /// Returns what an event in the backend's directory makes stale, given the rest of its path there.
+    /// Returns the nodes that an event in the backend's directory makes stale, given the rest of its path there.
     pub fn in_backend(rest: &str) -> Stale {
         match rest {
             "" => Stale::ALL,
@@ -57,12 +57,12 @@ impl Stale {
                 statistics: true,
                 ..Stale::NONE
             },
-            // Written by this domain, or what describes the disk: the toolstack changes that only with a new directory.
+            // Written by this domain, or describing the disk: the toolstack changes those only with a new directory.
             _ => Stale::NONE,
         }
     }
 
-    /// Returns what an event in the frontend's directory makes stale. All other nodes are read when the
+    /// Returns the nodes that an event in the frontend's directory makes stale. All others are read when the
     /// frontend connects.
     pub fn in_frontend(rest: &str) -> Stale {
         match rest {

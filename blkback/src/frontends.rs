@@ -2,8 +2,8 @@
 //! disks it has, because a domain may only set 128 of them (xenstored's default quota).
 //!
 //! All disks share one connection to xenstored, which serves an unprivileged domain some hundreds of
-//! requests a second. What a guest makes this domain ask there is charged to the guest, and while it is in debt
-//! its changes wait: no guest that changes its nodes without end keeps others from attaching.
+//! requests a second. The requests that a guest causes are charged to the guest, and while it is in debt its
+//! changes wait: a guest that changes its nodes without end does not keep others from attaching.
 
 use crate::bucket::{Bucket, Size};
 use crate::changes::{Changes, Stale};
@@ -42,7 +42,7 @@ struct Guest {
 
 impl Frontends {
     /// Raises `changed` whenever something in the frontend directory `path` may have changed,
-    /// at least once, until what this returns is dropped.
+    /// at least once, until the value returned is dropped.
     pub fn follow<H: Hypervisor>(
         &self,
         handle: &Handle<H>,

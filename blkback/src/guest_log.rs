@@ -31,7 +31,7 @@ pub struct GuestLog {
 struct Budget {
     lines: Bucket,
     left_out: u64,
-    /// Whether the log says that lines are left out.
+    /// The log says that lines are left out.
     told: bool,
 }
 
@@ -136,7 +136,7 @@ mod tests {
         Instant(count * 1_000_000_000)
     }
 
-    /// How many lines of `asked` may be told at that time.
+    /// Returns how many of `asked` lines may be logged at that time.
     fn told(log: &GuestLog, now: Instant, asked: u32) -> u32 {
         let may = (0..asked).map(|_| log.budget.lock().take(now));
         may.filter(|may| matches!(may, May::Say { .. })).count() as u32

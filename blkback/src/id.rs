@@ -6,7 +6,7 @@ use bulkhead_xen::DomId;
 use bulkhead_xenbus::DiskName;
 use core::fmt;
 
-/// Where the toolstack announces block devices, relative to the driver domain's own directory.
+/// The directory in which the toolstack announces block devices, relative to the driver domain's own one.
 pub const BACKEND_ROOT: &str = "backend/vbd";
 
 /// A virtual block device: the guest that has it, and its number there (`virtual-device`:

@@ -11,7 +11,7 @@ pub struct Limits {
     pub ring_page_order: u32,
     /// The most segments of an indirect request (`feature-max-indirect-segments`); 0 offers none.
     pub indirect_segments: u32,
-    /// Whether the frontend may keep its data pages granted (`feature-persistent`).
+    /// The frontend may keep its data pages granted (`feature-persistent`).
     pub persistent: bool,
 }
 
@@ -31,12 +31,12 @@ impl Limits {
         }
     }
 
-    /// Returns what a queue takes whose ring has as many pages as are offered.
+    /// Returns the needs of a queue whose ring has as many pages as are offered.
     pub fn queue(&self, persistent: bool) -> Needs {
         self.queue_of(persistent, 1 << self.ring_page_order)
     }
 
-    /// Returns what a queue takes whose ring has `ring_pages` pages.
+    /// Returns the needs of a queue whose ring has `ring_pages` pages.
     pub fn queue_of(&self, persistent: bool, ring_pages: usize) -> Needs {
         Needs::of_queue(persistent, ring_pages, self.indirect_segments as usize)
     }

@@ -171,13 +171,13 @@ const KEYS: [&str; Options::KEYS.len() + 1] = {
     all
 };
 
-/// The key on the command line: after how many seconds Xen ends a domain that hangs.
+/// The key on the command line for the seconds after which Xen ends a domain that hangs.
 const WATCHDOG: &str = "watchdog";
 
-/// Xen's timer counts while the domain is paused, too: five minutes are for that.
+/// The default: five minutes, because Xen's timer also counts while the domain is paused.
 const WATCHDOG_SECONDS: u32 = 300;
 
-/// What fits, in seconds: less would end a domain on a host that is only busy; 0 is for none.
+/// The values accepted, in seconds. Less would end a domain on a host that is only busy; 0 disables the watchdog.
 const WATCHDOG_RANGE: RangeInclusive<u32> = 10..=86_400;
 
 fn start_watchdog(line: &'static str) {

@@ -73,7 +73,7 @@ async fn grow<H: Hypervisor>(services: &Services<H>, request: &str) -> Result<St
     Ok(format!("image ram:{name} grew from {old} to {size} bytes"))
 }
 
-/// Answers keys typed on the console, which `channel` announces and `read` takes.
+/// Serves the keys typed on the console, which `channel` announces and `read` takes.
 pub async fn answer_keys<H: Hypervisor>(
     services: &Services<H>,
     channel: EventChannel<H>,

@@ -84,7 +84,7 @@ impl<H: Hypervisor> Services<H> {
         self.stores.catalog()
     }
 
-    /// Returns what a disk is offered now.
+    /// Returns the offer to a disk now.
     pub fn offer(&self, id: VbdId) -> Limits {
         let free = self.region.free_pages();
         self.admission.offer(id, self.limits, free)

@@ -1,7 +1,7 @@
 //! Devices of kinds that this domain does not serve. A tool stack announces them all the same: libxl has QEMU
 //! serve a disk with `format=qcow2` or `backendtype=qdisk`, and the CD-ROM drive of an HVM guest, and
-//! expects that to run wherever `backend=` says. The operator is told what to write instead, the
-//! guest that nothing will come, and nothing is left when the guest is gone.
+//! expects QEMU to run in the domain that `backend=` names. The log tells the operator what to write instead,
+//! the guest learns that no device will come, and nothing is left when the guest is gone.
 
 use crate::changes::Changes;
 use crate::device::DeviceId;

@@ -10,11 +10,11 @@ use core::cell::{Cell, RefCell};
 use core::time::Duration;
 use litemap::LiteMap;
 
-/// The number and the milliseconds of the sleeps by which a vCPU learns what a sleep costs. In the beginning the
-/// tool stack is busy with this very domain, which tells nothing of later.
+/// The number and the milliseconds of the sleeps by which a vCPU measures the cost of a sleep. There are several,
+/// because the first are not typical: the toolstack is still busy with this domain.
 const TRIAL_SLEEPS: [(u32, u64); 3] = [(8, 1), (8, 4), (8, 16)];
 
-/// Sleeps a few times, so that queues know from their start what a sleep costs on this vCPU.
+/// Sleeps a few times, so that queues know the cost of a sleep on this vCPU from their start.
 pub async fn learn_wakeup_latency<H: Hypervisor>(handle: Handle<H>) {
     for (times, milliseconds) in TRIAL_SLEEPS {
         for _ in 0..times {
@@ -35,7 +35,7 @@ struct Vcpu<H> {
 }
 
 impl<H> Vcpu<H> {
-    /// Returns what the queues of a guest share there.
+    /// Returns the state that the queues of a guest share there.
     fn guest(&self, guest: DomId) -> Arc<GuestTurns> {
         let mut guests = self.guests.borrow_mut();
         guests.retain(|_, turns| turns.strong_count() > 0);

@@ -26,7 +26,7 @@ pub struct VbdConfig {
     pub frontend_path: String,
     /// The image to serve: `target=` of the disk's configuration.
     pub target: String,
-    /// Whether the guest may write.
+    /// The guest's access: read-only or writable.
     pub access: Access,
     /// The guest is to see a CD-ROM drive.
     pub cdrom: bool,
@@ -45,9 +45,9 @@ pub enum ConfigError {
     OtherFrontend {
         /// The node.
         node: &'static str,
-        /// The start of what it holds.
+        /// The start of its value.
         value: String,
-        /// What the directory says.
+        /// The frontend that the directory names.
         expected: String,
     },
     /// The mode is neither reading nor writing.

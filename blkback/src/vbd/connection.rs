@@ -110,8 +110,8 @@ impl<H: Hypervisor> Connection<H> {
         .await
     }
 
-    /// Notes that the frontend does not wait for what is in flight: what can be left undone is left undone
-    /// when serving stops.
+    /// Notes that the frontend does not wait for the requests in flight: when serving stops, those that the store
+    /// can cancel are left undone.
     pub fn give_up(&self) {
         self.queues.iter().for_each(|queue| queue.control.give_up());
     }
@@ -131,7 +131,7 @@ impl<H: Hypervisor> Connection<H> {
 
     /// Stops serving, and waits until nothing of the frontend's is mapped or bound any more.
     pub async fn close(&self) {
-        // All at once: each finishes what it has in flight.
+        // All at once: each finishes its requests in flight.
         self.queues
             .iter()
             .for_each(|queue| queue.control.ask_to_stop());

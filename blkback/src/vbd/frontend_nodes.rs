@@ -16,7 +16,7 @@ use core::fmt;
 pub struct Published {
     /// The layout of its requests.
     pub abi: Abi,
-    /// Whether the frontend keeps its data pages granted (`feature-persistent`).
+    /// The frontend keeps its data pages granted (`feature-persistent`).
     pub persistent: bool,
     /// Its queues, at least one.
     pub queues: Vec<QueueDetails>,
@@ -50,14 +50,14 @@ pub enum PublishedError {
     NotANumber {
         /// The node.
         node: String,
-        /// What it holds.
+        /// Its value.
         value: String,
     },
     /// A number is out of range.
     OutOfRange {
         /// The node.
         node: String,
-        /// What it holds.
+        /// Its value.
         value: u32,
         /// The range.
         expected: String,

@@ -89,11 +89,11 @@ struct Vbd<'a, H: Hypervisor> {
     /// The limits that the frontend was offered.
     limits: Limits,
     connection: Option<Connection<H>>,
-    /// Whether the frontend has started over.
+    /// The frontend has started over.
     came_back: bool,
     /// The size that the frontend was told.
     sectors: Sector,
-    /// Whether xenstored refused the last request, and the log says so.
+    /// xenstored refused the last request, and the log says so.
     refused: bool,
 }
 
@@ -200,7 +200,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         self.disconnect().await;
     }
 
-    /// Waits for the next event, and does what belongs to it alone.
+    /// Waits for the next event, and handles the part that concerns that event alone.
     async fn wait_and_follow(
         &mut self,
         changed: &Changes,

@@ -14,7 +14,7 @@ use core::fmt;
 pub enum Problem {
     /// The toolstack's nodes are not valid.
     Config(ConfigError),
-    /// What `target=` names cannot be opened.
+    /// The device that `target=` names cannot be opened.
     Open(OpenError),
     /// The frontend's nodes are not valid.
     Published(PublishedError),

@@ -1,12 +1,14 @@
 //! The units in which a frontend counts sectors that are not of 512 bytes.
 //!
-//! The header has said different things over the years, and frontends follow different ones of them.
-//! All positions and lengths in units of 512 bytes: Linux, NetBSD, and what Xen's header says since
-//! 4.20. In units of the sector: Windows, which announces `feature-large-sector-size`. Positions in
-//! units of the sector and lengths in units of 512 bytes: FreeBSD before 2024, which announces nothing.
-//! What one means for one place, another writes to another, so a disk of large sectors is served only
-//! to a frontend that shows to be of the first kind: it publishes `feature-persistent`, of whatever
-//! value, as Linux has done since 3.8. The frontends of Windows and FreeBSD never have.
+//! Xen's header has said different things over the years, and frontends follow different versions of it:
+//! - all positions and lengths in units of 512 bytes: Linux, NetBSD, and Xen's header since 4.20;
+//! - all of them in units of the sector: Windows, which announces `feature-large-sector-size`;
+//! - positions in units of the sector, lengths in units of 512 bytes: FreeBSD before 2024, which announces
+//!   nothing.
+//!
+//! The same request means different places to different frontends. So a disk of large sectors is served only
+//! to a frontend that is known to be of the first kind, because it publishes `feature-persistent` (with any
+//! value), as Linux has done since 3.8. The frontends of Windows and FreeBSD never have.
 
 use core::fmt;
 

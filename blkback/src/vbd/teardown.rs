@@ -28,9 +28,9 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// a busy dom0. It then waits ten seconds for the removal. Nothing shows when libxl has looked.
 pub const LINGER: Duration = Duration::from_millis(2500);
 
-/// Tells a connected frontend that its disk goes away, and waits until it has let go of it, while
-/// it is served: what it asks for before it has heard is answered too. One that does not react waits for
-/// [`FAREWELL`] only, and so does one that cannot be told.
+/// Tells a connected frontend that its disk goes away, and waits until the frontend has let go of it. The
+/// frontend is served meanwhile, so that requests which it makes before it has noticed are answered too. The
+/// wait lasts for [`FAREWELL`] at most, also if the frontend cannot be told.
 pub async fn take_leave<H: Hypervisor>(services: &Services<H>, id: VbdId, observer: &Observer<H>) {
     let (path, changed) = (id.backend_path(), observer.changes());
     let let_go = pin!(async {
@@ -66,7 +66,7 @@ pub async fn take_leave<H: Hypervisor>(services: &Services<H>, id: VbdId, observ
     }
 }
 
-/// Stops serving a frontend and takes back everything. What is in flight is finished as long as the store
+/// Stops serving a frontend and takes back everything. Requests in flight are finished as long as the store
 /// completes requests, the frontend is there and the driver domain does not end.
 pub async fn close<H: Hypervisor>(
     services: &Services<H>,
@@ -226,7 +226,7 @@ async fn remove_refused<H: Hypervisor>(
 
 /// The way in which a disk ends.
 pub enum End {
-    /// It was never served. What the toolstack wrote about it comes with the reason.
+    /// It was never served. The nodes that the toolstack wrote come with the reason.
     Refuse(Problem, NodeMap),
     /// Its frontend is gone; the toolstack has yet to take it away.
     Release,

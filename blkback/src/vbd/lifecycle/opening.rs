@@ -20,7 +20,7 @@ use bulkhead_xenstore_client::Error;
 use core::pin::pin;
 use futures_util::future::{Either, select};
 
-/// What became of opening a disk's device.
+/// The result of opening a disk's device.
 pub(super) enum Opened<'a, H: Hypervisor> {
     /// It is open.
     Wanted(Box<Vbd<'a, H>>),

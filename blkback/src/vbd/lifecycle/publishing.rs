@@ -1,4 +1,4 @@
-//! What a disk's task publishes for the frontend: what it may use, what the disk is like, a new size.
+//! The nodes that a disk's task publishes for the frontend: features, the disk's properties, a new size.
 
 use super::super::backend_nodes::publish;
 use super::super::features::{self, NodeValues};

@@ -9,9 +9,9 @@ thread_local! {
     static COUNT: Cell<u64> = const { Cell::new(0) };
     static BYTES: Cell<i64> = const { Cell::new(0) };
     static MOST: Cell<i64> = const { Cell::new(0) };
-    /// Which of the allocations to come is refused, counted from 1, and how large those are that count.
+    /// The number of the coming allocation that is refused, counted from 1, and the least size of those counted.
     static REFUSED: Cell<(u64, usize)> = const { Cell::new((0, 0)) };
-    /// Whether the driver domain runs, and not the rest of the machine: its allocations alone count.
+    /// The driver domain runs, and not the rest of the machine: its allocations alone count.
     static DRIVER_DOMAIN: Cell<bool> = const { Cell::new(false) };
     /// Bytes of all allocations that are smaller than that.
     static SMALL: Cell<i64> = const { Cell::new(0) };
@@ -85,7 +85,7 @@ pub fn bytes_in_use() -> i64 {
 
 /// Does `act` while one of the driver domain's allocations is refused: number `which` (from 1) of those of
 /// at least `least` bytes.
-/// Returns whether there was such a one, and how many bytes the smaller ones are together.
+/// Returns whether there was such an allocation, and the bytes of all smaller ones together.
 pub fn refusing(which: u64, least: usize, act: impl FnOnce()) -> (bool, usize) {
     SMALL.set(0);
     REFUSED.set((which, least));

@@ -41,7 +41,7 @@ impl<'w> Bystander<'w> {
             let sectors = 1 + self.random.below(80);
             let sector = self.random.below(SECTORS - sectors + 1);
             let bytes = sector as usize * 512..(sector + sectors) as usize * 512;
-            // What is in flight together may not overlap, or its order would matter.
+            // Requests that are in flight together may not overlap, or their order would matter.
             if self.random.below(2) == 0 && reads.is_empty() {
                 let data = self.random.bytes(bytes.len());
                 self.frontend.write(sector, &data);

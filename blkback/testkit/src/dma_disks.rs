@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll};
 
-/// What the driver domain was given, once it is there.
+/// The device and the memory that the driver domain was given, once it is there.
 type Given = Arc<OnceLock<(SimDevice, Arc<dyn DmaMemory>)>>;
 
 impl World {
@@ -80,7 +80,7 @@ struct DmaQueue {
     memory: Arc<dyn DmaMemory>,
     medium: Arc<Mutex<Vec<u8>>>,
     pending: VecDeque<(Tag, Op, Vec<IoSegment>)>,
-    /// Whether it was seen that there is something to do.
+    /// The device has seen that there is something to do.
     working: bool,
 }
 

@@ -21,7 +21,7 @@ pub struct Frontend<'w> {
     grants: GrantTable<SimVcpu>,
     /// The device, as the toolstack names it.
     pub vbd: Vbd,
-    /// How the frontend likes to work.
+    /// The features that the frontend uses.
     pub style: Style,
     links: Vec<Link>,
 }
@@ -56,7 +56,7 @@ impl<'w> Frontend<'w> {
         self.world.read(&self.backend_path(name))
     }
 
-    /// Returns where a node of the backend's directory is.
+    /// Returns the path of a node of the backend's directory.
     pub fn backend_path(&self, name: &str) -> String {
         format!("{}/{name}", self.vbd.backend_path())
     }

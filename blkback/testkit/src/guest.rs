@@ -11,7 +11,7 @@ pub struct Guest<'w> {
     pub world: &'w World,
     /// The domain.
     pub domain: SimDomain,
-    /// What it grants.
+    /// Its grant table.
     pub grants: GrantTable<SimVcpu>,
 }
 

@@ -165,8 +165,7 @@ impl Link {
         request.id
     }
 
-    /// Asks to move data. Where it lies in its pages depends on the sector, so that all layouts
-    /// come up.
+    /// Asks to move data. The place of the data in its pages depends on the sector, so that all layouts come up.
     pub fn push_transfer(
         &mut self,
         kind: TransferKind,
@@ -240,7 +239,7 @@ impl Link {
         pages.map(Page::gref).collect()
     }
 
-    /// Returns where the segments of indirect requests without an answer lie.
+    /// Returns the places of the segments of indirect requests without an answer.
     pub fn index_addresses(&self) -> Vec<usize> {
         let index = |pending: &Pending| {
             let pages = &pending.pages[pending.data_pages..];

@@ -44,8 +44,7 @@ fn is_of(owner: &str, vbd: &Vbd) -> bool {
 }
 
 impl World {
-    /// A machine where what is asked of every disk named `xvdd` is held back until the test lets
-    /// it through.
+    /// Returns a machine where requests to every disk named `xvdd` are held back until the test lets them through.
     pub fn with_late_disks() -> (World, LateDisks) {
         World::with_late_disks_on(DataPath::Auto)
     }

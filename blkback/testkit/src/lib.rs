@@ -90,9 +90,9 @@ pub struct World {
     /// The backend in it.
     pub backend: Rc<Backend<SimVcpu>>,
     region: Region<SimVcpu>,
-    /// Whether the backend has given up.
+    /// The backend has given up.
     ended: Rc<Cell<bool>>,
-    /// Whether the test expects that.
+    /// The test expects the backend to give up.
     may_end: Cell<bool>,
     before: Resources,
     /// The disks whose stores answer when the test lets them.
@@ -142,7 +142,7 @@ impl World {
             ..DomainConfig::default()
         });
         let ramdisk = ramdisk::load(&storage, &archive);
-        // SAFETY: as `load` promises, and that handle looks at it while nobody moves.
+        // SAFETY: as `load` promises, and that handle looks at it while no domain runs.
         let module = unsafe { ImageMemory::new(ramdisk, archive.len()) };
         let mut catalog = Catalog::from_module(module);
         catalog = catalog.with_discard(setup.options.discard);
@@ -369,7 +369,7 @@ impl World {
 
     /// Returns what the ramdisk holds, no page of which may have been given back to Xen.
     pub fn ramdisk(&self) -> Vec<u8> {
-        // SAFETY: domain memory stays mapped as long as the machine, and nobody else runs.
+        // SAFETY: domain memory stays mapped as long as the machine, and no domain runs.
         unsafe { NonNull::slice_from_raw_parts(self.ramdisk.0, self.ramdisk.1).as_ref() }.to_vec()
     }
 

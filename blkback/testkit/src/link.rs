@@ -1,4 +1,4 @@
-//! What a frontend shares with the backend: a ring, its event channel, and pages of data.
+//! The link between a frontend and the backend: a ring, its event channel, and pages of data.
 
 use super::io::{Page, Pending};
 use bulkhead_grant::{Grant, GrantAccess, GrantTable};
@@ -54,7 +54,7 @@ pub struct Link {
     pub grants: GrantTable<SimVcpu>,
     /// The domain that serves it.
     pub backend: DomId,
-    /// How the frontend likes to work.
+    /// The features that the frontend uses.
     pub style: Style,
     /// The ring.
     pub ring: FrontRing<SharedPages, Blkif>,
@@ -65,14 +65,14 @@ pub struct Link {
     /// The grants of the ring's pages.
     pub ring_grants: Vec<Grant<SimVcpu>>,
     pub(super) pending: BTreeMap<RequestId, Pending>,
-    /// Pages that stay granted, for those who do that.
+    /// Pages that stay granted, of a frontend with persistent grants.
     pub(super) pool: Vec<Page>,
     /// Pages of finished requests, of a frontend that cannot tell which the backend still uses.
     pub(super) kept: Vec<Page>,
     pub(super) next_id: u64,
-    /// Whether the ring holds messages that are not requests.
+    /// The ring holds messages that are not requests.
     pub(super) wild: bool,
-    /// Whether the event channel is closed.
+    /// The event channel is closed.
     has_let_go: bool,
 }
 

@@ -37,7 +37,7 @@ impl<'w> Lower<'w> {
             ..DomainConfig::default()
         });
         let base = ramdisk::load(&domain, &archive);
-        // SAFETY: as `load` promises, and that handle looks at it while nobody moves.
+        // SAFETY: as `load` promises, and that handle looks at it while no domain runs.
         let module = unsafe { ImageMemory::new(base, archive.len()) };
         let catalog = Catalog::from_module(module).with_reservation(Arc::new(domain.hypervisor()));
         let executors = Executors::new(&domain, 1);
@@ -100,7 +100,7 @@ impl<'w> Lower<'w> {
 
     /// Returns whether its images hold those bytes anywhere.
     pub fn holds(&self, bytes: &[u8]) -> bool {
-        // SAFETY: domain memory stays mapped as long as the machine, and nobody else runs.
+        // SAFETY: domain memory stays mapped as long as the machine, and no domain runs.
         let all = unsafe { NonNull::slice_from_raw_parts(self.ramdisk.0, self.ramdisk.1).as_ref() };
         all.windows(bytes.len()).any(|window| window == bytes)
     }

@@ -1,4 +1,4 @@
-//! The driver domain's ramdisk: an archive of images with content that tells where it is from.
+//! The driver domain's ramdisk: an archive of images, whose content identifies the image and the place in it.
 
 use bulkhead_xen::PAGE_SIZE;
 use bulkhead_xen_sim::SimDomain;
@@ -9,7 +9,7 @@ pub fn content(image: u64, len: usize) -> Vec<u8> {
     super::Random::new(0xb01d_0000 + image).bytes(len)
 }
 
-/// Puts an archive into a domain's memory, as Xen's toolstack does, and returns where it lies.
+/// Puts an archive into a domain's memory, as Xen's toolstack does, and returns its address.
 pub fn load(domain: &SimDomain, archive: &[u8]) -> NonNull<u8> {
     let pages = archive.len().div_ceil(PAGE_SIZE);
     let base = domain.alloc_pages(pages);

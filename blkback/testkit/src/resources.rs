@@ -20,7 +20,7 @@ impl World {
         Resources {
             ports: self.storage.open_ports(),
             watches: store.watch_count(id),
-            // What is told to the operator stays.
+            // Nodes for the operator stay.
             nodes: store
                 .dump()
                 .lines()

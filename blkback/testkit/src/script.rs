@@ -317,7 +317,7 @@ fn ask(disk: &mut Frontend<'_>, script: &mut Script<'_>, bystander: &Bystander<'
         }
         12 => {
             let offset = script.number() as usize % (PAGE_SIZE - 8);
-            // SAFETY: within the ring's first page, which nobody refers into.
+            // SAFETY: within the ring's first page, to which there is no reference.
             unsafe { link.memory.add(offset).write_volatile(script.byte()) };
         }
         13 => {
@@ -373,7 +373,7 @@ fn force_away(puppet: &mut Puppet<'_>, mut disk: Frontend<'_>, bystander: &Bysta
 /// libxl has given up waiting for the backend, and cleans up behind a disk without it.
 fn give_up(puppet: &mut Puppet<'_>, mut disk: Frontend<'_>, bystander: &Bystander<'_>) {
     let world = disk.world;
-    // What the guest has asked for reaches the disk, and a disk answers in the end.
+    // The guest's requests reach the disk, and a disk answers in the end.
     world.run();
     while let Some(late) = world.late.of(&disk.vbd).filter(|late| late.held() > 0) {
         late.release_backwards();

@@ -14,7 +14,7 @@ pub struct Setup {
     pub layer: Option<Layer>,
     /// Stores beside those of the images.
     pub stores: Vec<Box<dyn Store>>,
-    /// How Xen runs the driver domain.
+    /// The way in which Xen runs the driver domain.
     pub kind: DomainKind,
     /// Its vCPUs.
     pub vcpus: u32,
@@ -22,13 +22,13 @@ pub struct Setup {
     pub region_pages: usize,
     /// The options of its engine.
     pub options: Options,
-    /// Whether images can have more memory of Xen, and give it back.
+    /// Images can have more memory from Xen, and give it back.
     pub reservation: bool,
     /// Memory that the driver domain may have later (`maxmem=`), in pages.
     pub memory_later: usize,
-    /// Whether the driver domain serves disks of its own (`vbd:`).
+    /// The driver domain serves disks of its own (`vbd:`).
     pub own_disks: bool,
-    /// Where the ramdisk is damaged: bytes from here on are overwritten.
+    /// The start of the damage to the ramdisk: bytes from here on are overwritten.
     pub damage: Option<usize>,
 }
 

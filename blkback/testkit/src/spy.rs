@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-/// What happens whenever a device is asked for something. Empty at first.
+/// The hook that runs whenever a device is asked for something. Empty at first.
 #[derive(Clone, Default)]
 pub struct Meanwhile(Rc<RefCell<Option<Act>>>, Rc<Cell<bool>>);
 

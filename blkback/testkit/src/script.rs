@@ -346,13 +346,17 @@ fn force_away(puppet: &mut Puppet<'_>, mut disk: Frontend<'_>, bystander: &Bysta
     let stalled = std::mem::take(&mut world.sim.store().faults.requests_per_step);
     toolstack::force_detach(&mut world.sim.store(), &disk.vbd);
     world.run();
-    // A request may have a second step.
-    while let Some(late) = world.late.of(&disk.vbd).filter(|late| late.held() > 0) {
-        late.release_backwards();
-        world.run();
+    // Requests that are on the ring are still served, and may have a second step. libxl waits for ten seconds.
+    let mut seconds = 0..10;
+    let mut gone = false;
+    while !gone && seconds.next().is_some() {
+        while let Some(late) = world.late.of(&disk.vbd).filter(|late| late.held() > 0) {
+            late.release_backwards();
+            world.run();
+        }
+        world.wait(Duration::from_secs(1));
+        gone = disk.vbd.backend_gone(&world.sim.store());
     }
-    world.wait_for_removal();
-    let gone = disk.vbd.backend_gone(&world.sim.store());
     let journal = || world.journal().join("\n");
     assert!(
         gone,

@@ -118,7 +118,8 @@ fn open_all(disks: &[Disk], bytes: &[u8]) {
     let mut room = 0;
     for (number, disk) in disks.iter().enumerate() {
         room += disk.geometry().sectors.0;
-        volumes.add(&format!("xvd{number}"), Arc::new(disk.clone()));
+        let disk = disk.clone();
+        volumes.add(&format!("xvd{number}"), move || Ok(Arc::new(disk.clone())));
     }
     let opening = Opening {
         access: Access::ReadWrite,

@@ -89,7 +89,7 @@ pub use io::{Io, IoError, Op, Sector, Submitted, Tag};
 pub use layers::mapping::{
     ExtentError, ExtentMap, Leg, MappedDevice, MappingError, WeakMappedDevice,
 };
-pub use layers::shared::{Held, SharedDevice};
+pub use layers::shared::{Held, SharedDevice, WeakSharedDevice};
 pub use memory::ImageMemory;
 pub use resize::{GrowError, GrowRequest, GrowRequestError, Resize};
 

@@ -14,7 +14,7 @@ fn main() -> std::io::Result<()> {
     for image in &images {
         let disk = Disk::of(std::fs::read(image)?, SectorSize::B512);
         let name = image.rsplit('/').next().unwrap_or(image);
-        volumes.add(name, std::sync::Arc::new(disk));
+        volumes.add(name, move || Ok(std::sync::Arc::new(disk.clone())));
     }
     for disk in volumes.disks() {
         match now(volumes.rescan(VcpuId(0), &disk.name)) {

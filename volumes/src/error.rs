@@ -18,6 +18,13 @@ pub enum OpenError {
         /// The names there are.
         disks: Vec<String>,
     },
+    /// The disk cannot be used.
+    Disk {
+        /// The disk.
+        disk: String,
+        /// Why not.
+        reason: String,
+    },
     /// What is on the disk is not known.
     Content {
         /// The disk.
@@ -97,6 +104,7 @@ impl fmt::Display for OpenError {
             OpenError::NoDisk { name, disks } => {
                 write!(f, "there is no disk {name}, there are: {}", Names(disks))
             }
+            OpenError::Disk { disk, reason } => write!(f, "disk {disk} cannot be used: {reason}"),
             OpenError::Content { disk, error } => {
                 write!(f, "what is on disk {disk} is not known: {error}")
             }

@@ -29,7 +29,7 @@
 //!
 //! let volumes = Volumes::default();
 //! let disk = NullDevice::new(Sector(2048), SectorSize::B512, Access::ReadWrite);
-//! volumes.add("xvda", Arc::new(disk));
+//! volumes.add("xvda", move || Ok(Arc::new(disk)));
 //! let open = |name: &str, owner: &'static str| {
 //!     let name = name.parse().expect("a name");
 //!     let opening = Opening { access: Access::ReadWrite, shared: false, owner };
@@ -74,4 +74,4 @@ pub use error::OpenError;
 pub use gpt_disk_types::Guid;
 pub use name::{NameError, VolumeName, VolumePart};
 pub use rescan::{Change, Outcome, Rescan};
-pub use volumes::{DiskState, Opening, Volumes};
+pub use volumes::{DiskState, Opening, Source, Volumes};

@@ -6,18 +6,20 @@ use crate::error::OpenError;
 use crate::name::{VolumeName, VolumePart};
 use crate::rescan::{Change, Outcome, Rescan};
 use crate::resolve::{self, Identity, Resolved};
+use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use bulkhead_images::{
     Access, BlockDevice, ExtentMap, MappedDevice, Sector, SharedDevice, WeakMappedDevice,
+    WeakSharedDevice,
 };
 use bulkhead_xen::VcpuId;
 use spin::Mutex;
 
 /// All disks whose volumes can be served, of whatever kind.
 ///
-/// A disk is known by the name that targets begin with. What is on it is read when something of it is opened, so
+/// A disk is known by the name that targets begin with, and is open as long as something of it is, or it is read. What is on it is read when something of it is opened, so
 /// that a volume which was made meanwhile is found; [`rescan`](Self::rescan) is for those that are open.
 #[derive(Default)]
 pub struct Volumes {
@@ -35,9 +37,16 @@ struct State {
 struct Disk {
     id: DiskId,
     name: String,
-    device: SharedDevice,
+    source: Rc<Source>,
+    /// As long as somebody uses it.
+    device: WeakSharedDevice,
+    /// Its size when it was opened last.
+    sectors: Sector,
     content: Option<Arc<Content>>,
 }
+
+/// Opens a disk, to be written to if it can be, or says in a sentence why it is not there.
+pub type Source = dyn Fn() -> Result<Arc<dyn BlockDevice>, String>;
 
 /// A volume that is open, as long as it is.
 struct Open {
@@ -73,8 +82,12 @@ pub struct DiskState {
 }
 
 impl Volumes {
-    /// Adds a disk. False if there is one of that name.
-    pub fn add(&self, name: &str, device: Arc<dyn BlockDevice>) -> bool {
+    /// Adds a disk, which `source` opens. False if there is one of that name.
+    pub fn add(
+        &self,
+        name: &str,
+        source: impl Fn() -> Result<Arc<dyn BlockDevice>, String> + 'static,
+    ) -> bool {
         let mut state = self.state.lock();
         if state.disks.iter().any(|disk| disk.name == name) {
             return false;
@@ -84,7 +97,9 @@ impl Volumes {
         state.disks.push(Disk {
             id,
             name: name.to_string(),
-            device: SharedDevice::new(device),
+            source: Rc::new(source),
+            device: WeakSharedDevice::default(),
+            sectors: Sector(0),
             content: None,
         });
         true
@@ -216,15 +231,26 @@ impl Volumes {
         disk.map(|disk| disk.name.clone()).unwrap_or_default()
     }
 
-    /// Returns a disk's device, unless the disk is gone.
+    /// Returns a disk's device, which is opened if nobody uses it.
     fn device(&self, id: DiskId, name: &str) -> Result<SharedDevice, OpenError> {
-        let state = self.state.lock();
-        let disk = state.disks.iter().find(|disk| disk.id == id);
-        let device = disk.map(|disk| disk.device.clone());
-        device.ok_or_else(|| OpenError::NoDisk {
-            name: name.to_string(),
-            disks: state.disks.iter().map(|disk| disk.name.clone()).collect(),
-        })
+        let mut state = self.state.lock();
+        let Some(disk) = state.disks.iter_mut().find(|disk| disk.id == id) else {
+            return Err(OpenError::NoDisk {
+                name: name.to_string(),
+                disks: state.disks.iter().map(|disk| disk.name.clone()).collect(),
+            });
+        };
+        if let Some(device) = disk.device.upgrade() {
+            return Ok(device);
+        }
+        let opened = (disk.source)().map_err(|reason| OpenError::Disk {
+            disk: disk.name.clone(),
+            reason,
+        })?;
+        disk.sectors = opened.geometry().sectors;
+        let device = SharedDevice::new(opened);
+        disk.device = device.downgrade();
+        Ok(device)
     }
 
     fn claim(
@@ -387,7 +413,10 @@ impl State {
         }
         Some(DiskState {
             name: disk.name.clone(),
-            sectors: disk.device.device().geometry().sectors,
+            sectors: match disk.device.upgrade() {
+                Some(device) => device.device().geometry().sectors,
+                None => disk.sectors,
+            },
             volumes,
             users: claims.users(id),
         })

@@ -7,7 +7,6 @@ use bulkhead_volumes::gpt::{self, GptError, Note, PartitionFault, Table};
 use bulkhead_volumes::testing::{Disk, NewPartition, mend_gpt, now, write_gpt};
 use bulkhead_volumes::{Guid, Volumes};
 use bulkhead_xen::VcpuId;
-use std::sync::Arc;
 use support::{MIB, find, guid, open, partition, refusal, try_open};
 
 fn disk(size: SectorSize, partitions: &[NewPartition<'_>]) -> Disk {
@@ -31,7 +30,7 @@ fn table(disk: &Disk) -> Table {
 
 fn volumes(disk: &Disk) -> Volumes {
     let volumes = Volumes::default();
-    assert!(volumes.add("vbd:xvda", Arc::new(disk.clone())));
+    assert!(support::add(&volumes, "vbd:xvda", disk));
     volumes
 }
 

@@ -26,7 +26,7 @@ fn pv(new: &NewPhysical<'_>) -> Disk {
 fn volumes(disks: &[&Disk]) -> Volumes {
     let volumes = Volumes::default();
     for (name, disk) in ["xvda", "xvdb", "xvdc"].into_iter().zip(disks) {
-        assert!(volumes.add(name, Arc::new((*disk).clone())));
+        assert!(support::add(&volumes, name, disk));
     }
     volumes
 }

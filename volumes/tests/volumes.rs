@@ -9,7 +9,7 @@ use bulkhead_volumes::{Guid, NameError, Opening, VolumeName, Volumes};
 use bulkhead_xen::VcpuId;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use support::{
     LVM, MIB, PV0, PV1, VG0, find, guid, open, open_for, partition, physical, refusal, rescan,
@@ -28,9 +28,9 @@ fn two() -> (Volumes, [Disk; 2]) {
     let other = Disk::new(64 * MIB, SectorSize::B512);
     write_physical(&other, &physical(PV1, VG0));
     let volumes = Volumes::default();
-    assert!(volumes.add("vbd:xvda", Arc::new(disk.clone())));
-    assert!(volumes.add("vbd:xvdb", Arc::new(other.clone())));
-    assert!(!volumes.add("vbd:xvdb", Arc::new(other.clone())));
+    assert!(support::add(&volumes, "vbd:xvda", &disk));
+    assert!(support::add(&volumes, "vbd:xvdb", &other));
+    assert!(!support::add(&volumes, "vbd:xvdb", &other));
     (volumes, [disk, other])
 }
 
@@ -293,7 +293,8 @@ fn a_disk_that_does_not_answer_holds_up_only_who_needs_it() {
     let (volumes, [_, other]) = two();
     assert!(volumes.remove("vbd:xvdb"));
     let silent = Delayed::new(Arc::new(other));
-    assert!(volumes.add("vbd:xvdb", Arc::new(silent.clone())));
+    let disk: Arc<dyn BlockDevice> = Arc::new(silent.clone());
+    assert!(volumes.add("vbd:xvdb", move || Ok(disk.clone())));
     open(&volumes, "vbd:xvda/one");
     open(&volumes, "vbd:xvda/vg0/alice");
     let name: VolumeName = "vbd:xvda/vg0/bob".parse().expect("a name");
@@ -316,6 +317,34 @@ fn a_disk_that_does_not_answer_holds_up_only_who_needs_it() {
         }
     }
     panic!("it does not end");
+}
+
+#[test]
+fn a_disk_is_open_as_long_as_something_of_it_is() {
+    let (_, [disk, _]) = two();
+    let volumes = Volumes::default();
+    let opened: Arc<dyn BlockDevice> = Arc::new(disk);
+    let (there, count) = (Arc::new(AtomicBool::new(true)), Arc::downgrade(&opened));
+    let (asked, device) = (there.clone(), opened.clone());
+    drop(opened);
+    volumes.add("vbd:xvda", move || match asked.load(Ordering::SeqCst) {
+        true => Ok(device.clone()),
+        false => Err("it is not connected".to_string()),
+    });
+    let users = || count.strong_count() - 1;
+    let one = open(&volumes, "vbd:xvda/one");
+    let alice = open(&volumes, "vbd:xvda/vg0/alice");
+    assert_eq!(users(), 1, "both share it");
+    drop(one);
+    assert_eq!(users(), 1);
+    drop(alice);
+    assert_eq!(users(), 0);
+    assert_eq!(volumes.disks()[0].sectors, Sector(128 * 2048));
+    there.store(false, Ordering::SeqCst);
+    assert_eq!(
+        refusal(&volumes, "vbd:xvda/one"),
+        "disk vbd:xvda cannot be used: it is not connected"
+    );
 }
 
 #[test]

@@ -5,7 +5,7 @@ use crate::device::{BlockDevice, Geometry};
 use crate::io::{Io, IoError, Op, Submitted, Tag};
 use crate::queue::{Caps, IoQueue, OpenQueue, QueueContext, Staging};
 use alloc::boxed::Box;
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::task::Wake;
 use bulkhead_executor::Waiters;
 use bulkhead_xen::DmaMemory;
@@ -41,6 +41,11 @@ impl SharedDevice {
         }))
     }
 
+    /// Returns the same device without keeping it.
+    pub fn downgrade(&self) -> WeakSharedDevice {
+        WeakSharedDevice(Arc::downgrade(&self.0))
+    }
+
     /// Returns the device itself.
     pub fn device(&self) -> &Arc<dyn BlockDevice> {
         &self.0.device
@@ -53,6 +58,17 @@ impl SharedDevice {
             access,
             held,
         })
+    }
+}
+
+/// A shared device that somebody may still use, or no longer.
+#[derive(Clone, Default)]
+pub struct WeakSharedDevice(Weak<Inner>);
+
+impl WeakSharedDevice {
+    /// Returns the device, as long as somebody uses it.
+    pub fn upgrade(&self) -> Option<SharedDevice> {
+        self.0.upgrade().map(SharedDevice)
     }
 }
 

@@ -45,6 +45,11 @@ pub fn physical<'n>(id: &'n str, text: &'n str) -> NewPhysical<'n> {
     }
 }
 
+pub fn add(volumes: &Volumes, name: &str, disk: &Disk) -> bool {
+    let disk = disk.clone();
+    volumes.add(name, move || Ok(Arc::new(disk.clone())))
+}
+
 pub fn try_open(
     volumes: &Volumes,
     name: &str,

@@ -5,6 +5,9 @@
 //!   xenstore-write /local/domain/<storage>/data/grow "NAME 128M"
 //!   xenstore-read  /local/domain/<storage>/data/grow-answer
 //!
+//!   xenstore-write /local/domain/<storage>/data/rescan vbd:xvda
+//!   xenstore-read  /local/domain/<storage>/data/rescan-answer
+//!
 //!   xenstore-write /local/domain/<storage>/backend/vbd/<guest>/<device>/statistics refresh
 //!   xenstore-read  /local/domain/<storage>/backend/vbd/<guest>/<device>/statistics
 //!
@@ -25,6 +28,11 @@ use core::convert::Infallible;
 
 const GROW: &str = "data/grow";
 const GROW_ANSWER: &str = "data/grow-answer";
+const RESCAN: &str = "data/rescan";
+const RESCAN_ANSWER: &str = "data/rescan-answer";
+
+/// What fits into a node by xenstored's default limit; the log has all of it.
+const LONGEST_ANSWER: usize = 1900;
 
 /// Grows images on request. Returns only if xenstore cannot be used any more.
 pub async fn grow_on_request<H: Hypervisor>(services: &Services<H>) -> Result<Infallible, Error> {
@@ -35,22 +43,53 @@ pub async fn grow_on_request<H: Hypervisor>(services: &Services<H>) -> Result<In
 }
 
 async fn grow_on_each<H: Hypervisor>(services: &Services<H>) -> Result<Infallible, Error> {
+    answer_each(services, (GROW, GROW_ANSWER), async |request| {
+        grow(services, request).await
+    })
+    .await
+}
+
+/// Reads the tables of disks again on request. Returns only if xenstore cannot be used any more.
+pub async fn rescan_on_request<H: Hypervisor>(services: &Services<H>) -> Result<Infallible, Error> {
+    persist(&services.handle, RESCAN, async || {
+        answer_each(services, (RESCAN, RESCAN_ANSWER), async |request| {
+            let told = services.stores.rescan(request).await?;
+            Ok(told.join("\n"))
+        })
+        .await
+    })
+    .await
+}
+
+/// Answers each request that is written to a node in another one.
+async fn answer_each<H: Hypervisor>(
+    services: &Services<H>,
+    (node, answer_node): (&str, &str),
+    carry_out: impl AsyncFn(&str) -> Result<String, String>,
+) -> Result<Infallible, Error> {
     let store = &services.store;
-    let mut requests = CommandNode::watch(store, GROW).await?;
+    let mut requests = CommandNode::watch(store, node).await?;
     loop {
         let request = requests.next().await?;
-        let answer = match grow(services, &request).await {
+        let mut answer = match carry_out(&request).await {
             Ok(done) => {
-                log::info!("{done}");
+                done.lines().for_each(|line| log::info!("{line}"));
                 done
             }
             Err(refused) => {
-                log::error!("{GROW}: {refused}");
+                log::error!("{node}: {refused}");
                 refused
             }
         };
-        persist(&services.handle, GROW_ANSWER, async || {
-            store.write(GROW_ANSWER, &answer).await
+        if answer.len() > LONGEST_ANSWER {
+            let mut end = LONGEST_ANSWER;
+            while !answer.is_char_boundary(end) {
+                end -= 1;
+            }
+            answer.truncate(end);
+        }
+        persist(&services.handle, answer_node, async || {
+            store.write(answer_node, &answer).await
         })
         .await?;
     }

@@ -145,7 +145,7 @@ fn a_read_only_disk_is_served_to_readers_and_a_writer_is_alone() {
     let writer = guests[0].attach("xvda", "vbd:xvda");
     assert_eq!(
         writer.problem().as_deref(),
-        Some("the driver domain's disk xvda is read-only, expected access=ro")
+        Some("vbd:xvda is read-only, expected access=ro")
     );
     writer.finish_detach();
     let readers = [0, 1].map(|n| guests[n].attach_read_only("xvda", "vbd:xvda").connected());
@@ -157,7 +157,7 @@ fn a_read_only_disk_is_served_to_readers_and_a_writer_is_alone() {
     let second = guests[1].attach("xvda", "vbd:xvdb");
     let problem = second.problem().expect("it has a writer");
     assert!(
-        problem.starts_with("disk xvdb is open for writing by vbd"),
+        problem.starts_with("vbd:xvdb is open for writing by vbd"),
         "{problem}"
     );
     second.finish_detach();
@@ -188,7 +188,7 @@ fn a_target_that_names_no_disk_says_which_there_are() {
     assert_eq!(refused("vbd:"), "'vbd:' names no disk, expected vbd:xvda");
     assert_eq!(
         refused("vbd:xvdc/vg0/alice"),
-        "volumes such as vg0/alice are not served yet, expected a whole disk: vbd:xvdc"
+        "there is no vbd:xvdc/vg0/alice, there are: none"
     );
     for option in [
         "sector-size=4096",

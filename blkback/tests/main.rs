@@ -45,4 +45,5 @@ mod stopping;
 mod stores;
 mod toolstack;
 mod unserved;
+mod volumes;
 mod waiting_store;

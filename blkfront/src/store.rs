@@ -1,4 +1,4 @@
-//! The store `vbd:`, which serves disks of our own.
+//! The store `vbd:`, which serves disks of our own and volumes on them.
 
 use crate::frontends::Frontends;
 use alloc::boxed::Box;
@@ -8,74 +8,37 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_images::target::{Options, Target};
-use bulkhead_images::{Access, BlockDevice, OpenDevice, OpenError, Store};
-use bulkhead_xen::Hypervisor;
+use bulkhead_images::{Access, BlockDevice, OpenDevice, OpenError, Rescan, Store};
+use bulkhead_volumes::{NameError, Opening, VolumeName, Volumes};
+use bulkhead_xen::{Hypervisor, VcpuId};
 use core::pin::pin;
 use core::time::Duration;
 use futures_util::future::{Either, select};
 
-/// The time that a guest's disk waits for a disk of ours to connect: less than the ten seconds for which libxl
-/// waits for the guest's disk to be offered.
+/// The time that a guest's disk waits for a disk of ours to connect, and to be read: less than the ten seconds for
+/// which libxl waits for the guest's disk to be offered.
 const CONNECTS: Duration = Duration::from_secs(6);
 
-/// A provider of the volumes on a disk. The text after the first slash of a target names a volume.
-pub trait Volumes {
-    /// Opens the volume of that name. While the device exists, others can open the disk only if they share it.
-    fn open<'a>(
-        &'a self,
-        disk: Arc<dyn BlockDevice>,
-        volume: &'a str,
-        access: Access,
-        owner: &'a str,
-    ) -> OpenDevice<'a>;
-}
-
-/// The name in a target: `DISK`, or `DISK/VOLUME`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Name<'a> {
-    disk: &'a str,
-    volume: Option<&'a str>,
-}
-
-impl<'a> Name<'a> {
-    fn parse(value: &'a str) -> Option<Name<'a>> {
-        let (disk, volume) = match value.split_once('/') {
-            Some((disk, volume)) => (disk, Some(volume)),
-            None => (value, None),
-        };
-        let empty = disk.is_empty() || volume == Some("");
-        (!empty).then_some(Name { disk, volume })
-    }
-}
+/// The vCPU of the control plane, which reads the tables of disks.
+const CONTROL: VcpuId = VcpuId(0);
 
 /// The store `vbd:`.
 pub struct VbdStore<H: Hypervisor> {
     frontends: Rc<Frontends<H>>,
-    volumes: Option<Box<dyn Volumes>>,
+    volumes: Volumes,
 }
 
 impl<H: Hypervisor> VbdStore<H> {
-    /// Returns the store of these disks, whole ones.
+    /// Returns the store of these disks.
     pub fn new(frontends: Rc<Frontends<H>>) -> Self {
         VbdStore {
             frontends,
-            volumes: None,
+            volumes: Volumes::default(),
         }
     }
 
-    /// Returns the same store, which also serves the volumes on its disks.
-    pub fn with_volumes(self, volumes: Box<dyn Volumes>) -> Self {
-        let volumes = Some(volumes);
-        VbdStore { volumes, ..self }
-    }
-
-    async fn open_disk(
-        &self,
-        name: &str,
-        access: Access,
-        shared: bool,
-        owner: &str,
-    ) -> Result<Arc<dyn BlockDevice>, OpenError> {
+    /// Waits until a disk is connected, and returns its name among the volumes' disks.
+    async fn connected(&self, name: &str) -> Result<String, String> {
         let frontends = &self.frontends;
         let connected = frontends.until(|| {
             let disk = frontends.find(name)?;
@@ -84,23 +47,54 @@ impl<H: Hypervisor> VbdStore<H> {
         let over = frontends.handle().sleep(CONNECTS);
         let disk = match select(pin!(connected), pin!(over)).await {
             Either::Left((disk, _)) => disk,
-            Either::Right(_) => return Err(OpenError::Store(self.missing(name))),
+            Either::Right(_) => return Err(self.missing(name)),
         };
         if let Some(failure) = disk.failure() {
-            let reason = format!("the driver domain's disk {name} was given up: {failure}");
-            return Err(OpenError::Store(reason));
+            return Err(format!(
+                "the driver domain's disk {name} was given up: {failure}"
+            ));
         }
-        let read_only = disk
-            .properties()
-            .is_some_and(|properties| properties.geometry.read_only);
-        if read_only && access == Access::ReadWrite {
-            let reason =
-                format!("the driver domain's disk {name} is read-only, expected access=ro");
-            return Err(OpenError::Store(reason));
+        self.show_disks();
+        Ok(Self::volumes_name(&disk.name))
+    }
+
+    fn volumes_name(disk: &str) -> String {
+        format!("vbd:{disk}")
+    }
+
+    /// Tells the volumes which disks there are: a volume group may lie on several.
+    fn show_disks(&self) {
+        let disks = self.frontends.disks();
+        let names: Vec<String> = disks
+            .iter()
+            .map(|disk| Self::volumes_name(&disk.name))
+            .collect();
+        for known in self.volumes.disks() {
+            if !names.contains(&known.name) {
+                self.volumes.remove(&known.name);
+            }
         }
-        match disk.open(access, shared, owner) {
-            Ok(device) => Ok(Arc::new(device)),
-            Err(in_use) => Err(OpenError::Store(format!("disk {name} is {in_use}"))),
+        for (disk, name) in disks.iter().zip(&names) {
+            let (frontends, own) = (self.frontends.clone(), disk.name.clone());
+            self.volumes.add(name, move || open_disk(&frontends, &own));
+        }
+    }
+
+    async fn open_volume(
+        &self,
+        name: &VolumeName,
+        opening: Opening<'_>,
+    ) -> Result<Arc<dyn BlockDevice>, String> {
+        let disk = self.connected(&name.disk).await?;
+        let name = VolumeName {
+            disk,
+            part: name.part.clone(),
+        };
+        let opened = self.volumes.open(CONTROL, &name, opening);
+        let over = self.frontends.handle().sleep(CONNECTS);
+        match select(pin!(opened), pin!(over)).await {
+            Either::Left((opened, _)) => opened.map_err(|error| error.to_string()),
+            Either::Right(_) => Err(silent(&name.disk)),
         }
     }
 
@@ -126,17 +120,47 @@ impl<H: Hypervisor> Store for VbdStore<H> {
     }
 
     fn expected(&self) -> &'static str {
-        "vbd:DISK"
+        "vbd:DISK[/VOLUME]"
     }
 
     fn lines(&self) -> Vec<String> {
-        self.frontends.lines()
+        let mut lines = self.frontends.lines();
+        for disk in self.volumes.disks() {
+            let volumes = disk.volumes.iter();
+            lines
+                .extend(volumes.map(|(name, sectors)| format!("volume {name}, {sectors} sectors")));
+            let users = disk.users.iter();
+            lines
+                .extend(users.map(|(name, owner, access)| {
+                    format!("{name} is open for {access} by {owner}")
+                }));
+        }
+        lines
+    }
+
+    fn rescan<'a>(&'a self, device: &'a str) -> Rescan<'a> {
+        Box::pin(async move {
+            let disk = self.connected(device).await?;
+            let rescan = self.volumes.rescan(CONTROL, &disk);
+            let over = self.frontends.handle().sleep(CONNECTS);
+            match select(pin!(rescan), pin!(over)).await {
+                Either::Left((Ok(rescan), _)) => {
+                    let changes = rescan.changes.iter().map(ToString::to_string);
+                    Ok([rescan.to_string()].into_iter().chain(changes).collect())
+                }
+                Either::Left((Err(error), _)) => Err(error.to_string()),
+                Either::Right(_) => Err(silent(&disk)),
+            }
+        })
     }
 
     fn open<'a>(&'a self, target: Target<'a>, access: Access, owner: &'a str) -> OpenDevice<'a> {
         Box::pin(async move {
-            let name = Name::parse(target.value).ok_or_else(|| {
-                OpenError::Store("'vbd:' names no disk, expected vbd:xvda".to_string())
+            let name: VolumeName = target.value.parse().map_err(|error| {
+                OpenError::Store(match error {
+                    NameError::NoDisk => "'vbd:' names no disk, expected vbd:xvda".to_string(),
+                    error => error.to_string(),
+                })
             })?;
             let options = Options::parse(target.options)?;
             for (option, given) in [
@@ -153,37 +177,40 @@ impl<H: Hypervisor> Store for VbdStore<H> {
                     return Err(OpenError::Store(reason));
                 }
             }
-            let shared = options.shared.unwrap_or(false);
-            match (name.volume, &self.volumes) {
-                (None, _) => self.open_disk(name.disk, access, shared, owner).await,
-                (Some(volume), Some(volumes)) => {
-                    let disk = self.open_disk(name.disk, access, true, owner).await?;
-                    volumes.open(disk, volume, access, owner).await
-                }
-                (Some(volume), None) => Err(OpenError::Store(format!(
-                    "volumes such as {volume} are not served yet, expected a whole disk: vbd:{}",
-                    name.disk
-                ))),
-            }
+            let opening = Opening {
+                access,
+                shared: options.shared.unwrap_or(false),
+                owner,
+            };
+            self.open_volume(&name, opening)
+                .await
+                .map_err(OpenError::Store)
         })
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::Name;
-
-    #[test]
-    fn a_target_names_a_disk_or_a_volume_on_it() {
-        let name = |disk, volume| Some(Name { disk, volume });
-        assert_eq!(Name::parse("xvda"), name("xvda", None));
-        assert_eq!(Name::parse("xvda/root"), name("xvda", Some("root")));
-        assert_eq!(
-            Name::parse("xvda/vg0/alice"),
-            name("xvda", Some("vg0/alice"))
-        );
-        for nothing in ["", "/", "xvda/", "/root"] {
-            assert_eq!(Name::parse(nothing), None, "{nothing}");
-        }
+/// Opens a disk for all who have something of it. What they share is for the volumes to say.
+fn open_disk<H: Hypervisor>(
+    frontends: &Frontends<H>,
+    name: &str,
+) -> Result<Arc<dyn BlockDevice>, String> {
+    let disk = frontends.find(name).ok_or("it is not there any more")?;
+    if let Some(failure) = disk.failure() {
+        return Err(format!("it was given up: {failure}"));
     }
+    let properties = disk.properties();
+    let properties = properties.ok_or("it has no backend that is connected")?;
+    let access = match properties.geometry.read_only {
+        true => Access::ReadOnly,
+        false => Access::ReadWrite,
+    };
+    match disk.open(access, true, "users of its volumes") {
+        Ok(device) => Ok(Arc::new(device)),
+        Err(in_use) => Err(format!("it is {in_use}")),
+    }
+}
+
+/// What is said of a disk that does not answer.
+fn silent(disk: &str) -> String {
+    format!("the driver domain's disk {disk} does not answer")
 }

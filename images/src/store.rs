@@ -17,6 +17,9 @@ use core::pin::Pin;
 pub type OpenDevice<'a> =
     Pin<Box<dyn Future<Output = Result<Arc<dyn BlockDevice>, OpenError>> + 'a>>;
 
+/// The future that reads the tables of a device again ([`Store::rescan`]).
+pub type Rescan<'a> = Pin<Box<dyn Future<Output = Result<Vec<String>, String>> + 'a>>;
+
 /// A kind of store: how its targets are written, and opening what they name.
 ///
 /// A store is registered with [`Stores::register`] when the driver domain starts; its crate needs nothing
@@ -63,6 +66,13 @@ pub trait Store {
     /// Returns a line about each of its devices, open or not, for the operator.
     fn lines(&self) -> Vec<String> {
         Vec::new()
+    }
+
+    /// Reads the tables of a device again, which somebody else has changed, and tells the users of what lies on
+    /// it. Returns sentences for the operator. May wait.
+    fn rescan<'a>(&'a self, device: &'a str) -> Rescan<'a> {
+        let reason = alloc::format!("{}:{device} has no tables that are read", self.scheme());
+        Box::pin(core::future::ready(Err(reason)))
     }
 
     /// Opens the device that the target names. `owner` is told to others that want it. May wait; the caller
@@ -156,6 +166,16 @@ impl Stores {
     /// Returns a line about each device of every store, for the operator.
     pub fn lines(&self) -> impl Iterator<Item = String> {
         self.all.iter().flat_map(|store| store.lines())
+    }
+
+    /// Reads the tables of a device again ([`Store::rescan`]), which is named as in a target.
+    pub async fn rescan(&self, device: &str) -> Result<Vec<String>, String> {
+        let target = Target::parse(device).map_err(|error| error.to_string())?;
+        let store = self.all.iter().find(|one| one.scheme() == target.scheme);
+        match store {
+            Some(store) => store.rescan(target.value).await,
+            None => Err(self.unknown(target.scheme.to_string() + ":").to_string()),
+        }
     }
 
     fn unknown(&self, store: String) -> TargetError {

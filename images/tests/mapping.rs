@@ -705,3 +705,18 @@ fn a_claim_is_held_as_long_as_a_queue() {
     drop(queues);
     assert_eq!(Arc::strong_count(&held), 1);
 }
+
+#[test]
+fn a_shared_device_is_dropped_with_its_last_user() {
+    let held = Arc::new(());
+    let devices = [ram(300, 1).0, ram(300, 2).0];
+    let below = shared(&devices);
+    let bottom = MappedDevice::new(&below, map(), Access::ReadWrite, held.clone());
+    let bottom = bottom.expect("it can be mapped");
+    let user = SharedDevice::new(Arc::new(bottom)).user(Access::ReadWrite, Arc::new(()));
+    // The device keeps a waker from now on.
+    user.on_change(Waker::noop());
+    assert_eq!(Arc::strong_count(&held), 2);
+    drop(user);
+    assert_eq!(Arc::strong_count(&held), 1);
+}

@@ -34,17 +34,24 @@ pub struct Overlap {
     pub owner: String,
 }
 
+impl Overlap {
+    /// Says who has it open, and what would be needed.
+    pub(crate) fn who(&self) -> impl fmt::Display {
+        let Overlap { access, owner, .. } = self;
+        alloc::format!(
+            "open for {access} by {owner}; two that write, or write and read, need shared=yes in the target of \
+             each"
+        )
+    }
+}
+
 impl fmt::Display for Overlap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Overlap {
-            name,
-            access,
-            owner,
-        } = self;
         write!(
             f,
-            "it has sectors of {name}, which is open for {access} by {owner}; two that write, or write and \
-             read, need shared=yes in the target of each"
+            "it has sectors of {}, which is {}",
+            self.name,
+            self.who()
         )
     }
 }

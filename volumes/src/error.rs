@@ -132,7 +132,10 @@ impl fmt::Display for OpenError {
                 "{name} cannot be used: none of the disks has its physical volume {}",
                 Names(physical)
             ),
-            OpenError::ReadOnly { name } => write!(f, "{name} is read-only"),
+            OpenError::ReadOnly { name } => write!(f, "{name} is read-only, expected access=ro"),
+            OpenError::InUse { name, overlap } if overlap.name == *name => {
+                write!(f, "{name} is {}", overlap.who())
+            }
             OpenError::InUse { name, overlap } => write!(f, "{name} is in use: {overlap}"),
             OpenError::Mapping { name, error } => write!(f, "{name} cannot be used: {error}"),
         }

@@ -38,8 +38,8 @@
 //! let whole = open("xvda", "domain 5, xvda").expect("the disk is there");
 //! assert_eq!(
 //!     open("xvda", "domain 6, xvdb").err().expect("refused").to_string(),
-//!     "xvda is in use: it has sectors of xvda, which is open for writing by domain 5, xvda; two that write, \
-//!      or write and read, need shared=yes in the target of each"
+//!     "xvda is open for writing by domain 5, xvda; two that write, or write and read, need shared=yes in the \
+//!      target of each"
 //! );
 //! assert_eq!(
 //!     open("xvda/root", "domain 6, xvdb").err().expect("refused").to_string(),

@@ -277,7 +277,7 @@ fn a_partition_that_is_read_only_is_not_written_to() {
     let volumes = volumes(&disk);
     assert_eq!(
         refusal(&volumes, "vbd:xvda/root"),
-        "vbd:xvda/root is read-only"
+        "vbd:xvda/root is read-only, expected access=ro"
     );
     let device = try_open(&volumes, "vbd:xvda/root", Access::ReadOnly).expect("to read");
     assert!(device.geometry().read_only);

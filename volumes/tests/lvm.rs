@@ -8,7 +8,6 @@ use bulkhead_volumes::lvm::{Group, GroupFault};
 use bulkhead_volumes::testing::{
     Disk, NewPartition, NewPhysical, mend_physical, write_gpt, write_physical,
 };
-use std::sync::Arc;
 use support::{LVM, MIB, PV0, PV1, VG0, find, guid, open, partition, physical, refusal};
 
 const TYPES: &str = include_str!("fixtures/types.txt");
@@ -61,7 +60,7 @@ fn linear_and_striped_volumes_lie_where_lvm_has_them() {
     }
     assert_eq!(
         refusal(&volumes, "xvda/vg0/carol"),
-        "xvda/vg0/carol is read-only"
+        "xvda/vg0/carol is read-only, expected access=ro"
     );
     assert_eq!(
         refusal(&volumes, "xvda/vg0/dave"),

@@ -68,11 +68,15 @@ fn what_overlaps_a_writers_is_refused_and_names_it() {
             for access in [ReadWrite, ReadOnly] {
                 let refused = open_for(&volumes, other, access, false, "domain 6, xvdb");
                 let refused = refused.err().expect("refused").to_string();
+                let which = match one == other {
+                    true => String::new(),
+                    false => format!("in use: it has sectors of {one}, which is "),
+                };
                 assert_eq!(
                     refused,
                     format!(
-                        "{other} is in use: it has sectors of {one}, which is open for writing by domain 5, \
-                         xvda; two that write, or write and read, need shared=yes in the target of each"
+                        "{other} is {which}open for writing by domain 5, xvda; two that write, or write and \
+                         read, need shared=yes in the target of each"
                     )
                 );
             }
@@ -84,7 +88,7 @@ fn what_overlaps_a_writers_is_refused_and_names_it() {
             let shares = open_for(&volumes, one, ReadWrite, true, "domain 5, xvda");
             let with = open_for(&volumes, other, ReadWrite, true, "domain 6, xvdb");
             with.expect("both say that they share");
-            assert!(refusal(&volumes, other).contains("in use"));
+            assert!(refusal(&volumes, other).contains("open for writing"));
             drop(shares);
         }
     }

@@ -63,7 +63,7 @@ pub use spy::Meanwhile;
 use bulkhead_blkback::Backend;
 use bulkhead_blkback::engine::DataPath;
 use bulkhead_blkback::memory_target::follow_memory_target;
-use bulkhead_blkback::operator::grow_on_request;
+use bulkhead_blkback::operator::{grow_on_request, rescan_on_request};
 use bulkhead_blkfront::{Frontends, VbdStore};
 use bulkhead_grant::Region;
 use bulkhead_images::{Catalog, ImageMemory, Stores};
@@ -196,6 +196,11 @@ impl World {
         handle.spawn(async move {
             let Err(error) = grow_on_request(&growing.services).await;
             log::error!("images cannot be grown any more: {error}");
+        });
+        let rescanning = backend.clone();
+        handle.spawn(async move {
+            let Err(error) = rescan_on_request(&rescanning.services).await;
+            log::error!("tables of disks cannot be read again any more: {error}");
         });
         let (serving, ended) = (backend.clone(), Rc::new(Cell::new(false)));
         let end = ended.clone();

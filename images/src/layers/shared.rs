@@ -22,12 +22,16 @@ pub struct SharedDevice(Arc<Inner>);
 
 struct Inner {
     device: Arc<dyn BlockDevice>,
-    users: Mutex<Waiters>,
+    users: Arc<Users>,
 }
 
-impl Wake for Inner {
+/// Those who wait for a change. The device has this as its waker, which does not keep the device.
+#[derive(Default)]
+struct Users(Mutex<Waiters>);
+
+impl Wake for Users {
     fn wake(self: Arc<Self>) {
-        let users = self.users.lock().take();
+        let users = self.0.lock().take();
         users.for_each(Waker::wake);
     }
 }
@@ -37,7 +41,7 @@ impl SharedDevice {
     pub fn new(device: Arc<dyn BlockDevice>) -> SharedDevice {
         SharedDevice(Arc::new(Inner {
             device,
-            users: Mutex::default(),
+            users: Arc::default(),
         }))
     }
 
@@ -81,7 +85,7 @@ pub(crate) struct Watcher {
 impl Watcher {
     pub fn new(device: &SharedDevice) -> Watcher {
         Watcher {
-            number: device.0.users.lock().number(),
+            number: device.0.users.0.lock().number(),
             device: device.clone(),
         }
     }
@@ -89,14 +93,14 @@ impl Watcher {
     /// Wakes `waker` at the next change, in the place of an earlier one.
     pub fn watch(&self, waker: &Waker) {
         let inner = &self.device.0;
-        inner.users.lock().wait(self.number, waker);
-        inner.device.on_change(&Waker::from(inner.clone()));
+        inner.users.0.lock().wait(self.number, waker);
+        inner.device.on_change(&Waker::from(inner.users.clone()));
     }
 }
 
 impl Drop for Watcher {
     fn drop(&mut self) {
-        self.device.0.users.lock().forget(self.number);
+        self.device.0.users.0.lock().forget(self.number);
     }
 }
 

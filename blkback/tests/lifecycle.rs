@@ -1,6 +1,7 @@
 //! Every turn of a disk's life that the toolstack, the guest or the driver domain can take.
 
 use bulkhead_blkback_testkit::{Bystander, Frontend, Guest, IMAGE_SIZE, Link, World, content};
+use bulkhead_xen::abi::xs_wire::MessageType;
 use bulkhead_xen_sim::xenstore::toolstack::{self, Disk};
 use bulkhead_xenbus::XenbusState;
 use std::cell::Cell;
@@ -345,6 +346,32 @@ fn an_ending_driver_domain_serves_a_frontend_until_it_has_let_go() {
     world.wait(Duration::from_millis(200));
     assert!(closed.get(), "nobody is left to wait for");
     assert_eq!(disk.link().collect().len(), 1, "on the ring, so served");
+    assert_eq!(disk.backend(), Some(XenbusState::Closed));
+    disk.take_down();
+    toolstack::finish_detach(&mut world.sim.store(), &disk.vbd);
+    world.nothing_left();
+}
+
+#[test]
+fn an_ending_driver_domain_knows_what_it_has_written_before_the_event_of_it() {
+    let world = World::new();
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvda", "ram:disk0").connected();
+    // The events of what is written from now on tell of other nodes.
+    world.sim.store().faults.mangle = Some(Box::new(|_, bytes| {
+        let state = bytes.windows(7).position(|part| part == b"/state\0");
+        if let Some(at) = state.filter(|_| bytes[0] == MessageType::WATCH_EVENT.0 as u8) {
+            bytes[at + 1] = b'S';
+        }
+    }));
+    let backend = world.backend.clone();
+    world.spawn(async move { backend.close().await });
+    world.wait(Duration::from_millis(10));
+    assert_eq!(disk.backend(), Some(XenbusState::Closing));
+    disk.write(0, &[3; 512]);
+    world.sim.store().faults.mangle = None;
+    disk.go(XenbusState::Closed);
+    world.wait(Duration::from_millis(200));
     assert_eq!(disk.backend(), Some(XenbusState::Closed));
     disk.take_down();
     toolstack::finish_detach(&mut world.sim.store(), &disk.vbd);

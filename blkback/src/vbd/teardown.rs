@@ -34,10 +34,15 @@ pub const LINGER: Duration = Duration::from_millis(2500);
 pub async fn take_leave<H: Hypervisor>(services: &Services<H>, id: VbdId, observer: &Observer<H>) {
     let (path, changed) = (id.backend_path(), observer.changes());
     let let_go = pin!(async {
-        while let Err(error) = set_state(&services.store, &path, XenbusState::Closing).await {
-            log::warn!("vbd {id}: {error}");
+        let written = loop {
+            match set_state(&services.store, &path, XenbusState::Closing).await {
+                Ok(written) => break written,
+                Err(error) => log::warn!("vbd {id}: {error}"),
+            }
             services.handle.sleep(PAUSE).await;
-        }
+        };
+        // The event of it may come later than this task looks.
+        observer.wrote(XenbusState::Closing, written);
         loop {
             let holds = match observer.observe().await {
                 Ok(seen) => {

@@ -17,6 +17,8 @@ const FILES: &[&str] = &[
     "LICENSE.txt",
     "LICENSE",
     "COPYING",
+    // As the REUSE specification has it.
+    "LICENSES/MIT.txt",
 ];
 
 /// Returns the whole file.

@@ -21,9 +21,11 @@ pub fn command(device: &str, mib: u32) -> String {
 
 /// A guest's shell command that writes zeros to a disk until the disk is taken away, and then says so.
 pub fn write_to_the_end(device: &str) -> String {
+    // Where the disk's node is gone when dd opens it, dd makes a file of that name. The kernel could not make the
+    // node of the next disk then.
     format!(
         "while dd if=/dev/zero of=/dev/{device} bs=4k count=256 oflag=direct 2>/dev/null; do :; done; \
-         echo the disk is gone"
+         [ -b /dev/{device} ] || rm -f /dev/{device}; echo the disk is gone"
     )
 }
 

@@ -525,6 +525,40 @@ fn who_was_refused_for_want_of_room_is_told_when_there_is_some() {
 }
 
 #[test]
+fn whoever_waits_is_woken_after_each_part_that_ends_alone() {
+    let slow = Delayed::new(ram(300, 1).0);
+    let mut turns = ExtentMap::default();
+    let legs = [leg(0, 0), leg(0, 100)];
+    turns.push_striped(Sector(128), Sector(8), &legs).unwrap();
+    let device = mapped(&[Arc::new(slow.clone())], turns);
+    let mut queue = device.queue();
+    let discard = Io {
+        op: Op::Discard {
+            sector: Sector(0),
+            count: Sector(16),
+            secure: false,
+        },
+        segments: &[],
+    };
+    assert_eq!(queue.submit(Tag(1), discard), Submitted::Pending);
+    assert_eq!(slow.held(), 2);
+    let wakes = Arc::new(Wakes::default());
+    let waker = Waker::from(wakes.clone());
+    let poll = |queue: &mut dyn IoQueue| {
+        let mut told = 0;
+        let polled = queue.poll_complete(&mut Context::from_waker(&waker), &mut |_, _| told += 1);
+        (polled, told)
+    };
+    assert_eq!(poll(&mut *queue), (Poll::Pending, 0));
+    slow.release(0);
+    assert_eq!(wakes.count(), 1);
+    assert_eq!(poll(&mut *queue), (Poll::Pending, 0), "one part is left");
+    slow.release(0);
+    assert_eq!(wakes.count(), 2, "the last part wakes the queue too");
+    assert_eq!(poll(&mut *queue), (Poll::Ready(()), 1));
+}
+
+#[test]
 fn a_queue_is_closed_when_all_below_are() {
     let slow = [Delayed::new(ram(300, 1).0), Delayed::new(ram(300, 2).0)];
     slow[1].hold_on();

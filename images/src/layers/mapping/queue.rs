@@ -363,7 +363,8 @@ impl IoQueue for MappedQueue {
             if ready && core::mem::take(&mut self.was_busy) {
                 told = Poll::Ready(());
             }
-            if !advanced {
+            // A device that was ready has not kept the waker: it is asked again.
+            if !advanced && (told.is_ready() || !ready) {
                 return told;
             }
             // What was passed on just now wakes us too.

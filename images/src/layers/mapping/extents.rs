@@ -79,6 +79,17 @@ pub(super) struct Piece {
     pub len: Sector,
 }
 
+impl Piece {
+    /// Returns no sectors of a device.
+    pub fn none_of(device: usize) -> Piece {
+        Piece {
+            device,
+            start: Sector(0),
+            len: Sector(0),
+        }
+    }
+}
+
 /// The fewest sectors of a turn: LVM's least, a page. Smaller ones would cut requests into crumbs.
 const LEAST_CHUNK: u64 = 8;
 

@@ -25,7 +25,7 @@ use spin::Mutex;
 ///
 /// A request that lies in a row on one device below is passed on as it is: its data is copied no more
 /// often than without this layer. Others are cut at the ends of extents, and their parts are served at the same
-/// time. A flush goes to every device below, a discard to those that have some of it.
+/// time. A flush goes to every device below that can be flushed, a discard to those that have some of it.
 ///
 /// It grows while it is in use ([`extend`](Self::extend)); its users are told.
 #[derive(Clone)]

@@ -39,6 +39,8 @@ struct Below {
     pending: usize,
     unflushed: bool,
     in_place: bool,
+    /// It can make data durable.
+    flushes: bool,
     closed: bool,
 }
 
@@ -106,7 +108,9 @@ impl MappedQueue {
             _ => caps.segments.min(KEPT_SEGMENTS),
         };
         let several = queues.len() > 1 && caps.access == DataAccess::Staged;
-        let below = queues.into_iter().map(|queue| Below {
+        let below = queues.into_iter().zip(&shared.below);
+        let below = below.map(|(queue, device)| Below {
+            flushes: device.device.device().geometry().flush,
             depth: queue.caps().depth,
             queue,
             pending: 0,
@@ -210,12 +214,10 @@ impl MappedQueue {
                 }
                 Op::Flush => {
                     let device = split.position as usize;
-                    let flush = Piece {
-                        device,
-                        start: Sector(0),
-                        len: Sector(0),
-                    };
-                    return Some((flush, 1));
+                    if self.below[device].flushes {
+                        return Some((Piece::none_of(device), 1));
+                    }
+                    split.position += 1;
                 }
             }
         }
@@ -268,6 +270,15 @@ impl MappedQueue {
         submitted
     }
 
+    /// Has every device make its data durable that can. If none can, the first one says so.
+    fn flush(&mut self, tag: Tag, io: Io<'_>) -> Submitted {
+        let devices = self.below.len();
+        if devices > 1 && self.below.iter().any(|below| below.flushes) {
+            return self.split(tag, io.op, devices as u64, &[]);
+        }
+        self.pass_on(tag, &Piece::none_of(0), io)
+    }
+
     /// The only piece of a request that passes all checks, if it is in one.
     fn in_one(&self, op: Op, len: usize) -> Option<Piece> {
         let (sector, count) = self.check(op, len as u64).ok()?;
@@ -302,15 +313,7 @@ impl IoQueue for MappedQueue {
             Err(error) => return Submitted::Done(Err(error)),
         };
         if io.op == Op::Flush {
-            if self.below.len() > 1 {
-                return self.split(tag, io.op, self.below.len() as u64, &[]);
-            }
-            let flush = Piece {
-                device: 0,
-                start: Sector(0),
-                len: Sector(0),
-            };
-            return self.pass_on(tag, &flush, io);
+            return self.flush(tag, io);
         }
         match self.map.piece(sector.0, count) {
             Some(piece) if piece.len.0 == count => self.pass_on(tag, &piece, io),

@@ -1,6 +1,6 @@
 //! Disks of the driver domain's own, served to guests: what another driver domain serves to it.
 
-use bulkhead_blkback_testkit::{Frontend, Guest, IMAGE_SIZE, Lower, Setup, World, content};
+use bulkhead_blkback_testkit::{Frontend, Guest, IMAGE_SIZE, Lower, Setup, Style, World, content};
 use bulkhead_blkfront::PATIENCE;
 use bulkhead_ring::blkif::{Discard, Operation, Request, Sector, Status, TransferKind};
 use bulkhead_xen_sim::xenstore::toolstack::{self, Disk, Vbd};
@@ -428,4 +428,34 @@ fn a_dead_guests_requests_do_not_get_into_the_next_ones_way() {
     // The memory of the queues is used again: two of them at a time, and the ring.
     let granted = world.storage.grants_in_use();
     assert!(granted <= 2 * 96 + 16, "{granted} pages are granted");
+}
+
+#[test]
+fn the_memory_of_queues_is_used_again_however_deep_the_next_ones_are() {
+    let world = world(1);
+    let lower = Lower::new(&world, &images());
+    lower.attach("xvda", &Disk::new("ram:below0"));
+    for ring_pages in [1, 2, 4, 4, 1, 4] {
+        let guest = Guest::new(&world);
+        let style = Style {
+            ring_pages,
+            ..Style::default()
+        };
+        let mut disk = guest.attach("xvda", "vbd:xvda").styled(style).connected();
+        for request in 0..32 * ring_pages as u64 {
+            disk.link().push_read(request, 1);
+        }
+        disk.link().kick();
+        world.wait(THERE_AND_BACK * 8);
+        let answers = disk.link().collect();
+        assert_eq!(answers.len(), 32 * ring_pages as usize);
+        for answer in answers {
+            assert_eq!(answer.status, Status::Okay);
+        }
+        disk.detach();
+        // One queue's memory, and the ring.
+        let granted = world.storage.grants_in_use();
+        assert!(granted <= 96 + 16, "{granted} pages are granted");
+    }
+    world.sim.assert_no_violations();
 }

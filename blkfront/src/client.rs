@@ -85,14 +85,23 @@ impl<H: Hypervisor> Client<H> {
         })
     }
 
-    /// Opens a closed queue again, if it is large enough. Nothing of its last user's data is left.
-    pub fn reopen(&mut self, depth: usize) -> bool {
-        if self.entries.len() < depth {
-            return false;
-        }
+    /// Opens a queue again that was closed and [is idle](Self::is_idle), for up to `depth` requests at a time.
+    /// Nothing of its last user's data is left.
+    pub fn reopen(&mut self, depth: usize) -> Result<(), OutOfMemory> {
+        let known = self.entries.len();
+        let more = depth.saturating_sub(known);
+        let room = self.entries.try_reserve_exact(more);
+        let room = room.and_then(|()| self.free.try_reserve_exact(more));
+        let room = room.and_then(|()| self.done.try_reserve_exact(depth));
+        let room = room.and_then(|()| self.waiting.try_reserve_exact(depth));
+        let bytes = depth * size_of::<Entry>();
+        room.map_err(|_| OutOfMemory { bytes })?;
+        self.entries.resize(known + more, Entry::UNUSED);
+        self.free
+            .extend((known..known + more).map(|entry| entry as u16));
         self.memory.clear();
         self.open = true;
-        true
+        Ok(())
     }
 
     /// Closes the queue. If there is a backend, requests that were sent to it stay until it has answered them.

@@ -48,18 +48,19 @@ impl<H: Hypervisor> Link<H> {
         memory: impl FnOnce() -> Result<SharedMemory<H>, NotShared>,
     ) -> Result<usize, NotShared> {
         let unused = |client: &Client<H>| !client.is_open() && client.is_idle();
+        let bytes = depth * size_of::<Entry>();
+        let no_memory = |_| NotShared::NoMemory { bytes };
         if !self.held
             && let Some(number) = self.clients.iter().position(unused)
-            && self.clients[number].reopen(depth)
         {
-            return Ok(number);
+            let reopened = self.clients[number].reopen(depth);
+            return reopened.map(|()| number).map_err(no_memory);
         }
         let mut memory = memory()?;
         if let Some((hypervisor, backend)) = &self.backend {
             memory.grant(hypervisor, *backend)?;
         }
-        let bytes = depth * size_of::<Entry>();
-        let client = Client::new(memory, depth).map_err(|_| NotShared::NoMemory { bytes })?;
+        let client = Client::new(memory, depth).map_err(no_memory)?;
         let reserved = self.clients.try_reserve(1);
         reserved.map_err(|_| NotShared::NoMemory { bytes })?;
         self.clients.push(client);

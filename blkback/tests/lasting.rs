@@ -3,6 +3,7 @@
 use bulkhead_blkback_testkit::{Frontend, Guest, IMAGE_SIZE, Lower, Setup, Style, World, content};
 use bulkhead_blkfront::PATIENCE;
 use bulkhead_ring::blkif::{Discard, Operation, Request, Sector, Status, TransferKind};
+use bulkhead_xen::Reservation;
 use bulkhead_xen_sim::xenstore::toolstack::{self, Disk, Vbd};
 use bulkhead_xenbus::XenbusState;
 use std::time::Duration;
@@ -458,4 +459,22 @@ fn the_memory_of_queues_is_used_again_however_deep_the_next_ones_are() {
         assert!(granted <= 96 + 16, "{granted} pages are granted");
     }
     world.sim.assert_no_violations();
+}
+
+#[test]
+fn a_disk_that_there_is_no_memory_to_connect_leaves_nothing_behind() {
+    let memory = world(3).storage.hypervisor();
+    let rings = std::iter::from_fn(|| memory.allocate(16)).count();
+    let world = world(3);
+    let lower = Lower::new(&world, &images());
+    // Memory for the first ring and not for the second.
+    let memory = world.storage.hypervisor();
+    assert!((1..rings).all(|_| memory.allocate(16).is_some()));
+    let (ports, grants) = (world.storage.open_ports(), world.storage.grants_in_use());
+    lower.attach("xvda", &Disk::new("ram:below0"));
+    world.wait(Duration::from_secs(20));
+    let said = |line: &String| line.contains("cannot be connected: the driver domain has no");
+    assert!(world.journal().iter().any(said), "{:#?}", world.journal());
+    assert_eq!(world.storage.open_ports(), ports);
+    assert_eq!(world.storage.grants_in_use(), grants);
 }

@@ -80,21 +80,11 @@ impl<H: Hypervisor> Connection<H> {
         for (number, vcpu) in vcpus.iter().take(rings).enumerate() {
             let mut memory = SharedMemory::new(pool, grants, ring_pages)?;
             memory.grant(hypervisor, backend)?;
-            let (port, task) = match listen(disk, number, vcpu, backend).await {
-                Ok(listening) => listening,
-                Err(error) => {
-                    connection.stop();
-                    return Err(NoRings::EventChannel(error));
-                }
-            };
+            let listening = listen(disk, number, vcpu, backend).await;
+            let (port, task) = listening.map_err(NoRings::EventChannel)?;
             connection.tasks.push(task);
-            match Wire::new(memory, hypervisor.clone(), port, rules) {
-                Ok(wire) => connection.wires.push(wire),
-                Err(error) => {
-                    connection.stop();
-                    return Err(error.into());
-                }
-            }
+            let wire = Wire::new(memory, hypervisor.clone(), port, rules)?;
+            connection.wires.push(wire);
         }
         Ok(connection)
     }
@@ -179,6 +169,13 @@ impl<H: Hypervisor> Connection<H> {
         Leftover {
             rings: wires.into_iter().map(Wire::into_memory).collect(),
         }
+    }
+}
+
+impl<H: Hypervisor> Drop for Connection<H> {
+    fn drop(&mut self) {
+        // A connection that was not finished has tasks too.
+        self.stop();
     }
 }
 

@@ -5,7 +5,7 @@ use crate::content::Content;
 use crate::error::OpenError;
 use crate::gpt::Partition;
 use crate::lvm::{Found, Group, Id, Logical, shown};
-use crate::memory::push;
+use crate::memory::{filled, push};
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -201,13 +201,12 @@ fn newest(
     loop {
         let newer = contents.iter().filter_map(|(_, content)| content.as_ref());
         let newer = newer.flat_map(|content| &content.physical).find(|found| {
-            let member = group
-                .physical
-                .iter()
-                .any(|physical| physical.id == found.id);
             let newer = found.group.as_ref();
             let newer = newer.filter(|other| other.id == group.id && other.seqno > group.seqno);
-            member && newer.is_some() && places(contents, found.id).nth(1).is_none()
+            let mut members = group.physical.iter();
+            newer.is_some()
+                && members.any(|physical| physical.id == found.id)
+                && places(contents, found.id).nth(1).is_none()
         });
         match newer.and_then(|found| found.group.clone()) {
             // Its number is higher each time.
@@ -257,18 +256,23 @@ fn lay_out(
         .try_reserve_exact(group.physical.len())
         .map_err(|_| no_memory())?;
     found.resize(group.physical.len(), None);
-    let mut missing = Vec::new();
+    let mut used = filled(group.physical.len()).ok_or_else(no_memory)?;
+    for segment in &volume.segments {
+        for (position, _) in &segment.stripes {
+            used[*position as usize] = 1;
+        }
+    }
+    let (mut missing, mut more_missing) = (Vec::new(), 0);
     for (position, physical) in group.physical.iter().enumerate() {
-        let mut segments = volume.segments.iter();
-        let used = segments.any(|segment| {
-            let mut stripes = segment.stripes.iter();
-            stripes.any(|(number, _)| *number as usize == position)
-        });
-        if !used {
+        if used[position] == 0 {
             continue;
         }
         let mut places = places(contents, physical.id);
         let Some((disk, place)) = places.next() else {
+            if missing.len() == MOST_NAMES {
+                more_missing += 1;
+                continue;
+            }
             let what = alloc::format!("{} ({})", shown(&physical.name), physical.id);
             push(&mut missing, what).ok_or_else(no_memory)?;
             continue;
@@ -291,6 +295,10 @@ fn lay_out(
             }
         };
         found[position] = Some((number, place.start, place.sectors));
+    }
+    if more_missing > 0 {
+        let what = alloc::format!("{more_missing} more");
+        push(&mut missing, what).ok_or_else(no_memory)?;
     }
     if !missing.is_empty() {
         return Err(OpenError::Missing {

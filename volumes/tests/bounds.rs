@@ -1,0 +1,101 @@
+//! Tables that are made to cost as much as they can: time and text.
+
+mod support;
+
+use bulkhead_images::SectorSize;
+use bulkhead_volumes::Volumes;
+use bulkhead_volumes::testing::{Disk, write_physical};
+use std::fmt::Write;
+use std::time::Duration;
+use support::{MIB, PV0, physical, refusal};
+
+/// Returns the text of a group with these physical and logical volumes.
+fn text(seqno: usize, physical: &str, logical: &str) -> String {
+    format!(
+        "vg0{{id=\"mmJOHTehWI0Gl5gFbOFn9K31dLnIUNlL\"seqno={seqno} format=\"lvm2\"extent_size=8 \
+         physical_volumes{{a{{id=\"{PV0}\"pe_start=2048 pe_count=100000}}{physical}}}\
+         logical_volumes{{{logical}}}}}contents=\"Text Format Volume Group\"version=1"
+    )
+}
+
+/// Returns a description of that many physical volumes.
+fn physical_volumes(count: usize) -> String {
+    (0..count).fold(String::new(), |mut text, number| {
+        write!(
+            text,
+            "p{number}{{id=\"{number:032}\"pe_start=0 pe_count=1}}"
+        )
+        .expect("a text");
+        text
+    })
+}
+
+/// Returns a logical volume whose segments lie in 128 stripes each, on the physical volume that `place` says.
+fn striped(name: &str, segments: usize, place: impl Fn(usize) -> (String, usize)) -> String {
+    let mut volume = format!(
+        "{name}{{id=\"A6R2Mf0B1xEj5etmvnXp8rAu6CeweDIz\"status=[\"VISIBLE\",\"WRITE\"]segment_count={segments} "
+    );
+    for segment in 0..segments {
+        let first = segment * 128;
+        write!(
+            volume,
+            "s{segment}{{start_extent={first} extent_count=128 type=\"striped\"stripe_count=128 stripe_size=8 \
+             stripes=["
+        )
+        .expect("a text");
+        for stripe in first..first + 128 {
+            let (name, extent) = place(stripe);
+            write!(volume, "\"{name}\",{extent},").expect("a text");
+        }
+        volume.pop();
+        volume.push_str("]}");
+    }
+    volume + "}"
+}
+
+/// Returns the processor time that this thread takes for something.
+fn processor_time(act: impl FnOnce()) -> Duration {
+    let taken = || {
+        let stat = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux");
+        let first = stat.split(' ').next().expect("a number");
+        Duration::from_nanos(first.parse().expect("a number"))
+    };
+    let before = taken();
+    act();
+    taken() - before
+}
+
+#[test]
+fn a_large_volume_in_a_large_group_takes_hardly_longer_to_be_found_than_a_small_one() {
+    let volumes = ["small", "large"].map(|name| {
+        let segments = if name == "small" { 1 } else { 200 };
+        let first = if name == "small" { 60_000 } else { 0 };
+        striped(name, segments, |stripe| ("a".to_string(), first + stripe))
+    });
+    let text = text(1, &physical_volumes(8000), &volumes.concat());
+    assert!(text.len() < MIB - 4096 - 512, "{} bytes", text.len());
+    let disk = Disk::new(256 * MIB, SectorSize::B512);
+    write_physical(&disk, &physical(PV0, &text));
+    let volumes = Volumes::default();
+    assert!(support::add(&volumes, "xvda", &disk));
+    let [small, large] = ["xvda/vg0/small", "xvda/vg0/large"]
+        .map(|name| processor_time(|| drop(support::open(&volumes, name))));
+    assert!(
+        large < 2 * small,
+        "{large:?}, and {small:?} for a small one"
+    );
+}
+
+#[test]
+fn of_many_missing_physical_volumes_some_are_named() {
+    let volume = striped("big", 16, |stripe| (format!("p{stripe}"), 0));
+    let text = text(1, &physical_volumes(16 * 128), &volume);
+    let disk = Disk::new(64 * MIB, SectorSize::B512);
+    write_physical(&disk, &physical(PV0, &text));
+    let volumes = Volumes::default();
+    assert!(support::add(&volumes, "xvda", &disk));
+    let refused = refusal(&volumes, "xvda/vg0/big");
+    assert!(refused.contains("its physical volume p0 "), "{refused}");
+    assert!(refused.ends_with(", 2028 more"), "{refused}");
+    assert!(refused.len() < 2048, "{} bytes", refused.len());
+}

@@ -1,7 +1,7 @@
 //! What is on a disk: partitions, and physical volumes of LVM on them or on the disk itself.
 
 use crate::gpt::{self, GptError, Table};
-use crate::lvm::{self, Found, Group, LvmError};
+use crate::lvm::{self, Found, Group, GroupFault, LvmError};
 use crate::memory::push;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -9,6 +9,9 @@ use alloc::vec::Vec;
 use bulkhead_images::{BlockDevice, DeviceReader, OpenQueueError, Sector};
 use bulkhead_xen::VcpuId;
 use core::fmt;
+
+/// The most partitions of a disk that are searched for physical volumes. Whoever has LVM needs one.
+const MOST_PHYSICAL: usize = 64;
 
 /// What was found on a disk when it was read last.
 #[derive(Clone, Debug, Default)]
@@ -71,9 +74,15 @@ impl Content {
         content
             .notes
             .extend(table.note.as_ref().map(ToString::to_string));
-        for partition in &table.partitions {
-            if partition.fault.is_some() || !partition.is_physical_volume() {
-                continue;
+        let usable = table.partitions.iter();
+        let usable =
+            usable.filter(|partition| partition.fault.is_none() && partition.is_physical_volume());
+        for (searched, partition) in usable.enumerate() {
+            if searched == MOST_PHYSICAL {
+                content.note(alloc::format!(
+                    "more than {MOST_PHYSICAL} partitions are not searched for physical volumes of LVM"
+                ))?;
+                break;
             }
             let on = alloc::format!(" on partition {}", partition.number);
             match lvm::read(reader, partition.start, partition.sectors).await {
@@ -89,15 +98,45 @@ impl Content {
     }
 
     fn add(&mut self, found: Option<Found>, on: &str) -> Result<(), ContentError> {
-        let Some(found) = found else {
+        let Some(mut found) = found else {
             return Ok(());
         };
+        if let Some(group) = found.group.take() {
+            found.group = self.keep(group);
+            if found.group.is_none() {
+                let fault = lvm::CopyFault::Group(GroupFault::TooLarge);
+                push(&mut found.faults, fault).ok_or(ContentError::Lvm(LvmError::NoMemory))?;
+            }
+        }
         for fault in &found.faults {
             self.note(alloc::format!(
                 "a copy of the metadata of LVM{on} is not used: {fault}"
             ))?;
         }
         push(&mut self.physical, found).ok_or(ContentError::Lvm(LvmError::NoMemory))
+    }
+
+    /// Keeps the description of a group, once for all physical volumes that have the same one. `None` if there is
+    /// too much already.
+    fn keep(&self, group: Arc<Group>) -> Option<Arc<Group>> {
+        let mut others = self
+            .physical
+            .iter()
+            .filter_map(|found| found.group.as_ref());
+        let same = others
+            .find(|other| (other.id, other.seqno) == (group.id, group.seqno) && ***other == *group);
+        if let Some(same) = same {
+            return Some(same.clone());
+        }
+        let bytes = |number: usize, group: &Arc<Group>| {
+            let mut before = self.physical[..number].iter();
+            let again = before.any(|it| it.group.as_ref().is_some_and(|it| Arc::ptr_eq(it, group)));
+            if again { 0 } else { group.bytes() }
+        };
+        let kept = self.physical.iter().enumerate();
+        let kept = kept.filter_map(|(number, found)| Some((number, found.group.as_ref()?)));
+        let kept: usize = kept.map(|(number, group)| bytes(number, group)).sum();
+        (kept + group.bytes() <= lvm::MOST_BYTES).then_some(group)
     }
 
     fn note(&mut self, note: String) -> Result<(), ContentError> {

@@ -1,13 +1,15 @@
-//! Tables that are made to cost as much as they can: time and text.
+//! Tables that are made to cost as much as they can: time, memory and text.
 
 mod support;
 
 use bulkhead_images::SectorSize;
 use bulkhead_volumes::Volumes;
-use bulkhead_volumes::testing::{Disk, write_physical};
+use bulkhead_volumes::lvm::{Group, GroupFault};
+use bulkhead_volumes::testing::{Disk, NewPartition, NewPhysical, now, write_gpt, write_physical};
+use bulkhead_xen::VcpuId;
 use std::fmt::Write;
 use std::time::Duration;
-use support::{MIB, PV0, physical, refusal};
+use support::{LVM, MIB, PV0, guid, partition, physical, refusal};
 
 /// Returns the text of a group with these physical and logical volumes.
 fn text(seqno: usize, physical: &str, logical: &str) -> String {
@@ -98,4 +100,53 @@ fn of_many_missing_physical_volumes_some_are_named() {
     assert!(refused.contains("its physical volume p0 "), "{refused}");
     assert!(refused.ends_with(", 2028 more"), "{refused}");
     assert!(refused.len() < 2048, "{} bytes", refused.len());
+}
+
+#[test]
+fn what_is_kept_of_a_disk_has_a_limit() {
+    // Each of these is much longer in memory than in the text.
+    let logical = |count: usize| {
+        (0..count).fold(String::new(), |mut text, number| {
+            write!(text, "v{number}{{id=\"{number:032}\"}}").expect("a text");
+            text
+        })
+    };
+    let large = text(1, "", &logical(20_000));
+    assert_eq!(Group::parse(large.as_bytes()), Err(GroupFault::TooLarge));
+    // Many that are not, each other than the ones before.
+    let disk = Disk::new(20 * MIB, SectorSize::B512);
+    let (count, each) = (70_usize, MIB / 4 / 512);
+    let parts: Vec<NewPartition<'_>> = (0..count)
+        .map(|number| {
+            let first = (2048 + number * each) as u64;
+            NewPartition {
+                kind: guid(LVM),
+                ..partition("pv", number as u8 + 1, (first, first + each as u64 - 1))
+            }
+        })
+        .collect();
+    write_gpt(&disk, &parts);
+    for (number, part) in parts.iter().enumerate() {
+        let text = text(number, "", &logical(500));
+        let new = NewPhysical {
+            start: part.first as usize * 512,
+            id: &format!("{number:032}"),
+            area: (4096, MIB / 4 - 4096),
+            ..physical(PV0, &text)
+        };
+        write_physical(&disk, &new);
+    }
+    let reader = now(bulkhead_volumes::Content::read(&disk, VcpuId(0)));
+    let content = reader.expect("a disk with many physical volumes");
+    assert!(content.physical.len() <= 64, "{}", content.physical.len());
+    let kept: usize = content
+        .physical
+        .iter()
+        .filter_map(|found| found.group.as_ref())
+        .map(|group| group.logical.len())
+        .sum();
+    assert!((2000..20_000).contains(&kept), "{kept} volumes are kept");
+    let told = content.notes.join("\n");
+    assert!(told.contains("more than is kept of a disk"), "{told}");
+    assert!(told.contains("more than 64 partitions"), "{told}");
 }

@@ -15,6 +15,10 @@ const MOST_EXTENTS: u64 = u32::MAX as u64;
 /// The most stripes of a segment (`STRIPES_MAX` in LVM's sources).
 const MOST_STRIPES: u64 = 128;
 
+/// The most memory that the description of a group may take: that of thousands of volumes. As much is kept of
+/// all groups of a disk.
+pub(crate) const MOST_BYTES: usize = 2 << 20;
+
 /// A volume group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
@@ -120,6 +124,8 @@ pub enum GroupFault {
     Text(TextFault),
     /// Something is not there, or cannot be.
     Field(&'static str),
+    /// It would take more memory than is kept of a disk.
+    TooLarge,
     /// There is no memory for it.
     NoMemory,
 }
@@ -130,6 +136,7 @@ impl fmt::Display for GroupFault {
             GroupFault::Encoding => f.write_str("its text is none"),
             GroupFault::Text(fault) => fault.fmt(f),
             GroupFault::Field(what) => write!(f, "its text has no valid {what}"),
+            GroupFault::TooLarge => f.write_str("its text describes more than is kept of a disk"),
             GroupFault::NoMemory => f.write_str("there is no memory for it"),
         }
     }
@@ -195,10 +202,13 @@ impl Group {
         if format != Some("lvm2") {
             return Err(field("format"));
         }
+        let mut bytes = 0;
         let sections = physical.ok_or(field("physical_volumes"))?.entries();
         for (name, value) in sections {
             let section = value.section().ok_or(field("physical volume"))?;
             let volume = Physical::of(name, section)?;
+            bytes += volume.bytes();
+            within_limit(bytes)?;
             push(&mut group.physical, volume).ok_or(NO_MEMORY)?;
         }
         // Segments name physical volumes again and again.
@@ -224,6 +234,8 @@ impl Group {
                 extent_size: group.extent_size,
             };
             let volume = reader.logical(name, section, &mut snapshots)?;
+            bytes += volume.bytes();
+            within_limit(bytes)?;
             push(&mut group.logical, volume).ok_or(NO_MEMORY)?;
         }
         snapshots.sort_unstable();
@@ -235,6 +247,13 @@ impl Group {
         }
         group.mark_overlaps()?;
         Ok(group)
+    }
+
+    /// Returns about how many bytes of memory the description takes.
+    pub(crate) fn bytes(&self) -> usize {
+        let physical: usize = self.physical.iter().map(Physical::bytes).sum();
+        let logical: usize = self.logical.iter().map(Logical::bytes).sum();
+        physical + logical
     }
 
     /// Returns how many sectors a volume has, in units of 512 bytes.
@@ -274,7 +293,27 @@ impl Group {
     }
 }
 
+fn within_limit(bytes: usize) -> Outcome<()> {
+    match bytes <= MOST_BYTES {
+        true => Ok(()),
+        false => Err(GroupFault::TooLarge),
+    }
+}
+
+impl Logical {
+    fn bytes(&self) -> usize {
+        let stripes: usize = self.segments.iter().map(|it| it.stripes.len()).sum();
+        let segments = self.segments.len() * size_of::<Segment>();
+        // A stripe is in the list of those that are compared, too.
+        size_of::<Logical>() + self.name.len() + segments + stripes * 3 * size_of::<(u32, u64)>()
+    }
+}
+
 impl Physical {
+    fn bytes(&self) -> usize {
+        size_of::<Physical>() + self.name.len()
+    }
+
     fn of(name: &str, section: Section<'_>) -> Outcome<Physical> {
         let (mut id, mut start, mut extents) = (None, None, None);
         for (name, value) in section.entries() {

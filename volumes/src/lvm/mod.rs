@@ -9,6 +9,7 @@ mod label;
 mod text;
 
 pub use area::AreaFault;
+pub(crate) use group::MOST_BYTES;
 pub use group::{Group, GroupFault, Logical, LogicalFault, Physical};
 pub use label::LabelFault;
 pub use text::TextFault;

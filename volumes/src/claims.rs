@@ -84,7 +84,25 @@ pub(crate) struct Who {
     pub shared: bool,
 }
 
+impl DiskRange {
+    /// Returns all sectors of a disk, however large it becomes.
+    pub fn all_of(disk: DiskId) -> DiskRange {
+        DiskRange {
+            disk,
+            sectors: 0..u64::MAX,
+        }
+    }
+}
+
 impl Who {
+    fn in_the_way(&self) -> Overlap {
+        Overlap {
+            name: self.name.clone(),
+            access: self.access,
+            owner: self.owner.clone(),
+        }
+    }
+
     /// Whether both may have the same sectors.
     fn shares_with(&self, other: &Who) -> bool {
         let only_read = self.access == Access::ReadOnly && other.access == Access::ReadOnly;
@@ -115,11 +133,7 @@ impl Holders {
                     .iter()
                     .any(|theirs| ranges.iter().any(|ours| meets(ours, theirs)))
         })?;
-        Some(Overlap {
-            name: other.who.name.clone(),
-            access: other.who.access,
-            owner: other.who.owner.clone(),
-        })
+        Some(other.who.in_the_way())
     }
 }
 
@@ -141,6 +155,17 @@ impl Claims {
             claims: self.clone(),
             number,
         })
+    }
+
+    /// Returns who has all of a disk to write to, and does not share it: what is on it is that one's own.
+    pub fn owner_of(&self, disk: DiskId) -> Option<Overlap> {
+        let holders = self.0.lock();
+        let all = |range: &DiskRange| *range == DiskRange::all_of(disk);
+        let owner = holders.all.iter().find(|holder| {
+            let who = &holder.who;
+            who.access == Access::ReadWrite && !who.shared && holder.ranges.iter().any(all)
+        })?;
+        Some(owner.who.in_the_way())
     }
 
     /// Returns who has sectors of a disk open, and what they call it, in the order in which they came.

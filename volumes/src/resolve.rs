@@ -15,8 +15,16 @@ use gpt_disk_types::Guid;
 /// The most names that a message has.
 const MOST_NAMES: usize = 20;
 
+/// What is known of a disk.
+pub(crate) struct Known {
+    pub disk: DiskId,
+    pub content: Option<Arc<Content>>,
+    /// Somebody has all of it alone: what is there says nothing of others' volumes.
+    pub owned: bool,
+}
+
 /// What is on the disks, as far as it is known.
-pub(crate) type Contents<'c> = &'c [(DiskId, Option<Arc<Content>>)];
+pub(crate) type Contents<'c> = &'c [Known];
 
 /// What a volume is, whatever it is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,8 +157,8 @@ impl Group {
 }
 
 fn content(contents: Contents<'_>, disk: DiskId) -> Option<&Content> {
-    let (_, content) = contents.iter().find(|(id, _)| *id == disk)?;
-    content.as_deref()
+    let known = contents.iter().find(|known| known.disk == disk)?;
+    known.content.as_deref()
 }
 
 fn extents(name: &str, error: ExtentError) -> OpenError {
@@ -199,7 +207,8 @@ fn newest(
     }
     let mut group = first.clone();
     loop {
-        let newer = contents.iter().filter_map(|(_, content)| content.as_ref());
+        let believed = contents.iter().filter(|known| !known.owned);
+        let newer = believed.filter_map(|known| known.content.as_ref());
         let newer = newer.flat_map(|content| &content.physical).find(|found| {
             let newer = found.group.as_ref();
             let newer = newer.filter(|other| other.id == group.id && other.seqno > group.seqno);
@@ -227,14 +236,19 @@ fn newest(
     }
 }
 
-/// Returns where a physical volume was found.
+/// Returns where a physical volume was found: on a disk that somebody has alone only if it is nowhere else.
 fn places<'c>(contents: Contents<'c>, id: Id) -> impl Iterator<Item = (DiskId, &'c Found)> {
-    contents.iter().flat_map(move |(disk, content)| {
-        let content = content.as_deref().into_iter();
-        let all = content.flat_map(|content| &content.physical);
-        all.filter(move |found| found.id == id)
-            .map(move |found| (*disk, found))
-    })
+    let on = move |owned: bool| {
+        let disks = contents.iter().filter(move |known| known.owned == owned);
+        disks.flat_map(move |known| {
+            let content = known.content.as_deref().into_iter();
+            let all = content.flat_map(|content| &content.physical);
+            all.filter(move |found| found.id == id)
+                .map(move |found| (known.disk, found))
+        })
+    };
+    let elsewhere = on(false).next().is_some();
+    on(false).chain(on(true).filter(move |_| !elsewhere))
 }
 
 /// Where a physical volume is: the number of its disk in the list, and its own sectors there.

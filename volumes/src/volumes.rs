@@ -5,7 +5,7 @@ use crate::content::{Content, ContentError};
 use crate::error::OpenError;
 use crate::name::{VolumeName, VolumePart};
 use crate::rescan::{Change, Outcome, Rescan};
-use crate::resolve::{self, Identity, Resolved};
+use crate::resolve::{self, Identity, Known, Resolved};
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::sync::{Arc, Weak};
@@ -133,15 +133,17 @@ impl Volumes {
         if name.part == VolumePart::Whole {
             let device = self.device(disk, &name.disk)?;
             refused(device.device().geometry().read_only)?;
-            // However large it becomes.
-            let whole = DiskRange {
-                disk,
-                sectors: 0..u64::MAX,
-            };
-            let claim = self.claim(&text, opening, alloc::vec![whole])?;
+            let claim = self.claim(&text, opening, alloc::vec![DiskRange::all_of(disk)])?;
             return Ok(device.user(access, Arc::new(claim)));
         }
         let resolved = self.resolve(vcpu, disk, name, &text).await?;
+        if let Some(overlap) = self.claims.owner_of(disk) {
+            // What the disk says is that one's word.
+            return Err(OpenError::InUse {
+                name: text,
+                overlap,
+            });
+        }
         refused(resolved.read_only)?;
         let mut below = Vec::new();
         for disk in &resolved.disks {
@@ -183,7 +185,7 @@ impl Volumes {
         }
         let mut state = self.state.lock();
         state.forget_closed();
-        let contents = state.contents();
+        let contents = state.contents(&self.claims);
         let mut changes = Vec::new();
         for open in &state.open {
             if !open.disks.contains(&disk) && open.identity.disk() != disk {
@@ -323,7 +325,7 @@ impl Volumes {
         self.read(vcpu, disk, &name.disk).await?;
         let mut read = alloc::vec![disk];
         loop {
-            let contents = self.state.lock().contents();
+            let contents = self.state.lock().contents(&self.claims);
             let resolved = match &name.part {
                 VolumePart::Label(label) => {
                     resolve::partition(&contents, disk, text, |it| it.label == *label)
@@ -343,7 +345,7 @@ impl Volumes {
             };
             let wanted: Vec<DiskId> = match &resolved {
                 Ok(resolved) => resolved.disks.clone(),
-                Err(OpenError::Missing { .. }) => contents.iter().map(|(id, _)| *id).collect(),
+                Err(OpenError::Missing { .. }) => contents.iter().map(|known| known.disk).collect(),
                 Err(_) => return resolved,
             };
             let unread: Vec<DiskId> = wanted.into_iter().filter(|id| !read.contains(id)).collect();
@@ -377,9 +379,13 @@ impl State {
         self.open.retain(|open| open.claim.strong_count() > 0);
     }
 
-    fn contents(&self) -> Vec<(DiskId, Option<Arc<Content>>)> {
-        let disks = self.disks.iter();
-        disks.map(|disk| (disk.id, disk.content.clone())).collect()
+    fn contents(&self, claims: &Claims) -> Vec<Known> {
+        let known = |disk: &Disk| Known {
+            disk: disk.id,
+            content: disk.content.clone(),
+            owned: claims.owner_of(disk.id).is_some(),
+        };
+        self.disks.iter().map(known).collect()
     }
 
     fn disk_state(&self, id: DiskId, claims: &Claims) -> Option<DiskState> {
@@ -428,6 +434,11 @@ impl Open {
     /// as it was.
     fn compare(&self, contents: resolve::Contents<'_>) -> Option<Outcome> {
         let (device, claim) = (self.device.upgrade()?, self.claim.upgrade()?);
+        let named_by = self.identity.disk();
+        if contents.iter().any(|it| it.disk == named_by && it.owned) {
+            let reason = "its disk is open for writing by one guest alone";
+            return Some(Outcome::Kept(reason.to_string()));
+        }
         let resolved = match self.identity {
             Identity::Partition(disk, guid) => {
                 resolve::partition(contents, disk, &self.name, |it| it.id == guid)

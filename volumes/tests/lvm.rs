@@ -159,6 +159,65 @@ fn the_newest_description_counts_wherever_a_member_has_it() {
 }
 
 #[test]
+fn what_a_guest_writes_on_a_disk_of_its_own_is_not_looked_at_for_others() {
+    // It calls its disk pv1, and says that alice lies where bob does.
+    let newer = VG0
+        .replace("seqno = 6", "seqno = 7")
+        .replace("\"pv0\", 0\n", "\"pv0\", 8\n");
+    let [a, b] = both(VG0);
+    let own = pv(&physical(PV1, &newer));
+    let disks = [&a, &own];
+    let known = volumes(&disks);
+    let guest = open(&known, "xvdb");
+    support::rescan(&known, "xvda");
+    let alice = open(&known, "xvda/vg0/alice");
+    assert_eq!(find(&*alice, 0, &disks), Some((0, FIRST)));
+    drop(alice);
+    // Its disk is not taken for the real one, not even as a second one of that name.
+    assert!(refusal(&known, "xvda/vg0/bob").contains("open for writing by domain 5"));
+    assert!(support::add(&known, "xvdc", &b));
+    support::rescan(&known, "xvda");
+    let bob = open(&known, "xvda/vg0/bob");
+    assert_eq!(find(&*bob, 128, &[&a, &own, &b]), Some((2, FIRST)));
+    drop(bob);
+    // Nobody gets a volume by what it says, wherever that is.
+    assert_eq!(
+        refusal(&known, "xvdb/vg0/alice"),
+        "xvdb/vg0/alice is in use: it has sectors of xvdb, which is open for writing by domain 5, xvda; two \
+         that write, or write and read, need shared=yes in the target of each"
+    );
+    drop(guest);
+    assert!(refusal(&known, "xvda/vg0/bob").ends_with("is there twice"));
+}
+
+#[test]
+fn a_volume_does_not_grow_by_what_a_guest_writes_on_the_disk_it_was_named_by() {
+    let elsewhere = VG0
+        .replace("\"pv0\", 0\n", "\"pv1\", 5\n")
+        .replace("\"pv0\", 3\n", "\"pv1\", 7\n");
+    let [a, b] = both(&elsewhere);
+    let known = volumes(&[&a, &b]);
+    let alice = open(&known, "xvda/vg0/alice");
+    let guest = open(&known, "xvda");
+    let larger = elsewhere.replace("seqno = 6", "seqno = 7").replacen(
+        "extent_count = 1\n",
+        "extent_count = 3\n",
+        1,
+    );
+    write_physical(&a, &physical(PV0, &larger));
+    assert_eq!(
+        support::rescan(&known, "xvda"),
+        [
+            "xvda/vg0/alice of domain 5, xvda is served as it was: its disk is open for writing by one guest \
+             alone"
+        ]
+    );
+    assert_eq!(alice.geometry().sectors, Sector(3 * 8192));
+    drop(guest);
+    assert!(support::rescan(&known, "xvda")[0].contains("has grown"));
+}
+
+#[test]
 fn a_guests_partition_is_not_searched_for_physical_volumes() {
     let new = NewPhysical {
         start: 64 * 512,

@@ -5,6 +5,7 @@ use bulkhead_blkback_testkit::{Frontend, Guest, IMAGE_SIZE, Lower, Setup, World,
 use bulkhead_grant::{MappedPages, Region};
 use bulkhead_ring::blkif::{Abi, Blkif, Opcode, Request, RequestId, Response, Status};
 use bulkhead_ring::{BackRing, SharedPages};
+use bulkhead_xen::abi::xs_wire::{MessageType, Refusal};
 use bulkhead_xen::{GrantRef, Hypervisor, Port};
 use bulkhead_xen_sim::xenstore::toolstack::{self, Disk, Vbd};
 use bulkhead_xen_sim::{SimDomain, SimVcpu};
@@ -289,6 +290,27 @@ fn memory_that_a_backend_does_not_let_go_of_is_not_used_again() {
     assert_eq!(liar.frontend(), Some(XenbusState::Initialising));
     liar.say(&OFFER, XenbusState::InitWait);
     assert_eq!(liar.frontend(), Some(XenbusState::Initialised));
+    assert_eq!(disk.link().outstanding(), 1);
+    world.no_mistakes();
+}
+
+#[test]
+fn a_backend_that_has_our_memory_is_not_begun_with_again_if_xenstored_fails_meanwhile() {
+    let world = world();
+    let mut liar = Liar::new(&world, &DISK);
+    let mut disk = ask(&world, 1);
+    world.sim.store().faults.refuse = Some(Box::new(|_, kind, path| {
+        let refused = kind == MessageType::WRITE && path.starts_with("device/vbd/");
+        refused.then_some(Refusal::OutOfMemory)
+    }));
+    liar.say(&[], XenbusState::Closed);
+    assert_eq!(liar.frontend(), Some(XenbusState::Connected));
+    world.sim.store().faults.refuse = None;
+    world.wait(Duration::from_secs(5));
+    assert_eq!(liar.frontend(), Some(XenbusState::Closed));
+    liar.ring = None;
+    world.wait(Duration::from_secs(60));
+    assert_eq!(liar.frontend(), Some(XenbusState::Initialising));
     assert_eq!(disk.link().outstanding(), 1);
     world.no_mistakes();
 }

@@ -243,8 +243,10 @@ impl<H: Hypervisor> Life<'_, H> {
         Ok(())
     }
 
-    /// Lets the backend offer the disk again.
+    /// Lets the backend offer the disk again, once it has none of our memory.
     async fn start_over(&mut self) -> Result<(), Error> {
+        // Closing waits for that too, unless xenstored has failed meanwhile.
+        self.disconnect().await;
         self.write(Vec::new(), XenbusState::Initialising).await?;
         self.phase = Phase::Fresh;
         Ok(())

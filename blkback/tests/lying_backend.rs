@@ -315,6 +315,36 @@ fn a_backend_that_has_our_memory_is_not_begun_with_again_if_xenstored_fails_mean
     world.no_mistakes();
 }
 
+#[test]
+fn a_disk_that_is_attached_in_the_place_of_one_that_was_given_up_is_served() {
+    let world = world();
+    let lower = Lower::new(&world, &images());
+    let liar = Liar::new(&world, &DISK);
+    let mut old = ask(&world, 1);
+    {
+        let mut liar = liar;
+        liar.produce(1000);
+        assert_eq!(old.link().collect()[0].status, Status::Error);
+        toolstack::force_detach(&mut world.sim.store(), &liar.vbd);
+        liar.ring = None;
+        world.sim.destroy_domain(liar.domain.id());
+        toolstack::remove_domain(&mut world.sim.store(), liar.domain.id());
+    }
+    world.wait(Duration::from_secs(5));
+    lower.attach("xvda", &Disk::new("ram:good"));
+    // A guest still has what is left of the other one.
+    let mut new = Guest::new(&world).attach("xvda", "vbd:xvda").connected();
+    is_served(&mut new);
+    old.link().push_read(0, 1);
+    old.link().kick();
+    world.wait(THERE_AND_BACK);
+    assert_eq!(old.link().collect()[0].status, Status::Error);
+    old.detach();
+    is_served(&mut new);
+    new.detach();
+    world.no_mistakes();
+}
+
 /// Linux's driver, unbound and bound again, goes on with the rings that it finds.
 #[test]
 fn a_backend_that_starts_anew_may_go_on_with_the_rings_it_finds() {

@@ -1,19 +1,22 @@
 //! The store `vbd:`, which serves disks of our own and volumes on them.
 
+use crate::device::Disk;
 use crate::frontends::Frontends;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use bulkhead_images::target::{Options, Target};
 use bulkhead_images::{Access, BlockDevice, OpenDevice, OpenError, Rescan, Store};
 use bulkhead_volumes::{NameError, Opening, VolumeName, Volumes};
 use bulkhead_xen::{Hypervisor, VcpuId};
+use core::cell::RefCell;
 use core::pin::pin;
 use core::time::Duration;
 use futures_util::future::{Either, select};
+use litemap::LiteMap;
 
 /// The time that a guest's disk waits for a disk of ours to connect, and to be read: less than the ten seconds for
 /// which libxl waits for the guest's disk to be offered.
@@ -26,6 +29,8 @@ const CONTROL: VcpuId = VcpuId(0);
 pub struct VbdStore<H: Hypervisor> {
     frontends: Rc<Frontends<H>>,
     volumes: Volumes,
+    /// The disks that the volumes know, by their names there.
+    shown: RefCell<LiteMap<String, Weak<Disk<H>>>>,
 }
 
 impl<H: Hypervisor> VbdStore<H> {
@@ -34,6 +39,7 @@ impl<H: Hypervisor> VbdStore<H> {
         VbdStore {
             frontends,
             volumes: Volumes::default(),
+            shown: RefCell::default(),
         }
     }
 
@@ -64,19 +70,25 @@ impl<H: Hypervisor> VbdStore<H> {
 
     /// Tells the volumes which disks there are: a volume group may lie on several.
     fn show_disks(&self) {
-        let disks = self.frontends.disks();
-        let names: Vec<String> = disks
-            .iter()
-            .map(|disk| Self::volumes_name(&disk.name))
+        let disks = self.frontends.disks().into_iter();
+        let disks: LiteMap<String, Arc<Disk<H>>> = disks
+            .map(|disk| (Self::volumes_name(&disk.name), disk))
             .collect();
-        for known in self.volumes.disks() {
-            if !names.contains(&known.name) {
-                self.volumes.remove(&known.name);
+        let mut shown = self.shown.borrow_mut();
+        // What was given up is another disk than the one attached in its place, however long guests have it.
+        shown.retain(|name, known| {
+            let same = disks.get(name).map(Arc::as_ptr) == Some(known.as_ptr());
+            same || {
+                self.volumes.remove(name);
+                false
             }
-        }
-        for (disk, name) in disks.iter().zip(&names) {
-            let (frontends, own) = (self.frontends.clone(), disk.name.clone());
-            self.volumes.add(name, move || open_disk(&frontends, &own));
+        });
+        for (name, disk) in disks.iter() {
+            if shown.get(name).is_none() {
+                let (frontends, own) = (self.frontends.clone(), disk.name.clone());
+                self.volumes.add(name, move || open_disk(&frontends, &own));
+                shown.insert(name.clone(), Arc::downgrade(disk));
+            }
         }
     }
 

@@ -3,65 +3,26 @@
 
 use super::Plan;
 use super::contestant::Contestant;
-use crate::config::Config;
+use super::server::Server;
 use crate::host::Host;
-use crate::host::domain::{Domain, TOOLSTACK};
+use crate::host::domain::TOOLSTACK;
 use crate::host::guest::Guest;
 use crate::testbed::images::{self, Image};
-use crate::testbed::storage::READY;
 use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// All of a contestant's disks together, in MiB.
-pub const DATA: u32 = 64;
-
-/// Bulkhead's memory in MiB, the images included.
-const BULKHEAD_MEMORY: u32 = 80;
-
-/// A Linux driver domain's: with less it does not serve the same data.
-const LINUX_MEMORY: u32 = 160;
-
-/// The host's processor that driver domains have to themselves, and that of guests. dom0 has the first.
-const SERVERS: &str = "1";
+/// The host's processor that guests have to themselves. dom0 has the first, driver domains the second.
 const GUESTS: &str = "2";
 
-/// Time limit for a driver domain to boot.
-const BOOT: Duration = Duration::from_secs(60);
-
 /// Time limit for a command in a guest that moves no data.
-const SHORT: Duration = Duration::from_secs(30);
+pub const SHORT: Duration = Duration::from_secs(30);
 
 /// The number of `xvda`, as libxl gives it to the first disk.
 pub const DEVICE: u32 = 51712;
 
 /// The file of the disk with which dom0's QEMU is started.
 const QEMU_STARTER: &str = "/tmp/qdisk-starter.img";
-
-/// A driver domain.
-pub struct Server<'h> {
-    running: Running<'h>,
-    /// From the moment it was unpaused until its log said that it serves.
-    pub boot: Duration,
-    /// Its memory in MiB.
-    pub memory: u32,
-}
-
-/// The system that runs in a driver domain.
-enum Running<'h> {
-    Bulkhead(Domain<'h>),
-    /// Linux takes commands, as guests do.
-    Linux(Guest<'h>),
-}
-
-impl<'h> Server<'h> {
-    fn domain(&self) -> &Domain<'h> {
-        match &self.running {
-            Running::Bulkhead(domain) => domain,
-            Running::Linux(guest) => guest,
-        }
-    }
-}
 
 /// Everything that takes part.
 pub struct Field<'h> {
@@ -94,7 +55,7 @@ impl<'h> Field<'h> {
             .collect();
         images::write_archive(&host.instance().share().join("images.tar"), &archive)?;
         if plan.contestants.contains(&Contestant::Dom0Blkback) {
-            host.ok(&format!("modprobe brd {}", field.brd_options("")))?;
+            host.ok(&format!("modprobe brd {}", plan.brd_options("")))?;
         }
         if field.has_qemu() {
             let size = field.size();
@@ -110,14 +71,8 @@ impl<'h> Field<'h> {
         Ok(field)
     }
 
-    /// The size of a disk in MiB.
-    pub fn size(&self) -> u32 {
-        DATA / self.plan.guests
-    }
-
-    fn brd_options(&self, prefix: &str) -> String {
-        let kib = self.size() * 1024;
-        format!("{prefix}rd_nr={} {prefix}rd_size={kib}", self.plan.guests)
+    fn size(&self) -> u32 {
+        self.plan.disk_size()
     }
 
     fn has_qemu(&self) -> bool {
@@ -148,9 +103,8 @@ impl<'h> Field<'h> {
 
     /// Runs a script in the Linux that serves a contestant's disks.
     pub fn ask_linux(&self, contestant: Contestant, script: &str) -> Result<String> {
-        match self.server(contestant).map(|server| &server.running) {
-            Some(Running::Linux(guest)) => guest.ok(script, SHORT),
-            Some(Running::Bulkhead(domain)) => bail!("{} takes no commands", domain.name),
+        match self.server(contestant) {
+            Some(server) => server.ask_linux(script),
             None => self.host.ok(script),
         }
     }
@@ -169,54 +123,9 @@ impl<'h> Field<'h> {
             return Ok(());
         }
         (self.say)(&format!("booting {name}"));
-        let config = self.server_config(name)?;
-        let domain = self.host.create_paused(&config)?;
-        let boot = domain.unpause_until(READY, BOOT)?;
-        let running = match name {
-            Contestant::Linux(_) => Running::Linux(Guest::wait(domain)?),
-            _ => Running::Bulkhead(domain),
-        };
-        // A moment to settle: what it does after its first word is no idle load.
-        std::thread::sleep(Duration::from_millis(500));
-        self.host.ok(&format!("xl pause {name}"))?;
-        let memory = config.memory;
-        self.servers.insert(
-            name,
-            Server {
-                running,
-                boot,
-                memory,
-            },
-        );
+        let server = Server::boot(self.host, self.plan, name)?;
+        self.servers.insert(name, server);
         Ok(())
-    }
-
-    fn server_config(&self, contestant: Contestant) -> Result<Config> {
-        let (family, kernel, ramdisk) = match contestant {
-            Contestant::Bulkhead(family) => (family, "/lab/bulkhead", "/lab/images.tar"),
-            Contestant::Linux(family) => (family, "/guest/vmlinux", "/lab/driver-initramfs"),
-            other => bail!("{other} has no driver domain of its own"),
-        };
-        let mut config = Config::new(contestant.name(), family.into(), kernel);
-        config.ramdisk = Some(ramdisk.to_owned());
-        config.driver_domain = true;
-        config.vcpus = self.plan.queues;
-        config.cpus = SERVERS;
-        if contestant.is_bulkhead() {
-            config.memory = BULKHEAD_MEMORY;
-            // It may be paused while it is busy, and for longer than Xen's watchdog waits.
-            config.cmdline = format!("watchdog=0 {}", self.plan.bulkhead_options);
-        } else {
-            config.memory = LINUX_MEMORY;
-            // Late kernels let programs make hypercalls only for a domain that they emulate, unless
-            // told otherwise; `xl devd` asks Xen what it is.
-            config.cmdline = format!(
-                "console=hvc0 quiet pci=off tsc_early_khz={} xen_privcmd.unrestricted=1 {}",
-                self.host.tsc_khz()?,
-                self.brd_options("brd.")
-            );
-        }
-        Ok(config)
     }
 
     /// Boots the guests.

@@ -1,7 +1,7 @@
 //! The report: the tables and charts with what is needed to repeat and to judge them.
 
 use super::results::Results;
-use super::{field, job, table};
+use super::{DATA, job, table};
 
 /// The report; `charts` are the files of the charts beside it.
 pub fn report(results: &Results, xen: &str, repeat: &str, charts: &[String]) -> String {
@@ -19,7 +19,7 @@ pub fn report(results: &Results, xen: &str, repeat: &str, charts: &[String]) -> 
         plan.guests,
         plan.guest_kind,
         plan.queues,
-        field::DATA,
+        DATA,
         plan.runtime.as_secs(),
         job::RAMP.as_secs(),
         plan.rounds,

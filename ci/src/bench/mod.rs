@@ -6,7 +6,7 @@
 //!   the contestant whose turn it is              (all other contestants are paused)
 //! ```
 //!
-//! [`contest`] is the order of events, [`field`] the domains and disks, [`at_once`] one job in the guests,
+//! [`contest`] is the order of events, [`field`] and [`server`] the domains and disks, [`at_once`] one job in the guests,
 //! [`meter`] and [`instructions`] what is read while fio runs, [`results`] what comes of it, and [`table`], [`chart`] and
 //! [`markdown`] show that.
 
@@ -22,6 +22,7 @@ pub mod job;
 pub mod markdown;
 pub mod meter;
 pub mod results;
+pub mod server;
 pub mod spread;
 pub mod statistics;
 pub mod table;
@@ -60,6 +61,22 @@ pub struct Plan {
     pub bulkhead_options: String,
     /// True if instructions are counted.
     pub counts: bool,
+}
+
+/// All of a contestant's disks together, in MiB.
+pub const DATA: u32 = 64;
+
+impl Plan {
+    /// The size of a disk in MiB.
+    pub fn disk_size(&self) -> u32 {
+        DATA / self.guests
+    }
+
+    /// The options of Linux's RAM disk driver, for as many disks as there are guests.
+    pub fn brd_options(&self, prefix: &str) -> String {
+        let kib = self.disk_size() * 1024;
+        format!("{prefix}rd_nr={} {prefix}rd_size={kib}", self.guests)
+    }
 }
 
 fn as_text<S: serde::Serializer>(value: &impl ToString, serializer: S) -> Result<S::Ok, S::Error> {

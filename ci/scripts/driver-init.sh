@@ -1,5 +1,5 @@
 #!/bin/busybox sh
-# Init of a Linux driver domain: loads the block backend and a RAM disk, then runs the tool stack's part.
+# Init of a Linux driver domain: loads the block backend, the block frontend and a RAM disk, then runs the tool stack's part.
 # console-commands.sh follows.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/ LANG=C
 /bin/busybox mkdir -p /proc /sys /dev /tmp /run /var/lib/xen /var/log/xen /var/lock

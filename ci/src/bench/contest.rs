@@ -5,6 +5,7 @@ use super::at_once::{self, Done};
 use super::contestant::Contestant;
 use super::field::Field;
 use super::job::Job;
+use super::memory::Memory;
 use super::meter::Watch;
 use super::results::{Contender, Results, Run};
 use super::statistics;
@@ -15,6 +16,9 @@ use std::time::{Duration, Instant};
 
 /// The time for which an idle contestant with an attached disk is watched.
 const IDLE: Duration = Duration::from_secs(4);
+
+/// dom0's number.
+const DOM0: u32 = 0;
 
 /// A contestant that fails so often takes no further part.
 const MOST_FAILURES: usize = 2;
@@ -168,6 +172,10 @@ impl Turn<'_> {
             let watched = watch.end()?;
             contender.idle = Some(watched.load.of(field.server_id(contestant)?));
         }
+        if let Some(server) = field.server(contestant) {
+            let memory = Memory::of(self.host, contestant, server).context("its memory")?;
+            contender.steady_memory = Some(memory);
+        }
         field.detach(contestant).context("detaching")
     }
 
@@ -190,6 +198,10 @@ impl Turn<'_> {
         let server = field.server_id(contestant)?;
         let mut taking_part = field.guest_ids();
         taking_part.push(server);
+        let beneath = self.plan.dom0_is_beneath(contestant).then_some(DOM0);
+        taking_part.extend(beneath);
+        let for_each =
+            |domain| watched.used(domain).as_secs_f64() * 1e6 / job.operations(counted.sectors);
         Ok(Run {
             round: self.round,
             contestant,
@@ -200,8 +212,9 @@ impl Turn<'_> {
             p99_us: rate.p99_us,
             least_share,
             times_alone: alone.map(|alone| rate.iops / alone),
-            backend_us: watched.used(server).as_secs_f64() * 1e6 / job.operations(counted.sectors),
+            backend_us: for_each(server),
             guest_us: counted.busy * 1e6 / job.operations(counted.busy_sectors),
+            dom0_us: beneath.map(for_each),
             cost: statistics::per_operation(job, &before, &after, counted),
             instructions: executed.map(|window| window.per_operation(contestant, rate.iops)),
             disturbance: watched.disturbance(&taking_part),

@@ -1,5 +1,6 @@
 //! The contestants: every block backend that a user of Xen could choose.
 
+use super::store::{Store, own_disk};
 use crate::config::Kind;
 use serde::{Serialize, Serializer};
 use std::fmt;
@@ -7,11 +8,11 @@ use std::fmt;
 /// A backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Contestant {
-    /// Bulkhead, serving a RAM image.
+    /// Bulkhead, serving a RAM image or its own disk.
     Bulkhead(Family),
     /// Bulkhead, completing requests without touching data: what the protocol alone costs.
     Null,
-    /// A Linux driver domain: xen-blkback over a RAM disk.
+    /// A Linux driver domain: xen-blkback over a RAM disk or its own disk.
     Linux(Family),
     /// dom0's xen-blkback over a RAM disk.
     Dom0Blkback,
@@ -96,16 +97,24 @@ impl Contestant {
 
     /// The disk of a guest, as `xl block-attach` takes it, if it has a backend. `size` is the disk's
     /// in MiB.
-    pub fn disk(self, guest: u32, size: u32) -> Option<String> {
+    pub fn disk(self, store: Store, guest: u32, size: u32) -> Option<String> {
         let common = "vdev=xvda,format=raw,access=rw";
+        let own = own_disk(guest);
+        let target = match (self, store) {
+            (Self::Bulkhead(_), Store::Ram) => format!("ram:disk{guest}"),
+            (Self::Bulkhead(_), Store::Vbd) => format!("vbd:{own}"),
+            (Self::Linux(_), Store::Vbd) => format!("/dev/{own}"),
+            _ => format!("/dev/ram{guest}"),
+        };
         Some(match self {
-            Self::Bulkhead(_) => format!("backend={},{common},target=ram:disk{guest}", self.name()),
+            Self::Bulkhead(_) | Self::Linux(_) => {
+                format!("backend={},{common},target={target}", self.name())
+            }
             Self::Null => {
                 let server = Self::Bulkhead(Family::Pvh).name();
                 format!("backend={server},{common},target=null:{size}M")
             }
-            Self::Linux(_) => format!("backend={},{common},target=/dev/ram{guest}", self.name()),
-            Self::Dom0Blkback => format!("{common},backendtype=phy,target=/dev/ram{guest}"),
+            Self::Dom0Blkback => format!("{common},backendtype=phy,target={target}"),
             Self::Dom0Qdisk => format!("{common},backendtype=qdisk,target=/tmp/qdisk{guest}.img"),
             Self::GuestAlone => return None,
         })
@@ -125,12 +134,13 @@ impl Serialize for Contestant {
 }
 
 /// Those whose names contain one of these words. Without any, all; if instructions are counted, those alone that
-/// serve data from the kernel of a domain: the others are not chosen to save processor time.
-pub fn choose(words: &[String], counts: bool) -> Result<Vec<Contestant>, String> {
+/// serve data from the kernel of a domain: the others are not chosen to save processor time. The same if the driver
+/// domains serve their own disks: the others do not.
+pub fn choose(words: &[String], counts: bool, store: Store) -> Result<Vec<Contestant>, String> {
     let mut chosen = super::job::choose_by(words, &Contestant::ALL, |contestant| {
         contestant.name().to_owned()
     })?;
-    if counts && words.is_empty() {
+    if (counts || store == Store::Vbd) && words.is_empty() {
         let others = [
             Contestant::Null,
             Contestant::Dom0Qdisk,
@@ -147,21 +157,27 @@ mod tests {
 
     #[test]
     fn contestants_are_chosen_by_parts_of_their_names() {
-        let choose = |word: &str| choose(&[word.to_owned()], true);
+        let choose = |word: &str| choose(&[word.to_owned()], true, Store::Ram);
         assert_eq!(choose("dom0").unwrap().len(), 2);
         assert_eq!(choose("pvh").unwrap().len(), 2);
         assert_eq!(choose("linux").unwrap().len(), 2);
         let one = [Contestant::Linux(Family::Pv)];
         assert_eq!(choose("linux-pv").unwrap(), one);
         assert!(choose("windows").unwrap_err().contains("dom0-qdisk"));
-        assert_eq!(super::choose(&[], false).unwrap(), Contestant::ALL);
-        assert_eq!(super::choose(&[], true).unwrap().len(), 5);
+        let all = |counts, store| super::choose(&[], counts, store).unwrap();
+        assert_eq!(all(false, Store::Ram), Contestant::ALL);
+        assert_eq!(all(true, Store::Ram).len(), 5);
+        assert_eq!(all(false, Store::Vbd), all(true, Store::Ram));
     }
 
     #[test]
     fn every_disk_names_its_backend() {
-        for contestant in Contestant::ALL {
-            let Some(disk) = contestant.disk(2, 16) else {
+        let stores = [Store::Ram, Store::Vbd];
+        for (contestant, store) in Contestant::ALL
+            .iter()
+            .flat_map(|&one| stores.map(|store| (one, store)))
+        {
+            let Some(disk) = contestant.disk(store, 2, 16) else {
                 assert_eq!(contestant.device(), "nullb0");
                 continue;
             };
@@ -169,6 +185,27 @@ mod tests {
                 Some(server) => assert!(disk.starts_with(&format!("backend={server},")), "{disk}"),
                 None => assert!(disk.contains("backendtype="), "{disk}"),
             }
+        }
+    }
+
+    #[test]
+    fn a_store_changes_what_driver_domains_serve_and_nothing_else() {
+        for contestant in Contestant::ALL {
+            let disk = |store| contestant.disk(store, 1, 16);
+            let target = match contestant {
+                Contestant::Bulkhead(_) => ",target=vbd:xvdb",
+                Contestant::Linux(_) => ",target=/dev/xvdb",
+                _ => {
+                    assert_eq!(disk(Store::Ram), disk(Store::Vbd));
+                    continue;
+                }
+            };
+            let (ram, vbd) = (disk(Store::Ram).unwrap(), disk(Store::Vbd).unwrap());
+            assert!(vbd.ends_with(target), "{vbd}");
+            assert!(
+                ram.contains("ram:disk1") || ram.ends_with("/dev/ram1"),
+                "{ram}"
+            );
         }
     }
 }

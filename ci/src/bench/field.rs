@@ -3,7 +3,8 @@
 
 use super::Plan;
 use super::contestant::Contestant;
-use super::server::Server;
+use super::server::{self, Server};
+use super::store::Store;
 use crate::host::Host;
 use crate::host::domain::TOOLSTACK;
 use crate::host::guest::Guest;
@@ -49,13 +50,16 @@ impl<'h> Field<'h> {
             filled: BTreeSet::new(),
             qemu_problem: None,
         };
-        let names = (0..plan.guests).map(|number| format!("disk{number}"));
-        let archive: Vec<Image> = names
-            .map(|name| Image::mib(&name, u64::from(field.size())))
-            .collect();
-        images::write_archive(&host.instance().share().join("images.tar"), &archive)?;
-        if plan.contestants.contains(&Contestant::Dom0Blkback) {
-            host.ok(&format!("modprobe brd {}", plan.brd_options("")))?;
+        if plan.store == Store::Ram {
+            let names = (0..plan.guests).map(|number| format!("disk{number}"));
+            let archive: Vec<Image> = names
+                .map(|name| Image::mib(&name, u64::from(field.size())))
+                .collect();
+            images::write_archive(&host.instance().share().join("images.tar"), &archive)?;
+        }
+        match plan.ram_disks() {
+            0 => {}
+            disks => drop(host.ok(&format!("modprobe brd {}", plan.brd_options("", disks)))?),
         }
         if field.has_qemu() {
             let size = field.size();
@@ -99,6 +103,11 @@ impl<'h> Field<'h> {
             .with_context(|| format!("{name} is not running"))?
             .domain()
             .id)
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &Plan {
+        self.plan
     }
 
     /// Runs a script in the Linux that serves a contestant's disks.
@@ -174,7 +183,7 @@ impl<'h> Field<'h> {
         }
         let mut longest = Duration::ZERO;
         for (number, guest) in (0..).zip(&self.guests) {
-            match contestant.disk(number, self.size()) {
+            match contestant.disk(self.plan.store, number, self.size()) {
                 Some(disk) => {
                     longest = longest.max(self.host.attach_disk(guest, &disk, DEVICE)?);
                 }
@@ -183,11 +192,7 @@ impl<'h> Field<'h> {
                     guest.ok(&load, SHORT)?;
                 }
             }
-            let sectors = self.size() * 2048;
-            let device = contestant.device();
-            let script = format!(
-                "until [ \"$(cat /sys/block/{device}/size 2>/dev/null)\" = {sectors} ]; do sleep 0.1; done"
-            );
+            let script = server::appeared(contestant.device(), self.size());
             guest
                 .ok(&script, SHORT)
                 .context("the disk did not appear")?;
@@ -216,7 +221,7 @@ impl<'h> Field<'h> {
     /// what was never written.
     pub fn fill(&mut self, contestant: Contestant) -> Result<()> {
         let server = (contestant, self.server_id(contestant)?);
-        if contestant.disk(0, self.size()).is_none() || self.filled.contains(&server) {
+        if contestant == Contestant::GuestAlone || self.filled.contains(&server) {
             return Ok(());
         }
         let device = contestant.device();

@@ -1,6 +1,7 @@
 //! The report: the tables and charts with what is needed to repeat and to judge them.
 
 use super::results::Results;
+use super::store::Store;
 use super::{DATA, job, table};
 
 /// The report; `charts` are the files of the charts beside it.
@@ -12,14 +13,14 @@ pub fn report(results: &Results, xen: &str, repeat: &str, charts: &[String]) -> 
          One boot of Xen {xen} in QEMU's software emulation (three processors, ERMS and FSRM hidden from \
          everyone). Guests: {} x {}, {} queue(s), persistent grants {persistent} in their frontends. \
          They have processor 2, a driver domain has processor 1, where all others are paused, and dom0 has \
-         processor 0. Each has {} MiB of data in memory. fio, libaio, direct I/O: {} s after {} s of \
+         processor 0. {} fio, libaio, direct I/O: {} s after {} s of \
          warming up, {} round(s), contestants in turn.\n\n\
          Repeat it: `{repeat}`\n\n\
          `!`: every run was disturbed, the figure is not to be trusted. `~`: the runs lie far apart.\n\n",
         plan.guests,
         plan.guest_kind,
         plan.queues,
-        DATA,
+        data(plan.store),
         plan.runtime.as_secs(),
         job::RAMP.as_secs(),
         plan.rounds,
@@ -42,9 +43,22 @@ pub fn report(results: &Results, xen: &str, repeat: &str, charts: &[String]) -> 
     text
 }
 
+/// Where the data lies.
+fn data(store: Store) -> String {
+    match store {
+        Store::Ram => format!("Each has {DATA} MiB of data in memory."),
+        Store::Vbd => format!(
+            "The data, {DATA} MiB each, is in RAM disks of dom0's, which its xen-blkback serves to the driver \
+             domains: these serve their disks on, Bulkhead as `vbd:`, Linux by its own xen-blkback. \
+             dom0-blkback serves such a RAM disk to the guest itself, a layer less."
+        ),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::results::tests::example;
+    use super::Store;
 
     #[test]
     fn the_report_says_how_to_repeat_it_and_shows_every_table() {
@@ -58,5 +72,14 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} is missing in:\n{text}");
         }
+    }
+
+    #[test]
+    fn the_report_says_where_the_data_is() {
+        let mut results = example();
+        let report = |results: &_| super::report(results, "4.17", "cargo lab bench", &[]);
+        assert!(report(&results).contains("Each has 64 MiB of data in memory."));
+        results.plan.store = Store::Vbd;
+        assert!(report(&results).contains("Bulkhead as `vbd:`"));
     }
 }

@@ -6,9 +6,9 @@
 //!   the contestant whose turn it is              (all other contestants are paused)
 //! ```
 //!
-//! [`contest`] is the order of events, [`field`] and [`server`] the domains and disks, [`at_once`] one job in the guests,
-//! [`meter`] and [`instructions`] what is read while fio runs, [`results`] what comes of it, and [`table`], [`chart`] and
-//! [`markdown`] show that.
+//! [`contest`] is the order of events, [`field`] and [`server`] the domains, [`store`] their disks, [`at_once`] one job in the guests,
+//! [`meter`] and [`instructions`] what is read while fio runs, [`results`] what comes of it, and [`table`], [`ratios`],
+//! [`chart`] and [`markdown`] show that.
 
 pub mod at_once;
 pub mod chart;
@@ -20,11 +20,14 @@ pub mod guest_counts;
 pub mod instructions;
 pub mod job;
 pub mod markdown;
+pub mod memory;
 pub mod meter;
+pub mod ratios;
 pub mod results;
 pub mod server;
 pub mod spread;
 pub mod statistics;
+pub mod store;
 pub mod table;
 
 use crate::config::Kind;
@@ -32,6 +35,7 @@ use contestant::Contestant;
 use job::Job;
 use serde::Serialize;
 use std::time::Duration;
+use store::Store;
 
 /// The plan of a bench: the measurements and their settings.
 #[derive(Clone, Debug, Serialize)]
@@ -40,6 +44,8 @@ pub struct Plan {
     pub contestants: Vec<Contestant>,
     /// The jobs of each contestant.
     pub jobs: Vec<Job>,
+    /// What the disks of driver domains are made of.
+    pub store: Store,
     /// Number of rounds.
     pub rounds: u32,
     /// Number of guests at a time.
@@ -72,10 +78,10 @@ impl Plan {
         DATA / self.guests
     }
 
-    /// The options of Linux's RAM disk driver, for as many disks as there are guests.
-    pub fn brd_options(&self, prefix: &str) -> String {
+    /// The options of Linux's RAM disk driver for this number of disks.
+    pub fn brd_options(&self, prefix: &str, disks: u32) -> String {
         let kib = self.disk_size() * 1024;
-        format!("{prefix}rd_nr={} {prefix}rd_size={kib}", self.guests)
+        format!("{prefix}rd_nr={disks} {prefix}rd_size={kib}")
     }
 }
 

@@ -4,6 +4,7 @@ use super::Plan;
 use super::contestant::Contestant;
 use super::instructions;
 use super::job::Job;
+use super::memory::Memory;
 use super::spread::Spread;
 use super::statistics::PerOperation;
 use serde::Serialize;
@@ -34,6 +35,8 @@ pub struct Run {
     pub backend_us: f64,
     /// Microseconds of the guests' processor for an operation.
     pub guest_us: f64,
+    /// Microseconds of dom0's processor for an operation, if it serves the backend's own disks.
+    pub dom0_us: Option<f64>,
     /// The counts of backend and guests for an operation.
     pub cost: Option<PerOperation>,
     /// Instructions for an operation, where they are counted.
@@ -63,8 +66,12 @@ impl Run {
             Some(what) => format!("  DISTURBED: {what}"),
             None => String::new(),
         };
+        let dom0 = match self.dom0_us {
+            Some(dom0) => format!(", dom0 {dom0:.0} us"),
+            None => String::new(),
+        };
         format!(
-            "{:17} {:8.0} {unit}, mean {:.0} us, p99 {:.0} us; CPU for each: backend {:.0} us, guest {:.0} us{note}",
+            "{:17} {:8.0} {unit}, mean {:.0} us, p99 {:.0} us; CPU for each: backend {:.0} us, guest {:.0} us{dom0}{note}",
             self.job.to_string(),
             self.figure(),
             self.mean_us,
@@ -86,6 +93,8 @@ pub struct Contender {
     pub attach: Option<f64>,
     /// Its domain's memory in MiB, the data included.
     pub memory: Option<u32>,
+    /// Its domain's memory with a disk attached, after its jobs.
+    pub steady_memory: Option<Memory>,
     /// Bytes of its kernel, and initramfs if it has one, compressed.
     pub kernel: Option<u64>,
     /// The part of a processor it used doing nothing with a disk attached.
@@ -104,6 +113,7 @@ impl Contender {
             boot: None,
             attach: None,
             memory: None,
+            steady_memory: None,
             kernel,
             idle: None,
             failures: Vec::new(),
@@ -136,6 +146,8 @@ pub struct Cell {
     pub backend_us: f64,
     /// The guests'.
     pub guest_us: f64,
+    /// dom0's, if it serves the backend's own disks.
+    pub dom0_us: Option<f64>,
     /// The worst share.
     pub least_share: f64,
     /// Several guests' part of what one of them came to alone, the median.
@@ -187,6 +199,8 @@ impl Results {
             p99_us: median(|run| run.p99_us),
             backend_us: median(|run| run.backend_us),
             guest_us: median(|run| run.guest_us),
+            dom0_us: Spread::of(kept.iter().filter_map(|run| run.dom0_us))
+                .map(|spread| spread.median),
             least_share: kept.iter().map(|run| run.least_share).fold(1.0, f64::min),
             times_alone: median(|run| run.times_alone.unwrap_or(1.0)),
             cost: kept.last().and_then(|run| run.cost),
@@ -206,16 +220,31 @@ impl Results {
             .max_by(|(_, a), (_, b)| a.figure.median.total_cmp(&b.figure.median))
     }
 
-    /// Returns a contestant's figure as a multiple of the best peer's.
-    pub fn ratio(&self, contestant: Contestant, job: Job) -> Option<f64> {
-        let (_, best) = self.best_peer(job)?;
-        Some(self.cell(contestant, job)?.figure.median / best.figure.median)
+    /// The one that one of Bulkhead's is compared with in a job.
+    pub fn peer(&self, contestant: Contestant, job: Job) -> Option<(Contestant, Cell)> {
+        match self.plan.counterpart(contestant) {
+            Some(peer) => Some((peer, self.cell(peer, job)?)),
+            None => self.best_peer(job),
+        }
     }
 
-    /// A contestant's processor time for an operation as a part of the best peer's.
+    /// Returns a contestant's figure as a multiple of its peer's.
+    pub fn ratio(&self, contestant: Contestant, job: Job) -> Option<f64> {
+        let (_, peer) = self.peer(contestant, job)?;
+        Some(self.cell(contestant, job)?.figure.median / peer.figure.median)
+    }
+
+    /// A contestant's processor time for an operation as a part of its peer's.
     pub fn cpu_ratio(&self, contestant: Contestant, job: Job) -> Option<f64> {
-        let (_, best) = self.best_peer(job)?;
-        Some(self.cell(contestant, job)?.backend_us / best.backend_us)
+        let (_, peer) = self.peer(contestant, job)?;
+        Some(self.cell(contestant, job)?.backend_us / peer.backend_us)
+    }
+
+    /// The instructions of a contestant's server and its Xen for an operation as a part of its peer's.
+    pub fn instruction_ratio(&self, contestant: Contestant, job: Job) -> Option<f64> {
+        let (_, peer) = self.peer(contestant, job)?;
+        let cost = |cell: Cell| cell.instructions.map(|cost| cost.server + cost.xen);
+        Some(cost(self.cell(contestant, job)?)? / cost(peer)?)
     }
 }
 
@@ -230,6 +259,7 @@ fn median_sum(
 #[cfg(test)]
 pub(super) mod tests {
     use super::super::contestant::Family;
+    use super::super::store::Store;
     use super::*;
     use crate::config::Kind;
     use std::time::Duration;
@@ -251,9 +281,24 @@ pub(super) mod tests {
             times_alone: None,
             backend_us: 1e6 / iops,
             guest_us: 5.0,
+            dom0_us: None,
             cost: None,
             instructions: None,
             disturbance: disturbance.map(str::to_owned),
+        }
+    }
+
+    /// The instructions of a server and its Xen for an operation.
+    pub fn cost(server: f64, xen: f64) -> instructions::PerOperation {
+        instructions::PerOperation {
+            server,
+            xen,
+            entries: 1.0,
+            guest: 1.0,
+            guest_xen: 0.0,
+            guest_entries: 0.0,
+            dom0: None,
+            sum: server + xen + 1.0,
         }
     }
 
@@ -268,6 +313,7 @@ pub(super) mod tests {
             plan: Plan {
                 contestants,
                 jobs: vec![JOB],
+                store: Store::Ram,
                 rounds: 3,
                 guests: 1,
                 guest_kind: Kind::Pvh,

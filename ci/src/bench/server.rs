@@ -1,20 +1,22 @@
 //! The driver domains of a bench. Each boots once, and waits paused for its turns.
 
-use super::Plan;
 use super::contestant::Contestant;
 use super::field::SHORT;
+use super::store::{Store, own_disk};
+use super::{DATA, Plan};
 use crate::config::Config;
 use crate::host::Host;
 use crate::host::domain::Domain;
 use crate::host::guest::Guest;
-use crate::testbed::storage::READY;
-use anyhow::{Result, bail};
+use crate::testbed::storage::{READY, own_disk_connected};
+use anyhow::{Context, Result, bail};
 use std::time::Duration;
 
-/// Bulkhead's memory in MiB, the images included.
-const BULKHEAD_MEMORY: u32 = 80;
+/// Bulkhead's memory in MiB without data, and that of each of its own disks in use.
+const BULKHEAD_MEMORY: u32 = 16;
+const OWN_DISK_MEMORY: u32 = 2;
 
-/// A Linux driver domain's: with less it does not serve the same data.
+/// A Linux driver domain's: with less it does not serve the same data in its memory.
 const LINUX_MEMORY: u32 = 160;
 
 /// The host's processor that driver domains have to themselves.
@@ -49,14 +51,33 @@ impl<'h> Server<'h> {
             Contestant::Linux(_) => Running::Linux(Guest::wait(domain)?),
             _ => Running::Bulkhead(domain),
         };
-        // A moment to settle: what it does after its first word is no idle load.
-        std::thread::sleep(Duration::from_millis(500));
-        host.ok(&format!("xl pause {contestant}"))?;
-        Ok(Self {
+        let server = Self {
             running,
             boot,
             memory: config.memory,
-        })
+        };
+        server.wait_for_own_disks(plan)?;
+        // A moment to settle: what it does after its first word is no idle load.
+        std::thread::sleep(Duration::from_millis(500));
+        host.ok(&format!("xl pause {contestant}"))?;
+        Ok(server)
+    }
+
+    /// Waits until its own disks are served, if it is given some.
+    fn wait_for_own_disks(&self, plan: &Plan) -> Result<()> {
+        if plan.store == Store::Ram {
+            return Ok(());
+        }
+        for disk in (0..plan.guests).map(own_disk) {
+            match &self.running {
+                Running::Bulkhead(domain) => domain.wait_console(&own_disk_connected(&disk), BOOT),
+                Running::Linux(guest) => guest
+                    .ok(&appeared(&disk, plan.disk_size()), BOOT)
+                    .map(drop)
+                    .with_context(|| format!("its own disk {disk} did not appear")),
+            }?;
+        }
+        Ok(())
     }
 
     /// The domain.
@@ -76,6 +97,14 @@ impl<'h> Server<'h> {
     }
 }
 
+/// A script that ends when a Linux has a disk of this size in MiB.
+pub fn appeared(disk: &str, size: u32) -> String {
+    let sectors = size * 2048;
+    format!(
+        "until [ \"$(cat /sys/block/{disk}/size 2>/dev/null)\" = {sectors} ]; do sleep 0.1; done"
+    )
+}
+
 fn config(host: &Host, plan: &Plan, contestant: Contestant) -> Result<Config> {
     let (family, kernel, ramdisk) = match contestant {
         Contestant::Bulkhead(family) => (family, "/lab/bulkhead", "/lab/images.tar"),
@@ -84,11 +113,19 @@ fn config(host: &Host, plan: &Plan, contestant: Contestant) -> Result<Config> {
     };
     let mut config = Config::new(contestant.name(), family.into(), kernel);
     config.ramdisk = Some(ramdisk.to_owned());
+    config.disks = plan.own_disks(contestant);
     config.driver_domain = true;
     config.vcpus = plan.queues;
     config.cpus = SERVERS;
     if contestant.is_bulkhead() {
-        config.memory = BULKHEAD_MEMORY;
+        let data = match plan.store {
+            Store::Ram => DATA,
+            Store::Vbd => {
+                config.ramdisk = None;
+                OWN_DISK_MEMORY * plan.guests
+            }
+        };
+        config.memory = BULKHEAD_MEMORY + data;
         // It may be paused while it is busy, and for longer than Xen's watchdog waits.
         config.cmdline = format!("watchdog=0 {}", plan.bulkhead_options);
     } else {
@@ -98,7 +135,7 @@ fn config(host: &Host, plan: &Plan, contestant: Contestant) -> Result<Config> {
         config.cmdline = format!(
             "console=hvc0 quiet pci=off tsc_early_khz={} xen_privcmd.unrestricted=1 {}",
             host.tsc_khz()?,
-            plan.brd_options("brd.")
+            plan.brd_options("brd.", plan.guests)
         );
     }
     Ok(config)

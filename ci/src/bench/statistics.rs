@@ -10,6 +10,9 @@ use anyhow::Result;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
+/// Begins the names of dom0's counters where it serves the backend's own disks.
+const BENEATH: &str = "beneath_";
+
 /// A backend's counters, by Bulkhead's names for them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters(BTreeMap<String, u64>);
@@ -45,6 +48,13 @@ impl Counters {
         }
     }
 
+    /// Adds those of dom0, which serves the disks of the backend.
+    fn add_beneath(&mut self, dom0: &Counters) {
+        for (name, value) in &dom0.0 {
+            *self.0.entry(format!("{BENEATH}{name}")).or_default() += value;
+        }
+    }
+
     fn since(&self, earlier: &Counters) -> Counters {
         let difference = |(name, value): (&String, &u64)| {
             (
@@ -57,7 +67,7 @@ impl Counters {
 }
 
 /// The cost of one operation of a job. `None`: this backend does not count it.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct PerOperation {
     /// Requests that the backend found: the frontend splits large operations.
     pub requests: Option<f64>,
@@ -65,6 +75,10 @@ pub struct PerOperation {
     pub hypercalls: Option<f64>,
     /// Those that mapped, unmapped or copied.
     pub grant_calls: Option<f64>,
+    /// Those of them that copied.
+    pub copy_calls: Option<f64>,
+    /// Those of them that mapped or unmapped.
+    pub remap_calls: Option<f64>,
     /// Notifications that the frontend sent, as the backend counted them.
     pub to_backend: Option<f64>,
     /// Notifications that the backend sent, as the guest counted them.
@@ -77,7 +91,14 @@ pub struct PerOperation {
     pub sleeps: Option<f64>,
     /// Requests found by one look at the ring.
     pub per_sweep: Option<f64>,
+    /// Requests that dom0 found, if the backend's own disks are dom0's.
+    pub requests_beneath: Option<f64>,
+    /// Notifications that the backend sent to dom0 then, as dom0 counted them.
+    pub notifications_beneath: Option<f64>,
 }
+
+/// The counters of requests.
+const REQUESTS: [&str; 5] = ["reads", "writes", "barriers", "flushes", "discards"];
 
 /// Returns the cost of each operation between two readings of a backend's counters, between which the guests
 /// counted `guests`; `None` if there was no operation.
@@ -98,13 +119,16 @@ pub fn per_operation(
         known.reduce(|a, b| a + b).map(|sum| sum as f64)
     };
     let per = |names: &[&str]| sum(names).map(|sum| sum / operations);
-    let requests = sum(&["reads", "writes", "barriers", "flushes", "discards"]);
+    let requests = sum(&REQUESTS);
+    let beneath = REQUESTS.map(|name| format!("{BENEATH}{name}"));
     let grant_calls = per(&["map_calls", "unmap_calls", "copy_calls"]);
     let sent = per(&["notifications_sent"]);
     Some(PerOperation {
         requests: requests.map(|requests| requests / operations),
         hypercalls: grant_calls.zip(sent).map(|(calls, sent)| calls + sent),
         grant_calls,
+        copy_calls: per(&["copy_calls"]),
+        remap_calls: per(&["map_calls", "unmap_calls"]),
         to_backend: per(&["notifications_received"]),
         to_guest: guests.notifications as f64 / operations,
         maps: per(&["maps"]),
@@ -113,6 +137,8 @@ pub fn per_operation(
         per_sweep: requests
             .zip(sum(&["sweeps"]))
             .and_then(|(requests, sweeps)| (sweeps > 0.0).then(|| requests / sweeps)),
+        requests_beneath: per(&beneath.each_ref().map(String::as_str)),
+        notifications_beneath: per(&[&format!("{BENEATH}notifications_received")]),
     })
 }
 
@@ -127,8 +153,19 @@ for pair in reads:rd_req writes:wr_req flushes:f_req discards:ds_req; do
     done
 done"#;
 
-/// Reads what a contestant's backend counted so far of all guests' disks.
+/// Reads what a contestant's backend counted so far of all guests' disks, and what dom0 counted of the backend's own.
 pub fn of(host: &Host, field: &Field, contestant: Contestant) -> Result<Counters> {
+    let mut counters = of_backend(host, field, contestant)?;
+    if field.plan().dom0_is_beneath(contestant) {
+        // All other driver domains are paused: the interrupts in between are this one's.
+        let disks = format!("vbd-{}-*", field.server_id(contestant)?);
+        let script = LINUX.replace("vbd-*-DEVICE", &disks);
+        counters.add_beneath(&Counters::parse(&host.ok(&script)?));
+    }
+    Ok(counters)
+}
+
+fn of_backend(host: &Host, field: &Field, contestant: Contestant) -> Result<Counters> {
     if !contestant.is_bulkhead() {
         let script = LINUX.replace("DEVICE", &DEVICE.to_string());
         return Ok(Counters::parse(&field.ask_linux(contestant, &script)?));
@@ -177,6 +214,11 @@ mod tests {
         let cost = per_operation(job, &before, &after, guests).unwrap();
         assert_eq!(cost.requests, Some(1.0));
         assert_eq!((cost.hypercalls, cost.grant_calls), (Some(0.75), Some(0.5)));
+        assert_eq!((cost.copy_calls, cost.remap_calls), (None, Some(0.5)));
+        assert_eq!(
+            (cost.requests_beneath, cost.notifications_beneath),
+            (None, None)
+        );
         assert_eq!(cost.to_guest, 0.25);
         assert_eq!((cost.maps, cost.bytes_copied), (Some(1.0), Some(4096.0)));
         assert_eq!(cost.per_sweep, Some(4.0));
@@ -196,5 +238,28 @@ mod tests {
         let cost = per_operation(Job::ALL[7], &counters(10), &counters(18), guests).unwrap();
         assert_eq!((cost.requests, cost.to_backend), (Some(8.0), Some(8.0)));
         assert_eq!((cost.hypercalls, cost.per_sweep), (None, None));
+    }
+
+    #[test]
+    fn dom0_is_counted_apart_from_the_backend_that_it_serves() {
+        let counters = |reads: u32, received: u32| {
+            let mut counters = Counters::parse(&format!("reads {}", 100 + reads));
+            let dom0 = format!("reads {reads}\nwrites 7\nnotifications_received {received}");
+            counters.add_beneath(&Counters::parse(&dom0));
+            counters
+        };
+        let guests = GuestCounts {
+            sectors: 8 * 40,
+            ..GuestCounts::default()
+        };
+        let job = Job::ALL[0];
+        let cost = per_operation(job, &counters(10, 5), &counters(50, 15), guests).unwrap();
+        assert_eq!((cost.requests, cost.to_backend), (Some(1.0), None));
+        assert_eq!(cost.requests_beneath, Some(1.0));
+        assert_eq!(cost.notifications_beneath, Some(0.25));
+        assert!(
+            LINUX.contains("vbd-*-DEVICE"),
+            "dom0 is asked for other disks"
+        );
     }
 }

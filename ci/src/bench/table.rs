@@ -1,7 +1,9 @@
 //! The results as tables: cells of text, for the terminal and for Markdown alike.
 
 use super::contestant::Contestant;
+use super::ratios::ratios;
 use super::results::{Cell, Results};
+use super::store::Store;
 use comfy_table::{Table, presets};
 
 /// A table of text.
@@ -49,11 +51,7 @@ pub fn all(results: &Results) -> Vec<Grid> {
             "Latency in microseconds: mean / 99th percentile",
             |cell| format!("{:.0} / {:.0}", cell.mean_us, cell.p99_us),
         ),
-        by_job(
-            results,
-            "Processor time for an operation, in microseconds: backend / guest",
-            |cell| format!("{:.0} / {:.0}", cell.backend_us, cell.guest_us),
-        ),
+        by_job(results, processor_time_title(results), processor_time),
     ];
     if results.plan.guests > 1 {
         let title = "All guests together, times one of them alone / the least share that one got, 1 being a fair one";
@@ -67,7 +65,7 @@ pub fn all(results: &Results) -> Vec<Grid> {
     grids
 }
 
-fn contestants(results: &Results) -> impl Iterator<Item = Contestant> {
+pub(super) fn contestants(results: &Results) -> impl Iterator<Item = Contestant> {
     results
         .contenders
         .iter()
@@ -84,6 +82,21 @@ fn figure(cell: &Cell) -> String {
     format!("{:.0}{}{range}", spread.median, cell.mark())
 }
 
+fn processor_time_title(results: &Results) -> &'static str {
+    match results.plan.store {
+        Store::Ram => "Processor time for an operation, in microseconds: backend / guest",
+        Store::Vbd => {
+            "Processor time for an operation, in microseconds: backend / guest / dom0 beneath the backend"
+        }
+    }
+}
+
+fn processor_time(cell: &Cell) -> String {
+    let beneath = cell.dom0_us.map(|dom0| format!(" / {dom0:.0}"));
+    let (backend, guest) = (cell.backend_us, cell.guest_us);
+    format!("{backend:.0} / {guest:.0}{}", beneath.unwrap_or_default())
+}
+
 fn by_job(results: &Results, title: &'static str, show: impl Fn(&Cell) -> String) -> Grid {
     let header = std::iter::once("job".to_owned())
         .chain(contestants(results).map(|contestant| contestant.to_string()));
@@ -98,42 +111,6 @@ fn by_job(results: &Results, title: &'static str, show: impl Fn(&Cell) -> String
     Grid {
         title,
         header: header.collect(),
-        rows: results.plan.jobs.iter().map(row).collect(),
-    }
-}
-
-fn ratios(results: &Results) -> Grid {
-    let ours: Vec<Contestant> = contestants(results)
-        .filter(|contestant| contestant.is_bulkhead())
-        .collect();
-    let mut header = vec!["job".to_owned(), "best peer".to_owned()];
-    for contestant in &ours {
-        header.push(contestant.to_string());
-        header.push("CPU/op".to_owned());
-    }
-    header.push("part of null's".to_owned());
-    let times = |ratio: Option<f64>| ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}x"));
-    let row = |&job| {
-        let best = results.best_peer(job);
-        let name = best.map_or("-".to_owned(), |(contestant, cell)| {
-            format!("{contestant}: {:.0}{}", cell.figure.median, cell.mark())
-        });
-        let mut row = vec![format!("{job}"), name];
-        for &contestant in &ours {
-            let mark = results.cell(contestant, job).map_or("", |cell| cell.mark());
-            row.push(times(results.ratio(contestant, job)) + mark);
-            row.push(times(results.cpu_ratio(contestant, job)));
-        }
-        let null = results.cell(Contestant::Null, job);
-        let first = ours.first().and_then(|&one| results.cell(one, job));
-        row.push(null.zip(first).map_or("-".to_owned(), |(null, first)| {
-            format!("{:.0} %", 100.0 * first.figure.median / null.figure.median)
-        }));
-        row
-    };
-    Grid {
-        title: "Times the best peer's IOPS (MB/s from 64k on), and of its backend's processor time for an operation",
-        header,
         rows: results.plan.jobs.iter().map(row).collect(),
     }
 }
@@ -185,6 +162,7 @@ fn instructions(results: &Results) -> Option<Grid> {
 
 /// Makes the table of counts taken while the jobs ran.
 fn counts(results: &Results) -> Option<Grid> {
+    let beneath = results.plan.store == Store::Vbd;
     let mut rows = Vec::new();
     for &job in &results.plan.jobs {
         for contestant in contestants(results) {
@@ -195,7 +173,8 @@ fn counts(results: &Results) -> Option<Grid> {
             let figures = [
                 cost.requests,
                 cost.hypercalls,
-                cost.grant_calls,
+                cost.copy_calls,
+                cost.remap_calls,
                 cost.to_backend,
                 Some(cost.to_guest),
                 cost.maps,
@@ -203,6 +182,10 @@ fn counts(results: &Results) -> Option<Grid> {
                 cost.sleeps,
                 cost.per_sweep,
             ];
+            let figures = figures.into_iter().chain(match beneath {
+                true => vec![cost.requests_beneath, cost.notifications_beneath],
+                false => Vec::new(),
+            });
             row.extend(figures.map(|figure| match figure {
                 Some(figure) if figure >= 100.0 => format!("{figure:.0}"),
                 Some(figure) => format!("{figure:.2}"),
@@ -216,7 +199,8 @@ fn counts(results: &Results) -> Option<Grid> {
         "contestant",
         "requests",
         "hypercalls",
-        "of these for grants",
+        "of these copies",
+        "of these maps and unmaps",
         "notifications to backend",
         "to guest",
         "pages mapped",
@@ -224,9 +208,13 @@ fn counts(results: &Results) -> Option<Grid> {
         "sleeps",
         "requests in a sweep",
     ];
+    let header = header.into_iter().chain(match beneath {
+        true => vec!["requests to dom0", "notifications to dom0"],
+        false => Vec::new(),
+    });
     (!rows.is_empty()).then(|| Grid {
         title: "Counted for each operation (-: this backend does not count it)",
-        header: header.map(str::to_owned).to_vec(),
+        header: header.map(str::to_owned).collect(),
         rows,
     })
 }
@@ -243,6 +231,9 @@ fn contenders(results: &Results) -> Grid {
             contender
                 .memory
                 .map_or("-".to_owned(), |mib| format!("{mib} MiB")),
+            contender
+                .steady_memory
+                .map_or("-".to_owned(), |memory| memory.to_string()),
             contender.kernel.map_or("-".to_owned(), |bytes| {
                 format!("{} KiB", bytes.div_ceil(1024))
             }),
@@ -256,6 +247,7 @@ fn contenders(results: &Results) -> Grid {
         "boot to ready",
         "attach",
         "memory",
+        "in the steady state",
         "kernel and initramfs",
         "idle",
     ];
@@ -307,6 +299,7 @@ pub fn remarks(results: &Results) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::memory::Memory;
     use super::super::results::tests::{BULKHEAD, example};
     use super::super::statistics::PerOperation;
     use super::*;
@@ -344,14 +337,9 @@ mod tests {
         let mut results = example();
         results.runs[1].cost = Some(PerOperation {
             requests: Some(1.0),
-            hypercalls: None,
-            grant_calls: None,
             to_backend: Some(0.125),
             to_guest: 0.25,
-            maps: None,
-            bytes_copied: None,
-            sleeps: None,
-            per_sweep: None,
+            ..PerOperation::default()
         });
         let grid = counts(&results).unwrap();
         let text = grid.markdown();
@@ -359,6 +347,7 @@ mod tests {
         let expected = [
             "linux-pvh",
             "1.00",
+            "-",
             "-",
             "-",
             "0.12",
@@ -378,5 +367,43 @@ mod tests {
         let text = remarks(&results).join("\n");
         assert!(text.contains(&format!("{BULKHEAD} failed: it broke")));
         assert!(text.contains("1 disturbed run(s) thrown away"));
+    }
+
+    #[test]
+    fn the_part_of_dom0_beneath_own_disks_is_shown() {
+        let mut results = example();
+        results.plan.store = Store::Vbd;
+        let run = &mut results.runs[0];
+        run.dom0_us = Some(70.0);
+        run.cost = Some(PerOperation {
+            copy_calls: Some(0.25),
+            remap_calls: Some(0.0),
+            requests_beneath: Some(1.0),
+            notifications_beneath: Some(0.5),
+            ..PerOperation::default()
+        });
+        results.runs.truncate(1);
+        results.contenders[0].steady_memory = Some(Memory {
+            held: 18,
+            available: None,
+        });
+        let grids = all(&results);
+        let row = |title: &str| {
+            let grid = grids.iter().find(|grid| grid.title.starts_with(title));
+            let grid = grid.unwrap_or_else(|| panic!("no table begins with {title:?}"));
+            assert!(grid.rows.iter().all(|row| row.len() == grid.header.len()));
+            (grid.header.clone(), grid.rows[0].clone())
+        };
+        assert_eq!(row("Processor time").1[1], "167 / 5 / 70");
+        let (header, counted) = row("Counted");
+        let column = |name: &str| {
+            let at = header.iter().position(|title| title == name);
+            &counted[at.unwrap_or_else(|| panic!("no column is called {name:?}"))]
+        };
+        assert_eq!(column("of these copies"), "0.25");
+        assert_eq!(column("of these maps and unmaps"), "0.00");
+        assert_eq!(column("requests to dom0"), "1.00");
+        assert_eq!(column("notifications to dom0"), "0.50");
+        assert_eq!(row("The contestants").1[4], "18 MiB");
     }
 }

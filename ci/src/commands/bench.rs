@@ -3,6 +3,7 @@
 use super::build;
 use crate::bench::contestant::{self, Contestant};
 use crate::bench::results::Results;
+use crate::bench::store::Store;
 use crate::bench::{Plan, chart, contest, instructions, job, markdown, table};
 use crate::config::Kind;
 use crate::host::{Host, qemu::Machine, xenstored::Xenstored};
@@ -32,6 +33,9 @@ pub struct Options {
     /// Parts of names of jobs (all without any).
     #[arg(long, value_delimiter = ',')]
     jobs: Vec<String>,
+    /// What the driver domains serve: memory of their own, or disks that dom0 gives them.
+    #[arg(long, value_enum, default_value_t)]
+    store: Store,
     /// Number of guests at a time.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4))]
     guests: u32,
@@ -79,9 +83,10 @@ impl Options {
         let all = job::choose(&self.jobs, self.count).map_err(|error| anyhow!(error))?;
         let quick = self.quick && self.jobs.is_empty();
         Ok(Plan {
-            contestants: contestant::choose(&self.contestants, self.count)
+            contestants: contestant::choose(&self.contestants, self.count, self.store)
                 .map_err(|error| anyhow!(error))?,
             jobs: all.into_iter().filter(|job| !quick || job.quick).collect(),
+            store: self.store,
             rounds: self.rounds.unwrap_or(if self.quick { 1 } else { 3 }),
             guests: self.guests,
             guest_kind: self.guest,

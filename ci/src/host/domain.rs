@@ -112,6 +112,16 @@ impl Host {
         Ok(Duration::from_micros(output.out.trim().parse()?))
     }
 
+    /// Returns the memory that a domain has, in MiB.
+    pub fn memory_of(&self, name: &str) -> Result<u32> {
+        let list = self.ok(&format!("xl list '{name}'"))?;
+        let row = list.lines().nth(1).unwrap_or_default();
+        row.split_whitespace()
+            .nth(2)
+            .and_then(|word| word.parse().ok())
+            .with_context(|| format!("xl list printed {list}"))
+    }
+
     /// Gives dom0 a larger share of the processors as long as the result lives, so that busy guests do not
     /// delay the tool stack.
     pub fn prefer_dom0(&self) -> Result<Preference<'_>> {

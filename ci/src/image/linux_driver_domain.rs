@@ -1,5 +1,5 @@
 //! The initramfs of a Linux driver domain, Bulkhead's nearest peer: Debian's kernel, xen-blkback over a
-//! RAM disk, and `xl devd`.
+//! RAM disk or over a disk of its own, and `xl devd`.
 
 use super::initramfs::{self, base};
 use super::root_tar::RootTar;
@@ -20,6 +20,7 @@ const MODULES: &[&str] = &[
     "xen-gntalloc",
     "xen-privcmd",
     "xenfs",
+    "xen-blkfront",
     "xen-blkback",
     "brd",
 ];

@@ -2,7 +2,7 @@
 
 use crate::config::Kind;
 use crate::host::guest::Guest;
-use crate::testbed::storage::{Running, device_number, disk};
+use crate::testbed::storage::{Running, device_number, disk, own_disk_connected};
 use crate::testbed::write_verify;
 use crate::testbed::{MINUTE, Scenario, Testbed};
 use anyhow::{Result, ensure};
@@ -21,9 +21,6 @@ pub const SCENARIOS: &[Scenario] = &[
         run: stacked_storage,
     },
 ];
-
-/// The words in a driver domain's log that say that its own disk is served.
-const CONNECTED: &str = "disk xvda: connected to domain";
 
 /// The disk's size, and how much of it is written, in MiB.
 const SIZE: u32 = 8;
@@ -55,7 +52,7 @@ fn outlives(testbed: &Testbed, kind: Kind) -> Result<()> {
     };
 
     let mut storage = create()?;
-    storage.wait_console(CONNECTED, MINUTE)?;
+    storage.wait_console(&own_disk_connected("xvda"), MINUTE)?;
     let mut guest = attach("writer")?;
     testbed.step(format!("a guest of the {kind} driver domain writes"));
     let written = guest.ok(&WRITE.replace("COUNT", &WRITTEN.to_string()), MINUTE)?;
@@ -119,7 +116,7 @@ fn stacked_storage(testbed: &Testbed) -> Result<()> {
         let own = disk("below", "xvda", "rw", "vbd:xvda");
         let mut first = below()?;
         let mut storage = testbed.storage(upper).memory(18).disk(&own).start()?;
-        storage.wait_console(CONNECTED, MINUTE)?;
+        storage.wait_console(&own_disk_connected("xvda"), MINUTE)?;
         let served = disk("storage", "xvda", "rw", "vbd:xvda");
         let mut guest = host.lean_guest("guest", upper, &[served])?;
         testbed.step(format!(
@@ -135,7 +132,7 @@ fn stacked_storage(testbed: &Testbed) -> Result<()> {
         let mut second = below()?;
         let seen = storage.console_length();
         host.attach_disk(&storage, &own, device_number("xvda"))?;
-        storage.wait_console_from(seen, CONNECTED, MINUTE)?;
+        storage.wait_console_from(seen, &own_disk_connected("xvda"), MINUTE)?;
         let before = write_verify::passes(&guest)?;
         write_verify::wait_for_passes(&guest, before + 2)?;
         write_verify::stop(&guest, keeping)?;

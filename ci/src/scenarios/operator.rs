@@ -5,7 +5,7 @@ use crate::host::guest::Guest;
 use crate::testbed::images::Image;
 use crate::testbed::storage::{Running, device_number, disk};
 use crate::testbed::{MINUTE, Scenario, Testbed};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -50,12 +50,7 @@ pub(super) fn other(kind: Kind) -> Kind {
 
 /// The memory of the driver domain in MiB, as `xl list` shows it.
 pub(super) fn memory(testbed: &Testbed) -> Result<u32> {
-    let list = testbed.host.ok("xl list storage")?;
-    let row = list.lines().nth(1).unwrap_or_default();
-    row.split_whitespace()
-        .nth(2)
-        .and_then(|word| word.parse().ok())
-        .with_context(|| format!("xl list printed {list}"))
+    testbed.host.memory_of("storage")
 }
 
 /// Size of the image in MiB.

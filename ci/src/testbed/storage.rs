@@ -14,6 +14,11 @@ use std::time::{Duration, Instant};
 /// The words in a driver domain's log that say that guests may attach.
 pub const READY: &str = "ready for attach";
 
+/// The words in a driver domain's log that say that a disk of its own is served.
+pub fn own_disk_connected(name: &str) -> String {
+    format!("disk {name}: connected to domain")
+}
+
 /// From the moment a driver domain is unpaused to [`READY`].
 pub const BOOT_TARGET: Duration = Duration::from_millis(150);
 

@@ -10,6 +10,7 @@
 
 mod archive;
 mod backend;
+mod blkfront;
 mod heap;
 mod nodes;
 mod operator;
@@ -22,6 +23,7 @@ mod xenstore;
 
 pub use archive::archive;
 pub use backend::backend;
+pub use blkfront::blkfront;
 pub use nodes::{frontend, toolstack};
 pub use operator::operator;
 pub use requests::requests;
@@ -40,7 +42,7 @@ pub fn life(script: &[u8]) {
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     ("requests", requests),
     ("ring", ring),
     ("xenstore", xenstore),
@@ -52,4 +54,5 @@ pub const TARGETS: [Target; 11] = [
     ("operator", operator),
     ("backend", backend),
     ("life", life),
+    ("blkfront", blkfront),
 ];

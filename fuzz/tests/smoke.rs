@@ -122,6 +122,11 @@ fn life() {
 }
 
 #[test]
+fn blkfront() {
+    smoke("blkfront", 30);
+}
+
+#[test]
 fn every_target_has_its_folder_and_its_program() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     for (name, _) in TARGETS {

@@ -23,11 +23,13 @@ const EDGES: [&str; 4] = [
 const COMPARISONS: [&str; 1] = ["-Cllvm-args=-sanitizer-coverage-trace-compares"];
 
 /// The crates that read what others wrote: they are to meet the values that they compare with.
-const PARSERS: [&str; 7] = [
+const PARSERS: [&str; 9] = [
     "bulkhead_blkback",
+    "bulkhead_blkfront",
     "bulkhead_grant",
     "bulkhead_images",
     "bulkhead_ring",
+    "bulkhead_volumes",
     "bulkhead_xen",
     "bulkhead_xenbus",
     "bulkhead_xenstore_client",

@@ -30,9 +30,9 @@ const PLATFORM: &str = "x86_64-unknown-linux-gnu";
 /// Of the workspace's `Cargo.toml`.
 const PROFILE: &str = "fuzz";
 
-/// Shares of the time for some targets; the others get 1. These two drive whole machines, where an input
+/// Shares of the time for some targets; the others get 1. These drive whole machines, where an input
 /// takes longest and has most to find.
-const SHARES: [(&str, u32); 2] = [("backend", 6), ("life", 4)];
+const SHARES: [(&str, u32); 3] = [("backend", 6), ("life", 4), ("blkfront", 2)];
 
 /// An input that takes longer hangs, in seconds. One that takes a second is slow.
 const LONGEST: u32 = 20;

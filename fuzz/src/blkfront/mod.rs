@@ -1,0 +1,310 @@
+//! A disk of the driver domain's own (`vbd:`) whose backend does as a script says.
+//!
+//! A guest uses that disk. Another guest uses another disk of the driver domain's own, whose backend behaves, and
+//! a third one a RAM image: neither may notice anything.
+
+mod liar;
+
+use crate::heap;
+use bulkhead_blkback_testkit::{
+    Bystander, Frontend, Guest, IMAGE_SIZE, Link, Lower, SECTORS, Script, Setup, World, content,
+};
+use bulkhead_blkfront::PATIENCE;
+use bulkhead_ring::blkif::{Discard, Opcode, Operation, Request, Sector, Status};
+use bulkhead_xen_sim::xenstore::toolstack::{self, Disk};
+use bulkhead_xenbus::XenbusState;
+use liar::{Conduct, DATA, Liar};
+use std::collections::HashSet;
+use std::time::Duration;
+
+/// The number of the image that the well-behaved backend serves.
+const NEIGHBOUR: u64 = 90;
+
+/// A request goes to a backend that behaves and comes back.
+const THERE_AND_BACK: Duration = Duration::from_millis(5);
+
+/// The time in which libxl wants a disk to be gone.
+const LIBXL_WAITS: Duration = Duration::from_secs(10);
+
+/// A script for the backend of a disk of the driver domain's own, and for the guest that uses the disk.
+///
+/// # Panics
+/// If the frontend breaks any rule.
+pub fn blkfront(script: &[u8]) {
+    let _heap = heap::limited(64 << 20);
+    let mut script = Script::new(script);
+    let setting = script.byte();
+    let world = World::with(Setup {
+        own_disks: true,
+        vcpus: 1 + u32::from(setting & 1),
+        ..Setup::default()
+    });
+    let lower = Lower::new(&world, &[("good".into(), content(NEIGHBOUR, IMAGE_SIZE))]);
+    let lower_disk = lower.attach("xvdb", &Disk::new("ram:good"));
+    let mut neighbour = Neighbour::new(&world);
+    let mut bystander = Bystander::new(&world);
+    let mut stage = Stage {
+        liar: Liar::new(&world),
+        guest: Guest::with_memory(&world, 4096),
+        world: &world,
+        disk: None,
+        secrets: neighbour.marks(),
+    };
+    if setting & 2 == 0 {
+        stage.liar.behave();
+        stage.attach();
+    }
+    while !script.is_empty() {
+        match script.byte() % 20 {
+            16 => neighbour.glance(),
+            17 => bystander.glance(),
+            act => stage.act(act, &mut script),
+        }
+    }
+    stage.end();
+    neighbour.glance();
+    bystander.leave();
+    neighbour.disk.detach();
+    assert!(toolstack::request_detach(
+        &mut world.sim.store(),
+        &lower_disk
+    ));
+    world.wait_for_removal();
+    assert!(
+        lower_disk.backend_gone(&world.sim.store()),
+        "the other disk is in use"
+    );
+    toolstack::finish_detach(&mut world.sim.store(), &lower_disk);
+    world.nothing_left();
+    assert_eq!(world.storage.grants_in_use(), 0, "what is granted still");
+}
+
+/// The guest whose disk comes from a backend that behaves.
+struct Neighbour<'w> {
+    disk: Frontend<'w>,
+    data: Vec<u8>,
+    turn: u64,
+}
+
+impl<'w> Neighbour<'w> {
+    fn new(world: &'w World) -> Neighbour<'w> {
+        Neighbour {
+            disk: Guest::new(world).attach("xvda", "vbd:xvdb").connected(),
+            data: content(NEIGHBOUR, IMAGE_SIZE),
+            turn: 0,
+        }
+    }
+
+    /// Reads a page of its disk, and checks it.
+    fn glance(&mut self) {
+        let sector = self.turn * 8 % SECTORS;
+        self.turn += 1;
+        self.disk.link().push_read(sector, 8);
+        self.disk.link().kick();
+        self.disk.world.wait(THERE_AND_BACK);
+        let answers = self.disk.link().collect();
+        assert_eq!(answers.len(), 1, "the neighbour is stalled");
+        assert_eq!(answers[0].status, Status::Okay, "the neighbour's I/O fails");
+        let start = sector as usize * 512;
+        assert!(
+            answers[0].data == self.data[start..start + 4096],
+            "the neighbour's data"
+        );
+    }
+
+    /// What its disk is known by.
+    fn marks(&self) -> Marks {
+        let marks = self.data.chunks_exact(16);
+        Marks(
+            marks
+                .map(|mark| mark.try_into().expect("16 bytes"))
+                .collect(),
+        )
+    }
+}
+
+/// Runs of bytes of a disk.
+struct Marks(HashSet<[u8; 16]>);
+
+impl Marks {
+    /// Checks that bytes which somebody else sees are not of that disk.
+    fn assert_none_in(&self, bytes: &[u8]) {
+        let seen = bytes.chunks_exact(16).find(|mark| self.0.contains(*mark));
+        assert_eq!(seen, None, "bytes of the neighbour's disk");
+    }
+}
+
+/// The backend that lies, and the guest that uses its disk.
+struct Stage<'w> {
+    world: &'w World,
+    liar: Liar<'w>,
+    guest: Guest<'w>,
+    /// The guest's disk, and whether it is connected.
+    disk: Option<(Frontend<'w>, bool)>,
+    secrets: Marks,
+}
+
+impl Stage<'_> {
+    fn act(&mut self, act: u8, script: &mut Script<'_>) {
+        let world = self.world;
+        match act {
+            0..3 => self.ask(script),
+            3 => self.attach(),
+            4 => self.take_away(),
+            5..7 => self.serve_all(),
+            7 => _ = self.serve(script.below(8)),
+            8 => self.liar.answer(script),
+            9 => self.liar.damage(script),
+            10 => self.liar.notify(),
+            11 => self.liar.say(script),
+            12 => self.liar.connect(),
+            13 => self.liar.let_go(),
+            14 => _ = world.run(),
+            15 => world.wait(Duration::from_millis(script.number() % 7000)),
+            18 => _ = toolstack::request_detach(&mut world.sim.store(), &self.liar.vbd),
+            _ => self.replace(script),
+        }
+        self.look();
+    }
+
+    /// The backend takes all requests, and answers `most` of them on each ring. Returns whether it answered any.
+    fn serve(&mut self, most: usize) -> bool {
+        let secrets = &self.secrets;
+        self.liar.serve(most, |bytes| secrets.assert_none_in(bytes))
+    }
+
+    /// The backend answers everything. If its rings are as they should be, no request of the guest is left then: those
+    /// that it has no answer for, having given it to others, failed when it lied.
+    fn serve_all(&mut self) {
+        loop {
+            self.world.wait(THERE_AND_BACK);
+            self.look();
+            if !self.serve(usize::MAX) {
+                break;
+            }
+        }
+        if let Some((disk, true)) = &mut self.disk
+            && self.liar.conduct < Conduct::Anything
+        {
+            let journal = || self.world.journal().join("\n");
+            assert_eq!(disk.link().outstanding(), 0, "requests wait: {}", journal());
+        }
+    }
+
+    /// Attaches the guest's disk, and connects it once the driver domain offers it.
+    fn attach(&mut self) {
+        if self.disk.is_none() {
+            self.disk = Some((self.guest.attach("xvda", "vbd:xvda"), false));
+        }
+        if let Some((disk, connected)) = &mut self.disk
+            && !disk.is_prepared()
+            && disk.backend() == Some(XenbusState::InitWait)
+        {
+            *connected = disk.try_connect();
+        }
+    }
+
+    /// The guest's requests.
+    fn ask(&mut self, script: &mut Script<'_>) {
+        let Some((disk, true)) = &mut self.disk else {
+            return;
+        };
+        let link = disk.link();
+        if link.ring.free() == 0 {
+            return;
+        }
+        let (kind, sector, sectors) =
+            (script.below(8), script.number() % 300, 1 + script.below(88));
+        match kind {
+            0..3 => _ = link.push_read(sector, sectors),
+            3..6 => _ = link.push_write(sector, &vec![script.byte(); sectors * 512]),
+            6 => _ = link.push_flush(),
+            _ => {
+                let discard = Discard {
+                    sector: Sector(sector),
+                    count: sectors as u64,
+                    secure: sector % 2 == 0,
+                };
+                let request = Request::of(link.new_id(), Operation::Discard(discard));
+                link.push(&request, Vec::new());
+            }
+        }
+        link.kick();
+    }
+
+    /// Takes the guest's answers: each is for a request of its own, once, and has nothing of the neighbour's.
+    fn look(&mut self) {
+        if let Some((disk, true)) = &mut self.disk {
+            look(disk.link(), &self.secrets, self.liar.conduct);
+        }
+    }
+
+    /// libxl takes the guest's disk away by force.
+    fn take_away(&mut self) {
+        let Some((mut disk, _)) = self.disk.take() else {
+            return;
+        };
+        let world = self.world;
+        toolstack::force_detach(&mut world.sim.store(), &disk.vbd);
+        world.wait(LIBXL_WAITS);
+        let gone = disk.vbd.backend_gone(&world.sim.store());
+        assert!(
+            gone,
+            "libxl waits for the guest's disk: {:#?}",
+            world.journal()
+        );
+        toolstack::finish_detach(&mut world.sim.store(), &disk.vbd);
+        world.run();
+        for mut link in disk.forget() {
+            look(&mut link, &self.secrets, self.liar.conduct);
+            link.take_down();
+        }
+    }
+
+    /// The backend's domain is destroyed, and another one takes its place, or none.
+    fn replace(&mut self, script: &mut Script<'_>) {
+        self.liar.destroy();
+        self.world
+            .wait(Duration::from_millis(script.number() % 7000));
+        // The last one's answers, which may be held back for company.
+        self.world.wait(THERE_AND_BACK);
+        self.look();
+        self.liar = Liar::new(self.world);
+        if script.below(4) > 0 {
+            self.liar.behave();
+        }
+    }
+
+    /// The backend is gone for good: every request is answered before long, and nothing is left of either.
+    fn end(mut self) {
+        self.liar.destroy();
+        self.world.wait(PATIENCE + LIBXL_WAITS);
+        self.look();
+        if let Some((disk, true)) = &mut self.disk {
+            assert_eq!(disk.link().outstanding(), 0, "requests without an answer");
+        }
+        self.take_away();
+        let id = self.guest.domain.id();
+        assert_eq!(
+            self.guest.domain.grants_in_use(),
+            0,
+            "what is held of the guest"
+        );
+        self.world.sim.destroy_domain(id);
+        toolstack::remove_domain(&mut self.world.sim.store(), id);
+        self.world.wait(LIBXL_WAITS);
+    }
+}
+
+fn look(link: &mut Link, secrets: &Marks, conduct: Conduct) {
+    for answer in link.collect() {
+        assert!(!matches!(answer.status, Status::Other(_)), "{answer:?}");
+        secrets.assert_none_in(&answer.data);
+        let read = answer.operation == Opcode::READ && answer.status == Status::Okay;
+        let right = answer.data.iter().all(|byte| *byte == DATA);
+        assert!(
+            !read || right || conduct > Conduct::Good,
+            "what the backend has"
+        );
+    }
+}

@@ -28,6 +28,8 @@ errnos! {
     NOENT = 2, "no such entry";
     /// ESRCH
     SRCH = 3, "no such domain";
+    /// ENXIO
+    NXIO = 6, "no such device or address";
     /// EAGAIN
     AGAIN = 11, "try again";
     /// ENOMEM
@@ -40,6 +42,8 @@ errnos! {
     BUSY = 16, "busy";
     /// EEXIST
     EXIST = 17, "already there";
+    /// ENODEV
+    NODEV = 19, "no such device";
     /// EINVAL
     INVAL = 22, "invalid argument";
     /// ENOSPC
@@ -48,6 +52,8 @@ errnos! {
     NOSYS = 38, "not implemented";
     /// EOPNOTSUPP
     OPNOTSUPP = 95, "not supported";
+    /// EALREADY
+    ALREADY = 114, "already in progress";
 }
 
 impl Errno {

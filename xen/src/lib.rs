@@ -24,6 +24,9 @@
 //! assert_eq!(Errno::from_return(-22), Err(Errno::INVAL));
 //! ```
 //!
+//! A domain that was given devices has more to ask for, by traits beside that one: [`Mmio`], [`Interrupts`] and
+//! [`DmaMemory`].
+//!
 //! Read next: [`hypervisor`] for Xen's services for a domain, [`abi`] for the types that it uses.
 
 #![cfg_attr(not(test), no_std)]
@@ -33,6 +36,8 @@ mod balloon;
 mod dma;
 mod error;
 pub mod hypervisor;
+mod interrupts;
+mod registers;
 mod reservation;
 mod transfer;
 mod units;
@@ -41,9 +46,11 @@ pub use balloon::Balloon;
 pub use dma::DmaMemory;
 pub use error::{Errno, GrantStatus};
 pub use hypervisor::{ForeignRegion, Hypervisor, StoreRing};
+pub use interrupts::Interrupts;
+pub use registers::{Mmio, Registers, is_register};
 pub use reservation::Reservation;
 pub use transfer::{FrameTransfer, TransferRequest};
 pub use units::{
-    DmaAddr, DomId, Gfn, GrantHandle, GrantRef, Instant, Mfn, PAGE_SHIFT, PAGE_SIZE, Pfn, Port,
-    VcpuId,
+    DmaAddr, DomId, Gfn, GrantHandle, GrantRef, Instant, Mfn, PAGE_SHIFT, PAGE_SIZE, Pfn, Pirq,
+    Port, VcpuId,
 };

@@ -58,6 +58,10 @@ number! {
     Mfn(u64)
 }
 number! {
+    /// A physical interrupt, by the number that this domain has for it (`pirq`, event_channel.h).
+    Pirq(u32)
+}
+number! {
     /// A virtual CPU of this domain, counted from 0.
     VcpuId(u32)
 }

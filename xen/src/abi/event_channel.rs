@@ -1,11 +1,13 @@
 //! `event_channel.h`: allocating, binding, masking and notifying ports.
 
-use crate::{DomId, Port, VcpuId};
+use crate::{DomId, Pirq, Port, VcpuId};
 
 /// `EVTCHNOP_bind_interdomain`.
 pub const BIND_INTERDOMAIN: u32 = 0;
 /// `EVTCHNOP_bind_virq`.
 pub const BIND_VIRQ: u32 = 1;
+/// `EVTCHNOP_bind_pirq`.
+pub const BIND_PIRQ: u32 = 2;
 /// `EVTCHNOP_close`.
 pub const CLOSE: u32 = 3;
 /// `EVTCHNOP_send`.
@@ -63,6 +65,21 @@ pub struct BindVirq {
     pub port: Port,
 }
 
+/// `BIND_PIRQ__WILL_SHARE`: other domains may have the interrupt too.
+pub const BIND_PIRQ_WILL_SHARE: u32 = 1;
+
+/// `struct evtchn_bind_pirq`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct BindPirq {
+    /// In: the interrupt.
+    pub pirq: Pirq,
+    /// In: `BIND_PIRQ__*`.
+    pub flags: u32,
+    /// Out: the port.
+    pub port: Port,
+}
+
 /// `struct evtchn_bind_ipi`.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -116,5 +133,7 @@ const _: () = {
     assert!(offset_of!(Status, status) == 8);
     assert!(size_of::<Status>() == 24);
     assert!(size_of::<BindVirq>() == 12);
+    assert!(offset_of!(BindPirq, port) == 8);
+    assert!(size_of::<BindPirq>() == 12);
     assert!(size_of::<BindIpi>() == 8);
 };

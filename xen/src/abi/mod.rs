@@ -5,6 +5,8 @@ pub mod event_channel;
 pub mod grant_table;
 pub mod hvm;
 pub mod memory;
+pub mod pciif;
+pub mod physdev;
 pub mod pv;
 pub mod sched;
 pub mod shared_info;

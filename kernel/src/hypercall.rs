@@ -51,6 +51,8 @@ hypercalls! {
     callback_op = 30 (command in "rdi", argument in "rsi");
     /// `event_channel_op`.
     event_channel_op = 32 (command in "rdi", argument in "rsi");
+    /// `physdev_op`.
+    physdev_op = 33 (command in "rdi", argument in "rsi");
     /// `hvm_op`.
     hvm_op = 34 (command in "rdi", argument in "rsi");
 }

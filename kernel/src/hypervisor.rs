@@ -37,7 +37,8 @@ fn grant_operation<T>(command: u32, batch: &mut [T]) -> Result<(), Errno> {
     .map(|_| ())
 }
 
-fn deliver_or_close(port: Port) -> Result<Port, Errno> {
+/// Lets a new port wake the calling vCPU, or closes it.
+pub(crate) fn deliver_or_close(port: Port) -> Result<Port, Errno> {
     event_channels::deliver_here(port)
         .map(|()| port)
         .inspect_err(|_| {

@@ -22,6 +22,7 @@
 //!   boot (entry ──> pvh | pv | smp) ──> machine::Machine ──> main
 //!            │
 //!   hypervisor::Hypercalls (bulkhead_xen::Hypervisor by hypercalls)   reservation   transfer   grants
+//!            │                                                        registers   interrupts
 //!            │
 //!   watchdog ──> panic ──> logger (the console behind log)
 //!            │
@@ -69,11 +70,15 @@ mod hypercall;
 #[cfg(feature = "unikernel")]
 pub mod hypervisor;
 #[cfg(feature = "unikernel")]
+mod interrupts;
+#[cfg(feature = "unikernel")]
 pub mod logger;
 #[cfg(feature = "unikernel")]
 pub mod machine;
 #[cfg(feature = "unikernel")]
 mod panic;
+#[cfg(feature = "unikernel")]
+mod registers;
 #[cfg(feature = "unikernel")]
 mod reservation;
 #[cfg(feature = "unikernel")]
@@ -90,6 +95,7 @@ pub use crate::{
     hypervisor::Hypercalls,
     machine::{Machine, Module},
     panic::shutdown,
+    registers::MappedRegisters,
 };
 pub use bulkhead_xen::abi::sched::ShutdownReason;
 

@@ -75,6 +75,10 @@ pub struct AddressSpace {
     pub special: u64,
     /// The largest number of those pages.
     pub special_pages: u64,
+    /// Address for registers of devices that the domain was given (PV only).
+    pub devices: u64,
+    /// The largest number of their pages.
+    pub device_pages: u64,
     /// Address for other domains' pages.
     pub foreign: u64,
     /// The largest number of those pages.
@@ -94,9 +98,13 @@ impl AddressSpace {
             end.next_multiple_of(LARGE_PAGE)
         };
         let per_table = LARGE_PAGE / PAGE_SIZE as u64;
+        // Both share a page table. Special pages are the shared info page and 64 of the grant table.
+        let special_pages = per_table / 4;
         AddressSpace {
             special,
-            special_pages: per_table,
+            special_pages,
+            devices: special + special_pages * PAGE_SIZE as u64,
+            device_pages: per_table - special_pages,
             foreign: special + LARGE_PAGE,
             foreign_pages: (pages * 2)
                 .clamp(32 << 10, 256 << 10)
@@ -177,6 +185,9 @@ mod tests {
     fn the_foreign_region_grows_with_the_memory() {
         let small = AddressSpace::above(16 << 20, 4096, false);
         assert_eq!(small.special, 16 << 20);
+        assert_eq!((small.special_pages, small.device_pages), (128, 384));
+        assert_eq!(small.devices, small.special + 128 * 4096);
+        assert_eq!(small.devices + small.device_pages * 4096, small.foreign);
         assert_eq!(small.foreign, 18 << 20);
         assert_eq!(small.foreign_pages, 32 << 10);
         let medium = AddressSpace::above(80 << 20, 20480, false);

@@ -1,6 +1,7 @@
 //! Memory: which frames are free, the heap above them, the memory functions, and the tables that
 //! say where everything is mapped.
 
+pub mod device_space;
 pub mod frames;
 pub mod layout;
 pub mod memcpy;

@@ -1,6 +1,7 @@
 //! The phys-to-machine list of a PV domain: which machine frame is behind each page frame.
 
 use bulkhead_xen::Mfn;
+use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// The phys-to-machine list of a PV domain.
@@ -29,6 +30,14 @@ impl P2m {
     pub fn machine_frame(&self, pfn: u64) -> Option<Mfn> {
         let mfn = self.entry(pfn)?.load(Ordering::Relaxed);
         (mfn != Self::INVALID).then_some(Mfn(mfn))
+    }
+
+    /// Returns whether one of these machine frames is behind a page of ours.
+    pub fn has_any(&self, frames: &Range<u64>) -> bool {
+        let behind = |pfn| self.machine_frame(pfn);
+        (0..self.pages)
+            .filter_map(behind)
+            .any(|mfn| frames.contains(&mfn.0))
     }
 
     /// Notes that a page frame of ours has another machine frame, or none, from now on.

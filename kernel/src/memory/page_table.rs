@@ -14,6 +14,10 @@ pub const PRESENT: u64 = 1;
 pub const WRITABLE: u64 = 1 << 1;
 /// Accessible outside of ring 0.
 pub const USER: u64 = 1 << 2;
+/// Written through.
+const WRITE_THROUGH: u64 = 1 << 3;
+/// Not cached.
+const UNCACHED: u64 = 1 << 4;
 /// Accessed.
 pub const ACCESSED: u64 = 1 << 5;
 /// Dirty.
@@ -47,6 +51,12 @@ pub fn large(address: u64, no_execute: bool) -> u64 {
         | DIRTY
         | LARGE
         | if no_execute { NO_EXECUTE } else { 0 }
+}
+
+/// An entry for a page of a device's registers. Execution is forbidden by the table above, as for all that is
+/// mapped there.
+pub fn registers(address: u64) -> u64 {
+    address | PRESENT | WRITABLE | ACCESSED | DIRTY | WRITE_THROUGH | UNCACHED
 }
 
 /// An entry for a page that is read-only.
@@ -124,6 +134,7 @@ mod tests {
         assert_eq!(address_of(large(0x40_0000, true)), 0x40_0000);
         assert_eq!(large(0x40_0000, true) >> 63, 1);
         assert_eq!(large(0x40_0000, false) & 0xfff, 0xe3);
+        assert_eq!(registers(0xfebe_4000), 0xfebe_407b);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The page tables of a PV domain while it runs: pages that come and go, and pages that Xen shares.
 
 use super::p2m::P2m;
-use super::page_table::{ACCESSED, DIRTY, PRESENT, WRITABLE};
+use super::page_table::{ACCESSED, DIRTY, PRESENT, WRITABLE, registers};
 use super::pv_tables::{PageTables, PvMemory};
 use crate::hypercall;
 use bulkhead_xen::abi::pv::{MACH2PHYS_VIRT_START, MmuUpdate, UVMF_INVLPG_ALL, UVMF_TLB_FLUSH_ALL};
@@ -108,4 +108,27 @@ pub unsafe fn map_special(address: u64, mfn: u64) -> Result<(), Errno> {
     let entry = (mfn * PAGE) | PRESENT | WRITABLE | ACCESSED | DIRTY;
     // SAFETY: by the contract; its table is there.
     unsafe { hypercall::update_va_mapping(address, entry, UVMF_INVLPG_ALL) }.map(|_| ())
+}
+
+/// Maps a page of a device's registers. Returns whether it can be written: Xen makes the pages of an MSI-X table
+/// read-only without a word.
+///
+/// # Safety
+/// `address` is a page of those for devices, where nothing is mapped.
+pub unsafe fn map_registers(address: u64, mfn: u64) -> Result<bool, Errno> {
+    // SAFETY: by the contract; its table is there, and processors remember no translation of what is not mapped.
+    unsafe { hypercall::update_va_mapping(address, registers(mfn * PAGE), 0) }?;
+    let tables = TABLES.lock();
+    let entry = tables.as_ref().and_then(|tables| tables.entry_of(address));
+    Ok(entry.is_some_and(|entry| entry & WRITABLE != 0))
+}
+
+/// Unmaps a page of a device's registers.
+///
+/// # Safety
+/// It is one of the pages for devices, and nothing uses it any more.
+pub unsafe fn unmap_registers(address: u64) {
+    // SAFETY: by the contract; the table is there.
+    unsafe { hypercall::update_va_mapping(address, 0, UVMF_INVLPG_ALL) }
+        .expect("an entry can be emptied");
 }

@@ -109,6 +109,11 @@ impl<M: PvMemory> PageTables<M> {
         self.machine_address(self.top).ok()
     }
 
+    /// Returns the entry that maps an address, if there is a table for it.
+    pub fn entry_of(&self, address: u64) -> Option<u64> {
+        self.entry(address, 1).map(|(_, entry)| entry)
+    }
+
     /// The frames that became page tables.
     pub fn used(&self) -> Ranges {
         self.used.clone()

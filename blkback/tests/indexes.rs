@@ -46,6 +46,7 @@ impl<'w> Served<'w> {
             device: device.expect("it can be opened"),
             options: backend.services.options,
             turn: Default::default(),
+            queues: 1,
             unreleased: Default::default(),
         };
         let (control, guard) = queue_control();

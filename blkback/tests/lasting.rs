@@ -428,7 +428,7 @@ fn a_dead_guests_requests_do_not_get_into_the_next_ones_way() {
     world.sim.assert_no_violations();
     // The memory of the queues is used again: two of them at a time, and the ring.
     let granted = world.storage.grants_in_use();
-    assert!(granted <= 2 * 96 + 16, "{granted} pages are granted");
+    assert!(granted <= 2 * 400 + 16, "{granted} pages are granted");
 }
 
 #[test]
@@ -456,7 +456,7 @@ fn the_memory_of_queues_is_used_again_however_deep_the_next_ones_are() {
         disk.detach();
         // One queue's memory, and the ring.
         let granted = world.storage.grants_in_use();
-        assert!(granted <= 96 + 16, "{granted} pages are granted");
+        assert!(granted <= 400 + 16, "{granted} pages are granted");
     }
     world.sim.assert_no_violations();
 }

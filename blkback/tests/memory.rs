@@ -61,6 +61,7 @@ fn a_queue_without_memory_is_refused_at_every_allocation() {
             device: device.clone(),
             options: backend.services.options,
             turn: Default::default(),
+            queues: 1,
             unreleased: Default::default(),
         };
         let connect = |setup: QueueSetup| {

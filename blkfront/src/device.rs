@@ -4,7 +4,7 @@
 use crate::backend_nodes::Properties;
 use crate::link::Link;
 use crate::memory::{NotShared, PagePool, SharedMemory};
-use crate::queue::{Queue, depth_of};
+use crate::queue::{MOST_PAGES, Queue, REQUEST_PAGES, depth_of};
 use crate::wire::Lie;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -21,11 +21,11 @@ use core::task::Waker;
 use futures_util::task::AtomicWaker;
 use spin::{Mutex, Once};
 
-/// The pages of all guests' queues together, as long as no guest's disk has more queues than there are vCPUs.
-const DISK_PAGES: usize = 384;
+/// The pages of all queues of a guest's disk together: twelve of the largest requests. With its rings, and what
+/// the engine needs, a disk takes at most 2 MiB.
+const DISK_PAGES: usize = 400;
 
-/// The least number of queues of one guest's disk for which there are pages.
-const LEAST_QUEUES: usize = 4;
+const _: () = assert!(DISK_PAGES <= MOST_PAGES);
 
 /// A disk of our own.
 pub struct Disk<H: Hypervisor> {
@@ -175,11 +175,6 @@ impl<H: Hypervisor> Disk<H> {
             geometry: self.properties().map(|properties| properties.geometry),
         })))
     }
-
-    /// Returns the pages of each queue: together with its rings, a disk takes at most 2 MiB.
-    fn queue_pages(&self) -> usize {
-        DISK_PAGES / self.links.len().max(LEAST_QUEUES)
-    }
 }
 
 /// A disk that a guest has. It is the guest's until this and all queues are dropped.
@@ -236,6 +231,13 @@ impl<H: Hypervisor> Drop for Opened<H> {
     }
 }
 
+/// Returns the pages of each of `queues` queues of a guest's disk. They are enough for one of the largest
+/// requests, however many queues there are.
+fn queue_pages(queues: usize) -> usize {
+    let queues = queues.max(1).next_power_of_two();
+    (DISK_PAGES / queues).max(REQUEST_PAGES + 1)
+}
+
 /// A disk of our own, as a block device.
 pub struct Device<H: Hypervisor>(Arc<Opened<H>>);
 
@@ -244,13 +246,15 @@ impl<H: Hypervisor> Device<H> {
         let opened = &self.0;
         let disk = &opened.disk;
         let link = context.vcpu.0 as usize % disk.rings().max(1);
-        let pages = disk.queue_pages();
+        let pages = queue_pages(context.queues);
         let depth = depth_of(context.depth, pages);
         let mut locked = disk.link(link).lock();
         let client = locked.open(depth, || SharedMemory::new(&disk.pool, &disk.grants, pages))?;
-        let base = locked.client(client).memory().base();
+        // Those of a queue that was closed may be more, or fewer.
+        let memory = locked.client(client).memory();
+        let memory = (memory.base(), memory.pages());
         drop(locked);
-        let queue = Queue::new(opened.clone(), (link, client), (base, pages), depth);
+        let queue = Queue::new(opened.clone(), (link, client), memory, depth);
         queue.map_err(|no| NotShared::NoMemory { bytes: no.bytes })
     }
 }

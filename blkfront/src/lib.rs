@@ -29,6 +29,7 @@ mod backend_nodes;
 mod client;
 mod connection;
 mod device;
+mod free_pages;
 mod frontends;
 mod handover;
 mod lifecycle;

@@ -37,7 +37,14 @@ impl PagePool {
 
     fn take(&self, pages: usize) -> Option<Run> {
         let mut unused = self.0.unused.lock();
-        if let Some(at) = unused.iter().position(|run| run.pages == pages) {
+        let mut fitting: Option<usize> = None;
+        for (at, run) in unused.iter().enumerate() {
+            let smaller = fitting.is_none_or(|other| run.pages < unused[other].pages);
+            if run.pages >= pages && smaller {
+                fitting = Some(at);
+            }
+        }
+        if let Some(at) = fitting {
             return Some(unused.swap_remove(at));
         }
         let base = self.0.source.allocate(pages)?;
@@ -91,7 +98,8 @@ impl fmt::Display for NotShared {
 impl core::error::Error for NotShared {}
 
 impl<H: Hypervisor> SharedMemory<H> {
-    /// Takes that many pages, and clears them. No backend is granted them yet.
+    /// Takes that many pages, and clears them. No backend is granted them yet. The pages may be the first ones of
+    /// a longer run that was given back before.
     pub fn new(pool: &PagePool, table: &GrantTable<H>, pages: usize) -> Result<Self, NotShared> {
         let bytes = pages * PAGE_SIZE;
         let grants = room_for(pages).map_err(|_| NotShared::NoMemory { bytes })?;

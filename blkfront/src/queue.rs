@@ -2,6 +2,7 @@
 //! the connection lasts.
 
 use crate::device::Opened;
+use crate::free_pages::FreePages;
 use crate::link::Link;
 use crate::wire::Lie;
 use alloc::sync::Arc;
@@ -22,8 +23,8 @@ use spin::Mutex;
 /// The most pages of a request, which is also what Linux's frontends ask for at most by default.
 pub const REQUEST_PAGES: usize = 32;
 
-/// The most pages of a queue's memory: as many as the map of the free ones has bits.
-pub const MOST_PAGES: usize = u128::BITS as usize;
+/// The most pages of a queue's memory.
+pub const MOST_PAGES: usize = FreePages::MOST;
 
 /// Requests without data that may be pending beside those with data.
 const WITHOUT_DATA: usize = 32;
@@ -46,7 +47,7 @@ pub struct Queue<H: Hypervisor> {
     client: usize,
     base: NonNull<u8>,
     /// The pages of the memory that no request uses.
-    free: u128,
+    free: FreePages,
     pages: usize,
     staged: Vec<Staged>,
     depth: usize,
@@ -73,7 +74,7 @@ impl<H: Hypervisor> Queue<H> {
             link,
             client,
             base,
-            free: u128::MAX >> (MOST_PAGES - pages),
+            free: FreePages::new(pages),
             pages,
             staged: room_for(pages)?,
             depth,
@@ -228,9 +229,7 @@ impl<H: Hypervisor> IoQueue for Queue<H> {
 
     fn stage(&mut self, tag: Tag, op: Op, len: usize) -> Option<Staging> {
         let pages = Self::pages_for(len);
-        let page = first_run(self.free, pages as u32)?;
-        let used = (u128::MAX >> (MOST_PAGES - pages)) << page;
-        self.free &= !used;
+        let page = self.free.take(pages)?;
         self.staged.push(Staged {
             tag,
             page: page as u16,
@@ -238,7 +237,7 @@ impl<H: Hypervisor> IoQueue for Queue<H> {
         });
         Some(Staging {
             // SAFETY: within the memory, as its map has a bit for each page.
-            memory: unsafe { self.base.add(page as usize * PAGE_SIZE) },
+            memory: unsafe { self.base.add(page * PAGE_SIZE) },
             phase: match op {
                 Op::Read { .. } => StagingPhase::AfterComplete,
                 _ => StagingPhase::BeforeSubmit,
@@ -249,7 +248,7 @@ impl<H: Hypervisor> IoQueue for Queue<H> {
     fn unstage(&mut self, tag: Tag) {
         if let Some(at) = self.staged.iter().position(|staged| staged.tag == tag) {
             let Staged { page, pages, .. } = self.staged.swap_remove(at);
-            self.free |= (u128::MAX >> (MOST_PAGES - usize::from(pages))) << page;
+            self.free.give_back(page.into(), pages.into());
         }
     }
 }
@@ -257,36 +256,5 @@ impl<H: Hypervisor> IoQueue for Queue<H> {
 impl<H: Hypervisor> Drop for Queue<H> {
     fn drop(&mut self) {
         self.close();
-    }
-}
-
-/// The first of `count` set bits in a row.
-fn first_run(bits: u128, count: u32) -> Option<u32> {
-    let (mut starts, mut have) = (bits, 1);
-    while have < count {
-        let more = have.min(count - have);
-        starts &= starts >> more;
-        have += more;
-    }
-    (starts != 0 && count <= u128::BITS).then(|| starts.trailing_zeros())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::first_run;
-
-    #[test]
-    fn runs_of_free_pages_are_found() {
-        assert_eq!(first_run(0, 1), None);
-        assert_eq!(first_run(0b1000, 1), Some(3));
-        assert_eq!(first_run(0b0110_1110_1100, 3), Some(5));
-        assert_eq!(first_run(0b0110_1110_1100, 4), None);
-        assert_eq!(first_run(u128::MAX, 128), Some(0));
-        assert_eq!(first_run(u128::MAX << 1, 128), None);
-        for count in 1..=33 {
-            let run = (u128::MAX >> (128 - count)) << 7;
-            assert_eq!(first_run(run, count), Some(7), "{count}");
-            assert_eq!(first_run(run, count + 1), None, "{count}");
-        }
     }
 }

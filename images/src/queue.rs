@@ -22,12 +22,24 @@ pub struct QueueContext {
     /// The most requests that the caller has pending at a time. A store may offer fewer
     /// ([`Caps::depth`]).
     pub depth: usize,
+    /// The number of queues that the caller opens of the device, this one among them. A store that has a
+    /// certain amount of memory for a disk divides it among them.
+    pub queues: usize,
 }
 
 impl QueueContext {
-    /// A queue on `vcpu` for up to `depth` requests at a time.
+    /// A queue on `vcpu` for up to `depth` requests at a time, the only one that is opened of its device.
     pub fn new(vcpu: VcpuId, depth: usize) -> QueueContext {
-        QueueContext { vcpu, depth }
+        QueueContext {
+            vcpu,
+            depth,
+            queues: 1,
+        }
+    }
+
+    /// The same, as one of `queues` queues.
+    pub fn among(self, queues: usize) -> QueueContext {
+        QueueContext { queues, ..self }
     }
 }
 

@@ -68,7 +68,7 @@ async fn open<H: Hypervisor>(
     guard: &QueueGuard,
 ) -> Result<Box<dyn IoQueue>, ConnectError> {
     let depth = setup.ring.len() * SLOTS_OF_A_PAGE;
-    let context = QueueContext::new(handle.hypervisor().vcpu(), depth);
+    let context = QueueContext::new(handle.hypervisor().vcpu(), depth).among(setup.queues);
     let mut opening = setup.device.open_queue(&context);
     let mut stopped = pin!(guard.stopped());
     let mut over = pin!(handle.sleep(STORE_OPENS));

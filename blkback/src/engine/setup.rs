@@ -38,6 +38,8 @@ pub struct QueueSetup {
     pub sector_size: usize,
     /// The device, of which a queue is opened where this ring is served.
     pub device: Arc<dyn BlockDevice>,
+    /// The number of queues of the disk's connection.
+    pub queues: usize,
     /// What the device has not let go of since the disk was attached.
     pub unreleased: Unreleased,
     /// How to serve.

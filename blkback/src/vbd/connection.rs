@@ -63,6 +63,7 @@ impl<H: Hypervisor> Connection<H> {
                 discard: config.discard && geometry.discard.is_some(),
                 sector_size: geometry.sector_size.bytes(),
                 device: device.clone(),
+                queues: published.queues.len(),
                 unreleased: unreleased.clone(),
                 options,
                 turn: place.turn(),

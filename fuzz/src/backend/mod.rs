@@ -149,6 +149,7 @@ impl Machine {
             device: device.clone(),
             options: options(setting.path),
             turn: Default::default(),
+            queues: 1,
             unreleased: Default::default(),
         };
         let (control, guard) = queue_control();

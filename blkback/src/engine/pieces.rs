@@ -2,16 +2,18 @@
 //! through memory of the device's own. They are served piece by piece, each request's pieces one after
 //! another and those of different requests at the same time.
 //!
-//! The hypervisor copies between the frontend's pages and the device's memory, all that is due in one
-//! hypercall. The pages of such requests are never mapped.
+//! The data of a request goes between the frontend's pages and the device's memory by one copy. Pages that
+//! the frontend keeps granted are mapped already: this domain copies them itself. All others that are due are
+//! copied by the hypervisor, in one hypercall; they are never mapped.
 
+use super::data_path::PageAccess;
 use super::inflight::InflightTable;
 use super::pages::{PagePool, Pages};
 use super::store::Store;
 use alloc::vec::Vec;
 use bulkhead_grant::memory::{filled, room_for};
 use bulkhead_grant::{Copied, CopyBatch, Direction, GrantedBytes, OutOfMemory};
-use bulkhead_images::{Caps, DataAccess, Io, IoSegment, Op, Sector, Submitted, Tag};
+use bulkhead_images::{Caps, DataAccess, Io, IoSegment, Op, Sector, Submitted, Tag, guest_memory};
 use bulkhead_ring::blkif::SECTOR_SIZE;
 use bulkhead_xen::{DomId, GrantStatus, Hypervisor, PAGE_SIZE};
 use core::ptr::NonNull;
@@ -25,6 +27,8 @@ pub(super) struct Pieces<H: Hypervisor> {
     /// The segments of one piece.
     segments: Vec<IoSegment>,
     copies: CopyBatch<H>,
+    /// The bytes that were copied without the hypervisor.
+    copied_here: u64,
     /// The requests whose copies are in the batch, and those whose copies were made.
     copying: Vec<Tag>,
     copied: Vec<Tag>,
@@ -50,6 +54,13 @@ enum State {
     Staged(NonNull<u8>),
 }
 
+/// The pages of one request, and the way to them.
+pub(super) struct RequestPages<'q, H: Hypervisor> {
+    pub pool: &'q PagePool,
+    pub of_request: &'q Pages,
+    pub access: &'q PageAccess<H>,
+}
+
 /// The outcome of an attempt to go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
@@ -57,6 +68,8 @@ pub(super) enum Progress {
     Submitted,
     /// The piece is to be copied first.
     Copying,
+    /// The piece was copied.
+    Copied,
     /// The device is too busy.
     Busy,
     /// The device takes no piece of that part of the request, however small.
@@ -92,6 +105,7 @@ impl<H: Hypervisor> Pieces<H> {
             // Memory of the device's may begin within a page.
             segments: room_for(segments + 1)?,
             copies: CopyBatch::new(hypervisor.clone(), frontend, copies)?,
+            copied_here: 0,
             copying: room_for(slots)?,
             copied: room_for(slots)?,
         }))
@@ -137,12 +151,13 @@ impl<H: Hypervisor> Pieces<H> {
         tag: Tag,
         mapped: &[IoSegment],
         (store, inflight): (&mut Store, &mut InflightTable),
-        (pool, pages): (&PagePool, &Pages),
+        pages: RequestPages<'_, H>,
     ) -> Progress {
         let Some(piece) = &mut self.places[tag.0] else {
             return Progress::Failed(GrantStatus::GENERAL_ERROR);
         };
-        let whole_sectors = |bytes: usize| bytes - bytes % self.sector_size;
+        let sector_size = self.sector_size;
+        let whole_sectors = |bytes: usize| bytes - bytes % sector_size;
         if let State::New = piece.state {
             let most = whole_sectors((piece.all - piece.done).min(self.caps.bytes));
             // The device refuses what is not in whole sectors.
@@ -159,10 +174,16 @@ impl<H: Hypervisor> Pieces<H> {
                 };
                 piece.state = State::Staged(staging.memory);
                 if let Op::Write { .. } = op {
-                    return self.copy(tag, Direction::FromGranted, pool, pages);
+                    match self.copy(tag, Direction::FromGranted, pages) {
+                        Progress::Copied => {}
+                        other => return other,
+                    }
                 }
             }
         }
+        let Some(piece) = &mut self.places[tag.0] else {
+            return Progress::Failed(GrantStatus::GENERAL_ERROR);
+        };
         self.segments.clear();
         if let State::Staged(memory) = piece.state {
             for (start, end) in pages_of(memory, piece.chunk) {
@@ -235,19 +256,18 @@ impl<H: Hypervisor> Pieces<H> {
 
     /// Takes note that the device has completed a piece of a request. Returns [`Progress::Copying`] if the
     /// piece is to be copied to the frontend's pages first: it is done when the copies are.
-    pub fn done(&mut self, tag: Tag, store: &mut Store, pages: (&PagePool, &Pages)) -> Progress {
+    pub fn done(&mut self, tag: Tag, store: &mut Store, pages: RequestPages<'_, H>) -> Progress {
         let Some(piece) = &mut self.places[tag.0] else {
             return Progress::Failed(GrantStatus::GENERAL_ERROR);
         };
-        match (&piece.state, piece.op) {
-            (State::Staged(_), Op::Read { .. }) => {
-                self.copy(tag, Direction::ToGranted, pages.0, pages.1)
-            }
-            _ => {
-                self.advance(tag, store);
-                Progress::Submitted
-            }
+        let copied = match (&piece.state, piece.op) {
+            (State::Staged(_), Op::Read { .. }) => self.copy(tag, Direction::ToGranted, pages),
+            _ => Progress::Copied,
+        };
+        if copied == Progress::Copied {
+            self.advance(tag, store);
         }
+        copied
     }
 
     /// Goes on to the next piece of a request.
@@ -276,8 +296,9 @@ impl<H: Hypervisor> Pieces<H> {
         }
     }
 
-    /// Notes a piece to be copied between the frontend's pages and the device's memory.
-    fn copy(&mut self, tag: Tag, direction: Direction, pool: &PagePool, pages: &Pages) -> Progress {
+    /// Copies a piece between the frontend's pages and the device's memory, or notes it to be copied by the
+    /// hypervisor where a page is not mapped.
+    fn copy(&mut self, tag: Tag, direction: Direction, pages: RequestPages<'_, H>) -> Progress {
         let Some(piece) = &mut self.places[tag.0] else {
             return Progress::Failed(GrantStatus::GENERAL_ERROR);
         };
@@ -286,12 +307,29 @@ impl<H: Hypervisor> Pieces<H> {
         };
         let mut all: Option<Copied> = None;
         let mut start = 0;
-        for page in pool.iter(pages) {
+        for page in pages.pool.iter(pages.of_request) {
             let (first, end) = (
                 start.max(piece.done),
                 (start + page.len()).min(piece.done + piece.chunk),
             );
-            if first < end {
+            // What cannot be mapped is refused, or copied, by the hypervisor.
+            if first < end
+                && let Ok(segment) = pages.access.segment(page)
+            {
+                let len = end - first;
+                // SAFETY: as for the hypervisor's copy below.
+                let own = unsafe { memory.add(first - piece.done) };
+                // SAFETY: it has that part, which stays mapped meanwhile, writable where the request reads.
+                let granted = unsafe { segment.keep_part(first - start, len) };
+                let (from, to) = match direction {
+                    Direction::FromGranted => (granted.address(), own),
+                    Direction::ToGranted => (own, granted.address()),
+                };
+                // SAFETY: both are mapped for that many bytes. A frontend's page is no memory of ours, so they do
+                // not overlap, and Rust refers to neither.
+                unsafe { guest_memory::copy(from.as_ptr(), to.as_ptr(), len) };
+                self.copied_here += len as u64;
+            } else if first < end {
                 let granted = GrantedBytes {
                     gref: page.gref,
                     offset: page.offset() + first - start,
@@ -313,6 +351,9 @@ impl<H: Hypervisor> Pieces<H> {
                 });
             }
             start += page.len();
+        }
+        if all.is_none() {
+            return Progress::Copied;
         }
         piece.state = State::Copying(memory, all);
         self.copying.push(tag);
@@ -355,9 +396,10 @@ impl<H: Hypervisor> Pieces<H> {
         Some((tag, outcome))
     }
 
-    /// Returns how many hypercalls copied so far, and how many bytes.
+    /// Returns how many hypercalls copied so far, and how many bytes were copied, by the hypervisor or here.
     pub fn calls(&self) -> (u64, u64) {
-        (self.copies.calls(), self.copies.bytes())
+        let bytes = self.copies.bytes() + self.copied_here;
+        (self.copies.calls(), bytes)
     }
 }
 

@@ -5,7 +5,7 @@ mod mapped;
 
 use super::data_path::{Executed, PageAccess, Queueing, Sweep};
 use super::dispatch::Dispatcher;
-use super::pieces::{Pieces, Progress};
+use super::pieces::{Pieces, Progress, RequestPages};
 use super::store::Store;
 use alloc::vec::Vec;
 use bulkhead_grant::memory::room_for;
@@ -156,7 +156,9 @@ impl<H: Hypervisor> Submitter<H> {
         dispatcher: &mut Dispatcher<H>,
         page_access: &mut PageAccess<H>,
     ) {
-        if self.pieces.as_ref().is_some_and(Pieces::stages) {
+        // Pages that stay mapped are mapped for a store with memory of its own, too; others the hypervisor copies.
+        let stages = self.pieces.as_ref().is_some_and(Pieces::stages);
+        if stages && !page_access.needs_no_calls() {
             return;
         }
         let copies = sweep.copies() && self.store.has_memory();
@@ -253,8 +255,12 @@ impl<H: Hypervisor> Submitter<H> {
         if let Some(pieces) = &mut self.pieces
             && pieces.serves(tag)
         {
-            let pages = &dispatcher.inflight.get(tag).pages;
-            match pieces.done(tag, &mut self.store, (&dispatcher.pool, pages)) {
+            let pages = RequestPages {
+                pool: &dispatcher.pool,
+                of_request: &dispatcher.inflight.get(tag).pages,
+                access: page_access,
+            };
+            match pieces.done(tag, &mut self.store, pages) {
                 Progress::Copying => return,
                 Progress::Failed(status) => {
                     return refuse(tag, format_args!("copied: {status}"), dispatcher);
@@ -371,10 +377,15 @@ impl<H: Hypervisor> Submitter<H> {
         }
         let pages = core::mem::replace(&mut entry.pages, super::pages::Pages::EMPTY);
         let store = (&mut self.store, &mut dispatcher.inflight);
-        let progress = pieces.submit(tag, &self.segments, store, (&dispatcher.pool, &pages));
+        let request = RequestPages {
+            pool: &dispatcher.pool,
+            of_request: &pages,
+            access: page_access,
+        };
+        let progress = pieces.submit(tag, &self.segments, store, request);
         dispatcher.inflight.get(tag).pages = pages;
         match progress {
-            Progress::Submitted | Progress::Copying => true,
+            Progress::Submitted | Progress::Copying | Progress::Copied => true,
             Progress::Busy => false,
             Progress::Impossible => {
                 pieces.end(tag, &mut self.store);

@@ -18,7 +18,7 @@ const UNKNOWN: Duration = Duration::from_micros(10);
 /// Of the last 16 requests, so many must have come within the window.
 const WORTHWHILE: u32 = 12;
 /// The longest window in a closed loop.
-pub const CLOSED_LOOP: Nanos = 500_000;
+pub const CLOSED_LOOP: Nanos = 1_000_000;
 /// Of the last 32 requests, so many must have come within that.
 const WITHOUT_PAUSE: u32 = 27;
 
@@ -218,11 +218,11 @@ mod tests {
     fn a_closed_loop_that_takes_longer_than_the_cap_is_not_polled() {
         let mut window = window(None, 20);
         for _ in 0..100 {
-            window.woken(700 * MICROS);
+            window.woken(1400 * MICROS);
             assert_eq!(window.get(true), 0);
         }
         for _ in 0..100 {
-            window.woken(400 * MICROS);
+            window.woken(700 * MICROS);
         }
         assert_eq!(window.get(true), CLOSED_LOOP);
         assert_eq!(window.get(false), 0, "others ask while they wait");

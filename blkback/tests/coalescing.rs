@@ -4,7 +4,7 @@ use bulkhead_blkback_testkit::{Frontend, Guest, IMAGE_SIZE, Style, World, conten
 use std::time::Duration;
 
 /// The longest that anything waits for company.
-const HOLD: Duration = Duration::from_micros(500);
+const HOLD: Duration = Duration::from_millis(2);
 /// From one request to the next.
 const GAP: Duration = Duration::from_micros(20);
 const SECOND: Duration = Duration::from_secs(1);

@@ -25,7 +25,10 @@ use core::time::Duration;
 const OFTEN: u32 = 16;
 const SELDOM: u32 = 1024;
 /// How long a response is held back at most, unless the operator says otherwise, when no other has joined it.
-pub const MOST: Duration = Duration::from_micros(500);
+pub const MOST: Duration = Duration::from_millis(2);
+/// The same for a frontend that usually takes longer than this from one request to the next: what would join the
+/// response is too long in coming.
+const MOST_OF_SLOW: Duration = Duration::from_micros(500);
 /// After how many batches it is looked at what blocking costs.
 const COSTS_EVERY: u8 = 16;
 /// A clock that shows the same time so often stands still, as that of a test does.
@@ -35,6 +38,7 @@ const FROZEN_CLOCK: u32 = 64;
 #[derive(Debug)]
 pub struct Coalescer {
     hold: Nanos,
+    hold_of_slow: Nanos,
     poll: PollWindow,
     /// How many requests the frontend is believed to keep outstanding, and how many it had when it
     /// ran dry the last time.
@@ -97,6 +101,7 @@ impl Coalescer {
     pub fn new(options: Options, now: Instant, costs: BlockCosts) -> Self {
         Coalescer {
             hold: nanos(options.hold.unwrap_or(MOST)),
+            hold_of_slow: nanos(options.hold.unwrap_or(MOST_OF_SLOW)),
             poll: PollWindow::new(options.poll, costs),
             queue_depth: 1,
             dry: 1,
@@ -206,13 +211,21 @@ impl Coalescer {
 
     /// When it has taken too long for that.
     fn deadline(&self, missing: u32, waiting: u32) -> Instant {
-        let span = (self.span(missing, waiting) + self.quiet()).min(self.hold);
+        let span = (self.span(missing, waiting) + self.quiet()).min(self.most_held());
         Instant(self.active.0.saturating_add(span))
     }
 
     /// A frontend that has asked for nothing more for so long will not before it is answered.
     fn quiet(&self) -> Nanos {
-        (self.usual_gap() * 2).min(self.hold)
+        (self.usual_gap() * 2).min(self.most_held())
+    }
+
+    /// How long a response is held back at most.
+    fn most_held(&self) -> Nanos {
+        match self.usual_gap() > self.hold_of_slow {
+            true => self.hold_of_slow,
+            false => self.hold,
+        }
     }
 
     fn usual_gap(&self) -> Nanos {

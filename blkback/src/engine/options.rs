@@ -44,7 +44,8 @@ pub struct Options {
     /// The longest that an idle queue is polled before its task sleeps, in microseconds on the command
     /// line (`poll=`). Without it, it is what blocking costs, and 100 at most.
     pub poll: Option<Duration>,
-    /// The longest that a response waits for others to join it (`hold=`, likewise). Without it, 500.
+    /// The longest that a response waits for others to join it (`hold=`, likewise). Without it, 2,000, or 500 for
+    /// a frontend that is slow to ask for more.
     pub hold: Option<Duration>,
     /// What becomes of the memory of what guests discard (`discard=`), where a target does not say it.
     pub discard: DiscardMode,

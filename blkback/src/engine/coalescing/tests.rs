@@ -177,6 +177,22 @@ fn a_batch_costs_one_notification_and_no_polling() {
 }
 
 #[test]
+fn only_a_frontend_that_asks_often_is_waited_for_longer() {
+    // A slow guest that asks as fast as it can: half of its requests come together, in less time than a response
+    // may be held back.
+    let mut served = Served::new();
+    served.run(16, micros(200), 5000);
+    served.forget();
+    let batches = served.run(16, micros(200), 8000);
+    assert!(batches < 8000 / 6, "{batches} for 8,000 requests");
+    // One that has a request now and then waits for no others.
+    served.run(8, micros(900), 1000);
+    served.forget();
+    served.run(8, micros(900), 1000);
+    assert!(served.slowest <= MOST_OF_SLOW, "{:?}", served.slowest);
+}
+
+#[test]
 fn a_frontend_that_pauses_now_and_then_is_still_answered_in_large_batches() {
     let mut served = Served::new();
     let (mut submitted, mut done) = (0u32, 0);

@@ -31,7 +31,6 @@ mod connection;
 mod device;
 mod free_pages;
 mod frontends;
-mod handover;
 mod lifecycle;
 mod link;
 #[allow(unsafe_code, reason = "owns memory that is shared with a backend")]

@@ -34,7 +34,7 @@
 //! it was woken.
 //!
 //! Read next: [`Handle`], which tasks hold; [`EventChannel`]; [`Flag`] and [`Signal`] between tasks of a
-//! vCPU; [`VcpuSpawner`] for the other vCPUs.
+//! vCPU; [`VcpuSpawner`] and [`Handover`] for the other vCPUs.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -43,6 +43,7 @@ extern crate alloc;
 
 mod block_cost;
 mod flag;
+mod handover;
 mod ports;
 mod sleep_state;
 mod spawner;
@@ -52,6 +53,7 @@ mod timers;
 mod waiters;
 
 pub use flag::{Flag, Signal};
+pub use handover::Handover;
 pub use ports::EventChannel;
 pub use spawner::VcpuSpawner;
 pub use timers::Sleep;

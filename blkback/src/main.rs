@@ -18,7 +18,7 @@ use bulkhead_blkback::memory_target::follow_memory_target;
 use bulkhead_blkback::operator::{answer_keys, grow_on_request, rescan_on_request};
 use bulkhead_blkback::vcpus::learn_wakeup_latency;
 #[cfg(feature = "vbd")]
-use bulkhead_blkfront::{Frontends, VbdStore};
+use bulkhead_blkfront::{Frontends, vbd_store};
 #[cfg(feature = "vbd")]
 use bulkhead_executor::Handle;
 use bulkhead_executor::{Executor, VcpuSpawner};
@@ -153,7 +153,7 @@ fn own_disks(
         let Err(error) = following.follow().await;
         log::error!("disks of our own cannot be followed any more: {error}");
     });
-    Box::new(VbdStore::new(disks))
+    Box::new(vbd_store(disks))
 }
 
 /// Reads the options on the command line. Logs words that it does not recognise.

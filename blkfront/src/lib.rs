@@ -47,5 +47,5 @@ pub use frontends::Frontends;
 pub use link::Link;
 pub use queue::{PATIENCE, Queue};
 pub use state_machine::{Observed, Phase, Step, decide};
-pub use store::VbdStore;
+pub use store::vbd_store;
 pub use wire::Lie;

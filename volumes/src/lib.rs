@@ -64,6 +64,7 @@ mod memory;
 mod name;
 mod rescan;
 mod resolve;
+mod store;
 #[cfg(feature = "test-support")]
 pub mod testing;
 mod volumes;
@@ -74,4 +75,5 @@ pub use error::OpenError;
 pub use gpt_disk_types::Guid;
 pub use name::{NameError, VolumeName, VolumePart};
 pub use rescan::{Change, Outcome, Rescan};
+pub use store::{ANSWERS, DiskStore, Disks, KnownDisk, Waiting};
 pub use volumes::{DiskState, Opening, Source, Volumes};

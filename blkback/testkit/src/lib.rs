@@ -64,7 +64,7 @@ use bulkhead_blkback::Backend;
 use bulkhead_blkback::engine::DataPath;
 use bulkhead_blkback::memory_target::follow_memory_target;
 use bulkhead_blkback::operator::{grow_on_request, rescan_on_request};
-use bulkhead_blkfront::{Frontends, VbdStore};
+use bulkhead_blkfront::{Frontends, vbd_store};
 use bulkhead_grant::Region;
 use bulkhead_images::{Catalog, ImageMemory, Stores};
 use bulkhead_xen::abi::xs_wire::ERROR_RING_INDEX;
@@ -170,7 +170,7 @@ impl World {
             all
         });
         if let Some(frontends) = &frontends {
-            stores.register(Box::new(VbdStore::new(frontends.clone())));
+            stores.register(Box::new(vbd_store(frontends.clone())));
         }
         if let Some(layer) = setup.layer {
             stores = stores.behind(layer);

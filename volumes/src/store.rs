@@ -1,0 +1,265 @@
+//! A store of disks and of the volumes on them, for every kind of disk alike.
+
+use crate::name::{NameError, VolumeName};
+use crate::volumes::{Opening, Volumes};
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use bulkhead_images::target::{Options, Target};
+use bulkhead_images::{Access, BlockDevice, OpenDevice, OpenError, Rescan, Store};
+use bulkhead_xen::VcpuId;
+use core::any::Any;
+use core::cell::RefCell;
+use core::future::{Future, poll_fn};
+use core::pin::{Pin, pin};
+use core::task::Poll;
+use core::time::Duration;
+
+/// The time that a guest's disk waits for one of our disks to be there, and to be read: less than the ten seconds for
+/// which libxl waits for the guest's disk to be offered.
+pub const ANSWERS: Duration = Duration::from_secs(6);
+
+/// The vCPU of the control plane, which reads the tables of disks.
+const CONTROL: VcpuId = VcpuId(0);
+
+/// What a kind of disks does that waits.
+pub type Waiting<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
+
+/// One of the disks of a kind.
+pub struct KnownDisk {
+    /// Its name, as targets have it.
+    pub name: String,
+    /// Distinguishes it from the disks that have that name before or after it.
+    pub identity: Arc<dyn Any + Send + Sync>,
+}
+
+/// The disks of one kind that the driver domain has of its own.
+pub trait Disks {
+    /// Returns what targets begin with that name them, before the colon.
+    fn scheme(&self) -> &'static str;
+
+    /// Returns how a disk of this kind is named, as an example.
+    fn example(&self) -> &'static str;
+
+    /// Returns how targets of this kind are written, for messages.
+    fn expected(&self) -> &'static str;
+
+    /// Takes apart what follows the colon of a target.
+    fn parse(&self, value: &str) -> Result<VolumeName, NameError> {
+        value.parse()
+    }
+
+    /// Waits until a disk can be opened, and returns the name that [`list`](Self::list) has for it. The error is a
+    /// sentence for the operator.
+    fn ready<'a>(&'a self, name: &'a str) -> Waiting<'a, Result<String, String>>;
+
+    /// Returns the reason why a disk is not there yet.
+    fn missing(&self, name: &str) -> String;
+
+    /// Waits for a span of time.
+    fn pause(&self, span: Duration) -> Waiting<'_, ()>;
+
+    /// Returns all disks.
+    fn list(&self) -> Vec<KnownDisk>;
+
+    /// Returns a lines about each disk, for the operator.
+    fn lines(&self) -> Vec<String>;
+
+    /// Opens a disk for all who have something of it, to be written to if it can be. What they share is for the
+    /// volumes to say. The error is a sentence about the disk, without its subject.
+    fn open(&self, name: &str) -> Result<Arc<dyn BlockDevice>, String>;
+}
+
+/// The store that serves disks of one kind, and volumes on them.
+pub struct DiskStore {
+    disks: Rc<dyn Disks>,
+    volumes: Volumes,
+    /// The disks that the volumes know, by their names there.
+    shown: RefCell<Vec<(String, Weak<dyn Any + Send + Sync>)>>,
+}
+
+impl DiskStore {
+    /// Returns the store of these disks.
+    pub fn new(disks: Rc<dyn Disks>) -> Self {
+        DiskStore {
+            disks,
+            volumes: Volumes::default(),
+            shown: RefCell::default(),
+        }
+    }
+
+    /// Returns the name of a disk among those of the volumes.
+    fn volumes_name(&self, disk: &str) -> String {
+        format!("{}:{disk}", self.disks.scheme())
+    }
+
+    /// Waits for something, but not for long; `None` if it takes longer.
+    async fn within<T>(&self, waiting: impl Future<Output = T>) -> Option<T> {
+        let (mut waiting, mut over) = (pin!(waiting), self.disks.pause(ANSWERS));
+        poll_fn(|context| {
+            if let Poll::Ready(output) = waiting.as_mut().poll(context) {
+                return Poll::Ready(Some(output));
+            }
+            over.as_mut().poll(context).map(|()| None)
+        })
+        .await
+    }
+
+    /// Waits until a disk can be opened, and returns its name among the volumes' disks.
+    async fn ready(&self, name: &str) -> Result<String, String> {
+        match self.within(self.disks.ready(name)).await {
+            Some(Ok(disk)) => {
+                self.show_disks();
+                Ok(self.volumes_name(&disk))
+            }
+            Some(Err(reason)) => Err(reason),
+            None => Err(self.disks.missing(name)),
+        }
+    }
+
+    /// Tells the volumes which disks there are: a volume group may lie on several.
+    fn show_disks(&self) {
+        let disks = self.disks.list();
+        let mut shown = self.shown.borrow_mut();
+        // What was given up is another disk than the one in its place, however long guests have it.
+        shown.retain(|(name, known)| {
+            let same = |disk: &KnownDisk| {
+                self.volumes_name(&disk.name) == *name
+                    && core::ptr::addr_eq(Arc::as_ptr(&disk.identity), known.as_ptr())
+            };
+            disks.iter().any(same) || {
+                self.volumes.remove(name);
+                false
+            }
+        });
+        for KnownDisk {
+            name: own,
+            identity,
+        } in disks
+        {
+            let name = self.volumes_name(&own);
+            if !shown.iter().any(|(other, _)| *other == name) {
+                let disks = self.disks.clone();
+                self.volumes.add(&name, move || disks.open(&own));
+                shown.push((name, Arc::downgrade(&identity)));
+            }
+        }
+    }
+
+    async fn open_volume(
+        &self,
+        name: VolumeName,
+        opening: Opening<'_>,
+    ) -> Result<Arc<dyn BlockDevice>, String> {
+        let disk = self.ready(&name.disk).await?;
+        let own = name.disk;
+        let name = VolumeName {
+            disk,
+            part: name.part,
+        };
+        let opened = self.volumes.open(CONTROL, &name, opening);
+        match self.within(opened).await {
+            Some(opened) => opened.map_err(|error| error.to_string()),
+            None => Err(silent(&own)),
+        }
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let mut lines = self.disks.lines();
+        for disk in self.volumes.disks() {
+            let volumes = disk.volumes.iter();
+            lines
+                .extend(volumes.map(|(name, sectors)| format!("volume {name}, {sectors} sectors")));
+            let users = disk.users.iter();
+            lines
+                .extend(users.map(|(name, owner, access)| {
+                    format!("{name} is open for {access} by {owner}")
+                }));
+        }
+        lines
+    }
+
+    async fn read_again(&self, device: &str) -> Result<Vec<String>, String> {
+        let name = self
+            .disks
+            .parse(device)
+            .map_err(|error| error.to_string())?;
+        let disk = self.ready(&name.disk).await?;
+        match self.within(self.volumes.rescan(CONTROL, &disk)).await {
+            Some(Ok(rescan)) => {
+                let changes = rescan.changes.iter().map(ToString::to_string);
+                Ok([rescan.to_string()].into_iter().chain(changes).collect())
+            }
+            Some(Err(error)) => Err(error.to_string()),
+            None => Err(silent(&name.disk)),
+        }
+    }
+
+    async fn open_target(
+        &self,
+        target: Target<'_>,
+        access: Access,
+        owner: &str,
+    ) -> Result<Arc<dyn BlockDevice>, OpenError> {
+        let scheme = self.disks.scheme();
+        let name = self.disks.parse(target.value).map_err(|error| {
+            OpenError::Store(match error {
+                NameError::NoDisk => format!(
+                    "'{scheme}:' names no disk, expected {scheme}:{}",
+                    self.disks.example()
+                ),
+                error => error.to_string(),
+            })
+        })?;
+        let options = Options::parse(target.options)?;
+        let physical = options.physical_sector_size.is_some();
+        for (option, given) in [
+            ("sector-size", options.sector_size.is_some()),
+            ("physical-sector-size", physical),
+            ("discard", options.discard.is_some()),
+        ] {
+            if given {
+                let reason =
+                    format!("{scheme}: shows a disk as it is, expected it without {option}=");
+                return Err(OpenError::Store(reason));
+            }
+        }
+        let opening = Opening {
+            access,
+            shared: options.shared.unwrap_or(false),
+            owner,
+        };
+        let opened = self.open_volume(name, opening).await;
+        opened.map_err(OpenError::Store)
+    }
+}
+
+impl Store for DiskStore {
+    fn scheme(&self) -> &'static str {
+        self.disks.scheme()
+    }
+
+    fn expected(&self) -> &'static str {
+        self.disks.expected()
+    }
+
+    fn lines(&self) -> Vec<String> {
+        DiskStore::lines(self)
+    }
+
+    fn rescan<'a>(&'a self, device: &'a str) -> Rescan<'a> {
+        Box::pin(self.read_again(device))
+    }
+
+    fn open<'a>(&'a self, target: Target<'a>, access: Access, owner: &'a str) -> OpenDevice<'a> {
+        Box::pin(self.open_target(target, access, owner))
+    }
+}
+
+/// What is said of a disk that does not answer.
+fn silent(disk: &str) -> String {
+    format!("the driver domain's disk {disk} does not answer")
+}

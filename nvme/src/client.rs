@@ -1,0 +1,178 @@
+//! One of the queues that share a queue pair: its share of the pair's commands, and its completions.
+
+use alloc::vec::Vec;
+use bulkhead_grant::OutOfMemory;
+use bulkhead_grant::memory::room_for;
+use bulkhead_images::{IoError, Tag};
+use core::task::Waker;
+
+/// The state of one queue.
+pub struct Client {
+    /// Requests that were taken and have not completed.
+    pub requests: usize,
+    /// Commands that the controller has.
+    pub commands: usize,
+    depth: usize,
+    done: Vec<(Tag, Result<(), IoError>)>,
+    waker: Option<Waker>,
+    open: bool,
+    wish: Wish,
+}
+
+/// What a queue wants whose request was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    Nothing,
+    /// It waits for a command.
+    Waits,
+    /// It is to be told that there is one, or was told and has not come back.
+    Told {
+        yet: bool,
+    },
+}
+
+impl Client {
+    /// Returns a queue for up to `depth` requests at a time.
+    pub fn new(depth: usize) -> Result<Client, OutOfMemory> {
+        Ok(Client {
+            requests: 0,
+            commands: 0,
+            depth,
+            done: room_for(depth)?,
+            waker: None,
+            open: true,
+            wish: Wish::Nothing,
+        })
+    }
+
+    /// Opens it again after it was closed and [became idle](Self::is_idle).
+    pub fn reopen(&mut self, depth: usize) -> Result<(), OutOfMemory> {
+        *self = Client::new(depth)?;
+        Ok(())
+    }
+
+    /// Returns whether it can be opened again.
+    pub fn is_idle(&self) -> bool {
+        !self.open && self.commands == 0
+    }
+
+    /// Returns whether it is open.
+    pub fn is_open(&self) -> bool {
+        self.open
+    }
+
+    /// Closes it: what completes from now on is told to nobody. Returns true if it has waited for a command.
+    pub fn close(&mut self) -> bool {
+        self.open = false;
+        self.requests = 0;
+        self.done.clear();
+        core::mem::replace(&mut self.wish, Wish::Nothing) != Wish::Nothing
+    }
+
+    /// Returns whether it has as many requests as it may have.
+    #[inline]
+    pub fn is_full(&self) -> bool {
+        self.requests >= self.depth
+    }
+
+    /// Returns whether it counts where commands are shared out.
+    pub fn is_active(&self) -> bool {
+        self.commands > 0 || self.wish != Wish::Nothing
+    }
+
+    /// Notes that it had to be turned away. Returns true if it did not wait before.
+    pub fn turned_away(&mut self) -> bool {
+        let waited = core::mem::replace(&mut self.wish, Wish::Waits) != Wish::Nothing;
+        !waited
+    }
+
+    /// Notes that a request was taken. Returns true if it has waited for that.
+    #[inline]
+    pub fn taken(&mut self) -> bool {
+        self.requests += 1;
+        self.wish != Wish::Nothing && {
+            self.wish = Wish::Nothing;
+            true
+        }
+    }
+
+    /// Returns whether it waits and was not told of a free command yet.
+    pub fn waits(&self) -> bool {
+        self.wish == Wish::Waits
+    }
+
+    /// Tells it that it may try again.
+    pub fn tell(&mut self) {
+        self.wish = Wish::Told { yet: false };
+        self.wake();
+    }
+
+    /// Notes that a request has completed.
+    #[inline]
+    pub fn complete(&mut self, tag: Tag, outcome: Result<(), IoError>) {
+        if self.open {
+            self.requests -= 1;
+            self.done.push((tag, outcome));
+            self.wake();
+        }
+    }
+
+    fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Notes that a command has ended. A queue that is being closed learns when it was the last one.
+    #[inline]
+    pub fn command_ended(&mut self) {
+        self.commands -= 1;
+        if !self.open && self.commands == 0 {
+            self.wake();
+        }
+    }
+
+    /// Passes on what has completed, and what it was told. Returns the number of completions, and whether there is
+    /// something to try again; and true if it has not come back for what it waited for.
+    #[inline]
+    pub fn drain(&mut self, sink: &mut dyn FnMut(Tag, Result<(), IoError>)) -> Drained {
+        let any = !self.done.is_empty();
+        for (tag, outcome) in self.done.drain(..) {
+            sink(tag, outcome);
+        }
+        let mut drained = Drained {
+            ready: any,
+            gave_up: false,
+        };
+        if let Wish::Told { yet } = self.wish {
+            match yet {
+                false => {
+                    self.wish = Wish::Told { yet: true };
+                    drained.ready = true;
+                }
+                true => {
+                    self.wish = Wish::Nothing;
+                    drained.gave_up = true;
+                }
+            }
+        }
+        drained
+    }
+
+    /// Keeps the waker of the task that waits for a completion, or for the end.
+    #[inline]
+    pub fn wake_with(&mut self, waker: &Waker) {
+        match &mut self.waker {
+            Some(kept) => kept.clone_from(waker),
+            none => *none = Some(waker.clone()),
+        }
+    }
+}
+
+/// What [`Client::drain`] has found.
+pub struct Drained {
+    /// There were completions, or a request may be tried again.
+    pub ready: bool,
+    /// It was told that it may try again, and did not.
+    pub gave_up: bool,
+}

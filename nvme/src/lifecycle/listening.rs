@@ -1,0 +1,102 @@
+//! What a controller tells by itself, and the commands that it does not tell of.
+
+use super::{End, Life, seconds};
+use crate::admin::AdminError;
+use crate::command::{Command, EventKind, PAGE, SmartLog, admin};
+use crate::pair::State;
+use alloc::format;
+use alloc::string::ToString;
+use bulkhead_xen::Hypervisor;
+
+/// The ticks that a command may take, as long as in Linux, and those that the controller has to give it up when it was
+/// asked for that.
+const COMMAND_TICKS: u32 = 30;
+const ABORT_TICKS: u32 = 5;
+
+impl<H: Hypervisor> Life<H> {
+    /// Has the controller give up commands that take too long, or that nobody waits for.
+    pub(super) async fn look_at_commands(&mut self) -> Result<(), End> {
+        let now = seconds(self.handle.now());
+        for index in 0..self.controller.pairs().len() {
+            let (queue, late) = {
+                let mut pair = self.controller.pairs()[index].lock();
+                // An interrupt may have been lost.
+                pair.interrupted();
+                if pair.state() == State::Broken {
+                    return Err(End::Fails("it does not keep to the protocol".to_string()));
+                }
+                (pair.queue(), pair.late(now, COMMAND_TICKS, ABORT_TICKS))
+            };
+            if late.overdue {
+                let reason = format!("it has not ended a command of queue {queue} in time");
+                return Err(End::Fails(reason));
+            }
+            for command in late.abort {
+                log::warn!(
+                    "nvme:{}: queue {queue}: it is asked to abort command {:#x}",
+                    self.name(),
+                    command.0
+                );
+                match self.admin.command(admin::abort(queue, command)).await {
+                    // Whether it was aborted shows in its completion.
+                    Ok(_) | Err(AdminError::Refused { .. }) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes note of an event.
+    pub(super) async fn note(&mut self, kind: EventKind, log_page: u8) -> Result<(), AdminError> {
+        match kind {
+            EventKind::Namespaces => {
+                // Reading it has the controller tell of the next change.
+                let log = admin::get_log_page(log_page, PAGE as u32);
+                self.lenient(log).await?;
+                match self.find_namespaces().await {
+                    Ok(()) => self.controller.watch().changed(),
+                    Err(AdminError::Refused { opcode, status }) => log::warn!(
+                        "nvme:{}: its namespaces cannot be read anew: command {opcode:#04x}: {status}",
+                        self.name()
+                    ),
+                    Err(error) => return Err(error),
+                }
+            }
+            EventKind::Health => {
+                if let Some(smart) = self.read_smart().await? {
+                    log::warn!("nvme:{}: {smart}", self.name());
+                }
+            }
+            EventKind::Error | EventKind::Other => {
+                log::warn!(
+                    "nvme:{}: it reports an event: {kind:?}, log {log_page}",
+                    self.name()
+                );
+                self.lenient(admin::get_log_page(log_page, 64)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a log whose content is of no interest.
+    async fn lenient(&mut self, command: Command) -> Result<(), AdminError> {
+        match self.admin.read::<64>(command).await {
+            Ok(_) | Err(AdminError::Refused { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) async fn read_smart(&mut self) -> Result<Option<SmartLog>, AdminError> {
+        let log = admin::get_log_page(admin::Log::Smart as u8, SmartLog::BYTES as u32);
+        match self.admin.read(log).await {
+            Ok(bytes) => {
+                let smart = SmartLog::parse(&bytes);
+                self.controller.set_smart(smart);
+                Ok(Some(smart))
+            }
+            Err(AdminError::Refused { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}

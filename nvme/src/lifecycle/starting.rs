@@ -1,0 +1,394 @@
+//! Starting a controller, for the first time or after a reset: its queues, and its namespaces.
+
+use super::{Life, seconds};
+use crate::admin::AdminError;
+use crate::command::admin::{self, Identify};
+use crate::command::{
+    ControllerData, ControllerKind, NamespaceData, NamespaceError, NamespaceId, PAGE, QueueId,
+    active_namespaces,
+};
+use crate::memory::NoPages;
+use crate::namespace::Namespace;
+use crate::pair::Pair;
+use crate::registers::{self, Capabilities};
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use bulkhead_xen::{Errno, Hypervisor, PAGE_SHIFT};
+use core::fmt;
+
+/// The most namespaces of a controller that are served.
+const MOST_NAMESPACES: usize = 128;
+
+/// The reason why a controller does not start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum StartError {
+    /// An admin command has failed, or the controller has.
+    Admin(AdminError),
+    /// It does not become ready, or does not stop.
+    Late {
+        /// What is waited for.
+        ready: bool,
+    },
+    /// It cannot be used, for a reason that stays.
+    Unusable(String),
+    /// There is no memory for its queues.
+    Pages(NoPages),
+    /// It cannot be given access to memory.
+    BusMastering(String),
+    /// Its interrupt cannot be used.
+    Interrupt {
+        /// Which.
+        vector: usize,
+        /// Why.
+        error: Errno,
+    },
+}
+
+impl StartError {
+    /// Returns whether the next start would fail, too.
+    pub fn is_final(&self) -> bool {
+        let passes = matches!(
+            self,
+            Self::Admin(_) | Self::Late { .. } | Self::BusMastering(_)
+        );
+        !passes || matches!(self, Self::Admin(AdminError::Gone))
+    }
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Admin(error) => error.fmt(f),
+            Self::Late { ready: true } => f.write_str("the controller does not become ready"),
+            Self::Late { ready: false } => f.write_str("the controller does not stop"),
+            Self::Unusable(reason) | Self::BusMastering(reason) => f.write_str(reason),
+            Self::Pages(error) => error.fmt(f),
+            Self::Interrupt { vector, error } => {
+                write!(f, "its interrupt {vector} cannot be used: {error}")
+            }
+        }
+    }
+}
+
+impl core::error::Error for StartError {}
+
+impl From<AdminError> for StartError {
+    fn from(error: AdminError) -> Self {
+        StartError::Admin(error)
+    }
+}
+
+impl From<NoPages> for StartError {
+    fn from(error: NoPages) -> Self {
+        StartError::Pages(error)
+    }
+}
+
+impl<H: Hypervisor> Life<H> {
+    /// Starts the controller, and has it go on with the commands that it had before.
+    pub(super) async fn start(&mut self) -> Result<(), StartError> {
+        let registers = self.controller.registers().clone();
+        let capabilities = registers::capabilities(&*registers).ok_or(AdminError::Gone)?;
+        check(capabilities)?;
+        // Whoever had it before may have left it at work.
+        registers::disable(&*registers);
+        let timeout = capabilities.timeout();
+        let stopped = self.until(timeout, |status| status.is_gone() || !status.is_ready());
+        let stopped = stopped.await;
+        if registers::status(&*registers).is_gone() {
+            return Err(AdminError::Gone.into());
+        }
+        if !stopped {
+            return Err(StartError::Late { ready: false });
+        }
+        self.listen_to_admin()?;
+        let mastering = self.function.set_bus_mastering(true).await;
+        mastering.map_err(StartError::BusMastering)?;
+        self.admin.enable(capabilities);
+        let over = |status: registers::ControllerStatus| status.is_ready() || status.is_fatal();
+        let started = self.until(timeout, over).await;
+        self.admin.check()?;
+        if !started {
+            return Err(StartError::Late { ready: true });
+        }
+        self.identify().await?;
+        self.make_queues(capabilities).await?;
+        self.request_events().await?;
+        self.find_namespaces().await?;
+        self.read_smart().await?;
+        let now = seconds(self.handle.now());
+        for pair in self.controller.pairs() {
+            pair.lock().resume(now);
+        }
+        self.tell_of_it();
+        Ok(())
+    }
+
+    /// Uses the first interrupt of the function for the admin queue, if there is one.
+    fn listen_to_admin(&mut self) -> Result<(), StartError> {
+        let vectors = self.function.vectors();
+        if self.admin.is_interrupted() || vectors.count() == 0 {
+            return Ok(());
+        }
+        let vcpu = self.handle.hypervisor().vcpu();
+        let bound = vectors.bind(0, vcpu);
+        let port = bound.map_err(|error| StartError::Interrupt { vector: 0, error })?;
+        self.admin.listen(self.handle.event_channel(port));
+        Ok(())
+    }
+
+    async fn identify(&mut self) -> Result<(), StartError> {
+        let bytes: [u8; PAGE] = self
+            .admin
+            .read(admin::identify(Identify::Controller))
+            .await?;
+        let data = ControllerData::parse(&bytes);
+        if let ControllerKind::Other(kind) = data.kind {
+            let reason = alloc::format!("it is no controller for I/O (its kind is {kind})");
+            return Err(StartError::Unusable(reason));
+        }
+        if !data.takes_usual_entries() {
+            let reason = "it takes no queue entries of 64 and 16 bytes".to_string();
+            return Err(StartError::Unusable(reason));
+        }
+        let first = self.controller.set_data(data.clone());
+        // Commands that were sent to it before are sent again.
+        match first.serial == data.serial && first.most_bytes == data.most_bytes {
+            true => Ok(()),
+            false => Err(StartError::Unusable(alloc::format!(
+                "it is another controller than before its reset: serial {}, it was {}",
+                data.serial,
+                first.serial
+            ))),
+        }
+    }
+
+    /// Makes a queue pair for each vCPU, or as many as the controller has.
+    async fn make_queues(&mut self, capabilities: Capabilities) -> Result<(), StartError> {
+        let registers = self.controller.registers().clone();
+        let vectors = self.function.vectors();
+        let stride = capabilities.doorbell_stride();
+        let known = self.controller.pairs().len();
+        let mut wanted = self
+            .vcpus
+            .len()
+            .min(registers::pairs_within(registers.len(), stride));
+        if vectors.count() > 1 {
+            wanted = wanted.min(vectors.count() - 1);
+        }
+        if known > 0 {
+            wanted = known;
+        }
+        if wanted == 0 {
+            let reason = "its registers have no room for doorbells".to_string();
+            return Err(StartError::Unusable(reason));
+        }
+        let granted = self
+            .admin
+            .command(admin::set_number_of_queues(wanted as u16))
+            .await?;
+        let granted = wanted.min(admin::queues_granted(granted.result()) as usize);
+        if known > granted {
+            let reason = "it grants fewer queues than before its reset".to_string();
+            return Err(StartError::Unusable(reason));
+        }
+        if known == 0 {
+            self.add_pairs(granted)?;
+            let listening = self
+                .listeners
+                .listen(&self.controller, &vectors, &self.vcpus)
+                .await;
+            listening.map_err(|(vector, error)| StartError::Interrupt { vector, error })?;
+        }
+        for index in 0..self.controller.pairs().len() {
+            let (queue, [submission, completion]) = {
+                let mut pair = self.controller.pairs()[index].lock();
+                if !pair.prepare(capabilities.queue_entries(), stride) {
+                    let reason = "it takes shorter queues than before its reset".to_string();
+                    return Err(StartError::Unusable(reason));
+                }
+                (pair.queue(), pair.queues())
+            };
+            let vector = match vectors.count() {
+                0 => None,
+                1 => Some(0),
+                _ => Some(queue.0),
+            };
+            let create = admin::create_completion_queue(queue, completion.1 as u16, vector);
+            self.admin
+                .command(create.with_data([completion.0, 0]))
+                .await?;
+            let create = admin::create_submission_queue(queue, submission.1 as u16);
+            self.admin
+                .command(create.with_data([submission.0, 0]))
+                .await?;
+        }
+        Ok(())
+    }
+
+    fn add_pairs(&mut self, count: usize) -> Result<(), StartError> {
+        let controller = &self.controller;
+        let mut pairs = Vec::new();
+        for index in 0..count {
+            let access = (controller.registers().clone(), &**controller.memory());
+            let queue = QueueId(index as u16 + 1);
+            let pair = Pair::new(
+                queue,
+                access,
+                controller.watch().clone(),
+                controller.most_bytes(),
+            );
+            pairs.push(pair?);
+        }
+        controller.set_pairs(pairs);
+        Ok(())
+    }
+
+    /// Asks to be told of what changes. A controller that tells of nothing is served all the same.
+    async fn request_events(&mut self) -> Result<(), AdminError> {
+        match self.admin.command(admin::set_async_events()).await {
+            Ok(_) => {}
+            Err(AdminError::Refused { status, .. }) => {
+                log::warn!("nvme:{}: it tells of no events: {status}", self.name());
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        }
+        let most = self.controller.data().map_or(0, |data| data.event_requests);
+        self.admin.request_events(most);
+        Ok(())
+    }
+
+    /// Finds the namespaces that there are now.
+    pub(super) async fn find_namespaces(&mut self) -> Result<(), AdminError> {
+        let Some(data) = self.controller.data().cloned() else {
+            return Ok(());
+        };
+        let mut namespaces = Vec::new();
+        let mut refused = Vec::new();
+        for id in self.active_namespaces(&data).await? {
+            let bytes = self
+                .admin
+                .read(admin::identify(Identify::Namespace(id)))
+                .await;
+            let found = match bytes {
+                Ok(bytes) => NamespaceData::parse(&bytes).map_err(|error| error.to_string()),
+                Err(AdminError::Refused { status, .. }) => Err(status.to_string()),
+                Err(error) => return Err(error),
+            };
+            match found {
+                Ok(found) => namespaces.push(self.known_or_new(id, found, &data)),
+                // One of the numbers that an old controller may have.
+                Err(reason) if reason == NamespaceError::Missing.to_string() => {}
+                Err(reason) => {
+                    log::warn!("nvme:{}/n{id}: it is not served: {reason}", self.name());
+                    refused.push((id, reason));
+                }
+            }
+        }
+        for before in self.controller.namespaces() {
+            if !namespaces.iter().any(|now| Arc::ptr_eq(now, &before)) {
+                let reason = "it was removed, or is another namespace now";
+                log::warn!("nvme:{}/n{}: {reason}", self.name(), before.id());
+                before.fail(reason);
+            }
+        }
+        self.controller.set_namespaces(namespaces, refused);
+        Ok(())
+    }
+
+    /// Returns the namespace that is known by that number, or a new one.
+    fn known_or_new(
+        &self,
+        id: NamespaceId,
+        found: NamespaceData,
+        data: &ControllerData,
+    ) -> Arc<Namespace> {
+        if let Some(known) = self.controller.namespace(id) {
+            let before = known.sectors();
+            if known.update(&found) {
+                if known.sectors() != before {
+                    log::info!(
+                        "nvme:{}/n{id}: now {} sectors",
+                        self.name(),
+                        known.sectors()
+                    );
+                }
+                return known;
+            }
+        }
+        Arc::new(Namespace::new(id, found, data))
+    }
+
+    /// Returns the numbers of the namespaces.
+    async fn active_namespaces(
+        &mut self,
+        data: &ControllerData,
+    ) -> Result<Vec<NamespaceId>, AdminError> {
+        let mut all: Vec<NamespaceId> = Vec::new();
+        loop {
+            let after = all.last().copied().unwrap_or_default();
+            let list = self
+                .admin
+                .read(admin::identify(Identify::NamespacesAfter(after)))
+                .await;
+            let list: [u8; PAGE] = match list {
+                Ok(list) => list,
+                // Before version 1.1 there was no list: the numbers begin with 1.
+                Err(AdminError::Refused { .. }) if all.is_empty() => {
+                    let most = data.namespaces.min(MOST_NAMESPACES as u32);
+                    return Ok((1..=most).map(NamespaceId).collect());
+                }
+                Err(error) => return Err(error),
+            };
+            let found = active_namespaces(&list).filter(|id| *id > after);
+            let before = all.len();
+            all.extend(found.take(MOST_NAMESPACES - before));
+            if all.len() == MOST_NAMESPACES {
+                log::warn!(
+                    "nvme:{}: more than {MOST_NAMESPACES} namespaces are not looked at",
+                    self.name()
+                );
+                return Ok(all);
+            }
+            if all.len() - before < PAGE / 4 {
+                return Ok(all);
+            }
+        }
+    }
+
+    fn tell_of_it(&self) {
+        let controller = &self.controller;
+        if let Some(data) = controller.data() {
+            let (major, minor) = registers::version(&**controller.registers());
+            log::info!(
+                "nvme:{}: {}, serial {}, NVMe {major}.{minor}, {} namespace(s), {} queue pair(s), {}",
+                controller.name(),
+                data.model,
+                data.serial,
+                controller.namespaces().len(),
+                controller.pairs().len(),
+                if data.volatile_cache {
+                    "with a cache"
+                } else {
+                    "without a cache"
+                },
+            );
+        }
+    }
+}
+
+/// Checks what no configuration can change.
+fn check(capabilities: Capabilities) -> Result<(), StartError> {
+    if !capabilities.has_nvm_commands() {
+        let reason = "it has no NVM command set".to_string();
+        return Err(StartError::Unusable(reason));
+    }
+    let smallest = capabilities.smallest_page();
+    if smallest > PAGE_SHIFT {
+        let reason = alloc::format!("its smallest page has 2^{smallest} bytes, expected 4096");
+        return Err(StartError::Unusable(reason));
+    }
+    Ok(())
+}

@@ -1,0 +1,123 @@
+//! Pages that a controller reads and writes by bus address: its queues, lists of pages, and structures.
+//!
+//! They are seen as atomic words only, which the controller may change at any time.
+
+use crate::command::PAGE;
+use alloc::vec::Vec;
+use bulkhead_grant::OutOfMemory;
+use bulkhead_grant::memory::room_for;
+use bulkhead_xen::{DmaAddr, DmaMemory, PAGE_SIZE};
+use core::fmt;
+use core::mem::ManuallyDrop;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// The words of a page.
+pub const WORDS: usize = PAGE_SIZE / 8;
+
+const _: () = assert!(PAGE == PAGE_SIZE);
+
+#[repr(C, align(4096))]
+struct Page([AtomicU64; WORDS]);
+
+/// The reason why there are no pages for a controller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoPages {
+    /// There is no memory left.
+    NoMemory(OutOfMemory),
+    /// This domain's memory has no bus addresses: it can have no devices.
+    NoAddress,
+}
+
+impl fmt::Display for NoPages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NoPages::NoMemory(error) => error.fmt(f),
+            NoPages::NoAddress => f.write_str(
+                "the driver domain's memory has no bus addresses, as it is no PV domain",
+            ),
+        }
+    }
+}
+
+impl core::error::Error for NoPages {}
+
+impl From<OutOfMemory> for NoPages {
+    fn from(error: OutOfMemory) -> Self {
+        NoPages::NoMemory(error)
+    }
+}
+
+/// Pages of this domain's own. Each has a bus address of its own: neighbours here are none for a device.
+///
+/// They are given back to the heap only if no controller knows them any more; otherwise dropping this leaks them.
+pub struct DmaPages {
+    pages: ManuallyDrop<Vec<Page>>,
+    addresses: Vec<DmaAddr>,
+    /// A controller may still access them.
+    in_use: bool,
+}
+
+impl DmaPages {
+    /// Takes that many pages, which hold zeros.
+    pub fn new(memory: &dyn DmaMemory, count: usize) -> Result<DmaPages, NoPages> {
+        let mut pages = room_for::<Page>(count)?;
+        pages.resize_with(count, || Page([const { AtomicU64::new(0) }; WORDS]));
+        let mut addresses = room_for(count)?;
+        for page in &pages {
+            let address = memory.dma_addr(core::ptr::from_ref(page).cast());
+            addresses.push(address.ok_or(NoPages::NoAddress)?);
+        }
+        Ok(DmaPages {
+            pages: ManuallyDrop::new(pages),
+            addresses,
+            in_use: false,
+        })
+    }
+
+    /// Returns the bus address of a page.
+    #[inline]
+    pub fn address(&self, page: usize) -> u64 {
+        self.addresses[page].get()
+    }
+
+    /// Returns the words of a page.
+    #[inline]
+    pub fn words(&self, page: usize) -> &[AtomicU64; WORDS] {
+        &self.pages[page].0
+    }
+
+    /// Overwrites all pages with zeros.
+    pub fn clear(&self) {
+        let words = self.pages.iter().flat_map(|page| &page.0);
+        words.for_each(|word| word.store(0, Ordering::Relaxed));
+    }
+
+    /// Copies the start of a page.
+    pub fn copy<const N: usize>(&self, page: usize) -> [u8; N] {
+        let words = self.words(page);
+        let mut bytes = [0; N];
+        for (chunk, word) in bytes.chunks_mut(8).zip(words) {
+            let word = word.load(Ordering::Relaxed).to_ne_bytes();
+            chunk.copy_from_slice(&word[..chunk.len()]);
+        }
+        bytes
+    }
+
+    /// Notes whether a controller may access the pages from now on.
+    pub fn set_in_use(&mut self, in_use: bool) {
+        self.in_use = in_use;
+    }
+}
+
+impl Drop for DmaPages {
+    fn drop(&mut self) {
+        if self.in_use {
+            return log::error!(
+                "{} page(s) are lost: a controller that did not stop may still write to them",
+                self.pages.len()
+            );
+        }
+        let pages = core::mem::take(&mut *self.pages);
+        drop(pages);
+    }
+}

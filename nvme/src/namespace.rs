@@ -1,0 +1,197 @@
+//! A namespace, and each of its users as a block device.
+
+use crate::command::{ControllerData, NamespaceData, NamespaceId};
+use crate::controller::Controller;
+use crate::queue::Queue;
+use crate::splits::Action;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use bulkhead_executor::Waiters;
+use bulkhead_images::{
+    Access, BlockDevice, DiscardLimits, Geometry, OpenQueue, OpenQueueError, QueueContext, Sector,
+    not_opened, opened,
+};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use core::task::Waker;
+use spin::{Mutex, Once};
+
+/// A namespace.
+pub struct Namespace {
+    id: NamespaceId,
+    /// What it was when it was found. Its size may change, and whether it can be written to.
+    data: NamespaceData,
+    /// How it forgets data, if it can.
+    forgets: Option<Action>,
+    flushes: bool,
+    sectors: AtomicU64,
+    read_only: AtomicBool,
+    /// Why it is not served any more.
+    failure: Once<String>,
+    users: AtomicUsize,
+    changed: Mutex<Waiters>,
+}
+
+impl Namespace {
+    /// Returns a namespace of a controller.
+    pub fn new(id: NamespaceId, data: NamespaceData, controller: &ControllerData) -> Namespace {
+        Namespace {
+            id,
+            data,
+            forgets: if controller.deallocates {
+                Some(Action::Deallocate)
+            } else if controller.writes_zeroes && data.zeroes_deallocate {
+                Some(Action::WriteZeroes)
+            } else {
+                None
+            },
+            flushes: controller.volatile_cache,
+            sectors: AtomicU64::new(data.sectors.0),
+            read_only: AtomicBool::new(data.read_only),
+            failure: Once::new(),
+            users: AtomicUsize::new(0),
+            changed: Mutex::default(),
+        }
+    }
+
+    /// Returns its number.
+    pub fn id(&self) -> NamespaceId {
+        self.id
+    }
+
+    /// Returns its size.
+    #[inline]
+    pub fn sectors(&self) -> Sector {
+        Sector(self.sectors.load(Ordering::Relaxed))
+    }
+
+    /// Returns what it was when it was found.
+    pub fn data(&self) -> &NamespaceData {
+        &self.data
+    }
+
+    /// Returns the command that forgets its data, if there is one.
+    pub fn forgets(&self) -> Option<Action> {
+        self.forgets
+    }
+
+    /// Returns whether data that was written is to be made durable by a command.
+    pub fn flushes(&self) -> bool {
+        self.flushes
+    }
+
+    /// Returns whether it can only be read.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only.load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of its users.
+    pub fn users(&self) -> usize {
+        self.users.load(Ordering::Acquire)
+    }
+
+    /// Returns the reason why it is not served any more.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.get().map(String::as_str)
+    }
+
+    /// Serves it no more.
+    pub fn fail(&self, reason: &str) {
+        self.failure.call_once(|| reason.to_string());
+    }
+
+    /// Takes note of what it is now. Returns false if that is another namespace, in its place.
+    pub fn update(&self, now: &NamespaceData) -> bool {
+        let same = now.sector_size == self.data.sector_size && now.guid == self.data.guid;
+        if same {
+            self.read_only.store(now.read_only, Ordering::Relaxed);
+            self.sectors.store(now.sectors.0, Ordering::Relaxed);
+            let waiting = self.changed.lock().take();
+            waiting.for_each(Waker::wake);
+        }
+        same
+    }
+}
+
+/// A namespace that somebody has opened.
+pub struct Opened {
+    pub controller: Arc<Controller>,
+    pub namespace: Arc<Namespace>,
+    pub access: Access,
+    watcher: u64,
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        let namespace = &self.namespace;
+        namespace.changed.lock().forget(self.watcher);
+        namespace.users.fetch_sub(1, Ordering::AcqRel);
+        self.controller.watch().call();
+    }
+}
+
+/// A namespace as a block device.
+pub struct Device(Arc<Opened>);
+
+impl Device {
+    /// Opens a namespace, to be written to if it can be.
+    pub fn new(controller: Arc<Controller>, namespace: Arc<Namespace>) -> Device {
+        namespace.users.fetch_add(1, Ordering::AcqRel);
+        let watcher = namespace.changed.lock().number();
+        Device(Arc::new(Opened {
+            watcher,
+            access: match namespace.is_read_only() {
+                true => Access::ReadOnly,
+                false => Access::ReadWrite,
+            },
+            controller,
+            namespace,
+        }))
+    }
+}
+
+impl BlockDevice for Device {
+    fn geometry(&self) -> Geometry {
+        let Opened {
+            namespace, access, ..
+        } = &*self.0;
+        let read_only = *access == Access::ReadOnly;
+        let data = &namespace.data;
+        let limits = DiscardLimits {
+            granularity: data.deallocation,
+            alignment: Sector(0),
+            secure: false,
+        };
+        Geometry {
+            sectors: namespace.sectors(),
+            sector_size: data.sector_size,
+            physical_sector_size: data.physical_sector_size,
+            read_only,
+            // Without a cache there is nothing to do for it, and no guest has to do without.
+            flush: true,
+            discard: namespace.forgets.filter(|_| !read_only).map(|_| limits),
+        }
+    }
+
+    fn open_queue<'a>(&'a self, context: &QueueContext) -> OpenQueue<'a> {
+        match Queue::open(&self.0, context) {
+            Ok(queue) => opened(queue),
+            Err(error) => not_opened(error),
+        }
+    }
+
+    fn on_change(&self, waker: &Waker) {
+        self.0.namespace.changed.lock().wait(self.0.watcher, waker);
+    }
+}
+
+impl Queue {
+    fn open(opened: &Arc<Opened>, context: &QueueContext) -> Result<Queue, OpenQueueError> {
+        if let Some(reason) = opened.namespace.failure() {
+            return Err(OpenQueueError::Failed(reason.to_string()));
+        }
+        if let Some(reason) = opened.controller.failure() {
+            return Err(OpenQueueError::Failed(reason.to_string()));
+        }
+        Queue::new(opened.clone(), context)
+    }
+}

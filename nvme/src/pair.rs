@@ -1,0 +1,339 @@
+//! A queue pair: the commands of all queues that one vCPU serves.
+//!
+//! That vCPU is the only one that locks it while requests are served, so the lock is never waited for; the control
+//! plane takes it to start, stop and look for commands that take too long.
+
+mod control;
+mod parts;
+
+use crate::client::Client;
+use crate::command::{Command, Completion, QueueId, Status, nvm};
+use crate::memory::NoPages;
+use crate::prp::{Lists, Part, run};
+use crate::rings::{Rings, SUBMISSIONS};
+use crate::slots::{Owner, Slots};
+use crate::splits::{Action, Blocks, Splits};
+use crate::watch::Watch;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use bulkhead_grant::OutOfMemory;
+use bulkhead_images::{IoError, IoSegment, Submitted, Tag};
+use bulkhead_xen::{DmaMemory, Registers};
+use core::sync::atomic::Ordering;
+use core::task::{Context, Poll};
+
+pub use control::State;
+
+/// The times that a command is sent again that the controller has not done but may do.
+const MOST_RETRIES: u8 = 3;
+
+/// What a queue pair has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Commands that were sent.
+    pub commands: u64,
+    /// Those of them that were sent because one command could not serve a request.
+    pub parts: u64,
+    /// Commands that failed.
+    pub failed: u64,
+    /// Writes to doorbells.
+    pub doorbells: u64,
+}
+
+/// A queue pair.
+pub struct Pair {
+    queue: QueueId,
+    registers: Arc<dyn Registers>,
+    watch: Arc<Watch>,
+    state: State,
+    rings: Rings,
+    lists: Lists,
+    slots: Slots,
+    splits: Splits,
+    clients: Vec<Client>,
+    /// The clients that were turned away and have not come back.
+    turned_away: usize,
+    /// The client that is told first of a free command.
+    turn: usize,
+    /// The number of the current tick.
+    now: u32,
+    counts: Counts,
+}
+
+impl Pair {
+    /// Takes the memory of a queue pair whose commands have at most `most_bytes` bytes.
+    pub fn new(
+        queue: QueueId,
+        (registers, memory): (Arc<dyn Registers>, &dyn DmaMemory),
+        watch: Arc<Watch>,
+        most_bytes: usize,
+    ) -> Result<Pair, NoPages> {
+        Ok(Pair {
+            queue,
+            registers,
+            watch,
+            state: State::Quiet,
+            rings: Rings::new(memory)?,
+            lists: Lists::new(memory, SUBMISSIONS - 1, most_bytes)?,
+            slots: Slots::new(SUBMISSIONS - 1)?,
+            splits: Splits::new()?,
+            clients: Vec::new(),
+            turned_away: 0,
+            turn: 0,
+            now: 0,
+            counts: Counts::default(),
+        })
+    }
+
+    /// Returns the most requests that a queue may have at a time.
+    pub fn most_requests(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Adds a queue for up to `depth` requests at a time, and returns its number.
+    pub fn open(&mut self, depth: usize) -> Result<usize, OutOfMemory> {
+        if let Some(idle) = self.clients.iter().position(Client::is_idle) {
+            return self.clients[idle].reopen(depth).map(|()| idle);
+        }
+        let client = Client::new(depth)?;
+        let bytes = size_of::<Client>();
+        let reserved = self.clients.try_reserve(1);
+        reserved.map_err(|_| OutOfMemory { bytes })?;
+        self.clients.push(client);
+        Ok(self.clients.len() - 1)
+    }
+
+    /// Takes a request, and sends it or the part of it that can be sent now.
+    #[inline]
+    pub fn transfer(
+        &mut self,
+        number: usize,
+        tag: Tag,
+        action: Action,
+        blocks: Blocks,
+        segments: &[IoSegment],
+    ) -> Submitted {
+        if let Some(submitted) = self.cannot_take(number) {
+            return submitted;
+        }
+        let Some(slot) = self.slots.next() else {
+            return self.turn_away(number);
+        };
+        if action.moves_data() {
+            let run = match run(segments.iter().map(Part::of), &self.lists.of(slot)) {
+                Ok(run) => run,
+                Err(error) => return Submitted::Done(Err(error)),
+            };
+            if run.parts < segments.len() {
+                return self.split(number, tag, (action, blocks), segments);
+            }
+            let command = transfer(action, &blocks, blocks.count).with_data(run.pointer);
+            self.send(command, Owner::Request(tag), number);
+        } else if blocks.count > action.most_blocks() {
+            return self.split(number, tag, (action, blocks), segments);
+        } else {
+            let command = forget(action, &blocks, blocks.count, &self.lists, slot);
+            self.send(command, Owner::Request(tag), number);
+        }
+        self.note_taken(number);
+        Submitted::Pending
+    }
+
+    /// Takes a request to make durable what is written.
+    pub fn flush(&mut self, number: usize, tag: Tag, blocks: Blocks) -> Submitted {
+        if let Some(submitted) = self.cannot_take(number) {
+            return submitted;
+        }
+        if self.slots.free() == 0 {
+            return self.turn_away(number);
+        }
+        self.send(nvm::flush(blocks.namespace), Owner::Request(tag), number);
+        self.note_taken(number);
+        Submitted::Pending
+    }
+
+    /// Returns the answer to a request that cannot be taken.
+    #[inline]
+    fn cannot_take(&mut self, number: usize) -> Option<Submitted> {
+        match self.state {
+            State::Running => {}
+            State::Dead | State::Stuck => return Some(Submitted::Done(Err(IoError::Medium))),
+            State::Stopped | State::Quiet | State::Broken => return Some(self.turn_away(number)),
+        }
+        let has_share = self.turned_away == 0 || self.has_share(number);
+        (!has_share || self.clients[number].is_full()).then(|| self.turn_away(number))
+    }
+
+    /// Returns whether a client may have one more command, though others wait for some.
+    #[cold]
+    fn has_share(&self, number: usize) -> bool {
+        let active = self.clients.iter().filter(|client| client.is_active());
+        let share = (self.slots.len() / active.count().max(1)).max(1);
+        self.clients[number].commands < share
+    }
+
+    #[cold]
+    fn turn_away(&mut self, number: usize) -> Submitted {
+        self.turned_away += usize::from(self.clients[number].turned_away());
+        Submitted::Busy
+    }
+
+    #[inline]
+    fn note_taken(&mut self, number: usize) {
+        if self.clients[number].taken() {
+            self.turned_away -= 1;
+        }
+    }
+
+    /// Sends a command from the next free slot.
+    #[inline]
+    fn send(&mut self, command: Command, owner: Owner, client: usize) {
+        if let Some(command) = self.slots.take(command, owner, client as u16, self.now) {
+            self.rings.push(&command);
+            self.clients[client].commands += 1;
+            self.counts.commands += 1;
+            self.watch.begin_ticks();
+        }
+    }
+
+    /// Tells the controller of the commands that were sent.
+    #[inline]
+    pub fn submit(&mut self) {
+        if self.state == State::Running {
+            self.rings.submit(&*self.registers);
+        }
+    }
+
+    /// Takes the completions that the controller has written, and prepares to send what waited for them. Returns
+    /// whether there were any.
+    #[inline]
+    pub fn collect(&mut self) -> bool {
+        if self.state != State::Running {
+            return false;
+        }
+        let mut any = false;
+        while let Some(completion) = self.rings.take() {
+            any = true;
+            if !self.completed(completion) {
+                return false;
+            }
+        }
+        if any && (self.turned_away > 0 || self.splits.any()) {
+            self.use_free_slots();
+        }
+        self.rings.acknowledge(&*self.registers, !any);
+        any
+    }
+
+    /// Takes all completions, because the controller has interrupted: it learns that they were taken.
+    pub fn interrupted(&mut self) {
+        while self.collect() {}
+        self.submit();
+    }
+
+    /// Takes note of a completion. Returns false if there is no such command: nothing that the controller says is
+    /// believed from then on.
+    #[inline]
+    fn completed(&mut self, completion: Completion) -> bool {
+        let Some(slot) = self.slots.find(completion.id()) else {
+            self.break_down(completion);
+            return false;
+        };
+        let status = completion.status();
+        if status.is_success() || !self.send_again(slot, status) {
+            self.end(slot, status);
+        }
+        true
+    }
+
+    /// Sends a command again that the controller has not done but may do. Returns false if it is not to be.
+    #[cold]
+    fn send_again(&mut self, number: usize, status: Status) -> bool {
+        self.counts.failed += 1;
+        let slot = self.slots.get(number);
+        let again = status.may_be_retried() && !status.is_aborted();
+        if !again || slot.unwanted || slot.retries >= MOST_RETRIES {
+            return false;
+        }
+        slot.retries += 1;
+        let command = self.slots.renew(number, self.now);
+        self.rings.push(&command);
+        true
+    }
+
+    /// Ends a command.
+    #[inline]
+    fn end(&mut self, number: usize, status: Status) {
+        let slot = self.slots.release(number);
+        let outcome = match status.outcome() {
+            Err(_) if status.is_aborted() && slot.unwanted => Err(IoError::Cancelled),
+            outcome => outcome,
+        };
+        self.settle(slot.owner, usize::from(slot.client), outcome);
+        self.clients[usize::from(slot.client)].command_ended();
+    }
+
+    /// Tells the outcome of a command to the request that it belongs to.
+    #[inline]
+    fn settle(&mut self, owner: Owner, client: usize, outcome: Result<(), IoError>) {
+        match owner {
+            Owner::Request(tag) => self.clients[client].complete(tag, outcome),
+            Owner::Split(number) => {
+                let split = self.splits.get(number);
+                split.pending -= 1;
+                if split.outcome.is_ok() {
+                    split.outcome = outcome;
+                }
+                self.end_split(number);
+            }
+        }
+    }
+
+    /// Passes a client's completions on. Ready if there were some, or if it may try again what was turned away.
+    #[inline]
+    pub fn poll(
+        &mut self,
+        number: usize,
+        context: &Context<'_>,
+        sink: &mut dyn FnMut(Tag, Result<(), IoError>),
+    ) -> Poll<()> {
+        self.collect();
+        // What was sent because something else has completed.
+        self.submit();
+        let client = &mut self.clients[number];
+        let drained = client.drain(sink);
+        if drained.gave_up {
+            self.turned_away -= 1;
+        }
+        if drained.ready {
+            return Poll::Ready(());
+        }
+        client.wake_with(context.waker());
+        Poll::Pending
+    }
+}
+
+/// Returns the command for the first `count` blocks.
+#[inline]
+fn transfer(action: Action, blocks: &Blocks, count: u64) -> Command {
+    match action {
+        Action::Write => nvm::write(blocks.namespace, blocks.start, count as u32),
+        _ => nvm::read(blocks.namespace, blocks.start, count as u32),
+    }
+}
+
+/// Returns the command that forgets the first `count` blocks.
+fn forget(action: Action, blocks: &Blocks, count: u64, lists: &Lists, slot: usize) -> Command {
+    if action == Action::WriteZeroes {
+        return nvm::write_zeroes(blocks.namespace, blocks.start, count as u32);
+    }
+    let list = lists.of(slot);
+    let range = nvm::Range {
+        start: blocks.start,
+        blocks: count as u32,
+    };
+    for (entry, word) in list.entries.iter().zip(range.words()) {
+        entry.store(word.to_le(), Ordering::Relaxed);
+    }
+    nvm::deallocate(blocks.namespace, 1).with_data([list.address, 0])
+}

@@ -1,0 +1,280 @@
+//! What the control plane does with a queue pair, and what is seldom done while it serves.
+
+use super::{Counts, MOST_RETRIES, Pair};
+use crate::command::{CommandId, Completion, QueueId, Status};
+use crate::slots::Owner;
+use crate::splits;
+use alloc::vec::Vec;
+use bulkhead_images::{IoError, Tag};
+use core::task::{Context, Poll};
+
+/// The state of a queue pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// The controller works on its commands.
+    Running,
+    /// The controller has said what cannot be. It may still have the commands' memory.
+    Broken,
+    /// The controller is being stopped. It may still have the commands' memory.
+    Stopped,
+    /// The controller has stopped: it has no memory. Its commands are sent again when it runs again.
+    Quiet,
+    /// The controller was given up, and has no memory.
+    Dead,
+    /// The controller was given up, and may still have the commands' memory.
+    Stuck,
+}
+
+/// The commands of a queue pair that take too long.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Late {
+    /// Those that the controller is to be asked to give up. It was not asked before.
+    pub abort: Vec<CommandId>,
+    /// Whether the controller has not given some up, either: it has to be reset.
+    pub overdue: bool,
+}
+
+/// What the command of an unwanted request ends with that the controller did not get to.
+const UNSENT: Status = Status::ABORT_REQUESTED;
+
+impl Pair {
+    /// Returns the number of the queue pair.
+    pub fn queue(&self) -> QueueId {
+        self.queue
+    }
+
+    /// Returns its state.
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// Returns what it has done so far.
+    pub fn counts(&self) -> Counts {
+        Counts {
+            doorbells: self.rings.doorbell_writes(),
+            ..self.counts
+        }
+    }
+
+    /// Returns whether the controller has none of its commands.
+    pub fn is_idle(&self) -> bool {
+        self.slots.all_free()
+    }
+
+    /// Believes nothing of the controller any more.
+    #[cold]
+    pub(super) fn break_down(&mut self, completion: Completion) {
+        log::error!(
+            "queue {}: the controller has completed command {:#x}, which it does not have",
+            self.queue,
+            completion.id().0
+        );
+        self.state = State::Broken;
+        self.watch.call();
+    }
+
+    /// Lets those have free slots who wait for some: requests in parts first, then the clients that were turned away,
+    /// in turn.
+    #[cold]
+    pub(super) fn use_free_slots(&mut self) {
+        for number in 0..splits::MOST as u8 {
+            if self.splits.get(number).has_more() {
+                self.advance(number);
+            }
+        }
+        if self.turned_away == 0 {
+            return;
+        }
+        let (count, mut free) = (self.clients.len(), self.slots.free());
+        let first = self.turn;
+        for offset in 0..count {
+            let number = (first + offset) % count;
+            let client = &self.clients[number];
+            if free > 0 && client.waits() && !client.is_full() && self.has_share(number) {
+                free -= 1;
+                self.turn = number + 1;
+                self.clients[number].tell();
+            }
+        }
+    }
+
+    /// Prepares the queues for a controller that takes up to `most` entries and does not know of them yet. Returns
+    /// false if that are fewer than before.
+    pub fn prepare(&mut self, most: usize, stride: usize) -> bool {
+        self.rings.reset(self.queue, most, stride);
+        self.lists.set_in_use(true);
+        match self.rings.depth() < self.slots.len() {
+            true => self.slots.shrink(self.rings.depth()),
+            false => true,
+        }
+    }
+
+    /// Returns the address and the number of entries of the submission queue, and of the completion queue.
+    pub fn queues(&self) -> [(u64, usize); 2] {
+        [self.rings.submission_queue(), self.rings.completion_queue()]
+    }
+
+    /// Uses the queues, which the controller knows now. All commands that it had before are sent again, but for those
+    /// that were sent too often, or that nobody waits for.
+    pub fn resume(&mut self, now: u32) {
+        self.state = State::Running;
+        self.now = now;
+        for number in 0..self.slots.len() {
+            let slot = self.slots.get(number);
+            if !slot.used {
+                continue;
+            }
+            slot.retries += if slot.aborted { 2 } else { 1 };
+            if slot.unwanted {
+                self.end(number, UNSENT);
+            } else if slot.retries > MOST_RETRIES {
+                self.end(number, Status::ABORT_REQUESTED);
+            } else {
+                let command = self.slots.renew(number, now);
+                self.rings.push(&command);
+            }
+        }
+        self.use_free_slots();
+        self.submit();
+    }
+
+    /// Stops looking at the queues, as the controller is about to be stopped.
+    pub fn stop(&mut self) {
+        self.state = State::Stopped;
+    }
+
+    /// Notes that the controller has stopped: it accesses no memory any more. Commands that nobody waits for end.
+    pub fn quiet(&mut self) {
+        self.state = State::Quiet;
+        self.rings.released();
+        self.lists.set_in_use(false);
+        self.end_unwanted();
+    }
+
+    fn end_unwanted(&mut self) {
+        for number in 0..self.slots.len() {
+            let slot = self.slots.get(number);
+            if slot.used && slot.unwanted {
+                self.end(number, UNSENT);
+            }
+        }
+    }
+
+    /// Gives the controller up, which [has stopped](Self::quiet): everything fails.
+    pub fn die(&mut self) {
+        self.state = State::Dead;
+        for number in 0..splits::MOST as u8 {
+            if self.splits.get(number).is_used() {
+                self.splits.get(number).outcome = Err(IoError::Medium);
+                self.end_split(number);
+            }
+        }
+        for number in 0..self.slots.len() {
+            if self.slots.get(number).used {
+                self.end(number, Status::DATA_TRANSFER_ERROR);
+            }
+        }
+        self.tell_all();
+    }
+
+    /// Gives the controller up, which may still access memory: nothing completes any more.
+    pub fn stick(&mut self) {
+        self.state = State::Stuck;
+        self.tell_all();
+    }
+
+    /// Tells all clients that were turned away: what they try again is refused now.
+    fn tell_all(&mut self) {
+        for client in &mut self.clients {
+            if client.waits() {
+                client.tell();
+            }
+        }
+    }
+
+    /// Notes the time, in ticks, when commands begin to be looked at: they count as sent now.
+    pub fn begin_ticks(&mut self, now: u32) {
+        self.now = now;
+        self.slots.used().for_each(|slot| slot.since = now);
+    }
+
+    /// Notes the time, in ticks, and finds the commands that take longer than `limit` ticks, or that nobody waits for
+    /// any more. The controller has `grace` ticks more to give them up.
+    pub fn late(&mut self, now: u32, limit: u32, grace: u32) -> Late {
+        self.now = now;
+        let mut late = Late::default();
+        if self.state != State::Running {
+            return late;
+        }
+        for slot in self.slots.used() {
+            let age = now.wrapping_sub(slot.since);
+            late.overdue |= age >= limit + grace;
+            if (age >= limit || slot.unwanted) && !slot.aborted {
+                slot.aborted = true;
+                late.abort.push(slot.command.id());
+            }
+        }
+        late
+    }
+
+    /// Gives up the requests of a client with that tag, or all of them.
+    pub fn cancel(&mut self, number: usize, tag: Option<Tag>) {
+        let mut any = self.give_up(number, tag);
+        if self.state == State::Quiet {
+            self.end_unwanted();
+            any = false;
+        }
+        if any {
+            self.watch.call();
+        }
+    }
+
+    /// Marks requests as unwanted. Returns true if the controller may have some of them.
+    fn give_up(&mut self, number: usize, tag: Option<Tag>) -> bool {
+        let is_meant = |other: Tag| tag.is_none_or(|tag| tag == other);
+        let mut meant = [false; splits::MOST];
+        for (index, meant) in meant.iter_mut().enumerate() {
+            let split = self.splits.get(index as u8);
+            let of_client = split.is_used() && usize::from(split.client) == number;
+            if of_client && is_meant(split.tag) {
+                *meant = true;
+                split.outcome = split.outcome.and(Err(IoError::Cancelled));
+                self.end_split(index as u8);
+            }
+        }
+        let mut any = false;
+        for slot in self.slots.used() {
+            let is_meant = match slot.owner {
+                Owner::Request(tag) => is_meant(tag),
+                Owner::Split(split) => meant[usize::from(split)],
+            };
+            if usize::from(slot.client) == number && is_meant {
+                slot.unwanted = true;
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Closes a client.
+    pub fn close(&mut self, number: usize) {
+        if !self.clients[number].is_open() {
+            return;
+        }
+        if self.clients[number].close() {
+            self.turned_away -= 1;
+        }
+        self.cancel(number, None);
+    }
+
+    /// Ready once the controller has none of the memory of a client that was closed.
+    pub fn poll_close(&mut self, number: usize, context: &Context<'_>) -> Poll<()> {
+        self.collect();
+        let client = &mut self.clients[number];
+        if client.commands == 0 {
+            return Poll::Ready(());
+        }
+        client.wake_with(context.waker());
+        Poll::Pending
+    }
+}

@@ -1,0 +1,82 @@
+//! How the queue pairs of a controller call its task.
+
+use alloc::sync::Arc;
+use bulkhead_executor::Waiters;
+use core::sync::atomic::{AtomicBool, Ordering};
+use core::task::Waker;
+use futures_util::task::AtomicWaker;
+use spin::Mutex;
+
+/// What queue pairs share with the controller's task.
+pub struct Watch {
+    task: AtomicWaker,
+    /// The task looks at the time that commands take.
+    ticks: AtomicBool,
+    /// A queue pair wants something of the task.
+    attention: AtomicBool,
+    waiting: Arc<Mutex<Waiters>>,
+}
+
+impl Watch {
+    /// Returns one without a task. `waiting` are those who wait for a change of the controller's state.
+    pub fn new(waiting: Arc<Mutex<Waiters>>) -> Watch {
+        Watch {
+            task: AtomicWaker::new(),
+            ticks: AtomicBool::new(false),
+            attention: AtomicBool::new(false),
+            waiting,
+        }
+    }
+
+    /// Has the task look at the time that commands take, as there are some.
+    #[inline]
+    pub fn begin_ticks(&self) {
+        if !self.ticks.load(Ordering::Relaxed) {
+            self.call_for_ticks();
+        }
+    }
+
+    #[cold]
+    fn call_for_ticks(&self) {
+        self.ticks.store(true, Ordering::Release);
+        self.task.wake();
+    }
+
+    /// Returns whether there may be commands.
+    pub fn ticks(&self) -> bool {
+        self.ticks.load(Ordering::Acquire)
+    }
+
+    /// Notes that there may be none. The caller looks at the pairs after this.
+    pub fn end_ticks(&self) {
+        self.ticks.store(false, Ordering::SeqCst);
+    }
+
+    /// Has the task look at the queue pairs.
+    #[cold]
+    pub fn call(&self) {
+        self.attention.store(true, Ordering::Release);
+        self.task.wake();
+    }
+
+    /// Returns whether the task was called.
+    pub fn is_called(&self) -> bool {
+        self.attention.load(Ordering::Acquire)
+    }
+
+    /// Returns whether the task was called, and forgets it.
+    pub fn take_call(&self) -> bool {
+        self.attention.swap(false, Ordering::AcqRel)
+    }
+
+    /// Keeps the waker of the controller's task.
+    pub fn wake_with(&self, waker: &Waker) {
+        self.task.register(waker);
+    }
+
+    /// Wakes all who wait for a change of the controller's state.
+    pub fn changed(&self) {
+        let waiting = self.waiting.lock().take();
+        waiting.for_each(Waker::wake);
+    }
+}

@@ -1,0 +1,123 @@
+//! What the controller does with I/O commands, and how it gets at their data.
+
+use crate::data::{Refused, pages};
+use crate::device::{Device, FakeNamespace};
+use bulkhead_nvme::command::{Command, Status, nvm};
+use bulkhead_xen::DmaAddr;
+
+impl Device {
+    pub fn execute(&mut self, command: &Command) -> Result<(), Refused> {
+        let id = command.namespace().0;
+        if self.config.namespace(id).is_none() {
+            return Err(Refused(Status::INVALID_NAMESPACE.for_good()));
+        }
+        match command.opcode() {
+            nvm::opcode::FLUSH => Ok(()),
+            nvm::opcode::READ => self.transfer(command, false),
+            nvm::opcode::WRITE => self.transfer(command, true),
+            nvm::opcode::WRITE_ZEROES if self.config.writes_zeroes => {
+                let blocks = u64::from(command.dword(12) & 0xffff) + 1;
+                self.clear(id, start(command), blocks)
+            }
+            nvm::opcode::DATASET_MANAGEMENT if self.config.deallocates => {
+                let count = (command.dword(10) & 0xff) as usize + 1;
+                let mut bytes = vec![0; count * nvm::Range::BYTES];
+                self.read_data(command, &mut bytes)?;
+                for range in bytes.chunks(nvm::Range::BYTES) {
+                    let word =
+                        |at: usize| u64::from_le_bytes(std::array::from_fn(|i| range[at + i]));
+                    let range = nvm::Range::from_words([word(0), word(8)]);
+                    self.clear(id, range.start.0, range.blocks.into())?;
+                }
+                Ok(())
+            }
+            _ => Err(Refused(Status::INVALID_OPCODE.for_good())),
+        }
+    }
+
+    /// Returns the bytes of a namespace that some blocks are.
+    fn range(&self, id: u32, start: u64, blocks: u64) -> Result<std::ops::Range<usize>, Refused> {
+        let namespace = self.config.namespace(id);
+        let namespace = namespace.ok_or(Refused(Status::INVALID_NAMESPACE))?;
+        let end = start
+            .checked_add(blocks)
+            .filter(|end| *end <= namespace.blocks());
+        let end = end.ok_or(Refused(Status::LBA_OUT_OF_RANGE.for_good()))?;
+        Ok((start << namespace.shift) as usize..(end << namespace.shift) as usize)
+    }
+
+    fn writable(&mut self, id: u32) -> Result<&mut FakeNamespace, Refused> {
+        let namespace = self.config.namespace_mut(id);
+        let namespace = namespace.filter(|namespace| !namespace.read_only);
+        namespace.ok_or(Refused(Status::WRITE_PROTECTED.for_good()))
+    }
+
+    fn clear(&mut self, id: u32, start: u64, blocks: u64) -> Result<(), Refused> {
+        let range = self.range(id, start, blocks)?;
+        self.writable(id)?.bytes[range].fill(0);
+        Ok(())
+    }
+
+    fn transfer(&mut self, command: &Command, writes: bool) -> Result<(), Refused> {
+        let id = command.namespace().0;
+        let blocks = u64::from(command.dword(12) & 0xffff) + 1;
+        let range = self.range(id, start(command), blocks)?;
+        if self.config.most_pages > 0 && range.len() > 4096 << self.config.most_pages {
+            return Err(Refused(Status::INVALID_FIELD.for_good()));
+        }
+        let mut bytes = vec![0; range.len()];
+        if writes {
+            self.read_data(command, &mut bytes)?;
+            self.writable(id)?.bytes[range].copy_from_slice(&bytes);
+        } else {
+            let namespace = self.config.namespace(id);
+            bytes.copy_from_slice(
+                &namespace.ok_or(Refused(Status::INVALID_NAMESPACE))?.bytes[range],
+            );
+            self.write_data(command, &bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Reads what a command names as its data.
+    fn read_data(&self, command: &Command, bytes: &mut [u8]) -> Result<(), Refused> {
+        let mut rest = bytes;
+        for (address, len) in pages(command.data(), rest.len(), |at, to| self.dma_read(at, to))? {
+            let part;
+            (part, rest) = rest.split_at_mut(len);
+            self.dma_read(address, part)?;
+        }
+        Ok(())
+    }
+
+    /// Writes to what a command names as its data.
+    pub fn write_data(&self, command: &Command, bytes: &[u8]) -> Result<(), Refused> {
+        let mut rest = bytes;
+        for (address, len) in pages(command.data(), rest.len(), |at, to| self.dma_read(at, to))? {
+            let part;
+            (part, rest) = rest.split_at(len);
+            self.dma_write(address, part)?;
+        }
+        Ok(())
+    }
+
+    pub fn dma_read(&self, from: u64, bytes: &mut [u8]) -> Result<(), Refused> {
+        let failed = Refused(Status::DATA_TRANSFER_ERROR.for_good());
+        let address = DmaAddr::new(from)
+            .filter(|_| self.bus_mastering)
+            .ok_or(failed)?;
+        self.dma.read(address, bytes).map_err(|_| failed)
+    }
+
+    pub fn dma_write(&self, to: u64, bytes: &[u8]) -> Result<(), Refused> {
+        let failed = Refused(Status::DATA_TRANSFER_ERROR.for_good());
+        let address = DmaAddr::new(to)
+            .filter(|_| self.bus_mastering)
+            .ok_or(failed)?;
+        self.dma.write(address, bytes).map_err(|_| failed)
+    }
+}
+
+fn start(command: &Command) -> u64 {
+    u64::from(command.dword(11)) << 32 | u64::from(command.dword(10))
+}

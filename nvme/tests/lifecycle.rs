@@ -1,0 +1,202 @@
+//! Starting a controller, and letting go of it.
+
+use bulkhead_nvme::command::admin::opcode;
+use bulkhead_nvme::command::{Command, Status};
+use bulkhead_nvme::stop_now;
+use bulkhead_nvme_testing::world::{Buffer, NAME, World, read, write};
+use bulkhead_nvme_testing::{Config, Fate};
+use std::sync::Arc;
+use std::time::Duration;
+
+#[test]
+fn a_disk_waits_for_its_controller_and_is_told_what_is_missing() {
+    let world = World::new(Config::default());
+    let refused = world.try_open("nvme:03:00.0").err().expect("refused");
+    assert_eq!(
+        refused,
+        "no controller 03:00.0: the driver domain has none (pci= in its configuration)"
+    );
+    world.fake.never_start(true);
+    world.controllers.add(world.fake.function(NAME));
+    let refused = world.try_open("nvme:03:00.0").err().expect("refused");
+    assert_eq!(refused, "the controller 03:00.0 is not ready");
+    let refused = world.try_open("nvme:04:00.0").err().expect("refused");
+    assert_eq!(refused, "no controller 04:00.0, there are: 03:00.0");
+    world.fake.never_start(false);
+    let mut disk = world.open("nvme:0000:03:00.0");
+    let buffer = Buffer::new(&world, 1);
+    assert_eq!(disk.does(read(0), &buffer.whole(512)), Ok(()));
+    drop((disk, buffer));
+    world.end();
+}
+
+#[test]
+fn what_somebody_left_at_work_is_stopped_first() {
+    let world = World::new(Config::default());
+    // As a boot loader may leave it.
+    let registers = world.fake.registers();
+    registers.write32(0x14, 1);
+    world.run();
+    assert!(world.fake.state().0);
+    world.controllers.add(world.fake.function(NAME));
+    world.wait(Duration::from_millis(100));
+    drop(world.open("nvme:03:00.0"));
+    world.end();
+}
+
+#[test]
+fn a_controller_that_cannot_be_used_is_given_up_with_the_reason() {
+    fn forged(command: &Command, data: &mut [u8], change: impl Fn(&mut [u8])) {
+        if command.opcode() == opcode::IDENTIFY && command.dword(10) == 1 {
+            change(data);
+        }
+    }
+    type Change = fn(&Command, &mut [u8]);
+    let cases: [(Change, &str); 2] = [
+        (
+            |command, data| forged(command, data, |data| data[111] = 2),
+            "it is no controller for I/O (its kind is 2)",
+        ),
+        (
+            |command, data| forged(command, data, |data| data[512] = 0x77),
+            "it takes no queue entries of 64 and 16 bytes",
+        ),
+    ];
+    for (forge, reason) in cases {
+        let world = World::started(Config {
+            forge: Arc::new(forge),
+            ..Config::default()
+        });
+        let refused = world.try_open("nvme:03:00.0").err().expect("refused");
+        assert_eq!(
+            refused,
+            format!("the controller 03:00.0 was given up: {reason}")
+        );
+        assert_eq!(world.fake.state(), (false, true), "it was stopped");
+        world.end();
+    }
+}
+
+#[test]
+fn a_controller_that_refuses_or_forgets_admin_commands_is_tried_again() {
+    for (fate, attempts) in [
+        (Fate::Failed(Status::INVALID_FIELD), 4),
+        (Fate::Lost, 4),
+        (Fate::Misnamed, 4),
+        (Fate::Twice, 4),
+    ] {
+        let world = World::new(Config::default());
+        world
+            .fake
+            .decide_admin(move |command| match command.opcode() {
+                opcode::SET_FEATURES => fate,
+                _ => Fate::Done,
+            });
+        world.controllers.add(world.fake.function(NAME));
+        world.wait(Duration::from_secs(120));
+        let seen = world.fake.admin_seen();
+        let identified = seen
+            .iter()
+            .filter(|command| command.opcode() == opcode::IDENTIFY && command.dword(10) == 1);
+        assert_eq!(identified.count(), attempts, "{fate:?}");
+        assert!(
+            world.lines().contains("given up"),
+            "{fate:?}: {}",
+            world.lines()
+        );
+        world.end();
+        // Some later luck is enough.
+        let world = World::new(Config::default());
+        let mut left = 2;
+        world
+            .fake
+            .decide_admin(move |command| match command.opcode() {
+                opcode::SET_FEATURES if left > 0 => {
+                    left -= 1;
+                    fate
+                }
+                _ => Fate::Done,
+            });
+        world.controllers.add(world.fake.function(NAME));
+        world.wait(Duration::from_secs(120));
+        drop(world.open("nvme:03:00.0"));
+        world.end();
+    }
+}
+
+#[test]
+fn a_controller_in_use_is_not_let_go_of_and_one_that_is_not_saves_its_cache() {
+    let world = World::started(Config::default());
+    let disk = world.open("nvme:03:00.0");
+    let remove = |world: &World| {
+        let controllers = world.controllers.clone();
+        world.within(Duration::from_secs(60), async move {
+            controllers
+                .remove(NAME)
+                .await
+                .map_err(|error| error.to_string())
+        })
+    };
+    let refused = remove(&world).expect("at once").expect_err("refused");
+    assert_eq!(
+        refused,
+        "nvme:03:00.0 is in use: disks are attached that lie on n1"
+    );
+    drop(disk);
+    assert!(!world.fake.was_shut_down());
+    assert_eq!(remove(&world), Some(Ok(())));
+    assert!(world.fake.was_shut_down());
+    assert_eq!(world.fake.state(), (false, false));
+    assert!(world.lines().is_empty(), "{}", world.lines());
+    // It may come back.
+    world.controllers.add(world.fake.function(NAME));
+    world.wait(Duration::from_millis(100));
+    drop(world.open("nvme:03:00.0"));
+    world.end();
+}
+
+#[test]
+fn a_controller_that_is_taken_away_fails_what_is_asked_of_it() {
+    let world = World::started(Config::default());
+    let mut disk = world.open("nvme:03:00.0");
+    let buffer = Buffer::new(&world, 2);
+    world.fake.decide(|_| Fate::Held);
+    disk.ask(1, write(0), &buffer.whole(4096));
+    disk.collect();
+    world.run();
+    let controllers = world.controllers.clone();
+    let gone = world.within(Duration::from_secs(60), async move {
+        controllers.give_up("03:00.0").await;
+    });
+    assert_eq!((gone, world.fake.state()), (Some(()), (false, false)));
+    disk.collect();
+    assert_eq!(disk.done, [(1, Err(bulkhead_images::IoError::Medium))]);
+    drop((disk, buffer));
+    world.sim.assert_no_violations();
+}
+
+#[test]
+fn a_domain_that_ends_at_once_stops_the_controller_first() {
+    let world = World::started(Config::default());
+    let registers = world.fake.registers();
+    // The controller does nothing while it is looked at here.
+    assert!(!stop_now(&*registers, 100));
+    world.fake.step();
+    assert_eq!(world.fake.state(), (false, true));
+    assert!(stop_now(&*registers, 1));
+    world.fake.vanish();
+    assert!(stop_now(&*registers, 1));
+}
+
+#[test]
+fn starting_takes_no_time_but_the_controllers() {
+    let world = World::new(Config::default());
+    let before = world.sim.now();
+    world.controllers.add(world.fake.function(NAME));
+    world.run();
+    // The state is looked at again and again: a controller need not interrupt for that.
+    while world.try_open("nvme:03:00.0").is_err() {}
+    let took = world.sim.now().since(before);
+    assert!(took < Duration::from_millis(5), "{took:?}");
+    world.end();
+}

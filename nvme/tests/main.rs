@@ -1,0 +1,9 @@
+//! The driver against a controller in memory, which does what controllers should not do, too.
+
+mod closing;
+mod errors;
+mod lifecycle;
+mod namespaces;
+mod queues;
+mod requests;
+mod resets;

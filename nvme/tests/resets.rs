@@ -1,0 +1,189 @@
+//! Commands that take too long, controllers that fail, and controllers that vanish.
+
+use bulkhead_images::{IoError, Submitted};
+use bulkhead_nvme::command::admin::opcode;
+use bulkhead_nvme_testing::world::{Buffer, NAME, World, pattern, read, write};
+use bulkhead_nvme_testing::{Config, Fate};
+use std::time::Duration;
+
+fn count(world: &World, opcode: u8) -> usize {
+    let seen = world.fake.admin_seen();
+    seen.iter()
+        .filter(|command| command.opcode() == opcode)
+        .count()
+}
+
+#[test]
+fn a_command_that_takes_too_long_is_aborted_and_fails() {
+    let world = World::started(Config::default());
+    let mut disk = world.open("nvme:03:00.0");
+    let buffer = Buffer::new(&world, 2);
+    world.fake.decide(|_| Fate::Held);
+    disk.ask(1, read(0), &[buffer.segment(0, 0, 512)]);
+    disk.collect();
+    world.wait(Duration::from_secs(20));
+    disk.ask(2, read(8), &[buffer.segment(1, 0, 512)]);
+    assert_eq!((disk.collect(), count(&world, opcode::ABORT)), (0, 0));
+    world.wait(Duration::from_secs(13));
+    assert_eq!((disk.collect(), count(&world, opcode::ABORT)), (1, 1));
+    assert_eq!(disk.done.pop(), Some((1, Err(IoError::Medium))));
+    world.fake.finish(0);
+    world.run();
+    assert_eq!(disk.collect(), 1);
+    assert_eq!(disk.done.pop(), Some((2, Ok(()))));
+    assert!(world.lines().contains(" 0 resets"), "{}", world.lines());
+    drop((disk, buffer));
+    world.end();
+}
+
+#[test]
+fn a_controller_that_ignores_aborts_is_reset_and_everything_is_asked_again() {
+    let world = World::started(Config::default());
+    let mut disk = world.open("nvme:03:00.0");
+    let buffer = Buffer::new(&world, 256);
+    let data = pattern(1, 256 * 4096);
+    buffer.fill(&data);
+    world.fake.decide(|_| Fate::Lost);
+    for tag in 0..8 {
+        disk.ask(tag, write(8 * tag as u64), &[buffer.segment(tag, 0, 4096)]);
+    }
+    // One in parts, some of which have not been sent.
+    let segments: Vec<_> = (8..208).map(|page| buffer.segment(page, 0, 512)).collect();
+    disk.ask(8, write(64), &segments);
+    disk.collect();
+    world.run();
+    assert_eq!(world.fake.seen().len(), 63);
+    world.fake.decide(|_| Fate::Done);
+    world.wait(Duration::from_secs(40));
+    disk.collect();
+    let mut tags: Vec<_> = disk.done.drain(..).collect();
+    tags.sort_unstable_by_key(|(tag, _)| *tag);
+    assert_eq!(tags, (0..9).map(|tag| (tag, Ok(()))).collect::<Vec<_>>());
+    let bytes = world.fake.bytes(1);
+    assert!(bytes[..8 * 4096] == data[..8 * 4096]);
+    for page in 8..208 {
+        let start = 64 * 512 + (page - 8) * 512;
+        assert!(
+            bytes[start..start + 512] == data[page * 4096..page * 4096 + 512],
+            "{page}"
+        );
+    }
+    assert!(world.lines().contains(" 1 resets"), "{}", world.lines());
+    drop((disk, buffer));
+    world.end();
+}
+
+#[test]
+fn a_request_that_stops_the_controller_again_and_again_fails() {
+    let world = World::started(Config::default());
+    let mut disk = world.open("nvme:03:00.0");
+    let buffer = Buffer::new(&world, 2);
+    world.fake.decide(|command| match command.dword(10) {
+        64 => Fate::Lost,
+        _ => Fate::Done,
+    });
+    disk.ask(1, read(64), &[buffer.segment(0, 0, 512)]);
+    disk.collect();
+    for _ in 0..100 {
+        world.wait(Duration::from_secs(2));
+        if disk.collect() > 0 {
+            break;
+        }
+    }
+    assert_eq!(disk.done.pop(), Some((1, Err(IoError::Medium))));
+    assert_eq!(disk.does(read(0), &[buffer.segment(1, 0, 512)]), Ok(()));
+    assert!(world.lines().contains(" 2 resets"), "{}", world.lines());
+    drop((disk, buffer));
+    world.end();
+}
+
+#[test]
+fn a_controller_that_says_that_it_has_failed_is_reset() {
+    let world = World::started(Config::default());
+    let mut disk = world.open("nvme:03:00.0");
+    let buffer = Buffer::new(&world, 1);
+    world.fake.fail();
+    disk.ask(1, write(0), &buffer.whole(512));
+    disk.collect();
+    world.wait(Duration::from_secs(3));
+    assert_eq!(disk.collect(), 1);
+    assert_eq!(disk.done.pop(), Some((1, Ok(()))));
+    drop((disk, buffer));
+    world.end();
+}
+
+#[test]
+fn requests_wait_while_the_controller_is_reset() {
+    let world = World::started(Config::default());
+    let mut disk = world.open("nvme:03:00.0");
+    let buffer = Buffer::new(&world, 2);
+    world.fake.decide(|_| Fate::Misnamed);
+    world.fake.never_start(true);
+    disk.ask(1, write(0), &[buffer.segment(0, 0, 512)]);
+    disk.collect();
+    world.wait(Duration::from_millis(100));
+    let late = disk.hand(2, write(8), &[buffer.segment(1, 0, 512)]);
+    assert_eq!(late, Submitted::Busy);
+    assert_eq!(disk.collect(), 0);
+    let wakes = disk.wakes.count();
+    world.fake.decide(|_| Fate::Done);
+    world.fake.never_start(false);
+    world.wait(Duration::from_secs(20));
+    assert!(disk.wakes.count() > wakes, "it may try again");
+    disk.collect();
+    disk.ask(2, write(8), &[buffer.segment(1, 0, 512)]);
+    world.run();
+    disk.collect();
+    disk.done.sort_unstable_by_key(|(tag, _)| *tag);
+    assert_eq!(disk.done, [(1, Ok(())), (2, Ok(()))]);
+    drop((disk, buffer));
+    world.end();
+}
+
+#[test]
+fn a_controller_that_vanishes_fails_everything_and_nothing_else() {
+    let world = World::started(Config::default());
+    let mut disk = world.open("nvme:03:00.0");
+    let buffer = Buffer::new(&world, 1);
+    world.fake.decide(|_| Fate::Held);
+    disk.ask(1, read(0), &buffer.whole(512));
+    disk.collect();
+    world.run();
+    world.fake.vanish();
+    world.wait(Duration::from_secs(30));
+    assert_eq!(disk.collect(), 1);
+    assert_eq!(disk.done.pop(), Some((1, Err(IoError::Medium))));
+    assert_eq!(disk.does(read(0), &buffer.whole(512)), Err(IoError::Medium));
+    assert!(disk.close());
+    assert!(world.lines().contains("given up: "), "{}", world.lines());
+    drop((disk, buffer));
+    let controllers = world.controllers.clone();
+    let gone = world.within(Duration::from_secs(30), async move {
+        controllers.give_up(NAME).await;
+    });
+    assert_eq!(gone, Some(()));
+    assert!(world.controllers.list().is_empty());
+    world.sim.assert_no_violations();
+}
+
+#[test]
+fn pages_of_a_controller_that_does_not_stop_are_held() {
+    let world = World::started(Config::default());
+    let mut disk = world.open("nvme:03:00.0");
+    let buffer = Buffer::new(&world, 1);
+    world.fake.decide(|_| Fate::Lost);
+    disk.ask(1, read(0), &buffer.whole(512));
+    disk.collect();
+    world.run();
+    // It does not stop, but its configuration says that it may access no memory: then it has none.
+    world.fake.never_stop();
+    assert!(!disk.close());
+    world.wait(Duration::from_secs(33));
+    assert_eq!(world.fake.state(), (true, true));
+    assert!(!disk.close());
+    world.wait(Duration::from_secs(60));
+    assert_eq!(world.fake.state(), (true, false));
+    assert!(disk.close());
+    drop((disk, buffer));
+    world.sim.assert_no_violations();
+}

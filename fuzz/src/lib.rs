@@ -13,6 +13,7 @@ mod backend;
 mod blkfront;
 mod heap;
 mod nodes;
+mod nvme;
 mod operator;
 mod requests;
 mod ring;
@@ -25,6 +26,7 @@ pub use archive::archive;
 pub use backend::backend;
 pub use blkfront::blkfront;
 pub use nodes::{frontend, toolstack};
+pub use nvme::nvme;
 pub use operator::operator;
 pub use requests::requests;
 pub use ring::ring;
@@ -42,7 +44,7 @@ pub fn life(script: &[u8]) {
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 13] = [
     ("requests", requests),
     ("ring", ring),
     ("xenstore", xenstore),
@@ -55,4 +57,5 @@ pub const TARGETS: [Target; 12] = [
     ("backend", backend),
     ("life", life),
     ("blkfront", blkfront),
+    ("nvme", nvme),
 ];

@@ -127,6 +127,11 @@ fn blkfront() {
 }
 
 #[test]
+fn nvme() {
+    smoke("nvme", 30);
+}
+
+#[test]
 fn every_target_has_its_folder_and_its_program() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     for (name, _) in TARGETS {

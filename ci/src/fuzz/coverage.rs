@@ -23,11 +23,12 @@ const EDGES: [&str; 4] = [
 const COMPARISONS: [&str; 1] = ["-Cllvm-args=-sanitizer-coverage-trace-compares"];
 
 /// The crates that read what others wrote: they are to meet the values that they compare with.
-const PARSERS: [&str; 9] = [
+const PARSERS: [&str; 10] = [
     "bulkhead_blkback",
     "bulkhead_blkfront",
     "bulkhead_grant",
     "bulkhead_images",
+    "bulkhead_nvme",
     "bulkhead_ring",
     "bulkhead_volumes",
     "bulkhead_xen",

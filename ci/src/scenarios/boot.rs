@@ -61,7 +61,7 @@ fn raw_ramdisk(testbed: &Testbed) -> Result<()> {
 
     testbed.step("reading the image in a guest");
     let disks = [disk("storage", "xvda", "r", "ram:disk0")];
-    let mut guest = testbed.host.guest("guest", Kind::Pv, &disks)?;
+    let mut guest = testbed.host.lean_guest("guest", Kind::Pv, &disks)?;
     let read = "dd if=/dev/xvda bs=4096 skip=1 count=1 2>/dev/null | head -n 1";
     let line = guest.ok(read, Duration::from_secs(20))?;
     ensure!(line == "a raw ramdisk\n", "the guest read {line:?}");
@@ -146,7 +146,7 @@ fn shutdown_and_reboot(testbed: &Testbed) -> Result<()> {
 
         testbed.step("a guest on the driver domain that came back");
         let disks = [disk("storage", "xvda", "r", "ram:disk")];
-        let mut guest = testbed.host.guest("guest", Kind::Pv, &disks)?;
+        let mut guest = testbed.host.lean_guest("guest", Kind::Pv, &disks)?;
         guest.ok("dd if=/dev/xvda of=/dev/null bs=64k", MINUTE)?;
         guest.destroy()?;
 

@@ -67,7 +67,7 @@ fn read_only(testbed: &Testbed) -> Result<()> {
         .start()?;
     let disks = [disk("storage", "xvda", "r", "ram:disk")];
     testbed.step("a guest with a read-only disk");
-    let mut guest = testbed.host.guest("guest", Kind::Pvh, &disks)?;
+    let mut guest = testbed.host.lean_guest("guest", Kind::Pvh, &disks)?;
     guest.ok("dd if=/dev/xvda of=/dev/null bs=64k", MINUTE)?;
     let flag = guest.ok("cat /sys/block/xvda/ro", MINUTE)?;
     ensure!(

@@ -82,7 +82,7 @@ fn hostile_frontends(testbed: &Testbed) -> Result<()> {
 
     testbed.step("a guest that works on");
     let good = [disk("storage", "xvda", "rw", "ram:good")];
-    let mut guest = testbed.host.guest("guest", Kind::Pvh, &good)?;
+    let mut guest = testbed.host.lean_guest("guest", Kind::Pvh, &good)?;
     let job = guest.start("for i in $(seq 40); do dd if=/dev/zero of=/dev/xvda bs=64k count=32 oflag=direct 2>/dev/null || exit 1; sleep 0.2; done")?;
 
     testbed.step("a guest whose frontends lie");

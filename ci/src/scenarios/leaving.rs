@@ -32,7 +32,7 @@ fn detach(testbed: &Testbed, kind: Kind) -> Result<()> {
     let mut storage = testbed.storage(kind).images(&images)?.memory(32).start()?;
     testbed.step("a guest with one disk");
     let disks = [disk("storage", "xvda", "rw", "ram:first")];
-    let mut guest = testbed.host.guest("guest", Kind::Pvh, &disks)?;
+    let mut guest = testbed.host.lean_guest("guest", Kind::Pvh, &disks)?;
     let use_disk = |guest: &Guest, name: &str| {
         guest.ok(
             &format!("dd if=/dev/zero of=/dev/{name} bs=64k count=16 conv=fsync"),
@@ -72,7 +72,7 @@ fn destroyed_guest(testbed: &Testbed) -> Result<()> {
     for kind in Kind::ALL {
         testbed.step(format!("destroying a {kind} guest in mid-write"));
         let disks = [disk("storage", "xvda", "rw", "ram:disk")];
-        let mut guest = testbed.host.guest("guest", kind, &disks)?;
+        let mut guest = testbed.host.lean_guest("guest", kind, &disks)?;
         guest.start(
             "while true; do dd if=/dev/zero of=/dev/xvda bs=1M oflag=direct 2>/dev/null; done",
         )?;

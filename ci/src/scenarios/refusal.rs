@@ -49,7 +49,7 @@ fn refused_targets(testbed: &Testbed) -> Result<()> {
         .start()?;
     testbed.step("a guest that works on, and has one image open for writing");
     let disks = [disk("storage", "xvda", "rw", "ram:taken")];
-    let mut owner = testbed.host.guest("owner", Kind::Pv, &disks)?;
+    let mut owner = testbed.host.lean_guest("owner", Kind::Pv, &disks)?;
     let job = owner.start("for i in $(seq 60); do dd if=/dev/zero of=/dev/xvda bs=64k count=16 oflag=direct 2>/dev/null || exit 1; sleep 0.2; done")?;
     for (target, reason) in REFUSED {
         testbed.step(format!("a guest that wants {target}"));

@@ -33,8 +33,11 @@ enum Task {
         /// Hosts that run scenarios at the same time: two, where the machine has room for them.
         #[arg(long, value_parser = hosts())]
         hosts: Option<usize>,
+        /// Also runs the long scenarios, which otherwise run by name only.
+        #[arg(long)]
+        long: bool,
     },
-    /// Runs the scenarios whose names contain one of these words (all without any).
+    /// Runs the scenarios whose names contain one of these words (those of `test` without any).
     Scenario {
         /// Parts of names.
         names: Vec<String>,
@@ -118,9 +121,9 @@ pub fn main(cli: Cli) -> Result<bool> {
     };
     match cli.command {
         Task::Demo => return scenarios::demo(xen, xenstored),
-        Task::Test { hosts } => {
+        Task::Test { hosts, long } => {
             let hosts = hosts.unwrap_or_else(schedule::hosts_that_fit);
-            return suite::run(&setting(hosts, None));
+            return suite::run(&setting(hosts, None), long);
         }
         Task::Scenario { names, hosts, elf } => {
             return scenarios::some(&setting(hosts, elf), &names);

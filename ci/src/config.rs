@@ -69,6 +69,8 @@ pub struct Config {
     pub max_maptrack_frames: Option<u32>,
     /// Its disks, each as `xl` writes one.
     pub disks: Vec<String>,
+    /// The devices that are passed through to it, each as `xl` writes one.
+    pub pci: Vec<String>,
     /// The action when it asks for a reboot.
     pub on_reboot: &'static str,
 }
@@ -93,6 +95,7 @@ impl Config {
             },
             max_maptrack_frames: None,
             disks: Vec::new(),
+            pci: Vec::new(),
             on_reboot: "restart",
         }
     }
@@ -131,8 +134,10 @@ impl fmt::Display for Config {
         if let Some(frames) = self.max_maptrack_frames {
             writeln!(f, "max_maptrack_frames = {frames}")?;
         }
-        if !self.disks.is_empty() {
-            writeln!(f, "disk = [ '{}' ]", self.disks.join("', '"))?;
+        for (name, list) in [("disk", &self.disks), ("pci", &self.pci)] {
+            if !list.is_empty() {
+                writeln!(f, "{name} = [ '{}' ]", list.join("', '"))?;
+            }
         }
         // A crash is to be seen, not repaired; and an emulated RDTSC costs an instruction's emulation.
         writeln!(f, "on_crash = \"destroy\"")?;

@@ -2,14 +2,14 @@
 
 use super::build;
 use super::checks::Counts;
-use crate::host::{qemu::Machine, xenstored::Xenstored};
+use crate::host::{pci, qemu::Machine, xenstored::Xenstored};
 use crate::image::{self, packages, release::Release};
 use crate::testbed::Scenario;
 use crate::testbed::own_host::OwnHostScenario;
 use crate::testbed::progress::Progress;
 use crate::testbed::report::Summary;
 use crate::testbed::runner::{Run, Runner};
-use crate::testbed::schedule;
+use crate::testbed::schedule::{self, Job, LastHost};
 use crate::{scenarios, workspace};
 use anyhow::{Result, bail};
 use std::fs;
@@ -30,40 +30,67 @@ pub struct Setting {
     pub elf: Option<PathBuf>,
 }
 
-/// Scenarios of both sorts.
+/// Scenarios of all sorts.
 #[derive(Default)]
 pub(super) struct Chosen {
+    /// Those that share hosts.
     pub shared: Vec<Scenario>,
+    /// Those that share hosts with devices for domains.
+    pub with_devices: Vec<Scenario>,
+    /// Those that bring a host of their own.
     pub own_host: Vec<OwnHostScenario>,
 }
 
 impl Chosen {
-    pub fn all() -> Self {
+    /// Those of the test suite.
+    pub fn suite() -> Self {
         Self {
-            shared: scenarios::all(),
+            shared: scenarios::suite(),
+            with_devices: scenarios::with_devices(),
             own_host: scenarios::own_host(),
         }
     }
 
+    /// All, also those that run by name only.
+    pub fn all() -> Self {
+        let mut all = Self::suite();
+        all.shared.extend(scenarios::long());
+        all
+    }
+
     /// Their names, and what each proves.
     pub fn names(&self) -> Vec<(&'static str, &'static str)> {
-        let shared = self.shared.iter().map(|one| (one.name, one.about));
+        let shared = self.shared.iter().chain(&self.with_devices);
+        let shared = shared.map(|one| (one.name, one.about));
         let own_host = self.own_host.iter().map(|one| (one.name, one.about));
         shared.chain(own_host).collect()
     }
 
-    /// Keeps those whose names contain one of these words (all without any).
-    fn retain(&mut self, words: &[String]) -> Result<()> {
-        let names = self.names();
+    /// The scenarios whose names contain one of these words; without any, those of the suite.
+    fn by(words: &[String]) -> Result<Self> {
+        if words.is_empty() {
+            return Ok(Self::suite());
+        }
+        let mut chosen = Self::all();
+        let names = chosen.names();
         let unknown = |word: &&String| !names.iter().any(|(name, _)| name.contains(word.as_str()));
         if let Some(unknown) = words.iter().find(unknown) {
             bail!("no scenario's name contains {unknown:?}; `cargo lab list` shows them");
         }
-        let wanted =
-            |name: &str| words.is_empty() || words.iter().any(|word| name.contains(word.as_str()));
-        self.shared.retain(|scenario| wanted(scenario.name));
-        self.own_host.retain(|scenario| wanted(scenario.name));
-        Ok(())
+        let wanted = |name: &str| words.iter().any(|word| name.contains(word.as_str()));
+        for shared in [&mut chosen.shared, &mut chosen.with_devices] {
+            shared.retain(|scenario| wanted(scenario.name));
+        }
+        chosen.own_host.retain(|scenario| wanted(scenario.name));
+        Ok(chosen)
+    }
+
+    /// Those that share hosts, with the devices of their hosts.
+    fn jobs(&self) -> Vec<Job> {
+        let job = |devices| move |&scenario| Job { scenario, devices };
+        let plain = self.shared.iter().map(job(&[]));
+        let with_devices = self.with_devices.iter().map(job(pci::LAB));
+        with_devices.chain(plain).collect()
     }
 }
 
@@ -71,8 +98,8 @@ impl Chosen {
 pub fn demo(release: Release, xenstored: Xenstored) -> Result<bool> {
     let start = Instant::now();
     let mut chosen = Chosen {
-        shared: scenarios::all(),
-        own_host: Vec::new(),
+        shared: scenarios::suite(),
+        ..Chosen::default()
     };
     chosen.shared.retain(|scenario| scenario.demo);
     let setting = Setting {
@@ -81,7 +108,7 @@ pub fn demo(release: Release, xenstored: Xenstored) -> Result<bool> {
         hosts: 1,
         elf: None,
     };
-    let summary = run_scenarios(&setting, &chosen, &Progress::default())?;
+    let summary = run_scenarios(&setting, &chosen, &Progress::default(), &LastHost::free())?;
     print_end(&summary)?;
     println!(
         "Xen {release}, {:.0} s in all",
@@ -90,27 +117,36 @@ pub fn demo(release: Release, xenstored: Xenstored) -> Result<bool> {
     Ok(print_counts(summary.counts()))
 }
 
-/// Runs the scenarios whose names contain one of `names`, or all.
+/// Runs the scenarios whose names contain one of `names`, or those of the suite.
 pub fn some(setting: &Setting, names: &[String]) -> Result<bool> {
-    let mut chosen = Chosen::all();
-    chosen.retain(names)?;
-    let summary = run_scenarios(setting, &chosen, &Progress::default())?;
+    let chosen = Chosen::by(names)?;
+    let summary = run_scenarios(setting, &chosen, &Progress::default(), &LastHost::free())?;
     print_end(&summary)?;
     Ok(print_counts(summary.counts()))
 }
 
-/// Lists the scenarios.
+/// Lists the scenarios, at last those that are not in the suite.
 pub fn list() {
-    for (name, about) in Chosen::all().names() {
-        println!("{name:20} {about}");
-    }
+    let show = |all: Vec<(&str, &str)>| {
+        for (name, about) in all {
+            println!("{name:20} {about}");
+        }
+    };
+    show(Chosen::suite().names());
+    println!("\nby name, or with `cargo lab test --long`:");
+    let long = Chosen {
+        shared: scenarios::long(),
+        ..Chosen::default()
+    };
+    show(long.names());
 }
 
-/// Runs them.
+/// Runs them; the last host begins when its processor is free.
 pub(super) fn run_scenarios(
     setting: &Setting,
     chosen: &Chosen,
     progress: &Progress,
+    last: &LastHost,
 ) -> Result<Summary> {
     let say = |text: &str| progress.step("lab", text);
     packages::ensure()?;
@@ -146,7 +182,7 @@ pub(super) fn run_scenarios(
     };
     let hosts = 0..setting.hosts;
     let mut runners: Vec<Runner> = hosts.map(|number| Runner::new(&run, number)).collect();
-    summary.extend(schedule::run(&mut runners, &chosen.shared));
+    summary.extend(schedule::run(&mut runners, &chosen.jobs(), last));
     progress.finish();
     Ok(summary)
 }
@@ -183,12 +219,12 @@ mod tests {
     fn scenarios_are_chosen_by_parts_of_their_names() {
         let count = |words: &[&str]| {
             let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
-            let mut chosen = Chosen::all();
-            chosen.retain(&words).map(|()| chosen.names().len())
+            Chosen::by(&words).map(|chosen| chosen.names().len())
         };
-        assert_eq!(count(&[]).unwrap(), Chosen::all().names().len());
+        assert_eq!(count(&[]).unwrap(), Chosen::suite().names().len());
         assert_eq!(count(&["main-"]).unwrap(), 2);
         assert_eq!(count(&["main-pv", "32bit"]).unwrap(), 3);
+        assert_eq!(count(&["-endings"]).unwrap(), 2, "the long one too");
         assert!(count(&["main-", "nonsense"]).is_err());
     }
 }

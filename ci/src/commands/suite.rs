@@ -8,6 +8,7 @@ use crate::image::packages;
 use crate::scenarios;
 use crate::testbed::progress::Progress;
 use crate::testbed::report::Summary;
+use crate::testbed::schedule::LastHost;
 use anyhow::Result;
 
 /// The results so far.
@@ -20,8 +21,8 @@ struct Done {
 
 impl Done {
     /// Runs scenarios; where that cannot even begin, says why and counts all of them as failed.
-    fn run(&mut self, setting: &Setting, chosen: &Chosen, progress: &Progress) {
-        match run_scenarios(setting, chosen, progress) {
+    fn run(&mut self, setting: &Setting, chosen: &Chosen, progress: &Progress, last: &LastHost) {
+        match run_scenarios(setting, chosen, progress, last) {
             Ok(summary) => self.summary.extend(summary),
             Err(error) => {
                 println!("FAILED: no scenario could be run: {error:#}");
@@ -30,32 +31,43 @@ impl Done {
         }
     }
 
-    /// Runs those with a host of their own, and on one host the few that are for the other program that
-    /// keeps xenstore.
-    fn run_beside_the_checks(&mut self, setting: &Setting, own_host: Chosen, progress: &Progress) {
-        self.run(setting, &own_host, progress);
-        let other = Setting {
-            xenstored: setting.xenstored.other(),
-            hosts: 1,
-            ..setting.clone()
-        };
-        let under_both = Chosen {
-            shared: scenarios::under_both(),
-            ..Chosen::default()
-        };
-        self.run(&other, &under_both, progress);
+    fn extend(&mut self, other: Self) {
+        self.summary.extend(other.summary);
+        self.not_begun += other.not_begun;
     }
 }
 
-/// The whole test suite. First come the checks, and beside them the scenarios that need no shared host and those
-/// under the other program that keeps xenstore, which take one processor; then all other scenarios, on as
-/// many hosts at a time as `setting` says.
-pub fn run(setting: &Setting) -> Result<bool> {
+/// Runs what takes one processor and no shared host: the scenarios with a host of their own, and on one host the few
+/// that are for the other program that keeps xenstore.
+fn run_beside(setting: &Setting, own_host: Chosen) -> Done {
+    let (progress, mut done) = (Progress::without_steps(), Done::default());
+    done.run(setting, &own_host, &progress, &LastHost::free());
+    let other = Setting {
+        xenstored: setting.xenstored.other(),
+        hosts: 1,
+        ..setting.clone()
+    };
+    let under_both = Chosen {
+        shared: scenarios::under_both(),
+        ..Chosen::default()
+    };
+    done.run(&other, &under_both, &progress, &LastHost::free());
+    done
+}
+
+/// The whole test suite, as two lines of work for two processors. On one are the checks, on the other the scenarios that
+/// need no shared host and those under the other program that keeps xenstore. Where one line is through, a host begins
+/// with all other scenarios. `setting` says how many hosts do so; with a single one, it begins when both are through.
+/// `long` adds the scenarios that otherwise run by name only.
+pub fn run(setting: &Setting, long: bool) -> Result<bool> {
     packages::ensure_for_tests()?;
     build::check_smallest()?;
-    let Chosen { shared, own_host } = Chosen::all();
+    let mut shared = Chosen::suite();
+    if long {
+        shared.shared.extend(scenarios::long());
+    }
     let own_host = Chosen {
-        own_host,
+        own_host: std::mem::take(&mut shared.own_host),
         ..Chosen::default()
     };
     println!(
@@ -64,10 +76,12 @@ pub fn run(setting: &Setting) -> Result<bool> {
         setting.xenstored.other(),
         scenarios::UNDER_BOTH.join(", ")
     );
-    let mut done = Done::default();
-    let checks = std::thread::scope(|scope| {
+    let last = LastHost::default();
+    let (done, checks) = std::thread::scope(|scope| {
         let beside = scope.spawn(|| {
-            done.run_beside_the_checks(setting, own_host, &Progress::without_steps());
+            let done = run_beside(setting, own_host);
+            last.release();
+            done
         });
         let checks = checks::run().and_then(|mut counts| {
             let fuzzed = fuzz::check()?;
@@ -75,18 +89,16 @@ pub fn run(setting: &Setting) -> Result<bool> {
             counts.failed += fuzzed.failed;
             Ok(counts)
         });
-        if !beside.is_finished() {
-            println!("waiting for what runs beside them");
+        let mut shared_done = Done::default();
+        if checks.is_ok() {
+            println!("hosts at a time: {}", setting.hosts);
+            let progress = Progress::default();
+            shared_done.run(setting, &shared, &progress, &last);
         }
-        beside.join().expect("a scenario does not panic");
-        checks
+        let mut done = beside.join().expect("a scenario does not panic");
+        done.extend(shared_done);
+        checks.map(|checks| (done, checks))
     })?;
-    let shared = Chosen {
-        shared,
-        ..Chosen::default()
-    };
-    println!("hosts at a time: {}", setting.hosts);
-    done.run(setting, &shared, &Progress::default());
     print_end(&done.summary)?;
     let counts = done.summary.counts();
     Ok(print_counts(Counts {

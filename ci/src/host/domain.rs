@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 /// Time limit for a command of the tool stack.
 pub const TOOLSTACK: Duration = Duration::from_secs(60);
 
-/// Time limit for a domain to end when it is asked to: a driver domain has disks to close.
-const SHUTDOWN: Duration = Duration::from_secs(20);
+/// Time limit for a domain to end when it is asked to: a driver domain has disks to close, and libxl waits for ten
+/// seconds for each device that a domain does not let go of.
+const SHUTDOWN: Duration = Duration::from_secs(40);
 
 /// The share of the processors that every domain has in Xen's scheduler, and one that outweighs a few
 /// busy guests.

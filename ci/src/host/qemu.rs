@@ -1,5 +1,6 @@
 //! The QEMU process that emulates a Xen host, and the files through which it is reached.
 
+use super::pci::{self, PciDevice};
 use super::xenstored::Xenstored;
 use crate::image::HostImage;
 use anyhow::{Context, Result, bail};
@@ -21,6 +22,8 @@ pub struct Machine {
     pub memory: u32,
     /// dom0's memory in MiB.
     pub dom0_memory: u32,
+    /// The devices that can be passed through to domains. With any, the machine has an IOMMU.
+    pub devices: &'static [PciDevice],
     /// The xenstored that dom0 runs.
     pub xenstored: Xenstored,
     /// The plugin that counts instructions, if they are to be counted.
@@ -42,6 +45,7 @@ impl Default for Machine {
             processors: 3,
             memory: 4096,
             dom0_memory: 1024,
+            devices: &[],
             xenstored: Xenstored::default(),
             plugin: None,
             xen_options: String::new(),
@@ -123,6 +127,9 @@ impl Instance {
             fs::remove_dir_all(&self.dir)?;
         }
         fs::create_dir_all(self.share())?;
+        for device in machine.devices {
+            device.make_media(&self.dir)?;
+        }
         let log = File::create(self.dir.join("qemu.log"))?;
         let mut command = if with_us {
             let mut command = Command::new("setpriv");
@@ -184,7 +191,11 @@ fn arguments(instance: &Instance, image: &HostImage, machine: &Machine) -> Vec<S
     let socket = |path: PathBuf| format!("path={},server=on,wait=off", path.display());
     let mut args: Vec<String> = Vec::new();
     let mut add = |name: &str, value: String| args.extend([format!("-{name}"), value]);
-    add("machine", "pc".into());
+    let has_devices = !machine.devices.is_empty();
+    add("machine", if has_devices { "q35" } else { "pc" }.into());
+    if has_devices {
+        add("device", pci::IOMMU.into());
+    }
     add("accel", format!("tcg,thread={}", machine.threads));
     add("cpu", machine.cpu.clone());
     add("smp", machine.processors.to_string());
@@ -256,6 +267,11 @@ fn arguments(instance: &Instance, image: &HostImage, machine: &Machine) -> Vec<S
             instance.monitor_socket().display()
         ),
     );
+    for device in machine.devices {
+        for (name, value) in device.arguments(&instance.dir) {
+            add(name, value);
+        }
+    }
     if let Some(plugin) = &machine.plugin {
         let counts = show(&instance.instructions());
         add("plugin", format!("{},counts={counts}", show(plugin)));

@@ -22,23 +22,43 @@ pub const SCENARIOS: &[Scenario] = &[
         run: sixteen_disks,
     },
     Scenario {
+        name: "twenty-rounds",
+        about: "disks are attached and detached 20 times while another disk is in use and verified; nothing is left",
+        demo: false,
+        run: |testbed| many_rounds(testbed, 5),
+    },
+    Scenario {
+        name: "full-domain",
+        about: "26 disks of one guest with 4 vCPUs, on a driver domain of 296 MiB of which the image has 280: all connect, and another guest's disk goes on",
+        demo: false,
+        run: |testbed| many_disks(testbed, &[ALMOST_FULL]),
+    },
+];
+
+/// More of the same.
+pub const LONG: &[Scenario] = &[
+    Scenario {
         name: "hundred-rounds",
         about: "disks are attached and detached 100 times while another disk is in use and verified; nothing is left",
         demo: false,
-        run: hundred_rounds,
+        run: |testbed| many_rounds(testbed, 25),
     },
     Scenario {
         name: "many-disks",
         about: "26 disks of one guest with 4 vCPUs, on a driver domain of 16, 64 and 296 MiB: all connect, and another guest's disk goes on",
         demo: false,
-        run: many_disks,
+        run: |testbed| {
+            many_disks(
+                testbed,
+                &[(16, 1, Kind::Pv), (64, 1, Kind::Pv), ALMOST_FULL],
+            )
+        },
     },
 ];
 
-/// Disks that come and go together, and how often: a hundred in all. A detached disk can be seen for two
-/// and a half seconds, so they go at the same time.
+/// Disks that come and go together. A detached disk can be seen for two and a half seconds, so they go at the same
+/// time.
 const AT_ONCE: usize = 4;
-const ROUNDS: usize = 25;
 
 /// The number of rounds after which the scenario checks what they printed, and counts the driver domain's holdings.
 const STRETCH: usize = 5;
@@ -75,7 +95,8 @@ fn coming() -> Vec<String> {
     (1..=AT_ONCE).map(name).collect()
 }
 
-fn hundred_rounds(testbed: &Testbed) -> Result<()> {
+/// Attaches and detaches [`AT_ONCE`] disks `count` times.
+fn many_rounds(testbed: &Testbed, count: usize) -> Result<()> {
     testbed.may_take(ROUNDS_LIMIT);
     let _preferred = testbed.host.prefer_dom0()?;
     let mut images = vec![Image::mib("busy", 4)];
@@ -96,7 +117,7 @@ fn hundred_rounds(testbed: &Testbed) -> Result<()> {
 
     let mut took = Duration::ZERO;
     let mut passes = write_verify::passes(&guest)?;
-    for done in (STRETCH..=ROUNDS).step_by(STRETCH) {
+    for done in (STRETCH..=count).step_by(STRETCH) {
         testbed.step(format!("rounds {} to {done}", done + 1 - STRETCH));
         let start = Instant::now();
         rounds(testbed, &guest, STRETCH)?;
@@ -123,7 +144,7 @@ fn hundred_rounds(testbed: &Testbed) -> Result<()> {
             "after {done} rounds the driver domain holds {now:?}, before them {with_guest:?}"
         );
     }
-    let each = milliseconds(took / ROUNDS as u32);
+    let each = milliseconds(took / count as u32);
 
     testbed.step(format!("{each} a round; ending the guest"));
     write_verify::stop(&guest, busy)?;
@@ -266,6 +287,11 @@ fn sixteen_disks(testbed: &Testbed) -> Result<()> {
 /// As many as a guest of xl's can have with names of one letter.
 const MANY: usize = 26;
 
+/// A driver domain's memory, its image's size, both in MiB, and the kind of its guest. The ramdisk is one image; where
+/// it is large, little of the memory is left for disks.
+type Size = (u32, u64, Kind);
+const ALMOST_FULL: Size = (296, 280, Kind::Pvh);
+
 /// Three driver domains and three guests with many disks.
 const MANY_LIMIT: Duration = Duration::from_secs(1200);
 
@@ -282,7 +308,7 @@ wait
 ls /tmp/read-* | wc -l
 "#;
 
-fn many_disks(testbed: &Testbed) -> Result<()> {
+fn many_disks(testbed: &Testbed, sizes: &[Size]) -> Result<()> {
     testbed.may_take(MANY_LIMIT);
     let verify = |guest: &Guest| -> Result<()> {
         let output = guest.ok(&write_verify::command("xvda", 1), MINUTE)?;
@@ -294,8 +320,7 @@ fn many_disks(testbed: &Testbed) -> Result<()> {
         Ok(())
     };
     let mut bystander = testbed.host.lean_guest("bystander", Kind::Pv, &[])?;
-    // The ramdisk is one image. Where it is large, little of the memory is left for disks.
-    for (memory, image, kind) in [(16, 1, Kind::Pv), (64, 1, Kind::Pv), (296, 280, Kind::Pvh)] {
+    for &(memory, image, kind) in sizes {
         let (here, _) = testbed.shared_file("image");
         std::fs::File::create(here)?.set_len(image << 20)?;
         let storage = testbed.storage(Kind::Pvh).ramdisk("image").memory(memory);

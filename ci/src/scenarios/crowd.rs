@@ -11,20 +11,20 @@ use crate::testbed::{MINUTE, Scenario, Testbed, side_by_side, write_verify};
 use anyhow::{Context, Result, ensure};
 use std::time::Duration;
 
-pub const SCENARIOS: &[Scenario] = &[
-    Scenario {
-        name: "eight-guests",
-        about: "8 small guests read back what they wrote, all at the same time",
-        demo: false,
-        run: eight_guests,
-    },
-    Scenario {
-        name: "busy-xenstore",
-        about: "4 guests attach and detach 3 disks each among conflicting transactions; no disk is lost",
-        demo: false,
-        run: busy_xenstore,
-    },
-];
+pub const SCENARIOS: &[Scenario] = &[Scenario {
+    name: "busy-xenstore",
+    about: "4 guests read back what they wrote at the same time, then attach and detach 2 disks each among conflicting transactions; no disk is lost",
+    demo: false,
+    run: busy_xenstore,
+}];
+
+/// More guests than the suite has at once.
+pub const LONG: &[Scenario] = &[Scenario {
+    name: "eight-guests",
+    about: "8 small guests read back what they wrote, all at the same time",
+    demo: false,
+    run: eight_guests,
+}];
 
 /// For each of these scenarios.
 const LIMIT: Duration = Duration::from_secs(480);
@@ -62,12 +62,20 @@ fn eight_guests(testbed: &Testbed) -> Result<()> {
     testbed.step("booting eight guests");
     let mut guests = guests(testbed.host, GUESTS)?;
 
+    all_write_and_read(testbed, &guests)?;
+    testbed.step("ending them");
+    for guest in &mut guests {
+        guest.destroy()?;
+    }
+    before.expect(testbed.host, storage.id, "after eight guests")?;
+    storage.shutdown()
+}
+
+/// All guests write random data at the same time, and read it back.
+fn all_write_and_read(testbed: &Testbed, guests: &[Guest]) -> Result<()> {
     testbed.step("all write random data and read it back");
-    // Eight guests share three emulated processors: each has little to do, and its time.
-    let jobs = guests
-        .iter()
-        .map(|guest| guest.start(&write_verify::command("xvda", 1)))
-        .collect::<Result<Vec<_>>>()?;
+    // They share three emulated processors: each has little to do, and its time.
+    let jobs = Guest::start_in_each(guests, &write_verify::command("xvda", 1))?;
     for (guest, job) in guests.iter().zip(jobs) {
         let output = guest.finish(job, 2 * MINUTE)?;
         ensure!(
@@ -77,19 +85,14 @@ fn eight_guests(testbed: &Testbed) -> Result<()> {
             output.out
         );
     }
-    testbed.step("ending them");
-    for guest in &mut guests {
-        guest.destroy()?;
-    }
-    before.expect(testbed.host, storage.id, "after eight guests")?;
-    storage.shutdown()
+    Ok(())
 }
 
 /// Guests that attach and detach at the same time.
 const ATTACHING: usize = 4;
 
 /// Disks that each of them attaches beside the one it boots with.
-const MORE_DISKS: [&str; 3] = ["xvdb", "xvdc", "xvdd"];
+const MORE_DISKS: [&str; 2] = ["xvdb", "xvdc"];
 
 const ROUNDS: usize = 2;
 
@@ -123,6 +126,7 @@ fn busy_xenstore(testbed: &Testbed) -> Result<()> {
         .start()?;
     testbed.step("booting four guests");
     let mut guests = guests(testbed.host, ATTACHING)?;
+    all_write_and_read(testbed, &guests)?;
     let before = Holdings::by(testbed.host, storage.id)?;
 
     testbed.step("attaching and detaching among conflicting transactions");
@@ -200,7 +204,7 @@ fn come_and_go(host: &Host, guest: &Guest, number: usize) -> Result<()> {
         ensure!(seen == expected, "xl block-list shows {seen:?}");
         Ok(())
     };
-    expect(attach + &connected + &list, &[0, 1, 2, 3].map(row))?;
+    expect(attach + &connected + &list, &[0, 1, 2].map(row))?;
     let use_all: Vec<String> = MORE_DISKS
         .iter()
         .map(|device| {

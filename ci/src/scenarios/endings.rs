@@ -11,10 +11,18 @@ use anyhow::{Context, Result, ensure};
 use std::time::Duration;
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
+    name: "ten-endings",
+    about: "10 guests power off, reboot, crash or are destroyed in mid-write, PV and PVH ones in each way; nothing leaks",
+    demo: false,
+    run: |testbed| endings(testbed, 5),
+}];
+
+/// More of the same.
+pub const LONG: &[Scenario] = &[Scenario {
     name: "thirty-endings",
     about: "30 guests power off, reboot, crash or are destroyed in mid-write; nothing leaks",
     demo: false,
-    run: thirty_endings,
+    run: |testbed| endings(testbed, 15),
 }];
 
 /// The time within which the resources of guests that ended have to be given back.
@@ -25,9 +33,6 @@ const LIMIT: Duration = Duration::from_secs(720);
 
 /// Guests that live and end beside each other, each on a disk of its own.
 const DISKS: usize = 2;
-
-/// Endings on each disk.
-const LIVES: usize = 15;
 
 /// On the second disk the first guests are PVH, one for each ending: a crash or a reboot of a PVH guest
 /// reaches Xen in another way than that of a PV guest. The others are PV, which boot sooner here.
@@ -71,7 +76,8 @@ impl Ending {
     }
 }
 
-fn thirty_endings(testbed: &Testbed) -> Result<()> {
+/// `count` guests end on each disk.
+fn endings(testbed: &Testbed, count: usize) -> Result<()> {
     testbed.may_take(LIMIT);
     let _preferred = testbed.host.prefer_dom0()?;
     let images: Vec<Image> = (0..DISKS)
@@ -85,18 +91,18 @@ fn thirty_endings(testbed: &Testbed) -> Result<()> {
         .start()?;
     let before = Holdings::by(testbed.host, storage.id)?;
     testbed.step(format!(
-        "{LIVES} lives on each of {DISKS} disks, side by side"
+        "{count} lives on each of {DISKS} disks, side by side"
     ));
     let host = testbed.host;
     side_by_side::run(DISKS, |disk| {
-        lives(host, disk).with_context(|| format!("on disk {disk}"))
+        lives(host, disk, count).with_context(|| format!("on disk {disk}"))
     })?;
 
     testbed.step("counting what is left");
-    before.expect_within(host, storage.id, "after 30 endings", GIVEN_BACK)?;
+    before.expect_within(host, storage.id, "after all endings", GIVEN_BACK)?;
     let log = storage.console();
     let connected = log.matches(": connected, ").count();
-    let expected = DISKS * (LIVES + 1);
+    let expected = DISKS * (count + 1);
     ensure!(
         connected == expected && !log.contains("ERROR"),
         "the driver domain's log shows {connected} connections instead of {expected}, or errors:\n{log}"
@@ -105,7 +111,7 @@ fn thirty_endings(testbed: &Testbed) -> Result<()> {
 }
 
 /// One guest after the other on a disk; each finds what the one before has written last.
-fn lives(host: &Host, number: usize) -> Result<()> {
+fn lives(host: &Host, number: usize, count: usize) -> Result<()> {
     let name = format!("mortal{number}");
     let disks = [disk("storage", "xvda", "rw", &format!("ram:disk{number}"))];
     let config = |life| {
@@ -115,13 +121,13 @@ fn lives(host: &Host, number: usize) -> Result<()> {
         Ok::<_, anyhow::Error>(config)
     };
     let mut guest = Guest::wait(host.create(&config(0)?)?)?;
-    for life in 0..LIVES {
+    for life in 0..count {
         let ending = Ending::of(number, life);
         live(&guest, number, life).with_context(|| format!("life {life}"))?;
         guest = die(host, guest, ending, &config(life + 1)?)
             .with_context(|| format!("life {life}, which {ending:?}"))?;
     }
-    live(&guest, number, LIVES).context("the last life")?;
+    live(&guest, number, count).context("the last life")?;
     guest.destroy()
 }
 

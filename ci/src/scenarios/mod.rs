@@ -17,6 +17,7 @@ mod operator;
 mod options;
 mod other_kernels;
 mod package;
+mod passed_through;
 mod queues;
 mod refusal;
 mod replaced_storage;
@@ -29,14 +30,16 @@ mod thirty_two_bit;
 use crate::testbed::Scenario;
 use crate::testbed::own_host::OwnHostScenario;
 
-/// The scenarios that share hosts, in the order in which they begin.
-pub fn all() -> Vec<Scenario> {
+/// The scenarios of the suite that share hosts, in the order in which they begin. The last ones are short, so that
+/// all hosts are in use until the end.
+pub fn suite() -> Vec<Scenario> {
     [
         main_job::SCENARIOS,
-        boot::SCENARIOS,
-        runtime::SCENARIOS,
-        examples::SCENARIOS,
         filesystem::SCENARIOS,
+        endings::SCENARIOS,
+        restarting::SCENARIOS,
+        crowd::SCENARIOS,
+        attaching::SCENARIOS,
         lasting::SCENARIOS,
         several::SCENARIOS,
         queues::SCENARIOS,
@@ -46,18 +49,27 @@ pub fn all() -> Vec<Scenario> {
         operator::SCENARIOS,
         package::SCENARIOS,
         memory::SCENARIOS,
-        attaching::SCENARIOS,
-        endings::SCENARIOS,
-        crowd::SCENARIOS,
+        suspension::SCENARIOS,
         refusal::SCENARIOS,
         hostile::SCENARIOS,
         data_paths::SCENARIOS,
         options::SCENARIOS,
-        suspension::SCENARIOS,
-        restarting::SCENARIOS,
         other_kernels::SCENARIOS,
+        boot::SCENARIOS,
+        runtime::SCENARIOS,
+        examples::SCENARIOS,
     ]
     .concat()
+}
+
+/// Scenarios that do more of what others do in the suite: more rounds, guests or disks.
+pub fn long() -> Vec<Scenario> {
+    [endings::LONG, attaching::LONG, crowd::LONG].concat()
+}
+
+/// The scenarios that share hosts with devices of their own ([`pci::LAB`](crate::host::pci::LAB)).
+pub fn with_devices() -> Vec<Scenario> {
+    passed_through::SCENARIOS.to_vec()
 }
 
 /// The scenarios that `cargo lab test` runs under each of the two programs that keep xenstore: attaching and
@@ -73,9 +85,9 @@ pub const UNDER_BOTH: &[&str] = &[
 
 /// The scenarios that run under both programs.
 pub fn under_both() -> Vec<Scenario> {
-    let mut all = all();
-    all.retain(|scenario| UNDER_BOTH.contains(&scenario.name));
-    all
+    let mut both = suite();
+    both.retain(|scenario| UNDER_BOTH.contains(&scenario.name));
+    both
 }
 
 /// The scenarios that bring a host of their own.
@@ -83,9 +95,10 @@ pub fn own_host() -> Vec<OwnHostScenario> {
     thirty_two_bit::SCENARIOS.to_vec()
 }
 
-/// The names of both sorts.
+/// The names of all scenarios.
 pub fn names() -> Vec<&'static str> {
-    let shared = all().into_iter().map(|scenario| scenario.name);
+    let shared = suite().into_iter().chain(long()).chain(with_devices());
+    let shared = shared.map(|scenario| scenario.name);
     let own_host = own_host().into_iter().map(|scenario| scenario.name);
     shared.chain(own_host).collect()
 }

@@ -69,8 +69,17 @@ fn nodes(tree: &str) -> BTreeSet<String> {
         .filter_map(|line| line.split_once(" = ").map(|(path, _)| path.trim()))
         .filter(|path| !KEPT.contains(path))
         .filter(|path| !path.starts_with("/local/domain/0/libxl/"))
+        .filter(|path| !is_of_a_device(path))
         .map(str::to_owned)
         .collect()
+}
+
+/// Tells what libxl leaves of a device that was passed through: an empty directory, which is not the domain's that had
+/// it; and pciback's directory of that domain, unless the frontend was connected to its end.
+fn is_of_a_device(path: &str) -> bool {
+    let device = path.strip_prefix("/libxl/pci/");
+    device.is_some_and(|rest| !rest.contains('/'))
+        || path.starts_with("/local/domain/0/backend/pci")
 }
 
 #[cfg(test)]
@@ -80,6 +89,16 @@ mod tests {
     const LIST: &str = "Name                                        ID   Mem VCPUs\tState\tTime(s)\n\
                         Domain-0                                     0  1024     2     r-----       9.7\n\
                         (null)                                       4     0     1     --p--d       0.2\n";
+
+    #[test]
+    fn a_device_has_nodes_of_its_own_but_no_owner() {
+        let kept = nodes(
+            "/libxl/pci/0000-00-10-0 = \"\"\n/local/domain/0/backend/pci/3/0/state = \"6\"\n\
+             /libxl/pci/0000-00-10-0/domid = \"3\"\n",
+        );
+        let owner = "/libxl/pci/0000-00-10-0/domid".to_owned();
+        assert_eq!(kept, BTreeSet::from([owner]));
+    }
 
     #[test]
     fn stray_domains_and_nodes_are_named() {

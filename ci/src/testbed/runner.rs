@@ -3,9 +3,10 @@
 use super::host_state::{self, HostState};
 use super::progress::Progress;
 use super::report::{Outcome, Summary};
+use super::schedule::Job;
 use super::{Scenario, Testbed};
 use crate::fault::{self, Verdict};
-use crate::host::{Host, length, qemu::Machine, read_from};
+use crate::host::{Host, length, pci::PciDevice, qemu::Machine, read_from};
 use crate::image::HostImage;
 use crate::process::tail;
 use crate::workspace;
@@ -35,7 +36,7 @@ const CLEANUP_LIMIT: Duration = Duration::from_secs(15);
 pub struct Run<'a> {
     /// The files that a host boots.
     pub image: HostImage,
-    /// The machine that QEMU emulates.
+    /// The machine that QEMU emulates, but for the devices that scenarios need.
     pub machine: Machine,
     /// The bootable ELF.
     pub unikernel: PathBuf,
@@ -50,8 +51,17 @@ pub struct Runner<'a> {
     run: &'a Run<'a>,
     /// The host's number among the hosts of the run.
     number: usize,
-    host: Option<(Host, HostState)>,
+    host: Option<Booted>,
     boots: u32,
+}
+
+/// A host that has been booted.
+struct Booted {
+    host: Host,
+    /// Its devices for domains.
+    devices: &'static [PciDevice],
+    /// What was there before the first scenario.
+    before: HostState,
 }
 
 /// The lengths of a host's logs when a scenario began.
@@ -73,11 +83,11 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// Runs all of them.
-    pub fn run(&mut self, scenarios: impl IntoIterator<Item = Scenario>) -> Summary {
+    /// Runs one after another. `next` is told which devices for domains the host has, where there is one.
+    pub fn run(&mut self, next: impl Fn(Option<&[PciDevice]>) -> Option<Job>) -> Summary {
         let mut outcomes = Vec::new();
-        for scenario in scenarios {
-            let outcome = self.run_one(&scenario);
+        while let Some(job) = next(self.host.as_ref().map(|booted| booted.devices)) {
+            let outcome = self.run_one(&job);
             outcome.announce(self.run.progress);
             outcomes.push(outcome);
         }
@@ -97,12 +107,13 @@ impl<'a> Runner<'a> {
         self.run.machine.xenstored.title(scenario.name)
     }
 
-    fn run_one(&mut self, scenario: &Scenario) -> Outcome {
+    fn run_one(&mut self, job: &Job) -> Outcome {
+        let scenario = &job.scenario;
         let start = Instant::now();
         let mut reruns = 0;
         let mut emulator_faults = Vec::new();
         let mut begin = start;
-        let mut attempt = self.attempt(scenario, "");
+        let mut attempt = self.attempt(job, "");
         while attempt.excused {
             let lost = self.lose(begin.elapsed());
             if reruns == MOST_RERUNS || lost > MOST_LOST {
@@ -115,7 +126,7 @@ impl<'a> Runner<'a> {
                 scenario.name, attempt.emulator_faults[0]
             ));
             emulator_faults.append(&mut attempt.emulator_faults);
-            attempt = self.attempt(scenario, &format!("-rerun-{reruns}"));
+            attempt = self.attempt(job, &format!("-rerun-{reruns}"));
         }
         emulator_faults.append(&mut attempt.emulator_faults);
         Outcome {
@@ -135,13 +146,15 @@ impl<'a> Runner<'a> {
         *lost
     }
 
-    /// One run of a scenario: on the shared host, or on a new one after anything went wrong.
-    fn attempt(&mut self, scenario: &Scenario, suffix: &str) -> Attempt {
+    /// One run of a scenario: on the shared host, or on a new one after anything went wrong, and where the scenario
+    /// needs other devices.
+    fn attempt(&mut self, job: &Job, suffix: &str) -> Attempt {
+        let scenario = &job.scenario;
         let dir = workspace::lab().join(format!("{}{suffix}", self.title(scenario)));
         let _ = fs::remove_dir_all(&dir);
         if let Err(error) = fs::create_dir_all(&dir)
             .map_err(Into::into)
-            .and_then(|()| self.ensure_host(scenario))
+            .and_then(|()| self.ensure_host(job))
         {
             let kept = self.keep_boot_logs(&dir);
             let cause = error.root_cause().to_string();
@@ -155,7 +168,7 @@ impl<'a> Runner<'a> {
                 ..Attempt::default()
             };
         }
-        let (host, before) = self.host.as_ref().expect("it was just booted");
+        let Booted { host, before, .. } = self.host.as_ref().expect("it was just booted");
         let marks = Marks::of(host);
         host.take_emulator_faults();
         host.watch(Instant::now() + SCENARIO_LIMIT);
@@ -194,19 +207,33 @@ impl<'a> Runner<'a> {
         }
     }
 
-    fn ensure_host(&mut self, scenario: &Scenario) -> Result<()> {
-        if self.host.is_some() {
+    fn ensure_host(&mut self, job: &Job) -> Result<()> {
+        let &Job { scenario, devices } = job;
+        if (self.host.as_ref()).is_some_and(|booted| booted.devices == devices) {
             return Ok(());
         }
+        self.host = None;
         let run = self.run;
         run.progress
             .step(scenario.name, &format!("booting Xen {}", run.image.release));
         self.boots += 1;
-        let host = Host::boot(self.host_dir(), &run.image, &run.machine, false)?;
+        let machine = Machine {
+            devices,
+            ..run.machine.clone()
+        };
+        let host = Host::boot(self.host_dir(), &run.image, &machine, false)?;
         fs::copy(&run.unikernel, host.instance().share().join("bulkhead"))
             .with_context(|| format!("cannot copy {}", run.unikernel.display()))?;
-        let state = HostState::of(&host)?;
-        self.host = Some((host, state));
+        // They stay assignable whichever domain had them last.
+        for device in devices {
+            host.make_assignable(device)?;
+        }
+        let before = HostState::of(&host)?;
+        self.host = Some(Booted {
+            host,
+            devices,
+            before,
+        });
         Ok(())
     }
 

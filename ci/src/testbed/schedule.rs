@@ -3,8 +3,9 @@
 use super::Scenario;
 use super::report::{Outcome, Summary};
 use super::runner::Runner;
-use std::sync::Mutex;
-use std::{fs, thread, vec};
+use crate::host::pci::PciDevice;
+use std::sync::{Condvar, Mutex};
+use std::{fs, thread};
 
 /// The memory that one host takes on the machine that emulates it, in MiB: its own, QEMU's translated code, and
 /// the files that are read for it.
@@ -32,57 +33,99 @@ fn available_mib(meminfo: &str) -> u64 {
     kib.and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) >> 10
 }
 
-/// Runs all scenarios. Those that measure (the demo's) run first, while no other host does anything; the hosts
-/// share the others.
-pub fn run(runners: &mut [Runner], scenarios: &[Scenario]) -> Summary {
-    let (measuring, others): (Vec<Scenario>, _) =
-        scenarios.iter().partition(|scenario| scenario.demo);
-    let mut summary = Summary::default();
-    let mut order = Vec::new();
-    if let Some(first) = runners.first_mut() {
-        order.extend(scenarios.iter().map(|scenario| first.title(scenario)));
-        summary.extend(first.run(measuring));
+/// A scenario, and the host that it needs.
+#[derive(Clone, Copy)]
+pub struct Job {
+    /// The scenario.
+    pub scenario: Scenario,
+    /// The devices that its host has for domains.
+    pub devices: &'static [PciDevice],
+}
+
+/// Whether the processor of the last host is free, on which something else may run at first.
+#[derive(Debug, Default)]
+pub struct LastHost {
+    free: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl LastHost {
+    /// A host whose processor is free.
+    pub fn free() -> Self {
+        let host = Self::default();
+        host.release();
+        host
     }
-    let waiting = Waiting::new(others);
+
+    /// From now on its processor is free.
+    pub fn release(&self) {
+        *self.free.lock().expect("no thread panicked") = true;
+        self.changed.notify_all();
+    }
+
+    fn wait(&self) {
+        let mut free = self.free.lock().expect("no thread panicked");
+        while !*free {
+            free = self.changed.wait(free).expect("no thread panicked");
+        }
+    }
+}
+
+/// Runs all scenarios, which the hosts share; the last host begins when its processor is free. Those that measure (the
+/// demo's) run last, when no other host does anything.
+pub fn run(runners: &mut [Runner], jobs: &[Job], last: &LastHost) -> Summary {
+    let Some(last_number) = runners.len().checked_sub(1) else {
+        return Summary::default();
+    };
+    let title = |job: &Job| runners[0].title(&job.scenario);
+    let order: Vec<String> = jobs.iter().map(title).collect();
+    let (measuring, others): (Vec<Job>, _) = jobs.iter().partition(|job| job.scenario.demo);
+    let mut summary = Summary::default();
+    let waiting = Waiting(Mutex::new(others));
     thread::scope(|scope| {
-        let run = |runner: &mut Runner| {
-            let summary = runner.run(&waiting);
-            runner.stop();
+        let run = |number: usize, runner: &mut Runner| {
+            if number == last_number {
+                last.wait();
+            }
+            let summary = runner.run(|devices| waiting.next(devices));
+            if number > 0 {
+                runner.stop();
+            }
             summary
         };
-        let hosts: Vec<_> = runners
-            .iter_mut()
-            .map(|runner| scope.spawn(move || run(runner)))
+        let hosts: Vec<_> = (0..)
+            .zip(runners.iter_mut())
+            .map(|(number, runner)| scope.spawn(move || run(number, runner)))
             .collect();
         for host in hosts {
             summary.extend(host.join().expect("a scenario does not panic"));
         }
     });
+    let waiting = Waiting(Mutex::new(measuring));
+    summary.extend(runners[0].run(|devices| waiting.next(devices)));
+    runners[0].stop();
     let place = |outcome: &Outcome| order.iter().position(|title| *title == outcome.name);
     summary.outcomes.sort_by_key(place);
     summary
 }
 
-/// A list of work that several threads share: each takes the next item when it is free.
-struct Waiting<T>(Mutex<vec::IntoIter<T>>);
+/// A list of work that several hosts share: each takes the next that it can do when it is free.
+struct Waiting(Mutex<Vec<Job>>);
 
-impl<T> Waiting<T> {
-    fn new(all: Vec<T>) -> Self {
-        Self(Mutex::new(all.into_iter()))
-    }
-}
-
-impl<T> Iterator for &Waiting<T> {
-    type Item = T;
-
-    fn next(&mut self) -> Option<T> {
-        self.0.lock().expect("no thread panicked").next()
+impl Waiting {
+    /// Returns the next job for a host with these devices; where none is left for it, the next for another host.
+    fn next(&self, devices: Option<&[PciDevice]>) -> Option<Job> {
+        let mut jobs = self.0.lock().expect("no thread panicked");
+        let fits = |job: &Job| devices == Some(job.devices);
+        let place = jobs.iter().position(fits).unwrap_or(0);
+        (place < jobs.len()).then(|| jobs.remove(place))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::pci;
     use crate::testbed::side_by_side;
 
     #[test]
@@ -97,12 +140,56 @@ mod tests {
         assert_eq!(hosts_within(8, available_mib("nonsense")), 1);
     }
 
+    fn jobs(count: usize, devices: &'static [PciDevice]) -> Vec<Job> {
+        let scenario = Scenario {
+            name: "one",
+            about: "nothing",
+            demo: false,
+            run: |_| Ok(()),
+        };
+        vec![Job { scenario, devices }; count]
+    }
+
     #[test]
     fn what_waits_is_taken_once() {
-        let waiting = Waiting::new((0..1000).collect());
-        let taken = side_by_side::run(2, |_| Ok(waiting.collect::<Vec<u32>>())).unwrap();
-        let mut all = taken.concat();
-        all.sort_unstable();
-        assert_eq!(all, (0..1000).collect::<Vec<_>>());
+        let waiting = Waiting(Mutex::new(jobs(1000, &[])));
+        let taken = side_by_side::run(2, |_| {
+            Ok(std::iter::from_fn(|| waiting.next(Some(&[]))).count())
+        });
+        assert_eq!(taken.unwrap().iter().sum::<usize>(), 1000);
+    }
+
+    #[test]
+    fn a_host_is_made_anew_only_where_nothing_is_left_for_it() {
+        let all = [jobs(2, &[]), jobs(3, pci::LAB), jobs(2, &[])].concat();
+        let taken = |first: Option<&'static [PciDevice]>| {
+            let waiting = Waiting(Mutex::new(all.clone()));
+            let mut devices = first;
+            let next = || {
+                let job = waiting.next(devices)?;
+                devices = Some(job.devices);
+                Some(job.devices.len())
+            };
+            std::iter::from_fn(next).collect::<Vec<_>>()
+        };
+        let lab = pci::LAB.len();
+        assert_eq!(taken(None), [0, 0, 0, 0, lab, lab, lab]);
+        assert_eq!(taken(Some(pci::LAB)), [lab, lab, lab, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn the_last_host_waits_for_its_processor() {
+        let last = LastHost::default();
+        let (told, waited) = std::sync::mpsc::channel();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                last.wait();
+                told.send(()).unwrap();
+            });
+            assert!(waited.try_recv().is_err(), "it did not wait");
+            last.release();
+            waited.recv().unwrap();
+        });
+        LastHost::free().wait();
     }
 }

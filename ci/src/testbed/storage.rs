@@ -5,6 +5,7 @@ use super::images::{self, Image};
 use super::report::milliseconds;
 use crate::config::{Config, Kind};
 use crate::host::domain::Domain;
+use crate::host::pci::PciDevice;
 use crate::host::vbd_statistics::VbdStatistics;
 use anyhow::{Context, Result, ensure};
 use std::ops::{Deref, DerefMut};
@@ -87,6 +88,12 @@ impl<'h> Storage<'_, 'h> {
     /// Gives it a disk of its own, as `xl` writes one.
     pub fn disk(mut self, disk: &str) -> Self {
         self.config.disks.push(disk.to_owned());
+        self
+    }
+
+    /// Passes a device through to it.
+    pub fn pci(mut self, device: &PciDevice) -> Self {
+        self.config.pci.push(device.to_string());
         self
     }
 

@@ -30,6 +30,7 @@ mod memory;
 mod memory_target;
 mod messages;
 mod notifications;
+mod nvme;
 mod operator;
 mod persistent;
 mod queues;

@@ -36,6 +36,7 @@ mod journal;
 mod late_disks;
 mod link;
 mod lower;
+mod nvme;
 mod ramdisk;
 mod random;
 mod resources;
@@ -54,6 +55,7 @@ pub use journal::install as start_journal;
 pub use late_disks::LateDisks;
 pub use link::{Link, Style};
 pub use lower::Lower;
+pub use nvme::Nvme;
 pub use ramdisk::{archive_of, content};
 pub use random::Random;
 pub use script::{Script, play};
@@ -67,6 +69,7 @@ use bulkhead_blkback::operator::{grow_on_request, rescan_on_request};
 use bulkhead_blkfront::{Frontends, vbd_store};
 use bulkhead_grant::Region;
 use bulkhead_images::{Catalog, ImageMemory, Stores};
+use bulkhead_nvme::nvme_store;
 use bulkhead_xen::abi::xs_wire::ERROR_RING_INDEX;
 use bulkhead_xen::{DomId, Hypervisor, Instant};
 use bulkhead_xen_sim::xenstore::toolstack::{self, Vbd};
@@ -102,6 +105,8 @@ pub struct World {
     lower: RefCell<Vec<Rc<Executors>>>,
     /// The driver domain's own disks, if it serves any.
     pub frontends: Option<Rc<Frontends<SimVcpu>>>,
+    /// The driver domain's NVMe controller, if it has one.
+    pub nvme: Option<Nvme>,
     /// The ramdisk's address and length.
     ramdisk: (NonNull<u8>, usize),
 }
@@ -172,6 +177,12 @@ impl World {
         if let Some(frontends) = &frontends {
             stores.register(Box::new(vbd_store(frontends.clone())));
         }
+        let nvme = setup
+            .controller
+            .map(|config| Nvme::new(&sim, &storage, &executors, config));
+        if let Some(nvme) = &nvme {
+            stores.register(Box::new(nvme_store(nvme.controllers.clone())));
+        }
         if let Some(layer) = setup.layer {
             stores = stores.behind(layer);
         }
@@ -220,9 +231,14 @@ impl World {
             executors,
             lower: RefCell::default(),
             frontends,
+            nvme,
             ramdisk: (ramdisk, archive.len()),
         };
-        world.run();
+        match world.nvme.is_some() {
+            // It starts when the driver has looked at it a few times.
+            true => world.wait(Duration::from_millis(50)),
+            false => _ = world.run(),
+        }
         world.before = world.resources();
         world
     }
@@ -251,6 +267,7 @@ impl World {
     /// Each driver domain runs until it sleeps. Returns whether any did something.
     fn step_driver_domains(&self) -> bool {
         let mut moved = self.executors.step();
+        moved |= self.nvme.as_ref().is_some_and(|nvme| nvme.fake.step());
         for lower in &*self.lower.borrow() {
             moved |= lower.step();
         }

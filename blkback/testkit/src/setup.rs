@@ -4,6 +4,7 @@ use super::content;
 use bulkhead_blkback::engine::{DataPath, Options};
 use bulkhead_images::testing::Layer;
 use bulkhead_images::{DiscardMode, Store};
+use bulkhead_nvme_testing::Config;
 use bulkhead_xen_sim::DomainKind;
 
 /// The configuration of a simulated machine.
@@ -28,6 +29,8 @@ pub struct Setup {
     pub memory_later: usize,
     /// The driver domain serves disks of its own (`vbd:`).
     pub own_disks: bool,
+    /// The PV driver domain has an NVMe controller (`nvme:03:00.0`).
+    pub controller: Option<Config>,
     /// The start of the damage to the ramdisk: bytes from here on are overwritten.
     pub damage: Option<usize>,
 }
@@ -52,6 +55,7 @@ impl Default for Setup {
             reservation: false,
             memory_later: 0,
             own_disks: false,
+            controller: None,
             damage: None,
         }
     }

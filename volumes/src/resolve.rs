@@ -59,7 +59,7 @@ pub(crate) fn partition(
     contents: Contents<'_>,
     disk: DiskId,
     name: &str,
-    wanted: impl Fn(&Partition) -> bool,
+    wanted: &dyn Fn(&Partition) -> bool,
 ) -> Result<Resolved, OpenError> {
     let table = content(contents, disk).and_then(|content| content.table.as_ref());
     let table = table.ok_or_else(|| OpenError::NoTable { name: name.into() })?;
@@ -113,8 +113,8 @@ pub(crate) fn logical(
     contents: Contents<'_>,
     disk: DiskId,
     name: &str,
-    group: impl Fn(&Group) -> bool,
-    volume: impl Fn(&Logical) -> bool,
+    group: &dyn Fn(&Group) -> bool,
+    volume: &dyn Fn(&Logical) -> bool,
     disks: &[DiskId],
 ) -> Result<Resolved, OpenError> {
     let group = newest(contents, disk, name, group)?;
@@ -176,7 +176,7 @@ fn newest(
     contents: Contents<'_>,
     disk: DiskId,
     name: &str,
-    wanted: impl Fn(&Group) -> bool,
+    wanted: &dyn Fn(&Group) -> bool,
 ) -> Result<Arc<Group>, OpenError> {
     let not_found = |there: Vec<String>| OpenError::NotFound {
         name: name.into(),

@@ -328,17 +328,17 @@ impl Volumes {
             let contents = self.state.lock().contents(&self.claims);
             let resolved = match &name.part {
                 VolumePart::Label(label) => {
-                    resolve::partition(&contents, disk, text, |it| it.label == *label)
+                    resolve::partition(&contents, disk, text, &|it| it.label == *label)
                 }
                 VolumePart::Guid(guid) => {
-                    resolve::partition(&contents, disk, text, |it| it.id == *guid)
+                    resolve::partition(&contents, disk, text, &|it| it.id == *guid)
                 }
                 VolumePart::Logical { group, volume } => resolve::logical(
                     &contents,
                     disk,
                     text,
-                    |it| it.name == *group,
-                    |it| it.name == *volume,
+                    &|it| it.name == *group,
+                    &|it| it.name == *volume,
                     &[],
                 ),
                 VolumePart::Whole => Err(OpenError::NoTable { name: text.into() }),
@@ -441,14 +441,14 @@ impl Open {
         }
         let resolved = match self.identity {
             Identity::Partition(disk, guid) => {
-                resolve::partition(contents, disk, &self.name, |it| it.id == guid)
+                resolve::partition(contents, disk, &self.name, &|it| it.id == guid)
             }
             Identity::Logical(disk, group, volume) => resolve::logical(
                 contents,
                 disk,
                 &self.name,
-                |it| it.id == group,
-                |it| it.id == volume,
+                &|it| it.id == group,
+                &|it| it.id == volume,
                 &self.disks,
             ),
         };

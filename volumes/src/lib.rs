@@ -62,6 +62,7 @@ pub mod gpt;
 pub mod lvm;
 mod memory;
 mod name;
+mod order;
 mod rescan;
 mod resolve;
 mod store;

@@ -1,6 +1,7 @@
 //! The entries of a partition table.
 
 use super::header::Header;
+use crate::order::order;
 use alloc::string::String;
 use bulkhead_images::Sector;
 use core::fmt;
@@ -92,12 +93,14 @@ impl Partition {
     }
 }
 
-/// Finds partitions that have sectors together.
-pub(super) fn mark_overlaps(partitions: &mut [Partition]) {
-    partitions.sort_unstable_by_key(|partition| partition.start);
+/// Finds partitions that have sectors together. `None` without memory.
+pub(super) fn mark_overlaps(partitions: &mut [Partition]) -> Option<()> {
+    let by_start = order(partitions.len(), &|one, other| {
+        partitions[one].start.cmp(&partitions[other].start)
+    })?;
     // The one that reaches furthest so far.
     let mut furthest: Option<usize> = None;
-    for index in 0..partitions.len() {
+    for index in by_start {
         if partitions[index].fault == Some(PartitionFault::Outside) {
             continue;
         }
@@ -113,5 +116,5 @@ pub(super) fn mark_overlaps(partitions: &mut [Partition]) {
             furthest = Some(index);
         }
     }
-    partitions.sort_unstable_by_key(|partition| partition.number);
+    Some(())
 }

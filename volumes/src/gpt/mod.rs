@@ -129,7 +129,7 @@ pub async fn read(reader: &mut DeviceReader) -> Result<Option<Table>, GptError> 
         },
     };
     let mut partitions = partitions;
-    entry::mark_overlaps(&mut partitions);
+    entry::mark_overlaps(&mut partitions).ok_or(GptError::NoMemory)?;
     Ok(Some(Table {
         disk: header.disk,
         partitions,

@@ -3,6 +3,7 @@
 use super::text::{List, Section, TextFault, Value, parse, plain};
 use super::{Id, is_name};
 use crate::memory::{owned, push};
+use crate::order::order;
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -212,17 +213,13 @@ impl Group {
             push(&mut group.physical, volume).ok_or(NO_MEMORY)?;
         }
         // Segments name physical volumes again and again.
-        let mut order = Vec::new();
-        order
-            .try_reserve_exact(group.physical.len())
-            .map_err(|_| NO_MEMORY)?;
-        order.extend(0..group.physical.len());
-        order.sort_unstable_by(|one, other| {
-            group.physical[*one].name.cmp(&group.physical[*other].name)
+        let by_name = order(group.physical.len(), &|one, other| {
+            group.physical[one].name.cmp(&group.physical[other].name)
         });
+        let by_name = by_name.ok_or(NO_MEMORY)?;
         let find = |name: &str| {
-            let place = order.binary_search_by(|at| group.physical[*at].name.as_str().cmp(name));
-            place.ok().map(|place| order[place])
+            let place = by_name.binary_search_by(|at| group.physical[*at].name.as_str().cmp(name));
+            place.ok().map(|place| by_name[place])
         };
         let mut snapshots = Vec::new();
         let sections = logical.into_iter().flat_map(Section::entries);
@@ -238,10 +235,14 @@ impl Group {
             within_limit(bytes)?;
             push(&mut group.logical, volume).ok_or(NO_MEMORY)?;
         }
-        snapshots.sort_unstable();
+        let by_name = order(snapshots.len(), &|one, other| {
+            snapshots[one].cmp(snapshots[other])
+        });
+        let by_name = by_name.ok_or(NO_MEMORY)?;
         for volume in &mut group.logical {
             let name = volume.name.as_str();
-            if volume.fault.is_none() && snapshots.binary_search(&name).is_ok() {
+            let found = by_name.binary_search_by(|at| snapshots[*at].cmp(name));
+            if volume.fault.is_none() && found.is_ok() {
                 volume.fault = Some(LogicalFault::Snapshot);
             }
         }
@@ -273,9 +274,10 @@ impl Group {
                 }
             }
         }
-        all.sort_unstable();
+        let in_order = order(all.len(), &|one, other| all[one].cmp(&all[other]));
         let mut furthest: Option<(u32, u64, usize)> = None;
-        for (physical, start, end, number) in all {
+        for position in in_order.ok_or(NO_MEMORY)? {
+            let (physical, start, end, number) = all[position];
             let before = furthest.filter(|before| before.0 == physical);
             if let Some((_, until, other)) = before
                 && until > start

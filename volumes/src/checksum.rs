@@ -1,41 +1,60 @@
 //! The checksums of the tables.
 
-use crc::{Algorithm, Crc, Digest, Table};
+use crc::{Crc, Digest, Table};
 
 /// What the UEFI specification asks for: the CRC-32 of Ethernet.
-static GPT: Crc<u32, Table<1>> = Crc::<u32, Table<1>>::new(&gpt_disk_types::Crc32::ALGORITHM);
+static CRC: Crc<u32, Table<1>> = Crc::<u32, Table<1>>::new(&gpt_disk_types::Crc32::ALGORITHM);
 
-/// LVM's: the same polynomial, another start, no inversion at the end (`INITIAL_CRC` and `calc_crc` in its sources).
-static LVM: Crc<u32, Table<1>> = Crc::<u32, Table<1>>::new(&Algorithm {
-    width: 32,
-    poly: 0x04C1_1DB7,
-    init: 0xF597_A6CF_u32.reverse_bits(),
-    refin: true,
-    refout: true,
-    xorout: 0,
-    check: 0,
-    residue: 0,
-});
+/// Where LVM's starts: the same polynomial, and so the same table (`INITIAL_CRC` in its sources).
+const LVM_START: u32 = 0xF597_A6CF;
 
 /// A checksum that is being computed.
-pub(crate) struct Checksum(Digest<'static, u32, Table<1>>);
+pub(crate) struct Checksum {
+    digest: Digest<'static, u32, Table<1>>,
+    /// What is inverted at the end.
+    inverted: u32,
+}
 
 impl Checksum {
     /// Returns that of a partition table's header or entries.
     pub fn of_gpt() -> Checksum {
-        Checksum(GPT.digest())
+        Checksum {
+            digest: CRC.digest(),
+            inverted: 0,
+        }
     }
 
-    /// Returns that of LVM's labels, headers and texts.
+    /// Returns that of LVM's labels, headers and texts, which is not inverted at the end (`calc_crc` in its sources).
     pub fn of_lvm() -> Checksum {
-        Checksum(LVM.digest())
+        Checksum {
+            digest: CRC.digest_with_initial(LVM_START.reverse_bits()),
+            inverted: u32::MAX,
+        }
     }
 
     pub fn update(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
+        self.digest.update(bytes);
     }
 
     pub fn value(self) -> u32 {
-        self.0.finalize()
+        self.digest.finalize() ^ self.inverted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Checksum;
+
+    // What zlib's `crc32` makes of the same bytes; for LVM's, with the start and the result inverted.
+    #[test]
+    fn they_are_those_of_the_formats() {
+        for (mut checksum, expected) in [
+            (Checksum::of_gpt(), 0xCBF4_3926),
+            (Checksum::of_lvm(), 0x4991_CF02),
+        ] {
+            checksum.update(b"12345");
+            checksum.update(b"6789");
+            assert_eq!(checksum.value(), expected);
+        }
     }
 }

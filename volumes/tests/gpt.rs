@@ -249,6 +249,32 @@ fn headers_that_cannot_be_are_not_used() {
 }
 
 #[test]
+fn a_table_whose_partitions_could_have_its_headers_is_not_used() {
+    // The first and the last block of partitions, and the other header's. The entries lie behind all of them.
+    for (first, last, other) in [
+        (0, 4000, 8191),
+        (1, 4000, 8191),
+        (34, 8191, 8191),
+        (34, 4000, 3000),
+    ] {
+        let disk = disk(SectorSize::B512, &[partition("root", 1, (64, 127))]);
+        disk.change(|bytes| {
+            let table = if last == 8191 { 2 } else { 5000 };
+            bytes.copy_within(1024..34 * 512, table * 512);
+            for (at, value) in [(32, other), (40, first), (48, last), (72, table as u64)] {
+                bytes[512 + at..][..8].copy_from_slice(&value.to_le_bytes());
+            }
+        });
+        mend_gpt(&disk);
+        let case = format!("{first} to {last}, {other}");
+        let note = table(&disk).note.unwrap_or_else(|| panic!("{case}: used"));
+        let told = "its partitions could have the sectors of its headers";
+        assert!(note.to_string().contains(told), "{case}: {note}");
+        assert!(matches!(note, Note::BackupUsed(_)), "{case}: {note}");
+    }
+}
+
+#[test]
 fn larger_headers_and_entries_are_read_as_the_specification_says() {
     let disk = disk(SectorSize::B512, &[partition("root", 1, (200, 220))]);
     disk.change(|bytes| {

@@ -98,6 +98,13 @@ impl Header {
         if header.last >= blocks || header.first > header.last || blocks > 1 << 52 {
             return fault("its partitions would be past the end of the disk");
         }
+        // Whoever has a partition there could make another table of it: the MBR, both headers, and the last
+        // block, in which the backup is looked for.
+        let usable = header.first..=header.last;
+        let headers = [0, 1, block, header.other, blocks - 1];
+        if headers.iter().any(|header| usable.contains(header)) {
+            return fault("its partitions could have the sectors of its headers");
+        }
         let used = header.table_bytes().div_ceil(bytes.len() as u64);
         let end = header.table.checked_add(used);
         let elsewhere = |end: u64| end <= header.first || header.table > header.last;

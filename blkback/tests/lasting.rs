@@ -174,7 +174,7 @@ fn a_target_that_names_no_disk_says_which_there_are() {
     let guest = Guest::new(&world);
     let refused = |target: &str| {
         let disk = guest.attach("xvda", target);
-        world.wait(Duration::from_secs(7));
+        world.wait(Duration::from_secs(8));
         let problem = disk.problem().expect("refused");
         disk.finish_detach();
         problem

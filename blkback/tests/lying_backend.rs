@@ -274,6 +274,21 @@ fn a_backend_that_says_nonsense_of_its_disk_is_not_connected_to() {
 }
 
 #[test]
+fn a_disk_that_connects_late_and_says_nothing_is_refused_before_libxl_gives_up() {
+    let world = world();
+    let disk = Guest::new(&world).attach("xvda", "vbd:xvda/root");
+    world.wait(Duration::from_secs(5));
+    let liar = Liar::new(&world, &DISK);
+    assert_eq!(liar.frontend(), Some(XenbusState::Connected));
+    assert_eq!(disk.problem(), None);
+    // Nine of the ten seconds.
+    world.wait(Duration::from_secs(4));
+    let problem = disk.problem().expect("refused");
+    assert!(problem.contains("does not answer"), "{problem}");
+    world.no_mistakes();
+}
+
+#[test]
 fn memory_that_a_backend_does_not_let_go_of_is_not_used_again() {
     let world = world();
     let mut liar = Liar::new(&world, &DISK);

@@ -18,9 +18,9 @@ use core::pin::{Pin, pin};
 use core::task::Poll;
 use core::time::Duration;
 
-/// The time that a guest's disk waits for one of our disks to be there, and to be read: less than the ten seconds for
-/// which libxl waits for the guest's disk to be offered.
-pub const ANSWERS: Duration = Duration::from_secs(6);
+/// The time in which one of our disks has to be there and its tables have to be read, for a guest's disk on it: less
+/// than the ten seconds for which libxl waits for the guest's disk to be offered.
+pub const ANSWERS: Duration = Duration::from_secs(7);
 
 /// The vCPU of the control plane, which reads the tables of disks.
 const CONTROL: VcpuId = VcpuId(0);
@@ -96,21 +96,9 @@ impl DiskStore {
         format!("{}:{disk}", self.disks.scheme())
     }
 
-    /// Waits for something, but not for long; `None` if it takes longer.
-    async fn within<T>(&self, waiting: impl Future<Output = T>) -> Option<T> {
-        let (mut waiting, mut over) = (pin!(waiting), self.disks.pause(ANSWERS));
-        poll_fn(|context| {
-            if let Poll::Ready(output) = waiting.as_mut().poll(context) {
-                return Poll::Ready(Some(output));
-            }
-            over.as_mut().poll(context).map(|()| None)
-        })
-        .await
-    }
-
-    /// Waits until a disk can be opened, and returns its name among the volumes' disks.
-    async fn ready(&self, name: &str) -> Result<String, String> {
-        match self.within(self.disks.ready(name)).await {
+    /// Waits until a disk can be opened, or the time is `over`. Returns its name among the volumes' disks.
+    async fn ready(&self, name: &str, over: &mut Waiting<'_, ()>) -> Result<String, String> {
+        match within(self.disks.ready(name), over).await {
             Some(Ok(disk)) => {
                 self.show_disks();
                 Ok(self.volumes_name(&disk))
@@ -154,14 +142,15 @@ impl DiskStore {
         name: VolumeName,
         opening: Opening<'_>,
     ) -> Result<Arc<dyn BlockDevice>, String> {
-        let disk = self.ready(&name.disk).await?;
+        let mut over = self.disks.pause(ANSWERS);
+        let disk = self.ready(&name.disk, &mut over).await?;
         let own = name.disk;
         let name = VolumeName {
             disk,
             part: name.part,
         };
         let opened = self.volumes.open(CONTROL, &name, opening);
-        match self.within(opened).await {
+        match within(opened, &mut over).await {
             Some(opened) => opened.map_err(|error| error.to_string()),
             None => Err(silent(&own)),
         }
@@ -187,8 +176,9 @@ impl DiskStore {
             .disks
             .parse(device)
             .map_err(|error| error.to_string())?;
-        let disk = self.ready(&name.disk).await?;
-        match self.within(self.volumes.rescan(CONTROL, &disk)).await {
+        let mut over = self.disks.pause(ANSWERS);
+        let disk = self.ready(&name.disk, &mut over).await?;
+        match within(self.volumes.rescan(CONTROL, &disk), &mut over).await {
             Some(Ok(rescan)) => {
                 let changes = rescan.changes.iter().map(ToString::to_string);
                 Ok([rescan.to_string()].into_iter().chain(changes).collect())
@@ -257,6 +247,18 @@ impl Store for DiskStore {
     fn open<'a>(&'a self, target: Target<'a>, access: Access, owner: &'a str) -> OpenDevice<'a> {
         Box::pin(self.open_target(target, access, owner))
     }
+}
+
+/// Waits for something until the time is `over`; `None` if it takes longer.
+async fn within<T>(waiting: impl Future<Output = T>, over: &mut Waiting<'_, ()>) -> Option<T> {
+    let mut waiting = pin!(waiting);
+    poll_fn(|context| {
+        if let Poll::Ready(output) = waiting.as_mut().poll(context) {
+            return Poll::Ready(Some(output));
+        }
+        over.as_mut().poll(context).map(|()| None)
+    })
+    .await
 }
 
 /// What is said of a disk that does not answer.

@@ -3,7 +3,7 @@
 use bulkhead_blkback_testkit::{Bystander, Guest, Setup, World};
 use bulkhead_images::target::Target;
 use bulkhead_images::{
-    Access, NullDevice, OpenDevice, OpenError, Sector, SectorSize, Store, open_with,
+    Access, NullDevice, OpenDevice, OpenError, Owner, Sector, SectorSize, Store, open_with,
 };
 use bulkhead_xen_sim::xenstore::toolstack::{self, Disk};
 use bulkhead_xenbus::XenbusState;
@@ -46,7 +46,7 @@ impl Store for Later {
         "later:NAME"
     }
 
-    fn open<'a>(&'a self, target: Target<'a>, access: Access, _owner: &'a str) -> OpenDevice<'a> {
+    fn open<'a>(&'a self, target: Target<'a>, access: Access, _owner: Owner<'a>) -> OpenDevice<'a> {
         assert_eq!(target.value, "disk");
         self.waiting.set(self.waiting.get() + 1);
         let waiting = Waiting(self.waiting.clone());

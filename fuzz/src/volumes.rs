@@ -125,6 +125,7 @@ fn open_all(disks: &[Disk], bytes: &[u8]) {
         access: Access::ReadWrite,
         shared: false,
         owner: "a fuzzer",
+        administrator: true,
     };
     let mut open = Vec::new();
     for disk in volumes.disks() {

@@ -10,6 +10,7 @@ use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use bulkhead_xen::DomId;
 use core::fmt;
 use core::pin::Pin;
 
@@ -27,7 +28,7 @@ pub type Rescan<'a> = Pin<Box<dyn Future<Output = Result<Vec<String>, String>> +
 ///
 /// ```
 /// use bulkhead_images::target::{Target, TargetError};
-/// use bulkhead_images::{Access, NullDevice, OpenDevice, Sector, SectorSize, Store, Stores, open_with};
+/// use bulkhead_images::{Access, NullDevice, OpenDevice, Owner, Sector, SectorSize, Store, Stores, open_with};
 /// use std::sync::Arc;
 ///
 /// /// `zero:SECTORS`
@@ -42,7 +43,7 @@ pub type Rescan<'a> = Pin<Box<dyn Future<Output = Result<Vec<String>, String>> +
 ///         "zero:SECTORS"
 ///     }
 ///
-///     fn open<'a>(&'a self, target: Target<'a>, access: Access, _owner: &'a str) -> OpenDevice<'a> {
+///     fn open<'a>(&'a self, target: Target<'a>, access: Access, _owner: Owner<'a>) -> OpenDevice<'a> {
 ///         open_with(|| {
 ///             let sectors = target.value.parse().map_err(|_| TargetError::Size(target.value.into()))?;
 ///             Ok(Arc::new(NullDevice::new(Sector(sectors), SectorSize::B512, access)))
@@ -75,11 +76,19 @@ pub trait Store {
         Box::pin(core::future::ready(Err(reason)))
     }
 
-    /// Opens the device that the target names. `owner` is told to others that want it. May wait; the caller
-    /// gives it up by dropping the future.
+    /// Opens the device that the target names, for `owner`. May wait; the caller gives it up by dropping the future.
     ///
     /// A mistake in the target's value is reported before one in its options: it explains more.
-    fn open<'a>(&'a self, target: Target<'a>, access: Access, owner: &'a str) -> OpenDevice<'a>;
+    fn open<'a>(&'a self, target: Target<'a>, access: Access, owner: Owner<'a>) -> OpenDevice<'a>;
+}
+
+/// The disk of a guest that a device is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner<'a> {
+    /// Its name, which is told to those who come later and cannot have the device.
+    pub name: &'a str,
+    /// The guest.
+    pub domain: DomId,
 }
 
 /// Opens a device without waiting, for stores that need not.
@@ -135,7 +144,7 @@ impl Stores {
         Stores { layer, ..self }
     }
 
-    /// Opens what a target names. `owner` is told to those who come later and cannot have it.
+    /// Opens what a target names, for `owner`.
     ///
     /// A device has one writer alone or any number of readers, or those whose targets all say that they
     /// share it. It is free again when the device and all its queues are dropped. The future may wait for
@@ -144,7 +153,7 @@ impl Stores {
         &self,
         target: &str,
         access: Access,
-        owner: &str,
+        owner: Owner<'_>,
     ) -> Result<Arc<dyn BlockDevice>, OpenError> {
         let device = match Target::parse(target) {
             Ok(target) => match self.all.iter().find(|one| one.scheme() == target.scheme) {
@@ -158,7 +167,7 @@ impl Stores {
         };
         #[cfg(feature = "test-support")]
         if let Some(layer) = &self.layer {
-            return Ok(layer.over(device, owner));
+            return Ok(layer.over(device, owner.name));
         }
         Ok(device)
     }

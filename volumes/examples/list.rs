@@ -26,6 +26,7 @@ fn main() -> std::io::Result<()> {
         access: Access::ReadOnly,
         shared: false,
         owner: "list",
+        administrator: true,
     };
     for disk in volumes.disks() {
         for (name, sectors) in disk.volumes {

@@ -3,7 +3,10 @@
 //! The rule is that of images ([`Access`]): one writer alone, or any number of readers, or those whose targets
 //! all say `shared=yes`. It concerns sectors, whatever they were named by: a whole disk, a partition on it, a
 //! logical volume on that.
+//!
+//! What guests could write to is remembered after they have gone: it does not describe other guests' volumes.
 
+use crate::order::order;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -66,6 +69,14 @@ pub(crate) struct Claims(Mutex<Holders>);
 struct Holders {
     next: u64,
     all: Vec<Holder>,
+    written: Vec<Written>,
+}
+
+/// Sectors of a disk that guests have or had open for writing, in order and apart from one another.
+#[derive(Debug)]
+struct Written {
+    disk: DiskId,
+    sectors: Vec<Range<u64>>,
 }
 
 #[derive(Clone, Debug)]
@@ -82,6 +93,8 @@ pub(crate) struct Who {
     pub owner: String,
     pub access: Access,
     pub shared: bool,
+    /// What it writes is the operator's word, not a guest's.
+    pub administrator: bool,
 }
 
 impl DiskRange {
@@ -103,6 +116,11 @@ impl Who {
         }
     }
 
+    /// Returns whether it writes what only a guest answers for.
+    fn writes_as_guest(&self) -> bool {
+        self.access == Access::ReadWrite && !self.administrator
+    }
+
     /// Whether both may have the same sectors.
     fn shares_with(&self, other: &Who) -> bool {
         let only_read = self.access == Access::ReadOnly && other.access == Access::ReadOnly;
@@ -117,7 +135,49 @@ pub(crate) struct Claim {
     number: u64,
 }
 
+impl Written {
+    /// Puts the sectors in order, and together what touches.
+    fn put_in_order(&mut self) {
+        let by_start = order(self.sectors.len(), &|one, other| {
+            self.sectors[one].start.cmp(&self.sectors[other].start)
+        });
+        let mut in_order: Vec<Range<u64>> = Vec::new();
+        // Without memory for the order, all of the disk counts as written.
+        let Some(by_start) = by_start else {
+            self.sectors.truncate(1);
+            self.sectors.fill(0..u64::MAX);
+            return;
+        };
+        for position in by_start {
+            let next = self.sectors[position].clone();
+            match in_order.last_mut() {
+                Some(last) if next.start <= last.end => last.end = last.end.max(next.end),
+                _ => in_order.push(next),
+            }
+        }
+        self.sectors = in_order;
+    }
+}
+
 impl Holders {
+    /// Notes the sectors that a guest can write to from now on.
+    fn note_written(&mut self, who: &Who, ranges: &[DiskRange]) {
+        if !who.writes_as_guest() {
+            return;
+        }
+        for DiskRange { disk, sectors } in ranges {
+            let mut disks = self.written.iter_mut();
+            match disks.find(|written| written.disk == *disk) {
+                Some(written) => written.sectors.push(sectors.clone()),
+                None => self.written.push(Written {
+                    disk: *disk,
+                    sectors: alloc::vec![sectors.clone()],
+                }),
+            }
+        }
+        self.written.iter_mut().for_each(Written::put_in_order);
+    }
+
     /// Returns who stands in the way of a claim.
     fn in_the_way(&self, number: Option<u64>, who: &Who, ranges: &[DiskRange]) -> Option<Overlap> {
         let meets = |one: &DiskRange, other: &DiskRange| {
@@ -144,6 +204,7 @@ impl Claims {
         if let Some(overlap) = holders.in_the_way(None, &who, &ranges) {
             return Err(overlap);
         }
+        holders.note_written(&who, &ranges);
         let number = holders.next;
         holders.next += 1;
         holders.all.push(Holder {
@@ -166,6 +227,31 @@ impl Claims {
             who.access == Access::ReadWrite && !who.shared && holder.ranges.iter().any(all)
         })?;
         Some(owner.who.in_the_way())
+    }
+
+    /// Returns the sectors of a disk that guests could write to since [`trust`](Self::trust), in order.
+    pub fn written(&self, disk: DiskId) -> Vec<Range<u64>> {
+        let holders = self.0.lock();
+        let mut disks = holders.written.iter();
+        let written = disks.find(|written| written.disk == disk);
+        written.map_or_else(Vec::new, |written| written.sectors.clone())
+    }
+
+    /// Notes that a disk's content is the operator's, but for what guests can write to now.
+    pub fn trust(&self, disk: DiskId) {
+        let mut holders = self.0.lock();
+        holders.written.retain(|written| written.disk != disk);
+        let guests = holders.all.iter().filter(|it| it.who.writes_as_guest());
+        let ranges = guests.flat_map(|holder| &holder.ranges);
+        let sectors: Vec<Range<u64>> = ranges
+            .filter(|range| range.disk == disk)
+            .map(|range| range.sectors.clone())
+            .collect();
+        if !sectors.is_empty() {
+            let mut written = Written { disk, sectors };
+            written.put_in_order();
+            holders.written.push(written);
+        }
     }
 
     /// Returns who has sectors of a disk open, and what they call it, in the order in which they came.
@@ -194,6 +280,7 @@ impl Claim {
         if let Some(overlap) = holders.in_the_way(Some(self.number), &who, &ranges) {
             return Err(overlap);
         }
+        holders.note_written(&who, &ranges);
         let mut all = holders.all.iter_mut();
         if let Some(mine) = all.find(|holder| holder.number == self.number) {
             mine.ranges = ranges;

@@ -6,9 +6,9 @@ use crate::memory::push;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use bulkhead_images::{BlockDevice, DeviceReader, OpenQueueError, Sector};
-use bulkhead_xen::VcpuId;
+use bulkhead_images::{DeviceReader, OpenQueueError, Sector};
 use core::fmt;
+use core::ops::Range;
 
 /// The most partitions of a disk that are searched for physical volumes. Whoever has LVM needs one.
 const MOST_PHYSICAL: usize = 64;
@@ -22,6 +22,9 @@ pub struct Content {
     pub physical: Vec<Found>,
     /// What an operator wants to know, in sentences.
     pub notes: Vec<String>,
+    /// What was not searched for a physical volume, because guests could write there: the numbers of partitions, or
+    /// `None` for the disk itself.
+    pub unsearched: Vec<Option<u32>>,
 }
 
 /// Why what is on a disk is not known.
@@ -47,25 +50,31 @@ impl fmt::Display for ContentError {
 
 impl core::error::Error for ContentError {}
 
+/// Returns whether one of the ranges has sectors of another one.
+pub(crate) fn meets(ranges: &[Range<u64>], other: &Range<u64>) -> bool {
+    let meets = |one: &Range<u64>| one.start < other.end && other.start < one.end;
+    ranges.iter().any(meets)
+}
+
 impl Content {
-    /// Reads the tables of a disk.
+    /// Reads the tables of a disk, through a reader of it.
     ///
     /// Physical volumes are looked for on partitions whose type says that they are some, or on a disk that
     /// has no partitions. Others belong to guests, who may write there what they like: a label of LVM too,
-    /// with the names of other guests' volumes.
-    pub async fn read(device: &dyn BlockDevice, vcpu: VcpuId) -> Result<Content, ContentError> {
-        let reader = DeviceReader::open(device, vcpu).await;
-        let mut reader = reader.map_err(ContentError::Open)?;
-        let content = Content::read_with(&mut reader).await;
-        reader.close().await;
-        content
-    }
-
-    /// Reads the tables through a reader.
-    pub async fn read_with(reader: &mut DeviceReader) -> Result<Content, ContentError> {
+    /// with the names of other guests' volumes. For the same reason nothing is looked for in the sectors that
+    /// guests could write to (`written`).
+    pub async fn read(
+        reader: &mut DeviceReader,
+        written: &[Range<u64>],
+    ) -> Result<Content, ContentError> {
         let mut content = Content::default();
         let table = gpt::read(reader).await.map_err(ContentError::Gpt)?;
+        let of_guest = |start: Sector| meets(written, &(start.0..start.0 + lvm::LABEL_SECTORS));
         let Some(table) = table else {
+            if of_guest(Sector(0)) {
+                content.unsearched.push(None);
+                return Ok(content);
+            }
             let sectors = reader.geometry().sectors;
             let found = lvm::read(reader, Sector(0), sectors).await;
             content.add(found.map_err(ContentError::Lvm)?, "")?;
@@ -83,6 +92,10 @@ impl Content {
                     "more than {MOST_PHYSICAL} partitions are not searched for physical volumes of LVM"
                 ))?;
                 break;
+            }
+            if of_guest(partition.start) {
+                content.unsearched.push(Some(partition.number));
+                continue;
             }
             let on = alloc::format!(" on partition {}", partition.number);
             match lvm::read(reader, partition.start, partition.sectors).await {
@@ -143,22 +156,29 @@ impl Content {
         push(&mut self.notes, note).ok_or(ContentError::Lvm(LvmError::NoMemory))
     }
 
-    /// Returns the groups that have a physical volume here, as the newest copy here describes each.
-    pub fn groups(&self) -> impl Iterator<Item = &Arc<Group>> {
-        let all = || {
-            self.physical
-                .iter()
-                .filter_map(|found| found.group.as_ref())
-        };
-        all().enumerate().filter_map(move |(number, group)| {
-            // One of several copies of the same group counts: the first of the newest.
-            let mut others = all().enumerate();
-            let older = others.any(|(other, another)| {
-                another.id == group.id
-                    && (another.seqno > group.seqno
-                        || (another.seqno == group.seqno && other < number))
-            });
-            (!older).then_some(group)
-        })
+    /// Returns the number of the partition that begins with that sector; `None` if there is none.
+    pub(crate) fn partition_at(&self, start: Sector) -> Option<u32> {
+        let mut partitions = self.table.iter().flat_map(|table| &table.partitions);
+        let partition = partitions.find(|partition| partition.start == start)?;
+        Some(partition.number)
     }
+
+    /// Returns the groups that have a physical volume here, as the newest copy here describes each.
+    pub fn groups(&self) -> Vec<&Arc<Group>> {
+        newest_of(self.physical.iter())
+    }
+}
+
+/// Returns the groups that these physical volumes belong to, as the newest copy of them describes each.
+pub(crate) fn newest_of<'f>(physical: impl Iterator<Item = &'f Found>) -> Vec<&'f Arc<Group>> {
+    let mut groups: Vec<&Arc<Group>> = Vec::new();
+    for group in physical.filter_map(|found| found.group.as_ref()) {
+        match groups.iter_mut().find(|known| known.id == group.id) {
+            // One of several copies of the same group counts: the first of the newest.
+            Some(known) if known.seqno < group.seqno => *known = group,
+            Some(_) => {}
+            None => groups.push(group),
+        }
+    }
+    groups
 }

@@ -43,6 +43,8 @@ pub enum OpenError {
         name: String,
         /// Names of some that there are.
         there: Vec<String>,
+        /// What was not looked at.
+        unsearched: Unsearched,
     },
     /// Several partitions have the name.
     Ambiguous {
@@ -64,6 +66,13 @@ pub enum OpenError {
         name: String,
         /// The names and identities of the physical volumes.
         physical: Vec<String>,
+        /// What was not looked at.
+        unsearched: Unsearched,
+    },
+    /// It is a partition for LVM, and a guest is not to write to it.
+    ForLvm {
+        /// What was to be opened.
+        name: String,
     },
     /// It is not to be written to.
     ReadOnly {
@@ -84,6 +93,23 @@ pub enum OpenError {
         /// Why.
         error: MappingError,
     },
+}
+
+/// Places that are not searched for physical volumes of LVM, because guests could write to them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unsearched(pub Vec<String>);
+
+impl fmt::Display for Unsearched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.is_empty() {
+            true => Ok(()),
+            false => write!(
+                f,
+                "; not searched, as guests could write to it since data/rescan named its disk: {}",
+                Names(&self.0)
+            ),
+        }
+    }
 }
 
 /// Names in a row.
@@ -114,8 +140,13 @@ impl fmt::Display for OpenError {
                     "there is no {name}: its disk has no GUID partition table"
                 )
             }
-            OpenError::NotFound { name, there } => {
-                write!(f, "there is no {name}, there are: {}", Names(there))
+            OpenError::NotFound {
+                name,
+                there,
+                unsearched,
+            } => {
+                let there = Names(there);
+                write!(f, "there is no {name}, there are: {there}{unsearched}")
             }
             OpenError::Ambiguous { name, partitions } => {
                 write!(f, "{name} names several partitions, name one by its GUID:")?;
@@ -127,10 +158,19 @@ impl fmt::Display for OpenError {
                 Ok(())
             }
             OpenError::Unusable { name, fault } => write!(f, "{name} cannot be used: {fault}"),
-            OpenError::Missing { name, physical } => write!(
+            OpenError::Missing {
+                name,
+                physical,
+                unsearched,
+            } => write!(
                 f,
-                "{name} cannot be used: none of the disks has its physical volume {}",
+                "{name} cannot be used: none of the disks has its physical volume {}{unsearched}",
                 Names(physical)
+            ),
+            OpenError::ForLvm { name } => write!(
+                f,
+                "{name} has the partition type of LVM, whose volumes other guests may have: expected access=ro, or \
+                 another type (sgdisk --typecode)"
             ),
             OpenError::ReadOnly { name } => write!(f, "{name} is read-only, expected access=ro"),
             OpenError::InUse { name, overlap } if overlap.name == *name => {

@@ -32,18 +32,18 @@
 //! volumes.add("xvda", move || Ok(Arc::new(disk)));
 //! let open = |name: &str, owner: &'static str| {
 //!     let name = name.parse().expect("a name");
-//!     let opening = Opening { access: Access::ReadWrite, shared: false, owner };
+//!     let opening = Opening { access: Access::ReadWrite, shared: false, owner, administrator: false };
 //!     now(volumes.open(VcpuId(0), &name, opening))
 //! };
+//! assert_eq!(
+//!     open("xvda/root", "domain 6, xvdb").err().expect("refused").to_string(),
+//!     "there is no xvda/root: its disk has no GUID partition table"
+//! );
 //! let whole = open("xvda", "domain 5, xvda").expect("the disk is there");
 //! assert_eq!(
 //!     open("xvda", "domain 6, xvdb").err().expect("refused").to_string(),
 //!     "xvda is open for writing by domain 5, xvda; two that write, or write and read, need shared=yes in the \
 //!      target of each"
-//! );
-//! assert_eq!(
-//!     open("xvda/root", "domain 6, xvdb").err().expect("refused").to_string(),
-//!     "there is no xvda/root: its disk has no GUID partition table"
 //! );
 //! ```
 //!
@@ -72,7 +72,7 @@ mod volumes;
 
 pub use claims::Overlap;
 pub use content::{Content, ContentError};
-pub use error::OpenError;
+pub use error::{OpenError, Unsearched};
 pub use gpt_disk_types::Guid;
 pub use name::{NameError, VolumeName, VolumePart};
 pub use rescan::{Change, Outcome, Rescan};

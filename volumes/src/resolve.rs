@@ -1,8 +1,8 @@
 //! Finding volumes in what is on the disks: where each lies.
 
 use crate::claims::DiskId;
-use crate::content::Content;
-use crate::error::OpenError;
+use crate::content::{Content, meets, newest_of};
+use crate::error::{OpenError, Unsearched};
 use crate::gpt::Partition;
 use crate::lvm::{Found, Group, Id, Logical, shown};
 use crate::memory::{filled, push};
@@ -10,6 +10,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_images::{ExtentError, ExtentMap, Leg, Sector};
+use core::ops::Range;
 use gpt_disk_types::Guid;
 
 /// The most names that a message has.
@@ -18,9 +19,44 @@ const MOST_NAMES: usize = 20;
 /// What is known of a disk.
 pub(crate) struct Known {
     pub disk: DiskId,
+    pub name: String,
     pub content: Option<Arc<Content>>,
-    /// Somebody has all of it alone: what is there says nothing of others' volumes.
-    pub owned: bool,
+    /// The sectors that guests could write to: what is there says nothing of others' volumes.
+    pub written: Vec<Range<u64>>,
+}
+
+impl Known {
+    /// Returns the physical volumes that describe others' volumes.
+    fn physical(&self) -> impl Iterator<Item = &Found> {
+        let content = self.content.iter();
+        let all = content.flat_map(|content| &content.physical);
+        all.filter(|found| self.is_believed(found))
+    }
+
+    fn is_believed(&self, found: &Found) -> bool {
+        let mut reserved = found.reserved.iter();
+        !reserved.any(|sectors| meets(&self.written, sectors))
+    }
+
+    /// Returns the places that are not searched, as messages name them.
+    fn unsearched(&self) -> impl Iterator<Item = String> {
+        let content = self.content.iter();
+        let places = content.flat_map(|content| {
+            let later = content.physical.iter().filter(|it| !self.is_believed(it));
+            let later = later.map(|found| content.partition_at(found.start));
+            content.unsearched.iter().copied().chain(later)
+        });
+        places.map(|place| match place {
+            Some(number) => alloc::format!("partition {number} of {}", self.name),
+            None => self.name.clone(),
+        })
+    }
+}
+
+/// Returns the places on those disks that are not searched.
+fn unsearched<'k>(known: impl Iterator<Item = &'k Known>) -> Unsearched {
+    let places = known.flat_map(Known::unsearched);
+    Unsearched(places.take(MOST_NAMES).collect())
 }
 
 /// What is on the disks, as far as it is known.
@@ -52,6 +88,8 @@ pub(crate) struct Resolved {
     pub disks: Vec<DiskId>,
     pub map: ExtentMap,
     pub read_only: bool,
+    /// It is a partition for physical volumes.
+    pub for_lvm: bool,
 }
 
 /// Finds the partitions that are meant, and takes it if it is one alone.
@@ -76,6 +114,7 @@ pub(crate) fn partition(
                 .take(MOST_NAMES)
                 .map(|partition| shown(&partition.label))
                 .collect(),
+            unsearched: Unsearched::default(),
         });
     };
     let others: Vec<Guid> = found.map(|other| other.id).take(MOST_NAMES).collect();
@@ -105,6 +144,7 @@ pub(crate) fn partition(
         disks: alloc::vec![disk],
         map,
         read_only: partition.read_only,
+        for_lvm: partition.is_physical_volume(),
     })
 }
 
@@ -128,6 +168,7 @@ pub(crate) fn logical(
     let volume = volume.ok_or_else(|| OpenError::NotFound {
         name: name.into(),
         there: group.names(),
+        unsearched: Unsearched::default(),
     })?;
     if let Some(fault) = &volume.fault {
         return Err(OpenError::Unusable {
@@ -141,6 +182,7 @@ pub(crate) fn logical(
         disks,
         map,
         read_only: !volume.writable,
+        for_lvm: false,
     })
 }
 
@@ -156,9 +198,12 @@ impl Group {
     }
 }
 
+fn known(contents: Contents<'_>, disk: DiskId) -> Option<&Known> {
+    contents.iter().find(|known| known.disk == disk)
+}
+
 fn content(contents: Contents<'_>, disk: DiskId) -> Option<&Content> {
-    let known = contents.iter().find(|known| known.disk == disk)?;
-    known.content.as_deref()
+    known(contents, disk)?.content.as_deref()
 }
 
 fn extents(name: &str, error: ExtentError) -> OpenError {
@@ -181,15 +226,13 @@ fn newest(
     let not_found = |there: Vec<String>| OpenError::NotFound {
         name: name.into(),
         there,
+        unsearched: unsearched(known(contents, disk).into_iter()),
     };
-    let groups = || {
-        content(contents, disk)
-            .into_iter()
-            .flat_map(Content::groups)
-    };
-    let mut found = groups().filter(|group| wanted(group));
+    let here = || known(contents, disk).into_iter().flat_map(Known::physical);
+    let groups = newest_of(here());
+    let mut found = groups.iter().filter(|group| wanted(group));
     let Some(first) = found.next() else {
-        let names = groups().flat_map(|group| {
+        let names = groups.iter().flat_map(|group| {
             let names = group.names().into_iter();
             names.map(|name| alloc::format!("{}/{name}", group.name))
         });
@@ -205,11 +248,9 @@ fn newest(
             ),
         });
     }
-    let mut group = first.clone();
+    let mut group = (*first).clone();
     loop {
-        let believed = contents.iter().filter(|known| !known.owned);
-        let newer = believed.filter_map(|known| known.content.as_ref());
-        let newer = newer.flat_map(|content| &content.physical).find(|found| {
+        let newer = contents.iter().flat_map(Known::physical).find(|found| {
             let newer = found.group.as_ref();
             let newer = newer.filter(|other| other.id == group.id && other.seqno > group.seqno);
             let mut members = group.physical.iter();
@@ -224,9 +265,7 @@ fn newest(
         }
     }
     // It may have another name by now, or be elsewhere.
-    let here = content(contents, disk).into_iter();
-    let mut here = here.flat_map(|content| &content.physical);
-    let still_here = here.any(|found| {
+    let still_here = here().any(|found| {
         let mut members = group.physical.iter();
         members.any(|physical| physical.id == found.id)
     });
@@ -236,23 +275,16 @@ fn newest(
     }
 }
 
-/// Returns where a physical volume was found: on a disk that somebody has alone only if it is nowhere else.
+/// Returns where a physical volume was found.
 fn places<'c>(contents: Contents<'c>, id: Id) -> impl Iterator<Item = (DiskId, &'c Found)> {
-    let on = move |owned: bool| {
-        let disks = contents.iter().filter(move |known| known.owned == owned);
-        disks.flat_map(move |known| {
-            let content = known.content.as_deref().into_iter();
-            let all = content.flat_map(|content| &content.physical);
-            all.filter(move |found| found.id == id)
-                .map(move |found| (known.disk, found))
-        })
-    };
-    let elsewhere = on(false).next().is_some();
-    on(false).chain(on(true).filter(move |_| !elsewhere))
+    contents.iter().flat_map(move |known| {
+        let all = known.physical().filter(move |found| found.id == id);
+        all.map(move |found| (known.disk, found))
+    })
 }
 
-/// Where a physical volume is: the number of its disk in the list, and its own sectors there.
-type Place = (usize, Sector, Sector);
+/// Where a physical volume is: the number of its disk in the list, and what was found there.
+type Place<'c> = (usize, &'c Found);
 
 /// Finds out where the segments of a volume lie.
 fn lay_out(
@@ -265,7 +297,7 @@ fn lay_out(
     let no_memory = || extents(name, ExtentError::NoMemory);
     let mut disks = known.to_vec();
     // By their position in the group: each is looked for once.
-    let mut found: Vec<Option<Place>> = Vec::new();
+    let mut found: Vec<Option<Place<'_>>> = Vec::new();
     found
         .try_reserve_exact(group.physical.len())
         .map_err(|_| no_memory())?;
@@ -308,7 +340,7 @@ fn lay_out(
                 disks.len() - 1
             }
         };
-        found[position] = Some((number, place.start, place.sectors));
+        found[position] = Some((number, place));
     }
     if more_missing > 0 {
         let what = alloc::format!("{more_missing} more");
@@ -318,6 +350,7 @@ fn lay_out(
         return Err(OpenError::Missing {
             name: name.into(),
             physical: missing,
+            unsearched: unsearched(contents.iter()),
         });
     }
     let outside = || OpenError::Unusable {
@@ -331,16 +364,24 @@ fn lay_out(
         let each = segment.extents / segment.stripes.len() as u64;
         for (position, first) in &segment.stripes {
             let physical = &group.physical[*position as usize];
-            let (device, base, sectors) = found[*position as usize].ok_or_else(outside)?;
+            let (device, place_of) = found[*position as usize].ok_or_else(outside)?;
             let place = |extent: u64| {
                 let within = extent.checked_mul(group.extent_size)?;
                 physical.start.checked_add(within)
             };
-            let end = place(first + each).filter(|end| *end <= sectors.0);
+            let end = place(first + each).filter(|end| *end <= place_of.sectors.0);
             let start = end.and_then(|_| place(*first)).ok_or_else(outside)?;
+            let base = place_of.start.0;
+            let own = base + start..base + end.unwrap_or(start);
+            if meets(&place_of.reserved, &own) {
+                return Err(OpenError::Unusable {
+                    name: name.into(),
+                    fault: "a part of it lies where its physical volume has its metadata".into(),
+                });
+            }
             let leg = Leg {
                 device,
-                start: Sector(base.0 + start),
+                start: Sector(own.start),
             };
             push(&mut legs, leg).ok_or_else(no_memory)?;
         }

@@ -9,8 +9,8 @@ use alloc::string::{String, ToString};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use bulkhead_images::target::{Options, Target};
-use bulkhead_images::{Access, BlockDevice, OpenDevice, OpenError, Rescan, Store};
-use bulkhead_xen::VcpuId;
+use bulkhead_images::{Access, BlockDevice, OpenDevice, OpenError, Owner, Rescan, Store};
+use bulkhead_xen::{DomId, VcpuId};
 use core::any::Any;
 use core::cell::RefCell;
 use core::future::{Future, poll_fn};
@@ -192,7 +192,7 @@ impl DiskStore {
         &self,
         target: Target<'_>,
         access: Access,
-        owner: &str,
+        owner: Owner<'_>,
     ) -> Result<Arc<dyn BlockDevice>, OpenError> {
         let scheme = self.disks.scheme();
         let name = self.disks.parse(target.value).map_err(|error| {
@@ -220,7 +220,8 @@ impl DiskStore {
         let opening = Opening {
             access,
             shared: options.shared.unwrap_or(false),
-            owner,
+            owner: owner.name,
+            administrator: owner.domain == DomId::DOM0,
         };
         let opened = self.open_volume(name, opening).await;
         opened.map_err(OpenError::Store)
@@ -244,7 +245,7 @@ impl Store for DiskStore {
         Box::pin(self.read_again(device))
     }
 
-    fn open<'a>(&'a self, target: Target<'a>, access: Access, owner: &'a str) -> OpenDevice<'a> {
+    fn open<'a>(&'a self, target: Target<'a>, access: Access, owner: Owner<'a>) -> OpenDevice<'a> {
         Box::pin(self.open_target(target, access, owner))
     }
 }

@@ -11,8 +11,8 @@ use alloc::string::{String, ToString};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use bulkhead_images::{
-    Access, BlockDevice, ExtentMap, MappedDevice, Sector, SharedDevice, WeakMappedDevice,
-    WeakSharedDevice,
+    Access, BlockDevice, DeviceReader, ExtentMap, MappedDevice, Sector, SharedDevice,
+    WeakMappedDevice, WeakSharedDevice,
 };
 use bulkhead_xen::VcpuId;
 use spin::Mutex;
@@ -66,6 +66,8 @@ pub struct Opening<'o> {
     pub shared: bool,
     /// Told to those who come later and cannot have it.
     pub owner: &'o str,
+    /// It is the operator's domain, and no guest: what it writes may describe others' volumes.
+    pub administrator: bool,
 }
 
 /// A disk, for statistics.
@@ -136,7 +138,7 @@ impl Volumes {
             let claim = self.claim(&text, opening, alloc::vec![DiskRange::all_of(disk)])?;
             return Ok(device.user(access, Arc::new(claim)));
         }
-        let resolved = self.resolve(vcpu, disk, name, &text).await?;
+        let resolved = self.resolve(vcpu, disk, name, &text).await;
         if let Some(overlap) = self.claims.owner_of(disk) {
             // What the disk says is that one's word.
             return Err(OpenError::InUse {
@@ -144,7 +146,11 @@ impl Volumes {
                 overlap,
             });
         }
+        let resolved = resolved?;
         refused(resolved.read_only)?;
+        if resolved.for_lvm && access == Access::ReadWrite && !opening.administrator {
+            return Err(OpenError::ForLvm { name: text });
+        }
         let mut below = Vec::new();
         for disk in &resolved.disks {
             let device = self.device(*disk, &name.disk)?;
@@ -173,8 +179,12 @@ impl Volumes {
     /// Reads the tables of a disk again, because somebody has changed them. Volumes that are open and have
     /// grown are larger now, and their users are told. Those that have vanished, or lie elsewhere, stay as
     /// they were.
+    ///
+    /// What guests that are gone have left on the disk counts from now on: the operator has changed it, or
+    /// has seen it.
     pub async fn rescan(&self, vcpu: VcpuId, name: &str) -> Result<Rescan, OpenError> {
         let disk = self.find(name)?;
+        self.claims.trust(disk);
         self.read(vcpu, disk, name).await?;
         // Groups on it may have gone on to disks that nobody has looked at.
         for other in self.unread() {
@@ -266,6 +276,7 @@ impl Volumes {
             owner: opening.owner.to_string(),
             access: opening.access,
             shared: opening.shared,
+            administrator: opening.administrator,
         };
         let claim = self.claims.take(who, ranges);
         claim.map_err(|overlap| OpenError::InUse {
@@ -277,7 +288,16 @@ impl Volumes {
     /// Reads what is on a disk.
     async fn read(&self, vcpu: VcpuId, id: DiskId, name: &str) -> Result<(), OpenError> {
         let device = self.device(id, name)?;
-        let content = Content::read(&**device.device(), vcpu).await;
+        let written = self.claims.written(id);
+        let reader = DeviceReader::open(&**device.device(), vcpu).await;
+        let content = match reader {
+            Ok(mut reader) => {
+                let content = Content::read(&mut reader, &written).await;
+                reader.close().await;
+                content
+            }
+            Err(error) => Err(ContentError::Open(error)),
+        };
         let content = content.map_err(|error: ContentError| OpenError::Content {
             disk: name.to_string(),
             error,
@@ -382,8 +402,9 @@ impl State {
     fn contents(&self, claims: &Claims) -> Vec<Known> {
         let known = |disk: &Disk| Known {
             disk: disk.id,
+            name: disk.name.clone(),
             content: disk.content.clone(),
-            owned: claims.owner_of(disk.id).is_some(),
+            written: claims.written(disk.id),
         };
         self.disks.iter().map(known).collect()
     }
@@ -434,11 +455,6 @@ impl Open {
     /// as it was.
     fn compare(&self, contents: resolve::Contents<'_>) -> Option<Outcome> {
         let (device, claim) = (self.device.upgrade()?, self.claim.upgrade()?);
-        let named_by = self.identity.disk();
-        if contents.iter().any(|it| it.disk == named_by && it.owned) {
-            let reason = "its disk is open for writing by one guest alone";
-            return Some(Outcome::Kept(reason.to_string()));
-        }
         let resolved = match self.identity {
             Identity::Partition(disk, guid) => {
                 resolve::partition(contents, disk, &self.name, &|it| it.id == guid)

@@ -2,8 +2,7 @@
 
 mod support;
 
-use bulkhead_images::{Sector, SectorSize};
-use bulkhead_volumes::Volumes;
+use bulkhead_images::{DeviceReader, Sector, SectorSize};
 use bulkhead_volumes::lvm::{Group, GroupFault};
 use bulkhead_volumes::testing::{Disk, NewPartition, NewPhysical, now, write_gpt, write_physical};
 use bulkhead_xen::VcpuId;
@@ -116,8 +115,13 @@ fn what_is_kept_of_a_disk_has_a_limit() {
         };
         write_physical(&disk, &new);
     }
-    let reader = now(bulkhead_volumes::Content::read(&disk, VcpuId(0)));
-    let content = reader.expect("a disk with many physical volumes");
+    let content = now(async {
+        let mut reader = DeviceReader::open(&disk, VcpuId(0)).await.expect("opened");
+        let content = Content::read(&mut reader, &[]).await;
+        reader.close().await;
+        content
+    });
+    let content = content.expect("a disk with many physical volumes");
     assert!(content.physical.len() <= 64, "{}", content.physical.len());
     let kept: usize = content
         .physical

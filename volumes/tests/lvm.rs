@@ -2,7 +2,7 @@
 
 mod support;
 
-use bulkhead_images::{Sector, SectorSize};
+use bulkhead_images::{Access, Sector, SectorSize};
 use bulkhead_volumes::Volumes;
 use bulkhead_volumes::lvm::{Group, GroupFault};
 use bulkhead_volumes::testing::{
@@ -158,6 +158,10 @@ fn the_newest_description_counts_wherever_a_member_has_it() {
     assert_eq!(find(&*alice, 0, &disks), Some((0, FIRST)));
 }
 
+/// What messages say of places that guests could write to.
+const UNSEARCHED: &str =
+    "; not searched, as guests could write to it since data/rescan named its disk: ";
+
 #[test]
 fn what_a_guest_writes_on_a_disk_of_its_own_is_not_looked_at_for_others() {
     // It calls its disk pv1, and says that alice lies where bob does.
@@ -173,21 +177,52 @@ fn what_a_guest_writes_on_a_disk_of_its_own_is_not_looked_at_for_others() {
     let alice = open(&known, "xvda/vg0/alice");
     assert_eq!(find(&*alice, 0, &disks), Some((0, FIRST)));
     drop(alice);
-    // Its disk is not taken for the real one, not even as a second one of that name.
-    assert!(refusal(&known, "xvda/vg0/bob").contains("open for writing by domain 5"));
-    assert!(support::add(&known, "xvdc", &b));
-    support::rescan(&known, "xvda");
-    let bob = open(&known, "xvda/vg0/bob");
-    assert_eq!(find(&*bob, 128, &[&a, &own, &b]), Some((2, FIRST)));
-    drop(bob);
     // Nobody gets a volume by what it says, wherever that is.
     assert_eq!(
         refusal(&known, "xvdb/vg0/alice"),
         "xvdb/vg0/alice is in use: it has sectors of xvdb, which is open for writing by domain 5, xvda; two \
          that write, or write and read, need shared=yes in the target of each"
     );
+    // The same when the guest has gone, and what it wrote has stayed; and with the real one beside it.
+    let missing = format!(
+        "xvda/vg0/bob cannot be used: none of the disks has its physical volume pv1 \
+         (0DmZTb-gQnq-u4UP-A7eF-sUmX-Avig-E5hosB){UNSEARCHED}xvdb"
+    );
+    assert_eq!(refusal(&known, "xvda/vg0/bob"), missing);
     drop(guest);
+    assert_eq!(refusal(&known, "xvda/vg0/bob"), missing);
+    assert_eq!(
+        refusal(&known, "xvdb/vg0/alice"),
+        format!("there is no xvdb/vg0/alice, there are: none{UNSEARCHED}xvdb")
+    );
+    assert!(support::add(&known, "xvdc", &b));
+    support::rescan(&known, "xvda");
+    let bob = open(&known, "xvda/vg0/bob");
+    assert_eq!(find(&*bob, 128, &[&a, &own, &b]), Some((2, FIRST)));
+    drop(bob);
+    // The operator says that the content of the disk is good.
+    support::rescan(&known, "xvdb");
     assert!(refusal(&known, "xvda/vg0/bob").ends_with("is there twice"));
+}
+
+#[test]
+fn a_shared_disk_that_guests_write_to_describes_no_other_disks() {
+    let newer = VG0
+        .replace("seqno = 6", "seqno = 7")
+        .replace("\"pv0\", 0\n", "\"pv0\", 8\n");
+    let [a, own] = [pv(&physical(PV0, VG0)), pv(&physical(PV1, VG0))];
+    let disks = [&a, &own];
+    for (owner, place) in [("domain 5, xvda", FIRST), ("dom0", FIRST + 8 * EXTENT)] {
+        let known = volumes(&disks);
+        let whole = support::open_for(&known, "xvdb", Access::ReadWrite, true, owner);
+        let whole = whole.expect("it can be opened");
+        write_physical(&own, &physical(PV1, &newer));
+        // Also while the operator looks at the disk.
+        support::rescan(&known, "xvdb");
+        let alice = open(&known, "xvda/vg0/alice");
+        assert_eq!(find(&*alice, 0, &disks), Some((0, place)), "{owner}");
+        drop(whole);
+    }
 }
 
 #[test]
@@ -207,14 +242,109 @@ fn a_volume_does_not_grow_by_what_a_guest_writes_on_the_disk_it_was_named_by() {
     write_physical(&a, &physical(PV0, &larger));
     assert_eq!(
         support::rescan(&known, "xvda"),
-        [
-            "xvda/vg0/alice of domain 5, xvda is served as it was: its disk is open for writing by one guest \
-             alone"
-        ]
+        [format!(
+            "xvda/vg0/alice of domain 5, xvda is served as it was: there is no xvda/vg0/alice, there are: \
+             none{UNSEARCHED}xvda"
+        )]
     );
     assert_eq!(alice.geometry().sectors, Sector(3 * 8192));
     drop(guest);
     assert!(support::rescan(&known, "xvda")[0].contains("has grown"));
+}
+
+/// A disk with a physical volume on its second partition, and a first one of that type.
+fn partitioned(kind: &str) -> (Disk, [usize; 2]) {
+    let disk = Disk::new(192 * MIB, SectorSize::B512);
+    let blocks = 66 * 2048;
+    let parts = [("guest", 1, 2048, kind), ("lvm", 2, 2048 + blocks, LVM)];
+    let parts = parts.map(|(label, number, first, kind)| NewPartition {
+        kind: guid(kind),
+        ..partition(label, number, (first, first + blocks - 1))
+    });
+    write_gpt(&disk, &parts);
+    let starts = parts.map(|part| part.first as usize * 512);
+    write_physical(
+        &disk,
+        &NewPhysical {
+            start: starts[1],
+            ..physical(PV0, VG0)
+        },
+    );
+    (disk, starts)
+}
+
+#[test]
+fn a_guest_does_not_write_to_a_partition_that_is_searched_for_physical_volumes() {
+    let (disk, _) = partitioned(LVM);
+    let known = volumes(&[&disk]);
+    assert_eq!(
+        refusal(&known, "xvda/guest"),
+        "xvda/guest has the partition type of LVM, whose volumes other guests may have: expected access=ro, or \
+         another type (sgdisk --typecode)"
+    );
+    support::try_open(&known, "xvda/guest", Access::ReadOnly).expect("it may be read");
+    let dom0 = support::open_for(&known, "xvda/guest", Access::ReadWrite, false, "dom0");
+    dom0.expect("the operator makes volumes there");
+    open(&known, "xvda/vg0/alice");
+}
+
+#[test]
+fn a_partition_that_a_guest_has_had_is_not_searched_before_the_operator_says_so() {
+    // What it wrote there: a newer group of that name, and a physical volume of that identity.
+    let newer = VG0.replace("seqno = 6", "seqno = 7");
+    let (disk, starts) = partitioned(support::LINUX);
+    let forged = |id| {
+        let new = NewPhysical {
+            start: starts[0],
+            ..physical(id, &newer)
+        };
+        write_physical(&disk, &new);
+    };
+    for id in [PV0, "EvilEvEvilEvilEvilEvilEvilEvilEv"] {
+        let known = volumes(&[&disk]);
+        let guest = open(&known, "xvda/guest");
+        forged(id);
+        let alice = || {
+            let alice = open(&known, "xvda/vg0/alice");
+            find(&*alice, 0, &[&disk])
+        };
+        let real = Some((0, starts[1] + FIRST));
+        assert_eq!(alice(), real);
+        // The partition is used again, for LVM.
+        let (retyped, _) = partitioned(LVM);
+        let table = retyped.change(|bytes| bytes.clone());
+        let end = table.len() - 33 * 512;
+        let old = disk.change(|bytes| bytes.clone());
+        for place in [0..34 * 512, end..table.len()] {
+            disk.write(place.start, &table[place]);
+        }
+        assert_eq!(alice(), real);
+        drop(guest);
+        assert_eq!(alice(), real);
+        assert_eq!(
+            refusal(&known, "xvda/vg9/alice"),
+            format!(
+                "there is no xvda/vg9/alice, there are: vg0/alice, vg0/bob, vg0/carol{UNSEARCHED}partition 1 of \
+                 xvda"
+            )
+        );
+        support::rescan(&known, "xvda");
+        let found = refusal(&known, "xvda/vg9/alice");
+        assert!(!found.contains("not searched"), "{found}");
+        for place in [0..34 * 512, end..table.len()] {
+            disk.write(place.start, &old[place]);
+        }
+    }
+}
+
+#[test]
+fn a_volume_that_would_have_its_physical_volumes_metadata_is_refused() {
+    let text = VG0.replace("pe_start = 2048", "pe_start = 2040");
+    let disk = pv(&physical(PV0, &text));
+    assert_eq!(
+        refusal(&volumes(&[&disk]), "xvda/vg0/alice"),
+        "xvda/vg0/alice cannot be used: a part of it lies where its physical volume has its metadata"
+    );
 }
 
 #[test]
@@ -389,7 +519,7 @@ fn a_disk_with_large_sectors_has_volumes_too() {
     assert_eq!(alice.geometry().sector_size, SectorSize::B4096);
     assert_eq!(find(&*alice, 8, &[&disk]), Some((0, FIRST + 4096)));
 
-    let odd = VG0.replace("pe_start = 2048", "pe_start = 2047");
+    let odd = VG0.replace("pe_start = 2048", "pe_start = 2049");
     write_physical(&disk, &physical(PV0, &odd));
     let refused = refusal(&volumes, "xvda/vg0/carol");
     assert!(refused.contains("pv1"), "{refused}");

@@ -122,6 +122,8 @@ impl fmt::Display for DmaAddr {
 }
 
 impl DomId {
+    /// The first domain, which Xen itself starts.
+    pub const DOM0: DomId = DomId(0);
     /// The domain that makes the call (`DOMID_SELF`, xen.h).
     pub const SELF: DomId = DomId(0x7FF0);
     /// Domain numbers from here on are reserved (`DOMID_FIRST_RESERVED`, xen.h); no frontend has one.

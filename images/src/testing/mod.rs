@@ -11,10 +11,10 @@ use crate::claim::Access;
 use crate::device::BlockDevice;
 use crate::io::{IoError, Tag};
 use crate::queue::{IoQueue, QueueContext};
-use crate::store::Stores;
+use crate::store::{Owner, Stores};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
-use bulkhead_xen::VcpuId;
+use bulkhead_xen::{DomId, VcpuId};
 use core::task::{Context, Poll, Waker};
 
 /// Opens queues of devices that need not wait for it.
@@ -41,7 +41,7 @@ impl<D: BlockDevice + ?Sized> OpenNow for D {
 }
 
 impl Stores {
-    /// Opens a device of a store that need not wait.
+    /// Opens a device of a store that need not wait, for a guest.
     ///
     /// # Panics
     /// If the store waits.
@@ -51,6 +51,10 @@ impl Stores {
         access: Access,
         owner: &str,
     ) -> Result<Arc<dyn BlockDevice>, OpenError> {
+        let owner = Owner {
+            name: owner,
+            domain: DomId(5),
+        };
         let opening = core::pin::pin!(self.open(target, access, owner));
         match opening.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(opened) => opened,

@@ -4,12 +4,12 @@ use crate::{Config, FakeController};
 use bulkhead_executor::Executor;
 use bulkhead_images::target::Target;
 use bulkhead_images::{
-    Access, BlockDevice, Io, IoError, IoQueue, IoSegment, Op, QueueContext, Sector, Store,
+    Access, BlockDevice, Io, IoError, IoQueue, IoSegment, Op, Owner, QueueContext, Sector, Store,
     Submitted, Tag,
 };
 use bulkhead_nvme::{Controllers, nvme_store};
 use bulkhead_volumes::DiskStore;
-use bulkhead_xen::{DmaMemory, PAGE_SIZE, VcpuId};
+use bulkhead_xen::{DmaMemory, DomId, PAGE_SIZE, VcpuId};
 use bulkhead_xen_sim::{DomainConfig, DomainKind, Sim, SimDomain, SimVcpu};
 use std::cell::RefCell;
 use std::future::Future;
@@ -140,7 +140,11 @@ impl World {
         let (store, target) = (self.store.clone(), target.to_string());
         let opened = self.within(Duration::from_secs(10), async move {
             let target = Target::parse(&target).expect("a target");
-            let opened = store.open(target, Access::ReadWrite, "domain 5, xvda");
+            let owner = Owner {
+                name: "domain 5, xvda",
+                domain: DomId(5),
+            };
+            let opened = store.open(target, Access::ReadWrite, owner);
             opened.await.map_err(|error| error.to_string())
         });
         opened.expect("opened or refused in time")

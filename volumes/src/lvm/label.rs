@@ -2,7 +2,9 @@
 
 use super::Id;
 use crate::checksum::Checksum;
+use bulkhead_images::Sector;
 use core::fmt;
+use core::ops::Range;
 
 /// The unit that labels are looked for in.
 const SECTOR: usize = 512;
@@ -39,6 +41,15 @@ impl fmt::Display for LabelFault {
 pub(super) struct Place {
     pub start: u64,
     pub len: u64,
+}
+
+impl Place {
+    /// Returns the sectors of the disk that have these bytes, where the physical volume begins with sector `base`.
+    pub fn sectors(self, base: Sector) -> Option<Range<u64>> {
+        const SECTOR: u64 = Sector::SIZE as u64;
+        let end = self.start.checked_add(self.len)?.div_ceil(SECTOR);
+        Some(base.0.checked_add(self.start / SECTOR)?..base.0.checked_add(end)?)
+    }
 }
 
 /// What the label and the header say.

@@ -20,6 +20,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_images::{DeviceReader, ReadError, Sector};
 use core::fmt;
+use core::ops::Range;
 use label::Label;
 
 /// The identity of a physical volume, a group or a logical volume: 32 letters and digits.
@@ -76,6 +77,8 @@ pub struct Found {
     pub group: Option<Arc<Group>>,
     /// What is wrong with copies of its metadata.
     pub faults: Vec<CopyFault>,
+    /// The sectors of the disk that hold its label and its metadata.
+    pub(crate) reserved: Vec<Range<u64>>,
 }
 
 /// What is wrong with one copy of the metadata.
@@ -119,8 +122,10 @@ impl fmt::Display for LvmError {
 
 impl core::error::Error for LvmError {}
 
-/// The bytes at a place that a label may be in: four sectors of 512 bytes, whatever the disk's.
-const LABELS: usize = 4 * 512;
+/// The sectors that a label may be in: four of 512 bytes, whatever the disk's.
+pub(crate) const LABEL_SECTORS: u64 = 4;
+
+const LABELS: usize = LABEL_SECTORS as usize * Sector::SIZE;
 
 /// Reads the physical volume that begins at `start` and has up to `sectors` sectors. `None` if there is none.
 pub async fn read(
@@ -149,8 +154,14 @@ pub async fn read(
         sectors,
         group: None,
         faults: Vec::new(),
+        reserved: Vec::new(),
     };
+    let labels = start.0..start.0 + LABEL_SECTORS;
+    push(&mut found.reserved, labels).ok_or(LvmError::NoMemory)?;
     for place in label.metadata() {
+        if let Some(sectors) = place.sectors(start) {
+            push(&mut found.reserved, sectors).ok_or(LvmError::NoMemory)?;
+        }
         let text = match area::read(reader, base, size, place).await {
             Ok(Some(text)) => text,
             Ok(None) => continue,

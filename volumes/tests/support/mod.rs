@@ -58,6 +58,7 @@ pub fn try_open(
     open_for(volumes, name, access, false, "domain 5, xvda")
 }
 
+/// Opens it for that owner, who is the operator if it is called `dom0`.
 pub fn open_for(
     volumes: &Volumes,
     name: &str,
@@ -70,6 +71,7 @@ pub fn open_for(
         access,
         shared,
         owner,
+        administrator: owner == "dom0",
     };
     now(volumes.open(VcpuId(0), &name, opening))
 }

@@ -13,7 +13,7 @@ use crate::id::VbdId;
 use crate::services::Services;
 use alloc::boxed::Box;
 use alloc::format;
-use bulkhead_images::Sector;
+use bulkhead_images::{Owner, Sector};
 use bulkhead_xen::Hypervisor;
 use bulkhead_xenbus::{NodeMap, read_nodes};
 use bulkhead_xenstore_client::Error;
@@ -70,11 +70,15 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         changed: &Changes,
     ) -> Result<Opened<'a, H>, Problem> {
         let config = VbdConfig::parse(id, nodes)?;
-        let owner = format!("vbd {id}");
+        let name = format!("vbd {id}");
+        let owner = Owner {
+            name: &name,
+            domain: id.frontend,
+        };
         services.admission.attach()?;
         let path = id.backend_path();
         let observer = Observer::new(services, &path, &config.frontend_path, changed);
-        let opening = services.stores.open(&config.target, config.access, &owner);
+        let opening = services.stores.open(&config.target, config.access, owner);
         let unwanted = until_unwanted(services, id, nodes, &observer);
         let device = match select(pin!(opening), pin!(unwanted)).await {
             Either::Left((device, _)) => device?,

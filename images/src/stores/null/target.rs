@@ -4,7 +4,7 @@ use super::NullDevice;
 use crate::claim::Access;
 use crate::device::SectorSize;
 use crate::io::Sector;
-use crate::store::{OpenDevice, Store, open_with};
+use crate::store::{OpenDevice, Owner, Store, open_with};
 use crate::target::{Options, Target, TargetError, parse_size};
 use alloc::string::ToString;
 use alloc::sync::Arc;
@@ -58,7 +58,7 @@ impl Store for NullStore {
         "null:SIZE"
     }
 
-    fn open<'a>(&'a self, target: Target<'a>, access: Access, _owner: &'a str) -> OpenDevice<'a> {
+    fn open<'a>(&'a self, target: Target<'a>, access: Access, _owner: Owner<'a>) -> OpenDevice<'a> {
         open_with(|| {
             let target = NullTarget::parse(target)?;
             let device = NullDevice::new(target.sectors, target.sector_size, access);

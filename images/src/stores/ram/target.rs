@@ -4,7 +4,7 @@ use crate::catalog::Catalog;
 use crate::claim::Access;
 use crate::device::SectorSize;
 use crate::discard::DiscardMode;
-use crate::store::{OpenDevice, Store, open_with};
+use crate::store::{OpenDevice, Owner, Store, open_with};
 use crate::target::{Options, Target, TargetError};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -72,10 +72,12 @@ impl Store for RamStore {
         images.map(line).collect()
     }
 
-    fn open<'a>(&'a self, target: Target<'a>, access: Access, owner: &'a str) -> OpenDevice<'a> {
+    fn open<'a>(&'a self, target: Target<'a>, access: Access, owner: Owner<'a>) -> OpenDevice<'a> {
         open_with(|| {
             let target = RamTarget::parse(target)?;
-            Ok(Arc::new(self.catalog.open_ram(&target, access, owner)?))
+            Ok(Arc::new(
+                self.catalog.open_ram(&target, access, owner.name)?,
+            ))
         })
     }
 }

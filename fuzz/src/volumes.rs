@@ -48,7 +48,7 @@ fn name(bytes: &[u8]) {
 /// Puts the text on as many disks as it has physical volumes, up to three.
 fn group(text: &[u8]) {
     let limit_of_group = limit(text);
-    let Ok(group) = Group::parse(text) else {
+    let Ok(group) = now(Group::parse(text)) else {
         return;
     };
     drop(limit_of_group);

@@ -68,6 +68,7 @@ mod resolve;
 mod store;
 #[cfg(feature = "test-support")]
 pub mod testing;
+mod turns;
 mod volumes;
 
 pub use claims::Overlap;

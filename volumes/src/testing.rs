@@ -2,26 +2,43 @@
 
 use crate::checksum::Checksum;
 use alloc::sync::Arc;
+use alloc::task::Wake;
 use alloc::vec::Vec;
 use bulkhead_images::{
     AsyncIo, AsyncQueue, BlockDevice, Caps, Geometry, IoError, Op, OpenQueue, QueueContext, Sector,
     SectorSize, not_opened, opened,
 };
 use core::pin::pin;
+use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::{Context, Poll, Waker};
 use gpt_disk_types::{
     GptHeader, GptPartitionEntry, GptPartitionName, GptPartitionType, Guid, LbaLe, U32Le,
 };
 use spin::Mutex;
 
-/// Polls a future that has nothing to wait for.
+/// Polls a future that has nothing to wait for but its next turn.
 ///
 /// # Panics
 /// If it waits all the same.
 pub fn now<T>(future: impl Future<Output = T>) -> T {
-    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(output) => output,
-        Poll::Pending => panic!("it waits"),
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(woken.clone());
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => assert!(woken.0.swap(false, Ordering::Relaxed), "it waits"),
+        }
+    }
+}
+
+/// Whether a task was woken.
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -3,7 +3,9 @@
 use crate::claims::{Claim, Claims, DiskId, DiskRange, Who};
 use crate::content::{Content, ContentError};
 use crate::error::OpenError;
+use crate::gpt::Partition;
 use crate::name::{VolumeName, VolumePart};
+use crate::order::order;
 use crate::rescan::{Change, Outcome, Rescan};
 use crate::resolve::{self, Identity, Known, Resolved};
 use alloc::rc::Rc;
@@ -383,6 +385,24 @@ impl Volumes {
     }
 }
 
+/// A reader of a disk. If it is given up before its disk has let go of it, it is kept.
+struct Reading<'v> {
+    state: &'v Mutex<State>,
+    id: DiskId,
+    reader: Option<DeviceReader>,
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        let mut context = Context::from_waker(Waker::noop());
+        if let Some(mut reader) = self.reader.take()
+            && reader.poll_close(&mut context).is_pending()
+        {
+            self.state.lock().given_up.push((self.id, reader));
+        }
+    }
+}
+
 /// The sectors that a map is about.
 fn ranges(map: &ExtentMap, disks: &[DiskId]) -> Vec<DiskRange> {
     let ranges = map.ranges().filter_map(|(device, start, len)| {
@@ -417,16 +437,13 @@ impl State {
                 .table
                 .as_ref()
                 .map_or(&[][..], |table| &table.partitions);
-            for partition in partitions
-                .iter()
-                .filter(|partition| partition.fault.is_none())
-            {
-                let namesakes = partitions
-                    .iter()
-                    .filter(|other| other.label == partition.label);
-                let part = match partition.label.is_empty() || namesakes.count() > 1 {
-                    true => VolumePart::Guid(partition.id),
-                    false => VolumePart::Label(partition.label.clone()),
+            for (partition, unique) in partitions.iter().zip(unique_labels(partitions)) {
+                if partition.fault.is_some() {
+                    continue;
+                }
+                let part = match unique {
+                    true => VolumePart::Label(partition.label.clone()),
+                    false => VolumePart::Guid(partition.id),
                 };
                 volumes.push((alloc::format!("{}{part}", disk.name), partition.sectors));
             }

@@ -5,8 +5,11 @@ mod support;
 use bulkhead_images::{DeviceReader, Sector, SectorSize};
 use bulkhead_volumes::lvm::{Group, GroupFault};
 use bulkhead_volumes::testing::{Disk, NewPartition, NewPhysical, now, write_gpt, write_physical};
+use bulkhead_volumes::{Content, Volumes};
 use bulkhead_xen::VcpuId;
 use std::fmt::Write;
+use std::pin::pin;
+use std::task::{Context, Waker};
 use support::{LVM, MIB, PV0, guid, partition, physical, refusal};
 
 /// Returns the text of a group with these physical and logical volumes.
@@ -68,6 +71,23 @@ fn a_large_volume_in_a_large_group_is_found() {
 }
 
 #[test]
+fn a_long_text_is_read_in_many_turns() {
+    let volume = striped("large", 200, |stripe| ("a".to_string(), stripe));
+    let text = text(1, &physical_volumes(8000), &volume);
+    let mut reading = pin!(Group::parse(text.as_bytes()));
+    let mut turns = 1;
+    while reading
+        .as_mut()
+        .poll(&mut Context::from_waker(Waker::noop()))
+        .is_pending()
+    {
+        turns += 1;
+    }
+    // Between two turns there is at most one walk through the text.
+    assert!(turns > 100, "{turns} turns");
+}
+
+#[test]
 fn of_many_missing_physical_volumes_some_are_named() {
     let volume = striped("big", 16, |stripe| (format!("p{stripe}"), 0));
     let text = text(1, &physical_volumes(16 * 128), &volume);
@@ -91,7 +111,10 @@ fn what_is_kept_of_a_disk_has_a_limit() {
         })
     };
     let large = text(1, "", &logical(20_000));
-    assert_eq!(Group::parse(large.as_bytes()), Err(GroupFault::TooLarge));
+    assert_eq!(
+        now(Group::parse(large.as_bytes())),
+        Err(GroupFault::TooLarge)
+    );
     // Many that are not, each other than the ones before.
     let disk = Disk::new(20 * MIB, SectorSize::B512);
     let (count, each) = (70_usize, MIB / 4 / 512);

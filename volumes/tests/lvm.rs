@@ -6,7 +6,7 @@ use bulkhead_images::{Access, Sector, SectorSize};
 use bulkhead_volumes::Volumes;
 use bulkhead_volumes::lvm::{Group, GroupFault};
 use bulkhead_volumes::testing::{
-    Disk, NewPartition, NewPhysical, mend_physical, write_gpt, write_physical,
+    Disk, NewPartition, NewPhysical, mend_physical, now, write_gpt, write_physical,
 };
 use support::{LVM, MIB, PV0, PV1, VG0, find, guid, open, partition, physical, refusal};
 
@@ -531,7 +531,7 @@ fn a_disk_with_large_sectors_has_volumes_too() {
 }
 
 fn parsed(text: &str) -> Result<Group, GroupFault> {
-    Group::parse(text.as_bytes())
+    now(Group::parse(text.as_bytes()))
 }
 
 #[test]
@@ -559,7 +559,7 @@ fn texts_that_are_none_are_refused_with_the_line() {
         let fault = fault(text);
         assert!(fault.starts_with(line), "{text:?}: {fault}");
     }
-    assert_eq!(Group::parse(&[0xFF, b'a']), Err(GroupFault::Encoding));
+    assert_eq!(now(Group::parse(&[0xFF, b'a'])), Err(GroupFault::Encoding));
     let field = "its text has no valid";
     for (what, with, named) in [
         ("version = 1\n", "version = 2\n", "version and contents"),

@@ -310,6 +310,7 @@ fn a_disk_that_does_not_answer_holds_up_only_who_needs_it() {
         access: Access::ReadWrite,
         shared: false,
         owner: "domain 5, xvda",
+        administrator: false,
     };
     let mut waiting = pin!(volumes.open(VcpuId(0), &name, opening));
     for _ in 0..100 {

@@ -4,6 +4,7 @@ use super::text::{List, Section, TextFault, Value, parse, plain};
 use super::{Id, is_name};
 use crate::memory::{owned, push};
 use crate::order::order;
+use crate::turns::Turns;
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -148,12 +149,13 @@ type Outcome<T> = Result<T, GroupFault>;
 const NO_MEMORY: GroupFault = GroupFault::NoMemory;
 
 impl Group {
-    /// Reads a text as it lies in a metadata area: zeros may follow it.
-    pub fn parse(bytes: &[u8]) -> Outcome<Group> {
+    /// Reads a text as it lies in a metadata area: zeros may follow it. A long one takes several turns of the vCPU.
+    pub async fn parse(bytes: &[u8]) -> Outcome<Group> {
         let end = bytes.iter().position(|byte| *byte == 0);
         let text = core::str::from_utf8(&bytes[..end.unwrap_or(bytes.len())]);
         let text = text.map_err(|_| GroupFault::Encoding)?;
-        let root = parse(text).map_err(GroupFault::Text)?;
+        let mut turns = Turns::default();
+        let root = parse(text, &mut turns).await.map_err(GroupFault::Text)?;
         let (mut group, mut version, mut contents) = (None, None, None);
         for (name, value) in root.entries() {
             match value {
@@ -168,10 +170,11 @@ impl Group {
             return Err(GroupFault::Field("version and contents"));
         }
         let (name, section) = group.ok_or(GroupFault::Field("group"))?;
-        Group::of(name, section)
+        turns.next().await;
+        Group::of(name, section, &mut turns).await
     }
 
-    fn of(name: &str, section: Section<'_>) -> Outcome<Group> {
+    async fn of(name: &str, section: Section<'_>, turns: &mut Turns) -> Outcome<Group> {
         let (mut id, mut seqno, mut extent_size, mut format) = (None, None, None, None);
         let (mut exported, mut physical, mut logical) = (false, None, None);
         for (name, value) in section.entries() {
@@ -207,11 +210,13 @@ impl Group {
         let sections = physical.ok_or(field("physical_volumes"))?.entries();
         for (name, value) in sections {
             let section = value.section().ok_or(field("physical volume"))?;
+            turns.count().await;
             let volume = Physical::of(name, section)?;
             bytes += volume.bytes();
             within_limit(bytes)?;
             push(&mut group.physical, volume).ok_or(NO_MEMORY)?;
         }
+        turns.next().await;
         // Segments name physical volumes again and again.
         let by_name = order(group.physical.len(), &|one, other| {
             group.physical[one].name.cmp(&group.physical[other].name)
@@ -230,7 +235,7 @@ impl Group {
                 find: &find,
                 extent_size: group.extent_size,
             };
-            let volume = reader.logical(name, section, &mut snapshots)?;
+            let volume = reader.logical(name, section, &mut snapshots, turns).await?;
             bytes += volume.bytes();
             within_limit(bytes)?;
             push(&mut group.logical, volume).ok_or(NO_MEMORY)?;
@@ -246,6 +251,7 @@ impl Group {
                 volume.fault = Some(LogicalFault::Snapshot);
             }
         }
+        turns.next().await;
         group.mark_overlaps()?;
         Ok(group)
     }
@@ -348,11 +354,12 @@ struct Reader<'r> {
 
 impl Reader<'_> {
     /// Reads a logical volume. The names that a snapshot concerns are added to `snapshots`.
-    fn logical<'t>(
+    async fn logical<'t>(
         &self,
         name: &str,
         section: Section<'t>,
         snapshots: &mut Vec<&'t str>,
+        turns: &mut Turns,
     ) -> Outcome<Logical> {
         let (mut id, mut visible, mut writable, mut count) = (None, false, false, None);
         for (name, value) in section.entries() {
@@ -376,12 +383,14 @@ impl Reader<'_> {
             fault: None,
             segments: Vec::new(),
         };
+        turns.count().await;
         let (mut next, mut segments) = (0, 0);
         for (_, value) in section.entries() {
             let Value::Section(section) = value else {
                 continue;
             };
             segments += 1;
+            turns.count().await;
             match self.segment(section, next, snapshots)? {
                 Ok(segment) => {
                     next += segment.extents;

@@ -171,7 +171,7 @@ pub async fn read(
                 continue;
             }
         };
-        match Group::parse(&text) {
+        match Group::parse(&text).await {
             Ok(group) => {
                 let newest = found.group.as_ref();
                 if newest.is_none_or(|newest| newest.seqno < group.seqno) {

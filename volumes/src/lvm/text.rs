@@ -11,6 +11,7 @@
 //! Nothing is copied, and nothing calls itself: a section is a piece of the text, which is gone through as often as somebody
 //! asks for what is in it.
 
+use crate::turns::Turns;
 use alloc::string::String;
 use core::fmt;
 
@@ -114,11 +115,13 @@ pub(super) enum Value<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct List<'a>(Tokens<'a>);
 
+/// The names and values that are checked for each one that is counted as looked at.
+const TOGETHER: usize = 64;
+
 /// Checks a text, and returns what is in it.
-pub(super) fn parse(text: &str) -> Result<Section<'_>, TextFault> {
+pub(super) async fn parse<'t>(text: &'t str, turns: &mut Turns) -> Result<Section<'t>, TextFault> {
     let mut tokens = Tokens(text);
-    let mut depth = 0;
-    check(&mut tokens, &mut depth).map_err(|expected| {
+    check(&mut tokens, turns).await.map_err(|expected| {
         let read = text.len() - tokens.0.len();
         let line = 1 + text.as_bytes()[..read]
             .iter()
@@ -129,23 +132,28 @@ pub(super) fn parse(text: &str) -> Result<Section<'_>, TextFault> {
     Ok(Section(Tokens(text)))
 }
 
-fn check(tokens: &mut Tokens<'_>, depth: &mut usize) -> Result<(), &'static str> {
-    loop {
+async fn check(tokens: &mut Tokens<'_>, turns: &mut Turns) -> Result<(), &'static str> {
+    let mut depth = 0;
+    for number in 0_usize.. {
+        if number.is_multiple_of(TOGETHER) {
+            turns.count().await;
+        }
         match tokens.next()? {
-            None if *depth == 0 => return Ok(()),
+            None if depth == 0 => break,
             None => return Err("end of a section"),
-            Some(Token::Sign(b'}')) if *depth > 0 => *depth -= 1,
+            Some(Token::Sign(b'}')) if depth > 0 => depth -= 1,
             Some(Token::Word(_)) => match tokens.next()? {
-                Some(Token::Sign(b'{')) if *depth == DEEPEST => {
+                Some(Token::Sign(b'{')) if depth == DEEPEST => {
                     return Err("section that is less deep");
                 }
-                Some(Token::Sign(b'{')) => *depth += 1,
+                Some(Token::Sign(b'{')) => depth += 1,
                 Some(Token::Sign(b'=')) => check_value(tokens)?,
                 _ => return Err("value or section"),
             },
             _ => return Err("name"),
         }
     }
+    Ok(())
 }
 
 fn check_value(tokens: &mut Tokens<'_>) -> Result<(), &'static str> {

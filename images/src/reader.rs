@@ -25,9 +25,9 @@ struct Page(UnsafeCell<[u8; PAGE_SIZE]>);
 
 /// Reads bytes from anywhere on a device, a few pages at a time, with one request at a time.
 ///
-/// It waits for the store without a limit: a caller that has waited long enough drops the future of
-/// [`read`](Self::read), and the reader with it. If the store still has the request then, the reader's pages
-/// are never used again.
+/// It waits for the store without a limit. A caller that has waited long enough drops the future of
+/// [`read`](Self::read), and keeps the reader until the store has let go of it ([`poll_close`](Self::poll_close)).
+/// If a reader is dropped earlier, its pages are never used again.
 ///
 /// ```
 /// use bulkhead_images::{Access, DeviceReader, NullDevice, Sector, SectorSize};
@@ -257,15 +257,25 @@ impl DeviceReader {
 
     /// Waits until the store has let go of everything.
     pub async fn close(mut self) {
-        poll_fn(|context| self.queue.poll_close(context)).await;
-        self.closed = true;
+        poll_fn(|context| self.poll_close(context)).await;
+    }
+
+    /// Returns whether the store has let go of everything. No read is begun after the first call.
+    pub fn poll_close(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if !self.closed {
+            self.closed = self.queue.poll_close(context).is_ready();
+        }
+        match self.closed {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
     }
 }
 
 impl Drop for DeviceReader {
     fn drop(&mut self) {
         let mut context = Context::from_waker(Waker::noop());
-        if !self.closed && self.pending && self.queue.poll_close(&mut context).is_pending() {
+        if self.pending && self.poll_close(&mut context).is_pending() {
             // The store may still write to the pages: they are leaked, so that no other code gets them.
             return;
         }

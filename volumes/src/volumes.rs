@@ -17,6 +17,8 @@ use bulkhead_images::{
     WeakMappedDevice, WeakSharedDevice,
 };
 use bulkhead_xen::VcpuId;
+use core::future::poll_fn;
+use core::task::{Context, Waker};
 use spin::Mutex;
 
 /// All disks whose volumes can be served, of whatever kind.
@@ -34,6 +36,8 @@ struct State {
     next: u64,
     disks: Vec<Disk>,
     open: Vec<Open>,
+    /// Readers that were given up, and whose disks have not let go of their memory.
+    given_up: Vec<(DiskId, DeviceReader)>,
 }
 
 struct Disk {
@@ -289,17 +293,14 @@ impl Volumes {
 
     /// Reads what is on a disk.
     async fn read(&self, vcpu: VcpuId, id: DiskId, name: &str) -> Result<(), OpenError> {
+        if !self.is_readable(id) {
+            return Err(OpenError::Disk {
+                disk: name.to_string(),
+                reason: "it has not answered what it was asked before".to_string(),
+            });
+        }
         let device = self.device(id, name)?;
-        let written = self.claims.written(id);
-        let reader = DeviceReader::open(&**device.device(), vcpu).await;
-        let content = match reader {
-            Ok(mut reader) => {
-                let content = Content::read(&mut reader, &written).await;
-                reader.close().await;
-                content
-            }
-            Err(error) => Err(ContentError::Open(error)),
-        };
+        let content = self.read_content(vcpu, id, &**device.device()).await;
         let content = content.map_err(|error: ContentError| OpenError::Content {
             disk: name.to_string(),
             error,
@@ -326,6 +327,38 @@ impl Volumes {
                 Err(error)
             }
         }
+    }
+
+    async fn read_content(
+        &self,
+        vcpu: VcpuId,
+        id: DiskId,
+        device: &dyn BlockDevice,
+    ) -> Result<Content, ContentError> {
+        let written = self.claims.written(id);
+        let reader = DeviceReader::open(device, vcpu).await;
+        let mut reading = Reading {
+            state: &self.state,
+            id,
+            reader: Some(reader.map_err(ContentError::Open)?),
+        };
+        let Some(reader) = &mut reading.reader else {
+            return Ok(Content::default());
+        };
+        let content = Content::read(reader, &written).await;
+        poll_fn(|context| reader.poll_close(context)).await;
+        content
+    }
+
+    /// Returns whether a disk has let go of all readers that were given up: each of them keeps memory, so one more is
+    /// not begun before.
+    fn is_readable(&self, id: DiskId) -> bool {
+        let mut state = self.state.lock();
+        let mut context = Context::from_waker(Waker::noop());
+        state
+            .given_up
+            .retain_mut(|(_, reader)| reader.poll_close(&mut context).is_pending());
+        state.given_up.iter().all(|(disk, _)| *disk != id)
     }
 
     /// The disks of which nothing is known.
@@ -412,6 +445,21 @@ fn ranges(map: &ExtentMap, disks: &[DiskId]) -> Vec<DiskRange> {
         })
     });
     ranges.collect()
+}
+
+/// Returns for each partition whether its label names it alone. Without memory for that, none does.
+fn unique_labels(partitions: &[Partition]) -> Vec<bool> {
+    let label = |position: usize| partitions[position].label.as_str();
+    let by_label = order(partitions.len(), &|one, other| label(one).cmp(label(other)));
+    let mut unique = alloc::vec![false; partitions.len()];
+    let by_label = by_label.unwrap_or_default();
+    for (place, position) in by_label.iter().enumerate() {
+        let beside = [place.wrapping_sub(1), place + 1];
+        let mut beside = beside.iter().filter_map(|place| by_label.get(*place));
+        let namesake = beside.any(|other| label(*other) == label(*position));
+        unique[*position] = !namesake && !label(*position).is_empty();
+    }
+    unique
 }
 
 impl State {

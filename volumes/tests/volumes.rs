@@ -330,6 +330,46 @@ fn a_disk_that_does_not_answer_holds_up_only_who_needs_it() {
 }
 
 #[test]
+fn a_disk_that_lets_go_of_nothing_is_asked_once() {
+    let (_, [disk, _]) = two();
+    let silent = Delayed::new(Arc::new(disk));
+    silent.hold_on();
+    let volumes = Volumes::default();
+    let device: Arc<dyn BlockDevice> = Arc::new(silent.clone());
+    assert!(volumes.add("vbd:xvda", move || Ok(device.clone())));
+    let give_up = || {
+        let name: VolumeName = "vbd:xvda/one".parse().expect("a name");
+        let opening = Opening {
+            access: Access::ReadOnly,
+            shared: false,
+            owner: "domain 5, xvda",
+            administrator: false,
+        };
+        let mut waiting = pin!(volumes.open(VcpuId(0), &name, opening));
+        let polled = waiting
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()));
+        match polled {
+            Poll::Ready(Err(error)) => Some(error.to_string()),
+            Poll::Ready(Ok(_)) => panic!("the disk says nothing"),
+            Poll::Pending => None,
+        }
+    };
+    assert_eq!(give_up(), None, "it waits");
+    for _ in 0..100 {
+        assert_eq!(
+            give_up().as_deref(),
+            Some("disk vbd:xvda cannot be used: it has not answered what it was asked before")
+        );
+    }
+    assert_eq!(silent.held(), 1, "nothing more is asked of it");
+    // It answers, and is asked again.
+    silent.release(0);
+    silent.be_prompt(true);
+    open(&volumes, "vbd:xvda/one");
+}
+
+#[test]
 fn a_disk_is_open_as_long_as_something_of_it_is() {
     let (_, [disk, _]) = two();
     let volumes = Volumes::default();

@@ -191,6 +191,9 @@ impl<H: Hypervisor> Leftover<H> {
         for link in disk.links() {
             queues &= link.lock().revoke();
         }
+        if queues {
+            disk.let_go();
+        }
         queues && self.rings.is_empty()
     }
 }

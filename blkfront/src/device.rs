@@ -37,6 +37,8 @@ pub struct Disk<H: Hypervisor> {
     properties: Mutex<Option<Properties>>,
     sectors: AtomicU64,
     connected: AtomicBool,
+    /// An earlier backend may still use the queues' memory.
+    held: AtomicBool,
     /// The reason why the disk was given up for good.
     failure: Once<String>,
     /// Wakes the disk's task.
@@ -58,6 +60,7 @@ impl<H: Hypervisor> Disk<H> {
             properties: Mutex::new(None),
             sectors: AtomicU64::new(0),
             connected: AtomicBool::new(false),
+            held: AtomicBool::new(false),
             failure: Once::new(),
             task: AtomicWaker::new(),
             claims: Arc::default(),
@@ -132,9 +135,21 @@ impl<H: Hypervisor> Disk<H> {
         self.connected.store(true, Ordering::Release);
     }
 
-    /// Notes that no backend serves it.
+    /// Notes that no backend serves it. The last one may still use the queues' memory.
     pub fn disconnected(&self) {
+        self.held.store(true, Ordering::Release);
         self.connected.store(false, Ordering::Release);
+    }
+
+    /// Notes that no backend uses the queues' memory any more.
+    pub fn let_go(&self) {
+        self.held.store(false, Ordering::Release);
+    }
+
+    /// Returns whether a backend that is gone may still use the queues' memory.
+    #[inline]
+    pub fn is_held(&self) -> bool {
+        self.held.load(Ordering::Acquire)
     }
 
     /// Gives it up because the backend broke the protocol. Its task does the rest.

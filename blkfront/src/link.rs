@@ -74,9 +74,7 @@ impl<H: Hypervisor> Link<H> {
 
     /// Gives up the requests of a queue with that tag, or all of them, if no backend has seen any part of them.
     pub fn cancel(&mut self, number: usize, tag: Option<Tag>) {
-        if !self.held {
-            self.clients[number].cancel(tag);
-        }
+        self.clients[number].cancel(tag);
     }
 
     /// Closes a queue. Its memory is used again when the backend has answered all of its requests.

@@ -38,6 +38,8 @@ struct Staged {
     tag: Tag,
     page: u16,
     pages: u16,
+    /// A backend that is gone may write to it: the request is not to be sent to another one.
+    spoiled: bool,
 }
 
 /// A queue of a disk.
@@ -48,6 +50,10 @@ pub struct Queue<H: Hypervisor> {
     base: NonNull<u8>,
     /// The pages of the memory that no request uses.
     free: FreePages,
+    /// Requests were given up while a backend that was gone could still use their memory.
+    gave_up: bool,
+    /// The number of requests whose memory is spoiled.
+    spoiled: usize,
     pages: usize,
     staged: Vec<Staged>,
     depth: usize,
@@ -75,6 +81,8 @@ impl<H: Hypervisor> Queue<H> {
             client,
             base,
             free: FreePages::new(pages),
+            gave_up: false,
+            spoiled: 0,
             pages,
             staged: room_for(pages)?,
             depth,
@@ -156,6 +164,18 @@ impl<H: Hypervisor> Queue<H> {
         self.opened.disk().lied(lie);
     }
 
+    /// Notes that requests are given up, and others get their memory. If a backend that is gone may still use it, the
+    /// data of later requests would not be safe there: they fail at once until that one has let go.
+    fn note_given_up(&mut self) {
+        self.gave_up |= self.opened.disk().is_held();
+    }
+
+    #[cold]
+    fn is_spoiled(&self, tag: Tag) -> bool {
+        let mut staged = self.staged.iter();
+        staged.any(|staged| staged.tag == tag && staged.spoiled)
+    }
+
     fn close(&mut self) {
         if !core::mem::replace(&mut self.closed, true) {
             self.link().lock().close(self.client);
@@ -176,6 +196,9 @@ impl<H: Hypervisor> IoQueue for Queue<H> {
     }
 
     fn submit(&mut self, tag: Tag, io: Io<'_>) -> Submitted {
+        if self.spoiled > 0 && self.is_spoiled(tag) {
+            return Submitted::Done(Err(IoError::Medium));
+        }
         match self.checked(&io) {
             Ok((page, len)) => {
                 let mut link = self.link().lock();
@@ -214,10 +237,12 @@ impl<H: Hypervisor> IoQueue for Queue<H> {
     }
 
     fn cancel(&mut self, tag: Tag) {
+        self.note_given_up();
         self.link().lock().cancel(self.client, Some(tag));
     }
 
     fn cancel_all(&mut self) {
+        self.note_given_up();
         self.link().lock().cancel(self.client, None);
     }
 
@@ -228,12 +253,15 @@ impl<H: Hypervisor> IoQueue for Queue<H> {
     }
 
     fn stage(&mut self, tag: Tag, op: Op, len: usize) -> Option<Staging> {
+        self.gave_up = self.gave_up && self.opened.disk().is_held();
         let pages = Self::pages_for(len);
         let page = self.free.take(pages)?;
+        self.spoiled += usize::from(self.gave_up);
         self.staged.push(Staged {
             tag,
             page: page as u16,
             pages: pages as u16,
+            spoiled: self.gave_up,
         });
         Some(Staging {
             // SAFETY: within the memory, as its map has a bit for each page.
@@ -247,8 +275,9 @@ impl<H: Hypervisor> IoQueue for Queue<H> {
 
     fn unstage(&mut self, tag: Tag) {
         if let Some(at) = self.staged.iter().position(|staged| staged.tag == tag) {
-            let Staged { page, pages, .. } = self.staged.swap_remove(at);
-            self.free.give_back(page.into(), pages.into());
+            let staged = self.staged.swap_remove(at);
+            self.spoiled -= usize::from(staged.spoiled);
+            self.free.give_back(staged.page.into(), staged.pages.into());
         }
     }
 }

@@ -1,6 +1,8 @@
 //! Disks of the driver domain's own, served to guests: what another driver domain serves to it.
 
-use bulkhead_blkback_testkit::{Frontend, Guest, IMAGE_SIZE, Lower, Setup, Style, World, content};
+use bulkhead_blkback_testkit::{
+    Frontend, Guest, IMAGE_SIZE, Link, Lower, Setup, Style, World, content,
+};
 use bulkhead_blkfront::PATIENCE;
 use bulkhead_ring::blkif::{Discard, Operation, Request, Sector, Status, TransferKind};
 use bulkhead_xen::Reservation;
@@ -55,6 +57,13 @@ fn answered(disk: &mut Frontend<'_>, ask: impl FnOnce(&mut Frontend<'_>)) -> (St
     assert_eq!(answers.len(), 1, "one request, one answer");
     let answer = answers.remove(0);
     (answer.status, answer.data)
+}
+
+fn flush(disk: &mut Frontend<'_>) -> Status {
+    let answer = answered(disk, |disk| {
+        disk.link().push_flush();
+    });
+    answer.0
 }
 
 /// The directory of a disk of the driver domain's own.
@@ -281,7 +290,8 @@ fn what_a_backend_that_closes_has_not_answered_is_asked_again() {
         .sim
         .store()
         .write(&format!("{}/state", vbd.backend_path()), "5");
-    world.wait(THERE_AND_BACK);
+    // It has its time to flush what it has acknowledged.
+    world.wait(Duration::from_secs(3));
     assert_eq!(own_state(&world, &vbd), Some(XenbusState::Closed));
     // It is there again.
     lower.pause(false);
@@ -293,6 +303,8 @@ fn what_a_backend_that_closes_has_not_answered_is_asked_again() {
     for number in 0..20_u8 {
         assert!(read(&mut disk, u64::from(number) * 2, 1) == [number + 100; 512]);
     }
+    // It is the same domain, which has what it acknowledged before.
+    assert_eq!(flush(&mut disk), Status::Okay);
     disk.detach();
     world.sim.assert_no_violations();
 }
@@ -306,6 +318,7 @@ fn requests_wait_for_another_driver_domain_in_the_place_of_one_that_was_destroye
     let guest = Guest::new(&world);
     let mut disk = guest.attach("xvda", "vbd:xvda").connected();
     write(&mut disk, 0, &[7; 512]);
+    assert_eq!(flush(&mut disk), Status::Okay);
     lower.pause(true);
     disk.link().push_write(8, &[9; 512]);
     disk.link().push_flush();
@@ -325,6 +338,108 @@ fn requests_wait_for_another_driver_domain_in_the_place_of_one_that_was_destroye
     assert_eq!(answers.len(), 3, "{:#?}", world.journal());
     assert!(answers.iter().all(|answer| answer.status == Status::Okay));
     assert!(other.holds(&[9; 512]));
+    disk.detach();
+    world.sim.assert_no_violations();
+}
+
+/// Gives the disk to another driver domain, which has an image of the same name, but not what the first one was given
+/// to write.
+fn replace<'w>(world: &'w World, lower: Lower<'w>, vbd: &Vbd) -> (Lower<'w>, Vbd) {
+    lower.destroy();
+    toolstack::finish_detach(&mut world.sim.store(), vbd);
+    world.wait(Duration::from_secs(1));
+    let other = Lower::new(world, &images());
+    let vbd = other.attach("xvda", &Disk::new("ram:below0"));
+    world.wait(Duration::from_secs(5));
+    (other, vbd)
+}
+
+#[test]
+fn a_flush_fails_once_if_another_domain_does_not_have_what_was_written_before() {
+    let world = world(2);
+    let lower = Lower::new(&world, &images());
+    let vbd = lower.attach("xvda", &Disk::new("ram:below0"));
+    let guest = Guest::new(&world);
+    let mut disk = guest.with_queues("xvda", "vbd:xvda", 2);
+    let mut ask = |queue: usize, ask: &dyn Fn(&mut Link)| {
+        ask(disk.queue(queue));
+        disk.queue(queue).kick();
+        world.wait(THERE_AND_BACK);
+        let mut answers = disk.queue(queue).collect();
+        assert_eq!(answers.len(), 1);
+        answers.remove(0).status
+    };
+    let write = |link: &mut Link| {
+        link.push_write(0, &[7; 512]);
+    };
+    let flush = |link: &mut Link| {
+        link.push_flush();
+    };
+    assert_eq!(ask(0, &write), Status::Okay);
+    let (lower, vbd) = replace(&world, lower, &vbd);
+    // Whichever queue it comes by.
+    assert_eq!(ask(1, &flush), Status::Error, "{:#?}", world.journal());
+    assert_eq!([0, 1].map(|queue| ask(queue, &flush)), [Status::Okay; 2]);
+    let said = |line: &String| line.contains("did not flush may be lost");
+    assert!(world.journal().iter().any(said), "{:#?}", world.journal());
+    // What was flushed, by whichever queue, is not in doubt.
+    assert_eq!(ask(0, &write), Status::Okay);
+    assert_eq!(ask(1, &flush), Status::Okay);
+    replace(&world, lower, &vbd);
+    assert_eq!([0, 1].map(|queue| ask(queue, &flush)), [Status::Okay; 2]);
+    disk.detach();
+    world.sim.assert_no_violations();
+}
+
+#[test]
+fn a_flush_that_waits_for_another_domain_fails_and_another_guests_does_not() {
+    let world = world(1);
+    let lower = Lower::new(&world, &images());
+    let vbd = lower.attach("xvda", &Disk::new("ram:below0"));
+    let guests = [Guest::new(&world), Guest::new(&world)];
+    let shared = |guest: usize| guests[guest].attach("xvda", "vbd:xvda,shared=yes");
+    let [mut one, mut other] = [0, 1].map(|guest| shared(guest).connected());
+    write(&mut other, 8, &[8; 512]);
+    assert_eq!(flush(&mut other), Status::Okay);
+    write(&mut one, 0, &[7; 512]);
+    lower.pause(true);
+    for disk in [&mut one, &mut other] {
+        disk.link().push_flush();
+        disk.link().kick();
+    }
+    world.wait(THERE_AND_BACK);
+    replace(&world, lower, &vbd);
+    let answers = [&mut one, &mut other].map(|disk| disk.link().collect()[0].status);
+    assert_eq!(answers, [Status::Error, Status::Okay]);
+    let answers = [&mut one, &mut other].map(flush);
+    assert_eq!(answers, [Status::Okay, Status::Okay]);
+    [one, other].into_iter().for_each(Frontend::detach);
+    world.sim.assert_no_violations();
+}
+
+/// `xl shutdown` of a driver domain: its disks close in order.
+#[test]
+fn a_domain_that_closes_its_disks_in_order_flushes_them_before() {
+    let world = world(1);
+    let lower = Lower::new(&world, &images());
+    let vbd = lower.attach("xvda", &Disk::new("ram:below0"));
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvda", "vbd:xvda").connected();
+    write(&mut disk, 0, &[7; 512]);
+    let closing = lower.backend.clone();
+    lower
+        .backend
+        .services
+        .handle
+        .spawn(async move { closing.close().await });
+    world.wait(Duration::from_millis(100));
+    assert_eq!(own_state(&world, &vbd), Some(XenbusState::Initialising));
+    disk.link().push_write(8, &[8; 512]);
+    disk.link().kick();
+    world.wait(THERE_AND_BACK);
+    replace(&world, lower, &vbd);
+    assert_eq!(disk.link().collect()[0].status, Status::Okay);
+    assert_eq!(flush(&mut disk), Status::Okay, "{:#?}", world.journal());
     disk.detach();
     world.sim.assert_no_violations();
 }

@@ -1,7 +1,9 @@
 //! The requests of one queue, from their submission to their completion, and the memory that their data is in.
 
+use crate::durability::{Flushes, User};
 use crate::memory::SharedMemory;
 use alloc::collections::VecDeque;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_grant::OutOfMemory;
 use bulkhead_grant::memory::{filled, room_for};
@@ -28,6 +30,8 @@ pub struct Entry {
     waits: bool,
     /// Its place in the order of submission.
     order: u64,
+    /// The number of the flush, if it is one.
+    flush: u64,
 }
 
 impl Entry {
@@ -42,6 +46,7 @@ impl Entry {
         used: false,
         waits: false,
         order: 0,
+        flush: 0,
     };
 
     /// Returns the number of its steps: pages of data, or one.
@@ -64,11 +69,21 @@ pub struct Client<H: Hypervisor> {
     waker: Option<Waker>,
     open: bool,
     submitted: u64,
+    /// The guest's disk that it is a queue of.
+    user: Arc<User>,
+    flushes: Arc<Flushes>,
+    /// The last flush that had begun when a write was acknowledged last.
+    written: Option<u64>,
 }
 
 impl<H: Hypervisor> Client<H> {
-    /// Returns a queue for up to `depth` requests at a time, with data in `memory`.
-    pub fn new(memory: SharedMemory<H>, depth: usize) -> Result<Self, OutOfMemory> {
+    /// Returns a queue of `user` for up to `depth` requests at a time, with data in `memory`.
+    pub fn new(
+        memory: SharedMemory<H>,
+        depth: usize,
+        user: Arc<User>,
+        flushes: Arc<Flushes>,
+    ) -> Result<Self, OutOfMemory> {
         let mut waiting = VecDeque::new();
         let bytes = depth * size_of::<u16>();
         let reserved = waiting.try_reserve_exact(depth);
@@ -82,12 +97,15 @@ impl<H: Hypervisor> Client<H> {
             waker: None,
             open: true,
             submitted: 0,
+            user,
+            flushes,
+            written: None,
         })
     }
 
     /// Opens a queue again that was closed and [is idle](Self::is_idle), for up to `depth` requests at a time.
     /// Nothing of its last user's data is left.
-    pub fn reopen(&mut self, depth: usize) -> Result<(), OutOfMemory> {
+    pub fn reopen(&mut self, depth: usize, user: Arc<User>) -> Result<(), OutOfMemory> {
         let known = self.entries.len();
         let more = depth.saturating_sub(known);
         let room = self.entries.try_reserve_exact(more);
@@ -101,6 +119,7 @@ impl<H: Hypervisor> Client<H> {
             .extend((known..known + more).map(|entry| entry as u16));
         self.memory.clear();
         self.open = true;
+        (self.user, self.written) = (user, None);
         Ok(())
     }
 
@@ -136,6 +155,10 @@ impl<H: Hypervisor> Client<H> {
     pub fn begin(&mut self, tag: Tag, op: Op, page: u16, len: u32) -> Option<u16> {
         let entry = self.free.pop()?;
         self.submitted += 1;
+        let flush = match op {
+            Op::Flush => self.flushes.begin(),
+            _ => 0,
+        };
         self.entries[usize::from(entry)] = Entry {
             tag,
             op,
@@ -143,6 +166,7 @@ impl<H: Hypervisor> Client<H> {
             len,
             used: true,
             order: self.submitted,
+            flush,
             ..Entry::UNUSED
         };
         Some(entry)
@@ -211,6 +235,12 @@ impl<H: Hypervisor> Client<H> {
         let request = &mut self.entries[usize::from(entry)];
         request.used = false;
         let tag = request.tag;
+        match request.op {
+            Op::Read { .. } => {}
+            _ if outcome.is_err() => {}
+            Op::Flush => self.flushes.end(request.flush),
+            Op::Write { .. } | Op::Discard { .. } => self.written = Some(self.flushes.begun()),
+        }
         self.free.push(entry);
         if self.open {
             self.done.push((tag, outcome));
@@ -268,7 +298,7 @@ impl<H: Hypervisor> Client<H> {
             (request.failed, request.waits) = (None, self.open);
             match self.open {
                 true => self.waiting.push_back(number),
-                false => self.end(number, Ok(())),
+                false => self.end(number, Err(IoError::Cancelled)),
             }
         }
         // Few, and seldom: a sort of the library's would be larger than all of this.
@@ -281,6 +311,48 @@ impl<H: Hypervisor> Client<H> {
                 at -= 1;
             }
         }
+    }
+
+    /// Returns the guest's disk that it is a queue of.
+    #[inline]
+    pub fn user(&self) -> &Arc<User> {
+        &self.user
+    }
+
+    /// Returns whether a write was acknowledged to its guest that is not durable yet.
+    pub fn has_unflushed(&self) -> bool {
+        let written = self.written.filter(|_| self.open);
+        written.is_some_and(|written| !self.flushes.cover(written))
+    }
+
+    /// Notes that what was acknowledged and is not durable may be lost.
+    pub fn lose_unflushed(&mut self) {
+        if self.has_unflushed() {
+            self.user.lose();
+        }
+        self.written = None;
+    }
+
+    /// Fails the flushes that wait, if its guest's disk has lost something. Returns true if there was one.
+    pub fn fail_flushes(&mut self) -> bool {
+        if !self.user.has_lost() {
+            return false;
+        }
+        let mut any = false;
+        for _ in 0..self.waiting.len() {
+            let Some(entry) = self.waiting.pop_front() else {
+                break;
+            };
+            let request = &mut self.entries[usize::from(entry)];
+            if request.op == Op::Flush {
+                request.waits = false;
+                self.end(entry, Err(IoError::Medium));
+                any = true;
+            } else {
+                self.waiting.push_back(entry);
+            }
+        }
+        any
     }
 
     /// Fails all requests.

@@ -226,7 +226,7 @@ async fn listen<H: Hypervisor>(
 }
 
 /// Takes the responses on a ring whose backend has notified us.
-fn answered<H: Hypervisor>(disk: &Disk<H>, number: usize) {
+pub fn answered<H: Hypervisor>(disk: &Disk<H>, number: usize) {
     let mut link = disk.link(number).lock();
     let collected: Result<(), Lie> = link.collect();
     if let Err(lie) = collected {

@@ -2,6 +2,8 @@
 //! device.
 
 use crate::backend_nodes::Properties;
+use crate::client::Client;
+use crate::durability::{Flushes, Users};
 use crate::link::Link;
 use crate::memory::{NotShared, PagePool, SharedMemory};
 use crate::queue::{MOST_PAGES, Queue, REQUEST_PAGES, depth_of};
@@ -44,6 +46,8 @@ pub struct Disk<H: Hypervisor> {
     /// Wakes the disk's task.
     task: AtomicWaker,
     claims: Arc<Claims>,
+    flushes: Arc<Flushes>,
+    users: Users,
     /// The guests' disks that learn of a new size.
     resized: Mutex<Waiters>,
     pool: PagePool,
@@ -64,6 +68,8 @@ impl<H: Hypervisor> Disk<H> {
             failure: Once::new(),
             task: AtomicWaker::new(),
             claims: Arc::default(),
+            flushes: Arc::default(),
+            users: Users::default(),
             resized: Mutex::default(),
             pool,
             grants,
@@ -150,6 +156,42 @@ impl<H: Hypervisor> Disk<H> {
     #[inline]
     pub fn is_held(&self) -> bool {
         self.held.load(Ordering::Acquire)
+    }
+
+    /// Returns the count of its flushes.
+    pub fn flushes(&self) -> &Flushes {
+        &self.flushes
+    }
+
+    /// Returns whether a write was acknowledged to a guest that is not durable yet.
+    pub fn has_unflushed(&self) -> bool {
+        let offered = self.properties().is_some_and(|it| it.geometry.flush);
+        let mut links = self.links.iter();
+        offered && links.any(|link| link.lock().clients().iter().any(Client::has_unflushed))
+    }
+
+    /// Notes that what was acknowledged and is not durable may be lost: the next flush of each guest's disk that wrote
+    /// it fails. Returns whether there is one.
+    pub fn lose_unflushed(&self) -> bool {
+        if !self.has_unflushed() {
+            return false;
+        }
+        let each = |act: &mut dyn FnMut(&mut Client<H>)| {
+            for link in &self.links {
+                link.lock().clients().iter_mut().for_each(&mut *act);
+            }
+        };
+        each(&mut Client::lose_unflushed);
+        let mut told = Vec::new();
+        each(&mut |client| {
+            if client.fail_flushes() {
+                told.push(client.user().clone());
+            }
+        });
+        told.iter().for_each(|user| {
+            user.take_loss();
+        });
+        true
     }
 
     /// Gives it up because the backend broke the protocol. Its task does the rest.
@@ -264,7 +306,9 @@ impl<H: Hypervisor> Device<H> {
         let pages = queue_pages(context.queues);
         let depth = depth_of(context.depth, pages);
         let mut locked = disk.link(link).lock();
-        let client = locked.open(depth, || SharedMemory::new(&disk.pool, &disk.grants, pages))?;
+        let user = (disk.users.find(context.user), &disk.flushes);
+        let memory = || SharedMemory::new(&disk.pool, &disk.grants, pages);
+        let client = locked.open(depth, user, memory)?;
         // Those of a queue that was closed may be more, or fewer.
         let memory = locked.client(client).memory();
         let memory = (memory.base(), memory.pages());

@@ -29,6 +29,7 @@ mod backend_nodes;
 mod client;
 mod connection;
 mod device;
+mod durability;
 mod free_pages;
 mod frontends;
 mod lifecycle;

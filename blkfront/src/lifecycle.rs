@@ -3,7 +3,7 @@
 
 mod connecting;
 
-use crate::connection::{Connection, Leftover};
+use crate::connection::{Connection, Leftover, answered};
 use crate::device::Disk;
 use crate::frontends::Frontends;
 use crate::state_machine::{Observed, Phase, Step, decide};
@@ -26,6 +26,12 @@ use futures_util::future::{Either, select};
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// The time after which the log says that a backend keeps our memory.
 const LONG_LOOK: Duration = Duration::from_secs(2);
+
+/// The time in which a backend that closes has to make durable what it has acknowledged. One of this project waits two
+/// seconds for its frontends to close.
+const LAST_FLUSH: Duration = Duration::from_millis(1500);
+/// The time between two looks whether it has.
+const LAST_FLUSH_PAUSE: Duration = Duration::from_millis(5);
 
 /// The time in which a restarted backend has to connect to the rings that it finds.
 const GOES_ON: Duration = Duration::from_secs(5);
@@ -50,6 +56,8 @@ pub struct Life<'a, H: Hypervisor> {
     peer: Option<Peer>,
     phase: Phase,
     connection: Option<Connection<H>>,
+    /// The domain that served the disk last.
+    served_by: Option<DomId>,
     leftover: Option<Leftover<H>>,
     /// A restarted backend has had its time to connect by itself.
     waited: bool,
@@ -76,6 +84,7 @@ pub async fn live<H: Hypervisor>(
         peer: None,
         phase: Phase::Fresh,
         connection: None,
+        served_by: None,
         leftover: None,
         waited: false,
         retry: RETRY,
@@ -128,7 +137,7 @@ impl<H: Hypervisor> Life<'_, H> {
                 self.reread().await?;
                 self.wait(changed).await?;
             }
-            Step::Close => self.close().await?,
+            Step::Close => self.close(seen.backend).await?,
             Step::StartOver => self.start_over().await?,
             Step::Forget => {
                 self.unsaid = None;
@@ -223,10 +232,13 @@ impl<H: Hypervisor> Life<'_, H> {
         .await
     }
 
-    /// Takes back everything, and tells the backend.
-    async fn close(&mut self) -> Result<(), Error> {
+    /// Takes back everything, and tells the backend, which is in that state.
+    async fn close(&mut self, backend: XenbusState) -> Result<(), Error> {
         let was_connected = self.phase == Phase::Connected;
         if was_connected {
+            if backend == XenbusState::Closing {
+                self.flush_last().await;
+            }
             log::warn!(
                 "disk {}: the backend is gone; requests wait for it",
                 self.disk.name
@@ -241,6 +253,43 @@ impl<H: Hypervisor> Life<'_, H> {
             self.pause().await;
         }
         Ok(())
+    }
+
+    /// Has a backend that closes in order make durable what it has acknowledged: it answers until this end has closed,
+    /// and another domain may serve the disk after it.
+    async fn flush_last(&mut self) {
+        let disk = self.disk.clone();
+        if !disk.has_unflushed() {
+            return;
+        }
+        let links = disk.links();
+        links.iter().for_each(|link| link.lock().stop_sending());
+        let handle = self.frontends.handle();
+        let over = handle.now() + LAST_FLUSH;
+        let mut flush = None;
+        while handle.now() < over {
+            (0..links.len()).for_each(|number| answered(&disk, number));
+            if disk.failure().is_some() {
+                return;
+            }
+            let first = &links[0];
+            match flush {
+                // What it acknowledges from now on is what it is asked for from now on: nothing.
+                None if links.iter().all(|link| link.lock().is_idle()) => {
+                    flush = Some(disk.flushes().begin());
+                    if !first.lock().ask_flush() {
+                        return;
+                    }
+                }
+                None => {}
+                Some(number) => match first.lock().flushed() {
+                    Some(Ok(())) => return disk.flushes().end(number),
+                    Some(Err(_)) => return,
+                    None => {}
+                },
+            }
+            handle.sleep(LAST_FLUSH_PAUSE).await;
+        }
     }
 
     /// Lets the backend offer the disk again, once it has none of our memory.
@@ -273,7 +322,7 @@ impl<H: Hypervisor> Life<'_, H> {
 
     async fn back_off(&mut self, problem: String) -> Result<(), Error> {
         self.tell(problem);
-        self.close().await
+        self.close(XenbusState::Unknown).await
     }
 
     /// Waits before the next attempt, a little longer each time.

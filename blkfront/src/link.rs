@@ -6,8 +6,10 @@
 //! answered it. If the backend goes away meanwhile, the request is sent again on the next ring.
 
 use crate::client::{Client, Entry};
+use crate::durability::{Flushes, User};
 use crate::memory::{NotShared, SharedMemory};
-use crate::wire::{Lie, Wire};
+use crate::wire::{Lie, OWN, Wire};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_images::{IoError, Op, Submitted, Tag};
 use bulkhead_xen::{DomId, Hypervisor};
@@ -24,6 +26,10 @@ pub struct Link<H: Hypervisor> {
     held: bool,
     /// The domain that has the queues' memory.
     backend: Option<(H, DomId)>,
+    /// The backend closes: no more requests are sent to it.
+    closing: bool,
+    /// The result of a flush of this end's own.
+    flushed: Option<Result<(), IoError>>,
 }
 
 impl<H: Hypervisor> Default for Link<H> {
@@ -35,16 +41,19 @@ impl<H: Hypervisor> Default for Link<H> {
             dead: false,
             held: false,
             backend: None,
+            closing: false,
+            flushed: None,
         }
     }
 }
 
 impl<H: Hypervisor> Link<H> {
-    /// Adds a queue for up to `depth` requests at a time, or one that was closed and whose requests have all
-    /// ended. Its memory comes of `memory`. Returns its number.
+    /// Adds a queue of `user` for up to `depth` requests at a time, or one that was closed and whose requests have
+    /// all ended. Its memory comes of `memory`. Returns its number.
     pub fn open(
         &mut self,
         depth: usize,
+        (user, flushes): (Arc<User>, &Arc<Flushes>),
         memory: impl FnOnce() -> Result<SharedMemory<H>, NotShared>,
     ) -> Result<usize, NotShared> {
         let unused = |client: &Client<H>| !client.is_open() && client.is_idle();
@@ -53,14 +62,15 @@ impl<H: Hypervisor> Link<H> {
         if !self.held
             && let Some(number) = self.clients.iter().position(unused)
         {
-            let reopened = self.clients[number].reopen(depth);
+            let reopened = self.clients[number].reopen(depth, user);
             return reopened.map(|()| number).map_err(no_memory);
         }
         let mut memory = memory()?;
         if let Some((hypervisor, backend)) = &self.backend {
             memory.grant(hypervisor, *backend)?;
         }
-        let client = Client::new(memory, depth).map_err(no_memory)?;
+        let client = Client::new(memory, depth, user, flushes.clone());
+        let client = client.map_err(no_memory)?;
         let reserved = self.clients.try_reserve(1);
         reserved.map_err(|_| NotShared::NoMemory { bytes })?;
         self.clients.push(client);
@@ -72,7 +82,7 @@ impl<H: Hypervisor> Link<H> {
         &mut self.clients[number]
     }
 
-    /// Gives up the requests of a queue with that tag, or all of them, if no backend has seen any part of them.
+    /// Gives up the requests of a queue with that tag, or all of them, if no backend of now has seen any part of them.
     pub fn cancel(&mut self, number: usize, tag: Option<Tag>) {
         self.clients[number].cancel(tag);
     }
@@ -89,11 +99,14 @@ impl<H: Hypervisor> Link<H> {
             return Submitted::Done(Err(IoError::Medium));
         }
         let client = &mut self.clients[number];
+        if op == Op::Flush && client.user().take_loss() {
+            return Submitted::Done(Err(IoError::Medium));
+        }
         let Some(entry) = client.begin(tag, op, page, len) else {
             return Submitted::Busy;
         };
         let asked = match &mut self.wire {
-            Some(wire) if client.none_waiting() => {
+            Some(wire) if client.none_waiting() && !self.closing => {
                 let (memory, request) = client.parts(entry);
                 wire.ask((number as u16, memory), entry, request)
             }
@@ -124,7 +137,10 @@ impl<H: Hypervisor> Link<H> {
         let mut any = false;
         while let Some((client, entry, outcome)) = wire.take()? {
             any = true;
-            self.clients[usize::from(client)].answered(entry, outcome);
+            match client {
+                OWN => self.flushed = Some(outcome),
+                client => self.clients[usize::from(client)].answered(entry, outcome),
+            }
         }
         if any {
             self.ask_waiting();
@@ -143,7 +159,7 @@ impl<H: Hypervisor> Link<H> {
 
     /// Sends the requests that wait, as far as the ring has room. The queues take turns.
     fn ask_waiting(&mut self) {
-        let Some(wire) = &mut self.wire else {
+        let Some(wire) = self.wire.as_mut().filter(|_| !self.closing) else {
             return;
         };
         let count = self.clients.len();
@@ -189,8 +205,40 @@ impl<H: Hypervisor> Link<H> {
         self.ask_waiting();
     }
 
+    /// Has requests wait instead of sending them, as the backend closes.
+    pub fn stop_sending(&mut self) {
+        self.closing = true;
+    }
+
+    /// Returns whether the backend has answered everything.
+    pub fn is_idle(&self) -> bool {
+        self.wire.as_ref().is_none_or(Wire::is_idle)
+    }
+
+    /// Sends a flush of this end's own. Returns false if there is no ring for it.
+    pub fn ask_flush(&mut self) -> bool {
+        self.flushed = None;
+        let Some(wire) = &mut self.wire else {
+            return false;
+        };
+        let asked = wire.ask_flush();
+        wire.publish();
+        asked
+    }
+
+    /// Returns the result of the flush of this end's own, if the backend has answered it.
+    pub fn flushed(&self) -> Option<Result<(), IoError>> {
+        self.flushed
+    }
+
+    /// Returns all queues.
+    pub fn clients(&mut self) -> &mut [Client<H>] {
+        &mut self.clients
+    }
+
     /// Gives up the ring. Requests that were not answered wait for the next one.
     pub fn disconnect(&mut self) -> Option<Wire<H>> {
+        self.closing = false;
         let wire = self.wire.take()?;
         self.held = true;
         self.clients.iter_mut().for_each(Client::disconnected);

@@ -61,6 +61,9 @@ impl From<Overrun> for Lie {
     }
 }
 
+/// The client of requests that are this end's own.
+pub const OWN: u16 = u16::MAX;
+
 /// The form that requests to a backend take.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
@@ -218,6 +221,37 @@ impl<H: Hypervisor> Wire<H> {
         true
     }
 
+    /// Returns whether the backend has answered everything.
+    pub fn is_idle(&self) -> bool {
+        self.free.len() == self.slots.len()
+    }
+
+    /// Sends a flush of this end's own. Returns false if the ring has no room.
+    pub fn ask_flush(&mut self) -> bool {
+        let Some(id) = self.free.pop() else {
+            return false;
+        };
+        let request = Request::of(RequestId(id.into()), self.flush());
+        self.slots[usize::from(id)] = Slot {
+            client: OWN,
+            entry: 0,
+            operation: request.opcode(),
+            used: true,
+        };
+        self.front.push(&request).is_ok()
+    }
+
+    /// Returns the operation that makes data durable.
+    fn flush(&self) -> Operation {
+        let barrier = match self.rules.flush {
+            FlushBy::Barrier => {
+                Request::transfer(RequestId(0), TransferKind::WriteBarrier, Sector(0), &[])
+            }
+            _ => None,
+        };
+        barrier.map_or(Operation::Flush, |request| request.operation)
+    }
+
     /// Returns the next part of a request, and the number of its steps.
     #[inline]
     fn operation(&self, memory: &SharedMemory<H>, entry: &Entry) -> (Operation, u16) {
@@ -236,18 +270,7 @@ impl<H: Hypervisor> Wire<H> {
                 };
                 return (Operation::Discard(discard), 1);
             }
-            Op::Flush => {
-                let request = match self.rules.flush {
-                    FlushBy::Barrier => {
-                        Request::transfer(RequestId(0), TransferKind::WriteBarrier, Sector(0), &[])
-                    }
-                    _ => None,
-                };
-                return (
-                    request.map_or(Operation::Flush, |request| request.operation),
-                    1,
-                );
-            }
+            Op::Flush => return (self.flush(), 1),
         };
         let left = entry.steps() - entry.next;
         let sector = Sector(sector.0 + u64::from(entry.next) * (PAGE_SIZE / 512) as u64);

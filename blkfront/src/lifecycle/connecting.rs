@@ -51,6 +51,16 @@ impl<H: Hypervisor> Life<'_, H> {
             self.disk.fail(problem);
             return Ok(());
         }
+        let backend = self.peer.as_ref().map(|peer| peer.id);
+        let another = self.served_by.is_some() && self.served_by != backend;
+        if another && self.disk.lose_unflushed() {
+            log::warn!(
+                "disk {}: another domain serves it now, and what its guests wrote and did not flush may be lost: their \
+                 next flush fails",
+                self.disk.name
+            );
+        }
+        self.served_by = backend;
         let hypervisor = self.frontends.handle().hypervisor();
         if let Err(error) = connection.connect(&self.disk, hypervisor, &properties) {
             return self.back_off(format!("cannot be connected: {error}")).await;
@@ -60,7 +70,7 @@ impl<H: Hypervisor> Life<'_, H> {
         self.write(Vec::new(), XenbusState::Connected).await?;
         self.retry = RETRY;
         self.told = None;
-        let (geometry, backend) = (properties.geometry, self.peer.as_ref().map(|peer| peer.id));
+        let geometry = properties.geometry;
         log::info!(
             "disk {}: connected to domain {}, {} sectors of {}, {}{rings} queue(s) of {pages} ring page(s)",
             self.disk.name,

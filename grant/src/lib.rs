@@ -45,6 +45,7 @@ mod copy;
 #[allow(unsafe_code, reason = "the one place that maps and unmaps")]
 mod map_pool;
 pub mod memory;
+mod page_states;
 mod pages;
 mod persistent;
 mod region;

@@ -1,6 +1,7 @@
 //! A queue's data pages: mapped and unmapped in batches, one hypercall each.
 
 use crate::memory::{OutOfMemory, filled, room_for};
+use crate::page_states::{PageState, PageStates};
 use crate::region::PageRange;
 use crate::{EAGAIN_TRIES, GrantAccess};
 use alloc::vec::Vec;
@@ -12,9 +13,6 @@ use core::fmt;
 use core::num::NonZeroU32;
 use core::ptr::NonNull;
 
-/// The end of the list of free pages.
-const NONE: u32 = u32::MAX;
-
 /// A fixed number of pages of one frontend. All memory it needs is taken when it is made.
 pub struct MapPool<H: Hypervisor> {
     hypervisor: H,
@@ -22,12 +20,9 @@ pub struct MapPool<H: Hypervisor> {
     range: PageRange,
     /// The address of its first page.
     start: u64,
-    states: Vec<PageState>,
+    states: PageStates,
     /// Bus addresses of the mapped pages. Empty if no device uses them.
     dma: Vec<Option<DmaAddr>>,
-    /// The first free page; each names the next.
-    free: u32,
-    free_count: usize,
     /// The entries of the next hypercalls. The page of an entry follows from its address.
     maps: Vec<MapGrantRef>,
     unmaps: Vec<UnmapGrantRef>,
@@ -61,38 +56,6 @@ pub struct Mapping(
     NonZeroU32,
 );
 
-/// The state of a page. There is one for each page of every queue, so its numbers are kept as bytes, which
-/// need no alignment: 5 bytes instead of 8.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum PageState {
-    /// Free, and the next free page after it.
-    Free([u8; 4]),
-    /// Queued for mapping, or refused with a status.
-    Unmapped([u8; 2]),
-    /// Mapped, and the grant handle.
-    Mapped([u8; 4]),
-    /// Queued for unmapping.
-    Leaving,
-    /// Unmapping was refused: Xen may still have the page there. Never used again.
-    Stuck,
-}
-
-const _: () = assert!(size_of::<PageState>() == 5);
-
-impl PageState {
-    fn free(next: u32) -> PageState {
-        PageState::Free(next.to_ne_bytes())
-    }
-
-    fn unmapped(status: GrantStatus) -> PageState {
-        PageState::Unmapped(status.0.to_ne_bytes())
-    }
-
-    fn mapped(handle: GrantHandle) -> PageState {
-        PageState::Mapped(handle.0.to_ne_bytes())
-    }
-}
-
 /// The pool has no page left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapPoolFull;
@@ -115,22 +78,13 @@ impl<H: Hypervisor> MapPool<H> {
     ) -> Result<Self, OutOfMemory> {
         let pages = range.pages();
         let start = if pages > 0 { range.address(0) } else { 0 };
-        let next = |page: usize| {
-            if page + 1 < pages {
-                page as u32 + 1
-            } else {
-                NONE
-            }
-        };
         Ok(MapPool {
             hypervisor,
             domain,
             range,
             start,
-            states: filled(pages, |page| PageState::free(next(page)))?,
+            states: PageStates::new(pages)?,
             dma: Vec::new(),
-            free: if pages > 0 { 0 } else { NONE },
-            free_count: pages,
             maps: room_for(batch)?,
             unmaps: room_for(batch)?,
             batch,
@@ -157,7 +111,7 @@ impl<H: Hypervisor> MapPool<H> {
 
     /// Returns the number of pages that can still be queued.
     pub fn free_pages(&self) -> usize {
-        self.free_count
+        self.states.free_pages()
     }
 
     /// Returns counts of the hypercalls made so far.
@@ -167,7 +121,7 @@ impl<H: Hypervisor> MapPool<H> {
 
     /// Returns whether no page is mapped or queued.
     pub fn is_unused(&self) -> bool {
-        self.free_count == self.states.len()
+        self.states.are_all_free()
     }
 
     /// The pool's page that a mapping stands for.
@@ -186,24 +140,6 @@ impl<H: Hypervisor> MapPool<H> {
         ((address - self.start) >> PAGE_SHIFT) as usize
     }
 
-    #[inline]
-    fn take_free(&mut self) -> Option<usize> {
-        let page = self.free as usize;
-        let PageState::Free(next) = *self.states.get(page)? else {
-            return None;
-        };
-        self.free = u32::from_ne_bytes(next);
-        self.free_count -= 1;
-        Some(page)
-    }
-
-    #[inline]
-    fn set_free(&mut self, page: usize) {
-        self.states[page] = PageState::free(self.free);
-        self.free = page as u32;
-        self.free_count += 1;
-    }
-
     /// Queues a page to be mapped by the next [`map_queued`](Self::map_queued), or by this call if there
     /// are as many already as one hypercall takes.
     #[inline]
@@ -212,7 +148,7 @@ impl<H: Hypervisor> MapPool<H> {
         gref: GrantRef,
         access: GrantAccess,
     ) -> Result<Mapping, MapPoolFull> {
-        let page = self.take_free().ok_or(MapPoolFull)?;
+        let page = self.states.take_free().ok_or(MapPoolFull)?;
         if self.maps.len() == self.batch {
             self.map_queued();
         }
@@ -222,7 +158,8 @@ impl<H: Hypervisor> MapPool<H> {
             gref,
             self.domain,
         ));
-        self.states[page] = PageState::unmapped(GrantStatus::GENERAL_ERROR);
+        self.states
+            .set(page, PageState::unmapped(GrantStatus::GENERAL_ERROR));
         let number = NonZeroU32::MIN.saturating_add(self.range.number(page) as u32);
         Ok(Mapping(number))
     }
@@ -245,10 +182,11 @@ impl<H: Hypervisor> MapPool<H> {
             for entry in 0..self.maps.len() {
                 let map = self.maps[entry];
                 let page = self.page_at(map.host_addr);
-                self.states[page] = match map.status {
+                let state = match map.status {
                     GrantStatus::OKAY => PageState::mapped(map.handle),
                     refused => PageState::unmapped(refused),
                 };
+                self.states.set(page, state);
                 if let Some(kept) = self.dma.get_mut(page) {
                     *kept = map.dma_addr();
                 }
@@ -284,7 +222,7 @@ impl<H: Hypervisor> MapPool<H> {
     #[inline]
     pub fn address(&self, mapping: &Mapping) -> Result<NonNull<u8>, GrantStatus> {
         let page = self.index(mapping);
-        match self.states[page] {
+        match self.states.get(page) {
             PageState::Mapped(_) => Ok(self.range.page(page)),
             PageState::Unmapped(status) => Err(GrantStatus(i16::from_ne_bytes(status))),
             PageState::Free(_) | PageState::Leaving | PageState::Stuck => {
@@ -305,7 +243,7 @@ impl<H: Hypervisor> MapPool<H> {
     #[inline]
     pub(crate) fn find(&self, mapping: &Mapping) -> Option<(NonNull<u8>, Option<DmaAddr>)> {
         let page = self.index(mapping);
-        let mapped = matches!(self.states[page], PageState::Mapped(_));
+        let mapped = matches!(self.states.get(page), PageState::Mapped(_));
         mapped.then(|| (self.range.page(page), self.dma.get(page).copied().flatten()))
     }
 
@@ -319,7 +257,7 @@ impl<H: Hypervisor> MapPool<H> {
 
     #[inline]
     fn release(&mut self, page: usize) {
-        match self.states[page] {
+        match self.states.get(page) {
             PageState::Mapped(handle) => {
                 if self.unmaps.len() == self.batch {
                     self.unmap_queued();
@@ -331,7 +269,7 @@ impl<H: Hypervisor> MapPool<H> {
                 let address = self.range.address(page);
                 let handle = GrantHandle(u32::from_ne_bytes(handle));
                 self.unmaps.push(UnmapGrantRef::new(address, handle));
-                self.states[page] = PageState::Leaving;
+                self.states.set(page, PageState::Leaving);
             }
             PageState::Unmapped(_) => {
                 // It may still be queued for mapping.
@@ -339,7 +277,7 @@ impl<H: Hypervisor> MapPool<H> {
                 if let Some(entry) = self.maps.iter().position(|map| map.host_addr == address) {
                     self.maps.swap_remove(entry);
                 }
-                self.set_free(page);
+                self.states.set_free(page);
             }
             PageState::Free(_) | PageState::Leaving | PageState::Stuck => {}
         }
@@ -362,13 +300,13 @@ impl<H: Hypervisor> MapPool<H> {
             let unmap = self.unmaps[entry];
             let page = self.page_at(unmap.host_addr);
             if unmap.status.is_okay() {
-                self.set_free(page);
+                self.states.set_free(page);
             } else {
                 let (status, domain) = (unmap.status, self.domain);
                 log::error!(
                     "cannot unmap a grant of domain {domain}: {status}; its page of address space is lost"
                 );
-                self.states[page] = PageState::Stuck;
+                self.states.set(page, PageState::Stuck);
             }
         }
         self.unmaps.clear();
@@ -393,7 +331,7 @@ impl<H: Hypervisor> fmt::Debug for MapPool<H> {
         f.debug_struct("MapPool")
             .field("domain", &self.domain)
             .field("pages", &self.states.len())
-            .field("free", &self.free_count)
+            .field("free", &self.free_pages())
             .finish_non_exhaustive()
     }
 }

@@ -4,6 +4,7 @@
 
 extern crate alloc;
 
+mod devices;
 mod pair;
 mod vcpus;
 
@@ -59,6 +60,15 @@ fn main(mut machine: Machine) -> ShutdownReason {
         // SAFETY: meant to crash.
         Some("breakpoint") => unsafe { core::arch::asm!("int3") },
         Some("divide") => log::info!("{}", black_box(1u32) / black_box(0u32)),
+        Some("device-panic") => {
+            let _registered = devices::register(&machine);
+            panic!("as asked")
+        }
+        Some("device-page-fault") => {
+            let _registered = devices::register(&machine);
+            fault(0x7000_0000_0000)
+        }
+        Some("device-stuck") => core::mem::forget(devices::register_stuck(&machine)),
         Some("heap") => exhaust(),
         Some("pages") => take_all_pages(),
         Some("discard") => give_back(&machine),

@@ -24,7 +24,7 @@
 //!   hypervisor::Hypercalls (bulkhead_xen::Hypervisor by hypercalls)   reservation   transfer   grants
 //!            │                                                        registers   interrupts
 //!            │
-//!   watchdog ──> panic ──> logger (the console behind log)
+//!   watchdog ──> panic ──> devices   logger (the console behind log)
 //!            │
 //!   memory   domain   cpu   event_channels   vcpu   time   hypercall
 //! ```
@@ -59,6 +59,8 @@ pub mod time;
 
 #[cfg(feature = "unikernel")]
 mod boot;
+#[cfg(feature = "unikernel")]
+mod devices;
 #[cfg(feature = "unikernel")]
 mod domain;
 #[cfg(feature = "unikernel")]

@@ -2,7 +2,7 @@
 
 use crate::domain::Way;
 use crate::hypervisor::Hypercalls;
-use bulkhead_xen::{Instant, Port, StoreRing, VcpuId};
+use bulkhead_xen::{DeviceStops, Instant, Port, StoreRing, VcpuId};
 use core::ptr::NonNull;
 
 /// A module that the builder loaded with the kernel (`ramdisk=`): ordinary, writable memory.
@@ -37,6 +37,9 @@ pub struct Machine {
     pub store: StoreRing,
     /// The console's port, notified when something was typed: see [`crate::logger::read`].
     pub console: Option<Port>,
+    /// Where a driver registers its devices, which are stopped before the domain ends, whatever ends it but Xen
+    /// or the tool stack.
+    pub devices: &'static DeviceStops,
     /// The time at which the domain's first instruction ran.
     pub started: Instant,
     /// Number of vCPUs of the domain, including the one that runs `main`.

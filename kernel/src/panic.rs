@@ -2,7 +2,7 @@
 
 use crate::cpu::exceptions::{self, ExceptionFrame};
 use crate::memory::{image, map};
-use crate::{domain, hypercall, logger, vcpu};
+use crate::{devices, domain, hypercall, logger, vcpu};
 use bulkhead_xen::VcpuId;
 use bulkhead_xen::abi::sched::{ShutdownReason, VCPUOP_DOWN};
 use core::arch::asm;
@@ -43,7 +43,7 @@ impl fmt::Display for Backtrace {
     }
 }
 
-/// Stops all other vCPUs: the report is the domain's last act. Ends the domain if the report
+/// Stops all other vCPUs: what the caller does is the domain's last act. Ends the domain if that
 /// itself fails, so that it cannot go on for ever.
 fn begin() {
     let own = vcpu::current().id();
@@ -52,10 +52,24 @@ fn begin() {
             .map(vcpu::Vcpu::id)
             .filter(|&other| other != own)
             .for_each(stop),
-        Err(reporting) if reporting == own.0 + 1 => domain::shutdown_now(ShutdownReason::Crash),
+        Err(reporting) if reporting == own.0 + 1 => end(ShutdownReason::Crash),
         // The first to fail is reported. It stops this vCPU, too.
         Err(_) => stop_this_vcpu(),
     }
+}
+
+/// Ends the domain, once its devices write to no other domain's memory any more. If a driver fails in that, this
+/// is called again, and goes on with the next device.
+fn end(reason: ShutdownReason) -> ! {
+    let devices = devices::stop();
+    if devices.running > 0 {
+        logger::last_words(format_args!(
+            "\n{} device(s) do not stop, and may write to guests' pages until Xen takes them away\n",
+            devices.running
+        ));
+        logger::drain();
+    }
+    domain::shutdown_now(reason)
 }
 
 fn stop(vcpu: VcpuId) {
@@ -108,7 +122,7 @@ pub extern "C" fn exception(frame: &ExceptionFrame) -> ! {
         logger::last_words(format_args!("  the stack has overflowed\n"));
     }
     logger::drain();
-    domain::shutdown_now(ShutdownReason::Crash)
+    end(ShutdownReason::Crash)
 }
 
 /// Ends the domain because another vCPU hangs.
@@ -119,7 +133,7 @@ pub fn hung(vcpu: VcpuId, limit: Duration) -> ! {
         limit.as_secs()
     ));
     logger::drain();
-    domain::shutdown_now(ShutdownReason::Watchdog)
+    end(ShutdownReason::Watchdog)
 }
 
 fn stack_overflowed(frame: &ExceptionFrame) -> bool {
@@ -155,13 +169,15 @@ fn panic(info: &PanicInfo<'_>) -> ! {
         Backtrace(frame)
     ));
     logger::drain();
-    domain::shutdown_now(ShutdownReason::Crash)
+    end(ShutdownReason::Crash)
 }
 
-/// Ends the domain in order: the console's reader gets all output first.
+/// Ends the domain in order: the console's reader gets all output first. No other vCPU goes on, so that none
+/// starts a device again.
 pub fn shutdown(reason: ShutdownReason) -> ! {
     logger::drain();
-    domain::shutdown_now(reason)
+    begin();
+    end(reason)
 }
 
 // What the prebuilt core library refers to; with `panic = "abort"` neither is ever called.
@@ -170,5 +186,5 @@ extern "C" fn rust_eh_personality() {}
 
 #[unsafe(no_mangle)]
 extern "C" fn _Unwind_Resume() -> ! {
-    domain::shutdown_now(ShutdownReason::Crash)
+    end(ShutdownReason::Crash)
 }

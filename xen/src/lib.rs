@@ -31,8 +31,11 @@
 
 #![cfg_attr(not(test), no_std)]
 
+extern crate alloc;
+
 pub mod abi;
 mod balloon;
+mod device_stops;
 mod dma;
 mod error;
 pub mod hypervisor;
@@ -43,6 +46,7 @@ mod transfer;
 mod units;
 
 pub use balloon::Balloon;
+pub use device_stops::{DeviceStops, StopDevice, StopRegistration, Stopped, TooManyDevices};
 pub use dma::DmaMemory;
 pub use error::{Errno, GrantStatus};
 pub use hypervisor::{ForeignRegion, Hypervisor, StoreRing};

@@ -28,6 +28,12 @@ pub const SCENARIOS: &[Scenario] = &[
         demo: false,
         run: bus_addresses,
     },
+    Scenario {
+        name: "device-stop",
+        about: "PVH and PV: a domain that crashes or ends stops its devices first, also if one of their drivers fails",
+        demo: false,
+        run: device_stop,
+    },
 ];
 
 /// The lines that a domain left in the logs until it was gone.
@@ -112,6 +118,39 @@ fn watchdog(testbed: &Testbed) -> Result<()> {
                 left.xl
             );
         }
+    }
+    Ok(())
+}
+
+fn device_stop(testbed: &Testbed) -> Result<()> {
+    for kind in Kind::ALL {
+        for test in ["device-panic", "device-page-fault"] {
+            let left = run(testbed, kind, 2, test)?;
+            let lines = |text: &str| left.console.matches(text).count();
+            // The second one's driver fails when it is told.
+            let seen = (
+                lines("a device is told to stop"),
+                lines("a device has stopped"),
+            );
+            ensure!(
+                seen == (3, 2) && left.console.contains("backtrace"),
+                "{kind}: {test}: {seen:?} devices were told, and have stopped:\n{}",
+                left.console
+            );
+            // SHUTDOWN_crash (sched.h).
+            ensure!(
+                left.xl.contains("reason code 3"),
+                "{kind}: {test}: xl was not told of a crash:\n{}",
+                left.xl
+            );
+        }
+        let left = run(testbed, kind, 2, "device-stuck")?;
+        ensure!(
+            left.console.contains("1 device(s) do not stop") && left.xl.contains("reason code 0"),
+            "{kind}: a device that does not stop held the domain's end up, or was not reported:\n{}\n{}",
+            left.console,
+            left.xl
+        );
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use crate::memory::map::{self, MemoryMap};
 use crate::memory::p2m::P2m;
 use crate::memory::pages;
 use crate::start_info::{COMMAND_LINE_BYTES, LoadedModule};
-use crate::{command_line, event_channels, hypercall, logger, panic, time, vcpu};
+use crate::{command_line, devices, event_channels, hypercall, logger, panic, time, vcpu};
 use bulkhead_xen::abi::event_channel;
 use bulkhead_xen::abi::sched::{self, ShutdownReason};
 use bulkhead_xen::abi::shared_info::{LEGACY_MAX_VCPUS, SharedInfo};
@@ -133,6 +133,7 @@ unsafe fn run(booted: Booted) -> ! {
             port: booted.store_port,
         },
         console,
+        devices: &devices::DEVICES,
         started,
         vcpus: count_vcpus(),
     };

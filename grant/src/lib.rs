@@ -12,6 +12,8 @@
 //!      └─ PersistentCache  a queue's data pages that stay mapped, the least recently used ones go
 //! ```
 //!
+//! Pages that only a device accesses need no address: [`DevicePool`] has their bus addresses alone.
+//!
 //! Every mapping is owned by a value: a page cannot be forgotten, and dropping the owner unmaps.
 //! Where copying is cheaper than mapping, [`CopyBatch`] lets the hypervisor copy. The frontend's half is
 //! [`GrantTable`]: it grants own pages ([`Grant`]), and accepts frames that other domains give away
@@ -42,6 +44,8 @@ extern crate alloc;
 
 #[allow(unsafe_code, reason = "the one place that copies")]
 mod copy;
+#[allow(unsafe_code, reason = "the one place that maps for devices and unmaps")]
+mod device_pool;
 #[allow(unsafe_code, reason = "the one place that maps and unmaps")]
 mod map_pool;
 pub mod memory;
@@ -56,6 +60,7 @@ mod transfer;
 mod transfer_entry;
 
 pub use copy::{Copied, CopyBatch, CopyRefused, Direction, GrantedBytes};
+pub use device_pool::{DeviceMapping, DevicePool};
 pub use map_pool::{Calls, MapPool, MapPoolFull, Mapping};
 pub use memory::OutOfMemory;
 pub use pages::MappedPages;
@@ -81,6 +86,13 @@ impl GrantAccess {
         match self {
             GrantAccess::ReadOnly => MapFlags::HOST_MAP | MapFlags::READONLY,
             GrantAccess::ReadWrite => MapFlags::HOST_MAP,
+        }
+    }
+
+    fn device_flags(self) -> MapFlags {
+        match self {
+            GrantAccess::ReadOnly => MapFlags::DEVICE_MAP | MapFlags::READONLY,
+            GrantAccess::ReadWrite => MapFlags::DEVICE_MAP,
         }
     }
 }

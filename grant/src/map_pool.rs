@@ -313,6 +313,14 @@ impl<H: Hypervisor> MapPool<H> {
     }
 }
 
+impl<H: Hypervisor> MapPool<H> {
+    /// Leaves every page that is mapped as it is, whatever becomes of the pool: a device may still access it.
+    /// Returns how many these are.
+    pub fn leave_mapped(&mut self) -> usize {
+        self.states.leave_mapped()
+    }
+}
+
 impl<H: Hypervisor> Drop for MapPool<H> {
     /// Unmaps whatever is still mapped: mappings whose owners were dropped on the way.
     fn drop(&mut self) {

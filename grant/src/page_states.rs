@@ -19,7 +19,7 @@ pub(crate) enum PageState {
     Mapped([u8; 4]),
     /// Queued for unmapping.
     Leaving,
-    /// Unmapping was refused: Xen may still have the page there. Never used again.
+    /// Unmapping was refused, or is not allowed any more: Xen may still have the page there. Never used again.
     Stuck,
 }
 
@@ -109,5 +109,12 @@ impl PageStates {
         self.states[page] = PageState::free(self.free);
         self.free = page as u32;
         self.free_count += 1;
+    }
+
+    /// Leaves every page that is mapped as it is for ever. Returns how many these are.
+    pub(crate) fn leave_mapped(&mut self) -> usize {
+        let mapped = self.states.iter_mut();
+        let mapped = mapped.filter(|state| matches!(state, PageState::Mapped(_)));
+        mapped.map(|state| *state = PageState::Stuck).count()
     }
 }

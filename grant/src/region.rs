@@ -1,5 +1,6 @@
 //! The address space for foreign pages, and which parts of it are in use.
 
+use crate::device_pool::DevicePool;
 use crate::map_pool::MapPool;
 use crate::memory::OutOfMemory;
 use crate::pages::MappedPages;
@@ -9,6 +10,7 @@ use bulkhead_xen::{DomId, ForeignRegion, GrantRef, GrantStatus, Hypervisor, PAGE
 use core::fmt;
 use core::ops::Range;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU16, Ordering};
 use spin::Mutex;
 
 /// The domain's address space for foreign pages. Clones share it, from any vCPU: its lock is
@@ -21,6 +23,8 @@ pub struct Region<H> {
 
 struct Shared {
     all: ForeignRegion,
+    /// The number of the next pool of mappings without an address.
+    next_pool: AtomicU16,
     free: Mutex<FreeRanges>,
 }
 
@@ -31,7 +35,11 @@ impl<H: Hypervisor> Region<H> {
         let free = Mutex::new(FreeRanges::new(all.pages));
         Some(Region {
             hypervisor,
-            shared: Arc::new(Shared { all, free }),
+            shared: Arc::new(Shared {
+                all,
+                next_pool: AtomicU16::new(0),
+                free,
+            }),
         })
     }
 
@@ -56,6 +64,15 @@ impl<H: Hypervisor> Region<H> {
     ) -> Result<MapPool<H>, NoRoom> {
         let range = self.take(pages)?;
         Ok(MapPool::new(self.hypervisor.clone(), domain, range, batch)?)
+    }
+
+    /// Makes a pool of `pages` pages that `domain` grants and a device accesses. It takes nothing of the region.
+    ///
+    /// # Panics
+    /// If there are more than 65,535 pages.
+    pub fn device_pool(&self, domain: DomId, pages: usize) -> Result<DevicePool<H>, OutOfMemory> {
+        let number = self.shared.next_pool.fetch_add(1, Ordering::Relaxed);
+        DevicePool::new(self.hypervisor.clone(), domain, number, pages)
     }
 
     /// Maps pages that `domain` grants next to each other, readable and writable. The outer error

@@ -13,5 +13,9 @@ use crate::DmaAddr;
 pub unsafe trait DmaMemory: Send + Sync {
     /// Returns the bus address of a byte of this domain's own memory. `None` if it is not own memory (a
     /// mapped foreign page, for instance), or if the domain can have no devices.
+    ///
+    /// Devices reach a page that is mapped writable, and no other (`_get_page_type`): no code, no constant. The
+    /// owner of the page keeps it as long as a device may access it. Only free pages are given back to Xen by
+    /// the [`Balloon`](crate::Balloon).
     fn dma_addr(&self, byte: *const u8) -> Option<DmaAddr>;
 }

@@ -27,7 +27,8 @@ pub unsafe trait Reservation: Send + Sync {
     ///
     /// # Safety
     /// They are pages in a row of the caller's memory, from a page boundary on, and none of them
-    /// is granted. They are not accessed until they are populated again.
+    /// is granted. They are not accessed until they are populated again, by no device either: Xen takes
+    /// them out of the tables of the domain's IOMMU.
     unsafe fn release(&self, first: NonNull<u8>, pages: usize) -> usize;
 
     /// Puts memory, zeroed, behind pages that were released (`XENMEM_populate_physmap`). Returns

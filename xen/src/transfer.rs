@@ -25,7 +25,8 @@ pub unsafe trait FrameTransfer: Reservation {
     ///
     /// # Safety
     /// Each request names another page, from a page boundary on, of the caller's own memory, and none of them is
-    /// granted. They are not accessed any more, unless they are kept, or populated, or adopt another frame.
+    /// granted, and no device accesses them. They are not accessed any more, unless they are kept, or populated, or
+    /// adopt another frame.
     unsafe fn give_frames(&self, batch: &mut [TransferRequest]) -> Result<(), Errno>;
 
     /// Returns the page frame number of an own page, by which an entry that accepts a frame names the page that

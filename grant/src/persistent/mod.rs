@@ -332,6 +332,12 @@ impl<H: Hypervisor> PersistentCache<H> {
         }
     }
 
+    /// Leaves every page that is mapped as it is, whatever becomes of the cache: a device may still access it.
+    /// Returns how many these are.
+    pub fn leave_mapped(&mut self) -> usize {
+        self.pool.leave_mapped()
+    }
+
     /// Unmaps all pages that no request holds, in one hypercall.
     pub fn discard_idle(&mut self) {
         self.discard_down_to(0);

@@ -2,10 +2,16 @@
 //! decides which.
 //!
 //! The tables are those that Xen keeps for a PV domain: each machine frame at its own number, and in them the
-//! domain's own pages, and those of others for as long as the domain has them mapped, read-only ones for
-//! reading.
+//! domain's own pages that it can write, and those of others for as long as the domain has them mapped, for a
+//! device or anyhow, read-only ones for reading.
+//!
+//! A domain's end unmaps first, as Xen does (`domain_teardown`): the tables stay as they are, and the devices
+//! with them, until [`Sim::release_devices`](super::Sim::release_devices). What a device still writes by then, it
+//! writes into pages that their owners have back.
 
+use super::grants::MapTrack;
 use super::memory;
+use super::process;
 use super::stats::Violation;
 use super::world::{DomainKind, Shared, World};
 use bulkhead_xen::abi::grant_table::MapFlags;
@@ -19,8 +25,8 @@ pub struct SimDevice {
     domain: DomId,
 }
 
-/// The IOMMU lets the device access nothing there. This is a [`Violation`] of the domain's, too: it is the
-/// domain that names addresses to its device.
+/// The IOMMU lets the device access nothing there. This is a [`Violation`] of the domain's, too, as long as it
+/// lives: it is the domain that names addresses to its device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DmaFault {
     /// The bus address.
@@ -75,6 +81,14 @@ impl fmt::Debug for SimDevice {
     }
 }
 
+/// An entry of the tables of a domain that has ended.
+pub(super) struct LateEntry {
+    frame: Mfn,
+    writable: bool,
+    /// Where the process finds the page, which stays as long as the machine.
+    page: usize,
+}
+
 /// Returns the number of bytes from a bus address to the end of its page.
 fn in_page(address: u64) -> usize {
     PAGE_SIZE - address as usize % PAGE_SIZE
@@ -87,13 +101,40 @@ impl World {
         let offset = bus as usize % PAGE_SIZE;
         page.map(|page| page + offset).ok_or_else(|| {
             let (domain, address) = (id, bus);
-            self.violations.push(Violation::Dma { domain, address });
+            if self.alive_mut(id).is_some() {
+                self.violations.push(Violation::Dma { domain, address });
+            }
             DmaFault { address }
         })
     }
 
+    /// Keeps the entries for what a domain has mapped, which is about to be unmapped, as its devices stay.
+    pub(super) fn keep_device_entries(&mut self, id: DomId) {
+        let Some(domain) = self.domain(id).filter(|domain| domain.devices > 0) else {
+            return;
+        };
+        let entry = |mapping: &MapTrack| {
+            let owner = self.domain(mapping.owner)?;
+            Some(LateEntry {
+                frame: mapping.frame,
+                writable: !mapping.flags.contains(MapFlags::READONLY),
+                page: owner.memory.address_of(mapping.gfn)?,
+            })
+        };
+        let entries = domain.grants.mappings().filter_map(entry).collect();
+        self.late_entries.insert(id, entries);
+    }
+
+    fn late_page(&self, id: DomId, frame: Mfn, writes: bool) -> Option<usize> {
+        let entries = self.late_entries.get(&id)?;
+        let allows = |entry: &&LateEntry| entry.frame == frame && (entry.writable || !writes);
+        entries.iter().find(allows).map(|entry| entry.page)
+    }
+
     fn device_page(&self, id: DomId, frame: Mfn, writes: bool) -> Option<usize> {
-        let domain = self.domain(id).filter(|domain| !domain.dying)?;
+        let Some(domain) = self.domain(id).filter(|domain| !domain.dying) else {
+            return self.late_page(id, frame, writes);
+        };
         if domain.kind != DomainKind::Pv {
             return None;
         }
@@ -123,7 +164,8 @@ impl World {
             None => return None,
         };
         let frame = domain.memory.machine_frame(frame);
-        if is_heap {
+        // What cannot be written is not in the tables: Xen puts a page there that is mapped writable.
+        if is_heap && !domain.heap_for_devices.contains(&frame) && process::is_writable(address) {
             domain.heap_for_devices.insert(frame);
         }
         Some(frame.dma_addr()?.offset(address % PAGE_SIZE))

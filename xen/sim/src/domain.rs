@@ -1,5 +1,6 @@
 //! A test's handle on one simulated domain.
 
+use super::costs::CallCost;
 use super::device::SimDevice;
 use super::faults::Hypercall;
 use super::stats::{Stats, Violation};
@@ -51,7 +52,10 @@ impl SimDomain {
     /// # Panics
     /// If it is a PVH domain: libxl gives it none.
     pub fn add_device(&self) -> SimDevice {
-        let kind = self.with(|domain| domain.kind);
+        let kind = self.with(|domain| {
+            domain.devices += 1;
+            domain.kind
+        });
         assert_eq!(
             kind,
             DomainKind::Pv,
@@ -195,6 +199,11 @@ impl SimDomain {
     pub fn fail_call(&self, call: Hypercall, errno: Errno, times: u32) {
         let mut world = self.world.lock();
         world.faults.fail_call(call, self.id, errno, times);
+    }
+
+    /// Lets the domain's grant operations of a kind take that much time from now on.
+    pub fn set_cost(&self, call: Hypercall, cost: CallCost) {
+        self.world.lock().costs.set(self.id, call, cost);
     }
 
     /// Returns the mistakes that the domain made.

@@ -46,6 +46,7 @@
 //! Read next: [`SimDomain`] for what a test can do with a domain, [`xenstore`] for the store.
 
 mod balloon;
+mod costs;
 mod device;
 mod domain;
 mod events;
@@ -55,6 +56,7 @@ mod memory;
 mod numbering;
 mod operations;
 mod own_memory;
+mod process;
 mod reservation;
 mod stats;
 mod tables;
@@ -66,6 +68,7 @@ mod world;
 pub mod xenstore;
 mod xenstored;
 
+pub use costs::CallCost;
 pub use device::{DmaFault, SimDevice};
 pub use domain::SimDomain;
 pub use faults::{GrantUse, Hypercall};
@@ -168,6 +171,8 @@ impl Sim {
     /// what it had mapped is unmapped, its xenstore connection ends. Its pages that others have
     /// mapped stay, and with them the number of the domain, until the last one is unmapped.
     ///
+    /// Its devices stay, and access what they could, until [`release_devices`](Self::release_devices).
+    ///
     /// Its xenstore nodes stay until [`toolstack::remove_domain`] removes them.
     pub fn destroy_domain(&self, id: DomId) {
         let mut xenstored = self.lock_xenstored();
@@ -176,6 +181,12 @@ impl Sim {
             world.destroy(id);
             xenstored.release(&mut world, id);
         }
+    }
+
+    /// Takes its devices away from a domain that was destroyed (`pci_release_devices`): they access nothing any
+    /// more.
+    pub fn release_devices(&self, id: DomId) {
+        self.world.lock().late_entries.remove(&id);
     }
 
     /// Returns whether nothing of a domain is left: no other domain has any of its pages mapped.

@@ -136,8 +136,9 @@ impl World {
             return Err(GrantStatus::BAD_DEV_ADDR);
         }
         let host = mapping.flags.contains(MapFlags::HOST_MAP);
-        // Address 0 asks a real Xen to leave that mapping alone: a leak, for us.
-        if host && address != mapping.address {
+        // Address 0, of either kind, asks a real Xen to leave that mapping alone: a leak, for us.
+        let forgets_device = device && !host && op.dev_bus_addr == 0;
+        if (host && address != mapping.address) || forgets_device {
             self.violations.push(Violation::UnmapAddress {
                 domain,
                 handle,

@@ -69,6 +69,7 @@ unsafe impl Hypervisor for SimVcpu {
     unsafe fn map_grants(&self, batch: &mut [MapGrantRef]) -> Result<(), Errno> {
         let count = |domain: &mut Domain| domain.stats.map_calls += 1;
         self.call(Hypercall::MapGrants, count, |world| {
+            world.spend(self.domain, Hypercall::MapGrants, batch.len());
             for op in batch {
                 world.map_grant(self.domain, op);
                 if let Some(domain) = world.domain_mut(self.domain) {
@@ -86,6 +87,7 @@ unsafe impl Hypervisor for SimVcpu {
     unsafe fn unmap_grants(&self, batch: &mut [UnmapGrantRef]) -> Result<(), Errno> {
         let count = |domain: &mut Domain| domain.stats.unmap_calls += 1;
         self.call(Hypercall::UnmapGrants, count, |world| {
+            world.spend(self.domain, Hypercall::UnmapGrants, batch.len());
             for op in batch {
                 world.unmap_grant(self.domain, op);
                 if op.status.is_okay()
@@ -102,6 +104,7 @@ unsafe impl Hypervisor for SimVcpu {
     unsafe fn copy_grants(&self, batch: &mut [GrantCopy]) -> Result<(), Errno> {
         let count = |domain: &mut Domain| domain.stats.copy_calls += 1;
         self.call(Hypercall::CopyGrants, count, |world| {
+            world.spend(self.domain, Hypercall::CopyGrants, batch.len());
             for op in batch {
                 let bytes = world.copy_grant(self.domain, op);
                 if let Some(domain) = world.domain_mut(self.domain) {

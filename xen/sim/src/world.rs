@@ -1,5 +1,7 @@
 //! The state of the simulated machine: its memory, its domains, its clock.
 
+use super::costs::Costs;
+use super::device::LateEntry;
 use super::events::{Blocked, Ports, Vcpu};
 use super::faults::Faults;
 use super::grants::{ForeignSpace, Grants};
@@ -9,7 +11,7 @@ use super::stats::{Stats, Violation};
 use super::tables::Lent;
 use super::transfer::Transfers;
 use bulkhead_xen::{DomId, Instant, Mfn, Port, VcpuId};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The number of mappings that one frame of `max_maptrack_frames` keeps track of (`MAPTRACK_PER_PAGE`).
@@ -85,6 +87,8 @@ pub(super) struct Domain {
     pub(super) store: Option<(usize, Port)>,
     /// Pages on the process's heap that the domain has named to a device.
     pub(super) heap_for_devices: BTreeSet<Mfn>,
+    /// The number of devices that it was given.
+    pub(super) devices: usize,
 }
 
 pub(super) struct World {
@@ -96,6 +100,9 @@ pub(super) struct World {
     pub(super) violations: Vec<Violation>,
     pub(super) faults: Faults,
     pub(super) transfers: Transfers,
+    pub(super) costs: Costs,
+    /// What the devices of domains that have ended still access.
+    pub(super) late_entries: BTreeMap<DomId, Vec<LateEntry>>,
 }
 
 /// The machine as all handles share it.
@@ -116,6 +123,8 @@ impl Shared {
             violations: Vec::new(),
             faults: Faults::default(),
             transfers: Transfers::default(),
+            costs: Costs::default(),
+            late_entries: BTreeMap::new(),
         })))
     }
 
@@ -157,6 +166,7 @@ impl World {
             stats: Stats::default(),
             store: None,
             heap_for_devices: BTreeSet::new(),
+            devices: 0,
         }));
         id
     }
@@ -187,13 +197,14 @@ impl World {
     }
 
     /// Ends a domain the way `xl destroy` does: its ports are closed, what it had mapped is
-    /// unmapped. The domain itself stays known until none of its pages is mapped any more.
+    /// unmapped, but for what its devices access. The domain itself stays known until none of its pages is mapped any more.
     pub(super) fn destroy(&mut self, id: DomId) {
         let Some(domain) = self.alive_mut(id) else {
             return;
         };
         domain.dying = true;
         domain.store = None;
+        self.keep_device_entries(id);
         self.close_all_ports(id);
         self.release_mappings(id);
         self.reap(id);

@@ -6,8 +6,8 @@ bitflags::bitflags! {
     /// `GNTMAP_*`: how a grant is to be mapped.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct MapFlags: u32 {
-        /// Keep the page where devices can use it, also when nothing maps it for the CPU any more. Refused
-        /// to PVH domains.
+        /// Keep the page where devices can use it, also when nothing maps it for the CPU any more. Without
+        /// [`HOST_MAP`](Self::HOST_MAP), there is no mapping for the CPU. Refused to PVH domains.
         const DEVICE_MAP = 1 << 0;
         /// Map into the caller's address space at `host_addr`.
         const HOST_MAP = 1 << 1;
@@ -93,6 +93,11 @@ impl MapGrantRef {
         }
     }
 
+    /// A request to map `gref` of `domain` for devices alone: `flags` name no address.
+    pub fn for_device(flags: MapFlags, gref: GrantRef, domain: DomId) -> Self {
+        Self::new(0, flags, gref, domain)
+    }
+
     /// Returns where devices of a PV domain find the page once it is mapped.
     ///
     /// The header promises it with [`MapFlags::DEVICE_MAP`] alone. Xen (4.17 to 4.20, `map_grant_ref` in
@@ -126,6 +131,17 @@ impl UnmapGrantRef {
         UnmapGrantRef {
             host_addr,
             dev_bus_addr: 0,
+            handle,
+            status: GrantStatus::GENERAL_ERROR,
+        }
+    }
+
+    /// A request to unmap what `handle` names, which was mapped for devices alone, from `address`. Without the
+    /// address, Xen (4.17 to 4.20, `unmap_common`) leaves the mapping as it is, and reports no error.
+    pub fn for_device(address: Option<DmaAddr>, handle: GrantHandle) -> Self {
+        UnmapGrantRef {
+            host_addr: 0,
+            dev_bus_addr: address.map_or(0, DmaAddr::get),
             handle,
             status: GrantStatus::GENERAL_ERROR,
         }

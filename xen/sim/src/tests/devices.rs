@@ -2,8 +2,10 @@
 
 use super::grants::{FREE, GREF, Pair, READ, WRITE, peek, poke};
 use crate::{DomainConfig, DomainKind, Sim, SimDevice, Violation};
-use bulkhead_xen::abi::grant_table::EntryFlags;
-use bulkhead_xen::{DmaAddr, DmaMemory, Hypervisor, PAGE_SHIFT, PAGE_SIZE};
+use bulkhead_xen::abi::grant_table::{EntryFlags, MapFlags, MapGrantRef, UnmapGrantRef};
+use bulkhead_xen::{
+    DmaAddr, DmaMemory, GrantStatus, Hypervisor, PAGE_SHIFT, PAGE_SIZE, Reservation,
+};
 
 /// Returns whether the device can read there, and write.
 fn access(device: &SimDevice, address: DmaAddr) -> (bool, bool) {
@@ -163,4 +165,120 @@ fn a_paravirtualized_domain_grants_machine_frames() {
     .unwrap();
     assert_eq!(peek(base), 3);
     assert_eq!(op.dev_bus_addr, frame.0 << PAGE_SHIFT);
+}
+
+/// Maps the grant for a device alone.
+fn map_for_device(pair: &Pair, flags: MapFlags) -> MapGrantRef {
+    let mut op = MapGrantRef::for_device(flags, GREF, pair.frontend.id());
+    // SAFETY: it has no address.
+    unsafe { pair.hypervisor.map_grants(std::slice::from_mut(&mut op)) }.unwrap();
+    op
+}
+
+fn unmap_from_device(pair: &Pair, op: &MapGrantRef, address: Option<DmaAddr>) -> GrantStatus {
+    let mut op = UnmapGrantRef::for_device(address, op.handle);
+    // SAFETY: it has no address.
+    unsafe { pair.hypervisor.unmap_grants(std::slice::from_mut(&mut op)) }.unwrap();
+    op.status
+}
+
+#[test]
+fn a_mapping_for_a_device_alone_has_no_address() {
+    let pair = Pair::of(DomainKind::Pv);
+    let device = pair.backend.add_device();
+    for (flags, writes) in [(MapFlags::READONLY, false), (MapFlags::empty(), true)] {
+        let op = map_for_device(&pair, flags | MapFlags::DEVICE_MAP);
+        assert_eq!(op.status, GrantStatus::OKAY);
+        let address = op.dma_addr().expect("a bus address");
+        assert_eq!(access(&device, address), (true, writes));
+        assert_eq!(super::grants::access(pair.slot(0)), "---");
+        assert_eq!(pair.flags().contains(EntryFlags::WRITING), writes);
+        // Another address is refused, and changes nothing.
+        let other = unmap_from_device(&pair, &op, Some(address.offset(PAGE_SIZE)));
+        assert_eq!(other, GrantStatus::BAD_DEV_ADDR);
+        assert_eq!(
+            unmap_from_device(&pair, &op, Some(address)),
+            GrantStatus::OKAY
+        );
+        assert_eq!(access(&device, address), (false, false));
+        assert_eq!(pair.backend.live_mappings(), 0);
+    }
+    // Without its address Xen leaves it as it is, and says nothing.
+    let op = map_for_device(&pair, MapFlags::DEVICE_MAP);
+    let before = pair.backend.violations().len();
+    unmap_from_device(&pair, &op, None);
+    assert_eq!(pair.backend.live_mappings(), 1);
+    assert_eq!(pair.backend.violations().len(), before + 1);
+}
+
+#[test]
+fn a_device_writes_as_long_as_one_of_the_mappings_allows_it() {
+    let pair = Pair::of(DomainKind::Pv);
+    let device = pair.backend.add_device();
+    let reading = map_for_device(&pair, MapFlags::DEVICE_MAP | MapFlags::READONLY);
+    let writing = map_for_device(&pair, MapFlags::DEVICE_MAP);
+    let address = writing.dma_addr().expect("a bus address");
+    assert_eq!(reading.dma_addr(), Some(address));
+    assert_eq!(access(&device, address), (true, true));
+    unmap_from_device(&pair, &writing, Some(address));
+    assert_eq!(access(&device, address), (true, false));
+    unmap_from_device(&pair, &reading, Some(address));
+    assert_eq!(access(&device, address), (false, false));
+}
+
+#[test]
+fn only_paravirtualized_domains_map_for_devices() {
+    let pair = Pair::new();
+    let op = map_for_device(&pair, MapFlags::DEVICE_MAP);
+    assert_eq!(op.status, GrantStatus::GENERAL_ERROR);
+    assert_eq!(pair.frontend.grants_in_use(), 0);
+}
+
+/// Xen unmaps what a domain has mapped before it takes its devices away.
+#[test]
+fn a_device_outlives_its_domain_and_writes_to_pages_that_are_not_mapped_any_more() {
+    let pair = Pair::of(DomainKind::Pv);
+    let device = pair.backend.add_device();
+    let op = map_for_device(&pair, MapFlags::DEVICE_MAP);
+    let address = op.dma_addr().expect("a bus address");
+    let id = pair.backend.id();
+    pair.sim.destroy_domain(id);
+    assert!(pair.sim.is_fully_gone(id));
+    assert_eq!(pair.frontend.grants_in_use(), 0);
+    poke(pair.page, 1);
+    device.write(address, &[2]).expect("the entry is there");
+    assert_eq!(peek(pair.page), 2);
+    pair.sim.release_devices(id);
+    assert_eq!(access(&device, address), (false, false));
+    assert_eq!(peek(pair.page), 2);
+    // It was nobody's mistake that could be told by a domain's own calls.
+    pair.sim.assert_no_violations();
+}
+
+#[test]
+fn a_device_reaches_own_memory_only_while_it_can_be_written() {
+    static CONSTANT: [u8; 64] = [7; 64];
+    let sim = Sim::new();
+    let domain = sim.add_domain_with(DomainConfig {
+        kind: DomainKind::Pv,
+        ..DomainConfig::default()
+    });
+    let (hypervisor, device) = (domain.hypervisor(), domain.add_device());
+    let constant = hypervisor.dma_addr(CONSTANT.as_ptr());
+    assert_eq!(
+        access(&device, constant.expect("own memory")),
+        (false, false)
+    );
+    // A page that Xen has back.
+    let page = hypervisor.allocate(1).expect("a page");
+    let address = hypervisor.dma_addr(page.as_ptr()).expect("own memory");
+    assert_eq!(access(&device, address), (true, true));
+    // SAFETY: our own page, which is not accessed until it is back.
+    assert_eq!(unsafe { hypervisor.release(page, 1) }, 1);
+    assert_eq!(hypervisor.dma_addr(page.as_ptr()), None);
+    assert_eq!(access(&device, address), (false, false));
+    // SAFETY: just released.
+    assert_eq!(unsafe { hypervisor.populate(page, 1) }, 1);
+    let address = hypervisor.dma_addr(page.as_ptr()).expect("own memory");
+    assert_eq!(access(&device, address), (true, true));
 }

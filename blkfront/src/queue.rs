@@ -122,11 +122,8 @@ impl<H: Hypervisor> Queue<H> {
     /// Returns the first page and the bytes of a request's data, which lies in the queue's own memory.
     fn place(&self, io: &Io<'_>) -> Result<(u16, u32), IoError> {
         let first = io.segments.first().ok_or(IoError::OutOfRange)?;
-        let start = first
-            .address()
-            .addr()
-            .get()
-            .checked_sub(self.base.addr().get());
+        let address = first.address().ok_or(IoError::Medium)?;
+        let start = address.addr().get().checked_sub(self.base.addr().get());
         let len: usize = io.segments.iter().map(|segment| segment.len()).sum();
         match start {
             Some(start)

@@ -1,7 +1,7 @@
 //! Stores written as straight-line `async` functions: one call for each request.
 
 use crate::io::{Io, IoError, Op, Submitted, Tag};
-use crate::queue::{Caps, IoQueue, KEPT_SEGMENTS, OpenQueueError, room};
+use crate::queue::{Caps, DataAccess, IoQueue, KEPT_SEGMENTS, OpenQueueError, room};
 use crate::segment::IoSegment;
 use alloc::boxed::Box;
 use alloc::rc::Rc;
@@ -132,6 +132,11 @@ where
         let caps = Caps {
             depth: caps.depth.min(depth),
             segments: caps.segments.min(KEPT_SEGMENTS),
+            // It copies, whatever is below.
+            access: match caps.access {
+                DataAccess::Dma => DataAccess::Mapped,
+                other => other,
+            },
             ..caps
         };
         let parent = Arc::new(AtomicWaker::new());

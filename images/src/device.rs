@@ -80,6 +80,12 @@ pub trait BlockDevice: Send + Sync {
     /// allocate, may wait (the caller gives it up after a time, by dropping the future), and may fail.
     fn open_queue<'a>(&'a self, context: &QueueContext) -> OpenQueue<'a>;
 
+    /// Returns whether its queues have [`DataAccess::Dma`](crate::DataAccess::Dma). A layer asks the device below,
+    /// unless its own queues are of another kind.
+    fn uses_dma(&self) -> bool {
+        false
+    }
+
     /// Wakes `waker` when the geometry changes next; to be asked again after each wake-up. A device
     /// wakes one waker, the one it was given last, and keeps none when it is dropped. Before a caller sleeps, it
     /// first calls this, then looks at the geometry once more.

@@ -69,7 +69,7 @@ impl ImageMemory {
         let from = self.at(offset, to.len());
         // SAFETY: `at` checked our side; the segment is mapped and writable (`IoSegment::new`),
         // and a guest's page is none of ours.
-        unsafe { guest_memory::copy(from.as_ptr(), to.address().as_ptr(), to.len()) }
+        unsafe { guest_memory::copy(from.as_ptr(), to.mapped().as_ptr(), to.len()) }
     }
 
     /// Copies a guest's segment to `offset`.
@@ -80,7 +80,7 @@ impl ImageMemory {
     pub(crate) fn copy_in(&self, offset: usize, from: &IoSegment) {
         let to = self.at(offset, from.len());
         // SAFETY: as in `copy_out`.
-        unsafe { guest_memory::copy(from.address().as_ptr(), to.as_ptr(), from.len()) }
+        unsafe { guest_memory::copy(from.mapped().as_ptr(), to.as_ptr(), from.len()) }
     }
 
     /// Makes `len` bytes from `offset` on zeros.

@@ -88,7 +88,8 @@ pub trait IoQueue {
     /// the caller may have copied a guest's data there. Each of their segments has a bus address
     /// ([`IoSegment::dma_addr`](crate::IoSegment::dma_addr)).
     ///
-    /// Queues with other ways of access are not asked.
+    /// A layer with [`DataAccess::Staged`] over such a queue returns the same, so that segments in its memory have
+    /// bus addresses, too. Queues with other ways of access are not asked.
     fn dma_memory(&self) -> Option<Arc<dyn DmaMemory>> {
         None
     }
@@ -233,7 +234,9 @@ pub enum DataAccess {
     Staged,
     /// It copies from and to mapped segments.
     Mapped,
-    /// A device reads and writes the segments by their bus addresses ([`IoQueue::dma_memory`]).
+    /// A device reads and writes the segments by their bus addresses, which all of them have
+    /// ([`IoQueue::dma_memory`]). They may have nothing else: the pages are where the device finds them, and
+    /// need not be mapped for anyone. A store that looks at the bytes itself is not of this kind.
     Dma,
 }
 

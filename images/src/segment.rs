@@ -8,11 +8,16 @@ use core::ptr::NonNull;
 /// and by bus address for those that let a device read and write them. The guest may change the bytes at any
 /// time.
 ///
+/// A segment that is there [for a device alone](Self::for_device) has no address. Only queues with
+/// [`DataAccess::Dma`](crate::DataAccess::Dma) are given such segments: a store or a layer that moves bytes
+/// itself names another way of access.
+///
 /// It is only lent to a store, so that moving bytes is safe while the store has it; one whose requests
 /// are pending [keeps](Self::keep) it.
 #[derive(Debug)]
 pub struct IoSegment {
-    address: NonNull<u8>,
+    /// There is this or a bus address: the constructors see to it.
+    address: Option<NonNull<u8>>,
     len: usize,
     dma: Option<DmaAddr>,
 }
@@ -32,12 +37,50 @@ impl IoSegment {
     /// [`poll_close`](crate::IoQueue::poll_close) of its queue was ready. Nothing in this domain holds a
     /// Rust reference to the bytes, and they lie within one page.
     pub const unsafe fn new(address: NonNull<u8>, len: usize, dma: Option<DmaAddr>) -> IoSegment {
-        IoSegment { address, len, dma }
+        IoSegment {
+            address: Some(address),
+            len,
+            dma,
+        }
     }
 
-    /// Returns the address at which the bytes are mapped.
-    pub const fn address(&self) -> NonNull<u8> {
+    /// A segment of `len` bytes that only devices reach, which find them at `dma`.
+    ///
+    /// # Safety
+    /// As for [`new`](Self::new), but that the bytes are mapped nowhere.
+    pub const unsafe fn for_device(dma: DmaAddr, len: usize) -> IoSegment {
+        IoSegment {
+            address: None,
+            len,
+            dma: Some(dma),
+        }
+    }
+
+    /// Returns the address at which the bytes are mapped; `None` if they are there for a device alone.
+    pub const fn address(&self) -> Option<NonNull<u8>> {
         self.address
+    }
+
+    /// Returns the address of bytes that are to be copied.
+    ///
+    /// # Panics
+    /// If they are there for a device alone: the queue has not said that it copies.
+    #[inline]
+    pub(crate) fn mapped(&self) -> NonNull<u8> {
+        match self.address {
+            Some(address) => address,
+            None => not_mapped(),
+        }
+    }
+
+    /// Returns whether it starts and ends on a multiple of `alignment` bytes: a power of two, and at most a page.
+    pub fn is_aligned(&self, alignment: usize) -> bool {
+        let start = match (self.address, self.dma) {
+            (Some(address), _) => address.addr().get(),
+            // In its page, it is where it would be mapped.
+            (None, dma) => dma.map_or(0, |dma| dma.get() as usize),
+        };
+        (start | self.len) & (alignment - 1) == 0
     }
 
     /// Returns the number of bytes.
@@ -66,23 +109,23 @@ impl IoSegment {
     /// Copies the bytes from `start` on into `to`: what the guest writes to the device.
     ///
     /// # Panics
-    /// If it does not have that many.
+    /// If it does not have that many, or is there for a device alone.
     pub fn copy_to(&self, start: usize, to: &mut [u8]) {
         let from = self.part(start, to.len());
         // SAFETY: mapped and readable (contract of `new`), and of the slice's length; a guest's page is no
         // memory of Rust's.
-        unsafe { guest_memory::copy(from.address.as_ptr(), to.as_mut_ptr(), to.len()) }
+        unsafe { guest_memory::copy(from.mapped().as_ptr(), to.as_mut_ptr(), to.len()) }
     }
 
     /// Copies `from` over the bytes from `start` on: what the guest reads. For reads alone: the
     /// segments of a write need not be writable.
     ///
     /// # Panics
-    /// If it does not have that many.
+    /// If it does not have that many, or is there for a device alone.
     pub fn copy_from(&self, start: usize, from: &[u8]) {
         let to = self.part(start, from.len());
         // SAFETY: as above, and writable where the request is a read.
-        unsafe { guest_memory::copy(from.as_ptr(), to.address.as_ptr(), from.len()) }
+        unsafe { guest_memory::copy(from.as_ptr(), to.mapped().as_ptr(), from.len()) }
     }
 
     /// A part of it, for callers that split requests.
@@ -105,7 +148,7 @@ impl IoSegment {
         assert!(inside, "not a part of the segment");
         IoSegment {
             // SAFETY: within the segment, as just checked.
-            address: unsafe { self.address.add(start) },
+            address: self.address.map(|address| unsafe { address.add(start) }),
             len,
             dma: self.dma.map(|first| first.offset(start)),
         }
@@ -114,7 +157,7 @@ impl IoSegment {
     /// Fills it with zeros.
     pub(crate) fn fill_with_zeros(&self) {
         // SAFETY: mapped and, as the request is a read, writable (contract of `new`).
-        unsafe { guest_memory::zero(self.address.as_ptr(), self.len) }
+        unsafe { guest_memory::zero(self.mapped().as_ptr(), self.len) }
     }
 
     /// Returns where devices find the first byte; the others follow. It is there for queues with
@@ -122,6 +165,12 @@ impl IoSegment {
     pub const fn dma_addr(&self) -> Option<DmaAddr> {
         self.dma
     }
+}
+
+#[cold]
+#[inline(never)]
+fn not_mapped() -> ! {
+    panic!("bytes are to be copied that are there for a device alone")
 }
 
 #[cfg(test)]
@@ -136,7 +185,29 @@ mod tests {
         let segment = unsafe { IoSegment::new(NonNull::from(&bytes).cast(), 64, dma) };
         let part = segment.part(16, 32).part(8, 8);
         assert_eq!(part.dma_addr(), DmaAddr::new(0x5018));
-        let address = segment.address().addr().saturating_add(24);
-        assert_eq!(part.address().addr(), address);
+        let address = segment.address().expect("mapped").addr();
+        let part = part.address().expect("mapped").addr();
+        assert_eq!(part, address.saturating_add(24));
+    }
+
+    #[test]
+    fn a_segment_for_a_device_alone_has_no_address() {
+        let dma = DmaAddr::new(0x5200).expect("not 0");
+        // SAFETY: nothing is submitted.
+        let segment = unsafe { IoSegment::for_device(dma, 1024) };
+        let part = segment.part(512, 512);
+        assert_eq!((segment.address(), part.address()), (None, None));
+        assert_eq!(part.dma_addr(), DmaAddr::new(0x5400));
+        assert!(segment.is_aligned(512) && !segment.is_aligned(1024));
+        assert!(part.is_aligned(512));
+    }
+
+    #[test]
+    #[should_panic(expected = "for a device alone")]
+    fn a_segment_for_a_device_alone_is_not_copied() {
+        let dma = DmaAddr::new(0x5200).expect("not 0");
+        // SAFETY: nothing is submitted.
+        let segment = unsafe { IoSegment::for_device(dma, 512) };
+        segment.copy_to(0, &mut [0; 512]);
     }
 }

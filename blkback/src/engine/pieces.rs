@@ -125,12 +125,9 @@ impl<H: Hypervisor> Pieces<H> {
     pub fn fits(&self, segments: &[IoSegment], bytes: u32) -> bool {
         segments.len() <= self.caps.segments
             && bytes as usize <= self.caps.bytes
-            && segments.iter().all(|segment| self.is_aligned(segment))
-    }
-
-    fn is_aligned(&self, segment: &IoSegment) -> bool {
-        let mask = self.caps.alignment - 1;
-        (segment.address().addr().get() | segment.len()) & mask == 0
+            && segments
+                .iter()
+                .all(|segment| segment.is_aligned(self.caps.alignment))
     }
 
     /// Begins a read or a write of `bytes` bytes.
@@ -232,9 +229,7 @@ impl<H: Hypervisor> Pieces<H> {
                 }
                 surplus -= last.len();
             }
-            let mask = self.caps.alignment - 1;
-            let aligned =
-                |segment: &IoSegment| (segment.address().addr().get() | segment.len()) & mask == 0;
+            let aligned = |segment: &IoSegment| segment.is_aligned(self.caps.alignment);
             if piece.chunk == 0 || !self.segments.iter().all(aligned) {
                 self.segments.clear();
                 return Progress::Impossible;
@@ -315,15 +310,16 @@ impl<H: Hypervisor> Pieces<H> {
             // What cannot be mapped is refused, or copied, by the hypervisor.
             if first < end
                 && let Ok(segment) = pages.access.segment(page)
+                && let Some(granted) = segment.address()
             {
                 let len = end - first;
                 // SAFETY: as for the hypervisor's copy below.
                 let own = unsafe { memory.add(first - piece.done) };
                 // SAFETY: it has that part, which stays mapped meanwhile, writable where the request reads.
-                let granted = unsafe { segment.keep_part(first - start, len) };
+                let granted = unsafe { granted.add(first - start) };
                 let (from, to) = match direction {
-                    Direction::FromGranted => (granted.address(), own),
-                    Direction::ToGranted => (own, granted.address()),
+                    Direction::FromGranted => (granted, own),
+                    Direction::ToGranted => (own, granted),
                 };
                 // SAFETY: both are mapped for that many bytes. A frontend's page is no memory of ours, so they do
                 // not overlap, and Rust refers to neither.

@@ -134,6 +134,10 @@ impl BlockDevice for User {
         })
     }
 
+    fn uses_dma(&self) -> bool {
+        self.watcher.device.0.device.uses_dma()
+    }
+
     fn on_change(&self, waker: &Waker) {
         self.watcher.watch(waker);
     }

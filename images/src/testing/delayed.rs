@@ -230,10 +230,7 @@ impl IoQueue for DelayedQueue {
         let mut state = self.state.lock();
         let caps = &self.caps;
         let bytes: usize = io.segments.iter().map(IoSegment::len).sum();
-        let aligned = |segment: &IoSegment| {
-            let (start, len) = (segment.address().addr().get(), segment.len());
-            start.is_multiple_of(caps.alignment) && len.is_multiple_of(caps.alignment)
-        };
+        let aligned = |segment: &IoSegment| segment.is_aligned(caps.alignment);
         assert!(bytes <= caps.bytes, "{bytes} bytes of {}", caps.bytes);
         let segments = io.segments.len();
         assert!(segments <= caps.segments, "{segments} segments");

@@ -194,6 +194,11 @@ impl BlockDevice for MappedDevice {
         for_access(geometry, self.0.access)
     }
 
+    fn uses_dma(&self) -> bool {
+        let mut below = self.0.below.iter();
+        below.any(|below| below.device.device().uses_dma())
+    }
+
     fn open_queue<'a>(&'a self, context: &QueueContext) -> OpenQueue<'a> {
         let context = *context;
         Box::pin(async move {

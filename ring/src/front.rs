@@ -9,22 +9,22 @@ use core::num::NonZeroU32;
 /// The frontend's end (`struct __name##_front_ring`, io/ring.h).
 pub struct FrontRing<M, F> {
     slots: Slots<M, F>,
-    /// Requests put so far (`req_prod_pvt`).
+    /// The number of requests put so far (`req_prod_pvt`).
     asked: u32,
-    /// Requests the backend has been shown so far.
+    /// The number of requests published so far.
     published: u32,
-    /// Responses taken so far (`rsp_cons`).
+    /// The number of responses taken so far (`rsp_cons`).
     taken: u32,
 }
 
 impl<M: RingMemory, F: Format> FrontRing<M, F> {
-    /// Initialises the shared memory as an empty ring, and is the frontend's end of it
+    /// Initialises the shared memory as an empty ring, and returns the frontend's end of it
     /// (`XEN_FRONT_RING_INIT`).
     pub fn new(memory: M, format: F) -> Result<Self, TooSmall> {
         Self::starting_at(memory, format, 0)
     }
 
-    /// An empty ring whose indices start at `index` and not at 0. A backend finds the place with
+    /// Returns an empty ring whose indices start at `index` and not at 0. A backend finds the place with
     /// [`BackRing::attach`](crate::BackRing::attach).
     pub fn starting_at(memory: M, format: F, index: u32) -> Result<Self, TooSmall> {
         let slots = Slots::new(memory, format)?;
@@ -43,7 +43,7 @@ impl<M: RingMemory, F: Format> FrontRing<M, F> {
         })
     }
 
-    /// The frontend's end of a ring in use on which nothing is outstanding
+    /// Returns the frontend's end of a ring that is in use, on which no request is outstanding
     /// (`FRONT_RING_ATTACH`).
     pub fn attach(memory: M, format: F) -> Result<Self, AttachError> {
         let slots = Slots::new(memory, format)?;
@@ -64,17 +64,17 @@ impl<M: RingMemory, F: Format> FrontRing<M, F> {
         })
     }
 
-    /// How many slots the ring has: the most requests that can be outstanding.
+    /// Returns the number of slots: the most requests that can be outstanding.
     pub fn slots(&self) -> u32 {
         self.slots.count
     }
 
-    /// How many more requests there is room for (`RING_FREE_REQUESTS`).
+    /// Returns the number of requests that there is room for (`RING_FREE_REQUESTS`).
     pub fn free(&self) -> u32 {
         self.slots.count - self.outstanding()
     }
 
-    /// Requests put whose responses have not been taken yet.
+    /// Returns the number of requests whose responses have not been taken yet.
     pub fn outstanding(&self) -> u32 {
         self.asked.wrapping_sub(self.taken)
     }
@@ -87,7 +87,7 @@ impl<M: RingMemory, F: Format> FrontRing<M, F> {
         self.push_slot(&slot)
     }
 
-    /// Puts bytes into the ring that need not be a request at all, for testing a backend.
+    /// Puts bytes into the ring that need not be a valid request, to test a backend.
     pub fn push_slot(&mut self, slot: &F::Slot) -> Result<(), RingFull> {
         if self.free() == 0 {
             return Err(RingFull);
@@ -99,8 +99,8 @@ impl<M: RingMemory, F: Format> FrontRing<M, F> {
         Ok(())
     }
 
-    /// Shows the backend all requests put so far (`RING_PUSH_REQUESTS_AND_CHECK_NOTIFY`).
-    /// True means: notify it.
+    /// Publishes all requests put so far to the backend (`RING_PUSH_REQUESTS_AND_CHECK_NOTIFY`).
+    /// Returns true if the backend wants to be notified.
     #[must_use = "the backend may be asleep and wait for the notification"]
     pub fn publish(&mut self) -> bool {
         if self.asked == self.published {
@@ -111,11 +111,11 @@ impl<M: RingMemory, F: Format> FrontRing<M, F> {
             .publish(Index::RequestProducer, Index::RequestEvent, old, self.asked)
     }
 
-    /// Responses waiting to be taken (`RING_HAS_UNCONSUMED_RESPONSES`).
+    /// Returns the number of responses that wait to be taken (`RING_HAS_UNCONSUMED_RESPONSES`).
     pub fn unconsumed(&self) -> Result<u32, Overrun> {
         let producer = self.slots.memory.load(Index::ResponseProducer);
         let pending = producer.wrapping_sub(self.taken);
-        // No more answers than the backend was asked for.
+        // There cannot be more responses than outstanding requests.
         let most = self.published.wrapping_sub(self.taken);
         if pending > most {
             return Err(Overrun {
@@ -140,15 +140,15 @@ impl<M: RingMemory, F: Format> FrontRing<M, F> {
         Ok(Some(self.slots.format.decode_response(&slot)))
     }
 
-    /// Before going to sleep (`RING_FINAL_CHECK_FOR_RESPONSES`): asks the backend to notify us of
-    /// its very next response. True means: there is one already, do not sleep.
+    /// Asks the backend to notify the frontend of its next response (`RING_FINAL_CHECK_FOR_RESPONSES`). Returns
+    /// true if there is a response already: the frontend must not sleep then.
     #[must_use = "sleeping with responses pending may last for ever"]
     pub fn final_check(&mut self) -> Result<bool, Overrun> {
         self.final_check_for(NonZeroU32::MIN)
     }
 
-    /// As [`final_check`](Self::final_check), but the notification may wait until `responses` of
-    /// them are pending. True means: that many are there.
+    /// Does the same as [`final_check`](Self::final_check) for `responses` responses: the backend may notify the
+    /// frontend of the last of them. Returns true if that many are pending.
     #[must_use = "sleeping with responses pending may last for ever"]
     pub fn final_check_for(&mut self, responses: NonZeroU32) -> Result<bool, Overrun> {
         let responses = responses.get();
@@ -157,7 +157,7 @@ impl<M: RingMemory, F: Format> FrontRing<M, F> {
         }
         let event = self.taken.wrapping_add(responses);
         self.slots.memory.store(Index::ResponseEvent, event);
-        // The backend sees what we wait for before we look a last time.
+        // The backend must see `rsp_event` before the last look at its index.
         self.slots.memory.barrier();
         Ok(self.unconsumed()? >= responses)
     }

@@ -1,12 +1,11 @@
-//! Whose compiler laid out the messages: the ABIs of the protocol (`io/protocols.h`).
+//! The ABIs of the protocol (`io/protocols.h`), which differ in the layout of messages.
 
 use core::fmt;
 use core::str::FromStr;
 
-/// How a frontend lays out its messages: its `protocol` node in xenstore.
+/// The layout of a frontend's messages, named by its `protocol` node in xenstore.
 ///
-/// The two differ in the alignment of 64-bit numbers, and so in where fields lie and how large a
-/// slot is.
+/// The two differ in the alignment of 64-bit numbers, and so in the places of fields and in the size of a slot.
 ///
 /// ```
 /// use bulkhead_ring::blkif::Abi;
@@ -23,11 +22,10 @@ pub enum Abi {
 }
 
 impl Abi {
-    /// The backend's own ABI: what a frontend without a `protocol` node speaks
-    /// (`XEN_IO_PROTO_ABI_NATIVE`).
+    /// The backend's own ABI, which a frontend without a `protocol` node has (`XEN_IO_PROTO_ABI_NATIVE`).
     pub const NATIVE: Abi = Abi::X86_64;
 
-    /// Its name in xenstore.
+    /// Returns its name in xenstore.
     pub const fn name(self) -> &'static str {
         match self {
             Abi::X86_64 => "x86_64-abi",
@@ -35,7 +33,7 @@ impl Abi {
         }
     }
 
-    /// Bytes of `struct blkif_request`, the largest message and so the size of a slot.
+    /// Returns the size of `struct blkif_request` in bytes. It is the largest message, and so the size of a slot.
     pub const fn request_size(self) -> usize {
         match self {
             Abi::X86_64 => 112,
@@ -43,7 +41,7 @@ impl Abi {
         }
     }
 
-    /// Bytes of `struct blkif_response`.
+    /// Returns the size of `struct blkif_response` in bytes.
     pub const fn response_size(self) -> usize {
         match self {
             Abi::X86_64 => 16,
@@ -58,7 +56,7 @@ impl fmt::Display for Abi {
     }
 }
 
-/// A `protocol` that no frontend of ours can speak.
+/// A value of `protocol` that is not supported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnknownProtocol;
 

@@ -1,5 +1,5 @@
-//! Where the fields lie. `ID` is the offset of the identifier: 8 in the 64-bit layout, 4 in the
-//! 32-bit one, which leaves out the padding before it. All that follows lies relative to it.
+//! The places of the fields. `ID` is the offset of the identifier: 8 in the 64-bit layout, 4 in the 32-bit one, which
+//! has no padding before it. The offsets of all later fields depend on it.
 //!
 //! ```text
 //!   0          1            2             ID  ID+8    ID+16        ID+18  ID+20
@@ -20,10 +20,10 @@ use bulkhead_xen::GrantRef;
 
 type Slot = [u8; SLOT_SIZE];
 
-/// `BLKIF_DISCARD_SECURE`; other bits of the flag mean nothing.
+/// `BLKIF_DISCARD_SECURE`; the other bits of the flag have no meaning.
 const DISCARD_SECURE: u8 = 1;
 
-/// `N` bytes of a slot. All offsets are constants or bounded counts well within it.
+/// Returns `N` bytes of a slot. All offsets are constants or bounded counts well within it.
 #[inline(always)]
 fn bytes<const N: usize>(slot: &Slot, offset: usize) -> [u8; N] {
     let mut bytes = [0; N];
@@ -36,7 +36,8 @@ fn put<const N: usize>(slot: &mut Slot, offset: usize, bytes: [u8; N]) {
     slot[offset..offset + N].copy_from_slice(&bytes);
 }
 
-/// Reads a request that moves data, with segments of its own; `None` if it is another one, or malformed.
+/// Parses a transfer whose segments are in the request itself. Returns `None` for other requests, and for malformed
+/// ones.
 #[inline]
 pub(super) fn decode_transfer<const ID: usize>(
     slot: &Slot,
@@ -60,7 +61,7 @@ pub(super) fn decode_transfer<const ID: usize>(
     Some((RequestId(u64::from_le_bytes(bytes(slot, ID))), transfer))
 }
 
-/// Reads a request; total, whatever the bytes.
+/// Parses a request. Any bytes give a request or an error.
 pub(super) fn decode_request<const ID: usize>(slot: &Slot) -> Result<SlotRequest<'_>, Malformed> {
     let id = RequestId(u64::from_le_bytes(bytes(slot, ID)));
     let opcode = Opcode(slot[0]);
@@ -105,7 +106,7 @@ pub(super) fn decode_request<const ID: usize>(slot: &Slot) -> Result<SlotRequest
     })
 }
 
-/// The segments of a request that moves data, each of them checked.
+/// Returns the segments of a transfer, each of them checked.
 #[inline]
 fn segments<const ID: usize>(slot: &Slot) -> Result<SlotSegments<'_>, Fault> {
     let count = slot[1];
@@ -174,7 +175,7 @@ pub(super) fn encode_request<const ID: usize>(request: &Request, slot: &mut Slot
     put(slot, ID + 8, sector.0.to_le_bytes());
 }
 
-/// Reads a response: the same bytes in every ABI, but for padding at the end.
+/// Parses a response, whose bytes are the same in every ABI, but for the padding at the end.
 pub(super) fn decode_response(slot: &[u8; RESPONSE_SIZE]) -> Response {
     let [i0, i1, i2, i3, i4, i5, i6, i7, operation, _, s0, s1, ..] = *slot;
     Response {
@@ -184,7 +185,7 @@ pub(super) fn decode_response(slot: &[u8; RESPONSE_SIZE]) -> Response {
     }
 }
 
-/// A response's bytes; its padding carries nothing to the guest.
+/// Returns the bytes of a response. Its padding is zeros, so that it shows the guest nothing.
 #[inline]
 pub(super) fn encode_response(response: &Response) -> [u8; RESPONSE_SIZE] {
     let [i0, i1, i2, i3, i4, i5, i6, i7] = response.id.0.to_le_bytes();

@@ -1,4 +1,4 @@
-//! What a frontend can ask.
+//! Requests of a frontend.
 
 use super::response::{Response, Status};
 use super::segment::{SEGMENTS_PER_INDIRECT_PAGE, Segment, Segments, SlotSegments};
@@ -6,7 +6,7 @@ use super::{MAX_INDIRECT_PAGES, MAX_SEGMENTS};
 use bulkhead_xen::GrantRef;
 use core::fmt;
 
-/// The frontend's own name for a request: means nothing to us, and goes back in the response.
+/// The identifier that a frontend gives to a request. The response repeats it; the backend does not interpret it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 #[repr(transparent)]
 pub struct RequestId(pub u64);
@@ -17,13 +17,13 @@ pub struct RequestId(pub u64);
 #[repr(transparent)]
 pub struct Sector(pub u64);
 
-/// Which virtual device the frontend means (`blkif_vdev_t`). Each ring serves one device, so it
-/// decides nothing.
+/// The virtual device that a request names (`blkif_vdev_t`). Each ring serves one device, so this value has no
+/// effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 #[repr(transparent)]
 pub struct Handle(pub u16);
 
-/// The byte that says what kind of request this is (`BLKIF_OP_*`).
+/// The byte for the kind of a request (`BLKIF_OP_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]
 pub struct Opcode(pub u8);
@@ -57,55 +57,54 @@ impl fmt::Display for Opcode {
     }
 }
 
-/// One request, checked as far as it can be without knowing the disk. `S` is where its segments are:
-/// in itself, or in the private copy of its slot ([`SlotRequest`]).
+/// A request that was checked as far as that is possible without the disk. `S` is the place of its segments: the
+/// request itself, or the private copy of its slot ([`SlotRequest`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request<S = Segments> {
-    /// Goes back in the response.
+    /// The identifier, which the response repeats.
     pub id: RequestId,
     /// The virtual device.
     pub handle: Handle,
-    /// What to do.
+    /// The operation.
     pub operation: Operation<S>,
 }
 
 /// A request whose segments are in the private copy of its slot.
 pub type SlotRequest<'a> = Request<SlotSegments<'a>>;
 
-/// What a request asks for.
+/// The operation of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(
     clippy::large_enum_variant,
     reason = "nothing is allocated on the data path, and transfers are the common case"
 )]
 pub enum Operation<S = Segments> {
-    /// Moves data, with the segments in the request itself.
+    /// Transfers data, with the segments in the request itself.
     Transfer(Transfer<S>),
-    /// Moves data, with the segments in pages of their own.
+    /// Transfers data, with the segments in pages of their own.
     Indirect(Indirect),
-    /// Makes all data written before this request durable.
+    /// Makes all data durable that was written before this request.
     Flush,
-    /// Forgets data.
+    /// Discards data.
     Discard(Discard),
 }
 
-/// Which way data moves, and what else happens.
+/// The direction of a transfer, and its effects beside that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TransferKind {
-    /// From the disk into granted pages.
+    /// Reads from the disk into granted pages.
     Read,
-    /// From granted pages to the disk.
+    /// Writes from granted pages to the disk.
     Write,
-    /// A write ordered after all earlier writes and before all later ones. It may be empty: the
-    /// order alone.
+    /// Writes after all earlier writes and before all later ones. Without segments, it only orders those.
     WriteBarrier,
-    /// `FLUSH_DISKCACHE` that carries segments: a flush, then a write. The header does not speak
-    /// of it; other backends serve it so.
+    /// Flushes, then writes: a `FLUSH_DISKCACHE` with segments. The header does not mention it; other backends serve
+    /// it so.
     FlushAndWrite,
 }
 
 impl TransferKind {
-    /// The operation's byte on the wire.
+    /// Returns the operation's byte in the ring.
     pub const fn opcode(self) -> Opcode {
         match self {
             TransferKind::Read => Opcode::READ,
@@ -115,32 +114,32 @@ impl TransferKind {
         }
     }
 
-    /// True for everything but [`Read`](Self::Read): granted pages are only read.
+    /// Returns true for everything but [`Read`](Self::Read): the granted pages are only read then.
     pub const fn is_write(self) -> bool {
         !matches!(self, TransferKind::Read)
     }
 }
 
-/// Data to move (`struct blkif_request`). Reads and plain writes have at least one segment.
+/// A transfer (`struct blkif_request`). Reads and plain writes have at least one segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transfer<S = Segments> {
-    /// Which way.
+    /// The direction.
     pub kind: TransferKind,
-    /// Where on the disk it starts.
+    /// The first sector on the disk.
     pub sector: Sector,
-    /// The memory, in the order of the disk.
+    /// The segments of memory, in the order of the sectors.
     pub segments: S,
 }
 
-/// Data to move by many segments (`struct blkif_request_indirect`). The segments lie in pages of
-/// the frontend's, which it may still change: copy them once, then parse the copy.
+/// A transfer with many segments (`struct blkif_request_indirect`). They lie in pages of the frontend's, which it can
+/// still change: the backend copies them once, and parses the copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Indirect {
     /// [`Read`](TransferKind::Read) or [`Write`](TransferKind::Write), no other.
     pub kind: TransferKind,
-    /// Where on the disk it starts.
+    /// The first sector on the disk.
     pub sector: Sector,
-    /// How many segments there are: 1 to 4096.
+    /// The number of segments: 1 to 4096.
     segments: u16,
     grefs: [GrantRef; MAX_INDIRECT_PAGES],
 }
@@ -149,8 +148,8 @@ impl Indirect {
     /// The most segments that fit the pages of one request.
     pub const MAX_SEGMENTS: usize = MAX_INDIRECT_PAGES * SEGMENTS_PER_INDIRECT_PAGE;
 
-    /// A request for `segments` segments in the pages of `grefs`, of which only as many are used
-    /// as `segments` need. `None` if `segments` is 0 or more than
+    /// Returns a request with `segments` segments in the pages of `grefs`, of which it uses as many
+    /// as `segments` need. Returns `None` if `segments` is 0 or more than
     /// [`MAX_SEGMENTS`](Self::MAX_SEGMENTS), or if `kind` is neither read nor write.
     pub fn new(
         kind: TransferKind,
@@ -173,32 +172,32 @@ impl Indirect {
         })
     }
 
-    /// How many segments there are: 1 to [`MAX_SEGMENTS`](Self::MAX_SEGMENTS).
+    /// Returns the number of segments: 1 to [`MAX_SEGMENTS`](Self::MAX_SEGMENTS).
     pub const fn segments(&self) -> usize {
         self.segments as usize
     }
 
-    /// The pages that hold them, just as many as it takes.
+    /// Returns the pages that hold the segments, and no more than those.
     pub fn pages(&self) -> &[GrantRef] {
         let used = self.segments().div_ceil(SEGMENTS_PER_INDIRECT_PAGE);
         &self.grefs[..used]
     }
 }
 
-/// Data to forget (`struct blkif_request_discard`).
+/// A discard (`struct blkif_request_discard`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Discard {
-    /// Where it starts.
+    /// The first sector.
     pub sector: Sector,
-    /// How many sectors.
+    /// The number of sectors.
     pub count: u64,
-    /// Whether all copies must become unreadable (`BLKIF_DISCARD_SECURE`).
+    /// All copies of the data must become unreadable (`BLKIF_DISCARD_SECURE`).
     pub secure: bool,
 }
 
 impl Request {
-    /// A read or write of up to [`MAX_SEGMENTS`] segments; `None` if there are more, or none
-    /// where the kind needs one.
+    /// Returns a read or write of up to [`MAX_SEGMENTS`] segments. Returns `None` if there are more, or if there is
+    /// none and the kind needs one.
     pub fn transfer(
         id: RequestId,
         kind: TransferKind,
@@ -219,12 +218,12 @@ impl Request {
         ))
     }
 
-    /// A flush.
+    /// Returns a flush.
     pub fn flush(id: RequestId) -> Request {
         Request::of(id, Operation::Flush)
     }
 
-    /// A request for the frontend's only device.
+    /// Returns a request for the frontend's only device.
     pub fn of(id: RequestId, operation: Operation) -> Request {
         Request {
             id,
@@ -235,8 +234,8 @@ impl Request {
 }
 
 impl<S> Request<S> {
-    /// The operation as the response has to name it. That of an indirect request is the read or
-    /// write that it stands for: frontends compare, and give up a device that answers otherwise.
+    /// Returns the operation that the response has to name: for an indirect request, its read or write. Frontends
+    /// compare the two, and give up a device whose responses differ.
     pub const fn opcode(&self) -> Opcode {
         match self.operation {
             Operation::Transfer(Transfer { kind, .. })
@@ -246,7 +245,7 @@ impl<S> Request<S> {
         }
     }
 
-    /// The response to this request.
+    /// Returns the response to this request.
     pub const fn response(&self, status: Status) -> Response {
         Response {
             id: self.id,

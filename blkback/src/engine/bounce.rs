@@ -1,6 +1,6 @@
-//! The way that is left when Xen has no map slots for a frontend's pages: the hypervisor copies them to or
-//! from memory of our own, and the device gets that. It is slow, needs no more than that, and serves
-//! one request at a time.
+//! The last way to reach a frontend's pages, for when Xen has no map slots for them: the hypervisor copies them from
+//! and to the driver domain's own memory, which the device gets. It is slow, needs little memory, and serves one
+//! request at a time.
 
 use super::pages::{PagePool, Pages};
 use alloc::sync::Arc;
@@ -16,12 +16,12 @@ use core::ptr::NonNull;
 #[repr(C, align(4096))]
 struct Whole([u8; PAGE_SIZE]);
 
-/// Enough for the others. Every queue has one, and it is seldom used.
+/// The memory for other devices. Every queue has it, and it is seldom used.
 #[repr(C, align(2048))]
 struct Half([u8; PAGE_SIZE / 2]);
 
-/// What the device gets at a time. It lies within one page, and is a multiple of the device's sectors, so a
-/// request that the device takes as a whole is taken in these pieces too.
+/// The memory that the device gets at a time. It lies within one page and holds whole sectors of the device, so a
+/// device that takes a request as a whole takes these pieces of it, too.
 enum Memory {
     Whole(Vec<Whole>),
     Half(Vec<Half>),
@@ -45,27 +45,27 @@ impl Memory {
 
 /// A queue's own memory, and the request that it serves.
 pub struct Bounce<H: Hypervisor> {
-    /// How the memory is named to the device, if it needs that.
+    /// The memory's name on the device's bus, if the device needs one.
     dma: Option<Arc<dyn DmaMemory>>,
-    /// Never seen through a reference. The device and the hypervisor write to it.
+    /// No reference to it exists. The device and the hypervisor write to it.
     memory: Memory,
     copies: CopyBatch<H>,
     current: Option<Current>,
 }
 
-/// How far the request is that is being served.
+/// The progress of the request that is being served.
 #[derive(Clone, Copy)]
 struct Current {
     tag: Tag,
     op: Op,
-    /// The bytes that are done, and those that the device has now.
+    /// The number of bytes that are done, and of those that the device has now.
     done: usize,
     chunk: usize,
     all: usize,
 }
 
 impl<H: Hypervisor> Bounce<H> {
-    /// For the pages of `frontend`, and a device with sectors of that many bytes.
+    /// Returns the memory for pages of `frontend`, and a device with sectors of that many bytes.
     pub fn new(
         hypervisor: &H,
         dma: Option<Arc<dyn DmaMemory>>,
@@ -73,7 +73,7 @@ impl<H: Hypervisor> Bounce<H> {
         sector_size: usize,
     ) -> Result<Self, OutOfMemory> {
         let memory = Memory::for_sectors(sector_size)?;
-        // A page of a request has a sector of 512 bytes at least.
+        // A page of a request has at least one sector of 512 bytes.
         let pieces = memory.len() / SECTOR_SIZE;
         Ok(Bounce {
             dma,
@@ -83,17 +83,17 @@ impl<H: Hypervisor> Bounce<H> {
         })
     }
 
-    /// Whether that request is the one being served.
+    /// Returns whether that request is being served.
     pub fn serves(&self, tag: Tag) -> bool {
         self.current.is_some_and(|current| current.tag == tag)
     }
 
-    /// Whether no request is being served.
+    /// Returns whether no request is being served.
     pub fn is_free(&self) -> bool {
         self.current.is_none()
     }
 
-    /// Begins with a read or a write of `bytes` bytes; nothing is done yet.
+    /// Begins a read or a write of `bytes` bytes.
     pub fn begin(&mut self, tag: Tag, op: Op, bytes: usize) {
         debug_assert!(self.is_free(), "one at a time");
         self.current = Some(Current {
@@ -105,13 +105,13 @@ impl<H: Hypervisor> Bounce<H> {
         });
     }
 
-    /// Whether all of the request is done.
+    /// Returns whether all of the request is done.
     pub fn is_done(&self) -> bool {
         self.current
             .is_none_or(|current| current.done == current.all)
     }
 
-    /// Gives the request up, or is done with it.
+    /// Ends the request, finished or not.
     pub fn end(&mut self) {
         self.current = None;
     }
@@ -125,8 +125,8 @@ impl<H: Hypervisor> Bounce<H> {
         NonNull::new(start).unwrap_or(NonNull::dangling())
     }
 
-    /// Prepares the next piece of the request for the device, of at most `most` bytes: what it is to do, and
-    /// where.
+    /// Prepares the next piece of the request for the device, of at most `most` bytes. Returns the operation and its
+    /// memory.
     pub fn next_piece(
         &mut self,
         pool: &PagePool,
@@ -151,7 +151,7 @@ impl<H: Hypervisor> Bounce<H> {
                 }
             }
             Op::Read { sector } => {
-                // What the device leaves as it is, is not to be an earlier request's.
+                // Bytes that the device does not write must not be those of an earlier request.
                 // SAFETY: the memory is ours, and neither the device nor the hypervisor uses it now.
                 unsafe { address.write_bytes(0, current.chunk) };
                 Op::Read {
@@ -174,7 +174,7 @@ impl<H: Hypervisor> Bounce<H> {
         Ok((op, segment))
     }
 
-    /// The device is done with a piece: shows the frontend what was read.
+    /// Notes that the device has completed a piece, and copies what was read to the frontend.
     pub fn piece_done(&mut self, pool: &PagePool, pages: &Pages) -> Result<(), GrantStatus> {
         let Some(current) = self.current else {
             return Err(GrantStatus::GENERAL_ERROR);
@@ -190,7 +190,7 @@ impl<H: Hypervisor> Bounce<H> {
         Ok(())
     }
 
-    /// Copies the piece from or to the frontend's pages: one hypercall.
+    /// Copies the piece from or to the frontend's pages, by one hypercall.
     fn copy(
         &mut self,
         direction: Direction,
@@ -227,10 +227,10 @@ impl<H: Hypervisor> Bounce<H> {
         outcome
     }
 
-    /// Copies bytes of one page of the frontend's to `to`: one hypercall.
+    /// Copies bytes of one page of the frontend's to `to`, by one hypercall.
     ///
     /// # Safety
-    /// `to` is own memory of so many bytes, seen through no reference.
+    /// `to` is this domain's own memory of that many bytes, and no reference to it exists.
     pub unsafe fn fetch(
         &mut self,
         bytes: GrantedBytes,
@@ -247,7 +247,7 @@ impl<H: Hypervisor> Bounce<H> {
         outcome
     }
 
-    /// How many hypercalls copied so far, and how many bytes.
+    /// Returns the number of hypercalls that copied so far, and of their bytes.
     pub fn copied(&self) -> (u64, u64) {
         (self.copies.calls(), self.copies.bytes())
     }

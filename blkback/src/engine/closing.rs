@@ -1,5 +1,5 @@
-//! The end of a queue: what was asked for is finished, as long as the store answers, and the store lets go
-//! of the frontend's pages. All of it takes a bounded time, whatever the store does.
+//! The end of a queue: its requests are finished, as long as the store completes them, and the store lets go of the
+//! frontend's pages. That takes a bounded time, whatever the store does.
 
 use super::queue::Queue;
 use super::queue_control::QueueGuard;
@@ -13,23 +13,24 @@ use core::pin::pin;
 use core::task::Poll;
 use core::time::Duration;
 
-/// How long a store that has requests may go without completing one while the queue stops. With the two
-/// below it is less than the ten seconds for which libxl waits for a disk to be closed.
+/// The longest time that a store with requests may go without a completion while the queue stops. The sum of this and
+/// the next two is less than the ten seconds for which libxl waits for a disk to close.
 const STORE_ANSWERS: Duration = Duration::from_secs(6);
-/// How long it may take to complete requests that were given up.
+/// The time in which it has to complete requests that were given up.
 const STORE_GIVES_UP: Duration = Duration::from_secs(1);
-/// How long it may take to let go of everything.
+/// The time in which it has to let go of all pages.
 const STORE_CLOSES: Duration = Duration::from_secs(1);
 
-/// How long a frontend that cannot be told that its disk goes away is served after its last request: the time
-/// that its guest may take to notice by itself. `xl destroy` waits for it, as the guest is paused by then.
+/// The time for which a frontend that cannot be told of the end of its disk is served after its last request: its guest
+/// may take that long to notice by itself. `xl destroy` waits for it, as the guest is paused by then.
 const UNREACHABLE_SILENT: Duration = Duration::from_millis(300);
-/// How long it is served at most. With what a store may take after that it is less than libxl's ten seconds.
+/// The longest time for which it is served. With the time that a store may take after that, it is less than libxl's ten
+/// seconds.
 const UNREACHABLE: Duration = Duration::from_secs(4);
-/// How often its event channel is looked at.
+/// The time between two looks at its event channel.
 const UNREACHABLE_LOOK: Duration = Duration::from_millis(5);
 
-/// Notes that the store does not let go of a queue.
+/// Registers that the store does not let go of a queue.
 pub(super) fn hold<H: Hypervisor>(queue: &Queue<H>, unreleased: &Unreleased) -> Held {
     log::error!(
         "{}: the store does not let go of {} request(s): pages of the frontend that are mapped stay \
@@ -40,14 +41,15 @@ pub(super) fn hold<H: Hypervisor>(queue: &Queue<H>, unreleased: &Unreleased) -> 
     unreleased.hold()
 }
 
-/// Why a store has been left with requests.
+/// The reason why a store was left with requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct StoreSilent;
 
-/// Serves a frontend on that cannot be told that its disk goes away, as its directory is gone (`xl block-detach
-/// --force`), until it closes its event channel, is silent, or the time is over. Linux's frontend waits in
-/// `del_gendisk` for the answers to all of its requests, those included that it sends until then: one without an
-/// answer would keep the guest's xenbus from ever working again. Nobody waits for what is left after this.
+/// Continues to serve a frontend that cannot be told of the end of its disk, as its directory is gone (`xl
+/// block-detach --force`), until it closes its event channel, is silent, or the time is over. Linux's frontend waits
+/// in `del_gendisk` for the responses to all of its requests, including those that it sends until then: one without a
+/// response would keep the guest's xenbus from ever working again. No frontend waits for requests that are left after
+/// this.
 pub(super) async fn serve_unreachable_frontend<H: Hypervisor>(
     handle: &Handle<H>,
     queue: &mut Queue<H>,
@@ -88,9 +90,9 @@ pub(super) async fn serve_unreachable_frontend<H: Hypervisor>(
     Ok(())
 }
 
-/// Finishes and answers what is on the ring at this moment, whether the frontend listens or not. What it
-/// asks for from now on is not looked at. The other queues of the vCPU have their turns between sweeps. A
-/// store that does not answer leaves the rest undone.
+/// Finishes the requests that are on the ring at this moment, and publishes their responses, whether the frontend
+/// listens or not. Later requests are not looked at. The other queues of the vCPU have their turns between sweeps. If
+/// the store does not complete requests, the rest is left undone.
 pub(super) async fn finish_what_was_asked<H: Hypervisor>(
     handle: &Handle<H>,
     queue: &mut Queue<H>,
@@ -98,7 +100,7 @@ pub(super) async fn finish_what_was_asked<H: Hypervisor>(
 ) -> Result<(), QueueError> {
     queue.close()?;
     loop {
-        // Requests may wait for some of those in flight.
+        // Requests may wait for others that are in flight.
         let waited = queue.in_flight() > 0;
         let taken = queue.sweep()?;
         while queue.in_flight() > 0 {
@@ -116,7 +118,7 @@ pub(super) async fn finish_what_was_asked<H: Hypervisor>(
     Ok(())
 }
 
-/// Waits for the store, which gives up what it can once nobody waits for it or it takes too long.
+/// Waits for the store. It is asked to give up its requests once no frontend waits for them, or if it takes too long.
 async fn something_completes<H: Hypervisor>(
     handle: &Handle<H>,
     queue: &mut Queue<H>,
@@ -156,8 +158,8 @@ async fn something_completes<H: Hypervisor>(
     .await
 }
 
-/// Has the store let go of everything; what is in flight still is answered with errors then. False if it
-/// does not let go in time.
+/// Closes the store; requests that are still in flight get error responses then. Returns false if it does not let go of
+/// the pages in time.
 pub(super) async fn close<H: Hypervisor>(handle: &Handle<H>, queue: &mut Queue<H>) -> bool {
     let mut over = pin!(handle.sleep(STORE_CLOSES));
     let closed = poll_fn(|context| {
@@ -173,8 +175,8 @@ pub(super) async fn close<H: Hypervisor>(handle: &Handle<H>, queue: &mut Queue<H
     closed
 }
 
-/// Waits until a store lets go that has not in time. The frontend cannot notify the queue meanwhile, and its
-/// pages stay as they are.
+/// Waits for a store that has not let go of its pages in time. Meanwhile the frontend cannot notify the queue, and its
+/// pages stay mapped.
 pub(super) async fn outwait<H: Hypervisor>(queue: &mut Queue<H>, held: Held) {
     queue.channel().mask();
     poll_fn(|context| queue.poll_close(context)).await;

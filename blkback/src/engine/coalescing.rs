@@ -1,18 +1,18 @@
-//! When to publish responses, when to poll for requests, and until what to sleep.
+//! Decides when a queue publishes responses, when it polls for requests, and how it sleeps.
 //!
-//! A notification costs the guest far more than the request itself: an exit or an interrupt. So
-//! responses wait for each other as long as that holds nobody up, and the frontend is asked to
-//! notify us when the whole batch is there (`req_event`), not at its first request.
+//! A notification costs the guest far more than the request itself: an exit or an interrupt. So responses are held
+//! back to be published together as long as that delays no guest, and the frontend is asked to notify the backend of
+//! the last request of a batch (`req_event`), not of the first.
 //!
-//! How many make a batch is learned. If a frontend keeps N requests outstanding, responses are
-//! published in batches of N/2, so that it always has N/2 left to work on. N is measured anew now
-//! and then by withholding responses until the frontend stalls.
+//! The size of a batch is learned. If a frontend keeps N requests outstanding, responses are published in batches of
+//! N/2, so that it always has N/2 left to work on. N is re-measured now and then by withholding responses until the
+//! frontend stalls.
 //!
-//! Whatever is waited for, the task sleeps, and a deadline is behind each notification that was
-//! asked for later than at the next request: a frontend that asks for less is served when it has
-//! been quiet for twice the usual time from one request to the next, and [`MOST`] at most. Only what is expected sooner
-//! than it pays to block is polled for ([`PollWindow`]). Nothing is looked at again without a
-//! request since: an idle queue costs nothing.
+//! While it waits, the task sleeps. Whenever it has asked for a notification later than that of the next request, the
+//! sleep has a deadline: if the frontend sends fewer requests than expected, it is served once it has been quiet for
+//! twice the usual time between two requests, and after [`MOST`] at the latest. The queue is polled only for a request
+//! that is expected sooner than blocking would pay ([`PollWindow`]). A queue that has seen no request since its last
+//! look is not looked at again: an idle queue costs nothing.
 
 use super::options::Options;
 use super::poll_window::{BlockCosts, Nanos, PollWindow, nanos};
@@ -20,54 +20,51 @@ use bulkhead_xen::Instant;
 use core::num::NonZeroU32;
 use core::time::Duration;
 
-/// The frontend is let run dry after so many batches; the more seldom, the more often that told
-/// nothing new.
+/// The least and the most batches between two measurements of N. The number rises while N stays the same.
 const OFTEN: u32 = 16;
 const SELDOM: u32 = 1024;
-/// How long a response is held back at most, unless the operator says otherwise, when no other has joined it.
+/// The longest time that a response is held back if no other one joins it, unless the operator sets another.
 pub const MOST: Duration = Duration::from_millis(2);
 /// The same for a frontend that usually takes longer than this from one request to the next: what would join the
 /// response is too long in coming.
 const MOST_OF_SLOW: Duration = Duration::from_micros(500);
-/// After how many batches it is looked at what blocking costs.
+/// The number of batches after which the cost of blocking is read again.
 const COSTS_EVERY: u8 = 16;
-/// A clock that shows the same time so often stands still, as that of a test does.
+/// The number of looks at which the clock may show the same time. Beyond that it stands still, as a test's does.
 const FROZEN_CLOCK: u32 = 64;
 
-/// Decides for one queue.
+/// Makes the decisions for one queue.
 #[derive(Debug)]
 pub struct Coalescer {
     hold: Nanos,
     hold_of_slow: Nanos,
     poll: PollWindow,
-    /// How many requests the frontend is believed to keep outstanding, and how many it had when it
-    /// ran dry the last time.
+    /// N as it is believed to be, and as it was at the last measurement.
     queue_depth: u32,
     dry: u32,
-    /// How many batches were answered since it was let run dry, and how many have to be until it
-    /// is again.
+    /// The number of batches since the last measurement, and the number until the next one.
     answered: u32,
     patient_for: u32,
-    /// How many batches were answered, without end.
+    /// The number of all batches.
     batches: u8,
-    /// How many requests and responses were there the last time.
+    /// The number of requests and responses at the last look.
     seen: u32,
-    /// The last batch was as large as it was to be: the next one is on its way.
+    /// The last batch had its full size: the next one is expected.
     streaming: bool,
-    /// The longest usual time from one request to the next, and the longest since the last batch.
+    /// The longest usual time between two requests, and the longest since the last batch.
     gap: Nanos,
     longest: Nanos,
-    /// When something last happened.
+    /// The time of the last request or response.
     active: Instant,
-    /// The deadline of the sleep that it was told last.
+    /// The deadline of the last sleep.
     until: Option<Instant>,
-    /// The task was woken for what has come, which the window knows.
+    /// The task was woken for the requests that are there, and the window has noted that.
     woken: bool,
     last_look: Instant,
     same_looks: u32,
 }
 
-/// What to do next.
+/// The next action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// Look again, after the other tasks of this vCPU.
@@ -78,18 +75,18 @@ pub enum Next {
     Sleep(Sleep),
 }
 
-/// How to sleep.
+/// The way to sleep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sleep {
-    /// The frontend is to notify us when there are so many more requests.
+    /// The number of further requests after which the frontend is to notify the backend.
     pub more: NonZeroU32,
-    /// When to look at what is there nevertheless. There is always such a time if `more` is more than one, or if
-    /// anything waits.
+    /// The time at which the queue is looked at in any case. It is always set if `more` is more than one, or if a
+    /// request or a response waits.
     pub until: Option<Instant>,
 }
 
 impl Sleep {
-    /// Until the next request.
+    /// Sleeps until the next request.
     const IDLE: Next = Next::Sleep(Sleep {
         more: NonZeroU32::MIN,
         until: None,
@@ -97,7 +94,7 @@ impl Sleep {
 }
 
 impl Coalescer {
-    /// That of a queue that has seen nothing yet.
+    /// Returns the state of a new queue.
     pub fn new(options: Options, now: Instant, costs: BlockCosts) -> Self {
         Coalescer {
             hold: nanos(options.hold.unwrap_or(MOST)),
@@ -120,8 +117,7 @@ impl Coalescer {
         }
     }
 
-    /// What to do with a queue that has `waiting` requests and responses that the frontend waits for, of at
-    /// most `most`.
+    /// Returns the next action for a queue with `waiting` requests and responses, of at most `most`.
     #[inline]
     pub fn next(&mut self, now: Instant, waiting: u32, most: u32) -> Next {
         let moves = self.clock_moves(now);
@@ -132,7 +128,7 @@ impl Coalescer {
             if waiting >= self.target(most) {
                 self.streaming = true;
                 if waiting == most {
-                    // There is room for no more: that is as dry as it gets.
+                    // The ring has no room for more: the frontend has stalled.
                     self.ran_dry(waiting);
                 }
                 return Next::Answer;
@@ -152,8 +148,8 @@ impl Coalescer {
         self.gather(now, missing, waiting)
     }
 
-    /// More requests or responses are there than the last time. False if the deadline is over, and they came far
-    /// more slowly than usual.
+    /// Notes that there are more requests or responses than at the last look. Returns false if the deadline is over and
+    /// they came far more slowly than usual.
     #[inline]
     fn arrived(&mut self, now: Instant, waiting: u32, until: Option<Instant>) -> bool {
         let since = self.since(now);
@@ -161,7 +157,7 @@ impl Coalescer {
         if self.seen == 0 && !woken && until.is_none() {
             self.poll.found(since);
         }
-        // Several may have come while we slept, or while other queues had their turn.
+        // Several may have come while the task slept, or while other queues had their turn.
         let gap = since / Nanos::from(waiting - self.seen);
         let late = until.is_some_and(|until| now >= until);
         let as_usual = !late || gap <= self.usual_gap() * 2;
@@ -174,7 +170,7 @@ impl Coalescer {
         as_usual
     }
 
-    /// Nothing waits.
+    /// Returns the next action while nothing waits.
     #[inline]
     fn idle(&mut self, now: Instant, most: u32, moves: bool) -> Next {
         let batch = self.target(most).min(self.half());
@@ -189,7 +185,7 @@ impl Coalescer {
         }
     }
 
-    /// Waits for `missing` more requests to join those that wait.
+    /// Returns the wait for `missing` more requests.
     fn gather(&mut self, now: Instant, missing: u32, waiting: u32) -> Next {
         let (span, limit) = (self.span(missing, waiting), self.poll.limit());
         if span > 0 && span <= limit && self.since(now) < limit {
@@ -202,20 +198,20 @@ impl Coalescer {
         })
     }
 
-    /// How long the frontend is expected to take for `missing` more requests.
+    /// Returns the time that the frontend is expected to take for `missing` more requests.
     fn span(&self, missing: u32, waiting: u32) -> Nanos {
-        // If it is let run dry, it has no more than it is known to have.
+        // During a measurement, it may have no more than it is known to have.
         let expected = missing.min(self.queue_depth.saturating_sub(waiting));
         self.usual_gap() * Nanos::from(expected)
     }
 
-    /// When it has taken too long for that.
+    /// Returns the time at which the frontend has taken too long for that.
     fn deadline(&self, missing: u32, waiting: u32) -> Instant {
         let span = (self.span(missing, waiting) + self.quiet()).min(self.most_held());
         Instant(self.active.0.saturating_add(span))
     }
 
-    /// A frontend that has asked for nothing more for so long will not before it is answered.
+    /// Returns the longest time without a request after which the frontend is taken to wait for its responses.
     fn quiet(&self) -> Nanos {
         (self.usual_gap() * 2).min(self.most_held())
     }
@@ -236,7 +232,7 @@ impl Coalescer {
         now.0.saturating_sub(self.active.0)
     }
 
-    /// How many have to wait to be answered.
+    /// Returns the number that has to wait before responses are published.
     #[inline]
     fn target(&self, most: u32) -> u32 {
         match self.answered >= self.patient_for {
@@ -245,12 +241,12 @@ impl Coalescer {
         }
     }
 
-    /// Half of what the frontend keeps outstanding.
+    /// Returns half of what the frontend keeps outstanding.
     fn half(&self) -> u32 {
         self.queue_depth.div_ceil(2)
     }
 
-    /// The frontend has nothing more to ask for before it is answered.
+    /// Notes that the frontend has stalled: it waits for its responses.
     fn ran_dry(&mut self, depth: u32) {
         let known = self.queue_depth;
         self.queue_depth = depth.max(self.dry);
@@ -262,11 +258,11 @@ impl Coalescer {
         };
     }
 
-    /// The frontend was answered, and `waiting` wait nevertheless. `costs` are those of blocking, asked for now
-    /// and then: they are measured seldom.
+    /// Notes that responses were published, and that `waiting` requests and responses are left. `costs` returns the
+    /// cost of blocking; it is called now and then, as that changes seldom.
     #[inline]
     pub fn answered(&mut self, waiting: u32, costs: impl FnOnce() -> BlockCosts) {
-        // What may be answered at once is to count as having just come.
+        // What is left may be served at once: it counts as new.
         self.seen = waiting.min(self.half() - 1);
         self.answered += 1;
         self.gap = self.longest.max(self.gap - self.gap / 8);
@@ -277,23 +273,23 @@ impl Coalescer {
         }
     }
 
-    /// A sleep without a deadline is over, and `waiting` requests wait.
+    /// Notes that a sleep without a deadline has ended, with `waiting` requests.
     #[inline]
     pub fn woke(&mut self, now: Instant, waiting: u32) {
         if waiting == 0 {
-            // A notification may be of requests that were found before it came.
+            // The notification may be about requests that were found earlier.
             return;
         }
         let idle = self.since(now);
         self.poll.woken(idle);
         self.woken = true;
         if idle > self.hold {
-            // That was a pause, and says nothing of the time between requests.
+            // The guest has paused: that says nothing about the time between requests.
             self.active = now;
         }
     }
 
-    /// Takes note of the time since the last look; false if the clock stands still.
+    /// Notes the time since the last look. Returns false if the clock stands still.
     #[inline]
     fn clock_moves(&mut self, now: Instant) -> bool {
         self.same_looks = match now == self.last_look {

@@ -6,16 +6,16 @@ use bulkhead_grant::{CachedMapping, Copied, Mapping, OutOfMemory};
 use bulkhead_ring::blkif::{SECTOR_SIZE, Segment};
 use bulkhead_xen::GrantRef;
 
-/// A granted page that a request uses, and which bytes of it.
+/// A granted page of a request, and the bytes of it that the request has.
 #[derive(Debug)]
 pub struct Page {
     /// The grant.
     pub gref: GrantRef,
     /// The first sector within the page, of which it has eight.
     first: u8,
-    /// How many sectors.
+    /// The number of sectors.
     sectors: u8,
-    /// How we get at it.
+    /// The way in which it is reached.
     pub hold: Hold,
     /// The next page of its request, or the next free place in the pool.
     next: u16,
@@ -24,32 +24,32 @@ pub struct Page {
 const _: () = assert!(size_of::<Page>() == 16);
 
 impl Page {
-    /// The first byte within the page.
+    /// Returns the first byte within the page.
     #[inline]
     pub fn offset(&self) -> usize {
         usize::from(self.first) * SECTOR_SIZE
     }
 
-    /// How many bytes.
+    /// Returns the number of bytes.
     pub fn len(&self) -> usize {
         usize::from(self.sectors) * SECTOR_SIZE
     }
 }
 
-/// How a page is reached.
+/// The way in which a page is reached.
 #[derive(Debug)]
 pub enum Hold {
-    /// Not yet, or not any more.
+    /// It is not reached yet, or not any more.
     None,
-    /// Mapped for this request.
+    /// It is mapped for this request.
     Mapped(Mapping),
-    /// Mapped for this request and those to come.
+    /// It is mapped for this request and later ones.
     Kept(CachedMapping),
-    /// Copied by the hypervisor.
+    /// The hypervisor copies it.
     Copied(Copied),
 }
 
-/// The end of a list.
+/// Marks the end of a list.
 pub const NONE: u16 = u16::MAX;
 
 /// The pages of one request, in their order: a list through the pool that they lie in.
@@ -61,21 +61,21 @@ pub struct Pages {
 }
 
 impl Pages {
-    /// No pages.
+    /// Returns a list without pages.
     pub const EMPTY: Pages = Pages {
         first: NONE,
         last: NONE,
         len: 0,
     };
 
-    /// How many there are.
+    /// Returns the number of pages.
     pub fn len(&self) -> usize {
         self.len.into()
     }
 }
 
-/// Room for the pages of all requests in flight: one may have hundreds and most have one, so they
-/// share what there is.
+/// The pages of all requests in flight. One request may have hundreds of pages and most have one, so all of them share
+/// one pool.
 pub struct PagePool {
     pages: Vec<Page>,
     free: u16,
@@ -83,7 +83,7 @@ pub struct PagePool {
 }
 
 impl PagePool {
-    /// Room for `count` pages.
+    /// Returns a pool with room for `count` pages.
     pub fn new(count: usize) -> Result<Self, OutOfMemory> {
         debug_assert!(count < NONE.into(), "{count} pages");
         let page = |number: usize| Page {
@@ -104,12 +104,12 @@ impl PagePool {
         })
     }
 
-    /// How many more pages there is room for.
+    /// Returns the number of pages that there is room for.
     pub fn free(&self) -> usize {
         self.free_count
     }
 
-    /// Adds a segment's page to a request's; false if there is no room.
+    /// Adds the page of a segment to a request's. Returns false if there is no room.
     #[inline]
     pub fn push(&mut self, pages: &mut Pages, segment: Segment) -> bool {
         let at = self.free;
@@ -120,7 +120,7 @@ impl PagePool {
         self.free_count -= 1;
         *page = Page {
             gref: segment.gref(),
-            // Both are at most the sectors of a page.
+            // Neither is more than the sectors of a page.
             first: segment.first(),
             sectors: segment.last() - segment.first() + 1,
             hold: Hold::None,
@@ -135,7 +135,7 @@ impl PagePool {
         true
     }
 
-    /// The pages of a request, in order.
+    /// Returns the pages of a request, in their order.
     #[inline]
     pub fn iter(&self, pages: &Pages) -> impl Iterator<Item = &Page> + use<'_> {
         let mut at = pages.first;
@@ -146,7 +146,7 @@ impl PagePool {
         })
     }
 
-    /// Calls `each` with every page of a request, in order.
+    /// Calls `each` with every page of a request, in their order.
     #[inline]
     pub fn for_each(&mut self, pages: &Pages, mut each: impl FnMut(&mut Page)) {
         let mut at = pages.first;
@@ -156,7 +156,7 @@ impl PagePool {
         }
     }
 
-    /// Gives the room of a request's pages back. `each` gets how each of them was held.
+    /// Frees the room of a request's pages. Calls `each` with the way in which each of them was reached.
     #[inline]
     pub fn drain(&mut self, pages: &mut Pages, mut each: impl FnMut(Hold)) {
         let Pages { first, last, len } = core::mem::replace(pages, Pages::EMPTY);

@@ -1,28 +1,28 @@
-//! How long to poll an idle queue before its task blocks.
+//! The time for which an idle queue is polled before its task blocks.
 //!
-//! A request that is found by polling saves us to block and be woken, and saves the frontend its notification. So a
-//! queue is polled for no longer than blocking was measured to cost in processor time, and only while most of the last
-//! requests came that soon: polling never takes more than it saves for long.
+//! A request that polling finds saves the backend a block and a wake-up, and the frontend a notification. So a queue is
+//! polled for no longer than the measured cost of blocking in processor time, and only while most of the last requests
+//! came that soon: over time, polling takes no more than it saves.
 //!
-//! There is one exception. A frontend that has one request outstanding, and asks for the next as soon as it is answered,
-//! is as fast as we are: waking us may take as long as all the rest. If it comes back again and again without a pause
-//! (a closed loop), the queue is polled for as long as it usually takes. A frontend that has pauses,
-//! as those have that ask at a rate below what is possible, is not.
+//! There is one exception. If a frontend has one request outstanding, and sends the next one as soon as it has the
+//! response, waking the backend may take as long as everything else. If such a frontend does so again and again
+//! without a pause (a closed loop), the queue is polled for as long as the frontend usually takes. A frontend that
+//! pauses, as one with a limited request rate does, is not polled for that long.
 
 use core::time::Duration;
 
-/// The longest window, unless the operator says otherwise: what blocking costs is measured, and may be anything.
+/// The longest window, unless the operator sets another: the measured cost of blocking may be anything.
 pub const MOST: Duration = Duration::from_micros(100);
-/// The window where Xen does not tell what blocking costs.
+/// The window if Xen does not report the cost of blocking.
 const UNKNOWN: Duration = Duration::from_micros(10);
-/// Of the last 16 requests, so many must have come within the window.
+/// The number of the last 16 requests that must have come within the window.
 const WORTHWHILE: u32 = 12;
 /// The longest window in a closed loop.
 pub const CLOSED_LOOP: Nanos = 1_000_000;
-/// Of the last 32 requests, so many must have come within that.
+/// The number of the last 32 requests that must have come within that.
 const WITHOUT_PAUSE: u32 = 27;
 
-/// Nanoseconds: the two who decide on each look at a queue do without the arithmetic of [`Duration`].
+/// Nanoseconds, which cost less than [`Duration`]'s arithmetic at each look at a queue.
 pub type Nanos = u64;
 
 /// A span in nanoseconds.
@@ -34,31 +34,31 @@ pub fn nanos(span: Duration) -> Nanos {
 #[derive(Debug)]
 pub struct PollWindow {
     chosen: Option<Nanos>,
-    /// What blocking costs, if Xen tells.
+    /// The cost of blocking, if Xen reports it.
     block_cost: Nanos,
-    /// How late the vCPU wakes, if that is known.
+    /// The delay with which the vCPU wakes, if it is known.
     wakeup_latency: Nanos,
-    /// The longest that polling may last where it has to pay.
+    /// The longest time of polling that has to pay.
     limit: Nanos,
-    /// Which of the last idle times ended within that; the last one is the lowest bit.
+    /// A bit for each of the last idle times: it ended within that time. The last one is the lowest bit.
     soon: u16,
-    /// Which of them ended without a pause.
+    /// A bit for each of them: it ended without a pause.
     without_pause: u32,
     /// The longest usual time until a request is found without a pause.
     usual: Nanos,
 }
 
-/// What blocking the vCPU was measured to take.
+/// The measured cost of blocking the vCPU.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BlockCosts {
-    /// Of processor time.
+    /// The processor time.
     pub run_time: Option<Duration>,
-    /// Of time: how late timers wake it.
+    /// The time by which timers wake it late.
     pub wakeup_latency: Option<Duration>,
 }
 
 impl PollWindow {
-    /// That of a queue that has seen nothing yet. `chosen` is the operator's limit.
+    /// Returns the window of a new queue. `chosen` is the operator's limit.
     pub fn new(chosen: Option<Duration>, costs: BlockCosts) -> Self {
         let mut window = PollWindow {
             chosen: chosen.map(nanos),
@@ -73,7 +73,7 @@ impl PollWindow {
         window
     }
 
-    /// What blocking costs may have been measured anew.
+    /// Notes the cost of blocking, which may have been measured again.
     pub fn set_costs(&mut self, costs: BlockCosts) {
         let pays = costs.run_time.unwrap_or(UNKNOWN).min(MOST);
         self.limit = self.chosen.unwrap_or(nanos(pays));
@@ -81,13 +81,13 @@ impl PollWindow {
         self.wakeup_latency = costs.wakeup_latency.map_or(0, nanos).min(CLOSED_LOOP);
     }
 
-    /// The longest that polling may last where it has to pay.
+    /// Returns the longest time of polling that has to pay.
     #[inline]
     pub fn limit(&self) -> Nanos {
         self.limit
     }
 
-    /// How long an idle queue is to be polled, whose frontend has a single request outstanding or several.
+    /// Returns the time for which an idle queue is polled whose frontend has a single request outstanding, or several.
     #[inline]
     pub fn get(&self, single: bool) -> Nanos {
         if single && self.chosen.is_none() && self.without_pause.count_ones() >= WITHOUT_PAUSE {
@@ -99,15 +99,15 @@ impl PollWindow {
         }
     }
 
-    /// The queue was idle for so long until a request was found by polling.
+    /// Notes that the queue was idle for that time until polling found a request.
     pub fn found(&mut self, idle: Nanos) {
         self.note(idle, idle);
     }
 
-    /// The queue was idle for so long until its task had been woken for a request.
+    /// Notes that the queue was idle for that time until its task was woken for a request.
     #[inline]
     pub fn woken(&mut self, idle: Nanos) {
-        // Polling would have found it sooner.
+        // Polling would have found the request sooner.
         self.note(
             idle.saturating_sub(self.block_cost),
             idle.saturating_sub(self.block_cost.max(self.wakeup_latency)),
@@ -171,8 +171,8 @@ mod tests {
         assert_eq!(window.get(true), 0, "one says little");
     }
 
-    /// Requests that come soon and late in every order. Returns how much is polled, and how much of that finds
-    /// something.
+    /// Runs through requests that come soon and late in every order. Returns the time of polling, and the part of it
+    /// that finds a request.
     fn in_every_order(length: u32, soon: u64, check: impl Fn(u32, u64, u64)) {
         for pattern in 0u32..1 << 16 {
             let mut window = window(None, 20);

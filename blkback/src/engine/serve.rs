@@ -1,4 +1,4 @@
-//! The task of one queue: sweeps while there is work, sleeps while there is none.
+//! The task of a queue: serves requests while there are some, and sleeps while there are none.
 
 use super::backoff::BackOff;
 use super::closing::{close, finish_what_was_asked, hold, outwait, serve_unreachable_frontend};
@@ -20,13 +20,12 @@ use core::task::Poll;
 use core::time::Duration;
 use futures_util::future::OptionFuture;
 
-/// How long a store may take to open a queue, while the frontend waits for its disk.
+/// The time in which a store has to open a queue, while the frontend waits for its disk.
 const STORE_OPENS: Duration = Duration::from_secs(10);
 
-/// Connects to a queue, on the vCPU where this runs, and serves it from when its disk says so
-/// until the disk says to stop, or until it cannot go on. Nothing of the frontend's is mapped or
-/// bound any more when the guard says that the queue has ended, but for pages that a store holds which does
-/// not answer.
+/// Connects to a queue, on the vCPU where this runs, and serves it from the time at which its disk says so until the
+/// disk says to stop, or until an error. When the guard reports the end of the queue, no page of the frontend's is
+/// mapped and no event channel bound, except pages that a store without an answer still holds.
 pub async fn serve<H: Hypervisor>(
     handle: Handle<H>,
     region: Region<H>,
@@ -52,7 +51,7 @@ pub async fn serve<H: Hypervisor>(
     guard.started().await;
     let outcome = until_stopped(&handle, &mut queue, &guard, &mut turn).await;
     if close(&handle, &mut queue).await {
-        // Gives back the ring, the mapped pages and the event channel, before anyone is told.
+        // Frees the ring, the mapped pages and the event channel, before the end is reported.
         drop(queue);
         return guard.finish(outcome);
     }
@@ -95,10 +94,10 @@ async fn until_stopped<H: Hypervisor>(
     let mut back_off = BackOff::default();
     let mut progress = Progress::new(queue, handle);
     let most = queue.slots();
-    // Whether a sweep was made since the other tasks of this vCPU had their turn. Another one is not before
-    // they have: what a sweep does is bounded.
+    // Whether there was a sweep since the other tasks of this vCPU had their turn. The next sweep comes after their
+    // turn, as one sweep takes a bounded time.
     let mut swept = false;
-    // How many requests wait, where that was looked at just now and the device has none.
+    // The number of requests that wait, if it was just read and the device has none.
     let mut looked = None;
     while !guard.is_stopped() {
         let waiting = match looked.take() {
@@ -108,7 +107,7 @@ async fn until_stopped<H: Hypervisor>(
                 queue.waiting()?
             }
         };
-        // If the queue has no turn, other queues of this guest have had its turns.
+        // A queue without a turn has left it to other queues of this guest.
         if waiting > 0 && (swept || !turn.take()) {
             handle.yield_now().await;
             swept = false;
@@ -116,8 +115,7 @@ async fn until_stopped<H: Hypervisor>(
         }
         match coalescer.next(handle.now(), waiting + queue.unpublished(), most) {
             Next::Poll => {
-                // What goes on meanwhile is to begin at once; what costs a hypercall is better done
-                // together.
+                // Requests that need no hypercall begin at once; the others are better served together.
                 if waiting > 0 && queue.is_served_singly() {
                     queue.sweep()?;
                 }
@@ -128,7 +126,7 @@ async fn until_stopped<H: Hypervisor>(
                 let waiting = queue.waiting()?;
                 coalescer.answered(waiting + queue.unpublished(), || block_costs(handle));
                 back_off.request();
-                // Several guests ask all the time: this one will have more for us after the others' turn.
+                // Several guests send requests all the time: this one will have more after the others' turn.
                 if !turn.is_shared() {
                     swept = true;
                     looked = (queue.in_flight() == 0).then_some(waiting);
@@ -136,7 +134,7 @@ async fn until_stopped<H: Hypervisor>(
                 }
             }
             Next::Sleep(Sleep { more, until }) => {
-                // What goes on meanwhile is to begin at once, as above.
+                // Requests that need no hypercall begin at once, as above.
                 if waiting > 0 && queue.is_served_singly() && queue.sweep()? > 0 {
                     swept = true;
                     continue;
@@ -180,11 +178,11 @@ fn block_costs<H: Hypervisor>(handle: &Handle<H>) -> BlockCosts {
     }
 }
 
-/// When the store has last completed something, if it has a time-out.
+/// The time of the store's last completion, if it has a time-out.
 struct Progress {
     completions: u64,
     since: Instant,
-    /// Whether it had requests when this was last looked at.
+    /// It had requests at the last look.
     waiting: bool,
 }
 
@@ -197,7 +195,7 @@ impl Progress {
         }
     }
 
-    /// When the store has gone too long without completing anything.
+    /// Returns the time at which the store has gone too long without a completion.
     fn deadline<H: Hypervisor>(&mut self, queue: &Queue<H>, handle: &Handle<H>) -> Option<Instant> {
         let timeout = queue.timeout()?;
         let waits_on = self.waiting && queue.in_flight() > 0;
@@ -208,16 +206,16 @@ impl Progress {
     }
 }
 
-/// How the wait for something to happen has ended.
+/// The reason why a wait has ended.
 struct Woken {
-    /// It was the frontend that something came from.
+    /// The frontend has notified the queue.
     notified: bool,
-    /// Other tasks had their turn meanwhile.
+    /// The task has waited, and other tasks had their turn meanwhile.
     slept: bool,
 }
 
-/// Waits for the frontend, the device, the disk, or a time, whatever is first. Requests that the store takes too
-/// long for by its own account are given up meanwhile.
+/// Waits for the frontend, the device, the disk, or a time, whichever is first. Meanwhile, requests that take longer
+/// than the store's own time-out are given up.
 async fn something_happens<H: Hypervisor>(
     handle: &Handle<H>,
     queue: &mut Queue<H>,
@@ -250,7 +248,7 @@ async fn something_happens<H: Hypervisor>(
             queue.cancel_pending();
             *progress = Progress::new(queue, handle);
             late.set(OptionFuture::default());
-            // They may have come back at once.
+            // The store may have completed them at once.
             context.waker().wake_by_ref();
         }
         match happened {
@@ -265,8 +263,8 @@ async fn something_happens<H: Hypervisor>(
     Woken { notified, slept }
 }
 
-/// Lets `delay` pass without looking at the queue or being notified of it, unless the device has completed
-/// something or the queue is to stop.
+/// Waits for `delay` without looking at the queue and without notifications, unless the device completes a request or
+/// the queue is to stop.
 async fn look_away<H: Hypervisor>(
     handle: &Handle<H>,
     queue: &mut Queue<H>,

@@ -1,4 +1,4 @@
-//! The device's queue, and what it has of the requests.
+//! The device's queue, and the requests that were handed to it.
 
 use super::inflight::InflightTable;
 use alloc::boxed::Box;
@@ -11,13 +11,13 @@ use core::task::{Context, Poll};
 pub(super) struct Store {
     queue: Box<dyn IoQueue>,
     caps: Caps,
-    /// How many requests it has.
+    /// The number of requests that it has.
     pending: usize,
-    /// What it was too busy for may be submitted again.
+    /// A request for which it was busy may be submitted again.
     ready: bool,
-    /// It was handed something since it was told that a batch ends.
+    /// A request was submitted since the last batch ended.
     unflushed: bool,
-    /// How many requests it has completed later than it was handed them.
+    /// The number of requests that it has completed asynchronously.
     completions: u64,
     completes_later: bool,
 }
@@ -35,17 +35,17 @@ impl Store {
         }
     }
 
-    /// What it can take.
+    /// Returns its limits.
     pub fn caps(&self) -> &Caps {
         &self.caps
     }
 
-    /// Whether it may have memory in which a copy by the hypervisor is all that a request needs.
+    /// Returns whether it may have memory in which the hypervisor's copy is the whole operation.
     pub fn has_memory(&self) -> bool {
         self.caps.access == DataAccess::Direct
     }
 
-    /// How own memory is named to it, if it needs that.
+    /// Returns the names of this domain's memory on the device's bus, if the device needs them.
     pub fn dma_memory(&self) -> Option<Arc<dyn DmaMemory>> {
         match self.caps.access {
             DataAccess::Dma => self.queue.dma_memory(),
@@ -53,17 +53,17 @@ impl Store {
         }
     }
 
-    /// Whether it has completed a read or a write later than it was handed it.
+    /// Returns whether it has ever completed a read or a write asynchronously.
     pub fn completes_later(&self) -> bool {
         self.completes_later
     }
 
-    /// How many requests it has completed later than it was handed them.
+    /// Returns the number of requests that it has completed asynchronously.
     pub fn completions(&self) -> u64 {
         self.completions
     }
 
-    /// Hands it a request.
+    /// Submits a request to it.
     #[inline]
     pub fn submit(&mut self, tag: Tag, io: Io<'_>) -> Submitted {
         if self.pending >= self.caps.depth {
@@ -73,13 +73,13 @@ impl Store {
         let submitted = self.queue.submit(tag, io);
         if submitted == Submitted::Pending {
             self.pending += 1;
-            // A discard may take its time on any device: it says nothing of how data is served.
+            // A discard may take long on any device: that says nothing about reads and writes.
             self.completes_later |= matches!(io.op, Op::Read { .. } | Op::Write { .. });
         }
         submitted
     }
 
-    /// Tells it that no more requests come for the moment.
+    /// Ends a batch: no more requests come for the moment.
     #[inline]
     pub fn flush(&mut self) {
         if core::mem::take(&mut self.unflushed) {
@@ -87,7 +87,7 @@ impl Store {
         }
     }
 
-    /// Learns what it has completed; it wakes the task when it completes more.
+    /// Takes its completions. It wakes the task when there are more.
     #[inline]
     pub fn collect(&mut self, context: &mut Context<'_>, inflight: &mut InflightTable) {
         let (pending, completions) = (&mut self.pending, &mut self.completions);
@@ -99,51 +99,51 @@ impl Store {
         self.ready |= polled.is_ready();
     }
 
-    /// Whether what it was too busy for may be submitted again.
+    /// Returns whether a request for which it was busy may be submitted again.
     #[inline]
     pub fn is_ready(&self) -> bool {
         self.ready
     }
 
-    /// Takes note of that; true once for each time.
+    /// Does the same, and forgets it: returns true once for each time.
     #[inline]
     pub fn take_ready(&mut self) -> bool {
         core::mem::take(&mut self.ready)
     }
 
-    /// Asks for memory of its own for a request.
+    /// Asks it for staging memory for a request.
     #[inline]
     pub fn stage(&mut self, tag: Tag, op: Op, len: usize) -> Option<Staging> {
         self.queue.stage(tag, op, len)
     }
 
-    /// Returns how much of a read or write can have such memory together.
+    /// Returns the number of bytes of a read or write that can have staging memory together.
     pub fn contiguous(&mut self, op: Op, len: usize) -> usize {
         self.queue.contiguous(op, len)
     }
 
-    /// Nobody copies from or to the memory any more that holds its own bytes.
+    /// Ends the use of the staging memory in which a copy is the whole operation.
     pub fn end_in_place(&mut self) {
         self.queue.end_in_place();
     }
 
-    /// The memory of a request is not used any more: others may have it.
+    /// Frees the staging memory of a request.
     pub fn unstage(&mut self, tag: Tag) {
         self.queue.unstage(tag);
         self.ready = true;
     }
 
-    /// Has it give up what it has, as far as it can.
+    /// Asks it to give up the requests that it has, as far as it can.
     pub fn cancel_all(&mut self) {
         self.queue.cancel_all();
     }
 
-    /// Has it let go of everything.
+    /// Closes it; ready when it no longer touches any memory.
     pub fn poll_close(&mut self, context: &mut Context<'_>) -> Poll<()> {
         self.queue.poll_close(context)
     }
 
-    /// Completes a request that it does not have, because it cannot be handed over.
+    /// Fails a request that cannot be submitted.
     pub fn refuse(tag: Tag, inflight: &mut InflightTable) {
         inflight.done(tag, Err(IoError::Medium));
     }

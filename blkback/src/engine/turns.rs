@@ -1,38 +1,38 @@
-//! Turns of the queues of one vCPU, shared between guests and not between queues: a guest with many
-//! queues gets at most twice as much of the vCPU as one with a single queue that asks as much.
+//! Shares the turns of a vCPU between guests instead of queues: a guest with many queues gets at most twice as much of
+//! the vCPU as a guest with a single queue that sends as many requests.
 //!
-//! The executor polls the tasks that can run one after another, again and again. Once through all queues
-//! that have work is a round. In each round a guest has as many turns as the guest with the fewest queues
-//! that had work in the last one; its other queues pass, and those that have passed longest are the next.
-//! So guests with equally many queues never pass. Passing costs a poll of the task and nothing else, and
-//! where only one guest has queues on the vCPU, or has work for it, nobody passes.
+//! The executor polls the tasks that can run one after another, again and again. A round is one pass through all
+//! queues that have work. In each round every guest has the same number of turns: that of the guest with the fewest
+//! queues that had work in the last round, times [`TOLERATED`]. Its other queues pass, and the queues that have passed
+//! longest are the next. Guests with the same number of queues never pass. To pass costs one poll of the task, and if
+//! only one guest has queues on the vCPU, or work for it, no queue passes.
 
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-/// For so many rounds after the last one in which several guests had work, more of that is expected: a
-/// guest that asks for one thing after another has none in most rounds.
+/// The number of rounds for which several guests are expected to have work again, after a round in which they had: a
+/// guest that sends one request after another has none in most rounds.
 const EXPECTED: u32 = 16;
 
-/// The number of turns in a round doubles so seldom.
+/// The number of rounds after which the number of turns may double.
 const RISES_EVERY: u32 = 4;
 
-/// A guest may have so many times the turns of the one with the fewest. With 1, the queues of guests that
-/// differ a little would pass again and again, which cost a tenth of a request's instructions.
+/// The factor by which a guest may have more turns than the guest with the fewest. With 1, the queues of guests that
+/// differ a little passed again and again, which took a tenth of a request's instructions.
 const TOLERATED: u32 = 2;
 
-/// What the queues of a vCPU share. All that take turns run there, so each access is a plain one.
+/// The state that the queues of a vCPU share. Only that vCPU uses it, so each access is a plain one.
 #[derive(Debug)]
 pub struct VcpuTurns {
-    /// How many guests have queues there.
+    /// The number of guests with queues there.
     guests: AtomicU32,
-    /// The number of the round that is going on.
+    /// The number of the current round.
     round: AtomicU32,
-    /// How many guests had work in this round so far.
+    /// The number of guests that had work in this round so far.
     busy: AtomicU32,
-    /// The last round in which several had.
+    /// The last round in which several guests had work.
     shared: AtomicU32,
-    /// The turns that each guest has in this round, and the fewest that one of them could have used.
+    /// The number of turns that each guest has in this round, and the least that one of them could use.
     most: AtomicU32,
     least: AtomicU32,
 }
@@ -51,14 +51,14 @@ impl Default for VcpuTurns {
 }
 
 impl VcpuTurns {
-    /// Whether several guests had work in this round or in one of the last before it.
+    /// Returns whether several guests had work in this round or in one of the last before it.
     #[inline]
     fn is_shared(&self, round: u32) -> bool {
         round.wrapping_sub(self.shared.load(Relaxed)) <= EXPECTED
     }
 
-    /// Begins a round. The number of turns falls at once, and rises slowly: a guest that has one queue with
-    /// work now and then counts in between, too.
+    /// Begins a round. The number of turns falls at once, and rises slowly, so that a guest whose only queue has work
+    /// now and then counts in between, too.
     fn next_round(&self) -> u32 {
         let round = self.round.load(Relaxed).wrapping_add(1);
         let mut most = self.most.load(Relaxed);
@@ -73,22 +73,22 @@ impl VcpuTurns {
     }
 }
 
-/// What a guest's queues on a vCPU share.
+/// The state that a guest's queues on a vCPU share.
 #[derive(Debug)]
 pub struct GuestTurns {
     vcpu: Arc<VcpuTurns>,
     /// The last round in which it had work.
     round: AtomicU32,
-    /// How many of its queues had work in that round so far, and how many had a turn.
+    /// The number of its queues that had work in that round so far, and of those that had a turn.
     asked: AtomicU32,
     used: AtomicU32,
-    /// The same of the round before.
+    /// The same for the round before.
     asked_before: AtomicU32,
     used_before: AtomicU32,
 }
 
 impl GuestTurns {
-    /// Those of a guest that has no queues on this vCPU yet.
+    /// Returns the state of a guest that has no queues on this vCPU yet.
     pub fn on(vcpu: &Arc<VcpuTurns>) -> Self {
         vcpu.guests.fetch_add(1, Relaxed);
         GuestTurns {
@@ -101,7 +101,7 @@ impl GuestTurns {
         }
     }
 
-    /// Its first queue with work in a round is polled.
+    /// Notes that its first queue with work in a round is polled.
     fn begin(&self, round: u32) {
         let vcpu = &self.vcpu;
         let asked = self.asked.swap(0, Relaxed);
@@ -120,7 +120,7 @@ impl GuestTurns {
 }
 
 impl Default for GuestTurns {
-    /// Those of a guest that has a vCPU for itself.
+    /// Returns the state of a guest that has a vCPU for itself.
     fn default() -> Self {
         GuestTurns::on(&Arc::default())
     }
@@ -132,18 +132,18 @@ impl Drop for GuestTurns {
     }
 }
 
-/// A queue's part in it.
+/// The turns of one queue.
 #[derive(Debug, Default)]
 pub struct Turn {
     guest: Arc<GuestTurns>,
     /// The last round in which it was polled with work.
     seen: u32,
-    /// The rounds that it has passed since it had a turn.
+    /// The number of rounds that it has passed since it had a turn.
     passed: u32,
 }
 
 impl Turn {
-    /// That of a queue of this guest.
+    /// Returns the turns of a queue of this guest.
     pub fn of(guest: Arc<GuestTurns>) -> Self {
         Turn {
             guest,
@@ -151,13 +151,13 @@ impl Turn {
         }
     }
 
-    /// Whether the queue, which is polled and has work, has its turn now.
+    /// Returns whether the queue, which is polled and has work, has its turn now.
     #[inline]
     pub fn take(&mut self) -> bool {
         self.guest.vcpu.guests.load(Relaxed) <= 1 || self.take_among_guests()
     }
 
-    /// Whether queues of several guests have had work for this vCPU of late.
+    /// Returns whether queues of several guests have had work for this vCPU lately.
     #[inline]
     pub fn is_shared(&self) -> bool {
         let vcpu = &*self.guest.vcpu;
@@ -167,7 +167,7 @@ impl Turn {
     fn take_among_guests(&mut self) -> bool {
         let guest = &*self.guest;
         let vcpu = &*guest.vcpu;
-        // The first that is polled for the second time begins the next round.
+        // The first queue that is polled for the second time begins the next round.
         let mut round = vcpu.round.load(Relaxed);
         if self.seen == round {
             round = vcpu.next_round();
@@ -191,14 +191,14 @@ impl Turn {
         if self.guest.used.load(Relaxed) >= most {
             return true;
         }
-        // The queues of a guest are polled in the same order in each round: without counting, the first
-        // ones would always be those that have a turn.
+        // The queues of a guest are polled in the same order in each round: without this count, the first ones would
+        // always have the turns.
         let asked = self.guest.asked_before.load(Relaxed);
         asked > most && self.passed < (asked - 1) / most && self.guest.used_before.load(Relaxed) > 0
     }
 }
 
-/// Adds one, and returns the sum. Nobody else is there to change it meanwhile.
+/// Adds one, and returns the sum. No other vCPU changes it meanwhile.
 fn increased(number: &AtomicU32) -> u32 {
     let sum = number.load(Relaxed).wrapping_add(1);
     number.store(sum, Relaxed);
@@ -210,7 +210,7 @@ mod tests {
     use super::*;
     use alloc::vec::Vec;
 
-    /// The queues of some guests on one vCPU, and how many turns each had.
+    /// The queues of some guests on one vCPU, and the turns that each guest had.
     struct Queues(Vec<Vec<(Turn, u32)>>);
 
     impl Queues {
@@ -223,7 +223,7 @@ mod tests {
             Queues(guests.iter().map(queues).collect())
         }
 
-        /// Polls all that have work, `times` times. Returns how many turns each guest had.
+        /// Polls all queues that have work, `times` times. Returns the number of turns that each guest had.
         fn poll(
             &mut self,
             times: usize,

@@ -1,4 +1,4 @@
-//! The vCPUs that the tool stack has online: `cpu/N/availability`
+//! The vCPUs that the toolstack has online: `cpu/N/availability`
 //! (Xen's `docs/misc/xenstore-paths.pandoc`).
 //!
 //! `vcpus=1 maxvcpus=4` makes four vCPUs, of which one is online; `xl vcpu-set` changes that while the
@@ -24,7 +24,7 @@ pub async fn online(store: &Client, all: u32) -> Vec<VcpuId> {
     online
 }
 
-/// Returns whether a vCPU is to be online. It is, if the tool stack wrote nothing about it.
+/// Returns whether a vCPU is to be online. It is, if the toolstack wrote nothing about it.
 async fn is_online(store: &Client, vcpu: VcpuId) -> bool {
     match store
         .read_optional(format!("{ROOT}/{vcpu}/availability"))

@@ -1,6 +1,6 @@
 //! Log lines about what a guest did. A guest can connect, fail and come back without end, so its lines are
 //! bounded: a number of them at once, then a few a minute. The log counts the lines that are left out. What
-//! the tool stack or an operator did is always logged.
+//! the toolstack or an operator did is always logged.
 
 use crate::bucket::{Bucket, Size};
 use alloc::sync::Arc;

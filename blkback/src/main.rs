@@ -250,7 +250,7 @@ fn start_vcpus(
     (all, running)
 }
 
-/// The vCPUs that the tool stack has online; with a single one there is nothing to ask.
+/// The vCPUs that the toolstack has online; with a single one there is nothing to ask.
 fn online_vcpus(
     machine: &Machine,
     executor: &mut Executor<Hypercalls>,

@@ -1,4 +1,4 @@
-//! Devices of kinds that this domain does not serve. A tool stack announces them all the same: libxl has QEMU
+//! Devices of kinds that this domain does not serve. A toolstack announces them all the same: libxl has QEMU
 //! serve a disk with `format=qcow2` or `backendtype=qdisk`, and the CD-ROM drive of an HVM guest, and
 //! expects QEMU to run in the domain that `backend=` names. The log tells the operator what to write instead,
 //! the guest learns that no device will come, and nothing is left when the guest is gone.
@@ -87,7 +87,7 @@ impl<H: Hypervisor> Refused<'_, H> {
                 return Ok(());
             }
         }
-        // Unless the tool stack has made it anew.
+        // Unless the toolstack has made it anew.
         let ours = |own| own == over || is_over(own);
         if !self.change(&ours, Act::Remove).await? {
             self.changed.raise();
@@ -95,7 +95,7 @@ impl<H: Hypervisor> Refused<'_, H> {
         Ok(())
     }
 
-    /// Waits until the tool stack does not want the device any more, or its frontend is gone; and then
+    /// Waits until the toolstack does not want the device any more, or its frontend is gone; and then
     /// as long as a closed disk stays: libxl looks at the state before it waits for the removal. Returns
     /// false if there is nothing to remove.
     async fn is_over(&self, frontend: &str) -> Result<bool, Error> {
@@ -130,7 +130,7 @@ impl<H: Hypervisor> Refused<'_, H> {
         }
     }
 
-    /// Returns whether the directory says that the device is closed, and whether the tool stack and the
+    /// Returns whether the directory says that the device is closed, and whether the toolstack and the
     /// frontend still want it.
     async fn look(&self, frontend: &str) -> Result<(bool, bool), Error> {
         let store = &self.services.store;

@@ -106,7 +106,7 @@ fn a_disk_that_is_being_detached_is_not_offered_again() {
 
 #[test]
 fn a_guest_that_starts_over_without_a_toolstack_that_wants_the_disk_is_not_offered_it() {
-    // Some tool stacks write the one node before the other.
+    // Some toolstacks write the one node before the other.
     let world = World::new();
     let guest = Guest::new(&world);
     let mut disk = guest.attach("xvda", "ram:disk0").connected();

@@ -62,7 +62,7 @@ fn a_guest_that_reconnects_without_end_has_a_few_lines_a_minute() {
         .into();
     assert_eq!(lines_about(&world, &quiet), 4, "attached and connected");
     disks.into_iter().for_each(|disk| disk.detach());
-    // What the tool stack does is told whatever the guest has done.
+    // What the toolstack does is told whatever the guest has done.
     let before = lines_about(&world, &guest);
     disk.detach();
     assert_eq!(lines_about(&world, &guest), before + 1, "detached");

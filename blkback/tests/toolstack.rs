@@ -1,4 +1,4 @@
-//! What the tool stack asks of the driver domain as a whole: to end, to be saved, to have other vCPUs.
+//! What the toolstack asks of the driver domain as a whole: to end, to be saved, to have other vCPUs.
 
 use bulkhead_blkback::availability::{online, refuse_changes};
 use bulkhead_blkback::control::{ShutdownRequest, shutdown_requested};

@@ -1,4 +1,4 @@
-//! Devices that the tool stack announces here and nobody here serves: disks for QEMU (`format=qcow2`,
+//! Devices that the toolstack announces here and nobody here serves: disks for QEMU (`format=qcow2`,
 //! `backendtype=qdisk`, the CD-ROM drive of an HVM guest), network cards, and so on.
 
 use bulkhead_blkback_testkit::{Bystander, Guest, World};

@@ -1,4 +1,4 @@
-//! The domain's amount of memory, as something that follows the tool stack's target.
+//! The domain's amount of memory, as something that follows the toolstack's target.
 
 /// Unused memory of this domain, given back to Xen and taken again, so that the domain has as
 /// much as the toolstack wants it to have (`memory/target`). Where images live, and what is allocated, is

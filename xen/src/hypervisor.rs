@@ -119,8 +119,8 @@ pub unsafe trait Hypervisor: Clone + Send + Sync + 'static {
     fn now(&self) -> Instant;
 }
 
-/// This domain's end of the xenstore ring (`io/xs_wire.h`, `struct xenstore_domain_interface`), as the tool
-/// stack set it up, and the port that goes with it.
+/// This domain's end of the xenstore ring (`io/xs_wire.h`, `struct xenstore_domain_interface`), as the
+/// toolstack set it up, and the port that goes with it.
 #[derive(Clone, Copy, Debug)]
 pub struct StoreRing {
     /// The shared page, mapped for as long as the domain runs.

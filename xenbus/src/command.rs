@@ -1,4 +1,4 @@
-//! A node into which an operator or the tool stack writes a request, and which this domain empties when it
+//! A node into which an operator or the toolstack writes a request, and which this domain empties when it
 //! has read the request.
 
 use alloc::string::String;

@@ -127,7 +127,7 @@ pub fn run(name: &str, release: Release, xenstored: Xenstored, options: &Options
     Ok(())
 }
 
-/// A guest's whole life, with some work in it and some for the tool stack.
+/// A guest's whole life, with some work in it and some for the toolstack.
 fn work(host: &Host, name: &str, kind: Kind) -> Result<()> {
     let mut guest: Guest = host.guest(name, kind, &[])?;
     guest.ok(

@@ -17,7 +17,7 @@ const NOTHING: Duration = Duration::from_secs(30);
 /// Time limit for dom0 to list its processes.
 const LOOK: Duration = Duration::from_secs(60);
 
-/// Asks dom0 for its processes, where in the kernel the tool stack's wait, and whether xenstored
+/// Asks dom0 for its processes, where in the kernel the toolstack's wait, and whether xenstored
 /// answers.
 const ASK: &str = "ps axo pid,ppid,stat,time,wchan:24,args | grep -v '\\[.*\\]$'; \
     for pid in $(pidof xl xenstored oxenstored xenconsoled); do \

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// Time limit for a command of the tool stack.
+/// Time limit for a command of the toolstack.
 pub const TOOLSTACK: Duration = Duration::from_secs(60);
 
 /// Time limit for a domain to end when it is asked to: a driver domain has disks to close, and libxl waits for ten
@@ -124,7 +124,7 @@ impl Host {
     }
 
     /// Gives dom0 a larger share of the processors as long as the result lives, so that busy guests do not
-    /// delay the tool stack.
+    /// delay the toolstack.
     pub fn prefer_dom0(&self) -> Result<Preference<'_>> {
         self.weigh_dom0(MORE_WEIGHT)?;
         Ok(Preference(self))
@@ -221,8 +221,8 @@ impl Domain<'_> {
     /// Waits until Xen does not have it any more.
     pub fn wait_gone(&mut self, limit: Duration) -> Result<()> {
         let deadline = Instant::now() + limit;
-        // Where several domains end at once, asking xl again and again would hold them up. The tool
-        // stack's own directory of a domain is the last that it removes.
+        // Where several domains end at once, asking xl again and again would hold them up. The
+        // toolstack's own directory of a domain is the last that it removes.
         let quiet = format!(
             "SECONDS=0; while [ $SECONDS -lt {} ]; do xenstore-exists /libxl/{} || exit 0; sleep 0.2; done",
             limit.as_secs(),
@@ -283,7 +283,7 @@ impl Domain<'_> {
         self.wait_remade(TOOLSTACK)
     }
 
-    /// Waits until the tool stack has created another domain in the place of this one, and stands for that one.
+    /// Waits until the toolstack has created another domain in the place of this one, and stands for that one.
     pub fn wait_remade(&mut self, limit: Duration) -> Result<()> {
         let Self { id, name, .. } = self;
         let script = format!(

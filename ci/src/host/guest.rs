@@ -173,7 +173,7 @@ impl<'h> Guest<'h> {
         Ok(None)
     }
 
-    /// Reboots it at once, without an orderly shutdown, and waits until the domain that the tool stack
+    /// Reboots it at once, without an orderly shutdown, and waits until the domain that the toolstack
     /// creates in its place takes commands.
     pub fn reboot(&mut self) -> Result<()> {
         let seen = self.console_length();

@@ -172,7 +172,7 @@ impl Host {
         self.watched.lock().expect("no thread panicked").deadline = None;
     }
 
-    /// Returns the crashes of our own domains since [`Self::watch`], as the tool stack logged them.
+    /// Returns the crashes of our own domains since [`Self::watch`], as the toolstack logged them.
     pub fn crashes(&self) -> Vec<String> {
         let start = self.watched.lock().expect("no thread panicked").domains;
         let domains = self.domains();
@@ -182,7 +182,7 @@ impl Host {
         )
     }
 
-    /// Returns what the tool stack logged about all domains, in no particular order.
+    /// Returns what the toolstack logged about all domains, in no particular order.
     pub fn tool_stack_log(&self) -> String {
         fs::read_dir(self.instance.share().join("xl"))
             .into_iter()
@@ -210,7 +210,7 @@ impl Host {
         });
     }
 
-    /// Notes that the tool stack has created domain `after` in the place of `before`.
+    /// Notes that the toolstack has created domain `after` in the place of `before`.
     fn note_reboot(&self, before: u32, after: u32) {
         let domains = &mut self.seen().domains;
         if let Some(known) = domains.iter().find(|known| known.id == before).cloned() {

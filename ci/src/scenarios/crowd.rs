@@ -97,7 +97,7 @@ const MORE_DISKS: [&str; 2] = ["xvdb", "xvdc"];
 const ROUNDS: usize = 2;
 
 /// Starts two writers whose transactions conflict with all others, and a loop that has all of xenstore listed
-/// again and again. dom0 has one processor: they take what xenstored and the tool stack leave of it, or
+/// again and again. dom0 has one processor: they take what xenstored and the toolstack leave of it, or
 /// these would come to libxl's time-out of 10 s.
 const BUSY: &str = r#"
 rm -f /tmp/calm

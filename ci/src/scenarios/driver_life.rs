@@ -287,7 +287,7 @@ fn paused_storages(testbed: &Testbed) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the tool stack has asked for a disk, and makes sure that it goes on waiting.
+/// Waits until the toolstack has asked for a disk, and makes sure that it goes on waiting.
 fn wait_for_attach(testbed: &Testbed, storage: u32) -> Result<()> {
     let root = format!("/local/domain/{storage}/backend/vbd");
     let states = format!("xenstore-ls -f {root} 2>/dev/null | grep '/state = '");

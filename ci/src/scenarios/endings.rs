@@ -174,7 +174,7 @@ fn die<'h>(
             guest.wait_gone(MINUTE)?;
         }
         Ending::IsDestroyed => guest.destroy()?,
-        // The tool stack makes the next one from the same configuration.
+        // The toolstack makes the next one from the same configuration.
         Ending::Reboots => guest.reboot()?,
     }
     if let Some(reason) = ending.reason() {
@@ -182,7 +182,7 @@ fn die<'h>(
         let log = host.tool_stack_log();
         ensure!(
             log.contains(&line),
-            "the tool stack's log does not show {line:?}"
+            "the toolstack's log does not show {line:?}"
         );
     }
     match ending {

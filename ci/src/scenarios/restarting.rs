@@ -1,4 +1,4 @@
-//! A guest that starts another kernel in its place by itself. The tool stack resets such a domain ("soft
+//! A guest that starts another kernel in its place by itself. The toolstack resets such a domain ("soft
 //! reset"): its number stays, but its grants and event channels are gone, and its disks come anew.
 
 use crate::config::Kind;

@@ -34,7 +34,7 @@ impl HostState {
     }
 }
 
-/// Compares a host with an earlier state, giving the tool stack a while to finish its removals.
+/// Compares a host with an earlier state, giving the toolstack a while to finish its removals.
 pub fn check(host: &Host, before: &HostState, limit: Duration) -> Result<Vec<String>> {
     let deadline = Instant::now() + limit;
     loop {
@@ -55,8 +55,8 @@ pub fn domain_names(list: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// The paths in the output of `xenstore-ls -f` that a domain's creation must not leave behind. The tool
-/// stack keeps a few nodes of dom0's own for good once it has made its first domain.
+/// The paths in the output of `xenstore-ls -f` that a domain's creation must not leave behind. The
+/// toolstack keeps a few nodes of dom0's own for good once it has made its first domain.
 fn nodes(tree: &str) -> BTreeSet<String> {
     const KEPT: &[&str] = &[
         "/local/domain/0/libxl",

@@ -39,7 +39,7 @@ impl Holdings {
     }
 
     /// Makes sure that the driver domain comes to hold no more and no less than `self`: where guests
-    /// end by themselves, the tool stack takes their traces away a little later.
+    /// end by themselves, the toolstack takes their traces away a little later.
     pub fn expect_within(
         &self,
         host: &Host,

@@ -29,7 +29,7 @@ const MOST_RERUNS: u32 = 4;
 /// The time that all scenarios together may lose to reruns: a whole run must end within an hour.
 const MOST_LOST: Duration = Duration::from_secs(600);
 
-/// The time within which the tool stack has to remove the last traces of a scenario's domains.
+/// The time within which the toolstack has to remove the last traces of a scenario's domains.
 const CLEANUP_LIMIT: Duration = Duration::from_secs(15);
 
 /// The parts that all hosts of a run are made of, and the state that they share.

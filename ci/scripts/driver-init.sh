@@ -1,5 +1,6 @@
 #!/bin/busybox sh
-# Init of a Linux driver domain: loads the block backend, the block frontend and a RAM disk, then runs the tool stack's part.
+# Init of a Linux driver domain: loads the block backend, the block frontend and a RAM disk, and where it has a device
+# passed through that device's drivers, then runs the tool stack's part.
 # console-commands.sh follows.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/ LANG=C
 /bin/busybox mkdir -p /proc /sys /dev /tmp /run /var/lib/xen /var/log/xen /var/lock
@@ -15,11 +16,15 @@ options() {
         case $word in "$1".*) echo "${word#*.}" ;; esac
     done
 }
-while read -r module; do
-    name=${module##*/}
+load() {
+    name=${1##*/}
     name=${name%.ko}
-    insmod "$module" $(options "${name//-/_}") || echo "lab: $module did not load"
-done </modules.order
+    insmod "$1" $(options "${name//-/_}") || echo "lab: $1 did not load"
+}
+while read -r module; do load "$module"; done </modules.order
+if grep -qw lab.device /proc/cmdline; then
+    while read -r module; do load "$module"; done </modules.later
+fi
 mount -t xenfs xenfs /proc/xen
 dmesg -n 1
 if xl devd; then

@@ -181,11 +181,12 @@ impl Turn<'_> {
 
     fn measure(&self, field: &Field, contestant: Contestant, job: Job) -> Result<Run> {
         let prepare = |guests| at_once::prepare(guests, contestant, job, self.plan.runtime);
-        let alone = match field.guests() {
+        let guests = field.guests(contestant);
+        let alone = match guests {
             guests @ [_, _, ..] => Some(prepare(&guests[..1])?.run(self.host)?.rate.iops),
             _ => None,
         };
-        let ready = prepare(field.guests())?;
+        let ready = prepare(guests)?;
         let before = statistics::of(self.host, field, contestant)?;
         let Done {
             rate,
@@ -196,7 +197,7 @@ impl Turn<'_> {
         } = ready.run(self.host)?;
         let after = statistics::of(self.host, field, contestant)?;
         let server = field.server_id(contestant)?;
-        let mut taking_part = field.guest_ids();
+        let mut taking_part = field.guest_ids(contestant);
         taking_part.push(server);
         let beneath = self.plan.dom0_is_beneath(contestant).then_some(DOM0);
         taking_part.extend(beneath);

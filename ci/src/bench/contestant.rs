@@ -1,6 +1,6 @@
 //! The contestants: every block backend that a user of Xen could choose.
 
-use super::store::{Store, own_disk};
+use super::store::{NAMESPACE_NAME, Store, own_disk};
 use crate::config::Kind;
 use serde::{Serialize, Serializer};
 use std::fmt;
@@ -21,6 +21,8 @@ pub enum Contestant {
     /// No backend: the guest's own null_blk. More than its kernel and fio do by themselves nobody can
     /// give it.
     GuestAlone,
+    /// No backend: Linux in a driver domain of its own on the device itself, the limit for those that serve it on.
+    Bare,
 }
 
 /// [`Kind`], in an order.
@@ -43,7 +45,7 @@ impl From<Family> for Kind {
 
 impl Contestant {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Bulkhead(Family::Pvh),
         Self::Linux(Family::Pvh),
         Self::Bulkhead(Family::Pv),
@@ -52,6 +54,7 @@ impl Contestant {
         Self::Dom0Blkback,
         Self::Dom0Qdisk,
         Self::GuestAlone,
+        Self::Bare,
     ];
 
     /// Its name, also that of its domain.
@@ -65,6 +68,7 @@ impl Contestant {
             Self::Dom0Blkback => "dom0-blkback",
             Self::Dom0Qdisk => "dom0-qdisk",
             Self::GuestAlone => "guest-alone",
+            Self::Bare => "linux-bare",
         }
     }
 
@@ -73,13 +77,13 @@ impl Contestant {
         match self {
             Self::Bulkhead(_) | Self::Linux(_) => Some(self),
             Self::Null => Some(Self::Bulkhead(Family::Pvh)),
-            Self::Dom0Blkback | Self::Dom0Qdisk | Self::GuestAlone => None,
+            Self::Dom0Blkback | Self::Dom0Qdisk | Self::GuestAlone | Self::Bare => None,
         }
     }
 
     /// Returns whether it is one of the backends with which Bulkhead is compared.
     pub fn is_peer(self) -> bool {
-        !self.is_bulkhead() && self != Self::GuestAlone
+        !self.is_bulkhead() && !matches!(self, Self::GuestAlone | Self::Bare)
     }
 
     /// Returns whether it is Bulkhead.
@@ -87,10 +91,28 @@ impl Contestant {
         matches!(self, Self::Bulkhead(_) | Self::Null)
     }
 
+    /// Returns why it cannot serve such a store.
+    pub fn cannot(self, store: Store) -> Option<&'static str> {
+        match (self, store) {
+            (Self::Bare, Store::Ram | Store::Vbd) => {
+                Some("linux-bare is the device of `--store nvme` itself")
+            }
+            (Self::Bulkhead(Family::Pvh) | Self::Linux(Family::Pvh), Store::Nvme) => {
+                Some("Xen passes PCI devices through to no PVH domain")
+            }
+            (Self::Null, Store::Nvme) => Some("the null store has no device"),
+            (Self::Bulkhead(Family::Pv), Store::Nvme) => {
+                Some("Bulkhead does not serve NVMe controllers yet")
+            }
+            _ => None,
+        }
+    }
+
     /// The name of its disks in the guests.
     pub fn device(self) -> &'static str {
         match self {
             Self::GuestAlone => "nullb0",
+            Self::Bare => NAMESPACE_NAME,
             _ => "xvda",
         }
     }
@@ -103,7 +125,9 @@ impl Contestant {
         let target = match (self, store) {
             (Self::Bulkhead(_), Store::Ram) => format!("ram:disk{guest}"),
             (Self::Bulkhead(_), Store::Vbd) => format!("vbd:{own}"),
+            (Self::Bulkhead(_), Store::Nvme) => format!("nvme:{}", store.device(self)?),
             (Self::Linux(_), Store::Vbd) => format!("/dev/{own}"),
+            (_, Store::Nvme) => format!("/dev/{NAMESPACE_NAME}"),
             _ => format!("/dev/ram{guest}"),
         };
         Some(match self {
@@ -115,8 +139,14 @@ impl Contestant {
                 format!("backend={server},{common},target=null:{size}M")
             }
             Self::Dom0Blkback => format!("{common},backendtype=phy,target={target}"),
-            Self::Dom0Qdisk => format!("{common},backendtype=qdisk,target=/tmp/qdisk{guest}.img"),
-            Self::GuestAlone => return None,
+            Self::Dom0Qdisk => {
+                let target = match store {
+                    Store::Nvme => target,
+                    _ => format!("/tmp/qdisk{guest}.img"),
+                };
+                format!("{common},backendtype=qdisk,target={target}")
+            }
+            Self::GuestAlone | Self::Bare => return None,
         })
     }
 }
@@ -133,14 +163,21 @@ impl Serialize for Contestant {
     }
 }
 
-/// Those whose names contain one of these words. Without any, all; if instructions are counted, those alone that
-/// serve data from the kernel of a domain: the others are not chosen to save processor time. The same if the driver
-/// domains serve their own disks: the others do not.
+/// Those whose names contain one of these words and that can serve the store. Without any, all; if instructions are
+/// counted, those alone that serve data from the kernel of a domain: the others are not chosen to save processor time.
+/// The same if the driver domains serve their own disks: the others do not.
 pub fn choose(words: &[String], counts: bool, store: Store) -> Result<Vec<Contestant>, String> {
     let mut chosen = super::job::choose_by(words, &Contestant::ALL, |contestant| {
         contestant.name().to_owned()
     })?;
-    if (counts || store == Store::Vbd) && words.is_empty() {
+    let why = chosen
+        .iter()
+        .find_map(|contestant| contestant.cannot(store));
+    chosen.retain(|contestant| contestant.cannot(store).is_none());
+    if let (true, Some(why)) = (chosen.is_empty(), why) {
+        return Err(why.to_owned());
+    }
+    if (counts || store != Store::Ram) && words.is_empty() {
         let others = [
             Contestant::Null,
             Contestant::Dom0Qdisk,
@@ -165,20 +202,35 @@ mod tests {
         assert_eq!(choose("linux-pv").unwrap(), one);
         assert!(choose("windows").unwrap_err().contains("dom0-qdisk"));
         let all = |counts, store| super::choose(&[], counts, store).unwrap();
-        assert_eq!(all(false, Store::Ram), Contestant::ALL);
+        assert_eq!(all(false, Store::Ram), Contestant::ALL[..8]);
         assert_eq!(all(true, Store::Ram).len(), 5);
         assert_eq!(all(false, Store::Vbd), all(true, Store::Ram));
     }
 
     #[test]
+    fn who_cannot_serve_a_store_is_left_out_or_says_why() {
+        let choose = |word: &str, store| super::choose(&[word.to_owned()], false, store);
+        let linux = [Contestant::Linux(Family::Pv), Contestant::Bare];
+        assert_eq!(choose("linux", Store::Nvme).unwrap(), linux);
+        let why = choose("pvh", Store::Nvme).unwrap_err();
+        assert!(why.contains("no PVH domain"), "{why}");
+        let why = choose("linux-bare", Store::Ram).unwrap_err();
+        assert!(why.contains("--store nvme"), "{why}");
+        let all = super::choose(&[], false, Store::Nvme).unwrap();
+        assert!(all.contains(&Contestant::Dom0Blkback) && all.contains(&Contestant::Bare));
+        assert!(all.iter().all(|one| one.cannot(Store::Nvme).is_none()));
+    }
+
+    #[test]
     fn every_disk_names_its_backend() {
-        let stores = [Store::Ram, Store::Vbd];
+        let stores = [Store::Ram, Store::Vbd, Store::Nvme];
         for (contestant, store) in Contestant::ALL
             .iter()
             .flat_map(|&one| stores.map(|store| (one, store)))
         {
             let Some(disk) = contestant.disk(store, 2, 16) else {
-                assert_eq!(contestant.device(), "nullb0");
+                let alone = contestant.server().is_none() && !contestant.is_peer();
+                assert!(alone || contestant.cannot(store).is_some());
                 continue;
             };
             match contestant.server() {

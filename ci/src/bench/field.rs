@@ -4,14 +4,14 @@
 use super::Plan;
 use super::contestant::Contestant;
 use super::server::{self, Server};
-use super::store::Store;
+use super::store::{NAMESPACE_NAME, Store};
 use crate::host::Host;
 use crate::host::domain::TOOLSTACK;
 use crate::host::guest::Guest;
 use crate::testbed::images::{self, Image};
 use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The host's processor that guests have to themselves. dom0 has the first, driver domains the second.
 const GUESTS: &str = "2";
@@ -25,12 +25,19 @@ pub const DEVICE: u32 = 51712;
 /// The file of the disk with which dom0's QEMU is started.
 const QEMU_STARTER: &str = "/tmp/qdisk-starter.img";
 
+/// A guest's script that loads the modules that it has for later. The option is null_blk's, which else makes a disk at
+/// once; others ignore it.
+const LOAD_LATER: &str =
+    "while read -r module; do insmod $module nr_devices=0; done </modules.later";
+
 /// Everything that takes part.
 pub struct Field<'h> {
     host: &'h Host,
     plan: &'h Plan,
     say: &'h dyn Fn(&str),
     guests: Vec<Guest<'h>>,
+    /// The Linux that has the device itself, once it was needed.
+    bare: Option<Guest<'h>>,
     servers: BTreeMap<Contestant, Server<'h>>,
     /// The contestants whose disks were written once, and the domain that wrote them.
     filled: BTreeSet<(Contestant, u32)>,
@@ -46,10 +53,12 @@ impl<'h> Field<'h> {
             plan,
             say,
             guests: Vec::new(),
+            bare: None,
             servers: BTreeMap::new(),
             filled: BTreeSet::new(),
             qemu_problem: None,
         };
+        plan.store.prepare(host)?;
         if plan.store == Store::Ram {
             let names = (0..plan.guests).map(|number| format!("disk{number}"));
             let archive: Vec<Image> = names
@@ -63,7 +72,11 @@ impl<'h> Field<'h> {
         }
         if field.has_qemu() {
             let size = field.size();
-            for number in 0..plan.guests {
+            let files = match plan.store {
+                Store::Nvme => 0,
+                Store::Ram | Store::Vbd => plan.guests,
+            };
+            for number in 0..files {
                 host.ok(&format!(
                     "dd if=/dev/zero of=/tmp/qdisk{number}.img bs=1M count={size} status=none"
                 ))?;
@@ -83,14 +96,18 @@ impl<'h> Field<'h> {
         self.plan.contestants.contains(&Contestant::Dom0Qdisk)
     }
 
-    /// The guests' numbers.
-    pub fn guest_ids(&self) -> Vec<u32> {
-        self.guests.iter().map(|guest| guest.id).collect()
+    /// The numbers of the guests that use a contestant's disks.
+    pub fn guest_ids(&self, contestant: Contestant) -> Vec<u32> {
+        let guests = self.guests(contestant).iter();
+        guests.map(|guest| guest.id).collect()
     }
 
-    /// The guests.
-    pub fn guests(&self) -> &[Guest<'h>] {
-        &self.guests
+    /// The guests that use a contestant's disks.
+    pub fn guests(&self, contestant: Contestant) -> &[Guest<'h>] {
+        match contestant {
+            Contestant::Bare => self.bare.as_slice(),
+            _ => &self.guests,
+        }
     }
 
     /// The number of the domain that serves a contestant's disks.
@@ -171,8 +188,33 @@ impl<'h> Field<'h> {
         Guest::wait(self.host.create(&config)?)
     }
 
+    /// Boots the Linux that has the device itself, or lets it go on.
+    fn start_bare(&mut self) -> Result<()> {
+        if let Some(bare) = &self.bare {
+            return bare.unpause();
+        }
+        let name = Contestant::Bare.name();
+        (self.say)(&format!("booting {name}"));
+        let device = self.plan.store.device(Contestant::Bare);
+        let device = device.context("this store has no device")?;
+        let mut config = self.host.guest_config_with(name, &device)?;
+        config.vcpus = self.plan.queues;
+        config.cpus = GUESTS;
+        let bare = Guest::wait(self.host.create(&config)?)?;
+        bare.ok(LOAD_LATER, SHORT)?;
+        let there = server::appeared(NAMESPACE_NAME, self.size());
+        bare.ok(&there, SHORT * 4)
+            .context("the device did not appear")?;
+        self.bare = Some(bare);
+        Ok(())
+    }
+
     /// Gives every guest its disk; the longest that took.
-    pub fn attach(&self, contestant: Contestant) -> Result<Duration> {
+    pub fn attach(&mut self, contestant: Contestant) -> Result<Duration> {
+        if contestant == Contestant::Bare {
+            let start = Instant::now();
+            return self.start_bare().map(|()| start.elapsed());
+        }
         if let Some(problem) = &self.qemu_problem
             && contestant == Contestant::Dom0Qdisk
         {
@@ -206,8 +248,7 @@ impl<'h> Field<'h> {
         let files = "/sys/kernel/config/nullb/nullb0";
         format!(
             "if [ ! -d /sys/kernel/config/nullb ]; then \
-                 while read -r module; do insmod $module nr_devices=0; done </modules.later; \
-                 mount -t configfs configfs /sys/kernel/config; \
+                 {LOAD_LATER}; mount -t configfs configfs /sys/kernel/config; \
              fi; \
              mkdir {files} && echo {} >{files}/size && echo 512 >{files}/blocksize && \
              echo {} >{files}/submit_queues && echo 32 >{files}/hw_queue_depth && \
@@ -225,7 +266,7 @@ impl<'h> Field<'h> {
             return Ok(());
         }
         let device = contestant.device();
-        for guest in &self.guests {
+        for guest in self.guests(contestant) {
             let count = self.size();
             let script =
                 format!("dd if=/dev/zero of=/dev/{device} bs=1M count={count} oflag=direct");
@@ -242,6 +283,9 @@ impl<'h> Field<'h> {
                 guest.ok("rmdir /sys/kernel/config/nullb/nullb0", SHORT)?;
             }
             return Ok(());
+        }
+        if let (Contestant::Bare, Some(bare)) = (contestant, &self.bare) {
+            return bare.pause();
         }
         for guest in &self.guests {
             let script = format!("xl block-detach {} {DEVICE}", guest.id);
@@ -263,6 +307,7 @@ impl<'h> Field<'h> {
         (self.say)("replacing the domains after a failure");
         // Some of them may have died: dropping a domain destroys what is left of it.
         self.guests.clear();
+        self.bare = None;
         if let Some(name) = contestant.server() {
             self.servers.remove(&name);
         }

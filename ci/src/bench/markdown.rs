@@ -52,6 +52,11 @@ fn data(store: Store) -> String {
              domains: these serve their disks on, Bulkhead as `vbd:`, Linux by its own xen-blkback. \
              dom0-blkback serves such a RAM disk to the guest itself, a layer less."
         ),
+        Store::Nvme => format!(
+            "The data, {DATA} MiB each, is on NVMe controllers, all alike, that QEMU emulates. Each driver domain has one \
+             passed through and serves it on; dom0's own backends serve another one; linux-bare is a PV Linux that \
+             has one itself, on processor 2, and no guest."
+        ),
     }
 }
 
@@ -81,5 +86,7 @@ mod tests {
         assert!(report(&results).contains("Each has 64 MiB of data in memory."));
         results.plan.store = Store::Vbd;
         assert!(report(&results).contains("Bulkhead as `vbd:`"));
+        results.plan.store = Store::Nvme;
+        assert!(report(&results).contains("NVMe controllers"));
     }
 }

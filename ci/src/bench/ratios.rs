@@ -30,8 +30,12 @@ pub fn ratios(results: &Results) -> Grid {
             header.push(INSTRUCTIONS.to_owned());
         }
     }
+    let (limit, part) = match results.plan.store {
+        Store::Nvme => (Contestant::Bare, "part of the bare device's"),
+        Store::Ram | Store::Vbd => (Contestant::Null, "part of null's"),
+    };
     if !same_kind {
-        header.push("part of null's".to_owned());
+        header.push(part.to_owned());
     }
     let times = |ratio: Option<f64>| ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}x"));
     let row = |&job| {
@@ -57,10 +61,10 @@ pub fn ratios(results: &Results) -> Grid {
             }
         }
         if !same_kind {
-            let null = results.cell(Contestant::Null, job);
+            let limit = results.cell(limit, job);
             let first = ours.first().and_then(|&one| results.cell(one, job));
-            row.push(null.zip(first).map_or("-".to_owned(), |(null, first)| {
-                format!("{:.0} %", 100.0 * first.figure.median / null.figure.median)
+            row.push(limit.zip(first).map_or("-".to_owned(), |(limit, first)| {
+                format!("{:.0} %", 100.0 * first.figure.median / limit.figure.median)
             }));
         }
         row
@@ -108,6 +112,28 @@ mod tests {
             }
         }
         assert_eq!(ratios(&results).rows[0][1..], ["-", "-", "-"]);
+    }
+
+    #[test]
+    fn a_passed_through_device_is_the_limit_for_those_that_serve_it_on() {
+        let mut results = example();
+        results.plan.store = Store::Nvme;
+        for run in &mut results.runs {
+            if run.contestant == Contestant::Dom0Blkback {
+                run.contestant = Contestant::Bare;
+                run.iops = 8000.0;
+                run.disturbance = None;
+            }
+        }
+        results.contenders[2].contestant = Contestant::Bare;
+        assert_eq!(
+            results.peer(BULKHEAD, JOB).unwrap().0,
+            LINUX,
+            "it is no peer"
+        );
+        let grid = ratios(&results);
+        assert_eq!(grid.header.last().unwrap(), "part of the bare device's");
+        assert_eq!(grid.rows[0].last().unwrap(), "76 %");
     }
 
     #[test]

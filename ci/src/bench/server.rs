@@ -2,7 +2,7 @@
 
 use super::contestant::Contestant;
 use super::field::SHORT;
-use super::store::{Store, own_disk};
+use super::store::{NAMESPACE_NAME, Store, own_disk};
 use super::{DATA, Plan};
 use crate::config::Config;
 use crate::host::Host;
@@ -18,6 +18,9 @@ const OWN_DISK_MEMORY: u32 = 2;
 
 /// A Linux driver domain's: with less it does not serve the same data in its memory.
 const LINUX_MEMORY: u32 = 160;
+
+/// What it has for the pages that the driver of a PCI device bounces where it has to.
+const LINUX_DEVICE_MEMORY: u32 = 96;
 
 /// The host's processor that driver domains have to themselves.
 const SERVERS: &str = "1";
@@ -65,10 +68,12 @@ impl<'h> Server<'h> {
 
     /// Waits until its own disks are served, if it is given some.
     fn wait_for_own_disks(&self, plan: &Plan) -> Result<()> {
-        if plan.store == Store::Ram {
-            return Ok(());
-        }
-        for disk in (0..plan.guests).map(own_disk) {
+        let disks: Vec<String> = match plan.store {
+            Store::Ram => return Ok(()),
+            Store::Vbd => (0..plan.guests).map(own_disk).collect(),
+            Store::Nvme => vec![NAMESPACE_NAME.to_owned()],
+        };
+        for disk in disks {
             match &self.running {
                 Running::Bulkhead(domain) => domain.wait_console(&own_disk_connected(&disk), BOOT),
                 Running::Linux(guest) => guest
@@ -114,13 +119,15 @@ fn config(host: &Host, plan: &Plan, contestant: Contestant) -> Result<Config> {
     let mut config = Config::new(contestant.name(), family.into(), kernel);
     config.ramdisk = Some(ramdisk.to_owned());
     config.disks = plan.own_disks(contestant);
+    let device = plan.store.device(contestant);
+    config.pci.extend(device.map(|device| device.to_string()));
     config.driver_domain = true;
     config.vcpus = plan.queues;
     config.cpus = SERVERS;
     if contestant.is_bulkhead() {
         let data = match plan.store {
             Store::Ram => DATA,
-            Store::Vbd => {
+            Store::Vbd | Store::Nvme => {
                 config.ramdisk = None;
                 OWN_DISK_MEMORY * plan.guests
             }
@@ -133,10 +140,18 @@ fn config(host: &Host, plan: &Plan, contestant: Contestant) -> Result<Config> {
         // Late kernels let programs make hypercalls only for a domain that they emulate, unless
         // told otherwise; `xl devd` asks Xen what it is.
         config.cmdline = format!(
-            "console=hvc0 quiet pci=off tsc_early_khz={} xen_privcmd.unrestricted=1 {}",
+            "console=hvc0 quiet tsc_early_khz={} xen_privcmd.unrestricted=1 {}",
             host.tsc_khz()?,
             plan.brd_options("brd.", plan.guests)
         );
+        config.cmdline += match device {
+            // Its init loads the drivers then.
+            Some(_) => " lab.device",
+            None => " pci=off",
+        };
+        if device.is_some() {
+            config.memory += LINUX_DEVICE_MEMORY;
+        }
     }
     Ok(config)
 }

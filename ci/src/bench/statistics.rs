@@ -172,7 +172,7 @@ fn of_backend(host: &Host, field: &Field, contestant: Contestant) -> Result<Coun
     }
     let backend = field.server_id(contestant)?;
     let mut sum = Counters::default();
-    for guest in field.guest_ids() {
+    for guest in field.guest_ids(contestant) {
         sum.add(&Counters(host.vbd_statistics(backend, guest, DEVICE)?.0));
     }
     Ok(sum)

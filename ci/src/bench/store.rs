@@ -1,7 +1,10 @@
 //! What the contestants' disks are made of.
 
 use super::Plan;
-use super::contestant::Contestant;
+use super::contestant::{Contestant, Family};
+use crate::host::Host;
+use crate::host::pci::{Medium, PciDevice};
+use anyhow::Result;
 use clap::ValueEnum;
 use serde::Serialize;
 
@@ -15,6 +18,74 @@ pub enum Store {
     /// Disks that the driver domain itself is given by dom0's xen-blkback, over RAM disks of dom0's: Bulkhead
     /// serves them as `vbd:`, Linux by its xen-blkback.
     Vbd,
+    /// NVMe controllers that are passed through, and one that dom0's own backends have.
+    Nvme,
+}
+
+/// The namespace of each NVMe controller of a bench.
+const NAMESPACE: &[Medium] = &[Medium {
+    mib: super::DATA as u64,
+    block: 512,
+}];
+
+/// The NVMe controllers, each with its user: all are alike, since a device has one user at a time, and those who wait
+/// for their turn keep theirs. `None` is dom0.
+const CONTROLLERS: [(Option<Contestant>, PciDevice); 4] = [
+    (None, PciDevice::nvme(0x10, NAMESPACE)),
+    (
+        Some(Contestant::Bulkhead(Family::Pv)),
+        PciDevice::nvme(0x11, NAMESPACE),
+    ),
+    (
+        Some(Contestant::Linux(Family::Pv)),
+        PciDevice::nvme(0x12, NAMESPACE),
+    ),
+    (Some(Contestant::Bare), PciDevice::nvme(0x13, NAMESPACE)),
+];
+
+/// The controllers alone.
+const DEVICES: &[PciDevice] = &[
+    CONTROLLERS[0].1,
+    CONTROLLERS[1].1,
+    CONTROLLERS[2].1,
+    CONTROLLERS[3].1,
+];
+
+/// The name of the namespace in a Linux that has one of these controllers.
+pub const NAMESPACE_NAME: &str = "nvme0n1";
+
+impl Store {
+    /// The devices that the host has to have.
+    pub fn devices(self) -> &'static [PciDevice] {
+        match self {
+            Self::Nvme => DEVICES,
+            Self::Ram | Self::Vbd => &[],
+        }
+    }
+
+    /// The device that is passed through to a domain.
+    pub fn device(self, user: Contestant) -> Option<PciDevice> {
+        let of_user = |(one, _): &&(Option<Contestant>, _)| *one == Some(user);
+        match self {
+            Self::Nvme => CONTROLLERS.iter().find(of_user).map(|(_, device)| *device),
+            Self::Ram | Self::Vbd => None,
+        }
+    }
+
+    /// Gives the devices to dom0's pciback, and dom0 its own.
+    pub fn prepare(self, host: &Host) -> Result<()> {
+        if self == Self::Nvme {
+            for (user, device) in &CONTROLLERS {
+                if user.is_some() {
+                    host.make_assignable(device)?;
+                }
+            }
+            // Afterwards, for dom0's driver takes every controller that it finds.
+            let there = super::server::appeared(NAMESPACE_NAME, super::DATA);
+            host.ok(&format!("modprobe nvme && {there}"))?;
+        }
+        Ok(())
+    }
 }
 
 /// The last letters of `xvda` to `xvdd`: the disks of a driver domain, one for each guest.
@@ -55,13 +126,13 @@ impl Plan {
         match self.store {
             Store::Vbd => self.guests * (1 + self.servers().len() as u32),
             Store::Ram if self.contestants.contains(&Contestant::Dom0Blkback) => self.guests,
-            Store::Ram => 0,
+            Store::Ram | Store::Nvme => 0,
         }
     }
 
     /// Returns the disks that a driver domain is given, as its configuration names them.
     pub fn own_disks(&self, server: Contestant) -> Vec<String> {
-        if self.store == Store::Ram {
+        if self.store != Store::Vbd {
             return Vec::new();
         }
         let disk = |guest| {
@@ -134,6 +205,26 @@ mod tests {
             assert_eq!(targets.len() as u32, plan.ram_disks());
             assert_eq!(targets.last(), Some(&(plan.ram_disks() - 1)));
         }
+    }
+
+    #[test]
+    fn no_two_domains_are_given_the_same_controller() {
+        let mut plan = plan(Store::Nvme, 1);
+        plan.contestants
+            .retain(|contestant| contestant.cannot(Store::Nvme).is_none());
+        let mut users: Vec<Contestant> = plan.servers();
+        users.push(Contestant::Bare);
+        let devices: Vec<PciDevice> = users
+            .iter()
+            .map(|&user| Store::Nvme.device(user).expect("it has a controller"))
+            .collect();
+        let addresses: BTreeSet<String> = devices.iter().map(PciDevice::to_string).collect();
+        assert_eq!(addresses.len(), devices.len());
+        assert!(devices.iter().all(|device| DEVICES.contains(device)));
+        assert!(!devices.contains(&CONTROLLERS[0].1), "dom0's own");
+        assert_eq!(plan.ram_disks(), 0);
+        assert!(plan.own_disks(LINUX).is_empty());
+        assert_eq!(Store::Vbd.device(Contestant::Bare), None);
     }
 
     #[test]

@@ -84,7 +84,9 @@ fn figure(cell: &Cell) -> String {
 
 fn processor_time_title(results: &Results) -> &'static str {
     match results.plan.store {
-        Store::Ram => "Processor time for an operation, in microseconds: backend / guest",
+        Store::Ram | Store::Nvme => {
+            "Processor time for an operation, in microseconds: backend / guest"
+        }
         Store::Vbd => {
             "Processor time for an operation, in microseconds: backend / guest / dom0 beneath the backend"
         }

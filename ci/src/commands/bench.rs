@@ -33,7 +33,7 @@ pub struct Options {
     /// Parts of names of jobs (all without any).
     #[arg(long, value_delimiter = ',')]
     jobs: Vec<String>,
-    /// What the driver domains serve: memory of their own, or disks that dom0 gives them.
+    /// What the driver domains serve: memory of their own, disks that dom0 gives them, or NVMe controllers.
     #[arg(long, value_enum, default_value_t)]
     store: Store,
     /// Number of guests at a time.
@@ -82,6 +82,10 @@ impl Options {
     fn plan(&self) -> Result<Plan> {
         let all = job::choose(&self.jobs, self.count).map_err(|error| anyhow!(error))?;
         let quick = self.quick && self.jobs.is_empty();
+        ensure!(
+            self.store != Store::Nvme || self.guests == 1,
+            "--store nvme is for one guest: each controller has one namespace"
+        );
         Ok(Plan {
             contestants: contestant::choose(&self.contestants, self.count, self.store)
                 .map_err(|error| anyhow!(error))?,
@@ -119,6 +123,7 @@ pub fn run(release: Release, xenstored: Xenstored, options: &Options) -> Result<
     let xen_options = if plan.guests > 1 { LONG_TURNS } else { "" };
     let machine = Machine {
         xenstored,
+        devices: plan.store.devices(),
         plugin: plan.counts.then(instructions::build).transpose()?,
         xen_options: xen_options.to_owned(),
         ..Machine::default()

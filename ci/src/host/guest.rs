@@ -1,6 +1,7 @@
 //! A stock Debian guest, and running commands in it through its console.
 
 use super::domain::Domain;
+use super::pci::PciDevice;
 use super::{Host, Output, guest_diagnosis};
 use crate::config::{Config, Kind};
 use anyhow::{Context, Result, bail};
@@ -9,6 +10,9 @@ use sha2::{Digest, Sha256};
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+
+/// Has a guest's kernel look for no PCI bus.
+const PCI_OFF: &str = " pci=off";
 
 /// Time limit for a guest from its creation to its first command.
 pub const BOOT: Duration = Duration::from_secs(180);
@@ -28,10 +32,18 @@ impl Host {
         config.memory = 384;
         // Probing for PCI and measuring the clock cost an emulated guest seconds.
         config.cmdline = format!(
-            "console=hvc0 quiet sysrq_always_enabled sysctl.kernel.panic_on_unrecovered_nmi=1 pci=off tsc_early_khz={}",
+            "console=hvc0 quiet sysrq_always_enabled sysctl.kernel.panic_on_unrecovered_nmi=1{PCI_OFF} tsc_early_khz={}",
             self.tsc_khz()?
         );
         config.disks = disks.to_vec();
+        Ok(config)
+    }
+
+    /// The configuration of a PV guest that has a device passed through and no disk.
+    pub fn guest_config_with(&self, name: &str, device: &PciDevice) -> Result<Config> {
+        let mut config = self.guest_config(name, Kind::Pv, &[])?;
+        config.pci.push(device.to_string());
+        config.cmdline = config.cmdline.replace(PCI_OFF, "");
         Ok(config)
     }
 

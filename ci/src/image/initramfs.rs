@@ -44,8 +44,8 @@ const LATER_DOM0_MODULES: &[&str] = &["ata_piix", "sd_mod"];
 /// Modules that a guest needs for its disks.
 const GUEST_MODULES: &[&str] = &["xen-blkfront", "crc32c_generic", "ext4"];
 
-/// Modules that a guest may load later: the bench's disk without a backend.
-const LATER_GUEST_MODULES: &[&str] = &["null_blk"];
+/// Modules that a guest may load later: the bench's disks without a backend.
+const LATER_GUEST_MODULES: &[&str] = &["null_blk", "xen-pcifront", "nvme"];
 
 /// Modules that a lean guest needs for its disks.
 const LEAN_GUEST_MODULES: &[&str] = &["xen-blkfront"];
@@ -133,7 +133,7 @@ fn libraries(listing: &str) -> BTreeSet<String> {
 
 /// The file that has the paths of the modules that init loads, and of those that may be loaded later.
 pub(super) const AT_BOOT: &str = "modules.order";
-const LATER: &str = "modules.later";
+pub(super) const LATER: &str = "modules.later";
 
 /// Adds modules with all that they depend on, and their paths in loading order in the file `list`.
 pub(super) fn add_modules(

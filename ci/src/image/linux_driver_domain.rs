@@ -1,5 +1,5 @@
 //! The initramfs of a Linux driver domain, Bulkhead's nearest peer: Debian's kernel, xen-blkback over a
-//! RAM disk or over a disk of its own, and `xl devd`.
+//! RAM disk, over a disk of its own or over a device that is passed through, and `xl devd`.
 
 use super::initramfs::{self, base};
 use super::root_tar::RootTar;
@@ -24,6 +24,9 @@ const MODULES: &[&str] = &[
     "xen-blkback",
     "brd",
 ];
+
+/// Those that it loads if it has a device passed through.
+const DEVICE_MODULES: &[&str] = &["xen-pcifront", "nvme"];
 
 const INIT: &str = concat!(
     include_str!("../../scripts/driver-init.sh"),
@@ -59,6 +62,7 @@ fn archive(tar: &RootTar) -> Result<Vec<u8>> {
     let mut cpio = base(tar, INIT)?;
     let version = initramfs::kernel_version(tar)?;
     initramfs::add_modules(&mut cpio, tar, &version, MODULES, initramfs::AT_BOOT)?;
+    initramfs::add_modules(&mut cpio, tar, &version, DEVICE_MODULES, initramfs::LATER)?;
     initramfs::add_programs(&mut cpio, tar, &[], LIBRARIES)?;
     let xen = tar
         .list("usr/lib")?

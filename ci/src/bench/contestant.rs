@@ -165,7 +165,7 @@ impl Serialize for Contestant {
 
 /// Those whose names contain one of these words and that can serve the store. Without any, all; if instructions are
 /// counted, those alone that serve data from the kernel of a domain: the others are not chosen to save processor time.
-/// The same if the driver domains serve their own disks: the others do not.
+/// The same if the driver domains serve disks of dom0's: the others do not.
 pub fn choose(words: &[String], counts: bool, store: Store) -> Result<Vec<Contestant>, String> {
     let mut chosen = super::job::choose_by(words, &Contestant::ALL, |contestant| {
         contestant.name().to_owned()
@@ -178,11 +178,10 @@ pub fn choose(words: &[String], counts: bool, store: Store) -> Result<Vec<Contes
         return Err(why.to_owned());
     }
     if (counts || store != Store::Ram) && words.is_empty() {
-        let others = [
-            Contestant::Null,
-            Contestant::Dom0Qdisk,
-            Contestant::GuestAlone,
-        ];
+        let mut others = vec![Contestant::Null, Contestant::GuestAlone];
+        if counts || store == Store::Vbd {
+            others.push(Contestant::Dom0Qdisk);
+        }
         chosen.retain(|contestant| !others.contains(contestant));
     }
     Ok(chosen)
@@ -217,7 +216,12 @@ mod tests {
         let why = choose("linux-bare", Store::Ram).unwrap_err();
         assert!(why.contains("--store nvme"), "{why}");
         let all = super::choose(&[], false, Store::Nvme).unwrap();
-        assert!(all.contains(&Contestant::Dom0Blkback) && all.contains(&Contestant::Bare));
+        let last = [
+            Contestant::Dom0Blkback,
+            Contestant::Dom0Qdisk,
+            Contestant::Bare,
+        ];
+        assert!(all.ends_with(&last), "{all:?}");
         assert!(all.iter().all(|one| one.cannot(Store::Nvme).is_none()));
     }
 

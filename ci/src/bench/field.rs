@@ -205,6 +205,7 @@ impl<'h> Field<'h> {
         let there = server::appeared(NAMESPACE_NAME, self.size());
         bare.ok(&there, SHORT * 4)
             .context("the device did not appear")?;
+        server::expect_msix(&bare)?;
         self.bare = Some(bare);
         Ok(())
     }

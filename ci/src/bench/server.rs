@@ -9,7 +9,7 @@ use crate::host::Host;
 use crate::host::domain::Domain;
 use crate::host::guest::Guest;
 use crate::testbed::storage::{READY, own_disk_connected};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use std::time::Duration;
 
 /// Bulkhead's memory in MiB without data, and that of each of its own disks in use.
@@ -82,7 +82,10 @@ impl<'h> Server<'h> {
                     .with_context(|| format!("its own disk {disk} did not appear")),
             }?;
         }
-        Ok(())
+        match &self.running {
+            Running::Linux(guest) if plan.store == Store::Nvme => expect_msix(guest),
+            _ => Ok(()),
+        }
     }
 
     /// The domain.
@@ -100,6 +103,17 @@ impl<'h> Server<'h> {
             Running::Bulkhead(domain) => bail!("{} takes no commands", domain.name),
         }
     }
+}
+
+/// Makes sure that a Linux uses its NVMe controller as well as it can (see `image/pcifront.rs`).
+pub fn expect_msix(guest: &Guest) -> Result<()> {
+    let interrupts = guest.ok("grep nvme /proc/interrupts", SHORT)?;
+    ensure!(
+        interrupts.contains("msi-x"),
+        "{} uses its NVMe controller without MSI-X: {interrupts}",
+        guest.name
+    );
+    Ok(())
 }
 
 /// A script that ends when a Linux has a disk of this size in MiB.

@@ -2,7 +2,7 @@
 
 use super::cpio::Cpio;
 use super::root_tar::RootTar;
-use super::unpack;
+use super::{pcifront, unpack};
 use anyhow::{Context, Result};
 use std::collections::BTreeSet;
 
@@ -16,7 +16,11 @@ pub const SOURCES: &str = concat!(
 );
 
 /// The code that makes them; part of the cache's key, too.
-pub(super) const CODE: &str = concat!(include_str!("initramfs.rs"), include_str!("cpio.rs"));
+pub(super) const CODE: &str = concat!(
+    include_str!("initramfs.rs"),
+    include_str!("cpio.rs"),
+    include_str!("pcifront.rs")
+);
 
 /// Programs that guests get.
 pub(super) const GUEST_PROGRAMS: &[&str] = &[
@@ -160,6 +164,11 @@ pub(super) fn add_modules(
             data = unpack::any(&data).with_context(|| format!("cannot unpack {path}"))?;
         }
         let place = format!("/modules/{}", path.trim_end_matches(".xz"));
+        if place.ends_with(pcifront::FILE)
+            && let Some(mended) = pcifront::mended(&data)
+        {
+            data = mended;
+        }
         cpio.file(&place, 0o644, &data);
         order += &format!("{place}\n");
     }

@@ -9,6 +9,7 @@ pub mod guest32;
 mod initramfs;
 pub mod linux_driver_domain;
 pub mod packages;
+mod pcifront;
 pub mod release;
 mod root_tar;
 mod second_kernel;

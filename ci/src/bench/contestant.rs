@@ -21,7 +21,7 @@ pub enum Contestant {
     /// No backend: the guest's own null_blk. More than its kernel and fio do by themselves nobody can
     /// give it.
     GuestAlone,
-    /// No backend: Linux in a driver domain of its own on the device itself, the limit for those that serve it on.
+    /// No backend: Linux in a driver domain of its own on the device itself.
     Bare,
 }
 

@@ -2,14 +2,13 @@
 
 use crate::backend_nodes::{FlushBy, Offer, Properties};
 use crate::device::Disk;
-use crate::memory::{NotShared, PagePool, SharedMemory};
 use crate::wire::{Lie, Rules, Wire};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_executor::{Handover, Task, VcpuSpawner};
-use bulkhead_grant::GrantTable;
+use bulkhead_grant::{GrantTable, NotShared, PagePool, SharedMemory};
 use bulkhead_ring::MAX_PAGES;
 use bulkhead_ring::blkif::Abi;
 use bulkhead_xen::{DomId, Errno, Hypervisor, Port};

@@ -5,14 +5,13 @@ use crate::backend_nodes::Properties;
 use crate::client::Client;
 use crate::durability::{Flushes, Users};
 use crate::link::Link;
-use crate::memory::{NotShared, PagePool, SharedMemory};
 use crate::queue::{MOST_PAGES, Queue, REQUEST_PAGES, depth_of};
 use crate::wire::Lie;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_executor::Waiters;
-use bulkhead_grant::GrantTable;
+use bulkhead_grant::{GrantTable, NotShared, PagePool, SharedMemory};
 use bulkhead_images::{
     Access, BlockDevice, Claim, Claims, DiscardLimits, Geometry, InUse, OpenQueue, OpenQueueError,
     QueueContext, Sector, SectorSize, not_opened, opened,

@@ -2,14 +2,13 @@
 
 use crate::device::Disk;
 use crate::lifecycle::live;
-use crate::memory::PagePool;
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_executor::{Handle, Signal, VcpuSpawner};
-use bulkhead_grant::GrantTable;
+use bulkhead_grant::{GrantTable, PagePool};
 use bulkhead_xen::{Hypervisor, Reservation};
 use bulkhead_xenbus::DiskName;
 use bulkhead_xenbus::retry::persist;

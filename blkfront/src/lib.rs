@@ -34,8 +34,6 @@ mod free_pages;
 mod frontends;
 mod lifecycle;
 mod link;
-#[allow(unsafe_code, reason = "owns memory that is shared with a backend")]
-mod memory;
 #[allow(unsafe_code, reason = "names parts of its own memory")]
 mod queue;
 mod state_machine;

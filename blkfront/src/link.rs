@@ -7,10 +7,10 @@
 
 use crate::client::{Client, Entry};
 use crate::durability::{Flushes, User};
-use crate::memory::{NotShared, SharedMemory};
 use crate::wire::{Lie, OWN, Wire};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use bulkhead_grant::{NotShared, SharedMemory};
 use bulkhead_images::{IoError, Op, Submitted, Tag};
 use bulkhead_xen::{DomId, Hypervisor};
 

@@ -2,9 +2,9 @@
 
 use crate::backend_nodes::FlushBy;
 use crate::client::Entry;
-use crate::memory::{NotShared, SharedMemory};
 use alloc::vec::Vec;
 use bulkhead_grant::memory::filled;
+use bulkhead_grant::{NotShared, SharedMemory};
 use bulkhead_images::{IoError, Op};
 use bulkhead_ring::blkif::{
     Abi, Blkif, Discard, Indirect, MAX_INDIRECT_PAGES, MAX_SEGMENTS, Opcode, Operation, Request,

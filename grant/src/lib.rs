@@ -16,8 +16,8 @@
 //!
 //! Every mapping is owned by a value: a page cannot be forgotten, and dropping the owner unmaps.
 //! Where copying is cheaper than mapping, [`CopyBatch`] lets the hypervisor copy. The frontend's half is
-//! [`GrantTable`]: it grants own pages ([`Grant`]), and accepts frames that other domains give away
-//! ([`AcceptedTransfer`]).
+//! [`GrantTable`]: it grants own pages ([`Grant`]; [`SharedMemory`] for the pages of a connection), and accepts
+//! frames that other domains give away ([`AcceptedTransfer`]).
 //!
 //! ```
 //! # fn example<H: bulkhead_xen::Hypervisor>(hypervisor: H) -> Result<(), Box<dyn core::error::Error>> {
@@ -53,6 +53,8 @@ mod page_states;
 mod pages;
 mod persistent;
 mod region;
+#[allow(unsafe_code, reason = "owns memory that is shared with a backend")]
+mod shared_memory;
 mod sync;
 #[allow(unsafe_code, reason = "lends own memory out: callers vouch for it")]
 mod table;
@@ -66,6 +68,7 @@ pub use memory::OutOfMemory;
 pub use pages::MappedPages;
 pub use persistent::{CacheFull, CachedMapping, PersistentCache};
 pub use region::{NoRoom, OutOfSpace, Region};
+pub use shared_memory::{NotShared, PagePool, SharedMemory};
 pub use table::{Entry, Grant, GrantTable, InUse, TableFull};
 pub use transfer::{AcceptedTransfer, TransferEnd};
 pub use transfer_entry::TransferProgress;

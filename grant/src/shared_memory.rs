@@ -1,10 +1,10 @@
 //! Pages of our own that a backend may use: taken from the domain's memory, granted during a connection, and
 //! used again afterwards.
 
+use crate::memory::room_for;
+use crate::{Grant, GrantAccess, GrantTable};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use bulkhead_grant::memory::room_for;
-use bulkhead_grant::{Grant, GrantAccess, GrantTable};
 use bulkhead_xen::{DomId, GrantRef, Hypervisor, PAGE_SIZE, Reservation};
 use core::fmt;
 use core::ptr::NonNull;

@@ -24,6 +24,8 @@ use bulkhead_executor::Handle;
 use bulkhead_executor::{Executor, VcpuSpawner};
 use bulkhead_grant::Region;
 #[cfg(feature = "vbd")]
+use bulkhead_grant::TableOnDemand;
+#[cfg(feature = "vbd")]
 use bulkhead_images::Store;
 use bulkhead_images::{Catalog, ImageMemory, Stores};
 use bulkhead_kernel::command_line::{unknown, value};
@@ -60,7 +62,10 @@ fn main(mut machine: Machine) -> ShutdownReason {
     #[allow(unused_mut, reason = "without features there are the images alone")]
     let mut stores = Stores::new(catalog);
     #[cfg(feature = "vbd")]
-    stores.register(own_disks(&handle, &store, &vcpus, hypervisor));
+    {
+        let grants = TableOnDemand::new(hypervisor);
+        stores.register(own_disks(&handle, &store, &vcpus, grants, hypervisor));
+    }
     let backend = Backend::with(
         vcpus,
         handle.clone(),
@@ -144,10 +149,12 @@ fn own_disks(
     handle: &Handle<Hypercalls>,
     store: &Client,
     vcpus: &[VcpuSpawner<Hypercalls>],
+    grants: TableOnDemand<Hypercalls>,
     hypervisor: Hypercalls,
 ) -> Box<dyn Store> {
     let memory = Arc::new(hypervisor);
-    let disks = Frontends::new(handle.clone(), store.clone(), vcpus.to_vec(), memory);
+    let vcpus = vcpus.to_vec();
+    let disks = Frontends::new(handle.clone(), store.clone(), vcpus, memory, grants);
     let following = disks.clone();
     handle.spawn(async move {
         let Err(error) = following.follow().await;

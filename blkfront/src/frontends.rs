@@ -8,7 +8,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_executor::{Handle, Signal, VcpuSpawner};
-use bulkhead_grant::{GrantTable, PagePool};
+use bulkhead_grant::{GrantTable, PagePool, TableOnDemand};
 use bulkhead_xen::{Hypervisor, Reservation};
 use bulkhead_xenbus::DiskName;
 use bulkhead_xenbus::retry::persist;
@@ -28,8 +28,7 @@ pub struct Frontends<H: Hypervisor> {
     store: Client,
     vcpus: Vec<VcpuSpawner<H>>,
     pool: PagePool,
-    /// The domain's grant table, from the first disk on.
-    grants: RefCell<Option<GrantTable<H>>>,
+    grants: TableOnDemand<H>,
     disks: RefCell<LiteMap<u32, Followed<H>>>,
     /// The tasks that wait for a disk to connect.
     waiting: RefCell<Vec<Waker>>,
@@ -43,19 +42,20 @@ struct Followed<H: Hypervisor> {
 
 impl<H: Hypervisor> Frontends<H> {
     /// Returns an empty list of disks, which [`follow`](Self::follow) fills. `handle` is of the vCPU that this is
-    /// called on, requests are served on `vcpus`, and rings and data lie in `memory`.
+    /// called on, requests are served on `vcpus`, and rings and data lie in `memory` and are granted by `grants`.
     pub fn new(
         handle: Handle<H>,
         store: Client,
         vcpus: Vec<VcpuSpawner<H>>,
         memory: Arc<dyn Reservation>,
+        grants: TableOnDemand<H>,
     ) -> Rc<Self> {
         Rc::new(Frontends {
             handle,
             store,
             vcpus,
             pool: PagePool::new(memory),
-            grants: RefCell::default(),
+            grants,
             disks: RefCell::default(),
             waiting: RefCell::default(),
         })
@@ -209,10 +209,6 @@ impl<H: Hypervisor> Frontends<H> {
 
     /// Returns the domain's grant table, which is taken when the first disk is there.
     pub(crate) fn grants(&self) -> Option<GrantTable<H>> {
-        let mut grants = self.grants.borrow_mut();
-        if grants.is_none() {
-            *grants = GrantTable::new(self.handle.hypervisor().clone());
-        }
-        grants.clone()
+        self.grants.get()
     }
 }

@@ -69,7 +69,7 @@ pub use pages::MappedPages;
 pub use persistent::{CacheFull, CachedMapping, PersistentCache};
 pub use region::{NoRoom, OutOfSpace, Region};
 pub use shared_memory::{NotShared, PagePool, SharedMemory};
-pub use table::{Entry, Grant, GrantTable, InUse, TableFull};
+pub use table::{Entry, Grant, GrantTable, InUse, TableFull, TableOnDemand};
 pub use transfer::{AcceptedTransfer, TransferEnd};
 pub use transfer_entry::TransferProgress;
 

@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use bulkhead_xen::{DomId, GrantRef, Hypervisor, PAGE_SIZE, Reservation};
 use core::fmt;
 use core::ptr::NonNull;
+use core::sync::atomic::AtomicU32;
 use spin::Mutex;
 
 /// A run of pages that nothing else uses.
@@ -162,6 +163,17 @@ impl<H: Hypervisor> SharedMemory<H> {
             }
         }
         true
+    }
+
+    /// Returns a word of the pages, which the backend may change at any time.
+    ///
+    /// # Panics
+    /// If the position is past the end, or not a multiple of 4.
+    pub fn word(&self, offset: usize) -> &AtomicU32 {
+        assert!(offset.is_multiple_of(4) && offset + 4 <= self.pages * PAGE_SIZE);
+        // SAFETY: within the pages, as just checked, and aligned; this value keeps them, and nothing but atomic
+        // and volatile accesses is made to them.
+        unsafe { AtomicU32::from_ptr(self.base.add(offset).cast().as_ptr()) }
     }
 
     /// Writes bytes into the pages, from a position that is a multiple of 8 on.

@@ -14,7 +14,7 @@ use bulkhead_xen::abi::grant_table::{EntryFlags, EntryV1, RESERVED_ENTRIES};
 use bulkhead_xen::{DomId, Gfn, GrantRef, Hypervisor, Pfn};
 use core::fmt;
 use core::sync::atomic::Ordering;
-use spin::Mutex;
+use spin::{Mutex, Once};
 
 /// The domain's grant table. Clones share it, from any vCPU: its lock is taken when entries are
 /// taken and given back, not when a page is granted with an [`Entry`] or the grant ended.
@@ -36,6 +36,34 @@ struct Stock {
     free: Vec<GrantRef>,
     /// Abandoned while the other domain was still using the page: free as soon as it stops.
     lingering: Vec<GrantRef>,
+}
+
+/// The domain's grant table, which is set up when it is first needed. Clones are the same.
+pub struct TableOnDemand<H: Hypervisor>(Arc<OnDemand<H>>);
+
+struct OnDemand<H: Hypervisor> {
+    hypervisor: H,
+    table: Once<Option<GrantTable<H>>>,
+}
+
+impl<H: Hypervisor> TableOnDemand<H> {
+    /// Returns it for a domain whose grant table has no other owner.
+    pub fn new(hypervisor: H) -> Self {
+        let table = Once::new();
+        TableOnDemand(Arc::new(OnDemand { hypervisor, table }))
+    }
+
+    /// Returns the table; `None` if Xen gives none, or something else has taken it.
+    pub fn get(&self) -> Option<GrantTable<H>> {
+        let make = || GrantTable::new(self.0.hypervisor.clone());
+        self.0.table.call_once(make).clone()
+    }
+}
+
+impl<H: Hypervisor> Clone for TableOnDemand<H> {
+    fn clone(&self) -> Self {
+        TableOnDemand(self.0.clone())
+    }
 }
 
 /// An entry of the table that grants and accepts nothing at the moment. Dropping it gives it back.

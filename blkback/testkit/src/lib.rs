@@ -67,7 +67,7 @@ use bulkhead_blkback::engine::DataPath;
 use bulkhead_blkback::memory_target::follow_memory_target;
 use bulkhead_blkback::operator::{grow_on_request, rescan_on_request};
 use bulkhead_blkfront::{Frontends, vbd_store};
-use bulkhead_grant::Region;
+use bulkhead_grant::{Region, TableOnDemand};
 use bulkhead_images::{Catalog, ImageMemory, Stores};
 use bulkhead_nvme::nvme_store;
 use bulkhead_xen::abi::xs_wire::ERROR_RING_INDEX;
@@ -166,7 +166,8 @@ impl World {
         }
         let frontends = setup.own_disks.then(|| {
             let (vcpus, memory) = (executors.spawners(), Arc::new(storage.hypervisor()));
-            let all = Frontends::new(handle.clone(), store.clone(), vcpus, memory);
+            let grants = TableOnDemand::new(storage.hypervisor());
+            let all = Frontends::new(handle.clone(), store.clone(), vcpus, memory, grants);
             let following = all.clone();
             handle.spawn(async move {
                 let Err(error) = following.follow().await;

@@ -162,6 +162,11 @@ impl SimDomain {
         self.with(|domain| domain.ports.open_count())
     }
 
+    /// Returns the number of pages of devices' registers that the domain has mapped.
+    pub fn mapped_registers(&self) -> usize {
+        self.with(|domain| domain.register_pages)
+    }
+
     /// Returns the number of pages of its memory that the domain has taken, the one of its xenstore ring
     /// included.
     pub fn pages_in_use(&self) -> usize {

@@ -10,7 +10,7 @@
 
 use super::stats::Violation;
 use super::world::World;
-use bulkhead_xen::{DomId, Errno, Instant, Port, VcpuId};
+use bulkhead_xen::{DomId, Errno, Instant, Pirq, Port, VcpuId};
 
 /// Ports of a domain with two-level event channels (`EVTCHN_2L_NR_CHANNELS`).
 const PORTS: usize = 4096;
@@ -24,6 +24,8 @@ enum End {
     /// May be bound by this domain.
     Unbound(DomId),
     Interdomain(DomId, Port),
+    /// A physical interrupt.
+    Pirq(Pirq),
 }
 
 #[derive(Clone, Copy, Default)]
@@ -188,6 +190,17 @@ impl World {
         Ok(port)
     }
 
+    /// `EVTCHNOP_bind_pirq` for an interrupt that the domain has.
+    pub(super) fn bind_pirq(
+        &mut self,
+        local: DomId,
+        vcpu: VcpuId,
+        pirq: Pirq,
+    ) -> Result<Port, Errno> {
+        let domain = self.alive_mut(local).ok_or(Errno::SRCH)?;
+        domain.ports.allocate(Channel::new(End::Pirq(pirq), vcpu))
+    }
+
     /// `EVTCHNOP_close`.
     pub(super) fn close_port(&mut self, local: DomId, port: Port) -> Result<(), Errno> {
         let domain = self.domain_mut(local).ok_or(Errno::SRCH)?;
@@ -198,6 +211,9 @@ impl World {
         };
         *domain.ports.get_mut(port) = Channel::default();
         domain.vcpus[channel.vcpu.0 as usize].clear_pending(port);
+        if let End::Pirq(pirq) = channel.end {
+            self.pirqs.unbind(local, pirq);
+        }
         if let End::Interdomain(remote, remote_port) = channel.end
             && let Some(remote) = self.domain_mut(remote)
         {
@@ -232,7 +248,7 @@ impl World {
         match domain.ports.open(port).map(|channel| channel.end) {
             Some(End::Interdomain(remote, remote_port)) => self.set_pending(remote, remote_port),
             Some(End::Unbound(_)) => {}
-            Some(End::Free) | None => {
+            Some(End::Free | End::Pirq(_)) | None => {
                 let domain = local;
                 self.violations.push(Violation::ClosedPort { domain, port });
                 return Err(Errno::INVAL);
@@ -241,7 +257,7 @@ impl World {
         Ok(())
     }
 
-    fn set_pending(&mut self, id: DomId, port: Port) {
+    pub(super) fn set_pending(&mut self, id: DomId, port: Port) {
         let Some(domain) = self.domain_mut(id) else {
             return;
         };

@@ -43,7 +43,7 @@
 //! [`Sim::assert_no_violations`]. What Xen was asked is counted in [`Stats`]. [`Sim::fail_grant`] and
 //! [`SimDomain::fail_call`] make operations fail; [`xenstore::Faults`] makes xenstored misbehave.
 //!
-//! Read next: [`SimDomain`] for what a test can do with a domain, [`xenstore`] for the store.
+//! Read next: [`SimDomain`] for what a test can do with a domain, [`xenstore`] for the store, [`pci`] for devices.
 
 mod balloon;
 mod costs;
@@ -56,6 +56,7 @@ mod memory;
 mod numbering;
 mod operations;
 mod own_memory;
+pub mod pci;
 mod process;
 mod reservation;
 mod stats;
@@ -92,6 +93,8 @@ const DOM0: DomId = DomId(0);
 pub struct Sim {
     world: Shared,
     xenstored: Arc<Mutex<Xenstored>>,
+    /// Locked before the others.
+    pcibacks: Arc<Mutex<Vec<pci::Pciback>>>,
 }
 
 impl Default for Sim {
@@ -104,11 +107,12 @@ impl Sim {
     /// Makes a machine with dom0 and xenstored.
     pub fn new() -> Sim {
         let world = Shared::new();
-        // The last vCPU is xenstored's.
+        // The second vCPU is xenstored's, the third pciback's.
         let xenstored = Xenstored::new(VcpuId(1));
         let sim = Sim {
             world,
             xenstored: Arc::new(Mutex::new(xenstored)),
+            pcibacks: Arc::default(),
         };
         sim.add_dom0();
         sim
@@ -134,7 +138,7 @@ impl Sim {
         let config = DomainConfig {
             id: Some(DOM0),
             kind: DomainKind::Pv,
-            vcpus: 2,
+            vcpus: 3,
             ..DomainConfig::default()
         };
         let mut xenstored = self.lock_xenstored();
@@ -186,7 +190,9 @@ impl Sim {
     /// Takes its devices away from a domain that was destroyed (`pci_release_devices`): they access nothing any
     /// more.
     pub fn release_devices(&self, id: DomId) {
-        self.world.lock().late_entries.remove(&id);
+        let mut world = self.world.lock();
+        world.late_entries.remove(&id);
+        world.release_functions(id);
     }
 
     /// Returns whether nothing of a domain is left: no other domain has any of its pages mapped.
@@ -200,10 +206,11 @@ impl Sim {
         Store(self.lock_xenstored())
     }
 
-    /// Lets xenstored serve what has arrived; returns whether it had anything to do.
+    /// Lets xenstored serve what has arrived, and pciback do what it was asked for; returns whether they had
+    /// anything to do.
     pub fn step_xenstored(&self) -> bool {
-        let mut xenstored = self.lock_xenstored();
-        xenstored.step(&mut self.world.lock())
+        let stepped = self.lock_xenstored().step(&mut self.world.lock());
+        self.step_pcibacks() || stepped
     }
 
     /// Steps xenstored and whatever else `step` runs (the executors of the domains under test,

@@ -13,6 +13,7 @@ use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create}
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mmap_anonymous, mprotect, munmap};
 use std::os::fd::OwnedFd;
 use std::ptr;
+use std::sync::atomic::AtomicU32;
 
 /// Pages of the file that belong to no domain, between those of two domains: a frame number that is off by
 /// a little names no page.
@@ -280,6 +281,14 @@ pub(super) fn copy(from: &Location<'_>, to: &Location<'_>, bytes: usize) {
     // what the caller has on the heap and promises to be there (`Hypervisor::copy_grants`), and
     // neither leaves its page. Domains see it through raw pointers alone. They may overlap.
     unsafe { ptr::copy(source, dest, bytes) };
+}
+
+/// Returns a word of a page that domains share.
+pub(super) fn word<'m>(address: usize) -> &'m AtomicU32 {
+    let at = ptr::with_exposed_provenance_mut::<u32>(address);
+    // SAFETY: own memory of a domain, which the machine keeps, and the caller has pinned the page. Everybody
+    // accesses such pages atomically.
+    unsafe { AtomicU32::from_ptr(at) }
 }
 
 /// Reads memory as a device does.

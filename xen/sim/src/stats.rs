@@ -56,6 +56,8 @@ counters! {
         block_calls,
         /// Interrupts sent to other vCPUs of the domain.
         wake_calls,
+        /// `PHYSDEVOP_eoi` hypercalls.
+        eoi_calls,
         /// `XENMEM_decrease_reservation` hypercalls.
         release_calls,
         /// Pages given back with something other than zeros in them, which Xen may show to their
@@ -83,6 +85,7 @@ impl Stats {
             + self.close_calls
             + self.block_calls
             + self.wake_calls
+            + self.eoi_calls
             + self.release_calls
             + self.populate_calls
             + self.transfer_calls
@@ -157,6 +160,11 @@ pub enum Violation {
         /// The bus address.
         address: u64,
     },
+    /// MSI-X was enabled for a function that dom0 had not prepared for it, which ends the domain.
+    UnpreparedMsix {
+        /// The domain that has the function.
+        domain: DomId,
+    },
     /// A page was released that is not memory of the domain, or is not any more.
     ReleasedNothing {
         /// The domain that asked.
@@ -200,6 +208,7 @@ impl Violation {
             | Violation::ClosedPort { domain, .. }
             | Violation::FreedWhileShared { domain, .. }
             | Violation::Dma { domain, .. }
+            | Violation::UnpreparedMsix { domain }
             | Violation::ReleasedNothing { domain, .. }
             | Violation::PopulatedOccupied { domain, .. }
             | Violation::AcceptedOccupied { domain, .. }
@@ -248,6 +257,7 @@ impl fmt::Display for Violation {
                     "letting a device access bus address {address:#x}, which it may not"
                 )
             }
+            Violation::UnpreparedMsix { .. } => f.write_str("enabling MSI-X that was not prepared"),
             Violation::ReleasedNothing { address, .. } => {
                 write!(f, "releasing {address:#x}, which is not its own memory")
             }

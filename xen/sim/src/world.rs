@@ -7,6 +7,7 @@ use super::faults::Faults;
 use super::grants::{ForeignSpace, Grants};
 use super::memory::Machine;
 use super::own_memory::OwnMemory;
+use super::pci;
 use super::stats::{Stats, Violation};
 use super::tables::Lent;
 use super::transfer::Transfers;
@@ -89,6 +90,8 @@ pub(super) struct Domain {
     pub(super) heap_for_devices: BTreeSet<Mfn>,
     /// The number of devices that it was given.
     pub(super) devices: usize,
+    /// Pages of registers that it has mapped.
+    pub(super) register_pages: usize,
 }
 
 pub(super) struct World {
@@ -103,6 +106,8 @@ pub(super) struct World {
     pub(super) costs: Costs,
     /// What the devices of domains that have ended still access.
     pub(super) late_entries: BTreeMap<DomId, Vec<LateEntry>>,
+    pub(super) functions: pci::Functions,
+    pub(super) pirqs: pci::Pirqs,
 }
 
 /// The machine as all handles share it.
@@ -125,6 +130,8 @@ impl Shared {
             transfers: Transfers::default(),
             costs: Costs::default(),
             late_entries: BTreeMap::new(),
+            functions: pci::Functions::default(),
+            pirqs: pci::Pirqs::default(),
         })))
     }
 
@@ -167,6 +174,7 @@ impl World {
             store: None,
             heap_for_devices: BTreeSet::new(),
             devices: 0,
+            register_pages: 0,
         }));
         id
     }

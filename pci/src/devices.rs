@@ -1,0 +1,57 @@
+//! The functions that libxl and pciback have in their directory.
+
+use crate::address::{FunctionName, Slot};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use bulkhead_xenbus::{NodeMap, XenbusState, excerpt, read_nodes};
+use bulkhead_xenstore_client::{Client, Error};
+
+/// The most functions that are looked at.
+const MOST: usize = 64;
+
+/// A function in the directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its name.
+    pub name: FunctionName,
+    /// Its place for pciback; `None` as long as pciback does not show it.
+    pub slot: Option<Slot>,
+    /// libxl removes it.
+    pub removed: bool,
+}
+
+/// Reads them. libxl renumbers the functions when one is gone, but not while it waits for this end.
+pub async fn list(store: &Client, path: &str) -> Result<Vec<Listed>, Error> {
+    let mut nodes = NodeMap::new();
+    read_nodes(&mut nodes, store, path, &["num_devs"]).await?;
+    let count = nodes
+        .get("num_devs")
+        .and_then(|count| count.trim().parse().ok());
+    let count: usize = count.unwrap_or(0);
+    if count > MOST {
+        log::warn!("pci: {count} functions: only the first {MOST} are looked at");
+    }
+    let mut listed = Vec::new();
+    for number in 0..count.min(MOST) {
+        let names = ["dev", "vdev", "state"].map(|name| format!("{name}-{number}"));
+        let mut nodes = NodeMap::new();
+        let wanted = names.each_ref().map(String::as_str);
+        read_nodes(&mut nodes, store, path, &wanted).await?;
+        let [dev, vdev, state] = wanted.map(|name| nodes.get(name).map(String::as_str));
+        let Some(name) = dev.and_then(FunctionName::parse) else {
+            log::error!(
+                "pci: {}={:?} is not a function",
+                wanted[0],
+                excerpt(dev.unwrap_or_default())
+            );
+            continue;
+        };
+        listed.push(Listed {
+            name,
+            slot: vdev.and_then(Slot::parse),
+            removed: XenbusState::parse(state) == XenbusState::Closing,
+        });
+    }
+    Ok(listed)
+}

@@ -1,0 +1,411 @@
+//! The task of the frontend: it reads the states of both ends, decides, acts, and waits for the next change.
+
+use crate::PciHost;
+use crate::address::{FunctionName, Slot};
+use crate::channel::{Channel, give_up};
+use crate::config_space::ConfigSpace;
+use crate::devices::{Listed, list};
+use crate::error::OperationError;
+use crate::function::{Departure, Function, Shared};
+use crate::holders::Holders;
+use crate::identity::Identity;
+use crate::state_machine::{Observed, Phase, Step, decide};
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use bulkhead_executor::Handle;
+use bulkhead_grant::{PagePool, SharedMemory, TableOnDemand};
+use bulkhead_xen::{DomId, Reservation};
+use bulkhead_xenbus::retry::persist;
+use bulkhead_xenbus::{XenbusState, own_node, peer_node};
+use bulkhead_xenstore_client::{Client, Error, Transaction, Watch};
+use core::convert::Infallible;
+use core::future::poll_fn;
+use core::task::Poll;
+use core::time::Duration;
+use futures_util::task::AtomicWaker;
+
+/// This end's directory: libxl makes one, for all functions.
+const DIRECTORY: &str = "device/pci/0";
+
+/// A driver of functions.
+pub trait Driver<H: PciHost> {
+    /// Returns its name, for the log.
+    fn name(&self) -> &'static str;
+
+    /// Takes a function, and starts what is to be done with it; or gives it back, if it is not one that this driver
+    /// drives. Called on the first vCPU.
+    fn take(&self, function: Function<H>) -> Result<(), Function<H>>;
+}
+
+/// How the frontend behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// The longest time that pciback may take for an operation. Under load, dom0 takes seconds.
+    pub patience: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            patience: Duration::from_secs(60),
+        }
+    }
+}
+
+/// The functions of this domain.
+pub struct Frontend<H: PciHost> {
+    handle: Handle<H>,
+    store: Client,
+    pool: PagePool,
+    grants: TableOnDemand<H>,
+    drivers: Vec<Rc<dyn Driver<H>>>,
+    options: Options,
+}
+
+/// A function that pciback shows.
+struct Known<H: PciHost> {
+    shared: Rc<Shared<H>>,
+    holders: Holders,
+    /// It was asked to go.
+    leaves: bool,
+}
+
+/// pciback, as the toolstack names it.
+struct Peer {
+    path: String,
+    id: DomId,
+    watch: Watch,
+}
+
+/// The frontend's life.
+struct Life<'f, H: PciHost> {
+    frontend: &'f Frontend<H>,
+    watch: Watch,
+    peer: Option<Peer>,
+    phase: Phase,
+    channel: Option<Rc<Channel<H>>>,
+    functions: Vec<Known<H>>,
+    /// The functions that were asked to go and are in use, as of the last decision.
+    kept: usize,
+    /// Woken when a function has no holder any more.
+    released: Arc<AtomicWaker>,
+    /// The last line in the log about what is waited for.
+    told: Option<String>,
+}
+
+impl<H: PciHost> Frontend<H> {
+    /// Returns the frontend of a domain, which [`follow`](Self::follow) runs. `handle` is of the vCPU that this is
+    /// called on. The page for pciback is one of `memory`, granted by `grants`.
+    pub fn new(
+        handle: Handle<H>,
+        store: Client,
+        memory: Arc<dyn Reservation>,
+        grants: TableOnDemand<H>,
+        options: Options,
+    ) -> Self {
+        Frontend {
+            handle,
+            store,
+            pool: PagePool::new(memory),
+            grants,
+            drivers: Vec::new(),
+            options,
+        }
+    }
+
+    /// Adds a driver. The first that takes a function has it.
+    pub fn add_driver(&mut self, driver: Rc<dyn Driver<H>>) {
+        self.drivers.push(driver);
+    }
+
+    /// Finds the functions that the domain has been given and is given later, for the drivers. Returns only if
+    /// xenstore cannot be used any more; functions stay in use even then.
+    pub async fn follow(&self) -> Result<Infallible, Error> {
+        let watching = async || self.store.watch(DIRECTORY).await;
+        let watch = persist(&self.handle, DIRECTORY, watching).await?;
+        let mut life = Life {
+            frontend: self,
+            watch,
+            peer: None,
+            phase: Phase::Fresh,
+            channel: None,
+            functions: Vec::new(),
+            kept: 0,
+            released: Arc::default(),
+            told: None,
+        };
+        loop {
+            match life.step().await {
+                Ok(()) => {}
+                Err(error) if error.is_disconnected() => return Err(error),
+                Err(error) => {
+                    life.tell(format!("{error}; to be tried again"));
+                    self.handle.sleep(bulkhead_xenbus::retry::PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+impl<H: PciHost> Life<'_, H> {
+    /// Reads the states, decides and acts.
+    async fn step(&mut self) -> Result<(), Error> {
+        let seen = self.observe().await?;
+        match decide(self.phase, seen) {
+            Step::Wait => self.wait().await,
+            Step::Keep => {
+                self.tell("a function is to be detached, but it is in use: it is kept".to_string());
+                self.wait().await
+            }
+            Step::Publish => self.publish().await,
+            Step::Connect => self.connect().await,
+            Step::Reconfigure => self.reconfigure().await,
+            Step::Close => {
+                log::warn!("pci: dom0's pciback is gone, and all functions with it");
+                self.disconnect();
+                self.phase = Phase::Closed;
+                self.write(&[], XenbusState::Closed).await
+            }
+            Step::Forget => {
+                self.disconnect();
+                self.peer = None;
+                self.phase = Phase::Fresh;
+                self.wait().await
+            }
+        }
+    }
+
+    async fn observe(&mut self) -> Result<Observed, Error> {
+        let store = &self.frontend.store;
+        let state = own_node(store, format!("{DIRECTORY}/state")).await?;
+        let path = own_node(store, format!("{DIRECTORY}/backend")).await?;
+        let id = own_node(store, format!("{DIRECTORY}/backend-id")).await?;
+        let id = id.and_then(|id| id.trim().parse().ok()).map(DomId);
+        self.kept = kept(&self.functions);
+        let mut seen = Observed {
+            attached: false,
+            backend: XenbusState::Unknown,
+            in_use: self.kept > 0,
+        };
+        if let (Some(_), Some(path), Some(id)) = (state, path, id) {
+            seen.attached = true;
+            self.meet(path, id).await?;
+        }
+        if let Some(peer) = self.peer.as_ref().filter(|_| seen.attached) {
+            let store = &self.frontend.store;
+            let state = peer_node(store, format!("{}/state", peer.path)).await?;
+            seen.backend = XenbusState::parse(state.as_deref());
+        }
+        Ok(seen)
+    }
+
+    /// Follows the backend that the toolstack has named, if it is another one than before.
+    async fn meet(&mut self, path: String, id: DomId) -> Result<(), Error> {
+        let same = |peer: &Peer| peer.path == path && peer.id == id;
+        if self.peer.as_ref().is_some_and(same) {
+            return Ok(());
+        }
+        self.disconnect();
+        self.phase = Phase::Fresh;
+        let watch = self.frontend.store.watch(&path).await?;
+        self.peer = Some(Peer { path, id, watch });
+        Ok(())
+    }
+
+    /// Waits until something may have changed.
+    async fn wait(&mut self) -> Result<(), Error> {
+        poll_fn(|context| {
+            self.released.register(context.waker());
+            if kept(&self.functions) != self.kept {
+                return Poll::Ready(Ok(()));
+            }
+            if let Some(peer) = &mut self.peer
+                && let Poll::Ready(event) = peer.watch.poll_next(context)
+            {
+                return Poll::Ready(event.map(drop));
+            }
+            self.watch.poll_next(context).map(|event| event.map(drop))
+        })
+        .await
+    }
+
+    /// Makes a channel, and tells pciback of it.
+    async fn publish(&mut self) -> Result<(), Error> {
+        let Some(peer) = &self.peer else {
+            return Ok(());
+        };
+        let frontend = self.frontend;
+        let made = frontend
+            .grants
+            .get()
+            .ok_or("Xen gives no grant table".to_string());
+        let made = made.and_then(|grants| {
+            let page = SharedMemory::new(&frontend.pool, &grants, 1);
+            page.map_err(|error| error.to_string())
+        });
+        let made = made.and_then(|page| {
+            Channel::new(&frontend.handle, page, peer.id, frontend.options.patience)
+        });
+        let channel = match made {
+            Ok(channel) => channel,
+            Err(problem) => {
+                self.tell(format!("cannot be connected to dom0: {problem}"));
+                return self.wait().await;
+            }
+        };
+        let nodes = channel.nodes();
+        self.channel = Some(channel);
+        self.phase = Phase::Published;
+        self.write(&nodes, XenbusState::Initialised).await
+    }
+
+    /// Looks for functions that are new or gone, and tells pciback that this is done.
+    async fn connect(&mut self) -> Result<(), Error> {
+        let listed = self.list().await?;
+        let there = |known: &Known<H>| {
+            let same = |one: &Listed| one.name == known.shared.name && !one.removed;
+            listed.iter().any(same)
+        };
+        self.functions.retain(there);
+        self.told = None;
+        for one in listed.iter().filter(|one| !one.removed) {
+            let known = self
+                .functions
+                .iter()
+                .any(|known| known.shared.name == one.name);
+            match one.slot {
+                _ if known => {}
+                Some(slot) => self.meet_function(one.name, slot).await,
+                None => log::error!("pci {}: dom0's pciback does not show it", one.name),
+            }
+        }
+        self.phase = Phase::Connected;
+        self.write(&[], XenbusState::Connected).await
+    }
+
+    /// Asks for the functions that are to be removed; if none is in use any more, lets pciback have them.
+    async fn reconfigure(&mut self) -> Result<(), Error> {
+        let listed = self.list().await?;
+        let mut gone = Vec::new();
+        for known in &mut self.functions {
+            let removed = |one: &&Listed| one.name == known.shared.name && one.removed;
+            if listed.iter().find(removed).is_none() {
+                continue;
+            }
+            if !known.leaves {
+                known.leaves = true;
+                log::info!("pci {}: is to be detached", known.shared.name);
+                known.shared.depart(Departure::Detached);
+            }
+            match known.holders.any() {
+                true => return Ok(()),
+                false => gone.push(known.shared.clone()),
+            }
+        }
+        for shared in gone {
+            if let Err(error) = shared.turn_off().await {
+                log::warn!("pci {}: not turned off: {error}", shared.name);
+            }
+            log::info!("pci {}: detached", shared.name);
+        }
+        self.functions.retain(|known| !known.leaves);
+        self.phase = Phase::Reconfiguring;
+        self.write(&[], XenbusState::Reconfiguring).await
+    }
+
+    async fn list(&self) -> Result<Vec<Listed>, Error> {
+        match &self.peer {
+            Some(peer) => list(&self.frontend.store, &peer.path).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Finds out what a new function is, and offers it to the drivers.
+    async fn meet_function(&mut self, name: FunctionName, slot: Slot) {
+        let Some(channel) = &self.channel else {
+            return;
+        };
+        let config = ConfigSpace::new(channel.clone(), slot);
+        let identity = match identify(&config).await {
+            Ok(Some(identity)) => identity,
+            Ok(None) => return log::error!("pci {name}: nothing answers there"),
+            Err(error) => return log::error!("pci {name}: {error}"),
+        };
+        let handle = self.frontend.handle.clone();
+        let shared = Rc::new(Shared::new(name, identity, handle, config));
+        let (holder, holders) = Holders::new(&self.released);
+        let mut offered = Function::new(shared.clone(), holder);
+        let mut taken = None;
+        for driver in &self.frontend.drivers {
+            match driver.take(offered) {
+                Ok(()) => {
+                    taken = Some(driver.name());
+                    break;
+                }
+                Err(back) => offered = back,
+            }
+        }
+        match taken {
+            Some(driver) => log::info!("pci {name}: {identity}, driver {driver}"),
+            None => log::warn!("pci {name}: {identity}: no driver for it"),
+        }
+        self.functions.push(Known {
+            shared,
+            holders,
+            leaves: false,
+        });
+    }
+
+    /// Stops using pciback. Drivers keep what is left of their functions until they drop it.
+    fn disconnect(&mut self) {
+        for known in self.functions.drain(..) {
+            known.shared.depart(Departure::Gone);
+        }
+        if let Some(channel) = self.channel.take() {
+            give_up(channel);
+        }
+    }
+
+    /// Writes nodes and this end's state, if the directory is there.
+    async fn write(&self, nodes: &[(&str, String)], state: XenbusState) -> Result<(), Error> {
+        let write = async |tx: &Transaction| {
+            if !tx.exists(format!("{DIRECTORY}/state")).await? {
+                return Ok(());
+            }
+            for (name, value) in nodes {
+                tx.write(format!("{DIRECTORY}/{name}"), value).await?;
+            }
+            tx.write(format!("{DIRECTORY}/state"), state.to_string())
+                .await
+        };
+        // The phase has changed already: what is to be written is written, however long xenstored refuses it.
+        persist(&self.frontend.handle, DIRECTORY, async || {
+            self.frontend.store.transaction(&write).await
+        })
+        .await
+    }
+
+    /// Logs a line, unless it repeats the last one.
+    fn tell(&mut self, what: String) {
+        if self.told.as_ref() != Some(&what) {
+            log::warn!("pci: {what}");
+            self.told = Some(what);
+        }
+    }
+}
+
+/// Returns the number of functions that were asked to go, and are in use.
+fn kept<H: PciHost>(functions: &[Known<H>]) -> usize {
+    let is_kept = |known: &&Known<H>| known.leaves && known.holders.any();
+    functions.iter().filter(is_kept).count()
+}
+
+/// Reads what a function is; `None` if nothing answers.
+async fn identify<H: PciHost>(config: &ConfigSpace<H>) -> Result<Option<Identity>, OperationError> {
+    let id = config.read32(0).await?;
+    let class = config.read32(8).await?;
+    Ok(Identity::new(id, class))
+}

@@ -1,0 +1,60 @@
+//! A part of a BAR, as its driver has it.
+
+use crate::holders::Holder;
+use alloc::sync::Arc;
+use bulkhead_xen::{Registers, is_register};
+
+/// Registers inside of the pages that were mapped for them.
+pub struct Window<R> {
+    /// Dropped before the holder: the function is let go of when it is unmapped.
+    pages: R,
+    /// The position of the first register.
+    start: usize,
+    len: usize,
+    _holder: Arc<Holder>,
+}
+
+impl<R: Registers> Window<R> {
+    /// Returns `len` bytes of registers from `start` on.
+    pub fn new(pages: R, start: usize, len: usize, holder: Arc<Holder>) -> Self {
+        Window {
+            pages,
+            start,
+            len,
+            _holder: holder,
+        }
+    }
+}
+
+macro_rules! accesses {
+    ($($read:ident, $write:ident, $type:ty;)*) => {
+        $(
+            #[inline]
+            fn $read(&self, offset: usize) -> $type {
+                match is_register(offset, size_of::<$type>(), self.len) {
+                    true => self.pages.$read(self.start + offset),
+                    false => <$type>::MAX,
+                }
+            }
+
+            #[inline]
+            fn $write(&self, offset: usize, value: $type) {
+                if is_register(offset, size_of::<$type>(), self.len) {
+                    self.pages.$write(self.start + offset, value);
+                }
+            }
+        )*
+    };
+}
+
+impl<R: Registers> Registers for Window<R> {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    accesses! {
+        read8, write8, u8;
+        read16, write16, u16;
+        read32, write32, u32;
+    }
+}

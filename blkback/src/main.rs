@@ -19,15 +19,17 @@ use bulkhead_blkback::operator::{answer_keys, grow_on_request, rescan_on_request
 use bulkhead_blkback::vcpus::learn_wakeup_latency;
 #[cfg(feature = "vbd")]
 use bulkhead_blkfront::{Frontends, vbd_store};
-#[cfg(feature = "vbd")]
+#[cfg(any(feature = "pci", feature = "vbd"))]
 use bulkhead_executor::Handle;
 use bulkhead_executor::{Executor, VcpuSpawner};
 use bulkhead_grant::Region;
-#[cfg(feature = "vbd")]
+#[cfg(any(feature = "pci", feature = "vbd"))]
 use bulkhead_grant::TableOnDemand;
 #[cfg(feature = "vbd")]
 use bulkhead_images::Store;
 use bulkhead_images::{Catalog, ImageMemory, Stores};
+#[cfg(feature = "pci")]
+use bulkhead_kernel::Way;
 use bulkhead_kernel::command_line::{unknown, value};
 use bulkhead_kernel::logger;
 use bulkhead_kernel::memory::beyond_reserve;
@@ -61,11 +63,14 @@ fn main(mut machine: Machine) -> ShutdownReason {
     };
     #[allow(unused_mut, reason = "without features there are the images alone")]
     let mut stores = Stores::new(catalog);
-    #[cfg(feature = "vbd")]
-    {
-        let grants = TableOnDemand::new(hypervisor);
-        stores.register(own_disks(&handle, &store, &vcpus, grants, hypervisor));
+    #[cfg(any(feature = "pci", feature = "vbd"))]
+    let grants = TableOnDemand::new(hypervisor);
+    #[cfg(feature = "pci")]
+    if machine.way == Way::Pv {
+        own_functions(&handle, &store, grants.clone(), hypervisor);
     }
+    #[cfg(feature = "vbd")]
+    stores.register(own_disks(&handle, &store, &vcpus, grants, hypervisor));
     let backend = Backend::with(
         vcpus,
         handle.clone(),
@@ -161,6 +166,23 @@ fn own_disks(
         log::error!("disks of our own cannot be followed any more: {error}");
     });
     Box::new(vbd_store(disks))
+}
+
+/// Starts the task that finds the PCI functions that the domain was given, for their drivers.
+#[cfg(feature = "pci")]
+fn own_functions(
+    handle: &Handle<Hypercalls>,
+    store: &Client,
+    grants: TableOnDemand<Hypercalls>,
+    hypervisor: Hypercalls,
+) {
+    let (memory, options) = (Arc::new(hypervisor), bulkhead_pci::Options::default());
+    let functions =
+        bulkhead_pci::Frontend::new(handle.clone(), store.clone(), memory, grants, options);
+    handle.spawn(async move {
+        let Err(error) = functions.follow().await;
+        log::error!("PCI functions of our own cannot be followed any more: {error}");
+    });
 }
 
 /// Reads the options on the command line. Logs words that it does not recognise.

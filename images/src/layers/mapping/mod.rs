@@ -1,5 +1,6 @@
 //! A device whose sectors lie in extents of other devices: a partition, a logical volume.
 
+mod below;
 mod extents;
 mod queue;
 #[allow(unsafe_code, reason = "keeps segments of requests that are cut")]

@@ -1,6 +1,7 @@
 //! The queue of a mapped device: passes requests on, whole or in parts.
 
 use super::Shared;
+use super::below::{Below, common};
 use super::extents::{ExtentMap, Piece};
 use super::splits::{Splits, passed_on, whole};
 use crate::claim::Access;
@@ -8,7 +9,6 @@ use crate::io::{Io, IoError, Op, Sector, Submitted, Tag};
 use crate::queue::{Caps, DataAccess, IoQueue, KEPT_SEGMENTS, OpenQueueError, Staging, room};
 use crate::segment::IoSegment;
 use alloc::boxed::Box;
-use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_xen::DmaMemory;
@@ -30,67 +30,6 @@ pub(super) struct MappedQueue {
     staged: Vec<(Tag, usize)>,
     /// A request was not taken.
     was_busy: bool,
-}
-
-/// The queue of a device below.
-struct Below {
-    queue: Box<dyn IoQueue>,
-    depth: usize,
-    pending: usize,
-    unflushed: bool,
-    in_place: bool,
-    /// It can make data durable.
-    flushes: bool,
-    closed: bool,
-}
-
-impl Below {
-    #[inline]
-    fn submit(&mut self, tag: Tag, io: Io<'_>) -> Submitted {
-        if self.pending >= self.depth {
-            return Submitted::Busy;
-        }
-        self.unflushed = true;
-        let submitted = self.queue.submit(tag, io);
-        if submitted == Submitted::Pending {
-            self.pending += 1;
-        }
-        submitted
-    }
-
-    fn flush_submissions(&mut self) {
-        if core::mem::take(&mut self.unflushed) {
-            self.queue.flush_submissions();
-        }
-    }
-}
-
-/// Returns what every one of the queues below can take.
-fn common(queues: &[Box<dyn IoQueue>]) -> Result<Caps, OpenQueueError> {
-    let all = queues.iter().map(|queue| Ok(queue.caps()));
-    let common = all.reduce(|one, other| {
-        let (one, other): (Caps, Caps) = (one?, other?);
-        Ok(Caps {
-            depth: one.depth.min(other.depth),
-            segments: one.segments.min(other.segments),
-            bytes: one.bytes.min(other.bytes),
-            alignment: one.alignment.max(other.alignment),
-            access: match (one.access, other.access) {
-                (one, other) if one == other => one,
-                (DataAccess::Direct, DataAccess::Mapped)
-                | (DataAccess::Mapped, DataAccess::Direct) => DataAccess::Mapped,
-                _ => {
-                    let reason = "its disks are of kinds that one volume cannot have together";
-                    return Err(OpenQueueError::Failed(reason.to_string()));
-                }
-            },
-            timeout: one
-                .timeout
-                .zip(other.timeout)
-                .map(|(one, other)| one.max(other)),
-        })
-    });
-    common.unwrap_or(Ok(Caps::UNLIMITED))
 }
 
 impl MappedQueue {

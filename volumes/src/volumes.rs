@@ -3,18 +3,17 @@
 use crate::claims::{Claim, Claims, DiskId, DiskRange, Who};
 use crate::content::{Content, ContentError};
 use crate::error::OpenError;
-use crate::gpt::Partition;
 use crate::name::{VolumeName, VolumePart};
-use crate::order::order;
-use crate::rescan::{Change, Outcome, Rescan};
-use crate::resolve::{self, Identity, Known, Resolved};
+use crate::open::{Open, ranges};
+use crate::rescan::{Change, Rescan};
+use crate::resolve::{self, Resolved};
+use crate::state::{Disk, DiskState, State};
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
-use alloc::sync::{Arc, Weak};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_images::{
-    Access, BlockDevice, DeviceReader, ExtentMap, MappedDevice, Sector, SharedDevice,
-    WeakMappedDevice, WeakSharedDevice,
+    Access, BlockDevice, DeviceReader, MappedDevice, Sector, SharedDevice, WeakSharedDevice,
 };
 use bulkhead_xen::VcpuId;
 use core::future::poll_fn;
@@ -31,38 +30,6 @@ pub struct Volumes {
     claims: Arc<Claims>,
 }
 
-#[derive(Default)]
-struct State {
-    next: u64,
-    disks: Vec<Disk>,
-    open: Vec<Open>,
-    /// Readers that were given up, and whose disks have not let go of their memory.
-    given_up: Vec<(DiskId, DeviceReader)>,
-}
-
-struct Disk {
-    id: DiskId,
-    name: String,
-    source: Rc<Source>,
-    /// As long as somebody uses it.
-    device: WeakSharedDevice,
-    /// Its size when it was opened last.
-    sectors: Sector,
-    content: Option<Arc<Content>>,
-}
-
-/// Opens a disk, to be written to if it can be, or says in a sentence why it is not there.
-pub type Source = dyn Fn() -> Result<Arc<dyn BlockDevice>, String>;
-
-/// A volume that is open, as long as it is.
-struct Open {
-    name: String,
-    identity: Identity,
-    disks: Vec<DiskId>,
-    device: WeakMappedDevice,
-    claim: Weak<Claim>,
-}
-
 /// Who opens a volume, and what for.
 #[derive(Clone, Copy, Debug)]
 pub struct Opening<'o> {
@@ -74,19 +41,6 @@ pub struct Opening<'o> {
     pub owner: &'o str,
     /// It is the operator's domain, and no guest: what it writes may describe others' volumes.
     pub administrator: bool,
-}
-
-/// A disk, for statistics.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DiskState {
-    /// Its name.
-    pub name: String,
-    /// Its size, in units of 512 bytes.
-    pub sectors: Sector,
-    /// What is on it, and how many sectors each has. Empty as long as nobody wanted to know.
-    pub volumes: Vec<(String, Sector)>,
-    /// What of it is open, by whom, and what for.
-    pub users: Vec<(String, String, Access)>,
 }
 
 impl Volumes {
@@ -433,139 +387,5 @@ impl Drop for Reading<'_> {
         {
             self.state.lock().given_up.push((self.id, reader));
         }
-    }
-}
-
-/// The sectors that a map is about.
-fn ranges(map: &ExtentMap, disks: &[DiskId]) -> Vec<DiskRange> {
-    let ranges = map.ranges().filter_map(|(device, start, len)| {
-        Some(DiskRange {
-            disk: *disks.get(device)?,
-            sectors: start.0..start.0 + len.0,
-        })
-    });
-    ranges.collect()
-}
-
-/// Returns for each partition whether its label names it alone. Without memory for that, none does.
-fn unique_labels(partitions: &[Partition]) -> Vec<bool> {
-    let label = |position: usize| partitions[position].label.as_str();
-    let by_label = order(partitions.len(), &|one, other| label(one).cmp(label(other)));
-    let mut unique = alloc::vec![false; partitions.len()];
-    let by_label = by_label.unwrap_or_default();
-    for (place, position) in by_label.iter().enumerate() {
-        let beside = [place.wrapping_sub(1), place + 1];
-        let mut beside = beside.iter().filter_map(|place| by_label.get(*place));
-        let namesake = beside.any(|other| label(*other) == label(*position));
-        unique[*position] = !namesake && !label(*position).is_empty();
-    }
-    unique
-}
-
-impl State {
-    fn forget_closed(&mut self) {
-        self.open.retain(|open| open.claim.strong_count() > 0);
-    }
-
-    fn contents(&self, claims: &Claims) -> Vec<Known> {
-        let known = |disk: &Disk| Known {
-            disk: disk.id,
-            name: disk.name.clone(),
-            content: disk.content.clone(),
-            written: claims.written(disk.id),
-        };
-        self.disks.iter().map(known).collect()
-    }
-
-    fn disk_state(&self, id: DiskId, claims: &Claims) -> Option<DiskState> {
-        let disk = self.disks.iter().find(|disk| disk.id == id)?;
-        let mut volumes = Vec::new();
-        if let Some(content) = &disk.content {
-            let partitions = content
-                .table
-                .as_ref()
-                .map_or(&[][..], |table| &table.partitions);
-            for (partition, unique) in partitions.iter().zip(unique_labels(partitions)) {
-                if partition.fault.is_some() {
-                    continue;
-                }
-                let part = match unique {
-                    true => VolumePart::Label(partition.label.clone()),
-                    false => VolumePart::Guid(partition.id),
-                };
-                volumes.push((alloc::format!("{}{part}", disk.name), partition.sectors));
-            }
-            for group in content.groups() {
-                let usable = group.logical.iter();
-                for volume in usable.filter(|volume| volume.fault.is_none()) {
-                    let name = alloc::format!("{}/{}/{}", disk.name, group.name, volume.name);
-                    volumes.push((name, group.sectors(volume)));
-                }
-            }
-        }
-        Some(DiskState {
-            name: disk.name.clone(),
-            sectors: match disk.device.upgrade() {
-                Some(device) => device.device().geometry().sectors,
-                None => disk.sectors,
-            },
-            volumes,
-            users: claims.users(id),
-        })
-    }
-}
-
-impl Open {
-    /// Compares an open volume with what its disks say now, and makes it as large as it is there. `None` if it is
-    /// as it was.
-    fn compare(&self, contents: resolve::Contents<'_>) -> Option<Outcome> {
-        let (device, claim) = (self.device.upgrade()?, self.claim.upgrade()?);
-        let resolved = match self.identity {
-            Identity::Partition(disk, guid) => {
-                resolve::partition(contents, disk, &self.name, &|it| it.id == guid)
-            }
-            Identity::Logical(disk, group, volume) => resolve::logical(
-                contents,
-                disk,
-                &self.name,
-                &|it| it.id == group,
-                &|it| it.id == volume,
-                &self.disks,
-            ),
-        };
-        let resolved = match resolved {
-            Ok(resolved) => resolved,
-            Err(error) => return Some(Outcome::Kept(error.to_string())),
-        };
-        let (old, new) = (device.map(), resolved.map);
-        let kept = |reason: &str| Some(Outcome::Kept(reason.to_string()));
-        if *old == new {
-            return None;
-        }
-        if !old.is_start_of(&new) {
-            return match new.is_start_of(&old) {
-                true => kept("it is smaller now"),
-                false => kept("it lies elsewhere now"),
-            };
-        }
-        let (from, to) = (old.sectors(), new.sectors());
-        if from == to {
-            return None;
-        }
-        if resolved.disks.len() > self.disks.len() {
-            return kept("it goes on on another disk, and has to be attached again for that");
-        }
-        let before = ranges(&old, &self.disks);
-        if let Err(overlap) = claim.change(ranges(&new, &self.disks)) {
-            return Some(Outcome::Kept(alloc::format!(
-                "it cannot have what it has grown by: {overlap}"
-            )));
-        }
-        if let Err(error) = device.extend(new) {
-            // What it had is still its own.
-            let _ = claim.change(before);
-            return Some(Outcome::Kept(error.to_string()));
-        }
-        Some(Outcome::Grown { from, to })
     }
 }

@@ -6,12 +6,14 @@
 mod area;
 mod group;
 mod label;
+mod logical;
 mod text;
 
 pub use area::AreaFault;
 pub(crate) use group::MOST_BYTES;
-pub use group::{Group, GroupFault, Logical, LogicalFault, Physical};
+pub use group::{Group, GroupFault, Physical};
 pub use label::LabelFault;
+pub use logical::{Logical, LogicalFault};
 pub use text::TextFault;
 
 use crate::memory::push;

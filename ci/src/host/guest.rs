@@ -17,6 +17,9 @@ const PCI_OFF: &str = " pci=off";
 /// Time limit for a guest from its creation to its first command.
 pub const BOOT: Duration = Duration::from_secs(180);
 
+/// Time limit for a guest to see a disk's new size.
+const RESIZE: Duration = Duration::from_secs(60);
+
 /// A Linux guest whose init (`ci/scripts/console-commands.sh`) takes commands.
 #[derive(Debug)]
 pub struct Guest<'h> {
@@ -183,6 +186,23 @@ impl<'h> Guest<'h> {
             self.host.wait_tick()?;
         }
         Ok(None)
+    }
+
+    /// Waits until the guest sees this size of a disk, in units of 512 bytes.
+    pub fn wait_for_sectors(&self, device: &str, sectors: u64) -> Result<()> {
+        let size = format!("/sys/block/{device}/size");
+        let wait = format!(
+            "for n in $(seq 100); do [ $(cat {size}) = {sectors} ] && break; usleep 50000; done; cat {size}"
+        );
+        let seen = self.ok(&wait, RESIZE)?;
+        match seen.trim() == sectors.to_string() {
+            true => Ok(()),
+            false => bail!(
+                "{} sees {} sectors of {device}, expected {sectors}",
+                self.name,
+                seen.trim()
+            ),
+        }
     }
 
     /// Reboots it at once, without an orderly shutdown, and waits until the domain that the toolstack

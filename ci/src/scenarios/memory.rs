@@ -1,6 +1,6 @@
 //! The driver domain's amount of memory, and its behaviour where that is not enough.
 
-use super::operator::{grow, memory, other};
+use super::operator::{memory, other};
 use crate::config::Kind;
 use crate::testbed::images::Image;
 use crate::testbed::storage::{Running, disk};
@@ -32,14 +32,14 @@ fn memory_target(testbed: &Testbed, kind: Kind) -> Result<()> {
     let read = "dd if=/dev/xvda of=/dev/null bs=1M iflag=direct";
 
     testbed.step("growing an image into memory that is not there");
-    let answer = grow(testbed, &storage, "img 128M")?;
+    let answer = storage.ask("grow", "img 128M")?;
     ensure!(
         answer.contains("bytes of memory in one piece"),
         "the answer is {answer:?}"
     );
     guest.ok(read, MINUTE)?;
     // All that is there can be used: what the map shows beyond it is not touched.
-    let answer = grow(testbed, &storage, "img 20M")?;
+    let answer = storage.ask("grow", "img 20M")?;
     ensure!(answer.contains("grew from"), "the answer is {answer:?}");
     guest.ok(read, MINUTE)?;
 
@@ -52,7 +52,7 @@ fn memory_target(testbed: &Testbed, kind: Kind) -> Result<()> {
         guest.ok(read, MINUTE)?;
     } else {
         wait_for_memory(testbed, &storage, 198..=200)?;
-        let answer = grow(testbed, &storage, "img 128M")?;
+        let answer = storage.ask("grow", "img 128M")?;
         ensure!(answer.contains("grew from"), "the answer is {answer:?}");
         guest.ok(
             "dd if=/dev/urandom of=/dev/xvda bs=1M seek=120 count=8 iflag=fullblock oflag=direct",

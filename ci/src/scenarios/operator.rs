@@ -3,7 +3,7 @@
 use crate::config::Kind;
 use crate::host::guest::Guest;
 use crate::testbed::images::Image;
-use crate::testbed::storage::{Running, device_number, disk};
+use crate::testbed::storage::{device_number, disk};
 use crate::testbed::{MINUTE, Scenario, Testbed};
 use anyhow::{Result, ensure};
 
@@ -171,18 +171,12 @@ fn growth(testbed: &Testbed, kind: Kind) -> Result<()> {
     )?;
 
     testbed.step("growing the image from 4 to 12 MiB");
-    let answer = grow(testbed, &storage, "disk 12M")?;
+    let answer = storage.ask("grow", "disk 12M")?;
     ensure!(
         answer == "image ram:disk grew from 4194304 to 12582912 bytes",
         "the answer is {answer:?}"
     );
-    let sectors = "for n in $(seq 100); do [ $(cat /sys/block/xvda/size) = 24576 ] && break; \
-        usleep 50000; done; cat /sys/block/xvda/size";
-    let sectors = guest.ok(sectors, MINUTE)?;
-    ensure!(
-        sectors.trim() == "24576",
-        "the guest sees {sectors} sectors"
-    );
+    guest.wait_for_sectors("xvda", 24576)?;
     let whole = "dd if=/dev/urandom of=/tmp/noise bs=1M count=8 2>/dev/null && \
         dd if=/tmp/noise of=/dev/xvda bs=64k seek=64 oflag=direct 2>/dev/null && \
         dd if=/dev/xvda bs=64k skip=64 iflag=direct 2>/dev/null | cmp - /tmp/noise && \
@@ -208,7 +202,7 @@ fn growth(testbed: &Testbed, kind: Kind) -> Result<()> {
         ("nothing 1G", "there are: disk"),
         ("disk", "expected NAME SIZE"),
     ] {
-        let answer = grow(testbed, &storage, request)?;
+        let answer = storage.ask("grow", request)?;
         ensure!(
             answer.contains(reason),
             "the answer to {request:?} is {answer:?}"
@@ -217,17 +211,6 @@ fn growth(testbed: &Testbed, kind: Kind) -> Result<()> {
     guest.ok("dd if=/dev/xvda of=/dev/null bs=1M iflag=direct", MINUTE)?;
     guest.destroy()?;
     storage.shutdown()
-}
-
-/// Asks for a growth and returns the answer.
-pub(super) fn grow(testbed: &Testbed, storage: &Running, request: &str) -> Result<String> {
-    let data = format!("/local/domain/{}/data", storage.id);
-    let script = format!(
-        "xenstore-rm {data}/grow-answer 2>/dev/null\nxenstore-write {data}/grow '{request}'\n\
-         for n in $(seq 100); do xenstore-read {data}/grow-answer 2>/dev/null && exit; sleep 0.1; done\n\
-         echo 'no answer'; exit 1"
-    );
-    Ok(testbed.host.ok(&script)?.trim().to_owned())
 }
 
 fn statistics(testbed: &Testbed, kind: Kind) -> Result<()> {
@@ -283,8 +266,7 @@ fn statistics(testbed: &Testbed, kind: Kind) -> Result<()> {
         ("x", vec!["no such key".to_owned()]),
     ] {
         let seen = storage.console_length();
-        let tty = format!("$(xenstore-read /local/domain/{}/console/tty)", storage.id);
-        testbed.host.ok(&format!("printf {key} >{tty}"))?;
+        storage.press(key)?;
         for text in shown {
             storage.wait_console_from(seen, &text, MINUTE)?;
         }

@@ -6,7 +6,7 @@
 //!   xenstore-read  /local/domain/<storage>/data/grow-answer
 //!
 //!   xenstore-write /local/domain/<storage>/data/rescan vbd:xvda
-//!   xenstore-read  /local/domain/<storage>/data/rescan-answer
+//!   xenstore-read -R /local/domain/<storage>/data/rescan-answer
 //!
 //!   xenstore-write /local/domain/<storage>/backend/vbd/<guest>/<device>/statistics refresh
 //!   xenstore-read  /local/domain/<storage>/backend/vbd/<guest>/<device>/statistics

@@ -217,7 +217,7 @@ fn extents(name: &str, error: ExtentError) -> OpenError {
 ///
 /// A newer one on another disk counts if that disk has a physical volume of the group by the description so far:
 /// what somebody else wrote on a disk of theirs in the group's name does not.
-fn newest(
+pub(crate) fn newest(
     contents: Contents<'_>,
     disk: DiskId,
     name: &str,

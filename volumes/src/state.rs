@@ -3,10 +3,11 @@
 use crate::claims::{Claims, DiskId};
 use crate::content::Content;
 use crate::gpt::Partition;
+use crate::lvm::Group;
 use crate::name::VolumePart;
 use crate::open::Open;
 use crate::order::order;
-use crate::resolve::Known;
+use crate::resolve::{self, Known};
 use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -45,7 +46,8 @@ pub struct DiskState {
     pub name: String,
     /// Its size, in units of 512 bytes.
     pub sectors: Sector,
-    /// What is on it, and how many sectors each has. Empty as long as nobody wanted to know.
+    /// What is on it, and how many sectors each has by the newest copy on any disk. Empty as long as nobody
+    /// wanted to know.
     pub volumes: Vec<(String, Sector)>,
     /// What of it is open, by whom, and what for.
     pub users: Vec<(String, String, Access)>,
@@ -99,7 +101,13 @@ impl State {
                 };
                 volumes.push((alloc::format!("{}{part}", disk.name), partition.sectors));
             }
+            let contents = self.contents(claims);
             for group in content.groups() {
+                // What is open is as large as the newest copy of all disks says, and so is what is shown.
+                let wanted = |other: &Group| other.id == group.id;
+                let Ok(group) = resolve::newest(&contents, id, &group.name, &wanted) else {
+                    continue;
+                };
                 let usable = group.logical.iter();
                 for volume in usable.filter(|volume| volume.fault.is_none()) {
                     let name = alloc::format!("{}/{}/{}", disk.name, group.name, volume.name);

@@ -168,6 +168,35 @@ fn a_volume_that_has_grown_is_larger_for_its_user() {
 }
 
 #[test]
+fn a_volume_has_the_same_size_on_each_of_its_disks() {
+    let (volumes, [disk, other]) = two();
+    let sizes = || -> Vec<_> {
+        let all = volumes.disks().into_iter().flat_map(|disk| disk.volumes);
+        all.filter(|(name, _)| name.ends_with("/vg0/alice"))
+            .collect()
+    };
+    let both = |sectors| {
+        ["vbd:xvda", "vbd:xvdb"].map(|disk| (format!("{disk}/vg0/alice"), Sector(sectors)))
+    };
+    assert_eq!(rescan(&volumes, "vbd:xvda"), [""; 0]);
+    assert_eq!(sizes(), both(24576));
+    let text = VG0.replace("seqno = 6", "seqno = 7").replacen(
+        "extent_count = 1\n",
+        "extent_count = 3\n",
+        1,
+    );
+    let pv0 = bulkhead_volumes::testing::NewPhysical {
+        start: 8192 * 512,
+        ..physical(PV0, &text)
+    };
+    write_physical(&disk, &pv0);
+    write_physical(&other, &physical(PV1, &text));
+    // One disk is read again; the other's own copy is older by what is known of it.
+    assert_eq!(rescan(&volumes, "vbd:xvdb"), [""; 0], "nobody has it open");
+    assert_eq!(sizes(), both(40960));
+}
+
+#[test]
 fn what_has_vanished_or_moved_or_become_smaller_stays_as_it_was_and_is_told() {
     let (volumes, [disk, _]) = two();
     let one = open(&volumes, "vbd:xvda/one");

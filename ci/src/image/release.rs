@@ -49,6 +49,9 @@ impl Release {
                 // GRUB as kernels of PV and PVH domains.
                 "grub-xen-host",
                 "kexec-tools",
+                // Partition tables and logical volumes, as users make them.
+                "gdisk",
+                "lvm2",
                 // The devices of HVM guests; and a block backend that the bench measures beside ours.
                 "qemu-system-xen",
             ]

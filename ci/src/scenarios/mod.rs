@@ -26,6 +26,7 @@ mod runtime;
 mod several;
 mod suspension;
 mod thirty_two_bit;
+mod volume_disks;
 
 use crate::testbed::Scenario;
 use crate::testbed::own_host::OwnHostScenario;
@@ -41,6 +42,7 @@ pub fn suite() -> Vec<Scenario> {
         crowd::SCENARIOS,
         attaching::SCENARIOS,
         lasting::SCENARIOS,
+        volume_disks::SCENARIOS,
         several::SCENARIOS,
         queues::SCENARIOS,
         leaving::SCENARIOS,

@@ -144,7 +144,12 @@ fn disks_for_qemu(testbed: &Testbed) -> Result<()> {
 }
 
 /// A guest with this target is refused, with the reason in the log and in the error node.
-fn refuse(testbed: &Testbed, storage: &Running, target: &str, reason: &str) -> Result<()> {
+pub(super) fn refuse(
+    testbed: &Testbed,
+    storage: &Running,
+    target: &str,
+    reason: &str,
+) -> Result<()> {
     let seen = storage.console_length();
     let mut config = testbed.host.guest_config(
         "refused",

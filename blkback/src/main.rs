@@ -15,7 +15,7 @@ use bulkhead_blkback::availability::{online, refuse_changes};
 use bulkhead_blkback::control::{ShutdownRequest, shutdown_requested};
 use bulkhead_blkback::engine::Options;
 use bulkhead_blkback::memory_target::follow_memory_target;
-use bulkhead_blkback::operator::{answer_keys, grow_on_request, rescan_on_request};
+use bulkhead_blkback::operator::{Command, answer_keys, answer_requests};
 use bulkhead_blkback::vcpus::learn_wakeup_latency;
 #[cfg(feature = "vbd")]
 use bulkhead_blkfront::{Frontends, vbd_store};
@@ -105,17 +105,13 @@ fn main(mut machine: Machine) -> ShutdownReason {
         handle.spawn(async move { answer_keys(&backend.services, console, logger::read).await });
     }
 
-    let growing = backend.clone();
-    handle.spawn(async move {
-        let Err(error) = grow_on_request(&growing.services).await;
-        log::error!("images cannot be grown any more: {error}");
-    });
-
-    let rescanning = backend.clone();
-    handle.spawn(async move {
-        let Err(error) = rescan_on_request(&rescanning.services).await;
-        log::error!("tables of disks cannot be read again any more: {error}");
-    });
+    for command in Command::ALL {
+        let backend = backend.clone();
+        handle.spawn(async move {
+            let Err(error) = answer_requests(&backend.services, command).await;
+            log::error!("requests of the kind {command:?} are not answered any more: {error}");
+        });
+    }
 
     if machine.vcpus > 1 {
         let (store, all, following) = (store.clone(), machine.vcpus, handle.clone());

@@ -8,6 +8,9 @@
 //!   xenstore-write /local/domain/<storage>/data/rescan vbd:xvda
 //!   xenstore-read -R /local/domain/<storage>/data/rescan-answer
 //!
+//!   xenstore-write /local/domain/<storage>/data/show all
+//!   xenstore-read -R /local/domain/<storage>/data/show-answer
+//!
 //!   xenstore-write /local/domain/<storage>/backend/vbd/<guest>/<device>/statistics refresh
 //!   xenstore-read  /local/domain/<storage>/backend/vbd/<guest>/<device>/statistics
 //!
@@ -16,62 +19,93 @@
 
 use crate::services::Services;
 use crate::statistics::as_line;
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 use bulkhead_executor::EventChannel;
 use bulkhead_images::GrowRequest;
 use bulkhead_xen::Hypervisor;
-use bulkhead_xenbus::CommandNode;
 use bulkhead_xenbus::retry::persist;
+use bulkhead_xenbus::{CommandNode, excerpt};
 use bulkhead_xenstore_client::Error;
 use core::convert::Infallible;
+use core::future::ready;
+use core::pin::Pin;
 
-const GROW: &str = "data/grow";
-const GROW_ANSWER: &str = "data/grow-answer";
-const RESCAN: &str = "data/rescan";
-const RESCAN_ANSWER: &str = "data/rescan-answer";
+/// The request that shows everything; any other shows the lines that contain it.
+const ALL: &str = "all";
 
-/// What fits into a node by xenstored's default limit; the log has all of it.
+/// What fits into a node by xenstored's default limit.
 const LONGEST_ANSWER: usize = 1900;
 
-/// Grows images on request. Returns only if xenstore cannot be used any more.
-pub async fn grow_on_request<H: Hypervisor>(services: &Services<H>) -> Result<Infallible, Error> {
-    persist(&services.handle, GROW, async || {
-        grow_on_each(services).await
+/// The last line of an answer that does not fit.
+const MORE: &str = "the log has more";
+
+/// The kinds of requests, each with a node of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Makes an image larger.
+    Grow,
+    /// Reads the tables of a disk again.
+    Rescan,
+    /// Shows the images and own disks, and who uses what of them.
+    Show,
+}
+
+/// The future that carries out a request: what is answered, or the reason why it was not carried out.
+type Answer<'a> = Pin<Box<dyn Future<Output = Result<String, String>> + 'a>>;
+
+impl Command {
+    /// All of them.
+    pub const ALL: [Command; 3] = [Command::Grow, Command::Rescan, Command::Show];
+
+    /// Returns the node for requests, and the one for the answer.
+    fn nodes(self) -> (&'static str, &'static str) {
+        match self {
+            Command::Grow => ("data/grow", "data/grow-answer"),
+            Command::Rescan => ("data/rescan", "data/rescan-answer"),
+            Command::Show => ("data/show", "data/show-answer"),
+        }
+    }
+
+    fn carry_out<'a, H: Hypervisor>(
+        self,
+        services: &'a Services<H>,
+        request: &'a str,
+    ) -> Answer<'a> {
+        match self {
+            Command::Grow => Box::pin(grow(services, request)),
+            Command::Rescan => Box::pin(async {
+                let told = services.stores.rescan(request).await?;
+                Ok(told.join("\n"))
+            }),
+            Command::Show => Box::pin(ready(show(services, request))),
+        }
+    }
+}
+
+/// Answers the requests of one kind. Returns only if xenstore cannot be used any more.
+pub async fn answer_requests<H: Hypervisor>(
+    services: &Services<H>,
+    command: Command,
+) -> Result<Infallible, Error> {
+    let (node, _) = command.nodes();
+    persist(&services.handle, node, async || {
+        answer_each(services, command).await
     })
     .await
 }
 
-async fn grow_on_each<H: Hypervisor>(services: &Services<H>) -> Result<Infallible, Error> {
-    answer_each(services, (GROW, GROW_ANSWER), async |request| {
-        grow(services, request).await
-    })
-    .await
-}
-
-/// Reads the tables of disks again on request. Returns only if xenstore cannot be used any more.
-pub async fn rescan_on_request<H: Hypervisor>(services: &Services<H>) -> Result<Infallible, Error> {
-    persist(&services.handle, RESCAN, async || {
-        answer_each(services, (RESCAN, RESCAN_ANSWER), async |request| {
-            let told = services.stores.rescan(request).await?;
-            Ok(told.join("\n"))
-        })
-        .await
-    })
-    .await
-}
-
-/// Answers each request that is written to a node in another one.
 async fn answer_each<H: Hypervisor>(
     services: &Services<H>,
-    (node, answer_node): (&str, &str),
-    carry_out: impl AsyncFn(&str) -> Result<String, String>,
+    command: Command,
 ) -> Result<Infallible, Error> {
-    let store = &services.store;
+    let (store, (node, answer_node)) = (&services.store, command.nodes());
     let mut requests = CommandNode::watch(store, node).await?;
     loop {
         let request = requests.next().await?;
-        let mut answer = match carry_out(&request).await {
+        let mut answer = match command.carry_out(services, &request).await {
             Ok(done) => {
                 done.lines().for_each(|line| log::info!("{line}"));
                 done
@@ -81,18 +115,45 @@ async fn answer_each<H: Hypervisor>(
                 refused
             }
         };
-        if answer.len() > LONGEST_ANSWER {
-            let mut end = LONGEST_ANSWER;
-            while !answer.is_char_boundary(end) {
-                end -= 1;
-            }
-            answer.truncate(end);
-        }
+        shorten(&mut answer);
         persist(&services.handle, answer_node, async || {
             store.write(answer_node, &answer).await
         })
         .await?;
     }
+}
+
+fn show<H: Hypervisor>(services: &Services<H>, request: &str) -> Result<String, String> {
+    // A search of the library's would be larger than all of this.
+    let has = |line: &str| {
+        let mut places = line.as_bytes().windows(request.len().max(1));
+        places.any(|place| place == request.as_bytes())
+    };
+    let wanted = |line: &String| request == ALL || has(line);
+    let lines: Vec<String> = services.stores.lines().filter(wanted).collect();
+    match lines.is_empty() {
+        true => Err(format!(
+            "nothing is called {}; {ALL} shows everything",
+            excerpt(request)
+        )),
+        false => Ok(lines.join("\n")),
+    }
+}
+
+/// Cuts an answer so that its node has room for it, after a whole line where there are several.
+fn shorten(answer: &mut String) {
+    if answer.len() <= LONGEST_ANSWER {
+        return;
+    }
+    let mut end = LONGEST_ANSWER - MORE.len();
+    while !answer.is_char_boundary(end) {
+        end -= 1;
+    }
+    let newline = answer.as_bytes()[..end]
+        .iter()
+        .rposition(|&byte| byte == b'\n');
+    answer.truncate(newline.map_or(end, |newline| newline + 1));
+    answer.push_str(MORE);
 }
 
 async fn grow<H: Hypervisor>(services: &Services<H>, request: &str) -> Result<String, String> {
@@ -151,7 +212,7 @@ fn answer_key<H: Hypervisor>(services: &Services<H>, key: u8) {
         }
         b'h' | b'?' => {
             log::info!(
-                "keys: s statistics of the connected disks, i images and own disks, h this help"
+                "keys: s statistics of the connected disks, i images, own disks and who uses them, h this help"
             );
         }
         // Enter and the like.

@@ -39,6 +39,7 @@ mod reattach_races;
 mod refusals;
 mod rings;
 mod scale;
+mod shown;
 mod silent_stores;
 mod smoke;
 mod state_orders;

@@ -105,6 +105,7 @@ fn every_node_that_is_read_or_written() {
     world.spawn(async move { drop(shutdown_requested(&store).await) });
     world.write(&world.own_path("memory/target"), "65536");
     world.write(&world.own_path("data/grow"), "disk0 192K");
+    world.write(&world.own_path("data/show"), "all");
 
     let guest = Guest::new(&world);
     let large = Style {

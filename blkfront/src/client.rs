@@ -177,6 +177,11 @@ impl<H: Hypervisor> Client<H> {
         (&self.memory, &mut self.entries[usize::from(entry)])
     }
 
+    /// Returns the number of requests that wait for room on the ring, or for a ring.
+    pub fn waiting(&self) -> u64 {
+        self.waiting.len() as u64
+    }
+
     #[inline]
     pub fn none_waiting(&self) -> bool {
         self.waiting.is_empty()

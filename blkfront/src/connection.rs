@@ -140,7 +140,7 @@ impl<H: Hypervisor> Connection<H> {
         for link in disk.links().iter().take(self.rings()) {
             link.lock().grant(hypervisor, self.backend)?;
         }
-        disk.connected(self.rings(), properties.clone());
+        disk.connected(self.backend, self.rings(), properties.clone());
         for (link, mut wire) in disk.links().iter().zip(self.wires.drain(..)) {
             wire.set_rules(Rules {
                 flush: properties.flush,

@@ -3,6 +3,7 @@
 
 use crate::backend_nodes::Properties;
 use crate::client::Client;
+use crate::counts::Counts;
 use crate::durability::{Flushes, Users};
 use crate::link::Link;
 use crate::queue::{MOST_PAGES, Queue, REQUEST_PAGES, depth_of};
@@ -16,7 +17,7 @@ use bulkhead_images::{
     Access, BlockDevice, Claim, Claims, DiscardLimits, Geometry, InUse, OpenQueue, OpenQueueError,
     QueueContext, Sector, SectorSize, not_opened, opened,
 };
-use bulkhead_xen::Hypervisor;
+use bulkhead_xen::{DomId, Hypervisor};
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use core::task::Waker;
 use futures_util::task::AtomicWaker;
@@ -40,6 +41,8 @@ pub struct Disk<H: Hypervisor> {
     connected: AtomicBool,
     /// An earlier backend may still use the queues' memory.
     held: AtomicBool,
+    /// The domain that served it last, and the number of times that a backend connected.
+    served: Mutex<(DomId, u64)>,
     /// The reason why the disk was given up for good.
     failure: Once<String>,
     /// Wakes the disk's task.
@@ -64,6 +67,7 @@ impl<H: Hypervisor> Disk<H> {
             sectors: AtomicU64::new(0),
             connected: AtomicBool::new(false),
             held: AtomicBool::new(false),
+            served: Mutex::default(),
             failure: Once::new(),
             task: AtomicWaker::new(),
             claims: Arc::default(),
@@ -110,6 +114,19 @@ impl<H: Hypervisor> Disk<H> {
         self.connected.load(Ordering::Acquire)
     }
 
+    /// Returns the domain that served it last, and the number of times that a backend connected.
+    pub fn served(&self) -> (DomId, u64) {
+        *self.served.lock()
+    }
+
+    /// Returns the requests of all guests that use it, since it was attached.
+    pub fn counts(&self) -> Counts {
+        let mut all = Counts::default();
+        let links = self.links.iter();
+        links.for_each(|link| all += link.lock().counts());
+        all
+    }
+
     /// Returns the properties that its backend published last.
     pub fn properties(&self) -> Option<Properties> {
         self.properties.lock().clone()
@@ -131,8 +148,10 @@ impl<H: Hypervisor> Disk<H> {
         waiting.for_each(Waker::wake);
     }
 
-    /// Notes that a backend serves it with that many rings.
-    pub fn connected(&self, rings: usize, properties: Properties) {
+    /// Notes that a backend, in that domain, serves it with that many rings.
+    pub fn connected(&self, backend: DomId, rings: usize, properties: Properties) {
+        let (_, times) = self.served();
+        *self.served.lock() = (backend, times + 1);
         let sectors = properties.geometry.sectors;
         *self.properties.lock() = Some(properties);
         self.rings.store(rings, Ordering::Release);

@@ -1,5 +1,6 @@
 //! All disks of our own: finds those that the toolstack attaches, gives each a task, and opens them for guests.
 
+use crate::counts::Counts;
 use crate::device::Disk;
 use crate::lifecycle::live;
 use alloc::format;
@@ -160,15 +161,23 @@ impl<H: Hypervisor> Frontends<H> {
     /// Returns a line about each disk, for the operator.
     pub fn lines(&self) -> Vec<String> {
         let line = |disk: &Arc<Disk<H>>| {
+            let (backend, connections) = disk.served();
             let state = match disk.failure() {
                 Some(failure) => format!("given up: {failure}"),
-                None if disk.is_connected() => format!("{} sectors", disk.sectors()),
+                None if disk.is_connected() => format!("connected to domain {backend}"),
                 None => "not connected".to_string(),
             };
+            let Counts {
+                requests,
+                errors,
+                outstanding,
+                waiting,
+            } = disk.counts();
             format!(
-                "disk vbd:{}, {state}, open {} time(s)",
+                "disk vbd:{}, {state}, {} sectors, connections={connections} requests={requests} \
+                 errors={errors} outstanding={outstanding} waiting={waiting}",
                 disk.name,
-                disk.users()
+                disk.sectors(),
             )
         };
         self.disks().iter().map(line).collect()

@@ -28,6 +28,7 @@ extern crate alloc;
 mod backend_nodes;
 mod client;
 mod connection;
+mod counts;
 mod device;
 mod durability;
 mod free_pages;
@@ -41,6 +42,7 @@ mod store;
 #[allow(unsafe_code, reason = "makes a ring in memory that it owns")]
 mod wire;
 
+pub use counts::Counts;
 pub use device::{Device, Disk};
 pub use frontends::Frontends;
 pub use link::Link;

@@ -2,10 +2,11 @@
 //! takes a ring for each.
 //!
 //! Its vCPU is the only one that locks it while requests are served, so the lock is never waited for; the control
-//! plane takes it to connect and to disconnect. A request stays in its client's table until the backend has
+//! plane takes it to connect, to disconnect, and when an operator asks for its counts. A request stays in its client's table until the backend has
 //! answered it. If the backend goes away meanwhile, the request is sent again on the next ring.
 
 use crate::client::{Client, Entry};
+use crate::counts::Counts;
 use crate::durability::{Flushes, User};
 use crate::wire::{Lie, OWN, Wire};
 use alloc::sync::Arc;
@@ -30,6 +31,8 @@ pub struct Link<H: Hypervisor> {
     closing: bool,
     /// The result of a flush of this end's own.
     flushed: Option<Result<(), IoError>>,
+    /// The requests on rings that are gone.
+    earlier: Counts,
 }
 
 impl<H: Hypervisor> Default for Link<H> {
@@ -43,6 +46,7 @@ impl<H: Hypervisor> Default for Link<H> {
             backend: None,
             closing: false,
             flushed: None,
+            earlier: Counts::default(),
         }
     }
 }
@@ -240,9 +244,21 @@ impl<H: Hypervisor> Link<H> {
     pub fn disconnect(&mut self) -> Option<Wire<H>> {
         self.closing = false;
         let wire = self.wire.take()?;
+        self.earlier += Counts {
+            outstanding: 0,
+            ..wire.counts()
+        };
         self.held = true;
         self.clients.iter_mut().for_each(Client::disconnected);
         Some(wire)
+    }
+
+    /// Returns the requests of all its queues so far.
+    pub fn counts(&self) -> Counts {
+        let mut all = self.earlier;
+        all += self.wire.as_ref().map(Wire::counts).unwrap_or_default();
+        all.waiting += self.clients.iter().map(Client::waiting).sum::<u64>();
+        all
     }
 
     /// Fails everything, now and later.

@@ -2,6 +2,7 @@
 
 use crate::backend_nodes::FlushBy;
 use crate::client::Entry;
+use crate::counts::Counts;
 use alloc::vec::Vec;
 use bulkhead_grant::memory::filled;
 use bulkhead_grant::{NotShared, SharedMemory};
@@ -86,6 +87,9 @@ pub struct Wire<H: Hypervisor> {
     slots: Vec<Slot>,
     free: Vec<u16>,
     rules: Rules,
+    /// Requests put into the ring, and those that the backend answered with an error.
+    sent: u64,
+    errors: u64,
 }
 
 /// The use of a slot of the ring; its number is the request's identifier.
@@ -127,6 +131,8 @@ impl<H: Hypervisor> Wire<H> {
             hypervisor,
             port,
             rules,
+            sent: 0,
+            errors: 0,
         })
     }
 
@@ -145,6 +151,17 @@ impl<H: Hypervisor> Wire<H> {
     /// Sets the form of requests, once it is known.
     pub fn set_rules(&mut self, rules: Rules) {
         self.rules = rules;
+    }
+
+    /// Returns the requests that were sent so far, those of them that the backend has not answered, and those that
+    /// it answered with an error.
+    pub fn counts(&self) -> Counts {
+        Counts {
+            requests: self.sent,
+            outstanding: self.front.outstanding().into(),
+            errors: self.errors,
+            ..Counts::default()
+        }
     }
 
     /// Ends the ring, and returns its memory.
@@ -174,6 +191,9 @@ impl<H: Hypervisor> Wire<H> {
             Status::NotSupported => Err(IoError::NotSupported),
             Status::Other(code) => return Err(Lie::Status(code)),
         };
+        if outcome.is_err() {
+            self.errors += 1;
+        }
         slot.used = false;
         self.free.push(id.0 as u16);
         Ok(Some((slot.client, slot.entry, outcome)))
@@ -215,6 +235,7 @@ impl<H: Hypervisor> Wire<H> {
                 operation: opcode,
                 used: true,
             };
+            self.sent += 1;
             entry.next += steps;
             entry.parts += 1;
         }
@@ -238,6 +259,7 @@ impl<H: Hypervisor> Wire<H> {
             operation: request.opcode(),
             used: true,
         };
+        self.sent += 1;
         self.front.push(&request).is_ok()
     }
 

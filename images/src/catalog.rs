@@ -149,6 +149,15 @@ impl Catalog {
         })
     }
 
+    /// Every use of an image: the image's name, the access, and the name of the one who has it open.
+    pub fn uses(&self) -> impl Iterator<Item = (&str, Access, String)> {
+        let images = self.images.as_deref().unwrap_or_default().iter();
+        images.flat_map(|image| {
+            let owners = image.claims.owners().into_iter();
+            owners.map(|(access, owner)| (image.name.as_str(), access, owner))
+        })
+    }
+
     fn find(&self, name: &str) -> Result<&Image, NotFound> {
         let images = self.images.as_ref();
         let images = images.map_err(|error| NotFound::Damaged(error.clone()))?;

@@ -110,6 +110,14 @@ impl Claims {
     pub fn count(&self) -> usize {
         self.holders.lock().all.len()
     }
+
+    /// Returns the access and the name of each owner, in the order in which they came.
+    pub fn owners(&self) -> Vec<(Access, String)> {
+        let holders = self.holders.lock();
+        let all = holders.all.iter();
+        all.map(|holder| (holder.access, holder.owner.clone()))
+            .collect()
+    }
 }
 
 /// The right to use an image, given back when dropped.

@@ -64,7 +64,7 @@ pub trait Store {
     /// Returns how such a target is written, for messages: `ram:NAME`.
     fn expected(&self) -> &'static str;
 
-    /// Returns a line about each of its devices, open or not, for the operator.
+    /// Returns lines about its devices, open or not, and about who has them open, for the operator.
     fn lines(&self) -> Vec<String> {
         Vec::new()
     }
@@ -172,7 +172,7 @@ impl Stores {
         Ok(device)
     }
 
-    /// Returns a line about each device of every store, for the operator.
+    /// Returns lines about the devices of every store, and about who has them open, for the operator.
     pub fn lines(&self) -> impl Iterator<Item = String> {
         self.all.iter().flat_map(|store| store.lines())
     }

@@ -157,17 +157,20 @@ impl DiskStore {
     }
 
     fn lines(&self) -> Vec<String> {
-        let mut lines = self.disks.lines();
+        let (mut lines, mut users) = (self.disks.lines(), Vec::new());
         for disk in self.volumes.disks() {
             let volumes = disk.volumes.iter();
             lines
                 .extend(volumes.map(|(name, sectors)| format!("volume {name}, {sectors} sectors")));
-            let users = disk.users.iter();
-            lines
-                .extend(users.map(|(name, owner, access)| {
-                    format!("{name} is open for {access} by {owner}")
-                }));
+            // A volume on several disks is one of each.
+            for user in disk.users {
+                if !users.contains(&user) {
+                    users.push(user);
+                }
+            }
         }
+        let line = |(name, owner, access)| format!("{name} is open for {access} by {owner}");
+        lines.extend(users.into_iter().map(line));
         lines
     }
 

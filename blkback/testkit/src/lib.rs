@@ -65,7 +65,7 @@ pub use spy::Meanwhile;
 use bulkhead_blkback::Backend;
 use bulkhead_blkback::engine::DataPath;
 use bulkhead_blkback::memory_target::follow_memory_target;
-use bulkhead_blkback::operator::{grow_on_request, rescan_on_request};
+use bulkhead_blkback::operator::{Command, answer_requests};
 use bulkhead_blkfront::{Frontends, vbd_store};
 use bulkhead_grant::{Region, TableOnDemand};
 use bulkhead_images::{Catalog, ImageMemory, Stores};
@@ -204,16 +204,13 @@ impl World {
             let Err(error) = follow_memory_target(&sizing, &nodes, &memory).await;
             log::error!("memory/target cannot be followed any more: {error}");
         });
-        let growing = backend.clone();
-        handle.spawn(async move {
-            let Err(error) = grow_on_request(&growing.services).await;
-            log::error!("images cannot be grown any more: {error}");
-        });
-        let rescanning = backend.clone();
-        handle.spawn(async move {
-            let Err(error) = rescan_on_request(&rescanning.services).await;
-            log::error!("tables of disks cannot be read again any more: {error}");
-        });
+        for command in Command::ALL {
+            let answering = backend.clone();
+            handle.spawn(async move {
+                let Err(error) = answer_requests(&answering.services, command).await;
+                log::error!("{command:?} requests are not answered any more: {error}");
+            });
+        }
         let (serving, ended) = (backend.clone(), Rc::new(Cell::new(false)));
         let end = ended.clone();
         handle.spawn(async move {

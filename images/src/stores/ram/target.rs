@@ -69,7 +69,9 @@ impl Store for RamStore {
         let images = self.catalog.images();
         let line =
             |(name, bytes, open)| format!("image ram:{name}, {bytes} bytes, open {open} time(s)");
-        images.map(line).collect()
+        let user = |(name, access, owner)| format!("ram:{name} is open for {access} by {owner}");
+        let users = self.catalog.uses().map(user);
+        images.map(line).chain(users).collect()
     }
 
     fn open<'a>(&'a self, target: Target<'a>, access: Access, owner: Owner<'a>) -> OpenDevice<'a> {

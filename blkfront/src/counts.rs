@@ -1,0 +1,26 @@
+//! Counts of a disk's requests, for the operator.
+
+use core::ops::AddAssign;
+
+/// The requests of a ring, or of a whole disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Requests sent to the backend. A request of a guest's is several if it has more pages than the backend takes
+    /// in one, and is counted again if it is sent again.
+    pub requests: u64,
+    /// Requests that the backend answered with an error.
+    pub errors: u64,
+    /// Requests that the backend has not answered yet.
+    pub outstanding: u64,
+    /// Guests' requests that wait for room on the ring, or for a backend.
+    pub waiting: u64,
+}
+
+impl AddAssign for Counts {
+    fn add_assign(&mut self, other: Counts) {
+        self.requests += other.requests;
+        self.errors += other.errors;
+        self.outstanding += other.outstanding;
+        self.waiting += other.waiting;
+    }
+}

@@ -113,6 +113,16 @@ impl<'w> Liar<'w> {
         self.world.wait(THERE_AND_BACK);
     }
 
+    /// Answers, and notifies only if the frontend has asked for that, as `io/ring.h` has it.
+    fn answer_as_asked(&mut self, response: &Response) {
+        let (ring, _, port) = self.ring.as_mut().expect("connected");
+        ring.respond(response).expect("it was asked");
+        if ring.publish() {
+            self.domain.hypervisor().notify(*port).expect("bound");
+        }
+        self.world.wait(THERE_AND_BACK);
+    }
+
     /// Writes the response producer index.
     fn produce(&mut self, index: u32) {
         let (_, pages, port) = self.ring.as_mut().expect("connected");
@@ -172,6 +182,51 @@ fn a_backend_that_answers_well_is_believed() {
     assert_eq!(disk.link().collect()[0].status, Status::Error);
     // An error of the disk is no lie.
     assert_eq!(liar.frontend(), Some(XenbusState::Connected));
+}
+
+/// This backend takes no indirect requests: a large request is three of them. Each of the first two responses
+/// completes nothing.
+#[test]
+fn parts_of_a_request_that_are_answered_one_after_another_complete_it() {
+    let world = world();
+    let mut backend = Liar::new(&world, &DISK);
+    let guest = Guest::with_memory(&world, 4096);
+    let mut disk = guest.attach("xvda", "vbd:xvda").connected();
+    disk.link().push_write(0, &[5; 32 * 4096]);
+    disk.link().kick();
+    world.wait(THERE_AND_BACK);
+    for _ in 0..3 {
+        assert_eq!(disk.link().collect(), []);
+        let part = backend.take();
+        backend.answer_as_asked(&part.response(Status::Okay));
+    }
+    assert_eq!(disk.link().collect().len(), 1);
+}
+
+/// The response that comes first is for nobody any more.
+#[test]
+fn a_response_to_a_guest_that_is_gone_does_not_hide_the_next_ones() {
+    let world = world();
+    let mut backend = Liar::new(&world, &DISK);
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvda", "vbd:xvda").connected();
+    disk.link().push_read(0, 8);
+    disk.link().kick();
+    world.wait(THERE_AND_BACK);
+    let first = backend.take();
+    let vbd = disk.vbd.clone();
+    world.sim.destroy_domain(guest.domain.id());
+    toolstack::force_detach(&mut world.sim.store(), &vbd);
+    // Its request is given up.
+    world.wait(Duration::from_secs(5));
+    toolstack::finish_detach(&mut world.sim.store(), &vbd);
+    toolstack::remove_domain(&mut world.sim.store(), vbd.frontend);
+    let mut disk = ask(&world, 1);
+    let second = backend.take();
+    backend.answer_as_asked(&first.response(Status::Okay));
+    assert_eq!(disk.link().collect(), []);
+    backend.answer_as_asked(&second.response(Status::Okay));
+    assert_eq!(disk.link().collect().len(), 1);
 }
 
 #[test]

@@ -212,26 +212,28 @@ impl<H: Hypervisor> Client<H> {
         }
     }
 
-    /// Notes that the backend has answered a part of a request.
+    /// Notes that the backend has answered a part of a request. Returns whether that completes a request of an open
+    /// queue, whose task then looks at the ring again.
     #[inline]
-    pub fn answered(&mut self, entry: u16, outcome: Result<(), IoError>) {
+    pub fn answered(&mut self, entry: u16, outcome: Result<(), IoError>) -> bool {
         let request = &mut self.entries[usize::from(entry)];
         request.parts -= 1;
         if let Err(error) = outcome {
             request.failed = Some(error);
         }
-        self.settle(entry);
+        self.settle(entry) && self.open
     }
 
-    /// Completes a request, unless some of it is still to be sent or to be answered.
+    /// Completes a request, unless some of it is still to be sent or to be answered; returns whether it did.
     #[inline]
-    fn settle(&mut self, entry: u16) {
+    fn settle(&mut self, entry: u16) -> bool {
         let request = &mut self.entries[usize::from(entry)];
         if request.parts > 0 || request.waits {
-            return;
+            return false;
         }
         let outcome = request.failed.map_or(Ok(()), Err);
         self.end(entry, outcome);
+        true
     }
 
     #[inline]

@@ -227,8 +227,11 @@ async fn listen<H: Hypervisor>(
 /// Takes the responses on a ring whose backend has notified us.
 pub fn answered<H: Hypervisor>(disk: &Disk<H>, number: usize) {
     let mut link = disk.link(number).lock();
-    let collected: Result<(), Lie> = link.collect();
-    if let Err(lie) = collected {
+    let mut collect = || -> Result<(), Lie> {
+        while link.collect()? && link.final_check()? {}
+        Ok(())
+    };
+    if let Err(lie) = collect() {
         link.fail();
         disk.lied(lie);
     }

@@ -132,24 +132,32 @@ impl<H: Hypervisor> Link<H> {
 
     /// Takes the backend's responses, and sends the requests that have waited for room on the ring. Wakes the
     /// queues that have completions.
+    ///
+    /// Returns true if there was a response of which no queue learns: part of a request, or for a queue that is closed.
+    /// The backend may have notified because of that one, and does so for the next one only if it
+    /// [is asked to](Self::final_check).
     #[inline]
-    pub fn collect(&mut self) -> Result<(), Lie> {
+    pub fn collect(&mut self) -> Result<bool, Lie> {
         // A ring on which the backend has lied is not looked at again.
         let Some(wire) = self.wire.as_mut().filter(|_| !self.dead) else {
-            return Ok(());
+            return Ok(false);
         };
-        let mut any = false;
+        let (mut any, mut unnoticed) = (false, false);
         while let Some((client, entry, outcome)) = wire.take()? {
             any = true;
-            match client {
-                OWN => self.flushed = Some(outcome),
+            let learns = match client {
+                OWN => {
+                    self.flushed = Some(outcome);
+                    false
+                }
                 client => self.clients[usize::from(client)].answered(entry, outcome),
-            }
+            };
+            unnoticed |= !learns;
         }
         if any {
             self.ask_waiting();
         }
-        Ok(())
+        Ok(unnoticed)
     }
 
     /// Asks the backend to notify of its next response. Returns true if there is one already.

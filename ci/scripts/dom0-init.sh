@@ -38,7 +38,7 @@ ln -sf /run/lab-xen /usr/local/bin/lab-xen
 
 mkdir -p /lab/cmd /lab/console /lab/xl /run/xen /run/lock /run/xenstored /var/lib/xen /var/lib/xenstored
 rm -rf /var/log/xen && ln -s /lab/xl /var/log/xen
-dmesg --follow >/lab/dom0.log 2>/dev/null &
+dmesg --follow >>/lab/dom0.log 2>/dev/null &
 
 xen_bin=$(echo /usr/lib/xen-[0-9]*/bin)
 export PATH=$xen_bin:$PATH

@@ -251,6 +251,11 @@ impl Domain<'_> {
         Ok(())
     }
 
+    /// Notes that it ended with its host: there is nothing to destroy.
+    pub fn ended_with_host(&mut self) {
+        self.gone = true;
+    }
+
     /// Pauses it.
     pub fn pause(&self) -> Result<()> {
         self.host.ok(&format!("xl pause '{}'", self.name)).map(drop)

@@ -138,6 +138,19 @@ impl Host {
         self.instance.kill()
     }
 
+    /// Cuts the power, turns it on again, and waits until dom0 answers. No domain is there any more, and what had
+    /// not been written to the lasting disk is lost.
+    pub fn cycle_power(&self) -> Result<()> {
+        self.instance.cycle_power(self.stop_on_drop)?;
+        self.seen().domains.clear();
+        {
+            let mut watched = self.watched.lock().expect("no thread panicked");
+            watched.domains = 0;
+            watched.xen_log = length(&self.instance.xen_log());
+        }
+        self.wait_ready(BOOT)
+    }
+
     fn seen(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().expect("no thread panicked")
     }
@@ -184,7 +197,7 @@ impl Host {
 
     /// Returns what the toolstack logged about all domains, in no particular order.
     pub fn tool_stack_log(&self) -> String {
-        fs::read_dir(self.instance.share().join("xl"))
+        fs::read_dir(self.instance.tool_stack_logs())
             .into_iter()
             .flatten()
             .map(|entry| read_from(&entry.map(|entry| entry.path()).unwrap_or_default(), 0))
@@ -226,7 +239,7 @@ impl Host {
             sleep(TICK);
         }
         self.instance.prefer_main_thread();
-        while !self.instance.share().join("ready").exists() {
+        while !self.instance.ready().exists() {
             self.tick(deadline).with_context(|| {
                 let log = fs::read(self.instance.xen_log()).unwrap_or_default();
                 format!(

@@ -54,6 +54,9 @@ impl Default for Machine {
     }
 }
 
+/// Bytes of the disk that outlives a power cycle. The file is sparse.
+const LASTING_DISK: u64 = 64 << 20;
+
 /// A folder holding everything of one running host.
 #[derive(Clone, Debug)]
 pub struct Instance {
@@ -75,6 +78,21 @@ impl Instance {
     /// Returns the log of dom0's kernel.
     pub fn dom0_log(&self) -> PathBuf {
         self.share().join("dom0.log")
+    }
+
+    /// Returns the folder of the toolstack's logs.
+    pub fn tool_stack_logs(&self) -> PathBuf {
+        self.share().join("xl")
+    }
+
+    /// Returns the file that dom0 makes once it takes commands.
+    pub fn ready(&self) -> PathBuf {
+        self.share().join("ready")
+    }
+
+    /// Returns the disk whose contents outlive a [power cycle](Self::cycle_power), dom0's `/dev/vdb`.
+    fn lasting_disk(&self) -> PathBuf {
+        self.dir.join("lasting.img")
     }
 
     /// The commands run in dom0 and what they printed.
@@ -130,7 +148,28 @@ impl Instance {
         for device in machine.devices {
             device.make_media(&self.dir)?;
         }
-        let log = File::create(self.dir.join("qemu.log"))?;
+        let disk = File::create(self.lasting_disk())?;
+        disk.set_len(LASTING_DISK)?;
+        self.spawn(&arguments(self, image, machine), with_us)
+    }
+
+    /// Cuts the power and turns it on again: QEMU is killed, and the same machine started with the same disks.
+    /// What the machine had not written to them is lost.
+    pub fn cycle_power(&self, with_us: bool) -> Result<()> {
+        let pid = self.pid().context("the host does not run")?;
+        let line = fs::read_to_string(format!("/proc/{pid}/cmdline"))?;
+        let words = line.trim_end_matches('\0').split('\0');
+        let arguments: Vec<String> = words.skip(1).map(str::to_owned).collect();
+        self.kill()?;
+        fs::remove_file(self.ready())?;
+        // Domains have the numbers of earlier ones again, and these logs go by numbers.
+        fs::remove_dir_all(self.tool_stack_logs())?;
+        self.spawn(&arguments, with_us)
+    }
+
+    fn spawn(&self, arguments: &[String], with_us: bool) -> Result<()> {
+        let log = self.dir.join("qemu.log");
+        let log = File::options().create(true).append(true).open(log)?;
         let mut command = if with_us {
             let mut command = Command::new("setpriv");
             command.args(["--pdeathsig", "KILL", "--"]);
@@ -145,7 +184,7 @@ impl Instance {
         };
         command
             .arg("qemu-system-x86_64")
-            .args(arguments(self, image, machine))
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -221,7 +260,12 @@ fn arguments(instance: &Instance, image: &HostImage, machine: &Machine) -> Vec<S
             show(&image.initramfs)
         ),
     );
-    add("serial", format!("file:{}", show(&instance.xen_log())));
+    add(
+        "chardev",
+        // The log of a machine whose power was cut goes on.
+        format!("file,id=xen,path={},append=on", show(&instance.xen_log())),
+    );
+    add("serial", "chardev:xen".into());
     add(
         "chardev",
         format!("socket,id=command,{}", socket(instance.command_socket())),
@@ -237,6 +281,18 @@ fn arguments(instance: &Instance, image: &HostImage, machine: &Machine) -> Vec<S
     add(
         "device",
         "virtio-blk-pci,drive=root,disable-legacy=on".into(),
+    );
+    add(
+        "drive",
+        // What QEMU has written survives QEMU: it is in the file, or in the memory of the lab's own machine.
+        format!(
+            "file={},format=raw,if=none,id=lasting,cache=writeback",
+            show(&instance.lasting_disk())
+        ),
+    );
+    add(
+        "device",
+        "virtio-blk-pci,drive=lasting,disable-legacy=on".into(),
     );
     for (tag, path, read_only) in [
         ("lab", instance.share(), "off"),

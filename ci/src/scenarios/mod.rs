@@ -18,6 +18,7 @@ mod options;
 mod other_kernels;
 mod package;
 mod passed_through;
+mod power_cut;
 mod queues;
 mod refusal;
 mod replaced_storage;
@@ -43,6 +44,7 @@ pub fn suite() -> Vec<Scenario> {
         attaching::SCENARIOS,
         lasting::SCENARIOS,
         volume_disks::SCENARIOS,
+        power_cut::SCENARIOS,
         several::SCENARIOS,
         queues::SCENARIOS,
         leaving::SCENARIOS,

@@ -8,6 +8,7 @@ pub mod images;
 pub mod leak_check;
 pub mod own_host;
 pub mod progress;
+pub mod records;
 pub mod report;
 pub mod runner;
 pub mod schedule;

@@ -1,0 +1,75 @@
+//! A writer of numbered records, each of which is flushed before the next: what it says is flushed must be on the
+//! disk afterwards, whatever was killed meanwhile.
+
+use crate::host::domain::Domain;
+use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
+use std::time::Duration;
+
+/// The size of a record, which is also its place: record N begins at N times this.
+const RECORD: usize = 4096;
+
+/// The most records that are written.
+const MOST: u32 = 1024;
+
+/// The words on the guest's console after which the number of a flushed record comes.
+const FLUSHED: &str = "@@flushed ";
+
+/// A guest's shell command that writes records to the beginning of a disk, and other data, which it does not
+/// flush, from 4 MiB on at the same time.
+pub fn write(device: &str) -> String {
+    format!(
+        "while dd if=/dev/urandom of=/dev/{device} bs=64k seek=64 count=16 oflag=direct 2>/dev/null; do :; done & \
+         n=0; while [ $n -lt {MOST} ] && yes \"record $n\" | head -c {RECORD} | \
+         dd of=/dev/{device} bs={RECORD} seek=$n iflag=fullblock conv=fsync,notrunc 2>/dev/null; \
+         do echo \"{FLUSHED}$n\" >/dev/console; n=$((n + 1)); done"
+    )
+}
+
+/// Waits until so many records are flushed.
+pub fn wait_for(guest: &Domain, records: u32, limit: Duration) -> Result<()> {
+    guest.wait_console(&format!("{FLUSHED}{}", records - 1), limit)
+}
+
+/// Returns the number of records that are flushed, by what the guest has said on its console so far.
+pub fn flushed(guest: &Domain) -> Result<u32> {
+    let console = guest.console();
+    let numbers = console.lines().filter_map(|line| {
+        let (_, number) = line.split_once(FLUSHED)?;
+        number.trim().parse::<u32>().ok()
+    });
+    // The last line may have been cut off.
+    let last = numbers.max();
+    let last = last.with_context(|| format!("{} has flushed nothing", guest.name))?;
+    Ok(last + 1)
+}
+
+/// A shell command that prints the checksum of that many records on a disk, or in a file.
+pub fn sum_of(disk: &str, records: u32) -> String {
+    format!("dd if={disk} bs={RECORD} count={records} 2>/dev/null | sha256sum")
+}
+
+/// Returns what [`sum_of`] prints if all of them are there.
+pub fn expected(records: u32) -> String {
+    let mut sum = Sha256::new();
+    for number in 0..records {
+        let line = format!("record {number}\n");
+        sum.update(&line.repeat(RECORD.div_ceil(line.len())).as_bytes()[..RECORD]);
+    }
+    format!("{:x}  -\n", sum.finalize())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn records_are_what_the_shell_writes() {
+        let make =
+            format!("for n in 0 1 2; do yes \"record $n\" | head -c {RECORD}; done | sha256sum");
+        let made = Command::new("sh").args(["-c", &make]).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&made.stdout), expected(3));
+        assert_ne!(expected(2), expected(3));
+    }
+}

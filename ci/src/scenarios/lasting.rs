@@ -1,30 +1,41 @@
 //! Disks of the driver domain's own: what guests write outlives guest and driver domain.
 
 use crate::config::Kind;
+use crate::host::domain::Domain;
 use crate::host::guest::Guest;
 use crate::testbed::storage::{Running, device_number, disk, own_disk_connected};
-use crate::testbed::write_verify;
 use crate::testbed::{MINUTE, Scenario, Testbed};
-use anyhow::{Result, ensure};
+use crate::testbed::{records, write_verify};
+use anyhow::{Context, Result, ensure};
+use std::collections::BTreeMap;
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "lasting-disk",
-        about: "a file of dom0's, served through PVH and PV driver domains as vbd:xvda: the data outlives guest and driver domain, and writes go on when dom0's driver starts anew",
+        about: "a file of dom0's, served through PVH and PV driver domains as vbd:xvda: the data outlives guest and driver domain, which are destroyed in mid-write, and writes go on when dom0's driver starts anew",
         demo: false,
         run: lasting_disk,
     },
     Scenario {
         name: "stacked-storage",
-        about: "a guest on Bulkhead on Bulkhead on dom0, PVH on PV and PV on PVH; the lower one is destroyed in mid-write and another one takes its place: all that was written is there",
+        about: "a guest on Bulkhead on Bulkhead on dom0, PVH on PV and PV on PVH; the lower one is destroyed in mid-write and another one takes its place: all that was written is there, and the statistics of all layers add up",
         demo: false,
         run: stacked_storage,
+    },
+    Scenario {
+        name: "lasting-qdisk",
+        about: "a file that QEMU's xen-block serves to the driver domain, and the driver domain to a guest: all that was written is there, also after the disk is detached and attached again",
+        demo: false,
+        run: qdisk,
     },
 ];
 
 /// The disk's size, and how much of it is written, in MiB.
 const SIZE: u32 = 8;
 const WRITTEN: u32 = 4;
+
+/// Records that are flushed before something is destroyed in mid-write.
+const RECORDS: u32 = 20;
 
 /// Writes random data and makes it durable; prints its checksum.
 const WRITE: &str = "dd if=/dev/urandom of=/tmp/data bs=1M count=COUNT 2>/dev/null && \
@@ -58,14 +69,26 @@ fn outlives(testbed: &Testbed, kind: Kind) -> Result<()> {
     let written = guest.ok(&WRITE.replace("COUNT", &WRITTEN.to_string()), MINUTE)?;
     write_stays(testbed, &guest, &written, &file)?;
     starts_anew(testbed, &storage, &guest)?;
-    let written = guest.ok(&WRITE.replace("COUNT", &WRITTEN.to_string()), MINUTE)?;
 
-    testbed.step("xl destroy of the guest and of the driver domain, and xl create");
-    guest.destroy()?;
-    storage.destroy()?;
+    let first = match kind {
+        Kind::Pvh => "guest",
+        _ => "driver domain",
+    };
+    testbed.step(format!("xl destroy in mid-write, first of the {first}"));
+    guest.start(&records::write("xvda"))?;
+    records::wait_for(&guest, RECORDS, MINUTE)?;
+    match kind {
+        Kind::Pvh => guest.destroy().and_then(|()| storage.destroy())?,
+        _ => storage.destroy().and_then(|()| guest.destroy())?,
+    }
+    let flushed = records::flushed(&guest)?;
     let mut storage = create()?;
     let mut guest = attach("reader")?;
-    write_stays(testbed, &guest, &written, &file)?;
+    let seen = guest.ok(&records::sum_of("/dev/xvda", flushed), MINUTE)?;
+    ensure!(
+        seen == records::expected(flushed),
+        "{flushed} records were flushed, and not all of them are there"
+    );
     guest.destroy()?;
     storage.shutdown()?;
     host.ok(&format!("rm {file}")).map(drop)
@@ -136,10 +159,149 @@ fn stacked_storage(testbed: &Testbed) -> Result<()> {
         let before = write_verify::passes(&guest)?;
         write_verify::wait_for_passes(&guest, before + 2)?;
         write_verify::stop(&guest, keeping)?;
+        layers_add_up(testbed, &guest, &storage, &second)?;
         guest.destroy()?;
         storage.shutdown()?;
         second.shutdown()?;
         host.ok(&format!("rm {file}"))?;
     }
     Ok(())
+}
+
+/// Requests of a layer: those that its statistics count, and those that it sent to the layer below.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Layer {
+    reads: u64,
+    writes: u64,
+    flushes: u64,
+    sectors_read: u64,
+    sectors_written: u64,
+}
+
+/// Has a guest write 2 MiB, flush and read, and compares what each of three layers has counted.
+fn layers_add_up(
+    testbed: &Testbed,
+    guest: &Guest,
+    storage: &Running,
+    below: &Running,
+) -> Result<()> {
+    testbed.step("comparing the statistics of all layers");
+    const MIB: u64 = 2;
+    let look = || -> Result<_> {
+        let layers = [
+            served(storage, guest)?,
+            served(below, storage)?,
+            by_dom0(testbed, below)?,
+        ];
+        Ok((layers, [sent(storage)?, sent(below)?]))
+    };
+    let (before, sent_before) = look()?;
+    guest.ok(
+        &format!(
+            "dd if=/dev/urandom of=/tmp/data bs=1M count={MIB} iflag=fullblock 2>/dev/null && \
+             dd if=/tmp/data of=/dev/xvda bs=64k oflag=direct conv=fsync 2>/dev/null && \
+             dd if=/dev/xvda bs=64k count={} iflag=direct 2>/dev/null | cmp - /tmp/data",
+            MIB * 16
+        ),
+        MINUTE,
+    )?;
+    let (after, sent_after) = look()?;
+    let since = |after: Layer, before: Layer| Layer {
+        reads: after.reads - before.reads,
+        writes: after.writes - before.writes,
+        flushes: after.flushes - before.flushes,
+        sectors_read: after.sectors_read - before.sectors_read,
+        sectors_written: after.sectors_written - before.sectors_written,
+    };
+    let [top, middle, bottom] = [0, 1, 2].map(|layer| since(after[layer], before[layer]));
+    let sectors = MIB * 2048;
+    ensure!(
+        top == middle
+            && middle == bottom
+            && (top.sectors_read, top.sectors_written) == (sectors, sectors)
+            && top.flushes > 0,
+        "the layers have counted, from the top: {top:?}, {middle:?}, {bottom:?}"
+    );
+    let requests = top.reads + top.writes + top.flushes;
+    let sent = [0, 1].map(|layer| sent_after[layer] - sent_before[layer]);
+    ensure!(
+        sent == [requests; 2],
+        "{requests} requests came, and {sent:?} were sent on"
+    );
+    Ok(())
+}
+
+/// What a driver domain has counted of a disk that it serves.
+fn served(storage: &Running, of: &Domain) -> Result<Layer> {
+    let counts = storage.statistics(of, device_number("xvda"))?;
+    Ok(Layer {
+        reads: counts.get("reads")?,
+        writes: counts.get("writes")?,
+        flushes: counts.get("flushes")?,
+        sectors_read: counts.get("sectors_read")?,
+        sectors_written: counts.get("sectors_written")?,
+    })
+}
+
+/// What dom0's driver has counted of the disk that it serves.
+fn by_dom0(testbed: &Testbed, of: &Domain) -> Result<Layer> {
+    let text = testbed.host.ok(&format!(
+        "cd /sys/bus/xen-backend/devices/vbd-{}-51712/statistics && grep . *",
+        of.id
+    ))?;
+    let counts: BTreeMap<&str, &str> = text
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .collect();
+    let get = |name: &str| -> Result<u64> {
+        let count = counts.get(name).context("dom0 does not count it")?;
+        Ok(count.trim().parse()?)
+    };
+    Ok(Layer {
+        reads: get("rd_req")?,
+        writes: get("wr_req")?,
+        flushes: get("f_req")?,
+        sectors_read: get("rd_sect")?,
+        sectors_written: get("wr_sect")?,
+    })
+}
+
+/// The number of requests that a driver domain has sent to the backend of its own disk.
+fn sent(storage: &Running) -> Result<u64> {
+    let shown = storage.ask("show", "disk vbd:xvda,")?;
+    let count = shown
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix("requests="));
+    let count = count.with_context(|| format!("it shows {shown:?}"))?;
+    Ok(count.parse()?)
+}
+
+fn qdisk(testbed: &Testbed) -> Result<()> {
+    let host = testbed.host;
+    let file = "/tmp/qdisk.img";
+    host.ok(&format!("truncate --size={SIZE}M {file}"))?;
+    let own = format!("format=raw,vdev=xvda,access=rw,backendtype=qdisk,target={file}");
+    let kind = Kind::Pvh;
+    let mut storage = testbed.storage(kind).memory(18).disk(&own).start()?;
+    storage.wait_console(&own_disk_connected("xvda"), MINUTE)?;
+    let served = disk("storage", "xvda", "rw", "vbd:xvda");
+    testbed.step("a guest writes through QEMU's xen-block");
+    let mut guest = host.lean_guest("guest", kind, std::slice::from_ref(&served))?;
+    write_verify::verify(&guest, "xvda", WRITTEN)?;
+    let written = guest.ok(&WRITE.replace("COUNT", &WRITTEN.to_string()), MINUTE)?;
+    write_stays(testbed, &guest, &written, file)?;
+    let flushes = storage.statistics(&guest, device_number("xvda"))?;
+    ensure!(flushes.get("flushes")? > 0, "nothing was flushed");
+
+    testbed.step("detaching both disks, and attaching them again");
+    host.ok("xl block-detach guest xvda && xl block-detach storage xvda")?;
+    let seen = storage.console_length();
+    host.attach_disk(&storage, &own, device_number("xvda"))?;
+    storage.wait_console_from(seen, &own_disk_connected("xvda"), MINUTE)?;
+    host.attach_disk(&guest, &served, device_number("xvda"))?;
+    write_stays(testbed, &guest, &written, file)?;
+    write_verify::verify(&guest, "xvda", 1)?;
+    guest.destroy()?;
+    storage.shutdown()?;
+    host.ok(&format!("rm {file}")).map(drop)
 }

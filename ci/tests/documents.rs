@@ -136,6 +136,30 @@ fn the_readme_has_a_row_for_every_crate() {
     assert!(missing.is_empty(), "README.md has no row for {missing:?}");
 }
 
+/// The settings of a configuration, without comments.
+fn settings(config: &str) -> Vec<String> {
+    let code = |line: &str| line.split('#').next().unwrap_or_default().trim().to_owned();
+    let lines = config.lines().map(code);
+    lines.filter(|line| !line.is_empty()).collect()
+}
+
+/// The README shows the configurations that the package installs, which the scenario `package` boots.
+#[test]
+fn the_readmes_configurations_are_the_examples() {
+    let readme = fs::read_to_string(root().join("README.md")).expect("a file");
+    let blocks = readme.split("```python\n# /etc/xen/").skip(1);
+    let mut compared = Vec::new();
+    for block in blocks {
+        let (name, rest) = block.split_once('\n').expect("a name");
+        let (config, _) = rest.split_once("```").expect("the block ends");
+        let example = root().join("docs/examples").join(name);
+        let example = fs::read_to_string(example).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(settings(config), settings(&example), "{name}");
+        compared.push(name);
+    }
+    assert_eq!(compared, ["storage.cfg", "guest.cfg", "storage-ram.cfg"]);
+}
+
 #[test]
 fn a_link_to_nothing_is_found_out() {
     let document = "# Some Thing's end\n\n```sh\n[x](y)\n```\n";

@@ -1,27 +1,61 @@
 //! The Debian package, as a user of a Xen host installs and uses it.
 
+use super::volume_disks::IN_FOLDER;
 use crate::config::{Config, Kind};
 use crate::host::guest::Guest;
 use crate::image::packages;
 use crate::package::{self, EXAMPLES};
-use crate::testbed::images::{self, Image};
+use crate::testbed::images::Image;
 use crate::testbed::storage::{BOOT, READY};
 use crate::testbed::{MINUTE, Scenario, Testbed};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "package",
-    about: "the Debian package is installed in dom0, and its examples boot from where it put them",
+    about: "the Debian package is installed in dom0, the README's commands work as they stand there, and the examples boot from where the package put them",
     demo: false,
     run: package,
 }];
 
-/// Makes the files that the examples expect on the host: images, and a guest's kernel.
-const PREPARE: &str = "mkdir -p /var/lib/bulkhead && cp /lab/images.tar /var/lib/bulkhead/ && \
-    ln -sf /guest/vmlinux /boot/vmlinuz && ln -sf /guest/initramfs-lean /boot/initrd.img";
+/// The README's first commands: dom0 runs them as they stand there.
+const README: &str = include_str!("../../../README.md");
 
-const REMOVE: &str = "rm -r /var/lib/bulkhead /boot/vmlinuz /boot/initrd.img && dpkg --purge bulkhead && \
-    ! ls /usr/lib/bulkhead /usr/share/doc/bulkhead";
+/// Makes what these commands and the examples expect on the host: a volume group, images, and a guest's kernel.
+const PREPARE: &str = "
+mkdir -p /var/lib/bulkhead /var/lib/images
+cp /lab/root.img /var/lib/images/
+ln -sf /guest/vmlinux /boot/vmlinuz
+ln -sf /guest/initramfs-lean /boot/initrd.img
+truncate --size=48G group.img
+group=$(losetup --find --show group.img)
+pvcreate $group
+vgcreate vg0 $group
+";
+
+const REMOVE: &str = "
+vgchange --activate n vg0
+losetup --detach $(losetup --noheadings --output NAME --associated group.img)
+rm -r /tmp/volumes /var/lib/bulkhead /var/lib/images /boot/vmlinuz /boot/initrd.img
+dpkg --purge bulkhead
+! ls /usr/lib/bulkhead /usr/share/doc/bulkhead
+";
+
+/// The commands of the README's section for users, block by block, without those that boot domains.
+fn commands() -> Result<Vec<String>> {
+    let (_, section) = README
+        .split_once("\n## Use it on a Xen host\n")
+        .context("README.md has no such section")?;
+    let (section, _) = section.split_once("\n### ").context("it does not end")?;
+    let blocks = section.split("\n```sh\n").skip(1);
+    let commands = blocks.map(|block| {
+        let block = block.split("```").next().unwrap_or_default();
+        let others = block.lines().filter(|line| !line.starts_with("xl create "));
+        others.map(|line| format!("{line}\n")).collect()
+    });
+    Ok(commands
+        .filter(|block: &String| !block.is_empty())
+        .collect())
+}
 
 fn package(testbed: &Testbed) -> Result<()> {
     testbed.step("making and installing the package");
@@ -39,10 +73,15 @@ fn package(testbed: &Testbed) -> Result<()> {
         "cmp /lab/bulkhead /usr/lib/bulkhead/bulkhead && ls /usr/share/man/man7/bulkhead.7.gz",
     )?;
 
+    testbed.step("running the README's commands");
+    let commands = commands()?;
+    let [disk, archive] = &commands[..] else {
+        bail!("the README has other commands: {commands:?}");
+    };
     let image = Image::noise("root.img", 1);
-    let (archive, _) = testbed.shared_file("images.tar");
-    images::write_archive(&archive, std::slice::from_ref(&image))?;
-    testbed.host.ok(PREPARE)?;
+    image.write_to(&testbed.shared_file("root.img").0)?;
+    let in_folder = |script: &str| testbed.host.ok(&format!("{IN_FOLDER}{script}"));
+    in_folder(&format!("{PREPARE}{disk}{archive}"))?;
     let example = |file: &str, config: &Config| {
         testbed.step(format!("booting {file}"));
         let path = format!("{EXAMPLES}/{file}");
@@ -55,16 +94,31 @@ fn package(testbed: &Testbed) -> Result<()> {
     let guest = example("guest.cfg", &guest)?;
     guest.unpause()?;
     let mut guest = Guest::wait(guest)?;
-    let sum = guest.ok("sha256sum </dev/xvda", MINUTE)?;
+    let sum = guest.ok("head -c 1048576 /dev/xvda | sha256sum", MINUTE)?;
     ensure!(
         sum.starts_with(&image.sha256()?),
         "the guest reads an image whose sum is {sum}"
     );
+    guest.wait_for_sectors("xvda", 10 << 21)?;
     guest.destroy()?;
     pvh.shutdown()?;
 
-    let mut pv = example("storage-pv.cfg", &storage(Kind::Pv))?;
-    pv.unpause_until(READY, BOOT)?;
-    pv.shutdown()?;
-    testbed.host.ok(REMOVE).map(drop)
+    for (file, kind, shown) in [
+        (
+            "storage-pv.cfg",
+            Kind::Pv,
+            "disk xvda: connected to domain 0",
+        ),
+        (
+            "storage-ram.cfg",
+            Kind::Pvh,
+            "image ram:root.img, 1048576 bytes",
+        ),
+    ] {
+        let mut storage = example(file, &storage(kind))?;
+        storage.unpause_until(READY, BOOT)?;
+        storage.wait_console(shown, MINUTE)?;
+        storage.shutdown()?;
+    }
+    in_folder(REMOVE).map(drop)
 }

@@ -62,6 +62,12 @@ impl Image {
         Ok(Box::new(all.take(self.size)))
     }
 
+    /// Writes the image's initial contents to a file.
+    pub fn write_to(&self, path: &Path) -> Result<()> {
+        io::copy(&mut self.contents()?, &mut File::create(path)?)?;
+        Ok(())
+    }
+
     /// The SHA-256 of the image's initial contents, as `sha256sum` prints it.
     pub fn sha256(&self) -> Result<String> {
         let mut hash = Sha256::new();

@@ -1,8 +1,6 @@
 //! Disks of the driver domain's own, served to guests: what another driver domain serves to it.
 
-use bulkhead_blkback_testkit::{
-    Frontend, Guest, IMAGE_SIZE, Link, Lower, Setup, Style, World, content,
-};
+use bulkhead_blkback_testkit::{Frontend, Guest, IMAGE_SIZE, Lower, Setup, Style, World, content};
 use bulkhead_blkfront::PATIENCE;
 use bulkhead_ring::blkif::{Discard, Operation, Request, Sector, Status, TransferKind};
 use bulkhead_xen::Reservation;
@@ -354,66 +352,34 @@ fn replace<'w>(world: &'w World, lower: Lower<'w>, vbd: &Vbd) -> (Lower<'w>, Vbd
     (other, vbd)
 }
 
-#[test]
-fn a_flush_fails_once_if_another_domain_does_not_have_what_was_written_before() {
-    let world = world(2);
-    let lower = Lower::new(&world, &images());
-    let vbd = lower.attach("xvda", &Disk::new("ram:below0"));
-    let guest = Guest::new(&world);
-    let mut disk = guest.with_queues("xvda", "vbd:xvda", 2);
-    let mut ask = |queue: usize, ask: &dyn Fn(&mut Link)| {
-        ask(disk.queue(queue));
-        disk.queue(queue).kick();
-        world.wait(THERE_AND_BACK);
-        let mut answers = disk.queue(queue).collect();
-        assert_eq!(answers.len(), 1);
-        answers.remove(0).status
-    };
-    let write = |link: &mut Link| {
-        link.push_write(0, &[7; 512]);
-    };
-    let flush = |link: &mut Link| {
-        link.push_flush();
-    };
-    assert_eq!(ask(0, &write), Status::Okay);
-    let (lower, vbd) = replace(&world, lower, &vbd);
-    // Whichever queue it comes by.
-    assert_eq!(ask(1, &flush), Status::Error, "{:#?}", world.journal());
-    assert_eq!([0, 1].map(|queue| ask(queue, &flush)), [Status::Okay; 2]);
-    let said = |line: &String| line.contains("did not flush may be lost");
-    assert!(world.journal().iter().any(said), "{:#?}", world.journal());
-    // What was flushed, by whichever queue, is not in doubt.
-    assert_eq!(ask(0, &write), Status::Okay);
-    assert_eq!(ask(1, &flush), Status::Okay);
-    replace(&world, lower, &vbd);
-    assert_eq!([0, 1].map(|queue| ask(queue, &flush)), [Status::Okay; 2]);
-    disk.detach();
-    world.sim.assert_no_violations();
+fn says_that_writes_may_be_lost(world: &World) -> bool {
+    let journal = world.journal();
+    let mut lines = journal.iter();
+    lines.any(|line| line.contains("did not flush may be lost"))
 }
 
+/// Linux's blkfront never flushes again after a flush that failed.
 #[test]
-fn a_flush_that_waits_for_another_domain_fails_and_another_guests_does_not() {
+fn what_another_domain_may_have_lost_is_told_in_the_log_and_fails_no_flush() {
     let world = world(1);
     let lower = Lower::new(&world, &images());
     let vbd = lower.attach("xvda", &Disk::new("ram:below0"));
-    let guests = [Guest::new(&world), Guest::new(&world)];
-    let shared = |guest: usize| guests[guest].attach("xvda", "vbd:xvda,shared=yes");
-    let [mut one, mut other] = [0, 1].map(|guest| shared(guest).connected());
-    write(&mut other, 8, &[8; 512]);
-    assert_eq!(flush(&mut other), Status::Okay);
-    write(&mut one, 0, &[7; 512]);
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvda", "vbd:xvda").connected();
+    write(&mut disk, 0, &[7; 512]);
+    assert_eq!(flush(&mut disk), Status::Okay);
+    let (lower, vbd) = replace(&world, lower, &vbd);
+    assert!(!says_that_writes_may_be_lost(&world), "they were flushed");
+    write(&mut disk, 0, &[7; 512]);
     lower.pause(true);
-    for disk in [&mut one, &mut other] {
-        disk.link().push_flush();
-        disk.link().kick();
-    }
+    disk.link().push_flush();
+    disk.link().kick();
     world.wait(THERE_AND_BACK);
     replace(&world, lower, &vbd);
-    let answers = [&mut one, &mut other].map(|disk| disk.link().collect()[0].status);
-    assert_eq!(answers, [Status::Error, Status::Okay]);
-    let answers = [&mut one, &mut other].map(flush);
-    assert_eq!(answers, [Status::Okay, Status::Okay]);
-    [one, other].into_iter().for_each(Frontend::detach);
+    assert!(says_that_writes_may_be_lost(&world));
+    assert_eq!(disk.link().collect()[0].status, Status::Okay, "it waited");
+    assert_eq!(flush(&mut disk), Status::Okay);
+    disk.detach();
     world.sim.assert_no_violations();
 }
 
@@ -439,7 +405,12 @@ fn a_domain_that_closes_its_disks_in_order_flushes_them_before() {
     world.wait(THERE_AND_BACK);
     replace(&world, lower, &vbd);
     assert_eq!(disk.link().collect()[0].status, Status::Okay);
-    assert_eq!(flush(&mut disk), Status::Okay, "{:#?}", world.journal());
+    assert!(
+        !says_that_writes_may_be_lost(&world),
+        "{:#?}",
+        world.journal()
+    );
+    assert_eq!(flush(&mut disk), Status::Okay);
     disk.detach();
     world.sim.assert_no_violations();
 }

@@ -1,6 +1,6 @@
 //! The requests of one queue, from their submission to their completion, and the memory that their data is in.
 
-use crate::durability::{Flushes, User};
+use crate::durability::Flushes;
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -68,19 +68,16 @@ pub struct Client<H: Hypervisor> {
     waker: Option<Waker>,
     open: bool,
     submitted: u64,
-    /// The guest's disk that it is a queue of.
-    user: Arc<User>,
     flushes: Arc<Flushes>,
     /// The last flush that had begun when a write was acknowledged last.
     written: Option<u64>,
 }
 
 impl<H: Hypervisor> Client<H> {
-    /// Returns a queue of `user` for up to `depth` requests at a time, with data in `memory`.
+    /// Returns a queue for up to `depth` requests at a time, with data in `memory`.
     pub fn new(
         memory: SharedMemory<H>,
         depth: usize,
-        user: Arc<User>,
         flushes: Arc<Flushes>,
     ) -> Result<Self, OutOfMemory> {
         let mut waiting = VecDeque::new();
@@ -96,7 +93,6 @@ impl<H: Hypervisor> Client<H> {
             waker: None,
             open: true,
             submitted: 0,
-            user,
             flushes,
             written: None,
         })
@@ -104,7 +100,7 @@ impl<H: Hypervisor> Client<H> {
 
     /// Opens a queue again that was closed and [is idle](Self::is_idle), for up to `depth` requests at a time.
     /// Nothing of its last user's data is left.
-    pub fn reopen(&mut self, depth: usize, user: Arc<User>) -> Result<(), OutOfMemory> {
+    pub fn reopen(&mut self, depth: usize) -> Result<(), OutOfMemory> {
         let known = self.entries.len();
         let more = depth.saturating_sub(known);
         let room = self.entries.try_reserve_exact(more);
@@ -118,7 +114,7 @@ impl<H: Hypervisor> Client<H> {
             .extend((known..known + more).map(|entry| entry as u16));
         self.memory.clear();
         self.open = true;
-        (self.user, self.written) = (user, None);
+        self.written = None;
         Ok(())
     }
 
@@ -319,12 +315,6 @@ impl<H: Hypervisor> Client<H> {
         }
     }
 
-    /// Returns the guest's disk that it is a queue of.
-    #[inline]
-    pub fn user(&self) -> &Arc<User> {
-        &self.user
-    }
-
     /// Returns whether a write was acknowledged to its guest that is not durable yet.
     pub fn has_unflushed(&self) -> bool {
         let written = self.written.filter(|_| self.open);
@@ -333,32 +323,7 @@ impl<H: Hypervisor> Client<H> {
 
     /// Notes that what was acknowledged and is not durable may be lost.
     pub fn lose_unflushed(&mut self) {
-        if self.has_unflushed() {
-            self.user.lose();
-        }
         self.written = None;
-    }
-
-    /// Fails the flushes that wait, if its guest's disk has lost something. Returns true if there was one.
-    pub fn fail_flushes(&mut self) -> bool {
-        if !self.user.has_lost() {
-            return false;
-        }
-        let mut any = false;
-        for _ in 0..self.waiting.len() {
-            let Some(entry) = self.waiting.pop_front() else {
-                break;
-            };
-            let request = &mut self.entries[usize::from(entry)];
-            if request.op == Op::Flush {
-                request.waits = false;
-                self.end(entry, Err(IoError::Medium));
-                any = true;
-            } else {
-                self.waiting.push_back(entry);
-            }
-        }
-        any
     }
 
     /// Fails all requests.

@@ -4,7 +4,7 @@
 use crate::backend_nodes::Properties;
 use crate::client::Client;
 use crate::counts::Counts;
-use crate::durability::{Flushes, Users};
+use crate::durability::Flushes;
 use crate::link::Link;
 use crate::queue::{MOST_PAGES, Queue, REQUEST_PAGES, depth_of};
 use crate::wire::Lie;
@@ -49,7 +49,6 @@ pub struct Disk<H: Hypervisor> {
     task: AtomicWaker,
     claims: Arc<Claims>,
     flushes: Arc<Flushes>,
-    users: Users,
     /// The guests' disks that learn of a new size.
     resized: Mutex<Waiters>,
     pool: PagePool,
@@ -72,7 +71,6 @@ impl<H: Hypervisor> Disk<H> {
             task: AtomicWaker::new(),
             claims: Arc::default(),
             flushes: Arc::default(),
-            users: Users::default(),
             resized: Mutex::default(),
             pool,
             grants,
@@ -188,27 +186,15 @@ impl<H: Hypervisor> Disk<H> {
         offered && links.any(|link| link.lock().clients().iter().any(Client::has_unflushed))
     }
 
-    /// Notes that what was acknowledged and is not durable may be lost: the next flush of each guest's disk that wrote
-    /// it fails. Returns whether there is one.
+    /// Notes that what was acknowledged and is not durable may be lost. Returns whether there is any of it.
     pub fn lose_unflushed(&self) -> bool {
         if !self.has_unflushed() {
             return false;
         }
-        let each = |act: &mut dyn FnMut(&mut Client<H>)| {
-            for link in &self.links {
-                link.lock().clients().iter_mut().for_each(&mut *act);
-            }
-        };
-        each(&mut Client::lose_unflushed);
-        let mut told = Vec::new();
-        each(&mut |client| {
-            if client.fail_flushes() {
-                told.push(client.user().clone());
-            }
-        });
-        told.iter().for_each(|user| {
-            user.take_loss();
-        });
+        for link in &self.links {
+            let mut link = link.lock();
+            link.clients().iter_mut().for_each(Client::lose_unflushed);
+        }
         true
     }
 
@@ -324,9 +310,8 @@ impl<H: Hypervisor> Device<H> {
         let pages = queue_pages(context.queues);
         let depth = depth_of(context.depth, pages);
         let mut locked = disk.link(link).lock();
-        let user = (disk.users.find(context.user), &disk.flushes);
         let memory = || SharedMemory::new(&disk.pool, &disk.grants, pages);
-        let client = locked.open(depth, user, memory)?;
+        let client = locked.open(depth, &disk.flushes, memory)?;
         // Those of a queue that was closed may be more, or fewer.
         let memory = locked.client(client).memory();
         let memory = (memory.base(), memory.pages());

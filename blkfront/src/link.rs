@@ -7,7 +7,7 @@
 
 use crate::client::{Client, Entry};
 use crate::counts::Counts;
-use crate::durability::{Flushes, User};
+use crate::durability::Flushes;
 use crate::wire::{Lie, OWN, Wire};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -52,12 +52,12 @@ impl<H: Hypervisor> Default for Link<H> {
 }
 
 impl<H: Hypervisor> Link<H> {
-    /// Adds a queue of `user` for up to `depth` requests at a time, or one that was closed and whose requests have
+    /// Adds a queue for up to `depth` requests at a time, or one that was closed and whose requests have
     /// all ended. Its memory comes of `memory`. Returns its number.
     pub fn open(
         &mut self,
         depth: usize,
-        (user, flushes): (Arc<User>, &Arc<Flushes>),
+        flushes: &Arc<Flushes>,
         memory: impl FnOnce() -> Result<SharedMemory<H>, NotShared>,
     ) -> Result<usize, NotShared> {
         let unused = |client: &Client<H>| !client.is_open() && client.is_idle();
@@ -66,14 +66,14 @@ impl<H: Hypervisor> Link<H> {
         if !self.held
             && let Some(number) = self.clients.iter().position(unused)
         {
-            let reopened = self.clients[number].reopen(depth, user);
+            let reopened = self.clients[number].reopen(depth);
             return reopened.map(|()| number).map_err(no_memory);
         }
         let mut memory = memory()?;
         if let Some((hypervisor, backend)) = &self.backend {
             memory.grant(hypervisor, *backend)?;
         }
-        let client = Client::new(memory, depth, user, flushes.clone());
+        let client = Client::new(memory, depth, flushes.clone());
         let client = client.map_err(no_memory)?;
         let reserved = self.clients.try_reserve(1);
         reserved.map_err(|_| NotShared::NoMemory { bytes })?;
@@ -103,9 +103,6 @@ impl<H: Hypervisor> Link<H> {
             return Submitted::Done(Err(IoError::Medium));
         }
         let client = &mut self.clients[number];
-        if op == Op::Flush && client.user().take_loss() {
-            return Submitted::Done(Err(IoError::Medium));
-        }
         let Some(entry) = client.begin(tag, op, page, len) else {
             return Submitted::Busy;
         };

@@ -25,9 +25,6 @@ pub struct QueueContext {
     /// The number of queues that the caller opens of the device, this one among them. A store that has a
     /// certain amount of memory for a disk divides it among them.
     pub queues: usize,
-    /// The user of the device, if a layer shares it: queues of one user have the same number here, those of others
-    /// another one.
-    pub user: Option<u64>,
 }
 
 impl QueueContext {
@@ -37,21 +34,12 @@ impl QueueContext {
             vcpu,
             depth,
             queues: 1,
-            user: None,
         }
     }
 
     /// The same, as one of `queues` queues.
     pub fn among(self, queues: usize) -> QueueContext {
         QueueContext { queues, ..self }
-    }
-
-    /// The same, for a user of a device that is shared.
-    pub fn for_user(self, user: u64) -> QueueContext {
-        QueueContext {
-            user: Some(user),
-            ..self
-        }
     }
 }
 

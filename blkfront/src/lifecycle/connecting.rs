@@ -55,8 +55,7 @@ impl<H: Hypervisor> Life<'_, H> {
         let another = self.served_by.is_some() && self.served_by != backend;
         if another && self.disk.lose_unflushed() {
             log::warn!(
-                "disk {}: another domain serves it now, and what its guests wrote and did not flush may be lost: their \
-                 next flush fails",
+                "disk {}: another domain serves it now, and what its guests wrote and did not flush may be lost",
                 self.disk.name
             );
         }

@@ -90,11 +90,6 @@ impl Watcher {
         }
     }
 
-    /// Returns what tells it from the other users of the device.
-    pub fn number(&self) -> u64 {
-        self.number
-    }
-
     /// Wakes `waker` at the next change, in the place of an earlier one.
     pub fn watch(&self, waker: &Waker) {
         let inner = &self.device.0;
@@ -122,8 +117,7 @@ impl BlockDevice for User {
     }
 
     fn open_queue<'a>(&'a self, context: &QueueContext) -> OpenQueue<'a> {
-        let context = context.for_user(self.watcher.number());
-        let opening = self.watcher.device.0.device.open_queue(&context);
+        let opening = self.watcher.device.0.device.open_queue(context);
         Box::pin(async move {
             let queue: Box<dyn IoQueue> = Box::new(UserQueue {
                 queue: opening.await?,

@@ -205,7 +205,6 @@ impl BlockDevice for MappedDevice {
         Box::pin(async move {
             let mut queues = Vec::new();
             for below in &self.0.below {
-                let context = context.for_user(below.number());
                 queues.push(below.device.device().open_queue(&context).await?);
             }
             let queue: Box<dyn crate::IoQueue> =

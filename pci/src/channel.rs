@@ -15,7 +15,7 @@ use bulkhead_xen::abi::pciif::{
 use bulkhead_xen::{DomId, Hypervisor, Pirq};
 use core::cell::{Cell, RefCell};
 use core::future::{Future, poll_fn};
-use core::mem::offset_of;
+use core::mem::{ManuallyDrop, offset_of};
 use core::pin::{Pin, pin};
 use core::sync::atomic::Ordering;
 use core::task::{Poll, Waker};
@@ -49,7 +49,9 @@ pub struct Channel<H: Hypervisor> {
     handle: Handle<H>,
     /// The longest time that an operation may take.
     patience: Duration,
-    page: SharedMemory<H>,
+    /// Not given back with the channel: pciback may have it mapped, at the domain's end it has. [`give_up`] takes it
+    /// back.
+    page: ManuallyDrop<SharedMemory<H>>,
     events: Rc<EventChannel<H>>,
     /// Raised when pciback has notified us, and when the channel is closed.
     notified: Signal,
@@ -99,7 +101,7 @@ impl<H: Hypervisor> Channel<H> {
         let channel = Rc::new(Channel {
             handle: handle.clone(),
             patience,
-            page,
+            page: ManuallyDrop::new(page),
             events: Rc::new(handle.event_channel(port)),
             notified: Signal::default(),
             closed: Cell::new(false),
@@ -246,7 +248,7 @@ impl<H: Hypervisor> Channel<H> {
         if self.flags() & BACKEND_ACTIVE != 0 {
             let read = |offset| self.read(AER_OP + offset);
             log::warn!(
-                "pci: dom0 reports an error of a function (operation {}, state {}, function {:02x}:{:02x}.{}): nothing \
+                "dom0 reports an error of a function (operation {}, state {}, function {:02x}:{:02x}.{}): nothing \
                  is done about it",
                 read(offset_of!(AerOp, cmd)),
                 read(offset_of!(AerOp, err)),
@@ -292,7 +294,7 @@ pub fn give_up<H: Hypervisor>(channel: Rc<Channel<H>>) {
         loop {
             if let Some(channel) = shared.take() {
                 match Rc::try_unwrap(channel) {
-                    Ok(channel) => page = Some(channel.page),
+                    Ok(channel) => page = Some(ManuallyDrop::into_inner(channel.page)),
                     Err(channel) => shared = Some(channel),
                 }
             }

@@ -30,7 +30,7 @@ pub async fn list(store: &Client, path: &str) -> Result<Vec<Listed>, Error> {
         .and_then(|count| count.trim().parse().ok());
     let count: usize = count.unwrap_or(0);
     if count > MOST {
-        log::warn!("pci: {count} functions: only the first {MOST} are looked at");
+        log::warn!("{count} functions: only the first {MOST} are looked at");
     }
     let mut listed = Vec::new();
     for number in 0..count.min(MOST) {
@@ -41,7 +41,7 @@ pub async fn list(store: &Client, path: &str) -> Result<Vec<Listed>, Error> {
         let [dev, vdev, state] = wanted.map(|name| nodes.get(name).map(String::as_str));
         let Some(name) = dev.and_then(FunctionName::parse) else {
             log::error!(
-                "pci: {}={:?} is not a function",
+                "{}={:?} is not a function",
                 wanted[0],
                 excerpt(dev.unwrap_or_default())
             );

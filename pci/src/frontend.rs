@@ -164,7 +164,7 @@ impl<H: PciHost> Life<'_, H> {
             Step::Connect => self.connect().await,
             Step::Reconfigure => self.reconfigure().await,
             Step::Close => {
-                log::warn!("pci: dom0's pciback is gone, and all functions with it");
+                log::warn!("dom0's pciback is gone, and all functions with it");
                 self.disconnect();
                 self.phase = Phase::Closed;
                 self.write(&[], XenbusState::Closed).await
@@ -279,7 +279,7 @@ impl<H: PciHost> Life<'_, H> {
             match one.slot {
                 _ if known => {}
                 Some(slot) => self.meet_function(one.name, slot).await,
-                None => log::error!("pci {}: dom0's pciback does not show it", one.name),
+                None => log::error!("function {}: dom0's pciback does not show it", one.name),
             }
         }
         self.phase = Phase::Connected;
@@ -297,7 +297,7 @@ impl<H: PciHost> Life<'_, H> {
             }
             if !known.leaves {
                 known.leaves = true;
-                log::info!("pci {}: is to be detached", known.shared.name);
+                log::info!("function {}: is to be detached", known.shared.name);
                 known.shared.depart(Departure::Detached);
             }
             match known.holders.any() {
@@ -307,9 +307,9 @@ impl<H: PciHost> Life<'_, H> {
         }
         for shared in gone {
             if let Err(error) = shared.turn_off().await {
-                log::warn!("pci {}: not turned off: {error}", shared.name);
+                log::warn!("function {}: not turned off: {error}", shared.name);
             }
-            log::info!("pci {}: detached", shared.name);
+            log::info!("function {}: detached", shared.name);
         }
         self.functions.retain(|known| !known.leaves);
         self.phase = Phase::Reconfiguring;
@@ -331,8 +331,8 @@ impl<H: PciHost> Life<'_, H> {
         let config = ConfigSpace::new(channel.clone(), slot);
         let identity = match identify(&config).await {
             Ok(Some(identity)) => identity,
-            Ok(None) => return log::error!("pci {name}: nothing answers there"),
-            Err(error) => return log::error!("pci {name}: {error}"),
+            Ok(None) => return log::error!("function {name}: nothing answers there"),
+            Err(error) => return log::error!("function {name}: {error}"),
         };
         let handle = self.frontend.handle.clone();
         let shared = Rc::new(Shared::new(name, identity, handle, config));
@@ -349,8 +349,8 @@ impl<H: PciHost> Life<'_, H> {
             }
         }
         match taken {
-            Some(driver) => log::info!("pci {name}: {identity}, driver {driver}"),
-            None => log::warn!("pci {name}: {identity}: no driver for it"),
+            Some(driver) => log::info!("function {name}: {identity}, driver {driver}"),
+            None => log::warn!("function {name}: {identity}: no driver for it"),
         }
         self.functions.push(Known {
             shared,
@@ -391,7 +391,7 @@ impl<H: PciHost> Life<'_, H> {
     /// Logs a line, unless it repeats the last one.
     fn tell(&mut self, what: String) {
         if self.told.as_ref() != Some(&what) {
-            log::warn!("pci: {what}");
+            log::warn!("{what}");
             self.told = Some(what);
         }
     }

@@ -340,7 +340,7 @@ impl<H: PciHost> Function<H> {
     }
 
     fn without(&self, what: &str, why: &str) {
-        log::warn!("pci {}: without {what}: {why}", self.shared.name);
+        log::warn!("function {}: without {what}: {why}", self.shared.name);
     }
 
     /// Returns the reason why it is to be let go of, if it is.

@@ -1,5 +1,6 @@
 //! Functions that are taken away, and a backend that goes.
 
+use crate::journal::lines_of;
 use crate::machine::{Machine, second, states};
 use bulkhead_pci::{Departure, OperationError, PciError};
 use bulkhead_xen_sim::pci::FunctionConfig;
@@ -162,4 +163,24 @@ fn a_domain_that_ends_leaves_the_function_off() {
         (false, 0)
     );
     drop(vectors);
+}
+
+#[test]
+fn a_domain_that_ends_with_functions_has_nothing_to_say_about_it() {
+    let (machine, _) = Machine::with(&[FunctionConfig::default()]);
+    assert_eq!(machine.domain.grants_in_use(), 1);
+    let lines = lines_of(|| drop(machine));
+    assert!(lines.is_empty(), "{lines:?}");
+}
+
+#[test]
+fn the_log_names_each_function_and_its_driver() {
+    let mut machine = None;
+    let configs = [FunctionConfig::default(), crate::machine::network()];
+    let lines = lines_of(|| machine = Some(Machine::with(&configs)));
+    let expected = [
+        "INFO function 03:00.0: 1b36:0010, class 010802 (NVMe controller), driver test",
+        "WARN function 04:00.1: 8086:10d3, class 020000 (network controller): no driver for it",
+    ];
+    assert_eq!(lines, expected);
 }

@@ -4,6 +4,7 @@
 mod departures;
 mod functions;
 mod interrupts;
+mod journal;
 mod machine;
 mod operations;
 mod registers;

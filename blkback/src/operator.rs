@@ -22,7 +22,6 @@ use crate::statistics::as_line;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
-use alloc::vec::Vec;
 use bulkhead_executor::EventChannel;
 use bulkhead_images::GrowRequest;
 use bulkhead_xen::Hypervisor;
@@ -129,8 +128,8 @@ fn show<H: Hypervisor>(services: &Services<H>, request: &str) -> Result<String, 
         let mut places = line.as_bytes().windows(request.len().max(1));
         places.any(|place| place == request.as_bytes())
     };
-    let wanted = |line: &String| request == ALL || has(line);
-    let lines: Vec<String> = services.stores.lines().filter(wanted).collect();
+    let mut lines = services.stores.lines();
+    lines.retain(|line| request == ALL || has(line));
     match lines.is_empty() {
         true => Err(format!(
             "nothing is called {}; {ALL} shows everything",

@@ -149,13 +149,14 @@ impl Catalog {
         })
     }
 
-    /// Every use of an image: the image's name, the access, and the name of the one who has it open.
-    pub fn uses(&self) -> impl Iterator<Item = (&str, Access, String)> {
-        let images = self.images.as_deref().unwrap_or_default().iter();
-        images.flat_map(|image| {
-            let owners = image.claims.owners().into_iter();
-            owners.map(|(access, owner)| (image.name.as_str(), access, owner))
-        })
+    /// Calls `each` for every use of an image: with the image's name, the access, and the name of the one who has
+    /// it open.
+    pub fn for_each_use(&self, mut each: impl FnMut(&str, Access, String)) {
+        for image in self.images.as_deref().unwrap_or_default() {
+            for (access, owner) in image.claims.owners() {
+                each(&image.name, access, owner);
+            }
+        }
     }
 
     fn find(&self, name: &str) -> Result<&Image, NotFound> {

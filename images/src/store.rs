@@ -173,8 +173,12 @@ impl Stores {
     }
 
     /// Returns lines about the devices of every store, and about who has them open, for the operator.
-    pub fn lines(&self) -> impl Iterator<Item = String> {
-        self.all.iter().flat_map(|store| store.lines())
+    pub fn lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for store in &self.all {
+            lines.append(&mut store.lines());
+        }
+        lines
     }
 
     /// Reads the tables of a device again ([`Store::rescan`]), which is named as in a target.

@@ -66,12 +66,17 @@ impl Store for RamStore {
     }
 
     fn lines(&self) -> Vec<String> {
-        let images = self.catalog.images();
-        let line =
-            |(name, bytes, open)| format!("image ram:{name}, {bytes} bytes, open {open} time(s)");
-        let user = |(name, access, owner)| format!("ram:{name} is open for {access} by {owner}");
-        let users = self.catalog.uses().map(user);
-        images.map(line).chain(users).collect()
+        // Loops: one chain of iterators takes a kilobyte more of the smallest unikernel.
+        let mut lines = Vec::new();
+        for (name, bytes, open) in self.catalog.images() {
+            lines.push(format!(
+                "image ram:{name}, {bytes} bytes, open {open} time(s)"
+            ));
+        }
+        self.catalog.for_each_use(|name, access, owner| {
+            lines.push(format!("ram:{name} is open for {access} by {owner}"));
+        });
+        lines
     }
 
     fn open<'a>(&'a self, target: Target<'a>, access: Access, owner: Owner<'a>) -> OpenDevice<'a> {

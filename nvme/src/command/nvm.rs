@@ -41,7 +41,7 @@ pub const fn write(namespace: NamespaceId, start: Lba, blocks: u32) -> Command {
     transfer(opcode::WRITE, namespace, start, blocks - 1)
 }
 
-/// Writes blocks as [`write`] does; they are durable when the command completes.
+/// Writes blocks as [`write()`] does; they are durable when the command completes.
 #[inline]
 pub const fn write_through(namespace: NamespaceId, start: Lba, blocks: u32) -> Command {
     transfer(

@@ -10,7 +10,7 @@ use bulkhead_xenbus::XenbusState;
 use std::time::Duration;
 
 /// The longest that an answer is held back for company.
-const HOLD: Duration = Duration::from_micros(500);
+const HOLD: Duration = Duration::from_millis(2);
 
 /// One disk of a guest, as its frontend sees it.
 pub struct Frontend<'w> {

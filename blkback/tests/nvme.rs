@@ -1,12 +1,10 @@
 //! Guests' disks on an NVMe controller that was given to the driver domain: it reads and writes their pages itself.
 
-use bulkhead_blkback_testkit::{
-    Frontend, Guest, Nvme, PATHS, Random, Setup, Style, World, allocations,
-};
+use bulkhead_blkback_testkit::{Guest, Nvme, PATHS, Random, Setup, Style, World, allocations};
 use bulkhead_nvme::command::nvm::opcode;
 use bulkhead_nvme_testing::{Config, FakeNamespace, Fate};
 use bulkhead_ring::blkif::Status;
-use bulkhead_ring::blkif::TransferKind::{Read, Write};
+use bulkhead_ring::blkif::TransferKind::Write;
 use bulkhead_xen_sim::DomainKind;
 use bulkhead_xen_sim::xenstore::toolstack;
 use std::time::Duration;
@@ -32,36 +30,6 @@ fn nvme(world: &World) -> &Nvme {
     world.nvme.as_ref().expect("it has a controller")
 }
 
-/// Random reads and writes, eight at a time, against a model.
-fn verify(disk: &mut Frontend<'_>, model: &mut [u8], random: &mut Random) {
-    const PART: usize = SIZE / 8;
-    for _ in 0..6 {
-        let mut reads = Vec::new();
-        for part in 0..8 {
-            let first = random.below(8) as usize;
-            let sectors = 1 + random.below(PART as u64 / 512 - 8) as usize;
-            let at = part * PART + first * 512;
-            let (sector, range) = ((at / 512) as u64, at..at + sectors * 512);
-            if random.below(2) == 0 {
-                let data = random.bytes(range.len());
-                disk.link().push_transfer(Write, sector, sectors, &data);
-                model[range].copy_from_slice(&data);
-            } else {
-                let id = disk.link().push_transfer(Read, sector, sectors, &[]);
-                reads.push((id, range));
-            }
-        }
-        let answers = disk.exchange();
-        assert_eq!(answers.len(), 8, "all are answered");
-        for answer in answers {
-            assert_eq!(answer.status, Status::Okay, "{:#?}", disk.world.journal());
-            if let Some((_, range)) = reads.iter().find(|(id, _)| *id == answer.id) {
-                assert!(answer.data == model[range.clone()], "what was written");
-            }
-        }
-    }
-}
-
 #[test]
 fn guests_are_served_however_their_pages_are_reached() {
     for (path, persistent) in PATHS {
@@ -76,7 +44,7 @@ fn guests_are_served_however_their_pages_are_reached() {
         }
         let (first, model) = &mut disks[0];
         for _ in 0..4 {
-            verify(first, model, &mut random);
+            first.verify_against(model, &mut random);
         }
         assert!(nvme(&world).fake.bytes(1) == *model);
         let (second, _) = &mut disks[1];

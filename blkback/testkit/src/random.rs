@@ -1,5 +1,9 @@
 //! Numbers that look random and are the same in every run.
 
+use super::Frontend;
+use bulkhead_ring::blkif::Status;
+use bulkhead_ring::blkif::TransferKind::{Read, Write};
+
 /// A generator (splitmix64).
 pub struct Random(u64);
 
@@ -30,5 +34,38 @@ impl Random {
         }
         bytes.truncate(len);
         bytes
+    }
+}
+
+impl Frontend<'_> {
+    /// Reads and writes at random, eight requests at a time, from any sector of a page on, and compares what is read
+    /// with `model`, which is what the disk holds.
+    pub fn verify_against(&mut self, model: &mut [u8], random: &mut Random) {
+        let part_size = model.len() / 8;
+        for _ in 0..6 {
+            let mut reads = Vec::new();
+            for part in 0..8 {
+                let first = random.below(8) as usize;
+                let sectors = 1 + random.below(part_size as u64 / 512 - 8) as usize;
+                let at = part * part_size + first * 512;
+                let (sector, range) = ((at / 512) as u64, at..at + sectors * 512);
+                if random.below(2) == 0 {
+                    let data = random.bytes(range.len());
+                    self.link().push_transfer(Write, sector, sectors, &data);
+                    model[range].copy_from_slice(&data);
+                } else {
+                    let id = self.link().push_transfer(Read, sector, sectors, &[]);
+                    reads.push((id, range));
+                }
+            }
+            let answers = self.exchange();
+            assert_eq!(answers.len(), 8, "all are answered");
+            for answer in answers {
+                assert_eq!(answer.status, Status::Okay, "{:#?}", self.world.journal());
+                if let Some((_, range)) = reads.iter().find(|(id, _)| *id == answer.id) {
+                    assert!(answer.data == model[range.clone()], "what was written");
+                }
+            }
+        }
     }
 }

@@ -65,7 +65,7 @@ pub trait Disks {
     /// Returns all disks.
     fn list(&self) -> Vec<KnownDisk>;
 
-    /// Returns a lines about each disk, for the operator.
+    /// Returns lines about each disk, for the operator.
     fn lines(&self) -> Vec<String>;
 
     /// Opens a disk for all who have something of it, to be written to if it can be. What they share is for the

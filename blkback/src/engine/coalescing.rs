@@ -10,9 +10,10 @@
 //!
 //! While it waits, the task sleeps. Whenever it has asked for a notification later than that of the next request, the
 //! sleep has a deadline: if the frontend sends fewer requests than expected, it is served once it has been quiet for
-//! twice the usual time between two requests, and after [`MOST`] at the latest. The queue is polled only for a request
-//! that is expected sooner than blocking would pay ([`PollWindow`]). A queue that has seen no request since its last
-//! look is not looked at again: an idle queue costs nothing.
+//! twice the usual time between two requests, and after [`MOST`] at the latest (a quarter of that where requests are
+//! usually further apart). The queue is polled only for a request that is expected sooner than blocking would pay
+//! ([`PollWindow`]). A queue that has seen no request since its last look is not looked at again: an idle queue costs
+//! nothing.
 
 use super::options::Options;
 use super::poll_window::{BlockCosts, Nanos, PollWindow, nanos};

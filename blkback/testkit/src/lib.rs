@@ -330,18 +330,10 @@ impl World {
 
     /// Lets time pass, and runs the driver domain and xenstored meanwhile.
     pub fn wait(&self, span: Duration) {
-        let end = self.sim.now() + span;
-        self.run();
-        loop {
-            let next = self.next_deadline();
-            match next.filter(|next| *next <= end) {
-                Some(next) => self.sim.advance_to(next.max(self.sim.now())),
-                None => break,
-            }
+        let run = || {
             self.run();
-        }
-        self.sim.advance_to(end);
-        self.run();
+        };
+        self.sim.pass(span, run, || self.next_deadline());
     }
 
     /// Waits as libxl does for a closed disk's directory to be removed, though less than its ten

@@ -94,18 +94,7 @@ impl World {
 
     /// Lets time pass.
     pub fn wait(&self, span: Duration) {
-        let end = self.sim.now() + span;
-        self.run();
-        loop {
-            let next = self.next_deadline();
-            match next.filter(|next| *next <= end) {
-                Some(next) => self.sim.advance_to(next.max(self.sim.now())),
-                None => break,
-            }
-            self.run();
-        }
-        self.sim.advance_to(end);
-        self.run();
+        self.sim.pass(span, || self.run(), || self.next_deadline());
     }
 
     /// Returns when the domain wants to do something next by itself.

@@ -247,6 +247,19 @@ impl Sim {
         world.wake_sleepers();
     }
 
+    /// Lets time pass: moves the clock from each point that `next` returns to the following one, and has `run` do
+    /// what is due there. `next` returns when anything is to be done next.
+    pub fn pass(&self, span: Duration, mut run: impl FnMut(), next: impl Fn() -> Option<Instant>) {
+        let end = self.now() + span;
+        run();
+        while let Some(next) = next().filter(|next| *next <= end) {
+            self.advance_to(next.max(self.now()));
+            run();
+        }
+        self.advance_to(end);
+        run();
+    }
+
     /// Moves the clock to the earliest deadline of a vCPU that blocked; returns whether there is
     /// one.
     pub fn advance_to_next_deadline(&self) -> bool {

@@ -87,7 +87,7 @@ impl Rings {
 
     /// Returns the number of commands that may be outstanding at a time.
     pub fn depth(&self) -> usize {
-        // A completion queue of that many entries never overflows.
+        // The completion queue has as many entries at least, so it never overflows (`acknowledge`).
         self.submissions - 1
     }
 
@@ -139,7 +139,9 @@ impl Rings {
     /// there are no more for the moment.
     #[inline]
     pub fn acknowledge(&mut self, registers: &dyn Registers, no_more: bool) {
-        if self.unacknowledged >= if no_more { 1 } else { UNACKNOWLEDGED } {
+        // All that is outstanding must find room beside what the controller does not know to be taken.
+        let room = (self.completions - self.submissions) as u32 + 1;
+        if self.unacknowledged >= if no_more { 1 } else { UNACKNOWLEDGED.min(room) } {
             self.unacknowledged = 0;
             self.doorbells += 1;
             registers.write32(self.completion_doorbell, self.head as u32);

@@ -197,3 +197,26 @@ fn queues_of_one_vcpu_share_the_commands_and_none_starves() {
     drop((disks, device, buffer));
     world.end();
 }
+
+#[test]
+fn the_completion_queue_of_a_controller_with_small_queues_does_not_overflow() {
+    // Three commands at a time, and room for three completions.
+    let world = World::started(Config {
+        queue_entries: 5,
+        ..Config::default()
+    });
+    let mut disk = world.open("nvme:03:00.0");
+    let buffer = Buffer::new(&world, 12);
+    // Parts of pages: a command for each.
+    let parts: Vec<_> = (0..12).map(|page| buffer.segment(page, 512, 512)).collect();
+    assert_eq!(disk.hand(0, read(0), &parts), Submitted::Pending);
+    disk.queue.flush_submissions();
+    for _ in 0..12 {
+        // It completes all that it was told of, and panics if one completion finds no room.
+        world.fake.step();
+        disk.collect();
+    }
+    assert_eq!(disk.done, [(0, Ok(()))]);
+    drop((disk, buffer));
+    world.end();
+}

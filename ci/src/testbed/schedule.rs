@@ -4,7 +4,7 @@ use super::Scenario;
 use super::report::{Outcome, Summary};
 use super::runner::Runner;
 use crate::host::pci::PciDevice;
-use std::sync::{Condvar, Mutex};
+use std::sync::{Condvar, Mutex, mpsc};
 use std::{fs, thread};
 
 /// The memory that one host takes on the machine that emulates it, in MiB: its own, QEMU's translated code, and
@@ -80,33 +80,63 @@ pub fn run(runners: &mut [Runner], jobs: &[Job], last: &LastHost) -> Summary {
     let title = |job: &Job| runners[0].title(&job.scenario);
     let order: Vec<String> = jobs.iter().map(title).collect();
     let (measuring, others): (Vec<Job>, _) = jobs.iter().partition(|job| job.scenario.demo);
+    let (others, measuring) = (Waiting(Mutex::new(others)), Waiting(Mutex::new(measuring)));
     let mut summary = Summary::default();
-    let waiting = Waiting(Mutex::new(others));
-    thread::scope(|scope| {
-        let run = |number: usize, runner: &mut Runner| {
+    let summaries = first_alone_at_last(
+        runners,
+        |number, runner| {
             if number == last_number {
                 last.wait();
             }
-            let summary = runner.run(|devices| waiting.next(devices));
+            let summary = runner.run(|devices| others.next(devices));
             if number > 0 {
                 runner.stop();
             }
             summary
-        };
-        let hosts: Vec<_> = (0..)
-            .zip(runners.iter_mut())
-            .map(|(number, runner)| scope.spawn(move || run(number, runner)))
-            .collect();
-        for host in hosts {
-            summary.extend(host.join().expect("a scenario does not panic"));
-        }
-    });
-    let waiting = Waiting(Mutex::new(measuring));
-    summary.extend(runners[0].run(|devices| waiting.next(devices)));
-    runners[0].stop();
+        },
+        |runner| {
+            let summary = runner.run(|devices| measuring.next(devices));
+            runner.stop();
+            summary
+        },
+    );
+    summaries.into_iter().for_each(|part| summary.extend(part));
     let place = |outcome: &Outcome| order.iter().position(|title| *title == outcome.name);
     summary.outcomes.sort_by_key(place);
     summary
+}
+
+/// Has each host do `shared`, side by side, and then the first host `alone`, once the others have ended. Returns what
+/// they return.
+///
+/// A host has one thread for all that it does: its QEMU ends with the thread that started it (`setpriv --pdeathsig`).
+fn first_alone_at_last<H: Send, T: Send>(
+    hosts: &mut [H],
+    shared: impl Fn(usize, &mut H) -> T + Sync,
+    alone: impl FnOnce(&mut H) -> T + Send,
+) -> Vec<T> {
+    let Some((first, others)) = hosts.split_first_mut() else {
+        return Vec::new();
+    };
+    let shared = &shared;
+    let (ended, others_ended) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        let first = scope.spawn(move || {
+            let result = shared(0, first);
+            // Nothing is sent: the other end goes when the others have ended.
+            let _ = others_ended.recv();
+            [result, alone(first)]
+        });
+        let others: Vec<_> = (1..)
+            .zip(others)
+            .map(|(number, host)| scope.spawn(move || shared(number, host)))
+            .collect();
+        let join = |result: thread::Result<T>| result.expect("a scenario does not panic");
+        let others: Vec<T> = others.into_iter().map(|host| join(host.join())).collect();
+        drop(ended);
+        let first = first.join().expect("a scenario does not panic");
+        first.into_iter().chain(others).collect()
+    })
 }
 
 /// A list of work that several hosts share: each takes the next that it can do when it is free.
@@ -127,6 +157,7 @@ mod tests {
     use super::*;
     use crate::host::pci;
     use crate::testbed::side_by_side;
+    use std::time::Duration;
 
     #[test]
     fn as_many_hosts_run_as_have_a_processor_and_memory() {
@@ -148,6 +179,34 @@ mod tests {
             run: |_| Ok(()),
         };
         vec![Job { scenario, devices }; count]
+    }
+
+    #[test]
+    fn the_first_host_is_alone_at_last_and_has_one_thread() {
+        for count in 0..4 {
+            let running = Mutex::new(0);
+            let mut hosts = vec![None; count];
+            let done = first_alone_at_last(
+                &mut hosts,
+                |number, host| {
+                    *running.lock().unwrap() += 1;
+                    *host = Some(thread::current().id());
+                    thread::sleep(Duration::from_millis(20 * number as u64));
+                    *running.lock().unwrap() -= 1;
+                    number
+                },
+                |host| {
+                    assert_eq!(*running.lock().unwrap(), 0, "another host does something");
+                    assert_eq!(*host, Some(thread::current().id()));
+                    100
+                },
+            );
+            let mut expected: Vec<usize> = (0..count).collect();
+            if count > 0 {
+                expected.insert(1, 100);
+            }
+            assert_eq!(done, expected);
+        }
     }
 
     #[test]

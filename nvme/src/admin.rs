@@ -91,7 +91,7 @@ pub struct Admin<H: Hypervisor> {
     /// What commands transfer.
     data: DmaPages,
     channel: Option<EventChannel<H>>,
-    vectors: Arc<dyn Vectors>,
+    vectors: Arc<dyn Vectors<H>>,
     next: u16,
     /// Requests for events that the controller has.
     requests: Vec<CommandId>,
@@ -104,7 +104,7 @@ impl<H: Hypervisor> Admin<H> {
         handle: Handle<H>,
         registers: Arc<dyn Registers>,
         memory: &dyn DmaMemory,
-        vectors: Arc<dyn Vectors>,
+        vectors: Arc<dyn Vectors<H>>,
     ) -> Result<Self, NoPages> {
         Ok(Admin {
             handle,
@@ -265,7 +265,7 @@ impl<H: Hypervisor> Admin<H> {
     /// Notes that what the controller has interrupted for was looked at.
     pub fn handled(&self) {
         if self.is_interrupted() {
-            self.vectors.handled(0);
+            self.vectors.handled(0, self.handle.hypervisor());
         }
     }
 }

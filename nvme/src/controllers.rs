@@ -67,7 +67,7 @@ impl<H: Hypervisor> Controllers<H> {
     }
 
     /// Adds a controller, and starts it. It stays until it is [removed](Self::remove).
-    pub fn add(self: &Rc<Self>, function: Rc<dyn Function>) {
+    pub fn add(self: &Rc<Self>, function: Rc<dyn Function<H>>) {
         let name = short(function.name()).to_string();
         let (registers, memory) = (function.registers(), self.memory.clone());
         let controller = Controller::new(name, registers, memory, self.waiting.clone());

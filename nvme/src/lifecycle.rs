@@ -64,7 +64,7 @@ pub(crate) struct Life<H: Hypervisor> {
     handle: Handle<H>,
     vcpus: Vec<VcpuSpawner<H>>,
     controller: Arc<Controller>,
-    function: Rc<dyn Function>,
+    function: Rc<dyn Function<H>>,
     admin: Admin<H>,
     listeners: Listeners,
     /// Commands are looked at, next at that time.
@@ -76,7 +76,7 @@ pub(crate) async fn live<H: Hypervisor>(
     handle: Handle<H>,
     vcpus: Vec<VcpuSpawner<H>>,
     controller: Arc<Controller>,
-    function: Rc<dyn Function>,
+    function: Rc<dyn Function<H>>,
 ) {
     let (registers, memory) = (controller.registers().clone(), controller.memory());
     let admin = Admin::new(handle.clone(), registers, &**memory, function.vectors());

@@ -20,7 +20,7 @@ impl Listeners {
     pub async fn listen<H: Hypervisor>(
         &mut self,
         controller: &Arc<Controller>,
-        vectors: &Arc<dyn Vectors>,
+        vectors: &Arc<dyn Vectors<H>>,
         vcpus: &[VcpuSpawner<H>],
     ) -> Result<(), (usize, Errno)> {
         self.here = vectors.count() == 1;
@@ -32,7 +32,8 @@ impl Listeners {
             let taken = Handover::default();
             let (given, controller, vectors) = (taken.clone(), controller.clone(), vectors.clone());
             vcpu.send(move |handle| {
-                let bound = vectors.bind(vector, handle.hypervisor().vcpu());
+                let hypervisor = handle.hypervisor().clone();
+                let bound = vectors.bind(vector, &hypervisor);
                 given.give(bound.map(|port| {
                     let channel = handle.event_channel(port);
                     handle.spawn(async move {
@@ -41,7 +42,7 @@ impl Listeners {
                             if let Some(pair) = controller.pairs().get(index) {
                                 pair.lock().interrupted();
                             }
-                            vectors.handled(vector);
+                            vectors.handled(vector, &hypervisor);
                         }
                     })
                 }));

@@ -131,8 +131,7 @@ impl<H: Hypervisor> Life<H> {
         if self.admin.is_interrupted() || vectors.count() == 0 {
             return Ok(());
         }
-        let vcpu = self.handle.hypervisor().vcpu();
-        let bound = vectors.bind(0, vcpu);
+        let bound = vectors.bind(0, self.handle.hypervisor());
         let port = bound.map_err(|error| StartError::Interrupt { vector: 0, error })?;
         self.admin.listen(self.handle.event_channel(port));
         Ok(())

@@ -2,7 +2,8 @@
 
 use crate::device::Device;
 use bulkhead_nvme::{BusMastering, Function, Vectors};
-use bulkhead_xen::{Errno, Hypervisor, Port, Registers, VcpuId};
+use bulkhead_xen::{Errno, Hypervisor, Port, Registers};
+use bulkhead_xen_sim::SimVcpu;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 type Shared = Arc<Mutex<Device>>;
@@ -26,7 +27,7 @@ impl FakeFunction {
     }
 }
 
-impl Function for FakeFunction {
+impl Function<SimVcpu> for FakeFunction {
     fn name(&self) -> &str {
         &self.name
     }
@@ -35,7 +36,7 @@ impl Function for FakeFunction {
         Arc::new(FakeRegisters(self.device.clone()))
     }
 
-    fn vectors(&self) -> Arc<dyn Vectors> {
+    fn vectors(&self) -> Arc<dyn Vectors<SimVcpu>> {
         Arc::new(FakeVectors(self.device.clone()))
     }
 
@@ -55,18 +56,18 @@ impl Function for FakeFunction {
 
 struct FakeVectors(Shared);
 
-impl Vectors for FakeVectors {
+impl Vectors<SimVcpu> for FakeVectors {
     fn count(&self) -> usize {
         lock(&self.0).config.vectors
     }
 
-    fn bind(&self, vector: usize, vcpu: VcpuId) -> Result<Port, Errno> {
+    fn bind(&self, vector: usize, hypervisor: &SimVcpu) -> Result<Port, Errno> {
         let mut device = lock(&self.0);
         if vector >= device.config.vectors {
             return Err(Errno::INVAL);
         }
         let dom0 = device.dom0.id();
-        let port = device.domain.hypervisor_of(vcpu).alloc_unbound(dom0)?;
+        let port = hypervisor.alloc_unbound(dom0)?;
         let domain = device.domain.id();
         let other = device.dom0.hypervisor().bind_interdomain(domain, port)?;
         if let Some(before) = device.interrupts_to.insert(vector, other) {
@@ -75,7 +76,7 @@ impl Vectors for FakeVectors {
         Ok(port)
     }
 
-    fn handled(&self, _: usize) {}
+    fn handled(&self, _: usize, _: &SimVcpu) {}
 }
 
 /// The registers of a controller.

@@ -161,10 +161,10 @@ impl<H: PciHost> Function<H> {
         self.shared.bar(bar).await
     }
 
-    /// Lets the function answer at its BARs and access memory, as far as the IOMMU lets it.
+    /// Lets the function answer at its BARs. It accesses no memory before
+    /// [`set_bus_mastering`](Self::set_bus_mastering).
     pub async fn enable(&self) -> Result<(), PciError> {
-        let set = COMMAND_MEMORY | COMMAND_MASTER;
-        Ok(self.shared.config.command(set, 0).await?)
+        Ok(self.shared.config.command(COMMAND_MEMORY, 0).await?)
     }
 
     /// Maps the registers at some offsets of a memory BAR; offset 0 of the result is the first of them.
@@ -211,7 +211,10 @@ impl<H: PciHost> Function<H> {
         Ok(0..end)
     }
 
-    /// Lets the function access memory, as far as the IOMMU lets it, or forbids it.
+    /// Lets the function access memory, as far as the IOMMU lets it, or forbids it. Interrupts that are messages are
+    /// such accesses.
+    ///
+    /// Its last user may have left it at work, and not every function is reset in between: the driver stops it first.
     pub async fn set_bus_mastering(&self, on: bool) -> Result<(), PciError> {
         let (set, clear) = match on {
             true => (COMMAND_MASTER, 0),
@@ -231,7 +234,7 @@ impl<H: PciHost> Function<H> {
     }
 
     /// Enables the function, and up to `wanted` interrupts, once: by MSI-X if it has that, else by MSI, else by its
-    /// line. If it has none of them, it can only be polled.
+    /// line. If it has none of them, it can only be polled. Bus mastering stays as it is.
     pub async fn enable_interrupts(&self, wanted: usize) -> Result<Vectors, PciError> {
         if self.shared.enabled.get().is_some() {
             return Err(PciError::Enabled);

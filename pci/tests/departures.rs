@@ -13,6 +13,8 @@ fn a_function_is_given_back_when_its_driver_has_dropped_all_of_it() {
     let function = machine.take_named("03:00.0");
     let (function, registers, vectors) = machine.finish(async move {
         let vectors = function.enable_interrupts(2).await.expect("interrupts");
+        let mastering = function.set_bus_mastering(true).await;
+        mastering.expect("pciback passes that on");
         let registers = function.open_registers(0, 0..0x1000).await;
         (function, registers.expect("registers"), vectors)
     });
@@ -151,6 +153,8 @@ fn a_domain_that_ends_leaves_the_function_off() {
     let function = machine.take();
     let vectors = machine.finish(async move {
         let vectors = function.enable_interrupts(2).await;
+        let mastering = function.set_bus_mastering(true).await;
+        mastering.expect("pciback passes that on");
         (function, vectors)
     });
     let id = machine.domain.id();

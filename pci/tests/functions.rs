@@ -53,10 +53,15 @@ fn a_function_accesses_memory_as_the_iommu_has_it() {
     let page = machine.domain.alloc_page();
     let address = machine.domain.hypervisor().dma_addr(page.as_ptr());
     let address = address.expect("own memory");
+    let function = machine.finish(async move {
+        function.enable_interrupts(2).await.expect("interrupts");
+        function
+    });
     let refused = functions[0].read(address, &mut [0]);
     assert!(refused.is_err(), "bus mastering is off");
     let function = machine.finish(async move {
-        function.enable().await.expect("pciback passes that on");
+        let mastering = function.set_bus_mastering(true).await;
+        mastering.expect("pciback passes that on");
         function
     });
     functions[0].write(address, &[7]).expect("own memory");

@@ -22,6 +22,8 @@ fn enabled(
     let function = machine.take();
     let (function, vectors) = machine.finish(async move {
         let vectors = function.enable_interrupts(wanted).await;
+        let mastering = function.set_bus_mastering(true).await;
+        mastering.expect("pciback passes that on");
         (function, vectors)
     });
     (machine, functions.remove(0), function, vectors)

@@ -52,6 +52,8 @@ pub enum NameError {
     NoDisk,
     /// There is nothing behind a slash.
     NoVolume(String),
+    /// No disk of the kind has such a name: a sentence for the operator.
+    Disk(String),
     /// A group or a logical volume cannot have that name.
     Impossible(String),
 }
@@ -62,6 +64,7 @@ impl fmt::Display for NameError {
             "expected DISK, DISK/PARTITION-LABEL, DISK/PARTITION-GUID or DISK/GROUP/VOLUME";
         match self {
             NameError::NoDisk => write!(f, "there is no disk's name, {expected}"),
+            NameError::Disk(reason) => f.write_str(reason),
             NameError::NoVolume(name) => {
                 write!(
                     f,

@@ -1,0 +1,366 @@
+//! The requests of a line: those that wait, and those that the server has.
+//!
+//! It does not know where the connection is: the line's task lends it the stream.
+
+use crate::client::Client;
+use crate::entry::{Entry, Place, Work};
+use crate::fault::Fault;
+use crate::receiver::Receiver;
+use crate::sender::Sender;
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use bulkhead_grant::OutOfMemory;
+use bulkhead_images::{IoError, IoSegment, Submitted, Tag};
+use bulkhead_stream::Stream;
+use core::task::{Context, Poll};
+
+/// The bytes that are moved at a time, before others have their turn.
+const AT_ONCE: usize = 256 << 10;
+
+/// What a line can do for its queues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// There is no connection: requests wait for one.
+    Down,
+    /// There is one.
+    Up,
+    /// There has been none for too long: requests fail.
+    Expired,
+    /// The export was given up: requests fail.
+    Dead,
+}
+
+/// The place of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    pub client: u16,
+    pub entry: u16,
+}
+
+impl Slot {
+    /// Returns the cookie of a command for this request.
+    #[inline]
+    pub fn cookie(self, generation: u32) -> u64 {
+        u64::from(self.client) << 48 | u64::from(self.entry) << 32 | u64::from(generation)
+    }
+
+    /// Returns the place and the number of the command that a cookie stands for.
+    #[inline]
+    pub fn of_cookie(cookie: u64) -> (Slot, u32) {
+        let slot = Slot {
+            client: (cookie >> 48) as u16,
+            entry: (cookie >> 32) as u16,
+        };
+        (slot, cookie as u32)
+    }
+}
+
+/// The requests of a line.
+pub struct Board {
+    state: State,
+    clients: Vec<Client>,
+    pub(crate) unsent: VecDeque<Slot>,
+    pub(crate) sender: Sender,
+    pub(crate) receiver: Receiver,
+    /// Replies to reads are structured.
+    pub(crate) structured: bool,
+    /// The number of the last command.
+    pub(crate) commands: u32,
+    /// The requests that were ever submitted.
+    orders: u64,
+    /// The requests that the server has, at least in part.
+    outstanding: usize,
+    /// The bytes that were ever moved.
+    moved: u64,
+    /// The replies that ever came, those to requests that failed, and the commands that were sent.
+    answers: u64,
+    failed: u64,
+    sent: u64,
+}
+
+impl Default for Board {
+    fn default() -> Board {
+        Board {
+            state: State::Down,
+            clients: Vec::new(),
+            unsent: VecDeque::new(),
+            sender: Sender::IDLE,
+            receiver: Receiver::IDLE,
+            structured: false,
+            commands: 0,
+            orders: 0,
+            outstanding: 0,
+            moved: 0,
+            answers: 0,
+            failed: 0,
+            sent: 0,
+        }
+    }
+}
+
+impl Board {
+    /// Adds a queue for up to `depth` requests at a time, and returns its number.
+    pub fn open(&mut self, depth: usize) -> Result<u16, OutOfMemory> {
+        let number = match self.clients.iter().position(Client::is_idle) {
+            Some(idle) => {
+                self.clients[idle].reopen(depth)?;
+                idle
+            }
+            None => {
+                let client = Client::new(depth)?;
+                let bytes = size_of::<Client>();
+                let reserved = self.clients.try_reserve(1);
+                reserved.map_err(|_| OutOfMemory { bytes })?;
+                self.clients.push(client);
+                self.clients.len() - 1
+            }
+        };
+        let most: usize = self.clients.iter().map(|it| it.entries.len()).sum();
+        let more = most.saturating_sub(self.unsent.len());
+        let bytes = more * size_of::<Slot>();
+        if self.unsent.try_reserve(more).is_err() {
+            self.clients[number].close();
+            return Err(OutOfMemory { bytes });
+        }
+        Ok(number as u16)
+    }
+
+    #[inline]
+    pub(crate) fn entry(&mut self, slot: Slot) -> &mut Entry {
+        &mut self.clients[usize::from(slot.client)].entries[usize::from(slot.entry)]
+    }
+
+    #[inline]
+    pub(crate) fn get(&self, slot: Slot) -> Option<&Entry> {
+        let client = self.clients.get(usize::from(slot.client))?;
+        client.entries.get(usize::from(slot.entry))
+    }
+
+    /// Returns a queue.
+    #[inline]
+    pub fn client(&mut self, number: u16) -> &mut Client {
+        &mut self.clients[usize::from(number)]
+    }
+
+    /// Takes a request, to be sent.
+    #[inline]
+    pub fn submit(
+        &mut self,
+        number: u16,
+        tag: Tag,
+        work: Work,
+        segments: &[IoSegment],
+    ) -> Submitted {
+        if matches!(self.state, State::Expired | State::Dead) {
+            return Submitted::Done(Err(IoError::Medium));
+        }
+        let Some(entry) = self.client(number).take() else {
+            return Submitted::Busy;
+        };
+        let slot = Slot {
+            client: number,
+            entry,
+        };
+        self.orders += 1;
+        let order = self.orders;
+        let entry = self.entry(slot);
+        entry.begin(tag, work, order);
+        if !entry.segments.keep(segments) {
+            // The caller keeps to the capabilities.
+            self.client(number).forget(slot.entry);
+            return Submitted::Done(Err(IoError::NotSupported));
+        }
+        self.unsent.push_back(slot);
+        Submitted::Pending
+    }
+
+    /// Moves bytes as long as there are some, and the stream has some or takes some. Returns whether there may be more.
+    pub fn work(&mut self, stream: &mut dyn Stream) -> Result<bool, Fault> {
+        let mut moved = 0;
+        let outcome = loop {
+            match self.work_once(stream) {
+                Ok(0) => break Ok(false),
+                Ok(bytes) => moved += bytes,
+                Err(fault) => break Err(fault),
+            }
+            if moved >= AT_ONCE {
+                break Ok(true);
+            }
+        };
+        self.moved += moved as u64;
+        if moved > 0 {
+            stream.push();
+        }
+        outcome
+    }
+
+    #[inline]
+    fn work_once(&mut self, stream: &mut dyn Stream) -> Result<usize, Fault> {
+        let mut fault = Ok(());
+        let received = stream.receive(&mut |bytes| self.take(bytes, &mut fault))?;
+        fault?;
+        let mut sent = 0;
+        if !self.unsent.is_empty() || !self.sender.is_idle() {
+            sent = stream.send(&mut |room| self.fill(room))?;
+        }
+        Ok(received + sent)
+    }
+
+    #[inline]
+    pub(crate) fn note_sent(&mut self) {
+        self.outstanding += 1;
+        self.sent += 1;
+    }
+
+    /// Ends a request that was answered, or has its next command sent.
+    #[inline]
+    pub(crate) fn settle(&mut self, slot: Slot) {
+        self.outstanding -= 1;
+        self.answers += 1;
+        let entry = self.entry(slot);
+        match entry.answered() {
+            Some(outcome) => {
+                self.failed += u64::from(outcome.is_err());
+                self.client(slot.client).end(slot.entry, outcome);
+            }
+            None => {
+                entry.ask_again();
+                self.unsent.push_back(slot);
+            }
+        }
+    }
+
+    /// Uses a new connection: everything that was not answered is sent.
+    pub fn connected(&mut self, structured: bool) {
+        if self.state != State::Dead {
+            self.state = State::Up;
+        }
+        self.structured = structured;
+    }
+
+    /// Notes that the connection is over. What was not answered waits for the next one, in its order, unless nobody
+    /// waits for it.
+    pub fn disconnected(&mut self) {
+        if self.state == State::Up {
+            self.state = State::Down;
+        }
+        (self.sender, self.receiver) = (Sender::IDLE, Receiver::IDLE);
+        self.outstanding = 0;
+        self.unsent.clear();
+        for client in 0..self.clients.len() as u16 {
+            for entry in 0..self.client(client).entries.len() as u16 {
+                let slot = Slot { client, entry };
+                let open = self.client(client).is_open();
+                let request = self.entry(slot);
+                if request.place == Place::Free {
+                    continue;
+                }
+                if request.unwanted || !open {
+                    self.client(client).end(entry, Err(IoError::Cancelled));
+                } else {
+                    request.ask_again();
+                    self.unsent.push_back(slot);
+                }
+            }
+        }
+        let mut unsent = core::mem::take(&mut self.unsent);
+        let order = |slot: &Slot| self.get(*slot).map(|entry| entry.order);
+        unsent.make_contiguous().sort_unstable_by_key(order);
+        self.unsent = unsent;
+    }
+
+    /// Fails everything, because there has been no connection for too long.
+    pub fn expire(&mut self) {
+        if self.state == State::Down {
+            self.state = State::Expired;
+            self.fail_all();
+        }
+    }
+
+    /// Fails everything for good.
+    pub fn die(&mut self) {
+        self.state = State::Dead;
+        (self.sender, self.receiver) = (Sender::IDLE, Receiver::IDLE);
+        self.fail_all();
+    }
+
+    fn fail_all(&mut self) {
+        self.unsent.clear();
+        self.outstanding = 0;
+        for client in &mut self.clients {
+            for entry in 0..client.entries.len() {
+                if client.entries[entry].place != Place::Free {
+                    client.end(entry as u16, Err(IoError::Medium));
+                }
+            }
+            client.wake();
+        }
+    }
+
+    /// Gives up the requests of a queue with that tag, or all of them. Those that the server has end when it has
+    /// answered, or when the connection does.
+    pub fn cancel(&mut self, number: u16, tag: Option<Tag>) {
+        for entry in 0..self.client(number).entries.len() as u16 {
+            let slot = Slot {
+                client: number,
+                entry,
+            };
+            let request = self.entry(slot);
+            if tag.is_some_and(|tag| tag != request.tag) {
+                continue;
+            }
+            match request.place {
+                Place::Free => {}
+                Place::Waits => {
+                    self.unsent.retain(|other| *other != slot);
+                    self.client(number).end(entry, Err(IoError::Cancelled));
+                }
+                Place::IsSent | Place::Sent => request.unwanted = true,
+            }
+        }
+    }
+
+    /// Closes a queue. Its reads are forgotten, its writes not before the server cannot do them any more.
+    pub fn close(&mut self, number: u16) {
+        if !self.client(number).is_open() {
+            return;
+        }
+        self.client(number).close();
+        self.cancel(number, None);
+        for entry in &mut self.client(number).entries {
+            if entry.place != Place::Free && !entry.work.changes_data() {
+                entry.segments.clear();
+            }
+        }
+    }
+
+    /// Ready once nothing is written any more that a closed queue has asked for, and none of its memory is used.
+    pub fn poll_close(&mut self, number: u16, context: &Context<'_>) -> Poll<()> {
+        let client = self.client(number);
+        if !client.may_change_data() {
+            return Poll::Ready(());
+        }
+        client.wake_with(context.waker());
+        Poll::Pending
+    }
+
+    /// Returns whether the server has yet to answer something, or to send the rest of an answer.
+    pub fn is_waiting(&self) -> bool {
+        self.outstanding > 0 || self.receiver.is_amid()
+    }
+
+    /// Returns the bytes that were ever moved.
+    pub fn moved(&self) -> u64 {
+        self.moved
+    }
+
+    /// Returns the commands that were ever sent, those that were answered, and those of them that failed.
+    pub fn counts(&self) -> [u64; 3] {
+        [self.sent, self.answers, self.failed]
+    }
+
+    /// Returns the number of requests that wait to be sent.
+    pub fn waiting(&self) -> usize {
+        self.unsent.len()
+    }
+}

@@ -1,0 +1,136 @@
+//! One of the queues that share a line: its requests, and its completions.
+
+use crate::entry::{Entry, Place};
+use alloc::vec::Vec;
+use bulkhead_grant::OutOfMemory;
+use bulkhead_grant::memory::{filled, room_for};
+use bulkhead_images::{IoError, Tag};
+use core::task::Waker;
+
+/// The most requests of a queue: those of the largest ring.
+pub const MOST_REQUESTS: usize = 512;
+
+/// A queue's part of a line. All of its memory is taken when it is opened.
+pub struct Client {
+    pub entries: Vec<Entry>,
+    free: Vec<u16>,
+    done: Vec<(Tag, Result<(), IoError>)>,
+    waker: Option<Waker>,
+    open: bool,
+    /// A request was not taken; none has completed since.
+    busy: bool,
+}
+
+impl Client {
+    /// Returns a queue for up to `depth` requests at a time.
+    pub fn new(depth: usize) -> Result<Client, OutOfMemory> {
+        let mut client = Client {
+            entries: Vec::new(),
+            free: Vec::new(),
+            done: Vec::new(),
+            waker: None,
+            open: true,
+            busy: false,
+        };
+        client.reopen(depth)?;
+        Ok(client)
+    }
+
+    /// Opens a queue again that was closed and [is idle](Self::is_idle).
+    pub fn reopen(&mut self, depth: usize) -> Result<(), OutOfMemory> {
+        let mut entries = room_for(depth)?;
+        for _ in 0..depth {
+            entries.push(Entry::new()?);
+        }
+        self.free = filled(depth, |entry| (depth - 1 - entry) as u16)?;
+        self.done = room_for(depth)?;
+        self.entries = entries;
+        (self.open, self.busy, self.waker) = (true, false, None);
+        Ok(())
+    }
+
+    /// Closes the queue: what completes from now on is told to nobody.
+    pub fn close(&mut self) {
+        self.open = false;
+        self.done.clear();
+    }
+
+    /// Returns whether it is open.
+    #[inline]
+    pub fn is_open(&self) -> bool {
+        self.open
+    }
+
+    /// Returns whether it was closed and the server has none of its requests.
+    pub fn is_idle(&self) -> bool {
+        !self.open && self.free.len() == self.entries.len()
+    }
+
+    /// Returns whether the server may still change data for a request of this queue, or a write's data was sent in
+    /// part.
+    pub fn may_change_data(&self) -> bool {
+        let mut entries = self.entries.iter();
+        entries.any(|entry| {
+            matches!(entry.place, Place::IsSent | Place::Sent) && entry.work.changes_data()
+        })
+    }
+
+    /// Takes the place of a request; `None` if all are taken.
+    #[inline]
+    pub fn take(&mut self) -> Option<u16> {
+        let free = self.free.pop();
+        self.busy |= free.is_none();
+        free
+    }
+
+    /// Ends a request.
+    #[inline]
+    pub fn end(&mut self, slot: u16, outcome: Result<(), IoError>) {
+        let entry = &mut self.entries[usize::from(slot)];
+        debug_assert_ne!(entry.place, Place::Free);
+        entry.place = Place::Free;
+        entry.segments.clear();
+        let tag = entry.tag;
+        self.free.push(slot);
+        if self.open {
+            self.done.push((tag, outcome));
+        }
+        self.wake();
+    }
+
+    /// Forgets a request that was not begun.
+    pub fn forget(&mut self, slot: u16) {
+        let entry = &mut self.entries[usize::from(slot)];
+        entry.place = Place::Free;
+        entry.segments.clear();
+        self.free.push(slot);
+    }
+
+    /// Wakes the task that waits for a completion, or for the end.
+    pub fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Passes on the completed requests. Returns whether there was one, or one that was not taken may be tried again.
+    #[inline]
+    pub fn drain(&mut self, sink: &mut dyn FnMut(Tag, Result<(), IoError>)) -> bool {
+        let again = self.busy && !self.free.is_empty();
+        self.busy &= !again;
+        let any = !self.done.is_empty() || again;
+        for (tag, outcome) in self.done.drain(..) {
+            sink(tag, outcome);
+        }
+        any
+    }
+
+    /// Keeps the waker of the task that waits for a completion.
+    #[inline]
+    pub fn wake_with(&mut self, waker: &Waker) {
+        match &mut self.waker {
+            Some(kept) => kept.clone_from(waker),
+            none => *none = Some(waker.clone()),
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! An export, as all vCPUs have it, and each of its users as a block device.
+
+use crate::line::{Counts, Line};
+use crate::name::ExportName;
+use crate::properties::Properties;
+use crate::queue::Queue;
+use crate::wire::TransmissionFlags;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use bulkhead_executor::Waiters;
+use bulkhead_images::{
+    BlockDevice, Geometry, OpenQueue, OpenQueueError, QueueContext, not_opened, opened,
+};
+use bulkhead_xen::VcpuId;
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use core::task::Waker;
+use spin::{Mutex, Once};
+
+/// An export.
+pub struct Export {
+    /// The server, and its name there.
+    pub name: ExportName,
+    /// The same as targets have it.
+    shown: String,
+    lines: Vec<Line>,
+    /// The lines that are used.
+    used: AtomicUsize,
+    /// What it was when it was found.
+    properties: Once<Properties>,
+    /// Why it is not served any more.
+    failure: Once<String>,
+    /// Why there is no connection.
+    trouble: Mutex<Option<String>>,
+    /// It is to be let go of.
+    leaving: AtomicBool,
+    users: AtomicUsize,
+    /// The times that somebody wanted it.
+    wanted: AtomicU64,
+    /// Those who wait for a change of any export.
+    waiting: Arc<Mutex<Waiters>>,
+}
+
+impl Export {
+    /// Returns an export that was not found yet, to be used by up to `lines` connections. `waiting` are told of every
+    /// change.
+    pub fn new(name: ExportName, lines: usize, waiting: Arc<Mutex<Waiters>>) -> Export {
+        Export {
+            shown: name.to_string(),
+            name,
+            lines: (0..lines.max(1)).map(|_| Line::default()).collect(),
+            used: AtomicUsize::new(1),
+            properties: Once::new(),
+            failure: Once::new(),
+            trouble: Mutex::new(None),
+            leaving: AtomicBool::new(false),
+            users: AtomicUsize::new(0),
+            wanted: AtomicU64::new(0),
+            waiting,
+        }
+    }
+
+    /// Returns its name, as targets have it.
+    pub fn shown(&self) -> &str {
+        &self.shown
+    }
+
+    /// Returns a line.
+    #[inline]
+    pub fn line(&self, number: usize) -> &Line {
+        &self.lines[number]
+    }
+
+    /// Returns the number of lines that are used.
+    #[inline]
+    pub fn lines(&self) -> usize {
+        self.used.load(Ordering::Acquire)
+    }
+
+    /// Returns the number of the line for a queue of that vCPU. A server may say that it takes several connections, and
+    /// take one: a line counts once it was connected.
+    pub fn line_for(&self, vcpu: VcpuId) -> usize {
+        let number = vcpu.0 as usize % self.lines();
+        match self.line(number).connections() {
+            0 => 0,
+            _ => number,
+        }
+    }
+
+    /// Returns what it was when it was found.
+    pub fn properties(&self) -> Option<&Properties> {
+        self.properties.get()
+    }
+
+    /// Notes what it is, when there is a connection for the first time. Afterwards, checks that it is the same: the
+    /// error says what is not.
+    pub fn found(&self, properties: Properties) -> Result<(), String> {
+        if let Some(known) = self.properties.get() {
+            return known.check_same(&properties);
+        }
+        let several = properties.flags.contains(TransmissionFlags::CAN_MULTI_CONN);
+        if several {
+            self.used.store(self.lines.len(), Ordering::Release);
+        }
+        self.properties.call_once(|| properties);
+        self.changed();
+        Ok(())
+    }
+
+    /// Notes why there is no connection, or that there is one. Returns whether that is new.
+    pub fn set_trouble(&self, trouble: Option<String>) -> bool {
+        let mut known = self.trouble.lock();
+        let new = *known != trouble;
+        *known = trouble;
+        new
+    }
+
+    /// Returns the reason why there is no connection.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().clone()
+    }
+
+    /// Gives it up: all requests fail from now on.
+    #[cold]
+    pub fn fail(&self, reason: String) {
+        if self.failure.is_completed() {
+            return;
+        }
+        self.failure.call_once(|| reason);
+        self.end_requests();
+        self.changed();
+    }
+
+    fn end_requests(&self) {
+        for line in &self.lines {
+            line.board().die();
+            line.wake();
+        }
+    }
+
+    /// Returns the reason why it is not served any more.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.get().map(String::as_str)
+    }
+
+    /// Lets go of it in order.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::Release);
+        self.lines.iter().for_each(Line::wake);
+        self.changed();
+    }
+
+    /// Returns whether its lines are to end their connections.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
+    }
+
+    /// Notes that there is no connection any more, and never will be.
+    pub fn set_left(&self) {
+        self.end_requests();
+        self.changed();
+    }
+
+    /// Returns the number of its users.
+    pub fn users(&self) -> usize {
+        self.users.load(Ordering::Acquire)
+    }
+
+    /// Notes that somebody wants it.
+    pub fn want(&self) {
+        self.wanted.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Returns how often somebody has wanted it.
+    pub fn wanted(&self) -> u64 {
+        self.wanted.load(Ordering::Acquire)
+    }
+
+    /// Returns what all of its lines have done so far.
+    pub fn counts(&self) -> Counts {
+        let mut all = Counts::default();
+        let lines = self.lines.iter();
+        lines.for_each(|line| all += line.counts());
+        all
+    }
+
+    /// Wakes all who wait for a change.
+    pub fn changed(&self) {
+        let waiting = self.waiting.lock().take();
+        waiting.for_each(Waker::wake);
+    }
+}
+
+/// An export that somebody has opened.
+pub struct Opened {
+    pub export: Arc<Export>,
+    pub properties: Properties,
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.export.users.fetch_sub(1, Ordering::AcqRel);
+        self.export.changed();
+    }
+}
+
+/// An export as a block device.
+pub struct Device(Arc<Opened>);
+
+impl Device {
+    /// Opens an export that was found.
+    pub fn new(export: Arc<Export>, properties: Properties) -> Device {
+        export.users.fetch_add(1, Ordering::AcqRel);
+        Device(Arc::new(Opened { export, properties }))
+    }
+}
+
+impl BlockDevice for Device {
+    fn geometry(&self) -> Geometry {
+        self.0.properties.geometry()
+    }
+
+    fn open_queue<'a>(&'a self, context: &QueueContext) -> OpenQueue<'a> {
+        if let Some(reason) = self.0.export.failure() {
+            return not_opened(OpenQueueError::Failed(reason.to_string()));
+        }
+        match Queue::new(self.0.clone(), context) {
+            Ok(queue) => opened(queue),
+            Err(no) => not_opened(OpenQueueError::NoMemory { bytes: no.bytes }),
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! All exports that guests' disks use, and those that they have used lately.
+
+use crate::export::Export;
+use crate::handshake::Tls;
+use crate::lifecycle::live;
+use crate::name::ExportName;
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use bulkhead_executor::{Handle, Waiters};
+use bulkhead_stream::Network;
+use bulkhead_xen::Hypervisor;
+use core::cell::RefCell;
+use core::future::poll_fn;
+use core::task::Poll;
+use core::time::Duration;
+use spin::Mutex;
+
+/// The most connections for one export.
+const MOST_LINES: usize = 4;
+
+/// How servers are dealt with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// The vCPUs on which guests' requests are served.
+    pub vcpus: usize,
+    /// The time for which requests wait for a server that is gone before they fail. `None`: for ever.
+    pub patience: Option<Duration>,
+}
+
+/// The exports.
+pub struct Exports<H: Hypervisor> {
+    handle: Handle<H>,
+    network: Rc<dyn Network>,
+    tls: Option<Rc<dyn Tls>>,
+    settings: Settings,
+    all: RefCell<Vec<Arc<Export>>>,
+    waiting: Arc<Mutex<Waiters>>,
+}
+
+impl<H: Hypervisor> Exports<H> {
+    /// Returns a driver domain without exports, whose connections are served on the network's vCPU, which is that of
+    /// `handle`. With `tls`, servers are talked to by TLS alone, and targets begin with `nbds:`.
+    pub fn new(
+        handle: Handle<H>,
+        network: Rc<dyn Network>,
+        tls: Option<Rc<dyn Tls>>,
+        settings: Settings,
+    ) -> Rc<Self> {
+        Rc::new(Exports {
+            handle,
+            network,
+            tls,
+            settings,
+            all: RefCell::default(),
+            waiting: Arc::default(),
+        })
+    }
+
+    pub(crate) fn handle(&self) -> &Handle<H> {
+        &self.handle
+    }
+
+    pub(crate) fn network(&self) -> &dyn Network {
+        &*self.network
+    }
+
+    pub(crate) fn tls(&self) -> Option<&dyn Tls> {
+        self.tls.as_deref()
+    }
+
+    pub(crate) fn settings(&self) -> Settings {
+        self.settings
+    }
+
+    /// Returns all exports.
+    pub(crate) fn list(&self) -> Vec<Arc<Export>> {
+        self.all.borrow().clone()
+    }
+
+    /// Returns the export of that name that is in use, or was lately.
+    pub(crate) fn find(&self, name: &str) -> Option<Arc<Export>> {
+        let all = self.all.borrow();
+        let mut found = all.iter().filter(|export| export.shown() == name);
+        found
+            .find(|export| export.failure().is_none() && !export.is_leaving())
+            .cloned()
+    }
+
+    /// Returns an export, which is connected to if it is not known.
+    pub(crate) fn want(self: &Rc<Self>, name: &str) -> Result<Arc<Export>, String> {
+        if let Some(known) = self.find(name) {
+            known.want();
+            return Ok(known);
+        }
+        let parsed = ExportName::parse(name)?;
+        let lines = self.settings.vcpus.clamp(1, MOST_LINES);
+        let export = Arc::new(Export::new(parsed, lines, self.waiting.clone()));
+        self.all.borrow_mut().push(export.clone());
+        let (all, kept) = (self.clone(), export.clone());
+        self.handle.spawn(async move {
+            live(&all, &kept).await;
+            all.all
+                .borrow_mut()
+                .retain(|other| !Arc::ptr_eq(other, &kept));
+            kept.changed();
+        });
+        Ok(export)
+    }
+
+    /// Lets go of all exports in order, because the domain ends.
+    pub async fn close(&self) {
+        self.list().iter().for_each(|export| export.leave());
+        self.until(|| self.list().is_empty().then_some(())).await;
+    }
+
+    /// Returns the number of connections that there are, or that are being made.
+    pub fn count(&self) -> usize {
+        self.all.borrow().len()
+    }
+
+    /// Waits until `look` returns a value; calls it again whenever an export has changed.
+    pub(crate) async fn until<T>(&self, mut look: impl FnMut() -> Option<T>) -> T {
+        let wait = Wait {
+            number: self.waiting.lock().number(),
+            waiting: &self.waiting,
+        };
+        poll_fn(|context| {
+            wait.waiting.lock().wait(wait.number, context.waker());
+            match look() {
+                Some(found) => Poll::Ready(found),
+                None => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    /// Returns lines about each export, for the operator.
+    pub(crate) fn lines(&self, scheme: &str) -> Vec<String> {
+        let all = self.all.borrow();
+        let line = |export: &Arc<Export>| {
+            let state = match (export.failure(), export.trouble(), export.properties()) {
+                (Some(reason), _, _) => format!("given up: {reason}"),
+                (None, Some(trouble), _) => format!("not connected: {trouble}"),
+                (None, None, None) => "being connected to".to_string(),
+                (None, None, Some(properties)) => {
+                    let access = match properties.is_read_only() {
+                        true => ", read-only",
+                        false => "",
+                    };
+                    format!("connected, {} sectors{access}", properties.sectors)
+                }
+            };
+            let counts = export.counts();
+            format!(
+                "{scheme}:{}: {state}; {} users; {} connections made, {} commands sent, {} answered, {} failed, {} \
+                 waiting",
+                export.shown(),
+                export.users(),
+                counts.connections,
+                counts.commands,
+                counts.answers,
+                counts.failed,
+                counts.waiting
+            )
+        };
+        all.iter().map(line).collect()
+    }
+}
+
+/// One task's wait, which leaves nothing behind if it is given up.
+struct Wait<'e> {
+    waiting: &'e Mutex<Waiters>,
+    number: u64,
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        self.waiting.lock().forget(self.number);
+    }
+}

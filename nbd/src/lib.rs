@@ -1,0 +1,56 @@
+//! The NBD client: exports of servers on the network, as a store of guests' disks:
+//! `target=nbd:10.0.0.2:10809/root-alice`.
+//!
+//! ```text
+//!   target=nbd:… ──► Device ──► Queue, one for each ring of a guest's
+//!                      │          │ requests, with the guest's pages
+//!                    Export ─── Line, one connection to the server: its requests until they are answered
+//!                                 │
+//!   lifecycle.rs: a task for each line, on the network's vCPU: connects, negotiates, sends, receives, connects again
+//!                                 │
+//!                             dyn Stream (of crate stream)
+//! ```
+//!
+//! A byte is copied once: from the stream's buffer into the guest's page, or back. Nothing is allocated while requests
+//! are served.
+//!
+//! If a connection drops, or the server does not answer, the line connects again, and asks again for everything that
+//! was not answered; guests only see the delay, for as long as [`Settings::patience`] says. A server that comes back
+//! with another export in the old one's place is refused.
+//!
+//! The server is trusted with the data of its exports and with nothing else. Every number that it sends is checked, all
+//! that it may make us keep is bounded, and every step of a handshake has a time. If it answers what was not asked,
+//! its export is given up: the guests that use it lose that disk, and nothing else happens to them or to others.
+//!
+//! Read next: [`wire`], the protocol; [`Exports`], who knows all servers; `board.rs`, the requests of a line.
+
+#![no_std]
+#![deny(unsafe_code)]
+
+extern crate alloc;
+
+mod board;
+mod client;
+mod entry;
+mod export;
+mod exports;
+mod fault;
+mod handshake;
+mod lifecycle;
+mod line;
+mod name;
+mod properties;
+mod queue;
+mod receiver;
+#[allow(unsafe_code, reason = "keeps segments of requests that are pending")]
+mod segments;
+mod sender;
+mod store;
+mod talk;
+pub mod wire;
+
+pub use exports::{Exports, Settings};
+pub use handshake::{HandshakeError, StartingTls, Tls};
+pub use line::Counts;
+pub use name::ExportName;
+pub use store::{nbd_store, without_tls};

@@ -1,0 +1,351 @@
+//! The tasks of an export: one that keeps it as long as it is wanted, and one for each line, which connects and serves
+//! again and again.
+
+mod silence;
+
+use crate::export::Export;
+use crate::exports::Exports;
+use crate::fault::Fault;
+use crate::handshake::{HandshakeError, Session, negotiate};
+use crate::wire::{Command, CommandKind};
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use bulkhead_executor::Handle;
+use bulkhead_stream::{Buffers, Stream};
+use bulkhead_xen::Hypervisor;
+use core::fmt;
+use core::future::{Future, poll_fn};
+use core::pin::pin;
+use core::task::Poll;
+use core::time::Duration;
+use futures_util::future::{Either, join_all, join3, select};
+use silence::Silence;
+
+/// The time for a connection, and for the whole handshake on it.
+const CONNECTS: Duration = Duration::from_secs(10);
+const NEGOTIATES: Duration = Duration::from_secs(10);
+
+/// The pause before a second attempt to connect, and the longest one; each is twice the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// The ticks without any byte after which the line connects again. A server that is just slow has twice the time after
+/// each such attempt.
+const SILENT_TICKS: u32 = 6;
+const MOST_SILENT_TICKS: u32 = 96;
+
+/// The time for which an export is kept that nobody uses.
+const KEPT: Duration = Duration::from_secs(60);
+
+/// The buffers of a connection: what a fast network has on its way, and a few of the largest requests.
+const BUFFERS: Buffers = Buffers {
+    receive: 256 << 10,
+    send: 256 << 10,
+};
+
+/// The reason why a connection is not served any more.
+enum End {
+    /// The export is let go of.
+    Leaves,
+    /// It was given up.
+    GivenUp,
+    /// The connection is over, or cannot be used any more.
+    Fault(Fault),
+    /// The server does not answer.
+    Silent(Duration),
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            End::Leaves => f.write_str("it is not needed any more"),
+            End::GivenUp => f.write_str("it was given up"),
+            End::Fault(Fault::Lie(lie)) => lie.fmt(f),
+            End::Fault(Fault::ShuttingDown) => f.write_str("the server is shutting down"),
+            End::Fault(Fault::Ended(ended)) => ended.fmt(f),
+            End::Silent(span) => {
+                write!(
+                    f,
+                    "the server has not answered for {} seconds",
+                    span.as_secs()
+                )
+            }
+        }
+    }
+}
+
+/// Keeps an export connected until it is let go of.
+pub async fn live<H: Hypervisor>(exports: &Rc<Exports<H>>, export: &Arc<Export>) {
+    let keeper = keep(exports, export);
+    let first = serve_line(exports, export, 0);
+    let others = async {
+        // The first one says whether the others may be.
+        exports
+            .until(|| (export.properties().is_some() || is_over(export)).then_some(()))
+            .await;
+        let lines = (1..export.lines()).map(|line| serve_line(exports, export, line));
+        join_all(lines).await;
+    };
+    join3(keeper, first, others).await;
+    export.set_left();
+}
+
+fn is_over(export: &Export) -> bool {
+    export.failure().is_some() || export.is_leaving()
+}
+
+/// Lets go of an export that nobody uses, or wants, for a time; and of one that was given up as soon as nobody uses it.
+async fn keep<H: Hypervisor>(exports: &Rc<Exports<H>>, export: &Arc<Export>) {
+    while !export.is_leaving() {
+        let unused = || (export.users() == 0 || export.is_leaving()).then_some(());
+        exports.until(unused).await;
+        let wanted = export.wanted();
+        let used = exports.until(|| {
+            let ends = is_over(export) && export.users() == 0;
+            (export.users() > 0 || export.wanted() != wanted || ends).then_some(())
+        });
+        let kept = pin!(exports.handle().sleep(KEPT));
+        match select(pin!(used), kept).await {
+            Either::Left(_) if !is_over(export) || export.users() > 0 => {}
+            _ => export.leave(),
+        }
+    }
+}
+
+/// Connects, and serves, until the export is let go of or given up.
+async fn serve_line<H: Hypervisor>(exports: &Rc<Exports<H>>, export: &Arc<Export>, number: usize) {
+    let line = export.line(number);
+    let mut attempts = Attempts::default();
+    while !is_over(export) {
+        let connected = until_over(export, number, connect(exports, export));
+        match connected.await {
+            None => break,
+            Some(Err(Trouble { reason, passes })) => {
+                if !passes && export.properties().is_none() {
+                    export.fail(reason);
+                    break;
+                }
+                // Further lines are a help, and not needed.
+                if number == 0 || line.connections() > 0 {
+                    note_trouble(export, reason);
+                }
+            }
+            Some(Ok(Session {
+                stream,
+                properties,
+                structured,
+            })) => {
+                if let Err(reason) = export.found(properties) {
+                    log::error!("nbd:{}: it is given up: {reason}", export.shown());
+                    export.fail(reason);
+                    break;
+                }
+                let connections = line.count_connection();
+                if export.set_trouble(None) && connections > 1 {
+                    log::info!("nbd:{}: it is connected again", export.shown());
+                }
+                line.board().connected(structured);
+                let before = line.board().counts();
+                let end = serve(exports.handle(), export, number, stream, attempts.silent).await;
+                let answers = line.board().counts()[1] - before[1];
+                line.board().disconnected();
+                attempts.served(answers > 0, matches!(end, End::Silent(_)));
+                match end {
+                    End::Leaves | End::GivenUp => break,
+                    End::Fault(Fault::Lie(lie)) => {
+                        log::error!("nbd:{}: it is given up: {lie}", export.shown());
+                        export.fail(lie.to_string());
+                        break;
+                    }
+                    end => note_trouble(export, end.to_string()),
+                }
+                expire_later(exports, export, number);
+            }
+        }
+        let pause = exports.handle().sleep(attempts.pause());
+        if until_over(export, number, pause).await.is_none() {
+            break;
+        }
+    }
+    line.board().disconnected();
+}
+
+fn note_trouble(export: &Export, reason: String) {
+    let shown = format!("nbd:{}: {reason}; its requests wait", export.shown());
+    if export.set_trouble(Some(reason)) && export.properties().is_some() {
+        log::warn!("{shown}");
+    }
+}
+
+/// Has the requests of a line fail if it has no connection for too long.
+fn expire_later<H: Hypervisor>(exports: &Rc<Exports<H>>, export: &Arc<Export>, number: usize) {
+    let Some(patience) = exports.settings().patience else {
+        return;
+    };
+    let (handle, export) = (exports.handle().clone(), export.clone());
+    let connections = export.line(number).connections();
+    exports.handle().spawn(async move {
+        handle.sleep(patience).await;
+        let line = export.line(number);
+        if line.connections() == connections {
+            line.board().expire();
+        }
+    });
+}
+
+/// How often a line was connected without success.
+struct Attempts {
+    pause: Duration,
+    /// The ticks that a server may be silent.
+    silent: u32,
+}
+
+impl Default for Attempts {
+    fn default() -> Attempts {
+        Attempts {
+            pause: Duration::ZERO,
+            silent: SILENT_TICKS,
+        }
+    }
+}
+
+impl Attempts {
+    /// Notes that a connection is over, on which there was an answer or not.
+    fn served(&mut self, answered: bool, silent: bool) {
+        if answered {
+            *self = Attempts::default();
+        } else if silent {
+            self.silent = (self.silent * 2).min(MOST_SILENT_TICKS);
+        }
+    }
+
+    /// Returns the pause before the next attempt.
+    fn pause(&mut self) -> Duration {
+        let pause = self.pause;
+        self.pause = (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+        pause
+    }
+}
+
+/// The reason why there is no connection.
+struct Trouble {
+    reason: String,
+    /// The next attempt may go otherwise.
+    passes: bool,
+}
+
+async fn connect<H: Hypervisor>(
+    exports: &Rc<Exports<H>>,
+    export: &Export,
+) -> Result<Session, Trouble> {
+    let (handle, name) = (exports.handle(), &export.name);
+    let server = &name.server;
+    let passing = |reason| Trouble {
+        reason,
+        passes: true,
+    };
+    let connecting = exports.network().connect(server, BUFFERS);
+    let stream = match within(handle, CONNECTS, connecting).await {
+        Some(Ok(stream)) => stream,
+        Some(Err(error)) => return Err(passing(format!("the server {server}: {error}"))),
+        None => return Err(passing(format!("the server {server} does not answer"))),
+    };
+    let tls = exports.tls().map(|tls| (tls, server.host.as_str()));
+    let session = within(handle, NEGOTIATES, negotiate(stream, &name.export, tls)).await;
+    let session = session.unwrap_or(Err(HandshakeError::Late));
+    session.map_err(|error| Trouble {
+        passes: error.may_pass(),
+        reason: error.to_string(),
+    })
+}
+
+async fn within<H: Hypervisor, T>(
+    handle: &Handle<H>,
+    span: Duration,
+    future: impl Future<Output = T>,
+) -> Option<T> {
+    match select(pin!(future), pin!(handle.sleep(span))).await {
+        Either::Left((output, _)) => Some(output),
+        Either::Right(_) => None,
+    }
+}
+
+/// Waits for something, unless the export is let go of or given up meanwhile.
+async fn until_over<T>(export: &Export, line: usize, future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    poll_fn(|context| {
+        export.line(line).wake_with(context.waker());
+        if is_over(export) {
+            return Poll::Ready(None);
+        }
+        future.as_mut().poll(context).map(Some)
+    })
+    .await
+}
+
+/// Sends requests and receives replies until that cannot go on.
+async fn serve<H: Hypervisor>(
+    handle: &Handle<H>,
+    export: &Export,
+    number: usize,
+    mut stream: Box<dyn Stream>,
+    silent_ticks: u32,
+) -> End {
+    let line = export.line(number);
+    let mut silence = Silence::new(handle, silent_ticks);
+    let end = poll_fn(|context| {
+        line.wake_with(context.waker());
+        stream.wake_with(context.waker());
+        if export.failure().is_some() {
+            return Poll::Ready(End::GivenUp);
+        }
+        let mut board = line.board();
+        match board.work(&mut *stream) {
+            Ok(false) => {}
+            // Other tasks have their turn first.
+            Ok(true) => context.waker().wake_by_ref(),
+            Err(fault) => return Poll::Ready(End::Fault(fault)),
+        }
+        let (waits, moved, unsent) = (board.is_waiting(), board.moved(), board.waiting());
+        drop(board);
+        if export.is_leaving() && unsent == 0 && !waits {
+            return Poll::Ready(End::Leaves);
+        }
+        silence
+            .poll(context, waits || unsent > 0, moved)
+            .map(End::Silent)
+    })
+    .await;
+    if matches!(end, End::Leaves) {
+        disconnect(&mut *stream);
+    }
+    end
+}
+
+/// Tells a server that nothing more comes. There is no answer to it.
+fn disconnect(stream: &mut dyn Stream) {
+    let command = Command {
+        kind: CommandKind::Disconnect,
+        cookie: 0,
+        offset: 0,
+        len: 0,
+    };
+    let bytes = command.to_bytes();
+    let mut sent = 0;
+    while sent < bytes.len() {
+        let mut some = |room: &mut [u8]| {
+            let part = room.len().min(bytes.len() - sent);
+            room[..part].copy_from_slice(&bytes[sent..sent + part]);
+            part
+        };
+        match stream.send(&mut some) {
+            Ok(0) | Err(_) => break,
+            Ok(part) => sent += part,
+        }
+    }
+    stream.push();
+    stream.close();
+}

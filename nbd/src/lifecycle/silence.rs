@@ -1,0 +1,58 @@
+//! A server that does not answer.
+
+use bulkhead_executor::{Handle, Sleep};
+use bulkhead_xen::Hypervisor;
+use core::future::Future;
+use core::pin::Pin;
+use core::task::{Context, Poll};
+use core::time::Duration;
+
+/// The pause between two looks at whether the server has answered anything.
+const TICK: Duration = Duration::from_secs(5);
+
+/// Notices that a server does not answer. While nothing is asked of it, there is no timer for long.
+pub struct Silence<'h, H: Hypervisor> {
+    handle: &'h Handle<H>,
+    tick: Option<Sleep<H>>,
+    moved: u64,
+    ticks: u32,
+    most: u32,
+}
+
+impl<'h, H: Hypervisor> Silence<'h, H> {
+    /// Begins with a connection, on which a server may be silent for that many ticks.
+    pub fn new(handle: &'h Handle<H>, most: u32) -> Self {
+        Silence {
+            handle,
+            tick: None,
+            moved: 0,
+            ticks: 0,
+            most,
+        }
+    }
+
+    /// Ready if the server is to answer something, and no byte was moved for too long.
+    #[inline]
+    pub fn poll(&mut self, context: &mut Context<'_>, waits: bool, moved: u64) -> Poll<Duration> {
+        if self.tick.is_none() && waits {
+            (self.moved, self.ticks) = (moved, 0);
+            self.tick = Some(self.handle.sleep(TICK));
+        }
+        while let Some(tick) = &mut self.tick
+            && Pin::new(tick).poll(context).is_ready()
+        {
+            self.tick = None;
+            match waits && moved == self.moved {
+                true => self.ticks += 1,
+                false => (self.moved, self.ticks) = (moved, 0),
+            }
+            if self.ticks >= self.most {
+                return Poll::Ready(TICK * self.ticks);
+            }
+            if waits {
+                self.tick = Some(self.handle.sleep(TICK));
+            }
+        }
+        Poll::Pending
+    }
+}

@@ -1,0 +1,86 @@
+//! A connection to a server, while it is there and while it is not: what its task and the queues share.
+
+use crate::board::Board;
+use core::ops::AddAssign;
+use core::task::Waker;
+use futures_util::task::AtomicWaker;
+use spin::{Mutex, MutexGuard};
+
+/// What a line, or all lines of an export, have done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Connections that were made.
+    pub connections: u64,
+    /// Commands that were sent, and sent again.
+    pub commands: u64,
+    /// Commands that were answered.
+    pub answers: u64,
+    /// Requests that failed.
+    pub failed: u64,
+    /// Requests that wait to be sent.
+    pub waiting: u64,
+}
+
+impl AddAssign for Counts {
+    fn add_assign(&mut self, other: Counts) {
+        self.connections += other.connections;
+        self.commands += other.commands;
+        self.answers += other.answers;
+        self.failed += other.failed;
+        self.waiting += other.waiting;
+    }
+}
+
+/// A line.
+#[derive(Default)]
+pub struct Line {
+    board: Mutex<Board>,
+    task: AtomicWaker,
+    connections: Mutex<u64>,
+}
+
+impl Line {
+    /// Returns its requests. Only a queue of another vCPU than the line's task ever waits for the lock.
+    #[inline]
+    pub fn board(&self) -> MutexGuard<'_, Board> {
+        self.board.lock()
+    }
+
+    /// Wakes its task: there is something to send, or the export was given up.
+    #[inline]
+    pub fn wake(&self) {
+        self.task.wake();
+    }
+
+    /// Keeps the waker of its task.
+    pub fn wake_with(&self, waker: &Waker) {
+        self.task.register(waker);
+    }
+
+    /// Notes that a connection was made. Returns the number of it.
+    pub fn count_connection(&self) -> u64 {
+        let mut connections = self.connections.lock();
+        *connections += 1;
+        *connections
+    }
+
+    /// Returns the number of connections that were made.
+    pub fn connections(&self) -> u64 {
+        *self.connections.lock()
+    }
+
+    /// Returns what it has done so far.
+    pub fn counts(&self) -> Counts {
+        let board = self.board();
+        let [commands, answers, failed] = board.counts();
+        let waiting = board.waiting() as u64;
+        drop(board);
+        Counts {
+            connections: self.connections(),
+            commands,
+            answers,
+            failed,
+            waiting,
+        }
+    }
+}

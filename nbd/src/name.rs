@@ -1,0 +1,120 @@
+//! How a user names an export, and a volume on it.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use bulkhead_stream::Endpoint;
+use bulkhead_volumes::{NameError, VolumeName};
+use core::fmt::{self, Write};
+
+/// The port of NBD servers, if a target names none.
+const PORT: u16 = 10809;
+
+/// The longest name of an export, by the specification.
+const LONGEST: usize = 4096;
+
+/// An export of a server: `HOST:PORT/EXPORT`.
+///
+/// All that follows the first slash is the export's name, slashes too. As in URIs, letters that mean something
+/// elsewhere in a target are written as `%2C` (a comma), `%23` (`#`) and `%25` (`%`). Without a slash, or without
+/// anything behind it, the server's default export is meant.
+///
+/// ```
+/// use bulkhead_nbd::ExportName;
+///
+/// let name = ExportName::parse("ceph-gw/pool/image%2Cold")?;
+/// assert_eq!(name.server.to_string(), "ceph-gw:10809");
+/// assert_eq!(name.export, "pool/image,old");
+/// assert_eq!(name.to_string(), "ceph-gw:10809/pool/image%2Cold");
+/// # Ok::<(), String>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportName {
+    /// The server.
+    pub server: Endpoint,
+    /// The name that the server has for it.
+    pub export: String,
+}
+
+impl ExportName {
+    /// Reads a name. The error is a sentence for the operator.
+    pub fn parse(text: &str) -> Result<ExportName, String> {
+        let (server, export) = text.split_once('/').unwrap_or((text, ""));
+        Ok(ExportName {
+            server: Endpoint::parse(server, PORT).map_err(|error| error.to_string())?,
+            export: decoded(export)?,
+        })
+    }
+
+    /// Reads what follows the colon of a target: an export, and after a `#` the volume on it that is meant.
+    pub fn parse_volume(text: &str) -> Result<VolumeName, NameError> {
+        let (disk, part) = match text.split_once('#') {
+            Some((disk, part)) => (disk, Some(part)),
+            None => (text, None),
+        };
+        let disk = ExportName::parse(disk)
+            .map_err(NameError::Disk)?
+            .to_string();
+        let name: VolumeName = match part {
+            None => "disk".parse()?,
+            Some(part) => format!("disk/{part}").parse()?,
+        };
+        Ok(VolumeName {
+            disk,
+            part: name.part,
+        })
+    }
+}
+
+/// Returns the name that a text in a target stands for.
+fn decoded(text: &str) -> Result<String, String> {
+    let wrong = || format!("'{}' has a % without two hexadecimal digits", shown(text));
+    let mut bytes = alloc::vec::Vec::new();
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        rest = after;
+        let byte = match first {
+            b'%' => {
+                let [high, low, after @ ..] = rest else {
+                    return Err(wrong());
+                };
+                rest = after;
+                let digit = |byte: u8| char::from(byte).to_digit(16).ok_or_else(wrong);
+                (digit(*high)? << 4 | digit(*low)?) as u8
+            }
+            byte => *byte,
+        };
+        bytes.push(byte);
+    }
+    if bytes.len() > LONGEST {
+        return Err("the name of the export is longer than 4096 bytes".to_string());
+    }
+    match String::from_utf8(bytes) {
+        Ok(name) if !name.contains('\0') => Ok(name),
+        _ => Err(format!("'{}' is not text", shown(text))),
+    }
+}
+
+impl fmt::Display for ExportName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/", self.server)?;
+        for letter in self.export.chars() {
+            match letter {
+                '%' | ',' | '#' | ' ' | '\'' | '"' => write!(f, "%{:02X}", letter as u32)?,
+                _ if letter.is_ascii_graphic() => f.write_char(letter)?,
+                _ => {
+                    let mut bytes = [0; 4];
+                    for byte in letter.encode_utf8(&mut bytes).bytes() {
+                        write!(f, "%{byte:02X}")?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns what somebody else wrote for a message: its beginning, in printable letters.
+pub(crate) fn shown(text: &str) -> String {
+    let letters = text.chars().take(127);
+    letters.flat_map(char::escape_default).collect()
+}

@@ -1,0 +1,155 @@
+//! The queue of one of a guest's rings: the guest's requests as commands on a line.
+
+use crate::client::MOST_REQUESTS;
+use crate::entry::Work;
+use crate::export::Opened;
+use crate::line::Line;
+use crate::segments::MOST as MOST_SEGMENTS;
+use crate::wire::{CommandKind, TransmissionFlags};
+use alloc::sync::Arc;
+use bulkhead_grant::OutOfMemory;
+use bulkhead_images::{
+    Caps, DataAccess, Io, IoError, IoQueue, Op, QueueContext, Sector, Submitted, Tag,
+};
+use core::task::{Context, Poll};
+
+/// A queue of an export.
+pub struct Queue {
+    opened: Arc<Opened>,
+    line: usize,
+    client: u16,
+    caps: Caps,
+}
+
+impl Queue {
+    /// Opens a queue on the vCPU that calls this.
+    pub fn new(opened: Arc<Opened>, context: &QueueContext) -> Result<Queue, OutOfMemory> {
+        let line = opened.export.line_for(context.vcpu);
+        let depth = context.depth.clamp(1, MOST_REQUESTS);
+        let client = opened.export.line(line).board().open(depth)?;
+        Ok(Queue {
+            line,
+            client,
+            caps: Caps {
+                depth,
+                segments: MOST_SEGMENTS,
+                bytes: opened.properties.most_bytes as usize,
+                alignment: 1,
+                access: DataAccess::Mapped,
+                // How long a server may take is for the line's task to say.
+                timeout: None,
+            },
+            opened,
+        })
+    }
+
+    #[inline]
+    fn line(&self) -> &Line {
+        self.opened.export.line(self.line)
+    }
+
+    /// Returns the bytes that a request is about.
+    #[inline]
+    fn work(&self, kind: CommandKind, sector: Sector, len: u64) -> Result<Work, IoError> {
+        let properties = &self.opened.properties;
+        let work = Work {
+            kind,
+            offset: sector.bytes().ok_or(IoError::OutOfRange)?,
+            len,
+        };
+        if work.changes_data() && properties.is_read_only() {
+            return Err(IoError::ReadOnly);
+        }
+        let end = work.offset.checked_add(len).ok_or(IoError::OutOfRange)?;
+        if end > properties.sectors.bytes().unwrap_or(0) {
+            return Err(IoError::OutOfRange);
+        }
+        let unit = properties.sector_size.bytes() as u64;
+        match (work.offset | len) & (unit - 1) {
+            0 => Ok(work),
+            _ => Err(IoError::Misaligned),
+        }
+    }
+
+    /// Returns what is to be done for a request; `None` if there is nothing.
+    #[inline]
+    fn checked(&self, io: &Io<'_>) -> Result<Option<Work>, IoError> {
+        let flags = self.opened.properties.flags;
+        let data = || io.segments.iter().map(|segment| segment.len() as u64).sum();
+        let work = match io.op {
+            Op::Read { sector } => self.work(CommandKind::Read, sector, data())?,
+            Op::Write { sector } => self.work(CommandKind::Write, sector, data())?,
+            Op::Flush if flags.contains(TransmissionFlags::SEND_FLUSH) => {
+                return self.work(CommandKind::Flush, Sector(0), 0).map(Some);
+            }
+            Op::Flush | Op::Discard { secure: true, .. } => return Err(IoError::NotSupported),
+            Op::Discard { sector, count, .. } => {
+                let kind = if flags.contains(TransmissionFlags::SEND_TRIM) {
+                    CommandKind::Trim
+                } else if flags.contains(TransmissionFlags::SEND_WRITE_ZEROES) {
+                    CommandKind::WriteZeroes
+                } else {
+                    return Err(IoError::NotSupported);
+                };
+                self.work(kind, sector, count.bytes().ok_or(IoError::OutOfRange)?)?
+            }
+        };
+        Ok(Some(work).filter(|work| work.len > 0))
+    }
+}
+
+impl IoQueue for Queue {
+    fn caps(&self) -> Caps {
+        self.caps
+    }
+
+    #[inline]
+    fn submit(&mut self, tag: Tag, io: Io<'_>) -> Submitted {
+        match self.checked(&io) {
+            Ok(Some(work)) => self
+                .line()
+                .board()
+                .submit(self.client, tag, work, io.segments),
+            Ok(None) => Submitted::Done(Ok(())),
+            Err(error) => Submitted::Done(Err(error)),
+        }
+    }
+
+    fn flush_submissions(&mut self) {
+        self.line().wake();
+    }
+
+    fn poll_complete(
+        &mut self,
+        context: &mut Context<'_>,
+        sink: &mut dyn FnMut(Tag, Result<(), IoError>),
+    ) -> Poll<()> {
+        let mut board = self.line().board();
+        let client = board.client(self.client);
+        if client.drain(sink) {
+            return Poll::Ready(());
+        }
+        client.wake_with(context.waker());
+        Poll::Pending
+    }
+
+    fn cancel(&mut self, tag: Tag) {
+        self.line().board().cancel(self.client, Some(tag));
+    }
+
+    fn cancel_all(&mut self) {
+        self.line().board().cancel(self.client, None);
+    }
+
+    fn poll_close(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let mut board = self.line().board();
+        board.close(self.client);
+        board.poll_close(self.client, context)
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.line().board().close(self.client);
+    }
+}

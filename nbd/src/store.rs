@@ -1,0 +1,125 @@
+//! The stores `nbd:` and `nbds:`, which serve exports and volumes on them.
+
+use crate::export::Device;
+use crate::exports::Exports;
+use crate::name::ExportName;
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use bulkhead_images::target::Target;
+use bulkhead_images::{Access, BlockDevice, OpenDevice, OpenError, Owner, Store};
+use bulkhead_volumes::{DiskStore, Disks, KnownDisk, NameError, VolumeName, Waiting};
+use bulkhead_xen::Hypervisor;
+use core::time::Duration;
+
+/// Returns the store of these exports: `nbd:`, or `nbds:` if they are talked to by TLS.
+///
+/// A target names a server, an export of it, and after a `#` what of that is meant: `nbd:10.0.0.2:10809/root-alice`,
+/// `nbd:ceph-gw/pool/image`, `nbd:10.0.0.2/disk#root-alice`, `nbd:[fd00::2]/disk#vg0/alice`.
+pub fn nbd_store<H: Hypervisor>(exports: Rc<Exports<H>>) -> DiskStore {
+    DiskStore::new(Rc::new(ServedExports(exports)))
+}
+
+struct ServedExports<H: Hypervisor>(Rc<Exports<H>>);
+
+impl<H: Hypervisor> Disks for ServedExports<H> {
+    fn scheme(&self) -> &'static str {
+        match self.0.tls() {
+            None => "nbd",
+            Some(_) => "nbds",
+        }
+    }
+
+    fn example(&self) -> &'static str {
+        "10.0.0.2:10809/root-alice"
+    }
+
+    fn expected(&self) -> &'static str {
+        match self.0.tls() {
+            None => "nbd:HOST[:PORT]/EXPORT[#VOLUME]",
+            Some(_) => "nbds:HOST[:PORT]/EXPORT[#VOLUME]",
+        }
+    }
+
+    fn parse(&self, value: &str) -> Result<VolumeName, NameError> {
+        match value.is_empty() {
+            true => Err(NameError::NoDisk),
+            false => ExportName::parse_volume(value),
+        }
+    }
+
+    fn ready<'a>(&'a self, name: &'a str) -> Waiting<'a, Result<String, String>> {
+        Box::pin(async move {
+            let export = self.0.want(name)?;
+            let failed = self.0.until(|| match export.failure() {
+                Some(reason) => Some(Some(reason.to_string())),
+                None => export.properties().map(|_| None),
+            });
+            match failed.await {
+                None => Ok(export.shown().to_string()),
+                Some(reason) => Err(format!("{}:{name}: {reason}", self.scheme())),
+            }
+        })
+    }
+
+    fn missing(&self, name: &str) -> String {
+        let export = self.0.find(name);
+        let trouble = export.and_then(|export| export.trouble());
+        let trouble = trouble.unwrap_or_else(|| "the server does not answer".to_string());
+        format!("{}:{name}: {trouble}", self.scheme())
+    }
+
+    fn pause(&self, span: Duration) -> Waiting<'_, ()> {
+        Box::pin(self.0.handle().sleep(span))
+    }
+
+    fn list(&self) -> Vec<KnownDisk> {
+        let all = self.0.list().into_iter();
+        all.filter(|export| export.failure().is_none() && export.properties().is_some())
+            .filter(|export| !export.is_leaving())
+            .map(|export| KnownDisk {
+                name: export.shown().to_string(),
+                identity: export,
+            })
+            .collect()
+    }
+
+    fn lines(&self) -> Vec<String> {
+        self.0.lines(self.scheme())
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<dyn BlockDevice>, String> {
+        let export = self.0.find(name).ok_or("it is not there any more")?;
+        let properties = export.properties().cloned();
+        let properties = properties.ok_or("it is not connected to")?;
+        Ok(Arc::new(Device::new(export, properties)))
+    }
+}
+
+/// Returns the store `nbds:` of a driver domain that has no TLS, which refuses all of its targets.
+pub fn without_tls() -> impl Store {
+    WithoutTls
+}
+
+struct WithoutTls;
+
+impl Store for WithoutTls {
+    fn scheme(&self) -> &'static str {
+        "nbds"
+    }
+
+    fn expected(&self) -> &'static str {
+        "nbds:HOST[:PORT]/EXPORT[#VOLUME]"
+    }
+
+    fn open<'a>(&'a self, _: Target<'a>, _: Access, _: Owner<'a>) -> OpenDevice<'a> {
+        let reason =
+            "this driver domain has no TLS: nbds: cannot be served, and nbd: is not encrypted";
+        Box::pin(core::future::ready(Err(OpenError::Store(
+            reason.to_string(),
+        ))))
+    }
+}

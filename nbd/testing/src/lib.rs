@@ -1,0 +1,118 @@
+//! An NBD server in memory, and the network to it.
+//!
+//! It does nothing by itself: each [`step`](FakeServer::step) has it look at what has arrived. What it does with a
+//! command can be changed: it may answer late, out of order, twice, with an error, in parts, or never, or answer what
+//! was not asked. Every message of its handshake can be forged, and each connection can end behind any byte.
+//!
+//! Read next: [`FakeServer`], a test's handle; [`Fate`], what becomes of a command; [`world`], a machine with a client.
+
+#![deny(unsafe_code)]
+
+mod commands;
+mod handshake;
+mod server;
+mod stream;
+#[allow(unsafe_code, reason = "names pages of the domain for the client")]
+pub mod world;
+
+pub use commands::{Fate, Part, Seen};
+pub use server::{Config, FakeExport, Reach, TlsMode};
+pub use stream::{FakeNetwork, FakeTls};
+
+use bulkhead_stream::Ended;
+use server::Server;
+use std::cell::RefCell;
+use std::rc::Rc;
+
+/// A test's handle on a server. Clones are of the same one.
+#[derive(Clone)]
+pub struct FakeServer(Rc<RefCell<Server>>);
+
+impl FakeServer {
+    /// Returns a server that nobody is connected to.
+    pub fn new(config: Config) -> FakeServer {
+        FakeServer(Rc::new(RefCell::new(Server::new(config))))
+    }
+
+    /// Has the server do what there is to do. Returns whether there was anything.
+    pub fn step(&self) -> bool {
+        self.0.borrow_mut().step()
+    }
+
+    /// Changes the server, or what it says of itself.
+    pub fn change(&self, change: impl FnOnce(&mut Config)) {
+        change(&mut self.0.borrow_mut().config);
+    }
+
+    /// Decides what becomes of commands from now on.
+    pub fn decide(&self, fate: impl FnMut(&Seen) -> Fate + 'static) {
+        self.0.borrow_mut().fate = Box::new(fate);
+    }
+
+    /// Changes each message of the handshake from now on, which the number tells of, counted from the connection on.
+    pub fn forge(&self, forge: impl FnMut(usize, &mut Vec<u8>) + 'static) {
+        self.0.borrow_mut().forge = Box::new(forge);
+    }
+
+    /// Returns all commands that it was ever given, in their order.
+    pub fn seen(&self) -> Vec<Seen> {
+        self.0.borrow().seen.clone()
+    }
+
+    /// Returns the commands that were held back.
+    pub fn held(&self) -> Vec<Seen> {
+        let server = self.0.borrow();
+        server.held.iter().map(|(_, seen)| *seen).collect()
+    }
+
+    /// Does one of the commands that were held back, and answers it.
+    pub fn finish(&self, index: usize) {
+        self.0.borrow_mut().finish(index);
+    }
+
+    /// Does all commands that were held back, the last one first.
+    pub fn finish_reversed(&self) {
+        while let Some(last) = self.held().len().checked_sub(1) {
+            self.finish(last);
+        }
+    }
+
+    /// Returns the bytes of an export.
+    ///
+    /// # Panics
+    /// If there is no such export.
+    pub fn bytes(&self, export: &str) -> Vec<u8> {
+        let server = self.0.borrow();
+        let found = server.config.exports.iter().find(|it| it.name == export);
+        found.expect("an export").bytes.clone()
+    }
+
+    /// Ends all connections.
+    pub fn drop_all(&self, ended: Ended) {
+        self.0.borrow_mut().drop_all(ended);
+    }
+
+    /// Ends each new connection after that many bytes to the client, or from it.
+    pub fn cut_after(&self, to_client: Option<usize>, from_client: Option<usize>) {
+        self.0.borrow_mut().cuts = [to_client, from_client];
+    }
+
+    /// Sends bytes on all connections, as they are.
+    pub fn send(&self, bytes: &[u8]) {
+        self.0.borrow_mut().send_all(bytes);
+    }
+
+    /// Returns the number of connections that there were, and that there are.
+    pub fn connections(&self) -> (usize, usize) {
+        self.0.borrow().connection_counts()
+    }
+
+    fn is_full(&self) -> bool {
+        self.connections().1 >= self.0.borrow().config.most_connections
+    }
+
+    /// Returns the number of connections that the client has ended in order, by the command for it.
+    pub fn farewells(&self) -> usize {
+        self.0.borrow().farewells
+    }
+}

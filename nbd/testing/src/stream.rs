@@ -1,0 +1,128 @@
+//! The network to a server: streams of it, and TLS of a kind.
+
+use crate::FakeServer;
+use crate::server::Reach;
+use bulkhead_nbd::{StartingTls, Tls};
+use bulkhead_stream::{Buffers, Connecting, Ended, Endpoint, Network, Stream};
+use std::task::Waker;
+
+/// A network with servers, each at its own address.
+pub struct FakeNetwork(pub Vec<(String, FakeServer)>);
+
+impl Network for FakeNetwork {
+    fn connect<'a>(&'a self, server: &'a Endpoint, _: Buffers) -> Connecting<'a> {
+        let there = self.0.iter().find(|(name, _)| *name == server.to_string());
+        let (_, fake) = there.expect("a server of that address");
+        let reach = match fake.is_full() {
+            true => Reach::Hangs,
+            false => fake.0.borrow().config.reach,
+        };
+        match reach {
+            Reach::Fails(error) => Box::pin(std::future::ready(Err(error))),
+            Reach::Hangs => Box::pin(std::future::pending()),
+            Reach::Connects => {
+                let number = fake.0.borrow_mut().connect();
+                let stream: Box<dyn Stream> = Box::new(FakeStream {
+                    server: fake.clone(),
+                    number,
+                });
+                Box::pin(std::future::ready(Ok(stream)))
+            }
+        }
+    }
+}
+
+struct FakeStream {
+    server: FakeServer,
+    number: usize,
+}
+
+impl Stream for FakeStream {
+    fn receive(&mut self, take: &mut dyn FnMut(&mut [u8]) -> usize) -> Result<usize, Ended> {
+        let mut server = self.server.0.borrow_mut();
+        let piece = server.config.piece;
+        let connection = &mut server.connections[self.number];
+        let left = connection.cuts[0].unwrap_or(usize::MAX);
+        let part = connection.to_client.len().min(piece).min(left);
+        if part == 0 {
+            if left == 0 {
+                connection.end(Ended::Reset);
+            }
+            return connection.ended.map_or(Ok(0), Err);
+        }
+        let mut lent: Vec<u8> = connection.to_client.range(..part).copied().collect();
+        drop(server);
+        let taken = take(&mut lent);
+        assert!(taken <= part, "more than was lent");
+        let mut server = self.server.0.borrow_mut();
+        let connection = &mut server.connections[self.number];
+        connection.to_client.drain(..taken);
+        if let Some(left) = &mut connection.cuts[0] {
+            *left -= taken;
+        }
+        Ok(taken)
+    }
+
+    fn send(&mut self, fill: &mut dyn FnMut(&mut [u8]) -> usize) -> Result<usize, Ended> {
+        let mut server = self.server.0.borrow_mut();
+        let (piece, room) = (server.config.piece, server.config.room);
+        let connection = &mut server.connections[self.number];
+        if let Some(ended) = connection.ended {
+            return Err(ended);
+        }
+        let left = connection.cuts[1].unwrap_or(usize::MAX);
+        if left == 0 {
+            connection.end(Ended::Reset);
+            return Err(Ended::Reset);
+        }
+        let free = room.saturating_sub(connection.from_client.len());
+        let part = free.min(piece).min(left);
+        if part == 0 {
+            return Ok(0);
+        }
+        drop(server);
+        // What a client does not write, it must not say that it has written.
+        let mut lent = vec![0xee; part];
+        let filled = fill(&mut lent);
+        assert!(filled <= part, "more than there is room for");
+        let mut server = self.server.0.borrow_mut();
+        let connection = &mut server.connections[self.number];
+        connection.from_client.extend(&lent[..filled]);
+        if let Some(left) = &mut connection.cuts[1] {
+            *left -= filled;
+        }
+        Ok(filled)
+    }
+
+    fn push(&mut self) {}
+
+    fn wake_with(&mut self, waker: &Waker) {
+        let mut server = self.server.0.borrow_mut();
+        server.connections[self.number].waker = Some(waker.clone());
+    }
+
+    fn close(&mut self) {
+        // What was sent is still read.
+        self.server.step();
+    }
+}
+
+impl Drop for FakeStream {
+    fn drop(&mut self) {
+        self.server.0.borrow_mut().connections[self.number].dropped = true;
+    }
+}
+
+/// TLS of a kind: it changes nothing, and knows the servers that it is to trust.
+pub struct FakeTls(pub Vec<String>);
+
+impl Tls for FakeTls {
+    fn start<'a>(&'a self, stream: Box<dyn Stream>, server: &'a str) -> StartingTls<'a> {
+        let known = self.0.iter().any(|name| name == server);
+        let outcome = match known {
+            true => Ok(stream),
+            false => Err(format!("the certificate is not one of {server}")),
+        };
+        Box::pin(std::future::ready(outcome))
+    }
+}

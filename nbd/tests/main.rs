@@ -1,0 +1,9 @@
+//! Tests of the NBD client with a server in memory.
+
+mod drops;
+mod handshake;
+mod lifecycle;
+mod names;
+mod replies;
+mod requests;
+mod volumes;

@@ -1,0 +1,65 @@
+//! Volumes on an export.
+
+use bulkhead_images::SectorSize;
+use bulkhead_nbd_testing::Config;
+use bulkhead_nbd_testing::world::{Buffer, World, pattern, read, write};
+use bulkhead_volumes::Guid;
+use bulkhead_volumes::testing::{Disk, NewPartition, write_gpt};
+
+const BYTES: usize = 1 << 20;
+
+#[test]
+fn partitions_of_an_export_are_disks() {
+    let world = World::new(Config::default());
+    let refused = world.refusal("nbd:10.0.0.2/disk#root");
+    assert!(
+        refused.contains("its disk has no GUID partition table"),
+        "{refused}"
+    );
+    world.end();
+
+    let world = World::new(Config::default());
+    let table = Disk::new(BYTES, SectorSize::B512);
+    let kind = Guid::try_parse("0fc63daf-8483-4772-8e79-3d69d8477de4").expect("a GUID");
+    let partition = |label, id: &str, first| NewPartition {
+        label,
+        kind,
+        id: Guid::try_parse(id).expect("a GUID"),
+        first,
+        last: first + 255,
+    };
+    write_gpt(
+        &table,
+        &[
+            partition("alice", "11111111-8483-4772-8e79-3d69d8477de4", 512),
+            partition("bob", "22222222-8483-4772-8e79-3d69d8477de4", 768),
+        ],
+    );
+    let bytes = table.change(|bytes| bytes.clone());
+    world
+        .server
+        .change(|config| config.exports[0].bytes = bytes);
+    let mut alice = world.open("nbd:10.0.0.2/disk#alice");
+    let mut bob = world.open("nbd:10.0.0.2/disk#22222222-8483-4772-8e79-3d69d8477de4");
+    let refused = world.refusal("nbd:10.0.0.2/disk");
+    assert!(
+        refused.contains("open for writing by domain 5, xvda"),
+        "{refused}"
+    );
+    assert_eq!(alice.device.geometry().sectors.0, 256);
+    let (from, to) = (Buffer::new(&world, 2), Buffer::new(&world, 2));
+    for (disk, seed, first) in [(&mut alice, 1, 512), (&mut bob, 2, 768)] {
+        let data = pattern(seed, 8192);
+        from.fill(&data);
+        assert_eq!(disk.does(write(7), &from.whole(8192)), Ok(()));
+        assert_eq!(disk.does(read(7), &to.whole(8192)), Ok(()));
+        assert!(to.bytes(0, 8192) == data);
+        let start = (first + 7) * 512;
+        assert!(world.server.bytes("disk")[start..start + 8192] == data);
+        assert!(disk.does(read(255), &to.whole(1024)).is_err());
+    }
+    // All of them over one connection.
+    assert_eq!(world.server.connections(), (1, 1));
+    drop((alice, bob, from, to));
+    world.end();
+}

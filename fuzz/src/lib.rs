@@ -12,6 +12,7 @@ mod archive;
 mod backend;
 mod blkfront;
 mod heap;
+mod nbd;
 mod nodes;
 mod nvme;
 mod operator;
@@ -25,6 +26,7 @@ mod xenstore;
 pub use archive::archive;
 pub use backend::backend;
 pub use blkfront::blkfront;
+pub use nbd::nbd;
 pub use nodes::{frontend, toolstack};
 pub use nvme::nvme;
 pub use operator::operator;
@@ -44,7 +46,7 @@ pub fn life(script: &[u8]) {
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 14] = [
     ("requests", requests),
     ("ring", ring),
     ("xenstore", xenstore),
@@ -58,4 +60,5 @@ pub const TARGETS: [Target; 13] = [
     ("life", life),
     ("blkfront", blkfront),
     ("nvme", nvme),
+    ("nbd", nbd),
 ];

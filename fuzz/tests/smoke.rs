@@ -127,6 +127,11 @@ fn blkfront() {
 }
 
 #[test]
+fn nbd() {
+    smoke("nbd", 60);
+}
+
+#[test]
 fn nvme() {
     smoke("nvme", 30);
 }

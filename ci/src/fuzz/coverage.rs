@@ -23,13 +23,15 @@ const EDGES: [&str; 4] = [
 const COMPARISONS: [&str; 1] = ["-Cllvm-args=-sanitizer-coverage-trace-compares"];
 
 /// The crates that read what others wrote: they are to meet the values that they compare with.
-const PARSERS: [&str; 10] = [
+const PARSERS: [&str; 12] = [
     "bulkhead_blkback",
     "bulkhead_blkfront",
     "bulkhead_grant",
     "bulkhead_images",
+    "bulkhead_nbd",
     "bulkhead_nvme",
     "bulkhead_ring",
+    "bulkhead_stream",
     "bulkhead_volumes",
     "bulkhead_xen",
     "bulkhead_xenbus",

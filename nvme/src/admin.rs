@@ -3,12 +3,12 @@
 
 use crate::command::{AsyncEvent, Command, CommandId, Completion, PAGE, QueueId, Status, admin};
 use crate::function::Vectors;
-use crate::memory::{DmaPages, NoPages};
 use crate::registers::{self, Capabilities};
 use crate::rings::Rings;
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use bulkhead_dma::{DmaPages, NoPages};
 use bulkhead_executor::{EventChannel, Handle};
 use bulkhead_xen::{DmaMemory, Hypervisor, Registers};
 use core::fmt;

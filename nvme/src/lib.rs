@@ -29,14 +29,12 @@
 extern crate alloc;
 
 mod admin;
-mod client;
 pub mod command;
 mod controller;
 mod controllers;
 mod function;
 mod lifecycle;
 mod listener;
-mod memory;
 mod namespace;
 mod pair;
 mod prp;
@@ -46,7 +44,6 @@ mod rings;
 mod slots;
 mod splits;
 mod store;
-mod watch;
 
 pub use controller::Controller;
 pub use controllers::{Controllers, InUse};

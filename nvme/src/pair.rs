@@ -6,16 +6,16 @@
 mod control;
 mod parts;
 
-use crate::client::Client;
 use crate::command::{Command, Completion, QueueId, Status, nvm};
-use crate::memory::NoPages;
 use crate::prp::{Lists, Part, run};
 use crate::rings::{Rings, SUBMISSIONS};
 use crate::slots::{Owner, Slots};
 use crate::splits::{Action, Blocks, Splits};
-use crate::watch::Watch;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use bulkhead_dma::Client;
+use bulkhead_dma::NoPages;
+use bulkhead_dma::Watch;
 use bulkhead_grant::OutOfMemory;
 use bulkhead_images::{IoError, IoSegment, Submitted, Tag};
 use bulkhead_xen::{DmaMemory, Registers};

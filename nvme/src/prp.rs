@@ -3,7 +3,7 @@
 //! The first entry may point into a page; all others point to the start of one, and all but the last to a whole page.
 //! What cannot be named like that is cut into runs that can be, one command each.
 
-use crate::memory::{DmaPages, NoPages, WORDS};
+use bulkhead_dma::{DmaPages, NoPages, WORDS};
 use bulkhead_images::{IoError, IoSegment};
 use bulkhead_xen::{DmaMemory, PAGE_SIZE};
 use core::sync::atomic::{AtomicU64, Ordering};

@@ -1,9 +1,9 @@
 //! A submission queue and the completion queue that belongs to it.
 
 use crate::command::{Command, Completion, QueueId};
-use crate::memory::{DmaPages, NoPages, WORDS};
 use crate::registers::doorbells;
-use bulkhead_xen::{DmaMemory, Registers};
+use bulkhead_dma::{DmaPages, NoPages, WORDS};
+use bulkhead_xen::{DmaMemory, PAGE_SIZE, Registers};
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// The most entries of a submission queue: those of a page. One of them stays free.
@@ -11,6 +11,9 @@ pub const SUBMISSIONS: usize = WORDS / Command::WORDS;
 
 /// The most entries of a completion queue: those of a page.
 const COMPLETIONS: usize = WORDS / Completion::WORDS;
+
+// An entry of a list of pages, or of a queue, is found in the same page by both sides.
+const _: () = assert!(crate::command::PAGE == PAGE_SIZE);
 
 /// The page of each queue.
 const SUBMISSION: usize = 0;

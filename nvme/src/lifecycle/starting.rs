@@ -7,13 +7,13 @@ use crate::command::{
     ControllerData, ControllerKind, NamespaceData, NamespaceError, NamespaceId, PAGE, QueueId,
     active_namespaces,
 };
-use crate::memory::NoPages;
 use crate::namespace::Namespace;
 use crate::pair::Pair;
 use crate::registers::{self, Capabilities};
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use bulkhead_dma::NoPages;
 use bulkhead_xen::{Errno, Hypervisor, PAGE_SHIFT};
 use core::fmt;
 

@@ -7,7 +7,7 @@
 //! Read next: [`FakeController`], a test's handle; [`Fate`], what becomes of a command; [`world`], a machine with a
 //! driver.
 
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
 mod admin;
 mod data;
@@ -16,7 +16,6 @@ mod function;
 mod identify;
 mod io;
 mod queues;
-#[allow(unsafe_code, reason = "names pages of the domain for the controller")]
 pub mod world;
 
 pub use device::{Config, FakeNamespace, Fate, Forge};

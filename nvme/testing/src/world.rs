@@ -1,23 +1,16 @@
 //! A PV domain with a controller, its executors, and a guest's disks on it.
 
+pub use bulkhead_dma_testing::{Buffer, Disk, Wakes, discard, pattern, read, write};
+
 use crate::{Config, FakeController};
-use bulkhead_executor::Executor;
-use bulkhead_images::target::Target;
-use bulkhead_images::{
-    Access, BlockDevice, Io, IoError, IoQueue, IoSegment, Op, Owner, QueueContext, Sector, Store,
-    Submitted, Tag,
-};
+use bulkhead_dma_testing::Machine;
+use bulkhead_images::{BlockDevice, Store};
 use bulkhead_nvme::{Controllers, nvme_store};
 use bulkhead_volumes::DiskStore;
-use bulkhead_xen::{DmaMemory, DomId, PAGE_SIZE, VcpuId};
-use bulkhead_xen_sim::{DomainConfig, DomainKind, Sim, SimDomain, SimVcpu};
-use std::cell::RefCell;
-use std::future::Future;
-use std::ptr::NonNull;
+use bulkhead_xen_sim::SimVcpu;
+use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 /// The name of the controller's PCI function.
@@ -25,11 +18,7 @@ pub const NAME: &str = "0000:03:00.0";
 
 /// A machine with a PV domain of two vCPUs that was given a controller.
 pub struct World {
-    /// The machine.
-    pub sim: Sim,
-    /// The domain.
-    pub domain: SimDomain,
-    executors: RefCell<Vec<Executor<SimVcpu>>>,
+    machine: Machine,
     /// The controller.
     pub fake: FakeController,
     /// The driver.
@@ -38,30 +27,28 @@ pub struct World {
     pub store: Rc<DiskStore>,
 }
 
+impl Deref for World {
+    type Target = Machine;
+
+    fn deref(&self) -> &Machine {
+        &self.machine
+    }
+}
+
 impl World {
     /// A machine whose driver does not know of the controller yet.
     pub fn new(config: Config) -> World {
-        let sim = Sim::new();
-        let domain = sim.add_domain_with(DomainConfig {
-            kind: DomainKind::Pv,
-            vcpus: 2,
-            memory_pages: 4096,
-            ..DomainConfig::default()
-        });
-        let executors: Vec<_> = (0..2)
-            .map(|vcpu| Executor::new(domain.hypervisor_of(VcpuId(vcpu))))
-            .collect();
-        let spawners = executors.iter().map(Executor::spawner).collect();
-        let memory = Arc::new(domain.hypervisor());
-        let controllers = Controllers::new(executors[0].handle(), spawners, memory);
-        let fake = FakeController::new(&sim, &domain, config);
+        let machine = Machine::new();
+        let (vcpus, memory) = (machine.vcpus(), machine.memory());
+        let controllers = Controllers::new(machine.handle(), vcpus, memory);
+        let fake = FakeController::new(&machine.sim, &machine.domain, config);
+        let stepping = fake.clone();
+        machine.run_device(move || stepping.step());
         World {
             store: Rc::new(nvme_store(controllers.clone())),
             fake,
             controllers,
-            executors: RefCell::new(executors),
-            domain,
-            sim,
+            machine,
         }
     }
 
@@ -73,70 +60,9 @@ impl World {
         world
     }
 
-    /// Runs the domain until it has nothing to do, and the controller if that is to work meanwhile.
-    fn run_with(&self, device: bool) {
-        for _ in 0..100_000 {
-            let mut moved = device && self.fake.step();
-            for executor in &mut *self.executors.borrow_mut() {
-                moved |= executor.run_until_idle();
-            }
-            if !moved {
-                return;
-            }
-        }
-        panic!("the machine does not come to rest");
-    }
-
-    /// Runs the domain and the controller.
-    pub fn run(&self) {
-        self.run_with(true);
-    }
-
-    /// Lets time pass.
-    pub fn wait(&self, span: Duration) {
-        self.sim.pass(span, || self.run(), || self.next_deadline());
-    }
-
-    /// Returns when the domain wants to do something next by itself.
-    pub fn next_deadline(&self) -> Option<bulkhead_xen::Instant> {
-        let executors = self.executors.borrow();
-        executors.iter().filter_map(Executor::next_deadline).min()
-    }
-
-    /// Runs a task of the first vCPU to its end; `None` if it takes longer than that.
-    pub fn within<T: 'static>(
-        &self,
-        span: Duration,
-        task: impl Future<Output = T> + 'static,
-    ) -> Option<T> {
-        let result = Rc::new(RefCell::new(None));
-        let told = result.clone();
-        let handle = self.executors.borrow()[0].handle();
-        handle.spawn(async move { *told.borrow_mut() = Some(task.await) });
-        let end = self.sim.now() + span;
-        self.run();
-        while result.borrow().is_none()
-            && let Some(next) = self.next_deadline().filter(|next| *next <= end)
-        {
-            self.sim.advance_to(next.max(self.sim.now()));
-            self.run();
-        }
-        result.take()
-    }
-
     /// Opens a target, to be written to.
     pub fn try_open(&self, target: &str) -> Result<Arc<dyn BlockDevice>, String> {
-        let (store, target) = (self.store.clone(), target.to_string());
-        let opened = self.within(Duration::from_secs(10), async move {
-            let target = Target::parse(&target).expect("a target");
-            let owner = Owner {
-                name: "domain 5, xvda",
-                domain: DomId(5),
-            };
-            let opened = store.open(target, Access::ReadWrite, owner);
-            opened.await.map_err(|error| error.to_string())
-        });
-        opened.expect("opened or refused in time")
+        self.machine.try_open(&self.store, target)
     }
 
     /// Opens a target, with a queue on the first vCPU.
@@ -144,9 +70,7 @@ impl World {
     /// # Panics
     /// If it is refused.
     pub fn open(&self, target: &str) -> Disk<'_> {
-        let device = self.try_open(target);
-        let device = device.unwrap_or_else(|error| panic!("{target}: {error}"));
-        Disk::new(self, device, 0, 32)
+        self.machine.open(&self.store, target)
     }
 
     /// Returns what the operator is told of the controller.
@@ -167,212 +91,5 @@ impl World {
         assert!(self.controllers.list().is_empty());
         assert_eq!(self.fake.state(), (false, false), "it was stopped");
         self.sim.assert_no_violations();
-    }
-}
-
-/// A guest's disk: a queue of a device, on one vCPU.
-pub struct Disk<'w> {
-    /// Where it is.
-    pub world: &'w World,
-    /// The device.
-    pub device: Arc<dyn BlockDevice>,
-    /// The queue.
-    pub queue: Box<dyn IoQueue>,
-    /// How often its task was woken.
-    pub wakes: Arc<Wakes>,
-    /// The requests that have completed and were not looked at yet.
-    pub done: Vec<(usize, Result<(), IoError>)>,
-}
-
-/// Counts how often it was woken.
-#[derive(Default)]
-pub struct Wakes(AtomicUsize);
-
-impl Wake for Wakes {
-    fn wake(self: Arc<Self>) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-impl Wakes {
-    /// Returns how often that was.
-    pub fn count(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-impl<'w> Disk<'w> {
-    /// Opens a queue of a device.
-    ///
-    /// # Panics
-    /// If that is refused.
-    pub fn new(world: &'w World, device: Arc<dyn BlockDevice>, vcpu: u32, depth: usize) -> Self {
-        let context = QueueContext::new(VcpuId(vcpu), depth);
-        let mut opening = device.open_queue(&context);
-        let opened = opening
-            .as_mut()
-            .poll(&mut Context::from_waker(Waker::noop()));
-        let Poll::Ready(Ok(queue)) = opened else {
-            panic!("the queue cannot be opened");
-        };
-        drop(opening);
-        Disk {
-            world,
-            device,
-            queue,
-            wakes: Arc::default(),
-            done: Vec::new(),
-        }
-    }
-
-    /// Hands a request over without telling the controller.
-    pub fn hand(&mut self, tag: usize, op: Op, segments: &[IoSegment]) -> Submitted {
-        self.queue.submit(Tag(tag), Io { op, segments })
-    }
-
-    /// Hands over a request, which the queue takes, and tells the controller.
-    ///
-    /// # Panics
-    /// If the queue does not take it.
-    pub fn ask(&mut self, tag: usize, op: Op, segments: &[IoSegment]) {
-        assert_eq!(self.hand(tag, op, segments), Submitted::Pending);
-        self.queue.flush_submissions();
-    }
-
-    /// Looks for completions as an engine does: until there are none, so that it may sleep.
-    pub fn collect(&mut self) -> usize {
-        let before = self.done.len();
-        let waker = Waker::from(self.wakes.clone());
-        let done = &mut self.done;
-        let mut sink = |tag: Tag, outcome| done.push((tag.0, outcome));
-        let mut context = Context::from_waker(&waker);
-        while self.queue.poll_complete(&mut context, &mut sink).is_ready() {}
-        self.done.len() - before
-    }
-
-    /// Does one request, and returns how it went.
-    ///
-    /// # Panics
-    /// If the queue is busy, or the controller does not do it.
-    pub fn does(&mut self, op: Op, segments: &[IoSegment]) -> Result<(), IoError> {
-        match self.hand(7777, op, segments) {
-            Submitted::Done(outcome) => return outcome,
-            Submitted::Busy => panic!("an idle queue is busy"),
-            Submitted::Pending => {}
-        }
-        self.queue.flush_submissions();
-        self.collect();
-        self.world.run();
-        self.collect();
-        let (tag, outcome) = self.done.pop().expect("it is complete");
-        assert_eq!((tag, self.done.len()), (7777, 0));
-        outcome
-    }
-
-    /// Closes the queue. Returns whether the controller has let go of everything.
-    pub fn close(&mut self) -> bool {
-        let waker = Waker::from(self.wakes.clone());
-        let closed = self.queue.poll_close(&mut Context::from_waker(&waker));
-        closed.is_ready()
-    }
-}
-
-/// Pages of the domain's, for data.
-pub struct Buffer<'w> {
-    world: &'w World,
-    base: NonNull<u8>,
-    pages: usize,
-}
-
-impl<'w> Buffer<'w> {
-    /// Takes that many pages.
-    pub fn new(world: &'w World, pages: usize) -> Buffer<'w> {
-        Buffer {
-            base: world.domain.alloc_pages(pages),
-            world,
-            pages,
-        }
-    }
-
-    /// A segment of `len` bytes at that place.
-    ///
-    /// # Panics
-    /// If there are none.
-    pub fn segment(&self, page: usize, offset: usize, len: usize) -> IoSegment {
-        assert!(page < self.pages && offset + len <= PAGE_SIZE);
-        // SAFETY: within the pages.
-        let address = unsafe { self.base.add(page * PAGE_SIZE + offset) };
-        let dma = self.world.domain.hypervisor().dma_addr(address.as_ptr());
-        // The driver has no business with the address.
-        let nowhere = NonNull::<u8>::dangling();
-        // SAFETY: the device finds the bytes at their bus address, and the address is never used.
-        unsafe { IoSegment::new(nowhere, len, Some(dma.expect("own memory"))) }
-    }
-
-    /// Segments that cover so many bytes from the start on, a page each.
-    pub fn whole(&self, len: usize) -> Vec<IoSegment> {
-        let pages = 0..len.div_ceil(PAGE_SIZE);
-        pages
-            .map(|page| self.segment(page, 0, PAGE_SIZE.min(len - page * PAGE_SIZE)))
-            .collect()
-    }
-
-    /// Writes bytes to its start.
-    ///
-    /// # Panics
-    /// If there are too many.
-    pub fn fill(&self, bytes: &[u8]) {
-        assert!(bytes.len() <= self.pages * PAGE_SIZE);
-        // SAFETY: within the pages, which nothing else uses now.
-        unsafe {
-            self.base
-                .copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len())
-        };
-    }
-
-    /// Returns bytes of it.
-    ///
-    /// # Panics
-    /// If there are not so many.
-    pub fn bytes(&self, start: usize, len: usize) -> Vec<u8> {
-        assert!(start + len <= self.pages * PAGE_SIZE);
-        // SAFETY: within the pages, which nothing else uses now.
-        unsafe { std::slice::from_raw_parts(self.base.as_ptr().add(start), len) }.to_vec()
-    }
-}
-
-impl Drop for Buffer<'_> {
-    fn drop(&mut self) {
-        self.world.domain.free_pages(self.base, self.pages);
-    }
-}
-
-/// Bytes of which no two sectors are alike.
-pub fn pattern(seed: u8, len: usize) -> Vec<u8> {
-    (0..len)
-        .map(|at| seed ^ (at / 512) as u8 ^ (at % 251) as u8)
-        .collect()
-}
-
-/// A read from that sector on.
-pub fn read(sector: u64) -> Op {
-    Op::Read {
-        sector: Sector(sector),
-    }
-}
-
-/// A write from that sector on.
-pub fn write(sector: u64) -> Op {
-    Op::Write {
-        sector: Sector(sector),
-    }
-}
-
-/// A discard of so many sectors.
-pub fn discard(sector: u64, count: u64) -> Op {
-    Op::Discard {
-        sector: Sector(sector),
-        count: Sector(count),
-        secure: false,
     }
 }

@@ -1,4 +1,4 @@
-//! How the queue pairs of a controller call its task.
+//! How the queues of a device call its task.
 
 use alloc::sync::Arc;
 use bulkhead_executor::Waiters;
@@ -7,18 +7,18 @@ use core::task::Waker;
 use futures_util::task::AtomicWaker;
 use spin::Mutex;
 
-/// What queue pairs share with the controller's task.
+/// What queues share with the device's task.
 pub struct Watch {
     task: AtomicWaker,
     /// The task looks at the time that commands take.
     ticks: AtomicBool,
-    /// A queue pair wants something of the task.
+    /// A queue wants something of the task.
     attention: AtomicBool,
     waiting: Arc<Mutex<Waiters>>,
 }
 
 impl Watch {
-    /// Returns one without a task. `waiting` are those who wait for a change of the controller's state.
+    /// Returns one without a task. `waiting` are those who wait for a change of the device's state.
     pub fn new(waiting: Arc<Mutex<Waiters>>) -> Watch {
         Watch {
             task: AtomicWaker::new(),
@@ -47,12 +47,12 @@ impl Watch {
         self.ticks.load(Ordering::Acquire)
     }
 
-    /// Notes that there may be none. The caller looks at the pairs after this.
+    /// Notes that there may be none. The caller looks at the queues after this.
     pub fn end_ticks(&self) {
         self.ticks.store(false, Ordering::SeqCst);
     }
 
-    /// Has the task look at the queue pairs.
+    /// Has the task look at the queues.
     #[cold]
     pub fn call(&self) {
         self.attention.store(true, Ordering::Release);
@@ -69,12 +69,12 @@ impl Watch {
         self.attention.swap(false, Ordering::AcqRel)
     }
 
-    /// Keeps the waker of the controller's task.
+    /// Keeps the waker of the device's task.
     pub fn wake_with(&self, waker: &Waker) {
         self.task.register(waker);
     }
 
-    /// Wakes all who wait for a change of the controller's state.
+    /// Wakes all who wait for a change of the device's state.
     pub fn changed(&self) {
         let waiting = self.waiting.lock().take();
         waiting.for_each(Waker::wake);

@@ -1,8 +1,7 @@
-//! Pages that a controller reads and writes by bus address: its queues, lists of pages, and structures.
+//! Pages that a device reads and writes by bus address: its queues, lists of pages, and structures.
 //!
-//! They are seen as atomic words only, which the controller may change at any time.
+//! They are seen as atomic words only, which the device may change at any time.
 
-use crate::command::PAGE;
 use alloc::vec::Vec;
 use bulkhead_grant::OutOfMemory;
 use bulkhead_grant::memory::room_for;
@@ -14,12 +13,10 @@ use core::sync::atomic::{AtomicU64, Ordering};
 /// The words of a page.
 pub const WORDS: usize = PAGE_SIZE / 8;
 
-const _: () = assert!(PAGE == PAGE_SIZE);
-
 #[repr(C, align(4096))]
 struct Page([AtomicU64; WORDS]);
 
-/// The reason why there are no pages for a controller.
+/// The reason why there are no pages for a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoPages {
     /// There is no memory left.
@@ -49,11 +46,11 @@ impl From<OutOfMemory> for NoPages {
 
 /// Pages of this domain's own. Each has a bus address of its own: neighbours here are none for a device.
 ///
-/// They are given back to the heap only if no controller knows them any more; otherwise dropping this leaks them.
+/// They are given back to the heap only if no device knows them any more; otherwise dropping this leaks them.
 pub struct DmaPages {
     pages: ManuallyDrop<Vec<Page>>,
     addresses: Vec<DmaAddr>,
-    /// A controller may still access them.
+    /// A device may still access them.
     in_use: bool,
 }
 
@@ -103,7 +100,7 @@ impl DmaPages {
         bytes
     }
 
-    /// Notes whether a controller may access the pages from now on.
+    /// Notes whether a device may access the pages from now on.
     pub fn set_in_use(&mut self, in_use: bool) {
         self.in_use = in_use;
     }
@@ -113,7 +110,7 @@ impl Drop for DmaPages {
     fn drop(&mut self) {
         if self.in_use {
             return log::error!(
-                "{} page(s) are lost: a controller that did not stop may still write to them",
+                "{} page(s) are lost: a device that did not stop may still write to them",
                 self.pages.len()
             );
         }

@@ -1,4 +1,4 @@
-//! One of the queues that share a queue pair: its share of the pair's commands, and its completions.
+//! One of the queues that share a queue of a device: its share of the device's commands, and its completions.
 
 use alloc::vec::Vec;
 use bulkhead_grant::OutOfMemory;
@@ -10,7 +10,7 @@ use core::task::Waker;
 pub struct Client {
     /// Requests that were taken and have not completed.
     pub requests: usize,
-    /// Commands that the controller has.
+    /// Commands that the device has.
     pub commands: usize,
     depth: usize,
     done: Vec<(Tag, Result<(), IoError>)>,

@@ -1,0 +1,19 @@
+//! What the drivers of devices that were passed through have in common, whatever the device's commands are.
+//!
+//! - [`DmaPages`]: pages that the device reads and writes by bus address: its queues, its lists of pages.
+//! - [`Client`]: one of the queues of guests' rings that share a queue of the device: its share of the device's
+//!   commands, and its completions.
+//! - [`Watch`]: how the vCPUs that serve call the device's task on the first vCPU.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod client;
+mod pages;
+mod watch;
+
+pub use client::{Client, Drained};
+pub use pages::{DmaPages, NoPages, WORDS};
+pub use watch::Watch;

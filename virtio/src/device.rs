@@ -1,0 +1,230 @@
+//! A device, as all vCPUs have it.
+
+use crate::device_queue::{Counts, DeviceQueue};
+use crate::disk_config::DiskConfig;
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use bulkhead_dma::Watch;
+use bulkhead_executor::Waiters;
+use bulkhead_images::Sector;
+use bulkhead_xen::DmaMemory;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::task::Waker;
+use spin::{Mutex, Once};
+
+/// A device, which is one disk.
+pub struct Device {
+    name: String,
+    memory: Arc<dyn DmaMemory>,
+    watch: Arc<Watch>,
+    /// What it was when it started first. Its size may change.
+    config: Once<DiskConfig>,
+    /// Its queues, from its first start on.
+    queues: Once<Vec<Mutex<DeviceQueue>>>,
+    sectors: AtomicU64,
+    /// It works.
+    ready: AtomicBool,
+    /// It is to be let go of.
+    leaving: AtomicBool,
+    /// It was stopped for good.
+    left: AtomicBool,
+    /// The reason why it was given up.
+    failure: Once<String>,
+    resets: AtomicU32,
+    /// Those who have it open.
+    users: AtomicUsize,
+    changed: Mutex<Waiters>,
+}
+
+impl Device {
+    /// Returns a device that has not started. `waiting` are told of every change of its state.
+    pub fn new(name: String, memory: Arc<dyn DmaMemory>, waiting: Arc<Mutex<Waiters>>) -> Device {
+        Device {
+            name,
+            memory,
+            watch: Arc::new(Watch::new(waiting)),
+            config: Once::new(),
+            queues: Once::new(),
+            sectors: AtomicU64::new(0),
+            ready: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
+            left: AtomicBool::new(false),
+            failure: Once::new(),
+            resets: AtomicU32::new(0),
+            users: AtomicUsize::new(0),
+            changed: Mutex::default(),
+        }
+    }
+
+    /// Returns its name, as targets have it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns how this domain's memory is named to it.
+    pub fn memory(&self) -> &Arc<dyn DmaMemory> {
+        &self.memory
+    }
+
+    /// Returns how its task is called.
+    pub fn watch(&self) -> &Arc<Watch> {
+        &self.watch
+    }
+
+    /// Returns what it was when it started first.
+    pub fn config(&self) -> Option<&DiskConfig> {
+        self.config.get()
+    }
+
+    /// Keeps what it is, if it has not started before.
+    pub fn set_config(&self, config: DiskConfig) -> &DiskConfig {
+        self.config.call_once(|| config)
+    }
+
+    /// Returns its queues; none before it has started.
+    #[inline]
+    pub fn queues(&self) -> &[Mutex<DeviceQueue>] {
+        self.queues.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// Keeps its queues.
+    pub fn set_queues(&self, queues: Vec<Mutex<DeviceQueue>>) {
+        self.queues.call_once(|| queues);
+    }
+
+    /// Returns its size.
+    #[inline]
+    pub fn sectors(&self) -> Sector {
+        Sector(self.sectors.load(Ordering::Relaxed))
+    }
+
+    /// Notes its size. Returns the one before, if that was another one.
+    pub fn set_sectors(&self, sectors: Sector) -> Option<Sector> {
+        let before = self.sectors.swap(sectors.0, Ordering::Relaxed);
+        (before != sectors.0).then(|| {
+            let waiting = self.changed.lock().take();
+            waiting.for_each(Waker::wake);
+            Sector(before)
+        })
+    }
+
+    /// Returns whether it can be opened.
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire) && !self.is_leaving()
+    }
+
+    /// Notes that it works, or does not for the moment.
+    pub fn set_ready(&self, ready: bool) {
+        self.ready.store(ready, Ordering::Release);
+        self.watch.changed();
+    }
+
+    /// Has its task stop it for good.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::Release);
+        self.watch.call();
+    }
+
+    /// Returns whether it is to be stopped for good.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
+    }
+
+    /// Notes that it was stopped for good.
+    pub fn set_left(&self) {
+        self.left.store(true, Ordering::Release);
+        self.watch.changed();
+    }
+
+    /// Returns whether it was stopped for good.
+    pub fn has_left(&self) -> bool {
+        self.left.load(Ordering::Acquire)
+    }
+
+    /// Returns the reason why it was given up.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.get().map(String::as_str)
+    }
+
+    /// Gives it up for good.
+    pub fn fail(&self, reason: String) {
+        self.failure.call_once(|| reason);
+        self.watch.changed();
+    }
+
+    /// Counts a reset.
+    pub fn count_reset(&self) {
+        self.resets.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Returns the number of its users.
+    pub fn users(&self) -> usize {
+        self.users.load(Ordering::Acquire)
+    }
+
+    /// Adds a user. Returns the number by which it waits for changes.
+    pub fn add_user(&self) -> u64 {
+        self.users.fetch_add(1, Ordering::AcqRel);
+        self.changed.lock().number()
+    }
+
+    /// Removes a user.
+    pub fn remove_user(&self, number: u64) {
+        self.changed.lock().forget(number);
+        self.users.fetch_sub(1, Ordering::AcqRel);
+        // Who waits for the last user may go on.
+        self.watch.changed();
+    }
+
+    /// Wakes a user when the size changes next.
+    pub fn wait_for_change(&self, number: u64, waker: &Waker) {
+        self.changed.lock().wait(number, waker);
+    }
+
+    /// Returns lines about it for the operator.
+    pub fn lines(&self) -> Vec<String> {
+        let name = &self.name;
+        let state = match self.failure() {
+            Some(reason) => format!("given up: {reason}"),
+            None if !self.is_ready() => "not ready".into(),
+            None => format!(
+                "{} queue(s), open {} time(s)",
+                self.queues().len(),
+                self.users()
+            ),
+        };
+        let mut lines = Vec::new();
+        lines.push(match self.config() {
+            Some(config) => format!(
+                "virtio:{name}: {} sectors of {}{}{}, {state}",
+                self.sectors(),
+                config.sector_size,
+                if config.read_only { ", read-only" } else { "" },
+                if config.flushes { ", with a cache" } else { "" },
+            ),
+            None => format!("virtio:{name}: {state}"),
+        });
+        let counts = self.counts();
+        lines.push(format!(
+            "virtio:{name}: {} requests, {} failed, {} notifications, {} resets",
+            counts.requests,
+            counts.failed,
+            counts.notifications,
+            self.resets.load(Ordering::Relaxed)
+        ));
+        lines
+    }
+
+    fn counts(&self) -> Counts {
+        let mut all = Counts::default();
+        for queue in self.queues() {
+            let counts = queue.lock().counts();
+            all.requests += counts.requests;
+            all.failed += counts.failed;
+            all.notifications += counts.notifications;
+        }
+        all
+    }
+}

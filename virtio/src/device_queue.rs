@@ -1,0 +1,357 @@
+//! A queue of the device: the requests of all queues of guests' rings that one vCPU serves.
+//!
+//! That vCPU is the only one that locks it while requests are served, so the lock is never waited for; the control
+//! plane takes it to start, stop and look for requests that take too long.
+
+mod control;
+
+use crate::ring::{MOST_ENTRIES, Ring, Used};
+use crate::slots::{Chain, Range, Request, Slot, Slots, indirect};
+use crate::transport::{Doorbell, Transport};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use bulkhead_dma::{Client, NoPages, Watch};
+use bulkhead_grant::OutOfMemory;
+use bulkhead_images::{IoError, IoSegment, Submitted, Tag};
+use bulkhead_xen::DmaMemory;
+use core::sync::atomic::Ordering;
+use core::task::{Context, Poll};
+
+pub use control::State;
+
+/// The descriptors of a chain without an indirect table: eight segments, or a range, besides header and outcome.
+const DIRECT: usize = 10;
+
+/// What a queue has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Requests that the device had.
+    pub requests: u64,
+    /// Those of them that failed.
+    pub failed: u64,
+    /// Notifications of the device.
+    pub notifications: u64,
+}
+
+/// A queue of the device.
+pub struct DeviceQueue {
+    number: u16,
+    transport: Arc<Transport>,
+    doorbell: Option<Doorbell>,
+    watch: Arc<Watch>,
+    state: State,
+    ring: Ring,
+    slots: Slots,
+    /// The descriptors of each chain in the queue's own table; `None` with indirect tables, where that is one.
+    direct: Option<usize>,
+    clients: Vec<Client>,
+    /// The clients that were turned away and have not come back.
+    turned_away: usize,
+    /// The client that is told first of a free slot.
+    turn: usize,
+    /// The number of the current tick.
+    now: u32,
+    /// The most sectors that are forgotten at a time, and how.
+    forgets: Option<crate::disk_config::Forgets>,
+    counts: Counts,
+}
+
+impl DeviceQueue {
+    /// Takes the memory of a queue with up to `most` entries; the caller has seen to it that these make at least one
+    /// request.
+    pub fn new(
+        number: u16,
+        (transport, memory): (Arc<Transport>, &dyn DmaMemory),
+        watch: Arc<Watch>,
+        most: usize,
+        has_indirect: bool,
+        forgets: Option<crate::disk_config::Forgets>,
+    ) -> Result<DeviceQueue, NoPages> {
+        let direct = (!has_indirect).then(|| most.min(DIRECT));
+        let slots = (most / direct.unwrap_or(1)).clamp(1, MOST_ENTRIES);
+        Ok(DeviceQueue {
+            number,
+            transport,
+            doorbell: None,
+            watch,
+            state: State::Quiet,
+            ring: Ring::new(memory)?,
+            slots: Slots::new(memory, slots)?,
+            direct,
+            clients: Vec::new(),
+            turned_away: 0,
+            turn: 0,
+            now: 0,
+            forgets,
+            counts: Counts::default(),
+        })
+    }
+
+    /// Returns the most requests that a guest's queue may have at a time.
+    pub fn most_requests(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Returns the most segments of a request, as far as descriptors are concerned.
+    pub fn most_segments(&self) -> usize {
+        self.direct.map_or(usize::MAX, |all| all - 2)
+    }
+
+    /// Adds a queue for up to `depth` requests at a time, and returns its number.
+    pub fn open(&mut self, depth: usize) -> Result<usize, OutOfMemory> {
+        if let Some(idle) = self.clients.iter().position(Client::is_idle) {
+            return self.clients[idle].reopen(depth).map(|()| idle);
+        }
+        let client = Client::new(depth)?;
+        let bytes = size_of::<Client>();
+        let reserved = self.clients.try_reserve(1);
+        reserved.map_err(|_| OutOfMemory { bytes })?;
+        self.clients.push(client);
+        Ok(self.clients.len() - 1)
+    }
+
+    /// Takes a request.
+    #[inline]
+    pub fn ask(
+        &mut self,
+        client: usize,
+        tag: Tag,
+        request: &Request,
+        segments: &[IoSegment],
+    ) -> Submitted {
+        if let Some(submitted) = self.cannot_take(client) {
+            return submitted;
+        }
+        let Some(number) = self.slots.next() else {
+            return self.turn_away(client);
+        };
+        let (descriptors, writable) = match self.build(number, request, segments) {
+            Ok(built) => built,
+            Err(error) => return Submitted::Done(Err(error)),
+        };
+        self.slots.take(Slot {
+            tag,
+            client: client as u16,
+            range: request.range,
+            writable,
+            descriptors,
+            since: self.now,
+            retries: 0,
+            used: true,
+            unwanted: false,
+        });
+        self.clients[client].commands += 1;
+        if self.clients[client].taken() {
+            self.turned_away -= 1;
+        }
+        self.push(number);
+        self.watch.begin_ticks();
+        Submitted::Pending
+    }
+
+    /// Writes a request into a slot. Returns the number of its descriptors, and the bytes that the device may write.
+    #[inline]
+    fn build(
+        &self,
+        number: usize,
+        request: &Request,
+        segments: &[IoSegment],
+    ) -> Result<(u16, u32), IoError> {
+        let chain = match self.direct {
+            None => Chain::new(self.slots.table(number).1, 0),
+            Some(all) => {
+                let first = number * all;
+                let words = &self.ring.descriptors()[2 * first..2 * (first + all)];
+                Chain::new(words, first as u16)
+            }
+        };
+        self.slots.build(number, chain, request, segments)
+    }
+
+    /// Adds what is in a slot to the ring.
+    #[inline]
+    fn push(&mut self, number: usize) {
+        let head = match self.direct {
+            Some(all) => number * all,
+            None => {
+                let address = self.slots.table(number).0;
+                let descriptors = self.slots.get(number).descriptors;
+                let words = &self.ring.descriptors()[2 * number..2 * number + 2];
+                for (word, value) in words.iter().zip(indirect(address, descriptors)) {
+                    word.store(value.to_le(), Ordering::Relaxed);
+                }
+                number
+            }
+        };
+        self.ring.push(head as u16);
+        self.counts.requests += 1;
+    }
+
+    /// Returns the slot that a chain belongs to, if the device has it.
+    #[inline]
+    fn slot_of(&self, head: u32) -> Option<usize> {
+        let head = head as usize;
+        match self.direct {
+            None => self.slots.find(head),
+            Some(all) if head.is_multiple_of(all) => self.slots.find(head / all),
+            Some(_) => None,
+        }
+    }
+
+    /// Returns the answer to a request that cannot be taken.
+    #[inline]
+    fn cannot_take(&mut self, client: usize) -> Option<Submitted> {
+        match self.state {
+            State::Running => {}
+            State::Dead | State::Stuck => return Some(Submitted::Done(Err(IoError::Medium))),
+            State::Stopped | State::Quiet | State::Broken => return Some(self.turn_away(client)),
+        }
+        let has_share = self.turned_away == 0 || self.has_share(client);
+        (!has_share || self.clients[client].is_full()).then(|| self.turn_away(client))
+    }
+
+    /// Returns whether a client may have one more slot, though others wait for some.
+    #[cold]
+    fn has_share(&self, client: usize) -> bool {
+        let active = self.clients.iter().filter(|client| client.is_active());
+        let share = (self.slots.len() / active.count().max(1)).max(1);
+        self.clients[client].commands < share
+    }
+
+    #[cold]
+    fn turn_away(&mut self, client: usize) -> Submitted {
+        self.turned_away += usize::from(self.clients[client].turned_away());
+        Submitted::Busy
+    }
+
+    /// Tells the device of the requests that were added, if it wants to be told.
+    #[inline]
+    pub fn submit(&mut self) {
+        if self.state == State::Running
+            && self.ring.publish()
+            && let Some(doorbell) = self.doorbell
+        {
+            self.counts.notifications += 1;
+            self.transport.notify(self.number, doorbell);
+        }
+    }
+
+    /// Takes what the device has used.
+    #[inline]
+    pub fn collect(&mut self) {
+        if self.state != State::Running {
+            return;
+        }
+        let mut any = false;
+        loop {
+            match self.ring.take() {
+                Used::Nothing => break,
+                Used::Chain { head, written } => {
+                    any = true;
+                    let Some(number) = self.slot_of(head) else {
+                        return self.break_down("it has used a request that it does not have");
+                    };
+                    if written > self.slots.get(number).writable {
+                        return self.break_down("it says that it has written more than it may");
+                    }
+                    self.used(number);
+                }
+                Used::TooMany => {
+                    return self.break_down("it has used more requests than it has");
+                }
+            }
+        }
+        if any && self.turned_away > 0 {
+            self.use_free_slots();
+        }
+    }
+
+    /// Takes note of a request that the device has used.
+    #[inline]
+    fn used(&mut self, number: usize) {
+        let outcome = self.slots.outcome(number);
+        if outcome.is_err() {
+            self.counts.failed += 1;
+        } else if self.slots.get(number).range.count > 0 && self.go_on(number) {
+            return;
+        }
+        self.end(number, outcome);
+    }
+
+    /// Goes on with the next part of what is to be forgotten. Returns false if there is none.
+    #[cold]
+    fn go_on(&mut self, number: usize) -> bool {
+        let Some(forgets) = self.forgets else {
+            return false;
+        };
+        let since = self.now;
+        let slot = self.slots.get(number);
+        let done = slot.range.count.min(forgets.most.into());
+        slot.range = Range {
+            start: slot.range.start + done,
+            count: slot.range.count - done,
+        };
+        if slot.range.count == 0 || slot.unwanted {
+            return false;
+        }
+        slot.since = since;
+        let request = Request {
+            kind: forgets.request,
+            sector: 0,
+            range: slot.range,
+            most: forgets.most,
+        };
+        self.slots.set_range(number, &request);
+        self.slots.clear_outcome(number);
+        self.push(number);
+        true
+    }
+
+    /// Ends a request.
+    #[inline]
+    fn end(&mut self, number: usize, outcome: Result<(), IoError>) {
+        let slot = self.slots.release(number);
+        let client = &mut self.clients[usize::from(slot.client)];
+        client.complete(slot.tag, outcome);
+        client.command_ended();
+    }
+
+    /// Passes a client's completions on. Ready if there were some, or if it may try again what was turned away.
+    #[inline]
+    pub fn poll(
+        &mut self,
+        number: usize,
+        context: &Context<'_>,
+        sink: &mut dyn FnMut(Tag, Result<(), IoError>),
+    ) -> Poll<()> {
+        loop {
+            self.collect();
+            // What goes on because a part of it has been done.
+            self.submit();
+            let client = &mut self.clients[number];
+            let drained = client.drain(sink);
+            if drained.gave_up {
+                self.turned_away -= 1;
+            }
+            if drained.ready {
+                return Poll::Ready(());
+            }
+            client.wake_with(context.waker());
+            // Its task may sleep: the device is to interrupt. What it has used until now is taken.
+            if self.state != State::Running || !self.ring.arm() {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Takes all that the device has used, because it has interrupted.
+    pub fn interrupted(&mut self) {
+        loop {
+            self.collect();
+            self.submit();
+            if self.state != State::Running || !self.ring.arm() {
+                return;
+            }
+        }
+    }
+}

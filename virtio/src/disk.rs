@@ -1,0 +1,243 @@
+//! A device as a block device, and its queues for guests' rings.
+
+use crate::device::Device;
+use crate::device_queue::DeviceQueue;
+use crate::disk_config::DiskConfig;
+use crate::slots::{Range, Request};
+use alloc::string::ToString;
+use alloc::sync::Arc;
+use bulkhead_images::{
+    BlockDevice, Caps, DataAccess, DiscardLimits, Geometry, Io, IoError, IoQueue, Op, OpenQueue,
+    OpenQueueError, QueueContext, Sector, Submitted, Tag, not_opened, opened,
+};
+use bulkhead_xen::{DmaMemory, PAGE_SIZE};
+use core::task::{Context, Poll, Waker};
+use spin::MutexGuard;
+use virtio_spec::blk::T;
+
+/// The most bytes of a request.
+const MOST_BYTES: usize = 1 << 20;
+
+/// A device that somebody has open.
+struct Opened {
+    device: Arc<Device>,
+    config: DiskConfig,
+    watcher: u64,
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.device.remove_user(self.watcher);
+    }
+}
+
+/// A device as a block device.
+pub struct Disk(Arc<Opened>);
+
+impl Disk {
+    /// Opens a device, to be written to if it can be. `config` is what it is.
+    pub fn new(device: Arc<Device>, config: DiskConfig) -> Disk {
+        let watcher = device.add_user();
+        Disk(Arc::new(Opened {
+            device,
+            config,
+            watcher,
+        }))
+    }
+}
+
+impl BlockDevice for Disk {
+    fn geometry(&self) -> Geometry {
+        let Opened { device, config, .. } = &*self.0;
+        let limits = config.forgets.map(|forgets| DiscardLimits {
+            granularity: forgets.granularity,
+            alignment: Sector(0),
+            secure: false,
+        });
+        Geometry {
+            sectors: device.sectors(),
+            sector_size: config.sector_size,
+            physical_sector_size: config.physical_sector_size,
+            read_only: config.read_only,
+            // Without a cache there is nothing to do for it, and no guest has to do without.
+            flush: true,
+            discard: limits.filter(|_| !config.read_only),
+        }
+    }
+
+    fn open_queue<'a>(&'a self, context: &QueueContext) -> OpenQueue<'a> {
+        if let Some(reason) = self.0.device.failure() {
+            return not_opened(OpenQueueError::Failed(reason.to_string()));
+        }
+        match Queue::new(self.0.clone(), context) {
+            Ok(queue) => opened(queue),
+            Err(error) => not_opened(error),
+        }
+    }
+
+    fn uses_dma(&self) -> bool {
+        true
+    }
+
+    fn on_change(&self, waker: &Waker) {
+        self.0.device.wait_for_change(self.0.watcher, waker);
+    }
+}
+
+/// The queue of one of a guest's rings: the guest's requests on the device's queue of its vCPU.
+struct Queue {
+    opened: Arc<Opened>,
+    number: usize,
+    client: usize,
+    caps: Caps,
+}
+
+impl Queue {
+    /// Opens a queue on the vCPU that calls this.
+    fn new(opened: Arc<Opened>, context: &QueueContext) -> Result<Queue, OpenQueueError> {
+        let queues = opened.device.queues();
+        if queues.is_empty() {
+            let reason = "the device has not started".to_string();
+            return Err(OpenQueueError::Failed(reason));
+        }
+        let number = context.vcpu.0 as usize % queues.len();
+        let mut locked = queues[number].lock();
+        let depth = context.depth.clamp(1, locked.most_requests());
+        let segments = opened.config.segments.min(locked.most_segments());
+        let client = locked.open(depth);
+        drop(locked);
+        let client = client.map_err(|no| OpenQueueError::NoMemory { bytes: no.bytes })?;
+        let caps = Caps {
+            depth,
+            segments,
+            bytes: (segments * PAGE_SIZE).min(MOST_BYTES),
+            alignment: opened.config.sector_size.bytes(),
+            access: DataAccess::Dma,
+            // The device's task sees to it that everything completes.
+            timeout: None,
+        };
+        Ok(Queue {
+            opened,
+            number,
+            client,
+            caps,
+        })
+    }
+
+    #[inline]
+    fn queue(&self) -> MutexGuard<'_, DeviceQueue> {
+        self.opened.device.queues()[self.number].lock()
+    }
+
+    /// Checks a request of `bytes` bytes, and returns the number of its sectors.
+    #[inline]
+    fn check(&self, sector: Sector, bytes: u64, writes: bool) -> Result<u64, IoError> {
+        if writes && self.opened.config.read_only {
+            return Err(IoError::ReadOnly);
+        }
+        let start = sector.bytes().ok_or(IoError::OutOfRange)?;
+        let end = start.checked_add(bytes).ok_or(IoError::OutOfRange)?;
+        if end > self.opened.device.sectors().bytes().unwrap_or(0) {
+            return Err(IoError::OutOfRange);
+        }
+        if (start | bytes) & (self.caps.alignment as u64 - 1) != 0 {
+            return Err(IoError::Misaligned);
+        }
+        Ok(bytes / Sector::SIZE as u64)
+    }
+
+    #[inline]
+    fn start(&self, tag: Tag, io: Io<'_>) -> Result<Submitted, IoError> {
+        let data = || io.segments.iter().map(|segment| segment.len() as u64).sum();
+        let mut request = Request {
+            kind: T::In,
+            sector: 0,
+            range: Range::default(),
+            most: 0,
+        };
+        let count = match io.op {
+            Op::Read { sector } => {
+                request.sector = sector.0;
+                self.check(sector, data(), false)?
+            }
+            Op::Write { sector } => {
+                (request.kind, request.sector) = (T::Out, sector.0);
+                self.check(sector, data(), true)?
+            }
+            Op::Flush => {
+                request.kind = T::Flush;
+                u64::from(self.opened.config.flushes)
+            }
+            Op::Discard { secure: true, .. } => return Err(IoError::NotSupported),
+            Op::Discard { sector, count, .. } => {
+                let forgets = self.opened.config.forgets.ok_or(IoError::NotSupported)?;
+                let bytes = count.bytes().ok_or(IoError::OutOfRange)?;
+                let count = self.check(sector, bytes, true)?;
+                (request.kind, request.most) = (forgets.request, forgets.most);
+                request.range = Range {
+                    start: sector.0,
+                    count,
+                };
+                count
+            }
+        };
+        if count == 0 {
+            return Ok(Submitted::Done(Ok(())));
+        }
+        let segments = match io.op {
+            Op::Read { .. } | Op::Write { .. } => io.segments,
+            _ => &[],
+        };
+        Ok(self.queue().ask(self.client, tag, &request, segments))
+    }
+}
+
+impl IoQueue for Queue {
+    fn caps(&self) -> Caps {
+        self.caps
+    }
+
+    fn dma_memory(&self) -> Option<Arc<dyn DmaMemory>> {
+        Some(self.opened.device.memory().clone())
+    }
+
+    #[inline]
+    fn submit(&mut self, tag: Tag, io: Io<'_>) -> Submitted {
+        match self.start(tag, io) {
+            Ok(submitted) => submitted,
+            Err(error) => Submitted::Done(Err(error)),
+        }
+    }
+
+    fn flush_submissions(&mut self) {
+        self.queue().submit();
+    }
+
+    fn poll_complete(
+        &mut self,
+        context: &mut Context<'_>,
+        sink: &mut dyn FnMut(Tag, Result<(), IoError>),
+    ) -> Poll<()> {
+        self.queue().poll(self.client, context, sink)
+    }
+
+    fn cancel(&mut self, tag: Tag) {
+        self.queue().cancel(self.client, Some(tag));
+    }
+
+    fn cancel_all(&mut self) {
+        self.queue().cancel(self.client, None);
+    }
+
+    fn poll_close(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let mut queue = self.queue();
+        queue.close(self.client);
+        queue.poll_close(self.client, context)
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.queue().close(self.client);
+    }
+}

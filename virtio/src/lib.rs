@@ -1,0 +1,57 @@
+//! The virtio-blk driver: disks that were passed through to the driver domain as PCI functions (`pci=` in its
+//! configuration), as a store of guests' disks: `target=virtio:03:00.0`. Clouds and nested hosts have such disks.
+//!
+//! ```text
+//!   Function ───────► Life, a task of the first vCPU: starts, listens, resets, stops
+//!   (of crate pci)      │  └─ Transport, the registers
+//!                     Device ── DeviceQueue, one for each vCPU: a split queue
+//!                       │         └─ Client, one for each Queue: its requests until they complete
+//!   target=virtio:… ──► Disk ──► Queue, one for each ring of a guest's
+//! ```
+//!
+//! The device reads and writes guests' pages itself: an indirect table of descriptors names them by their bus
+//! addresses. Nothing is copied, and a page's virtual address is never used. A device whose accesses would bypass the
+//! IOMMU (without `VIRTIO_F_ACCESS_PLATFORM`) is refused.
+//!
+//! The device is trusted with its data and with what the IOMMU lets it reach, and with nothing else: what it says is
+//! read once and checked. If it uses a request that it does not have, or takes too long for one, it is reset, and asked
+//! again for what it had. A guest's page is not given back before the device has used the request, has reset itself,
+//! or may access no memory.
+//!
+//! # Beside the crate virtio-drivers
+//! Its definitions are those of crate `virtio-spec`, too, from which this driver has them. Of its code, nothing fits:
+//!
+//! - `PciTransport` reads configuration space by calls that return the value. Here each is an operation of pciback's
+//!   in dom0, for which a task waits while its vCPU serves other disks.
+//! - It selects the queue in a register for each notification, so that all vCPUs would share a lock; it leaves
+//!   interrupts as they are; and it panics where a device names a register that it does not have, or waits without end
+//!   for one that does not reset itself.
+//! - `VirtQueue` takes buffers as Rust slices, which guests' pages cannot be, and allocates for each request.
+//! - `VirtIOBlk` has one queue of 16 entries, one buffer a request, and neither discards nor
+//!   `VIRTIO_F_ACCESS_PLATFORM`.
+//!
+//! Read next: `life.rs`, the device's task; `device_queue.rs`, where requests become descriptors; `ring.rs`, the queue
+//! as the device sees it.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+mod device;
+mod device_queue;
+mod devices;
+mod disk;
+mod disk_config;
+mod error;
+mod life;
+mod ring;
+mod slots;
+mod store;
+mod structures;
+mod transport;
+
+pub use devices::{Devices, VirtioDriver};
+pub use store::virtio_store;

@@ -1,0 +1,384 @@
+//! The task of a device: starts it, listens to it, resets it when it fails, and stops it.
+
+mod starting;
+
+use crate::device::Device;
+use crate::device_queue::State;
+use crate::devices::Devices;
+use crate::disk_config::DiskConfig;
+use crate::error::StartError;
+use crate::transport::{self, Transport};
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use bulkhead_executor::Task;
+use bulkhead_pci::{Delivery, Function, Interrupt, PciHost, Vectors};
+use bulkhead_xen::{Instant, StopRegistration};
+use core::future::{Future, poll_fn};
+use core::pin::pin;
+use core::task::Poll;
+use core::time::Duration;
+use futures_util::future::OptionFuture;
+use virtio_spec::blk::F;
+
+/// The pause between two looks at the requests that the device has.
+const TICK: Duration = Duration::from_secs(1);
+/// The same where no interrupt tells of what it has used.
+const POLL: Duration = Duration::from_millis(1);
+
+/// The ticks that a request may take, as long as Linux gives an NVMe command. For virtio disks it has no limit.
+const REQUEST_TICKS: u32 = 30;
+
+/// The starts that may fail one after another, and the pause before the second one; it doubles.
+const STARTS: u32 = 4;
+const START_AGAIN: Duration = Duration::from_secs(1);
+
+/// A device that works for that long after a reset has recovered. One that does not is given up after this many.
+const RECOVERED: Duration = Duration::from_secs(600);
+const RESETS: u32 = 5;
+
+/// The time that a device may take to reset itself.
+const RESETS_ITSELF: Duration = Duration::from_secs(5);
+
+/// The first pause between two looks at the device's state, and the longest one.
+const FIRST_LOOK: Duration = Duration::from_micros(100);
+const LAST_LOOK: Duration = Duration::from_millis(10);
+
+/// The reason why a device is not listened to any more.
+enum End {
+    /// It is to be stopped for good.
+    Leaves,
+    /// It has failed, and is to be reset.
+    Fails(String),
+}
+
+/// A device, with what its task alone uses.
+struct Life<'d, H: PciHost> {
+    devices: &'d Devices<H>,
+    device: Arc<Device>,
+    function: Rc<Function<H>>,
+    transport: Arc<Transport>,
+    vectors: Option<Vectors>,
+    /// The first interrupt: that of the configuration, and of the queues if there is no other.
+    interrupt: Option<Interrupt<H>>,
+    /// The tasks that wait for the interrupts of the queues.
+    listeners: Vec<Task>,
+    /// It is stopped when the domain ends.
+    registration: Option<StopRegistration<'static>>,
+    features: F,
+    /// How often the configuration had changed when it was read.
+    generation: u8,
+    /// Requests are looked at, next at that time.
+    tick: Option<Instant>,
+}
+
+/// Runs a device until it is let go of.
+pub async fn live<H: PciHost>(
+    devices: &Devices<H>,
+    device: Arc<Device>,
+    function: Rc<Function<H>>,
+) {
+    let mut life = match Life::open(devices, &device, function).await {
+        Ok(life) => life,
+        Err(error) => {
+            log::error!("virtio:{}: it cannot be used: {error}", device.name());
+            device.fail(error.to_string());
+            return until_leaving(&device).await;
+        }
+    };
+    life.run().await;
+    life.stop().await;
+}
+
+/// Waits until a device is to be let go of.
+async fn until_leaving(device: &Device) {
+    poll_fn(|context| {
+        device.watch().wake_with(context.waker());
+        match device.is_leaving() {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    })
+    .await;
+}
+
+impl<H: PciHost> Life<'_, H> {
+    fn name(&self) -> &str {
+        self.device.name()
+    }
+
+    /// Returns when the device is to be stopped for good.
+    async fn run(&mut self) {
+        let mut resets = 0;
+        loop {
+            if let Err(reason) = self.begin().await {
+                return self.give_up(reason).await;
+            }
+            let since = self.devices.handle().now();
+            let reason = match self.serve().await {
+                End::Leaves => return,
+                End::Fails(reason) => reason,
+            };
+            log::error!("virtio:{}: {reason}: it is reset", self.name());
+            self.device.set_ready(false);
+            self.device.count_reset();
+            if self.devices.handle().now().since(since) >= RECOVERED {
+                resets = 0;
+            }
+            resets += 1;
+            if !self.halt().await || resets > RESETS {
+                return self.give_up(reason).await;
+            }
+        }
+    }
+
+    /// Starts the device, if need be again and again. The error is why it is to be given up.
+    async fn begin(&mut self) -> Result<(), String> {
+        let mut pause = START_AGAIN;
+        let mut attempt = 1;
+        loop {
+            let error = match self.start().await {
+                Ok(()) => {
+                    self.device.set_ready(true);
+                    return Ok(());
+                }
+                Err(error) => error,
+            };
+            let stopped = self.halt().await;
+            let leaving = self.device.is_leaving();
+            if attempt == STARTS || !stopped || error.is_final() || leaving {
+                return Err(error.to_string());
+            }
+            log::warn!(
+                "virtio:{}: it does not start: {error}; it is tried again",
+                self.name()
+            );
+            self.devices.handle().sleep(pause).await;
+            attempt += 1;
+            pause *= 2;
+        }
+    }
+
+    /// Gives the device up: what is asked of it fails from now on. Returns when it is to be let go of.
+    async fn give_up(&mut self, reason: String) {
+        log::error!("virtio:{}: it is given up: {reason}", self.name());
+        self.device.fail(reason);
+        for queue in self.device.queues() {
+            let mut queue = queue.lock();
+            match queue.state() {
+                State::Quiet => queue.die(),
+                _ => queue.stick(),
+            }
+        }
+        until_leaving(&self.device).await;
+    }
+
+    /// Listens to the device as long as it works.
+    async fn serve(&mut self) -> End {
+        loop {
+            if self.device.is_leaving() {
+                return End::Leaves;
+            }
+            if let Err(reason) = self.attend() {
+                return End::Fails(reason);
+            }
+            self.something_happens().await;
+        }
+    }
+
+    /// Does what there is to do. The error is why the device is to be reset.
+    fn attend(&mut self) -> Result<(), String> {
+        let called = self.device.watch().take_call();
+        self.end_interrupt();
+        let state = self.transport.state();
+        if state.is_gone() {
+            return Err(StartError::Gone.to_string());
+        }
+        if state.needs_reset() {
+            return Err("it reports that it has failed (DEVICE_NEEDS_RESET)".to_string());
+        }
+        if self.transport.generation() != self.generation {
+            self.note_size()?;
+        }
+        let now = self.devices.handle().now();
+        if self.tick.is_none() && self.device.watch().ticks() {
+            for queue in self.device.queues() {
+                queue.lock().begin_ticks(seconds(now));
+            }
+            self.tick = Some(now + self.pause());
+        }
+        let ticks = self.tick.is_some_and(|tick| tick <= now);
+        if called || ticks || self.listeners.is_empty() {
+            self.look_at_requests(seconds(now))?;
+        }
+        if ticks {
+            self.tick = Some(now + self.pause());
+            if self.is_idle() {
+                let watch = self.device.watch();
+                watch.end_ticks();
+                // A request that came in between has seen that there are ticks.
+                match self.is_idle() {
+                    true => self.tick = None,
+                    false => watch.begin_ticks(),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that what the device has interrupted for is looked at.
+    fn end_interrupt(&self) {
+        let (Some(interrupt), Some(vectors)) = (&self.interrupt, &self.vectors) else {
+            return;
+        };
+        if vectors.delivery() == Delivery::Line {
+            self.transport.end_line_interrupt();
+        }
+        interrupt.handled();
+    }
+
+    /// Reads how large the disk is now.
+    fn note_size(&mut self) -> Result<(), String> {
+        self.generation = self.transport.generation();
+        let config = DiskConfig::read(&self.transport, self.features);
+        let config = config.map_err(|error| error.to_string())?;
+        if let Some(before) = self.device.set_sectors(config.sectors) {
+            log::info!(
+                "virtio:{}: now {} sectors, it had {before}",
+                self.name(),
+                config.sectors
+            );
+        }
+        Ok(())
+    }
+
+    /// Looks for requests that take too long, and for queues whose device does not keep to the protocol. An interrupt
+    /// may have been lost.
+    fn look_at_requests(&mut self, now: u32) -> Result<(), String> {
+        for queue in self.device.queues() {
+            let mut queue = queue.lock();
+            queue.interrupted();
+            if queue.state() == State::Broken {
+                return Err("it does not keep to the protocol".to_string());
+            }
+            if queue.is_late(now, REQUEST_TICKS) {
+                let number = queue.number();
+                return Err(alloc::format!(
+                    "it has not used a request of queue {number} in time"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn pause(&self) -> Duration {
+        match self.interrupt.is_some() {
+            true => TICK,
+            false => POLL,
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        let mut queues = self.device.queues().iter();
+        queues.all(|queue| queue.lock().is_idle())
+    }
+
+    /// Waits for the device, for the queues, or for the next look at the requests.
+    async fn something_happens(&self) {
+        let handle = self.devices.handle();
+        let mut over = pin!(OptionFuture::from(
+            self.tick.map(|tick| handle.sleep_until(tick))
+        ));
+        let watch = self.device.watch();
+        poll_fn(|context| {
+            watch.wake_with(context.waker());
+            let raised = self
+                .interrupt
+                .as_ref()
+                .is_some_and(|interrupt| interrupt.poll_raised(context).is_ready());
+            let happened = raised
+                || watch.is_called()
+                || (self.tick.is_none() && watch.ticks())
+                || matches!(over.as_mut().poll(context), Poll::Ready(Some(())));
+            match happened {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            }
+        })
+        .await;
+    }
+
+    /// Resets the device at once. Returns whether it accesses no memory any more.
+    async fn halt(&mut self) -> bool {
+        for queue in self.device.queues() {
+            queue.lock().stop();
+        }
+        self.tick = None;
+        self.transport.reset();
+        let over = |state: transport::State| state.is_reset() || state.is_gone();
+        let mut stopped = self.until(over).await;
+        if !stopped || self.transport.state().is_gone() {
+            // Its configuration says that it may access no memory. If it is not even there, it cannot.
+            match self.function.set_bus_mastering(false).await {
+                Ok(()) => stopped = true,
+                Err(error) => log::warn!("virtio:{}: {error}", self.name()),
+            }
+        }
+        if !stopped {
+            log::error!(
+                "virtio:{}: it does not reset itself: memory that it may access stays as it is",
+                self.name()
+            );
+            return false;
+        }
+        for queue in self.device.queues() {
+            queue.lock().quiet();
+        }
+        true
+    }
+
+    /// Stops the device for good.
+    async fn stop(&mut self) {
+        self.device.set_ready(false);
+        let halted = self.halt().await;
+        for queue in self.device.queues() {
+            match halted {
+                true => queue.lock().die(),
+                false => queue.lock().stick(),
+            }
+        }
+        self.listeners.drain(..).for_each(|task| task.stop());
+        if halted {
+            // One that may still be at work is told again when the domain ends.
+            self.registration = None;
+            if let Err(error) = self.function.set_bus_mastering(false).await {
+                log::debug!("virtio:{}: {error}", self.name());
+            }
+        } else if let Some(registration) = self.registration.take() {
+            core::mem::forget(registration);
+        }
+    }
+
+    /// Looks at the device's state until it is as wanted. Returns false if that takes too long.
+    async fn until(&self, wanted: impl Fn(transport::State) -> bool) -> bool {
+        let handle = self.devices.handle();
+        let deadline = handle.now() + RESETS_ITSELF;
+        let mut pause = FIRST_LOOK;
+        loop {
+            if wanted(self.transport.state()) {
+                return true;
+            }
+            if handle.now() >= deadline {
+                return false;
+            }
+            handle.sleep(pause).await;
+            pause = (pause * 2).min(LAST_LOOK);
+        }
+    }
+}
+
+/// Returns a time in seconds.
+fn seconds(time: Instant) -> u32 {
+    (time.0 / 1_000_000_000) as u32
+}

@@ -1,0 +1,297 @@
+//! A split virtqueue in one page: the descriptor table, the ring of what the driver makes available, and the ring of
+//! what the device has used.
+//!
+//! The device may change every word of the page at any time. The driver keeps what it needs of its own parts, and
+//! reads the device's part once.
+
+use bulkhead_dma::{DmaPages, NoPages, WORDS};
+use bulkhead_xen::DmaMemory;
+use core::sync::atomic::{AtomicU64, Ordering, fence};
+
+/// The most entries: with them, all three parts are in one page.
+pub const MOST_ENTRIES: usize = 64;
+
+/// `VIRTQ_AVAIL_F_NO_INTERRUPT`, and `VIRTQ_USED_F_NO_NOTIFY`.
+const NO_NOTICE: u16 = 1;
+
+/// The places of the parts, in words of the page. Each ring begins with flags and index in the upper half of a word,
+/// so that its entries begin with a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Layout {
+    entries: usize,
+    available: usize,
+    used: usize,
+}
+
+impl Layout {
+    const fn new(entries: usize) -> Layout {
+        let available = 2 * entries;
+        // Entries of two bytes, and one for the event.
+        let used = available + 1 + (entries + 1).div_ceil(4);
+        Layout {
+            entries,
+            available,
+            used,
+        }
+    }
+
+    /// Returns the number of words.
+    const fn words(self) -> usize {
+        self.used + 1 + self.entries + 1
+    }
+}
+
+const _: () = assert!(Layout::new(MOST_ENTRIES).words() <= WORDS);
+
+/// What the device has used next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Used {
+    /// Nothing more.
+    Nothing,
+    /// A chain of descriptors.
+    Chain {
+        /// The number of its first descriptor.
+        head: u32,
+        /// The bytes that the device says that it has written.
+        written: u32,
+    },
+    /// The device says that it has used more than it was given.
+    TooMany,
+}
+
+/// A queue.
+pub struct Ring {
+    page: DmaPages,
+    layout: Layout,
+    /// The driver's entries and the index at which it wants to be interrupted, as they are in the page.
+    available: [u64; (MOST_ENTRIES + 1).div_ceil(4)],
+    flags: u16,
+    /// The chains that were added, made available, and taken back so far, each modulo 2^16.
+    added: u16,
+    published: u16,
+    taken: u16,
+    /// The device's index, as it was read last.
+    seen: u16,
+    event_index: bool,
+    /// The device interrupts when it uses something next.
+    armed: bool,
+}
+
+impl Ring {
+    /// Takes the memory of a queue.
+    pub fn new(memory: &dyn DmaMemory) -> Result<Ring, NoPages> {
+        Ok(Ring {
+            page: DmaPages::new(memory, 1)?,
+            layout: Layout::new(1),
+            available: [0; _],
+            flags: 0,
+            added: 0,
+            published: 0,
+            taken: 0,
+            seen: 0,
+            event_index: false,
+            armed: true,
+        })
+    }
+
+    /// Returns the number of entries for a device that has up to `most`.
+    pub fn entries_for(most: u16) -> usize {
+        match usize::from(most).min(MOST_ENTRIES) {
+            0 => 0,
+            // Only powers of two can be.
+            most => 1 << most.ilog2(),
+        }
+    }
+
+    /// Empties the queue, for a device that does not know of it yet. The descriptor table stays.
+    pub fn reset(&mut self, entries: usize, event_index: bool) {
+        debug_assert!(entries.is_power_of_two() && entries <= MOST_ENTRIES);
+        self.layout = Layout::new(entries);
+        for word in &self.page.words(0)[self.layout.available..] {
+            word.store(0, Ordering::Relaxed);
+        }
+        self.available = [0; _];
+        self.flags = 0;
+        (self.added, self.published, self.taken, self.seen) = (0, 0, 0, 0);
+        (self.event_index, self.armed) = (event_index, true);
+        self.page.set_in_use(true);
+    }
+
+    /// Notes that the device does not access the queue any more.
+    pub fn released(&mut self) {
+        self.page.set_in_use(false);
+    }
+
+    /// Returns the number of entries.
+    pub fn entries(&self) -> usize {
+        self.layout.entries
+    }
+
+    /// Returns the bus addresses of the descriptor table, of the driver's ring and of the device's.
+    pub fn addresses(&self) -> [u64; 3] {
+        let page = self.page.address(0);
+        let upper_half = |word: usize| page + (word * 8 + 4) as u64;
+        [
+            page,
+            upper_half(self.layout.available),
+            upper_half(self.layout.used),
+        ]
+    }
+
+    /// Returns the words of descriptors, two for each.
+    #[inline]
+    pub fn descriptors(&self) -> &[AtomicU64] {
+        &self.page.words(0)[..2 * self.layout.entries]
+    }
+
+    #[inline]
+    fn word(&self, at: usize) -> &AtomicU64 {
+        &self.page.words(0)[at]
+    }
+
+    /// Sets one of the driver's entries, or what follows the last one.
+    #[inline]
+    fn set_available(&mut self, entry: usize, value: u16) {
+        let (at, shift) = (entry / 4, entry % 4 * 16);
+        let word = self.available[at] & !(0xffff << shift) | u64::from(value) << shift;
+        self.available[at] = word;
+        self.word(self.layout.available + 1 + at)
+            .store(word.to_le(), Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn set_index(&self, order: Ordering) {
+        let head = u64::from(self.flags) | u64::from(self.published) << 16;
+        self.word(self.layout.available)
+            .store((head << 32).to_le(), order);
+    }
+
+    /// Adds the chain of descriptors that begins with that one. The caller has no more chains out than there are
+    /// entries.
+    #[inline]
+    pub fn push(&mut self, head: u16) {
+        let entry = usize::from(self.added) & (self.layout.entries - 1);
+        self.set_available(entry, head);
+        self.added = self.added.wrapping_add(1);
+    }
+
+    /// Makes what was added available. Returns whether the device wants to be notified of it.
+    #[inline]
+    pub fn publish(&mut self) -> bool {
+        if self.added == self.published {
+            return false;
+        }
+        let before = core::mem::replace(&mut self.published, self.added);
+        self.set_index(Ordering::Release);
+        // The device sees the index, or the driver sees what the device wanted to be told when it looked last.
+        fence(Ordering::SeqCst);
+        match self.event_index {
+            true => {
+                let event = self.layout.used + 1 + self.layout.entries;
+                let event = u64::from_le(self.word(event).load(Ordering::Relaxed)) as u16;
+                is_past(event, before, self.published)
+            }
+            false => (self.used_head(Ordering::Relaxed) as u16) & NO_NOTICE == 0,
+        }
+    }
+
+    /// Reads the device's flags and index.
+    #[inline]
+    fn used_head(&self, order: Ordering) -> u32 {
+        let word = u64::from_le(self.word(self.layout.used).load(order));
+        (word >> 32) as u32
+    }
+
+    /// Takes what the device has used next.
+    #[inline]
+    pub fn take(&mut self) -> Used {
+        if self.taken == self.seen {
+            self.seen = (self.used_head(Ordering::Acquire) >> 16) as u16;
+            if self.seen.wrapping_sub(self.taken) > self.published.wrapping_sub(self.taken) {
+                self.seen = self.taken;
+                return Used::TooMany;
+            }
+            if self.taken == self.seen {
+                return Used::Nothing;
+            }
+            self.disarm();
+        }
+        let entry = usize::from(self.taken) & (self.layout.entries - 1);
+        let word = self.word(self.layout.used + 1 + entry);
+        let word = u64::from_le(word.load(Ordering::Relaxed));
+        self.taken = self.taken.wrapping_add(1);
+        Used::Chain {
+            head: word as u32,
+            written: (word >> 32) as u32,
+        }
+    }
+
+    /// Has the device not interrupt, as the queue is being looked at. With an event index it interrupts once anyway.
+    #[inline]
+    fn disarm(&mut self) {
+        self.armed = false;
+        if !self.event_index && self.flags != NO_NOTICE {
+            self.flags = NO_NOTICE;
+            self.set_index(Ordering::Relaxed);
+        }
+    }
+
+    /// Has the device interrupt when it uses something next. Returns whether it has already.
+    #[inline]
+    pub fn arm(&mut self) -> bool {
+        if !self.armed {
+            self.armed = true;
+            match self.event_index {
+                true => self.set_available(self.layout.entries, self.taken),
+                false => {
+                    self.flags = 0;
+                    self.set_index(Ordering::Relaxed);
+                }
+            }
+            // The device sees this before it uses more, or the driver sees that it has.
+            fence(Ordering::SeqCst);
+        }
+        (self.used_head(Ordering::Relaxed) >> 16) as u16 != self.taken
+    }
+}
+
+/// Returns whether the step from `before` to `now` passes the event.
+#[inline]
+fn is_past(event: u16, before: u16, now: u16) -> bool {
+    now.wrapping_sub(event).wrapping_sub(1) < now.wrapping_sub(before)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_of_a_queue_lie_apart_and_aligned() {
+        for shift in 0..=MOST_ENTRIES.ilog2() {
+            let entries = 1 << shift;
+            let layout = Layout::new(entries);
+            // Sixteen bytes a descriptor; six bytes and two an entry; six and eight an entry.
+            assert!(16 * entries <= 8 * layout.available + 4);
+            assert!(8 * layout.available + 4 + 6 + 2 * entries <= 8 * layout.used + 4);
+            assert!(8 * layout.used + 4 + 6 + 8 * entries <= 8 * layout.words());
+            assert!(layout.words() <= WORDS);
+        }
+    }
+
+    #[test]
+    fn an_event_is_passed_once_also_where_indices_wrap() {
+        assert!(is_past(0, 0, 1));
+        assert!(!is_past(1, 0, 1));
+        assert!(is_past(0xffff, 0xfffe, 2));
+        assert!(is_past(0xffff, 0xffff, 0));
+        assert!(!is_past(0xfffe, 0xffff, 0));
+        assert!(!is_past(5, 6, 9));
+        assert!(is_past(8, 6, 9));
+    }
+
+    #[test]
+    fn the_number_of_entries_is_a_power_of_two() {
+        let all = [0, 1, 2, 3, 63, 64, 255, 256, u16::MAX].map(Ring::entries_for);
+        assert_eq!(all, [0, 1, 2, 2, 32, 64, 64, 64, 64]);
+    }
+}

@@ -1,0 +1,7 @@
+//! The driver, driven by a guest's requests, with a device in memory.
+
+mod interrupts;
+mod lies;
+mod lifecycle;
+mod requests;
+mod resets;

@@ -29,6 +29,7 @@ mod map_slots;
 mod memory;
 mod memory_target;
 mod messages;
+mod nbd;
 mod notifications;
 mod nvme;
 mod operator;

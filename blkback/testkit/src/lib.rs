@@ -36,6 +36,7 @@ mod journal;
 mod late_disks;
 mod link;
 mod lower;
+mod nbd;
 mod nvme;
 mod ramdisk;
 mod random;
@@ -55,6 +56,7 @@ pub use journal::install as start_journal;
 pub use late_disks::LateDisks;
 pub use link::{Link, Style};
 pub use lower::Lower;
+pub use nbd::Nbd;
 pub use nvme::Nvme;
 pub use ramdisk::{archive_of, content};
 pub use random::Random;
@@ -69,6 +71,7 @@ use bulkhead_blkback::operator::{Command, answer_requests};
 use bulkhead_blkfront::{Frontends, vbd_store};
 use bulkhead_grant::{Region, TableOnDemand};
 use bulkhead_images::{Catalog, ImageMemory, Stores};
+use bulkhead_nbd::nbd_store;
 use bulkhead_nvme::nvme_store;
 use bulkhead_xen::abi::xs_wire::ERROR_RING_INDEX;
 use bulkhead_xen::{DomId, Hypervisor, Instant};
@@ -107,6 +110,8 @@ pub struct World {
     pub frontends: Option<Rc<Frontends<SimVcpu>>>,
     /// The driver domain's NVMe controller, if it has one.
     pub nvme: Option<Nvme>,
+    /// The NBD server, if there is one.
+    pub nbd: Option<Nbd>,
     /// The ramdisk's address and length.
     ramdisk: (NonNull<u8>, usize),
 }
@@ -184,6 +189,12 @@ impl World {
         if let Some(nvme) = &nvme {
             stores.register(Box::new(nvme_store(nvme.controllers.clone())));
         }
+        let nbd = setup
+            .server
+            .map(|config| Nbd::new(&executors, setup.vcpus, config));
+        if let Some(nbd) = &nbd {
+            stores.register(Box::new(nbd_store(nbd.exports.clone())));
+        }
         if let Some(layer) = setup.layer {
             stores = stores.behind(layer);
         }
@@ -230,6 +241,7 @@ impl World {
             lower: RefCell::default(),
             frontends,
             nvme,
+            nbd,
             ramdisk: (ramdisk, archive.len()),
         };
         match world.nvme.is_some() {
@@ -266,6 +278,7 @@ impl World {
     fn step_driver_domains(&self) -> bool {
         let mut moved = self.executors.step();
         moved |= self.nvme.as_ref().is_some_and(|nvme| nvme.fake.step());
+        moved |= self.nbd.as_ref().is_some_and(|nbd| nbd.server.step());
         for lower in &*self.lower.borrow() {
             moved |= lower.step();
         }

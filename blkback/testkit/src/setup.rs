@@ -31,6 +31,8 @@ pub struct Setup {
     pub own_disks: bool,
     /// The PV driver domain has an NVMe controller (`nvme:03:00.0`).
     pub controller: Option<Config>,
+    /// An NBD server is there (`nbd:10.0.0.2`).
+    pub server: Option<bulkhead_nbd_testing::Config>,
     /// The start of the damage to the ramdisk: bytes from here on are overwritten.
     pub damage: Option<usize>,
 }
@@ -56,6 +58,7 @@ impl Default for Setup {
             memory_later: 0,
             own_disks: false,
             controller: None,
+            server: None,
             damage: None,
         }
     }

@@ -103,6 +103,9 @@ impl Default for Config {
     }
 }
 
+/// The most bytes that the network lends for sending.
+const MOST_LENT: usize = 64 << 10;
+
 /// Where a connection is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -121,6 +124,8 @@ pub enum Phase {
 /// A connection.
 pub struct Connection {
     pub to_client: VecDeque<u8>,
+    /// The room that the network lends.
+    pub lent: Vec<u8>,
     /// What the network has taken, and what the server has read of it.
     pub from_client: Vec<u8>,
     pub read: Vec<u8>,
@@ -196,7 +201,8 @@ impl Server {
     pub fn connect(&mut self) -> usize {
         self.connections.push(Connection {
             to_client: VecDeque::new(),
-            from_client: Vec::new(),
+            lent: vec![0; MOST_LENT.min(self.config.room)],
+            from_client: Vec::with_capacity(MOST_LENT.min(self.config.room)),
             read: Vec::new(),
             phase: Phase::New,
             structured: false,

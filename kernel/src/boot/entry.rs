@@ -69,8 +69,8 @@ boot_stack_top:
 boot_pml4:      .skip 4096
 boot_pdpt:      .skip 4096
 boot_pd:        .skip 4 * 4096
-    .globl boot_pt0
-boot_pt0:       .skip 4096
+    .globl boot_pts
+boot_pts:       .skip 2 * 4096
     .globl boot_tables_end
 boot_tables_end:
     .globl boot_tsc

@@ -95,9 +95,16 @@ impl Image {
         self.all.clone().step_by(PAGE_SIZE)
     }
 
-    /// The addresses that the first entry of the second level covers. The linker script sees to it
-    /// that all code is among them.
-    pub const WITH_CODE: Range<u64> = 0..LARGE_PAGE;
+    /// The large pages that all code is in, from address 0 on: each small page of them may be used for what it is,
+    /// and nothing behind them is executed.
+    pub fn with_code(&self) -> Range<u64> {
+        0..self.code.end.next_multiple_of(LARGE_PAGE)
+    }
+
+    /// The number of large pages from address 0 on that have a part of the image.
+    pub fn large_pages(&self) -> usize {
+        self.all.end.div_ceil(LARGE_PAGE) as usize
+    }
 
     /// The entry for one small page of the domain's memory, mapped at its own address.
     pub fn entry(&self, page: u64) -> u64 {
@@ -169,6 +176,7 @@ mod tests {
             )
         };
         assert_eq!(image.pages().count(), 0x20);
+        assert_eq!((image.with_code(), image.large_pages()), (0..LARGE_PAGE, 1));
         assert_eq!(rights(0), (false, false, true), "null");
         assert_eq!(rights(0x10_0000), (true, false, true), "code");
         assert_eq!(rights(0x10_f000), (true, false, true), "code");
@@ -180,5 +188,26 @@ mod tests {
         assert_eq!(rights(0x11_5000), (false, false, true), "guard");
         assert_eq!(rights(0x11_6000), (true, true, false), "stack");
         assert_eq!(rights(0x1000), (true, true, false), "memory");
+    }
+
+    #[test]
+    fn an_image_may_end_behind_the_first_large_page() {
+        let mut image = Image {
+            code: 0x10_0000..0x1e_0000,
+            constants: 0x1e_0000..0x1f_0000,
+            tables: [0x20_1000..0x20_2000, 0..0, 0..0],
+            guard: 0x20_3000..0x20_4000,
+            all: 0x10_0000..0x24_0000,
+            no_execute: true,
+        };
+        assert_eq!((image.with_code(), image.large_pages()), (0..LARGE_PAGE, 2));
+        assert_eq!(image.entry(0x20_1000) & WRITABLE, 0);
+        assert_eq!(image.entry(0x20_3000), 0);
+        assert_ne!(image.entry(0x20_4000) & WRITABLE, 0);
+        image.code.end = LARGE_PAGE;
+        image.all.end = 2 * LARGE_PAGE;
+        assert_eq!((image.with_code(), image.large_pages()), (0..LARGE_PAGE, 2));
+        image.code.end += PAGE_SIZE as u64;
+        assert_eq!(image.with_code(), 0..2 * LARGE_PAGE);
     }
 }

@@ -188,7 +188,7 @@ impl<M: PvMemory> PageTables<M> {
 
     /// Lets each page of the image be used for what it is only, unmaps null and the page below the
     /// stack, and forbids executing everything else below `end`: all tables have been entered by
-    /// then. What is not in the first 2 MiB is forbidden as a whole, by the entries of the second
+    /// then. What is not in the large pages with code is forbidden as a whole, by the entries of the second
     /// level, so that it costs one update for each 512 pages, however pages are mapped there.
     pub fn protect(&mut self, image: &Image, end: u64) -> Result<(), Unmapped> {
         for address in core::iter::once(0).chain(image.pages()) {
@@ -204,12 +204,13 @@ impl<M: PvMemory> PageTables<M> {
             self.update(place, entry)?;
         }
         if image.no_execute {
-            for address in Image::WITH_CODE.step_by(PAGE_SIZE) {
+            let with_code = image.with_code();
+            for address in with_code.clone().step_by(PAGE_SIZE) {
                 if address != 0 && !image.all.contains(&address) {
                     self.forbid_execution(address, 1)?;
                 }
             }
-            for address in (Image::WITH_CODE.end..end).step_by(LARGE_PAGE as usize) {
+            for address in (with_code.end..end).step_by(LARGE_PAGE as usize) {
                 self.forbid_execution(address, 2)?;
             }
         }

@@ -9,10 +9,14 @@ use core::arch::asm;
 const MSR_EFER: u32 = 0xc000_0080;
 const EFER_NXE: u64 = 1 << 11;
 
+/// The most large pages that have a part of the image: `entry` makes a table for each, and `link.ld` checks that these
+/// are enough.
+const IMAGE_TABLES: usize = 2;
+
 unsafe extern "C" {
     static mut boot_pdpt: [u64; 512];
     static mut boot_pd: [u64; 4 * 512];
-    static mut boot_pt0: [u64; 512];
+    static mut boot_pts: [[u64; 512]; IMAGE_TABLES];
 }
 
 /// Lets page tables forbid execution, if the processor can; returns whether it can.
@@ -28,7 +32,7 @@ pub unsafe fn forbid_execution() -> bool {
     can
 }
 
-/// Replaces the first large page by small ones, so that neither code nor tables can be written, data
+/// Replaces the large pages of the image by small ones, so that neither code nor tables can be written, data
 /// cannot be executed, and neither null nor the page below the stack is there at all.
 ///
 /// # Safety
@@ -38,16 +42,19 @@ pub unsafe fn protect_image() {
     // SAFETY: no other code writes the tables; entries change to ones that still let everything
     // running go on.
     unsafe {
-        let small = &raw mut boot_pt0;
-        for page in 0..512 {
-            (*small)[page] = image.entry(page as u64 * PAGE_SIZE as u64);
+        let (large, small) = (&raw mut boot_pd, &raw mut boot_pts);
+        for page in 0..4 * 512 {
+            let start = page as u64 * page_table::LARGE_PAGE;
+            (*large)[page] = if page < image.large_pages() {
+                let table = &raw mut (*small)[page];
+                for (place, address) in (start..).step_by(PAGE_SIZE).take(512).enumerate() {
+                    (*table)[place] = image.entry(address);
+                }
+                page_table::table(table as u64)
+            } else {
+                page_table::large(start, image.no_execute)
+            };
         }
-        let large = &raw mut boot_pd;
-        for page in 1..4 * 512 {
-            (*large)[page] =
-                page_table::large(page as u64 * page_table::LARGE_PAGE, image.no_execute);
-        }
-        (*large)[0] = page_table::table(small as u64);
         flush();
     }
 }

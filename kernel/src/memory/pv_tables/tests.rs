@@ -370,6 +370,30 @@ fn only_code_can_be_executed() {
 }
 
 #[test]
+fn an_image_that_ends_behind_the_first_large_page_is_protected_too() {
+    let mut tables = tables(Domain::new(4096, 0x400, 2048));
+    tables.map_memory(4096).unwrap();
+    let image = Image {
+        code: 0x10_0000..0x20_1000,
+        constants: 0x20_1000..0x20_2000,
+        tables: [0x20_5000..0x20_6000, 0..0, 0..0],
+        guard: 0x20_3000..0x20_4000,
+        all: 0x10_0000..0x24_0000,
+        no_execute: true,
+    };
+    tables.protect(&image, 4096 * PAGE).unwrap();
+    assert_eq!(tables.memory.walk(0x20_3000), None);
+    for pfn in (1..4096).filter(|pfn| *pfn != 0x203) {
+        let code = (0x100..0x201).contains(&pfn);
+        assert_eq!(tables.memory.executable(pfn * PAGE), code, "{pfn:#x}");
+        let constant = code || pfn == 0x201 || pfn == 0x205;
+        let is_table = tables.memory.levels.contains_key(&pfn);
+        let writable = tables.memory.mapped_writable(pfn);
+        assert_eq!(writable, !constant && !is_table, "{pfn:#x}");
+    }
+}
+
+#[test]
 fn a_processor_that_cannot_forbid_execution_is_not_asked_to() {
     let mut tables = tables(Domain::new(4096, 0x140, 1024));
     tables.map_memory(4096).unwrap();

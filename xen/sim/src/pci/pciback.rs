@@ -139,6 +139,11 @@ impl Pciback {
                 self.disconnect(world);
                 self.go(store, "6");
             }
+            // libxl removes the directories with the last function.
+            ("", _) if self.page.is_some() => {
+                self.disconnect(world);
+                self.shown.clear();
+            }
             _ => return self.serve(world),
         }
         true

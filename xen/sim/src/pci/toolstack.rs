@@ -138,7 +138,8 @@ impl Sim {
         });
     }
 
-    /// Ends `xl pci-detach`: the function's nodes are removed, and the later ones renumbered. Returns false if the
+    /// Ends `xl pci-detach`: the function's nodes are removed, and the later ones renumbered; with the last function,
+    /// both directories are. Returns false if the
     /// backend is not in state 4: libxl gives up and leaves everything as it is.
     pub fn finish_detach(&self, domain: &SimDomain, function: &SimFunction) -> bool {
         let id = domain.id();
@@ -162,6 +163,13 @@ impl Sim {
             }
         }
         store.write(&format!("{back}/num_devs"), &(count - 1).to_string());
+        if count == 1 {
+            let front = frontend_path(id);
+            store.transaction(|tx| {
+                tx.remove(&back)?;
+                tx.remove(&front)
+            });
+        }
         true
     }
 }

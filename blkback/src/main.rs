@@ -34,6 +34,8 @@ use bulkhead_kernel::command_line::{unknown, value};
 use bulkhead_kernel::logger;
 use bulkhead_kernel::memory::beyond_reserve;
 use bulkhead_kernel::{Hypercalls, Machine, Module, ShutdownReason, watchdog};
+#[cfg(feature = "nvme")]
+use bulkhead_nvme::{Controllers, NvmeDriver, nvme_store};
 use bulkhead_xen::{Hypervisor, VcpuId};
 use bulkhead_xenbus::retry::persist;
 use bulkhead_xenstore_client::{Client, Ring};
@@ -65,9 +67,22 @@ fn main(mut machine: Machine) -> ShutdownReason {
     let mut stores = Stores::new(catalog);
     #[cfg(any(feature = "pci", feature = "vbd"))]
     let grants = TableOnDemand::new(hypervisor);
+    #[cfg(feature = "nvme")]
+    let mut controllers = None;
     #[cfg(feature = "pci")]
     if machine.way == Way::Pv {
-        own_functions(&handle, &store, grants.clone(), hypervisor);
+        #[allow(unused_mut, reason = "without features there are no drivers")]
+        let mut functions = own_functions(&handle, &store, grants.clone(), hypervisor);
+        #[cfg(feature = "nvme")]
+        {
+            let all = own_controllers(&mut functions, &handle, &vcpus, &machine);
+            stores.register(Box::new(nvme_store(all.clone())));
+            controllers = Some(all);
+        }
+        handle.spawn(async move {
+            let Err(error) = functions.follow().await;
+            log::error!("PCI functions of our own cannot be followed any more: {error}");
+        });
     }
     #[cfg(feature = "vbd")]
     stores.register(own_disks(&handle, &store, &vcpus, grants, hypervisor));
@@ -134,6 +149,10 @@ fn main(mut machine: Machine) -> ShutdownReason {
             Ok(request) => {
                 log::info!("{request:?} requested: closing {} disk(s)", backend.disks());
                 backend.close().await;
+                #[cfg(feature = "nvme")]
+                if let Some(controllers) = controllers {
+                    controllers.close().await;
+                }
                 ended.set(Some(reason(request)));
             }
             Err(error) => log::error!("shutdown requests cannot be seen: {error}"),
@@ -164,21 +183,30 @@ fn own_disks(
     Box::new(vbd_store(disks))
 }
 
-/// Starts the task that finds the PCI functions that the domain was given, for their drivers.
+/// The frontend that finds the PCI functions that the domain was given, for their drivers.
 #[cfg(feature = "pci")]
 fn own_functions(
     handle: &Handle<Hypercalls>,
     store: &Client,
     grants: TableOnDemand<Hypercalls>,
     hypervisor: Hypercalls,
-) {
+) -> bulkhead_pci::Frontend<Hypercalls> {
     let (memory, options) = (Arc::new(hypervisor), bulkhead_pci::Options::default());
-    let functions =
-        bulkhead_pci::Frontend::new(handle.clone(), store.clone(), memory, grants, options);
-    handle.spawn(async move {
-        let Err(error) = functions.follow().await;
-        log::error!("PCI functions of our own cannot be followed any more: {error}");
-    });
+    bulkhead_pci::Frontend::new(handle.clone(), store.clone(), memory, grants, options)
+}
+
+/// The NVMe controllers among these functions.
+#[cfg(feature = "nvme")]
+fn own_controllers(
+    functions: &mut bulkhead_pci::Frontend<Hypercalls>,
+    handle: &Handle<Hypercalls>,
+    vcpus: &[VcpuSpawner<Hypercalls>],
+    machine: &Machine,
+) -> Rc<Controllers<Hypercalls>> {
+    let (vcpus, memory) = (vcpus.to_vec(), Arc::new(machine.hypervisor));
+    let controllers = Controllers::new(handle.clone(), vcpus, memory, machine.devices);
+    functions.add_driver(Rc::new(NvmeDriver::new(controllers.clone())));
+    controllers
 }
 
 /// Reads the options on the command line. Logs words that it does not recognise.

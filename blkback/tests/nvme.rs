@@ -1,11 +1,16 @@
 //! Guests' disks on an NVMe controller that was given to the driver domain: it reads and writes their pages itself.
 
+use bulkhead_blkback::engine::DataPath;
 use bulkhead_blkback_testkit::{Guest, Nvme, PATHS, Random, Setup, Style, World, allocations};
+use bulkhead_grant::GrantAccess;
 use bulkhead_nvme::command::nvm::opcode;
 use bulkhead_nvme_testing::{Config, FakeNamespace, Fate};
-use bulkhead_ring::blkif::Status;
-use bulkhead_ring::blkif::TransferKind::Write;
+use bulkhead_ring::blkif::TransferKind::{Read, Write};
+use bulkhead_ring::blkif::{Request, Sector, Segment, Status};
+use bulkhead_xen::PAGE_SIZE;
 use bulkhead_xen_sim::DomainKind;
+use bulkhead_xen_sim::pci::FunctionConfig;
+use bulkhead_xen_sim::pci::toolstack::{backend_state, frontend_state};
 use bulkhead_xen_sim::xenstore::toolstack;
 use std::time::Duration;
 
@@ -13,15 +18,20 @@ use std::time::Duration;
 const SIZE: usize = 256 * 1024;
 
 fn setup(setup: Setup) -> Setup {
+    setup_with(FunctionConfig::default(), setup)
+}
+
+fn setup_with(function: FunctionConfig, setup: Setup) -> Setup {
+    let config = Config {
+        namespaces: vec![
+            FakeNamespace::new(1, 9, SIZE / 512),
+            FakeNamespace::new(2, 12, SIZE / 4096),
+        ],
+        ..Config::default()
+    };
     Setup {
         kind: DomainKind::Pv,
-        controller: Some(Config {
-            namespaces: vec![
-                FakeNamespace::new(1, 9, SIZE / 512),
-                FakeNamespace::new(2, 12, SIZE / 4096),
-            ],
-            ..Config::default()
-        }),
+        controller: Some((function, config)),
         ..setup
     }
 }
@@ -162,4 +172,150 @@ fn serving_allocates_nothing() {
     assert_eq!(taken, 0);
     disk.detach();
     world.nothing_left();
+}
+
+#[test]
+fn a_controller_is_served_whatever_interrupts_its_function_has() {
+    for (msix, line) in [(true, true), (false, true), (false, false)] {
+        let mut function = FunctionConfig {
+            line,
+            ..FunctionConfig::default()
+        };
+        function.msix = function.msix.filter(|_| msix);
+        let world = World::with(setup_with(
+            function,
+            Setup {
+                vcpus: 2,
+                ..Setup::default()
+            },
+        ));
+        // Its registers up to the MSI-X table, or all of them.
+        let pages = if msix { 2 } else { 4 };
+        assert_eq!(world.storage.mapped_registers(), pages);
+        let messages = nvme(&world).function.messages();
+        assert_eq!(messages, if msix { 3 } else { 0 });
+        let guests = [Guest::new(&world), Guest::new(&world)];
+        let mut random = Random::new(5);
+        let mut disks = Vec::new();
+        for (guest, target) in guests.iter().zip(["nvme:03:00.0", "nvme:03:00.0/n2"]) {
+            let mut disk = guest.attach("xvda", target).connected();
+            let data = random.bytes(8192);
+            disk.write(64, &data);
+            assert!(disk.read(64, 16) == data);
+            disks.push(disk);
+        }
+        disks.into_iter().for_each(|disk| disk.detach());
+        world.nothing_left();
+        world.sim.assert_no_violations();
+    }
+}
+
+#[test]
+fn a_controller_that_was_left_at_work_accesses_no_memory_before_it_was_stopped() {
+    let world = World::with(setup(Setup::default()));
+    let nvme = nvme(&world);
+    world.sim.detach_function(&world.storage, &nvme.function);
+    world.run();
+    assert!(world.sim.finish_detach(&world.storage, &nvme.function));
+    world.run();
+    assert!(nvme.controllers.list().is_empty());
+    nvme.fake.leave_at_work();
+    world
+        .sim
+        .attach_functions(&world.storage, &[&nvme.function]);
+    world.wait(Duration::from_millis(50));
+    assert_eq!(nvme.fake.state(), (true, true), "{:#?}", world.journal());
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvda", "nvme:03:00.0").connected();
+    disk.write(8, &[7; 4096]);
+    assert_eq!(disk.read(8, 8), [7; 4096]);
+    disk.detach();
+}
+
+/// libxl has Xen take the function away, and then asks for it.
+#[test]
+fn a_controller_that_is_detached_in_use_is_given_back_when_its_disks_are() {
+    let world = World::with(setup(Setup::default()));
+    let guest = Guest::new(&world);
+    let nvme = nvme(&world);
+    let mut disk = guest.attach("xvda", "nvme:03:00.0").connected();
+    disk.write(8, &[7; 4096]);
+    world.sim.detach_function(&world.storage, &nvme.function);
+    world.wait(Duration::from_secs(10));
+    let gives_up = !world.sim.finish_detach(&world.storage, &nvme.function);
+    assert!(gives_up, "the tool stack waits no longer");
+    let expected = "nvme:03:00.0 is in use: disks are attached that lie on n1: it is kept until they are detached";
+    let journal = world.journal();
+    assert!(
+        journal.iter().any(|line| line.contains(expected)),
+        "{journal:#?}"
+    );
+    // There is nothing behind the disk any more.
+    disk.link().push_read(8, 8);
+    disk.link().kick();
+    world.wait(Duration::from_secs(3));
+    let answers = disk.link().collect();
+    assert_eq!(
+        answers.iter().map(|it| it.status).collect::<Vec<_>>(),
+        [Status::Error]
+    );
+    disk.detach();
+    world.wait(Duration::from_secs(1));
+    let id = world.storage.id();
+    let backend = backend_state(&mut world.sim.store(), id);
+    let frontend = frontend_state(&mut world.sim.store(), id);
+    assert_eq!(
+        (backend.as_deref(), frontend.as_deref()),
+        (Some("4"), Some("4"))
+    );
+    assert!(nvme.controllers.list().is_empty());
+    assert_eq!(world.storage.mapped_registers(), 0);
+    assert!(world.sim.finish_detach(&world.storage, &nvme.function));
+    world.run();
+    // It comes back with what is on it.
+    world
+        .sim
+        .attach_functions(&world.storage, &[&nvme.function]);
+    world.wait(Duration::from_millis(50));
+    let mut disk = guest.attach("xvda", "nvme:03:00.0").connected();
+    assert_eq!(disk.read(8, 8), [7; 4096]);
+    disk.detach();
+    world.nothing_left();
+}
+
+#[test]
+fn a_domain_that_ends_in_mid_read_leaves_its_guests_pages_alone() {
+    // Once told that the domain ends, no driver of this test starts a device again.
+    for stops_devices in [false, true] {
+        let world = World::with(setup(Setup::on_path(DataPath::Map)));
+        let guest = Guest::new(&world);
+        let nvme = nvme(&world);
+        let mut disk = guest.attach("xvda", "nvme:03:00.0").connected();
+        nvme.fake.decide(|_| Fate::Held);
+        let page = disk.link().fresh_page(GrantAccess::ReadWrite);
+        let memory = page.memory;
+        let segment = Segment::new(page.gref(), 0, 7).expect("a page");
+        let id = disk.link().new_id();
+        let request = Request::transfer(id, Read, Sector(0), &[segment]).expect("one segment");
+        disk.link().push(&request, vec![page]);
+        disk.link().kick();
+        world.run();
+        assert_eq!(nvme.fake.held().len(), 1);
+        if stops_devices {
+            assert_eq!(nvme.stop_devices().stopped, 1);
+        }
+        world.sim.destroy_domain(world.storage.id());
+        // The guest has its page back, and uses it.
+        let canary = [0x5a; PAGE_SIZE];
+        // SAFETY: the guest's own page.
+        unsafe { memory.cast().write(canary) };
+        nvme.fake.finish_reversed();
+        // SAFETY: as before.
+        let there: [u8; PAGE_SIZE] = unsafe { memory.cast().read() };
+        assert_eq!(
+            there == canary,
+            stops_devices,
+            "a device that was not stopped writes on"
+        );
+    }
 }

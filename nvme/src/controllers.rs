@@ -8,7 +8,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_executor::{Handle, VcpuSpawner, Waiters};
-use bulkhead_xen::{DmaMemory, Hypervisor};
+use bulkhead_xen::{DeviceStops, DmaMemory, Hypervisor};
 use core::cell::RefCell;
 use core::fmt;
 use core::future::poll_fn;
@@ -45,22 +45,25 @@ pub struct Controllers<H: Hypervisor> {
     handle: Handle<H>,
     vcpus: Vec<VcpuSpawner<H>>,
     memory: Arc<dyn DmaMemory>,
+    stops: &'static DeviceStops,
     all: RefCell<Vec<Arc<Controller>>>,
     waiting: Arc<Mutex<Waiters>>,
 }
 
 impl<H: Hypervisor> Controllers<H> {
-    /// Returns an empty list. `handle` is of the vCPU that this is called on, requests are served on `vcpus`, and
-    /// devices find this domain's memory as `memory` says.
+    /// Returns an empty list. `handle` is of the vCPU that this is called on, requests are served on `vcpus`,
+    /// devices find this domain's memory as `memory` says, and `stops` are those that the domain's end stops.
     pub fn new(
         handle: Handle<H>,
         vcpus: Vec<VcpuSpawner<H>>,
         memory: Arc<dyn DmaMemory>,
+        stops: &'static DeviceStops,
     ) -> Rc<Self> {
         Rc::new(Controllers {
             handle,
             vcpus,
             memory,
+            stops,
             all: RefCell::default(),
             waiting: Arc::default(),
         })
@@ -74,9 +77,9 @@ impl<H: Hypervisor> Controllers<H> {
         let controller = Arc::new(controller);
         self.all.borrow_mut().push(controller.clone());
         controller.watch().changed();
-        let (all, handle, vcpus) = (self.clone(), self.handle.clone(), self.vcpus.clone());
+        let (all, handle) = (self.clone(), self.handle.clone());
         self.handle.spawn(async move {
-            live(handle, vcpus, controller.clone(), function).await;
+            live(handle, &all.vcpus, all.stops, controller.clone(), function).await;
             all.all
                 .borrow_mut()
                 .retain(|other| !Arc::ptr_eq(other, &controller));
@@ -150,6 +153,20 @@ impl<H: Hypervisor> Controllers<H> {
             }
         })
         .await
+    }
+
+    /// Waits until no disk lies on a controller, or there is none of that name.
+    pub(crate) async fn until_unused(&self, name: &str) {
+        let unused = || match self.find(name) {
+            Some(controller) => controller.used().is_empty().then_some(()),
+            None => Some(()),
+        };
+        self.until(unused).await;
+    }
+
+    /// Returns the number of vCPUs that serve.
+    pub(crate) fn vcpus(&self) -> usize {
+        self.vcpus.len()
     }
 
     pub(crate) fn handle(&self) -> &Handle<H> {

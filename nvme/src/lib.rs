@@ -18,7 +18,8 @@
 //! The controller is trusted with the data of its namespaces and with what the IOMMU lets it reach, and with nothing
 //! else: what it says is checked. If it completes a command that it does not have, it is reset. The commands that it
 //! had are sent again; those that take too long are aborted, and if that does not help, it is reset, too. A guest's
-//! page is not given back before the controller has completed the command, has stopped, or may access no memory.
+//! page is not given back before the controller has completed the command, has stopped, or may access no memory. A
+//! domain that ends stops its controllers first, whatever ends it but Xen or the tool stack.
 //!
 //! Read next: [`command`], which knows nothing of PCI; [`Function`], what the driver needs of the PCI function;
 //! `pair.rs`, where requests become commands; `lifecycle.rs`, the controller's task.
@@ -37,16 +38,18 @@ mod lifecycle;
 mod listener;
 mod namespace;
 mod pair;
+mod pci;
 mod prp;
 mod queue;
 mod registers;
 mod rings;
 mod slots;
 mod splits;
+mod stop;
 mod store;
 
 pub use controller::Controller;
 pub use controllers::{Controllers, InUse};
 pub use function::{BusMastering, Function, Vectors};
-pub use registers::stop_now;
+pub use pci::NvmeDriver;
 pub use store::nvme_store;

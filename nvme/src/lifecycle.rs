@@ -9,12 +9,12 @@ use crate::function::Function;
 use crate::listener::Listeners;
 use crate::pair::State;
 use crate::registers;
+use crate::stop::Stop;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use bulkhead_executor::{Handle, VcpuSpawner};
-use bulkhead_xen::{Hypervisor, Instant};
+use bulkhead_xen::{DeviceStops, Hypervisor, Instant};
 use core::future::{Future, poll_fn};
 use core::pin::pin;
 use core::task::Poll;
@@ -60,9 +60,10 @@ impl From<AdminError> for End {
 }
 
 /// A controller, with what its task alone uses.
-pub(crate) struct Life<H: Hypervisor> {
+pub(crate) struct Life<'c, H: Hypervisor> {
     handle: Handle<H>,
-    vcpus: Vec<VcpuSpawner<H>>,
+    vcpus: &'c [VcpuSpawner<H>],
+    stops: &'static DeviceStops,
     controller: Arc<Controller>,
     function: Rc<dyn Function<H>>,
     admin: Admin<H>,
@@ -74,23 +75,31 @@ pub(crate) struct Life<H: Hypervisor> {
 /// Runs a controller until it is let go of.
 pub(crate) async fn live<H: Hypervisor>(
     handle: Handle<H>,
-    vcpus: Vec<VcpuSpawner<H>>,
+    vcpus: &[VcpuSpawner<H>],
+    stops: &'static DeviceStops,
     controller: Arc<Controller>,
     function: Rc<dyn Function<H>>,
 ) {
     let (registers, memory) = (controller.registers().clone(), controller.memory());
-    let admin = Admin::new(handle.clone(), registers, &**memory, function.vectors());
-    let admin = match admin {
-        Ok(admin) => admin,
-        Err(error) => {
-            log::error!("nvme:{}: {error}", controller.name());
-            controller.fail(error.to_string());
+    let stop = Arc::new(Stop(registers.clone()));
+    let registered = stops.register(stop).map_err(|error| error.to_string());
+    let made = registered.and_then(|registered| {
+        let vectors = function.vectors();
+        let admin = Admin::new(handle.clone(), registers, &**memory, vectors);
+        Ok((registered, admin.map_err(|error| error.to_string())?))
+    });
+    let (registered, admin) = match made {
+        Ok(made) => made,
+        Err(reason) => {
+            log::error!("nvme:{}: {reason}", controller.name());
+            controller.fail(reason);
             return controller.set_left();
         }
     };
     let mut life = Life {
         handle,
         vcpus,
+        stops,
         controller,
         function,
         admin,
@@ -99,11 +108,12 @@ pub(crate) async fn live<H: Hypervisor>(
     };
     life.run().await;
     life.stop().await;
+    drop(registered);
     life.listeners.stop();
     life.controller.set_left();
 }
 
-impl<H: Hypervisor> Life<H> {
+impl<H: Hypervisor> Life<'_, H> {
     fn name(&self) -> &str {
         self.controller.name()
     }

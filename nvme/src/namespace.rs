@@ -125,7 +125,8 @@ impl Drop for Opened {
         let namespace = &self.namespace;
         namespace.changed.lock().forget(self.watcher);
         namespace.users.fetch_sub(1, Ordering::AcqRel);
-        self.controller.watch().call();
+        // Who waits for the last user may go on.
+        self.controller.watch().changed();
     }
 }
 

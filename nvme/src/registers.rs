@@ -140,20 +140,6 @@ pub fn pairs_within(bytes: usize, stride: usize) -> usize {
     pairs.saturating_sub(1).min(u16::MAX.into())
 }
 
-/// Stops a controller without waiting for anything but the controller itself: for a domain that is about to end. Xen
-/// takes back what is mapped before it stops the devices, so a controller that still worked might write to what other
-/// domains have there by then.
-///
-/// Returns whether the controller has stopped, or is not there. It is looked at `looks` times.
-pub fn stop_now(registers: &dyn Registers, looks: usize) -> bool {
-    disable(registers);
-    (0..looks.max(1)).any(|_| {
-        let status = status(registers);
-        core::hint::spin_loop();
-        status.is_gone() || !status.is_ready()
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,9 +2,9 @@
 
 use bulkhead_nvme::command::admin::opcode;
 use bulkhead_nvme::command::{Command, Status};
-use bulkhead_nvme::stop_now;
 use bulkhead_nvme_testing::world::{Buffer, NAME, World, read, write};
 use bulkhead_nvme_testing::{Config, Fate};
+use bulkhead_xen::Stopped;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -178,14 +178,54 @@ fn a_controller_that_is_taken_away_fails_what_is_asked_of_it() {
 #[test]
 fn a_domain_that_ends_at_once_stops_the_controller_first() {
     let world = World::started(Config::default());
-    let registers = world.fake.registers();
-    // The controller does nothing while it is looked at here.
-    assert!(!stop_now(&*registers, 100));
-    world.fake.step();
-    assert_eq!(world.fake.state(), (false, true));
-    assert!(stop_now(&*registers, 1));
+    let mut disk = world.open("nvme:03:00.0");
+    let buffer = Buffer::new(&world, 1);
+    world.fake.decide(|_| Fate::Held);
+    disk.ask(1, read(0), &buffer.whole(512));
+    world.run();
+    let stopped = world.stop_devices(true);
+    assert_eq!((stopped.stopped, stopped.running), (1, 0));
+    assert!(!world.fake.state().0);
+    assert_eq!(world.fake.held(), [], "it has forgotten what it had");
+}
+
+#[test]
+fn a_domain_that_ends_starts_no_controller() {
+    let world = World::new(Config::default());
+    assert_eq!(world.stop_devices(true), Stopped::default());
+    world.controllers.add(world.fake.function(NAME));
+    world.wait(Duration::from_secs(60));
+    assert_eq!(world.fake.state(), (false, false));
+    assert!(
+        world.lines().contains("the domain ends"),
+        "{}",
+        world.lines()
+    );
+}
+
+#[test]
+fn a_controller_that_does_not_stop_does_not_keep_the_domain() {
+    let world = World::started(Config::default());
+    let stopped = world.stop_devices(false);
+    assert_eq!((stopped.stopped, stopped.running), (0, 1));
+}
+
+#[test]
+fn a_controller_that_is_gone_has_stopped() {
+    let world = World::started(Config::default());
     world.fake.vanish();
-    assert!(stop_now(&*registers, 1));
+    assert_eq!(world.stop_devices(false).stopped, 1);
+}
+
+#[test]
+fn what_was_let_go_of_is_not_stopped_at_the_end() {
+    let world = World::started(Config::default());
+    let controllers = world.controllers.clone();
+    let removed = world.within(Duration::from_secs(60), async move {
+        controllers.remove("03:00.0").await
+    });
+    assert_eq!(removed, Some(Ok(())));
+    assert_eq!(world.stop_devices(false), Stopped::default());
 }
 
 #[test]

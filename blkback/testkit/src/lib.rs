@@ -185,7 +185,7 @@ impl World {
         }
         let nvme = setup
             .controller
-            .map(|config| Nvme::new(&sim, &storage, &executors, config));
+            .map(|given| Nvme::new(&sim, &storage, &executors, &store, given));
         if let Some(nvme) = &nvme {
             stores.register(Box::new(nvme_store(nvme.controllers.clone())));
         }

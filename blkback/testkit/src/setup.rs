@@ -6,6 +6,7 @@ use bulkhead_images::testing::Layer;
 use bulkhead_images::{DiscardMode, Store};
 use bulkhead_nvme_testing::Config;
 use bulkhead_xen_sim::DomainKind;
+use bulkhead_xen_sim::pci::FunctionConfig;
 
 /// The configuration of a simulated machine.
 pub struct Setup {
@@ -29,8 +30,8 @@ pub struct Setup {
     pub memory_later: usize,
     /// The driver domain serves disks of its own (`vbd:`).
     pub own_disks: bool,
-    /// The PV driver domain has an NVMe controller (`nvme:03:00.0`).
-    pub controller: Option<Config>,
+    /// The PV driver domain has an NVMe controller (`nvme:03:00.0`): its PCI function, and what is behind that.
+    pub controller: Option<(FunctionConfig, Config)>,
     /// An NBD server is there (`nbd:10.0.0.2`).
     pub server: Option<bulkhead_nbd_testing::Config>,
     /// The start of the damage to the ramdisk: bytes from here on are overwritten.

@@ -13,6 +13,7 @@ mod lasting;
 mod leaving;
 mod main_job;
 mod memory;
+mod nvme;
 mod operator;
 mod options;
 mod other_kernels;
@@ -73,7 +74,7 @@ pub fn long() -> Vec<Scenario> {
 
 /// The scenarios that share hosts with devices of their own ([`pci::LAB`](crate::host::pci::LAB)).
 pub fn with_devices() -> Vec<Scenario> {
-    passed_through::SCENARIOS.to_vec()
+    [passed_through::SCENARIOS, nvme::SCENARIOS].concat()
 }
 
 /// The scenarios that `cargo lab test` runs under each of the two programs that keep xenstore: attaching and

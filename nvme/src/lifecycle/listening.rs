@@ -13,7 +13,7 @@ use bulkhead_xen::Hypervisor;
 const COMMAND_TICKS: u32 = 30;
 const ABORT_TICKS: u32 = 5;
 
-impl<H: Hypervisor> Life<H> {
+impl<H: Hypervisor> Life<'_, H> {
     /// Has the controller give up commands that take too long, or that nobody waits for.
     pub(super) async fn look_at_commands(&mut self) -> Result<(), End> {
         let now = seconds(self.handle.now());

@@ -85,7 +85,7 @@ impl From<NoPages> for StartError {
     }
 }
 
-impl<H: Hypervisor> Life<H> {
+impl<H: Hypervisor> Life<'_, H> {
     /// Starts the controller, and has it go on with the commands that it had before.
     pub(super) async fn start(&mut self) -> Result<(), StartError> {
         let registers = self.controller.registers().clone();
@@ -101,6 +101,10 @@ impl<H: Hypervisor> Life<H> {
         }
         if !stopped {
             return Err(StartError::Late { ready: false });
+        }
+        if self.stops.is_ending() {
+            let reason = "the domain ends".to_string();
+            return Err(StartError::Unusable(reason));
         }
         self.listen_to_admin()?;
         let mastering = self.function.set_bus_mastering(true).await;
@@ -196,7 +200,7 @@ impl<H: Hypervisor> Life<H> {
             self.add_pairs(granted)?;
             let listening = self
                 .listeners
-                .listen(&self.controller, &vectors, &self.vcpus)
+                .listen(&self.controller, &vectors, self.vcpus)
                 .await;
             listening.map_err(|(vector, error)| StartError::Interrupt { vector, error })?;
         }

@@ -1,10 +1,9 @@
 //! The controller's own state, and what it does with I/O commands.
 
+use crate::bus::Bus;
 use crate::data::Refused;
 use crate::queues::{CompletionQueue, SubmissionQueue};
 use bulkhead_nvme::command::{Command, CommandId, Completion, QueueId, Status};
-use bulkhead_xen::{Hypervisor, Port};
-use bulkhead_xen_sim::{SimDevice, SimDomain};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -130,9 +129,7 @@ type Decide = Box<dyn FnMut(&Command) -> Fate + Send>;
 
 /// The controller.
 pub struct Device {
-    pub dma: SimDevice,
-    pub dom0: SimDomain,
-    pub domain: SimDomain,
+    pub bus: Bus,
     pub config: Config,
     pub configuration: u32,
     pub admin_attributes: u32,
@@ -144,11 +141,10 @@ pub struct Device {
     pub never_stops: bool,
     pub never_starts: bool,
     pub shut_down: bool,
-    pub bus_mastering: bool,
+    /// It works for its last user: it must not access memory before it was stopped.
+    pub left_at_work: bool,
     pub submissions: BTreeMap<u16, SubmissionQueue>,
     pub completions: BTreeMap<u16, CompletionQueue>,
-    /// The other ends of its interrupts, in dom0.
-    pub interrupts_to: BTreeMap<usize, Port>,
     pub fate: Decide,
     pub admin_fate: Decide,
     pub held: Vec<HeldCommand>,
@@ -163,11 +159,9 @@ pub struct Device {
 }
 
 impl Device {
-    pub fn new(dma: SimDevice, dom0: SimDomain, domain: SimDomain, config: Config) -> Device {
+    pub fn new(bus: Bus, config: Config) -> Device {
         Device {
-            dma,
-            dom0,
-            domain,
+            bus,
             config,
             configuration: 0,
             admin_attributes: 0,
@@ -179,10 +173,9 @@ impl Device {
             never_stops: false,
             never_starts: false,
             shut_down: false,
-            bus_mastering: false,
+            left_at_work: false,
             submissions: BTreeMap::new(),
             completions: BTreeMap::new(),
-            interrupts_to: BTreeMap::new(),
             fate: Box::new(|_| Fate::Done),
             admin_fate: Box::new(|_| Fate::Done),
             held: Vec::new(),
@@ -200,6 +193,8 @@ impl Device {
         if self.vanished {
             return false;
         }
+        let is_let = self.left_at_work && self.bus.is_master();
+        assert!(!is_let, "it works for its last user, and may access memory");
         let enabled = self.configuration & 1 == 1;
         if enabled && !self.ready && !self.never_starts && !self.fatal {
             self.start();
@@ -246,7 +241,7 @@ impl Device {
         self.completions.clear();
         self.held.clear();
         self.event_requests.clear();
-        (self.ready, self.fatal) = (false, false);
+        (self.ready, self.fatal, self.left_at_work) = (false, false, false);
     }
 
     /// Takes the next command off a queue.
@@ -327,11 +322,8 @@ impl Device {
             self.fatal = true;
             return;
         }
-        let port = vector.and_then(|vector| self.interrupts_to.get(&usize::from(vector)));
-        if let Some(port) = port {
+        if vector.is_some_and(|vector| self.bus.interrupt(vector)) {
             self.interrupts += 1;
-            // The driver may have closed its end.
-            let _ = self.dom0.hypervisor().notify(*port);
         }
     }
 }

@@ -2,9 +2,10 @@
 
 use crate::device::Device;
 use bulkhead_nvme::{BusMastering, Function, Vectors};
-use bulkhead_xen::{Errno, Hypervisor, Port, Registers};
+use bulkhead_xen::{Errno, Port, Registers};
 use bulkhead_xen_sim::SimVcpu;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use bulkhead_xen_sim::pci::DeviceModel;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 type Shared = Arc<Mutex<Device>>;
 
@@ -46,7 +47,7 @@ impl Function<SimVcpu> for FakeFunction {
             match device.vanished {
                 true => Err("the function is not there".to_string()),
                 false => {
-                    device.bus_mastering = on;
+                    device.bus.direct().mastering = on;
                     Ok(())
                 }
             }
@@ -66,14 +67,7 @@ impl Vectors<SimVcpu> for FakeVectors {
         if vector >= device.config.vectors {
             return Err(Errno::INVAL);
         }
-        let dom0 = device.dom0.id();
-        let port = hypervisor.alloc_unbound(dom0)?;
-        let domain = device.domain.id();
-        let other = device.dom0.hypervisor().bind_interdomain(domain, port)?;
-        if let Some(before) = device.interrupts_to.insert(vector, other) {
-            device.dom0.hypervisor().close_port(before)?;
-        }
-        Ok(port)
+        device.bus.direct().bind(vector, hypervisor)
     }
 
     fn handled(&self, _: usize, _: &SimVcpu) {}
@@ -81,6 +75,24 @@ impl Vectors<SimVcpu> for FakeVectors {
 
 /// The registers of a controller.
 pub struct FakeRegisters(pub(crate) Shared);
+
+/// The registers of a controller that is a PCI function, as long as a test has a handle on it. All are of four bytes.
+pub struct PassedRegisters(pub(crate) Weak<Mutex<Device>>);
+
+impl DeviceModel for PassedRegisters {
+    fn read(&mut self, _: u8, offset: u64, width: usize) -> u64 {
+        match self.0.upgrade().filter(|_| width == 4) {
+            Some(device) => FakeRegisters(device).read32(offset as usize).into(),
+            None => u64::MAX,
+        }
+    }
+
+    fn write(&mut self, _: u8, offset: u64, width: usize, value: u64) {
+        if let Some(device) = self.0.upgrade().filter(|_| width == 4) {
+            FakeRegisters(device).write32(offset as usize, value as u32);
+        }
+    }
+}
 
 /// The bytes of the BAR: the doorbells of 64 queue pairs at the widest stride that is tried.
 const LEN: usize = 0x1_0000;

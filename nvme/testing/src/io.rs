@@ -3,7 +3,6 @@
 use crate::data::{Refused, pages};
 use crate::device::{Device, FakeNamespace};
 use bulkhead_nvme::command::{Command, Status, nvm};
-use bulkhead_xen::DmaAddr;
 
 impl Device {
     pub fn execute(&mut self, command: &Command) -> Result<(), Refused> {
@@ -103,18 +102,12 @@ impl Device {
 
     pub fn dma_read(&self, from: u64, bytes: &mut [u8]) -> Result<(), Refused> {
         let failed = Refused(Status::DATA_TRANSFER_ERROR.for_good());
-        let address = DmaAddr::new(from)
-            .filter(|_| self.bus_mastering)
-            .ok_or(failed)?;
-        self.dma.read(address, bytes).map_err(|_| failed)
+        self.bus.read(from, bytes).map_err(|_| failed)
     }
 
     pub fn dma_write(&self, to: u64, bytes: &[u8]) -> Result<(), Refused> {
         let failed = Refused(Status::DATA_TRANSFER_ERROR.for_good());
-        let address = DmaAddr::new(to)
-            .filter(|_| self.bus_mastering)
-            .ok_or(failed)?;
-        self.dma.write(address, bytes).map_err(|_| failed)
+        self.bus.write(to, bytes).map_err(|_| failed)
     }
 }
 

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod bus;
 mod data;
 mod device;
 mod function;
@@ -23,8 +24,11 @@ pub use function::FakeFunction;
 
 use bulkhead_nvme::command::{Command, Completion, Status};
 use bulkhead_xen::Registers;
+use bulkhead_xen_sim::pci::{FunctionConfig, SimFunction};
 use bulkhead_xen_sim::{Sim, SimDomain};
+use bus::{Bus, Direct};
 use device::Device;
+use function::PassedRegisters;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -33,13 +37,36 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub struct FakeController(Arc<Mutex<Device>>);
 
 impl FakeController {
-    /// Gives a domain a controller.
+    /// Gives a domain a controller, whose driver is handed [`function`](Self::function).
     pub fn new(sim: &Sim, domain: &SimDomain, config: Config) -> FakeController {
-        let device = Device::new(domain.add_device(), sim.dom0(), domain.clone(), config);
-        FakeController(Arc::new(Mutex::new(device)))
+        let bus = Bus::Direct(Direct::new(sim.dom0(), domain));
+        FakeController(Arc::new(Mutex::new(Device::new(bus, config))))
     }
 
-    /// Returns the PCI function, for the driver.
+    /// Adds a controller to the machine, as a PCI function that can be given to a domain.
+    pub fn passed_through(
+        sim: &Sim,
+        function: &FunctionConfig,
+        config: Config,
+    ) -> (FakeController, SimFunction) {
+        let mut made = None;
+        let function = sim.add_function(function, |function| {
+            let device = Device::new(Bus::Function(function.clone()), config);
+            let controller = FakeController(Arc::new(Mutex::new(device)));
+            made = Some(controller.clone());
+            PassedRegisters(Arc::downgrade(&controller.0))
+        });
+        (made.expect("it was made just now"), function)
+    }
+
+    /// Has its last user have left it at work.
+    pub fn leave_at_work(&self) {
+        let mut device = self.device();
+        (device.configuration, device.ready) = (1, true);
+        device.left_at_work = true;
+    }
+
+    /// Returns the PCI function, for a driver that has the controller without one.
     pub fn function(&self, name: &str) -> Rc<FakeFunction> {
         Rc::new(FakeFunction::new(name, self.0.clone()))
     }
@@ -154,7 +181,7 @@ impl FakeController {
     /// Returns whether it is enabled, and whether it may access memory.
     pub fn state(&self) -> (bool, bool) {
         let device = self.device();
-        (device.ready, device.bus_mastering)
+        (device.ready, device.bus.is_master())
     }
 
     /// Returns whether it was told to shut down before it was stopped last.

@@ -1,0 +1,190 @@
+//! NVMe controllers that are passed through to the driver domain, which serves their namespaces.
+
+use super::operator::other;
+use crate::config::Kind;
+use crate::host::guest::Guest;
+use crate::host::pci::{self, PciDevice};
+use crate::testbed::storage::{Running, Storage, disk};
+use crate::testbed::{MINUTE, Scenario, Testbed};
+use crate::testbed::{fio, records, write_verify};
+use anyhow::{Context, Result, ensure};
+use std::fs::File;
+use std::io::Read;
+
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "nvme-disks",
+        about: "a PV driver domain serves the namespaces of two NVMe controllers, of 512 and of 4096 bytes a block, to PVH and PV guests: verified, discarded, and there when the driver domain came anew",
+        demo: false,
+        run: disks,
+    },
+    Scenario {
+        name: "nvme-life",
+        about: "a driver domain with an NVMe controller is destroyed in mid-write: what was flushed is there, and the next one uses the controller; it is detached when no disk lies on it, and comes back",
+        demo: false,
+        run: life,
+    },
+];
+
+/// MiB that a guest writes and compares.
+const MIB: u32 = 4;
+
+/// Records that a guest flushes before the driver domain is destroyed.
+const RECORDS: u32 = 20;
+
+/// The words in the log when a controller has started, with its name.
+fn started(device: &PciDevice) -> String {
+    format!("nvme:{}: QEMU NVMe Ctrl", short(device))
+}
+
+/// A device's name, as targets have it.
+fn short(device: &PciDevice) -> String {
+    device.to_string().trim_start_matches("0000:").to_owned()
+}
+
+fn storage<'t, 'h>(testbed: &'t Testbed<'h>, devices: &[PciDevice]) -> Storage<'t, 'h> {
+    let storage = testbed.storage(Kind::Pv).memory(32);
+    devices
+        .iter()
+        .fold(storage, |storage, device| storage.pci(device))
+}
+
+fn disks(testbed: &Testbed) -> Result<()> {
+    let host = testbed.host;
+    let devices = [pci::NVME, pci::TWO_NAMESPACES];
+    let mut storage = storage(testbed, &devices).start()?;
+    for device in &devices {
+        storage.wait_console(&started(device), MINUTE)?;
+    }
+    let [first, second] = devices.each_ref().map(short);
+    let mut guests = Vec::new();
+    for kind in Kind::ALL {
+        let disks = match kind {
+            Kind::Pvh => vec![disk("storage", "xvda", "rw", &format!("nvme:{first}"))],
+            _ => vec![
+                disk("storage", "xvda", "rw", &format!("nvme:{second}")),
+                disk("storage", "xvdb", "rw", &format!("nvme:{second}/n2")),
+            ],
+        };
+        guests.push(host.guest(&format!("guest-{kind}"), kind, &disks)?);
+    }
+    let named = |kind| {
+        guests
+            .iter()
+            .find(|guest| guest.name == format!("guest-{kind}"))
+    };
+    let (pvh, pv) = named(Kind::Pvh).zip(named(Kind::Pv)).context("both")?;
+    testbed.step("fio verifies a namespace, from a PVH guest");
+    fio::verify(pvh, "/dev/xvda", 3 * MINUTE)?;
+    testbed.step("a PV guest writes and compares two others");
+    let size = pv.ok(
+        "cat /sys/block/xvda/queue/logical_block_size /sys/block/xvdb/queue/logical_block_size",
+        MINUTE,
+    )?;
+    ensure!(size == "4096\n512\n", "the blocks have {size:?} bytes");
+    for device in ["xvda", "xvdb"] {
+        write_verify::verify(pv, device, MIB)?;
+    }
+    let shown = storage.ask("show", "all")?;
+    for device in [&first, &second] {
+        let about = shown
+            .lines()
+            .find(|line| line.contains(&format!("nvme:{device}: ")) && line.contains(" commands"));
+        let about = about.with_context(|| format!("nothing about {device}:\n{shown}"))?;
+        ensure!(
+            about.contains(" 0 failed") && about.contains(" 0 resets"),
+            "{about}"
+        );
+        testbed.step(about.trim());
+    }
+
+    testbed.step("discarding, and writing what is to stay");
+    pv.ok("blkdiscard -o 0 -l $((1 << 20)) /dev/xvdb", MINUTE)?;
+    ensure!(
+        pv.ok("head -c 1048576 /dev/xvdb | tr -d '\\0' | wc -c", MINUTE)?
+            .trim()
+            == "0",
+        "discarded blocks are not zeros"
+    );
+    let sum = pvh.ok(
+        &format!(
+            "dd if=/dev/urandom of=/tmp/data bs=1M count={MIB} 2>/dev/null && \
+            dd if=/tmp/data of=/dev/xvda bs=64k conv=fsync 2>/dev/null && sha256sum </tmp/data"
+        ),
+        MINUTE,
+    )?;
+    for mut guest in guests {
+        guest.destroy()?;
+    }
+    storage.shutdown()?;
+
+    testbed.step("another driver domain has the controllers");
+    let mut storage = self::storage(testbed, &devices).vcpus(2).start()?;
+    let disks = [disk("storage", "xvda", "rw", &format!("nvme:{first}"))];
+    let mut guest = host.lean_guest("reader", other(Kind::Pvh), &disks)?;
+    let there = guest.ok(
+        &format!("head -c {} /dev/xvda | sha256sum", MIB << 20),
+        MINUTE,
+    )?;
+    ensure!(there == sum, "what was written is not there any more");
+    guest.destroy()?;
+    storage.destroy()
+}
+
+fn life(testbed: &Testbed) -> Result<()> {
+    let host = testbed.host;
+    let device = pci::NVME;
+    let mut first = storage(testbed, &[device]).start()?;
+    let target = format!("nvme:{}", short(&device));
+    let disks = [disk("storage", "xvda", "rw", &target)];
+    let mut guest = host.lean_guest("writer", Kind::Pvh, &disks)?;
+    testbed.step("xl destroy of the driver domain in mid-write");
+    guest.start(&records::write("xvda"))?;
+    records::wait_for(&guest, RECORDS, MINUTE)?;
+    first.destroy()?;
+    guest.destroy()?;
+    let flushed = records::flushed(&guest)?;
+    let mut second = storage(testbed, &[device]).start()?;
+    let mut guest = host.lean_guest("reader", Kind::Pv, &disks)?;
+    let there = guest.ok(&records::sum_of("/dev/xvda", flushed), MINUTE)?;
+    ensure!(
+        there == records::expected(flushed),
+        "{flushed} records were flushed, and not all of them are there"
+    );
+    in_file(testbed, &device, flushed)?;
+    guest.destroy()?;
+    comes_and_goes(testbed, &second, &device, &disks)?;
+    second.shutdown()
+}
+
+/// Makes sure that the records are where QEMU has the data.
+fn in_file(testbed: &Testbed, device: &PciDevice, count: u32) -> Result<()> {
+    let files = device.files(&testbed.host.instance().dir);
+    let mut bytes = vec![0; 10];
+    File::open(&files[0])?.read_exact(&mut bytes)?;
+    ensure!(
+        count > 0 && bytes == *b"record 0\nr",
+        "the file holds {bytes:?}"
+    );
+    Ok(())
+}
+
+/// The controller is detached and attached again.
+fn comes_and_goes(
+    testbed: &Testbed,
+    storage: &Running,
+    device: &PciDevice,
+    disks: &[String],
+) -> Result<()> {
+    let host = testbed.host;
+    testbed.step("xl pci-detach and pci-attach");
+    let start = storage.console_length();
+    host.ok(&format!("xl pci-detach storage {device}"))?;
+    let name = short(device);
+    storage.wait_console_from(start, &format!("function {name}: detached"), MINUTE)?;
+    host.ok(&format!("xl pci-attach storage {device}"))?;
+    storage.wait_console_from(start, &started(device), MINUTE)?;
+    let mut guest: Guest = host.lean_guest("after", Kind::Pvh, disks)?;
+    write_verify::verify(&guest, "xvda", MIB)?;
+    guest.destroy()
+}

@@ -8,6 +8,12 @@
 //! that are the same each time, and so would be the fault.
 
 use crate::host::{KnownDomain, Output};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// A guest that prints nothing for so long in its boot has stopped: its kernel and its init are through in
+/// seconds, and a task of the kernel's that waits says so before.
+const SILENT: Duration = Duration::from_secs(60);
 
 /// Signals by which a program ends of its own error: ILL, TRAP, ABRT, BUS, FPE, SEGV.
 const FATAL_SIGNALS: &[i32] = &[4, 5, 6, 7, 8, 11];
@@ -141,6 +147,51 @@ pub fn in_dump(guest: &str, console: &str) -> Option<String> {
     None
 }
 
+/// Judges a guest that fell silent in its boot by the directories of its disks in xenstore. If it has connected
+/// none of them, it has met a stock kernel, Xen and the emulation, and nothing of ours. An empty listing shows
+/// nothing: the xenstored that did not give it may be what the guest waits for.
+pub fn in_boot(guest: &str, silence: Duration, disks: &str) -> Option<String> {
+    const INITIALISING: &str = "\"1\"";
+    let states: Vec<&str> = disks
+        .lines()
+        .filter_map(|line| line.split_once(" = "))
+        .filter(|(path, _)| path.ends_with("/state"))
+        .map(|(_, state)| state.trim())
+        .collect();
+    let met_nobody = !states.is_empty() && states.iter().all(|&state| state == INITIALISING);
+    (silence >= SILENT && met_nobody).then(|| {
+        let seconds = silence.as_secs();
+        format!(
+            "stock guest {guest} fell silent in its boot {seconds} s ago, before it connected a disk"
+        )
+    })
+}
+
+/// Searches a stock guest's console for an overflow of the stack on which Linux enters from user mode. It holds
+/// one entry, which runs with interrupts off: to overflow, it was interrupted nevertheless.
+fn in_console(guest: &str, console: &str) -> Option<String> {
+    let line = console
+        .lines()
+        .find(|line| line.contains("BUG: ENTRY_TRAMPOLINE stack guard page was hit"))?;
+    Some(format!("stock guest {guest}: {}", line.trim()))
+}
+
+/// Reads the consoles of one scenario's domains, which are kept by the names of their logs.
+pub fn in_consoles(consoles: &BTreeMap<String, String>, domains: &[KnownDomain]) -> Vec<String> {
+    let stock = |name: &str| {
+        domains
+            .iter()
+            .any(|known| known.linux && known.name == name)
+    };
+    consoles
+        .iter()
+        .filter_map(|(log, console)| {
+            let name = log.strip_prefix("console-")?.strip_suffix(".log")?;
+            in_console(name, console).filter(|_| stock(name))
+        })
+        .collect()
+}
+
 /// Returns a domain's instruction pointer and flags from Xen's dump of its state after its triple fault.
 fn registers(lines: &[&str], id: u32) -> Option<String> {
     let context = format!("(d{id}v");
@@ -265,6 +316,48 @@ mod tests {
         assert!(fault.starts_with(place), "{fault}");
         assert_eq!(in_dump("guest", &dump("00000246")), None);
         assert_eq!(in_dump("guest", "@@ready"), None);
+    }
+
+    #[test]
+    fn a_guest_that_is_silent_before_it_connects_a_disk_has_met_nothing_of_ours() {
+        let disks = |state: &str| {
+            format!(
+                "/local/domain/7/device/vbd/51712/state = \"1\"\n\
+                 /local/domain/7/device/vbd/51728/backend-id = \"8\"\n\
+                 /local/domain/7/device/vbd/51728/state = \"{state}\"\n"
+            )
+        };
+        let long = SILENT * 2;
+        let fault = in_boot("guest", long, &disks("1")).unwrap();
+        assert!(fault.starts_with("stock guest guest fell silent in its boot 120 s ago"));
+        assert_eq!(
+            in_boot("guest", SILENT / 2, &disks("1")),
+            None,
+            "it still boots"
+        );
+        for state in ["3", "4", "5", "6"] {
+            assert_eq!(in_boot("guest", long, &disks(state)), None, "state {state}");
+        }
+        let silent_xenstored = "timeout: no answer\n";
+        assert_eq!(in_boot("guest", long, silent_xenstored), None);
+    }
+
+    #[test]
+    fn an_entry_stack_of_a_stock_guest_that_overflows_is_the_emulators() {
+        let line = "[   61.2] BUG: ENTRY_TRAMPOLINE stack guard page was hit at (____ptrval____)\n";
+        let consoles =
+            ["guest", "storage"].map(|name| (format!("console-{name}.log"), line.to_owned()));
+        let found = in_consoles(&consoles.into(), &domains());
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].starts_with("stock guest guest: [   61.2] BUG: ENTRY_TRAMPOLINE"));
+        let task = [(
+            "console-guest.log".to_owned(),
+            line.replace("ENTRY_TRAMPOLINE", "TASK"),
+        )];
+        assert!(
+            in_consoles(&task.into(), &domains()).is_empty(),
+            "a kernel's own recursion"
+        );
     }
 
     #[test]

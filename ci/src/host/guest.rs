@@ -1,8 +1,9 @@
 //! A stock Debian guest, and running commands in it through its console.
 
 use super::domain::Domain;
+use super::guest_diagnosis::{self, Stage};
 use super::pci::PciDevice;
-use super::{Host, Output, guest_diagnosis};
+use super::{Host, Output};
 use crate::config::{Config, Kind};
 use anyhow::{Context, Result, bail};
 use base64::prelude::{BASE64_STANDARD, Engine};
@@ -87,13 +88,19 @@ impl<'h> Guest<'h> {
         Self::wait_within(domain, BOOT)
     }
 
-    /// A guest that was just created and that has much to do before it takes commands.
+    /// A guest that was just created and that has much to do before it takes commands. One that is late is
+    /// examined, which it may not survive.
     pub fn wait_within(domain: Domain<'h>, limit: Duration) -> Result<Self> {
-        domain.wait_console("@@ready", limit)?;
-        Ok(Self {
+        let guest = Self {
             domain,
             next: AtomicU32::new(0),
-        })
+        };
+        let deadline = Instant::now() + limit;
+        let ready = guest.wait_console("@@ready", limit);
+        if ready.is_err() && Instant::now() > deadline {
+            guest.diagnose(Stage::Boot);
+        }
+        ready.map(|()| guest)
     }
 
     /// Runs a shell command; an error means that it could not be run or did not end in time.
@@ -151,15 +158,16 @@ impl<'h> Guest<'h> {
             return Ok(output);
         }
         let end = crate::process::tail(&self.console(), 8);
-        self.diagnose();
+        self.diagnose(Stage::Ready);
         bail!("no answer within {limit:?}; the end of its console:\n{end}")
     }
 
-    fn diagnose(&self) {
+    fn diagnose(&self, stage: Stage) {
         if self.host.seen().diagnosis.is_some() {
             return;
         }
-        let guest_diagnosis::Finding { fault, report } = guest_diagnosis::diagnose(self.host, self);
+        let guest_diagnosis::Finding { fault, report } =
+            guest_diagnosis::diagnose(self.host, self, stage);
         let mut seen = self.host.seen();
         seen.emulator_faults.extend(fault);
         seen.diagnosis = Some(format!("{} did not answer\n{report}", self.name));

@@ -5,6 +5,7 @@ use super::domain::Domain;
 use super::{Host, KnownDomain, length, read_from, xen_state};
 use crate::fault;
 use std::fmt::Write as _;
+use std::fs;
 use std::time::Duration;
 
 /// Time limit for dom0's part.
@@ -18,10 +19,20 @@ pub struct Finding {
     pub report: String,
 }
 
+/// How far a silent guest had come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// It has not taken a command yet.
+    Boot,
+    /// It has taken commands.
+    Ready,
+}
+
 /// Examines a guest. Its kernel lists the tasks that wait in it, and is then stopped by an NMI, for which it
 /// prints what it was doing (`Host::guest_config` enables both).
-pub fn diagnose(host: &Host, guest: &Domain) -> Finding {
+pub fn diagnose(host: &Host, guest: &Domain, stage: Stage) -> Finding {
     let mut report = String::new();
+    let silence = silence(host, guest);
     for key in ['q', 'e'] {
         let text = xen_state::debug_key(host, key).unwrap_or_else(|error| format!("{error:#}"));
         let _ = writeln!(report, "{}", xen_state::about(&text, guest.id).join("\n"));
@@ -37,7 +48,13 @@ pub fn diagnose(host: &Host, guest: &Domain) -> Finding {
         })
         .collect();
     let id = guest.id;
-    let mut ask = format!("xl list; xenstore-ls -f /local/domain/{id}/device/vbd\n");
+    let list = format!("timeout 10 xenstore-ls -f /local/domain/{id}/device/vbd");
+    let disks = match host.run(&list, LOOK) {
+        Ok(output) => output.out,
+        Err(error) => format!("dom0 does not list its disks: {error:#}\n"),
+    };
+    report += &disks;
+    let mut ask = "xl list\n".to_owned();
     for (domain, _) in &ours {
         let tty = format!("/local/domain/{}/console/tty", domain.id);
         let _ = writeln!(
@@ -61,6 +78,16 @@ pub fn diagnose(host: &Host, guest: &Domain) -> Finding {
     }
     let dump = guest.console_from(before);
     let _ = writeln!(report, "== {}:\n{dump}", guest.name);
-    let fault = fault::in_dump(&guest.name, &dump);
+    let mut fault = fault::in_dump(&guest.name, &dump);
+    if fault.is_none() && stage == Stage::Boot {
+        fault = fault::in_boot(&guest.name, silence, &disks);
+    }
     Finding { fault, report }
+}
+
+/// The time since a domain's console showed something. None, if that cannot be told.
+fn silence(host: &Host, guest: &Domain) -> Duration {
+    let shown = fs::metadata(host.console_log(&guest.name)).and_then(|file| file.modified());
+    let since = shown.ok().and_then(|time| time.elapsed().ok());
+    since.unwrap_or_default()
 }

@@ -182,6 +182,9 @@ impl<'a> Runner<'a> {
         let logs = marks.keep(host, &dir);
         let mut verdict = fault::in_logs(&logs.xen, &logs.dom0, &host.domains());
         verdict.emulator.extend(host.take_emulator_faults());
+        verdict
+            .emulator
+            .extend(fault::in_consoles(&logs.consoles, &host.domains()));
         verdict.own.extend(host.crashes());
         if result.is_ok() && !verdict.own.is_empty() {
             result = Err(anyhow!("one of our own domains crashed"));

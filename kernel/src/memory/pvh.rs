@@ -40,8 +40,10 @@ pub unsafe fn forbid_execution() -> bool {
 pub unsafe fn protect_image() {
     let image = image_parts();
     // SAFETY: no other code writes the tables; entries change to ones that still let everything
-    // running go on.
+    // running go on. Only the tables are written while write protection is lifted: the first of these entries forbid
+    // that, wherever the tables are.
     unsafe {
+        let protection = cpu::lift_write_protection();
         let (large, small) = (&raw mut boot_pd, &raw mut boot_pts);
         for page in 0..4 * 512 {
             let start = page as u64 * page_table::LARGE_PAGE;
@@ -56,6 +58,7 @@ pub unsafe fn protect_image() {
             };
         }
         flush();
+        cpu::restore_write_protection(protection);
     }
 }
 

@@ -20,6 +20,7 @@ mod requests;
 mod ring;
 pub mod seeds;
 mod target;
+mod virtio;
 mod volumes;
 mod xenstore;
 
@@ -33,6 +34,7 @@ pub use operator::operator;
 pub use requests::requests;
 pub use ring::ring;
 pub use target::target;
+pub use virtio::virtio;
 pub use volumes::volumes;
 pub use xenstore::xenstore;
 
@@ -46,7 +48,7 @@ pub fn life(script: &[u8]) {
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 14] = [
+pub const TARGETS: [Target; 15] = [
     ("requests", requests),
     ("ring", ring),
     ("xenstore", xenstore),
@@ -61,4 +63,5 @@ pub const TARGETS: [Target; 14] = [
     ("blkfront", blkfront),
     ("nvme", nvme),
     ("nbd", nbd),
+    ("virtio", virtio),
 ];

@@ -146,3 +146,8 @@ fn every_target_has_its_folder_and_its_program() {
         assert!(text.contains(&format!("bulkhead_fuzz::{name}(bytes)")));
     }
 }
+
+#[test]
+fn virtio() {
+    smoke("virtio", 60);
+}

@@ -3,7 +3,6 @@
 use bulkhead_dma_testing::{Buffer, read, write};
 use bulkhead_images::{IoError, Sector};
 use bulkhead_virtio_testing::{Config, Fate, World};
-use std::cell::Cell;
 use std::time::Duration;
 use virtio_spec::DeviceStatus;
 use virtio_spec::blk::F;
@@ -121,12 +120,7 @@ fn a_device_is_stopped_when_the_domain_ends() {
     world.fake.decide(|_| Fate::Held);
     disk.ask(1, read(0), &buffer.whole(512));
     world.run();
-    let time = Cell::new(0);
-    let now = || {
-        time.set(time.get() + 1000);
-        bulkhead_xen::Instant(time.get())
-    };
-    let stopped = world.stops.stop_all(now, Duration::from_millis(10));
+    let stopped = world.stop_devices(false);
     assert_eq!((stopped.stopped, stopped.running), (1, 0));
     assert!(world.fake.state().is_empty());
     // It is not started again.

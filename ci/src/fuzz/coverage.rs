@@ -23,7 +23,7 @@ const EDGES: [&str; 4] = [
 const COMPARISONS: [&str; 1] = ["-Cllvm-args=-sanitizer-coverage-trace-compares"];
 
 /// The crates that read what others wrote: they are to meet the values that they compare with.
-const PARSERS: [&str; 12] = [
+const PARSERS: [&str; 13] = [
     "bulkhead_blkback",
     "bulkhead_blkfront",
     "bulkhead_grant",
@@ -32,6 +32,7 @@ const PARSERS: [&str; 12] = [
     "bulkhead_nvme",
     "bulkhead_ring",
     "bulkhead_stream",
+    "bulkhead_virtio",
     "bulkhead_volumes",
     "bulkhead_xen",
     "bulkhead_xenbus",

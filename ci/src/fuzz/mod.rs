@@ -32,12 +32,13 @@ const PROFILE: &str = "fuzz";
 
 /// Shares of the time for some targets; the others get 1. These drive whole machines, where an input
 /// takes longest and has most to find.
-const SHARES: [(&str, u32); 5] = [
+const SHARES: [(&str, u32); 6] = [
     ("backend", 6),
     ("life", 4),
     ("blkfront", 2),
     ("nbd", 2),
     ("nvme", 2),
+    ("virtio", 2),
 ];
 
 /// An input that takes longer hangs, in seconds. One that takes a second is slow.

@@ -15,13 +15,23 @@ use bulkhead_executor::{Executor, Handle, VcpuSpawner};
 use bulkhead_images::target::Target;
 use bulkhead_images::{Access, BlockDevice, Owner, Store};
 use bulkhead_volumes::DiskStore;
-use bulkhead_xen::{DmaMemory, DomId, Instant, VcpuId};
+use bulkhead_xen::{DeviceStops, DmaMemory, DomId, Instant, Stopped, VcpuId};
 use bulkhead_xen_sim::{DomainConfig, DomainKind, Sim, SimDomain, SimVcpu};
 use std::cell::{Cell, OnceCell, RefCell};
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+
+thread_local! {
+    /// Those of this thread's machines, of which there is one at a time. They stay, as a domain's do.
+    static STOPS: &'static DeviceStops = Box::leak(Box::default());
+}
+
+/// Returns the devices that are stopped when the domain of this thread's machine ends.
+pub fn stops() -> &'static DeviceStops {
+    STOPS.with(|stops| *stops)
+}
 
 /// A machine with a PV domain of two vCPUs.
 pub struct Machine {
@@ -102,6 +112,19 @@ impl Machine {
             }
         }
         panic!("the machine does not come to rest");
+    }
+
+    /// Stops the devices as the end of the domain does, while the rest of the machine works or stands still.
+    pub fn stop_devices(&self, works: bool) -> Stopped {
+        let looks = Cell::new(0);
+        let now = || {
+            looks.set(looks.get() + 1);
+            if works && let Some(step) = self.device.get() {
+                step();
+            }
+            self.sim.now() + Duration::from_millis(looks.get())
+        };
+        stops().stop_all(now, Duration::from_secs(2))
     }
 
     /// Lets time pass.

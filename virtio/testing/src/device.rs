@@ -375,7 +375,7 @@ impl Device {
         let data = parts[1..parts.len() - 1].to_vec();
         if self.config.forged.is_empty() {
             assert!(
-                data.len() <= self.config.segments as usize,
+                data.len() <= self.config.segments.max(1) as usize,
                 "{}",
                 data.len()
             );

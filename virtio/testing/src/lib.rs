@@ -18,6 +18,11 @@ pub use device::{Config, Fate, Seen};
 pub use function::{NAME, function};
 pub use world::World;
 
+/// The features that a device may offer.
+pub use virtio_spec::blk::F;
+/// The types of requests.
+pub use virtio_spec::blk::T;
+
 use bulkhead_xen_sim::Sim;
 use bulkhead_xen_sim::pci::SimFunction;
 use device::Device;

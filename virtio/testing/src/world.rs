@@ -1,13 +1,12 @@
 //! A PV domain that pciback has given a device, its driver, and a guest's disks on it.
 
 use crate::{Config, FakeDevice};
-use bulkhead_dma_testing::{Disk, Machine};
+use bulkhead_dma_testing::{Disk, Machine, stops};
 use bulkhead_grant::TableOnDemand;
 use bulkhead_images::{BlockDevice, Store};
 use bulkhead_pci::{Frontend, Options};
 use bulkhead_virtio::{Devices, VirtioDriver, virtio_store};
 use bulkhead_volumes::DiskStore;
-use bulkhead_xen::DeviceStops;
 use bulkhead_xen_sim::SimVcpu;
 use std::ops::Deref;
 use std::rc::Rc;
@@ -23,8 +22,6 @@ pub struct World {
     pub devices: Rc<Devices<SimVcpu>>,
     /// Its store.
     pub store: Rc<DiskStore>,
-    /// What is stopped when the domain ends.
-    pub stops: &'static DeviceStops,
 }
 
 impl Deref for World {
@@ -39,9 +36,8 @@ impl World {
     /// A machine whose domain was given the device, and whose driver has had some time to start it.
     pub fn new(config: Config) -> World {
         let machine = Machine::new();
-        let stops: &'static DeviceStops = Box::leak(Box::default());
         let (handle, domain) = (machine.handle(), &machine.domain);
-        let devices = Devices::new(handle.clone(), machine.vcpus(), machine.memory(), stops);
+        let devices = Devices::new(handle.clone(), machine.vcpus(), machine.memory(), stops());
         let store = machine.xenstore();
         let grants = TableOnDemand::new(domain.hypervisor());
         let memory = Arc::new(domain.hypervisor());
@@ -61,7 +57,6 @@ impl World {
             store: Rc::new(virtio_store(devices.clone())),
             fake,
             devices,
-            stops,
             machine,
         };
         world.wait(Duration::from_millis(100));

@@ -7,6 +7,7 @@ use bulkhead_blkback_testkit::{
 use bulkhead_ring::blkif::{Discard, Operation, Request, Sector, Status, TransferKind};
 use bulkhead_xen_sim::xenstore::toolstack::Disk;
 
+/// Discards sectors, and returns the status of the answer.
 pub fn discard(disk: &mut Frontend<'_>, sector: u64, count: u64, secure: bool) -> Status {
     let id = disk.link().new_id();
     let discard = Discard {

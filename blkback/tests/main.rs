@@ -48,5 +48,6 @@ mod stopping;
 mod stores;
 mod toolstack;
 mod unserved;
+mod virtio;
 mod volumes;
 mod waiting_store;

@@ -45,6 +45,7 @@ mod script;
 mod setup;
 mod several;
 mod spy;
+mod virtio;
 mod watchdog;
 
 pub use allocator::{allocations, bytes_in_use, forget_most_bytes, in_driver_domain, refusing};
@@ -63,6 +64,7 @@ pub use random::Random;
 pub use script::{Script, play};
 pub use setup::{IMAGE_SIZE, PATHS, SECTORS, Setup};
 pub use spy::Meanwhile;
+pub use virtio::Virtio;
 
 use bulkhead_blkback::Backend;
 use bulkhead_blkback::engine::DataPath;
@@ -73,6 +75,7 @@ use bulkhead_grant::{Region, TableOnDemand};
 use bulkhead_images::{Catalog, ImageMemory, Stores};
 use bulkhead_nbd::nbd_store;
 use bulkhead_nvme::nvme_store;
+use bulkhead_virtio::virtio_store;
 use bulkhead_xen::abi::xs_wire::ERROR_RING_INDEX;
 use bulkhead_xen::{DomId, Hypervisor, Instant};
 use bulkhead_xen_sim::xenstore::toolstack::{self, Vbd};
@@ -112,6 +115,8 @@ pub struct World {
     pub nvme: Option<Nvme>,
     /// The NBD server, if there is one.
     pub nbd: Option<Nbd>,
+    /// The driver domain's virtio-blk device, if it has one.
+    pub virtio: Option<Virtio>,
     /// The ramdisk's address and length.
     ramdisk: (NonNull<u8>, usize),
 }
@@ -195,6 +200,12 @@ impl World {
         if let Some(nbd) = &nbd {
             stores.register(Box::new(nbd_store(nbd.exports.clone())));
         }
+        let virtio = setup
+            .virtio
+            .map(|config| Virtio::new(&sim, &storage, &executors, &store, config));
+        if let Some(virtio) = &virtio {
+            stores.register(Box::new(virtio_store(virtio.devices.clone())));
+        }
         if let Some(layer) = setup.layer {
             stores = stores.behind(layer);
         }
@@ -242,9 +253,10 @@ impl World {
             frontends,
             nvme,
             nbd,
+            virtio,
             ramdisk: (ramdisk, archive.len()),
         };
-        match world.nvme.is_some() {
+        match world.nvme.is_some() || world.virtio.is_some() {
             // It starts when the driver has looked at it a few times.
             true => world.wait(Duration::from_millis(50)),
             false => _ = world.run(),
@@ -279,6 +291,7 @@ impl World {
         let mut moved = self.executors.step();
         moved |= self.nvme.as_ref().is_some_and(|nvme| nvme.fake.step());
         moved |= self.nbd.as_ref().is_some_and(|nbd| nbd.server.step());
+        moved |= self.virtio.as_ref().is_some_and(|one| one.fake.step());
         for lower in &*self.lower.borrow() {
             moved |= lower.step();
         }

@@ -34,6 +34,8 @@ pub struct Setup {
     pub controller: Option<(FunctionConfig, Config)>,
     /// An NBD server is there (`nbd:10.0.0.2`).
     pub server: Option<bulkhead_nbd_testing::Config>,
+    /// The PV driver domain has a virtio-blk device (`virtio:04:00.0`).
+    pub virtio: Option<bulkhead_virtio_testing::Config>,
     /// The start of the damage to the ramdisk: bytes from here on are overwritten.
     pub damage: Option<usize>,
 }
@@ -60,6 +62,7 @@ impl Default for Setup {
             own_disks: false,
             controller: None,
             server: None,
+            virtio: None,
             damage: None,
         }
     }

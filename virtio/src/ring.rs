@@ -264,6 +264,7 @@ fn is_past(event: u16, before: u16, now: u16) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bulkhead_xen_sim::{DomainConfig, DomainKind, Sim};
 
     #[test]
     fn the_parts_of_a_queue_lie_apart_and_aligned() {
@@ -287,6 +288,40 @@ mod tests {
         assert!(!is_past(0xfffe, 0xffff, 0));
         assert!(!is_past(5, 6, 9));
         assert!(is_past(8, 6, 9));
+    }
+
+    /// The device uses a chain.
+    fn used(ring: &Ring, index: u16, head: u32) {
+        let entry = ring.word(ring.layout.used + 1 + usize::from(index - 1));
+        entry.store(u64::from(head), Ordering::Relaxed);
+        let index = u64::from(index) << 48;
+        ring.word(ring.layout.used).store(index, Ordering::Release);
+    }
+
+    #[test]
+    fn what_is_used_before_the_interrupt_is_armed_is_not_slept_over() {
+        let sim = Sim::new();
+        let domain = sim.add_domain_with(DomainConfig {
+            kind: DomainKind::Pv,
+            ..DomainConfig::default()
+        });
+        for event_index in [true, false] {
+            let mut ring = Ring::new(&domain.hypervisor()).expect("memory");
+            ring.reset(4, event_index);
+            ring.push(2);
+            ring.push(3);
+            ring.publish();
+            used(&ring, 1, 2);
+            assert!(ring.arm(), "it is there already");
+            let chain = |head| Used::Chain { head, written: 0 };
+            assert_eq!((ring.take(), ring.take()), (chain(2), Used::Nothing));
+            // Between that look and the next line.
+            used(&ring, 2, 3);
+            assert!(ring.arm());
+            assert_eq!((ring.take(), ring.take()), (chain(3), Used::Nothing));
+            assert!(!ring.arm());
+            ring.released();
+        }
     }
 
     #[test]

@@ -95,6 +95,29 @@ fn a_batch_is_one_notification_and_at_most_one_interrupt() {
 }
 
 #[test]
+fn a_device_that_is_at_work_is_not_notified_again() {
+    let world = World::new(Config::default());
+    let mut disk = world.open("virtio:04:00.0");
+    let buffer = Buffer::new(&world, 4);
+    let before = world.fake.signals().0;
+    // It does not look before all are there.
+    for tag in 0..4 {
+        disk.ask(tag, read(0), &[buffer.segment(tag, 0, 512)]);
+    }
+    assert_eq!(world.fake.signals().0 - before, 1);
+    world.run();
+    assert_eq!(disk.collect(), 4);
+    // It has looked: it wants to be notified of the next one.
+    disk.ask(4, read(0), &[buffer.segment(0, 0, 512)]);
+    assert_eq!(world.fake.signals().0 - before, 2);
+    world.run();
+    assert_eq!(disk.collect(), 1);
+    disk.done.clear();
+    drop((disk, buffer));
+    world.end();
+}
+
+#[test]
 fn each_vcpu_has_a_queue_of_its_own() {
     for (queues, used) in [(4, [0, 1]), (1, [0, 0])] {
         let world = World::new(Config {

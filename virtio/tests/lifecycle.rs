@@ -129,3 +129,23 @@ fn a_device_is_stopped_when_the_domain_ends() {
     disk.collect();
     drop((disk, buffer));
 }
+
+#[test]
+fn a_device_that_may_still_be_at_work_is_told_again_when_the_domain_ends() {
+    let world = World::new(Config::default());
+    world.fake.never_reset(true);
+    // Not even pciback takes its access to memory away.
+    let id = world.domain.id();
+    world
+        .sim
+        .pciback(id, |faults| faults.errors.extend([-5; 8]));
+    let devices = world.devices.clone();
+    let closed = world.within(
+        Duration::from_secs(60),
+        async move { devices.close().await },
+    );
+    assert_eq!(closed, Some(()));
+    let stopped = world.stop_devices(false);
+    assert_eq!((stopped.stopped, stopped.running), (0, 1));
+    world.fake.never_reset(false);
+}

@@ -1,15 +1,13 @@
 //! A PV domain with a controller, its executors, and a guest's disks on it.
 
-pub use bulkhead_dma_testing::{Buffer, Disk, Wakes, discard, pattern, read, write};
+pub use bulkhead_dma_testing::{Buffer, Disk, Wakes, discard, pattern, read, stops, write};
 
 use crate::{Config, FakeController};
 use bulkhead_dma_testing::Machine;
 use bulkhead_images::{BlockDevice, Store};
 use bulkhead_nvme::{Controllers, nvme_store};
 use bulkhead_volumes::DiskStore;
-use bulkhead_xen::{DeviceStops, Stopped};
 use bulkhead_xen_sim::SimVcpu;
-use std::cell::Cell;
 use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -17,16 +15,6 @@ use std::time::Duration;
 
 /// The name of the controller's PCI function.
 pub const NAME: &str = "0000:03:00.0";
-
-thread_local! {
-    /// Those of this thread's machines, of which there is one at a time. They stay, as a domain's do.
-    static STOPS: &'static DeviceStops = Box::leak(Box::default());
-}
-
-/// Returns the devices that are stopped when the domain of this thread's machine ends.
-pub fn stops() -> &'static DeviceStops {
-    STOPS.with(|stops| *stops)
-}
 
 /// A machine with a PV domain of two vCPUs that was given a controller.
 pub struct World {
@@ -70,19 +58,6 @@ impl World {
         world.controllers.add(world.fake.function(NAME));
         world.wait(Duration::from_millis(100));
         world
-    }
-
-    /// Stops the devices as the end of the domain does, with the controller at work or not.
-    pub fn stop_devices(&self, device: bool) -> Stopped {
-        let looks = Cell::new(0);
-        let now = || {
-            looks.set(looks.get() + 1);
-            if device {
-                self.fake.step();
-            }
-            self.sim.now() + Duration::from_millis(looks.get())
-        };
-        stops().stop_all(now, Duration::from_secs(2))
     }
 
     /// Opens a target, to be written to.

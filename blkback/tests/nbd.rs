@@ -110,6 +110,29 @@ fn a_guest_with_an_export_that_is_not_there_is_told_which_there_are() {
 }
 
 #[test]
+fn names_of_any_length_leave_room_for_the_reason() {
+    let odd: Vec<_> = (0..40)
+        .map(|number| FakeExport::new(&format!("{number}{}", "\u{1b}".repeat(4000)), SIZE))
+        .collect();
+    let world = World::with(Setup {
+        server: Some(Config {
+            exports: odd,
+            ..Config::default()
+        }),
+        ..Setup::default()
+    });
+    let guest = Guest::new(&world);
+    let target = format!("nbd:10.0.0.2/{}", "%C3%A9".repeat(160));
+    let disk = guest.attach("xvda", &target);
+    let problem = disk.problem().expect("the error node says why");
+    let said = problem.contains("no export '") && problem.ends_with(" more");
+    assert!(said && problem.len() < 2048, "{problem}");
+    world.wait_for_removal();
+    toolstack::finish_detach(&mut world.sim.store(), &disk.vbd);
+    end(&world);
+}
+
+#[test]
 fn guests_wait_for_a_server_that_is_gone_and_others_do_not() {
     for (path, persistent) in PATHS {
         let world = World::with(setup(Setup::on_path(path)));

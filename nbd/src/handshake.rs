@@ -323,7 +323,7 @@ fn info(
             };
         }
         INFO_EXPORT | INFO_BLOCK_SIZE => return Err(LENGTH),
-        INFO_NAME => *name = Some(shown(&String::from_utf8_lossy(value))),
+        INFO_NAME => *name = Some(String::from_utf8_lossy(value).into_owned()),
         _ => {}
     }
     Ok(())

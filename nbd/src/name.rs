@@ -9,8 +9,9 @@ use core::fmt::{self, Write};
 /// The port of NBD servers, if a target names none.
 const PORT: u16 = 10809;
 
-/// The longest name of an export, by the specification.
-const LONGEST: usize = 4096;
+/// The longest name, as a target has it: messages that have it are to fit a node of xenstore's. (The specification lets
+/// servers have names of exports of up to 4096 bytes.)
+const LONGEST: usize = 1024;
 
 /// An export of a server: `HOST:PORT/EXPORT`.
 ///
@@ -39,10 +40,16 @@ impl ExportName {
     /// Reads a name. The error is a sentence for the operator.
     pub fn parse(text: &str) -> Result<ExportName, String> {
         let (server, export) = text.split_once('/').unwrap_or((text, ""));
-        Ok(ExportName {
+        let name = ExportName {
             server: Endpoint::parse(server, PORT).map_err(|error| error.to_string())?,
             export: decoded(export)?,
-        })
+        };
+        match name.to_string().len() {
+            ..=LONGEST => Ok(name),
+            len => Err(format!(
+                "the name of the export has {len} bytes as a target has it, expected at most {LONGEST}"
+            )),
+        }
     }
 
     /// Reads what follows the colon of a target: an export, and after a `#` the volume on it that is meant.
@@ -85,9 +92,6 @@ fn decoded(text: &str) -> Result<String, String> {
         };
         bytes.push(byte);
     }
-    if bytes.len() > LONGEST {
-        return Err("the name of the export is longer than 4096 bytes".to_string());
-    }
     match String::from_utf8(bytes) {
         Ok(name) if !name.contains('\0') => Ok(name),
         _ => Err(format!("'{}' is not text", shown(text))),
@@ -113,8 +117,24 @@ impl fmt::Display for ExportName {
     }
 }
 
+/// The most letters of a text in a message. What an operator is told has to fit a node of xenstore's, and says more than
+/// names.
+const MOST_SHOWN: usize = 64;
+
 /// Returns what somebody else wrote for a message: its beginning, in printable letters.
 pub(crate) fn shown(text: &str) -> String {
-    let letters = text.chars().take(127);
+    let mut room = MOST_SHOWN;
+    let fits = |letter: &char| {
+        let left = room.checked_sub(letter.escape_default().len());
+        room = left.unwrap_or(0);
+        left.is_some()
+    };
+    let letters = text.chars().take_while(fits);
     letters.flat_map(char::escape_default).collect()
+}
+
+/// Returns the name of a disk for a message: its beginning.
+pub(crate) fn abridged(name: &str) -> &str {
+    // It is ASCII: see `ExportName`.
+    name.get(..4 * MOST_SHOWN).unwrap_or(name)
 }

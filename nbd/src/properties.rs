@@ -1,5 +1,6 @@
 //! What a server says of an export.
 
+use crate::name::shown;
 use crate::wire::TransmissionFlags;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -188,7 +189,11 @@ impl Properties {
         if let (Some(name), Some(was)) = (&now.name, &self.name)
             && name != was
         {
-            return Err(format!("{another}it is called '{name}', and was '{was}'"));
+            return Err(format!(
+                "{another}it is called '{}', and was '{}'",
+                shown(name),
+                shown(was)
+            ));
         }
         if now.sector_size != self.sector_size || now.most_bytes < self.most_bytes {
             return Err(format!("{another}it takes requests of other sizes"));

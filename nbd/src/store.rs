@@ -2,7 +2,7 @@
 
 use crate::export::Device;
 use crate::exports::Exports;
-use crate::name::ExportName;
+use crate::name::{ExportName, abridged};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::rc::Rc;
@@ -24,6 +24,12 @@ pub fn nbd_store<H: Hypervisor>(exports: Rc<Exports<H>>) -> DiskStore {
 }
 
 struct ServedExports<H: Hypervisor>(Rc<Exports<H>>);
+
+impl<H: Hypervisor> ServedExports<H> {
+    fn reason(&self, name: &str, reason: &str) -> String {
+        format!("{}:{}: {reason}", self.scheme(), abridged(name))
+    }
+}
 
 impl<H: Hypervisor> Disks for ServedExports<H> {
     fn scheme(&self) -> &'static str {
@@ -60,7 +66,7 @@ impl<H: Hypervisor> Disks for ServedExports<H> {
             });
             match failed.await {
                 None => Ok(export.shown().to_string()),
-                Some(reason) => Err(format!("{}:{name}: {reason}", self.scheme())),
+                Some(reason) => Err(self.reason(name, &reason)),
             }
         })
     }
@@ -69,7 +75,7 @@ impl<H: Hypervisor> Disks for ServedExports<H> {
         let export = self.0.find(name);
         let trouble = export.and_then(|export| export.trouble());
         let trouble = trouble.unwrap_or_else(|| "the server does not answer".to_string());
-        format!("{}:{name}: {trouble}", self.scheme())
+        self.reason(name, &trouble)
     }
 
     fn pause(&self, span: Duration) -> Waiting<'_, ()> {

@@ -179,7 +179,7 @@ fn a_server_that_says_that_it_shuts_down_is_asked_again_later() {
 #[test]
 fn another_export_in_the_old_ones_place_is_refused() {
     type Change = fn(&mut FakeExport);
-    let changes: [(Change, &str); 7] = [
+    let changes: [(Change, &str); 8] = [
         (
             |it| it.bytes.truncate(1 << 19),
             "it has 1024 sectors, and had 2048",
@@ -191,6 +191,10 @@ fn another_export_in_the_old_ones_place_is_refused() {
         (
             |it| it.canonical = Some("other".into()),
             "it is called 'other', and was 'disk'",
+        ),
+        (
+            |it| it.canonical = Some("\u{1b}[2J".repeat(2000)),
+            r"it is called '\u{1b}[2J\u{1b}[2J\u{1b}[2J\u{1b}[2J\u{1b}[2J\u{1b}[2J\u{1b}[2J', and was 'disk'",
         ),
         (
             |it| it.sizes = Some([4096, 4096, 1 << 20]),

@@ -1,12 +1,11 @@
 //! The requests of one queue, from their submission to their completion, and the memory that their data is in.
 
-use crate::durability::Flushes;
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_grant::memory::{filled, room_for};
 use bulkhead_grant::{OutOfMemory, SharedMemory};
-use bulkhead_images::{IoError, Op, Tag};
+use bulkhead_images::{Flushes, IoError, Op, Tag};
 use bulkhead_xen::{Hypervisor, PAGE_SIZE};
 use core::task::Waker;
 

@@ -4,7 +4,6 @@
 use crate::backend_nodes::Properties;
 use crate::client::Client;
 use crate::counts::Counts;
-use crate::durability::Flushes;
 use crate::link::Link;
 use crate::queue::{MOST_PAGES, Queue, REQUEST_PAGES, depth_of};
 use crate::wire::Lie;
@@ -14,8 +13,8 @@ use alloc::vec::Vec;
 use bulkhead_executor::Waiters;
 use bulkhead_grant::{GrantTable, NotShared, PagePool, SharedMemory};
 use bulkhead_images::{
-    Access, BlockDevice, Claim, Claims, DiscardLimits, Geometry, InUse, OpenQueue, OpenQueueError,
-    QueueContext, Sector, SectorSize, not_opened, opened,
+    Access, BlockDevice, Claim, Claims, DiscardLimits, Flushes, Geometry, InUse, OpenQueue,
+    OpenQueueError, QueueContext, Sector, SectorSize, not_opened, opened,
 };
 use bulkhead_xen::{DomId, Hypervisor};
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};

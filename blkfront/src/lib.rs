@@ -30,7 +30,6 @@ mod client;
 mod connection;
 mod counts;
 mod device;
-mod durability;
 mod free_pages;
 mod frontends;
 mod lifecycle;

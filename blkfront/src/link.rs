@@ -7,12 +7,11 @@
 
 use crate::client::{Client, Entry};
 use crate::counts::Counts;
-use crate::durability::Flushes;
 use crate::wire::{Lie, OWN, Wire};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_grant::{NotShared, SharedMemory};
-use bulkhead_images::{IoError, Op, Submitted, Tag};
+use bulkhead_images::{Flushes, IoError, Op, Submitted, Tag};
 use bulkhead_xen::{DomId, Hypervisor};
 
 /// A ring, connected or not, with the queues that use it.

@@ -58,6 +58,7 @@ mod device;
 mod discard;
 mod discard_map;
 mod extent;
+mod flushes;
 #[allow(unsafe_code, reason = "the one place that touches guests' memory")]
 pub mod guest_memory;
 mod io;
@@ -85,6 +86,7 @@ pub use catalog::{Catalog, NotFound, OpenError};
 pub use claim::{Access, Claim, Claims, InUse};
 pub use device::{BlockDevice, DiscardLimits, Geometry, SectorSize};
 pub use discard::DiscardMode;
+pub use flushes::Flushes;
 pub use io::{Io, IoError, Op, Sector, Submitted, Tag};
 pub use layers::mapping::{
     ExtentError, ExtentMap, Leg, MappedDevice, MappingError, WeakMappedDevice,

@@ -1,8 +1,9 @@
-//! Writes that a backend has acknowledged and that are not durable yet.
+//! Writes that a store has acknowledged and that are not durable yet.
 //!
-//! A backend may keep such writes in a cache until it is asked to flush. If its domain lives on, the cache does too,
-//! whatever becomes of the connection: Linux's xen-blkback does not flush when it closes, and the next instance of it
-//! finds the same device. If another domain takes its place, the writes may be lost. The log says so.
+//! A backend, or a server, may keep such writes in a cache until it is asked to flush. If its domain lives on, the cache
+//! does too, whatever becomes of the connection: Linux's xen-blkback does not flush when it closes, and the next instance
+//! of it finds the same device. If another domain takes its place, or a server is started anew, the writes may be lost.
+//! The log says so.
 //!
 //! A flush does not fail for that. Linux's blkfront takes the failure of a flush to mean that the disk cannot be
 //! flushed: it reports success, and never flushes again.
@@ -10,7 +11,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// Counts the flushes of a disk, of all of its queues together.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Flushes {
     begun: AtomicU64,
     /// The latest flush that has succeeded.

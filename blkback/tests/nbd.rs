@@ -177,6 +177,40 @@ fn guests_wait_for_a_server_that_is_gone_and_others_do_not() {
 }
 
 #[test]
+fn what_a_server_that_was_started_anew_may_have_lost_is_told() {
+    let text = "what guests wrote and did not flush may be lost if the server was started anew";
+    for (flushed_since, told) in [(true, false), (false, true)] {
+        let world = World::with(setup(Setup::default()));
+        let guest = Guest::new(&world);
+        let mut disk = guest.attach("xvda", "nbd:10.0.0.2/alice").connected();
+        let server = &nbd(&world).server;
+        disk.write(8, &[7; 4096]);
+        disk.flush();
+        if !flushed_since {
+            disk.write(8, &[8; 4096]);
+        }
+        server.drop_all(Ended::Reset);
+        world.run();
+        assert_eq!(server.connections(), (2, 1));
+        let journal = || {
+            world
+                .journal()
+                .iter()
+                .filter(|line| line.contains(text))
+                .count()
+        };
+        assert_eq!(journal(), usize::from(told));
+        // It is told once; a flush does not fail for it.
+        disk.flush();
+        server.drop_all(Ended::Reset);
+        world.run();
+        assert_eq!(journal(), usize::from(told));
+        disk.detach();
+        end(&world);
+    }
+}
+
+#[test]
 fn random_reads_and_writes_verify_while_connections_drop() {
     for (several, structured) in [(false, true), (true, false)] {
         let export = FakeExport {

@@ -7,10 +7,12 @@ use crate::entry::{Entry, Place, Work};
 use crate::fault::Fault;
 use crate::receiver::Receiver;
 use crate::sender::Sender;
+use crate::wire::CommandKind;
 use alloc::collections::VecDeque;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_grant::OutOfMemory;
-use bulkhead_images::{IoError, IoSegment, Submitted, Tag};
+use bulkhead_images::{Flushes, IoError, IoSegment, Submitted, Tag};
 use bulkhead_stream::Stream;
 use core::task::{Context, Poll};
 
@@ -70,6 +72,9 @@ pub struct Board {
     orders: u64,
     /// The requests that the server has, at least in part.
     outstanding: usize,
+    /// The flushes of the export, and the last one that had begun when a write was acknowledged last.
+    flushes: Arc<Flushes>,
+    written: Option<u64>,
     /// The bytes that were ever moved.
     moved: u64,
     /// The replies that ever came, those to requests that failed, and the commands that were sent.
@@ -78,8 +83,9 @@ pub struct Board {
     sent: u64,
 }
 
-impl Default for Board {
-    fn default() -> Board {
+impl Board {
+    /// Returns a line without queues and without a connection.
+    pub fn new(flushes: Arc<Flushes>) -> Board {
         Board {
             state: State::Down,
             clients: Vec::new(),
@@ -90,15 +96,15 @@ impl Default for Board {
             commands: 0,
             orders: 0,
             outstanding: 0,
+            flushes,
+            written: None,
             moved: 0,
             answers: 0,
             failed: 0,
             sent: 0,
         }
     }
-}
 
-impl Board {
     /// Adds a queue for up to `depth` requests at a time, and returns its number.
     pub fn open(&mut self, depth: usize) -> Result<u16, OutOfMemory> {
         let number = match self.clients.iter().position(Client::is_idle) {
@@ -163,8 +169,12 @@ impl Board {
         };
         self.orders += 1;
         let order = self.orders;
+        let flush = match work.kind {
+            CommandKind::Flush => self.flushes.begin(),
+            _ => 0,
+        };
         let entry = self.entry(slot);
-        entry.begin(tag, work, order);
+        entry.begin(tag, work, order, flush);
         if !entry.segments.keep(segments) {
             // The caller keeps to the capabilities.
             self.client(number).forget(slot.entry);
@@ -221,6 +231,9 @@ impl Board {
         match entry.answered() {
             Some(outcome) => {
                 self.failed += u64::from(outcome.is_err());
+                if outcome.is_ok() {
+                    self.note_done(slot);
+                }
                 self.client(slot.client).end(slot.entry, outcome);
             }
             None => {
@@ -228,6 +241,24 @@ impl Board {
                 self.unsent.push_back(slot);
             }
         }
+    }
+
+    /// Notes what a request that was done makes durable, or does not.
+    #[inline]
+    fn note_done(&mut self, slot: Slot) {
+        let entry = self.entry(slot);
+        let (work, flush) = (entry.work, entry.flush);
+        if work.kind == CommandKind::Flush {
+            self.flushes.end(flush);
+        } else if work.changes_data() {
+            self.written = Some(self.flushes.begun());
+        }
+    }
+
+    /// Returns whether a write was acknowledged that is not durable yet, and notes that it may be lost.
+    pub fn lose_unflushed(&mut self) -> bool {
+        let written = self.written.take();
+        written.is_some_and(|written| !self.flushes.cover(written))
     }
 
     /// Uses a new connection: everything that was not answered is sent.

@@ -56,6 +56,8 @@ pub struct Entry {
     pub unwanted: bool,
     /// Its place in the order of submission.
     pub order: u64,
+    /// The number of the flush, if it is one.
+    pub flush: u64,
     /// The number of its present command.
     generation: u32,
     /// The server has answered with an error before all data was sent.
@@ -82,6 +84,7 @@ impl Entry {
             place: Place::Free,
             unwanted: false,
             order: 0,
+            flush: 0,
             generation: 0,
             early: false,
             done: 0,
@@ -93,8 +96,9 @@ impl Entry {
 
     /// Begins with a request. The caller puts its segments in.
     #[inline]
-    pub fn begin(&mut self, tag: Tag, work: Work, order: u64) {
-        (self.tag, self.work, self.order) = (tag, work, order);
+    pub fn begin(&mut self, tag: Tag, work: Work, order: u64, flush: u64) {
+        (self.tag, self.work) = (tag, work);
+        (self.order, self.flush) = (order, flush);
         (self.place, self.unwanted) = (Place::Waits, false);
         (self.done, self.got) = (0, 0);
         (self.error, self.errors) = (ErrorCode::NONE, 0);

@@ -10,7 +10,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_executor::Waiters;
 use bulkhead_images::{
-    BlockDevice, Geometry, OpenQueue, OpenQueueError, QueueContext, not_opened, opened,
+    BlockDevice, Flushes, Geometry, OpenQueue, OpenQueueError, QueueContext, not_opened, opened,
 };
 use bulkhead_xen::VcpuId;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -45,10 +45,12 @@ impl Export {
     /// Returns an export that was not found yet, to be used by up to `lines` connections. `waiting` are told of every
     /// change.
     pub fn new(name: ExportName, lines: usize, waiting: Arc<Mutex<Waiters>>) -> Export {
+        let flushes = Arc::<Flushes>::default();
+        let line = |_| Line::new(flushes.clone());
         Export {
             shown: name.to_string(),
             name,
-            lines: (0..lines.max(1)).map(|_| Line::default()).collect(),
+            lines: (0..lines.max(1)).map(line).collect(),
             used: AtomicUsize::new(1),
             properties: Once::new(),
             failure: Once::new(),
@@ -105,6 +107,13 @@ impl Export {
         self.properties.call_once(|| properties);
         self.changed();
         Ok(())
+    }
+
+    /// Returns whether a write was acknowledged that is not durable yet, and notes that it may be lost.
+    pub fn lose_unflushed(&self) -> bool {
+        let lines = self.lines.iter();
+        // All of them note it.
+        lines.fold(false, |any, line| line.board().lose_unflushed() | any)
     }
 
     /// Notes why there is no connection, or that there is one. Returns whether that is new.

@@ -145,7 +145,7 @@ async fn serve_line<H: Hypervisor>(exports: &Rc<Exports<H>>, export: &Arc<Export
                 }
                 let connections = line.count_connection();
                 if export.set_trouble(None) && connections > 1 {
-                    log::info!("nbd:{}: it is connected again", export.shown());
+                    tell_of_connection(export);
                 }
                 line.board().connected(structured);
                 let before = line.board().counts();
@@ -171,6 +171,18 @@ async fn serve_line<H: Hypervisor>(exports: &Rc<Exports<H>>, export: &Arc<Export
         }
     }
     line.board().disconnected();
+}
+
+/// Tells that there is a connection again. Whether the server was gone, or the way to it, does not show.
+fn tell_of_connection(export: &Export) {
+    let shown = export.shown();
+    match export.lose_unflushed() {
+        false => log::info!("nbd:{shown}: it is connected again"),
+        true => log::warn!(
+            "nbd:{shown}: it is connected again; what guests wrote and did not flush may be lost if the server was \
+             started anew"
+        ),
+    }
 }
 
 fn note_trouble(export: &Export, reason: String) {

@@ -1,6 +1,8 @@
 //! A connection to a server, while it is there and while it is not: what its task and the queues share.
 
 use crate::board::Board;
+use alloc::sync::Arc;
+use bulkhead_images::Flushes;
 use core::ops::AddAssign;
 use core::task::Waker;
 use futures_util::task::AtomicWaker;
@@ -32,7 +34,6 @@ impl AddAssign for Counts {
 }
 
 /// A line.
-#[derive(Default)]
 pub struct Line {
     board: Mutex<Board>,
     task: AtomicWaker,
@@ -40,6 +41,15 @@ pub struct Line {
 }
 
 impl Line {
+    /// Returns a line of an export that counts its flushes there.
+    pub fn new(flushes: Arc<Flushes>) -> Line {
+        Line {
+            board: Mutex::new(Board::new(flushes)),
+            task: AtomicWaker::new(),
+            connections: Mutex::new(0),
+        }
+    }
+
     /// Returns its requests. Only a queue of another vCPU than the line's task ever waits for the lock.
     #[inline]
     pub fn board(&self) -> MutexGuard<'_, Board> {

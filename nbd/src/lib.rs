@@ -18,6 +18,10 @@
 //! was not answered; guests only see the delay, for as long as [`Settings::patience`] says. A server that comes back
 //! with another export in the old one's place is refused.
 //!
+//! The protocol has no means to take a command back. A server that is slow, and not gone, may do a write of the old
+//! connection after it was asked for it again, and answered, on the new one. So the time after which a silent server is
+//! given up is long, twice as long after each attempt, and it only counts while no byte moves.
+//!
 //! The server is trusted with the data of its exports and with nothing else. Every number that it sends is checked, all
 //! that it may make us keep is bounded, and every step of a handshake has a time. If it answers what was not asked,
 //! its export is given up: the guests that use it lose that disk, and nothing else happens to them or to others.

@@ -96,6 +96,37 @@ fn flushes_barriers_and_discards_reach_the_server() {
 }
 
 #[test]
+fn requests_larger_than_the_server_takes_are_several_commands() {
+    let export = FakeExport {
+        sizes: Some([512, 4096, 6 * 1024]),
+        ..FakeExport::new("alice", SIZE)
+    };
+    let world = World::with(Setup {
+        server: Some(Config {
+            exports: vec![export],
+            ..Config::default()
+        }),
+        ..Setup::default()
+    });
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvda", "nbd:10.0.0.2/alice").connected();
+    let data = Random::new(24).bytes(11 * 4096);
+    disk.write(3, &data);
+    assert!(disk.read(3, 88) == data);
+    let server = &nbd(&world).server;
+    assert!(server.bytes("alice")[3 * 512..][..data.len()] == data);
+    let seen = server.seen();
+    assert!(seen.iter().all(|seen| seen.len <= 6 * 1024), "{seen:?}");
+    let written = seen.iter().filter(|seen| seen.kind == 1);
+    assert_eq!(
+        written.map(|seen| seen.len as usize).sum::<usize>(),
+        data.len()
+    );
+    disk.detach();
+    end(&world);
+}
+
+#[test]
 fn a_guest_with_an_export_that_is_not_there_is_told_which_there_are() {
     let world = World::with(setup(Setup::default()));
     let guest = Guest::new(&world);

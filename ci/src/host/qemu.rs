@@ -218,11 +218,22 @@ impl Instance {
         if !status.success() {
             bail!("cannot end process {pid}");
         }
-        while self.pid().is_some() {
+        while !has_ended(pid) {
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
         Ok(())
     }
+}
+
+/// Returns whether a process has let go of everything: it is gone, or only its exit status is left. Its command line
+/// is gone before its memory is free and its files are closed, and QEMU holds a lock on its PID file until then.
+fn has_ended(pid: u32) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return true;
+    };
+    // The name, in parentheses, may contain anything.
+    let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
+    state.is_some_and(|rest| rest.starts_with(['Z', 'X']))
 }
 
 fn arguments(instance: &Instance, image: &HostImage, machine: &Machine) -> Vec<String> {
@@ -334,4 +345,25 @@ fn arguments(instance: &Instance, image: &HostImage, machine: &Machine) -> Vec<S
     }
     args.extend(["-nodefaults", "-no-reboot"].map(str::to_owned));
     args
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_has_ended_once_only_its_status_is_left() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        assert!(!has_ended(child.id()), "it runs");
+        child.kill().unwrap();
+        // Nobody has asked for its status yet.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        while !has_ended(child.id()) {
+            assert!(std::time::Instant::now() < deadline, "it does not end");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let id = child.id();
+        child.wait().unwrap();
+        assert!(has_ended(id), "it is gone");
+    }
 }

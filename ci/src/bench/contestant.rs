@@ -101,9 +101,6 @@ impl Contestant {
                 Some("Xen passes PCI devices through to no PVH domain")
             }
             (Self::Null, Store::Nvme) => Some("the null store has no device"),
-            (Self::Bulkhead(Family::Pv), Store::Nvme) => {
-                Some("Bulkhead does not serve NVMe controllers yet")
-            }
             _ => None,
         }
     }

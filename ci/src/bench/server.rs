@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::host::Host;
 use crate::host::domain::Domain;
 use crate::host::guest::Guest;
-use crate::testbed::storage::{READY, own_disk_connected};
+use crate::testbed::storage::{READY, controller_started, own_disk_connected};
 use anyhow::{Context, Result, bail, ensure};
 use std::time::Duration;
 
@@ -59,7 +59,7 @@ impl<'h> Server<'h> {
             boot,
             memory: config.memory,
         };
-        server.wait_for_own_disks(plan)?;
+        server.wait_for_own_disks(plan, contestant)?;
         // A moment to settle: what it does after its first word is no idle load.
         std::thread::sleep(Duration::from_millis(500));
         host.ok(&format!("xl pause {contestant}"))?;
@@ -67,7 +67,12 @@ impl<'h> Server<'h> {
     }
 
     /// Waits until its own disks are served, if it is given some.
-    fn wait_for_own_disks(&self, plan: &Plan) -> Result<()> {
+    fn wait_for_own_disks(&self, plan: &Plan, contestant: Contestant) -> Result<()> {
+        if let (Running::Bulkhead(domain), Some(device)) =
+            (&self.running, plan.store.device(contestant))
+        {
+            return domain.wait_console(&controller_started(&device), BOOT);
+        }
         let disks: Vec<String> = match plan.store {
             Store::Ram => return Ok(()),
             Store::Vbd => (0..plan.guests).map(own_disk).collect(),

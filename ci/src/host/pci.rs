@@ -87,6 +87,11 @@ impl PciDevice {
         Self { number, controller }
     }
 
+    /// Returns its name as targets have it: without the PCI domain.
+    pub fn short_name(&self) -> String {
+        self.to_string().trim_start_matches("0000:").to_owned()
+    }
+
     fn media(&self) -> &[Medium] {
         match &self.controller {
             Controller::Nvme(namespaces) => namespaces,

@@ -4,7 +4,7 @@ use super::operator::other;
 use crate::config::Kind;
 use crate::host::guest::Guest;
 use crate::host::pci::{self, PciDevice};
-use crate::testbed::storage::{Running, Storage, disk};
+use crate::testbed::storage::{Running, Storage, controller_started, disk};
 use crate::testbed::{MINUTE, Scenario, Testbed};
 use crate::testbed::{fio, records, write_verify};
 use anyhow::{Context, Result, ensure};
@@ -26,24 +26,28 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
+/// A partition's label.
+const LABEL: &str = "root-alice";
+
+/// What dom0 does with a whole disk.
+const ADMINISTER: &str = r#"
+modprobe xen-blkfront
+xl block-attach 0 "backend=storage,vdev=xvdz,format=raw,access=rw,target=TARGET"
+until [ -b /dev/xvdz ]; do sleep 0.1; done
+sgdisk --clear --new=1:0:+8M --change-name=1:root-alice --typecode=1:8300 /dev/xvdz
+xl block-detach 0 xvdz
+"#;
+
 /// MiB that a guest writes and compares.
 const MIB: u32 = 4;
 
 /// Records that a guest flushes before the driver domain is destroyed.
 const RECORDS: u32 = 20;
 
-/// The words in the log when a controller has started, with its name.
-fn started(device: &PciDevice) -> String {
-    format!("nvme:{}: QEMU NVMe Ctrl", short(device))
-}
-
-/// A device's name, as targets have it.
-fn short(device: &PciDevice) -> String {
-    device.to_string().trim_start_matches("0000:").to_owned()
-}
-
 fn storage<'t, 'h>(testbed: &'t Testbed<'h>, devices: &[PciDevice]) -> Storage<'t, 'h> {
-    let storage = testbed.storage(Kind::Pv).memory(32);
+    let storage = testbed
+        .storage(Kind::Pv)
+        .memory(16 + 2 * devices.len() as u32 + 2);
     devices
         .iter()
         .fold(storage, |storage, device| storage.pci(device))
@@ -54,9 +58,9 @@ fn disks(testbed: &Testbed) -> Result<()> {
     let devices = [pci::NVME, pci::TWO_NAMESPACES];
     let mut storage = storage(testbed, &devices).start()?;
     for device in &devices {
-        storage.wait_console(&started(device), MINUTE)?;
+        storage.wait_console(&controller_started(device), MINUTE)?;
     }
-    let [first, second] = devices.each_ref().map(short);
+    let [first, second] = devices.each_ref().map(PciDevice::short_name);
     let mut guests = Vec::new();
     for kind in Kind::ALL {
         let disks = match kind {
@@ -135,7 +139,7 @@ fn life(testbed: &Testbed) -> Result<()> {
     let host = testbed.host;
     let device = pci::NVME;
     let mut first = storage(testbed, &[device]).start()?;
-    let target = format!("nvme:{}", short(&device));
+    let target = format!("nvme:{}", device.short_name());
     let disks = [disk("storage", "xvda", "rw", &target)];
     let mut guest = host.lean_guest("writer", Kind::Pvh, &disks)?;
     testbed.step("xl destroy of the driver domain in mid-write");
@@ -153,8 +157,18 @@ fn life(testbed: &Testbed) -> Result<()> {
     );
     in_file(testbed, &device, flushed)?;
     guest.destroy()?;
-    comes_and_goes(testbed, &second, &device, &disks)?;
+    administered_by_dom0(testbed, &second, &target)?;
+    comes_and_goes(testbed, &second, &device, &target)?;
     second.shutdown()
+}
+
+/// dom0 makes a partition on the whole disk, as the README says.
+fn administered_by_dom0(testbed: &Testbed, storage: &Running, target: &str) -> Result<()> {
+    testbed.step("dom0 makes a partition with sgdisk");
+    testbed.host.ok(&ADMINISTER.replace("TARGET", target))?;
+    let answer = storage.ask("rescan", target)?;
+    ensure!(answer.ends_with(": 1"), "rescan answers {answer}");
+    Ok(())
 }
 
 /// Makes sure that the records are where QEMU has the data.
@@ -169,22 +183,36 @@ fn in_file(testbed: &Testbed, device: &PciDevice, count: u32) -> Result<()> {
     Ok(())
 }
 
-/// The controller is detached and attached again.
+/// The controller is detached and attached again; and detached while a guest's disk lies on it.
 fn comes_and_goes(
     testbed: &Testbed,
     storage: &Running,
     device: &PciDevice,
-    disks: &[String],
+    target: &str,
 ) -> Result<()> {
     let host = testbed.host;
+    let disks = [disk("storage", "xvda", "rw", &format!("{target}/{LABEL}"))];
     testbed.step("xl pci-detach and pci-attach");
     let start = storage.console_length();
     host.ok(&format!("xl pci-detach storage {device}"))?;
-    let name = short(device);
+    let name = device.short_name();
     storage.wait_console_from(start, &format!("function {name}: detached"), MINUTE)?;
     host.ok(&format!("xl pci-attach storage {device}"))?;
-    storage.wait_console_from(start, &started(device), MINUTE)?;
-    let mut guest: Guest = host.lean_guest("after", Kind::Pvh, disks)?;
+    storage.wait_console_from(start, &controller_started(device), MINUTE)?;
+    let mut guest: Guest = host.lean_guest("after", Kind::Pvh, &disks)?;
     write_verify::verify(&guest, "xvda", MIB)?;
-    guest.destroy()
+
+    testbed.step("xl pci-detach while a disk lies on it");
+    let start = storage.console_length();
+    // What xl says of it depends on its version.
+    host.exec(&format!("xl pci-detach storage {device}"), MINUTE)?;
+    storage.wait_console_from(start, "it is kept until they are detached", MINUTE)?;
+    let detached = format!("function {name}: detached");
+    ensure!(
+        !storage.console_from(start).contains(&detached),
+        "it was given back in use"
+    );
+    guest.destroy()?;
+    storage.wait_console_from(start, &detached, MINUTE)?;
+    Ok(())
 }

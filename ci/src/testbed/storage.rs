@@ -15,6 +15,11 @@ use std::time::{Duration, Instant};
 /// The words in a driver domain's log that say that guests may attach.
 pub const READY: &str = "ready for attach";
 
+/// The words in a driver domain's log that say that an NVMe controller of its own is served.
+pub fn controller_started(device: &PciDevice) -> String {
+    format!("nvme:{}: QEMU NVMe Ctrl", device.short_name())
+}
+
 /// The words in a driver domain's log that say that a disk of its own is served.
 pub fn own_disk_connected(name: &str) -> String {
     format!("disk {name}: connected to domain")

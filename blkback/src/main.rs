@@ -36,6 +36,8 @@ use bulkhead_kernel::memory::beyond_reserve;
 use bulkhead_kernel::{Hypercalls, Machine, Module, ShutdownReason, watchdog};
 #[cfg(feature = "nvme")]
 use bulkhead_nvme::{Controllers, NvmeDriver, nvme_store};
+#[cfg(feature = "virtio")]
+use bulkhead_virtio::{Devices, VirtioDriver, virtio_store};
 use bulkhead_xen::{Hypervisor, VcpuId};
 use bulkhead_xenbus::retry::persist;
 use bulkhead_xenstore_client::{Client, Ring};
@@ -69,6 +71,8 @@ fn main(mut machine: Machine) -> ShutdownReason {
     let grants = TableOnDemand::new(hypervisor);
     #[cfg(feature = "nvme")]
     let mut controllers = None;
+    #[cfg(feature = "virtio")]
+    let mut devices = None;
     #[cfg(feature = "pci")]
     if machine.way == Way::Pv {
         #[allow(unused_mut, reason = "without features there are no drivers")]
@@ -78,6 +82,12 @@ fn main(mut machine: Machine) -> ShutdownReason {
             let all = own_controllers(&mut functions, &handle, &vcpus, &machine);
             stores.register(Box::new(nvme_store(all.clone())));
             controllers = Some(all);
+        }
+        #[cfg(feature = "virtio")]
+        {
+            let all = own_devices(&mut functions, &handle, &vcpus, &machine);
+            stores.register(Box::new(virtio_store(all.clone())));
+            devices = Some(all);
         }
         handle.spawn(async move {
             let Err(error) = functions.follow().await;
@@ -153,6 +163,10 @@ fn main(mut machine: Machine) -> ShutdownReason {
                 if let Some(controllers) = controllers {
                     controllers.close().await;
                 }
+                #[cfg(feature = "virtio")]
+                if let Some(devices) = devices {
+                    devices.close().await;
+                }
                 ended.set(Some(reason(request)));
             }
             Err(error) => log::error!("shutdown requests cannot be seen: {error}"),
@@ -207,6 +221,20 @@ fn own_controllers(
     let controllers = Controllers::new(handle.clone(), vcpus, memory, machine.devices);
     functions.add_driver(Rc::new(NvmeDriver::new(controllers.clone())));
     controllers
+}
+
+/// The virtio-blk devices among these functions.
+#[cfg(feature = "virtio")]
+fn own_devices(
+    functions: &mut bulkhead_pci::Frontend<Hypercalls>,
+    handle: &Handle<Hypercalls>,
+    vcpus: &[VcpuSpawner<Hypercalls>],
+    machine: &Machine,
+) -> Rc<Devices<Hypercalls>> {
+    let (vcpus, memory) = (vcpus.to_vec(), Arc::new(machine.hypervisor));
+    let devices = Devices::new(handle.clone(), vcpus, memory, machine.devices);
+    functions.add_driver(Rc::new(VirtioDriver::new(devices.clone())));
+    devices
 }
 
 /// Reads the options on the command line. Logs words that it does not recognise.

@@ -28,6 +28,7 @@ mod runtime;
 mod several;
 mod suspension;
 mod thirty_two_bit;
+mod virtio;
 mod volume_disks;
 
 use crate::testbed::Scenario;
@@ -74,7 +75,12 @@ pub fn long() -> Vec<Scenario> {
 
 /// The scenarios that share hosts with devices of their own ([`pci::LAB`](crate::host::pci::LAB)).
 pub fn with_devices() -> Vec<Scenario> {
-    [passed_through::SCENARIOS, nvme::SCENARIOS].concat()
+    [
+        passed_through::SCENARIOS,
+        nvme::SCENARIOS,
+        virtio::SCENARIOS,
+    ]
+    .concat()
 }
 
 /// The scenarios that `cargo lab test` runs under each of the two programs that keep xenstore: attaching and

@@ -45,9 +45,9 @@ const MIB: u32 = 4;
 const RECORDS: u32 = 20;
 
 fn storage<'t, 'h>(testbed: &'t Testbed<'h>, devices: &[PciDevice]) -> Storage<'t, 'h> {
-    let storage = testbed
-        .storage(Kind::Pv)
-        .memory(16 + 2 * devices.len() as u32 + 2);
+    // Enough for the disks on both namespaces of a controller.
+    let memory = 8 + 12 * devices.len() as u32;
+    let storage = testbed.storage(Kind::Pv).memory(memory);
     devices
         .iter()
         .fold(storage, |storage, device| storage.pci(device))

@@ -14,8 +14,8 @@
 //!
 //! A function is its driver's until the driver has dropped it with its registers and interrupts. When the tool stack
 //! takes it away ([`Function::departure`]), that is what is waited for: a driver that keeps a function which is
-//! in use refuses by doing so, and `xl pci-detach` gives up after ten seconds. (libxl resets a PV domain's function
-//! and takes it out of the domain's IOMMU tables before it asks: the function is of no use then.)
+//! in use refuses by doing so. (libxl resets a PV domain's function and takes it out of the domain's IOMMU tables
+//! before it asks: the function is of no use then. xl 4.17 reports success all the same.)
 //!
 //! dom0's pciback is trusted: it owns the machine. Its nodes and answers are checked all the same, and bounded in
 //! time and number, so that a mistake of its ends in a line of the log.

@@ -187,6 +187,33 @@ impl<H: Hypervisor> SharedMemory<H> {
         // SAFETY: own memory, seen through no reference.
         unsafe { at.write_volatile(u64::from_ne_bytes(bytes)) };
     }
+
+    /// Copies bytes out of the pages. The backend may change them meanwhile, and the copy is what is looked at.
+    ///
+    /// # Panics
+    /// If that is past the end.
+    pub fn copy_out(&self, offset: usize, into: &mut [u8]) {
+        let from = self.range(offset, into.len());
+        // SAFETY: within the pages, which are seen through no reference; the copy is this domain's alone.
+        unsafe { from.copy_to_nonoverlapping(NonNull::from(&mut *into).cast(), into.len()) };
+    }
+
+    /// Copies bytes into the pages.
+    ///
+    /// # Panics
+    /// If that is past the end.
+    pub fn copy_in(&self, offset: usize, from: &[u8]) {
+        let to = self.range(offset, from.len());
+        // SAFETY: within the pages, which are seen through no reference.
+        unsafe { to.copy_from_nonoverlapping(NonNull::from(from).cast(), from.len()) };
+    }
+
+    fn range(&self, offset: usize, len: usize) -> NonNull<u8> {
+        let end = offset.checked_add(len);
+        assert!(end.is_some_and(|end| end <= self.pages * PAGE_SIZE));
+        // SAFETY: within the pages, as just checked.
+        unsafe { self.base.add(offset) }
+    }
 }
 
 impl<H: Hypervisor> Drop for SharedMemory<H> {

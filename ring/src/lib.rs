@@ -51,7 +51,8 @@
 //! # Ok::<(), Box<dyn core::error::Error>>(())
 //! ```
 //!
-//! Read next: [`BackRing`] for the backend's end, [`blkif`] for the block messages,
+//! Read next: [`BackRing`] for the backend's end, [`blkif`] for the block messages, [`netif`] for a
+//! network interface's,
 //! [`RingMemory`] for how shared memory is reached.
 
 #![no_std]
@@ -63,6 +64,7 @@ mod error;
 mod front;
 mod memory;
 mod message;
+pub mod netif;
 #[allow(unsafe_code, reason = "the one place that touches shared memory")]
 mod pages;
 mod slots;

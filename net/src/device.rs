@@ -1,0 +1,229 @@
+//! The rings, as the TCP/IP stack uses them.
+
+use crate::backend_nodes::Offer;
+use crate::lie::Lie;
+use crate::packet::{Segmentation, complete, is_sound};
+use crate::rings::{LARGEST_RECEIVED, LARGEST_SENT, Rings};
+use alloc::vec::Vec;
+use bulkhead_grant::memory::{OutOfMemory, filled};
+use bulkhead_ring::netif::{Extra, PacketFlags};
+use bulkhead_xen::Hypervisor;
+use core::num::{NonZeroU16, NonZeroUsize};
+use smoltcp::phy::{Checksum, DeviceCapabilities, Medium, PacketMeta};
+use smoltcp::time::Instant;
+
+/// The bytes of an Ethernet header.
+pub const ETHERNET_HEADER: usize = 14;
+
+/// Packets and bytes so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Packets that arrived.
+    pub received: u64,
+    /// Their bytes.
+    pub received_bytes: u64,
+    /// Packets that were sent.
+    pub sent: u64,
+    /// Their bytes.
+    pub sent_bytes: u64,
+    /// Packets that arrived with a wrong checksum.
+    pub damaged: u64,
+    /// Packets that the backend did not take, or could not deliver.
+    pub refused: u64,
+}
+
+/// A network device: connected or not.
+pub struct Device<H: Hypervisor> {
+    /// The rings, while there is a backend.
+    pub rings: Option<Rings<H>>,
+    /// What the backend can do.
+    pub offer: Offer,
+    /// The breach of the protocol that the backend has committed.
+    pub lie: Option<Lie>,
+    counts: Counts,
+    /// The packet that is being received, and the one that is being sent.
+    received: Vec<u8>,
+    sending: Vec<u8>,
+}
+
+impl<H: Hypervisor> Device<H> {
+    /// Returns a device without a backend.
+    pub fn new() -> Result<Self, OutOfMemory> {
+        Ok(Device {
+            rings: None,
+            offer: Offer::default(),
+            lie: None,
+            counts: Counts::default(),
+            received: filled(LARGEST_RECEIVED, |_| 0)?,
+            sending: filled(LARGEST_SENT, |_| 0)?,
+        })
+    }
+
+    /// Returns the packets and bytes so far.
+    pub fn counts(&self) -> Counts {
+        let refused = self.rings.as_ref().map_or(0, |rings| rings.refused);
+        Counts {
+            refused: self.counts.refused + refused,
+            ..self.counts
+        }
+    }
+
+    /// Ends the connection to the backend, and returns its rings.
+    pub fn disconnect(&mut self) -> Option<Rings<H>> {
+        let rings = self.rings.take()?;
+        self.counts.refused += rings.refused;
+        Some(rings)
+    }
+
+    /// Returns whether a packet can be sent now.
+    pub fn has_room(&self) -> bool {
+        self.rings.as_ref().is_some_and(Rings::has_room)
+    }
+
+    /// Does something with the rings, if there are any and the backend has not lied.
+    fn with<T>(&mut self, act: impl FnOnce(&mut Rings<H>) -> Result<T, Lie>) -> Option<T> {
+        let rings = self.rings.as_mut().filter(|_| self.lie.is_none())?;
+        match act(rings) {
+            Ok(value) => Some(value),
+            Err(lie) => {
+                self.lie = Some(lie);
+                None
+            }
+        }
+    }
+
+    /// Takes the backend's answers.
+    pub fn collect(&mut self) {
+        self.with(Rings::collect);
+    }
+
+    /// Shows the backend what was put into the rings.
+    pub fn publish(&mut self) {
+        if let Some(rings) = &mut self.rings {
+            rings.publish();
+        }
+    }
+
+    /// Asks the backend to notify of what comes next. Returns true if there is something already.
+    pub fn final_check(&mut self) -> bool {
+        self.with(Rings::final_check).unwrap_or(false)
+    }
+
+    /// Receives the next packet that is sound; returns its length.
+    fn next(&mut self) -> Option<usize> {
+        loop {
+            let rings = self.rings.as_mut().filter(|_| self.lie.is_none())?;
+            let packet = match rings.receive(&mut self.received) {
+                Ok(packet) => packet?,
+                Err(lie) => {
+                    self.lie = Some(lie);
+                    return None;
+                }
+            };
+            let vouched = PacketFlags::CHECKSUM_BLANK | PacketFlags::CHECKSUM_VALID;
+            let frame = &self.received[..packet.len];
+            if packet.flags.intersects(vouched) || is_sound(frame) {
+                self.counts.received += 1;
+                self.counts.received_bytes += packet.len as u64;
+                return Some(packet.len);
+            }
+            self.counts.damaged += 1;
+        }
+    }
+}
+
+impl<H: Hypervisor> smoltcp::phy::Device for Device<H> {
+    type RxToken<'a> = RxToken<'a>;
+    type TxToken<'a> = TxToken<'a, H>;
+
+    fn receive(&mut self, _: Instant) -> Option<(RxToken<'_>, TxToken<'_, H>)> {
+        // There may be an answer to the packet.
+        if !self.has_room() {
+            self.collect();
+        }
+        if !self.has_room() {
+            return None;
+        }
+        let len = self.next()?;
+        let frame = &self.received[..len];
+        let token = TxToken {
+            rings: self.rings.as_mut()?,
+            buffer: &mut self.sending,
+            counts: &mut self.counts,
+            offer: &self.offer,
+            segment: None,
+        };
+        Some((RxToken(frame), token))
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<TxToken<'_, H>> {
+        if !self.has_room() {
+            self.collect();
+        }
+        if !self.has_room() || self.lie.is_some() {
+            return None;
+        }
+        Some(TxToken {
+            rings: self.rings.as_mut()?,
+            buffer: &mut self.sending,
+            counts: &mut self.counts,
+            offer: &self.offer,
+            segment: None,
+        })
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ethernet;
+        capabilities.max_transmission_unit = usize::from(self.offer.mtu) + ETHERNET_HEADER;
+        // This end verifies and computes them where the backend does not (`packet`): the stack's notion of who does
+        // what is the same for all packets.
+        capabilities.checksum.tcp = Checksum::None;
+        capabilities.checksum.udp = Checksum::Tx;
+        let largest = NonZeroUsize::new(LARGEST_SENT);
+        capabilities.segmentation.tcpv4 = largest.filter(|_| self.offer.gso_tcpv4);
+        // Over IPv6, the stack drops what would have to be cut.
+        capabilities.segmentation.tcpv6 = None;
+        capabilities
+    }
+}
+
+/// A packet that has arrived.
+pub struct RxToken<'a>(&'a [u8]);
+
+impl smoltcp::phy::RxToken for RxToken<'_> {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, look: F) -> R {
+        look(self.0)
+    }
+}
+
+/// Room for a packet that is to be sent.
+pub struct TxToken<'a, H: Hypervisor> {
+    rings: &'a mut Rings<H>,
+    buffer: &'a mut [u8],
+    counts: &'a mut Counts,
+    offer: &'a Offer,
+    segment: Option<NonZeroU16>,
+}
+
+impl<H: Hypervisor> smoltcp::phy::TxToken for TxToken<'_, H> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, make: F) -> R {
+        // The stack keeps to the sizes in the capabilities.
+        let frame = &mut self.buffer[..len];
+        let made = make(frame);
+        let blank = complete(frame, self.offer.offload);
+        let segmentation = self.segment.map(|segment| Segmentation {
+            segment: segment.get(),
+            protocol: Extra::TCPV4,
+        });
+        if self.rings.send(frame, blank, segmentation) {
+            self.counts.sent += 1;
+            self.counts.sent_bytes += len as u64;
+        }
+        made
+    }
+
+    fn set_meta(&mut self, meta: PacketMeta) {
+        self.segment = meta.segmentation_offload_size;
+    }
+}

@@ -1,0 +1,411 @@
+//! One interface: the stack above its device, the sockets, and the task that runs them.
+
+use crate::device::{Counts, Device};
+use crate::settings::Settings;
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use bulkhead_executor::{Flag, Handle, Signal};
+use bulkhead_grant::memory::OutOfMemory;
+use bulkhead_xen::{Hypervisor, Instant};
+use core::cell::RefCell;
+use core::future::{Future, poll_fn};
+use core::pin::pin;
+use core::task::Poll;
+use core::time::Duration;
+use smoltcp::iface::{Config, Interface as Stack, PollIngressSingleResult, PollResult};
+use smoltcp::iface::{SocketHandle, SocketSet};
+use smoltcp::socket::{dhcpv4, dns, tcp};
+use smoltcp::wire::{
+    EthernetAddress, HardwareAddress, IpAddress, IpCidr, Ipv4Cidr, Ipv6Address, Ipv6Cidr,
+};
+
+/// Packets that are received, and rounds of sending, until other tasks have their turn.
+const BURST: usize = 64;
+/// The time after which the stack is asked again if it wants to send at once and cannot.
+const AGAIN: Duration = Duration::from_millis(1);
+/// The same, if it cannot because the backend takes nothing: its notification comes earlier.
+const STUCK: Duration = Duration::from_millis(250);
+/// Connections that were closed, and whose last packets are under way. The oldest ends at once if there are more.
+const LEAVING: usize = 8;
+
+/// An interface. It belongs to the vCPU that it was made on.
+pub struct Interface<H: Hypervisor> {
+    pub(crate) name: String,
+    pub(crate) handle: Handle<H>,
+    pub(crate) state: RefCell<State<H>>,
+    /// Raised when there is something to be sent, and when the backend has changed.
+    pub(crate) work: Signal,
+    /// Set when it was given up.
+    gone: Flag,
+}
+
+/// What the task and the users of an interface share.
+pub(crate) struct State<H: Hypervisor> {
+    pub(crate) device: Device<H>,
+    /// Made when the first backend connects.
+    pub(crate) stack: Option<Stack>,
+    pub(crate) sockets: SocketSet<'static>,
+    pub(crate) dns: SocketHandle,
+    dhcp: Option<SocketHandle>,
+    settings: Settings,
+    /// What a server has told (DHCP).
+    leased: Settings,
+    leaving: Vec<SocketHandle>,
+    next_port: u16,
+    /// The reason why there is nothing to be had of the interface any more.
+    pub(crate) failure: Option<String>,
+    /// Backends that it was connected to.
+    connections: u32,
+}
+
+/// What the task does next.
+struct Turn {
+    /// There is more to do now.
+    busy: bool,
+    /// When the stack wants to go on by itself.
+    next: Option<Instant>,
+}
+
+/// Returns a time of the domain's clock as the stack counts.
+fn stack_time(time: Instant) -> smoltcp::time::Instant {
+    smoltcp::time::Instant::from_micros((time.0 / 1000) as i64)
+}
+
+impl<H: Hypervisor> Interface<H> {
+    /// Returns an interface without a backend.
+    pub fn new(
+        name: String,
+        handle: &Handle<H>,
+        settings: Settings,
+    ) -> Result<Rc<Self>, OutOfMemory> {
+        let mut sockets = SocketSet::new(Vec::new());
+        let dns = sockets.add(dns::Socket::new(&[], Vec::new()));
+        let dhcp = settings.dhcp.then(|| sockets.add(dhcpv4::Socket::new()));
+        Ok(Rc::new(Interface {
+            name,
+            handle: handle.clone(),
+            state: RefCell::new(State {
+                device: Device::new()?,
+                stack: None,
+                sockets,
+                dns,
+                dhcp,
+                settings,
+                leased: Settings::default(),
+                leaving: Vec::new(),
+                // Another one after each boot, so that servers do not take a connection for an old one.
+                next_port: 49152 | (handle.now().0 >> 10) as u16,
+                failure: None,
+                connections: 0,
+            }),
+            work: Signal::default(),
+            gone: Flag::default(),
+        }))
+    }
+
+    /// Uses a backend, which `State::device` has. `mac` is the interface's.
+    pub(crate) fn connected(&self, mac: EthernetAddress) {
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        let mut config = Config::new(HardwareAddress::Ethernet(mac));
+        let time = self.handle.now();
+        let own = mac
+            .0
+            .iter()
+            .fold(0, |all, byte| all << 8 | u64::from(*byte));
+        config.random_seed = time.0.rotate_left(32) ^ own;
+        // Made anew: what the backend can do may have changed. Connections are the sockets', and stay.
+        let stack = Stack::new(config, &mut state.device, stack_time(time));
+        state.stack = Some(stack);
+        if let Some(dhcp) = state.dhcp {
+            state.sockets.get_mut::<dhcpv4::Socket>(dhcp).reset();
+        }
+        state.connections += 1;
+        state.address(mac);
+        self.work.raise();
+    }
+
+    /// Ends all connections over it, for good.
+    pub(crate) fn fail(&self, reason: String) {
+        let mut state = self.state.borrow_mut();
+        state.failure = Some(reason);
+        for (_, socket) in state.sockets.iter_mut() {
+            if let smoltcp::socket::Socket::Tcp(socket) = socket {
+                socket.abort();
+            }
+        }
+        drop(state);
+        self.gone.set();
+        self.work.raise();
+    }
+
+    /// Returns whether it was given up.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.gone.is_set()
+    }
+
+    /// Waits until it is given up.
+    pub(crate) async fn failed(&self) {
+        self.gone.wait().await;
+    }
+
+    /// Runs the stack, for as long as the domain runs.
+    pub(crate) async fn run(self: Rc<Self>) {
+        loop {
+            let turn = self.poll();
+            if turn.busy {
+                self.handle.yield_now().await;
+                continue;
+            }
+            let mut sleep = pin!(turn.next.map(|next| self.handle.sleep_until(next)));
+            let mut raised = pin!(self.work.raised());
+            poll_fn(|context| {
+                if let Some(rings) = &self.state.borrow().device.rings
+                    && rings.events().poll_notified(context).is_ready()
+                {
+                    return Poll::Ready(());
+                }
+                if let Some(sleep) = sleep.as_mut().as_pin_mut()
+                    && sleep.poll(context).is_ready()
+                {
+                    return Poll::Ready(());
+                }
+                raised.as_mut().poll(context)
+            })
+            .await;
+        }
+    }
+
+    /// Receives, and sends.
+    fn poll(&self) -> Turn {
+        let now = self.handle.now();
+        let time = stack_time(now);
+        let mut guard = self.state.borrow_mut();
+        let state = &mut *guard;
+        let Some(stack) = state.stack.as_mut().filter(|_| state.failure.is_none()) else {
+            state.reap();
+            let next = None;
+            return Turn { busy: false, next };
+        };
+        let (device, sockets) = (&mut state.device, &mut state.sockets);
+        device.collect();
+        let mut busy = true;
+        for _ in 0..BURST {
+            let received = stack.poll_ingress_single(time, device, sockets);
+            if let PollIngressSingleResult::None = received {
+                busy = false;
+                break;
+            }
+        }
+        let mut rounds = 0;
+        while stack.poll_egress(time, device, sockets) == PollResult::SocketStateChanged {
+            rounds += 1;
+            if rounds == BURST {
+                busy = true;
+                break;
+            }
+        }
+        device.publish();
+        busy |= device.final_check();
+        let lied = device.lie.filter(|_| state.failure.is_none());
+        let next = stack.poll_at(time, &state.sockets);
+        let next = next.map(|next| {
+            let next = Instant(next.total_micros().unsigned_abs().saturating_mul(1000));
+            let least = match state.device.has_room() {
+                true => AGAIN,
+                false => STUCK,
+            };
+            next.max(now + least)
+        });
+        state.ask_for_address();
+        state.reap();
+        drop(guard);
+        if let Some(lie) = lied {
+            self.fail(lie.to_string());
+        }
+        Turn { busy, next }
+    }
+
+    /// Returns a line about it, for the operator.
+    pub fn line(&self) -> String {
+        let state = self.state.borrow();
+        let link = match &state.failure {
+            Some(failure) => format!("given up: {failure}"),
+            None if state.device.rings.is_some() => "up".to_string(),
+            None => "down".to_string(),
+        };
+        let addresses: Vec<String> = match &state.stack {
+            Some(stack) => stack.ip_addrs().iter().map(IpCidr::to_string).collect(),
+            None => Vec::new(),
+        };
+        let streams = state.sockets.iter();
+        let is_stream = |socket: &smoltcp::socket::Socket<'_>| {
+            matches!(socket, smoltcp::socket::Socket::Tcp(_))
+        };
+        let streams = streams.filter(|(_, socket)| is_stream(socket)).count();
+        let Counts {
+            received,
+            received_bytes,
+            sent,
+            sent_bytes,
+            damaged,
+            refused,
+        } = state.device.counts();
+        format!(
+            "network {}, {link}, addresses={} streams={streams} connections={} received={received} \
+             received-bytes={received_bytes} sent={sent} sent-bytes={sent_bytes} damaged={damaged} refused={refused}",
+            self.name,
+            addresses.join(","),
+            state.connections,
+        )
+    }
+
+    /// Returns the packets and bytes so far.
+    pub fn counts(&self) -> Counts {
+        self.state.borrow().device.counts()
+    }
+
+    /// Returns its addresses, less those that it has made for itself.
+    pub fn addresses(&self) -> Vec<IpCidr> {
+        let state = self.state.borrow();
+        let all = [&state.settings.addresses, &state.leased.addresses];
+        all.into_iter().flatten().copied().collect()
+    }
+}
+
+impl<H: Hypervisor> State<H> {
+    /// Gives the stack its addresses.
+    fn address(&mut self, mac: EthernetAddress) {
+        let Some(stack) = &mut self.stack else {
+            return;
+        };
+        let all = [&self.settings, &self.leased];
+        stack.update_ip_addrs(|addresses| {
+            addresses.clear();
+            for address in all.iter().flat_map(|settings| &settings.addresses) {
+                // No more are taken than there is room for.
+                let _ = addresses.push(*address);
+            }
+            let _ = addresses.push(IpCidr::Ipv6(link_local(mac)));
+        });
+        let routes = stack.routes_mut();
+        routes.remove_default_ipv4_route();
+        routes.remove_default_ipv6_route();
+        for gateway in all.iter().flat_map(|settings| &settings.gateways) {
+            // There is room for one of each kind, and the last one is used.
+            let _ = match gateway {
+                IpAddress::Ipv4(gateway) => routes.add_default_ipv4_route(*gateway),
+                IpAddress::Ipv6(gateway) => routes.add_default_ipv6_route(*gateway),
+            };
+        }
+        let servers: Vec<IpAddress> = all
+            .iter()
+            .flat_map(|settings| &settings.name_servers)
+            .copied()
+            .collect();
+        let dns = self.sockets.get_mut::<dns::Socket>(self.dns);
+        dns.update_servers(&servers);
+    }
+
+    /// Takes the address that a server gives, or takes away.
+    fn ask_for_address(&mut self) {
+        let (Some(dhcp), Some(stack)) = (self.dhcp, &self.stack) else {
+            return;
+        };
+        let HardwareAddress::Ethernet(mac) = stack.hardware_addr();
+        let socket = self.sockets.get_mut::<dhcpv4::Socket>(dhcp);
+        self.leased = match socket.poll() {
+            None => return,
+            Some(dhcpv4::Event::Deconfigured) => Settings::default(),
+            Some(dhcpv4::Event::Configured(told)) => Settings {
+                dhcp: true,
+                addresses: usable(told.address).into_iter().collect(),
+                gateways: told.router.map(IpAddress::Ipv4).into_iter().collect(),
+                name_servers: told
+                    .dns_servers
+                    .iter()
+                    .copied()
+                    .map(IpAddress::Ipv4)
+                    .collect(),
+            },
+        };
+        match self.leased.addresses.first() {
+            Some(address) => log::info!("network: the address is {address} (DHCP)"),
+            None => log::warn!("network: no address any more (DHCP)"),
+        }
+        self.address(mac);
+    }
+
+    /// Returns whether the stack has a way to an address.
+    pub(crate) fn reaches(&self, address: &IpAddress) -> bool {
+        let Some(stack) = &self.stack else {
+            return false;
+        };
+        let routes = stack.routes();
+        let gateway = match address {
+            IpAddress::Ipv4(_) => routes.get_default_ipv4_route().is_some(),
+            IpAddress::Ipv6(_) => routes.get_default_ipv6_route().is_some(),
+        };
+        let near = |network: &IpCidr| network.contains_addr(address);
+        gateway || stack.ip_addrs().iter().any(near)
+    }
+
+    /// Returns whether there are name servers.
+    pub(crate) fn has_name_servers(&self) -> bool {
+        let all = [&self.settings, &self.leased];
+        all.iter().any(|settings| !settings.name_servers.is_empty())
+    }
+
+    /// Returns a port for a new connection.
+    pub(crate) fn port(&mut self) -> u16 {
+        self.next_port = 49152 | self.next_port.wrapping_add(1);
+        self.next_port
+    }
+
+    /// Lets a connection end by itself, whose user is gone.
+    pub(crate) fn leave(&mut self, socket: SocketHandle) {
+        if self.leaving.len() == LEAVING {
+            let oldest = self.leaving.remove(0);
+            self.sockets.remove(oldest);
+        }
+        self.leaving.push(socket);
+    }
+
+    /// Removes the connections that have ended.
+    fn reap(&mut self) {
+        let (leaving, sockets) = (&mut self.leaving, &mut self.sockets);
+        leaving.retain(|handle| {
+            let state = sockets.get::<tcp::Socket<'_>>(*handle).state();
+            let over = matches!(state, tcp::State::Closed | tcp::State::TimeWait);
+            if over {
+                sockets.remove(*handle);
+            }
+            !over
+        });
+    }
+}
+
+/// Returns the address that a server gives, if an interface can have it.
+fn usable(address: Ipv4Cidr) -> Option<IpCidr> {
+    let address = IpCidr::Ipv4(address);
+    address.address().is_unicast().then_some(address)
+}
+
+/// Returns the address that an interface makes for itself (RFC 4291, 2.5.6 and appendix A).
+fn link_local(mac: EthernetAddress) -> Ipv6Cidr {
+    let [a, b, c, d, e, f] = mac.0;
+    let word = |high: u8, low: u8| u16::from_be_bytes([high, low]);
+    let address = Ipv6Address::new(
+        0xfe80,
+        0,
+        0,
+        0,
+        word(a ^ 2, b),
+        word(c, 0xff),
+        word(0xfe, d),
+        word(e, f),
+    );
+    Ipv6Cidr::new(address, 64)
+}

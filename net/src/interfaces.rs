@@ -1,0 +1,273 @@
+//! All interfaces of the domain: finds those that the toolstack attaches, gives each its tasks, and connects to
+//! servers over them.
+
+use crate::interface::Interface;
+use crate::lifecycle::live;
+use crate::settings::Settings;
+use crate::tcp::TcpStream;
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use bulkhead_executor::{Handle, Signal};
+use bulkhead_grant::{PagePool, TableOnDemand};
+use bulkhead_stream::{Buffers, ConnectError, Connecting, Endpoint, Network, Stream};
+use bulkhead_xen::{Hypervisor, Reservation};
+use bulkhead_xenbus::retry::persist;
+use bulkhead_xenstore_client::{Client, Error};
+use core::cell::RefCell;
+use core::convert::Infallible;
+use core::future::poll_fn;
+use core::task::Poll;
+use smoltcp::socket::dns::{GetQueryResultError, QueryHandle, Socket};
+use smoltcp::wire::{DnsQueryType, IpAddress};
+
+/// The directory of this domain's interfaces.
+const INTERFACES: &str = "device/vif";
+/// Interfaces that are followed at most: each takes memory.
+const MOST: usize = 8;
+
+/// The interfaces of a domain.
+pub struct Interfaces<H: Hypervisor> {
+    handle: Handle<H>,
+    store: Client,
+    pool: PagePool,
+    grants: TableOnDemand<H>,
+    /// Those of interface 0. Others have none but those that they make for themselves.
+    settings: Settings,
+    all: RefCell<Vec<Followed<H>>>,
+}
+
+/// An interface that has a task, and the signal that tells the task of changes.
+struct Followed<H: Hypervisor> {
+    number: u32,
+    interface: Rc<Interface<H>>,
+    changed: Signal,
+}
+
+impl<H: Hypervisor> Interfaces<H> {
+    /// Returns an empty list of interfaces, which [`follow`](Self::follow) fills. `handle` is of the vCPU that this is
+    /// called on, and that everything is done on. Packets lie in `memory`, and are granted by `grants`.
+    pub fn new(
+        handle: Handle<H>,
+        store: Client,
+        memory: Arc<dyn Reservation>,
+        grants: TableOnDemand<H>,
+        settings: Settings,
+    ) -> Rc<Self> {
+        Rc::new(Interfaces {
+            handle,
+            store,
+            pool: PagePool::new(memory),
+            grants,
+            settings,
+            all: RefCell::default(),
+        })
+    }
+
+    /// Connects every interface that the toolstack attaches. Returns only if xenstore cannot be used any more;
+    /// connected interfaces stay in use even then.
+    pub async fn follow(self: &Rc<Self>) -> Result<Infallible, Error> {
+        persist(&self.handle, INTERFACES, async || self.follow_watch().await).await
+    }
+
+    async fn follow_watch(self: &Rc<Self>) -> Result<Infallible, Error> {
+        // The directory need not be there yet.
+        let mut watch = self.store.watch(INTERFACES).await?;
+        loop {
+            let event = watch.next().await?;
+            let below = event.as_str().strip_prefix(INTERFACES).unwrap_or_default();
+            match below.strip_prefix('/') {
+                None => {
+                    for name in self.store.directory_or_empty(INTERFACES).await? {
+                        self.look_at(&name);
+                    }
+                    let all = self.all.borrow();
+                    all.iter().for_each(|followed| followed.changed.raise());
+                }
+                Some(below) => match below.split_once('/') {
+                    None => self.look_at(below),
+                    Some((name, "state" | "backend" | "backend-id")) => self.look_at(name),
+                    // Written by this end.
+                    Some(_) => {}
+                },
+            }
+        }
+    }
+
+    /// Tells an interface's task that something has changed, and starts its tasks if there are none.
+    fn look_at(self: &Rc<Self>, name: &str) {
+        let Ok(number) = name.parse() else {
+            return;
+        };
+        let mut all = self.all.borrow_mut();
+        if let Some(followed) = all.iter().find(|followed| followed.number == number) {
+            return followed.changed.raise();
+        }
+        if all.len() == MOST {
+            return log::error!("{INTERFACES}/{number}: more than {MOST} interfaces are not used");
+        }
+        let settings = match number {
+            0 => self.settings.clone(),
+            _ => Settings::default(),
+        };
+        let interface = match Interface::new(format!("vif{number}"), &self.handle, settings) {
+            Ok(interface) => interface,
+            Err(error) => return log::error!("{INTERFACES}/{number}: {error}"),
+        };
+        let changed = Signal::default();
+        all.push(Followed {
+            number,
+            interface: interface.clone(),
+            changed: changed.clone(),
+        });
+        let runs = self.handle.spawn(interface.clone().run());
+        let interfaces = self.clone();
+        self.handle.spawn(async move {
+            live(&interfaces, number, &interface, &changed).await;
+            interface.fail("it was taken away".into());
+            runs.stop();
+            interfaces
+                .all
+                .borrow_mut()
+                .retain(|one| one.number != number);
+            // What was written meanwhile belongs to an interface that was attached anew.
+            if changed.take() {
+                interfaces.look_at(&format!("{number}"));
+            }
+        });
+    }
+
+    /// Returns all interfaces.
+    pub fn list(&self) -> Vec<Rc<Interface<H>>> {
+        let all = self.all.borrow();
+        all.iter()
+            .map(|followed| followed.interface.clone())
+            .collect()
+    }
+
+    /// Returns a line about each interface, for the operator.
+    pub fn lines(&self) -> Vec<String> {
+        self.list()
+            .iter()
+            .map(|interface| interface.line())
+            .collect()
+    }
+
+    /// Connects to a server.
+    pub async fn open(
+        &self,
+        server: &Endpoint,
+        buffers: Buffers,
+    ) -> Result<TcpStream<H>, ConnectError> {
+        let all = self.list();
+        let usable = |interface: &&Rc<Interface<H>>| {
+            let state = interface.state.borrow();
+            state.failure.is_none() && state.stack.is_some()
+        };
+        if !all.iter().any(|interface| usable(&interface)) {
+            return Err(ConnectError::NoNetwork);
+        }
+        let address = match server.host.parse() {
+            Ok(address) => address,
+            Err(()) => {
+                let knows = |interface: &&Rc<Interface<H>>| {
+                    usable(interface) && interface.state.borrow().has_name_servers()
+                };
+                let asked = all.iter().find(knows).ok_or(ConnectError::NoAddress)?;
+                resolve(asked, &server.host).await?
+            }
+        };
+        let reaches = |interface: &&Rc<Interface<H>>| {
+            usable(interface) && interface.state.borrow().reaches(&address)
+        };
+        let interface = all.iter().find(reaches).ok_or(ConnectError::Unreachable)?;
+        TcpStream::connect(interface.clone(), address, server.port, buffers).await
+    }
+
+    pub(crate) fn handle(&self) -> &Handle<H> {
+        &self.handle
+    }
+
+    pub(crate) fn store(&self) -> &Client {
+        &self.store
+    }
+
+    pub(crate) fn pool(&self) -> &PagePool {
+        &self.pool
+    }
+
+    pub(crate) fn grants(&self) -> &TableOnDemand<H> {
+        &self.grants
+    }
+}
+
+impl<H: Hypervisor> Network for Interfaces<H> {
+    fn connect<'a>(&'a self, server: &'a Endpoint, buffers: Buffers) -> Connecting<'a> {
+        Box::pin(async move {
+            let stream = self.open(server, buffers).await?;
+            Ok(Box::new(stream) as Box<dyn Stream>)
+        })
+    }
+}
+
+/// A question to a name server. Dropping this withdraws it.
+struct Question<'i, H: Hypervisor> {
+    interface: &'i Interface<H>,
+    query: Option<QueryHandle>,
+}
+
+impl<H: Hypervisor> Drop for Question<'_, H> {
+    fn drop(&mut self) {
+        if let Some(query) = self.query.take() {
+            let mut state = self.interface.state.borrow_mut();
+            let dns = state.dns;
+            state.sockets.get_mut::<Socket<'_>>(dns).cancel_query(query);
+        }
+    }
+}
+
+/// Asks the name servers for the address of a host.
+async fn resolve<H: Hypervisor>(
+    interface: &Rc<Interface<H>>,
+    host: &str,
+) -> Result<IpAddress, ConnectError> {
+    for kind in [DnsQueryType::A, DnsQueryType::Aaaa] {
+        let query = {
+            let mut state = interface.state.borrow_mut();
+            let state = &mut *state;
+            let stack = state.stack.as_mut().ok_or(ConnectError::NoNetwork)?;
+            let dns = state.sockets.get_mut::<Socket<'_>>(state.dns);
+            let query = dns.start_query(stack.context(), host, kind);
+            query.map_err(|_| ConnectError::NoAddress)?
+        };
+        let mut question = Question {
+            interface,
+            query: Some(query),
+        };
+        interface.work.raise();
+        let found = poll_fn(|context| {
+            let mut state = interface.state.borrow_mut();
+            let dns = state.dns;
+            let dns = state.sockets.get_mut::<Socket<'_>>(dns);
+            match dns.get_query_result(query) {
+                Err(GetQueryResultError::Pending) => {
+                    dns.register_query_waker(query, context.waker());
+                    Poll::Pending
+                }
+                result => {
+                    // The place is free again.
+                    question.query = None;
+                    Poll::Ready(result.ok())
+                }
+            }
+        })
+        .await;
+        if let Some(address) = found.and_then(|found| found.first().copied()) {
+            return Ok(address);
+        }
+    }
+    Err(ConnectError::NoAddress)
+}

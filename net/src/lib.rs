@@ -1,0 +1,51 @@
+//! The network frontend and TCP/IP: interfaces that the driver domain is given (`vif=` in its configuration, `xl
+//! network-attach`), and streams to servers over them, for stores.
+//!
+//! ```text
+//!   device/vif/0 ──► Life, a task of the first vCPU: decides, connects, reconnects
+//!                      │
+//!                    Interface, and its task ── smoltcp's stack and sockets
+//!                      │        └─ Device ── Rings: packets to and from the backend
+//!                      │
+//!   a store ─► Interfaces, a Network ─► TcpStream, a Stream: the socket's own buffers, lent
+//! ```
+//!
+//! Packets go through pages that are granted to the backend once for each connection. What arrives is copied out
+//! before the stack sees it, as the backend could change it later: that page stays hot in the cache. The bytes of a
+//! stream are copied once more, by its user, from the socket's buffer to where they belong, or back.
+//! The backend computes checksums and cuts large TCP packets where it offers to; packets of up to 64 KiB are received.
+//!
+//! Memory is bounded: an interface has 1.5 MiB of granted pages and 130 KiB of its own, and each stream the buffers
+//! that its user asked for. A user that takes nothing holds up its own server alone, by TCP's window.
+//!
+//! The backend is not trusted with more than its packets. If it breaks the protocol of the rings, the streams over its
+//! interface end, the interface is given up, and nothing else happens. A backend that is restarted is connected to
+//! again; streams go on over it, unless that takes longer than TCP's patience.
+//!
+//! Read next: [`Interfaces`]; [`TcpStream`]; [`decide`], the state machine; [`Settings`], the command line.
+
+#![no_std]
+#![deny(unsafe_code)]
+
+extern crate alloc;
+
+mod backend_nodes;
+mod device;
+mod interface;
+mod interfaces;
+mod lie;
+mod lifecycle;
+mod packet;
+#[allow(unsafe_code, reason = "makes rings in memory that it owns")]
+mod rings;
+mod settings;
+mod state_machine;
+mod tcp;
+
+pub use device::Counts;
+pub use interface::Interface;
+pub use interfaces::Interfaces;
+pub use lie::Lie;
+pub use settings::{Settings, SettingsError};
+pub use state_machine::{Observed, Phase, Step, decide};
+pub use tcp::TcpStream;

@@ -1,0 +1,52 @@
+//! Breaches of the protocol by a backend.
+
+use bulkhead_ring::Overrun;
+use core::fmt;
+
+/// A breach of the protocol by the backend. Its interface is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lie {
+    /// Its producer index is impossible.
+    Overrun(Overrun),
+    /// It answered a request that it does not have.
+    Unasked(u16),
+    /// It answered details that were not sent.
+    NoDetails,
+    /// Its part of a packet does not lie in one page.
+    OutsidePage {
+        /// The first byte.
+        offset: u16,
+        /// The number of bytes.
+        len: usize,
+    },
+    /// Its packet is longer than any.
+    TooLong,
+}
+
+impl fmt::Display for Lie {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Overrun(overrun) => overrun.fmt(f),
+            Self::Unasked(id) => write!(
+                f,
+                "the backend answered request {id}, which it does not have"
+            ),
+            Self::NoDetails => {
+                f.write_str("the backend answered details of a packet that had none")
+            }
+            Self::OutsidePage { offset, len } => write!(
+                f,
+                "the backend put {len} bytes at byte {offset} of a page, which has no room for them"
+            ),
+            Self::TooLong => f.write_str("the backend's packet is longer than any packet"),
+        }
+    }
+}
+
+impl core::error::Error for Lie {}
+
+impl From<Overrun> for Lie {
+    fn from(overrun: Overrun) -> Lie {
+        Lie::Overrun(overrun)
+    }
+}

@@ -1,0 +1,372 @@
+//! The task of one interface: it reads the states of both ends, decides, acts, and waits for the next change.
+
+use crate::backend_nodes::{OFFER_NODES, OWN_FEATURES, Offer, mac};
+use crate::interface::Interface;
+use crate::interfaces::Interfaces;
+use crate::rings::{Memory, Rings};
+use crate::state_machine::{Observed, Phase, Step, decide};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use bulkhead_executor::Signal;
+use bulkhead_xen::{DomId, Hypervisor};
+use bulkhead_xenbus::retry::PAUSE;
+use bulkhead_xenbus::{NodeMap, XenbusState, own_node, peer_node, read_nodes};
+use bulkhead_xenstore_client::{Error, Transaction, Watch};
+use core::future::{Future, poll_fn};
+use core::pin::pin;
+use core::task::Poll;
+use core::time::Duration;
+use futures_util::future::{Either, select};
+use smoltcp::wire::EthernetAddress;
+
+/// The time in which a restarted backend has to connect to the rings that it finds.
+const GOES_ON: Duration = Duration::from_secs(5);
+/// The time between the first two checks whether a backend has let go of our memory; it doubles each time.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// The time after which the log says that a backend keeps our memory.
+const LONG_LOOK: Duration = Duration::from_secs(2);
+/// The time until the first retry with a backend that failed a connection; it doubles each time.
+const RETRY: Duration = Duration::from_secs(1);
+/// The longest such time.
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
+
+/// The backend, as the toolstack names it.
+struct Peer {
+    path: String,
+    id: DomId,
+    watch: Watch,
+}
+
+/// The life of one interface.
+struct Life<'a, H: Hypervisor> {
+    interfaces: &'a Interfaces<H>,
+    interface: &'a Interface<H>,
+    path: String,
+    peer: Option<Peer>,
+    phase: Phase,
+    /// Rings that were published, and that the backend is not connected to yet; and what it offers.
+    published: Option<(Rings<H>, Offer, EthernetAddress)>,
+    /// Memory that an earlier backend may still use.
+    leftover: Option<Memory<H>>,
+    waited: bool,
+    retry: Duration,
+    /// The state of this end, and the nodes, that xenstored has not taken yet.
+    unsaid: Option<(Vec<(String, String)>, XenbusState)>,
+    told: Option<String>,
+}
+
+/// Follows an interface until the toolstack has removed it. `changed` is raised whenever something in its directory
+/// changes.
+pub async fn live<H: Hypervisor>(
+    interfaces: &Interfaces<H>,
+    number: u32,
+    interface: &Interface<H>,
+    changed: &Signal,
+) {
+    let mut life = Life {
+        interfaces,
+        interface,
+        path: format!("device/vif/{number}"),
+        peer: None,
+        phase: Phase::Fresh,
+        published: None,
+        leftover: None,
+        waited: false,
+        retry: RETRY,
+        unsaid: None,
+        told: None,
+    };
+    loop {
+        match life.step(changed).await {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) if error.is_disconnected() => {
+                // A connected interface is used on.
+                log::error!(
+                    "network {}: cannot be followed any more: {error}",
+                    interface.name
+                );
+                core::future::pending::<()>().await;
+            }
+            Err(error) => {
+                life.tell(format!("{error}; to be tried again"));
+                interfaces.handle().sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+impl<H: Hypervisor> Life<'_, H> {
+    /// Reads the states, decides and acts. Returns false if the interface is gone.
+    async fn step(&mut self, changed: &Signal) -> Result<bool, Error> {
+        if self.interface.has_failed() && self.phase != Phase::Failed {
+            self.give_up().await?;
+        }
+        let seen = self.observe().await?;
+        if seen.attached {
+            self.say_again().await?;
+        }
+        match decide(self.phase, seen) {
+            Step::Wait => self.wait(changed).await?,
+            Step::WaitForBackend => {
+                let over = self.interfaces.handle().sleep(GOES_ON);
+                if let Either::Left((waited, _)) =
+                    select(pin!(self.wait(changed)), pin!(over)).await
+                {
+                    waited?;
+                    return Ok(true);
+                }
+                self.waited = true;
+            }
+            Step::Publish => self.publish().await?,
+            Step::Connect => self.connect(),
+            Step::Close => self.close().await?,
+            Step::StartOver => {
+                self.write(Vec::new(), XenbusState::Initialising).await?;
+                self.phase = Phase::Fresh;
+            }
+            Step::Forget => {
+                if self.phase != Phase::Failed {
+                    self.disconnect().await;
+                }
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    async fn observe(&mut self) -> Result<Observed, Error> {
+        let store = self.interfaces.store();
+        let own = own_node(store, format!("{}/state", self.path)).await?;
+        let path = own_node(store, format!("{}/backend", self.path)).await?;
+        let id = own_node(store, format!("{}/backend-id", self.path)).await?;
+        let id = id.and_then(|id| id.trim().parse().ok()).map(DomId);
+        let mut seen = Observed {
+            attached: false,
+            backend: XenbusState::Unknown,
+            online: false,
+            waited: core::mem::take(&mut self.waited),
+        };
+        let (Some(_), Some(path), Some(id)) = (own, path, id) else {
+            return Ok(seen);
+        };
+        seen.attached = true;
+        self.meet(path, id).await?;
+        if let Some(peer) = &self.peer {
+            let state = peer_node(store, format!("{}/state", peer.path)).await?;
+            seen.backend = XenbusState::parse(state.as_deref());
+            let online = peer_node(store, format!("{}/online", peer.path)).await?;
+            seen.online = online.as_deref().map(str::trim) != Some("0");
+        }
+        Ok(seen)
+    }
+
+    /// Follows the backend that the toolstack has named, if it is another one than before.
+    async fn meet(&mut self, path: String, id: DomId) -> Result<(), Error> {
+        let same = |peer: &Peer| peer.path == path && peer.id == id;
+        if self.peer.as_ref().is_some_and(same) {
+            return Ok(());
+        }
+        self.disconnect().await;
+        self.unsaid = None;
+        if self.phase != Phase::Failed {
+            self.phase = Phase::Fresh;
+        }
+        let watch = self.interfaces.store().watch(&path).await?;
+        self.peer = Some(Peer { path, id, watch });
+        Ok(())
+    }
+
+    /// Waits until something may have changed.
+    async fn wait(&mut self, changed: &Signal) -> Result<(), Error> {
+        let (interface, failed) = (self.interface, self.phase == Phase::Failed);
+        let peer = &mut self.peer;
+        let mut raised = pin!(changed.raised());
+        let mut lied = pin!(interface.failed());
+        poll_fn(|context| {
+            if !failed && lied.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            if let Some(peer) = peer.as_mut()
+                && let Poll::Ready(event) = peer.watch.poll_next(context)
+            {
+                return Poll::Ready(event.map(drop));
+            }
+            raised.as_mut().poll(context).map(Ok)
+        })
+        .await
+    }
+
+    /// Makes rings, and tells the backend of them.
+    async fn publish(&mut self) -> Result<(), Error> {
+        let Some(peer) = &self.peer else {
+            return Ok(());
+        };
+        let (store, backend) = (self.interfaces.store(), peer.id);
+        let mut nodes = NodeMap::new();
+        read_nodes(&mut nodes, store, &peer.path, &OFFER_NODES).await?;
+        let own = own_node(store, format!("{}/mac", self.path)).await?;
+        let mtu = own_node(store, format!("{}/mtu", self.path)).await?;
+        let offer = Offer::parse(&nodes, mtu.as_deref());
+        let mac = match mac(own.as_deref()) {
+            Ok(mac) => mac,
+            Err(error) => return self.back_off(error.to_string()).await,
+        };
+        let rings = match self.rings(backend) {
+            Ok(rings) => rings,
+            Err(problem) => return self.back_off(problem).await,
+        };
+        let [tx, rx] = rings.grefs().map(|gref| gref.unwrap_or_default());
+        let port = rings.events().port();
+        let features = OWN_FEATURES.map(|(name, value)| (name.to_string(), value.to_string()));
+        let mut nodes: Vec<_> = features.into();
+        nodes.extend([
+            ("tx-ring-ref".to_string(), tx.to_string()),
+            ("rx-ring-ref".to_string(), rx.to_string()),
+            ("event-channel".to_string(), port.to_string()),
+        ]);
+        self.published = Some((rings, offer, mac));
+        self.phase = Phase::Published;
+        self.write(nodes, XenbusState::Connected).await
+    }
+
+    fn rings(&self, backend: DomId) -> Result<Rings<H>, String> {
+        let handle = self.interfaces.handle();
+        let table = self.interfaces.grants().get();
+        let table = table.ok_or("Xen gives no grant table")?;
+        let port = handle.hypervisor().alloc_unbound(backend);
+        let port = port.map_err(|error| format!("no event channel: {error}"))?;
+        let events = handle.event_channel(port);
+        let memory = (self.interfaces.pool(), &table);
+        Rings::new(handle, memory, backend, events).map_err(|error| error.to_string())
+    }
+
+    /// Uses the rings, which the backend has connected to.
+    fn connect(&mut self) {
+        let Some((rings, offer, mac)) = self.published.take() else {
+            return;
+        };
+        {
+            let mut state = self.interface.state.borrow_mut();
+            state.device.rings = Some(rings);
+            state.device.offer = offer;
+        }
+        self.interface.connected(mac);
+        self.phase = Phase::Connected;
+        self.retry = RETRY;
+        self.told = None;
+        let backend = self.peer.as_ref().map(|peer| peer.id);
+        log::info!(
+            "network {}: connected to domain {}, {mac}, packets of up to {} bytes",
+            self.interface.name,
+            backend.unwrap_or_default(),
+            offer.mtu,
+        );
+    }
+
+    /// Takes back everything, and tells the backend.
+    async fn close(&mut self) -> Result<(), Error> {
+        let was_connected = self.phase == Phase::Connected;
+        if was_connected {
+            log::warn!("network {}: the backend is gone", self.interface.name);
+        }
+        self.stop();
+        self.phase = Phase::Closed;
+        self.write(Vec::new(), XenbusState::Closed).await?;
+        self.disconnect().await;
+        if !was_connected {
+            self.pause().await;
+        }
+        Ok(())
+    }
+
+    /// Gives up an interface whose backend has lied, until the toolstack attaches it anew.
+    async fn give_up(&mut self) -> Result<(), Error> {
+        log::error!("{}", self.interface.line());
+        self.stop();
+        self.phase = Phase::Failed;
+        self.write(Vec::new(), XenbusState::Closed).await?;
+        // Not waited for: it may never let go.
+        if self.leftover.as_mut().is_some_and(Memory::revoke) {
+            self.leftover = None;
+        }
+        Ok(())
+    }
+
+    async fn back_off(&mut self, problem: String) -> Result<(), Error> {
+        self.tell(format!("cannot be connected: {problem}"));
+        self.close().await
+    }
+
+    /// Waits before the next attempt, a little longer each time.
+    async fn pause(&mut self) {
+        let span = self.retry;
+        self.retry = (span * 2).min(LONGEST_RETRY);
+        self.interfaces.handle().sleep(span).await;
+    }
+
+    /// Stops using the rings.
+    fn stop(&mut self) {
+        let used = self.interface.state.borrow_mut().device.disconnect();
+        let rings = used.or(self.published.take().map(|(rings, ..)| rings));
+        if let Some(rings) = rings {
+            self.leftover = Some(rings.into_memory());
+        }
+        self.interface.work.raise();
+    }
+
+    /// Stops using the rings, and waits until the backend has let go of our memory.
+    async fn disconnect(&mut self) {
+        self.stop();
+        let Some(mut leftover) = self.leftover.take() else {
+            return;
+        };
+        let mut pause = LOOK_AGAIN;
+        while !leftover.revoke() {
+            if pause > LONG_LOOK {
+                self.tell("the backend does not let go of our memory: it is waited for".into());
+            }
+            self.interfaces.handle().sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_RETRY);
+        }
+    }
+
+    /// Writes nodes and this end's state, if the directory is there. What xenstored refuses is written later.
+    async fn write(
+        &mut self,
+        nodes: Vec<(String, String)>,
+        state: XenbusState,
+    ) -> Result<(), Error> {
+        self.unsaid = Some((nodes, state));
+        self.say_again().await
+    }
+
+    /// Writes the nodes that xenstored has not taken yet.
+    async fn say_again(&mut self) -> Result<(), Error> {
+        let Some((nodes, state)) = &self.unsaid else {
+            return Ok(());
+        };
+        let path = &self.path;
+        let write = async |tx: &Transaction| {
+            if !tx.exists(format!("{path}/state")).await? {
+                return Ok(());
+            }
+            for (name, value) in nodes {
+                tx.write(format!("{path}/{name}"), value).await?;
+            }
+            tx.write(format!("{path}/state"), state.to_string()).await
+        };
+        self.interfaces.store().transaction(write).await?;
+        self.unsaid = None;
+        Ok(())
+    }
+
+    /// Logs a line, unless it repeats the last one.
+    fn tell(&mut self, what: String) {
+        if self.told.as_ref() != Some(&what) {
+            log::warn!("network {}: {what}", self.interface.name);
+            self.told = Some(what);
+        }
+    }
+}

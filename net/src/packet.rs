@@ -1,0 +1,142 @@
+//! Packets as the rings carry them: what is said about one, and the checksums that are left to the other end.
+
+use bulkhead_ring::netif::PacketFlags;
+use smoltcp::wire::{
+    EthernetFrame, EthernetProtocol, IpAddress, IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket,
+    UdpPacket,
+};
+
+/// The place of the checksum in a TCP header.
+const TCP_CHECKSUM: usize = 16;
+
+/// A packet that was copied out of the backend's pages.
+#[derive(Clone, Copy, Debug)]
+pub struct Packet {
+    /// Its bytes.
+    pub len: usize,
+    /// What the backend says of it.
+    pub flags: PacketFlags,
+}
+
+/// How the backend is to cut a packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Segmentation {
+    /// The payload of each segment.
+    pub segment: u16,
+    /// `XEN_NETIF_GSO_TYPE_*`.
+    pub protocol: u8,
+}
+
+/// A TCP or UDP packet in a frame.
+struct Transport {
+    source: IpAddress,
+    destination: IpAddress,
+    protocol: IpProtocol,
+    /// Where it begins in the frame, and where it ends.
+    start: usize,
+    end: usize,
+}
+
+impl Transport {
+    /// Finds it; `None` if there is none, or the frame is not valid.
+    fn find(frame: &[u8]) -> Option<Transport> {
+        let ethernet = EthernetFrame::new_checked(frame).ok()?;
+        let payload = ethernet.payload();
+        let header = frame.len() - payload.len();
+        let (source, destination, protocol, start, len) = match ethernet.ethertype() {
+            EthernetProtocol::Ipv4 => {
+                let ip = Ipv4Packet::new_checked(payload).ok()?;
+                if ip.more_frags() || ip.frag_offset() != 0 {
+                    return None;
+                }
+                let (start, len) = (usize::from(ip.header_len()), usize::from(ip.total_len()));
+                let addresses = (ip.src_addr().into(), ip.dst_addr().into());
+                (addresses.0, addresses.1, ip.next_header(), start, len)
+            }
+            EthernetProtocol::Ipv6 => {
+                let ip = Ipv6Packet::new_checked(payload).ok()?;
+                let (start, len) = (ip.header_len(), ip.total_len());
+                let addresses = (ip.src_addr().into(), ip.dst_addr().into());
+                (addresses.0, addresses.1, ip.next_header(), start, len)
+            }
+            _ => return None,
+        };
+        let transport = Transport {
+            source,
+            destination,
+            protocol,
+            start: header + start,
+            end: header + len,
+        };
+        let inside = transport.start <= transport.end && transport.end <= frame.len();
+        let known = matches!(protocol, IpProtocol::Tcp | IpProtocol::Udp);
+        (inside && known).then_some(transport)
+    }
+
+    /// Returns the checksum of the pseudo-header, as an offload starts from it (RFC 9293, 3.1).
+    fn pseudo_header(&self) -> u16 {
+        let mut sum = u32::from(u8::from(self.protocol)) + (self.end - self.start) as u32;
+        for address in [self.source, self.destination] {
+            let add = |bytes: &[u8]| -> u32 {
+                let words = bytes.chunks_exact(2);
+                words
+                    .map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])))
+                    .sum()
+            };
+            sum += match address {
+                IpAddress::Ipv4(address) => add(&address.octets()),
+                IpAddress::Ipv6(address) => add(&address.octets()),
+            };
+        }
+        while sum > 0xffff {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        sum as u16
+    }
+}
+
+/// Returns whether the checksum of a TCP or UDP packet is right. It is not looked at in other packets.
+pub fn is_sound(frame: &[u8]) -> bool {
+    let Some(found) = Transport::find(frame) else {
+        return true;
+    };
+    let bytes = &frame[found.start..found.end];
+    match found.protocol {
+        IpProtocol::Tcp => TcpPacket::new_checked(bytes)
+            .is_ok_and(|tcp| tcp.verify_checksum(&found.source, &found.destination)),
+        _ => UdpPacket::new_checked(bytes)
+            .is_ok_and(|udp| udp.verify_checksum(&found.source, &found.destination)),
+    }
+}
+
+/// Completes a TCP packet that the stack has made without a checksum: with that of the pseudo-header if the backend
+/// computes the rest, else with all of it. Returns whether the rest is left to the backend.
+pub fn complete(frame: &mut [u8], offload: Offload) -> bool {
+    let Some(found) = Transport::find(frame).filter(|found| found.protocol == IpProtocol::Tcp)
+    else {
+        return false;
+    };
+    let blank = match found.source {
+        IpAddress::Ipv4(_) => offload.ipv4,
+        IpAddress::Ipv6(_) => offload.ipv6,
+    };
+    let sum = found.pseudo_header();
+    let bytes = &mut frame[found.start..found.end];
+    if blank {
+        if let Some(field) = bytes.get_mut(TCP_CHECKSUM..TCP_CHECKSUM + 2) {
+            field.copy_from_slice(&sum.to_be_bytes());
+        }
+    } else if let Ok(mut tcp) = TcpPacket::new_checked(bytes) {
+        tcp.fill_checksum(&found.source, &found.destination);
+    }
+    blank
+}
+
+/// The checksums that the backend computes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Offload {
+    /// TCP's over IPv4.
+    pub ipv4: bool,
+    /// TCP's over IPv6.
+    pub ipv6: bool,
+}

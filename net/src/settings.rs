@@ -1,0 +1,152 @@
+//! The addresses of an interface, as the command line gives them.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+use smoltcp::wire::{IpAddress, IpCidr};
+
+/// The most addresses, and the most name servers: the stack's limits, less the address that an interface makes for
+/// itself.
+const MOST: usize = 2;
+
+/// The addresses of an interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// IPv4's are asked of a server (`ip=dhcp`).
+    pub dhcp: bool,
+    /// Its addresses (`ip=10.0.0.7/24`, `ip=10.0.0.7/24,fd00::7/64`).
+    pub addresses: Vec<IpCidr>,
+    /// The ways to other networks (`gateway=`), one for each kind of address.
+    pub gateways: Vec<IpAddress>,
+    /// The name servers (`dns=`).
+    pub name_servers: Vec<IpAddress>,
+}
+
+/// The reason why a setting is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SettingsError {
+    /// It is not an address with the length of its network's.
+    Network(String),
+    /// It is not an address.
+    Address(String),
+    /// There are too many.
+    TooMany(&'static str),
+}
+
+impl fmt::Display for SettingsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Network(text) => write!(
+                f,
+                "ip={text} is neither dhcp nor an address with its network, as in ip=10.0.0.7/24"
+            ),
+            Self::Address(text) => write!(f, "'{text}' is not an address"),
+            Self::TooMany(word) => write!(f, "{word} has more than {MOST} addresses"),
+        }
+    }
+}
+
+impl core::error::Error for SettingsError {}
+
+impl Settings {
+    /// Takes a word of the command line. Returns whether it is one of these settings.
+    pub fn take(&mut self, word: &str) -> Result<bool, SettingsError> {
+        let shown = |text: &str| {
+            text.chars()
+                .take(64)
+                .flat_map(char::escape_default)
+                .collect()
+        };
+        let address = |text: &str| {
+            let read: Result<IpAddress, ()> = text.parse();
+            let read = read.ok().filter(IpAddress::is_unicast);
+            read.ok_or_else(|| SettingsError::Address(shown(text)))
+        };
+        let Some((name, value)) = word.split_once('=') else {
+            return Ok(false);
+        };
+        match name {
+            "ip" => {
+                for part in value.split(',') {
+                    if part == "dhcp" {
+                        self.dhcp = true;
+                        continue;
+                    }
+                    let network: Result<IpCidr, ()> = part.parse();
+                    let network = network
+                        .ok()
+                        .filter(|network| network.address().is_unicast());
+                    let network = network.ok_or_else(|| SettingsError::Network(shown(part)))?;
+                    self.addresses.push(network);
+                }
+            }
+            "gateway" => {
+                for part in value.split(',') {
+                    self.gateways.push(address(part)?);
+                }
+            }
+            "dns" => {
+                for part in value.split(',') {
+                    self.name_servers.push(address(part)?);
+                }
+            }
+            _ => return Ok(false),
+        }
+        for (word, count) in [
+            ("ip=", self.addresses.len() + usize::from(self.dhcp)),
+            ("gateway=", self.gateways.len()),
+            ("dns=", self.name_servers.len()),
+        ] {
+            if count > MOST {
+                return Err(SettingsError::TooMany(word));
+            }
+        }
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::format;
+    use alloc::string::ToString;
+
+    #[test]
+    fn the_command_line_gives_addresses() {
+        let mut settings = Settings::default();
+        for word in [
+            "ip=10.0.0.7/24,fd00::7/64",
+            "gateway=10.0.0.1",
+            "dns=fd00::1",
+        ] {
+            assert_eq!(settings.take(word), Ok(true), "{word}");
+        }
+        for word in ["poll=50", "quiet", "ips=1"] {
+            assert_eq!(settings.take(word), Ok(false), "{word}");
+        }
+        assert_eq!(format!("{}", settings.addresses[0]), "10.0.0.7/24");
+        assert_eq!(format!("{}", settings.addresses[1]), "fd00::7/64");
+        assert_eq!(settings.gateways.len() + settings.name_servers.len(), 2);
+        let mut dhcp = Settings::default();
+        assert_eq!(dhcp.take("ip=dhcp"), Ok(true));
+        assert!(dhcp.dhcp && dhcp.addresses.is_empty());
+    }
+
+    #[test]
+    fn other_values_are_refused_with_a_reason() {
+        for (word, reason) in [
+            ("ip=", "ip= is neither dhcp"),
+            ("ip=10.0.0.7", "ip=10.0.0.7 is neither dhcp"),
+            ("ip=10.0.0.7/33", "is neither dhcp"),
+            ("ip=0.0.0.0/0", "is neither dhcp"),
+            ("ip=255.255.255.255/8", "is neither dhcp"),
+            ("gateway=host", "'host' is not an address"),
+            ("gateway=224.0.0.1", "is not an address"),
+            ("dns=\u{1b}", "'\\u{1b}' is not an address"),
+            ("dns=1.1.1.1,2.2.2.2,3.3.3.3", "dns= has more than 2"),
+        ] {
+            let error = Settings::default().take(word).expect_err(word).to_string();
+            assert!(error.contains(reason), "{word}: {error}");
+        }
+    }
+}

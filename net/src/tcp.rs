@@ -1,0 +1,183 @@
+//! TCP connections, as streams of bytes.
+//!
+//! The bytes stay in the buffers of the stack's socket, whose memory is taken when the connection is made: the user is
+//! lent the contiguous part, and takes from it or fills it. A user that does not take what has arrived holds up the
+//! server, and nobody else.
+
+use crate::interface::Interface;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use bulkhead_stream::{Buffers, ConnectError, Ended, Stream};
+use bulkhead_xen::Hypervisor;
+use core::future::poll_fn;
+use core::task::{Poll, Waker};
+use smoltcp::iface::SocketHandle;
+use smoltcp::socket::tcp::{CongestionControl, RecvError, Socket, State};
+use smoltcp::time::Duration;
+use smoltcp::wire::IpAddress;
+
+/// The time that a server has to accept a connection.
+const CONNECT: Duration = Duration::from_secs(10);
+/// The time that a server has to acknowledge what was sent.
+const SILENCE: Duration = Duration::from_secs(60);
+/// The time without any packet after which the server is asked whether it is there.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// The bounds of a buffer.
+const SMALLEST: usize = 4 << 10;
+const LARGEST: usize = 8 << 20;
+
+/// A TCP connection.
+pub struct TcpStream<H: Hypervisor> {
+    interface: Rc<Interface<H>>,
+    socket: SocketHandle,
+    /// It is to end in order.
+    closed: bool,
+}
+
+/// Takes memory for a buffer.
+fn buffer(bytes: usize) -> Result<Vec<u8>, ConnectError> {
+    let bytes = bytes.clamp(SMALLEST, LARGEST);
+    let mut buffer = Vec::new();
+    let reserved = buffer.try_reserve_exact(bytes);
+    reserved.map_err(|_| ConnectError::NoMemory { bytes })?;
+    buffer.resize(bytes, 0);
+    Ok(buffer)
+}
+
+impl<H: Hypervisor> TcpStream<H> {
+    /// Connects to an address.
+    pub(crate) async fn connect(
+        interface: Rc<Interface<H>>,
+        address: IpAddress,
+        port: u16,
+        buffers: Buffers,
+    ) -> Result<Self, ConnectError> {
+        let (received, sent) = (buffer(buffers.receive)?, buffer(buffers.send)?);
+        let mut socket = Socket::new(
+            smoltcp::socket::tcp::SocketBuffer::new(received),
+            smoltcp::socket::tcp::SocketBuffer::new(sent),
+        );
+        socket.set_timeout(Some(CONNECT));
+        socket.set_nagle_enabled(false);
+        socket.set_congestion_control(CongestionControl::Reno);
+        let begun = interface.handle.now();
+        let stream = {
+            let mut state = interface.state.borrow_mut();
+            if state.failure.is_some() {
+                return Err(ConnectError::NoNetwork);
+            }
+            if !state.reaches(&address) {
+                return Err(ConnectError::Unreachable);
+            }
+            let own = state.port();
+            let stack = state.stack.as_mut().ok_or(ConnectError::NoNetwork)?;
+            let asked = socket.connect(stack.context(), (address, port), own);
+            asked.map_err(|_| ConnectError::Unreachable)?;
+            let socket = state.sockets.add(socket);
+            TcpStream {
+                interface: interface.clone(),
+                socket,
+                closed: false,
+            }
+        };
+        interface.work.raise();
+        poll_fn(|context| {
+            let mut state = interface.state.borrow_mut();
+            let failed = state.failure.is_some();
+            let socket = state.sockets.get_mut::<Socket<'_>>(stream.socket);
+            socket.register_send_waker(context.waker());
+            match socket.state() {
+                State::SynSent | State::SynReceived => Poll::Pending,
+                State::Closed if failed => Poll::Ready(Err(ConnectError::NoNetwork)),
+                State::Closed => {
+                    let time = interface.handle.now().since(begun);
+                    Poll::Ready(Err(match time < CONNECT.into() {
+                        true => ConnectError::Refused,
+                        false => ConnectError::TimedOut,
+                    }))
+                }
+                _ => {
+                    socket.set_timeout(Some(SILENCE));
+                    socket.set_keep_alive(Some(KEEP_ALIVE));
+                    Poll::Ready(Ok(()))
+                }
+            }
+        })
+        .await?;
+        Ok(stream)
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut Socket<'static>, bool) -> T) -> T {
+        let mut state = self.interface.state.borrow_mut();
+        let failed = state.failure.is_some();
+        act(state.sockets.get_mut(self.socket), failed)
+    }
+}
+
+/// Returns the reason why a connection is over whose socket is closed.
+fn ended(failed: bool) -> Ended {
+    match failed {
+        true => Ended::NoNetwork,
+        false => Ended::Reset,
+    }
+}
+
+impl<H: Hypervisor> Stream for TcpStream<H> {
+    fn receive(&mut self, take: &mut dyn FnMut(&mut [u8]) -> usize) -> Result<usize, Ended> {
+        self.with(|socket, failed| {
+            let received = socket.recv(|bytes| {
+                if bytes.is_empty() {
+                    return (0, 0);
+                }
+                let taken = take(bytes).min(bytes.len());
+                (taken, taken)
+            });
+            received.map_err(|error| match error {
+                RecvError::Finished => Ended::Closed,
+                RecvError::InvalidState => ended(failed),
+            })
+        })
+    }
+
+    fn send(&mut self, fill: &mut dyn FnMut(&mut [u8]) -> usize) -> Result<usize, Ended> {
+        self.with(|socket, failed| {
+            let sent = socket.send(|room| {
+                if room.is_empty() {
+                    return (0, 0);
+                }
+                let filled = fill(room).min(room.len());
+                (filled, filled)
+            });
+            sent.map_err(|_| ended(failed))
+        })
+    }
+
+    fn push(&mut self) {
+        self.interface.work.raise();
+    }
+
+    fn wake_with(&mut self, waker: &Waker) {
+        self.with(|socket, _| {
+            socket.register_recv_waker(waker);
+            socket.register_send_waker(waker);
+        });
+    }
+
+    fn close(&mut self) {
+        self.closed = true;
+        self.with(|socket, _| socket.close());
+        self.interface.work.raise();
+    }
+}
+
+impl<H: Hypervisor> Drop for TcpStream<H> {
+    fn drop(&mut self) {
+        let mut state = self.interface.state.borrow_mut();
+        if !self.closed {
+            state.sockets.get_mut::<Socket<'_>>(self.socket).abort();
+        }
+        state.leave(self.socket);
+        drop(state);
+        self.interface.work.raise();
+    }
+}

@@ -1,0 +1,15 @@
+//! A network backend of the simulated Xen, and a host in its network.
+//!
+//! [`NetBack`] does with the rings what Linux's netback does, checks what a frontend sends as strictly as the network
+//! would, and lies as a test wants ([`Forge`]). [`Peer`] is a host with a TCP/IP stack: it echoes on port 7, and takes
+//! everything and says nothing on port 9. Neither does anything by itself: a test steps them, and carries packets
+//! from one to the other.
+
+#![deny(unsafe_code)]
+
+#[allow(unsafe_code, reason = "maps and copies the frontend's pages")]
+mod netback;
+mod peer;
+
+pub use netback::{Forge, NetBack, Offered};
+pub use peer::{ADDRESS, ADDRESS6, Frame, MAC, Peer};

@@ -1,0 +1,215 @@
+//! A host in the backend's network.
+
+use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::phy::{Checksum, DeviceCapabilities, Medium, PacketMeta};
+use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
+use smoltcp::time::Instant;
+use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Address, Ipv6Address};
+use std::collections::VecDeque;
+
+/// Its addresses.
+pub const ADDRESS: Ipv4Address = Ipv4Address::new(10, 0, 0, 2);
+/// The one of IPv6.
+pub const ADDRESS6: Ipv6Address = Ipv6Address::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
+/// The one of Ethernet.
+pub const MAC: EthernetAddress = EthernetAddress([0x02, 0, 0, 0, 0, 2]);
+
+/// The bytes of each of its sockets' buffers.
+const BUFFER: usize = 128 << 10;
+
+/// A packet on the way.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Frame {
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// The TCP checksum is that of the pseudo-header alone, or is not there.
+    pub blank: bool,
+    /// The payload of each segment that it is to be cut into.
+    pub segment: Option<u16>,
+}
+
+/// Its network card.
+struct Card {
+    offload: bool,
+    received: VecDeque<Frame>,
+    sent: VecDeque<Frame>,
+}
+
+/// The host.
+pub struct Peer {
+    card: Card,
+    stack: Interface,
+    sockets: SocketSet<'static>,
+    servers: Vec<(SocketHandle, u16)>,
+    /// The bytes that port 9 has taken.
+    pub taken: Vec<u8>,
+    /// Port 9 takes nothing.
+    pub stalled: bool,
+}
+
+impl Peer {
+    /// A host whose network card computes checksums and cuts packets, or does not.
+    pub fn new(offload: bool) -> Peer {
+        let mut card = Card {
+            offload,
+            received: VecDeque::new(),
+            sent: VecDeque::new(),
+        };
+        let mut config = Config::new(HardwareAddress::Ethernet(MAC));
+        config.random_seed = 7;
+        let mut stack = Interface::new(config, &mut card, Instant::ZERO);
+        stack.update_ip_addrs(|addresses| {
+            for address in [
+                IpCidr::new(ADDRESS.into(), 24),
+                IpCidr::new(ADDRESS6.into(), 64),
+            ] {
+                addresses.push(address).expect("room for two");
+            }
+        });
+        let mut sockets = SocketSet::new(Vec::new());
+        let mut servers = Vec::new();
+        for port in [7, 7, 9] {
+            let buffer = || SocketBuffer::new(vec![0; BUFFER]);
+            let mut socket = Socket::new(buffer(), buffer());
+            socket.listen(port).expect("a port");
+            servers.push((sockets.add(socket), port));
+        }
+        Peer {
+            card,
+            stack,
+            sockets,
+            servers,
+            taken: Vec::new(),
+            stalled: false,
+        }
+    }
+
+    /// Takes a packet off the network.
+    pub fn receive(&mut self, frame: Frame) {
+        self.card.received.push_back(frame);
+    }
+
+    /// Returns the next packet that it puts on the network.
+    pub fn take_sent(&mut self) -> Option<Frame> {
+        self.card.sent.pop_front()
+    }
+
+    /// Ends all its connections.
+    pub fn reset(&mut self) {
+        for (handle, _) in &self.servers {
+            self.sockets.get_mut::<Socket<'_>>(*handle).abort();
+        }
+    }
+
+    /// Does what there is to do; returns whether there was anything. `micros` is the time.
+    pub fn step(&mut self, micros: u64) -> bool {
+        let before = self.card.received.len();
+        let time = Instant::from_micros(micros as i64);
+        self.stack.poll(time, &mut self.card, &mut self.sockets);
+        for (handle, port) in &self.servers {
+            let socket = self.sockets.get_mut::<Socket<'_>>(*handle);
+            if socket.state() == State::CloseWait && !socket.can_recv() {
+                socket.close();
+            }
+            if !socket.is_open() {
+                socket.listen(*port).expect("a port");
+            }
+            if *port == 9 {
+                while !self.stalled && socket.can_recv() {
+                    let taken = &mut self.taken;
+                    let taking = |bytes: &mut [u8]| {
+                        taken.extend_from_slice(bytes);
+                        (bytes.len(), ())
+                    };
+                    socket.recv(taking).expect("it can receive");
+                }
+                continue;
+            }
+            while socket.can_recv() && socket.can_send() {
+                let room = socket.send_capacity() - socket.send_queue();
+                let received = socket
+                    .recv(|bytes| {
+                        let count = bytes.len().min(room);
+                        (count, bytes[..count].to_vec())
+                    })
+                    .expect("it can receive");
+                let sent = socket.send_slice(&received);
+                assert_eq!(sent, Ok(received.len()));
+            }
+        }
+        self.stack.poll(time, &mut self.card, &mut self.sockets);
+        before > 0 || !self.card.sent.is_empty()
+    }
+
+    /// Returns the time at which it wants to do something, in microseconds.
+    pub fn next_deadline(&mut self, micros: u64) -> Option<u64> {
+        let time = Instant::from_micros(micros as i64);
+        let next = self.stack.poll_at(time, &self.sockets)?;
+        Some((next.total_micros() as u64).max(micros + 1))
+    }
+}
+
+impl smoltcp::phy::Device for Card {
+    type RxToken<'a> = Received;
+    type TxToken<'a> = Sending<'a>;
+
+    fn receive(&mut self, _: Instant) -> Option<(Received, Sending<'_>)> {
+        let frame = self.received.pop_front()?;
+        let sending = Sending {
+            card: self,
+            segment: None,
+        };
+        Some((Received(frame), sending))
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<Sending<'_>> {
+        Some(Sending {
+            card: self,
+            segment: None,
+        })
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ethernet;
+        capabilities.max_transmission_unit = 1514;
+        if self.offload {
+            // What it receives, the backend has checked.
+            capabilities.checksum.tcp = Checksum::Rx;
+            capabilities.segmentation.tcpv4 = std::num::NonZeroUsize::new(65535);
+        }
+        capabilities
+    }
+}
+
+/// A packet that has arrived.
+pub struct Received(Frame);
+
+impl smoltcp::phy::RxToken for Received {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, look: F) -> R {
+        look(&self.0.bytes)
+    }
+}
+
+/// Room for a packet.
+pub struct Sending<'a> {
+    card: &'a mut Card,
+    segment: Option<u16>,
+}
+
+impl smoltcp::phy::TxToken for Sending<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, make: F) -> R {
+        let mut bytes = vec![0; len];
+        let made = make(&mut bytes);
+        self.card.sent.push_back(Frame {
+            bytes,
+            blank: self.card.offload,
+            segment: self.segment,
+        });
+        made
+    }
+
+    fn set_meta(&mut self, meta: PacketMeta) {
+        self.segment = meta.segmentation_offload_size.map(u16::from);
+    }
+}

@@ -1,0 +1,43 @@
+//! Backends that break the protocol.
+
+use crate::world::{World, end_of, states};
+use bulkhead_net_testing::Forge;
+use bulkhead_stream::{ConnectError, Ended, Stream};
+use std::time::Duration;
+
+#[test]
+fn a_backend_that_lies_costs_its_interface_alone() {
+    for (lie, reason) in [
+        (Forge::RxIndex, "producer index 0x186a0"),
+        (Forge::RxId, "answered request 4, which"),
+        (Forge::RxOffset(4090, 60), "put 60 bytes at byte 4090"),
+        (Forge::RxOffset(65535, 1), "put 1 bytes at byte 65535"),
+        (Forge::RxEndless, "longer than any packet"),
+        (Forge::TxId(77), "answered request 77, which"),
+        (Forge::TxId(9999), "answered request 9999, which"),
+        (Forge::TxNull, "answered details of a packet that had none"),
+    ] {
+        let world = World::new(true);
+        let mut stream = world.connect("10.0.0.2:7");
+        if matches!(lie, Forge::TxId(_) | Forge::TxNull) {
+            // There is something to be answered.
+            world.back.borrow_mut().stalled = true;
+            assert_eq!(stream.send(&mut |_| 10), Ok(10));
+            stream.push();
+            world.run();
+        }
+        world.back.borrow_mut().lie(lie);
+        world.back.borrow_mut().stalled = true;
+        world.run();
+        let line = world.lines();
+        assert!(line.contains(", given up: "), "{lie:?}: {line}");
+        assert!(line.contains(reason), "{lie:?}: {line}");
+        assert_eq!(world.states(), states("6", "6"), "{lie:?}");
+        let ended = world.within(Duration::from_secs(1), end_of(stream));
+        assert_eq!(ended, Some(Ended::NoNetwork), "{lie:?}");
+        let refused = world.try_connect("10.0.0.2:7").map(drop);
+        assert_eq!(refused, Err(ConnectError::NoNetwork));
+        world.back.borrow_mut().stalled = false;
+        world.end();
+    }
+}

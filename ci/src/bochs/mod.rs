@@ -115,8 +115,12 @@ impl Bochs {
             }
             if Instant::now() > deadline {
                 bail!(
-                    "the script in dom0 has not ended within {} s; it printed:\n{}\nXen and dom0:\n{}",
+                    "the script in dom0 has not ended within {} s, of which Bochs has run {}; it printed:\n{}\nXen and dom0:\n{}",
                     limit.as_secs(),
+                    processor_time(self.process.id()).map_or_else(
+                        || "unknown".to_owned(),
+                        |time| format!("{} s", time.as_secs())
+                    ),
                     process::tail(&output, 30),
                     process::tail(&self.xen_log(), 15)
                 );
@@ -149,6 +153,14 @@ impl Drop for Bochs {
     }
 }
 
+/// The processor time of a process's first thread, and Bochs has one: it tells a host that stands still from one that
+/// was not let run.
+fn processor_time(pid: u32) -> Option<Duration> {
+    let times = fs::read_to_string(format!("/proc/{pid}/schedstat")).ok()?;
+    let run = times.split_whitespace().next()?;
+    run.parse().ok().map(Duration::from_nanos)
+}
+
 /// The output and the exit status, once all of it is there.
 fn end(output: &str) -> Option<(&str, i32)> {
     let (text, rest) = output.split_once(END)?;
@@ -175,6 +187,22 @@ fn write_disk(disk: &Path, files: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_has_run_for_some_time() {
+        let mut child = Command::new("sh")
+            .args(["-c", "while :; do :; done"])
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while processor_time(child.id()).unwrap() < Duration::from_millis(20) {
+            assert!(Instant::now() < deadline, "it does not run");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(processor_time(child.id()), None);
+    }
 
     #[test]
     fn the_end_is_known_when_its_line_is_whole() {

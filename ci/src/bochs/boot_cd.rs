@@ -47,11 +47,14 @@ pub fn write(path: &Path, image: &HostImage, xenstored: Xenstored) -> Result<()>
     Ok(())
 }
 
+/// Returns the boot loader's menu. Xen delivers guests' interrupts itself (`apicv=0`): the processor that Bochs
+/// emulates delivers one that waits at the entry into a guest even if the guest has disabled interrupts
+/// (`docs/emulator-faults.md`).
 fn menu(xenstored: Xenstored) -> String {
     let option = xenstored.dom0_option();
     format!(
         "default xen\nprompt 0\nlabel xen\n  kernel mboot.c32\n  append /xen console=com1 com1=115200,8n1 \
-         dom0_mem={DOM0_MEMORY}M,max:{DOM0_MEMORY}M guest_loglvl=all console_timestamps=boot \
+         dom0_mem={DOM0_MEMORY}M,max:{DOM0_MEMORY}M guest_loglvl=all apicv=0 console_timestamps=boot \
          --- /kernel console=hvc0 quiet {option} --- /initramfs\n"
     )
 }

@@ -9,7 +9,7 @@ use bulkhead_images::IoSegment;
 pub const MOST: usize = 32;
 
 /// Zeros, for parts that a server does not send.
-static ZEROS: [u8; 4096] = [0; 4096];
+static ZEROS: [u8; 512] = [0; 512];
 
 /// Segments of a request, and how far they were used.
 pub struct Segments {

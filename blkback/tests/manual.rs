@@ -68,6 +68,8 @@ fn every_store_and_every_option_of_a_target() {
 fn every_option_of_the_command_line() {
     let mut keys: BTreeSet<&str> = Options::KEYS.into();
     keys.extend(constants(include_str!("../src/unikernel/main.rs")));
+    keys.extend(constants(include_str!("../src/unikernel/network.rs")));
+    keys.extend(constants(include_str!("../../net/src/settings.rs")));
     keys.extend(constants(include_str!("../../kernel/src/command_line.rs")));
     assert!(
         keys.contains("watchdog") && keys.contains("log"),

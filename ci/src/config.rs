@@ -69,6 +69,8 @@ pub struct Config {
     pub max_maptrack_frames: Option<u32>,
     /// Its disks, each as `xl` writes one.
     pub disks: Vec<String>,
+    /// Its network interfaces, each as `xl` writes one.
+    pub vifs: Vec<String>,
     /// The devices that are passed through to it, each as `xl` writes one.
     pub pci: Vec<String>,
     /// The action when it asks for a reboot.
@@ -95,6 +97,7 @@ impl Config {
             },
             max_maptrack_frames: None,
             disks: Vec::new(),
+            vifs: Vec::new(),
             pci: Vec::new(),
             on_reboot: "restart",
         }
@@ -134,7 +137,11 @@ impl fmt::Display for Config {
         if let Some(frames) = self.max_maptrack_frames {
             writeln!(f, "max_maptrack_frames = {frames}")?;
         }
-        for (name, list) in [("disk", &self.disks), ("pci", &self.pci)] {
+        for (name, list) in [
+            ("disk", &self.disks),
+            ("vif", &self.vifs),
+            ("pci", &self.pci),
+        ] {
             if !list.is_empty() {
                 writeln!(f, "{name} = [ '{}' ]", list.join("', '"))?;
             }

@@ -30,6 +30,31 @@ pub struct Settings {
     pub patience: Option<Duration>,
 }
 
+/// The longest patience that is a number of seconds.
+const LONGEST_PATIENCE: u32 = 86_400;
+
+impl Settings {
+    /// Reads the patience that an operator asks for, in seconds. The error is what was expected.
+    ///
+    /// ```
+    /// use bulkhead_nbd::Settings;
+    /// use core::time::Duration;
+    ///
+    /// assert_eq!(Settings::parse_patience("60"), Ok(Some(Duration::from_secs(60))));
+    /// assert_eq!(Settings::parse_patience("0"), Ok(None));
+    /// assert!(Settings::parse_patience("a minute").is_err());
+    /// ```
+    pub fn parse_patience(text: &str) -> Result<Option<Duration>, String> {
+        match text.parse() {
+            Ok(0) => Ok(None),
+            Ok(seconds @ 1..=LONGEST_PATIENCE) => Ok(Some(Duration::from_secs(seconds.into()))),
+            _ => Err(format!(
+                "expected 1 to {LONGEST_PATIENCE} seconds, or 0 for no limit"
+            )),
+        }
+    }
+}
+
 /// The exports.
 pub struct Exports<H: Hypervisor> {
     handle: Handle<H>,
@@ -137,7 +162,7 @@ impl<H: Hypervisor> Exports<H> {
         .await
     }
 
-    /// Returns lines about each export, for the operator.
+    /// Returns lines about each export, and about the network to their servers, for the operator.
     pub(crate) fn lines(&self, scheme: &str) -> Vec<String> {
         let all = self.all.borrow();
         let line = |export: &Arc<Export>| {
@@ -166,7 +191,7 @@ impl<H: Hypervisor> Exports<H> {
                 counts.waiting
             )
         };
-        all.iter().map(line).collect()
+        all.iter().map(line).chain(self.network.lines()).collect()
     }
 }
 

@@ -211,6 +211,10 @@ impl<H: Hypervisor> Network for Interfaces<H> {
             Ok(Box::new(stream) as Box<dyn Stream>)
         })
     }
+
+    fn lines(&self) -> Vec<String> {
+        Interfaces::lines(self)
+    }
 }
 
 /// A question to a name server. Dropping this withdraws it.

@@ -9,6 +9,11 @@ use smoltcp::wire::{IpAddress, IpCidr};
 /// itself.
 const MOST: usize = 2;
 
+/// The keys of these settings on the command line.
+const IP: &str = "ip";
+const GATEWAY: &str = "gateway";
+const DNS: &str = "dns";
+
 /// The addresses of an interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
@@ -49,6 +54,22 @@ impl fmt::Display for SettingsError {
 impl core::error::Error for SettingsError {}
 
 impl Settings {
+    /// Their keys on a command line.
+    pub const KEYS: [&str; 3] = [IP, GATEWAY, DNS];
+
+    /// Reads them from a command line. A mistake costs its own word alone.
+    pub fn parse(line: &str, mut mistaken: impl FnMut(SettingsError)) -> Settings {
+        let mut settings = Settings::default();
+        for word in line.split_ascii_whitespace() {
+            let before = settings.clone();
+            if let Err(error) = settings.take(word) {
+                mistaken(error);
+                settings = before;
+            }
+        }
+        settings
+    }
+
     /// Takes a word of the command line. Returns whether it is one of these settings.
     pub fn take(&mut self, word: &str) -> Result<bool, SettingsError> {
         let shown = |text: &str| {
@@ -66,7 +87,7 @@ impl Settings {
             return Ok(false);
         };
         match name {
-            "ip" => {
+            IP => {
                 for part in value.split(',') {
                     if part == "dhcp" {
                         self.dhcp = true;
@@ -80,12 +101,12 @@ impl Settings {
                     self.addresses.push(network);
                 }
             }
-            "gateway" => {
+            GATEWAY => {
                 for part in value.split(',') {
                     self.gateways.push(address(part)?);
                 }
             }
-            "dns" => {
+            DNS => {
                 for part in value.split(',') {
                     self.name_servers.push(address(part)?);
                 }
@@ -130,6 +151,22 @@ mod tests {
         let mut dhcp = Settings::default();
         assert_eq!(dhcp.take("ip=dhcp"), Ok(true));
         assert!(dhcp.dhcp && dhcp.addresses.is_empty());
+    }
+
+    #[test]
+    fn a_mistake_costs_its_own_word_alone() {
+        let mut mistakes = Vec::new();
+        let line = "log=debug ip=10.0.0.7/24,rubbish ip=10.0.0.8/24 gateway=? watchdog=0";
+        let settings = Settings::parse(line, |mistake| mistakes.push(mistake.to_string()));
+        assert_eq!(settings.addresses.len(), 1);
+        assert_eq!(settings.addresses[0].to_string(), "10.0.0.8/24");
+        assert!(settings.gateways.is_empty() && !settings.dhcp);
+        assert_eq!(mistakes.len(), 2, "{mistakes:?}");
+        for key in Settings::KEYS {
+            let mut mistakes = 0;
+            Settings::parse(&format!("{key}=?"), |_| mistakes += 1);
+            assert_eq!(mistakes, 1, "{key}");
+        }
     }
 
     #[test]

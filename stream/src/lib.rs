@@ -36,6 +36,8 @@ pub use endpoint::{Endpoint, EndpointError};
 pub use error::{ConnectError, Ended};
 
 use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::vec::Vec;
 use core::future::Future;
 use core::pin::Pin;
 use core::task::Waker;
@@ -87,4 +89,9 @@ pub trait Network {
     /// Connects to a server: finds its address if it is named, and waits until the connection is there. The caller
     /// gives that up by dropping the future.
     fn connect<'a>(&'a self, server: &'a Endpoint, buffers: Buffers) -> Connecting<'a>;
+
+    /// Returns lines about its interfaces, for the operator.
+    fn lines(&self) -> Vec<String> {
+        Vec::new()
+    }
 }

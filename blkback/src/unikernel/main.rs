@@ -5,6 +5,9 @@
 
 extern crate alloc;
 
+#[cfg(feature = "nbd")]
+mod network;
+
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::sync::Arc;
@@ -23,7 +26,7 @@ use bulkhead_blkfront::{Frontends, vbd_store};
 use bulkhead_executor::Handle;
 use bulkhead_executor::{Executor, VcpuSpawner};
 use bulkhead_grant::Region;
-#[cfg(any(feature = "pci", feature = "vbd"))]
+#[cfg(any(feature = "nbd", feature = "pci", feature = "vbd"))]
 use bulkhead_grant::TableOnDemand;
 #[cfg(feature = "vbd")]
 use bulkhead_images::Store;
@@ -44,6 +47,8 @@ use bulkhead_xenstore_client::{Client, Ring};
 use core::cell::{Cell, RefCell};
 use core::mem::take;
 use core::ops::RangeInclusive;
+#[cfg(feature = "nbd")]
+use network::Network;
 
 bulkhead_kernel::entry!(main);
 
@@ -67,7 +72,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
     };
     #[allow(unused_mut, reason = "without features there are the images alone")]
     let mut stores = Stores::new(catalog);
-    #[cfg(any(feature = "pci", feature = "vbd"))]
+    #[cfg(any(feature = "nbd", feature = "pci", feature = "vbd"))]
     let grants = TableOnDemand::new(hypervisor);
     #[cfg(feature = "nvme")]
     let mut controllers = None;
@@ -94,6 +99,11 @@ fn main(mut machine: Machine) -> ShutdownReason {
             log::error!("PCI functions of our own cannot be followed any more: {error}");
         });
     }
+    #[cfg(feature = "nbd")]
+    let network = {
+        let grants = grants.clone();
+        Network::start(&machine, &handle, &store, vcpus.len(), grants, &mut stores)
+    };
     #[cfg(feature = "vbd")]
     stores.register(own_disks(&handle, &store, &vcpus, grants, hypervisor));
     let backend = Backend::with(
@@ -167,6 +177,8 @@ fn main(mut machine: Machine) -> ShutdownReason {
                 if let Some(devices) = devices {
                     devices.close().await;
                 }
+                #[cfg(feature = "nbd")]
+                network.close().await;
                 ended.set(Some(reason(request)));
             }
             Err(error) => log::error!("shutdown requests cannot be seen: {error}"),
@@ -248,15 +260,26 @@ fn options(line: &'static str) -> Options {
 }
 
 /// All keys on the command line.
-const KEYS: [&str; Options::KEYS.len() + 1] = {
-    let mut all = [WATCHDOG; Options::KEYS.len() + 1];
+const KEYS: [&str; Options::KEYS.len() + 1 + NETWORK.len()] = {
+    let mut all = [WATCHDOG; Options::KEYS.len() + 1 + NETWORK.len()];
     let mut key = 0;
     while key < Options::KEYS.len() {
         all[key] = Options::KEYS[key];
         key += 1;
     }
+    let mut other = 0;
+    while other < NETWORK.len() {
+        all[key + other] = NETWORK[other];
+        other += 1;
+    }
     all
 };
+
+/// Those of the network.
+#[cfg(feature = "nbd")]
+const NETWORK: &[&str] = &network::KEYS;
+#[cfg(not(feature = "nbd"))]
+const NETWORK: &[&str] = &[];
 
 /// The key on the command line for the seconds after which Xen ends a domain that hangs.
 const WATCHDOG: &str = "watchdog";

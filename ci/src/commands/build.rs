@@ -7,9 +7,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// The largest ELF that is accepted: a block frontend, a PCI frontend and the drivers of NVMe controllers and of
-/// virtio-blk devices have state machines of their own, and the tables of disks have readers.
-const SIZE_LIMIT: u64 = 832 << 10;
+/// The largest ELF that is accepted: a block frontend, a network frontend with TCP/IP and the client of NBD servers on it,
+/// a PCI frontend and the drivers of NVMe controllers and of virtio-blk devices have state machines of their own, and the
+/// tables of disks have readers.
+const SIZE_LIMIT: u64 = 1024 << 10;
 
 /// The largest that serves RAM images and `null:` alone (`--no-default-features`).
 const SMALLEST_LIMIT: u64 = 400 << 10;

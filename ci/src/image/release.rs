@@ -52,6 +52,12 @@ impl Release {
                 // Partition tables and logical volumes, as users make them.
                 "gdisk",
                 "lvm2",
+                // Bridges between domains' networks, which the tool stack's script joins with ip(8).
+                "iproute2",
+                // Servers of disks over the network. Not nbd-server: it generates parameters of Diffie and Hellman before it
+                // serves, which takes an emulated processor minutes.
+                "nbdkit",
+                "qemu-utils",
                 // The devices of HVM guests; and a block backend that the bench measures beside ours.
                 "qemu-system-xen",
             ]

@@ -15,6 +15,7 @@ const FILES: &[&str] = &[
     "LICENSE-MIT",
     "LICENSE.md",
     "LICENSE.txt",
+    "LICENSE-0BSD.txt",
     "LICENSE",
     "COPYING",
     // As the REUSE specification has it.

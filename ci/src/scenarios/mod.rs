@@ -13,6 +13,7 @@ mod lasting;
 mod leaving;
 mod main_job;
 mod memory;
+mod nbd;
 mod nvme;
 mod operator;
 mod options;
@@ -46,6 +47,7 @@ pub fn suite() -> Vec<Scenario> {
         attaching::SCENARIOS,
         lasting::SCENARIOS,
         volume_disks::SCENARIOS,
+        nbd::SCENARIOS,
         power_cut::SCENARIOS,
         several::SCENARIOS,
         queues::SCENARIOS,

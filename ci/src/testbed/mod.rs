@@ -6,6 +6,7 @@ pub mod guest_queue;
 pub mod host_state;
 pub mod images;
 pub mod leak_check;
+pub mod network;
 pub mod own_host;
 pub mod progress;
 pub mod records;

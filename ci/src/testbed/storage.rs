@@ -2,6 +2,7 @@
 
 use super::Testbed;
 use super::images::{self, Image};
+use super::network::BRIDGE;
 use super::report::milliseconds;
 use crate::config::{Config, Kind};
 use crate::host::domain::Domain;
@@ -93,6 +94,13 @@ impl<'h> Storage<'_, 'h> {
     /// Gives it a disk of its own, as `xl` writes one.
     pub fn disk(mut self, disk: &str) -> Self {
         self.config.disks.push(disk.to_owned());
+        self
+    }
+
+    /// Gives it an interface to the network that [`Testbed::network`] makes, and further words for its command line.
+    pub fn on_network(mut self, words: &str) -> Self {
+        self.config.vifs.push(format!("bridge={BRIDGE}"));
+        self.config.cmdline = format!("{} {words}", self.config.cmdline).trim().to_owned();
         self
     }
 

@@ -1,0 +1,79 @@
+//! The network of the driver domain, and the store of the exports that servers on it have.
+
+use alloc::boxed::Box;
+use alloc::rc::Rc;
+use alloc::sync::Arc;
+use bulkhead_executor::Handle;
+use bulkhead_grant::TableOnDemand;
+use bulkhead_images::Stores;
+use bulkhead_kernel::command_line::value;
+use bulkhead_kernel::{Hypercalls, Machine};
+use bulkhead_nbd::{Exports, nbd_store, without_tls};
+use bulkhead_net::Interfaces;
+use bulkhead_xenstore_client::Client;
+use core::pin::pin;
+use core::time::Duration;
+use futures_util::future::select;
+
+/// The key on the command line for the seconds that requests wait for a server that is away.
+const TIMEOUT: &str = "nbd-timeout";
+
+/// All keys on the command line.
+pub const KEYS: [&str; 4] = {
+    let [ip, gateway, dns] = bulkhead_net::Settings::KEYS;
+    [ip, gateway, dns, TIMEOUT]
+};
+
+/// The longest time in which the domain takes leave of servers when it ends: one that is away cannot delay it.
+const LEAVE: Duration = Duration::from_secs(2);
+
+/// The time in which the last packets go out.
+const LAST_PACKETS: Duration = Duration::from_millis(20);
+
+/// The exports of servers, and the network to these.
+pub struct Network {
+    exports: Rc<Exports<Hypercalls>>,
+    handle: Handle<Hypercalls>,
+}
+
+impl Network {
+    /// Follows the interfaces that the domain is given, and registers the stores that use them.
+    pub fn start(
+        machine: &Machine,
+        handle: &Handle<Hypercalls>,
+        store: &Client,
+        vcpus: usize,
+        grants: TableOnDemand<Hypercalls>,
+        stores: &mut Stores,
+    ) -> Network {
+        let line = machine.command_line;
+        let mistaken = |mistake| log::error!("command line: {mistake}");
+        let addresses = bulkhead_net::Settings::parse(line, mistaken);
+        let memory = Arc::new(machine.hypervisor);
+        let interfaces = Interfaces::new(handle.clone(), store.clone(), memory, grants, addresses);
+        let following = interfaces.clone();
+        handle.spawn(async move {
+            let Err(error) = following.follow().await;
+            log::error!("networks of our own cannot be followed any more: {error}");
+        });
+
+        let patience = value(line, TIMEOUT).map(bulkhead_nbd::Settings::parse_patience);
+        let patience = patience.unwrap_or(Ok(None)).unwrap_or_else(|expected| {
+            log::error!("command line: {TIMEOUT}: {expected}; requests wait for ever");
+            None
+        });
+        let settings = bulkhead_nbd::Settings { vcpus, patience };
+        let exports = Exports::new(handle.clone(), interfaces, None, settings);
+        stores.register(Box::new(nbd_store(exports.clone())));
+        stores.register(Box::new(without_tls()));
+        let handle = handle.clone();
+        Network { exports, handle }
+    }
+
+    /// Takes leave of all servers that answer, because the domain ends.
+    pub async fn close(&self) {
+        let late = pin!(self.handle.sleep(LEAVE));
+        select(pin!(self.exports.close()), late).await;
+        self.handle.sleep(LAST_PACKETS).await;
+    }
+}

@@ -1,18 +1,31 @@
-//! Exports of an NBD server in dom0, which the driver domain reaches over a network of its own.
+//! Exports of NBD servers in dom0, which the driver domain reaches over a network of its own.
 
+use super::operator::other;
+use super::refusal::refuse;
 use crate::config::Kind;
 use crate::testbed::network::{DRIVER_DOMAIN, Server};
 use crate::testbed::storage::{Running, disk};
-use crate::testbed::write_verify;
 use crate::testbed::{MINUTE, Scenario, Testbed};
-use anyhow::{Result, ensure};
+use crate::testbed::{fio, write_verify};
+use anyhow::{Context, Result, ensure};
 
-pub const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "nbd-life",
-    about: "an NBD server is killed in mid-write and started again, then the link is down for 8 seconds: the guest waits, and all is verified; a server that comes back with a disk of another size is refused, and the next guest has that disk",
-    demo: false,
-    run: life,
-}];
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "nbd-disks",
+        about: "PVH and PV driver domains serve exports of two nbdkits and of qemu-nbd (qcow2) over a bridge of dom0's: fio verified, ext4 with fsync that dom0 finds in the server's file, an export that is not there refused with those that are",
+        demo: false,
+        run: disks,
+    },
+    Scenario {
+        name: "nbd-life",
+        about: "an NBD server is killed in mid-write and started again, then the link is down for 8 seconds: the guest waits, and all is verified; a server that comes back with a disk of another size is refused, and the next guest has that disk",
+        demo: false,
+        run: life,
+    },
+];
+
+/// An empty disk in memory, of so many MiB, which fio works on.
+const MEMORY: Server = Server::Memory(8);
 
 /// MiB that a guest writes and compares.
 const MIB: u32 = 2;
@@ -20,12 +33,120 @@ const MIB: u32 = 2;
 /// The seconds for which the link is down.
 const DOWN: u32 = 8;
 
+/// Makes a file system, writes files that are flushed, and prints their checksums.
+const WRITE: &str = "mkfs.ext4 -q /dev/xvdb && mount -t ext4 /dev/xvdb /mnt && \
+    for i in 1 2 3 4; do \
+        dd if=/dev/urandom of=/mnt/file$i bs=$((i * 37))k count=3 conv=fsync 2>/dev/null || exit 1; \
+    done && (cd /mnt && sha256sum file1 file2 file3 file4) && umount /mnt && e2fsck -fn /dev/xvdb >&2";
+
+/// Prints the checksums of what dom0 finds in the server's file.
+const READ: &str = "set -e; mkdir -p /tmp/nbd/mnt
+mount -o loop,ro /tmp/nbd/files/root-bob /tmp/nbd/mnt
+cd /tmp/nbd/mnt; sha256sum file1 file2 file3 file4; cd /; umount /tmp/nbd/mnt";
+
 /// A driver domain on the network, with the memory for so many disks on servers.
 fn storage<'h>(testbed: &Testbed<'h>, kind: Kind, disks: u32) -> Result<Running<'h>> {
     let storage = testbed.storage(kind).memory(16 + 4 * disks);
     let storage = storage.on_network(&format!("ip={DRIVER_DOMAIN}")).start()?;
     storage.wait_console("network vif0: connected to domain 0", MINUTE)?;
     Ok(storage)
+}
+
+fn disks(testbed: &Testbed) -> Result<()> {
+    testbed.network()?;
+    testbed.step("three servers start in dom0");
+    for server in [MEMORY, Server::Files, Server::Qcow2] {
+        testbed.start_server(server)?;
+    }
+    verified(testbed, Kind::Pvh)?;
+    two_servers(testbed, Kind::Pv)?;
+    for server in [MEMORY, Server::Files, Server::Qcow2] {
+        testbed.kill_server(server)?;
+    }
+    testbed.host.ok("rm -r /tmp/nbd").map(drop)
+}
+
+fn verified(testbed: &Testbed, kind: Kind) -> Result<()> {
+    let mut storage = storage(testbed, kind, 2)?;
+    let disks = [
+        disk("storage", "xvda", "rw", &MEMORY.target("")),
+        disk("storage", "xvdb", "rw", &Server::Files.target("root-bob")),
+    ];
+    let mut guest = testbed.host.guest("guest", other(kind), &disks)?;
+    testbed.step("fio verifies a disk in nbdkit's memory");
+    fio::verify(&guest, "/dev/xvda", 3 * MINUTE)?;
+    testbed.step("files on a disk that is a file of another server's");
+    let written = guest.ok(WRITE, MINUTE)?;
+    shown(testbed, &storage)?;
+    guest.destroy()?;
+    testbed.step("an export that is not there");
+    refuse(
+        testbed,
+        &storage,
+        &Server::Files.target("root-eve"),
+        "there are: root-bob",
+    )?;
+    storage.shutdown()?;
+    let found = testbed.host.ok(READ)?;
+    let sums = |text: &str| -> Vec<String> {
+        let is_sum = |line: &&str| {
+            line.split_whitespace()
+                .next()
+                .is_some_and(|word| word.len() == 64)
+        };
+        text.lines().filter(is_sum).map(str::to_owned).collect()
+    };
+    ensure!(
+        sums(&written).len() == 4 && sums(&written) == sums(&found),
+        "the guest wrote {written}, and dom0 finds {found}"
+    );
+    Ok(())
+}
+
+/// What the operator is shown.
+fn shown(testbed: &Testbed, storage: &Running) -> Result<()> {
+    let all = storage.ask("show", "all")?;
+    let line = |what: &str| {
+        let line = all.lines().find(|line| line.contains(what));
+        line.with_context(|| format!("nothing about {what}:\n{all}"))
+    };
+    let network = line("network vif0")?;
+    ensure!(
+        network.contains(" up") && network.contains(DRIVER_DOMAIN),
+        "{network}"
+    );
+    ensure!(
+        network.contains(" damaged=0 ") && network.contains(" refused=0"),
+        "packets were lost: {network}"
+    );
+    testbed.step(network.trim());
+    for server in [MEMORY, Server::Files] {
+        let export = line(&format!("{}/", server.target("").trim_end_matches('/')))?;
+        ensure!(
+            export.contains(": connected, ") && export.contains(" 0 failed"),
+            "{export}"
+        );
+        testbed.step(export.trim());
+    }
+    Ok(())
+}
+
+/// A guest has disks of two servers at once.
+fn two_servers(testbed: &Testbed, kind: Kind) -> Result<()> {
+    let mut storage = storage(testbed, kind, 2)?;
+    let disks = [
+        disk("storage", "xvda", "rw", &Server::Files.target("root-bob")),
+        disk("storage", "xvdb", "rw", &Server::Qcow2.target("qcow")),
+    ];
+    let mut guest = testbed.host.lean_guest("guest", other(kind), &disks)?;
+    testbed.step("a guest works on nbdkit's disk and on qemu-nbd's at once");
+    let both = ["xvda", "xvdb"].map(|device| guest.start(&write_verify::command(device, MIB)));
+    for started in both {
+        let output = guest.finish(started?, 2 * MINUTE)?;
+        ensure!(write_verify::is_equal(&output.out, MIB), "{}", output.out);
+    }
+    guest.destroy()?;
+    storage.shutdown()
 }
 
 fn life(testbed: &Testbed) -> Result<()> {

@@ -1,7 +1,6 @@
 //! All exports that guests' disks use, and those that they have used lately.
 
 use crate::export::Export;
-use crate::handshake::Tls;
 use crate::lifecycle::live;
 use crate::name::ExportName;
 use alloc::format;
@@ -10,7 +9,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_executor::{Handle, Waiters};
-use bulkhead_stream::Network;
+use bulkhead_stream::{Network, Tls};
 use bulkhead_xen::Hypervisor;
 use core::cell::RefCell;
 use core::future::poll_fn;

@@ -12,10 +12,8 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
-use bulkhead_stream::{Ended, Stream};
+use bulkhead_stream::{Ended, Stream, Tls};
 use core::fmt;
-use core::future::Future;
-use core::pin::Pin;
 
 /// The most bytes of a reply's data: a name, and a description beside it.
 const LONGEST: u32 = 16 << 10;
@@ -26,16 +24,6 @@ const MOST_INFOS: usize = 64;
 /// The most names of exports that are counted, and those of them that are shown.
 const MOST_NAMES: usize = 10_000;
 const SHOWN_NAMES: usize = 16;
-
-/// The future that begins TLS on a stream ([`Tls::start`]).
-pub type StartingTls<'a> = Pin<Box<dyn Future<Output = Result<Box<dyn Stream>, String>> + 'a>>;
-
-/// Begins TLS on connections.
-pub trait Tls {
-    /// Returns the stream on which everything goes from now on, after the server of that name has shown who it is. The
-    /// error is a sentence for the operator.
-    fn start<'a>(&'a self, stream: Box<dyn Stream>, server: &'a str) -> StartingTls<'a>;
-}
 
 /// The reason why a handshake did not lead to an export.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -54,7 +54,7 @@ mod talk;
 pub mod wire;
 
 pub use exports::{Exports, Settings};
-pub use handshake::{HandshakeError, StartingTls, Tls};
+pub use handshake::HandshakeError;
 pub use line::Counts;
 pub use name::ExportName;
 pub use store::{nbd_store, without_tls};

@@ -22,7 +22,7 @@
 //! # Ok::<(), bulkhead_stream::EndpointError>(())
 //! ```
 //!
-//! Read next: [`Stream`], [`Network`].
+//! Read next: [`Stream`], [`Network`], [`Tls`].
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -31,9 +31,11 @@ extern crate alloc;
 
 mod endpoint;
 mod error;
+mod tls;
 
 pub use endpoint::{Endpoint, EndpointError};
 pub use error::{ConnectError, Ended};
+pub use tls::{StartingTls, Tls};
 
 use alloc::boxed::Box;
 use alloc::string::String;

@@ -2,8 +2,7 @@
 
 use crate::FakeServer;
 use crate::server::Reach;
-use bulkhead_nbd::{StartingTls, Tls};
-use bulkhead_stream::{Buffers, Connecting, Ended, Endpoint, Network, Stream};
+use bulkhead_stream::{Buffers, Connecting, Ended, Endpoint, Network, StartingTls, Stream, Tls};
 use std::task::Waker;
 
 /// A network with servers, each at its own address.

@@ -7,7 +7,8 @@ use bulkhead_images::{
     Access, BlockDevice, Io, IoError, IoQueue, IoSegment, Op, Owner, QueueContext, Sector, Store,
     Submitted, Tag,
 };
-use bulkhead_nbd::{Exports, Settings, Tls, nbd_store};
+use bulkhead_nbd::{Exports, Settings, nbd_store};
+use bulkhead_stream::Tls;
 use bulkhead_volumes::DiskStore;
 use bulkhead_xen::{DomId, PAGE_SIZE, VcpuId};
 use bulkhead_xen_sim::{DomainConfig, Sim, SimDomain, SimVcpu};

@@ -12,7 +12,7 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
-use bulkhead_stream::{Ended, Stream, Tls};
+use bulkhead_stream::{Ended, StartTlsError, Stream, Tls};
 use core::fmt;
 
 /// The most bytes of a reply's data: a name, and a description beside it.
@@ -61,7 +61,7 @@ pub enum HandshakeError {
     /// It has no TLS.
     NoTls,
     /// TLS failed.
-    Tls(String),
+    Tls(StartTlsError),
     /// The export cannot be served.
     Unusable(Unusable),
 }
@@ -71,7 +71,9 @@ impl HandshakeError {
     pub fn may_pass(&self) -> bool {
         let ends = OptionReplyKind::ShuttingDown;
         match self {
-            HandshakeError::Ended(_) | HandshakeError::Late => true,
+            HandshakeError::Ended(ended) => ended.may_pass(),
+            HandshakeError::Late => true,
+            HandshakeError::Tls(error) => error.passes,
             HandshakeError::Refused { reply, .. } => *reply == ends,
             _ => false,
         }
@@ -241,7 +243,7 @@ async fn start_tls(mut talk: Talk, tls: &dyn Tls, server: &str) -> Result<Talk, 
     // What has come behind the reply is for TLS to judge.
     match tls.start(talk.0, server).await {
         Ok(stream) => Ok(Talk(stream)),
-        Err(reason) => Err(HandshakeError::Tls(reason)),
+        Err(error) => Err(HandshakeError::Tls(error)),
     }
 }
 

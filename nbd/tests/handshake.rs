@@ -3,10 +3,10 @@
 use bulkhead_images::Access;
 use bulkhead_images::target::Target;
 use bulkhead_images::{Owner, Store};
-use bulkhead_nbd::without_tls;
+use bulkhead_nbd::{HandshakeError, without_tls};
 use bulkhead_nbd_testing::world::World;
 use bulkhead_nbd_testing::{Config, FakeExport, FakeTls, Reach, TlsMode};
-use bulkhead_stream::ConnectError;
+use bulkhead_stream::{ConnectError, Ended, StartTlsError, StartingTls, Stream, Tls};
 use bulkhead_xen::DomId;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -322,6 +322,47 @@ fn tls_comes_first_where_it_is_asked_for() {
     let refusal = world.refusal(DISK);
     assert!(refusal.contains("the server wants TLS"), "{refusal}");
     world.end();
+}
+
+#[test]
+fn tls_that_fails_for_now_is_tried_again() {
+    /// Fails that often, and knows every server then.
+    struct Late(Cell<u32>);
+    impl Tls for Late {
+        fn start<'a>(&'a self, stream: Box<dyn Stream>, _: &'a str) -> StartingTls<'a> {
+            let left = self.0.get();
+            self.0.set(left.saturating_sub(1));
+            let outcome = match left {
+                0 => Ok(stream),
+                _ => Err(StartTlsError {
+                    reason: "the connection was cut off".to_string(),
+                    passes: true,
+                }),
+            };
+            Box::pin(std::future::ready(outcome))
+        }
+    }
+    let config = Config {
+        tls: TlsMode::Required,
+        ..Config::default()
+    };
+    let tls = Rc::new(Late(Cell::new(2)));
+    let world = World::with(config, None, Some(tls.clone()));
+    drop(world.open("nbds:10.0.0.2/disk"));
+    assert_eq!(tls.0.get(), 0);
+    assert_eq!(world.server.connections().0, 3);
+    world.end();
+}
+
+#[test]
+fn an_alert_in_the_handshake_does_not_pass() {
+    let refused = HandshakeError::Ended(Ended::Alert(116));
+    assert!(!refused.may_pass());
+    assert_eq!(
+        refused.to_string(),
+        "the server ended TLS: it wants a client's certificate (certificate_required) before it had offered the export"
+    );
+    assert!(HandshakeError::Ended(Ended::Truncated).may_pass());
 }
 
 #[test]

@@ -35,7 +35,7 @@ mod tls;
 
 pub use endpoint::{Endpoint, EndpointError};
 pub use error::{ConnectError, Ended};
-pub use tls::{StartingTls, Tls};
+pub use tls::{StartTlsError, StartingTls, Tls};
 
 use alloc::boxed::Box;
 use alloc::string::String;

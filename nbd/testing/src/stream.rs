@@ -2,7 +2,9 @@
 
 use crate::FakeServer;
 use crate::server::Reach;
-use bulkhead_stream::{Buffers, Connecting, Ended, Endpoint, Network, StartingTls, Stream, Tls};
+use bulkhead_stream::{
+    Buffers, Connecting, Ended, Endpoint, Network, StartTlsError, StartingTls, Stream, Tls,
+};
 use std::task::Waker;
 
 /// A network with servers, each at its own address.
@@ -119,7 +121,10 @@ impl Tls for FakeTls {
         let known = self.0.iter().any(|name| name == server);
         let outcome = match known {
             true => Ok(stream),
-            false => Err(format!("the certificate is not one of {server}")),
+            false => Err(StartTlsError {
+                reason: format!("the certificate is not one of {server}"),
+                passes: false,
+            }),
         };
         Box::pin(std::future::ready(outcome))
     }

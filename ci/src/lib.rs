@@ -6,6 +6,7 @@ pub mod bochs;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod digest;
 pub mod fault;
 pub mod fuzz;
 pub mod host;

@@ -15,6 +15,7 @@ mod root_tar;
 mod second_kernel;
 mod unpack;
 
+use crate::digest::hex;
 use crate::{process, workspace};
 use anyhow::{Context, Result};
 use release::Release;
@@ -210,7 +211,7 @@ fn key(parts: &[&str]) -> String {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
-    let mut hex = format!("{:x}", hash.finalize());
+    let mut hex = hex(&hash.finalize());
     hex.truncate(12);
     hex
 }

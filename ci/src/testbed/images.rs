@@ -1,5 +1,6 @@
 //! Image archives as a user would hand them to the driver domain: a tar file as `ramdisk=`.
 
+use crate::digest::hex;
 use anyhow::Result;
 use sha2::{Digest, Sha256};
 use std::fs::File;
@@ -70,9 +71,14 @@ impl Image {
 
     /// The SHA-256 of the image's initial contents, as `sha256sum` prints it.
     pub fn sha256(&self) -> Result<String> {
-        let mut hash = Sha256::new();
-        io::copy(&mut self.contents()?, &mut hash)?;
-        Ok(format!("{:x}", hash.finalize()))
+        let (mut hash, mut contents) = (Sha256::new(), self.contents()?);
+        let mut part = vec![0; 64 << 10];
+        loop {
+            match contents.read(&mut part)? {
+                0 => return Ok(hex(&hash.finalize())),
+                bytes => hash.update(&part[..bytes]),
+            }
+        }
     }
 }
 

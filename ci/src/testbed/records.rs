@@ -1,6 +1,7 @@
 //! A writer of numbered records, each of which is flushed before the next: what it says is flushed must be on the
 //! disk afterwards, whatever was killed meanwhile.
 
+use crate::digest::hex;
 use crate::host::domain::Domain;
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
@@ -56,7 +57,7 @@ pub fn expected(records: u32) -> String {
         let line = format!("record {number}\n");
         sum.update(&line.repeat(RECORD.div_ceil(line.len())).as_bytes()[..RECORD]);
     }
-    format!("{:x}  -\n", sum.finalize())
+    format!("{}  -\n", hex(&sum.finalize()))
 }
 
 #[cfg(test)]

@@ -1,0 +1,241 @@
+//! A connection's records: bytes in and out, and what rustls makes of them.
+
+use crate::buffer::Buffer;
+use crate::error::TlsError;
+use alloc::boxed::Box;
+use bulkhead_stream::{Ended, Stream};
+use rustls::client::UnbufferedClientConnection;
+use rustls::unbuffered::{ConnectionState, EncryptError, UnbufferedStatus};
+
+/// Records that have arrived: more than the longest one, and more than a chain of certificates that makes sense. No
+/// message of a handshake may be longer, however many records it comes in.
+const ARRIVED: usize = 32 << 10;
+
+/// The data of one record.
+const RECORD: usize = 1 << 14;
+
+/// The longest record, with its header, a tag, and what else there is around data.
+const LONGEST: usize = RECORD + 1024;
+
+/// The records that are to be sent: one with data, and as much again for messages of TLS itself. Data is only encrypted
+/// if there is nothing; rustls never has more than one of these messages after the handshake.
+const TO_SEND: usize = 2 * LONGEST;
+
+/// The bytes that a server may send without any data in them. A handshake has less, and so has what comes between data.
+const MOST_BARREN: usize = 128 << 10;
+
+/// Returns what the end of the stream beneath is for TLS. Only TLS itself can say that no more comes: anybody on the way
+/// can close a connection.
+fn cut_off(ended: Ended) -> Ended {
+    match ended {
+        Ended::Closed => Ended::Truncated,
+        other => other,
+    }
+}
+
+/// What [`Records::process`] has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Something was done; there may be more to do.
+    Some,
+    /// Nothing more can be done before more has arrived. The handshake is over, and data can be sent.
+    Open,
+    /// Nothing more can be done before more has arrived, because of the handshake.
+    Shaking,
+}
+
+/// What is done once data can be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    Nothing,
+    Seal,
+    Close,
+}
+
+/// A connection, and what is on its way through it.
+pub struct Records {
+    connection: UnbufferedClientConnection,
+    pub stream: Box<dyn Stream>,
+    arrived: Buffer,
+    /// Data that has arrived. There is room for all that is in `arrived`, because nothing more arrives while there is
+    /// data.
+    pub received: Buffer,
+    /// Data that is to be sent.
+    pub filled: Buffer,
+    to_send: Buffer,
+    barren: usize,
+    /// The server has said that no more data comes.
+    is_over: bool,
+}
+
+impl Records {
+    /// Takes the memory of a connection.
+    pub fn new(
+        stream: Box<dyn Stream>,
+        connection: UnbufferedClientConnection,
+    ) -> Result<Records, TlsError> {
+        Ok(Records {
+            connection,
+            stream,
+            arrived: Buffer::new(ARRIVED)?,
+            received: Buffer::new(ARRIVED)?,
+            filled: Buffer::new(RECORD)?,
+            to_send: Buffer::new(TO_SEND)?,
+            barren: 0,
+            is_over: false,
+        })
+    }
+
+    /// Takes what has arrived from the stream. Returns whether anything has.
+    pub fn take_in(&mut self) -> Result<bool, TlsError> {
+        debug_assert!(self.received.is_empty());
+        if self.is_over {
+            return Err(TlsError::Ended(Ended::Closed));
+        }
+        // A whole record, or a whole message of the handshake, would have been taken out.
+        if self.arrived.is_full() || self.barren > MOST_BARREN {
+            return Err(TlsError::TooLong);
+        }
+        let room = self.arrived.room();
+        let mut some = |bytes: &mut [u8]| {
+            let part = bytes.len().min(room.len());
+            room[..part].copy_from_slice(&bytes[..part]);
+            part
+        };
+        match self.stream.receive(&mut some) {
+            Ok(bytes) => {
+                self.arrived.fill(bytes);
+                self.barren += bytes;
+                Ok(bytes > 0)
+            }
+            Err(ended) => Err(TlsError::Ended(cut_off(ended))),
+        }
+    }
+
+    /// Sends what the stream takes. Returns whether that was everything.
+    pub fn send_out(&mut self) -> Result<bool, Ended> {
+        while !self.to_send.is_empty() {
+            let waiting = self.to_send.filled();
+            let mut some = |room: &mut [u8]| {
+                let part = room.len().min(waiting.len());
+                room[..part].copy_from_slice(&waiting[..part]);
+                part
+            };
+            match self.stream.send(&mut some) {
+                Ok(0) => return Ok(false),
+                Ok(sent) => self.to_send.take(sent),
+                Err(ended) => return Err(cut_off(ended)),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Has rustls go on with what has arrived, by one step.
+    pub fn process(&mut self) -> Result<Progress, TlsError> {
+        self.step(Then::Nothing)
+    }
+
+    /// Encrypts the data that is to be sent, unless what was encrypted before has to go first. Data that has arrived is
+    /// decrypted on the way.
+    pub fn seal(&mut self) -> Result<(), TlsError> {
+        while self.to_send.is_empty() && !self.filled.is_empty() {
+            if self.step(Then::Seal)? == Progress::Shaking {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Encrypts that nothing more comes.
+    pub fn say_goodbye(&mut self) -> Result<(), TlsError> {
+        while self.step(Then::Close)? == Progress::Some {}
+        Ok(())
+    }
+
+    /// Tells the server by an alert why rustls gives up, and ends the connection.
+    pub fn give_up(&mut self) {
+        // If there is an alert, it is the next that rustls has. After that, it must not be asked for anything more.
+        let _ = self.process();
+        let _ = self.send_out();
+        self.stream.push();
+        self.stream.close();
+    }
+
+    fn step(&mut self, then: Then) -> Result<Progress, TlsError> {
+        let Records {
+            connection,
+            arrived,
+            received,
+            filled,
+            to_send,
+            barren,
+            is_over,
+            ..
+        } = self;
+        let UnbufferedStatus { mut discard, state } =
+            connection.process_tls_records(arrived.filled());
+        let progress = match state {
+            Err(error) => Err(error.into()),
+            Ok(ConnectionState::ReadTraffic(mut data)) => {
+                let mut whole = Ok(Progress::Some);
+                while let Some(Ok(record)) = data.next_record() {
+                    discard += record.discard;
+                    match received.room().get_mut(..record.payload.len()) {
+                        Some(room) => room.copy_from_slice(record.payload),
+                        // There is room for more than has arrived.
+                        None => {
+                            whole = Err(TlsError::TooLong);
+                            break;
+                        }
+                    }
+                    received.fill(record.payload.len());
+                    *barren = 0;
+                }
+                whole
+            }
+            Ok(ConnectionState::EncodeTlsData(mut message)) => match message.encode(to_send.room())
+            {
+                Ok(bytes) => {
+                    to_send.fill(bytes);
+                    Ok(Progress::Some)
+                }
+                // It is lost; so is the connection.
+                Err(_) => Err(TlsError::TooLong),
+            },
+            Ok(ConnectionState::TransmitTlsData(sending)) => {
+                // All that is encoded is sent in its order.
+                sending.done();
+                Ok(Progress::Some)
+            }
+            Ok(ConnectionState::BlockedHandshake) => Ok(Progress::Shaking),
+            Ok(ConnectionState::WriteTraffic(mut traffic)) => {
+                let written = match then {
+                    Then::Nothing => Ok(0),
+                    Then::Seal => traffic.encrypt(filled.filled(), to_send.room()),
+                    Then::Close => traffic.queue_close_notify(to_send.room()),
+                };
+                match written {
+                    Ok(bytes) => {
+                        to_send.fill(bytes);
+                        if then == Then::Seal {
+                            let all = filled.filled().len();
+                            filled.take(all);
+                        }
+                        Ok(Progress::Open)
+                    }
+                    Err(EncryptError::InsufficientSize(_)) => Err(TlsError::TooLong),
+                    Err(EncryptError::EncryptExhausted) => Err(TlsError::Ended(Ended::KeysUsedUp)),
+                }
+            }
+            Ok(ConnectionState::PeerClosed) => {
+                *is_over = true;
+                Ok(Progress::Some)
+            }
+            Ok(ConnectionState::Closed) => Ok(Progress::Open),
+            // A client never comes to any other state.
+            Ok(_) => Err(TlsError::TooLong),
+        };
+        arrived.take(discard);
+        progress
+    }
+}

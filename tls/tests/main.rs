@@ -1,0 +1,9 @@
+//! Tests of the client with rustls' own server, whose cryptography is ring's.
+
+mod certificates;
+mod connections;
+mod endings;
+mod identities;
+mod lies;
+mod rsa_keys;
+mod world;

@@ -2,12 +2,13 @@
 //! shares with Xen, its end.
 
 use crate::events::Bitmaps;
-use crate::hypercall;
+use crate::{hypercall, time};
 use bulkhead_xen::VcpuId;
 use bulkhead_xen::abi::sched::{self, ShutdownReason};
 use bulkhead_xen::abi::shared_info::{SharedInfo, VcpuInfo};
 use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use core::time::Duration;
 
 /// The way in which the domain was booted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +41,12 @@ pub fn set_shared(page: *mut SharedInfo) {
 pub fn bitmaps() -> Bitmaps {
     // SAFETY: set once at boot to the shared page, which stays.
     unsafe { Bitmaps::new(SHARED.load(Ordering::Acquire)) }
+}
+
+/// The time of day at system time 0.
+pub fn wall_clock_at_zero() -> Duration {
+    // SAFETY: set once at boot to the shared page, which stays.
+    unsafe { time::wall_clock_at_zero(SHARED.load(Ordering::Acquire)) }
 }
 
 /// A vCPU's part of the shared page.

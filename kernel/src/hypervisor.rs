@@ -48,6 +48,13 @@ pub(crate) fn deliver_or_close(port: Port) -> Result<Port, Errno> {
 }
 
 impl Hypercalls {
+    /// Returns the time of day, UTC, as the time since the beginning of 1970: what Xen takes it to be, which has it from
+    /// dom0.
+    pub fn wall_clock(self) -> Duration {
+        let zero = domain::wall_clock_at_zero();
+        zero.saturating_add(Duration::from_nanos(vcpu::now().0))
+    }
+
     /// Sets this vCPU's timer; false if `deadline` has passed already. One that is set for an earlier time is set
     /// anew, which is a hypercall: to be woken for nothing costs more, and queues whose requests have
     /// come before their deadline leave one behind each time.

@@ -54,6 +54,8 @@ pub mod cpu;
 pub mod events;
 pub mod liveness;
 pub mod memory;
+#[cfg(any(test, feature = "random"))]
+pub mod random;
 pub mod start_info;
 pub mod time;
 

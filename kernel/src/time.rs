@@ -1,8 +1,9 @@
 //! The domain's clock: system time, read off the processor's counter as xen.h says.
 
 use bulkhead_xen::Instant;
-use bulkhead_xen::abi::shared_info::VcpuTimeInfo;
+use bulkhead_xen::abi::shared_info::{SharedInfo, VcpuTimeInfo};
 use core::sync::atomic::{Ordering, fence};
+use core::time::Duration;
 
 /// System time at the counter value `tsc`, by one consistent copy of the time page.
 ///
@@ -42,6 +43,35 @@ pub unsafe fn sample(page: *const VcpuTimeInfo, counter: impl Fn() -> u64) -> (V
         let after = unsafe { (&raw const (*page).version).read_volatile() };
         if before == after && before & 1 == 0 {
             return (copy, tsc);
+        }
+        core::hint::spin_loop();
+    }
+}
+
+/// The time of day at system time 0, UTC, as the time since the beginning of 1970, by one consistent copy.
+///
+/// # Safety
+/// `page` points at a `shared_info` that Xen keeps up to date.
+pub unsafe fn wall_clock_at_zero(page: *const SharedInfo) -> Duration {
+    loop {
+        // SAFETY: by the contract; volatile, because Xen writes it meanwhile.
+        let before = unsafe { (&raw const (*page).wc_version).read_volatile() };
+        fence(Ordering::Acquire);
+        // SAFETY: as above. What is torn is thrown away below.
+        let (low, high, nanoseconds) = unsafe {
+            (
+                (&raw const (*page).wc_sec).read_volatile(),
+                (&raw const (*page).wc_sec_hi).read_volatile(),
+                (&raw const (*page).wc_nsec).read_volatile(),
+            )
+        };
+        fence(Ordering::Acquire);
+        // SAFETY: as above.
+        let after = unsafe { (&raw const (*page).wc_version).read_volatile() };
+        if before == after && before & 1 == 0 {
+            let seconds = u64::from(high) << 32 | u64::from(low);
+            return Duration::from_secs(seconds)
+                .saturating_add(Duration::from_nanos(nanoseconds.into()));
         }
         core::hint::spin_loop();
     }
@@ -94,6 +124,18 @@ mod tests {
         let year_of_ticks = 365 * 24 * 3600 * 3_000_000_000u64;
         let at = instant_at(&page, 1_000_000 + year_of_ticks);
         assert!(at.0 > year_of_ticks / 2 && at.0 < year_of_ticks);
+    }
+
+    #[test]
+    fn the_wall_clock_has_two_halves() {
+        let mut page = Box::<SharedInfo>::new_zeroed();
+        // SAFETY: a page of zeros is one.
+        let info = unsafe { page.assume_init_mut() };
+        (info.wc_sec, info.wc_sec_hi, info.wc_nsec) = (5, 1, 999_999_999);
+        info.wc_version = 8;
+        // SAFETY: the page outlives the call.
+        let time = unsafe { wall_clock_at_zero(page.as_ptr()) };
+        assert_eq!(time, Duration::new((1 << 32) + 5, 999_999_999));
     }
 
     #[test]

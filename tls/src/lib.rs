@@ -12,7 +12,7 @@
 //!
 //! A server that is not the one that was asked for is refused with a reason that an operator can act on ([`TlsError`]).
 //! One that breaks the protocol, or sends without an end, loses its connection; a connection that ends without the end
-//! that TLS has is an error ([`Ended::Truncated`](bulkhead_stream::Ended::Truncated)). A connection has about 130 KiB of
+//! that TLS has is an error ([`Ended::Truncated`](bulkhead_stream::Ended::Truncated)). A connection has about 98 KiB of
 //! memory, which is taken when it begins; besides, rustls allocates for each record, and for the chain of certificates
 //! during the handshake, which may be as long as 32 KiB.
 //!

@@ -171,9 +171,15 @@ fn life(testbed: &Testbed) -> Result<()> {
 
     testbed.step(format!("the link is down for {DOWN} seconds"));
     let link = format!("vif{}.0", storage.id);
-    host.ok(&format!("ip link set {link} down; sleep {DOWN}"))?;
+    // What is on its way arrives before that.
+    host.ok(&format!("ip link set {link} down && sleep 2"))?;
     let before = write_verify::passes(&guest)?;
-    host.ok(&format!("sleep 1; ip link set {link} up"))?;
+    host.ok(&format!("sleep {}", DOWN - 2))?;
+    ensure!(
+        write_verify::passes(&guest)? == before,
+        "the guest goes on without a link"
+    );
+    host.ok(&format!("ip link set {link} up"))?;
     write_verify::wait_for_passes(&guest, before + 2)?;
     write_verify::stop(&guest, keeping)?;
 

@@ -104,12 +104,17 @@ impl Device {
         }
     }
 
-    /// Tells that it has used a chain, and interrupts if the driver wants that.
+    fn enabled(&mut self, number: u16) -> Option<&mut Queue> {
+        let queue = self.queues.get_mut(usize::from(number));
+        queue.filter(|queue| queue.enabled)
+    }
+
+    /// Tells that it has used a chain, and interrupts if the driver wants that. A device has no way to say so of a queue
+    /// that it does not have, or that the driver has not enabled.
     pub fn push_used(&mut self, number: u16, head: u32, written: u32) {
-        let queue = self.queues[usize::from(number)].clone();
-        if !queue.enabled {
+        let Some(queue) = self.enabled(number).cloned() else {
             return;
-        }
+        };
         let entry = u64::from(queue.told % queue.entries);
         let mut element = head.to_le_bytes().to_vec();
         element.extend(written.to_le_bytes());
@@ -122,10 +127,9 @@ impl Device {
 
     /// Moves its index on.
     pub fn jump(&mut self, number: u16, by: u16) {
-        let queue = &mut self.queues[usize::from(number)];
-        if !queue.enabled {
+        let Some(queue) = self.enabled(number) else {
             return;
-        }
+        };
         let before = queue.told;
         queue.told = before.wrapping_add(by);
         let queue = queue.clone();

@@ -302,7 +302,10 @@ fn end(world: &World, mut guests: Vec<Guest<'_>>) {
         (config.reach, config.is_deaf) = (Reach::Connects, false);
         config.most_connections = usize::MAX;
         config.refuses_writes_early = None;
-        config.exports[0].name = "disk".to_string();
+        let export = &mut config.exports[0];
+        export.name = "disk".to_string();
+        // With impossible ones it would be tried again for ever.
+        export.sizes = None;
     });
     server.finish_reversed();
     server.drop_all(Ended::Closed);

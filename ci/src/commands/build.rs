@@ -17,6 +17,18 @@ const SMALLEST_LIMIT: u64 = 400 << 10;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
+/// Codegen options of the ELF alone. As it is linked as a whole (`lto`), those of the last crate count for all. Cargo's
+/// configuration has no place for them: what it says of the target, build scripts and tests would have, too.
+const CODEGEN: [&str; 4] = [
+    // It runs where it was linked, below 2 GiB: an address is a number of four bytes, and what holds addresses (tables of
+    // methods, places of panics) is constant.
+    "-C",
+    "relocation-model=static",
+    // A table has eight bytes for each case then. A few comparisons take less.
+    "-C",
+    "llvm-args=-min-jump-table-entries=8",
+];
+
 /// Checks a file that an option names, so that a mistake is seen before a host is booted.
 pub fn existing_file(path: &str) -> Result<PathBuf, String> {
     match fs::metadata(path) {
@@ -63,7 +75,7 @@ fn build_binary(package: &str, name: &str, more: &[&str]) -> Result<PathBuf> {
     let mut command = Command::new(process::cargo());
     command
         .args([
-            "build",
+            "rustc",
             "--quiet",
             "--profile",
             "unikernel",
@@ -73,6 +85,8 @@ fn build_binary(package: &str, name: &str, more: &[&str]) -> Result<PathBuf> {
         .args(["--package", package, "--bin", name])
         .args(["--features", "unikernel"])
         .args(more)
+        .arg("--")
+        .args(CODEGEN)
         .current_dir(workspace::root())
         .stdin(Stdio::null());
     let status = command.status().context("cannot start cargo")?;

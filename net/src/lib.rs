@@ -29,12 +29,14 @@
 
 extern crate alloc;
 
+mod addresses;
 mod backend_nodes;
 mod device;
 mod interface;
 mod interfaces;
 mod lie;
 mod lifecycle;
+mod names;
 mod packet;
 #[allow(unsafe_code, reason = "makes rings in memory that it owns")]
 mod rings;

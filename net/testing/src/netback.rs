@@ -1,8 +1,13 @@
 //! The backend.
 
+mod checksums;
+mod lies;
+
+pub use lies::Forge;
+
 use crate::peer::Frame;
 use bulkhead_ring::netif::{
-    Extra, NULL, NetifRx, NetifTx, OKAY, PacketFlags, RxPart, RxRequest, RxResponse, TxResponse,
+    Extra, NULL, NetifRx, NetifTx, OKAY, PacketFlags, RxPart, RxRequest, TxResponse,
 };
 use bulkhead_ring::{BackRing, SharedPages};
 use bulkhead_xen::abi::grant_table::{
@@ -13,9 +18,7 @@ use bulkhead_xen::{
 };
 use bulkhead_xen_sim::xenstore::{Server, domain_path, owned_by};
 use bulkhead_xen_sim::{Sim, SimDomain, SimVcpu};
-use smoltcp::wire::{
-    EthernetFrame, EthernetProtocol, IpAddress, IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket,
-};
+use checksums::{finish, is_sound};
 use std::collections::VecDeque;
 use std::ptr::NonNull;
 
@@ -26,23 +29,6 @@ pub struct Offered {
     pub parts: bool,
     /// Checksums over IPv6, and segmentation.
     pub offload: bool,
-}
-
-/// The next lie.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Forge {
-    /// More packets than there are pages.
-    RxIndex,
-    /// An answer to a packet that was not sent.
-    TxId(u16),
-    /// Details of a packet that had none are answered.
-    TxNull,
-    /// A packet in the page of another request.
-    RxId,
-    /// A packet that does not lie in its page.
-    RxOffset(u16, i16),
-    /// A packet without an end.
-    RxEndless,
 }
 
 /// The rings that it is connected to.
@@ -413,108 +399,5 @@ impl NetBack {
             }
         }
         true
-    }
-
-    /// Lies.
-    ///
-    /// # Panics
-    /// If it is not connected.
-    pub fn lie(&mut self, lie: Forge) {
-        let mut rings = self.rings.take().expect("connected");
-        while let Some(Ok(request)) = rings.rx.take().expect("an honest frontend") {
-            rings.pages.push_back(request);
-        }
-        let mut answer = |flags: PacketFlags, offset: u16, status: i16, other: u16| {
-            let request = rings.pages.pop_front().expect("a page");
-            let part = RxPart {
-                id: request.id.wrapping_add(other),
-                offset,
-                flags,
-                status,
-            };
-            let response = RxResponse::from(part);
-            rings.rx.respond(&response).expect("asked");
-        };
-        let none = PacketFlags::empty();
-        match lie {
-            Forge::RxId => answer(none, 0, 60, 1),
-            Forge::RxOffset(offset, len) => answer(none, offset, len, 0),
-            Forge::RxEndless => {
-                for _ in 0..32 {
-                    answer(PacketFlags::MORE_DATA, 0, 4096, 0);
-                }
-            }
-            Forge::RxIndex => {
-                // SAFETY: `rsp_prod` of the ring, which is mapped.
-                let index = unsafe { self.region.base.add(PAGE_SIZE + 8) }.cast::<u32>();
-                // SAFETY: as above.
-                unsafe { index.write_volatile(100_000) };
-            }
-            Forge::TxId(id) => self.answer_unasked(&mut rings, id, OKAY),
-            Forge::TxNull => self.answer_unasked(&mut rings, 0, NULL),
-        }
-        let _ = rings.rx.publish();
-        let notified = self.hypervisor.notify(rings.port);
-        notified.expect("the frontend's port");
-        self.rings = Some(rings);
-    }
-
-    /// Answers the next packet of the frontend's with that.
-    fn answer_unasked(&mut self, rings: &mut Rings, id: u16, status: i16) {
-        let taken = rings.tx.take().expect("an honest frontend");
-        let Ok(_) = taken.expect("the frontend has sent something");
-        rings.tx.respond(&TxResponse { id, status }).expect("asked");
-        let _ = rings.tx.publish();
-    }
-}
-
-/// A TCP packet's addresses, and where it lies.
-fn tcp(frame: &[u8]) -> Option<(IpAddress, IpAddress, std::ops::Range<usize>)> {
-    let ethernet = EthernetFrame::new_checked(frame).expect("a frame");
-    let payload = ethernet.payload();
-    let (source, destination, protocol, start, end): (IpAddress, IpAddress, _, usize, usize) =
-        match ethernet.ethertype() {
-            EthernetProtocol::Ipv4 => {
-                let ip = Ipv4Packet::new_checked(payload).expect("an IP packet");
-                assert!(ip.verify_checksum());
-                let (start, end) = (ip.header_len().into(), ip.total_len().into());
-                let addresses = (ip.src_addr().into(), ip.dst_addr().into());
-                (addresses.0, addresses.1, ip.next_header(), start, end)
-            }
-            EthernetProtocol::Ipv6 => {
-                let ip = Ipv6Packet::new_checked(payload).expect("an IP packet");
-                let addresses = (ip.src_addr().into(), ip.dst_addr().into());
-                (
-                    addresses.0,
-                    addresses.1,
-                    ip.next_header(),
-                    ip.header_len(),
-                    ip.total_len(),
-                )
-            }
-            _ => return None,
-        };
-    (protocol == IpProtocol::Tcp).then_some((source, destination, 14 + start..14 + end))
-}
-
-/// Computes the checksum from that of the pseudo-header, as a network card does: it knows nothing but the bytes.
-fn finish(frame: &mut [u8]) {
-    let (_, _, range) = tcp(frame).expect("only TCP's checksums are left blank");
-    let bytes = &mut frame[range];
-    let mut sum = 0_u32;
-    for word in bytes.chunks(2) {
-        sum += u32::from(u16::from_be_bytes([word[0], *word.get(1).unwrap_or(&0)]));
-    }
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    bytes[16..18].copy_from_slice(&(!(sum as u16)).to_be_bytes());
-}
-
-fn is_sound(frame: &[u8]) -> bool {
-    match tcp(frame) {
-        Some((source, destination, range)) => TcpPacket::new_checked(&frame[range])
-            .is_ok_and(|tcp| tcp.verify_checksum(&source, &destination)),
-        None => true,
     }
 }

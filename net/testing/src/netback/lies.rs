@@ -1,0 +1,76 @@
+//! What a backend does that breaks the protocol of the rings.
+
+use super::{NetBack, Rings};
+use bulkhead_ring::netif::{NULL, OKAY, PacketFlags, RxPart, RxResponse, TxResponse};
+use bulkhead_xen::{Hypervisor, PAGE_SIZE};
+
+/// The next lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forge {
+    /// More packets than there are pages.
+    RxIndex,
+    /// An answer to a packet that was not sent.
+    TxId(u16),
+    /// Details of a packet that had none are answered.
+    TxNull,
+    /// A packet in the page of another request.
+    RxId,
+    /// A packet that does not lie in its page.
+    RxOffset(u16, i16),
+    /// A packet without an end.
+    RxEndless,
+}
+
+impl NetBack {
+    /// Lies.
+    ///
+    /// # Panics
+    /// If it is not connected.
+    pub fn lie(&mut self, lie: Forge) {
+        let mut rings = self.rings.take().expect("connected");
+        while let Some(Ok(request)) = rings.rx.take().expect("an honest frontend") {
+            rings.pages.push_back(request);
+        }
+        let mut answer = |flags: PacketFlags, offset: u16, status: i16, other: u16| {
+            let request = rings.pages.pop_front().expect("a page");
+            let part = RxPart {
+                id: request.id.wrapping_add(other),
+                offset,
+                flags,
+                status,
+            };
+            let response = RxResponse::from(part);
+            rings.rx.respond(&response).expect("asked");
+        };
+        let none = PacketFlags::empty();
+        match lie {
+            Forge::RxId => answer(none, 0, 60, 1),
+            Forge::RxOffset(offset, len) => answer(none, offset, len, 0),
+            Forge::RxEndless => {
+                for _ in 0..32 {
+                    answer(PacketFlags::MORE_DATA, 0, 4096, 0);
+                }
+            }
+            Forge::RxIndex => {
+                // SAFETY: `rsp_prod` of the ring, which is mapped.
+                let index = unsafe { self.region.base.add(PAGE_SIZE + 8) }.cast::<u32>();
+                // SAFETY: as above.
+                unsafe { index.write_volatile(100_000) };
+            }
+            Forge::TxId(id) => self.answer_unasked(&mut rings, id, OKAY),
+            Forge::TxNull => self.answer_unasked(&mut rings, 0, NULL),
+        }
+        let _ = rings.rx.publish();
+        let notified = self.hypervisor.notify(rings.port);
+        notified.expect("the frontend's port");
+        self.rings = Some(rings);
+    }
+
+    /// Answers the next packet of the frontend's with that.
+    fn answer_unasked(&mut self, rings: &mut Rings, id: u16, status: i16) {
+        let taken = rings.tx.take().expect("an honest frontend");
+        let Ok(_) = taken.expect("the frontend has sent something");
+        rings.tx.respond(&TxResponse { id, status }).expect("asked");
+        let _ = rings.tx.publish();
+    }
+}

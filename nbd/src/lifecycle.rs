@@ -14,7 +14,7 @@ use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use bulkhead_executor::Handle;
-use bulkhead_stream::{Buffers, Stream};
+use bulkhead_stream::{Buffers, ConnectError, Stream};
 use bulkhead_xen::Hypervisor;
 use core::fmt;
 use core::future::{Future, poll_fn};
@@ -262,7 +262,13 @@ async fn connect<H: Hypervisor>(
     let connecting = exports.network().connect(server, BUFFERS);
     let stream = match within(handle, CONNECTS, connecting).await {
         Some(Ok(stream)) => stream,
-        Some(Err(error)) => return Err(passing(format!("the server {server}: {error}"))),
+        Some(Err(error)) => {
+            return Err(Trouble {
+                reason: format!("the server {server}: {error}"),
+                // Nobody who has just started knows the name better a little later.
+                passes: !matches!(error, ConnectError::NoAddress | ConnectError::NoNameServer),
+            });
+        }
         None => return Err(passing(format!("the server {server} does not answer"))),
     };
     let tls = exports.tls().map(|tls| (tls, server.host.as_str()));

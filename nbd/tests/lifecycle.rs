@@ -3,7 +3,7 @@
 use bulkhead_images::{Access, Submitted};
 use bulkhead_nbd_testing::world::{Buffer, Disk, World, pattern, read, write};
 use bulkhead_nbd_testing::{Config, Fate, Reach};
-use bulkhead_stream::Ended;
+use bulkhead_stream::{ConnectError, Ended};
 use std::time::Duration;
 
 const DISK: &str = "nbd:10.0.0.2/disk";
@@ -39,6 +39,32 @@ fn one_that_cannot_be_reached_is_not_tried_for_ever() {
     assert_eq!(world.exports.count(), 1);
     world.wait(Duration::from_secs(61));
     assert_eq!(world.exports.count(), 0);
+    world.end();
+}
+
+#[test]
+fn a_name_without_an_address_is_refused_at_once_and_waited_for_later() {
+    let no_address = Reach::Fails(ConnectError::NoAddress);
+    let world = World::new(Config {
+        reach: no_address,
+        ..Config::default()
+    });
+    let begun = world.sim.now();
+    let refused = world.refusal(DISK);
+    assert!(refused.contains("its name has no address"), "{refused}");
+    assert!(world.sim.now().since(begun) < Duration::from_secs(1));
+    assert_eq!(world.exports.count(), 0);
+    // A guest that has the export waits.
+    world.server.change(|config| config.reach = Reach::Connects);
+    let mut disk = world.open(DISK);
+    world.server.change(|config| config.reach = no_address);
+    world.server.drop_all(Ended::Reset);
+    world.wait(Duration::from_secs(100));
+    world.server.change(|config| config.reach = Reach::Connects);
+    world.wait(Duration::from_secs(31));
+    let buffer = Buffer::new(&world, 1);
+    assert_eq!(disk.does(read(0), &buffer.whole(512)), Ok(()));
+    drop((disk, buffer));
     world.end();
 }
 

@@ -1,16 +1,12 @@
-//! The addresses of an interface: those that it was given, and those that a server tells (DHCP).
+//! The addresses of an interface, as its stack has them.
 
 use crate::interface::State;
-use crate::settings::Settings;
-use alloc::vec::Vec;
 use bulkhead_xen::Hypervisor;
-use smoltcp::socket::{dhcpv4, dns};
-use smoltcp::wire::{
-    EthernetAddress, HardwareAddress, IpAddress, IpCidr, Ipv4Cidr, Ipv6Address, Ipv6Cidr,
-};
+use smoltcp::socket::Socket;
+use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr, Ipv6Address, Ipv6Cidr};
 
 impl<H: Hypervisor> State<H> {
-    /// Gives the stack its addresses.
+    /// Gives the stack its addresses. Connections from another address end.
     pub(crate) fn address(&mut self, mac: EthernetAddress) {
         let Some(stack) = &mut self.stack else {
             return;
@@ -34,42 +30,16 @@ impl<H: Hypervisor> State<H> {
                 IpAddress::Ipv6(gateway) => routes.add_default_ipv6_route(*gateway),
             };
         }
-        let servers: Vec<IpAddress> = all
-            .iter()
-            .flat_map(|settings| &settings.name_servers)
-            .copied()
-            .collect();
-        let dns = self.sockets.get_mut::<dns::Socket>(self.dns);
-        dns.update_servers(&servers);
-    }
-
-    /// Takes the address that a server gives, or takes away.
-    pub(crate) fn ask_for_address(&mut self) {
-        let (Some(dhcp), Some(stack)) = (self.dhcp, &self.stack) else {
-            return;
-        };
-        let HardwareAddress::Ethernet(mac) = stack.hardware_addr();
-        let socket = self.sockets.get_mut::<dhcpv4::Socket>(dhcp);
-        self.leased = match socket.poll() {
-            None => return,
-            Some(dhcpv4::Event::Deconfigured) => Settings::default(),
-            Some(dhcpv4::Event::Configured(told)) => Settings {
-                dhcp: true,
-                addresses: usable(told.address).into_iter().collect(),
-                gateways: told.router.map(IpAddress::Ipv4).into_iter().collect(),
-                name_servers: told
-                    .dns_servers
-                    .iter()
-                    .copied()
-                    .map(IpAddress::Ipv4)
-                    .collect(),
-            },
-        };
-        match self.leased.addresses.first() {
-            Some(address) => log::info!("network: the address is {address} (DHCP)"),
-            None => log::warn!("network: no address any more (DHCP)"),
+        for (_, socket) in self.sockets.iter_mut() {
+            // What it sends from now on would come from another host's address.
+            if let Socket::Tcp(socket) = socket
+                && let Some(local) = socket.local_endpoint()
+                && !stack.has_ip_addr(local.addr)
+            {
+                socket.abort();
+            }
         }
-        self.address(mac);
+        self.use_name_servers();
     }
 
     /// Returns whether the stack has a way to an address.
@@ -85,18 +55,6 @@ impl<H: Hypervisor> State<H> {
         let near = |network: &IpCidr| network.contains_addr(address);
         gateway || stack.ip_addrs().iter().any(near)
     }
-
-    /// Returns whether there are name servers.
-    pub(crate) fn has_name_servers(&self) -> bool {
-        let all = [&self.settings, &self.leased];
-        all.iter().any(|settings| !settings.name_servers.is_empty())
-    }
-}
-
-/// Returns the address that a server gives, if an interface can have it.
-fn usable(address: Ipv4Cidr) -> Option<IpCidr> {
-    let address = IpCidr::Ipv4(address);
-    address.address().is_unicast().then_some(address)
 }
 
 /// Returns the address that an interface makes for itself (RFC 4291, 2.5.6 and appendix A).

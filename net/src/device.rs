@@ -2,7 +2,8 @@
 
 use crate::backend_nodes::Offer;
 use crate::lie::Lie;
-use crate::packet::{Segmentation, complete, is_sound};
+use crate::packet::{Segmentation, complete, is_dhcp_answer, is_sound};
+use crate::rate_limit::RateLimit;
 use crate::rings::{LARGEST_RECEIVED, LARGEST_SENT, Rings};
 use alloc::vec::Vec;
 use bulkhead_grant::memory::{OutOfMemory, filled};
@@ -11,6 +12,7 @@ use bulkhead_xen::Hypervisor;
 use core::num::{NonZeroU16, NonZeroUsize};
 use smoltcp::phy::{Checksum, DeviceCapabilities, Medium, PacketMeta};
 use smoltcp::time::Instant;
+use smoltcp::wire::EthernetAddress;
 
 /// The bytes of an Ethernet header.
 pub const ETHERNET_HEADER: usize = 14;
@@ -32,6 +34,11 @@ pub struct Counts {
     pub refused: u64,
 }
 
+/// Returns a time of the stack's as the domain's clock counts.
+pub fn domain_time(time: Instant) -> bulkhead_xen::Instant {
+    bulkhead_xen::Instant(time.total_micros().unsigned_abs().saturating_mul(1000))
+}
+
 /// A network device: connected or not.
 pub struct Device<H: Hypervisor> {
     /// The rings, while there is a backend.
@@ -40,6 +47,8 @@ pub struct Device<H: Hypervisor> {
     pub offer: Offer,
     /// The breach of the protocol that the backend has committed.
     pub lie: Option<Lie>,
+    /// The interface's address, and a limit on the answers of DHCP servers to it, where it asks them.
+    pub dhcp_answers: Option<(EthernetAddress, RateLimit)>,
     counts: Counts,
     /// The packet that is being received, and the one that is being sent.
     received: Vec<u8>,
@@ -53,6 +62,7 @@ impl<H: Hypervisor> Device<H> {
             rings: None,
             offer: Offer::default(),
             lie: None,
+            dhcp_answers: None,
             counts: Counts::default(),
             received: filled(LARGEST_RECEIVED, |_| 0)?,
             sending: filled(LARGEST_SENT, |_| 0)?,
@@ -110,7 +120,7 @@ impl<H: Hypervisor> Device<H> {
     }
 
     /// Receives the next packet that is sound; returns its length.
-    fn next(&mut self) -> Option<usize> {
+    fn next(&mut self, now: Instant) -> Option<usize> {
         loop {
             let rings = self.rings.as_mut().filter(|_| self.lie.is_none())?;
             let packet = match rings.receive(&mut self.received) {
@@ -123,6 +133,12 @@ impl<H: Hypervisor> Device<H> {
             let vouched = PacketFlags::CHECKSUM_BLANK | PacketFlags::CHECKSUM_VALID;
             let frame = &self.received[..packet.len];
             if packet.flags.intersects(vouched) || is_sound(frame) {
+                if let Some((own, limit)) = &mut self.dhcp_answers
+                    && is_dhcp_answer(frame, *own)
+                    && !limit.take(domain_time(now))
+                {
+                    continue;
+                }
                 self.counts.received += 1;
                 self.counts.received_bytes += packet.len as u64;
                 return Some(packet.len);
@@ -136,7 +152,7 @@ impl<H: Hypervisor> smoltcp::phy::Device for Device<H> {
     type RxToken<'a> = RxToken<'a>;
     type TxToken<'a> = TxToken<'a, H>;
 
-    fn receive(&mut self, _: Instant) -> Option<(RxToken<'_>, TxToken<'_, H>)> {
+    fn receive(&mut self, now: Instant) -> Option<(RxToken<'_>, TxToken<'_, H>)> {
         // There may be an answer to the packet.
         if !self.has_room() {
             self.collect();
@@ -144,7 +160,7 @@ impl<H: Hypervisor> smoltcp::phy::Device for Device<H> {
         if !self.has_room() {
             return None;
         }
-        let len = self.next()?;
+        let len = self.next(now)?;
         let frame = &self.received[..len];
         let token = TxToken {
             rings: self.rings.as_mut()?,

@@ -1,6 +1,7 @@
 //! One interface: the stack above its device, the sockets, and the task that runs them.
 
-use crate::device::{Counts, Device};
+use crate::device::{Counts, Device, domain_time};
+use crate::lease::{ANSWERS, Lease};
 use crate::settings::Settings;
 use alloc::format;
 use alloc::rc::Rc;
@@ -16,7 +17,7 @@ use core::task::Poll;
 use core::time::Duration;
 use smoltcp::iface::{Config, Interface as Stack, PollIngressSingleResult, PollResult};
 use smoltcp::iface::{SocketHandle, SocketSet};
-use smoltcp::socket::{dhcpv4, dns, tcp};
+use smoltcp::socket::{dns, tcp};
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr};
 
 /// Packets that are received, and rounds of sending, until other tasks have their turn.
@@ -46,7 +47,9 @@ pub(crate) struct State<H: Hypervisor> {
     pub(crate) stack: Option<Stack>,
     pub(crate) sockets: SocketSet<'static>,
     pub(crate) dns: SocketHandle,
-    pub(crate) dhcp: Option<SocketHandle>,
+    /// Name servers that have not answered.
+    pub(crate) silent_name_servers: usize,
+    pub(crate) lease: Option<Lease>,
     pub(crate) settings: Settings,
     /// What a server has told (DHCP).
     pub(crate) leased: Settings,
@@ -80,7 +83,7 @@ impl<H: Hypervisor> Interface<H> {
     ) -> Result<Rc<Self>, OutOfMemory> {
         let mut sockets = SocketSet::new(Vec::new());
         let dns = sockets.add(dns::Socket::new(&[], Vec::new()));
-        let dhcp = settings.dhcp.then(|| sockets.add(dhcpv4::Socket::new()));
+        let lease = settings.dhcp.then(|| Lease::new(&mut sockets));
         Ok(Rc::new(Interface {
             name,
             handle: handle.clone(),
@@ -89,7 +92,8 @@ impl<H: Hypervisor> Interface<H> {
                 stack: None,
                 sockets,
                 dns,
-                dhcp,
+                silent_name_servers: 0,
+                lease,
                 settings,
                 leased: Settings::default(),
                 leaving: Vec::new(),
@@ -117,8 +121,9 @@ impl<H: Hypervisor> Interface<H> {
         // Made anew: what the backend can do may have changed. Connections are the sockets', and stay.
         let stack = Stack::new(config, &mut state.device, stack_time(time));
         state.stack = Some(stack);
-        if let Some(dhcp) = state.dhcp {
-            state.sockets.get_mut::<dhcpv4::Socket>(dhcp).reset();
+        if let Some(lease) = &mut state.lease {
+            state.device.dhcp_answers = Some((mac, ANSWERS));
+            lease.ask(&mut state.sockets, !state.leased.addresses.is_empty());
         }
         state.connections += 1;
         state.address(mac);
@@ -210,14 +215,14 @@ impl<H: Hypervisor> Interface<H> {
         let lied = device.lie.filter(|_| state.failure.is_none());
         let next = stack.poll_at(time, &state.sockets);
         let next = next.map(|next| {
-            let next = Instant(next.total_micros().unsigned_abs().saturating_mul(1000));
+            let next = domain_time(next);
             let least = match state.device.has_room() {
                 true => AGAIN,
                 false => STUCK,
             };
             next.max(now + least)
         });
-        state.ask_for_address();
+        state.follow_lease(&self.name, now);
         state.reap();
         drop(guard);
         if let Some(lie) = lied {
@@ -231,7 +236,10 @@ impl<H: Hypervisor> Interface<H> {
         let state = self.state.borrow();
         let link = match &state.failure {
             Some(failure) => format!("given up: {failure}"),
-            None if state.device.rings.is_some() => "up".to_string(),
+            None if state.device.rings.is_some() => match state.waits_for_lease() {
+                true => "up, without an address of a DHCP server".to_string(),
+                false => "up".to_string(),
+            },
             None => "down".to_string(),
         };
         let addresses: Vec<String> = match &state.stack {

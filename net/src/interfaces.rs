@@ -18,8 +18,9 @@ use bulkhead_stream::{Buffers, ConnectError, Connecting, Endpoint, Network, Stre
 use bulkhead_xen::{Hypervisor, Reservation};
 use bulkhead_xenbus::retry::persist;
 use bulkhead_xenstore_client::{Client, Error};
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 use core::convert::Infallible;
+use smoltcp::wire::IpAddress;
 
 /// The directory of this domain's interfaces.
 const INTERFACES: &str = "device/vif";
@@ -35,6 +36,8 @@ pub struct Interfaces<H: Hypervisor> {
     /// Those of interface 0. Others have none but those that they make for themselves.
     settings: Settings,
     all: RefCell<Vec<Followed<H>>>,
+    /// Which of the addresses of a server that has several is tried first.
+    first_address: Cell<usize>,
 }
 
 /// An interface that has a task, and the signal that tells the task of changes.
@@ -61,6 +64,7 @@ impl<H: Hypervisor> Interfaces<H> {
             grants,
             settings,
             all: RefCell::default(),
+            first_address: Cell::default(),
         })
     }
 
@@ -167,21 +171,50 @@ impl<H: Hypervisor> Interfaces<H> {
         if !all.iter().any(|interface| usable(&interface)) {
             return Err(ConnectError::NoNetwork);
         }
-        let address = match server.host.parse() {
-            Ok(address) => address,
+        let addresses = match server.host.parse() {
+            Ok(address) => [address].into(),
             Err(()) => {
                 let knows = |interface: &&Rc<Interface<H>>| {
-                    usable(interface) && interface.state.borrow().has_name_servers()
+                    usable(interface) && !interface.state.borrow().name_servers().is_empty()
                 };
-                let asked = all.iter().find(knows).ok_or(ConnectError::NoAddress)?;
+                let asked = all.iter().find(knows);
+                let asked = asked.ok_or_else(|| without(&all, ConnectError::NoNameServer))?;
                 resolve(asked, &server.host).await?
             }
         };
-        let reaches = |interface: &&Rc<Interface<H>>| {
-            usable(interface) && interface.state.borrow().reaches(&address)
-        };
-        let interface = all.iter().find(reaches).ok_or(ConnectError::Unreachable)?;
-        TcpStream::connect(interface.clone(), address, server.port, buffers).await
+        self.open_one(&all, &addresses, server.port, buffers).await
+    }
+
+    /// Connects to the first of a server's addresses at which it answers.
+    async fn open_one(
+        &self,
+        all: &[Rc<Interface<H>>],
+        addresses: &[IpAddress],
+        port: u16,
+        buffers: Buffers,
+    ) -> Result<TcpStream<H>, ConnectError> {
+        let mut refused = without(all, ConnectError::Unreachable);
+        let first = self.first_address.get();
+        for turn in first..first + addresses.len() {
+            let address = addresses[turn % addresses.len()];
+            let reaches = |interface: &&Rc<Interface<H>>| {
+                let state = interface.state.borrow();
+                state.failure.is_none() && state.reaches(&address)
+            };
+            let Some(interface) = all.iter().find(reaches) else {
+                continue;
+            };
+            // If the caller gives up waiting, its next attempt begins with the next address.
+            self.first_address.set(turn.wrapping_add(1) & 0xff);
+            match TcpStream::connect(interface.clone(), address, port, buffers).await {
+                Ok(stream) => {
+                    self.first_address.set(first);
+                    return Ok(stream);
+                }
+                Err(error) => refused = error,
+            }
+        }
+        Err(refused)
     }
 
     pub(crate) fn handle(&self) -> &Handle<H> {
@@ -211,5 +244,14 @@ impl<H: Hypervisor> Network for Interfaces<H> {
 
     fn lines(&self) -> Vec<String> {
         Interfaces::lines(self)
+    }
+}
+
+/// Returns the reason why there is no way: the address that is waited for, or that one.
+fn without<H: Hypervisor>(all: &[Rc<Interface<H>>], otherwise: ConnectError) -> ConnectError {
+    let waits = |interface: &Rc<Interface<H>>| interface.state.borrow().waits_for_lease();
+    match all.iter().any(waits) {
+        true => ConnectError::NoLease,
+        false => otherwise,
     }
 }

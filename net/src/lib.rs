@@ -20,7 +20,8 @@
 //!
 //! The backend is not trusted with more than its packets. If it breaks the protocol of the rings, the streams over its
 //! interface end, the interface is given up, and nothing else happens. A backend that is restarted is connected to
-//! again; streams go on over it, unless that takes longer than TCP's patience.
+//! again; streams go on over it, unless that takes longer than TCP's patience. Streams end when the address is lost that
+//! they come from.
 //!
 //! Read next: [`Interfaces`]; [`TcpStream`]; [`decide`], the state machine; [`Settings`], the command line.
 
@@ -34,10 +35,12 @@ mod backend_nodes;
 mod device;
 mod interface;
 mod interfaces;
+mod lease;
 mod lie;
 mod lifecycle;
 mod names;
 mod packet;
+mod rate_limit;
 #[allow(unsafe_code, reason = "makes rings in memory that it owns")]
 mod rings;
 mod settings;

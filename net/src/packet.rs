@@ -2,12 +2,17 @@
 
 use bulkhead_ring::netif::PacketFlags;
 use smoltcp::wire::{
-    EthernetFrame, EthernetProtocol, IpAddress, IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket,
-    UdpPacket,
+    EthernetAddress, EthernetFrame, EthernetProtocol, IpAddress, IpProtocol, Ipv4Packet,
+    Ipv6Packet, TcpPacket, UdpPacket,
 };
 
 /// The place of the checksum in a TCP header.
 const TCP_CHECKSUM: usize = 16;
+
+/// The port on which a client gets its answers (RFC 2131, 4.1).
+const DHCP_CLIENT_PORT: u16 = 68;
+/// The place of the client's address in a datagram of DHCP: a UDP header, and what precedes it (RFC 2131, 2).
+const CLIENT: usize = 8 + 28;
 
 /// A packet that was copied out of the backend's pages.
 #[derive(Clone, Copy, Debug)]
@@ -107,6 +112,21 @@ pub fn is_sound(frame: &[u8]) -> bool {
         _ => UdpPacket::new_checked(bytes)
             .is_ok_and(|udp| udp.verify_checksum(&found.source, &found.destination)),
     }
+}
+
+/// Returns whether a frame is a DHCP server's answer to the client that has that interface. Nothing else of it is checked.
+pub fn is_dhcp_answer(frame: &[u8], client: EthernetAddress) -> bool {
+    let Some(found) = Transport::find(frame).filter(|found| found.protocol == IpProtocol::Udp)
+    else {
+        return false;
+    };
+    let udp = &frame[found.start..found.end];
+    let port = udp
+        .get(2..4)
+        .is_some_and(|port| port == DHCP_CLIENT_PORT.to_be_bytes());
+    port && udp
+        .get(CLIENT..)
+        .is_some_and(|dhcp| dhcp.starts_with(client.as_bytes()))
 }
 
 /// Completes a TCP packet that the stack has made without a checksum: with that of the pseudo-header if the backend

@@ -30,6 +30,8 @@ const LARGEST: usize = 8 << 20;
 pub struct TcpStream<H: Hypervisor> {
     interface: Rc<Interface<H>>,
     socket: SocketHandle,
+    /// The address at this end.
+    own: Option<IpAddress>,
     /// It is to end in order.
     closed: bool,
 }
@@ -69,14 +71,16 @@ impl<H: Hypervisor> TcpStream<H> {
             if !state.reaches(&address) {
                 return Err(ConnectError::Unreachable);
             }
-            let own = state.port();
+            let port_here = state.port();
             let stack = state.stack.as_mut().ok_or(ConnectError::NoNetwork)?;
-            let asked = socket.connect(stack.context(), (address, port), own);
+            let asked = socket.connect(stack.context(), (address, port), port_here);
             asked.map_err(|_| ConnectError::Unreachable)?;
+            let own = socket.local_endpoint().map(|local| local.addr);
             let socket = state.sockets.add(socket);
             TcpStream {
                 interface: interface.clone(),
                 socket,
+                own,
                 closed: false,
             }
         };
@@ -107,49 +111,54 @@ impl<H: Hypervisor> TcpStream<H> {
         Ok(stream)
     }
 
-    fn with<T>(&self, act: impl FnOnce(&mut Socket<'static>, bool) -> T) -> T {
+    fn with<T>(&self, act: impl FnOnce(&mut Socket<'static>) -> T) -> T {
         let mut state = self.interface.state.borrow_mut();
-        let failed = state.failure.is_some();
-        act(state.sockets.get_mut(self.socket), failed)
+        act(state.sockets.get_mut(self.socket))
     }
-}
 
-/// Returns the reason why a connection is over whose socket is closed.
-fn ended(failed: bool) -> Ended {
-    match failed {
-        true => Ended::NoNetwork,
-        false => Ended::Reset,
+    /// Returns the reason why the connection is over, whose socket is closed.
+    fn ended(&self) -> Ended {
+        let state = self.interface.state.borrow();
+        let has = |own: IpAddress| {
+            let stack = state.stack.as_ref();
+            stack.is_some_and(|stack| stack.has_ip_addr(own))
+        };
+        match self.own {
+            _ if state.failure.is_some() => Ended::NoNetwork,
+            Some(own) if !has(own) => Ended::AddressLost,
+            _ => Ended::Reset,
+        }
     }
 }
 
 impl<H: Hypervisor> Stream for TcpStream<H> {
     fn receive(&mut self, take: &mut dyn FnMut(&mut [u8]) -> usize) -> Result<usize, Ended> {
-        self.with(|socket, failed| {
-            let received = socket.recv(|bytes| {
+        let received = self.with(|socket| {
+            socket.recv(|bytes| {
                 if bytes.is_empty() {
                     return (0, 0);
                 }
                 let taken = take(bytes).min(bytes.len());
                 (taken, taken)
-            });
-            received.map_err(|error| match error {
-                RecvError::Finished => Ended::Closed,
-                RecvError::InvalidState => ended(failed),
             })
+        });
+        received.map_err(|error| match error {
+            RecvError::Finished => Ended::Closed,
+            RecvError::InvalidState => self.ended(),
         })
     }
 
     fn send(&mut self, fill: &mut dyn FnMut(&mut [u8]) -> usize) -> Result<usize, Ended> {
-        self.with(|socket, failed| {
-            let sent = socket.send(|room| {
+        let sent = self.with(|socket| {
+            socket.send(|room| {
                 if room.is_empty() {
                     return (0, 0);
                 }
                 let filled = fill(room).min(room.len());
                 (filled, filled)
-            });
-            sent.map_err(|_| ended(failed))
-        })
+            })
+        });
+        sent.map_err(|_| self.ended())
     }
 
     fn push(&mut self) {
@@ -157,7 +166,7 @@ impl<H: Hypervisor> Stream for TcpStream<H> {
     }
 
     fn wake_with(&mut self, waker: &Waker) {
-        self.with(|socket, _| {
+        self.with(|socket| {
             socket.register_recv_waker(waker);
             socket.register_send_waker(waker);
         });
@@ -165,7 +174,7 @@ impl<H: Hypervisor> Stream for TcpStream<H> {
 
     fn close(&mut self) {
         self.closed = true;
-        self.with(|socket, _| socket.close());
+        self.with(Socket::close);
         self.interface.work.raise();
     }
 }

@@ -1,6 +1,8 @@
 //! Interfaces in the simulated Xen, connected to a backend in memory and a host behind it.
 
+mod dhcp;
 mod lies;
 mod lifecycle;
+mod names;
 mod streams;
 mod world;

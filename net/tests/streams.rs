@@ -94,7 +94,7 @@ fn the_reason_why_there_is_no_stream_is_told() {
         ("10.0.0.3:7", ConnectError::TimedOut),
         ("10.1.0.2:7", ConnectError::Unreachable),
         ("[fd01::2]:7", ConnectError::Unreachable),
-        ("host", ConnectError::NoAddress),
+        ("host", ConnectError::NoNameServer),
     ] {
         let refused = world.try_connect(server).map(drop);
         assert_eq!(refused, Err(reason), "{server}");

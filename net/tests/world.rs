@@ -3,7 +3,7 @@
 use bulkhead_executor::Executor;
 use bulkhead_grant::TableOnDemand;
 use bulkhead_net::{Interfaces, Settings, TcpStream};
-use bulkhead_net_testing::{NetBack, Offered, Peer};
+use bulkhead_net_testing::{DhcpServer, Frame, NameServer, NetBack, Offered, Peer};
 use bulkhead_stream::{Buffers, ConnectError, Ended, Endpoint, Stream};
 use bulkhead_xen_sim::{DomainConfig, Sim, SimDomain, SimVcpu};
 use bulkhead_xenstore_client::{Client, Ring};
@@ -29,6 +29,8 @@ pub struct World {
     pub net: Rc<Interfaces<SimVcpu>>,
     pub back: RefCell<NetBack>,
     pub peer: RefCell<Peer>,
+    pub dhcp: RefCell<DhcpServer>,
+    pub names: RefCell<NameServer>,
     /// Damages the next packet for the frontend that is that long at least.
     pub damage: RefCell<Option<usize>>,
     executor: RefCell<Executor<SimVcpu>>,
@@ -83,6 +85,8 @@ impl World {
             net,
             back: RefCell::new(back),
             peer: RefCell::new(Peer::new(offload)),
+            dhcp: RefCell::default(),
+            names: RefCell::default(),
             damage: RefCell::default(),
             executor: RefCell::new(executor),
             before,
@@ -105,7 +109,10 @@ impl World {
             let (mut back, mut peer) = (self.back.borrow_mut(), self.peer.borrow_mut());
             moved |= back.step(&self.sim);
             while let Some(frame) = back.from_frontend.pop_front() {
-                peer.receive(frame);
+                match self.served(&frame) {
+                    Some(answer) => back.to_frontend.extend(answer),
+                    None => peer.receive(frame),
+                }
                 moved = true;
             }
             moved |= peer.step(self.micros());
@@ -121,6 +128,12 @@ impl World {
             }
             moved
         });
+    }
+
+    /// Has the servers of addresses and of names take a frame; returns the answer.
+    fn served(&self, frame: &Frame) -> Option<Option<Frame>> {
+        let answered = self.dhcp.borrow_mut().take(frame);
+        answered.or_else(|| self.names.borrow_mut().take(frame))
     }
 
     fn next_deadline(&self) -> Option<bulkhead_xen::Instant> {

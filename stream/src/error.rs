@@ -8,6 +8,12 @@ use core::fmt;
 pub enum ConnectError {
     /// There is no network, or it has no address yet.
     NoNetwork,
+    /// No DHCP server has given the driver domain an address yet.
+    NoLease,
+    /// The server has a name, and there is no name server.
+    NoNameServer,
+    /// No name server answers.
+    NameServerSilent,
     /// The server's name has no address.
     NoAddress,
     /// There is no way to the server.
@@ -29,6 +35,13 @@ impl fmt::Display for ConnectError {
             ConnectError::NoNetwork => {
                 f.write_str("the driver domain has no network (vif= in its configuration)")
             }
+            ConnectError::NoLease => {
+                f.write_str("the driver domain has no address yet (no DHCP server answers)")
+            }
+            ConnectError::NoNameServer => {
+                f.write_str("it is named, and there is no name server (dns= on the command line)")
+            }
+            ConnectError::NameServerSilent => f.write_str("no name server answers"),
             ConnectError::NoAddress => f.write_str("its name has no address"),
             ConnectError::Unreachable => f.write_str("there is no route to it"),
             ConnectError::Refused => f.write_str("it refuses the connection"),
@@ -55,6 +68,8 @@ pub enum Ended {
     TimedOut,
     /// The network is gone.
     NoNetwork,
+    /// The driver domain does not have the address any more that it had.
+    AddressLost,
     /// What came cannot be genuine (TLS).
     Forged,
     /// The connection was closed, and the other end has not said that no more bytes come (TLS).
@@ -80,6 +95,7 @@ impl fmt::Display for Ended {
             Ended::Reset => "the server reset the connection",
             Ended::TimedOut => "the connection has timed out",
             Ended::NoNetwork => "the network is gone",
+            Ended::AddressLost => "the driver domain's address has changed",
             Ended::Forged => "what arrived was not sent by the server",
             Ended::Truncated => "the connection was cut off before the server had ended TLS",
             Ended::NoIdentity => {

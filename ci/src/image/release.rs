@@ -54,6 +54,8 @@ impl Release {
                 "lvm2",
                 // Bridges between domains' networks, which the tool stack's script joins with ip(8).
                 "iproute2",
+                // The server of addresses and names on such a bridge.
+                "dnsmasq-base",
                 // Servers of disks over the network. Not nbd-server: it generates parameters of Diffie and Hellman before it
                 // serves, which takes an emulated processor minutes.
                 "nbdkit",

@@ -14,6 +14,7 @@ mod leaving;
 mod main_job;
 mod memory;
 mod nbd;
+mod nbd_addresses;
 mod nvme;
 mod operator;
 mod options;
@@ -48,6 +49,7 @@ pub fn suite() -> Vec<Scenario> {
         lasting::SCENARIOS,
         volume_disks::SCENARIOS,
         nbd::SCENARIOS,
+        nbd_addresses::SCENARIOS,
         power_cut::SCENARIOS,
         several::SCENARIOS,
         queues::SCENARIOS,

@@ -8,8 +8,17 @@ pub const BRIDGE: &str = "storage";
 
 /// The address of dom0 on it.
 pub const DOM0: &str = "10.0.0.2";
+/// The one of IPv6.
+pub const DOM0_6: &str = "fd00::2";
 /// The address of the driver domain on it, with its network.
 pub const DRIVER_DOMAIN: &str = "10.0.0.7/24";
+/// The one of IPv6.
+pub const DRIVER_DOMAIN_6: &str = "fd00::7/64";
+
+/// The name of dom0 on it.
+pub const NAME: &str = "nas.example";
+/// Another name for that one.
+pub const ALIAS: &str = "disks.example";
 
 /// Makes the bridge. It stays as long as the host, as it does with an operator.
 const MAKE: &str = "set -e
@@ -18,9 +27,18 @@ ip link set lo up
 if ! [ -e /sys/class/net/BRIDGE ]; then
     ip link add name BRIDGE type bridge stp_state 0 forward_delay 0
     ip address add DOM0/24 dev BRIDGE
+    ip address add SIX/64 dev BRIDGE nodad
 fi
 ip link set BRIDGE up
 mkdir -p /tmp/nbd";
+
+/// Starts dnsmasq, which gives addresses that are to be renewed after ten seconds, and knows the names. It writes down
+/// what it is asked.
+const ADDRESSES: &str = "dnsmasq --conf-file=/dev/null --no-resolv --no-hosts --no-ping --user=root --interface=BRIDGE \
+    --except-interface=lo --bind-interfaces --dhcp-authoritative --dhcp-range=10.0.0.50,10.0.0.59,255.255.255.0,10m \
+    --dhcp-option=option:T1,10 --dhcp-option=option:T2,300 --dhcp-leasefile=/tmp/nbd/leases \
+    --host-record=NAME,DOM0 --cname=ALIAS,NAME --local=/example/ --log-queries --log-dhcp \
+    --log-facility=/tmp/nbd/dnsmasq.log --pid-file=/tmp/nbd/dnsmasq.pid";
 
 /// A server in dom0, with one disk or several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +47,8 @@ pub enum Server {
     Memory(u32),
     /// nbdkit with a folder of files, of which each is an export: `root-bob`, of 16 MiB.
     Files,
+    /// nbdkit with an empty disk of 8 MiB in its memory, at dom0's address of IPv6.
+    Six,
     /// qemu-nbd with a qcow2 image of 16 MiB as the export `qcow`.
     Qcow2,
 }
@@ -40,12 +60,28 @@ impl Server {
             Self::Memory(_) => 10809,
             Self::Files => 10810,
             Self::Qcow2 => 10811,
+            Self::Six => 10812,
         }
     }
 
     /// Returns the target that names an export of it.
     pub fn target(self, export: &str) -> String {
-        format!("nbd:{DOM0}:{}/{export}", self.port())
+        self.target_at(self.address(), export)
+    }
+
+    /// Returns the target that names an export of it, at an address or a name.
+    pub fn target_at(self, host: &str, export: &str) -> String {
+        match host.contains(':') {
+            true => format!("nbd:[{host}]:{}/{export}", self.port()),
+            false => format!("nbd:{host}:{}/{export}", self.port()),
+        }
+    }
+
+    fn address(self) -> &'static str {
+        match self {
+            Self::Six => DOM0_6,
+            Self::Memory(_) | Self::Files | Self::Qcow2 => DOM0,
+        }
     }
 
     /// What its files are called.
@@ -54,6 +90,7 @@ impl Server {
             Self::Memory(_) => "memory",
             Self::Files => "files",
             Self::Qcow2 => "qcow2",
+            Self::Six => "six",
         }
     }
 
@@ -63,6 +100,9 @@ impl Server {
         match self {
             Self::Memory(mib) => {
                 format!("nbdkit --ipaddr {DOM0} --port {port} --pidfile {pid} memory {mib}M")
+            }
+            Self::Six => {
+                format!("nbdkit --ipaddr {DOM0_6} --port {port} --pidfile {pid} memory 8M")
             }
             Self::Files => format!(
                 "mkdir -p files && [ -e files/root-bob ] || truncate --size=16M files/root-bob
@@ -85,13 +125,27 @@ impl Testbed<'_> {
     /// Makes the network, if the host has none yet.
     pub fn network(&self) -> Result<()> {
         let script = MAKE.replace("BRIDGE", BRIDGE).replace("DOM0", DOM0);
-        self.host.ok(&script).map(drop)
+        self.host.ok(&script.replace("SIX", DOM0_6)).map(drop)
+    }
+
+    /// Starts the server of addresses and names.
+    pub fn start_dnsmasq(&self) -> Result<()> {
+        let command = ADDRESSES.replace("BRIDGE", BRIDGE).replace("DOM0", DOM0);
+        let command = command.replace("NAME", NAME).replace("ALIAS", ALIAS);
+        self.host.ok(&command).map(drop)
+    }
+
+    /// Ends the server of addresses and names, and returns what it was asked.
+    pub fn stop_dnsmasq(&self) -> Result<String> {
+        let script = "kill $(cat /tmp/nbd/dnsmasq.pid) && cat /tmp/nbd/dnsmasq.log";
+        self.host.ok(script)
     }
 
     /// Starts a server, and waits until it listens.
     pub fn start_server(&self, server: Server) -> Result<()> {
         let listening = format!(
-            "(: </dev/tcp/{DOM0}/{}) 2>/dev/null && [ -s {} ]",
+            "(: </dev/tcp/{}/{}) 2>/dev/null && [ -s {} ]",
+            server.address(),
             server.port(),
             server.pid_file()
         );
@@ -102,6 +156,21 @@ until {listening}; do sleep 0.1; done",
             server.pid_file(),
             server.script()
         );
+        self.host.ok(&script).map(drop)
+    }
+
+    /// Has a server hang: its connections stay, and it does nothing.
+    pub fn stop_server(&self, server: Server) -> Result<()> {
+        self.signal(server, "STOP")
+    }
+
+    /// Has a server that hangs go on.
+    pub fn continue_server(&self, server: Server) -> Result<()> {
+        self.signal(server, "CONT")
+    }
+
+    fn signal(&self, server: Server, signal: &str) -> Result<()> {
+        let script = format!("kill -{signal} $(cat {})", server.pid_file());
         self.host.ok(&script).map(drop)
     }
 

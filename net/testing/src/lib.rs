@@ -2,14 +2,20 @@
 //!
 //! [`NetBack`] does with the rings what Linux's netback does, checks what a frontend sends as strictly as the network
 //! would, and lies as a test wants ([`Forge`]). [`Peer`] is a host with a TCP/IP stack: it echoes on port 7, and takes
-//! everything and says nothing on port 9. Neither does anything by itself: a test steps them, and carries packets
-//! from one to the other.
+//! everything and says nothing on port 9. [`DhcpServer`] gives addresses in its network, and [`NameServer`] knows names.
+//! None does anything by itself: a test steps them, and carries packets from one to the other.
 
 #![deny(unsafe_code)]
 
+mod datagram;
+mod dhcp;
+mod dns;
 #[allow(unsafe_code, reason = "maps and copies the frontend's pages")]
 mod netback;
 mod peer;
 
+pub use datagram::Datagram;
+pub use dhcp::{DhcpServer, Lease};
+pub use dns::{Manner, NameServer, Record};
 pub use netback::{Forge, NetBack, Offered};
-pub use peer::{ADDRESS, ADDRESS6, Frame, MAC, Peer};
+pub use peer::{ADDRESS, ADDRESS6, Frame, MAC, Peer, SECOND};

@@ -9,6 +9,8 @@ use std::collections::VecDeque;
 
 /// Its addresses.
 pub const ADDRESS: Ipv4Address = Ipv4Address::new(10, 0, 0, 2);
+/// The second one, at which the name server is found, too.
+pub const SECOND: Ipv4Address = Ipv4Address::new(10, 0, 0, 4);
 /// The one of IPv6.
 pub const ADDRESS6: Ipv6Address = Ipv6Address::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
 /// The one of Ethernet.
@@ -61,9 +63,10 @@ impl Peer {
         stack.update_ip_addrs(|addresses| {
             for address in [
                 IpCidr::new(ADDRESS.into(), 24),
+                IpCidr::new(SECOND.into(), 24),
                 IpCidr::new(ADDRESS6.into(), 64),
             ] {
-                addresses.push(address).expect("room for two");
+                addresses.push(address).expect("room for three");
             }
         });
         let mut sockets = SocketSet::new(Vec::new());

@@ -1,0 +1,160 @@
+//! The address that a DHCP server gives, for as long as it does.
+
+use crate::interface::State;
+use crate::rate_limit::RateLimit;
+use crate::settings::Settings;
+use bulkhead_xen::{Hypervisor, Instant};
+use core::fmt;
+use core::time::Duration;
+use log::Level;
+use smoltcp::iface::{SocketHandle, SocketSet};
+use smoltcp::socket::dhcpv4::{Config, Event, Socket};
+use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, Ipv4Cidr};
+
+/// The pause between two questions while no server answers (RFC 2131, 4.1). A bridge that has just got its port may have
+/// dropped the first one.
+const ASK_AGAIN: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(4);
+/// The time without an address after which the log says so.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The lines of the log about a lease that come at once, and the time in which there is one more. A server may give
+/// another address with every packet.
+const LINES: RateLimit = RateLimit::new(8, Duration::from_secs(300));
+/// The answers of servers that are looked at. The client asks at once again after a refusal, and after an address that it
+/// has for no time: a server could keep it busy.
+pub const ANSWERS: RateLimit = RateLimit::new(8, Duration::from_secs(1));
+
+/// The client of an interface's DHCP server.
+pub struct Lease {
+    socket: SocketHandle,
+    /// Since when there is no address, and whether the log says so.
+    since: Option<Instant>,
+    complained: bool,
+    lines: RateLimit,
+}
+
+impl Lease {
+    /// Makes a client that has no address yet.
+    pub fn new(sockets: &mut SocketSet<'static>) -> Lease {
+        let mut socket = Socket::new();
+        let mut retry = socket.get_retry_config();
+        retry.discover_timeout = ASK_AGAIN;
+        socket.set_retry_config(retry);
+        Lease {
+            socket: sockets.add(socket),
+            since: None,
+            complained: false,
+            lines: LINES,
+        }
+    }
+
+    /// Asks at once if it has no address. One that it has stays its own although the backend was restarted.
+    pub fn ask(&mut self, sockets: &mut SocketSet<'static>, has_address: bool) {
+        if !has_address {
+            sockets.get_mut::<Socket<'_>>(self.socket).reset();
+        }
+    }
+
+    /// Logs a line, unless there were too many.
+    fn tell(&mut self, now: Instant, level: Level, line: fmt::Arguments<'_>) {
+        match self.lines.take(now) {
+            true => log::log!(level, "{line}"),
+            false => log::debug!("{line}"),
+        }
+    }
+
+    /// Notes that there is no address, or that there is one.
+    fn note(&mut self, has_address: bool, name: &str, now: Instant) {
+        if has_address {
+            (self.since, self.complained) = (None, false);
+            return;
+        }
+        let since = *self.since.get_or_insert(now);
+        if !self.complained && now.since(since) >= PATIENCE {
+            self.complained = true;
+            let line = format_args!("network {name}: no DHCP server gives an address");
+            self.tell(now, Level::Warn, line);
+        }
+    }
+}
+
+impl<H: Hypervisor> State<H> {
+    /// Takes the address that a server gives, or takes away.
+    pub(crate) fn follow_lease(&mut self, name: &str, now: Instant) {
+        let (Some(lease), Some(stack)) = (&mut self.lease, &self.stack) else {
+            return;
+        };
+        let HardwareAddress::Ethernet(mac) = stack.hardware_addr();
+        let has_address = !self.leased.addresses.is_empty();
+        let told = match self.sockets.get_mut::<Socket<'_>>(lease.socket).poll() {
+            None => return lease.note(has_address, name, now),
+            Some(Event::Deconfigured) => Settings::default(),
+            Some(Event::Configured(config)) => match settings(&config) {
+                Some(settings) => settings,
+                None => {
+                    let (server, address) = (config.server.address, config.address);
+                    let line = format_args!(
+                        "network {name}: the DHCP server {server} gives {address}, which no interface can have"
+                    );
+                    lease.tell(now, Level::Error, line);
+                    Settings::default()
+                }
+            },
+        };
+        lease.note(!told.addresses.is_empty(), name, now);
+        if told == self.leased {
+            return;
+        }
+        match told.addresses.first() {
+            Some(address) => {
+                let line = format_args!("network {name}: the address is {address} (DHCP)");
+                lease.tell(now, Level::Info, line);
+            }
+            None => {
+                let line = format_args!("network {name}: the address is given no longer (DHCP)");
+                lease.tell(now, Level::Warn, line);
+            }
+        }
+        self.leased = told;
+        self.address(mac);
+    }
+
+    /// Returns whether it has no address yet, or no longer one, that a server would give.
+    pub(crate) fn waits_for_lease(&self) -> bool {
+        self.lease.is_some() && self.leased.addresses.is_empty()
+    }
+}
+
+/// Returns what a server tells, as far as it is of use; `None` if no interface can have the address.
+fn settings(told: &Config<'_>) -> Option<Settings> {
+    let given = |address: &smoltcp::wire::Ipv4Address| {
+        let all = IpAddress::Ipv4(*address);
+        all.is_unicast() && !address.is_loopback()
+    };
+    is_usable(told.address).then(|| Settings {
+        dhcp: true,
+        addresses: [IpCidr::Ipv4(told.address)].into(),
+        gateways: told
+            .router
+            .filter(given)
+            .map(IpAddress::Ipv4)
+            .into_iter()
+            .collect(),
+        name_servers: told
+            .dns_servers
+            .iter()
+            .copied()
+            .filter(given)
+            .map(IpAddress::Ipv4)
+            .collect(),
+    })
+}
+
+/// Returns whether an interface can have an address: it is neither a network's nor everybody's, and not reserved (RFC
+/// 1122, 3.2.1.3; RFC 1112, 4).
+fn is_usable(address: Ipv4Cidr) -> bool {
+    let own = address.address();
+    let first = own.octets()[0];
+    let is_network = address.prefix_len() < 31 && own == address.network().address();
+    let is_reserved = first == 0 || first >= 224 || own.is_loopback();
+    address.prefix_len() > 0 && !is_network && !is_reserved && Some(own) != address.broadcast()
+}

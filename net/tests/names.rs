@@ -1,0 +1,214 @@
+//! Servers that have names.
+
+use crate::world::World;
+use bulkhead_net_testing::{Manner, Record};
+use bulkhead_stream::ConnectError;
+use std::time::Duration;
+
+const WORDS: [&str; 2] = ["ip=10.0.0.7/24,fd00::7/64", "dns=10.0.0.2"];
+
+fn world() -> World {
+    World::with(true, &WORDS)
+}
+
+fn refused(world: &World, server: &str) -> Option<ConnectError> {
+    world.try_connect(server).err()
+}
+
+#[test]
+fn a_name_is_asked_for_at_each_connection() {
+    let world = world();
+    world
+        .names
+        .borrow_mut()
+        .set("storage.example", &["10.0.0.2"]);
+    drop(world.connect("Storage.example:7"));
+    assert_eq!(world.names.borrow().asked.len(), 1);
+    // It has moved.
+    world
+        .names
+        .borrow_mut()
+        .set("storage.example", &["10.0.0.3"]);
+    assert_eq!(
+        refused(&world, "storage.example:7"),
+        Some(ConnectError::TimedOut)
+    );
+    world
+        .names
+        .borrow_mut()
+        .set("storage.example", &["10.0.0.4"]);
+    drop(world.connect("storage.example:7"));
+    assert_eq!(world.names.borrow().asked.len(), 3);
+    world.end();
+}
+
+#[test]
+fn an_alias_leads_to_an_address() {
+    let world = world();
+    let alias = |name: &str| vec![Record::Alias(name.to_string())];
+    {
+        let mut names = world.names.borrow_mut();
+        names
+            .records
+            .insert("a.example".to_string(), alias("b.example"));
+        names
+            .records
+            .insert("b.example".to_string(), alias("c.other.example"));
+        names.set("c.other.example", &["10.0.0.2"]);
+        names
+            .records
+            .insert("nowhere".to_string(), alias("d.example"));
+    }
+    drop(world.connect("a.example:7"));
+    assert_eq!(refused(&world, "nowhere:7"), Some(ConnectError::NoAddress));
+    world.end();
+}
+
+#[test]
+fn each_of_several_addresses_is_tried() {
+    let world = world();
+    world
+        .names
+        .borrow_mut()
+        .set("storage", &["10.0.0.3", "10.1.0.2", "10.0.0.4"]);
+    drop(world.connect("storage:7"));
+    // The first one is not there, and the second one cannot be reached.
+    world
+        .names
+        .borrow_mut()
+        .set("storage", &["10.0.0.3", "10.1.0.2"]);
+    assert_eq!(refused(&world, "storage:7"), Some(ConnectError::TimedOut));
+    world.names.borrow_mut().set("storage", &["10.1.0.2"]);
+    assert_eq!(
+        refused(&world, "storage:7"),
+        Some(ConnectError::Unreachable)
+    );
+    world.end();
+}
+
+#[test]
+fn a_caller_that_gives_up_gets_to_the_next_address() {
+    let world = world();
+    world
+        .names
+        .borrow_mut()
+        .set("storage", &["10.0.0.3", "10.0.0.4"]);
+    let server = bulkhead_stream::Endpoint::parse("storage:7", 7).expect("an endpoint");
+    let mut connected = false;
+    for _ in 0..2 {
+        let (net, server) = (world.net.clone(), server.clone());
+        let connecting = async move { net.open(&server, crate::world::BUFFERS).await };
+        let outcome = world.within(Duration::from_secs(5), connecting);
+        connected |= outcome.is_some_and(|outcome| outcome.is_ok());
+    }
+    assert!(connected);
+    world.end();
+}
+
+#[test]
+fn an_address_of_ipv6_is_found_where_there_is_no_other() {
+    let world = world();
+    world.names.borrow_mut().set("six", &["fd00::2"]);
+    world
+        .names
+        .borrow_mut()
+        .set("both", &["10.1.0.2", "fd00::2"]);
+    drop(world.connect("six:7"));
+    drop(world.connect("both:7"));
+    world.end();
+}
+
+#[test]
+fn a_name_that_is_not_there_is_refused_at_once() {
+    let world = world();
+    world.names.borrow_mut().set("empty", &[]);
+    let begun = world.sim.now();
+    let long = format!("{}.example:7", "a".repeat(64));
+    for name in ["nobody:7", "empty:7", "a..b:7", &long] {
+        assert_eq!(
+            refused(&world, name),
+            Some(ConnectError::NoAddress),
+            "{name}"
+        );
+    }
+    assert!(world.sim.now().since(begun) < Duration::from_secs(1));
+    world.end();
+}
+
+#[test]
+fn a_name_server_that_is_silent_is_told_and_the_next_one_is_asked() {
+    let world = World::with(true, &["ip=10.0.0.7/24", "dns=10.0.0.2,10.0.0.4"]);
+    world.names.borrow_mut().set("storage", &["10.0.0.2"]);
+    world.names.borrow_mut().silent_at = vec!["10.0.0.2".parse().expect("an address")];
+    let begun = world.sim.now();
+    drop(world.connect("storage:7"));
+    assert!(world.sim.now().since(begun) < Duration::from_secs(5));
+    // From now on it is the first one.
+    let begun = world.sim.now();
+    drop(world.connect("storage:7"));
+    assert!(world.sim.now().since(begun) < Duration::from_secs(1));
+    world.names.borrow_mut().manner = Manner::Silent;
+    let begun = world.sim.now();
+    assert_eq!(
+        refused(&world, "storage:7"),
+        Some(ConnectError::NameServerSilent)
+    );
+    assert!(world.sim.now().since(begun) < Duration::from_secs(8));
+    world.end();
+    let world = World::with(true, &["ip=10.0.0.7/24", "dns=10.1.0.2"]);
+    assert_eq!(
+        refused(&world, "storage:7"),
+        Some(ConnectError::NameServerSilent)
+    );
+    world.end();
+    let world = World::with(true, &["ip=10.0.0.7/24"]);
+    assert_eq!(
+        refused(&world, "storage:7"),
+        Some(ConnectError::NoNameServer)
+    );
+    world.end();
+}
+
+#[test]
+fn a_name_server_that_lies_gives_no_address() {
+    for manner in [
+        Manner::OtherName,
+        Manner::OtherQuestion,
+        Manner::Loop,
+        Manner::Short,
+        Manner::Cut(0),
+        Manner::Cut(11),
+        Manner::Cut(20),
+        Manner::Cut(40),
+    ] {
+        let world = world();
+        world.names.borrow_mut().set("storage", &["10.0.0.2"]);
+        world.names.borrow_mut().manner = manner;
+        let error = refused(&world, "storage:7");
+        let told = matches!(
+            error,
+            Some(ConnectError::NoAddress | ConnectError::NameServerSilent)
+        );
+        assert!(told, "{manner:?}: {error:?}");
+        world.names.borrow_mut().manner = Manner::InOrder;
+        drop(world.connect("storage:7"));
+        world.end();
+    }
+    let world = world();
+    for address in [
+        "0.0.0.0",
+        "127.0.0.1",
+        "255.255.255.255",
+        "224.0.0.1",
+        "::1",
+        "ff02::1",
+    ] {
+        world.names.borrow_mut().set("storage", &[address]);
+        assert_eq!(
+            refused(&world, "storage:7"),
+            Some(ConnectError::NoAddress),
+            "{address}"
+        );
+    }
+    world.end();
+}

@@ -15,6 +15,7 @@ mod main_job;
 mod memory;
 mod nbd;
 mod nbd_addresses;
+mod nbd_hang;
 mod nvme;
 mod operator;
 mod options;
@@ -50,6 +51,7 @@ pub fn suite() -> Vec<Scenario> {
         volume_disks::SCENARIOS,
         nbd::SCENARIOS,
         nbd_addresses::SCENARIOS,
+        nbd_hang::SCENARIOS,
         power_cut::SCENARIOS,
         several::SCENARIOS,
         queues::SCENARIOS,

@@ -1,6 +1,7 @@
 //! fio in a guest: its command line and its report.
 
 use crate::host::guest::{Guest, Started};
+use crate::testbed::MINUTE;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use std::time::Duration;
@@ -57,6 +58,66 @@ pub fn finish(guest: &Guest, job: Started, limit: Duration) -> Result<Report> {
     parse(&output.out)
 }
 
+/// The result of reading for a time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Reads {
+    /// Reads per second.
+    pub per_second: f64,
+    /// The longest time that one took.
+    pub longest: Duration,
+}
+
+/// The command line that reads blocks of 4 KiB all over a disk for some seconds, four at a time.
+pub fn reads_command(device: &str, seconds: u32) -> String {
+    format!(
+        "fio --name=reads --filename={device} --rw=randread --bs=4k --direct=1 --ioengine=libaio --iodepth=4 \
+         --time_based --runtime={seconds} --output-format=json"
+    )
+}
+
+/// Runs [`reads_command`] in a guest.
+pub fn reads(guest: &Guest, device: &str, seconds: u32) -> Result<Reads> {
+    let limit = Duration::from_secs(u64::from(seconds)) + 2 * MINUTE;
+    parse_reads(&guest.ok(&reads_command(device, seconds), limit)?)
+}
+
+fn parse_reads(text: &str) -> Result<Reads> {
+    #[derive(Deserialize)]
+    struct Json {
+        jobs: Vec<Job>,
+    }
+    #[derive(Deserialize)]
+    struct Job {
+        error: i64,
+        read: Direction,
+    }
+    #[derive(Deserialize)]
+    struct Direction {
+        iops: f64,
+        total_ios: u64,
+        clat_ns: Latency,
+    }
+    #[derive(Deserialize)]
+    struct Latency {
+        max: u64,
+    }
+    let json: Json = first_value(text)?;
+    match &json.jobs[..] {
+        [job] if job.error == 0 && job.read.total_ios > 0 => Ok(Reads {
+            per_second: job.read.iops,
+            longest: Duration::from_nanos(job.read.clat_ns.max),
+        }),
+        _ => bail!("fio read nothing:\n{text}"),
+    }
+}
+
+/// Reads the JSON in what fio printed, which may have a line before it.
+fn first_value<T: serde::de::DeserializeOwned>(text: &str) -> Result<T> {
+    let start = text.find('{').context("fio printed no JSON")?;
+    let mut values = serde_json::Deserializer::from_str(&text[start..]).into_iter();
+    Ok(values.next().context("fio printed no JSON")??)
+}
+
 #[derive(Deserialize)]
 struct Json {
     jobs: Vec<Job>,
@@ -77,9 +138,7 @@ struct Direction {
 
 /// Reads fio's JSON. A job that reports an error, or that moved nothing, is an error.
 pub fn parse(text: &str) -> Result<Report> {
-    let start = text.find('{').context("fio printed no JSON")?;
-    let mut values = serde_json::Deserializer::from_str(&text[start..]).into_iter();
-    let json: Json = values.next().context("fio printed no JSON")??;
+    let json: Json = first_value(text)?;
     let Some(job) = json.jobs.first() else {
         bail!("fio reports no job");
     };
@@ -113,6 +172,17 @@ mod tests {
         let report = parse(GOOD).unwrap();
         assert_eq!(report.written, 1 << 20);
         assert!((report.mib_per_second() - 2.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn reads_are_counted() {
+        let text = "a note\n{\"jobs\": [{\"error\": 0, \"read\": {\"iops\": 250.5, \"total_ios\": 1000, \
+            \"clat_ns\": {\"min\": 1, \"max\": 3000000, \"mean\": 5.5}}}]}";
+        let reads = parse_reads(text).unwrap();
+        assert!((reads.per_second - 250.5).abs() < 1e-9);
+        assert_eq!(reads.longest, Duration::from_millis(3));
+        assert!(parse_reads(&text.replace("1000,", "0,")).is_err());
+        assert!(parse_reads(&text.replace("\"error\": 0", "\"error\": 5")).is_err());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Addresses that a DHCP server gives.
 
-use crate::world::{World, end_of, exchange, pattern, states};
 use bulkhead_net_testing::Lease;
+use bulkhead_net_testing::world::{World, end_of, exchange, pattern, states};
 use bulkhead_stream::{ConnectError, Ended};
 use smoltcp::wire::{DhcpMessageType, Ipv4Address};
 use std::time::Duration;

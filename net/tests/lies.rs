@@ -1,7 +1,7 @@
 //! Backends that break the protocol.
 
-use crate::world::{World, end_of, states};
 use bulkhead_net_testing::Forge;
+use bulkhead_net_testing::world::{World, end_of, states};
 use bulkhead_stream::{ConnectError, Ended, Stream};
 use std::time::Duration;
 

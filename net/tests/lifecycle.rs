@@ -1,6 +1,6 @@
 //! Backends that come and go.
 
-use crate::world::{World, end_of, exchange, pattern, states};
+use bulkhead_net_testing::world::{World, end_of, exchange, pattern, states};
 use bulkhead_stream::{ConnectError, Ended};
 use std::time::Duration;
 

@@ -5,4 +5,3 @@ mod lies;
 mod lifecycle;
 mod names;
 mod streams;
-mod world;

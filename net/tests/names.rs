@@ -1,6 +1,6 @@
 //! Servers that have names.
 
-use crate::world::World;
+use bulkhead_net_testing::world::World;
 use bulkhead_net_testing::{Manner, Record};
 use bulkhead_stream::ConnectError;
 use std::time::Duration;
@@ -97,7 +97,10 @@ fn a_caller_that_gives_up_gets_to_the_next_address() {
     let mut connected = false;
     for _ in 0..2 {
         let (net, server) = (world.net.clone(), server.clone());
-        let connecting = async move { net.open(&server, crate::world::BUFFERS).await };
+        let connecting = async move {
+            net.open(&server, bulkhead_net_testing::world::BUFFERS)
+                .await
+        };
         let outcome = world.within(Duration::from_secs(5), connecting);
         connected |= outcome.is_some_and(|outcome| outcome.is_ok());
     }

@@ -1,6 +1,6 @@
 //! TCP over an interface.
 
-use crate::world::{World, end_of, exchange, pattern};
+use bulkhead_net_testing::world::{World, end_of, exchange, pattern};
 use bulkhead_stream::{ConnectError, Ended, Stream};
 use std::time::Duration;
 

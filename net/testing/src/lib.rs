@@ -3,7 +3,7 @@
 //! [`NetBack`] does with the rings what Linux's netback does, checks what a frontend sends as strictly as the network
 //! would, and lies as a test wants ([`Forge`]). [`Peer`] is a host with a TCP/IP stack: it echoes on port 7, and takes
 //! everything and says nothing on port 9. [`DhcpServer`] gives addresses in its network, and [`NameServer`] knows names.
-//! None does anything by itself: a test steps them, and carries packets from one to the other.
+//! None does anything by itself: a [`World`](world::World) steps them, and carries packets from one to the other.
 
 #![deny(unsafe_code)]
 
@@ -13,6 +13,8 @@ mod dns;
 #[allow(unsafe_code, reason = "maps and copies the frontend's pages")]
 mod netback;
 mod peer;
+#[allow(unsafe_code, reason = "hands a domain its xenstore ring")]
+pub mod world;
 
 pub use datagram::Datagram;
 pub use dhcp::{DhcpServer, Lease};

@@ -1,9 +1,9 @@
 //! A machine with a driver domain that has an interface, the domain of its backend, and a host in the network.
 
+use crate::{DhcpServer, Frame, NameServer, NetBack, Offered, Peer};
 use bulkhead_executor::Executor;
 use bulkhead_grant::TableOnDemand;
 use bulkhead_net::{Interfaces, Settings, TcpStream};
-use bulkhead_net_testing::{DhcpServer, Frame, NameServer, NetBack, Offered, Peer};
 use bulkhead_stream::{Buffers, ConnectError, Ended, Endpoint, Stream};
 use bulkhead_xen_sim::{DomainConfig, Sim, SimDomain, SimVcpu};
 use bulkhead_xenstore_client::{Client, Ring};
@@ -17,19 +17,29 @@ use std::time::Duration;
 /// A stream as the tests have it.
 pub type TestStream = TcpStream<SimVcpu>;
 
+/// The buffers of its streams.
 pub const BUFFERS: Buffers = Buffers {
     receive: 64 << 10,
     send: 64 << 10,
 };
 
+/// The machine. What is wrong with it is a panic.
 pub struct World {
+    /// Its hypervisor, xenstore and clock.
     pub sim: Sim,
+    /// The driver domain.
     pub domain: SimDomain,
+    /// The backend's domain.
     pub backend: SimDomain,
+    /// The driver domain's interfaces.
     pub net: Rc<Interfaces<SimVcpu>>,
+    /// The backend of the one that it has.
     pub back: RefCell<NetBack>,
+    /// A host in the network.
     pub peer: RefCell<Peer>,
+    /// A DHCP server there.
     pub dhcp: RefCell<DhcpServer>,
+    /// A name server there.
     pub names: RefCell<NameServer>,
     /// Damages the next packet for the frontend that is that long at least.
     pub damage: RefCell<Option<usize>>,

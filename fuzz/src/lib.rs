@@ -13,6 +13,7 @@ mod backend;
 mod blkfront;
 mod heap;
 mod nbd;
+mod net;
 mod nodes;
 mod nvme;
 mod operator;
@@ -28,6 +29,7 @@ pub use archive::archive;
 pub use backend::backend;
 pub use blkfront::blkfront;
 pub use nbd::nbd;
+pub use net::net;
 pub use nodes::{frontend, toolstack};
 pub use nvme::nvme;
 pub use operator::operator;
@@ -48,7 +50,7 @@ pub fn life(script: &[u8]) {
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 15] = [
+pub const TARGETS: [Target; 16] = [
     ("requests", requests),
     ("ring", ring),
     ("xenstore", xenstore),
@@ -63,5 +65,6 @@ pub const TARGETS: [Target; 15] = [
     ("blkfront", blkfront),
     ("nvme", nvme),
     ("nbd", nbd),
+    ("net", net),
     ("virtio", virtio),
 ];

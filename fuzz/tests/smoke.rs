@@ -132,6 +132,11 @@ fn nbd() {
 }
 
 #[test]
+fn net() {
+    smoke("net", 60);
+}
+
+#[test]
 fn nvme() {
     smoke("nvme", 30);
 }

@@ -23,12 +23,13 @@ const EDGES: [&str; 4] = [
 const COMPARISONS: [&str; 1] = ["-Cllvm-args=-sanitizer-coverage-trace-compares"];
 
 /// The crates that read what others wrote: they are to meet the values that they compare with.
-const PARSERS: [&str; 13] = [
+const PARSERS: [&str; 14] = [
     "bulkhead_blkback",
     "bulkhead_blkfront",
     "bulkhead_grant",
     "bulkhead_images",
     "bulkhead_nbd",
+    "bulkhead_net",
     "bulkhead_nvme",
     "bulkhead_ring",
     "bulkhead_stream",
@@ -41,10 +42,11 @@ const PARSERS: [&str; 13] = [
 
 /// The crates whose edges alone are counted. The generic code of the crates above is compiled where its types are
 /// chosen, which is here.
-const CARRIERS: [&str; 3] = [
+const CARRIERS: [&str; 4] = [
     "bulkhead_blkback_testkit",
     "bulkhead_executor",
     "bulkhead_fuzz",
+    "bulkhead_net_testing",
 ];
 
 /// The flags of a crate. Others have none: what the simulated Xen does is not what is to be found.

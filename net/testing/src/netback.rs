@@ -51,6 +51,8 @@ pub struct NetBack {
     front_path: String,
     offered: Offered,
     rings: Option<Rings>,
+    /// It has said of these rings what it cannot go on from. The next ones are others.
+    spoiled: bool,
     /// Packets for the frontend.
     pub to_frontend: VecDeque<Frame>,
     /// Packets of the frontend's.
@@ -75,6 +77,7 @@ impl NetBack {
             front_path: format!("{}/device/vif/0", domain_path(frontend)),
             offered,
             rings: None,
+            spoiled: false,
             to_frontend: VecDeque::new(),
             from_frontend: VecDeque::new(),
             segmented: 0,
@@ -177,7 +180,7 @@ impl NetBack {
             ("5", "6" | "") => self.set_state(sim, "6"),
             ("6", "1") => self.set_state(sim, "2"),
             _ => {
-                if self.stalled {
+                if self.stalled || self.spoiled {
                     return false;
                 }
                 return self.serve();
@@ -211,6 +214,7 @@ impl NetBack {
         assert!(batch.iter().all(|entry| entry.status == GrantStatus::OKAY));
         // SAFETY: they are mapped until `disconnect`, which drops the rings first.
         let shared = |n: usize| unsafe { SharedPages::new(pages[n], 1) }.expect("a page");
+        self.spoiled = false;
         let port = self.hypervisor.bind_interdomain(self.frontend, port);
         self.rings = Some(Rings {
             tx: BackRing::attach(shared(0), NetifTx).expect("a ring"),

@@ -23,6 +23,9 @@ pub const BUFFERS: Buffers = Buffers {
     send: 64 << 10,
 };
 
+/// What becomes of a packet.
+pub type Mangle = Box<dyn FnMut(Frame) -> Vec<Frame>>;
+
 /// The machine. What is wrong with it is a panic.
 pub struct World {
     /// Its hypervisor, xenstore and clock.
@@ -43,6 +46,8 @@ pub struct World {
     pub names: RefCell<NameServer>,
     /// Damages the next packet for the frontend that is that long at least.
     pub damage: RefCell<Option<usize>>,
+    /// Takes each packet for the frontend, and returns those that arrive in its place.
+    pub mangle: RefCell<Option<Mangle>>,
     executor: RefCell<Executor<SimVcpu>>,
     /// Ports and grants of the domain before it had an interface.
     before: (usize, usize),
@@ -98,6 +103,7 @@ impl World {
             dhcp: RefCell::default(),
             names: RefCell::default(),
             damage: RefCell::default(),
+            mangle: RefCell::default(),
             executor: RefCell::new(executor),
             before,
             backend,
@@ -120,7 +126,11 @@ impl World {
             moved |= back.step(&self.sim);
             while let Some(frame) = back.from_frontend.pop_front() {
                 match self.served(&frame) {
-                    Some(answer) => back.to_frontend.extend(answer),
+                    Some(answer) => {
+                        let answer = answer.into_iter();
+                        back.to_frontend
+                            .extend(answer.flat_map(|frame| self.mangled(frame)));
+                    }
                     None => peer.receive(frame),
                 }
                 moved = true;
@@ -133,11 +143,18 @@ impl World {
                     *last ^= 1;
                     *damage = None;
                 }
-                back.to_frontend.push_back(frame);
+                back.to_frontend.extend(self.mangled(frame));
                 moved = true;
             }
             moved
         });
+    }
+
+    fn mangled(&self, frame: Frame) -> Vec<Frame> {
+        match &mut *self.mangle.borrow_mut() {
+            Some(mangle) => mangle(frame),
+            None => vec![frame],
+        }
     }
 
     /// Has the servers of addresses and of names take a frame; returns the answer.

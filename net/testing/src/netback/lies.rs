@@ -73,4 +73,77 @@ impl NetBack {
         rings.tx.respond(&TxResponse { id, status }).expect("asked");
         let _ = rings.tx.publish();
     }
+
+    /// Returns whether it is connected to rings that can be used.
+    pub fn is_connected(&self) -> bool {
+        self.rings.is_some() && !self.spoiled
+    }
+
+    /// Answers requests for packets with these bytes, whatever they say, as long as there are requests. Without a number
+    /// they have that of their request.
+    ///
+    /// # Panics
+    /// If it is not connected.
+    pub fn answer(&mut self, responses: &[(Option<u16>, [u8; 6])]) {
+        let mut rings = self.rings.take().expect("connected");
+        while let Some(Ok(request)) = rings.rx.take().expect("an honest frontend") {
+            rings.pages.push_back(request);
+        }
+        for (id, rest) in responses {
+            let Some(request) = rings.pages.pop_front() else {
+                break;
+            };
+            let mut bytes = [0; 8];
+            bytes[..2].copy_from_slice(&id.unwrap_or(request.id).to_ne_bytes());
+            bytes[2..].copy_from_slice(rest);
+            let response = RxResponse::from(bytes);
+            rings.rx.respond(&response).expect("asked");
+        }
+        let _ = rings.rx.publish();
+        let notified = self.hypervisor.notify(rings.port);
+        notified.expect("the frontend's port");
+        self.rings = Some(rings);
+    }
+
+    /// Answers all packets that the frontend has sent and that were not taken: the first ones with these, whatever they
+    /// say.
+    ///
+    /// # Panics
+    /// If it is not connected.
+    pub fn answer_sent(&mut self, answers: &[(u16, i16)]) {
+        let mut rings = self.rings.take().expect("connected");
+        let (mut answers, mut is_extra) = (answers.iter(), false);
+        while let Some(Ok(request)) = rings.tx.take().expect("an honest frontend") {
+            let part = request.part();
+            let honest = if is_extra {
+                (0xffff, NULL)
+            } else {
+                (part.id, OKAY)
+            };
+            is_extra = !is_extra && part.flags.contains(PacketFlags::EXTRA_INFO);
+            let (id, status) = answers.next().copied().unwrap_or(honest);
+            rings.tx.respond(&TxResponse { id, status }).expect("asked");
+        }
+        let _ = rings.tx.publish();
+        let notified = self.hypervisor.notify(rings.port);
+        notified.expect("the frontend's port");
+        self.rings = Some(rings);
+    }
+
+    /// Says that it has answered up to that index, in the ring to send with or in the other one. These rings are of no use
+    /// any more.
+    ///
+    /// # Panics
+    /// If it is not connected.
+    pub fn set_index(&mut self, sends: bool, index: u32) {
+        self.spoiled = true;
+        let rings = self.rings.as_ref().expect("connected");
+        let page = if sends { 0 } else { PAGE_SIZE };
+        // SAFETY: `rsp_prod` of a ring, which is mapped.
+        let place = unsafe { self.region.base.add(page + 8) }.cast::<u32>();
+        // SAFETY: as above.
+        unsafe { place.write_volatile(index) };
+        let notified = self.hypervisor.notify(rings.port);
+        notified.expect("the frontend's port");
+    }
 }

@@ -1,0 +1,398 @@
+//! A network backend that does as the script says, and a network in which packets are changed.
+
+use crate::heap;
+use bulkhead_blkback_testkit::Script;
+use bulkhead_net_testing::world::{World, exchange, pattern};
+use bulkhead_net_testing::{Frame, Lease, MAC, Manner};
+use bulkhead_stream::{ConnectError, Endpoint};
+use smoltcp::wire::{
+    EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Address, Ipv4Packet, Ipv6Packet, TcpPacket,
+    UdpPacket,
+};
+use std::time::Duration;
+
+/// The address of the interface, which the backend has chosen.
+const OWN_MAC: [u8; 6] = [0x00, 0x16, 0x3e, 0, 0, 7];
+
+/// The command lines of the driver domain.
+const WORDS: [&[&str]; 2] = [
+    &["ip=10.0.0.7/24,fd00::7/64", "dns=10.0.0.2"],
+    &["ip=dhcp,fd00::7/64"],
+];
+
+/// The most packets of a script's own at a time.
+const PACKETS: usize = 8;
+
+/// The most connections that are tried at a time.
+const CONNECTIONS: usize = 6;
+
+/// A script for a backend and for a network.
+///
+/// # Panics
+/// If the driver domain sends what is no packet, if an interface is lost whose backend has kept to the protocol, if one
+/// that was not given up is of no use once the network is in order, or if anything of it is left in the end.
+pub fn net(script: &[u8]) {
+    let _heap = heap::limited(24 << 20);
+    let mut script = Script::new(script);
+    let (offload, words) = (script.below(2) == 0, script.pick(&WORDS));
+    let world = World::with(offload, words);
+    world.names.borrow_mut().set("storage", &["10.0.0.2"]);
+    world.dhcp.borrow_mut().answers = true;
+    let (mut connecting, mut has_lied) = (Vec::new(), false);
+    while !script.is_empty() {
+        match script.below(16) {
+            0 => world.wait(Duration::from_millis(script.number() % 5000)),
+            1 => world.wait(Duration::from_secs(script.number() % 100)),
+            2 => world.run(),
+            3 | 4 => connect(&world, &mut connecting, &mut script),
+            5..8 => mangle(&world, &mut script),
+            8..11 => inject(&world, &mut script),
+            11 => has_lied |= lie(&world, &mut script),
+            12 => {
+                let mut back = world.back.borrow_mut();
+                back.stalled = !back.stalled;
+            }
+            13 => serve(&world, &mut script),
+            14 => world.back.borrow().set_state(&world.sim, "5"),
+            _ => world.peer.borrow_mut().reset(),
+        }
+    }
+    end(world, connecting, has_lied);
+}
+
+/// A connection that is tried, and what it carries.
+type Connecting = std::rc::Rc<std::cell::RefCell<Option<()>>>;
+
+fn connect(world: &World, connecting: &mut Vec<Connecting>, script: &mut Script<'_>) {
+    connecting.retain(|one| one.borrow().is_none());
+    if connecting.len() == CONNECTIONS {
+        return world.run();
+    }
+    let server = script.pick(&[
+        "10.0.0.2:7",
+        "storage:7",
+        "[fd00::2]:7",
+        "10.0.0.2:11",
+        "nobody:7",
+    ]);
+    let server = Endpoint::parse(server, 7).expect("an endpoint");
+    let bytes = pattern(script.number() as usize % 40_000);
+    let net = world.net.clone();
+    connecting.push(world.start(async move {
+        let buffers = bulkhead_net_testing::world::BUFFERS;
+        if let Ok(stream) = net.open(&server, buffers).await {
+            let expected = bytes.len();
+            let _ = exchange(stream, bytes, expected).await;
+        }
+    }));
+}
+
+/// A change to a packet.
+#[derive(Clone, Copy)]
+enum Change {
+    Drop,
+    Twice,
+    Cut(usize),
+    Longer(usize),
+    Flip(usize, u8),
+    Set(usize, u8),
+    /// The backend vouches for its checksum.
+    Vouched,
+    /// It says that it was joined from several.
+    Joined(u16),
+    /// The checksums are made right again.
+    Mended,
+}
+
+fn changes(script: &mut Script<'_>) -> Vec<Change> {
+    let one = |script: &mut Script<'_>| {
+        // Headers are more than the rest.
+        let at = match script.below(4) {
+            0 => script.number() as usize % 1600,
+            _ => script.below(80),
+        };
+        match script.below(12) {
+            0 => Change::Drop,
+            1 => Change::Twice,
+            2 => Change::Cut(at),
+            3 => Change::Longer(script.number() as usize % 5000),
+            4 | 5 => Change::Flip(at, 1 << script.below(8)),
+            6 | 7 => Change::Set(at, script.byte()),
+            8 => Change::Vouched,
+            9 => Change::Joined(script.number() as u16),
+            _ => Change::Mended,
+        }
+    };
+    (0..=script.below(5)).map(|_| one(script)).collect()
+}
+
+fn changed(mut frame: Frame, changes: &[Change]) -> Vec<Frame> {
+    let mut times = 1;
+    for change in changes {
+        let bytes = &mut frame.bytes;
+        match *change {
+            Change::Drop => times = 0,
+            Change::Twice => times = 2,
+            Change::Cut(len) => bytes.truncate(len),
+            Change::Longer(more) => bytes.resize((bytes.len() + more).min(65_535), 0xa5),
+            Change::Flip(at, bits) => bytes
+                .iter_mut()
+                .skip(at)
+                .take(1)
+                .for_each(|byte| *byte ^= bits),
+            Change::Set(at, to) => bytes
+                .iter_mut()
+                .skip(at)
+                .take(1)
+                .for_each(|byte| *byte = to),
+            Change::Vouched => frame.blank = true,
+            Change::Joined(segment) => frame.segment = Some(segment),
+            Change::Mended => mend(bytes),
+        }
+    }
+    let empty = frame.bytes.is_empty();
+    (0..if empty { 0 } else { times })
+        .map(|_| frame.clone())
+        .collect()
+}
+
+/// Makes the checksums right, as far as there are headers.
+fn mend(bytes: &mut [u8]) {
+    let Ok(mut ethernet) = EthernetFrame::new_checked(bytes) else {
+        return;
+    };
+    match ethernet.ethertype() {
+        EthernetProtocol::Ipv4 => {
+            let Ok(mut ip) = Ipv4Packet::new_checked(ethernet.payload_mut()) else {
+                return;
+            };
+            let (source, destination) = (ip.src_addr().into(), ip.dst_addr().into());
+            match ip.next_header() {
+                IpProtocol::Tcp => {
+                    if let Ok(mut tcp) = TcpPacket::new_checked(ip.payload_mut()) {
+                        tcp.fill_checksum(&source, &destination);
+                    }
+                }
+                IpProtocol::Udp => {
+                    if let Ok(mut udp) = UdpPacket::new_checked(ip.payload_mut()) {
+                        udp.fill_checksum(&source, &destination);
+                    }
+                }
+                _ => {}
+            }
+            ip.fill_checksum();
+        }
+        EthernetProtocol::Ipv6 => {
+            let Ok(mut ip) = Ipv6Packet::new_checked(ethernet.payload_mut()) else {
+                return;
+            };
+            let (source, destination) = (ip.src_addr().into(), ip.dst_addr().into());
+            if let (IpProtocol::Tcp, Ok(mut tcp)) =
+                (ip.next_header(), TcpPacket::new_checked(ip.payload_mut()))
+            {
+                tcp.fill_checksum(&source, &destination);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Changes some of the packets that come from now on.
+fn mangle(world: &World, script: &mut Script<'_>) {
+    let (skipped, mut count) = (script.below(4), script.below(20));
+    let changes = changes(script);
+    let mut number = 0;
+    *world.mangle.borrow_mut() = Some(Box::new(move |frame| {
+        number += 1;
+        if number <= skipped || count == 0 {
+            return vec![frame];
+        }
+        count -= 1;
+        changed(frame, &changes)
+    }));
+}
+
+/// Sends packets of the script's own.
+fn inject(world: &World, script: &mut Script<'_>) {
+    for _ in 0..=script.below(PACKETS) {
+        let mut bytes = [OWN_MAC, MAC.0].concat();
+        let headers: &[u8] = script.pick(&[
+            // ARP: 10.0.0.2 is elsewhere.
+            &[
+                8, 6, 0, 1, 8, 0, 6, 4, 0, 2, 2, 0, 0, 0, 0, 9, 10, 0, 0, 2, 0, 0x16, 0x3e, 0, 0,
+                7, 10, 0, 0, 7,
+            ],
+            // IPv4: ICMP, TCP, UDP of DHCP, UDP of DNS, IGMP, a fragment, one with options.
+            &[
+                8, 0, 0x45, 0, 0, 60, 0, 0, 0, 0, 64, 1, 0, 0, 10, 0, 0, 2, 10, 0, 0, 7, 8, 0,
+            ],
+            &[
+                8, 0, 0x45, 0, 0, 60, 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 2, 10, 0, 0, 7, 0, 7,
+                0xc0, 1,
+            ],
+            &[
+                8, 0, 0x45, 0, 1, 44, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 2, 255, 255, 255, 255, 0,
+                67, 0, 68, 1, 24,
+            ],
+            &[
+                8, 0, 0x45, 0, 0, 80, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 2, 10, 0, 0, 7, 0, 53,
+                0xc0, 1, 0, 60,
+            ],
+            &[
+                8, 0, 0x45, 0, 0, 40, 0, 0, 0, 0, 1, 2, 0, 0, 10, 0, 0, 2, 224, 0, 0, 1, 0x11, 0,
+            ],
+            &[
+                8, 0, 0x45, 0, 0, 60, 0, 9, 0x20, 0, 64, 6, 0, 0, 10, 0, 0, 2, 10, 0, 0, 7,
+            ],
+            &[
+                8, 0, 0x4f, 0, 0, 120, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 2, 10, 0, 0, 7, 7, 39, 4,
+            ],
+            // IPv6: ICMP, TCP, options of each hop, fragments and routes.
+            &[
+                0x86, 0xdd, 0x60, 0, 0, 0, 0, 32, 58, 255, 0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+                0, 0, 0, 2, 0xfd, 0,
+            ],
+            &[
+                0x86, 0xdd, 0x60, 0, 0, 0, 0, 40, 6, 64, 0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+                0, 0, 2, 0xfd, 0,
+            ],
+            &[
+                0x86, 0xdd, 0x60, 0, 0, 0, 0, 40, 0, 64, 0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+                0, 0, 2, 0xfd, 0,
+            ],
+            &[
+                0x86, 0xdd, 0x60, 0, 0, 0, 0, 40, 44, 64, 0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+                0, 0, 2, 0xfd, 0,
+            ],
+            &[],
+        ]);
+        bytes.extend(headers);
+        if headers.starts_with(&[0x86, 0xdd]) {
+            // The rest of its own address.
+            bytes.extend([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7]);
+        }
+        let own = script.below(40);
+        bytes.extend((0..own).map(|_| script.byte()));
+        bytes.resize(bytes.len() + script.below(200), 0);
+        let mut frame = Frame {
+            bytes,
+            ..Frame::default()
+        };
+        mend(&mut frame.bytes);
+        let frames = changed(frame, &changes(script));
+        world.back.borrow_mut().to_frontend.extend(frames);
+    }
+    world.run();
+}
+
+/// Breaks the protocol of the rings, or comes near it. Returns whether the interface may be given up for it.
+fn lie(world: &World, script: &mut Script<'_>) -> bool {
+    let mut back = world.back.borrow_mut();
+    if !back.is_connected() {
+        return false;
+    }
+    match script.below(3) {
+        0 => {
+            let one = |script: &mut Script<'_>| {
+                let id = (script.below(4) == 0).then(|| script.number() as u16);
+                let offset = (script.number() as u16).to_ne_bytes();
+                let flags = u16::from(script.byte() & 31).to_ne_bytes();
+                let status = (script.number() as u16).to_ne_bytes();
+                let bytes = [offset, flags, status].concat();
+                (id, bytes.try_into().expect("six bytes"))
+            };
+            let all: Vec<_> = (0..=script.below(30)).map(|_| one(script)).collect();
+            back.answer(&all);
+        }
+        1 => {
+            let one =
+                |script: &mut Script<'_>| (script.number() as u16, script.pick(&[0, -1, 1, -2]));
+            let all: Vec<_> = (0..=script.below(8)).map(|_| one(script)).collect();
+            back.answer_sent(&all);
+        }
+        _ => {
+            let sends = script.below(2) == 0;
+            back.set_index(sends, script.number() as u32);
+        }
+    }
+    drop(back);
+    world.run();
+    true
+}
+
+/// Changes what the servers of addresses and names say.
+fn serve(world: &World, script: &mut Script<'_>) {
+    if script.below(2) == 0 {
+        let manner = script.pick(&[
+            Manner::InOrder,
+            Manner::Silent,
+            Manner::OtherName,
+            Manner::OtherQuestion,
+            Manner::Loop,
+            Manner::Short,
+            Manner::Cut(30),
+        ]);
+        world.names.borrow_mut().manner = manner;
+        return;
+    }
+    let mut dhcp = world.dhcp.borrow_mut();
+    (dhcp.answers, dhcp.refuses) = (script.below(4) != 0, script.below(4) == 0);
+    let address = |script: &mut Script<'_>| Ipv4Address::from_bits(script.number() as u32);
+    let some = |script: &mut Script<'_>| (script.below(2) == 0).then(|| script.number() as u32);
+    dhcp.lease = Lease {
+        address: match script.below(2) {
+            0 => address(script),
+            _ => Ipv4Address::new(10, 0, 0, 7 + script.byte() % 3),
+        },
+        mask: match script.below(2) {
+            0 => Some(address(script)),
+            _ => Some(Ipv4Address::new(255, 255, 255, 0)),
+        },
+        router: (script.below(2) == 0).then(|| address(script)),
+        name_servers: (0..script.below(4)).map(|_| address(script)).collect(),
+        seconds: some(script),
+        renewal: [some(script), some(script)],
+    };
+}
+
+/// From here on backend and network are in order: an interface that was not given up is of use.
+fn end(world: World, connecting: Vec<Connecting>, has_lied: bool) {
+    *world.mangle.borrow_mut() = None;
+    world.back.borrow_mut().stalled = false;
+    world.names.borrow_mut().manner = Manner::InOrder;
+    {
+        let mut dhcp = world.dhcp.borrow_mut();
+        (dhcp.answers, dhcp.refuses, dhcp.lease) = (true, false, Lease::default());
+    }
+    if !world.back.borrow().is_connected() {
+        // Its rings are of no use any more.
+        world.back.borrow().set_state(&world.sim, "5");
+    }
+    // What the stack was told of others' places is forgotten, and connections that go nowhere are given up.
+    world.wait(Duration::from_secs(200));
+    for one in &connecting {
+        assert!(
+            one.borrow().is_some(),
+            "a connection neither ends nor goes on: {}",
+            world.lines()
+        );
+    }
+    let line = world.lines();
+    if line.contains("given up") {
+        assert!(has_lied, "{line}");
+        assert_eq!(
+            world.try_connect("10.0.0.2:7").err(),
+            Some(ConnectError::NoNetwork)
+        );
+    } else if line.contains("=10.0.0.7/24") || line.contains(",10.0.0.7/24") {
+        let stream = world.connect("10.0.0.2:7");
+        let bytes = pattern(3000);
+        let exchanged = world.within(
+            Duration::from_secs(60),
+            exchange(stream, bytes.clone(), 3000),
+        );
+        let (received, _) = exchanged.expect("echoed").expect("the stream goes on");
+        assert!(received == bytes, "other bytes came back");
+    }
+    world.end();
+}

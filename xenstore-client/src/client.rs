@@ -5,13 +5,14 @@ use crate::error::{Error, Fault};
 use crate::nodes::Nodes;
 use crate::path::Path;
 use crate::pending::Pending;
+use crate::resumption::Resumable;
 use crate::ring::Ring;
 use crate::shared::Handle;
 use crate::transaction::{Outcome, Transaction};
 use crate::watch::Watch;
 use crate::wire::{self, Request, TransactionId};
 use bulkhead_executor as executor;
-use bulkhead_xen::{DomId, Hypervisor};
+use bulkhead_xen::{DomId, Hypervisor, Port};
 use core::ops::Deref;
 
 /// The number of times that a transaction is tried before its conflicts are an error.
@@ -42,6 +43,30 @@ impl Client {
             log::error!("xenstore: {breakdown}");
         });
         client
+    }
+
+    /// Connects over a ring on which an earlier user may have asked for things that are not answered yet. `earlier`
+    /// is the number of such users: each has request numbers of its own, so that no answer is taken for another.
+    /// [`reset_watches`](Self::reset_watches) is to be the first request.
+    pub fn resume<H: Hypervisor>(
+        handle: &executor::Handle<H>,
+        ring: Resumable<Ring<H>>,
+        port: Port,
+        earlier: u32,
+    ) -> Client {
+        let channel = handle.event_channel(port);
+        let (client, connection) = Connection::new(ring);
+        client.number_from(earlier << 24);
+        handle.spawn(async move {
+            let breakdown = connection.run(async || channel.notified().await).await;
+            log::error!("xenstore: {breakdown}");
+        });
+        client
+    }
+
+    /// Numbers the next request by `start` and one.
+    pub(crate) fn number_from(&self, start: u32) {
+        self.nodes.shared().borrow_mut().number_from(start);
     }
 
     /// Watches a node and everything below; see [`Watch`]. A path that begins with `@` names a

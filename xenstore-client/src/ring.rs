@@ -31,11 +31,8 @@ impl<H: Hypervisor> Ring<H> {
     /// The page is mapped, page-aligned and shared with xenstored as long as this value lives;
     /// nothing else in this domain uses it, and no Rust reference to it exists.
     pub unsafe fn new(hypervisor: H, ring: StoreRing) -> Ring<H> {
-        let ring = Ring {
-            page: ring.page,
-            port: ring.port,
-            hypervisor,
-        };
+        // SAFETY: the caller's promise.
+        let ring = unsafe { Ring::resumed(hypervisor, ring) };
         if ring.connected() {
             let written = ring.response_producer().load(Ordering::Acquire);
             let unread = written.wrapping_sub(ring.response_consumer().load(Ordering::Relaxed));
@@ -47,6 +44,18 @@ impl<H: Hypervisor> Ring<H> {
             }
         }
         ring
+    }
+
+    /// Takes over the ring as an earlier user has left it; see [`Resumable`](crate::Resumable).
+    ///
+    /// # Safety
+    /// As for [`new`](Self::new).
+    pub unsafe fn resumed(hypervisor: H, ring: StoreRing) -> Ring<H> {
+        Ring {
+            page: ring.page,
+            port: ring.port,
+            hypervisor,
+        }
     }
 
     /// Returns the event channel that goes with the ring.

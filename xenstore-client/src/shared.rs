@@ -118,6 +118,11 @@ impl Shared {
         }
     }
 
+    /// Numbers the next request by `start` and one.
+    pub fn number_from(&mut self, start: u32) {
+        self.last_request = start;
+    }
+
     fn free_request_id(&mut self) -> RequestId {
         loop {
             self.last_request = self.last_request.wrapping_add(1);

@@ -5,6 +5,7 @@ mod against_server;
 mod driving;
 mod hypervisor;
 mod model;
+mod resumption;
 mod ring;
 mod transactions;
 mod wire;

@@ -8,6 +8,8 @@ use bulkhead_xen::abi::sched::{self, ShutdownReason};
 use bulkhead_xen::abi::shared_info::{SharedInfo, VcpuInfo};
 use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+#[cfg(feature = "recover")]
+use core::sync::atomic::{AtomicU8, AtomicU64};
 use core::time::Duration;
 
 /// The way in which the domain was booted.
@@ -54,6 +56,19 @@ pub fn vcpu_info(id: VcpuId) -> *mut VcpuInfo {
     let page = SHARED.load(Ordering::Acquire);
     // SAFETY: set once at boot to the shared page, which stays; nothing is accessed here.
     unsafe { &raw mut (*page).vcpu_info[id.0 as usize] }
+}
+
+/// Forgets all notifications of event channels.
+#[cfg(feature = "recover")]
+pub fn forget_events() {
+    let info = vcpu_info(VcpuId(0));
+    bitmaps().mask_all();
+    bitmaps().clear_all();
+    // SAFETY: set once at boot to the shared page, which stays; its fields are only accessed atomically.
+    unsafe {
+        AtomicU64::from_ptr(&raw mut (*info).evtchn_pending_sel).store(0, Ordering::SeqCst);
+        AtomicU8::from_ptr(&raw mut (*info).evtchn_upcall_pending).store(0, Ordering::SeqCst);
+    }
 }
 
 /// Ends the domain at once.

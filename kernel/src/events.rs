@@ -76,6 +76,13 @@ impl Bitmaps {
         }
     }
 
+    /// Forgets all notifications.
+    pub fn clear_all(&self) {
+        for word in 0..EVENT_WORDS {
+            self.pending(word).store(0, Ordering::SeqCst);
+        }
+    }
+
     /// Masks one port.
     pub fn mask(&self, port: Port) {
         self.mask_word(port.0 as usize / 64)

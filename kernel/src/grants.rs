@@ -1,6 +1,8 @@
 //! Our own grant table, mapped when it is first asked for.
 
 use crate::memory::{map, pv};
+#[cfg(feature = "recover")]
+use crate::recovery::obstacles::{self, Obstacle};
 use crate::{domain, hypercall};
 use bulkhead_xen::abi::grant_table::EntryV1;
 use bulkhead_xen::abi::memory::{self, AddToPhysmap, QuerySize, SetupTable};
@@ -17,6 +19,8 @@ pub fn own_table() -> Option<&'static [EntryV1]> {
     if TAKEN.swap(true, Ordering::Relaxed) {
         return None;
     }
+    #[cfg(feature = "recover")]
+    obstacles::add(Obstacle::Grants);
     match map() {
         Ok(frames) => {
             let entries = frames as usize * PAGE_SIZE / size_of::<EntryV1>();

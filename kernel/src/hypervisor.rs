@@ -2,6 +2,8 @@
 
 use crate::cpu::{nmi, upcall};
 use crate::memory::map;
+#[cfg(feature = "recover")]
+use crate::recovery::mappings;
 use crate::{domain, event_channels, grants, hypercall, vcpu, watchdog};
 use bulkhead_xen::abi::grant_table::{EntryV1, GrantCopy, MapGrantRef, UnmapGrantRef};
 use bulkhead_xen::abi::{event_channel, memory, sched};
@@ -91,12 +93,18 @@ impl Hypercalls {
 // grant table are address space that boot set aside for them alone, and both are handed out once.
 unsafe impl Hypervisor for Hypercalls {
     unsafe fn map_grants(&self, batch: &mut [MapGrantRef]) -> Result<(), Errno> {
-        grant_operation(memory::GNTTABOP_MAP_GRANT_REF, batch)
+        grant_operation(memory::GNTTABOP_MAP_GRANT_REF, batch)?;
+        #[cfg(feature = "recover")]
+        mappings::mapped(batch);
+        Ok(())
     }
 
     // Xen flushes the translations of all the domain's vCPUs before the hypercall returns.
     unsafe fn unmap_grants(&self, batch: &mut [UnmapGrantRef]) -> Result<(), Errno> {
-        grant_operation(memory::GNTTABOP_UNMAP_GRANT_REF, batch)
+        grant_operation(memory::GNTTABOP_UNMAP_GRANT_REF, batch)?;
+        #[cfg(feature = "recover")]
+        mappings::unmapped(batch);
+        Ok(())
     }
 
     unsafe fn copy_grants(&self, batch: &mut [GrantCopy]) -> Result<(), Errno> {

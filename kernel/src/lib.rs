@@ -24,7 +24,7 @@
 //!   hypervisor::Hypercalls (bulkhead_xen::Hypervisor by hypercalls)   reservation   transfer   grants
 //!            │                                                        registers   interrupts
 //!            │
-//!   watchdog ──> panic ──> devices   logger (the console behind log)
+//!   watchdog ──> panic ──> devices   logger (the console behind log)   recovery (starting again in place)
 //!            │
 //!   memory   domain   cpu   event_channels   vcpu   time   hypercall
 //! ```
@@ -56,6 +56,8 @@ pub mod liveness;
 pub mod memory;
 #[cfg(any(test, feature = "random"))]
 pub mod random;
+#[cfg(any(test, feature = "recover"))]
+pub mod recovery;
 pub mod start_info;
 pub mod time;
 

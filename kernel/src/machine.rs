@@ -2,6 +2,10 @@
 
 use crate::domain::Way;
 use crate::hypervisor::Hypercalls;
+#[cfg(feature = "recover")]
+use crate::recovery::record::Record;
+#[cfg(feature = "recover")]
+use alloc::string::String;
 use bulkhead_xen::{DeviceStops, Instant, Port, StoreRing, VcpuId};
 use core::ptr::NonNull;
 
@@ -44,6 +48,29 @@ pub struct Machine {
     pub started: Instant,
     /// Number of vCPUs of the domain, including the one that runs `main`.
     pub vcpus: u32,
+    /// The crash after which this domain has started again in place, if it has.
+    #[cfg(feature = "recover")]
+    pub restarted: Option<Restarted>,
+}
+
+/// The crash after which the domain has started again in place.
+#[cfg(feature = "recover")]
+#[derive(Debug)]
+pub struct Restarted {
+    /// Number of restarts since the domain was built.
+    pub number: u32,
+    /// The report of the crash.
+    pub report: String,
+}
+
+#[cfg(feature = "recover")]
+impl From<&Record> for Restarted {
+    fn from(record: &Record) -> Restarted {
+        Restarted {
+            number: record.restarts(),
+            report: record.report().collect(),
+        }
+    }
 }
 
 impl Machine {

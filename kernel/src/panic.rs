@@ -2,6 +2,8 @@
 
 use crate::cpu::exceptions::{self, ExceptionFrame};
 use crate::memory::{image, map};
+#[cfg(feature = "recover")]
+use crate::recovery::restart;
 use crate::{devices, domain, hypercall, logger, vcpu};
 use bulkhead_xen::VcpuId;
 use bulkhead_xen::abi::sched::{ShutdownReason, VCPUOP_DOWN};
@@ -48,19 +50,45 @@ impl fmt::Display for Backtrace {
 fn begin() {
     let own = vcpu::current().id();
     match REPORTING.compare_exchange(0, own.0 + 1, Ordering::SeqCst, Ordering::SeqCst) {
-        Ok(_) => vcpu::all()
-            .map(vcpu::Vcpu::id)
-            .filter(|&other| other != own)
-            .for_each(stop),
+        Ok(_) => {
+            vcpu::all()
+                .map(vcpu::Vcpu::id)
+                .filter(|&other| other != own)
+                .for_each(stop);
+            #[cfg(feature = "recover")]
+            restart::begin_report();
+        }
         Err(reporting) if reporting == own.0 + 1 => end(ShutdownReason::Crash),
         // The first to fail is reported. It stops this vCPU, too.
         Err(_) => stop_this_vcpu(),
     }
 }
 
+/// Says something of the failure that is being reported.
+fn say(message: fmt::Arguments<'_>) {
+    logger::last_words(message);
+    #[cfg(feature = "recover")]
+    restart::note(message);
+}
+
+/// Ends the domain after a failure that was reported. With recovery it starts again instead, if it can.
+fn fail(reason: ShutdownReason) -> ! {
+    #[cfg(feature = "recover")]
+    if stop_devices() == 0 {
+        restart::restart();
+    }
+    end(reason)
+}
+
 /// Ends the domain, once its devices write to no other domain's memory any more. If a driver fails in that, this
 /// is called again, and goes on with the next device.
 fn end(reason: ShutdownReason) -> ! {
+    stop_devices();
+    domain::shutdown_now(reason)
+}
+
+/// Stops the devices, and returns the number of those that do not stop.
+fn stop_devices() -> usize {
     let devices = devices::stop();
     if devices.running > 0 {
         logger::last_words(format_args!(
@@ -69,7 +97,7 @@ fn end(reason: ShutdownReason) -> ! {
         ));
         logger::drain();
     }
-    domain::shutdown_now(reason)
+    devices.running
 }
 
 fn stop(vcpu: VcpuId) {
@@ -87,7 +115,7 @@ pub fn stop_this_vcpu() -> ! {
 /// Called by the exception entries.
 pub extern "C" fn exception(frame: &ExceptionFrame) -> ! {
     begin();
-    logger::last_words(format_args!(
+    say(format_args!(
         "\nCPU exception {}: {} on vCPU {}\n  rip {:#x}, error code {:#x}",
         frame.vector,
         exceptions::name(frame.vector),
@@ -96,9 +124,9 @@ pub extern "C" fn exception(frame: &ExceptionFrame) -> ! {
         frame.error_code,
     ));
     if frame.vector == 14 {
-        logger::last_words(format_args!(", address {:#x}", fault_address()));
+        say(format_args!(", address {:#x}", fault_address()));
     }
-    logger::last_words(format_args!(
+    say(format_args!(
         "\n  rsp {:#x}, rflags {:#x}, cs {:#x}",
         frame.rsp,
         frame.rflags,
@@ -111,29 +139,29 @@ pub extern "C" fn exception(frame: &ExceptionFrame) -> ! {
         .enumerate()
     {
         let lead = if number % 5 == 0 { "\n  " } else { ", " };
-        logger::last_words(format_args!("{lead}{name} {value:#x}"));
+        say(format_args!("{lead}{name} {value:#x}"));
     }
-    logger::last_words(format_args!(
+    say(format_args!(
         "\n  backtrace: {:#x}{}\n",
         frame.rip,
         Backtrace(frame.rbp())
     ));
     if stack_overflowed(frame) {
-        logger::last_words(format_args!("  the stack has overflowed\n"));
+        say(format_args!("  the stack has overflowed\n"));
     }
     logger::drain();
-    end(ShutdownReason::Crash)
+    fail(ShutdownReason::Crash)
 }
 
 /// Ends the domain because another vCPU hangs.
 pub fn hung(vcpu: VcpuId, limit: Duration) -> ! {
     begin();
-    logger::last_words(format_args!(
+    say(format_args!(
         "\nwatchdog: vCPU {vcpu} has run for {} s without coming back to its work; the domain ends\n",
         limit.as_secs()
     ));
     logger::drain();
-    end(ShutdownReason::Watchdog)
+    fail(ShutdownReason::Watchdog)
 }
 
 fn stack_overflowed(frame: &ExceptionFrame) -> bool {
@@ -163,13 +191,13 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     let frame: u64;
     // SAFETY: reads a register.
     unsafe { asm!("mov {}, rbp", out(reg) frame, options(nomem, nostack)) };
-    logger::last_words(format_args!(
+    say(format_args!(
         "\npanic on vCPU {}: {info}\n  backtrace:{}\n",
         vcpu::current().id(),
         Backtrace(frame)
     ));
     logger::drain();
-    end(ShutdownReason::Crash)
+    fail(ShutdownReason::Crash)
 }
 
 /// Ends the domain in order: the console's reader gets all output first. No other vCPU goes on, so that none

@@ -8,6 +8,8 @@ use crate::hypercall;
 use crate::hypervisor::Hypercalls;
 use crate::memory::layout::Ranges;
 use crate::memory::{map, pages, pv};
+#[cfg(feature = "recover")]
+use crate::recovery::obstacles::{self, Obstacle};
 use bulkhead_xen::abi::memory::{
     CURRENT_RESERVATION, DECREASE_RESERVATION, MemoryReservation, POPULATE_PHYSMAP,
 };
@@ -32,6 +34,8 @@ static RELEASED: AtomicUsize = AtomicUsize::new(0);
 // does not take is mapped as it was, with the same frame.
 unsafe impl Reservation for Hypercalls {
     fn allocate(&self, count: usize) -> Option<NonNull<u8>> {
+        #[cfg(feature = "recover")]
+        obstacles::add(Obstacle::Growth);
         pages::allocate_and_leave_some(count)
     }
 
@@ -78,6 +82,8 @@ impl Balloon for Hypercalls {
             // SAFETY: taken out of the free pages, so nothing uses them.
             unsafe { first.write_bytes(0, run.len() * PAGE_SIZE) };
         }
+        #[cfg(feature = "recover")]
+        obstacles::add(Obstacle::Memory);
         // SAFETY: as above.
         let gone = in_batches(first, run.len(), |frames| unsafe { release(frames) });
         let left = run.start + gone..run.end;
@@ -110,6 +116,8 @@ fn address(page: usize) -> NonNull<u8> {
 
 /// Notes that pages in use have no frame any more.
 pub(crate) fn note_gone(pages: usize) {
+    #[cfg(feature = "recover")]
+    obstacles::add(Obstacle::Memory);
     RELEASED.fetch_add(pages, Ordering::Relaxed);
 }
 
@@ -133,6 +141,10 @@ pub(crate) fn current_reservation() -> Option<u64> {
 /// # Safety
 /// Nothing uses them.
 pub(crate) unsafe fn decline(frames: &Ranges) {
+    #[cfg(feature = "recover")]
+    if !frames.is_empty() {
+        obstacles::add(Obstacle::Memory);
+    }
     let large = 1 << LARGE_ORDER;
     for range in frames {
         let middle = range.start.next_multiple_of(large).min(range.end);

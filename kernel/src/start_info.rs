@@ -27,6 +27,9 @@ pub struct PvhStart {
     pub modules: heapless::Vec<LoadedModule, 8>,
     /// Whole frames of memory.
     pub ram: Ranges,
+    /// The frames in which the start info itself lies, with all that it names but the modules.
+    #[cfg(any(test, feature = "recover"))]
+    pub own: Ranges,
 }
 
 /// The reason why a start info cannot be used.
@@ -154,7 +157,22 @@ pub fn parse(memory: &impl Memory, address: u64) -> Result<PvhStart, BadStart> {
             break;
         }
     }
+    #[cfg(any(test, feature = "recover"))]
+    let own = [
+        (address, size_of::<StartInfo>()),
+        (map, entries as usize * size_of::<MemmapEntry>()),
+        (list, modules.len() * size_of::<ModuleEntry>()),
+        (
+            field64(offset_of!(StartInfo, cmdline_paddr)),
+            COMMAND_LINE_BYTES,
+        ),
+    ];
     Ok(PvhStart {
+        #[cfg(any(test, feature = "recover"))]
+        own: own
+            .iter()
+            .map(|&(start, bytes)| frames_of(start, bytes as u64))
+            .collect(),
         command_line: text(memory, field64(offset_of!(StartInfo, cmdline_paddr))),
         modules,
         ram,

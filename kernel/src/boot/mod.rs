@@ -7,12 +7,16 @@ pub mod smp;
 
 use crate::domain::{self, Way};
 use crate::hypervisor::Hypercalls;
+#[cfg(feature = "recover")]
+use crate::machine::Restarted;
 use crate::machine::{Machine, Module};
 use crate::memory::image::image;
 use crate::memory::layout::{AddressSpace, Ranges, frames_of, subtract};
 use crate::memory::map::{self, MemoryMap};
 use crate::memory::p2m::P2m;
 use crate::memory::pages;
+#[cfg(feature = "recover")]
+use crate::recovery::{region, restart};
 use crate::start_info::{COMMAND_LINE_BYTES, LoadedModule};
 use crate::{command_line, devices, event_channels, hypercall, logger, panic, time, vcpu};
 use bulkhead_xen::abi::event_channel;
@@ -107,6 +111,8 @@ unsafe fn run(booted: Booted) -> ! {
     }
     set_up_events(here).expect("cannot set up this vCPU's own ports");
     event_channels::deliver_here(booted.store_port).expect("cannot unmask the xenstore port");
+    #[cfg(feature = "recover")]
+    restart::keep_store_port(booted.store_port);
     let console = logger::port().filter(|&port| event_channels::deliver_here(port).is_ok());
     let memory = pages::statistics();
     log::debug!(
@@ -136,6 +142,8 @@ unsafe fn run(booted: Booted) -> ! {
         devices: &devices::DEVICES,
         started,
         vcpus: count_vcpus(),
+        #[cfg(feature = "recover")]
+        restarted: region::record().map(Restarted::from),
     };
     // SAFETY: `entry!` defines it with this signature; it is called this once.
     let reason = unsafe { bulkhead_main(machine) };

@@ -10,6 +10,8 @@ use crate::memory::pv::{
     OwnMemory, forget, map_special, pseudo_physical, set_tables, top_machine_address,
 };
 use crate::memory::pv_tables::{PageTables, Unmapped};
+#[cfg(feature = "recover")]
+use crate::recovery::{pristine, region};
 use crate::start_info::{COMMAND_LINE_BYTES, LoadedModule, printable};
 use crate::vcpu::BOOT_VCPU;
 use crate::{hypercall, logger};
@@ -32,6 +34,11 @@ unsafe extern "C" {
 
 /// Called by the entry code, on our stack and the builder's page tables.
 pub extern "C" fn pv_main(start: *const StartInfo) -> ! {
+    // SAFETY: the first thing on the only vCPU.
+    #[cfg(feature = "recover")]
+    unsafe {
+        pristine::keep(start as u64);
+    }
     domain::set_way(Way::Pv);
     // SAFETY: the first thing on the only vCPU.
     unsafe {
@@ -61,11 +68,8 @@ pub extern "C" fn pv_main(start: *const StartInfo) -> ! {
     let space = AddressSpace::above(start.nr_pages * PAGE, start.nr_pages, false);
     // SAFETY: the builder's tables; free frames are used for nothing else.
     let mut tables = unsafe { PageTables::new(start.pt_base, OwnMemory(p2m), &free) };
-    let mapped =
-        map_memory(&mut tables, start.nr_pages, &space).unwrap_or_else(|error| panic!("{error}"));
-    for frames in tables.used() {
-        subtract(&mut free, frames).expect("too many pieces of memory");
-    }
+    let mapped = map_or_find(&mut tables, start.nr_pages, &space, &mut free);
+    let mapped = mapped.unwrap_or_else(|error| panic!("{error}"));
     let mut later = free.clone();
     subtract(&mut free, mapped..start.nr_pages).expect("too many pieces of memory");
     subtract(&mut later, 0..mapped).expect("too many pieces of memory");
@@ -85,6 +89,25 @@ pub extern "C" fn pv_main(start: *const StartInfo) -> ! {
     };
     // SAFETY: the end of this way of booting.
     unsafe { run(booted) }
+}
+
+/// Maps the memory that is to be mapped at boot, or finds the mappings of the boot before. Takes the frames of page
+/// tables out of the free ones, and returns the end of the mapped memory.
+fn map_or_find(
+    tables: &mut PageTables<OwnMemory>,
+    pages: u64,
+    space: &AddressSpace,
+    free: &mut Ranges,
+) -> Result<u64, Unmapped> {
+    #[cfg(feature = "recover")]
+    if region::is_restart() {
+        return tables.find(pages, space.end(), free);
+    }
+    let mapped = map_memory(tables, pages, space)?;
+    for frames in tables.used() {
+        subtract(free, frames).map_err(|_| Unmapped::NoTables)?;
+    }
+    Ok(mapped)
 }
 
 /// Maps the memory that is to be mapped at boot, and returns the end of the mapped memory.

@@ -6,8 +6,12 @@ use crate::cpu::pvh::{self as cpu, BOOT_TABLES};
 use crate::cpu::upcall::UPCALL_VECTOR;
 use crate::domain::{self, Way};
 use crate::memory::image::{image, stack_guard};
+#[cfg(feature = "recover")]
+use crate::memory::layout::subtract;
 use crate::memory::layout::{AddressSpace, Ranges, not_there, take_last};
 use crate::memory::pvh::{forbid_execution, map_above_4g, protect_image};
+#[cfg(feature = "recover")]
+use crate::recovery::pristine;
 use crate::reservation::{current_reservation, decline};
 use crate::start_info::{self, Memory};
 use crate::vcpu::BOOT_VCPU;
@@ -44,6 +48,11 @@ impl Memory for Physical {
 
 /// Called by the entry code, on the boot stack and page tables.
 pub extern "C" fn pvh_main(start: u64) -> ! {
+    // SAFETY: the first thing on the only vCPU.
+    #[cfg(feature = "recover")]
+    unsafe {
+        pristine::keep(start);
+    }
     domain::set_way(Way::Pvh);
     // SAFETY: the first thing on the only vCPU, in ring 0.
     unsafe {
@@ -68,6 +77,11 @@ pub extern "C" fn pvh_main(start: u64) -> ! {
     let missing = not_there(total, current_reservation().unwrap_or(total));
     let space = AddressSpace::above(end, total - missing, true);
     let mut free = free_memory(&found.ram, &found.modules, image());
+    // The next boot in place reads it again.
+    #[cfg(feature = "recover")]
+    for frames in found.own {
+        subtract(&mut free, frames).expect("too many pieces of memory");
+    }
     let missing = take_last(&mut free, missing).expect("too many pieces of memory");
     // SAFETY: once, with what the builder has told us; memory above 4 GiB is mapped right after,
     // and the allocator, which takes the lowest pages first, has a map of its own below that.

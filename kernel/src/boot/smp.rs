@@ -8,6 +8,8 @@ use super::{pv, pvh, set_up_events, share};
 use crate::cpu::pvh::CpuTables;
 use crate::domain;
 use crate::memory::{self, pages};
+#[cfg(feature = "recover")]
+use crate::recovery::obstacles::{self, Obstacle};
 use crate::vcpu::Vcpu;
 use crate::{hypercall, panic};
 use alloc::boxed::Box;
@@ -99,6 +101,10 @@ pub fn start_vcpus(
     let vcpus = vcpus.into_iter();
     let all: Vec<(VcpuId, Option<Memory>)> = vcpus.map(|id| (id, Memory::new())).collect();
     let mut running = 0;
+    #[cfg(feature = "recover")]
+    if !all.is_empty() {
+        obstacles::add(Obstacle::Vcpus);
+    }
     for (id, memory) in all {
         let started = memory
             .ok_or(NotStarted::NoMemory)

@@ -1,6 +1,6 @@
 //! The image as the linker script laid it out: its parts, and the first vCPU's stack.
 
-use super::page_table::Image;
+use super::page_table::{Image, TABLES};
 use crate::cpu::pvh::{self, BOOT_TABLES};
 use bulkhead_xen::PAGE_SIZE;
 use core::arch::x86_64::__cpuid;
@@ -15,6 +15,44 @@ unsafe extern "C" {
     static boot_stack_top: u8;
     static boot_pml4: [u64; 512];
     static boot_tables_end: u8;
+}
+
+#[cfg(feature = "recover")]
+unsafe extern "C" {
+    static __data_start: u8;
+    static __data_end: u8;
+    static __bss_start: u8;
+    static __bss_end: u8;
+    static __pristine: u8;
+    static __pristine_end: u8;
+}
+
+/// The initialised data.
+#[cfg(feature = "recover")]
+pub fn data() -> Range<u64> {
+    &raw const __data_start as u64..&raw const __data_end as u64
+}
+
+/// Whole pages for a copy of the initialised data.
+#[cfg(feature = "recover")]
+pub fn pristine() -> Range<u64> {
+    &raw const __pristine as u64..&raw const __pristine_end as u64
+}
+
+/// Calls a function for each part of the data that is zero at boot and can be written on PV.
+#[cfg(feature = "recover")]
+pub fn writable_bss(mut each: impl FnMut(Range<u64>)) {
+    let mut at = &raw const __bss_start as u64;
+    let end = &raw const __bss_end as u64;
+    while at < end {
+        let holes = tables().into_iter().chain([stack_guard()]);
+        let behind = holes.filter(|hole| hole.end > at && hole.start < end);
+        let next = behind.min_by_key(|hole| hole.start).unwrap_or(end..end);
+        if next.start > at {
+            each(at..next.start);
+        }
+        at = next.end;
+    }
 }
 
 /// The addresses of the image.
@@ -38,13 +76,15 @@ pub fn image_parts() -> Image {
 }
 
 /// The pages that the processor itself reads: the interrupt table, the first vCPU's descriptors, the
-/// page tables at boot.
-fn tables() -> [Range<u64>; 3] {
+/// page tables at boot. With recovery, also those with the copy of the data.
+fn tables() -> [Range<u64>; TABLES] {
     let descriptors = BOOT_TABLES.constant_page();
     [
         pvh::idt_page(),
         descriptors..descriptors + PAGE_SIZE as u64,
         &raw const boot_pml4 as u64..&raw const boot_tables_end as u64,
+        #[cfg(feature = "recover")]
+        pristine(),
     ]
 }
 

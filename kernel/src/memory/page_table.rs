@@ -72,6 +72,9 @@ pub fn split(entry: u64) -> Option<impl Iterator<Item = u64>> {
     (entry & LARGE != 0).then(|| parts.map(move |offset| small + offset))
 }
 
+/// Number of the ranges of pages that only boot writes.
+pub const TABLES: usize = if cfg!(feature = "recover") { 4 } else { 3 };
+
 /// The parts of the image and their addresses.
 #[derive(Debug)]
 pub struct Image {
@@ -80,7 +83,7 @@ pub struct Image {
     /// Constants: neither.
     pub constants: Range<u64>,
     /// The tables that the processor itself reads: written at boot, and never again.
-    pub tables: [Range<u64>; 3],
+    pub tables: [Range<u64>; TABLES],
     /// The page below the stack, which is not mapped.
     pub guard: Range<u64>,
     /// The whole image: everything that is none of the above is data.
@@ -122,6 +125,14 @@ impl Image {
     }
 }
 
+/// Two tables.
+#[cfg(test)]
+pub(super) fn two_tables(one: Range<u64>, other: Range<u64>) -> [Range<u64>; TABLES] {
+    let mut tables = [const { 0..0 }; TABLES];
+    (tables[0], tables[1]) = (one, other);
+    tables
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,7 +172,7 @@ mod tests {
         let image = Image {
             code: 0x10_0000..0x11_0000,
             constants: 0x11_0000..0x11_4000,
-            tables: [0x11_a000..0x11_b000, 0x11_c000..0x11_e000, 0..0],
+            tables: two_tables(0x11_a000..0x11_b000, 0x11_c000..0x11_e000),
             guard: 0x11_5000..0x11_6000,
             all: 0x10_0000..0x12_0000,
             no_execute: true,
@@ -195,7 +206,7 @@ mod tests {
         let mut image = Image {
             code: 0x10_0000..0x1e_0000,
             constants: 0x1e_0000..0x1f_0000,
-            tables: [0x20_1000..0x20_2000, 0..0, 0..0],
+            tables: two_tables(0x20_1000..0x20_2000, 0..0),
             guard: 0x20_3000..0x20_4000,
             all: 0x10_0000..0x24_0000,
             no_execute: true,

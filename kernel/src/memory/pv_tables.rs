@@ -8,6 +8,8 @@
 //! (at least 512 KiB behind the boot stack, xen.h), then from what has just been mapped.
 
 use super::layout::Ranges;
+#[cfg(any(test, feature = "recover"))]
+use super::layout::subtract;
 use super::page_table::{
     ACCESSED, DIRTY, Image, LARGE_PAGE, NO_EXECUTE, PRESENT, USER, WRITABLE, address_of, index,
 };
@@ -117,6 +119,22 @@ impl<M: PvMemory> PageTables<M> {
     /// The frames that became page tables.
     pub fn used(&self) -> Ranges {
         self.used.clone()
+    }
+
+    /// Finds tables that an earlier boot of the domain has made for all addresses below `end`: takes their frames out of
+    /// the free ones, and returns the end of the memory that is mapped, of which there are `all` page frames.
+    #[cfg(any(test, feature = "recover"))]
+    pub fn find(&self, all: u64, end: u64, free: &mut Ranges) -> Result<u64, Unmapped> {
+        for address in (0..end).step_by(LARGE_PAGE as usize) {
+            for level in 1..=3 {
+                let (place, _) = self
+                    .entry(address, level)
+                    .ok_or(Unmapped::Hole(address / PAGE))?;
+                let frame = place / PAGE;
+                subtract(free, frame..frame + 1).map_err(|_| Unmapped::NoTables)?;
+            }
+        }
+        Ok(self.first_unmapped(all))
     }
 
     /// Maps page frames at their own addresses, from the first that is not mapped on, and returns

@@ -1,7 +1,7 @@
 //! PV page tables under a Xen that checks them as the real one does.
 
 use super::*;
-use crate::memory::layout::subtract;
+use crate::memory::page_table::two_tables;
 use std::collections::HashMap;
 
 /// One entry of a table.
@@ -288,6 +288,35 @@ fn address_space_without_memory_gets_empty_tables() {
 }
 
 #[test]
+fn the_next_boot_finds_what_the_first_has_made() {
+    let (all, end) = (3 << 17, 2 << 30);
+    let mut first = tables(Domain::new(all, 0x400, 2048));
+    let mapped = first.map_memory(all).unwrap();
+    first.reserve(all * PAGE..end).unwrap();
+    let later = mapped..mapped + 3000;
+    first.populate(later.clone()).unwrap();
+    let mut left = free_frames(&first.memory);
+    for frames in first.used() {
+        subtract(&mut left, frames).unwrap();
+    }
+
+    let updates = first.memory.updates;
+    let next = tables(first.memory);
+    let mut free = free_frames(&next.memory);
+    assert_eq!(next.find(all, end, &mut free), Ok(later.end));
+    assert_eq!(free, left);
+    let frames = free.iter().cloned().flatten();
+    assert!(
+        frames
+            .into_iter()
+            .all(|pfn| !next.memory.levels.contains_key(&pfn))
+    );
+    assert_eq!(next.memory.updates, updates, "it changes nothing");
+    // What has no table is found out.
+    assert!(next.find(all, end + LARGE_PAGE, &mut free).is_err());
+}
+
+#[test]
 fn a_page_frame_without_memory_is_left_out() {
     let mut domain = Domain::new(4096, 0x140, 1024);
     domain.hole = Some(2000);
@@ -311,7 +340,7 @@ fn the_image_is_protected_and_null_is_gone() {
     let image = Image {
         code: 0x10_0000..0x11_0000,
         constants: 0x11_0000..0x11_2000,
-        tables: [0x11_5000..0x11_6000, 0..0, 0..0],
+        tables: two_tables(0x11_5000..0x11_6000, 0..0),
         guard: 0x11_3000..0x11_4000,
         all: 0x10_0000..0x12_0000,
         no_execute: true,
@@ -334,7 +363,7 @@ fn image(no_execute: bool) -> Image {
     Image {
         code: 0x10_0000..0x11_0000,
         constants: 0x11_0000..0x11_2000,
-        tables: [0..0, 0..0, 0..0],
+        tables: two_tables(0..0, 0..0),
         guard: 0x11_3000..0x11_4000,
         all: 0x10_0000..0x12_0000,
         no_execute,
@@ -376,7 +405,7 @@ fn an_image_that_ends_behind_the_first_large_page_is_protected_too() {
     let image = Image {
         code: 0x10_0000..0x20_1000,
         constants: 0x20_1000..0x20_2000,
-        tables: [0x20_5000..0x20_6000, 0..0, 0..0],
+        tables: two_tables(0x20_5000..0x20_6000, 0..0),
         guard: 0x20_3000..0x20_4000,
         all: 0x10_0000..0x24_0000,
         no_execute: true,

@@ -1,0 +1,92 @@
+//! The handles of other domains' pages that are mapped, so that a restart can unmap them: one number for each page of
+//! the region for such pages.
+
+use crate::hypercall;
+use crate::memory::{map, pages};
+use bulkhead_xen::abi::grant_table::{MapGrantRef, UnmapGrantRef};
+use bulkhead_xen::abi::memory;
+use bulkhead_xen::{GrantHandle, PAGE_SIZE};
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+
+/// For each page its handle and one; 0 if nothing is mapped. Null if no restart is wanted.
+static HANDLES: AtomicPtr<AtomicU32> = AtomicPtr::new(ptr::null_mut());
+
+/// Pages that are unmapped by one hypercall.
+const BATCH: usize = 64;
+
+/// Remembers handles from now on; nothing is mapped yet. Returns false if there is no memory for them.
+pub fn start() -> bool {
+    let bytes = map::get().space.foreign_pages as usize * size_of::<AtomicU32>();
+    let Some(first) = pages::allocate_pages(bytes.div_ceil(PAGE_SIZE)) else {
+        return false;
+    };
+    // SAFETY: pages that are this module's from here on.
+    unsafe { first.write_bytes(0, bytes.div_ceil(PAGE_SIZE) * PAGE_SIZE) };
+    HANDLES.store(first.cast().as_ptr(), Ordering::Release);
+    true
+}
+
+fn handles() -> Option<&'static [AtomicU32]> {
+    let first = HANDLES.load(Ordering::Acquire);
+    let pages = map::get().space.foreign_pages as usize;
+    // SAFETY: `start` has put that many zeroed numbers there, for good.
+    (!first.is_null()).then(|| unsafe { core::slice::from_raw_parts(first, pages) })
+}
+
+/// The place of an address among the handles.
+fn place(address: u64) -> usize {
+    let page = address.wrapping_sub(map::get().space.foreign) / PAGE_SIZE as u64;
+    usize::try_from(page).unwrap_or(usize::MAX)
+}
+
+/// Notes what a hypercall has mapped.
+pub fn mapped(batch: &[MapGrantRef]) {
+    let Some(handles) = handles() else { return };
+    for entry in batch.iter().filter(|entry| entry.status.is_okay()) {
+        if let Some(handle) = handles.get(place(entry.host_addr)) {
+            handle.store(entry.handle.0.wrapping_add(1), Ordering::Relaxed);
+        }
+    }
+}
+
+/// Notes what a hypercall has unmapped.
+pub fn unmapped(batch: &[UnmapGrantRef]) {
+    let Some(handles) = handles() else { return };
+    for entry in batch.iter().filter(|entry| entry.status.is_okay()) {
+        if let Some(handle) = handles.get(place(entry.host_addr)) {
+            handle.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Unmaps everything, and returns the number of pages that were unmapped and of those that were not.
+///
+/// # Safety
+/// Nothing uses the pages any more.
+pub unsafe fn unmap_all() -> (usize, usize) {
+    let foreign = map::get().space.foreign;
+    let mut left = handles().unwrap_or_default().iter().enumerate();
+    let (mut done, mut failed) = (0, 0);
+    loop {
+        let found = left.by_ref().filter_map(|(page, handle)| {
+            let handle = handle.load(Ordering::Relaxed).checked_sub(1)?;
+            let address = foreign + (page * PAGE_SIZE) as u64;
+            Some(UnmapGrantRef::new(address, GrantHandle(handle)))
+        });
+        let mut batch: heapless::Vec<UnmapGrantRef, BATCH> = found.take(BATCH).collect();
+        if batch.is_empty() {
+            return (done, failed);
+        }
+        let (requests, count) = (batch.as_mut_ptr() as u64, batch.len() as u64);
+        // SAFETY: Xen reads and writes the batch, checks each handle against the page's address, and unmaps what is
+        // this domain's alone; by the contract, nothing uses it.
+        let result = unsafe {
+            hypercall::grant_table_op(memory::GNTTABOP_UNMAP_GRANT_REF.into(), requests, count)
+        };
+        let okay = batch.iter().filter(|entry| entry.status.is_okay()).count();
+        let okay = if result.is_ok() { okay } else { 0 };
+        done += okay;
+        failed += batch.len() - okay;
+    }
+}

@@ -1,0 +1,23 @@
+//! Starting again in place: a domain that fails restores its image as it was loaded and boots once more, within the
+//! same Xen domain. `docs/recovery.md` says what survives and what does not.
+//!
+//! ```text
+//!   panic ──► restart ──► region ──► record       what the crash leaves to the next boot, checked like hostile input
+//!                │
+//!                ├──► pristine                    .data as it was loaded, read-only
+//!                ├──► mappings                    handles of other domains' pages, to be unmapped
+//!                └──► obstacles                   what cannot be taken up again: then the crash is final
+//! ```
+
+pub mod record;
+
+#[cfg(feature = "unikernel")]
+pub(crate) mod mappings;
+#[cfg(feature = "unikernel")]
+pub(crate) mod obstacles;
+#[cfg(feature = "unikernel")]
+pub(crate) mod pristine;
+#[cfg(feature = "unikernel")]
+pub mod region;
+#[cfg(feature = "unikernel")]
+pub mod restart;

@@ -1,0 +1,40 @@
+//! What a restart cannot take up again. Once there is one of these, a crash of the domain is final.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+/// A reason why a crash is final.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Obstacle {
+    /// Pages of this domain may be mapped by others: its own disks, its network, its PCI devices.
+    Grants = 1,
+    /// Memory went back to Xen, or was never there.
+    Memory = 2,
+    /// An image has memory beside that of the ramdisk.
+    Growth = 4,
+    /// Another vCPU was started.
+    Vcpus = 8,
+}
+
+static FOUND: AtomicU32 = AtomicU32::new(0);
+
+/// Notes an obstacle, for good.
+pub fn add(obstacle: Obstacle) {
+    FOUND.fetch_or(obstacle as u32, Ordering::Relaxed);
+}
+
+/// Returns one of the obstacles, in words.
+pub fn first() -> Option<&'static str> {
+    let found = FOUND.load(Ordering::Relaxed);
+    let reasons = [
+        (
+            Obstacle::Grants,
+            "other domains may have mapped pages of this one",
+        ),
+        (Obstacle::Memory, "memory was given back to Xen"),
+        (Obstacle::Growth, "an image has grown"),
+        (Obstacle::Vcpus, "more than one vCPU runs"),
+    ];
+    let reason = reasons.iter().find(|(one, _)| found & *one as u32 != 0);
+    reason.map(|(_, text)| *text)
+}

@@ -5,8 +5,11 @@
 
 extern crate alloc;
 
+mod keys;
 #[cfg(feature = "nbd")]
 mod network;
+#[cfg(feature = "recover")]
+mod recovery;
 
 use alloc::boxed::Box;
 use alloc::rc::Rc;
@@ -43,10 +46,13 @@ use bulkhead_nvme::{Controllers, NvmeDriver, nvme_store};
 use bulkhead_virtio::{Devices, VirtioDriver, virtio_store};
 use bulkhead_xen::{Hypervisor, VcpuId};
 use bulkhead_xenbus::retry::persist;
-use bulkhead_xenstore_client::{Client, Ring};
+use bulkhead_xenstore_client::Client;
+#[cfg(not(feature = "recover"))]
+use bulkhead_xenstore_client::Ring;
 use core::cell::{Cell, RefCell};
 use core::mem::take;
 use core::ops::RangeInclusive;
+use keys::KEYS;
 #[cfg(feature = "nbd")]
 use network::Network;
 
@@ -62,9 +68,18 @@ fn main(mut machine: Machine) -> ShutdownReason {
     let first = VcpuSpawner::new(hypervisor, hypervisor.vcpu());
     let mut executor = executor(&first, hypervisor);
     let handle = executor.handle();
-    // SAFETY: the page is the domain's xenstore ring, and nothing else in this domain uses it.
-    let ring = unsafe { Ring::new(hypervisor, machine.store) };
-    let store = Client::start(&handle, ring);
+    #[cfg(feature = "recover")]
+    let Some(store) = recovery::connect(&mut executor, &machine) else {
+        return ShutdownReason::Crash;
+    };
+    #[cfg(not(feature = "recover"))]
+    let store = {
+        // SAFETY: the page is the domain's xenstore ring, and nothing else in this domain uses it.
+        let ring = unsafe { Ring::new(hypervisor, machine.store) };
+        Client::start(&handle, ring)
+    };
+    #[cfg(feature = "recover")]
+    recovery::follow(&machine, &handle, &store);
     let (vcpus, running) = start_vcpus(&machine, &mut executor, first, &store);
     let Some(region) = Region::new(hypervisor) else {
         log::error!("the address space for foreign pages has an owner already");
@@ -119,8 +134,12 @@ fn main(mut machine: Machine) -> ShutdownReason {
 
     let ended = end.clone();
     let serving = backend.clone();
+    #[cfg(feature = "recover")]
+    let line = machine.command_line;
     handle.spawn(async move {
         let ready = || {
+            #[cfg(feature = "recover")]
+            recovery::enable(line);
             logger::never_wait();
             let took = hypervisor.now().since(started);
             log::info!(
@@ -259,28 +278,6 @@ fn options(line: &'static str) -> Options {
     Options::parse(|key| value(line, key), mistaken)
 }
 
-/// All keys on the command line.
-const KEYS: [&str; Options::KEYS.len() + 1 + NETWORK.len()] = {
-    let mut all = [WATCHDOG; Options::KEYS.len() + 1 + NETWORK.len()];
-    let mut key = 0;
-    while key < Options::KEYS.len() {
-        all[key] = Options::KEYS[key];
-        key += 1;
-    }
-    let mut other = 0;
-    while other < NETWORK.len() {
-        all[key + other] = NETWORK[other];
-        other += 1;
-    }
-    all
-};
-
-/// Those of the network.
-#[cfg(feature = "nbd")]
-const NETWORK: &[&str] = &network::KEYS;
-#[cfg(not(feature = "nbd"))]
-const NETWORK: &[&str] = &[];
-
 /// The key on the command line for the seconds after which Xen ends a domain that hangs.
 const WATCHDOG: &str = "watchdog";
 
@@ -334,7 +331,10 @@ fn start_vcpus(
     store: &Client,
 ) -> (Vec<VcpuSpawner<Hypercalls>>, Vec<VcpuId>) {
     let hypervisor = machine.hypervisor;
-    let online = online_vcpus(machine, executor, store);
+    #[cfg_attr(not(feature = "recover"), allow(unused_mut))]
+    let mut online = online_vcpus(machine, executor, store);
+    #[cfg(feature = "recover")]
+    recovery::limit_vcpus(machine, &mut online);
     let mut all = vec![first];
     let others = online.iter().skip(1).copied();
     let running = bulkhead_kernel::start_vcpus(others, |vcpu| {

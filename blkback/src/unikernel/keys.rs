@@ -1,0 +1,35 @@
+//! The keys that the command line may have.
+
+use crate::WATCHDOG;
+use bulkhead_blkback::engine::Options;
+
+/// Number of all keys on the command line.
+const KEY_COUNT: usize = Options::KEYS.len() + 1 + NETWORK.len() + RECOVERY.len();
+
+/// All keys on the command line.
+pub const KEYS: [&str; KEY_COUNT] = {
+    let mut all = [WATCHDOG; KEY_COUNT];
+    let lists: [&[&str]; 3] = [&Options::KEYS, NETWORK, RECOVERY];
+    let (mut key, mut list) = (0, 0);
+    while list < lists.len() {
+        let mut at = 0;
+        while at < lists[list].len() {
+            all[key] = lists[list][at];
+            (key, at) = (key + 1, at + 1);
+        }
+        list += 1;
+    }
+    all
+};
+
+/// Those of restarts in place.
+#[cfg(feature = "recover")]
+const RECOVERY: &[&str] = &crate::recovery::KEYS;
+#[cfg(not(feature = "recover"))]
+const RECOVERY: &[&str] = &[];
+
+/// Those of the network.
+#[cfg(feature = "nbd")]
+const NETWORK: &[&str] = &crate::network::KEYS;
+#[cfg(not(feature = "nbd"))]
+const NETWORK: &[&str] = &[];

@@ -1,0 +1,185 @@
+//! Starting again in place after a crash: what the unikernel does for it, and crashes on purpose that try it.
+
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::vec;
+use alloc::vec::Vec;
+use bulkhead_executor::{Executor, Handle};
+use bulkhead_kernel::command_line::value;
+use bulkhead_kernel::recovery::{region, restart};
+use bulkhead_kernel::{Hypercalls, Machine};
+use bulkhead_xen::VcpuId;
+use bulkhead_xenbus::retry::persist;
+use bulkhead_xenbus::{CommandNode, excerpt};
+use bulkhead_xenstore_client::{Client, Error, Resumable, Ring};
+use core::cell::Cell;
+use core::convert::Infallible;
+use core::hint::black_box;
+
+/// The key on the command line that lets a crash be followed by a restart.
+const RECOVER: &str = "recover";
+
+/// The key that lets the toolstack crash the domain on purpose.
+const TEST_CRASH: &str = "test-crash";
+
+/// These keys.
+pub const KEYS: [&str; 2] = [RECOVER, TEST_CRASH];
+
+/// The number of restarts since the domain was built.
+const RESTARTS_NODE: &str = "data/restarts";
+
+/// The report of the last crash.
+const REPORT_NODE: &str = "data/last-crash";
+
+/// What fits into a node by xenstored's default limit.
+const LONGEST_REPORT: usize = 1900;
+
+/// The node by which the toolstack crashes the domain, and its answer.
+const CRASH_NODE: &str = "data/crash";
+
+/// Whether `key=on` is there. Anything else than that and `off` is reported.
+fn is_on(line: &str, key: &str) -> bool {
+    match value(line, key) {
+        Some("on") => true,
+        None | Some("off") => false,
+        Some(other) => {
+            log::error!("command line: {key}={other}: expected on or off; off is used");
+            false
+        }
+    }
+}
+
+/// Connects to xenstored, with which an earlier boot of this domain may have been connected. Returns `None` if that
+/// connection cannot be gone on with; the log says why.
+pub fn connect(executor: &mut Executor<Hypercalls>, machine: &Machine) -> Option<Client> {
+    let handle = executor.handle();
+    let (hypervisor, store) = (machine.hypervisor, machine.store);
+    let earlier = machine.restarted.as_ref().map_or(0, |last| last.number);
+    // SAFETY: the page is the domain's xenstore ring, and nothing else in this domain uses it.
+    let ring = unsafe {
+        match earlier {
+            0 => Ring::new(hypervisor, store),
+            _ => Ring::resumed(hypervisor, store),
+        }
+    };
+    let ring = match Resumable::new(ring, region::words()) {
+        Ok(ring) => ring,
+        Err(error) => {
+            log::error!("xenstore cannot be used after the restart: {error}");
+            return None;
+        }
+    };
+    let client = Client::resume(&handle, ring, store.port, earlier);
+    if let Some(last) = &machine.restarted {
+        log::error!(
+            "started again in place, restart {}, after this:",
+            last.number
+        );
+        let lines = last.report.lines().filter(|line| !line.is_empty());
+        lines.for_each(|line| log::error!("| {line}"));
+        forget_watches(executor, &handle, &client);
+    }
+    Some(client)
+}
+
+/// Has xenstored forget the watches and transactions of the boot before.
+fn forget_watches(
+    executor: &mut Executor<Hypercalls>,
+    handle: &Handle<Hypercalls>,
+    client: &Client,
+) {
+    let done = Rc::new(Cell::new(false));
+    let (client, set) = (client.clone(), done.clone());
+    handle.spawn(async move {
+        if let Err(error) = client.reset_watches().await {
+            log::warn!("watches of the boot before stay: {error}");
+        }
+        set.set(true);
+    });
+    executor.run_until(|| done.get());
+}
+
+/// Shows what became of crashes, and crashes on purpose where the command line allows it.
+pub fn follow(machine: &Machine, handle: &Handle<Hypercalls>, store: &Client) {
+    if let Some(last) = &machine.restarted {
+        let (number, mut report) = (format!("{}", last.number), last.report.clone());
+        // ASCII, so that it can be cut anywhere.
+        report.truncate(LONGEST_REPORT);
+        let (nodes, waiting) = (store.clone(), handle.clone());
+        handle.spawn(async move {
+            // The number last: whoever sees it finds the report.
+            for (node, text) in [(REPORT_NODE, &report), (RESTARTS_NODE, &number)] {
+                let writing = async || nodes.write(node, text).await;
+                if let Err(error) = persist(&waiting, node, writing).await {
+                    log::error!("{node} cannot be written: {error}");
+                }
+            }
+        });
+    }
+    if is_on(machine.command_line, TEST_CRASH) {
+        log::warn!("{TEST_CRASH}=on: whoever may write {CRASH_NODE} can crash this domain");
+        let (store, waiting) = (store.clone(), handle.clone());
+        handle.spawn(async move {
+            let Err(error) = persist(&waiting, CRASH_NODE, async || crash(&store).await).await;
+            log::error!("{CRASH_NODE} cannot be followed any more: {error}");
+        });
+    }
+}
+
+/// Crashes the domain in the way that the node names.
+async fn crash(store: &Client) -> Result<Infallible, Error> {
+    let mut requests = CommandNode::watch(store, CRASH_NODE).await?;
+    loop {
+        match requests.next().await?.as_str() {
+            "panic" => panic!("as {CRASH_NODE} asked"),
+            // SAFETY: meant to crash: nothing is mapped there.
+            "null" => unsafe {
+                black_box(black_box(8) as *const u32).read_volatile();
+            },
+            "stack" => {
+                black_box(overflow(1));
+            }
+            "heap" => {
+                let mut all = Vec::new();
+                loop {
+                    all.push(black_box(vec![1_u8; 64 << 10]));
+                }
+            }
+            "hang" => loop {
+                core::hint::spin_loop();
+            },
+            other => log::error!(
+                "{CRASH_NODE}: {}: expected panic, null, stack, heap or hang",
+                excerpt(other)
+            ),
+        }
+    }
+}
+
+/// Calls itself without end.
+#[allow(unconditional_recursion, reason = "meant to crash")]
+fn overflow(depth: u64) -> u64 {
+    let room = black_box([depth; 128]);
+    overflow(depth + 1) + room[depth as usize % 128]
+}
+
+/// Leaves the first vCPU alone where crashes are to be followed by restarts.
+pub fn limit_vcpus(machine: &Machine, vcpus: &mut Vec<VcpuId>) {
+    if vcpus.len() > 1 && value(machine.command_line, RECOVER) == Some("on") {
+        log::warn!(
+            "{RECOVER}=on: one vCPU is used, {} are not",
+            vcpus.len() - 1
+        );
+        vcpus.truncate(1);
+    }
+}
+
+/// Lets crashes be followed by restarts from now on, if the command line asks for it.
+pub fn enable(line: &'static str) {
+    if is_on(line, RECOVER) {
+        match restart::enable() {
+            Ok(()) => log::info!("{RECOVER}=on: after a crash, this domain starts again in place"),
+            Err(obstacle) => log::error!("{RECOVER}=on: a crash ends this domain: {obstacle}"),
+        }
+    }
+}

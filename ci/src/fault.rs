@@ -210,7 +210,7 @@ fn registers(lines: &[&str], id: u32) -> Option<String> {
 pub fn crashes(xl_log: &str, domains: &[KnownDomain]) -> Vec<String> {
     let crashed = |known: &&KnownDomain| {
         let line = format!("Domain {} has shut down, reason code 3 ", known.id);
-        !known.linux && xl_log.contains(&line)
+        !known.linux && !known.may_crash && xl_log.contains(&line)
     };
     domains
         .iter()
@@ -249,6 +249,7 @@ mod tests {
             id,
             name: name.to_owned(),
             linux,
+            may_crash: false,
         };
         vec![known(7, "guest", true), known(8, "storage", false)]
     }

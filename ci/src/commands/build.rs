@@ -61,6 +61,14 @@ fn ensure_size(elf: &Path, limit: u64) -> Result<()> {
     Ok(())
 }
 
+/// Builds one that serves RAM images and `null:` and can start again in place after a crash, in a folder of its own, and
+/// returns its path.
+pub fn build_recovering() -> Result<PathBuf> {
+    let folder = workspace::target().join("recovering");
+    let features = ["--no-default-features", "--features", "recover"];
+    build_in(&folder, "bulkhead-blkback", "bulkhead", &features)
+}
+
 /// Builds the demo of the runtime, `kernel/demo/hello.rs`, and returns its path.
 pub fn build_demo() -> Result<PathBuf> {
     build_binary("bulkhead-kernel", "hello", &[])
@@ -72,6 +80,10 @@ pub fn build_example(name: &str) -> Result<PathBuf> {
 }
 
 fn build_binary(package: &str, name: &str, more: &[&str]) -> Result<PathBuf> {
+    build_in(&workspace::target(), package, name, more)
+}
+
+fn build_in(folder: &Path, package: &str, name: &str, more: &[&str]) -> Result<PathBuf> {
     let mut command = Command::new(process::cargo());
     command
         .args([
@@ -85,16 +97,15 @@ fn build_binary(package: &str, name: &str, more: &[&str]) -> Result<PathBuf> {
         .args(["--package", package, "--bin", name])
         .args(["--features", "unikernel"])
         .args(more)
+        .arg("--target-dir")
+        .arg(folder)
         .arg("--")
         .args(CODEGEN)
         .current_dir(workspace::root())
         .stdin(Stdio::null());
     let status = command.status().context("cannot start cargo")?;
     ensure!(status.success(), "building {name} failed");
-    let elf = workspace::target()
-        .join(TARGET)
-        .join("unikernel")
-        .join(name);
+    let elf = folder.join(TARGET).join("unikernel").join(name);
     ensure!(elf.is_file(), "cargo built no {}", elf.display());
     Ok(elf)
 }

@@ -56,6 +56,27 @@ const UNIKERNEL_LINTS: Check = check(
     ],
 );
 
+const RECOVERING_LINTS: Check = check(
+    "recovering-lints",
+    &[
+        "clippy",
+        "--package",
+        "bulkhead-blkback",
+        "--bin",
+        "bulkhead",
+        "--no-default-features",
+        "--features",
+        "unikernel,recover",
+        "--target",
+        "x86_64-unknown-linux-gnu",
+        "--profile",
+        "unikernel",
+        "--",
+        "--deny",
+        "warnings",
+    ],
+);
+
 const EXAMPLES_LINTS: Check = check(
     "examples-lints",
     &[
@@ -141,6 +162,7 @@ pub fn run() -> Result<Counts> {
         FORMAT,
         LINTS,
         UNIKERNEL_LINTS,
+        RECOVERING_LINTS,
         EXAMPLES_LINTS,
         tests,
         DOCTESTS,

@@ -83,6 +83,8 @@ pub struct KnownDomain {
     pub name: String,
     /// True for a stock Linux guest, false for a domain of ours.
     pub linux: bool,
+    /// True if it is meant to crash.
+    pub may_crash: bool,
 }
 
 impl Host {
@@ -220,7 +222,16 @@ impl Host {
             id,
             name: config.name.clone(),
             linux: STOCK.iter().any(|folder| config.kernel.starts_with(folder)),
+            may_crash: false,
         });
+    }
+
+    /// Notes that a domain is meant to crash from now on: that ends no wait and is no failure.
+    pub fn let_crash(&self, id: u32) {
+        let domains = &mut self.seen().domains;
+        for known in domains.iter_mut().filter(|known| known.id == id) {
+            known.may_crash = true;
+        }
     }
 
     /// Notes that the toolstack has created domain `after` in the place of `before`.

@@ -24,6 +24,7 @@ mod package;
 mod passed_through;
 mod power_cut;
 mod queues;
+mod recovery;
 mod refusal;
 mod replaced_storage;
 mod restarting;
@@ -57,6 +58,7 @@ pub fn suite() -> Vec<Scenario> {
         queues::SCENARIOS,
         leaving::SCENARIOS,
         driver_life::SCENARIOS,
+        recovery::SCENARIOS,
         replaced_storage::SCENARIOS,
         operator::SCENARIOS,
         package::SCENARIOS,

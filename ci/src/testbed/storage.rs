@@ -85,6 +85,12 @@ impl<'h> Storage<'_, 'h> {
         self
     }
 
+    /// Boots another ELF, a file of the shared folder.
+    pub fn kernel(mut self, name: &str) -> Self {
+        self.config.kernel = format!("/lab/{name}");
+        self
+    }
+
     /// Sets its memory in MiB.
     pub fn memory(mut self, mib: u32) -> Self {
         self.config.memory = mib;

@@ -1,0 +1,157 @@
+//! A driver domain that crashes and starts again in place (`docs/recovery.md`).
+
+use crate::commands::build;
+use crate::config::Kind;
+use crate::host::guest::Guest;
+use crate::host::read_from;
+use crate::testbed::images::Image;
+use crate::testbed::leak_check::Holdings;
+use crate::testbed::storage::{BOOT, READY, Running, device_number, disk};
+use crate::testbed::{MINUTE, Scenario, Testbed};
+use anyhow::{Context, Result, ensure};
+use std::fs;
+use std::time::Duration;
+
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "restart-in-place-pvh",
+        about: "a PVH driver domain crashes in three ways, boots again in its own domain and keeps its images; the fourth crash ends it",
+        demo: false,
+        run: |testbed| restarts(testbed, Kind::Pvh),
+    },
+    Scenario {
+        name: "restart-in-place-pv",
+        about: "a PV driver domain crashes in three ways, boots again in its own domain and keeps its images; the fourth crash ends it",
+        demo: false,
+        run: |testbed| restarts(testbed, Kind::Pv),
+    },
+];
+
+/// The time within which what a crashed boot held has to be given back.
+const GIVEN_BACK: Duration = Duration::from_secs(20);
+
+/// The ways to crash, and what the report of each says. On PV, Xen itself ends a domain whose stack overflows.
+fn crashes(kind: Kind) -> [(&'static str, &'static str); 3] {
+    let third = match kind {
+        Kind::Pv => ("heap", "memory allocation of"),
+        _ => ("stack", "the stack has overflowed"),
+    };
+    let null = ("null", "CPU exception 14: page fault");
+    [("panic", "as data/crash asked"), null, third]
+}
+
+/// Writes random data to the disk and prints their sum.
+const WRITE: &str = "dd if=/dev/urandom of=/tmp/noise bs=64k count=64 2>/dev/null && \
+    dd if=/tmp/noise of=/dev/xvda bs=64k oflag=direct 2>/dev/null && sha256sum </tmp/noise";
+
+/// Writes to the disk without end.
+const WRITE_ON: &str =
+    "while dd if=/dev/zero of=/dev/xvda bs=64k count=64 oflag=direct; do :; done 2>/dev/null";
+
+/// Prints the sum of the disk as it reads without the guest's cache.
+const READ: &str = "dd if=/dev/xvda bs=64k count=64 iflag=direct 2>/dev/null | sha256sum";
+
+fn restarts(testbed: &Testbed, kind: Kind) -> Result<()> {
+    let host = testbed.host;
+    let (here, _) = testbed.shared_file("bulkhead-recovering");
+    fs::copy(build::build_recovering()?, here)?;
+    let mut storage = testbed
+        .storage(kind)
+        .kernel("bulkhead-recovering")
+        .images(&[Image::mib("disk", 4)])?
+        .memory(24)
+        .cmdline("recover=on test-crash=on")
+        .start()?;
+    let nothing = Holdings::by(host, storage.id)?;
+    let disks = [disk("storage", "xvda", "rw", "ram:disk")];
+    let mut guest = host.lean_guest("guest", Kind::Pv, &disks)?;
+    let written = guest.ok(WRITE, MINUTE)?;
+
+    let [idle, busy, last] = crashes(kind);
+    testbed.step(format!("{kind}: a crash while a disk is connected"));
+    crash_and_return(&storage, idle, 1)?;
+    reattach(&guest, &disks[0]).with_context(|| format!("{kind}: after the first crash"))?;
+    let read = guest.ok(READ, MINUTE)?;
+    ensure!(
+        read == written,
+        "{kind}: after a crash, the disk reads {read}, but {written} was written"
+    );
+
+    testbed.step(format!("{kind}: a crash while the guest writes"));
+    guest.start(WRITE_ON)?;
+    storage.wait_for_writes(&guest, device_number("xvda"), 50, MINUTE)?;
+    crash_and_return(&storage, busy, 2)?;
+    // Linux waits for the requests in flight until it ends.
+    guest.destroy()?;
+    nothing.expect_within(host, storage.id, "after a crash in mid-write", GIVEN_BACK)?;
+
+    testbed.step(format!("{kind}: a crash without any disk"));
+    crash_and_return(&storage, last, 3)?;
+    nothing.expect_within(host, storage.id, "after three restarts", GIVEN_BACK)?;
+
+    testbed.step(format!("{kind}: the fourth crash within a minute"));
+    let seen = storage.console_length();
+    host.let_crash(storage.id);
+    crash(&storage, "panic")?;
+    storage.wait_gone(MINUTE)?;
+    let console = storage.console_from(seen);
+    ensure!(
+        console.contains("no restart: three within a minute"),
+        "{kind}: the fourth crash was not the last:\n{console}"
+    );
+    let log = read_from(&host.instance().share().join("xl/xl-storage.log"), 0);
+    // SHUTDOWN_crash (sched.h).
+    ensure!(
+        log.contains("reason code 3"),
+        "{kind}: xl was not told of a crash:\n{log}"
+    );
+    Ok(())
+}
+
+fn crash(storage: &Running, lever: &str) -> Result<()> {
+    let node = format!("/local/domain/{}/data/crash", storage.id);
+    storage
+        .host
+        .ok(&format!("xenstore-write {node} {lever}"))
+        .map(drop)
+}
+
+/// Crashes the domain and waits until the same domain serves again, and tells of that crash and that many restarts.
+fn crash_and_return(storage: &Running, crash: (&str, &str), restarts: u32) -> Result<()> {
+    let ((lever, report), seen) = (crash, storage.console_length());
+    self::crash(storage, lever)?;
+    storage.wait_console_from(seen, "started again in place", BOOT)?;
+    storage.wait_console_from(seen, READY, BOOT)?;
+    let id = storage.host.ok(&format!("xl domid {}", storage.name))?;
+    ensure!(
+        id.trim() == storage.id.to_string(),
+        "domain {} became {id}",
+        storage.id
+    );
+    // Both nodes, once they tell of this restart.
+    let data = format!("/local/domain/{}/data", storage.id);
+    let script = format!(
+        "for n in $(seq 50); do [ \"$(xenstore-read {data}/restarts 2>/dev/null)\" = {restarts} ] && \
+         xenstore-read {data}/last-crash && exit; sleep 0.1; done; exit 1"
+    );
+    let told = storage
+        .host
+        .ok(&script)
+        .with_context(|| format!("data/restarts is not {restarts} after {lever}"))?;
+    ensure!(
+        told.contains(report),
+        "after {lever}, data/last-crash says {told:?} instead of {report:?}"
+    );
+    Ok(())
+}
+
+/// The guest's driver lets go of the disk, which the restarted backend asks for; the toolstack attaches it again.
+fn reattach(guest: &Guest, disk: &str) -> Result<()> {
+    guest
+        .host
+        .ok(&format!("xl block-detach {} xvda", guest.name))?;
+    guest
+        .host
+        .attach_disk(guest, disk, device_number("xvda"))
+        .map(drop)
+}

@@ -146,6 +146,13 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// The client has let go of it: nothing of it is read any more, on either side.
+    pub fn let_go(&mut self) {
+        self.dropped = true;
+        (self.lent, self.from_client, self.read) = (Vec::new(), Vec::new(), Vec::new());
+        self.to_client = VecDeque::new();
+    }
+
     pub fn wake(&mut self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();

@@ -109,7 +109,7 @@ impl Stream for FakeStream {
 
 impl Drop for FakeStream {
     fn drop(&mut self) {
-        self.server.0.borrow_mut().connections[self.number].dropped = true;
+        self.server.0.borrow_mut().connections[self.number].let_go();
     }
 }
 

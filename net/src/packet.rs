@@ -2,8 +2,8 @@
 
 use bulkhead_ring::netif::PacketFlags;
 use smoltcp::wire::{
-    EthernetAddress, EthernetFrame, EthernetProtocol, IpAddress, IpProtocol, Ipv4Packet,
-    Ipv6Packet, TcpPacket, UdpPacket,
+    EthernetAddress, EthernetFrame, EthernetProtocol, IPV6_HEADER_LEN, IpAddress, IpProtocol,
+    Ipv4Packet, Ipv6Packet, TcpPacket, UdpPacket,
 };
 
 /// The place of the checksum in a TCP header.
@@ -103,7 +103,7 @@ impl Transport {
 /// Returns whether the checksum of a TCP or UDP packet is right. It is not looked at in other packets.
 pub fn is_sound(frame: &[u8]) -> bool {
     let Some(found) = Transport::find(frame) else {
-        return true;
+        return !is_hidden(frame);
     };
     let bytes = &frame[found.start..found.end];
     match found.protocol {
@@ -112,6 +112,18 @@ pub fn is_sound(frame: &[u8]) -> bool {
         _ => UdpPacket::new_checked(bytes)
             .is_ok_and(|udp| udp.verify_checksum(&found.source, &found.destination)),
     }
+}
+
+/// Returns whether there is a TCP or UDP packet behind a header of IPv6 that nobody has a use for there. The stack would
+/// find it, and believe that its checksum was verified.
+fn is_hidden(frame: &[u8]) -> bool {
+    let payload = frame
+        .get(EthernetFrame::<&[u8]>::header_len()..)
+        .unwrap_or_default();
+    let is_ipv6 = payload.first().is_some_and(|first| first >> 4 == 6);
+    let options = is_ipv6 && payload.get(6) == Some(&IpProtocol::HopByHop.into());
+    let next = payload.get(IPV6_HEADER_LEN).copied().map(IpProtocol::from);
+    options && matches!(next, Some(IpProtocol::Tcp | IpProtocol::Udp))
 }
 
 /// Returns whether a frame is a DHCP server's answer to the client that has that interface. Nothing else of it is checked.
@@ -159,4 +171,22 @@ pub struct Offload {
     pub ipv4: bool,
     /// TCP's over IPv6.
     pub ipv6: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tcp_behind_other_headers_is_not_believed() {
+        // A TCP packet without a checksum, after a header of options for each hop.
+        let mut frame = [0; 14 + 40 + 8 + 20];
+        frame[12..15].copy_from_slice(&[0x86, 0xdd, 0x60]);
+        frame[19] = 8 + 20;
+        frame[54 + 8 + 12] = 0x50;
+        for (next, sound) in [(6, false), (17, false), (58, true)] {
+            frame[54] = next;
+            assert_eq!(is_sound(&frame), sound, "{next}");
+        }
+    }
 }

@@ -4,7 +4,7 @@ use crate::archive::{self, ArchiveError};
 use crate::claim::{Access, Claims, InUse};
 use crate::device::SectorSize;
 use crate::discard::DiscardMode;
-use crate::memory::ImageMemory;
+use crate::memory::{File, ImageMemory};
 use crate::memory_image::{CannotGrow, MemoryImage};
 use crate::resize::{GrowError, Resize};
 use crate::stores::ram::RamImage;
@@ -80,6 +80,19 @@ impl Catalog {
             images
         });
         Catalog::of(images)
+    }
+
+    /// Takes a file out of the ramdisk's archive that is the driver domain's own: it is no image any more. Returns
+    /// `None` if there is none of that name.
+    ///
+    /// # Panics
+    /// If an image is open already.
+    pub fn take_file(&mut self, name: &str) -> Option<File> {
+        let images = self.images.as_mut().ok()?;
+        let place = images.iter().position(|image| image.name == name)?;
+        let memory = Arc::into_inner(images.remove(place).memory);
+        let memory = memory.expect("files are taken before anyone opens an image");
+        Some(File::new(memory.into_memory()))
     }
 
     /// The same catalog, whose images discard so unless their target says otherwise. Memory goes back to

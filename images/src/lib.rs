@@ -92,7 +92,7 @@ pub use layers::mapping::{
     ExtentError, ExtentMap, Leg, MappedDevice, MappingError, WeakMappedDevice,
 };
 pub use layers::shared::{Held, SharedDevice, WeakSharedDevice};
-pub use memory::ImageMemory;
+pub use memory::{File, ImageMemory};
 pub use resize::{GrowError, GrowRequest, GrowRequestError, Resize};
 
 pub use queue::{

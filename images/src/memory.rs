@@ -16,6 +16,29 @@ pub struct ImageMemory {
     len: usize,
 }
 
+/// A file of the ramdisk that is no image: the driver domain's own. It is wiped when it is dropped.
+#[derive(Debug)]
+pub struct File(ImageMemory);
+
+impl File {
+    /// Takes over the memory of an image that was never opened.
+    pub(crate) fn new(memory: ImageMemory) -> File {
+        File(memory)
+    }
+}
+
+impl AsRef<[u8]> for File {
+    fn as_ref(&self) -> &[u8] {
+        ImageMemory::of_file(self)
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        self.0.zero(0, self.0.len());
+    }
+}
+
 // SAFETY: the memory is reachable from every vCPU (contract of `new`).
 unsafe impl Send for ImageMemory {}
 // SAFETY: all access through a shared reference is by copies that may race.
@@ -46,6 +69,13 @@ impl ImageMemory {
     pub(crate) fn bytes(&mut self) -> &[u8] {
         // SAFETY: `new` promises the memory; it is borrowed from the only value that covers it.
         unsafe { core::slice::from_raw_parts(self.base.as_ptr(), self.len) }
+    }
+
+    /// Returns the bytes of memory that is no image's.
+    pub(crate) fn of_file(file: &File) -> &[u8] {
+        let ImageMemory { base, len } = &file.0;
+        // SAFETY: `new` promises the memory, and nothing can write to that of a file.
+        unsafe { core::slice::from_raw_parts(base.as_ptr(), *len) }
     }
 
     /// Keeps the first `at` bytes (all, if there are no more) and returns the others.

@@ -62,6 +62,35 @@ fn files_of_an_archive_are_images_in_place() {
 }
 
 #[test]
+fn a_file_that_is_taken_is_no_image_and_is_wiped() {
+    let archive = ramdisk();
+    let (ramdisk, base) = visible_memory(&archive);
+    let mut catalog = Catalog::from_module(ramdisk);
+    assert!(catalog.take_file("c.img").is_none());
+    let file = catalog.take_file("b.img").expect("it is there");
+    assert_eq!(file.as_ref(), [b'b'; 1024]);
+    assert!(catalog.take_file("b.img").is_none());
+    drop(file);
+    let place = archive
+        .windows(1024)
+        .position(|window| window == [b'b'; 1024]);
+    let place = place.expect("b.img is in the archive");
+    let mut expected = archive;
+    expected[place..place + 1024].fill(0);
+    // SAFETY: the memory is leaked and no request is pending.
+    let now = unsafe { std::slice::from_raw_parts(base, expected.len()) };
+    assert!(now == expected, "that file was wiped and nothing else");
+    let stores = Stores::new(catalog);
+    assert_eq!(
+        refusal(&stores, "ram:b.img", Access::ReadOnly),
+        "no image b.img, there are: a.img, odd.img, none.img"
+    );
+    // In a damaged archive there are no files either.
+    let mut damaged = Catalog::from_module(memory(b"\x1f\x8b\x08"));
+    assert!(damaged.take_file("a").is_none());
+}
+
+#[test]
 fn a_ramdisk_that_is_no_archive_is_one_image() {
     let stores = Stores::new(Catalog::from_module(memory(&[7; 4096])));
     assert_eq!(

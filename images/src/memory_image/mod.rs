@@ -77,6 +77,11 @@ impl MemoryImage {
         }
     }
 
+    /// Returns the memory of an image that has not grown.
+    pub(crate) fn into_memory(self) -> ImageMemory {
+        self.extents.memory
+    }
+
     /// Lets the image give memory back, and grow.
     pub(crate) fn take_pages_from(&mut self, reservation: Arc<dyn Reservation>) {
         self.extents.divide();

@@ -1,6 +1,7 @@
 //! The client: whom it trusts, and what it shows of itself.
 
 use crate::clock::{Clock, Timepiece};
+use crate::encoding;
 use crate::error::{ConfigError, TlsError};
 use crate::handshake::handshake;
 use crate::provider::provider;
@@ -8,16 +9,14 @@ use crate::random::Random;
 use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use bulkhead_stream::{Ended, StartTlsError, StartingTls, Stream, Tls};
 use core::sync::atomic::{AtomicBool, Ordering};
 use rustls::client::{ResolvesClientCert, Resumption, UnbufferedClientConnection};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::ServerName;
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, SignatureScheme};
 
-/// A certificate of the domain's own and the key of it, both as PEM.
+/// A certificate of the domain's own and the key of it, as PEM or DER.
 #[derive(Clone, Copy)]
 pub struct Identity<'a> {
     /// The certificate, and those of authorities between it and one that the server knows.
@@ -32,8 +31,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// Returns a client that trusts servers whose certificates were signed by one of `authorities` (PEM), and that shows
-    /// `identity` to servers that ask for it.
+    /// Returns a client that trusts servers whose certificates were signed by one of `authorities` (PEM or DER), and
+    /// that shows `identity` to servers that ask for it.
     pub fn new(
         authorities: &[u8],
         identity: Option<Identity<'_>>,
@@ -49,16 +48,13 @@ impl Client {
         let mut config = match identity {
             None => builder.with_no_client_auth(),
             Some(identity) => {
-                let certificates = CertificateDer::pem_slice_iter(identity.certificates);
-                let certificates: Result<Vec<_>, _> = certificates.collect();
-                let certificates =
-                    certificates.map_err(|error| ConfigError::Certificate(error.to_string()))?;
+                let certificates = encoding::certificates(identity.certificates)
+                    .map_err(ConfigError::Certificate)?;
                 if certificates.is_empty() {
                     let expected = "expected -----BEGIN CERTIFICATE-----";
                     return Err(ConfigError::Certificate(expected.to_string()));
                 }
-                let key = PrivateKeyDer::from_pem_slice(identity.key)
-                    .map_err(|error| ConfigError::Key(error.to_string()))?;
+                let key = encoding::key(identity.key).map_err(ConfigError::Key)?;
                 let built = builder.with_client_auth_cert(certificates, key);
                 built.map_err(|error| ConfigError::Key(unfit(&error)))?
             }
@@ -68,6 +64,11 @@ impl Client {
         Ok(Client {
             config: Arc::new(config),
         })
+    }
+
+    /// Returns whether there is a certificate to show to servers that ask for one.
+    pub fn has_identity(&self) -> bool {
+        self.config.client_auth_cert_resolver.has_certs()
     }
 
     /// Begins TLS with the server of that name or address.
@@ -80,7 +81,7 @@ impl Client {
         let name = name.map_err(|_| TlsError::Name(server.escape_default().to_string()))?;
         let asked = Arc::new(Asked::default());
         let mut config = self.config.clone();
-        if !config.client_auth_cert_resolver.has_certs() {
+        if !self.has_identity() {
             let config = Arc::make_mut(&mut config);
             config.client_auth_cert_resolver = asked.clone();
         }
@@ -134,10 +135,9 @@ impl ResolvesClientCert for Asked {
 }
 
 /// Reads the authorities.
-fn roots(pem: &[u8]) -> Result<RootCertStore, ConfigError> {
+fn roots(file: &[u8]) -> Result<RootCertStore, ConfigError> {
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(pem) {
-        let certificate = certificate.map_err(|error| ConfigError::Authority(error.to_string()))?;
+    for certificate in encoding::certificates(file).map_err(ConfigError::Authority)? {
         let added = roots.add(certificate);
         added.map_err(|error| ConfigError::Authority(unfit(&error)))?;
     }

@@ -38,7 +38,11 @@ fn poll(records: &mut Records, context: &mut Context<'_>) -> Poll<Result<(), Tls
             return Poll::Pending;
         }
         match records.process()? {
-            Progress::Some => {}
+            // A step may have computed with large numbers: other tasks have their turn before the next one.
+            Progress::Some => {
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             Progress::Open => return Poll::Ready(Ok(())),
             Progress::Shaking => {
                 if !records.take_in()? {

@@ -2,7 +2,7 @@
 
 use crate::rsa_keys;
 use crate::world::{
-    Authority, NAME, NEW, OLD, Server, Settings, VERSIONS, Wire, client, connect, echo, take,
+    Authority, NAME, NEW, OLD, Server, Settings, VERSIONS, Wire, client, connect, echo, take, turns,
 };
 use bulkhead_tls::Client;
 use rcgen::KeyPair;
@@ -212,5 +212,23 @@ fn keys_that_the_server_renews_are_renewed() {
         server.connection.refresh_traffic_keys().expect("TLS 1.3");
         let data = data(100 + round);
         assert_eq!(echo(&mut *stream, &mut server, &data), data);
+    }
+}
+
+#[test]
+fn other_tasks_have_a_turn_between_the_steps_of_a_handshake() {
+    let authority = Authority::new("CA");
+    for versions in VERSIONS {
+        let wire = Wire::new(1 << 16);
+        let mut settings = Settings::new(authority.server());
+        settings.versions = versions;
+        let mut server = Server::new(settings, &wire);
+        let client = client(&authority);
+        let mut connecting = Box::pin(client.connect(Box::new(wire.clone()), NAME));
+        assert!(turns(connecting.as_mut(), usize::MAX).0.is_pending());
+        server.step();
+        // All of the server's first part is there: its keys, its certificate, and its signature.
+        let (_, turns) = turns(connecting.as_mut(), usize::MAX);
+        assert!(turns > 3, "all was done in {turns} turns");
     }
 }

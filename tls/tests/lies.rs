@@ -1,7 +1,7 @@
 //! Servers that are none, or that do not keep to the protocol.
 
 use crate::world::{
-    Authority, NAME, NEW, OLD, Server, Settings, VERSIONS, Wire, client, connect, take,
+    Authority, NAME, NEW, OLD, Server, Settings, VERSIONS, Wire, client, connect, take, turns,
 };
 use bulkhead_stream::Ended;
 use bulkhead_tls::TlsError;
@@ -14,8 +14,7 @@ fn after(authority: &Authority, bytes: &[u8]) -> Option<TlsError> {
     let wire = Wire::new(4096);
     wire.0.borrow_mut().to_client.extend(bytes);
     let mut connecting = Box::pin(client.connect(Box::new(wire.clone()), NAME));
-    let mut context = Context::from_waker(Waker::noop());
-    match connecting.as_mut().poll(&mut context) {
+    match turns(connecting.as_mut(), usize::MAX).0 {
         Poll::Pending => None,
         Poll::Ready(ended) => Some(ended.err().expect("there is no server")),
     }

@@ -3,6 +3,7 @@
 mod certificates;
 mod connections;
 mod endings;
+mod files;
 mod identities;
 mod lies;
 mod rsa_keys;

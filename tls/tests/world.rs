@@ -15,10 +15,11 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io::{Read, Write};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 /// The name that servers are asked for.
@@ -343,10 +344,9 @@ pub fn client_with(authority: &Authority, identity: Option<&Certified>) -> Clien
 /// Runs a client's future and a server until there is nothing left to do; `None` if the future is not done then.
 pub fn run<T>(server: &mut Server, future: impl Future<Output = T>) -> Option<T> {
     let mut future = pin!(future);
-    let mut context = Context::from_waker(Waker::noop());
     loop {
         let before = server.wire.0.borrow().to_client.len();
-        if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
+        if let Poll::Ready(output) = turns(future.as_mut(), usize::MAX).0 {
             server.step();
             return Some(output);
         }
@@ -355,6 +355,32 @@ pub fn run<T>(server: &mut Server, future: impl Future<Output = T>) -> Option<T>
         if !server.step() && !took {
             return None;
         }
+    }
+}
+
+/// Polls a client's future as often as it asks for another turn at once, and not more than that often. Returns the
+/// number of turns, too.
+pub fn turns<F: Future>(mut future: Pin<&mut F>, most: usize) -> (Poll<F::Output>, usize) {
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(woken.clone());
+    let mut context = Context::from_waker(&waker);
+    let mut turns = 0;
+    loop {
+        turns += 1;
+        let polled = future.as_mut().poll(&mut context);
+        if polled.is_ready() || !woken.0.swap(false, Ordering::Relaxed) || turns == most {
+            return (polled, turns);
+        }
+    }
+}
+
+/// Whether the client's task was woken since the last look.
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

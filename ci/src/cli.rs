@@ -53,12 +53,19 @@ enum Task {
     /// Measures Bulkhead and every other backend, in one boot of one host.
     Bench(bench::Options),
     /// Builds the unikernel; the last line is the path of the bootable ELF.
-    Build,
+    Build {
+        /// Builds the one with TLS, which is installed as `bulkhead-tls`.
+        #[arg(long)]
+        tls: bool,
+    },
     /// Makes the Debian package; the last line is its path.
     Package {
         /// The unikernel to use (default: it is built).
         #[arg(long, value_parser = build::existing_file)]
         elf: Option<PathBuf>,
+        /// The one with TLS to use (default: it is built).
+        #[arg(long, value_parser = build::existing_file)]
+        tls_elf: Option<PathBuf>,
     },
     /// Opens a shell in dom0, with a driver domain and a guest running.
     Shell,
@@ -131,8 +138,8 @@ pub fn main(cli: Cli) -> Result<bool> {
         Task::List => scenarios::list(),
         Task::Bench(options) => return bench::run(xen, xenstored, &options),
         Task::Fuzz(options) => return fuzz::run(&options),
-        Task::Build => build::run()?,
-        Task::Package { elf } => package::run(elf)?,
+        Task::Build { tls } => build::run(tls)?,
+        Task::Package { elf, tls_elf } => package::run(elf, tls_elf)?,
         Task::Shell => shell::run(xen, xenstored)?,
         Task::Run { name, options } => {
             packages::ensure()?;

@@ -14,5 +14,6 @@ pub mod image;
 pub mod package;
 pub mod process;
 pub mod scenarios;
+pub mod system_calls;
 pub mod testbed;
 pub mod workspace;

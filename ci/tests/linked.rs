@@ -41,6 +41,7 @@ fn linked(package: &str, features: &[&str]) -> Vec<String> {
 fn no_crate_of_the_elf_makes_system_calls() {
     for (package, features, expected) in [
         ("bulkhead-blkback", &["--features=unikernel"][..], "talc"),
+        ("bulkhead-blkback", &["--features=unikernel,tls"], "rustls"),
         ("bulkhead-kernel", &["--features=unikernel,random"], "sha2"),
         ("bulkhead-tls", &[], "rustls"),
     ] {

@@ -21,7 +21,9 @@ use spin::{Mutex, Once};
 pub struct Export {
     /// The server, and its name there.
     pub name: ExportName,
-    /// The same as targets have it.
+    /// What targets of it begin with.
+    scheme: &'static str,
+    /// Its name as targets have it.
     shown: String,
     lines: Vec<Line>,
     /// The lines that are used.
@@ -44,10 +46,16 @@ pub struct Export {
 impl Export {
     /// Returns an export that was not found yet, to be used by up to `lines` connections. `waiting` are told of every
     /// change.
-    pub fn new(name: ExportName, lines: usize, waiting: Arc<Mutex<Waiters>>) -> Export {
+    pub fn new(
+        scheme: &'static str,
+        name: ExportName,
+        lines: usize,
+        waiting: Arc<Mutex<Waiters>>,
+    ) -> Export {
         let flushes = Arc::<Flushes>::default();
         let line = |_| Line::new(flushes.clone());
         Export {
+            scheme,
             shown: name.to_string(),
             name,
             lines: (0..lines.max(1)).map(line).collect(),
@@ -60,6 +68,11 @@ impl Export {
             wanted: AtomicU64::new(0),
             waiting,
         }
+    }
+
+    /// Returns what targets of it begin with.
+    pub fn scheme(&self) -> &'static str {
+        self.scheme
     }
 
     /// Returns its name, as targets have it.

@@ -95,6 +95,14 @@ impl<H: Hypervisor> Exports<H> {
         self.tls.as_deref()
     }
 
+    /// Returns what targets of these exports begin with.
+    pub(crate) fn scheme(&self) -> &'static str {
+        match self.tls {
+            None => "nbd",
+            Some(_) => "nbds",
+        }
+    }
+
     pub(crate) fn settings(&self) -> Settings {
         self.settings
     }
@@ -121,7 +129,12 @@ impl<H: Hypervisor> Exports<H> {
         }
         let parsed = ExportName::parse(name)?;
         let lines = self.settings.vcpus.clamp(1, MOST_LINES);
-        let export = Arc::new(Export::new(parsed, lines, self.waiting.clone()));
+        let export = Arc::new(Export::new(
+            self.scheme(),
+            parsed,
+            lines,
+            self.waiting.clone(),
+        ));
         self.all.borrow_mut().push(export.clone());
         let (all, kept) = (self.clone(), export.clone());
         self.handle.spawn(async move {
@@ -161,8 +174,10 @@ impl<H: Hypervisor> Exports<H> {
         .await
     }
 
-    /// Returns lines about each export, and about the network to their servers, for the operator.
-    pub(crate) fn lines(&self, scheme: &str) -> Vec<String> {
+    /// Returns lines about each export, for the operator, and about the network to their servers. With TLS, the network
+    /// is that of the store `nbd:`, which tells of it.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let scheme = self.scheme();
         let all = self.all.borrow();
         let line = |export: &Arc<Export>| {
             let state = match (export.failure(), export.trouble(), export.properties()) {
@@ -190,7 +205,11 @@ impl<H: Hypervisor> Exports<H> {
                 counts.waiting
             )
         };
-        all.iter().map(line).chain(self.network.lines()).collect()
+        let network = match self.tls {
+            None => self.network.lines(),
+            Some(_) => Vec::new(),
+        };
+        all.iter().map(line).chain(network).collect()
     }
 }
 

@@ -139,7 +139,8 @@ async fn serve_line<H: Hypervisor>(exports: &Rc<Exports<H>>, export: &Arc<Export
                 structured,
             })) => {
                 if let Err(reason) = export.found(properties) {
-                    log::error!("nbd:{}: it is given up: {reason}", export.shown());
+                    let (scheme, shown) = (export.scheme(), export.shown());
+                    log::error!("{scheme}:{shown}: it is given up: {reason}");
                     export.fail(reason);
                     break;
                 }
@@ -156,7 +157,8 @@ async fn serve_line<H: Hypervisor>(exports: &Rc<Exports<H>>, export: &Arc<Export
                 match end {
                     End::Leaves | End::GivenUp => break,
                     End::Fault(Fault::Lie(lie)) => {
-                        log::error!("nbd:{}: it is given up: {lie}", export.shown());
+                        let (scheme, shown) = (export.scheme(), export.shown());
+                        log::error!("{scheme}:{shown}: it is given up: {lie}");
                         export.fail(lie.to_string());
                         break;
                     }
@@ -175,18 +177,19 @@ async fn serve_line<H: Hypervisor>(exports: &Rc<Exports<H>>, export: &Arc<Export
 
 /// Tells that there is a connection again. Whether the server was gone, or the way to it, does not show.
 fn tell_of_connection(export: &Export) {
-    let shown = export.shown();
+    let (scheme, shown) = (export.scheme(), export.shown());
     match export.lose_unflushed() {
-        false => log::info!("nbd:{shown}: it is connected again"),
+        false => log::info!("{scheme}:{shown}: it is connected again"),
         true => log::warn!(
-            "nbd:{shown}: it is connected again; what guests wrote and did not flush may be lost if the server was \
+            "{scheme}:{shown}: it is connected again; what guests wrote and did not flush may be lost if the server was \
              started anew"
         ),
     }
 }
 
 fn note_trouble(export: &Export, reason: String) {
-    let shown = format!("nbd:{}: {reason}; its requests wait", export.shown());
+    let (scheme, shown) = (export.scheme(), export.shown());
+    let shown = format!("{scheme}:{shown}: {reason}; its requests wait");
     if export.set_trouble(Some(reason)) && export.properties().is_some() {
         log::warn!("{shown}");
     }

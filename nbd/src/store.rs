@@ -33,10 +33,7 @@ impl<H: Hypervisor> ServedExports<H> {
 
 impl<H: Hypervisor> Disks for ServedExports<H> {
     fn scheme(&self) -> &'static str {
-        match self.0.tls() {
-            None => "nbd",
-            Some(_) => "nbds",
-        }
+        self.0.scheme()
     }
 
     fn example(&self) -> &'static str {
@@ -94,7 +91,7 @@ impl<H: Hypervisor> Disks for ServedExports<H> {
     }
 
     fn lines(&self) -> Vec<String> {
-        self.0.lines(self.scheme())
+        self.0.lines()
     }
 
     fn open(&self, name: &str) -> Result<Arc<dyn BlockDevice>, String> {
@@ -105,12 +102,12 @@ impl<H: Hypervisor> Disks for ServedExports<H> {
     }
 }
 
-/// Returns the store `nbds:` of a driver domain that has no TLS, which refuses all of its targets.
-pub fn without_tls() -> impl Store {
-    WithoutTls
+/// Returns the store `nbds:` of a driver domain that has no TLS, which refuses all of its targets for that reason.
+pub fn without_tls(reason: String) -> impl Store {
+    WithoutTls(reason)
 }
 
-struct WithoutTls;
+struct WithoutTls(String);
 
 impl Store for WithoutTls {
     fn scheme(&self) -> &'static str {
@@ -122,10 +119,7 @@ impl Store for WithoutTls {
     }
 
     fn open<'a>(&'a self, _: Target<'a>, _: Access, _: Owner<'a>) -> OpenDevice<'a> {
-        let reason =
-            "this driver domain has no TLS: nbds: cannot be served, and nbd: is not encrypted";
-        Box::pin(core::future::ready(Err(OpenError::Store(
-            reason.to_string(),
-        ))))
+        let reason = format!("nbds: cannot be served: {}", self.0);
+        Box::pin(core::future::ready(Err(OpenError::Store(reason))))
     }
 }

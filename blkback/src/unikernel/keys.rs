@@ -4,12 +4,12 @@ use crate::WATCHDOG;
 use bulkhead_blkback::engine::Options;
 
 /// Number of all keys on the command line.
-const KEY_COUNT: usize = Options::KEYS.len() + 1 + NETWORK.len() + RECOVERY.len();
+const KEY_COUNT: usize = Options::KEYS.len() + 1 + NETWORK.len() + TLS.len() + RECOVERY.len();
 
 /// All keys on the command line.
 pub const KEYS: [&str; KEY_COUNT] = {
     let mut all = [WATCHDOG; KEY_COUNT];
-    let lists: [&[&str]; 3] = [&Options::KEYS, NETWORK, RECOVERY];
+    let lists: [&[&str]; 4] = [&Options::KEYS, NETWORK, TLS, RECOVERY];
     let (mut key, mut list) = (0, 0);
     while list < lists.len() {
         let mut at = 0;
@@ -28,8 +28,12 @@ const RECOVERY: &[&str] = &crate::recovery::KEYS;
 #[cfg(not(feature = "recover"))]
 const RECOVERY: &[&str] = &[];
 
-/// Those of the network.
+/// Those of the network, and of TLS.
 #[cfg(feature = "nbd")]
 const NETWORK: &[&str] = &crate::network::KEYS;
+#[cfg(feature = "nbd")]
+const TLS: &[&str] = &crate::tls::KEYS;
 #[cfg(not(feature = "nbd"))]
 const NETWORK: &[&str] = &[];
+#[cfg(not(feature = "nbd"))]
+const TLS: &[&str] = &[];

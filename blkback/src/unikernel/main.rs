@@ -10,6 +10,9 @@ mod keys;
 mod network;
 #[cfg(feature = "recover")]
 mod recovery;
+#[cfg(feature = "nbd")]
+#[cfg_attr(not(feature = "tls"), path = "without_tls.rs")]
+mod tls;
 
 use alloc::boxed::Box;
 use alloc::rc::Rc;
@@ -63,8 +66,11 @@ fn main(mut machine: Machine) -> ShutdownReason {
     let started = machine.started;
     let options = options(machine.command_line);
     start_watchdog(machine.command_line);
-    let catalog = catalog(take(&mut machine.modules).into_iter().next(), hypervisor);
-    let catalog = catalog.with_discard(options.discard);
+    #[allow(unused_mut, reason = "only TLS takes files out of the ramdisk")]
+    let mut catalog = catalog(take(&mut machine.modules).into_iter().next());
+    #[cfg(feature = "nbd")]
+    let tls = tls::tls(machine.command_line, &mut catalog);
+    let catalog = with_memory(catalog, hypervisor).with_discard(options.discard);
     let first = VcpuSpawner::new(hypervisor, hypervisor.vcpu());
     let mut executor = executor(&first, hypervisor);
     let handle = executor.handle();
@@ -117,7 +123,8 @@ fn main(mut machine: Machine) -> ShutdownReason {
     #[cfg(feature = "nbd")]
     let network = {
         let grants = grants.clone();
-        Network::start(&machine, &handle, &store, vcpus.len(), grants, &mut stores)
+        let vcpus = vcpus.len();
+        Network::start(&machine, &handle, &store, vcpus, grants, tls, &mut stores)
     };
     #[cfg(feature = "vbd")]
     stores.register(own_disks(&handle, &store, &vcpus, grants, hypervisor));
@@ -373,14 +380,19 @@ fn online_vcpus(
 }
 
 /// The images in the ramdisk, if there is one.
-fn catalog(module: Option<Module>, hypervisor: Hypercalls) -> Catalog {
+fn catalog(module: Option<Module>) -> Catalog {
     let Some(module) = module else {
         log::info!("no ramdisk: no images");
         return Catalog::empty();
     };
     // SAFETY: the module is ours alone from here on, and stays as long as the domain runs.
     let memory = unsafe { ImageMemory::new(module.start, module.len) };
-    let catalog = Catalog::from_module(memory).with_reservation(Arc::new(hypervisor));
+    Catalog::from_module(memory)
+}
+
+/// The same images, which can grow. Logs what they are.
+fn with_memory(catalog: Catalog, hypervisor: Hypercalls) -> Catalog {
+    let catalog = catalog.with_reservation(Arc::new(hypervisor));
     if let Some(damage) = catalog.damage() {
         log::error!("the ramdisk: {damage}");
     }

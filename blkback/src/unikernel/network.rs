@@ -2,7 +2,9 @@
 
 use alloc::boxed::Box;
 use alloc::rc::Rc;
+use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use bulkhead_executor::Handle;
 use bulkhead_grant::TableOnDemand;
 use bulkhead_images::Stores;
@@ -10,10 +12,11 @@ use bulkhead_kernel::command_line::value;
 use bulkhead_kernel::{Hypercalls, Machine};
 use bulkhead_nbd::{Exports, nbd_store, without_tls};
 use bulkhead_net::Interfaces;
+use bulkhead_stream::Tls;
 use bulkhead_xenstore_client::Client;
 use core::pin::pin;
 use core::time::Duration;
-use futures_util::future::select;
+use futures_util::future::{join_all, select};
 
 /// The key on the command line for the seconds that requests wait for a server that is away.
 const TIMEOUT: &str = "nbd-timeout";
@@ -24,6 +27,9 @@ pub const KEYS: [&str; 4] = {
     [ip, gateway, dns, TIMEOUT]
 };
 
+/// TLS, or the reason why there is none.
+pub type TlsOrReason = Result<Rc<dyn Tls>, String>;
+
 /// The longest time in which the domain takes leave of servers when it ends: one that is away cannot delay it.
 const LEAVE: Duration = Duration::from_secs(2);
 
@@ -32,7 +38,8 @@ const LAST_PACKETS: Duration = Duration::from_millis(20);
 
 /// The exports of servers, and the network to these.
 pub struct Network {
-    exports: Rc<Exports<Hypercalls>>,
+    /// Without TLS, and with it if there is TLS.
+    exports: Vec<Rc<Exports<Hypercalls>>>,
     handle: Handle<Hypercalls>,
 }
 
@@ -44,6 +51,7 @@ impl Network {
         store: &Client,
         vcpus: usize,
         grants: TableOnDemand<Hypercalls>,
+        tls: TlsOrReason,
         stores: &mut Stores,
     ) -> Network {
         let line = machine.command_line;
@@ -63,9 +71,17 @@ impl Network {
             None
         });
         let settings = bulkhead_nbd::Settings { vcpus, patience };
-        let exports = Exports::new(handle.clone(), interfaces, None, settings);
-        stores.register(Box::new(nbd_store(exports.clone())));
-        stores.register(Box::new(without_tls()));
+        let mut exports = Vec::new();
+        let mut serve = |tls, interfaces| {
+            let all = Exports::new(handle.clone(), interfaces, tls, settings);
+            stores.register(Box::new(nbd_store(all.clone())));
+            exports.push(all);
+        };
+        serve(None, interfaces.clone());
+        match tls {
+            Ok(tls) => serve(Some(tls), interfaces),
+            Err(reason) => stores.register(Box::new(without_tls(reason))),
+        }
         let handle = handle.clone();
         Network { exports, handle }
     }
@@ -73,7 +89,8 @@ impl Network {
     /// Takes leave of all servers that answer, because the domain ends.
     pub async fn close(&self) {
         let late = pin!(self.handle.sleep(LEAVE));
-        select(pin!(self.exports.close()), late).await;
+        let all = self.exports.iter().map(|exports| exports.close());
+        select(pin!(join_all(all)), late).await;
         self.handle.sleep(LAST_PACKETS).await;
     }
 }

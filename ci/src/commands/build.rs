@@ -1,6 +1,7 @@
 //! `cargo lab build`: the unikernel, a stripped ELF that Xen boots.
 
 use crate::process;
+use crate::system_calls;
 use crate::workspace;
 use anyhow::{Context, Result, ensure};
 use std::fs;
@@ -14,6 +15,9 @@ const SIZE_LIMIT: u64 = 1024 << 10;
 
 /// The largest that serves RAM images and `null:` alone (`--no-default-features`).
 const SMALLEST_LIMIT: u64 = 400 << 10;
+
+/// The largest with TLS, which is an ELF of its own.
+const TLS_LIMIT: u64 = 2048 << 10;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
@@ -40,14 +44,26 @@ pub fn existing_file(path: &str) -> Result<PathBuf, String> {
 
 /// Builds it and returns its path.
 pub fn build() -> Result<PathBuf> {
-    let elf = build_binary("bulkhead-blkback", "bulkhead", &[])?;
+    let elf = build_binary("bulkhead-blkback", "bulkhead", "unikernel", &[])?;
     ensure_size(&elf, SIZE_LIMIT)?;
+    system_calls::ensure_none(&elf)?;
+    Ok(elf)
+}
+
+/// Builds the one with TLS and returns its path. It is installed as `bulkhead-tls`.
+pub fn build_tls() -> Result<PathBuf> {
+    let (package, name) = ("bulkhead-blkback", "bulkhead");
+    let elf = build_binary(package, name, "unikernel-tls", &["--features", "tls"])?;
+    ensure_size(&elf, TLS_LIMIT)?;
+    // Random numbers are what libraries ask an operating system for.
+    system_calls::ensure_none(&elf)?;
     Ok(elf)
 }
 
 /// Makes sure that it is small without the stores that can be left out. [`build`] builds the whole one again.
 pub fn check_smallest() -> Result<()> {
-    let elf = build_binary("bulkhead-blkback", "bulkhead", &["--no-default-features"])?;
+    let (package, name) = ("bulkhead-blkback", "bulkhead");
+    let elf = build_binary(package, name, "unikernel", &["--no-default-features"])?;
     ensure_size(&elf, SMALLEST_LIMIT)
 }
 
@@ -66,34 +82,39 @@ fn ensure_size(elf: &Path, limit: u64) -> Result<()> {
 pub fn build_recovering() -> Result<PathBuf> {
     let folder = workspace::target().join("recovering");
     let features = ["--no-default-features", "--features", "recover"];
-    build_in(&folder, "bulkhead-blkback", "bulkhead", &features)
+    build_in(
+        &folder,
+        "bulkhead-blkback",
+        "bulkhead",
+        "unikernel",
+        &features,
+    )
 }
 
 /// Builds the demo of the runtime, `kernel/demo/hello.rs`, and returns its path.
 pub fn build_demo() -> Result<PathBuf> {
-    build_binary("bulkhead-kernel", "hello", &[])
+    build_binary("bulkhead-kernel", "hello", "unikernel", &[])
 }
 
 /// Builds one of the examples in `examples/`, and returns its path.
 pub fn build_example(name: &str) -> Result<PathBuf> {
-    build_binary("bulkhead-examples", name, &[])
+    build_binary("bulkhead-examples", name, "unikernel", &[])
 }
 
-fn build_binary(package: &str, name: &str, more: &[&str]) -> Result<PathBuf> {
-    build_in(&workspace::target(), package, name, more)
+fn build_binary(package: &str, name: &str, profile: &str, more: &[&str]) -> Result<PathBuf> {
+    build_in(&workspace::target(), package, name, profile, more)
 }
 
-fn build_in(folder: &Path, package: &str, name: &str, more: &[&str]) -> Result<PathBuf> {
+fn build_in(
+    folder: &Path,
+    package: &str,
+    name: &str,
+    profile: &str,
+    more: &[&str],
+) -> Result<PathBuf> {
     let mut command = Command::new(process::cargo());
     command
-        .args([
-            "rustc",
-            "--quiet",
-            "--profile",
-            "unikernel",
-            "--target",
-            TARGET,
-        ])
+        .args(["rustc", "--quiet", "--profile", profile, "--target", TARGET])
         .args(["--package", package, "--bin", name])
         .args(["--features", "unikernel"])
         .args(more)
@@ -105,14 +126,14 @@ fn build_in(folder: &Path, package: &str, name: &str, more: &[&str]) -> Result<P
         .stdin(Stdio::null());
     let status = command.status().context("cannot start cargo")?;
     ensure!(status.success(), "building {name} failed");
-    let elf = folder.join(TARGET).join("unikernel").join(name);
+    let elf = folder.join(TARGET).join(profile).join(name);
     ensure!(elf.is_file(), "cargo built no {}", elf.display());
     Ok(elf)
 }
 
-/// Builds it and says where it is, on the last line.
-pub fn run() -> Result<()> {
-    let elf = build()?;
+/// Builds it, the one with TLS if that is asked for, and says where it is, on the last line.
+pub fn run(tls: bool) -> Result<()> {
+    let elf = if tls { build_tls()? } else { build()? };
     println!("{} KiB", fs::metadata(&elf)?.len().div_ceil(1024));
     println!("{}", elf.display());
     Ok(())

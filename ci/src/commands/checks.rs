@@ -77,6 +77,26 @@ const RECOVERING_LINTS: Check = check(
     ],
 );
 
+const TLS_LINTS: Check = check(
+    "tls-lints",
+    &[
+        "clippy",
+        "--package",
+        "bulkhead-blkback",
+        "--bin",
+        "bulkhead",
+        "--features",
+        "unikernel,tls",
+        "--target",
+        "x86_64-unknown-linux-gnu",
+        "--profile",
+        "unikernel-tls",
+        "--",
+        "--deny",
+        "warnings",
+    ],
+);
+
 const EXAMPLES_LINTS: Check = check(
     "examples-lints",
     &[
@@ -163,6 +183,7 @@ pub fn run() -> Result<Counts> {
         LINTS,
         UNIKERNEL_LINTS,
         RECOVERING_LINTS,
+        TLS_LINTS,
         EXAMPLES_LINTS,
         tests,
         DOCTESTS,

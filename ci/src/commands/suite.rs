@@ -62,6 +62,7 @@ fn run_beside(setting: &Setting, own_host: Chosen) -> Done {
 pub fn run(setting: &Setting, long: bool) -> Result<bool> {
     packages::ensure_for_tests()?;
     build::check_smallest()?;
+    build::build_tls()?;
     let mut shared = Chosen::suite();
     if long {
         shared.shared.extend(scenarios::long());

@@ -38,8 +38,8 @@ impl Default for Machine {
     fn default() -> Self {
         Self {
             // An AMD processor before AVX and XSAVE, with nested paging but without RDTSCP, SMAP, SMEP
-            // and ERMS. The README says what each of them breaks or distorts.
-            cpu: "Opteron_G3,+svm,+npt,-rdtscp,-misalignsse".to_owned(),
+            // and ERMS. The README says what each of them breaks or distorts. RDRAND is for TLS.
+            cpu: "Opteron_G3,+svm,+npt,+rdrand,-rdtscp,-misalignsse".to_owned(),
             threads: "multi".to_owned(),
             // One for dom0, and two for all others.
             processors: 3,

@@ -58,7 +58,7 @@ fn linked() -> Result<BTreeSet<String>> {
     let tree = cargo(&[
         "tree",
         "--package=bulkhead-blkback",
-        "--features=unikernel",
+        "--features=unikernel,tls",
         "--target=x86_64-unknown-linux-gnu",
         "--edges=normal,no-proc-macro",
         "--prefix=none",

@@ -1,4 +1,4 @@
-//! The Debian package: the unikernel, its manual page, documents and example configurations.
+//! The Debian package: the unikernel without TLS and with it, the manual page, documents and example configurations.
 //!
 //! The same commit and the same ELF make the same package, bit by bit: nothing in it is newer than the commit.
 
@@ -25,8 +25,8 @@ const MANUAL: &str = "docs/bulkhead.7";
 /// Documents that are installed as they are.
 const DOCUMENTS: &[&str] = &["README.md", "FEATURES.md", "SECURITY.md"];
 
-/// Makes `bulkhead_VERSION_amd64.deb` of that ELF in `dir`, and returns its path.
-pub fn build(elf: &Path, dir: &Path) -> Result<PathBuf> {
+/// Makes `bulkhead_VERSION_amd64.deb` of these ELFs, without TLS and with it, in `dir`, and returns its path.
+pub fn build(elf: &Path, tls_elf: &Path, dir: &Path) -> Result<PathBuf> {
     let tree = dir.join("package-tree");
     if tree.exists() {
         fs::remove_dir_all(&tree)?;
@@ -42,8 +42,12 @@ pub fn build(elf: &Path, dir: &Path) -> Result<PathBuf> {
         fs::write(&path, contents)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).context("cannot set a mode")
     };
-    let elf = fs::read(elf).with_context(|| format!("cannot read {}", elf.display()))?;
-    add("usr/lib/bulkhead/bulkhead", &elf)?;
+    let mut size = 0;
+    for (name, elf) in [("bulkhead", elf), ("bulkhead-tls", tls_elf)] {
+        let elf = fs::read(elf).with_context(|| format!("cannot read {}", elf.display()))?;
+        add(&format!("usr/lib/bulkhead/{name}"), &elf)?;
+        size += elf.len();
+    }
     add("usr/share/man/man7/bulkhead.7.gz", &gzip(&read(MANUAL)?)?)?;
     for name in DOCUMENTS {
         add(&format!("usr/share/doc/bulkhead/{name}"), &read(name)?)?;
@@ -66,7 +70,7 @@ pub fn build(elf: &Path, dir: &Path) -> Result<PathBuf> {
             .into_owned();
         add(&format!("{EXAMPLES}/{name}"), &fs::read(&path)?)?;
     }
-    add("DEBIAN/control", control(elf.len()).as_bytes())?;
+    add("DEBIAN/control", control(size).as_bytes())?;
     folders_for_all(&tree)?;
 
     let package = dir.join(format!("bulkhead_{VERSION}_amd64.deb"));
@@ -128,8 +132,8 @@ fn folders_for_all(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn control(elf_size: usize) -> String {
-    let size = elf_size.div_ceil(1024);
+fn control(size: usize) -> String {
+    let size = size.div_ceil(1024);
     format!(
         "Package: bulkhead\n\
          Version: {VERSION}\n\
@@ -162,15 +166,18 @@ mod tests {
         let packages = [1, 2].map(|second| {
             // Only what is in the ELF counts, not when it was written.
             fs::write(&elf, b"not really an ELF").unwrap();
-            let package = build(&elf, &dir).unwrap();
+            let package = build(&elf, &elf, &dir).unwrap();
             let bytes = fs::read(&package).unwrap();
             std::thread::sleep(std::time::Duration::from_millis(1100 * (2 - second)));
             bytes
         });
         assert!(packages[0] == packages[1], "the packages differ");
-        fs::write(&elf, b"another one").unwrap();
-        let other = fs::read(build(&elf, &dir).unwrap()).unwrap();
-        assert!(packages[0] != other, "the ELF is not in it");
+        let other = dir.join("other");
+        fs::write(&other, b"another one").unwrap();
+        for elfs in [[&elf, &other], [&other, &elf]] {
+            let changed = fs::read(build(elfs[0], elfs[1], &dir).unwrap()).unwrap();
+            assert!(packages[0] != changed, "an ELF is not in it");
+        }
         fs::remove_dir_all(dir).unwrap();
     }
 
@@ -179,7 +186,9 @@ mod tests {
         let dir = folder("contents");
         let elf = dir.join("elf");
         fs::write(&elf, b"not really an ELF").unwrap();
-        let package = build(&elf, &dir).unwrap();
+        let tls_elf = dir.join("tls-elf");
+        fs::write(&tls_elf, b"not an ELF either").unwrap();
+        let package = build(&elf, &tls_elf, &dir).unwrap();
         let listing = Command::new("dpkg-deb")
             .arg("--contents")
             .arg(&package)
@@ -188,10 +197,12 @@ mod tests {
         let listing = String::from_utf8(listing.stdout).unwrap();
         for path in [
             "-rw-r--r-- root/root 17 ./usr/lib/bulkhead/bulkhead",
+            "-rw-r--r-- root/root 17 ./usr/lib/bulkhead/bulkhead-tls",
             "./usr/share/man/man7/bulkhead.7.gz",
             "./usr/share/doc/bulkhead/README.md",
             "./usr/share/doc/bulkhead/copyright",
             "./usr/share/doc/bulkhead/examples/storage.cfg",
+            "./usr/share/doc/bulkhead/examples/storage-tls.cfg",
         ] {
             let words = |line: &str| {
                 line.split_whitespace()

@@ -16,6 +16,7 @@ mod memory;
 mod nbd;
 mod nbd_addresses;
 mod nbd_hang;
+mod nbd_tls;
 mod nvme;
 mod operator;
 mod options;
@@ -53,6 +54,7 @@ pub fn suite() -> Vec<Scenario> {
         nbd::SCENARIOS,
         nbd_addresses::SCENARIOS,
         nbd_hang::SCENARIOS,
+        nbd_tls::SCENARIOS,
         power_cut::SCENARIOS,
         several::SCENARIOS,
         queues::SCENARIOS,

@@ -1,6 +1,7 @@
 //! The Debian package, as a user of a Xen host installs and uses it.
 
 use super::volume_disks::IN_FOLDER;
+use crate::commands::build;
 use crate::config::{Config, Kind};
 use crate::host::guest::Guest;
 use crate::image::packages;
@@ -63,7 +64,7 @@ fn package(testbed: &Testbed) -> Result<()> {
     package::check_manual()?;
     let (elf, _) = testbed.shared_file("bulkhead");
     let share = elf.parent().context("it is in the shared folder")?;
-    let package = package::build(&elf, share)?;
+    let package = package::build(&elf, &build::build_tls()?, share)?;
     let file = package.file_name().unwrap_or_default().to_string_lossy();
     // dom0 was made without documents; these are wanted.
     testbed.host.ok(&format!(

@@ -19,6 +19,7 @@ pub struct Image {
 enum Contents {
     Zeros,
     Noise,
+    Bytes(Vec<u8>),
     File(PathBuf),
 }
 
@@ -45,6 +46,14 @@ impl Image {
         }
     }
 
+    /// A file of these bytes.
+    pub fn of(name: &str, bytes: &[u8]) -> Self {
+        Self {
+            contents: Contents::Bytes(bytes.to_vec()),
+            ..Self::new(name, bytes.len() as u64)
+        }
+    }
+
     /// A copy of a file.
     pub fn file(name: &str, path: &Path) -> Result<Self> {
         Ok(Self {
@@ -57,6 +66,7 @@ impl Image {
     fn contents(&self) -> io::Result<Box<dyn Read>> {
         let all: Box<dyn Read> = match &self.contents {
             Contents::Zeros => Box::new(io::repeat(0)),
+            Contents::Bytes(bytes) => Box::new(io::Cursor::new(bytes.clone())),
             Contents::Noise => Box::new(Noise::default()),
             Contents::File(path) => Box::new(File::open(path)?),
         };

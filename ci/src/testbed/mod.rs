@@ -15,6 +15,7 @@ pub mod runner;
 pub mod schedule;
 pub mod side_by_side;
 pub mod storage;
+pub mod tls_servers;
 pub mod write_verify;
 
 use crate::host::Host;

@@ -143,18 +143,24 @@ impl Testbed<'_> {
 
     /// Starts a server, and waits until it listens.
     pub fn start_server(&self, server: Server) -> Result<()> {
-        let listening = format!(
-            "(: </dev/tcp/{}/{}) 2>/dev/null && [ -s {} ]",
-            server.address(),
-            server.port(),
-            server.pid_file()
-        );
+        let (address, port) = (server.address(), server.port());
+        self.start_listener(address, port, &server.pid_file(), &server.script())
+    }
+
+    /// Runs a script in `/tmp/nbd` that starts a server in the background, and waits until that listens and has written
+    /// its file with the process's number.
+    pub fn start_listener(
+        &self,
+        address: &str,
+        port: u16,
+        pid_file: &str,
+        start: &str,
+    ) -> Result<()> {
+        let listening = format!("(: </dev/tcp/{address}/{port}) 2>/dev/null && [ -s {pid_file} ]");
         let script = format!(
-            "set -e; cd /tmp/nbd; rm -f {}
-{}
-until {listening}; do sleep 0.1; done",
-            server.pid_file(),
-            server.script()
+            "set -e; cd /tmp/nbd; rm -f {pid_file}
+{start}
+until {listening}; do sleep 0.1; done"
         );
         self.host.ok(&script).map(drop)
     }
@@ -176,9 +182,13 @@ until {listening}; do sleep 0.1; done",
 
     /// Kills a server, as a crash would end it, and waits until it is gone.
     pub fn kill_server(&self, server: Server) -> Result<()> {
-        let pid = server.pid_file();
+        self.kill_listener(&server.pid_file())
+    }
+
+    /// Kills the server whose process's number is in that file.
+    pub fn kill_listener(&self, pid_file: &str) -> Result<()> {
         let script = format!(
-            "pid=$(cat {pid}) && kill -KILL $pid && while kill -0 $pid 2>/dev/null; do sleep 0.1; done"
+            "pid=$(cat {pid_file}) && kill -KILL $pid && while kill -0 $pid 2>/dev/null; do sleep 0.1; done"
         );
         self.host.ok(&script).map(drop)
     }

@@ -73,6 +73,12 @@ impl<'h> Storage<'_, 'h> {
         self
     }
 
+    /// Boots it from another ELF of the shared folder.
+    pub fn elf(mut self, name: &str) -> Self {
+        self.config.kernel = format!("/lab/{name}");
+        self
+    }
+
     /// Sets the memory that it may be given later, in MiB.
     pub fn maxmem(mut self, mib: u32) -> Self {
         self.config.maxmem = Some(mib);

@@ -168,7 +168,7 @@ fn a_flush_with_data_writes_only_after_the_flush() {
     assert_eq!(late.last().ops(), [Op::Flush]);
     late.last().release(0);
     world.run();
-    assert_eq!(late.last().ops(), [Op::Write { sector: Sector(0) }]);
+    assert_eq!(late.last().ops(), [Op::write(Sector(0))]);
     assert_eq!(disk.link().collect(), [], "not done yet");
     late.last().release(0);
     world.run();

@@ -1,16 +1,14 @@
 //! Barriers: what came before is done before, what comes after begins after.
 
 use bulkhead_blkback_testkit::{Bystander, Guest, Random, World};
-use bulkhead_images::{IoError, Op, Sector};
+use bulkhead_images::{Caps, IoError, Op, Sector};
 use bulkhead_ring::blkif::{Request, RequestId, Sector as Position, Status, TransferKind};
 use std::collections::BTreeSet;
 
 const BARRIER: TransferKind = TransferKind::WriteBarrier;
 
 fn write_at(sector: u64) -> Op {
-    Op::Write {
-        sector: Sector(sector),
-    }
+    Op::write(Sector(sector))
 }
 
 #[test]
@@ -55,6 +53,47 @@ fn a_barrier_waits_for_what_came_before_and_holds_what_comes_after() {
     drop(late);
     disk.detach();
     other.leave();
+    world.nothing_left();
+}
+
+#[test]
+fn a_barrier_needs_no_second_flush_where_the_store_can_write_durably() {
+    let (world, late) = World::with_late_disks();
+    let guest = Guest::new(&world);
+    let disk = guest.attach("xvdd", "ram:disk0");
+    late.last().limit(Caps {
+        fua: true,
+        ..Caps::UNLIMITED
+    });
+    let mut disk = disk.connected();
+    let durable = |sector| Op::Write {
+        sector: Sector(sector),
+        fua: true,
+    };
+    disk.link().push_write(0, &[1; 4096]);
+    disk.link().push_transfer(BARRIER, 8, 8, &[3; 4096]);
+    let empty = Request::transfer(RequestId(9), BARRIER, Position(0), &[]);
+    disk.link()
+        .push(&empty.expect("it may be empty"), Vec::new());
+    disk.link()
+        .push_transfer(TransferKind::FlushAndWrite, 16, 8, &[4; 4096]);
+    disk.exchange();
+    // One after the other: each is alone.
+    for step in [
+        write_at(0),
+        Op::Flush,
+        durable(8),
+        Op::Flush,
+        Op::Flush,
+        write_at(16),
+    ] {
+        assert_eq!(late.last().ops(), [step]);
+        late.last().release(0);
+        world.run();
+    }
+    let answers = disk.link().collect();
+    assert_eq!(disk.link().outstanding(), 0, "{answers:?}");
+    disk.detach();
     world.nothing_left();
 }
 

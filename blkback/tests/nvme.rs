@@ -5,7 +5,7 @@ use bulkhead_blkback_testkit::{Guest, Nvme, PATHS, Random, Setup, Style, World, 
 use bulkhead_grant::GrantAccess;
 use bulkhead_nvme::command::nvm::opcode;
 use bulkhead_nvme_testing::{Config, FakeNamespace, Fate};
-use bulkhead_ring::blkif::TransferKind::{Read, Write};
+use bulkhead_ring::blkif::TransferKind::{Read, Write, WriteBarrier};
 use bulkhead_ring::blkif::{Request, Sector, Segment, Status};
 use bulkhead_xen::PAGE_SIZE;
 use bulkhead_xen_sim::DomainKind;
@@ -317,5 +317,42 @@ fn a_domain_that_ends_in_mid_read_leaves_its_guests_pages_alone() {
             stops_devices,
             "a device that was not stopped writes on"
         );
+    }
+}
+
+#[test]
+fn a_barrier_outlives_the_cache_and_so_does_what_came_before_it() {
+    for (path, persistent) in PATHS {
+        let world = World::with(setup(Setup::on_path(path)));
+        let guest = Guest::new(&world);
+        let disk = guest.attach("xvda", "nvme:03:00.0");
+        let mut disk = disk.styled(Style::persistent(persistent)).connected();
+        let write = |sector: u64, byte: u8| (sector, [byte; 4096]);
+        let (sector, data) = write(0, 1);
+        disk.link().push_write(sector, &data);
+        let (sector, data) = write(8, 2);
+        disk.link().push_transfer(WriteBarrier, sector, 8, &data);
+        let (sector, data) = write(16, 3);
+        disk.link().push_write(sector, &data);
+        assert_eq!(disk.exchange().len(), 3);
+        let seen = nvme(&world).fake.seen();
+        let seen: Vec<_> = seen
+            .iter()
+            .map(|command| (command.opcode(), command.dword(12) >> 30 == 1))
+            .collect();
+        let expected = [
+            (opcode::WRITE, false),
+            (opcode::FLUSH, false),
+            (opcode::WRITE, true),
+            (opcode::WRITE, false),
+        ];
+        assert_eq!(seen, expected);
+        nvme(&world).fake.lose_cache();
+        let kept = nvme(&world).fake.bytes(1);
+        let bytes = |sector: usize| &kept[sector * 512..sector * 512 + 4096];
+        assert!(bytes(0) == [1; 4096] && bytes(8) == [2; 4096]);
+        assert!(bytes(16) == [0; 4096], "it was not flushed");
+        disk.detach();
+        world.nothing_left();
     }
 }

@@ -137,7 +137,7 @@ impl<H: Hypervisor> Queue<H> {
 
     fn checked(&self, io: &Io<'_>) -> Result<(u16, u32), IoError> {
         match io.op {
-            Op::Read { sector } | Op::Write { sector } => {
+            Op::Read { sector } | Op::Write { sector, .. } => {
                 let (page, len) = self.place(io)?;
                 let writes = matches!(io.op, Op::Write { .. });
                 self.check(sector, len.into(), writes)?;
@@ -188,6 +188,8 @@ impl<H: Hypervisor> IoQueue for Queue<H> {
             bytes: REQUEST_PAGES.min(self.pages - 1) * PAGE_SIZE,
             alignment: 1,
             access: DataAccess::Staged,
+            // A barrier has room for eleven segments only.
+            fua: false,
             timeout: Some(PATIENCE),
         }
     }

@@ -279,7 +279,7 @@ impl<H: Hypervisor> Wire<H> {
     fn operation(&self, memory: &SharedMemory<H>, entry: &Entry) -> (Operation, u16) {
         let (kind, sector) = match entry.op {
             Op::Read { sector } => (TransferKind::Read, sector),
-            Op::Write { sector } => (TransferKind::Write, sector),
+            Op::Write { sector, .. } => (TransferKind::Write, sector),
             Op::Discard {
                 sector,
                 count,

@@ -2,7 +2,7 @@
 
 use crate::heap;
 use bulkhead_blkback_testkit::Script;
-use bulkhead_images::{Access, IoError, IoSegment, Op, Submitted, Tag};
+use bulkhead_images::{Access, IoError, IoSegment, Op, Sector, Submitted, Tag};
 use bulkhead_nbd_testing::world::{Buffer, Disk, World, discard, pattern, read, write};
 use bulkhead_nbd_testing::{Config, FakeExport, Fate, Part, Reach, Seen};
 use bulkhead_stream::{ConnectError, Ended};
@@ -251,7 +251,11 @@ impl Guest<'_> {
         let sector = script.number() % 160;
         let op = match script.below(8) {
             0..3 => read(sector),
-            3..6 => write(sector),
+            3..5 => write(sector),
+            5 => Op::Write {
+                sector: Sector(sector),
+                fua: caps.fua,
+            },
             6 => Op::Flush,
             _ => discard(sector, script.number() % 160),
         };

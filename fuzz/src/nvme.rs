@@ -2,7 +2,7 @@
 
 use crate::heap;
 use bulkhead_blkback_testkit::Script;
-use bulkhead_images::{IoSegment, Op, Submitted, Tag};
+use bulkhead_images::{IoSegment, Op, Sector, Submitted, Tag};
 use bulkhead_nvme::command::{Command, Completion, Status};
 use bulkhead_nvme_testing::world::{Buffer, Disk, NAME, World, discard, read, write};
 use bulkhead_nvme_testing::{Config, FakeNamespace, Fate};
@@ -191,7 +191,11 @@ impl Guest<'_> {
         let sector = script.number();
         let op = match script.below(8) {
             0..3 => read(sector),
-            3..6 => write(sector),
+            3..5 => write(sector),
+            5 => Op::Write {
+                sector: Sector(sector),
+                fua: caps.fua,
+            },
             6 => Op::Flush,
             _ => discard(sector, script.number()),
         };

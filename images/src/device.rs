@@ -36,7 +36,7 @@ use core::task::Waker;
 ///     };
 ///     match io.op {
 ///         Op::Read { sector } => io.copy_from(0, &memory[place(sector)?]),
-///         Op::Write { sector } => io.copy_to(0, &mut memory[place(sector)?]),
+///         Op::Write { sector, .. } => io.copy_to(0, &mut memory[place(sector)?]),
 ///         Op::Flush => {}
 ///         Op::Discard { .. } => return Err(IoError::NotSupported),
 ///     }

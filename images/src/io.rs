@@ -52,6 +52,9 @@ pub enum Op {
     Write {
         /// The first sector to write.
         sector: Sector,
+        /// The bytes are durable when the write completes (force unit access). Only for queues that can do that
+        /// ([`Caps::fua`](crate::Caps::fua)).
+        fua: bool,
     },
     /// Makes durable what was written and completed before.
     Flush,
@@ -64,6 +67,14 @@ pub enum Op {
         /// No copy may stay readable by any means.
         secure: bool,
     },
+}
+
+impl Op {
+    /// Returns a write whose bytes a later flush makes durable.
+    #[inline]
+    pub const fn write(sector: Sector) -> Op {
+        Op::Write { sector, fua: false }
+    }
 }
 
 /// The result of a submission.

@@ -194,6 +194,9 @@ pub struct Caps {
     pub alignment: usize,
     /// The way in which the store reaches the data.
     pub access: DataAccess,
+    /// It takes writes that are durable when they complete ([`Op::Write`]). Other queues are never given such a
+    /// write: the caller flushes after it.
+    pub fua: bool,
     /// The longest time that the store may go without completing anything while requests are pending. After
     /// that the caller gives up all of them ([`IoQueue::cancel_all`]). `None`: as long as it takes.
     pub timeout: Option<Duration>,
@@ -207,6 +210,7 @@ impl Caps {
         bytes: usize::MAX,
         alignment: 1,
         access: DataAccess::Mapped,
+        fua: false,
         timeout: None,
     };
 }

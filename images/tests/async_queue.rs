@@ -146,7 +146,7 @@ fn requests_wait_and_end_in_any_order() {
 fn a_write_is_read_across_segments_and_done_at_once() {
     let mut queue = queue(&Gates::default(), 1);
     let mut guest = Guest::with(&[&[1; 512], &[2; 512]]);
-    let op = Op::Write { sector: Sector(0) };
+    let op = Op::write(Sector(0));
     let io = Io {
         op,
         segments: &guest.segments(),

@@ -48,7 +48,7 @@ fn files_of_an_archive_are_images_in_place() {
 
     let mut guest = Guest::with(&[&[b'X'; 512]]);
     let segments = guest.segments();
-    let write = Op::Write { sector: Sector(1) };
+    let write = Op::write(Sector(1));
     assert_eq!(submit(&mut *queue, write, &segments), Ok(()));
     let place = archive
         .windows(1024)
@@ -219,7 +219,7 @@ fn all_who_say_so_share_an_image_with_writers() {
     // What one writes, the others read.
     let mut guest = Guest::with(&[&[b'X'; 512]]);
     let segments = guest.segments();
-    let write = Op::Write { sector: Sector(1) };
+    let write = Op::write(Sector(1));
     assert_eq!(submit(&mut *first.queue(), write, &segments), Ok(()));
     for device in [&second, &reader] {
         let mut guest = Guest::filled(&[512]);

@@ -176,7 +176,7 @@ fn compare(device: &MappedDevice, model: &mut Model, step: &mut dyn FnMut(), rou
             let slices: Vec<&[u8]> = written.iter().map(Vec::as_slice).collect();
             let mut guest = Guest::with(&slices);
             let segments = guest.segments();
-            serve(&mut *queue, Op::Write { sector }, &segments, step).expect("a write");
+            serve(&mut *queue, Op::write(sector), &segments, step).expect("a write");
             for (place, bytes) in range.iter().zip(written.concat().chunks(SECTOR)) {
                 model.sector(*place).copy_from_slice(bytes);
             }
@@ -253,9 +253,9 @@ fn data_that_goes_through_the_stores_memory_is_where_the_map_says() {
     while first < places.len() {
         let sector = Sector(first as u64);
         let most = (places.len() - first).min(32) * SECTOR;
-        let len = queue.contiguous(Op::Write { sector }, most);
+        let len = queue.contiguous(Op::write(sector), most);
         let range = first * SECTOR..first * SECTOR + len;
-        for op in [Op::Write { sector }, Op::Read { sector }] {
+        for op in [Op::write(sector), Op::Read { sector }] {
             let staging = queue.stage(Tag(9), op, len).expect("memory");
             let Staging { memory, phase } = staging;
             // SAFETY: the store gave so many bytes, and none of them is used but here.
@@ -366,7 +366,7 @@ fn who_reads_changes_nothing() {
     for mut queue in [device.queue(), whole.queue()] {
         let mut guest = Guest::filled(&[SECTOR]);
         let segments = guest.segments();
-        let write = Op::Write { sector: Sector(1) };
+        let write = Op::write(Sector(1));
         assert_eq!(queue.stage(Tag(1), write, SECTOR), None);
         assert_eq!(
             submit(&mut *queue, write, &segments),

@@ -18,9 +18,7 @@ fn read(sector: u64) -> Op {
 }
 
 fn write(sector: u64) -> Op {
-    Op::Write {
-        sector: Sector(sector),
-    }
+    Op::write(Sector(sector))
 }
 
 /// Both stores with 16 sectors, as `bytes` of memory or none.

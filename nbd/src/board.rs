@@ -250,7 +250,7 @@ impl Board {
         let (work, flush) = (entry.work, entry.flush);
         if work.kind == CommandKind::Flush {
             self.flushes.end(flush);
-        } else if work.changes_data() {
+        } else if work.changes_data() && !work.fua {
             self.written = Some(self.flushes.begun());
         }
     }

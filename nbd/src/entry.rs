@@ -33,6 +33,8 @@ pub struct Work {
     pub offset: u64,
     /// The number of bytes.
     pub len: u64,
+    /// What is written is durable when it is answered.
+    pub fua: bool,
 }
 
 impl Work {
@@ -79,6 +81,7 @@ impl Entry {
                 kind: CommandKind::Flush,
                 offset: 0,
                 len: 0,
+                fua: false,
             },
             segments: Segments::new()?,
             place: Place::Free,
@@ -150,6 +153,7 @@ impl Entry {
             cookie,
             offset: self.work.offset + self.done,
             len: self.part() as u32,
+            fua: self.work.fua,
         }
     }
 

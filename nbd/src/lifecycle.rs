@@ -353,6 +353,7 @@ fn disconnect(stream: &mut dyn Stream) {
         cookie: 0,
         offset: 0,
         len: 0,
+        fua: false,
     };
     let bytes = command.to_bytes();
     let mut sent = 0;

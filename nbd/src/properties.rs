@@ -211,6 +211,7 @@ fn known() -> TransmissionFlags {
     TransmissionFlags::HAS_FLAGS
         | TransmissionFlags::READ_ONLY
         | TransmissionFlags::SEND_FLUSH
+        | TransmissionFlags::SEND_FUA
         | TransmissionFlags::SEND_TRIM
         | TransmissionFlags::SEND_WRITE_ZEROES
         | TransmissionFlags::CAN_MULTI_CONN

@@ -36,6 +36,10 @@ impl Queue {
                 bytes: opened.properties.most_bytes as usize,
                 alignment: 1,
                 access: DataAccess::Mapped,
+                fua: opened
+                    .properties
+                    .flags
+                    .contains(TransmissionFlags::SEND_FUA),
                 // How long a server may take is for the line's task to say.
                 timeout: None,
             },
@@ -56,6 +60,7 @@ impl Queue {
             kind,
             offset: sector.bytes().ok_or(IoError::OutOfRange)?,
             len,
+            fua: false,
         };
         if work.changes_data() && properties.is_read_only() {
             return Err(IoError::ReadOnly);
@@ -78,7 +83,10 @@ impl Queue {
         let data = || io.segments.iter().map(|segment| segment.len() as u64).sum();
         let work = match io.op {
             Op::Read { sector } => self.work(CommandKind::Read, sector, data())?,
-            Op::Write { sector } => self.work(CommandKind::Write, sector, data())?,
+            Op::Write { sector, fua } => Work {
+                fua,
+                ..self.work(CommandKind::Write, sector, data())?
+            },
             Op::Flush if flags.contains(TransmissionFlags::SEND_FLUSH) => {
                 return self.work(CommandKind::Flush, Sector(0), 0).map(Some);
             }

@@ -54,6 +54,34 @@ fn what_is_written_is_read() {
 }
 
 #[test]
+fn a_write_that_is_to_be_durable_says_so_where_the_server_knows_that() {
+    const SEND_FUA: u16 = 1 << 3;
+    for knows in [true, false] {
+        let mut export = FakeExport::new("disk", 1 << 20);
+        assert!(export.flags & SEND_FUA != 0);
+        export.flags &= if knows { u16::MAX } else { !SEND_FUA };
+        let world = World::new(Config {
+            exports: vec![export],
+            ..Config::default()
+        });
+        let mut disk = world.open("nbd:10.0.0.2/disk");
+        assert_eq!(disk.queue.caps().fua, knows);
+        let from = Buffer::new(&world, 1);
+        let fua = Op::Write {
+            sector: Sector(8),
+            fua: knows,
+        };
+        assert_eq!(disk.does(write(0), &from.whole(512)), Ok(()));
+        assert_eq!(disk.does(fua, &from.whole(512)), Ok(()));
+        let seen = world.server.seen();
+        let flagged: Vec<bool> = seen.iter().map(|seen| seen.fua).collect();
+        assert_eq!(flagged, [false, knows]);
+        drop((disk, from));
+        world.end();
+    }
+}
+
+#[test]
 fn segments_of_all_shapes_are_one_command() {
     let world = World::new(Config {
         piece: 100,

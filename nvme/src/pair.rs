@@ -318,6 +318,7 @@ impl Pair {
 fn transfer(action: Action, blocks: &Blocks, count: u64) -> Command {
     match action {
         Action::Write => nvm::write(blocks.namespace, blocks.start, count as u32),
+        Action::WriteThrough => nvm::write_through(blocks.namespace, blocks.start, count as u32),
         _ => nvm::read(blocks.namespace, blocks.start, count as u32),
     }
 }

@@ -46,6 +46,7 @@ impl Queue {
             bytes: controller.most_bytes(),
             alignment: sector_size,
             access: DataAccess::Dma,
+            fua: true,
             // The controller's task sees to it that everything completes.
             timeout: None,
         };
@@ -95,7 +96,14 @@ impl Queue {
         let data = || io.segments.iter().map(|segment| segment.len() as u64).sum();
         let (action, blocks) = match io.op {
             Op::Read { sector } => (Action::Read, self.blocks(sector, data(), false)?),
-            Op::Write { sector } => (Action::Write, self.blocks(sector, data(), true)?),
+            Op::Write { sector, fua } => {
+                // Without a cache, all writes are durable.
+                let action = match fua && namespace.flushes() {
+                    true => Action::WriteThrough,
+                    false => Action::Write,
+                };
+                (action, self.blocks(sector, data(), true)?)
+            }
             Op::Flush if !namespace.flushes() => return Ok(Submitted::Done(Ok(()))),
             Op::Flush => {
                 let blocks = self.blocks(Sector(0), 0, false)?;

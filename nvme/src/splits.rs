@@ -20,6 +20,8 @@ pub enum Action {
     Read,
     /// Writes them.
     Write,
+    /// Writes them; they are durable then (FUA).
+    WriteThrough,
     /// Forgets them, by Dataset Management.
     Deallocate,
     /// Forgets them, by Write Zeroes.
@@ -30,7 +32,7 @@ impl Action {
     /// Returns whether data is transferred.
     #[inline]
     pub fn moves_data(self) -> bool {
-        matches!(self, Action::Read | Action::Write)
+        matches!(self, Action::Read | Action::Write | Action::WriteThrough)
     }
 
     /// Returns the most blocks of one command.

@@ -263,3 +263,67 @@ fn nothing_is_taken_that_has_no_bus_address() {
     drop(disk);
     world.end();
 }
+
+#[test]
+fn a_write_past_the_cache_outlives_it() {
+    let world = World::started(config(9, 4096));
+    let mut disk = world.open("nvme:03:00.0");
+    assert!(disk.queue.caps().fua);
+    let from = Buffer::new(&world, 128);
+    // One command, then several.
+    for (sector, len) in [(0, 4096), (1000, 96 << 10)] {
+        from.fill(&pattern(sector as u8 + 1, len));
+        let before = world.fake.seen().len();
+        let fua = Op::Write {
+            sector: Sector(sector),
+            fua: true,
+        };
+        let shape: Vec<_> = match len {
+            4096 => from.whole(len),
+            // Half pages: no command can name two of them.
+            _ => (0..len / 2048)
+                .map(|page| from.segment(page, 0, 2048))
+                .collect(),
+        };
+        assert_eq!(disk.does(write(sector + 300), &shape), Ok(()));
+        assert_eq!(disk.does(fua, &shape), Ok(()));
+        let seen = world.fake.seen();
+        let (cached, durable) = seen[before..].split_at((seen.len() - before) / 2);
+        assert!(cached.iter().all(|command| command.dword(12) >> 30 == 0));
+        assert!(durable.iter().all(|command| command.dword(12) >> 30 == 1));
+        assert_eq!(durable.len() > 1, len > 4096);
+        let written = world.fake.bytes(1);
+        world.fake.lose_cache();
+        let kept = world.fake.bytes(1);
+        let at = |sector: u64| sector as usize * 512..sector as usize * 512 + len;
+        assert!(kept[at(sector)] == written[at(sector)], "past the cache");
+        assert!(
+            kept[at(sector + 300)].iter().all(|byte| *byte == 0),
+            "in the cache"
+        );
+    }
+    drop((disk, from));
+    world.end();
+}
+
+#[test]
+fn without_a_cache_no_write_asks_to_go_past_it() {
+    let world = World::started(Config {
+        cache: false,
+        ..config(9, 4096)
+    });
+    let mut disk = world.open("nvme:03:00.0");
+    let from = Buffer::new(&world, 1);
+    from.fill(&pattern(1, 4096));
+    let fua = Op::Write {
+        sector: Sector(8),
+        fua: true,
+    };
+    assert_eq!(disk.does(fua, &from.whole(4096)), Ok(()));
+    assert_eq!(world.fake.seen()[0].dword(12) >> 30, 0);
+    let written = world.fake.bytes(1);
+    world.fake.lose_cache();
+    assert!(world.fake.bytes(1) == written);
+    drop((disk, from));
+    world.end();
+}

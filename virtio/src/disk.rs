@@ -113,6 +113,7 @@ impl Queue {
             bytes: (segments * PAGE_SIZE).min(MOST_BYTES),
             alignment: opened.config.sector_size.bytes(),
             access: DataAccess::Dma,
+            fua: false,
             // The device's task sees to it that everything completes.
             timeout: None,
         };
@@ -160,7 +161,7 @@ impl Queue {
                 request.sector = sector.0;
                 self.check(sector, data(), false)?
             }
-            Op::Write { sector } => {
+            Op::Write { sector, .. } => {
                 (request.kind, request.sector) = (T::Out, sector.0);
                 self.check(sector, data(), true)?
             }

@@ -105,7 +105,7 @@ impl BlockDevice for Disk {
 
 async fn serve(bytes: Arc<Mutex<Vec<u8>>>, io: AsyncIo) -> Result<(), IoError> {
     let mut bytes = bytes.lock();
-    let (Op::Read { sector } | Op::Write { sector }) = io.op else {
+    let (Op::Read { sector } | Op::Write { sector, .. }) = io.op else {
         return Ok(());
     };
     let start = sector.0 as usize * Sector::SIZE;

@@ -144,10 +144,11 @@ impl<H: Hypervisor> Bounce<H> {
         let after = |sector: Sector| Sector(sector.0 + sectors);
         let address = self.address();
         let op = match current.op {
-            Op::Write { sector } => {
+            Op::Write { sector, fua } => {
                 self.copy(Direction::FromGranted, pool, pages)?;
                 Op::Write {
                     sector: after(sector),
+                    fua,
                 }
             }
             Op::Read { sector } => {

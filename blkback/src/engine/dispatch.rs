@@ -50,6 +50,8 @@ pub(super) struct Dispatcher<H: Hypervisor> {
     barrier: bool,
     indirect_segments: usize,
     discard: bool,
+    /// The device takes writes that are durable when they complete.
+    fua: bool,
     /// True if a response was put since the pages of answered requests were last unmapped.
     answered: bool,
     pub complaints: Complaints<H>,
@@ -75,12 +77,12 @@ enum Begun {
 
 impl<H: Hypervisor> Dispatcher<H> {
     /// Takes over the ring in `pages`. A ring that was served before goes on where it was: its first slots hold
-    /// responses. `discard` and `indirect_segments` are what the frontend was offered.
+    /// responses. `discard` and `indirect_segments` are what the frontend was offered; `fua` is what the device can do.
     pub fn attach(
         pages: MappedPages<H>,
         abi: Abi,
         indirect_segments: usize,
-        discard: bool,
+        (discard, fua): (bool, bool),
         complaints: Complaints<H>,
         stats: Arc<QueueStats>,
     ) -> Result<Self, ConnectError> {
@@ -100,6 +102,7 @@ impl<H: Hypervisor> Dispatcher<H> {
             barrier: false,
             indirect_segments,
             discard,
+            fua,
             answered: false,
             complaints,
             stats,

@@ -19,19 +19,26 @@ pub struct Steps {
 }
 
 impl Steps {
-    /// Returns the steps of a read or write. An empty one has its flushes alone.
+    /// Returns the steps of a read or write. An empty one has its flushes alone. `fua` says that the device takes
+    /// writes that are durable when they complete: a barrier has no flush after its write then.
     #[inline]
-    pub fn of_transfer(kind: TransferKind, sector: blkif::Sector, is_empty: bool) -> Steps {
+    pub fn of_transfer(
+        kind: TransferKind,
+        sector: blkif::Sector,
+        is_empty: bool,
+        fua: bool,
+    ) -> Steps {
         let sector = Sector(sector.0);
+        let barrier = kind == TransferKind::WriteBarrier;
+        let fua = fua && barrier;
         let op = match kind.is_write() {
-            true => Op::Write { sector },
+            true => Op::Write { sector, fua },
             false => Op::Read { sector },
         };
-        let barrier = kind == TransferKind::WriteBarrier;
         Steps {
             flush_first: barrier || kind == TransferKind::FlushAndWrite,
             op: Some(op).filter(|_| !is_empty),
-            flush_last: barrier,
+            flush_last: barrier && !fua,
         }
     }
 

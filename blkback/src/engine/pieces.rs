@@ -406,8 +406,9 @@ fn after(op: Op, done: usize) -> Op {
         Op::Read { sector } => Op::Read {
             sector: after(sector),
         },
-        Op::Write { sector } => Op::Write {
+        Op::Write { sector, fua } => Op::Write {
             sector: after(sector),
+            fua,
         },
         other => other,
     }

@@ -52,18 +52,18 @@ impl<H: Hypervisor> Queue<H> {
             .map_err(|(gref, status)| ConnectError::Ring(gref, status))?;
         let stats = Arc::<QueueStats>::default();
         let complaints = Complaints::new(setup.name, setup.log, handle, stats.clone());
+        let store = Store::new(device);
         let dispatcher = Dispatcher::attach(
             pages,
             setup.abi,
             setup.indirect_segments,
-            setup.discard,
+            (setup.discard, store.caps().fua),
             complaints,
             stats.clone(),
         )?;
         let slots = dispatcher.slots() as usize;
         let largest = setup.indirect_segments.max(MAX_SEGMENTS);
         let most_pages = most_pages(slots, setup.indirect_segments);
-        let store = Store::new(device);
         let room = (slots, largest, most_pages);
         let sector_size = setup.sector_size;
         let pieces = Pieces::needed(

@@ -87,7 +87,7 @@ struct DmaQueue {
 impl DmaQueue {
     /// Does a request as the device does it: by bus address.
     fn serve(&self, op: Op, segments: &[IoSegment]) -> Result<(), IoError> {
-        let (Op::Read { sector } | Op::Write { sector }) = op else {
+        let (Op::Read { sector } | Op::Write { sector, .. }) = op else {
             return Err(IoError::NotSupported);
         };
         let mut medium = self.medium.lock().expect("nobody panicked");

@@ -208,9 +208,7 @@ pub fn read(sector: u64) -> Op {
 
 /// A write from that sector on.
 pub fn write(sector: u64) -> Op {
-    Op::Write {
-        sector: Sector(sector),
-    }
+    Op::write(Sector(sector))
 }
 
 /// A discard of so many sectors.

@@ -103,7 +103,7 @@ impl Disk {
         };
         let sector = Sector(0);
         let write = Io {
-            op: Op::Write { sector },
+            op: Op::write(sector),
             segments: &original.content,
         };
         let written = original.device.queue().submit(Tag(0), write);

@@ -235,6 +235,8 @@ impl IoQueue for DelayedQueue {
         let segments = io.segments.len();
         assert!(segments <= caps.segments, "{segments} segments");
         assert!(io.segments.iter().all(aligned), "aligned segments");
+        let fua = matches!(io.op, Op::Write { fua: true, .. });
+        assert!(caps.fua || !fua, "a write that is to be durable");
         let mine = |held: &&HeldRequest| held.queue == self.number;
         let pending = state.held.iter().filter(mine).count();
         assert!(pending < caps.depth, "{pending} requests are pending");

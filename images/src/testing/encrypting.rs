@@ -121,7 +121,7 @@ impl IoQueue for EncryptingQueue {
 
     fn submit(&mut self, tag: Tag, io: Io<'_>) -> Submitted {
         let sector = match io.op {
-            Op::Read { sector } | Op::Write { sector } => sector,
+            Op::Read { sector } | Op::Write { sector, .. } => sector,
             Op::Flush => return self.inner.submit(tag, io),
             Op::Discard { .. } => return Submitted::Done(Err(IoError::NotSupported)),
         };

@@ -121,7 +121,7 @@ pub fn write(queue: &mut dyn IoQueue, sector: u64, data: &[u8]) -> Result<(), Io
     let mut guest = Guest::with(&buffers);
     let segments = guest.segments();
     let sector = Sector(sector);
-    submit(queue, Op::Write { sector }, &segments)
+    submit(queue, Op::write(sector), &segments)
 }
 
 /// Reads so many sectors.

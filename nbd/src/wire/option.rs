@@ -42,6 +42,8 @@ bitflags! {
         const READ_ONLY = 1 << 1;
         /// It makes data durable when it is asked to.
         const SEND_FLUSH = 1 << 2;
+        /// It knows writes that are durable when they are answered.
+        const SEND_FUA = 1 << 3;
         /// It forgets data.
         const SEND_TRIM = 1 << 5;
         /// It writes zeros.

@@ -5,6 +5,9 @@ pub const COMMAND_HEADER: usize = 28;
 
 const MAGIC: u32 = 0x2560_9513;
 
+/// The flag of a command (`NBD_CMD_FLAG_FUA`).
+const FUA: u16 = 1 << 0;
+
 /// What a command does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
@@ -34,6 +37,8 @@ pub struct Command {
     pub offset: u64,
     /// The number of bytes.
     pub len: u32,
+    /// What is written is durable when the reply comes. Only for exports that can do that.
+    pub fua: bool,
 }
 
 impl Command {
@@ -42,6 +47,8 @@ impl Command {
     pub fn to_bytes(self) -> [u8; COMMAND_HEADER] {
         let mut bytes = [0; COMMAND_HEADER];
         bytes[..4].copy_from_slice(&MAGIC.to_be_bytes());
+        let flags = if self.fua { FUA } else { 0 };
+        bytes[4..6].copy_from_slice(&flags.to_be_bytes());
         bytes[6..8].copy_from_slice(&(self.kind as u16).to_be_bytes());
         bytes[8..16].copy_from_slice(&self.cookie.to_be_bytes());
         bytes[16..24].copy_from_slice(&self.offset.to_be_bytes());

@@ -5,6 +5,7 @@ use crate::data::Refused;
 use crate::queues::{CompletionQueue, SubmissionQueue};
 use bulkhead_nvme::command::{Command, CommandId, Completion, QueueId, Status};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A namespace of the controller.
@@ -18,6 +19,8 @@ pub struct FakeNamespace {
     pub bytes: Vec<u8>,
     /// It is write-protected.
     pub read_only: bool,
+    /// What the blocks held that were written and are in the cache alone.
+    undurable: BTreeMap<usize, Vec<u8>>,
 }
 
 impl FakeNamespace {
@@ -28,6 +31,28 @@ impl FakeNamespace {
             shift,
             bytes: vec![0; blocks << shift],
             read_only: false,
+            undurable: BTreeMap::new(),
+        }
+    }
+
+    /// Notes that some bytes, of whole blocks, are about to be written, to the cache alone.
+    pub fn will_cache(&mut self, range: Range<usize>) {
+        let size = 1 << self.shift;
+        for at in range.step_by(size) {
+            let block = &self.bytes[at..at + size];
+            self.undurable.entry(at).or_insert_with(|| block.to_vec());
+        }
+    }
+
+    /// Makes some bytes durable.
+    pub fn make_durable(&mut self, range: Range<usize>) {
+        self.undurable.retain(|at, _| !range.contains(at));
+    }
+
+    /// Loses what is in the cache alone.
+    pub fn lose_cache(&mut self) {
+        for (at, block) in std::mem::take(&mut self.undurable) {
+            self.bytes[at..at + block.len()].copy_from_slice(&block);
         }
     }
 

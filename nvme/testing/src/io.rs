@@ -3,6 +3,7 @@
 use crate::data::{Refused, pages};
 use crate::device::{Device, FakeNamespace};
 use bulkhead_nvme::command::{Command, Status, nvm};
+use std::ops::Range;
 
 impl Device {
     pub fn execute(&mut self, command: &Command) -> Result<(), Refused> {
@@ -11,7 +12,12 @@ impl Device {
             return Err(Refused(Status::INVALID_NAMESPACE.for_good()));
         }
         match command.opcode() {
-            nvm::opcode::FLUSH => Ok(()),
+            nvm::opcode::FLUSH => {
+                if let Some(namespace) = self.config.namespace_mut(id) {
+                    namespace.make_durable(0..usize::MAX);
+                }
+                Ok(())
+            }
             nvm::opcode::READ => self.transfer(command, false),
             nvm::opcode::WRITE => self.transfer(command, true),
             nvm::opcode::WRITE_ZEROES if self.config.writes_zeroes => {
@@ -35,7 +41,7 @@ impl Device {
     }
 
     /// Returns the bytes of a namespace that some blocks are.
-    fn range(&self, id: u32, start: u64, blocks: u64) -> Result<std::ops::Range<usize>, Refused> {
+    fn range(&self, id: u32, start: u64, blocks: u64) -> Result<Range<usize>, Refused> {
         let namespace = self.config.namespace(id);
         let namespace = namespace.ok_or(Refused(Status::INVALID_NAMESPACE))?;
         let end = start
@@ -51,9 +57,20 @@ impl Device {
         namespace.ok_or(Refused(Status::WRITE_PROTECTED.for_good()))
     }
 
+    /// Returns the bytes of a namespace, of which some are written; with `fua`, past the cache.
+    fn write(&mut self, id: u32, range: Range<usize>, fua: bool) -> Result<&mut Vec<u8>, Refused> {
+        let cache = self.config.cache;
+        let namespace = self.writable(id)?;
+        match cache && !fua {
+            true => namespace.will_cache(range),
+            false => namespace.make_durable(range),
+        }
+        Ok(&mut namespace.bytes)
+    }
+
     fn clear(&mut self, id: u32, start: u64, blocks: u64) -> Result<(), Refused> {
         let range = self.range(id, start, blocks)?;
-        self.writable(id)?.bytes[range].fill(0);
+        self.write(id, range.clone(), false)?[range].fill(0);
         Ok(())
     }
 
@@ -67,7 +84,8 @@ impl Device {
         let mut bytes = vec![0; range.len()];
         if writes {
             self.read_data(command, &mut bytes)?;
-            self.writable(id)?.bytes[range].copy_from_slice(&bytes);
+            let fua = command.dword(12) >> 30 & 1 == 1;
+            self.write(id, range.clone(), fua)?[range].copy_from_slice(&bytes);
         } else {
             let namespace = self.config.namespace(id);
             bytes.copy_from_slice(

@@ -158,6 +158,13 @@ impl FakeController {
         found.expect("a namespace").bytes.clone()
     }
 
+    /// Has its media lose what is in the cache alone, as they do when the power fails.
+    pub fn lose_cache(&self) {
+        let mut device = self.device();
+        let namespaces = device.config.namespaces.iter_mut();
+        namespaces.for_each(FakeNamespace::lose_cache);
+    }
+
     /// Lets it vanish: all of its registers read as ones, and it does nothing any more.
     pub fn vanish(&self) {
         self.device().vanished = true;

@@ -100,9 +100,7 @@ pub fn find(device: &dyn BlockDevice, sector: u64, disks: &[&Disk]) -> Option<(u
     // SAFETY: the bytes stay until the request is done, which is before this returns.
     let segment = unsafe { IoSegment::new(address, bytes.len(), None) };
     let io = Io {
-        op: Op::Write {
-            sector: Sector(sector),
-        },
+        op: Op::write(Sector(sector)),
         segments: &[segment],
     };
     let submitted = device.queue().submit(Tag(1), io);

@@ -27,7 +27,7 @@ impl<H: Hypervisor> Dispatcher<H> {
             // The next sweep starts with all room for descriptor pages.
             return Begun::NotYet;
         };
-        let steps = Steps::of_transfer(indirect.kind, indirect.sector, false);
+        let steps = Steps::of_transfer(indirect.kind, indirect.sector, false, false);
         let Some(tag) = self.inflight.begin(request.id, request.opcode(), steps) else {
             return self.refuse(request, Status::Error);
         };

@@ -35,7 +35,7 @@ impl<'a> PlainTransfer<'a> {
         let sector = Sector(transfer.sector.0);
         let (op, access) = match transfer.kind {
             TransferKind::Read => (Op::Read { sector }, GrantAccess::ReadWrite),
-            TransferKind::Write => (Op::Write { sector }, GrantAccess::ReadOnly),
+            TransferKind::Write => (Op::write(sector), GrantAccess::ReadOnly),
             TransferKind::WriteBarrier | TransferKind::FlushAndWrite => return None,
         };
         Some(PlainTransfer {

@@ -57,6 +57,7 @@ pub(super) fn common(queues: &[Box<dyn IoQueue>]) -> Result<Caps, OpenQueueError
                     return Err(OpenQueueError::Failed(reason.to_string()));
                 }
             },
+            fua: one.fua && other.fua,
             timeout: one
                 .timeout
                 .zip(other.timeout)

@@ -90,7 +90,7 @@ impl MappedQueue {
     fn check(&self, op: Op, bytes: u64) -> Result<(Sector, u64), IoError> {
         let (sector, writes) = match op {
             Op::Read { sector } => (sector, false),
-            Op::Write { sector } | Op::Discard { sector, .. } => (sector, true),
+            Op::Write { sector, .. } | Op::Discard { sector, .. } => (sector, true),
             Op::Flush => return Ok((Sector(0), 0)),
         };
         if writes && self.shared.access == Access::ReadOnly {
@@ -116,8 +116,9 @@ impl MappedQueue {
             Op::Read { .. } => Op::Read {
                 sector: piece.start,
             },
-            Op::Write { .. } => Op::Write {
+            Op::Write { fua, .. } => Op::Write {
                 sector: piece.start,
+                fua,
             },
             Op::Discard { secure, .. } => Op::Discard {
                 sector: piece.start,
@@ -134,7 +135,7 @@ impl MappedQueue {
         while split.is_at_work() {
             let left = split.count - split.position;
             match split.op {
-                Op::Read { sector } | Op::Write { sector } => {
+                Op::Read { sector } | Op::Write { sector, .. } => {
                     let piece = self.map.piece(sector.0 + split.position, left)?;
                     return Some((piece, piece.len.0));
                 }

@@ -88,7 +88,7 @@ impl IoQueue for NullDevice {
         Submitted::Done(match io.op {
             _ if !bytes.is_multiple_of(Sector::SIZE) => Err(IoError::Misaligned),
             Op::Write { .. } if self.access == Access::ReadOnly => Err(IoError::ReadOnly),
-            Op::Read { sector } | Op::Write { sector } => self.check(sector, count),
+            Op::Read { sector } | Op::Write { sector, .. } => self.check(sector, count),
             Op::Flush => Ok(()),
             Op::Discard { .. } => Err(IoError::NotSupported),
         })

@@ -157,7 +157,7 @@ impl IoQueue for Queue {
     fn submit(&mut self, tag: Tag, io: Io<'_>) -> Submitted {
         Submitted::Done(match io.op {
             Op::Read { sector } => self.read(sector, io.segments),
-            Op::Write { sector } => self.write(sector, io.segments),
+            Op::Write { sector, .. } => self.write(sector, io.segments),
             Op::Flush => Ok(()),
             // Secure or not: nothing of it is left, also where memory is given back.
             Op::Discard { sector, count, .. } => match self.image.discarded(sector, count) {
@@ -240,7 +240,7 @@ impl IoQueue for Queue {
     fn stage(&mut self, _tag: Tag, op: Op, len: usize) -> Option<Staging> {
         let sector = match op {
             Op::Read { sector } => sector,
-            Op::Write { sector } if self.image.access == Access::ReadWrite => sector,
+            Op::Write { sector, .. } if self.image.access == Access::ReadWrite => sector,
             _ => return None,
         };
         let offset = self.image.range(sector, len).ok()?;

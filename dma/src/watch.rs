@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 use bulkhead_executor::Waiters;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::task::Waker;
 use futures_util::task::AtomicWaker;
 use spin::Mutex;
@@ -14,6 +14,8 @@ pub struct Watch {
     ticks: AtomicBool,
     /// A queue wants something of the task.
     attention: AtomicBool,
+    /// The interrupts that were taken.
+    interrupts: AtomicU64,
     waiting: Arc<Mutex<Waiters>>,
 }
 
@@ -24,6 +26,7 @@ impl Watch {
             task: AtomicWaker::new(),
             ticks: AtomicBool::new(false),
             attention: AtomicBool::new(false),
+            interrupts: AtomicU64::new(0),
             waiting,
         }
     }
@@ -67,6 +70,17 @@ impl Watch {
     /// Returns whether the task was called, and forgets it.
     pub fn take_call(&self) -> bool {
         self.attention.swap(false, Ordering::AcqRel)
+    }
+
+    /// Counts an interrupt, of the queues or of the device itself. Several that come before a task runs are one.
+    #[inline]
+    pub fn count_interrupt(&self) {
+        self.interrupts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Returns the number of interrupts so far.
+    pub fn interrupts(&self) -> u64 {
+        self.interrupts.load(Ordering::Relaxed)
     }
 
     /// Keeps the waker of the device's task.

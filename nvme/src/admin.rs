@@ -8,7 +8,7 @@ use crate::rings::Rings;
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use bulkhead_dma::{DmaPages, NoPages};
+use bulkhead_dma::{DmaPages, NoPages, Watch};
 use bulkhead_executor::{EventChannel, Handle};
 use bulkhead_xen::{DmaMemory, Hypervisor, Registers};
 use core::fmt;
@@ -87,6 +87,7 @@ impl core::error::Error for AdminError {}
 pub struct Admin<H: Hypervisor> {
     handle: Handle<H>,
     registers: Arc<dyn Registers>,
+    watch: Arc<Watch>,
     rings: Rings,
     /// What commands transfer.
     data: DmaPages,
@@ -102,13 +103,14 @@ impl<H: Hypervisor> Admin<H> {
     /// Takes the memory of the queue.
     pub fn new(
         handle: Handle<H>,
-        registers: Arc<dyn Registers>,
-        memory: &dyn DmaMemory,
+        (registers, memory): (Arc<dyn Registers>, &dyn DmaMemory),
+        watch: Arc<Watch>,
         vectors: Arc<dyn Vectors<H>>,
     ) -> Result<Self, NoPages> {
         Ok(Admin {
             handle,
             registers,
+            watch,
             rings: Rings::new(memory)?,
             data: DmaPages::new(memory, 1)?,
             channel: None,
@@ -257,7 +259,13 @@ impl<H: Hypervisor> Admin<H> {
     /// Ready if the controller has interrupted since this was called last. Otherwise the next interrupt wakes the task.
     pub fn poll_interrupted(&self, context: &mut Context<'_>) -> Poll<()> {
         match &self.channel {
-            Some(channel) => channel.poll_notified(context),
+            Some(channel) => {
+                let notified = channel.poll_notified(context);
+                if notified.is_ready() {
+                    self.watch.count_interrupt();
+                }
+                notified
+            }
             None => Poll::Pending,
         }
     }

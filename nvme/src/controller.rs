@@ -234,11 +234,12 @@ impl Controller {
         }
         let counts = self.counts();
         lines.push(format!(
-            "nvme:{name}: {} commands, {} of them parts of requests, {} failed, {} doorbells, {} resets",
+            "nvme:{name}: {} commands, {} of them parts of requests, {} failed, {} doorbells, {} interrupts, {} resets",
             counts.commands,
             counts.parts,
             counts.failed,
             counts.doorbells,
+            self.watch.interrupts(),
             self.resets.load(Ordering::Relaxed)
         ));
         for namespace in self.namespaces() {

@@ -85,7 +85,8 @@ pub(crate) async fn live<H: Hypervisor>(
     let registered = stops.register(stop).map_err(|error| error.to_string());
     let made = registered.and_then(|registered| {
         let vectors = function.vectors();
-        let admin = Admin::new(handle.clone(), registers, &**memory, vectors);
+        let watch = controller.watch().clone();
+        let admin = Admin::new(handle.clone(), (registers, &**memory), watch, vectors);
         Ok((registered, admin.map_err(|error| error.to_string())?))
     });
     let (registered, admin) = match made {

@@ -39,6 +39,7 @@ impl Listeners {
                     handle.spawn(async move {
                         loop {
                             channel.notified().await;
+                            controller.watch().count_interrupt();
                             if let Some(pair) = controller.pairs().get(index) {
                                 pair.lock().interrupted();
                             }

@@ -89,6 +89,49 @@ fn each_vcpu_has_a_queue_pair_and_an_interrupt() {
     world.end();
 }
 
+/// Returns a count from the lines for the operator, and what the controller has counted of doorbell writes and
+/// interrupts.
+fn shown(world: &World, what: &str) -> (u64, (u64, u64)) {
+    let lines = world.lines();
+    let words: Vec<&str> = lines
+        .split([' ', ','])
+        .filter(|word| !word.is_empty())
+        .collect();
+    let at = words.iter().position(|word| *word == what);
+    let count = at.and_then(|at| words[at - 1].parse().ok());
+    (
+        count.unwrap_or_else(|| panic!("{what}: {lines}")),
+        world.fake.signals(),
+    )
+}
+
+#[test]
+fn the_operator_sees_interrupts_and_writes_to_doorbells() {
+    let world = World::started(Config::default());
+    let device = world.try_open("nvme:03:00.0").expect("opened");
+    let buffer = Buffer::new(&world, 1);
+    let mut disks = [0, 1].map(|vcpu| Disk::new(&world, device.clone(), vcpu, 8));
+    // What is shown has the controller asked for its health, by the admin queue.
+    world.run();
+    let before = ["interrupts", "doorbells"].map(|what| shown(&world, what));
+    world.run();
+    for round in 0..5 {
+        for disk in &mut disks {
+            disk.ask(round, read(0), &[buffer.segment(0, 0, 512)]);
+            world.run();
+            assert_eq!(disk.collect(), 1);
+        }
+    }
+    let after = ["interrupts", "doorbells"].map(|what| shown(&world, what));
+    let [interrupts, doorbells] = [0, 1].map(|index| after[index].0 - before[index].0);
+    assert_eq!(interrupts, after[0].1.1 - before[0].1.1);
+    assert!(interrupts >= 10, "{interrupts}: one for each request");
+    assert_eq!(doorbells, after[1].1.0 - before[1].1.0);
+    assert!(doorbells >= 10, "{doorbells}: one for each request");
+    drop((disks, device, buffer));
+    world.end();
+}
+
 #[test]
 fn few_interrupts_or_none_serve_as_well() {
     for vectors in [0, 1, 2] {

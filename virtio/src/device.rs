@@ -208,10 +208,11 @@ impl Device {
         });
         let counts = self.counts();
         lines.push(format!(
-            "virtio:{name}: {} requests, {} failed, {} notifications, {} resets",
+            "virtio:{name}: {} requests, {} failed, {} notifications, {} interrupts, {} resets",
             counts.requests,
             counts.failed,
             counts.notifications,
+            self.watch.interrupts(),
             self.resets.load(Ordering::Relaxed)
         ));
         lines

@@ -297,6 +297,9 @@ impl<H: PciHost> Life<'_, H> {
                 .interrupt
                 .as_ref()
                 .is_some_and(|interrupt| interrupt.poll_raised(context).is_ready());
+            if raised {
+                watch.count_interrupt();
+            }
             let happened = raised
                 || watch.is_called()
                 || (self.tick.is_none() && watch.ticks())

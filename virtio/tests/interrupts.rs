@@ -87,6 +87,8 @@ fn a_batch_is_one_notification_and_at_most_one_interrupt() {
         // Without an event index, all that comes before the first is looked at interrupts.
         if features.contains(F::EVENT_IDX) {
             assert_eq!(after.1 - before.1, 1);
+            let shown = format!("{} notifications, {} interrupts", after.0, after.1);
+            assert!(world.lines().contains(&shown), "{shown}: {}", world.lines());
         }
         disk.done.clear();
         drop((disk, buffer));

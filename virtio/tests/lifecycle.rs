@@ -23,7 +23,7 @@ fn a_device_starts_with_the_features_that_are_used() {
     assert_eq!(
         world.lines(),
         "virtio:04:00.0: 4096 sectors of 512, with a cache, 2 queue(s), open 0 time(s)\n\
-         virtio:04:00.0: 0 requests, 0 failed, 0 notifications, 0 resets"
+         virtio:04:00.0: 0 requests, 0 failed, 0 notifications, 0 interrupts, 0 resets"
     );
     world.end();
 }

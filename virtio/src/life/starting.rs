@@ -224,6 +224,7 @@ impl<'d, H: PciHost> Life<'d, H> {
                     handle.spawn(async move {
                         loop {
                             interrupt.raised().await;
+                            device.watch().count_interrupt();
                             if let Some(queue) = device.queues().get(index) {
                                 queue.lock().interrupted();
                             }

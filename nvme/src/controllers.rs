@@ -7,13 +7,11 @@ use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use bulkhead_executor::{Handle, VcpuSpawner, Waiters};
+use bulkhead_dma::{Devices, PassedThrough, Watch, short_name};
+use bulkhead_executor::{Handle, VcpuSpawner};
 use bulkhead_xen::{DeviceStops, DmaMemory, Hypervisor};
-use core::cell::RefCell;
 use core::fmt;
-use core::future::poll_fn;
-use core::task::Poll;
-use spin::Mutex;
+use core::ops::Deref;
 
 /// A controller cannot be let go of, because disks of guests are on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,13 +39,14 @@ impl fmt::Display for InUse {
 impl core::error::Error for InUse {}
 
 /// The controllers that were given to this domain.
-pub struct Controllers<H: Hypervisor> {
-    handle: Handle<H>,
-    vcpus: Vec<VcpuSpawner<H>>,
-    memory: Arc<dyn DmaMemory>,
-    stops: &'static DeviceStops,
-    all: RefCell<Vec<Arc<Controller>>>,
-    waiting: Arc<Mutex<Waiters>>,
+pub struct Controllers<H: Hypervisor>(Devices<H, Controller>);
+
+impl<H: Hypervisor> Deref for Controllers<H> {
+    type Target = Devices<H, Controller>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
 }
 
 impl<H: Hypervisor> Controllers<H> {
@@ -59,30 +58,27 @@ impl<H: Hypervisor> Controllers<H> {
         memory: Arc<dyn DmaMemory>,
         stops: &'static DeviceStops,
     ) -> Rc<Self> {
-        Rc::new(Controllers {
-            handle,
-            vcpus,
-            memory,
-            stops,
-            all: RefCell::default(),
-            waiting: Arc::default(),
-        })
+        Rc::new(Controllers(Devices::new(handle, vcpus, memory, stops)))
     }
 
     /// Adds a controller, and starts it. It stays until it is [removed](Self::remove).
     pub fn add(self: &Rc<Self>, function: Rc<dyn Function<H>>) {
-        let name = short(function.name()).to_string();
-        let (registers, memory) = (function.registers(), self.memory.clone());
-        let controller = Controller::new(name, registers, memory, self.waiting.clone());
+        let name = short_name(function.name()).to_string();
+        let (registers, memory) = (function.registers(), self.memory().clone());
+        let controller = Controller::new(name, registers, memory, self.waiting().clone());
         let controller = Arc::new(controller);
-        self.all.borrow_mut().push(controller.clone());
-        controller.watch().changed();
-        let (all, handle) = (self.clone(), self.handle.clone());
-        self.handle.spawn(async move {
-            live(handle, &all.vcpus, all.stops, controller.clone(), function).await;
-            all.all
-                .borrow_mut()
-                .retain(|other| !Arc::ptr_eq(other, &controller));
+        self.insert(&controller);
+        let (all, handle) = (self.clone(), self.handle().clone());
+        self.handle().spawn(async move {
+            live(
+                handle,
+                all.vcpus(),
+                all.stops(),
+                controller.clone(),
+                function,
+            )
+            .await;
+            all.forget(&controller);
             controller.watch().changed();
         });
     }
@@ -113,48 +109,6 @@ impl<H: Hypervisor> Controllers<H> {
         }
     }
 
-    /// Stops all controllers in order, because the domain ends.
-    pub async fn close(&self) {
-        for controller in self.list() {
-            self.let_go(&controller).await;
-        }
-    }
-
-    async fn let_go(&self, controller: &Controller) {
-        controller.leave();
-        self.until(|| controller.has_left().then_some(())).await;
-    }
-
-    /// Returns the controller of that name, with or without the PCI segment 0000.
-    pub fn find(&self, name: &str) -> Option<Arc<Controller>> {
-        let all = self.all.borrow();
-        let found = all
-            .iter()
-            .find(|controller| controller.name() == short(name));
-        found.cloned()
-    }
-
-    /// Returns all controllers.
-    pub fn list(&self) -> Vec<Arc<Controller>> {
-        self.all.borrow().clone()
-    }
-
-    /// Waits until `look` returns a value; calls it again whenever a controller has changed.
-    pub async fn until<T>(&self, mut look: impl FnMut() -> Option<T>) -> T {
-        let wait = Wait {
-            number: self.waiting.lock().number(),
-            waiting: &self.waiting,
-        };
-        poll_fn(|context| {
-            wait.waiting.lock().wait(wait.number, context.waker());
-            match look() {
-                Some(found) => Poll::Ready(found),
-                None => Poll::Pending,
-            }
-        })
-        .await
-    }
-
     /// Waits until no disk lies on a controller, or there is none of that name.
     pub(crate) async fn until_unused(&self, name: &str) {
         let unused = || match self.find(name) {
@@ -163,30 +117,22 @@ impl<H: Hypervisor> Controllers<H> {
         };
         self.until(unused).await;
     }
-
-    /// Returns the number of vCPUs that serve.
-    pub(crate) fn vcpus(&self) -> usize {
-        self.vcpus.len()
-    }
-
-    pub(crate) fn handle(&self) -> &Handle<H> {
-        &self.handle
-    }
 }
 
-/// One task's wait, which leaves nothing behind if it is given up.
-struct Wait<'c> {
-    waiting: &'c Mutex<Waiters>,
-    number: u64,
-}
-
-impl Drop for Wait<'_> {
-    fn drop(&mut self) {
-        self.waiting.lock().forget(self.number);
+impl PassedThrough for Controller {
+    fn name(&self) -> &str {
+        self.name()
     }
-}
 
-/// Returns the name of a function without the PCI segment, if that is 0000.
-pub(crate) fn short(name: &str) -> &str {
-    name.strip_prefix("0000:").unwrap_or(name)
+    fn watch(&self) -> &Arc<Watch> {
+        self.watch()
+    }
+
+    fn leave(&self) {
+        self.leave();
+    }
+
+    fn has_left(&self) -> bool {
+        self.has_left()
+    }
 }

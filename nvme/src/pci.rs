@@ -79,7 +79,10 @@ impl<H: PciHost> Attached<H> {
         function: &Rc<bulkhead_pci::Function<H>>,
     ) -> Result<Self, PciError> {
         // One for the admin queue, and one for each queue pair.
-        let vectors = match function.enable_interrupts(controllers.vcpus() + 1).await {
+        let vectors = match function
+            .enable_interrupts(controllers.vcpus().len() + 1)
+            .await
+        {
             Ok(vectors) => Some(vectors),
             Err(PciError::NoInterrupts) => {
                 log::warn!(

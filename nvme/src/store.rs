@@ -2,7 +2,7 @@
 
 use crate::command::NamespaceId;
 use crate::controller::Controller;
-use crate::controllers::{Controllers, short};
+use crate::controllers::Controllers;
 use crate::namespace::{Device, Namespace};
 use alloc::boxed::Box;
 use alloc::format;
@@ -10,6 +10,7 @@ use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use bulkhead_dma::short_name;
 use bulkhead_images::BlockDevice;
 use bulkhead_volumes::{DiskStore, Disks, KnownDisk, NameError, VolumeName, Waiting};
 use bulkhead_xen::Hypervisor;
@@ -112,7 +113,7 @@ impl<H: Hypervisor> Disks for Namespaces<H> {
         let all = self.0.list();
         if all
             .iter()
-            .any(|controller| controller.name() == short(function))
+            .any(|controller| controller.name() == short_name(function))
         {
             return format!("the controller {function} is not ready");
         }

@@ -7,13 +7,11 @@ use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use bulkhead_executor::{Handle, VcpuSpawner, Waiters};
+use bulkhead_dma::{PassedThrough, Watch, short_name};
+use bulkhead_executor::{Handle, VcpuSpawner};
 use bulkhead_pci::{Departure, Driver, Function, PciHost};
 use bulkhead_xen::{DeviceStops, DmaMemory};
-use core::cell::RefCell;
-use core::future::poll_fn;
-use core::task::Poll;
-use spin::Mutex;
+use core::ops::Deref;
 
 /// The vendor of virtio devices, and the numbers of a disk: of one that is modern, and of one that can be legacy, too.
 const VENDOR: u16 = 0x1af4;
@@ -21,13 +19,14 @@ const MODERN_DISK: u16 = 0x1042;
 const TRANSITIONAL_DISK: u16 = 0x1001;
 
 /// The devices that were given to this domain.
-pub struct Devices<H: PciHost> {
-    handle: Handle<H>,
-    vcpus: Vec<VcpuSpawner<H>>,
-    memory: Arc<dyn DmaMemory>,
-    stops: &'static DeviceStops,
-    all: RefCell<Vec<Arc<Device>>>,
-    waiting: Arc<Mutex<Waiters>>,
+pub struct Devices<H: PciHost>(bulkhead_dma::Devices<H, Device>);
+
+impl<H: PciHost> Deref for Devices<H> {
+    type Target = bulkhead_dma::Devices<H, Device>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
 }
 
 impl<H: PciHost> Devices<H> {
@@ -39,53 +38,25 @@ impl<H: PciHost> Devices<H> {
         memory: Arc<dyn DmaMemory>,
         stops: &'static DeviceStops,
     ) -> Rc<Self> {
-        Rc::new(Devices {
-            handle,
-            vcpus,
-            memory,
-            stops,
-            all: RefCell::default(),
-            waiting: Arc::default(),
-        })
+        let all = bulkhead_dma::Devices::new(handle, vcpus, memory, stops);
+        Rc::new(Devices(all))
     }
 
     /// Adds a device, and starts it. It stays until its function is taken away.
     fn add(self: &Rc<Self>, function: Function<H>) {
         let name = function.name().to_string();
-        let device = Arc::new(Device::new(name, self.memory.clone(), self.waiting.clone()));
-        self.all.borrow_mut().push(device.clone());
-        device.watch().changed();
+        let device = Device::new(name, self.memory().clone(), self.waiting().clone());
+        let device = Arc::new(device);
+        self.insert(&device);
         let function = Rc::new(function);
-        self.handle
+        self.handle()
             .spawn(follow(self.clone(), device.clone(), function.clone()));
         let all = self.clone();
-        self.handle.spawn(async move {
+        self.handle().spawn(async move {
             live(&all, device.clone(), function).await;
-            all.all
-                .borrow_mut()
-                .retain(|other| !Arc::ptr_eq(other, &device));
+            all.forget(&device);
             device.set_left();
         });
-    }
-
-    /// Stops all devices, because the domain ends.
-    pub async fn close(&self) {
-        for device in self.list() {
-            device.leave();
-            self.until(|| device.has_left().then_some(())).await;
-        }
-    }
-
-    /// Returns the device of that name, with or without the PCI segment 0000.
-    pub(crate) fn find(&self, name: &str) -> Option<Arc<Device>> {
-        let name = name.strip_prefix("0000:").unwrap_or(name);
-        let all = self.all.borrow();
-        all.iter().find(|device| device.name() == name).cloned()
-    }
-
-    /// Returns all devices.
-    pub(crate) fn list(&self) -> Vec<Arc<Device>> {
-        self.all.borrow().clone()
     }
 
     /// Returns lines about all devices, for the operator.
@@ -93,45 +64,23 @@ impl<H: PciHost> Devices<H> {
         let all = self.list();
         all.iter().flat_map(|device| device.lines()).collect()
     }
-
-    /// Waits until `look` returns a value; calls it again whenever a device has changed.
-    pub(crate) async fn until<T>(&self, mut look: impl FnMut() -> Option<T>) -> T {
-        let wait = Wait {
-            number: self.waiting.lock().number(),
-            waiting: &self.waiting,
-        };
-        poll_fn(|context| {
-            wait.waiting.lock().wait(wait.number, context.waker());
-            match look() {
-                Some(found) => Poll::Ready(found),
-                None => Poll::Pending,
-            }
-        })
-        .await
-    }
-
-    pub(crate) fn handle(&self) -> &Handle<H> {
-        &self.handle
-    }
-
-    pub(crate) fn vcpus(&self) -> &[VcpuSpawner<H>] {
-        &self.vcpus
-    }
-
-    pub(crate) fn stops(&self) -> &'static DeviceStops {
-        self.stops
-    }
 }
 
-/// One task's wait, which leaves nothing behind if it is given up.
-struct Wait<'d> {
-    waiting: &'d Mutex<Waiters>,
-    number: u64,
-}
+impl PassedThrough for Device {
+    fn name(&self) -> &str {
+        self.name()
+    }
 
-impl Drop for Wait<'_> {
-    fn drop(&mut self) {
-        self.waiting.lock().forget(self.number);
+    fn watch(&self) -> &Arc<Watch> {
+        self.watch()
+    }
+
+    fn leave(&self) {
+        self.leave();
+    }
+
+    fn has_left(&self) -> bool {
+        self.has_left()
     }
 }
 
@@ -189,8 +138,7 @@ impl<H: PciHost> Driver<H> for VirtioDriver<H> {
 /// Returns why there is no device of that name.
 pub(crate) fn missing(all: &[Arc<Device>], name: &str) -> String {
     let names: Vec<&str> = all.iter().map(|device| device.name()).collect();
-    let short = name.strip_prefix("0000:").unwrap_or(name);
-    if names.contains(&short) {
+    if names.contains(&short_name(name)) {
         return format!("the device {name} is not ready");
     }
     match names.is_empty() {

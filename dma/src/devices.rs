@@ -1,0 +1,151 @@
+//! The devices of one kind that the driver domain has.
+
+use crate::Watch;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use bulkhead_executor::{Handle, VcpuSpawner, Waiters};
+use bulkhead_xen::{DeviceStops, DmaMemory, Hypervisor};
+use core::cell::RefCell;
+use core::future::poll_fn;
+use core::task::Poll;
+use spin::Mutex;
+
+/// A device that was passed through to this domain.
+pub trait PassedThrough {
+    /// Returns its name: its PCI function, without the segment 0000.
+    fn name(&self) -> &str;
+
+    /// Returns how its task is called.
+    fn watch(&self) -> &Arc<Watch>;
+
+    /// Has its task stop it for good.
+    fn leave(&self);
+
+    /// Returns whether it was stopped for good.
+    fn has_left(&self) -> bool;
+}
+
+/// The devices of one kind, and what all of them need.
+pub struct Devices<H: Hypervisor, D> {
+    handle: Handle<H>,
+    vcpus: Vec<VcpuSpawner<H>>,
+    memory: Arc<dyn DmaMemory>,
+    stops: &'static DeviceStops,
+    all: RefCell<Vec<Arc<D>>>,
+    waiting: Arc<Mutex<Waiters>>,
+}
+
+impl<H: Hypervisor, D: PassedThrough> Devices<H, D> {
+    /// Returns an empty list. `handle` is of the vCPU that this is called on, requests are served on `vcpus`, devices
+    /// find this domain's memory as `memory` says, and those in `stops` are stopped when the domain ends.
+    pub fn new(
+        handle: Handle<H>,
+        vcpus: Vec<VcpuSpawner<H>>,
+        memory: Arc<dyn DmaMemory>,
+        stops: &'static DeviceStops,
+    ) -> Self {
+        Devices {
+            handle,
+            vcpus,
+            memory,
+            stops,
+            all: RefCell::default(),
+            waiting: Arc::default(),
+        }
+    }
+
+    /// Adds a device.
+    pub fn insert(&self, device: &Arc<D>) {
+        self.all.borrow_mut().push(device.clone());
+        device.watch().changed();
+    }
+
+    /// Removes a device.
+    pub fn forget(&self, device: &Arc<D>) {
+        let is_other = |other: &Arc<D>| !Arc::ptr_eq(other, device);
+        self.all.borrow_mut().retain(is_other);
+    }
+
+    /// Stops all devices in order, because the domain ends.
+    pub async fn close(&self) {
+        for device in self.list() {
+            self.let_go(&device).await;
+        }
+    }
+
+    /// Stops a device for good, in order.
+    pub async fn let_go(&self, device: &D) {
+        device.leave();
+        self.until(|| device.has_left().then_some(())).await;
+    }
+
+    /// Returns the device of that name, with or without the PCI segment 0000.
+    pub fn find(&self, name: &str) -> Option<Arc<D>> {
+        let all = self.all.borrow();
+        let name = short_name(name);
+        all.iter().find(|device| device.name() == name).cloned()
+    }
+
+    /// Returns all devices.
+    pub fn list(&self) -> Vec<Arc<D>> {
+        self.all.borrow().clone()
+    }
+
+    /// Waits until `look` returns a value; calls it again whenever a device has changed.
+    pub async fn until<T>(&self, mut look: impl FnMut() -> Option<T>) -> T {
+        let wait = Wait {
+            number: self.waiting.lock().number(),
+            waiting: &self.waiting,
+        };
+        poll_fn(|context| {
+            wait.waiting.lock().wait(wait.number, context.waker());
+            match look() {
+                Some(found) => Poll::Ready(found),
+                None => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    /// Returns those who wait for a change of any device.
+    pub fn waiting(&self) -> &Arc<Mutex<Waiters>> {
+        &self.waiting
+    }
+
+    /// Returns the handle of the first vCPU.
+    pub fn handle(&self) -> &Handle<H> {
+        &self.handle
+    }
+
+    /// Returns the vCPUs that serve.
+    pub fn vcpus(&self) -> &[VcpuSpawner<H>] {
+        &self.vcpus
+    }
+
+    /// Returns how this domain's memory is named to devices.
+    pub fn memory(&self) -> &Arc<dyn DmaMemory> {
+        &self.memory
+    }
+
+    /// Returns the devices that the domain's end stops.
+    pub fn stops(&self) -> &'static DeviceStops {
+        self.stops
+    }
+}
+
+/// One task's wait, which leaves nothing behind if it is given up.
+struct Wait<'d> {
+    waiting: &'d Mutex<Waiters>,
+    number: u64,
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        self.waiting.lock().forget(self.number);
+    }
+}
+
+/// Returns the name of a function without the PCI segment, if that is 0000.
+pub fn short_name(name: &str) -> &str {
+    name.strip_prefix("0000:").unwrap_or(name)
+}

@@ -1,4 +1,4 @@
-//! Requests of the toolstack to the domain as a whole: `control/shutdown`
+//! Requests of the toolstack to the domain as a whole: `control/shutdown` and `control/sysrq`
 //! (Xen's `docs/misc/xenstore-paths.pandoc`).
 
 use bulkhead_xenbus::CommandNode;
@@ -67,6 +67,25 @@ pub async fn shutdown_requested(store: &Client) -> Result<ShutdownRequest, Error
             None if value == "suspend" => log::warn!("{NODE}: {NOT_SUSPENDED}"),
             None => log::warn!("{NODE}: {value:?} is not offered"),
         }
+    }
+}
+
+/// The node into which `xl sysrq` writes a key.
+const SYSRQ: &str = "control/sysrq";
+
+/// The key that has a domain crash, as in Linux.
+const CRASH: &str = "c";
+
+/// Waits until the toolstack asks the domain to crash (`xl sysrq DOMAIN c`). It does so to see the domain's end or to
+/// have a core dump of it. No other key is offered.
+pub async fn crash_requested(store: &Client) -> Result<(), Error> {
+    let mut keys = CommandNode::watch(store, SYSRQ).await?;
+    loop {
+        let key = keys.next().await?;
+        if key == CRASH {
+            return Ok(());
+        }
+        log::warn!("{SYSRQ}: {key:?} is not offered, only {CRASH} is: crash");
     }
 }
 

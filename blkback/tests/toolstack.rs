@@ -1,7 +1,7 @@
 //! What the toolstack asks of the driver domain as a whole: to end, to be saved, to have other vCPUs.
 
 use bulkhead_blkback::availability::{online, refuse_changes};
-use bulkhead_blkback::control::{ShutdownRequest, shutdown_requested};
+use bulkhead_blkback::control::{ShutdownRequest, crash_requested, shutdown_requested};
 use bulkhead_blkback_testkit::{Bystander, Guest, Setup, World};
 use bulkhead_xen::{Hypervisor, Port, VcpuId};
 use std::cell::{Cell, RefCell};
@@ -61,6 +61,27 @@ fn a_request_to_suspend_is_refused_and_the_domain_goes_on() {
     assert_eq!(seen.get(), None);
     world.write(&node, "poweroff");
     assert_eq!(seen.get(), Some(ShutdownRequest::Poweroff));
+}
+
+#[test]
+fn only_the_key_for_it_asks_for_a_crash() {
+    let world = World::new();
+    let (store, asked) = (
+        world.backend.services.store.clone(),
+        Rc::new(Cell::new(false)),
+    );
+    let shown = asked.clone();
+    world.spawn(async move { shown.set(crash_requested(&store).await.is_ok()) });
+    world.run();
+    let node = world.own_path("control/sysrq");
+    for key in ["h", "cc", "C", "\u{1}"] {
+        world.write(&node, key);
+        assert_eq!(world.read(&node).as_deref(), Some(""), "{key} was seen");
+        assert!(!asked.get(), "{key} asked for a crash");
+    }
+    assert_eq!(lines_about(&world, "is not offered, only c is"), 4);
+    world.write(&node, "c");
+    assert!(asked.get());
 }
 
 /// A machine with several vCPUs, of which some are offline.

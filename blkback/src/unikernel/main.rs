@@ -21,7 +21,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use bulkhead_blkback::Backend;
 use bulkhead_blkback::availability::{online, refuse_changes};
-use bulkhead_blkback::control::{ShutdownRequest, shutdown_requested};
+use bulkhead_blkback::control::{ShutdownRequest, crash_requested, shutdown_requested};
 use bulkhead_blkback::engine::Options;
 use bulkhead_blkback::memory_target::follow_memory_target;
 use bulkhead_blkback::operator::{Command, answer_keys, answer_requests};
@@ -186,6 +186,15 @@ fn main(mut machine: Machine) -> ShutdownReason {
     handle.spawn(async move {
         let Err(error) = follow_memory_target(&sizing, &nodes, &hypervisor).await;
         log::error!("memory/target cannot be followed any more: {error}");
+    });
+
+    let (crashing, keys) = (handle.clone(), store.clone());
+    handle.spawn(async move {
+        let waiting = async || crash_requested(&keys).await;
+        match persist(&crashing, "sysrq keys", waiting).await {
+            Ok(()) => panic!("the toolstack asked for a crash (xl sysrq)"),
+            Err(error) => log::error!("sysrq keys cannot be seen: {error}"),
+        }
     });
 
     let ended = end.clone();

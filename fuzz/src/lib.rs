@@ -21,6 +21,7 @@ mod requests;
 mod ring;
 pub mod seeds;
 mod target;
+mod tls;
 mod virtio;
 mod volumes;
 mod xenstore;
@@ -36,6 +37,7 @@ pub use operator::operator;
 pub use requests::requests;
 pub use ring::ring;
 pub use target::target;
+pub use tls::tls;
 pub use virtio::virtio;
 pub use volumes::volumes;
 pub use xenstore::xenstore;
@@ -50,7 +52,7 @@ pub fn life(script: &[u8]) {
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 16] = [
+pub const TARGETS: [Target; 17] = [
     ("requests", requests),
     ("ring", ring),
     ("xenstore", xenstore),
@@ -66,5 +68,6 @@ pub const TARGETS: [Target; 16] = [
     ("nvme", nvme),
     ("nbd", nbd),
     ("net", net),
+    ("tls", tls),
     ("virtio", virtio),
 ];

@@ -70,6 +70,7 @@ fn made(target: &str) -> Vec<(String, Vec<u8>)> {
             ("b", 512),
             ("c", 0),
         ])],
+        "tls" => crate::tls::seeds(),
         "volumes" => crate::volumes::seeds(),
         _ => Vec::new(),
     })

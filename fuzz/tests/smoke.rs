@@ -153,6 +153,11 @@ fn every_target_has_its_folder_and_its_program() {
 }
 
 #[test]
+fn tls() {
+    smoke("tls", 100);
+}
+
+#[test]
 fn virtio() {
     smoke("virtio", 60);
 }

@@ -32,13 +32,14 @@ const PROFILE: &str = "fuzz";
 
 /// Shares of the time for some targets; the others get 1. These drive whole machines, where an input
 /// takes longest and has most to find.
-const SHARES: [(&str, u32); 7] = [
+const SHARES: [(&str, u32); 8] = [
     ("backend", 6),
     ("life", 4),
     ("blkfront", 2),
     ("nbd", 2),
     ("net", 2),
     ("nvme", 2),
+    ("tls", 2),
     ("virtio", 2),
 ];
 

@@ -1,0 +1,4 @@
+//! The target `tls`, as libFuzzer runs it.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| bulkhead_fuzz::tls(bytes));

@@ -53,32 +53,8 @@ impl SupportedKxGroup for Curve {
                     secret,
                 }))
             }
-            NamedGroup::secp256r1 => {
-                for _ in 0..ATTEMPTS {
-                    if let Ok(secret) = p256::SecretKey::from_slice(&*self.draw::<32>()?) {
-                        let public = secret.public_key().to_sec1_point(false);
-                        return Ok(Box::new(Half {
-                            name: self.name,
-                            public: public.as_bytes().to_vec(),
-                            secret,
-                        }));
-                    }
-                }
-                Err(GetRandomFailed.into())
-            }
-            _ => {
-                for _ in 0..ATTEMPTS {
-                    if let Ok(secret) = p384::SecretKey::from_slice(&*self.draw::<48>()?) {
-                        let public = secret.public_key().to_sec1_point(false);
-                        return Ok(Box::new(Half {
-                            name: self.name,
-                            public: public.as_bytes().to_vec(),
-                            secret,
-                        }));
-                    }
-                }
-                Err(GetRandomFailed.into())
-            }
+            NamedGroup::secp256r1 => Half::<p256::SecretKey>::draw(self),
+            _ => Half::<p384::SecretKey>::draw(self),
         }
     }
 
@@ -108,7 +84,24 @@ impl ActiveKeyExchange for Half<x25519_dalek::StaticSecret> {
 }
 
 macro_rules! half {
-    ($curve:ident) => {
+    ($curve:ident, $bytes:literal) => {
+        impl Half<$curve::SecretKey> {
+            fn draw(curve: &Curve) -> Result<Box<dyn ActiveKeyExchange>, Error> {
+                for _ in 0..ATTEMPTS {
+                    let bytes = curve.draw::<$bytes>()?;
+                    if let Ok(secret) = $curve::SecretKey::from_slice(&*bytes) {
+                        let public = secret.public_key().to_sec1_point(false);
+                        return Ok(Box::new(Half {
+                            name: curve.name,
+                            public: public.as_bytes().to_vec(),
+                            secret,
+                        }));
+                    }
+                }
+                Err(GetRandomFailed.into())
+            }
+        }
+
         impl ActiveKeyExchange for Half<$curve::SecretKey> {
             fn complete(self: Box<Self>, theirs: &[u8]) -> Result<SharedSecret, Error> {
                 // RFC 8446, section 4.2.8.2: no other form of a point is permitted than this one.
@@ -131,5 +124,5 @@ macro_rules! half {
     };
 }
 
-half!(p256);
-half!(p384);
+half!(p256, 32);
+half!(p384, 48);

@@ -56,6 +56,7 @@ pub mod liveness;
 pub mod memory;
 #[cfg(any(test, feature = "random"))]
 pub mod random;
+pub mod rdrand;
 #[cfg(any(test, feature = "recover"))]
 pub mod recovery;
 pub mod start_info;

@@ -145,29 +145,10 @@ impl<W> fmt::Debug for Generator<W> {
     }
 }
 
-/// Returns a word of RDRAND; `None` if there is none at the moment, or the processor has no such instruction.
-pub fn rdrand() -> Option<u64> {
-    has_rdrand().then(rdrand_step)?
-}
-
-/// Returns whether the processor has the instruction (CPUID leaf 1, bit 30 of ECX), and the domain may use it.
-pub fn has_rdrand() -> bool {
-    core::arch::x86_64::__cpuid(1).ecx & 1 << 30 != 0
-}
-
-fn rdrand_step() -> Option<u64> {
-    #[target_feature(enable = "rdrand")]
-    fn step() -> Option<u64> {
-        let mut word = 0;
-        (core::arch::x86_64::_rdrand64_step(&mut word) == 1).then_some(word)
-    }
-    // SAFETY: the caller has looked whether the processor has the instruction.
-    unsafe { step() }
-}
-
 #[cfg(feature = "unikernel")]
 mod domain {
-    use super::{Generator, RandomFault, has_rdrand, rdrand};
+    use super::{Generator, RandomFault};
+    use crate::rdrand::{has_rdrand, rdrand};
     use crate::{Hypercalls, time};
     use bulkhead_xen::Hypervisor;
     use spin::Mutex;
@@ -206,6 +187,7 @@ pub use domain::{random, start_random};
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rdrand::{has_rdrand, rdrand};
     use std::cell::Cell;
 
     /// Words that are as random as a test needs them (splitmix64).

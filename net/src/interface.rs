@@ -33,6 +33,7 @@ const LEAVING: usize = 8;
 pub struct Interface<H: Hypervisor> {
     pub(crate) name: String,
     pub(crate) handle: Handle<H>,
+    random: fn() -> u64,
     pub(crate) state: RefCell<State<H>>,
     /// Raised when there is something to be sent, and when the backend has changed.
     pub(crate) work: Signal,
@@ -80,6 +81,7 @@ impl<H: Hypervisor> Interface<H> {
         name: String,
         handle: &Handle<H>,
         settings: Settings,
+        random: fn() -> u64,
     ) -> Result<Rc<Self>, OutOfMemory> {
         let mut sockets = SocketSet::new(Vec::new());
         let dns = sockets.add(dns::Socket::new(&[], Vec::new()));
@@ -87,6 +89,7 @@ impl<H: Hypervisor> Interface<H> {
         Ok(Rc::new(Interface {
             name,
             handle: handle.clone(),
+            random,
             state: RefCell::new(State {
                 device: Device::new()?,
                 stack: None,
@@ -98,7 +101,7 @@ impl<H: Hypervisor> Interface<H> {
                 leased: Settings::default(),
                 leaving: Vec::new(),
                 // Another one after each boot, so that servers do not take a connection for an old one.
-                next_port: 49152 | (handle.now().0 >> 10) as u16,
+                next_port: 49152 | (handle.now().0 >> 10 ^ random()) as u16,
                 failure: None,
                 connections: 0,
             }),
@@ -117,7 +120,7 @@ impl<H: Hypervisor> Interface<H> {
             .0
             .iter()
             .fold(0, |all, byte| all << 8 | u64::from(*byte));
-        config.random_seed = time.0.rotate_left(32) ^ own;
+        config.random_seed = time.0.rotate_left(32) ^ own ^ (self.random)();
         // Made anew: what the backend can do may have changed. Connections are the sockets', and stay.
         let stack = Stack::new(config, &mut state.device, stack_time(time));
         state.stack = Some(stack);

@@ -35,6 +35,7 @@ pub struct Interfaces<H: Hypervisor> {
     grants: TableOnDemand<H>,
     /// Those of interface 0. Others have none but those that they make for themselves.
     settings: Settings,
+    random: fn() -> u64,
     all: RefCell<Vec<Followed<H>>>,
     /// Which of the addresses of a server that has several is tried first.
     first_address: Cell<usize>,
@@ -49,13 +50,16 @@ struct Followed<H: Hypervisor> {
 
 impl<H: Hypervisor> Interfaces<H> {
     /// Returns an empty list of interfaces, which [`follow`](Self::follow) fills. `handle` is of the vCPU that this is
-    /// called on, and that everything is done on. Packets lie in `memory`, and are granted by `grants`.
+    /// called on, and that everything is done on. Packets lie in `memory`, and are granted by `grants`. `random` returns
+    /// a number that others cannot guess, if the machine has any: ports and numbers of connections come of it and of
+    /// the time.
     pub fn new(
         handle: Handle<H>,
         store: Client,
         memory: Arc<dyn Reservation>,
         grants: TableOnDemand<H>,
         settings: Settings,
+        random: fn() -> u64,
     ) -> Rc<Self> {
         Rc::new(Interfaces {
             handle,
@@ -63,6 +67,7 @@ impl<H: Hypervisor> Interfaces<H> {
             pool: PagePool::new(memory),
             grants,
             settings,
+            random,
             all: RefCell::default(),
             first_address: Cell::default(),
         })
@@ -114,7 +119,8 @@ impl<H: Hypervisor> Interfaces<H> {
             0 => self.settings.clone(),
             _ => Settings::default(),
         };
-        let interface = match Interface::new(format!("vif{number}"), &self.handle, settings) {
+        let name = format!("vif{number}");
+        let interface = match Interface::new(name, &self.handle, settings, self.random) {
             Ok(interface) => interface,
             Err(error) => return log::error!("{INTERFACES}/{number}: {error}"),
         };

@@ -2,6 +2,8 @@
 
 use bulkhead_net_testing::world::{World, end_of, exchange, pattern};
 use bulkhead_stream::{ConnectError, Ended, Stream};
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::Duration;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -111,4 +113,36 @@ fn a_server_that_resets_ends_the_stream() {
     world.run();
     assert_eq!(stream.send(&mut |_| 0), Err(Ended::Reset));
     assert_eq!(world.within(MINUTE, end_of(stream)), Some(Ended::Reset));
+}
+
+/// Returns the port of a domain's first connection and the number of its first byte, with that source of random numbers.
+fn first_numbers(random: fn() -> u64) -> (u16, u32) {
+    let world = World::with_random(false, &["ip=10.0.0.7/24"], random);
+    let found = Rc::new(Cell::new(None));
+    let seen = found.clone();
+    // Ethernet, IPv4 without options, TCP: the answer to the first packet of a connection has the flags SYN and ACK.
+    *world.mangle.borrow_mut() = Some(Box::new(move |frame| {
+        let bytes = &frame.bytes;
+        if bytes.len() >= 54 && bytes[12..14] == [8, 0] && bytes[23] == 6 && bytes[47] == 0x12 {
+            let port = u16::from_be_bytes([bytes[36], bytes[37]]);
+            let acknowledged = [bytes[42], bytes[43], bytes[44], bytes[45]];
+            seen.set(Some((
+                port,
+                u32::from_be_bytes(acknowledged).wrapping_sub(1),
+            )));
+        }
+        vec![frame]
+    }));
+    drop(world.connect("10.0.0.2:7"));
+    world.end();
+    found.get().expect("a connection")
+}
+
+#[test]
+fn ports_and_numbers_of_connections_come_of_random_numbers() {
+    let same = first_numbers(|| 0);
+    assert_eq!(first_numbers(|| 0), same, "the machine has one time alone");
+    let other = first_numbers(|| 0x1234_5678_9abc_def1);
+    assert_ne!(other.0, same.0);
+    assert_ne!(other.1, same.1);
 }

@@ -9,6 +9,7 @@ use bulkhead_executor::Handle;
 use bulkhead_grant::TableOnDemand;
 use bulkhead_images::Stores;
 use bulkhead_kernel::command_line::value;
+use bulkhead_kernel::rdrand::rdrand;
 use bulkhead_kernel::{Hypercalls, Machine};
 use bulkhead_nbd::{Exports, nbd_store, without_tls};
 use bulkhead_net::Interfaces;
@@ -58,7 +59,15 @@ impl Network {
         let mistaken = |mistake| log::error!("command line: {mistake}");
         let addresses = bulkhead_net::Settings::parse(line, mistaken);
         let memory = Arc::new(machine.hypervisor);
-        let interfaces = Interfaces::new(handle.clone(), store.clone(), memory, grants, addresses);
+        let interfaces = Interfaces::new(
+            handle.clone(),
+            store.clone(),
+            memory,
+            grants,
+            addresses,
+            // Without the instruction, the time is all that there is.
+            || rdrand().unwrap_or_default(),
+        );
         let following = interfaces.clone();
         handle.spawn(async move {
             let Err(error) = following.follow().await;

@@ -61,6 +61,11 @@ impl World {
 
     /// The same, with other words on the command line.
     pub fn with(offload: bool, words: &[&str]) -> World {
+        World::with_random(offload, words, || 0)
+    }
+
+    /// The same, with a source of random numbers.
+    pub fn with_random(offload: bool, words: &[&str], random: fn() -> u64) -> World {
         let sim = Sim::new();
         let big = || DomainConfig {
             memory_pages: 4096,
@@ -83,6 +88,7 @@ impl World {
             Arc::new(domain.hypervisor()),
             TableOnDemand::new(domain.hypervisor()),
             settings,
+            random,
         );
         let following = net.clone();
         handle.spawn(async move {

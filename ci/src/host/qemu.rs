@@ -228,12 +228,18 @@ impl Instance {
 /// Returns whether a process has let go of everything: it is gone, or only its exit status is left. Its command line
 /// is gone before its memory is free and its files are closed, and QEMU holds a lock on its PID file until then.
 fn has_ended(pid: u32) -> bool {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
-        return true;
-    };
+    fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| is_empty_shell(&stat))
+}
+
+/// Reads a process's `stat` (proc_pid_stat(5)). The first thread may have ended long before the others, which still
+/// hold what the process has: its files and its memory.
+fn is_empty_shell(stat: &str) -> bool {
     // The name, in parentheses, may contain anything.
-    let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
-    state.is_some_and(|rest| rest.starts_with(['Z', 'X']))
+    let Some((_, rest)) = stat.rsplit_once(") ") else {
+        return false;
+    };
+    let threads = rest.split(' ').nth(17);
+    rest.starts_with(['Z', 'X']) && matches!(threads, Some("0" | "1"))
 }
 
 fn arguments(instance: &Instance, image: &HostImage, machine: &Machine) -> Vec<String> {
@@ -365,5 +371,19 @@ mod tests {
         let id = child.id();
         child.wait().unwrap();
         assert!(has_ended(id), "it is gone");
+    }
+
+    #[test]
+    fn a_process_whose_first_thread_has_ended_holds_its_files_until_the_last_has() {
+        let stat = |state: char, threads: u32| {
+            format!(
+                "42 (qemu) x) {state} 1 42 42 0 -1 4194560 1 0 0 0 3 4 0 0 20 0 {threads} 0 99 0"
+            )
+        };
+        assert!(is_empty_shell(&stat('Z', 1)));
+        assert!(is_empty_shell(&stat('X', 0)));
+        assert!(!is_empty_shell(&stat('Z', 3)));
+        assert!(!is_empty_shell(&stat('S', 1)));
+        assert!(!is_empty_shell("nothing"));
     }
 }

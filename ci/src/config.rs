@@ -73,6 +73,8 @@ pub struct Config {
     pub vifs: Vec<String>,
     /// The devices that are passed through to it, each as `xl` writes one.
     pub pci: Vec<String>,
+    /// The action when it crashes: that is to be seen, not repaired.
+    pub on_crash: &'static str,
     /// The action when it asks for a reboot.
     pub on_reboot: &'static str,
 }
@@ -99,6 +101,7 @@ impl Config {
             disks: Vec::new(),
             vifs: Vec::new(),
             pci: Vec::new(),
+            on_crash: "destroy",
             on_reboot: "restart",
         }
     }
@@ -146,9 +149,9 @@ impl fmt::Display for Config {
                 writeln!(f, "{name} = [ '{}' ]", list.join("', '"))?;
             }
         }
-        // A crash is to be seen, not repaired; and an emulated RDTSC costs an instruction's emulation.
-        writeln!(f, "on_crash = \"destroy\"")?;
+        text(f, "on_crash", self.on_crash)?;
         text(f, "on_reboot", self.on_reboot)?;
+        // An emulated RDTSC costs an instruction's emulation.
         writeln!(f, "tsc_mode = \"native\"")?;
         if self.kind == Kind::Hvm {
             // Its console is that of the other kinds.

@@ -413,6 +413,9 @@ mod tests {
                    Domain 81 has shut down, reason code 3 0x3\n";
         assert_eq!(crashes(log, &domains()), ["storage (domain 8) crashed"]);
         assert!(crashes("Domain 8 has shut down, reason code 0 0x0\n", &domains()).is_empty());
+        let mut meant = domains();
+        meant[1].may_crash = true;
+        assert!(crashes(log, &meant).is_empty());
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub enum Store {
 const NAMESPACE: &[Medium] = &[Medium {
     mib: super::DATA as u64,
     block: 512,
+    caches: false,
 }];
 
 /// The NVMe controllers, each with its user: all are alike, since a device has one user at a time, and those who wait

@@ -6,8 +6,6 @@
 use super::Host;
 use super::command::Late;
 use std::fmt::Write as _;
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 /// Time limit for a command in dom0 that does nothing. It is thousands of times what the command usually
@@ -57,16 +55,7 @@ pub fn diagnose(host: &Host) -> Finding {
 
 /// The registers of the emulated processors, from QEMU's monitor.
 fn registers(host: &Host) -> std::io::Result<String> {
-    let mut monitor = UnixStream::connect(host.instance().monitor_socket())?;
-    monitor.set_read_timeout(Some(Duration::from_secs(2)))?;
-    monitor.write_all(b"info registers -a\n")?;
-    let mut text = Vec::new();
-    let mut part = [0; 4096];
-    // The monitor keeps the connection; silence is the end.
-    while let Ok(count @ 1..) = monitor.read(&mut part) {
-        text.extend_from_slice(&part[..count]);
-    }
-    let text = String::from_utf8_lossy(&text);
+    let text = host.monitor("info registers -a")?;
     let telling = ["CPU#", "RIP=", "CR0=", "CR3="];
     let lines = text
         .lines()

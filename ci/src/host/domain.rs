@@ -244,6 +244,21 @@ impl Domain<'_> {
         self.wait_gone(SHUTDOWN)
     }
 
+    /// Has it panic (one of our own domains), and waits until its code has ended.
+    pub fn crash(&self) -> Result<()> {
+        self.host.let_crash(self.id);
+        self.host.ok(&format!("xl sysrq '{}' c", self.name))?;
+        let deadline = Instant::now() + SHUTDOWN;
+        // SHUTDOWN_crash (sched.h).
+        let ended = format!("Domain {} has shut down, reason code 3 ", self.id);
+        while !self.host.tool_stack_log().contains(&ended) {
+            self.host
+                .tick(deadline)
+                .with_context(|| format!("{} does not crash", self.name))?;
+        }
+        Ok(())
+    }
+
     /// Destroys it.
     pub fn destroy(&mut self) -> Result<()> {
         self.host.ok(&format!("xl destroy '{}'", self.name))?;

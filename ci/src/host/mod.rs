@@ -6,6 +6,7 @@ mod dom0_diagnosis;
 pub mod domain;
 pub mod guest;
 mod guest_diagnosis;
+mod monitor;
 pub mod pci;
 pub mod qemu;
 pub mod vbd_statistics;

@@ -1,10 +1,11 @@
 //! Devices of the emulated machine that are not dom0's: they can be passed through to domains.
 
 use super::Host;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// The IOMMU that a machine with such devices has, as QEMU's `-device` names it. It comes before all other devices. Xen
 /// looks for Intel's on a processor of AMD's too, and logs what it refuses to a device.
@@ -28,17 +29,20 @@ pub enum Controller {
     VirtioBlk(Medium),
 }
 
-/// What holds the data: a raw file in the host's folder, of zeros at first.
+/// What holds the data: a file in the host's folder, of zeros at first; a raw one if it does not cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Medium {
     /// Its size in MiB.
     pub mib: u64,
     /// The size of its blocks in bytes, 512 or 4096.
     pub block: u32,
+    /// What was not flushed is lost when QEMU is killed. The file is qcow2 then: QEMU keeps in its own memory where the
+    /// data lies that was written to new places, until it is flushed.
+    pub caches: bool,
 }
 
 /// The devices of the hosts of scenarios. QEMU gives the first numbers to the devices that are dom0's.
-pub const LAB: &[PciDevice] = &[NVME, TWO_NAMESPACES, VIRTIO_BLK];
+pub const LAB: &[PciDevice] = &[NVME, TWO_NAMESPACES, VIRTIO_BLK, CACHING];
 
 /// An NVMe controller as most are: one namespace, blocks of 512 bytes.
 pub const NVME: PciDevice = PciDevice::nvme(
@@ -46,6 +50,7 @@ pub const NVME: PciDevice = PciDevice::nvme(
     &[Medium {
         mib: 64,
         block: 512,
+        caches: false,
     }],
 );
 
@@ -56,10 +61,12 @@ pub const TWO_NAMESPACES: PciDevice = PciDevice::nvme(
         Medium {
             mib: 32,
             block: 4096,
+            caches: false,
         },
         Medium {
             mib: 16,
             block: 512,
+            caches: false,
         },
     ],
 );
@@ -70,8 +77,26 @@ pub const VIRTIO_BLK: PciDevice = PciDevice {
     controller: Controller::VirtioBlk(Medium {
         mib: 64,
         block: 512,
+        caches: false,
     }),
 };
+
+/// An NVMe controller whose two namespaces lose what was not flushed when QEMU is killed.
+pub const CACHING: PciDevice = PciDevice::nvme(
+    0x13,
+    &[
+        Medium {
+            mib: 32,
+            block: 512,
+            caches: true,
+        },
+        Medium {
+            mib: 8,
+            block: 512,
+            caches: true,
+        },
+    ],
+);
 
 /// The address by which dom0 and domains' configurations name it.
 impl fmt::Display for PciDevice {
@@ -106,8 +131,23 @@ impl PciDevice {
         numbers.map(|n| dir.join(name(n))).collect()
     }
 
+    /// Returns its name in QEMU.
+    fn id(&self) -> String {
+        format!("pci{:02x}", self.number)
+    }
+
+    /// Returns the names of its media in QEMU, in the order of [`Self::files`].
+    pub(super) fn drives(&self) -> Vec<String> {
+        let numbers = 1..=self.media().len();
+        numbers.map(|n| format!("{}-{n}", self.id())).collect()
+    }
+
     pub(super) fn make_media(&self, dir: &Path) -> Result<()> {
         for (file, medium) in self.files(dir).iter().zip(self.media()) {
+            if medium.caches {
+                make_qcow2(file, medium.mib)?;
+                continue;
+            }
             File::create(file)
                 .and_then(|made| made.set_len(medium.mib << 20))
                 .with_context(|| format!("cannot make {}", file.display()))?;
@@ -118,11 +158,13 @@ impl PciDevice {
     /// Returns QEMU's options for it, each with its value.
     pub(super) fn arguments(&self, dir: &Path) -> Vec<(&'static str, String)> {
         let address = format!("bus=pcie.0,addr={:#x}", self.number);
-        let id = format!("pci{:02x}", self.number);
+        let id = self.id();
         let mut arguments = Vec::new();
-        for (n, file) in (1..).zip(self.files(dir)) {
+        let files = self.files(dir).into_iter().zip(self.media());
+        for (drive, (file, medium)) in self.drives().into_iter().zip(files) {
+            let format = if medium.caches { "qcow2" } else { "raw" };
             let drive = format!(
-                "file={},format=raw,if=none,id={id}-{n},cache=unsafe,discard=unmap",
+                "file={},format={format},if=none,id={drive},cache=unsafe,discard=unmap",
                 file.display()
             );
             arguments.push(("drive", drive));
@@ -152,6 +194,17 @@ impl PciDevice {
     }
 }
 
+fn make_qcow2(file: &Path, mib: u64) -> Result<()> {
+    let status = Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2"])
+        .arg(file)
+        .arg(format!("{mib}M"))
+        .status()
+        .context("cannot start qemu-img")?;
+    ensure!(status.success(), "qemu-img cannot make {}", file.display());
+    Ok(())
+}
+
 impl Host {
     /// Takes a device from dom0's own driver, if one has it, so that it can be passed through.
     pub fn make_assignable(&self, device: &PciDevice) -> Result<()> {
@@ -176,7 +229,7 @@ mod tests {
             .iter()
             .flat_map(|device| device.files(Path::new("/host")))
             .collect();
-        assert_eq!(files.len(), 4);
+        assert_eq!(files.len(), 6);
         for device in LAB {
             let arguments = device.arguments(Path::new("/host"));
             let named = |file: &PathBuf| {

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 /// A program, or a path, and the Debian package that holds it.
 const NEEDED: &[(&str, &str)] = &[
     ("qemu-system-x86_64", "qemu-system-x86"),
+    ("qemu-img", "qemu-utils"),
     ("mmdebstrap", "mmdebstrap"),
     ("genext2fs", "genext2fs"),
     ("xz", "xz-utils"),

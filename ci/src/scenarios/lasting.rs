@@ -75,7 +75,7 @@ fn outlives(testbed: &Testbed, kind: Kind) -> Result<()> {
         _ => "driver domain",
     };
     testbed.step(format!("xl destroy in mid-write, first of the {first}"));
-    guest.start(&records::write("xvda"))?;
+    guest.start(&records::write("/dev/xvda"))?;
     records::wait_for(&guest, RECORDS, MINUTE)?;
     match kind {
         Kind::Pvh => guest.destroy().and_then(|()| storage.destroy())?,

@@ -18,6 +18,7 @@ mod nbd_addresses;
 mod nbd_hang;
 mod nbd_tls;
 mod nvme;
+mod nvme_panic;
 mod operator;
 mod options;
 mod other_kernels;
@@ -88,6 +89,8 @@ pub fn with_devices() -> Vec<Scenario> {
     [
         passed_through::SCENARIOS,
         nvme::SCENARIOS,
+        nvme_panic::SCENARIOS,
+        power_cut::WITH_DEVICES,
         virtio::SCENARIOS,
     ]
     .concat()

@@ -143,7 +143,7 @@ fn life(testbed: &Testbed) -> Result<()> {
     let disks = [disk("storage", "xvda", "rw", &target)];
     let mut guest = host.lean_guest("writer", Kind::Pvh, &disks)?;
     testbed.step("xl destroy of the driver domain in mid-write");
-    guest.start(&records::write("xvda"))?;
+    guest.start(&records::write("/dev/xvda"))?;
     records::wait_for(&guest, RECORDS, MINUTE)?;
     first.destroy()?;
     guest.destroy()?;

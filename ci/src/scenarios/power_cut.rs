@@ -1,8 +1,10 @@
-//! The whole host loses its power while guests write to lasting disks: what they had flushed is there afterwards.
+//! The whole host loses its power while guests write to lasting disks: what they had flushed is there afterwards, and
+//! what they had not flushed is not, as these disks have volatile caches.
 
 use super::operator::other;
 use crate::config::Kind;
 use crate::host::guest::Guest;
+use crate::host::pci;
 use crate::testbed::records;
 use crate::testbed::storage::{Running, disk};
 use crate::testbed::{MINUTE, Scenario, Testbed};
@@ -13,6 +15,14 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
     about: "QEMU is killed while guests write through PVH and PV driver domains to files of dom0's: every record that was flushed is there afterwards, and what was not flushed is lost",
     demo: false,
     run: power_cut,
+}];
+
+/// With a controller of the driver domain's own.
+pub const WITH_DEVICES: &[Scenario] = &[Scenario {
+    name: "nvme-power-cut",
+    about: "QEMU is killed while a guest writes to a file of its ext4 on an NVMe controller that caches: every record that was flushed is there afterwards, and what was not flushed is lost",
+    demo: false,
+    run: nvme_power_cut,
 }];
 
 /// Where dom0 has the file system on its lasting disk.
@@ -56,45 +66,118 @@ fn power_cut(testbed: &Testbed) -> Result<()> {
         running.push((storage, guest));
     }
     let (_, guest) = &running[1];
-    let unflushed = guest.ok(
-        &format!(
-            "dd if=/dev/urandom of=/tmp/data bs={UNFLUSHED} count=1 iflag=fullblock 2>/dev/null && \
-             dd if=/tmp/data of=/dev/xvdb bs={UNFLUSHED} oflag=direct 2>/dev/null && sha256sum </tmp/data"
-        ),
-        MINUTE,
-    )?;
-    let in_file = format!("head -c {UNFLUSHED} {FOLDER}/unflushed.img | sha256sum");
+    let unflushed = guest.ok(&write_unflushed("/dev/xvdb"), MINUTE)?;
+    let in_file = first_of(&format!("{FOLDER}/unflushed.img"));
     ensure!(
         host.ok(&in_file)? == unflushed,
         "dom0 does not have what the guest wrote"
     );
-    for (_, guest) in &running {
-        guest.start(&records::write("xvda"))?;
+    cut_in_mid_write(testbed, &mut running, "/dev/xvda")?;
+    host.ok(MOUNT)?;
+    for (kind, (_, guest)) in Kind::ALL.into_iter().zip(&running) {
+        expect_records(guest, &format!("{FOLDER}/{kind}.img"), |command| {
+            host.ok(command)
+        })?;
     }
-    for (_, guest) in &running {
+    expect_loss(&host.ok(&in_file)?, &unflushed)?;
+    host.ok(&format!("umount {FOLDER}")).map(drop)
+}
+
+/// A file in a guest's file system.
+const FILE: &str = "/mnt/records";
+
+fn nvme_power_cut(testbed: &Testbed) -> Result<()> {
+    let host = testbed.host;
+    let device = pci::CACHING;
+    let start = || {
+        let storage = testbed.storage(Kind::Pv).memory(24);
+        storage.pci(&device).start()
+    };
+    let name = device.short_name();
+    let disks = [
+        disk("storage", "xvda", "rw", &format!("nvme:{name}")),
+        disk("storage", "xvdb", "rw", &format!("nvme:{name}/n2")),
+    ];
+    let storage = start()?;
+    testbed.step("a guest writes to a file");
+    let guest = host.guest("guest", Kind::Pvh, &disks)?;
+    guest.ok(
+        "mkfs.ext4 -q /dev/xvda && mount -t ext4 /dev/xvda /mnt && sync",
+        MINUTE,
+    )?;
+    let unflushed = guest.ok(&write_unflushed("/dev/xvdb"), MINUTE)?;
+    let on_disk = first_of("/dev/xvdb");
+    ensure!(
+        guest.ok(&on_disk, MINUTE)? == unflushed,
+        "the controller does not have what the guest wrote"
+    );
+    let mut running = vec![(storage, guest)];
+    cut_in_mid_write(testbed, &mut running, FILE)?;
+    for device in pci::LAB {
+        host.make_assignable(device)?;
+    }
+    let mut storage = start()?;
+    let mut reader = host.guest("reader", Kind::Pv, &disks)?;
+    reader.ok("mount -t ext4 /dev/xvda /mnt", MINUTE)?;
+    expect_records(&running[0].1, FILE, |command| reader.ok(command, MINUTE))?;
+    expect_loss(&reader.ok(&on_disk, MINUTE)?, &unflushed)?;
+    reader.ok("umount /mnt", MINUTE)?;
+    reader.destroy()?;
+    storage.shutdown()
+}
+
+/// Returns a guest's command that writes to a disk without flushing it, and prints the checksum.
+fn write_unflushed(disk: &str) -> String {
+    format!(
+        "dd if=/dev/urandom of=/tmp/data bs={UNFLUSHED} count=1 iflag=fullblock 2>/dev/null && \
+         dd if=/tmp/data of={disk} bs={UNFLUSHED} oflag=direct 2>/dev/null && sha256sum </tmp/data"
+    )
+}
+
+/// Returns a command that prints the checksum of as much from the beginning of a file or a disk.
+fn first_of(file: &str) -> String {
+    format!("head -c {UNFLUSHED} {file} | sha256sum")
+}
+
+/// Cuts the power once each guest has flushed some records, which it writes to `to`, and boots the host again.
+fn cut_in_mid_write(testbed: &Testbed, running: &mut [(Running, Guest)], to: &str) -> Result<()> {
+    for (_, guest) in &*running {
+        guest.start(&records::write(to))?;
+    }
+    for (_, guest) in &*running {
         records::wait_for(guest, RECORDS, MINUTE)?;
     }
-
     testbed.step("killing QEMU in mid-write, and booting the host again");
-    host.cycle_power()?;
-    for (storage, guest) in &mut running {
+    testbed.host.cycle_power()?;
+    for (storage, guest) in running {
         storage.ended_with_host();
         guest.ended_with_host();
     }
-    host.ok(MOUNT)?;
-    for (kind, (_, guest)) in Kind::ALL.into_iter().zip(&running) {
-        let flushed = records::flushed(guest)?;
-        let there = host.ok(&records::sum_of(&format!("{FOLDER}/{kind}.img"), flushed))?;
-        ensure!(
-            there == records::expected(flushed),
-            "{} flushed {flushed} records, and not all of them are there",
-            guest.name
-        );
-    }
-    // A disk that loses nothing would not have shown that a flush is passed on.
+    Ok(())
+}
+
+/// Makes sure that all that a guest has flushed is in a file or on a disk, where `run` runs a command.
+fn expect_records(
+    guest: &Guest,
+    file: &str,
+    run: impl FnOnce(&str) -> Result<String>,
+) -> Result<()> {
+    let flushed = records::flushed(guest)?;
+    let there = run(&records::sum_of(file, flushed))?;
     ensure!(
-        host.ok(&in_file)? != unflushed,
+        there == records::expected(flushed),
+        "{} flushed {flushed} records, and not all of them are there",
+        guest.name
+    );
+    Ok(())
+}
+
+/// Makes sure that what was not flushed is lost. A disk that loses nothing would not have shown that a flush is passed
+/// on.
+fn expect_loss(there: &str, unflushed: &str) -> Result<()> {
+    ensure!(
+        there != unflushed,
         "what was not flushed outlived the host: the disk has no volatile cache"
     );
-    host.ok(&format!("umount {FOLDER}")).map(drop)
+    Ok(())
 }

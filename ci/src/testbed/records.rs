@@ -16,13 +16,13 @@ const MOST: u32 = 1024;
 /// The words on the guest's console after which the number of a flushed record comes.
 const FLUSHED: &str = "@@flushed ";
 
-/// A guest's shell command that writes records to the beginning of a disk, and other data, which it does not
+/// A guest's shell command that writes records to the beginning of a disk or a file, and other data, which it does not
 /// flush, from 4 MiB on at the same time.
-pub fn write(device: &str) -> String {
+pub fn write(to: &str) -> String {
     format!(
-        "while dd if=/dev/urandom of=/dev/{device} bs=64k seek=64 count=16 oflag=direct 2>/dev/null; do :; done & \
+        "while dd if=/dev/urandom of={to} bs=64k seek=64 count=16 oflag=direct conv=notrunc 2>/dev/null; do :; done & \
          n=0; while [ $n -lt {MOST} ] && yes \"record $n\" | head -c {RECORD} | \
-         dd of=/dev/{device} bs={RECORD} seek=$n iflag=fullblock conv=fsync,notrunc 2>/dev/null; \
+         dd of={to} bs={RECORD} seek=$n iflag=fullblock conv=fsync,notrunc 2>/dev/null; \
          do echo \"{FLUSHED}$n\" >/dev/console; n=$((n + 1)); done"
     )
 }

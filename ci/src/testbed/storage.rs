@@ -152,6 +152,12 @@ impl<'h> Storage<'_, 'h> {
         self
     }
 
+    /// Has the toolstack leave it as it is when it crashes.
+    pub fn preserved_at_crash(mut self) -> Self {
+        self.config.on_crash = "preserve";
+        self
+    }
+
     /// The configuration so far.
     pub fn config(&self) -> &Config {
         &self.config

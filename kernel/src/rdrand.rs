@@ -1,4 +1,5 @@
-//! The processor's generator of random numbers, as it is: [`random`](crate::random) tests it and mixes what it gives.
+//! The processor's generator of random numbers, as it is. The module `random` (feature `random`) tests it and mixes what it
+//! gives.
 
 /// Returns a word of RDRAND; `None` if there is none at the moment, or the processor has no such instruction.
 pub fn rdrand() -> Option<u64> {

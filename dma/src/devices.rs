@@ -6,8 +6,6 @@ use alloc::vec::Vec;
 use bulkhead_executor::{Handle, VcpuSpawner, Waiters};
 use bulkhead_xen::{DeviceStops, DmaMemory, Hypervisor};
 use core::cell::RefCell;
-use core::future::poll_fn;
-use core::task::Poll;
 use spin::Mutex;
 
 /// A device that was passed through to this domain.
@@ -92,19 +90,8 @@ impl<H: Hypervisor, D: PassedThrough> Devices<H, D> {
     }
 
     /// Waits until `look` returns a value; calls it again whenever a device has changed.
-    pub async fn until<T>(&self, mut look: impl FnMut() -> Option<T>) -> T {
-        let wait = Wait {
-            number: self.waiting.lock().number(),
-            waiting: &self.waiting,
-        };
-        poll_fn(|context| {
-            wait.waiting.lock().wait(wait.number, context.waker());
-            match look() {
-                Some(found) => Poll::Ready(found),
-                None => Poll::Pending,
-            }
-        })
-        .await
+    pub async fn until<T>(&self, look: impl FnMut() -> Option<T>) -> T {
+        Waiters::until(&self.waiting, look).await
     }
 
     /// Returns those who wait for a change of any device.
@@ -130,18 +117,6 @@ impl<H: Hypervisor, D: PassedThrough> Devices<H, D> {
     /// Returns the devices that the domain's end stops.
     pub fn stops(&self) -> &'static DeviceStops {
         self.stops
-    }
-}
-
-/// One task's wait, which leaves nothing behind if it is given up.
-struct Wait<'d> {
-    waiting: &'d Mutex<Waiters>,
-    number: u64,
-}
-
-impl Drop for Wait<'_> {
-    fn drop(&mut self) {
-        self.waiting.lock().forget(self.number);
     }
 }
 

@@ -1,7 +1,9 @@
 //! A list of tasks that wait for one event.
 
 use alloc::vec::Vec;
-use core::task::Waker;
+use core::future::poll_fn;
+use core::task::{Poll, Waker};
+use spin::Mutex;
 
 /// The wakers of the tasks that wait for an event, each under the number of its wait. The owner puts the list
 /// behind the lock that fits the event.
@@ -12,6 +14,23 @@ pub struct Waiters {
 }
 
 impl Waiters {
+    /// Waits until `look` returns a value; calls it again after each event. A wait that is given up leaves nothing behind.
+    pub async fn until<T>(waiting: &Mutex<Waiters>, mut look: impl FnMut() -> Option<T>) -> T {
+        let wait = Wait {
+            number: waiting.lock().number(),
+            waiting,
+        };
+        poll_fn(|context| {
+            // First: an event between the look and the wait would be missed.
+            wait.waiting.lock().wait(wait.number, context.waker());
+            match look() {
+                Some(found) => Poll::Ready(found),
+                None => Poll::Pending,
+            }
+        })
+        .await
+    }
+
     /// Returns a number for a wait, to be given up with [`forget`](Self::forget).
     pub fn number(&mut self) -> u64 {
         self.last += 1;
@@ -46,5 +65,17 @@ impl Waiters {
     /// Returns whether no task waits.
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
+    }
+}
+
+/// One task's wait.
+struct Wait<'w> {
+    waiting: &'w Mutex<Waiters>,
+    number: u64,
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        self.waiting.lock().forget(self.number);
     }
 }

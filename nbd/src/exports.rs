@@ -12,8 +12,6 @@ use bulkhead_executor::{Handle, Waiters};
 use bulkhead_stream::{Network, Tls};
 use bulkhead_xen::Hypervisor;
 use core::cell::RefCell;
-use core::future::poll_fn;
-use core::task::Poll;
 use core::time::Duration;
 use spin::Mutex;
 
@@ -159,19 +157,8 @@ impl<H: Hypervisor> Exports<H> {
     }
 
     /// Waits until `look` returns a value; calls it again whenever an export has changed.
-    pub(crate) async fn until<T>(&self, mut look: impl FnMut() -> Option<T>) -> T {
-        let wait = Wait {
-            number: self.waiting.lock().number(),
-            waiting: &self.waiting,
-        };
-        poll_fn(|context| {
-            wait.waiting.lock().wait(wait.number, context.waker());
-            match look() {
-                Some(found) => Poll::Ready(found),
-                None => Poll::Pending,
-            }
-        })
-        .await
+    pub(crate) async fn until<T>(&self, look: impl FnMut() -> Option<T>) -> T {
+        Waiters::until(&self.waiting, look).await
     }
 
     /// Returns lines about each export, for the operator, and about the network to their servers. With TLS, the network
@@ -210,17 +197,5 @@ impl<H: Hypervisor> Exports<H> {
             Some(_) => Vec::new(),
         };
         all.iter().map(line).chain(network).collect()
-    }
-}
-
-/// One task's wait, which leaves nothing behind if it is given up.
-struct Wait<'e> {
-    waiting: &'e Mutex<Waiters>,
-    number: u64,
-}
-
-impl Drop for Wait<'_> {
-    fn drop(&mut self) {
-        self.waiting.lock().forget(self.number);
     }
 }

@@ -36,84 +36,57 @@ const LINTS: Check = check(
     ],
 );
 
-const UNIKERNEL_LINTS: Check = check(
+/// Lints of a binary as it is built for the domain.
+macro_rules! elf_lints {
+    ($check:literal, $profile:literal, $($what:literal),+) => {
+        check(
+            $check,
+            &[
+                "clippy",
+                $($what,)+
+                "--target",
+                "x86_64-unknown-linux-gnu",
+                "--profile",
+                $profile,
+                "--",
+                "--deny",
+                "warnings",
+            ],
+        )
+    };
+}
+
+const UNIKERNEL_LINTS: Check = elf_lints!(
     "unikernel-lints",
-    &[
-        "clippy",
-        "--package",
-        "bulkhead-blkback",
-        "--bin",
-        "bulkhead",
-        "--features",
-        "unikernel",
-        "--target",
-        "x86_64-unknown-linux-gnu",
-        "--profile",
-        "unikernel",
-        "--",
-        "--deny",
-        "warnings",
-    ],
+    "unikernel",
+    "--package=bulkhead-blkback",
+    "--bin=bulkhead",
+    "--features=unikernel"
 );
 
-const RECOVERING_LINTS: Check = check(
+const RECOVERING_LINTS: Check = elf_lints!(
     "recovering-lints",
-    &[
-        "clippy",
-        "--package",
-        "bulkhead-blkback",
-        "--bin",
-        "bulkhead",
-        "--no-default-features",
-        "--features",
-        "unikernel,recover",
-        "--target",
-        "x86_64-unknown-linux-gnu",
-        "--profile",
-        "unikernel",
-        "--",
-        "--deny",
-        "warnings",
-    ],
+    "unikernel",
+    "--package=bulkhead-blkback",
+    "--bin=bulkhead",
+    "--no-default-features",
+    "--features=unikernel,recover"
 );
 
-const TLS_LINTS: Check = check(
+const TLS_LINTS: Check = elf_lints!(
     "tls-lints",
-    &[
-        "clippy",
-        "--package",
-        "bulkhead-blkback",
-        "--bin",
-        "bulkhead",
-        "--features",
-        "unikernel,tls",
-        "--target",
-        "x86_64-unknown-linux-gnu",
-        "--profile",
-        "unikernel-tls",
-        "--",
-        "--deny",
-        "warnings",
-    ],
+    "unikernel-tls",
+    "--package=bulkhead-blkback",
+    "--bin=bulkhead",
+    "--features=unikernel,tls"
 );
 
-const EXAMPLES_LINTS: Check = check(
+const EXAMPLES_LINTS: Check = elf_lints!(
     "examples-lints",
-    &[
-        "clippy",
-        "--package",
-        "bulkhead-examples",
-        "--bins",
-        "--features",
-        "unikernel",
-        "--target",
-        "x86_64-unknown-linux-gnu",
-        "--profile",
-        "unikernel",
-        "--",
-        "--deny",
-        "warnings",
-    ],
+    "unikernel",
+    "--package=bulkhead-examples",
+    "--bins",
+    "--features=unikernel"
 );
 
 const NEXTEST: Check = check(

@@ -1,7 +1,7 @@
 //! Requests of the toolstack to the domain as a whole: `control/shutdown` and `control/sysrq`
 //! (Xen's `docs/misc/xenstore-paths.pandoc`).
 
-use bulkhead_xenbus::CommandNode;
+use bulkhead_xenbus::{CommandNode, excerpt};
 use bulkhead_xenstore_client::{Client, Error};
 
 /// The way in which the toolstack wants the domain to end.
@@ -65,7 +65,7 @@ pub async fn shutdown_requested(store: &Client) -> Result<ShutdownRequest, Error
         match ShutdownRequest::parse(&value) {
             Some(request) => return Ok(request),
             None if value == "suspend" => log::warn!("{NODE}: {NOT_SUSPENDED}"),
-            None => log::warn!("{NODE}: {value:?} is not offered"),
+            None => log::warn!("{NODE}: {:?} is not offered", excerpt(&value)),
         }
     }
 }
@@ -85,6 +85,7 @@ pub async fn crash_requested(store: &Client) -> Result<(), Error> {
         if key == CRASH {
             return Ok(());
         }
+        let key = excerpt(&key);
         log::warn!("{SYSRQ}: {key:?} is not offered, only {CRASH} is: crash");
     }
 }

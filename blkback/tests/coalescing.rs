@@ -1,6 +1,7 @@
 //! How a queue sleeps while requests gather: on a clock that only the tests move.
 
-use bulkhead_blkback_testkit::{Frontend, Guest, IMAGE_SIZE, Style, World, content};
+use bulkhead_blkback::engine::Options;
+use bulkhead_blkback_testkit::{Frontend, Guest, IMAGE_SIZE, Setup, Style, World, content};
 use std::time::Duration;
 
 /// The longest that anything waits for company.
@@ -59,7 +60,14 @@ fn an_idle_queue_wakes_nobody() {
 #[test]
 fn a_frontend_notifies_once_for_a_batch() {
     for persistent in [false, true] {
-        let world = World::new();
+        // A closed loop is polled otherwise, and this clock stands still meanwhile.
+        let world = World::with(Setup {
+            options: Options {
+                poll: Some(Duration::ZERO),
+                ..Options::default()
+            },
+            ..Setup::default()
+        });
         let guest = Guest::new(&world);
         let disk = guest.attach("xvda", "ram:disk0");
         let mut disk = disk.styled(Style::persistent(persistent)).connected();

@@ -16,8 +16,7 @@
 //! memory, which is taken when it begins; besides, rustls allocates for each record, and for the chain of certificates
 //! during the handshake, which may be as long as 32 KiB.
 //!
-//! Read next: [`Client::connect`]; `records.rs`, where bytes become records and data; `verifier.rs`, who
-//! judges servers.
+//! Read next: [`Client::connect`]; `records.rs`, where bytes become records and data.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -35,7 +34,6 @@ mod provider;
 mod random;
 mod records;
 mod stream;
-mod verifier;
 
 pub use client::{Client, Identity};
 pub use clock::{Clock, Date};

@@ -15,6 +15,7 @@
 //! ([`PollWindow`]). A queue that has seen no request since its last look is not looked at again: an idle queue costs
 //! nothing.
 
+use super::closed_loop::ClosedLoop;
 use super::options::Options;
 use super::poll_window::{BlockCosts, Nanos, PollWindow, nanos};
 use bulkhead_xen::Instant;
@@ -40,6 +41,9 @@ pub struct Coalescer {
     hold: Nanos,
     hold_of_slow: Nanos,
     poll: PollWindow,
+    closed_loop: ClosedLoop,
+    /// No other queue of the vCPU has had work lately, and the store none.
+    alone: bool,
     /// N as it is believed to be, and as it was at the last measurement.
     queue_depth: u32,
     dry: u32,
@@ -101,6 +105,8 @@ impl Coalescer {
             hold: nanos(options.hold.unwrap_or(MOST)),
             hold_of_slow: nanos(options.hold.unwrap_or(MOST_OF_SLOW)),
             poll: PollWindow::new(options.poll, costs),
+            closed_loop: ClosedLoop::new(options.poll),
+            alone: true,
             queue_depth: 1,
             dry: 1,
             answered: 0,
@@ -159,7 +165,8 @@ impl Coalescer {
             self.poll.found(since);
         }
         // Several may have come while the task slept, or while other queues had their turn.
-        let gap = since / Nanos::from(waiting - self.seen);
+        let new = waiting - self.seen;
+        let gap = since / Nanos::from(new);
         let late = until.is_some_and(|until| now >= until);
         let as_usual = !late || gap <= self.usual_gap() * 2;
         if as_usual {
@@ -168,6 +175,9 @@ impl Coalescer {
         self.active = now;
         self.seen = waiting;
         self.queue_depth = self.queue_depth.max(waiting);
+        if self.half() > 1 {
+            self.closed_loop.arrived(now, new);
+        }
         as_usual
     }
 
@@ -180,7 +190,7 @@ impl Coalescer {
             return self.gather(now, batch, 0);
         }
         let window = self.poll.get(self.half() == 1);
-        match moves && self.since(now) < window {
+        match moves && (self.since(now) < window || self.is_polled(now)) {
             true => Next::Poll,
             false => Sleep::IDLE,
         }
@@ -189,7 +199,7 @@ impl Coalescer {
     /// Returns the wait for `missing` more requests.
     fn gather(&mut self, now: Instant, missing: u32, waiting: u32) -> Next {
         let (span, limit) = (self.span(missing, waiting), self.poll.limit());
-        if span > 0 && span <= limit && self.since(now) < limit {
+        if self.is_polled(now) || span > 0 && span <= limit && self.since(now) < limit {
             return Next::Poll;
         }
         self.until = Some(self.deadline(missing, waiting));
@@ -242,6 +252,12 @@ impl Coalescer {
         }
     }
 
+    /// Returns whether the queue is polled because its frontend has several requests outstanding, in a closed loop.
+    #[inline]
+    fn is_polled(&self, now: Instant) -> bool {
+        self.half() > 1 && self.alone && self.closed_loop.goes_on(now)
+    }
+
     /// Returns half of what the frontend keeps outstanding.
     fn half(&self) -> u32 {
         self.queue_depth.div_ceil(2)
@@ -272,6 +288,14 @@ impl Coalescer {
         if self.batches.is_multiple_of(COSTS_EVERY) {
             self.poll.set_costs(costs());
         }
+    }
+
+    /// Notes whether the queue alone decides when its vCPU may sleep: no other queue there has had work lately, and its
+    /// store is not at work. While others are served, requests come for this one, and to poll it besides would be one
+    /// more look at it after each of theirs.
+    #[inline]
+    pub fn set_alone(&mut self, alone: bool) {
+        self.alone = alone;
     }
 
     /// Notes that a sleep without a deadline has ended, with `waiting` requests.

@@ -26,6 +26,7 @@ mod backoff;
     reason = "memory that the hypervisor and the device write to"
 )]
 mod bounce;
+mod closed_loop;
 mod closing;
 mod coalescing;
 mod complaints;

@@ -21,6 +21,9 @@ const RISES_EVERY: u32 = 4;
 /// differ a little passed again and again, which took a tenth of a request's instructions.
 const TOLERATED: u32 = 2;
 
+/// The number of times in a row that a queue publishes responses before it is taken to have the vCPU for itself.
+const ALONE: u32 = 16;
+
 /// The state that the queues of a vCPU share. Only that vCPU uses it, so each access is a plain one.
 #[derive(Debug)]
 pub struct VcpuTurns {
@@ -35,6 +38,11 @@ pub struct VcpuTurns {
     /// The number of turns that each guest has in this round, and the least that one of them could use.
     most: AtomicU32,
     least: AtomicU32,
+    /// The queue that published the last responses, and the number of times in a row that it was the same one.
+    last: AtomicU32,
+    in_a_row: AtomicU32,
+    /// The number of queues that there ever were.
+    queues: AtomicU32,
 }
 
 impl Default for VcpuTurns {
@@ -46,6 +54,9 @@ impl Default for VcpuTurns {
             shared: AtomicU32::new(0),
             most: AtomicU32::new(1),
             least: AtomicU32::new(u32::MAX),
+            last: AtomicU32::new(0),
+            in_a_row: AtomicU32::new(0),
+            queues: AtomicU32::new(0),
         }
     }
 }
@@ -140,12 +151,15 @@ pub struct Turn {
     seen: u32,
     /// The number of rounds that it has passed since it had a turn.
     passed: u32,
+    /// Tells it from the other queues of the vCPU.
+    number: u32,
 }
 
 impl Turn {
     /// Returns the turns of a queue of this guest.
     pub fn of(guest: Arc<GuestTurns>) -> Self {
         Turn {
+            number: increased(&guest.vcpu.queues),
             guest,
             ..Turn::default()
         }
@@ -162,6 +176,18 @@ impl Turn {
     pub fn is_shared(&self) -> bool {
         let vcpu = &*self.guest.vcpu;
         vcpu.guests.load(Relaxed) > 1 && vcpu.is_shared(vcpu.round.load(Relaxed))
+    }
+
+    /// Notes that the queue has published responses. Returns whether no other queue of the vCPU did so lately.
+    #[inline]
+    pub fn answered(&self) -> bool {
+        let vcpu = &*self.guest.vcpu;
+        if vcpu.last.load(Relaxed) == self.number {
+            return increased(&vcpu.in_a_row) > ALONE;
+        }
+        vcpu.last.store(self.number, Relaxed);
+        vcpu.in_a_row.store(0, Relaxed);
+        false
     }
 
     fn take_among_guests(&mut self) -> bool {
@@ -290,6 +316,19 @@ mod tests {
         queues.poll(40, work);
         let had = queues.poll(1000, work);
         assert!(had[0] <= 2100 && had[1] == 1000, "{had:?}");
+    }
+
+    #[test]
+    fn a_queue_is_alone_once_no_other_has_had_work_for_a_while() {
+        let vcpu = Arc::default();
+        let guest = Arc::new(GuestTurns::on(&vcpu));
+        let [one, other] = [0, 1].map(|_| Turn::of(guest.clone()));
+        let alone = |turn: &Turn, times| (0..times).filter(|_| turn.answered()).count();
+        assert_eq!(alone(&one, 100), 100 - 1 - ALONE as usize);
+        assert_eq!(alone(&other, 1), 0);
+        for _ in 0..100 {
+            assert_eq!((alone(&one, ALONE), alone(&other, 1)), (0, 0));
+        }
     }
 
     #[test]

@@ -48,6 +48,7 @@ impl Host {
     /// Runs a shell script in dom0. An error means that it could not be run or did not end in time,
     /// not that it failed.
     pub fn exec(&self, script: &str, limit: Duration) -> Result<Output> {
+        let begin = Instant::now();
         let output = match self.run(script, limit) {
             Err(error) if error.is::<Late>() => {
                 self.diagnose_dom0(script);
@@ -55,7 +56,7 @@ impl Host {
             }
             result => result?,
         };
-        self.log_command(script, &output)?;
+        self.log_command(script, &output, begin.elapsed())?;
         let faults = fault::in_command(script, &output);
         self.seen().emulator_faults.extend(faults);
         Ok(output)
@@ -120,14 +121,19 @@ impl Host {
         })
     }
 
-    fn log_command(&self, script: &str, output: &Output) -> Result<()> {
+    fn log_command(&self, script: &str, output: &Output, took: Duration) -> Result<()> {
         let path = self.instance.command_log();
         let mut log = fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(path)?;
         let Output { status, out, err } = output;
-        write!(log, "$ {}\n{out}{err}[status {status}]\n", script.trim())?;
+        writeln!(
+            log,
+            "$ {}\n{out}{err}[status {status}, {:.1} s]",
+            script.trim(),
+            took.as_secs_f32()
+        )?;
         Ok(())
     }
 

@@ -91,8 +91,8 @@ impl Host {
         let file = |end: &str| dir.join(format!("{id}.{end}"));
         fs::write(file("sh"), script)?;
         let deadline = Instant::now() + limit;
-        let wait_for = |end: &str, what: &'static str| -> Result<()> {
-            while !file(end).exists() {
+        let wait_for = |there: &dyn Fn() -> bool, what: &'static str| -> Result<()> {
+            while !there() {
                 if Instant::now() > deadline {
                     return Err(Late {
                         what,
@@ -108,14 +108,16 @@ impl Host {
         let mut socket = UnixStream::connect(self.instance.command_socket())
             .context("the host's command channel is gone")?;
         writeln!(socket, "{id}")?;
-        wait_for("started", "did not take up a command")?;
+        wait_for(&|| file("started").exists(), "did not take up a command")?;
         drop(socket);
-        wait_for("rc", "did not finish a command")?;
+        // The file is there a moment before the line.
+        let status = || fs::read_to_string(file("rc")).unwrap_or_default();
+        wait_for(&|| status().ends_with('\n'), "did not finish a command")?;
         let read = |end: &str| -> Result<String> {
             Ok(String::from_utf8_lossy(&fs::read(file(end))?).into_owned())
         };
         Ok(Output {
-            status: read("rc")?.trim().parse()?,
+            status: status().trim().parse()?,
             out: read("out")?,
             err: read("err")?,
         })

@@ -46,15 +46,14 @@ pub struct Domain<'h> {
 impl Host {
     /// Creates a domain and lets it run.
     pub fn create(&self, config: &Config) -> Result<Domain<'_>> {
-        let domain = self.create_paused(config)?;
-        self.ok(&format!("xl unpause '{}'", config.name))?;
-        Ok(domain)
+        let path = self.write_config(config)?;
+        self.create_with("-q", &path, config)
     }
 
     /// Creates a domain that does not run yet.
     pub fn create_paused(&self, config: &Config) -> Result<Domain<'_>> {
         let path = self.write_config(config)?;
-        self.create_paused_with(&path, config)
+        self.create_with("-qp", &path, config)
     }
 
     /// Creates a domain, which does not run yet, from a configuration file of dom0's. Only what an emulated
@@ -64,11 +63,11 @@ impl Host {
         if !config.cmdline.is_empty() {
             words += &format!(" 'cmdline=\"{}\"'", config.cmdline);
         }
-        self.create_paused_with(&words, config)
+        self.create_with("-qp", &words, config)
     }
 
-    /// Creates a domain: `words` is what `xl create` is told.
-    fn create_paused_with(&self, words: &str, config: &Config) -> Result<Domain<'_>> {
+    /// Creates a domain: `options` and `words` are what `xl create` is told.
+    fn create_with(&self, options: &str, words: &str, config: &Config) -> Result<Domain<'_>> {
         // Made before the check: what xl left half made goes away with it.
         let mut domain = Domain {
             host: self,
@@ -77,7 +76,8 @@ impl Host {
             console_start: length(&self.console_log(&config.name)),
             gone: false,
         };
-        let script = format!("xl create -qp {words} && xl domid '{}'", config.name);
+        let name = &config.name;
+        let script = format!("xl create {options} {words} && xl domid '{name}'");
         let text = self.ok(&script)?;
         // xl prints remarks about the configuration before.
         let last = text.lines().last().unwrap_or_default();
@@ -212,24 +212,18 @@ impl Domain<'_> {
         Ok(Duration::from_micros(output.out.trim().parse()?))
     }
 
-    /// Returns whether Xen still has it.
-    pub fn exists(&self) -> Result<bool> {
-        let script = format!("xl domid '{}'", self.name);
-        Ok(self.host.exec(&script, TOOLSTACK)?.status == 0)
-    }
-
     /// Waits until Xen does not have it any more.
     pub fn wait_gone(&mut self, limit: Duration) -> Result<()> {
         let deadline = Instant::now() + limit;
         // Where several domains end at once, asking xl again and again would hold them up. The
         // toolstack's own directory of a domain is the last that it removes.
-        let quiet = format!(
-            "SECONDS=0; while [ $SECONDS -lt {} ]; do xenstore-exists /libxl/{} || exit 0; sleep 0.2; done",
-            limit.as_secs(),
-            self.id
+        let Self { id, name, .. } = self;
+        let gone = format!(
+            "SECONDS=0; while [ $SECONDS -lt {} ] && xenstore-exists /libxl/{id}; do sleep 0.2; done; \
+             ! xl domid '{name}'",
+            limit.as_secs()
         );
-        self.host.exec(&quiet, limit + TOOLSTACK)?;
-        while self.exists()? {
+        while self.host.exec(&gone, limit + TOOLSTACK)?.status != 0 {
             self.host
                 .tick(deadline)
                 .with_context(|| format!("{} is still there after {limit:?}", self.name))?;

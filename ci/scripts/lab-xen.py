@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/python3 -IS
 """What the lab asks Xen itself, inside dom0, more exactly or more quickly than xl answers.
 
 lab-xen cpu-khz                 the processors' clock
@@ -15,17 +15,22 @@ lab-xen contend STOP DOMID      until the file STOP is there, writes the states 
                                 domain, as they are, in transactions that conflict with everybody else's;
                                 prints how many were committed and how many were not
 """
-import glob
+# Each module costs an emulated processor up to a tenth of a second: those that are not always needed come later.
 import os
-import subprocess
 import sys
 import time
 
-sys.path.insert(0, glob.glob("/usr/lib/xen-[0-9]*/lib/python")[0])
+XEN = next(name for name in os.listdir("/usr/lib") if name.startswith("xen-") and name[4].isdigit())
+sys.path.insert(0, f"/usr/lib/{XEN}/lib/python")
 import xen.lowlevel.xc  # noqa: E402
-import xen.lowlevel.xs  # noqa: E402
 
 xc = xen.lowlevel.xc.xc()
+
+
+def xenstore():
+    import xen.lowlevel.xs
+
+    return xen.lowlevel.xs.xs()
 
 
 def cpu_time(domid):
@@ -54,12 +59,14 @@ def unpause_until(domid, log, start, text, seconds):
 
 
 def attach(domid, device, disk):
+    import subprocess
+
     begin = time.monotonic()
     command = ["xl", "block-attach", str(domid), disk]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=50)
     if done.returncode != 0:
         sys.exit(f"xl block-attach: status {done.returncode}\n{done.stdout}")
-    xs = xen.lowlevel.xs.xs()
+    xs = xenstore()
     frontend = f"/local/domain/{domid}/device/vbd/{device}"
     state = None
     deadline = time.monotonic() + 30
@@ -100,7 +107,7 @@ def states(xs, domid):
 
 
 def contend(stop, domid):
-    xs = xen.lowlevel.xs.xs()
+    xs = xenstore()
     committed = conflicts = 0
     while not os.path.exists(stop):
         nodes = list(states(xs, domid))

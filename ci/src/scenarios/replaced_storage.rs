@@ -33,6 +33,7 @@ const IDLE: &str = "xvda";
 const BUSY: &str = "xvdb";
 const MOUNTED: &str = "xvdc";
 const OTHER: &str = "xvdd";
+const DISKS: [&str; 3] = [IDLE, BUSY, MOUNTED];
 
 /// The time that a writer whose disk was closed may take to end, before its guest's queue is looked at.
 const GIVEN_UP: Duration = Duration::from_secs(10);
@@ -49,20 +50,31 @@ const CLOSED: u32 = 6;
 const MOUNT: &str =
     "mkfs.ext4 -q /dev/DISK && mount -t ext4 /dev/DISK /mnt && echo lasts >/mnt/file && sync";
 
+/// The images of both guests.
+fn images() -> Vec<Image> {
+    let of = |kind| DISKS.map(|device| Image::mib(&format!("{kind}-{device}"), mib(device).into()));
+    Kind::ALL.into_iter().flat_map(of).collect()
+}
+
+/// The size of the image of a disk in MiB: room for a file system, and little where all of it is written and compared
+/// again and again.
+fn mib(device: &str) -> u32 {
+    match device {
+        MOUNTED => 4,
+        _ => 1,
+    }
+}
+
 fn replaced_storage(testbed: &Testbed) -> Result<()> {
     let host = testbed.host;
-    let mut images = Vec::new();
-    for kind in Kind::ALL {
-        let all = [IDLE, BUSY, MOUNTED];
-        images.extend(all.map(|device| Image::mib(&format!("{kind}-{device}"), 4)));
-    }
+    let images = images();
     let create = |kind| testbed.storage(kind).images(&images)?.memory(48).start();
     let mut storage = create(Kind::Pvh)?;
     testbed.step("two guests with three disks each: idle, mounted, written to");
     let mut guests = side_by_side::run(2, |n| {
         let kind = Kind::ALL[n];
         let name = kind.to_string();
-        let disks = [IDLE, BUSY, MOUNTED].map(|device| own_disk(&name, device));
+        let disks = DISKS.map(|device| own_disk(&name, device));
         let guest = host.guest(&name, kind, &disks)?;
         guest.ok(&MOUNT.replace("DISK", MOUNTED), MINUTE)?;
         guest.start(&write_to_the_end(BUSY))?;
@@ -96,18 +108,14 @@ fn replaced_storage(testbed: &Testbed) -> Result<()> {
 
 fn rebooted_storage(testbed: &Testbed) -> Result<()> {
     let host = testbed.host;
-    let mut images = Vec::new();
-    for kind in Kind::ALL {
-        let all = [IDLE, BUSY, MOUNTED];
-        images.extend(all.map(|device| Image::mib(&format!("{kind}-{device}"), 4)));
-    }
+    let images = images();
     let storage = testbed.storage(Kind::Pvh).images(&images)?.memory(48);
     let mut storage = storage.start()?;
     testbed.step("two guests with three disks each: idle, mounted, written to");
     let mut guests = side_by_side::run(2, |n| {
         let kind = Kind::ALL[n];
         let name = kind.to_string();
-        let disks = [IDLE, BUSY, MOUNTED].map(|device| own_disk(&name, device));
+        let disks = DISKS.map(|device| own_disk(&name, device));
         let guest = host.guest(&name, kind, &disks)?;
         guest.ok(&MOUNT.replace("DISK", MOUNTED), MINUTE)?;
         let writer = guest.start(&write_to_the_end(BUSY))?;
@@ -233,5 +241,5 @@ fn attach(guest: &Guest, image: &str, device: &str) -> Result<()> {
         .attach_disk(guest, &disk, device_number(device))?;
     let there = format!("until [ -b /dev/{device} ]; do usleep 50000; done");
     guest.ok(&there, MINUTE)?;
-    write_verify::verify(guest, device, 4)
+    write_verify::verify(guest, device, mib(image))
 }

@@ -40,10 +40,9 @@ pub struct PollWindow {
     wakeup_latency: Nanos,
     /// The longest time of polling that has to pay.
     limit: Nanos,
-    /// A bit for each of the last idle times: it ended within that time. The last one is the lowest bit.
-    soon: u16,
-    /// A bit for each of them: it ended without a pause.
-    without_pause: u32,
+    /// The last idle times that ended within that time, and those that ended without a pause.
+    soon: Recent<16>,
+    without_pause: Recent<32>,
     /// The longest usual time until a request is found without a pause.
     usual: Nanos,
 }
@@ -57,6 +56,24 @@ pub struct BlockCosts {
     pub wakeup_latency: Option<Duration>,
 }
 
+/// What was so in the last `LAST` cases, 32 at most.
+#[derive(Clone, Copy, Debug, Default)]
+struct Recent<const LAST: u32> {
+    /// A bit for each case. The last one is the lowest bit.
+    cases: u32,
+    /// The number of those in which it was so. Counting the bits anew takes longer without an instruction for it.
+    count: u32,
+}
+
+impl<const LAST: u32> Recent<LAST> {
+    #[inline]
+    fn note(&mut self, is_so: bool) {
+        self.count += u32::from(is_so);
+        self.count -= self.cases >> (LAST - 1) & 1;
+        self.cases = self.cases << 1 | u32::from(is_so);
+    }
+}
+
 impl PollWindow {
     /// Returns the window of a new queue. `chosen` is the operator's limit.
     pub fn new(chosen: Option<Duration>, costs: BlockCosts) -> Self {
@@ -65,8 +82,8 @@ impl PollWindow {
             block_cost: 0,
             wakeup_latency: 0,
             limit: 0,
-            soon: 0,
-            without_pause: 0,
+            soon: Recent::default(),
+            without_pause: Recent::default(),
             usual: 0,
         };
         window.set_costs(costs);
@@ -90,10 +107,10 @@ impl PollWindow {
     /// Returns the time for which an idle queue is polled whose frontend has a single request outstanding, or several.
     #[inline]
     pub fn get(&self, single: bool) -> Nanos {
-        if single && self.chosen.is_none() && self.without_pause.count_ones() >= WITHOUT_PAUSE {
+        if single && self.chosen.is_none() && self.without_pause.count >= WITHOUT_PAUSE {
             return (self.usual * 2).clamp(self.limit, CLOSED_LOOP);
         }
-        match self.soon.count_ones() >= WORTHWHILE {
+        match self.soon.count >= WORTHWHILE {
             true => self.limit,
             false => 0,
         }
@@ -116,9 +133,9 @@ impl PollWindow {
 
     #[inline]
     fn note(&mut self, most: Nanos, least: Nanos) {
-        self.soon = self.soon << 1 | u16::from(most <= self.limit);
+        self.soon.note(most <= self.limit);
         let without_pause = least <= CLOSED_LOOP;
-        self.without_pause = self.without_pause << 1 | u32::from(without_pause);
+        self.without_pause.note(without_pause);
         if without_pause {
             self.usual = least.max(self.usual - self.usual / 8);
         }
@@ -128,6 +145,7 @@ impl PollWindow {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::vec::Vec;
 
     const MICROS: Nanos = 1000;
 
@@ -169,6 +187,18 @@ mod tests {
         assert_eq!(window.get(true), 0);
         window.found(MICROS);
         assert_eq!(window.get(true), 0, "one says little");
+    }
+
+    #[test]
+    fn the_last_cases_are_counted() {
+        let (mut recent, mut cases) = (Recent::<16>::default(), Vec::new());
+        for number in 0u32..1000 {
+            let is_so = number.wrapping_mul(0x9e37_79b9) >> 30 != 0 && number % 100 < 60;
+            recent.note(is_so);
+            cases.push(is_so);
+            let last = cases.iter().rev().take(16);
+            assert_eq!(recent.count as usize, last.filter(|is_so| **is_so).count());
+        }
     }
 
     /// Runs through requests that come soon and late in every order. Returns the time of polling, and the part of it

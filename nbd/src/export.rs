@@ -80,6 +80,11 @@ impl Export {
         &self.shown
     }
 
+    /// Returns whether it has that name, and can be opened.
+    pub fn is_there(&self, name: &str) -> bool {
+        self.shown == name && self.failure().is_none() && !self.is_leaving()
+    }
+
     /// Returns a line.
     #[inline]
     pub fn line(&self, number: usize) -> &Line {

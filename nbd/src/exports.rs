@@ -58,7 +58,8 @@ pub struct Exports<H: Hypervisor> {
     network: Rc<dyn Network>,
     tls: Option<Rc<dyn Tls>>,
     settings: Settings,
-    all: RefCell<Vec<Arc<Export>>>,
+    /// Those with TLS and those without it.
+    all: Rc<RefCell<Vec<Arc<Export>>>>,
     waiting: Arc<Mutex<Waiters>>,
 }
 
@@ -76,8 +77,21 @@ impl<H: Hypervisor> Exports<H> {
             network,
             tls,
             settings,
-            all: RefCell::default(),
+            all: Rc::default(),
             waiting: Arc::default(),
+        })
+    }
+
+    /// Returns the exports that are reached by TLS. Nobody has an export with TLS while somebody has it without, and the
+    /// other way round.
+    pub fn by_tls(&self, tls: Rc<dyn Tls>) -> Rc<Self> {
+        Rc::new(Exports {
+            handle: self.handle.clone(),
+            network: self.network.clone(),
+            tls: Some(tls),
+            settings: self.settings,
+            all: self.all.clone(),
+            waiting: self.waiting.clone(),
         })
     }
 
@@ -105,18 +119,31 @@ impl<H: Hypervisor> Exports<H> {
         self.settings
     }
 
+    fn is_ours(&self, export: &Export) -> bool {
+        export.scheme() == self.scheme()
+    }
+
     /// Returns all exports.
     pub(crate) fn list(&self) -> Vec<Arc<Export>> {
-        self.all.borrow().clone()
+        let all = self.all.borrow();
+        let ours = all.iter().filter(|export| self.is_ours(export));
+        ours.cloned().collect()
     }
 
     /// Returns the export of that name that is in use, or was lately.
     pub(crate) fn find(&self, name: &str) -> Option<Arc<Export>> {
+        let found = |export: &&Arc<Export>| self.is_ours(export) && export.is_there(name);
+        self.all.borrow().iter().find(found).cloned()
+    }
+
+    /// Returns what targets begin with by which somebody has that export, if that is not what these exports' begin with.
+    /// It is the same data, and who shares it with whom is known of the targets of one beginning only.
+    pub(crate) fn used_otherwise(&self, name: &str) -> Option<&'static str> {
+        let other = |export: &&Arc<Export>| {
+            !self.is_ours(export) && export.is_there(name) && export.users() > 0
+        };
         let all = self.all.borrow();
-        let mut found = all.iter().filter(|export| export.shown() == name);
-        found
-            .find(|export| export.failure().is_none() && !export.is_leaving())
-            .cloned()
+        all.iter().find(other).map(|export| export.scheme())
     }
 
     /// Returns an export, which is connected to if it is not known.
@@ -153,7 +180,7 @@ impl<H: Hypervisor> Exports<H> {
 
     /// Returns the number of connections that there are, or that are being made.
     pub fn count(&self) -> usize {
-        self.all.borrow().len()
+        self.list().len()
     }
 
     /// Waits until `look` returns a value; calls it again whenever an export has changed.
@@ -165,7 +192,7 @@ impl<H: Hypervisor> Exports<H> {
     /// is that of the store `nbd:`, which tells of it.
     pub(crate) fn lines(&self) -> Vec<String> {
         let scheme = self.scheme();
-        let all = self.all.borrow();
+        let all = self.list();
         let line = |export: &Arc<Export>| {
             let state = match (export.failure(), export.trouble(), export.properties()) {
                 (Some(reason), _, _) => format!("given up: {reason}"),

@@ -1,12 +1,19 @@
 //! Volumes on an export.
 
-use bulkhead_images::SectorSize;
-use bulkhead_nbd_testing::Config;
+use bulkhead_images::{Access, SectorSize};
+use bulkhead_nbd::nbd_store;
 use bulkhead_nbd_testing::world::{Buffer, World, pattern, read, write};
+use bulkhead_nbd_testing::{Config, FakeTls, TlsMode};
 use bulkhead_volumes::Guid;
 use bulkhead_volumes::testing::{Disk, NewPartition, write_gpt};
 
+use std::rc::Rc;
+use std::time::Duration;
+
 const BYTES: usize = 1 << 20;
+
+/// An export that nobody uses is let go of.
+const UNUSED: Duration = Duration::from_secs(62);
 
 #[test]
 fn partitions_of_an_export_are_disks() {
@@ -61,5 +68,37 @@ fn partitions_of_an_export_are_disks() {
     // All of them over one connection.
     assert_eq!(world.server.connections(), (1, 1));
     drop((alice, bob, from, to));
+    world.end();
+}
+
+/// Who shares an export with whom is a matter of all who have it, however they reach the server.
+#[test]
+fn an_export_is_reached_with_tls_or_without_it() {
+    let mut world = World::new(Config {
+        tls: TlsMode::Offered,
+        ..Config::default()
+    });
+    let tls = Rc::new(FakeTls(vec!["10.0.0.2".to_string()]));
+    let by_tls = world.exports.by_tls(tls);
+    let stores = [world.store.clone(), Rc::new(nbd_store(by_tls.clone()))];
+    let targets = ["nbd:10.0.0.2/disk", "nbds:10.0.0.2/disk"];
+    for (first, second) in [(0, 1), (1, 0)] {
+        world.store = stores[first].clone();
+        let writer = world.try_open(targets[first], Access::ReadWrite);
+        let writer = writer.expect("nobody has it");
+        world.store = stores[second].clone();
+        for access in [Access::ReadWrite, Access::ReadOnly] {
+            let refused = world.try_open(targets[second], access);
+            let reason = refused.err().expect("somebody has it");
+            let (scheme, _) = targets[first].split_once(':').expect("a target");
+            let expected = format!("it is in use as {scheme}:10.0.0.2:10809/disk");
+            assert!(reason.contains(&expected), "{reason}");
+        }
+        drop(writer);
+        let opened = world.try_open(targets[second], Access::ReadWrite);
+        drop(opened.expect("nobody has it any more"));
+    }
+    world.wait(UNUSED);
+    assert_eq!((by_tls.count(), world.exports.count()), (0, 0));
     world.end();
 }

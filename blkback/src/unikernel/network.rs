@@ -80,15 +80,15 @@ impl Network {
             None
         });
         let settings = bulkhead_nbd::Settings { vcpus, patience };
-        let mut exports = Vec::new();
-        let mut serve = |tls, interfaces| {
-            let all = Exports::new(handle.clone(), interfaces, tls, settings);
-            stores.register(Box::new(nbd_store(all.clone())));
-            exports.push(all);
-        };
-        serve(None, interfaces.clone());
+        let plain = Exports::new(handle.clone(), interfaces, None, settings);
+        stores.register(Box::new(nbd_store(plain.clone())));
+        let mut exports = Vec::from([plain.clone()]);
         match tls {
-            Ok(tls) => serve(Some(tls), interfaces),
+            Ok(tls) => {
+                let by_tls = plain.by_tls(tls);
+                stores.register(Box::new(nbd_store(by_tls.clone())));
+                exports.push(by_tls);
+            }
             Err(reason) => stores.register(Box::new(without_tls(reason))),
         }
         let handle = handle.clone();

@@ -6,6 +6,7 @@ use crate::error::{ConfigError, TlsError};
 use crate::handshake::handshake;
 use crate::provider::provider;
 use crate::random::Random;
+use crate::verifier::Verifier;
 use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -41,10 +42,12 @@ impl Client {
     ) -> Result<Client, ConfigError> {
         let provider = Arc::new(provider(random));
         let clock = Arc::new(Timepiece(clock));
+        let verifier = Arc::new(Verifier::new(roots(authorities)?, provider.clone()));
         let builder = ClientConfig::builder_with_details(provider, clock)
             .with_safe_default_protocol_versions()
             .expect("the suites are of both versions")
-            .with_root_certificates(roots(authorities)?);
+            .dangerous()
+            .with_custom_certificate_verifier(verifier);
         let mut config = match identity {
             None => builder.with_no_client_auth(),
             Some(identity) => {

@@ -16,7 +16,8 @@
 //! memory, which is taken when it begins; besides, rustls allocates for each record, and for the chain of certificates
 //! during the handshake, which may be as long as 32 KiB.
 //!
-//! Read next: [`Client::connect`]; `records.rs`, where bytes become records and data.
+//! Read next: [`Client::connect`]; `records.rs`, where bytes become records and data; `verifier.rs`, who
+//! judges servers.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -34,6 +35,7 @@ mod provider;
 mod random;
 mod records;
 mod stream;
+mod verifier;
 
 pub use client::{Client, Identity};
 pub use clock::{Clock, Date};

@@ -6,7 +6,10 @@ use crate::world::{
     connect,
 };
 use bulkhead_tls::{Client, ConfigError, Identity, NoRandomness, Random, TlsError};
-use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyPair, date_time_ymd};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, date_time_ymd,
+};
 
 /// Returns why a server of that certificate is refused, in both versions of TLS; the server learns of it.
 fn refusal(client: &Client, certified: &Certified, name: &str) -> String {
@@ -56,6 +59,100 @@ fn another_authoritys_certificate_is_refused() {
         key: key.serialize_pem(),
     };
     let refused = refusal(&client(&ours), &alone, NAME);
+    assert!(refused.contains("not signed by the CA given"), "{refused}");
+}
+
+/// An authority that others can vouch for.
+struct Between {
+    name: String,
+    key: KeyPair,
+}
+
+impl Between {
+    fn new(name: &str) -> Between {
+        let name = name.to_string();
+        Between { name, key: key() }
+    }
+
+    fn params(&self) -> CertificateParams {
+        let mut params = CertificateParams::new(Vec::new()).expect("no names");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, &self.name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params
+    }
+
+    /// Signs the certificate of a server, or of another authority.
+    fn sign(&self, params: &CertificateParams, key: &KeyPair) -> String {
+        let own = self.params();
+        let issuer = Issuer::from_params(&own, &self.key);
+        let signed = params.signed_by(key, &issuer);
+        signed.expect("a certificate").pem()
+    }
+
+    /// Has an authority vouch for it.
+    fn signed_by(&self, authority: &Authority) -> String {
+        let signed = self.params().signed_by(&self.key, &authority.0);
+        signed.expect("a certificate").pem()
+    }
+}
+
+/// Has authorities vouch for each other and for a server, the first one signed by `authority`. The certificates are the
+/// server's, and the others', the last first.
+fn chain(authority: &Authority, between: &[Between]) -> (Vec<String>, String) {
+    let server_key = key();
+    let params = CertificateParams::new([NAME.to_string()]).expect("a name");
+    let last = between.last().expect("some");
+    let mut chain = vec![last.sign(&params, &server_key)];
+    for pair in between.windows(2).rev() {
+        chain.push(pair[0].sign(&pair[1].params(), &pair[1].key));
+    }
+    chain.push(between[0].signed_by(authority));
+    (chain, server_key.serialize_pem())
+}
+
+#[test]
+fn authorities_between_are_followed_in_whatever_order_they_are_sent() {
+    let authority = Authority::new("CA");
+    let client = client(&authority);
+    let between: Vec<Between> = (0..5).map(|n| Between::new(&format!("CA {n}"))).collect();
+    for count in 1..=between.len() {
+        let (mut sent, key) = chain(&authority, &between[..count]);
+        sent[1..].reverse();
+        sent.push(Authority::new("Other CA").pem());
+        sent.push(authority.pem());
+        let certified = Certified {
+            certificate: sent.concat(),
+            key,
+        };
+        if count > 4 {
+            let refused = refusal(&client, &certified, NAME);
+            assert!(refused.contains("not signed by the CA given"), "{refused}");
+            continue;
+        }
+        let mut server = Server::new(Settings::new(certified), &Wire::new(4096));
+        connect(&client, &mut server, NAME).unwrap_or_else(|error| panic!("{count}: {error}"));
+    }
+}
+
+/// Authorities that all have one name could vouch for each other in a hundred ways.
+#[test]
+fn a_chain_that_could_be_followed_in_many_ways_is_followed_in_one() {
+    let authority = Authority::new("CA");
+    let client = client(&authority);
+    let alike: Vec<Between> = (0..8).map(|_| Between::new("CA")).collect();
+    let server_key = key();
+    let params = CertificateParams::new([NAME.to_string()]).expect("a name");
+    let nobody = Between::new("CA");
+    let mut sent = vec![nobody.sign(&params, &server_key)];
+    sent.extend(alike.iter().map(|one| one.signed_by(&authority)));
+    let certified = Certified {
+        certificate: sent.concat(),
+        key: server_key.serialize_pem(),
+    };
+    let refused = refusal(&client, &certified, NAME);
     assert!(refused.contains("not signed by the CA given"), "{refused}");
 }
 

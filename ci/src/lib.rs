@@ -14,6 +14,7 @@ pub mod image;
 pub mod package;
 pub mod process;
 pub mod scenarios;
+mod shared_object;
 pub mod system_calls;
 pub mod testbed;
 pub mod workspace;

@@ -3,12 +3,11 @@
 
 use super::contestant::Contestant;
 use super::job::RAMP;
-use crate::workspace;
-use anyhow::{Context, Result, ensure};
+use crate::shared_object;
+use anyhow::{Context, Result};
 use serde::Serialize;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 const SOURCE: &str = include_str!("../../plugin/instructions.c");
@@ -26,20 +25,7 @@ const WORDS: usize = 8;
 
 /// Compiles the plugin. Returns its path.
 pub fn build() -> Result<PathBuf> {
-    let source = workspace::cache().join("instructions.c");
-    let plugin = source.with_extension("so");
-    if plugin.exists() && fs::read_to_string(&source).is_ok_and(|text| text == SOURCE) {
-        return Ok(plugin);
-    }
-    fs::create_dir_all(workspace::cache())?;
-    fs::write(&source, SOURCE)?;
-    let status = Command::new("cc")
-        .args(["-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o"])
-        .args([&plugin, &source])
-        .status()
-        .context("cannot start cc")?;
-    ensure!(status.success(), "cc cannot compile QEMU's plugin");
-    Ok(plugin)
+    shared_object::build("instructions", SOURCE)
 }
 
 /// The instructions that one processor executed since the host was started.

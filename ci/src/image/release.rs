@@ -56,9 +56,9 @@ impl Release {
                 "iproute2",
                 // The server of addresses and names on such a bridge.
                 "dnsmasq-base",
-                // Servers of disks over the network. Not nbd-server: it generates parameters of Diffie and Hellman before it
-                // serves, which takes an emulated processor minutes.
+                // Servers of disks over the network.
                 "nbdkit",
+                "nbd-server",
                 "qemu-utils",
                 // The devices of HVM guests; and a block backend that the bench measures beside ours.
                 "qemu-system-xen",

@@ -4,7 +4,7 @@ use super::operator::other;
 use super::refusal::refuse;
 use crate::commands::build;
 use crate::config::Kind;
-use crate::testbed::network::DRIVER_DOMAIN;
+use crate::testbed::network::{CONNECTED, DRIVER_DOMAIN};
 use crate::testbed::storage::{Running, disk};
 use crate::testbed::tls_servers::{ClientFiles, TlsServer};
 use crate::testbed::{MINUTE, Scenario, Testbed};
@@ -56,7 +56,7 @@ fn storage<'h>(
     let storage = storage.memory(16 + 4 * disks);
     let storage = storage.on_network(&format!("ip={DRIVER_DOMAIN}")).start()?;
     storage.wait_console("TLS: servers of the CA in ca-cert.pem are trusted", MINUTE)?;
-    storage.wait_console("network vif0: connected to domain 0", MINUTE)?;
+    storage.wait_console(CONNECTED, MINUTE)?;
     Ok(storage)
 }
 

@@ -1,7 +1,10 @@
 //! A network of dom0's, as an operator makes one for a driver domain, and servers of disks on it.
 
 use super::Testbed;
-use anyhow::Result;
+use crate::host::Host;
+use crate::shared_object;
+use anyhow::{Context, Result};
+use std::fs;
 
 /// The bridge, for `vif=`.
 pub const BRIDGE: &str = "storage";
@@ -14,6 +17,9 @@ pub const DOM0_6: &str = "fd00::2";
 pub const DRIVER_DOMAIN: &str = "10.0.0.7/24";
 /// The one of IPv6.
 pub const DRIVER_DOMAIN_6: &str = "fd00::7/64";
+
+/// The words in a driver domain's log that say that it is on the network.
+pub const CONNECTED: &str = "network vif0: connected to domain 0";
 
 /// The name of dom0 on it.
 pub const NAME: &str = "nas.example";
@@ -40,6 +46,9 @@ const ADDRESSES: &str = "dnsmasq --conf-file=/dev/null --no-resolv --no-hosts --
     --host-record=NAME,DOM0 --cname=ALIAS,NAME --local=/example/ --log-queries --log-dhcp \
     --log-facility=/tmp/nbd/dnsmasq.log --pid-file=/tmp/nbd/dnsmasq.pid";
 
+/// Makes the folder of files, if there is none.
+const FILES: &str = "mkdir -p files && [ -e files/root-bob ] || truncate --size=16M files/root-bob";
+
 /// A server in dom0, with one disk or several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Server {
@@ -51,7 +60,13 @@ pub enum Server {
     Six,
     /// qemu-nbd with a qcow2 image of 16 MiB as the export `qcow`.
     Qcow2,
+    /// nbd-server with the same folder of files: `root-bob`.
+    NbdServer,
 }
+
+/// What is loaded into nbd-server, and its name in the shared folder.
+const NO_DH_PARAMETERS: &str = include_str!("../../plugin/no_dh_parameters.c");
+const PRELOADED: &str = "no_dh_parameters";
 
 impl Server {
     /// Returns its port.
@@ -61,6 +76,7 @@ impl Server {
             Self::Files => 10810,
             Self::Qcow2 => 10811,
             Self::Six => 10812,
+            Self::NbdServer => 10813,
         }
     }
 
@@ -80,7 +96,7 @@ impl Server {
     fn address(self) -> &'static str {
         match self {
             Self::Six => DOM0_6,
-            Self::Memory(_) | Self::Files | Self::Qcow2 => DOM0,
+            Self::Memory(_) | Self::Files | Self::Qcow2 | Self::NbdServer => DOM0,
         }
     }
 
@@ -91,6 +107,7 @@ impl Server {
             Self::Files => "files",
             Self::Qcow2 => "qcow2",
             Self::Six => "six",
+            Self::NbdServer => "nbd-server",
         }
     }
 
@@ -104,8 +121,23 @@ impl Server {
             Self::Six => {
                 format!("nbdkit --ipaddr {DOM0_6} --port {port} --pidfile {pid} memory 8M")
             }
+            Self::NbdServer => format!(
+                "{FILES}
+cat >nbd-server.conf <<END
+[generic]
+listenaddr = {DOM0}
+port = {port}
+allowlist = true
+[root-bob]
+exportname = /tmp/nbd/files/root-bob
+flush = true
+fua = true
+trim = true
+END
+cp /lab/{PRELOADED}.so . && LD_PRELOAD=/tmp/nbd/{PRELOADED}.so nbd-server -C /tmp/nbd/nbd-server.conf -p {pid}"
+            ),
             Self::Files => format!(
-                "mkdir -p files && [ -e files/root-bob ] || truncate --size=16M files/root-bob
+                "{FILES}
 nbdkit --ipaddr {DOM0} --port {port} --pidfile {pid} file dir=/tmp/nbd/files"
             ),
             Self::Qcow2 => format!(
@@ -121,11 +153,45 @@ qemu-nbd --fork --persistent --shared=4 --pid-file={pid} --bind={DOM0} --port={p
     }
 }
 
+/// Makes the network, if a host has none yet.
+pub fn make(host: &Host) -> Result<()> {
+    let script = MAKE.replace("BRIDGE", BRIDGE).replace("DOM0", DOM0);
+    host.ok(&script.replace("SIX", DOM0_6)).map(drop)
+}
+
+/// Runs a script in `/tmp/nbd` that starts a server in the background, and waits until that listens and has written its
+/// file with the process's number.
+pub fn start_listener(
+    host: &Host,
+    address: &str,
+    port: u16,
+    pid_file: &str,
+    start: &str,
+) -> Result<()> {
+    let listening = format!("(: </dev/tcp/{address}/{port}) 2>/dev/null && [ -s {pid_file} ]");
+    let script = format!(
+        "set -e; cd /tmp/nbd; rm -f {pid_file}
+{start}
+until {listening}; do sleep 0.1; done"
+    );
+    host.ok(&script).map(drop)
+}
+
+/// Starts a server on a host, and waits until it listens.
+pub fn start(host: &Host, server: Server) -> Result<()> {
+    if server == Server::NbdServer {
+        let library = shared_object::build(PRELOADED, NO_DH_PARAMETERS)?;
+        let file = host.instance().share().join(format!("{PRELOADED}.so"));
+        fs::copy(library, file).context("cannot share what nbd-server loads")?;
+    }
+    let (address, port) = (server.address(), server.port());
+    start_listener(host, address, port, &server.pid_file(), &server.script())
+}
+
 impl Testbed<'_> {
     /// Makes the network, if the host has none yet.
     pub fn network(&self) -> Result<()> {
-        let script = MAKE.replace("BRIDGE", BRIDGE).replace("DOM0", DOM0);
-        self.host.ok(&script.replace("SIX", DOM0_6)).map(drop)
+        make(self.host)
     }
 
     /// Starts the server of addresses and names.
@@ -143,26 +209,7 @@ impl Testbed<'_> {
 
     /// Starts a server, and waits until it listens.
     pub fn start_server(&self, server: Server) -> Result<()> {
-        let (address, port) = (server.address(), server.port());
-        self.start_listener(address, port, &server.pid_file(), &server.script())
-    }
-
-    /// Runs a script in `/tmp/nbd` that starts a server in the background, and waits until that listens and has written
-    /// its file with the process's number.
-    pub fn start_listener(
-        &self,
-        address: &str,
-        port: u16,
-        pid_file: &str,
-        start: &str,
-    ) -> Result<()> {
-        let listening = format!("(: </dev/tcp/{address}/{port}) 2>/dev/null && [ -s {pid_file} ]");
-        let script = format!(
-            "set -e; cd /tmp/nbd; rm -f {pid_file}
-{start}
-until {listening}; do sleep 0.1; done"
-        );
-        self.host.ok(&script).map(drop)
+        start(self.host, server)
     }
 
     /// Has a server hang: its connections stay, and it does nothing.
@@ -185,10 +232,11 @@ until {listening}; do sleep 0.1; done"
         self.kill_listener(&server.pid_file())
     }
 
-    /// Kills the server whose process's number is in that file.
+    /// Kills the server whose process's number is in that file, and the processes that it has for its clients.
     pub fn kill_listener(&self, pid_file: &str) -> Result<()> {
         let script = format!(
-            "pid=$(cat {pid_file}) && kill -KILL $pid && while kill -0 $pid 2>/dev/null; do sleep 0.1; done"
+            "pid=$(cat {pid_file}) && kill -KILL $pid $(cat /proc/$pid/task/$pid/children) && \
+             while kill -0 $pid 2>/dev/null; do sleep 0.1; done"
         );
         self.host.ok(&script).map(drop)
     }

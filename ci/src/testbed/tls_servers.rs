@@ -2,7 +2,7 @@
 
 use super::Testbed;
 use super::images::Image;
-use super::network::DOM0;
+use super::network::{self, DOM0};
 use anyhow::{Context, Result};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
@@ -197,7 +197,13 @@ impl Testbed<'_> {
 
     /// Starts a server, and waits until it listens.
     pub fn start_tls_server(&self, server: TlsServer) -> Result<()> {
-        self.start_listener(DOM0, server.port(), &server.pid_file(), &server.script())
+        network::start_listener(
+            self.host,
+            DOM0,
+            server.port(),
+            &server.pid_file(),
+            &server.script(),
+        )
     }
 
     /// Kills a server, as a crash would end it.

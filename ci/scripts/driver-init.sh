@@ -1,6 +1,6 @@
 #!/bin/busybox sh
-# Init of a Linux driver domain: loads the block backend, the block frontend and a RAM disk, and where it has a device
-# passed through that device's drivers, then runs the tool stack's part.
+# Init of a Linux driver domain: loads the block backend, the block frontend and a RAM disk, where it has a device passed
+# through that device's drivers, and where it is on a network what reaches disks there; then runs the tool stack's part.
 # console-commands.sh follows.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/ LANG=C
 /bin/busybox mkdir -p /proc /sys /dev /tmp /run /var/lib/xen /var/log/xen /var/lock
@@ -24,6 +24,9 @@ load() {
 while read -r module; do load "$module"; done </modules.order
 if grep -qw lab.device /proc/cmdline; then
     while read -r module; do load "$module"; done </modules.later
+fi
+if grep -qw lab.network /proc/cmdline; then
+    while read -r module; do load "$module"; done </modules.network
 fi
 mount -t xenfs xenfs /proc/xen
 dmesg -n 1

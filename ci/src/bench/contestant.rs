@@ -1,5 +1,6 @@
 //! The contestants: every block backend that a user of Xen could choose.
 
+use super::network;
 use super::store::{NAMESPACE_NAME, Store, own_disk};
 use crate::config::Kind;
 use serde::{Serialize, Serializer};
@@ -14,9 +15,9 @@ pub enum Contestant {
     Null,
     /// A Linux driver domain: xen-blkback over a RAM disk or its own disk.
     Linux(Family),
-    /// dom0's xen-blkback over a RAM disk.
+    /// dom0's xen-blkback over a RAM disk, or over dom0's own disk of the store.
     Dom0Blkback,
-    /// dom0's QEMU over a raw file on tmpfs.
+    /// dom0's QEMU over a raw file on tmpfs, or over dom0's own disk of the store.
     Dom0Qdisk,
     /// No backend: the guest's own null_blk. More than its kernel and fio do by themselves nobody can
     /// give it.
@@ -94,7 +95,7 @@ impl Contestant {
     /// Returns why it cannot serve such a store.
     pub fn cannot(self, store: Store) -> Option<&'static str> {
         match (self, store) {
-            (Self::Bare, Store::Ram | Store::Vbd) => {
+            (Self::Bare, Store::Ram | Store::Vbd | Store::Nbd) => {
                 Some("linux-bare is the device of `--store nvme` itself")
             }
             (Self::Bulkhead(Family::Pvh) | Self::Linux(Family::Pvh), Store::Nvme) => {
@@ -124,7 +125,9 @@ impl Contestant {
             (Self::Bulkhead(_), Store::Vbd) => format!("vbd:{own}"),
             (Self::Bulkhead(_), Store::Nvme) => format!("nvme:{}", store.device(self)?),
             (Self::Linux(_), Store::Vbd) => format!("/dev/{own}"),
+            (Self::Bulkhead(_), Store::Nbd) => network::target(),
             (_, Store::Nvme) => format!("/dev/{NAMESPACE_NAME}"),
+            (_, Store::Nbd) => format!("/dev/{}", network::CLIENT_DISK),
             _ => format!("/dev/ram{guest}"),
         };
         Some(match self {
@@ -138,8 +141,8 @@ impl Contestant {
             Self::Dom0Blkback => format!("{common},backendtype=phy,target={target}"),
             Self::Dom0Qdisk => {
                 let target = match store {
-                    Store::Nvme => target,
-                    _ => format!("/tmp/qdisk{guest}.img"),
+                    Store::Nvme | Store::Nbd => target,
+                    Store::Ram | Store::Vbd => format!("/tmp/qdisk{guest}.img"),
                 };
                 format!("{common},backendtype=qdisk,target={target}")
             }
@@ -224,7 +227,7 @@ mod tests {
 
     #[test]
     fn every_disk_names_its_backend() {
-        let stores = [Store::Ram, Store::Vbd, Store::Nvme];
+        let stores = [Store::Ram, Store::Vbd, Store::Nvme, Store::Nbd];
         for (contestant, store) in Contestant::ALL
             .iter()
             .flat_map(|&one| stores.map(|store| (one, store)))
@@ -238,6 +241,20 @@ mod tests {
                 Some(server) => assert!(disk.starts_with(&format!("backend={server},")), "{disk}"),
                 None => assert!(disk.contains("backendtype="), "{disk}"),
             }
+        }
+    }
+
+    #[test]
+    fn all_serve_one_export_of_a_server() {
+        let all = super::choose(&[], false, Store::Nbd).unwrap();
+        assert_eq!(all.len(), 6, "{all:?}");
+        for contestant in all {
+            let disk = contestant.disk(Store::Nbd, 0, 64).unwrap();
+            let target = match contestant.is_bulkhead() {
+                true => ",target=nbd:10.0.0.2:10809/",
+                false => ",target=/dev/nbd0",
+            };
+            assert!(disk.ends_with(target), "{disk}");
         }
     }
 

@@ -73,7 +73,7 @@ impl<'h> Field<'h> {
         if field.has_qemu() {
             let size = field.size();
             let files = match plan.store {
-                Store::Nvme => 0,
+                Store::Nvme | Store::Nbd => 0,
                 Store::Ram | Store::Vbd => plan.guests,
             };
             for number in 0..files {

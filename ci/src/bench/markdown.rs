@@ -52,6 +52,12 @@ fn data(store: Store) -> String {
              domains: these serve their disks on, Bulkhead as `vbd:`, Linux by its own xen-blkback. \
              dom0-blkback serves such a RAM disk to the guest itself, a layer less."
         ),
+        Store::Nbd => format!(
+            "The data, {DATA} MiB, is the export of an NBD server in dom0 (nbdkit, in memory), the same one for all. \
+             Driver domains reach it over a bridge of dom0's: Bulkhead as `nbd:`, Linux by its kernel's client and its \
+             xen-blkback. dom0's own backends serve what dom0's kernel's client makes of it; their processor time is \
+             dom0's, and includes the server's."
+        ),
         Store::Nvme => format!(
             "The data, {DATA} MiB each, is on NVMe controllers, all alike, that QEMU emulates. Each driver domain has one \
              passed through and serves it on; dom0's own backends serve another one; linux-bare is a PV Linux that \

@@ -6,7 +6,7 @@
 //!   the contestant whose turn it is              (all other contestants are paused)
 //! ```
 //!
-//! [`contest`] is the order of events, [`field`] and [`server`] the domains, [`store`] their disks, [`at_once`] one job in the guests,
+//! [`contest`] is the order of events, [`field`] and [`server`] the domains, [`store`] and [`network`] their disks, [`at_once`] one job in the guests,
 //! [`meter`] and [`instructions`] what is read while fio runs, [`results`] what comes of it, and [`table`], [`ratios`],
 //! [`chart`] and [`markdown`] show that.
 
@@ -22,6 +22,7 @@ pub mod job;
 pub mod markdown;
 pub mod memory;
 pub mod meter;
+pub mod network;
 pub mod ratios;
 pub mod results;
 pub mod server;

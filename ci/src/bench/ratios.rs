@@ -32,7 +32,7 @@ pub fn ratios(results: &Results) -> Grid {
     }
     let (limit, part) = match results.plan.store {
         Store::Nvme => (Contestant::Bare, "part of the bare device's"),
-        Store::Ram | Store::Vbd => (Contestant::Null, "part of null's"),
+        Store::Ram | Store::Vbd | Store::Nbd => (Contestant::Null, "part of null's"),
     };
     if !same_kind {
         header.push(part.to_owned());

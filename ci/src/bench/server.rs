@@ -1,20 +1,21 @@
 //! The driver domains of a bench. Each boots once, and waits paused for its turns.
 
+use super::Plan;
 use super::contestant::Contestant;
 use super::field::SHORT;
+use super::network;
 use super::store::{NAMESPACE_NAME, Store, own_disk};
-use super::{DATA, Plan};
 use crate::config::Config;
 use crate::host::Host;
 use crate::host::domain::Domain;
 use crate::host::guest::Guest;
+use crate::testbed::network::{BRIDGE, CONNECTED};
 use crate::testbed::storage::{READY, controller_started, own_disk_connected};
 use anyhow::{Context, Result, bail, ensure};
 use std::time::Duration;
 
-/// Bulkhead's memory in MiB without data, and that of each of its own disks in use.
+/// Bulkhead's memory in MiB without disks.
 const BULKHEAD_MEMORY: u32 = 16;
-const OWN_DISK_MEMORY: u32 = 2;
 
 /// A Linux driver domain's: with less it does not serve the same data in its memory.
 const LINUX_MEMORY: u32 = 160;
@@ -68,15 +69,22 @@ impl<'h> Server<'h> {
 
     /// Waits until its own disks are served, if it is given some.
     fn wait_for_own_disks(&self, plan: &Plan, contestant: Contestant) -> Result<()> {
-        if let (Running::Bulkhead(domain), Some(device)) =
-            (&self.running, plan.store.device(contestant))
-        {
-            return domain.wait_console(&controller_started(&device), BOOT);
+        if let Running::Bulkhead(domain) = &self.running {
+            if let Some(device) = plan.store.device(contestant) {
+                return domain.wait_console(&controller_started(&device), BOOT);
+            }
+            if plan.store == Store::Nbd {
+                return domain.wait_console(CONNECTED, BOOT);
+            }
+        }
+        if let (Running::Linux(guest), Store::Nbd) = (&self.running, plan.store) {
+            guest.ok(&network::connect_linux(contestant), BOOT)?;
         }
         let disks: Vec<String> = match plan.store {
             Store::Ram => return Ok(()),
             Store::Vbd => (0..plan.guests).map(own_disk).collect(),
             Store::Nvme => vec![NAMESPACE_NAME.to_owned()],
+            Store::Nbd => vec![network::CLIENT_DISK.to_owned()],
         };
         for disk in disks {
             match &self.running {
@@ -144,16 +152,15 @@ fn config(host: &Host, plan: &Plan, contestant: Contestant) -> Result<Config> {
     config.vcpus = plan.queues;
     config.cpus = SERVERS;
     if contestant.is_bulkhead() {
-        let data = match plan.store {
-            Store::Ram => DATA,
-            Store::Vbd | Store::Nvme => {
-                config.ramdisk = None;
-                OWN_DISK_MEMORY * plan.guests
-            }
-        };
-        config.memory = BULKHEAD_MEMORY + data;
+        if plan.store != Store::Ram {
+            config.ramdisk = None;
+        }
+        config.memory = BULKHEAD_MEMORY + plan.store.disk_memory(plan.disk_size()) * plan.guests;
         // It may be paused while it is busy, and for longer than Xen's watchdog waits.
         config.cmdline = format!("watchdog=0 {}", plan.bulkhead_options);
+        if plan.store == Store::Nbd {
+            config.cmdline += &format!(" ip={}", network::address(contestant));
+        }
     } else {
         config.memory = LINUX_MEMORY;
         // Late kernels let programs make hypercalls only for a domain that they emulate, unless
@@ -171,6 +178,12 @@ fn config(host: &Host, plan: &Plan, contestant: Contestant) -> Result<Config> {
         if device.is_some() {
             config.memory += LINUX_DEVICE_MEMORY;
         }
+        if plan.store == Store::Nbd {
+            config.cmdline += " lab.network";
+        }
+    }
+    if plan.store == Store::Nbd {
+        config.vifs.push(format!("bridge={BRIDGE}"));
     }
     Ok(config)
 }

@@ -5,6 +5,7 @@ use super::contestant::Contestant;
 use super::field::{DEVICE, Field};
 use super::guest_counts::GuestCounts;
 use super::job::Job;
+use super::store::Store;
 use crate::host::Host;
 use anyhow::Result;
 use serde::Serialize;
@@ -93,8 +94,13 @@ pub struct PerOperation {
     pub per_sweep: Option<f64>,
     /// Requests that dom0 found, if the backend's own disks are dom0's.
     pub requests_beneath: Option<f64>,
-    /// Notifications that the backend sent to dom0 then, as dom0 counted them.
+    /// Notifications that the backend sent to dom0 for its own disks or its network, as dom0 counted them.
     pub notifications_beneath: Option<f64>,
+    /// Packets that dom0 brought to the backend, and that it took from it, if the data is reached over a network. A packet
+    /// that is to be cut into segments is one.
+    pub packets_received: Option<f64>,
+    /// See above.
+    pub packets_sent: Option<f64>,
 }
 
 /// The counters of requests.
@@ -139,6 +145,8 @@ pub fn per_operation(
             .and_then(|(requests, sweeps)| (sweeps > 0.0).then(|| requests / sweeps)),
         requests_beneath: per(&beneath.each_ref().map(String::as_str)),
         notifications_beneath: per(&[&format!("{BENEATH}notifications_received")]),
+        packets_received: per(&[&format!("{BENEATH}packets_received")]),
+        packets_sent: per(&[&format!("{BENEATH}packets_sent")]),
     })
 }
 
@@ -153,15 +161,27 @@ for pair in reads:rd_req writes:wr_req flushes:f_req discards:ds_req; do
     done
 done"#;
 
-/// Reads what a contestant's backend counted so far of all guests' disks, and what dom0 counted of the backend's own.
+/// Prints what dom0 counts of a driver domain's network interface: the interrupts of xen-netback (several queues have
+/// several), and the packets. What the bridge sends into the interface is what the domain receives.
+const NETWORK: &str = r#"
+awk '$NF ~ /^vifDOMAIN\.0-/ { for (i = 2; $i ~ /^[0-9]+$/; i++) n += $i }
+     END { print "notifications_received", n + 0 }' /proc/interrupts
+cd /sys/class/net/vifDOMAIN.0/statistics && echo "packets_received $(cat tx_packets)" &&     echo "packets_sent $(cat rx_packets)""#;
+
+/// Reads what a contestant's backend counted so far of all guests' disks, and what dom0 counted of the backend's own, or
+/// of its network.
 pub fn of(host: &Host, field: &Field, contestant: Contestant) -> Result<Counters> {
     let mut counters = of_backend(host, field, contestant)?;
-    if field.plan().dom0_is_beneath(contestant) {
-        // All other driver domains are paused: the interrupts in between are this one's.
-        let disks = format!("vbd-{}-*", field.server_id(contestant)?);
-        let script = LINUX.replace("vbd-*-DEVICE", &disks);
-        counters.add_beneath(&Counters::parse(&host.ok(&script)?));
+    if !field.plan().dom0_is_beneath(contestant) {
+        return Ok(counters);
     }
+    let domain = field.server_id(contestant)?.to_string();
+    let script = match field.plan().store {
+        Store::Nbd => NETWORK.replace("DOMAIN", &domain),
+        // All other driver domains are paused: the interrupts in between are this one's.
+        _ => LINUX.replace("vbd-*-DEVICE", &format!("vbd-{domain}-*")),
+    };
+    counters.add_beneath(&Counters::parse(&host.ok(&script)?));
     Ok(counters)
 }
 
@@ -261,5 +281,27 @@ mod tests {
             LINUX.contains("vbd-*-DEVICE"),
             "dom0 is asked for other disks"
         );
+    }
+
+    #[test]
+    fn packets_are_counted_for_an_operation() {
+        let counters = |n: u32| {
+            let mut counters = Counters::parse(&format!("reads {n}"));
+            let dom0 = format!(
+                "notifications_received {n}\npackets_received {}\npackets_sent {n}",
+                2 * n
+            );
+            counters.add_beneath(&Counters::parse(&dom0));
+            counters
+        };
+        let guests = GuestCounts {
+            sectors: 8 * 40,
+            ..GuestCounts::default()
+        };
+        let cost = per_operation(Job::ALL[0], &counters(10), &counters(50), guests).unwrap();
+        let packets = (cost.packets_received, cost.packets_sent);
+        assert_eq!(packets, (Some(2.0), Some(1.0)));
+        assert_eq!(cost.notifications_beneath, Some(1.0));
+        assert_eq!(cost.to_backend, None, "these are of its network");
     }
 }

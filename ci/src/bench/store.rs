@@ -2,6 +2,7 @@
 
 use super::Plan;
 use super::contestant::{Contestant, Family};
+use super::network;
 use crate::host::Host;
 use crate::host::pci::{Medium, PciDevice};
 use anyhow::Result;
@@ -20,6 +21,9 @@ pub enum Store {
     Vbd,
     /// NVMe controllers that are passed through, and one that dom0's own backends have.
     Nvme,
+    /// The export of an NBD server in dom0, the same one for all: Bulkhead serves it as `nbd:`, Linux by its xen-blkback
+    /// over what its kernel's own client makes of it.
+    Nbd,
 }
 
 /// The namespace of each NVMe controller of a bench.
@@ -60,7 +64,7 @@ impl Store {
     pub fn devices(self) -> &'static [PciDevice] {
         match self {
             Self::Nvme => DEVICES,
-            Self::Ram | Self::Vbd => &[],
+            Self::Ram | Self::Vbd | Self::Nbd => &[],
         }
     }
 
@@ -69,23 +73,45 @@ impl Store {
         let of_user = |(one, _): &&(Option<Contestant>, _)| *one == Some(user);
         match self {
             Self::Nvme => CONTROLLERS.iter().find(of_user).map(|(_, device)| *device),
-            Self::Ram | Self::Vbd => None,
+            Self::Ram | Self::Vbd | Self::Nbd => None,
         }
     }
 
-    /// Gives the devices to dom0's pciback, and dom0 its own.
+    /// Makes what driver domains are to serve, and dom0's own part of it: gives the devices to dom0's pciback, or starts
+    /// the server.
     pub fn prepare(self, host: &Host) -> Result<()> {
-        if self == Self::Nvme {
-            for (user, device) in &CONTROLLERS {
-                if user.is_some() {
-                    host.make_assignable(device)?;
+        match self {
+            Self::Nvme => {
+                for (user, device) in &CONTROLLERS {
+                    if user.is_some() {
+                        host.make_assignable(device)?;
+                    }
                 }
+                // Afterwards, for dom0's driver takes every controller that it finds.
+                let there = super::server::appeared(NAMESPACE_NAME, super::DATA);
+                host.ok(&format!("modprobe nvme && {there}")).map(drop)
             }
-            // Afterwards, for dom0's driver takes every controller that it finds.
-            let there = super::server::appeared(NAMESPACE_NAME, super::DATA);
-            host.ok(&format!("modprobe nvme && {there}"))?;
+            Self::Nbd => network::prepare(host),
+            Self::Ram | Self::Vbd => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Returns why there cannot be several guests.
+    pub fn one_guest(self) -> Option<&'static str> {
+        match self {
+            Self::Ram | Self::Vbd => None,
+            Self::Nvme => Some("each controller has one namespace"),
+            Self::Nbd => Some("the server has one export"),
+        }
+    }
+
+    /// Returns the memory in MiB that Bulkhead is given for each disk that it serves.
+    pub fn disk_memory(self, size: u32) -> u32 {
+        match self {
+            Self::Ram => size,
+            Self::Vbd | Self::Nvme => 2,
+            Self::Nbd => 4,
+        }
     }
 }
 
@@ -127,7 +153,7 @@ impl Plan {
         match self.store {
             Store::Vbd => self.guests * (1 + self.servers().len() as u32),
             Store::Ram if self.contestants.contains(&Contestant::Dom0Blkback) => self.guests,
-            Store::Ram | Store::Nvme => 0,
+            Store::Ram | Store::Nvme | Store::Nbd => 0,
         }
     }
 
@@ -147,7 +173,7 @@ impl Plan {
 
     /// Returns whether dom0 has a part in every request that a contestant serves, beside the server.
     pub fn dom0_is_beneath(&self, contestant: Contestant) -> bool {
-        self.store == Store::Vbd
+        matches!(self.store, Store::Vbd | Store::Nbd)
             && matches!(contestant, Contestant::Bulkhead(_) | Contestant::Linux(_))
     }
 

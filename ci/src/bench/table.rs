@@ -87,7 +87,7 @@ fn processor_time_title(results: &Results) -> &'static str {
         Store::Ram | Store::Nvme => {
             "Processor time for an operation, in microseconds: backend / guest"
         }
-        Store::Vbd => {
+        Store::Vbd | Store::Nbd => {
             "Processor time for an operation, in microseconds: backend / guest / dom0 beneath the backend"
         }
     }
@@ -164,7 +164,7 @@ fn instructions(results: &Results) -> Option<Grid> {
 
 /// Makes the table of counts taken while the jobs ran.
 fn counts(results: &Results) -> Option<Grid> {
-    let beneath = results.plan.store == Store::Vbd;
+    let store = results.plan.store;
     let mut rows = Vec::new();
     for &job in &results.plan.jobs {
         for contestant in contestants(results) {
@@ -184,9 +184,14 @@ fn counts(results: &Results) -> Option<Grid> {
                 cost.sleeps,
                 cost.per_sweep,
             ];
-            let figures = figures.into_iter().chain(match beneath {
-                true => vec![cost.requests_beneath, cost.notifications_beneath],
-                false => Vec::new(),
+            let figures = figures.into_iter().chain(match store {
+                Store::Vbd => vec![cost.requests_beneath, cost.notifications_beneath],
+                Store::Nbd => vec![
+                    cost.packets_received,
+                    cost.packets_sent,
+                    cost.notifications_beneath,
+                ],
+                Store::Ram | Store::Nvme => Vec::new(),
             });
             row.extend(figures.map(|figure| match figure {
                 Some(figure) if figure >= 100.0 => format!("{figure:.0}"),
@@ -210,9 +215,10 @@ fn counts(results: &Results) -> Option<Grid> {
         "sleeps",
         "requests in a sweep",
     ];
-    let header = header.into_iter().chain(match beneath {
-        true => vec!["requests to dom0", "notifications to dom0"],
-        false => Vec::new(),
+    let header = header.into_iter().chain(match store {
+        Store::Vbd => vec!["requests to dom0", "notifications to dom0"],
+        Store::Nbd => vec!["packets received", "packets sent", "notifications to dom0"],
+        Store::Ram | Store::Nvme => Vec::new(),
     });
     (!rows.is_empty()).then(|| Grid {
         title: "Counted for each operation (-: this backend does not count it)",

@@ -10,7 +10,7 @@ use crate::host::{Host, qemu::Machine, xenstored::Xenstored};
 use crate::image::{self, packages, release::Release};
 use crate::testbed::progress::Progress;
 use crate::workspace;
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::{Args, ValueEnum};
 use flate2::{Compression, write::GzEncoder};
 use std::fs;
@@ -33,7 +33,8 @@ pub struct Options {
     /// Parts of names of jobs (all without any).
     #[arg(long, value_delimiter = ',')]
     jobs: Vec<String>,
-    /// What the driver domains serve: memory of their own, disks that dom0 gives them, or NVMe controllers.
+    /// What the driver domains serve: memory of their own, disks that dom0 gives them, NVMe controllers, or the export of
+    /// a server on the network.
     #[arg(long, value_enum, default_value_t)]
     store: Store,
     /// Number of guests at a time.
@@ -82,10 +83,9 @@ impl Options {
     fn plan(&self) -> Result<Plan> {
         let all = job::choose(&self.jobs, self.count).map_err(|error| anyhow!(error))?;
         let quick = self.quick && self.jobs.is_empty();
-        ensure!(
-            self.store != Store::Nvme || self.guests == 1,
-            "--store nvme is for one guest: each controller has one namespace"
-        );
+        if let (Some(reason), 2..) = (self.store.one_guest(), self.guests) {
+            bail!("this store is for one guest: {reason}");
+        }
         Ok(Plan {
             contestants: contestant::choose(&self.contestants, self.count, self.store)
                 .map_err(|error| anyhow!(error))?,

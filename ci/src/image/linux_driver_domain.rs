@@ -9,7 +9,10 @@ use std::fs;
 use std::path::PathBuf;
 
 /// The programs it runs, as patterns for a shell.
-pub(super) const PROGRAMS: &[&str] = &["/usr/lib/xen-*/bin/xl", "/usr/bin/xenstore"];
+pub(super) const PROGRAMS: &[&str] = &["/usr/lib/xen-*/bin/xl", "/usr/bin/xenstore", NBD_CLIENT];
+
+/// Has the kernel connect to servers of disks on the network.
+const NBD_CLIENT: &str = "/usr/sbin/nbd-client";
 
 /// The root's file that lists the libraries of these.
 pub(super) const LIBRARIES: &str = "lab-driver-libraries";
@@ -27,6 +30,12 @@ const MODULES: &[&str] = &[
 
 /// Those that it loads if it has a device passed through.
 const DEVICE_MODULES: &[&str] = &["xen-pcifront", "nvme"];
+
+/// Those that it loads if it has a network interface.
+const NETWORK_MODULES: &[&str] = &["xen-netfront", "nbd"];
+
+/// The file with the paths of these.
+const NETWORK: &str = "modules.network";
 
 const INIT: &str = concat!(
     include_str!("../../scripts/driver-init.sh"),
@@ -63,6 +72,7 @@ fn archive(tar: &RootTar) -> Result<Vec<u8>> {
     let version = initramfs::kernel_version(tar)?;
     initramfs::add_modules(&mut cpio, tar, &version, MODULES, initramfs::AT_BOOT)?;
     initramfs::add_modules(&mut cpio, tar, &version, DEVICE_MODULES, initramfs::LATER)?;
+    initramfs::add_modules(&mut cpio, tar, &version, NETWORK_MODULES, NETWORK)?;
     initramfs::add_programs(&mut cpio, tar, &[], LIBRARIES)?;
     let xen = tar
         .list("usr/lib")?
@@ -75,6 +85,7 @@ fn archive(tar: &RootTar) -> Result<Vec<u8>> {
         &tar.read(&format!("usr/lib/{xen}/bin/xl"))?.0,
     );
     cpio.file("usr/bin/xenstore", 0o755, &tar.read("usr/bin/xenstore")?.0);
+    cpio.file("usr/sbin/nbd-client", 0o755, &tar.read(NBD_CLIENT)?.0);
     // The program goes by what it is called.
     for verb in ["read", "write"] {
         cpio.symlink(&format!("usr/bin/xenstore-{verb}"), "xenstore");

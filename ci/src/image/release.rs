@@ -60,6 +60,8 @@ impl Release {
                 "nbdkit",
                 "nbd-server",
                 "qemu-utils",
+                // The kernel's client of such servers, which the bench measures beside ours.
+                "nbd-client",
                 // The devices of HVM guests; and a block backend that the bench measures beside ours.
                 "qemu-system-xen",
             ]

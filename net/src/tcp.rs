@@ -22,6 +22,10 @@ const CONNECT: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(60);
 /// The time without any packet after which the server is asked whether it is there.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// The time for which the acknowledgement of a single packet may wait for something to go with. It may be large, of many
+/// segments, and Linux sends the last of these again if they are not acknowledged within about two milliseconds (RFC 8985,
+/// 7.2: twice the round trip; two ticks more, in `tcp_schedule_loss_probe`). The stack's own is 10 ms.
+const ACKNOWLEDGES: Duration = Duration::from_millis(1);
 /// The bounds of a buffer.
 const SMALLEST: usize = 4 << 10;
 const LARGEST: usize = 8 << 20;
@@ -61,6 +65,7 @@ impl<H: Hypervisor> TcpStream<H> {
         );
         socket.set_timeout(Some(CONNECT));
         socket.set_nagle_enabled(false);
+        socket.set_ack_delay(Some(ACKNOWLEDGES));
         socket.set_congestion_control(CongestionControl::Reno);
         let begun = interface.handle.now();
         let stream = {

@@ -47,6 +47,23 @@ fn a_stream_carries_bytes_both_ways_without_any_offload() {
     }
 }
 
+/// A server that is not told that the last packet has come sends the end of it again.
+#[test]
+fn a_packet_is_acknowledged_before_its_sender_repeats_it() {
+    let world = World::new(true);
+    let stream = world.connect("10.0.0.2:7");
+    let bytes = pattern(4000);
+    let exchanged = world.within(MINUTE, exchange(stream, bytes.clone(), bytes.len()));
+    let (received, _stream) = exchanged.expect("echoed").expect("the stream goes on");
+    assert!(received == bytes);
+    let sent = || world.net.list()[0].counts().sent;
+    let before = sent();
+    world.wait(Duration::from_millis(2));
+    assert_eq!(sent(), before + 1);
+    world.wait(Duration::from_millis(20));
+    assert_eq!(sent(), before + 1, "there is one acknowledgement");
+}
+
 #[test]
 fn a_damaged_packet_is_not_believed() {
     let world = World::new(false);

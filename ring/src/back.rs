@@ -65,6 +65,31 @@ impl<M: RingMemory, F: Format> BackRing<M, F> {
         &self.slots.format
     }
 
+    /// Returns the index of the next request to be taken (`req_cons`).
+    #[inline]
+    pub fn taken(&self) -> u32 {
+        self.taken
+    }
+
+    /// Notes that the next `count` requests were taken already, by an earlier backend whose copies of them the caller
+    /// has: what is on the ring in their place may be responses by now. To be called before anything is taken.
+    ///
+    /// # Errors
+    /// The frontend has not published that many.
+    pub fn skip(&mut self, count: u32) -> Result<(), Overrun> {
+        let most = self.unconsumed()?;
+        if count > most {
+            return Err(Overrun {
+                producer: self.taken.wrapping_add(most),
+                consumer: self.taken.wrapping_add(count),
+                most: self.slots.count,
+            });
+        }
+        self.taken = self.taken.wrapping_add(count);
+        self.seen = self.taken;
+        Ok(())
+    }
+
     /// Returns how many requests were taken and not answered yet.
     pub fn outstanding(&self) -> u32 {
         self.taken.wrapping_sub(self.answered)

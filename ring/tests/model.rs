@@ -296,6 +296,47 @@ fn a_backend_that_takes_over_gets_the_unanswered_requests_again() {
 }
 
 #[test]
+fn a_backend_that_takes_over_may_have_kept_what_was_taken() {
+    let pages = Pages::new(1);
+    let Ends {
+        mut front,
+        back: mut died,
+    } = ends(&pages, Abi::X86_64, u32::MAX - 1);
+    for id in 0..4 {
+        front.push(&Request::flush(RequestId(id))).expect("room");
+    }
+    assert!(front.publish());
+    let kept: Vec<Request> = (0..3)
+        .map(|_| died.take().expect("honest").expect("one").expect("a flush"))
+        .collect();
+    // An answer out of its order overwrites the first request, which was not answered, and is never shown.
+    let answer = kept[2].response(Status::Okay);
+    died.respond(&answer).expect("asked");
+
+    let mut back = BackRing::attach(pages.map(), Blkif::new(Abi::X86_64)).expect("consistent");
+    assert!(back.skip(5).is_err(), "the frontend has published four");
+    assert_eq!(back.skip(3), Ok(()));
+    assert_eq!((back.outstanding(), back.unconsumed()), (3, Ok(1)));
+    for request in &kept {
+        back.respond(&request.response(Status::Okay))
+            .expect("asked");
+    }
+    let last = back.take().expect("honest").expect("one").expect("a flush");
+    assert_eq!(last.id, RequestId(3));
+    back.respond(&last.response(Status::Okay)).expect("asked");
+    assert_eq!(
+        back.respond(&last.response(Status::Okay)),
+        Err(Unasked),
+        "each was answered"
+    );
+    assert!(back.publish());
+    for id in 0..4 {
+        let answer = front.take().expect("honest").expect("published");
+        assert_eq!(answer.id, RequestId(id));
+    }
+}
+
+#[test]
 fn a_frontend_takes_over_a_quiet_ring_only() {
     let pages = Pages::new(1);
     let Ends { mut front, .. } = ends(&pages, Abi::X86_32, 5);

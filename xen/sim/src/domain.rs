@@ -147,6 +147,18 @@ impl SimDomain {
         self.with(|domain| domain.stats)
     }
 
+    /// Ends what the domain holds as one does that starts again in place after a crash: its mappings, and its ports but
+    /// for the one of its xenstore ring. Its memory stays as it is, and whoever runs in it next owns the region and the
+    /// table of grants.
+    pub fn restart(&self) {
+        self.world.lock().restart(self.id);
+    }
+
+    /// Returns whether no call into the simulated Xen is under way.
+    pub fn is_xen_idle(&self) -> bool {
+        self.world.is_idle()
+    }
+
     /// Returns the number of grants of other domains that the domain has mapped.
     pub fn live_mappings(&self) -> usize {
         self.with(|domain| domain.grants.live_mappings())

@@ -132,6 +132,11 @@ impl Grants {
         (!std::mem::replace(&mut self.entries_taken, true)).then_some(self.entries)
     }
 
+    /// Its owner is no more.
+    pub(super) fn give_back_entries(&mut self) {
+        self.entries_taken = false;
+    }
+
     /// The shared table, to look at.
     pub(super) fn entries(&self) -> &'static [EntryV1] {
         self.entries
@@ -208,6 +213,11 @@ impl ForeignSpace {
     pub(super) fn take(&mut self) -> Option<(usize, usize)> {
         let first = !std::mem::replace(&mut self.taken, true);
         first.then_some((self.base, self.occupied.len()))
+    }
+
+    /// Its owner is no more.
+    pub(super) fn give_back(&mut self) {
+        self.taken = false;
     }
 
     /// Returns whether something is mapped at a page; `None` where that is no page of the region.

@@ -46,6 +46,8 @@
 //! Read next: [`SimDomain`] for what a test can do with a domain, [`xenstore`] for the store, [`pci`] for devices.
 
 mod balloon;
+#[cfg(feature = "calls")]
+mod calls;
 mod costs;
 mod device;
 mod domain;
@@ -69,6 +71,8 @@ mod world;
 pub mod xenstore;
 mod xenstored;
 
+#[cfg(feature = "calls")]
+pub use calls::listen_to_calls;
 pub use costs::CallCost;
 pub use device::{DmaFault, SimDevice};
 pub use domain::SimDomain;

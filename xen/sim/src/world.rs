@@ -13,7 +13,7 @@ use super::tables::Lent;
 use super::transfer::Transfers;
 use bulkhead_xen::{DomId, Instant, Mfn, Port, VcpuId};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 /// The number of mappings that one frame of `max_maptrack_frames` keeps track of (`MAPTRACK_PER_PAGE`).
 pub const MAPTRACK_PER_FRAME: u32 = 256;
@@ -136,8 +136,14 @@ impl Shared {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, World> {
+        #[cfg(feature = "calls")]
+        super::calls::announce();
         // A test that panicked elsewhere leaves a world that is still consistent enough to look at.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        !matches!(self.0.try_lock(), Err(TryLockError::WouldBlock))
     }
 }
 
@@ -225,6 +231,23 @@ impl World {
             .is_some_and(|domain| domain.dying && domain.grants.pinned() == 0);
         if gone && let Some(domain) = self.domains[usize::from(id.0)].take() {
             self.machine.discard(&domain.memory);
+        }
+    }
+
+    /// Ends what a domain holds that starts again in place.
+    pub(super) fn restart(&mut self, id: DomId) {
+        self.release_mappings(id);
+        let domain = self.domain(id).expect("a domain that restarts is there");
+        let kept = domain.store.map(|(_, port)| port);
+        let open: Vec<Port> = domain.ports.open_ports().collect();
+        for port in open.into_iter().filter(|port| Some(*port) != kept) {
+            self.close_port(id, port).expect("the port is open");
+        }
+        let domain = self.domain_mut(id).expect("as above");
+        domain.region.give_back();
+        domain.grants.give_back_entries();
+        for vcpu in &mut domain.vcpus {
+            *vcpu = Vcpu::default();
         }
     }
 

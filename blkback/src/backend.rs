@@ -126,7 +126,10 @@ impl<H: Hypervisor> Backend<H> {
                 continue;
             };
             match self.look_below(&directory).await {
-                Ok(()) if directory == all => again = None,
+                Ok(()) if directory == all => {
+                    again = None;
+                    self.forget_the_lost();
+                }
                 Ok(()) => {}
                 Err(error) if error.is_disconnected() => return Err(error),
                 Err(error) => {
@@ -136,6 +139,17 @@ impl<H: Hypervisor> Backend<H> {
                     again = Some(self.services.handle.now() + PAUSE);
                 }
             }
+        }
+    }
+
+    /// Forgets the disks that were served before a crash and whose directories are gone by now: each other one has a
+    /// task.
+    fn forget_the_lost(&self) {
+        #[cfg(feature = "recover")]
+        {
+            let disks = self.disks.borrow();
+            let keeper = &self.services.keeper;
+            keeper.settle_unless(|id| disks.get(&id).is_some());
         }
     }
 
@@ -176,7 +190,11 @@ impl<H: Hypervisor> Backend<H> {
         let backend = self.clone();
         self.services.handle.spawn(async move {
             loop {
+                #[cfg(feature = "recover")]
+                backend.services.keeper.turn(id).await;
                 vbd::live(&backend.services, id, &changed).await;
+                #[cfg(feature = "recover")]
+                backend.services.keeper.settle(id);
                 // A disk that was attached again meanwhile has raised the signal of the old one.
                 if !changed.take() || backend.services.closing.is_set() {
                     break;

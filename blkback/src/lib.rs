@@ -38,6 +38,8 @@ pub mod id;
 pub mod limits;
 pub mod memory_target;
 pub mod operator;
+#[cfg(feature = "recover")]
+pub mod recovery;
 pub mod services;
 pub mod statistics;
 mod unserved;

@@ -42,6 +42,9 @@ pub struct Services<H: Hypervisor> {
     pub errors: ErrorNodes,
     /// The guests' shares of the log.
     pub guest_logs: GuestLogs,
+    /// What is kept of connected disks for the time after a crash.
+    #[cfg(feature = "recover")]
+    pub keeper: crate::recovery::Keeper,
     /// Set when the driver domain is to end: every disk closes.
     pub closing: Flag,
 }
@@ -75,6 +78,8 @@ impl<H: Hypervisor> Services<H> {
             frontends,
             errors,
             guest_logs,
+            #[cfg(feature = "recover")]
+            keeper: Default::default(),
             closing,
         }
     }
@@ -87,7 +92,20 @@ impl<H: Hypervisor> Services<H> {
     /// Returns the offer to a disk now.
     pub fn offer(&self, id: VbdId) -> Limits {
         let free = self.region.free_pages();
-        self.admission.offer(id, self.limits, free)
+        self.admission.offer(id, self.limits(), free)
+    }
+
+    /// Returns the most that any frontend may ask for.
+    fn limits(&self) -> Limits {
+        #[cfg(feature = "recover")]
+        if self.keeper.is_on() {
+            // Rings of more pages are not kept.
+            return Limits {
+                ring_page_order: 0,
+                ..self.limits
+            };
+        }
+        self.limits
     }
 
     /// Lets a disk take what its frontend's queues need.

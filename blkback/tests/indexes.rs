@@ -48,6 +48,7 @@ impl<'w> Served<'w> {
             turn: Default::default(),
             queues: 1,
             unreleased: Default::default(),
+            journal: Default::default(),
         };
         let (control, guard) = queue_control();
         let (handle, region) = (

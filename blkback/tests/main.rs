@@ -37,6 +37,10 @@ mod persistent;
 mod queues;
 mod random;
 mod reattach_races;
+#[cfg(feature = "recover")]
+mod recovery;
+#[cfg(feature = "recover")]
+mod recovery_hostile;
 mod refusals;
 mod rings;
 mod scale;

@@ -63,6 +63,7 @@ fn a_queue_without_memory_is_refused_at_every_allocation() {
             turn: Default::default(),
             queues: 1,
             unreleased: Default::default(),
+            journal: Default::default(),
         };
         let connect = |setup: QueueSetup| {
             let context = QueueContext::new(VcpuId(0), 32);

@@ -109,6 +109,9 @@ impl Load {
         // A machine lives as long as the program: guests and disks refer to it.
         let world = Box::leak(Box::new(World::with(Setup {
             region_pages: REGION_PAGES,
+            // What keeping requests for the time after a crash costs is counted, too.
+            #[cfg(feature = "recover")]
+            recover: true,
             ..Setup::default()
         })));
         // A driver domain with that many disks needs a xenstored that was told so.

@@ -2,6 +2,8 @@
 
 mod indirect;
 mod plain;
+#[cfg_attr(feature = "recover", path = "dispatch/taking_kept.rs")]
+mod taking;
 mod transfer;
 
 pub(super) use plain::{PlainTransfer, Served};
@@ -10,6 +12,7 @@ use super::complaints::Complaints;
 use super::data_path::PageAccess;
 use super::indirect::{DescriptorRange, MOST_DESCRIPTOR_PAGES};
 use super::inflight::{InflightTable, Steps};
+use super::journal::Journal;
 use super::needs::most_pages;
 use super::pages::{Hold, PagePool, Pages};
 use super::setup::{ConnectError, QueueError};
@@ -44,8 +47,9 @@ pub(super) struct Dispatcher<H: Hypervisor> {
     /// The number of these pages that are not in the pool yet.
     reserved: usize,
     /// A request that was taken off the ring and has to wait for the requests in flight. Later requests stay on
-    /// the ring.
+    /// the ring. One that is kept waits in the journal.
     held: Option<[u8; SLOT_SIZE]>,
+    journal: Journal,
     /// True while a barrier is in flight: no request begins before it has ended.
     barrier: bool,
     indirect_segments: usize,
@@ -78,17 +82,21 @@ enum Begun {
 impl<H: Hypervisor> Dispatcher<H> {
     /// Takes over the ring in `pages`. A ring that was served before goes on where it was: its first slots hold
     /// responses. `discard` and `indirect_segments` are what the frontend was offered; `fua` is what the device can do.
+    /// Also returns how many requests are to be served again, if the journal is that of a queue that was served before a
+    /// crash.
     pub fn attach(
         pages: MappedPages<H>,
-        abi: Abi,
+        (abi, mut journal): (Abi, Journal),
         indirect_segments: usize,
         (discard, fua): (bool, bool),
         complaints: Complaints<H>,
         stats: Arc<QueueStats>,
-    ) -> Result<Self, ConnectError> {
-        let ring = attach(&pages, abi)?;
+    ) -> Result<(Self, Option<u32>), ConnectError> {
+        let mut ring = attach(&pages, abi)?;
+        let again = journal.begin(&mut ring);
+        let again = again.map_err(|overrun| ConnectError::Attach(overrun.into()))?;
         let slots = ring.slots() as usize;
-        Ok(Dispatcher {
+        let dispatcher = Dispatcher {
             ring,
             _ring_pages: pages,
             inflight: InflightTable::new(slots)?,
@@ -99,6 +107,7 @@ impl<H: Hypervisor> Dispatcher<H> {
             pages: 0,
             reserved: 0,
             held: None,
+            journal,
             barrier: false,
             indirect_segments,
             discard,
@@ -106,7 +115,8 @@ impl<H: Hypervisor> Dispatcher<H> {
             answered: false,
             complaints,
             stats,
-        })
+        };
+        Ok((dispatcher, again))
     }
 
     /// Returns how many requests the frontend can have outstanding.
@@ -143,6 +153,10 @@ impl<H: Hypervisor> Dispatcher<H> {
     /// Publishes the responses. Returns true if the frontend asked to be notified of them.
     #[inline]
     pub fn publish(&mut self) -> bool {
+        if self.journal.is_sealed() && self.inflight.in_flight() > 0 && !self.barrier {
+            // The store answers requests in an order of its own: the ring does not tell which.
+            self.journal.break_seal();
+        }
         self.ring.publish()
     }
 
@@ -154,9 +168,11 @@ impl<H: Hypervisor> Dispatcher<H> {
         Ok(!self.is_stuck() && self.ring.final_check_for(more.saturating_add(on_ring))?)
     }
 
-    /// Returns how many requests wait that were taken off the ring: one or none.
+    /// Returns how many requests wait that were taken off the ring: one or none, or after a crash those that are to be
+    /// served again.
+    #[inline]
     fn held(&self) -> u32 {
-        self.held.is_some().into()
+        u32::from(self.held.is_some()) + self.journal.waiting()
     }
 
     /// Returns whether no request can be taken before one in flight has ended.
@@ -165,62 +181,8 @@ impl<H: Hypervisor> Dispatcher<H> {
         self.inflight.in_flight() > 0
             && (self.inflight.free() == 0
                 || self.barrier
-                || self.held.is_some()
+                || self.held() > 0
                 || !self.inflight.none_busy())
-    }
-
-    /// Takes requests while there is room for them, and learns what pages they have. Never takes more than the
-    /// ring has slots: the frontend may publish others as fast as they are answered.
-    ///
-    /// Reads and writes are offered to `serve` first, with the tag that they have if the device keeps them. It
-    /// hands them to the device, or returns `None` if they are to be begun like all others.
-    #[inline]
-    pub fn take(
-        &mut self,
-        page_access: &mut PageAccess<H>,
-        mut serve: impl FnMut(Tag, PlainTransfer<'_>, &mut PageAccess<H>) -> Option<Served>,
-    ) -> Result<Taken, QueueError> {
-        let mut requests = 0;
-        self.pages = 0;
-        self.reserved = 0;
-        let format = *self.ring.format();
-        let mut slot = [0; SLOT_SIZE];
-        // While a request waits for a busy device, later ones stay on the ring.
-        while requests < self.ring.slots()
-            && self.inflight.free() > 0
-            && !self.barrier
-            && self.inflight.none_busy()
-        {
-            if let Some(held) = &self.held {
-                slot = *held;
-                self.held = None;
-            } else if !self.ring.take_slot(&mut slot)? {
-                break;
-            }
-            let begun = match format.view_transfer(&slot) {
-                Some((id, transfer)) => {
-                    match self.serve_plain(id, &transfer, page_access, &mut serve) {
-                        true => Begun::Yes,
-                        false => self.begin_transfer(id, &transfer, page_access),
-                    }
-                }
-                None => self.begin_other(format.view_request(&slot), page_access),
-            };
-            match begun {
-                Begun::Yes => requests += 1,
-                Begun::NotYet => {
-                    self.held = Some(slot);
-                    break;
-                }
-            }
-        }
-        if !self.fetching.is_empty() {
-            self.begin_fetched(page_access);
-        }
-        Ok(Taken {
-            requests,
-            pages: self.pages,
-        })
     }
 
     /// Returns one of the requests that are to be started in this sweep.
@@ -256,9 +218,8 @@ impl<H: Hypervisor> Dispatcher<H> {
         let mut pages = core::mem::replace(&mut entry.pages, Pages::EMPTY);
         self.pool.drain(&mut pages, release);
         self.inflight.end(tag);
-        if operation == Opcode::WRITE_BARRIER {
-            self.barrier = false;
-        }
+        // Nothing else was in flight.
+        self.barrier = false;
         self.conclude(id, operation, bytes, outcome);
     }
 
@@ -326,8 +287,22 @@ impl<H: Hypervisor> Dispatcher<H> {
             Operation::Indirect(indirect) => self.begin_indirect(request, indirect, page_access),
             Operation::Flush => self.begin_plain(request, Op::Flush),
             Operation::Discard(_) if !self.discard => self.refuse(request, Status::NotSupported),
+            Operation::Discard(discard) if self.journal.is_sealed() => {
+                self.begin_alone(request, discard_op(discard))
+            }
             Operation::Discard(discard) => self.begin_plain(request, discard_op(discard)),
         }
+    }
+
+    /// Begins an operation without pages that may take a while, and which no later request overtakes: so what is not
+    /// answered are the last requests that were taken.
+    fn begin_alone(&mut self, request: &SlotRequest<'_>, op: Op) -> Begun {
+        if self.inflight.in_flight() > 0 {
+            return Begun::NotYet;
+        }
+        let begun = self.begin_plain(request, op);
+        self.barrier = self.inflight.in_flight() > 0;
+        begun
     }
 
     /// Begins an operation without pages.

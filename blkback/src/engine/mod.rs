@@ -45,6 +45,8 @@ mod dispatch;
 )]
 mod indirect;
 mod inflight;
+#[cfg_attr(not(feature = "recover"), path = "without_journal.rs")]
+mod journal;
 mod mappings;
 mod needs;
 mod options;
@@ -65,6 +67,7 @@ mod submit;
 mod turns;
 mod unreleased;
 
+pub use journal::Journal;
 pub use needs::Needs;
 pub use options::{DataPath, OptionError, Options};
 pub use queue::Queue;

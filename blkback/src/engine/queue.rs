@@ -53,9 +53,9 @@ impl<H: Hypervisor> Queue<H> {
         let stats = Arc::<QueueStats>::default();
         let complaints = Complaints::new(setup.name, setup.log, handle, stats.clone());
         let store = Store::new(device);
-        let dispatcher = Dispatcher::attach(
+        let (dispatcher, again) = Dispatcher::attach(
             pages,
-            setup.abi,
+            (setup.abi, setup.journal),
             setup.indirect_segments,
             (setup.discard, store.caps().fua),
             complaints,
@@ -90,11 +90,20 @@ impl<H: Hypervisor> Queue<H> {
             .hypervisor()
             .bind_interdomain(frontend, setup.event_channel)
             .map_err(|error| ConnectError::EventChannel(setup.event_channel, error))?;
+        let channel = handle.event_channel(port);
+        if let Some(requests) = again {
+            log::info!(
+                "{}: taken up again, {requests} request(s) are served again",
+                dispatcher.complaints.name()
+            );
+            // It may have missed the notification of what it was shown last.
+            channel.notify();
+        }
         Ok(Queue {
             submitter,
             page_access,
             dispatcher,
-            channel: Rc::new(handle.event_channel(port)),
+            channel: Rc::new(channel),
             handle: handle.clone(),
             stats,
             uncounted: false,

@@ -1,5 +1,6 @@
 //! What it takes to serve a queue, and what may be wrong with it.
 
+use super::journal::Journal;
 use super::options::Options;
 use super::turns::Turn;
 use super::unreleased::Unreleased;
@@ -42,6 +43,8 @@ pub struct QueueSetup {
     pub queues: usize,
     /// What the device has not let go of since the disk was attached.
     pub unreleased: Unreleased,
+    /// What is kept of its requests for the time after a crash.
+    pub journal: Journal,
     /// How to serve.
     pub options: Options,
     /// Its part of the vCPU's turns.

@@ -137,6 +137,8 @@ fn main(mut machine: Machine) -> ShutdownReason {
         options,
     );
     backend.services.admission.watch_memory(beyond_reserve);
+    #[cfg(feature = "recover")]
+    recovery::keep(&backend.services, machine.command_line);
     let end = Rc::new(Cell::new(None));
 
     let ended = end.clone();

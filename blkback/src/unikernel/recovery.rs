@@ -4,11 +4,13 @@ use alloc::format;
 use alloc::rc::Rc;
 use alloc::vec;
 use alloc::vec::Vec;
+use bulkhead_blkback::Services;
+use bulkhead_blkback::recovery::Memory;
 use bulkhead_executor::{Executor, Handle};
 use bulkhead_kernel::command_line::value;
 use bulkhead_kernel::recovery::{region, restart};
 use bulkhead_kernel::{Hypercalls, Machine};
-use bulkhead_xen::VcpuId;
+use bulkhead_xen::{PAGE_SIZE, VcpuId};
 use bulkhead_xenbus::retry::persist;
 use bulkhead_xenbus::{CommandNode, excerpt};
 use bulkhead_xenstore_client::{Client, Error, Resumable, Ring};
@@ -171,6 +173,19 @@ pub fn limit_vcpus(machine: &Machine, vcpus: &mut Vec<VcpuId>) {
             vcpus.len() - 1
         );
         vcpus.truncate(1);
+    }
+}
+
+/// Keeps connected disks for the time after a crash, and goes on with those that the boot before has served, if the
+/// command line asks for it. To be called before anything is served.
+pub fn keep(services: &Services<Hypercalls>, line: &'static str) {
+    const { assert!(size_of::<Memory>() <= region::PAGES_BYTES && align_of::<Memory>() <= PAGE_SIZE) };
+    if is_on(line, RECOVER)
+        && let Some(pages) = region::take_pages()
+    {
+        // SAFETY: pages of the image, large enough as just asserted, that nothing else uses, and numbers, for all of
+        // which any value is valid.
+        services.keeper.start(unsafe { pages.cast().as_mut() });
     }
 }
 

@@ -5,7 +5,7 @@ use super::frontend_nodes::{self, COMMON_NODES, Published};
 use super::problem::Problem;
 use super::sector_units::SectorUnits;
 use crate::engine::{
-    ConnectError, QueueControl, QueueError, QueueSetup, Unreleased, queue_control, serve,
+    ConnectError, Journal, QueueControl, QueueError, QueueSetup, Unreleased, queue_control, serve,
 };
 use crate::id::VbdId;
 use crate::limits::Limits;
@@ -43,7 +43,7 @@ impl<H: Hypervisor> Connection<H> {
         published: &Published,
         config: &VbdConfig,
         device: &Arc<dyn BlockDevice>,
-        unreleased: &Unreleased,
+        (unreleased, mut journal): (&Unreleased, impl FnMut(usize) -> Journal),
     ) -> Result<(Self, Vec<ServedQueue>), Problem> {
         let geometry = device.geometry();
         let options = services.options;
@@ -65,6 +65,7 @@ impl<H: Hypervisor> Connection<H> {
                 device: device.clone(),
                 queues: published.queues.len(),
                 unreleased: unreleased.clone(),
+                journal: journal(number),
                 options,
                 turn: place.turn(),
             };

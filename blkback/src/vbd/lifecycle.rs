@@ -2,6 +2,8 @@
 
 mod opening;
 mod publishing;
+#[cfg(feature = "recover")]
+mod resuming;
 
 use self::opening::Opened;
 use super::backend_nodes::set_state;
@@ -15,7 +17,7 @@ use super::state_machine::{Observed, Phase, Step, decide};
 use super::statistics_node::show_statistics;
 use super::teardown::{End, close, finish, report, take_leave, write_error};
 use crate::changes::Changes;
-use crate::engine::Unreleased;
+use crate::engine::{Journal, Unreleased};
 use crate::guest_log::GuestLog;
 use crate::id::VbdId;
 use crate::limits::Limits;
@@ -144,7 +146,12 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
             connection.set_unreachable();
         }
         let own = seen.own.unwrap_or(XenbusState::Unknown);
-        match decide(self.phase, seen) {
+        let step = decide(self.phase, seen);
+        #[cfg(feature = "recover")]
+        self.follow_what_was_left(step);
+        match step {
+            #[cfg(feature = "recover")]
+            Step::Resume => self.resume().await?,
             Step::Wait => self.wait_and_follow(changed, own).await?,
             Step::Connect => self.connect(own).await?,
             Step::Announce => {
@@ -271,21 +278,37 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         let device = &self.device;
         let sectors = device.geometry().sector_size;
         check_sector_units(&services.store, &self.config.frontend_path, sectors).await?;
+        #[cfg(feature = "recover")]
+        let mut journals = self.journals(&published);
+        #[cfg(not(feature = "recover"))]
+        let mut journals = core::iter::empty();
+        self.serve(&published, |_| journals.next().unwrap_or_default())
+            .await?;
+        self.log_connected(&published);
+        self.publish_disk(from).await?;
+        Ok(())
+    }
+
+    /// Has the rings served that the frontend published.
+    async fn serve(
+        &mut self,
+        published: &Published,
+        journal: impl FnMut(usize) -> Journal,
+    ) -> Result<(), Problem> {
+        let services = self.services;
         let (connection, served) = Connection::open(
             services,
             self.id,
-            &published,
+            published,
             &self.config,
-            device,
-            &self.unreleased,
+            &self.device,
+            (&self.unreleased, journal),
         )
         .await?;
         self.connection = Some(connection);
         services.statistics.connected(self.id, served);
         services.admission.served(self.id);
         self.phase = Phase::Connected;
-        self.log_connected(&published);
-        self.publish_disk(from).await?;
         Ok(())
     }
 

@@ -28,6 +28,9 @@ pub enum Problem {
     Queue(QueueError),
     /// xenstored refused a request.
     Store(xenstore::Error),
+    /// The disk is not the one that the boot before has served until it crashed.
+    #[cfg(feature = "recover")]
+    NotAsLeft,
 }
 
 impl fmt::Display for Problem {
@@ -41,6 +44,8 @@ impl fmt::Display for Problem {
             Self::Connect(error) => error.fmt(f),
             Self::Queue(error) => error.fmt(f),
             Self::Store(error) => error.fmt(f),
+            #[cfg(feature = "recover")]
+            Self::NotAsLeft => f.write_str("it is not the disk that was served before the crash"),
         }
     }
 }

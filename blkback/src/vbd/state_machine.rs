@@ -15,6 +15,9 @@ use bulkhead_xenbus::XenbusState;
 pub enum Phase {
     /// Nothing was published yet; the directory may show what an earlier task has left there.
     New,
+    /// The boot before has served the rings until it crashed, and nothing of them is mapped here yet.
+    #[cfg(feature = "recover")]
+    Left,
     /// The features are published; the frontend's turn.
     Offered,
     /// The rings are being served.
@@ -52,6 +55,9 @@ pub enum Step {
     Wait,
     /// Connect to the rings that the frontend published.
     Connect,
+    /// Go on serving the rings that the boot before has served.
+    #[cfg(feature = "recover")]
+    Resume,
     /// Tell the frontend that it is connected: the rings are served, and it does not know yet.
     Announce,
     /// Take back everything and publish the features anew, for a frontend that starts over.
@@ -74,6 +80,10 @@ pub enum Step {
 
 /// Decides the next step.
 pub fn decide(phase: Phase, seen: Observed) -> Step {
+    #[cfg(feature = "recover")]
+    if phase == Phase::Left {
+        return decide_on_what_is_left(seen);
+    }
     let Some(own) = seen.own else {
         return Step::Abandon;
     };
@@ -130,6 +140,23 @@ pub fn decide(phase: Phase, seen: Observed) -> Step {
             Step::Announce
         }
         _ => Step::Wait,
+    }
+}
+
+/// Decides the next step where the boot before has served the rings: what a backend that had never stopped would do.
+/// Where that is to serve on, the rings are taken up first.
+#[cfg(feature = "recover")]
+fn decide_on_what_is_left(seen: Observed) -> Step {
+    match (decide(Phase::Connected, seen), seen.own) {
+        // The directory is another disk's.
+        (Step::StartOver, _) => decide(Phase::New, seen),
+        (
+            Step::Wait | Step::Announce | Step::ReportClosing,
+            Some(XenbusState::InitWait | XenbusState::Connected | XenbusState::Closing),
+        ) => Step::Resume,
+        // It does not say that anything is served.
+        (Step::Wait | Step::Announce | Step::ReportClosing, _) => decide(Phase::New, seen),
+        (step, _) => step,
     }
 }
 
@@ -264,6 +291,35 @@ mod tests {
                 assert_eq!(decide(phase, remade), expected);
             }
         }
+    }
+
+    #[cfg(feature = "recover")]
+    #[test]
+    fn what_a_crash_has_left_is_served_on_until_its_frontend_has_closed() {
+        let step = |own, online, frontend| decide(Phase::Left, seen(own, online, frontend));
+        for frontend in [Initialised, Connected] {
+            assert_eq!(step(Connected, true, frontend), Step::Resume);
+            // The frontend was not told yet that it is connected.
+            assert_eq!(step(InitWait, true, frontend), Step::Resume);
+            // The toolstack detaches: there may be requests.
+            assert_eq!(step(Closing, false, frontend), Step::Resume);
+        }
+        assert_eq!(step(Connected, true, Closing), Step::Resume);
+        assert_eq!(step(Connected, true, Closed), Step::Close);
+        assert_eq!(step(Closing, false, Closed), Step::Remove);
+        // It started over meanwhile.
+        assert_eq!(step(Connected, true, Initialising), Step::Offer);
+        // Another disk, or an earlier driver domain's.
+        assert_eq!(step(Initialising, true, Initialising), Step::Offer);
+        assert_eq!(step(Unknown, true, Connected), Step::ReportClosing);
+        assert_eq!(step(Closed, true, Connected), Step::Wait);
+        let gone = |own| Observed {
+            own,
+            online: true,
+            frontend: None,
+        };
+        assert_eq!(decide(Phase::Left, gone(Some(Connected))), Step::Release);
+        assert_eq!(decide(Phase::Left, gone(None)), Step::Abandon);
     }
 
     const PHASES: [Phase; 5] = [

@@ -49,6 +49,8 @@ fn count(allocations: u64, bytes: i64) {
 // SAFETY: the system's allocator does the work.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        #[cfg(feature = "recover")]
+        let _busy = crate::stepping::Busy::new();
         if is_refused(layout.size()) {
             return std::ptr::null_mut();
         }
@@ -58,6 +60,8 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        #[cfg(feature = "recover")]
+        let _busy = crate::stepping::Busy::new();
         count(0, -(layout.size() as i64));
         // SAFETY: the caller's promise is passed on.
         unsafe { System.dealloc(memory, layout) }
@@ -92,6 +96,12 @@ pub fn refusing(which: u64, least: usize, act: impl FnOnce()) -> (bool, usize) {
     act();
     let (left, _) = REFUSED.replace((0, 0));
     (left == 0, SMALL.get() as usize)
+}
+
+/// The driver domain does not go on: it has crashed.
+#[cfg(feature = "recover")]
+pub fn leave_driver_domain() {
+    DRIVER_DOMAIN.set(false);
 }
 
 /// Does `act` as the driver domain, whose allocations can be [refused](refusing).

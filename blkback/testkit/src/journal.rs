@@ -15,6 +15,8 @@ impl log::Log for Journal {
     }
 
     fn log(&self, record: &log::Record<'_>) {
+        #[cfg(feature = "recover")]
+        let _busy = crate::stepping::Busy::new();
         LINES.with_borrow_mut(|lines| {
             if let Some(lines) = lines
                 && self.enabled(record.metadata())

@@ -41,10 +41,14 @@ mod nvme;
 mod ramdisk;
 mod random;
 mod resources;
+#[cfg(feature = "recover")]
+mod restart;
 mod script;
 mod setup;
 mod several;
 mod spy;
+#[cfg(feature = "recover")]
+mod stepping;
 mod virtio;
 mod watchdog;
 
@@ -61,9 +65,13 @@ pub use nbd::Nbd;
 pub use nvme::Nvme;
 pub use ramdisk::{archive_of, content};
 pub use random::Random;
+#[cfg(feature = "recover")]
+pub use restart::Surviving;
 pub use script::{Script, play};
 pub use setup::{IMAGE_SIZE, PATHS, SECTORS, Setup};
 pub use spy::Meanwhile;
+#[cfg(feature = "recover")]
+pub use stepping::Crash;
 pub use virtio::Virtio;
 
 use bulkhead_blkback::Backend;
@@ -98,7 +106,7 @@ pub struct World {
     pub storage: SimDomain,
     /// The backend in it.
     pub backend: Rc<Backend<SimVcpu>>,
-    region: Region<SimVcpu>,
+    region: RefCell<Region<SimVcpu>>,
     /// The backend has given up.
     ended: Rc<Cell<bool>>,
     /// The test expects the backend to give up.
@@ -106,7 +114,7 @@ pub struct World {
     before: Resources,
     /// The disks whose stores answer when the test lets them.
     pub late: LateDisks,
-    executors: Executors,
+    executors: RefCell<Rc<Executors>>,
     /// Other driver domains, whose disks this one serves.
     lower: RefCell<Vec<Rc<Executors>>>,
     /// The driver domain's own disks, if it serves any.
@@ -119,6 +127,9 @@ pub struct World {
     pub virtio: Option<Virtio>,
     /// The ramdisk's address and length.
     ramdisk: (NonNull<u8>, usize),
+    /// What survives a crash, if the driver domain starts again in place after one.
+    #[cfg(feature = "recover")]
+    pub surviving: Option<Surviving>,
 }
 
 impl Default for World {
@@ -166,8 +177,17 @@ impl World {
         }
         let executors = Executors::new(&storage, setup.vcpus);
         let handle = executors.handle();
+        #[cfg(feature = "recover")]
+        let surviving = setup.recover.then(|| Surviving::new(setup.options));
+        let store_ring = storage.store_ring();
         // SAFETY: the domain's xenstore ring, used here alone.
-        let ring = unsafe { Ring::new(storage.hypervisor(), storage.store_ring()) };
+        let ring = unsafe { Ring::new(storage.hypervisor(), store_ring) };
+        #[cfg(feature = "recover")]
+        let store = match &surviving {
+            Some(surviving) => surviving.client(&handle, ring, store_ring.port),
+            None => Client::start(&handle, ring),
+        };
+        #[cfg(not(feature = "recover"))]
         let store = Client::start(&handle, ring);
         let region = Region::new(storage.hypervisor()).expect("nobody else has the region");
         let mut stores = Stores::new(catalog);
@@ -217,6 +237,10 @@ impl World {
             stores,
             setup.options,
         );
+        #[cfg(feature = "recover")]
+        if let Some(surviving) = &surviving {
+            surviving.keep(&backend);
+        }
         let (sizing, nodes, memory) = (
             handle.clone(),
             backend.services.store.clone(),
@@ -243,18 +267,20 @@ impl World {
             sim,
             storage,
             backend,
-            region,
+            region: RefCell::new(region),
             ended,
             may_end: Cell::new(false),
             before: Resources::default(),
             late: LateDisks::default(),
-            executors,
+            executors: RefCell::new(Rc::new(executors)),
             lower: RefCell::default(),
             frontends,
             nvme,
             nbd,
             virtio,
             ramdisk: (ramdisk, archive.len()),
+            #[cfg(feature = "recover")]
+            surviving,
         };
         match world.nvme.is_some() || world.virtio.is_some() {
             // It starts when the driver has looked at it a few times.
@@ -286,9 +312,14 @@ impl World {
         panic!("the machine does not come to rest");
     }
 
+    /// The driver domain's executors.
+    fn executors(&self) -> Rc<Executors> {
+        self.executors.borrow().clone()
+    }
+
     /// Each driver domain runs until it sleeps. Returns whether any did something.
     fn step_driver_domains(&self) -> bool {
-        let mut moved = self.executors.step();
+        let mut moved = self.executors().step();
         moved |= self.nvme.as_ref().is_some_and(|nvme| nvme.fake.step());
         moved |= self.nbd.as_ref().is_some_and(|nbd| nbd.server.step());
         moved |= self.virtio.as_ref().is_some_and(|one| one.fake.step());
@@ -302,7 +333,7 @@ impl World {
         let lower = self.lower.borrow();
         let lower = lower.iter().map(|lower| lower.next_deadline());
         lower
-            .chain([self.executors.next_deadline()])
+            .chain([self.executors().next_deadline()])
             .flatten()
             .min()
     }
@@ -311,7 +342,7 @@ impl World {
     pub fn run_without_xenstored(&self) {
         let _watched = Watched::new();
         let mut steps = 0..100_000;
-        while self.executors.step() {
+        while self.executors().step() {
             assert!(steps.next().is_some(), "the machine does not come to rest");
         }
         assert!(!self.ended.get(), "the backend has given up");
@@ -332,13 +363,13 @@ impl World {
     /// Gives the driver domain its turn, but for going to sleep: [`step`](Self::step) does that
     /// afterwards.
     pub fn turn(&self) {
-        self.executors.turn();
+        self.executors().turn();
     }
 
     /// Does one small thing: the driver domain has its turn, or xenstored.
     pub fn step(&self, storage: bool) {
         if storage {
-            self.executors.step();
+            self.executors().step();
         } else {
             self.sim.step_xenstored();
         }

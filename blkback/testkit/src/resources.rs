@@ -12,6 +12,15 @@ pub struct Resources {
     mappings: usize,
 }
 
+#[cfg(feature = "recover")]
+impl Resources {
+    /// Returns whether Xen has given out the same.
+    pub fn is_like_in_xen(&self, other: &Resources) -> bool {
+        let in_xen = |one: &Resources| (one.ports, one.region, one.mappings);
+        in_xen(self) == in_xen(other)
+    }
+}
+
 impl World {
     /// Counts what it holds now.
     pub fn resources(&self) -> Resources {
@@ -27,7 +36,7 @@ impl World {
                 .filter(|line| line.starts_with(&format!("/local/domain/{id}/")))
                 .filter(|line| !line.starts_with(&format!("/local/domain/{id}/error")))
                 .count(),
-            region: self.region.free_pages(),
+            region: self.region.borrow().free_pages(),
             mappings: self.storage.live_mappings(),
         }
     }
@@ -61,6 +70,6 @@ impl World {
 
     /// Returns the number of free pages in the driver domain's address space.
     pub fn free_region(&self) -> usize {
-        self.region.free_pages()
+        self.region.borrow().free_pages()
     }
 }

@@ -36,6 +36,9 @@ pub struct Setup {
     pub server: Option<bulkhead_nbd_testing::Config>,
     /// The PV driver domain has a virtio-blk device (`virtio:04:00.0`).
     pub virtio: Option<bulkhead_virtio_testing::Config>,
+    /// The driver domain starts again in place after a crash.
+    #[cfg(feature = "recover")]
+    pub recover: bool,
     /// The start of the damage to the ramdisk: bytes from here on are overwritten.
     pub damage: Option<usize>,
 }
@@ -63,6 +66,8 @@ impl Default for Setup {
             controller: None,
             server: None,
             virtio: None,
+            #[cfg(feature = "recover")]
+            recover: false,
             damage: None,
         }
     }

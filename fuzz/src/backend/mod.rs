@@ -151,6 +151,7 @@ impl Machine {
             turn: Default::default(),
             queues: 1,
             unreleased: Default::default(),
+            journal: Default::default(),
         };
         let (control, guard) = queue_control();
         let (handle, region) = (

@@ -1,9 +1,17 @@
-//! The page that survives a restart, at a fixed place of the image: [`Sealed`], and numbers that binaries keep there.
+//! The memory that survives a restart, at a fixed place of the image: a page with [`Sealed`] and numbers that binaries
+//! keep there, and pages that are theirs.
 
 use super::record::{Content, Record, Sealed};
 use bulkhead_xen::PAGE_SIZE;
 use core::arch::global_asm;
-use core::sync::atomic::AtomicU32;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+/// Bytes of the pages that binaries have in the region.
+pub const PAGES_BYTES: usize = 34 * PAGE_SIZE;
+
+/// These pages have an owner.
+static TAKEN: AtomicBool = AtomicBool::new(false);
 
 global_asm!(
     r#"
@@ -12,13 +20,18 @@ global_asm!(
     .globl recovery_region
 recovery_region:
     .skip 4096
+    .globl recovery_pages
+recovery_pages:
+    .skip {pages}
     .text
 "#,
+    pages = const PAGES_BYTES,
     options(att_syntax),
 );
 
 unsafe extern "C" {
     static mut recovery_region: u8;
+    static mut recovery_pages: u8;
 }
 
 /// Numbers that a binary keeps in the region, from the end of its page backwards.
@@ -37,6 +50,13 @@ fn sealed() -> *mut Sealed {
 pub fn words() -> &'static Words {
     // SAFETY: within the region's page, aligned, and accessed as atomics alone.
     unsafe { &*(&raw const recovery_region).add(WORDS_AT).cast() }
+}
+
+/// Returns the first of the pages that survive, [`PAGES_BYTES`] bytes that nothing else uses: zero when the domain was
+/// built, as they were after a restart. `None` from the second call on.
+pub fn take_pages() -> Option<NonNull<u8>> {
+    let taken = TAKEN.swap(true, Ordering::Relaxed);
+    NonNull::new(&raw mut recovery_pages).filter(|_| !taken)
 }
 
 /// Returns true if this boot is a restart.

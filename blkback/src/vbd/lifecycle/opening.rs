@@ -95,6 +95,12 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
             unreleased: Unreleased::default(),
             observer,
             told: NodeMap::new(),
+            #[cfg(feature = "recover")]
+            phase: match services.keeper.has_left(id) {
+                true => Phase::Left,
+                false => Phase::New,
+            },
+            #[cfg(not(feature = "recover"))]
             phase: Phase::New,
             limits: services.limits,
             connection: None,

@@ -1,0 +1,64 @@
+//! Takes requests off the ring.
+
+use super::super::data_path::PageAccess;
+use super::super::setup::QueueError;
+use super::{Begun, Dispatcher, PlainTransfer, Served, Taken};
+use bulkhead_images::Tag;
+use bulkhead_ring::blkif::SLOT_SIZE;
+use bulkhead_xen::Hypervisor;
+
+impl<H: Hypervisor> Dispatcher<H> {
+    /// Takes requests while there is room for them, and learns what pages they have. Never takes more than the
+    /// ring has slots: the frontend may publish others as fast as they are answered.
+    ///
+    /// Reads and writes are offered to `serve` first, with the tag that they have if the device keeps them. It
+    /// hands them to the device, or returns `None` if they are to be begun like all others.
+    #[inline]
+    pub fn take(
+        &mut self,
+        page_access: &mut PageAccess<H>,
+        mut serve: impl FnMut(Tag, PlainTransfer<'_>, &mut PageAccess<H>) -> Option<Served>,
+    ) -> Result<Taken, QueueError> {
+        let mut requests = 0;
+        self.pages = 0;
+        self.reserved = 0;
+        let format = *self.ring.format();
+        let mut slot = [0; SLOT_SIZE];
+        // While a request waits for a busy device, later ones stay on the ring.
+        while requests < self.ring.slots()
+            && self.inflight.free() > 0
+            && !self.barrier
+            && self.inflight.none_busy()
+        {
+            if let Some(held) = &self.held {
+                slot = *held;
+                self.held = None;
+            } else if !self.ring.take_slot(&mut slot)? {
+                break;
+            }
+            let begun = match format.view_transfer(&slot) {
+                Some((id, transfer)) => {
+                    match self.serve_plain(id, &transfer, page_access, &mut serve) {
+                        true => Begun::Yes,
+                        false => self.begin_transfer(id, &transfer, page_access),
+                    }
+                }
+                None => self.begin_other(format.view_request(&slot), page_access),
+            };
+            match begun {
+                Begun::Yes => requests += 1,
+                Begun::NotYet => {
+                    self.held = Some(slot);
+                    break;
+                }
+            }
+        }
+        if !self.fetching.is_empty() {
+            self.begin_fetched(page_access);
+        }
+        Ok(Taken {
+            requests,
+            pages: self.pages,
+        })
+    }
+}

@@ -1,0 +1,100 @@
+//! Takes requests off the ring into the place where they are kept for the time after a crash, if there is one. See
+//! `taking.rs`.
+
+use super::super::data_path::PageAccess;
+use super::super::journal::{Kept, requests};
+use super::super::setup::QueueError;
+use super::{Begun, Dispatcher, PlainTransfer, Served, Taken};
+use bulkhead_images::Tag;
+use bulkhead_xen::Hypervisor;
+
+impl<H: Hypervisor> Dispatcher<H> {
+    /// Takes requests while there is room for them, and learns what pages they have. Never takes more than the
+    /// ring has slots: the frontend may publish others as fast as they are answered.
+    ///
+    /// Reads and writes are offered to `serve` first, with the tag that they have if the device keeps them. It
+    /// hands them to the device, or returns `None` if they are to be begun like all others.
+    #[inline]
+    pub fn take(
+        &mut self,
+        page_access: &mut PageAccess<H>,
+        mut serve: impl FnMut(Tag, PlainTransfer<'_>, &mut PageAccess<H>) -> Option<Served>,
+    ) -> Result<Taken, QueueError> {
+        let mut lent = self.journal.lend();
+        let mut other = Kept::none();
+        let kept = requests(&mut lent, &mut other);
+        let taken = self.take_into(kept, page_access, &mut serve);
+        self.journal.give_back(lent);
+        taken
+    }
+
+    #[inline(always)]
+    fn take_into(
+        &mut self,
+        kept: &mut [Kept],
+        page_access: &mut PageAccess<H>,
+        serve: &mut impl FnMut(Tag, PlainTransfer<'_>, &mut PageAccess<H>) -> Option<Served>,
+    ) -> Result<Taken, QueueError> {
+        let mut requests = 0;
+        self.pages = 0;
+        self.reserved = 0;
+        let format = *self.ring.format();
+        // Those that were taken before come first.
+        let mut again = self.held();
+        let most = kept.len() - 1;
+        let mut outcome = Ok(());
+        // While a request waits for a busy device, later ones stay on the ring.
+        while requests < self.ring.slots()
+            && self.inflight.free() > 0
+            && !self.barrier
+            && self.inflight.none_busy()
+        {
+            let index = self.ring.taken().wrapping_sub(again);
+            let Some(kept) = kept.get_mut(index as usize & most) else {
+                break;
+            };
+            if again > 0 {
+                again -= 1;
+                if let Some(held) = self.held.take() {
+                    kept.slot = held;
+                }
+            } else {
+                match self.ring.take_slot(&mut kept.slot) {
+                    Ok(true) => kept.keep(index),
+                    Ok(false) => break,
+                    Err(overrun) => {
+                        outcome = Err(overrun);
+                        break;
+                    }
+                }
+            }
+            let request = &kept.slot;
+            let begun = match format.view_transfer(request) {
+                Some((id, transfer)) => match self.serve_plain(id, &transfer, page_access, serve) {
+                    true => Begun::Yes,
+                    false => self.begin_transfer(id, &transfer, page_access),
+                },
+                None => self.begin_other(format.view_request(request), page_access),
+            };
+            match begun {
+                Begun::Yes => requests += 1,
+                Begun::NotYet => {
+                    match self.journal.keeps() {
+                        true => again += 1,
+                        false => self.held = Some(kept.slot),
+                    }
+                    break;
+                }
+            }
+        }
+        self.journal.set_waiting(again);
+        outcome?;
+        if !self.fetching.is_empty() {
+            self.begin_fetched(page_access);
+        }
+        Ok(Taken {
+            requests,
+            pages: self.pages,
+        })
+    }
+}

@@ -1,0 +1,168 @@
+//! The places of all queues: given to those that connect, and found again after a crash.
+
+use super::place::{Memory, Place, QUEUES};
+use super::record::Record;
+use crate::id::VbdId;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use bulkhead_executor::Flag;
+use core::cell::RefCell;
+use spin::Mutex;
+
+/// The places that no queue has. A queue gives its place back here, from whatever vCPU.
+#[derive(Clone, Debug)]
+pub struct Home(Arc<Mutex<Vec<&'static mut Place>>>);
+
+impl Home {
+    /// Takes a place back, in which nothing is kept from here on.
+    pub fn take_back(&self, place: &'static mut Place) {
+        place.clear();
+        self.0.lock().push(place);
+    }
+}
+
+/// A place that a queue has.
+#[derive(Debug)]
+pub struct Claim {
+    /// The place, but while it is lent.
+    pub place: Option<&'static mut Place>,
+    /// Who is to be served; `None` if the place says so already.
+    pub record: Option<Record>,
+    home: Home,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if let Some(place) = self.place.take() {
+            self.home.take_back(place);
+        }
+    }
+}
+
+/// Gives places to queues. By default there is none, and nothing is kept.
+#[derive(Default)]
+pub struct Keeper {
+    home: RefCell<Option<Home>>,
+    /// The disks that the boot before has served and nobody has taken up yet.
+    left: RefCell<Vec<LeftDisk>>,
+    /// Set when there is none of these any more.
+    settled: Flag,
+}
+
+/// A disk that the boot before has served.
+pub struct LeftDisk {
+    /// The disk.
+    pub id: VbdId,
+    /// Its queues, in their order.
+    pub queues: Vec<(Record, Claim)>,
+}
+
+impl LeftDisk {
+    /// Returns whether the records of the queues are those of one disk, and of all of its queues.
+    fn is_whole(&self) -> bool {
+        let [(first, _), ..] = &self.queues[..] else {
+            return false;
+        };
+        let numbered = (0..).zip(&self.queues).all(|(number, (record, _))| {
+            let same = Record {
+                queue: first.queue,
+                ring: first.ring,
+                event_channel: first.event_channel,
+                ..*record
+            };
+            record.queue == number && same == *first
+        });
+        numbered && self.queues.len() == first.queues as usize
+    }
+}
+
+impl Keeper {
+    /// Keeps what is served in that memory from now on, and learns what the boot before has left there.
+    pub fn start(&self, memory: &'static mut Memory) {
+        let home = Home(Arc::new(Mutex::new(Vec::with_capacity(QUEUES))));
+        let mut left: Vec<LeftDisk> = Vec::new();
+        for place in &mut memory.places {
+            let Some(record) = place.sealed.read() else {
+                home.take_back(place);
+                continue;
+            };
+            let claim = Claim {
+                place: Some(place),
+                record: None,
+                home: home.clone(),
+            };
+            let id = record.disk;
+            match left.iter_mut().find(|disk| disk.id == id) {
+                Some(disk) => disk.queues.push((record, claim)),
+                None => left.push(LeftDisk {
+                    id,
+                    queues: alloc::vec![(record, claim)],
+                }),
+            }
+        }
+        left.retain_mut(|disk| {
+            disk.queues.sort_unstable_by_key(|(record, _)| record.queue);
+            let whole = disk.is_whole();
+            if !whole {
+                log::error!("vbd {}: what was kept of it is not whole", disk.id);
+            }
+            whole
+        });
+        self.left.replace(left);
+        self.home.replace(Some(home));
+        self.look();
+    }
+
+    /// Returns whether anything is kept.
+    pub fn is_on(&self) -> bool {
+        self.home.borrow().is_some()
+    }
+
+    /// Gives a place to a queue that is about to be served, if one is left.
+    pub fn claim(&self, record: Record) -> Option<Claim> {
+        let home = self.home.borrow().clone()?;
+        let place = home.0.lock().pop()?;
+        Some(Claim {
+            place: Some(place),
+            record: Some(record),
+            home,
+        })
+    }
+
+    /// Returns whether the boot before has served this disk, and nobody has taken it up yet.
+    pub fn has_left(&self, id: VbdId) -> bool {
+        self.left.borrow().iter().any(|disk| disk.id == id)
+    }
+
+    /// Returns what the boot before has left of this disk, to be served again.
+    pub fn take(&self, id: VbdId) -> Option<LeftDisk> {
+        let mut left = self.left.borrow_mut();
+        let at = left.iter().position(|disk| disk.id == id)?;
+        Some(left.swap_remove(at))
+    }
+
+    /// Notes that this disk is served again, or never will be: nothing is left of it.
+    pub fn settle(&self, id: VbdId) {
+        self.settle_unless(|other| other != id);
+    }
+
+    /// Notes the same of all disks but those that are `wanted`.
+    pub fn settle_unless(&self, wanted: impl Fn(VbdId) -> bool) {
+        self.left.borrow_mut().retain(|disk| wanted(disk.id));
+        self.look();
+    }
+
+    fn look(&self) {
+        if self.is_on() && self.left.borrow().is_empty() {
+            self.settled.set();
+        }
+    }
+
+    /// Waits until it is this disk's turn: those that were served before the crash have theirs first, so that nobody
+    /// else gets their images.
+    pub async fn turn(&self, id: VbdId) {
+        if self.is_on() && !self.has_left(id) {
+            self.settled.wait().await;
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! The record of a queue that is served.
+
+use crate::id::VbdId;
+use bulkhead_ring::blkif::Abi;
+use bulkhead_xen::{DomId, GrantRef, Port};
+use bulkhead_xenbus::NodeMap;
+use crc::{CRC_32_ISO_HDLC, Crc, Table};
+
+/// "kept", in the order of the bytes in memory.
+const MAGIC: u32 = u32::from_le_bytes(*b"kept");
+/// The layout of [`Record`] and of the requests; another version is refused.
+const VERSION: u32 = 1;
+
+/// Finds each change of up to 32 bits in a row; nobody forges what only this domain writes.
+static CRC: Crc<u32, Table<1>> = Crc::<u32, Table<1>>::new(&CRC_32_ISO_HDLC);
+
+/// What it takes to serve a queue again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The disk.
+    pub disk: VbdId,
+    /// The number of the queue, from 0.
+    pub queue: u32,
+    /// The number of the disk's queues.
+    pub queues: u32,
+    /// The page of the ring.
+    pub ring: GrantRef,
+    /// The frontend's event channel.
+    pub event_channel: Port,
+    /// The layout of the frontend's messages.
+    pub abi: Abi,
+    /// The frontend keeps its data pages granted.
+    pub persistent: bool,
+    /// The sectors of 512 bytes that the frontend was told.
+    pub sectors: u64,
+    /// The sector size that the frontend was told, in bytes.
+    pub sector_size: u32,
+    /// The [mark](mark_of) of the nodes by which the toolstack described the disk.
+    pub nodes: u32,
+}
+
+/// The numbers of a record, and what tells whether they are one.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Sealed {
+    magic: u32,
+    version: u32,
+    checksum: u32,
+    numbers: [u32; 12],
+}
+
+impl Record {
+    fn numbers(&self) -> [u32; 12] {
+        [
+            self.disk.frontend.0.into(),
+            self.disk.device,
+            self.queue,
+            self.queues,
+            self.ring.0,
+            self.event_channel.0,
+            match self.abi {
+                Abi::X86_64 => 0,
+                Abi::X86_32 => 1,
+            },
+            self.persistent.into(),
+            self.sectors as u32,
+            (self.sectors >> 32) as u32,
+            self.sector_size,
+            self.nodes,
+        ]
+    }
+
+    /// Reads the numbers; `None` if one of them is impossible.
+    fn of(numbers: [u32; 12]) -> Option<Record> {
+        let [
+            frontend,
+            device,
+            queue,
+            queues,
+            ring,
+            port,
+            abi,
+            persistent,
+            low,
+            high,
+            size,
+            nodes,
+        ] = numbers;
+        let frontend = DomId(u16::try_from(frontend).ok()?);
+        if frontend >= DomId::FIRST_RESERVED || queue >= queues {
+            return None;
+        }
+        Some(Record {
+            disk: VbdId { frontend, device },
+            queue,
+            queues,
+            ring: GrantRef(ring),
+            event_channel: Port(port),
+            abi: match abi {
+                0 => Abi::X86_64,
+                1 => Abi::X86_32,
+                _ => return None,
+            },
+            persistent: match persistent {
+                0 => false,
+                1 => true,
+                _ => return None,
+            },
+            sectors: u64::from(high) << 32 | u64::from(low),
+            sector_size: size,
+            nodes,
+        })
+    }
+}
+
+impl Sealed {
+    /// Returns the record, if it is one.
+    pub fn read(&self) -> Option<Record> {
+        let valid =
+            self.magic == MAGIC && self.version == VERSION && self.checksum == sum(&self.numbers);
+        Record::of(self.numbers).filter(|_| valid)
+    }
+
+    /// Writes a record.
+    pub fn seal(&mut self, record: &Record) {
+        self.numbers = record.numbers();
+        self.checksum = sum(&self.numbers);
+        self.version = VERSION;
+        self.magic = MAGIC;
+    }
+
+    /// Makes the record none.
+    pub fn clear(&mut self) {
+        self.magic = 0;
+    }
+}
+
+fn sum(numbers: &[u32; 12]) -> u32 {
+    let mut digest = CRC.digest();
+    for number in numbers {
+        digest.update(&number.to_le_bytes());
+    }
+    digest.finalize()
+}
+
+/// Returns what tells the nodes by which the toolstack described a disk from others.
+pub fn mark_of(nodes: &NodeMap) -> u32 {
+    let mut digest = CRC.digest();
+    for (name, value) in nodes.iter() {
+        for text in [name, value] {
+            digest.update(text.as_bytes());
+            digest.update(&[0]);
+        }
+    }
+    digest.finalize()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RECORD: Record = Record {
+        disk: VbdId {
+            frontend: DomId(7),
+            device: 51712,
+        },
+        queue: 1,
+        queues: 2,
+        ring: GrantRef(8),
+        event_channel: Port(15),
+        abi: Abi::X86_32,
+        persistent: true,
+        sectors: 5 << 32 | 3,
+        sector_size: 512,
+        nodes: 0x1234_5678,
+    };
+
+    fn sealed(record: &Record) -> Sealed {
+        let mut sealed = Sealed::default();
+        assert_eq!(sealed.read(), None);
+        sealed.seal(record);
+        sealed
+    }
+
+    #[test]
+    fn it_reads_as_it_was_written_until_it_is_cleared() {
+        let mut sealed = sealed(&RECORD);
+        assert_eq!(sealed.read(), Some(RECORD));
+        sealed.clear();
+        assert_eq!(sealed.read(), None);
+    }
+
+    #[test]
+    fn each_number_that_changes_is_noticed() {
+        let mut sealed = sealed(&RECORD);
+        for place in 0..12 {
+            for bit in 0..32 {
+                sealed.numbers[place] ^= 1 << bit;
+                assert_eq!(sealed.read(), None, "number {place}, bit {bit}");
+                sealed.numbers[place] ^= 1 << bit;
+            }
+        }
+        sealed.version += 1;
+        assert_eq!(sealed.read(), None, "another version");
+    }
+
+    #[test]
+    fn impossible_numbers_are_refused_with_a_good_checksum_too() {
+        for (place, value) in [(0, 0x7ff0), (0, 0x1_0001), (2, 2), (6, 2), (7, 2)] {
+            let mut sealed = sealed(&RECORD);
+            sealed.numbers[place] = value;
+            sealed.checksum = sum(&sealed.numbers);
+            assert_eq!(sealed.read(), None, "number {place} as {value}");
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Disks that the boot before has served until it crashed, and what is kept of those that are served now.
+
+use super::super::frontend_nodes::{Published, QueueDetails};
+use super::super::problem::Problem;
+use super::super::retry::Failure;
+use super::super::state_machine::{Phase, Step};
+use super::Vbd;
+use crate::engine::Journal;
+use crate::recovery::{LeftDisk, Record, mark_of};
+use alloc::vec;
+use alloc::vec::Vec;
+use bulkhead_xen::Hypervisor;
+
+impl<H: Hypervisor> Vbd<'_, H> {
+    /// Notes that what the boot before has left is of no use, unless the step is to go on with it.
+    pub(super) fn follow_what_was_left(&mut self, step: Step) {
+        if self.phase == Phase::Left && step != Step::Resume {
+            self.services.keeper.settle(self.id);
+            self.phase = Phase::New;
+        }
+    }
+
+    /// Goes on serving the rings that the boot before has served. xenstore stays as it is.
+    pub(super) async fn resume(&mut self) -> Result<(), Failure> {
+        let services = self.services;
+        let Some(left) = services.keeper.take(self.id) else {
+            self.phase = Phase::New;
+            return Ok(());
+        };
+        let resumed = self.serve_again(left).await;
+        // Also if it failed: others may have the image when this disk has given it back.
+        services.keeper.settle(self.id);
+        resumed.map_err(Failure::Fatal)
+    }
+
+    async fn serve_again(&mut self, left: LeftDisk) -> Result<(), Problem> {
+        let services = self.services;
+        let Some(&(record, _)) = left.queues.first() else {
+            return Err(Problem::NotAsLeft);
+        };
+        let geometry = self.device.geometry();
+        if record.nodes != mark_of(&self.nodes)
+            || record.sectors != geometry.sectors.0
+            || record.sector_size as usize != geometry.sector_size.bytes()
+        {
+            return Err(Problem::NotAsLeft);
+        }
+        let (records, claims): (Vec<_>, Vec<_>) = left.queues.into_iter().unzip();
+        let queue = |record: Record| QueueDetails {
+            ring: vec![record.ring],
+            event_channel: record.event_channel,
+        };
+        let published = Published {
+            abi: record.abi,
+            persistent: record.persistent,
+            queues: records.into_iter().map(queue).collect(),
+        };
+        services.admit(self.id, published.needs(services.limits))?;
+        let mut claims = claims.into_iter();
+        self.serve(&published, |_| Journal::new(claims.next()))
+            .await?;
+        self.sectors = geometry.sectors;
+        Ok(())
+    }
+
+    /// Returns what keeps the requests of each of the queues that are about to be served.
+    pub(super) fn journals(&self, published: &Published) -> impl Iterator<Item = Journal> + use<H> {
+        let keeper = &self.services.keeper;
+        let geometry = self.device.geometry();
+        let journal = |(queue, details): (u32, &QueueDetails)| {
+            let &[ring] = &details.ring[..] else {
+                return Journal::default();
+            };
+            Journal::new(keeper.claim(Record {
+                disk: self.id,
+                queue,
+                queues: published.queues.len() as u32,
+                ring,
+                event_channel: details.event_channel,
+                abi: published.abi,
+                persistent: published.persistent,
+                sectors: geometry.sectors.0,
+                sector_size: geometry.sector_size.bytes() as u32,
+                nodes: mark_of(&self.nodes),
+            }))
+        };
+        let journals: Vec<Journal> = (0..).zip(&published.queues).map(journal).collect();
+        if keeper.is_on() && !journals.iter().all(Journal::has_place) {
+            log::warn!(
+                "vbd {}: no more queues can be kept: a crash of this domain ends the disk",
+                self.id
+            );
+        }
+        journals.into_iter()
+    }
+}

@@ -1,0 +1,140 @@
+//! A driver domain that crashes and starts again in place.
+
+use super::allocator::leave_driver_domain;
+use super::executors::Executors;
+use super::stepping::Crash;
+use super::{World, resources::Resources};
+use bulkhead_blkback::Backend;
+use bulkhead_blkback::engine::Options;
+use bulkhead_blkback::recovery::Memory;
+use bulkhead_executor::Handle;
+use bulkhead_grant::Region;
+use bulkhead_images::{Catalog, ImageMemory, Stores};
+use bulkhead_xen::Port;
+use bulkhead_xen_sim::SimVcpu;
+use bulkhead_xenstore_client::{Client, Positions, Resumable, Ring};
+use std::alloc::{Layout, alloc_zeroed};
+use std::cell::Cell;
+use std::ptr::NonNull;
+use std::rc::Rc;
+
+/// What survives a crash, zero at first.
+pub struct Surviving {
+    positions: &'static Positions,
+    memory: NonNull<Memory>,
+    restarts: Cell<u32>,
+    options: Options,
+}
+
+impl Surviving {
+    pub(super) fn new(options: Options) -> Surviving {
+        // SAFETY: the layout of a type that is not empty.
+        let memory = unsafe { alloc_zeroed(Layout::new::<Memory>()) };
+        Surviving {
+            positions: Box::leak(Box::default()),
+            memory: NonNull::new(memory.cast()).expect("memory"),
+            restarts: Cell::new(0),
+            options,
+        }
+    }
+
+    /// Connects to xenstored, as the first boot or a later one.
+    pub(super) fn client(
+        &self,
+        handle: &Handle<SimVcpu>,
+        ring: Ring<SimVcpu>,
+        port: Port,
+    ) -> Client {
+        let ring = Resumable::new(ring, self.positions).expect("between two requests");
+        Client::resume(handle, ring, port, self.restarts.get())
+    }
+
+    /// Keeps what is served, and goes on with what is there.
+    pub(super) fn keep(&self, backend: &Backend<SimVcpu>) {
+        // SAFETY: numbers, for all of which any value is valid. The boot before, which had a reference too, never goes on.
+        let memory = unsafe { &mut *self.memory.as_ptr() };
+        backend.services.keeper.start(memory);
+    }
+
+    /// Damages the memory between a crash and the restart.
+    pub fn damage(&self, with: impl FnOnce(&mut [u8])) {
+        // SAFETY: as long as the memory, and any value is valid; nobody who has a reference goes on.
+        with(unsafe {
+            core::slice::from_raw_parts_mut(self.memory.as_ptr().cast(), size_of::<Memory>())
+        });
+    }
+}
+
+impl World {
+    /// Runs the driver domain until it sleeps or, after that many calls into Xen, has executed that many instructions: then
+    /// it never goes on.
+    pub fn crash_after(&self, calls: u64, instructions: u64) -> Crash {
+        let executors = self.executors();
+        let crash = Crash::after(
+            (calls, instructions),
+            &|| self.storage.is_xen_idle(),
+            &mut || {
+                while executors.step() {}
+            },
+        );
+        leave_driver_domain();
+        crash
+    }
+
+    /// Forgets whatever runs in the driver domain, gives back what a crash gives back, and boots it again.
+    pub fn restart(&self) {
+        let surviving = self.surviving.as_ref().expect("a domain that recovers");
+        surviving.restarts.set(surviving.restarts.get() + 1);
+        // The tasks are never dropped.
+        std::mem::forget(self.executors());
+        self.storage.restart();
+
+        let executors = Executors::new(&self.storage, 1);
+        let handle = executors.handle();
+        let store_ring = self.storage.store_ring();
+        // SAFETY: the domain's xenstore ring; whoever has used it never goes on.
+        let ring = unsafe { Ring::resumed(self.storage.hypervisor(), store_ring) };
+        let store = surviving.client(&handle, ring, store_ring.port);
+        self.executors.replace(Rc::new(executors));
+        let (done, client) = (Rc::new(Cell::new(false)), store.clone());
+        let told = done.clone();
+        handle.spawn(async move {
+            client.reset_watches().await.expect("xenstored forgets");
+            told.set(true);
+        });
+        self.run();
+        assert!(done.get(), "xenstored has answered");
+
+        let region = Region::new(self.storage.hypervisor()).expect("nobody else has the region");
+        self.region.replace(region.clone());
+        let (start, length) = self.ramdisk;
+        // SAFETY: as when it was loaded; the boot before never goes on.
+        let module = unsafe { ImageMemory::new(start, length) };
+        let catalog = Catalog::from_module(module).with_discard(surviving.options.discard);
+        let backend = Backend::with(
+            self.executors().spawners(),
+            handle.clone(),
+            store,
+            region,
+            Stores::new(catalog),
+            surviving.options,
+        );
+        surviving.keep(&backend);
+        let ended = self.ended.clone();
+        handle.spawn(async move {
+            let Err(_) = backend.serve(|| ()).await;
+            ended.set(true);
+        });
+    }
+
+    /// Checks that the driver domain holds in Xen what it held before it had disks.
+    pub fn nothing_left_in_xen(&self) {
+        self.run();
+        let (now, before): (Resources, &Resources) = (self.resources(), &self.before);
+        assert!(
+            now.is_like_in_xen(before),
+            "{now:?} where it was {before:?}"
+        );
+        self.no_mistakes();
+    }
+}

@@ -89,6 +89,25 @@ const EXAMPLES_LINTS: Check = elf_lints!(
     "--features=unikernel"
 );
 
+/// The tests of what is not in the released ELF: those whose names have one of the last words.
+const RECOVERING_TESTS: Check = check(
+    "recovering-tests",
+    &[
+        "test",
+        "--package",
+        "bulkhead-blkback",
+        "--features",
+        "recover",
+        "--no-fail-fast",
+        "--lib",
+        "--test",
+        "backend",
+        "--",
+        "recovery",
+        "crash",
+    ],
+);
+
 const NEXTEST: Check = check(
     "tests",
     &[
@@ -159,6 +178,7 @@ pub fn run() -> Result<Counts> {
         TLS_LINTS,
         EXAMPLES_LINTS,
         tests,
+        RECOVERING_TESTS,
         DOCTESTS,
         DOCS,
         INSTRUCTIONS,

@@ -1,13 +1,14 @@
 //! A driver domain that crashes and starts again in place (`docs/recovery.md`).
 
+use super::main_job::FIO_LIMIT;
 use crate::commands::build;
 use crate::config::Kind;
-use crate::host::guest::Guest;
 use crate::host::read_from;
 use crate::testbed::images::Image;
 use crate::testbed::leak_check::Holdings;
+use crate::testbed::report::milliseconds;
 use crate::testbed::storage::{BOOT, READY, Running, device_number, disk};
-use crate::testbed::{MINUTE, Scenario, Testbed};
+use crate::testbed::{MINUTE, Scenario, Testbed, fio};
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::time::Duration;
@@ -15,15 +16,21 @@ use std::time::Duration;
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "restart-in-place-pvh",
-        about: "a PVH driver domain crashes in three ways, boots again in its own domain and keeps its images; the fourth crash ends it",
+        about: "a PVH driver domain crashes in three ways, boots again in its own domain and keeps its images and disks; the fourth crash ends it",
         demo: false,
         run: |testbed| restarts(testbed, Kind::Pvh),
     },
     Scenario {
         name: "restart-in-place-pv",
-        about: "a PV driver domain crashes in three ways, boots again in its own domain and keeps its images; the fourth crash ends it",
+        about: "a PV driver domain crashes in three ways, boots again in its own domain and keeps its images and disks; the fourth crash ends it",
         demo: false,
         run: |testbed| restarts(testbed, Kind::Pv),
+    },
+    Scenario {
+        name: "crashes-under-load-pvh",
+        about: "a PVH driver domain crashes three times under two guests with fio, verified: they notice a pause",
+        demo: false,
+        run: |testbed| crashes_under_load(testbed, Kind::Pvh),
     },
 ];
 
@@ -69,19 +76,22 @@ fn restarts(testbed: &Testbed, kind: Kind) -> Result<()> {
 
     let [idle, busy, last] = crashes(kind);
     testbed.step(format!("{kind}: a crash while a disk is connected"));
+    let connected = Holdings::by(host, storage.id)?;
     crash_and_return(&storage, idle, 1)?;
-    reattach(&guest, &disks[0]).with_context(|| format!("{kind}: after the first crash"))?;
     let read = guest.ok(READ, MINUTE)?;
     ensure!(
         read == written,
         "{kind}: after a crash, the disk reads {read}, but {written} was written"
     );
 
+    // No node of the disk has changed, and Xen has given out the same again.
+    connected.expect_within(host, storage.id, "after a crash", GIVEN_BACK)?;
+
     testbed.step(format!("{kind}: a crash while the guest writes"));
     guest.start(WRITE_ON)?;
     storage.wait_for_writes(&guest, device_number("xvda"), 50, MINUTE)?;
     crash_and_return(&storage, busy, 2)?;
-    // Linux waits for the requests in flight until it ends.
+    storage.wait_for_writes(&guest, device_number("xvda"), 50, MINUTE)?;
     guest.destroy()?;
     nothing.expect_within(host, storage.id, "after a crash in mid-write", GIVEN_BACK)?;
 
@@ -145,13 +155,71 @@ fn crash_and_return(storage: &Running, crash: (&str, &str), restarts: u32) -> Re
     Ok(())
 }
 
-/// The guest's driver lets go of the disk, which the restarted backend asks for; the toolstack attaches it again.
-fn reattach(guest: &Guest, disk: &str) -> Result<()> {
-    guest
-        .host
-        .ok(&format!("xl block-detach {} xvda", guest.name))?;
-    guest
-        .host
-        .attach_disk(guest, disk, device_number("xvda"))
-        .map(drop)
+/// Crashes of a scenario: as many as a minute may have.
+const CRASHES: u32 = 3;
+
+/// Time for which the second guest reads around each crash, in seconds.
+const READS: u32 = 6;
+
+/// The longest pause that is accepted. The host is emulated, and others use it meanwhile.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Rounds over the disk, long enough for all crashes.
+const LOOPS: &str = "--loops=20 --time_based --runtime=45";
+
+fn crashes_under_load(testbed: &Testbed, kind: Kind) -> Result<()> {
+    let host = testbed.host;
+    let (here, _) = testbed.shared_file("bulkhead-recovering");
+    fs::copy(build::build_recovering()?, here)?;
+    let images = ["written", "read"].map(|name| Image::mib(name, 16));
+    let mut storage = testbed
+        .storage(kind)
+        .kernel("bulkhead-recovering")
+        .images(&images)?
+        .memory(64)
+        .cmdline("recover=on test-crash=on")
+        .start()?;
+    let nothing = Holdings::by(host, storage.id)?;
+    let disks = |image: &str| [disk("storage", "xvda", "rw", &format!("ram:{image}"))];
+    let mut writer = host.guest("writer", Kind::Pvh, &disks("written"))?;
+    let mut reader = host.guest("reader", Kind::Pv, &disks("read"))?;
+    let job = writer.start(&fio::verify_command_with("/dev/xvda", LOOPS))?;
+    storage.wait_for_writes(&writer, device_number("xvda"), 100, MINUTE)?;
+    let nodes = Holdings::by(host, storage.id)?.nodes;
+
+    let mut pauses = Vec::new();
+    for number in 1..=CRASHES {
+        testbed.step(format!("{kind}: crash {number} under load"));
+        let reads = reader.start(&fio::reads_command("/dev/xvda", READS))?;
+        host.ok("sleep 3")?;
+        crash_and_return(&storage, ("panic", "as data/crash asked"), number)?;
+        let reads = fio::finish_reads(&reader, reads, 2 * MINUTE)?;
+        pauses.push(reads.longest);
+        let now = Holdings::by(host, storage.id)?.nodes;
+        ensure!(
+            now == nodes,
+            "{kind}: nodes were {nodes:?}, and are {now:?}"
+        );
+    }
+    pauses.sort();
+    let (median, worst) = (pauses[pauses.len() / 2], pauses[pauses.len() - 1]);
+    testbed.record(kind, "pause, median", milliseconds(median));
+    testbed.record(kind, "pause, worst", milliseconds(worst));
+    ensure!(
+        worst < LONGEST_PAUSE,
+        "{kind}: a guest has waited for {worst:?}"
+    );
+
+    testbed.step(format!("{kind}: everything verified, and nothing left"));
+    fio::finish(&writer, job, FIO_LIMIT)?;
+    let log = storage.console();
+    let resumed = log.matches("taken up again").count();
+    ensure!(
+        resumed >= 2 * CRASHES as usize,
+        "{kind}: {resumed} queues were taken up again:\n{log}"
+    );
+    writer.destroy()?;
+    reader.destroy()?;
+    nothing.expect_within(host, storage.id, "after three crashes", GIVEN_BACK)?;
+    storage.shutdown()
 }

@@ -81,6 +81,15 @@ pub fn reads(guest: &Guest, device: &str, seconds: u32) -> Result<Reads> {
     parse_reads(&guest.ok(&reads_command(device, seconds), limit)?)
 }
 
+/// Waits for [`reads_command`], which was started before.
+pub fn finish_reads(guest: &Guest, job: Started, limit: Duration) -> Result<Reads> {
+    let output = guest.finish(job, limit)?;
+    if output.status != 0 {
+        bail!("fio failed in {}:\n{}", guest.name, output.out);
+    }
+    parse_reads(&output.out)
+}
+
 fn parse_reads(text: &str) -> Result<Reads> {
     #[derive(Deserialize)]
     struct Json {

@@ -260,6 +260,24 @@ impl Domain<'_> {
         Ok(())
     }
 
+    /// Destroys several domains of one host at the same time.
+    pub fn destroy_all<'d, 'h: 'd>(
+        domains: impl IntoIterator<Item = &'d mut Domain<'h>>,
+    ) -> Result<()> {
+        let domains: Vec<_> = domains.into_iter().collect();
+        let names: Vec<&str> = domains.iter().map(|domain| domain.name.as_str()).collect();
+        let script = format!(
+            "pids=; for name in {}; do xl destroy $name & pids=\"$pids $!\"; done; \
+             for pid in $pids; do wait $pid || exit; done",
+            names.join(" ")
+        );
+        if let Some(first) = domains.first() {
+            first.host.ok(&script)?;
+        }
+        domains.into_iter().for_each(|domain| domain.gone = true);
+        Ok(())
+    }
+
     /// Notes that it ended with its host: there is nothing to destroy.
     pub fn ended_with_host(&mut self) {
         self.gone = true;

@@ -64,9 +64,7 @@ fn eight_guests(testbed: &Testbed) -> Result<()> {
 
     all_write_and_read(testbed, &guests)?;
     testbed.step("ending them");
-    for guest in &mut guests {
-        guest.destroy()?;
-    }
+    Guest::destroy_all(&mut guests)?;
     before.expect(testbed.host, storage.id, "after eight guests")?;
     storage.shutdown()
 }
@@ -171,9 +169,7 @@ fn busy_xenstore(testbed: &Testbed) -> Result<()> {
         );
     }
     before.expect(host, storage.id, "after all were detached")?;
-    for guest in &mut guests {
-        guest.destroy()?;
-    }
+    Guest::destroy_all(&mut guests)?;
     storage.shutdown()
 }
 

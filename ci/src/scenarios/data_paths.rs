@@ -135,7 +135,7 @@ fn map_slots(testbed: &Testbed) -> Result<()> {
         given_up += counted.get("unmap_calls")?;
     }
     ensure!(given_up > 0, "the limit of one frame was never reached");
-    guests.iter_mut().try_for_each(|guest| guest.destroy())?;
+    Guest::destroy_all(&mut guests)?;
     storages
         .iter_mut()
         .try_for_each(|storage| storage.shutdown())

@@ -133,10 +133,7 @@ fn ends_with_guests(testbed: &Testbed, kind: Kind) -> Result<()> {
             }
         }
     }
-    for guest in &mut guests {
-        guest.destroy()?;
-    }
-    Ok(())
+    Guest::destroy_all(&mut guests)
 }
 
 fn comes_back(testbed: &Testbed, kind: Kind) -> Result<()> {

@@ -111,8 +111,7 @@ fn hostile_frontends(testbed: &Testbed) -> Result<()> {
         "the other guest was disturbed: {}",
         output.out
     );
-    liar.destroy()?;
-    guest.destroy()?;
+    Domain::destroy_all([&mut liar, &mut *guest])?;
     storage.shutdown()
 }
 

@@ -1,6 +1,7 @@
 //! An NBD server that hangs.
 
 use crate::config::Kind;
+use crate::host::guest::Guest;
 use crate::testbed::network::{DRIVER_DOMAIN, Server};
 use crate::testbed::storage::disk;
 use crate::testbed::{Scenario, Testbed, fio, write_verify};
@@ -62,8 +63,7 @@ fn hang(testbed: &Testbed) -> Result<()> {
     testbed.continue_server(Server::Files)?;
     write_verify::wait_for_passes(&writer, passes + 2)?;
     write_verify::stop(&writer, keeping)?;
-    reader.destroy()?;
-    writer.destroy()?;
+    Guest::destroy_all([&mut reader, &mut writer])?;
     storage.shutdown()?;
     for server in [OTHER, Server::Files] {
         testbed.kill_server(server)?;

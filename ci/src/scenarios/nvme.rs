@@ -117,9 +117,7 @@ fn disks(testbed: &Testbed) -> Result<()> {
         ),
         MINUTE,
     )?;
-    for mut guest in guests {
-        guest.destroy()?;
-    }
+    Guest::destroy_all(&mut guests)?;
     storage.shutdown()?;
 
     testbed.step("another driver domain has the controllers");

@@ -100,9 +100,7 @@ fn replaced_storage(testbed: &Testbed) -> Result<()> {
         testbed.step("xl block-detach --force in mid-write");
         each(&guests, |guest| forced_detach(&storage, guest))?;
     }
-    for guest in &mut guests {
-        guest.destroy()?;
-    }
+    Guest::destroy_all(&mut guests)?;
     storage.shutdown()
 }
 
@@ -143,9 +141,7 @@ fn rebooted_storage(testbed: &Testbed) -> Result<()> {
             }
         }
     }
-    for (guest, _) in &mut guests {
-        guest.destroy()?;
-    }
+    Guest::destroy_all(guests.iter_mut().map(|(guest, _)| guest))?;
     storage.shutdown()
 }
 

@@ -2,6 +2,7 @@
 
 use super::main_job::FIO_LIMIT;
 use crate::config::Kind;
+use crate::host::guest::Guest;
 use crate::testbed::images::Image;
 use crate::testbed::storage::disk;
 use crate::testbed::{Scenario, Testbed, fio};
@@ -56,7 +57,6 @@ fn two_guests(testbed: &Testbed) -> Result<()> {
             fio::parse(&output.out)?;
         }
     }
-    pvh.destroy()?;
-    pv.destroy()?;
+    Guest::destroy_all([&mut pvh, &mut pv])?;
     storage.shutdown()
 }

@@ -97,9 +97,7 @@ fn paused_guests(testbed: &Testbed) -> Result<()> {
             guest.name
         );
     }
-    for guest in [&mut pvh, &mut pv, &mut other] {
-        guest.destroy()?;
-    }
+    Guest::destroy_all([&mut pvh, &mut pv, &mut other])?;
     storage.shutdown()
 }
 

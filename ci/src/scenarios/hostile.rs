@@ -6,8 +6,8 @@ use crate::config::Kind;
 use crate::host::domain::{Domain, TOOLSTACK};
 use crate::testbed::images::Image;
 use crate::testbed::storage::{Running, disk};
-use crate::testbed::{Scenario, Testbed};
-use anyhow::{Result, ensure};
+use crate::testbed::{Scenario, Testbed, write_verify};
+use anyhow::{Context, Result, ensure};
 use std::time::Duration;
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
@@ -83,7 +83,8 @@ fn hostile_frontends(testbed: &Testbed) -> Result<()> {
     testbed.step("a guest that works on");
     let good = [disk("storage", "xvda", "rw", "ram:good")];
     let mut guest = testbed.host.lean_guest("guest", Kind::Pvh, &good)?;
-    let job = guest.start("for i in $(seq 40); do dd if=/dev/zero of=/dev/xvda bs=64k count=32 oflag=direct 2>/dev/null || exit 1; sleep 0.2; done")?;
+    let keeping = guest.start(&write_verify::keep_at_it("xvda", 2))?;
+    write_verify::wait_for_passes(&guest, 1)?;
 
     testbed.step("a guest whose frontends lie");
     let letter = |n: usize| char::from(b'a' + n as u8);
@@ -105,12 +106,8 @@ fn hostile_frontends(testbed: &Testbed) -> Result<()> {
         testbed.step(case.0);
         lie(testbed, &storage, &liar, FIRST_DEVICE + 16 * n as u32, case)?;
     }
-    let output = guest.finish(job, Duration::from_secs(120))?;
-    ensure!(
-        output.status == 0,
-        "the other guest was disturbed: {}",
-        output.out
-    );
+    write_verify::goes_on(&guest).context("the other guest was disturbed")?;
+    write_verify::stop(&guest, keeping)?;
     Domain::destroy_all([&mut liar, &mut *guest])?;
     storage.shutdown()
 }

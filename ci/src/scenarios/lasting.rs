@@ -122,8 +122,7 @@ fn starts_anew(testbed: &Testbed, storage: &Running, guest: &Guest) -> Result<()
     host.ok(&format!(
         "until [ \"$(xenstore-read {state})\" = 4 ]; do sleep 0.2; done"
     ))?;
-    let before = write_verify::passes(guest)?;
-    write_verify::wait_for_passes(guest, before + 2)?;
+    write_verify::goes_on(guest)?;
     write_verify::stop(guest, keeping)
 }
 
@@ -157,8 +156,7 @@ fn stacked_storage(testbed: &Testbed) -> Result<()> {
         let seen = storage.console_length();
         host.attach_disk(&storage, &own, device_number("xvda"))?;
         storage.wait_console_from(seen, &own_disk_connected("xvda"), MINUTE)?;
-        let before = write_verify::passes(&guest)?;
-        write_verify::wait_for_passes(&guest, before + 2)?;
+        write_verify::goes_on(&guest)?;
         write_verify::stop(&guest, keeping)?;
         layers_add_up(testbed, &guest, &storage, &second)?;
         guest.destroy()?;

@@ -3,8 +3,8 @@
 use crate::config::Kind;
 use crate::testbed::images::{self, Image};
 use crate::testbed::storage::{Running, device_number, disk};
-use crate::testbed::{Scenario, Testbed};
-use anyhow::{Result, ensure};
+use crate::testbed::{Scenario, Testbed, write_verify};
+use anyhow::{Context, Result, ensure};
 use std::time::Duration;
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -50,17 +50,14 @@ fn refused_targets(testbed: &Testbed) -> Result<()> {
     testbed.step("a guest that works on, and has one image open for writing");
     let disks = [disk("storage", "xvda", "rw", "ram:taken")];
     let mut owner = testbed.host.lean_guest("owner", Kind::Pv, &disks)?;
-    let job = owner.start("for i in $(seq 60); do dd if=/dev/zero of=/dev/xvda bs=64k count=16 oflag=direct 2>/dev/null || exit 1; sleep 0.2; done")?;
+    let keeping = owner.start(&write_verify::keep_at_it("xvda", 1))?;
+    write_verify::wait_for_passes(&owner, 1)?;
     for (target, reason) in REFUSED {
         testbed.step(format!("a guest that wants {target}"));
         refuse(testbed, &storage, target, reason)?;
     }
-    let output = owner.finish(job, Duration::from_secs(120))?;
-    ensure!(
-        output.status == 0,
-        "the other guest was disturbed: {}",
-        output.out
-    );
+    write_verify::goes_on(&owner).context("the other guest was disturbed")?;
+    write_verify::stop(&owner, keeping)?;
     owner.destroy()?;
     storage.shutdown()
 }

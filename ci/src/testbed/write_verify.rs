@@ -56,6 +56,12 @@ pub fn wait_for_passes(guest: &Guest, times: u32) -> Result<()> {
     guest.ok(&wait, 2 * LIMIT).map(drop)
 }
 
+/// Makes sure that a guest still keeps at it: it has done so once more from its beginning to its end.
+pub fn goes_on(guest: &Guest) -> Result<()> {
+    let before = passes(guest)?;
+    wait_for_passes(guest, before + 2)
+}
+
 /// Ends [`keep_at_it`], and makes sure that all was equal.
 pub fn stop(guest: &Guest, keeping: Started) -> Result<()> {
     guest.ok("touch /tmp/stop", LIMIT)?;

@@ -4,7 +4,7 @@
 use crate::config::Kind;
 use crate::host::Host;
 use crate::host::block_list;
-use crate::host::guest::Guest;
+use crate::host::guest::{Guest, Started};
 use crate::testbed::guest_queue;
 use crate::testbed::images::Image;
 use crate::testbed::storage::{Running, device_number, disk};
@@ -125,24 +125,36 @@ fn rebooted_storage(testbed: &Testbed) -> Result<()> {
 
     testbed.step("xl reboot in mid-write");
     storage.reboot()?;
-    for (guest, writer) in &guests {
-        attach_idle_again(host, guest, CLOSED)?;
-        expect_state(guest, MOUNTED, CLOSED)?;
-        guest.ok("umount /mnt", MINUTE)?;
-        attach_again(guest, MOUNTED)?;
-        match guest.finish_within(writer, GIVEN_UP)? {
-            Some(output) => {
-                ensure!(output.out.trim() == "the disk is gone", "{}", output.out);
-                attach_again(guest, BUSY)?;
-            }
-            None => {
-                guest_queue::expect_held_by_the_guest(guest, BUSY)?;
-                testbed.step(format!("{} itself holds a request", guest.name));
-            }
-        }
+    let held = side_by_side::run(guests.len(), |n| {
+        let (guest, writer) = &guests[n];
+        after_reboot(guest, writer).with_context(|| format!("the {} guest", guest.name))
+    })?;
+    for (guest, _) in guests
+        .iter()
+        .zip(held)
+        .filter_map(|(guest, held)| held.then_some(guest))
+    {
+        testbed.step(format!("{} itself holds a request", guest.name));
     }
     Guest::destroy_all(guests.iter_mut().map(|(guest, _)| guest))?;
     storage.shutdown()
+}
+
+/// Attaches all disks of a guest again whose driver domain was rebooted. Returns whether the guest itself holds a request
+/// of the busy one, which stays as it is then.
+fn after_reboot(guest: &Guest, writer: &Started) -> Result<bool> {
+    attach_idle_again(guest.host, guest, CLOSED)?;
+    expect_state(guest, MOUNTED, CLOSED)?;
+    guest.ok("umount /mnt", MINUTE)?;
+    attach_again(guest, MOUNTED)?;
+    match guest.finish_within(writer, GIVEN_UP)? {
+        Some(output) => {
+            ensure!(output.out.trim() == "the disk is gone", "{}", output.out);
+            attach_again(guest, BUSY)?;
+            Ok(false)
+        }
+        None => guest_queue::expect_held_by_the_guest(guest, BUSY).map(|()| true),
+    }
 }
 
 /// Detaches a disk whose driver domain is gone, and attaches it again.

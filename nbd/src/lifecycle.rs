@@ -15,10 +15,10 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use bulkhead_executor::Handle;
 use bulkhead_stream::{Buffers, ConnectError, Stream};
-use bulkhead_xen::Hypervisor;
+use bulkhead_xen::{Hypervisor, Instant};
 use core::fmt;
 use core::future::{Future, poll_fn};
-use core::pin::pin;
+use core::pin::{Pin, pin};
 use core::task::Poll;
 use core::time::Duration;
 use futures_util::future::{Either, join_all, join3, select};
@@ -31,6 +31,11 @@ const NEGOTIATES: Duration = Duration::from_secs(10);
 /// The pause before a second attempt to connect, and the longest one; each is twice the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// A connection on which there were answers and that has lasted for that long was a good one: the pauses begin anew after
+/// it. After shorter ones they are no longer than that. A server that hangs up again and again is not to fill the log, nor
+/// to keep the domain busy.
+const LASTS: Duration = Duration::from_secs(5);
 
 /// The ticks without any byte after which the line connects again. A server that is just slow has twice the time after
 /// each such attempt.
@@ -120,8 +125,8 @@ async fn serve_line<H: Hypervisor>(exports: &Rc<Exports<H>>, export: &Arc<Export
     let line = export.line(number);
     let mut attempts = Attempts::default();
     while !is_over(export) {
-        let connected = until_over(export, number, connect(exports, export));
-        match connected.await {
+        let connecting = connect(exports, export);
+        match until_over(exports, export, number, &attempts, connecting).await {
             None => break,
             Some(Err(Trouble { reason, passes })) => {
                 if !passes && export.properties().is_none() {
@@ -149,11 +154,19 @@ async fn serve_line<H: Hypervisor>(exports: &Rc<Exports<H>>, export: &Arc<Export
                     tell_of_connection(export);
                 }
                 line.board().connected(structured);
-                let before = line.board().counts();
+                let (begun, before) = (exports.handle().now(), line.board().counts());
                 let end = serve(exports.handle(), export, number, stream, attempts.silent).await;
-                let answers = line.board().counts()[1] - before[1];
-                line.board().disconnected();
-                attempts.served(answers > 0, matches!(end, End::Silent(_)));
+                let now = exports.handle().now();
+                let [asked, answered] = {
+                    let mut board = line.board();
+                    board.disconnected();
+                    let after = board.counts();
+                    [0, 1].map(|which| after[which] > before[which])
+                };
+                attempts.served((asked, answered), now.since(begun), &end);
+                if let Some(patience) = exports.settings().patience {
+                    attempts.expire_at.get_or_insert(now + patience);
+                }
                 match end {
                     End::Leaves | End::GivenUp => break,
                     End::Fault(Fault::Lie(lie)) => {
@@ -164,11 +177,11 @@ async fn serve_line<H: Hypervisor>(exports: &Rc<Exports<H>>, export: &Arc<Export
                     }
                     end => note_trouble(export, end.to_string()),
                 }
-                expire_later(exports, export, number);
             }
         }
         let pause = exports.handle().sleep(attempts.pause());
-        if until_over(export, number, pause).await.is_none() {
+        let paused = until_over(exports, export, number, &attempts, pause);
+        if paused.await.is_none() {
             break;
         }
     }
@@ -195,27 +208,13 @@ fn note_trouble(export: &Export, reason: String) {
     }
 }
 
-/// Has the requests of a line fail if it has no connection for too long.
-fn expire_later<H: Hypervisor>(exports: &Rc<Exports<H>>, export: &Arc<Export>, number: usize) {
-    let Some(patience) = exports.settings().patience else {
-        return;
-    };
-    let (handle, export) = (exports.handle().clone(), export.clone());
-    let connections = export.line(number).connections();
-    exports.handle().spawn(async move {
-        handle.sleep(patience).await;
-        let line = export.line(number);
-        if line.connections() == connections {
-            line.board().expire();
-        }
-    });
-}
-
 /// How often a line was connected without success.
 struct Attempts {
     pause: Duration,
     /// The ticks that a server may be silent.
     silent: u32,
+    /// When the line's requests fail, unless the server answers before.
+    expire_at: Option<Instant>,
 }
 
 impl Default for Attempts {
@@ -223,17 +222,26 @@ impl Default for Attempts {
         Attempts {
             pause: Duration::ZERO,
             silent: SILENT_TICKS,
+            expire_at: None,
         }
     }
 }
 
 impl Attempts {
-    /// Notes that a connection is over, on which there was an answer or not.
-    fn served(&mut self, answered: bool, silent: bool) {
+    /// Notes that a connection is over, which has lasted for that long: whether something was asked on it, and whether
+    /// something was answered.
+    fn served(&mut self, (asked, answered): (bool, bool), lasted: Duration, end: &End) {
         if answered {
-            *self = Attempts::default();
-        } else if silent {
+            self.pause = match lasted < LASTS {
+                true => self.pause.min(LASTS),
+                false => Duration::ZERO,
+            };
+            self.silent = SILENT_TICKS;
+        } else if matches!(end, End::Silent(_)) {
             self.silent = (self.silent * 2).min(MOST_SILENT_TICKS);
+        }
+        if answered || !asked {
+            self.expire_at = None;
         }
     }
 
@@ -294,13 +302,29 @@ async fn within<H: Hypervisor, T>(
     }
 }
 
-/// Waits for something, unless the export is let go of or given up meanwhile.
-async fn until_over<T>(export: &Export, line: usize, future: impl Future<Output = T>) -> Option<T> {
+/// Waits for something, unless the export is let go of or given up meanwhile. The requests of the line, which has no
+/// connection, fail if their time is over.
+async fn until_over<H: Hypervisor, T>(
+    exports: &Exports<H>,
+    export: &Export,
+    line: usize,
+    attempts: &Attempts,
+    future: impl Future<Output = T>,
+) -> Option<T> {
+    let line = export.line(line);
+    let expire_at = attempts.expire_at;
+    let mut expiry = expire_at.map(|time| exports.handle().sleep_until(time));
     let mut future = pin!(future);
     poll_fn(|context| {
-        export.line(line).wake_with(context.waker());
+        line.wake_with(context.waker());
         if is_over(export) {
             return Poll::Ready(None);
+        }
+        if let Some(sleep) = &mut expiry
+            && Pin::new(sleep).poll(context).is_ready()
+        {
+            expiry = None;
+            line.board().expire();
         }
         future.as_mut().poll(context).map(Some)
     })

@@ -3,6 +3,7 @@
 use super::Frontend;
 use bulkhead_ring::blkif::Status;
 use bulkhead_ring::blkif::TransferKind::{Read, Write};
+use std::time::Duration;
 
 /// A generator (splitmix64).
 pub struct Random(u64);
@@ -41,6 +42,11 @@ impl Frontend<'_> {
     /// Reads and writes at random, eight requests at a time, from any sector of a page on, and compares what is read
     /// with `model`, which is what the disk holds.
     pub fn verify_against(&mut self, model: &mut [u8], random: &mut Random) {
+        self.verify_within(0, model, random);
+    }
+
+    /// Does the same with a store that may take so many seconds for it.
+    pub fn verify_within(&mut self, seconds: usize, model: &mut [u8], random: &mut Random) {
         let part_size = model.len() / 8;
         for _ in 0..6 {
             let mut reads = Vec::new();
@@ -58,7 +64,13 @@ impl Frontend<'_> {
                     reads.push((id, range));
                 }
             }
-            let answers = self.exchange();
+            let mut answers = self.exchange();
+            for _ in 0..seconds {
+                if answers.len() < 8 {
+                    self.world.wait(Duration::from_secs(1));
+                    answers.extend(self.link().collect());
+                }
+            }
             assert_eq!(answers.len(), 8, "all are answered");
             for answer in answers {
                 assert_eq!(answer.status, Status::Okay, "{:#?}", self.world.journal());

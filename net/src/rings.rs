@@ -320,8 +320,9 @@ impl<H: Hypervisor> Rings<H> {
         }
     }
 
-    /// Asks the backend to notify of the next packet, and of the next answer. Returns true if there is one already.
-    pub fn final_check(&mut self) -> Result<bool, Lie> {
-        Ok(self.rx.final_check()? | self.tx.final_check()?)
+    /// Asks the backend to notify of the next answer, and of the next packet if it `receives` any. Returns true if there is
+    /// one already.
+    pub fn final_check(&mut self, receives: bool) -> Result<bool, Lie> {
+        Ok(self.tx.final_check()? | (receives && self.rx.final_check()?))
     }
 }

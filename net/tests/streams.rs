@@ -1,7 +1,9 @@
 //! TCP over an interface.
 
 use bulkhead_net_testing::world::{World, end_of, exchange, pattern};
+use bulkhead_net_testing::{ADDRESS, Datagram, MAC};
 use bulkhead_stream::{ConnectError, Ended, Stream};
+use smoltcp::wire::{EthernetAddress, Ipv4Address};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
@@ -88,6 +90,40 @@ fn a_server_that_takes_nothing_holds_up_its_own_stream_alone() {
     let exchanged = world.within(MINUTE, exchange(other, bytes[..9999].to_vec(), 9999));
     assert!(exchanged.expect("echoed").is_ok());
     assert!(world.domain.pages_in_use() <= pages);
+}
+
+#[test]
+fn a_backend_that_takes_nothing_for_a_while_does_not_keep_the_domain_busy() {
+    let world = World::new(true);
+    let stream = world.connect("10.0.0.2:7");
+    world.back.borrow_mut().takes_nothing = true;
+    // Each is answered: nothing listens on the port. The answers fill the ring, and what comes then has to wait.
+    let unwanted = Datagram {
+        from: MAC,
+        source: (ADDRESS, 4000),
+        destination: (Ipv4Address::new(10, 0, 0, 7), 4000),
+        payload: vec![7; 100],
+    };
+    let own = EthernetAddress([0, 0x16, 0x3e, 0, 0, 7]);
+    for _ in 0..200 {
+        let frame = unwanted.frame(own);
+        world.back.borrow_mut().to_frontend.push_back(frame);
+    }
+    world.run();
+    let received = world.net.list()[0].counts().received;
+    assert!((100..200).contains(&received), "{received}");
+    world.wait(Duration::from_secs(1));
+    assert_eq!(world.net.list()[0].counts().received, received);
+    // Nothing of it is lost.
+    world.back.borrow_mut().takes_nothing = false;
+    world.run();
+    assert!(world.net.list()[0].counts().received >= 200);
+    let bytes = pattern(20_000);
+    let exchanged = world.within(MINUTE, exchange(stream, bytes.clone(), bytes.len()));
+    let (echoed, stream) = exchanged.expect("echoed").expect("the stream goes on");
+    assert!(echoed == bytes);
+    drop(stream);
+    world.end();
 }
 
 #[test]

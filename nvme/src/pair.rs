@@ -300,15 +300,14 @@ impl Pair {
         self.collect();
         // What was sent because something else has completed.
         self.submit();
-        let client = &mut self.clients[number];
-        let drained = client.drain(sink);
+        let drained = self.clients[number].drain(sink);
         if drained.gave_up {
-            self.turned_away -= 1;
+            self.pass_on();
         }
         if drained.ready {
             return Poll::Ready(());
         }
-        client.wake_with(context.waker());
+        self.clients[number].wake_with(context.waker());
         Poll::Pending
     }
 }

@@ -328,15 +328,14 @@ impl DeviceQueue {
             self.collect();
             // What goes on because a part of it has been done.
             self.submit();
-            let client = &mut self.clients[number];
-            let drained = client.drain(sink);
+            let drained = self.clients[number].drain(sink);
             if drained.gave_up {
-                self.turned_away -= 1;
+                self.pass_on();
             }
             if drained.ready {
                 return Poll::Ready(());
             }
-            client.wake_with(context.waker());
+            self.clients[number].wake_with(context.waker());
             // Its task may sleep: the device is to interrupt. What it has used until now is taken.
             if self.state != State::Running || !self.ring.arm() {
                 return Poll::Pending;

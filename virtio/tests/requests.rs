@@ -252,3 +252,48 @@ fn a_device_without_indirect_tables_is_served_with_short_requests() {
     drop((disk, buffer));
     world.end();
 }
+
+#[test]
+fn a_free_slot_goes_to_the_next_queue_if_the_first_does_not_want_it_any_more() {
+    // One request at a time.
+    let world = World::new(Config {
+        entries: 1,
+        ..Config::default()
+    });
+    let device = world.try_open("virtio:04:00.0").expect("opened");
+    let buffer = Buffer::new(&world, 1);
+    let segment = [buffer.segment(0, 0, 512)];
+    for closes in [true, false] {
+        let mut disks =
+            [0, 1, 2, 3].map(|_| bulkhead_dma_testing::Disk::new(&world, device.clone(), 0, 8));
+        world.fake.decide(|_| Fate::Held);
+        let [first, rest @ ..] = &mut disks;
+        first.ask(0, read(0), &segment);
+        for disk in rest.iter_mut() {
+            assert_eq!(disk.hand(0, read(0), &segment), Submitted::Busy);
+            assert_eq!(disk.collect(), 0);
+        }
+        world.run();
+        world.fake.finish(0);
+        world.run();
+        assert_eq!(first.collect(), 1);
+        // Each is told once the one before has nothing to ask for any more.
+        for number in 0..3 {
+            let (now, later) = rest[number..].split_first_mut().expect("one");
+            assert_eq!(now.wakes.count(), 1, "{number}");
+            assert!(later.iter().all(|disk| disk.wakes.count() == 0), "{number}");
+            if number < 2 && closes {
+                assert!(now.close());
+            } else if number < 2 {
+                assert_eq!(now.collect(), 0);
+            }
+        }
+        world.fake.decide(|_| Fate::Done);
+        rest[2].ask(0, read(0), &segment);
+        world.run();
+        assert_eq!(rest[2].collect(), 1);
+        disks.iter_mut().for_each(|disk| assert!(disk.close()));
+    }
+    drop((device, buffer));
+    world.end();
+}

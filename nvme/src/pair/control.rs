@@ -98,6 +98,17 @@ impl Pair {
         }
     }
 
+    /// Notes that a client does not want what it has waited for. It may have been told of the only free slot, with no
+    /// command outstanding whose end would be told to the next one.
+    #[cold]
+    pub(super) fn pass_on(&mut self) {
+        self.turned_away -= 1;
+        if self.state == State::Running {
+            self.use_free_slots();
+            self.submit();
+        }
+    }
+
     /// Prepares the queues for a controller that takes up to `most` entries and does not know of them yet. Returns
     /// false if that are fewer than before.
     pub fn prepare(&mut self, most: usize, stride: usize) -> bool {
@@ -261,10 +272,11 @@ impl Pair {
         if !self.clients[number].is_open() {
             return;
         }
-        if self.clients[number].close() {
-            self.turned_away -= 1;
-        }
+        let waited = self.clients[number].close();
         self.cancel(number, None);
+        if waited {
+            self.pass_on();
+        }
     }
 
     /// Ready once the controller has none of the memory of a client that was closed.

@@ -71,6 +71,16 @@ impl DeviceQueue {
         }
     }
 
+    /// Notes that a client does not want what it has waited for. It may have been told of the only free slot, with no
+    /// request outstanding whose end would be told to the next one.
+    #[cold]
+    pub(super) fn pass_on(&mut self) {
+        self.turned_away -= 1;
+        if self.state == State::Running {
+            self.use_free_slots();
+        }
+    }
+
     /// Empties the ring for a device that has up to `most` entries and does not know of it yet. Returns false if these
     /// are too few for the requests that there may be.
     pub fn prepare(&mut self, most: u16, event_index: bool) -> bool {
@@ -196,10 +206,11 @@ impl DeviceQueue {
         if !self.clients[client].is_open() {
             return;
         }
-        if self.clients[client].close() {
-            self.turned_away -= 1;
-        }
+        let waited = self.clients[client].close();
         self.cancel(client, None);
+        if waited {
+            self.pass_on();
+        }
     }
 
     /// Ready once the device has none of the memory of a client that was closed.

@@ -149,6 +149,37 @@ fn a_namespace_that_is_removed_or_replaced_fails_and_a_new_one_is_found() {
 }
 
 #[test]
+fn a_namespace_whose_name_in_the_world_has_changed_is_another_one() {
+    // Its NGUID, and its EUI64: some have the one, some the other.
+    for place in [104, 120] {
+        let world = World::started(two());
+        let named = |value: u8| {
+            world.fake.change(|config| {
+                config.forge = Arc::new(move |command: &Command, data: &mut [u8]| {
+                    let of_namespace = command.opcode() == opcode::IDENTIFY
+                        && (command.dword(10), command.namespace().0) == (0, 1);
+                    if of_namespace {
+                        data[place] = value;
+                    }
+                });
+            });
+            assert!(world.fake.report(CHANGED));
+            world.wait(Duration::from_millis(100));
+        };
+        named(1);
+        let mut disk = world.open("nvme:03:00.0/n1");
+        let buffer = Buffer::new(&world, 1);
+        named(1);
+        assert_eq!(disk.does(read(0), &buffer.whole(512)), Ok(()));
+        named(2);
+        let failed = disk.does(read(0), &buffer.whole(512));
+        assert_eq!(failed, Err(IoError::Medium), "{place}");
+        drop((disk, buffer));
+        world.end();
+    }
+}
+
+#[test]
 fn namespaces_that_cannot_be_served_say_why() {
     let world = World::started(Config {
         namespaces: vec![FakeNamespace::new(3, 9, 64), FakeNamespace::new(4, 10, 64)],

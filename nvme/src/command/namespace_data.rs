@@ -21,8 +21,8 @@ pub struct NamespaceData {
     pub read_only: bool,
     /// Write Zeroes may deallocate, and what is deallocated reads as zeros.
     pub zeroes_deallocate: bool,
-    /// A name for it that no other namespace in the world has; zeros if it has none.
-    pub guid: [u8; 16],
+    /// The names for it that no other namespace in the world has, NGUID and EUI64; zeros where it has none.
+    pub guid: [u8; 24],
 }
 
 /// The reason why a namespace cannot be served.

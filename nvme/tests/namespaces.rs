@@ -180,6 +180,45 @@ fn a_namespace_whose_name_in_the_world_has_changed_is_another_one() {
 }
 
 #[test]
+fn a_namespace_that_is_named_otherwise_now_is_still_its_users_alone() {
+    let world = World::started(Config {
+        namespaces: vec![FakeNamespace::new(1, 9, 64), FakeNamespace::new(2, 9, 64)],
+        ..Config::default()
+    });
+    let mut disk = world.open("nvme:03:00.0/n2");
+    let buffer = Buffer::new(&world, 1);
+    let refused = |name: &str| {
+        let refused = world.try_open(name).err().expect("it has a writer");
+        assert!(refused.contains(" is open for "), "{name}: {refused}");
+    };
+    refused("nvme:03:00.0/n2");
+    // The first one is called as the controller, and that is this one now.
+    world
+        .fake
+        .change(|config| drop(config.namespaces.remove(0)));
+    assert!(world.fake.report(CHANGED));
+    world.wait(Duration::from_millis(100));
+    refused("nvme:03:00.0");
+    refused("nvme:03:00.0/n2");
+    assert_eq!(disk.does(write(0), &buffer.whole(512)), Ok(()));
+    // Another one comes before it.
+    let first = FakeNamespace::new(1, 9, 32);
+    world
+        .fake
+        .change(|config| config.namespaces.insert(0, first));
+    assert!(world.fake.report(CHANGED));
+    world.wait(Duration::from_millis(100));
+    refused("nvme:03:00.0/n2");
+    let other = world.try_open("nvme:03:00.0").expect("nobody has it");
+    assert_eq!(other.geometry().sectors, Sector(32));
+    drop((disk, other));
+    let again = world.try_open("nvme:03:00.0/n2").expect("it is free");
+    assert_eq!(again.geometry().sectors, Sector(64));
+    drop((again, buffer));
+    world.end();
+}
+
+#[test]
 fn namespaces_that_cannot_be_served_say_why() {
     let world = World::started(Config {
         namespaces: vec![FakeNamespace::new(3, 9, 64), FakeNamespace::new(4, 10, 64)],

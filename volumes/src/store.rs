@@ -1,6 +1,7 @@
 //! A store of disks and of the volumes on them, for every kind of disk alike.
 
 use crate::name::{NameError, VolumeName};
+use crate::state::Source;
 use crate::volumes::{Opening, Volumes};
 use alloc::boxed::Box;
 use alloc::format;
@@ -112,29 +113,48 @@ impl DiskStore {
     fn show_disks(&self) {
         let disks = self.disks.list();
         let mut shown = self.shown.borrow_mut();
+        let now = |known: &Weak<dyn Any + Send + Sync>| {
+            let mut disks = disks.iter();
+            disks.find(|disk| core::ptr::addr_eq(Arc::as_ptr(&disk.identity), known.as_ptr()))
+        };
         // What was given up is another disk than the one in its place, however long guests have it.
         shown.retain(|(name, known)| {
-            let same = |disk: &KnownDisk| {
-                self.volumes_name(&disk.name) == *name
-                    && core::ptr::addr_eq(Arc::as_ptr(&disk.identity), known.as_ptr())
-            };
-            disks.iter().any(same) || {
+            let there = now(known).is_some();
+            if !there {
                 self.volumes.remove(name);
-                false
             }
+            there
         });
+        // One that is called otherwise now is the same disk, and what guests have of it is theirs.
+        self.volumes.rename(|name| {
+            let (_, known) = shown.iter().find(|(other, _)| other == name)?;
+            let own = &now(known)?.name;
+            let now = self.volumes_name(own);
+            (now != name).then(|| (now, self.source(own)))
+        });
+        for (name, known) in shown.iter_mut() {
+            if let Some(disk) = now(known) {
+                *name = self.volumes_name(&disk.name);
+            }
+        }
         for KnownDisk {
             name: own,
             identity,
-        } in disks
+        } in &disks
         {
-            let name = self.volumes_name(&own);
+            let name = self.volumes_name(own);
             if !shown.iter().any(|(other, _)| *other == name) {
-                let disks = self.disks.clone();
-                self.volumes.add(&name, move || disks.open(&own));
-                shown.push((name, Arc::downgrade(&identity)));
+                let source = self.source(own);
+                self.volumes.add(&name, move || source());
+                shown.push((name, Arc::downgrade(identity)));
             }
         }
+    }
+
+    /// Returns what opens a disk.
+    fn source(&self, own: &str) -> Rc<Source> {
+        let (disks, own) = (self.disks.clone(), own.to_string());
+        Rc::new(move || disks.open(&own))
     }
 
     async fn open_volume(

@@ -7,7 +7,7 @@ use crate::name::{VolumeName, VolumePart};
 use crate::open::{Open, ranges};
 use crate::rescan::{Change, Rescan};
 use crate::resolve::{self, Resolved};
-use crate::state::{Disk, DiskState, State};
+use crate::state::{Disk, DiskState, Source, State};
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -65,6 +65,17 @@ impl Volumes {
             content: None,
         });
         true
+    }
+
+    /// Gives disks other names, which `renamed` returns for them with what opens them by those. What is open stays so, and
+    /// is not given to others because of that.
+    pub(crate) fn rename(&self, renamed: impl Fn(&str) -> Option<(String, Rc<Source>)>) {
+        // All at once: one may get the name that another one had.
+        for disk in &mut self.state.lock().disks {
+            if let Some((name, source)) = renamed(&disk.name) {
+                (disk.name, disk.source) = (name, source);
+            }
+        }
     }
 
     /// Removes a disk: nothing of it is opened any more. What is open stays. False if there is none.

@@ -24,6 +24,19 @@ pub enum Contestant {
     GuestAlone,
     /// No backend: Linux in a driver domain of its own on the device itself.
     Bare,
+    /// A backend whose guests do not keep pages granted (persistent grants), but grant those of each request anew.
+    Anew(Backend),
+}
+
+/// The backends that are also measured without persistent grants, over devices that are passed through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Backend {
+    /// A PV Bulkhead.
+    Bulkhead,
+    /// A PV Linux driver domain.
+    Linux,
+    /// dom0's xen-blkback.
+    Dom0Blkback,
 }
 
 /// [`Kind`], in an order.
@@ -46,7 +59,7 @@ impl From<Family> for Kind {
 
 impl Contestant {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Bulkhead(Family::Pvh),
         Self::Linux(Family::Pvh),
         Self::Bulkhead(Family::Pv),
@@ -56,6 +69,9 @@ impl Contestant {
         Self::Dom0Qdisk,
         Self::GuestAlone,
         Self::Bare,
+        Self::Anew(Backend::Bulkhead),
+        Self::Anew(Backend::Linux),
+        Self::Anew(Backend::Dom0Blkback),
     ];
 
     /// Its name, also that of its domain.
@@ -70,7 +86,25 @@ impl Contestant {
             Self::Dom0Qdisk => "dom0-qdisk",
             Self::GuestAlone => "guest-alone",
             Self::Bare => "linux-bare",
+            Self::Anew(Backend::Bulkhead) => "bulkhead-pv-anew",
+            Self::Anew(Backend::Linux) => "linux-pv-anew",
+            Self::Anew(Backend::Dom0Blkback) => "dom0-blkback-anew",
         }
+    }
+
+    /// Returns the one that has the same backend and disks, with persistent grants.
+    fn with_persistent_grants(self) -> Contestant {
+        match self {
+            Self::Anew(Backend::Bulkhead) => Self::Bulkhead(Family::Pv),
+            Self::Anew(Backend::Linux) => Self::Linux(Family::Pv),
+            Self::Anew(Backend::Dom0Blkback) => Self::Dom0Blkback,
+            other => other,
+        }
+    }
+
+    /// Returns whether its guests may keep pages granted.
+    pub fn keeps_grants(self) -> bool {
+        !matches!(self, Self::Anew(_))
     }
 
     /// Returns the driver domain that serves its disks; `None` is dom0.
@@ -79,6 +113,7 @@ impl Contestant {
             Self::Bulkhead(_) | Self::Linux(_) => Some(self),
             Self::Null => Some(Self::Bulkhead(Family::Pvh)),
             Self::Dom0Blkback | Self::Dom0Qdisk | Self::GuestAlone | Self::Bare => None,
+            Self::Anew(_) => self.with_persistent_grants().server(),
         }
     }
 
@@ -89,7 +124,10 @@ impl Contestant {
 
     /// Returns whether it is Bulkhead.
     pub fn is_bulkhead(self) -> bool {
-        matches!(self, Self::Bulkhead(_) | Self::Null)
+        matches!(
+            self.with_persistent_grants(),
+            Self::Bulkhead(_) | Self::Null
+        )
     }
 
     /// Returns why it cannot serve such a store.
@@ -102,6 +140,9 @@ impl Contestant {
                 Some("Xen passes PCI devices through to no PVH domain")
             }
             (Self::Null, Store::Nvme) => Some("the null store has no device"),
+            (Self::Anew(_), Store::Ram | Store::Vbd | Store::Nbd) => Some(
+                "without `--store nvme`, all are measured without persistent grants by `--persistent off`",
+            ),
             _ => None,
         }
     }
@@ -118,6 +159,9 @@ impl Contestant {
     /// The disk of a guest, as `xl block-attach` takes it, if it has a backend. `size` is the disk's
     /// in MiB.
     pub fn disk(self, store: Store, guest: u32, size: u32) -> Option<String> {
+        if !self.keeps_grants() {
+            return self.with_persistent_grants().disk(store, guest, size);
+        }
         let common = "vdev=xvda,format=raw,access=rw";
         let own = own_disk(guest);
         let target = match (self, store) {
@@ -146,7 +190,7 @@ impl Contestant {
                 };
                 format!("{common},backendtype=qdisk,target={target}")
             }
-            Self::GuestAlone | Self::Bare => return None,
+            Self::GuestAlone | Self::Bare | Self::Anew(_) => return None,
         })
     }
 }
@@ -209,7 +253,11 @@ mod tests {
     #[test]
     fn who_cannot_serve_a_store_is_left_out_or_says_why() {
         let choose = |word: &str, store| super::choose(&[word.to_owned()], false, store);
-        let linux = [Contestant::Linux(Family::Pv), Contestant::Bare];
+        let linux = [
+            Contestant::Linux(Family::Pv),
+            Contestant::Bare,
+            Contestant::Anew(Backend::Linux),
+        ];
         assert_eq!(choose("linux", Store::Nvme).unwrap(), linux);
         let why = choose("pvh", Store::Nvme).unwrap_err();
         assert!(why.contains("no PVH domain"), "{why}");
@@ -220,6 +268,9 @@ mod tests {
             Contestant::Dom0Blkback,
             Contestant::Dom0Qdisk,
             Contestant::Bare,
+            Contestant::Anew(Backend::Bulkhead),
+            Contestant::Anew(Backend::Linux),
+            Contestant::Anew(Backend::Dom0Blkback),
         ];
         assert!(all.ends_with(&last), "{all:?}");
         assert!(all.iter().all(|one| one.cannot(Store::Nvme).is_none()));
@@ -263,6 +314,11 @@ mod tests {
         for contestant in Contestant::ALL {
             let disk = |store| contestant.disk(store, 1, 16);
             let target = match contestant {
+                Contestant::Anew(_) => {
+                    let other = contestant.with_persistent_grants();
+                    assert_eq!(disk(Store::Nvme), other.disk(Store::Nvme, 1, 16));
+                    continue;
+                }
                 Contestant::Bulkhead(_) => ",target=vbd:xvdb",
                 Contestant::Linux(_) => ",target=/dev/xvdb",
                 _ => {

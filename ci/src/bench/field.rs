@@ -8,6 +8,7 @@ use super::store::{NAMESPACE_NAME, Store};
 use crate::host::Host;
 use crate::host::domain::TOOLSTACK;
 use crate::host::guest::Guest;
+use crate::host::pci::PciDevice;
 use crate::testbed::images::{self, Image};
 use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +25,9 @@ pub const DEVICE: u32 = 51712;
 
 /// The file of the disk with which dom0's QEMU is started.
 const QEMU_STARTER: &str = "/tmp/qdisk-starter.img";
+
+/// The file in a guest that says whether its frontends keep pages granted (persistent grants).
+const KEEPS_GRANTS: &str = "/sys/module/xen_blkfront/parameters/feature_persistent";
 
 /// A guest's script that loads the modules that it has for later. The option is null_blk's, which else makes a disk at
 /// once; others ignore it.
@@ -127,17 +131,24 @@ impl<'h> Field<'h> {
         self.plan
     }
 
-    /// Runs a script in the Linux that serves a contestant's disks.
+    /// Runs a script in the Linux that serves a contestant's disks, or has them.
     pub fn ask_linux(&self, contestant: Contestant, script: &str) -> Result<String> {
-        match self.server(contestant) {
-            Some(server) => server.ask_linux(script),
-            None => self.host.ok(script),
+        match (self.server(contestant), &self.bare) {
+            (Some(server), _) => server.ask_linux(script),
+            (None, Some(bare)) if contestant == Contestant::Bare => bare.ok(script, SHORT),
+            (None, _) => self.host.ok(script),
         }
     }
 
     /// A contestant's driver domain.
     pub fn server(&self, contestant: Contestant) -> Option<&Server<'h>> {
         self.servers.get(&contestant.server()?)
+    }
+
+    /// A contestant's driver domain and the device that is passed through to it.
+    pub fn own_device(&self, contestant: Contestant) -> Option<(&Server<'h>, PciDevice)> {
+        let device = self.plan.store.device(contestant.server()?)?;
+        Some((self.server(contestant)?, device))
     }
 
     /// Boots the domain that serves a contestant's disks, unless it is there; it waits paused.
@@ -182,9 +193,6 @@ impl<'h> Field<'h> {
         let mut config = self.host.guest_config(&name, self.plan.guest_kind, disks)?;
         config.vcpus = self.plan.queues;
         config.cpus = GUESTS;
-        if !self.plan.persistent {
-            config.cmdline += " xen_blkfront.feature_persistent=0";
-        }
         Guest::wait(self.host.create(&config)?)
     }
 
@@ -225,7 +233,13 @@ impl<'h> Field<'h> {
             self.host.ok(&format!("xl unpause {server}"))?;
         }
         let mut longest = Duration::ZERO;
+        let keeps = match self.plan.persistent && contestant.keeps_grants() {
+            true => "Y",
+            false => "N",
+        };
         for (number, guest) in (0..).zip(&self.guests) {
+            // Its frontend looks at that when it connects.
+            guest.ok(&format!("echo {keeps} >{KEEPS_GRANTS}"), SHORT)?;
             match contestant.disk(self.plan.store, number, self.size()) {
                 Some(disk) => {
                     longest = longest.max(self.host.attach_disk(guest, &disk, DEVICE)?);

@@ -7,7 +7,7 @@ use super::guest_counts::GuestCounts;
 use super::job::Job;
 use super::store::Store;
 use crate::host::Host;
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -101,6 +101,10 @@ pub struct PerOperation {
     pub packets_received: Option<f64>,
     /// See above.
     pub packets_sent: Option<f64>,
+    /// Writes to the doorbells of the NVMe controller behind the disk.
+    pub doorbells: Option<f64>,
+    /// Interrupts that the controller raised.
+    pub interrupts: Option<f64>,
 }
 
 /// The counters of requests.
@@ -147,14 +151,21 @@ pub fn per_operation(
         notifications_beneath: per(&[&format!("{BENEATH}notifications_received")]),
         packets_received: per(&[&format!("{BENEATH}packets_received")]),
         packets_sent: per(&[&format!("{BENEATH}packets_sent")]),
+        doorbells: per(&[DOORBELLS]),
+        interrupts: per(&[INTERRUPTS]),
     })
 }
 
-/// Prints what Linux counts of xen-blkback: its interrupts and its requests. Of dom0's QEMU nothing
-/// is counted: its event channels are of its disks and of xenstore alike.
+/// The names of the counters of an NVMe controller.
+const DOORBELLS: &str = "doorbells";
+const INTERRUPTS: &str = "interrupts";
+
+/// Prints what Linux counts of xen-blkback, its interrupts and its requests, and the interrupts of its NVMe controller.
+/// Of dom0's QEMU nothing else is counted: its event channels are of its disks and of xenstore alike.
 const LINUX: &str = r#"
 awk '/blkif-backend/ { counted = 1; for (i = 2; $i ~ /^[0-9]+$/; i++) n += $i }
-     END { if (counted) print "notifications_received", n }' /proc/interrupts
+     / nvme[0-9]+q[0-9]+/ { device = 1; for (i = 2; $i ~ /^[0-9]+$/; i++) m += $i }
+     END { if (counted) print "notifications_received", n; if (device) print "interrupts", m }' /proc/interrupts
 for pair in reads:rd_req writes:wr_req flushes:f_req discards:ds_req; do
     for file in /sys/bus/xen-backend/devices/vbd-*-DEVICE/statistics/${pair#*:}; do
         if [ -e "$file" ]; then echo "${pair%:*} $(cat "$file")"; fi
@@ -192,15 +203,57 @@ fn of_backend(host: &Host, field: &Field, contestant: Contestant) -> Result<Coun
     }
     let backend = field.server_id(contestant)?;
     let mut sum = Counters::default();
+    if let Some((server, device)) = field.own_device(contestant) {
+        let shown = server.domain().ask("show", "all")?;
+        sum.add(&of_controller(&shown, &device.short_name())?);
+    }
     for guest in field.guest_ids(contestant) {
         sum.add(&Counters(host.vbd_statistics(backend, guest, DEVICE)?.0));
     }
     Ok(sum)
 }
 
+/// Finds the counters of an NVMe controller in what Bulkhead shows of all disks.
+fn of_controller(shown: &str, name: &str) -> Result<Counters> {
+    let mut lines = shown.lines().map(str::trim);
+    let line = lines.find_map(|line| {
+        line.strip_prefix("nvme:")?
+            .strip_prefix(name)?
+            .strip_prefix(": ")
+            .filter(|rest| rest.contains(" commands, "))
+    });
+    let line = line.with_context(|| format!("nothing about {name} in {shown:?}"))?;
+    let mut counters = Counters::default();
+    for counted in line.split(", ") {
+        if let Some((value, counter @ (DOORBELLS | INTERRUPTS))) = counted.split_once(' ') {
+            counters.0.insert(counter.to_owned(), value.parse()?);
+        }
+    }
+    ensure!(counters.0.len() == 2, "not counted: {line}");
+    Ok(counters)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_controllers_counters_are_found_among_those_of_others() {
+        let shown = "disks:\n nvme:00:10.0: QEMU NVMe Ctrl, serial 1, firmware 8, 1 queue pair(s)\n \
+            nvme:00:10.0: 7 commands, 1 of them parts of requests, 0 failed, 3 doorbells, 2 interrupts, 0 resets\n \
+            nvme:00:11.0: 9 commands, 0 of them parts of requests, 0 failed, 5 doorbells, 4 interrupts, 0 resets\n";
+        let counters = of_controller(shown, "00:11.0").unwrap();
+        assert_eq!(counters.get(DOORBELLS), Some(5));
+        assert_eq!(counters.get(INTERRUPTS), Some(4));
+        assert!(of_controller(shown, "00:12.0").is_err());
+        assert!(of_controller("nvme:00:11.0: 9 commands, 0 failed", "00:11.0").is_err());
+        let guests = GuestCounts {
+            sectors: 8 * 20,
+            ..GuestCounts::default()
+        };
+        let cost = per_operation(Job::ALL[0], &Counters::default(), &counters, guests).unwrap();
+        assert_eq!((cost.doorbells, cost.interrupts), (Some(0.25), Some(0.2)));
+    }
 
     #[test]
     fn counters_are_read_in_lines_or_in_one() {

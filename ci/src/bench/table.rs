@@ -191,7 +191,8 @@ fn counts(results: &Results) -> Option<Grid> {
                     cost.packets_sent,
                     cost.notifications_beneath,
                 ],
-                Store::Ram | Store::Nvme => Vec::new(),
+                Store::Nvme => vec![cost.doorbells, cost.interrupts],
+                Store::Ram => Vec::new(),
             });
             row.extend(figures.map(|figure| match figure {
                 Some(figure) if figure >= 100.0 => format!("{figure:.0}"),
@@ -218,7 +219,8 @@ fn counts(results: &Results) -> Option<Grid> {
     let header = header.into_iter().chain(match store {
         Store::Vbd => vec!["requests to dom0", "notifications to dom0"],
         Store::Nbd => vec!["packets received", "packets sent", "notifications to dom0"],
-        Store::Ram | Store::Nvme => Vec::new(),
+        Store::Nvme => vec!["doorbell writes", "interrupts"],
+        Store::Ram => Vec::new(),
     });
     (!rows.is_empty()).then(|| Grid {
         title: "Counted for each operation (-: this backend does not count it)",
@@ -375,6 +377,25 @@ mod tests {
         let text = remarks(&results).join("\n");
         assert!(text.contains(&format!("{BULKHEAD} failed: it broke")));
         assert!(text.contains("1 disturbed run(s) thrown away"));
+    }
+
+    #[test]
+    fn doorbells_and_interrupts_of_a_controller_are_shown() {
+        let mut results = example();
+        results.plan.store = Store::Nvme;
+        results.runs[0].cost = Some(PerOperation {
+            doorbells: Some(0.5),
+            interrupts: Some(0.125),
+            ..PerOperation::default()
+        });
+        results.runs.truncate(1);
+        let grid = counts(&results).unwrap();
+        assert!(grid.rows.iter().all(|row| row.len() == grid.header.len()));
+        assert!(
+            grid.header
+                .ends_with(&["doorbell writes".into(), "interrupts".into()])
+        );
+        assert!(grid.rows[0].ends_with(&["0.50".into(), "0.12".into()]));
     }
 
     #[test]

@@ -283,6 +283,17 @@ impl Domain<'_> {
         self.gone = true;
     }
 
+    /// Writes an operator's request into the node `data/NODE`, and returns the answer.
+    pub fn ask(&self, node: &str, request: &str) -> Result<String> {
+        let node = format!("/local/domain/{}/data/{node}", self.id);
+        let script = format!(
+            "xenstore-rm {node}-answer 2>/dev/null\nxenstore-write {node} '{request}'\n\
+             for n in $(seq 100); do xenstore-read -R {node}-answer 2>/dev/null && exit; sleep 0.1; done\n\
+             echo 'no answer'; exit 1"
+        );
+        Ok(self.host.ok(&script)?.trim().to_owned())
+    }
+
     /// Pauses it.
     pub fn pause(&self) -> Result<()> {
         self.host.ok(&format!("xl pause '{}'", self.name)).map(drop)

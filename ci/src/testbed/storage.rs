@@ -270,17 +270,6 @@ impl Running<'_> {
         self.host.vbd_statistics(self.id, guest.id, device)
     }
 
-    /// Writes an operator's request into the node `data/NODE`, and returns the answer.
-    pub fn ask(&self, node: &str, request: &str) -> Result<String> {
-        let node = format!("/local/domain/{}/data/{node}", self.id);
-        let script = format!(
-            "xenstore-rm {node}-answer 2>/dev/null\nxenstore-write {node} '{request}'\n\
-             for n in $(seq 100); do xenstore-read -R {node}-answer 2>/dev/null && exit; sleep 0.1; done\n\
-             echo 'no answer'; exit 1"
-        );
-        Ok(self.host.ok(&script)?.trim().to_owned())
-    }
-
     /// Presses a key on its console.
     pub fn press(&self, key: &str) -> Result<()> {
         let tty = format!("$(xenstore-read /local/domain/{}/console/tty)", self.id);

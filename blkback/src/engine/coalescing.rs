@@ -175,7 +175,7 @@ impl Coalescer {
         self.active = now;
         self.seen = waiting;
         self.queue_depth = self.queue_depth.max(waiting);
-        if self.half() > 1 {
+        if self.expects_several() {
             self.closed_loop.arrived(now, new);
         }
         as_usual
@@ -255,7 +255,7 @@ impl Coalescer {
     /// Returns whether the queue is polled because its frontend has several requests outstanding, in a closed loop.
     #[inline]
     fn is_polled(&self, now: Instant) -> bool {
-        self.half() > 1 && self.alone && self.closed_loop.goes_on(now)
+        self.expects_several() && self.alone && self.closed_loop.goes_on(now)
     }
 
     /// Returns half of what the frontend keeps outstanding.
@@ -288,6 +288,12 @@ impl Coalescer {
         if self.batches.is_multiple_of(COSTS_EVERY) {
             self.poll.set_costs(costs());
         }
+    }
+
+    /// Returns whether the frontend keeps several requests outstanding.
+    #[inline]
+    pub fn expects_several(&self) -> bool {
+        self.half() > 1
     }
 
     /// Notes whether the queue alone decides when its vCPU may sleep: no other queue there has had work lately, and its

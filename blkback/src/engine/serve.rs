@@ -126,7 +126,9 @@ async fn until_stopped<H: Hypervisor>(
                 let waiting = queue.waiting()?;
                 coalescer.answered(waiting + queue.unpublished(), || block_costs(handle));
                 // A store that is at work on requests wakes the task when it has done them.
-                coalescer.set_alone(turn.answered() && queue.in_flight() == 0);
+                if coalescer.expects_several() {
+                    coalescer.set_alone(turn.answered() && queue.in_flight() == 0);
+                }
                 back_off.request();
                 // Several guests send requests all the time: this one will have more after the others' turn.
                 if !turn.is_shared() {

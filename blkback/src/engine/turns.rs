@@ -178,7 +178,8 @@ impl Turn {
         vcpu.guests.load(Relaxed) > 1 && vcpu.is_shared(vcpu.round.load(Relaxed))
     }
 
-    /// Notes that the queue has published responses. Returns whether no other queue of the vCPU did so lately.
+    /// Notes that the queue has published responses to a frontend with several requests outstanding. Returns whether
+    /// no other queue of the vCPU did so lately.
     #[inline]
     pub fn answered(&self) -> bool {
         let vcpu = &*self.guest.vcpu;

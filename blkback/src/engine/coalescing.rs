@@ -42,7 +42,7 @@ pub struct Coalescer {
     hold_of_slow: Nanos,
     poll: PollWindow,
     closed_loop: ClosedLoop,
-    /// No other queue of the vCPU has had work lately, and the store none.
+    /// No other queue of the vCPU with several requests outstanding has had work lately, and the store none.
     alone: bool,
     /// N as it is believed to be, and as it was at the last measurement.
     queue_depth: u32,
@@ -296,9 +296,9 @@ impl Coalescer {
         self.half() > 1
     }
 
-    /// Notes whether the queue alone decides when its vCPU may sleep: no other queue there has had work lately, and its
-    /// store is not at work. While others are served, requests come for this one, and to poll it besides would be one
-    /// more look at it after each of theirs.
+    /// Notes whether the queue alone decides when its vCPU may sleep: no other queue there with several requests
+    /// outstanding has had work lately, and its store is not at work. While others are served, requests come for this
+    /// one, and to poll it besides would be one more look at it after each of theirs.
     #[inline]
     pub fn set_alone(&mut self, alone: bool) {
         self.alone = alone;

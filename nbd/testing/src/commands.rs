@@ -86,15 +86,15 @@ fn chunk(cookie: u64, done: bool, kind: u16, payload: &[u8]) -> Vec<u8> {
     reply
 }
 
-/// Returns whether a command is a write that is to be durable, which an export with these flags has to know. Nothing
-/// else is flagged.
-fn is_fua(export: u16, command: &[u8]) -> bool {
+/// Returns whether a command is a write that is to be durable, which an export has to know that the client was told these
+/// flags of. Nothing else is flagged.
+fn is_fua(told: u16, command: &[u8]) -> bool {
     const SEND_FUA: u16 = 1 << 3;
     match [command[4], command[5]] {
         [0, 0] => false,
         [0, 1] => {
             assert_eq!(word(command, 4) as u16, 1, "a write");
-            assert!(export & SEND_FUA != 0, "the export knows no such writes");
+            assert!(told & SEND_FUA != 0, "the export knows no such writes");
             true
         }
         others => panic!("flags {others:?} are used"),
@@ -104,8 +104,6 @@ fn is_fua(export: u16, command: &[u8]) -> bool {
 impl Server {
     pub fn step_commands(&mut self, number: usize, export: usize) -> bool {
         let early = self.config.refuses_writes_early;
-        // A client that was refused one says farewell all the same.
-        let flags = self.config.exports.get(export).map_or(0, |it| it.flags);
         let connection = &mut self.connections[number];
         let waiting = &connection.read;
         if waiting.len() < 28 {
@@ -115,7 +113,7 @@ impl Server {
         let seen = Seen {
             connection: number,
             kind: word(waiting, 4) as u16,
-            fua: is_fua(flags, waiting),
+            fua: is_fua(connection.told, waiting),
             cookie: long(waiting, 8),
             offset: long(waiting, 16),
             len: word(waiting, 24),

@@ -12,22 +12,23 @@ const TLS_REQUIRED: u32 = 1 << 31 | 5;
 const UNKNOWN: u32 = 1 << 31 | 6;
 
 impl Server {
-    /// Sends a message, or what it was forged into.
-    fn say(&mut self, number: usize, mut message: Vec<u8>) {
+    /// Sends a message, or what it was forged into, and returns what was sent.
+    fn say(&mut self, number: usize, mut message: Vec<u8>) -> Vec<u8> {
         let count = self.connections[number].messages;
         (self.forge)(count, &mut message);
         let connection = &mut self.connections[number];
         connection.messages += 1;
         connection.send(&message);
+        message
     }
 
-    fn reply(&mut self, number: usize, option: u32, kind: u32, data: &[u8]) {
+    fn reply(&mut self, number: usize, option: u32, kind: u32, data: &[u8]) -> Vec<u8> {
         let mut message = 0x0003_e889_0455_65a9_u64.to_be_bytes().to_vec();
         message.extend(option.to_be_bytes());
         message.extend(kind.to_be_bytes());
         message.extend((data.len() as u32).to_be_bytes());
         message.extend(data);
-        self.say(number, message);
+        self.say(number, message)
     }
 
     pub fn step_handshake(&mut self, number: usize) -> bool {
@@ -80,7 +81,7 @@ impl Server {
             _ if self.config.tls == TlsMode::Required && !tls => {
                 self.reply(number, option, TLS_REQUIRED, b"");
             }
-            3 if !self.config.lists => self.reply(number, option, POLICY, b"not told"),
+            3 if !self.config.lists => _ = self.reply(number, option, POLICY, b"not told"),
             3 => {
                 let exports = self.config.exports.iter();
                 let names: Vec<String> = exports.map(|export| export.name.clone()).collect();
@@ -97,7 +98,7 @@ impl Server {
                 self.reply(number, option, ACK, &[]);
             }
             7 if self.config.goes => self.go(number, &message[16..]),
-            _ => self.reply(number, option, UNSUPPORTED, b"what?"),
+            _ => _ = self.reply(number, option, UNSUPPORTED, b"what?"),
         }
         true
     }
@@ -107,7 +108,8 @@ impl Server {
         let name = String::from_utf8(data[4..4 + len].to_vec()).expect("text");
         let exports = &self.config.exports;
         let Some(index) = exports.iter().position(|export| export.name == name) else {
-            return self.reply(number, 7, UNKNOWN, b"no such export");
+            self.reply(number, 7, UNKNOWN, b"no such export");
+            return;
         };
         let FakeExport {
             canonical,
@@ -116,11 +118,10 @@ impl Server {
             sizes,
             ..
         } = &exports[index];
+        let mut export = vec![0, 0];
+        export.extend((bytes.len() as u64).to_be_bytes());
+        export.extend(flags.to_be_bytes());
         let mut messages = Vec::new();
-        let mut message = vec![0, 0];
-        message.extend((bytes.len() as u64).to_be_bytes());
-        message.extend(flags.to_be_bytes());
-        messages.push(message);
         if let Some(sizes) = sizes {
             let mut message = vec![0, 3];
             sizes
@@ -133,6 +134,10 @@ impl Server {
             message.extend(name.bytes());
             messages.push(message);
         }
+        let told = self.reply(number, 7, INFO, &export);
+        // Behind the header of 20 bytes, the kind of information and the size.
+        let flags = told.get(30..32).and_then(|flags| flags.try_into().ok());
+        self.connections[number].told = flags.map_or(0, u16::from_be_bytes);
         for message in messages {
             self.reply(number, 7, INFO, &message);
         }

@@ -130,6 +130,8 @@ pub struct Connection {
     pub from_client: Vec<u8>,
     pub read: Vec<u8>,
     pub phase: Phase,
+    /// What the export can do, as the client was told, which a test may have changed since or forged.
+    pub told: u16,
     pub structured: bool,
     pub tls: bool,
     pub no_zeroes: bool,
@@ -212,6 +214,7 @@ impl Server {
             from_client: Vec::with_capacity(MOST_LENT.min(self.config.room)),
             read: Vec::new(),
             phase: Phase::New,
+            told: 0,
             structured: false,
             tls: false,
             no_zeroes: false,

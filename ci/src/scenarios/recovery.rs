@@ -32,6 +32,12 @@ pub const SCENARIOS: &[Scenario] = &[
         demo: false,
         run: |testbed| crashes_under_load(testbed, Kind::Pvh),
     },
+    Scenario {
+        name: "crashes-under-load-pv",
+        about: "a PV driver domain crashes three times under two guests with fio, verified: they notice a pause",
+        demo: false,
+        run: |testbed| crashes_under_load(testbed, Kind::Pv),
+    },
 ];
 
 /// The time within which what a crashed boot held has to be given back.

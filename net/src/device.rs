@@ -2,9 +2,10 @@
 
 use crate::backend_nodes::Offer;
 use crate::lie::Lie;
-use crate::packet::{Segmentation, complete, is_dhcp_answer, is_sound};
+use crate::packet::{Contents, Segmentation, complete};
 use crate::rate_limit::RateLimit;
 use crate::rings::{LARGEST_RECEIVED, LARGEST_SENT, Rings};
+use crate::sequences::{Repeats, Sequences};
 use alloc::vec::Vec;
 use bulkhead_grant::memory::{OutOfMemory, filled};
 use bulkhead_ring::netif::{Extra, PacketFlags};
@@ -32,6 +33,8 @@ pub struct Counts {
     pub damaged: u64,
     /// Packets that the backend did not take, or could not deliver.
     pub refused: u64,
+    /// Packets of connections that were sent again.
+    pub repeats: Repeats,
 }
 
 /// Returns a time of the stack's as the domain's clock counts.
@@ -49,6 +52,8 @@ pub struct Device<H: Hypervisor> {
     pub lie: Option<Lie>,
     /// The interface's address, and a limit on the answers of DHCP servers to it, where it asks them.
     pub dhcp_answers: Option<(EthernetAddress, RateLimit)>,
+    /// The connections over it.
+    pub sequences: Sequences,
     counts: Counts,
     /// The packet that is being received, and the one that is being sent.
     received: Vec<u8>,
@@ -63,6 +68,7 @@ impl<H: Hypervisor> Device<H> {
             offer: Offer::default(),
             lie: None,
             dhcp_answers: None,
+            sequences: Sequences::default(),
             counts: Counts::default(),
             received: filled(LARGEST_RECEIVED, |_| 0)?,
             sending: filled(LARGEST_SENT, |_| 0)?,
@@ -74,6 +80,7 @@ impl<H: Hypervisor> Device<H> {
         let refused = self.rings.as_ref().map_or(0, |rings| rings.refused);
         Counts {
             refused: self.counts.refused + refused,
+            repeats: self.sequences.counts(),
             ..self.counts
         }
     }
@@ -134,13 +141,16 @@ impl<H: Hypervisor> Device<H> {
                 }
             };
             let vouched = PacketFlags::CHECKSUM_BLANK | PacketFlags::CHECKSUM_VALID;
-            let frame = &self.received[..packet.len];
-            if packet.flags.intersects(vouched) || is_sound(frame) {
+            let contents = Contents::of(&self.received[..packet.len]);
+            if packet.flags.intersects(vouched) || contents.is_sound() {
                 if let Some((own, limit)) = &mut self.dhcp_answers
-                    && is_dhcp_answer(frame, *own)
+                    && contents.is_dhcp_answer(*own)
                     && !limit.take(domain_time(now))
                 {
                     continue;
+                }
+                if let Some(tcp) = contents.tcp() {
+                    self.sequences.received(&tcp);
                 }
                 self.counts.received += 1;
                 self.counts.received_bytes += packet.len as u64;
@@ -170,6 +180,7 @@ impl<H: Hypervisor> smoltcp::phy::Device for Device<H> {
             buffer: &mut self.sending,
             counts: &mut self.counts,
             offer: &self.offer,
+            sequences: &mut self.sequences,
             segment: None,
         };
         Some((RxToken(frame), token))
@@ -187,6 +198,7 @@ impl<H: Hypervisor> smoltcp::phy::Device for Device<H> {
             buffer: &mut self.sending,
             counts: &mut self.counts,
             offer: &self.offer,
+            sequences: &mut self.sequences,
             segment: None,
         })
     }
@@ -222,6 +234,7 @@ pub struct TxToken<'a, H: Hypervisor> {
     buffer: &'a mut [u8],
     counts: &'a mut Counts,
     offer: &'a Offer,
+    sequences: &'a mut Sequences,
     segment: Option<NonZeroU16>,
 }
 
@@ -230,7 +243,7 @@ impl<H: Hypervisor> smoltcp::phy::TxToken for TxToken<'_, H> {
         // The stack keeps to the sizes in the capabilities.
         let frame = &mut self.buffer[..len];
         let made = make(frame);
-        let blank = complete(frame, self.offer.offload);
+        let blank = complete(frame, self.offer.offload, self.sequences);
         let segmentation = self.segment.map(|segment| Segmentation {
             segment: segment.get(),
             protocol: Extra::TCPV4,

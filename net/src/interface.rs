@@ -54,7 +54,8 @@ pub(crate) struct State<H: Hypervisor> {
     pub(crate) settings: Settings,
     /// What a server has told (DHCP).
     pub(crate) leased: Settings,
-    leaving: Vec<SocketHandle>,
+    /// With their ports.
+    leaving: Vec<(SocketHandle, u16)>,
     next_port: u16,
     /// The reason why there is nothing to be had of the interface any more.
     pub(crate) failure: Option<String>,
@@ -261,13 +262,17 @@ impl<H: Hypervisor> Interface<H> {
             sent_bytes,
             damaged,
             refused,
+            repeats,
         } = state.device.counts();
         format!(
             "network {}, {link}, addresses={} streams={streams} connections={} received={received} \
-             received-bytes={received_bytes} sent={sent} sent-bytes={sent_bytes} damaged={damaged} refused={refused}",
+             received-bytes={received_bytes} sent={sent} sent-bytes={sent_bytes} retransmitted={} repeated={} \
+             damaged={damaged} refused={refused}",
             self.name,
             addresses.join(","),
             state.connections,
+            repeats.retransmitted,
+            repeats.repeated,
         )
     }
 
@@ -292,22 +297,24 @@ impl<H: Hypervisor> State<H> {
     }
 
     /// Lets a connection end by itself, whose user is gone.
-    pub(crate) fn leave(&mut self, socket: SocketHandle) {
+    pub(crate) fn leave(&mut self, socket: SocketHandle, port: u16) {
         if self.leaving.len() == LEAVING {
-            let oldest = self.leaving.remove(0);
+            let (oldest, port) = self.leaving.remove(0);
             self.sockets.remove(oldest);
+            self.device.sequences.remove(port);
         }
-        self.leaving.push(socket);
+        self.leaving.push((socket, port));
     }
 
     /// Removes the connections that have ended.
     fn reap(&mut self) {
         let (leaving, sockets) = (&mut self.leaving, &mut self.sockets);
-        leaving.retain(|handle| {
+        leaving.retain(|(handle, port)| {
             let state = sockets.get::<tcp::Socket<'_>>(*handle).state();
             let over = matches!(state, tcp::State::Closed | tcp::State::TimeWait);
             if over {
                 sockets.remove(*handle);
+                self.device.sequences.remove(*port);
             }
             !over
         });

@@ -43,6 +43,7 @@ mod packet;
 mod rate_limit;
 #[allow(unsafe_code, reason = "makes rings in memory that it owns")]
 mod rings;
+mod sequences;
 mod settings;
 mod state_machine;
 mod tcp;
@@ -51,6 +52,7 @@ pub use device::Counts;
 pub use interface::Interface;
 pub use interfaces::Interfaces;
 pub use lie::Lie;
+pub use sequences::Repeats;
 pub use settings::{Settings, SettingsError};
 pub use state_machine::{Observed, Phase, Step, decide};
 pub use tcp::TcpStream;

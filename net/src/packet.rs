@@ -1,5 +1,6 @@
 //! Packets as the rings carry them: what is said about one, and the checksums that are left to the other end.
 
+use crate::sequences::Sequences;
 use bulkhead_ring::netif::PacketFlags;
 use smoltcp::wire::{
     EthernetAddress, EthernetFrame, EthernetProtocol, IPV6_HEADER_LEN, IpAddress, IpProtocol,
@@ -100,17 +101,58 @@ impl Transport {
     }
 }
 
-/// Returns whether the checksum of a TCP or UDP packet is right. It is not looked at in other packets.
-pub fn is_sound(frame: &[u8]) -> bool {
-    let Some(found) = Transport::find(frame) else {
-        return !is_hidden(frame);
-    };
-    let bytes = &frame[found.start..found.end];
-    match found.protocol {
-        IpProtocol::Tcp => TcpPacket::new_checked(bytes)
-            .is_ok_and(|tcp| tcp.verify_checksum(&found.source, &found.destination)),
-        _ => UdpPacket::new_checked(bytes)
-            .is_ok_and(|udp| udp.verify_checksum(&found.source, &found.destination)),
+/// A frame, and what was found in it.
+pub struct Contents<'f> {
+    frame: &'f [u8],
+    found: Option<Transport>,
+}
+
+impl<'f> Contents<'f> {
+    /// Looks into a frame.
+    #[inline]
+    pub fn of(frame: &'f [u8]) -> Contents<'f> {
+        let found = Transport::find(frame);
+        Contents { frame, found }
+    }
+
+    /// Returns where a packet of that protocol is from and to, and its bytes.
+    fn packet(&self, protocol: IpProtocol) -> Option<(&Transport, &'f [u8])> {
+        let found = self.found.as_ref();
+        let found = found.filter(|found| found.protocol == protocol)?;
+        Some((found, &self.frame[found.start..found.end]))
+    }
+
+    /// Returns the TCP packet in it.
+    #[inline]
+    pub fn tcp(&self) -> Option<TcpPacket<&'f [u8]>> {
+        let (_, bytes) = self.packet(IpProtocol::Tcp)?;
+        TcpPacket::new_checked(bytes).ok()
+    }
+
+    /// Returns whether the checksum of a TCP or UDP packet is right. It is not looked at in other packets.
+    pub fn is_sound(&self) -> bool {
+        if let Some((found, bytes)) = self.packet(IpProtocol::Tcp) {
+            return TcpPacket::new_checked(bytes)
+                .is_ok_and(|tcp| tcp.verify_checksum(&found.source, &found.destination));
+        }
+        if let Some((found, bytes)) = self.packet(IpProtocol::Udp) {
+            return UdpPacket::new_checked(bytes)
+                .is_ok_and(|udp| udp.verify_checksum(&found.source, &found.destination));
+        }
+        !is_hidden(self.frame)
+    }
+
+    /// Returns whether it is a DHCP server's answer to the client that has that interface. Nothing else of it is checked.
+    pub fn is_dhcp_answer(&self, client: EthernetAddress) -> bool {
+        let Some((_, udp)) = self.packet(IpProtocol::Udp) else {
+            return false;
+        };
+        let port = udp
+            .get(2..4)
+            .is_some_and(|port| port == DHCP_CLIENT_PORT.to_be_bytes());
+        port && udp
+            .get(CLIENT..)
+            .is_some_and(|dhcp| dhcp.starts_with(client.as_bytes()))
     }
 }
 
@@ -126,24 +168,9 @@ fn is_hidden(frame: &[u8]) -> bool {
     options && matches!(next, Some(IpProtocol::Tcp | IpProtocol::Udp))
 }
 
-/// Returns whether a frame is a DHCP server's answer to the client that has that interface. Nothing else of it is checked.
-pub fn is_dhcp_answer(frame: &[u8], client: EthernetAddress) -> bool {
-    let Some(found) = Transport::find(frame).filter(|found| found.protocol == IpProtocol::Udp)
-    else {
-        return false;
-    };
-    let udp = &frame[found.start..found.end];
-    let port = udp
-        .get(2..4)
-        .is_some_and(|port| port == DHCP_CLIENT_PORT.to_be_bytes());
-    port && udp
-        .get(CLIENT..)
-        .is_some_and(|dhcp| dhcp.starts_with(client.as_bytes()))
-}
-
 /// Completes a TCP packet that the stack has made without a checksum: with that of the pseudo-header if the backend
-/// computes the rest, else with all of it. Returns whether the rest is left to the backend.
-pub fn complete(frame: &mut [u8], offload: Offload) -> bool {
+/// computes the rest, else with all of it, and notes its numbers. Returns whether the rest is left to the backend.
+pub fn complete(frame: &mut [u8], offload: Offload, sequences: &mut Sequences) -> bool {
     let Some(found) = Transport::find(frame).filter(|found| found.protocol == IpProtocol::Tcp)
     else {
         return false;
@@ -154,6 +181,9 @@ pub fn complete(frame: &mut [u8], offload: Offload) -> bool {
     };
     let sum = found.pseudo_header();
     let bytes = &mut frame[found.start..found.end];
+    if let Ok(tcp) = TcpPacket::new_checked(&*bytes) {
+        sequences.sent(&tcp);
+    }
     if blank {
         if let Some(field) = bytes.get_mut(TCP_CHECKSUM..TCP_CHECKSUM + 2) {
             field.copy_from_slice(&sum.to_be_bytes());
@@ -186,7 +216,7 @@ mod tests {
         frame[54 + 8 + 12] = 0x50;
         for (next, sound) in [(6, false), (17, false), (58, true)] {
             frame[54] = next;
-            assert_eq!(is_sound(&frame), sound, "{next}");
+            assert_eq!(Contents::of(&frame).is_sound(), sound, "{next}");
         }
     }
 }

@@ -34,8 +34,9 @@ const LARGEST: usize = 8 << 20;
 pub struct TcpStream<H: Hypervisor> {
     interface: Rc<Interface<H>>,
     socket: SocketHandle,
-    /// The address at this end.
+    /// The address at this end, and the port.
     own: Option<IpAddress>,
+    port: u16,
     /// It is to end in order.
     closed: bool,
 }
@@ -82,10 +83,12 @@ impl<H: Hypervisor> TcpStream<H> {
             asked.map_err(|_| ConnectError::Unreachable)?;
             let own = socket.local_endpoint().map(|local| local.addr);
             let socket = state.sockets.add(socket);
+            state.device.sequences.add(port_here);
             TcpStream {
                 interface: interface.clone(),
                 socket,
                 own,
+                port: port_here,
                 closed: false,
             }
         };
@@ -190,7 +193,7 @@ impl<H: Hypervisor> Drop for TcpStream<H> {
         if !self.closed {
             state.sockets.get_mut::<Socket<'_>>(self.socket).abort();
         }
-        state.leave(self.socket);
+        state.leave(self.socket, self.port);
         drop(state);
         self.interface.work.raise();
     }

@@ -1,5 +1,6 @@
 //! TCP over an interface.
 
+use bulkhead_net::Repeats;
 use bulkhead_net_testing::world::{World, end_of, exchange, pattern};
 use bulkhead_net_testing::{ADDRESS, Datagram, MAC};
 use bulkhead_stream::{ConnectError, Ended, Stream};
@@ -75,7 +76,67 @@ fn a_damaged_packet_is_not_believed() {
     let exchanged = world.within(MINUTE, exchange(stream, bytes.clone(), bytes.len()));
     let (received, _) = exchanged.expect("sent again").expect("the stream goes on");
     assert!(received == bytes, "damaged bytes were delivered");
-    assert_eq!(world.net.list()[0].counts().damaged, 1);
+    let counts = world.net.list()[0].counts();
+    assert_eq!(counts.damaged, 1);
+    assert_eq!(counts.repeats.retransmitted, 0, "{counts:?}");
+    assert!(counts.repeats.repeated > 0, "{counts:?}");
+}
+
+/// Exchanges bytes over a network that loses each packet of which `is_lost` says so, of those to the domain or from it.
+/// Returns what was lost, and what was sent again by either end.
+fn exchange_with_losses(to_domain: bool, is_lost: fn(usize) -> bool) -> (usize, Repeats) {
+    let world = World::new(false);
+    let stream = world.connect("10.0.0.2:7");
+    let (lost, seen) = (Rc::new(Cell::new(0)), Cell::new(0));
+    let losing = lost.clone();
+    let lose: bulkhead_net_testing::world::Mangle = Box::new(move |frame| {
+        // Of those with bytes of the stream, which are all of the largest.
+        if frame.bytes.len() < 1000 {
+            return vec![frame];
+        }
+        seen.set(seen.get() + 1);
+        match is_lost(seen.get()) {
+            true => losing.set(losing.get() + 1),
+            false => return vec![frame],
+        }
+        Vec::new()
+    });
+    match to_domain {
+        true => *world.mangle.borrow_mut() = Some(lose),
+        false => *world.mangle_sent.borrow_mut() = Some(lose),
+    }
+    let bytes = pattern(200_000);
+    let exchanged = world.within(MINUTE, exchange(stream, bytes.clone(), bytes.len()));
+    let (received, stream) = exchanged.expect("echoed").expect("the stream goes on");
+    assert!(received == bytes);
+    let Repeats {
+        retransmitted,
+        repeated,
+    } = world.net.list()[0].counts().repeats;
+    let line = world.lines();
+    let shown = format!(" retransmitted={retransmitted} repeated={repeated} ");
+    assert!(line.contains(&shown), "{line}");
+    let repeats = world.net.list()[0].counts().repeats;
+    drop(stream);
+    world.end();
+    (lost.get(), repeats)
+}
+
+#[test]
+fn what_the_network_loses_is_sent_again_and_counted() {
+    for to_domain in [false, true] {
+        let (lost, repeats) = exchange_with_losses(to_domain, |_| false);
+        assert_eq!((lost, repeats), (0, Repeats::default()));
+        let (lost, repeats) = exchange_with_losses(to_domain, |seen| seen % 10 == 5);
+        assert!(lost > 5, "{lost}");
+        let (again, others) = match to_domain {
+            true => (repeats.repeated, repeats.retransmitted),
+            false => (repeats.retransmitted, repeats.repeated),
+        };
+        // The last one that is lost, if any, shows by its number, too.
+        assert!(again as usize >= lost, "{lost} lost: {repeats:?}");
+        assert_eq!(others, 0, "{repeats:?}");
+    }
 }
 
 #[test]

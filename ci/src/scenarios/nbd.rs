@@ -25,7 +25,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "nbd-life",
-        about: "an NBD server is killed in mid-write and started again, then the link is down for 8 seconds, and for 30: the guest waits, and all is verified; a server that comes back with a disk of another size is refused, and the next guest has that disk",
+        about: "an NBD server is killed in mid-write and started again, then the link is down for 8 seconds, and for 30: the guest waits, all is verified, and retransmissions were counted; a server that comes back with a disk of another size is refused, and the next guest has that disk",
         demo: false,
         run: life,
     },
@@ -196,6 +196,19 @@ fn killed_and_started(
     write_verify::wait_for_passes(guest, passes + 2)
 }
 
+/// What was sent while the link was down was sent again, and the operator is shown that.
+fn retransmitted(testbed: &Testbed, storage: &Running) -> Result<()> {
+    let all = storage.ask("show", "network vif0")?;
+    let count = all.split_whitespace().find_map(|word| {
+        let count = word.strip_prefix("retransmitted=")?;
+        count.parse::<u64>().ok()
+    });
+    let count = count.with_context(|| format!("no count of retransmissions:\n{all}"))?;
+    ensure!(count > 0, "nothing was sent again: {all}");
+    testbed.step(all.trim());
+    Ok(())
+}
+
 fn life(testbed: &Testbed) -> Result<()> {
     let host = testbed.host;
     testbed.network()?;
@@ -222,6 +235,7 @@ fn life(testbed: &Testbed) -> Result<()> {
         write_verify::wait_for_passes(&guest, before + 2)?;
     }
     write_verify::stop(&guest, keeping)?;
+    retransmitted(testbed, &storage)?;
 
     testbed.step("the server comes back with a disk of another size");
     let start = storage.console_length();

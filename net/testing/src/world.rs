@@ -48,6 +48,8 @@ pub struct World {
     pub damage: RefCell<Option<usize>>,
     /// Takes each packet for the frontend, and returns those that arrive in its place.
     pub mangle: RefCell<Option<Mangle>>,
+    /// The same with packets from the frontend.
+    pub mangle_sent: RefCell<Option<Mangle>>,
     executor: RefCell<Executor<SimVcpu>>,
     /// Ports and grants of the domain before it had an interface.
     before: (usize, usize),
@@ -110,6 +112,7 @@ impl World {
             names: RefCell::default(),
             damage: RefCell::default(),
             mangle: RefCell::default(),
+            mangle_sent: RefCell::default(),
             executor: RefCell::new(executor),
             before,
             backend,
@@ -135,9 +138,12 @@ impl World {
                     Some(answer) => {
                         let answer = answer.into_iter();
                         back.to_frontend
-                            .extend(answer.flat_map(|frame| self.mangled(frame)));
+                            .extend(answer.flat_map(|frame| mangled(&self.mangle, frame)));
                     }
-                    None => peer.receive(frame),
+                    None => {
+                        let arrives = mangled(&self.mangle_sent, frame);
+                        arrives.into_iter().for_each(|frame| peer.receive(frame));
+                    }
                 }
                 moved = true;
             }
@@ -149,18 +155,11 @@ impl World {
                     *last ^= 1;
                     *damage = None;
                 }
-                back.to_frontend.extend(self.mangled(frame));
+                back.to_frontend.extend(mangled(&self.mangle, frame));
                 moved = true;
             }
             moved
         });
-    }
-
-    fn mangled(&self, frame: Frame) -> Vec<Frame> {
-        match &mut *self.mangle.borrow_mut() {
-            Some(mangle) => mangle(frame),
-            None => vec![frame],
-        }
     }
 
     /// Has the servers of addresses and of names take a frame; returns the answer.
@@ -254,6 +253,13 @@ impl World {
         let after = (self.domain.open_ports(), self.domain.grants_in_use());
         assert_eq!(after, self.before);
         self.sim.assert_no_violations();
+    }
+}
+
+fn mangled(mangle: &RefCell<Option<Mangle>>, frame: Frame) -> Vec<Frame> {
+    match &mut *mangle.borrow_mut() {
+        Some(mangle) => mangle(frame),
+        None => vec![frame],
     }
 }
 

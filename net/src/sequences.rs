@@ -1,0 +1,152 @@
+//! What was sent twice: each connection's sequence numbers, as its packets pass by.
+//!
+//! The stack counts no retransmissions, and a network that loses packets shows in nothing else. A packet counts if its
+//! first number is one that another packet had before (RFC 9293, 3.4), which costs a packet one look at its header.
+
+use alloc::vec::Vec;
+use smoltcp::wire::TcpPacket;
+
+/// The connections of an interface, by their ports at this end, which differ.
+#[derive(Default)]
+pub struct Sequences {
+    connections: Vec<Connection>,
+    counts: Repeats,
+}
+
+/// Packets that were sent again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Repeats {
+    /// By this end.
+    pub retransmitted: u64,
+    /// By servers, as far as it shows here: what was lost on its way is found missing only if something came after it.
+    /// A packet that another one has overtaken counts, too.
+    pub repeated: u64,
+}
+
+struct Connection {
+    port: u16,
+    /// The number that follows all that were sent, and that were received.
+    sent: Option<u32>,
+    received: Option<u32>,
+}
+
+impl Sequences {
+    /// Follows a connection.
+    pub fn add(&mut self, port: u16) {
+        self.remove(port);
+        self.connections.push(Connection {
+            port,
+            sent: None,
+            received: None,
+        });
+    }
+
+    /// Follows it no more.
+    pub fn remove(&mut self, port: u16) {
+        self.connections
+            .retain(|connection| connection.port != port);
+    }
+
+    /// Returns the packets so far.
+    pub fn counts(&self) -> Repeats {
+        self.counts
+    }
+
+    /// Looks at a packet that is sent.
+    #[inline]
+    pub fn sent(&mut self, tcp: &TcpPacket<&[u8]>) {
+        if let Some(connection) = find(&mut self.connections, tcp.src_port()) {
+            self.counts.retransmitted += u64::from(is_repeated(&mut connection.sent, tcp));
+        }
+    }
+
+    /// Looks at a packet that has arrived.
+    #[inline]
+    pub fn received(&mut self, tcp: &TcpPacket<&[u8]>) {
+        if let Some(connection) = find(&mut self.connections, tcp.dst_port()) {
+            self.counts.repeated += u64::from(is_repeated(&mut connection.received, tcp));
+        }
+    }
+}
+
+fn find(connections: &mut [Connection], port: u16) -> Option<&mut Connection> {
+    connections
+        .iter_mut()
+        .find(|connection| connection.port == port)
+}
+
+/// Returns whether a packet begins before the number that follows all earlier ones, and moves that on.
+fn is_repeated(next: &mut Option<u32>, tcp: &TcpPacket<&[u8]>) -> bool {
+    let len = tcp.segment_len();
+    // Nothing, or a byte that asks whether the other end is there (RFC 9293, 3.8.4), or has room (3.8.6.1).
+    if len == 0 || (len == 1 && !tcp.syn() && !tcp.fin()) {
+        return false;
+    }
+    let first = tcp.seq_number().0 as u32;
+    let end = first.wrapping_add(len as u32);
+    let is_before = |number: u32, other: u32| (number.wrapping_sub(other) as i32) < 0;
+    let repeated = next.is_some_and(|next| is_before(first, next));
+    if next.is_none_or(|next| is_before(next, end)) {
+        *next = Some(end);
+    }
+    repeated
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A packet with that number, those flags, and so many bytes.
+    fn packet(number: u32, flags: u8, bytes: usize) -> Vec<u8> {
+        let mut packet = alloc::vec![0; 20 + bytes];
+        packet[..2].copy_from_slice(&50000u16.to_be_bytes());
+        packet[4..8].copy_from_slice(&number.to_be_bytes());
+        (packet[12], packet[13]) = (0x50, flags);
+        packet
+    }
+
+    #[test]
+    fn what_was_sent_before_is_counted_once_each_time() {
+        const SYN: u8 = 2;
+        const FIN: u8 = 1;
+        const ACK: u8 = 16;
+        let mut sequences = Sequences::default();
+        sequences.add(50000);
+        let start = u32::MAX - 100;
+        for (after, flags, bytes, repeated) in [
+            (0, SYN, 0, false),
+            (0, SYN, 0, true),
+            (1, ACK, 0, false),
+            // Past the last number.
+            (1, ACK, 200, false),
+            (201, ACK, 1400, false),
+            (201, ACK, 1400, true),
+            (1, ACK, 200, true),
+            // The end of what was sent, and more.
+            (1500, ACK, 500, true),
+            (2000, ACK, 100, false),
+            // A server is asked whether it is there, or has room.
+            (2099, ACK, 1, false),
+            (2100, ACK, 1, false),
+            (2100, ACK, 1, false),
+            (2100, ACK, 10, false),
+            (2110, ACK | FIN, 0, false),
+            (2110, ACK | FIN, 0, true),
+        ] {
+            let before = sequences.counts().retransmitted;
+            let bytes = packet(start.wrapping_add(after), flags, bytes);
+            sequences.sent(&TcpPacket::new_checked(&bytes[..]).expect("a packet"));
+            let counted = sequences.counts().retransmitted - before;
+            assert_eq!(counted, u64::from(repeated), "{after} {flags}");
+        }
+        let bytes = packet(start, SYN, 0);
+        let again = TcpPacket::new_checked(&bytes[..]).expect("a packet");
+        // Of another connection, with the same port.
+        sequences.add(50000);
+        let before = sequences.counts();
+        sequences.sent(&again);
+        sequences.remove(50000);
+        sequences.sent(&again);
+        assert_eq!(sequences.counts(), before);
+    }
+}

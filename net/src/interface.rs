@@ -26,6 +26,9 @@ const BURST: usize = 64;
 const AGAIN: Duration = Duration::from_millis(1);
 /// The same, if it cannot because the backend takes nothing: its notification comes earlier.
 const STUCK: Duration = Duration::from_millis(250);
+/// The first port of those that anybody may use (RFC 6335, 6), and how many there are: all that follow.
+const FIRST_PORT: u16 = 49152;
+const PORTS: u16 = u16::MAX - FIRST_PORT + 1;
 /// Connections that were closed, and whose last packets are under way. The oldest ends at once if there are more.
 const LEAVING: usize = 8;
 
@@ -102,7 +105,7 @@ impl<H: Hypervisor> Interface<H> {
                 leased: Settings::default(),
                 leaving: Vec::new(),
                 // Another one after each boot, so that servers do not take a connection for an old one.
-                next_port: 49152 | (handle.now().0 >> 10 ^ random()) as u16,
+                next_port: FIRST_PORT | (handle.now().0 >> 10 ^ random()) as u16,
                 failure: None,
                 connections: 0,
             }),
@@ -290,10 +293,15 @@ impl<H: Hypervisor> Interface<H> {
 }
 
 impl<H: Hypervisor> State<H> {
-    /// Returns a port for a new connection.
-    pub(crate) fn port(&mut self) -> u16 {
-        self.next_port = 49152 | self.next_port.wrapping_add(1);
-        self.next_port
+    /// Returns a port for a new connection: the next one that no connection has.
+    pub(crate) fn port(&mut self) -> Option<u16> {
+        for _ in 0..PORTS {
+            self.next_port = FIRST_PORT | self.next_port.wrapping_add(1);
+            if !self.device.sequences.has(self.next_port) {
+                return Some(self.next_port);
+            }
+        }
+        None
     }
 
     /// Lets a connection end by itself, whose user is gone.

@@ -47,6 +47,13 @@ impl Sequences {
             .retain(|connection| connection.port != port);
     }
 
+    /// Returns whether a connection with that port is followed.
+    pub fn has(&self, port: u16) -> bool {
+        self.connections
+            .iter()
+            .any(|connection| connection.port == port)
+    }
+
     /// Returns the packets so far.
     pub fn counts(&self) -> Repeats {
         self.counts

@@ -77,7 +77,8 @@ impl<H: Hypervisor> TcpStream<H> {
             if !state.reaches(&address) {
                 return Err(ConnectError::Unreachable);
             }
-            let port_here = state.port();
+            // There is no memory for so many connections that each port had one.
+            let port_here = state.port().ok_or(ConnectError::Unreachable)?;
             let stack = state.stack.as_mut().ok_or(ConnectError::NoNetwork)?;
             let asked = socket.connect(stack.context(), (address, port), port_here);
             asked.map_err(|_| ConnectError::Unreachable)?;

@@ -3,10 +3,13 @@
 use bulkhead_net::Repeats;
 use bulkhead_net_testing::world::{World, end_of, exchange, pattern};
 use bulkhead_net_testing::{ADDRESS, Datagram, MAC};
-use bulkhead_stream::{ConnectError, Ended, Stream};
+use bulkhead_stream::{Buffers, ConnectError, Ended, Endpoint, Stream};
 use smoltcp::wire::{EthernetAddress, Ipv4Address};
 use std::cell::Cell;
+use std::future::Future;
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -227,6 +230,30 @@ fn a_server_that_resets_ends_the_stream() {
     world.run();
     assert_eq!(stream.send(&mut |_| 0), Err(Ended::Reset));
     assert_eq!(world.within(MINUTE, end_of(stream)), Some(Ended::Reset));
+}
+
+#[test]
+fn a_connection_gets_no_port_of_one_that_is_there() {
+    let world = World::new(true);
+    let first = world.connect("10.0.0.2:7");
+    // As many as there are ports (RFC 6335, 6), less one; each is given up at once.
+    let server = Endpoint::parse("10.0.0.2:11", 7).expect("an endpoint");
+    let buffers = Buffers {
+        receive: 0,
+        send: 0,
+    };
+    for _ in 1..1 << 14 {
+        let begun =
+            pin!(world.net.open(&server, buffers)).poll(&mut Context::from_waker(Waker::noop()));
+        assert!(begun.is_pending());
+    }
+    let second = world.connect("10.0.0.2:7");
+    for stream in [first, second] {
+        let exchanged = world.within(MINUTE, exchange(stream, pattern(5000), 5000));
+        let (received, _) = exchanged.expect("echoed").expect("the stream goes on");
+        assert!(received == pattern(5000));
+    }
+    world.end();
 }
 
 /// Returns the port of a domain's first connection and the number of its first byte, with that source of random numbers.

@@ -40,6 +40,8 @@ mod reattach_races;
 #[cfg(feature = "recover")]
 mod recovery;
 #[cfg(feature = "recover")]
+mod recovery_any_order;
+#[cfg(feature = "recover")]
 mod recovery_hostile;
 mod refusals;
 mod rings;

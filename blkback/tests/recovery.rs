@@ -112,17 +112,20 @@ fn expect(disk: &mut Frontend<'_>, asked: &Asked, why: &str) {
     }
 }
 
+/// A machine, and a disk on it: its target, and whether the guest keeps its pages granted.
+pub struct Case<'a> {
+    pub world: &'a dyn Fn() -> World,
+    pub target: &'a str,
+    pub persistent: bool,
+}
+
 /// Connects a disk, asks, crashes that many instructions after that many calls into Xen, and restarts.
-fn crash_once(path: usize, calls: u64, instructions: u64) -> Crash {
-    let (data_path, persistent) = PATHS[path];
-    let world = world(Options {
-        data_path,
-        ..Options::default()
-    });
+fn crash_once(case: &Case<'_>, calls: u64, instructions: u64) -> Crash {
+    let world = (case.world)();
     let guest = Guest::with_memory(&world, 2048);
     let mut disk = guest
-        .attach("xvda", "ram:disk0")
-        .styled(Style::persistent(persistent))
+        .attach("xvda", case.target)
+        .styled(Style::persistent(case.persistent))
         .connected();
     let states = |disk: &Frontend<'_>| (disk.backend(), disk.backend_node("sectors"));
     let connected = states(&disk);
@@ -131,7 +134,7 @@ fn crash_once(path: usize, calls: u64, instructions: u64) -> Crash {
     let asked = ask(&mut disk, &content);
     disk.link().kick();
     let crash = world.crash_after(calls, instructions);
-    let why = format!("path {path}, after {calls} calls: {crash:?}");
+    let why = format!("after {calls} calls: {crash:?}");
     if let Crash::Crashed(_) = crash {
         world.restart();
     }
@@ -151,46 +154,60 @@ fn disk_content(disk: &mut Frontend<'_>) -> Vec<u8> {
 
 /// Crashes `rounds` times in each span between two calls into Xen, from the guest's notification to the driver domain's
 /// sleep, after any of the instructions of that span.
-fn crash_everywhere(path: usize, rounds: u64) {
-    let Crash::Ended(calls) = crash_once(path, u64::MAX, 0) else {
+pub fn crash_everywhere(case: &Case<'_>, rounds: u64) {
+    let Crash::Ended(calls) = crash_once(case, u64::MAX, 0) else {
         panic!("it crashed by itself");
     };
     assert!(calls > 10, "{calls} calls");
-    let mut random = Random::new(path as u64);
+    let mut random = Random::new(calls);
     let mut crashed = 0;
     for _ in 0..rounds {
         for call in 0..calls {
             // Most spans are short, and some are not.
             let most = 1 << random.below(11);
             let instructions = random.below(most);
-            let crash = crash_once(path, call, instructions);
+            let crash = crash_once(case, call, instructions);
             crashed += u64::from(matches!(crash, Crash::Crashed(_)));
         }
     }
     let all = rounds * calls;
     assert!(crashed * 10 > all * 9, "{crashed} crashes of {all}");
-    println!("path {path}: {crashed} crashes between {calls} calls");
+    println!("{}: {crashed} crashes between {calls} calls", case.target);
 }
 
 /// Rounds of each test: more by hand.
-fn rounds() -> u64 {
+pub fn rounds() -> u64 {
     let set = std::env::var("CRASHES").ok();
     set.and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 
+fn on_path(path: usize) {
+    let (data_path, persistent) = PATHS[path];
+    let options = Options {
+        data_path,
+        ..Options::default()
+    };
+    let case = Case {
+        world: &|| world(options),
+        target: "ram:disk0",
+        persistent,
+    };
+    crash_everywhere(&case, rounds());
+}
+
 #[test]
 fn a_guest_with_persistent_grants_notices_no_crash() {
-    crash_everywhere(0, rounds());
+    on_path(0);
 }
 
 #[test]
 fn a_guest_whose_pages_are_mapped_notices_no_crash() {
-    crash_everywhere(1, rounds());
+    on_path(1);
 }
 
 #[test]
 fn a_guest_whose_pages_are_copied_notices_no_crash() {
-    crash_everywhere(2, rounds());
+    on_path(2);
 }
 
 /// A write of one sector at each of the first `count` sectors, and the byte that it writes.

@@ -191,6 +191,7 @@ impl<H: Hypervisor> IoQueue for Queue<H> {
             // A barrier has room for eleven segments only.
             fua: false,
             timeout: Some(PATIENCE),
+            at_once: false,
         }
     }
 

@@ -200,6 +200,9 @@ pub struct Caps {
     /// The longest time that the store may go without completing anything while requests are pending. After
     /// that the caller gives up all of them ([`IoQueue::cancel_all`]). `None`: as long as it takes.
     pub timeout: Option<Duration>,
+    /// Reads, writes and flushes complete in [`IoQueue::submit`], so that they complete in the order in which they are
+    /// submitted. Others may complete at once, too.
+    pub at_once: bool,
 }
 
 impl Caps {
@@ -212,6 +215,7 @@ impl Caps {
         access: DataAccess::Mapped,
         fua: false,
         timeout: None,
+        at_once: false,
     };
 }
 

@@ -42,6 +42,7 @@ impl Queue {
                     .contains(TransmissionFlags::SEND_FUA),
                 // How long a server may take is for the line's task to say.
                 timeout: None,
+                at_once: false,
             },
             opened,
         })

@@ -49,6 +49,7 @@ impl Queue {
             fua: true,
             // The controller's task sees to it that everything completes.
             timeout: None,
+            at_once: false,
         };
         Ok(Queue {
             pair,

@@ -95,6 +95,12 @@ impl<M: RingMemory, F: Format> BackRing<M, F> {
         self.taken.wrapping_sub(self.answered)
     }
 
+    /// Returns the index of the next response to be put (`rsp_prod_pvt`).
+    #[inline]
+    pub fn answered(&self) -> u32 {
+        self.answered
+    }
+
     /// Returns how many responses were put and not published yet.
     pub fn unpublished(&self) -> u32 {
         self.answered.wrapping_sub(self.published)

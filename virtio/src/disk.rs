@@ -116,6 +116,7 @@ impl Queue {
             fua: false,
             // The device's task sees to it that everything completes.
             timeout: None,
+            at_once: false,
         };
         Ok(Queue {
             opened,

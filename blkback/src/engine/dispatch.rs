@@ -21,7 +21,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_grant::MappedPages;
 use bulkhead_grant::memory::room_for;
-use bulkhead_images::{IoError, Op, Sector, Tag};
+use bulkhead_images::{Caps, IoError, Op, Sector, Tag};
 use bulkhead_ring::blkif::{
     Abi, Blkif, Discard, Malformed, Opcode, Operation, RequestId, Response, SECTOR_SIZE, SLOT_SIZE,
     SlotRequest, Status,
@@ -81,19 +81,19 @@ enum Begun {
 
 impl<H: Hypervisor> Dispatcher<H> {
     /// Takes over the ring in `pages`. A ring that was served before goes on where it was: its first slots hold
-    /// responses. `discard` and `indirect_segments` are what the frontend was offered; `fua` is what the device can do.
+    /// responses. `discard` and `indirect_segments` are what the frontend was offered; `caps` are those of the device.
     /// Also returns how many requests are to be served again, if the journal is that of a queue that was served before a
     /// crash.
     pub fn attach(
         pages: MappedPages<H>,
         (abi, mut journal): (Abi, Journal),
         indirect_segments: usize,
-        (discard, fua): (bool, bool),
+        (discard, caps): (bool, &Caps),
         complaints: Complaints<H>,
         stats: Arc<QueueStats>,
     ) -> Result<(Self, Option<u32>), ConnectError> {
         let mut ring = attach(&pages, abi)?;
-        let again = journal.begin(&mut ring);
+        let again = journal.begin(&mut ring, caps.at_once);
         let again = again.map_err(|overrun| ConnectError::Attach(overrun.into()))?;
         let slots = ring.slots() as usize;
         let dispatcher = Dispatcher {
@@ -111,7 +111,7 @@ impl<H: Hypervisor> Dispatcher<H> {
             barrier: false,
             indirect_segments,
             discard,
-            fua,
+            fua: caps.fua,
             answered: false,
             complaints,
             stats,
@@ -153,11 +153,15 @@ impl<H: Hypervisor> Dispatcher<H> {
     /// Publishes the responses. Returns true if the frontend asked to be notified of them.
     #[inline]
     pub fn publish(&mut self) -> bool {
-        if self.journal.is_sealed() && self.inflight.in_flight() > 0 && !self.barrier {
+        if self.journal.is_sealed_in_order() && self.inflight.in_flight() > 0 && !self.barrier {
             // The store answers requests in an order of its own: the ring does not tell which.
             self.journal.break_seal();
         }
-        self.ring.publish()
+        let count = self.ring.unpublished();
+        let notify = self.ring.publish();
+        self.journal
+            .published(self.ring.answered().wrapping_sub(count), count);
+        notify
     }
 
     /// Asks the frontend to notify us when there are `more` requests beside those that were
@@ -220,6 +224,7 @@ impl<H: Hypervisor> Dispatcher<H> {
         self.inflight.end(tag);
         // Nothing else was in flight.
         self.barrier = false;
+        self.journal.answer(tag, self.ring.answered());
         self.conclude(id, operation, bytes, outcome);
     }
 

@@ -1,9 +1,15 @@
 //! What a queue keeps of its requests, for the boot that follows a crash (`recovery`).
 
+mod any_order;
+
 pub(super) use crate::recovery::Kept;
-use crate::recovery::{Claim, Place, SLOTS};
+use crate::recovery::{Claim, Place, Record, SLOTS};
+use alloc::boxed::Box;
+pub(super) use any_order::AnyOrder;
+use bulkhead_images::Tag;
 use bulkhead_ring::blkif::Blkif;
 use bulkhead_ring::{BackRing, Overrun, SharedPages};
+use core::iter;
 
 /// A place while requests are being taken, or none.
 pub(super) type Lent = Option<&'static mut Place>;
@@ -23,10 +29,13 @@ pub(super) fn requests<'a>(lent: &'a mut Lent, other: &'a mut Kept) -> &'a mut [
 pub struct Journal {
     /// Where they are kept; `None` if nothing is.
     claim: Option<Claim>,
-    /// The number of requests that were taken and have not begun: the last that were taken.
+    /// The number of requests that were taken and have not begun: the last that were taken, unless responses are put in
+    /// any order.
     again: u32,
     /// A crash finds the place.
     sealed: bool,
+    /// The use of the place, if responses are put in any order.
+    any_order: Option<Box<AnyOrder>>,
 }
 
 impl Journal {
@@ -34,19 +43,21 @@ impl Journal {
     pub fn new(claim: Option<Claim>) -> Journal {
         Journal {
             sealed: claim.as_ref().is_some_and(|claim| claim.record.is_none()),
-            again: 0,
             claim,
+            ..Journal::default()
         }
     }
 
-    /// Begins to keep what is taken off this ring, which goes on after the last published response. Returns how many
-    /// requests an earlier boot has taken and not answered, if one has served the ring: these come first.
+    /// Begins to keep what is taken off this ring, which goes on after the last published response. `at_once` says that
+    /// the store answers in the order of the requests. Returns how many requests an earlier boot has taken and not
+    /// answered, if one has served the ring: these come first.
     ///
     /// # Errors
     /// The frontend has not published that many requests.
     pub(super) fn begin(
         &mut self,
         ring: &mut BackRing<SharedPages, Blkif>,
+        at_once: bool,
     ) -> Result<Option<u32>, Overrun> {
         if ring.slots() != SLOTS {
             *self = Journal::default();
@@ -57,23 +68,38 @@ impl Journal {
         let Some(place) = &mut claim.place else {
             return Ok(None);
         };
-        match claim.record.take() {
-            Some(record) => {
-                place.seal(&record);
-                self.sealed = true;
-                Ok(None)
-            }
-            None => {
-                self.again = place.taken_from(ring.taken());
-                ring.skip(self.again)?;
-                Ok(Some(self.again))
-            }
+        if let Some(record) = claim.record.take() {
+            place.seal(&Record {
+                any_order: !at_once,
+                ..record
+            });
+            self.sealed = true;
+            self.any_order = (!at_once).then(|| Box::new(AnyOrder::new(iter::empty())));
+            return Ok(None);
         }
+        self.again = match place.answers_in_any_order() {
+            Some(true) => {
+                let places = place.unanswered(ring.taken()).into_iter();
+                let any_order = AnyOrder::new(places.map(|(place, _)| place));
+                let again = any_order.waiting();
+                self.any_order = Some(Box::new(any_order));
+                again
+            }
+            _ => place.taken_from(ring.taken()),
+        };
+        ring.skip(self.again)?;
+        Ok(Some(self.again))
     }
 
     /// Returns whether there is a place to keep requests in.
     pub fn has_place(&self) -> bool {
         self.claim.is_some()
+    }
+
+    /// Returns whether a crash finds what is kept, and finds it only if responses are put in the order of the requests.
+    #[inline]
+    pub(super) fn is_sealed_in_order(&self) -> bool {
+        self.sealed && self.any_order.is_none()
     }
 
     /// Returns whether a crash finds what is kept.
@@ -122,5 +148,48 @@ impl Journal {
         if let Some(claim) = &mut self.claim {
             claim.place = lent;
         }
+    }
+
+    /// Lends the use of the place, too, if responses are put in any order.
+    #[inline]
+    pub(super) fn lend_order(&mut self) -> Option<Box<AnyOrder>> {
+        self.any_order.take()
+    }
+
+    /// Takes it back.
+    #[inline]
+    pub(super) fn give_order_back(&mut self, order: Box<AnyOrder>) {
+        self.again = order.waiting();
+        self.any_order = Some(order);
+    }
+
+    /// Notes that the response with that index is about to be put for the request with that tag.
+    #[inline]
+    pub(super) fn answer(&mut self, tag: Tag, response: u32) {
+        if self.any_order.is_some() {
+            self.answer_in_any_order(tag, response);
+        }
+    }
+
+    #[inline(never)]
+    fn answer_in_any_order(&mut self, tag: Tag, response: u32) {
+        if let Some((order, place)) = self.order() {
+            order.answer(order.of(tag), response, place);
+        }
+    }
+
+    /// Notes that the frontend was shown that many responses, from the one with that index on.
+    #[inline]
+    pub(super) fn published(&mut self, from: u32, count: u32) {
+        if self.any_order.is_some()
+            && let Some((order, place)) = self.order()
+        {
+            order.published(from, count, place);
+        }
+    }
+
+    fn order(&mut self) -> Option<(&mut AnyOrder, &mut Place)> {
+        let place = self.claim.as_mut()?.place.as_mut()?;
+        Some((self.any_order.as_mut()?, place))
     }
 }

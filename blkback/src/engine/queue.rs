@@ -57,7 +57,7 @@ impl<H: Hypervisor> Queue<H> {
             pages,
             (setup.abi, setup.journal),
             setup.indirect_segments,
-            (setup.discard, store.caps().fua),
+            (setup.discard, store.caps()),
             complaints,
             stats.clone(),
         )?;

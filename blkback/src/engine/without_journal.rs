@@ -1,5 +1,6 @@
 //! Nothing of a queue's requests is kept: a crash ends this driver domain. See `journal.rs`.
 
+use bulkhead_images::Tag;
 use bulkhead_ring::blkif::Blkif;
 use bulkhead_ring::{BackRing, Overrun, SharedPages};
 
@@ -11,9 +12,21 @@ impl Journal {
     pub(super) fn begin(
         &mut self,
         _: &mut BackRing<SharedPages, Blkif>,
+        _at_once: bool,
     ) -> Result<Option<u32>, Overrun> {
         Ok(None)
     }
+
+    #[inline]
+    pub(super) fn is_sealed_in_order(&self) -> bool {
+        false
+    }
+
+    #[inline]
+    pub(super) fn answer(&mut self, _: Tag, _response: u32) {}
+
+    #[inline]
+    pub(super) fn published(&mut self, _from: u32, _count: u32) {}
 
     #[inline]
     pub(super) fn is_sealed(&self) -> bool {

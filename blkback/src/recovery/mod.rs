@@ -12,6 +12,9 @@
 //! the requests, as far as the frontend can see: whenever responses are published, what is not answered are the last
 //! requests that were taken. So the ring's published index alone tells what is to be served again.
 //!
+//! Other stores answer in any order. There, a request has its place until its response is published, and the index of
+//! its response is noted there before: what has none, or one from the published index on, is served again.
+//!
 //! Whatever made the domain crash may have written here, too. A record counts only with its magic number, version and
 //! checksum, a request only with the index that its place has to have. The bytes of a request are a guest's, and are
 //! checked as those on the ring are.

@@ -1,6 +1,7 @@
 //! The memory that survives: a place for each queue.
 
 use super::record::{Record, Sealed};
+use alloc::vec::Vec;
 use bulkhead_ring::blkif::SLOT_SIZE;
 use core::sync::atomic::{AtomicU32, Ordering, compiler_fence};
 
@@ -31,12 +32,23 @@ pub struct Place {
 pub struct Kept {
     /// Its bytes.
     pub slot: [u8; SLOT_SIZE],
-    /// The request's index. It belongs to the place that the index names, so that any other number says that
-    /// nothing was taken.
+    /// The request's index. If responses are put in the order of the requests, it belongs to the place that the index
+    /// names, so that any other number says that nothing was taken.
     index: AtomicU32,
+    /// What became of the request, if responses are put in any order: one of the numbers below.
+    state: AtomicU32,
+    /// The index of its response, if that was put.
+    response: AtomicU32,
     /// Makes the size a power of two.
-    _rest: [u32; 3],
+    _rest: u32,
 }
+
+/// No request is there, or it was answered and the frontend was shown the response. Any number but the next two says so.
+const FREE: u32 = 0;
+/// The request was taken, and no response was put.
+const TAKEN: u32 = 0x6e6b_6174;
+/// Its response was put.
+const ANSWERED: u32 = 0x7277_7361;
 
 impl Kept {
     /// Returns none.
@@ -44,7 +56,9 @@ impl Kept {
         Kept {
             slot: [0; SLOT_SIZE],
             index: AtomicU32::new(0),
-            _rest: [0; 3],
+            state: AtomicU32::new(FREE),
+            response: AtomicU32::new(0),
+            _rest: 0,
         }
     }
 
@@ -54,6 +68,44 @@ impl Kept {
         // The request is there before its index, and both before anything is done about it.
         self.index.store(index, Ordering::Release);
         compiler_fence(Ordering::SeqCst);
+    }
+
+    /// Notes the same of a request that may be answered before earlier ones. Its place is free.
+    #[inline]
+    pub fn keep_unanswered(&mut self, index: u32) {
+        self.index.store(index, Ordering::Release);
+        self.note(TAKEN);
+    }
+
+    /// Notes that the request's response is the one with that index, which is to be published yet.
+    #[inline]
+    pub fn answer(&mut self, response: u32) {
+        self.response.store(response, Ordering::Release);
+        self.note(ANSWERED);
+    }
+
+    /// Notes that the frontend was shown the response: the place is free.
+    #[inline]
+    pub fn free(&mut self) {
+        self.note(FREE);
+    }
+
+    fn note(&mut self, state: u32) {
+        // What was written before is there before this is, and this before anything else is done.
+        self.state.store(state, Ordering::Release);
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    /// Returns whether the frontend, which was shown all responses before the one with that index, has a response yet to
+    /// get.
+    fn is_unanswered(&self, published: u32) -> bool {
+        let response = self.response.load(Ordering::Relaxed);
+        match self.state.load(Ordering::Relaxed) {
+            TAKEN => true,
+            // It lies at most a ring before or behind the published index.
+            ANSWERED => response.wrapping_sub(published) <= i32::MAX as u32,
+            _ => false,
+        }
     }
 }
 
@@ -69,6 +121,7 @@ impl Place {
         for (at, kept) in (0..).zip(&mut self.requests) {
             // The index of another place.
             *kept.index.get_mut() = at + 1;
+            *kept.state.get_mut() = FREE;
         }
         // A crash finds the record or finds none, and never one with an earlier frontend's requests.
         compiler_fence(Ordering::SeqCst);
@@ -80,6 +133,30 @@ impl Place {
     pub fn clear(&mut self) {
         self.sealed.clear();
         compiler_fence(Ordering::SeqCst);
+    }
+
+    /// Returns whether responses are put in any order, if anybody is served.
+    pub fn answers_in_any_order(&self) -> Option<bool> {
+        Some(self.sealed.read()?.any_order)
+    }
+
+    /// Frees the places of all requests that a frontend has responses to, which was shown all responses before the one
+    /// with that index. Returns the others, each with its index, in that order: none of them has a response any more.
+    pub fn unanswered(&mut self, published: u32) -> Vec<(u8, u32)> {
+        let mut found = Vec::with_capacity(SLOTS as usize);
+        for (at, kept) in (0..).zip(&mut self.requests) {
+            match kept.is_unanswered(published) {
+                true => {
+                    kept.note(TAKEN);
+                    found.push((at, *kept.index.get_mut()));
+                }
+                false => kept.free(),
+            }
+        }
+        // The next index to be taken. However long a request waits, it is not overtaken by 2^32 others.
+        let next = published.wrapping_add(found.len() as u32);
+        found.sort_unstable_by_key(|(_, index)| index.wrapping_sub(next));
+        found
     }
 
     /// Returns how many requests were taken from that index on, which is at most the number of slots.
@@ -116,6 +193,7 @@ mod tests {
             sectors: 8,
             sector_size: 512,
             nodes: 0,
+            any_order: false,
         };
         let mut place = Box::new(Place {
             sealed: Sealed::default(),
@@ -159,6 +237,43 @@ mod tests {
         place.seal(&record);
         for index in 0..32 {
             assert_eq!(place.taken_from(index), 0);
+        }
+    }
+
+    #[test]
+    fn what_has_no_response_that_was_published_is_found_in_its_order() {
+        let mut place = place();
+        // Indices across the wrap; the response of 3 is put before that of 1.
+        let first = u32::MAX - 1;
+        for after in 0..5 {
+            place.requests()[4 - after as usize].keep_unanswered(first.wrapping_add(after));
+        }
+        place.requests()[1].answer(first);
+        place.requests()[3].answer(first.wrapping_add(1));
+        let mut found = |published| {
+            let all = place.unanswered(published).into_iter();
+            let all = all.map(|(at, index)| (at, index.wrapping_sub(first)));
+            all.collect::<Vec<_>>()
+        };
+        let published = first.wrapping_add(1);
+        assert_eq!(found(published), [(4, 0), (3, 1), (2, 2), (0, 4)]);
+        // The same again after another crash: the response of 1 counts no more.
+        assert_eq!(
+            found(published.wrapping_add(1)),
+            [(4, 0), (3, 1), (2, 2), (0, 4)]
+        );
+    }
+
+    #[test]
+    fn a_place_that_is_free_is_not_found_however_long_ago_its_response_was() {
+        let mut place = place();
+        place.requests()[7].keep_unanswered(0);
+        place.requests()[7].answer(0);
+        assert_eq!(place.unanswered(0).len(), 1);
+        place.requests()[7].answer(0);
+        place.requests()[7].free();
+        for published in [1, 1 << 30, 1 << 31, 3 << 30, u32::MAX] {
+            assert!(place.unanswered(published).is_empty(), "{published}");
         }
     }
 }

@@ -9,7 +9,7 @@ use crc::{CRC_32_ISO_HDLC, Crc, Table};
 /// "kept", in the order of the bytes in memory.
 const MAGIC: u32 = u32::from_le_bytes(*b"kept");
 /// The layout of [`Record`] and of the requests; another version is refused.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Finds each change of up to 32 bits in a row; nobody forges what only this domain writes.
 static CRC: Crc<u32, Table<1>> = Crc::<u32, Table<1>>::new(&CRC_32_ISO_HDLC);
@@ -37,6 +37,8 @@ pub struct Record {
     pub sector_size: u32,
     /// The [mark](mark_of) of the nodes by which the toolstack described the disk.
     pub nodes: u32,
+    /// Responses are put in any order: each request says whether it has one.
+    pub any_order: bool,
 }
 
 /// The numbers of a record, and what tells whether they are one.
@@ -46,11 +48,11 @@ pub struct Sealed {
     magic: u32,
     version: u32,
     checksum: u32,
-    numbers: [u32; 12],
+    numbers: [u32; 13],
 }
 
 impl Record {
-    fn numbers(&self) -> [u32; 12] {
+    fn numbers(&self) -> [u32; 13] {
         [
             self.disk.frontend.0.into(),
             self.disk.device,
@@ -67,11 +69,12 @@ impl Record {
             (self.sectors >> 32) as u32,
             self.sector_size,
             self.nodes,
+            self.any_order.into(),
         ]
     }
 
     /// Reads the numbers; `None` if one of them is impossible.
-    fn of(numbers: [u32; 12]) -> Option<Record> {
+    fn of(numbers: [u32; 13]) -> Option<Record> {
         let [
             frontend,
             device,
@@ -85,6 +88,7 @@ impl Record {
             high,
             size,
             nodes,
+            any_order,
         ] = numbers;
         let frontend = DomId(u16::try_from(frontend).ok()?);
         if frontend >= DomId::FIRST_RESERVED || queue >= queues {
@@ -101,15 +105,20 @@ impl Record {
                 1 => Abi::X86_32,
                 _ => return None,
             },
-            persistent: match persistent {
-                0 => false,
-                1 => true,
-                _ => return None,
-            },
+            persistent: flag(persistent)?,
             sectors: u64::from(high) << 32 | u64::from(low),
             sector_size: size,
             nodes,
+            any_order: flag(any_order)?,
         })
+    }
+}
+
+fn flag(number: u32) -> Option<bool> {
+    match number {
+        0 => Some(false),
+        1 => Some(true),
+        _ => None,
     }
 }
 
@@ -135,7 +144,7 @@ impl Sealed {
     }
 }
 
-fn sum(numbers: &[u32; 12]) -> u32 {
+fn sum(numbers: &[u32; 13]) -> u32 {
     let mut digest = CRC.digest();
     for number in numbers {
         digest.update(&number.to_le_bytes());
@@ -173,6 +182,7 @@ mod tests {
         sectors: 5 << 32 | 3,
         sector_size: 512,
         nodes: 0x1234_5678,
+        any_order: true,
     };
 
     fn sealed(record: &Record) -> Sealed {
@@ -193,7 +203,7 @@ mod tests {
     #[test]
     fn each_number_that_changes_is_noticed() {
         let mut sealed = sealed(&RECORD);
-        for place in 0..12 {
+        for place in 0..13 {
             for bit in 0..32 {
                 sealed.numbers[place] ^= 1 << bit;
                 assert_eq!(sealed.read(), None, "number {place}, bit {bit}");
@@ -206,7 +216,7 @@ mod tests {
 
     #[test]
     fn impossible_numbers_are_refused_with_a_good_checksum_too() {
-        for (place, value) in [(0, 0x7ff0), (0, 0x1_0001), (2, 2), (6, 2), (7, 2)] {
+        for (place, value) in [(0, 0x7ff0), (0, 0x1_0001), (2, 2), (6, 2), (7, 2), (12, 2)] {
             let mut sealed = sealed(&RECORD);
             sealed.numbers[place] = value;
             sealed.checksum = sum(&sealed.numbers);

@@ -40,6 +40,8 @@ mod nbd;
 mod nvme;
 mod ramdisk;
 mod random;
+#[cfg(feature = "recover")]
+mod reordering;
 mod resources;
 #[cfg(feature = "recover")]
 mod restart;
@@ -65,6 +67,8 @@ pub use nbd::Nbd;
 pub use nvme::Nvme;
 pub use ramdisk::{archive_of, content};
 pub use random::Random;
+#[cfg(feature = "recover")]
+pub use reordering::reordering;
 #[cfg(feature = "recover")]
 pub use restart::Surviving;
 pub use script::{Script, play};
@@ -178,7 +182,9 @@ impl World {
         let executors = Executors::new(&storage, setup.vcpus);
         let handle = executors.handle();
         #[cfg(feature = "recover")]
-        let surviving = setup.recover.then(|| Surviving::new(setup.options));
+        let surviving = setup
+            .recover
+            .then(|| Surviving::new(setup.options, setup.layer.clone()));
         let store_ring = storage.store_ring();
         // SAFETY: the domain's xenstore ring, used here alone.
         let ring = unsafe { Ring::new(storage.hypervisor(), store_ring) };

@@ -9,6 +9,7 @@ use bulkhead_blkback::engine::Options;
 use bulkhead_blkback::recovery::Memory;
 use bulkhead_executor::Handle;
 use bulkhead_grant::Region;
+use bulkhead_images::testing::Layer;
 use bulkhead_images::{Catalog, ImageMemory, Stores};
 use bulkhead_xen::Port;
 use bulkhead_xen_sim::SimVcpu;
@@ -24,10 +25,11 @@ pub struct Surviving {
     memory: NonNull<Memory>,
     restarts: Cell<u32>,
     options: Options,
+    layer: Option<Layer>,
 }
 
 impl Surviving {
-    pub(super) fn new(options: Options) -> Surviving {
+    pub(super) fn new(options: Options, layer: Option<Layer>) -> Surviving {
         // SAFETY: the layout of a type that is not empty.
         let memory = unsafe { alloc_zeroed(Layout::new::<Memory>()) };
         Surviving {
@@ -35,6 +37,7 @@ impl Surviving {
             memory: NonNull::new(memory.cast()).expect("memory"),
             restarts: Cell::new(0),
             options,
+            layer,
         }
     }
 
@@ -111,12 +114,16 @@ impl World {
         // SAFETY: as when it was loaded; the boot before never goes on.
         let module = unsafe { ImageMemory::new(start, length) };
         let catalog = Catalog::from_module(module).with_discard(surviving.options.discard);
+        let mut stores = Stores::new(catalog);
+        if let Some(layer) = &surviving.layer {
+            stores = stores.behind(layer.clone());
+        }
         let backend = Backend::with(
             self.executors().spawners(),
             handle.clone(),
             store,
             region,
-            Stores::new(catalog),
+            stores,
             surviving.options,
         );
         surviving.keep(&backend);

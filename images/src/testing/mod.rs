@@ -13,6 +13,7 @@ use crate::io::{IoError, Tag};
 use crate::queue::{IoQueue, QueueContext};
 use crate::store::{Owner, Stores};
 use alloc::boxed::Box;
+use alloc::rc::Rc;
 use alloc::sync::Arc;
 use bulkhead_xen::{DomId, VcpuId};
 use core::task::{Context, Poll, Waker};
@@ -79,14 +80,15 @@ type Over = dyn Fn(Arc<dyn BlockDevice>, &str) -> Arc<dyn BlockDevice>;
 
 /// A wrapper that a test puts around every device that [`Stores`] opens, given the device
 /// and its owner's name: a [`Delayed`], for instance.
-pub struct Layer(Box<Over>);
+#[derive(Clone)]
+pub struct Layer(Rc<Over>);
 
 impl Layer {
     /// A layer of what `over` makes of each device.
     pub fn new(
         over: impl Fn(Arc<dyn BlockDevice>, &str) -> Arc<dyn BlockDevice> + 'static,
     ) -> Layer {
-        Layer(Box::new(over))
+        Layer(Rc::new(over))
     }
 
     pub(crate) fn over(&self, device: Arc<dyn BlockDevice>, owner: &str) -> Arc<dyn BlockDevice> {

@@ -65,6 +65,7 @@ impl<H: Hypervisor> Dispatcher<H> {
         let mut pages = core::mem::replace(&mut entry.pages, Pages::EMPTY);
         self.pool.drain(&mut pages, |_| ());
         self.inflight.end(tag);
+        self.journal.answer(tag, self.ring.answered());
         self.complaints
             .complain(format_args!("a malformed indirect request: {fault}"));
         let status = Status::Error;

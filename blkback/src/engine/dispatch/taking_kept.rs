@@ -2,9 +2,10 @@
 //! `taking.rs`.
 
 use super::super::data_path::PageAccess;
-use super::super::journal::{Kept, requests};
+use super::super::journal::{AnyOrder, Kept, requests};
 use super::super::setup::QueueError;
 use super::{Begun, Dispatcher, PlainTransfer, Served, Taken};
+use crate::recovery::Place;
 use bulkhead_images::Tag;
 use bulkhead_xen::Hypervisor;
 
@@ -21,11 +22,29 @@ impl<H: Hypervisor> Dispatcher<H> {
         mut serve: impl FnMut(Tag, PlainTransfer<'_>, &mut PageAccess<H>) -> Option<Served>,
     ) -> Result<Taken, QueueError> {
         let mut lent = self.journal.lend();
-        let mut other = Kept::none();
-        let kept = requests(&mut lent, &mut other);
-        let taken = self.take_into(kept, page_access, &mut serve);
+        self.pages = 0;
+        self.reserved = 0;
+        let taken = match (self.journal.lend_order(), &mut lent) {
+            (Some(mut order), Some(place)) => {
+                let taken = self.take_in_any_order((&mut order, place), page_access, &mut serve);
+                self.journal.give_order_back(order);
+                taken
+            }
+            _ => {
+                let mut other = Kept::none();
+                let kept = requests(&mut lent, &mut other);
+                self.take_into(kept, page_access, &mut serve)
+            }
+        };
         self.journal.give_back(lent);
-        taken
+        let requests = taken?;
+        if !self.fetching.is_empty() {
+            self.begin_fetched(page_access);
+        }
+        Ok(Taken {
+            requests,
+            pages: self.pages,
+        })
     }
 
     #[inline(always)]
@@ -34,10 +53,8 @@ impl<H: Hypervisor> Dispatcher<H> {
         kept: &mut [Kept],
         page_access: &mut PageAccess<H>,
         serve: &mut impl FnMut(Tag, PlainTransfer<'_>, &mut PageAccess<H>) -> Option<Served>,
-    ) -> Result<Taken, QueueError> {
+    ) -> Result<u32, QueueError> {
         let mut requests = 0;
-        self.pages = 0;
-        self.reserved = 0;
         let format = *self.ring.format();
         // Those that were taken before come first.
         let mut again = self.held();
@@ -89,12 +106,63 @@ impl<H: Hypervisor> Dispatcher<H> {
         }
         self.journal.set_waiting(again);
         outcome?;
-        if !self.fetching.is_empty() {
-            self.begin_fetched(page_access);
+        Ok(requests)
+    }
+
+    /// The same for a store that answers in any order: each request has a place until its response is published.
+    fn take_in_any_order(
+        &mut self,
+        (order, place): (&mut AnyOrder, &mut Place),
+        page_access: &mut PageAccess<H>,
+        serve: &mut impl FnMut(Tag, PlainTransfer<'_>, &mut PageAccess<H>) -> Option<Served>,
+    ) -> Result<u32, QueueError> {
+        let mut requests = 0;
+        let format = *self.ring.format();
+        while requests < self.ring.slots()
+            && self.inflight.free() > 0
+            && !self.barrier
+            && self.inflight.none_busy()
+        {
+            let at = match order.next_waiting() {
+                Some(at) => at,
+                None => {
+                    // There is none if the frontend has sent more than fits on a ring.
+                    let Some(at) = order.next_free() else { break };
+                    let index = self.ring.taken();
+                    let kept = &mut place.requests()[usize::from(at)];
+                    match self.ring.take_slot(&mut kept.slot) {
+                        Ok(true) => kept.keep_unanswered(index),
+                        other => {
+                            order.unused(at);
+                            other?;
+                            break;
+                        }
+                    }
+                    at
+                }
+            };
+            order.begin(self.inflight.next_place(), at);
+            let response = self.ring.answered();
+            let request = &place.requests()[usize::from(at)].slot;
+            let begun = match format.view_transfer(request) {
+                Some((id, transfer)) => match self.serve_plain(id, &transfer, page_access, serve) {
+                    true => Begun::Yes,
+                    false => self.begin_transfer(id, &transfer, page_access),
+                },
+                None => self.begin_other(format.view_request(request), page_access),
+            };
+            match begun {
+                Begun::Yes => requests += 1,
+                Begun::NotYet => {
+                    order.wait(at);
+                    break;
+                }
+            }
+            if self.ring.answered() != response {
+                // It was answered at once.
+                order.answer(at, response, place);
+            }
         }
-        Ok(Taken {
-            requests,
-            pages: self.pages,
-        })
+        Ok(requests)
     }
 }

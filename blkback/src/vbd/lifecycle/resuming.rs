@@ -82,6 +82,8 @@ impl<H: Hypervisor> Vbd<'_, H> {
                 sectors: geometry.sectors.0,
                 sector_size: geometry.sector_size.bytes() as u32,
                 nodes: mark_of(&self.nodes),
+                // Known once the store has opened the queue.
+                any_order: false,
             }))
         };
         let journals: Vec<Journal> = (0..).zip(&published.queues).map(journal).collect();

@@ -62,6 +62,7 @@ pub(super) fn common(queues: &[Box<dyn IoQueue>]) -> Result<Caps, OpenQueueError
                 .timeout
                 .zip(other.timeout)
                 .map(|(one, other)| one.max(other)),
+            at_once: one.at_once && other.at_once,
         })
     });
     common.unwrap_or(Ok(Caps::UNLIMITED))

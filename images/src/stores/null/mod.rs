@@ -75,7 +75,10 @@ impl BlockDevice for NullDevice {
 
 impl IoQueue for NullDevice {
     fn caps(&self) -> Caps {
-        Caps::UNLIMITED
+        Caps {
+            at_once: true,
+            ..Caps::UNLIMITED
+        }
     }
 
     fn submit(&mut self, _tag: Tag, io: Io<'_>) -> Submitted {

@@ -150,6 +150,7 @@ impl IoQueue for Queue {
     fn caps(&self) -> Caps {
         Caps {
             access: DataAccess::Direct,
+            at_once: true,
             ..Caps::UNLIMITED
         }
     }

@@ -1,0 +1,95 @@
+//! Requests whose store answers in an order of its own: each has a place until the frontend is shown its response.
+
+use crate::recovery::{Place, SLOTS};
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use bulkhead_images::Tag;
+
+const PLACES: usize = SLOTS as usize;
+
+/// The use of a queue's places.
+#[derive(Debug)]
+pub struct AnyOrder {
+    /// The places that no request has. A frontend that keeps to the protocol never has more requests than there are.
+    free: Vec<u8>,
+    /// The places of the requests that were taken and have not begun, the first to begin first.
+    waiting: VecDeque<u8>,
+    /// For each tag, the place of the request that has it.
+    of_tag: [u8; PLACES],
+    /// For each response that was put and not published, the place of its request: at its index modulo the slots.
+    answered: [u8; PLACES],
+}
+
+impl AnyOrder {
+    /// Returns the use of places of which these have requests that are to begin first, in that order.
+    pub fn new(waiting: impl Iterator<Item = u8>) -> AnyOrder {
+        let mut all = VecDeque::with_capacity(PLACES);
+        all.extend(waiting);
+        let mut free = Vec::with_capacity(PLACES);
+        free.extend((0..SLOTS as u8).rev().filter(|place| !all.contains(place)));
+        AnyOrder {
+            free,
+            waiting: all,
+            of_tag: [0; PLACES],
+            answered: [0; PLACES],
+        }
+    }
+
+    /// Returns how many requests were taken and have not begun.
+    pub fn waiting(&self) -> u32 {
+        self.waiting.len() as u32
+    }
+
+    /// Takes the place of the request that is to begin next, if there is one.
+    #[inline]
+    pub fn next_waiting(&mut self) -> Option<u8> {
+        self.waiting.pop_front()
+    }
+
+    /// Has a request begin later, before the others that do.
+    pub fn wait(&mut self, place: u8) {
+        self.waiting.push_front(place);
+    }
+
+    /// Takes a place that no request has.
+    #[inline]
+    pub fn next_free(&mut self) -> Option<u8> {
+        self.free.pop()
+    }
+
+    /// Gives a place back that was not used.
+    #[inline]
+    pub fn unused(&mut self, place: u8) {
+        self.free.push(place);
+    }
+
+    /// Notes that the request in a place has that tag, if it begins.
+    #[inline]
+    pub fn begin(&mut self, tag: Tag, place: u8) {
+        if let Some(at) = self.of_tag.get_mut(tag.0) {
+            *at = place;
+        }
+    }
+
+    /// Returns the place of the request with a tag.
+    #[inline]
+    pub fn of(&self, tag: Tag) -> u8 {
+        self.of_tag.get(tag.0).copied().unwrap_or_default()
+    }
+
+    /// Notes that the response with that index is about to be put for the request in a place.
+    #[inline]
+    pub fn answer(&mut self, place: u8, response: u32, kept: &mut Place) {
+        kept.requests()[usize::from(place)].answer(response);
+        self.answered[response as usize % PLACES] = place;
+    }
+
+    /// Frees the places of the requests with these responses, which were published.
+    pub fn published(&mut self, from: u32, count: u32, kept: &mut Place) {
+        for after in 0..count.min(SLOTS) {
+            let place = self.answered[from.wrapping_add(after) as usize % PLACES];
+            kept.requests()[usize::from(place)].free();
+            self.free.push(place);
+        }
+    }
+}

@@ -94,7 +94,8 @@ impl Descriptors {
                 Mappings::Persistent(cache) => cache
                     .hold(gref, GrantAccess::ReadOnly)
                     .map_or(Fetched::Refused, Fetched::Cached),
-                Mappings::PerRequest { descriptors, .. } => {
+                Mappings::PerRequest { descriptors, .. }
+                | Mappings::ForDevice { descriptors, .. } => {
                     let bytes = GrantedBytes {
                         gref,
                         offset: 0,
@@ -156,7 +157,9 @@ impl Descriptors {
                     }
                 }
             }
-            Mappings::PerRequest { descriptors, .. } => descriptors.run(),
+            Mappings::PerRequest { descriptors, .. } | Mappings::ForDevice { descriptors, .. } => {
+                descriptors.run()
+            }
         }
     }
 
@@ -175,9 +178,11 @@ impl Descriptors {
                 (Mappings::Persistent(cache), Fetched::Cached(cached)) => {
                     cache.address(cached).map(|_| ())
                 }
-                (Mappings::PerRequest { descriptors, .. }, Fetched::Copied(copied)) => {
-                    descriptors.status(copied)
-                }
+                (
+                    Mappings::PerRequest { descriptors, .. }
+                    | Mappings::ForDevice { descriptors, .. },
+                    Fetched::Copied(copied),
+                ) => descriptors.status(copied),
                 (Mappings::Persistent(_), Fetched::Bounced(outcome)) => *outcome,
                 _ => Err(GrantStatus::GENERAL_ERROR),
             }
@@ -205,7 +210,9 @@ impl Descriptors {
                 cache.release(cached);
             }
         }
-        if let Mappings::PerRequest { descriptors, .. } = mappings {
+        if let Mappings::PerRequest { descriptors, .. } | Mappings::ForDevice { descriptors, .. } =
+            mappings
+        {
             descriptors.clear();
         }
         self.copy.clear();

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 use bulkhead_grant::memory::filled;
-use bulkhead_grant::{CachedMapping, Copied, Mapping, OutOfMemory};
+use bulkhead_grant::{CachedMapping, Copied, DeviceMapping, Mapping, OutOfMemory};
 use bulkhead_ring::blkif::{SECTOR_SIZE, Segment};
 use bulkhead_xen::GrantRef;
 
@@ -43,6 +43,8 @@ pub enum Hold {
     None,
     /// It is mapped for this request.
     Mapped(Mapping),
+    /// It is mapped for this request, and for the device alone.
+    ForDevice(DeviceMapping),
     /// It is mapped for this request and later ones.
     Kept(CachedMapping),
     /// The hypervisor copies it.

@@ -4,7 +4,7 @@ use super::complaints::Complaints;
 use super::data_path::{PageAccess, Paths};
 use super::dispatch::Dispatcher;
 use super::needs::most_pages;
-use super::options::{DataPath, Options};
+use super::options::Options;
 use super::pieces::Pieces;
 use super::setup::{ConnectError, QueueError, QueueSetup};
 use super::stats::QueueStats;
@@ -76,11 +76,8 @@ impl<H: Hypervisor> Queue<H> {
         let paths = Paths {
             frontend,
             persistent: setup.persistent,
-            // Only a device with memory to copy from or to leaves a choice.
-            data_path: match store.has_memory() {
-                true => setup.options.data_path,
-                false => DataPath::Map,
-            },
+            data_path: setup.options.data_path,
+            has_memory: store.has_memory(),
             sector_size,
             dma: store.dma_memory(),
         };

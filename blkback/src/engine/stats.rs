@@ -68,6 +68,8 @@ stats! {
     map_calls,
     /// Pages that they mapped.
     maps,
+    /// Pages of these that were mapped for a device alone.
+    device_maps,
     /// Hypercalls that unmapped pages.
     unmap_calls,
     /// Hypercalls that copied.

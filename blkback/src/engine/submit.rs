@@ -351,6 +351,12 @@ impl<H: Hypervisor> Submitter<H> {
     ) -> Result<(), GrantStatus> {
         self.segments.clear();
         let pages = &dispatcher.inflight.get(tag).pages;
+        if page_access.is_for_device() {
+            for page in dispatcher.pool.iter(pages) {
+                self.segments.push(page_access.segment_for_device(page)?);
+            }
+            return Ok(());
+        }
         for page in dispatcher.pool.iter(pages) {
             self.segments.push(page_access.segment(page)?);
         }

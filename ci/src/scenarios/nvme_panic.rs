@@ -76,10 +76,15 @@ fn panics(testbed: &Testbed) -> Result<()> {
         expect_reads(guest)?;
         let counts = first.statistics(guest, device_number("xvda"))?;
         let read = 512 * counts.get("sectors_read")?;
+        let mapped = counts.get("maps")?;
         // The lists of large requests' segments are copied.
         ensure!(
             read > 1 << 16 && counts.get("bytes_copied")? < read / 50,
             "the controller does not access the guest's own pages: {counts:?}"
+        );
+        ensure!(
+            mapped > 0 && counts.get("device_maps")? == mapped,
+            "pages are mapped for the domain, too: {counts:?}"
         );
     }
     let before = guests.iter().map(sums).collect::<Result<Vec<_>>>()?;
@@ -169,8 +174,7 @@ fn panics(testbed: &Testbed) -> Result<()> {
 
 /// Starts a driver domain whose controllers access guests' pages where they are.
 fn storage<'h>(testbed: &Testbed<'h>) -> Result<Running<'h>> {
-    let storage = testbed.storage(Kind::Pv).memory(40);
-    let storage = storage.cmdline("data-path=map").preserved_at_crash();
+    let storage = testbed.storage(Kind::Pv).memory(40).preserved_at_crash();
     DEVICES
         .iter()
         .fold(storage, |storage, device| storage.pci(device))

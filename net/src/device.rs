@@ -4,7 +4,9 @@ use crate::backend_nodes::Offer;
 use crate::lie::Lie;
 use crate::packet::{Contents, Segmentation, complete};
 use crate::rate_limit::RateLimit;
-use crate::rings::{LARGEST_RECEIVED, LARGEST_SENT, Rings};
+use crate::receiver::LARGEST_RECEIVED;
+use crate::rings::Rings;
+use crate::sender::{LARGEST_SENT, Sender};
 use crate::sequences::{Repeats, Sequences};
 use alloc::vec::Vec;
 use bulkhead_grant::memory::{OutOfMemory, filled};
@@ -77,7 +79,7 @@ impl<H: Hypervisor> Device<H> {
 
     /// Returns the packets and bytes so far.
     pub fn counts(&self) -> Counts {
-        let refused = self.rings.as_ref().map_or(0, |rings| rings.refused);
+        let refused = self.rings.as_ref().map_or(0, Rings::refused);
         Counts {
             refused: self.counts.refused + refused,
             repeats: self.sequences.counts(),
@@ -88,13 +90,13 @@ impl<H: Hypervisor> Device<H> {
     /// Ends the connection to the backend, and returns its rings.
     pub fn disconnect(&mut self) -> Option<Rings<H>> {
         let rings = self.rings.take()?;
-        self.counts.refused += rings.refused;
+        self.counts.refused += rings.refused();
         Some(rings)
     }
 
     /// Returns whether a packet can be sent now.
     pub fn has_room(&self) -> bool {
-        self.rings.as_ref().is_some_and(Rings::has_room)
+        self.rings.as_ref().is_some_and(|rings| rings.tx.has_room())
     }
 
     /// Does something with the rings, if there are any and the backend has not lied.
@@ -111,7 +113,7 @@ impl<H: Hypervisor> Device<H> {
 
     /// Takes the backend's answers.
     pub fn collect(&mut self) {
-        self.with(Rings::collect);
+        self.with(|rings| rings.tx.collect());
     }
 
     /// Shows the backend what was put into the rings.
@@ -133,7 +135,7 @@ impl<H: Hypervisor> Device<H> {
     fn next(&mut self, now: Instant) -> Option<usize> {
         loop {
             let rings = self.rings.as_mut().filter(|_| self.lie.is_none())?;
-            let packet = match rings.receive(&mut self.received) {
+            let packet = match rings.rx.receive(&mut self.received) {
                 Ok(packet) => packet?,
                 Err(lie) => {
                     self.lie = Some(lie);
@@ -176,7 +178,7 @@ impl<H: Hypervisor> smoltcp::phy::Device for Device<H> {
         let len = self.next(now)?;
         let frame = &self.received[..len];
         let token = TxToken {
-            rings: self.rings.as_mut()?,
+            sender: &mut self.rings.as_mut()?.tx,
             buffer: &mut self.sending,
             counts: &mut self.counts,
             offer: &self.offer,
@@ -194,7 +196,7 @@ impl<H: Hypervisor> smoltcp::phy::Device for Device<H> {
             return None;
         }
         Some(TxToken {
-            rings: self.rings.as_mut()?,
+            sender: &mut self.rings.as_mut()?.tx,
             buffer: &mut self.sending,
             counts: &mut self.counts,
             offer: &self.offer,
@@ -230,7 +232,7 @@ impl smoltcp::phy::RxToken for RxToken<'_> {
 
 /// Room for a packet that is to be sent.
 pub struct TxToken<'a, H: Hypervisor> {
-    rings: &'a mut Rings<H>,
+    sender: &'a mut Sender<H>,
     buffer: &'a mut [u8],
     counts: &'a mut Counts,
     offer: &'a Offer,
@@ -248,7 +250,7 @@ impl<H: Hypervisor> smoltcp::phy::TxToken for TxToken<'_, H> {
             segment: segment.get(),
             protocol: Extra::TCPV4,
         });
-        if self.rings.send(frame, blank, segmentation) {
+        if self.sender.send(frame, blank, segmentation) {
             self.counts.sent += 1;
             self.counts.sent_bytes += len as u64;
         }

@@ -41,8 +41,10 @@ mod lifecycle;
 mod names;
 mod packet;
 mod rate_limit;
+mod receiver;
 #[allow(unsafe_code, reason = "makes rings in memory that it owns")]
 mod rings;
+mod sender;
 mod sequences;
 mod settings;
 mod state_machine;

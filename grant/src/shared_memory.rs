@@ -1,7 +1,7 @@
 //! Pages of our own that a backend may use: taken from the domain's memory, granted during a connection, and
 //! used again afterwards.
 
-use crate::memory::room_for;
+use crate::memory::{filled, room_for};
 use crate::{Grant, GrantAccess, GrantTable};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -64,6 +64,10 @@ pub struct SharedMemory<H: Hypervisor> {
     base: NonNull<u8>,
     pages: usize,
     grants: Vec<Grant<H>>,
+    /// What the grants allow.
+    access: GrantAccess,
+    /// Pages that were granted, and that the backend is kept off at the moment.
+    withdrawn: Vec<bool>,
     table: GrantTable<H>,
     pool: PagePool,
 }
@@ -103,13 +107,17 @@ impl<H: Hypervisor> SharedMemory<H> {
     /// a longer run that was given back before.
     pub fn new(pool: &PagePool, table: &GrantTable<H>, pages: usize) -> Result<Self, NotShared> {
         let bytes = pages * PAGE_SIZE;
-        let grants = room_for(pages).map_err(|_| NotShared::NoMemory { bytes })?;
+        let no_memory = |_| NotShared::NoMemory { bytes };
+        let grants = room_for(pages).map_err(no_memory)?;
+        let withdrawn = filled(pages, |_| false).map_err(no_memory)?;
         let run = pool.take(pages).ok_or(NotShared::NoMemory { bytes })?;
         let memory = SharedMemory {
             base: run.base,
             run: Some(run),
             pages,
             grants,
+            access: GrantAccess::ReadWrite,
+            withdrawn,
             table: table.clone(),
             pool: pool.clone(),
         };
@@ -135,14 +143,33 @@ impl<H: Hypervisor> SharedMemory<H> {
 
     /// Grants all pages to a backend, for reading and writing. It has none of them yet, or all.
     pub fn grant(&mut self, hypervisor: &H, backend: DomId) -> Result<(), NotShared> {
+        self.grant_for(hypervisor, backend, GrantAccess::ReadWrite)
+    }
+
+    /// Grants all pages to a backend, for reading alone. It has none of them yet, or all.
+    pub fn grant_for_reading(&mut self, hypervisor: &H, backend: DomId) -> Result<(), NotShared> {
+        self.grant_for(hypervisor, backend, GrantAccess::ReadOnly)
+    }
+
+    fn grant_for(
+        &mut self,
+        hypervisor: &H,
+        backend: DomId,
+        access: GrantAccess,
+    ) -> Result<(), NotShared> {
+        if self.grants.is_empty() {
+            self.access = access;
+        }
+        debug_assert_eq!(self.access, access);
         while self.grants.len() < self.pages {
             // SAFETY: within the pages.
             let page = unsafe { self.base.add(self.grants.len() * PAGE_SIZE) };
             let frame = hypervisor.frame_of(page.as_ptr());
             let frame = frame.ok_or(NotShared::NoGrants)?;
-            // SAFETY: own memory that holds what is meant for the backend alone, is accessed by raw pointers, and
-            // stays this value's until the grant has ended (`drop`).
-            let granted = unsafe { self.table.grant(backend, frame, GrantAccess::ReadWrite) };
+            // SAFETY: own memory that holds what is meant for the backend alone, is accessed by raw pointers (by
+            // references only while the backend cannot write to it), and stays this value's until the grant has ended
+            // (`drop`).
+            let granted = unsafe { self.table.grant(backend, frame, self.access) };
             self.grants.push(granted.map_err(|_| NotShared::NoGrants)?);
         }
         Ok(())
@@ -161,8 +188,53 @@ impl<H: Hypervisor> SharedMemory<H> {
                 self.grants.push(in_use.0);
                 return false;
             }
+            if let Some(withdrawn) = self.withdrawn.get_mut(self.grants.len()) {
+                *withdrawn = false;
+            }
         }
         true
+    }
+
+    /// Keeps the backend off a page until [`give`](Self::give). Returns false while the backend uses it.
+    #[inline]
+    pub fn withdraw(&mut self, page: usize) -> bool {
+        let (Some(grant), Some(withdrawn)) = (self.grants.get(page), self.withdrawn.get_mut(page))
+        else {
+            return false;
+        };
+        *withdrawn = *withdrawn || grant.suspend();
+        *withdrawn
+    }
+
+    /// Lets the backend have a page again that was withdrawn, with whatever it holds now.
+    #[inline]
+    pub fn give(&mut self, page: usize) {
+        if let (Some(grant), Some(withdrawn)) =
+            (self.grants.get(page), self.withdrawn.get_mut(page))
+            && core::mem::take(withdrawn)
+        {
+            // SAFETY: it was suspended, and what `grant_for` promised holds on.
+            unsafe { grant.resume(self.access) };
+        }
+    }
+
+    /// Returns bytes of the pages, unless a backend may write to one of them.
+    ///
+    /// # Panics
+    /// If they are past the end.
+    #[inline]
+    pub fn bytes(&mut self, offset: usize, len: usize) -> Option<&mut [u8]> {
+        let from = self.range(offset, len);
+        let pages = offset / PAGE_SIZE..(offset + len).div_ceil(PAGE_SIZE);
+        let read_only = self.access == GrantAccess::ReadOnly;
+        let granted = pages.start < self.grants.len();
+        if granted && !read_only && !self.withdrawn[pages].iter().all(|withdrawn| *withdrawn) {
+            return None;
+        }
+        // SAFETY: within the pages, which were cleared when they were taken. No other domain can write to them, and
+        // none will before the borrow of this value ends: granting needs the value. Users of `base` answer for
+        // themselves.
+        Some(unsafe { core::slice::from_raw_parts_mut(from.as_ptr(), len) })
     }
 
     /// Returns a word of the pages, which the backend may change at any time.

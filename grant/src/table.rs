@@ -280,12 +280,8 @@ impl<H: Hypervisor> Entry<H> {
         let entry = self.table.at(self.gref);
         entry.frame.store(frame, Ordering::Relaxed);
         entry.domain.store(domain.0, Ordering::Relaxed);
-        let flags = match access {
-            GrantAccess::ReadOnly => EntryFlags::PERMIT_ACCESS | EntryFlags::READONLY,
-            GrantAccess::ReadWrite => EntryFlags::PERMIT_ACCESS,
-        };
         // The other domain may look at it from here on.
-        entry.flags.store(flags.bits(), Ordering::Release);
+        entry.flags.store(access_flags(access), Ordering::Release);
         Grant { entry: self }
     }
 
@@ -307,6 +303,15 @@ impl<H: Hypervisor> Entry<H> {
     pub(crate) fn transfer(&self) -> TransferEntry<'static> {
         self.table.transfer_entry(self.gref)
     }
+}
+
+/// Returns the flags of an entry that grants a page.
+fn access_flags(access: GrantAccess) -> u16 {
+    let flags = match access {
+        GrantAccess::ReadOnly => EntryFlags::PERMIT_ACCESS | EntryFlags::READONLY,
+        GrantAccess::ReadWrite => EntryFlags::PERMIT_ACCESS,
+    };
+    flags.bits()
 }
 
 impl<H: Hypervisor> Drop for Entry<H> {
@@ -339,6 +344,21 @@ impl<H: Hypervisor> Grant<H> {
         let entry = self.entry.table.at(self.entry.gref);
         let flags = EntryFlags::from_bits_retain(entry.flags.load(Ordering::Acquire));
         flags.intersects(EntryFlags::READING | EntryFlags::WRITING)
+    }
+
+    /// Keeps the other domain off the page until [`resume`](Self::resume). Returns false, and changes nothing, while the
+    /// other domain uses it. Takes no lock.
+    pub fn suspend(&self) -> bool {
+        self.entry.table.revoke(self.entry.gref)
+    }
+
+    /// Lets the other domain access the same page again, under the same number. Takes no lock.
+    ///
+    /// # Safety
+    /// The grant is suspended. From now on, what [`Entry::grant`] asks for holds again.
+    pub unsafe fn resume(&self, access: GrantAccess) {
+        let entry = self.entry.table.at(self.entry.gref);
+        entry.flags.store(access_flags(access), Ordering::Release);
     }
 
     /// Ends the grant and gives the entry back, to be used again. Refused while the other domain

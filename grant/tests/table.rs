@@ -2,11 +2,12 @@
 
 mod pair;
 
-use bulkhead_grant::{Grant, GrantAccess, GrantTable, TableFull};
-use bulkhead_xen::{GrantRef, GrantStatus};
+use bulkhead_grant::{Grant, GrantAccess, GrantTable, PagePool, SharedMemory, TableFull};
+use bulkhead_xen::{GrantRef, GrantStatus, PAGE_SIZE};
 use bulkhead_xen_sim::{DomainConfig, Sim, SimDomain, SimVcpu};
 use core::ptr::NonNull;
 use pair::{Pair, peek, poke};
+use std::sync::Arc;
 
 fn grant(
     table: &GrantTable<SimVcpu>,
@@ -74,6 +75,97 @@ fn a_page_granted_for_reading_cannot_be_written() {
     assert!(pool.address(&write).is_err());
     drop(pool);
     assert!(grant.end().is_ok());
+    pair.assert_clean();
+}
+
+#[test]
+fn a_suspended_grant_keeps_the_other_domain_off_until_it_is_resumed() {
+    let pair = Pair::new();
+    let table = table(&pair.frontend);
+    let page = pair.frontend.alloc_page();
+    let grant = grant(&table, &pair, page, GrantAccess::ReadWrite);
+    let mut pool = pair.region.map_pool(pair.guest(), 4).unwrap();
+    let mut can_map = || {
+        let mapping = pool
+            .queue_map(grant.gref(), GrantAccess::ReadWrite)
+            .unwrap();
+        pool.map_queued();
+        let mapped = pool.address(&mapping).is_ok();
+        assert_eq!(grant.suspend(), !mapped, "not while it is mapped");
+        pool.queue_unmap(mapping);
+        pool.unmap_queued();
+        mapped
+    };
+    assert!(can_map());
+    assert!(grant.suspend());
+    assert!(!can_map());
+    // SAFETY: as in `grant`.
+    unsafe { grant.resume(GrantAccess::ReadWrite) };
+    assert!(can_map());
+    drop(pool);
+    assert!(grant.suspend());
+    assert!(grant.end().is_ok());
+    pair.assert_clean();
+}
+
+#[test]
+fn memory_is_seen_by_reference_only_while_the_other_domain_cannot_write_to_it() {
+    let pair = Pair::new();
+    let table = table(&pair.frontend);
+    let pages = PagePool::new(Arc::new(pair.frontend.hypervisor()));
+    let hypervisor = pair.frontend.hypervisor();
+    let mut read = SharedMemory::new(&pages, &table, 2).unwrap();
+    let mut written = SharedMemory::new(&pages, &table, 3).unwrap();
+    written
+        .bytes(0, 3 * PAGE_SIZE)
+        .expect("not granted yet")
+        .fill(1);
+    read.grant_for_reading(&hypervisor, pair.backend.id())
+        .unwrap();
+    written.grant(&hypervisor, pair.backend.id()).unwrap();
+    assert!(read.bytes(0, 2 * PAGE_SIZE).is_some());
+    assert!(written.bytes(0, 1).is_none());
+
+    let mut pool = pair.region.map_pool(pair.guest(), 4).unwrap();
+    let mapping = pool
+        .queue_map(written.gref(1).unwrap(), GrantAccess::ReadWrite)
+        .unwrap();
+    pool.map_queued();
+    assert!(!written.withdraw(1), "it is mapped");
+    assert!(written.bytes(PAGE_SIZE, 1).is_none());
+    poke(pool.address(&mapping).unwrap(), 5);
+    pool.queue_unmap(mapping);
+    pool.unmap_queued();
+
+    assert!(written.withdraw(1) && written.withdraw(1));
+    assert_eq!(written.bytes(PAGE_SIZE, PAGE_SIZE).unwrap()[..2], [5, 1]);
+    for (offset, len) in [
+        (PAGE_SIZE - 1, 2),
+        (PAGE_SIZE, PAGE_SIZE + 1),
+        (0, 3 * PAGE_SIZE),
+    ] {
+        assert!(
+            written.bytes(offset, len).is_none(),
+            "the page beside it is granted"
+        );
+    }
+    assert!(written.withdraw(2));
+    assert!(written.bytes(PAGE_SIZE, 2 * PAGE_SIZE).is_some());
+    written.give(1);
+    assert!(written.bytes(PAGE_SIZE, 1).is_none());
+    let mapping = pool
+        .queue_map(written.gref(1).unwrap(), GrantAccess::ReadWrite)
+        .unwrap();
+    pool.map_queued();
+    assert!(pool.address(&mapping).is_ok());
+    drop(pool);
+
+    // Nothing is left of it for the next backend.
+    assert!(written.revoke());
+    assert!(written.bytes(0, 3 * PAGE_SIZE).is_some());
+    written.grant(&hypervisor, pair.backend.id()).unwrap();
+    assert!(written.bytes(2 * PAGE_SIZE, 1).is_none());
+    drop((read, written));
     pair.assert_clean();
 }
 

@@ -8,6 +8,7 @@ use crate::receiver::LARGEST_RECEIVED;
 use crate::rings::Rings;
 use crate::sender::{LARGEST_SENT, Sender};
 use crate::sequences::{Repeats, Sequences};
+use alloc::vec;
 use alloc::vec::Vec;
 use bulkhead_grant::memory::{OutOfMemory, filled};
 use bulkhead_ring::netif::{Extra, PacketFlags};
@@ -57,9 +58,8 @@ pub struct Device<H: Hypervisor> {
     /// The connections over it.
     pub sequences: Sequences,
     counts: Counts,
-    /// The packet that is being received, and the one that is being sent.
+    /// The packet that is being received.
     received: Vec<u8>,
-    sending: Vec<u8>,
 }
 
 impl<H: Hypervisor> Device<H> {
@@ -73,7 +73,6 @@ impl<H: Hypervisor> Device<H> {
             sequences: Sequences::default(),
             counts: Counts::default(),
             received: filled(LARGEST_RECEIVED, |_| 0)?,
-            sending: filled(LARGEST_SENT, |_| 0)?,
         })
     }
 
@@ -179,7 +178,6 @@ impl<H: Hypervisor> smoltcp::phy::Device for Device<H> {
         let frame = &self.received[..len];
         let token = TxToken {
             sender: &mut self.rings.as_mut()?.tx,
-            buffer: &mut self.sending,
             counts: &mut self.counts,
             offer: &self.offer,
             sequences: &mut self.sequences,
@@ -197,7 +195,6 @@ impl<H: Hypervisor> smoltcp::phy::Device for Device<H> {
         }
         Some(TxToken {
             sender: &mut self.rings.as_mut()?.tx,
-            buffer: &mut self.sending,
             counts: &mut self.counts,
             offer: &self.offer,
             sequences: &mut self.sequences,
@@ -233,7 +230,6 @@ impl smoltcp::phy::RxToken for RxToken<'_> {
 /// Room for a packet that is to be sent.
 pub struct TxToken<'a, H: Hypervisor> {
     sender: &'a mut Sender<H>,
-    buffer: &'a mut [u8],
     counts: &'a mut Counts,
     offer: &'a Offer,
     sequences: &'a mut Sequences,
@@ -242,15 +238,18 @@ pub struct TxToken<'a, H: Hypervisor> {
 
 impl<H: Hypervisor> smoltcp::phy::TxToken for TxToken<'_, H> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, make: F) -> R {
-        // The stack keeps to the sizes in the capabilities.
-        let frame = &mut self.buffer[..len];
-        let made = make(frame);
-        let blank = complete(frame, self.offer.offload, self.sequences);
+        let Some(frame) = self.sender.frame(len) else {
+            // There is room, and the stack keeps to the sizes in the capabilities; if not, the packet is lost.
+            return make(&mut vec![0; len]);
+        };
+        let made = make(frame.bytes);
+        let blank = complete(frame.bytes, self.offer.offload, self.sequences);
+        let place = (frame.page, len);
         let segmentation = self.segment.map(|segment| Segmentation {
             segment: segment.get(),
             protocol: Extra::TCPV4,
         });
-        if self.sender.send(frame, blank, segmentation) {
+        if self.sender.send(place, blank, segmentation) {
             self.counts.sent += 1;
             self.counts.sent_bytes += len as u64;
         }

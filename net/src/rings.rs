@@ -2,7 +2,8 @@
 //!
 //! Each page is granted once for a connection, and belongs to a slot: what is received arrives in the page of the
 //! request that its response stands in the place of (io/netif.h, "Guest receive"), and a page that is sent has the
-//! number of its request. Packets are copied out before they are looked at, so the backend cannot change them then.
+//! number of its request. Packets that arrive are copied out before they are looked at, so the backend cannot change them
+//! then; those that are sent are made in their pages, which it can only read.
 
 use crate::lie::Lie;
 use crate::receiver::{RX_PAGES, Receiver};
@@ -59,8 +60,10 @@ impl<H: Hypervisor> Rings<H> {
             memory.grant(&hypervisor, backend)?;
             Ok(memory)
         };
+        let mut sent = SharedMemory::new(pool, table, TX_PAGES)?;
+        sent.grant_for_reading(&hypervisor, backend)?;
         let mut rings = Rings {
-            tx: Sender::new(granted(1)?, granted(TX_PAGES)?)?,
+            tx: Sender::new(granted(1)?, sent)?,
             rx: Receiver::new(granted(1)?, granted(RX_PAGES)?)?,
             hypervisor,
             events,

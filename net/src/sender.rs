@@ -1,17 +1,18 @@
 //! The ring that packets are sent with, and their pages.
+//!
+//! A packet is made where it is sent from, in pages that follow one another: the backend is granted them for reading, so
+//! nobody but the stack writes to them.
 
 use crate::lie::Lie;
 use crate::packet::Segmentation;
 use crate::rings::ring;
-use alloc::vec::Vec;
-use bulkhead_grant::memory::filled;
 use bulkhead_grant::{NotShared, SharedMemory};
 use bulkhead_ring::netif::{Extra, NULL, NetifTx, PacketFlags, TxPart};
 use bulkhead_ring::{FrontRing, SharedPages};
 use bulkhead_xen::{GrantRef, Hypervisor, PAGE_SIZE};
 
 /// Pages that packets are sent from.
-pub const TX_PAGES: usize = 128;
+pub const TX_PAGES: usize = u128::BITS as usize;
 
 /// The most bytes of a packet that is sent: its size is 16 bits wide.
 pub const LARGEST_SENT: usize = 65535;
@@ -24,10 +25,10 @@ pub struct Sender<H: Hypervisor> {
     ring: FrontRing<SharedPages, NetifTx>,
     ring_memory: SharedMemory<H>,
     pages: SharedMemory<H>,
-    /// The pages that the backend does not have.
-    free: Vec<u16>,
-    /// Whether the backend has a page.
-    sent: Vec<bool>,
+    /// The pages that the backend does not have, a bit each.
+    free: u128,
+    /// Whether there are enough of them in succession for the largest packet.
+    fits_largest: bool,
     /// Slots with details that were sent, and not answered.
     extras: u32,
     /// Something was put into the ring.
@@ -36,16 +37,33 @@ pub struct Sender<H: Hypervisor> {
     pub refused: u64,
 }
 
+/// A packet that is being made, and the page that it begins with.
+pub struct Frame<'a> {
+    pub page: usize,
+    pub bytes: &'a mut [u8],
+}
+
+/// Returns the first of the first `count` bits in succession that are set, of at least one.
+fn run(bits: u128, count: usize) -> Option<usize> {
+    let (mut starts, mut len) = (bits, 1);
+    while len < count {
+        // A run of twice that length begins where one of it is followed by another.
+        let step = len.min(count - len);
+        starts &= starts.checked_shr(step as u32).unwrap_or_default();
+        len += step;
+    }
+    (starts != 0).then(|| starts.trailing_zeros() as usize)
+}
+
 impl<H: Hypervisor> Sender<H> {
-    /// Makes an empty ring. It and the pages are granted to the backend.
+    /// Makes an empty ring. It and the [`TX_PAGES`] pages, these for reading alone, are granted to the backend.
     pub fn new(ring_memory: SharedMemory<H>, pages: SharedMemory<H>) -> Result<Self, NotShared> {
-        let no_memory = |_| NotShared::NoMemory { bytes: PAGE_SIZE };
         Ok(Sender {
             ring: ring(&ring_memory, NetifTx)?,
             ring_memory,
             pages,
-            free: filled(TX_PAGES, |page| (TX_PAGES - 1 - page) as u16).map_err(no_memory)?,
-            sent: filled(TX_PAGES, |_| false).map_err(no_memory)?,
+            free: u128::MAX,
+            fits_largest: true,
             extras: 0,
             unpublished: true,
             refused: 0,
@@ -63,40 +81,63 @@ impl<H: Hypervisor> Sender<H> {
     }
 
     /// Returns whether the largest packet can be sent now.
+    #[inline]
     pub fn has_room(&self) -> bool {
-        self.free.len() >= MOST_SLOTS && self.ring.free() as usize >= MOST_SLOTS
+        self.fits_largest && self.ring.free() as usize >= MOST_SLOTS
     }
 
-    /// Sends a packet of at most [`LARGEST_SENT`] bytes. Returns false if there is no room.
-    pub fn send(&mut self, frame: &[u8], blank: bool, segmentation: Option<Segmentation>) -> bool {
-        if !self.has_room() || frame.is_empty() || frame.len() > LARGEST_SENT {
+    /// Changes which pages the backend does not have.
+    fn set_free(&mut self, free: u128) {
+        self.free = free;
+        self.fits_largest = run(free, LARGEST_SENT.div_ceil(PAGE_SIZE)).is_some();
+    }
+
+    /// Has a packet of `len` bytes made in the pages that it is sent from, at most [`LARGEST_SENT`]. `None` if there is no
+    /// room, which [`has_room`](Self::has_room) tells before.
+    ///
+    /// The backend can read these pages at any time, and cannot write to them: they hold old packets, or this one.
+    pub fn frame(&mut self, len: usize) -> Option<Frame<'_>> {
+        let page = run(self.free, len.div_ceil(PAGE_SIZE))?;
+        let bytes = self.pages.bytes(page * PAGE_SIZE, len)?;
+        Some(Frame { page, bytes })
+    }
+
+    /// Sends the packet of `len` bytes that was made from that page on, if there is room.
+    pub fn send(
+        &mut self,
+        (first, len): (usize, usize),
+        blank: bool,
+        segmentation: Option<Segmentation>,
+    ) -> bool {
+        let count = len.div_ceil(PAGE_SIZE);
+        if !self.has_room() || len == 0 || len > LARGEST_SENT {
             return false;
         }
-        let count = frame.len().div_ceil(PAGE_SIZE);
-        for (number, part) in frame.chunks(PAGE_SIZE).enumerate() {
-            let Some(page) = self.free.pop() else {
-                return false;
-            };
-            let place = usize::from(page);
-            self.sent[place] = true;
-            self.pages.copy_in(place * PAGE_SIZE, part);
-            let first = number == 0;
+        let mut free = self.free;
+        for number in 0..count {
+            let page = first + number;
+            free &= !(1 << page);
             let mut flags = PacketFlags::empty();
             flags.set(PacketFlags::MORE_DATA, number + 1 < count);
-            if first && blank {
+            if number == 0 && blank {
                 flags |= PacketFlags::CHECKSUM_BLANK | PacketFlags::CHECKSUM_VALID;
             }
-            flags.set(PacketFlags::EXTRA_INFO, first && segmentation.is_some());
+            let details = segmentation.filter(|_| number == 0);
+            flags.set(PacketFlags::EXTRA_INFO, details.is_some());
             let part = TxPart {
-                gref: self.pages.gref(place).unwrap_or_default(),
+                gref: self.pages.gref(page).unwrap_or_default(),
                 offset: 0,
                 flags,
-                id: page,
-                size: if first { frame.len() } else { part.len() } as u16,
+                id: page as u16,
+                // The first one tells the size of all.
+                size: match number {
+                    0 => len as u16,
+                    _ => (len - number * PAGE_SIZE).min(PAGE_SIZE) as u16,
+                },
             };
             // There is room, as just checked.
             let _ = self.ring.push(&part.into());
-            if let (true, Some(segmentation)) = (first, segmentation) {
+            if let Some(segmentation) = details {
                 let extra = Extra {
                     kind: Extra::GSO,
                     more: false,
@@ -107,13 +148,14 @@ impl<H: Hypervisor> Sender<H> {
                 self.extras += 1;
             }
         }
+        self.set_free(free);
         self.unpublished = true;
         true
     }
 
     /// Takes the backend's answers to what was sent. Returns whether there were any.
     pub fn collect(&mut self) -> Result<bool, Lie> {
-        let mut any = false;
+        let (mut any, mut free) = (false, self.free);
         while let Some(response) = self.ring.take()? {
             any = true;
             if response.status == NULL {
@@ -121,11 +163,15 @@ impl<H: Hypervisor> Sender<H> {
                 continue;
             }
             let id = response.id;
-            let sent = self.sent.get_mut(usize::from(id));
-            let sent = sent.filter(|sent| **sent).ok_or(Lie::Unasked(id))?;
-            *sent = false;
-            self.free.push(id);
+            let page = 1u128.checked_shl(id.into()).unwrap_or_default();
+            if page == 0 || free & page != 0 {
+                return Err(Lie::Unasked(id));
+            }
+            free |= page;
             self.refused += u64::from(response.status < 0);
+        }
+        if any {
+            self.set_free(free);
         }
         Ok(any)
     }
@@ -138,5 +184,30 @@ impl<H: Hypervisor> Sender<H> {
     /// Asks the backend to notify of the next answer. Returns true if there is one already.
     pub fn final_check(&mut self) -> Result<bool, Lie> {
         Ok(self.ring.final_check()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_of_pages_are_found() {
+        for (bits, count, found) in [
+            (0, 1, None),
+            (u128::MAX, 1, Some(0)),
+            (u128::MAX, 128, Some(0)),
+            (u128::MAX, 129, None),
+            (u128::MAX << 3, 125, Some(3)),
+            (u128::MAX << 3, 126, None),
+            (0b1011_0111_0110, 1, Some(1)),
+            (0b1011_0111_0110, 2, Some(1)),
+            (0b1011_0111_0110, 3, Some(4)),
+            (0b1011_0111_0110, 4, None),
+            (u128::MAX << 112, 16, Some(112)),
+            (u128::MAX << 113, 16, None),
+        ] {
+            assert_eq!(run(bits, count), found, "{bits:b} {count}");
+        }
     }
 }

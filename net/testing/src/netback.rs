@@ -246,6 +246,17 @@ impl NetBack {
 
     /// Copies between the own page and one of the frontend's.
     fn copy(&self, gref: GrantRef, offset: u16, len: usize, into_frontend: bool) {
+        let status = self.try_copy(gref, offset, len, into_frontend);
+        assert_eq!(status, GrantStatus::OKAY);
+    }
+
+    fn try_copy(
+        &self,
+        gref: GrantRef,
+        offset: u16,
+        len: usize,
+        into_frontend: bool,
+    ) -> GrantStatus {
         let own = self.hypervisor.frame_of(self.page.as_ptr());
         let own = CopyEnd::own(own.expect("own memory"), 0);
         let granted = CopyEnd::granted(gref, self.frontend, offset);
@@ -263,7 +274,7 @@ impl NetBack {
         // SAFETY: the own page is used here alone.
         let copied = unsafe { self.hypervisor.copy_grants(&mut batch) };
         copied.expect("the hypercall");
-        assert_eq!(batch[0].status, GrantStatus::OKAY);
+        batch[0].status
     }
 
     /// The own page's first bytes.
@@ -351,6 +362,8 @@ impl NetBack {
             assert!(len > 0 && usize::from(offset) + len <= PAGE_SIZE);
             self.copy(gref, offset, len, false);
             frame.bytes.extend(self.bytes(len));
+            let written = self.try_copy(gref, offset, len, true);
+            assert_ne!(written, GrantStatus::OKAY, "what is sent can be changed");
             let status = OKAY;
             rings.tx.respond(&TxResponse { id, status }).expect("asked");
             for _ in 0..core::mem::take(&mut extras) {

@@ -2,15 +2,12 @@
 
 use crate::backend_nodes::Offer;
 use crate::lie::Lie;
-use crate::packet::{Contents, Segmentation, complete};
+use crate::packet::{Contents, Packet, Segmentation, complete};
 use crate::rate_limit::RateLimit;
-use crate::receiver::LARGEST_RECEIVED;
 use crate::rings::Rings;
 use crate::sender::{LARGEST_SENT, Sender};
 use crate::sequences::{Repeats, Sequences};
 use alloc::vec;
-use alloc::vec::Vec;
-use bulkhead_grant::memory::{OutOfMemory, filled};
 use bulkhead_ring::netif::{Extra, PacketFlags};
 use bulkhead_xen::Hypervisor;
 use core::num::{NonZeroU16, NonZeroUsize};
@@ -58,22 +55,19 @@ pub struct Device<H: Hypervisor> {
     /// The connections over it.
     pub sequences: Sequences,
     counts: Counts,
-    /// The packet that is being received.
-    received: Vec<u8>,
 }
 
 impl<H: Hypervisor> Device<H> {
     /// Returns a device without a backend.
-    pub fn new() -> Result<Self, OutOfMemory> {
-        Ok(Device {
+    pub fn new() -> Self {
+        Device {
             rings: None,
             offer: Offer::default(),
             lie: None,
             dhcp_answers: None,
             sequences: Sequences::default(),
             counts: Counts::default(),
-            received: filled(LARGEST_RECEIVED, |_| 0)?,
-        })
+        }
     }
 
     /// Returns the packets and bytes so far.
@@ -130,11 +124,11 @@ impl<H: Hypervisor> Device<H> {
             .unwrap_or(false)
     }
 
-    /// Receives the next packet that is sound; returns its length.
-    fn next(&mut self, now: Instant) -> Option<usize> {
+    /// Receives the next packet that is sound.
+    fn next(&mut self, now: Instant) -> Option<Packet> {
         loop {
             let rings = self.rings.as_mut().filter(|_| self.lie.is_none())?;
-            let packet = match rings.rx.receive(&mut self.received) {
+            let packet = match rings.rx.receive() {
                 Ok(packet) => packet?,
                 Err(lie) => {
                     self.lie = Some(lie);
@@ -142,7 +136,7 @@ impl<H: Hypervisor> Device<H> {
                 }
             };
             let vouched = PacketFlags::CHECKSUM_BLANK | PacketFlags::CHECKSUM_VALID;
-            let contents = Contents::of(&self.received[..packet.len]);
+            let contents = Contents::of(rings.rx.bytes(&packet));
             if packet.flags.intersects(vouched) || contents.is_sound() {
                 if let Some((own, limit)) = &mut self.dhcp_answers
                     && contents.is_dhcp_answer(*own)
@@ -155,7 +149,7 @@ impl<H: Hypervisor> Device<H> {
                 }
                 self.counts.received += 1;
                 self.counts.received_bytes += packet.len as u64;
-                return Some(packet.len);
+                return Some(packet);
             }
             self.counts.damaged += 1;
         }
@@ -174,10 +168,11 @@ impl<H: Hypervisor> smoltcp::phy::Device for Device<H> {
         if !self.has_room() {
             return None;
         }
-        let len = self.next(now)?;
-        let frame = &self.received[..len];
+        let packet = self.next(now)?;
+        let rings = self.rings.as_mut()?;
+        let frame = rings.rx.bytes(&packet);
         let token = TxToken {
-            sender: &mut self.rings.as_mut()?.tx,
+            sender: &mut rings.tx,
             counts: &mut self.counts,
             offer: &self.offer,
             sequences: &mut self.sequences,

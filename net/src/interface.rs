@@ -8,7 +8,6 @@ use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use bulkhead_executor::{Flag, Handle, Signal};
-use bulkhead_grant::memory::OutOfMemory;
 use bulkhead_xen::{Hypervisor, Instant};
 use core::cell::RefCell;
 use core::future::{Future, poll_fn};
@@ -86,16 +85,16 @@ impl<H: Hypervisor> Interface<H> {
         handle: &Handle<H>,
         settings: Settings,
         random: fn() -> u64,
-    ) -> Result<Rc<Self>, OutOfMemory> {
+    ) -> Rc<Self> {
         let mut sockets = SocketSet::new(Vec::new());
         let dns = sockets.add(dns::Socket::new(&[], Vec::new()));
         let lease = settings.dhcp.then(|| Lease::new(&mut sockets));
-        Ok(Rc::new(Interface {
+        Rc::new(Interface {
             name,
             handle: handle.clone(),
             random,
             state: RefCell::new(State {
-                device: Device::new()?,
+                device: Device::new(),
                 stack: None,
                 sockets,
                 dns,
@@ -111,7 +110,7 @@ impl<H: Hypervisor> Interface<H> {
             }),
             work: Signal::default(),
             gone: Flag::default(),
-        }))
+        })
     }
 
     /// Uses a backend, which `State::device` has. `mac` is the interface's.

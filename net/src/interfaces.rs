@@ -120,10 +120,7 @@ impl<H: Hypervisor> Interfaces<H> {
             _ => Settings::default(),
         };
         let name = format!("vif{number}");
-        let interface = match Interface::new(name, &self.handle, settings, self.random) {
-            Ok(interface) => interface,
-            Err(error) => return log::error!("{INTERFACES}/{number}: {error}"),
-        };
+        let interface = Interface::new(name, &self.handle, settings, self.random);
         let changed = Signal::default();
         all.push(Followed {
             number,

@@ -15,13 +15,15 @@ const DHCP_CLIENT_PORT: u16 = 68;
 /// The place of the client's address in a datagram of DHCP: a UDP header, and what precedes it (RFC 2131, 2).
 const CLIENT: usize = 8 + 28;
 
-/// A packet that was copied out of the backend's pages.
+/// A packet that has arrived, and that the backend cannot change any more.
 #[derive(Clone, Copy, Debug)]
 pub struct Packet {
     /// Its bytes.
     pub len: usize,
     /// What the backend says of it.
     pub flags: PacketFlags,
+    /// Where it begins in the pages that it arrived in; `None` if it was copied out of them.
+    pub start: Option<usize>,
 }
 
 /// How the backend is to cut a packet.

@@ -1,8 +1,13 @@
 //! The ring that packets are received with, and their pages.
+//!
+//! A packet stays where it has arrived. Before anybody looks at it, the grants of its pages are suspended: the backend
+//! cannot change it then. Small ones are copied out, which costs less, and so is what does not lie in one piece.
 
 use crate::lie::Lie;
 use crate::packet::Packet;
 use crate::rings::ring;
+use alloc::vec::Vec;
+use bulkhead_grant::memory::filled;
 use bulkhead_grant::{NotShared, SharedMemory};
 use bulkhead_ring::netif::{NetifRx, PacketFlags, RxPart, RxRequest, RxResponse};
 use bulkhead_ring::{FrontRing, SharedPages};
@@ -12,7 +17,10 @@ use bulkhead_xen::{GrantRef, Hypervisor, PAGE_SIZE};
 pub const RX_PAGES: usize = 256;
 
 /// The most bytes of a packet that is received. A backend's own limit is 64 KiB, with or without headers.
-pub const LARGEST_RECEIVED: usize = 17 * PAGE_SIZE;
+const LARGEST_RECEIVED: usize = 17 * PAGE_SIZE;
+
+/// The bytes of a packet up to which it is copied.
+const SMALL: usize = 512;
 
 /// What packets are received with.
 pub struct Receiver<H: Hypervisor> {
@@ -21,8 +29,12 @@ pub struct Receiver<H: Hypervisor> {
     ring_memory: SharedMemory<H>,
     pages: SharedMemory<H>,
     /// The slot that the next response stands in.
-    next: u16,
+    next: usize,
     incoming: Incoming,
+    /// The slots of the last packet, from the first one on: the backend has them again when the next one is asked for.
+    lent: (usize, usize),
+    /// The packet that was copied, and is being copied.
+    copy: Vec<u8>,
     /// Something was put into the ring.
     unpublished: bool,
     /// Packets that the backend reported it could not deliver.
@@ -39,23 +51,49 @@ struct Incoming {
     extra: bool,
     /// The backend says that it failed.
     failed: bool,
+    /// Its bytes are copied as they come, and none of its slots is kept.
+    copied: bool,
+    /// Its slots that are kept: the first one, and how many.
+    first: usize,
+    slots: usize,
+    /// Where it begins in the page of the first one, and the bytes there.
+    offset: usize,
+    first_len: usize,
+    /// The slots of details behind the first one.
+    details: usize,
+}
+
+impl Incoming {
+    /// Returns whether the next part, which is not the first one, lies behind the last one in memory; details aside. An
+    /// empty one does not, so each has a page more of the packet, whose length is limited.
+    fn goes_on_at(&self, slot: usize, offset: usize, len: usize) -> bool {
+        let end = match self.len > self.first_len {
+            true => self.len - self.first_len,
+            false => self.offset + self.first_len,
+        };
+        let fills_page = end > 0 && end.is_multiple_of(PAGE_SIZE);
+        slot != 0 && offset == 0 && len > 0 && fills_page
+    }
 }
 
 impl<H: Hypervisor> Receiver<H> {
-    /// Makes an empty ring, and gives the backend all pages. Both are granted to it.
+    /// Makes an empty ring, and gives the backend all of the [`RX_PAGES`] pages. Both are granted to it.
     pub fn new(ring_memory: SharedMemory<H>, pages: SharedMemory<H>) -> Result<Self, NotShared> {
+        let no_memory = |_| NotShared::NoMemory {
+            bytes: LARGEST_RECEIVED,
+        };
         let mut receiver = Receiver {
             ring: ring(&ring_memory, NetifRx)?,
             ring_memory,
             pages,
             next: 0,
             incoming: Incoming::default(),
+            lent: (0, 0),
+            copy: filled(LARGEST_RECEIVED, |_| 0).map_err(no_memory)?,
             unpublished: true,
             refused: 0,
         };
-        for slot in 0..RX_PAGES as u16 {
-            receiver.offer(slot);
-        }
+        receiver.offer(0, RX_PAGES);
         Ok(receiver)
     }
 
@@ -69,47 +107,81 @@ impl<H: Hypervisor> Receiver<H> {
         [self.ring_memory, self.pages]
     }
 
-    /// Gives the backend the page of a slot, to put a packet into.
-    fn offer(&mut self, slot: u16) {
-        let Some(gref) = self.pages.gref(slot.into()) else {
-            return;
-        };
-        // There are as many pages as slots, and this one has just been taken.
-        let _ = self.ring.push(&RxRequest { id: slot, gref });
-        self.unpublished = true;
+    /// Gives the backend the pages of slots, from the first one on, to put packets into.
+    fn offer(&mut self, first: usize, count: usize) {
+        for slot in (first..first + count).map(|slot| slot % RX_PAGES) {
+            let Some(gref) = self.pages.gref(slot) else {
+                return;
+            };
+            self.pages.give(slot);
+            let id = slot as u16;
+            // There are as many pages as slots, and this one has been taken.
+            let _ = self.ring.push(&RxRequest { id, gref });
+            self.unpublished = true;
+        }
     }
 
-    /// Copies the next packet that has arrived into `frame`; `None` if none is complete. `frame` has
-    /// [`LARGEST_RECEIVED`] bytes, and is the same one each time: it holds the parts that have arrived.
-    pub fn receive(&mut self, frame: &mut [u8]) -> Result<Option<Packet>, Lie> {
+    /// Gives the backend the slots of the last packet again, whose bytes are of no use any more.
+    fn give_back(&mut self) {
+        let (first, count) = core::mem::take(&mut self.lent);
+        self.offer(first, count);
+    }
+
+    /// Takes the next packet that has arrived; `None` if none is complete. The bytes of the one before are gone then.
+    pub fn receive(&mut self) -> Result<Option<Packet>, Lie> {
+        self.give_back();
         while let Some(response) = self.ring.take()? {
             let slot = self.next;
-            self.next = (slot + 1) % RX_PAGES as u16;
-            let complete = self.take(response, slot, frame)?;
-            self.offer(slot);
+            self.next = (slot + 1) % RX_PAGES;
+            let complete = self.take(response, slot)?;
+            match self.incoming.copied {
+                true => self.offer(slot, 1),
+                false => self.incoming.slots += 1,
+            }
             if !complete {
                 continue;
             }
+            let start = match self.incoming.failed {
+                true => None,
+                false => self.gather(),
+            };
             let packet = core::mem::take(&mut self.incoming);
+            self.lent = (packet.first, packet.slots);
             if !packet.failed {
                 return Ok(Some(Packet {
                     len: packet.len,
                     flags: packet.flags,
+                    start,
                 }));
             }
             self.refused += 1;
+            self.give_back();
         }
         Ok(None)
     }
 
+    /// Returns the bytes of the last packet.
+    #[inline]
+    pub fn bytes(&mut self, packet: &Packet) -> &[u8] {
+        match packet.start {
+            Some(start) => self.pages.bytes(start, packet.len).unwrap_or_default(),
+            None => &self.copy[..packet.len],
+        }
+    }
+
     /// Takes a response. Returns whether the packet is complete with it.
-    fn take(&mut self, response: RxResponse, slot: u16, frame: &mut [u8]) -> Result<bool, Lie> {
+    fn take(&mut self, response: RxResponse, slot: usize) -> Result<bool, Lie> {
         let incoming = &mut self.incoming;
         if incoming.extra {
             let extra = response.extra();
             incoming.extra = extra.more;
+            incoming.details += 1;
             // It is whole as it is, however the backend came by it.
-            return Ok(!extra.more && !incoming.flags.contains(PacketFlags::MORE_DATA));
+            let complete = !extra.more && !incoming.flags.contains(PacketFlags::MORE_DATA);
+            if slot == 0 || incoming.details > 1 {
+                self.copy_out();
+            }
+            return Ok(complete);
         }
         let RxPart {
             id,
@@ -117,40 +189,109 @@ impl<H: Hypervisor> Receiver<H> {
             flags,
             status,
         } = response.part();
-        if id != slot {
+        if usize::from(id) != slot {
             return Err(Lie::Unasked(id));
         }
-        match usize::try_from(status) {
-            Ok(len) => {
-                let start = usize::from(offset);
-                if start + len > PAGE_SIZE {
-                    return Err(Lie::OutsidePage { offset, len });
-                }
-                let room = frame.get_mut(incoming.len..incoming.len + len);
-                let room = room.ok_or(Lie::TooLong)?;
-                let page = usize::from(slot) * PAGE_SIZE;
-                self.pages.copy_out(page + start, room);
-                incoming.len += len;
+        let start = usize::from(offset);
+        let len = match usize::try_from(status) {
+            Ok(len) => len,
+            Err(_) => {
+                incoming.failed = true;
+                0
             }
-            Err(_) => incoming.failed = true,
+        };
+        if start + len > PAGE_SIZE {
+            return Err(Lie::OutsidePage { offset, len });
+        }
+        if incoming.len + len > LARGEST_RECEIVED {
+            return Err(Lie::TooLong);
         }
         match incoming.any {
-            // Only the first part has details, and tells of the checksum.
-            true => incoming.flags.set(
-                PacketFlags::MORE_DATA,
-                flags.contains(PacketFlags::MORE_DATA),
-            ),
+            true => {
+                // Only the first part has details, and tells of the checksum.
+                let more = flags.contains(PacketFlags::MORE_DATA);
+                incoming.flags.set(PacketFlags::MORE_DATA, more);
+                if !incoming.goes_on_at(slot, start, len) {
+                    self.copy_out();
+                }
+            }
             false => {
-                incoming.flags = flags;
-                incoming.extra = flags.contains(PacketFlags::EXTRA_INFO);
+                *incoming = Incoming {
+                    flags,
+                    any: true,
+                    extra: flags.contains(PacketFlags::EXTRA_INFO),
+                    failed: incoming.failed,
+                    first: slot,
+                    offset: start,
+                    first_len: len,
+                    ..Incoming::default()
+                };
             }
         }
-        incoming.any = true;
+        let incoming = &mut self.incoming;
+        if incoming.copied {
+            let room = &mut self.copy[incoming.len..incoming.len + len];
+            self.pages.copy_out(slot * PAGE_SIZE + start, room);
+        }
+        incoming.len += len;
         Ok(!incoming.extra && !flags.contains(PacketFlags::MORE_DATA))
+    }
+
+    /// Copies what has arrived of a packet, and gives the slots of it back: its bytes are copied from now on.
+    fn copy_out(&mut self) {
+        let incoming = &mut self.incoming;
+        if core::mem::replace(&mut incoming.copied, true) {
+            return;
+        }
+        let start = incoming.first * PAGE_SIZE + incoming.offset;
+        let (first, rest) = self.copy[..incoming.len].split_at_mut(incoming.first_len);
+        self.pages.copy_out(start, first);
+        if !rest.is_empty() {
+            let page = incoming.first + 1 + incoming.details;
+            self.pages.copy_out(page * PAGE_SIZE, rest);
+        }
+        let (first, slots) = (incoming.first, core::mem::take(&mut incoming.slots));
+        self.offer(first, slots);
+    }
+
+    /// Makes one piece of a packet that is complete, where nobody but this domain can change it. Returns where it begins in
+    /// the pages; `None` if it was copied.
+    fn gather(&mut self) -> Option<usize> {
+        let incoming = &self.incoming;
+        let (first, slots) = (incoming.first, incoming.slots);
+        let withdrawn = !incoming.copied
+            && incoming.len > SMALL
+            && (first..first + slots).all(|slot| self.pages.withdraw(slot));
+        let start = match withdrawn {
+            true => self.close_gap(),
+            false => None,
+        };
+        if start.is_none() {
+            self.copy_out();
+        }
+        start
+    }
+
+    /// Has a packet in its pages go over the one with the details, by moving what is less: what is before it or behind it.
+    fn close_gap(&mut self) -> Option<usize> {
+        let incoming = &self.incoming;
+        let (first, gap) = (incoming.first * PAGE_SIZE, incoming.details * PAGE_SIZE);
+        let bytes = self.pages.bytes(first, incoming.slots * PAGE_SIZE)?;
+        let (offset, rest) = (incoming.offset, incoming.len - incoming.first_len);
+        if rest == 0 || gap == 0 {
+            return Some(first + offset);
+        }
+        if rest <= incoming.first_len {
+            bytes.copy_within(PAGE_SIZE + gap..PAGE_SIZE + gap + rest, PAGE_SIZE);
+            return Some(first + offset);
+        }
+        bytes.copy_within(offset..offset + incoming.first_len, offset + gap);
+        Some(first + offset + gap)
     }
 
     /// Shows the backend what was put into the ring. Returns whether it wants to be notified of that.
     pub fn publish(&mut self) -> bool {
+        self.give_back();
         core::mem::take(&mut self.unpublished) && self.ring.publish()
     }
 

@@ -1,9 +1,10 @@
-//! The two rings to a backend, with the pages that packets are copied through.
+//! The two rings to a backend, with the pages that packets lie in.
 //!
 //! Each page is granted once for a connection, and belongs to a slot: what is received arrives in the page of the
 //! request that its response stands in the place of (io/netif.h, "Guest receive"), and a page that is sent has the
-//! number of its request. Packets that arrive are copied out before they are looked at, so the backend cannot change them
-//! then; those that are sent are made in their pages, which it can only read.
+//! number of its request. The backend cannot change packets that are looked at: the grants of the pages in which they
+//! arrived are suspended before that, or they are copied. Those that are sent are made in their pages, which it can only
+//! read.
 
 use crate::lie::Lie;
 use crate::receiver::{RX_PAGES, Receiver};

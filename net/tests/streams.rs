@@ -53,6 +53,38 @@ fn a_stream_carries_bytes_both_ways_without_any_offload() {
     }
 }
 
+#[test]
+fn packets_arrive_however_the_backend_divides_them() {
+    for (most, offset) in [
+        (1000, 0),
+        (1000, 3096),
+        (20, 4076),
+        (4000, 96),
+        (4095, 1),
+        (16, 0),
+    ] {
+        let world = World::new(true);
+        world.back.borrow_mut().part = (most, offset);
+        // A packet is to have fewer parts than the ring has slots.
+        let len = if most < 100 { 3000 } else { 300_000 };
+        echo(&world, "10.0.0.2:7", len);
+        let counts = world.net.list()[0].counts();
+        assert_eq!((counts.damaged, counts.refused), (0, 0), "{most} {offset}");
+        world.end();
+    }
+}
+
+#[test]
+fn packets_arrive_in_a_page_that_the_backend_keeps() {
+    let world = World::new(true);
+    world.back.borrow_mut().keeps_page = true;
+    echo(&world, "10.0.0.2:7", 300_000);
+    let counts = world.net.list()[0].counts();
+    assert_eq!((counts.damaged, counts.refused), (0, 0), "{counts:?}");
+    assert!(world.back.borrow_mut().let_go());
+    world.end();
+}
+
 /// A server that is not told that the last packet has come sends the end of it again.
 #[test]
 fn a_packet_is_acknowledged_before_its_sender_repeats_it() {

@@ -61,6 +61,11 @@ pub struct NetBack {
     pub segmented: usize,
     /// It looks at nothing.
     pub stalled: bool,
+    /// The most bytes that it puts into a page, from that byte on.
+    pub part: (usize, u16),
+    /// It maps the next page for a packet, and keeps it.
+    pub keeps_page: bool,
+    kept: Option<GrantHandle>,
     /// It takes no packets of the frontend's, as one whose rate is limited does not for a while.
     pub takes_nothing: bool,
 }
@@ -84,6 +89,9 @@ impl NetBack {
             from_frontend: VecDeque::new(),
             segmented: 0,
             stalled: false,
+            part: (PAGE_SIZE, 0),
+            keeps_page: false,
+            kept: None,
             takes_nothing: false,
         };
         back.attach(&mut sim.store(), domain.id());
@@ -244,6 +252,39 @@ impl NetBack {
         self.to_frontend.clear();
     }
 
+    /// The place where a page is kept mapped.
+    fn place_of_kept(&self) -> u64 {
+        self.region.base.as_ptr() as u64 + 2 * PAGE_SIZE as u64
+    }
+
+    /// Maps a page, and keeps it.
+    fn keep(&mut self, gref: GrantRef) {
+        let place = self.place_of_kept();
+        let mut batch = [MapGrantRef::new(
+            place,
+            MapFlags::HOST_MAP,
+            gref,
+            self.frontend,
+        )];
+        // SAFETY: a page of the region, where nothing is mapped.
+        let mapped = unsafe { self.hypervisor.map_grants(&mut batch) };
+        mapped.expect("the hypercall");
+        assert_eq!(batch[0].status, GrantStatus::OKAY);
+        self.kept = Some(batch[0].handle);
+    }
+
+    /// Lets go of the page that it kept; returns whether there was one.
+    pub fn let_go(&mut self) -> bool {
+        let Some(handle) = self.kept.take() else {
+            return false;
+        };
+        let mut batch = [UnmapGrantRef::new(self.place_of_kept(), handle)];
+        // SAFETY: nothing refers to it.
+        let unmapped = unsafe { self.hypervisor.unmap_grants(&mut batch) };
+        unmapped.expect("the hypercall");
+        true
+    }
+
     /// Copies between the own page and one of the frontend's.
     fn copy(&self, gref: GrantRef, offset: u16, len: usize, into_frontend: bool) {
         let status = self.try_copy(gref, offset, len, into_frontend);
@@ -385,7 +426,8 @@ impl NetBack {
 
     /// Puts a packet into the frontend's pages. Returns false if there are not enough.
     fn put(&mut self, rings: &mut Rings, frame: &Frame) -> bool {
-        let chunks: Vec<&[u8]> = frame.bytes.chunks(PAGE_SIZE).collect();
+        let (most, offset) = self.part;
+        let chunks: Vec<&[u8]> = frame.bytes.chunks(most).collect();
         let extra = usize::from(frame.segment.is_some());
         if rings.pages.len() < chunks.len() + extra {
             return false;
@@ -397,7 +439,10 @@ impl NetBack {
                 let from = NonNull::from(*chunk).cast();
                 self.page.copy_from_nonoverlapping(from, chunk.len());
             }
-            self.copy(request.gref, 0, chunk.len(), true);
+            self.copy(request.gref, offset, chunk.len(), true);
+            if std::mem::take(&mut self.keeps_page) {
+                self.keep(request.gref);
+            }
             let mut flags = PacketFlags::empty();
             flags.set(PacketFlags::MORE_DATA, number + 1 < chunks.len());
             if number == 0 && frame.blank {
@@ -406,7 +451,7 @@ impl NetBack {
             flags.set(PacketFlags::EXTRA_INFO, number == 0 && extra == 1);
             let part = RxPart {
                 id: request.id,
-                offset: 0,
+                offset,
                 flags,
                 status: chunk.len() as i16,
             };

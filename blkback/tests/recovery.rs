@@ -301,6 +301,69 @@ fn several_queues_are_taken_up_together() {
 }
 
 #[test]
+fn queues_of_two_vcpus_are_served_on_after_a_crash_of_either() {
+    let world = World::with(Setup {
+        vcpus: 2,
+        recover: true,
+        ..Setup::default()
+    });
+    let guest = Guest::with_memory(&world, 2048);
+    let style = Style {
+        queues: 2,
+        ..Style::persistent(true)
+    };
+    let mut disk = guest.attach("xvda", "ram:disk0").styled(style).connected();
+    let node = format!("{}/statistics", disk.vbd.backend_path());
+    let expect_spread = || {
+        world.write(&node, "refresh");
+        let lines = world.read(&node).expect("the node is there");
+        let vcpu = |queue| {
+            let name = format!("queue_{queue}_vcpu ");
+            lines.lines().find_map(|line| line.strip_prefix(&name))
+        };
+        assert!(vcpu(0).is_some() && vcpu(0) != vcpu(1), "{lines}");
+    };
+    expect_spread();
+    let mut random = Random::new(6);
+    // Crashes before the first vCPU has answered everything, and after that.
+    let mut crashes = [0; 2];
+    for round in 1..=60_u8 {
+        let mut asked = Vec::new();
+        for queue in 0..2 {
+            let link = disk.queue(queue);
+            let ids: Vec<_> = (0..8)
+                .map(|at| link.push_write(queue as u64 * 64 + at, &[round; 512]))
+                .collect();
+            link.kick();
+            asked.push(ids);
+        }
+        let crash = world.crash_after(random.below(24), random.below(400));
+        let mut answered: Vec<Vec<_>> = disk.queues().map(|queue| queue.collect()).collect();
+        if let Crash::Crashed(_) = crash {
+            let done = answered.iter().any(|answers| answers.len() == 8);
+            crashes[usize::from(done)] += 1;
+        }
+        world.restart();
+        world.run();
+        world.wait(Duration::from_millis(5));
+        for (queue, answers) in answered.iter_mut().enumerate() {
+            answers.extend(disk.queue(queue).collect());
+            let mut ids: Vec<RequestId> = answers.iter().map(|answer| answer.id).collect();
+            ids.sort();
+            asked[queue].sort();
+            assert_eq!(ids, asked[queue], "round {round}, queue {queue}, {crash:?}");
+            assert!(answers.iter().all(|answer| answer.status == Status::Okay));
+            let written = disk.read(queue as u64 * 64, 8);
+            assert!(written.iter().all(|byte| *byte == round), "round {round}");
+        }
+        expect_spread();
+    }
+    assert!(crashes.iter().all(|count| *count > 5), "{crashes:?}");
+    disk.detach();
+    world.nothing_left_in_xen();
+}
+
+#[test]
 fn a_long_discard_is_begun_again_and_no_later_request_overtakes_it() {
     let size = 8 << 20;
     let world = World::with(Setup {

@@ -5,6 +5,8 @@ use crate::events::Bitmaps;
 use crate::{hypercall, time};
 use bulkhead_xen::VcpuId;
 use bulkhead_xen::abi::sched::{self, ShutdownReason};
+#[cfg(feature = "recover")]
+use bulkhead_xen::abi::shared_info::LEGACY_MAX_VCPUS;
 use bulkhead_xen::abi::shared_info::{SharedInfo, VcpuInfo};
 use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
@@ -61,13 +63,41 @@ pub fn vcpu_info(id: VcpuId) -> *mut VcpuInfo {
 /// Forgets all notifications of event channels.
 #[cfg(feature = "recover")]
 pub fn forget_events() {
-    let info = vcpu_info(VcpuId(0));
     bitmaps().mask_all();
     bitmaps().clear_all();
+    for id in 0..LEGACY_MAX_VCPUS as u32 {
+        let (_, pending, selector) = upcall_fields(VcpuId(id));
+        selector.store(0, Ordering::SeqCst);
+        pending.store(0, Ordering::SeqCst);
+    }
+}
+
+/// Forgets what a vCPU that has stopped was notified of, and lets the next notification interrupt it.
+#[cfg(feature = "recover")]
+pub fn allow_upcall(id: VcpuId) {
+    let (mask, pending, selector) = upcall_fields(id);
+    selector.store(0, Ordering::SeqCst);
+    pending.store(0, Ordering::SeqCst);
+    mask.store(0, Ordering::SeqCst);
+}
+
+/// Lets an upcall be pending for a vCPU that has stopped: it takes it as soon as it goes on.
+#[cfg(feature = "recover")]
+pub fn raise_upcall(id: VcpuId) {
+    upcall_fields(id).1.store(1, Ordering::SeqCst);
+}
+
+/// The fields of a vCPU's part of the shared page: its upcall mask, its pending flag, and the selector.
+#[cfg(feature = "recover")]
+fn upcall_fields(id: VcpuId) -> (&'static AtomicU8, &'static AtomicU8, &'static AtomicU64) {
+    let info = vcpu_info(id);
     // SAFETY: set once at boot to the shared page, which stays; its fields are only accessed atomically.
     unsafe {
-        AtomicU64::from_ptr(&raw mut (*info).evtchn_pending_sel).store(0, Ordering::SeqCst);
-        AtomicU8::from_ptr(&raw mut (*info).evtchn_upcall_pending).store(0, Ordering::SeqCst);
+        (
+            AtomicU8::from_ptr(&raw mut (*info).evtchn_upcall_mask),
+            AtomicU8::from_ptr(&raw mut (*info).evtchn_upcall_pending),
+            AtomicU64::from_ptr(&raw mut (*info).evtchn_pending_sel),
+        )
     }
 }
 

@@ -1,7 +1,11 @@
 //! Event channels: what Xen is asked of them, for the calling vCPU.
 
 use crate::{hypercall, vcpu};
+#[cfg(feature = "recover")]
+use bulkhead_xen::DomId;
 use bulkhead_xen::abi::event_channel;
+#[cfg(feature = "recover")]
+use bulkhead_xen::abi::shared_info::EVENT_WORDS;
 use bulkhead_xen::{Errno, Port, VcpuId};
 
 /// An `event_channel_op` whose argument is in `request`.
@@ -23,6 +27,23 @@ pub fn deliver_here(port: Port) -> Result<(), Errno> {
     }
     here.ports.insert(port);
     operation(event_channel::UNMASK, &mut event_channel::OnPort { port })
+}
+
+/// Returns all ports of the domain, as Xen describes them.
+#[cfg(feature = "recover")]
+pub fn all() -> impl Iterator<Item = event_channel::Status> {
+    // Xen has room for ports up to the largest that was ever used, and a little beyond.
+    (1..EVENT_WORDS as u32 * u64::BITS).map_while(|number| {
+        let mut request = event_channel::Status {
+            dom: DomId::SELF,
+            port: Port(number),
+            status: event_channel::STATUS_CLOSED,
+            vcpu: VcpuId(0),
+            other_end: [0; 2],
+        };
+        operation(event_channel::STATUS, &mut request).ok()?;
+        Some(request)
+    })
 }
 
 /// Notifies a port's other end.

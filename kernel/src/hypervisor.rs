@@ -93,6 +93,8 @@ impl Hypercalls {
 // grant table are address space that boot set aside for them alone, and both are handed out once.
 unsafe impl Hypervisor for Hypercalls {
     unsafe fn map_grants(&self, batch: &mut [MapGrantRef]) -> Result<(), Errno> {
+        #[cfg(feature = "recover")]
+        let _change = mappings::Change::begin();
         grant_operation(memory::GNTTABOP_MAP_GRANT_REF, batch)?;
         #[cfg(feature = "recover")]
         mappings::mapped(batch);
@@ -101,6 +103,8 @@ unsafe impl Hypervisor for Hypercalls {
 
     // Xen flushes the translations of all the domain's vCPUs before the hypercall returns.
     unsafe fn unmap_grants(&self, batch: &mut [UnmapGrantRef]) -> Result<(), Errno> {
+        #[cfg(feature = "recover")]
+        let _change = mappings::Change::begin();
         grant_operation(memory::GNTTABOP_UNMAP_GRANT_REF, batch)?;
         #[cfg(feature = "recover")]
         mappings::unmapped(batch);

@@ -24,7 +24,7 @@
 //!   hypervisor::Hypercalls (bulkhead_xen::Hypervisor by hypercalls)   reservation   transfer   grants
 //!            │                                                        registers   interrupts
 //!            │
-//!   watchdog ──> panic ──> devices   logger (the console behind log)   recovery (starting again in place)
+//!   watchdog ──> panic ──> reporter   devices   logger (the console behind log)   recovery (starting again in place)
 //!            │
 //!   memory   domain   cpu   event_channels   vcpu   time   hypercall
 //! ```
@@ -86,6 +86,8 @@ pub mod machine;
 mod panic;
 #[cfg(feature = "unikernel")]
 mod registers;
+#[cfg(feature = "unikernel")]
+mod reporter;
 #[cfg(feature = "unikernel")]
 mod reservation;
 #[cfg(feature = "unikernel")]

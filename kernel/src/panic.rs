@@ -4,17 +4,13 @@ use crate::cpu::exceptions::{self, ExceptionFrame};
 use crate::memory::{image, map};
 #[cfg(feature = "recover")]
 use crate::recovery::restart;
-use crate::{devices, domain, hypercall, logger, vcpu};
+use crate::{devices, domain, logger, reporter, vcpu};
 use bulkhead_xen::VcpuId;
-use bulkhead_xen::abi::sched::{ShutdownReason, VCPUOP_DOWN};
+use bulkhead_xen::abi::sched::ShutdownReason;
 use core::arch::asm;
 use core::fmt;
 use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
-
-/// The number of the vCPU that reports, and one.
-static REPORTING: AtomicU32 = AtomicU32::new(0);
 
 /// The return addresses on the stack, by its chain of frame pointers. Standing on uncertain
 /// ground, it looks only at mapped, aligned addresses and follows the chain only upwards.
@@ -49,18 +45,18 @@ impl fmt::Display for Backtrace {
 /// itself fails, so that it cannot go on for ever.
 fn begin() {
     let own = vcpu::current().id();
-    match REPORTING.compare_exchange(0, own.0 + 1, Ordering::SeqCst, Ordering::SeqCst) {
-        Ok(_) => {
+    match reporter::begin() {
+        Ok(()) => {
             vcpu::all()
                 .map(vcpu::Vcpu::id)
                 .filter(|&other| other != own)
-                .for_each(stop);
+                .for_each(reporter::stop);
             #[cfg(feature = "recover")]
             restart::begin_report();
         }
-        Err(reporting) if reporting == own.0 + 1 => end(ShutdownReason::Crash),
+        Err(reporting) if reporting == own => end(ShutdownReason::Crash),
         // The first to fail is reported. It stops this vCPU, too.
-        Err(_) => stop_this_vcpu(),
+        Err(_) => reporter::stop_this_vcpu(),
     }
 }
 
@@ -98,18 +94,6 @@ fn stop_devices() -> usize {
         logger::drain();
     }
     devices.running
-}
-
-fn stop(vcpu: VcpuId) {
-    // SAFETY: takes no argument. A vCPU that does not run touches nothing.
-    let _ = unsafe { hypercall::vcpu_op(VCPUOP_DOWN.into(), vcpu.0.into(), 0) };
-}
-
-/// Stops the calling vCPU for good; the domain goes on without it.
-pub fn stop_this_vcpu() -> ! {
-    loop {
-        stop(vcpu::current().id());
-    }
 }
 
 /// Called by the exception entries.
@@ -157,7 +141,7 @@ pub extern "C" fn exception(frame: &ExceptionFrame) -> ! {
 pub fn hung(vcpu: VcpuId, limit: Duration) -> ! {
     begin();
     say(format_args!(
-        "\nwatchdog: vCPU {vcpu} has run for {} s without coming back to its work; the domain ends\n",
+        "\nwatchdog: vCPU {vcpu} has run for {} s without coming back to its work\n",
         limit.as_secs()
     ));
     logger::drain();

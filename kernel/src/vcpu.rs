@@ -8,6 +8,8 @@ use bulkhead_xen::{Instant, PAGE_SIZE, Port, VcpuId};
 use core::arch::asm;
 use core::ops::Range;
 use core::ptr;
+#[cfg(feature = "recover")]
+use core::sync::atomic::AtomicBool;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 /// One vCPU's state. Its own vCPU reads it on every event; others only look for its `ipi` port.
@@ -29,6 +31,9 @@ pub struct Vcpu {
     latest: AtomicU64,
     /// Signs of life of this vCPU, and those seen of its neighbour.
     pub watchdog: Liveness,
+    /// True while it has Xen map or unmap pages and notes what became of that.
+    #[cfg(feature = "recover")]
+    pub changes_mappings: AtomicBool,
 }
 
 /// The first vCPU's state.
@@ -51,6 +56,8 @@ impl Vcpu {
             armed: AtomicU64::new(0),
             latest: AtomicU64::new(0),
             watchdog: Liveness::new(),
+            #[cfg(feature = "recover")]
+            changes_mappings: AtomicBool::new(false),
         }
     }
 

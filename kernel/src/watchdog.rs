@@ -15,6 +15,8 @@
 //! the time-out is long; and while the first vCPU has nothing to do, the timer is off: it is set with
 //! the first thing that wakes that vCPU, and not for each.
 
+#[cfg(feature = "recover")]
+use crate::recovery::restart;
 use crate::vcpu::{self, Vcpu};
 use crate::{hypercall, panic};
 use bulkhead_xen::VcpuId;
@@ -22,10 +24,17 @@ use bulkhead_xen::abi::sched::{self, RunstateInfo};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use core::time::Duration;
 
+/// The interval and the limit where a hang is to be noticed soon.
+const CLOSE_INTERVAL: Duration = Duration::from_millis(500);
+#[cfg(feature = "recover")]
+const CLOSE_LIMIT: Duration = Duration::from_secs(2);
+
 /// Xen's time-out, in seconds; 0 for no watchdog.
 static TIMEOUT: AtomicU32 = AtomicU32::new(0);
 /// The number of Xen's timer; 0 while it is off.
 static TIMER: AtomicU32 = AtomicU32::new(0);
+/// True if a hang is to be noticed soon: when the domain starts again after it.
+static CLOSELY: AtomicBool = AtomicBool::new(false);
 /// True once Xen has refused the timer, which is logged once.
 static REFUSED: AtomicBool = AtomicBool::new(false);
 
@@ -35,15 +44,32 @@ pub fn start(seconds: u32) {
     TIMEOUT.store(seconds, Ordering::Relaxed);
 }
 
+/// Has vCPUs look at each other every half a second, and notice one that hangs for two seconds from the time on at which
+/// the domain would start again after that. To be called before [`interval`] is.
+#[cfg(feature = "recover")]
+pub fn watch_closely() {
+    CLOSELY.store(true, Ordering::Relaxed);
+}
+
 /// Returns the interval at which each vCPU has to call [`beat`]; `None` if the watchdog is off.
 pub fn interval() -> Option<Duration> {
     let timeout = TIMEOUT.load(Ordering::Relaxed);
-    (timeout > 0).then(|| Duration::from_secs(timeout.into()) / 30)
+    let interval = Duration::from_secs(timeout.into()) / 30;
+    let most = match CLOSELY.load(Ordering::Relaxed) {
+        true => CLOSE_INTERVAL,
+        false => interval,
+    };
+    (timeout > 0).then(|| interval.min(most))
 }
 
 /// Returns the time that a vCPU may run without coming back to its executor.
 fn limit() -> Duration {
-    Duration::from_secs(TIMEOUT.load(Ordering::Relaxed).into()) / 10
+    let limit = Duration::from_secs(TIMEOUT.load(Ordering::Relaxed).into()) / 10;
+    #[cfg(feature = "recover")]
+    if CLOSELY.load(Ordering::Relaxed) && restart::is_enabled() {
+        return limit.min(CLOSE_LIMIT);
+    }
+    limit
 }
 
 /// Records that the calling vCPU is alive, and checks the next one.

@@ -66,6 +66,8 @@ fn main(mut machine: Machine) -> ShutdownReason {
     let started = machine.started;
     let options = options(machine.command_line);
     start_watchdog(machine.command_line);
+    #[cfg(feature = "recover")]
+    recovery::watch_closely(&machine);
     #[allow(unused_mut, reason = "only TLS takes files out of the ramdisk")]
     let mut catalog = catalog(take(&mut machine.modules).into_iter().next());
     #[cfg(feature = "nbd")]
@@ -87,6 +89,8 @@ fn main(mut machine: Machine) -> ShutdownReason {
     #[cfg(feature = "recover")]
     recovery::follow(&machine, &handle, &store);
     let (vcpus, running) = start_vcpus(&machine, &mut executor, first, &store);
+    #[cfg(feature = "recover")]
+    recovery::crash_on_request(&machine, &handle, &store, &vcpus);
     let Some(region) = Region::new(hypervisor) else {
         log::error!("the address space for foreign pages has an owner already");
         return ShutdownReason::Crash;

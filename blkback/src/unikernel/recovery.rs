@@ -6,10 +6,10 @@ use alloc::vec;
 use alloc::vec::Vec;
 use bulkhead_blkback::Services;
 use bulkhead_blkback::recovery::Memory;
-use bulkhead_executor::{Executor, Handle};
+use bulkhead_executor::{Executor, Handle, VcpuSpawner};
 use bulkhead_kernel::command_line::value;
 use bulkhead_kernel::recovery::{region, restart};
-use bulkhead_kernel::{Hypercalls, Machine};
+use bulkhead_kernel::{Hypercalls, Machine, watchdog};
 use bulkhead_xen::{PAGE_SIZE, VcpuId};
 use bulkhead_xenbus::retry::persist;
 use bulkhead_xenbus::{CommandNode, excerpt};
@@ -48,6 +48,14 @@ fn is_on(line: &str, key: &str) -> bool {
             log::error!("command line: {key}={other}: expected on or off; off is used");
             false
         }
+    }
+}
+
+/// Has vCPUs watch each other closely, where a hang is to be followed by a restart. To be called before any of them
+/// serves.
+pub fn watch_closely(machine: &Machine) {
+    if machine.vcpus > 1 && value(machine.command_line, RECOVER) == Some("on") {
+        watchdog::watch_closely();
     }
 }
 
@@ -101,7 +109,7 @@ fn forget_watches(
     executor.run_until(|| done.get());
 }
 
-/// Shows what became of crashes, and crashes on purpose where the command line allows it.
+/// Shows what became of crashes.
 pub fn follow(machine: &Machine, handle: &Handle<Hypercalls>, store: &Client) {
     if let Some(last) = &machine.restarted {
         let (number, mut report) = (format!("{}", last.number), last.report.clone());
@@ -118,41 +126,66 @@ pub fn follow(machine: &Machine, handle: &Handle<Hypercalls>, store: &Client) {
             }
         });
     }
+}
+
+/// Crashes on purpose where the command line allows it.
+pub fn crash_on_request(
+    machine: &Machine,
+    handle: &Handle<Hypercalls>,
+    store: &Client,
+    vcpus: &[VcpuSpawner<Hypercalls>],
+) {
     if is_on(machine.command_line, TEST_CRASH) {
         log::warn!("{TEST_CRASH}=on: whoever may write {CRASH_NODE} can crash this domain");
-        let (store, waiting) = (store.clone(), handle.clone());
+        let (store, waiting, vcpus) = (store.clone(), handle.clone(), vcpus.to_vec());
         handle.spawn(async move {
-            let Err(error) = persist(&waiting, CRASH_NODE, async || crash(&store).await).await;
+            let following = async || follow_crashes(&store, &vcpus).await;
+            let Err(error) = persist(&waiting, CRASH_NODE, following).await;
             log::error!("{CRASH_NODE} cannot be followed any more: {error}");
         });
     }
 }
 
-/// Crashes the domain in the way that the node names.
-async fn crash(store: &Client) -> Result<Infallible, Error> {
+/// The ways to crash: their names, and what does it.
+const CRASHES: [(&str, fn()); 5] = [
+    ("panic", || panic!("as {CRASH_NODE} asked")),
+    ("null", || {
+        // SAFETY: meant to crash: nothing is mapped there.
+        unsafe { black_box(black_box(8) as *const u32).read_volatile() };
+    }),
+    ("stack", || {
+        black_box(overflow(1));
+    }),
+    ("heap", || {
+        let mut all = Vec::new();
+        loop {
+            all.push(black_box(vec![1_u8; 64 << 10]));
+        }
+    }),
+    ("hang", || {
+        loop {
+            core::hint::spin_loop();
+        }
+    }),
+];
+
+/// Crashes the domain in the way that the node names, on the vCPU whose number may follow.
+async fn follow_crashes(
+    store: &Client,
+    vcpus: &[VcpuSpawner<Hypercalls>],
+) -> Result<Infallible, Error> {
     let mut requests = CommandNode::watch(store, CRASH_NODE).await?;
     loop {
-        match requests.next().await?.as_str() {
-            "panic" => panic!("as {CRASH_NODE} asked"),
-            // SAFETY: meant to crash: nothing is mapped there.
-            "null" => unsafe {
-                black_box(black_box(8) as *const u32).read_volatile();
-            },
-            "stack" => {
-                black_box(overflow(1));
-            }
-            "heap" => {
-                let mut all = Vec::new();
-                loop {
-                    all.push(black_box(vec![1_u8; 64 << 10]));
-                }
-            }
-            "hang" => loop {
-                core::hint::spin_loop();
-            },
-            other => log::error!(
-                "{CRASH_NODE}: {}: expected panic, null, stack, heap or hang",
-                excerpt(other)
+        let text = requests.next().await?;
+        let (name, vcpu) = text.split_once(' ').unwrap_or((&text, "0"));
+        let crash = CRASHES.iter().find(|(known, _)| *known == name);
+        let vcpu = vcpu.parse().ok().map(VcpuId);
+        let vcpu = vcpus.iter().find(|one| Some(one.vcpu()) == vcpu);
+        match (crash, vcpu) {
+            (Some((_, crash)), Some(vcpu)) => vcpu.send(|_| crash()),
+            _ => log::error!(
+                "{CRASH_NODE}: {}: expected panic, null, stack, heap or hang, and the number of a vCPU",
+                excerpt(&text)
             ),
         }
     }
@@ -165,11 +198,12 @@ fn overflow(depth: u64) -> u64 {
     overflow(depth + 1) + room[depth as usize % 128]
 }
 
-/// Leaves the first vCPU alone where crashes are to be followed by restarts.
+/// Leaves the first vCPU alone where crashes are to be followed by restarts that could not have others.
 pub fn limit_vcpus(machine: &Machine, vcpus: &mut Vec<VcpuId>) {
-    if vcpus.len() > 1 && value(machine.command_line, RECOVER) == Some("on") {
+    let wanted = value(machine.command_line, RECOVER) == Some("on");
+    if vcpus.len() > 1 && wanted && !restart::can_have_several_vcpus() {
         log::warn!(
-            "{RECOVER}=on: one vCPU is used, {} are not",
+            "{RECOVER}=on: one vCPU is used, {} are not: the domain has no x2APIC",
             vcpus.len() - 1
         );
         vcpus.truncate(1);

@@ -184,7 +184,7 @@ impl World {
         #[cfg(feature = "recover")]
         let surviving = setup
             .recover
-            .then(|| Surviving::new(setup.options, setup.layer.clone()));
+            .then(|| Surviving::new(setup.options, setup.layer.clone(), setup.vcpus));
         let store_ring = storage.store_ring();
         // SAFETY: the domain's xenstore ring, used here alone.
         let ring = unsafe { Ring::new(storage.hypervisor(), store_ring) };

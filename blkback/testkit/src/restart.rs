@@ -26,10 +26,11 @@ pub struct Surviving {
     restarts: Cell<u32>,
     options: Options,
     layer: Option<Layer>,
+    vcpus: u32,
 }
 
 impl Surviving {
-    pub(super) fn new(options: Options, layer: Option<Layer>) -> Surviving {
+    pub(super) fn new(options: Options, layer: Option<Layer>, vcpus: u32) -> Surviving {
         // SAFETY: the layout of a type that is not empty.
         let memory = unsafe { alloc_zeroed(Layout::new::<Memory>()) };
         Surviving {
@@ -38,6 +39,7 @@ impl Surviving {
             restarts: Cell::new(0),
             options,
             layer,
+            vcpus,
         }
     }
 
@@ -92,7 +94,7 @@ impl World {
         std::mem::forget(self.executors());
         self.storage.restart();
 
-        let executors = Executors::new(&self.storage, 1);
+        let executors = Executors::new(&self.storage, surviving.vcpus);
         let handle = executors.handle();
         let store_ring = self.storage.store_ring();
         // SAFETY: the domain's xenstore ring; whoever has used it never goes on.

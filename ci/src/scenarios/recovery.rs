@@ -3,6 +3,7 @@
 use super::main_job::FIO_LIMIT;
 use crate::commands::build;
 use crate::config::Kind;
+use crate::host::guest::Guest;
 use crate::host::read_from;
 use crate::testbed::images::Image;
 use crate::testbed::leak_check::Holdings;
@@ -18,23 +19,35 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "restart-in-place-pvh",
         about: "a PVH driver domain crashes in three ways, boots again in its own domain and keeps its images and disks; the fourth crash ends it",
         demo: false,
-        run: |testbed| restarts(testbed, Kind::Pvh),
+        run: |testbed| restarts(testbed, Kind::Pvh, 1),
     },
     Scenario {
         name: "restart-in-place-pv",
         about: "a PV driver domain crashes in three ways, boots again in its own domain and keeps its images and disks; the fourth crash ends it",
         demo: false,
-        run: |testbed| restarts(testbed, Kind::Pv),
+        run: |testbed| restarts(testbed, Kind::Pv, 1),
+    },
+    Scenario {
+        name: "restart-in-place-vcpus-pvh",
+        about: "a PVH driver domain of two vCPUs hangs and crashes on either, boots again with both and keeps its images and disks",
+        demo: false,
+        run: |testbed| restarts(testbed, Kind::Pvh, 2),
+    },
+    Scenario {
+        name: "restart-in-place-vcpus-pv",
+        about: "a PV driver domain of two vCPUs hangs and crashes on either, boots again with both and keeps its images and disks",
+        demo: false,
+        run: |testbed| restarts(testbed, Kind::Pv, 2),
     },
     Scenario {
         name: "crashes-under-load-pvh",
-        about: "a PVH driver domain crashes three times under two guests with fio, verified: they notice a pause",
+        about: "a PVH driver domain of two vCPUs crashes three times, on either, under two guests with fio, verified: they notice a pause",
         demo: false,
         run: |testbed| crashes_under_load(testbed, Kind::Pvh),
     },
     Scenario {
         name: "crashes-under-load-pv",
-        about: "a PV driver domain crashes three times under two guests with fio, verified: they notice a pause",
+        about: "a PV driver domain of two vCPUs crashes three times, on either, under two guests with fio, verified: they notice a pause",
         demo: false,
         run: |testbed| crashes_under_load(testbed, Kind::Pv),
     },
@@ -43,14 +56,32 @@ pub const SCENARIOS: &[Scenario] = &[
 /// The time within which what a crashed boot held has to be given back.
 const GIVEN_BACK: Duration = Duration::from_secs(20);
 
-/// The ways to crash, and what the report of each says. On PV, Xen itself ends a domain whose stack overflows.
-fn crashes(kind: Kind) -> [(&'static str, &'static str); 3] {
-    let third = match kind {
-        Kind::Pv => ("heap", "memory allocation of"),
-        _ => ("stack", "the stack has overflowed"),
-    };
-    let null = ("null", "CPU exception 14: page fault");
-    [("panic", "as data/crash asked"), null, third]
+/// The ways to crash, with the number of the vCPU if it is not the first, and what the report of each says. On PV, Xen
+/// itself ends a domain whose stack overflows. A hang takes several vCPUs to be noticed.
+fn crashes(kind: Kind, vcpus: u32) -> [(&'static str, &'static str); 3] {
+    const FAULT: &str = "CPU exception 14: page fault";
+    match (kind, vcpus) {
+        (Kind::Pv, 1) => [
+            ("panic", "panic on vCPU 0"),
+            ("null", FAULT),
+            ("heap", "memory allocation of"),
+        ],
+        (_, 1) => [
+            ("panic", "panic on vCPU 0"),
+            ("null", FAULT),
+            ("stack", "the stack has overflowed"),
+        ],
+        (Kind::Pv, _) => [
+            ("hang", "watchdog: vCPU 0 has run for 2 s"),
+            ("null 1", FAULT),
+            ("hang 1", "watchdog: vCPU 1 has run for 2 s"),
+        ],
+        (_, _) => [
+            ("hang 1", "watchdog: vCPU 1 has run for 2 s"),
+            ("stack 1", "the stack has overflowed"),
+            ("hang", "watchdog: vCPU 0 has run for 2 s"),
+        ],
+    }
 }
 
 /// Writes random data to the disk and prints their sum.
@@ -64,7 +95,7 @@ const WRITE_ON: &str =
 /// Prints the sum of the disk as it reads without the guest's cache.
 const READ: &str = "dd if=/dev/xvda bs=64k count=64 iflag=direct 2>/dev/null | sha256sum";
 
-fn restarts(testbed: &Testbed, kind: Kind) -> Result<()> {
+fn restarts(testbed: &Testbed, kind: Kind, vcpus: u32) -> Result<()> {
     let host = testbed.host;
     let (here, _) = testbed.shared_file("bulkhead-recovering");
     fs::copy(build::build_recovering()?, here)?;
@@ -73,14 +104,17 @@ fn restarts(testbed: &Testbed, kind: Kind) -> Result<()> {
         .kernel("bulkhead-recovering")
         .images(&[Image::mib("disk", 4)])?
         .memory(24)
+        .vcpus(vcpus)
         .cmdline("recover=on test-crash=on")
         .start()?;
     let nothing = Holdings::by(host, storage.id)?;
     let disks = [disk("storage", "xvda", "rw", "ram:disk")];
-    let mut guest = host.lean_guest("guest", Kind::Pv, &disks)?;
+    let mut config = host.lean_guest_config("guest", Kind::Pv, &disks)?;
+    config.vcpus = vcpus;
+    let mut guest = Guest::wait(host.create(&config)?)?;
     let written = guest.ok(WRITE, MINUTE)?;
 
-    let [idle, busy, last] = crashes(kind);
+    let [idle, busy, last] = crashes(kind, vcpus);
     testbed.step(format!("{kind}: a crash while a disk is connected"));
     let connected = Holdings::by(host, storage.id)?;
     crash_and_return(&storage, idle, 1)?;
@@ -90,8 +124,13 @@ fn restarts(testbed: &Testbed, kind: Kind) -> Result<()> {
         "{kind}: after a crash, the disk reads {read}, but {written} was written"
     );
 
-    // No node of the disk has changed, and Xen has given out the same again.
-    connected.expect_within(host, storage.id, "after a crash", GIVEN_BACK)?;
+    if vcpus == 1 {
+        // No node of the disk has changed, and Xen has given out the same again.
+        connected.expect_within(host, storage.id, "after a crash", GIVEN_BACK)?;
+    } else {
+        // That depends on which of the guest's vCPUs has written and read.
+        expect_all_serve(&storage, &guest, vcpus)?;
+    }
 
     testbed.step(format!("{kind}: a crash while the guest writes"));
     guest.start(WRITE_ON)?;
@@ -124,11 +163,24 @@ fn restarts(testbed: &Testbed, kind: Kind) -> Result<()> {
     Ok(())
 }
 
+/// Expects that each vCPU serves one of the queues of the guest's disk.
+fn expect_all_serve(storage: &Running, guest: &Guest, vcpus: u32) -> Result<()> {
+    let counted = storage.statistics(guest, device_number("xvda"))?;
+    let serving = |queue| counted.get(&format!("queue_{queue}_vcpu"));
+    let mut all = (0..vcpus).map(serving).collect::<Result<Vec<_>>>()?;
+    all.sort_unstable();
+    ensure!(
+        all.iter().copied().eq(0..u64::from(vcpus)),
+        "queues are served by vCPUs {all:?}"
+    );
+    Ok(())
+}
+
 fn crash(storage: &Running, lever: &str) -> Result<()> {
     let node = format!("/local/domain/{}/data/crash", storage.id);
     storage
         .host
-        .ok(&format!("xenstore-write {node} {lever}"))
+        .ok(&format!("xenstore-write {node} '{lever}'"))
         .map(drop)
 }
 
@@ -183,6 +235,7 @@ fn crashes_under_load(testbed: &Testbed, kind: Kind) -> Result<()> {
         .kernel("bulkhead-recovering")
         .images(&images)?
         .memory(64)
+        .vcpus(2)
         .cmdline("recover=on test-crash=on")
         .start()?;
     let nothing = Holdings::by(host, storage.id)?;
@@ -198,7 +251,11 @@ fn crashes_under_load(testbed: &Testbed, kind: Kind) -> Result<()> {
         testbed.step(format!("{kind}: crash {number} under load"));
         let reads = reader.start(&fio::reads_command("/dev/xvda", READS))?;
         host.ok("sleep 3")?;
-        crash_and_return(&storage, ("panic", "as data/crash asked"), number)?;
+        let crash = match number % 2 {
+            0 => ("panic", "panic on vCPU 0"),
+            _ => ("panic 1", "panic on vCPU 1"),
+        };
+        crash_and_return(&storage, crash, number)?;
         let reads = fio::finish_reads(&reader, reads, 2 * MINUTE)?;
         pauses.push(reads.longest);
         let now = Holdings::by(host, storage.id)?.nodes;

@@ -11,7 +11,7 @@ use crate::memory::pv::{
 };
 use crate::memory::pv_tables::{PageTables, Unmapped};
 #[cfg(feature = "recover")]
-use crate::recovery::{pristine, region};
+use crate::recovery::{others, parking, pristine, region};
 use crate::start_info::{COMMAND_LINE_BYTES, LoadedModule, printable};
 use crate::vcpu::BOOT_VCPU;
 use crate::{hypercall, logger};
@@ -152,6 +152,17 @@ fn traps() -> impl Iterator<Item = TrapInfo> {
     })
 }
 
+/// The handler of a vCPU's upcalls.
+fn upcall_entry(id: VcpuId) -> u64 {
+    #[cfg(feature = "recover")]
+    return parking::upcall_entry(id);
+    #[cfg(not(feature = "recover"))]
+    {
+        let _ = id;
+        upcall::pv_upcall as *const () as u64
+    }
+}
+
 /// # Safety
 /// Once per domain.
 unsafe fn set_handlers() -> Result<(), Errno> {
@@ -160,19 +171,18 @@ unsafe fn set_handlers() -> Result<(), Errno> {
     for (entry, trap) in table.iter_mut().zip(traps()) {
         *entry = trap;
     }
-    let event: unsafe extern "C" fn() = upcall::pv_upcall;
     let failsafe: unsafe extern "C" fn() = upcall::pv_failsafe;
     // SAFETY: Xen copies the table and the addresses; the handlers live for ever.
     unsafe {
         hypercall::set_trap_table(table.as_mut_ptr() as u64)?;
         for (kind, address) in [
-            (CALLBACKTYPE_EVENT, event),
-            (CALLBACKTYPE_FAILSAFE, failsafe),
+            (CALLBACKTYPE_EVENT, upcall_entry(VcpuId(0))),
+            (CALLBACKTYPE_FAILSAFE, failsafe as usize as u64),
         ] {
             let mut request = CallbackRegister {
                 kind,
                 flags: 0,
-                address: address as usize as u64,
+                address,
             };
             hypercall::callback_op(CALLBACKOP_REGISTER.into(), hypercall::pointer(&mut request))?;
         }
@@ -206,16 +216,24 @@ pub unsafe fn initialise_vcpu(
     context.kernel_ss = FLAT_KERNEL_SS.into();
     context.kernel_sp = stack;
     context.control[3] = top_machine_address().expect("page tables are set up first");
-    context.event_callback = upcall::pv_upcall as *const () as u64;
+    context.event_callback = upcall_entry(id);
     context.failsafe_callback = upcall::pv_failsafe as *const () as u64;
     context.gs_base_kernel = gs_base;
     // SAFETY: Xen reads the context; the rest is the caller's promise.
-    unsafe {
+    let result = unsafe {
         hypercall::vcpu_op(
             VCPUOP_INITIALISE.into(),
             id.0.into(),
             hypercall::pointer(&mut *context),
         )
+    };
+    match result {
+        // The boot before has had it: it is parked, with everything but these registers as it is to be.
+        #[cfg(feature = "recover")]
+        Err(Errno::EXIST) => {
+            let registers = &context.registers;
+            others::start_parked(id, registers.rip, registers.rsp, registers.rdi)
+        }
+        result => result.map(|_| ()),
     }
-    .map(|_| ())
 }

@@ -9,11 +9,16 @@ use crate::cpu::pvh::CpuTables;
 use crate::domain;
 use crate::memory::{self, pages};
 #[cfg(feature = "recover")]
-use crate::recovery::obstacles::{self, Obstacle};
+use crate::recovery::{
+    obstacles::{self, Obstacle},
+    others,
+};
 use crate::vcpu::Vcpu;
-use crate::{hypercall, panic};
+use crate::{hypercall, reporter};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+#[cfg(feature = "recover")]
+use bulkhead_xen::abi::pv::SEGBASE_GS_KERNEL;
 use bulkhead_xen::abi::sched::VCPUOP_UP;
 use bulkhead_xen::{Errno, PAGE_SIZE, VcpuId};
 use core::fmt;
@@ -102,7 +107,7 @@ pub fn start_vcpus(
     let all: Vec<(VcpuId, Option<Memory>)> = vcpus.map(|id| (id, Memory::new())).collect();
     let mut running = 0;
     #[cfg(feature = "recover")]
-    if !all.is_empty() {
+    if !all.is_empty() && !others::can_restart() {
         obstacles::add(Obstacle::Vcpus);
     }
     for (id, memory) in all {
@@ -155,7 +160,13 @@ pub extern "C" fn vcpu_main(start: NonNull<Start>) -> ! {
             tables.load();
         }
     }
+    #[cfg(feature = "recover")]
+    if !domain::is_pvh() {
+        // One that was parked has that of the boot before.
+        // SAFETY: the vCPU's own state. Xen refuses only what is no address.
+        let _ = unsafe { hypercall::set_segment_base(SEGBASE_GS_KERNEL.into(), start.base) };
+    }
     log::debug!("vCPU {} runs", start.vcpu.id());
     (start.work)();
-    panic::stop_this_vcpu()
+    reporter::stop_this_vcpu()
 }

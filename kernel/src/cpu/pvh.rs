@@ -256,6 +256,28 @@ pub unsafe fn fill_idt(exception: fn(usize) -> u64) {
     idt[nmi::VECTOR] = Gate::interrupt(nmi as usize as u64, IST_NMI);
 }
 
+/// Resets all vCPUs but the calling one: an INIT, by which Xen forgets that they were ever initialised
+/// (`vlapic_init_sipi_one`). The calling vCPU goes on when that is done. It needs no page table: in x2APIC mode, the
+/// registers of the local APIC are model-specific ones (Intel SDM volume 3, chapter 12).
+///
+/// # Safety
+/// On PVH, where Xen offers the x2APIC; nothing that these vCPUs did matters any more.
+#[cfg(feature = "recover")]
+pub unsafe fn reset_other_vcpus() {
+    const APIC_BASE: u32 = 0x1b;
+    const ENABLED: u64 = 1 << 11;
+    const X2APIC: u64 = 1 << 10;
+    const INTERRUPT_COMMAND: u32 = 0x830;
+    const ALL_BUT_SELF: u64 = 3 << 18;
+    const ASSERT: u64 = 1 << 14;
+    const INIT: u64 = 5 << 8;
+    // SAFETY: by the contract. Nothing else uses the local APIC.
+    unsafe {
+        write_msr(APIC_BASE, read_msr(APIC_BASE) | ENABLED | X2APIC);
+        write_msr(INTERRUPT_COMMAND, ALL_BUT_SELF | ASSERT | INIT);
+    }
+}
+
 /// Writes a model-specific register.
 ///
 /// # Safety

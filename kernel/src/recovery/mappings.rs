@@ -1,8 +1,9 @@
 //! The handles of other domains' pages that are mapped, so that a restart can unmap them: one number for each page of
 //! the region for such pages.
 
-use crate::hypercall;
 use crate::memory::{map, pages};
+use crate::vcpu::{self, Vcpu};
+use crate::{hypercall, reporter};
 use bulkhead_xen::abi::grant_table::{MapGrantRef, UnmapGrantRef};
 use bulkhead_xen::abi::memory;
 use bulkhead_xen::{GrantHandle, PAGE_SIZE};
@@ -38,6 +39,33 @@ fn handles() -> Option<&'static [AtomicU32]> {
 fn place(address: u64) -> usize {
     let page = address.wrapping_sub(map::get().space.foreign) / PAGE_SIZE as u64;
     usize::try_from(page).unwrap_or(usize::MAX)
+}
+
+/// The calling vCPU has Xen map or unmap pages. If another one restarts the domain meanwhile, it waits for the note of
+/// what became of that.
+pub struct Change(&'static Vcpu);
+
+impl Change {
+    /// Begins a change. If another vCPU reports a crash already, this one does nothing more.
+    pub fn begin() -> Change {
+        let here = vcpu::current();
+        here.changes_mappings.store(true, Ordering::Release);
+        let change = Change(here);
+        if reporter::is_another() {
+            drop(change);
+            reporter::stop_this_vcpu();
+        }
+        change
+    }
+}
+
+impl Drop for Change {
+    fn drop(&mut self) {
+        self.0.changes_mappings.store(false, Ordering::Release);
+        if reporter::is_another() {
+            reporter::stop_this_vcpu();
+        }
+    }
 }
 
 /// Notes what a hypercall has mapped.

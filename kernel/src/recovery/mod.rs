@@ -5,6 +5,7 @@
 //!   panic ──► restart ──► region ──► record       what the crash leaves to the next boot, checked like hostile input
 //!                │
 //!                ├──► pristine                    .data as it was loaded, read-only
+//!                ├──► others ──► parking          the other vCPUs: stopped, and brought to where the next boot starts them
 //!                ├──► mappings                    handles of other domains' pages, to be unmapped
 //!                └──► obstacles                   what cannot be taken up again: then the crash is final
 //! ```
@@ -15,6 +16,10 @@ pub mod record;
 pub(crate) mod mappings;
 #[cfg(feature = "unikernel")]
 pub(crate) mod obstacles;
+#[cfg(feature = "unikernel")]
+pub(crate) mod others;
+#[cfg(feature = "unikernel")]
+pub(crate) mod parking;
 #[cfg(feature = "unikernel")]
 pub(crate) mod pristine;
 #[cfg(feature = "unikernel")]

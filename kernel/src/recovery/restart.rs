@@ -4,14 +4,16 @@
 //! mappings are ended by handles that Xen compares with their addresses. Then assembly restores `.data`, clears `.bss`
 //! with all stacks, and enters the boot path as Xen did: on PVH with paging off, so that even damaged page tables are
 //! of no importance; on PV on the page tables that Xen has checked, without the pages that are read-only.
+//!
+//! It is the first vCPU that boots again. If another one has reported the crash, that one lets the first restart: on PVH
+//! reset and initialised anew, on PV out of the parking.
 
-use super::{mappings, obstacles, pristine, region};
+use super::{mappings, obstacles, others, parking, pristine, region};
 use crate::memory::image;
 use crate::{domain, event_channels, hypercall, logger, vcpu};
 use bulkhead_xen::abi::event_channel;
 use bulkhead_xen::abi::sched;
-use bulkhead_xen::abi::shared_info::EVENT_WORDS;
-use bulkhead_xen::{DomId, Port, VcpuId};
+use bulkhead_xen::{Port, VcpuId};
 use core::arch::global_asm;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -26,14 +28,11 @@ static REPORTING: AtomicBool = AtomicBool::new(false);
 /// Numbers of Xen's watchdog timers (`NR_DOMAIN_WATCHDOG_TIMERS` in Xen is 2).
 const WATCHDOG_TIMERS: [u32; 2] = [1, 2];
 
-/// `EVTCHNSTAT_closed`.
-const CLOSED: u32 = 0;
-
 global_asm!(
     r#"
     .section .text.boot, "ax", @progbits
     .code64
-    /* rdi: start info. The descriptors are constants of the image. */
+    /* rdi: start info, rsi: whether there are other vCPUs. The descriptors are constants of the image. */
     .globl restart_pvh
 restart_pvh:
     cli
@@ -45,6 +44,10 @@ restart_pvh:
     pushq %rax
     lretq
     .code32
+    /* Another vCPU restarts the first one here, in 32-bit mode with flat segments and paging off. */
+    .globl restart_pvh_flat
+restart_pvh_flat:
+    lgdt restart_gdt_pointer
 1:  movl $0x10, %eax
     movl %eax, %ds
     movl %eax, %es
@@ -56,6 +59,18 @@ restart_pvh:
     rdmsr
     andl $0xfffffeff, %eax
     wrmsr
+    testl %esi, %esi
+    jz 2f
+    /* INIT to all others, whatever they do: this vCPU goes on when they are reset (vlapic.c in Xen). */
+    movl $0x1b, %ecx                        /* APIC_BASE: enabled, x2APIC */
+    rdmsr
+    orl $0xc00, %eax
+    wrmsr
+    movl $0x830, %ecx                       /* ICR: all but self, assert, INIT */
+    xorl %edx, %edx
+    movl $0xc4500, %eax
+    wrmsr
+2:
     movl $__pristine, %esi
     movl $__data_start, %edi
     movl $__data_end, %ecx
@@ -120,7 +135,10 @@ restart_ranges:
 const RANGES: usize = 8;
 
 unsafe extern "C" {
-    fn restart_pvh(start: u64) -> !;
+    fn restart_pvh(start: u64, others: u64) -> !;
+    /// Where the first vCPU starts again, in 32-bit mode: `ebx` and `esi` are what `rdi` and `rsi` are for
+    /// [`restart_pvh`]. Never called.
+    fn restart_pvh_flat();
     fn restart_pv(start: u64) -> !;
     static mut restart_ranges: [[u64; 2]; RANGES];
 }
@@ -128,6 +146,16 @@ unsafe extern "C" {
 /// Notes xenstore's port, which a restart leaves open.
 pub(crate) fn keep_store_port(port: Port) {
     STORE_PORT.store(port.0, Ordering::Relaxed);
+}
+
+/// Returns whether a crash is followed by a restart, if that is possible.
+pub fn is_enabled() -> bool {
+    ENABLED.load(Ordering::Relaxed)
+}
+
+/// Returns whether a restart can have more than one vCPU.
+pub fn can_have_several_vcpus() -> bool {
+    others::can_restart()
 }
 
 /// Lets a crash be followed by a restart from now on: to be called once, when the domain is ready to serve and has
@@ -168,12 +196,10 @@ pub(crate) fn restart() {
     if !ENABLED.swap(false, Ordering::SeqCst) {
         return;
     }
-    let refused = if vcpu::current().id() != VcpuId(0) {
-        Some("another vCPU than the first has failed")
-    } else if !REPORTING.load(Ordering::Relaxed) {
+    let refused = if !REPORTING.load(Ordering::Relaxed) {
         Some("the region that survives is damaged")
     } else {
-        obstacles::first()
+        obstacles::first().or_else(|| others::stop().err())
     };
     if let Some(why) = refused {
         return say(format_args!("no restart: {why}\n"));
@@ -186,6 +212,11 @@ pub(crate) fn restart() {
     // SAFETY: nothing goes on that uses them.
     let (unmapped, stuck) = unsafe { mappings::unmap_all() };
     stop_timers();
+    if !domain::is_pvh()
+        && let Err(why) = others::park()
+    {
+        return say(format_args!("no restart: {why}\n"));
+    }
     let closed = close_ports();
     say(format_args!(
         "restart {number} in place: {closed} ports closed, {unmapped} pages unmapped, {stuck} not\n"
@@ -198,11 +229,47 @@ pub(crate) fn restart() {
     // SAFETY: no other vCPU runs, Xen knows of nothing in `.data` and `.bss` any more, and what is pristine is there.
     unsafe {
         if domain::is_pvh() {
-            restart_pvh(pristine::start())
+            pvh_again()
         } else {
-            list_ranges();
-            restart_pv(pristine::start())
+            pv_again()
         }
+    }
+}
+
+/// Boots again on PVH, on the first vCPU.
+///
+/// # Safety
+/// What `restart` has seen to.
+unsafe fn pvh_again() {
+    let (start, others) = (pristine::start(), others::exist());
+    // SAFETY: by the contract.
+    unsafe {
+        if vcpu::current().id() == VcpuId(0) {
+            restart_pvh(start, others.into())
+        }
+        let entry = restart_pvh_flat as *const () as u64;
+        let Err(error) = others::start_first(entry, start);
+        say(format_args!(
+            "no restart: the first vCPU does not start: {error}\n"
+        ));
+    }
+}
+
+/// Boots again on PV, on the first vCPU.
+///
+/// # Safety
+/// What `restart` has seen to.
+unsafe fn pv_again() -> ! {
+    let (start, own) = (pristine::start(), vcpu::current().id());
+    // SAFETY: by the contract. The first vCPU is parked if it is not the calling one.
+    unsafe {
+        list_ranges();
+        if own == VcpuId(0) {
+            restart_pv(start)
+        }
+        // Without a stack.
+        parking::leave(VcpuId(0), restart_pv as *const () as u64, 0, start);
+        parking::hand_over(own)
     }
 }
 
@@ -247,20 +314,8 @@ fn close_ports() -> u32 {
         logger::port(),
     ];
     let mut closed = 0;
-    for number in 1..EVENT_WORDS as u32 * u64::BITS {
-        let port = Port(number);
-        let mut request = event_channel::Status {
-            dom: DomId::SELF,
-            port,
-            status: CLOSED,
-            vcpu: VcpuId(0),
-            other_end: [0; 2],
-        };
-        // Xen has room for ports up to the largest that was ever used, and a little beyond.
-        if event_channels::operation(event_channel::STATUS, &mut request).is_err() {
-            break;
-        }
-        if request.status != CLOSED && !kept.contains(&Some(port)) {
+    for event_channel::Status { port, status, .. } in event_channels::all() {
+        if status != event_channel::STATUS_CLOSED && !kept.contains(&Some(port)) {
             let mut request = event_channel::OnPort { port };
             if event_channels::operation(event_channel::CLOSE, &mut request).is_ok() {
                 closed += 1;

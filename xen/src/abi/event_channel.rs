@@ -23,6 +23,10 @@ pub const BIND_VCPU: u32 = 8;
 /// `EVTCHNOP_unmask`.
 pub const UNMASK: u32 = 9;
 
+/// `EVTCHNSTAT_closed`.
+pub const STATUS_CLOSED: u32 = 0;
+/// `EVTCHNSTAT_ipi`: vCPUs of this domain wake another one by it.
+pub const STATUS_IPI: u32 = 5;
 /// `EVTCHNSTAT_interdomain`: the other end is open.
 pub const STATUS_INTERDOMAIN: u32 = 2;
 

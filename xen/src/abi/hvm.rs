@@ -102,6 +102,8 @@ pub struct HvmParam {
     pub value: u64,
 }
 
+/// `VCPU_HVM_MODE_32B`: the vCPU starts in 32-bit mode.
+pub const VCPU_HVM_MODE_32B: u32 = 0;
 /// `VCPU_HVM_MODE_64B`: the vCPU starts in 64-bit mode.
 pub const VCPU_HVM_MODE_64B: u32 = 1;
 
@@ -141,10 +143,47 @@ pub struct VcpuContext {
     pub rest: u64,
 }
 
+/// `struct vcpu_hvm_x86_32` in a `struct vcpu_hvm_context`: the state in which a vCPU starts in 32-bit mode.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+#[allow(missing_docs, reason = "the processor's registers")]
+pub struct VcpuContext32 {
+    /// [`VCPU_HVM_MODE_32B`].
+    pub mode: u32,
+    /// Padding.
+    pub pad: u32,
+    pub eax: u32,
+    pub ecx: u32,
+    pub edx: u32,
+    pub ebx: u32,
+    pub esp: u32,
+    pub ebp: u32,
+    pub esi: u32,
+    pub edi: u32,
+    pub eip: u32,
+    pub eflags: u32,
+    pub cr0: u32,
+    pub cr3: u32,
+    pub cr4: u32,
+    /// Zero.
+    pub pad1: u32,
+    pub efer: u64,
+    /// First bytes of the segments cs, ds, ss, es and tr.
+    pub bases: [u32; 5],
+    /// Their last bytes.
+    pub limits: [u32; 5],
+    /// Their attributes: bits 40 to 47 and 52 to 55 of a descriptor.
+    pub attributes: [u16; 5],
+    /// Zero.
+    pub pad2: [u16; 3],
+}
+
 const _: () = {
     use core::mem::offset_of;
     assert!(offset_of!(VcpuContext, registers) == 8);
     assert!(size_of::<VcpuContext>() == 128);
+    assert!(offset_of!(VcpuContext32, efer) == 64);
+    assert!(size_of::<VcpuContext32>() == size_of::<VcpuContext>());
     assert!(size_of::<StartInfo>() == 56);
     assert!(offset_of!(StartInfo, memmap_paddr) == 40);
     assert!(size_of::<ModuleEntry>() == 32);

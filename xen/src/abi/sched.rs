@@ -73,6 +73,10 @@ pub const VCPUOP_STOP_PERIODIC_TIMER: u32 = 7;
 /// `VCPUOP_set_singleshot_timer`.
 pub const VCPUOP_SET_SINGLESHOT_TIMER: u32 = 8;
 
+/// `RUNSTATE_runnable`: the vCPU waits for a processor. Smaller is `RUNSTATE_running`; in greater states, the vCPU is
+/// blocked or was stopped, and Xen does nothing on its behalf.
+pub const RUNSTATE_RUNNABLE: u32 = 1;
+
 /// `struct vcpu_runstate_info`: what a vCPU has done with its time.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]

@@ -1,0 +1,174 @@
+//! The vCPUs beside the one that reports a crash: stopped before anything is given back, and brought to where the next
+//! boot starts them.
+//!
+//! On PVH that is no place at all: an INIT from the local APIC resets them (`restart`), and Xen initialises them once
+//! more. On PV, Xen initialises a vCPU only once, and one that was stopped goes on where it was: see `parking`.
+
+use super::parking;
+use crate::cpu::pvh as cpu;
+use crate::domain;
+use crate::vcpu::{self, Vcpu};
+use crate::{event_channels, hypercall};
+use bulkhead_xen::abi::event_channel;
+use bulkhead_xen::abi::hvm::{VCPU_HVM_MODE_32B, VcpuContext32};
+use bulkhead_xen::abi::sched::{
+    self, RUNSTATE_RUNNABLE, RunstateInfo, VCPUOP_DOWN, VCPUOP_GET_RUNSTATE_INFO,
+    VCPUOP_INITIALISE, VCPUOP_UP,
+};
+use bulkhead_xen::{Errno, Instant, VcpuId};
+use core::arch::asm;
+use core::arch::x86_64::__cpuid;
+use core::convert::Infallible;
+use core::sync::atomic::Ordering;
+use core::time::Duration;
+
+/// The longest that all others may take to stop, and once more to be parked.
+const LIMIT: Duration = Duration::from_millis(500);
+
+/// Returns whether a restart can have other vCPUs. On PVH, Xen has to offer the x2APIC, as it does unless the domain's
+/// configuration takes it away: it needs no page tables.
+pub fn can_restart() -> bool {
+    // Intel SDM volume 2, CPUID leaf 1.
+    !domain::is_pvh() || __cpuid(1).ecx & 1 << 21 != 0
+}
+
+/// Returns the other vCPUs that were started.
+fn others() -> impl Iterator<Item = &'static Vcpu> {
+    let own = vcpu::current().id();
+    vcpu::all().filter(move |vcpu| vcpu.id() != own)
+}
+
+/// Returns whether there are others that were started.
+pub fn exist() -> bool {
+    others().next().is_some()
+}
+
+/// Waits until the others, which were told to stop, do nothing any more, not even within Xen. One that is changing
+/// mappings finishes that first, so that none is forgotten.
+pub fn stop() -> Result<(), &'static str> {
+    let until = vcpu::now() + LIMIT;
+    for vcpu in others() {
+        loop {
+            operation(VCPUOP_DOWN, vcpu.id()).map_err(|_| "Xen does not stop another vCPU")?;
+            wait(until, || !runs(vcpu.id())).ok_or("another vCPU does not stop")?;
+            if !vcpu.changes_mappings.load(Ordering::Acquire) {
+                break;
+            }
+            operation(VCPUOP_UP, vcpu.id()).map_err(|_| "Xen does not let another vCPU go on")?;
+            let done = || !vcpu.changes_mappings.load(Ordering::Acquire);
+            wait(until, done).ok_or("another vCPU does not come out of a hypercall")?;
+        }
+    }
+    Ok(())
+}
+
+/// Brings the others to where they wait for the next boot: on PV, once they have stopped, while their ports are open.
+pub fn park() -> Result<(), &'static str> {
+    let bitmaps = domain::bitmaps();
+    bitmaps.mask_all();
+    bitmaps.clear_all();
+    let own = vcpu::current().id();
+    others().for_each(|vcpu| domain::allow_upcall(vcpu.id()));
+    parking::open();
+    // One that sleeps in Xen wakes by a notification alone.
+    for status in event_channels::all() {
+        if status.status == event_channel::STATUS_IPI && status.vcpu != own {
+            let mut request = event_channel::OnPort { port: status.port };
+            let _ = event_channels::operation(event_channel::UNMASK, &mut request);
+            let _ = event_channels::notify(status.port);
+        }
+    }
+    let until = vcpu::now() + LIMIT;
+    for vcpu in others() {
+        domain::raise_upcall(vcpu.id());
+        // Xen refuses one that it has never started.
+        if operation(VCPUOP_UP, vcpu.id()).is_ok() {
+            wait(until, || parking::has(vcpu.id())).ok_or("another vCPU does not park")?;
+        }
+    }
+    parking::close();
+    Ok(())
+}
+
+/// Resets all other vCPUs, starts the first one at `entry`, and sleeps until that one resets the calling one. Returns if
+/// Xen does not start it.
+///
+/// # Safety
+/// On another vCPU than the first; whatever the first does next, nothing else goes on.
+pub unsafe fn start_first(entry: u64, start: u64) -> Result<Infallible, Errno> {
+    /// Descriptors' attributes: 32-bit code, data, a busy task state.
+    const CODE: u16 = 0xc9b;
+    const DATA: u16 = 0xc93;
+    const TASK: u16 = 0x8b;
+    // Protected mode, without paging, as `docs/misc/pvh.pandoc` of Xen has it.
+    let mut context = VcpuContext32 {
+        mode: VCPU_HVM_MODE_32B,
+        eip: entry as u32,
+        ebx: start as u32,
+        esi: 1,
+        eflags: 2,
+        cr0: 1,
+        limits: [u32::MAX, u32::MAX, u32::MAX, u32::MAX, 0x67],
+        attributes: [CODE, DATA, DATA, DATA, TASK],
+        ..VcpuContext32::default()
+    };
+    let first = u64::from(VcpuId(0).0);
+    // SAFETY: by the contract. Xen reads the context; that vCPU begins with nothing but the image.
+    unsafe {
+        cpu::reset_other_vcpus();
+        let context = hypercall::pointer(&mut context);
+        hypercall::vcpu_op(VCPUOP_INITIALISE.into(), first, context)?;
+        hypercall::vcpu_op(VCPUOP_UP.into(), first, 0)?;
+        loop {
+            asm!("cli", "hlt", options(nomem, nostack));
+        }
+    }
+}
+
+/// Starts a vCPU that the boot before has left parked.
+pub fn start_parked(id: VcpuId, entry: u64, stack: u64, argument: u64) -> Result<(), Errno> {
+    parking::leave(id, entry, stack, argument);
+    let until = vcpu::now() + LIMIT;
+    // It may be just about to stop.
+    let taken = || {
+        let up = operation(VCPUOP_UP, id);
+        up.is_err() || parking::is_taken(id)
+    };
+    wait(until, taken)
+        .filter(|()| parking::is_taken(id))
+        .ok_or(Errno::BUSY)
+}
+
+/// Waits until `done`; returns `None` if that takes too long.
+fn wait(until: Instant, done: impl Fn() -> bool) -> Option<()> {
+    loop {
+        if done() {
+            return Some(());
+        }
+        if vcpu::now() >= until {
+            return None;
+        }
+        // It may need this processor.
+        // SAFETY: takes no argument.
+        let _ = unsafe { hypercall::sched_op(sched::YIELD.into(), 0) };
+    }
+}
+
+fn operation(operation: u32, vcpu: VcpuId) -> Result<(), Errno> {
+    // SAFETY: takes no argument. Those that go on find everything as it was: nothing was given back yet.
+    unsafe { hypercall::vcpu_op(operation.into(), vcpu.0.into(), 0) }.map(|_| ())
+}
+
+/// Returns whether a vCPU runs or may.
+fn runs(vcpu: VcpuId) -> bool {
+    let mut info = RunstateInfo::default();
+    // SAFETY: Xen writes what it knows into `info`.
+    let result = unsafe {
+        hypercall::vcpu_op(
+            VCPUOP_GET_RUNSTATE_INFO.into(),
+            vcpu.0.into(),
+            hypercall::pointer(&mut info),
+        )
+    };
+    result.is_err() || info.state <= RUNSTATE_RUNNABLE
+}

@@ -1,0 +1,40 @@
+//! The one vCPU that reports a failure of the domain: all others stop for it.
+
+use crate::hypercall;
+use crate::vcpu;
+use bulkhead_xen::VcpuId;
+use bulkhead_xen::abi::sched::VCPUOP_DOWN;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+/// Its number, and one.
+static REPORTING: AtomicU32 = AtomicU32::new(0);
+
+/// Has the calling vCPU report a failure. Returns the number of the one that reports one already, which may be the
+/// calling one.
+pub fn begin() -> Result<(), VcpuId> {
+    let own = vcpu::current().id();
+    match REPORTING.compare_exchange(0, own.0 + 1, Ordering::SeqCst, Ordering::SeqCst) {
+        Ok(_) => Ok(()),
+        Err(reporting) => Err(VcpuId(reporting - 1)),
+    }
+}
+
+/// Returns whether another vCPU than the calling one reports a failure: then nothing is begun any more.
+#[cfg(feature = "recover")]
+pub fn is_another() -> bool {
+    let reporting = REPORTING.load(Ordering::Relaxed);
+    reporting != 0 && reporting != vcpu::current().id().0 + 1
+}
+
+/// Stops a vCPU for good.
+pub fn stop(vcpu: VcpuId) {
+    // SAFETY: takes no argument. A vCPU that does not run touches nothing.
+    let _ = unsafe { hypercall::vcpu_op(VCPUOP_DOWN.into(), vcpu.0.into(), 0) };
+}
+
+/// Stops the calling vCPU for good; the domain goes on without it.
+pub fn stop_this_vcpu() -> ! {
+    loop {
+        stop(vcpu::current().id());
+    }
+}

@@ -147,7 +147,7 @@ pub fn crash_on_request(
 }
 
 /// The ways to crash: their names, and what does it.
-const CRASHES: [(&str, fn()); 5] = [
+const CRASHES: [(&str, fn()); 6] = [
     ("panic", || panic!("as {CRASH_NODE} asked")),
     ("null", || {
         // SAFETY: meant to crash: nothing is mapped there.
@@ -167,6 +167,7 @@ const CRASHES: [(&str, fn()); 5] = [
             core::hint::spin_loop();
         }
     }),
+    ("page-table", restart::damage_page_tables),
 ];
 
 /// Crashes the domain in the way that the node names, on the vCPU whose number may follow.
@@ -184,7 +185,7 @@ async fn follow_crashes(
         match (crash, vcpu) {
             (Some((_, crash)), Some(vcpu)) => vcpu.send(|_| crash()),
             _ => log::error!(
-                "{CRASH_NODE}: {}: expected panic, null, stack, heap or hang, and the number of a vCPU",
+                "{CRASH_NODE}: {}: expected panic, null, stack, heap, hang or page-table, and the number of a vCPU",
                 excerpt(&text)
             ),
         }

@@ -62,6 +62,53 @@ pub unsafe fn protect_image() {
     }
 }
 
+/// Maps all memory below 4 GiB behind the image with large pages, whatever was there: the tables may be damaged.
+///
+/// # Safety
+/// Nothing goes on that depends on pages that are not mapped, or cannot be written.
+#[cfg(feature = "recover")]
+pub unsafe fn repair() {
+    let image = image_parts();
+    // SAFETY: by the contract; the tables are in the image, at their own addresses.
+    unsafe {
+        let protection = cpu::lift_write_protection();
+        let (middle, large) = (&raw mut boot_pdpt, &raw mut boot_pd);
+        for page in image.large_pages()..4 * 512 {
+            (*large)[page] =
+                page_table::large(page as u64 * page_table::LARGE_PAGE, image.no_execute);
+        }
+        for gib in 0..4 {
+            let table = (&raw mut (*large)[gib * 512]) as u64;
+            (*middle)[gib] = page_table::table(table);
+        }
+        flush();
+        cpu::restore_write_protection(protection);
+    }
+}
+
+/// Damages the entries of the first large pages behind the image, and reads there.
+///
+/// # Safety
+/// Meant to crash.
+#[cfg(feature = "recover")]
+pub unsafe fn damage() {
+    /// Bits of an address that no processor has, in a present entry.
+    const IMPOSSIBLE: u64 = 0x000f_f000_0000_0001;
+    const PAGES: usize = 2;
+    let first = image_parts().large_pages();
+    // SAFETY: by the contract.
+    unsafe {
+        let protection = cpu::lift_write_protection();
+        let large = &raw mut boot_pd;
+        for page in first..first + PAGES {
+            (*large)[page] = IMPOSSIBLE;
+        }
+        flush();
+        cpu::restore_write_protection(protection);
+        ((first as u64 * page_table::LARGE_PAGE) as *const u64).read_volatile();
+    }
+}
+
 /// Maps everything from 4 GiB up to `end` with large pages.
 ///
 /// # Safety

@@ -9,7 +9,7 @@
 //! reset and initialised anew, on PV out of the parking.
 
 use super::{mappings, obstacles, others, parking, pristine, region};
-use crate::memory::image;
+use crate::memory::{self, image};
 use crate::{domain, event_channels, hypercall, logger, vcpu};
 use bulkhead_xen::abi::event_channel;
 use bulkhead_xen::abi::sched;
@@ -171,6 +171,16 @@ pub fn enable() -> Result<(), &'static str> {
     Ok(())
 }
 
+/// Damages page tables on purpose: the entries for the first memory behind the image, which has the heap, are of no use
+/// any more. Does not return but on PV, where Xen lets nobody write to page tables.
+pub fn damage_page_tables() {
+    if domain::is_pvh() {
+        // SAFETY: meant to crash.
+        unsafe { memory::pvh::damage() }
+    }
+    log::error!("page tables cannot be damaged on PV");
+}
+
 /// Begins the report of a crash.
 pub(crate) fn begin_report() {
     if ENABLED.load(Ordering::Acquire) {
@@ -209,6 +219,10 @@ pub(crate) fn restart() {
     let Some(number) = (unsafe { region::change(|sealed| sealed.seal(now)) }) else {
         return say(format_args!("no restart: three within a minute failed\n"));
     };
+    if domain::is_pvh() {
+        // SAFETY: nothing goes on that depends on what is not mapped. The handles are in memory of the heap's kind.
+        unsafe { memory::pvh::repair() }
+    }
     // SAFETY: nothing goes on that uses them.
     let (unmapped, stuck) = unsafe { mappings::unmap_all() };
     stop_timers();

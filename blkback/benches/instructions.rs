@@ -38,17 +38,13 @@ use load::{Case, Kind, Load, Taken, driver_domains_turn};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 
 /// How far a count may grow.
 const TOLERANCE: f64 = 0.05;
 
 /// Requests of one count, at least.
 const REQUESTS: u64 = 1000;
-
-/// The C library's copies are the same on every machine that way.
-const PLAIN_LIBRARY: &str = "glibc.cpu.hwcaps=-AVX,-AVX2,-AVX512F,-AVX512VL,-AVX_Fast_Unaligned_Load,\
-    -ERMS,-FSRM,-Prefer_No_VZEROUPPER";
 
 /// What a request costs.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -176,27 +172,7 @@ fn compare(baseline: &BTreeMap<String, Cost>, costs: &BTreeMap<String, Cost>) ->
 
 /// Counts one case; `None` if the backend does not offer it.
 fn count(name: &str) -> Result<Option<Cost>, String> {
-    let this = std::env::current_exe().map_err(|error| error.to_string())?;
-    let file =
-        std::env::temp_dir().join(format!("bulkhead-{}-{name}.callgrind", std::process::id()));
-    let output = Command::new("valgrind")
-        .args(["--quiet", "--tool=callgrind", "--cache-sim=no"])
-        .arg("--toggle-collect=*driver_domains_turn*")
-        .arg(format!("--callgrind-out-file={}", file.display()))
-        .arg(this)
-        .args(["--case", name])
-        .env("GLIBC_TUNABLES", PLAIN_LIBRARY)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| format!("valgrind: {error}; Debian's package valgrind has it"))?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    if !output.status.success() {
-        return Err(format!("{name} failed under valgrind:\n{text}{errors}"));
-    }
-    let counts = std::fs::read_to_string(&file).map_err(|error| error.to_string());
-    // The file is only ours; if it cannot be removed, the system will.
-    let _ = std::fs::remove_file(&file);
+    let (text, file) = callgrind::run(name)?;
     let words: Vec<&str> = text.split_whitespace().collect();
     let ["requests", requests, "allocations", allocations] = words[..] else {
         return Ok(None);
@@ -206,7 +182,7 @@ fn count(name: &str) -> Result<Option<Cost>, String> {
             .map_err(|error| format!("{name} said {text:?}: {error}"))
     };
     let requests = number(requests)?;
-    let counts = callgrind::counts(&counts?, "bulkhead_xen_sim::")?;
+    let counts = callgrind::counts(&file, "bulkhead_xen_sim::")?;
     Ok(Some(Cost {
         instructions: (counts.total - counts.part) / requests,
         allocations: number(allocations)? / requests,

@@ -1,6 +1,38 @@
-//! What callgrind's file says: all that was counted, and the part of it below some functions.
+//! Counting the instructions of a case: running it under callgrind, and what callgrind's file says.
 
 use std::collections::HashMap;
+use std::process::{Command, Stdio};
+
+/// The C library's copies are the same on every machine that way.
+const PLAIN_LIBRARY: &str = "glibc.cpu.hwcaps=-AVX,-AVX2,-AVX512F,-AVX512VL,-AVX_Fast_Unaligned_Load,\
+    -ERMS,-FSRM,-Prefer_No_VZEROUPPER";
+
+/// Has this program run a case (`--case NAME`) under callgrind's eyes, which counts in functions that are called
+/// `driver_domains_turn`. Returns what the case printed, and callgrind's file.
+pub fn run(name: &str) -> Result<(String, String), String> {
+    let this = std::env::current_exe().map_err(|error| error.to_string())?;
+    let file =
+        std::env::temp_dir().join(format!("bulkhead-{}-{name}.callgrind", std::process::id()));
+    let output = Command::new("valgrind")
+        .args(["--quiet", "--tool=callgrind", "--cache-sim=no"])
+        .arg("--toggle-collect=*driver_domains_turn*")
+        .arg(format!("--callgrind-out-file={}", file.display()))
+        .arg(this)
+        .args(["--case", name])
+        .env("GLIBC_TUNABLES", PLAIN_LIBRARY)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("valgrind: {error}; Debian's package valgrind has it"))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
+        return Err(format!("{name} failed under valgrind:\n{text}{errors}"));
+    }
+    let counts = std::fs::read_to_string(&file).map_err(|error| error.to_string());
+    // The file is only ours; if it cannot be removed, the system will.
+    let _ = std::fs::remove_file(&file);
+    Ok((text, counts?))
+}
 
 /// Instructions that were counted.
 pub struct Counts {

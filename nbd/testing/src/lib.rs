@@ -107,6 +107,26 @@ impl FakeServer {
         self.0.borrow().connection_counts()
     }
 
+    /// Takes a connection whose bytes the caller carries. Returns its number.
+    pub fn accept(&self) -> usize {
+        self.0.borrow_mut().connect()
+    }
+
+    /// Brings bytes of the client's, and has the server do what there is to do.
+    pub fn deliver(&self, connection: usize, bytes: &[u8]) {
+        let mut server = self.0.borrow_mut();
+        server.connections[connection].from_client.extend(bytes);
+        server.step();
+    }
+
+    /// Takes bytes for the client away, as many as there are and at most that many.
+    pub fn collect(&self, connection: usize, most: usize) -> Vec<u8> {
+        let mut server = self.0.borrow_mut();
+        let bytes = &mut server.connections[connection].to_client;
+        let count = bytes.len().min(most);
+        bytes.drain(..count).collect()
+    }
+
     fn is_full(&self) -> bool {
         self.connections().1 >= self.0.borrow().config.most_connections
     }

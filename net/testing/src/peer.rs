@@ -37,12 +37,16 @@ struct Card {
     sent: VecDeque<Frame>,
 }
 
+/// What a host does with a connection to one of its ports, each time that it looks at it.
+pub type Service = Box<dyn FnMut(&mut Socket<'static>)>;
+
 /// The host.
 pub struct Peer {
     card: Card,
     stack: Interface,
     sockets: SocketSet<'static>,
     servers: Vec<(SocketHandle, u16)>,
+    services: Vec<(u16, Service)>,
     /// The bytes that port 9 has taken.
     pub taken: Vec<u8>,
     /// Port 9 takes nothing.
@@ -69,22 +73,32 @@ impl Peer {
                 addresses.push(address).expect("room for three");
             }
         });
-        let mut sockets = SocketSet::new(Vec::new());
-        let mut servers = Vec::new();
-        for port in [7, 7, 9] {
-            let buffer = || SocketBuffer::new(vec![0; BUFFER]);
-            let mut socket = Socket::new(buffer(), buffer());
-            socket.listen(port).expect("a port");
-            servers.push((sockets.add(socket), port));
-        }
-        Peer {
+        let mut peer = Peer {
             card,
             stack,
-            sockets,
-            servers,
+            sockets: SocketSet::new(Vec::new()),
+            servers: Vec::new(),
+            services: Vec::new(),
             taken: Vec::new(),
             stalled: false,
+        };
+        for port in [7, 7, 9] {
+            peer.listen(port);
         }
+        peer
+    }
+
+    /// Has a port served, for one connection at a time.
+    pub fn serve(&mut self, port: u16, service: Service) {
+        self.listen(port);
+        self.services.push((port, service));
+    }
+
+    fn listen(&mut self, port: u16) {
+        let buffer = || SocketBuffer::new(vec![0; BUFFER]);
+        let mut socket = Socket::new(buffer(), buffer());
+        socket.listen(port).expect("a port");
+        self.servers.push((self.sockets.add(socket), port));
     }
 
     /// Takes a packet off the network.
@@ -116,6 +130,11 @@ impl Peer {
             }
             if !socket.is_open() {
                 socket.listen(*port).expect("a port");
+            }
+            let mut services = self.services.iter_mut();
+            if let Some((_, service)) = services.find(|(served, _)| served == port) {
+                service(socket);
+                continue;
             }
             if *port == 9 {
                 while !self.stalled && socket.can_recv() {

@@ -1,13 +1,13 @@
 //! A machine with a driver domain that has an interface, the domain of its backend, and a host in the network.
 
 use crate::{DhcpServer, Frame, NameServer, NetBack, Offered, Peer};
-use bulkhead_executor::Executor;
+use bulkhead_executor::{Executor, Handle};
 use bulkhead_grant::TableOnDemand;
 use bulkhead_net::{Interfaces, Settings, TcpStream};
 use bulkhead_stream::{Buffers, ConnectError, Ended, Endpoint, Stream};
 use bulkhead_xen_sim::{DomainConfig, Sim, SimDomain, SimVcpu};
 use bulkhead_xenstore_client::{Client, Ring};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -50,6 +50,8 @@ pub struct World {
     pub mangle: RefCell<Option<Mangle>>,
     /// The same with packets from the frontend.
     pub mangle_sent: RefCell<Option<Mangle>>,
+    /// Runs the driver domain until it has nothing to do, and returns whether it had. A benchmark counts one of its own.
+    pub turn: Cell<fn(&mut Executor<SimVcpu>) -> bool>,
     executor: RefCell<Executor<SimVcpu>>,
     /// Ports and grants of the domain before it had an interface.
     before: (usize, usize),
@@ -113,6 +115,7 @@ impl World {
             damage: RefCell::default(),
             mangle: RefCell::default(),
             mangle_sent: RefCell::default(),
+            turn: Cell::new(Executor::run_until_idle),
             executor: RefCell::new(executor),
             before,
             backend,
@@ -130,7 +133,7 @@ impl World {
     /// Runs everything until nothing moves any more.
     pub fn run(&self) {
         self.sim.run_until_idle(|| {
-            let mut moved = self.executor.borrow_mut().run_until_idle();
+            let mut moved = (self.turn.get())(&mut self.executor.borrow_mut());
             let (mut back, mut peer) = (self.back.borrow_mut(), self.peer.borrow_mut());
             moved |= back.step(&self.sim);
             while let Some(frame) = back.from_frontend.pop_front() {
@@ -173,6 +176,11 @@ impl World {
         let theirs = self.peer.borrow_mut().next_deadline(self.micros());
         let theirs = theirs.map(|micros| bulkhead_xen::Instant(micros * 1000));
         own.into_iter().chain(theirs).min()
+    }
+
+    /// Returns the handle of the driver domain's executor.
+    pub fn handle(&self) -> Handle<SimVcpu> {
+        self.executor.borrow().handle()
     }
 
     /// Lets time pass.

@@ -118,10 +118,7 @@ impl<H: Hypervisor> Device<H> {
 
     /// Asks the backend to notify of what comes next. Returns true if there is something already.
     pub fn final_check(&mut self) -> bool {
-        // Without room for answers, packets stay where they are: room is what is waited for then.
-        let receives = self.has_room();
-        self.with(|rings| rings.final_check(receives))
-            .unwrap_or(false)
+        self.with(Rings::final_check).unwrap_or(false)
     }
 
     /// Receives the next packet that is sound.

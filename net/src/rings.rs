@@ -103,9 +103,14 @@ impl<H: Hypervisor> Rings<H> {
         }
     }
 
-    /// Asks the backend to notify of the next answer, and of the next packet if it `receives` any. Returns true if there is
-    /// one already.
-    pub fn final_check(&mut self, receives: bool) -> Result<bool, Lie> {
-        Ok(self.tx.final_check()? | (receives && self.rx.final_check()?))
+    /// Asks the backend to notify of what is waited for. Returns true if it is there already.
+    ///
+    /// Without room for answers, packets stay where they are, and room is waited for. With room, nobody waits for pages to
+    /// come back: to be woken for them would cost about as much as the packet has.
+    pub fn final_check(&mut self) -> Result<bool, Lie> {
+        match self.tx.has_room() {
+            true => self.rx.final_check(),
+            false => self.tx.final_check(),
+        }
     }
 }

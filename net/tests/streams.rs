@@ -53,6 +53,34 @@ fn a_stream_carries_bytes_both_ways_without_any_offload() {
     }
 }
 
+/// Each notification may wake the domain, which costs more than a packet.
+#[test]
+fn a_backend_does_not_notify_of_what_it_has_taken() {
+    let world = World::new(true);
+    let mut stream = world.connect("10.0.0.2:9");
+    world.wait(Duration::from_secs(1));
+    let before = world.back.borrow().notifications;
+    let counts = || world.net.list()[0].counts();
+    let first = counts();
+    for _ in 0..100 {
+        // They are acknowledged later, some at a time.
+        assert_eq!(stream.send(&mut |_| 10), Ok(10));
+        stream.push();
+        world.run();
+    }
+    world.wait(Duration::from_secs(1));
+    let last = counts();
+    assert!(last.sent >= first.sent + 100, "{last:?}");
+    let received = (last.received - first.received) as usize;
+    let notifications = world.back.borrow().notifications - before;
+    assert!(
+        notifications <= received,
+        "{notifications} notifications for {received} packets"
+    );
+    drop(stream);
+    world.end();
+}
+
 #[test]
 fn packets_arrive_however_the_backend_divides_them() {
     for (most, offset) in [

@@ -59,6 +59,8 @@ pub struct NetBack {
     pub from_frontend: VecDeque<Frame>,
     /// Packets that the frontend has sent to be cut.
     pub segmented: usize,
+    /// How often it has notified the frontend.
+    pub notifications: usize,
     /// It looks at nothing.
     pub stalled: bool,
     /// The most bytes that it puts into a page, from that byte on.
@@ -88,6 +90,7 @@ impl NetBack {
             to_frontend: VecDeque::new(),
             from_frontend: VecDeque::new(),
             segmented: 0,
+            notifications: 0,
             stalled: false,
             part: (PAGE_SIZE, 0),
             keeps_page: false,
@@ -350,6 +353,7 @@ impl NetBack {
             if rings.tx.publish() | rings.rx.publish() {
                 let notified = self.hypervisor.notify(rings.port);
                 notified.expect("the frontend's port");
+                self.notifications += 1;
             }
             let mut more = rings.rx.final_check().expect("an honest frontend");
             if !self.takes_nothing {

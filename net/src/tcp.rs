@@ -39,6 +39,11 @@ pub struct TcpStream<H: Hypervisor> {
     port: u16,
     /// It is to end in order.
     closed: bool,
+    /// Something was filled that the stack was not told of.
+    filled: bool,
+    /// More than half of the buffer for what arrives was in use, and it was not empty since: the server may wait to be told
+    /// of room.
+    was_full: bool,
 }
 
 /// Takes memory for a buffer.
@@ -91,6 +96,8 @@ impl<H: Hypervisor> TcpStream<H> {
                 own,
                 port: port_here,
                 closed: false,
+                filled: false,
+                was_full: false,
             }
         };
         interface.work.raise();
@@ -142,15 +149,18 @@ impl<H: Hypervisor> TcpStream<H> {
 
 impl<H: Hypervisor> Stream for TcpStream<H> {
     fn receive(&mut self, take: &mut dyn FnMut(&mut [u8]) -> usize) -> Result<usize, Ended> {
-        let received = self.with(|socket| {
-            socket.recv(|bytes| {
+        let (full, received) = self.with(|socket| {
+            let full = socket.recv_queue() * 2 >= socket.recv_capacity();
+            let received = socket.recv(|bytes| {
                 if bytes.is_empty() {
                     return (0, 0);
                 }
                 let taken = take(bytes).min(bytes.len());
                 (taken, taken)
-            })
+            });
+            (full, received)
         });
+        self.was_full |= full;
         received.map_err(|error| match error {
             RecvError::Finished => Ended::Closed,
             RecvError::InvalidState => self.ended(),
@@ -167,11 +177,18 @@ impl<H: Hypervisor> Stream for TcpStream<H> {
                 (filled, filled)
             })
         });
+        self.filled |= matches!(sent, Ok(1..));
         sent.map_err(|_| self.ended())
     }
 
     fn push(&mut self) {
-        self.interface.work.raise();
+        // The stack tells of room by itself if it has doubled (`window_to_update` in smoltcp), and by each acknowledgement.
+        // As long as less than half of the buffer was in use, the server has the other half to go on with.
+        let room = self.was_full;
+        self.was_full = room && self.with(|socket| socket.recv_queue() > 0);
+        if core::mem::take(&mut self.filled) || room {
+            self.interface.work.raise();
+        }
     }
 
     fn wake_with(&mut self, waker: &Waker) {

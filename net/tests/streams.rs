@@ -53,6 +53,37 @@ fn a_stream_carries_bytes_both_ways_without_any_offload() {
     }
 }
 
+#[test]
+fn a_server_learns_of_room_when_a_full_buffer_is_emptied_in_whatever_bites() {
+    for bite in [700, 30_000, 100_000] {
+        let world = World::new(true);
+        let stream = world.connect("10.0.0.2:7");
+        let bytes = pattern(150_000);
+        let exchanged = world.within(MINUTE, exchange(stream, bytes.clone(), 0));
+        let (_, mut stream) = exchanged.expect("it fits").expect("the stream goes on");
+        world.wait(Duration::from_millis(10));
+        let (start, mut received) = (world.sim.now(), Vec::new());
+        while received.len() < bytes.len() {
+            let taken = stream.receive(&mut |arrived| {
+                let part = arrived.len().min(bite);
+                received.extend_from_slice(&arrived[..part]);
+                part
+            });
+            stream.push();
+            world.run();
+            if taken == Ok(0) {
+                world.wait(Duration::from_millis(1));
+            }
+        }
+        assert!(received == bytes);
+        // Nobody has to ask whether there is room.
+        let waited = world.sim.now().since(start);
+        assert!(waited < Duration::from_millis(5), "{bite}: {waited:?}");
+        drop(stream);
+        world.end();
+    }
+}
+
 /// Each notification may wake the domain, which costs more than a packet.
 #[test]
 fn a_backend_does_not_notify_of_what_it_has_taken() {

@@ -46,6 +46,7 @@ extern crate alloc;
 mod copy;
 #[allow(unsafe_code, reason = "the one place that maps for devices and unmaps")]
 mod device_pool;
+mod left;
 #[allow(unsafe_code, reason = "the one place that maps and unmaps")]
 mod map_pool;
 pub mod memory;

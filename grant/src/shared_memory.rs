@@ -48,7 +48,7 @@ impl PagePool {
         if let Some(at) = fitting {
             return Some(unused.swap_remove(at));
         }
-        let base = self.0.source.allocate(pages)?;
+        let base = self.0.source.allocate_to_grant(pages)?;
         Some(Run { base, pages })
     }
 

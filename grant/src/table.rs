@@ -6,12 +6,13 @@
 //! the protocol in `transfer_entry`.
 
 use crate::GrantAccess;
+use crate::left::LeftGrants;
 use crate::transfer::AcceptedTransfer;
 use crate::transfer_entry::TransferEntry;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_xen::abi::grant_table::{EntryFlags, EntryV1, RESERVED_ENTRIES};
-use bulkhead_xen::{DomId, Gfn, GrantRef, Hypervisor, Pfn};
+use bulkhead_xen::{DomId, Gfn, GrantRef, GrantedBefore, Hypervisor, Pfn};
 use core::fmt;
 use core::sync::atomic::Ordering;
 use spin::{Mutex, Once};
@@ -36,33 +37,76 @@ struct Stock {
     free: Vec<GrantRef>,
     /// Abandoned while the other domain was still using the page: free as soon as it stops.
     lingering: Vec<GrantRef>,
+    /// Left by a boot before this one, which has crashed.
+    left: LeftGrants,
 }
 
 /// The domain's grant table, which is set up when it is first needed. Clones are the same.
-pub struct TableOnDemand<H: Hypervisor>(Arc<OnDemand<H>>);
+pub struct TableOnDemand<H: Hypervisor> {
+    shared: Arc<OnDemand<H>>,
+    /// Called whenever somebody needs it by this clone.
+    note: Option<fn()>,
+}
 
 struct OnDemand<H: Hypervisor> {
     hypervisor: H,
     table: Once<Option<GrantTable<H>>>,
+    /// The pages of grants that a boot before this one has left, if it may have left any.
+    before: Option<Arc<dyn GrantedBefore>>,
 }
 
 impl<H: Hypervisor> TableOnDemand<H> {
     /// Returns it for a domain whose grant table has no other owner.
     pub fn new(hypervisor: H) -> Self {
-        let table = Once::new();
-        TableOnDemand(Arc::new(OnDemand { hypervisor, table }))
+        Self::with(hypervisor, None)
+    }
+
+    /// Returns it for a domain that has started again in place after a crash: grants of the boot before may still be in
+    /// use, and `before` is what becomes of their pages.
+    pub fn left(hypervisor: H, before: Arc<dyn GrantedBefore>) -> Self {
+        Self::with(hypervisor, Some(before))
+    }
+
+    fn with(hypervisor: H, before: Option<Arc<dyn GrantedBefore>>) -> Self {
+        let shared = Arc::new(OnDemand {
+            hypervisor,
+            table: Once::new(),
+            before,
+        });
+        let note = None;
+        TableOnDemand { shared, note }
+    }
+
+    /// Returns a clone that calls `note` when somebody needs the table by it.
+    pub fn noting(&self, note: fn()) -> Self {
+        TableOnDemand {
+            note: Some(note),
+            ..self.clone()
+        }
+    }
+
+    /// Returns whether a boot before this one may have left grants.
+    pub fn was_left(&self) -> bool {
+        self.shared.before.is_some()
     }
 
     /// Returns the table; `None` if Xen gives none, or something else has taken it.
     pub fn get(&self) -> Option<GrantTable<H>> {
-        let make = || GrantTable::new(self.0.hypervisor.clone());
-        self.0.table.call_once(make).clone()
+        if let Some(note) = self.note {
+            note();
+        }
+        let on_demand = &self.shared;
+        let make = || GrantTable::with(on_demand.hypervisor.clone(), on_demand.before.clone());
+        on_demand.table.call_once(make).clone()
     }
 }
 
 impl<H: Hypervisor> Clone for TableOnDemand<H> {
     fn clone(&self) -> Self {
-        TableOnDemand(self.0.clone())
+        TableOnDemand {
+            shared: self.shared.clone(),
+            note: self.note,
+        }
     }
 }
 
@@ -111,19 +155,37 @@ impl<H: Hypervisor> core::error::Error for InUse<H> {}
 impl<H: Hypervisor> GrantTable<H> {
     /// Takes the domain's grant table. `None` if it was taken already.
     pub fn new(hypervisor: H) -> Option<Self> {
+        Self::with(hypervisor, None)
+    }
+
+    fn with(hypervisor: H, before: Option<Arc<dyn GrantedBefore>>) -> Option<Self> {
         let entries = hypervisor.grant_entries()?;
+        let (left, fresh, free) = match before {
+            Some(pages) => LeftGrants::find(entries, pages),
+            None => (LeftGrants::default(), RESERVED_ENTRIES, Vec::new()),
+        };
         let shared = Shared {
             entries,
             stock: Mutex::new(Stock {
-                fresh: RESERVED_ENTRIES,
-                free: Vec::new(),
+                fresh,
+                free,
                 lingering: Vec::new(),
+                left,
             }),
             _hypervisor: hypervisor,
         };
         Some(GrantTable {
             shared: Arc::new(shared),
         })
+    }
+
+    /// Ends the grants that a boot before this one has left, as far as their pages are not in use. Returns how many are
+    /// left to a domain, or to all.
+    pub fn end_left(&self, domain: Option<DomId>) -> usize {
+        let mut stock = self.shared.stock.lock();
+        let Stock { free, left, .. } = &mut *stock;
+        left.end(|gref| self.revoke(gref), |gref| free.push(gref));
+        left.count(domain)
     }
 
     /// Takes an entry.

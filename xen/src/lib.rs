@@ -52,7 +52,7 @@ pub use error::{Errno, GrantStatus};
 pub use hypervisor::{ForeignRegion, Hypervisor, StoreRing};
 pub use interrupts::Interrupts;
 pub use registers::{Mmio, Registers, is_register};
-pub use reservation::Reservation;
+pub use reservation::{GrantedBefore, Reservation};
 pub use transfer::{FrameTransfer, TransferRequest};
 pub use units::{
     DmaAddr, DomId, Gfn, GrantHandle, GrantRef, Instant, Mfn, PAGE_SHIFT, PAGE_SIZE, Pfn, Pirq,

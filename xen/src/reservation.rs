@@ -1,5 +1,6 @@
 //! The domain's own memory as something that can be given back to Xen and asked for again.
 
+use crate::Gfn;
 use core::ptr::NonNull;
 
 /// Memory that Xen reserves for this domain, page by page: allocated from what is free, given back to Xen,
@@ -19,6 +20,12 @@ pub unsafe trait Reservation: Send + Sync {
     /// user left in them: clearing many pages takes time, which the caller may divide.
     fn allocate(&self, pages: usize) -> Option<NonNull<u8>>;
 
+    /// Allocates pages that are to be granted to other domains. If this domain starts again in place, these stay out of its
+    /// free memory until the grants have ended ([`GrantedBefore`]).
+    fn allocate_to_grant(&self, pages: usize) -> Option<NonNull<u8>> {
+        self.allocate(pages)
+    }
+
     /// Gives pages back to Xen (`XENMEM_decrease_reservation`). Returns how many of them, counted
     /// from the first, are gone; the others are as they were.
     ///
@@ -37,4 +44,14 @@ pub unsafe trait Reservation: Send + Sync {
     /// # Safety
     /// Each of the pages was released, and has not been populated since.
     unsafe fn populate(&self, first: NonNull<u8>, pages: usize) -> usize;
+}
+
+/// Pages that a boot before this one of the same domain had granted to other domains when it crashed. They are not free
+/// memory, as those domains may still use them.
+pub trait GrantedBefore: Send + Sync {
+    /// Puts a page among the free ones. Has no effect on a frame that is not such a page, or not any more.
+    ///
+    /// # Safety
+    /// No entry of the grant table names the frame any more.
+    unsafe fn free(&self, frame: Gfn);
 }

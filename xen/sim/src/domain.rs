@@ -149,7 +149,7 @@ impl SimDomain {
 
     /// Ends what the domain holds as one does that starts again in place after a crash: its mappings, and its ports but
     /// for the one of its xenstore ring. Its memory stays as it is, and whoever runs in it next owns the region and the
-    /// table of grants.
+    /// table of grants. Pages that it has taken itself are free again, unless the table names them.
     pub fn restart(&self) {
         self.world.lock().restart(self.id);
     }

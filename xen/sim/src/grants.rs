@@ -13,9 +13,9 @@
 //!   a reference beyond the table is `BAD_GNTREF`; a frame that the granter does not own is
 //!   `BAD_PAGE`.
 
-use bulkhead_xen::abi::grant_table::{EntryFlags, EntryV1, MapFlags};
+use bulkhead_xen::abi::grant_table::{EntryFlags, EntryV1, MapFlags, RESERVED_ENTRIES};
 use bulkhead_xen::{DomId, Gfn, GrantHandle, GrantRef, GrantStatus, Mfn, PAGE_SIZE};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::Ordering;
 
 /// `GTF_type_mask`
@@ -135,6 +135,14 @@ impl Grants {
     /// Its owner is no more.
     pub(super) fn give_back_entries(&mut self) {
         self.entries_taken = false;
+    }
+
+    /// Returns the frames that the entries name, but for the toolstack's.
+    pub(super) fn granted_frames(&self) -> BTreeSet<Gfn> {
+        let entries = self.entries.iter().skip(RESERVED_ENTRIES as usize);
+        let used = entries.filter(|entry| entry.flags.load(Ordering::Acquire) != 0);
+        used.map(|entry| Gfn(entry.frame.load(Ordering::Relaxed).into()))
+            .collect()
     }
 
     /// The shared table, to look at.

@@ -4,7 +4,7 @@
 use super::numbering::{heap_frame, heap_page, machine_frame, machine_page};
 use super::world::DomainKind;
 use bulkhead_xen::{Gfn, Mfn, PAGE_SIZE, Pfn};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ptr;
 
 /// Guest frames of a PVH domain from here on stand for pages of the process itself, by their addresses: what
@@ -23,6 +23,10 @@ pub(super) struct OwnMemory {
     /// The pages of those that are not in their place at the start, by the page of the file.
     moved: BTreeMap<u64, usize>,
     used: Vec<bool>,
+    /// The pages that the domain itself has taken.
+    taken: Vec<bool>,
+    /// Those of them that a boot before the present one had granted when it crashed.
+    granted_before: Vec<bool>,
     /// For each page, the number of grants that pin it.
     pins: Vec<u32>,
     /// For each page, whether it was given back to the machine.
@@ -47,6 +51,8 @@ impl OwnMemory {
             behind: (first..first + pages as u64).collect(),
             moved: BTreeMap::new(),
             used: vec![false; pages],
+            taken: vec![false; pages],
+            granted_before: vec![false; pages],
             pins: vec![0; pages],
             released: vec![false; pages],
             absent: 0,
@@ -75,6 +81,45 @@ impl OwnMemory {
         // SAFETY: these pages are own memory, mapped, and unused until now.
         unsafe { ptr::write_bytes(address as *mut u8, 0, count * PAGE_SIZE) };
         Some(address)
+    }
+
+    /// The same for the domain itself: a restart in place gives these back.
+    pub(super) fn take(&mut self, count: usize) -> Option<usize> {
+        let address = self.allocate(count)?;
+        let start = (address - self.base) / PAGE_SIZE;
+        self.taken[start..start + count].fill(true);
+        Some(address)
+    }
+
+    /// Makes free what the domain itself has taken, but for pages with these frames, which it had granted. Names the first
+    /// page that becomes free while another domain has it mapped, if any.
+    pub(super) fn restart(&mut self, granted: &BTreeSet<Gfn>) -> Option<Gfn> {
+        let mut shared = None;
+        for page in 0..self.used.len() {
+            if !self.taken[page] {
+                continue;
+            }
+            let frame = self.frame(page);
+            let stays = granted.contains(&frame);
+            (self.used[page], self.taken[page]) = (stays, stays);
+            self.granted_before[page] = stays;
+            if !stays && self.pins[page] > 0 {
+                shared = shared.or(Some(frame));
+            }
+        }
+        shared
+    }
+
+    /// Makes a page free that was granted before a restart. Returns whether another domain still has it mapped.
+    pub(super) fn free_granted_before(&mut self, frame: Gfn) -> bool {
+        let Some(page) = self.index(frame) else {
+            return false;
+        };
+        if !std::mem::take(&mut self.granted_before[page]) {
+            return false;
+        }
+        (self.used[page], self.taken[page]) = (false, false);
+        self.pins[page] > 0
     }
 
     /// Takes back pages that [`allocate`](Self::allocate) gave. Names the first one that another

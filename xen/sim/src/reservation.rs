@@ -4,7 +4,7 @@ use super::faults::Hypercall;
 use super::stats::Violation;
 use super::vcpu::SimVcpu;
 use super::world::World;
-use bulkhead_xen::{DomId, Errno, PAGE_SIZE, Reservation};
+use bulkhead_xen::{DomId, Errno, Gfn, GrantedBefore, PAGE_SIZE, Reservation};
 use std::ptr::NonNull;
 
 /// The content that the last user of a page has left in it.
@@ -16,7 +16,7 @@ unsafe impl Reservation for SimVcpu {
     fn allocate(&self, pages: usize) -> Option<NonNull<u8>> {
         let mut world = self.world.lock();
         let memory = &mut world.alive_mut(self.domain())?.memory;
-        let first = NonNull::new(memory.allocate(pages)? as *mut u8)?;
+        let first = NonNull::new(memory.take(pages)? as *mut u8)?;
         // SAFETY: the caller's own, who does not have them yet.
         unsafe { first.write_bytes(LEFT, pages * PAGE_SIZE) };
         Some(first)
@@ -60,6 +60,17 @@ fn count(
     addresses
         .take_while(|&address| one(address).is_ok())
         .count()
+}
+
+impl GrantedBefore for SimVcpu {
+    unsafe fn free(&self, frame: Gfn) {
+        let (mut world, domain) = (self.world.lock(), self.domain());
+        let own = world.alive_mut(domain);
+        if own.is_some_and(|own| own.memory.free_granted_before(frame)) {
+            let violation = Violation::FreedWhileShared { domain, frame };
+            world.violations.push(violation);
+        }
+    }
 }
 
 impl World {

@@ -246,6 +246,13 @@ impl World {
         let domain = self.domain_mut(id).expect("as above");
         domain.region.give_back();
         domain.grants.give_back_entries();
+        let granted = domain.grants.granted_frames();
+        if let Some(frame) = domain.memory.restart(&granted) {
+            let domain = id;
+            let violation = Violation::FreedWhileShared { domain, frame };
+            self.violations.push(violation);
+        }
+        let domain = self.domain_mut(id).expect("as above");
         for vcpu in &mut domain.vcpus {
             *vcpu = Vcpu::default();
         }

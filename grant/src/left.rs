@@ -1,0 +1,78 @@
+//! Grants that a boot before this one of the same domain has left in the table when it crashed. Other domains may still
+//! use their pages, until their frontends have told them to let go.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use bulkhead_xen::abi::grant_table::{EntryV1, RESERVED_ENTRIES};
+use bulkhead_xen::{DomId, Gfn, GrantRef, GrantedBefore};
+use core::sync::atomic::Ordering;
+
+/// A grant that was left.
+#[derive(Clone, Copy)]
+struct Left {
+    gref: GrantRef,
+    domain: DomId,
+    frame: Gfn,
+}
+
+/// All grants that were left and have not ended, in the order of their frames.
+#[derive(Default)]
+pub(crate) struct LeftGrants {
+    all: Vec<Left>,
+    pages: Option<Arc<dyn GrantedBefore>>,
+}
+
+impl LeftGrants {
+    /// Finds them. Returns also the number of the first entry behind all that are in use, and the unused ones before it.
+    pub fn find(
+        entries: &[EntryV1],
+        pages: Arc<dyn GrantedBefore>,
+    ) -> (LeftGrants, u32, Vec<GrantRef>) {
+        let (mut all, mut unused) = (Vec::new(), Vec::new());
+        let mut fresh = RESERVED_ENTRIES;
+        for (number, entry) in (0..).zip(entries).skip(RESERVED_ENTRIES as usize) {
+            if entry.flags.load(Ordering::Acquire) == 0 {
+                continue;
+            }
+            unused.extend((fresh..number).map(GrantRef));
+            fresh = number + 1;
+            all.push(Left {
+                gref: GrantRef(number),
+                domain: DomId(entry.domain.load(Ordering::Relaxed)),
+                frame: Gfn(entry.frame.load(Ordering::Relaxed).into()),
+            });
+        }
+        all.sort_unstable_by_key(|left: &Left| left.frame.0);
+        let pages = Some(pages);
+        (LeftGrants { all, pages }, fresh, unused)
+    }
+
+    /// Ends those whose pages are not in use, by `revoke`, which returns whether an entry has ended; passes their entries
+    /// to `free`. A page is free memory again once all grants of it have ended.
+    #[allow(unsafe_code, reason = "gives pages back that no grant names")]
+    pub fn end(&mut self, revoke: impl Fn(GrantRef) -> bool, mut free: impl FnMut(GrantRef)) {
+        let mut used = Vec::new();
+        for page in self.all.chunk_by(|one, other| one.frame == other.frame) {
+            let before = used.len();
+            for left in page {
+                match revoke(left.gref) {
+                    true => free(left.gref),
+                    false => used.push(*left),
+                }
+            }
+            if used.len() == before
+                && let (Some(pages), Some(left)) = (&self.pages, page.first())
+            {
+                // SAFETY: all that were left of this frame have ended, and nothing has granted it since: it is not free.
+                unsafe { pages.free(left.frame) };
+            }
+        }
+        self.all = used;
+    }
+
+    /// Returns how many have not ended: those of a domain, or all.
+    pub fn count(&self, domain: Option<DomId>) -> usize {
+        let of_it = |left: &&Left| domain.is_none_or(|domain| left.domain == domain);
+        self.all.iter().filter(of_it).count()
+    }
+}

@@ -1,0 +1,68 @@
+//! Grants that a boot before this one has left, in a domain that has started again in place.
+
+mod pair;
+
+use bulkhead_grant::{GrantAccess, GrantTable, TableOnDemand};
+use bulkhead_xen::{GrantRef, Hypervisor, Reservation};
+use bulkhead_xen_sim::SimVcpu;
+use core::ptr::NonNull;
+use pair::Pair;
+use std::sync::Arc;
+
+fn grant(table: &GrantTable<SimVcpu>, pair: &Pair, page: NonNull<u8>) -> GrantRef {
+    let frame = pair.frontend.hypervisor().frame_of(page.as_ptr()).unwrap();
+    // SAFETY: nothing accesses the page.
+    let grant = unsafe { table.grant(pair.backend.id(), frame, GrantAccess::ReadWrite) };
+    let grant = grant.unwrap();
+    let gref = grant.gref();
+    // The crash.
+    std::mem::forget(grant);
+    gref
+}
+
+#[test]
+fn pages_are_free_again_once_nobody_uses_them_and_their_entries_then_too() {
+    let pair = Pair::new();
+    let hypervisor = pair.frontend.hypervisor();
+    let before = pair.frontend.pages_in_use();
+    let table = GrantTable::new(hypervisor.clone()).unwrap();
+    let free = table.free_entries();
+    let pages = hypervisor.allocate_to_grant(3).unwrap();
+    // SAFETY: within the pages.
+    let page = |number: usize| unsafe { pages.add(number * 4096) };
+    // The first page is granted twice, the second once, and the third not at all.
+    let [first, again, second] = [page(0), page(0), page(1)].map(|page| grant(&table, &pair, page));
+    let mut pool = pair.region.map_pool(pair.guest(), 4).unwrap();
+    let mut map = |gref| pool.queue_map(gref, GrantAccess::ReadWrite).unwrap();
+    let (used, other) = (map(again), map(second));
+    pool.map_queued();
+    std::mem::forget(table);
+    pair.frontend.restart();
+    assert_eq!(pair.frontend.pages_in_use(), before + 2);
+
+    let left = TableOnDemand::left(hypervisor.clone(), Arc::new(hypervisor.clone()));
+    assert!(left.was_left());
+    let table = left.get().unwrap();
+    assert_eq!(table.end_left(None), 2);
+    assert_eq!(table.end_left(Some(pair.backend.id())), 2);
+    assert_eq!(table.end_left(Some(pair.guest())), 0);
+    assert_eq!(pair.frontend.pages_in_use(), before + 2);
+    // New grants get other entries than those in use.
+    let page = hypervisor.allocate_to_grant(1).unwrap();
+    for _ in 0..3 {
+        let new = grant(&table, &pair, page);
+        assert!(new != again && new != second, "{new}");
+    }
+    pool.queue_unmap(other);
+    pool.unmap_queued();
+    assert_eq!(table.end_left(None), 1);
+    assert_eq!(pair.frontend.pages_in_use(), before + 2);
+    pool.queue_unmap(used);
+    pool.unmap_queued();
+    assert_eq!(table.end_left(None), 0);
+    assert_eq!(pair.frontend.pages_in_use(), before + 1);
+    assert_eq!(table.free_entries(), free - 3);
+    assert!(first < again);
+    drop(pool);
+    pair.assert_clean();
+}

@@ -43,6 +43,8 @@ mod recovery;
 mod recovery_any_order;
 #[cfg(feature = "recover")]
 mod recovery_hostile;
+#[cfg(feature = "recover")]
+mod recovery_own_disks;
 mod refusals;
 mod rings;
 mod scale;

@@ -86,9 +86,9 @@ fn ask(disk: &mut Frontend<'_>, content: &[u8]) -> Asked {
 fn expect(disk: &mut Frontend<'_>, asked: &Asked, why: &str) {
     disk.world.run();
     let mut answers = disk.link().collect();
-    for _ in 0..10 {
+    for _ in 0..40 {
         if disk.link().outstanding() > 0 {
-            disk.world.wait(Duration::from_millis(2));
+            disk.world.wait(Duration::from_millis(10));
             answers.extend(disk.link().collect());
         }
     }
@@ -115,6 +115,8 @@ fn expect(disk: &mut Frontend<'_>, asked: &Asked, why: &str) {
 /// A machine, and a disk on it: its target, and whether the guest keeps its pages granted.
 pub struct Case<'a> {
     pub world: &'a dyn Fn() -> World,
+    /// What else the machine is to have.
+    pub prepare: fn(&World),
     pub target: &'a str,
     pub persistent: bool,
 }
@@ -122,6 +124,8 @@ pub struct Case<'a> {
 /// Connects a disk, asks, crashes that many instructions after that many calls into Xen, and restarts.
 fn crash_once(case: &Case<'_>, calls: u64, instructions: u64) -> Crash {
     let world = (case.world)();
+    (case.prepare)(&world);
+    let before = held(&world);
     let guest = Guest::with_memory(&world, 2048);
     let mut disk = guest
         .attach("xvda", case.target)
@@ -141,8 +145,15 @@ fn crash_once(case: &Case<'_>, calls: u64, instructions: u64) -> Crash {
     expect(&mut disk, &asked, &why);
     assert_eq!(states(&disk), connected, "{why}");
     disk.detach();
-    world.nothing_left_in_xen();
+    assert_eq!(held(&world), before, "{why}");
+    world.no_mistakes();
     crash
+}
+
+/// Returns the ports and the mappings that the driver domain has in Xen.
+pub fn held(world: &World) -> (usize, usize) {
+    world.run();
+    (world.storage.open_ports(), world.storage.live_mappings())
 }
 
 fn disk_content(disk: &mut Frontend<'_>) -> Vec<u8> {
@@ -189,6 +200,7 @@ fn on_path(path: usize) {
     };
     let case = Case {
         world: &|| world(options),
+        prepare: |_| (),
         target: "ram:disk0",
         persistent,
     };

@@ -19,6 +19,7 @@ fn a_guest_whose_store_reorders_requests_notices_no_crash() {
     for persistent in [true, false] {
         let case = Case {
             world: &world,
+            prepare: |_| (),
             target: "ram:disk0",
             persistent,
         };

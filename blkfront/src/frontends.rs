@@ -216,6 +216,12 @@ impl<H: Hypervisor> Frontends<H> {
         &self.pool
     }
 
+    /// Returns whether the domain has started again in place after a crash, so that backends may still be connected to a boot
+    /// before this one.
+    pub(crate) fn was_left(&self) -> bool {
+        self.grants.was_left()
+    }
+
     /// Returns the domain's grant table, which is taken when the first disk is there.
     pub(crate) fn grants(&self) -> Option<GrantTable<H>> {
         self.grants.get()

@@ -63,6 +63,8 @@ pub struct Life<'a, H: Hypervisor> {
     waited: bool,
     /// The time to wait before the backend is tried again.
     retry: Duration,
+    /// The time to wait before looking again what is left of a boot before this one.
+    left_pause: Duration,
     /// The nodes and the state of this end that xenstored has not taken yet.
     unsaid: Option<(Vec<(String, String)>, XenbusState)>,
     /// The last reason in the log why nothing happens.
@@ -87,7 +89,12 @@ pub async fn live<H: Hypervisor>(
         served_by: None,
         leftover: None,
         waited: false,
-        retry: RETRY,
+        retry: match frontends.was_left() {
+            // What it is closed for first is no fault of the backend's.
+            true => Duration::ZERO,
+            false => RETRY,
+        },
+        left_pause: LOOK_AGAIN,
         unsaid: None,
         told: None,
     };
@@ -164,7 +171,7 @@ impl<H: Hypervisor> Life<'_, H> {
         let path = own_node(store, format!("{}/backend", self.path)).await?;
         let id = own_node(store, format!("{}/backend-id", self.path)).await?;
         let id = id.and_then(|id| id.trim().parse().ok()).map(DomId);
-        let (attached, mut backend, mut online) = match (own, path, id) {
+        let (attached, mut backend, mut online) = match (&own, path, id) {
             (Some(_), Some(path), Some(id)) => {
                 self.meet(path, id).await?;
                 (true, XenbusState::Unknown, false)
@@ -183,6 +190,11 @@ impl<H: Hypervisor> Life<'_, H> {
             online,
             in_use: self.disk.is_in_use(),
             waited: core::mem::take(&mut self.waited),
+            left: self.frontends.was_left()
+                && matches!(
+                    XenbusState::parse(own.as_deref()),
+                    XenbusState::Initialised | XenbusState::Connected | XenbusState::Closing
+                ),
         })
     }
 
@@ -328,7 +340,7 @@ impl<H: Hypervisor> Life<'_, H> {
     /// Waits before the next attempt, a little longer each time.
     async fn pause(&mut self) {
         let span = self.retry;
-        self.retry = (span * 2).min(LONGEST_RETRY);
+        self.retry = (span * 2).clamp(RETRY, LONGEST_RETRY);
         self.frontends.handle().sleep(span).await;
     }
 
@@ -356,6 +368,23 @@ impl<H: Hypervisor> Life<'_, H> {
             self.frontends.handle().sleep(pause).await;
             pause = (pause * 2).min(LONGEST_RETRY);
         }
+    }
+
+    /// Returns whether the backend's domain still has memory that a boot before this one had granted to it: it may still be
+    /// at work on requests of that boot, which must not come after those of this one. Waits a while if it has.
+    async fn outwait_earlier_boot(&mut self, backend: DomId) -> bool {
+        if self.disk.grants().end_left(Some(backend)) == 0 {
+            return false;
+        }
+        let pause = self.left_pause;
+        if pause > LONG_LOOK {
+            self.tell(format!(
+                "domain {backend} does not let go of memory from before the crash: it is waited for"
+            ));
+        }
+        self.frontends.handle().sleep(pause).await;
+        self.left_pause = (pause * 2).min(LONGEST_RETRY);
+        true
     }
 
     /// Writes nodes and this end's state, if the directory is there. Nodes that xenstored refuses are written later.

@@ -41,6 +41,8 @@ pub struct Observed {
     pub in_use: bool,
     /// The backend has had time enough to connect again by itself.
     pub waited: bool,
+    /// This end's node tells of rings that a boot before this one, which has crashed, had published.
+    pub left: bool,
 }
 
 /// The next step.
@@ -71,8 +73,9 @@ pub fn decide(phase: Phase, seen: Observed) -> Step {
     match (phase, seen.backend) {
         (Phase::Failed, _) => Step::Wait,
 
+        // The rings that it is connected to, or about to be, are not this frontend's.
+        (Phase::Fresh, InitWait) if seen.left => Step::Close,
         (Phase::Fresh, InitWait) => Step::Publish,
-        // The rings that it is connected to are not this frontend's.
         (Phase::Fresh, Initialised | Connected | Closing) => Step::Close,
         (Phase::Fresh, _) => Step::Wait,
 
@@ -106,6 +109,7 @@ mod tests {
             online,
             in_use,
             waited: false,
+            left: false,
         }
     }
 
@@ -157,6 +161,17 @@ mod tests {
             assert_eq!(step(Phase::Closed, Closed), Step::StartOver);
             assert_eq!(step(Phase::Fresh, Closed), Step::Wait);
             assert_eq!(step(Phase::Fresh, InitWait), Step::Publish);
+        }
+    }
+
+    #[test]
+    fn rings_of_before_a_crash_are_closed_before_others_are_published() {
+        for backend in [InitWait, Initialised, Connected, Closing] {
+            let left = Observed {
+                left: true,
+                ..seen(backend, true, true)
+            };
+            assert_eq!(decide(Phase::Fresh, left), Step::Close, "{backend:?}");
         }
     }
 

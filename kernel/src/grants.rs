@@ -1,10 +1,10 @@
 //! Our own grant table, mapped when it is first asked for.
 
 use crate::memory::{map, pv};
-#[cfg(feature = "recover")]
-use crate::recovery::obstacles::{self, Obstacle};
 use crate::{domain, hypercall};
 use bulkhead_xen::abi::grant_table::EntryV1;
+#[cfg(feature = "recover")]
+use bulkhead_xen::abi::grant_table::RESERVED_ENTRIES;
 use bulkhead_xen::abi::memory::{self, AddToPhysmap, QuerySize, SetupTable};
 use bulkhead_xen::{DomId, Errno, GrantStatus, PAGE_SIZE};
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -19,15 +19,8 @@ pub fn own_table() -> Option<&'static [EntryV1]> {
     if TAKEN.swap(true, Ordering::Relaxed) {
         return None;
     }
-    #[cfg(feature = "recover")]
-    obstacles::add(Obstacle::Grants);
-    match map() {
-        Ok(frames) => {
-            let entries = frames as usize * PAGE_SIZE / size_of::<EntryV1>();
-            // SAFETY: `map` has put that many frames of the table there, where they stay; entries
-            // are atomics through and through.
-            Some(unsafe { core::slice::from_raw_parts(address() as *const EntryV1, entries) })
-        }
+    match map(map::get().space.special) {
+        Ok(entries) => Some(entries),
         Err(error) => {
             log::error!("cannot set up the grant table: {error}");
             None
@@ -35,12 +28,41 @@ pub fn own_table() -> Option<&'static [EntryV1]> {
     }
 }
 
-/// The first page of the special ones is the shared info page; the table follows.
-fn address() -> u64 {
-    map::get().space.special + PAGE_SIZE as u64
+/// Returns the page frames, as far as they are memory of ours, of all pages that a boot before this one has granted to other
+/// domains. `special` is the address for pages that Xen shares with us, with page tables.
+///
+/// # Panics
+/// If Xen gives no table.
+#[cfg(feature = "recover")]
+pub fn granted_before(special: u64) -> impl Iterator<Item = u64> + Clone {
+    let entries = match crate::recovery::region::is_restart() {
+        true => map(special).expect("cannot see what was granted before the restart"),
+        false => &[],
+    };
+    let used = entries.iter().skip(RESERVED_ENTRIES as usize);
+    let used = used.filter(|entry| entry.flags.load(Ordering::Acquire) != 0);
+    used.map(|entry| page_frame(entry.frame.load(Ordering::Relaxed).into()))
 }
 
-fn map() -> Result<u32, Errno> {
+/// Returns the page frame that a grant of our own names: on PV, it names the machine frame.
+#[cfg(feature = "recover")]
+pub fn page_frame(frame: u64) -> u64 {
+    match domain::is_pvh() {
+        true => frame,
+        false => pv::pseudo_physical(frame),
+    }
+}
+
+/// Maps the table: the first page of the special ones is the shared info page, and the table follows.
+fn map(special: u64) -> Result<&'static [EntryV1], Errno> {
+    let address = special + PAGE_SIZE as u64;
+    let frames = map_frames(address)?;
+    let entries = frames as usize * PAGE_SIZE / size_of::<EntryV1>();
+    // SAFETY: that many frames of the table are there, where they stay; entries are atomics through and through.
+    Ok(unsafe { core::slice::from_raw_parts(address as *const EntryV1, entries) })
+}
+
+fn map_frames(address: u64) -> Result<u32, Errno> {
     let mut size = QuerySize {
         dom: DomId::SELF,
         nr_frames: 0,
@@ -65,7 +87,7 @@ fn map() -> Result<u32, Errno> {
             add_to_physmap(
                 memory::MAPSPACE_GRANT_TABLE,
                 index.into(),
-                address() + u64::from(index) * PAGE_SIZE as u64,
+                address + u64::from(index) * PAGE_SIZE as u64,
             )?;
         }
         return Ok(frames);
@@ -90,7 +112,7 @@ fn map() -> Result<u32, Errno> {
     }
     for (index, mfn) in list.iter().take(frames as usize).enumerate() {
         // SAFETY: a page of address space set aside for this.
-        unsafe { pv::map_special(address() + (index * PAGE_SIZE) as u64, *mfn)? };
+        unsafe { pv::map_special(address + (index * PAGE_SIZE) as u64, *mfn)? };
     }
     Ok(frames)
 }

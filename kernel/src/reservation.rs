@@ -4,6 +4,8 @@
 //! PV the page's mapping is ours: it goes before the machine frame does, and comes back with
 //! another machine frame, which is noted in our list (Xen keeps its own up to date, memory.h).
 
+#[cfg(feature = "recover")]
+use crate::grants;
 use crate::hypercall;
 use crate::hypervisor::Hypercalls;
 use crate::memory::layout::Ranges;
@@ -14,6 +16,8 @@ use bulkhead_xen::abi::memory::{
     CURRENT_RESERVATION, DECREASE_RESERVATION, MemoryReservation, POPULATE_PHYSMAP,
 };
 use bulkhead_xen::{Balloon, DomId, Mfn, PAGE_SIZE, Reservation};
+#[cfg(feature = "recover")]
+use bulkhead_xen::{Gfn, GrantedBefore};
 use core::ops::Range;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -39,6 +43,10 @@ unsafe impl Reservation for Hypercalls {
         pages::allocate_and_leave_some(count)
     }
 
+    fn allocate_to_grant(&self, count: usize) -> Option<NonNull<u8>> {
+        pages::allocate_and_leave_some(count)
+    }
+
     unsafe fn release(&self, first: NonNull<u8>, count: usize) -> usize {
         let gone = in_batches(first, count, |frames| {
             // SAFETY: by the contract, nothing uses these pages.
@@ -55,6 +63,14 @@ unsafe impl Reservation for Hypercalls {
         });
         note_back(got);
         got
+    }
+}
+
+#[cfg(feature = "recover")]
+impl GrantedBefore for Hypercalls {
+    unsafe fn free(&self, frame: Gfn) {
+        // SAFETY: by the contract.
+        unsafe { pages::free_granted(grants::page_frame(frame.0)) };
     }
 }
 

@@ -98,7 +98,17 @@ fn main(mut machine: Machine) -> ShutdownReason {
     #[allow(unused_mut, reason = "without features there are the images alone")]
     let mut stores = Stores::new(catalog);
     #[cfg(any(feature = "nbd", feature = "pci", feature = "vbd"))]
-    let grants = TableOnDemand::new(hypervisor);
+    let grants = {
+        #[cfg(feature = "recover")]
+        let grants = recovery::grants(&machine, &handle);
+        #[cfg(not(feature = "recover"))]
+        let grants = TableOnDemand::new(hypervisor);
+        grants
+    };
+    #[cfg(all(feature = "recover", any(feature = "nbd", feature = "pci")))]
+    let of_devices = grants.noting(bulkhead_kernel::recovery::restart::note_device);
+    #[cfg(all(not(feature = "recover"), any(feature = "nbd", feature = "pci")))]
+    let of_devices = grants.clone();
     #[cfg(feature = "nvme")]
     let mut controllers = None;
     #[cfg(feature = "virtio")]
@@ -106,7 +116,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
     #[cfg(feature = "pci")]
     if machine.way == Way::Pv {
         #[allow(unused_mut, reason = "without features there are no drivers")]
-        let mut functions = own_functions(&handle, &store, grants.clone(), hypervisor);
+        let mut functions = own_functions(&handle, &store, of_devices.clone(), hypervisor);
         #[cfg(feature = "nvme")]
         {
             let all = own_controllers(&mut functions, &handle, &vcpus, &machine);
@@ -126,9 +136,16 @@ fn main(mut machine: Machine) -> ShutdownReason {
     }
     #[cfg(feature = "nbd")]
     let network = {
-        let grants = grants.clone();
         let vcpus = vcpus.len();
-        Network::start(&machine, &handle, &store, vcpus, grants, tls, &mut stores)
+        Network::start(
+            &machine,
+            &handle,
+            &store,
+            vcpus,
+            of_devices,
+            tls,
+            &mut stores,
+        )
     };
     #[cfg(feature = "vbd")]
     stores.register(own_disks(&handle, &store, &vcpus, grants, hypervisor));

@@ -2,11 +2,15 @@
 
 use alloc::format;
 use alloc::rc::Rc;
+#[cfg(any(feature = "nbd", feature = "pci", feature = "vbd"))]
+use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 use bulkhead_blkback::Services;
 use bulkhead_blkback::recovery::Memory;
 use bulkhead_executor::{Executor, Handle, VcpuSpawner};
+#[cfg(any(feature = "nbd", feature = "pci", feature = "vbd"))]
+use bulkhead_grant::TableOnDemand;
 use bulkhead_kernel::command_line::value;
 use bulkhead_kernel::recovery::{region, restart};
 use bulkhead_kernel::{Hypercalls, Machine, watchdog};
@@ -17,6 +21,8 @@ use bulkhead_xenstore_client::{Client, Error, Resumable, Ring};
 use core::cell::Cell;
 use core::convert::Infallible;
 use core::hint::black_box;
+#[cfg(any(feature = "nbd", feature = "pci", feature = "vbd"))]
+use core::time::Duration;
 
 /// The key on the command line that lets a crash be followed by a restart.
 const RECOVER: &str = "recover";
@@ -38,6 +44,10 @@ const LONGEST_REPORT: usize = 1900;
 
 /// The node by which the toolstack crashes the domain, and its answer.
 const CRASH_NODE: &str = "data/crash";
+
+/// The time between two attempts to end what a boot before this one has granted.
+#[cfg(any(feature = "nbd", feature = "pci", feature = "vbd"))]
+const LEFT_PAUSE: Duration = Duration::from_millis(500);
 
 /// Whether `key=on` is there. Anything else than that and `off` is reported.
 fn is_on(line: &str, key: &str) -> bool {
@@ -222,6 +232,25 @@ pub fn keep(services: &Services<Hypercalls>, line: &'static str) {
         // which any value is valid.
         services.keeper.start(unsafe { pages.cast().as_mut() });
     }
+}
+
+/// Returns the domain's grant table. Grants that a boot before this one has left there end as soon as the other domains let
+/// go of their pages.
+#[cfg(any(feature = "nbd", feature = "pci", feature = "vbd"))]
+pub fn grants(machine: &Machine, handle: &Handle<Hypercalls>) -> TableOnDemand<Hypercalls> {
+    let hypervisor = machine.hypervisor;
+    if machine.restarted.is_none() {
+        return TableOnDemand::new(hypervisor);
+    }
+    let grants = TableOnDemand::left(hypervisor, Arc::new(hypervisor));
+    let (ending, waiting) = (grants.clone(), handle.clone());
+    handle.spawn(async move {
+        // Whoever publishes new rings waits for that, too; but there may be none.
+        while ending.get().is_some_and(|table| table.end_left(None) > 0) {
+            waiting.sleep(LEFT_PAUSE).await;
+        }
+    });
+    grants
 }
 
 /// Lets crashes be followed by restarts from now on, if the command line asks for it.

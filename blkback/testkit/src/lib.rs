@@ -136,6 +136,24 @@ pub struct World {
     pub surviving: Option<Surviving>,
 }
 
+/// Follows the driver domain's own disks.
+fn own_disks(
+    storage: &SimDomain,
+    executors: &Executors,
+    store: &Client,
+    grants: TableOnDemand<SimVcpu>,
+) -> Rc<Frontends<SimVcpu>> {
+    let (vcpus, memory) = (executors.spawners(), Arc::new(storage.hypervisor()));
+    let handle = executors.handle();
+    let all = Frontends::new(handle.clone(), store.clone(), vcpus, memory, grants);
+    let following = all.clone();
+    handle.spawn(async move {
+        let Err(error) = following.follow().await;
+        log::error!("own disks cannot be followed any more: {error}");
+    });
+    all
+}
+
 impl Default for World {
     fn default() -> Self {
         World::new()
@@ -201,15 +219,8 @@ impl World {
             stores.register(store);
         }
         let frontends = setup.own_disks.then(|| {
-            let (vcpus, memory) = (executors.spawners(), Arc::new(storage.hypervisor()));
             let grants = TableOnDemand::new(storage.hypervisor());
-            let all = Frontends::new(handle.clone(), store.clone(), vcpus, memory, grants);
-            let following = all.clone();
-            handle.spawn(async move {
-                let Err(error) = following.follow().await;
-                log::error!("own disks cannot be followed any more: {error}");
-            });
-            all
+            own_disks(&storage, &executors, &store, grants)
         });
         if let Some(frontends) = &frontends {
             stores.register(Box::new(vbd_store(frontends.clone())));

@@ -3,12 +3,13 @@
 use super::allocator::leave_driver_domain;
 use super::executors::Executors;
 use super::stepping::Crash;
-use super::{World, resources::Resources};
+use super::{World, own_disks, resources::Resources};
 use bulkhead_blkback::Backend;
 use bulkhead_blkback::engine::Options;
 use bulkhead_blkback::recovery::Memory;
+use bulkhead_blkfront::vbd_store;
 use bulkhead_executor::Handle;
-use bulkhead_grant::Region;
+use bulkhead_grant::{Region, TableOnDemand};
 use bulkhead_images::testing::Layer;
 use bulkhead_images::{Catalog, ImageMemory, Stores};
 use bulkhead_xen::Port;
@@ -18,6 +19,7 @@ use std::alloc::{Layout, alloc_zeroed};
 use std::cell::Cell;
 use std::ptr::NonNull;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// What survives a crash, zero at first.
 pub struct Surviving {
@@ -117,6 +119,14 @@ impl World {
         let module = unsafe { ImageMemory::new(start, length) };
         let catalog = Catalog::from_module(module).with_discard(surviving.options.discard);
         let mut stores = Stores::new(catalog);
+        if let Some(before) = &self.frontends {
+            // Nor are these.
+            std::mem::forget(before.clone());
+            let pages = Arc::new(self.storage.hypervisor());
+            let grants = TableOnDemand::left(self.storage.hypervisor(), pages);
+            let disks = own_disks(&self.storage, &self.executors(), &store, grants);
+            stores.register(Box::new(vbd_store(disks)));
+        }
         if let Some(layer) = &surviving.layer {
             stores = stores.behind(layer.clone());
         }

@@ -15,6 +15,13 @@ use bulkhead_xenstore_client::Error;
 impl<H: Hypervisor> Life<'_, H> {
     /// Makes rings, and tells the backend of them.
     pub(super) async fn publish(&mut self) -> Result<(), Error> {
+        let Some(backend) = self.peer.as_ref().map(|peer| peer.id) else {
+            return Ok(());
+        };
+        if self.outwait_earlier_boot(backend).await {
+            // Its state may have changed meanwhile.
+            return Ok(());
+        }
         let Some(peer) = &self.peer else {
             return Ok(());
         };

@@ -81,11 +81,11 @@ fn ensure_size(elf: &Path, limit: u64) -> Result<()> {
     Ok(())
 }
 
-/// Builds one that serves RAM images and `null:` and can start again in place after a crash, in a folder of its own, and
-/// returns its path.
+/// Builds one that serves RAM images, `null:` and `vbd:` and can start again in place after a crash, in a folder of its own,
+/// and returns its path.
 pub fn build_recovering() -> Result<PathBuf> {
     let folder = workspace::target().join("recovering");
-    let features = ["--no-default-features", "--features", "recover"];
+    let features = ["--no-default-features", "--features", "recover,vbd"];
     build_in(
         &folder,
         "bulkhead-blkback",

@@ -70,7 +70,7 @@ const RECOVERING_LINTS: Check = elf_lints!(
     "--package=bulkhead-blkback",
     "--bin=bulkhead",
     "--no-default-features",
-    "--features=unikernel,recover"
+    "--features=unikernel,recover,vbd"
 );
 
 const TLS_LINTS: Check = elf_lints!(

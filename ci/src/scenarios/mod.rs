@@ -81,7 +81,7 @@ pub fn suite() -> Vec<Scenario> {
 
 /// Scenarios that do more of what others do in the suite: more rounds, guests or disks.
 pub fn long() -> Vec<Scenario> {
-    [endings::LONG, attaching::LONG, crowd::LONG].concat()
+    [endings::LONG, attaching::LONG, crowd::LONG, recovery::LONG].concat()
 }
 
 /// The scenarios that share hosts with devices of their own ([`pci::LAB`](crate::host::pci::LAB)).

@@ -6,6 +6,8 @@ pub mod pvh;
 pub mod smp;
 
 use crate::domain::{self, Way};
+#[cfg(feature = "recover")]
+use crate::grants;
 use crate::hypervisor::Hypercalls;
 #[cfg(feature = "recover")]
 use crate::machine::Restarted;
@@ -81,10 +83,14 @@ unsafe fn set_up_memory(
     space: AddressSpace,
     p2m: Option<P2m>,
 ) {
+    #[cfg(feature = "recover")]
+    let granted = grants::granted_before(space.special);
+    #[cfg(not(feature = "recover"))]
+    let granted = core::iter::empty();
     let total: u64 = ram.iter().map(|range| range.end - range.start).sum();
     map::set(MemoryMap { ram, space, p2m });
     // SAFETY: by the contract.
-    unsafe { pages::init(free, later, missing, total as usize) };
+    unsafe { pages::init(free, later, missing, total as usize, granted) };
 }
 
 /// Everything that is the same on PVH and PV, and `main`.
@@ -127,6 +133,12 @@ unsafe fn run(booted: Booted) -> ! {
             "{} KiB of memory, and room for {} more (xl mem-set)",
             memory.total / 1024,
             memory.ballooned / 1024
+        );
+    }
+    #[cfg(feature = "recover")]
+    if let granted @ 1.. = pages::still_granted() {
+        log::info!(
+            "{granted} pages were granted before the restart: not used until that has ended"
         );
     }
     let machine = Machine {

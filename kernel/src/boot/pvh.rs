@@ -9,6 +9,8 @@ use crate::memory::image::{image, stack_guard};
 #[cfg(feature = "recover")]
 use crate::memory::layout::subtract;
 use crate::memory::layout::{AddressSpace, Ranges, not_there, take_last};
+#[cfg(feature = "recover")]
+use crate::memory::pvh::map_special_pages;
 use crate::memory::pvh::{forbid_execution, map_above_4g, protect_image};
 #[cfg(feature = "recover")]
 use crate::recovery::pristine;
@@ -86,6 +88,8 @@ pub extern "C" fn pvh_main(start: u64) -> ! {
     // SAFETY: once, with what the builder has told us; memory above 4 GiB is mapped right after,
     // and the allocator, which takes the lowest pages first, has a map of its own below that.
     unsafe {
+        #[cfg(feature = "recover")]
+        map_special_pages(space.special);
         set_up_memory(found.ram, &free, Ranges::new(), &missing, space, None);
         decline(&missing);
         let no_execute = forbid_execution();

@@ -77,6 +77,16 @@ impl<'a> Frames<'a> {
         self.take(end - run..end)
     }
 
+    /// Takes a frame if it is free; returns whether it was.
+    pub fn take_frame(&mut self, frame: usize) -> bool {
+        let is_free = self.next_free(frame) == Some(frame);
+        if is_free {
+            self.set(frame..frame + 1, false);
+            self.free -= 1;
+        }
+        is_free
+    }
+
     fn take(&mut self, run: Range<usize>) -> Option<Range<usize>> {
         self.set(run.clone(), false);
         self.free -= run.len();
@@ -186,6 +196,20 @@ mod tests {
         assert_eq!(frames.take_lowest(100), Some(200..201));
         assert_eq!(frames.take_highest(5), None);
         assert_eq!(frames.take_lowest(5), None);
+    }
+
+    #[test]
+    fn a_frame_that_is_free_is_taken_once() {
+        let mut words = [0; 2];
+        let mut frames = Frames::new(&mut words);
+        frames.release(3..100);
+        assert!(frames.take_frame(64) && !frames.take_frame(64));
+        assert_eq!(frames.free_frames(), 96);
+        for unknown in [2, 100, 127, 128, 1 << 40] {
+            assert!(!frames.take_frame(unknown), "{unknown}");
+        }
+        assert_eq!(frames.allocate(61, 1), Some(3));
+        assert_eq!(frames.allocate(1, 1), Some(65));
     }
 
     #[test]

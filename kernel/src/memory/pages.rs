@@ -15,8 +15,14 @@ struct Pages {
     unmapped: Ranges,
     /// Memory that Xen has: the frames that are free here.
     ballooned: Frames<'static>,
+    /// Memory that a boot before this one had granted to other domains: the frames that are free here.
+    #[cfg(feature = "recover")]
+    granted: Frames<'static>,
     total: usize,
 }
+
+/// Maps of frames.
+const MAPS: usize = if cfg!(feature = "recover") { 3 } else { 2 };
 
 /// Bytes that no disk is given: for the control plane, and for allocations too small to be made in a way that
 /// may fail.
@@ -51,41 +57,99 @@ pub struct MemoryStatistics {
 }
 
 /// Puts the free ranges to use: those that are mapped, those that are to be mapped when they are needed,
-/// and those that Xen has.
+/// and those that Xen has. Frames of the first that are `granted` to other domains stay out of use until
+/// that has ended (`free_granted`).
 ///
 /// # Safety
 /// Nothing else uses any of them. The first are mapped at their own addresses, writable.
-pub unsafe fn init(free: &Ranges, unmapped: Ranges, ballooned: &Ranges, total_pages: usize) {
+pub unsafe fn init(
+    free: &Ranges,
+    unmapped: Ranges,
+    ballooned: &Ranges,
+    total_pages: usize,
+    granted: impl Iterator<Item = u64> + Clone,
+) {
     let all = free.iter().chain(&unmapped).chain(ballooned);
     let end = all.map(|range| range.end).max().unwrap_or(0) as usize;
     let words = Frames::words_for(end);
-    let bitmap_pages = (2 * words * size_of::<u64>()).div_ceil(PAGE_SIZE) as u64;
+    let map_pages = (MAPS * words * size_of::<u64>()).div_ceil(PAGE_SIZE) as u64;
     let home = free
         .iter()
-        .find(|range| range.end - range.start > bitmap_pages)
+        .find_map(|range| without(range, map_pages, granted.clone()))
         .expect("no room for the map of free pages");
     let start = (home.start as usize * PAGE_SIZE) as *mut u64;
     // SAFETY: free memory by the contract, and it is not handed out below.
-    let bitmaps = unsafe {
-        start.write_bytes(0, 2 * words);
-        core::slice::from_raw_parts_mut(start, 2 * words)
+    let maps = unsafe {
+        start.write_bytes(0, MAPS * words);
+        core::slice::from_raw_parts_mut(start, MAPS * words)
     };
-    let (bitmap, absent) = bitmaps.split_at_mut(words);
-    let mut frames = Frames::new(bitmap);
+    let (map, others) = maps.split_at_mut(words);
+    let (absent, _others) = others.split_at_mut(words);
+    let mut frames = Frames::new(map);
     let mut missing = Frames::new(absent);
     for range in ballooned {
         missing.release(range.start as usize..range.end as usize);
     }
     for range in free {
-        let taken = if range == home { bitmap_pages } else { 0 };
-        frames.release((range.start + taken) as usize..range.end as usize);
+        frames.release(range.start as usize..range.end as usize);
     }
+    home.for_each(|frame| assert!(frames.take_frame(frame as usize)));
+    #[cfg(feature = "recover")]
+    let granted = {
+        let mut kept = Frames::new(_others);
+        for frame in granted.map(|frame| frame as usize) {
+            if frames.take_frame(frame) {
+                kept.release(frame..frame + 1);
+            }
+        }
+        kept
+    };
     *PAGES.lock() = Some(Pages {
         frames,
         unmapped,
         ballooned: missing,
+        #[cfg(feature = "recover")]
+        granted,
         total: total_pages,
     });
+}
+
+/// Returns the first `count` frames in a row of a range that has more, none of them granted.
+fn without(
+    range: &Range<u64>,
+    count: u64,
+    granted: impl Iterator<Item = u64> + Clone,
+) -> Option<Range<u64>> {
+    let mut run = range.start..range.start + count;
+    while run.end < range.end {
+        match granted.clone().filter(|frame| run.contains(frame)).max() {
+            None => return Some(run),
+            Some(last) => run = last + 1..last + 1 + count,
+        }
+    }
+    None
+}
+
+/// Puts a frame among the free ones that a boot before this one had granted, if it is one of those.
+///
+/// # Safety
+/// No other domain can use it any more.
+#[cfg(feature = "recover")]
+pub unsafe fn free_granted(frame: u64) {
+    if let Some(pages) = PAGES.lock().as_mut()
+        && pages.granted.take_frame(frame as usize)
+    {
+        pages.frames.release(frame as usize..frame as usize + 1);
+    }
+}
+
+/// Returns how many pages a boot before this one had granted, and were not [freed](free_granted) yet.
+#[cfg(feature = "recover")]
+pub fn still_granted() -> usize {
+    let pages = PAGES.lock();
+    pages
+        .as_ref()
+        .map_or(0, |pages| pages.granted.free_frames())
 }
 
 /// Takes `count` pages in a row; their contents are undefined.

@@ -134,6 +134,26 @@ pub unsafe fn map_above_4g(end: u64, no_execute: bool) {
     }
 }
 
+/// Maps the pages that Xen shares with us, before there is memory for page tables above 4 GiB; [`map_above_4g`] does it
+/// again.
+///
+/// # Safety
+/// Once, on the boot page tables, before `map_above_4g`. `special` is a multiple of a gibibyte from 4 GiB on.
+#[cfg(feature = "recover")]
+pub unsafe fn map_special_pages(special: u64) {
+    #[repr(align(4096))]
+    struct Table([u64; 512]);
+    static mut TABLE: Table = Table([0; 512]);
+    let gib = special / page_table::GIB;
+    assert!((4..512).contains(&gib), "more than 512 GiB of addresses");
+    let table = &raw mut TABLE;
+    // SAFETY: no other code uses the table; the entry for it was empty, so that no processor remembers anything there.
+    unsafe {
+        (*table).0[0] = page_table::large(special, false);
+        boot_pdpt[gib as usize] = page_table::table(table as u64);
+    }
+}
+
 /// Takes a page of memory out of the address space.
 ///
 /// # Safety

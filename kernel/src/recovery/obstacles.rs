@@ -6,8 +6,8 @@ use core::sync::atomic::{AtomicU32, Ordering};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Obstacle {
-    /// Pages of this domain may be mapped by others: its own disks, its network, its PCI devices.
-    Grants = 1,
+    /// The domain has a network interface or a PCI device of its own.
+    Devices = 1,
     /// Memory went back to Xen, or was never there.
     Memory = 2,
     /// An image has memory beside that of the ramdisk.
@@ -28,8 +28,8 @@ pub fn first() -> Option<&'static str> {
     let found = FOUND.load(Ordering::Relaxed);
     let reasons = [
         (
-            Obstacle::Grants,
-            "other domains may have mapped pages of this one",
+            Obstacle::Devices,
+            "it has a network interface or a PCI device of its own",
         ),
         (Obstacle::Memory, "memory was given back to Xen"),
         (Obstacle::Growth, "an image has grown"),

@@ -8,6 +8,7 @@
 //! It is the first vCPU that boots again. If another one has reported the crash, that one lets the first restart: on PVH
 //! reset and initialised anew, on PV out of the parking.
 
+use super::obstacles::Obstacle;
 use super::{mappings, obstacles, others, parking, pristine, region};
 use crate::memory::{self, image};
 use crate::{domain, event_channels, hypercall, logger, vcpu};
@@ -179,6 +180,11 @@ pub fn damage_page_tables() {
         unsafe { memory::pvh::damage() }
     }
     log::error!("page tables cannot be damaged on PV");
+}
+
+/// Notes that the domain has a network interface or a PCI device of its own, which no restart takes up again yet.
+pub fn note_device() {
+    obstacles::add(Obstacle::Devices);
 }
 
 /// Begins the report of a crash.

@@ -28,6 +28,16 @@ pub(super) enum Opened<'a, H: Hypervisor> {
     Unwanted(End),
 }
 
+/// Returns the part of its life that a disk has reached whose device is not open yet.
+fn phase_before<H: Hypervisor>(services: &Services<H>, id: VbdId) -> Phase {
+    #[cfg(feature = "recover")]
+    if services.keeper.has_left(id) {
+        return Phase::Left;
+    }
+    let _ = (services, id);
+    Phase::New
+}
+
 /// Waits until the disk whose device is being opened is not wanted any more: the toolstack or the guest takes
 /// it away, or the driver domain ends.
 async fn until_unwanted<H: Hypervisor>(
@@ -41,7 +51,7 @@ async fn until_unwanted<H: Hypervisor>(
             return Ok(End::Leave);
         }
         let seen = insist(services, id, async || observer.observe().await).await?;
-        match decide(Phase::New, seen) {
+        match decide(phase_before(services, id), seen) {
             Step::Remove => return Ok(End::Remove),
             Step::Release => return Ok(End::Release),
             Step::Abandon => return Ok(End::Abandon),
@@ -95,13 +105,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
             unreleased: Unreleased::default(),
             observer,
             told: NodeMap::new(),
-            #[cfg(feature = "recover")]
-            phase: match services.keeper.has_left(id) {
-                true => Phase::Left,
-                false => Phase::New,
-            },
-            #[cfg(not(feature = "recover"))]
-            phase: Phase::New,
+            phase: phase_before(services, id),
             limits: services.limits,
             connection: None,
             came_back: false,

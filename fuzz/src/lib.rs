@@ -22,6 +22,7 @@ mod ring;
 pub mod seeds;
 mod target;
 mod tls;
+mod upgrade;
 mod virtio;
 mod volumes;
 mod xenstore;
@@ -38,6 +39,7 @@ pub use requests::requests;
 pub use ring::ring;
 pub use target::target;
 pub use tls::tls;
+pub use upgrade::upgrade;
 pub use virtio::virtio;
 pub use volumes::volumes;
 pub use xenstore::xenstore;
@@ -52,7 +54,7 @@ pub fn life(script: &[u8]) {
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 17] = [
+pub const TARGETS: [Target; 18] = [
     ("requests", requests),
     ("ring", ring),
     ("xenstore", xenstore),
@@ -69,5 +71,6 @@ pub const TARGETS: [Target; 17] = [
     ("nbd", nbd),
     ("net", net),
     ("tls", tls),
+    ("upgrade", upgrade),
     ("virtio", virtio),
 ];

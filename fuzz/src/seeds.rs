@@ -71,6 +71,7 @@ fn made(target: &str) -> Vec<(String, Vec<u8>)> {
             ("c", 0),
         ])],
         "tls" => crate::tls::seeds(),
+        "upgrade" => crate::upgrade::seeds(),
         "volumes" => crate::volumes::seeds(),
         _ => Vec::new(),
     })

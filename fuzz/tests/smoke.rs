@@ -92,6 +92,11 @@ fn archive() {
 }
 
 #[test]
+fn upgrade() {
+    smoke("upgrade", 20_000);
+}
+
+#[test]
 fn volumes() {
     smoke("volumes", 2_000);
 }

@@ -123,6 +123,15 @@ impl<M: RingMemory, F: Format> BackRing<M, F> {
         Ok(pending)
     }
 
+    /// Does the same for a caller that takes them next: up to that number, they are taken without another look.
+    #[inline]
+    pub fn look(&mut self) -> Result<u32, Overrun> {
+        if !self.closed {
+            self.seen = self.taken.wrapping_add(self.unconsumed()?);
+        }
+        Ok(self.untaken())
+    }
+
     /// Takes the next request, copied out of the ring once, or `None` if none is published.
     ///
     /// The producer index is looked at again only when all that was seen of it has been taken. A
@@ -138,14 +147,8 @@ impl<M: RingMemory, F: Format> BackRing<M, F> {
     /// Copies the next request into `slot`, for the caller to decode. Returns false if none is published.
     #[inline]
     pub fn take_slot(&mut self, slot: &mut F::Slot) -> Result<bool, Overrun> {
-        if self.taken == self.seen {
-            if self.closed {
-                return Ok(false);
-            }
-            self.seen = self.taken.wrapping_add(self.unconsumed()?);
-            if self.taken == self.seen {
-                return Ok(false);
-            }
+        if self.taken == self.seen && self.look()? == 0 {
+            return Ok(false);
         }
         let Slots { memory, format, .. } = &self.slots;
         format.copy_request(memory, self.slots.offset(self.taken), slot);
@@ -156,9 +159,9 @@ impl<M: RingMemory, F: Format> BackRing<M, F> {
     /// Looks at the producer index a last time: requests published after this are never taken. Returns how
     /// many are left to take.
     pub fn close(&mut self) -> Result<u32, Overrun> {
-        self.seen = self.taken.wrapping_add(self.unconsumed()?);
+        let untaken = self.look()?;
         self.closed = true;
-        Ok(self.untaken())
+        Ok(untaken)
     }
 
     /// Returns how many requests were seen and not taken yet. A closed ring takes no others.

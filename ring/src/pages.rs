@@ -54,7 +54,9 @@ impl SharedPages {
 
     #[inline]
     fn index(&self, index: Index) -> &AtomicU32 {
-        let at = self.range(index.offset(), 4).cast::<u32>();
+        const { assert!(Index::ResponseEvent as usize + size_of::<u32>() <= PAGE_SIZE) };
+        // SAFETY: every index lies within the first page, and `new` has checked that there is one.
+        let at = unsafe { self.base.add(index.offset()) }.cast::<u32>();
         // SAFETY: mapped and aligned (the pages are, and so is each offset); the other end writes
         // aligned 32-bit words, which on this architecture is what an atomic access is.
         unsafe { AtomicU32::from_ptr(at.as_ptr()) }

@@ -143,7 +143,7 @@ impl Coalescer {
         }
         self.seen = waiting;
         if waiting == 0 {
-            return self.idle(now, most, moves);
+            return self.idle(now, moves);
         }
         if stalls || self.since(now) >= self.quiet() {
             self.ran_dry(waiting);
@@ -166,7 +166,10 @@ impl Coalescer {
         }
         // Several may have come while the task slept, or while other queues had their turn.
         let new = waiting - self.seen;
-        let gap = since / Nanos::from(new);
+        let gap = match new {
+            1 => since,
+            several => since / Nanos::from(several),
+        };
         let late = until.is_some_and(|until| now >= until);
         let as_usual = !late || gap <= self.usual_gap() * 2;
         if as_usual {
@@ -183,8 +186,8 @@ impl Coalescer {
 
     /// Returns the next action while nothing waits.
     #[inline]
-    fn idle(&mut self, now: Instant, most: u32, moves: bool) -> Next {
-        let batch = self.target(most).min(self.half());
+    fn idle(&mut self, now: Instant, moves: bool) -> Next {
+        let batch = self.half();
         self.streaming = self.streaming && batch > 1 && moves && now < self.deadline(batch, 0);
         if self.streaming {
             return self.gather(now, batch, 0);
@@ -323,11 +326,12 @@ impl Coalescer {
     /// Notes the time since the last look. Returns false if the clock stands still.
     #[inline]
     fn clock_moves(&mut self, now: Instant) -> bool {
-        self.same_looks = match now == self.last_look {
-            true => self.same_looks + 1,
-            false => 0,
-        };
-        self.last_look = now;
+        if now != self.last_look {
+            self.last_look = now;
+            self.same_looks = 0;
+            return true;
+        }
+        self.same_looks += 1;
         self.same_looks < FROZEN_CLOCK
     }
 }

@@ -126,11 +126,11 @@ impl<H: Hypervisor> Dispatcher<H> {
 
     /// Returns how many requests could be taken.
     #[inline]
-    pub fn waiting(&self) -> Result<u32, QueueError> {
+    pub fn waiting(&mut self) -> Result<u32, QueueError> {
         match self.is_stuck() {
             // While no request can begin, only the completion of one changes that.
             true => Ok(0),
-            false => Ok(self.ring.unconsumed()? + self.held()),
+            false => Ok(self.ring.look()? + self.held()),
         }
     }
 

@@ -140,7 +140,7 @@ impl<H: Hypervisor> Queue<H> {
 
     /// Returns how many requests could be taken.
     #[inline]
-    pub fn waiting(&self) -> Result<u32, QueueError> {
+    pub fn waiting(&mut self) -> Result<u32, QueueError> {
         self.dispatcher.waiting()
     }
 

@@ -10,15 +10,14 @@ use super::queue_control::QueueGuard;
 use super::setup::{ConnectError, QueueError, QueueSetup};
 use super::turns::Turn;
 use alloc::boxed::Box;
-use bulkhead_executor::Handle;
+use bulkhead_executor::{Handle, Sleep as Timer};
 use bulkhead_grant::Region;
 use bulkhead_images::{IoQueue, QueueContext};
 use bulkhead_xen::{Hypervisor, Instant};
 use core::future::{Future, poll_fn};
 use core::pin::pin;
-use core::task::Poll;
+use core::task::{Context, Poll};
 use core::time::Duration;
-use futures_util::future::OptionFuture;
 
 /// The time in which a store has to open a queue, while the frontend waits for its disk.
 const STORE_OPENS: Duration = Duration::from_secs(10);
@@ -92,28 +91,26 @@ async fn until_stopped<H: Hypervisor>(
 ) -> Result<(), QueueError> {
     let mut coalescer = Coalescer::new(queue.options(), handle.now(), block_costs(handle));
     let mut back_off = BackOff::default();
-    let mut progress = Progress::new(queue, handle);
+    let mut wait = Wait::new(handle, guard, Progress::new(queue, handle));
     let most = queue.slots();
     // Whether there was a sweep since the other tasks of this vCPU had their turn. The next sweep comes after their
     // turn, as one sweep takes a bounded time.
     let mut swept = false;
-    // The number of requests that wait, if it was just read and the device has none.
-    let mut looked = None;
+    // Whether the ring and the clock were just read, and the device has no request.
+    let mut has_looked = false;
+    let (mut waiting, mut now) = (0, handle.now());
     while !guard.is_stopped() {
-        let waiting = match looked.take() {
-            Some(waiting) => waiting,
-            None => {
-                queue.settle();
-                queue.waiting()?
-            }
-        };
+        if !core::mem::take(&mut has_looked) {
+            queue.settle();
+            (waiting, now) = (queue.waiting()?, handle.now());
+        }
         // A queue without a turn has left it to other queues of this guest.
         if waiting > 0 && (swept || !turn.take()) {
             handle.yield_now().await;
             swept = false;
             continue;
         }
-        match coalescer.next(handle.now(), waiting + queue.unpublished(), most) {
+        match coalescer.next(now, waiting + queue.unpublished(), most) {
             Next::Poll => {
                 // Requests that need no hypercall begin at once; the others are better served together.
                 if waiting > 0 && queue.is_served_singly() {
@@ -123,7 +120,7 @@ async fn until_stopped<H: Hypervisor>(
             Next::Answer => {
                 queue.sweep()?;
                 queue.publish();
-                let waiting = queue.waiting()?;
+                waiting = queue.waiting()?;
                 coalescer.answered(waiting + queue.unpublished(), || block_costs(handle));
                 // A store that is at work on requests wakes the task when it has done them.
                 if coalescer.expects_several() {
@@ -133,7 +130,8 @@ async fn until_stopped<H: Hypervisor>(
                 // Several guests send requests all the time: this one will have more after the others' turn.
                 if !turn.is_shared() {
                     swept = true;
-                    looked = (queue.in_flight() == 0).then_some(waiting);
+                    now = handle.now();
+                    has_looked = queue.in_flight() == 0;
                     continue;
                 }
             }
@@ -144,22 +142,24 @@ async fn until_stopped<H: Hypervisor>(
                     continue;
                 }
                 if !queue.final_check_for(waiting, more)? {
-                    let Woken { notified, slept } =
-                        something_happens(handle, queue, guard, &mut progress, until).await;
-                    swept &= !slept;
-                    let found = queue.waiting()?;
-                    looked = (queue.in_flight() == 0).then_some(found);
+                    wait.begin(queue, until);
+                    queue.count_sleep();
+                    let notified = poll_fn(|context| wait.poll(context, queue)).await;
+                    swept &= !wait.end();
+                    let before = waiting;
+                    (waiting, now) = (queue.waiting()?, handle.now());
+                    has_looked = queue.in_flight() == 0;
                     if until.is_none() {
-                        coalescer.woke(handle.now(), found);
+                        coalescer.woke(now, waiting);
                     }
-                    if notified && found <= waiting {
+                    if notified && waiting <= before {
                         let first = back_off.is_unused();
                         if let Some(delay) = back_off.empty_notification() {
                             if first {
                                 queue.complain_of_notifications();
                             }
                             look_away(handle, queue, guard, delay).await;
-                            looked = None;
+                            has_looked = false;
                         }
                     }
                     continue;
@@ -210,61 +210,93 @@ impl Progress {
     }
 }
 
-/// The reason why a wait has ended.
-struct Woken {
-    /// The frontend has notified the queue.
-    notified: bool,
+/// A wait for the frontend, the device, the disk, or a time, whichever is first. Meanwhile, requests that take longer
+/// than the store's own time-out are given up.
+struct Wait<'a, H> {
+    handle: &'a Handle<H>,
+    guard: &'a QueueGuard,
+    progress: Progress,
+    /// The time at which the queue is looked at in any case.
+    until: Option<Instant>,
+    /// Ends at that time, or earlier if the store has gone too long without a completion by then.
+    timer: Option<Timer<H>>,
     /// The task has waited, and other tasks had their turn meanwhile.
     slept: bool,
 }
 
-/// Waits for the frontend, the device, the disk, or a time, whichever is first. Meanwhile, requests that take longer
-/// than the store's own time-out are given up.
-async fn something_happens<H: Hypervisor>(
-    handle: &Handle<H>,
-    queue: &mut Queue<H>,
-    guard: &QueueGuard,
-    progress: &mut Progress,
-    until: Option<Instant>,
-) -> Woken {
-    let mut late = pin!(match progress.deadline(queue, handle) {
-        Some(deadline) => OptionFuture::from(Some(handle.sleep_until(deadline))),
-        None => OptionFuture::default(),
-    });
-    let mut deadline = until.map(|until| handle.sleep_until(until));
-    queue.count_sleep();
-    let mut slept = false;
-    let notified = poll_fn(|context| {
+impl<'a, H: Hypervisor> Wait<'a, H> {
+    fn new(handle: &'a Handle<H>, guard: &'a QueueGuard, progress: Progress) -> Self {
+        Wait {
+            handle,
+            guard,
+            progress,
+            until: None,
+            timer: None,
+            slept: false,
+        }
+    }
+
+    #[inline]
+    fn begin(&mut self, queue: &Queue<H>, until: Option<Instant>) {
+        let late = self.progress.deadline(queue, self.handle);
+        let first = match (until, late) {
+            (Some(until), Some(late)) => Some(until.min(late)),
+            (one, None) | (None, one) => one,
+        };
+        self.until = until;
+        self.timer = first.map(|time| self.handle.sleep_until(time));
+        self.slept = false;
+    }
+
+    /// Ends the wait, and returns whether other tasks had their turn meanwhile.
+    #[inline]
+    fn end(&mut self) -> bool {
+        self.timer = None;
+        self.slept
+    }
+
+    /// Returns ready when there is no more to wait for: with true if the frontend has notified the queue.
+    #[inline]
+    fn poll(&mut self, context: &mut Context<'_>, queue: &mut Queue<H>) -> Poll<bool> {
         if queue.poll_notified(context).is_ready() {
             return Poll::Ready(true);
         }
-        let happened = guard.poll_stopped(context).is_ready()
+        let happened = self.guard.poll_stopped(context).is_ready()
             || queue.poll_completion(context).is_ready()
-            || deadline
-                .as_mut()
-                .is_some_and(|deadline| pin!(deadline).poll(context).is_ready());
-        if !happened && let Poll::Ready(Some(())) = late.as_mut().poll(context) {
-            log::error!(
-                "{}: the store has not answered {} request(s) in time: they are given up",
-                queue.name(),
-                queue.in_flight()
-            );
-            queue.cancel_pending();
-            *progress = Progress::new(queue, handle);
-            late.set(OptionFuture::default());
-            // The store may have completed them at once.
-            context.waker().wake_by_ref();
-        }
+            || (self.timer.is_some() && self.is_over(context, queue));
         match happened {
             true => Poll::Ready(false),
             false => {
-                slept = true;
+                self.slept = true;
                 Poll::Pending
             }
         }
-    })
-    .await;
-    Woken { notified, slept }
+    }
+
+    /// Returns whether the time has come at which the queue is looked at in any case.
+    #[inline(never)]
+    fn is_over(&mut self, context: &mut Context<'_>, queue: &mut Queue<H>) -> bool {
+        let Some(timer) = &mut self.timer else {
+            return false;
+        };
+        if pin!(timer).poll(context).is_pending() {
+            return false;
+        }
+        if self.until.is_some_and(|until| self.handle.now() >= until) {
+            return true;
+        }
+        log::error!(
+            "{}: the store has not answered {} request(s) in time: they are given up",
+            queue.name(),
+            queue.in_flight()
+        );
+        queue.cancel_pending();
+        self.progress = Progress::new(queue, self.handle);
+        self.timer = self.until.map(|until| self.handle.sleep_until(until));
+        // The store may have completed them at once.
+        context.waker().wake_by_ref();
+        false
+    }
 }
 
 /// Waits for `delay` without looking at the queue and without notifications, unless the device completes a request or

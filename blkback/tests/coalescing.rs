@@ -1,7 +1,10 @@
 //! How a queue sleeps while requests gather: on a clock that only the tests move.
 
 use bulkhead_blkback::engine::Options;
-use bulkhead_blkback_testkit::{Frontend, Guest, IMAGE_SIZE, Setup, Style, World, content};
+use bulkhead_blkback_testkit::{
+    Frontend, Guest, IMAGE_SIZE, LateDisks, Setup, Style, World, content,
+};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 /// The longest that anything waits for company.
@@ -172,8 +175,115 @@ fn a_producer_index_that_moves_without_a_notification_costs_nothing_and_is_seen(
     world.nothing_left();
 }
 
+/// Requests after which a frontend of a store that answers later is known.
+const WARM_UP: usize = 500;
+
+/// What it takes to serve requests with a store that answers later.
+struct Late {
+    /// The notifications that the frontend sent, and that it got.
+    notifications: (u64, u64),
+    /// The longest that a request waited for the store to get it.
+    longest: Duration,
+    /// How often the store had nothing to do while a request waited.
+    starved: u32,
+}
+
+/// A frontend that keeps `depth` requests outstanding at a store that takes `latency` for each and works on all that it
+/// has at a time: one more comes every [`GAP`]. Says what the last `requests` of them took.
+fn serve_from_late_store(
+    persistent: bool,
+    depth: usize,
+    latency: Duration,
+    requests: usize,
+) -> Late {
+    let (world, late) = World::with_late_disks();
+    let guest = Guest::new(&world);
+    let disk = guest.attach("xvdd", "ram:disk0");
+    let mut disk = disk.styled(Style::persistent(persistent)).connected();
+    // When each request was sent that the store does not have yet, and when it got those that it has.
+    let (mut sent, mut held) = (VecDeque::new(), VecDeque::new());
+    let (mut longest, mut starved, mut answered) = (Duration::ZERO, 0, 0);
+    let mut before = None;
+    while answered < WARM_UP + requests {
+        answered += disk.link().collect().len();
+        if answered >= WARM_UP && before.is_none() {
+            before = Some((world.storage.stats(), guest.domain.stats()));
+            (longest, starved) = (Duration::ZERO, 0);
+        }
+        let now = world.sim.now();
+        let link = disk.link();
+        if answered + link.outstanding() < WARM_UP + requests && link.outstanding() < depth {
+            link.push_read(8, 8);
+            link.kick();
+            sent.push_back(now);
+        }
+        world.run();
+        let store = late.last();
+        while held.len() < store.held() {
+            let came = sent.pop_front().expect("it has no more than was sent");
+            longest = longest.max(now.since(came));
+            held.push_back(now);
+        }
+        starved += u32::from(held.is_empty() && !sent.is_empty());
+        while let Some(&taken) = held.front()
+            && now.since(taken) >= latency
+        {
+            held.pop_front();
+            store.release(0);
+        }
+        world.wait(GAP);
+    }
+    let before = before.expect("there were as many");
+    let (storage, frontend) = (
+        world.storage.stats() - before.0,
+        guest.domain.stats() - before.1,
+    );
+    let notifications = (frontend.notifications_sent, storage.notifications_sent);
+    disk.detach();
+    world.nothing_left();
+    Late {
+        notifications,
+        longest,
+        starved,
+    }
+}
+
 #[test]
-fn a_store_that_answers_later_has_each_request_at_once() {
+fn a_store_at_work_is_given_several_requests_for_one_notification() {
+    const REQUESTS: usize = 800;
+    for (persistent, latency) in [(false, GAP * 32), (true, GAP * 100)] {
+        let late = serve_from_late_store(persistent, 32, latency, REQUESTS);
+        let (sent, received) = late.notifications;
+        let most = REQUESTS as u64 / 4;
+        assert!(
+            sent < most && received < most && late.starved == 0,
+            "{latency:?}: {sent} sent, {received} received, {} starved",
+            late.starved
+        );
+        assert!(late.longest <= HOLD, "one has waited {:?}", late.longest);
+    }
+}
+
+#[test]
+fn a_store_with_few_requests_is_given_each_at_once() {
+    for (persistent, depth) in [(true, 1), (false, 2), (true, 3)] {
+        let late = serve_from_late_store(persistent, depth, GAP * 8, 100);
+        assert_eq!(late.longest, Duration::ZERO, "depth {depth}");
+    }
+}
+
+/// Waits until a store has so many requests.
+fn wait_until_held(world: &World, late: &LateDisks, count: usize) {
+    let begun = world.sim.now();
+    while late.last().held() < count {
+        world.wait(GAP);
+        let took = world.sim.now().since(begun);
+        assert!(took <= HOLD, "one waits for {took:?}");
+    }
+}
+
+#[test]
+fn a_store_that_answers_later_has_each_request_at_once_if_it_has_few() {
     let (world, late) = World::with_late_disks();
     let guest = Guest::new(&world);
     let mut disk = guest.attach("xvdd", "ram:disk0").connected();
@@ -184,6 +294,7 @@ fn a_store_that_answers_later_has_each_request_at_once() {
             disk.link().kick();
             world.wait(GAP);
         }
+        wait_until_held(&world, &late, 8);
         late.last().release_backwards();
         world.wait(HOLD);
         assert_eq!(disk.link().collect().len(), 8);
@@ -192,7 +303,10 @@ fn a_store_that_answers_later_has_each_request_at_once() {
         disk.link().push_read(8, 8);
         disk.link().kick();
         world.run();
-        assert_eq!(late.last().held(), held, "no time passes");
+        // From four on, it has enough to do that the next one may wait for another.
+        let at_once = late.last().held() == held;
+        assert!(at_once || held > 4, "the store has {} alone", held - 1);
+        wait_until_held(&world, &late, held);
     }
     late.last().release_backwards();
     finish(&world, &mut disk);

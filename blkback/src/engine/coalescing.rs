@@ -212,6 +212,15 @@ impl Coalescer {
         })
     }
 
+    /// Returns the sleep of a queue for which nothing waits, whose device is at work and whose frontend has just sent a
+    /// request: the next ones may come together.
+    pub fn for_company(&self, now: Instant, most: u32) -> Sleep {
+        Sleep {
+            more: NonZeroU32::new(most).unwrap_or(NonZeroU32::MIN),
+            until: Some(Instant(now.0.saturating_add(self.quiet()))),
+        }
+    }
+
     /// Returns the time that the frontend is expected to take for `missing` more requests.
     fn span(&self, missing: u32, waiting: u32) -> Nanos {
         // During a measurement, it may have no more than it is known to have.

@@ -159,6 +159,18 @@ impl<H: Hypervisor> Queue<H> {
         self.dispatcher.unpublished()
     }
 
+    /// Returns how many requests and responses there are that may be gathered, when so many requests
+    /// [wait](Self::waiting). While the device works on others, requests are not gathered: each look at the ring takes
+    /// all of them.
+    #[inline]
+    pub fn gathered(&self, waiting: u32) -> u32 {
+        let requests = match self.submitter.completes_later() && self.in_flight() > 0 {
+            true => 0,
+            false => waiting,
+        };
+        requests + self.unpublished()
+    }
+
     /// Takes the requests on the ring, has them served, and puts the responses that there are, without
     /// publishing them yet. Returns how many requests were taken.
     pub fn sweep(&mut self) -> Result<u32, QueueError> {
@@ -209,15 +221,31 @@ impl<H: Hypervisor> Queue<H> {
     }
 
     /// Asks the frontend to notify us when there are `more` requests beside those that were
-    /// [waiting](Self::waiting), or at its next request if the device should begin with it at once. Returns
-    /// true if that many can be taken already.
+    /// [waiting](Self::waiting), or earlier if the device may run out of work before. Returns true if that many can
+    /// be taken already.
     #[inline]
     pub fn final_check_for(&mut self, waiting: u32, more: NonZeroU32) -> Result<bool, QueueError> {
         let more = match self.submitter.completes_later() {
-            true => NonZeroU32::MIN,
+            true => more.min(self.dispensable()),
             false => more,
         };
         self.dispatcher.final_check_for(waiting, more)
+    }
+
+    /// Returns whether the device was given requests since the last call, and has so much to do that the next one may
+    /// wait for others.
+    #[inline]
+    pub fn device_has_become_busy(&mut self) -> bool {
+        self.submitter.completes_later()
+            && self.submitter.was_given_requests()
+            && self.dispensable() > NonZeroU32::MIN
+    }
+
+    /// Returns the number of requests that may wait for company while the device works on others: half as many as it
+    /// has. Requests are also taken whenever it has completed some.
+    fn dispensable(&self) -> NonZeroU32 {
+        let half = self.in_flight() as u32 / 2;
+        NonZeroU32::new(half).unwrap_or(NonZeroU32::MIN)
     }
 
     /// Returns ready if the frontend has notified us. Otherwise its next notification wakes the task.

@@ -110,7 +110,7 @@ async fn until_stopped<H: Hypervisor>(
             swept = false;
             continue;
         }
-        match coalescer.next(now, waiting + queue.unpublished(), most) {
+        match coalescer.next(now, queue.gathered(waiting), most) {
             Next::Poll => {
                 // Requests that need no hypercall begin at once; the others are better served together.
                 if waiting > 0 && queue.is_served_singly() {
@@ -121,7 +121,7 @@ async fn until_stopped<H: Hypervisor>(
                 queue.sweep()?;
                 queue.publish();
                 waiting = queue.waiting()?;
-                coalescer.answered(waiting + queue.unpublished(), || block_costs(handle));
+                coalescer.answered(queue.gathered(waiting), || block_costs(handle));
                 // A store that is at work on requests wakes the task when it has done them.
                 if coalescer.expects_several() {
                     coalescer.set_alone(turn.answered() && queue.in_flight() == 0);
@@ -135,12 +135,18 @@ async fn until_stopped<H: Hypervisor>(
                     continue;
                 }
             }
-            Next::Sleep(Sleep { more, until }) => {
+            Next::Sleep(sleep) => {
                 // Requests that need no hypercall begin at once, as above.
                 if waiting > 0 && queue.is_served_singly() && queue.sweep()? > 0 {
                     swept = true;
                     continue;
                 }
+                let is_idle = sleep.until.is_none();
+                // More requests may be on their way.
+                let Sleep { more, until } = match queue.device_has_become_busy() && is_idle {
+                    true => coalescer.for_company(now, most),
+                    false => sleep,
+                };
                 if !queue.final_check_for(waiting, more)? {
                     wait.begin(queue, until);
                     queue.count_sleep();
@@ -149,7 +155,7 @@ async fn until_stopped<H: Hypervisor>(
                     let before = waiting;
                     (waiting, now) = (queue.waiting()?, handle.now());
                     has_looked = queue.in_flight() == 0;
-                    if until.is_none() {
+                    if is_idle {
                         coalescer.woke(now, waiting);
                     }
                     if notified && waiting <= before {

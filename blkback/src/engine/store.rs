@@ -20,6 +20,8 @@ pub(super) struct Store {
     /// The number of requests that it has completed asynchronously.
     completions: u64,
     completes_later: bool,
+    /// It has kept a request since this was last asked for.
+    given: bool,
 }
 
 impl Store {
@@ -32,6 +34,7 @@ impl Store {
             unflushed: false,
             completions: 0,
             completes_later: false,
+            given: false,
         }
     }
 
@@ -58,6 +61,11 @@ impl Store {
         self.completes_later
     }
 
+    /// Returns whether it has kept a request since the last call.
+    pub fn was_given_requests(&mut self) -> bool {
+        core::mem::take(&mut self.given)
+    }
+
     /// Returns the number of requests that it has completed asynchronously.
     pub fn completions(&self) -> u64 {
         self.completions
@@ -73,6 +81,7 @@ impl Store {
         let submitted = self.queue.submit(tag, io);
         if submitted == Submitted::Pending {
             self.pending += 1;
+            self.given = true;
             // A discard may take long on any device: that says nothing about reads and writes.
             self.completes_later |= matches!(io.op, Op::Read { .. } | Op::Write { .. });
         }

@@ -45,6 +45,11 @@ impl<H: Hypervisor> Submitter<H> {
         self.store.completes_later()
     }
 
+    /// Returns whether the device has kept a request since the last call.
+    pub fn was_given_requests(&mut self) -> bool {
+        self.store.was_given_requests()
+    }
+
     /// Returns how many requests the device has completed asynchronously.
     pub fn completions(&self) -> u64 {
         self.store.completions()

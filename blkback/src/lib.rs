@@ -43,6 +43,8 @@ pub mod recovery;
 pub mod services;
 pub mod statistics;
 mod unserved;
+#[cfg(feature = "recover")]
+pub mod upgrade;
 pub mod vbd;
 pub mod vcpus;
 

@@ -56,6 +56,8 @@ mod stopping;
 mod stores;
 mod toolstack;
 mod unserved;
+#[cfg(feature = "recover")]
+mod upgrade;
 mod virtio;
 mod volumes;
 mod waiting_store;

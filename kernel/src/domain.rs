@@ -60,9 +60,12 @@ pub fn vcpu_info(id: VcpuId) -> *mut VcpuInfo {
     unsafe { &raw mut (*page).vcpu_info[id.0 as usize] }
 }
 
-/// Forgets all notifications of event channels.
+/// Forgets all notifications of event channels, once the page that has them is known.
 #[cfg(feature = "recover")]
 pub fn forget_events() {
+    if SHARED.load(Ordering::Acquire).is_null() {
+        return;
+    }
     bitmaps().mask_all();
     bitmaps().clear_all();
     for id in 0..LEGACY_MAX_VCPUS as u32 {

@@ -11,6 +11,10 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
+/// The entries, once the table is mapped.
+#[cfg(feature = "recover")]
+static MAPPED: spin::Once<&'static [EntryV1]> = spin::Once::new();
+
 /// The most frames we ask for: xl's own default limit.
 const MAX_FRAMES: u32 = 64;
 
@@ -44,6 +48,14 @@ pub fn granted_before(special: u64) -> impl Iterator<Item = u64> + Clone {
     used.map(|entry| page_frame(entry.frame.load(Ordering::Relaxed).into()))
 }
 
+/// Returns whether an entry of the table lets another domain have a page of ours, be it of this boot or of one before.
+#[cfg(feature = "recover")]
+pub fn has_granted() -> bool {
+    let entries = MAPPED.get().copied().unwrap_or_default();
+    let mut used = entries.iter().skip(RESERVED_ENTRIES as usize);
+    used.any(|entry| entry.flags.load(Ordering::Acquire) != 0)
+}
+
 /// Returns the page frame that a grant of our own names: on PV, it names the machine frame.
 #[cfg(feature = "recover")]
 pub fn page_frame(frame: u64) -> u64 {
@@ -59,7 +71,10 @@ fn map(special: u64) -> Result<&'static [EntryV1], Errno> {
     let frames = map_frames(address)?;
     let entries = frames as usize * PAGE_SIZE / size_of::<EntryV1>();
     // SAFETY: that many frames of the table are there, where they stay; entries are atomics through and through.
-    Ok(unsafe { core::slice::from_raw_parts(address as *const EntryV1, entries) })
+    let entries = unsafe { core::slice::from_raw_parts(address as *const EntryV1, entries) };
+    #[cfg(feature = "recover")]
+    MAPPED.call_once(|| entries);
+    Ok(entries)
 }
 
 fn map_frames(address: u64) -> Result<u32, Errno> {

@@ -5,6 +5,8 @@ use crate::hypervisor::Hypercalls;
 #[cfg(feature = "recover")]
 use crate::recovery::record::Record;
 #[cfg(feature = "recover")]
+use crate::recovery::upgrade::Before;
+#[cfg(feature = "recover")]
 use alloc::string::String;
 use bulkhead_xen::{DeviceStops, Instant, Port, StoreRing, VcpuId};
 use core::ptr::NonNull;
@@ -48,18 +50,22 @@ pub struct Machine {
     pub started: Instant,
     /// Number of vCPUs of the domain, including the one that runs `main`.
     pub vcpus: u32,
-    /// The crash after which this domain has started again in place, if it has.
+    /// The boot before this one in the same domain, if there was one.
     #[cfg(feature = "recover")]
     pub restarted: Option<Restarted>,
 }
 
-/// The crash after which the domain has started again in place.
+/// The boot before this one in the same domain.
 #[cfg(feature = "recover")]
 #[derive(Debug)]
 pub struct Restarted {
-    /// Number of restarts since the domain was built.
+    /// What became of it.
+    pub before: Before,
+    /// Number of restarts after crashes since the domain was built.
     pub number: u32,
-    /// The report of the crash.
+    /// Number of boots before this one since the domain was built.
+    pub boots: u32,
+    /// The report of its failure, if it has failed.
     pub report: String,
 }
 
@@ -67,7 +73,9 @@ pub struct Restarted {
 impl From<&Record> for Restarted {
     fn from(record: &Record) -> Restarted {
         Restarted {
+            before: Before::of(record.phase(), record.hand_over()),
             number: record.restarts(),
+            boots: record.boots(),
             report: record.report().collect(),
         }
     }

@@ -158,6 +158,13 @@ impl Keeper {
         }
     }
 
+    /// Waits until nothing is left of the boot before: each of its disks is served again, or never will be.
+    pub async fn settled(&self) {
+        if self.is_on() {
+            self.settled.wait().await;
+        }
+    }
+
     /// Waits until it is this disk's turn: those that were served before the crash have theirs first, so that nobody
     /// else gets their images.
     pub async fn turn(&self, id: VbdId) {

@@ -8,7 +8,8 @@ use crc::{CRC_32_ISO_HDLC, Crc, Table};
 
 /// "kept", in the order of the bytes in memory.
 const MAGIC: u32 = u32::from_le_bytes(*b"kept");
-/// The layout of [`Record`] and of the requests; another version is refused.
+/// The layout of [`Record`] and of the requests; another version is refused. It belongs to `bulkhead_upgrade::FORMAT`: both
+/// change together.
 const VERSION: u32 = 2;
 
 /// Finds each change of up to 32 bits in a row; nobody forges what only this domain writes.
@@ -190,6 +191,30 @@ mod tests {
         assert_eq!(sealed.read(), None);
         sealed.seal(record);
         sealed
+    }
+
+    /// What version 0.2.0 leaves to the one that takes over: format 1. A later version has to read it; a change of the
+    /// layout needs another format, and this test stays as it is.
+    #[test]
+    fn the_record_of_format_1_is_read() {
+        let numbers = [
+            0x7470656b, 0x2, 0xf814dafe, 0x7, 0xca00, 0x1, 0x2, 0x8, 0xf, 0x1, 0x1, 0x3, 0x5,
+            0x200, 0x12345678, 0x1,
+        ];
+        let [magic, version, checksum, numbers @ ..] = numbers;
+        let sealed = Sealed {
+            magic,
+            version,
+            checksum,
+            numbers,
+        };
+        assert_eq!(sealed.read(), Some(RECORD));
+        assert_eq!(
+            bulkhead_upgrade::FORMAT,
+            1,
+            "then a test of the next one is missing"
+        );
+        assert_eq!(size_of::<Sealed>(), 64, "that there is nothing else");
     }
 
     #[test]

@@ -28,6 +28,8 @@ use bulkhead_blkback::operator::{Command, answer_keys, answer_requests};
 use bulkhead_blkback::vcpus::learn_wakeup_latency;
 #[cfg(feature = "vbd")]
 use bulkhead_blkfront::{Frontends, vbd_store};
+#[cfg(feature = "recover")]
+use bulkhead_executor::Flag;
 #[cfg(any(feature = "pci", feature = "vbd"))]
 use bulkhead_executor::Handle;
 use bulkhead_executor::{Executor, VcpuSpawner};
@@ -76,6 +78,8 @@ fn main(mut machine: Machine) -> ShutdownReason {
     let first = VcpuSpawner::new(hypervisor, hypervisor.vcpu());
     let mut executor = executor(&first, hypervisor);
     let handle = executor.handle();
+    #[cfg(feature = "recover")]
+    recovery::prove(&mut executor, &machine);
     #[cfg(feature = "recover")]
     let Some(store) = recovery::connect(&mut executor, &machine) else {
         return ShutdownReason::Crash;
@@ -165,11 +169,26 @@ fn main(mut machine: Machine) -> ShutdownReason {
     let ended = end.clone();
     let serving = backend.clone();
     #[cfg(feature = "recover")]
-    let line = machine.command_line;
+    let (line, serves) = (machine.command_line, Rc::new(Flag::default()));
+    #[cfg(feature = "recover")]
+    {
+        let last = machine
+            .restarted
+            .take()
+            .map(|last| (last.before, last.report));
+        let (backend, serves) = (backend.clone(), serves.clone());
+        handle.spawn(async move {
+            serves.wait().await;
+            recovery::follow_upgrades(&backend, line, last).await;
+        });
+    }
     handle.spawn(async move {
         let ready = || {
             #[cfg(feature = "recover")]
-            recovery::enable(line);
+            {
+                recovery::enable(line);
+                serves.set();
+            }
             logger::never_wait();
             let took = hypervisor.now().since(started);
             log::info!(

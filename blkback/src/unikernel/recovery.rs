@@ -2,18 +2,23 @@
 
 use alloc::format;
 use alloc::rc::Rc;
+use alloc::string::String;
 #[cfg(any(feature = "nbd", feature = "pci", feature = "vbd"))]
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
-use bulkhead_blkback::Services;
 use bulkhead_blkback::recovery::Memory;
+use bulkhead_blkback::upgrade::{ERROR_NODE, Runtime, answer_upgrades, forget};
+use bulkhead_blkback::{Backend, Services};
 use bulkhead_executor::{Executor, Handle, VcpuSpawner};
 #[cfg(any(feature = "nbd", feature = "pci", feature = "vbd"))]
 use bulkhead_grant::TableOnDemand;
 use bulkhead_kernel::command_line::value;
-use bulkhead_kernel::recovery::{region, restart};
+use bulkhead_kernel::recovery::upgrade::{self, Before, version};
+use bulkhead_kernel::recovery::{region, restart, trial};
 use bulkhead_kernel::{Hypercalls, Machine, watchdog};
+use bulkhead_upgrade::request::Fault;
+use bulkhead_upgrade::{Candidate, Running};
 use bulkhead_xen::{PAGE_SIZE, VcpuId};
 use bulkhead_xenbus::retry::persist;
 use bulkhead_xenbus::{CommandNode, excerpt};
@@ -21,7 +26,6 @@ use bulkhead_xenstore_client::{Client, Error, Resumable, Ring};
 use core::cell::Cell;
 use core::convert::Infallible;
 use core::hint::black_box;
-#[cfg(any(feature = "nbd", feature = "pci", feature = "vbd"))]
 use core::time::Duration;
 
 /// The key on the command line that lets a crash be followed by a restart.
@@ -41,6 +45,9 @@ const REPORT_NODE: &str = "data/last-crash";
 
 /// What fits into a node by xenstored's default limit.
 const LONGEST_REPORT: usize = 1900;
+
+/// The time within which a new version has to serve.
+const SERVES_WITHIN: Duration = Duration::from_secs(10);
 
 /// The node by which the toolstack crashes the domain, and its answer.
 const CRASH_NODE: &str = "data/crash";
@@ -74,7 +81,7 @@ pub fn watch_closely(machine: &Machine) {
 pub fn connect(executor: &mut Executor<Hypercalls>, machine: &Machine) -> Option<Client> {
     let handle = executor.handle();
     let (hypervisor, store) = (machine.hypervisor, machine.store);
-    let earlier = machine.restarted.as_ref().map_or(0, |last| last.number);
+    let earlier = machine.restarted.as_ref().map_or(0, |last| last.boots);
     // SAFETY: the page is the domain's xenstore ring, and nothing else in this domain uses it.
     let ring = unsafe {
         match earlier {
@@ -91,10 +98,18 @@ pub fn connect(executor: &mut Executor<Hypercalls>, machine: &Machine) -> Option
     };
     let client = Client::resume(&handle, ring, store.port, earlier);
     if let Some(last) = &machine.restarted {
-        log::error!(
-            "started again in place, restart {}, after this:",
-            last.number
-        );
+        let number = last.number;
+        match last.before {
+            Before::Crashed => {
+                log::error!("started again in place, restart {number}, after this:");
+            }
+            Before::Version(before, _) => {
+                log::info!("version {} has taken over from {before}", version());
+            }
+            Before::Failed(failed) => {
+                log::error!("back from version {failed}, after this:");
+            }
+        }
         let lines = last.report.lines().filter(|line| !line.is_empty());
         lines.for_each(|line| log::error!("| {line}"));
         forget_watches(executor, &handle, &client);
@@ -121,7 +136,9 @@ fn forget_watches(
 
 /// Shows what became of crashes.
 pub fn follow(machine: &Machine, handle: &Handle<Hypercalls>, store: &Client) {
-    if let Some(last) = &machine.restarted {
+    if let Some(last) = &machine.restarted
+        && last.before == Before::Crashed
+    {
         let (number, mut report) = (format!("{}", last.number), last.report.clone());
         // ASCII, so that it can be cut anywhere.
         report.truncate(LONGEST_REPORT);
@@ -207,6 +224,87 @@ async fn follow_crashes(
 fn overflow(depth: u64) -> u64 {
     let room = black_box([depth; 128]);
     overflow(depth + 1) + room[depth as usize % 128]
+}
+
+/// Has a new version fail if it does not serve in time: the one before gets the domain back then. To be called first.
+pub fn prove(executor: &mut Executor<Hypercalls>, machine: &Machine) {
+    let Some(Before::Version(before, fault)) = machine.restarted.as_ref().map(|last| last.before)
+    else {
+        return;
+    };
+    if Fault::of(fault) == Fault::Panic {
+        panic!("version {} was asked to panic", version());
+    }
+    let handle = executor.handle();
+    executor.handle().spawn(async move {
+        handle.sleep(SERVES_WITHIN).await;
+        if trial::is_trying() {
+            let seconds = SERVES_WITHIN.as_secs();
+            panic!(
+                "version {} does not serve {seconds} s after it took over from {before}",
+                version()
+            );
+        }
+    });
+    if Fault::of(fault) == Fault::Wait {
+        executor.run_until(|| false);
+    }
+}
+
+/// Notes that this version serves, once the disks that the boot before has served are served again, and carries out
+/// requests for the next version.
+pub async fn follow_upgrades(
+    backend: &Backend<Hypercalls>,
+    line: &'static str,
+    last: Option<(Before, String)>,
+) {
+    let services = &backend.services;
+    services.keeper.settled().await;
+    trial::settle();
+    let told = match &last {
+        Some((Before::Version(before, _), _)) => {
+            log::info!("version {} serves: {before} is forgotten", version());
+            let forgetting = async || forget(&services.store).await;
+            persist(&services.handle, ERROR_NODE, forgetting).await
+        }
+        Some((Before::Failed(failed), report)) => {
+            // ASCII, so that it can be cut anywhere.
+            let mut reason = format!(
+                "version {failed} has failed, and {} serves again: {}",
+                version(),
+                report.trim()
+            );
+            reason.truncate(LONGEST_REPORT);
+            bulkhead_blkback::upgrade::report(services, &reason).await
+        }
+        _ => Ok(()),
+    };
+    if let Err(error) = told {
+        log::error!("{ERROR_NODE}: {error}");
+    }
+    let Err(error) = answer_upgrades(services, &Upgrades(line)).await;
+    log::error!("upgrades cannot be asked for any more: {error}");
+}
+
+/// The runtime, as far as upgrades are concerned, with the command line.
+struct Upgrades(&'static str);
+
+impl Runtime for Upgrades {
+    fn obstacle(&self) -> Option<&'static str> {
+        upgrade::obstacle()
+    }
+
+    fn running(&self) -> Running {
+        upgrade::running()
+    }
+
+    fn allows_faults(&self) -> bool {
+        value(self.0, TEST_CRASH) == Some("on")
+    }
+
+    fn take_over(&self, candidate: &Candidate<'_>, fault: Fault) -> &'static str {
+        upgrade::take_over(candidate, fault as u32)
+    }
 }
 
 /// Leaves the first vCPU alone where crashes are to be followed by restarts that could not have others.

@@ -84,8 +84,17 @@ fn ensure_size(elf: &Path, limit: u64) -> Result<()> {
 /// Builds one that serves RAM images, `null:` and `vbd:` and can start again in place after a crash, in a folder of its own,
 /// and returns its path.
 pub fn build_recovering() -> Result<PathBuf> {
-    let folder = workspace::target().join("recovering");
-    let features = ["--no-default-features", "--features", "recover,vbd"];
+    build_recovering_with("recovering", "recover,vbd")
+}
+
+/// Builds one that has more stores and is laid out in another way, likewise.
+pub fn build_recovering_larger() -> Result<PathBuf> {
+    build_recovering_with("recovering-larger", "recover,vbd,nbd")
+}
+
+fn build_recovering_with(folder: &str, features: &str) -> Result<PathBuf> {
+    let folder = workspace::target().join(folder);
+    let features = ["--no-default-features", "--features", features];
     build_in(
         &folder,
         "bulkhead-blkback",

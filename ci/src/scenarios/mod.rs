@@ -34,6 +34,7 @@ mod runtime;
 mod several;
 mod suspension;
 mod thirty_two_bit;
+mod upgrade;
 mod virtio;
 mod volume_disks;
 
@@ -79,9 +80,16 @@ pub fn suite() -> Vec<Scenario> {
     .concat()
 }
 
-/// Scenarios that do more of what others do in the suite: more rounds, guests or disks.
+/// Scenarios that do more of what others do in the suite (more rounds, guests or disks), and those that need further builds.
 pub fn long() -> Vec<Scenario> {
-    [endings::LONG, attaching::LONG, crowd::LONG, recovery::LONG].concat()
+    [
+        endings::LONG,
+        attaching::LONG,
+        crowd::LONG,
+        recovery::LONG,
+        upgrade::SCENARIOS,
+    ]
+    .concat()
 }
 
 /// The scenarios that share hosts with devices of their own ([`pci::LAB`](crate::host::pci::LAB)).

@@ -18,7 +18,7 @@ use crate::memory::map::{self, MemoryMap};
 use crate::memory::p2m::P2m;
 use crate::memory::pages;
 #[cfg(feature = "recover")]
-use crate::recovery::{region, restart};
+use crate::recovery::{leaving, region};
 use crate::start_info::{COMMAND_LINE_BYTES, LoadedModule};
 use crate::{command_line, devices, event_channels, hypercall, logger, panic, time, vcpu};
 use bulkhead_xen::abi::event_channel;
@@ -118,7 +118,7 @@ unsafe fn run(booted: Booted) -> ! {
     set_up_events(here).expect("cannot set up this vCPU's own ports");
     event_channels::deliver_here(booted.store_port).expect("cannot unmask the xenstore port");
     #[cfg(feature = "recover")]
-    restart::keep_store_port(booted.store_port);
+    leaving::keep_store_port(booted.store_port);
     let console = logger::port().filter(|&port| event_channels::deliver_here(port).is_ok());
     let memory = pages::statistics();
     log::debug!(

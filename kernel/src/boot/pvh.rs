@@ -6,14 +6,14 @@ use crate::cpu::pvh::{self as cpu, BOOT_TABLES};
 use crate::cpu::upcall::UPCALL_VECTOR;
 use crate::domain::{self, Way};
 use crate::memory::image::{image, stack_guard};
-#[cfg(feature = "recover")]
-use crate::memory::layout::subtract;
 use crate::memory::layout::{AddressSpace, Ranges, not_there, take_last};
+#[cfg(feature = "recover")]
+use crate::memory::layout::{frames_of, subtract};
 #[cfg(feature = "recover")]
 use crate::memory::pvh::map_special_pages;
 use crate::memory::pvh::{forbid_execution, map_above_4g, protect_image};
 #[cfg(feature = "recover")]
-use crate::recovery::pristine;
+use crate::recovery::{leaving, pristine, trial, upgrade};
 use crate::reservation::{current_reservation, decline};
 use crate::start_info::{self, Memory};
 use crate::vcpu::BOOT_VCPU;
@@ -55,6 +55,8 @@ pub extern "C" fn pvh_main(start: u64) -> ! {
     unsafe {
         pristine::keep(start);
     }
+    #[cfg(feature = "recover")]
+    trial::begin();
     domain::set_way(Way::Pvh);
     // SAFETY: the first thing on the only vCPU, in ring 0.
     unsafe {
@@ -64,6 +66,9 @@ pub extern "C" fn pvh_main(start: u64) -> ! {
         BOOT_TABLES.load();
         fill_hypercall_page();
     }
+    // What goes back to the version before leaves it open.
+    #[cfg(feature = "recover")]
+    leaving::keep_store_port(Port(param(Param::StoreEvtchn) as u32));
     let console_frame = param(Param::ConsolePfn);
     let console_port = param(Param::ConsoleEvtchn);
     if let Some(ring) = NonNull::new((console_frame * PAGE_SIZE as u64) as *mut _) {
@@ -81,8 +86,16 @@ pub extern "C" fn pvh_main(start: u64) -> ! {
     let mut free = free_memory(&found.ram, &found.modules, image());
     // The next boot in place reads it again.
     #[cfg(feature = "recover")]
-    for frames in found.own {
-        subtract(&mut free, frames).expect("too many pieces of memory");
+    {
+        for frames in &found.own {
+            subtract(&mut free, frames.clone()).expect("too many pieces of memory");
+        }
+        let modules = found.modules.iter();
+        let modules: Ranges = modules
+            .map(|module| frames_of(module.address, module.bytes))
+            .collect();
+        upgrade::reserve(&found.ram, &mut free, found.own.iter().chain(&modules))
+            .expect("too many pieces of memory");
     }
     let missing = take_last(&mut free, missing).expect("too many pieces of memory");
     // SAFETY: once, with what the builder has told us; memory above 4 GiB is mapped right after,

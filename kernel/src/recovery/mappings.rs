@@ -30,9 +30,13 @@ pub fn start() -> bool {
 
 fn handles() -> Option<&'static [AtomicU32]> {
     let first = HANDLES.load(Ordering::Acquire);
+    if first.is_null() {
+        // Perhaps before the memory is known.
+        return None;
+    }
     let pages = map::get().space.foreign_pages as usize;
     // SAFETY: `start` has put that many zeroed numbers there, for good.
-    (!first.is_null()).then(|| unsafe { core::slice::from_raw_parts(first, pages) })
+    Some(unsafe { core::slice::from_raw_parts(first, pages) })
 }
 
 /// The place of an address among the handles.
@@ -93,8 +97,11 @@ pub fn unmapped(batch: &[UnmapGrantRef]) {
 /// # Safety
 /// Nothing uses the pages any more.
 pub unsafe fn unmap_all() -> (usize, usize) {
+    let Some(handles) = handles() else {
+        return (0, 0);
+    };
     let foreign = map::get().space.foreign;
-    let mut left = handles().unwrap_or_default().iter().enumerate();
+    let mut left = handles.iter().enumerate();
     let (mut done, mut failed) = (0, 0);
     loop {
         let found = left.by_ref().filter_map(|(page, handle)| {

@@ -7,11 +7,16 @@
 //!                ├──► pristine                    .data as it was loaded, read-only
 //!                ├──► others ──► parking          the other vCPUs: stopped, and brought to where the next boot starts them
 //!                ├──► mappings                    handles of other domains' pages, to be unmapped
+//!                ├──► upgrade                     a new version takes over, or hands back
 //!                └──► obstacles                   what cannot be taken up again: then the crash is final
 //! ```
 
 pub mod record;
 
+#[cfg(feature = "unikernel")]
+mod copying;
+#[cfg(feature = "unikernel")]
+pub(crate) mod leaving;
 #[cfg(feature = "unikernel")]
 pub(crate) mod mappings;
 #[cfg(feature = "unikernel")]
@@ -26,3 +31,7 @@ pub(crate) mod pristine;
 pub mod region;
 #[cfg(feature = "unikernel")]
 pub mod restart;
+#[cfg(feature = "unikernel")]
+pub mod trial;
+#[cfg(feature = "unikernel")]
+pub mod upgrade;

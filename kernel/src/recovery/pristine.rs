@@ -1,4 +1,4 @@
-//! The initialised data of the image as it was loaded: copied at the first boot, and read-only from then on.
+//! The initialised data of the image as it was loaded: copied at the first boot of that image, and read-only from then on.
 
 use super::region;
 use crate::memory::image;
@@ -7,12 +7,12 @@ use core::sync::atomic::{AtomicU64, Ordering};
 /// The start info that the builder has left, where the next boot finds it again.
 static START: AtomicU64 = AtomicU64::new(0);
 
-/// Copies the data if the domain boots for the first time, and notes where the start info is.
+/// Copies the data if the image was loaded for this boot, and notes where the start info is.
 ///
 /// # Safety
 /// The first thing that Rust code does, on the only vCPU.
 pub unsafe fn keep(start: u64) {
-    if !region::is_restart() {
+    if region::is_fresh() {
         let (data, copy) = (image::data(), image::pristine());
         let bytes = (data.end - data.start) as usize;
         // SAFETY: `link.ld` has set the room aside; nothing has written to the data yet.

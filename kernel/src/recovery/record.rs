@@ -1,17 +1,17 @@
-//! The record that a crash leaves to the boot that follows it in the same domain: the number of restarts, their times,
-//! and the crash's report.
+//! The record that a boot leaves to the one that follows it in the same domain: the number of restarts, their times, the
+//! crash's report, and the upgrade that is under way.
 //!
 //! Whatever made the domain crash may have written here, too. So the record is read like hostile input: it has a magic
 //! number, a version, a length and a checksum, and no boot uses one of which any of these is wrong.
 
-use bulkhead_xen::Instant;
+use bulkhead_xen::{Instant, PAGE_SIZE};
 use core::fmt;
 use core::time::Duration;
 
 /// "Bulkhead", in the order of the bytes in memory.
 const MAGIC: u64 = u64::from_le_bytes(*b"Bulkhead");
-/// The layout of [`Record`]; another version is refused.
-const VERSION: u32 = 1;
+/// The layout of [`Record`]; another version is refused. It belongs to `bulkhead_upgrade::FORMAT`: both change together.
+const VERSION: u32 = 2;
 /// Room for a crash's report; what is beyond it is cut off.
 const REPORT_BYTES: usize = 3072;
 /// The most restarts within [`WITHIN`].
@@ -39,9 +39,92 @@ pub struct Record {
     restarts: u32,
     /// Bytes of the report.
     length: u32,
+    /// Number of boots in this domain before the next one.
+    boots: u32,
+    /// What the next boot is, as a number of [`Phase`].
+    phase: u32,
     /// Times of the last restarts, in nanoseconds of system time; 0 for none. The oldest is first.
     times: [u64; MOST],
+    hand_over: HandOver,
     report: [u8; REPORT_BYTES],
+}
+
+/// What the boot is that finds the record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// It follows a crash, or an upgrade that is over.
+    Settled,
+    /// A new version has taken over, and has to show that it serves.
+    Trying,
+    /// The new version has failed, and the one before has the domain back.
+    Back,
+}
+
+/// An upgrade under way. All addresses are below 4 GiB.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct HandOver {
+    /// The version that has handed over.
+    pub from: [u32; 3],
+    /// The version that has taken over.
+    pub to: [u32; 3],
+    /// How that is to fail on purpose; 0 for not at all.
+    pub fault: u32,
+    /// The first address of the pages that have the way back; the code that copies is at their start.
+    pub stage: u32,
+    /// The number of these pages.
+    pub stage_pages: u32,
+    /// The list of what that code copies.
+    pub table: u32,
+    /// The room in these pages for what survives.
+    pub room: u32,
+    /// Its bytes.
+    pub room_bytes: u32,
+}
+
+impl HandOver {
+    fn numbers(&self) -> [u32; 12] {
+        let ([a, b, c], [d, e, f]) = (self.from, self.to);
+        let HandOver {
+            fault,
+            stage,
+            stage_pages,
+            table,
+            room,
+            room_bytes,
+            ..
+        } = *self;
+        [
+            a,
+            b,
+            c,
+            d,
+            e,
+            f,
+            fault,
+            stage,
+            stage_pages,
+            table,
+            room,
+            room_bytes,
+        ]
+    }
+
+    /// Returns whether everything lies within the pages, and those below 4 GiB.
+    fn is_possible(&self) -> bool {
+        let page = PAGE_SIZE as u64;
+        let start = u64::from(self.stage);
+        let end = start + u64::from(self.stage_pages) * page;
+        let within = |at: u32, bytes: u32| {
+            let at = u64::from(at);
+            at.is_multiple_of(4) && at >= start && at + u64::from(bytes) <= end
+        };
+        start >= page
+            && start.is_multiple_of(page)
+            && end <= 1 << 32
+            && within(self.table, 16)
+            && within(self.room, self.room_bytes)
+    }
 }
 
 /// The state of the region's memory.
@@ -59,6 +142,25 @@ impl Record {
     /// Returns the number of restarts since the domain was built.
     pub fn restarts(&self) -> u32 {
         self.restarts
+    }
+
+    /// Returns the number of boots in this domain before the one that reads this.
+    pub fn boots(&self) -> u32 {
+        self.boots
+    }
+
+    /// Returns what the boot is that reads this.
+    pub fn phase(&self) -> Phase {
+        match self.phase {
+            1 => Phase::Trying,
+            2 => Phase::Back,
+            _ => Phase::Settled,
+        }
+    }
+
+    /// Returns the upgrade that is under way.
+    pub fn hand_over(&self) -> &HandOver {
+        &self.hand_over
     }
 
     /// Returns the report of the crash, in which all that is not printable ASCII or the end of a line has become `?`.
@@ -95,7 +197,13 @@ impl Sealed {
         if self.checksum != self.sum() {
             return Content::Damaged("its checksum is wrong");
         }
-        if record.length as usize > REPORT_BYTES || record.restarts == 0 {
+        let trying = record.phase() == Phase::Trying;
+        if record.length as usize > REPORT_BYTES
+            || record.boots == 0
+            || record.restarts > record.boots
+            || record.phase > 2
+            || (trying && !record.hand_over.is_possible())
+        {
             return Content::Damaged("its numbers are impossible");
         }
         Content::Found(record)
@@ -120,11 +228,47 @@ impl Sealed {
         record.times.rotate_left(1);
         record.times[MOST - 1] = now.0.max(1);
         record.restarts = record.restarts.saturating_add(1);
+        self.close(Phase::Settled);
+        Some(self.record.restarts)
+    }
+
+    /// Notes that a new version takes over, in a record to which no crash has written, and makes it valid. Returns false
+    /// if the memory is damaged.
+    pub fn begin_trying(&mut self, hand_over: HandOver) -> bool {
+        if matches!(self.read(), Content::Damaged(_)) {
+            return false;
+        }
+        self.record.length = 0;
+        self.record.hand_over = hand_over;
+        self.close(Phase::Trying);
+        true
+    }
+
+    /// Notes that the version before the one that has failed gets the domain back, and makes the record valid. It does
+    /// not count as a restart.
+    pub fn go_back(&mut self) {
+        self.close(Phase::Back);
+    }
+
+    /// Notes that the upgrade is over.
+    pub fn settle(&mut self) {
+        self.record.hand_over = HandOver::default();
+        self.record.boots = self.record.boots.saturating_sub(1);
+        self.close(Phase::Settled);
+    }
+
+    /// Counts one more boot, and makes the record valid.
+    fn close(&mut self, phase: Phase) {
+        self.record.boots = self.record.boots.saturating_add(1);
+        self.record.phase = match phase {
+            Phase::Settled => 0,
+            Phase::Trying => 1,
+            Phase::Back => 2,
+        };
         self.magic = MAGIC;
         self.version = VERSION;
         self.length = size_of::<Record>() as u32;
         self.checksum = self.sum();
-        Some(self.record.restarts)
     }
 
     /// FNV-1a, 64 bits: enough to tell damage; nobody forges what only this domain writes.
@@ -132,13 +276,26 @@ impl Sealed {
         let Record {
             restarts,
             length,
+            boots,
+            phase,
             times,
+            hand_over,
             report,
         } = &self.record;
-        let numbers = [self.version, self.length, *restarts, *length].map(u32::to_le_bytes);
+        let numbers = [
+            self.version,
+            self.length,
+            *restarts,
+            *length,
+            *boots,
+            *phase,
+        ];
+        let numbers = numbers.map(u32::to_le_bytes);
         let times = times.map(u64::to_le_bytes);
+        let over = hand_over.numbers().map(u32::to_le_bytes);
         let bytes = numbers.as_flattened().iter();
-        let bytes = bytes.chain(times.as_flattened()).chain(report);
+        let bytes = bytes.chain(times.as_flattened()).chain(over.as_flattened());
+        let bytes = bytes.chain(report);
         bytes.fold(0xcbf2_9ce4_8422_2325, |sum: u64, &byte| {
             (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
         })
@@ -238,6 +395,119 @@ mod tests {
         }
         assert_eq!(found(&region).0, 1);
     }
+
+    fn hand_over() -> HandOver {
+        HandOver {
+            from: [0, 2, 0],
+            to: [0, 3, 1],
+            fault: 0,
+            stage: 0x40_0000,
+            stage_pages: 300,
+            table: 0x40_0800,
+            room: 0x40_1000,
+            room_bytes: 35 * 4096,
+        }
+    }
+
+    #[test]
+    fn an_upgrade_goes_on_from_boot_to_boot_and_is_no_restart() {
+        let mut region = empty();
+        assert!(region.begin_trying(hand_over()));
+        let seen = |region: &Sealed| match region.read() {
+            Content::Found(record) => (record.phase(), record.boots(), record.restarts()),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(seen(&region), (Phase::Trying, 1, 0));
+        // The new version fails.
+        assert!(region.begin_report());
+        region.write_str("a panic").expect("it never fails");
+        region.go_back();
+        assert_eq!(seen(&region), (Phase::Back, 2, 0));
+        assert_eq!(found(&region).1, "a panic");
+        region.settle();
+        assert_eq!(seen(&region), (Phase::Settled, 2, 0));
+        // The next one serves, and crashes later.
+        assert!(region.begin_trying(hand_over()));
+        region.settle();
+        assert_eq!(seen(&region), (Phase::Settled, 3, 0));
+        for second in [1, 2, 3] {
+            assert!(crash(&mut region, "later", second).is_some());
+        }
+        assert_eq!(seen(&region), (Phase::Settled, 6, 3));
+        assert_eq!(
+            crash(&mut region, "later", 4),
+            None,
+            "upgrades leave the limit alone"
+        );
+    }
+
+    #[test]
+    fn an_upgrade_that_names_other_memory_is_none() {
+        let good = hand_over();
+        let wrong = [
+            HandOver {
+                stage: 0x40_0001,
+                ..good
+            },
+            HandOver {
+                stage: 0,
+                table: 16,
+                room: 16,
+                ..good
+            },
+            HandOver {
+                stage_pages: u32::MAX,
+                ..good
+            },
+            HandOver {
+                table: 0x3f_fffc,
+                ..good
+            },
+            HandOver {
+                table: u32::MAX - 3,
+                ..good
+            },
+            HandOver {
+                room_bytes: 300 * 4096,
+                ..good
+            },
+            HandOver {
+                room: good.stage + 300 * 4096,
+                ..good
+            },
+        ];
+        for over in wrong {
+            let mut region = empty();
+            assert!(region.begin_trying(over));
+            assert!(matches!(region.read(), Content::Damaged(_)), "{over:?}");
+        }
+    }
+
+    /// What version 0.2.0 leaves to the one that takes over: format 1. A later version has to read it; a change of the
+    /// layout needs another format, and this test stays as it is.
+    #[test]
+    fn the_record_of_format_1_is_read() {
+        let mut region = empty();
+        let bytes = &raw mut *region as *mut u8;
+        let golden = GOLDEN_1.split_ascii_whitespace().enumerate();
+        for (at, word) in golden {
+            let word = u32::from_str_radix(word, 16).expect("a number");
+            // SAFETY: within the structure, aligned.
+            unsafe { bytes.cast::<u32>().add(at).write(word) };
+        }
+        let Content::Found(record) = region.read() else {
+            panic!("{:?}", region.read());
+        };
+        assert_eq!((record.restarts(), record.boots()), (2, 7));
+        assert_eq!(record.phase(), Phase::Trying);
+        assert_eq!(*record.hand_over(), hand_over());
+        assert_eq!(record.times, [0, 5 * SECOND, 9 * SECOND]);
+        assert_eq!(record.report().collect::<String>(), "as before");
+    }
+
+    /// 32-bit numbers from the start on; the rest is zero.
+    const GOLDEN_1: &str = "6b6c7542 64616568 2 c58 70626623 a9bd310d 2 9 7 1 0 0 2a05f200 1 18711a00 2 0 2 0 0 3 1 0 \
+        400000 12c 400800 401000 23000 62207361 726f6665 65";
 
     #[test]
     fn a_long_report_is_cut_off() {

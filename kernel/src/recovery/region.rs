@@ -1,7 +1,8 @@
 //! The memory that survives a restart, at a fixed place of the image: a page with [`Sealed`] and numbers that binaries
 //! keep there, and pages that are theirs.
 
-use super::record::{Content, Record, Sealed};
+use super::record::{Content, HandOver, Phase, Record, Sealed};
+use bulkhead_upgrade::{FORMAT, OLDEST_FORMAT};
 use bulkhead_xen::PAGE_SIZE;
 use core::arch::global_asm;
 use core::ptr::NonNull;
@@ -12,6 +13,38 @@ pub const PAGES_BYTES: usize = 34 * PAGE_SIZE;
 
 /// These pages have an owner.
 static TAKEN: AtomicBool = AtomicBool::new(false);
+
+/// Bytes of the whole region.
+pub(crate) const REGION_BYTES: usize = PAGE_SIZE + PAGES_BYTES;
+
+// The note by which the version that runs knows how this one takes over: see `bulkhead_upgrade::candidate`.
+global_asm!(
+    r#"
+    .section .note.Xen, "a", @note
+    .balign 4
+    .long 9, 32, 1
+    .asciz "Bulkhead"
+    .balign 4
+    .globl recovery_version
+recovery_version:
+"#,
+    concat!(
+        ".long ",
+        env!("CARGO_PKG_VERSION_MAJOR"),
+        ", ",
+        env!("CARGO_PKG_VERSION_MINOR"),
+        ", ",
+        env!("CARGO_PKG_VERSION_PATCH"),
+    ),
+    r#"
+    .long {oldest}, {format}, recovery_region, {region}, __image_end
+    .text
+"#,
+    oldest = const OLDEST_FORMAT,
+    format = const FORMAT,
+    region = const REGION_BYTES,
+    options(att_syntax),
+);
 
 global_asm!(
     r#"
@@ -30,6 +63,7 @@ recovery_pages:
 );
 
 unsafe extern "C" {
+    static recovery_version: [u32; 3];
     static mut recovery_region: u8;
     static mut recovery_pages: u8;
 }
@@ -64,6 +98,44 @@ pub(crate) fn is_restart() -> bool {
     !matches!(read(), Content::Empty)
 }
 
+/// Returns true if the image was loaded for this boot: nothing has written to its data yet.
+pub(crate) fn is_fresh() -> bool {
+    match read() {
+        Content::Empty => true,
+        Content::Found(record) => record.phase() != Phase::Settled,
+        Content::Damaged(_) => false,
+    }
+}
+
+/// Returns the upgrade that this boot has to prove.
+pub(crate) fn trying() -> Option<HandOver> {
+    match read() {
+        Content::Found(record) if record.phase() == Phase::Trying => Some(*record.hand_over()),
+        _ => None,
+    }
+}
+
+/// Returns the version that the note names: major, minor, patch.
+pub(crate) fn version() -> [u32; 3] {
+    // SAFETY: the note's first numbers, which are constant.
+    unsafe { (&raw const recovery_version).read() }
+}
+
+/// Returns the address of the region.
+pub(crate) fn address() -> u64 {
+    &raw const recovery_region as u64
+}
+
+/// Copies the region's first bytes, as many as `bytes` and the region have.
+///
+/// # Safety
+/// There is room for that many bytes, which nothing else uses.
+pub(crate) unsafe fn copy_to(to: *mut u8, bytes: usize) {
+    let bytes = bytes.min(REGION_BYTES);
+    // SAFETY: the region's own bytes, to which nothing writes meanwhile; the rest by the contract.
+    unsafe { to.copy_from_nonoverlapping(&raw const recovery_region, bytes) };
+}
+
 /// Returns the record that the last crash has left, if it has left one.
 ///
 /// # Panics
@@ -78,7 +150,7 @@ pub(crate) fn record() -> Option<&'static Record> {
 
 fn read() -> Content<'static> {
     // SAFETY: numbers, for all of which any value is valid. Only a crash changes them, after which nothing that
-    // reads them goes on.
+    // reads them goes on, and the end of an upgrade, which nothing reads meanwhile.
     unsafe { (*sealed()).read() }
 }
 

@@ -8,26 +8,20 @@
 //! It is the first vCPU that boots again. If another one has reported the crash, that one lets the first restart: on PVH
 //! reset and initialised anew, on PV out of the parking.
 
+use super::leaving::{let_go, say};
 use super::obstacles::Obstacle;
-use super::{mappings, obstacles, others, parking, pristine, region};
+use super::{mappings, obstacles, others, parking, pristine, region, trial};
 use crate::memory::{self, image};
-use crate::{domain, event_channels, hypercall, logger, vcpu};
-use bulkhead_xen::abi::event_channel;
-use bulkhead_xen::abi::sched;
-use bulkhead_xen::{Port, VcpuId};
+use crate::{domain, vcpu};
+use bulkhead_xen::VcpuId;
 use core::arch::global_asm;
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 /// True while the domain serves: a crash at any other time is final, that of a restart among them.
 static ENABLED: AtomicBool = AtomicBool::new(false);
-/// xenstore's port, which stays open.
-static STORE_PORT: AtomicU32 = AtomicU32::new(0);
 /// True once the record of this crash was begun on an undamaged region.
 static REPORTING: AtomicBool = AtomicBool::new(false);
-
-/// Numbers of Xen's watchdog timers (`NR_DOMAIN_WATCHDOG_TIMERS` in Xen is 2).
-const WATCHDOG_TIMERS: [u32; 2] = [1, 2];
 
 global_asm!(
     r#"
@@ -117,6 +111,7 @@ restart_gdt:
     .quad 0x00cf9b000000ffff                /* 0x08: 32-bit code */
     .quad 0x00cf93000000ffff                /* 0x10: data */
 restart_gdt_end:
+    .globl restart_gdt_pointer
 restart_gdt_pointer:
     .word restart_gdt_end - restart_gdt - 1
     .quad restart_gdt
@@ -142,11 +137,6 @@ unsafe extern "C" {
     fn restart_pvh_flat();
     fn restart_pv(start: u64) -> !;
     static mut restart_ranges: [[u64; 2]; RANGES];
-}
-
-/// Notes xenstore's port, which a restart leaves open.
-pub(crate) fn keep_store_port(port: Port) {
-    STORE_PORT.store(port.0, Ordering::Relaxed);
 }
 
 /// Returns whether a crash is followed by a restart, if that is possible.
@@ -189,7 +179,7 @@ pub fn note_device() {
 
 /// Begins the report of a crash.
 pub(crate) fn begin_report() {
-    if ENABLED.load(Ordering::Acquire) {
+    if is_enabled() || trial::is_trying() {
         // SAFETY: the domain has crashed: only the vCPU that reports goes on.
         let intact = unsafe { region::change(|sealed| sealed.begin_report()) };
         REPORTING.store(intact, Ordering::Relaxed);
@@ -208,6 +198,12 @@ pub(crate) fn note(text: fmt::Arguments<'_>) {
 /// Restarts the domain, if that was enabled and is possible; returns if not, having said why. To be called once the
 /// crash was reported and the devices have stopped.
 pub(crate) fn restart() {
+    if trial::is_trying() {
+        if REPORTING.load(Ordering::Relaxed) {
+            trial::go_back();
+        }
+        return;
+    }
     // A failure in here finds it off.
     if !ENABLED.swap(false, Ordering::SeqCst) {
         return;
@@ -225,27 +221,10 @@ pub(crate) fn restart() {
     let Some(number) = (unsafe { region::change(|sealed| sealed.seal(now)) }) else {
         return say(format_args!("no restart: three within a minute failed\n"));
     };
-    if domain::is_pvh() {
-        // SAFETY: nothing goes on that depends on what is not mapped. The handles are in memory of the heap's kind.
-        unsafe { memory::pvh::repair() }
-    }
-    // SAFETY: nothing goes on that uses them.
-    let (unmapped, stuck) = unsafe { mappings::unmap_all() };
-    stop_timers();
-    if !domain::is_pvh()
-        && let Err(why) = others::park()
-    {
-        return say(format_args!("no restart: {why}\n"));
-    }
-    let closed = close_ports();
-    say(format_args!(
-        "restart {number} in place: {closed} ports closed, {unmapped} pages unmapped, {stuck} not\n"
-    ));
-    if stuck > 0 {
-        // Their addresses cannot be used again.
+    // SAFETY: nothing goes on that uses what is mapped.
+    if !unsafe { let_go(format_args!("restart {number} in place")) } {
         return;
     }
-    domain::forget_events();
     // SAFETY: no other vCPU runs, Xen knows of nothing in `.data` and `.bss` any more, and what is pristine is there.
     unsafe {
         if domain::is_pvh() {
@@ -293,11 +272,6 @@ unsafe fn pv_again() -> ! {
     }
 }
 
-fn say(text: fmt::Arguments<'_>) {
-    logger::last_words(text);
-    logger::drain();
-}
-
 /// Writes the list of the parts of `.bss` that can be written.
 ///
 /// # Safety
@@ -314,33 +288,4 @@ unsafe fn list_ranges() {
     });
     // SAFETY: as above.
     unsafe { (*list)[count] = [0; 2] };
-}
-
-/// Turns Xen's watchdog off: the next boot has timers of its own.
-fn stop_timers() {
-    for id in WATCHDOG_TIMERS {
-        let mut request = sched::Watchdog { id, timeout: 0 };
-        // SAFETY: Xen reads the request. It refuses a timer that is not set.
-        let _ = unsafe {
-            hypercall::sched_op(sched::WATCHDOG.into(), hypercall::pointer(&mut request))
-        };
-    }
-}
-
-/// Closes all ports but those that the toolstack has made, and returns their number.
-fn close_ports() -> u32 {
-    let kept = [
-        Some(Port(STORE_PORT.load(Ordering::Relaxed))),
-        logger::port(),
-    ];
-    let mut closed = 0;
-    for event_channel::Status { port, status, .. } in event_channels::all() {
-        if status != event_channel::STATUS_CLOSED && !kept.contains(&Some(port)) {
-            let mut request = event_channel::OnPort { port };
-            if event_channels::operation(event_channel::CLOSE, &mut request).is_ok() {
-                closed += 1;
-            }
-        }
-    }
-    closed
 }

@@ -1,0 +1,159 @@
+//! An operator asks for a new version to take over: what is refused, and what the runtime is handed.
+
+use bulkhead_blkback::upgrade::{ERROR_NODE, NODE, Runtime, answer_upgrades};
+use bulkhead_blkback_testkit::{Guest, Setup, World};
+use bulkhead_upgrade::request::Fault;
+use bulkhead_upgrade::testing::{file, running};
+use bulkhead_upgrade::{Candidate, Running, Version};
+use sha2::{Digest, Sha256};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+/// A runtime that notes what it is handed, and has no way to hand over.
+#[derive(Default)]
+struct Fake {
+    obstacle: Cell<Option<&'static str>>,
+    handed: RefCell<Vec<(Version, Fault)>>,
+    faults: Cell<bool>,
+}
+
+const STAYS: &str = "the test has no other version";
+
+/// The same, as the task has it.
+struct Shared(Rc<Fake>);
+
+impl Runtime for Shared {
+    fn obstacle(&self) -> Option<&'static str> {
+        self.0.obstacle.get()
+    }
+
+    fn running(&self) -> Running {
+        running()
+    }
+
+    fn allows_faults(&self) -> bool {
+        self.0.faults.get()
+    }
+
+    fn take_over(&self, candidate: &Candidate<'_>, fault: Fault) -> &'static str {
+        self.0
+            .handed
+            .borrow_mut()
+            .push((candidate.note.version, fault));
+        STAYS
+    }
+}
+
+/// A driver domain with these images, and its runtime.
+fn with_images(images: Vec<(String, Vec<u8>)>) -> (World, Rc<Fake>) {
+    let world = World::with(Setup {
+        images,
+        ..Setup::default()
+    });
+    let runtime = Rc::new(Fake::default());
+    let (backend, asked) = (world.backend.clone(), Shared(runtime.clone()));
+    world.backend.services.handle.spawn(async move {
+        let Err(error) = answer_upgrades(&backend.services, &asked).await;
+        panic!("{error}");
+    });
+    world.run();
+    (world, runtime)
+}
+
+/// Asks, and returns the reason why nothing has changed.
+fn ask(world: &World, request: &str) -> String {
+    let error = world.own_path(ERROR_NODE);
+    world.sim.store().remove(&error);
+    world.write(&world.own_path(NODE), request);
+    world.run();
+    assert_eq!(world.read(&world.own_path(NODE)).as_deref(), Some(""));
+    world.read(&error).expect("there is a reason")
+}
+
+fn sum(bytes: &[u8]) -> String {
+    let sum = Sha256::digest(bytes);
+    sum.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// In an image that is larger than the file.
+fn image(file: &[u8]) -> Vec<u8> {
+    let mut image = file.to_vec();
+    image.resize(64 << 10, 0xee);
+    image
+}
+
+const NEW: Version = Version([0, 3, 0]);
+const OLD: Version = Version([0, 1, 0]);
+
+#[test]
+fn a_version_that_was_checked_is_handed_to_the_runtime() {
+    let (new, old) = (file(NEW), file(OLD));
+    let images = vec![("new".into(), image(&new)), ("old".into(), image(&old))];
+    let (world, runtime) = with_images(images);
+    let guest = Guest::new(&world);
+    let request = format!("ram:new sha256={}", sum(&new));
+    assert_eq!(ask(&world, &request), format!("ram:new: {STAYS}"));
+    let older = format!("ram:old sha256={}", sum(&old));
+    assert!(ask(&world, &older).contains("older than 0.2.0"));
+    assert!(ask(&world, &format!("{older} force")).contains(STAYS));
+    let handed = runtime.handed.take();
+    assert_eq!(handed, [(NEW, Fault::None), (OLD, Fault::None)]);
+    // The images are free again.
+    let disk = guest.attach("xvda", "ram:new").connected();
+    assert!(ask(&world, &request).contains("is open for writing"));
+    disk.detach();
+}
+
+#[test]
+fn what_is_refused_changes_nothing_and_says_why() {
+    let new = file(NEW);
+    let cut = new[..0x900].to_vec();
+    let images = vec![
+        ("new".into(), image(&new)),
+        ("cut".into(), cut[..0x800].to_vec()),
+        ("zeros".into(), vec![0; 4096]),
+        ("huge".into(), {
+            let mut huge = image(&new);
+            huge[40..48].copy_from_slice(&u64::MAX.to_le_bytes());
+            huge[58..62].copy_from_slice(&[64, 0, 1, 0]);
+            huge
+        }),
+    ];
+    let (world, runtime) = with_images(images);
+    let good = sum(&new);
+    for (request, reason) in [
+        (String::from(" "), "no target: expected \"TARGET sha256=SUM"),
+        ("ram:new".into(), "no checksum"),
+        (
+            format!("ram:new sha256={}", &good[1..]),
+            "64 hexadecimal digits",
+        ),
+        (
+            format!("ram:new sha256={}", sum(b"")),
+            "do not have the checksum",
+        ),
+        (format!("ram:none sha256={good}"), "none"),
+        (format!("file:new sha256={good}"), "expected ram:"),
+        (
+            format!("ram:zeros sha256={good}"),
+            "does not begin as an ELF",
+        ),
+        (format!("ram:cut sha256={good}"), "ends before"),
+        (format!("ram:huge sha256={good}"), "more than 4 MiB"),
+        (format!("null:1M sha256={good}"), "does not begin as an ELF"),
+        (format!("ram:new sha256={good} test=panic"), "test-crash=on"),
+    ] {
+        let told = ask(&world, &request);
+        assert!(told.contains(reason), "{request}: {told}");
+    }
+    runtime.obstacle.set(Some("an obstacle"));
+    assert_eq!(
+        ask(&world, &format!("ram:new sha256={good}")),
+        "an obstacle"
+    );
+    assert_eq!(*runtime.handed.borrow(), []);
+    runtime.obstacle.set(None);
+    runtime.faults.set(true);
+    ask(&world, &format!("ram:new sha256={good} test=wait"));
+    assert_eq!(*runtime.handed.borrow(), [(NEW, Fault::Wait)]);
+}

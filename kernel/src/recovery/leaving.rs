@@ -1,0 +1,84 @@
+//! The end of a boot within a domain that goes on: Xen forgets what this boot has.
+
+use super::{mappings, others};
+use crate::{domain, event_channels, hypercall, logger, memory};
+use bulkhead_xen::Port;
+use bulkhead_xen::abi::event_channel;
+use bulkhead_xen::abi::sched;
+use core::fmt;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+/// xenstore's port, which stays open.
+static STORE_PORT: AtomicU32 = AtomicU32::new(0);
+/// Numbers of Xen's watchdog timers (`NR_DOMAIN_WATCHDOG_TIMERS` in Xen is 2).
+const WATCHDOG_TIMERS: [u32; 2] = [1, 2];
+
+/// Notes xenstore's port, which a restart leaves open.
+pub(crate) fn keep_store_port(port: Port) {
+    STORE_PORT.store(port.0, Ordering::Relaxed);
+}
+
+/// Has Xen forget what this boot has: mappings, timers, ports, notifications; on PV, parks the other vCPUs. Returns false,
+/// having said why, if the next boot could not use the domain.
+///
+/// # Safety
+/// Nothing goes on that uses any of it, or depends on pages that are not mapped.
+pub(super) unsafe fn let_go(why: fmt::Arguments<'_>) -> bool {
+    if domain::is_pvh() {
+        // SAFETY: by the contract. The handles are in memory of the heap's kind.
+        unsafe { memory::pvh::repair() }
+    }
+    // SAFETY: by the contract.
+    let (unmapped, stuck) = unsafe { mappings::unmap_all() };
+    stop_timers();
+    if !domain::is_pvh()
+        && let Err(why) = others::park()
+    {
+        say(format_args!("no restart: {why}\n"));
+        return false;
+    }
+    let closed = close_ports();
+    say(format_args!(
+        "{why}: {closed} ports closed, {unmapped} pages unmapped, {stuck} not\n"
+    ));
+    // Addresses that stay mapped cannot be used again.
+    if stuck > 0 {
+        return false;
+    }
+    domain::forget_events();
+    true
+}
+
+pub(super) fn say(text: fmt::Arguments<'_>) {
+    logger::last_words(text);
+    logger::drain();
+}
+
+/// Turns Xen's watchdog off: the next boot has timers of its own.
+fn stop_timers() {
+    for id in WATCHDOG_TIMERS {
+        let mut request = sched::Watchdog { id, timeout: 0 };
+        // SAFETY: Xen reads the request. It refuses a timer that is not set.
+        let _ = unsafe {
+            hypercall::sched_op(sched::WATCHDOG.into(), hypercall::pointer(&mut request))
+        };
+    }
+}
+
+/// Closes all ports but those that the toolstack has made, and returns their number.
+fn close_ports() -> u32 {
+    let kept = [
+        Some(Port(STORE_PORT.load(Ordering::Relaxed))),
+        logger::port(),
+    ];
+    let mut closed = 0;
+    for event_channel::Status { port, status, .. } in event_channels::all() {
+        if status != event_channel::STATUS_CLOSED && !kept.contains(&Some(port)) {
+            let mut request = event_channel::OnPort { port };
+            if event_channels::operation(event_channel::CLOSE, &mut request).is_ok() {
+                closed += 1;
+            }
+        }
+    }
+    closed
+}

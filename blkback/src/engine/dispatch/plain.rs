@@ -2,10 +2,12 @@
 
 use super::super::data_path::PageAccess;
 use super::super::inflight::Steps;
-use super::Dispatcher;
+use super::{Begun, Dispatcher};
 use bulkhead_grant::GrantAccess;
 use bulkhead_images::{Op, Sector, Submitted, Tag};
-use bulkhead_ring::blkif::{Opcode, RequestId, SlotSegments, Transfer, TransferKind};
+use bulkhead_ring::blkif::{
+    Blkif, Opcode, RequestId, SLOT_SIZE, SlotSegments, Transfer, TransferKind,
+};
 use bulkhead_xen::Hypervisor;
 
 /// A read or a write, without flushes.
@@ -48,6 +50,25 @@ impl<'a> PlainTransfer<'a> {
 }
 
 impl<H: Hypervisor> Dispatcher<H> {
+    /// Begins the request in a slot of the ring's format, wherever that was copied to. A transfer is offered to `serve`
+    /// first.
+    #[inline(always)]
+    pub(super) fn begin(
+        &mut self,
+        slot: &[u8; SLOT_SIZE],
+        format: Blkif,
+        page_access: &mut PageAccess<H>,
+        serve: &mut impl FnMut(Tag, PlainTransfer<'_>, &mut PageAccess<H>) -> Option<Served>,
+    ) -> Begun {
+        match format.view_transfer(slot) {
+            Some((id, transfer)) => match self.serve_plain(id, &transfer, page_access, serve) {
+                true => Begun::Yes,
+                false => self.begin_transfer(id, &transfer, page_access),
+            },
+            None => self.begin_other(format.view_request(slot), page_access),
+        }
+    }
+
     /// Offers a transfer to `serve`. Returns false if it is to be begun like all others.
     #[inline]
     pub(super) fn serve_plain(

@@ -20,9 +20,9 @@ impl<H: Hypervisor> Dispatcher<H> {
         mut serve: impl FnMut(Tag, PlainTransfer<'_>, &mut PageAccess<H>) -> Option<Served>,
     ) -> Result<Taken, QueueError> {
         let mut requests = 0;
+        let format = *self.ring.format();
         self.pages = 0;
         self.reserved = 0;
-        let format = *self.ring.format();
         let mut slot = [0; SLOT_SIZE];
         // While a request waits for a busy device, later ones stay on the ring.
         while requests < self.ring.slots()
@@ -36,16 +36,7 @@ impl<H: Hypervisor> Dispatcher<H> {
             } else if !self.ring.take_slot(&mut slot)? {
                 break;
             }
-            let begun = match format.view_transfer(&slot) {
-                Some((id, transfer)) => {
-                    match self.serve_plain(id, &transfer, page_access, &mut serve) {
-                        true => Begun::Yes,
-                        false => self.begin_transfer(id, &transfer, page_access),
-                    }
-                }
-                None => self.begin_other(format.view_request(&slot), page_access),
-            };
-            match begun {
+            match self.begin(&slot, format, page_access, &mut serve) {
                 Begun::Yes => requests += 1,
                 Begun::NotYet => {
                     self.held = Some(slot);

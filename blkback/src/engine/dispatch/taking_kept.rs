@@ -85,15 +85,7 @@ impl<H: Hypervisor> Dispatcher<H> {
                     }
                 }
             }
-            let request = &kept.slot;
-            let begun = match format.view_transfer(request) {
-                Some((id, transfer)) => match self.serve_plain(id, &transfer, page_access, serve) {
-                    true => Begun::Yes,
-                    false => self.begin_transfer(id, &transfer, page_access),
-                },
-                None => self.begin_other(format.view_request(request), page_access),
-            };
-            match begun {
+            match self.begin(&kept.slot, format, page_access, serve) {
                 Begun::Yes => requests += 1,
                 Begun::NotYet => {
                     match self.journal.keeps() {
@@ -143,15 +135,8 @@ impl<H: Hypervisor> Dispatcher<H> {
             };
             order.begin(self.inflight.next_place(), at);
             let response = self.ring.answered();
-            let request = &place.requests()[usize::from(at)].slot;
-            let begun = match format.view_transfer(request) {
-                Some((id, transfer)) => match self.serve_plain(id, &transfer, page_access, serve) {
-                    true => Begun::Yes,
-                    false => self.begin_transfer(id, &transfer, page_access),
-                },
-                None => self.begin_other(format.view_request(request), page_access),
-            };
-            match begun {
+            let slot = &place.requests()[usize::from(at)].slot;
+            match self.begin(slot, format, page_access, serve) {
                 Begun::Yes => requests += 1,
                 Begun::NotYet => {
                     order.wait(at);

@@ -1,5 +1,6 @@
 //! The instructions that put another image in the place of this one, without paging.
 
+use super::flat_mode::{paging_off, to_32_bits};
 use super::pristine;
 use core::arch::global_asm;
 
@@ -14,23 +15,10 @@ upgrade_leave:
     cld
     movl %edi, %ebx
     movl %edx, %edi
-    lgdt restart_gdt_pointer(%rip)
-    pushq $0x08
-    leaq 1f(%rip), %rax
-    pushq %rax
-    lretq
-    .code32
-1:  movl $0x10, %eax
-    movl %eax, %ds
-    movl %eax, %es
-    movl %eax, %ss
-    movl %cr0, %eax                         /* PG, WP */
-    andl $0x7ffeffff, %eax
-    movl %eax, %cr0
-    movl $0xc0000080, %ecx                  /* EFER: LME */
-    rdmsr
-    andl $0xfffffeff, %eax
-    wrmsr
+"#,
+    to_32_bits!(),
+    paging_off!(),
+    r#"
     jmp *%edi
 
     /* Runs wherever it is copied to. esi: list of source, destination, bytes to copy, bytes to clear after them;

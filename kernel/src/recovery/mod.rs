@@ -16,6 +16,8 @@ pub mod record;
 #[cfg(feature = "unikernel")]
 mod copying;
 #[cfg(feature = "unikernel")]
+mod flat_mode;
+#[cfg(feature = "unikernel")]
 pub(crate) mod leaving;
 #[cfg(feature = "unikernel")]
 pub(crate) mod mappings;

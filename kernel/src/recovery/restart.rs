@@ -8,6 +8,7 @@
 //! It is the first vCPU that boots again. If another one has reported the crash, that one lets the first restart: on PVH
 //! reset and initialised anew, on PV out of the parking.
 
+use super::flat_mode::{paging_off, to_32_bits};
 use super::leaving::{let_go, say};
 use super::obstacles::Obstacle;
 use super::{mappings, obstacles, others, parking, pristine, region, trial};
@@ -33,27 +34,16 @@ restart_pvh:
     cli
     cld
     movl %edi, %ebx
-    lgdt restart_gdt_pointer(%rip)
-    pushq $0x08
-    leaq 1f(%rip), %rax
-    pushq %rax
-    lretq
-    .code32
+"#,
+    to_32_bits!(),
+    r#"
     /* Another vCPU restarts the first one here, in 32-bit mode with flat segments and paging off. */
     .globl restart_pvh_flat
 restart_pvh_flat:
-    lgdt restart_gdt_pointer
-1:  movl $0x10, %eax
-    movl %eax, %ds
-    movl %eax, %es
-    movl %eax, %ss
-    movl %cr0, %eax                         /* PG, WP */
-    andl $0x7ffeffff, %eax
-    movl %eax, %cr0
-    movl $0xc0000080, %ecx                  /* EFER: LME */
-    rdmsr
-    andl $0xfffffeff, %eax
-    wrmsr
+    lgdt flat_gdt_pointer
+"#,
+    paging_off!(),
+    r#"
     testl %esi, %esi
     jz 2f
     /* INIT to all others, whatever they do: this vCPU goes on when they are reset (vlapic.c in Xen). */
@@ -103,18 +93,6 @@ restart_pv:
     jmp 1b
 2:  movq %rbx, %rsi
     jmp pv_start
-
-    .section .rodata.restart_gdt, "a", @progbits
-    .balign 8
-restart_gdt:
-    .quad 0
-    .quad 0x00cf9b000000ffff                /* 0x08: 32-bit code */
-    .quad 0x00cf93000000ffff                /* 0x10: data */
-restart_gdt_end:
-    .globl restart_gdt_pointer
-restart_gdt_pointer:
-    .word restart_gdt_end - restart_gdt - 1
-    .quad restart_gdt
 
     .section .survives, "aw", @nobits
     .balign 16

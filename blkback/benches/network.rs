@@ -13,6 +13,7 @@ mod callgrind;
 
 use bulkhead_executor::Executor;
 use bulkhead_images::target::Target;
+use bulkhead_images::testing::OpenNow;
 use bulkhead_images::{
     Access, Io, IoQueue, IoSegment, Op, Owner, QueueContext, Sector, Store, Submitted, Tag,
 };
@@ -22,7 +23,7 @@ use bulkhead_net_testing::world::World;
 use bulkhead_xen::{DomId, PAGE_SIZE, VcpuId};
 use bulkhead_xen_sim::SimVcpu;
 use std::process::ExitCode;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 /// Requests before any is counted, and those of one count, at least.
@@ -134,14 +135,7 @@ impl Load {
         });
         let device = opened.expect("opened in time");
         let device = device.unwrap_or_else(|error| panic!("{error}"));
-        let context = QueueContext::new(VcpuId(0), depth);
-        let mut opening = device.open_queue(&context);
-        let opened = opening
-            .as_mut()
-            .poll(&mut Context::from_waker(Waker::noop()));
-        let Poll::Ready(Ok(queue)) = opened else {
-            panic!("the queue cannot be opened");
-        };
+        let queue = device.queue_for(&QueueContext::new(VcpuId(0), depth));
         let pages = bytes.div_ceil(PAGE_SIZE);
         let segments = (0..depth).map(|_| {
             let base = world.domain.alloc_pages(pages);
@@ -151,7 +145,6 @@ impl Load {
             };
             (0..pages).map(page).collect()
         });
-        drop(opening);
         let sector = Sector(64);
         Load {
             segments: segments.collect(),

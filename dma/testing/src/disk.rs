@@ -1,6 +1,7 @@
 //! A guest's disk on the device, and pages for its data.
 
 use crate::Machine;
+use bulkhead_images::testing::OpenNow;
 use bulkhead_images::{
     BlockDevice, Io, IoError, IoQueue, IoSegment, Op, QueueContext, Sector, Submitted, Tag,
 };
@@ -8,7 +9,7 @@ use bulkhead_xen::{DmaMemory, PAGE_SIZE, VcpuId};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Wake, Waker};
 
 /// A guest's disk: a queue of a device, on one vCPU.
 pub struct Disk<'w> {
@@ -52,15 +53,7 @@ impl<'w> Disk<'w> {
         vcpu: u32,
         depth: usize,
     ) -> Self {
-        let context = QueueContext::new(VcpuId(vcpu), depth);
-        let mut opening = device.open_queue(&context);
-        let opened = opening
-            .as_mut()
-            .poll(&mut Context::from_waker(Waker::noop()));
-        let Poll::Ready(Ok(queue)) = opened else {
-            panic!("the queue cannot be opened");
-        };
-        drop(opening);
+        let queue = device.queue_for(&QueueContext::new(VcpuId(vcpu), depth));
         Disk {
             machine,
             device,

@@ -20,16 +20,24 @@ use core::task::{Context, Poll, Waker};
 
 /// Opens queues of devices that need not wait for it.
 pub trait OpenNow {
-    /// Returns a queue for up to 32 requests at a time.
+    /// Returns a queue.
     ///
     /// # Panics
     /// If the device has to wait, or cannot open one.
-    fn queue(&self) -> Box<dyn IoQueue>;
+    fn queue_for(&self, context: &QueueContext) -> Box<dyn IoQueue>;
+
+    /// Returns a queue on the first vCPU, for up to 32 requests at a time.
+    ///
+    /// # Panics
+    /// As [`queue_for`](Self::queue_for).
+    fn queue(&self) -> Box<dyn IoQueue> {
+        self.queue_for(&QueueContext::new(VcpuId(0), 32))
+    }
 }
 
 impl<D: BlockDevice + ?Sized> OpenNow for D {
-    fn queue(&self) -> Box<dyn IoQueue> {
-        let mut opening = self.open_queue(&QueueContext::new(VcpuId(0), 32));
+    fn queue_for(&self, context: &QueueContext) -> Box<dyn IoQueue> {
+        let mut opening = self.open_queue(context);
         match opening
             .as_mut()
             .poll(&mut Context::from_waker(Waker::noop()))

@@ -3,6 +3,7 @@
 use crate::{Config, FakeNetwork, FakeServer};
 use bulkhead_executor::{Executor, Handle};
 use bulkhead_images::target::Target;
+use bulkhead_images::testing::OpenNow;
 use bulkhead_images::{
     Access, BlockDevice, Io, IoError, IoQueue, IoSegment, Op, Owner, QueueContext, Sector, Store,
     Submitted, Tag,
@@ -18,7 +19,7 @@ use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 /// The address of the first server, and of the second.
@@ -238,15 +239,7 @@ impl<'w> Disk<'w> {
     /// # Panics
     /// If that is refused.
     pub fn new(world: &'w World, device: Arc<dyn BlockDevice>, vcpu: u32, depth: usize) -> Self {
-        let context = QueueContext::new(VcpuId(vcpu), depth);
-        let mut opening = device.open_queue(&context);
-        let opened = opening
-            .as_mut()
-            .poll(&mut Context::from_waker(Waker::noop()));
-        let Poll::Ready(Ok(queue)) = opened else {
-            panic!("the queue cannot be opened");
-        };
-        drop(opening);
+        let queue = device.queue_for(&QueueContext::new(VcpuId(vcpu), depth));
         Disk {
             world,
             device,

@@ -1,6 +1,7 @@
 //! The rings, as the TCP/IP stack uses them.
 
 use crate::backend_nodes::Offer;
+use crate::duplicate::{OPTION, report};
 use crate::lie::Lie;
 use crate::packet::{Contents, Packet, Segmentation, complete};
 use crate::rate_limit::RateLimit;
@@ -17,6 +18,9 @@ use smoltcp::wire::EthernetAddress;
 
 /// The bytes of an Ethernet header.
 pub const ETHERNET_HEADER: usize = 14;
+
+/// The most bytes of a packet that acknowledges, and has nothing else: headers of Ethernet, IPv6 and TCP.
+const SMALL: usize = ETHERNET_HEADER + 40 + 20;
 
 /// Packets and bytes so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -230,12 +234,19 @@ pub struct TxToken<'a, H: Hypervisor> {
 
 impl<H: Hypervisor> smoltcp::phy::TxToken for TxToken<'_, H> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, make: F) -> R {
-        let Some(frame) = self.sender.frame(len) else {
+        // An acknowledgement is small; one with bytes behind it has no room for what came twice.
+        let reports = self.sequences.any_duplicate() && len <= SMALL;
+        let room = len + if reports { OPTION } else { 0 };
+        let Some(frame) = self.sender.frame(room) else {
             // There is room, and the stack keeps to the sizes in the capabilities; if not, the packet is lost.
             return make(&mut vec![0; len]);
         };
-        let made = make(frame.bytes);
-        let blank = complete(frame.bytes, self.offer.offload, self.sequences);
+        let made = make(&mut frame.bytes[..len]);
+        let len = match reports {
+            true => report(frame.bytes, len, self.sequences),
+            false => len,
+        };
+        let blank = complete(&mut frame.bytes[..len], self.offer.offload, self.sequences);
         let place = (frame.page, len);
         let segmentation = self.segment.map(|segment| Segmentation {
             segment: segment.get(),

@@ -33,6 +33,7 @@ extern crate alloc;
 mod addresses;
 mod backend_nodes;
 mod device;
+mod duplicate;
 mod interface;
 mod interfaces;
 mod lease;

@@ -36,18 +36,18 @@ pub struct Segmentation {
 }
 
 /// A TCP or UDP packet in a frame.
-struct Transport {
-    source: IpAddress,
+pub struct Transport {
+    pub source: IpAddress,
     destination: IpAddress,
-    protocol: IpProtocol,
+    pub protocol: IpProtocol,
     /// Where it begins in the frame, and where it ends.
-    start: usize,
-    end: usize,
+    pub start: usize,
+    pub end: usize,
 }
 
 impl Transport {
     /// Finds it; `None` if there is none, or the frame is not valid.
-    fn find(frame: &[u8]) -> Option<Transport> {
+    pub fn find(frame: &[u8]) -> Option<Transport> {
         let ethernet = EthernetFrame::new_checked(frame).ok()?;
         let payload = ethernet.payload();
         let header = frame.len() - payload.len();

@@ -11,6 +11,8 @@ use smoltcp::wire::TcpPacket;
 pub struct Sequences {
     connections: Vec<Connection>,
     counts: Repeats,
+    /// There may be a connection with bytes that came twice.
+    any_duplicate: bool,
 }
 
 /// Packets that were sent again.
@@ -28,6 +30,10 @@ struct Connection {
     /// The number that follows all that were sent, and that were received.
     sent: Option<u32>,
     received: Option<u32>,
+    /// The other end understands which bytes came (RFC 2018).
+    sack: bool,
+    /// The last bytes that came twice, from the first number to the one that follows, until the other end is told.
+    duplicate: Option<(u32, u32)>,
 }
 
 impl Sequences {
@@ -38,6 +44,8 @@ impl Sequences {
             port,
             sent: None,
             received: None,
+            sack: false,
+            duplicate: None,
         });
     }
 
@@ -70,9 +78,37 @@ impl Sequences {
     /// Looks at a packet that has arrived.
     #[inline]
     pub fn received(&mut self, tcp: &TcpPacket<&[u8]>) {
-        if let Some(connection) = find(&mut self.connections, tcp.dst_port()) {
-            self.counts.repeated += u64::from(is_repeated(&mut connection.received, tcp));
+        let Some(connection) = find(&mut self.connections, tcp.dst_port()) else {
+            return;
+        };
+        let all_before = connection.received;
+        let repeated = is_repeated(&mut connection.received, tcp);
+        self.counts.repeated += u64::from(repeated);
+        if tcp.syn() {
+            connection.sack = tcp.selective_ack_permitted().unwrap_or(false);
+        } else if repeated && connection.received == all_before && connection.sack {
+            let first = tcp.seq_number().0 as u32;
+            let end = first.wrapping_add(tcp.payload().len() as u32);
+            connection.duplicate = Some((first, end)).filter(|_| first != end);
+            self.any_duplicate |= first != end;
         }
+    }
+
+    /// Returns whether there may be something for [`take_duplicate`](Self::take_duplicate).
+    #[inline]
+    pub fn any_duplicate(&self) -> bool {
+        self.any_duplicate
+    }
+
+    /// Returns the last bytes of a connection that came twice, if the other end was not told yet: the first number, and the
+    /// one that follows.
+    pub fn take_duplicate(&mut self, port: u16) -> Option<(u32, u32)> {
+        let taken = find(&mut self.connections, port).and_then(|found| found.duplicate.take());
+        self.any_duplicate = self
+            .connections
+            .iter()
+            .any(|other| other.duplicate.is_some());
+        taken
     }
 }
 

@@ -4,8 +4,8 @@ use bulkhead_net::Repeats;
 use bulkhead_net_testing::world::{World, end_of, exchange, pattern};
 use bulkhead_net_testing::{ADDRESS, Datagram, MAC};
 use bulkhead_stream::{Buffers, ConnectError, Ended, Endpoint, Stream};
-use smoltcp::wire::{EthernetAddress, Ipv4Address};
-use std::cell::Cell;
+use smoltcp::wire::{EthernetAddress, Ipv4Address, TcpPacket};
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::pin;
 use std::rc::Rc;
@@ -159,6 +159,43 @@ fn a_packet_is_acknowledged_before_its_sender_repeats_it() {
     assert_eq!(sent(), before + 1);
     world.wait(Duration::from_millis(20));
     assert_eq!(sent(), before + 1, "there is one acknowledgement");
+}
+
+/// A server that is not told that a packet came twice takes one for lost, and sends less at a time from then on.
+#[test]
+fn a_server_is_told_what_came_twice() {
+    for (server, header) in [("10.0.0.2:7", 14 + 20), ("[fd00::2]:7", 14 + 40)] {
+        let world = World::new(false);
+        let stream = world.connect(server);
+        let twice = Rc::new(RefCell::new(Vec::new()));
+        let doubled = twice.clone();
+        *world.mangle.borrow_mut() = Some(Box::new(move |frame| {
+            if frame.bytes.len() < 1000 {
+                return vec![frame];
+            }
+            let tcp = TcpPacket::new_unchecked(&frame.bytes[header..]);
+            let first = tcp.seq_number();
+            let end = first + tcp.payload().len();
+            doubled.borrow_mut().push((first.0 as u32, end.0 as u32));
+            vec![frame.clone(), frame]
+        }));
+        let told = Rc::new(RefCell::new(Vec::new()));
+        let ranges = told.clone();
+        *world.mangle_sent.borrow_mut() = Some(Box::new(move |frame| {
+            // The host behind the backend checks the checksums, and drops what is not sound.
+            let tcp = TcpPacket::new_checked(&frame.bytes[header..]).expect("a TCP packet");
+            let tells = tcp.selective_ack_ranges().expect("sound options");
+            ranges.borrow_mut().extend(tells.into_iter().flatten());
+            vec![frame]
+        }));
+        let bytes = pattern(4000);
+        let exchanged = world.within(MINUTE, exchange(stream, bytes.clone(), bytes.len()));
+        let (received, _stream) = exchanged.expect("echoed").expect("the stream goes on");
+        assert!(received == bytes);
+        world.wait(Duration::from_millis(20));
+        assert!(!twice.borrow().is_empty(), "nothing came twice");
+        assert_eq!(*told.borrow(), *twice.borrow());
+    }
 }
 
 #[test]

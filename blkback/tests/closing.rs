@@ -1,6 +1,6 @@
 //! Who closes a disk, when, and what is left to see of it.
 
-use bulkhead_blkback_testkit::{Guest, IMAGE_SIZE, World, content};
+use bulkhead_blkback_testkit::{Frontend, Guest, IMAGE_SIZE, Style, World, content};
 use bulkhead_xen_sim::xenstore::toolstack;
 use bulkhead_xenbus::XenbusState;
 use std::time::Duration;
@@ -161,4 +161,112 @@ fn a_disk_that_is_attached_again_while_the_old_one_is_still_seen_is_served_at_on
     assert!(disk.read(0, 8) == image[..4096]);
     disk.detach();
     world.nothing_left();
+}
+
+/// Puts a request on each ring, which the backend is shown.
+fn ask(disk: &mut Frontend<'_>) {
+    for link in disk.queues() {
+        link.push_read(0, 8);
+        link.kick();
+    }
+}
+
+/// Linux's blkfront says that it has closed while a `queue_rq` of another vCPU may still run, and `del_gendisk` waits
+/// for its response.
+#[test]
+fn requests_that_come_just_after_their_frontend_has_closed_are_answered() {
+    let world = World::new();
+    let guest = Guest::new(&world);
+    for queues in [1, 3] {
+        for ends in [Ends::Frontend, Ends::Toolstack, Ends::DriverDomain] {
+            let (world, guest) = match ends {
+                Ends::DriverDomain => (&World::new(), None),
+                _ => (&world, Some(&guest)),
+            };
+            let own = guest.is_none().then(|| Guest::new(world));
+            let guest = guest.or(own.as_ref()).expect("one of them");
+            let style = Style {
+                queues,
+                ..Style::default()
+            };
+            let mut disk = guest.attach("xvda", "ram:disk0").styled(style).connected();
+            match ends {
+                Ends::Frontend => {}
+                Ends::Toolstack => disk.request_detach(),
+                Ends::DriverDomain => {
+                    let backend = world.backend.clone();
+                    world.spawn(async move { backend.close().await });
+                    world.run();
+                }
+            }
+            disk.say(XenbusState::Closed);
+            for _ in 0..3 {
+                world.run();
+                world.wait(Duration::from_millis(5));
+                ask(&mut disk);
+            }
+            world.wait(Duration::from_millis(10));
+            assert_eq!(disk.backend(), Some(XenbusState::Closed), "{ends:?}");
+            for link in disk.queues() {
+                assert_eq!(link.collect().len(), 3, "{ends:?}");
+            }
+            disk.take_down();
+            match ends {
+                Ends::Frontend => disk.detach(),
+                Ends::Toolstack => disk.finish_detach(),
+                Ends::DriverDomain => toolstack::finish_detach(&mut world.sim.store(), &disk.vbd),
+            }
+            world.nothing_left();
+        }
+    }
+}
+
+/// Who ends a disk.
+#[derive(Clone, Copy, Debug)]
+enum Ends {
+    Frontend,
+    Toolstack,
+    DriverDomain,
+}
+
+#[test]
+fn a_frontend_that_goes_on_asking_after_it_has_closed_does_not_keep_its_disk() {
+    let world = World::new();
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvda", "ram:disk0").connected();
+    let closed = world.sim.now();
+    disk.say(XenbusState::Closed);
+    world.run();
+    while disk.backend() != Some(XenbusState::Closed) {
+        ask(&mut disk);
+        world.wait(Duration::from_millis(1));
+        disk.link().collect();
+    }
+    let taken = world.sim.now().0 - closed.0;
+    assert!(taken <= 21_000_000, "{taken} ns");
+    disk.take_down();
+    disk.detach();
+    world.nothing_left();
+}
+
+#[test]
+fn a_guest_that_is_destroyed_is_not_waited_for() {
+    let world = World::new();
+    for closed_before in [false, true] {
+        let guest = Guest::new(&world);
+        let disk = guest.attach("xvda", "ram:disk0").connected();
+        if closed_before {
+            disk.say(XenbusState::Closed);
+            world.run();
+        }
+        world.sim.destroy_domain(guest.domain.id());
+        toolstack::force_detach(&mut world.sim.store(), &disk.vbd);
+        match closed_before {
+            false => _ = world.run(),
+            true => world.wait(Duration::from_millis(20)),
+        }
+        assert_eq!(world.storage.live_mappings(), 0);
+        world.destroy(guest.domain.id(), &[&disk.vbd]);
+        world.nothing_left();
+    }
 }

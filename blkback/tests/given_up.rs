@@ -50,8 +50,8 @@ fn discard_all(disk: &mut Frontend<'_>) {
     disk.link().kick();
 }
 
-/// Lets `act` happen, and dom0 work beside the driver domain, while the discards go on. Returns what
-/// will count how often the queue looks at its device after that.
+/// Lets `act` happen, and dom0 work beside the driver domain, while the discards go on, for a millisecond until each look of
+/// the queue at its device. Returns what will count how often it looks after that.
 fn in_the_middle(world: &World, meanwhile: &Meanwhile, act: impl Fn() + 'static) -> Rc<Cell<u32>> {
     let looks = Rc::new(Cell::new(0));
     let (counted, sim) = (looks.clone(), world.sim.clone());
@@ -66,6 +66,7 @@ fn in_the_middle(world: &World, meanwhile: &Meanwhile, act: impl Fn() + 'static)
             counted.set(counted.get() + 1);
         }
         sim.step_xenstored();
+        sim.advance_to(sim.now() + Duration::from_millis(1));
     });
     meanwhile.at_every_look();
     looks
@@ -130,6 +131,7 @@ fn an_ending_driver_domain_does_not_wait_for_discards() {
         });
     });
     discard_all(&mut disk);
+    world.run();
     world.wait(Duration::from_millis(100));
     assert!(closed.get(), "the driver domain waits for something");
     let looks = looks.get();
@@ -164,6 +166,7 @@ fn a_guest_that_closes_has_its_discards_carried_out() {
     });
     discard_all(&mut disk);
     world.run();
+    world.wait(Duration::from_millis(100));
     assert!(
         looks.get() > (SLICES * (DISCARDS - 3)) as u32,
         "{}",

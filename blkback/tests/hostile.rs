@@ -6,6 +6,7 @@ use bulkhead_blkback_testkit::{
 use bulkhead_ring::blkif::Status;
 use bulkhead_xen_sim::xenstore::{owned_by, toolstack};
 use bulkhead_xenbus::XenbusState;
+use std::time::Duration;
 
 /// Whatever happened to a disk, libxl takes it away.
 fn force_away(mut disk: Frontend<'_>) {
@@ -264,7 +265,7 @@ fn a_xenstored_that_is_slow_and_full_of_conflicts_loses_no_disk() {
         for disk in &mut disks {
             disk.say(XenbusState::Closed);
         }
-        world.run();
+        world.wait(Duration::from_millis(20));
         other.io();
         for mut disk in disks {
             disk.take_down();

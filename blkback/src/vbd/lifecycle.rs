@@ -15,7 +15,7 @@ use super::problem::Problem;
 use super::retry::{Failure, insist};
 use super::state_machine::{Observed, Phase, Step, decide};
 use super::statistics_node::show_statistics;
-use super::teardown::{End, close, finish, report, take_leave, write_error};
+use super::teardown::{End, LAST_REQUESTS, close, finish, report, take_leave, write_error};
 use crate::changes::Changes;
 use crate::engine::{Journal, Unreleased};
 use crate::guest_log::GuestLog;
@@ -116,6 +116,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
             if self.services.closing.is_set() {
                 if self.connection.is_some() {
                     take_leave(self.services, self.id, &self.observer).await;
+                    self.services.handle.sleep(LAST_REQUESTS).await;
                 }
                 self.disconnect().await;
                 return Ok(End::Leave);
@@ -147,6 +148,10 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         }
         let own = seen.own.unwrap_or(XenbusState::Unknown);
         let step = decide(self.phase, seen);
+        if seen.frontend == Some(XenbusState::Closed) && self.connection.is_some() {
+            let last_requests = pin!(self.services.handle.sleep(LAST_REQUESTS));
+            select(last_requests, pin!(self.services.closing.wait())).await;
+        }
         #[cfg(feature = "recover")]
         self.follow_what_was_left(step);
         match step {

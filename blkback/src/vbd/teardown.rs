@@ -20,6 +20,11 @@ use core::pin::pin;
 use core::time::Duration;
 use futures_util::future::{Either, select};
 
+/// The time for which a frontend is served that has said that it is closed. Linux's says so without waiting for what
+/// publishes requests on its other vCPUs at that moment, and then waits in `del_gendisk` for the responses to them, without
+/// an end.
+pub const LAST_REQUESTS: Duration = Duration::from_millis(20);
+
 /// The time that an ending driver domain waits for a frontend to let go of its disk.
 const FAREWELL: Duration = Duration::from_secs(2);
 

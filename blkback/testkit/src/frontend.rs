@@ -12,6 +12,9 @@ use std::time::Duration;
 /// The longest that an answer is held back for company.
 const HOLD: Duration = Duration::from_millis(2);
 
+/// The longest time for which a frontend is served that has closed.
+const CLOSES: Duration = Duration::from_millis(20);
+
 /// One disk of a guest, as its frontend sees it.
 pub struct Frontend<'w> {
     /// The machine.
@@ -97,10 +100,13 @@ impl<'w> Frontend<'w> {
         self.write_node("state", state.to_string());
     }
 
-    /// Writes the frontend's state, and runs the machine.
+    /// Writes the frontend's state, and runs the machine until the backend has followed.
     pub fn go(&self, state: XenbusState) {
         self.say(state);
         self.world.run();
+        if state == XenbusState::Closed && self.backend() != Some(XenbusState::Closed) {
+            self.world.wait(CLOSES);
+        }
     }
 
     /// Makes its rings.

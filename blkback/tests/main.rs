@@ -42,6 +42,8 @@ mod recovery;
 #[cfg(feature = "recover")]
 mod recovery_any_order;
 #[cfg(feature = "recover")]
+mod recovery_control_plane;
+#[cfg(feature = "recover")]
 mod recovery_hostile;
 #[cfg(feature = "recover")]
 mod recovery_own_disks;

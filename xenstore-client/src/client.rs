@@ -50,7 +50,7 @@ impl Client {
     /// [`reset_watches`](Self::reset_watches) is to be the first request.
     pub fn resume<H: Hypervisor>(
         handle: &executor::Handle<H>,
-        ring: Resumable<Ring<H>>,
+        ring: Resumable<H>,
         port: Port,
         earlier: u32,
     ) -> Client {

@@ -77,7 +77,8 @@ impl<T: Transport> Connection<T> {
     fn send(&mut self) -> Result<usize, Breakdown> {
         let mut shared = self.shared.borrow_mut();
         shared.kicked = false;
-        let sent = self.transport.send(shared.outgoing.as_slices().0)?;
+        // Whole messages, wherever the queue wraps.
+        let sent = self.transport.send(shared.outgoing.make_contiguous())?;
         shared.outgoing.drain(..sent);
         Ok(sent)
     }

@@ -117,18 +117,28 @@ fn used(consumer: u32, producer: u32) -> Result<usize, Breakdown> {
     Ok(length as usize)
 }
 
-impl<H: Hypervisor> Transport for Ring<H> {
-    fn send(&mut self, bytes: &[u8]) -> Result<usize, Breakdown> {
+/// One step of a transport at a time.
+impl<H: Hypervisor> Ring<H> {
+    /// Returns the index of the next byte to be sent.
+    pub(crate) fn sent(&self) -> u32 {
+        self.request_producer().load(Ordering::Relaxed)
+    }
+
+    /// Returns the index of the next byte to be sent, and how many there is room for.
+    pub(crate) fn room(&self) -> Result<(u32, usize), Breakdown> {
+        let producer = self.sent();
         if !self.connected() {
-            return Ok(0);
+            return Ok((producer, 0));
         }
         self.check_error()?;
-        let producer = self.request_producer().load(Ordering::Relaxed);
         // Acquire: bytes are overwritten only after xenstored was seen to have read them.
         let consumer = self.request_consumer().load(Ordering::Acquire);
-        let room = RING_SIZE - used(consumer, producer)?;
-        let count = room.min(bytes.len());
-        for (at, &byte) in bytes[..count].iter().enumerate() {
+        Ok((producer, RING_SIZE - used(consumer, producer)?))
+    }
+
+    /// Writes bytes, for which there is room, from an index on. xenstored does not see them yet.
+    pub(crate) fn write(&mut self, producer: u32, bytes: &[u8]) {
+        for (at, &byte) in bytes.iter().enumerate() {
             let slot = (producer as usize).wrapping_add(at) % RING_SIZE;
             // SAFETY: the slot lies in the ring, which lies in the page that the caller of `new`
             // promised; xenstored only reads there.
@@ -138,18 +148,27 @@ impl<H: Hypervisor> Transport for Ring<H> {
                     .write_volatile(byte);
             }
         }
-        // Release: the bytes are there before the index says so.
-        let producer = producer.wrapping_add(count as u32);
-        self.request_producer().store(producer, Ordering::Release);
-        Ok(count)
     }
 
-    fn receive(&mut self, buffer: &mut [u8]) -> Result<usize, Breakdown> {
+    /// Shows xenstored the bytes before an index.
+    pub(crate) fn publish(&mut self, producer: u32) {
+        // Release: the bytes are there before the index says so.
+        self.request_producer().store(producer, Ordering::Release);
+    }
+
+    /// Returns the index of the next byte to be taken.
+    pub(crate) fn taken(&self) -> u32 {
+        self.response_consumer().load(Ordering::Relaxed)
+    }
+
+    /// Copies the bytes that have arrived, as far as they fit, and returns the index of the first one, and their number.
+    /// They stay on the ring.
+    pub(crate) fn read(&self, buffer: &mut [u8]) -> Result<(u32, usize), Breakdown> {
+        let consumer = self.taken();
         if !self.connected() {
-            return Ok(0);
+            return Ok((consumer, 0));
         }
         self.check_error()?;
-        let consumer = self.response_consumer().load(Ordering::Relaxed);
         // Acquire: the bytes are read after the index that covers them.
         let producer = self.response_producer().load(Ordering::Acquire);
         let count = used(consumer, producer)?.min(buffer.len());
@@ -163,9 +182,32 @@ impl<H: Hypervisor> Transport for Ring<H> {
                     .read_volatile()
             };
         }
+        Ok((consumer, count))
+    }
+
+    /// Lets xenstored use the room of the bytes before an index again.
+    pub(crate) fn take(&mut self, consumer: u32) {
         // Release: xenstored may overwrite the bytes once they have been read.
-        let consumer = consumer.wrapping_add(count as u32);
         self.response_consumer().store(consumer, Ordering::Release);
+    }
+}
+
+impl<H: Hypervisor> Transport for Ring<H> {
+    fn send(&mut self, bytes: &[u8]) -> Result<usize, Breakdown> {
+        let (producer, room) = self.room()?;
+        let count = room.min(bytes.len());
+        if count > 0 {
+            self.write(producer, &bytes[..count]);
+            self.publish(producer.wrapping_add(count as u32));
+        }
+        Ok(count)
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<usize, Breakdown> {
+        let (consumer, count) = self.read(buffer)?;
+        if count > 0 {
+            self.take(consumer.wrapping_add(count as u32));
+        }
         Ok(count)
     }
 

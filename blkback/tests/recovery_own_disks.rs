@@ -7,6 +7,7 @@ use bulkhead_blkback_testkit::{
 use bulkhead_images::SectorSize;
 use bulkhead_volumes::Guid;
 use bulkhead_volumes::testing::{self, NewPartition, write_gpt};
+use bulkhead_xen::GrantRef;
 use bulkhead_xen_sim::xenstore::toolstack::{self, Disk};
 use bulkhead_xenbus::XenbusState;
 use std::time::Duration;
@@ -214,6 +215,50 @@ fn a_backend_that_keeps_the_memory_of_before_the_crash_is_waited_for() {
     assert_eq!(disk.read(0, 1), [3; 512]);
     assert_eq!(disk.read(1, 1), [2; 512]);
     disk.detach();
+    assert_eq!(held(&world), before);
+    world.no_mistakes();
+}
+
+#[test]
+fn a_backend_that_keeps_a_page_of_one_disk_holds_up_no_other() {
+    let world = world();
+    let lower = below(&world);
+    let before = held(&world);
+    let guest = Guest::with_memory(&world, 2048);
+    let mut disks = [
+        guest.attach("xvda", "vbd:xvda").connected(),
+        guest.attach("xvdb", "vbd:xvdb").connected(),
+    ];
+    // Beside the backend, which tells its frontend that it has let go.
+    let ring = world
+        .read(&world.own_path("device/vbd/51728/ring-ref0"))
+        .expect("xvdb has a ring of several pages");
+    let ring = GrantRef(ring.parse().expect("a number"));
+    let region = &lower.backend.services.region;
+    let kept = region.map_pages(world.storage.id(), &[ring]);
+    let kept = kept.expect("room").expect("it is granted");
+    for disk in &mut disks {
+        disk.write(0, &[1; 512]);
+    }
+    let mut asked: Vec<_> = disks
+        .iter_mut()
+        .map(|disk| push_writes(disk, 8, 2))
+        .collect();
+    disks.iter_mut().for_each(|disk| disk.link().kick());
+    world.crash_after(0, 0);
+    world.restart();
+    world.wait(Duration::from_secs(3));
+    let held_up = asked.pop().expect("two disks");
+    collect_all(&mut disks[0], &asked[0], "of which nothing is kept");
+    assert_eq!(disks[0].read(7, 1), [2; 512]);
+    assert_eq!(disks[1].link().collect().len(), 0, "its ring is kept");
+    drop(kept);
+    world.wait(Duration::from_secs(10));
+    collect_all(&mut disks[1], &held_up, "once the page was let go of");
+    assert_eq!(disks[1].read(7, 1), [2; 512]);
+    for disk in disks {
+        disk.detach();
+    }
     assert_eq!(held(&world), before);
     world.no_mistakes();
 }

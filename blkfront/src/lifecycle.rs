@@ -2,7 +2,9 @@
 //! change.
 
 mod connecting;
+mod earlier_boot;
 
+use self::earlier_boot::EarlierBoot;
 use crate::connection::{Connection, Leftover, answered};
 use crate::device::Disk;
 use crate::frontends::Frontends;
@@ -63,8 +65,8 @@ pub struct Life<'a, H: Hypervisor> {
     waited: bool,
     /// The time to wait before the backend is tried again.
     retry: Duration,
-    /// The time to wait before looking again what is left of a boot before this one.
-    left_pause: Duration,
+    /// What a boot before this one may have left.
+    before: EarlierBoot,
     /// The nodes and the state of this end that xenstored has not taken yet.
     unsaid: Option<(Vec<(String, String)>, XenbusState)>,
     /// The last reason in the log why nothing happens.
@@ -94,7 +96,7 @@ pub async fn live<H: Hypervisor>(
             true => Duration::ZERO,
             false => RETRY,
         },
-        left_pause: LOOK_AGAIN,
+        before: EarlierBoot::default(),
         unsaid: None,
         told: None,
     };
@@ -368,23 +370,6 @@ impl<H: Hypervisor> Life<'_, H> {
             self.frontends.handle().sleep(pause).await;
             pause = (pause * 2).min(LONGEST_RETRY);
         }
-    }
-
-    /// Returns whether the backend's domain still has memory that a boot before this one had granted to it: it may still be
-    /// at work on requests of that boot, which must not come after those of this one. Waits a while if it has.
-    async fn outwait_earlier_boot(&mut self, backend: DomId) -> bool {
-        if self.disk.grants().end_left(Some(backend)) == 0 {
-            return false;
-        }
-        let pause = self.left_pause;
-        if pause > LONG_LOOK {
-            self.tell(format!(
-                "domain {backend} does not let go of memory from before the crash: it is waited for"
-            ));
-        }
-        self.frontends.handle().sleep(pause).await;
-        self.left_pause = (pause * 2).min(LONGEST_RETRY);
-        true
     }
 
     /// Writes nodes and this end's state, if the directory is there. Nodes that xenstored refuses are written later.

@@ -70,6 +70,12 @@ impl LeftGrants {
         self.all = used;
     }
 
+    /// Returns whether one of these has not ended, and is a domain's.
+    pub fn has(&self, domain: DomId, grefs: &[GrantRef]) -> bool {
+        let is_one = |left: &Left| left.domain == domain && grefs.contains(&left.gref);
+        self.all.iter().any(is_one)
+    }
+
     /// Returns how many have not ended: those of a domain, or all.
     pub fn count(&self, domain: Option<DomId>) -> usize {
         let of_it = |left: &&Left| domain.is_none_or(|domain| left.domain == domain);

@@ -188,6 +188,11 @@ impl<H: Hypervisor> GrantTable<H> {
         left.count(domain)
     }
 
+    /// Returns whether one of these grants to a domain is one that a boot before this one has left, and in use.
+    pub fn is_left(&self, domain: DomId, grefs: &[GrantRef]) -> bool {
+        self.end_left(None) > 0 && self.shared.stock.lock().left.has(domain, grefs)
+    }
+
     /// Takes an entry.
     pub fn entry(&self) -> Result<Entry<H>, TableFull> {
         let gref = self.take().ok_or(TableFull)?;

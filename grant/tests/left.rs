@@ -46,6 +46,10 @@ fn pages_are_free_again_once_nobody_uses_them_and_their_entries_then_too() {
     assert_eq!(table.end_left(None), 2);
     assert_eq!(table.end_left(Some(pair.backend.id())), 2);
     assert_eq!(table.end_left(Some(pair.guest())), 0);
+    let backend = pair.backend.id();
+    assert!(table.is_left(backend, &[first, second]));
+    assert!(!table.is_left(pair.guest(), &[second]));
+    assert!(!table.is_left(backend, &[first]));
     assert_eq!(pair.frontend.pages_in_use(), before + 2);
     // New grants get other entries than those in use.
     let page = hypervisor.allocate_to_grant(1).unwrap();
@@ -55,6 +59,8 @@ fn pages_are_free_again_once_nobody_uses_them_and_their_entries_then_too() {
     }
     pool.queue_unmap(other);
     pool.unmap_queued();
+    assert!(!table.is_left(backend, &[first, second]));
+    assert!(table.is_left(backend, &[again]));
     assert_eq!(table.end_left(None), 1);
     assert_eq!(pair.frontend.pages_in_use(), before + 2);
     pool.queue_unmap(used);

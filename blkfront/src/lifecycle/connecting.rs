@@ -18,7 +18,7 @@ impl<H: Hypervisor> Life<'_, H> {
         let Some(backend) = self.peer.as_ref().map(|peer| peer.id) else {
             return Ok(());
         };
-        if self.outwait_earlier_boot(backend).await {
+        if self.outwait_earlier_boot(backend).await? {
             // Its state may have changed meanwhile.
             return Ok(());
         }

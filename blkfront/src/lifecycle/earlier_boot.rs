@@ -1,0 +1,78 @@
+//! What a boot before this one of the same domain has left with a backend when it crashed.
+
+use super::{LONG_LOOK, LONGEST_RETRY, LOOK_AGAIN, Life};
+use alloc::format;
+use alloc::vec::Vec;
+use bulkhead_xen::{DomId, GrantRef, Hypervisor};
+use bulkhead_xenstore_client::Error;
+use core::time::Duration;
+
+/// What is known of it.
+pub(super) struct EarlierBoot {
+    /// The disk's rings, once they were read.
+    rings: Option<Vec<GrantRef>>,
+    /// The time to wait before looking again.
+    pause: Duration,
+}
+
+impl Default for EarlierBoot {
+    fn default() -> Self {
+        EarlierBoot {
+            rings: None,
+            pause: LOOK_AGAIN,
+        }
+    }
+}
+
+impl<H: Hypervisor> Life<'_, H> {
+    /// Returns whether the backend's domain may still be at work on requests of a boot before this one, which must not come
+    /// after those of this one. Waits a while if it may.
+    ///
+    /// A backend lets go of a ring only when the requests from it have ended (xen-blkback, QEMU, this one), so the disk's
+    /// rings alone are waited for, or all that the domain has if they are not known. Other pages that it keeps are no
+    /// memory of ours as long as it does.
+    pub(super) async fn outwait_earlier_boot(&mut self, backend: DomId) -> Result<bool, Error> {
+        if !self.frontends.was_left() {
+            return Ok(false);
+        }
+        if self.before.rings.is_none() {
+            // Before new ones are published.
+            self.before.rings = Some(self.published_rings().await?);
+        }
+        let grants = self.disk.grants();
+        let in_use = match self.before.rings.as_deref().unwrap_or_default() {
+            [] => grants.end_left(Some(backend)) > 0,
+            rings => grants.is_left(backend, rings),
+        };
+        if !in_use {
+            return Ok(false);
+        }
+        let pause = self.before.pause;
+        if pause > LONG_LOOK {
+            self.tell(format!(
+                "domain {backend} does not let go of memory from before the crash: it is waited for"
+            ));
+        }
+        self.frontends.handle().sleep(pause).await;
+        self.before.pause = (pause * 2).min(LONGEST_RETRY);
+        Ok(true)
+    }
+
+    /// Returns the grants of the rings that the disk's nodes name, and perhaps of some that they named before.
+    async fn published_rings(&self) -> Result<Vec<GrantRef>, Error> {
+        let (store, mut rings) = (self.frontends.store(), Vec::new());
+        let mut directories = Vec::from([self.path.clone()]);
+        while let Some(directory) = directories.pop() {
+            for name in store.directory_or_empty(&directory).await? {
+                let path = format!("{directory}/{name}");
+                if name.starts_with("queue-") {
+                    directories.push(path);
+                } else if name.starts_with("ring-ref") {
+                    let number = store.read_number_optional(&path).await?;
+                    rings.extend(number.map(GrantRef));
+                }
+            }
+        }
+        Ok(rings)
+    }
+}

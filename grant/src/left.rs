@@ -19,36 +19,45 @@ struct Left {
 #[derive(Default)]
 pub(crate) struct LeftGrants {
     all: Vec<Left>,
+    /// Those that have ended. Messages of before may still name them, so they are not given out before all have ended.
+    ended: Vec<GrantRef>,
     pages: Option<Arc<dyn GrantedBefore>>,
 }
 
 impl LeftGrants {
-    /// Finds them. Returns also the number of the first entry behind all that are in use, and the unused ones before it.
+    /// Finds them. Returns also the number of the first entry behind all that were ever used, and the unused ones before it.
     pub fn find(
         entries: &[EntryV1],
         pages: Arc<dyn GrantedBefore>,
     ) -> (LeftGrants, u32, Vec<GrantRef>) {
-        let (mut all, mut unused) = (Vec::new(), Vec::new());
+        let (mut all, mut ended, mut unused) = (Vec::new(), Vec::new(), Vec::new());
         let mut fresh = RESERVED_ENTRIES;
         for (number, entry) in (0..).zip(entries).skip(RESERVED_ENTRIES as usize) {
-            if entry.flags.load(Ordering::Acquire) == 0 {
+            let granted = entry.flags.load(Ordering::Acquire) != 0;
+            let frame = entry.frame.load(Ordering::Relaxed);
+            if !granted && frame == 0 {
                 continue;
             }
             unused.extend((fresh..number).map(GrantRef));
             fresh = number + 1;
+            if !granted {
+                ended.push(GrantRef(number));
+                continue;
+            }
             all.push(Left {
                 gref: GrantRef(number),
                 domain: DomId(entry.domain.load(Ordering::Relaxed)),
-                frame: Gfn(entry.frame.load(Ordering::Relaxed).into()),
+                frame: Gfn(frame.into()),
             });
         }
         all.sort_unstable_by_key(|left: &Left| left.frame.0);
         let pages = Some(pages);
-        (LeftGrants { all, pages }, fresh, unused)
+        (LeftGrants { all, ended, pages }, fresh, unused)
     }
 
-    /// Ends those whose pages are not in use, by `revoke`, which returns whether an entry has ended; passes their entries
-    /// to `free`. A page is free memory again once all grants of it have ended.
+    /// Ends those whose pages are not in use, by `revoke`, which returns whether an entry has ended. A page is free memory
+    /// again once all grants of it have ended. Once all grants have ended, passes all entries to `free`: a backend has
+    /// unmapped its rings then, and uses no number that it has found there.
     #[allow(unsafe_code, reason = "gives pages back that no grant names")]
     pub fn end(&mut self, revoke: impl Fn(GrantRef) -> bool, mut free: impl FnMut(GrantRef)) {
         let mut used = Vec::new();
@@ -56,7 +65,7 @@ impl LeftGrants {
             let before = used.len();
             for left in page {
                 match revoke(left.gref) {
-                    true => free(left.gref),
+                    true => self.ended.push(left.gref),
                     false => used.push(*left),
                 }
             }
@@ -68,6 +77,9 @@ impl LeftGrants {
             }
         }
         self.all = used;
+        if self.all.is_empty() {
+            self.ended.drain(..).for_each(&mut free);
+        }
     }
 
     /// Returns whether one of these has not ended, and is a domain's.

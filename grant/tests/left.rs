@@ -72,3 +72,42 @@ fn pages_are_free_again_once_nobody_uses_them_and_their_entries_then_too() {
     drop(pool);
     pair.assert_clean();
 }
+
+/// A backend that is at work on messages of before the crash uses the numbers in them, whatever they are granted for now.
+#[test]
+fn numbers_of_before_are_not_given_out_while_anything_of_before_is_in_use() {
+    let pair = Pair::new();
+    let hypervisor = pair.frontend.hypervisor();
+    let table = GrantTable::new(hypervisor.clone()).unwrap();
+    let page = hypervisor.allocate_to_grant(1).unwrap();
+    let before: Vec<_> = (0..4).map(|_| grant(&table, &pair, page)).collect();
+    let frame = hypervisor.frame_of(page.as_ptr()).unwrap();
+    // SAFETY: nothing accesses the page.
+    let suspended = unsafe { table.grant(pair.backend.id(), frame, GrantAccess::ReadWrite) };
+    let suspended = suspended.unwrap();
+    assert!(suspended.suspend());
+    let numbers: Vec<_> = before.iter().copied().chain([suspended.gref()]).collect();
+    std::mem::forget(suspended);
+    let mut pool = pair.region.map_pool(pair.guest(), 1).unwrap();
+    let used = pool.queue_map(before[1], GrantAccess::ReadWrite).unwrap();
+    pool.map_queued();
+    std::mem::forget(table);
+    pair.frontend.restart();
+
+    let left = TableOnDemand::left(hypervisor.clone(), Arc::new(hypervisor.clone()));
+    let table = left.get().unwrap();
+    assert_eq!(table.end_left(None), 1);
+    let page = hypervisor.allocate_to_grant(1).unwrap();
+    for _ in 0..20 {
+        let new = grant(&table, &pair, page);
+        assert!(!numbers.contains(&new), "{new}");
+    }
+    pool.queue_unmap(used);
+    pool.unmap_queued();
+    assert_eq!(table.end_left(None), 0);
+    let mut again: Vec<_> = (0..5).map(|_| grant(&table, &pair, page)).collect();
+    again.sort();
+    assert_eq!(again, numbers);
+    drop(pool);
+    pair.assert_clean();
+}

@@ -299,3 +299,30 @@ fn what_happens_to_disks_while_their_own_disk_is_away_is_seen() {
     assert_eq!(held(&world), before);
     world.no_mistakes();
 }
+
+#[test]
+fn a_crash_between_closing_and_starting_over_is_gone_on_from() {
+    let world = world();
+    let lower = below(&world);
+    let guest = Guest::with_memory(&world, 2048);
+    let mut disk = guest.attach("xvda", "vbd:xvda").connected();
+    disk.write(0, &[1; 512]);
+    world.crash_after(0, 0);
+    world.restart();
+    let own = world.own_path("device/vbd/51712/state");
+    let mut steps = 0..10_000;
+    while world.read(&own).as_deref() != Some("6") {
+        assert!(steps.next().is_some(), "it closes first");
+        world.step(steps.start % 2 == 0);
+    }
+    world.crash_after(0, 0);
+    for _ in 0..100 {
+        lower.step();
+        world.step(false);
+    }
+    world.restart();
+    world.wait(Duration::from_secs(2));
+    assert_eq!(disk.read(0, 1), [1; 512]);
+    disk.detach();
+    world.no_mistakes();
+}

@@ -195,7 +195,10 @@ impl<H: Hypervisor> Life<'_, H> {
             left: self.frontends.was_left()
                 && matches!(
                     XenbusState::parse(own.as_deref()),
-                    XenbusState::Initialised | XenbusState::Connected | XenbusState::Closing
+                    XenbusState::Initialised
+                        | XenbusState::Connected
+                        | XenbusState::Closing
+                        | XenbusState::Closed
                 ),
         })
     }

@@ -41,7 +41,7 @@ pub struct Observed {
     pub in_use: bool,
     /// The backend has had time enough to connect again by itself.
     pub waited: bool,
-    /// This end's node tells of rings that a boot before this one, which has crashed, had published.
+    /// This end's node tells of a boot before this one, which has crashed: of its rings, or that it had closed.
     pub left: bool,
 }
 
@@ -73,8 +73,8 @@ pub fn decide(phase: Phase, seen: Observed) -> Step {
     match (phase, seen.backend) {
         (Phase::Failed, _) => Step::Wait,
 
-        // The rings that it is connected to, or about to be, are not this frontend's.
-        (Phase::Fresh, InitWait) if seen.left => Step::Close,
+        // The rings that it is connected to, or about to be, are not this frontend's; or it waits to be asked again.
+        (Phase::Fresh, InitWait | Closed) if seen.left => Step::Close,
         (Phase::Fresh, InitWait) => Step::Publish,
         (Phase::Fresh, Initialised | Connected | Closing) => Step::Close,
         (Phase::Fresh, _) => Step::Wait,
@@ -165,8 +165,8 @@ mod tests {
     }
 
     #[test]
-    fn rings_of_before_a_crash_are_closed_before_others_are_published() {
-        for backend in [InitWait, Initialised, Connected, Closing] {
+    fn what_a_crash_has_left_is_closed_before_rings_are_published() {
+        for backend in [InitWait, Initialised, Connected, Closing, Closed] {
             let left = Observed {
                 left: true,
                 ..seen(backend, true, true)

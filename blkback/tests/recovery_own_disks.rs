@@ -220,6 +220,27 @@ fn a_backend_that_keeps_the_memory_of_before_the_crash_is_waited_for() {
 }
 
 #[test]
+fn a_backend_that_stands_still_for_half_a_minute_is_waited_for() {
+    let world = world();
+    let lower = below(&world);
+    let guest = Guest::with_memory(&world, 2048);
+    let mut disk = guest.attach("xvda", "vbd:xvda").connected();
+    lower.pause(true);
+    let asked = push_writes(&mut disk, 8, 2);
+    disk.link().kick();
+    world.crash_after(0, 0);
+    world.restart();
+    world.wait(Duration::from_secs(30));
+    assert_eq!(disk.backend(), Some(XenbusState::Connected));
+    lower.pause(false);
+    world.wait(Duration::from_secs(5));
+    collect_all(&mut disk, &asked, "once the backend goes on");
+    assert_eq!(disk.read(7, 1), [2; 512]);
+    disk.detach();
+    world.no_mistakes();
+}
+
+#[test]
 fn a_backend_that_keeps_a_page_of_one_disk_holds_up_no_other() {
     let world = world();
     let lower = below(&world);

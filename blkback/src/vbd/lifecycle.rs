@@ -4,6 +4,8 @@ mod opening;
 mod publishing;
 #[cfg(feature = "recover")]
 mod resuming;
+#[cfg(feature = "recover")]
+mod returning;
 
 use self::opening::Opened;
 use super::backend_nodes::set_state;

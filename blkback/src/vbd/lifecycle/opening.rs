@@ -7,13 +7,16 @@ use super::super::retry::insist;
 use super::super::state_machine::{Phase, Step, decide};
 use super::super::teardown::End;
 use super::Vbd;
+#[cfg(feature = "recover")]
+use super::returning;
 use crate::changes::Changes;
 use crate::engine::Unreleased;
 use crate::id::VbdId;
 use crate::services::Services;
 use alloc::boxed::Box;
 use alloc::format;
-use bulkhead_images::{Owner, Sector};
+use alloc::sync::Arc;
+use bulkhead_images::{BlockDevice, OpenError, Owner, Sector};
 use bulkhead_xen::Hypervisor;
 use bulkhead_xenbus::{NodeMap, read_nodes};
 use bulkhead_xenstore_client::Error;
@@ -71,6 +74,25 @@ async fn until_unwanted<H: Hypervisor>(
     }
 }
 
+/// Opens the device that a disk's nodes name.
+async fn open_device<H: Hypervisor>(
+    services: &Services<H>,
+    id: VbdId,
+    config: &VbdConfig,
+    owner: Owner<'_>,
+) -> Result<Arc<dyn BlockDevice>, OpenError> {
+    let open = async || {
+        let stores = &services.stores;
+        stores.open(&config.target, config.access, owner).await
+    };
+    let opened = open().await;
+    #[cfg(feature = "recover")]
+    let opened = returning::outwait(services, id, opened, open).await;
+    #[cfg(not(feature = "recover"))]
+    let _ = id;
+    opened
+}
+
 impl<'a, H: Hypervisor> Vbd<'a, H> {
     /// Opens the device that the toolstack named, which may wait for its store as long as the disk is wanted.
     pub(super) async fn open(
@@ -88,7 +110,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         services.admission.attach()?;
         let path = id.backend_path();
         let observer = Observer::new(services, &path, &config.frontend_path, changed);
-        let opening = services.stores.open(&config.target, config.access, owner);
+        let opening = open_device(services, id, &config, owner);
         let unwanted = until_unwanted(services, id, nodes, &observer);
         let device = match select(pin!(opening), pin!(unwanted)).await {
             Either::Left((device, _)) => device?,

@@ -1,9 +1,9 @@
 //! A driver domain that crashes while its store is at work on requests, and answers them in an order of its own.
 
 use super::recovery::{Case, collect_all, crash_everywhere, push_writes, rounds};
-use bulkhead_blkback_testkit::{Crash, Frontend, Guest, Random, Setup, Style, World, reordering};
-use bulkhead_ring::blkif::{Discard, Operation, Request, RequestId, Sector, Status};
-use std::collections::BTreeMap;
+use super::recovery_load::Load;
+use bulkhead_blkback_testkit::{Crash, Guest, Random, Setup, Style, World, reordering};
+use bulkhead_ring::blkif::{Discard, Operation, Request, Sector};
 use std::time::Duration;
 
 fn world() -> World {
@@ -27,72 +27,13 @@ fn a_guest_whose_store_reorders_requests_notices_no_crash() {
     }
 }
 
-/// Sends writes and reads without end, each sector its own, and looks at what comes back.
-struct Load {
-    /// What each sector holds, as far as the frontend knows.
-    content: Vec<u8>,
-    /// The sector of each request under way, and what was written there.
-    writes: BTreeMap<RequestId, (u64, u8)>,
-    reads: BTreeMap<RequestId, u64>,
-    answered: u64,
-}
-
-const SECTORS: u64 = 256;
-
-impl Load {
-    fn is_busy(&self, sector: u64) -> bool {
-        let mut writes = self.writes.values();
-        writes.any(|(at, _)| *at == sector) || self.reads.values().any(|at| *at == sector)
-    }
-
-    fn send(&mut self, disk: &mut Frontend<'_>, random: &mut Random) {
-        while disk.link().outstanding() < 32 {
-            let sector = random.below(SECTORS);
-            if self.is_busy(sector) {
-                continue;
-            }
-            if random.below(3) == 0 {
-                let id = disk.link().push_read(sector, 1);
-                self.reads.insert(id, sector);
-            } else {
-                let byte = random.below(255) as u8;
-                let id = disk.link().push_write(sector, &[byte; 512]);
-                self.writes.insert(id, (sector, byte));
-            }
-        }
-        disk.link().kick();
-    }
-
-    fn collect(&mut self, disk: &mut Frontend<'_>, why: &str) {
-        for answer in disk.link().collect() {
-            assert_eq!(answer.status, Status::Okay, "{why}");
-            self.answered += 1;
-            if let Some((sector, byte)) = self.writes.remove(&answer.id) {
-                self.content[sector as usize] = byte;
-            } else {
-                let sector = self.reads.remove(&answer.id).expect("asked, and once");
-                let byte = self.content[sector as usize];
-                assert!(answer.data == [byte; 512], "{why}: sector {sector}");
-            }
-        }
-    }
-}
-
 #[test]
 fn crashes_follow_each_other_under_load_whatever_the_order_of_the_answers() {
     let world = world();
     let guest = Guest::with_memory(&world, 2048);
     let style = Style::persistent(true);
     let mut disk = guest.attach("xvda", "ram:disk0").styled(style).connected();
-    let mut load = Load {
-        content: vec![7; SECTORS as usize],
-        writes: BTreeMap::new(),
-        reads: BTreeMap::new(),
-        answered: 0,
-    };
-    for sector in 0..SECTORS {
-        disk.write(sector, &[7; 512]);
-    }
+    let mut load = Load::new(&mut disk);
     let mut random = Random::new(9);
     let mut crashes = 0;
     for round in 0..400 {
@@ -122,13 +63,8 @@ fn crashes_follow_each_other_under_load_whatever_the_order_of_the_answers() {
         world.wait(Duration::from_millis(1));
         load.collect(&mut disk, "in the end");
     }
-    assert!(load.writes.is_empty() && load.reads.is_empty());
     assert!(crashes > 60, "{crashes} crashes");
-    assert!(load.answered > 2000, "{} answers", load.answered);
-    for sector in 0..SECTORS {
-        let byte = load.content[sector as usize];
-        assert_eq!(disk.read(sector, 1), [byte; 512], "sector {sector}");
-    }
+    load.expect_all(&mut disk, 2000);
     disk.detach();
     world.nothing_left_in_xen();
 }

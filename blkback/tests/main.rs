@@ -48,6 +48,8 @@ mod recovery_hostile;
 #[cfg(feature = "recover")]
 mod recovery_load;
 #[cfg(feature = "recover")]
+mod recovery_nbd;
+#[cfg(feature = "recover")]
 mod recovery_own_disks;
 mod refusals;
 mod rings;

@@ -6,6 +6,7 @@ use crate::lifecycle::live;
 use crate::names::resolve;
 use crate::settings::Settings;
 use crate::tcp::TcpStream;
+use crate::traces::Traces;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::rc::Rc;
@@ -15,17 +16,22 @@ use alloc::vec::Vec;
 use bulkhead_executor::{Handle, Signal};
 use bulkhead_grant::{PagePool, TableOnDemand};
 use bulkhead_stream::{Buffers, ConnectError, Connecting, Endpoint, Network, Stream};
-use bulkhead_xen::{Hypervisor, Reservation};
+use bulkhead_xen::{Hypervisor, Instant, Reservation};
 use bulkhead_xenbus::retry::persist;
 use bulkhead_xenstore_client::{Client, Error};
 use core::cell::{Cell, RefCell};
 use core::convert::Infallible;
+use core::time::Duration;
 use smoltcp::wire::IpAddress;
 
 /// The directory of this domain's interfaces.
 const INTERFACES: &str = "device/vif";
 /// Interfaces that are followed at most: each takes memory.
 const MOST: usize = 8;
+/// The time after a restart in place for which connections wait for an interface, as there was one before.
+const RETURNS: Duration = Duration::from_secs(5);
+/// The time between two looks whether there is one.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// The interfaces of a domain.
 pub struct Interfaces<H: Hypervisor> {
@@ -39,6 +45,10 @@ pub struct Interfaces<H: Hypervisor> {
     all: RefCell<Vec<Followed<H>>>,
     /// Which of the addresses of a server that has several is tried first.
     first_address: Cell<usize>,
+    /// Until when connections wait for an interface.
+    return_by: Instant,
+    /// What the boot that follows a crash finds of connections.
+    traces: Traces,
 }
 
 /// An interface that has a task, and the signal that tells the task of changes.
@@ -52,7 +62,7 @@ impl<H: Hypervisor> Interfaces<H> {
     /// Returns an empty list of interfaces, which [`follow`](Self::follow) fills. `handle` is of the vCPU that this is
     /// called on, and that everything is done on. Packets lie in `memory`, and are granted by `grants`. `random` returns
     /// a number that others cannot guess, if the machine has any: ports and numbers of connections come of it and of
-    /// the time.
+    /// the time. `traces` are what survives a crash of connections.
     pub fn new(
         handle: Handle<H>,
         store: Client,
@@ -60,8 +70,15 @@ impl<H: Hypervisor> Interfaces<H> {
         grants: TableOnDemand<H>,
         settings: Settings,
         random: fn() -> u64,
+        traces: Traces,
     ) -> Rc<Self> {
+        let wait = match grants.was_left() {
+            true => RETURNS,
+            false => Duration::ZERO,
+        };
         Rc::new(Interfaces {
+            return_by: handle.now() + wait,
+            traces,
             handle,
             store,
             pool: PagePool::new(memory),
@@ -160,12 +177,24 @@ impl<H: Hypervisor> Interfaces<H> {
             .collect()
     }
 
+    /// Waits for an interface that has come back after a restart in place, or for the end of its time.
+    async fn outwait_return(&self) {
+        let is_back = |interface: &Rc<Interface<H>>| {
+            let state = interface.state.borrow();
+            state.stack.is_some() && !state.waits_for_lease()
+        };
+        while self.handle.now() < self.return_by && !self.list().iter().any(is_back) {
+            self.handle.sleep(LOOK).await;
+        }
+    }
+
     /// Connects to a server.
     pub async fn open(
         &self,
         server: &Endpoint,
         buffers: Buffers,
     ) -> Result<TcpStream<H>, ConnectError> {
+        self.outwait_return().await;
         let all = self.list();
         let usable = |interface: &&Rc<Interface<H>>| {
             let state = interface.state.borrow();
@@ -209,7 +238,10 @@ impl<H: Hypervisor> Interfaces<H> {
             };
             // If the caller gives up waiting, its next attempt begins with the next address.
             self.first_address.set(turn.wrapping_add(1) & 0xff);
-            match TcpStream::connect(interface.clone(), address, port, buffers).await {
+            TcpStream::end_left(interface, (address, port), &self.traces).await;
+            let connecting =
+                TcpStream::connect(interface.clone(), address, port, buffers, &self.traces);
+            match connecting.await {
                 Ok(stream) => {
                     self.first_address.set(first);
                     return Ok(stream);
@@ -230,6 +262,12 @@ impl<H: Hypervisor> Interfaces<H> {
 
     pub(crate) fn pool(&self) -> &PagePool {
         &self.pool
+    }
+
+    /// Returns whether the domain has started again in place after a crash, so that backends may still be connected to a boot
+    /// before this one.
+    pub(crate) fn was_left(&self) -> bool {
+        self.grants.was_left()
     }
 
     pub(crate) fn grants(&self) -> &TableOnDemand<H> {

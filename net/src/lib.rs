@@ -50,6 +50,7 @@ mod sequences;
 mod settings;
 mod state_machine;
 mod tcp;
+mod traces;
 
 pub use device::Counts;
 pub use interface::Interface;
@@ -59,3 +60,4 @@ pub use sequences::Repeats;
 pub use settings::{Settings, SettingsError};
 pub use state_machine::{Observed, Phase, Step, decide};
 pub use tcp::TcpStream;
+pub use traces::{Numbers, Traces};

@@ -50,6 +50,7 @@ struct Life<'a, H: Hypervisor> {
     /// Memory that an earlier backend may still use.
     leftover: Option<Memory<H>>,
     waited: bool,
+    /// The time to wait before the backend is tried again.
     retry: Duration,
     /// The state of this end, and the nodes, that xenstored has not taken yet.
     unsaid: Option<(Vec<(String, String)>, XenbusState)>,
@@ -73,7 +74,11 @@ pub async fn live<H: Hypervisor>(
         published: None,
         leftover: None,
         waited: false,
-        retry: RETRY,
+        retry: match interfaces.was_left() {
+            // What it is closed for first is no fault of the backend's.
+            true => Duration::ZERO,
+            false => RETRY,
+        },
         unsaid: None,
         told: None,
     };
@@ -147,11 +152,20 @@ impl<H: Hypervisor> Life<'_, H> {
             backend: XenbusState::Unknown,
             online: false,
             waited: core::mem::take(&mut self.waited),
+            left: false,
         };
-        let (Some(_), Some(path), Some(id)) = (own, path, id) else {
+        let (Some(own), Some(path), Some(id)) = (own, path, id) else {
             return Ok(seen);
         };
         seen.attached = true;
+        seen.left = self.interfaces.was_left()
+            && matches!(
+                XenbusState::parse(Some(&own)),
+                XenbusState::Initialised
+                    | XenbusState::Connected
+                    | XenbusState::Closing
+                    | XenbusState::Closed
+            );
         self.meet(path, id).await?;
         if let Some(peer) = &self.peer {
             let state = peer_node(store, format!("{}/state", peer.path)).await?;
@@ -235,6 +249,8 @@ impl<H: Hypervisor> Life<'_, H> {
         let handle = self.interfaces.handle();
         let table = self.interfaces.grants().get();
         let table = table.ok_or("Xen gives no grant table")?;
+        // What a boot before this one had granted is the memory that these are made of.
+        table.end_left(None);
         let port = handle.hypervisor().alloc_unbound(backend);
         let port = port.map_err(|error| format!("no event channel: {error}"))?;
         let events = handle.event_channel(port);
@@ -302,7 +318,7 @@ impl<H: Hypervisor> Life<'_, H> {
     /// Waits before the next attempt, a little longer each time.
     async fn pause(&mut self) {
         let span = self.retry;
-        self.retry = (span * 2).min(LONGEST_RETRY);
+        self.retry = (span * 2).clamp(RETRY, LONGEST_RETRY);
         self.interfaces.handle().sleep(span).await;
     }
 

@@ -3,6 +3,7 @@
 //! The stack counts no retransmissions, and a network that loses packets shows in nothing else. A packet counts if its
 //! first number is one that another packet had before (RFC 9293, 3.4), which costs a packet one look at its header.
 
+use crate::traces::Kept;
 use alloc::vec::Vec;
 use smoltcp::wire::TcpPacket;
 
@@ -34,11 +35,15 @@ struct Connection {
     sack: bool,
     /// The last bytes that came twice, from the first number to the one that follows, until the other end is told.
     duplicate: Option<(u32, u32)>,
+    /// Something has arrived.
+    heard: bool,
+    /// What the boot that follows a crash finds of it.
+    _trace: Option<Kept>,
 }
 
 impl Sequences {
-    /// Follows a connection.
-    pub fn add(&mut self, port: u16) {
+    /// Follows a connection, and keeps its trace.
+    pub fn add(&mut self, port: u16, trace: Option<Kept>) {
         self.remove(port);
         self.connections.push(Connection {
             port,
@@ -46,7 +51,15 @@ impl Sequences {
             received: None,
             sack: false,
             duplicate: None,
+            heard: false,
+            _trace: trace,
         });
+    }
+
+    /// Returns whether anything has arrived at that port since it is followed.
+    pub fn has_heard(&self, port: u16) -> bool {
+        let mut connections = self.connections.iter();
+        connections.any(|connection| connection.port == port && connection.heard)
     }
 
     /// Follows it no more.
@@ -81,6 +94,7 @@ impl Sequences {
         let Some(connection) = find(&mut self.connections, tcp.dst_port()) else {
             return;
         };
+        connection.heard = true;
         let all_before = connection.received;
         let repeated = is_repeated(&mut connection.received, tcp);
         self.counts.repeated += u64::from(repeated);
@@ -154,7 +168,7 @@ mod tests {
         const FIN: u8 = 1;
         const ACK: u8 = 16;
         let mut sequences = Sequences::default();
-        sequences.add(50000);
+        sequences.add(50000, None);
         let start = u32::MAX - 100;
         for (after, flags, bytes, repeated) in [
             (0, SYN, 0, false),
@@ -185,7 +199,7 @@ mod tests {
         let bytes = packet(start, SYN, 0);
         let again = TcpPacket::new_checked(&bytes[..]).expect("a packet");
         // Of another connection, with the same port.
-        sequences.add(50000);
+        sequences.add(50000, None);
         let before = sequences.counts();
         sequences.sent(&again);
         sequences.remove(50000);

@@ -38,6 +38,8 @@ pub struct Observed {
     pub online: bool,
     /// The backend has had time enough to connect again by itself.
     pub waited: bool,
+    /// This end's node tells of a boot before this one, which has crashed: of its rings, or that it had closed.
+    pub left: bool,
 }
 
 /// The next step.
@@ -68,8 +70,9 @@ pub fn decide(phase: Phase, seen: Observed) -> Step {
     match (phase, seen.backend) {
         (Phase::Failed, _) => Step::Wait,
 
+        // The rings that it is connected to, or about to be, are not this end's; or it waits to be asked again.
+        (Phase::Fresh, InitWait | Closed) if seen.left => Step::Close,
         (Phase::Fresh, InitWait) => Step::Publish,
-        // The rings that it is connected to are not this end's.
         (Phase::Fresh, Initialised | Connected | Closing) => Step::Close,
         (Phase::Fresh, _) => Step::Wait,
 
@@ -96,6 +99,7 @@ mod tests {
             backend,
             online,
             waited: false,
+            left: false,
         }
     }
 
@@ -126,6 +130,18 @@ mod tests {
         assert_eq!(step(Phase::Closed, Closing), Step::Wait);
         assert_eq!(step(Phase::Closed, Closed), Step::StartOver);
         assert_eq!(step(Phase::Fresh, Closed), Step::Wait);
+    }
+
+    #[test]
+    fn what_a_crash_has_left_is_closed_before_rings_are_published() {
+        for backend in [InitWait, Initialised, Connected, Closing, Closed] {
+            let left = Observed {
+                left: true,
+                ..seen(backend, true)
+            };
+            assert_eq!(decide(Phase::Fresh, left), Step::Close, "{backend:?}");
+        }
+        assert_eq!(decide(Phase::Closed, seen(Closed, true)), Step::StartOver);
     }
 
     #[test]

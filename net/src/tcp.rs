@@ -5,6 +5,7 @@
 //! server, and nobody else.
 
 use crate::interface::Interface;
+use crate::traces::{Trace, Traces};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use bulkhead_stream::{Buffers, ConnectError, Ended, Stream};
@@ -14,7 +15,7 @@ use core::task::{Poll, Waker};
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::{CongestionControl, RecvError, Socket, State};
 use smoltcp::time::Duration;
-use smoltcp::wire::IpAddress;
+use smoltcp::wire::{IpAddress, IpListenEndpoint};
 
 /// The time that a server has to accept a connection.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -26,6 +27,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// segments, and Linux sends the last of these again if they are not acknowledged within about two milliseconds (RFC 8985,
 /// 7.2: twice the round trip; two ticks more, in `tcp_schedule_loss_probe`). The stack's own is 10 ms.
 const ACKNOWLEDGES: Duration = Duration::from_millis(1);
+/// The time that a server has to say that it has a connection of a boot before this one, and between two looks.
+const ANSWERS: core::time::Duration = core::time::Duration::from_millis(250);
+const LOOK: core::time::Duration = core::time::Duration::from_millis(1);
 /// The bounds of a buffer.
 const SMALLEST: usize = 4 << 10;
 const LARGEST: usize = 8 << 20;
@@ -63,44 +67,10 @@ impl<H: Hypervisor> TcpStream<H> {
         address: IpAddress,
         port: u16,
         buffers: Buffers,
+        traces: &Traces,
     ) -> Result<Self, ConnectError> {
-        let (received, sent) = (buffer(buffers.receive)?, buffer(buffers.send)?);
-        let mut socket = Socket::new(
-            smoltcp::socket::tcp::SocketBuffer::new(received),
-            smoltcp::socket::tcp::SocketBuffer::new(sent),
-        );
-        socket.set_timeout(Some(CONNECT));
-        socket.set_nagle_enabled(false);
-        socket.set_ack_delay(Some(ACKNOWLEDGES));
-        socket.set_congestion_control(CongestionControl::Reno);
         let begun = interface.handle.now();
-        let stream = {
-            let mut state = interface.state.borrow_mut();
-            if state.failure.is_some() {
-                return Err(ConnectError::NoNetwork);
-            }
-            if !state.reaches(&address) {
-                return Err(ConnectError::Unreachable);
-            }
-            // There is no memory for so many connections that each port had one.
-            let port_here = state.port().ok_or(ConnectError::Unreachable)?;
-            let stack = state.stack.as_mut().ok_or(ConnectError::NoNetwork)?;
-            let asked = socket.connect(stack.context(), (address, port), port_here);
-            asked.map_err(|_| ConnectError::Unreachable)?;
-            let own = socket.local_endpoint().map(|local| local.addr);
-            let socket = state.sockets.add(socket);
-            state.device.sequences.add(port_here);
-            TcpStream {
-                interface: interface.clone(),
-                socket,
-                own,
-                port: port_here,
-                closed: false,
-                filled: false,
-                was_full: false,
-            }
-        };
-        interface.work.raise();
+        let stream = TcpStream::begin(&interface, (address, port), None, buffers, Some(traces))?;
         poll_fn(|context| {
             let mut state = interface.state.borrow_mut();
             let failed = state.failure.is_some();
@@ -125,6 +95,119 @@ impl<H: Hypervisor> TcpStream<H> {
         })
         .await?;
         Ok(stream)
+    }
+
+    /// Asks a server for a connection: from that address and port at this end, or from a port that no other one has.
+    fn begin(
+        interface: &Rc<Interface<H>>,
+        server: (IpAddress, u16),
+        own: Option<(IpAddress, u16)>,
+        buffers: Buffers,
+        traces: Option<&Traces>,
+    ) -> Result<Self, ConnectError> {
+        let (received, sent) = (buffer(buffers.receive)?, buffer(buffers.send)?);
+        let mut socket = Socket::new(
+            smoltcp::socket::tcp::SocketBuffer::new(received),
+            smoltcp::socket::tcp::SocketBuffer::new(sent),
+        );
+        socket.set_timeout(Some(CONNECT));
+        socket.set_nagle_enabled(false);
+        socket.set_ack_delay(Some(ACKNOWLEDGES));
+        socket.set_congestion_control(CongestionControl::Reno);
+        let mut state = interface.state.borrow_mut();
+        if state.failure.is_some() {
+            return Err(ConnectError::NoNetwork);
+        }
+        if !state.reaches(&server.0) {
+            return Err(ConnectError::Unreachable);
+        }
+        let local = match own {
+            Some((address, port)) => IpListenEndpoint {
+                addr: Some(address),
+                port,
+            },
+            // There is no memory for so many connections that each port had one.
+            None => state.port().ok_or(ConnectError::Unreachable)?.into(),
+        };
+        let stack = state.stack.as_mut().ok_or(ConnectError::NoNetwork)?;
+        let asked = socket.connect(stack.context(), server, local);
+        asked.map_err(|_| ConnectError::Unreachable)?;
+        let own = socket.local_endpoint().map(|local| local.addr);
+        let socket = state.sockets.add(socket);
+        let trace = own.zip(traces).map(|(own, traces)| {
+            traces.keep(&Trace {
+                own: (own.into(), local.port),
+                server: (server.0.into(), server.1),
+            })
+        });
+        state.device.sequences.add(local.port, trace);
+        drop(state);
+        interface.work.raise();
+        Ok(TcpStream {
+            interface: interface.clone(),
+            socket,
+            own,
+            port: local.port,
+            closed: false,
+            filled: false,
+            was_full: false,
+        })
+    }
+
+    /// Ends connections of a boot before this one at their server: asked for one that it has, it says so, and is told by
+    /// the stack that there is none (RFC 9293, 3.5.1; RFC 5961, 4). A server that is away is not waited for.
+    pub(crate) async fn end_left(
+        interface: &Rc<Interface<H>>,
+        server: (IpAddress, u16),
+        traces: &Traces,
+    ) {
+        let (address, port) = server;
+        let mut asked = Vec::new();
+        for trace in traces.left_to((address.into(), port)) {
+            let own = (trace.own.0.into(), trace.own.1);
+            let state = interface.state.borrow();
+            let is_own = state
+                .stack
+                .as_ref()
+                .is_some_and(|stack| stack.has_ip_addr(own.0));
+            let is_taken = state.device.sequences.has(own.1);
+            drop(state);
+            if !is_own || is_taken {
+                // It never answers to this end, or does so already.
+                traces.forget(&trace);
+                continue;
+            }
+            let none = Buffers {
+                receive: 0,
+                send: 0,
+            };
+            if let Ok(stream) = TcpStream::begin(interface, server, Some(own), none, None) {
+                asked.push((trace, stream));
+            }
+        }
+        let over = interface.handle.now() + ANSWERS;
+        while !asked.is_empty() && interface.handle.now() < over {
+            interface.handle.sleep(LOOK).await;
+            asked.retain(|(trace, stream)| {
+                let answered = stream.has_answer();
+                if answered {
+                    traces.forget(trace);
+                }
+                !answered
+            });
+        }
+    }
+
+    /// Returns whether the server has answered to the first packet.
+    fn has_answer(&self) -> bool {
+        let heard = self
+            .interface
+            .state
+            .borrow()
+            .device
+            .sequences
+            .has_heard(self.port);
+        heard || self.with(|socket| socket.state()) != State::SynSent
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut Socket<'static>) -> T) -> T {

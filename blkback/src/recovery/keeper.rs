@@ -1,6 +1,6 @@
 //! The places of all queues: given to those that connect, and found again after a crash.
 
-use super::place::{Memory, Place, QUEUES};
+use super::place::{Place, QUEUES};
 use super::record::Record;
 use crate::id::VbdId;
 use alloc::sync::Arc;
@@ -77,11 +77,11 @@ impl LeftDisk {
 }
 
 impl Keeper {
-    /// Keeps what is served in that memory from now on, and learns what the boot before has left there.
-    pub fn start(&self, memory: &'static mut Memory) {
+    /// Keeps what is served in these places from now on, and learns what the boot before has left there.
+    pub fn start(&self, places: &'static mut [Place; QUEUES]) {
         let home = Home(Arc::new(Mutex::new(Vec::with_capacity(QUEUES))));
         let mut left: Vec<LeftDisk> = Vec::new();
-        for place in &mut memory.places {
+        for place in places {
             let Some(record) = place.sealed.read() else {
                 home.take_back(place);
                 continue;

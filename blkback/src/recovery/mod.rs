@@ -24,5 +24,5 @@ mod place;
 mod record;
 
 pub use keeper::{Claim, Keeper, LeftDisk};
-pub use place::{Kept, Memory, Place, QUEUES, SLOTS};
+pub use place::{CONNECTIONS, Kept, Memory, Place, QUEUES, SLOTS};
 pub use record::{Record, mark_of};

@@ -8,6 +8,9 @@ use core::sync::atomic::{AtomicU32, Ordering, compiler_fence};
 /// The most queues that are kept. The frontends of others lose their disks when the domain crashes.
 pub const QUEUES: usize = 32;
 
+/// The most connections to servers of which something is kept.
+pub const CONNECTIONS: usize = 32;
+
 /// The slots of a ring that can be kept: one page.
 pub const SLOTS: u32 = 32;
 
@@ -15,7 +18,10 @@ pub const SLOTS: u32 = 32;
 #[derive(Debug)]
 #[repr(C)]
 pub struct Memory {
-    pub(super) places: [Place; QUEUES],
+    /// A place for each queue.
+    pub places: [Place; QUEUES],
+    /// What is kept of connections to servers: bulkhead-net knows what the numbers are.
+    pub connections: [[AtomicU32; 10]; CONNECTIONS],
 }
 
 /// What is kept of one queue.

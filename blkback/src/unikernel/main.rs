@@ -45,6 +45,8 @@ use bulkhead_kernel::command_line::{unknown, value};
 use bulkhead_kernel::logger;
 use bulkhead_kernel::memory::beyond_reserve;
 use bulkhead_kernel::{Hypercalls, Machine, Module, ShutdownReason, watchdog};
+#[cfg(feature = "nbd")]
+use bulkhead_net::Traces;
 #[cfg(feature = "nvme")]
 use bulkhead_nvme::{Controllers, NvmeDriver, nvme_store};
 #[cfg(feature = "virtio")]
@@ -109,9 +111,9 @@ fn main(mut machine: Machine) -> ShutdownReason {
         let grants = TableOnDemand::new(hypervisor);
         grants
     };
-    #[cfg(all(feature = "recover", any(feature = "nbd", feature = "pci")))]
+    #[cfg(all(feature = "recover", feature = "pci"))]
     let of_devices = grants.noting(bulkhead_kernel::recovery::restart::note_device);
-    #[cfg(all(not(feature = "recover"), any(feature = "nbd", feature = "pci")))]
+    #[cfg(all(not(feature = "recover"), feature = "pci"))]
     let of_devices = grants.clone();
     #[cfg(feature = "nvme")]
     let mut controllers = None;
@@ -120,7 +122,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
     #[cfg(feature = "pci")]
     if machine.way == Way::Pv {
         #[allow(unused_mut, reason = "without features there are no drivers")]
-        let mut functions = own_functions(&handle, &store, of_devices.clone(), hypervisor);
+        let mut functions = own_functions(&handle, &store, of_devices, hypervisor);
         #[cfg(feature = "nvme")]
         {
             let all = own_controllers(&mut functions, &handle, &vcpus, &machine);
@@ -138,15 +140,24 @@ fn main(mut machine: Machine) -> ShutdownReason {
             log::error!("PCI functions of our own cannot be followed any more: {error}");
         });
     }
+    #[cfg(feature = "recover")]
+    #[allow(unused_variables, reason = "only a network has connections")]
+    let (places, connections) = recovery::surviving(machine.command_line)
+        .map(|memory| (&mut memory.places, &memory.connections))
+        .unzip();
     #[cfg(feature = "nbd")]
     let network = {
         let vcpus = vcpus.len();
+        #[cfg(feature = "recover")]
+        let traces = connections.map(|all| Traces::new(all)).unwrap_or_default();
+        #[cfg(not(feature = "recover"))]
+        let traces = Traces::default();
         Network::start(
             &machine,
             &handle,
             &store,
             vcpus,
-            of_devices,
+            (grants.clone(), traces),
             tls,
             &mut stores,
         )
@@ -163,7 +174,9 @@ fn main(mut machine: Machine) -> ShutdownReason {
     );
     backend.services.admission.watch_memory(beyond_reserve);
     #[cfg(feature = "recover")]
-    recovery::keep(&backend.services, machine.command_line);
+    if let Some(places) = places {
+        backend.services.keeper.start(places);
+    }
     let end = Rc::new(Cell::new(None));
 
     let ended = end.clone();

@@ -12,7 +12,7 @@ use bulkhead_kernel::command_line::value;
 use bulkhead_kernel::rdrand::rdrand;
 use bulkhead_kernel::{Hypercalls, Machine};
 use bulkhead_nbd::{Exports, nbd_store, without_tls};
-use bulkhead_net::Interfaces;
+use bulkhead_net::{Interfaces, Traces};
 use bulkhead_stream::Tls;
 use bulkhead_xenstore_client::Client;
 use core::pin::pin;
@@ -45,13 +45,14 @@ pub struct Network {
 }
 
 impl Network {
-    /// Follows the interfaces that the domain is given, and registers the stores that use them.
+    /// Follows the interfaces that the domain is given, and registers the stores that use them. The traces are what survives
+    /// of connections.
     pub fn start(
         machine: &Machine,
         handle: &Handle<Hypercalls>,
         store: &Client,
         vcpus: usize,
-        grants: TableOnDemand<Hypercalls>,
+        (grants, traces): (TableOnDemand<Hypercalls>, Traces),
         tls: TlsOrReason,
         stores: &mut Stores,
     ) -> Network {
@@ -67,6 +68,7 @@ impl Network {
             addresses,
             // Without the instruction, the time is all that there is.
             || rdrand().unwrap_or_default(),
+            traces,
         );
         let following = interfaces.clone();
         handle.spawn(async move {

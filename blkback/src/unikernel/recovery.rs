@@ -7,9 +7,9 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
+use bulkhead_blkback::Backend;
 use bulkhead_blkback::recovery::Memory;
 use bulkhead_blkback::upgrade::{ERROR_NODE, Runtime, answer_upgrades, forget};
-use bulkhead_blkback::{Backend, Services};
 use bulkhead_executor::{Executor, Handle, VcpuSpawner};
 #[cfg(any(feature = "nbd", feature = "pci", feature = "vbd"))]
 use bulkhead_grant::TableOnDemand;
@@ -319,17 +319,14 @@ pub fn limit_vcpus(machine: &Machine, vcpus: &mut Vec<VcpuId>) {
     }
 }
 
-/// Keeps connected disks for the time after a crash, and goes on with those that the boot before has served, if the
-/// command line asks for it. To be called before anything is served.
-pub fn keep(services: &Services<Hypercalls>, line: &'static str) {
+/// Returns the memory that survives a crash, with what the boot before has left there, if the command line asks for it:
+/// what is kept of connected disks, and of connections.
+pub fn surviving(line: &str) -> Option<&'static mut Memory> {
     const { assert!(size_of::<Memory>() <= region::PAGES_BYTES && align_of::<Memory>() <= PAGE_SIZE) };
-    if is_on(line, RECOVER)
-        && let Some(pages) = region::take_pages()
-    {
-        // SAFETY: pages of the image, large enough as just asserted, that nothing else uses, and numbers, for all of
-        // which any value is valid.
-        services.keeper.start(unsafe { pages.cast().as_mut() });
-    }
+    let pages = is_on(line, RECOVER).then(region::take_pages)??;
+    // SAFETY: pages of the image, large enough as just asserted, that nothing else uses, and numbers, for all of
+    // which any value is valid.
+    Some(unsafe { pages.cast().as_mut() })
 }
 
 /// Returns the domain's grant table. Grants that a boot before this one has left there end as soon as the other domains let

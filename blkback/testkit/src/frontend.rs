@@ -282,10 +282,17 @@ impl<'w> Frontend<'w> {
     /// As [`exchange`](Self::exchange), for one request.
     pub fn answer(&mut self) -> Answer {
         let mut answers = self.exchange();
-        if answers.is_empty() {
-            // It may be held back for company.
+        // It may be held back for company, or timers of a network have to pass.
+        let network = self
+            .world
+            .nbd
+            .as_ref()
+            .is_some_and(|nbd| nbd.network.is_some());
+        let mut pauses = if network { 50 } else { 1 };
+        while answers.is_empty() && pauses > 0 {
             self.world.wait(HOLD);
             answers = self.link().collect();
+            pauses -= 1;
         }
         assert_eq!(answers.len(), 1, "one request, one answer");
         answers.remove(0)

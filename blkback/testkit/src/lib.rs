@@ -37,6 +37,7 @@ mod late_disks;
 mod link;
 mod lower;
 mod nbd;
+mod network;
 mod nvme;
 mod ramdisk;
 mod random;
@@ -64,6 +65,7 @@ pub use late_disks::LateDisks;
 pub use link::{Link, Style};
 pub use lower::Lower;
 pub use nbd::Nbd;
+pub use network::Network;
 pub use nvme::Nvme;
 pub use ramdisk::{archive_of, content};
 pub use random::Random;
@@ -86,6 +88,8 @@ use bulkhead_blkfront::{Frontends, vbd_store};
 use bulkhead_grant::{Region, TableOnDemand};
 use bulkhead_images::{Catalog, ImageMemory, Stores};
 use bulkhead_nbd::nbd_store;
+#[cfg(not(feature = "recover"))]
+use bulkhead_net::Traces;
 use bulkhead_nvme::nvme_store;
 use bulkhead_virtio::virtio_store;
 use bulkhead_xen::abi::xs_wire::ERROR_RING_INDEX;
@@ -184,7 +188,9 @@ impl World {
             driver_domain: true,
             kind: setup.kind,
             vcpus: setup.vcpus,
-            memory_pages: archive.len().div_ceil(4096) + 64 + usize::from(setup.own_disks) * 2048,
+            memory_pages: archive.len().div_ceil(4096)
+                + 64
+                + usize::from(setup.own_disks || setup.network) * 2048,
             memory_later: setup.memory_later,
             region_pages: setup.region_pages,
             ..DomainConfig::default()
@@ -218,10 +224,10 @@ impl World {
         for store in setup.stores {
             stores.register(store);
         }
-        let frontends = setup.own_disks.then(|| {
-            let grants = TableOnDemand::new(storage.hypervisor());
-            own_disks(&storage, &executors, &store, grants)
-        });
+        let grants = TableOnDemand::new(storage.hypervisor());
+        let frontends = setup
+            .own_disks
+            .then(|| own_disks(&storage, &executors, &store, grants.clone()));
         if let Some(frontends) = &frontends {
             stores.register(Box::new(vbd_store(frontends.clone())));
         }
@@ -231,9 +237,18 @@ impl World {
         if let Some(nvme) = &nvme {
             stores.register(Box::new(nvme_store(nvme.controllers.clone())));
         }
-        let nbd = setup
-            .server
-            .map(|config| Nbd::new(&executors, setup.vcpus, config));
+        let nbd = setup.server.map(|config| {
+            let given = (config, setup.network);
+            #[cfg(feature = "recover")]
+            let traces = surviving
+                .as_ref()
+                .map(Surviving::traces)
+                .unwrap_or_default();
+            #[cfg(not(feature = "recover"))]
+            let traces = Traces::default();
+            let own = (grants, traces);
+            Nbd::new(&sim, &storage, &executors, &store, own, given)
+        });
         if let Some(nbd) = &nbd {
             stores.register(Box::new(nbd_store(nbd.exports.clone())));
         }
@@ -338,7 +353,7 @@ impl World {
     fn step_driver_domains(&self) -> bool {
         let mut moved = self.executors().step();
         moved |= self.nvme.as_ref().is_some_and(|nvme| nvme.fake.step());
-        moved |= self.nbd.as_ref().is_some_and(|nbd| nbd.server.step());
+        moved |= self.nbd.as_ref().is_some_and(|nbd| nbd.step(&self.sim));
         moved |= self.virtio.as_ref().is_some_and(|one| one.fake.step());
         for lower in &*self.lower.borrow() {
             moved |= lower.step();
@@ -349,8 +364,10 @@ impl World {
     fn next_deadline(&self) -> Option<Instant> {
         let lower = self.lower.borrow();
         let lower = lower.iter().map(|lower| lower.next_deadline());
+        let network = self.nbd.as_ref().and_then(|nbd| nbd.network.as_ref());
+        let network = network.and_then(|network| network.next_deadline(&self.sim));
         lower
-            .chain([self.executors().next_deadline()])
+            .chain([self.executors().next_deadline(), network])
             .flatten()
             .min()
     }

@@ -1,9 +1,13 @@
 //! An NBD server that the driver domain can reach.
 
 use super::executors::Executors;
+use super::network::{Network, interfaces};
+use bulkhead_grant::TableOnDemand;
 use bulkhead_nbd::{Exports, Settings};
 use bulkhead_nbd_testing::{Config, FakeNetwork, FakeServer};
-use bulkhead_xen_sim::SimVcpu;
+use bulkhead_net::Traces;
+use bulkhead_xen_sim::{Sim, SimDomain, SimVcpu};
+use bulkhead_xenstore_client::Client;
 use std::rc::Rc;
 
 /// The server and its client.
@@ -12,19 +16,56 @@ pub struct Nbd {
     pub server: FakeServer,
     /// The client.
     pub exports: Rc<Exports<SimVcpu>>,
+    /// What is between them, if that is a network.
+    pub network: Option<Network>,
+}
+
+/// Returns the client of a server. It reaches it over the driver domain's interface if there is
+/// one, whose grants are those of `own`, as is what survives of connections.
+pub(crate) fn client(
+    storage: &SimDomain,
+    executors: &Executors,
+    store: &Client,
+    own: (TableOnDemand<SimVcpu>, Traces),
+    server: &FakeServer,
+    over_network: bool,
+) -> Rc<Exports<SimVcpu>> {
+    let vcpus = executors.spawners().len();
+    let settings = Settings {
+        vcpus,
+        patience: None,
+    };
+    let network: Rc<dyn bulkhead_stream::Network> = match over_network {
+        true => interfaces(storage, executors, store, own),
+        false => {
+            let servers = vec![("10.0.0.2:10809".to_string(), server.clone())];
+            Rc::new(FakeNetwork(servers))
+        }
+    };
+    Exports::new(executors.handle(), network, None, settings)
 }
 
 impl Nbd {
-    pub(crate) fn new(executors: &Executors, vcpus: u32, config: Config) -> Nbd {
+    pub(crate) fn new(
+        sim: &Sim,
+        storage: &SimDomain,
+        executors: &Executors,
+        store: &Client,
+        own: (TableOnDemand<SimVcpu>, Traces),
+        (config, over_network): (Config, bool),
+    ) -> Nbd {
         let server = FakeServer::new(config);
-        let network = FakeNetwork(vec![("10.0.0.2:10809".to_string(), server.clone())]);
-        let settings = Settings {
-            vcpus: vcpus as usize,
-            patience: None,
-        };
         Nbd {
-            exports: Exports::new(executors.handle(), Rc::new(network), None, settings),
+            network: over_network.then(|| Network::new(sim, storage, &server)),
+            exports: client(storage, executors, store, own, &server, over_network),
             server,
         }
+    }
+
+    /// Has the server, and the network to it, do what there is to do. Returns whether there was anything.
+    pub(crate) fn step(&self, sim: &Sim) -> bool {
+        let moved = self.server.step();
+        let network = self.network.as_ref();
+        network.is_some_and(|network| network.step(sim)) | moved
     }
 }

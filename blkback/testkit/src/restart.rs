@@ -2,8 +2,8 @@
 
 use super::allocator::leave_driver_domain;
 use super::executors::Executors;
-use super::stepping::Crash;
-use super::{World, own_disks, resources::Resources};
+use super::stepping::{Busy, Crash};
+use super::{World, nbd, own_disks, resources::Resources};
 use bulkhead_blkback::Backend;
 use bulkhead_blkback::engine::Options;
 use bulkhead_blkback::recovery::Memory;
@@ -12,6 +12,8 @@ use bulkhead_executor::Handle;
 use bulkhead_grant::{Region, TableOnDemand};
 use bulkhead_images::testing::Layer;
 use bulkhead_images::{Catalog, ImageMemory, Stores};
+use bulkhead_nbd::nbd_store;
+use bulkhead_net::Traces;
 use bulkhead_xen::Port;
 use bulkhead_xen_sim::SimVcpu;
 use bulkhead_xenstore_client::{Client, Positions, Resumable, Ring};
@@ -59,8 +61,14 @@ impl Surviving {
     /// Keeps what is served, and goes on with what is there.
     pub(super) fn keep(&self, backend: &Backend<SimVcpu>) {
         // SAFETY: numbers, for all of which any value is valid. The boot before, which had a reference too, never goes on.
-        let memory = unsafe { &mut *self.memory.as_ptr() };
-        backend.services.keeper.start(memory);
+        let places = unsafe { &mut (*self.memory.as_ptr()).places };
+        backend.services.keeper.start(places);
+    }
+
+    /// Returns what survives of connections.
+    pub(super) fn traces(&self) -> Traces {
+        // SAFETY: as above, and nothing else refers to this part of it but other traces.
+        Traces::new(unsafe { &(*self.memory.as_ptr()).connections })
     }
 
     /// Damages the memory between a crash and the restart.
@@ -73,19 +81,25 @@ impl Surviving {
 }
 
 impl World {
-    /// Runs the driver domain until it sleeps or, after that many calls into Xen, has executed that many instructions: then
-    /// it never goes on.
+    /// Runs the driver domain, and its server and network if it has these, until it sleeps or, after that many calls into
+    /// Xen, has executed that many instructions: then it never goes on.
     pub fn crash_after(&self, calls: u64, instructions: u64) -> Crash {
         let executors = self.executors();
         let crash = Crash::after(
             (calls, instructions),
             &|| self.storage.is_xen_idle(),
             &mut || {
-                while executors.step() {}
+                while executors.step() | self.step_server() {}
             },
         );
         leave_driver_domain();
         crash
+    }
+
+    /// Has the NBD server and the network to it do what there is to do, if there are any.
+    fn step_server(&self) -> bool {
+        let _busy = Busy::new();
+        self.nbd.as_ref().is_some_and(|nbd| nbd.step(&self.sim))
     }
 
     /// Forgets whatever runs in the driver domain, gives back what a crash gives back, and boots it again.
@@ -119,13 +133,22 @@ impl World {
         let module = unsafe { ImageMemory::new(start, length) };
         let catalog = Catalog::from_module(module).with_discard(surviving.options.discard);
         let mut stores = Stores::new(catalog);
+        let pages = Arc::new(self.storage.hypervisor());
+        let grants = TableOnDemand::left(self.storage.hypervisor(), pages);
+        let (storage, executors) = (&self.storage, self.executors());
         if let Some(before) = &self.frontends {
             // Nor are these.
             std::mem::forget(before.clone());
-            let pages = Arc::new(self.storage.hypervisor());
-            let grants = TableOnDemand::left(self.storage.hypervisor(), pages);
-            let disks = own_disks(&self.storage, &self.executors(), &store, grants);
+            let disks = own_disks(storage, &executors, &store, grants.clone());
             stores.register(Box::new(vbd_store(disks)));
+        }
+        if let Some(before) = &self.nbd {
+            // Nor is this.
+            std::mem::forget(before.exports.clone());
+            let (server, network) = (&before.server, before.network.is_some());
+            let own = (grants, surviving.traces());
+            let exports = nbd::client(storage, &executors, &store, own, server, network);
+            stores.register(Box::new(nbd_store(exports)));
         }
         if let Some(layer) = &surviving.layer {
             stores = stores.behind(layer.clone());

@@ -34,6 +34,8 @@ pub struct Setup {
     pub controller: Option<(FunctionConfig, Config)>,
     /// An NBD server is there (`nbd:10.0.0.2`).
     pub server: Option<bulkhead_nbd_testing::Config>,
+    /// It is reached over a network interface of the driver domain's own.
+    pub network: bool,
     /// The PV driver domain has a virtio-blk device (`virtio:04:00.0`).
     pub virtio: Option<bulkhead_virtio_testing::Config>,
     /// The driver domain starts again in place after a crash.
@@ -65,6 +67,7 @@ impl Default for Setup {
             own_disks: false,
             controller: None,
             server: None,
+            network: false,
             virtio: None,
             #[cfg(feature = "recover")]
             recover: false,

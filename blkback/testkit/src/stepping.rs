@@ -138,6 +138,10 @@ extern "C" fn run(argument: *mut c_void) {
 
 /// Before each call into Xen.
 fn called() {
+    if BUSY.get() > 0 {
+        // Another domain's.
+        return;
+    }
     let (calls, limit) = CALLS.get();
     CALLS.set((calls + 1, limit));
     if calls == limit {

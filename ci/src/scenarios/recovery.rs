@@ -7,6 +7,7 @@ use crate::host::guest::Guest;
 use crate::host::read_from;
 use crate::testbed::images::Image;
 use crate::testbed::leak_check::Holdings;
+use crate::testbed::network::{CONNECTED, DRIVER_DOMAIN, Server};
 use crate::testbed::report::milliseconds;
 use crate::testbed::storage::{
     BOOT, READY, Running, Storage, device_number, disk, own_disk_connected,
@@ -14,6 +15,7 @@ use crate::testbed::storage::{
 use crate::testbed::{MINUTE, Scenario, Testbed, fio};
 use anyhow::{Context, Result, ensure};
 use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -69,6 +71,18 @@ pub const LONG: &[Scenario] = &[
         demo: false,
         run: |testbed| crashes_under_load(testbed, Kind::Pv, Disks::Own),
     },
+    Scenario {
+        name: "crashes-under-load-nbd-pvh",
+        about: "a PVH driver domain that serves exports of two NBD servers crashes three times under two guests with fio, verified: they notice a pause",
+        demo: false,
+        run: |testbed| crashes_under_load(testbed, Kind::Pvh, Disks::Exports),
+    },
+    Scenario {
+        name: "crashes-under-load-nbd-pv",
+        about: "a PV driver domain that serves exports of two NBD servers crashes three times under two guests with fio, verified: they notice a pause",
+        demo: false,
+        run: |testbed| crashes_under_load(testbed, Kind::Pv, Disks::Exports),
+    },
 ];
 
 /// What guests' disks lie on.
@@ -78,19 +92,55 @@ enum Disks {
     Images,
     /// Disks of the driver domain's own, which dom0 serves.
     Own,
+    /// Exports of servers in dom0, which the driver domain reaches over a network.
+    Exports,
 }
 
+/// The servers of the exports: nbdkit, which takes several connections to one export at a time, and qemu-nbd.
+const SERVERS: [Server; 2] = [Server::Files, Server::Qcow2];
+
 impl Disks {
+    /// Builds the ELF that serves them, and returns its path.
+    fn build(self) -> Result<PathBuf> {
+        match self {
+            Disks::Images | Disks::Own => build::build_recovering(),
+            Disks::Exports => build::build_recovering_larger(),
+        }
+    }
+
+    /// Waits until a driver domain has what they lie on.
+    fn wait(self, storage: &Running) -> Result<()> {
+        match self {
+            Disks::Images => Ok(()),
+            Disks::Own => ["xvda", "xvdb"].iter().try_for_each(|device| {
+                let connected = own_disk_connected(device);
+                storage.wait_console(&connected, MINUTE).map(drop)
+            }),
+            Disks::Exports => storage.wait_console(CONNECTED, MINUTE).map(drop),
+        }
+    }
+
     /// Makes them for that driver domain, 16 MiB each, and returns a target on each of two.
     fn make<'l, 'h>(
         self,
         testbed: &'l Testbed<'h>,
         kind: Kind,
-    ) -> Result<(Storage<'l, 'h>, [&'static str; 2])> {
-        let storage = testbed.storage(kind);
+    ) -> Result<(Storage<'l, 'h>, [String; 2])> {
+        let storage = testbed.storage(kind).cmdline("recover=on test-crash=on");
         if let Disks::Images = self {
             let images = ["written", "read"].map(|name| Image::mib(name, 16));
-            return Ok((storage.images(&images)?, ["ram:written", "ram:read"]));
+            let targets = ["ram:written", "ram:read"].map(str::to_owned);
+            return Ok((storage.images(&images)?, targets));
+        }
+        if let Disks::Exports = self {
+            testbed.network()?;
+            for server in SERVERS {
+                testbed.start_server(server)?;
+            }
+            let words = format!("ip={DRIVER_DOMAIN}");
+            let [files, qcow] = SERVERS;
+            let targets = [files.target("root-bob"), qcow.target("qcow")];
+            return Ok((storage.on_network(&words), targets));
         }
         let mut storage = storage;
         for device in ["xvda", "xvdb"] {
@@ -100,7 +150,18 @@ impl Disks {
             let own = format!("format=raw,vdev={device},access=rw,backendtype=phy,target={file}");
             storage = storage.disk(&own);
         }
-        Ok((storage, ["vbd:xvda", "vbd:xvdb"]))
+        Ok((storage, ["vbd:xvda", "vbd:xvdb"].map(str::to_owned)))
+    }
+
+    /// Removes what [`make`](Self::make) has made in dom0 and other scenarios would find.
+    fn remove(self, testbed: &Testbed) -> Result<()> {
+        if let Disks::Exports = self {
+            for server in SERVERS {
+                testbed.kill_server(server)?;
+            }
+            testbed.host.ok("rm -r /tmp/nbd")?;
+        }
+        Ok(())
     }
 }
 
@@ -276,23 +337,18 @@ const LOOPS: &str = "--loops=20 --time_based --runtime=45";
 fn crashes_under_load(testbed: &Testbed, kind: Kind, on: Disks) -> Result<()> {
     let host = testbed.host;
     let (here, _) = testbed.shared_file("bulkhead-recovering");
-    fs::copy(build::build_recovering()?, here)?;
+    fs::copy(on.build()?, here)?;
     let (storage, [written, read]) = on.make(testbed, kind)?;
     let mut storage = storage
         .kernel("bulkhead-recovering")
         .memory(64)
         .vcpus(2)
-        .cmdline("recover=on test-crash=on")
         .start()?;
-    if let Disks::Own = on {
-        for device in ["xvda", "xvdb"] {
-            storage.wait_console(&own_disk_connected(device), MINUTE)?;
-        }
-    }
+    on.wait(&storage)?;
     let nothing = Holdings::by(host, storage.id)?;
     let disks = |target: &str| [disk("storage", "xvda", "rw", target)];
-    let mut writer = host.guest("writer", Kind::Pvh, &disks(written))?;
-    let mut reader = host.guest("reader", Kind::Pv, &disks(read))?;
+    let mut writer = host.guest("writer", Kind::Pvh, &disks(&written))?;
+    let mut reader = host.guest("reader", Kind::Pv, &disks(&read))?;
     let job = writer.start(&fio::verify_command_with("/dev/xvda", LOOPS))?;
     storage.wait_for_writes(&writer, device_number("xvda"), 100, MINUTE)?;
     let nodes = Holdings::by(host, storage.id)?.nodes;
@@ -335,5 +391,6 @@ fn crashes_under_load(testbed: &Testbed, kind: Kind, on: Disks) -> Result<()> {
     writer.destroy()?;
     reader.destroy()?;
     nothing.expect_within(host, storage.id, "after three crashes", GIVEN_BACK)?;
-    storage.shutdown()
+    storage.shutdown()?;
+    on.remove(testbed)
 }

@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Obstacle {
-    /// The domain has a network interface or a PCI device of its own.
+    /// The domain has a PCI device of its own.
     Devices = 1,
     /// Memory went back to Xen, or was never there.
     Memory = 2,
@@ -27,10 +27,7 @@ pub fn add(obstacle: Obstacle) {
 pub fn first() -> Option<&'static str> {
     let found = FOUND.load(Ordering::Relaxed);
     let reasons = [
-        (
-            Obstacle::Devices,
-            "it has a network interface or a PCI device of its own",
-        ),
+        (Obstacle::Devices, "it has a PCI device of its own"),
         (Obstacle::Memory, "memory was given back to Xen"),
         (Obstacle::Growth, "an image has grown"),
         (Obstacle::Vcpus, "more than one vCPU runs"),

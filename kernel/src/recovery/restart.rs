@@ -150,7 +150,7 @@ pub fn damage_page_tables() {
     log::error!("page tables cannot be damaged on PV");
 }
 
-/// Notes that the domain has a network interface or a PCI device of its own, which no restart takes up again yet.
+/// Notes that the domain has a PCI device of its own, which no restart takes up again yet.
 pub fn note_device() {
     obstacles::add(Obstacle::Devices);
 }

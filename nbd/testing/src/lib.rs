@@ -127,7 +127,13 @@ impl FakeServer {
         bytes.drain(..count).collect()
     }
 
-    fn is_full(&self) -> bool {
+    /// Lets go of a connection whose bytes the caller carries: it has ended.
+    pub fn hang_up(&self, connection: usize) {
+        self.0.borrow_mut().connections[connection].let_go();
+    }
+
+    /// Returns whether there are as many connections as there may be.
+    pub fn is_full(&self) -> bool {
         self.connections().1 >= self.0.borrow().config.most_connections
     }
 

@@ -10,6 +10,7 @@
 mod datagram;
 mod dhcp;
 mod dns;
+mod half_open;
 #[allow(unsafe_code, reason = "maps and copies the frontend's pages")]
 mod netback;
 mod peer;
@@ -20,4 +21,4 @@ pub use datagram::Datagram;
 pub use dhcp::{DhcpServer, Lease};
 pub use dns::{Manner, NameServer, Record};
 pub use netback::{Forge, NetBack, Offered};
-pub use peer::{ADDRESS, ADDRESS6, Frame, MAC, Peer, SECOND};
+pub use peer::{ADDRESS, ADDRESS6, Connection, Frame, MAC, Peer, SECOND};

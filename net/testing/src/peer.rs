@@ -1,5 +1,6 @@
 //! A host in the backend's network.
 
+use crate::half_open::HalfOpen;
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Checksum, DeviceCapabilities, Medium, PacketMeta};
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
@@ -37,8 +38,11 @@ struct Card {
     sent: VecDeque<Frame>,
 }
 
+/// One end of a connection to the host.
+pub type Connection = Socket<'static>;
+
 /// What a host does with a connection to one of its ports, each time that it looks at it.
-pub type Service = Box<dyn FnMut(&mut Socket<'static>)>;
+pub type Service = Box<dyn FnMut(&mut Connection)>;
 
 /// The host.
 pub struct Peer {
@@ -46,7 +50,8 @@ pub struct Peer {
     stack: Interface,
     sockets: SocketSet<'static>,
     servers: Vec<(SocketHandle, u16)>,
-    services: Vec<(u16, Service)>,
+    services: Vec<(SocketHandle, Service)>,
+    half_open: HalfOpen,
     /// The bytes that port 9 has taken.
     pub taken: Vec<u8>,
     /// Port 9 takes nothing.
@@ -79,6 +84,7 @@ impl Peer {
             sockets: SocketSet::new(Vec::new()),
             servers: Vec::new(),
             services: Vec::new(),
+            half_open: HalfOpen::default(),
             taken: Vec::new(),
             stalled: false,
         };
@@ -88,27 +94,32 @@ impl Peer {
         peer
     }
 
-    /// Has a port served, for one connection at a time.
+    /// Has a port served, for one connection at a time. A port may be served several times.
     pub fn serve(&mut self, port: u16, service: Service) {
-        self.listen(port);
-        self.services.push((port, service));
+        let socket = self.listen(port);
+        self.services.push((socket, service));
     }
 
-    fn listen(&mut self, port: u16) {
+    fn listen(&mut self, port: u16) -> SocketHandle {
         let buffer = || SocketBuffer::new(vec![0; BUFFER]);
         let mut socket = Socket::new(buffer(), buffer());
         socket.listen(port).expect("a port");
-        self.servers.push((self.sockets.add(socket), port));
+        let handle = self.sockets.add(socket);
+        self.servers.push((handle, port));
+        handle
     }
 
     /// Takes a packet off the network.
-    pub fn receive(&mut self, frame: Frame) {
+    pub fn receive(&mut self, mut frame: Frame) {
+        self.half_open.arrives(&mut frame);
         self.card.received.push_back(frame);
     }
 
     /// Returns the next packet that it puts on the network.
     pub fn take_sent(&mut self) -> Option<Frame> {
-        self.card.sent.pop_front()
+        let mut frame = self.card.sent.pop_front()?;
+        self.half_open.sent(&mut frame);
+        Some(frame)
     }
 
     /// Ends all its connections.
@@ -132,7 +143,7 @@ impl Peer {
                 socket.listen(*port).expect("a port");
             }
             let mut services = self.services.iter_mut();
-            if let Some((_, service)) = services.find(|(served, _)| served == port) {
+            if let Some((_, service)) = services.find(|(served, _)| served == handle) {
                 service(socket);
                 continue;
             }

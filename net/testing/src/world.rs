@@ -3,7 +3,7 @@
 use crate::{DhcpServer, Frame, NameServer, NetBack, Offered, Peer};
 use bulkhead_executor::{Executor, Handle};
 use bulkhead_grant::TableOnDemand;
-use bulkhead_net::{Interfaces, Settings, TcpStream};
+use bulkhead_net::{Interfaces, Settings, TcpStream, Traces};
 use bulkhead_stream::{Buffers, ConnectError, Ended, Endpoint, Stream};
 use bulkhead_xen_sim::{DomainConfig, Sim, SimDomain, SimVcpu};
 use bulkhead_xenstore_client::{Client, Ring};
@@ -93,6 +93,7 @@ impl World {
             TableOnDemand::new(domain.hypervisor()),
             settings,
             random,
+            Traces::default(),
         );
         let following = net.clone();
         handle.spawn(async move {

@@ -1,0 +1,153 @@
+//! The network of a driver domain: the domain of its backend, and a host at which an NBD server listens.
+
+use super::executors::Executors;
+use bulkhead_grant::TableOnDemand;
+use bulkhead_nbd_testing::FakeServer;
+use bulkhead_net::{Interfaces, Settings, Traces};
+use bulkhead_net_testing::{Connection, NetBack, Offered, Peer};
+use bulkhead_xen::Instant;
+use bulkhead_xen_sim::{DomainConfig, Sim, SimDomain, SimVcpu};
+use bulkhead_xenstore_client::Client;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// The server's port.
+const PORT: u16 = 10809;
+/// The most connections to it at a time.
+const CONNECTIONS: usize = 6;
+
+/// The network.
+pub struct Network {
+    /// The domain of the backend.
+    pub domain: SimDomain,
+    /// The backend of the driver domain's interface.
+    pub back: RefCell<NetBack>,
+    /// The host, at 10.0.0.2.
+    pub peer: RefCell<Peer>,
+    /// The domain of the backend stands still.
+    pub paused: Cell<bool>,
+}
+
+impl Network {
+    /// Attaches an interface to the driver domain, in whose network the server is.
+    pub(crate) fn new(sim: &Sim, storage: &SimDomain, server: &FakeServer) -> Network {
+        let domain = sim.add_domain_with(DomainConfig {
+            memory_pages: 64,
+            ..DomainConfig::default()
+        });
+        let offered = Offered {
+            parts: true,
+            offload: true,
+        };
+        let mut peer = Peer::new(true);
+        for _ in 0..CONNECTIONS {
+            serve(&mut peer, server.clone());
+        }
+        Network {
+            back: RefCell::new(NetBack::new(sim, &domain, storage.id(), offered)),
+            peer: RefCell::new(peer),
+            domain,
+            paused: Cell::new(false),
+        }
+    }
+
+    /// Does what there is to do; returns whether there was anything.
+    pub(crate) fn step(&self, sim: &Sim) -> bool {
+        if self.paused.get() {
+            return false;
+        }
+        let (mut back, mut peer) = (self.back.borrow_mut(), self.peer.borrow_mut());
+        let mut moved = back.step(sim);
+        while let Some(frame) = back.from_frontend.pop_front() {
+            peer.receive(frame);
+            moved = true;
+        }
+        moved |= peer.step(micros(sim));
+        while let Some(frame) = peer.take_sent() {
+            back.to_frontend.push_back(frame);
+            moved = true;
+        }
+        moved
+    }
+
+    /// Returns when the host wants to do something by itself.
+    pub(crate) fn next_deadline(&self, sim: &Sim) -> Option<Instant> {
+        let next = self.peer.borrow_mut().next_deadline(micros(sim));
+        next.filter(|_| !self.paused.get())
+            .map(|next| Instant(next * 1000))
+    }
+}
+
+fn micros(sim: &Sim) -> u64 {
+    sim.now().0 / 1000
+}
+
+/// Has the host listen once more, for the server.
+fn serve(peer: &mut Peer, server: FakeServer) {
+    let mut connection = None;
+    let service = move |socket: &mut Connection| {
+        if !socket.is_active() {
+            if let Some(ended) = connection.take() {
+                server.hang_up(ended);
+            }
+            return;
+        }
+        if connection.is_none() && server.is_full() {
+            // It waits until another one has ended, as those of a server do that looks at no more.
+            return;
+        }
+        let number = *connection.get_or_insert_with(|| server.accept());
+        while socket.can_recv() {
+            let taken = socket.recv(|bytes| {
+                server.deliver(number, bytes);
+                (bytes.len(), ())
+            });
+            taken.expect("it can receive");
+        }
+        server.deliver(number, &[]);
+        if socket.can_send() {
+            let room = socket.send_capacity() - socket.send_queue();
+            let bytes = server.collect(number, room);
+            assert_eq!(socket.send_slice(&bytes), Ok(bytes.len()));
+        }
+    };
+    peer.serve(PORT, Box::new(service));
+}
+
+thread_local! {
+    static DRAWN: Cell<u64> = const { Cell::new(0) };
+}
+
+/// A number that none of the boots before had.
+fn random() -> u64 {
+    DRAWN.set(DRAWN.get() + 1);
+    DRAWN.get().wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// Follows the interface of the driver domain.
+pub(crate) fn interfaces(
+    storage: &SimDomain,
+    executors: &Executors,
+    store: &Client,
+    (grants, traces): (TableOnDemand<SimVcpu>, Traces),
+) -> Rc<Interfaces<SimVcpu>> {
+    let mut settings = Settings::default();
+    assert_eq!(settings.take("ip=10.0.0.7/24"), Ok(true));
+    let (handle, memory) = (executors.handle(), Arc::new(storage.hypervisor()));
+    let interfaces = Interfaces::new(
+        handle.clone(),
+        store.clone(),
+        memory,
+        grants,
+        settings,
+        random,
+        traces,
+    );
+    let following = interfaces.clone();
+    handle.spawn(async move {
+        let Err(error) = following.follow().await;
+        log::error!("networks of our own cannot be followed any more: {error}");
+    });
+    interfaces
+}

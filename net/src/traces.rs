@@ -1,0 +1,201 @@
+//! What survives a crash of connections: addresses and ports, by which the boot that follows ends them at the servers.
+//!
+//! A crash tells a server nothing. One that has nothing to say to a connection keeps it for good, and may take no other
+//! one as long as it does; one that has read requests from it goes on with those.
+
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::cell::RefCell;
+use core::net::{IpAddr, Ipv6Addr};
+use core::sync::atomic::{AtomicU32, Ordering};
+
+/// Memory that survives, for one connection. Zeros are none.
+pub type Numbers = [AtomicU32; 10];
+
+/// A connection: its ends, the own one first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trace {
+    pub own: (IpAddr, u16),
+    pub server: (IpAddr, u16),
+}
+
+impl Trace {
+    fn numbers(&self) -> [u32; 9] {
+        let mut numbers = [0; 9];
+        numbers[0] = u32::from(self.own.1) << 16 | u32::from(self.server.1);
+        for (place, address) in [(1, self.own.0), (5, self.server.0)] {
+            let bits = match address {
+                IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
+                IpAddr::V6(address) => address.to_bits(),
+            };
+            for part in 0..4 {
+                numbers[place + part] = (bits >> (32 * part)) as u32;
+            }
+        }
+        numbers
+    }
+
+    fn of(numbers: [u32; 9]) -> Trace {
+        let [ports, ..] = numbers;
+        let address = |place: usize| {
+            let parts = numbers[place..place + 4].iter().rev();
+            let bits = parts.fold(0, |bits: u128, part| bits << 32 | u128::from(*part));
+            Ipv6Addr::from_bits(bits).to_canonical()
+        };
+        Trace {
+            own: (address(1), (ports >> 16) as u16),
+            server: (address(5), ports as u16),
+        }
+    }
+}
+
+/// Returns what tells numbers of a trace from others, and is never zero. Nobody forges what only this domain writes.
+fn mark_of(numbers: &[u32; 9]) -> u32 {
+    // FNV-1a, by words.
+    let mix = |mark: u32, number: &u32| (mark ^ number).wrapping_mul(0x0100_0193);
+    numbers.iter().fold(0x811c_9dc5, mix) | 1
+}
+
+/// A place in the memory that survives.
+struct Place {
+    numbers: &'static Numbers,
+    /// What a boot before this one has left there.
+    left: Option<Trace>,
+    taken: bool,
+}
+
+impl Place {
+    fn new(numbers: &'static Numbers) -> Place {
+        let [mark, rest @ ..] = numbers.each_ref().map(|one| one.load(Ordering::Relaxed));
+        let left = (mark == mark_of(&rest)).then(|| Trace::of(rest));
+        let taken = left.is_some();
+        Place {
+            numbers,
+            left,
+            taken,
+        }
+    }
+
+    fn keep(&mut self, trace: &Trace) {
+        self.clear();
+        let numbers = trace.numbers();
+        for (place, number) in self.numbers[1..].iter().zip(numbers) {
+            place.store(number, Ordering::Relaxed);
+        }
+        // A crash finds all of it, or nothing.
+        self.numbers[0].store(mark_of(&numbers), Ordering::Release);
+        self.taken = true;
+    }
+
+    fn clear(&mut self) {
+        self.numbers[0].store(0, Ordering::Release);
+        (self.left, self.taken) = (None, false);
+    }
+}
+
+/// The traces of all connections; those for which there is no place have none.
+#[derive(Clone, Default)]
+pub struct Traces(Rc<RefCell<Vec<Place>>>);
+
+impl Traces {
+    /// Returns those in memory that survives.
+    pub fn new(memory: &'static [Numbers]) -> Traces {
+        let places = memory.iter().map(Place::new).collect();
+        Traces(Rc::new(RefCell::new(places)))
+    }
+
+    /// Keeps the trace of a connection for as long as the result.
+    pub fn keep(&self, trace: &Trace) -> Kept {
+        let mut places = self.0.borrow_mut();
+        let free = places.iter().position(|place| !place.taken);
+        if let Some(free) = free {
+            places[free].keep(trace);
+        }
+        Kept {
+            traces: self.clone(),
+            place: free,
+        }
+    }
+
+    /// Returns the connections to a server that a boot before this one has left.
+    pub fn left_to(&self, server: (IpAddr, u16)) -> Vec<Trace> {
+        let places = self.0.borrow();
+        let left = places.iter().filter_map(|place| place.left);
+        left.filter(|trace| trace.server == server).collect()
+    }
+
+    /// Notes that the server has ended a connection of before.
+    pub fn forget(&self, trace: &Trace) {
+        let mut places = self.0.borrow_mut();
+        let that = places.iter_mut().filter(|place| place.left == Some(*trace));
+        that.for_each(Place::clear);
+    }
+}
+
+/// A trace that is kept.
+pub struct Kept {
+    traces: Traces,
+    place: Option<usize>,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if let Some(place) = self.place {
+            self.traces.0.borrow_mut()[place].clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::boxed::Box;
+
+    fn memory() -> &'static [Numbers] {
+        Box::leak(Box::new([const { [const { AtomicU32::new(0) }; 10] }; 2]))
+    }
+
+    fn trace(own: &str, port: u16) -> Trace {
+        Trace {
+            own: (own.parse().expect("an address"), port),
+            server: ("10.0.0.2".parse().expect("an address"), 10809),
+        }
+    }
+
+    #[test]
+    fn what_was_kept_is_found_by_the_next_boot_alone() {
+        let memory = memory();
+        let first = Traces::new(memory);
+        let (one, six) = (trace("10.0.0.7", 50000), trace("fd00::7", 50001));
+        let kept = first.keep(&one);
+        core::mem::forget(first.keep(&six));
+        drop(kept);
+        core::mem::forget(first.keep(&one));
+        assert_eq!(first.left_to(one.server), []);
+        // There is no place for more.
+        core::mem::forget(first.keep(&trace("10.0.0.7", 50002)));
+        let next = Traces::new(memory);
+        assert_eq!(next.left_to(one.server), [one, six]);
+        let other = (one.server.0, 10810);
+        assert_eq!(next.left_to(other), []);
+        next.forget(&one);
+        core::mem::forget(next.keep(&trace("10.0.0.7", 50003)));
+        let last = Traces::new(memory);
+        assert_eq!(last.left_to(one.server), [trace("10.0.0.7", 50003), six]);
+    }
+
+    #[test]
+    fn each_number_that_changes_is_noticed() {
+        let memory = memory();
+        let trace = trace("10.0.0.7", 50000);
+        core::mem::forget(Traces::new(memory).keep(&trace));
+        for number in &memory[0] {
+            for bit in 1..32 {
+                number.fetch_xor(1 << bit, Ordering::Relaxed);
+                assert_eq!(Traces::new(memory).left_to(trace.server), [], "bit {bit}");
+                number.fetch_xor(1 << bit, Ordering::Relaxed);
+            }
+        }
+        assert_eq!(Traces::new(memory).left_to(trace.server), [trace]);
+    }
+}

@@ -61,7 +61,7 @@ pub use connection::{Connection, Transport};
 pub use error::{Breakdown, Error, Excerpt, Fault};
 pub use nodes::Nodes;
 pub use path::{Path, PathFault};
-pub use resumption::{NotResumed, Positions, Resumable};
+pub use resumption::{NotResumed, Positions, Resumable, is_within_request};
 pub use ring::Ring;
 pub use transaction::{Outcome, Transaction};
 pub use watch::Watch;

@@ -117,6 +117,16 @@ impl Place {
     }
 }
 
+/// Returns whether a request was sent in part, so that no other user could go on with the connection. It may be one that
+/// was sent in full since, if no other has followed.
+pub fn is_within_request(positions: &Positions) -> bool {
+    let [one, other, ..] = positions;
+    [one, other].iter().any(|note| {
+        let header = note.load(Ordering::Relaxed) >> PAYLOAD_BITS & ((1 << HEADER_BITS) - 1);
+        header != 0
+    })
+}
+
 /// One of the streams.
 #[derive(Debug)]
 struct Stream {

@@ -22,7 +22,7 @@ use bulkhead_upgrade::{Candidate, Running};
 use bulkhead_xen::{PAGE_SIZE, VcpuId};
 use bulkhead_xenbus::retry::persist;
 use bulkhead_xenbus::{CommandNode, excerpt};
-use bulkhead_xenstore_client::{Client, Error, Resumable, Ring};
+use bulkhead_xenstore_client::{Client, Error, Resumable, Ring, is_within_request};
 use core::cell::Cell;
 use core::convert::Infallible;
 use core::hint::black_box;
@@ -303,6 +303,9 @@ impl Runtime for Upgrades {
     }
 
     fn take_over(&self, candidate: &Candidate<'_>, fault: Fault) -> &'static str {
+        if is_within_request(region::words()) {
+            return "a request to xenstored is under way; try again";
+        }
         upgrade::take_over(candidate, fault as u32)
     }
 }

@@ -212,9 +212,6 @@ pub fn take_over(candidate: &Candidate<'_>, fault: u32) -> &'static str {
     if let Some(obstacle) = obstacle() {
         return obstacle;
     }
-    if region::words()[0].load(Ordering::Relaxed) != 0 {
-        return "a request to xenstored is under way; try again";
-    }
     let bytes = region::REGION_BYTES;
     let own = own_parts().map(|(content, _)| content.len() + 16);
     let new = candidate.parts().map(|(_, content, _)| content.len() + 16);

@@ -1,7 +1,7 @@
 //! Going on with a connection whose user has started again.
 
 use super::*;
-use crate::{Connection, NotResumed, Positions, Resumable, Transport};
+use crate::{Connection, NotResumed, Positions, Resumable, Transport, is_within_request};
 use core::sync::atomic::Ordering;
 use std::string::{String, ToString};
 use std::vec::Vec;
@@ -184,6 +184,7 @@ fn requests_are_sent_as_a_whole_as_soon_as_there_is_room() {
     assert_eq!(sent, Ok(616), "the third does not fit any more");
     assert_eq!(ring.send(&requests[616..]), Ok(0));
     assert!(resume(&page, &hypervisor, positions).is_ok());
+    assert!(!is_within_request(positions));
     // Room for all but one byte of it.
     let consumer = offset_of!(Interface, request_consumer);
     page.set(consumer, page.get(consumer).wrapping_add(91));
@@ -206,9 +207,12 @@ fn a_request_that_was_cut_off_is_told() {
     assert_eq!(ring.send(&requests), Ok(1024));
     let resumed = resume(&page, &hypervisor, positions).err();
     assert_eq!(resumed, Some(NotResumed::CutOff));
+    assert!(is_within_request(positions));
     page.set(offset_of!(Interface, request_consumer), page.get(REQUESTS));
     assert_eq!(ring.send(&requests[1024..]), Ok(976));
     assert!(resume(&page, &hypervisor, positions).is_ok());
+    assert_eq!(ring.send(&requests[2000..]), Ok(24));
+    assert!(!is_within_request(positions));
 }
 
 #[test]

@@ -96,8 +96,8 @@ enum Disks {
     Exports,
 }
 
-/// The servers of the exports: nbdkit, which takes several connections to one export at a time, and qemu-nbd.
-const SERVERS: [Server; 2] = [Server::Files, Server::Qcow2];
+/// The servers of the exports: nbdkit, which takes several connections to one export at a time, and qemu-nbd with one.
+const SERVERS: [Server; 2] = [Server::Files, Server::Single];
 
 impl Disks {
     /// Builds the ELF that serves them, and returns its path.

@@ -60,6 +60,8 @@ pub enum Server {
     Six,
     /// qemu-nbd with a qcow2 image of 16 MiB as the export `qcow`.
     Qcow2,
+    /// The same as its users start it: it takes a single connection at a time.
+    Single,
     /// nbd-server with the same folder of files: `root-bob`.
     NbdServer,
 }
@@ -77,6 +79,7 @@ impl Server {
             Self::Qcow2 => 10811,
             Self::Six => 10812,
             Self::NbdServer => 10813,
+            Self::Single => 10814,
         }
     }
 
@@ -96,7 +99,7 @@ impl Server {
     fn address(self) -> &'static str {
         match self {
             Self::Six => DOM0_6,
-            Self::Memory(_) | Self::Files | Self::Qcow2 | Self::NbdServer => DOM0,
+            Self::Memory(_) | Self::Files | Self::Qcow2 | Self::Single | Self::NbdServer => DOM0,
         }
     }
 
@@ -106,6 +109,7 @@ impl Server {
             Self::Memory(_) => "memory",
             Self::Files => "files",
             Self::Qcow2 => "qcow2",
+            Self::Single => "single",
             Self::Six => "six",
             Self::NbdServer => "nbd-server",
         }
@@ -140,11 +144,17 @@ cp /lab/{PRELOADED}.so . && LD_PRELOAD=/tmp/nbd/{PRELOADED}.so nbd-server -C /tm
                 "{FILES}
 nbdkit --ipaddr {DOM0} --port {port} --pidfile {pid} file dir=/tmp/nbd/files"
             ),
-            Self::Qcow2 => format!(
-                "[ -e disk.qcow2 ] || qemu-img create -q -f qcow2 disk.qcow2 16M
-qemu-nbd --fork --persistent --shared=4 --pid-file={pid} --bind={DOM0} --port={port} --export-name=qcow \
-    --format=qcow2 --discard=unmap disk.qcow2"
-            ),
+            Self::Qcow2 | Self::Single => {
+                let (file, shared) = match self {
+                    Self::Single => ("single.qcow2", ""),
+                    _ => ("disk.qcow2", "--shared=4"),
+                };
+                format!(
+                    "[ -e {file} ] || qemu-img create -q -f qcow2 {file} 16M
+qemu-nbd --fork --persistent {shared} --pid-file={pid} --bind={DOM0} --port={port} --export-name=qcow \
+    --format=qcow2 --discard=unmap {file}"
+                )
+            }
         }
     }
 

@@ -24,6 +24,8 @@ pub struct Catalog {
     images: Result<Vec<Image>, ArchiveError>,
     /// For targets that do not say it.
     discard: DiscardMode,
+    /// Files that are taken stay as they are.
+    keeps_files: bool,
 }
 
 /// One image, open or not.
@@ -54,6 +56,7 @@ impl Catalog {
         Catalog {
             images,
             discard: DiscardMode::default(),
+            keeps_files: false,
         }
     }
 
@@ -92,7 +95,12 @@ impl Catalog {
         let place = images.iter().position(|image| image.name == name)?;
         let memory = Arc::into_inner(images.remove(place).memory);
         let memory = memory.expect("files are taken before anyone opens an image");
-        Some(File::new(memory.into_memory()))
+        Some(File::new(memory.into_memory(), self.keeps_files))
+    }
+
+    /// Leaves files that are taken in the ramdisk as they are, for a boot that follows a crash in the same domain.
+    pub fn keep_files(&mut self) {
+        self.keeps_files = true;
     }
 
     /// The same catalog, whose images discard so unless their target says otherwise. Memory goes back to

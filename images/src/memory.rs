@@ -16,14 +16,18 @@ pub struct ImageMemory {
     len: usize,
 }
 
-/// A file of the ramdisk that is no image: the driver domain's own. It is wiped when it is dropped.
+/// A file of the ramdisk that is no image: the driver domain's own. It is wiped when it is dropped, unless it is to be found
+/// again.
 #[derive(Debug)]
-pub struct File(ImageMemory);
+pub struct File {
+    memory: ImageMemory,
+    stays: bool,
+}
 
 impl File {
     /// Takes over the memory of an image that was never opened.
-    pub(crate) fn new(memory: ImageMemory) -> File {
-        File(memory)
+    pub(crate) fn new(memory: ImageMemory, stays: bool) -> File {
+        File { memory, stays }
     }
 }
 
@@ -35,7 +39,9 @@ impl AsRef<[u8]> for File {
 
 impl Drop for File {
     fn drop(&mut self) {
-        self.0.zero(0, self.0.len());
+        if !self.stays {
+            self.memory.zero(0, self.memory.len());
+        }
     }
 }
 
@@ -73,7 +79,7 @@ impl ImageMemory {
 
     /// Returns the bytes of memory that is no image's.
     pub(crate) fn of_file(file: &File) -> &[u8] {
-        let ImageMemory { base, len } = &file.0;
+        let ImageMemory { base, len } = &file.memory;
         // SAFETY: `new` promises the memory, and nothing can write to that of a file.
         unsafe { core::slice::from_raw_parts(base.as_ptr(), *len) }
     }

@@ -91,6 +91,19 @@ fn a_file_that_is_taken_is_no_image_and_is_wiped() {
 }
 
 #[test]
+fn a_file_that_is_to_be_kept_is_found_by_the_next_boot() {
+    let archive = ramdisk();
+    let (ramdisk, base) = visible_memory(&archive);
+    let mut catalog = Catalog::from_module(ramdisk);
+    catalog.keep_files();
+    drop(catalog.take_file("b.img").expect("it is there"));
+    assert!(catalog.take_file("b.img").is_none());
+    // SAFETY: the memory is leaked and no request is pending.
+    let now = unsafe { std::slice::from_raw_parts(base, archive.len()) };
+    assert!(now == archive);
+}
+
+#[test]
 fn a_ramdisk_that_is_no_archive_is_one_image() {
     let stores = Stores::new(Catalog::from_module(memory(&[7; 4096])));
     assert_eq!(

@@ -72,8 +72,13 @@ fn main(mut machine: Machine) -> ShutdownReason {
     start_watchdog(machine.command_line);
     #[cfg(feature = "recover")]
     recovery::watch_closely(&machine);
-    #[allow(unused_mut, reason = "only TLS takes files out of the ramdisk")]
+    #[allow(
+        unused_mut,
+        reason = "only TLS takes files out of the ramdisk, or leaves them there"
+    )]
     let mut catalog = catalog(take(&mut machine.modules).into_iter().next());
+    #[cfg(feature = "recover")]
+    recovery::keep_files(&mut catalog, machine.command_line);
     #[cfg(feature = "nbd")]
     let tls = tls::tls(machine.command_line, &mut catalog);
     let catalog = with_memory(catalog, hypervisor).with_discard(options.discard);

@@ -13,6 +13,7 @@ use bulkhead_blkback::upgrade::{ERROR_NODE, Runtime, answer_upgrades, forget};
 use bulkhead_executor::{Executor, Handle, VcpuSpawner};
 #[cfg(any(feature = "nbd", feature = "pci", feature = "vbd"))]
 use bulkhead_grant::TableOnDemand;
+use bulkhead_images::Catalog;
 use bulkhead_kernel::command_line::value;
 use bulkhead_kernel::recovery::upgrade::{self, Before, version};
 use bulkhead_kernel::recovery::{region, restart, trial};
@@ -319,6 +320,14 @@ pub fn limit_vcpus(machine: &Machine, vcpus: &mut Vec<VcpuId>) {
             vcpus.len() - 1
         );
         vcpus.truncate(1);
+    }
+}
+
+/// Has the files that are taken out of the ramdisk found by the boot that follows a crash, too, if the command line asks
+/// for restarts.
+pub fn keep_files(catalog: &mut Catalog, line: &str) {
+    if value(line, RECOVER) == Some("on") {
+        catalog.keep_files();
     }
 }
 

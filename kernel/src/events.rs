@@ -6,24 +6,33 @@ use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 /// A set of ports.
 #[derive(Debug)]
-pub struct PortSet([AtomicU64; EVENT_WORDS]);
+pub struct PortSet {
+    ports: [AtomicU64; EVENT_WORDS],
+    /// The words of `ports` that may have some.
+    words: AtomicU64,
+}
 
 impl PortSet {
     /// No ports.
     pub const fn new() -> Self {
-        PortSet([const { AtomicU64::new(0) }; EVENT_WORDS])
+        PortSet {
+            ports: [const { AtomicU64::new(0) }; EVENT_WORDS],
+            words: AtomicU64::new(0),
+        }
     }
 
     /// Adds a port. One that the 2-level ABI does not have is ignored.
     pub fn insert(&self, port: Port) {
-        if let Some(word) = self.0.get(port.0 as usize / 64) {
+        let number = port.0 / 64;
+        if let Some(word) = self.ports.get(number as usize) {
             word.fetch_or(1 << (port.0 % 64), Ordering::Relaxed);
+            self.words.fetch_or(1 << number, Ordering::Relaxed);
         }
     }
 
     /// Takes a port out.
     pub fn remove(&self, port: Port) {
-        if let Some(word) = self.0.get(port.0 as usize / 64) {
+        if let Some(word) = self.ports.get(port.0 as usize / 64) {
             word.fetch_and(!(1 << (port.0 % 64)), Ordering::Relaxed);
         }
     }
@@ -137,14 +146,82 @@ impl Bitmaps {
         while words != 0 {
             let word = words.trailing_zeros() as usize;
             words &= words - 1;
-            let ours = ports.0[word].load(Ordering::Relaxed)
-                & !self.mask_word(word).load(Ordering::SeqCst);
-            let mut bits = self.pending(word).fetch_and(!ours, Ordering::SeqCst) & ours;
-            while bits != 0 {
-                let bit = bits.trailing_zeros();
-                bits &= bits - 1;
-                sink(Port(word as u32 * 64 + bit));
+            self.take_word(word, ports, sink);
+        }
+    }
+
+    /// Takes every pending, unmasked notification of a word among `ports` off the bitmaps and names it.
+    fn take_word(&self, word: usize, ports: &PortSet, sink: &mut dyn FnMut(Port)) {
+        let ours = ports.ports[word].load(Ordering::Relaxed)
+            & !self.mask_word(word).load(Ordering::SeqCst);
+        let mut bits = self.pending(word).fetch_and(!ours, Ordering::SeqCst) & ours;
+        while bits != 0 {
+            let bit = bits.trailing_zeros();
+            bits &= bits - 1;
+            sink(Port(word as u32 * 64 + bit));
+        }
+    }
+
+    /// Keeps Xen from raising upcalls on a vCPU: while all bits of its selector are set, Xen takes it to know of each
+    /// notification (`evtchn_2l_set_pending`). They are found by [`next_held`](Self::next_held).
+    ///
+    /// # Safety
+    /// `vcpu` is the calling vCPU's part of the shared page.
+    pub unsafe fn hold_upcalls(&self, vcpu: *mut VcpuInfo) {
+        // SAFETY: by the contract; aligned, and only accessed atomically.
+        unsafe {
+            AtomicU64::from_ptr(&raw mut (*vcpu).evtchn_pending_sel)
+                .store(u64::MAX, Ordering::SeqCst);
+            AtomicU8::from_ptr(&raw mut (*vcpu).evtchn_upcall_pending).store(0, Ordering::SeqCst);
+        }
+    }
+
+    /// Lets Xen raise upcalls on a vCPU for notifications from now on. Those of before are there.
+    ///
+    /// # Safety
+    /// `vcpu` is the calling vCPU's part of the shared page.
+    pub unsafe fn let_upcalls(&self, vcpu: *mut VcpuInfo) {
+        // SAFETY: by the contract; aligned, and only accessed atomically.
+        unsafe {
+            AtomicU64::from_ptr(&raw mut (*vcpu).evtchn_pending_sel).store(0, Ordering::SeqCst);
+        }
+    }
+
+    /// Returns whether Xen has raised an upcall on a vCPU.
+    ///
+    /// # Safety
+    /// `vcpu` is the calling vCPU's part of the shared page.
+    pub unsafe fn is_upcall_pending(&self, vcpu: *mut VcpuInfo) -> bool {
+        // SAFETY: by the contract; only accessed atomically.
+        let pending = unsafe { AtomicU8::from_ptr(&raw mut (*vcpu).evtchn_upcall_pending) };
+        pending.load(Ordering::Acquire) != 0
+    }
+
+    /// Returns a word, not before that one, in which there is a pending, unmasked notification among `ports`.
+    #[inline]
+    pub fn next_held(&self, first: usize, ports: &PortSet) -> Option<usize> {
+        let all = ports.words.load(Ordering::Relaxed);
+        let mut words = u64::MAX.checked_shl(first as u32).unwrap_or(0) & all;
+        while words != 0 {
+            let word = words.trailing_zeros() as usize;
+            words &= words - 1;
+            let ours = self.pending(word).load(Ordering::Acquire)
+                & ports.ports[word].load(Ordering::Relaxed);
+            if ours != 0 && ours & !self.mask_word(word).load(Ordering::Relaxed) != 0 {
+                return Some(word);
             }
+        }
+        None
+    }
+
+    /// Takes every pending, unmasked notification among `ports` off the bitmaps and names it, where upcalls are
+    /// [held](Self::hold_upcalls).
+    #[inline]
+    pub fn take_held(&self, ports: &PortSet, sink: &mut dyn FnMut(Port)) {
+        let mut next = self.next_held(0, ports);
+        while let Some(word) = next {
+            self.take_word(word, ports, sink);
+            next = self.next_held(word + 1, ports);
         }
     }
 }
@@ -172,9 +249,13 @@ mod tests {
             unsafe {
                 let was = (*shared).evtchn_pending[word];
                 (*shared).evtchn_pending[word] |= bit;
-                if was & bit == 0 && (*shared).evtchn_mask[word] & bit == 0 {
-                    (*shared).vcpu_info[0].evtchn_pending_sel |= 1 << word;
-                    (*shared).vcpu_info[0].evtchn_upcall_pending = 1;
+                let vcpu = &raw mut (*shared).vcpu_info[0];
+                if was & bit == 0
+                    && (*shared).evtchn_mask[word] & bit == 0
+                    && (*vcpu).evtchn_pending_sel & 1 << word == 0
+                {
+                    (*vcpu).evtchn_pending_sel |= 1 << word;
+                    (*vcpu).evtchn_upcall_pending = 1;
                 }
             }
         }
@@ -248,6 +329,38 @@ mod tests {
         // SAFETY: the page is alive.
         unsafe { bitmaps.raise(vcpu, Port(70)) };
         assert_eq!(taken(bitmaps, vcpu, &ports), [70]);
+    }
+
+    #[test]
+    fn notifications_that_are_held_raise_no_upcall_and_are_all_found() {
+        let (mut page, bitmaps, vcpu) = Page::new();
+        let ports = PortSet::new();
+        for port in [1, 63, 64, 4095] {
+            ports.insert(Port(port));
+        }
+        page.notify(63);
+        // SAFETY: the page is alive.
+        unsafe { bitmaps.hold_upcalls(vcpu) };
+        bitmaps.mask(Port(64));
+        for port in [1, 2, 64, 4095] {
+            page.notify(port);
+        }
+        // SAFETY: the page is alive.
+        assert!(!unsafe { bitmaps.is_upcall_pending(vcpu) });
+        let mut all = Vec::new();
+        bitmaps.take_held(&ports, &mut |port| all.push(port.0));
+        assert_eq!(all, [1, 63, 4095]);
+        assert_eq!(bitmaps.next_held(0, &ports), None);
+        page.notify(1);
+        assert_eq!(bitmaps.next_held(0, &ports), Some(0));
+        assert_eq!(bitmaps.next_held(1, &ports), None);
+        // SAFETY: the page is alive.
+        unsafe { bitmaps.let_upcalls(vcpu) };
+        // SAFETY: the page is alive.
+        assert!(!unsafe { bitmaps.is_upcall_pending(vcpu) });
+        page.notify(63);
+        // SAFETY: the page is alive.
+        assert!(unsafe { bitmaps.is_upcall_pending(vcpu) });
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! [`Hypervisor`] by hypercalls.
 
+#[cfg(feature = "recover")]
+use crate::cpu::tick;
 use crate::cpu::{nmi, upcall};
 use crate::memory::map;
 #[cfg(feature = "recover")]
@@ -55,6 +57,36 @@ impl Hypercalls {
     pub fn wall_clock(self) -> Duration {
         let zero = domain::wall_clock_at_zero();
         zero.saturating_add(Duration::from_nanos(vcpu::now().0))
+    }
+
+    /// Blocks the vCPU as [`block`](Hypervisor::block) does, where a timer watches it and upcalls are held.
+    #[cfg(feature = "recover")]
+    fn block_and_tick(self, here: &vcpu::Vcpu) -> bool {
+        let (bitmaps, info) = (domain::bitmaps(), here.info());
+        tick::disable_interrupts();
+        // SAFETY: this vCPU's own part of the shared page. PVH, the upcall is installed, and interrupts are off until
+        // upcalls are held again.
+        let slept = unsafe {
+            bitmaps.let_upcalls(info);
+            let slept = bitmaps.next_held(0, &here.ports).is_none();
+            if slept {
+                upcall::pvh_block();
+                // Nothing but the timer has woken it, which is off now.
+                if tick::is_off() && !bitmaps.is_upcall_pending(info) {
+                    upcall::pvh_block();
+                }
+                tick::woke();
+            }
+            bitmaps.hold_upcalls(info);
+            tick::enable_interrupts();
+            slept
+        };
+        if !slept {
+            return false;
+        }
+        nmi::log_received();
+        watchdog::woken();
+        true
     }
 
     /// Sets this vCPU's timer; false if `deadline` has passed already. One that is set for an earlier time is set
@@ -192,23 +224,32 @@ unsafe impl Hypervisor for Hypercalls {
     fn take_pending(&self, sink: &mut dyn FnMut(Port)) {
         let here = vcpu::current();
         let (timer, ipi) = (here.timer(), here.ipi());
-        // SAFETY: this vCPU's own part of the shared page.
-        unsafe {
-            domain::bitmaps().take(here.info(), &here.ports, &mut |port| {
-                if port == timer {
-                    here.armed.store(0, Ordering::Relaxed);
-                } else if port != ipi {
-                    sink(port);
-                }
-            });
+        let mut take = |port| {
+            if port == timer {
+                here.armed.store(0, Ordering::Relaxed);
+            } else if port != ipi {
+                sink(port);
+            }
+        };
+        #[cfg(feature = "recover")]
+        if tick::is_on() {
+            tick::came_back();
+            return domain::bitmaps().take_held(&here.ports, &mut take);
         }
+        // SAFETY: this vCPU's own part of the shared page.
+        unsafe { domain::bitmaps().take(here.info(), &here.ports, &mut take) };
     }
 
     fn block(&self, deadline: Option<Instant>) -> bool {
-        let info = vcpu::current().info();
+        let here = vcpu::current();
+        let info = here.info();
+        #[cfg(feature = "recover")]
+        let ticks = tick::is_on();
+        #[cfg(not(feature = "recover"))]
+        let ticks = false;
         // SAFETY: this vCPU's own part of the shared page, only accessed atomically.
         let pending = unsafe { AtomicU8::from_ptr(&raw mut (*info).evtchn_upcall_pending) };
-        if pending.load(Ordering::Acquire) != 0 {
+        if !ticks && pending.load(Ordering::Acquire) != 0 {
             return false;
         }
         if let Some(deadline) = deadline {
@@ -216,6 +257,10 @@ unsafe impl Hypervisor for Hypercalls {
             if deadline <= now || !self.arm(deadline, now) {
                 return false;
             }
+        }
+        #[cfg(feature = "recover")]
+        if ticks {
+            return self.block_and_tick(here);
         }
         // SAFETY: boot has installed the upcall, which is masked everywhere else.
         unsafe {

@@ -1,6 +1,8 @@
 //! The last words of a domain that failed: what happened, where, and how it came there.
 
 use crate::cpu::exceptions::{self, ExceptionFrame};
+#[cfg(feature = "recover")]
+use crate::cpu::tick;
 use crate::memory::{image, map};
 #[cfg(feature = "recover")]
 use crate::recovery::restart;
@@ -44,6 +46,8 @@ impl fmt::Display for Backtrace {
 /// Stops all other vCPUs: what the caller does is the domain's last act. Ends the domain if that
 /// itself fails, so that it cannot go on for ever.
 fn begin() {
+    #[cfg(feature = "recover")]
+    tick::stop();
     let own = vcpu::current().id();
     match reporter::begin() {
         Ok(()) => {
@@ -140,9 +144,27 @@ pub extern "C" fn exception(frame: &ExceptionFrame) -> ! {
 /// Ends the domain because another vCPU hangs.
 pub fn hung(vcpu: VcpuId, limit: Duration) -> ! {
     begin();
+    say_hung(vcpu, limit);
+    logger::drain();
+    fail(ShutdownReason::Watchdog)
+}
+
+fn say_hung(vcpu: VcpuId, limit: Duration) {
     say(format_args!(
         "\nwatchdog: vCPU {vcpu} has run for {} s without coming back to its work\n",
         limit.as_secs()
+    ));
+}
+
+/// Ends the domain because the calling vCPU hangs, in what was interrupted.
+#[cfg(feature = "recover")]
+pub fn hangs(frame: &ExceptionFrame, limit: Duration) -> ! {
+    begin();
+    say_hung(vcpu::current().id(), limit);
+    say(format_args!(
+        "  backtrace: {:#x}{}\n",
+        frame.rip,
+        Backtrace(frame.rbp())
     ));
     logger::drain();
     fail(ShutdownReason::Watchdog)

@@ -10,11 +10,15 @@
 //! to its executor meanwhile hangs. Time in which it did not run does not count, so neither a paused
 //! domain nor a vCPU that has to wait for a processor is taken for a hung one.
 //!
-//! **Xen's timer** is what is left if there is one vCPU alone, or if all hang. It counts while the domain
+//! **A timer of its own** (`cpu::tick`) interrupts the only vCPU of a PVH domain where the domain starts again after a hang.
+//!
+//! **Xen's timer** is what is left else if there is one vCPU alone, or if all hang. It counts while the domain
 //! is paused, too (`domain_watchdog_timeout` in Xen looks only whether the domain is shutting down). So
 //! the time-out is long; and while the first vCPU has nothing to do, the timer is off: it is set with
 //! the first thing that wakes that vCPU, and not for each.
 
+#[cfg(feature = "recover")]
+use crate::cpu::{exceptions::ExceptionFrame, tick};
 #[cfg(feature = "recover")]
 use crate::recovery::restart;
 use crate::vcpu::{self, Vcpu};
@@ -51,6 +55,36 @@ pub fn watch_closely() {
     CLOSELY.store(true, Ordering::Relaxed);
 }
 
+/// Has a timer interrupt the only vCPU, on which this is called, so that a hang is noticed after two seconds from the time on
+/// at which the domain would start again after that. Does nothing on PV, where a frame that is pushed on the stack would
+/// overwrite live data, without an x2APIC, or if the watchdog is off.
+#[cfg(feature = "recover")]
+pub fn watch_alone() {
+    let on = TIMEOUT.load(Ordering::Relaxed) > 0;
+    if on && tick::is_possible() {
+        // SAFETY: it is possible; the rest is the caller's promise.
+        unsafe { tick::start() }
+    }
+}
+
+/// Called by the timer that interrupts the only vCPU, if that has come back `rounds` times, as at the last tick.
+#[cfg(feature = "recover")]
+pub fn silent(frame: &ExceptionFrame, rounds: u32) {
+    let here = vcpu::current();
+    // What becomes of mappings has to be noted.
+    if here.changes_mappings.load(Ordering::Relaxed) {
+        return;
+    }
+    if let Some(ran) = run_time(here.id())
+        && here
+            .watchdog
+            .neighbour
+            .hangs(here.id(), rounds, ran, limit())
+    {
+        panic::hangs(frame, limit());
+    }
+}
+
 /// Returns the interval at which each vCPU has to call [`beat`]; `None` if the watchdog is off.
 pub fn interval() -> Option<Duration> {
     let timeout = TIMEOUT.load(Ordering::Relaxed);
@@ -66,7 +100,7 @@ pub fn interval() -> Option<Duration> {
 fn limit() -> Duration {
     let limit = Duration::from_secs(TIMEOUT.load(Ordering::Relaxed).into()) / 10;
     #[cfg(feature = "recover")]
-    if CLOSELY.load(Ordering::Relaxed) && restart::is_enabled() {
+    if (CLOSELY.load(Ordering::Relaxed) || tick::is_on()) && restart::is_enabled() {
         return limit.min(CLOSE_LIMIT);
     }
     limit

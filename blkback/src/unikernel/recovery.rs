@@ -69,11 +69,14 @@ fn is_on(line: &str, key: &str) -> bool {
     }
 }
 
-/// Has vCPUs watch each other closely, where a hang is to be followed by a restart. To be called before any of them
-/// serves.
+/// Has vCPUs watch each other closely, or a timer watch the only one, where a hang is to be followed by a restart. To be
+/// called on the first, before any of them serves.
 pub fn watch_closely(machine: &Machine) {
-    if machine.vcpus > 1 && value(machine.command_line, RECOVER) == Some("on") {
-        watchdog::watch_closely();
+    if value(machine.command_line, RECOVER) == Some("on") {
+        match machine.vcpus {
+            1 => watchdog::watch_alone(),
+            _ => watchdog::watch_closely(),
+        }
     }
 }
 

@@ -169,7 +169,7 @@ impl Disks {
 const GIVEN_BACK: Duration = Duration::from_secs(20);
 
 /// The ways to crash, with the number of the vCPU if it is not the first, and what the report of each says. On PV, Xen
-/// itself ends a domain whose stack overflows, and lets nobody damage page tables. A hang takes several vCPUs to be noticed.
+/// itself ends a domain whose stack overflows, and lets nobody damage page tables. On PV, a hang takes several vCPUs to be noticed.
 fn crashes(kind: Kind, vcpus: u32) -> [(&'static str, &'static str); 3] {
     const FAULT: &str = "CPU exception 14: page fault";
     match (kind, vcpus) {
@@ -180,7 +180,7 @@ fn crashes(kind: Kind, vcpus: u32) -> [(&'static str, &'static str); 3] {
         ],
         (_, 1) => [
             ("page-table", FAULT),
-            ("null", FAULT),
+            ("hang", "watchdog: vCPU 0 has run for 2 s"),
             ("stack", "the stack has overflowed"),
         ],
         (Kind::Pv, _) => [

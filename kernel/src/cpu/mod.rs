@@ -7,5 +7,7 @@ pub mod exceptions;
 pub mod nmi;
 #[cfg(feature = "unikernel")]
 pub mod pvh;
+#[cfg(all(feature = "unikernel", feature = "recover"))]
+pub mod tick;
 #[cfg(feature = "unikernel")]
 pub mod upcall;

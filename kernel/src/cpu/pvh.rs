@@ -5,6 +5,8 @@
 
 use super::exceptions::VECTORS;
 use super::nmi::{self, pvh_nmi};
+#[cfg(feature = "recover")]
+use super::tick;
 use super::upcall::{UPCALL_VECTOR, pvh_upcall};
 use bulkhead_xen::PAGE_SIZE;
 use core::arch::asm;
@@ -252,6 +254,12 @@ pub unsafe fn fill_idt(exception: fn(usize) -> u64) {
     }
     let upcall = pvh_upcall as unsafe extern "C" fn();
     idt[usize::from(UPCALL_VECTOR)] = Gate::interrupt(upcall as usize as u64, IST_UPCALL);
+    #[cfg(feature = "recover")]
+    {
+        let tick = tick::pvh_tick as unsafe extern "C" fn();
+        // Exceptions end the domain, or restart it: no tick interrupts them.
+        idt[usize::from(tick::TICK_VECTOR)] = Gate::interrupt(tick as usize as u64, IST_EXCEPTION);
+    }
     let nmi = pvh_nmi as unsafe extern "C" fn();
     idt[nmi::VECTOR] = Gate::interrupt(nmi as usize as u64, IST_NMI);
 }

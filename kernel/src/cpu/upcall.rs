@@ -1,6 +1,6 @@
 //! Blocking the vCPU, and the upcall that ends it.
 //!
-//! Rust code is never interrupted: upcalls are masked everywhere but inside the two routines
+//! Rust code is not interrupted by upcalls: they are masked, or held back (`tick`), everywhere but inside the two routines
 //! below, which are assembly through and through, keep nothing under the stack pointer, and so
 //! lose nothing when a frame is pushed there (compiled code may keep live data in the 128 bytes
 //! below its stack pointer). Wherever in them an upcall hits, it ends at the same place: the

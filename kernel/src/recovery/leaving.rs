@@ -1,6 +1,7 @@
 //! The end of a boot within a domain that goes on: Xen forgets what this boot has.
 
 use super::{mappings, others};
+use crate::cpu::tick;
 use crate::{domain, event_channels, hypercall, logger, memory};
 use bulkhead_xen::Port;
 use bulkhead_xen::abi::event_channel;
@@ -24,6 +25,7 @@ pub(crate) fn keep_store_port(port: Port) {
 /// # Safety
 /// Nothing goes on that uses any of it, or depends on pages that are not mapped.
 pub(super) unsafe fn let_go(why: fmt::Arguments<'_>) -> bool {
+    tick::stop();
     if domain::is_pvh() {
         // SAFETY: by the contract. The handles are in memory of the heap's kind.
         unsafe { memory::pvh::repair() }

@@ -67,9 +67,9 @@ pub fn watch_alone() {
     }
 }
 
-/// Called by the timer that interrupts the only vCPU, if that has come back `rounds` times, as at the last tick.
+/// Called by the timer that interrupts the only vCPU, if that has not come back since the last tick.
 #[cfg(feature = "recover")]
-pub fn silent(frame: &ExceptionFrame, rounds: u32) {
+pub extern "C" fn silent(frame: &ExceptionFrame) {
     let here = vcpu::current();
     // What becomes of mappings has to be noted.
     if here.changes_mappings.load(Ordering::Relaxed) {
@@ -79,7 +79,7 @@ pub fn silent(frame: &ExceptionFrame, rounds: u32) {
         && here
             .watchdog
             .neighbour
-            .hangs(here.id(), rounds, ran, limit())
+            .hangs(here.id(), tick::rounds(), ran, limit())
     {
         panic::hangs(frame, limit());
     }

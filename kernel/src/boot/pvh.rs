@@ -4,6 +4,8 @@ use super::{Booted, free_memory, run, set_up_memory};
 use crate::cpu::exception_entries;
 use crate::cpu::pvh::{self as cpu, BOOT_TABLES};
 use crate::cpu::upcall::UPCALL_VECTOR;
+#[cfg(feature = "recover")]
+use crate::cpu::{tick, tick_entry};
 use crate::domain::{self, Way};
 use crate::memory::image::{image, stack_guard};
 use crate::memory::layout::{AddressSpace, Ranges, not_there, take_last};
@@ -62,6 +64,8 @@ pub extern "C" fn pvh_main(start: u64) -> ! {
     unsafe {
         set_gs_base(BOOT_VCPU.register(VcpuId(0), stack_guard().start));
         cpu::fill_idt(exception_entries::pvh_entry);
+        #[cfg(feature = "recover")]
+        cpu::set_handler(tick::TICK_VECTOR, tick_entry::address());
         BOOT_TABLES.fill();
         BOOT_TABLES.load();
         fill_hypercall_page();

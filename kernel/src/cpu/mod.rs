@@ -9,5 +9,7 @@ pub mod nmi;
 pub mod pvh;
 #[cfg(all(feature = "unikernel", feature = "recover"))]
 pub mod tick;
+#[cfg(all(feature = "unikernel", feature = "recover"))]
+pub mod tick_entry;
 #[cfg(feature = "unikernel")]
 pub mod upcall;

@@ -5,8 +5,6 @@
 
 use super::exceptions::VECTORS;
 use super::nmi::{self, pvh_nmi};
-#[cfg(feature = "recover")]
-use super::tick;
 use super::upcall::{UPCALL_VECTOR, pvh_upcall};
 use bulkhead_xen::PAGE_SIZE;
 use core::arch::asm;
@@ -254,14 +252,20 @@ pub unsafe fn fill_idt(exception: fn(usize) -> u64) {
     }
     let upcall = pvh_upcall as unsafe extern "C" fn();
     idt[usize::from(UPCALL_VECTOR)] = Gate::interrupt(upcall as usize as u64, IST_UPCALL);
-    #[cfg(feature = "recover")]
-    {
-        let tick = tick::pvh_tick as unsafe extern "C" fn();
-        // Exceptions end the domain, or restart it: no tick interrupts them.
-        idt[usize::from(tick::TICK_VECTOR)] = Gate::interrupt(tick as usize as u64, IST_EXCEPTION);
-    }
     let nmi = pvh_nmi as unsafe extern "C" fn();
     idt[nmi::VECTOR] = Gate::interrupt(nmi as usize as u64, IST_NMI);
+}
+
+/// Points a vector at a handler that uses the stack of exceptions: these end the domain, or restart it, and are not
+/// interrupted.
+///
+/// # Safety
+/// Called after [`fill_idt`], before any `load`. The address is that of code that handles the vector.
+#[cfg(feature = "recover")]
+pub unsafe fn set_handler(vector: u8, address: u64) {
+    // SAFETY: by the contract, nothing else accesses it yet.
+    let idt = unsafe { &mut *IDT.0.get() };
+    idt[usize::from(vector)] = Gate::interrupt(address, IST_EXCEPTION);
 }
 
 /// Resets all vCPUs but the calling one: an INIT, by which Xen forgets that they were ever initialised

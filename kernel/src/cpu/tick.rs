@@ -14,11 +14,10 @@
 //! The timer is the local APIC's, in x2APIC mode, whose registers need no page table (Intel SDM volume 3, chapter 12).
 //! Xen emulates it; each of these accesses costs an exit. They are made twice a second while the vCPU is at work.
 
-use super::exceptions::ExceptionFrame;
 use super::pvh::{read_msr, write_msr};
 use crate::{domain, vcpu};
+use core::arch::asm;
 use core::arch::x86_64::__cpuid;
-use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
 /// The interrupt vector of the timer.
@@ -27,128 +26,25 @@ pub const TICK_VECTOR: u8 = 0xf2;
 // Model-specific registers (Intel SDM volume 3, table 12-6), and what is in them.
 const APIC_BASE: u32 = 0x1b;
 const ENABLED_AS_X2APIC: u64 = 3 << 10;
-const EOI: u32 = 0x80b;
+pub(super) const EOI: u32 = 0x80b;
 const SPURIOUS: u32 = 0x80f;
 const SOFTWARE_ENABLED: u64 = 0x1ff;
 const SOFTWARE_DISABLED: u64 = 0xff;
 const LOCAL_TIMER: u32 = 0x832;
-const INITIAL_COUNT: u32 = 0x838;
+pub(super) const INITIAL_COUNT: u32 = 0x838;
 const DIVIDE: u32 = 0x83e;
 const BY_128: u64 = 0b1010;
 
 /// Half a second: Xen's bus has 100 MHz (`APIC_BUS_CYCLE_NS`). The time that a vCPU has run is measured otherwise.
-const TICK: u32 = 100_000_000 / 128 / 2;
+pub(super) const TICK: u32 = 100_000_000 / 128 / 2;
 
 /// True while the timer watches this vCPU, and upcalls are held.
 static ON: AtomicBool = AtomicBool::new(false);
 /// The number of times that the vCPU came back to its tasks, and that number at the last tick.
-static ROUNDS: AtomicU32 = AtomicU32::new(0);
-static ROUNDS_SEEN: AtomicU32 = AtomicU32::new(0);
+pub(super) static ROUNDS: AtomicU32 = AtomicU32::new(0);
+pub(super) static ROUNDS_SEEN: AtomicU32 = AtomicU32::new(0);
 /// 1 if the last tick has found the vCPU asleep, so that the timer was not set again.
-static ASLEEP: AtomicU8 = AtomicU8::new(0);
-
-global_asm!(
-    r#"
-    .text
-    .globl pvh_tick
-pvh_tick:
-    pushq %rax
-    pushq %rcx
-    pushq %rdx
-    movl ${eoi}, %ecx
-    xorl %eax, %eax
-    xorl %edx, %edx
-    wrmsr
-    cmpq $pvh_block_sleep, 24(%rsp)         /* rip */
-    jb 1f
-    cmpq $pvh_block_return, 24(%rsp)
-    jae 1f
-    movb $1, {asleep}(%rip)
-    jmp 3f
-1:  movl {rounds}(%rip), %eax
-    cmpl {seen}(%rip), %eax
-    je 4f
-    movl %eax, {seen}(%rip)
-2:  movl ${initial_count}, %ecx
-    movl ${tick}, %eax
-    xorl %edx, %edx
-    wrmsr
-3:  popq %rdx
-    popq %rcx
-    popq %rax
-    iretq
-    /* As an exception without an error code. */
-4:  popq %rdx
-    popq %rcx
-    popq %rax
-    pushq $0
-    pushq ${vector}
-    pushq %rax
-    pushq %rbx
-    pushq %rcx
-    pushq %rdx
-    pushq %rbp
-    pushq %rsi
-    pushq %rdi
-    pushq %r8
-    pushq %r9
-    pushq %r10
-    pushq %r11
-    pushq %r12
-    pushq %r13
-    pushq %r14
-    pushq %r15
-    cld
-    movq %rsp, %rdi
-    movq %rsp, %rbx
-    subq $512, %rsp
-    andq $-16, %rsp
-    fxsave64 (%rsp)
-    xorl %ebp, %ebp
-    call {silent}
-    fxrstor64 (%rsp)
-    movq %rbx, %rsp
-    popq %r15
-    popq %r14
-    popq %r13
-    popq %r12
-    popq %r11
-    popq %r10
-    popq %r9
-    popq %r8
-    popq %rdi
-    popq %rsi
-    popq %rbp
-    popq %rdx
-    popq %rcx
-    popq %rbx
-    popq %rax
-    addq $16, %rsp
-    pushq %rax
-    pushq %rcx
-    pushq %rdx
-    jmp 2b
-"#,
-    eoi = const EOI,
-    initial_count = const INITIAL_COUNT,
-    tick = const TICK,
-    vector = const TICK_VECTOR as u32,
-    asleep = sym ASLEEP,
-    rounds = sym ROUNDS,
-    seen = sym ROUNDS_SEEN,
-    silent = sym silent,
-    options(att_syntax),
-);
-
-unsafe extern "C" {
-    /// The handler; never called.
-    pub fn pvh_tick();
-}
-
-/// Called by the handler if the vCPU has not come back since the last tick.
-extern "C" fn silent(frame: &ExceptionFrame) {
-    crate::watchdog::silent(frame, ROUNDS.load(Ordering::Relaxed));
-}
+pub(super) static ASLEEP: AtomicU8 = AtomicU8::new(0);
 
 /// Returns whether a PVH domain has a local APIC (`apic=` in its configuration), and as an x2APIC (Intel SDM volume 2, CPUID
 /// leaf 1).
@@ -191,6 +87,11 @@ pub fn stop() {
     // SAFETY: this vCPU's own part of the shared page, only accessed atomically.
     unsafe { AtomicU8::from_ptr(&raw mut (*info).evtchn_upcall_pending) }
         .store(1, Ordering::SeqCst);
+}
+
+/// Returns the number of times that the vCPU came back to its tasks.
+pub fn rounds() -> u32 {
+    ROUNDS.load(Ordering::Relaxed)
 }
 
 /// Returns whether the timer watches this vCPU, and upcalls are held.

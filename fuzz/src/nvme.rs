@@ -76,7 +76,7 @@ fn config(script: &mut Script<'_>) -> Config {
             }
         }
     };
-    Config {
+    let mut config = Config {
         namespaces: vec![
             FakeNamespace::new(1, script.pick(&[9, 12]), 64),
             FakeNamespace::new(2, script.pick(&[9, 12, 10]), 64),
@@ -87,10 +87,14 @@ fn config(script: &mut Script<'_>) -> Config {
         most_pages: script.below(4) as u8,
         cache: script.below(2) == 0,
         deallocates: script.below(2) == 0,
-        lists: script.below(8) > 0,
         forge: Arc::new(forge),
         ..Config::default()
-    }
+    };
+    let manners = script.below(8);
+    config.lists = manners > 0;
+    config.sparing = manners & 1 == 1;
+    config.untimely = manners & 2 == 2;
+    config
 }
 
 /// Has the controller do something, or do something else from now on.

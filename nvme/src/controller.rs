@@ -12,6 +12,7 @@ use bulkhead_dma::Watch;
 use bulkhead_executor::Waiters;
 use bulkhead_xen::{DmaMemory, Registers};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::time::Duration;
 use spin::{Mutex, Once};
 
 /// A controller.
@@ -20,6 +21,8 @@ pub struct Controller {
     registers: Arc<dyn Registers>,
     memory: Arc<dyn DmaMemory>,
     watch: Arc<Watch>,
+    /// The longest that completions are held back, if the operator has set that.
+    hold: Option<Duration>,
     /// What it said of itself when it started first.
     data: Once<ControllerData>,
     /// Its queue pairs, from its first start on.
@@ -47,12 +50,14 @@ impl Controller {
         registers: Arc<dyn Registers>,
         memory: Arc<dyn DmaMemory>,
         waiting: Arc<Mutex<Waiters>>,
+        hold: Option<Duration>,
     ) -> Controller {
         Controller {
             name,
             registers,
             memory,
             watch: Arc::new(Watch::new(waiting)),
+            hold,
             data: Once::new(),
             pairs: Once::new(),
             namespaces: Mutex::default(),
@@ -85,6 +90,11 @@ impl Controller {
     /// Returns how its task is called.
     pub fn watch(&self) -> &Arc<Watch> {
         &self.watch
+    }
+
+    /// Returns the longest that completions are held back, if the operator has set that.
+    pub fn hold(&self) -> Option<Duration> {
+        self.hold
     }
 
     /// Returns what it said of itself.
@@ -234,12 +244,13 @@ impl Controller {
         }
         let counts = self.counts();
         lines.push(format!(
-            "nvme:{name}: {} commands, {} of them parts of requests, {} failed, {} doorbells, {} interrupts, {} resets",
+            "nvme:{name}: {} commands, {} of them parts of requests, {} failed, {} doorbells, {} interrupts, {} looks without one, {} resets",
             counts.commands,
             counts.parts,
             counts.failed,
             counts.doorbells,
             self.watch.interrupts(),
+            counts.looks,
             self.resets.load(Ordering::Relaxed)
         ));
         for namespace in self.namespaces() {
@@ -267,6 +278,7 @@ impl Controller {
             all.parts += counts.parts;
             all.failed += counts.failed;
             all.doorbells += counts.doorbells;
+            all.looks += counts.looks;
         }
         all
     }

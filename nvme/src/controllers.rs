@@ -12,6 +12,7 @@ use bulkhead_executor::{Handle, VcpuSpawner};
 use bulkhead_xen::{DeviceStops, DmaMemory, Hypervisor};
 use core::fmt;
 use core::ops::Deref;
+use core::time::Duration;
 
 /// A controller cannot be let go of, because disks of guests are on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,33 +40,40 @@ impl fmt::Display for InUse {
 impl core::error::Error for InUse {}
 
 /// The controllers that were given to this domain.
-pub struct Controllers<H: Hypervisor>(Devices<H, Controller>);
+pub struct Controllers<H: Hypervisor> {
+    devices: Devices<H, Controller>,
+    hold: Option<Duration>,
+}
 
 impl<H: Hypervisor> Deref for Controllers<H> {
     type Target = Devices<H, Controller>;
 
     fn deref(&self) -> &Self::Target {
-        &self.0
+        &self.devices
     }
 }
 
 impl<H: Hypervisor> Controllers<H> {
     /// Returns an empty list. `handle` is of the vCPU that this is called on, requests are served on `vcpus`,
-    /// devices find this domain's memory as `memory` says, and `stops` are those that the domain's end stops.
+    /// devices find this domain's memory as `memory` says, and `stops` are those that the domain's end stops. Completions
+    /// are not held back for longer than `hold`, if that is given.
     pub fn new(
         handle: Handle<H>,
         vcpus: Vec<VcpuSpawner<H>>,
         memory: Arc<dyn DmaMemory>,
         stops: &'static DeviceStops,
+        hold: Option<Duration>,
     ) -> Rc<Self> {
-        Rc::new(Controllers(Devices::new(handle, vcpus, memory, stops)))
+        let devices = Devices::new(handle, vcpus, memory, stops);
+        Rc::new(Controllers { devices, hold })
     }
 
     /// Adds a controller, and starts it. It stays until it is [removed](Self::remove).
     pub fn add(self: &Rc<Self>, function: Rc<dyn Function<H>>) {
         let name = short_name(function.name()).to_string();
         let (registers, memory) = (function.registers(), self.memory().clone());
-        let controller = Controller::new(name, registers, memory, self.waiting().clone());
+        let waiting = self.waiting().clone();
+        let controller = Controller::new(name, registers, memory, waiting, self.hold);
         let controller = Arc::new(controller);
         self.insert(&controller);
         let (all, handle) = (self.clone(), self.handle().clone());

@@ -36,6 +36,7 @@ mod controllers;
 mod function;
 mod lifecycle;
 mod listener;
+mod moderation;
 mod namespace;
 mod pair;
 mod pci;

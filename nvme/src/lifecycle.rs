@@ -218,7 +218,7 @@ impl<H: Hypervisor> Life<'_, H> {
         }
         if self.listeners.are_here() {
             for pair in self.controller.pairs() {
-                pair.lock().interrupted();
+                pair.lock().look();
             }
         }
         self.admin.handled();

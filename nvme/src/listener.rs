@@ -2,10 +2,13 @@
 
 use crate::controller::Controller;
 use crate::function::Vectors;
+use crate::moderation::Moderation;
+use crate::pair::Pair;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use bulkhead_executor::{Handover, Task, VcpuSpawner};
+use bulkhead_executor::{EventChannel, Handle, Handover, Task, VcpuSpawner};
 use bulkhead_xen::{Errno, Hypervisor};
+use spin::Mutex;
 
 /// Those of one controller.
 #[derive(Default)]
@@ -35,15 +38,18 @@ impl Listeners {
                 let hypervisor = handle.hypervisor().clone();
                 let bound = vectors.bind(vector, &hypervisor);
                 given.give(bound.map(|port| {
-                    let channel = handle.event_channel(port);
-                    handle.spawn(async move {
+                    let (channel, handle) = (handle.event_channel(port), handle.clone());
+                    let mut moderation = Moderation::new(controller.hold());
+                    handle.clone().spawn(async move {
+                        let Some(pair) = controller.pairs().get(index) else {
+                            return;
+                        };
                         loop {
                             channel.notified().await;
                             controller.watch().count_interrupt();
-                            if let Some(pair) = controller.pairs().get(index) {
-                                pair.lock().interrupted();
-                            }
+                            pair.lock().look();
                             vectors.handled(vector, &hypervisor);
+                            hold_back(&handle, &channel, pair, &mut moderation).await;
                         }
                     })
                 }));
@@ -64,5 +70,33 @@ impl Listeners {
     /// Unbinds the interrupts.
     pub fn stop(&mut self) {
         self.tasks.drain(..).for_each(|task| task.stop());
+    }
+}
+
+/// Holds interrupts back, as long as it is known when several completions will be there, and looks for them then.
+async fn hold_back<H: Hypervisor>(
+    handle: &Handle<H>,
+    channel: &EventChannel<H>,
+    pair: &Mutex<Pair>,
+    moderation: &mut Moderation,
+) {
+    let mut held_back = false;
+    loop {
+        let (at_work, done) = pair.lock().progress();
+        let Some(pause) = moderation.pause(handle.now(), at_work, done) else {
+            break;
+        };
+        if !held_back {
+            held_back = true;
+            channel.mask();
+            pair.lock().hold_back();
+        }
+        handle.sleep(pause).await;
+        pair.lock().look_as_expected();
+    }
+    if held_back {
+        pair.lock().listen();
+        // What the controller completes from now on interrupts, and so does what it has completed meanwhile.
+        channel.unmask();
     }
 }

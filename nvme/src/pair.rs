@@ -38,6 +38,8 @@ pub struct Counts {
     pub failed: u64,
     /// Writes to doorbells.
     pub doorbells: u64,
+    /// Looks for completions at a time at which some were expected, with interrupts held back.
+    pub looks: u64,
 }
 
 /// A queue pair.
@@ -57,6 +59,8 @@ pub struct Pair {
     turn: usize,
     /// The number of the current tick.
     now: u32,
+    /// Interrupts tell of completions: they are not held back.
+    listens: bool,
     counts: Counts,
 }
 
@@ -81,6 +85,7 @@ impl Pair {
             turned_away: 0,
             turn: 0,
             now: 0,
+            listens: true,
             counts: Counts::default(),
         })
     }
@@ -205,7 +210,7 @@ impl Pair {
     }
 
     /// Takes the completions that the controller has written, and prepares to send what waited for them. Returns
-    /// whether there were any.
+    /// whether there may be more.
     #[inline]
     pub fn collect(&mut self) -> bool {
         if self.state != State::Running {
@@ -221,12 +226,14 @@ impl Pair {
         if any && (self.turned_away > 0 || self.splits.any()) {
             self.use_free_slots();
         }
-        self.rings.acknowledge(&*self.registers, !any);
-        any
+        // A controller may interrupt only when all that it has written before was taken (the IS bit of MSI, in section
+        // 3.5.1 of the PCIe transport): what it wrote before it learned of that is looked for once more.
+        let listens = self.listens && !any;
+        any | self.rings.acknowledge(&*self.registers, listens)
     }
 
-    /// Takes all completions, because the controller has interrupted: it learns that they were taken.
-    pub fn interrupted(&mut self) {
+    /// Takes all completions, and sends what waited for them.
+    pub fn look(&mut self) {
         while self.collect() {}
         self.submit();
     }
@@ -297,15 +304,20 @@ impl Pair {
         context: &Context<'_>,
         sink: &mut dyn FnMut(Tag, Result<(), IoError>),
     ) -> Poll<()> {
-        self.collect();
-        // What was sent because something else has completed.
-        self.submit();
-        let drained = self.clients[number].drain(sink);
-        if drained.gave_up {
-            self.pass_on();
-        }
-        if drained.ready {
-            return Poll::Ready(());
+        loop {
+            let more = self.collect();
+            // What was sent because something else has completed.
+            self.submit();
+            let drained = self.clients[number].drain(sink);
+            if drained.gave_up {
+                self.pass_on();
+            }
+            if drained.ready {
+                return Poll::Ready(());
+            }
+            if !more {
+                break;
+            }
         }
         self.clients[number].wake_with(context.waker());
         Poll::Pending

@@ -19,8 +19,9 @@ const _: () = assert!(crate::command::PAGE == PAGE_SIZE);
 const SUBMISSION: usize = 0;
 const COMPLETION: usize = 1;
 
-/// The entries that are taken off a completion queue before the controller learns of it, while they come in.
-const UNACKNOWLEDGED: u32 = 16;
+/// The entries that are taken off a completion queue before the controller learns of it, as long as no interrupt is
+/// waited for.
+const UNACKNOWLEDGED: u32 = (COMPLETIONS / 4) as u32;
 
 /// A pair of queues, of one page each.
 pub struct Rings {
@@ -138,17 +139,19 @@ impl Rings {
         Some(completion)
     }
 
-    /// Tells the controller which completions were taken, if there are enough of them to make that worthwhile, or if
-    /// there are no more for the moment.
+    /// Tells the controller which completions were taken, if there are any and an interrupt is waited for next
+    /// (`listens`), or if there are enough of them to make that worthwhile. Returns whether it was told.
     #[inline]
-    pub fn acknowledge(&mut self, registers: &dyn Registers, no_more: bool) {
+    pub fn acknowledge(&mut self, registers: &dyn Registers, listens: bool) -> bool {
         // All that is outstanding must find room beside what the controller does not know to be taken.
         let room = (self.completions - self.submissions) as u32 + 1;
-        if self.unacknowledged >= if no_more { 1 } else { UNACKNOWLEDGED.min(room) } {
+        let tells = self.unacknowledged >= if listens { 1 } else { UNACKNOWLEDGED.min(room) };
+        if tells {
             self.unacknowledged = 0;
             self.doorbells += 1;
             registers.write32(self.completion_doorbell, self.head as u32);
         }
+        tells
     }
 
     /// Returns the number of writes to doorbells so far.

@@ -3,6 +3,7 @@
 mod closing;
 mod errors;
 mod lifecycle;
+mod moderation;
 mod namespaces;
 mod queues;
 mod requests;

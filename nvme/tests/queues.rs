@@ -307,3 +307,32 @@ fn a_free_command_goes_to_the_next_queue_if_the_first_does_not_want_it_any_more(
     drop((device, buffer));
     world.end();
 }
+
+#[test]
+fn what_comes_while_the_controller_is_told_what_was_taken_is_noticed() {
+    // It does not interrupt for it: something was not taken yet.
+    let world = World::started(Config {
+        sparing: true,
+        untimely: true,
+        ..Config::default()
+    });
+    let device = world.try_open("nvme:03:00.0").expect("opened");
+    let buffer = Buffer::new(&world, 1);
+    world.fake.decide(|_| Fate::Held);
+    let mut disks = [0, 1].map(|_| Disk::new(&world, device.clone(), 0, 8));
+    for round in 1..3 {
+        for disk in &mut disks {
+            disk.ask(0, read(0), &[buffer.segment(0, 0, 512)]);
+            assert_eq!(disk.collect(), 0);
+        }
+        world.run();
+        world.fake.finish(0);
+        world.run();
+        assert_eq!(world.fake.held().len(), 0, "the other one, too");
+        assert_eq!([0, 1].map(|disk| disks[disk].wakes.count()), [round; 2]);
+        let collected = disks.each_mut().map(Disk::collect);
+        assert_eq!(collected, [1, 1]);
+    }
+    drop((disks, device, buffer));
+    world.end();
+}

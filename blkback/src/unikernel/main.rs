@@ -130,7 +130,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
         let mut functions = own_functions(&handle, &store, of_devices, hypervisor);
         #[cfg(feature = "nvme")]
         {
-            let all = own_controllers(&mut functions, &handle, &vcpus, &machine);
+            let all = own_controllers(&mut functions, &handle, &vcpus, &machine, options.hold);
             stores.register(Box::new(nvme_store(all.clone())));
             controllers = Some(all);
         }
@@ -316,16 +316,17 @@ fn own_functions(
     bulkhead_pci::Frontend::new(handle.clone(), store.clone(), memory, grants, options)
 }
 
-/// The NVMe controllers among these functions.
+/// The NVMe controllers among these functions. Their completions are not held back for longer than `hold`.
 #[cfg(feature = "nvme")]
 fn own_controllers(
     functions: &mut bulkhead_pci::Frontend<Hypercalls>,
     handle: &Handle<Hypercalls>,
     vcpus: &[VcpuSpawner<Hypercalls>],
     machine: &Machine,
+    hold: Option<core::time::Duration>,
 ) -> Rc<Controllers<Hypercalls>> {
     let (vcpus, memory) = (vcpus.to_vec(), Arc::new(machine.hypervisor));
-    let controllers = Controllers::new(handle.clone(), vcpus, memory, machine.devices);
+    let controllers = Controllers::new(handle.clone(), vcpus, memory, machine.devices, hold);
     functions.add_driver(Rc::new(NvmeDriver::new(controllers.clone())));
     controllers
 }

@@ -41,7 +41,7 @@ impl Nvme {
             executors.spawners(),
             TableOnDemand::new(domain.hypervisor()),
         );
-        let controllers = Controllers::new(handle.clone(), vcpus, memory.clone(), stops());
+        let controllers = Controllers::new(handle.clone(), vcpus, memory.clone(), stops(), None);
         let options = Options::default();
         let mut functions = Frontend::new(handle.clone(), store.clone(), memory, grants, options);
         functions.add_driver(Rc::new(NvmeDriver::new(controllers.clone())));

@@ -10,6 +10,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Wake, Waker};
+use std::time::Duration;
 
 /// A guest's disk: a queue of a device, on one vCPU.
 pub struct Disk<'w> {
@@ -100,7 +101,8 @@ impl<'w> Disk<'w> {
         }
         self.queue.flush_submissions();
         self.collect();
-        self.machine.run();
+        // A driver may hold completions back for a moment.
+        self.machine.wait(Duration::from_millis(10));
         self.collect();
         let (tag, outcome) = self.done.pop().expect("it is complete");
         assert_eq!((tag, self.done.len()), (7777, 0));

@@ -21,7 +21,7 @@ impl<H: Hypervisor> Life<'_, H> {
             let (queue, late) = {
                 let mut pair = self.controller.pairs()[index].lock();
                 // An interrupt may have been lost.
-                pair.interrupted();
+                pair.look();
                 if pair.state() == State::Broken {
                     return Err(End::Fails("it does not keep to the protocol".to_string()));
                 }

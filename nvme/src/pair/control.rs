@@ -61,6 +61,31 @@ impl Pair {
         self.slots.all_free()
     }
 
+    /// Returns the commands that the controller has, and those that it has completed so far.
+    pub fn progress(&self) -> (usize, u64) {
+        let at_work = self.slots.len() - self.slots.free();
+        (at_work, self.counts.commands - at_work as u64)
+    }
+
+    /// Notes that interrupts are not waited for until [`listen`](Self::listen) is called: it does not matter when the
+    /// controller learns of completions that were taken, as long as its queue does not become full.
+    pub fn hold_back(&mut self) {
+        self.listens = false;
+    }
+
+    /// Takes all completions, because some were expected by now.
+    pub fn look_as_expected(&mut self) {
+        self.counts.looks += 1;
+        self.look();
+    }
+
+    /// Notes that interrupts tell of completions from now on, and takes all that were written before: the controller
+    /// learns that they were taken.
+    pub fn listen(&mut self) {
+        self.listens = true;
+        self.look();
+    }
+
     /// Believes nothing of the controller any more.
     #[cold]
     pub(super) fn break_down(&mut self, completion: Completion) {
@@ -281,7 +306,7 @@ impl Pair {
 
     /// Ready once the controller has none of the memory of a client that was closed.
     pub fn poll_close(&mut self, number: usize, context: &Context<'_>) -> Poll<()> {
-        self.collect();
+        self.look();
         let client = &mut self.clients[number];
         if client.commands == 0 {
             return Poll::Ready(());

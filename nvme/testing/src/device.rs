@@ -88,6 +88,11 @@ pub struct Config {
     pub writes_zeroes: bool,
     /// It has lists of active namespaces.
     pub lists: bool,
+    /// It interrupts for a completion only if the driver had taken all others, as the bit IS does of the specification's
+    /// MSI.
+    pub sparing: bool,
+    /// It completes a command that was held back at the moment at which the driver tells it what was taken.
+    pub untimely: bool,
     /// Its serial number.
     pub serial: &'static str,
     /// Changes a structure that it sends: an admin command and its data.
@@ -107,6 +112,8 @@ impl Default for Config {
             deallocates: true,
             writes_zeroes: true,
             lists: true,
+            sparing: false,
+            untimely: false,
             serial: "fake0",
             forge: Arc::new(|_, _| ()),
         }
@@ -308,6 +315,15 @@ impl Device {
         }
     }
 
+    /// Does the first command of a queue that was held back, if it is to be done at such a moment.
+    pub fn finish_untimely(&mut self, queue: u16) {
+        let first = self.held.iter().position(|held| held.queue == queue);
+        if let Some(first) = first.filter(|_| self.config.untimely) {
+            let held = self.held.remove(first);
+            self.finish(queue, &held.command);
+        }
+    }
+
     /// Does a command, and completes it.
     pub fn finish(&mut self, queue: u16, command: &Command) {
         let status = self
@@ -332,7 +348,8 @@ impl Device {
         let Some(completions) = self.completions.get_mut(&queue) else {
             return;
         };
-        let vector = completions.vector;
+        let interrupts = !self.config.sparing || completions.is_taken();
+        let vector = completions.vector.filter(|_| interrupts);
         let Some((to, phase)) = completions.next() else {
             // Only completions that the driver does not expect can be too many.
             assert!(self.lied, "completion queue {queue} overflows");

@@ -158,6 +158,7 @@ impl Registers for FakeRegisters {
                         submissions.is_some_and(|queue| queue.ring(value as usize))
                     }
                     _ => {
+                        device.finish_untimely(queue);
                         let completions = device.completions.get_mut(&queue);
                         completions.is_some_and(|queue| queue.ring(value as usize))
                     }

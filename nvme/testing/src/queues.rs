@@ -77,6 +77,11 @@ impl CompletionQueue {
         possible
     }
 
+    /// Returns whether the driver has taken all entries.
+    pub fn is_taken(&self) -> bool {
+        self.head == self.tail
+    }
+
     /// Returns the address of the next entry, and its phase. `None` if the queue is full.
     pub fn next(&mut self) -> Option<(u64, bool)> {
         let next = (self.tail + 1) % self.entries;

@@ -40,7 +40,7 @@ impl World {
     pub fn new(config: Config) -> World {
         let machine = Machine::new();
         let (vcpus, memory) = (machine.vcpus(), machine.memory());
-        let controllers = Controllers::new(machine.handle(), vcpus, memory, stops());
+        let controllers = Controllers::new(machine.handle(), vcpus, memory, stops(), None);
         let fake = FakeController::new(&machine.sim, &machine.domain, config);
         let stepping = fake.clone();
         machine.run_device(move || stepping.step());

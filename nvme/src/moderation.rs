@@ -1,0 +1,117 @@
+//! Decides how long a queue pair's interrupts are held back: while the controller has many commands, its completions are
+//! looked for at a time at which several of them are expected.
+//!
+//! An interrupt wakes the vCPU, which costs far more than taking a completion. By Little's law, a command stays in the
+//! controller as long as the controller takes to complete as many commands as it has. A pause for a quarter of them
+//! delays none by more than a quarter of that.
+
+use bulkhead_xen::Instant;
+use core::time::Duration;
+
+/// The shortest pause. Xen's timers are late by up to this (`timer_slop`), and a controller that is so quick that less
+/// would do keeps the vCPU awake anyway.
+const LEAST: u64 = 50_000;
+
+/// The longest pause, unless the operator sets a shorter one (`hold=`).
+const MOST: u64 = 1_000_000;
+
+/// The part of the commands at work for whose completions a pause lasts.
+const PART: usize = 4;
+
+/// What is known of the speed of one queue pair's controller. Times are in nanoseconds.
+pub struct Moderation {
+    most: u64,
+    /// The usual time between two completions.
+    gap: u64,
+    /// The time of the last look, and the completions by then.
+    since: Instant,
+    done: u64,
+}
+
+impl Moderation {
+    /// Returns what is known in the beginning. No pause is longer than `hold`.
+    pub fn new(hold: Option<Duration>) -> Self {
+        let hold = hold.map_or(MOST, |hold| hold.as_nanos() as u64);
+        Moderation {
+            most: MOST.min(hold),
+            gap: MOST,
+            since: Instant(0),
+            done: 0,
+        }
+    }
+
+    /// Returns for how long interrupts are held back, after a look at which the controller had completed `done` commands
+    /// since the beginning and had `at_work` more. `None` if it is to interrupt: always if nothing came since the last
+    /// look, so that a controller that does nothing costs nothing.
+    pub fn pause(&mut self, now: Instant, at_work: usize, done: u64) -> Option<Duration> {
+        let span = now.0.saturating_sub(self.since.0);
+        let new = done.wrapping_sub(self.done);
+        (self.since, self.done) = (now, done);
+        // What took longer was a pause of the guest's.
+        let gap = span.checked_div(new)?.min(MOST);
+        self.gap = (3 * self.gap + gap) / 4;
+        let expected = ((at_work / PART) as u64).min(self.most / self.gap.max(1));
+        let pause = self.gap * expected;
+        (expected > 1 && pause >= LEAST).then(|| Duration::from_nanos(pause))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MICROSECOND: u64 = 1_000;
+
+    /// Looks at a controller with so many commands at work, which completes one in `gap` nanoseconds, until its speed is
+    /// known. Returns the pause.
+    fn settled(moderation: &mut Moderation, at_work: usize, gap: u64) -> Option<Duration> {
+        let (mut now, mut done, mut pause) = (moderation.since, moderation.done, None);
+        for _ in 0..40 {
+            let new = pause
+                .map_or(1, |pause: Duration| pause.as_nanos() as u64 / gap)
+                .max(1);
+            (now, done) = (Instant(now.0 + new * gap), done + new);
+            pause = moderation.pause(now, at_work, done);
+        }
+        pause
+    }
+
+    #[test]
+    fn a_pause_is_for_a_quarter_of_the_commands() {
+        let mut moderation = Moderation::new(None);
+        let mut micros = |at_work, gap| {
+            let pause = settled(&mut moderation, at_work, gap * MICROSECOND)?;
+            Some(pause.as_micros())
+        };
+        assert!(matches!(micros(32, 100), Some(800..=805)));
+        assert!(matches!(micros(8, 285), Some(569..=590)));
+        assert_eq!(micros(7, 100), None, "one at a time");
+        assert_eq!(micros(1, 100), None);
+        // Not even two in the longest pause.
+        assert_eq!(micros(32, 600), None);
+        // The longest pause.
+        assert!(matches!(micros(63, 200), Some(800..=1000)));
+        assert_eq!(micros(32, 5), None, "too quick");
+    }
+
+    #[test]
+    fn the_operator_can_shorten_pauses_or_forbid_them() {
+        for (hold, most) in [(0, None), (300, Some(300)), (9_000, Some(1_000))] {
+            let mut moderation = Moderation::new(Some(Duration::from_micros(hold)));
+            let pause = settled(&mut moderation, 63, 90 * MICROSECOND);
+            let most = most.map(Duration::from_micros);
+            assert_eq!(pause.is_some(), most.is_some(), "{hold}");
+            assert!(pause <= most, "{hold}: {pause:?}");
+        }
+    }
+
+    #[test]
+    fn without_a_completion_there_is_no_pause() {
+        let mut moderation = Moderation::new(None);
+        assert!(settled(&mut moderation, 32, 100 * MICROSECOND).is_some());
+        let (now, done) = (moderation.since, moderation.done);
+        let later = Instant(now.0 + 800 * MICROSECOND);
+        assert_eq!(moderation.pause(later, 32, done), None);
+        assert_eq!(moderation.pause(later, 32, done), None);
+    }
+}

@@ -7,6 +7,8 @@ use bulkhead_xen::abi::grant_table::EntryV1;
 use bulkhead_xen::abi::grant_table::RESERVED_ENTRIES;
 use bulkhead_xen::abi::memory::{self, AddToPhysmap, QuerySize, SetupTable};
 use bulkhead_xen::{DomId, Errno, GrantStatus, PAGE_SIZE};
+#[cfg(feature = "recover")]
+use core::ops::Range;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 static TAKEN: AtomicBool = AtomicBool::new(false);
@@ -43,17 +45,24 @@ pub fn granted_before(special: u64) -> impl Iterator<Item = u64> + Clone {
         true => map(special).expect("cannot see what was granted before the restart"),
         false => &[],
     };
+    granted(entries)
+}
+
+/// Returns whether an entry of the table, of this boot or of one before, lets another domain have a page of ours at these
+/// addresses.
+#[cfg(feature = "recover")]
+pub fn has_granted(addresses: Range<u64>) -> bool {
+    let page = PAGE_SIZE as u64;
+    let frames = addresses.start / page..addresses.end.div_ceil(page);
+    granted(MAPPED.get().copied().unwrap_or_default()).any(|frame| frames.contains(&frame))
+}
+
+/// Returns the page frames that entries name.
+#[cfg(feature = "recover")]
+fn granted(entries: &[EntryV1]) -> impl Iterator<Item = u64> + Clone {
     let used = entries.iter().skip(RESERVED_ENTRIES as usize);
     let used = used.filter(|entry| entry.flags.load(Ordering::Acquire) != 0);
     used.map(|entry| page_frame(entry.frame.load(Ordering::Relaxed).into()))
-}
-
-/// Returns whether an entry of the table lets another domain have a page of ours, be it of this boot or of one before.
-#[cfg(feature = "recover")]
-pub fn has_granted() -> bool {
-    let entries = MAPPED.get().copied().unwrap_or_default();
-    let mut used = entries.iter().skip(RESERVED_ENTRIES as usize);
-    used.any(|entry| entry.flags.load(Ordering::Acquire) != 0)
 }
 
 /// Returns the page frame that a grant of our own names: on PV, it names the machine frame.

@@ -49,19 +49,19 @@ fn begin() {
     #[cfg(feature = "recover")]
     tick::stop();
     let own = vcpu::current().id();
-    match reporter::begin() {
-        Ok(()) => {
-            vcpu::all()
-                .map(vcpu::Vcpu::id)
-                .filter(|&other| other != own)
-                .for_each(reporter::stop);
-            #[cfg(feature = "recover")]
-            restart::begin_report();
+    while let Err(reporting) = reporter::begin() {
+        if reporting == own {
+            end(ShutdownReason::Crash);
         }
-        Err(reporting) if reporting == own => end(ShutdownReason::Crash),
-        // The first to fail is reported. It stops this vCPU, too.
-        Err(_) => reporter::stop_this_vcpu(),
+        // The first to fail is reported, and stops this vCPU, too. If it does not fail after all, this one does.
+        reporter::pause();
     }
+    vcpu::all()
+        .map(vcpu::Vcpu::id)
+        .filter(|&other| other != own)
+        .for_each(reporter::stop);
+    #[cfg(feature = "recover")]
+    restart::begin_report();
 }
 
 /// Says something of the failure that is being reported.

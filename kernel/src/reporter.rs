@@ -3,7 +3,7 @@
 use crate::hypercall;
 use crate::vcpu;
 use bulkhead_xen::VcpuId;
-use bulkhead_xen::abi::sched::VCPUOP_DOWN;
+use bulkhead_xen::abi::sched::{self, VCPUOP_DOWN};
 use core::sync::atomic::{AtomicU32, Ordering};
 
 /// Its number, and one.
@@ -26,7 +26,19 @@ pub fn is_another() -> bool {
     reporting != 0 && reporting != vcpu::current().id().0 + 1
 }
 
-/// Stops a vCPU for good.
+/// Goes on as if the calling vCPU had nothing to report.
+#[cfg(feature = "recover")]
+pub fn cancel() {
+    REPORTING.store(0, Ordering::SeqCst);
+}
+
+/// Lets the processor do something else for a moment.
+pub fn pause() {
+    // SAFETY: takes no argument.
+    let _ = unsafe { hypercall::sched_op(sched::YIELD.into(), 0) };
+}
+
+/// Stops a vCPU. It stays so unless another one starts it again.
 pub fn stop(vcpu: VcpuId) {
     // SAFETY: takes no argument. A vCPU that does not run touches nothing.
     let _ = unsafe { hypercall::vcpu_op(VCPUOP_DOWN.into(), vcpu.0.into(), 0) };

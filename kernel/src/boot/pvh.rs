@@ -98,7 +98,7 @@ pub extern "C" fn pvh_main(start: u64) -> ! {
         let modules: Ranges = modules
             .map(|module| frames_of(module.address, module.bytes))
             .collect();
-        upgrade::reserve(&found.ram, &mut free, found.own.iter().chain(&modules))
+        upgrade::reserve(&mut free, found.own.iter().chain(&modules))
             .expect("too many pieces of memory");
     }
     let missing = take_last(&mut free, missing).expect("too many pieces of memory");

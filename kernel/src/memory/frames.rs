@@ -34,25 +34,27 @@ impl<'a> Frames<'a> {
         self.free
     }
 
-    /// Takes a run of `count` frames whose first is a multiple of `align` (a power of two).
-    pub fn allocate(&mut self, count: usize, align: usize) -> Option<usize> {
+    /// Takes the lowest run of `count` frames from the frame `from` on.
+    pub fn allocate(&mut self, count: usize, from: usize) -> Option<usize> {
         if count == 0 || count > self.free {
             return None;
         }
         let limit = self.words.len() * BITS;
-        let mut start = self.lowest * BITS;
+        let lowest = self.lowest * BITS;
+        let mut start = lowest.max(from);
         let mut first_free_word = None;
         loop {
             start = self.next_free(start)?;
             first_free_word.get_or_insert(start / BITS);
-            let aligned = start.next_multiple_of(align);
-            let end = aligned.checked_add(count).filter(|end| *end <= limit)?;
-            match self.first_taken(aligned..end) {
+            let end = start.checked_add(count).filter(|end| *end <= limit)?;
+            match self.first_taken(start..end) {
                 None => {
-                    self.set(aligned..end, false);
+                    self.set(start..end, false);
                     self.free -= count;
-                    self.lowest = first_free_word.unwrap_or(self.lowest);
-                    return Some(aligned);
+                    if from <= lowest {
+                        self.lowest = first_free_word.unwrap_or(self.lowest);
+                    }
+                    return Some(start);
                 }
                 Some(taken) => start = taken + 1,
             }
@@ -163,19 +165,22 @@ mod tests {
     fn an_empty_allocator_has_nothing() {
         let mut words = [u64::MAX; 2];
         let mut frames = Frames::new(&mut words);
-        assert_eq!(frames.allocate(1, 1), None);
+        assert_eq!(frames.allocate(1, 0), None);
         assert_eq!(frames.free_frames(), 0);
     }
 
     #[test]
-    fn runs_cross_words_and_respect_alignment() {
+    fn runs_cross_words_and_begin_where_they_may() {
         let mut words = [0; 8];
         let mut frames = Frames::new(&mut words);
         frames.release(3..512);
-        assert_eq!(frames.allocate(100, 1), Some(3));
+        assert_eq!(frames.allocate(100, 0), Some(3));
         assert_eq!(frames.allocate(256, 256), Some(256));
-        assert_eq!(frames.allocate(154, 1), None);
-        assert_eq!(frames.allocate(153, 1), Some(103));
+        assert_eq!(frames.allocate(1, 256), None, "none from there on");
+        assert_eq!(frames.allocate(154, 0), None);
+        assert_eq!(frames.allocate(1, 128), Some(128));
+        assert_eq!(frames.allocate(25, 0), Some(103), "those before are found");
+        assert_eq!(frames.allocate(127, 0), Some(129));
         assert_eq!(frames.free_frames(), 0);
     }
 
@@ -189,7 +194,7 @@ mod tests {
         assert_eq!(frames.take_highest(100), Some(100..160));
         assert_eq!(frames.take_highest(1), Some(69..70));
         assert_eq!(frames.take_lowest(10), Some(3..13));
-        assert_eq!(frames.allocate(1, 1), Some(13));
+        assert_eq!(frames.allocate(1, 0), Some(13));
         frames.release(200..201);
         assert_eq!(frames.take_lowest(100), Some(14..69));
         assert_eq!(frames.free_frames(), 1);
@@ -208,8 +213,8 @@ mod tests {
         for unknown in [2, 100, 127, 128, 1 << 40] {
             assert!(!frames.take_frame(unknown), "{unknown}");
         }
-        assert_eq!(frames.allocate(61, 1), Some(3));
-        assert_eq!(frames.allocate(1, 1), Some(65));
+        assert_eq!(frames.allocate(61, 0), Some(3));
+        assert_eq!(frames.allocate(1, 0), Some(65));
     }
 
     #[test]
@@ -222,11 +227,11 @@ mod tests {
     }
 
     proptest! {
-        /// Against a plain list of flags: what is handed out was free, is aligned, and a refusal
-        /// means that no such run exists.
+        /// Against a plain list of flags: what is handed out was free, is the lowest run from
+        /// there on, and a refusal means that no such run exists.
         #[test]
         fn it_agrees_with_a_list_of_flags(
-            steps in prop::collection::vec((any::<bool>(), 1usize..70, 0u32..7), 1..200)
+            steps in prop::collection::vec((any::<bool>(), 1usize..70, 0usize..320), 1..200)
         ) {
             const TOTAL: usize = 300;
             let mut words = [0; Frames::words_for(TOTAL)];
@@ -234,20 +239,16 @@ mod tests {
             frames.release(0..TOTAL);
             let mut model = [true; TOTAL];
             let mut held: Vec<Range<usize>> = Vec::new();
-            for (allocate, count, align) in steps {
-                let align = 1 << align;
+            for (allocate, count, from) in steps {
+                // Half of them anywhere.
+                let from = from.saturating_sub(160);
                 if allocate || held.is_empty() {
-                    let possible = (0..TOTAL)
-                        .step_by(align)
-                        .any(|at| at + count <= TOTAL && model[at..at + count].iter().all(|f| *f));
-                    match frames.allocate(count, align) {
-                        Some(at) => {
-                            prop_assert_eq!(at % align, 0);
-                            prop_assert!(model[at..at + count].iter().all(|free| *free));
-                            model[at..at + count].fill(false);
-                            held.push(at..at + count);
-                        }
-                        None => prop_assert!(!possible, "refused {count} aligned {align}"),
+                    let first = (from..TOTAL)
+                        .find(|&at| at + count <= TOTAL && model[at..at + count].iter().all(|f| *f));
+                    prop_assert_eq!(frames.allocate(count, from), first);
+                    if let Some(at) = first {
+                        model[at..at + count].fill(false);
+                        held.push(at..at + count);
                     }
                 } else {
                     let run = held.swap_remove(count % held.len());

@@ -30,7 +30,13 @@ struct PageSource;
 // SAFETY: whole pages of the frame allocator: aligned, unique, and ours until given back.
 unsafe impl GlobalAlloc for PageSource {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let Some(block) = pages::allocate_pages(layout.size().div_ceil(PAGE_SIZE)) else {
+        let count = layout.size().div_ceil(PAGE_SIZE);
+        // What is granted to other domains lies on the heap, and no version can take over where they have a page.
+        #[cfg(feature = "recover")]
+        let block = pages::allocate_behind_room(count).or_else(|| pages::allocate_pages(count));
+        #[cfg(not(feature = "recover"))]
+        let block = pages::allocate_pages(count);
+        let Some(block) = block else {
             return ptr::null_mut();
         };
         BLOCKS.fetch_add(layout.size(), Ordering::Relaxed);

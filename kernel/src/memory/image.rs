@@ -25,6 +25,7 @@ unsafe extern "C" {
     static __bss_end: u8;
     static __pristine: u8;
     static __pristine_end: u8;
+    static __room_end: u8;
 }
 
 /// The initialised data.
@@ -58,6 +59,12 @@ pub fn writable_bss(mut each: impl FnMut(Range<u64>)) {
 /// The addresses of the image.
 pub fn image() -> Range<u64> {
     &raw const __image_start as u64..&raw const __image_end as u64
+}
+
+/// The addresses of the image, and of the room behind it for later versions.
+#[cfg(feature = "recover")]
+pub fn room() -> Range<u64> {
+    &raw const __image_start as u64..&raw const __room_end as u64
 }
 
 /// The parts of the image, and whether the processor can forbid executing some of them.

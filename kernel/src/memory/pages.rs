@@ -2,6 +2,8 @@
 //! address.
 
 use super::frames::Frames;
+#[cfg(feature = "recover")]
+use super::image;
 use super::layout::Ranges;
 use super::pv;
 use bulkhead_xen::PAGE_SIZE;
@@ -157,11 +159,20 @@ pub fn allocate_pages(count: usize) -> Option<NonNull<u8>> {
     let mut pages = PAGES.lock();
     let pages = pages.as_mut()?;
     loop {
-        if let Some(first) = pages.frames.allocate(count, 1) {
+        if let Some(first) = pages.frames.allocate(count, 0) {
             return NonNull::new((first * PAGE_SIZE) as *mut u8);
         }
         pages.map_more(count as u64)?;
     }
+}
+
+/// Takes `count` pages in a row as [`allocate_pages`] does, behind the room for later versions of the image.
+#[cfg(feature = "recover")]
+pub fn allocate_behind_room(count: usize) -> Option<NonNull<u8>> {
+    let mut pages = PAGES.lock();
+    let from = image::room().end as usize / PAGE_SIZE;
+    let first = pages.as_mut()?.frames.allocate(count, from)?;
+    NonNull::new((first * PAGE_SIZE) as *mut u8)
 }
 
 impl Pages {

@@ -1,7 +1,14 @@
-//! The instructions that put another image in the place of this one, without paging.
+//! The way from one boot to the next on PVH: instructions that put an image into its place, without paging, and enter it
+//! as Xen did. A restart in place puts the data of this image there, an upgrade all of another one.
+//!
+//! It is the first vCPU that boots again, with paging off, so that even damaged page tables are of no importance. If
+//! another one has brought the domain here, that one resets the first and starts it anew.
 
-use super::flat_mode::{paging_off, to_32_bits};
-use super::pristine;
+use super::leaving::say;
+use super::{others, pristine};
+use crate::cpu::pvh as cpu;
+use crate::vcpu;
+use bulkhead_xen::VcpuId;
 use core::arch::global_asm;
 
 global_asm!(
@@ -9,67 +16,144 @@ global_asm!(
     .section .text.boot, "ax", @progbits
     .code64
     /* rdi: start info, rsi: list, rdx: the code that copies. All below 4 GiB. */
-    .globl upgrade_leave
-upgrade_leave:
+    .globl pvh_leave
+pvh_leave:
     cli
     cld
     movl %edi, %ebx
     movl %edx, %edi
-"#,
-    to_32_bits!(),
-    paging_off!(),
-    r#"
+    lgdt flat_gdt_pointer(%rip)
+    pushq $0x08
+    leaq 1f(%rip), %rax
+    pushq %rax
+    lretq
+    .code32
+1:  movl $0x10, %eax
+    movl %eax, %ds
+    movl %eax, %es
+    movl %eax, %ss
+    movl %cr0, %eax                         /* PG, WP */
+    andl $0x7ffeffff, %eax
+    movl %eax, %cr0
+    movl $0xc0000080, %ecx                  /* EFER: LME */
+    rdmsr
+    andl $0xfffffeff, %eax
+    wrmsr
     jmp *%edi
 
-    /* Runs wherever it is copied to. esi: list of source, destination, bytes to copy, bytes to clear after them;
-       the last one has no destination, and the first instruction as its source. ebx: start info. */
-    .globl upgrade_copy
-upgrade_copy:
+    /* The first vCPU starts here if another one starts it: in 32-bit mode, with flat segments and paging off.
+       ebx: start info, esi: list, edi: the code that copies. */
+    .globl pvh_leave_flat
+pvh_leave_flat:
+    /* INIT to all others, whatever they do: this vCPU goes on when they are reset (vlapic.c in Xen). */
+    movl $0x1b, %ecx                        /* APIC_BASE: enabled, x2APIC */
+    rdmsr
+    orl $0xc00, %eax
+    wrmsr
+    movl $0x830, %ecx                       /* ICR: all but self, assert, INIT */
+    xorl %edx, %edx
+    movl $0xc4500, %eax
+    wrmsr
+    jmp *%edi
+
+    /* Runs wherever it is copied to. esi: list of source, destination, end of what is copied there, end of what is
+       cleared behind that; the last one has no destination, and the first instruction as its source.
+       ebx: start info. */
+    .globl pvh_copy
+pvh_copy:
     movl %esi, %edx
 1:  movl (%edx), %esi
     movl 4(%edx), %edi
-    movl 8(%edx), %ecx
-    movl 12(%edx), %ebp
-    addl $16, %edx
     testl %edi, %edi
     jz 2f
+    movl 8(%edx), %ecx
+    subl %edi, %ecx
     shrl $2, %ecx
     rep movsl
-    movl %ebp, %ecx
+    movl 12(%edx), %ecx
+    subl %edi, %ecx
     shrl $2, %ecx
     xorl %eax, %eax
     rep stosl
+    addl $16, %edx
     jmp 1b
 2:  jmp *%esi
-    .globl upgrade_copy_end
-upgrade_copy_end:
+    .globl pvh_copy_end
+pvh_copy_end:
     .code64
+
+    /* Constants of the image. */
+    .section .rodata.leaving, "a", @progbits
+    .balign 8
+flat_gdt:
+    .quad 0
+    .quad 0x00cf9b000000ffff                /* 0x08: 32-bit code */
+    .quad 0x00cf93000000ffff                /* 0x10: data */
+flat_gdt_end:
+flat_gdt_pointer:
+    .word flat_gdt_end - flat_gdt - 1
+    .quad flat_gdt
+    .balign 4
+    .globl pvh_restart_list
+pvh_restart_list:
+    .long __pristine, __data_start, __data_end, __bss_end
+    .long pvh_start, 0
     .text
 "#,
     options(att_syntax),
 );
 
 unsafe extern "C" {
-    fn upgrade_leave(start: u64, list: u64, code: u64) -> !;
-    static upgrade_copy: u8;
-    static upgrade_copy_end: u8;
+    fn pvh_leave(start: u64, list: u64, code: u64) -> !;
+    /// Never called.
+    fn pvh_leave_flat();
+    static pvh_copy: u8;
+    static pvh_copy_end: u8;
+    static pvh_restart_list: u32;
 }
+
+/// A step of a list: source, destination, the end of what is copied there, and the end of what is cleared behind that. The
+/// last step has the first instruction as its source, and no destination. Ends are at multiples of four bytes from the
+/// destination.
+pub(super) type Step = [u32; 4];
 
 /// Returns the code that copies, which runs from wherever it is put.
 pub(super) fn code() -> &'static [u8] {
     // SAFETY: code, which is read.
     unsafe {
-        let (start, end) = (&raw const upgrade_copy, &raw const upgrade_copy_end);
+        let (start, end) = (&raw const pvh_copy, &raw const pvh_copy_end);
         core::slice::from_raw_parts(start, end.offset_from_unsigned(start))
     }
 }
 
-/// Leaves this boot for good: does what the list at `list` says, with the [`code`] that is at `code`.
+/// Boots this image again, with its data as it was loaded. Returns, having said why, if Xen does not start the first vCPU.
 ///
 /// # Safety
-/// On PVH, on the only vCPU, when Xen knows nothing of this boot any more. Both are below 4 GiB, and no step of the list
-/// overwrites them.
-pub(super) unsafe fn leave(list: u32, code: u32) -> ! {
+/// As for [`leave`].
+pub(super) unsafe fn restart() {
+    let (list, code) = (&raw const pvh_restart_list, &raw const pvh_copy);
+    // SAFETY: by the contract. Both are constants of the image.
+    unsafe { leave(list as u32, code as u32) }
+}
+
+/// Leaves this boot for good: does what the list at `list` says, with the [`code`] that is at `code`. Returns, having said
+/// why, if Xen does not start the first vCPU.
+///
+/// # Safety
+/// On PVH, when the other vCPUs have stopped and Xen knows nothing of this boot any more. Both are below 4 GiB, and no step of
+/// the list overwrites them.
+pub(super) unsafe fn leave(list: u32, code: u32) {
+    let start = pristine::start();
     // SAFETY: by the contract.
-    unsafe { upgrade_leave(pristine::start(), list.into(), code.into()) }
+    unsafe {
+        if vcpu::current().id() == VcpuId(0) {
+            if others::exist() {
+                cpu::reset_other_vcpus();
+            }
+            pvh_leave(start, list.into(), code.into())
+        }
+        let entry = pvh_leave_flat as *const () as u32;
+        let Err(error) = others::start_first(entry, start as u32, list, code);
+        say(format_args!("the first vCPU does not start: {error}\n"));
+    }
 }

@@ -45,30 +45,35 @@ fn place(address: u64) -> usize {
     usize::try_from(page).unwrap_or(usize::MAX)
 }
 
-/// The calling vCPU has Xen map or unmap pages. If another one restarts the domain meanwhile, it waits for the note of
+/// The calling vCPU has Xen map or unmap pages. If another one ends this boot meanwhile, it waits for the note of
 /// what became of that.
 pub struct Change(&'static Vcpu);
 
 impl Change {
-    /// Begins a change. If another vCPU reports a crash already, this one does nothing more.
+    /// Begins a change. While another vCPU reports a crash or an upgrade, this one does nothing.
     pub fn begin() -> Change {
         let here = vcpu::current();
         here.changes_mappings.store(true, Ordering::Release);
-        let change = Change(here);
-        if reporter::is_another() {
-            drop(change);
-            reporter::stop_this_vcpu();
+        while reporter::is_another() {
+            here.changes_mappings.store(false, Ordering::Release);
+            give_way();
+            here.changes_mappings.store(true, Ordering::Release);
         }
-        change
+        Change(here)
     }
 }
 
 impl Drop for Change {
     fn drop(&mut self) {
         self.0.changes_mappings.store(false, Ordering::Release);
-        if reporter::is_another() {
-            reporter::stop_this_vcpu();
-        }
+        give_way();
+    }
+}
+
+/// Waits to be stopped by the vCPU that ends this boot, unless that one has let it be.
+fn give_way() {
+    while reporter::is_another() {
+        reporter::pause();
     }
 }
 

@@ -7,7 +7,8 @@
 //!                ├──► pristine                    .data as it was loaded, read-only
 //!                ├──► others ──► parking          the other vCPUs: stopped, and brought to where the next boot starts them
 //!                ├──► mappings                    handles of other domains' pages, to be unmapped
-//!                ├──► upgrade                     a new version takes over, or hands back
+//!                ├──► copying                     the way to the next boot on PVH
+//!                ├──► upgrade, trial              a new version takes over, or hands back
 //!                └──► obstacles                   what cannot be taken up again: then the crash is final
 //! ```
 
@@ -15,8 +16,6 @@ pub mod record;
 
 #[cfg(feature = "unikernel")]
 mod copying;
-#[cfg(feature = "unikernel")]
-mod flat_mode;
 #[cfg(feature = "unikernel")]
 pub(crate) mod leaving;
 #[cfg(feature = "unikernel")]

@@ -6,14 +6,14 @@
 
 use super::parking;
 use crate::cpu::pvh as cpu;
-use crate::domain;
 use crate::vcpu::{self, Vcpu};
+use crate::{domain, reporter};
 use crate::{event_channels, hypercall};
 use bulkhead_xen::abi::event_channel;
 use bulkhead_xen::abi::hvm::{VCPU_HVM_MODE_32B, VcpuContext32};
 use bulkhead_xen::abi::sched::{
-    self, RUNSTATE_RUNNABLE, RunstateInfo, VCPUOP_DOWN, VCPUOP_GET_RUNSTATE_INFO,
-    VCPUOP_INITIALISE, VCPUOP_UP,
+    RUNSTATE_RUNNABLE, RunstateInfo, VCPUOP_DOWN, VCPUOP_GET_RUNSTATE_INFO, VCPUOP_INITIALISE,
+    VCPUOP_UP,
 };
 use bulkhead_xen::{Errno, Instant, VcpuId};
 use core::arch::asm;
@@ -41,6 +41,15 @@ fn others() -> impl Iterator<Item = &'static Vcpu> {
 /// Returns whether there are others that were started.
 pub fn exist() -> bool {
     others().next().is_some()
+}
+
+/// Lets the others go on where they were stopped.
+pub fn go_on() {
+    reporter::cancel();
+    for vcpu in others() {
+        // Xen refuses only one that it has never started.
+        let _ = operation(VCPUOP_UP, vcpu.id());
+    }
 }
 
 /// Waits until the others, which were told to stop, do nothing any more, not even within Xen. One that is changing
@@ -90,12 +99,12 @@ pub fn park() -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Resets all other vCPUs, starts the first one at `entry`, and sleeps until that one resets the calling one. Returns if
-/// Xen does not start it.
+/// Resets all other vCPUs, starts the first one at `entry` with these values in its registers, and sleeps until that one
+/// resets the calling one. Returns if Xen does not start it.
 ///
 /// # Safety
 /// On another vCPU than the first; whatever the first does next, nothing else goes on.
-pub unsafe fn start_first(entry: u64, start: u64) -> Result<Infallible, Errno> {
+pub unsafe fn start_first(entry: u32, ebx: u32, esi: u32, edi: u32) -> Result<Infallible, Errno> {
     /// Descriptors' attributes: 32-bit code, data, a busy task state.
     const CODE: u16 = 0xc9b;
     const DATA: u16 = 0xc93;
@@ -103,9 +112,10 @@ pub unsafe fn start_first(entry: u64, start: u64) -> Result<Infallible, Errno> {
     // Protected mode, without paging, as `docs/misc/pvh.pandoc` of Xen has it.
     let mut context = VcpuContext32 {
         mode: VCPU_HVM_MODE_32B,
-        eip: entry as u32,
-        ebx: start as u32,
-        esi: 1,
+        eip: entry,
+        ebx,
+        esi,
+        edi,
         eflags: 2,
         cr0: 1,
         limits: [u32::MAX, u32::MAX, u32::MAX, u32::MAX, 0x67],
@@ -149,8 +159,7 @@ fn wait(until: Instant, done: impl Fn() -> bool) -> Option<()> {
             return None;
         }
         // It may need this processor.
-        // SAFETY: takes no argument.
-        let _ = unsafe { hypercall::sched_op(sched::YIELD.into(), 0) };
+        reporter::pause();
     }
 }
 

@@ -8,10 +8,9 @@
 //! It is the first vCPU that boots again. If another one has reported the crash, that one lets the first restart: on PVH
 //! reset and initialised anew, on PV out of the parking.
 
-use super::flat_mode::{paging_off, to_32_bits};
 use super::leaving::{let_go, say};
 use super::obstacles::Obstacle;
-use super::{mappings, obstacles, others, parking, pristine, region, trial};
+use super::{copying, mappings, obstacles, others, parking, pristine, region, trial};
 use crate::memory::{self, image};
 use crate::{domain, vcpu};
 use bulkhead_xen::VcpuId;
@@ -27,49 +26,6 @@ static REPORTING: AtomicBool = AtomicBool::new(false);
 global_asm!(
     r#"
     .section .text.boot, "ax", @progbits
-    .code64
-    /* rdi: start info, rsi: whether there are other vCPUs. The descriptors are constants of the image. */
-    .globl restart_pvh
-restart_pvh:
-    cli
-    cld
-    movl %edi, %ebx
-"#,
-    to_32_bits!(),
-    r#"
-    /* Another vCPU restarts the first one here, in 32-bit mode with flat segments and paging off. */
-    .globl restart_pvh_flat
-restart_pvh_flat:
-    lgdt flat_gdt_pointer
-"#,
-    paging_off!(),
-    r#"
-    testl %esi, %esi
-    jz 2f
-    /* INIT to all others, whatever they do: this vCPU goes on when they are reset (vlapic.c in Xen). */
-    movl $0x1b, %ecx                        /* APIC_BASE: enabled, x2APIC */
-    rdmsr
-    orl $0xc00, %eax
-    wrmsr
-    movl $0x830, %ecx                       /* ICR: all but self, assert, INIT */
-    xorl %edx, %edx
-    movl $0xc4500, %eax
-    wrmsr
-2:
-    movl $__pristine, %esi
-    movl $__data_start, %edi
-    movl $__data_end, %ecx
-    subl %edi, %ecx
-    shrl $2, %ecx
-    rep movsl
-    movl $__bss_start, %edi
-    movl $__bss_end, %ecx
-    subl %edi, %ecx
-    shrl $2, %ecx
-    xorl %eax, %eax
-    rep stosl
-    jmp pvh_start
-
     .code64
     /* rdi: start info; the ranges to clear are in the region. Upcalls are masked. */
     .globl restart_pv
@@ -109,10 +65,6 @@ restart_ranges:
 const RANGES: usize = 8;
 
 unsafe extern "C" {
-    fn restart_pvh(start: u64, others: u64) -> !;
-    /// Where the first vCPU starts again, in 32-bit mode: `ebx` and `esi` are what `rdi` and `rsi` are for
-    /// [`restart_pvh`]. Never called.
-    fn restart_pvh_flat();
     fn restart_pv(start: u64) -> !;
     static mut restart_ranges: [[u64; 2]; RANGES];
 }
@@ -206,29 +158,10 @@ pub(crate) fn restart() {
     // SAFETY: no other vCPU runs, Xen knows of nothing in `.data` and `.bss` any more, and what is pristine is there.
     unsafe {
         if domain::is_pvh() {
-            pvh_again()
+            copying::restart()
         } else {
             pv_again()
         }
-    }
-}
-
-/// Boots again on PVH, on the first vCPU.
-///
-/// # Safety
-/// What `restart` has seen to.
-unsafe fn pvh_again() {
-    let (start, others) = (pristine::start(), others::exist());
-    // SAFETY: by the contract.
-    unsafe {
-        if vcpu::current().id() == VcpuId(0) {
-            restart_pvh(start, others.into())
-        }
-        let entry = restart_pvh_flat as *const () as u64;
-        let Err(error) = others::start_first(entry, start);
-        say(format_args!(
-            "no restart: the first vCPU does not start: {error}\n"
-        ));
     }
 }
 

@@ -3,10 +3,10 @@
 
 use super::leaving::{let_go, say};
 use super::record::HandOver;
-use super::{copying, region};
+use super::{copying, others, region};
 use crate::grants;
 use crate::memory::layout::{Ranges, TooFragmented, frames_of, subtract};
-use crate::memory::pages;
+use crate::memory::{image, pages};
 use bulkhead_upgrade::Version;
 use bulkhead_xen::PAGE_SIZE;
 use core::ptr::NonNull;
@@ -70,19 +70,21 @@ pub(super) fn go_back() {
     let Some(over) = TRYING.get() else { return };
     SETTLED.store(true, Ordering::SeqCst);
     let (from, to) = (Version(over.from), Version(over.to));
-    if grants::has_granted() {
-        // One of the pages may lie where the image of the version before goes.
+    let refused = others::stop().err().or_else(|| {
+        let granted = grants::has_granted(image::room());
+        granted.then_some("another domain has a page where the image of before goes")
+    });
+    if let Some(why) = refused {
         return say(format_args!(
-            "version {to} has failed, and cannot go back: other domains have pages of this one\n"
+            "version {to} has failed, and cannot go back: {why}\n"
         ));
     }
     // SAFETY: the domain has failed: only the vCPU that reports goes on, and it uses nothing of this boot any more.
     unsafe {
         region::change(|sealed| sealed.go_back());
-        if !let_go(format_args!("version {to} has failed: back to {from}")) {
-            return;
+        if let_go(format_args!("version {to} has failed: back to {from}")) {
+            region::copy_to(over.room as usize as *mut u8, over.room_bytes as usize);
+            copying::leave(over.table, over.stage);
         }
-        region::copy_to(over.room as usize as *mut u8, over.room_bytes as usize);
-        copying::leave(over.table, over.stage)
     }
 }

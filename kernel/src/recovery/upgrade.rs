@@ -13,13 +13,14 @@
 //! serves: until then, each of its failures that is reported leads back. Lists and code are part of the format of what
 //! survives (`bulkhead_upgrade::FORMAT`): the new version uses those of the one before.
 
+use super::copying::Step;
 use super::leaving::let_go;
 use super::record::{HandOver, Phase};
 use super::trial::is_trying;
 use super::{copying, obstacles, others, region, restart, trial};
 use crate::memory::layout::{Ranges, TooFragmented};
 use crate::memory::{image, pages};
-use crate::{domain, grants, logger};
+use crate::{domain, grants, reporter};
 use bulkhead_upgrade::{Candidate, FORMAT, Running, Version};
 use bulkhead_xen::PAGE_SIZE;
 use core::ops::Range;
@@ -44,24 +45,16 @@ const FORWARD: usize = 512;
 const BACK: usize = 2048;
 const PARTS: usize = PAGE_SIZE;
 
-/// An entry of a list.
-type Step = [u32; 4];
-
 /// Learns where the room for images ends, and keeps the way back out of the memory that is free. `taken` are the frames of
 /// what the builder has left.
 pub(crate) fn reserve<'a>(
-    ram: &Ranges,
     free: &mut Ranges,
     taken: impl Iterator<Item = &'a Range<u64>>,
 ) -> Result<(), TooFragmented> {
-    let start = image::image().start / PAGE_SIZE as u64;
-    let memory = ram.iter().find(|range| range.contains(&start));
-    let memory_end = memory.map_or(start, |range| range.end);
-    let next = taken
-        .map(|range| range.start)
-        .filter(|first| *first >= start);
-    let end = next.fold(memory_end, u64::min);
-    ROOM_END.store(end * PAGE_SIZE as u64, Ordering::Relaxed);
+    let room = image::room();
+    let first = taken.map(|range| range.start * PAGE_SIZE as u64);
+    let first = first.filter(|first| *first >= room.start);
+    ROOM_END.store(first.fold(room.end, u64::min), Ordering::Relaxed);
     trial::keep_stage(free)
 }
 
@@ -71,9 +64,17 @@ pub fn running() -> Running {
         version: version(),
         format: FORMAT,
         region_bytes: region::REGION_BYTES as u32,
-        room: image::image().start..ROOM_END.load(Ordering::Relaxed),
+        room: room(),
     }
 }
+
+/// Returns the addresses that an image may use.
+fn room() -> Range<u64> {
+    image::room().start..ROOM_END.load(Ordering::Relaxed)
+}
+
+/// The reason why no version can take over while a page lies where its image goes.
+const GRANTED: &str = "another domain has a page of this one where the new version would lie; more memory (memory=) avoids that";
 
 /// Returns the reason why no version can take over now, if there is one.
 pub fn obstacle() -> Option<&'static str> {
@@ -83,11 +84,8 @@ pub fn obstacle() -> Option<&'static str> {
         Some("this version has to show first that it serves")
     } else if !restart::is_enabled() {
         Some("expected recover=on on the command line")
-    } else if others::exist() {
-        Some("expected a domain with one vCPU: with several, no version takes over in place yet")
-    } else if grants::has_granted() {
-        // Where the new image goes, as it may.
-        Some("other domains have pages of this one, as those do whose disks it uses")
+    } else if grants::has_granted(room()) {
+        Some(GRANTED)
     } else {
         obstacles::first()
     }
@@ -102,34 +100,14 @@ struct Stage {
 
 impl Stage {
     /// Takes pages that no image will ever cover.
-    fn new(bytes: usize, room: &Range<u64>) -> Option<Stage> {
+    fn new(bytes: usize) -> Option<Stage> {
         let pages = bytes.div_ceil(PAGE_SIZE);
-        let mut covered = heapless::Vec::<NonNull<u8>, 8>::new();
-        let first = loop {
-            let Some(first) = pages::allocate_pages(pages) else {
-                break None;
-            };
-            let start = first.as_ptr() as u64;
-            if start >= room.end || start + (pages * PAGE_SIZE) as u64 <= room.start {
-                break Some(first);
-            }
-            if covered.push(first).is_err() {
-                // SAFETY: allocated just now.
-                unsafe { pages::free_pages(first, pages) };
-                break None;
-            }
-        };
-        for first in covered {
-            // SAFETY: allocated above, and used for nothing.
-            unsafe { pages::free_pages(first, pages) };
-        }
-        let first = first?;
         let stage = Stage {
-            first,
+            first: pages::allocate_behind_room(pages)?,
             pages,
             used: PARTS,
         };
-        let end = first.as_ptr() as u64 + (pages * PAGE_SIZE) as u64;
+        let end = stage.first.as_ptr() as u64 + (pages * PAGE_SIZE) as u64;
         if end > 1 << 32 {
             stage.free();
             return None;
@@ -172,12 +150,8 @@ impl Stage {
         place.fill(0);
         place[..content.len()].copy_from_slice(content);
         let zero = (content.len() as u32 + zero).saturating_sub(padded as u32);
-        [
-            self.address(at),
-            to,
-            padded as u32,
-            zero.next_multiple_of(4),
-        ]
+        let end = to + padded as u32;
+        [self.address(at), to, end, end + zero.next_multiple_of(4)]
     }
 
     fn list(&mut self, at: usize, steps: &[Step]) {
@@ -216,13 +190,15 @@ pub fn take_over(candidate: &Candidate<'_>, fault: u32) -> &'static str {
     let own = own_parts().map(|(content, _)| content.len() + 16);
     let new = candidate.parts().map(|(_, content, _)| content.len() + 16);
     let size = PARTS + bytes + own.iter().sum::<usize>() + new.sum::<usize>();
-    let Some(mut stage) = Stage::new(size, &running().room) else {
+    let Some(mut stage) = Stage::new(size) else {
         return "there is no memory to keep both versions";
     };
     let code = copying::code();
     stage.slice(0, code.len()).copy_from_slice(code);
     let room = stage.room(bytes);
-    let surviving = [stage.address(room), candidate.note.region, bytes as u32, 0];
+    // What survives, copied to `to`.
+    let from = stage.address(room);
+    let surviving = |to: u32| [from, to, to + bytes as u32, to + bytes as u32];
 
     let mut back = heapless::Vec::<Step, 4>::new();
     let image_end = image::image().end;
@@ -233,12 +209,7 @@ pub fn take_over(candidate: &Candidate<'_>, fault: u32) -> &'static str {
         let zero = if is_data { image_end - end } else { 0 };
         let _ = back.push(stage.part(content, to as u32, zero as u32));
     }
-    let _ = back.push([
-        stage.address(room),
-        region::address() as u32,
-        bytes as u32,
-        0,
-    ]);
+    let _ = back.push(surviving(region::address() as u32));
     let _ = back.push([pvh_start as *const () as u32, 0, 0, 0]);
     stage.list(BACK, &back);
 
@@ -246,7 +217,7 @@ pub fn take_over(candidate: &Candidate<'_>, fault: u32) -> &'static str {
     for (to, content, zero) in candidate.parts() {
         let _ = forward.push(stage.part(content, to, zero));
     }
-    let _ = forward.push(surviving);
+    let _ = forward.push(surviving(candidate.note.region));
     let _ = forward.push([candidate.entry, 0, 0, 0]);
     stage.list(FORWARD, &forward);
 
@@ -257,27 +228,38 @@ pub fn take_over(candidate: &Candidate<'_>, fault: u32) -> &'static str {
         stage: stage.address(0),
         stage_pages: stage.pages as u32,
         table: stage.address(BACK),
-        room: stage.address(room),
+        room: from,
         room_bytes: bytes as u32,
     };
     let copy = stage.slice(room, bytes).as_mut_ptr();
-    // SAFETY: there is as much room; the copy begins with the record.
-    let intact = unsafe {
-        region::copy_to(copy, bytes);
-        (*copy.cast::<super::record::Sealed>()).begin_trying(over)
-    };
-    if !intact {
+    if reporter::begin().is_err() {
+        reporter::stop_this_vcpu();
+    }
+    let refused = others::stop().err().or_else(|| {
+        if grants::has_granted(self::room()) {
+            return Some(GRANTED);
+        }
+        // SAFETY: there is as much room, and no other vCPU changes the region; the copy begins with the record.
+        let intact = unsafe {
+            region::copy_to(copy, bytes);
+            (*copy.cast::<super::record::Sealed>()).begin_trying(over)
+        };
+        (!intact).then_some("the region that survives is damaged")
+    });
+    if let Some(refused) = refused {
+        others::go_on();
         stage.free();
-        return "the region that survives is damaged";
+        return refused;
     }
     let (next, own) = (candidate.note.version, version());
-    // SAFETY: no other task runs before the new version does.
-    if !unsafe { let_go(format_args!("version {next} takes over from {own}")) } {
-        panic!("pages of guests stay mapped: version {next} cannot take over");
+    // SAFETY: no other task or vCPU goes on before the new version does. It is PVH; the list and the code were just made,
+    // and Xen knows nothing of this boot any more then.
+    unsafe {
+        if let_go(format_args!("version {next} takes over from {own}")) {
+            copying::leave(stage.address(FORWARD), stage.address(0));
+        }
     }
-    logger::drain();
-    // SAFETY: PVH; the list and the code were just made, and Xen knows nothing of this boot any more.
-    unsafe { copying::leave(stage.address(FORWARD), stage.address(0)) }
+    panic!("version {next} cannot take over, and {own} cannot go on");
 }
 
 /// What the boot before this one was, in the same domain.

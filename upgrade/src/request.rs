@@ -1,4 +1,4 @@
-//! The operator's request: `TARGET sha256=SUM [force] [test=panic|wait]`.
+//! The operator's request: `TARGET sha256=SUM [force] [test=panic|wait|late]`.
 
 use core::fmt;
 
@@ -13,6 +13,8 @@ pub enum Fault {
     Panic = 1,
     /// It waits for ever before it serves.
     Wait = 2,
+    /// It panics on its last vCPU when it could say that it serves.
+    Late = 3,
 }
 
 impl Fault {
@@ -21,6 +23,7 @@ impl Fault {
         match number {
             1 => Fault::Panic,
             2 => Fault::Wait,
+            3 => Fault::Late,
             _ => Fault::None,
         }
     }
@@ -82,6 +85,7 @@ impl<'a> Request<'a> {
                 }
                 Some(("test", "panic")) => fault = Fault::Panic,
                 Some(("test", "wait")) => fault = Fault::Wait,
+                Some(("test", "late")) => fault = Fault::Late,
                 None if word == "force" => force = true,
                 _ => return Err(RequestError::Word(word)),
             }

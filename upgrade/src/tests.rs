@@ -154,6 +154,15 @@ fn requests_are_read() {
     assert_eq!((request.target, request.force), ("ram:new.elf", true));
     assert_eq!(request.sha256[..3], [0x01, 0x23, 0x45]);
     assert_eq!(request.fault, Fault::None);
+    for (word, fault) in [
+        ("panic", Fault::Panic),
+        ("wait", Fault::Wait),
+        ("late", Fault::Late),
+    ] {
+        let text = format!("ram:a sha256={sum} test={word}");
+        assert_eq!(Request::parse(&text).map(|one| one.fault), Ok(fault));
+        assert_eq!(Fault::of(fault as u32), fault, "what the record keeps");
+    }
     let parse = |text: &str| match Request::parse(text) {
         Ok(_) => panic!("{text:?} was read"),
         Err(error) => format!("{error}"),

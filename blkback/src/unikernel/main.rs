@@ -102,6 +102,8 @@ fn main(mut machine: Machine) -> ShutdownReason {
     let (vcpus, running) = start_vcpus(&machine, &mut executor, first, &store);
     #[cfg(feature = "recover")]
     recovery::crash_on_request(&machine, &handle, &store, &vcpus);
+    #[cfg(feature = "recover")]
+    let last_vcpu = vcpus.last().expect("there is always a vCPU").clone();
     let Some(region) = Region::new(hypervisor) else {
         log::error!("the address space for foreign pages has an owner already");
         return ShutdownReason::Crash;
@@ -197,7 +199,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
         let (backend, serves) = (backend.clone(), serves.clone());
         handle.spawn(async move {
             serves.wait().await;
-            recovery::follow_upgrades(&backend, line, last).await;
+            recovery::follow_upgrades(&backend, last_vcpu, line, last).await;
         });
     }
     handle.spawn(async move {

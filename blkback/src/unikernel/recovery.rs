@@ -26,6 +26,7 @@ use bulkhead_xenbus::{CommandNode, excerpt};
 use bulkhead_xenstore_client::{Client, Error, Resumable, Ring, is_within_request};
 use core::cell::Cell;
 use core::convert::Infallible;
+use core::future::pending;
 use core::hint::black_box;
 use core::time::Duration;
 
@@ -49,6 +50,9 @@ const LONGEST_REPORT: usize = 1900;
 
 /// The time within which a new version has to serve.
 const SERVES_WITHIN: Duration = Duration::from_secs(10);
+
+/// The time for which a version serves that was asked to fail late.
+const FAILS_AFTER: Duration = Duration::from_secs(1);
 
 /// The node by which the toolstack crashes the domain, and its answer.
 const CRASH_NODE: &str = "data/crash";
@@ -256,14 +260,23 @@ pub fn prove(executor: &mut Executor<Hypercalls>, machine: &Machine) {
 }
 
 /// Notes that this version serves, once the disks that the boot before has served are served again, and carries out
-/// requests for the next version.
+/// requests for the next version. `vcpu` is the last one.
 pub async fn follow_upgrades(
     backend: &Backend<Hypercalls>,
+    vcpu: VcpuSpawner<Hypercalls>,
     line: &'static str,
     last: Option<(Before, String)>,
 ) {
     let services = &backend.services;
     services.keeper.settled().await;
+    if let Some((Before::Version(_, fault), _)) = &last
+        && Fault::of(*fault) == Fault::Late
+    {
+        // Guests are served for a moment.
+        services.handle.sleep(FAILS_AFTER).await;
+        vcpu.send(|_| panic!("version {} was asked to panic late", version()));
+        pending::<()>().await;
+    }
     trial::settle();
     let told = match &last {
         Some((Before::Version(before, _), _)) => {

@@ -87,7 +87,7 @@ pub const LONG: &[Scenario] = &[
 
 /// What guests' disks lie on.
 #[derive(Clone, Copy)]
-enum Disks {
+pub(super) enum Disks {
     /// Images in the driver domain's memory.
     Images,
     /// Disks of the driver domain's own, which dom0 serves.
@@ -109,7 +109,7 @@ impl Disks {
     }
 
     /// Waits until a driver domain has what they lie on.
-    fn wait(self, storage: &Running) -> Result<()> {
+    pub(super) fn wait(self, storage: &Running) -> Result<()> {
         match self {
             Disks::Images => Ok(()),
             Disks::Own => ["xvda", "xvdb"].iter().try_for_each(|device| {
@@ -120,17 +120,22 @@ impl Disks {
         }
     }
 
-    /// Makes them for that driver domain, 16 MiB each, and returns a target on each of two.
-    fn make<'l, 'h>(
+    /// Makes them for that driver domain, 16 MiB each, and returns a target on each of two. It has `images` anyway.
+    pub(super) fn make<'l, 'h>(
         self,
         testbed: &'l Testbed<'h>,
         kind: Kind,
+        mut images: Vec<Image>,
     ) -> Result<(Storage<'l, 'h>, [String; 2])> {
-        let storage = testbed.storage(kind).cmdline("recover=on test-crash=on");
+        let mut storage = testbed.storage(kind).cmdline("recover=on test-crash=on");
         if let Disks::Images = self {
-            let images = ["written", "read"].map(|name| Image::mib(name, 16));
-            let targets = ["ram:written", "ram:read"].map(str::to_owned);
-            return Ok((storage.images(&images)?, targets));
+            images.extend(["written", "read"].map(|name| Image::mib(name, 16)));
+        }
+        if !images.is_empty() {
+            storage = storage.images(&images)?;
+        }
+        if let Disks::Images = self {
+            return Ok((storage, ["ram:written", "ram:read"].map(str::to_owned)));
         }
         if let Disks::Exports = self {
             testbed.network()?;
@@ -142,7 +147,6 @@ impl Disks {
             let targets = [files.target("root-bob"), qcow.target("qcow")];
             return Ok((storage.on_network(&words), targets));
         }
-        let mut storage = storage;
         for device in ["xvda", "xvdb"] {
             let file = format!("/tmp/crashing-{kind}-{device}.img");
             let script = format!("rm -f {file} && truncate --size=16M {file}");
@@ -338,7 +342,7 @@ fn crashes_under_load(testbed: &Testbed, kind: Kind, on: Disks) -> Result<()> {
     let host = testbed.host;
     let (here, _) = testbed.shared_file("bulkhead-recovering");
     fs::copy(on.build()?, here)?;
-    let (storage, [written, read]) = on.make(testbed, kind)?;
+    let (storage, [written, read]) = on.make(testbed, kind, Vec::new())?;
     let mut storage = storage
         .kernel("bulkhead-recovering")
         .memory(64)

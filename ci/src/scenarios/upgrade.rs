@@ -1,31 +1,46 @@
 //! A new version that takes over from the one that runs, under the load of guests (`docs/recovery.md`).
 
 use super::main_job::FIO_LIMIT;
+use super::recovery::Disks;
 use crate::commands::build;
 use crate::config::Kind;
 use crate::digest::hex;
 use crate::testbed::images::Image;
 use crate::testbed::leak_check::Holdings;
 use crate::testbed::report::milliseconds;
-use crate::testbed::storage::{BOOT, Running, device_number, disk, own_disk_connected};
+use crate::testbed::storage::{BOOT, Running, device_number, disk};
 use crate::testbed::{MINUTE, Scenario, Testbed, fio};
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 use std::fs;
 use std::time::Duration;
 
-pub const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "upgrade-under-load-pvh",
-    about: "a newer version takes over from the one that runs and back, under two guests with fio, verified; one that panics and one that does not serve go back",
-    demo: false,
-    run: upgrades,
-}];
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "upgrade-under-load-pvh",
+        about: "a newer version takes over from the one that runs and back, under two guests with fio, verified; one that panics and one that does not serve go back",
+        demo: false,
+        run: |testbed| upgrades(testbed, 1, Disks::Images),
+    },
+    Scenario {
+        name: "upgrade-under-load-vcpus-pvh",
+        about: "the same with two vCPUs, on each of which a version fails",
+        demo: false,
+        run: |testbed| upgrades(testbed, 2, Disks::Images),
+    },
+    Scenario {
+        name: "upgrade-under-load-own-disks-pvh",
+        about: "the same with two vCPUs, and two disks of the driver domain's own",
+        demo: false,
+        run: |testbed| upgrades(testbed, 2, Disks::Own),
+    },
+];
 
 /// The time within which a version that does not serve is given up: ten seconds, in an emulated host that others use too.
 const GIVEN_UP: Duration = Duration::from_secs(20);
 
 /// Rounds over the disk, long enough for everything.
-const LOOPS: &str = "--loops=60 --time_based --runtime=120";
+const LOOPS: &str = "--loops=60 --time_based --runtime=140";
 
 /// Time for which the second guest reads around each change, in seconds.
 const READS: u32 = 6;
@@ -53,7 +68,7 @@ fn version_of(elf: &mut [u8], patch: u8) -> Result<String> {
     Ok(format!("{major}.{minor}.{patch}"))
 }
 
-fn upgrades(testbed: &Testbed) -> Result<()> {
+fn upgrades(testbed: &Testbed, vcpus: u32, on: Disks) -> Result<()> {
     let host = testbed.host;
     let mut old = fs::read(build::build_recovering()?)?;
     // Another layout, too: this one has more stores.
@@ -75,23 +90,18 @@ fn upgrades(testbed: &Testbed) -> Result<()> {
     );
     let (here, _) = testbed.shared_file("bulkhead-recovering");
     fs::write(here, &old)?;
-    let images = [
-        Image::mib("written", 16),
-        Image::mib("read", 16),
-        Image::of("old.elf", &old),
-        Image::of("new.elf", &new),
-    ];
-    let mut storage = testbed
-        .storage(Kind::Pvh)
+    let images = vec![Image::of("old.elf", &old), Image::of("new.elf", &new)];
+    let (storage, [written, read]) = on.make(testbed, Kind::Pvh, images)?;
+    let mut storage = storage
         .kernel("bulkhead-recovering")
-        .images(&images)?
         .memory(72)
-        .cmdline("recover=on test-crash=on")
+        .vcpus(vcpus)
         .start()?;
+    on.wait(&storage)?;
     let nothing = Holdings::by(host, storage.id)?;
-    let disks = |image: &str| [disk("storage", "xvda", "rw", &format!("ram:{image}"))];
-    let mut writer = host.guest("writer", Kind::Pvh, &disks("written"))?;
-    let mut reader = host.guest("reader", Kind::Pv, &disks("read"))?;
+    let disks = |target: &str| [disk("storage", "xvda", "rw", target)];
+    let mut writer = host.guest("writer", Kind::Pvh, &disks(&written))?;
+    let mut reader = host.guest("reader", Kind::Pv, &disks(&read))?;
     let job = writer.start(&fio::verify_command_with("/dev/xvda", LOOPS))?;
     storage.wait_for_writes(&writer, device_number("xvda"), 100, MINUTE)?;
     let nodes = Holdings::by(host, storage.id)?.nodes;
@@ -106,7 +116,7 @@ fn upgrades(testbed: &Testbed) -> Result<()> {
             "do not have the checksum",
         ),
         (format!("ram:newer.elf sha256={sum}"), "newer.elf"),
-        (format!("ram:written sha256={sum}"), "ram:written"),
+        (format!("{written} sha256={sum}"), &written),
     ] {
         let told = refused(&storage, &request)?;
         ensure!(
@@ -114,9 +124,9 @@ fn upgrades(testbed: &Testbed) -> Result<()> {
             "{request}: {told:?} instead of {reason:?}"
         );
     }
-    refused_with_own_disk(&storage, &format!("ram:new.elf sha256={sum}"))?;
 
-    let steps: [(&str, &Elf, &str, Outcome); 4] = [
+    let last_vcpu = format!("panic on vCPU {}:", vcpus - 1);
+    let steps: [(&str, &Elf, &str, Outcome<'_>); 5] = [
         ("pause: to a newer version", &new_elf, "", Outcome::Serves),
         (
             "pause: back to the older one",
@@ -128,13 +138,19 @@ fn upgrades(testbed: &Testbed) -> Result<()> {
             "pause: a version that panics",
             &new_elf,
             " test=panic",
-            Outcome::Fails("was asked to panic"),
+            Outcome::Fails(&["was asked to panic"]),
+        ),
+        (
+            "pause: a version that panics when it has served",
+            &new_elf,
+            " test=late",
+            Outcome::Fails(&["was asked to panic late", &last_vcpu]),
         ),
         (
             "pause: a version that does not serve",
             &new_elf,
             " test=wait",
-            Outcome::Fails("does not serve 10 s after"),
+            Outcome::Fails(&["does not serve 10 s after"]),
         ),
     ];
     for (what, elf, words, outcome) in steps {
@@ -172,19 +188,22 @@ fn upgrades(testbed: &Testbed) -> Result<()> {
     let log = storage.console();
     let resumed = log.matches("taken up again").count();
     // A version that fails while it boots takes nothing up.
-    ensure!(resumed >= 8, "{resumed} queues were taken up again:\n{log}");
+    ensure!(
+        resumed >= 12,
+        "{resumed} queues were taken up again:\n{log}"
+    );
     writer.destroy()?;
     reader.destroy()?;
-    nothing.expect_within(host, storage.id, "after four upgrades", GIVEN_BACK)?;
+    nothing.expect_within(host, storage.id, "after five upgrades", GIVEN_BACK)?;
     storage.shutdown()
 }
 
 /// What becomes of an upgrade.
-enum Outcome {
+enum Outcome<'a> {
     /// The version serves.
     Serves,
-    /// The one before serves again, and the error says this.
-    Fails(&'static str),
+    /// The one before serves again, and the error says all of this.
+    Fails(&'a [&'a str]),
 }
 
 fn data(storage: &Running) -> String {
@@ -200,26 +219,8 @@ fn refused(storage: &Running, request: &str) -> Result<String> {
     ))
 }
 
-/// While dom0 has pages of the domain, for a disk that it uses, the request is refused. Later ones show that it is not when the
-/// disk is gone.
-fn refused_with_own_disk(storage: &Running, request: &str) -> Result<()> {
-    const DISK: &str = "/tmp/upgrade-own-disk.img";
-    let (host, name) = (storage.host, &storage.name);
-    host.ok(&format!(
-        "truncate --size=16M {DISK} && xl block-attach {name} 'format=raw,vdev=xvda,access=rw,backendtype=phy,target={DISK}'"
-    ))?;
-    storage.wait_console(&own_disk_connected("xvda"), MINUTE)?;
-    let told = refused(storage, request)?;
-    ensure!(
-        told.contains("other domains have pages of this one"),
-        "with a disk of its own: {told:?}"
-    );
-    host.ok(&format!("xl block-detach {name} xvda && rm {DISK}"))?;
-    Ok(())
-}
-
 /// Asks for an upgrade, and waits until the domain, which stays the same one, serves.
-fn change(storage: &Running, request: &str, elf: &Elf, outcome: Outcome) -> Result<()> {
+fn change(storage: &Running, request: &str, elf: &Elf, outcome: Outcome<'_>) -> Result<()> {
     let (data, seen, version) = (data(storage), storage.console_length(), &elf.version);
     storage.host.ok(&format!(
         "xenstore-write {data}/upgrade-error before {data}/upgrade '{request}'"
@@ -235,14 +236,16 @@ fn change(storage: &Running, request: &str, elf: &Elf, outcome: Outcome) -> Resu
                 .ok(&gone)
                 .context("data/upgrade-error is not cleared")?;
         }
-        Outcome::Fails(reason) => {
+        Outcome::Fails(reasons) => {
             let back = format!("back from version {version}");
             storage.wait_console_from(seen, &back, BOOT + GIVEN_UP)?;
             let read = format!(
                 "for n in $(seq 50); do xenstore-read {data}/upgrade-error | grep -v '^before$' && exit; sleep 0.1; done; exit 1"
             );
             let told = storage.host.ok(&read)?;
-            ensure!(told.contains(reason), "{told:?} instead of {reason:?}");
+            for reason in reasons {
+                ensure!(told.contains(reason), "{told:?} instead of {reason:?}");
+            }
         }
     }
     let id = storage.host.ok(&format!("xl domid {}", storage.name))?;

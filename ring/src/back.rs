@@ -90,6 +90,27 @@ impl<M: RingMemory, F: Format> BackRing<M, F> {
         Ok(())
     }
 
+    /// Notes that the next `count` requests were answered already, by an earlier backend that has not shown the frontend
+    /// its responses, and puts the last of these once more: it may be there in part. To be called before anything is
+    /// taken, and with a count of at least one.
+    ///
+    /// # Errors
+    /// The frontend has not published that many requests.
+    pub fn put_again(&mut self, count: u32, last: &F::ResponseSlot) -> Result<(), Overrun> {
+        self.skip(count)?;
+        let Slots { memory, format, .. } = &self.slots;
+        format.copy_response(memory, self.slots.offset(self.taken.wrapping_sub(1)), last);
+        self.answered = self.taken;
+        Ok(())
+    }
+
+    /// Copies what lies where the next response goes: if that is not the response to the request that lies there, the
+    /// request is lost with it.
+    pub fn copy_overwritten(&self, slot: &mut F::Slot) {
+        let Slots { memory, format, .. } = &self.slots;
+        format.copy_request(memory, self.slots.offset(self.answered), slot);
+    }
+
     /// Returns how many requests were taken and not answered yet.
     pub fn outstanding(&self) -> u32 {
         self.taken.wrapping_sub(self.answered)
@@ -173,11 +194,22 @@ impl<M: RingMemory, F: Format> BackRing<M, F> {
     /// [`publish`](Self::publish).
     #[inline]
     pub fn respond(&mut self, response: &F::Response) -> Result<(), Unasked> {
+        self.respond_noted(response, |_, _| ())
+    }
+
+    /// Does the same, after `note` got the response's index and its bytes.
+    #[inline(always)]
+    pub fn respond_noted(
+        &mut self,
+        response: &F::Response,
+        note: impl FnOnce(u32, &F::ResponseSlot),
+    ) -> Result<(), Unasked> {
         if self.outstanding() == 0 {
             return Err(Unasked);
         }
         let Slots { memory, format, .. } = &self.slots;
         let slot = format.encode_response(response);
+        note(self.answered, &slot);
         format.copy_response(memory, self.slots.offset(self.answered), &slot);
         self.answered = self.answered.wrapping_add(1);
         Ok(())

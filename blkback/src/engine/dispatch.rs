@@ -2,8 +2,9 @@
 
 mod indirect;
 mod plain;
-#[cfg_attr(feature = "recover", path = "dispatch/taking_kept.rs")]
 mod taking;
+#[cfg(feature = "recover")]
+mod taking_kept;
 mod transfer;
 
 pub(super) use plain::{PlainTransfer, Served};
@@ -47,7 +48,7 @@ pub(super) struct Dispatcher<H: Hypervisor> {
     /// The number of these pages that are not in the pool yet.
     reserved: usize,
     /// A request that was taken off the ring and has to wait for the requests in flight. Later requests stay on
-    /// the ring. One that is kept waits in the journal.
+    /// the ring. One whose store answers in any order waits in the journal.
     held: Option<[u8; SLOT_SIZE]>,
     journal: Journal,
     /// True while a barrier is in flight: no request begins before it has ended.
@@ -153,14 +154,24 @@ impl<H: Hypervisor> Dispatcher<H> {
     /// Publishes the responses. Returns true if the frontend asked to be notified of them.
     #[inline]
     pub fn publish(&mut self) -> bool {
-        if self.journal.is_sealed_in_order() && self.inflight.in_flight() > 0 && !self.barrier {
+        match self.journal.is_in_order() {
+            true => self.ring.publish(),
+            false => self.publish_out_of_order(),
+        }
+    }
+
+    #[inline(never)]
+    fn publish_out_of_order(&mut self) -> bool {
+        let at_rest = self.inflight.in_flight() == 0 || self.barrier;
+        if self.journal.is_sealed_in_order() && !at_rest {
             // The store answers requests in an order of its own: the ring does not tell which.
             self.journal.break_seal();
         }
         let count = self.ring.unpublished();
+        let from = self.ring.answered().wrapping_sub(count);
         let notify = self.ring.publish();
-        self.journal
-            .published(self.ring.answered().wrapping_sub(count), count);
+        let at_rest = at_rest && self.held.is_none();
+        self.journal.published(from, count, at_rest);
         notify
     }
 
@@ -228,8 +239,15 @@ impl<H: Hypervisor> Dispatcher<H> {
         self.conclude(id, operation, bytes, outcome);
     }
 
-    /// Counts a request that has ended, complains if it failed, and answers it.
+    /// Notes that the request that was taken last begins, and is to be answered later.
     #[inline]
+    fn note_begin(&mut self) {
+        let index = self.ring.taken().wrapping_sub(1);
+        self.journal.begin_later(self.inflight.next_place(), index);
+    }
+
+    /// Counts a request that has ended, complains if it failed, and answers it.
+    #[inline(never)]
     fn conclude(
         &mut self,
         id: RequestId,
@@ -268,13 +286,20 @@ impl<H: Hypervisor> Dispatcher<H> {
     }
 
     /// Puts a response on the ring. The frontend sees it after the next [`publish`](Self::publish).
-    #[inline]
+    #[inline(always)]
     fn answer(&mut self, answer: &Response) {
         self.answered = true;
-        if self.ring.respond(answer).is_err() {
+        if self.journal.put(&mut self.ring, answer).is_err() {
             // Cannot be: each request in flight was taken off the ring and is answered once.
             debug_assert!(false, "an answer that nobody waits for");
         }
+    }
+
+    /// Does the same for a request that is refused.
+    #[cold]
+    #[inline(never)]
+    fn answer_refused(&mut self, answer: &Response) {
+        self.answer(answer);
     }
 
     fn begin_other(
@@ -313,6 +338,7 @@ impl<H: Hypervisor> Dispatcher<H> {
     /// Begins an operation without pages.
     fn begin_plain(&mut self, request: &SlotRequest<'_>, op: Op) -> Begun {
         let steps = Steps::of(op);
+        self.note_begin();
         match self.inflight.begin(request.id, request.opcode(), steps) {
             Some(tag) => self.begun.push(tag.0 as u16),
             None => return self.refuse(request, Status::Error),
@@ -332,7 +358,7 @@ impl<H: Hypervisor> Dispatcher<H> {
     fn refuse_malformed(&mut self, malformed: &Malformed) -> Begun {
         self.complaints
             .complain(format_args!("a malformed request: {}", malformed.fault));
-        self.answer(&malformed.response());
+        self.answer_refused(&malformed.response());
         Begun::Yes
     }
 
@@ -341,7 +367,7 @@ impl<H: Hypervisor> Dispatcher<H> {
     fn refuse(&mut self, request: &SlotRequest<'_>, status: Status) -> Begun {
         self.complaints
             .complain(format_args!("{} is not offered so", request.opcode()));
-        self.answer(&request.response(status));
+        self.answer_refused(&request.response(status));
         Begun::Yes
     }
 }

@@ -1,34 +1,20 @@
-//! What a queue keeps of its requests, for the boot that follows a crash (`recovery`).
+//! What a queue keeps of its requests and responses, for the boot that follows a crash (`recovery`).
 
 mod any_order;
 
-pub(super) use crate::recovery::Kept;
 use crate::recovery::{Claim, Place, Record, SLOTS};
 use alloc::boxed::Box;
 pub(super) use any_order::AnyOrder;
 use bulkhead_images::Tag;
-use bulkhead_ring::blkif::Blkif;
-use bulkhead_ring::{BackRing, Overrun, SharedPages};
+use bulkhead_ring::blkif::{Blkif, Response, SLOT_SIZE};
+use bulkhead_ring::{BackRing, Overrun, SharedPages, Unasked};
 use core::iter;
 
-/// A place while requests are being taken, or none.
-pub(super) type Lent = Option<&'static mut Place>;
-
-/// Returns where requests are to be put, each at its index modulo the number of places: several if they are kept, else
-/// one, which is `other`.
-#[inline]
-pub(super) fn requests<'a>(lent: &'a mut Lent, other: &'a mut Kept) -> &'a mut [Kept] {
-    match lent {
-        Some(place) => place.requests(),
-        None => core::slice::from_mut(other),
-    }
-}
-
-/// What a queue keeps of its requests. By default, that is nothing.
+/// What a queue keeps of its requests and responses. By default, that is nothing.
 #[derive(Debug, Default)]
 pub struct Journal {
-    /// Where they are kept; `None` if nothing is.
-    claim: Option<Claim>,
+    /// Where they are kept.
+    claim: Claim,
     /// The number of requests that were taken and have not begun: the last that were taken, unless responses are put in
     /// any order.
     again: u32,
@@ -36,13 +22,18 @@ pub struct Journal {
     sealed: bool,
     /// The use of the place, if responses are put in any order.
     any_order: Option<Box<AnyOrder>>,
+    /// For each tag, the index of the request that has it, if responses are not put in any order.
+    indices: [u32; SLOTS as usize],
+    /// A response was put before that of an earlier request since responses were last published.
+    disordered: bool,
 }
 
 impl Journal {
     /// Keeps a queue's requests in a place that it has, or goes on with what an earlier boot has kept there.
     pub fn new(claim: Option<Claim>) -> Journal {
+        let claim = claim.unwrap_or_default();
         Journal {
-            sealed: claim.as_ref().is_some_and(|claim| claim.record.is_none()),
+            sealed: claim.is_some() && claim.record.is_none(),
             claim,
             ..Journal::default()
         }
@@ -50,7 +41,7 @@ impl Journal {
 
     /// Begins to keep what is taken off this ring, which goes on after the last published response. `at_once` says that
     /// the store answers in the order of the requests. Returns how many requests an earlier boot has taken and not
-    /// answered, if one has served the ring: these come first.
+    /// answered, and are not on the ring, if one has served the ring: these come first.
     ///
     /// # Errors
     /// The frontend has not published that many requests.
@@ -62,32 +53,34 @@ impl Journal {
         if ring.slots() != SLOTS {
             *self = Journal::default();
         }
-        let Some(claim) = &mut self.claim else {
+        let Some(place) = &mut self.claim.place else {
             return Ok(None);
         };
-        let Some(place) = &mut claim.place else {
-            return Ok(None);
-        };
-        if let Some(record) = claim.record.take() {
+        if let Some(record) = self.claim.record.take() {
             place.seal(&Record {
                 any_order: !at_once,
                 ..record
             });
             self.sealed = true;
-            self.any_order = (!at_once).then(|| Box::new(AnyOrder::new(iter::empty())));
+            match at_once {
+                true => self.claim.in_order = self.claim.place.take(),
+                false => self.any_order = Some(Box::new(AnyOrder::new(iter::empty()))),
+            }
             return Ok(None);
         }
-        self.again = match place.answers_in_any_order() {
-            Some(true) => {
-                let places = place.unanswered(ring.taken()).into_iter();
-                let any_order = AnyOrder::new(places.map(|(place, _)| place));
-                let again = any_order.waiting();
-                self.any_order = Some(Box::new(any_order));
-                again
-            }
-            _ => place.taken_from(ring.taken()),
-        };
-        ring.skip(self.again)?;
+        if place.answers_in_any_order() == Some(true) {
+            let places = place.unanswered(ring.taken()).into_iter();
+            let any_order = AnyOrder::new(places.map(|(place, _)| place));
+            self.again = any_order.waiting();
+            self.any_order = Some(Box::new(any_order));
+            ring.skip(self.again)?;
+            return Ok(Some(self.again));
+        }
+        self.again = place.restore(ring)?;
+        self.disordered = self.again > 0;
+        if !self.disordered {
+            self.claim.in_order = self.claim.place.take();
+        }
         Ok(Some(self.again))
     }
 
@@ -112,8 +105,7 @@ impl Journal {
     #[cold]
     pub(super) fn break_seal(&mut self) {
         self.sealed = false;
-        let claim = self.claim.as_mut();
-        if let Some(place) = claim.and_then(|claim| claim.place.as_mut()) {
+        if let Some(place) = &mut self.claim.place {
             place.clear();
         }
     }
@@ -124,50 +116,107 @@ impl Journal {
         self.again
     }
 
-    /// Notes their number.
-    #[inline]
-    pub(super) fn set_waiting(&mut self, again: u32) {
-        self.again = again;
+    /// Takes the first of these requests off what an earlier boot has kept, if that has answered in the order of the
+    /// requests. `taken` is the index of the next request on the ring.
+    #[cold]
+    pub(super) fn take_again(&mut self, taken: u32) -> Option<[u8; SLOT_SIZE]> {
+        let index = taken.wrapping_sub(self.again);
+        self.again -= 1;
+        self.claim.place.as_ref()?.kept(index).copied()
     }
 
-    /// Returns whether requests are kept.
+    /// Lends the place while requests are being taken, if responses are put in any order.
     #[inline]
-    pub(super) fn keeps(&self) -> bool {
-        self.claim.is_some()
-    }
-
-    /// Lends the place while requests are being taken.
-    #[inline]
-    pub(super) fn lend(&mut self) -> Lent {
-        self.claim.as_mut()?.place.take()
+    pub(super) fn lend(&mut self) -> Option<(Box<AnyOrder>, &'static mut Place)> {
+        let order = self.any_order.take()?;
+        Some((order, self.claim.place.take()?))
     }
 
     /// Takes it back.
     #[inline]
-    pub(super) fn give_back(&mut self, lent: Lent) {
-        if let Some(claim) = &mut self.claim {
-            claim.place = lent;
+    pub(super) fn give_back(&mut self, order: Box<AnyOrder>, place: &'static mut Place) {
+        self.again = order.waiting();
+        self.any_order = Some(order);
+        self.claim.place = Some(place);
+    }
+
+    /// Puts a response on the ring.
+    ///
+    /// # Errors
+    /// All requests that were taken were answered.
+    #[inline(always)]
+    pub(super) fn put(
+        &mut self,
+        ring: &mut BackRing<SharedPages, Blkif>,
+        response: &Response,
+    ) -> Result<(), Unasked> {
+        match &mut self.claim.in_order {
+            Some(place) => ring.respond_noted(response, |index, bytes| {
+                place.answers.note(index, bytes);
+            }),
+            None => self.put_out_of_order(ring, *response),
         }
     }
 
-    /// Lends the use of the place, too, if responses are put in any order.
-    #[inline]
-    pub(super) fn lend_order(&mut self) -> Option<Box<AnyOrder>> {
-        self.any_order.take()
+    /// The response is passed by value, so that it need not be in memory where this is not called.
+    #[cold]
+    #[inline(never)]
+    fn put_out_of_order(
+        &mut self,
+        ring: &mut BackRing<SharedPages, Blkif>,
+        response: Response,
+    ) -> Result<(), Unasked> {
+        if self.any_order.is_none()
+            && let Some(place) = &mut self.claim.place
+        {
+            self.disordered = true;
+            place.keep(ring.answered(), |slot| ring.copy_overwritten(slot));
+        }
+        ring.respond(&response)
     }
 
-    /// Takes it back.
+    /// Notes that the request with that index begins, has that tag and is answered later, perhaps after others that are
+    /// taken after it.
     #[inline]
-    pub(super) fn give_order_back(&mut self, order: Box<AnyOrder>) {
-        self.again = order.waiting();
-        self.any_order = Some(order);
+    pub(super) fn begin_later(&mut self, tag: Tag, index: u32) {
+        self.indices[tag.0 % self.indices.len()] = index;
+        self.leave_order();
+    }
+
+    /// Notes that responses may be put before those of earlier requests.
+    #[inline]
+    pub(super) fn leave_order(&mut self) {
+        if let Some(place) = self.claim.in_order.take() {
+            self.claim.place = Some(place);
+        }
+    }
+
+    /// Notes that the next response is that of the request with its index.
+    fn enter_order(&mut self) {
+        if !self.disordered
+            && let Some(place) = self.claim.place.take()
+        {
+            self.claim.in_order = Some(place);
+        }
+    }
+
+    /// Returns whether requests are kept, and all responses are those of the requests with their indices.
+    #[inline]
+    pub(super) fn is_in_order(&self) -> bool {
+        self.claim.in_order.is_some()
     }
 
     /// Notes that the response with that index is about to be put for the request with that tag.
     #[inline]
     pub(super) fn answer(&mut self, tag: Tag, response: u32) {
         if self.any_order.is_some() {
-            self.answer_in_any_order(tag, response);
+            return self.answer_in_any_order(tag, response);
+        }
+        let in_turn = self.indices[tag.0 % self.indices.len()] == response;
+        match (in_turn, self.is_in_order()) {
+            (true, false) => self.enter_order(),
+            (false, true) => self.leave_order(),
+            _ => {}
         }
     }
 
@@ -178,18 +227,32 @@ impl Journal {
         }
     }
 
-    /// Notes that the frontend was shown that many responses, from the one with that index on.
-    #[inline]
-    pub(super) fn published(&mut self, from: u32, count: u32) {
-        if self.any_order.is_some()
-            && let Some((order, place)) = self.order()
-        {
-            order.published(from, count, place);
+    /// Notes that the frontend was shown that many responses, from the one with that index on. `at_rest` says that all
+    /// earlier requests were answered before any other is taken.
+    pub(super) fn published(&mut self, from: u32, count: u32, at_rest: bool) {
+        if self.any_order.is_some() {
+            if let Some((order, place)) = self.order() {
+                order.published(from, count, place);
+            }
+            return;
+        }
+        let Some(place) = &mut self.claim.place else {
+            return;
+        };
+        if self.disordered {
+            for after in 0..count {
+                place.forget(from.wrapping_add(after));
+            }
+            place.answers.forget();
+        }
+        if at_rest && self.again == 0 {
+            self.disordered = false;
+            self.enter_order();
         }
     }
 
     fn order(&mut self) -> Option<(&mut AnyOrder, &mut Place)> {
-        let place = self.claim.as_mut()?.place.as_mut()?;
+        let place = self.claim.place.as_mut()?;
         Some((self.any_order.as_mut()?, place))
     }
 }

@@ -21,20 +21,30 @@ impl Home {
     }
 }
 
-/// A place that a queue has.
-#[derive(Debug)]
+/// A place that a queue has. By default, it has none.
+#[derive(Debug, Default)]
 pub struct Claim {
-    /// The place, but while it is lent.
+    /// The place, while responses are put in the order of the requests: response k for request k.
+    pub in_order: Option<&'static mut Place>,
+    /// The place otherwise, but while it is lent.
     pub place: Option<&'static mut Place>,
     /// Who is to be served; `None` if the place says so already.
     pub record: Option<Record>,
-    home: Home,
+    home: Option<Home>,
+}
+
+impl Claim {
+    /// Returns whether there is a place.
+    pub fn is_some(&self) -> bool {
+        self.home.is_some()
+    }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        if let Some(place) = self.place.take() {
-            self.home.take_back(place);
+        if let (Some(place), Some(home)) = (self.in_order.take().or(self.place.take()), &self.home)
+        {
+            home.take_back(place);
         }
     }
 }
@@ -87,9 +97,10 @@ impl Keeper {
                 continue;
             };
             let claim = Claim {
+                in_order: None,
                 place: Some(place),
                 record: None,
-                home: home.clone(),
+                home: Some(home.clone()),
             };
             let id = record.disk;
             match left.iter_mut().find(|disk| disk.id == id) {
@@ -123,9 +134,10 @@ impl Keeper {
         let home = self.home.borrow().clone()?;
         let place = home.0.lock().pop()?;
         Some(Claim {
+            in_order: None,
             place: Some(place),
             record: Some(record),
-            home,
+            home: Some(home),
         })
     }
 

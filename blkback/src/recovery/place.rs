@@ -2,8 +2,9 @@
 
 use super::record::{Record, Sealed};
 use alloc::vec::Vec;
-use bulkhead_ring::blkif::SLOT_SIZE;
-use core::sync::atomic::{AtomicU32, Ordering, compiler_fence};
+use bulkhead_ring::blkif::{Blkif, RESPONSE_SIZE, SLOT_SIZE};
+use bulkhead_ring::{BackRing, Overrun, SharedPages};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence};
 
 /// The most queues that are kept. The frontends of others lose their disks when the domain crashes.
 pub const QUEUES: usize = 32;
@@ -29,7 +30,28 @@ pub struct Memory {
 #[repr(C, align(64))]
 pub struct Place {
     pub(super) sealed: Sealed,
+    /// Of a store that completes at once.
+    pub answers: Answers,
     requests: [Kept; SLOTS as usize],
+}
+
+/// The last two responses that were put in the order of the requests, the later one of which may be on the ring in
+/// part. That one with an even index comes first.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Answers {
+    ids: [AtomicU64; 2],
+    rests: [Rest; 2],
+}
+
+/// What a response has beside its identifier.
+#[derive(Debug, Default)]
+#[repr(C)]
+struct Rest {
+    /// Operation and status, as on the ring.
+    outcome: AtomicU32,
+    /// The response's index. An odd one of the first response, or an even one of the second, says that there is none.
+    index: AtomicU32,
 }
 
 /// A request as it was taken off the ring.
@@ -68,10 +90,10 @@ impl Kept {
         }
     }
 
-    /// Notes that this is the request with that index: from here on, it is served from here, even if the domain crashes.
+    /// Notes that this is the request with that index: from here on, it is not on the ring any more.
     #[inline]
     pub fn keep(&mut self, index: u32) {
-        // The request is there before its index, and both before anything is done about it.
+        // The request is there before its index, and both before a response overwrites it.
         self.index.store(index, Ordering::Release);
         compiler_fence(Ordering::SeqCst);
     }
@@ -115,6 +137,56 @@ impl Kept {
     }
 }
 
+impl Answers {
+    /// Notes a response, which is about to be put: from here on, its request is answered, even if the domain crashes.
+    /// All requests before it were answered, and the response before it is on the ring.
+    #[inline]
+    pub fn note(&mut self, index: u32, response: &[u8; RESPONSE_SIZE]) {
+        let [id, outcome] = words(response);
+        let at = index as usize % 2;
+        // The one that was here, the last but one, is not needed any more.
+        self.ids[at].store(id, Ordering::Relaxed);
+        self.rests[at]
+            .outcome
+            .store(outcome as u32, Ordering::Relaxed);
+        // What was done comes first, then the response, then its index, and then the response on the ring.
+        self.rests[at].index.store(index, Ordering::Release);
+        compiler_fence(Ordering::Release);
+    }
+
+    /// Notes that there is none.
+    pub fn forget(&mut self) {
+        for (rest, none) in self.rests.iter().zip([1, 0]) {
+            rest.index.store(none, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns the last response if the frontend, which was shown all responses before the one with that index, was not
+    /// shown it. Returns with it the number of responses that it was not shown.
+    fn last(&self, published: u32) -> Option<(u32, [u8; RESPONSE_SIZE])> {
+        let held_back = |at: usize| {
+            let index = self.rests[at].index.load(Ordering::Relaxed);
+            let count = index.wrapping_sub(published).wrapping_add(1);
+            let is_one = index as usize % 2 == at && (1..=SLOTS).contains(&count);
+            is_one.then_some((count, at))
+        };
+        let (count, at) = (0..2).filter_map(held_back).max()?;
+        let mut response = [0; RESPONSE_SIZE];
+        let (id, outcome) = response.split_at_mut(size_of::<u64>());
+        id.copy_from_slice(&self.ids[at].load(Ordering::Relaxed).to_ne_bytes());
+        let rest = self.rests[at].outcome.load(Ordering::Relaxed);
+        outcome[..size_of::<u32>()].copy_from_slice(&rest.to_ne_bytes());
+        Some((count, response))
+    }
+}
+
+/// Returns the identifier, and the rest. Both layouts are alike, but that the 32-bit one has no padding at the end.
+#[inline]
+fn words(response: &[u8; RESPONSE_SIZE]) -> [u64; 2] {
+    let (words, _) = response.as_chunks();
+    [u64::from_ne_bytes(words[0]), u64::from_ne_bytes(words[1])]
+}
+
 impl Place {
     /// Returns where requests are kept: each at its index modulo their number.
     #[inline]
@@ -124,9 +196,11 @@ impl Place {
 
     /// Notes who is served, from now on and with no request taken yet.
     pub fn seal(&mut self, record: &Record) {
-        for (at, kept) in (0..).zip(&mut self.requests) {
-            // The index of another place.
-            *kept.index.get_mut() = at + 1;
+        self.answers.forget();
+        for index in 0..SLOTS {
+            self.forget(index);
+        }
+        for kept in &mut self.requests {
             *kept.state.get_mut() = FREE;
         }
         // A crash finds the record or finds none, and never one with an earlier frontend's requests.
@@ -165,14 +239,57 @@ impl Place {
         found
     }
 
-    /// Returns how many requests were taken from that index on, which is at most the number of slots.
+    /// Returns the request with that index, if it was kept because its response was another's.
+    pub fn kept(&self, index: u32) -> Option<&[u8; SLOT_SIZE]> {
+        let kept = &self.requests[(index % SLOTS) as usize];
+        (kept.index.load(Ordering::Relaxed) == index).then_some(&kept.slot)
+    }
+
+    /// Keeps the request with that index, which `copy` copies.
+    pub fn keep(&mut self, index: u32, copy: impl FnOnce(&mut [u8; SLOT_SIZE])) {
+        // After a crash, what lies on the ring may be a response already.
+        if self.kept(index).is_none() {
+            let kept = &mut self.requests[(index % SLOTS) as usize];
+            copy(&mut kept.slot);
+            kept.keep(index);
+        }
+    }
+
+    /// Forgets the request with that index.
+    pub fn forget(&mut self, index: u32) {
+        let at = index % SLOTS;
+        // The index of another place.
+        self.requests[at as usize]
+            .index
+            .store(at + 1, Ordering::Relaxed);
+    }
+
+    /// Returns how many requests were kept from that index on, which is at most the number of slots.
     pub fn taken_from(&self, index: u32) -> u32 {
-        let taken = |after: &u32| {
-            let wanted = index.wrapping_add(*after);
-            let kept = &self.requests[(wanted % SLOTS) as usize];
-            kept.index.load(Ordering::Relaxed) == wanted
-        };
-        (0..SLOTS).take_while(taken).count() as u32
+        let kept = |after: &u32| self.kept(index.wrapping_add(*after)).is_some();
+        (0..SLOTS).take_while(kept).count() as u32
+    }
+
+    /// Puts the ring back to where it was when the domain crashed, the requests were answered in their order and the
+    /// frontend was shown all responses before the next: shows it the others, and takes the requests that are kept.
+    /// Returns their number.
+    ///
+    /// # Errors
+    /// The frontend has not published that many requests.
+    pub fn restore(&mut self, ring: &mut BackRing<SharedPages, Blkif>) -> Result<u32, Overrun> {
+        if let Some((count, response)) = self.answers.last(ring.taken()) {
+            ring.put_again(count, &response)?;
+            // Whether it asked for that or not, it is notified once the queue is connected.
+            let _ = ring.publish();
+        }
+        self.answers.forget();
+        let next = ring.taken();
+        let count = self.taken_from(next);
+        ring.skip(count)?;
+        for after in count..SLOTS {
+            self.forget(next.wrapping_add(after));
+        }
+        Ok(count)
     }
 }
 
@@ -203,6 +320,7 @@ mod tests {
         };
         let mut place = Box::new(Place {
             sealed: Sealed::default(),
+            answers: Answers::default(),
             requests: [const { Kept::none() }; SLOTS as usize],
         });
         place.seal(&record);
@@ -210,7 +328,7 @@ mod tests {
     }
 
     fn take(place: &mut Place, index: u32) {
-        place.requests()[(index % SLOTS) as usize].keep(index);
+        place.keep(index, |slot| slot.fill(index as u8));
     }
 
     #[test]
@@ -235,14 +353,66 @@ mod tests {
         assert_eq!(place.taken_from(start.wrapping_add(50)), 0);
     }
 
+    fn response(index: u32) -> [u8; RESPONSE_SIZE] {
+        let mut response = [0; RESPONSE_SIZE];
+        response[..12].fill(index as u8);
+        response
+    }
+
+    #[test]
+    fn the_last_response_that_was_not_published_is_found_across_the_wrap() {
+        let mut place = place();
+        let start = u32::MAX - 20;
+        for published in [0, 1, 31, 32, start, u32::MAX] {
+            assert_eq!(place.answers.last(published), None, "{published}");
+        }
+        for after in 0..50 {
+            let index = start.wrapping_add(after);
+            place.answers.note(index, &response(index));
+            for held_back in 0..after.min(SLOTS - 1) {
+                let published = index.wrapping_sub(held_back);
+                let expected = Some((held_back + 1, response(index)));
+                assert_eq!(place.answers.last(published), expected);
+            }
+            assert_eq!(place.answers.last(index.wrapping_add(1)), None, "published");
+        }
+        place.answers.forget();
+        assert_eq!(place.answers.last(start.wrapping_add(48)), None);
+    }
+
+    #[test]
+    fn a_response_that_is_noted_in_part_is_none() {
+        let mut place = place();
+        for index in 6..9 {
+            place.answers.note(index, &response(index));
+        }
+        // The next one is being written over the last but one.
+        place.answers.ids[1].store(77, Ordering::Relaxed);
+        assert_eq!(place.answers.last(7), Some((2, response(8))));
+        assert_eq!(place.answers.last(9), None);
+    }
+
+    #[test]
+    fn a_request_is_kept_once_until_it_is_forgotten() {
+        let mut place = place();
+        place.keep(40, |slot| slot.fill(1));
+        place.keep(40, |slot| slot.fill(2));
+        assert_eq!(place.kept(40), Some(&[1; SLOT_SIZE]));
+        assert_eq!((place.kept(8), place.kept(72)), (None, None));
+        place.forget(40);
+        assert_eq!(place.kept(40), None);
+    }
+
     #[test]
     fn an_earlier_frontends_requests_are_forgotten() {
         let mut place = place();
         (0..32).for_each(|index| take(&mut place, index));
+        place.answers.note(5, &response(5));
         let record = place.sealed.read().expect("sealed");
         place.seal(&record);
         for index in 0..32 {
             assert_eq!(place.taken_from(index), 0);
+            assert_eq!(place.answers.last(index), None);
         }
     }
 

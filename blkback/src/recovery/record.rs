@@ -8,9 +8,9 @@ use crc::{CRC_32_ISO_HDLC, Crc, Table};
 
 /// "kept", in the order of the bytes in memory.
 const MAGIC: u32 = u32::from_le_bytes(*b"kept");
-/// The layout of [`Record`] and of the requests; another version is refused. It belongs to `bulkhead_upgrade::FORMAT`: both
+/// The layout of [`Record`], of the responses and of the requests; another version is refused. It belongs to `bulkhead_upgrade::FORMAT`: both
 /// change together.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// Finds each change of up to 32 bits in a row; nobody forges what only this domain writes.
 static CRC: Crc<u32, Table<1>> = Crc::<u32, Table<1>>::new(&CRC_32_ISO_HDLC);
@@ -198,7 +198,7 @@ mod tests {
     #[test]
     fn the_record_of_format_1_is_read() {
         let numbers = [
-            0x7470656b, 0x2, 0xf814dafe, 0x7, 0xca00, 0x1, 0x2, 0x8, 0xf, 0x1, 0x1, 0x3, 0x5,
+            0x7470656b, 0x3, 0xf814dafe, 0x7, 0xca00, 0x1, 0x2, 0x8, 0xf, 0x1, 0x1, 0x3, 0x5,
             0x200, 0x12345678, 0x1,
         ];
         let [magic, version, checksum, numbers @ ..] = numbers;

@@ -28,6 +28,7 @@ impl<H: Hypervisor> Dispatcher<H> {
             return Begun::NotYet;
         };
         let steps = Steps::of_transfer(indirect.kind, indirect.sector, false, false);
+        self.note_begin();
         let Some(tag) = self.inflight.begin(request.id, request.opcode(), steps) else {
             return self.refuse(request, Status::Error);
         };
@@ -69,7 +70,7 @@ impl<H: Hypervisor> Dispatcher<H> {
         self.complaints
             .complain(format_args!("a malformed indirect request: {fault}"));
         let status = Status::Error;
-        self.answer(&Response {
+        self.answer_refused(&Response {
             id,
             operation,
             status,

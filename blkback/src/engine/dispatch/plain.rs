@@ -119,6 +119,7 @@ impl<H: Hypervisor> Dispatcher<H> {
             op,
             ..Steps::default()
         };
+        self.note_begin();
         let tag = self.inflight.begin(id, plain.opcode, steps)?;
         let entry = self.inflight.get(tag);
         for segment in plain.segments.iter() {

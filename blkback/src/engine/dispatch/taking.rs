@@ -17,12 +17,48 @@ impl<H: Hypervisor> Dispatcher<H> {
     pub fn take(
         &mut self,
         page_access: &mut PageAccess<H>,
-        mut serve: impl FnMut(Tag, PlainTransfer<'_>, &mut PageAccess<H>) -> Option<Served>,
+        serve: impl FnMut(Tag, PlainTransfer<'_>, &mut PageAccess<H>) -> Option<Served>,
     ) -> Result<Taken, QueueError> {
-        let mut requests = 0;
-        let format = *self.ring.format();
         self.pages = 0;
         self.reserved = 0;
+        #[cfg(feature = "recover")]
+        let requests = match self.journal.lend() {
+            Some((mut order, place)) => {
+                let taken = self.take_in_any_order((&mut order, place), page_access, serve);
+                self.journal.give_back(order, place);
+                taken?
+            }
+            None => self.take_in_order(page_access, serve)?,
+        };
+        #[cfg(not(feature = "recover"))]
+        let requests = self.take_in_order(page_access, serve)?;
+        if !self.fetching.is_empty() {
+            self.begin_fetched(page_access);
+        }
+        Ok(Taken {
+            requests,
+            pages: self.pages,
+        })
+    }
+
+    #[inline(always)]
+    fn take_in_order(
+        &mut self,
+        page_access: &mut PageAccess<H>,
+        mut serve: impl FnMut(Tag, PlainTransfer<'_>, &mut PageAccess<H>) -> Option<Served>,
+    ) -> Result<u32, QueueError> {
+        let format = *self.ring.format();
+        if self.inflight.in_flight() > 0 {
+            self.journal.leave_order();
+        }
+        let mut passed = 0;
+        if self.journal.waiting() > 0 {
+            // A request that was taken before a crash. Each is served alone, before those on the ring.
+            passed = self.ring.slots() - 1;
+            let held = self.held.take();
+            self.held = held.or_else(|| self.journal.take_again(self.ring.taken()));
+        }
+        let mut requests = passed;
         let mut slot = [0; SLOT_SIZE];
         // While a request waits for a busy device, later ones stay on the ring.
         while requests < self.ring.slots()
@@ -44,12 +80,6 @@ impl<H: Hypervisor> Dispatcher<H> {
                 }
             }
         }
-        if !self.fetching.is_empty() {
-            self.begin_fetched(page_access);
-        }
-        Ok(Taken {
-            requests,
-            pages: self.pages,
-        })
+        Ok(requests - passed)
     }
 }

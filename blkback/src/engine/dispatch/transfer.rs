@@ -22,6 +22,7 @@ impl<H: Hypervisor> Dispatcher<H> {
         }
         let is_empty = transfer.segments.is_empty();
         let steps = Steps::of_transfer(transfer.kind, transfer.sector, is_empty, self.fua);
+        self.note_begin();
         let Some(tag) = self.inflight.begin(id, transfer.kind.opcode(), steps) else {
             debug_assert!(false, "`take` looked for a free place");
             return Begun::NotYet;

@@ -6,6 +6,9 @@
 //! cargo bench -p bulkhead-blkback --bench instructions -- --save    make a new baseline
 //! ```
 //!
+//! With `--features recover`, requests are kept for the time after a crash. These counts have a baseline of their own,
+//! `instructions-recover.baseline`, and what they add to the other one is shown; only some cases are counted.
+//!
 //! Counts depend on the compiler, so a baseline of another one is shown but fails nothing. They do
 //! not depend on the machine: its C library is told to use no special instructions.
 //!
@@ -114,13 +117,15 @@ fn count_and_compare(save: bool) -> Result<bool, String> {
     }
     if save {
         let text = baseline_text(&compiler, &costs);
-        std::fs::write(baseline_path(), text).map_err(|error| error.to_string())?;
-        println!("saved in {}", baseline_path().display());
+        let path = baseline_path(KEPT);
+        std::fs::write(&path, text).map_err(|error| error.to_string())?;
+        println!("saved in {}", path.display());
         return Ok(true);
     }
-    let text = std::fs::read_to_string(baseline_path())
-        .map_err(|error| format!("{}: {error}", baseline_path().display()))?;
-    let (made_by, baseline) = parse_baseline(&text)?;
+    let (made_by, baseline) = read_baseline(&baseline_path(KEPT))?;
+    if KEPT {
+        show_added(&read_baseline(&baseline_path(false))?.1, &costs);
+    }
     let faults = compare(&baseline, &costs);
     for fault in &faults {
         println!("{fault}");
@@ -132,8 +137,15 @@ fn count_and_compare(save: bool) -> Result<bool, String> {
     Ok(faults.is_empty())
 }
 
-/// Connecting 200 disks takes long under callgrind: one kind of request has to do.
+/// Whether requests are kept for the time after a crash.
+const KEPT: bool = cfg!(feature = "recover");
+
+/// Connecting 200 disks takes long under callgrind: one kind of request has to do. Keeping a request costs reads and
+/// writes the same.
 fn is_counted(case: &Case) -> bool {
+    if KEPT {
+        return case.disks == 1 && !case.write;
+    }
     case.disks < 200 || case.kind == Kind::Direct
 }
 
@@ -197,8 +209,28 @@ fn compiler() -> Result<String, String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-fn baseline_path() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/instructions.baseline")
+/// Shows what keeping requests adds.
+fn show_added(without: &BTreeMap<String, Cost>, costs: &BTreeMap<String, Cost>) {
+    for (name, cost) in costs {
+        if let Some(without) = without.get(name) {
+            let added = cost.instructions / without.instructions - 1.0;
+            println!("{name}: keeping requests adds {:.1} %", added * 100.0);
+        }
+    }
+}
+
+fn baseline_path(kept: bool) -> PathBuf {
+    let name = match kept {
+        true => "benches/instructions-recover.baseline",
+        false => "benches/instructions.baseline",
+    };
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn read_baseline(path: &Path) -> Result<(String, BTreeMap<String, Cost>), String> {
+    let text = std::fs::read_to_string(path);
+    let text = text.map_err(|error| format!("{}: {error}", path.display()))?;
+    parse_baseline(&text)
 }
 
 fn baseline_text(compiler: &str, costs: &BTreeMap<String, Cost>) -> String {

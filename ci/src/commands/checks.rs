@@ -155,6 +155,20 @@ const INSTRUCTIONS: Check = check(
     ],
 );
 
+/// The same while requests are kept for the time after a crash, against a baseline of their own.
+const RECOVERING_INSTRUCTIONS: Check = check(
+    "recovering-instructions",
+    &[
+        "bench",
+        "--package",
+        "bulkhead-blkback",
+        "--features",
+        "recover",
+        "--bench",
+        "instructions",
+    ],
+);
+
 /// Numbers of checks, and of the single tests in them, that passed and failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -182,6 +196,7 @@ pub fn run() -> Result<Counts> {
         DOCTESTS,
         DOCS,
         INSTRUCTIONS,
+        RECOVERING_INSTRUCTIONS,
     ] {
         println!("check: {}", check.name);
         let start = Instant::now();

@@ -3,7 +3,7 @@
 use super::{Booted, free_memory, run, set_up_memory};
 use crate::cpu::{exception_entries, exceptions, nmi, upcall};
 use crate::domain::{self, Way};
-use crate::memory::image::{image, image_parts, stack_guard};
+use crate::memory::image::{image, image_parts, room_end, stack_guard};
 use crate::memory::layout::{AddressSpace, Ranges, subtract};
 use crate::memory::p2m::P2m;
 use crate::memory::pv::{
@@ -61,10 +61,12 @@ pub extern "C" fn pv_main(start: *const StartInfo) -> ! {
     let mut ram = Ranges::new();
     ram.push(0..start.nr_pages).expect("room for one range");
     let modules = module(start);
-    // What the builder put behind the kernel ends with the page tables and a page of boot stack.
+    let mut free = free_memory(&ram, &modules, image());
+    // What the builder put behind the kernel ends with the page tables and a page of boot stack. The room for later
+    // versions, of which PV makes no use yet, is before that, and mapped.
     let tables_end = start.pt_base + (start.nr_pt_frames + 1) * PAGE;
-    let in_use = image().start..tables_end.max(image().end);
-    let mut free = free_memory(&ram, &modules, in_use);
+    let behind = room_end() / PAGE..tables_end / PAGE;
+    subtract(&mut free, behind).expect("too many pieces of memory");
     let space = AddressSpace::above(start.nr_pages * PAGE, start.nr_pages, false);
     // SAFETY: the builder's tables; free frames are used for nothing else.
     let mut tables = unsafe { PageTables::new(start.pt_base, OwnMemory(p2m), &free) };

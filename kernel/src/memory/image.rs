@@ -11,6 +11,7 @@ unsafe extern "C" {
     static __text_end: u8;
     static __rodata_end: u8;
     static __image_end: u8;
+    static __room_end: u8;
     static boot_stack_guard: u8;
     static boot_stack_top: u8;
     static boot_pml4: [u64; 512];
@@ -25,7 +26,6 @@ unsafe extern "C" {
     static __bss_end: u8;
     static __pristine: u8;
     static __pristine_end: u8;
-    static __room_end: u8;
 }
 
 /// The initialised data.
@@ -64,7 +64,13 @@ pub fn image() -> Range<u64> {
 /// The addresses of the image, and of the room behind it for later versions.
 #[cfg(feature = "recover")]
 pub fn room() -> Range<u64> {
-    &raw const __image_start as u64..&raw const __room_end as u64
+    &raw const __image_start as u64..room_end()
+}
+
+/// The end of the room that the image keeps for later versions: the image's own, if it keeps none. The domain's builder
+/// puts nothing before it.
+pub fn room_end() -> u64 {
+    &raw const __room_end as u64
 }
 
 /// The parts of the image, and whether the processor can forbid executing some of them.

@@ -38,15 +38,28 @@ pub unsafe fn forbid_execution() -> bool {
 /// # Safety
 /// Once, on the boot page tables, which only `set_entry` changes afterwards.
 pub unsafe fn protect_image() {
-    let image = image_parts();
     // SAFETY: no other code writes the tables; entries change to ones that still let everything
     // running go on. Only the tables are written while write protection is lifted: the first of these entries forbid
     // that, wherever the tables are.
     unsafe {
         let protection = cpu::lift_write_protection();
-        let (large, small) = (&raw mut boot_pd, &raw mut boot_pts);
-        for page in 0..4 * 512 {
-            let start = page as u64 * page_table::LARGE_PAGE;
+        map_below_4g();
+        flush();
+        cpu::restore_write_protection(protection);
+    }
+}
+
+/// Fills the tables for the memory below 4 GiB: small pages where the image is, large ones behind it.
+///
+/// # Safety
+/// Write protection is lifted, and all that runs can go on with these entries.
+unsafe fn map_below_4g() {
+    let image = image_parts();
+    let (large, small) = (&raw mut boot_pd, &raw mut boot_pts);
+    for page in 0..4 * 512 {
+        let start = page as u64 * page_table::LARGE_PAGE;
+        // SAFETY: the tables are in the image, at their own addresses; the rest is the contract.
+        unsafe {
             (*large)[page] = if page < image.large_pages() {
                 let table = &raw mut (*small)[page];
                 for (place, address) in (start..).step_by(PAGE_SIZE).take(512).enumerate() {
@@ -57,26 +70,20 @@ pub unsafe fn protect_image() {
                 page_table::large(start, image.no_execute)
             };
         }
-        flush();
-        cpu::restore_write_protection(protection);
     }
 }
 
-/// Maps all memory below 4 GiB behind the image with large pages, whatever was there: the tables may be damaged.
+/// Maps all memory below 4 GiB as it was at boot, whatever was there: the tables may be damaged.
 ///
 /// # Safety
 /// Nothing goes on that depends on pages that are not mapped, or cannot be written.
 #[cfg(feature = "recover")]
 pub unsafe fn repair() {
-    let image = image_parts();
     // SAFETY: by the contract; the tables are in the image, at their own addresses.
     unsafe {
         let protection = cpu::lift_write_protection();
+        map_below_4g();
         let (middle, large) = (&raw mut boot_pdpt, &raw mut boot_pd);
-        for page in image.large_pages()..4 * 512 {
-            (*large)[page] =
-                page_table::large(page as u64 * page_table::LARGE_PAGE, image.no_execute);
-        }
         for gib in 0..4 {
             let table = (&raw mut (*large)[gib * 512]) as u64;
             (*middle)[gib] = page_table::table(table);
@@ -86,7 +93,7 @@ pub unsafe fn repair() {
     }
 }
 
-/// Damages the entries of the first large pages behind the image, and reads there.
+/// Damages the entries of the first pages behind the image, which have the heap, and reads there.
 ///
 /// # Safety
 /// Meant to crash.
@@ -95,17 +102,22 @@ pub unsafe fn damage() {
     /// Bits of an address that no processor has, in a present entry.
     const IMPOSSIBLE: u64 = 0x000f_f000_0000_0001;
     const PAGES: usize = 2;
-    let first = image_parts().large_pages();
+    let image = image_parts();
+    let first = image.large_pages();
+    let behind = image.all.end..first as u64 * page_table::LARGE_PAGE;
     // SAFETY: by the contract.
     unsafe {
         let protection = cpu::lift_write_protection();
-        let large = &raw mut boot_pd;
+        let (large, small) = (&raw mut boot_pd, &raw mut boot_pts);
         for page in first..first + PAGES {
             (*large)[page] = IMPOSSIBLE;
         }
+        for address in behind.clone().step_by(PAGE_SIZE) {
+            (*small)[first - 1][page_table::index(address, 1)] = IMPOSSIBLE;
+        }
         flush();
         cpu::restore_write_protection(protection);
-        ((first as u64 * page_table::LARGE_PAGE) as *const u64).read_volatile();
+        (behind.start as *const u64).read_volatile();
     }
 }
 

@@ -48,6 +48,9 @@ const KERNEL_DEATHS: &[&str] = &[
 /// The words of fio and cmp when a disk does not hold what was written to it.
 const WRONG_DATA: &[&str] = &["verify failed at ", "verify: bad ", " differ: "];
 
+/// The words of a driver domain that has crashed and serves again.
+const RESTARTED: &str = "started again in place";
+
 /// Finds signs of a program's death in the result of a command in dom0.
 pub fn in_command(script: &str, output: &Output) -> Vec<String> {
     let script = script.trim().lines().next().unwrap_or_default();
@@ -219,6 +222,16 @@ pub fn crashes(xl_log: &str, domains: &[KnownDomain]) -> Vec<String> {
         .collect()
 }
 
+/// The restart in place that a domain of ours tells of on its console, unless it is meant to: the crash before it is a
+/// failure, although guests have not noticed it.
+pub fn restart(console: &str, known: &KnownDomain) -> Option<String> {
+    let told = console.lines().find(|line| line.contains(RESTARTED))?;
+    (!known.linux && !known.may_restart).then(|| {
+        let (name, id) = (&known.name, known.id);
+        format!("{name} (domain {id}) crashed: {}", told.trim())
+    })
+}
+
 /// The domain that a line of Xen's log is about: `d7v0 …`, `d7: …` or `Domain 7 …`.
 fn domain_of(line: &str) -> Option<u32> {
     let mut words = line.split_whitespace();
@@ -250,6 +263,8 @@ mod tests {
             name: name.to_owned(),
             linux,
             may_crash: false,
+            may_restart: false,
+            console_start: 0,
         };
         vec![known(7, "guest", true), known(8, "storage", false)]
     }
@@ -416,6 +431,21 @@ mod tests {
         let mut meant = domains();
         meant[1].may_crash = true;
         assert!(crashes(log, &meant).is_empty());
+    }
+
+    #[test]
+    fn a_crash_that_a_domain_of_ours_has_survived_counts() {
+        let console = "INFO ready for attach\n\
+                       ERROR started again in place, restart 1, after this:\n\
+                       ERROR | panic on vCPU 0\n";
+        let [guest, mut storage]: [KnownDomain; 2] = domains().try_into().unwrap();
+        let told =
+            "storage (domain 8) crashed: ERROR started again in place, restart 1, after this:";
+        assert_eq!(restart(console, &storage).as_deref(), Some(told));
+        assert_eq!(restart("INFO ready for attach\n", &storage), None);
+        assert_eq!(restart(console, &guest), None);
+        storage.may_restart = true;
+        assert_eq!(restart(console, &storage), None);
     }
 
     #[test]

@@ -85,7 +85,7 @@ impl Host {
             .trim()
             .parse()
             .with_context(|| format!("xl domid said {text:?}"))?;
-        self.note_domain(domain.id, config);
+        self.note_domain(domain.id, config, domain.console_start);
         Ok(domain)
     }
 

@@ -32,6 +32,9 @@ pub use command::Output;
 /// The folders in dom0 with the kernels that are not ours: Linux and GRUB.
 const STOCK: &[&str] = &["/guest/", "/usr/lib/grub-xen/"];
 
+/// The word on a driver domain's command line by which it may be crashed on purpose.
+const CRASHES_ON_PURPOSE: &str = "test-crash=on";
+
 /// Time limit for a host to boot (15 s on an idle machine), and for QEMU to write its process number.
 const BOOT: Duration = Duration::from_secs(360);
 const PID_FILE: Duration = Duration::from_secs(60);
@@ -86,6 +89,10 @@ pub struct KnownDomain {
     pub linux: bool,
     /// True if it is meant to crash.
     pub may_crash: bool,
+    /// True if it is meant to start again in place after a crash.
+    pub may_restart: bool,
+    /// Length of its console's log when it was created.
+    pub console_start: u64,
 }
 
 impl Host {
@@ -188,14 +195,18 @@ impl Host {
         self.watched.lock().expect("no thread panicked").deadline = None;
     }
 
-    /// Returns the crashes of our own domains since [`Self::watch`], as the toolstack logged them.
+    /// Returns the crashes of our own domains since [`Self::watch`]: those that ended one, as the toolstack logged them, and
+    /// those that one has survived, as its console tells.
     pub fn crashes(&self) -> Vec<String> {
         let start = self.watched.lock().expect("no thread panicked").domains;
         let domains = self.domains();
-        fault::crashes(
-            &self.tool_stack_log(),
-            domains.get(start..).unwrap_or_default(),
-        )
+        let domains = domains.get(start..).unwrap_or_default();
+        let mut crashes = fault::crashes(&self.tool_stack_log(), domains);
+        crashes.extend(domains.iter().filter_map(|known| {
+            let console = read_from(&self.console_log(&known.name), known.console_start);
+            fault::restart(&console, known)
+        }));
+        crashes
     }
 
     /// Returns what the toolstack logged about all domains, in no particular order.
@@ -218,12 +229,14 @@ impl Host {
         std::mem::take(&mut self.seen().emulator_faults)
     }
 
-    fn note_domain(&self, id: u32, config: &Config) {
+    fn note_domain(&self, id: u32, config: &Config, console_start: u64) {
         self.seen().domains.push(KnownDomain {
             id,
             name: config.name.clone(),
             linux: STOCK.iter().any(|folder| config.kernel.starts_with(folder)),
             may_crash: false,
+            may_restart: config.cmdline.contains(CRASHES_ON_PURPOSE),
+            console_start,
         });
     }
 

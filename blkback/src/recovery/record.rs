@@ -4,7 +4,7 @@ use crate::id::VbdId;
 use bulkhead_ring::blkif::Abi;
 use bulkhead_xen::{DomId, GrantRef, Port};
 use bulkhead_xenbus::NodeMap;
-use crc::{CRC_32_ISO_HDLC, Crc, Table};
+use crc::{CRC_32_ISO_HDLC, Crc, NoTable};
 
 /// "kept", in the order of the bytes in memory.
 const MAGIC: u32 = u32::from_le_bytes(*b"kept");
@@ -12,8 +12,9 @@ const MAGIC: u32 = u32::from_le_bytes(*b"kept");
 /// change together.
 const VERSION: u32 = 3;
 
-/// Finds each change of up to 32 bits in a row; nobody forges what only this domain writes.
-static CRC: Crc<u32, Table<1>> = Crc::<u32, Table<1>>::new(&CRC_32_ISO_HDLC);
+/// Finds each change of up to 32 bits in a row; nobody forges what only this domain writes. A record is short and seldom
+/// written: a table would be larger than what it saves.
+static CRC: Crc<u32, NoTable> = Crc::<u32, NoTable>::new(&CRC_32_ISO_HDLC);
 
 /// What it takes to serve a queue again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -98,7 +98,7 @@ impl<H: Hypervisor> Services<H> {
     /// Returns the most that any frontend may ask for.
     fn limits(&self) -> Limits {
         #[cfg(feature = "recover")]
-        if self.keeper.is_on() {
+        if self.keeper.keeps() {
             // Rings of more pages are not kept.
             return Limits {
                 ring_page_order: 0,

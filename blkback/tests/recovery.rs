@@ -18,6 +18,27 @@ pub fn world(options: Options) -> World {
     })
 }
 
+#[test]
+fn nothing_is_kept_where_a_crash_ends_the_domain_anyway() {
+    let world = world(Options::default());
+    world.backend.services.keeper.unless(|| true);
+    let guest = Guest::new(&world);
+    let disk = guest.attach("xvda", "ram:disk0");
+    assert_eq!(
+        disk.backend_node("max-ring-page-order").as_deref(),
+        Some("4")
+    );
+    let mut disk = disk.connected();
+    disk.write(0, &[1; 4096]);
+    world.restart();
+    world.run();
+    assert_ne!(
+        disk.backend(),
+        Some(XenbusState::Connected),
+        "the disk was kept"
+    );
+}
+
 /// Requests of all kinds on the ring, and what is to come of them.
 struct Asked {
     /// What each read is to find.

@@ -6,7 +6,7 @@ use crate::id::VbdId;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_executor::Flag;
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 use spin::Mutex;
 
 /// The places that no queue has. A queue gives its place back here, from whatever vCPU.
@@ -57,6 +57,8 @@ pub struct Keeper {
     left: RefCell<Vec<LeftDisk>>,
     /// Set when there is none of these any more.
     settled: Flag,
+    /// Tells whether a crash would end the domain whatever is kept.
+    ends_anyway: Cell<Option<fn() -> bool>>,
 }
 
 /// A disk that the boot before has served.
@@ -124,14 +126,24 @@ impl Keeper {
         self.look();
     }
 
-    /// Returns whether anything is kept.
+    /// Keeps nothing more of disks that connect when a crash would end the domain anyway.
+    pub fn unless(&self, ends_anyway: fn() -> bool) {
+        self.ends_anyway.set(Some(ends_anyway));
+    }
+
+    /// Returns whether a crash would find anything that is kept now or was before.
     pub fn is_on(&self) -> bool {
         self.home.borrow().is_some()
     }
 
+    /// Returns whether disks that connect now are kept.
+    pub fn keeps(&self) -> bool {
+        self.is_on() && !self.ends_anyway.get().is_some_and(|ends| ends())
+    }
+
     /// Gives a place to a queue that is about to be served, if one is left.
     pub fn claim(&self, record: Record) -> Option<Claim> {
-        let home = self.home.borrow().clone()?;
+        let home = self.home.borrow().clone().filter(|_| self.keeps())?;
         let place = home.0.lock().pop()?;
         Some(Claim {
             in_order: None,

@@ -182,6 +182,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
     backend.services.admission.watch_memory(beyond_reserve);
     #[cfg(feature = "recover")]
     if let Some(places) = places {
+        recovery::keep_nothing_in_vain(&backend.services);
         backend.services.keeper.start(places);
     }
     let end = Rc::new(Cell::new(None));
@@ -254,7 +255,11 @@ fn main(mut machine: Machine) -> ShutdownReason {
     handle.spawn(async move {
         let waiting = async || crash_requested(&keys).await;
         match persist(&crashing, "sysrq keys", waiting).await {
-            Ok(()) => panic!("the toolstack asked for a crash (xl sysrq)"),
+            Ok(()) => {
+                #[cfg(feature = "recover")]
+                recovery::disable();
+                panic!("the toolstack asked for a crash (xl sysrq)");
+            }
             Err(error) => log::error!("sysrq keys cannot be seen: {error}"),
         }
     });

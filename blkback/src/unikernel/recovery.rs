@@ -7,9 +7,9 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
-use bulkhead_blkback::Backend;
 use bulkhead_blkback::recovery::Memory;
 use bulkhead_blkback::upgrade::{ERROR_NODE, Runtime, answer_upgrades, forget};
+use bulkhead_blkback::{Backend, Services};
 use bulkhead_executor::{Executor, Handle, VcpuSpawner};
 #[cfg(any(feature = "nbd", feature = "pci", feature = "vbd"))]
 use bulkhead_grant::TableOnDemand;
@@ -61,7 +61,7 @@ const CRASH_NODE: &str = "data/crash";
 #[cfg(any(feature = "nbd", feature = "pci", feature = "vbd"))]
 const LEFT_PAUSE: Duration = Duration::from_millis(500);
 
-/// Whether `key=on` is there. Anything else than that and `off` is reported.
+/// Returns whether `key=on` is there. Anything else than that and `off` is reported.
 fn is_on(line: &str, key: &str) -> bool {
     match value(line, key) {
         Some("on") => true,
@@ -73,10 +73,20 @@ fn is_on(line: &str, key: &str) -> bool {
     }
 }
 
-/// Has vCPUs watch each other closely, or a timer watch the only one, where a hang is to be followed by a restart. To be
-/// called on the first, before any of them serves.
+/// Returns whether crashes are to be followed by restarts: by default, they are.
+fn recovers(line: &str) -> bool {
+    value(line, RECOVER) != Some("off")
+}
+
+/// Returns whether the command line asks for restarts by name. That decides where they cost something else.
+fn insists(line: &str) -> bool {
+    value(line, RECOVER) == Some("on")
+}
+
+/// Has vCPUs watch each other closely, or a timer watch the only one, where the command line asks for restarts: that costs
+/// several vCPUs two wake-ups a second each. To be called on the first, before any of them serves.
 pub fn watch_closely(machine: &Machine) {
-    if value(machine.command_line, RECOVER) == Some("on") {
+    if insists(machine.command_line) {
         match machine.vcpus {
             1 => watchdog::watch_alone(),
             _ => watchdog::watch_closely(),
@@ -327,9 +337,9 @@ impl Runtime for Upgrades {
     }
 }
 
-/// Leaves the first vCPU alone where crashes are to be followed by restarts that could not have others.
+/// Leaves the first vCPU alone where the command line asks for restarts that could not have others.
 pub fn limit_vcpus(machine: &Machine, vcpus: &mut Vec<VcpuId>) {
-    let wanted = value(machine.command_line, RECOVER) == Some("on");
+    let wanted = insists(machine.command_line);
     if vcpus.len() > 1 && wanted && !restart::can_have_several_vcpus() {
         log::warn!(
             "{RECOVER}=on: one vCPU is used, {} are not: the domain has no x2APIC",
@@ -339,22 +349,27 @@ pub fn limit_vcpus(machine: &Machine, vcpus: &mut Vec<VcpuId>) {
     }
 }
 
-/// Has the files that are taken out of the ramdisk found by the boot that follows a crash, too, if the command line asks
-/// for restarts.
+/// Has the files that are taken out of the ramdisk found by the boot that follows a crash, too, unless the command line
+/// forbids restarts.
 pub fn keep_files(catalog: &mut Catalog, line: &str) {
-    if value(line, RECOVER) == Some("on") {
+    if recovers(line) {
         catalog.keep_files();
     }
 }
 
-/// Returns the memory that survives a crash, with what the boot before has left there, if the command line asks for it:
+/// Returns the memory that survives a crash, with what the boot before has left there, unless the command line forbids it:
 /// what is kept of connected disks, and of connections.
 pub fn surviving(line: &str) -> Option<&'static mut Memory> {
     const { assert!(size_of::<Memory>() <= region::PAGES_BYTES && align_of::<Memory>() <= PAGE_SIZE) };
-    let pages = is_on(line, RECOVER).then(region::take_pages)??;
+    let pages = recovers(line).then(region::take_pages)??;
     // SAFETY: pages of the image, large enough as just asserted, that nothing else uses, and numbers, for all of
     // which any value is valid.
     Some(unsafe { pages.cast().as_mut() })
+}
+
+/// Has nothing kept of disks that connect when a crash would end the domain anyway.
+pub fn keep_nothing_in_vain(services: &Services<Hypercalls>) {
+    services.keeper.unless(|| restart::obstacle().is_some());
 }
 
 /// Returns the domain's grant table. Grants that a boot before this one has left there end as soon as the other domains let
@@ -376,12 +391,25 @@ pub fn grants(machine: &Machine, handle: &Handle<Hypercalls>) -> TableOnDemand<H
     grants
 }
 
-/// Lets crashes be followed by restarts from now on, if the command line asks for it.
+/// Lets crashes be followed by restarts from now on, unless the command line forbids it.
 pub fn enable(line: &'static str) {
-    if is_on(line, RECOVER) {
-        match restart::enable() {
-            Ok(()) => log::info!("{RECOVER}=on: after a crash, this domain starts again in place"),
-            Err(obstacle) => log::error!("{RECOVER}=on: a crash ends this domain: {obstacle}"),
+    match value(line, RECOVER) {
+        Some("off") => return log::info!("{RECOVER}=off: a crash ends this domain"),
+        None | Some("on") => {}
+        Some(other) => {
+            log::error!("command line: {RECOVER}={other}: expected on or off; on is used");
         }
     }
+    match restart::enable() {
+        Ok(()) => log::info!("after a crash, this domain starts again in place"),
+        Err(obstacle) if insists(line) => {
+            log::error!("{RECOVER}=on: a crash ends this domain: {obstacle}");
+        }
+        Err(obstacle) => log::info!("a crash ends this domain: {obstacle}"),
+    }
+}
+
+/// Has the crash that follows end the domain: the toolstack asked for it, and wants to see it.
+pub fn disable() {
+    restart::disable();
 }

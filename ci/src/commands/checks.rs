@@ -64,13 +64,13 @@ const UNIKERNEL_LINTS: Check = elf_lints!(
     "--features=unikernel"
 );
 
-const RECOVERING_LINTS: Check = elf_lints!(
-    "recovering-lints",
+const SMALLEST_LINTS: Check = elf_lints!(
+    "smallest-lints",
     "unikernel",
     "--package=bulkhead-blkback",
     "--bin=bulkhead",
     "--no-default-features",
-    "--features=unikernel,recover,vbd"
+    "--features=unikernel"
 );
 
 const TLS_LINTS: Check = elf_lints!(
@@ -89,22 +89,18 @@ const EXAMPLES_LINTS: Check = elf_lints!(
     "--features=unikernel"
 );
 
-/// The tests of what is not in the released ELF: those whose names have one of the last words.
-const RECOVERING_TESTS: Check = check(
-    "recovering-tests",
+/// The tests of the smallest ELF's request path, which is another one: nothing is kept for the time after a crash.
+const SMALLEST_TESTS: Check = check(
+    "smallest-tests",
     &[
         "test",
         "--package",
         "bulkhead-blkback",
-        "--features",
-        "recover",
+        "--no-default-features",
         "--no-fail-fast",
         "--lib",
         "--test",
         "backend",
-        "--",
-        "recovery",
-        "crash",
     ],
 );
 
@@ -144,12 +140,14 @@ const DOCS: Check = Check {
     env: Some(("RUSTDOCFLAGS", "--deny warnings")),
 };
 
+/// Of requests that are not kept for the time after a crash.
 const INSTRUCTIONS: Check = check(
     "instructions",
     &[
         "bench",
         "--package",
         "bulkhead-blkback",
+        "--no-default-features",
         "--bench",
         "instructions",
     ],
@@ -188,11 +186,11 @@ pub fn run() -> Result<Counts> {
         FORMAT,
         LINTS,
         UNIKERNEL_LINTS,
-        RECOVERING_LINTS,
+        SMALLEST_LINTS,
         TLS_LINTS,
         EXAMPLES_LINTS,
         tests,
-        RECOVERING_TESTS,
+        SMALLEST_TESTS,
         DOCTESTS,
         DOCS,
         INSTRUCTIONS,

@@ -1,7 +1,6 @@
 //! A driver domain that crashes and starts again in place (`docs/recovery.md`).
 
 use super::main_job::FIO_LIMIT;
-use crate::commands::build;
 use crate::config::Kind;
 use crate::host::guest::Guest;
 use crate::host::read_from;
@@ -14,8 +13,6 @@ use crate::testbed::storage::{
 };
 use crate::testbed::{MINUTE, Scenario, Testbed, fio};
 use anyhow::{Context, Result, ensure};
-use std::fs;
-use std::path::PathBuf;
 use std::time::Duration;
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -100,14 +97,6 @@ pub(super) enum Disks {
 const SERVERS: [Server; 2] = [Server::Files, Server::Single];
 
 impl Disks {
-    /// Builds the ELF that serves them, and returns its path.
-    fn build(self) -> Result<PathBuf> {
-        match self {
-            Disks::Images | Disks::Own => build::build_recovering(),
-            Disks::Exports => build::build_recovering_larger(),
-        }
-    }
-
     /// Waits until a driver domain has what they lie on.
     pub(super) fn wait(self, storage: &Running) -> Result<()> {
         match self {
@@ -213,11 +202,8 @@ const READ: &str = "dd if=/dev/xvda bs=64k count=64 iflag=direct 2>/dev/null | s
 
 fn restarts(testbed: &Testbed, kind: Kind, vcpus: u32) -> Result<()> {
     let host = testbed.host;
-    let (here, _) = testbed.shared_file("bulkhead-recovering");
-    fs::copy(build::build_recovering()?, here)?;
     let mut storage = testbed
         .storage(kind)
-        .kernel("bulkhead-recovering")
         .images(&[Image::mib("disk", 4)])?
         .memory(24)
         .vcpus(vcpus)
@@ -340,14 +326,8 @@ const LOOPS: &str = "--loops=20 --time_based --runtime=45";
 
 fn crashes_under_load(testbed: &Testbed, kind: Kind, on: Disks) -> Result<()> {
     let host = testbed.host;
-    let (here, _) = testbed.shared_file("bulkhead-recovering");
-    fs::copy(on.build()?, here)?;
     let (storage, [written, read]) = on.make(testbed, kind, Vec::new())?;
-    let mut storage = storage
-        .kernel("bulkhead-recovering")
-        .memory(64)
-        .vcpus(2)
-        .start()?;
+    let mut storage = storage.memory(64).vcpus(2).start()?;
     on.wait(&storage)?;
     let nothing = Holdings::by(host, storage.id)?;
     let disks = |target: &str| [disk("storage", "xvda", "rw", target)];

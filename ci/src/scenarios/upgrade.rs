@@ -70,9 +70,9 @@ fn version_of(elf: &mut [u8], patch: u8) -> Result<String> {
 
 fn upgrades(testbed: &Testbed, vcpus: u32, on: Disks) -> Result<()> {
     let host = testbed.host;
-    let mut old = fs::read(build::build_recovering()?)?;
-    // Another layout, too: this one has more stores.
-    let mut new = fs::read(build::build_recovering_larger()?)?;
+    let mut old = fs::read(testbed.shared_file("bulkhead").0)?;
+    // Another layout, too.
+    let mut new = fs::read(build::build_tls()?)?;
     let elf = |target, bytes: &mut Vec<u8>, patch| -> Result<Elf> {
         let version = version_of(bytes, patch)?;
         let sha256 = hex(&Sha256::digest(&bytes[..]));
@@ -88,15 +88,9 @@ fn upgrades(testbed: &Testbed, vcpus: u32, on: Disks) -> Result<()> {
         elf("ram:old.elf", &mut old, 0)?,
         elf("ram:new.elf", &mut new, 1)?,
     );
-    let (here, _) = testbed.shared_file("bulkhead-recovering");
-    fs::write(here, &old)?;
     let images = vec![Image::of("old.elf", &old), Image::of("new.elf", &new)];
     let (storage, [written, read]) = on.make(testbed, Kind::Pvh, images)?;
-    let mut storage = storage
-        .kernel("bulkhead-recovering")
-        .memory(72)
-        .vcpus(vcpus)
-        .start()?;
+    let mut storage = storage.memory(72).vcpus(vcpus).start()?;
     on.wait(&storage)?;
     let nothing = Holdings::by(host, storage.id)?;
     let disks = |target: &str| [disk("storage", "xvda", "rw", target)];

@@ -1,6 +1,6 @@
 //! What a restart cannot take up again. Once there is one of these, a crash of the domain is final.
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// A reason why a crash is final.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,9 +18,23 @@ pub enum Obstacle {
 
 static FOUND: AtomicU32 = AtomicU32::new(0);
 
+/// Whether a crash would be followed by a restart if there were no obstacle.
+static TOLD: AtomicBool = AtomicBool::new(false);
+
+/// Has the log name the first obstacle that comes from now on: until then, a crash is not final.
+pub fn tell() {
+    TOLD.store(true, Ordering::Relaxed);
+}
+
 /// Notes an obstacle, for good.
 pub fn add(obstacle: Obstacle) {
-    FOUND.fetch_or(obstacle as u32, Ordering::Relaxed);
+    let before = FOUND.fetch_or(obstacle as u32, Ordering::Relaxed);
+    if before == 0
+        && TOLD.load(Ordering::Relaxed)
+        && let Some(reason) = first()
+    {
+        log::info!("from now on, a crash ends this domain: {reason}");
+    }
 }
 
 /// Returns one of the obstacles, in words.

@@ -89,7 +89,18 @@ pub fn enable() -> Result<(), &'static str> {
         return Err("there is no memory for the handles of mapped pages");
     }
     ENABLED.store(true, Ordering::Release);
+    obstacles::tell();
     Ok(())
+}
+
+/// Has the next crash end the domain.
+pub fn disable() {
+    ENABLED.store(false, Ordering::SeqCst);
+}
+
+/// Returns the reason why a crash ends the domain, if there is one for good.
+pub fn obstacle() -> Option<&'static str> {
+    obstacles::first()
 }
 
 /// Damages page tables on purpose: the entries for the first memory behind the image, which has the heap, are of no use

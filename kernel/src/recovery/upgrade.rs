@@ -83,7 +83,7 @@ pub fn obstacle() -> Option<&'static str> {
     } else if is_trying() {
         Some("this version has to show first that it serves")
     } else if !restart::is_enabled() {
-        Some("expected recover=on on the command line")
+        obstacles::first().or(Some("expected a command line without recover=off"))
     } else if grants::has_granted(room()) {
         Some(GRANTED)
     } else {

@@ -87,7 +87,7 @@ impl<H: Hypervisor> Vbd<'_, H> {
             }))
         };
         let journals: Vec<Journal> = (0..).zip(&published.queues).map(journal).collect();
-        if keeper.is_on() && !journals.iter().all(Journal::has_place) {
+        if keeper.keeps() && !journals.iter().all(Journal::has_place) {
             log::warn!(
                 "vbd {}: no more queues can be kept: a crash of this domain ends the disk",
                 self.id

@@ -162,7 +162,7 @@ fn crash_between(
     let last = crashes.first(number, ends);
     assert!(first < last && last < MOST, "{first} to {last}");
     // None of what is looked for lasts for fewer instructions than this.
-    let step = ((last - first) / 80).max(1) as usize;
+    let step = ((last - first) / 40).max(1) as usize;
     let span = (first.saturating_sub(3)..last)
         .step_by(step)
         .chain(last..last + 3);

@@ -48,6 +48,10 @@ const KERNEL_DEATHS: &[&str] = &[
 /// The words of fio and cmp when a disk does not hold what was written to it.
 const WRONG_DATA: &[&str] = &["verify failed at ", "verify: bad ", " differ: "];
 
+/// The words of a driver domain whose interrupt handler was interrupted while interrupts were off, by itself. Its
+/// registers show that, and nothing that it does can cause it.
+const DELIVERED_TWICE: &str = "an interrupt was delivered twice";
+
 /// The words of a driver domain that has crashed and serves again.
 const RESTARTED: &str = "started again in place";
 
@@ -88,6 +92,10 @@ impl Verdict {
 /// Reads Xen's log and dom0's kernel log of one scenario.
 pub fn in_logs(xen: &str, dom0: &str, domains: &[KnownDomain]) -> Verdict {
     let mut verdict = Verdict::default();
+    let twice = xen.lines().filter(|line| line.contains(DELIVERED_TWICE));
+    verdict
+        .emulator
+        .extend(twice.map(|line| format!("our domain: {}", line.trim())));
     let lines: Vec<&str> = xen.lines().filter(|line| line.contains("(XEN)")).collect();
     for (number, line) in lines.iter().enumerate() {
         if line.contains("Panic on CPU") || line.contains("Xen BUG at") {
@@ -282,6 +290,15 @@ mod tests {
         assert!(verdict.emulator[1].starts_with("our domain storage: (XEN) [   13.1] d8v0"));
         assert_eq!(verdict.own.len(), 1);
         assert!(verdict.own[0].contains("crashed on cpu#1"));
+    }
+
+    #[test]
+    fn an_interrupt_that_is_delivered_twice_is_the_emulators() {
+        let xen = "(d8) [  369.8] watchdog: an interrupt was delivered twice, and what it interrupted is lost\n\
+                   (d8) [  400.0] watchdog: vCPU 0 has run for 2 s without coming back to its work\n";
+        let verdict = in_logs(xen, "", &domains());
+        assert_eq!(verdict.emulator.len(), 1);
+        assert!(verdict.emulator[0].contains("369.8"), "{verdict:?}");
     }
 
     #[test]

@@ -70,6 +70,9 @@ pub fn watch_alone() {
 /// Called by the timer that interrupts the only vCPU, if that has not come back since the last tick.
 #[cfg(feature = "recover")]
 pub extern "C" fn silent(frame: &ExceptionFrame) {
+    if tick::interrupted_itself(frame) {
+        panic::interrupted_twice(frame);
+    }
     let here = vcpu::current();
     // What becomes of mappings has to be noted.
     if here.changes_mappings.load(Ordering::Relaxed) {

@@ -14,6 +14,7 @@
 //! The timer is the local APIC's, in x2APIC mode, whose registers need no page table (Intel SDM volume 3, chapter 12).
 //! Xen emulates it; each of these accesses costs an exit. They are made twice a second while the vCPU is at work.
 
+use super::exceptions::ExceptionFrame;
 use super::pvh::{read_msr, write_msr};
 use crate::{domain, vcpu};
 use core::arch::asm;
@@ -45,6 +46,12 @@ pub(super) static ROUNDS: AtomicU32 = AtomicU32::new(0);
 pub(super) static ROUNDS_SEEN: AtomicU32 = AtomicU32::new(0);
 /// 1 if the last tick has found the vCPU asleep, so that the timer was not set again.
 pub(super) static ASLEEP: AtomicU8 = AtomicU8::new(0);
+
+unsafe extern "C" {
+    // The handler's first byte, and the end of its last one (`tick_entry`).
+    static pvh_tick_begin: u8;
+    static pvh_tick_end: u8;
+}
 
 /// Returns whether a PVH domain has a local APIC (`apic=` in its configuration), and as an x2APIC (Intel SDM volume 2, CPUID
 /// leaf 1).
@@ -134,4 +141,10 @@ pub unsafe fn enable_interrupts() {
 pub fn disable_interrupts() {
     // SAFETY: nothing depends on interrupts.
     unsafe { asm!("cli", options(nostack)) };
+}
+
+/// Returns whether the handler has interrupted itself. It runs with interrupts disabled, so no processor does that, but the
+/// emulation of one (`docs/emulator-faults.md`). What it has interrupted first is lost then: it has one stack.
+pub fn interrupted_itself(frame: &ExceptionFrame) -> bool {
+    (&raw const pvh_tick_begin as u64..&raw const pvh_tick_end as u64).contains(&frame.rip)
 }

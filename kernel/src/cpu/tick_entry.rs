@@ -7,7 +7,9 @@ global_asm!(
     r#"
     .text
     .globl pvh_tick
+    .globl pvh_tick_begin
 pvh_tick:
+pvh_tick_begin:
     pushq %rax
     pushq %rcx
     pushq %rdx
@@ -84,6 +86,8 @@ pvh_tick:
     pushq %rcx
     pushq %rdx
     jmp 2b
+    .globl pvh_tick_end
+pvh_tick_end:
 "#,
     eoi = const EOI,
     initial_count = const INITIAL_COUNT,

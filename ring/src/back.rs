@@ -166,7 +166,7 @@ impl<M: RingMemory, F: Format> BackRing<M, F> {
     }
 
     /// Copies the next request into `slot`, for the caller to decode. Returns false if none is published.
-    #[inline]
+    #[inline(always)]
     pub fn take_slot(&mut self, slot: &mut F::Slot) -> Result<bool, Overrun> {
         if self.taken == self.seen && self.look()? == 0 {
             return Ok(false);

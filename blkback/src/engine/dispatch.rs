@@ -7,7 +7,7 @@ mod taking;
 mod taking_kept;
 mod transfer;
 
-pub(super) use plain::{PlainTransfer, Served};
+pub(super) use plain::{PlainTransfer, ServePlain, Served};
 
 use super::complaints::Complaints;
 use super::data_path::PageAccess;

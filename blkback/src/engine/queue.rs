@@ -175,10 +175,7 @@ impl<H: Hypervisor> Queue<H> {
     /// publishing them yet. Returns how many requests were taken.
     pub fn sweep(&mut self) -> Result<u32, QueueError> {
         let (dispatcher, page_access) = (&mut self.dispatcher, &mut self.page_access);
-        let submitter = &mut self.submitter;
-        let taken = dispatcher.take(page_access, |tag, plain, page_access| {
-            submitter.serve_mapped(tag, plain, page_access)
-        })?;
+        let taken = dispatcher.take(page_access, &mut self.submitter)?;
         if taken.requests == 0 {
             return Ok(0);
         }

@@ -31,6 +31,20 @@ pub struct Served {
     pub submitted: Submitted,
 }
 
+/// Serves reads and writes as they come off the ring.
+///
+/// A trait, and not a closure: it has a place of use for each order in which requests are taken, and is inlined in all of them.
+pub trait ServePlain<H: Hypervisor> {
+    /// Hands a transfer to the device, which has that tag if the device keeps it. Returns `None` if it is to be begun like
+    /// all others.
+    fn serve(
+        &mut self,
+        tag: Tag,
+        transfer: PlainTransfer<'_>,
+        page_access: &mut PageAccess<H>,
+    ) -> Option<Served>;
+}
+
 impl<'a> PlainTransfer<'a> {
     #[inline]
     fn of(transfer: &Transfer<SlotSegments<'a>>) -> Option<Self> {
@@ -58,7 +72,7 @@ impl<H: Hypervisor> Dispatcher<H> {
         slot: &[u8; SLOT_SIZE],
         format: Blkif,
         page_access: &mut PageAccess<H>,
-        serve: &mut impl FnMut(Tag, PlainTransfer<'_>, &mut PageAccess<H>) -> Option<Served>,
+        serve: &mut impl ServePlain<H>,
     ) -> Begun {
         match format.view_transfer(slot) {
             Some((id, transfer)) => match self.serve_plain(id, &transfer, page_access, serve) {
@@ -70,13 +84,13 @@ impl<H: Hypervisor> Dispatcher<H> {
     }
 
     /// Offers a transfer to `serve`. Returns false if it is to be begun like all others.
-    #[inline]
+    #[inline(always)]
     pub(super) fn serve_plain(
         &mut self,
         id: RequestId,
         transfer: &Transfer<SlotSegments<'_>>,
         page_access: &mut PageAccess<H>,
-        serve: &mut impl FnMut(Tag, PlainTransfer<'_>, &mut PageAccess<H>) -> Option<Served>,
+        serve: &mut impl ServePlain<H>,
     ) -> bool {
         let Some(plain) = PlainTransfer::of(transfer) else {
             return false;
@@ -86,7 +100,7 @@ impl<H: Hypervisor> Dispatcher<H> {
             return false;
         }
         let tag = self.inflight.next_place();
-        let Some(Served { bytes, submitted }) = serve(tag, plain, page_access) else {
+        let Some(Served { bytes, submitted }) = serve.serve(tag, plain, page_access) else {
             return false;
         };
         match submitted {

@@ -2,8 +2,7 @@
 
 use super::super::data_path::PageAccess;
 use super::super::setup::QueueError;
-use super::{Begun, Dispatcher, PlainTransfer, Served, Taken};
-use bulkhead_images::Tag;
+use super::{Begun, Dispatcher, ServePlain, Taken};
 use bulkhead_ring::blkif::SLOT_SIZE;
 use bulkhead_xen::Hypervisor;
 
@@ -17,7 +16,7 @@ impl<H: Hypervisor> Dispatcher<H> {
     pub fn take(
         &mut self,
         page_access: &mut PageAccess<H>,
-        serve: impl FnMut(Tag, PlainTransfer<'_>, &mut PageAccess<H>) -> Option<Served>,
+        serve: &mut impl ServePlain<H>,
     ) -> Result<Taken, QueueError> {
         self.pages = 0;
         self.reserved = 0;
@@ -45,7 +44,7 @@ impl<H: Hypervisor> Dispatcher<H> {
     fn take_in_order(
         &mut self,
         page_access: &mut PageAccess<H>,
-        mut serve: impl FnMut(Tag, PlainTransfer<'_>, &mut PageAccess<H>) -> Option<Served>,
+        serve: &mut impl ServePlain<H>,
     ) -> Result<u32, QueueError> {
         let format = *self.ring.format();
         if self.inflight.in_flight() > 0 {
@@ -72,7 +71,7 @@ impl<H: Hypervisor> Dispatcher<H> {
             } else if !self.ring.take_slot(&mut slot)? {
                 break;
             }
-            match self.begin(&slot, format, page_access, &mut serve) {
+            match self.begin(&slot, format, page_access, serve) {
                 Begun::Yes => requests += 1,
                 Begun::NotYet => {
                     self.held = Some(slot);

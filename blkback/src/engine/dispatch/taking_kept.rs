@@ -4,9 +4,8 @@
 use super::super::data_path::PageAccess;
 use super::super::journal::AnyOrder;
 use super::super::setup::QueueError;
-use super::{Begun, Dispatcher, PlainTransfer, Served};
+use super::{Begun, Dispatcher, ServePlain};
 use crate::recovery::Place;
-use bulkhead_images::Tag;
 use bulkhead_xen::Hypervisor;
 
 impl<H: Hypervisor> Dispatcher<H> {
@@ -17,7 +16,7 @@ impl<H: Hypervisor> Dispatcher<H> {
         &mut self,
         (order, place): (&mut AnyOrder, &mut Place),
         page_access: &mut PageAccess<H>,
-        mut serve: impl FnMut(Tag, PlainTransfer<'_>, &mut PageAccess<H>) -> Option<Served>,
+        serve: &mut impl ServePlain<H>,
     ) -> Result<u32, QueueError> {
         let mut requests = 0;
         let format = *self.ring.format();
@@ -47,7 +46,7 @@ impl<H: Hypervisor> Dispatcher<H> {
             order.begin(self.inflight.next_place(), at);
             let response = self.ring.answered();
             let slot = &place.requests()[usize::from(at)].slot;
-            match self.begin(slot, format, page_access, &mut serve) {
+            match self.begin(slot, format, page_access, serve) {
                 Begun::Yes => requests += 1,
                 Begun::NotYet => {
                     order.wait(at);

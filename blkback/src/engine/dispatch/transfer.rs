@@ -7,7 +7,7 @@ use bulkhead_ring::blkif::{RequestId, SlotSegments, Transfer, TransferKind};
 use bulkhead_xen::Hypervisor;
 
 impl<H: Hypervisor> Dispatcher<H> {
-    #[inline]
+    #[inline(always)]
     pub(super) fn begin_transfer(
         &mut self,
         id: RequestId,

@@ -1,16 +1,16 @@
 //! Hands requests to the device whose pages are all mapped already.
 
 use super::super::data_path::PageAccess;
-use super::super::dispatch::{PlainTransfer, Served};
+use super::super::dispatch::{PlainTransfer, ServePlain, Served};
 use super::Submitter;
 use bulkhead_images::{Io, Tag};
 use bulkhead_xen::Hypervisor;
 
-impl<H: Hypervisor> Submitter<H> {
+impl<H: Hypervisor> ServePlain<H> for Submitter<H> {
     /// Hands a request to the device and returns what that said. `None` if the request needs more than that: its
     /// pages are not all mapped, it may not fit the device, or the device completes requests later.
-    #[inline]
-    pub fn serve_mapped(
+    #[inline(always)]
+    fn serve(
         &mut self,
         tag: Tag,
         plain: PlainTransfer<'_>,

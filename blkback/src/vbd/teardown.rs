@@ -25,8 +25,9 @@ use futures_util::future::{Either, select};
 /// an end.
 pub const LAST_REQUESTS: Duration = Duration::from_millis(20);
 
-/// The time that an ending driver domain waits for a frontend to let go of its disk.
-const FAREWELL: Duration = Duration::from_secs(2);
+/// The time that an ending driver domain waits for a frontend to let go of its disk. A guest that is late, on a busy host,
+/// makes requests until it has seen that its disk goes away; none that comes after this is ever answered.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// The time that a closed device stays visible before its directory is removed: libxl waits for the
 /// state, and calls it a failure if the directory is gone by the time it looks, which may be late on

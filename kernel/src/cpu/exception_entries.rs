@@ -3,6 +3,32 @@
 use super::exceptions::{ExceptionFrame, VECTORS};
 use core::arch::global_asm;
 
+/// Pushes the registers of an `ExceptionFrame`, above what the processor and the entry have pushed.
+macro_rules! push_registers {
+    () => {
+        r#"
+    pushq %rax
+    pushq %rbx
+    pushq %rcx
+    pushq %rdx
+    pushq %rbp
+    pushq %rsi
+    pushq %rdi
+    pushq %r8
+    pushq %r9
+    pushq %r10
+    pushq %r11
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+"#
+    };
+}
+
+#[cfg(feature = "recover")]
+pub(super) use push_registers;
+
 // Which vectors push an error code: Intel SDM volume 3, table 6-1. On PV, rcx and r11 lie on
 // top of the frame (arch-x86/xen-x86_64.h).
 global_asm!(
@@ -34,21 +60,9 @@ pv_exception_\vector:
 
 exception_common:
     cld
-    pushq %rax
-    pushq %rbx
-    pushq %rcx
-    pushq %rdx
-    pushq %rbp
-    pushq %rsi
-    pushq %rdi
-    pushq %r8
-    pushq %r9
-    pushq %r10
-    pushq %r11
-    pushq %r12
-    pushq %r13
-    pushq %r14
-    pushq %r15
+"#,
+    push_registers!(),
+    r#"
     movq %rsp, %rdi
     andq $-16, %rsp
     xorl %ebp, %ebp

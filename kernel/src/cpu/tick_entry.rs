@@ -1,5 +1,6 @@
 //! The handler of the timer that interrupts the only vCPU ([`tick`](super::tick)).
 
+use super::exception_entries::push_registers;
 use super::tick::{ASLEEP, EOI, INITIAL_COUNT, ROUNDS, ROUNDS_SEEN, TICK, TICK_VECTOR};
 use core::arch::global_asm;
 
@@ -41,21 +42,9 @@ pvh_tick_begin:
     popq %rax
     pushq $0
     pushq ${vector}
-    pushq %rax
-    pushq %rbx
-    pushq %rcx
-    pushq %rdx
-    pushq %rbp
-    pushq %rsi
-    pushq %rdi
-    pushq %r8
-    pushq %r9
-    pushq %r10
-    pushq %r11
-    pushq %r12
-    pushq %r13
-    pushq %r14
-    pushq %r15
+"#,
+    push_registers!(),
+    r#"
     cld
     movq %rsp, %rdi
     movq %rsp, %rbx

@@ -10,9 +10,9 @@
 //!   a store ─► Interfaces, a Network ─► TcpStream, a Stream: the socket's own buffers, lent
 //! ```
 //!
-//! Packets go through pages that are granted to the backend once for each connection. What arrives is copied out
-//! before the stack sees it, as the backend could change it later: that page stays hot in the cache. The bytes of a
-//! stream are copied once more, by its user, from the socket's buffer to where they belong, or back.
+//! Packets go through pages that are granted to the backend once for each connection. What arrives is looked at where it is,
+//! while the grants of its pages are suspended, as the backend could change it otherwise; small packets are copied out. The
+//! stack copies the bytes of a stream into the socket's buffer, and its user copies them from there to where they belong, or back.
 //! The backend computes checksums and cuts large TCP packets where it offers to; packets of up to 64 KiB are received.
 //!
 //! Memory is bounded: an interface has 1.5 MiB of granted pages and 130 KiB of its own, and each stream the buffers

@@ -59,7 +59,7 @@ pub struct Machine {
 #[cfg(feature = "recover")]
 #[derive(Debug)]
 pub struct Restarted {
-    /// What became of it.
+    /// Its outcome.
     pub before: Before,
     /// Number of restarts after crashes since the domain was built.
     pub number: u32,

@@ -7,11 +7,11 @@ use core::fmt;
 /// broken or hostile; nothing on the ring can be trusted any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Overrun {
-    /// What the other end published.
+    /// The index that the other end published.
     pub producer: u32,
-    /// What was taken off the ring so far.
+    /// The index up to which the ring was taken so far.
     pub consumer: u32,
-    /// How far ahead of `consumer` it could have been at most.
+    /// The most that it could have been ahead of `consumer`.
     pub most: u32,
 }
 
@@ -50,7 +50,7 @@ impl fmt::Display for TooSmall {
 
 impl core::error::Error for TooSmall {}
 
-/// Why a ring that is already in use cannot be taken over.
+/// The reason why a ring that is already in use cannot be taken over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttachError {
     /// There is no room for a ring.

@@ -9,7 +9,7 @@ pub const MAX_PAGES: usize = 16;
 /// The bytes before the first slot: four indices and padding (`struct __name##_sring`, io/ring.h).
 pub const RING_HEADER_SIZE: usize = 64;
 
-/// How a kind of messages lies in the slots of a ring.
+/// The form that a kind of messages has in the slots of a ring.
 ///
 /// A slot holds a request or a response, whichever is larger. Messages are coded from and to
 /// private copies, never in the shared memory; decoding is total: any bytes give a message or a

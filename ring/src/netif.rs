@@ -8,7 +8,7 @@ use bulkhead_xen::GrantRef;
 use core::convert::Infallible;
 
 bitflags::bitflags! {
-    /// What is said about a packet, or a part of it (`NETTXF_*`, `NETRXF_*`, which differ in the order of two).
+    /// The flags of a packet, or of a part of it (`NETTXF_*`, `NETRXF_*`, which differ in the order of two).
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub struct PacketFlags: u8 {
         /// The TCP or UDP checksum is yet to be computed; the field has that of the pseudo-header.
@@ -98,7 +98,7 @@ pub struct TxPart {
     pub gref: GrantRef,
     /// Its first byte in the page.
     pub offset: u16,
-    /// What there is to be said.
+    /// The flags of the packet, or of this part of it.
     pub flags: PacketFlags,
     /// The request's identifier.
     pub id: u16,
@@ -230,7 +230,7 @@ pub struct RxPart {
     pub id: u16,
     /// Its first byte in the page.
     pub offset: u16,
-    /// What there is to be said.
+    /// The flags of the packet, or of this part of it.
     pub flags: PacketFlags,
     /// Its bytes, or the reason why there are none.
     pub status: i16,

@@ -27,7 +27,7 @@ impl<M: RingMemory, F: Format> Slots<M, F> {
         }
     }
 
-    /// Where a slot lies.
+    /// The address of a slot.
     #[inline]
     pub(crate) fn offset(&self, index: u32) -> usize {
         RING_HEADER_SIZE + (index & (self.count - 1)) as usize * self.slot_size

@@ -26,7 +26,7 @@ pub struct Identity<'a> {
     pub key: &'a [u8],
 }
 
-/// What connections to servers have in common.
+/// The settings that connections to servers have in common.
 pub struct Client {
     config: Arc<ClientConfig>,
 }
@@ -111,7 +111,7 @@ impl Tls for Client {
     }
 }
 
-/// Whether a server asked for a certificate, of which there is none.
+/// A note of whether a server asked for a certificate, of which there is none.
 #[derive(Debug, Default)]
 pub struct Asked(AtomicBool);
 

@@ -48,7 +48,7 @@ impl core::error::Error for ConfigError {}
 pub enum TlsError {
     /// The connection is over, or the server has ended it.
     Ended(Ended),
-    /// What the server is called is no name that a certificate can have.
+    /// The server is called by no name that a certificate can have.
     Name(String),
     /// The server's certificate is not valid any more.
     Expired {
@@ -79,7 +79,7 @@ pub enum TlsError {
     Certificate(String),
     /// Server and client have nothing in common.
     Incompatible(String),
-    /// What the server sends is not TLS.
+    /// The server does not speak TLS.
     NotTls,
     /// The server does not keep to the protocol.
     Protocol(String),

@@ -86,7 +86,7 @@ pub enum FileError {
     Unfit {
         /// Its name.
         file: String,
-        /// What is wrong with it.
+        /// Its fault.
         error: ConfigError,
     },
 }

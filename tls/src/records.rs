@@ -33,10 +33,10 @@ fn cut_off(ended: Ended) -> Ended {
     }
 }
 
-/// What [`Records::process`] has come to.
+/// The outcome of [`Records::process`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// Something was done; there may be more to do.
+    /// A step was done; there may be more to do.
     Some,
     /// Nothing more can be done before more has arrived. The handshake is over, and data can be sent.
     Open,

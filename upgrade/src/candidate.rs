@@ -27,7 +27,7 @@ impl fmt::Display for Version {
     }
 }
 
-/// What runs.
+/// The version that runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Running {
     /// Its version.
@@ -40,7 +40,7 @@ pub struct Running {
     pub room: Range<u64>,
 }
 
-/// What a version says in its own note.
+/// The content of a version's own note.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TakeOver {
     /// The version.
@@ -61,7 +61,7 @@ pub struct TakeOver {
 #[derive(Clone, Debug)]
 pub struct Candidate<'a> {
     elf: Elf<'a>,
-    /// What its note says.
+    /// The content of its note.
     pub note: TakeOver,
     /// Its first instruction, in 32-bit mode without paging.
     pub entry: u32,
@@ -80,7 +80,7 @@ pub enum Refused {
     NoEntry,
     /// Its first instruction is not in its code.
     Entry,
-    /// What survives has no place in its data.
+    /// Its data has no room for what survives.
     Region,
     /// It reads no record of the format that this version leaves.
     Format(TakeOver, u32),

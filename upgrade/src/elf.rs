@@ -94,9 +94,9 @@ impl Segment {
 /// A note.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Note<'a> {
-    /// Who has defined it, without the zero byte at the end.
+    /// The name of the one that defined it, without the zero byte at the end.
     pub name: &'a [u8],
-    /// What it is, of those of that name.
+    /// Its type, among those of that name.
     pub kind: u32,
     /// Its content.
     pub content: &'a [u8],
@@ -106,7 +106,7 @@ pub struct Note<'a> {
 #[derive(Clone, Debug)]
 pub struct Elf<'a> {
     file: &'a [u8],
-    /// What is loaded, in the order of the addresses.
+    /// The parts that are loaded, in the order of the addresses.
     pub segments: heapless::Vec<Segment, { MOST_SEGMENTS as usize }>,
     notes: heapless::Vec<&'a [u8], { MOST_SEGMENTS as usize }>,
 }

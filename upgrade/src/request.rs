@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-/// How a new version is to fail, to try the way back.
+/// The way in which a new version is to fail, to try the way back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Fault {
@@ -29,7 +29,7 @@ impl Fault {
     }
 }
 
-/// What the operator wants.
+/// The operator's request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request<'a> {
     /// The store's target that has the file.
@@ -38,7 +38,7 @@ pub struct Request<'a> {
     pub sha256: [u8; 32],
     /// An older version is taken, too.
     pub force: bool,
-    /// How the new version is to fail.
+    /// The way in which the new version is to fail.
     pub fault: Fault,
 }
 

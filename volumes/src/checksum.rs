@@ -2,16 +2,16 @@
 
 use crc::{Crc, Digest, Table};
 
-/// What the UEFI specification asks for: the CRC-32 of Ethernet.
+/// The checksum of the UEFI specification: the CRC-32 of Ethernet.
 static CRC: Crc<u32, Table<1>> = Crc::<u32, Table<1>>::new(&gpt_disk_types::Crc32::ALGORITHM);
 
-/// Where LVM's starts: the same polynomial, and so the same table (`INITIAL_CRC` in its sources).
+/// The start of LVM's checksum: the same polynomial, and so the same table (`INITIAL_CRC` in its sources).
 const LVM_START: u32 = 0xF597_A6CF;
 
 /// A checksum that is being computed.
 pub(crate) struct Checksum {
     digest: Digest<'static, u32, Table<1>>,
-    /// What is inverted at the end.
+    /// The bits that are inverted at the end.
     inverted: u32,
 }
 

@@ -26,14 +26,14 @@ pub(crate) struct DiskRange {
     pub sectors: Range<u64>,
 }
 
-/// Somebody has some of those sectors open, and they cannot be shared.
+/// An owner who has some of those sectors open and does not share them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Overlap {
-    /// What that one has open.
+    /// The name of what that owner has open.
     pub name: String,
-    /// What for.
+    /// The access that it was opened for.
     pub access: Access,
-    /// Who it is.
+    /// The owner's name.
     pub owner: String,
 }
 
@@ -86,14 +86,14 @@ struct Holder {
     who: Who,
 }
 
-/// Who opens what, and what for.
+/// An owner, what it opens, and what for.
 #[derive(Clone, Debug)]
 pub(crate) struct Who {
     pub name: String,
     pub owner: String,
     pub access: Access,
     pub shared: bool,
-    /// What it writes is the operator's word, not a guest's.
+    /// Its writes are the operator's word, not a guest's.
     pub administrator: bool,
 }
 
@@ -121,7 +121,7 @@ impl Who {
         self.access == Access::ReadWrite && !self.administrator
     }
 
-    /// Whether both may have the same sectors.
+    /// Returns whether both may have the same sectors.
     fn shares_with(&self, other: &Who) -> bool {
         let only_read = self.access == Access::ReadOnly && other.access == Access::ReadOnly;
         only_read || (self.shared && other.shared)

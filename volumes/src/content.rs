@@ -13,21 +13,21 @@ use core::ops::Range;
 /// The most partitions of a disk that are searched for physical volumes. Whoever has LVM needs one.
 const MOST_PHYSICAL: usize = 64;
 
-/// What was found on a disk when it was read last.
+/// The content of a disk, as it was read last.
 #[derive(Clone, Debug, Default)]
 pub struct Content {
     /// The partitions, if there is a table.
     pub table: Option<Table>,
     /// The physical volumes.
     pub physical: Vec<Found>,
-    /// What an operator wants to know, in sentences.
+    /// Remarks for the operator, in sentences.
     pub notes: Vec<String>,
-    /// What was not searched for a physical volume, because guests could write there: the numbers of partitions, or
-    /// `None` for the disk itself.
+    /// The places that were not searched for a physical volume, because guests could write there: the numbers of
+    /// partitions, or `None` for the disk itself.
     pub unsearched: Vec<Option<u32>>,
 }
 
-/// Why what is on a disk is not known.
+/// The reason why the content of a disk is not known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ContentError {
     /// The disk cannot be opened.

@@ -8,7 +8,7 @@ use bulkhead_images::MappingError;
 use core::fmt;
 use gpt_disk_types::Guid;
 
-/// Why a volume cannot be opened.
+/// The reason why a volume cannot be opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OpenError {
     /// There is no such disk.
@@ -22,75 +22,75 @@ pub enum OpenError {
     Disk {
         /// The disk.
         disk: String,
-        /// Why not.
+        /// The reason.
         reason: String,
     },
-    /// What is on the disk is not known.
+    /// The content of the disk is not known.
     Content {
         /// The disk.
         disk: String,
-        /// Why.
+        /// The reason.
         error: ContentError,
     },
     /// The disk has no partition table.
     NoTable {
-        /// What was to be opened.
+        /// The volume that was to be opened.
         name: String,
     },
     /// There is no such volume.
     NotFound {
-        /// What was to be opened.
+        /// The volume that was to be opened.
         name: String,
         /// Names of some that there are.
         there: Vec<String>,
-        /// What was not looked at.
+        /// The places that were not looked at.
         unsearched: Unsearched,
     },
     /// Several partitions have the name.
     Ambiguous {
-        /// What was to be opened.
+        /// The volume that was to be opened.
         name: String,
         /// Their identities.
         partitions: Vec<Guid>,
     },
     /// It cannot be used.
     Unusable {
-        /// What was to be opened.
+        /// The volume that was to be opened.
         name: String,
-        /// Why not.
+        /// The reason.
         fault: String,
     },
     /// Disks that it lies on are not there.
     Missing {
-        /// What was to be opened.
+        /// The volume that was to be opened.
         name: String,
         /// The names and identities of the physical volumes.
         physical: Vec<String>,
-        /// What was not looked at.
+        /// The places that were not looked at.
         unsearched: Unsearched,
     },
     /// It is a partition for LVM, and a guest is not to write to it.
     ForLvm {
-        /// What was to be opened.
+        /// The volume that was to be opened.
         name: String,
     },
     /// It is not to be written to.
     ReadOnly {
-        /// What was to be opened.
+        /// The volume that was to be opened.
         name: String,
     },
-    /// Somebody has sectors of it open and does not share them.
+    /// Sectors of it are open, and are not shared.
     InUse {
-        /// What was to be opened.
+        /// The volume that was to be opened.
         name: String,
-        /// Who.
+        /// The owner's name.
         overlap: Overlap,
     },
     /// No device can be made of it.
     Mapping {
-        /// What was to be opened.
+        /// The volume that was to be opened.
         name: String,
-        /// Why.
+        /// The reason.
         error: MappingError,
     },
 }

@@ -10,7 +10,7 @@ use core::fmt;
 pub struct Rescan {
     /// The disk.
     pub disk: String,
-    /// How many volumes there are on it now.
+    /// The number of volumes that are on it now.
     pub volumes: usize,
     /// Those that are open and not as they were.
     pub changes: Vec<Change>,
@@ -21,20 +21,20 @@ pub struct Rescan {
 pub struct Change {
     /// Its name.
     pub name: String,
-    /// Who has it open.
+    /// The name of the one that has it open.
     pub owner: String,
-    /// What became of it.
+    /// The outcome for it.
     pub outcome: Outcome,
 }
 
-/// What became of an open volume.
+/// The outcome of a rescan for an open volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It is larger.
     Grown {
-        /// What it had.
+        /// The size that it had.
         from: Sector,
-        /// What it has.
+        /// The size that it has.
         to: Sector,
     },
     /// It is served as it was, for that reason.

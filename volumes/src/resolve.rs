@@ -16,7 +16,7 @@ use gpt_disk_types::Guid;
 /// The most names that a message has.
 const MOST_NAMES: usize = 20;
 
-/// What is known of a disk.
+/// A disk, and what is known of it.
 pub(crate) struct Known {
     pub disk: DiskId,
     pub name: String,
@@ -59,10 +59,10 @@ fn unsearched<'k>(known: impl Iterator<Item = &'k Known>) -> Unsearched {
     Unsearched(places.take(MOST_NAMES).collect())
 }
 
-/// What is on the disks, as far as it is known.
+/// The content of the disks, as far as it is known.
 pub(crate) type Contents<'c> = &'c [Known];
 
-/// What a volume is, whatever it is called.
+/// The identity of a volume, whatever it is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Identity {
     /// A partition of a disk.
@@ -283,7 +283,7 @@ fn places<'c>(contents: Contents<'c>, id: Id) -> impl Iterator<Item = (DiskId, &
     })
 }
 
-/// Where a physical volume is: the number of its disk in the list, and what was found there.
+/// The place of a physical volume: the number of its disk in the list, and what was found there.
 type Place<'c> = (usize, &'c Found);
 
 /// Finds out where the segments of a volume lie.

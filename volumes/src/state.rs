@@ -46,10 +46,10 @@ pub struct DiskState {
     pub name: String,
     /// Its size, in units of 512 bytes.
     pub sectors: Sector,
-    /// What is on it, and how many sectors each has by the newest copy on any disk. Empty as long as nobody
+    /// The volumes on it, and the sectors of each by the newest copy on any disk. Empty as long as nobody
     /// wanted to know.
     pub volumes: Vec<(String, Sector)>,
-    /// What of it is open, by whom, and what for.
+    /// The parts of it that are open, by whom, and what for.
     pub users: Vec<(String, String, Access)>,
 }
 

@@ -30,7 +30,7 @@ pub struct Volumes {
     claims: Arc<Claims>,
 }
 
-/// Who opens a volume, and what for.
+/// The owner that opens a volume, and what for.
 #[derive(Clone, Copy, Debug)]
 pub struct Opening<'o> {
     /// To read, or to write too.

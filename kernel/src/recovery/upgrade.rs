@@ -262,7 +262,7 @@ pub fn take_over(candidate: &Candidate<'_>, fault: u32) -> &'static str {
     panic!("version {next} cannot take over, and {own} cannot go on");
 }
 
-/// What the boot before this one was, in the same domain.
+/// The boot before this one, in the same domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Before {
     /// It has crashed.

@@ -12,11 +12,11 @@ pub struct Malformed {
     pub id: RequestId,
     /// The operation to name in the response.
     pub operation: Opcode,
-    /// What is wrong.
+    /// The fault.
     pub fault: Fault,
 }
 
-/// What is wrong with a request.
+/// A fault of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// No such operation.
@@ -27,16 +27,16 @@ pub enum Fault {
     NoSegments,
     /// More segments than the message has room for.
     TooManySegments {
-        /// How many the frontend says.
+        /// The number that the frontend says.
         found: u16,
-        /// How many there could be.
+        /// The most that there could be.
         most: u16,
     },
     /// A segment that is no part of a page.
     Segment {
-        /// Which one, from 0.
+        /// Its position, from 0.
         number: u8,
-        /// What is wrong with it.
+        /// Its fault.
         error: BadSegment,
     },
 }

@@ -20,21 +20,21 @@ pub struct Partition {
     pub number: u32,
     /// Its own identity.
     pub id: Guid,
-    /// What it is for.
+    /// Its purpose.
     pub kind: Guid,
     /// Its name; empty if it has none.
     pub label: String,
     /// Its first sector, in units of 512 bytes.
     pub start: Sector,
-    /// How many sectors it has, in units of 512 bytes.
+    /// Its number of sectors, in units of 512 bytes.
     pub sectors: Sector,
     /// It is not to be written to.
     pub read_only: bool,
-    /// Why it cannot be used.
+    /// The reason why it cannot be used.
     pub fault: Option<PartitionFault>,
 }
 
-/// Why a partition cannot be used.
+/// The reason why a partition cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PartitionFault {
     /// It ends before it begins, or has blocks that partitions may not have.

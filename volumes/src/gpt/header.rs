@@ -10,7 +10,7 @@ const MOST_BYTES: u64 = 1 << 20;
 /// The largest entry that is read. The specification has no limit, tools make 128 bytes.
 const LARGEST_ENTRY: u32 = 4096;
 
-/// Why a copy of a partition table is not used.
+/// The reason why a copy of a partition table is not used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CopyFault {
     /// The header is none, or says something that cannot be.

@@ -18,7 +18,7 @@ const LONGEST: u64 = 1 << 20;
 /// The copy is not in use, because the administrator has chosen others.
 const IGNORED: u32 = 1;
 
-/// Why a copy of the metadata is not used.
+/// The reason why a copy of the metadata is not used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AreaFault {
     /// It lies past the end of the physical volume.

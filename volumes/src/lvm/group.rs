@@ -46,18 +46,18 @@ pub struct Physical {
     pub id: Id,
     /// The first sector of its first extent.
     pub start: u64,
-    /// How many extents it has.
+    /// Its number of extents.
     pub extents: u64,
 }
 
-/// Why a text describes no group.
+/// The reason why a text describes no group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GroupFault {
     /// It is no text.
     Encoding,
     /// It does not follow the grammar.
     Text(TextFault),
-    /// Something is not there, or cannot be.
+    /// A value is missing, or out of its range.
     Field(&'static str),
     /// It would take more memory than is kept of a disk.
     TooLarge,

@@ -12,7 +12,7 @@ const SECTOR: usize = 512;
 /// The first byte that the checksum covers.
 const COVERED: usize = 20;
 
-/// Why a label is not used.
+/// The reason why a label is not used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LabelFault {
     /// Its checksum is wrong.
@@ -52,7 +52,7 @@ impl Place {
     }
 }
 
-/// What the label and the header say.
+/// The content of the label and the header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Label {
     pub id: Id,

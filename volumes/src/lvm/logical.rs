@@ -22,16 +22,16 @@ pub struct Logical {
     pub id: Id,
     /// It may be written to.
     pub writable: bool,
-    /// Why it cannot be used.
+    /// The reason why it cannot be used.
     pub fault: Option<LogicalFault>,
-    /// Where it lies, in order and without gaps; incomplete if there is a fault.
+    /// The extents that it lies in, in order and without gaps; incomplete if there is a fault.
     pub(crate) segments: Vec<Segment>,
 }
 
 /// Extents of a logical volume in a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Segment {
-    /// How many.
+    /// Their number.
     pub extents: u64,
     /// Sectors of a stripe's turn, if there are several stripes.
     pub chunk: u64,
@@ -39,7 +39,7 @@ pub(crate) struct Segment {
     pub stripes: Box<[(u32, u64)]>,
 }
 
-/// Why a logical volume cannot be used.
+/// The reason why a logical volume cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogicalFault {
     /// LVM has it for itself, as a part of another volume.
@@ -50,7 +50,7 @@ pub enum LogicalFault {
     Snapshot,
     /// A part of it lies on another volume or on a physical volume that the group does not have.
     Elsewhere(String),
-    /// What the text says of it cannot be.
+    /// The text says of it what cannot be.
     Damaged(&'static str),
     /// It has extents of the volume of that name too.
     Overlaps(String),

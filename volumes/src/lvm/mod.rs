@@ -69,21 +69,21 @@ impl fmt::Debug for Id {
 /// A physical volume that was found.
 #[derive(Clone, Debug)]
 pub struct Found {
-    /// Who it is.
+    /// Its identity.
     pub id: Id,
-    /// Where it begins on the disk.
+    /// Its first sector on the disk.
     pub start: Sector,
-    /// How many sectors of the disk it may have.
+    /// The number of sectors of the disk that it may have.
     pub sectors: Sector,
-    /// What it says of its group; nothing if it belongs to none, or has no metadata that is in use.
+    /// The group that it describes; `None` if it belongs to none, or has no metadata that is in use.
     pub group: Option<Arc<Group>>,
-    /// What is wrong with copies of its metadata.
+    /// The faults of copies of its metadata.
     pub faults: Vec<CopyFault>,
     /// The sectors of the disk that hold its label and its metadata.
     pub(crate) reserved: Vec<Range<u64>>,
 }
 
-/// What is wrong with one copy of the metadata.
+/// A fault of one copy of the metadata.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CopyFault {
     /// The area cannot be read.
@@ -101,7 +101,7 @@ impl fmt::Display for CopyFault {
     }
 }
 
-/// Why a place cannot be searched for a physical volume.
+/// The reason why a place cannot be searched for a physical volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LvmError {
     /// It has a label that is damaged.
@@ -189,7 +189,7 @@ pub async fn read(
     Ok(Some(found))
 }
 
-/// Whether a group or a volume may have that name: what LVM permits (`validate_name` in its sources).
+/// Returns whether a group or a volume may have that name: LVM's rule (`validate_name` in its sources).
 pub fn is_name(text: &str) -> bool {
     let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"+_.-".contains(&byte);
     text.len() <= 127

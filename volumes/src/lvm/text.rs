@@ -15,15 +15,15 @@ use crate::turns::Turns;
 use alloc::string::String;
 use core::fmt;
 
-/// How deep sections may lie within one another. Those of LVM are five deep.
+/// The depth to which sections may lie within one another. Those of LVM are five deep.
 const DEEPEST: usize = 8;
 
-/// What is wrong with a text.
+/// A fault of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TextFault {
     /// The line, from 1 on.
     pub line: usize,
-    /// What was expected there.
+    /// The thing that was expected there.
     pub expected: &'static str,
 }
 
@@ -42,7 +42,7 @@ impl fmt::Display for TextFault {
 enum Token<'a> {
     /// Letters, digits and what else names may have; numbers too.
     Word(&'a str),
-    /// What is between quotes, as it is.
+    /// The text between quotes, as it is.
     Quoted(&'a str),
     Sign(u8),
 }
@@ -96,11 +96,11 @@ impl<'a> Tokens<'a> {
     }
 }
 
-/// What is in a section: names with values, and other sections.
+/// The content of a section: names with values, and other sections.
 #[derive(Clone, Copy)]
 pub(super) struct Section<'a>(Tokens<'a>);
 
-/// What a name stands for.
+/// The value that a name stands for.
 #[derive(Clone, Copy)]
 pub(super) enum Value<'a> {
     Section(Section<'a>),

@@ -15,13 +15,13 @@ pub struct ConsoleRing {
     pub input: [u8; IN_BYTES],
     /// Output.
     pub output: [u8; OUT_BYTES],
-    /// How far we read.
+    /// The index up to which the domain has read.
     pub in_cons: AtomicU32,
-    /// How far the other side wrote.
+    /// The index up to which the other side has written.
     pub in_prod: AtomicU32,
-    /// How far the other side read.
+    /// The index up to which the other side has read.
     pub out_cons: AtomicU32,
-    /// How far we wrote.
+    /// The index up to which the domain has written.
     pub out_prod: AtomicU32,
 }
 

@@ -16,17 +16,17 @@ pub struct StartInfo {
     pub version: u32,
     /// `SIF_*`.
     pub flags: u32,
-    /// How many [`ModuleEntry`] there are.
+    /// The number of [`ModuleEntry`]s.
     pub nr_modules: u32,
-    /// Where they are.
+    /// Their address.
     pub modlist_paddr: u64,
     /// The command line, ended by a zero byte; 0 if there is none.
     pub cmdline_paddr: u64,
     /// The ACPI root pointer.
     pub rsdp_paddr: u64,
-    /// Where the [`MemmapEntry`]s are.
+    /// The address of the [`MemmapEntry`]s.
     pub memmap_paddr: u64,
-    /// How many there are.
+    /// Their number.
     pub memmap_entries: u32,
     /// Zero.
     pub reserved: u32,
@@ -36,7 +36,7 @@ pub struct StartInfo {
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct ModuleEntry {
-    /// Where the module is.
+    /// The address of the module.
     pub paddr: u64,
     /// Its size in bytes.
     pub size: u64,
@@ -96,7 +96,7 @@ pub struct HvmParam {
     pub domid: DomId,
     /// Padding.
     pub pad: u16,
-    /// Which [`Param`].
+    /// The number of the [`Param`].
     pub index: u32,
     /// In or out: its value.
     pub value: u64,
@@ -139,7 +139,7 @@ pub struct VcpuContext {
     pub pad: u32,
     /// The registers.
     pub registers: VcpuRegisters,
-    /// What only a start in 32-bit mode uses.
+    /// State that only a start in 32-bit mode uses.
     pub rest: u64,
 }
 

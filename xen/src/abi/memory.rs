@@ -18,7 +18,7 @@ pub struct MemoryReservation {
     /// The frames: what is given back as the domain names frames to Xen (gfns, or mfns on PV);
     /// what is asked for by page frame. There, a PV domain finds its new machine frames afterwards.
     pub extent_start: *mut u64,
-    /// How many extents there are.
+    /// The number of extents.
     pub nr_extents: u64,
     /// log2 of the pages of each.
     pub extent_order: u32,
@@ -43,9 +43,9 @@ pub struct AddToPhysmap {
     pub size: u16,
     /// `XENMAPSPACE_*`.
     pub space: u32,
-    /// Which page of the space.
+    /// The page of the space.
     pub idx: u64,
-    /// Where it is to appear.
+    /// The guest frame at which it is to appear.
     pub gpfn: u64,
 }
 

@@ -54,7 +54,7 @@ pub struct MmuUpdate {
     pub val: u64,
 }
 
-/// Where the machine-to-physical table is mapped for every PV domain (`__MACH2PHYS_VIRT_START`).
+/// The address at which the machine-to-physical table is mapped for every PV domain (`__MACH2PHYS_VIRT_START`).
 pub const MACH2PHYS_VIRT_START: u64 = 0xFFFF_8000_0000_0000;
 
 /// `FLAT_KERNEL_CS`: the code segment that Xen provides for 64-bit kernels.
@@ -141,7 +141,7 @@ pub struct GuestContext {
     pub flags: u64,
     /// General registers.
     pub registers: UserRegs,
-    /// Where exceptions go, by vector.
+    /// The handlers of exceptions, by vector.
     pub traps: [TrapInfo; 256],
     /// Local descriptor table.
     pub ldt: [u64; 2],
@@ -157,11 +157,11 @@ pub struct GuestContext {
     pub control: [u64; 8],
     /// dr0 to dr7.
     pub debug: [u64; 8],
-    /// Where upcalls go.
+    /// The handler of upcalls.
     pub event_callback: u64,
-    /// Where it goes if a segment register cannot be loaded.
+    /// The handler for a segment register that cannot be loaded.
     pub failsafe_callback: u64,
-    /// Where system calls go.
+    /// The handler of system calls.
     pub syscall_callback: u64,
     /// `VMASST_TYPE_*`.
     pub vm_assist: u64,

@@ -13,7 +13,7 @@ pub const POLL: u32 = 3;
 /// `SCHEDOP_watchdog`.
 pub const WATCHDOG: u32 = 6;
 
-/// Why a domain ends (`SHUTDOWN_*`).
+/// The reason why a domain ends (`SHUTDOWN_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum ShutdownReason {
@@ -31,7 +31,7 @@ pub enum ShutdownReason {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Shutdown {
-    /// Why.
+    /// The reason.
     pub reason: ShutdownReason,
 }
 
@@ -39,7 +39,7 @@ pub struct Shutdown {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Watchdog {
-    /// Which one; 0 asks for a new one, whose number Xen returns.
+    /// The watchdog's number; 0 asks for a new one, whose number Xen returns.
     pub id: u32,
     /// In seconds from now; 0 gives it up.
     pub timeout: u32,
@@ -51,7 +51,7 @@ pub struct Watchdog {
 pub struct Poll {
     /// The ports, at most 128.
     pub ports: *const Port,
-    /// How many.
+    /// Their number.
     pub nr_ports: u32,
     /// System time in nanoseconds; 0 waits for ever.
     pub timeout: u64,

@@ -41,7 +41,7 @@ pub struct VcpuInfo {
     pub evtchn_upcall_mask: u8,
     /// Padding.
     pub pad: [u8; 6],
-    /// Which words of `SharedInfo::evtchn_pending` have something new for this vCPU.
+    /// The words of `SharedInfo::evtchn_pending` that have something new for this vCPU, a bit each.
     pub evtchn_pending_sel: u64,
     /// The faulting address of a PV vCPU's last page fault (`arch_vcpu_info.cr2`).
     pub cr2: u64,

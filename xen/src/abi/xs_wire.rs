@@ -111,15 +111,15 @@ impl TransactionId {
     pub const NONE: TransactionId = TransactionId(0);
 }
 
-/// What each message begins with (`struct xsd_sockmsg`).
+/// The header of each message (`struct xsd_sockmsg`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Header {
-    /// What the message asks or answers.
+    /// The operation that the message asks for or answers.
     pub message_type: MessageType,
-    /// Which request this is, or answers.
+    /// The number of the request that this is, or answers.
     pub request: RequestId,
-    /// Which transaction it belongs to.
+    /// The transaction that it belongs to.
     pub transaction: TransactionId,
     /// Bytes that follow.
     pub length: u32,
@@ -155,7 +155,7 @@ impl Header {
 
 macro_rules! refusals {
     ($($(#[$doc:meta])* $name:ident = $wire:literal;)*) => {
-        /// Why xenstored refused, as ERROR messages name it (`xsd_errors`).
+        /// The reason why xenstored refused, as ERROR messages name it (`xsd_errors`).
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         pub enum Refusal {
@@ -224,10 +224,10 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// What one entry of a node's permissions allows.
+/// The access that one entry of a node's permissions allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NodeAccess {
-    /// Nothing (`n`).
+    /// No access (`n`).
     None,
     /// Reading (`r`).
     Read,
@@ -255,7 +255,7 @@ impl NodeAccess {
 pub struct Permission {
     /// Whom the entry is about.
     pub domain: DomId,
-    /// What it allows.
+    /// The access that it allows.
     pub access: NodeAccess,
 }
 
@@ -303,13 +303,13 @@ pub struct Interface {
     pub requests: [u8; RING_SIZE],
     /// Bytes from xenstored.
     pub responses: [u8; RING_SIZE],
-    /// How far xenstored has read the requests.
+    /// The index up to which xenstored has read the requests.
     pub request_consumer: u32,
-    /// How far the domain has written requests.
+    /// The index up to which the domain has written requests.
     pub request_producer: u32,
-    /// How far the domain has read the responses.
+    /// The index up to which the domain has read the responses.
     pub response_consumer: u32,
-    /// How far xenstored has written responses.
+    /// The index up to which xenstored has written responses.
     pub response_producer: u32,
     /// `XENSTORE_SERVER_FEATURE_*`.
     pub server_features: u32,

@@ -7,9 +7,11 @@ use crate::host::guest::Guest;
 use crate::image::packages;
 use crate::package::{self, EXAMPLES};
 use crate::testbed::images::Image;
+use crate::testbed::network::CONNECTED;
 use crate::testbed::storage::{BOOT, READY};
 use crate::testbed::{MINUTE, Scenario, Testbed};
 use anyhow::{Context, Result, bail, ensure};
+use std::fs;
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "package",
@@ -21,10 +23,11 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
 /// The README's first commands: dom0 runs them as they stand there.
 const README: &str = include_str!("../../../README.md");
 
-/// Makes what these commands and the examples expect on the host: a volume group, images, and a guest's kernel.
+/// Makes what these commands and the examples expect on the host: a volume group, images, files of TLS, and a guest's kernel.
 const PREPARE: &str = "
 mkdir -p /var/lib/bulkhead /var/lib/images
 cp /lab/root.img /var/lib/images/
+tar -C /lab -cf /var/lib/bulkhead/tls.tar ca-cert.pem client-cert.pem client-key.pem
 ln -sf /guest/vmlinux /boot/vmlinuz
 ln -sf /guest/initramfs-lean /boot/initrd.img
 truncate --size=48G group.img
@@ -64,14 +67,17 @@ fn package(testbed: &Testbed) -> Result<()> {
     package::check_manual()?;
     let (elf, _) = testbed.shared_file("bulkhead");
     let share = elf.parent().context("it is in the shared folder")?;
-    let package = package::build(&elf, &build::build_tls()?, share)?;
+    let tls = build::build_tls()?;
+    fs::copy(&tls, share.join("bulkhead-tls"))?;
+    let package = package::build(&elf, &tls, share)?;
     let file = package.file_name().unwrap_or_default().to_string_lossy();
     // dom0 was made without documents; these are wanted.
     testbed.host.ok(&format!(
         "dpkg --path-include='/usr/share/*/bulkhead/*' --path-include='/usr/share/man/*' --install /lab/{file}"
     ))?;
     testbed.host.ok(
-        "cmp /lab/bulkhead /usr/lib/bulkhead/bulkhead && ls /usr/share/man/man7/bulkhead.7.gz",
+        "for elf in bulkhead bulkhead-tls; do cmp /lab/$elf /usr/lib/bulkhead/$elf || exit 1; done && \
+            ls /usr/share/man/man7/bulkhead.7.gz",
     )?;
 
     testbed.step("running the README's commands");
@@ -80,7 +86,11 @@ fn package(testbed: &Testbed) -> Result<()> {
         bail!("the README has other commands: {commands:?}");
     };
     let image = Image::noise("root.img", 1);
-    image.write_to(&testbed.shared_file("root.img").0)?;
+    testbed.network()?;
+    let files = testbed.make_certificates()?;
+    for file in files.identity.iter().chain([&files.authority, &image]) {
+        file.write_to(&testbed.shared_file(file.name()).0)?;
+    }
     let in_folder = |script: &str| testbed.host.ok(&format!("{IN_FOLDER}{script}"));
     in_folder(&format!("{PREPARE}{disk}{archive}"))?;
     let example = |file: &str, config: &Config| {
@@ -88,8 +98,8 @@ fn package(testbed: &Testbed) -> Result<()> {
         let path = format!("{EXAMPLES}/{file}");
         testbed.host.create_paused_from(&path, config)
     };
-    let storage = |kind| Config::new("storage", kind, "/usr/lib/bulkhead/bulkhead");
-    let mut pvh = example("storage.cfg", &storage(Kind::Pvh))?;
+    let plain = "/usr/lib/bulkhead/bulkhead";
+    let mut pvh = example("storage.cfg", &Config::new("storage", Kind::Pvh, plain))?;
     pvh.unpause_until(READY, BOOT)?;
     let guest = testbed.host.lean_guest_config("guest", Kind::Pvh, &[])?;
     let guest = example("guest.cfg", &guest)?;
@@ -104,21 +114,33 @@ fn package(testbed: &Testbed) -> Result<()> {
     guest.destroy()?;
     pvh.shutdown()?;
 
-    for (file, kind, shown) in [
+    let with_tls = format!("{plain}-tls");
+    let trusted = "TLS: servers of the CA in ca-cert.pem are trusted";
+    for (file, kind, elf, shown) in [
         (
             "storage-pv.cfg",
             Kind::Pv,
-            "disk xvda: connected to domain 0",
+            plain,
+            &["disk xvda: connected to domain 0"][..],
         ),
         (
             "storage-ram.cfg",
             Kind::Pvh,
-            "image ram:root.img, 1048576 bytes",
+            plain,
+            &["image ram:root.img, 1048576 bytes"],
+        ),
+        (
+            "storage-tls.cfg",
+            Kind::Pvh,
+            &with_tls,
+            &[trusted, CONNECTED],
         ),
     ] {
-        let mut storage = example(file, &storage(kind))?;
+        let mut storage = example(file, &Config::new("storage", kind, elf))?;
         storage.unpause_until(READY, BOOT)?;
-        storage.wait_console(shown, MINUTE)?;
+        for words in shown {
+            storage.wait_console(words, MINUTE)?;
+        }
         storage.shutdown()?;
     }
     in_folder(REMOVE).map(drop)

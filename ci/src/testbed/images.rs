@@ -73,6 +73,11 @@ impl Image {
         Ok(Box::new(all.take(self.size)))
     }
 
+    /// The name that it has in an archive.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Writes the image's initial contents to a file.
     pub fn write_to(&self, path: &Path) -> Result<()> {
         io::copy(&mut self.contents()?, &mut File::create(path)?)?;

@@ -1,6 +1,7 @@
 //! The tasks of an export: one that keeps it as long as it is wanted, and one for each line, which connects and serves
 //! again and again.
 
+mod attempts;
 mod silence;
 
 use crate::export::Export;
@@ -13,9 +14,10 @@ use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
+use attempts::Attempts;
 use bulkhead_executor::Handle;
 use bulkhead_stream::{Buffers, ConnectError, Stream};
-use bulkhead_xen::{Hypervisor, Instant};
+use bulkhead_xen::Hypervisor;
 use core::fmt;
 use core::future::{Future, poll_fn};
 use core::pin::{Pin, pin};
@@ -27,20 +29,6 @@ use silence::Silence;
 /// The time for a connection, and for the whole handshake on it.
 const CONNECTS: Duration = Duration::from_secs(10);
 const NEGOTIATES: Duration = Duration::from_secs(10);
-
-/// The pause before a second attempt to connect, and the longest one; each is twice the one before.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-
-/// A connection on which there were answers and that has lasted for that long was a good one: the pauses begin anew after
-/// it. After shorter ones they are no longer than that. A server that hangs up again and again is not to fill the log, nor
-/// to keep the domain busy.
-const LASTS: Duration = Duration::from_secs(5);
-
-/// The ticks without any byte after which the line connects again. A server that is just slow has twice the time after
-/// each such attempt.
-const SILENT_TICKS: u32 = 6;
-const MOST_SILENT_TICKS: u32 = 96;
 
 /// The time for which an export is kept that nobody uses.
 const KEPT: Duration = Duration::from_secs(60);
@@ -205,51 +193,6 @@ fn note_trouble(export: &Export, reason: String) {
     let shown = format!("{scheme}:{shown}: {reason}; its requests wait");
     if export.set_trouble(Some(reason)) && export.properties().is_some() {
         log::warn!("{shown}");
-    }
-}
-
-/// How often a line was connected without success.
-struct Attempts {
-    pause: Duration,
-    /// The ticks that a server may be silent.
-    silent: u32,
-    /// When the line's requests fail, unless the server answers before.
-    expire_at: Option<Instant>,
-}
-
-impl Default for Attempts {
-    fn default() -> Attempts {
-        Attempts {
-            pause: Duration::ZERO,
-            silent: SILENT_TICKS,
-            expire_at: None,
-        }
-    }
-}
-
-impl Attempts {
-    /// Notes that a connection is over, which has lasted for that long: whether something was asked on it, and whether
-    /// something was answered.
-    fn served(&mut self, (asked, answered): (bool, bool), lasted: Duration, end: &End) {
-        if answered {
-            self.pause = match lasted < LASTS {
-                true => self.pause.min(LASTS),
-                false => Duration::ZERO,
-            };
-            self.silent = SILENT_TICKS;
-        } else if matches!(end, End::Silent(_)) {
-            self.silent = (self.silent * 2).min(MOST_SILENT_TICKS);
-        }
-        if answered || !asked {
-            self.expire_at = None;
-        }
-    }
-
-    /// Returns the pause before the next attempt.
-    fn pause(&mut self) -> Duration {
-        let pause = self.pause;
-        self.pause = (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
-        pause
     }
 }
 

@@ -265,33 +265,6 @@ fn a_server_that_has_lost_the_export_for_now_is_waited_for() {
 }
 
 #[test]
-fn requests_fail_after_the_time_that_was_asked_for() {
-    let patience = Duration::from_secs(60);
-    let world = World::with(Config::default(), Some(patience), None);
-    let mut disk = world.open(DISK);
-    let buffer = Buffer::new(&world, 1);
-    world.server.change(|config| config.reach = DOWN);
-    world.server.drop_all(Ended::TimedOut);
-    disk.ask(1, read(0), &buffer.whole(512));
-    world.wait(Duration::from_secs(59));
-    assert_eq!(disk.completed(), []);
-    world.wait(Duration::from_secs(2));
-    assert_eq!(disk.completed(), [(1, Err(IoError::Medium))]);
-    assert_eq!(disk.does(read(0), &buffer.whole(512)), Err(IoError::Medium));
-    // It is used again when it comes back.
-    world.server.change(|config| config.reach = Reach::Connects);
-    world.wait(Duration::from_secs(31));
-    assert_eq!(disk.does(read(0), &buffer.whole(512)), Ok(()));
-    // A connection that comes back in time resets the time.
-    world.server.drop_all(Ended::TimedOut);
-    disk.ask(2, read(0), &buffer.whole(512));
-    world.wait(Duration::from_secs(120));
-    assert_eq!(disk.completed(), [(2, Ok(()))]);
-    drop((disk, buffer));
-    world.end();
-}
-
-#[test]
 fn attempts_become_fewer_while_the_server_is_gone() {
     let world = World::new(Config::default());
     let disk = world.open(DISK);
@@ -341,51 +314,6 @@ fn a_server_that_hangs_up_after_each_answer_is_connected_to_less_and_less_often(
     world.server.drop_all(Ended::Reset);
     world.wait(Duration::from_millis(1));
     assert_eq!(world.server.connections(), (before + 1, 1));
-    drop((disk, buffer));
-    world.end();
-}
-
-#[test]
-fn no_timer_of_a_connection_outlasts_its_export() {
-    let patience = Duration::from_secs(86_400);
-    let world = World::with(Config::default(), Some(patience), None);
-    let mut disk = world.open(DISK);
-    let buffer = Buffer::new(&world, 1);
-    for _ in 0..3 {
-        assert_eq!(disk.does(read(0), &buffer.whole(512)), Ok(()));
-        world.server.drop_all(Ended::Reset);
-        world.wait(Duration::from_secs(31));
-    }
-    drop((disk, buffer));
-    world.end();
-}
-
-#[test]
-fn requests_fail_after_that_time_although_a_server_that_says_nothing_is_connected_to() {
-    let patience = Duration::from_secs(60);
-    let world = World::with(Config::default(), Some(patience), None);
-    let mut disk = world.open(DISK);
-    let buffer = Buffer::new(&world, 1);
-    world.server.decide(|_| Fate::Lost);
-    disk.ask(1, read(0), &buffer.whole(512));
-    // Half a minute until that shows, and the time that was asked for.
-    world.wait(Duration::from_secs(85));
-    assert_eq!(disk.completed(), []);
-    world.wait(Duration::from_secs(10));
-    assert_eq!(disk.completed(), [(1, Err(IoError::Medium))]);
-    // It is used again as soon as it answers.
-    world.server.decide(|_| Fate::Done);
-    assert_eq!(disk.does(read(0), &buffer.whole(512)), Ok(()));
-    // A connection on which nothing was asked does not count against it.
-    world.server.drop_all(Ended::TimedOut);
-    world.wait(Duration::from_secs(600));
-    world.server.change(|config| config.reach = DOWN);
-    world.server.drop_all(Ended::TimedOut);
-    disk.ask(2, read(0), &buffer.whole(512));
-    world.wait(Duration::from_secs(59));
-    assert_eq!(disk.completed(), []);
-    world.wait(Duration::from_secs(2));
-    assert_eq!(disk.completed(), [(2, Err(IoError::Medium))]);
     drop((disk, buffer));
     world.end();
 }

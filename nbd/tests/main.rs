@@ -4,6 +4,7 @@ mod drops;
 mod handshake;
 mod lifecycle;
 mod names;
+mod patience;
 mod replies;
 mod requests;
 mod volumes;

@@ -75,8 +75,8 @@ pub struct Board {
     /// The flushes of the export, and the last one that had begun when a write was acknowledged last.
     flushes: Arc<Flushes>,
     written: Option<u64>,
-    /// The bytes that were ever moved.
-    moved: u64,
+    /// The bytes that have ever come, and those that were sent while the server had nothing to answer.
+    progress: u64,
     /// The replies that ever came, those to requests that failed, and the commands that were sent.
     answers: u64,
     failed: u64,
@@ -98,7 +98,7 @@ impl Board {
             outstanding: 0,
             flushes,
             written: None,
-            moved: 0,
+            progress: 0,
             answers: 0,
             failed: 0,
             sent: 0,
@@ -197,7 +197,6 @@ impl Board {
                 break Ok(true);
             }
         };
-        self.moved += moved as u64;
         if moved > 0 {
             stream.push();
         }
@@ -209,9 +208,15 @@ impl Board {
         let mut fault = Ok(());
         let received = stream.receive(&mut |bytes| self.take(bytes, &mut fault))?;
         fault?;
+        self.progress += received as u64;
         let mut sent = 0;
         if !self.unsent.is_empty() || !self.sender.is_idle() {
+            // What is being sent is not the server's to answer yet.
+            let owes = self.outstanding > usize::from(!self.sender.is_idle());
             sent = stream.send(&mut |room| self.fill(room))?;
+            if !owes {
+                self.progress += sent as u64;
+            }
         }
         Ok(received + sent)
     }
@@ -385,9 +390,10 @@ impl Board {
         self.outstanding > 0 || self.receiver.is_amid()
     }
 
-    /// Returns the bytes that were ever moved.
-    pub fn moved(&self) -> u64 {
-        self.moved
+    /// Returns a number that grows while the server goes on: with what comes from it, and with what it takes while it has
+    /// nothing to answer. What more it takes says nothing: its system does that for a server that hangs.
+    pub fn progress(&self) -> u64 {
+        self.progress
     }
 
     /// Returns the commands that were ever sent, those that were answered, and those of them that failed.

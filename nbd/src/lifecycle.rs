@@ -2,6 +2,7 @@
 //! again and again.
 
 mod attempts;
+mod expiry;
 mod silence;
 
 use crate::export::Export;
@@ -23,6 +24,7 @@ use core::future::{Future, poll_fn};
 use core::pin::{Pin, pin};
 use core::task::Poll;
 use core::time::Duration;
+use expiry::Expiry;
 use futures_util::future::{Either, join_all, join3, select};
 use silence::Silence;
 
@@ -141,9 +143,14 @@ async fn serve_line<H: Hypervisor>(exports: &Rc<Exports<H>>, export: &Arc<Export
                 if export.set_trouble(None) && connections > 1 {
                     tell_of_connection(export);
                 }
-                line.board().connected(structured);
-                let (begun, before) = (exports.handle().now(), line.board().counts());
-                let end = serve(exports.handle(), export, number, stream, attempts.silent).await;
+                let begun = exports.handle().now();
+                let before = {
+                    let mut board = line.board();
+                    attempts.connected(begun, board.waiting() > 0);
+                    board.connected(structured);
+                    board.counts()
+                };
+                let end = serve(exports.handle(), export, number, stream, &attempts).await;
                 let now = exports.handle().now();
                 let [asked, answered] = {
                     let mut board = line.board();
@@ -280,10 +287,12 @@ async fn serve<H: Hypervisor>(
     export: &Export,
     number: usize,
     mut stream: Box<dyn Stream>,
-    silent_ticks: u32,
+    attempts: &Attempts,
 ) -> End {
     let line = export.line(number);
-    let mut silence = Silence::new(handle, silent_ticks);
+    let mut silence = Silence::new(handle, attempts.silent);
+    let mut expiry = Expiry::new(handle, attempts.expire_at);
+    let [_, before, _] = line.board().counts();
     let end = poll_fn(|context| {
         line.wake_with(context.waker());
         stream.wake_with(context.waker());
@@ -297,14 +306,17 @@ async fn serve<H: Hypervisor>(
             Ok(true) => context.waker().wake_by_ref(),
             Err(fault) => return Poll::Ready(End::Fault(fault)),
         }
-        let (waits, moved, unsent) = (board.is_waiting(), board.moved(), board.waiting());
+        let (waits, progress, unsent) = (board.is_waiting(), board.progress(), board.waiting());
+        let [_, answers, _] = board.counts();
         drop(board);
         if export.is_leaving() && unsent == 0 && !waits {
             return Poll::Ready(End::Leaves);
         }
-        silence
-            .poll(context, waits || unsent > 0, moved)
-            .map(End::Silent)
+        let waits = waits || unsent > 0;
+        if let Poll::Ready(span) = expiry.poll(context, waits, answers != before) {
+            return Poll::Ready(End::Silent(span));
+        }
+        silence.poll(context, waits, progress).map(End::Silent)
     })
     .await;
     if matches!(end, End::Leaves) {

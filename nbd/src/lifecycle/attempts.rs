@@ -38,6 +38,12 @@ impl Default for Attempts {
 }
 
 impl Attempts {
+    /// Notes that there is a connection, for which requests have waited or not. While none has, it is not over time.
+    pub fn connected(&mut self, now: Instant, waited: bool) {
+        let in_time = |at: &Instant| *at <= now || waited;
+        self.expire_at = self.expire_at.filter(in_time);
+    }
+
     /// Notes that a connection is over, which has lasted for that long: whether something was asked on it, and whether
     /// something was answered.
     pub fn served(&mut self, (asked, answered): (bool, bool), lasted: Duration, end: &End) {

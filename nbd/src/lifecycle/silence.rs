@@ -14,7 +14,7 @@ const TICK: Duration = Duration::from_secs(5);
 pub struct Silence<'h, H: Hypervisor> {
     handle: &'h Handle<H>,
     tick: Option<Sleep<H>>,
-    moved: u64,
+    progress: u64,
     ticks: u32,
     most: u32,
 }
@@ -25,26 +25,31 @@ impl<'h, H: Hypervisor> Silence<'h, H> {
         Silence {
             handle,
             tick: None,
-            moved: 0,
+            progress: 0,
             ticks: 0,
             most,
         }
     }
 
-    /// Ready if the server is to answer something, and no byte was moved for too long.
+    /// Ready if the server is to answer something, and it has not gone on for too long.
     #[inline]
-    pub fn poll(&mut self, context: &mut Context<'_>, waits: bool, moved: u64) -> Poll<Duration> {
+    pub fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        waits: bool,
+        progress: u64,
+    ) -> Poll<Duration> {
         if self.tick.is_none() && waits {
-            (self.moved, self.ticks) = (moved, 0);
+            (self.progress, self.ticks) = (progress, 0);
             self.tick = Some(self.handle.sleep(TICK));
         }
         while let Some(tick) = &mut self.tick
             && Pin::new(tick).poll(context).is_ready()
         {
             self.tick = None;
-            match waits && moved == self.moved {
+            match waits && progress == self.progress {
                 true => self.ticks += 1,
-                false => (self.moved, self.ticks) = (moved, 0),
+                false => (self.progress, self.ticks) = (progress, 0),
             }
             if self.ticks >= self.most {
                 return Poll::Ready(TICK * self.ticks);

@@ -1,137 +1,14 @@
 //! Backends of the driver domain's own disks that lie: whatever they do, it costs those who use that disk, and
 //! nobody else.
 
+use crate::liar::{DISK, Liar, OFFER, THERE_AND_BACK};
 use bulkhead_blkback_testkit::{Frontend, Guest, IMAGE_SIZE, Lower, Setup, World, content};
 use bulkhead_blkfront::PATIENCE;
-use bulkhead_grant::{MappedPages, Region};
-use bulkhead_ring::blkif::{Abi, Blkif, Opcode, Operation, Request, RequestId, Response, Status};
-use bulkhead_ring::{BackRing, SharedPages};
+use bulkhead_ring::blkif::{Opcode, Operation, RequestId, Response, Status};
 use bulkhead_xen::abi::xs_wire::{MessageType, Refusal};
-use bulkhead_xen::{GrantRef, Hypervisor, Port};
-use bulkhead_xen_sim::xenstore::toolstack::{self, Disk, Vbd};
-use bulkhead_xen_sim::{SimDomain, SimVcpu};
+use bulkhead_xen_sim::xenstore::toolstack::{self, Disk};
 use bulkhead_xenbus::XenbusState;
 use std::time::Duration;
-
-/// A request goes to the backend and comes back.
-const THERE_AND_BACK: Duration = Duration::from_millis(5);
-
-/// What a backend says of its disk before and after it is connected.
-const OFFER: [(&str, &str); 2] = [
-    ("max-ring-page-order", "2"),
-    ("multi-queue-max-queues", "1"),
-];
-const DISK: [(&str, &str); 4] = [
-    ("sectors", "256"),
-    ("sector-size", "512"),
-    ("feature-flush-cache", "1"),
-    ("info", "0"),
-];
-
-/// A backend whose every act is the test's.
-struct Liar<'w> {
-    world: &'w World,
-    domain: SimDomain,
-    vbd: Vbd,
-    region: Region<SimVcpu>,
-    ring: Option<(BackRing<SharedPages, Blkif>, MappedPages<SimVcpu>, Port)>,
-}
-
-impl<'w> Liar<'w> {
-    /// Offers a disk, connects to the rings that are published, and says this of the disk.
-    fn new(world: &'w World, disk: &[(&str, &str)]) -> Liar<'w> {
-        let domain = world.sim.add_domain();
-        let vbd = Vbd::new(domain.id(), world.storage.id(), "xvda");
-        toolstack::attach(&mut world.sim.store(), &vbd, &Disk::new("anything"));
-        let region = Region::new(domain.hypervisor()).expect("nobody else has it");
-        let mut liar = Liar {
-            world,
-            domain,
-            region,
-            vbd,
-            ring: None,
-        };
-        liar.say(&OFFER, XenbusState::InitWait);
-        assert_eq!(liar.frontend(), Some(XenbusState::Initialised));
-        liar.connect();
-        liar.say(disk, XenbusState::Connected);
-        liar
-    }
-
-    fn connect(&mut self) {
-        let path = self.vbd.frontend_path();
-        let number = |name: &str| -> u32 {
-            let value = self.world.read(&format!("{path}/{name}"));
-            value.expect(name).parse().expect("a number")
-        };
-        assert_eq!(number("ring-page-order"), 2);
-        let grefs: Vec<_> = (0..4)
-            .map(|page| GrantRef(number(&format!("ring-ref{page}"))))
-            .collect();
-        let hypervisor = self.domain.hypervisor();
-        let port = Port(number("event-channel"));
-        let port = hypervisor.bind_interdomain(self.world.storage.id(), port);
-        let pages = self.region.map_pages(self.world.storage.id(), &grefs);
-        let pages = pages.expect("room").expect("granted");
-        // SAFETY: the pages are kept as long as the ring.
-        let shared = unsafe { SharedPages::new(pages.base(), 4) }.expect("a ring");
-        let ring = BackRing::new(shared, Blkif::new(Abi::X86_64)).expect("large enough");
-        self.ring = Some((ring, pages, port.expect("it is unbound")));
-    }
-
-    fn say(&self, nodes: &[(&str, &str)], state: XenbusState) {
-        let path = self.vbd.backend_path();
-        for (name, value) in nodes {
-            self.world
-                .sim
-                .store()
-                .write(&format!("{path}/{name}"), value);
-        }
-        self.world
-            .write(&format!("{path}/state"), &state.to_string());
-    }
-
-    fn frontend(&self) -> Option<XenbusState> {
-        let state = self.vbd.frontend_state(&mut self.world.sim.store());
-        state.map(|state| XenbusState::parse(Some(&state)))
-    }
-
-    /// The next request.
-    fn take(&mut self) -> Request {
-        let (ring, ..) = self.ring.as_mut().expect("connected");
-        ring.take()
-            .expect("a ring")
-            .expect("a request")
-            .expect("well-formed")
-    }
-
-    fn answer(&mut self, response: &Response) {
-        let (ring, _, port) = self.ring.as_mut().expect("connected");
-        ring.respond(response).expect("it was asked");
-        let _ = ring.publish();
-        self.domain.hypervisor().notify(*port).expect("bound");
-        self.world.wait(THERE_AND_BACK);
-    }
-
-    /// Answers, and notifies only if the frontend has asked for that, as `io/ring.h` has it.
-    fn answer_as_asked(&mut self, response: &Response) {
-        let (ring, _, port) = self.ring.as_mut().expect("connected");
-        ring.respond(response).expect("it was asked");
-        if ring.publish() {
-            self.domain.hypervisor().notify(*port).expect("bound");
-        }
-        self.world.wait(THERE_AND_BACK);
-    }
-
-    /// Writes the response producer index.
-    fn produce(&mut self, index: u32) {
-        let (_, pages, port) = self.ring.as_mut().expect("connected");
-        // SAFETY: within the ring's first page (`io/ring.h`), which is mapped.
-        unsafe { pages.base().add(8).cast::<u32>().write_volatile(index) };
-        self.domain.hypervisor().notify(*port).expect("bound");
-        self.world.wait(THERE_AND_BACK);
-    }
-}
 
 fn world() -> World {
     World::with(Setup {

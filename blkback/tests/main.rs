@@ -22,6 +22,7 @@ mod guest_lines;
 mod hostile;
 mod indexes;
 mod lasting;
+mod liar;
 mod lifecycle;
 mod lying_backend;
 mod manual;

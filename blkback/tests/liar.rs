@@ -95,11 +95,14 @@ impl<'w> Liar<'w> {
 
     /// The next request.
     pub fn take(&mut self) -> Request {
+        self.take_next().expect("a request")
+    }
+
+    /// The next request, if there is one.
+    pub fn take_next(&mut self) -> Option<Request> {
         let (ring, ..) = self.ring.as_mut().expect("connected");
-        ring.take()
-            .expect("a ring")
-            .expect("a request")
-            .expect("well-formed")
+        let request = ring.take().expect("a ring")?;
+        Some(request.expect("well-formed"))
     }
 
     pub fn answer(&mut self, response: &Response) {

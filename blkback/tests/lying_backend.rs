@@ -106,6 +106,33 @@ fn a_response_to_a_guest_that_is_gone_does_not_hide_the_next_ones() {
     assert_eq!(disk.link().collect().len(), 1);
 }
 
+/// The reader of partition tables does not look at the ring again once it has the last sector that it wants.
+#[test]
+fn a_response_to_the_reader_of_tables_does_not_hide_the_next_ones() {
+    let world = world();
+    let mut backend = Liar::new(&world, &DISK);
+    let mut disk = Guest::new(&world)
+        .attach("xvda", "vbd:xvda,shared=yes")
+        .connected();
+    disk.link().push_read(0, 8);
+    disk.link().kick();
+    world.wait(THERE_AND_BACK);
+    let first = backend.take();
+    let refused = Guest::new(&world).attach("xvdb", "vbd:xvda/x,shared=yes");
+    world.wait(THERE_AND_BACK);
+    let mut reads = 0;
+    while let Some(read) = backend.take_next() {
+        backend.answer_as_asked(&read.response(Status::Okay));
+        reads += 1;
+    }
+    assert!(reads > 0, "{:#?}", world.journal());
+    let problem = refused.problem().expect("no such partition");
+    assert!(problem.contains("no GUID partition table"), "{problem}");
+    assert_eq!(disk.link().collect(), []);
+    backend.answer_as_asked(&first.response(Status::Okay));
+    assert_eq!(disk.link().collect().len(), 1);
+}
+
 #[test]
 fn each_lie_costs_that_disk_alone() {
     type Act = fn(&mut Liar<'_>);

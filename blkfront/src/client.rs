@@ -207,28 +207,26 @@ impl<H: Hypervisor> Client<H> {
         }
     }
 
-    /// Notes that the backend has answered a part of a request. Returns whether that completes a request of an open
-    /// queue, whose task then looks at the ring again.
+    /// Notes that the backend has answered a part of a request.
     #[inline]
-    pub fn answered(&mut self, entry: u16, outcome: Result<(), IoError>) -> bool {
+    pub fn answered(&mut self, entry: u16, outcome: Result<(), IoError>) {
         let request = &mut self.entries[usize::from(entry)];
         request.parts -= 1;
         if let Err(error) = outcome {
             request.failed = Some(error);
         }
-        self.settle(entry) && self.open
+        self.settle(entry);
     }
 
-    /// Completes a request, unless some of it is still to be sent or to be answered; returns whether it did.
+    /// Completes a request, unless some of it is still to be sent or to be answered.
     #[inline]
-    fn settle(&mut self, entry: u16) -> bool {
+    fn settle(&mut self, entry: u16) {
         let request = &mut self.entries[usize::from(entry)];
         if request.parts > 0 || request.waits {
-            return false;
+            return;
         }
         let outcome = request.failed.map_or(Ok(()), Err);
         self.end(entry, outcome);
-        true
     }
 
     #[inline]

@@ -224,12 +224,18 @@ async fn listen<H: Hypervisor>(
     taken.taken().await
 }
 
-/// Takes the responses on a ring whose backend has notified us.
+/// Takes the responses on a ring whose backend has notified us, and asks it to notify of the next one (`io/ring.h`,
+/// `RING_FINAL_CHECK_FOR_RESPONSES`). That is not left to the queues that have completions: one that has nothing more
+/// pending, or is closed, does not look at the ring again, and others wait for responses on it.
 pub fn answered<H: Hypervisor>(disk: &Disk<H>, number: usize) {
     let mut link = disk.link(number).lock();
     let mut collect = || -> Result<(), Lie> {
-        while link.collect()? && link.final_check()? {}
-        Ok(())
+        loop {
+            link.collect()?;
+            if !link.final_check()? {
+                return Ok(());
+            }
+        }
     };
     if let Err(lie) = collect() {
         link.fail();

@@ -127,33 +127,26 @@ impl<H: Hypervisor> Link<H> {
     }
 
     /// Takes the backend's responses, and sends the requests that have waited for room on the ring. Wakes the
-    /// queues that have completions.
-    ///
-    /// Returns true if there was a response of which no queue learns: part of a request, or for a queue that is closed.
-    /// The backend may have notified because of that one, and does so for the next one only if it
-    /// [is asked to](Self::final_check).
+    /// queues that have completions. The backend notifies of a later response if one of these was that of which it
+    /// [was asked](Self::final_check) to.
     #[inline]
-    pub fn collect(&mut self) -> Result<bool, Lie> {
+    pub fn collect(&mut self) -> Result<(), Lie> {
         // A ring on which the backend has lied is not looked at again.
         let Some(wire) = self.wire.as_mut().filter(|_| !self.dead) else {
-            return Ok(false);
+            return Ok(());
         };
-        let (mut any, mut unnoticed) = (false, false);
+        let mut any = false;
         while let Some((client, entry, outcome)) = wire.take()? {
             any = true;
-            let learns = match client {
-                OWN => {
-                    self.flushed = Some(outcome);
-                    false
-                }
+            match client {
+                OWN => self.flushed = Some(outcome),
                 client => self.clients[usize::from(client)].answered(entry, outcome),
-            };
-            unnoticed |= !learns;
+            }
         }
         if any {
             self.ask_waiting();
         }
-        Ok(unnoticed)
+        Ok(())
     }
 
     /// Asks the backend to notify of its next response. Returns true if there is one already.

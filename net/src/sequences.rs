@@ -37,8 +37,10 @@ struct Connection {
     duplicate: Option<(u32, u32)>,
     /// Something has arrived.
     heard: bool,
-    /// What the boot that follows a crash finds of it.
-    _trace: Option<Kept>,
+    /// The other end has said that it is over.
+    over: bool,
+    /// By what it is found if the other end has it for longer.
+    trace: Option<Kept>,
 }
 
 impl Sequences {
@@ -52,7 +54,8 @@ impl Sequences {
             sack: false,
             duplicate: None,
             heard: false,
-            _trace: trace,
+            over: false,
+            trace,
         });
     }
 
@@ -62,10 +65,20 @@ impl Sequences {
         connections.any(|connection| connection.port == port && connection.heard)
     }
 
-    /// Follows it no more.
+    /// Follows it no more. The other end, unless it has said that the connection is over, may not know that it is: the last
+    /// packet was lost, or was not sent at all.
     pub fn remove(&mut self, port: u16) {
-        self.connections
-            .retain(|connection| connection.port != port);
+        let mut connections = self.connections.iter();
+        let Some(place) = connections.position(|connection| connection.port == port) else {
+            return;
+        };
+        let connection = self.connections.remove(place);
+        if let Some(trace) = connection.trace
+            && connection.heard
+            && !connection.over
+        {
+            trace.leave();
+        }
     }
 
     /// Returns whether a connection with that port is followed.
@@ -95,6 +108,7 @@ impl Sequences {
             return;
         };
         connection.heard = true;
+        connection.over |= tcp.rst() || tcp.fin();
         let all_before = connection.received;
         let repeated = is_repeated(&mut connection.received, tcp);
         self.counts.repeated += u64::from(repeated);

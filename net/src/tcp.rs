@@ -27,8 +27,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// segments, and Linux sends the last of these again if they are not acknowledged within about two milliseconds (RFC 8985,
 /// 7.2: twice the round trip; two ticks more, in `tcp_schedule_loss_probe`). The stack's own is 10 ms.
 const ACKNOWLEDGES: Duration = Duration::from_millis(1);
-/// The time that a server has to say that it has a connection of a boot before this one, and between two looks.
-const ANSWERS: core::time::Duration = core::time::Duration::from_millis(250);
+/// The time that a server has to say that it has a connection that this end has not, and between two looks. It is more than a
+/// second: the stack asks for a host's address once a second.
+const ANSWERS: core::time::Duration = core::time::Duration::from_millis(1500);
 const LOOK: core::time::Duration = core::time::Duration::from_millis(1);
 /// The bounds of a buffer.
 const SMALLEST: usize = 4 << 10;
@@ -154,14 +155,17 @@ impl<H: Hypervisor> TcpStream<H> {
         })
     }
 
-    /// Ends connections of a boot before this one at their server: asked for one that it has, it says so, and is told by
-    /// the stack that there is none (RFC 9293, 3.5.1; RFC 5961, 4). A server that is away is not waited for.
+    /// Ends connections of a boot before this one, and those that were given up, at their server: asked for one that it has, it
+    /// says so, and is told by the stack that there is none (RFC 9293, 3.5.1; RFC 5961, 4). A server that is away is not
+    /// waited for.
     pub(crate) async fn end_left(
         interface: &Rc<Interface<H>>,
         server: (IpAddress, u16),
         traces: &Traces,
     ) {
         let (address, port) = server;
+        // What was let go of just now is still in the stack, for its last packet.
+        interface.handle.yield_now().await;
         let mut asked = Vec::new();
         for trace in traces.left_to((address.into(), port)) {
             let own = (trace.own.0.into(), trace.own.1);

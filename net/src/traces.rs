@@ -1,8 +1,11 @@
-//! What survives a crash of connections: addresses and ports, by which the boot that follows ends them at the servers.
+//! Connections that a server may have and this domain does not: addresses and ports, by which they are ended there.
 //!
-//! A crash tells a server nothing. One that has nothing to say to a connection keeps it for good, and may take no other
-//! one as long as it does; one that has read requests from it goes on with those.
+//! A crash tells a server nothing, and the one packet that tells it of a connection that was given up may be lost. A server
+//! that has nothing to say to a connection keeps it for good, and may take no other one as long as it does; one that has
+//! read requests from it goes on with those. What is kept of each connection survives a crash; those that this boot has
+//! given up are remembered besides.
 
+use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
@@ -93,55 +96,84 @@ impl Place {
     }
 }
 
-/// The traces of all connections; those for which there is no place have none.
+/// The connections of this boot that are remembered after they were given up: more than an export has lines, for several
+/// exports. The oldest is forgotten if there are more.
+const MOST_LEFT: usize = 16;
+
+#[derive(Default)]
+struct All {
+    places: Vec<Place>,
+    /// Those that this boot has given up.
+    left: VecDeque<Trace>,
+}
+
+/// The traces of all connections; those for which there is no place do not survive a crash.
 #[derive(Clone, Default)]
-pub struct Traces(Rc<RefCell<Vec<Place>>>);
+pub struct Traces(Rc<RefCell<All>>);
 
 impl Traces {
     /// Returns those in memory that survives.
     pub fn new(memory: &'static [Numbers]) -> Traces {
-        let places = memory.iter().map(Place::new).collect();
-        Traces(Rc::new(RefCell::new(places)))
+        Traces(Rc::new(RefCell::new(All {
+            places: memory.iter().map(Place::new).collect(),
+            left: VecDeque::new(),
+        })))
     }
 
     /// Keeps the trace of a connection for as long as the result.
     pub fn keep(&self, trace: &Trace) -> Kept {
-        let mut places = self.0.borrow_mut();
+        let places = &mut self.0.borrow_mut().places;
         let free = places.iter().position(|place| !place.taken);
         if let Some(free) = free {
             places[free].keep(trace);
         }
         Kept {
             traces: self.clone(),
+            trace: *trace,
             place: free,
         }
     }
 
-    /// Returns the connections to a server that a boot before this one has left.
+    /// Returns the connections to a server that it may have still: of a boot before this one, and those given up.
     pub fn left_to(&self, server: (IpAddr, u16)) -> Vec<Trace> {
-        let places = self.0.borrow();
-        let left = places.iter().filter_map(|place| place.left);
+        let all = self.0.borrow();
+        let left = all.places.iter().filter_map(|place| place.left);
+        let left = left.chain(all.left.iter().copied());
         left.filter(|trace| trace.server == server).collect()
     }
 
     /// Notes that the server has ended a connection of before.
     pub fn forget(&self, trace: &Trace) {
-        let mut places = self.0.borrow_mut();
-        let that = places.iter_mut().filter(|place| place.left == Some(*trace));
+        let mut all = self.0.borrow_mut();
+        let places = all.places.iter_mut();
+        let that = places.filter(|place| place.left == Some(*trace));
         that.for_each(Place::clear);
+        all.left.retain(|other| other != trace);
     }
 }
 
 /// A trace that is kept.
 pub struct Kept {
     traces: Traces,
+    trace: Trace,
     place: Option<usize>,
+}
+
+impl Kept {
+    /// Notes that the connection is not used any more, and that its server may not know that.
+    pub fn leave(self) {
+        let left = &mut self.traces.0.borrow_mut().left;
+        if left.len() == MOST_LEFT {
+            left.pop_front();
+        }
+        left.push_back(self.trace);
+    }
 }
 
 impl Drop for Kept {
     fn drop(&mut self) {
         if let Some(place) = self.place {
-            self.traces.0.borrow_mut()[place].clear();
+            self.traces.0.borrow_mut().places[place].clear();
         }
     }
 }
@@ -182,6 +214,21 @@ mod tests {
         core::mem::forget(next.keep(&trace("10.0.0.7", 50003)));
         let last = Traces::new(memory);
         assert_eq!(last.left_to(one.server), [trace("10.0.0.7", 50003), six]);
+    }
+
+    #[test]
+    fn what_was_left_is_found_by_the_same_boot_and_is_bounded() {
+        let traces = Traces::new(memory());
+        let server = trace("10.0.0.7", 0).server;
+        let all: Vec<_> = (0..20)
+            .map(|number| trace("10.0.0.7", 50000 + number))
+            .collect();
+        all.iter().for_each(|one| traces.keep(one).leave());
+        assert_eq!(traces.left_to(server), all[4..]);
+        traces.forget(&all[4]);
+        assert_eq!(traces.left_to(server), all[5..]);
+        // Its place is free again.
+        assert!(traces.keep(&all[0]).place.is_some());
     }
 
     #[test]

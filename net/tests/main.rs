@@ -1,6 +1,7 @@
 //! Interfaces in the simulated Xen, connected to a backend in memory and a host behind it.
 
 mod dhcp;
+mod left;
 mod lies;
 mod lifecycle;
 mod names;

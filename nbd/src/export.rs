@@ -32,8 +32,6 @@ pub struct Export {
     properties: Once<Properties>,
     /// Why it is not served any more.
     failure: Once<String>,
-    /// Why there is no connection.
-    trouble: Mutex<Option<String>>,
     /// It is to be let go of.
     leaving: AtomicBool,
     users: AtomicUsize,
@@ -62,7 +60,6 @@ impl Export {
             used: AtomicUsize::new(1),
             properties: Once::new(),
             failure: Once::new(),
-            trouble: Mutex::new(None),
             leaving: AtomicBool::new(false),
             users: AtomicUsize::new(0),
             wanted: AtomicU64::new(0),
@@ -134,17 +131,16 @@ impl Export {
         lines.fold(false, |any, line| line.board().lose_unflushed() | any)
     }
 
-    /// Notes why there is no connection, or that there is one. Returns whether that is new.
-    pub fn set_trouble(&self, trouble: Option<String>) -> bool {
-        let mut known = self.trouble.lock();
-        let new = *known != trouble;
-        *known = trouble;
-        new
+    /// Returns the reasons why lines have no connection.
+    pub fn troubles(&self) -> impl Iterator<Item = String> {
+        self.lines.iter().filter_map(Line::trouble)
     }
 
-    /// Returns the reason why there is no connection.
-    pub fn trouble(&self) -> Option<String> {
-        self.trouble.lock().clone()
+    /// Returns how many connections there are, and how many there are to be: the first one, and those that were made once.
+    pub fn connections(&self) -> (usize, usize) {
+        let others = self.lines.iter().skip(1);
+        let all = 1 + others.filter(|line| line.connections() > 0).count();
+        (all.saturating_sub(self.troubles().count()), all)
     }
 
     /// Gives it up: all requests fail from now on.

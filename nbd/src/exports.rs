@@ -3,6 +3,7 @@
 use crate::export::Export;
 use crate::lifecycle::live;
 use crate::name::ExportName;
+use crate::properties::Properties;
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
@@ -194,17 +195,24 @@ impl<H: Hypervisor> Exports<H> {
         let scheme = self.scheme();
         let all = self.list();
         let line = |export: &Arc<Export>| {
-            let state = match (export.failure(), export.trouble(), export.properties()) {
+            let what = |properties: &Properties| {
+                let access = match properties.is_read_only() {
+                    true => ", read-only",
+                    false => "",
+                };
+                format!("{} sectors{access}", properties.sectors)
+            };
+            let (connected, lines) = export.connections();
+            let trouble = export.troubles().next();
+            let state = match (export.failure(), trouble, export.properties()) {
                 (Some(reason), _, _) => format!("given up: {reason}"),
+                (None, Some(trouble), Some(properties)) if connected > 0 => {
+                    let what = what(properties);
+                    format!("connected by {connected} of {lines} connections ({trouble}), {what}")
+                }
                 (None, Some(trouble), _) => format!("not connected: {trouble}"),
                 (None, None, None) => "being connected to".to_string(),
-                (None, None, Some(properties)) => {
-                    let access = match properties.is_read_only() {
-                        true => ", read-only",
-                        false => "",
-                    };
-                    format!("connected, {} sectors{access}", properties.sectors)
-                }
+                (None, None, Some(properties)) => format!("connected, {}", what(properties)),
             };
             let counts = export.counts();
             format!(

@@ -125,7 +125,7 @@ async fn serve_line<H: Hypervisor>(exports: &Rc<Exports<H>>, export: &Arc<Export
                 }
                 // Further lines are a help, and not needed.
                 if number == 0 || line.connections() > 0 {
-                    note_trouble(export, reason);
+                    note_trouble(export, number, reason);
                 }
             }
             Some(Ok(Session {
@@ -140,7 +140,7 @@ async fn serve_line<H: Hypervisor>(exports: &Rc<Exports<H>>, export: &Arc<Export
                     break;
                 }
                 let connections = line.count_connection();
-                if export.set_trouble(None) && connections > 1 {
+                if line.set_trouble(None) && connections > 1 {
                     tell_of_connection(export);
                 }
                 let begun = exports.handle().now();
@@ -170,7 +170,7 @@ async fn serve_line<H: Hypervisor>(exports: &Rc<Exports<H>>, export: &Arc<Export
                         export.fail(lie.to_string());
                         break;
                     }
-                    end => note_trouble(export, end.to_string()),
+                    end => note_trouble(export, number, end.to_string()),
                 }
             }
         }
@@ -183,23 +183,44 @@ async fn serve_line<H: Hypervisor>(exports: &Rc<Exports<H>>, export: &Arc<Export
     line.board().disconnected();
 }
 
-/// Tells that there is a connection again. Whether the server was gone, or the way to it, does not show.
+/// Tells that there is a connection again: of several, the first one and the last one. Whether the server was gone, or the
+/// way to it, does not show.
 fn tell_of_connection(export: &Export) {
     let (scheme, shown) = (export.scheme(), export.shown());
-    match export.lose_unflushed() {
-        false => log::info!("{scheme}:{shown}: it is connected again"),
-        true => log::warn!(
-            "{scheme}:{shown}: it is connected again; what guests wrote and did not flush may be lost if the server was \
+    let lost = export.lose_unflushed();
+    let (connected, lines) = export.connections();
+    let by = match connected < lines {
+        true => format!(" by {connected} of its {lines} connections"),
+        false => String::new(),
+    };
+    if lost {
+        log::warn!(
+            "{scheme}:{shown}: it is connected again{by}; what guests wrote and did not flush may be lost if the server was \
              started anew"
-        ),
+        );
+    } else if connected == 1 || connected == lines {
+        log::info!("{scheme}:{shown}: it is connected again{by}");
     }
 }
 
-fn note_trouble(export: &Export, reason: String) {
+/// Notes why a line has no connection, and tells of it: once of a reason that several lines have, and when none is left
+/// that has a connection.
+fn note_trouble(export: &Export, number: usize, reason: String) {
     let (scheme, shown) = (export.scheme(), export.shown());
-    let shown = format!("{scheme}:{shown}: {reason}; its requests wait");
-    if export.set_trouble(Some(reason)) && export.properties().is_some() {
-        log::warn!("{shown}");
+    let (before, _) = export.connections();
+    let known = export.troubles().any(|other| other == reason);
+    if !export.line(number).set_trouble(Some(reason.clone())) || export.properties().is_none() {
+        return;
+    }
+    match export.connections() {
+        (0, _) if before > 0 || !known => {
+            log::warn!("{scheme}:{shown}: {reason}; its requests wait");
+        }
+        (connected @ 1.., lines) if !known => log::warn!(
+            "{scheme}:{shown}: {reason}; the requests of {} of its {lines} connections wait",
+            lines - connected
+        ),
+        _ => {}
     }
 }
 

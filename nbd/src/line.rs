@@ -1,6 +1,7 @@
 //! A connection to a server, while it is there and while it is not: what its task and the queues share.
 
 use crate::board::Board;
+use alloc::string::String;
 use alloc::sync::Arc;
 use bulkhead_images::Flushes;
 use core::ops::AddAssign;
@@ -38,6 +39,8 @@ pub struct Line {
     board: Mutex<Board>,
     task: AtomicWaker,
     connections: Mutex<u64>,
+    /// Why there is no connection.
+    trouble: Mutex<Option<String>>,
 }
 
 impl Line {
@@ -47,6 +50,7 @@ impl Line {
             board: Mutex::new(Board::new(flushes)),
             task: AtomicWaker::new(),
             connections: Mutex::new(0),
+            trouble: Mutex::new(None),
         }
     }
 
@@ -77,6 +81,19 @@ impl Line {
     /// Returns the number of connections that were made.
     pub fn connections(&self) -> u64 {
         *self.connections.lock()
+    }
+
+    /// Notes why there is no connection, or that there is one. Returns whether that is new.
+    pub fn set_trouble(&self, trouble: Option<String>) -> bool {
+        let mut known = self.trouble.lock();
+        let new = *known != trouble;
+        *known = trouble;
+        new
+    }
+
+    /// Returns the reason why there is no connection.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().clone()
     }
 
     /// Returns what it has done so far.

@@ -70,7 +70,7 @@ impl<H: Hypervisor> Disks for ServedExports<H> {
 
     fn missing(&self, name: &str) -> String {
         let export = self.0.find(name);
-        let trouble = export.and_then(|export| export.trouble());
+        let trouble = export.and_then(|export| export.troubles().next());
         let trouble = trouble.unwrap_or_else(|| "the server does not answer".to_string());
         self.reason(name, &trouble)
     }

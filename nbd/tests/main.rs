@@ -3,6 +3,7 @@
 mod drops;
 mod handshake;
 mod lifecycle;
+mod lines;
 mod names;
 mod patience;
 mod replies;

@@ -92,6 +92,11 @@ impl FakeServer {
         self.0.borrow_mut().drop_all(ended);
     }
 
+    /// Ends the connection of that number.
+    pub fn drop_one(&self, connection: usize, ended: Ended) {
+        self.0.borrow_mut().connections[connection].end(ended);
+    }
+
     /// Ends each new connection after that many bytes to the client, or from it.
     pub fn cut_after(&self, to_client: Option<usize>, from_client: Option<usize>) {
         self.0.borrow_mut().cuts = [to_client, from_client];

@@ -1,5 +1,7 @@
 //! One request of a queue, and where it is on its way.
 
+use crate::coverage::Coverage;
+use crate::fault::Lie;
 use crate::segments::Segments;
 use crate::wire::{Command, CommandKind, ErrorCode};
 use bulkhead_grant::OutOfMemory;
@@ -66,8 +68,8 @@ pub struct Entry {
     early: bool,
     /// The bytes of earlier commands that were answered.
     done: u64,
-    /// The bytes of a read that have come.
-    got: u64,
+    /// What has come of a read.
+    got: Coverage,
     error: ErrorCode,
     errors: u8,
 }
@@ -91,7 +93,7 @@ impl Entry {
             generation: 0,
             early: false,
             done: 0,
-            got: 0,
+            got: Coverage::NONE,
             error: ErrorCode::NONE,
             errors: 0,
         })
@@ -103,7 +105,7 @@ impl Entry {
         (self.tag, self.work) = (tag, work);
         (self.order, self.flush) = (order, flush);
         (self.place, self.unwanted) = (Place::Waits, false);
-        (self.done, self.got) = (0, 0);
+        (self.done, self.got) = (0, Coverage::NONE);
         (self.error, self.errors) = (ErrorCode::NONE, 0);
     }
 
@@ -157,11 +159,10 @@ impl Entry {
         }
     }
 
-    /// Notes that bytes of a read have come. Returns false if they are more than were asked for.
+    /// Notes that bytes of a read come, which were asked for. The error is that they came before.
     #[inline]
-    pub fn note_data(&mut self, bytes: u64) -> bool {
-        self.got += bytes;
-        self.got <= self.work.len
+    pub fn note_data(&mut self, start: u64, len: u64) -> Result<(), Lie> {
+        self.got.add(start, len)
     }
 
     /// Notes an error. Returns false if there were too many.
@@ -185,7 +186,7 @@ impl Entry {
     pub fn is_whole(&self) -> bool {
         self.work.kind != CommandKind::Read
             || self.error != ErrorCode::NONE
-            || self.got == self.work.len
+            || self.got.is_whole(self.work.len)
     }
 
     /// Notes that its command was answered. Returns how the request went; `None` if it has another command.
@@ -202,7 +203,7 @@ impl Entry {
     /// Has its present command be sent again.
     pub fn ask_again(&mut self) {
         self.place = Place::Waits;
-        self.got = 0;
+        self.got = Coverage::NONE;
         (self.error, self.errors) = (ErrorCode::NONE, 0);
     }
 }

@@ -1,5 +1,6 @@
 //! What ends the use of a connection.
 
+use crate::coverage::MOST_PIECES;
 use crate::wire::ChunkKind;
 use bulkhead_stream::Ended;
 use core::fmt;
@@ -31,8 +32,10 @@ pub enum Lie {
         /// The number of bytes.
         len: u64,
     },
-    /// It sends more data than was asked for.
-    TooMuch,
+    /// It sends data that it has sent before.
+    Twice,
+    /// It sends the data of a read in too many pieces that are apart.
+    Scattered,
     /// It sends less data than was asked for.
     TooLittle,
     /// It names an error that is none.
@@ -64,7 +67,11 @@ impl fmt::Display for Lie {
                     "it sends {len} bytes from {offset} on, which were not asked for"
                 )
             }
-            Lie::TooMuch => f.write_str("it sends more data than was asked for"),
+            Lie::Twice => f.write_str("it sends the same data of a read twice"),
+            Lie::Scattered => write!(
+                f,
+                "it sends the data of a read in more than {MOST_PIECES} pieces that are apart"
+            ),
             Lie::TooLittle => f.write_str("it sends less data than was asked for"),
             Lie::Error => f.write_str("it names an error that is none"),
             Lie::Endless => f.write_str("it names errors without an end"),

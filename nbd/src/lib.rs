@@ -36,6 +36,7 @@ extern crate alloc;
 
 mod board;
 mod client;
+mod coverage;
 mod entry;
 mod export;
 mod exports;

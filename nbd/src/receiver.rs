@@ -139,7 +139,7 @@ impl Board {
             return Err(Lie::SimpleRead.into());
         }
         let left = entry.work.len;
-        entry.note_data(left);
+        entry.note_data(0, left)?;
         entry.segments.rewind();
         self.receiver.body = Some(Body {
             slot,
@@ -173,9 +173,7 @@ impl Board {
                 let reads = entry.work.kind == CommandKind::Read && entry.place == Place::Sent;
                 let start = start.filter(|_| reads && len > 0);
                 let start = start.ok_or(Lie::Range { offset, len })?;
-                if !entry.note_data(len) {
-                    return Err(Lie::TooMuch.into());
-                }
+                entry.note_data(start, len)?;
                 entry.segments.seek(start as usize);
                 match chunk.kind {
                     ChunkKind::Data => left = len,

@@ -165,7 +165,7 @@ fn simple_replies_that_lie_cost_the_export() {
 
 #[test]
 fn structured_replies_that_lie_cost_the_export() {
-    let parts: [(Vec<Part>, &str); 22] = [
+    let parts: [(Vec<Part>, &str); 25] = [
         (vec![Part::None], "less data than was asked for"),
         (vec![Part::Data(4096, 8191)], "less data than was asked for"),
         (vec![Part::Data(4096, 4096), Part::None], "less data"),
@@ -184,11 +184,28 @@ fn structured_replies_that_lie_cost_the_export() {
         (vec![Part::Hole(0, 512)], "512 bytes from 0 on"),
         (
             vec![Part::Data(4096, 8192), Part::Data(4096, 1)],
-            "more data than was asked for",
+            "the same data of a read twice",
         ),
         (
             vec![Part::Data(4096, 4097), Part::Hole(8192, 4096)],
-            "more data than was asked for",
+            "the same data of a read twice",
+        ),
+        // As many bytes as were asked for.
+        (
+            vec![Part::Data(4096, 4096), Part::Data(4096, 4096), Part::None],
+            "the same data of a read twice",
+        ),
+        (
+            vec![
+                Part::Data(8192, 4096),
+                Part::Hole(4096, 4095),
+                Part::Hole(8192, 1),
+            ],
+            "the same data of a read twice",
+        ),
+        (
+            (0..9).map(|it| Part::Data(4096 + 2 * it, 1)).collect(),
+            "in more than 8 pieces that are apart",
         ),
         (
             vec![Part::None, Part::Data(4096, 8192)],

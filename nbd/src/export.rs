@@ -109,6 +109,12 @@ impl Export {
         self.properties.get()
     }
 
+    /// Returns the server's own name for it, as far as that is known.
+    pub fn own_name(&self) -> &str {
+        let own = self.properties().and_then(|it| it.name.as_deref());
+        own.unwrap_or(&self.name.export)
+    }
+
     /// Notes what it is, when there is a connection for the first time. Afterwards, checks that it is the same: the
     /// error says what is not.
     pub fn found(&self, properties: Properties) -> Result<(), String> {

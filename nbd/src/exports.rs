@@ -147,6 +147,21 @@ impl<H: Hypervisor> Exports<H> {
         all.iter().find(other).map(|export| export.scheme())
     }
 
+    /// Returns the target by which somebody has that export under another name of its, if the server has told its own name for
+    /// the two. Whether two names of a server are the same one is not known.
+    pub(crate) fn used_by_another_name(&self, export: &Export) -> Option<String> {
+        let same = |other: &&Arc<Export>| {
+            other.name.server == export.name.server
+                && other.shown() != export.shown()
+                && other.own_name() == export.own_name()
+                && other.failure().is_none()
+                && other.users() > 0
+        };
+        let all = self.all.borrow();
+        let found = all.iter().find(same);
+        found.map(|other| format!("{}:{}", other.scheme(), other.shown()))
+    }
+
     /// Returns an export, which is connected to if it is not known.
     pub(crate) fn want(self: &Rc<Self>, name: &str) -> Result<Arc<Export>, String> {
         if let Some(known) = self.find(name) {

@@ -98,10 +98,12 @@ impl<H: Hypervisor> Disks for ServedExports<H> {
         let export = self.0.find(name).ok_or("it is not there any more")?;
         let properties = export.properties().cloned();
         let properties = properties.ok_or("it is not connected to")?;
-        if let Some(other) = self.0.used_otherwise(name) {
+        let otherwise = self.0.used_otherwise(name);
+        let otherwise = otherwise.map(|scheme| format!("{scheme}:{name}"));
+        if let Some(other) = otherwise.or_else(|| self.0.used_by_another_name(&export)) {
             return Err(format!(
-                "it is in use as {other}:{}, expected one of the two for all who use it",
-                abridged(name)
+                "it is in use as {}, expected one of the two for all who use it",
+                abridged(&other)
             ));
         }
         Ok(Arc::new(Device::new(export, properties)))

@@ -3,7 +3,7 @@
 use bulkhead_images::{Access, SectorSize};
 use bulkhead_nbd::nbd_store;
 use bulkhead_nbd_testing::world::{Buffer, World, pattern, read, write};
-use bulkhead_nbd_testing::{Config, FakeTls, TlsMode};
+use bulkhead_nbd_testing::{Config, FakeExport, FakeTls, TlsMode};
 use bulkhead_volumes::Guid;
 use bulkhead_volumes::testing::{Disk, NewPartition, write_gpt};
 
@@ -100,5 +100,50 @@ fn an_export_is_reached_with_tls_or_without_it() {
     }
     world.wait(UNUSED);
     assert_eq!((by_tls.count(), world.exports.count()), (0, 0));
+    world.end();
+}
+
+#[test]
+fn an_export_is_reached_by_one_of_the_names_that_its_server_has_for_it() {
+    let named = |name: &str, own: &str| FakeExport {
+        canonical: Some(own.into()),
+        ..FakeExport::new(name, BYTES)
+    };
+    let mut world = World::new(Config {
+        exports: vec![
+            named("", "disk"),
+            FakeExport::new("disk", BYTES),
+            named("latest", "disk"),
+            named("other", "other"),
+        ],
+        tls: TlsMode::Offered,
+        ..Config::default()
+    });
+    let tls = Rc::new(FakeTls(vec!["10.0.0.2".to_string()]));
+    let by_tls = world.exports.by_tls(tls);
+    let names = ["10.0.0.2/", "10.0.0.2/disk", "10.0.0.2/latest"];
+    for first in names {
+        let writer = world.try_open(&format!("nbd:{first}"), Access::ReadWrite);
+        let writer = writer.expect("nobody has it");
+        for second in names.iter().filter(|second| **second != first) {
+            let refused = world.refusal(&format!("nbd:{second}"));
+            let (host, export) = first.split_once('/').expect("a server");
+            let expected = format!("it is in use as nbd:{host}:10809/{export}, expected one");
+            assert!(refused.contains(&expected), "{second}: {refused}");
+        }
+        // Another export, and another server, are others.
+        drop(world.open("nbd:10.0.0.2/other"));
+        drop(world.open("nbd:10.0.0.3/disk"));
+        drop(writer);
+    }
+    let writer = world.open("nbd:10.0.0.2/latest").device.clone();
+    let plain = std::mem::replace(&mut world.store, Rc::new(nbd_store(by_tls.clone())));
+    let refused = world.refusal("nbds:10.0.0.2/disk");
+    let expected = "it is in use as nbd:10.0.0.2:10809/latest, expected one";
+    assert!(refused.contains(expected), "{refused}");
+    drop(writer);
+    world.store = plain;
+    world.wait(UNUSED);
+    assert_eq!(by_tls.count(), 0);
     world.end();
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "nbd-hang",
-    about: "an NBD server hangs while a guest writes to its export: a guest on another server's disk, served by the same vCPU, reads on as fast as before, and the first one goes on and is verified once its server does",
+    about: "an NBD server hangs while a guest writes to its export: a guest on another server's disk, served by the same vCPU, reads on, no read taking two seconds, and the first one goes on and is verified once its server does",
     demo: false,
     run: hang,
 }];

@@ -31,6 +31,7 @@ mod memory;
 mod memory_target;
 mod messages;
 mod nbd;
+mod nbd_lines;
 mod notifications;
 mod nvme;
 mod operator;

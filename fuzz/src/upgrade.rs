@@ -3,7 +3,7 @@
 use crate::heap;
 use bulkhead_upgrade::candidate::{Candidate, Version};
 use bulkhead_upgrade::testing::{file, running};
-use bulkhead_upgrade::{Request, elf};
+use bulkhead_upgrade::{Request, Running, Way, elf};
 
 /// The file, from its first byte on, and the request.
 pub fn upgrade(bytes: &[u8]) {
@@ -11,8 +11,18 @@ pub fn upgrade(bytes: &[u8]) {
     if let Ok(end) = elf::headers_end(bytes) {
         assert!(end <= elf::MOST_BYTES);
     }
-    let running = running();
-    if let Ok(candidate) = Candidate::check(bytes, &running, true) {
+    for way in [Way::Pvh, Way::Pv] {
+        take_over(bytes, &Running { way, ..running() });
+    }
+    if let Ok(text) = str::from_utf8(bytes)
+        && let Ok(request) = Request::parse(text)
+    {
+        assert!(!request.target.is_empty() && text.contains(request.target));
+    }
+}
+
+fn take_over(bytes: &[u8], running: &Running) {
+    if let Ok(candidate) = Candidate::check(bytes, running, true) {
         assert!(elf::length(bytes).is_ok_and(|end| end <= bytes.len() as u64));
         let mut free = running.room.start;
         let (region, region_bytes) = (candidate.note.region, candidate.note.region_bytes);
@@ -23,13 +33,12 @@ pub fn upgrade(bytes: &[u8]) {
             let region = u64::from(region)..u64::from(region) + u64::from(region_bytes);
             let apart = region.end <= u64::from(address) || region.start >= content_end;
             assert!(apart, "what survives overwrites a part of the file");
+            if let Some(page) = candidate.hypercall_page.map(u64::from) {
+                let apart = page + 4096 <= u64::from(address) || page >= content_end;
+                assert!(apart, "hypercalls overwrite a part of the file");
+            }
         }
         assert!(free <= running.room.end, "the image has no room");
-    }
-    if let Ok(text) = str::from_utf8(bytes)
-        && let Ok(request) = Request::parse(text)
-    {
-        assert!(!request.target.is_empty() && text.contains(request.target));
     }
 }
 

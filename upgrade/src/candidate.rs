@@ -7,9 +7,10 @@ use core::ops::Range;
 /// Bytes of a page.
 const PAGE: u32 = 4096;
 
-/// The name of our own notes, and the kind of the one that says how a version takes over.
+/// The name of our own notes, and the kinds of those that say how a version takes over: in any domain, and in a PV domain.
 const NAME: &[u8] = b"Bulkhead";
 const TAKE_OVER: u32 = 1;
+const TAKE_OVER_PV: u32 = 2;
 /// Numbers of that note: more may follow in later versions.
 const NUMBERS: usize = 8;
 
@@ -27,11 +28,22 @@ impl fmt::Display for Version {
     }
 }
 
+/// The way in which a domain boots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// In 32-bit mode without paging.
+    Pvh,
+    /// In 64-bit mode, on page tables that Xen has checked.
+    Pv,
+}
+
 /// The version that runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Running {
     /// Its version.
     pub version: Version,
+    /// The way in which the domain boots.
+    pub way: Way,
     /// The format in which it leaves what survives.
     pub format: u32,
     /// Bytes of what survives.
@@ -63,8 +75,11 @@ pub struct Candidate<'a> {
     elf: Elf<'a>,
     /// The content of its note.
     pub note: TakeOver,
-    /// Its first instruction, in 32-bit mode without paging.
+    /// Its first instruction, for the way in which the domain boots.
     pub entry: u32,
+    /// In a PV domain, the address of the page that Xen fills with hypercalls when it builds a domain. No part of the file
+    /// is there.
+    pub hypercall_page: Option<u32>,
 }
 
 /// The reason why a file may not take over.
@@ -78,6 +93,10 @@ pub enum Refused {
     Note,
     /// It is no kernel for PVH.
     NoEntry,
+    /// It does not take over in a PV domain.
+    NotInPv,
+    /// The page for hypercalls has no place beside its parts.
+    HypercallPage,
     /// Its first instruction is not in its code.
     Entry,
     /// Its data has no room for what survives.
@@ -101,6 +120,10 @@ impl fmt::Display for Refused {
             ),
             Refused::Note => f.write_str("the numbers of its note are impossible"),
             Refused::NoEntry => f.write_str("it is no kernel for PVH"),
+            Refused::NotInPv => f.write_str("it cannot take over in a PV domain"),
+            Refused::HypercallPage => {
+                f.write_str("the page for hypercalls has no place beside its parts")
+            }
             Refused::Entry => f.write_str("its first instruction is not in its code"),
             Refused::Region => f.write_str("what survives has no place in its data"),
             Refused::Format(note, format) => write!(
@@ -136,7 +159,13 @@ impl<'a> Candidate<'a> {
     pub fn check(file: &'a [u8], running: &Running, force: bool) -> Result<Self, Refused> {
         let elf = Elf::parse(file)?;
         let note = take_over(&elf)?.ok_or(Refused::NoNote)?;
-        let entry = entry(&elf)?.ok_or(Refused::NoEntry)?;
+        let (entry, hypercall_page) = match running.way {
+            Way::Pvh => (entry(&elf)?.ok_or(Refused::NoEntry)?, None),
+            Way::Pv => {
+                let [entry, page] = in_pv(&elf)?.ok_or(Refused::NotInPv)?;
+                (entry, Some(page))
+            }
+        };
         if !(note.oldest..=note.newest).contains(&running.format) {
             return Err(Refused::Format(note, running.format));
         }
@@ -168,10 +197,31 @@ impl<'a> Candidate<'a> {
         if !fits || !elf.segments.iter().any(in_data) {
             return Err(Refused::Region);
         }
+        if let Some(page) = hypercall_page {
+            let beside = |start: u32, end: u32| {
+                u64::from(page) + u64::from(PAGE) <= start.into() || page >= end
+            };
+            let fits = page.is_multiple_of(PAGE)
+                && page >= start
+                && u64::from(page) + u64::from(PAGE) <= u64::from(note.end)
+                && beside(note.region, note.region + note.region_bytes)
+                && elf
+                    .segments
+                    .iter()
+                    .all(|one| beside(one.address, one.end()));
+            if !fits {
+                return Err(Refused::HypercallPage);
+            }
+        }
         if note.version < running.version && !force {
             return Err(Refused::Older(note.version, running.version));
         }
-        Ok(Candidate { elf, note, entry })
+        Ok(Candidate {
+            elf,
+            note,
+            entry,
+            hypercall_page,
+        })
     }
 
     /// Returns the parts of the image: the address of each, its content, and the bytes after that which are zero.
@@ -223,4 +273,14 @@ fn entry(elf: &Elf<'_>) -> Result<Option<u32>, Refused> {
         _ => return Err(Refused::Entry),
     };
     Ok(Some(entry))
+}
+
+/// Reads the note that says how a version takes over in a PV domain: its first instruction, and the page for hypercalls.
+fn in_pv(elf: &Elf<'_>) -> Result<Option<[u32; 2]>, Refused> {
+    let Some(note) = elf.note(NAME, TAKE_OVER_PV)? else {
+        return Ok(None);
+    };
+    let (words, _) = note.content.as_chunks::<4>();
+    let words = words.first_chunk::<2>().ok_or(Refused::Note)?;
+    Ok(Some(words.map(u32::from_le_bytes)))
 }

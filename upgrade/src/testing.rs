@@ -1,7 +1,7 @@
 //! A small ELF in memory that may take over, for tests to damage.
 
 use crate::FORMAT;
-use crate::candidate::{Running, Version};
+use crate::candidate::{Running, Version, Way};
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -11,11 +11,16 @@ pub const START: u32 = 0x10_0000;
 pub const REGION: u32 = START + 0x3000;
 /// The place of its own note in the [`file()`]: 12 bytes of header, 12 of name, then the numbers.
 pub const NOTE: usize = 0x1000;
+/// The place of its note for PV domains in the [`file()`]: 12 bytes of header, 12 of name, then the numbers.
+pub const PV_NOTE: usize = NOTE + 0x50;
+/// The address of the page for hypercalls in the [`file()`].
+pub const HYPERCALL_PAGE: u32 = START + 0x1000;
 
 /// What runs, as far as the [`file()`] is concerned.
 pub fn running() -> Running {
     Running {
         version: Version([0, 2, 0]),
+        way: Way::Pvh,
         format: FORMAT,
         region_bytes: 0x1000,
         room: START.into()..0x30_0000,
@@ -24,7 +29,7 @@ pub fn running() -> Running {
 
 /// Returns an ELF of that version: a page of code, notes, and data with a page for what survives.
 pub fn file(version: Version) -> Vec<u8> {
-    let mut file = vec![0; 0x1050];
+    let mut file = vec![0; 0x1070];
     let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, b"\x7fELF\x02\x01\x01");
     for (at, value) in [(16, 2_u16), (18, 62), (54, 56), (56, 3), (58, 64)] {
@@ -35,7 +40,7 @@ pub fn file(version: Version) -> Vec<u8> {
         // Kind, flags; offset, address, bytes in the file and in memory.
         (1_u32, 5_u32, 0x800_u64, START, 0x100_u64, 0x1000_u64),
         (1, 6, 0x900, START + 0x2000, 0x100, 0x10_0000),
-        (4, 4, NOTE as u64, 0, 0x50, 0x50),
+        (4, 4, NOTE as u64, 0, 0x70, 0x70),
     ];
     for (number, (kind, flags, offset, address, in_file, in_memory)) in
         segments.into_iter().enumerate()
@@ -69,5 +74,10 @@ pub fn file(version: Version) -> Vec<u8> {
     put(NOTE + 56, numbers.as_flattened());
     put(NOTE + 68, b"Xen\0");
     put(NOTE + 72, &(u64::from(START) + 0x10).to_le_bytes());
+    let numbers = [9, 8, 2].map(u32::to_le_bytes);
+    put(PV_NOTE, numbers.as_flattened());
+    put(PV_NOTE + 12, b"Bulkhead\0");
+    let numbers = [START + 0x20, HYPERCALL_PAGE].map(u32::to_le_bytes);
+    put(PV_NOTE + 24, numbers.as_flattened());
     file
 }

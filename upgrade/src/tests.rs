@@ -1,8 +1,8 @@
-use crate::candidate::{Candidate, Refused, Version};
+use crate::candidate::{Candidate, Refused, Running, Version, Way};
 use crate::elf::{self, BadElf, Elf};
 use crate::has_checksum;
 use crate::request::{Fault, Request, RequestError};
-use crate::testing::{NOTE, REGION, START, file, running};
+use crate::testing::{HYPERCALL_PAGE, NOTE, PV_NOTE, REGION, START, file, running};
 use alloc::format;
 use alloc::vec::Vec;
 use proptest::prelude::*;
@@ -31,7 +31,10 @@ fn a_sound_file_is_taken_apart() {
     let file = file(NEW);
     let candidate = Candidate::check(&file, &running(), false).expect("sound");
     assert_eq!(candidate.note.version, NEW);
-    assert_eq!(candidate.entry, START + 0x10);
+    assert_eq!(
+        (candidate.entry, candidate.hypercall_page),
+        (START + 0x10, None)
+    );
     let parts: Vec<_> = candidate.parts().collect();
     assert_eq!(
         parts,
@@ -41,6 +44,44 @@ fn a_sound_file_is_taken_apart() {
             (START + 0x2000, &file[0x900..0xa00], 0x5f00),
         ]
     );
+}
+
+/// The same version in a PV domain.
+fn running_pv() -> Running {
+    Running {
+        way: Way::Pv,
+        ..running()
+    }
+}
+
+#[test]
+fn in_a_pv_domain_the_other_note_counts() {
+    let with = |at: usize, bytes: &[u8]| {
+        let mut file = file(NEW);
+        file[at..at + bytes.len()].copy_from_slice(bytes);
+        let checked = Candidate::check(&file, &running_pv(), false);
+        checked.map(|candidate| (candidate.entry, candidate.hypercall_page))
+    };
+    let sound = Ok((START + 0x20, Some(HYPERCALL_PAGE)));
+    assert_eq!(with(NOTE + 72, &[0; 4]), sound, "the entry for PVH");
+    assert_eq!(with(PV_NOTE + 12, b"Somebody"), Err(Refused::NotInPv));
+    assert_eq!(with(PV_NOTE + 4, &[7]), Err(Refused::Note));
+    let entry = (START + 0x100).to_le_bytes();
+    assert_eq!(with(PV_NOTE + 24, &entry), Err(Refused::Entry));
+    let pages = [
+        0,
+        START,
+        START - 0x1000,
+        HYPERCALL_PAGE + 8,
+        START + 0x2000,
+        REGION,
+        START + 0x8000,
+        !0xfff,
+    ];
+    for page in pages {
+        let refused = with(PV_NOTE + 28, &page.to_le_bytes());
+        assert_eq!(refused, Err(Refused::HypercallPage), "{page:#x}");
+    }
 }
 
 #[test]
@@ -197,22 +238,27 @@ fn the_checksum_is_that_of_sha256sum() {
 /// Whatever a file holds, what is loaded of it lies in the room, in order, and what survives has its place.
 pub fn expect_sound(file: &[u8]) {
     let _ = Elf::parse(file);
-    let running = running();
-    let Ok(candidate) = Candidate::check(file, &running, true) else {
-        return;
-    };
-    let mut free = running.room.start;
-    for (address, content, zero) in candidate.parts() {
-        assert!(u64::from(address) >= free);
-        free = u64::from(address) + content.len() as u64 + u64::from(zero);
+    for running in [running(), running_pv()] {
+        let Ok(candidate) = Candidate::check(file, &running, true) else {
+            continue;
+        };
+        let mut free = running.room.start;
+        let page = candidate.hypercall_page.map(u64::from);
+        for (address, content, zero) in candidate.parts() {
+            let start = u64::from(address);
+            assert!(start >= free);
+            free = start + content.len() as u64 + u64::from(zero);
+            assert!(page.is_none_or(|page| page + 0x1000 <= start || page >= free));
+        }
+        assert!(free <= running.room.end);
+        assert!(page.is_none_or(|page| page + 0x1000 <= running.room.end));
     }
-    assert!(free <= running.room.end);
 }
 
 proptest! {
     #[test]
     fn damaged_files_are_refused_or_sound(
-        changes in proptest::collection::vec((0_usize..0x1050, any::<u8>()), 1..12),
+        changes in proptest::collection::vec((0_usize..0x1070, any::<u8>()), 1..12),
         near in proptest::collection::vec((0_usize..232, 0_u8..4), 0..4),
         cut in 0_usize..0x1100,
     ) {

@@ -147,7 +147,7 @@ impl Disks {
     }
 
     /// Removes what [`make`](Self::make) has made in dom0 and other scenarios would find.
-    fn remove(self, testbed: &Testbed) -> Result<()> {
+    pub(super) fn remove(self, testbed: &Testbed) -> Result<()> {
         if let Disks::Exports = self {
             for server in SERVERS {
                 testbed.kill_server(server)?;

@@ -20,19 +20,25 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "upgrade-under-load-pvh",
         about: "a newer version takes over from the one that runs and back, under two guests with fio, verified; one that panics and one that does not serve go back",
         demo: false,
-        run: |testbed| upgrades(testbed, 1, Disks::Images),
+        run: |testbed| upgrades(testbed, Kind::Pvh, 1, Disks::Images),
     },
     Scenario {
         name: "upgrade-under-load-vcpus-pvh",
         about: "the same with two vCPUs, on each of which a version fails",
         demo: false,
-        run: |testbed| upgrades(testbed, 2, Disks::Images),
+        run: |testbed| upgrades(testbed, Kind::Pvh, 2, Disks::Images),
     },
     Scenario {
         name: "upgrade-under-load-own-disks-pvh",
         about: "the same with two vCPUs, and two disks of the driver domain's own",
         demo: false,
-        run: |testbed| upgrades(testbed, 2, Disks::Own),
+        run: |testbed| upgrades(testbed, Kind::Pvh, 2, Disks::Own),
+    },
+    Scenario {
+        name: "upgrade-under-load-pv",
+        about: "a newer version takes over from the one that runs in a PV domain and back, under two guests with fio, verified; one that panics and one that does not serve go back",
+        demo: false,
+        run: |testbed| upgrades(testbed, Kind::Pv, 1, Disks::Images),
     },
 ];
 
@@ -68,7 +74,7 @@ fn version_of(elf: &mut [u8], patch: u8) -> Result<String> {
     Ok(format!("{major}.{minor}.{patch}"))
 }
 
-fn upgrades(testbed: &Testbed, vcpus: u32, on: Disks) -> Result<()> {
+fn upgrades(testbed: &Testbed, kind: Kind, vcpus: u32, on: Disks) -> Result<()> {
     let host = testbed.host;
     let mut old = fs::read(testbed.shared_file("bulkhead").0)?;
     // Another layout, too.
@@ -89,7 +95,7 @@ fn upgrades(testbed: &Testbed, vcpus: u32, on: Disks) -> Result<()> {
         elf("ram:new.elf", &mut new, 1)?,
     );
     let images = vec![Image::of("old.elf", &old), Image::of("new.elf", &new)];
-    let (storage, [written, read]) = on.make(testbed, Kind::Pvh, images)?;
+    let (storage, [written, read]) = on.make(testbed, kind, images)?;
     let mut storage = storage.memory(72).vcpus(vcpus).start()?;
     on.wait(&storage)?;
     let nothing = Holdings::by(host, storage.id)?;
@@ -162,7 +168,7 @@ fn upgrades(testbed: &Testbed, vcpus: u32, on: Disks) -> Result<()> {
         let request = format!("{} sha256={}{words}", elf.target, elf.sha256);
         change(&storage, &request, elf, outcome).with_context(|| what.to_owned())?;
         let reads = fio::finish_reads(&reader, reads, 2 * MINUTE)?;
-        testbed.record(Kind::Pvh, what, milliseconds(reads.longest));
+        testbed.record(kind, what, milliseconds(reads.longest));
         ensure!(
             reads.longest < fio::NOT_ANSWERED,
             "{what}: a guest has waited for {:?}",
@@ -189,7 +195,8 @@ fn upgrades(testbed: &Testbed, vcpus: u32, on: Disks) -> Result<()> {
     writer.destroy()?;
     reader.destroy()?;
     nothing.expect_within(host, storage.id, "after five upgrades", GIVEN_BACK)?;
-    storage.shutdown()
+    storage.shutdown()?;
+    on.remove(testbed)
 }
 
 /// What becomes of an upgrade.

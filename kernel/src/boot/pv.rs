@@ -4,14 +4,14 @@ use super::{Booted, free_memory, run, set_up_memory};
 use crate::cpu::{exception_entries, exceptions, nmi, upcall};
 use crate::domain::{self, Way};
 use crate::memory::image::{image, image_parts, room_end, stack_guard};
-use crate::memory::layout::{AddressSpace, Ranges, subtract};
+use crate::memory::layout::{AddressSpace, Ranges, frames_of, subtract};
 use crate::memory::p2m::P2m;
 use crate::memory::pv::{
     OwnMemory, forget, map_special, pseudo_physical, set_tables, top_machine_address,
 };
 use crate::memory::pv_tables::{PageTables, Unmapped};
 #[cfg(feature = "recover")]
-use crate::recovery::{others, parking, pristine, region};
+use crate::recovery::{leaving, others, parking, pristine, region, trial, upgrade};
 use crate::start_info::{COMMAND_LINE_BYTES, LoadedModule, printable};
 use crate::vcpu::BOOT_VCPU;
 use crate::{hypercall, logger};
@@ -40,6 +40,8 @@ pub extern "C" fn pv_main(start: *const StartInfo) -> ! {
         pristine::keep(start as u64);
     }
     domain::set_way(Way::Pv);
+    #[cfg(feature = "recover")]
+    trial::begin();
     // SAFETY: the first thing on the only vCPU.
     unsafe {
         let base = BOOT_VCPU.register(VcpuId(0), stack_guard().start);
@@ -48,13 +50,16 @@ pub extern "C" fn pv_main(start: *const StartInfo) -> ! {
     }
     // SAFETY: the builder has put it there; nothing changes it.
     let start = unsafe { &*start };
+    // What goes back to the version before leaves it open.
+    #[cfg(feature = "recover")]
+    leaving::keep_store_port(Port(start.store_evtchn));
     let console = pseudo_physical(start.console_mfn) * PAGE;
     if let Some(ring) = NonNull::new(console as *mut _) {
         // SAFETY: the ring's page, mapped by the builder; no other code writes there.
         unsafe { logger::use_ring(ring, Port(start.console_evtchn)) };
     }
-    // SAFETY: once, and the handlers are ours.
-    unsafe { set_handlers() }.expect("cannot set exception handlers and upcalls");
+    // SAFETY: the handlers are this vCPU's.
+    unsafe { set_handlers(VcpuId(0)) }.expect("cannot set exception handlers and upcalls");
 
     // SAFETY: the builder's list.
     let p2m = unsafe { P2m::new(start.mfn_list as *mut u64, start.nr_pages) };
@@ -62,14 +67,26 @@ pub extern "C" fn pv_main(start: *const StartInfo) -> ! {
     ram.push(0..start.nr_pages).expect("room for one range");
     let modules = module(start);
     let mut free = free_memory(&ram, &modules, image());
-    // What the builder put behind the kernel ends with the page tables and a page of boot stack. The room for later
-    // versions, of which PV makes no use yet, is before that, and mapped.
+    // What the builder put behind the kernel and its ramdisk begins with the list of frames, and ends with the page tables
+    // and a page of boot stack. The room for later versions is before that, and mapped; the version that the domain was
+    // built with may have had less.
     let tables_end = start.pt_base + (start.nr_pt_frames + 1) * PAGE;
-    let behind = room_end() / PAGE..tables_end / PAGE;
-    subtract(&mut free, behind).expect("too many pieces of memory");
+    let behind = room_end().min(start.mfn_list) / PAGE..tables_end / PAGE;
+    subtract(&mut free, behind.clone()).expect("too many pieces of memory");
+    #[cfg(feature = "recover")]
+    {
+        let modules = modules.iter();
+        let modules = modules.map(|module| frames_of(module.address, module.bytes));
+        let taken: heapless::Vec<_, 2> = modules.chain([behind]).collect();
+        upgrade::reserve(&mut free, taken.iter()).expect("too many pieces of memory");
+    }
     let space = AddressSpace::above(start.nr_pages * PAGE, start.nr_pages, false);
+    // Xen lets nobody write to page tables, so none of them lies where another image may go.
+    let mut for_tables = free.clone();
+    let room = frames_of(image().start, room_end() - image().start);
+    subtract(&mut for_tables, room).expect("too many pieces of memory");
     // SAFETY: the builder's tables; free frames are used for nothing else.
-    let mut tables = unsafe { PageTables::new(start.pt_base, OwnMemory(p2m), &free) };
+    let mut tables = unsafe { PageTables::new(start.pt_base, OwnMemory(p2m), &for_tables) };
     let mapped = map_or_find(&mut tables, start.nr_pages, &space, &mut free);
     let mapped = mapped.unwrap_or_else(|error| panic!("{error}"));
     let mut later = free.clone();
@@ -103,7 +120,16 @@ fn map_or_find(
 ) -> Result<u64, Unmapped> {
     #[cfg(feature = "recover")]
     if region::is_restart() {
-        return tables.find(pages, space.end(), free);
+        let mapped = tables.find(pages, space.end(), free)?;
+        // Another image was here before.
+        if region::is_fresh() {
+            protect(tables, space)?;
+            // Other vCPUs wait there until they are started.
+            if let Some(stage) = parking::stage() {
+                tables.allow_code(stage)?;
+            }
+        }
+        return Ok(mapped);
     }
     let mapped = map_memory(tables, pages, space)?;
     for frames in tables.used() {
@@ -120,10 +146,16 @@ fn map_memory(
 ) -> Result<u64, Unmapped> {
     let mapped = tables.map_memory(pages)?;
     tables.reserve(space.special..space.end())?;
+    protect(tables, space)?;
+    Ok(mapped)
+}
+
+/// Lets each page of the image be used for what it is only.
+fn protect(tables: &mut PageTables<OwnMemory>, space: &AddressSpace) -> Result<(), Unmapped> {
     tables.protect(&image_parts(), space.end())?;
     // Null: it was unmapped just now.
     forget(0);
-    Ok(mapped)
+    Ok(())
 }
 
 fn command_line(start: &StartInfo) -> heapless::String<COMMAND_LINE_BYTES> {
@@ -165,9 +197,11 @@ fn upcall_entry(id: VcpuId) -> u64 {
     }
 }
 
+/// Tells Xen the handlers of the calling vCPU's exceptions and upcalls.
+///
 /// # Safety
-/// Once per domain.
-unsafe fn set_handlers() -> Result<(), Errno> {
+/// It is vCPU `id`.
+pub unsafe fn set_handlers(id: VcpuId) -> Result<(), Errno> {
     // The first entry without an address ends the table.
     let mut table = [TrapInfo::default(); exceptions::VECTORS];
     for (entry, trap) in table.iter_mut().zip(traps()) {
@@ -178,7 +212,7 @@ unsafe fn set_handlers() -> Result<(), Errno> {
     unsafe {
         hypercall::set_trap_table(table.as_mut_ptr() as u64)?;
         for (kind, address) in [
-            (CALLBACKTYPE_EVENT, upcall_entry(VcpuId(0))),
+            (CALLBACKTYPE_EVENT, upcall_entry(id)),
             (CALLBACKTYPE_FAILSAFE, failsafe as usize as u64),
         ] {
             let mut request = CallbackRegister {

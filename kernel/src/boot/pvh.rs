@@ -57,9 +57,9 @@ pub extern "C" fn pvh_main(start: u64) -> ! {
     unsafe {
         pristine::keep(start);
     }
+    domain::set_way(Way::Pvh);
     #[cfg(feature = "recover")]
     trial::begin();
-    domain::set_way(Way::Pvh);
     // SAFETY: the first thing on the only vCPU, in ring 0.
     unsafe {
         set_gs_base(BOOT_VCPU.register(VcpuId(0), stack_guard().start));

@@ -162,9 +162,12 @@ pub extern "C" fn vcpu_main(start: NonNull<Start>) -> ! {
     }
     #[cfg(feature = "recover")]
     if !domain::is_pvh() {
-        // One that was parked has that of the boot before.
-        // SAFETY: the vCPU's own state. Xen refuses only what is no address.
-        let _ = unsafe { hypercall::set_segment_base(SEGBASE_GS_KERNEL.into(), start.base) };
+        // One that was parked has those of the boot before, which may have been another version.
+        // SAFETY: the vCPU's own state and handlers. Xen refuses only what is no address.
+        unsafe {
+            let _ = hypercall::set_segment_base(SEGBASE_GS_KERNEL.into(), start.base);
+            let _ = pv::set_handlers(start.vcpu.id());
+        }
     }
     log::debug!("vCPU {} runs", start.vcpu.id());
     (start.work)();

@@ -170,9 +170,14 @@ pub fn allocate_pages(count: usize) -> Option<NonNull<u8>> {
 #[cfg(feature = "recover")]
 pub fn allocate_behind_room(count: usize) -> Option<NonNull<u8>> {
     let mut pages = PAGES.lock();
+    let pages = pages.as_mut()?;
     let from = image::room().end as usize / PAGE_SIZE;
-    let first = pages.as_mut()?.frames.allocate(count, from)?;
-    NonNull::new((first * PAGE_SIZE) as *mut u8)
+    loop {
+        if let Some(first) = pages.frames.allocate(count, from) {
+            return NonNull::new((first * PAGE_SIZE) as *mut u8);
+        }
+        pages.map_more(count as u64)?;
+    }
 }
 
 impl Pages {

@@ -1,9 +1,17 @@
 //! The page tables of a PV domain while it runs: pages that come and go, and pages that Xen shares.
 
+#[cfg(feature = "recover")]
+use super::layout::{AddressSpace, Ranges};
 use super::p2m::P2m;
 use super::page_table::{ACCESSED, DIRTY, PRESENT, WRITABLE, registers};
+#[cfg(feature = "recover")]
+use super::pv_tables::Unmapped;
 use super::pv_tables::{PageTables, PvMemory};
 use crate::hypercall;
+#[cfg(feature = "recover")]
+use crate::vcpu;
+#[cfg(feature = "recover")]
+use bulkhead_xen::abi::pv::StartInfo;
 use bulkhead_xen::abi::pv::{MACH2PHYS_VIRT_START, MmuUpdate, UVMF_INVLPG_ALL, UVMF_TLB_FLUSH_ALL};
 use bulkhead_xen::{DomId, Errno, PAGE_SIZE};
 use core::ops::Range;
@@ -64,6 +72,67 @@ pub fn top_machine_address() -> Option<u64> {
         .lock()
         .as_ref()
         .and_then(PageTables::top_machine_address)
+}
+
+/// Finds the page tables in use by what the builder has left, whatever has become of ours.
+///
+/// # Safety
+/// `start` is the start info, and nothing else changes page tables meanwhile.
+#[cfg(feature = "recover")]
+unsafe fn find_tables(start: *const StartInfo) -> PageTables<OwnMemory> {
+    // SAFETY: by the contract; the list is the builder's, and no frame is free for new tables.
+    unsafe {
+        let p2m = P2m::new((*start).mfn_list as *mut u64, (*start).nr_pages);
+        PageTables::new((*start).pt_base, OwnMemory(p2m), &Ranges::new())
+    }
+}
+
+/// Returns whether a page table lies at these addresses.
+///
+/// # Safety
+/// As for [`open`].
+#[cfg(feature = "recover")]
+pub unsafe fn has_table_in(start: *const StartInfo, addresses: &Range<u64>) -> bool {
+    // SAFETY: by the contract.
+    let (tables, pages) = unsafe { (find_tables(start), (*start).nr_pages) };
+    let space = AddressSpace::above(pages * PAGE, pages, false);
+    tables.has_table_in(addresses, space.end())
+}
+
+/// Maps the pages below the stacks of all vCPUs but the first again: for the next boot, they are memory as any.
+///
+/// # Safety
+/// As for [`open`].
+#[cfg(feature = "recover")]
+pub unsafe fn map_guards(start: *const StartInfo) -> Result<(), Unmapped> {
+    // SAFETY: by the contract.
+    let mut tables = unsafe { find_tables(start) };
+    let mut guards = vcpu::all().skip(1).map(|vcpu| vcpu.guard());
+    guards.try_for_each(|guard| tables.populate(guard.start / PAGE..guard.end / PAGE))
+}
+
+/// Lets another image be put at the addresses of `room`, and the page at `code` be executed.
+///
+/// # Safety
+/// `start` is the start info, and nothing else changes page tables meanwhile.
+#[cfg(feature = "recover")]
+pub unsafe fn open(start: *const StartInfo, room: Range<u64>, code: u64) -> Result<(), Unmapped> {
+    // SAFETY: by the contract.
+    unsafe { find_tables(start) }.open(room, code)?;
+    // Null: it was unmapped at boot.
+    forget(0);
+    Ok(())
+}
+
+/// Ends that the page at `code` can be executed.
+#[cfg(feature = "recover")]
+pub fn forbid_code(code: u64) {
+    let mut tables = TABLES.lock();
+    let tables = tables.as_mut().expect("page tables are set up first");
+    if let Err(error) = tables.forbid_code(code) {
+        panic!("{error}");
+    }
+    forget(0);
 }
 
 /// Unmaps page frames of ours, and sees to it that no vCPU finds them any more.

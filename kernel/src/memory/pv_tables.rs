@@ -235,6 +235,59 @@ impl<M: PvMemory> PageTables<M> {
         self.flush()
     }
 
+    /// Lets all memory at the addresses of `room`, where another image goes, be written and executed, and the page at
+    /// `code` be executed: [`protect`](Self::protect) ends that.
+    #[cfg(any(test, feature = "recover"))]
+    pub fn open(&mut self, room: Range<u64>, code: u64) -> Result<(), Unmapped> {
+        self.populate(room.start / PAGE..room.end / PAGE)?;
+        let first = room.start / LARGE_PAGE * LARGE_PAGE;
+        for address in (first..room.end).step_by(LARGE_PAGE as usize) {
+            self.allow_execution(address, 2)?;
+        }
+        self.allow_execution(code, 2)?;
+        self.allow_execution(code, 1)?;
+        self.flush()
+    }
+
+    /// Lets the page at `code` be executed, beside those that [`protect`](Self::protect) lets, and nothing near it.
+    #[cfg(any(test, feature = "recover"))]
+    pub fn allow_code(&mut self, code: u64) -> Result<(), Unmapped> {
+        let first = code / LARGE_PAGE * LARGE_PAGE;
+        for address in (first..first + LARGE_PAGE).step_by(PAGE_SIZE) {
+            if address != code {
+                self.forbid_execution(address, 1)?;
+            }
+        }
+        self.allow_execution(code, 1)?;
+        self.flush()?;
+        self.allow_execution(code, 2)?;
+        self.flush()
+    }
+
+    /// Ends that.
+    #[cfg(any(test, feature = "recover"))]
+    pub fn forbid_code(&mut self, code: u64) -> Result<(), Unmapped> {
+        self.forbid_execution(code, 2)?;
+        self.flush()
+    }
+
+    /// Clears that bit in the entry of level `level` for an address.
+    #[cfg(any(test, feature = "recover"))]
+    fn allow_execution(&mut self, address: u64, level: u32) -> Result<(), Unmapped> {
+        let entry = self.entry(address, level);
+        let (place, entry) = entry.ok_or(Unmapped::Hole(address / PAGE))?;
+        self.update(place, entry & !NO_EXECUTE)
+    }
+
+    /// Returns whether a table for the addresses below `end` lies at those of `room`.
+    #[cfg(any(test, feature = "recover"))]
+    pub fn has_table_in(&self, room: &Range<u64>, end: u64) -> bool {
+        let place = |address, level| self.entry(address, level).map(|(place, _)| place);
+        (0..end).step_by(LARGE_PAGE as usize).any(|address| {
+            (1..=4).any(|level| place(address, level).is_some_and(|place| room.contains(&place)))
+        })
+    }
+
     /// Sets that bit in the entry of level `level` for an address, if there is one.
     fn forbid_execution(&mut self, address: u64, level: u32) -> Result<(), Unmapped> {
         match self.entry(address, level) {

@@ -1,15 +1,19 @@
-//! The way from one boot to the next on PVH: instructions that put an image into its place, without paging, and enter it
-//! as Xen did. A restart in place puts the data of this image there, an upgrade all of another one.
+//! The way from one boot to the next: instructions that put an image into its place, and enter it as Xen did. A restart in
+//! place on PVH puts the data of this image there, an upgrade all of another one.
 //!
-//! It is the first vCPU that boots again, with paging off, so that even damaged page tables are of no importance. If
-//! another one has brought the domain here, that one resets the first and starts it anew.
+//! It is the first vCPU that boots again. On PVH that is with paging off, so that even damaged page tables are of no
+//! importance; if another one has brought the domain here, that one resets the first and starts it anew. On PV, it is on
+//! the page tables that Xen has checked, which let everything be written where images go (`memory::pv::open`); another
+//! vCPU has parked the first in the stage.
 
 use super::leaving::say;
-use super::{others, pristine};
+use super::{others, parking, pristine};
 use crate::cpu::pvh as cpu;
-use crate::vcpu;
+use crate::memory::{self, image};
+use crate::{domain, vcpu};
 use bulkhead_xen::VcpuId;
-use core::arch::global_asm;
+use bulkhead_xen::abi::pv::StartInfo;
+use core::arch::{asm, global_asm};
 
 global_asm!(
     r#"
@@ -82,6 +86,32 @@ pvh_copy:
 pvh_copy_end:
     .code64
 
+    /* The same on PV. rdi: list, rsp: start info. */
+    .globl pv_copy
+pv_copy:
+    cld
+    movq %rdi, %rdx
+1:  movl (%rdx), %esi
+    movl 4(%rdx), %edi
+    testl %edi, %edi
+    jz 2f
+    movl 8(%rdx), %ecx
+    subl %edi, %ecx
+    shrl $2, %ecx
+    rep movsl
+    movl 12(%rdx), %ecx
+    subl %edi, %ecx
+    shrl $2, %ecx
+    xorl %eax, %eax
+    rep stosl
+    addq $16, %rdx
+    jmp 1b
+2:  movl %esi, %eax
+    movq %rsp, %rsi
+    jmp *%rax
+    .globl pv_copy_end
+pv_copy_end:
+
     /* Constants of the image. */
     .section .rodata.leaving, "a", @progbits
     .balign 8
@@ -109,6 +139,8 @@ unsafe extern "C" {
     fn pvh_leave_flat();
     static pvh_copy: u8;
     static pvh_copy_end: u8;
+    static pv_copy: u8;
+    static pv_copy_end: u8;
     static pvh_restart_list: u32;
 }
 
@@ -121,28 +153,69 @@ pub(super) type Step = [u32; 4];
 pub(super) fn code() -> &'static [u8] {
     // SAFETY: code, which is read.
     unsafe {
-        let (start, end) = (&raw const pvh_copy, &raw const pvh_copy_end);
+        let (start, end) = match domain::is_pvh() {
+            true => (&raw const pvh_copy, &raw const pvh_copy_end),
+            false => (&raw const pv_copy, &raw const pv_copy_end),
+        };
         core::slice::from_raw_parts(start, end.offset_from_unsigned(start))
     }
 }
 
-/// Boots this image again, with its data as it was loaded. Returns, having said why, if Xen does not start the first vCPU.
+/// Boots this image again on PVH, with its data as it was loaded. Returns, having said why, if Xen does not start the first vCPU.
 ///
 /// # Safety
-/// As for [`leave`].
+/// As for [`leave_pvh`].
 pub(super) unsafe fn restart() {
     let (list, code) = (&raw const pvh_restart_list, &raw const pvh_copy);
     // SAFETY: by the contract. Both are constants of the image.
-    unsafe { leave(list as u32, code as u32) }
+    unsafe { leave_pvh(list as u32, code as u32) }
 }
 
-/// Leaves this boot for good: does what the list at `list` says, with the [`code`] that is at `code`. Returns, having said
-/// why, if Xen does not start the first vCPU.
+/// Leaves this boot for good: does what the list at `list` says, with the [`code`] that is at the beginning of the stage.
+/// Returns, having said why, if Xen does not let it.
+///
+/// # Safety
+/// When the other vCPUs have stopped, and on PV are parked, and Xen knows nothing of this boot any more. No step of the list
+/// overwrites the stage.
+pub(super) unsafe fn leave(list: u32, stage: u32) {
+    // SAFETY: by the contract.
+    unsafe {
+        match domain::is_pvh() {
+            true => leave_pvh(list, stage),
+            false => leave_pv(list, stage.into()),
+        }
+    }
+}
+
+/// # Safety
+/// As for [`leave`]; what was damaged may have been page tables.
+unsafe fn leave_pv(list: u32, stage: u64) {
+    let (start, own) = (pristine::start(), vcpu::current().id());
+    // SAFETY: by the contract. Nothing but these lines changes page tables any more.
+    unsafe {
+        if let Err(error) = memory::pv::open(start as *const StartInfo, image::room(), stage) {
+            return say(format_args!(
+                "no image can be put into its place: {error}\n"
+            ));
+        }
+        if let Err(why) = others::wait_in(stage) {
+            return say(format_args!("no image can be put into its place: {why}\n"));
+        }
+        if own == VcpuId(0) {
+            asm!("mov rsp, {start}", "jmp {stage}", start = in(reg) start, stage = in(reg) stage,
+                 in("rdi") u64::from(list), options(noreturn))
+        }
+        parking::hand_over_in(stage, own, stage, start, list.into())
+    }
+}
+
+/// Does what the list at `list` says, with the code that is at `code`. Returns, having said why, if Xen does not start the
+/// first vCPU.
 ///
 /// # Safety
 /// On PVH, when the other vCPUs have stopped and Xen knows nothing of this boot any more. Both are below 4 GiB, and no step of
 /// the list overwrites them.
-pub(super) unsafe fn leave(list: u32, code: u32) {
+unsafe fn leave_pvh(list: u32, code: u32) {
     let start = pristine::start();
     // SAFETY: by the contract.
     unsafe {

@@ -1,10 +1,12 @@
 //! The end of a boot within a domain that goes on: Xen forgets what this boot has.
 
-use super::{mappings, others};
+use super::{mappings, others, pristine};
 use crate::cpu::tick;
+use crate::memory::pv_tables::Unmapped;
 use crate::{domain, event_channels, hypercall, logger, memory};
 use bulkhead_xen::Port;
 use bulkhead_xen::abi::event_channel;
+use bulkhead_xen::abi::pv::StartInfo;
 use bulkhead_xen::abi::sched;
 use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -29,6 +31,9 @@ pub(super) unsafe fn let_go(why: fmt::Arguments<'_>) -> bool {
     if domain::is_pvh() {
         // SAFETY: by the contract. The handles are in memory of the heap's kind.
         unsafe { memory::pvh::repair() }
+    } else if let Err(error) = map_guards() {
+        say(format_args!("no restart: {error}\n"));
+        return false;
     }
     // SAFETY: by the contract.
     let (unmapped, stuck) = unsafe { mappings::unmap_all() };
@@ -49,6 +54,12 @@ pub(super) unsafe fn let_go(why: fmt::Arguments<'_>) -> bool {
     }
     domain::forget_events();
     true
+}
+
+/// Maps the pages again that are below the stacks of other vCPUs, which have stopped (PV).
+fn map_guards() -> Result<(), Unmapped> {
+    // SAFETY: the start info is where the builder has left it. Only the calling vCPU runs.
+    unsafe { memory::pv::map_guards(pristine::start() as *const StartInfo) }
 }
 
 pub(super) fn say(text: fmt::Arguments<'_>) {

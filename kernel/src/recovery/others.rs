@@ -4,7 +4,7 @@
 //! On PVH that is no place at all: an INIT from the local APIC resets them (`restart`), and Xen initialises them once
 //! more. On PV, Xen initialises a vCPU only once, and one that was stopped goes on where it was: see `parking`.
 
-use super::parking;
+use super::parking::{self, Place};
 use crate::cpu::pvh as cpu;
 use crate::vcpu::{self, Vcpu};
 use crate::{domain, reporter};
@@ -55,6 +55,10 @@ pub fn go_on() {
 /// Waits until the others, which were told to stop, do nothing any more, not even within Xen. One that is changing
 /// mappings finishes that first, so that none is forgotten.
 pub fn stop() -> Result<(), &'static str> {
+    if !exist() {
+        // Perhaps before there is a clock.
+        return Ok(());
+    }
     let until = vcpu::now() + LIMIT;
     for vcpu in others() {
         loop {
@@ -73,6 +77,11 @@ pub fn stop() -> Result<(), &'static str> {
 
 /// Brings the others to where they wait for the next boot: on PV, once they have stopped, while their ports are open.
 pub fn park() -> Result<(), &'static str> {
+    // Those that this boot has not started yet wait where the boot before has left them.
+    let others = || others().filter(|vcpu| !parking::waits_in_stage(vcpu.id()));
+    if others().next().is_none() {
+        return Ok(());
+    }
     let bitmaps = domain::bitmaps();
     bitmaps.mask_all();
     bitmaps.clear_all();
@@ -92,10 +101,30 @@ pub fn park() -> Result<(), &'static str> {
         domain::raise_upcall(vcpu.id());
         // Xen refuses one that it has never started.
         if operation(VCPUOP_UP, vcpu.id()).is_ok() {
-            wait(until, || parking::has(vcpu.id())).ok_or("another vCPU does not park")?;
+            wait(until, || parking::place(vcpu.id()).has()).ok_or("another vCPU does not park")?;
         }
     }
     parking::close();
+    Ok(())
+}
+
+/// Has the others, which are parked, wait in a stage.
+///
+/// # Safety
+/// The stage has the code and the places for that, and the code can be executed.
+pub(super) unsafe fn wait_in(stage: u64) -> Result<(), &'static str> {
+    let code = stage + parking::CODE_IN_STAGE as u64;
+    let places = stage + parking::PLACES_IN_STAGE as u64;
+    for id in others().map(Vcpu::id) {
+        let place = parking::place(id);
+        if place.has() {
+            let moved = start_from(place, id, code, places, id.0.into());
+            moved.map_err(|_| "another vCPU does not go to the stage")?;
+            let until = vcpu::now() + LIMIT;
+            wait(until, || parking::place_in(stage, id).has())
+                .ok_or("another vCPU does not wait in the stage")?;
+        }
+    }
     Ok(())
 }
 
@@ -137,15 +166,26 @@ pub unsafe fn start_first(entry: u32, ebx: u32, esi: u32, edi: u32) -> Result<In
 
 /// Starts a vCPU that the boot before has left parked.
 pub fn start_parked(id: VcpuId, entry: u64, stack: u64, argument: u64) -> Result<(), Errno> {
-    parking::leave(id, entry, stack, argument);
+    start_from(parking::place_before(id), id, entry, stack, argument)
+}
+
+/// Starts a vCPU that is parked in that place, or is just about to be.
+fn start_from(
+    place: &Place,
+    id: VcpuId,
+    entry: u64,
+    stack: u64,
+    argument: u64,
+) -> Result<(), Errno> {
+    place.leave(entry, stack, argument);
     let until = vcpu::now() + LIMIT;
     // It may be just about to stop.
     let taken = || {
         let up = operation(VCPUOP_UP, id);
-        up.is_err() || parking::is_taken(id)
+        up.is_err() || place.is_taken()
     };
     wait(until, taken)
-        .filter(|()| parking::is_taken(id))
+        .filter(|()| place.is_taken())
         .ok_or(Errno::BUSY)
 }
 

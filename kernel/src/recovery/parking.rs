@@ -5,11 +5,14 @@
 //! has. While the parking is open, that handler needs no stack and nothing of the damaged state but constant addresses:
 //! it stops its vCPU, again and again, until it finds a place to go to. Outside of a restart, upcalls end a sleep, as
 //! ever (`cpu::upcall`).
+//!
+//! If another version takes over, its image goes where this code is. So a copy of the code that waits lies in the stage
+//! (`upgrade`), with places of its own: vCPUs that are parked go there, and the next boot finds them there.
 
-use bulkhead_xen::VcpuId;
 use bulkhead_xen::abi::sched::{VCPUOP_DOWN, VCPUOP_UP};
 use bulkhead_xen::abi::shared_info::LEGACY_MAX_VCPUS;
-use core::arch::global_asm;
+use bulkhead_xen::{PAGE_SIZE, VcpuId};
+use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Says that the parking is open: "park", so that hardly any damage does.
@@ -18,9 +21,21 @@ const OPEN: u32 = u32::from_le_bytes(*b"park");
 /// Bytes of the code of each entry.
 const ENTRY_BYTES: usize = 16;
 
+/// The offsets of the code that waits, and of its places, in a stage.
+pub(super) const CODE_IN_STAGE: usize = 256;
+pub(super) const PLACES_IN_STAGE: usize = 3072;
+
+/// Bytes of all places.
+pub(super) const PLACES_BYTES: usize = size_of::<Places>();
+
+const _: () = assert!(PLACES_IN_STAGE + PLACES_BYTES <= PAGE_SIZE);
+
+/// The stage in which vCPUs wait for this boot; 0 if there is none.
+static STAGE: AtomicU64 = AtomicU64::new(0);
+
 /// The place of one vCPU.
 #[repr(C)]
-struct Place {
+pub struct Place {
     /// Where it goes to next; 0 for nowhere.
     entry: AtomicU64,
     stack: AtomicU64,
@@ -29,7 +44,28 @@ struct Place {
     parked: AtomicU64,
 }
 
+type Places = [Place; LEGACY_MAX_VCPUS];
+
 const _: () = assert!(size_of::<Place>() == 32);
+
+impl Place {
+    /// Returns whether the vCPU is here.
+    pub fn has(&self) -> bool {
+        self.parked.load(Ordering::Acquire) == 1
+    }
+
+    /// Tells the vCPU where it goes to when it is started.
+    pub fn leave(&self, entry: u64, stack: u64, argument: u64) {
+        self.stack.store(stack, Ordering::Relaxed);
+        self.argument.store(argument, Ordering::Relaxed);
+        self.entry.store(entry, Ordering::Release);
+    }
+
+    /// Returns whether the vCPU has gone where it was told.
+    pub fn is_taken(&self) -> bool {
+        self.entry.load(Ordering::Acquire) == 0
+    }
+}
 
 global_asm!(
     r#"
@@ -49,13 +85,21 @@ parking_entries:
 parking_entry:
     cmpl ${open}, parking_is_open(%rip)
     jne pv_upcall
-    /* ecx: the vCPU's number. Hypercalls without the page for them, which uses the stack. */
+    movl %ecx, %edi
+    leaq parking_places(%rip), %rsi
+    jmp parking_wait
+
+    /* From here to the end, code that runs wherever it is put. rdi: the vCPU's number, rsp: all places. */
+    .balign 8
+    .globl parking_code
+parking_code:
+    movq %rsp, %rsi
+    /* rdi: the vCPU's number, rsi: all places. Hypercalls without the page for them, which uses the stack. */
 parking_wait:
-    movl %ecx, %r15d
-    movl %ecx, %ebx
+    movl %edi, %r15d
+    movl %edi, %ebx
     shlq $5, %rbx
-    leaq parking_places(%rip), %rax
-    addq %rax, %rbx
+    addq %rsi, %rbx
 1:  movq $1, 24(%rbx)
     movl $24, %eax                          /* vcpu_op */
     movl ${down}, %edi
@@ -72,18 +116,22 @@ parking_wait:
     movq $0, (%rbx)
     jmp *%rax
 
-    /* rdi: the calling vCPU's number. */
+    /* rdi: the calling vCPU's number, rsi: all places. */
     .globl parking_hand_over
 parking_hand_over:
     movl %edi, %r15d
+    movq %rsi, %r14
     movl $24, %eax                          /* vcpu_op */
     movl ${up}, %edi
     xorl %esi, %esi
     xorl %edx, %edx
     nopl 0x58656e(%rax)                     /* "Xen": see `ci/src/system_calls.rs` */
     syscall
-    movl %r15d, %ecx
+    movl %r15d, %edi
+    movq %r14, %rsi
     jmp parking_wait
+    .globl parking_code_end
+parking_code_end:
 
     .section .survives, "aw", @nobits
     .balign 16
@@ -105,15 +153,64 @@ parking_is_open:
 
 unsafe extern "C" {
     static parking_entries: [u8; ENTRY_BYTES * LEGACY_MAX_VCPUS];
-    static parking_places: [Place; LEGACY_MAX_VCPUS];
+    static parking_places: Places;
     static parking_is_open: AtomicU32;
-    fn parking_hand_over(own: u64) -> !;
+    static parking_code: u8;
+    static parking_hand_over: u8;
+    static parking_code_end: u8;
 }
 
-fn place(id: VcpuId) -> &'static Place {
+/// Returns the place of a vCPU in this image.
+pub fn place(id: VcpuId) -> &'static Place {
     // SAFETY: memory set aside for it, which only atomics access.
     let places = unsafe { &parking_places };
     &places[id.0 as usize % places.len()]
+}
+
+/// Returns the place of a vCPU in a stage.
+pub(super) fn place_in(stage: u64, id: VcpuId) -> &'static Place {
+    let places = (stage as usize + PLACES_IN_STAGE) as *const Places;
+    // SAFETY: whoever has a stage keeps it; only atomics access what is there.
+    let places = unsafe { &*places };
+    &places[id.0 as usize % places.len()]
+}
+
+/// Returns the place in which a vCPU waits for this boot to start it.
+pub fn place_before(id: VcpuId) -> &'static Place {
+    stage().map_or_else(|| place(id), |stage| place_in(stage, id))
+}
+
+/// Returns the code that waits, which runs from wherever it is put.
+pub(super) fn code() -> &'static [u8] {
+    // SAFETY: code, which is read.
+    unsafe {
+        let (start, end) = (&raw const parking_code, &raw const parking_code_end);
+        core::slice::from_raw_parts(start, end.offset_from_unsigned(start))
+    }
+}
+
+/// Has vCPUs that wait for this boot be found in a stage, if any waits there.
+pub(super) fn find_in(stage: u64) {
+    if ids().any(|id| place_in(stage, id).has()) {
+        STAGE.store(stage, Ordering::Relaxed);
+    }
+}
+
+fn ids() -> impl Iterator<Item = VcpuId> {
+    (0..LEGACY_MAX_VCPUS as u32).map(VcpuId)
+}
+
+/// Returns the stage in which vCPUs wait, if there is one: its first page has to be executed.
+pub fn stage() -> Option<u64> {
+    Some(STAGE.load(Ordering::Relaxed)).filter(|stage| *stage != 0)
+}
+
+/// Has vCPUs be found in this image from now on. Returns the stage, and whether one still waits there.
+pub(super) fn leave_stage() -> Option<(u64, bool)> {
+    let waits = ids().any(waits_in_stage);
+    let stage = stage();
+    STAGE.store(0, Ordering::Relaxed);
+    stage.map(|stage| (stage, waits))
 }
 
 /// The handler of a vCPU's upcalls.
@@ -123,7 +220,7 @@ pub fn upcall_entry(id: VcpuId) -> u64 {
 
 /// Has each vCPU that takes an upcall park from now on.
 pub fn open() {
-    for place in (0..LEGACY_MAX_VCPUS as u32).map(|id| place(VcpuId(id))) {
+    for place in ids().map(place) {
         place.entry.store(0, Ordering::Relaxed);
         place.parked.store(0, Ordering::Relaxed);
     }
@@ -140,29 +237,55 @@ fn set_open(value: u32) {
     unsafe { &parking_is_open }.store(value, Ordering::SeqCst);
 }
 
-/// Returns whether a vCPU is parked.
-pub fn has(id: VcpuId) -> bool {
-    place(id).parked.load(Ordering::Acquire) == 1
+/// Returns whether a vCPU waits in the stage for this boot to start it.
+pub fn waits_in_stage(id: VcpuId) -> bool {
+    stage().is_some_and(|stage| place_in(stage, id).has())
 }
 
-/// Tells a parked vCPU where it goes to when it is started.
-pub fn leave(id: VcpuId, entry: u64, stack: u64, argument: u64) {
-    let place = place(id);
-    place.stack.store(stack, Ordering::Relaxed);
-    place.argument.store(argument, Ordering::Relaxed);
-    place.entry.store(entry, Ordering::Release);
-}
-
-/// Returns whether a vCPU has gone where it was told.
-pub fn is_taken(id: VcpuId) -> bool {
-    place(id).entry.load(Ordering::Acquire) == 0
-}
-
-/// Starts the first vCPU, which is parked and was told where to go, and parks the calling one.
+/// Tells the first vCPU, which is parked here, where to go, starts it, and parks the calling one.
 ///
 /// # Safety
 /// Whatever the first vCPU does next, nothing else goes on.
-pub unsafe fn hand_over(own: VcpuId) -> ! {
+pub unsafe fn hand_over(own: VcpuId, entry: u64, stack: u64, argument: u64) -> ! {
+    place(VcpuId(0)).leave(entry, stack, argument);
     // SAFETY: by the contract.
-    unsafe { parking_hand_over(own.0.into()) }
+    unsafe {
+        go_on_at(
+            &raw const parking_hand_over as u64,
+            &raw const parking_places as u64,
+            own,
+        )
+    }
+}
+
+/// Does the same where the first vCPU is parked in a stage.
+///
+/// # Safety
+/// As above; the stage has the code and the places, and the code can be executed.
+pub(super) unsafe fn hand_over_in(
+    stage: u64,
+    own: VcpuId,
+    entry: u64,
+    stack: u64,
+    argument: u64,
+) -> ! {
+    place_in(stage, VcpuId(0)).leave(entry, stack, argument);
+    // It is about to, and the next boot has to know.
+    place_in(stage, own).parked.store(1, Ordering::Release);
+    let offset = &raw const parking_hand_over as u64 - &raw const parking_code as u64;
+    let code = stage + CODE_IN_STAGE as u64 + offset;
+    // SAFETY: by the contract.
+    unsafe { go_on_at(code, stage + PLACES_IN_STAGE as u64, own) }
+}
+
+/// Goes on at `code`, which hands over by what is at `places`.
+///
+/// # Safety
+/// That is what is there.
+unsafe fn go_on_at(code: u64, places: u64, own: VcpuId) -> ! {
+    // SAFETY: by the contract.
+    unsafe {
+        asm!("jmp {code}", code = in(reg) code, in("rdi") u64::from(own.0), in("rsi") places,
+             options(noreturn))
+    }
 }

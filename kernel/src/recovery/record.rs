@@ -197,12 +197,12 @@ impl Sealed {
         if self.checksum != self.sum() {
             return Content::Damaged("its checksum is wrong");
         }
-        let trying = record.phase() == Phase::Trying;
+        let under_way = record.phase() != Phase::Settled;
         if record.length as usize > REPORT_BYTES
             || record.boots == 0
             || record.restarts > record.boots
             || record.phase > 2
-            || (trying && !record.hand_over.is_possible())
+            || (under_way && !record.hand_over.is_possible())
         {
             return Content::Damaged("its numbers are impossible");
         }

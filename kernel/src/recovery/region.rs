@@ -17,7 +17,8 @@ static TAKEN: AtomicBool = AtomicBool::new(false);
 /// Bytes of the whole region.
 pub(crate) const REGION_BYTES: usize = PAGE_SIZE + PAGES_BYTES;
 
-// The note by which the version that runs knows how this one takes over: see `bulkhead_upgrade::candidate`.
+// The notes by which the version that runs knows how this one takes over, in any domain and in a PV domain: see
+// `bulkhead_upgrade::candidate`.
 global_asm!(
     r#"
     .section .note.Xen, "a", @note
@@ -38,6 +39,10 @@ recovery_version:
     ),
     r#"
     .long {oldest}, {format}, recovery_region, {region}, __image_end
+    .long 9, 8, 2
+    .asciz "Bulkhead"
+    .balign 4
+    .long pv_start, hypercall_page
     .text
 "#,
     oldest = const OLDEST_FORMAT,
@@ -107,11 +112,16 @@ pub(crate) fn is_fresh() -> bool {
     }
 }
 
-/// Returns the upgrade that this boot has to prove.
-pub(crate) fn trying() -> Option<HandOver> {
-    match read() {
-        Content::Found(record) if record.phase() == Phase::Trying => Some(*record.hand_over()),
-        _ => None,
+/// Returns the upgrade that this boot belongs to, and whether this is the version that has to prove itself.
+pub(crate) fn hand_over() -> Option<(HandOver, bool)> {
+    let Content::Found(record) = read() else {
+        return None;
+    };
+    let over = *record.hand_over();
+    match record.phase() {
+        Phase::Settled => None,
+        Phase::Trying => Some((over, true)),
+        Phase::Back => Some((over, false)),
     }
 }
 

@@ -189,8 +189,7 @@ unsafe fn pv_again() -> ! {
             restart_pv(start)
         }
         // Without a stack.
-        parking::leave(VcpuId(0), restart_pv as *const () as u64, 0, start);
-        parking::hand_over(own)
+        parking::hand_over(own, restart_pv as *const () as u64, 0, start)
     }
 }
 

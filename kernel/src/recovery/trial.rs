@@ -2,38 +2,46 @@
 //! list and the code that this one has left in its stage (see `upgrade`).
 
 use super::leaving::{let_go, say};
+use super::obstacles::{self, Obstacle};
 use super::record::HandOver;
-use super::{copying, others, region};
-use crate::grants;
+use super::{copying, others, parking, region};
 use crate::memory::layout::{Ranges, TooFragmented, frames_of, subtract};
-use crate::memory::{image, pages};
+use crate::memory::{self, image, pages};
+use crate::{domain, grants};
 use bulkhead_upgrade::Version;
 use bulkhead_xen::PAGE_SIZE;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, Ordering};
 use spin::Once;
 
-/// The upgrade that this boot has to prove.
-static TRYING: Once<HandOver> = Once::new();
-/// True once it has, or was not to.
+/// The upgrade that this boot belongs to: its stage is kept.
+static OVER: Once<HandOver> = Once::new();
+/// This is the version that has to prove itself.
+static TRYING: AtomicBool = AtomicBool::new(false);
+/// True once the upgrade is over, or there was none.
 static SETTLED: AtomicBool = AtomicBool::new(false);
 /// The stage can be given back: its pages are known to the allocator.
 static KNOWN: AtomicBool = AtomicBool::new(false);
+
 /// Learns whether this boot has to prove a version. Among the first things that Rust code does.
 pub(crate) fn begin() {
-    if let Some(over) = region::trying() {
-        TRYING.call_once(|| over);
+    if let Some((over, trying)) = region::hand_over() {
+        OVER.call_once(|| over);
+        TRYING.store(trying, Ordering::Relaxed);
+        if !domain::is_pvh() {
+            parking::find_in(over.stage.into());
+        }
     }
 }
 
 /// Returns whether a failure leads back to the version before.
 pub fn is_trying() -> bool {
-    TRYING.is_completed() && !SETTLED.load(Ordering::Relaxed)
+    TRYING.load(Ordering::Relaxed) && !SETTLED.load(Ordering::Relaxed)
 }
 
 /// Keeps the stage out of the memory that is free.
 pub(super) fn keep_stage(free: &mut Ranges) -> Result<(), TooFragmented> {
-    let Some(over) = TRYING.get() else {
+    let Some(over) = OVER.get() else {
         return Ok(());
     };
     let stage = frames_of(
@@ -49,17 +57,22 @@ pub(super) fn keep_stage(free: &mut Ranges) -> Result<(), TooFragmented> {
 
 /// Notes that this version serves: from here on, a crash is one as any other.
 pub fn settle() {
-    let trying = is_trying();
-    SETTLED.store(true, Ordering::Relaxed);
+    let settled = SETTLED.swap(true, Ordering::Relaxed);
     if region::is_restart() && region::is_fresh() {
         // SAFETY: no crash is being reported, and whoever has read the record has a copy.
         unsafe { region::change(|sealed| sealed.settle()) };
     }
-    if let Some(over) = TRYING.get()
-        && trying
+    if let Some(over) = OVER.get()
+        && !settled
         && KNOWN.load(Ordering::Relaxed)
         && let Some(first) = NonNull::new(over.stage as usize as *mut u8)
     {
+        match parking::leave_stage() {
+            // It was not started, and waits there for good.
+            Some((_, true)) => return obstacles::add(Obstacle::Vcpus),
+            Some((stage, false)) => memory::pv::forbid_code(stage),
+            None => {}
+        }
         // SAFETY: `reserve` has kept these pages out of what is free, and nothing leads back any more.
         unsafe { pages::free_pages(first, over.stage_pages as usize) };
     }
@@ -67,7 +80,7 @@ pub fn settle() {
 
 /// Hands the domain back to the version before. To be called once the failure was reported.
 pub(super) fn go_back() {
-    let Some(over) = TRYING.get() else { return };
+    let Some(over) = OVER.get() else { return };
     SETTLED.store(true, Ordering::SeqCst);
     let (from, to) = (Version(over.from), Version(over.to));
     let refused = others::stop().err().or_else(|| {

@@ -3,13 +3,14 @@
 //! ```text
 //!   stage (pages outside of the room for images)
 //!   ┌──────────────────────────────┬──────────────┬──────────────┬─────────────────┐
-//!   │ code that copies, two lists  │ the region   │ this image   │ the new image   │
+//!   │ code that copies, two lists, │ the region   │ this image   │ the new image   │
+//!   │ PV: where other vCPUs wait   │              │              │                 │
 //!   └──────────────────────────────┴──────────────┴──────────────┴─────────────────┘
 //!      forward: new image and region to where the new version has them, then its first instruction
 //!      back:    this image and the region to where this version has them, then ours
 //! ```
 //!
-//! The code runs without paging, from the stage, and needs nothing but its list. The stage stays until the new version
+//! The code runs from the stage, on PVH without paging, and needs nothing but its list. The stage stays until the new version
 //! serves: until then, each of its failures that is reported leads back. Lists and code are part of the format of what
 //! survives (`bulkhead_upgrade::FORMAT`): the new version uses those of the one before.
 
@@ -17,12 +18,13 @@ use super::copying::Step;
 use super::leaving::let_go;
 use super::record::{HandOver, Phase};
 use super::trial::is_trying;
-use super::{copying, obstacles, others, region, restart, trial};
+use super::{copying, obstacles, others, parking, pristine, region, restart, trial};
 use crate::memory::layout::{Ranges, TooFragmented};
-use crate::memory::{image, pages};
+use crate::memory::{self, image, pages};
 use crate::{domain, grants, reporter};
-use bulkhead_upgrade::{Candidate, FORMAT, Running, Version};
+use bulkhead_upgrade::{Candidate, FORMAT, Running, Version, Way};
 use bulkhead_xen::PAGE_SIZE;
+use bulkhead_xen::abi::pv::StartInfo;
 use core::ops::Range;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -38,6 +40,9 @@ static ROOM_END: AtomicU64 = AtomicU64::new(0);
 unsafe extern "C" {
     /// Never called here.
     fn pvh_start();
+    /// Never called here.
+    fn pv_start();
+    static hypercall_page: [u8; PAGE_SIZE];
 }
 
 /// Places of the lists in the stage, and where its other parts begin.
@@ -62,6 +67,10 @@ pub(crate) fn reserve<'a>(
 pub fn running() -> Running {
     Running {
         version: version(),
+        way: match domain::is_pvh() {
+            true => Way::Pvh,
+            false => Way::Pv,
+        },
         format: FORMAT,
         region_bytes: region::REGION_BYTES as u32,
         room: room(),
@@ -78,17 +87,27 @@ const GRANTED: &str = "another domain has a page of this one where the new versi
 
 /// Returns the reason why no version can take over now, if there is one.
 pub fn obstacle() -> Option<&'static str> {
-    if !domain::is_pvh() {
-        Some("expected a domain of type \"pvh\": in a PV domain no version takes over in place yet")
+    if !domain::is_pvh() && others::exist() {
+        Some("expected one vCPU: in a PV domain with several, no version takes over in place yet")
     } else if is_trying() {
         Some("this version has to show first that it serves")
     } else if !restart::is_enabled() {
         obstacles::first().or(Some("expected a command line without recover=off"))
     } else if grants::has_granted(room()) {
         Some(GRANTED)
+    } else if has_table() {
+        Some("a page table lies where the new version would")
     } else {
         obstacles::first()
     }
+}
+
+/// Returns whether a page table lies where images go. None does, unless a version has built the domain that did not see to
+/// that.
+fn has_table() -> bool {
+    let start = pristine::start() as *const StartInfo;
+    // SAFETY: the start info is where the builder has left it, and tables in use stay tables.
+    !domain::is_pvh() && unsafe { memory::pv::has_table_in(start, &room()) }
 }
 
 /// The pages in which everything is that the code copies.
@@ -189,12 +208,17 @@ pub fn take_over(candidate: &Candidate<'_>, fault: u32) -> &'static str {
     let bytes = region::REGION_BYTES;
     let own = own_parts().map(|(content, _)| content.len() + 16);
     let new = candidate.parts().map(|(_, content, _)| content.len() + 16);
-    let size = PARTS + bytes + own.iter().sum::<usize>() + new.sum::<usize>();
+    let size = PARTS + bytes + own.iter().sum::<usize>() + new.sum::<usize>() + PAGE_SIZE;
     let Some(mut stage) = Stage::new(size) else {
         return "there is no memory to keep both versions";
     };
     let code = copying::code();
     stage.slice(0, code.len()).copy_from_slice(code);
+    let code = parking::code();
+    let at = parking::CODE_IN_STAGE;
+    stage.slice(at, code.len()).copy_from_slice(code);
+    let at = parking::PLACES_IN_STAGE;
+    stage.slice(at, parking::PLACES_BYTES).fill(0);
     let room = stage.room(bytes);
     // What survives, copied to `to`.
     let from = stage.address(room);
@@ -210,12 +234,22 @@ pub fn take_over(candidate: &Candidate<'_>, fault: u32) -> &'static str {
         let _ = back.push(stage.part(content, to as u32, zero as u32));
     }
     let _ = back.push(surviving(region::address() as u32));
-    let _ = back.push([pvh_start as *const () as u32, 0, 0, 0]);
+    let entry = match domain::is_pvh() {
+        true => pvh_start as *const (),
+        false => pv_start as *const (),
+    };
+    let _ = back.push([entry as u32, 0, 0, 0]);
     stage.list(BACK, &back);
 
-    let mut forward = heapless::Vec::<Step, 18>::new();
+    let mut forward = heapless::Vec::<Step, 19>::new();
     for (to, content, zero) in candidate.parts() {
         let _ = forward.push(stage.part(content, to, zero));
+    }
+    if let Some(to) = candidate.hypercall_page {
+        // Xen fills it when it builds a domain, with code that runs anywhere.
+        // SAFETY: the page is there, and nobody writes to it.
+        let filled = unsafe { &hypercall_page };
+        let _ = forward.push(stage.part(filled, to, 0));
     }
     let _ = forward.push(surviving(candidate.note.region));
     let _ = forward.push([candidate.entry, 0, 0, 0]);
@@ -252,8 +286,8 @@ pub fn take_over(candidate: &Candidate<'_>, fault: u32) -> &'static str {
         return refused;
     }
     let (next, own) = (candidate.note.version, version());
-    // SAFETY: no other task or vCPU goes on before the new version does. It is PVH; the list and the code were just made,
-    // and Xen knows nothing of this boot any more then.
+    // SAFETY: no other task or vCPU goes on before the new version does. The list and the code were just made, and Xen
+    // knows nothing of this boot any more then.
     unsafe {
         if let_go(format_args!("version {next} takes over from {own}")) {
             copying::leave(stage.address(FORWARD), stage.address(0));

@@ -443,3 +443,98 @@ fn what_xen_refuses_is_reported() {
         Err(Unmapped::Refused(Errno::BUSY))
     );
 }
+
+/// The room for images in these tests, and a page behind it.
+const ROOM: Range<u64> = 0x10_0000..0x40_0000;
+const BEHIND: u64 = 0x123_4000;
+
+#[test]
+fn another_image_goes_where_one_was() {
+    // A smaller one.
+    let mut image = image(true);
+    image.code = 0x10_0000..0x20_2000;
+    image.constants = 0x20_2000..0x20_3000;
+    image.guard = 0x20_4000..0x20_5000;
+    image.all = 0x10_0000..0x21_0000;
+    let end = 8192 * PAGE;
+    let mut first = tables(Domain::new(8192, 0x400, 2048));
+    first.map_memory(8192).unwrap();
+    first.protect(&image, end).unwrap();
+    assert!(!first.memory.mapped_writable(0x100) && !first.memory.executable(0x30_0000));
+
+    first.open(ROOM, BEHIND).unwrap();
+    for address in ROOM.step_by(PAGE_SIZE) {
+        let (there, pfn) = (&first.memory, address / PAGE);
+        assert!(
+            there.mapped_writable(pfn) && there.executable(address),
+            "{address:#x}"
+        );
+    }
+    assert!(first.memory.executable(BEHIND));
+
+    image.code = 0x10_0000..0x11_0000;
+    image.constants = 0x11_0000..0x11_1000;
+    image.guard = 0x11_4000..0x11_5000;
+    image.all = 0x10_0000..0x18_0000;
+    let mut next = tables(first.memory);
+    let mut free = free_frames(&next.memory);
+    next.find(8192, end, &mut free).unwrap();
+    next.protect(&image, end).unwrap();
+    assert_eq!(next.memory.walk(0x11_4000), None);
+    for pfn in (1..8192).filter(|pfn| *pfn != 0x114) {
+        let code = (0x100..0x110).contains(&pfn);
+        assert_eq!(next.memory.executable(pfn * PAGE), code, "{pfn:#x}");
+        let is_table = next.memory.levels.contains_key(&pfn);
+        let constant = code || pfn == 0x110 || is_table;
+        assert_eq!(next.memory.mapped_writable(pfn), !constant, "{pfn:#x}");
+    }
+}
+
+#[test]
+fn one_page_of_data_is_executed_for_a_while() {
+    let mut tables = tables(Domain::new(8192, 0x400, 2048));
+    tables.map_memory(8192).unwrap();
+    tables.protect(&image(true), 8192 * PAGE).unwrap();
+    let executable = |tables: &PageTables<Domain>| {
+        let pages = (1..8192).map(|pfn| pfn * PAGE);
+        let mut behind = pages.filter(|page| !(0x10_0000..0x11_0000).contains(page));
+        behind.find(|page| tables.memory.executable(*page))
+    };
+    assert_eq!(executable(&tables), None);
+    tables.allow_code(BEHIND).unwrap();
+    assert!(tables.memory.executable(BEHIND));
+    assert_mapped_but_the_image(&tables, 8192);
+    let others = (1..8192)
+        .map(|pfn| pfn * PAGE)
+        .filter(|page| *page != BEHIND);
+    let code = others
+        .filter(|page| tables.memory.executable(*page))
+        .count();
+    assert_eq!(code, 16, "the image's");
+    tables.forbid_code(BEHIND).unwrap();
+    assert_eq!(executable(&tables), None);
+}
+
+#[test]
+fn tables_where_images_go_are_seen() {
+    let end = 2 << 30;
+    let made = |free: Ranges| {
+        let domain = Domain::new(4096, 0x400, 2048);
+        // SAFETY: so the domain was built.
+        let mut tables = unsafe { PageTables::new(domain.top, domain, &free) };
+        tables.map_memory(4096).unwrap();
+        tables.reserve(4096 * PAGE..end).unwrap();
+        tables.has_table_in(&ROOM, end)
+    };
+    let mut free = Ranges::new();
+    free.push(1..4096).unwrap();
+    let taken = Domain::new(4096, 0x400, 2048);
+    subtract(
+        &mut free,
+        0x400..taken.top / PAGE + taken.builder_tables() + 1,
+    )
+    .unwrap();
+    assert!(made(free.clone()), "the memory below it is not enough");
+    subtract(&mut free, ROOM.start / PAGE..ROOM.end / PAGE).unwrap();
+    assert!(!made(free));
+}

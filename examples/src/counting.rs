@@ -138,6 +138,10 @@ unsafe impl<H: Hypervisor> Hypervisor for Counting<H> {
         self.inner.close_port(port)
     }
 
+    fn take_up_port(&self, port: Port) -> Result<(), Errno> {
+        self.inner.take_up_port(port)
+    }
+
     fn mask_port(&self, port: Port) {
         self.inner.mask_port(port);
     }

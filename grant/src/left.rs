@@ -5,6 +5,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_xen::abi::grant_table::{EntryV1, RESERVED_ENTRIES};
 use bulkhead_xen::{DomId, Gfn, GrantRef, GrantedBefore};
+use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 
 /// A grant that was left.
@@ -80,6 +81,19 @@ impl LeftGrants {
         if self.all.is_empty() {
             self.ended.drain(..).for_each(&mut free);
         }
+    }
+
+    /// Takes one out that is a domain's, and with it its page, which no other grant may name. Returns where the page is.
+    pub fn keep(&mut self, domain: DomId, gref: GrantRef) -> Option<NonNull<u8>> {
+        let at = self.all.iter().position(|left| left.gref == gref)?;
+        let frame = self.all[at].frame;
+        let grants = self.all.iter().filter(|left| left.frame == frame).count();
+        if self.all[at].domain != domain || grants != 1 {
+            return None;
+        }
+        let page = self.pages.as_ref()?.keep(frame)?;
+        self.all.remove(at);
+        Some(page)
     }
 
     /// Returns whether one of these has not ended, and is a domain's.

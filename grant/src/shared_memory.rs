@@ -125,6 +125,29 @@ impl<H: Hypervisor> SharedMemory<H> {
         Ok(memory)
     }
 
+    /// Takes up a page that a boot before this one has granted to a backend, which goes on using it. `None` if there is none
+    /// such.
+    pub fn left(
+        pool: &PagePool,
+        table: &GrantTable<H>,
+        backend: DomId,
+        gref: GrantRef,
+    ) -> Option<Self> {
+        let (mut grants, withdrawn) = (room_for(1).ok()?, filled(1, |_| false).ok()?);
+        let (grant, base) = table.keep_left(backend, gref)?;
+        grants.push(grant);
+        Some(SharedMemory {
+            run: Some(Run { base, pages: 1 }),
+            base,
+            pages: 1,
+            grants,
+            access: GrantAccess::ReadWrite,
+            withdrawn,
+            table: table.clone(),
+            pool: pool.clone(),
+        })
+    }
+
     /// Returns the address of the first page.
     pub fn base(&self) -> NonNull<u8> {
         self.base

@@ -14,6 +14,7 @@ use alloc::vec::Vec;
 use bulkhead_xen::abi::grant_table::{EntryFlags, EntryV1, RESERVED_ENTRIES};
 use bulkhead_xen::{DomId, Gfn, GrantRef, GrantedBefore, Hypervisor, Pfn};
 use core::fmt;
+use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 use spin::{Mutex, Once};
 
@@ -191,6 +192,21 @@ impl<H: Hypervisor> GrantTable<H> {
     /// Returns whether one of these grants to a domain is one that a boot before this one has left, and in use.
     pub fn is_left(&self, domain: DomId, grefs: &[GrantRef]) -> bool {
         self.end_left(None) > 0 && self.shared.stock.lock().left.has(domain, grefs)
+    }
+
+    /// Goes on with a grant that a boot before this one has left, and that its domain uses: it is this boot's from here on, and
+    /// so is the page, whose address is returned. `None` if there is none such.
+    pub fn keep_left(&self, domain: DomId, gref: GrantRef) -> Option<(Grant<H>, NonNull<u8>)> {
+        let flags = &self.shared.entries.get(gref.0 as usize)?.flags;
+        let mut stock = self.shared.stock.lock();
+        let used = EntryFlags::READING | EntryFlags::WRITING;
+        if !EntryFlags::from_bits_retain(flags.load(Ordering::Acquire)).intersects(used) {
+            return None;
+        }
+        let page = stock.left.keep(domain, gref)?;
+        let table = self.clone();
+        let entry = Entry { gref, table };
+        Some((Grant { entry }, page))
     }
 
     /// Takes an entry.

@@ -2,7 +2,7 @@
 
 mod pair;
 
-use bulkhead_grant::{GrantAccess, GrantTable, TableOnDemand};
+use bulkhead_grant::{GrantAccess, GrantTable, PagePool, SharedMemory, TableOnDemand};
 use bulkhead_xen::{GrantRef, Hypervisor, Reservation};
 use bulkhead_xen_sim::SimVcpu;
 use core::ptr::NonNull;
@@ -37,7 +37,7 @@ fn pages_are_free_again_once_nobody_uses_them_and_their_entries_then_too() {
     let (used, other) = (map(again), map(second));
     pool.map_queued();
     std::mem::forget(table);
-    pair.frontend.restart();
+    pair.frontend.restart(None);
     assert_eq!(pair.frontend.pages_in_use(), before + 2);
 
     let left = TableOnDemand::left(hypervisor.clone(), Arc::new(hypervisor.clone()));
@@ -92,7 +92,7 @@ fn numbers_of_before_are_not_given_out_while_anything_of_before_is_in_use() {
     let used = pool.queue_map(before[1], GrantAccess::ReadWrite).unwrap();
     pool.map_queued();
     std::mem::forget(table);
-    pair.frontend.restart();
+    pair.frontend.restart(None);
 
     let left = TableOnDemand::left(hypervisor.clone(), Arc::new(hypervisor.clone()));
     let table = left.get().unwrap();
@@ -109,5 +109,52 @@ fn numbers_of_before_are_not_given_out_while_anything_of_before_is_in_use() {
     again.sort();
     assert_eq!(again, numbers);
     drop(pool);
+    pair.assert_clean();
+}
+
+#[test]
+fn a_page_that_is_shared_on_is_this_boots_and_not_waited_for() {
+    let pair = Pair::new();
+    let hypervisor = pair.frontend.hypervisor();
+    let before = pair.frontend.pages_in_use();
+    let table = GrantTable::new(hypervisor.clone()).unwrap();
+    let pages = hypervisor.allocate_to_grant(3).unwrap();
+    // SAFETY: within the pages.
+    let page = |number: usize| unsafe { pages.add(number * 4096) };
+    let [used, unused, twice, again] =
+        [page(0), page(1), page(2), page(2)].map(|page| grant(&table, &pair, page));
+    let mut pool = pair.region.map_pool(pair.guest(), 4).unwrap();
+    let mut map = |gref| pool.queue_map(gref, GrantAccess::ReadWrite).unwrap();
+    let (mapped, others) = (map(used), [map(twice), map(again)]);
+    pool.map_queued();
+    std::mem::forget(table);
+    pair.frontend.restart(None);
+
+    let left = TableOnDemand::left(hypervisor.clone(), Arc::new(hypervisor.clone()));
+    let memory = PagePool::new(Arc::new(hypervisor.clone()));
+    let table = left.get().unwrap();
+    let take_up =
+        |domain, gref| SharedMemory::left(&memory, &table, domain, gref).map(|page| page.base());
+    let backend = pair.backend.id();
+    // Another domain's, one that is not in use, one whose page has two, and none at all.
+    assert_eq!(take_up(pair.guest(), used), None);
+    assert_eq!(take_up(backend, unused), None);
+    assert_eq!(take_up(backend, twice), None);
+    assert_eq!(take_up(backend, GrantRef(u32::MAX)), None);
+    let mut shared = SharedMemory::left(&memory, &table, backend, used).unwrap();
+    assert_eq!((shared.base(), shared.gref(0)), (page(0), Some(used)));
+    assert_eq!(table.end_left(None), 2, "it is none of these any more");
+    assert!(!shared.revoke(), "the backend has it");
+    others.into_iter().for_each(|other| pool.queue_unmap(other));
+    pool.queue_unmap(mapped);
+    pool.unmap_queued();
+    assert_eq!(table.end_left(None), 0);
+    assert_eq!(pair.frontend.pages_in_use(), before + 1);
+    assert!(shared.revoke());
+    drop(shared);
+    // It serves the next who wants a page.
+    let next = SharedMemory::new(&memory, &table, 1).unwrap();
+    assert_eq!(next.base(), page(0));
+    drop((next, pool));
     pair.assert_clean();
 }

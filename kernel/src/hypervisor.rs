@@ -209,6 +209,11 @@ unsafe impl Hypervisor for Hypercalls {
         Ok(request.status == event_channel::STATUS_INTERDOMAIN)
     }
 
+    #[cfg(feature = "recover")]
+    fn take_up_port(&self, port: Port) -> Result<(), Errno> {
+        event_channels::deliver_here(port)
+    }
+
     fn mask_port(&self, port: Port) {
         domain::bitmaps().mask(port);
     }

@@ -72,6 +72,10 @@ impl GrantedBefore for Hypercalls {
         // SAFETY: by the contract.
         unsafe { pages::free_granted(grants::page_frame(frame.0)) };
     }
+
+    fn keep(&self, frame: Gfn) -> Option<NonNull<u8>> {
+        pages::keep_granted(grants::page_frame(frame.0))
+    }
 }
 
 impl Balloon for Hypercalls {

@@ -87,6 +87,13 @@ pub unsafe trait Hypervisor: Clone + Send + Sync + 'static {
     /// closed it.
     fn is_connected(&self, port: Port) -> Result<bool, Errno>;
 
+    /// Lets a port wake this vCPU, the first one, that a boot before this one of the same domain has left open. Notifications
+    /// that came before are lost. Refused where no boot leaves ports.
+    fn take_up_port(&self, port: Port) -> Result<(), Errno> {
+        let _ = port;
+        Err(Errno::NOSYS)
+    }
+
     /// Holds back the notifications of a port of this vCPU: they wake no vCPU, and cost nothing, until
     /// [`unmask_port`](Self::unmask_port).
     fn mask_port(&self, port: Port);

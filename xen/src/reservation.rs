@@ -54,4 +54,8 @@ pub trait GrantedBefore: Send + Sync {
     /// # Safety
     /// No entry of the grant table names the frame any more.
     unsafe fn free(&self, frame: Gfn);
+
+    /// Gives such a page to the caller, who goes on sharing it with those domains. Returns where it is; `None` if the frame is
+    /// not such a page, or not any more.
+    fn keep(&self, frame: Gfn) -> Option<NonNull<u8>>;
 }

@@ -108,7 +108,7 @@ impl World {
         surviving.restarts.set(surviving.restarts.get() + 1);
         // The tasks are never dropped.
         std::mem::forget(self.executors());
-        self.storage.restart();
+        self.storage.restart(None);
 
         let executors = Executors::new(&self.storage, surviving.vcpus);
         let handle = executors.handle();

@@ -145,6 +145,14 @@ pub unsafe fn free_granted(frame: u64) {
     }
 }
 
+/// Gives a frame to the caller that a boot before this one had granted, if it is one of those. Returns its page's address.
+#[cfg(feature = "recover")]
+pub fn keep_granted(frame: u64) -> Option<NonNull<u8>> {
+    let frame = usize::try_from(frame).ok()?;
+    let taken = PAGES.lock().as_mut()?.granted.take_frame(frame);
+    NonNull::new((frame * PAGE_SIZE) as *mut u8).filter(|_| taken)
+}
+
 /// Returns how many pages a boot before this one had granted, and were not [freed](free_granted) yet.
 #[cfg(feature = "recover")]
 pub fn still_granted() -> usize {

@@ -273,6 +273,31 @@ impl World {
         }
     }
 
+    /// Lets a port wake a vCPU that a boot before has left open.
+    pub(super) fn take_up_port(
+        &mut self,
+        id: DomId,
+        vcpu: VcpuId,
+        port: Port,
+    ) -> Result<(), Errno> {
+        let domain = self.alive_mut(id).ok_or(Errno::SRCH)?;
+        domain.ports.open(port).ok_or(Errno::INVAL)?;
+        let channel = domain.ports.get_mut(port);
+        (channel.vcpu, channel.masked) = (vcpu, false);
+        if std::mem::take(&mut channel.held) {
+            self.set_pending(id, port);
+        }
+        Ok(())
+    }
+
+    /// Masks a port that is left open by a domain that starts again in place: what it was notified of is forgotten.
+    pub(super) fn leave_port(&mut self, id: DomId, port: Port) {
+        if let Some(domain) = self.domain_mut(id) {
+            let channel = domain.ports.get_mut(port);
+            (channel.masked, channel.held) = (true, false);
+        }
+    }
+
     /// Holds back the notifications of a port, or lets them through again.
     pub(super) fn mask_port(&mut self, id: DomId, port: Port, masked: bool) {
         let domain = self.alive_mut(id).expect("a masked port's domain lives");

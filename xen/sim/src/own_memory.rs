@@ -122,6 +122,13 @@ impl OwnMemory {
         self.pins[page] > 0
     }
 
+    /// Leaves a page to the domain that was granted before a restart, and returns its address.
+    pub(super) fn keep_granted_before(&mut self, frame: Gfn) -> Option<usize> {
+        let page = self.index(frame)?;
+        let was = std::mem::take(&mut self.granted_before[page]);
+        was.then(|| self.base + page * PAGE_SIZE)
+    }
+
     /// Takes back pages that [`allocate`](Self::allocate) gave. Names the first one that another
     /// domain still has mapped, if any.
     pub(super) fn free(&mut self, address: usize, count: usize) -> Option<Gfn> {

@@ -63,6 +63,13 @@ fn count(
 }
 
 impl GrantedBefore for SimVcpu {
+    fn keep(&self, frame: Gfn) -> Option<NonNull<u8>> {
+        let (mut world, domain) = (self.world.lock(), self.domain());
+        let own = world.alive_mut(domain)?;
+        let address = own.memory.keep_granted_before(frame)?;
+        NonNull::new(address as *mut u8)
+    }
+
     unsafe fn free(&self, frame: Gfn) {
         let (mut world, domain) = (self.world.lock(), self.domain());
         let own = world.alive_mut(domain);

@@ -163,6 +163,10 @@ unsafe impl Hypervisor for SimVcpu {
         self.world.lock().is_connected(self.domain, port)
     }
 
+    fn take_up_port(&self, port: Port) -> Result<(), Errno> {
+        self.world.lock().take_up_port(self.domain, self.vcpu, port)
+    }
+
     fn mask_port(&self, port: Port) {
         self.world.lock().mask_port(self.domain, port, true);
     }

@@ -235,13 +235,17 @@ impl World {
     }
 
     /// Ends what a domain holds that starts again in place.
-    pub(super) fn restart(&mut self, id: DomId) {
+    pub(super) fn restart(&mut self, id: DomId, kept: Option<Port>) {
         self.release_mappings(id);
         let domain = self.domain(id).expect("a domain that restarts is there");
-        let kept = domain.store.map(|(_, port)| port);
+        let stores = domain.store.map(|(_, port)| port);
         let open: Vec<Port> = domain.ports.open_ports().collect();
-        for port in open.into_iter().filter(|port| Some(*port) != kept) {
-            self.close_port(id, port).expect("the port is open");
+        for port in open {
+            if Some(port) == kept {
+                self.leave_port(id, port);
+            } else if Some(port) != stores {
+                self.close_port(id, port).expect("the port is open");
+            }
         }
         let domain = self.domain_mut(id).expect("as above");
         domain.region.give_back();
@@ -256,6 +260,9 @@ impl World {
         for vcpu in &mut domain.vcpus {
             *vcpu = Vcpu::default();
         }
+        // Nobody uses them any more: what a device still does there is a mistake.
+        domain.heap_for_devices.clear();
+        domain.register_pages = 0;
     }
 
     /// The earliest deadline that a blocked vCPU waits for.

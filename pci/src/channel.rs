@@ -2,6 +2,7 @@
 
 use crate::address::Slot;
 use crate::error::OperationError;
+use crate::frontend::Options;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::rc::Rc;
@@ -12,7 +13,7 @@ use bulkhead_grant::{NotShared, SharedMemory};
 use bulkhead_xen::abi::pciif::{
     AER_RESULT_NONE, AerOp, BACKEND_ACTIVE, FRONTEND_ACTIVE, MAGIC, MAX_VECTORS, Op, SharedInfo,
 };
-use bulkhead_xen::{DomId, Hypervisor, Pirq};
+use bulkhead_xen::{DomId, Hypervisor, Pirq, Port};
 use core::cell::{Cell, RefCell};
 use core::future::{Future, poll_fn};
 use core::mem::{ManuallyDrop, offset_of};
@@ -47,8 +48,7 @@ pub struct Operation {
 /// The channel to pciback.
 pub struct Channel<H: Hypervisor> {
     handle: Handle<H>,
-    /// The longest time that an operation may take.
-    patience: Duration,
+    options: Options,
     /// Not given back with the channel: pciback may have it mapped, at the domain's end it has. [`give_up`] takes it
     /// back.
     page: ManuallyDrop<SharedMemory<H>>,
@@ -91,16 +91,43 @@ impl<H: Hypervisor> Channel<H> {
         handle: &Handle<H>,
         mut page: SharedMemory<H>,
         backend: DomId,
-        patience: Duration,
+        options: Options,
     ) -> Result<Rc<Self>, String> {
         let hypervisor = handle.hypervisor();
         let granted = page.grant(hypervisor, backend);
         granted.map_err(|error: NotShared| error.to_string())?;
         let port = hypervisor.alloc_unbound(backend);
         let port = port.map_err(|error| format!("no event channel: {error}"))?;
+        Ok(Self::with(handle, page, port, options))
+    }
+
+    /// Goes on with a channel of a boot before this one, whose page is granted still. An operation may be under way, which
+    /// the first of this boot waits for.
+    pub fn left(
+        handle: &Handle<H>,
+        page: SharedMemory<H>,
+        port: Port,
+        options: Options,
+    ) -> Result<Rc<Self>, String> {
+        let hypervisor = handle.hypervisor();
+        if hypervisor.is_connected(port) != Ok(true) {
+            return Err(format!("its event channel {port} is not connected"));
+        }
+        let taken = hypervisor.take_up_port(port);
+        taken.map_err(|error| format!("its event channel {port}: {error}"))?;
+        let channel = Self::with(handle, page, port, options);
+        // An error of a function may have been reported; and the crash may have come between the operation and its
+        // notification. pciback finds nothing to do otherwise.
+        channel.listen();
+        channel.events.notify();
+        Ok(channel)
+    }
+
+    fn with(handle: &Handle<H>, page: SharedMemory<H>, port: Port, options: Options) -> Rc<Self> {
+        (options.keep_port)(Some(port));
         let channel = Rc::new(Channel {
             handle: handle.clone(),
-            patience,
+            options,
             page: ManuallyDrop::new(page),
             events: Rc::new(handle.event_channel(port)),
             notified: Signal::default(),
@@ -120,7 +147,7 @@ impl<H: Hypervisor> Channel<H> {
             }
         });
         channel.listener.replace(Some(listener));
-        Ok(channel)
+        channel
     }
 
     /// Returns the nodes that tell the backend of it.
@@ -137,6 +164,7 @@ impl<H: Hypervisor> Channel<H> {
     /// Fails the operation that is under way, and all later ones.
     pub fn close(&self) {
         self.closed.set(true);
+        (self.options.keep_port)(None);
         self.notified.raise();
         if let Some(listener) = self.listener.take() {
             listener.stop();
@@ -207,7 +235,7 @@ impl<H: Hypervisor> Channel<H> {
 
     /// Waits until pciback has answered the last operation.
     async fn answered(&self) -> Result<(), OperationError> {
-        let deadline = self.handle.now() + self.patience;
+        let deadline = self.handle.now() + self.options.patience;
         loop {
             if self.closed.get() {
                 return Err(OperationError::Disconnected);

@@ -121,11 +121,18 @@ impl<H: Hypervisor> ConfigSpace<H> {
 
     /// Reads a register of a BAR as it is, and after all ones were written to it.
     async fn probe(&self, register: u16) -> Result<(u32, u32), OperationError> {
-        let value = self.read32(register).await?;
+        let mut value = self.read32(register).await?;
         self.write32(register, u32::MAX).await?;
         let sized = self.read32(register).await;
         self.write32(register, value).await?;
-        Ok((value, sized?))
+        let sized = sized?;
+        if value == sized {
+            // The register's user of before has ended between these. pciback shows the size as long as it was written all
+            // ones last, and that is what has been put back where the size is 4 GiB or less.
+            self.write32(register, 0).await?;
+            value = self.read32(register).await?;
+        }
+        Ok((value, sized))
     }
 
     /// Has pciback enable MSI-X for `count` entries.

@@ -9,7 +9,7 @@ use crate::error::OperationError;
 use crate::function::{Departure, Function, Shared};
 use crate::holders::Holders;
 use crate::identity::Identity;
-use crate::state_machine::{Observed, Phase, Step, decide};
+use crate::state_machine::{Observed, Phase, Step, decide, phase_left};
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
@@ -17,7 +17,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_executor::Handle;
 use bulkhead_grant::{PagePool, SharedMemory, TableOnDemand};
-use bulkhead_xen::{DomId, Reservation};
+use bulkhead_xen::{DomId, GrantRef, Port, Reservation};
 use bulkhead_xenbus::retry::persist;
 use bulkhead_xenbus::{XenbusState, own_node, peer_node};
 use bulkhead_xenstore_client::{Client, Error, Transaction, Watch};
@@ -45,12 +45,16 @@ pub trait Driver<H: PciHost> {
 pub struct Options {
     /// The longest time that pciback may take for an operation. Under load, dom0 takes seconds.
     pub patience: Duration,
+    /// Called with the port of the channel to pciback before pciback is told of it, and with none when the channel ends: if
+    /// the domain starts again in place after a crash, the port has to stay open.
+    pub keep_port: fn(Option<Port>),
 }
 
 impl Default for Options {
     fn default() -> Self {
         Options {
             patience: Duration::from_secs(60),
+            keep_port: |_| (),
         }
     }
 }
@@ -90,6 +94,10 @@ struct Life<'f, H: PciHost> {
     functions: Vec<Known<H>>,
     /// The functions that were asked to go and are in use, as of the last decision.
     kept: usize,
+    /// A backend was met.
+    met: bool,
+    /// A boot before this one may have left functions at work.
+    left: bool,
     /// Woken when a function has no holder any more.
     released: Arc<AtomicWaker>,
     /// The last line in the log about what is waited for.
@@ -134,6 +142,8 @@ impl<H: PciHost> Frontend<H> {
             channel: None,
             functions: Vec::new(),
             kept: 0,
+            met: false,
+            left: false,
             released: Arc::default(),
             told: None,
         };
@@ -161,6 +171,7 @@ impl<H: PciHost> Life<'_, H> {
                 self.wait().await
             }
             Step::Publish => self.publish().await,
+            Step::Resume => self.resume(seen).await,
             Step::Connect => self.connect().await,
             Step::Reconfigure => self.reconfigure().await,
             Step::Close => {
@@ -187,6 +198,7 @@ impl<H: PciHost> Life<'_, H> {
         self.kept = kept(&self.functions);
         let mut seen = Observed {
             attached: false,
+            own: XenbusState::parse(state.as_deref()),
             backend: XenbusState::Unknown,
             in_use: self.kept > 0,
         };
@@ -209,8 +221,13 @@ impl<H: PciHost> Life<'_, H> {
             return Ok(());
         }
         self.disconnect();
-        self.phase = Phase::Fresh;
         let watch = self.frontend.store.watch(&path).await?;
+        // Only the first one that is met can be the one of before.
+        self.phase = match self.frontend.grants.was_left() && !self.met {
+            true => Phase::Left,
+            false => Phase::Fresh,
+        };
+        self.met = true;
         self.peer = Some(Peer { path, id, watch });
         Ok(())
     }
@@ -232,6 +249,50 @@ impl<H: PciHost> Life<'_, H> {
         .await
     }
 
+    /// Goes on with the channel of a boot before this one.
+    async fn resume(&mut self, seen: Observed) -> Result<(), Error> {
+        let (gref, port) = (
+            self.own_number("pci-op-ref").await?,
+            self.own_number("event-channel").await?,
+        );
+        let Some(peer) = &self.peer else {
+            return Ok(());
+        };
+        let (frontend, id) = (self.frontend, peer.id);
+        let page = gref.zip(frontend.grants.get()).and_then(|(gref, grants)| {
+            SharedMemory::left(&frontend.pool, &grants, id, GrantRef(gref))
+        });
+        let resumed = match page.zip(port) {
+            Some((page, port)) => {
+                Channel::left(&frontend.handle, page, Port(port), frontend.options)
+            }
+            None => Err("pciback does not use its page".to_string()),
+        };
+        match resumed {
+            Ok(channel) => {
+                log::info!("connected to dom0's pciback as before the restart");
+                self.channel = Some(channel);
+                self.left = true;
+                self.phase = phase_left(seen).unwrap_or(Phase::Published);
+            }
+            // It has not connected yet, and learns of another page.
+            Err(_) if seen.backend == XenbusState::Initialised => self.phase = Phase::Fresh,
+            Err(problem) => {
+                log::error!(
+                    "the channel to dom0's pciback of before the restart cannot be used: {problem}"
+                );
+                self.phase = Phase::Closed;
+                return self.write(&[], XenbusState::Closed).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn own_number(&self, node: &str) -> Result<Option<u32>, Error> {
+        let text = own_node(&self.frontend.store, format!("{DIRECTORY}/{node}")).await?;
+        Ok(text.and_then(|text| text.trim().parse().ok()))
+    }
+
     /// Makes a channel, and tells pciback of it.
     async fn publish(&mut self) -> Result<(), Error> {
         let Some(peer) = &self.peer else {
@@ -246,9 +307,8 @@ impl<H: PciHost> Life<'_, H> {
             let page = SharedMemory::new(&frontend.pool, &grants, 1);
             page.map_err(|error| error.to_string())
         });
-        let made = made.and_then(|page| {
-            Channel::new(&frontend.handle, page, peer.id, frontend.options.patience)
-        });
+        let made =
+            made.and_then(|page| Channel::new(&frontend.handle, page, peer.id, frontend.options));
         let channel = match made {
             Ok(channel) => channel,
             Err(problem) => {
@@ -282,6 +342,7 @@ impl<H: PciHost> Life<'_, H> {
                 None => log::error!("function {}: dom0's pciback does not show it", one.name),
             }
         }
+        self.left = false;
         self.phase = Phase::Connected;
         self.write(&[], XenbusState::Connected).await
     }
@@ -336,6 +397,11 @@ impl<H: PciHost> Life<'_, H> {
         };
         let handle = self.frontend.handle.clone();
         let shared = Rc::new(Shared::new(name, identity, handle, config));
+        if self.left
+            && let Err(error) = shared.quieten().await
+        {
+            return log::error!("function {name}: cannot be begun anew after the crash: {error}");
+        }
         let (holder, holders) = Holders::new(&self.released);
         let mut offered = Function::new(shared.clone(), holder);
         let mut taken = None;

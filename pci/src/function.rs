@@ -82,6 +82,16 @@ impl<H: PciHost> Shared<H> {
         self.disable_interrupts().await
     }
 
+    /// Has a function access no memory, and raise no interrupt, that a boot before this one has left at work.
+    pub async fn quieten(&self) -> Result<(), OperationError> {
+        self.config.command(0, COMMAND_MASTER).await?;
+        // One of the two is enabled, at most.
+        for command in [DISABLE_MSIX, DISABLE_MSI] {
+            self.config.interrupts(command).await?;
+        }
+        Ok(())
+    }
+
     /// dom0 counts messages that were enabled as such: what was enabled as MSI-X is not disabled as MSI.
     async fn disable_interrupts(&self) -> Result<(), OperationError> {
         let command = match self.enabled.take() {

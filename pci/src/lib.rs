@@ -70,7 +70,7 @@ pub use frontend::{Driver, Frontend, Options};
 pub use function::{Departure, Function};
 pub use identity::{Class, Identity};
 pub use interrupts::{Delivery, Interrupt, Vector, Vectors};
-pub use state_machine::{Observed, Phase, Step, decide};
+pub use state_machine::{Observed, Phase, Step, decide, phase_left};
 
 use bulkhead_xen::{Hypervisor, Interrupts, Mmio};
 

@@ -14,6 +14,8 @@ use bulkhead_xenbus::XenbusState;
 /// The part of its life that the frontend has reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
+    /// A boot before this one of the same domain may have been connected.
+    Left,
     /// Nothing is shared with pciback.
     Fresh,
     /// The page is published; pciback's turn.
@@ -31,6 +33,8 @@ pub enum Phase {
 pub struct Observed {
     /// The frontend's directory is there.
     pub attached: bool,
+    /// This end's `state` node.
+    pub own: XenbusState,
     /// pciback's `state` node; unknown if it is gone.
     pub backend: XenbusState,
     /// A function that is to be removed was asked to go, and is used still.
@@ -42,6 +46,9 @@ pub struct Observed {
 pub enum Step {
     /// Nothing until something changes.
     Wait,
+    /// Go on with the channel of before, in the phase that [`phase_left`] returns; if it cannot be used, publish another one
+    /// or close, as the backend's state demands.
+    Resume,
     /// Publish a page, and report `Initialised`.
     Publish,
     /// Look at the functions, and report `Connected`.
@@ -64,6 +71,10 @@ pub fn decide(phase: Phase, seen: Observed) -> Step {
         return Step::Forget;
     }
     match (phase, seen.backend) {
+        (Phase::Left, _) if phase_left(seen).is_some() => Step::Resume,
+        (Phase::Left, Initialised) => Step::Publish,
+        (Phase::Left, _) => Step::Wait,
+
         (Phase::Fresh | Phase::Closed, Initialised) => Step::Publish,
         (Phase::Fresh | Phase::Closed, _) => Step::Wait,
 
@@ -82,6 +93,24 @@ pub fn decide(phase: Phase, seen: Observed) -> Step {
     }
 }
 
+/// Returns the phase that a boot before this one has reached, if both ends say that it had published a page. Functions are to
+/// be looked at in any case.
+pub fn phase_left(seen: Observed) -> Option<Phase> {
+    use XenbusState::*;
+    let published = matches!(
+        seen.own,
+        Initialised | Connected | XenbusState::Reconfiguring
+    );
+    match seen.backend {
+        _ if !published => None,
+        Initialised | Connected => Some(Phase::Published),
+        // What is to be removed is asked for, and answered, by this boot.
+        Reconfiguring if seen.own != Reconfiguring => Some(Phase::Connected),
+        Reconfiguring | Reconfigured => Some(Phase::Reconfiguring),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,12 +123,14 @@ mod tests {
     fn seen(backend: XenbusState, in_use: bool) -> Observed {
         Observed {
             attached: true,
+            own: Unknown,
             backend,
             in_use,
         }
     }
 
-    const PHASES: [Phase; 5] = [
+    const PHASES: [Phase; 6] = [
+        Phase::Left,
         Phase::Fresh,
         Phase::Published,
         Phase::Connected,
@@ -145,6 +176,33 @@ mod tests {
         assert_eq!(step(Phase::Closed, Closed), Step::Wait);
         assert_eq!(step(Phase::Closed, Connected), Step::Wait);
         assert_eq!(step(Phase::Closed, Initialised), Step::Publish);
+    }
+
+    #[test]
+    fn what_a_boot_before_has_left_is_gone_on_with() {
+        let left = |own, backend| {
+            let seen = Observed {
+                own,
+                ..seen(backend, false)
+            };
+            (decide(Phase::Left, seen), phase_left(seen))
+        };
+        let resumed = |phase| (Step::Resume, Some(phase));
+        assert_eq!(left(Initialised, Initialised), resumed(Phase::Published));
+        assert_eq!(left(Initialised, Connected), resumed(Phase::Published));
+        assert_eq!(left(Connected, Connected), resumed(Phase::Published));
+        assert_eq!(left(Connected, Reconfiguring), resumed(Phase::Connected));
+        let reconfiguring = resumed(Phase::Reconfiguring);
+        assert_eq!(left(Reconfiguring, Reconfiguring), reconfiguring);
+        assert_eq!(left(Reconfiguring, Reconfigured), reconfiguring);
+        assert_eq!(left(Connected, Reconfigured), reconfiguring);
+        for own in [Initialising, Closing, Closed, Unknown] {
+            assert_eq!(left(own, Initialised), (Step::Publish, None));
+            assert_eq!(left(own, Connected), (Step::Wait, None));
+        }
+        for backend in [Initialising, InitWait, Closing, Closed, Unknown] {
+            assert_eq!(left(Connected, backend), (Step::Wait, None));
+        }
     }
 
     #[test]

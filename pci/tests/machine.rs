@@ -85,7 +85,10 @@ impl Machine {
         let store = Client::start(&handle, ring);
         let memory = Arc::new(domain.hypervisor());
         let grants = TableOnDemand::new(domain.hypervisor());
-        let options = Options { patience: PATIENCE };
+        let options = Options {
+            patience: PATIENCE,
+            ..Options::default()
+        };
         let mut frontend = Frontend::new(handle.clone(), store, memory, grants, options);
         let kept = Kept::default();
         frontend.add_driver(Rc::new(kept.clone()));

@@ -108,8 +108,11 @@ pub(crate) async fn live<H: Hypervisor>(
         tick: None,
     };
     life.run().await;
-    life.stop().await;
-    drop(registered);
+    match life.stop().await {
+        true => drop(registered),
+        // It may still be at work: it is told again when the domain ends, which does not start again in place then.
+        false => core::mem::forget(registered),
+    }
     life.listeners.stop();
     life.controller.set_left();
 }
@@ -320,8 +323,8 @@ impl<H: Hypervisor> Life<'_, H> {
         true
     }
 
-    /// Stops the controller in order: what is in its cache is saved.
-    async fn stop(&mut self) {
+    /// Stops the controller in order: what is in its cache is saved. Returns whether it accesses no memory any more.
+    async fn stop(&mut self) -> bool {
         let registers = self.controller.registers().clone();
         self.controller.set_ready(false);
         let status = registers::status(&*registers);
@@ -346,6 +349,7 @@ impl<H: Hypervisor> Life<'_, H> {
         if halted && let Err(error) = self.function.set_bus_mastering(false).await {
             log::debug!("nvme:{}: {error}", self.name());
         }
+        halted
     }
 
     /// Looks at the controller's state until it is as wanted. Returns false if that takes too long.

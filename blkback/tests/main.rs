@@ -46,6 +46,8 @@ mod recovery_any_order;
 #[cfg(feature = "recover")]
 mod recovery_control_plane;
 #[cfg(feature = "recover")]
+mod recovery_devices;
+#[cfg(feature = "recover")]
 mod recovery_hostile;
 #[cfg(feature = "recover")]
 mod recovery_in_order;

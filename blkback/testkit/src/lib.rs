@@ -30,6 +30,7 @@ mod bystander;
 mod dma_disks;
 mod executors;
 mod frontend;
+mod functions;
 mod guest;
 mod io;
 mod journal;
@@ -233,7 +234,7 @@ impl World {
         }
         let nvme = setup
             .controller
-            .map(|given| Nvme::new(&sim, &storage, &executors, &store, given));
+            .map(|given| Nvme::new(&sim, &storage, &executors, &store, grants.clone(), given));
         if let Some(nvme) = &nvme {
             stores.register(Box::new(nvme_store(nvme.controllers.clone())));
         }
@@ -246,7 +247,7 @@ impl World {
                 .unwrap_or_default();
             #[cfg(not(feature = "recover"))]
             let traces = Traces::default();
-            let own = (grants, traces);
+            let own = (grants.clone(), traces);
             Nbd::new(&sim, &storage, &executors, &store, own, given)
         });
         if let Some(nbd) = &nbd {
@@ -254,7 +255,7 @@ impl World {
         }
         let virtio = setup
             .virtio
-            .map(|config| Virtio::new(&sim, &storage, &executors, &store, config));
+            .map(|config| Virtio::new(&sim, &storage, &executors, &store, grants, config));
         if let Some(virtio) = &virtio {
             stores.register(Box::new(virtio_store(virtio.devices.clone())));
         }

@@ -1,19 +1,17 @@
 //! An NVMe controller that was given to the driver domain, as a PCI function.
 
 use super::executors::Executors;
+use super::functions::{follow, no_stops, stop};
 use bulkhead_grant::TableOnDemand;
 use bulkhead_nvme::{Controllers, NvmeDriver};
-use bulkhead_nvme_testing::world::stops;
 use bulkhead_nvme_testing::{Config, FakeController};
-use bulkhead_pci::{Frontend, Options};
-use bulkhead_xen::Stopped;
+use bulkhead_xen::{DeviceStops, Stopped};
 use bulkhead_xen_sim::pci::{FunctionConfig, SimFunction};
 use bulkhead_xen_sim::{Sim, SimDomain, SimVcpu};
 use bulkhead_xenstore_client::Client;
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// The controller and its driver.
 pub struct Nvme {
@@ -21,8 +19,10 @@ pub struct Nvme {
     pub fake: FakeController,
     /// Its function, in dom0.
     pub function: SimFunction,
-    /// The driver.
+    /// The driver of the first boot.
     pub controllers: Rc<Controllers<SimVcpu>>,
+    /// What the end of the present boot stops.
+    stops: Cell<&'static DeviceStops>,
     sim: Sim,
 }
 
@@ -33,39 +33,59 @@ impl Nvme {
         domain: &SimDomain,
         executors: &Executors,
         store: &Client,
+        grants: TableOnDemand<SimVcpu>,
         (function, config): (FunctionConfig, Config),
     ) -> Nvme {
         let (fake, function) = FakeController::passed_through(sim, &function, config);
-        let (handle, memory) = (executors.handle(), Arc::new(domain.hypervisor()));
-        let (vcpus, grants) = (
-            executors.spawners(),
-            TableOnDemand::new(domain.hypervisor()),
-        );
-        let controllers = Controllers::new(handle.clone(), vcpus, memory.clone(), stops(), None);
-        let options = Options::default();
-        let mut functions = Frontend::new(handle.clone(), store.clone(), memory, grants, options);
-        functions.add_driver(Rc::new(NvmeDriver::new(controllers.clone())));
-        handle.spawn(async move {
-            let Err(error) = functions.follow().await;
-            log::error!("functions cannot be followed any more: {error}");
-        });
+        let stops = no_stops();
+        let controllers = drive(domain, executors, store, grants, stops);
         sim.attach_functions(domain, &[&function]);
         Nvme {
             fake,
             function,
             controllers,
+            stops: Cell::new(stops),
             sim: sim.clone(),
         }
     }
 
+    /// Starts the driver of the next boot.
+    #[cfg(feature = "recover")]
+    pub(crate) fn restart(
+        &self,
+        domain: &SimDomain,
+        executors: &Executors,
+        store: &Client,
+        grants: TableOnDemand<SimVcpu>,
+    ) -> Rc<Controllers<SimVcpu>> {
+        // The boot before never goes on.
+        std::mem::forget(self.controllers.clone());
+        self.stops.set(no_stops());
+        drive(domain, executors, store, grants, self.stops.get())
+    }
+
     /// Stops it as the end of the domain does, whatever its driver is at.
     pub fn stop_devices(&self) -> Stopped {
-        let looks = Cell::new(0);
-        let now = || {
-            looks.set(looks.get() + 1);
-            self.fake.step();
-            self.sim.now() + Duration::from_millis(looks.get())
-        };
-        stops().stop_all(now, Duration::from_secs(2))
+        stop(self.stops.get(), || _ = self.fake.step(), self.sim.now())
     }
+
+    /// Returns whether nothing is in the middle of an access to its registers.
+    #[cfg(feature = "recover")]
+    pub(crate) fn is_idle(&self) -> bool {
+        self.function.is_idle() && self.fake.is_idle()
+    }
+}
+
+fn drive(
+    domain: &SimDomain,
+    executors: &Executors,
+    store: &Client,
+    grants: TableOnDemand<SimVcpu>,
+    stops: &'static DeviceStops,
+) -> Rc<Controllers<SimVcpu>> {
+    let (handle, memory) = (executors.handle(), Arc::new(domain.hypervisor()));
+    let controllers = Controllers::new(handle, executors.spawners(), memory, stops, None);
+    let driver = Rc::new(NvmeDriver::new(controllers.clone()));
+    follow(domain, executors, store, grants, driver);
+    controllers
 }

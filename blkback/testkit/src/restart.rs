@@ -2,8 +2,9 @@
 
 use super::allocator::leave_driver_domain;
 use super::executors::Executors;
+use super::functions::kept_port;
 use super::stepping::{Busy, Crash};
-use super::{World, nbd, own_disks, resources::Resources};
+use super::{Nvme, Virtio, World, nbd, own_disks, resources::Resources};
 use bulkhead_blkback::Backend;
 use bulkhead_blkback::engine::Options;
 use bulkhead_blkback::recovery::Memory;
@@ -14,6 +15,8 @@ use bulkhead_images::testing::Layer;
 use bulkhead_images::{Catalog, ImageMemory, Stores};
 use bulkhead_nbd::nbd_store;
 use bulkhead_net::Traces;
+use bulkhead_nvme::nvme_store;
+use bulkhead_virtio::virtio_store;
 use bulkhead_xen::Port;
 use bulkhead_xen_sim::SimVcpu;
 use bulkhead_xenstore_client::{Client, Positions, Resumable, Ring};
@@ -87,9 +90,9 @@ impl World {
         let executors = self.executors();
         let crash = Crash::after(
             (calls, instructions),
-            &|| self.storage.is_xen_idle(),
+            &|| self.storage.is_xen_idle() && self.are_devices_idle(),
             &mut || {
-                while executors.step() | self.step_server() {}
+                while executors.step() | self.step_server() | self.step_devices() {}
             },
         );
         leave_driver_domain();
@@ -102,13 +105,36 @@ impl World {
         self.nbd.as_ref().is_some_and(|nbd| nbd.step(&self.sim))
     }
 
-    /// Forgets whatever runs in the driver domain, gives back what a crash gives back, and boots it again.
+    /// Has the driver domain's devices do what there is to do, if there are any.
+    pub fn step_devices(&self) -> bool {
+        let _busy = Busy::new();
+        let nvme = self.nvme.as_ref().is_some_and(|nvme| nvme.fake.step());
+        nvme | self.virtio.as_ref().is_some_and(|one| one.fake.step())
+    }
+
+    fn are_devices_idle(&self) -> bool {
+        self.nvme.as_ref().is_none_or(Nvme::is_idle)
+            && self.virtio.as_ref().is_none_or(Virtio::is_idle)
+    }
+
+    /// Stops the driver domain's devices as a crash does. Returns the number of those that do not stop: the domain ends then.
+    pub fn stop_devices(&self) -> usize {
+        let nvme = self.nvme.as_ref().map(Nvme::stop_devices);
+        let virtio = self.virtio.as_ref().map(Virtio::stop_devices);
+        nvme.into_iter().chain(virtio).map(|one| one.running).sum()
+    }
+
+    /// Stops the devices, forgets whatever runs in the driver domain, gives back what a crash gives back, and boots it again.
+    ///
+    /// # Panics
+    /// If a device does not stop.
     pub fn restart(&self) {
+        assert_eq!(self.stop_devices(), 0, "the domain ends");
         let surviving = self.surviving.as_ref().expect("a domain that recovers");
         surviving.restarts.set(surviving.restarts.get() + 1);
         // The tasks are never dropped.
         std::mem::forget(self.executors());
-        self.storage.restart(None);
+        self.storage.restart(kept_port());
 
         let executors = Executors::new(&self.storage, surviving.vcpus);
         let handle = executors.handle();
@@ -141,6 +167,14 @@ impl World {
             std::mem::forget(before.clone());
             let disks = own_disks(storage, &executors, &store, grants.clone());
             stores.register(Box::new(vbd_store(disks)));
+        }
+        if let Some(nvme) = &self.nvme {
+            let controllers = nvme.restart(storage, &executors, &store, grants.clone());
+            stores.register(Box::new(nvme_store(controllers)));
+        }
+        if let Some(virtio) = &self.virtio {
+            let devices = virtio.restart(storage, &executors, &store, grants.clone());
+            stores.register(Box::new(virtio_store(devices)));
         }
         if let Some(before) = &self.nbd {
             // Nor is this.

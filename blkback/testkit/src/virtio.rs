@@ -1,13 +1,14 @@
 //! A virtio-blk device that was given to the driver domain, as a PCI function.
 
 use super::executors::Executors;
-use bulkhead_dma_testing::stops;
+use super::functions::{follow, no_stops, stop};
 use bulkhead_grant::TableOnDemand;
-use bulkhead_pci::{Frontend, Options};
 use bulkhead_virtio::{Devices, VirtioDriver};
 use bulkhead_virtio_testing::{Config, FakeDevice};
+use bulkhead_xen::{DeviceStops, Stopped};
 use bulkhead_xen_sim::{Sim, SimDomain, SimVcpu};
 use bulkhead_xenstore_client::Client;
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -15,8 +16,11 @@ use std::sync::Arc;
 pub struct Virtio {
     /// The device.
     pub fake: FakeDevice,
-    /// The driver.
+    /// The driver of the first boot.
     pub devices: Rc<Devices<SimVcpu>>,
+    /// What the end of the present boot stops.
+    stops: Cell<&'static DeviceStops>,
+    sim: Sim,
 }
 
 impl Virtio {
@@ -26,21 +30,58 @@ impl Virtio {
         domain: &SimDomain,
         executors: &Executors,
         store: &Client,
+        grants: TableOnDemand<SimVcpu>,
         config: Config,
     ) -> Virtio {
         let fake = FakeDevice::new(sim, config);
-        let (handle, memory) = (executors.handle(), Arc::new(domain.hypervisor()));
-        let grants = TableOnDemand::new(domain.hypervisor());
-        let vcpus = executors.spawners();
-        let devices = Devices::new(handle.clone(), vcpus, memory.clone(), stops());
-        let options = Options::default();
-        let mut functions = Frontend::new(handle.clone(), store.clone(), memory, grants, options);
-        functions.add_driver(Rc::new(VirtioDriver::new(devices.clone())));
-        handle.spawn(async move {
-            let Err(error) = functions.follow().await;
-            log::error!("functions cannot be followed any more: {error}");
-        });
+        let stops = no_stops();
+        let devices = drive(domain, executors, store, grants, stops);
         sim.attach_functions(domain, &[fake.function()]);
-        Virtio { fake, devices }
+        Virtio {
+            fake,
+            devices,
+            stops: Cell::new(stops),
+            sim: sim.clone(),
+        }
     }
+
+    /// Starts the driver of the next boot.
+    #[cfg(feature = "recover")]
+    pub(crate) fn restart(
+        &self,
+        domain: &SimDomain,
+        executors: &Executors,
+        store: &Client,
+        grants: TableOnDemand<SimVcpu>,
+    ) -> Rc<Devices<SimVcpu>> {
+        // The boot before never goes on.
+        std::mem::forget(self.devices.clone());
+        self.stops.set(no_stops());
+        drive(domain, executors, store, grants, self.stops.get())
+    }
+
+    /// Stops it as the end of the domain does, whatever its driver is at.
+    pub fn stop_devices(&self) -> Stopped {
+        stop(self.stops.get(), || _ = self.fake.step(), self.sim.now())
+    }
+
+    /// Returns whether nothing is in the middle of an access to its registers.
+    #[cfg(feature = "recover")]
+    pub(crate) fn is_idle(&self) -> bool {
+        self.fake.function().is_idle() && self.fake.is_idle()
+    }
+}
+
+fn drive(
+    domain: &SimDomain,
+    executors: &Executors,
+    store: &Client,
+    grants: TableOnDemand<SimVcpu>,
+    stops: &'static DeviceStops,
+) -> Rc<Devices<SimVcpu>> {
+    let (handle, memory) = (executors.handle(), Arc::new(domain.hypervisor()));
+    let devices = Devices::new(handle, executors.spawners(), memory, stops);
+    let driver = Rc::new(VirtioDriver::new(devices.clone()));
+    follow(domain, executors, store, grants, driver);
+    devices
 }

@@ -171,6 +171,8 @@ pub struct Device {
     pub fatal: bool,
     pub vanished: bool,
     pub never_stops: bool,
+    /// When it is to stop, it does so many things before.
+    pub stops_late: usize,
     pub never_starts: bool,
     pub shut_down: bool,
     /// It works for its last user: it must not access memory before it was stopped.
@@ -203,6 +205,7 @@ impl Device {
             fatal: false,
             vanished: false,
             never_stops: false,
+            stops_late: 0,
             never_starts: false,
             shut_down: false,
             left_at_work: false,
@@ -233,7 +236,10 @@ impl Device {
             return true;
         }
         if !enabled && self.ready && !self.never_stops {
-            self.stop();
+            match self.stops_late.checked_sub(1) {
+                Some(left) => self.stop_later(left),
+                None => self.stop(),
+            }
             return true;
         }
         let shutting = self.configuration >> 14 & 3 == 1;
@@ -265,6 +271,15 @@ impl Device {
         self.submissions.insert(0, submission);
         self.completions.insert(0, completion);
         (self.ready, self.shut_down) = (true, false);
+    }
+
+    /// Goes on with the commands that it has, although it is to stop.
+    fn stop_later(&mut self, left: usize) {
+        self.stops_late = left;
+        if let Some(held) = self.held.pop() {
+            // What it says of that is of no interest to anybody.
+            let _ = self.execute(&held.command);
+        }
     }
 
     /// Forgets everything, as a reset does.

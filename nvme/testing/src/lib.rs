@@ -30,7 +30,7 @@ use bus::{Bus, Direct};
 use device::Device;
 use function::PassedRegisters;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 /// A test's handle on a controller. Clones are of the same one.
 #[derive(Clone)]
@@ -78,6 +78,11 @@ impl FakeController {
 
     fn device(&self) -> MutexGuard<'_, Device> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns whether nothing is in the middle of something with it.
+    pub fn is_idle(&self) -> bool {
+        !matches!(self.0.try_lock(), Err(TryLockError::WouldBlock))
     }
 
     /// Has the controller do what there is to do. Returns whether there was anything.
@@ -178,6 +183,12 @@ impl FakeController {
     /// Has it ignore that it is to stop.
     pub fn never_stop(&self) {
         self.device().never_stops = true;
+    }
+
+    /// Has it do so many things, the next time that it is to stop, before it has stopped: commands that it has held back, the
+    /// last one first, or nothing.
+    pub fn stop_late(&self, things: usize) {
+        self.device().stops_late = things;
     }
 
     /// Has it not become ready.

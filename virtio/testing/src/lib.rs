@@ -26,7 +26,7 @@ pub use virtio_spec::blk::T;
 use bulkhead_xen_sim::Sim;
 use bulkhead_xen_sim::pci::SimFunction;
 use device::Device;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use virtio_spec::DeviceStatus;
 
 /// A test's handle on a device. Clones are of the same one.
@@ -50,6 +50,11 @@ impl FakeDevice {
 
     fn device(&self) -> MutexGuard<'_, Device> {
         self.device.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns whether nothing is in the middle of something with it.
+    pub fn is_idle(&self) -> bool {
+        !matches!(self.device.try_lock(), Err(TryLockError::WouldBlock))
     }
 
     /// Has the device do what there is to do. Returns whether there was anything.

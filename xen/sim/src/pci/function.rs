@@ -4,6 +4,7 @@ use super::super::device::{DmaFault, SimDevice};
 use super::super::world::Shared;
 use bulkhead_xen::{DmaAddr, DomId};
 use std::fmt;
+use std::sync::TryLockError;
 
 /// What is behind a function's registers. It is called for each access, with the width in bytes, and may access memory
 /// and raise interrupts by the function's handle.
@@ -95,6 +96,15 @@ pub struct SimFunction {
 impl SimFunction {
     pub(super) fn new(world: Shared, index: usize) -> Self {
         SimFunction { world, index }
+    }
+
+    /// Returns whether nothing is in the middle of an access to its registers.
+    pub fn is_idle(&self) -> bool {
+        if !self.world.is_idle() {
+            return false;
+        }
+        let model = self.world.lock().function(self.index).model.clone();
+        model.is_none_or(|model| !matches!(model.try_lock(), Err(TryLockError::WouldBlock)))
     }
 
     /// Returns the domain that has it.

@@ -1,7 +1,7 @@
 //! The interrupts of devices ([`Interrupts`]).
 
 use crate::hypervisor::{Hypercalls, deliver_or_close};
-use crate::memory::{map, pages};
+use crate::memory::map;
 use crate::{domain, event_channels, hypercall};
 use bulkhead_xen::abi::{event_channel, physdev};
 use bulkhead_xen::{Errno, Interrupts, PAGE_SIZE, Pirq, Port};
@@ -47,23 +47,58 @@ impl Interrupts for Hypercalls {
     }
 }
 
+/// The page for these bits, which is Xen's to write from the first registration until the domain ends, whatever becomes of
+/// this boot.
+#[repr(C, align(4096))]
+struct Bits([AtomicU64; WORDS]);
+
+#[cfg(not(feature = "recover"))]
+static BITS: Bits = Bits([const { AtomicU64::new(0) }; WORDS]);
+
+#[cfg(not(feature = "recover"))]
+fn bits() -> &'static Bits {
+    &BITS
+}
+
+// Beside the region: at the same place in the boot after a crash, and not cleared before.
+#[cfg(feature = "recover")]
+core::arch::global_asm!(
+    r#"
+    .section .survives, "aw", @nobits
+    .balign 4096
+    .globl interrupts_that_need_eoi
+interrupts_that_need_eoi:
+    .skip 4096
+    .text
+"#,
+    options(att_syntax),
+);
+
+#[cfg(feature = "recover")]
+fn bits() -> &'static Bits {
+    unsafe extern "C" {
+        static interrupts_that_need_eoi: Bits;
+    }
+    // SAFETY: a page of numbers, aligned, zero when the domain is built, and accessed as atomics alone by Xen and here.
+    unsafe { &interrupts_that_need_eoi }
+}
+
 /// Gives Xen the page of bits.
 fn register() -> Option<&'static [AtomicU64; WORDS]> {
-    let page = pages::allocate_pages(1)?;
-    // SAFETY: a page that is this function's from here on.
-    unsafe { page.write_bytes(0, PAGE_SIZE) };
-    let gmfn = map::frame_of(page.as_ptr())?.0;
-    if let Err(error) = physdev_op(
+    let page = bits();
+    let gmfn = map::frame_of((&raw const *page).cast())?.0;
+    match physdev_op(
         physdev::PIRQ_EOI_GMFN_V2,
         &mut physdev::PirqEoiGmfn { gmfn },
     ) {
-        log::debug!("Xen does not tell which interrupts need an EOI: {error}");
-        // SAFETY: taken above, and Xen did not take it.
-        unsafe { pages::free_pages(page, 1) };
-        return None;
+        Ok(()) => Some(&page.0),
+        // Xen has it from the boot before.
+        Err(Errno::BUSY) => Some(&page.0),
+        Err(error) => {
+            log::debug!("Xen does not tell which interrupts need an EOI: {error}");
+            None
+        }
     }
-    // SAFETY: zeroed memory, which is never given back, and is accessed atomically by Xen and here.
-    Some(unsafe { page.cast().as_ref() })
 }
 
 fn physdev_op<T>(command: u32, request: &mut T) -> Result<(), Errno> {

@@ -185,8 +185,13 @@ pub unsafe fn map_special(address: u64, mfn: u64) -> Result<(), Errno> {
 /// # Safety
 /// `address` is a page of those for devices, where nothing is mapped.
 pub unsafe fn map_registers(address: u64, mfn: u64) -> Result<bool, Errno> {
+    // With recovery, the boot before may have left another mapping there, which processors may remember.
+    let flush = match cfg!(feature = "recover") {
+        true => UVMF_INVLPG_ALL,
+        false => 0,
+    };
     // SAFETY: by the contract; its table is there, and processors remember no translation of what is not mapped.
-    unsafe { hypercall::update_va_mapping(address, registers(mfn * PAGE), 0) }?;
+    unsafe { hypercall::update_va_mapping(address, registers(mfn * PAGE), flush) }?;
     let tables = TABLES.lock();
     let entry = tables.as_ref().and_then(|tables| tables.entry_of(address));
     Ok(entry.is_some_and(|entry| entry & WRITABLE != 0))

@@ -1,6 +1,6 @@
 //! The end of a boot within a domain that goes on: Xen forgets what this boot has.
 
-use super::{mappings, others, pristine};
+use super::{mappings, others, pristine, region};
 use crate::cpu::tick;
 use crate::memory::pv_tables::Unmapped;
 use crate::{domain, event_channels, hypercall, logger, memory};
@@ -19,6 +19,11 @@ const WATCHDOG_TIMERS: [u32; 2] = [1, 2];
 /// Notes xenstore's port, which a restart leaves open.
 pub(crate) fn keep_store_port(port: Port) {
     STORE_PORT.store(port.0, Ordering::Relaxed);
+}
+
+/// Notes a port that a restart leaves open from now on, beside xenstore's and the console's, or that there is none.
+pub fn keep_port(port: Option<Port>) {
+    region::kept_port().store(port.map_or(0, |port| port.0), Ordering::Relaxed);
 }
 
 /// Has Xen forget what this boot has: mappings, timers, ports, notifications; on PV, parks the other vCPUs. Returns false,
@@ -78,11 +83,12 @@ fn stop_timers() {
     }
 }
 
-/// Closes all ports but those that the toolstack has made, and returns their number.
+/// Closes all ports but those that the toolstack has made, and the one that is kept; returns their number.
 fn close_ports() -> u32 {
     let kept = [
         Some(Port(STORE_PORT.load(Ordering::Relaxed))),
         logger::port(),
+        Some(Port(region::kept_port().load(Ordering::Relaxed))),
     ];
     let mut closed = 0;
     for event_channel::Status { port, status, .. } in event_channels::all() {

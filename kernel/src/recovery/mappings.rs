@@ -1,41 +1,65 @@
 //! The handles of other domains' pages that are mapped, so that a restart can unmap them: one number for each page of
-//! the region for such pages.
+//! the region for such pages. What is mapped for devices alone has no page there, but an address on the bus: one number
+//! for each handle, which Xen gives out from 0 on, and again when they are free.
 
+use super::obstacles::{self, Obstacle};
 use crate::memory::{map, pages};
 use crate::vcpu::{self, Vcpu};
 use crate::{hypercall, reporter};
 use bulkhead_xen::abi::grant_table::{MapGrantRef, UnmapGrantRef};
 use bulkhead_xen::abi::memory;
-use bulkhead_xen::{GrantHandle, PAGE_SIZE};
+use bulkhead_xen::{DmaAddr, GrantHandle, PAGE_SIZE};
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 /// For each page its handle and one; 0 if nothing is mapped. Null if no restart is wanted.
 static HANDLES: AtomicPtr<AtomicU32> = AtomicPtr::new(ptr::null_mut());
 
+/// For the handle of each page that is mapped for devices alone its machine frame and one; 0 if it is none. Null if there are
+/// no devices.
+static DEVICE_FRAMES: AtomicPtr<AtomicU32> = AtomicPtr::new(ptr::null_mut());
+
 /// Pages that are unmapped by one hypercall.
 const BATCH: usize = 64;
 
 /// Remembers handles from now on; nothing is mapped yet. Returns false if there is no memory for them.
 pub fn start() -> bool {
+    take_numbers(&HANDLES)
+}
+
+/// Remembers what is mapped for devices from now on, of which nothing is yet. Returns false if there is no memory for that.
+pub fn start_for_devices() -> bool {
+    !DEVICE_FRAMES.load(Ordering::Acquire).is_null() || take_numbers(&DEVICE_FRAMES)
+}
+
+/// Takes zeroed memory for a number for each page of the region for other domains' pages.
+fn take_numbers(numbers: &AtomicPtr<AtomicU32>) -> bool {
     let bytes = map::get().space.foreign_pages as usize * size_of::<AtomicU32>();
     let Some(first) = pages::allocate_pages(bytes.div_ceil(PAGE_SIZE)) else {
         return false;
     };
     // SAFETY: pages that are this module's from here on.
     unsafe { first.write_bytes(0, bytes.div_ceil(PAGE_SIZE) * PAGE_SIZE) };
-    HANDLES.store(first.cast().as_ptr(), Ordering::Release);
+    numbers.store(first.cast().as_ptr(), Ordering::Release);
     true
 }
 
 fn handles() -> Option<&'static [AtomicU32]> {
-    let first = HANDLES.load(Ordering::Acquire);
+    taken(&HANDLES)
+}
+
+fn device_frames() -> Option<&'static [AtomicU32]> {
+    taken(&DEVICE_FRAMES)
+}
+
+fn taken(numbers: &AtomicPtr<AtomicU32>) -> Option<&'static [AtomicU32]> {
+    let first = numbers.load(Ordering::Acquire);
     if first.is_null() {
         // Perhaps before the memory is known.
         return None;
     }
     let pages = map::get().space.foreign_pages as usize;
-    // SAFETY: `start` has put that many zeroed numbers there, for good.
+    // SAFETY: `take_numbers` has put that many zeroed numbers there, for good.
     Some(unsafe { core::slice::from_raw_parts(first, pages) })
 }
 
@@ -83,7 +107,20 @@ pub fn mapped(batch: &[MapGrantRef]) {
     for entry in batch.iter().filter(|entry| entry.status.is_okay()) {
         if let Some(handle) = handles.get(place(entry.host_addr)) {
             handle.store(entry.handle.0.wrapping_add(1), Ordering::Relaxed);
+        } else {
+            mapped_for_device(entry);
         }
+    }
+}
+
+/// Notes a page that is mapped for devices alone.
+fn mapped_for_device(entry: &MapGrantRef) {
+    let number = (entry.dev_bus_addr / PAGE_SIZE as u64 + 1).try_into();
+    let frame = device_frames().and_then(|all| all.get(entry.handle.0 as usize));
+    match frame.zip(number.ok()) {
+        Some((frame, number)) => frame.store(number, Ordering::Relaxed),
+        // It would stay mapped.
+        None => obstacles::add(Obstacle::Devices),
     }
 }
 
@@ -93,6 +130,9 @@ pub fn unmapped(batch: &[UnmapGrantRef]) {
     for entry in batch.iter().filter(|entry| entry.status.is_okay()) {
         if let Some(handle) = handles.get(place(entry.host_addr)) {
             handle.store(0, Ordering::Relaxed);
+        } else if let Some(frame) = device_frames().and_then(|all| all.get(entry.handle.0 as usize))
+        {
+            frame.store(0, Ordering::Relaxed);
         }
     }
 }
@@ -100,26 +140,32 @@ pub fn unmapped(batch: &[UnmapGrantRef]) {
 /// Unmaps everything, and returns the number of pages that were unmapped and of those that were not.
 ///
 /// # Safety
-/// Nothing uses the pages any more.
+/// Nothing uses the pages any more: neither code, nor a device, as all have stopped.
 pub unsafe fn unmap_all() -> (usize, usize) {
-    let Some(handles) = handles() else {
-        return (0, 0);
+    let foreign = || map::get().space.foreign;
+    let numbers = |all: Option<&'static [AtomicU32]>| {
+        let all = all.unwrap_or_default().iter().enumerate();
+        all.filter_map(|(place, number)| {
+            Some((place, number.load(Ordering::Relaxed).checked_sub(1)?))
+        })
     };
-    let foreign = map::get().space.foreign;
-    let mut left = handles.iter().enumerate();
+    let mapped = numbers(handles()).map(|(page, handle)| {
+        let address = foreign() + (page * PAGE_SIZE) as u64;
+        UnmapGrantRef::new(address, GrantHandle(handle))
+    });
+    let for_devices = numbers(device_frames()).map(|(handle, frame)| {
+        let address = DmaAddr::new(u64::from(frame) * PAGE_SIZE as u64);
+        UnmapGrantRef::for_device(address, GrantHandle(handle as u32))
+    });
+    let mut left = mapped.chain(for_devices);
     let (mut done, mut failed) = (0, 0);
     loop {
-        let found = left.by_ref().filter_map(|(page, handle)| {
-            let handle = handle.load(Ordering::Relaxed).checked_sub(1)?;
-            let address = foreign + (page * PAGE_SIZE) as u64;
-            Some(UnmapGrantRef::new(address, GrantHandle(handle)))
-        });
-        let mut batch: heapless::Vec<UnmapGrantRef, BATCH> = found.take(BATCH).collect();
+        let mut batch: heapless::Vec<UnmapGrantRef, BATCH> = left.by_ref().take(BATCH).collect();
         if batch.is_empty() {
             return (done, failed);
         }
         let (requests, count) = (batch.as_mut_ptr() as u64, batch.len() as u64);
-        // SAFETY: Xen reads and writes the batch, checks each handle against the page's address, and unmaps what is
+        // SAFETY: Xen reads and writes the batch, checks each handle against the page's address or frame, and unmaps what is
         // this domain's alone; by the contract, nothing uses it.
         let result = unsafe {
             hypercall::grant_table_op(memory::GNTTABOP_UNMAP_GRANT_REF.into(), requests, count)

@@ -78,7 +78,10 @@ pub type Words = [AtomicU32; 4];
 
 const WORDS_AT: usize = PAGE_SIZE - size_of::<Words>();
 
-const _: () = assert!(size_of::<Sealed>() <= WORDS_AT);
+/// Before them, the port that a restart leaves open beside those of the toolstack; 0 for none.
+const KEPT_PORT_AT: usize = WORDS_AT - size_of::<AtomicU32>();
+
+const _: () = assert!(size_of::<Sealed>() <= KEPT_PORT_AT);
 
 fn sealed() -> *mut Sealed {
     (&raw mut recovery_region).cast()
@@ -89,6 +92,13 @@ fn sealed() -> *mut Sealed {
 pub fn words() -> &'static Words {
     // SAFETY: within the region's page, aligned, and accessed as atomics alone.
     unsafe { &*(&raw const recovery_region).add(WORDS_AT).cast() }
+}
+
+/// Returns where the number of a port is kept that a restart leaves open, so that also the next restart does. If a crash has
+/// damaged it, another port stays open, of no use to anybody.
+pub(crate) fn kept_port() -> &'static AtomicU32 {
+    // SAFETY: within the region's page, aligned, and accessed as an atomic alone.
+    unsafe { &*(&raw const recovery_region).add(KEPT_PORT_AT).cast() }
 }
 
 /// Returns the first of the pages that survive, [`PAGES_BYTES`] bytes that nothing else uses: zero when the domain was

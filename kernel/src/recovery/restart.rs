@@ -20,6 +20,8 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 /// True while the domain serves: a crash at any other time is final, that of a restart among them.
 static ENABLED: AtomicBool = AtomicBool::new(false);
+/// True once there may be PCI devices.
+static HAS_DEVICES: AtomicBool = AtomicBool::new(false);
 /// True once the record of this crash was begun on an undamaged region.
 static REPORTING: AtomicBool = AtomicBool::new(false);
 
@@ -113,10 +115,19 @@ pub fn damage_page_tables() {
     log::error!("page tables cannot be damaged on PV");
 }
 
-/// Notes that the domain has a PCI device of its own, which no restart takes up again yet.
+/// Notes that the domain may have PCI devices of its own, which no restart takes up again yet.
 pub fn note_device() {
+    let _ = mappings::start_for_devices();
     obstacles::add(Obstacle::Devices);
+    HAS_DEVICES.store(true, Ordering::Relaxed);
 }
+
+/// Returns whether the domain may have PCI devices of its own.
+pub(crate) fn has_devices() -> bool {
+    HAS_DEVICES.load(Ordering::Relaxed)
+}
+
+pub use super::leaving::keep_port;
 
 /// Begins the report of a crash.
 pub(crate) fn begin_report() {

@@ -91,6 +91,8 @@ pub fn obstacle() -> Option<&'static str> {
         Some("expected one vCPU: in a PV domain with several, no version takes over in place yet")
     } else if is_trying() {
         Some("this version has to show first that it serves")
+    } else if restart::has_devices() {
+        Some("it has a PCI device of its own")
     } else if !restart::is_enabled() {
         obstacles::first().or(Some("expected a command line without recover=off"))
     } else if grants::has_granted(room()) {

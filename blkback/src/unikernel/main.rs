@@ -319,7 +319,12 @@ fn own_functions(
     grants: TableOnDemand<Hypercalls>,
     hypervisor: Hypercalls,
 ) -> bulkhead_pci::Frontend<Hypercalls> {
-    let (memory, options) = (Arc::new(hypervisor), bulkhead_pci::Options::default());
+    let memory = Arc::new(hypervisor);
+    let options = bulkhead_pci::Options {
+        #[cfg(feature = "recover")]
+        keep_port: bulkhead_kernel::recovery::restart::keep_port,
+        ..bulkhead_pci::Options::default()
+    };
     bulkhead_pci::Frontend::new(handle.clone(), store.clone(), memory, grants, options)
 }
 

@@ -37,43 +37,71 @@ pub struct Liar<'w> {
 impl<'w> Liar<'w> {
     /// Offers a disk, connects to the rings that are published, and says this of the disk.
     pub fn new(world: &'w World, disk: &[(&str, &str)]) -> Liar<'w> {
+        let mut liar = Liar::offering(world, &OFFER);
+        assert_eq!(liar.frontend(), Some(XenbusState::Initialised));
+        assert_eq!(liar.published("ring-page-order").as_deref(), Some("2"));
+        liar.connect();
+        liar.say(disk, XenbusState::Connected);
+        liar
+    }
+
+    /// Offers a disk.
+    pub fn offering(world: &'w World, offer: &[(&str, &str)]) -> Liar<'w> {
         let domain = world.sim.add_domain();
         let vbd = Vbd::new(domain.id(), world.storage.id(), "xvda");
         toolstack::attach(&mut world.sim.store(), &vbd, &Disk::new("anything"));
         let region = Region::new(domain.hypervisor()).expect("nobody else has it");
-        let mut liar = Liar {
+        let liar = Liar {
             world,
             domain,
             region,
             vbd,
             ring: None,
         };
-        liar.say(&OFFER, XenbusState::InitWait);
-        assert_eq!(liar.frontend(), Some(XenbusState::Initialised));
-        liar.connect();
-        liar.say(disk, XenbusState::Connected);
+        liar.say(offer, XenbusState::InitWait);
         liar
     }
 
-    pub fn connect(&mut self) {
+    /// A node that the frontend has written.
+    pub fn published(&self, name: &str) -> Option<String> {
         let path = self.vbd.frontend_path();
+        self.world.read(&format!("{path}/{name}"))
+    }
+
+    /// Connects to the first ring that is published.
+    pub fn connect(&mut self) {
         let number = |name: &str| -> u32 {
-            let value = self.world.read(&format!("{path}/{name}"));
+            let value = self.published(name);
             value.expect(name).parse().expect("a number")
         };
-        assert_eq!(number("ring-page-order"), 2);
-        let grefs: Vec<_> = (0..4)
-            .map(|page| GrantRef(number(&format!("ring-ref{page}"))))
-            .collect();
+        let first = match self.published("multi-queue-num-queues") {
+            Some(_) => "queue-0/",
+            None => "",
+        };
+        let refs: Vec<_> = match self.published("ring-page-order") {
+            Some(_) => (0..1 << number("ring-page-order"))
+                .map(|page| format!("{first}ring-ref{page}"))
+                .collect(),
+            None => vec![format!("{first}ring-ref")],
+        };
+        let grefs: Vec<_> = refs.iter().map(|name| GrantRef(number(name))).collect();
         let hypervisor = self.domain.hypervisor();
-        let port = Port(number("event-channel"));
+        let port = Port(number(&format!("{first}event-channel")));
         let port = hypervisor.bind_interdomain(self.world.storage.id(), port);
         let pages = self.region.map_pages(self.world.storage.id(), &grefs);
         let pages = pages.expect("room").expect("granted");
         // SAFETY: the pages are kept as long as the ring.
-        let shared = unsafe { SharedPages::new(pages.base(), 4) }.expect("a ring");
+        let shared = unsafe { SharedPages::new(pages.base(), grefs.len()) }.expect("a ring");
         let ring = BackRing::new(shared, Blkif::new(Abi::X86_64)).expect("large enough");
         self.ring = Some((ring, pages, port.expect("it is unbound")));
+    }
+
+    /// Goes, and offers a disk again.
+    pub fn offer_again(&mut self, offer: &[(&str, &str)]) {
+        self.ring = None;
+        self.say(&[], XenbusState::Closed);
+        self.world.wait(Duration::from_millis(200));
+        self.say(offer, XenbusState::InitWait);
     }
 
     pub fn say(&self, nodes: &[(&str, &str)], state: XenbusState) {

@@ -39,6 +39,7 @@ mod persistent;
 mod queues;
 mod random;
 mod reattach_races;
+mod reconnections;
 #[cfg(feature = "recover")]
 mod recovery;
 #[cfg(feature = "recover")]

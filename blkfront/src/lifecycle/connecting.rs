@@ -9,7 +9,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use bulkhead_xen::Hypervisor;
-use bulkhead_xenbus::{NodeMap, XenbusState, read_nodes};
+use bulkhead_xenbus::{NodeMap, XenbusState, excerpt, read_nodes};
 use bulkhead_xenstore_client::Error;
 
 impl<H: Hypervisor> Life<'_, H> {
@@ -134,10 +134,11 @@ fn differs<H: Hypervisor>(disk: &Disk<H>, now: &Properties, rings: usize) -> Opt
         && new.sectors >= old.sectors
         && before.params == now.params;
     if !same_shape {
-        let name = |properties: &Properties| properties.params.clone().unwrap_or_default();
+        // Text of the backend's, which may be long and hold anything.
+        let name = |properties: &Properties| excerpt(properties.params.as_deref().unwrap_or(""));
         return Some(format!(
-            "another disk was attached in its place while guests use it: {}, {} sectors of {}; it was {}, {} \
-             sectors of {}",
+            "another disk was attached in its place while guests use it: {:?}, {} sectors of {}; it was \
+             {:?}, {} sectors of {}",
             name(now),
             new.sectors,
             new.sector_size,

@@ -1,7 +1,9 @@
 //! Backends of the driver domain's own disks that go and come back, and say other things of the disk than before.
 
-use crate::liar::{DISK, Liar, OFFER};
+use crate::liar::{DISK, Liar, OFFER, THERE_AND_BACK};
 use bulkhead_blkback_testkit::{Frontend, Guest, Setup, World};
+use bulkhead_blkfront::PATIENCE;
+use bulkhead_ring::blkif::Status;
 use bulkhead_xenbus::XenbusState;
 use std::time::Duration;
 
@@ -63,4 +65,25 @@ fn names_of_other_disks_are_told_in_part_and_escaped() {
         );
     }
     world.no_mistakes();
+}
+
+#[test]
+fn what_becomes_of_requests_to_a_silent_backend_is_told_as_it_is() {
+    let world = world(1);
+    let mut liar = Liar::new(&world, &DISK);
+    let mut disk = guest(&world);
+    disk.link().push_read(0, 8);
+    disk.link().kick();
+    world.wait(THERE_AND_BACK);
+    let read = liar.take();
+    world.wait(PATIENCE + Duration::from_secs(2));
+    let journal = world.journal();
+    let told = |line: &&String| line.contains("has not answered 1 request(s) in time: ");
+    let told: Vec<_> = journal.iter().filter(told).collect();
+    assert_eq!(told.len(), 1, "{journal:#?}");
+    assert!(told[0].ends_with("the rest is waited for"), "{told:?}");
+    // So it is.
+    assert_eq!(disk.link().collect(), []);
+    liar.answer(&read.response(Status::Okay));
+    assert_eq!(disk.link().collect()[0].status, Status::Okay);
 }

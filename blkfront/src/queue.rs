@@ -29,7 +29,8 @@ pub const MOST_PAGES: usize = FreePages::MOST;
 /// Requests without data that may be pending beside those with data.
 const WITHOUT_DATA: usize = 32;
 
-/// The time that requests wait for a backend that is gone, or that does not answer.
+/// The time after which requests that no backend has seen are given up. Those that a connected backend has and does
+/// not answer are waited for: it may still read and write their data.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Pages of the queue's memory that a request uses.

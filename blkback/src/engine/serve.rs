@@ -292,7 +292,8 @@ impl<'a, H: Hypervisor> Wait<'a, H> {
             return true;
         }
         log::error!(
-            "{}: the store has not answered {} request(s) in time: they are given up",
+            "{}: the store has not answered {} request(s) in time: those that it can leave undone are given up, the \
+             rest is waited for",
             queue.name(),
             queue.in_flight()
         );

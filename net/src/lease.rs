@@ -1,8 +1,8 @@
 //! The address that a DHCP server gives, for as long as it does.
 
 use crate::interface::State;
-use crate::rate_limit::RateLimit;
 use crate::settings::Settings;
+use bulkhead_executor::RateLimit;
 use bulkhead_xen::{Hypervisor, Instant};
 use core::fmt;
 use core::time::Duration;

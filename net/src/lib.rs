@@ -41,7 +41,6 @@ mod lie;
 mod lifecycle;
 mod names;
 mod packet;
-mod rate_limit;
 mod receiver;
 #[allow(unsafe_code, reason = "makes rings in memory that it owns")]
 mod rings;

@@ -87,3 +87,68 @@ fn what_becomes_of_requests_to_a_silent_backend_is_told_as_it_is() {
     liar.answer(&read.response(Status::Okay));
     assert_eq!(disk.link().collect()[0].status, Status::Okay);
 }
+
+#[test]
+fn a_backend_that_comes_and_goes_all_the_time_is_connected_to_at_a_bounded_rate() {
+    let world = world(1);
+    let mut liar = Liar::new(&world, &DISK);
+    let _disk = guest(&world);
+    let mut connections = 0;
+    // For three minutes.
+    for _ in 0..360 {
+        liar.offer_again(&OFFER);
+        if liar.frontend() == Some(XenbusState::Initialised) {
+            liar.connect();
+            liar.say(&DISK, XenbusState::Connected);
+            connections += u32::from(liar.frontend() == Some(XenbusState::Connected));
+        }
+        world.wait(Duration::from_millis(300));
+    }
+    // Sixteen at once, and one in half a minute.
+    assert!((16..=24).contains(&connections), "{connections}");
+    let lines = lines(&world);
+    assert!(lines.len() < 60, "{} lines: {lines:#?}", lines.len());
+    // It is not shut out.
+    world.wait(Duration::from_secs(60));
+    assert_eq!(liar.frontend(), Some(XenbusState::Initialised));
+    world.no_mistakes();
+}
+
+#[test]
+fn a_backend_that_changes_its_size_all_the_time_is_followed_at_a_bounded_rate() {
+    let world = world(1);
+    let liar = Liar::new(&world, &DISK);
+    let disk = guest(&world);
+    // For three minutes.
+    for sectors in 257..617 {
+        let sectors = format!("{sectors}");
+        liar.say(&[("sectors", &sectors)], XenbusState::Connected);
+        world.wait(Duration::from_millis(500));
+    }
+    let lines = lines(&world);
+    let told = lines.iter().filter(|line| line.contains(": now ")).count();
+    assert!((16..=24).contains(&told), "{told}: {lines:#?}");
+    // The last one is what counts.
+    world.wait(Duration::from_secs(60));
+    assert_eq!(disk.backend_node("sectors").as_deref(), Some("616"));
+    world.no_mistakes();
+}
+
+#[test]
+fn a_backend_that_writes_its_state_all_the_time_has_it_read_at_a_bounded_rate() {
+    let world = world(1);
+    let liar = Liar::new(&world, &DISK);
+    let sent = || world.sim.store().request_count(world.storage.id());
+    let before = sent();
+    // For half a minute.
+    for _ in 0..3000 {
+        liar.say(&[("info", "0")], XenbusState::Connected);
+        world.wait(Duration::from_millis(10));
+    }
+    let messages = sent() - before;
+    assert!(messages < 3000, "{messages}");
+    // It is listened to.
+    liar.say(&[], XenbusState::Closing);
+    world.wait(Duration::from_secs(5));
+    assert_eq!(liar.frontend(), Some(XenbusState::Closed));
+}

@@ -13,7 +13,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use bulkhead_executor::Signal;
+use bulkhead_executor::{RateLimit, Signal};
 use bulkhead_xen::{DomId, Hypervisor};
 use bulkhead_xenbus::retry::PAUSE;
 use bulkhead_xenbus::{XenbusState, own_node, peer_node};
@@ -43,6 +43,12 @@ const RETRY: Duration = Duration::from_secs(1);
 /// The longest such time.
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
+/// The connections, and the changes of the disk's size, that a backend may cause at once, and the time for each further
+/// one: each is a line or two in the log.
+const CHANGES: RateLimit = RateLimit::new(16, Duration::from_secs(30));
+/// The times that a backend may have its nodes looked at, likewise: each is a number of messages to xenstored.
+const LOOKS: RateLimit = RateLimit::new(64, Duration::from_secs(1));
+
 /// The backend of a disk, as the toolstack names it.
 struct Peer {
     path: String,
@@ -65,6 +71,8 @@ pub struct Life<'a, H: Hypervisor> {
     waited: bool,
     /// The time to wait before the backend is tried again.
     retry: Duration,
+    changes: RateLimit,
+    looks: RateLimit,
     /// What a boot before this one may have left.
     before: EarlierBoot,
     /// The nodes and the state of this end that xenstored has not taken yet.
@@ -96,6 +104,8 @@ pub async fn live<H: Hypervisor>(
             true => Duration::ZERO,
             false => RETRY,
         },
+        changes: CHANGES,
+        looks: LOOKS,
         before: EarlierBoot::default(),
         unsaid: None,
         told: None,
@@ -234,19 +244,25 @@ impl<H: Hypervisor> Life<'_, H> {
         let (disk, failed) = (&self.disk, self.phase == Phase::Failed);
         let (peer, users) = (&mut self.peer, self.disk.users());
         let mut raised = pin!(changed.raised());
-        poll_fn(|context| {
+        let by_backend = poll_fn(|context| {
             disk.wake_task_with(context.waker());
             if (disk.failure().is_some() && !failed) || disk.users() != users {
-                return Poll::Ready(Ok(()));
+                return Poll::Ready(Ok(false));
             }
             if let Some(peer) = peer.as_mut()
                 && let Poll::Ready(event) = peer.watch.poll_next(context)
             {
-                return Poll::Ready(event.map(drop));
+                // One look sees all that has changed until now.
+                while let Poll::Ready(Ok(_)) = peer.watch.poll_next(context) {}
+                return Poll::Ready(event.map(|_| true));
             }
-            raised.as_mut().poll(context).map(Ok)
+            raised.as_mut().poll(context).map(|()| Ok(false))
         })
-        .await
+        .await?;
+        if by_backend {
+            self.looks.taken(self.frontends.handle()).await;
+        }
+        Ok(())
     }
 
     /// Takes back everything, and tells the backend, which is in that state.
@@ -266,8 +282,10 @@ impl<H: Hypervisor> Life<'_, H> {
         self.write(Vec::new(), XenbusState::Closed).await?;
         self.disconnect().await;
         self.frontends.something_changed();
-        if !was_connected {
-            self.pause().await;
+        match was_connected {
+            // The next connection is too soon, if there were many.
+            true => self.changes.taken(self.frontends.handle()).await,
+            false => self.pause().await,
         }
         Ok(())
     }

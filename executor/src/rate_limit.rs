@@ -1,6 +1,7 @@
 //! Limits on what another machine can cause again and again.
 
-use bulkhead_xen::Instant;
+use crate::Handle;
+use bulkhead_xen::{Hypervisor, Instant};
 use core::time::Duration;
 
 /// A limit: so many times at once, and once more after each pause.
@@ -37,6 +38,13 @@ impl RateLimit {
         let left = self.left.checked_sub(1);
         self.left = left.unwrap_or(0);
         left.is_some()
+    }
+
+    /// Waits until it may happen, and counts it.
+    pub async fn taken<H: Hypervisor>(&mut self, handle: &Handle<H>) {
+        while !self.take(handle.now()) {
+            handle.sleep(self.pause).await;
+        }
     }
 }
 

@@ -111,16 +111,25 @@ impl<H: Hypervisor> Life<'_, H> {
 
     /// Reads the disk's size again: the backend announces a change by writing its state once more.
     pub(super) async fn reread(&mut self) -> Result<(), Error> {
-        let Ok(properties) = self.properties().await? else {
-            // The backend's nodes make no sense now; the disk stays as it was.
-            return Ok(());
-        };
-        let sectors = properties.geometry.sectors;
-        if sectors != self.disk.sectors() {
-            log::info!("disk {}: now {sectors} sectors", self.disk.name);
-            self.disk.resize(sectors);
+        let mut may = false;
+        loop {
+            let Ok(properties) = self.properties().await? else {
+                // The backend's nodes make no sense now; the disk stays as it was.
+                return Ok(());
+            };
+            let sectors = properties.geometry.sectors;
+            if sectors == self.disk.sectors() {
+                return Ok(());
+            }
+            if may || self.changes.take(self.frontends.handle().now()) {
+                log::info!("disk {}: now {sectors} sectors", self.disk.name);
+                self.disk.resize(sectors);
+                return Ok(());
+            }
+            // Too many. What the nodes say then is what counts.
+            self.changes.taken(self.frontends.handle()).await;
+            may = true;
         }
-        Ok(())
     }
 }
 

@@ -152,3 +152,52 @@ fn a_backend_that_writes_its_state_all_the_time_has_it_read_at_a_bounded_rate() 
     world.wait(Duration::from_secs(5));
     assert_eq!(liar.frontend(), Some(XenbusState::Closed));
 }
+
+#[test]
+fn a_backend_with_smaller_limits_than_the_one_before_it_is_told_nothing_of_the_old_rings() {
+    let world = world(2);
+    let large = [
+        ("max-ring-page-order", "4"),
+        ("multi-queue-max-queues", "8"),
+    ];
+    let small = [
+        ("max-ring-page-order", "0"),
+        ("multi-queue-max-queues", "1"),
+    ];
+    let mut liar = Liar::offering(&world, &large);
+    // The largest rings, and one for each vCPU.
+    assert_eq!(liar.published("ring-page-order").as_deref(), Some("4"));
+    assert_eq!(
+        liar.published("multi-queue-num-queues").as_deref(),
+        Some("2")
+    );
+    for queue in 0..2 {
+        assert!(
+            liar.published(&format!("queue-{queue}/event-channel"))
+                .is_some()
+        );
+        assert!(
+            liar.published(&format!("queue-{queue}/ring-ref15"))
+                .is_some()
+        );
+        assert_eq!(liar.published(&format!("queue-{queue}/ring-ref16")), None);
+    }
+    assert_eq!(liar.published("queue-2/event-channel"), None);
+    liar.connect();
+    liar.say(&DISK, XenbusState::Connected);
+    assert_eq!(liar.frontend(), Some(XenbusState::Connected));
+    liar.offer_again(&small);
+    assert_eq!(liar.frontend(), Some(XenbusState::Initialised));
+    assert_eq!(liar.published("ring-page-order"), None);
+    assert_eq!(liar.published("multi-queue-num-queues"), None);
+    liar.connect();
+    liar.say(&DISK, XenbusState::Connected);
+    let mut disk = guest(&world);
+    disk.link().push_read(0, 8);
+    disk.link().kick();
+    world.wait(THERE_AND_BACK);
+    let read = liar.take();
+    liar.answer(&read.response(Status::Okay));
+    assert_eq!(disk.link().collect()[0].status, Status::Okay);
+    world.no_mistakes();
+}

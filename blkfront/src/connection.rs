@@ -17,6 +17,9 @@ use core::fmt;
 /// The most pages of all rings of a disk together, if each has at least one.
 const RING_PAGES: usize = 64;
 
+/// The nodes that tell of rings by being there: without them, there is one ring of one page (`io/blkif.h`).
+pub const RING_NODES: [&str; 2] = ["ring-page-order", "multi-queue-num-queues"];
+
 /// The reason why rings cannot be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoRings {

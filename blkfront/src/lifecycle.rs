@@ -5,7 +5,7 @@ mod connecting;
 mod earlier_boot;
 
 use self::earlier_boot::EarlierBoot;
-use crate::connection::{Connection, Leftover, answered};
+use crate::connection::{Connection, Leftover, RING_NODES, answered};
 use crate::device::Disk;
 use crate::frontends::Frontends;
 use crate::state_machine::{Observed, Phase, Step, decide};
@@ -412,6 +412,13 @@ impl<H: Hypervisor> Life<'_, H> {
         let write = async |tx: &Transaction| {
             if !tx.exists(format!("{path}/state")).await? {
                 return Ok(());
+            }
+            // A backend would take those of earlier rings for these ones'.
+            for name in RING_NODES {
+                let stale = !nodes.is_empty() && nodes.iter().all(|(other, _)| other != name);
+                if stale && tx.exists(format!("{path}/{name}")).await? {
+                    tx.remove(format!("{path}/{name}")).await?;
+                }
             }
             for (name, value) in nodes {
                 tx.write(format!("{path}/{name}"), value).await?;

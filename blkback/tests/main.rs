@@ -59,6 +59,7 @@ mod recovery_nbd;
 #[cfg(feature = "recover")]
 mod recovery_own_disks;
 mod refusals;
+mod requests_below;
 mod rings;
 mod scale;
 mod shown;

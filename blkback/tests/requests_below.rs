@@ -1,0 +1,122 @@
+//! The requests that reach the backend of a disk of the driver domain's own, as that backend sees them.
+
+use crate::liar::{DISK, Liar, THERE_AND_BACK};
+use bulkhead_blkback_testkit::{Frontend, Guest, Setup, World};
+use bulkhead_ring::blkif::{
+    Discard, Operation, Request, RequestId, Sector, Status, Transfer, TransferKind,
+};
+
+fn world() -> World {
+    World::with(Setup {
+        own_disks: true,
+        ..Setup::default()
+    })
+}
+
+/// A guest's disk on that of a backend which says these things of it, too.
+fn disk_of<'w>(world: &'w World, nodes: &[(&str, &str)]) -> (Liar<'w>, Frontend<'w>) {
+    let other = |name: &str| nodes.iter().all(|(changed, _)| *changed != name);
+    let others = DISK.iter().filter(|(name, _)| other(name));
+    let said: Vec<_> = others.chain(nodes).copied().collect();
+    let liar = Liar::new(world, &said);
+    let disk = Guest::new(world).attach("xvda", "vbd:xvda").connected();
+    (liar, disk)
+}
+
+/// Has a guest ask for something. Returns the request that reaches the backend, which answers so, and what the guest
+/// learns.
+fn asked(
+    (liar, disk): (&mut Liar<'_>, &mut Frontend<'_>),
+    ask: impl FnOnce(&mut Frontend<'_>),
+    status: Status,
+) -> (Request, Status) {
+    ask(disk);
+    disk.link().kick();
+    disk.world.wait(THERE_AND_BACK);
+    let request = liar.take();
+    liar.answer(&request.response(status));
+    let answers = disk.link().collect();
+    assert_eq!(answers.len(), 1, "{:#?}", disk.world.journal());
+    (request, answers[0].status)
+}
+
+fn push_discard(disk: &mut Frontend<'_>, discard: Discard) {
+    let id = disk.link().new_id();
+    let request = Request::of(id, Operation::Discard(discard));
+    disk.link().push(&request, Vec::new());
+}
+
+fn discard(secure: bool) -> Discard {
+    Discard {
+        sector: Sector(16),
+        count: 8,
+        secure,
+    }
+}
+
+#[test]
+fn a_secure_discard_is_a_secure_one_below_and_another_is_not() {
+    let world = world();
+    let nodes = [("feature-discard", "1"), ("discard-secure", "1")];
+    let (mut liar, mut disk) = disk_of(&world, &nodes);
+    assert_eq!(disk.backend_node("discard-secure").as_deref(), Some("1"));
+    for secure in [true, false] {
+        let ask = |disk: &mut Frontend<'_>| push_discard(disk, discard(secure));
+        let (request, status) = asked((&mut liar, &mut disk), ask, Status::Okay);
+        assert_eq!(request.operation, Operation::Discard(discard(secure)));
+        assert_eq!(status, Status::Okay);
+    }
+}
+
+/// Backends before Linux 2.6.37 know no other flush.
+#[test]
+fn a_flush_is_an_empty_barrier_where_the_backend_has_nothing_else() {
+    let world = world();
+    let nodes = [("feature-flush-cache", "0"), ("feature-barrier", "1")];
+    let (mut liar, mut disk) = disk_of(&world, &nodes);
+    assert_eq!(
+        disk.backend_node("feature-flush-cache").as_deref(),
+        Some("1")
+    );
+    let empty = Request::transfer(RequestId(0), TransferKind::WriteBarrier, Sector(0), &[]);
+    let empty = empty.expect("a barrier needs no segment").operation;
+    for status in [Status::Okay, Status::Error] {
+        let flush = |disk: &mut Frontend<'_>| {
+            disk.link().push_flush();
+        };
+        let (request, learned) = asked((&mut liar, &mut disk), flush, status);
+        assert_eq!(request.operation, empty);
+        assert_eq!(learned, status);
+    }
+}
+
+#[test]
+fn sectors_of_4096_bytes_are_asked_for_as_a_whole() {
+    let world = world();
+    let (mut liar, mut disk) = disk_of(&world, &[("sector-size", "4096")]);
+    assert_eq!(disk.backend_node("sector-size").as_deref(), Some("4096"));
+    assert_eq!(disk.backend_node("sectors").as_deref(), Some("256"));
+    let read = |disk: &mut Frontend<'_>| {
+        disk.link().push_read(16, 8);
+    };
+    let (request, status) = asked((&mut liar, &mut disk), read, Status::Okay);
+    let Operation::Transfer(Transfer {
+        kind,
+        sector,
+        segments,
+    }) = request.operation
+    else {
+        panic!("{request:?}");
+    };
+    assert_eq!((kind, sector), (TransferKind::Read, Sector(16)));
+    let lengths: Vec<_> = segments.iter().map(|segment| segment.len()).collect();
+    assert_eq!((lengths, status), (vec![4096], Status::Okay));
+    // Half a sector is no request.
+    for (sector, sectors) in [(4, 8), (8, 4)] {
+        disk.link().push_read(sector, sectors);
+        disk.link().kick();
+        world.wait(THERE_AND_BACK);
+        assert_eq!(disk.link().collect()[0].status, Status::Error);
+        assert_eq!(liar.take_next(), None);
+    }
+}

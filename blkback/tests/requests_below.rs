@@ -1,10 +1,11 @@
 //! The requests that reach the backend of a disk of the driver domain's own, as that backend sees them.
 
-use crate::liar::{DISK, Liar, THERE_AND_BACK};
+use crate::liar::{DISK, Liar, OFFER, THERE_AND_BACK};
 use bulkhead_blkback_testkit::{Frontend, Guest, Setup, World};
 use bulkhead_ring::blkif::{
     Discard, Operation, Request, RequestId, Sector, Status, Transfer, TransferKind,
 };
+use bulkhead_xenbus::XenbusState;
 
 fn world() -> World {
     World::with(Setup {
@@ -119,4 +120,30 @@ fn sectors_of_4096_bytes_are_asked_for_as_a_whole() {
         assert_eq!(disk.link().collect()[0].status, Status::Error);
         assert_eq!(liar.take_next(), None);
     }
+}
+
+#[test]
+fn a_backend_that_comes_back_without_discard_is_not_asked_for_any() {
+    let world = world();
+    let nodes = [("feature-discard", "1"), ("discard-secure", "1")];
+    let (mut liar, mut disk) = disk_of(&world, &nodes);
+    let again = |liar: &mut Liar<'_>, nodes: &[(&str, &str)]| {
+        liar.offer_again(&OFFER);
+        liar.connect();
+        liar.say(nodes, XenbusState::Connected);
+    };
+    again(&mut liar, &[("discard-secure", "0")]);
+    let plain = |disk: &mut Frontend<'_>| push_discard(disk, discard(false));
+    let (request, _) = asked((&mut liar, &mut disk), plain, Status::Okay);
+    assert_eq!(request.operation, Operation::Discard(discard(false)));
+    let refused = |liar: &mut Liar<'_>, disk: &mut Frontend<'_>, secure| {
+        push_discard(disk, discard(secure));
+        disk.link().kick();
+        world.wait(THERE_AND_BACK);
+        assert_eq!(liar.take_next(), None);
+        assert_eq!(disk.link().collect()[0].status, Status::NotSupported);
+    };
+    refused(&mut liar, &mut disk, true);
+    again(&mut liar, &[("feature-discard", "0")]);
+    refused(&mut liar, &mut disk, false);
 }

@@ -38,6 +38,8 @@ pub struct Disk<H: Hypervisor> {
     properties: Mutex<Option<Properties>>,
     sectors: AtomicU64,
     connected: AtomicBool,
+    /// The backend of now takes discards, and secure ones.
+    discards: [AtomicBool; 2],
     /// An earlier backend may still use the queues' memory.
     held: AtomicBool,
     /// The domain that served it last, and the number of times that a backend connected.
@@ -64,6 +66,7 @@ impl<H: Hypervisor> Disk<H> {
             properties: Mutex::new(None),
             sectors: AtomicU64::new(0),
             connected: AtomicBool::new(false),
+            discards: Default::default(),
             held: AtomicBool::new(false),
             served: Mutex::default(),
             failure: Once::new(),
@@ -150,10 +153,20 @@ impl<H: Hypervisor> Disk<H> {
         let (_, times) = self.served();
         *self.served.lock() = (backend, times + 1);
         let sectors = properties.geometry.sectors;
+        let discard = properties.geometry.discard;
+        let takes = [discard.is_some(), discard.is_some_and(|it| it.secure)];
+        for (kept, takes) in self.discards.iter().zip(takes) {
+            kept.store(takes, Ordering::Relaxed);
+        }
         *self.properties.lock() = Some(properties);
         self.rings.store(rings, Ordering::Release);
         self.resize(sectors);
         self.connected.store(true, Ordering::Release);
+    }
+
+    /// Returns whether the backend that connected last takes discards, or secure ones.
+    fn takes_discards(&self, secure: bool) -> bool {
+        self.discards[usize::from(secure)].load(Ordering::Relaxed)
     }
 
     /// Notes that no backend serves it. The last one may still use the queues' memory.
@@ -272,9 +285,12 @@ impl<H: Hypervisor> Opened<H> {
         self.geometry.is_some_and(|geometry| geometry.flush)
     }
 
-    /// Returns whether the guest may discard.
-    pub fn discards(&self) -> bool {
-        self.access == Access::ReadWrite && self.discard_limits().is_some()
+    /// Returns whether the guest may discard, or do so securely. What it was offered may be more than a backend takes that has
+    /// come since.
+    pub fn discards(&self, secure: bool) -> bool {
+        self.access == Access::ReadWrite
+            && self.discard_limits().is_some()
+            && self.disk.takes_discards(secure)
     }
 
     fn discard_limits(&self) -> Option<DiscardLimits> {

@@ -146,7 +146,9 @@ impl<H: Hypervisor> Queue<H> {
             }
             Op::Flush if !self.opened.flushes() => Err(IoError::NotSupported),
             Op::Flush => Ok((0, 0)),
-            Op::Discard { .. } if !self.opened.discards() => Err(IoError::NotSupported),
+            Op::Discard { secure, .. } if !self.opened.discards(secure) => {
+                Err(IoError::NotSupported)
+            }
             Op::Discard { sector, count, .. } => {
                 let len = count.bytes().ok_or(IoError::OutOfRange)?;
                 self.check(sector, len, true)?;

@@ -201,3 +201,18 @@ fn a_backend_with_smaller_limits_than_the_one_before_it_is_told_nothing_of_the_o
     assert_eq!(disk.link().collect()[0].status, Status::Okay);
     world.no_mistakes();
 }
+
+#[test]
+fn nonsense_that_a_connected_backend_says_is_told() {
+    let world = world(1);
+    let liar = Liar::new(&world, &DISK);
+    let disk = guest(&world);
+    for _ in 0..2 {
+        liar.say(&[("sectors", "many")], XenbusState::Connected);
+    }
+    let lines = lines(&world);
+    let told = |line: &&String| line.contains("the backend's sectors is \"many\"");
+    assert_eq!(lines.iter().filter(told).count(), 1, "{lines:#?}");
+    assert_eq!(disk.backend_node("sectors").as_deref(), Some("256"));
+    assert_eq!(liar.frontend(), Some(XenbusState::Connected));
+}

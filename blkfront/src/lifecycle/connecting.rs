@@ -113,9 +113,17 @@ impl<H: Hypervisor> Life<'_, H> {
     pub(super) async fn reread(&mut self) -> Result<(), Error> {
         let mut may = false;
         loop {
-            let Ok(properties) = self.properties().await? else {
-                // The backend's nodes make no sense now; the disk stays as it was.
-                return Ok(());
+            let properties = match self.properties().await? {
+                Ok(properties) => properties,
+                Err(problem) => {
+                    // The disk stays as it was.
+                    let line = format!("what it is now is not known: {problem}");
+                    let new = self.told.as_ref() != Some(&line);
+                    if new && self.changes.take(self.frontends.handle().now()) {
+                        self.tell(line);
+                    }
+                    return Ok(());
+                }
             };
             let sectors = properties.geometry.sectors;
             if sectors == self.disk.sectors() {

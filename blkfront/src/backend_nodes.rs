@@ -15,7 +15,7 @@ pub const OFFER_NODES: [&str; 3] = [
 
 /// The nodes that describe the disk, there once the backend has connected. `params` names what the backend
 /// serves, and is compared only.
-pub const DISK_NODES: [&str; 13] = [
+pub const DISK_NODES: [&str; 12] = [
     "sectors",
     "sector-size",
     "physical-sector-size",
@@ -28,7 +28,6 @@ pub const DISK_NODES: [&str; 13] = [
     "discard-alignment",
     "discard-secure",
     "params",
-    "mode",
 ];
 
 /// The bit of the `info` node that says that the disk is read-only (`VDISK_READONLY`).

@@ -8,7 +8,7 @@ use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use bulkhead_executor::{Handle, Signal, VcpuSpawner};
+use bulkhead_executor::{Handle, Signal, VcpuSpawner, Waiters};
 use bulkhead_grant::{GrantTable, PagePool, TableOnDemand};
 use bulkhead_xen::{Hypervisor, Reservation};
 use bulkhead_xenbus::DiskName;
@@ -16,9 +16,9 @@ use bulkhead_xenbus::retry::persist;
 use bulkhead_xenstore_client::{Client, Error};
 use core::cell::RefCell;
 use core::convert::Infallible;
-use core::future::poll_fn;
-use core::task::{Poll, Waker};
+use core::task::Waker;
 use litemap::LiteMap;
+use spin::Mutex;
 
 /// The directory of this domain's own disks.
 const DISKS: &str = "device/vbd";
@@ -32,7 +32,7 @@ pub struct Frontends<H: Hypervisor> {
     grants: TableOnDemand<H>,
     disks: RefCell<LiteMap<u32, Followed<H>>>,
     /// The tasks that wait for a disk to connect.
-    waiting: RefCell<Vec<Waker>>,
+    waiting: Mutex<Waiters>,
 }
 
 /// A disk that has a task, and the signal that tells the task of changes.
@@ -58,7 +58,7 @@ impl<H: Hypervisor> Frontends<H> {
             pool: PagePool::new(memory),
             grants,
             disks: RefCell::default(),
-            waiting: RefCell::default(),
+            waiting: Mutex::default(),
         })
     }
 
@@ -185,19 +185,13 @@ impl<H: Hypervisor> Frontends<H> {
 
     /// Wakes the tasks that wait for a disk.
     pub(crate) fn something_changed(&self) {
-        self.waiting.take().into_iter().for_each(Waker::wake);
+        let waiting = self.waiting.lock().take();
+        waiting.for_each(Waker::wake);
     }
 
     /// Waits until `look` returns a value; calls it again whenever a disk has changed.
-    pub(crate) async fn until<T>(&self, mut look: impl FnMut() -> Option<T>) -> T {
-        poll_fn(|context| match look() {
-            Some(found) => Poll::Ready(found),
-            None => {
-                self.waiting.borrow_mut().push(context.waker().clone());
-                Poll::Pending
-            }
-        })
-        .await
+    pub(crate) async fn until<T>(&self, look: impl FnMut() -> Option<T>) -> T {
+        Waiters::until(&self.waiting, look).await
     }
 
     pub(crate) fn handle(&self) -> &Handle<H> {

@@ -123,7 +123,9 @@ impl<H: Hypervisor> Client<H> {
         self.waker = None;
         self.done.clear();
         while let Some(entry) = self.waiting.pop_front() {
-            self.entries[usize::from(entry)].waits = false;
+            let request = &mut self.entries[usize::from(entry)];
+            // It, or the rest of it, is not done: as a flush, it covers nothing.
+            (request.waits, request.failed) = (false, Some(IoError::Cancelled));
             self.settle(entry);
         }
         if !connected {
@@ -331,5 +333,43 @@ impl<H: Hypervisor> Client<H> {
                 self.end(number, Err(IoError::Medium));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bulkhead_grant::{GrantTable, PagePool};
+    use bulkhead_images::Sector;
+    use bulkhead_xen_sim::{Sim, SimVcpu};
+
+    /// The writes of one guest, and the flush of another one that is gone before a backend has seen it.
+    #[test]
+    fn a_flush_that_was_not_sent_makes_nothing_durable_when_its_queue_is_closed() {
+        let sim = Sim::new();
+        let hypervisor = sim.add_domain().hypervisor();
+        let table = GrantTable::new(hypervisor.clone()).expect("a table");
+        let pool = PagePool::new(Arc::new(hypervisor));
+        let flushes = Arc::new(Flushes::default());
+        let client = || -> Client<SimVcpu> {
+            let memory = SharedMemory::new(&pool, &table, 1).expect("memory");
+            Client::new(memory, 1, flushes.clone()).expect("memory")
+        };
+        let (mut writer, mut other) = (client(), client());
+        let (sector, fua) = (Sector(0), false);
+        let write = writer.begin(Tag(0), Op::Write { sector, fua }, 0, 512);
+        let write = write.expect("room");
+        writer.parts(write).1.parts = 1;
+        writer.answered(write, Ok(()));
+        assert!(writer.has_unflushed());
+        let flush = other.begin(Tag(0), Op::Flush, 0, 0).expect("room");
+        other.wait(flush);
+        other.close(true);
+        assert!(other.is_idle());
+        assert!(writer.has_unflushed());
+        // One that was sent and answered does.
+        let flush = writer.flushes.begin();
+        writer.flushes.end(flush);
+        assert!(!writer.has_unflushed());
     }
 }

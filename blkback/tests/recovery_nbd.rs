@@ -169,6 +169,41 @@ fn a_server_that_is_away_after_a_crash_is_waited_for_and_nobody_gets_its_exports
 }
 
 #[test]
+fn while_a_server_is_away_after_a_crash_new_disks_on_other_stores_are_served() {
+    let world = world();
+    let (one, other) = (Guest::with_memory(&world, 2048), Guest::new(&world));
+    let disk = one.attach("xvda", "nbd:10.0.0.2/alice").connected();
+    let server = &nbd(&world).server;
+    server.change(|config| config.is_deaf = true);
+    world.crash_after(0, 0);
+    world.restart();
+    world.wait(Duration::from_secs(20));
+    let mut image = other.attach("xvda", "ram:disk0").connected();
+    image.write(0, &[3; 512]);
+    assert_eq!(image.read(0, 1), [3; 512]);
+    let waiting = other.attach("xvdb", "nbd:10.0.0.2/bob");
+    world.wait(Duration::from_secs(10));
+    assert_eq!(waiting.problem(), None);
+    assert_eq!(
+        waiting.backend(),
+        Some(XenbusState::Initialising),
+        "it waits"
+    );
+    // It may be detached meanwhile.
+    let gone = other.attach("xvdc", "nbd:10.0.0.2/alice");
+    gone.detach();
+    server.change(|config| config.is_deaf = false);
+    world.wait(Duration::from_secs(35));
+    assert_eq!(disk.backend(), Some(XenbusState::Connected));
+    let mut waiting = waiting.connected();
+    waiting.write(0, &[4; 512]);
+    for disk in [disk, image, waiting] {
+        disk.detach();
+    }
+    world.no_mistakes();
+}
+
+#[test]
 fn a_server_of_one_connection_is_told_that_the_one_of_before_the_crash_is_over() {
     let world = world_with(1, |config| config.most_connections = 1);
     let guest = Guest::with_memory(&world, 2048);

@@ -3,6 +3,7 @@
 use super::place::{Place, QUEUES};
 use super::record::Record;
 use crate::id::VbdId;
+use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_executor::Flag;
@@ -55,10 +56,22 @@ pub struct Keeper {
     home: RefCell<Option<Home>>,
     /// The disks that the boot before has served and nobody has taken up yet.
     left: RefCell<Vec<LeftDisk>>,
+    /// Those that the boot before has served and whose stores are not there yet.
+    away: RefCell<Vec<Away>>,
+    /// Set when each disk of the boot before is served again, never will be, or is away.
+    found: Flag,
     /// Set when there is none of these any more.
     settled: Flag,
     /// Tells whether a crash would end the domain whatever is kept.
     ends_anyway: Cell<Option<fn() -> bool>>,
+}
+
+/// A disk whose store is not there yet.
+struct Away {
+    id: VbdId,
+    /// The scheme of its target.
+    scheme: String,
+    settled: Flag,
 }
 
 /// A disk that the boot before has served.
@@ -173,11 +186,33 @@ impl Keeper {
     /// Notes the same of all disks but those that are `wanted`.
     pub fn settle_unless(&self, wanted: impl Fn(VbdId) -> bool) {
         self.left.borrow_mut().retain(|disk| wanted(disk.id));
+        self.away.borrow_mut().retain(|away| {
+            let stays = wanted(away.id);
+            if !stays {
+                away.settled.set();
+            }
+            stays
+        });
+        self.look();
+    }
+
+    /// Notes that the store of a disk of the boot before, named by that scheme, is not there yet.
+    pub fn is_away(&self, id: VbdId, scheme: &str) {
+        self.away.borrow_mut().push(Away {
+            id,
+            scheme: scheme.to_string(),
+            settled: Flag::default(),
+        });
         self.look();
     }
 
     fn look(&self) {
-        if self.is_on() && self.left.borrow().is_empty() {
+        let (left, away) = (self.left.borrow(), self.away.borrow());
+        let is_away = |disk: &LeftDisk| away.iter().any(|away| away.id == disk.id);
+        if self.is_on() && left.iter().all(is_away) {
+            self.found.set();
+        }
+        if self.is_on() && left.is_empty() {
             self.settled.set();
         }
     }
@@ -190,10 +225,28 @@ impl Keeper {
     }
 
     /// Waits until it is this disk's turn: those that were served before the crash have theirs first, so that nobody
-    /// else gets their images.
+    /// else gets their images. Those that are away are a matter of [`turn_on`](Self::turn_on).
     pub async fn turn(&self, id: VbdId) {
         if self.is_on() && !self.has_left(id) {
-            self.settled.wait().await;
+            self.found.wait().await;
+        }
+    }
+
+    /// Waits until it is this disk's turn on the stores of that scheme.
+    pub async fn turn_on(&self, id: VbdId, scheme: &str) {
+        loop {
+            let first = {
+                let away = self.away.borrow();
+                if self.has_left(id) || away.iter().any(|away| away.id == id) {
+                    return;
+                }
+                let first = away.iter().find(|away| away.scheme == scheme);
+                first.map(|away| away.settled.clone())
+            };
+            match first {
+                Some(settled) => settled.wait().await,
+                None => return,
+            }
         }
     }
 }

@@ -85,9 +85,11 @@ async fn open_device<H: Hypervisor>(
         let stores = &services.stores;
         stores.open(&config.target, config.access, owner).await
     };
+    #[cfg(feature = "recover")]
+    returning::give_way(services, id, &config.target).await;
     let opened = open().await;
     #[cfg(feature = "recover")]
-    let opened = returning::outwait(services, id, opened, open).await;
+    let opened = returning::outwait(services, id, &config.target, opened, open).await;
     #[cfg(not(feature = "recover"))]
     let _ = id;
     opened

@@ -123,6 +123,10 @@ pub struct DiscardLimits {
     pub secure: bool,
 }
 
+/// The most bytes that a store has a device or a server forget with one command, which all of them do in good time: with a
+/// guest's whole discard of terabytes, one could be taken for dead.
+pub const MOST_FORGOTTEN: u64 = 1 << 30;
+
 /// The unit in which a device is addressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum SectorSize {

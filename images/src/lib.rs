@@ -84,7 +84,7 @@ pub mod testing;
 pub use async_queue::{AsyncIo, AsyncQueue};
 pub use catalog::{Catalog, NotFound, OpenError};
 pub use claim::{Access, Claim, Claims, InUse};
-pub use device::{BlockDevice, DiscardLimits, Geometry, SectorSize};
+pub use device::{BlockDevice, DiscardLimits, Geometry, MOST_FORGOTTEN, SectorSize};
 pub use discard::DiscardMode;
 pub use flushes::Flushes;
 pub use io::{Io, IoError, Op, Sector, Submitted, Tag};

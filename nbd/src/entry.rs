@@ -5,10 +5,7 @@ use crate::fault::Lie;
 use crate::segments::Segments;
 use crate::wire::{Command, CommandKind, ErrorCode};
 use bulkhead_grant::OutOfMemory;
-use bulkhead_images::{IoError, Tag};
-
-/// The most bytes that one command forgets: less than every server's own limit.
-const MOST_FORGOTTEN: u64 = 1 << 30;
+use bulkhead_images::{IoError, MOST_FORGOTTEN, Tag};
 
 /// The most errors that a server names for one request.
 const MOST_ERRORS: u8 = 16;

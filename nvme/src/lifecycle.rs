@@ -31,7 +31,8 @@ const POLL: Duration = Duration::from_millis(1);
 const STARTS: u32 = 4;
 const START_AGAIN: Duration = Duration::from_secs(1);
 
-/// A controller that works for that long after a reset has recovered. One that does not is given up after this many.
+/// A controller that works for that long after a reset has recovered. One that does not is given up after this many,
+/// of which none was for a request that takes too long.
 const RECOVERED: Duration = Duration::from_secs(600);
 const RESETS: u32 = 5;
 
@@ -140,7 +141,12 @@ impl<H: Hypervisor> Life<'_, H> {
             if self.handle.now().since(since) >= RECOVERED {
                 resets = 0;
             }
-            resets += 1;
+            // A reset for requests that take too long counts against these alone, of which each fails at its second
+            // one: otherwise a guest could have the controller given up for all others.
+            let mut pairs = self.controller.pairs().iter();
+            if !pairs.any(|pair| pair.lock().has_late()) {
+                resets += 1;
+            }
             if !self.halt().await || resets > RESETS {
                 return self.give_up(reason).await;
             }

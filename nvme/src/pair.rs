@@ -52,6 +52,8 @@ pub struct Pair {
     lists: Lists,
     slots: Slots,
     splits: Splits,
+    /// The most blocks that the controller deallocates at a time.
+    most_range: u64,
     clients: Vec<Client>,
     /// The clients that were turned away and have not come back.
     turned_away: usize,
@@ -65,12 +67,13 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Takes the memory of a queue pair whose commands have at most `most_bytes` bytes.
+    /// Takes the memory of a queue pair whose commands have at most `most_bytes` bytes, and deallocate at most
+    /// `most_range` blocks.
     pub fn new(
         queue: QueueId,
         (registers, memory): (Arc<dyn Registers>, &dyn DmaMemory),
         watch: Arc<Watch>,
-        most_bytes: usize,
+        (most_bytes, most_range): (usize, u64),
     ) -> Result<Pair, NoPages> {
         Ok(Pair {
             queue,
@@ -81,6 +84,7 @@ impl Pair {
             lists: Lists::new(memory, SUBMISSIONS - 1, most_bytes)?,
             slots: Slots::new(SUBMISSIONS - 1)?,
             splits: Splits::new()?,
+            most_range,
             clients: Vec::new(),
             turned_away: 0,
             turn: 0,
@@ -134,7 +138,7 @@ impl Pair {
             }
             let command = transfer(action, &blocks, blocks.count).with_data(run.pointer);
             self.send(command, Owner::Request(tag), number);
-        } else if blocks.count > action.most_blocks() {
+        } else if blocks.count > action.most_blocks(blocks.shift, self.most_range) {
             return self.split(number, tag, (action, blocks), segments);
         } else {
             let command = forget(action, &blocks, blocks.count, &self.lists, slot);

@@ -5,7 +5,7 @@ use crate::prp::Part;
 use alloc::vec::Vec;
 use bulkhead_grant::OutOfMemory;
 use bulkhead_grant::memory::{filled, room_for};
-use bulkhead_images::{IoError, Tag};
+use bulkhead_images::{IoError, MOST_FORGOTTEN, Tag};
 
 /// The most requests of a queue pair that are served in parts at a time; others have to wait.
 pub const MOST: usize = 8;
@@ -35,10 +35,11 @@ impl Action {
         matches!(self, Action::Read | Action::Write | Action::WriteThrough)
     }
 
-    /// Returns the most blocks of one command.
-    pub fn most_blocks(self) -> u64 {
+    /// Returns the most blocks of one command, of 2^`shift` bytes each, for a controller that deallocates up to
+    /// `most_range` at a time.
+    pub fn most_blocks(self, shift: u32, most_range: u64) -> u64 {
         match self {
-            Action::Deallocate => 1 << 31,
+            Action::Deallocate => most_range.min(MOST_FORGOTTEN >> shift),
             _ => nvm::MOST_BLOCKS.into(),
         }
     }
@@ -73,6 +74,8 @@ pub struct Split {
     pub next: usize,
     /// The commands that have not ended.
     pub pending: usize,
+    /// The times that one of them was sent again, if no data is transferred: there is one at a time then.
+    pub retries: u8,
     /// The first failure; after it no more commands are sent.
     pub outcome: Result<(), IoError>,
     used: bool,
@@ -121,6 +124,7 @@ impl Splits {
             parts: rooms.pop().unwrap_or_default(),
             next: 0,
             pending: 0,
+            retries: 0,
             outcome: Ok(()),
             used: false,
         };
@@ -143,7 +147,8 @@ impl Splits {
         split.parts.clear();
         (split.client, split.tag, split.action) = (client, tag, action);
         (split.left, split.next) = (blocks, 0);
-        (split.pending, split.outcome, split.used) = (0, Ok(()), true);
+        (split.pending, split.retries) = (0, 0);
+        (split.outcome, split.used) = (Ok(()), true);
         self.used += 1;
         Some(number as u8)
     }

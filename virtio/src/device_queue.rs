@@ -139,6 +139,7 @@ impl DeviceQueue {
             retries: 0,
             used: true,
             unwanted: false,
+            late: false,
         });
         self.clients[client].commands += 1;
         if self.clients[client].taken() {

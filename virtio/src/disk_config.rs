@@ -5,7 +5,7 @@ use crate::slots::MOST_SEGMENTS;
 use crate::transport::Transport;
 use alloc::format;
 use alloc::string::ToString;
-use bulkhead_images::{Sector, SectorSize};
+use bulkhead_images::{MOST_FORGOTTEN, Sector, SectorSize};
 use bulkhead_xen::{PAGE_SIZE, Registers};
 use virtio_spec::blk::{F, T};
 use virtio_spec::le128;
@@ -182,8 +182,9 @@ impl DiskConfig {
 fn forgets(disk: &dyn Registers, features: F, sector_size: SectorSize) -> Option<Forgets> {
     let unit = sector_size.sectors().0 as u32;
     let whole = |sectors: u32| sectors - sectors % unit;
+    let at_once = |sectors: u32| whole(sectors.min((MOST_FORGOTTEN / Sector::SIZE as u64) as u32));
     let discard = features.contains(F::DISCARD);
-    let most = whole(disk.read32(MAX_DISCARD_SECTORS));
+    let most = at_once(disk.read32(MAX_DISCARD_SECTORS));
     if discard && most > 0 {
         let granularity = disk.read32(DISCARD_SECTOR_ALIGNMENT);
         return Some(Forgets {
@@ -192,7 +193,7 @@ fn forgets(disk: &dyn Registers, features: F, sector_size: SectorSize) -> Option
             granularity: Sector(whole(granularity).max(unit).into()),
         });
     }
-    let most = whole(disk.read32(MAX_WRITE_ZEROES_SECTORS));
+    let most = at_once(disk.read32(MAX_WRITE_ZEROES_SECTORS));
     let zeroes = features.contains(F::WRITE_ZEROES) && disk.read8(WRITE_ZEROES_MAY_UNMAP) == 1;
     (zeroes && most > 0).then_some(Forgets {
         request: T::WriteZeroes,

@@ -34,7 +34,8 @@ const REQUEST_TICKS: u32 = 30;
 const STARTS: u32 = 4;
 const START_AGAIN: Duration = Duration::from_secs(1);
 
-/// A device that works for that long after a reset has recovered. One that does not is given up after this many.
+/// A device that works for that long after a reset has recovered. One that does not is given up after this many, of
+/// which none was for a request that takes too long.
 const RECOVERED: Duration = Duration::from_secs(600);
 const RESETS: u32 = 5;
 
@@ -126,7 +127,12 @@ impl<H: PciHost> Life<'_, H> {
             if self.devices.handle().now().since(since) >= RECOVERED {
                 resets = 0;
             }
-            resets += 1;
+            // A reset for requests that take too long counts against these alone, of which each fails at its second
+            // one: otherwise a guest could have the device given up for all others.
+            let mut queues = self.device.queues().iter();
+            if !queues.any(|queue| queue.lock().has_late()) {
+                resets += 1;
+            }
             if !self.halt().await || resets > RESETS {
                 return self.give_up(reason).await;
             }

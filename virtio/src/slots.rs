@@ -63,6 +63,8 @@ pub struct Slot {
     pub used: bool,
     /// Nobody waits for it any more: it is not asked again.
     pub unwanted: bool,
+    /// It takes too long: the device is reset for it.
+    pub late: bool,
 }
 
 const UNUSED: Slot = Slot {
@@ -75,6 +77,7 @@ const UNUSED: Slot = Slot {
     retries: 0,
     used: false,
     unwanted: false,
+    late: false,
 };
 
 /// All slots of a queue.

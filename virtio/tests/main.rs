@@ -1,5 +1,6 @@
 //! The driver, driven by a guest's requests, with a device in memory.
 
+mod discards;
 mod interrupts;
 mod lies;
 mod lifecycle;

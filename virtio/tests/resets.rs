@@ -59,7 +59,7 @@ fn a_request_that_stops_the_device_again_and_again_fails() {
     }
     assert_eq!(disk.done.pop(), Some((1, Err(IoError::Medium))));
     assert_eq!(disk.does(read(0), &[buffer.segment(1, 0, 512)]), Ok(()));
-    assert_eq!(world.fake.resets(), 4);
+    assert_eq!(world.fake.resets(), 2);
     drop((disk, buffer));
     world.end();
 }

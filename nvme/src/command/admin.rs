@@ -31,6 +31,8 @@ pub enum Identify {
     Namespace(NamespaceId),
     /// The controller ([`ControllerData`](super::ControllerData)).
     Controller,
+    /// What commands of the NVM command set are limited to ([`most_range`](super::most_range)).
+    Limits,
     /// The active namespaces with larger numbers ([`active_namespaces`](super::active_namespaces)).
     NamespacesAfter(NamespaceId),
 }
@@ -41,6 +43,8 @@ pub const fn identify(what: Identify) -> Command {
         Identify::Namespace(namespace) => (0, namespace),
         Identify::Controller => (1, NamespaceId::NONE),
         Identify::NamespacesAfter(namespace) => (2, namespace),
+        // The command set is number 0.
+        Identify::Limits => (6, NamespaceId::NONE),
     };
     Command::new(opcode::IDENTIFY, namespace).with_10_11(kind, 0)
 }

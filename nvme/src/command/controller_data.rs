@@ -1,7 +1,7 @@
 //! What a controller says of itself.
 
 use super::PAGE;
-use super::field::{u16_at, u32_at};
+use super::field::{u16_at, u32_at, u64_at};
 use alloc::string::String;
 
 /// The identify structure of a controller.
@@ -83,6 +83,14 @@ impl ControllerData {
         let takes = |(least, most): (u8, u8), size: u8| least <= size && size <= most;
         takes(self.submission_entry, 6) && takes(self.completion_entry, 4)
     }
+}
+
+/// Returns the most blocks that one command may deallocate, in a single range, of the structure with the limits of the
+/// NVM command set (DMRSL and DMSL; 0 is none).
+pub fn most_range(bytes: &[u8; PAGE]) -> u64 {
+    let limits = [u32_at(bytes, 4).into(), u64_at(bytes, 8)];
+    let told = limits.into_iter().filter(|limit| *limit > 0);
+    told.min().unwrap_or(u64::MAX)
 }
 
 /// Returns a text of the structure: printable ASCII, padded with blanks.

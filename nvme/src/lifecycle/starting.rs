@@ -5,7 +5,7 @@ use crate::admin::AdminError;
 use crate::command::admin::{self, Identify};
 use crate::command::{
     ControllerData, ControllerKind, NamespaceData, NamespaceError, NamespaceId, PAGE, QueueId,
-    active_namespaces,
+    active_namespaces, most_range,
 };
 use crate::namespace::Namespace;
 use crate::pair::Pair;
@@ -157,13 +157,27 @@ impl<H: Hypervisor> Life<'_, H> {
         }
         let first = self.controller.set_data(data.clone());
         // Commands that were sent to it before are sent again.
-        match first.serial == data.serial && first.most_bytes == data.most_bytes {
-            true => Ok(()),
-            false => Err(StartError::Unusable(alloc::format!(
+        if first.serial != data.serial || first.most_bytes != data.most_bytes {
+            return Err(StartError::Unusable(alloc::format!(
                 "it is another controller than before its reset: serial {}, it was {}",
                 data.serial,
                 first.serial
-            ))),
+            )));
+        }
+        Ok(())
+    }
+
+    /// Reads the most blocks that one command may deallocate.
+    async fn read_most_range(&mut self) -> Result<u64, AdminError> {
+        let deallocates = self.controller.data().is_some_and(|data| data.deallocates);
+        // An older controller does not know of the structure.
+        if !deallocates || registers::version(&**self.controller.registers()) < (1, 4) {
+            return Ok(u64::MAX);
+        }
+        match self.admin.read(admin::identify(Identify::Limits)).await {
+            Ok(bytes) => Ok(most_range(&bytes)),
+            Err(AdminError::Refused { .. }) => Ok(u64::MAX),
+            Err(error) => Err(error),
         }
     }
 
@@ -197,7 +211,8 @@ impl<H: Hypervisor> Life<'_, H> {
             return Err(StartError::Unusable(reason));
         }
         if known == 0 {
-            self.add_pairs(granted)?;
+            let most_range = self.read_most_range().await?;
+            self.add_pairs(granted, most_range)?;
             let listening = self
                 .listeners
                 .listen(&self.controller, &vectors, self.vcpus)
@@ -230,7 +245,7 @@ impl<H: Hypervisor> Life<'_, H> {
         Ok(())
     }
 
-    fn add_pairs(&mut self, count: usize) -> Result<(), StartError> {
+    fn add_pairs(&mut self, count: usize, most_range: u64) -> Result<(), StartError> {
         let controller = &self.controller;
         let mut pairs = Vec::new();
         for index in 0..count {
@@ -240,7 +255,7 @@ impl<H: Hypervisor> Life<'_, H> {
                 queue,
                 access,
                 controller.watch().clone(),
-                controller.most_bytes(),
+                (controller.most_bytes(), most_range),
             );
             pairs.push(pair?);
         }

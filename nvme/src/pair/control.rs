@@ -160,10 +160,20 @@ impl Pair {
             if !slot.used {
                 continue;
             }
-            slot.retries += if slot.aborted { 2 } else { 1 };
-            if slot.unwanted {
+            // A request for which the controller is reset again fails.
+            let times = if slot.aborted { 2 } else { 1 };
+            slot.retries += times;
+            let (mut retries, unwanted) = (slot.retries, slot.unwanted);
+            if let Owner::Split(split) = slot.owner {
+                let split = self.splits.get(split);
+                if !split.action.moves_data() {
+                    split.retries += times;
+                    retries = split.retries;
+                }
+            }
+            if unwanted {
                 self.end(number, UNSENT);
-            } else if slot.retries > MOST_RETRIES {
+            } else if retries > MOST_RETRIES {
                 self.end(number, Status::ABORT_REQUESTED);
             } else {
                 let command = self.slots.renew(number, now);
@@ -251,6 +261,11 @@ impl Pair {
             }
         }
         late
+    }
+
+    /// Returns whether the controller was asked to give up a command that it still has.
+    pub fn has_late(&mut self) -> bool {
+        self.slots.used().any(|slot| slot.aborted)
     }
 
     /// Gives up the requests of a client with that tag, or all of them.

@@ -53,6 +53,10 @@ impl Pair {
             if !split.has_more() || self.state != State::Running {
                 return;
             }
+            // What is forgotten may take long: the controller has no more of it at a time than one command.
+            if split.pending > 0 && !split.action.moves_data() {
+                return;
+            }
             let Some(slot) = self.slots.next() else {
                 return;
             };
@@ -77,7 +81,8 @@ impl Pair {
                 let command = transfer(split.action, &split.left, count);
                 (command.with_data(pointer), count)
             } else {
-                let count = split.left.count.min(split.action.most_blocks());
+                let most = split.action.most_blocks(split.left.shift, self.most_range);
+                let count = split.left.count.min(most);
                 let command = forget(split.action, &split.left, count, &self.lists, slot);
                 (command, count)
             };

@@ -45,6 +45,7 @@ impl Device {
                     },
                     1 => identify::controller(&self.config),
                     2 if self.config.lists => identify::list(&self.config, id),
+                    6 if command.dword(11) == 0 => identify::limits(&self.config),
                     _ => return Err(invalid),
                 };
                 self.send(command, data)

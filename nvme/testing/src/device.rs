@@ -86,6 +86,8 @@ pub struct Config {
     pub deallocates: bool,
     /// See [`deallocates`](Self::deallocates).
     pub writes_zeroes: bool,
+    /// The most blocks of a range that it deallocates; 0 if it does not say.
+    pub most_range: u32,
     /// It has lists of active namespaces.
     pub lists: bool,
     /// It interrupts for a completion only if the driver had taken all others, as the bit IS does of the specification's
@@ -111,6 +113,7 @@ impl Default for Config {
             cache: true,
             deallocates: true,
             writes_zeroes: true,
+            most_range: 0,
             lists: true,
             sparing: false,
             untimely: false,

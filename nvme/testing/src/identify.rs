@@ -49,6 +49,12 @@ pub fn list(config: &Config, after: u32) -> Vec<u8> {
     bytes
 }
 
+pub fn limits(config: &Config) -> Vec<u8> {
+    let mut bytes = vec![0; 4096];
+    put(&mut bytes, 4, config.most_range.to_le_bytes());
+    bytes
+}
+
 pub fn smart() -> Vec<u8> {
     let mut bytes = vec![0; 512];
     put(&mut bytes, 1, 311_u16.to_le_bytes());

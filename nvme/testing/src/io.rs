@@ -25,19 +25,29 @@ impl Device {
                 self.clear(id, start(command), blocks)
             }
             nvm::opcode::DATASET_MANAGEMENT if self.config.deallocates => {
-                let count = (command.dword(10) & 0xff) as usize + 1;
-                let mut bytes = vec![0; count * nvm::Range::BYTES];
-                self.read_data(command, &mut bytes)?;
-                for range in bytes.chunks(nvm::Range::BYTES) {
-                    let word =
-                        |at: usize| u64::from_le_bytes(std::array::from_fn(|i| range[at + i]));
-                    let range = nvm::Range::from_words([word(0), word(8)]);
+                for range in self.ranges(command)? {
+                    let most = self.config.most_range;
+                    if most > 0 && range.blocks > most {
+                        return Err(Refused(Status::INVALID_FIELD.for_good()));
+                    }
                     self.clear(id, range.start.0, range.blocks.into())?;
                 }
                 Ok(())
             }
             _ => Err(Refused(Status::INVALID_OPCODE.for_good())),
         }
+    }
+
+    /// Reads the ranges that a command is to deallocate.
+    pub fn ranges(&self, command: &Command) -> Result<Vec<nvm::Range>, Refused> {
+        let count = (command.dword(10) & 0xff) as usize + 1;
+        let mut bytes = vec![0; count * nvm::Range::BYTES];
+        self.read_data(command, &mut bytes)?;
+        let range = |range: &[u8]| {
+            let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| range[at + i]));
+            nvm::Range::from_words([word(0), word(8)])
+        };
+        Ok(bytes.chunks(nvm::Range::BYTES).map(range).collect())
     }
 
     /// Returns the bytes of a namespace that some blocks are.

@@ -117,6 +117,16 @@ impl FakeController {
         device.finish(held.queue, &held.command);
     }
 
+    /// Returns the start and the number of the blocks in each range that a command is to deallocate.
+    ///
+    /// # Panics
+    /// If the controller cannot read them.
+    pub fn ranges(&self, command: &Command) -> Vec<(u64, u32)> {
+        let ranges = self.device().ranges(command).expect("ranges");
+        let plain = ranges.iter().map(|range| (range.start.0, range.blocks));
+        plain.collect()
+    }
+
     /// Does all commands that were held back, the last one first.
     pub fn finish_reversed(&self) {
         while let Some(last) = self.held().len().checked_sub(1) {

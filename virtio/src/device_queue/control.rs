@@ -113,8 +113,9 @@ impl DeviceQueue {
             if !slot.used {
                 continue;
             }
-            slot.retries += 1;
-            slot.since = now;
+            // A request for which the device is reset again fails.
+            slot.retries += if slot.late { 2 } else { 1 };
+            (slot.since, slot.late) = (now, false);
             if slot.unwanted {
                 self.end(number, Err(IoError::Cancelled));
             } else if slot.retries > MOST_RETRIES {
@@ -185,8 +186,18 @@ impl DeviceQueue {
     /// Notes the time, in ticks. Returns whether a request takes longer than `limit` ticks.
     pub fn is_late(&mut self, now: u32, limit: u32) -> bool {
         self.now = now;
-        let mut used = self.slots.used();
-        self.state == State::Running && used.any(|slot| now.wrapping_sub(slot.since) >= limit)
+        if self.state != State::Running {
+            return false;
+        }
+        for slot in self.slots.used() {
+            slot.late = now.wrapping_sub(slot.since) >= limit;
+        }
+        self.has_late()
+    }
+
+    /// Returns whether the device has a request that was found to take too long.
+    pub fn has_late(&mut self) -> bool {
+        self.slots.used().any(|slot| slot.late)
     }
 
     /// Gives up the requests of a client with that tag, or all of them. A device cannot be asked to give one up: it

@@ -395,10 +395,7 @@ impl Device {
         let (queue, head, written) = (request.queue, request.head.into(), request.written());
         match (self.fate)(&request) {
             Fate::Done => self.finish(&request),
-            Fate::Failed(status) => {
-                let _ = self.dma_write(request.status, &[status]);
-                self.push_used(queue, head, 1);
-            }
+            Fate::Failed(status) => self.answer(&request, status),
             Fate::Held => self.held.push(request),
             Fate::Lost => {}
             Fate::Twice => {
@@ -415,6 +412,12 @@ impl Device {
             }
             Fate::NoOutcome => self.push_used(queue, head, 0),
         }
+    }
+
+    /// Tells of a request that was not done.
+    pub fn answer(&mut self, request: &Seen, status: u8) {
+        let _ = self.dma_write(request.status, &[status]);
+        self.push_used(request.queue, request.head.into(), 1);
     }
 
     /// Does a request, and tells of it.
@@ -458,15 +461,7 @@ impl Device {
             }
             Ok(T::Flush) => Ok(()),
             Ok(kind @ (T::Discard | T::WriteZeroes)) => {
-                let [part] = *request.data.as_slice() else {
-                    return Err(S::Unsupp);
-                };
-                assert_eq!((part.len, part.written), (16, false));
-                let mut bytes = [0; 16];
-                self.dma_read(part.address, &mut bytes).map_err(failed)?;
-                let sector = u64::from_le_bytes(std::array::from_fn(|byte| bytes[byte]));
-                let rest = u64::from_le_bytes(std::array::from_fn(|byte| bytes[8 + byte]));
-                let (count, flags) = (rest as u32, (rest >> 32) as u32);
+                let (sector, count, flags) = self.forgotten(request)?;
                 let (most, wanted) = match kind {
                     T::Discard => (self.config.discards, 0),
                     _ => (self.config.zeroes, 1),
@@ -483,6 +478,20 @@ impl Device {
             }
             _ => Err(S::Unsupp),
         }
+    }
+
+    /// Reads the first sector, the number of sectors and the flags of what a request has the device forget.
+    pub fn forgotten(&self, request: &Seen) -> Result<(u64, u32, u32), S> {
+        let [part] = *request.data.as_slice() else {
+            return Err(S::Unsupp);
+        };
+        assert_eq!((part.len, part.written), (16, false));
+        let mut bytes = [0; 16];
+        let read = self.dma_read(part.address, &mut bytes);
+        read.map_err(|Fault| S::Ioerr)?;
+        let sector = u64::from_le_bytes(std::array::from_fn(|byte| bytes[byte]));
+        let rest = u64::from_le_bytes(std::array::from_fn(|byte| bytes[8 + byte]));
+        Ok((sector, rest as u32, (rest >> 32) as u32))
     }
 
     fn range(&self, sector: u64, len: u64) -> Result<std::ops::Range<usize>, S> {

@@ -79,6 +79,22 @@ impl FakeDevice {
         device.finish(&held);
     }
 
+    /// Answers one of the requests that were held back with a status, without doing it.
+    pub fn answer(&self, index: usize, status: u8) {
+        let mut device = self.device();
+        let held = device.held.remove(index);
+        device.answer(&held, status);
+    }
+
+    /// Returns the first sector and the number of sectors of what a request has the device forget.
+    ///
+    /// # Panics
+    /// If the device cannot read that.
+    pub fn range(&self, request: &Seen) -> (u64, u32) {
+        let (sector, count, _) = self.device().forgotten(request).expect("a range");
+        (sector, count)
+    }
+
     /// Does all requests that were held back, the last one first.
     pub fn finish_reversed(&self) {
         while let Some(last) = self.held().len().checked_sub(1) {

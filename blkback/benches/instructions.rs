@@ -17,17 +17,15 @@
 //! disks are `null:` ones, which copy nothing: a count is what a request costs beyond its copy.
 //!
 //! The goal is at most 500 instructions at depth 32 and 1,500 at depth 1, for 4 KiB reads with
-//! persistent grants. Where 443 and 1,483 go:
+//! persistent grants. Where 426 and 1,429 go:
 //!
 //! | what | depth 32 | depth 1 |
 //! |---|---:|---:|
-//! | taking the request off the ring, checking it, handing it to the device (`Queue::sweep`) | 222 | 369 |
+//! | taking the request off the ring, checking it, handing it to the device (`Queue::sweep`) | 210 | 316 |
 //! | finding its page among those that are mapped (`PersistentCache::revisit`) | 60 | 60 |
 //! | the `null:` device | 50 | 50 |
-//! | counting it, putting the response (`Dispatcher::conclude`) | 68 | 68 |
-//! | the queue's task: when to answer, publishing, what it waits for (`serve`, `Coalescer`) | 30 | 683 |
-//! | the executor: a wake and a poll | 11 | 186 |
-//! | the test machine: its driver domain's turn | 2 | 67 |
+//! | counting it, putting the response (`Dispatcher::conclude`) | 63 | 63 |
+//! | the queue's task (`serve`, `Coalescer`): when to answer, publishing, what it waits for; the executor's wake and poll; the test machine's turn | 43 | 940 |
 //!
 //! A request whose pages are mapped is served as it comes off the ring. One that the store completes later, or whose
 //! pages are mapped for it or copied, has an entry and pages of its own, which the `direct` cases show. At depth 1

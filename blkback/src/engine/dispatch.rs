@@ -256,23 +256,32 @@ impl<H: Hypervisor> Dispatcher<H> {
         outcome: Result<(), IoError>,
     ) {
         let status = match outcome {
-            Ok(()) => Status::Okay,
-            Err(IoError::NotSupported) => Status::NotSupported,
-            Err(_) => Status::Error,
+            Ok(()) => {
+                self.stats.request(operation, (bytes / SECTOR_SIZE) as u64);
+                Status::Okay
+            }
+            Err(error) => self.complain_of(operation, error),
         };
-        match outcome {
-            Ok(()) => self.stats.request(operation, (bytes / SECTOR_SIZE) as u64),
-            // The request was given up on purpose: there is nothing to complain of.
-            Err(IoError::Cancelled) => {}
-            Err(error) => self
-                .complaints
-                .complain(format_args!("{operation} failed: {error}")),
-        }
         self.answer(&Response {
             id,
             operation,
             status,
         });
+    }
+
+    /// Complains of a request that has failed. Returns its status.
+    #[cold]
+    #[inline(never)]
+    fn complain_of(&mut self, operation: Opcode, error: IoError) -> Status {
+        // One that was given up was so on purpose: there is nothing to complain of.
+        if error != IoError::Cancelled {
+            self.complaints
+                .complain(format_args!("{operation} failed: {error}"));
+        }
+        match error {
+            IoError::NotSupported => Status::NotSupported,
+            _ => Status::Error,
+        }
     }
 
     /// Answers every request in flight with an error: the device has let go of all of them. `release`

@@ -13,13 +13,10 @@ use bulkhead_xen::Hypervisor;
 /// A read or a write, without flushes.
 #[derive(Clone, Copy)]
 pub struct PlainTransfer<'a> {
-    /// The operation.
-    pub op: Op,
-    /// What is done with the granted pages: what the guest wants to read is written.
-    pub access: GrantAccess,
+    sector: Sector,
+    is_write: bool,
     /// The segments, of which there is at least one.
     pub segments: SlotSegments<'a>,
-    opcode: Opcode,
 }
 
 /// What became of a transfer that was handed to the device.
@@ -32,8 +29,6 @@ pub struct Served {
 }
 
 /// Serves reads and writes as they come off the ring.
-///
-/// A trait, and not a closure: it has a place of use for each order in which requests are taken, and is inlined in all of them.
 pub trait ServePlain<H: Hypervisor> {
     /// Hands a transfer to the device, which has that tag if the device keeps it. Returns `None` if it is to be begun like
     /// all others.
@@ -48,18 +43,44 @@ pub trait ServePlain<H: Hypervisor> {
 impl<'a> PlainTransfer<'a> {
     #[inline]
     fn of(transfer: &Transfer<SlotSegments<'a>>) -> Option<Self> {
-        let sector = Sector(transfer.sector.0);
-        let (op, access) = match transfer.kind {
-            TransferKind::Read => (Op::Read { sector }, GrantAccess::ReadWrite),
-            TransferKind::Write => (Op::write(sector), GrantAccess::ReadOnly),
+        let is_write = match transfer.kind {
+            TransferKind::Read => false,
+            TransferKind::Write => true,
             TransferKind::WriteBarrier | TransferKind::FlushAndWrite => return None,
         };
         Some(PlainTransfer {
-            op,
-            access,
+            sector: Sector(transfer.sector.0),
+            is_write,
             segments: transfer.segments,
-            opcode: transfer.kind.opcode(),
         })
+    }
+
+    /// Returns the operation. It is made where it is needed: of the parts, nothing has to be in memory before.
+    #[inline(always)]
+    pub fn op(&self) -> Op {
+        match self.is_write {
+            true => Op::write(self.sector),
+            false => Op::Read {
+                sector: self.sector,
+            },
+        }
+    }
+
+    /// Returns what is done with the granted pages: what the guest wants to read is written.
+    #[inline(always)]
+    pub fn access(&self) -> GrantAccess {
+        match self.is_write {
+            true => GrantAccess::ReadOnly,
+            false => GrantAccess::ReadWrite,
+        }
+    }
+
+    #[inline(always)]
+    fn opcode(&self) -> Opcode {
+        match self.is_write {
+            true => Opcode::WRITE,
+            false => Opcode::READ,
+        }
     }
 }
 
@@ -79,6 +100,20 @@ impl<H: Hypervisor> Dispatcher<H> {
                 true => Begun::Yes,
                 false => self.begin_transfer(id, &transfer, page_access),
             },
+            None => self.begin_other(format.view_request(slot), page_access),
+        }
+    }
+
+    /// Begins such a request without that offer.
+    #[cfg(feature = "recover")]
+    pub(super) fn begin_later(
+        &mut self,
+        slot: &[u8; SLOT_SIZE],
+        format: Blkif,
+        page_access: &mut PageAccess<H>,
+    ) -> Begun {
+        match format.view_transfer(slot) {
+            Some((id, transfer)) => self.begin_transfer(id, &transfer, page_access),
             None => self.begin_other(format.view_request(slot), page_access),
         }
     }
@@ -103,45 +138,56 @@ impl<H: Hypervisor> Dispatcher<H> {
         let Some(Served { bytes, submitted }) = serve.serve(tag, plain, page_access) else {
             return false;
         };
+        let PlainTransfer {
+            sector,
+            is_write,
+            segments,
+        } = plain;
         match submitted {
             Submitted::Done(outcome) => {
-                page_access.count_found(plain.segments.len());
-                self.conclude(id, plain.opcode, bytes, outcome);
+                page_access.count_found(segments.len());
+                self.conclude(id, plain.opcode(), bytes, outcome);
             }
-            Submitted::Pending => {
-                self.keep(id, plain, None, page_access);
-            }
-            Submitted::Busy => {
-                if let Some(tag) = self.keep(id, plain, Some(plain.op), page_access) {
-                    self.inflight.wait_for_device(tag);
-                }
-            }
+            Submitted::Pending => self.keep(id, (sector, is_write), segments, false, page_access),
+            Submitted::Busy => self.keep(id, (sector, is_write), segments, true, page_access),
         }
         true
     }
 
-    /// Begins a request that the device has, or is too busy for. `op` is what is to be done still.
+    /// Begins a request that the device has, or is too `busy` for. Gets a transfer in parts: as a whole, it would be written
+    /// to memory before it is known whether this is called.
     #[cold]
+    #[inline(never)]
     fn keep(
         &mut self,
         id: RequestId,
-        plain: PlainTransfer<'_>,
-        op: Option<Op>,
+        (sector, is_write): (Sector, bool),
+        segments: SlotSegments<'_>,
+        busy: bool,
         page_access: &mut PageAccess<H>,
-    ) -> Option<Tag> {
+    ) {
+        let plain = PlainTransfer {
+            sector,
+            is_write,
+            segments,
+        };
         let steps = Steps {
-            op,
+            op: busy.then(|| plain.op()),
             ..Steps::default()
         };
         self.note_begin();
-        let tag = self.inflight.begin(id, plain.opcode, steps)?;
+        let Some(tag) = self.inflight.begin(id, plain.opcode(), steps) else {
+            return;
+        };
         let entry = self.inflight.get(tag);
         for segment in plain.segments.iter() {
             let fits = self.pool.push(&mut entry.pages, segment);
             debug_assert!(fits, "room was looked for");
             entry.bytes += segment.len() as u32;
         }
-        page_access.keep_mapped(&mut self.pool, &entry.pages, plain.access);
-        Some(tag)
+        page_access.keep_mapped(&mut self.pool, &entry.pages, plain.access());
+        if busy {
+            self.inflight.wait_for_device(tag);
+        }
     }
 }

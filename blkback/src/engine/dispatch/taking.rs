@@ -23,7 +23,7 @@ impl<H: Hypervisor> Dispatcher<H> {
         #[cfg(feature = "recover")]
         let requests = match self.journal.lend() {
             Some((mut order, place)) => {
-                let taken = self.take_in_any_order((&mut order, place), page_access, serve);
+                let taken = self.take_in_any_order((&mut order, place), page_access);
                 self.journal.give_back(order, place);
                 taken?
             }

@@ -4,19 +4,19 @@
 use super::super::data_path::PageAccess;
 use super::super::journal::AnyOrder;
 use super::super::setup::QueueError;
-use super::{Begun, Dispatcher, ServePlain};
+use super::{Begun, Dispatcher};
 use crate::recovery::Place;
 use bulkhead_xen::Hypervisor;
 
 impl<H: Hypervisor> Dispatcher<H> {
-    /// Takes requests, each of which has a place until its response is published. Stays out of line, so that the loop for
-    /// other stores has the registers for itself.
+    /// Takes requests, each of which has a place until its response is published. Their store completes them later, so that
+    /// none of them is served as it comes off the ring. Stays out of line, so that the loop for other stores has the
+    /// registers for itself.
     #[inline(never)]
     pub(super) fn take_in_any_order(
         &mut self,
         (order, place): (&mut AnyOrder, &mut Place),
         page_access: &mut PageAccess<H>,
-        serve: &mut impl ServePlain<H>,
     ) -> Result<u32, QueueError> {
         let mut requests = 0;
         let format = *self.ring.format();
@@ -46,7 +46,7 @@ impl<H: Hypervisor> Dispatcher<H> {
             order.begin(self.inflight.next_place(), at);
             let response = self.ring.answered();
             let slot = &place.requests()[usize::from(at)].slot;
-            match self.begin(slot, format, page_access, serve) {
+            match self.begin_later(slot, format, page_access) {
                 Begun::Yes => requests += 1,
                 Begun::NotYet => {
                     order.wait(at);

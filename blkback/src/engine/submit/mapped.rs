@@ -19,14 +19,8 @@ impl<H: Hypervisor> ServePlain<H> for Submitter<H> {
         if self.pieces.is_some() || self.store.completes_later() {
             return None;
         }
-        let PlainTransfer {
-            op,
-            access,
-            segments,
-            ..
-        } = plain;
-        let bytes = page_access.find_mapped(segments, access, &mut self.segments)?;
-        let segments = &self.segments;
+        let bytes = page_access.find_mapped(plain.segments, plain.access(), &mut self.segments)?;
+        let (op, segments) = (plain.op(), &self.segments);
         Some(Served {
             bytes,
             submitted: self.store.submit(tag, Io { op, segments }),

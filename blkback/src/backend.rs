@@ -149,7 +149,7 @@ impl<H: Hypervisor> Backend<H> {
         {
             let disks = self.disks.borrow();
             let keeper = &self.services.keeper;
-            keeper.settle_unless(|id| disks.get(&id).is_some());
+            keeper.settle_unless(&|id| disks.get(&id).is_some());
         }
     }
 

@@ -25,7 +25,7 @@ use alloc::string::String;
 use bulkhead_executor::EventChannel;
 use bulkhead_images::GrowRequest;
 use bulkhead_xen::Hypervisor;
-use bulkhead_xenbus::retry::persist;
+use bulkhead_xenbus::retry::{persist, persist_write};
 use bulkhead_xenbus::{CommandNode, excerpt};
 use bulkhead_xenstore_client::Error;
 use core::convert::Infallible;
@@ -115,10 +115,7 @@ async fn answer_each<H: Hypervisor>(
             }
         };
         shorten(&mut answer);
-        persist(&services.handle, answer_node, async || {
-            store.write(answer_node, &answer).await
-        })
-        .await?;
+        persist_write(&services.handle, store, answer_node, &answer).await?;
     }
 }
 

@@ -16,7 +16,7 @@ use bulkhead_upgrade::request::Fault;
 use bulkhead_upgrade::{Candidate, Request, Running, elf, has_checksum};
 use bulkhead_xen::{DomId, Hypervisor, VcpuId};
 use bulkhead_xenbus::CommandNode;
-use bulkhead_xenbus::retry::persist;
+use bulkhead_xenbus::retry::{persist, persist_write};
 use bulkhead_xenstore_client::{Client, Error};
 use core::convert::Infallible;
 use core::pin::pin;
@@ -66,8 +66,7 @@ pub async fn answer_upgrades<H: Hypervisor>(
 /// Tells the operator why no new version has taken over.
 pub async fn report<H: Hypervisor>(services: &Services<H>, reason: &str) -> Result<(), Error> {
     log::error!("{NODE}: {reason}");
-    let writing = async || services.store.write(ERROR_NODE, reason).await;
-    persist(&services.handle, ERROR_NODE, writing).await
+    persist_write(&services.handle, &services.store, ERROR_NODE, reason).await
 }
 
 /// Removes the reason: a new version has taken over.

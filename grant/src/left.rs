@@ -1,6 +1,7 @@
 //! Grants that a boot before this one of the same domain has left in the table when it crashed. Other domains may still
 //! use their pages, until their frontends have told them to let go.
 
+use alloc::collections::BinaryHeap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_xen::abi::grant_table::{EntryV1, RESERVED_ENTRIES};
@@ -8,12 +9,12 @@ use bulkhead_xen::{DomId, Gfn, GrantRef, GrantedBefore};
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 
-/// A grant that was left.
-#[derive(Clone, Copy)]
+/// A grant that was left. They are ordered by their frames.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Left {
+    frame: Gfn,
     gref: GrantRef,
     domain: DomId,
-    frame: Gfn,
 }
 
 /// All grants that were left and have not ended, in the order of their frames.
@@ -31,7 +32,7 @@ impl LeftGrants {
         entries: &[EntryV1],
         pages: Arc<dyn GrantedBefore>,
     ) -> (LeftGrants, u32, Vec<GrantRef>) {
-        let (mut all, mut ended, mut unused) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut all, mut ended, mut unused) = (BinaryHeap::new(), Vec::new(), Vec::new());
         let mut fresh = RESERVED_ENTRIES;
         for (number, entry) in (0..).zip(entries).skip(RESERVED_ENTRIES as usize) {
             let granted = entry.flags.load(Ordering::Acquire) != 0;
@@ -46,13 +47,13 @@ impl LeftGrants {
                 continue;
             }
             all.push(Left {
+                frame: Gfn(frame.into()),
                 gref: GrantRef(number),
                 domain: DomId(entry.domain.load(Ordering::Relaxed)),
-                frame: Gfn(frame.into()),
             });
         }
-        all.sort_unstable_by_key(|left: &Left| left.frame.0);
-        let pages = Some(pages);
+        // A heap sorts by a tenth of the code that `sort_unstable` has.
+        let (all, pages) = (all.into_sorted_vec(), Some(pages));
         (LeftGrants { all, ended, pages }, fresh, unused)
     }
 

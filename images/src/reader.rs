@@ -13,6 +13,7 @@ use core::cell::UnsafeCell;
 use core::fmt;
 use core::future::poll_fn;
 use core::mem::ManuallyDrop;
+use core::pin::Pin;
 use core::ptr::NonNull;
 use core::task::{Context, Poll, Waker};
 
@@ -85,6 +86,9 @@ impl core::error::Error for ReadError {}
 
 const READ: Tag = Tag(1);
 
+/// A read under way.
+pub type Reading<'a> = Pin<Box<dyn Future<Output = Result<(), ReadError>> + 'a>>;
+
 impl DeviceReader {
     /// Opens a queue of the device, for the vCPU that calls this.
     pub async fn open(
@@ -110,8 +114,13 @@ impl DeviceReader {
         &self.geometry
     }
 
-    /// Fills `to` with the bytes of the device from `start` on.
-    pub async fn read(&mut self, start: u64, to: &mut [u8]) -> Result<(), ReadError> {
+    /// Fills `to` with the bytes of the device from `start` on. The future is boxed, so that its code is there once, however
+    /// many readers there are: none of them reads often.
+    pub fn read<'a>(&'a mut self, start: u64, to: &'a mut [u8]) -> Reading<'a> {
+        Box::pin(self.read_all(start, to))
+    }
+
+    async fn read_all(&mut self, start: u64, to: &mut [u8]) -> Result<(), ReadError> {
         let size = self.geometry.sectors.bytes().unwrap_or(u64::MAX);
         let end = start.checked_add(to.len() as u64);
         if end.is_none_or(|end| end > size) {

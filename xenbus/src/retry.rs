@@ -4,9 +4,9 @@
 //! A xenstored that is out of memory, damaged or overloaded says nothing about any disk. Only a
 //! connection to xenstored that is broken for good ends what needs it.
 
-use bulkhead_executor::Handle;
-use bulkhead_xen::Hypervisor;
-use bulkhead_xenstore_client::{Error, Fault, Refusal};
+use bulkhead_executor::{Handle, Sleep};
+use bulkhead_xen::{Hypervisor, Instant};
+use bulkhead_xenstore_client::{Client, Error, Fault, Refusal};
 use core::time::Duration;
 
 /// The time after a refusal until xenstored is asked again.
@@ -44,13 +44,35 @@ pub async fn persist<H: Hypervisor, T>(
         let begun = handle.now();
         match work().await {
             Err(error) if !error.is_disconnected() => {
-                if !told || handle.now().since(begun) > QUIET {
-                    log::error!("{what}: {error}; to be tried again");
-                    told = true;
-                }
-                handle.sleep(PAUSE).await;
+                refused(handle, what, &error, begun, &mut told).await;
             }
             result => return result,
         }
     }
+}
+
+/// Writes a node, after a pause again, whatever xenstored refused.
+pub async fn persist_write<H: Hypervisor>(
+    handle: &Handle<H>,
+    store: &Client,
+    node: &str,
+    text: &str,
+) -> Result<(), Error> {
+    persist(handle, node, async || store.write(node, text).await).await
+}
+
+/// Waits until xenstored may be asked again what it has refused. Has no part in what the work is, so that it is there once.
+#[inline(never)]
+fn refused<H: Hypervisor>(
+    handle: &Handle<H>,
+    what: &str,
+    error: &Error,
+    begun: Instant,
+    told: &mut bool,
+) -> Sleep<H> {
+    if !*told || handle.now().since(begun) > QUIET {
+        log::error!("{what}: {error}; to be tried again");
+        *told = true;
+    }
+    handle.sleep(PAUSE)
 }

@@ -8,7 +8,6 @@ pub(super) use any_order::AnyOrder;
 use bulkhead_images::Tag;
 use bulkhead_ring::blkif::{Blkif, Response, SLOT_SIZE};
 use bulkhead_ring::{BackRing, Overrun, SharedPages, Unasked};
-use core::iter;
 
 /// What a queue keeps of its requests and responses. By default, that is nothing.
 #[derive(Debug, Default)]
@@ -64,13 +63,12 @@ impl Journal {
             self.sealed = true;
             match at_once {
                 true => self.claim.in_order = self.claim.place.take(),
-                false => self.any_order = Some(Box::new(AnyOrder::new(iter::empty()))),
+                false => self.any_order = Some(Box::new(AnyOrder::new(&[]))),
             }
             return Ok(None);
         }
         if place.answers_in_any_order() == Some(true) {
-            let places = place.unanswered(ring.taken()).into_iter();
-            let any_order = AnyOrder::new(places.map(|(place, _)| place));
+            let any_order = AnyOrder::new(&place.unanswered(ring.taken()));
             self.again = any_order.waiting();
             self.any_order = Some(Box::new(any_order));
             ring.skip(self.again)?;

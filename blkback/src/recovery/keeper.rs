@@ -83,6 +83,13 @@ pub struct LeftDisk {
 }
 
 impl LeftDisk {
+    /// Adds a queue.
+    fn add(&mut self, record: Record, claim: Claim) {
+        let queues = &mut self.queues;
+        let at = queues.partition_point(|(before, _)| before.queue < record.queue);
+        queues.insert(at, (record, claim));
+    }
+
     /// Returns whether the records of the queues are those of one disk, and of all of its queues.
     fn is_whole(&self) -> bool {
         let [(first, _), ..] = &self.queues[..] else {
@@ -119,15 +126,14 @@ impl Keeper {
             };
             let id = record.disk;
             match left.iter_mut().find(|disk| disk.id == id) {
-                Some(disk) => disk.queues.push((record, claim)),
+                Some(disk) => disk.add(record, claim),
                 None => left.push(LeftDisk {
                     id,
                     queues: alloc::vec![(record, claim)],
                 }),
             }
         }
-        left.retain_mut(|disk| {
-            disk.queues.sort_unstable_by_key(|(record, _)| record.queue);
+        left.retain(|disk| {
             let whole = disk.is_whole();
             if !whole {
                 log::error!("vbd {}: what was kept of it is not whole", disk.id);
@@ -180,11 +186,11 @@ impl Keeper {
 
     /// Notes that this disk is served again, or never will be: nothing is left of it.
     pub fn settle(&self, id: VbdId) {
-        self.settle_unless(|other| other != id);
+        self.settle_unless(&|other| other != id);
     }
 
     /// Notes the same of all disks but those that are `wanted`.
-    pub fn settle_unless(&self, wanted: impl Fn(VbdId) -> bool) {
+    pub fn settle_unless(&self, wanted: &dyn Fn(VbdId) -> bool) {
         self.left.borrow_mut().retain(|disk| wanted(disk.id));
         self.away.borrow_mut().retain(|away| {
             let stays = wanted(away.id);

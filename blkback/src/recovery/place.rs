@@ -223,19 +223,22 @@ impl Place {
     /// Frees the places of all requests that a frontend has responses to, which was shown all responses before the one
     /// with that index. Returns the others, each with its index, in that order: none of them has a response any more.
     pub fn unanswered(&mut self, published: u32) -> Vec<(u8, u32)> {
-        let mut found = Vec::with_capacity(SLOTS as usize);
-        for (at, kept) in (0..).zip(&mut self.requests) {
-            match kept.is_unanswered(published) {
-                true => {
-                    kept.note(TAKEN);
-                    found.push((at, *kept.index.get_mut()));
-                }
-                false => kept.free(),
-            }
-        }
+        let is_one = |kept: &&Kept| kept.is_unanswered(published);
+        let count = self.requests.iter().filter(is_one).count();
         // The next index to be taken. However long a request waits, it is not overtaken by 2^32 others.
-        let next = published.wrapping_add(found.len() as u32);
-        found.sort_unstable_by_key(|(_, index)| index.wrapping_sub(next));
+        let next = published.wrapping_add(count as u32);
+        let mut found: Vec<(u8, u32)> = Vec::with_capacity(count);
+        for (at, kept) in (0..).zip(&mut self.requests) {
+            if !kept.is_unanswered(published) {
+                kept.free();
+                continue;
+            }
+            kept.note(TAKEN);
+            let index = *kept.index.get_mut();
+            let is_earlier =
+                |&(_, other): &(u8, u32)| other.wrapping_sub(next) < index.wrapping_sub(next);
+            found.insert(found.partition_point(is_earlier), (at, index));
+        }
         found
     }
 

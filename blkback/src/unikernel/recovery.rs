@@ -21,7 +21,7 @@ use bulkhead_kernel::{Hypercalls, Machine, watchdog};
 use bulkhead_upgrade::request::Fault;
 use bulkhead_upgrade::{Candidate, Running};
 use bulkhead_xen::{PAGE_SIZE, VcpuId};
-use bulkhead_xenbus::retry::persist;
+use bulkhead_xenbus::retry::{persist, persist_write};
 use bulkhead_xenbus::{CommandNode, excerpt};
 use bulkhead_xenstore_client::{Client, Error, Resumable, Ring, is_within_request};
 use core::cell::Cell;
@@ -164,8 +164,7 @@ pub fn follow(machine: &Machine, handle: &Handle<Hypercalls>, store: &Client) {
         handle.spawn(async move {
             // The number last: whoever sees it finds the report.
             for (node, text) in [(REPORT_NODE, &report), (RESTARTS_NODE, &number)] {
-                let writing = async || nodes.write(node, text).await;
-                if let Err(error) = persist(&waiting, node, writing).await {
+                if let Err(error) = persist_write(&waiting, &nodes, node, text).await {
                     log::error!("{node} cannot be written: {error}");
                 }
             }

@@ -36,18 +36,19 @@ struct Served<H: Hypervisor> {
 
 impl<H: Hypervisor> Connection<H> {
     /// Maps all rings and binds all event channels; if one of them cannot be had, none is served.
-    /// Returns the queues' counters, too.
+    /// Each queue has one of the journals, or one that keeps nothing. Returns the queues' counters, too.
     pub async fn open(
         services: &Services<H>,
         id: VbdId,
         published: &Published,
         config: &VbdConfig,
         device: &Arc<dyn BlockDevice>,
-        (unreleased, mut journal): (&Unreleased, impl FnMut(usize) -> Journal),
+        (unreleased, journals): (&Unreleased, Vec<Journal>),
     ) -> Result<(Self, Vec<ServedQueue>), Problem> {
         let geometry = device.geometry();
         let options = services.options;
         let log = services.guest_logs.of(id.frontend, services.handle.now());
+        let mut journals = journals.into_iter();
         let mut queues = Vec::new();
         for (number, details) in published.queues.iter().enumerate() {
             let place = services.vcpus.place(id.frontend);
@@ -65,7 +66,7 @@ impl<H: Hypervisor> Connection<H> {
                 device: device.clone(),
                 queues: published.queues.len(),
                 unreleased: unreleased.clone(),
-                journal: journal(number),
+                journal: journals.next().unwrap_or_default(),
                 options,
                 turn: place.turn(),
             };

@@ -27,6 +27,7 @@ use crate::services::Services;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use bulkhead_images::{BlockDevice, Sector};
 use bulkhead_xen::Hypervisor;
 use bulkhead_xenbus::NodeMap;
@@ -286,11 +287,10 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         let sectors = device.geometry().sector_size;
         check_sector_units(&services.store, &self.config.frontend_path, sectors).await?;
         #[cfg(feature = "recover")]
-        let mut journals = self.journals(&published);
+        let journals = self.journals(&published);
         #[cfg(not(feature = "recover"))]
-        let mut journals = core::iter::empty();
-        self.serve(&published, |_| journals.next().unwrap_or_default())
-            .await?;
+        let journals = Vec::new();
+        self.serve(&published, journals).await?;
         self.log_connected(&published);
         self.publish_disk(from).await?;
         Ok(())
@@ -300,7 +300,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
     async fn serve(
         &mut self,
         published: &Published,
-        journal: impl FnMut(usize) -> Journal,
+        journals: Vec<Journal>,
     ) -> Result<(), Problem> {
         let services = self.services;
         let (connection, served) = Connection::open(
@@ -309,7 +309,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
             published,
             &self.config,
             &self.device,
-            (&self.unreleased, journal),
+            (&self.unreleased, journals),
         )
         .await?;
         self.connection = Some(connection);

@@ -1,7 +1,6 @@
 //! Requests whose store answers in an order of its own: each has a place until the frontend is shown its response.
 
 use crate::recovery::{Place, SLOTS};
-use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use bulkhead_images::Tag;
 
@@ -12,8 +11,8 @@ const PLACES: usize = SLOTS as usize;
 pub struct AnyOrder {
     /// The places that no request has. A frontend that keeps to the protocol never has more requests than there are.
     free: Vec<u8>,
-    /// The places of the requests that were taken and have not begun, the first to begin first.
-    waiting: VecDeque<u8>,
+    /// The places of the requests that were taken and have not begun, the first to begin last.
+    waiting: Vec<u8>,
     /// For each tag, the place of the request that has it.
     of_tag: [u8; PLACES],
     /// For each response that was put and not published, the place of its request: at its index modulo the slots.
@@ -22,14 +21,17 @@ pub struct AnyOrder {
 
 impl AnyOrder {
     /// Returns the use of places of which these have requests that are to begin first, in that order.
-    pub fn new(waiting: impl Iterator<Item = u8>) -> AnyOrder {
-        let mut all = VecDeque::with_capacity(PLACES);
-        all.extend(waiting);
-        let mut free = Vec::with_capacity(PLACES);
-        free.extend((0..SLOTS as u8).rev().filter(|place| !all.contains(place)));
+    pub fn new(first: &[(u8, u32)]) -> AnyOrder {
+        let (mut free, mut waiting) = (Vec::with_capacity(PLACES), Vec::with_capacity(PLACES));
+        waiting.extend(first.iter().rev().map(|(place, _)| *place));
+        free.extend(
+            (0..SLOTS as u8)
+                .rev()
+                .filter(|place| !waiting.contains(place)),
+        );
         AnyOrder {
             free,
-            waiting: all,
+            waiting,
             of_tag: [0; PLACES],
             answered: [0; PLACES],
         }
@@ -43,12 +45,12 @@ impl AnyOrder {
     /// Takes the place of the request that is to begin next, if there is one.
     #[inline]
     pub fn next_waiting(&mut self) -> Option<u8> {
-        self.waiting.pop_front()
+        self.waiting.pop()
     }
 
     /// Has a request begin later, before the others that do.
     pub fn wait(&mut self, place: u8) {
-        self.waiting.push_front(place);
+        self.waiting.push(place);
     }
 
     /// Takes a place that no request has.

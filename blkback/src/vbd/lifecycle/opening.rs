@@ -75,24 +75,37 @@ async fn until_unwanted<H: Hypervisor>(
 }
 
 /// Opens the device that a disk's nodes name.
+#[cfg_attr(
+    not(feature = "recover"),
+    expect(
+        clippy::never_loop,
+        reason = "the devices of disks that were served before a crash are opened again"
+    )
+)]
 async fn open_device<H: Hypervisor>(
     services: &Services<H>,
     id: VbdId,
     config: &VbdConfig,
     owner: Owner<'_>,
 ) -> Result<Arc<dyn BlockDevice>, OpenError> {
-    let open = async || {
-        let stores = &services.stores;
-        stores.open(&config.target, config.access, owner).await
-    };
     #[cfg(feature = "recover")]
     returning::give_way(services, id, &config.target).await;
-    let opened = open().await;
     #[cfg(feature = "recover")]
-    let opened = returning::outwait(services, id, &config.target, opened, open).await;
+    let mut patience = returning::Patience::new(id, &config.target);
     #[cfg(not(feature = "recover"))]
     let _ = id;
-    opened
+    loop {
+        let stores = &services.stores;
+        let opened = stores.open(&config.target, config.access, owner).await;
+        #[cfg(feature = "recover")]
+        if let Err(OpenError::Store(reason)) = &opened
+            && let Some(pause) = patience.pause(services, reason)
+        {
+            pause.await;
+            continue;
+        }
+        return opened;
+    }
 }
 
 impl<'a, H: Hypervisor> Vbd<'a, H> {

@@ -45,26 +45,27 @@ impl<H: Hypervisor> Vbd<'_, H> {
         {
             return Err(Problem::NotAsLeft);
         }
-        let (records, claims): (Vec<_>, Vec<_>) = left.queues.into_iter().unzip();
-        let queue = |record: Record| QueueDetails {
-            ring: vec![record.ring],
-            event_channel: record.event_channel,
-        };
-        let published = Published {
+        let mut published = Published {
             abi: record.abi,
             persistent: record.persistent,
-            queues: records.into_iter().map(queue).collect(),
+            queues: Vec::new(),
         };
+        let mut journals = Vec::new();
+        for (record, claim) in left.queues {
+            published.queues.push(QueueDetails {
+                ring: vec![record.ring],
+                event_channel: record.event_channel,
+            });
+            journals.push(Journal::new(Some(claim)));
+        }
         services.admit(self.id, published.needs(services.limits))?;
-        let mut claims = claims.into_iter();
-        self.serve(&published, |_| Journal::new(claims.next()))
-            .await?;
+        self.serve(&published, journals).await?;
         self.sectors = geometry.sectors;
         Ok(())
     }
 
     /// Returns what keeps the requests of each of the queues that are about to be served.
-    pub(super) fn journals(&self, published: &Published) -> impl Iterator<Item = Journal> + use<H> {
+    pub(super) fn journals(&self, published: &Published) -> Vec<Journal> {
         let keeper = &self.services.keeper;
         let geometry = self.device.geometry();
         let journal = |(queue, details): (u32, &QueueDetails)| {
@@ -93,6 +94,6 @@ impl<H: Hypervisor> Vbd<'_, H> {
                 self.id
             );
         }
-        journals.into_iter()
+        journals
     }
 }

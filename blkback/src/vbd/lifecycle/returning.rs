@@ -2,10 +2,9 @@
 
 use crate::id::VbdId;
 use crate::services::Services;
-use alloc::sync::Arc;
+use bulkhead_executor::Sleep;
 use bulkhead_images::target::Target;
-use bulkhead_images::{BlockDevice, OpenError};
-use bulkhead_xen::Hypervisor;
+use bulkhead_xen::{Hypervisor, Instant};
 use core::time::Duration;
 
 /// The time for which a store is asked again. Disks on the same kind of store that were not served wait meanwhile.
@@ -24,29 +23,43 @@ fn scheme(target: &str) -> &str {
     Target::parse(target).map_or("", |target| target.scheme)
 }
 
-/// Opens a device again and again that could not be opened, if the boot before has served the disk.
-pub(super) async fn outwait<H: Hypervisor>(
-    services: &Services<H>,
+/// How long the device of a disk that the boot before has served is waited for.
+pub(super) struct Patience<'t> {
     id: VbdId,
-    target: &str,
-    mut opened: Result<Arc<dyn BlockDevice>, OpenError>,
-    open: impl AsyncFn() -> Result<Arc<dyn BlockDevice>, OpenError>,
-) -> Result<Arc<dyn BlockDevice>, OpenError> {
-    let until = services.handle.now() + RETURNS;
-    let mut told = false;
-    while let Err(OpenError::Store(reason)) = &opened
-        && services.keeper.has_left(id)
-        && services.handle.now() < until
-    {
-        if !core::mem::replace(&mut told, true) {
-            let scheme = scheme(target);
+    /// The kind of store that the disk is on.
+    scheme: &'t str,
+    /// The end of that time, once the store was asked in vain.
+    until: Option<Instant>,
+}
+
+impl<'t> Patience<'t> {
+    /// Begins to wait for the device of a disk on that target.
+    pub fn new(id: VbdId, target: &'t str) -> Self {
+        Patience {
+            id,
+            scheme: scheme(target),
+            until: None,
+        }
+    }
+
+    /// Returns the pause after which the device is to be opened again that could not be opened for this reason, if it is
+    /// to be.
+    pub fn pause<H: Hypervisor>(
+        &mut self,
+        services: &Services<H>,
+        reason: &str,
+    ) -> Option<Sleep<H>> {
+        let (id, scheme, now) = (self.id, self.scheme, services.handle.now());
+        if !services.keeper.has_left(id) || self.until.is_some_and(|until| now >= until) {
+            return None;
+        }
+        if self.until.is_none() {
             log::warn!(
                 "vbd {id}: {reason}; it was served before the crash, and is waited for, and disks on {scheme}: that were not served wait, too"
             );
             services.keeper.is_away(id, scheme);
+            self.until = Some(now + RETURNS);
         }
-        services.handle.sleep(AGAIN).await;
-        opened = open().await;
+        Some(services.handle.sleep(AGAIN))
     }
-    opened
 }

@@ -395,3 +395,45 @@ fn a_backend_that_starts_anew_may_go_on_with_the_rings_it_finds() {
     world.wait(Duration::from_secs(6));
     assert_eq!(liar.frontend(), Some(XenbusState::Closed));
 }
+
+/// Linux's backend looks whether its requests have ended when its frontend closes, and does not look again by itself.
+#[cfg(feature = "recover")]
+#[test]
+fn a_backend_that_was_at_work_when_its_frontend_closed_after_a_crash_is_told_again() {
+    let world = World::with(Setup {
+        own_disks: true,
+        recover: true,
+        ..Setup::default()
+    });
+    let mut liar = Liar::new(&world, &DISK);
+    let guest = Guest::with_memory(&world, 2048);
+    let mut disk = guest.attach("xvda", "vbd:xvda").connected();
+    let asked = disk.link().push_write(3, &[7; 512]);
+    disk.link().kick();
+    world.run();
+    liar.take();
+    world.crash_after(0, 0);
+    world.restart();
+    world.run();
+    for _ in 0..3 {
+        assert_eq!(liar.frontend(), Some(XenbusState::Closed));
+        // Its request has not ended, and it keeps the ring.
+        liar.say(&[], XenbusState::Closed);
+        assert_eq!(liar.frontend(), Some(XenbusState::Initialising));
+        liar.say(&[], XenbusState::InitWait);
+        world.wait(Duration::from_millis(900));
+    }
+    liar.ring = None;
+    liar.say(&[], XenbusState::Closed);
+    assert_eq!(liar.frontend(), Some(XenbusState::Initialising));
+    liar.say(&[], XenbusState::InitWait);
+    assert_eq!(liar.frontend(), Some(XenbusState::Initialised));
+    liar.connect();
+    liar.say(&DISK, XenbusState::Connected);
+    let again = liar.take();
+    liar.answer(&again.response(Status::Okay));
+    let answers = disk.link().collect();
+    assert_eq!(answers.len(), 1);
+    assert_eq!(answers[0].id, asked);
+    assert_eq!(answers[0].status, Status::Okay);
+}

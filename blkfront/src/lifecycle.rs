@@ -150,7 +150,7 @@ impl<H: Hypervisor> Life<'_, H> {
                 }
                 self.wait(changed).await?;
             }
-            Step::Publish => self.publish().await?,
+            Step::Publish => self.publish(changed).await?,
             Step::Connect => self.connect().await?,
             Step::Reread => {
                 self.reread().await?;

@@ -8,19 +8,19 @@ use crate::state_machine::Phase;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use bulkhead_executor::Signal;
 use bulkhead_xen::Hypervisor;
 use bulkhead_xenbus::{NodeMap, XenbusState, excerpt, read_nodes};
 use bulkhead_xenstore_client::Error;
 
 impl<H: Hypervisor> Life<'_, H> {
     /// Makes rings, and tells the backend of them.
-    pub(super) async fn publish(&mut self) -> Result<(), Error> {
+    pub(super) async fn publish(&mut self, changed: &Signal) -> Result<(), Error> {
         let Some(backend) = self.peer.as_ref().map(|peer| peer.id) else {
             return Ok(());
         };
         if self.outwait_earlier_boot(backend).await? {
-            // Its state may have changed meanwhile.
-            return Ok(());
+            return self.close_again(changed).await;
         }
         let Some(peer) = &self.peer else {
             return Ok(());
@@ -73,6 +73,8 @@ impl<H: Hypervisor> Life<'_, H> {
         }
         let (rings, pages) = (connection.rings(), connection.ring_pages());
         self.phase = Phase::Connected;
+        // The rings are in use already.
+        self.frontends.something_changed();
         self.write(Vec::new(), XenbusState::Connected).await?;
         self.retry = RETRY;
         self.told = None;
@@ -95,7 +97,6 @@ impl<H: Hypervisor> Life<'_, H> {
                 self.disk.name
             );
         }
-        self.frontends.something_changed();
         Ok(())
     }
 

@@ -1,11 +1,21 @@
 //! What a boot before this one of the same domain has left with a backend when it crashed.
 
-use super::{LONG_LOOK, LONGEST_RETRY, LOOK_AGAIN, Life};
+use super::{LONG_LOOK, LOOK_AGAIN, Life};
+use crate::state_machine::Phase;
 use alloc::format;
 use alloc::vec::Vec;
+use bulkhead_executor::Signal;
 use bulkhead_xen::{DomId, GrantRef, Hypervisor};
+use bulkhead_xenbus::XenbusState;
 use bulkhead_xenstore_client::Error;
+use core::pin::pin;
 use core::time::Duration;
+use futures_util::future::{Either, select};
+
+/// The longest time until a backend is looked at again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// The time in which a backend has to close, too.
+const CLOSES: Duration = Duration::from_secs(1);
 
 /// What is known of it.
 pub(super) struct EarlierBoot {
@@ -35,10 +45,7 @@ impl<H: Hypervisor> Life<'_, H> {
         if !self.frontends.was_left() {
             return Ok(false);
         }
-        if self.before.rings.is_none() {
-            // Before new ones are published.
-            self.before.rings = Some(self.published_rings().await?);
-        }
+        self.note_rings_of_before().await?;
         let grants = self.disk.grants();
         let in_use = match self.before.rings.as_deref().unwrap_or_default() {
             [] => grants.end_left(Some(backend)) > 0,
@@ -54,13 +61,39 @@ impl<H: Hypervisor> Life<'_, H> {
             ));
         }
         self.frontends.handle().sleep(pause).await;
-        self.before.pause = (pause * 2).min(LONGEST_RETRY);
+        self.before.pause = (pause * 2).min(LONGEST_PAUSE);
         Ok(true)
+    }
+
+    /// Closes once more, and waits until the backend has closed, too: Linux's looks whether its requests have ended when its
+    /// frontend closes, and keeps the rings if they have not (`xen_blkif_disconnect`). It does not look again by itself.
+    pub(super) async fn close_again(&mut self, changed: &Signal) -> Result<(), Error> {
+        self.phase = Phase::Closed;
+        self.write(Vec::new(), XenbusState::Closed).await?;
+        let over = self.frontends.handle().sleep(CLOSES);
+        let closed = async {
+            while self.observe().await?.backend == XenbusState::InitWait {
+                self.wait(changed).await?;
+            }
+            Ok(())
+        };
+        match select(pin!(closed), pin!(over)).await {
+            Either::Left((closed, _)) => closed,
+            Either::Right(_) => Ok(()),
+        }
+    }
+
+    /// Learns which rings a boot before this one has published, if there was one. To be called before new ones are.
+    pub(super) async fn note_rings_of_before(&mut self) -> Result<(), Error> {
+        if self.frontends.was_left() && self.before.rings.is_none() {
+            self.before.rings = Some(self.published_rings().await?);
+        }
+        Ok(())
     }
 
     /// Returns the grants of the rings that the disk's nodes name, and perhaps of some that they named before.
     async fn published_rings(&self) -> Result<Vec<GrantRef>, Error> {
-        let (store, mut rings) = (self.frontends.store(), Vec::new());
+        let (store, mut paths) = (self.frontends.store(), Vec::new());
         let mut directories = Vec::from([self.path.clone()]);
         while let Some(directory) = directories.pop() {
             for name in store.directory_or_empty(&directory).await? {
@@ -68,11 +101,15 @@ impl<H: Hypervisor> Life<'_, H> {
                 if name.starts_with("queue-") {
                     directories.push(path);
                 } else if name.starts_with("ring-ref") {
-                    let number = store.read_number_optional(&path).await?;
-                    rings.extend(number.map(GrantRef));
+                    paths.push(path);
                 }
             }
         }
-        Ok(rings)
+        let values = store.read_each(&paths).await?;
+        let numbers = values.into_iter().flatten();
+        Ok(numbers
+            .filter_map(|number| number.parse().ok())
+            .map(GrantRef)
+            .collect())
     }
 }

@@ -47,8 +47,13 @@ impl Listeners {
                         loop {
                             channel.notified().await;
                             controller.watch().count_interrupt();
-                            pair.lock().look();
+                            let mut any = pair.lock().take();
                             vectors.handled(vector, &hypervisor);
+                            while any {
+                                // The queues serve what has completed; the controller completes more meanwhile.
+                                handle.yield_now().await;
+                                any = pair.lock().take();
+                            }
                             hold_back(&handle, &channel, pair, &mut moderation).await;
                         }
                     })
@@ -89,13 +94,12 @@ async fn hold_back<H: Hypervisor>(
         if !held_back {
             held_back = true;
             channel.mask();
-            pair.lock().hold_back();
         }
         handle.sleep(pause).await;
-        pair.lock().look_as_expected();
+        pair.lock().take_expected();
     }
+    pair.lock().look();
     if held_back {
-        pair.lock().listen();
         // What the controller completes from now on interrupts, and so does what it has completed meanwhile.
         channel.unmask();
     }

@@ -26,6 +26,8 @@ pub struct Moderation {
     /// The time of the last look, and the completions by then.
     since: Instant,
     done: u64,
+    /// The controller had nothing more to do then.
+    idle: bool,
 }
 
 impl Moderation {
@@ -37,6 +39,7 @@ impl Moderation {
             gap: MOST,
             since: Instant(0),
             done: 0,
+            idle: true,
         }
     }
 
@@ -47,9 +50,12 @@ impl Moderation {
         let span = now.0.saturating_sub(self.since.0);
         let new = done.wrapping_sub(self.done);
         (self.since, self.done) = (now, done);
+        let was_idle = core::mem::replace(&mut self.idle, at_work == 0);
         // What took longer was a pause of the guest's.
         let gap = span.checked_div(new)?.min(MOST);
-        self.gap = (3 * self.gap + gap) / 4;
+        if !was_idle {
+            self.gap = (3 * self.gap + gap) / 4;
+        }
         let expected = ((at_work / PART) as u64).min(self.most / self.gap.max(1));
         let pause = self.gap * expected;
         (expected > 1 && pause >= LEAST).then(|| Duration::from_nanos(pause))
@@ -61,6 +67,21 @@ mod tests {
     use super::*;
 
     const MICROSECOND: u64 = 1_000;
+
+    #[test]
+    fn time_without_commands_is_not_the_controllers() {
+        let mut moderation = Moderation::new(None);
+        assert!(settled(&mut moderation, 32, 100 * MICROSECOND).is_some());
+        let (mut now, mut done) = (moderation.since, moderation.done);
+        for _ in 0..20 {
+            // It does the rest, is given 32 commands after a while, and does eight of them.
+            (now, done) = (now + Duration::from_micros(3200), done + 32);
+            moderation.pause(now, 0, done);
+            (now, done) = (now + Duration::from_millis(20), done + 8);
+            let pause = moderation.pause(now, 24, done).expect("a pause");
+            assert!((500..700).contains(&pause.as_micros()), "{pause:?}");
+        }
+    }
 
     /// Looks at a controller with so many commands at work, which completes one in `gap` nanoseconds, until its speed is
     /// known. Returns the pause.

@@ -61,8 +61,6 @@ pub struct Pair {
     turn: usize,
     /// The number of the current tick.
     now: u32,
-    /// Interrupts tell of completions: they are not held back.
-    listens: bool,
     counts: Counts,
 }
 
@@ -89,7 +87,6 @@ impl Pair {
             turned_away: 0,
             turn: 0,
             now: 0,
-            listens: true,
             counts: Counts::default(),
         })
     }
@@ -214,7 +211,8 @@ impl Pair {
     }
 
     /// Takes the completions that the controller has written, and prepares to send what waited for them. Returns
-    /// whether there may be more.
+    /// whether there were any. The controller learns that they were taken when that is worthwhile, or by the next
+    /// [`look`](Self::look): each of them has an interrupt, and the task that is interrupted looks.
     #[inline]
     pub fn collect(&mut self) -> bool {
         if self.state != State::Running {
@@ -230,16 +228,30 @@ impl Pair {
         if any && (self.turned_away > 0 || self.splits.any()) {
             self.use_free_slots();
         }
-        // A controller may interrupt only when all that it has written before was taken (the IS bit of MSI, in section
-        // 3.5.1 of the PCIe transport): what it wrote before it learned of that is looked for once more.
-        let listens = self.listens && !any;
-        any | self.rings.acknowledge(&*self.registers, listens)
+        self.rings.acknowledge(&*self.registers, false);
+        any
     }
 
-    /// Takes all completions, and sends what waited for them.
-    pub fn look(&mut self) {
-        while self.collect() {}
+    /// Takes all completions, and sends what waited for them. Returns whether there were any.
+    pub fn take(&mut self) -> bool {
+        let mut any = false;
+        while self.collect() {
+            any = true;
+        }
         self.submit();
+        any
+    }
+
+    /// Takes all completions, and sends what waited for them. An interrupt tells of those that come after this.
+    pub fn look(&mut self) {
+        loop {
+            self.take();
+            // A controller may interrupt only when all that it has written before was taken (the IS bit of MSI, in
+            // section 3.5.1 of the PCIe transport): what it wrote before it learned of that is looked for once more.
+            if self.state != State::Running || !self.rings.acknowledge(&*self.registers, true) {
+                return;
+            }
+        }
     }
 
     /// Takes note of a completion. Returns false if there is no such command: nothing that the controller says is

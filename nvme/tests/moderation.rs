@@ -118,6 +118,37 @@ fn at_depth_32_few_completions_interrupt() {
 }
 
 #[test]
+fn the_controller_learns_once_of_what_was_taken_before_an_interrupt() {
+    for sparing in [false, true] {
+        let world = held(Config {
+            sparing,
+            ..Config::default()
+        });
+        let mut guest = Guest::new(&world);
+        guest.free.truncate(7);
+        guest.ask(7);
+        world.run();
+        let doorbells = world.fake.signals().0;
+        for finished in 1..7 {
+            world.fake.finish(0);
+            // Its task is at work, and looks before the vCPU handles interrupts.
+            guest.look();
+            guest.look();
+            assert_eq!(guest.collected, finished);
+        }
+        assert_eq!(world.fake.signals().0, doorbells, "{sparing}");
+        world.run();
+        assert_eq!(world.fake.signals().0, doorbells + 1, "{sparing}");
+        world.fake.finish(0);
+        world.run();
+        guest.run();
+        assert_eq!(guest.collected, 7, "the next one interrupts");
+        drop(guest);
+        world.end();
+    }
+}
+
+#[test]
 fn few_commands_are_not_held_back() {
     let world = held(Config::default());
     let mut guest = Guest::new(&world);

@@ -67,23 +67,10 @@ impl Pair {
         (at_work, self.counts.commands - at_work as u64)
     }
 
-    /// Notes that interrupts are not waited for until [`listen`](Self::listen) is called: it does not matter when the
-    /// controller learns of completions that were taken, as long as its queue does not become full.
-    pub fn hold_back(&mut self) {
-        self.listens = false;
-    }
-
-    /// Takes all completions, because some were expected by now.
-    pub fn look_as_expected(&mut self) {
+    /// Takes all completions that were expected by now. Interrupts are not waited for next.
+    pub fn take_expected(&mut self) {
         self.counts.looks += 1;
-        self.look();
-    }
-
-    /// Notes that interrupts tell of completions from now on, and takes all that were written before: the controller
-    /// learns that they were taken.
-    pub fn listen(&mut self) {
-        self.listens = true;
-        self.look();
+        self.take();
     }
 
     /// Believes nothing of the controller any more.

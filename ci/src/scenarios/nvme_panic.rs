@@ -120,7 +120,7 @@ fn panics(testbed: &Testbed) -> Result<()> {
     let ended = guests.iter().map(sums).collect::<Result<Vec<_>>>()?;
     thread::sleep(AFTERWARDS);
     let afterwards = guests.iter().map(sums).collect::<Result<Vec<_>>>()?;
-    first.destroy()?;
+    first.destroy_with_devices()?;
     let gone = guests.iter().map(sums).collect::<Result<Vec<_>>>()?;
     let console = first.console();
     ensure!(
@@ -169,7 +169,8 @@ fn panics(testbed: &Testbed) -> Result<()> {
         ));
     }
     reader.destroy()?;
-    second.shutdown()
+    // It lets go of its controllers when the tool stack takes them.
+    second.destroy()
 }
 
 /// Starts a driver domain whose controllers access guests' pages where they are.

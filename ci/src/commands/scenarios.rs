@@ -55,6 +55,7 @@ impl Chosen {
     pub fn all() -> Self {
         let mut all = Self::suite();
         all.shared.extend(scenarios::long());
+        all.with_devices.extend(scenarios::long_with_devices());
         all
     }
 

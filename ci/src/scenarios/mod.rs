@@ -104,6 +104,11 @@ pub fn with_devices() -> Vec<Scenario> {
     .concat()
 }
 
+/// Those of [`long`] for hosts with devices of their own.
+pub fn long_with_devices() -> Vec<Scenario> {
+    recovery::LONG_WITH_DEVICES.to_vec()
+}
+
 /// The scenarios that `cargo lab test` runs under each of the two programs that keep xenstore: attaching and
 /// detaching, many nodes, watches of nodes that are not there yet, refusals and their nodes, and the end of a
 /// driver domain in use. Everything else that a scenario is about is the same under both.
@@ -129,7 +134,8 @@ pub fn own_host() -> Vec<OwnHostScenario> {
 
 /// The names of all scenarios.
 pub fn names() -> Vec<&'static str> {
-    let shared = suite().into_iter().chain(long()).chain(with_devices());
+    let with_devices = with_devices().into_iter().chain(long_with_devices());
+    let shared = suite().into_iter().chain(long()).chain(with_devices);
     let shared = shared.map(|scenario| scenario.name);
     let own_host = own_host().into_iter().map(|scenario| scenario.name);
     shared.chain(own_host).collect()

@@ -3,13 +3,14 @@
 use super::main_job::FIO_LIMIT;
 use crate::config::Kind;
 use crate::host::guest::Guest;
+use crate::host::pci::{self, Controller, PciDevice};
 use crate::host::read_from;
 use crate::testbed::images::Image;
 use crate::testbed::leak_check::Holdings;
 use crate::testbed::network::{CONNECTED, DRIVER_DOMAIN, Server};
 use crate::testbed::report::milliseconds;
 use crate::testbed::storage::{
-    BOOT, READY, Running, Storage, device_number, disk, own_disk_connected,
+    BOOT, READY, Running, Storage, controller_started, device_number, disk, own_disk_connected,
 };
 use crate::testbed::{MINUTE, Scenario, Testbed, fio};
 use anyhow::{Context, Result, ensure};
@@ -82,6 +83,22 @@ pub const LONG: &[Scenario] = &[
     },
 ];
 
+/// The same with devices that are passed through.
+pub const LONG_WITH_DEVICES: &[Scenario] = &[
+    Scenario {
+        name: "crashes-under-load-nvme-pv",
+        about: "a PV driver domain with two NVMe controllers crashes three times under two guests with fio, verified: they notice a pause",
+        demo: false,
+        run: |testbed| crashes_under_load(testbed, Kind::Pv, Disks::Controllers),
+    },
+    Scenario {
+        name: "crashes-under-load-virtio-pv",
+        about: "a PV driver domain with a virtio-blk device and an NVMe controller crashes three times under two guests with fio, verified: they notice a pause",
+        demo: false,
+        run: |testbed| crashes_under_load(testbed, Kind::Pv, Disks::Virtio),
+    },
+];
+
 /// What guests' disks lie on.
 #[derive(Clone, Copy)]
 pub(super) enum Disks {
@@ -91,6 +108,10 @@ pub(super) enum Disks {
     Own,
     /// Exports of servers in dom0, which the driver domain reaches over a network.
     Exports,
+    /// Namespaces of two NVMe controllers that were passed through.
+    Controllers,
+    /// The same of one controller, and a virtio-blk device beside it.
+    Virtio,
 }
 
 /// The servers of the exports: nbdkit, which takes several connections to one export at a time, and qemu-nbd with one.
@@ -106,6 +127,22 @@ impl Disks {
                 storage.wait_console(&connected, MINUTE).map(drop)
             }),
             Disks::Exports => storage.wait_console(CONNECTED, MINUTE).map(drop),
+            Disks::Controllers | Disks::Virtio => self.devices().iter().try_for_each(|device| {
+                let started = match device.controller {
+                    Controller::Nvme(_) => controller_started(device),
+                    Controller::VirtioBlk(_) => format!("virtio:{}: ", device.short_name()),
+                };
+                storage.wait_console(&started, MINUTE).map(drop)
+            }),
+        }
+    }
+
+    /// Returns the devices that are passed through: that of the guest that writes, and that of the one that reads.
+    fn devices(self) -> &'static [PciDevice] {
+        match self {
+            Disks::Images | Disks::Own | Disks::Exports => &[],
+            Disks::Controllers => &[pci::NVME, pci::TWO_NAMESPACES],
+            Disks::Virtio => &[pci::NVME, pci::VIRTIO_BLK],
         }
     }
 
@@ -135,6 +172,14 @@ impl Disks {
             let [files, qcow] = SERVERS;
             let targets = [files.target("root-bob"), qcow.target("qcow")];
             return Ok((storage.on_network(&words), targets));
+        }
+        if let [writes, reads] = self.devices() {
+            let target = |device: &PciDevice| match device.controller {
+                Controller::Nvme(_) => format!("nvme:{}", device.short_name()),
+                Controller::VirtioBlk(_) => format!("virtio:{}", device.short_name()),
+            };
+            let targets = [target(writes), target(reads)];
+            return Ok((storage.pci(writes).pci(reads), targets));
         }
         for device in ["xvda", "xvdb"] {
             let file = format!("/tmp/crashing-{kind}-{device}.img");
@@ -321,8 +366,8 @@ const CRASHES: u32 = 3;
 /// Time for which the second guest reads around each crash, in seconds.
 const READS: u32 = 6;
 
-/// Rounds over the disk, long enough for all crashes.
-const LOOPS: &str = "--loops=20 --time_based --runtime=45";
+/// Rounds over the disk, or so much of it, long enough for all crashes.
+const LOOPS: &str = "--size=16m --loops=20 --time_based --runtime=45";
 
 fn crashes_under_load(testbed: &Testbed, kind: Kind, on: Disks) -> Result<()> {
     let host = testbed.host;

@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Obstacle {
-    /// The domain has a PCI device of its own.
+    /// A page is mapped for a PCI device, and there is no memory to remember that.
     Devices = 1,
     /// Memory went back to Xen, or was never there.
     Memory = 2,
@@ -41,7 +41,10 @@ pub fn add(obstacle: Obstacle) {
 pub fn first() -> Option<&'static str> {
     let found = FOUND.load(Ordering::Relaxed);
     let reasons = [
-        (Obstacle::Devices, "it has a PCI device of its own"),
+        (
+            Obstacle::Devices,
+            "there is no memory to remember what is mapped for its PCI devices",
+        ),
         (Obstacle::Memory, "memory was given back to Xen"),
         (Obstacle::Growth, "an image has grown"),
         (Obstacle::Vcpus, "more than one vCPU runs"),

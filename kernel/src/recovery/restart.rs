@@ -115,10 +115,11 @@ pub fn damage_page_tables() {
     log::error!("page tables cannot be damaged on PV");
 }
 
-/// Notes that the domain may have PCI devices of its own, which no restart takes up again yet.
+/// Notes that the domain may have PCI devices of its own: a restart takes them up again. An upgrade does not, yet.
 pub fn note_device() {
-    let _ = mappings::start_for_devices();
-    obstacles::add(Obstacle::Devices);
+    if !mappings::start_for_devices() {
+        obstacles::add(Obstacle::Devices);
+    }
     HAS_DEVICES.store(true, Ordering::Relaxed);
 }
 

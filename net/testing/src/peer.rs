@@ -129,18 +129,33 @@ impl Peer {
         }
     }
 
+    /// Has ports served again whose connections are over: a server has a queue for connections that come meanwhile.
+    fn listen_again(&mut self) {
+        for (handle, port) in &self.servers {
+            let socket = self.sockets.get_mut::<Socket<'_>>(*handle);
+            if !socket.is_open() {
+                socket.listen(*port).expect("a port");
+            }
+        }
+    }
+
     /// Does what there is to do; returns whether there was anything. `micros` is the time.
     pub fn step(&mut self, micros: u64) -> bool {
         let before = self.card.received.len();
         let time = Instant::from_micros(micros as i64);
+        let mut arrived = core::mem::take(&mut self.card.received);
+        while let Some(frame) = arrived.pop_front() {
+            self.card.received.push_back(frame);
+            self.stack
+                .poll_ingress_single(time, &mut self.card, &mut self.sockets);
+            self.listen_again();
+        }
         self.stack.poll(time, &mut self.card, &mut self.sockets);
+        self.listen_again();
         for (handle, port) in &self.servers {
             let socket = self.sockets.get_mut::<Socket<'_>>(*handle);
             if socket.state() == State::CloseWait && !socket.can_recv() {
                 socket.close();
-            }
-            if !socket.is_open() {
-                socket.listen(*port).expect("a port");
             }
             let mut services = self.services.iter_mut();
             if let Some((_, service)) = services.find(|(served, _)| served == handle) {

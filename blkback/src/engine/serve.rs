@@ -15,7 +15,7 @@ use bulkhead_grant::Region;
 use bulkhead_images::{IoQueue, QueueContext};
 use bulkhead_xen::{Hypervisor, Instant};
 use core::future::{Future, poll_fn};
-use core::pin::pin;
+use core::pin::{Pin, pin};
 use core::task::{Context, Poll};
 use core::time::Duration;
 
@@ -150,7 +150,7 @@ async fn until_stopped<H: Hypervisor>(
                 if !queue.final_check_for(waiting, more)? {
                     wait.begin(queue, until);
                     queue.count_sleep();
-                    let notified = poll_fn(|context| wait.poll(context, queue)).await;
+                    let notified = Waiting(&mut wait, queue).await;
                     swept &= !wait.end();
                     let before = waiting;
                     (waiting, now) = (queue.waiting()?, handle.now());
@@ -228,6 +228,19 @@ struct Wait<'a, H> {
     timer: Option<Timer<H>>,
     /// The task has waited, and other tasks had their turn meanwhile.
     slept: bool,
+}
+
+/// A wait that is awaited. It is inlined there, which the closure of a `poll_fn` is in some builds and not in others.
+struct Waiting<'w, 'a, H: Hypervisor>(&'w mut Wait<'a, H>, &'w mut Queue<H>);
+
+impl<H: Hypervisor> Future for Waiting<'_, '_, H> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<bool> {
+        let Waiting(wait, queue) = self.get_mut();
+        wait.poll(context, queue)
+    }
 }
 
 impl<'a, H: Hypervisor> Wait<'a, H> {

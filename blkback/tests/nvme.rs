@@ -284,6 +284,33 @@ fn a_controller_that_is_detached_in_use_is_given_back_when_its_disks_are() {
 }
 
 #[test]
+fn a_controller_that_cannot_be_opened_is_named_with_the_reason() {
+    let mut function = FunctionConfig::default();
+    function.msix.as_mut().expect("MSI-X").table = 0x800;
+    let world = World::with(setup_with(function, Setup::default()));
+    let guest = Guest::new(&world);
+    let disk = guest.attach("xvda", "nvme:03:00.0");
+    world.wait(Duration::from_secs(1));
+    let problem = disk.problem().expect("refused without waiting");
+    assert!(
+        problem.contains("the controller 03:00.0 cannot be used: ")
+            && problem.contains("share a page with the MSI-X table"),
+        "{problem}"
+    );
+    disk.finish_detach();
+    // dom0 may have it back.
+    let function = &nvme(&world).function;
+    world.sim.detach_function(&world.storage, function);
+    world.wait(Duration::from_secs(1));
+    assert!(world.sim.finish_detach(&world.storage, function));
+    let later = guest.attach("xvda", "nvme:03:00.0");
+    world.wait(Duration::from_secs(8));
+    let problem = later.problem().expect("refused");
+    assert!(problem.contains("the driver domain has none"), "{problem}");
+    world.sim.assert_no_violations();
+}
+
+#[test]
 fn a_domain_that_ends_in_mid_read_leaves_its_guests_pages_alone() {
     // Once told that the domain ends, no driver of this test starts a device again.
     for stops_devices in [false, true] {

@@ -3,6 +3,7 @@
 use crate::controller::Controller;
 use crate::function::Function;
 use crate::lifecycle::live;
+use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -10,8 +11,10 @@ use alloc::vec::Vec;
 use bulkhead_dma::{Devices, PassedThrough, Watch, short_name};
 use bulkhead_executor::{Handle, VcpuSpawner};
 use bulkhead_xen::{DeviceStops, DmaMemory, Hypervisor};
+use core::cell::RefCell;
 use core::fmt;
 use core::ops::Deref;
+use core::task::Waker;
 use core::time::Duration;
 
 /// A controller cannot be let go of, because disks of guests are on it.
@@ -43,6 +46,8 @@ impl core::error::Error for InUse {}
 pub struct Controllers<H: Hypervisor> {
     devices: Devices<H, Controller>,
     hold: Option<Duration>,
+    /// The functions whose registers or interrupts cannot be used, and why.
+    unusable: RefCell<Vec<(String, String)>>,
 }
 
 impl<H: Hypervisor> Deref for Controllers<H> {
@@ -65,7 +70,11 @@ impl<H: Hypervisor> Controllers<H> {
         hold: Option<Duration>,
     ) -> Rc<Self> {
         let devices = Devices::new(handle, vcpus, memory, stops);
-        Rc::new(Controllers { devices, hold })
+        Rc::new(Controllers {
+            devices,
+            hold,
+            unusable: RefCell::default(),
+        })
     }
 
     /// Adds a controller, and starts it. It stays until it is [removed](Self::remove).
@@ -115,6 +124,38 @@ impl<H: Hypervisor> Controllers<H> {
             controller.fail("it was taken away".to_string());
             self.let_go(&controller).await;
         }
+    }
+
+    /// Notes why a function cannot be used, until it is [taken away](Self::forget_unusable): who asks for it is told.
+    pub(crate) fn set_unusable(&self, name: &str, reason: String) {
+        let name = short_name(name).to_string();
+        self.unusable.borrow_mut().push((name, reason));
+        let waiting = self.waiting().lock().take();
+        waiting.for_each(Waker::wake);
+    }
+
+    /// Forgets that a function cannot be used.
+    pub(crate) fn forget_unusable(&self, name: &str) {
+        let mut unusable = self.unusable.borrow_mut();
+        unusable.retain(|(other, _)| other != short_name(name));
+    }
+
+    /// Returns the reason why the function of that name cannot be used, if it is there.
+    pub(crate) fn unusable(&self, name: &str) -> Option<String> {
+        let unusable = self.unusable.borrow();
+        let mut unusable = unusable.iter();
+        let found = unusable.find(|(other, _)| other == short_name(name));
+        found.map(|(_, reason)| reason.clone())
+    }
+
+    /// Returns lines about all controllers, for the operator.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let all = self.list();
+        let mut lines: Vec<String> = all.iter().flat_map(|one| one.lines()).collect();
+        for (name, reason) in self.unusable.borrow().iter() {
+            lines.push(format!("nvme:{name}: cannot be used: {reason}"));
+        }
+        lines
     }
 
     /// Waits until no disk lies on a controller, or there is none of that name.

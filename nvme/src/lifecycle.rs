@@ -95,6 +95,7 @@ pub(crate) async fn live<H: Hypervisor>(
         Err(reason) => {
             log::error!("nvme:{}: {reason}", controller.name());
             controller.fail(reason);
+            leaves(&controller).await;
             return controller.set_left();
         }
     };
@@ -116,6 +117,18 @@ pub(crate) async fn live<H: Hypervisor>(
     }
     life.listeners.stop();
     life.controller.set_left();
+}
+
+/// Waits until a controller is to be let go of.
+async fn leaves(controller: &Controller) {
+    poll_fn(|context| {
+        controller.watch().wake_with(context.waker());
+        match controller.is_leaving() {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    })
+    .await;
 }
 
 impl<H: Hypervisor> Life<'_, H> {
@@ -189,14 +202,7 @@ impl<H: Hypervisor> Life<'_, H> {
                 _ => pair.stick(),
             }
         }
-        poll_fn(|context| {
-            self.controller.watch().wake_with(context.waker());
-            match self.controller.is_leaving() {
-                true => Poll::Ready(()),
-                false => Poll::Pending,
-            }
-        })
-        .await;
+        leaves(&self.controller).await;
     }
 
     /// Listens to the controller as long as it works.

@@ -52,7 +52,12 @@ async fn drive<H: PciHost>(
     let name = function.name().to_string();
     match Attached::open(&controllers, &function).await {
         Ok(attached) => controllers.add(Rc::new(attached)),
-        Err(error) => return log::error!("nvme:{name}: it cannot be used: {error}"),
+        Err(error) => {
+            log::error!("nvme:{name}: it cannot be used: {error}");
+            controllers.set_unusable(&name, error.to_string());
+            function.departure().await;
+            return controllers.forget_unusable(&name);
+        }
     }
     match function.departure().await {
         Departure::Gone => controllers.give_up(&name).await,
@@ -95,6 +100,9 @@ impl<H: PciHost> Attached<H> {
         };
         let offsets = function.register_offsets(BAR).await?;
         let end = offsets.end.min(MOST_REGISTERS);
+        if end == 0 {
+            return Err(PciError::Protected { bar: BAR });
+        }
         Ok(Attached {
             name: function.name().to_string(),
             function: function.clone(),

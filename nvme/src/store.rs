@@ -99,6 +99,9 @@ impl<H: Hypervisor> Disks for Namespaces<H> {
             let controllers = &self.0;
             controllers
                 .until(|| {
+                    if controllers.unusable(function).is_some() {
+                        return Some(());
+                    }
                     let controller = controllers.find(function)?;
                     (controller.is_ready() || controller.failure().is_some()).then_some(())
                 })
@@ -110,6 +113,9 @@ impl<H: Hypervisor> Disks for Namespaces<H> {
 
     fn missing(&self, name: &str) -> String {
         let (function, _) = apart(name);
+        if let Some(reason) = self.0.unusable(function) {
+            return format!("the controller {function} cannot be used: {reason}");
+        }
         let all = self.0.list();
         if all
             .iter()
@@ -148,10 +154,7 @@ impl<H: Hypervisor> Disks for Namespaces<H> {
     }
 
     fn lines(&self) -> Vec<String> {
-        let all = self.0.list();
-        all.iter()
-            .flat_map(|controller| controller.lines())
-            .collect()
+        self.0.lines()
     }
 
     fn open(&self, name: &str) -> Result<Arc<dyn BlockDevice>, String> {

@@ -2,9 +2,9 @@
 
 use bulkhead_nvme::command::admin::opcode;
 use bulkhead_nvme::command::{Command, Status};
-use bulkhead_nvme_testing::world::{Buffer, NAME, World, read, write};
+use bulkhead_nvme_testing::world::{Buffer, NAME, World, read, stops, write};
 use bulkhead_nvme_testing::{Config, Fate};
-use bulkhead_xen::Stopped;
+use bulkhead_xen::{StopDevice, Stopped};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +27,29 @@ fn a_disk_waits_for_its_controller_and_is_told_what_is_missing() {
     let buffer = Buffer::new(&world, 1);
     assert_eq!(disk.does(read(0), &buffer.whole(512)), Ok(()));
     drop((disk, buffer));
+    world.end();
+}
+
+#[test]
+fn a_controller_for_whose_driver_there_is_no_room_is_named_with_the_reason() {
+    struct Other;
+    impl StopDevice for Other {
+        fn begin_stop(&self) {}
+        fn has_stopped(&self) -> bool {
+            true
+        }
+    }
+    let world = World::new(Config::default());
+    let others: Vec<_> = std::iter::from_fn(|| stops().register(Arc::new(Other)).ok()).collect();
+    world.controllers.add(world.fake.function(NAME));
+    let refused = world.try_open("nvme:03:00.0").err().expect("refused");
+    let reason = format!("there are {} devices already", others.len());
+    assert_eq!(
+        refused,
+        format!("the controller 03:00.0 was given up: {reason}")
+    );
+    assert!(world.lines().contains(&reason), "{}", world.lines());
+    drop(others);
     world.end();
 }
 
@@ -206,6 +229,20 @@ fn a_domain_that_ends_starts_no_controller() {
 #[test]
 fn a_controller_that_does_not_stop_does_not_keep_the_domain() {
     let world = World::started(Config::default());
+    let stopped = world.stop_devices(false);
+    assert_eq!((stopped.stopped, stopped.running), (0, 1));
+}
+
+#[test]
+fn a_controller_that_may_still_be_at_work_is_told_again_when_the_domain_ends() {
+    let world = World::started(Config::default());
+    world.fake.never_stop();
+    world.fake.stay_master();
+    let controllers = world.controllers.clone();
+    let closed = world.within(Duration::from_secs(60), async move {
+        controllers.close().await;
+    });
+    assert_eq!((closed, world.fake.state()), (Some(()), (true, true)));
     let stopped = world.stop_devices(false);
     assert_eq!((stopped.stopped, stopped.running), (0, 1));
 }

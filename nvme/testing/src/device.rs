@@ -177,6 +177,8 @@ pub struct Device {
     /// When it is to stop, it does so many things before.
     pub stops_late: usize,
     pub never_starts: bool,
+    /// Its access to memory cannot be taken away.
+    pub stays_master: bool,
     pub shut_down: bool,
     /// It works for its last user: it must not access memory before it was stopped.
     pub left_at_work: bool,
@@ -210,6 +212,7 @@ impl Device {
             never_stops: false,
             stops_late: 0,
             never_starts: false,
+            stays_master: false,
             shut_down: false,
             left_at_work: false,
             submissions: BTreeMap::new(),

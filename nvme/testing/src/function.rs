@@ -44,13 +44,14 @@ impl Function<SimVcpu> for FakeFunction {
     fn set_bus_mastering(&self, on: bool) -> BusMastering<'_> {
         Box::pin(async move {
             let mut device = lock(&self.device);
-            match device.vanished {
-                true => Err("the function is not there".to_string()),
-                false => {
-                    device.bus.direct().mastering = on;
-                    Ok(())
-                }
+            if device.vanished {
+                return Err("the function is not there".to_string());
             }
+            if device.stays_master && !on {
+                return Err("pciback does not do that".to_string());
+            }
+            device.bus.direct().mastering = on;
+            Ok(())
         })
     }
 }

@@ -201,6 +201,11 @@ impl FakeController {
         self.device().stops_late = things;
     }
 
+    /// Has pciback leave it its access to memory.
+    pub fn stay_master(&self) {
+        self.device().stays_master = true;
+    }
+
     /// Has it not become ready.
     pub fn never_start(&self, never: bool) {
         self.device().never_starts = never;

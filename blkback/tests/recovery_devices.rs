@@ -238,7 +238,7 @@ fn a_controller_that_does_not_stop_ends_the_domain() {
     push_writes(&mut disk, 8, 2);
     disk.link().kick();
     world.run();
-    fake.never_stop();
+    fake.never_stop(true);
     world.crash_after(0, 0);
     assert_eq!(world.stop_devices(), 1, "it does not start again");
 }

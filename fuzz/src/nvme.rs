@@ -164,7 +164,7 @@ fn control(world: &World, script: &mut Script<'_>) {
         }),
         12 => fake.fail(),
         13 if script.below(4) == 0 => fake.vanish(),
-        14 if script.below(4) == 0 => fake.never_stop(),
+        14 if script.below(4) == 0 => fake.never_stop(true),
         15 => fake.never_start(script.below(3) == 0),
         _ => {}
     }

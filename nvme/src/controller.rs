@@ -38,7 +38,7 @@ pub struct Controller {
     left: AtomicBool,
     /// Somebody wants to know how it is.
     asked: AtomicBool,
-    failure: Once<String>,
+    failure: Mutex<Option<Arc<str>>>,
     smart: Mutex<Option<SmartLog>>,
     resets: AtomicU32,
 }
@@ -66,7 +66,7 @@ impl Controller {
             leaving: AtomicBool::new(false),
             left: AtomicBool::new(false),
             asked: AtomicBool::new(false),
-            failure: Once::new(),
+            failure: Mutex::default(),
             smart: Mutex::default(),
             resets: AtomicU32::new(0),
         }
@@ -195,14 +195,21 @@ impl Controller {
     }
 
     /// Returns the reason why it was given up.
-    pub fn failure(&self) -> Option<&str> {
-        self.failure.get().map(String::as_str)
+    pub fn failure(&self) -> Option<Arc<str>> {
+        self.failure.lock().clone()
     }
 
-    /// Gives it up for good.
+    /// Gives it up: nobody can open it until it [works again](Self::recover).
     pub fn fail(&self, reason: String) {
-        self.failure.call_once(|| reason);
+        self.failure.lock().get_or_insert_with(|| reason.into());
         self.watch.changed();
+    }
+
+    /// Notes that it works again, unless it is to be let go of.
+    pub fn recover(&self) {
+        if !self.is_leaving() {
+            *self.failure.lock() = None;
+        }
     }
 
     /// Counts a reset.

@@ -1,5 +1,6 @@
 //! The task of a controller: starts it, listens to it, resets it when it fails, and stops it.
 
+mod given_up;
 mod listening;
 mod starting;
 
@@ -7,7 +8,6 @@ use crate::admin::{Admin, AdminError};
 use crate::controller::Controller;
 use crate::function::Function;
 use crate::listener::Listeners;
-use crate::pair::State;
 use crate::registers;
 use crate::stop::Stop;
 use alloc::rc::Rc;
@@ -20,7 +20,7 @@ use core::pin::pin;
 use core::task::Poll;
 use core::time::Duration;
 use futures_util::future::OptionFuture;
-use starting::StartError;
+use given_up::{Refusal, leaves_within};
 
 /// The pause between two looks at the commands that the controller has.
 const TICK: Duration = Duration::from_secs(1);
@@ -95,7 +95,7 @@ pub(crate) async fn live<H: Hypervisor>(
         Err(reason) => {
             log::error!("nvme:{}: {reason}", controller.name());
             controller.fail(reason);
-            leaves(&controller).await;
+            leaves_within(&handle, &controller, None).await;
             return controller.set_left();
         }
     };
@@ -119,18 +119,6 @@ pub(crate) async fn live<H: Hypervisor>(
     life.controller.set_left();
 }
 
-/// Waits until a controller is to be let go of.
-async fn leaves(controller: &Controller) {
-    poll_fn(|context| {
-        controller.watch().wake_with(context.waker());
-        match controller.is_leaving() {
-            true => Poll::Ready(()),
-            false => Poll::Pending,
-        }
-    })
-    .await;
-}
-
 impl<H: Hypervisor> Life<'_, H> {
     fn name(&self) -> &str {
         self.controller.name()
@@ -139,9 +127,12 @@ impl<H: Hypervisor> Life<'_, H> {
     /// Returns when the controller is to be stopped for good.
     async fn run(&mut self) {
         let mut resets = 0;
+        let mut begun = self.begin().await;
         loop {
-            if let Err(reason) = self.begin().await {
-                return self.give_up(reason).await;
+            if let Err(refusal) = begun
+                && !self.give_up(refusal).await
+            {
+                return;
             }
             let since = self.handle.now();
             let reason = match self.serve().await {
@@ -160,16 +151,18 @@ impl<H: Hypervisor> Life<'_, H> {
             if !pairs.any(|pair| pair.lock().has_late()) {
                 resets += 1;
             }
-            if !self.halt().await || resets > RESETS {
-                return self.give_up(reason).await;
-            }
+            begun = match self.halt().await && resets <= RESETS {
+                true => self.begin().await,
+                false => Err(Refusal::for_now(reason)),
+            };
         }
     }
 
     /// Starts the controller, if need be again and again. The error is why it is to be given up.
-    async fn begin(&mut self) -> Result<(), String> {
+    async fn begin(&mut self) -> Result<(), Refusal> {
         let mut pause = START_AGAIN;
-        for attempt in 1..=STARTS {
+        let mut attempt = 1;
+        loop {
             let error = match self.start().await {
                 Ok(()) => {
                     self.controller.set_ready(true);
@@ -179,30 +172,16 @@ impl<H: Hypervisor> Life<'_, H> {
             };
             let stopped = self.halt().await;
             if attempt == STARTS || !stopped || error.is_final() || self.controller.is_leaving() {
-                return Err(error.to_string());
+                return Err(Refusal::of(&error));
             }
             log::warn!(
                 "nvme:{}: it does not start: {error}; it is tried again",
                 self.name()
             );
             self.handle.sleep(pause).await;
+            attempt += 1;
             pause *= 2;
         }
-        Err(StartError::Admin(AdminError::Gone).to_string())
-    }
-
-    /// Gives the controller up: what is asked of it fails from now on. Returns when it is to be let go of.
-    async fn give_up(&mut self, reason: String) {
-        log::error!("nvme:{}: it is given up: {reason}", self.name());
-        self.controller.fail(reason);
-        for pair in self.controller.pairs() {
-            let mut pair = pair.lock();
-            match pair.state() {
-                State::Quiet => pair.die(),
-                _ => pair.stick(),
-            }
-        }
-        leaves(&self.controller).await;
     }
 
     /// Listens to the controller as long as it works.

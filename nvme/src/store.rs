@@ -139,8 +139,9 @@ impl<H: Hypervisor> Disks for Namespaces<H> {
     fn list(&self) -> Vec<KnownDisk> {
         let mut all = Vec::new();
         for controller in self.0.list() {
-            // While it is reset, its namespaces stay what they are.
-            if controller.failure().is_some() || controller.is_leaving() {
+            // While it is reset, or does not work for the moment, its namespaces stay what they are, and what guests
+            // have of them is theirs.
+            if controller.is_leaving() {
                 continue;
             }
             for namespace in controller.namespaces() {

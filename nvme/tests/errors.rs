@@ -151,7 +151,7 @@ fn a_controller_that_goes_on_lying_is_given_up() {
         if disk.hand(tag, write(0), &segments) == bulkhead_images::Submitted::Pending {
             disk.queue.flush_submissions();
         }
-        world.wait(Duration::from_secs(60));
+        world.wait(Duration::from_secs(5));
         disk.collect();
     }
     assert!(world.lines().contains("given up"), "{}", world.lines());

@@ -141,6 +141,90 @@ fn requests_wait_while_the_controller_is_reset() {
 }
 
 #[test]
+fn a_stall_of_minutes_costs_the_requests_of_that_time_alone() {
+    let world = World::started(Config::default());
+    let mut disk = world.open("nvme:03:00.0");
+    let buffer = Buffer::new(&world, 1);
+    world.fake.decide(|_| Fate::Lost);
+    let began = world.sim.now();
+    let mut tag = 0;
+    while world.sim.now().since(began) < Duration::from_secs(600) {
+        let taken = disk.hand(tag, write(0), &buffer.whole(512));
+        assert_eq!(taken, Submitted::Pending, "{}", world.lines());
+        disk.queue.flush_submissions();
+        while disk.collect() == 0 {
+            world.wait(Duration::from_secs(1));
+        }
+        assert_eq!(disk.done.pop(), Some((tag, Err(IoError::Medium))));
+        tag += 1;
+    }
+    world.fake.decide(|_| Fate::Done);
+    assert_eq!(disk.does(write(0), &buffer.whole(512)), Ok(()));
+    drop((disk, buffer));
+    world.end();
+}
+
+#[test]
+fn a_controller_that_was_given_up_is_tried_again_every_minute() {
+    let world = World::started(Config::default());
+    let mut disk = world.open("nvme:03:00.0");
+    let buffer = Buffer::new(&world, 1);
+    world.fake.decide(|_| Fate::Lost);
+    disk.ask(1, write(0), &buffer.whole(512));
+    world.run();
+    world.fake.never_start(true);
+    world.fake.fail();
+    world.wait(Duration::from_secs(60));
+    disk.collect();
+    assert_eq!(disk.done.pop(), Some((1, Err(IoError::Medium))));
+    let refused = world.try_open("nvme:03:00.0").err().expect("refused");
+    assert!(refused.contains("does not become ready"), "{refused}");
+    // What is asked of it fails at once, also while it is tried again.
+    for tag in 0..600 {
+        let answer = disk.hand(tag, read(0), &buffer.whole(512));
+        assert_eq!(answer, Submitted::Done(Err(IoError::Medium)));
+        world.wait(Duration::from_millis(997));
+    }
+    let seen = world.fake.seen().len();
+    world.fake.decide(|_| Fate::Done);
+    world.fake.never_start(false);
+    world.wait(Duration::from_secs(70));
+    assert_eq!(world.fake.seen().len(), seen, "what has failed stays so");
+    assert_eq!(disk.does(write(0), &buffer.whole(512)), Ok(()));
+    // It is the same disk, which its guest has alone.
+    let other = world.try_open("nvme:03:00.0").err().expect("refused");
+    assert!(other.contains("is open for writing"), "{other}");
+    drop((disk, buffer));
+    drop(world.open("nvme:03:00.0"));
+    world.end();
+}
+
+#[test]
+fn a_controller_that_stops_late_lets_go_of_its_memory_and_works_again() {
+    let world = World::started(Config::default());
+    let mut disk = world.open("nvme:03:00.0");
+    let buffer = Buffer::new(&world, 1);
+    world.fake.decide(|_| Fate::Lost);
+    disk.ask(1, write(0), &buffer.whole(512));
+    world.run();
+    world.fake.never_stop(true);
+    world.fake.stay_master(true);
+    world.fake.fail();
+    world.wait(Duration::from_secs(30));
+    assert_eq!(disk.collect(), 0, "it may still read there");
+    assert!(world.lines().contains("given up: "), "{}", world.lines());
+    world.fake.never_stop(false);
+    world.fake.decide(|_| Fate::Done);
+    world.wait(Duration::from_secs(70));
+    assert_eq!(disk.collect(), 1);
+    assert_eq!(disk.done.pop(), Some((1, Err(IoError::Medium))));
+    assert_eq!(disk.does(read(0), &buffer.whole(512)), Ok(()));
+    world.fake.stay_master(false);
+    drop((disk, buffer));
+    world.end();
+}
+
+#[test]
 fn a_controller_that_vanishes_fails_everything_and_nothing_else() {
     let world = World::started(Config::default());
     let mut disk = world.open("nvme:03:00.0");
@@ -176,7 +260,7 @@ fn pages_of_a_controller_that_does_not_stop_are_held() {
     disk.collect();
     world.run();
     // It does not stop, but its configuration says that it may access no memory: then it has none.
-    world.fake.never_stop();
+    world.fake.never_stop(true);
     assert!(!disk.close());
     world.wait(Duration::from_secs(33));
     assert_eq!(world.fake.state(), (true, true));

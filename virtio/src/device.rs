@@ -31,7 +31,7 @@ pub struct Device {
     /// It was stopped for good.
     left: AtomicBool,
     /// The reason why it was given up.
-    failure: Once<String>,
+    failure: Mutex<Option<Arc<str>>>,
     resets: AtomicU32,
     /// Those who have it open.
     users: AtomicUsize,
@@ -51,7 +51,7 @@ impl Device {
             ready: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             left: AtomicBool::new(false),
-            failure: Once::new(),
+            failure: Mutex::default(),
             resets: AtomicU32::new(0),
             users: AtomicUsize::new(0),
             changed: Mutex::default(),
@@ -144,14 +144,21 @@ impl Device {
     }
 
     /// Returns the reason why it was given up.
-    pub fn failure(&self) -> Option<&str> {
-        self.failure.get().map(String::as_str)
+    pub fn failure(&self) -> Option<Arc<str>> {
+        self.failure.lock().clone()
     }
 
-    /// Gives it up for good.
+    /// Gives it up: nobody can open it until it [works again](Self::recover).
     pub fn fail(&self, reason: String) {
-        self.failure.call_once(|| reason);
+        self.failure.lock().get_or_insert_with(|| reason.into());
         self.watch.changed();
+    }
+
+    /// Notes that it works again, unless it is to be let go of.
+    pub fn recover(&self) {
+        if !self.is_leaving() {
+            *self.failure.lock() = None;
+        }
     }
 
     /// Counts a reset.

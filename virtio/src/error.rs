@@ -46,6 +46,11 @@ impl StartError {
             Self::Stays | Self::FeaturesRefused | Self::Restless | Self::Pci(_)
         )
     }
+
+    /// Returns whether every later start would fail, too.
+    pub fn stays(&self) -> bool {
+        self.is_final() && !matches!(self, Self::Gone | Self::Pages(_))
+    }
 }
 
 impl fmt::Display for StartError {

@@ -1,5 +1,6 @@
 //! The task of a device: starts it, listens to it, resets it when it fails, and stops it.
 
+mod given_up;
 mod starting;
 
 use crate::device::Device;
@@ -20,6 +21,7 @@ use core::pin::pin;
 use core::task::Poll;
 use core::time::Duration;
 use futures_util::future::OptionFuture;
+use given_up::{Refusal, leaves_within};
 use virtio_spec::blk::F;
 
 /// The pause between two looks at the requests that the device has.
@@ -85,23 +87,12 @@ pub async fn live<H: PciHost>(
         Err(error) => {
             log::error!("virtio:{}: it cannot be used: {error}", device.name());
             device.fail(error.to_string());
-            return until_leaving(&device).await;
+            leaves_within(devices.handle(), &device, None).await;
+            return;
         }
     };
     life.run().await;
     life.stop().await;
-}
-
-/// Waits until a device is to be let go of.
-async fn until_leaving(device: &Device) {
-    poll_fn(|context| {
-        device.watch().wake_with(context.waker());
-        match device.is_leaving() {
-            true => Poll::Ready(()),
-            false => Poll::Pending,
-        }
-    })
-    .await;
 }
 
 impl<H: PciHost> Life<'_, H> {
@@ -112,9 +103,12 @@ impl<H: PciHost> Life<'_, H> {
     /// Returns when the device is to be stopped for good.
     async fn run(&mut self) {
         let mut resets = 0;
+        let mut begun = self.begin().await;
         loop {
-            if let Err(reason) = self.begin().await {
-                return self.give_up(reason).await;
+            if let Err(refusal) = begun
+                && !self.give_up(refusal).await
+            {
+                return;
             }
             let since = self.devices.handle().now();
             let reason = match self.serve().await {
@@ -133,14 +127,15 @@ impl<H: PciHost> Life<'_, H> {
             if !queues.any(|queue| queue.lock().has_late()) {
                 resets += 1;
             }
-            if !self.halt().await || resets > RESETS {
-                return self.give_up(reason).await;
-            }
+            begun = match self.halt().await && resets <= RESETS {
+                true => self.begin().await,
+                false => Err(Refusal::for_now(reason)),
+            };
         }
     }
 
     /// Starts the device, if need be again and again. The error is why it is to be given up.
-    async fn begin(&mut self) -> Result<(), String> {
+    async fn begin(&mut self) -> Result<(), Refusal> {
         let mut pause = START_AGAIN;
         let mut attempt = 1;
         loop {
@@ -154,7 +149,7 @@ impl<H: PciHost> Life<'_, H> {
             let stopped = self.halt().await;
             let leaving = self.device.is_leaving();
             if attempt == STARTS || !stopped || error.is_final() || leaving {
-                return Err(error.to_string());
+                return Err(Refusal::of(&error));
             }
             log::warn!(
                 "virtio:{}: it does not start: {error}; it is tried again",
@@ -164,20 +159,6 @@ impl<H: PciHost> Life<'_, H> {
             attempt += 1;
             pause *= 2;
         }
-    }
-
-    /// Gives the device up: what is asked of it fails from now on. Returns when it is to be let go of.
-    async fn give_up(&mut self, reason: String) {
-        log::error!("virtio:{}: it is given up: {reason}", self.name());
-        self.device.fail(reason);
-        for queue in self.device.queues() {
-            let mut queue = queue.lock();
-            match queue.state() {
-                State::Quiet => queue.die(),
-                _ => queue.stick(),
-            }
-        }
-        until_leaving(&self.device).await;
     }
 
     /// Listens to the device as long as it works.

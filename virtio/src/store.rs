@@ -62,10 +62,10 @@ impl<H: PciHost> Disks for All<H> {
 
     fn list(&self) -> Vec<KnownDisk> {
         let all = self.0.list();
-        // While it is reset, it stays what it is.
-        let usable = all.into_iter().filter(|device| {
-            device.config().is_some() && device.failure().is_none() && !device.is_leaving()
-        });
+        // While it is reset, or does not work for the moment, it stays what it is, and what guests have of it is theirs.
+        let usable = all
+            .into_iter()
+            .filter(|device| device.config().is_some() && !device.is_leaving());
         let known = usable.map(|device| KnownDisk {
             name: device.name().to_string(),
             identity: device,

@@ -139,6 +139,65 @@ fn pages_stay_until_a_device_that_does_not_reset_itself_may_access_no_memory() {
 }
 
 #[test]
+fn a_stall_of_minutes_costs_the_requests_of_that_time_alone() {
+    let world = World::new(Config::default());
+    let mut disk = world.open("virtio:04:00.0");
+    let buffer = Buffer::new(&world, 1);
+    world.fake.decide(|_| Fate::Lost);
+    let began = world.sim.now();
+    let mut tag = 0;
+    while world.sim.now().since(began) < Duration::from_secs(600) {
+        let taken = disk.hand(tag, write(0), &buffer.whole(512));
+        assert_eq!(taken, Submitted::Pending, "{}", world.lines());
+        disk.queue.flush_submissions();
+        while disk.collect() == 0 {
+            world.wait(Duration::from_secs(1));
+        }
+        assert_eq!(disk.done.pop(), Some((tag, Err(IoError::Medium))));
+        tag += 1;
+    }
+    world.fake.decide(|_| Fate::Done);
+    assert_eq!(disk.does(write(0), &buffer.whole(512)), Ok(()));
+    drop((disk, buffer));
+    world.end();
+}
+
+#[test]
+fn a_device_that_was_given_up_is_tried_again_every_minute() {
+    let world = World::new(Config::default());
+    let mut disk = world.open("virtio:04:00.0");
+    let buffer = Buffer::new(&world, 1);
+    world.fake.decide(|_| Fate::Lost);
+    disk.ask(1, write(0), &buffer.whole(512));
+    world.run();
+    world.fake.refuse_features(true);
+    world.fake.fail();
+    world.wait(Duration::from_secs(60));
+    disk.collect();
+    assert_eq!(disk.done.pop(), Some((1, Err(IoError::Medium))));
+    let refused = world.try_open("virtio:04:00.0").err().expect("refused");
+    assert!(refused.contains("FEATURES_OK"), "{refused}");
+    // What is asked of it fails at once, also while it is tried again.
+    for tag in 0..600 {
+        let answer = disk.hand(tag, read(0), &buffer.whole(512));
+        assert_eq!(answer, Submitted::Done(Err(IoError::Medium)));
+        world.wait(Duration::from_millis(997));
+    }
+    let seen = world.fake.seen().len();
+    world.fake.decide(|_| Fate::Done);
+    world.fake.refuse_features(false);
+    world.wait(Duration::from_secs(70));
+    assert_eq!(world.fake.seen().len(), seen, "what has failed stays so");
+    assert_eq!(disk.does(write(0), &buffer.whole(512)), Ok(()));
+    // It is the same disk, which its guest has alone.
+    let other = world.try_open("virtio:04:00.0").err().expect("refused");
+    assert!(other.contains("is open for writing"), "{other}");
+    drop((disk, buffer));
+    drop(world.open("virtio:04:00.0"));
+    world.end();
+}
+
+#[test]
 fn a_device_that_recovers_never_is_given_up() {
     let world = World::new(Config::default());
     let mut disk = world.open("virtio:04:00.0");

@@ -54,6 +54,11 @@ impl StartError {
         );
         !passes || matches!(self, Self::Admin(AdminError::Gone))
     }
+
+    /// Returns whether every later start would fail, too.
+    pub fn stays(&self) -> bool {
+        matches!(self, Self::Unusable(_) | Self::Interrupt { .. })
+    }
 }
 
 impl fmt::Display for StartError {

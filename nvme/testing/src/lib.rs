@@ -191,8 +191,8 @@ impl FakeController {
     }
 
     /// Has it ignore that it is to stop.
-    pub fn never_stop(&self) {
-        self.device().never_stops = true;
+    pub fn never_stop(&self, never: bool) {
+        self.device().never_stops = never;
     }
 
     /// Has it do so many things, the next time that it is to stop, before it has stopped: commands that it has held back, the
@@ -202,8 +202,8 @@ impl FakeController {
     }
 
     /// Has pciback leave it its access to memory.
-    pub fn stay_master(&self) {
-        self.device().stays_master = true;
+    pub fn stay_master(&self, stays: bool) {
+        self.device().stays_master = stays;
     }
 
     /// Has it not become ready.

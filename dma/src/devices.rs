@@ -19,6 +19,9 @@ pub trait PassedThrough {
     /// Has its task stop it for good.
     fn leave(&self);
 
+    /// Returns whether its task is to stop it for good.
+    fn is_leaving(&self) -> bool;
+
     /// Returns whether it was stopped for good.
     fn has_left(&self) -> bool;
 }

@@ -13,10 +13,12 @@ extern crate alloc;
 
 mod client;
 mod devices;
+mod given_up;
 mod pages;
 mod watch;
 
 pub use client::{Client, Drained};
 pub use devices::{Devices, PassedThrough, short_name};
+pub use given_up::{Refusal, leaves_before_trial};
 pub use pages::{DmaPages, NoPages, WORDS};
 pub use watch::Watch;

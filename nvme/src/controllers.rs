@@ -181,6 +181,10 @@ impl PassedThrough for Controller {
         self.leave();
     }
 
+    fn is_leaving(&self) -> bool {
+        self.is_leaving()
+    }
+
     fn has_left(&self) -> bool {
         self.has_left()
     }

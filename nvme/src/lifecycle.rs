@@ -13,6 +13,7 @@ use crate::stop::Stop;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
+use bulkhead_dma::{Refusal, leaves_before_trial};
 use bulkhead_executor::{Handle, VcpuSpawner};
 use bulkhead_xen::{DeviceStops, Hypervisor, Instant};
 use core::future::{Future, poll_fn};
@@ -20,7 +21,6 @@ use core::pin::pin;
 use core::task::Poll;
 use core::time::Duration;
 use futures_util::future::OptionFuture;
-use given_up::{Refusal, leaves_within};
 
 /// The pause between two looks at the commands that the controller has.
 const TICK: Duration = Duration::from_secs(1);
@@ -95,7 +95,7 @@ pub(crate) async fn live<H: Hypervisor>(
         Err(reason) => {
             log::error!("nvme:{}: {reason}", controller.name());
             controller.fail(reason);
-            leaves_within(&handle, &controller, None).await;
+            leaves_before_trial(&handle, &*controller, true).await;
             return controller.set_left();
         }
     };
@@ -172,7 +172,10 @@ impl<H: Hypervisor> Life<'_, H> {
             };
             let stopped = self.halt().await;
             if attempt == STARTS || !stopped || error.is_final() || self.controller.is_leaving() {
-                return Err(Refusal::of(&error));
+                return Err(Refusal {
+                    reason: error.to_string(),
+                    stays: error.stays(),
+                });
             }
             log::warn!(
                 "nvme:{}: it does not start: {error}; it is tried again",

@@ -79,6 +79,10 @@ impl PassedThrough for Device {
         self.leave();
     }
 
+    fn is_leaving(&self) -> bool {
+        self.is_leaving()
+    }
+
     fn has_left(&self) -> bool {
         self.has_left()
     }

@@ -13,6 +13,7 @@ use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use bulkhead_dma::{Refusal, leaves_before_trial};
 use bulkhead_executor::Task;
 use bulkhead_pci::{Delivery, Function, Interrupt, PciHost, Vectors};
 use bulkhead_xen::{Instant, StopRegistration};
@@ -21,7 +22,6 @@ use core::pin::pin;
 use core::task::Poll;
 use core::time::Duration;
 use futures_util::future::OptionFuture;
-use given_up::{Refusal, leaves_within};
 use virtio_spec::blk::F;
 
 /// The pause between two looks at the requests that the device has.
@@ -87,7 +87,7 @@ pub async fn live<H: PciHost>(
         Err(error) => {
             log::error!("virtio:{}: it cannot be used: {error}", device.name());
             device.fail(error.to_string());
-            leaves_within(devices.handle(), &device, None).await;
+            leaves_before_trial(devices.handle(), &*device, true).await;
             return;
         }
     };
@@ -149,7 +149,10 @@ impl<H: PciHost> Life<'_, H> {
             let stopped = self.halt().await;
             let leaving = self.device.is_leaving();
             if attempt == STARTS || !stopped || error.is_final() || leaving {
-                return Err(Refusal::of(&error));
+                return Err(Refusal {
+                    reason: error.to_string(),
+                    stays: error.stays(),
+                });
             }
             log::warn!(
                 "virtio:{}: it does not start: {error}; it is tried again",

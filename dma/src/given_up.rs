@@ -1,0 +1,61 @@
+//! Devices that were given up: everything on them fails, and they are tried again, unless nothing can come of that.
+
+use crate::PassedThrough;
+use alloc::string::String;
+use bulkhead_executor::Handle;
+use bulkhead_xen::Hypervisor;
+use core::future::{Future, poll_fn};
+use core::pin::pin;
+use core::task::Poll;
+use core::time::Duration;
+use futures_util::future::OptionFuture;
+
+/// The pause before a device that was given up is started again.
+const TRIED_AGAIN: Duration = Duration::from_secs(60);
+
+/// The reason why a device is given up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The reason, for the log and for those who want the device.
+    pub reason: String,
+    /// It would fail again for the same reason.
+    pub stays: bool,
+}
+
+impl Refusal {
+    /// Returns a reason that may pass.
+    pub fn for_now(reason: String) -> Refusal {
+        let stays = false;
+        Refusal { reason, stays }
+    }
+
+    /// Returns what the log adds to the reason.
+    pub fn prospect(&self) -> &'static str {
+        match self.stays {
+            true => "",
+            false => "; it is tried again every minute",
+        }
+    }
+}
+
+/// Waits until a device that was given up is to be let go of, or to be tried again, which it is not if its refusal `stays`.
+/// Returns whether it is to be let go of.
+pub async fn leaves_before_trial<H: Hypervisor>(
+    handle: &Handle<H>,
+    device: &impl PassedThrough,
+    stays: bool,
+) -> bool {
+    let pause = (!stays).then(|| handle.sleep(TRIED_AGAIN));
+    let mut over = pin!(OptionFuture::from(pause));
+    poll_fn(|context| {
+        device.watch().wake_with(context.waker());
+        if device.is_leaving() {
+            return Poll::Ready(true);
+        }
+        match over.as_mut().poll(context) {
+            Poll::Ready(Some(())) => Poll::Ready(false),
+            _ => Poll::Pending,
+        }
+    })
+    .await
+}

@@ -17,8 +17,9 @@ use std::time::Duration;
 /// Bulkhead's memory in MiB without disks.
 const BULKHEAD_MEMORY: u32 = 16;
 
-/// A Linux driver domain's: with less it does not serve the same data in its memory.
-const LINUX_MEMORY: u32 = 160;
+/// A Linux driver domain's: with less it does not serve the same data in its memory. (With 160 MiB its kernel killed the
+/// lab's shell once the RAM disk was full.)
+const LINUX_MEMORY: u32 = 192;
 
 /// What it has for the pages that the driver of a PCI device bounces where it has to.
 const LINUX_DEVICE_MEMORY: u32 = 96;

@@ -126,8 +126,9 @@ pub fn build() -> Result<()> {
     )
 }
 
-/// Runs a target for so long, or until it fails.
-pub fn run(target: &str, time: Duration) -> Result<Outcome> {
+/// Runs a target for so long, or until it fails. `seed` decides what it tries: with the same one, a tree is tried with the
+/// same inputs, as far as the time suffices. Without one, libFuzzer takes another each time.
+pub fn run(target: &str, time: Duration, seed: Option<u32>) -> Result<Outcome> {
     let (corpus, seeds) = (folder().join("corpus"), folder().join("seeds"));
     let (corpus, seeds) = (corpus.join(target), seeds.join(target));
     let found = folder().join("found").join(target);
@@ -140,6 +141,7 @@ pub fn run(target: &str, time: Duration) -> Result<Outcome> {
         format!("-max_len={LONGEST_INPUT}"),
         format!("-artifact_prefix={}/", found.display()),
         "-print_final_stats=1".to_owned(),
+        format!("-seed={}", seed.unwrap_or(0)),
     ];
     let folders = [&corpus, &seeds].map(|folder| folder.display().to_string());
     let status = start(target, arguments.iter().chain(&folders), &log)?;
@@ -178,6 +180,7 @@ fn keep(target: &str, input: &Path, reason: String) -> Result<Crash> {
         log,
         reason,
         repeats: !again.success(),
+        digits: report::in_message(&bytes),
     })
 }
 

@@ -33,7 +33,13 @@ pub struct Crash {
     pub reason: String,
     /// True if the input also fails by itself, in a new process.
     pub repeats: bool,
+    /// The input as digits, a line; empty if it is too long for a message.
+    pub digits: String,
 }
+
+/// The most bytes of an input that a message has. Whoever reads it may have nothing but the message: files of a machine that
+/// tests a change do not outlive it.
+const MOST_IN_MESSAGE: usize = 1024;
 
 impl Outcome {
     /// Reads libFuzzer's output.
@@ -65,9 +71,13 @@ impl Crash {
             "IT DOES NOT FAIL BY ITSELF: something of earlier inputs is left in the target, or time plays a part"
         };
         let name = self.input.file_name().unwrap_or_default().to_string_lossy();
+        let digits = match self.digits.as_str() {
+            "" => String::new(),
+            digits => format!("\n    its bytes: {digits}"),
+        };
         format!(
             "{target}: {}\n    input: {} ({alone})\n    output: {}\n    to repeat it: cp {} fuzz/seeds/{target}/{name} && \
-             cargo test -p bulkhead-fuzz {target}",
+             cargo test -p bulkhead-fuzz {target}{digits}",
             self.reason,
             self.input.display(),
             self.log.display(),
@@ -114,6 +124,14 @@ pub fn as_seed(target: &str, reason: &str, bytes: &[u8]) -> String {
         let _ = writeln!(text, "{}", digits.join(" "));
     }
     text
+}
+
+/// Bytes as a message has them: as in a seed, in one line, or nothing if they are too many.
+pub fn in_message(bytes: &[u8]) -> String {
+    match bytes.len() {
+        ..=MOST_IN_MESSAGE => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+        _ => String::new(),
+    }
 }
 
 /// The table at the end.
@@ -194,9 +212,13 @@ stat::average_exec_per_sec:     4796
             log: "log".into(),
             reason: "why".into(),
             repeats: true,
+            digits: in_message(&[0, 255]),
         };
         assert!(crash.message("ring").contains("fuzz/seeds/ring/ring-1.hex"));
         assert!(crash.message("ring").contains("by itself, too"));
+        assert!(crash.message("ring").ends_with("its bytes: 00ff"));
+        crash.digits = in_message(&[0; MOST_IN_MESSAGE + 1]);
+        assert!(!crash.message("ring").contains("its bytes"));
         crash.repeats = false;
         assert!(crash.message("ring").contains("DOES NOT FAIL BY ITSELF"));
     }

@@ -377,6 +377,9 @@ fn end(world: World, connecting: Vec<Connecting>, has_lied: bool) {
             world.lines()
         );
     }
+    // Of those that were given up, the server may not know: the one packet that says so may have been lost. It serves two at
+    // a time, and no more until it has ended these.
+    world.peer.borrow_mut().reset();
     let line = world.lines();
     if line.contains("given up") {
         assert!(has_lied, "{line}");

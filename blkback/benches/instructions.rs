@@ -12,9 +12,9 @@
 //! Counts depend on the compiler, so a baseline of another one is shown but fails nothing. They do
 //! not depend on the machine: its C library is told to use no special instructions.
 //!
-//! What is counted is the driver domain's own: what the simulated Xen executes in place of the real
-//! one is shown beside it and taken off, since it is neither ours nor as much as the real one's. The
-//! disks are `null:` ones, which copy nothing: a count is what a request costs beyond its copy.
+//! The counts are those of the driver domain: the instructions that the simulated Xen executes in place of the real one
+//! are shown beside them and taken off, since they are neither ours nor as many as the real one's. The disks are
+//! `null:` ones, which copy nothing: a count is the cost of a request beyond its copy.
 //!
 //! The goal is at most 500 instructions at depth 32 and 1,500 at depth 1, for 4 KiB reads with
 //! persistent grants. Where 426 and 1,429 go:
@@ -41,13 +41,13 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-/// How far a count may grow.
+/// The part by which a count may grow.
 const TOLERANCE: f64 = 0.05;
 
-/// Requests of one count, at least.
+/// The least number of requests for one count.
 const REQUESTS: u64 = 1000;
 
-/// What a request costs.
+/// The cost of a request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Cost {
     instructions: f64,
@@ -73,7 +73,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs one case under callgrind's eyes.
+/// Runs one case under callgrind.
 fn run_case(name: &str) -> ExitCode {
     let case = Case::all().into_iter().find(|case| case.name() == name);
     let Some(mut load) = Load::new(case.expect("a known case")) else {
@@ -135,7 +135,7 @@ fn count_and_compare(save: bool) -> Result<bool, String> {
     Ok(faults.is_empty())
 }
 
-/// Whether requests are kept for the time after a crash.
+/// True if requests are kept for the time after a crash.
 const KEPT: bool = cfg!(feature = "recover");
 
 /// Connecting 200 disks takes long under callgrind: one kind of request has to do. Keeping a request costs reads and
@@ -147,7 +147,7 @@ fn is_counted(case: &Case) -> bool {
     case.disks < 200 || case.kind == Kind::Direct
 }
 
-/// What is worse than the baseline, a line each.
+/// Returns the cases that are worse than the baseline, a line each.
 fn compare(baseline: &BTreeMap<String, Cost>, costs: &BTreeMap<String, Cost>) -> Vec<String> {
     let mut faults = Vec::new();
     for (name, known) in baseline {

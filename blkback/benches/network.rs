@@ -5,9 +5,9 @@
 //! cargo bench -p bulkhead-blkback --bench network
 //! ```
 //!
-//! What is counted is the driver domain's own, less what the simulated Xen executes, as in `instructions`: the store's
-//! queue, the line's task, the stack, the rings, and every copy of a byte. The guest's ring is not: requests are handed to
-//! the store. The server and the network backend are others, and cost nothing here.
+//! The counts are those of the driver domain, without the instructions of the simulated Xen, as in `instructions`: the
+//! store's queue, the line's task, the stack, the rings, and every copy of a byte. The guest's ring is not counted:
+//! requests are handed to the store. The server and the network backend belong to other domains, and cost nothing here.
 
 mod callgrind;
 
@@ -26,11 +26,11 @@ use std::process::ExitCode;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
-/// Requests before any is counted, and those of one count, at least.
+/// The number of requests before any is counted, and the least number of requests for one count.
 const WARM: usize = 64;
 const REQUESTS: usize = 512;
 
-/// What is counted: whether it writes, the bytes of a request, and the requests at a time.
+/// The cases: whether they write, the bytes of a request, and the requests at a time.
 const CASES: [(bool, usize, usize); 7] = [
     (false, 4 << 10, 1),
     (false, 4 << 10, 32),
@@ -200,7 +200,7 @@ fn driver_domains_turn_of_queue(calls: &mut dyn FnMut()) {
     calls();
 }
 
-/// Runs one case under callgrind's eyes.
+/// Runs one case under callgrind.
 fn run_case(case: (bool, usize, usize)) -> ! {
     let mut load = Load::new(case);
     let mut warm = 0;

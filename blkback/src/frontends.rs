@@ -32,9 +32,9 @@ const MESSAGES: Size = Size {
 #[derive(Clone, Default)]
 pub struct Frontends(Rc<RefCell<LiteMap<String, Guest>>>);
 
-/// One guest's directory of disks (`/local/domain/<guest>/device/vbd`).
+/// The directory of one guest's disks (`/local/domain/<guest>/device/vbd`).
 struct Guest {
-    /// Stopped with the last disk, which drops the watch.
+    /// The task that watches it. It is stopped with the last disk, which drops the watch.
     watching: Task,
     disks: Vec<(String, Changes)>,
     messages: Bucket,

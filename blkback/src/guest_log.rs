@@ -31,7 +31,7 @@ pub struct GuestLog {
 struct Budget {
     lines: Bucket,
     left_out: u64,
-    /// The log says that lines are left out.
+    /// True if the log says already that lines are left out.
     told: bool,
 }
 
@@ -136,7 +136,7 @@ mod tests {
         Instant(count * 1_000_000_000)
     }
 
-    /// Returns how many of `asked` lines may be logged at that time.
+    /// Asks to log `asked` lines at that time, and returns the number of those that may be logged.
     fn told(log: &GuestLog, now: Instant, asked: u32) -> u32 {
         let may = (0..asked).map(|_| log.budget.lock().take(now));
         may.filter(|may| matches!(may, May::Say { .. })).count() as u32

@@ -35,7 +35,7 @@ use core::pin::Pin;
 /// The request that shows everything; any other shows the lines that contain it.
 const ALL: &str = "all";
 
-/// What fits into a node by xenstored's default limit.
+/// The most bytes of an answer: with them, the node stays within xenstored's default limit.
 const LONGEST_ANSWER: usize = 1900;
 
 /// The last line of an answer that does not fit.
@@ -52,11 +52,11 @@ pub enum Command {
     Show,
 }
 
-/// The future that carries out a request: what is answered, or the reason why it was not carried out.
+/// The future that carries out a request. Returns the answer, or the reason why the request was not carried out.
 type Answer<'a> = Pin<Box<dyn Future<Output = Result<String, String>> + 'a>>;
 
 impl Command {
-    /// All of them.
+    /// All kinds of requests.
     pub const ALL: [Command; 3] = [Command::Grow, Command::Rescan, Command::Show];
 
     /// Returns the node for requests, and the one for the answer.

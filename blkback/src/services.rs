@@ -42,7 +42,7 @@ pub struct Services<H: Hypervisor> {
     pub errors: ErrorNodes,
     /// The guests' shares of the log.
     pub guest_logs: GuestLogs,
-    /// What is kept of connected disks for the time after a crash.
+    /// The memory of connected disks for the time after a crash.
     #[cfg(feature = "recover")]
     pub keeper: crate::recovery::Keeper,
     /// Set when the driver domain is to end: every disk closes.

@@ -54,7 +54,7 @@ struct Refused<'a, H: Hypervisor> {
     device: &'a DeviceId,
     path: String,
     changed: &'a Changes,
-    /// Set once the operator was told.
+    /// True once the operator was told.
     told: Cell<bool>,
 }
 
@@ -130,8 +130,8 @@ impl<H: Hypervisor> Refused<'_, H> {
         }
     }
 
-    /// Returns whether the directory says that the device is closed, and whether the toolstack and the
-    /// frontend still want it.
+    /// Returns whether the directory says that the device is closed, and whether the toolstack and the frontend still
+    /// want it.
     async fn look(&self, frontend: &str) -> Result<(bool, bool), Error> {
         let store = &self.services.store;
         let mut nodes = NodeMap::new();

@@ -34,10 +34,10 @@ const READ_WITHIN: Duration = Duration::from_secs(30);
 
 /// The version that runs, as far as upgrades are concerned.
 pub trait Runtime {
-    /// Returns why no version can take over now, if that is so.
+    /// Returns the reason why no version can take over now, if there is one.
     fn obstacle(&self) -> Option<&'static str>;
 
-    /// Returns what a version has to fit to.
+    /// Returns the properties of this version that a new one has to fit.
     fn running(&self) -> Running;
 
     /// Returns whether versions may be asked to fail on purpose.
@@ -77,7 +77,7 @@ pub async fn forget(store: &Client) -> Result<(), Error> {
     }
 }
 
-/// Reads and checks the file, and hands over to it. Returns the reason why not.
+/// Reads and checks the file, and hands over to it. Returns only if that fails, with the reason.
 async fn carry_out<H: Hypervisor>(
     services: &Services<H>,
     runtime: &impl Runtime,
@@ -123,7 +123,7 @@ async fn carry_out<H: Hypervisor>(
     format!("{target}: {}", runtime.take_over(&candidate, request.fault))
 }
 
-/// Reads a file from a store: its headers tell where it ends.
+/// Reads a file from a store. Its headers say where it ends.
 async fn read<H: Hypervisor>(services: &Services<H>, target: &str) -> Result<Vec<u8>, String> {
     let owner = Owner {
         name: NODE,

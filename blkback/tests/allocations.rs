@@ -7,7 +7,7 @@ use bulkhead_ring::blkif::{Discard, Operation, Request, SLOT_SIZE, Sector, Trans
 use bulkhead_xen_sim::xenstore::toolstack::Disk;
 use std::time::Duration;
 
-/// What the driver domain allocates while it serves what `fill` puts into the ring.
+/// Returns the number of the driver domain's allocations while it serves the requests that `fill` puts into the ring.
 fn taken(disk: &mut Frontend<'_>, mut fill: impl FnMut(&mut Frontend<'_>)) -> u64 {
     let mut taken = 0;
     for round in 0..25 {

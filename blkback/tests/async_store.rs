@@ -184,7 +184,7 @@ fn a_flush_with_data_writes_only_after_the_flush() {
     world.nothing_left();
 }
 
-/// A disk with writes that the store has not done.
+/// Returns a disk with writes that the store has not done.
 fn with_requests_in_flight<'w>(world: &'w World, guest: &Guest<'w>) -> Frontend<'w> {
     let mut disk = guest.attach("xvdd", "ram:disk0").connected();
     for number in 0..10 {

@@ -1,4 +1,4 @@
-//! Frontends that publish rubbish: each is closed and told why, and costs nobody else anything.
+//! Frontends that publish rubbish: each is closed and told why, and no other guest is affected.
 
 use bulkhead_blkback_testkit::{Bystander, Frontend, Guest, World};
 use bulkhead_xen::abi::grant_table::EntryFlags;
@@ -6,8 +6,8 @@ use bulkhead_xen::{DomId, Errno, GrantRef, GrantStatus};
 use bulkhead_xen_sim::{GrantUse, Hypercall};
 use bulkhead_xenbus::XenbusState;
 
-/// Publishes what `spoil` makes of a frontend's details, beside a guest that notices nothing.
-/// Answers what the frontend is told.
+/// Publishes what `spoil` makes of a frontend's details, beside a guest that notices nothing. Returns the error that
+/// the frontend is told.
 fn refused(spoil: impl Fn(&mut Frontend<'_>)) -> String {
     let world = World::new();
     let mut other = Bystander::new(&world);
@@ -221,8 +221,8 @@ fn more_queues_and_pages_than_were_offered() {
     }
 }
 
-/// What a frontend that leaves out or adds one node is told about a disk of large sectors, and whether
-/// the same frontend is served a disk of small ones.
+/// Returns the error that a frontend which leaves out or adds one node is told about a disk of large sectors, and
+/// checks that the same frontend is served a disk of small ones.
 #[track_caller]
 fn refused_large_sectors(spoil: impl Fn(&Frontend<'_>)) -> String {
     let world = World::new();

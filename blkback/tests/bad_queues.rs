@@ -4,7 +4,7 @@ use bulkhead_blkback::engine::DataPath;
 use bulkhead_blkback_testkit::{Bystander, Frontend, Guest, Style, World};
 use bulkhead_xenbus::XenbusState;
 
-/// Connects with nodes that make no sense, and answers what the operator is told.
+/// Connects with nodes that are not valid, and returns the error that the operator is told.
 fn refused(guest: &Guest<'_>, queues: usize, spoil: impl Fn(&mut Frontend<'_>)) -> String {
     let before = guest.world.load();
     let mut disk = guest

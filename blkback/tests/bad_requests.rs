@@ -34,7 +34,7 @@ fn beside_a_bystander(scene: impl Fn(&mut Frontend<'_>, &mut Bystander<'_>)) {
     }
 }
 
-/// A slot with a wild request: its bytes in the 64-bit layout.
+/// Returns a slot with a wild request: its bytes in the 64-bit layout.
 fn slot(operation: u8, segments: u8, id: u64, sector: u64) -> [u8; SLOT_SIZE] {
     let mut slot = [0; SLOT_SIZE];
     slot[0] = operation;
@@ -44,7 +44,7 @@ fn slot(operation: u8, segments: u8, id: u64, sector: u64) -> [u8; SLOT_SIZE] {
     slot
 }
 
-/// Puts the slot into the ring and answers how that went; then the disk must still work.
+/// Puts the slot into the ring and returns the status of its response; then checks that the disk still works.
 fn answer_to(disk: &mut Frontend<'_>, slot: [u8; SLOT_SIZE]) -> Status {
     disk.link().push_slot(&slot);
     let answer = disk.answer();
@@ -144,7 +144,7 @@ fn a_write_to_a_read_only_disk() {
     world.nothing_left();
 }
 
-/// A request about one page by number.
+/// Returns a request with these segments, which name their pages by number.
 fn about(disk: &mut Frontend<'_>, kind: TransferKind, segments: &[Segment]) -> Request {
     let id = disk.link().new_id();
     Request::transfer(id, kind, Sector(0), segments).unwrap()
@@ -282,7 +282,7 @@ fn an_operation_that_is_not_offered() {
     world.nothing_left();
 }
 
-/// The ring's shared indices, to be written as no honest frontend would.
+/// Returns the ring's shared indices, to be written as no honest frontend would.
 fn indices(disk: &mut Frontend<'_>) -> SharedPages {
     // SAFETY: domain memory stays mapped as long as the machine.
     unsafe { SharedPages::new(disk.link().memory, 1) }.unwrap()

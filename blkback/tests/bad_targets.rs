@@ -4,7 +4,7 @@
 use bulkhead_blkback_testkit::{Bystander, Guest, Setup, World, content};
 use bulkhead_xen_sim::xenstore::toolstack::{self, Disk};
 
-/// Attaches a disk that cannot be, beside a guest that notices nothing. Answers what is wrong.
+/// Attaches a disk that cannot be served, beside a guest that notices nothing. Returns the error.
 fn refused(world: &World, disk: &Disk) -> String {
     let mut other = Bystander::new(world);
     let guest = Guest::new(world);

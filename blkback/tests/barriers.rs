@@ -1,4 +1,4 @@
-//! Barriers: what came before is done before, what comes after begins after.
+//! Barriers: requests before one are done before it, and requests after it begin after it.
 
 use bulkhead_blkback_testkit::{Bystander, Guest, Random, World};
 use bulkhead_images::{Caps, IoError, Op, Sector};
@@ -205,11 +205,11 @@ fn a_guest_is_destroyed_behind_a_barrier() {
     world.nothing_left();
 }
 
-/// What a sector may hold when all writes have ended: of the last ones that no barrier separates,
-/// any; before the first write, what was there.
+/// The values that each sector may hold when all writes have ended: any of the last writes that no barrier separates,
+/// or before the first write, the old content.
 #[derive(Default)]
 struct Sectors {
-    /// Values by sector, of the current epoch if `fresh`.
+    /// The values by sector. `true` says that they are of the current epoch.
     values: Vec<(BTreeSet<u8>, bool)>,
 }
 
@@ -229,7 +229,7 @@ impl Sectors {
         }
     }
 
-    /// What comes after is after.
+    /// Begins an epoch: later writes are done after all earlier ones.
     fn barrier(&mut self) {
         self.values.iter_mut().for_each(|(_, fresh)| *fresh = false);
     }

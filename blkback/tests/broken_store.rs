@@ -21,7 +21,7 @@ fn message(kind: u32, request: u32, payload: &[u8]) -> Vec<u8> {
     [&header.to_bytes()[..], payload].concat()
 }
 
-/// How many lines of the log hold this.
+/// Returns the number of log lines with this text.
 fn lines_with(world: &World, text: &str) -> usize {
     let lines = world.journal();
     lines.iter().filter(|line| line.contains(text)).count()

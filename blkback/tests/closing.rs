@@ -1,4 +1,4 @@
-//! Who closes a disk, when, and what is left to see of it.
+//! The ways in which a disk is closed, the order of the steps, and what is left to see of it.
 
 use bulkhead_blkback_testkit::{Frontend, Guest, IMAGE_SIZE, Style, World, content};
 use bulkhead_xen_sim::xenstore::toolstack;
@@ -163,7 +163,7 @@ fn a_disk_that_is_attached_again_while_the_old_one_is_still_seen_is_served_at_on
     world.nothing_left();
 }
 
-/// Puts a request on each ring, which the backend is shown.
+/// Puts a request on each ring, and shows it to the backend.
 fn ask(disk: &mut Frontend<'_>) {
     for link in disk.queues() {
         link.push_read(0, 8);
@@ -221,7 +221,7 @@ fn requests_that_come_just_after_their_frontend_has_closed_are_answered() {
     }
 }
 
-/// Who ends a disk.
+/// The one that ends a disk.
 #[derive(Clone, Copy, Debug)]
 enum Ends {
     Frontend,

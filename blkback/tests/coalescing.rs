@@ -1,4 +1,4 @@
-//! How a queue sleeps while requests gather: on a clock that only the tests move.
+//! The sleeps of a queue while requests gather, on a clock that only the tests move.
 
 use bulkhead_blkback::engine::Options;
 use bulkhead_blkback_testkit::{
@@ -7,13 +7,13 @@ use bulkhead_blkback_testkit::{
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// The longest that anything waits for company.
+/// The longest that anything waits for others to join it.
 const HOLD: Duration = Duration::from_millis(2);
-/// From one request to the next.
+/// The time from one request to the next.
 const GAP: Duration = Duration::from_micros(20);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A frontend that keeps `depth` requests outstanding, one more every [`GAP`], until `requests` have been answered.
+/// Keeps `depth` requests outstanding, one more every [`GAP`], until `requests` have been answered.
 fn keep_busy(world: &World, disk: &mut Frontend<'_>, depth: usize, requests: usize) {
     let mut answered = 0;
     while answered < requests {
@@ -27,7 +27,7 @@ fn keep_busy(world: &World, disk: &mut Frontend<'_>, depth: usize, requests: usi
     }
 }
 
-/// Lets it have its answers, and says for how long it waited.
+/// Lets the frontend have its answers, and returns the time that it waited for them.
 fn finish(world: &World, disk: &mut Frontend<'_>) -> Duration {
     let begun = world.sim.now();
     while disk.link().outstanding() > 0 {
@@ -38,7 +38,7 @@ fn finish(world: &World, disk: &mut Frontend<'_>) -> Duration {
     world.sim.now().since(begun)
 }
 
-/// How often the driver domain blocked, since it had blocked that often.
+/// Returns the number of times that the driver domain has blocked since the count was `before`.
 fn blocked(world: &World, before: u64) -> u64 {
     world.storage.stats().block_calls - before
 }
@@ -175,21 +175,21 @@ fn a_producer_index_that_moves_without_a_notification_costs_nothing_and_is_seen(
     world.nothing_left();
 }
 
-/// Requests after which a frontend of a store that answers later is known.
+/// The number of requests after which the frontend of a store that answers later is known.
 const WARM_UP: usize = 500;
 
-/// What it takes to serve requests with a store that answers later.
+/// The cost of serving requests with a store that answers later.
 struct Late {
     /// The notifications that the frontend sent, and that it got.
     notifications: (u64, u64),
     /// The longest that a request waited for the store to get it.
     longest: Duration,
-    /// How often the store had nothing to do while a request waited.
+    /// The number of times that the store had nothing to do while a request waited.
     starved: u32,
 }
 
-/// A frontend that keeps `depth` requests outstanding at a store that takes `latency` for each and works on all that it
-/// has at a time: one more comes every [`GAP`]. Says what the last `requests` of them took.
+/// Serves a frontend that keeps `depth` requests outstanding, one more every [`GAP`], at a store that takes `latency`
+/// for each and works on all that it has at a time. Returns the cost of the last `requests` of them.
 fn serve_from_late_store(
     persistent: bool,
     depth: usize,
@@ -272,7 +272,7 @@ fn a_store_with_few_requests_is_given_each_at_once() {
     }
 }
 
-/// Waits until a store has so many requests.
+/// Waits until a store has `count` requests.
 fn wait_until_held(world: &World, late: &LateDisks, count: usize) {
     let begun = world.sim.now();
     while late.last().held() < count {

@@ -1,5 +1,5 @@
-//! No byte reaches a guest but those that it asked for and may have: not through pages of requests
-//! that fail, and not through the ring.
+//! No byte reaches a guest but those that it asked for and may have: neither through pages of requests that fail, nor
+//! through the ring.
 
 use bulkhead_blkback_testkit::{
     Bystander, Guest, IMAGE_SIZE, Link, PATHS, POISON, Style, World, content,
@@ -9,10 +9,10 @@ use bulkhead_ring::Format;
 use bulkhead_ring::blkif::{Abi, Blkif, Request, SLOT_SIZE, Sector, Segment, Status, TransferKind};
 use bulkhead_xen::{GrantRef, PAGE_SIZE};
 
-/// Where the slots of a ring begin (`DEFINE_RING_TYPES`, io/ring.h).
+/// The offset of the slots in a ring (`DEFINE_RING_TYPES`, io/ring.h).
 const SLOTS: usize = 64;
 
-/// The whole memory of a ring of one page.
+/// Returns the whole memory of a ring of one page.
 fn ring_bytes(link: &Link) -> Vec<u8> {
     // SAFETY: the guest's own page, which nothing refers into; no other thread runs.
     unsafe { link.memory.cast::<[u8; PAGE_SIZE]>().read_volatile() }.to_vec()

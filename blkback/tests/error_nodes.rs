@@ -9,17 +9,17 @@ use std::time::Duration;
 /// The most nodes that errors take together, the two or three above all of them included.
 const MOST_NODES: usize = 64;
 
-/// How long an error can be read after its guest has gone, at most.
+/// The longest time that an error can be read after its guest has gone.
 const LEAVES_WITHIN: Duration = Duration::from_secs(61);
 
-/// The nodes that hold errors, and those above them.
+/// Returns the number of nodes that hold errors, and of those above them.
 fn error_nodes(world: &World) -> usize {
     let root = world.own_path("error/");
     let dump = world.sim.store().dump();
     dump.lines().filter(|line| line.starts_with(&root)).count()
 }
 
-/// Disks that a guest is refused, each under a name of its own.
+/// Attaches disks that a guest is refused, each under a name of its own.
 fn refused<'w>(guest: &Guest<'w>, names: &[&str]) -> Vec<Frontend<'w>> {
     let disk = |name: &&str| guest.attach(name, "ram:nothing");
     let disks: Vec<_> = names.iter().map(disk).collect();

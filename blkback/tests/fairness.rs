@@ -7,13 +7,13 @@ use bulkhead_xenbus::XenbusState;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-/// How many answers are counted.
+/// The number of answers that are counted.
 const ANSWERS: usize = 20_000;
 
 /// The slots of a ring of one page.
 const SLOTS: u32 = 32;
 
-/// A guest's rings, which are full again whenever somebody looks.
+/// A guest's rings, which are full again at every look.
 #[derive(Default)]
 struct Asking {
     links: Vec<Link>,
@@ -21,7 +21,7 @@ struct Asking {
 }
 
 impl Asking {
-    /// The rings of these disks.
+    /// Returns the rings of these disks.
     fn of(disks: &mut [Frontend<'_>]) -> Asking {
         Asking {
             links: disks.iter_mut().flat_map(Frontend::forget).collect(),
@@ -95,7 +95,7 @@ fn a_guest_with_many_queues_gets_about_twice_as_much_at_most() {
     world.nothing_left();
 }
 
-/// What the greedy guest asks for again and again.
+/// The requests that the greedy guest makes again and again.
 #[derive(Clone, Copy, Debug)]
 enum Asked {
     Flush,

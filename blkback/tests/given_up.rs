@@ -1,4 +1,4 @@
-//! Long discards that nobody waits for any more, and those that somebody still waits for.
+//! Long discards that no guest waits for any more, and those that one still waits for.
 
 use bulkhead_blkback::engine::Options;
 use bulkhead_blkback_testkit::{
@@ -13,12 +13,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 const MIB: usize = 1 << 20;
-/// The discarded disk's size: so many slices of a mebibyte.
+/// The discarded disk's size in slices of a mebibyte.
 const SLICES: usize = 8;
-/// A ring full of discards.
+/// The number of discards that fill a ring.
 const DISCARDS: usize = 32;
 
-/// A machine with a larger image, `large`, whose disk `xvdl` lets something happen.
+/// Returns a machine with a larger image, `large`, and the hook that runs at the calls to the device of its disk
+/// `xvdl`.
 fn world(discard: DiscardMode) -> (World, Meanwhile) {
     let meanwhile = Meanwhile::default();
     let mut setup = Setup {
@@ -50,8 +51,8 @@ fn discard_all(disk: &mut Frontend<'_>) {
     disk.link().kick();
 }
 
-/// Lets `act` happen, and dom0 work beside the driver domain, while the discards go on, for a millisecond until each look of
-/// the queue at its device. Returns what will count how often it looks after that.
+/// Lets `act` happen while the discards go on. Until each look of the queue at its device, dom0 works beside the driver
+/// domain, and a millisecond passes. Returns a counter of the looks after `act`.
 fn in_the_middle(world: &World, meanwhile: &Meanwhile, act: impl Fn() + 'static) -> Rc<Cell<u32>> {
     let looks = Rc::new(Cell::new(0));
     let (counted, sim) = (looks.clone(), world.sim.clone());

@@ -1,10 +1,10 @@
-//! The log: what guests do is told, and no guest fills it.
+//! The log: it tells what guests do, and no guest fills it.
 
 use bulkhead_blkback_testkit::{Bystander, Frontend, Guest, Style, World};
 use bulkhead_xenbus::XenbusState;
 use std::time::Duration;
 
-/// How many lines of the log are about a guest.
+/// Returns the number of log lines about a guest.
 fn lines_about(world: &World, guest: &Guest<'_>) -> usize {
     let id = guest.domain.id();
     let (disk, other) = (format!("vbd {id}/"), format!("guest {id} "));
@@ -15,7 +15,7 @@ fn lines_about(world: &World, guest: &Guest<'_>) -> usize {
     about.count()
 }
 
-/// Connects, makes as many mistakes as are told, and starts over: 47 lines, if all were told.
+/// Connects, makes mistakes, and starts over: 47 lines, if all were logged.
 fn round(disk: &mut Frontend<'_>) {
     assert!(disk.try_connect());
     for queue in disk.queues() {

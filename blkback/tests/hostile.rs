@@ -8,7 +8,7 @@ use bulkhead_xen_sim::xenstore::{owned_by, toolstack};
 use bulkhead_xenbus::XenbusState;
 use std::time::Duration;
 
-/// Whatever happened to a disk, libxl takes it away.
+/// Takes the disk away by force, as libxl does, whatever happened to it.
 fn force_away(mut disk: Frontend<'_>) {
     let world = disk.world;
     world.run();

@@ -1,5 +1,5 @@
-//! Indirect requests whose segments fill more than one index page: more of them than are offered
-//! to frontends, so a queue is served here without a disk around it.
+//! Indirect requests whose segments fill more than one descriptor page: more of them than are offered to frontends, so
+//! a queue is served here without a disk around it.
 
 use bulkhead_blkback::engine::{QueueControl, QueueSetup, queue_control, serve};
 use bulkhead_blkback_testkit::{
@@ -12,12 +12,12 @@ use bulkhead_xen::GrantRef;
 const SEGMENTS: usize = 1100;
 const IMAGE: usize = 1 << 20;
 
-/// A ring that is served, and what stops that.
+/// A ring that is served, and the control that stops the queue.
 struct Served<'w> {
     world: &'w World,
     link: Link,
     control: QueueControl,
-    /// The pages that requests are about: each segment is one sector of them.
+    /// The pages of the requests: each segment is one sector of them.
     pages: Vec<Page>,
 }
 
@@ -67,7 +67,7 @@ impl<'w> Served<'w> {
         }
     }
 
-    /// On every way to a guest's pages: serves, does `scene`, and ends without a trace.
+    /// Serves a ring, does `scene`, and ends without a trace, on every way to a guest's pages.
     fn on_every_path(scene: impl Fn(&mut Served<'_>, &[Segment])) {
         for (path, persistent) in PATHS {
             let world = World::with(Setup {

@@ -1,4 +1,4 @@
-//! Disks of the driver domain's own, served to guests: what another driver domain serves to it.
+//! Disks of the driver domain's own, served to guests: another driver domain serves them to it.
 
 use bulkhead_blkback_testkit::{Frontend, Guest, IMAGE_SIZE, Lower, Setup, Style, World, content};
 use bulkhead_blkfront::PATIENCE;
@@ -8,7 +8,7 @@ use bulkhead_xen_sim::xenstore::toolstack::{self, Disk, Vbd};
 use bulkhead_xenbus::XenbusState;
 use std::time::Duration;
 
-/// A driver domain that serves disks of its own, on that many vCPUs.
+/// Makes a driver domain with that many vCPUs that serves disks of its own.
 fn world(vcpus: u32) -> World {
     World::with(Setup {
         own_disks: true,
@@ -17,19 +17,19 @@ fn world(vcpus: u32) -> World {
     })
 }
 
-/// Images of another driver domain, whose contents are not those of the first one's.
+/// Returns the images of another driver domain, whose contents are not those of the first one's.
 fn images() -> Vec<(String, Vec<u8>)> {
     (0..3)
         .map(|number| (format!("below{number}"), content(70 + number, IMAGE_SIZE)))
         .collect()
 }
 
-/// What is on the image with that number.
+/// Returns the content of the image with that number.
 fn below(number: u64) -> Vec<u8> {
     content(70 + number, IMAGE_SIZE)
 }
 
-/// A request goes to the domain below and comes back; both may be held back for company.
+/// The time for a request to the domain below and its response; both may be held back for others to join them.
 const THERE_AND_BACK: Duration = Duration::from_millis(5);
 
 fn read(disk: &mut Frontend<'_>, sector: u64, sectors: usize) -> Vec<u8> {
@@ -64,7 +64,7 @@ fn flush(disk: &mut Frontend<'_>) -> Status {
     answer.0
 }
 
-/// The directory of a disk of the driver domain's own.
+/// Returns the state of a disk of the driver domain's own.
 fn own_state(world: &World, vbd: &Vbd) -> Option<XenbusState> {
     let state = vbd.frontend_state(&mut world.sim.store());
     state.map(|state| XenbusState::parse(Some(&state)))

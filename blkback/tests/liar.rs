@@ -10,10 +10,10 @@ use bulkhead_xen_sim::{SimDomain, SimVcpu};
 use bulkhead_xenbus::XenbusState;
 use std::time::Duration;
 
-/// A request goes to the backend and comes back.
+/// The time for a request to the backend and its response.
 pub const THERE_AND_BACK: Duration = Duration::from_millis(5);
 
-/// What a backend says of its disk before and after it is connected.
+/// The nodes that a backend publishes before and after it is connected.
 pub const OFFER: [(&str, &str); 2] = [
     ("max-ring-page-order", "2"),
     ("multi-queue-max-queues", "1"),
@@ -35,7 +35,7 @@ pub struct Liar<'w> {
 }
 
 impl<'w> Liar<'w> {
-    /// Offers a disk, connects to the rings that are published, and says this of the disk.
+    /// Offers a disk, connects to the rings that are published, and publishes these nodes of the disk.
     pub fn new(world: &'w World, disk: &[(&str, &str)]) -> Liar<'w> {
         let mut liar = Liar::offering(world, &OFFER);
         assert_eq!(liar.frontend(), Some(XenbusState::Initialised));
@@ -62,7 +62,7 @@ impl<'w> Liar<'w> {
         liar
     }
 
-    /// A node that the frontend has written.
+    /// Returns a node that the frontend has written.
     pub fn published(&self, name: &str) -> Option<String> {
         let path = self.vbd.frontend_path();
         self.world.read(&format!("{path}/{name}"))
@@ -96,7 +96,7 @@ impl<'w> Liar<'w> {
         self.ring = Some((ring, pages, port.expect("it is unbound")));
     }
 
-    /// Goes, and offers a disk again.
+    /// Closes, and offers a disk again.
     pub fn offer_again(&mut self, offer: &[(&str, &str)]) {
         self.ring = None;
         self.say(&[], XenbusState::Closed);
@@ -121,12 +121,12 @@ impl<'w> Liar<'w> {
         state.map(|state| XenbusState::parse(Some(&state)))
     }
 
-    /// The next request.
+    /// Takes the next request.
     pub fn take(&mut self) -> Request {
         self.take_next().expect("a request")
     }
 
-    /// The next request, if there is one.
+    /// Takes the next request, if there is one.
     pub fn take_next(&mut self) -> Option<Request> {
         let (ring, ..) = self.ring.as_mut().expect("connected");
         let request = ring.take().expect("a ring")?;

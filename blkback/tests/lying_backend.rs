@@ -1,5 +1,4 @@
-//! Backends of the driver domain's own disks that lie: whatever they do, it costs those who use that disk, and
-//! nobody else.
+//! Backends of the driver domain's own disks that lie: whatever they do affects the users of that disk alone.
 
 use crate::liar::{DISK, Liar, OFFER, THERE_AND_BACK};
 use bulkhead_blkback_testkit::{Frontend, Guest, IMAGE_SIZE, Lower, Setup, World, content};
@@ -17,7 +16,7 @@ fn world() -> World {
     })
 }
 
-/// Another disk of the driver domain's own, whose backend behaves.
+/// Returns another disk of the driver domain's own, whose backend behaves.
 fn bystander<'w>(world: &'w World, lower: &Lower<'w>) -> Frontend<'w> {
     lower.attach("xvdb", &Disk::new("ram:good"));
     Guest::new(world).attach("xvda", "vbd:xvdb").connected()
@@ -35,7 +34,7 @@ fn images() -> Vec<(String, Vec<u8>)> {
     vec![("good".to_string(), content(90, IMAGE_SIZE))]
 }
 
-/// A guest's disk on that of a backend.
+/// Returns a guest's disk on that of a backend, with requests.
 fn ask<'w>(world: &'w World, requests: usize) -> Frontend<'w> {
     let mut disk = Guest::new(world).attach("xvda", "vbd:xvda").connected();
     for _ in 0..requests {

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 
 const PAGE: &str = include_str!("../../docs/bulkhead.7");
 
-/// Whether the page has that word, whole.
+/// Returns whether the page has that word, whole.
 fn names(word: &str) -> bool {
     let belongs = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
     PAGE.match_indices(word).any(|(at, _)| {
@@ -26,7 +26,7 @@ fn assert_named<'a>(words: impl IntoIterator<Item = &'a str>) {
     assert!(missing.is_empty(), "docs/bulkhead.7 lacks {missing:?}");
 }
 
-/// What stands before `=` or `:` in the words that a target's error says were expected.
+/// Returns the words before `=` or `:` in the part of a target's error that says what was expected.
 fn expected_by(target: &str, end: char) -> Vec<String> {
     let opened = Stores::default().open_now(target, Access::ReadWrite, "a test");
     let error = opened.err().expect("a mistake").to_string();
@@ -37,7 +37,7 @@ fn expected_by(target: &str, end: char) -> Vec<String> {
         .collect()
 }
 
-/// The keys of a command line that a source file has constants for.
+/// Returns the keys of a command line that a source file has constants for.
 fn constants(source: &str) -> impl Iterator<Item = &str> {
     let code = source.split("#[cfg(test)]").next().unwrap_or_default();
     code.lines().filter_map(|line| {
@@ -83,8 +83,8 @@ fn every_counter() {
     assert_named(Counts::default().named().map(|(name, _)| name));
 }
 
-/// What a path is called on the page: the name of the node, without the numbers of guests, devices,
-/// queues and pages.
+/// Returns the name by which the page calls a path: that of the node, without the numbers of guests, devices, queues
+/// and pages.
 fn node(path: &str) -> Option<&str> {
     let name = path.rsplit('/').next().unwrap_or_default();
     let name = name.trim_end_matches(|c: char| c.is_ascii_digit());

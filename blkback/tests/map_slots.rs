@@ -20,7 +20,7 @@ fn world(path: DataPath) -> World {
     World::with(setup)
 }
 
-/// What a disk holds, and random requests of 64 KiB for it, 32 at a time.
+/// A disk with its expected content, and random requests of 64 KiB for it, 32 at a time.
 struct Verified<'w> {
     disk: Frontend<'w>,
     model: Vec<u8>,

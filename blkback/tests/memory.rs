@@ -1,4 +1,4 @@
-//! The driver domain's memory runs out: who wants more is refused, and nobody else notices.
+//! The driver domain's memory runs out: a guest that wants more is refused, and no other guest notices.
 
 use bulkhead_blkback::engine::{ConnectError, Queue, QueueSetup};
 use bulkhead_blkback_testkit::{
@@ -12,17 +12,17 @@ use futures_util::FutureExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-/// What a queue takes from this size on may be refused. The reserve is for what is smaller.
+/// The size from which on an allocation of a queue may be refused. The reserve is for smaller ones.
 const LARGE_FOR_A_QUEUE: usize = 512;
-/// What the smaller ones of a queue's connect come to, with those of the simulated Xen.
+/// The sum of the smaller allocations of a queue's connect, with those of the simulated Xen.
 const SMALL_OF_A_QUEUE: usize = 8 * 1024;
-/// What a disk takes from this size on may be refused. The reserve is for what is smaller: what the
-/// control plane takes to read the frontend's nodes, and gives back.
+/// The size from which on an allocation of a disk may be refused. The reserve is for smaller ones: those of the control
+/// plane that reads the frontend's nodes, which it gives back.
 const LARGE_FOR_A_DISK: usize = 8 * 1024;
-/// What the smaller ones of a disk's connect come to, one after another.
+/// The sum of the smaller allocations of a disk's connect, one after another.
 const SMALL_OF_A_DISK: usize = 192 * 1024;
 
-/// Every kind of queue that a frontend can ask for.
+/// Returns every kind of queue that a frontend can ask for.
 fn styles() -> impl Iterator<Item = Style> {
     [(false, 1), (true, 1), (false, 16), (true, 16)]
         .into_iter()
@@ -139,7 +139,8 @@ fn a_disk_without_memory_is_refused_and_may_come_again() {
     }
 }
 
-/// The disks of a guest that makes as many queues as it is offered, until one is refused.
+/// Connects disks of a guest that makes as many queues as it is offered, until one is refused. Returns them, and the
+/// error.
 fn disks_until_refused<'w>(guest: &Guest<'w>, most: usize) -> (Vec<Frontend<'w>>, Option<String>) {
     let mut disks = Vec::new();
     for number in 0..most {

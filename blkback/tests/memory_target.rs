@@ -1,11 +1,11 @@
-//! How much memory the driver domain has: what `xl mem-set` and `maxmem=` do to it.
+//! The size of the driver domain's memory: the effects of `xl mem-set` and `maxmem=`.
 
 use bulkhead_blkback_testkit::{Bystander, Guest, IMAGE_SIZE, SECTORS, Setup, World, content};
 use bulkhead_ring::blkif::{Discard, Operation, Request, Sector, Status};
 
 const TARGET: &str = "memory/target";
 
-/// A driver domain that may have a mebibyte more than it has, when the toolstack wants that.
+/// Makes a driver domain that may have a mebibyte more than it has, when the toolstack wants that.
 fn world() -> World {
     World::with(Setup {
         memory_later: 256,
@@ -14,7 +14,7 @@ fn world() -> World {
     })
 }
 
-/// `xl mem-set`: sets the domain's limit, and writes what is wanted.
+/// Sets the domain's limit and writes the target, as `xl mem-set` does.
 fn mem_set(world: &World, pages: usize) {
     world.storage.set_memory_limit(pages);
     want(world, pages);
@@ -39,7 +39,7 @@ fn nothing_left(world: &World) {
     world.nothing_left();
 }
 
-/// What the log says of the target.
+/// Returns the log lines about the target.
 fn told(world: &World, level: &str) -> Vec<String> {
     let lines = world.journal().into_iter();
     lines

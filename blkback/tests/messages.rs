@@ -1,6 +1,5 @@
-//! How many messages to xenstored it takes. xenstored serves an unprivileged domain some hundreds of
-//! requests a second, and it has one connection for the disks of all guests: what one of them brings
-//! about, the others wait for.
+//! The number of messages to xenstored. xenstored serves an unprivileged domain some hundreds of requests a second, and
+//! it has one connection for the disks of all guests: each waits for the requests that the others cause.
 
 use bulkhead_blkback_testkit::{Bystander, Frontend, Guest, Style, World};
 use bulkhead_xen_sim::xenstore::toolstack;
@@ -11,7 +10,7 @@ const NAMES: [&str; 8] = [
     "xvda", "xvdb", "xvdc", "xvdd", "xvde", "xvdf", "xvdg", "xvdh",
 ];
 
-/// How many messages the driver domain sends while that happens.
+/// Returns the number of messages that the driver domain sends during `scene`.
 fn messages(world: &World, scene: impl FnOnce()) -> u64 {
     world.run();
     let sent = || world.sim.store().request_count(world.storage.id());
@@ -21,7 +20,7 @@ fn messages(world: &World, scene: impl FnOnce()) -> u64 {
     sent() - before
 }
 
-/// A frontend with as large a ring, and as many of it, as it is offered.
+/// Returns the style of a frontend with as large rings, and as many of them, as it is offered.
 fn large() -> Style {
     Style {
         queues: 4,

@@ -14,7 +14,7 @@ use std::time::Duration;
 /// The bytes of each export.
 const SIZE: usize = 256 * 1024;
 
-/// What Linux calls a minute without anything to do: exports that nobody uses are let go of.
+/// The time after which exports that no disk uses are let go of: a minute, and some more.
 const UNUSED: Duration = Duration::from_secs(62);
 
 fn setup(setup: Setup) -> Setup {
@@ -31,7 +31,7 @@ fn nbd(world: &World) -> &Nbd {
     world.nbd.as_ref().expect("it has a server")
 }
 
-/// Nothing is left, of the connections neither.
+/// Checks that nothing is left, no connection either.
 fn end(world: &World) {
     world.wait(UNUSED);
     assert_eq!(nbd(world).exports.count(), 0);

@@ -1,4 +1,4 @@
-//! What the log says of an export with several connections.
+//! The log lines about an export with several connections.
 
 use bulkhead_blkback_testkit::{Guest, Nbd, Setup, Style, World};
 use bulkhead_nbd_testing::{Config, FakeExport, Reach};

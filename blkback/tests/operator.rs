@@ -1,5 +1,5 @@
-//! What an operator asks of the running domain: images that grow under their guests, statistics,
-//! and keys on the console.
+//! An operator's requests to the running domain: images that grow under their guests, statistics, and keys on the
+//! console.
 
 use bulkhead_blkback::engine::DataPath;
 use bulkhead_blkback::operator::answer_keys;
@@ -17,7 +17,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-/// Asks for an image to grow, and answers what the operator is told.
+/// Asks for an image to grow, and returns the answer that the operator gets.
 fn grow(world: &World, request: &str) -> String {
     world.write(&world.own_path("data/grow"), request);
     let asked = world.read(&world.own_path("data/grow"));
@@ -34,8 +34,7 @@ fn forget_requests(world: &World) {
     world.run();
 }
 
-/// Counts how often the backend writes its state: whatever the value, that is what makes blkfront
-/// look at the size.
+/// Counts how often the backend writes its state: a write of whatever value makes blkfront look at the size.
 fn state_writes(disk: &Frontend<'_>, change: impl FnOnce()) -> usize {
     let mut executor = Executor::new(disk.domain.hypervisor());
     // SAFETY: the guest's own xenstore ring, which nobody else uses.
@@ -169,7 +168,7 @@ fn what_cannot_grow_is_answered_and_changes_nothing() {
     world.nothing_left();
 }
 
-/// The value of a counter in the text of a `statistics` node.
+/// Returns the value of a counter in the text of a `statistics` node.
 fn counter(statistics: &str, name: &str) -> u64 {
     let value = statistics
         .lines()

@@ -8,10 +8,10 @@ use bulkhead_grant::GrantAccess;
 use bulkhead_ring::blkif::{Request, Sector, Segment, Status, TransferKind};
 use std::collections::BTreeMap;
 
-/// So many stay mapped.
+/// The number of pages that stay mapped.
 const MOST_PERSISTENT: usize = 1056;
 
-/// A disk whose frontend keeps its pages granted.
+/// Returns a disk whose frontend keeps its pages granted.
 fn persistent<'w>(guest: &Guest<'w>) -> Frontend<'w> {
     let disk = guest.attach("xvda", "ram:disk0");
     disk.styled(Style::persistent(true)).connected()

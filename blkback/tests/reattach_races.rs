@@ -6,7 +6,7 @@ use bulkhead_ring::blkif::{Status, TransferKind};
 use bulkhead_xen_sim::xenstore::toolstack::{self, Disk};
 use bulkhead_xenbus::XenbusState;
 
-/// How many answers of xenstored a disk's beginning takes, and some more.
+/// The number of xenstored's answers in the beginning of a disk, and some more.
 const POINTS: usize = 70;
 
 /// Attaches `first`, and in the middle of what is done about it makes everything anew for

@@ -1,4 +1,4 @@
-//! Backends of the driver domain's own disks that go and come back, and say other things of the disk than before.
+//! Backends of the driver domain's own disks that go and come back, and describe the disk differently than before.
 
 use crate::liar::{DISK, Liar, OFFER, THERE_AND_BACK};
 use bulkhead_blkback_testkit::{Frontend, Guest, Setup, World};
@@ -15,13 +15,13 @@ fn world(vcpus: u32) -> World {
     })
 }
 
-/// What a backend says of its disk, with another value of one node.
+/// Returns the nodes by which a backend describes its disk, with another value of one of them.
 fn with<'a>(name: &'a str, value: &'a str) -> Vec<(&'a str, &'a str)> {
     let others = DISK.iter().filter(|(other, _)| *other != name);
     others.copied().chain([(name, value)]).collect()
 }
 
-/// The lines about the disk in the log.
+/// Returns the log lines about the disk.
 fn lines(world: &World) -> Vec<String> {
     let mut lines = world.journal();
     lines.retain(|line| line.contains("disk xvda: "));

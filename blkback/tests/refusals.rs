@@ -6,7 +6,7 @@ use bulkhead_xen_sim::xenstore::toolstack::Disk;
 use bulkhead_xenbus::XenbusState;
 use std::time::Duration;
 
-/// What says nothing about a node that the toolstack or the guest wrote.
+/// The refusals that say nothing about a node that the toolstack or the guest wrote.
 const PASSING: [Refusal; 7] = [
     Refusal::OutOfMemory,
     Refusal::Again,
@@ -17,10 +17,10 @@ const PASSING: [Refusal; 7] = [
     Refusal::NotImplemented,
 ];
 
-/// Long enough for whatever was refused to be tried again.
+/// A time in which any refused request is tried again.
 const AGAIN: Duration = Duration::from_secs(6);
 
-/// Refuses `count` of the driver domain's reads of nodes whose path ends so.
+/// Refuses `count` of the driver domain's reads of nodes whose path ends in `node`.
 fn refuse_reads(world: &World, node: &'static str, mut count: usize, refusal: Refusal) {
     world.sim.store().faults.refuse = Some(Box::new(move |_, kind, path| {
         let meant = kind == MessageType::READ && path.ends_with(node);
@@ -32,7 +32,7 @@ fn refuse_reads(world: &World, node: &'static str, mut count: usize, refusal: Re
     }));
 }
 
-/// Refuses one request, the one after so many others.
+/// Refuses one request, the one after `others` others.
 fn refuse_after(world: &World, mut others: usize, refusal: Refusal) {
     world.sim.store().faults.refuse = Some(Box::new(move |_, _, _| {
         let now = others == 0;

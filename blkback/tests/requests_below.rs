@@ -14,7 +14,7 @@ fn world() -> World {
     })
 }
 
-/// A guest's disk on that of a backend which says these things of it, too.
+/// Returns a guest's disk on that of a backend that publishes these nodes, too.
 fn disk_of<'w>(world: &'w World, nodes: &[(&str, &str)]) -> (Liar<'w>, Frontend<'w>) {
     let other = |name: &str| nodes.iter().all(|(changed, _)| *changed != name);
     let others = DISK.iter().filter(|(name, _)| other(name));

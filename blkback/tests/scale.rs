@@ -165,7 +165,7 @@ fn a_full_address_space_costs_the_new_disk_alone() {
     world.nothing_left();
 }
 
-/// What one more queue takes of the heap, for a frontend of that style.
+/// Returns the bytes of the heap that one more queue takes, for a frontend of that style.
 fn heap_of_a_queue(style: Style) -> usize {
     let world = World::new();
     let guest = Guest::with_memory(&world, 1024);

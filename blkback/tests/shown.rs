@@ -1,4 +1,4 @@
-//! What an operator is shown of images and of disks of the driver domain's own: `data/show` in xenstore.
+//! The lines that an operator is shown of images and of disks of the driver domain's own: `data/show` in xenstore.
 
 use bulkhead_blkback_testkit::{Frontend, Guest, IMAGE_SIZE, Lower, Setup, World, content};
 use bulkhead_images::SectorSize;
@@ -7,7 +7,7 @@ use bulkhead_volumes::testing::{self, NewPartition, write_gpt};
 use bulkhead_xen_sim::xenstore::toolstack::Disk;
 use std::time::Duration;
 
-/// A request goes to the domain below and comes back; both may be held back for company.
+/// The time for a request to the domain below and its response; both may be held back for others to join them.
 const THERE_AND_BACK: Duration = Duration::from_millis(5);
 
 /// Asks for the lines that contain `request`, or all.
@@ -18,7 +18,7 @@ fn show(world: &World, request: &str) -> String {
     world.read(&answer).expect("there is an answer")
 }
 
-/// An image of another driver domain, with a partition.
+/// Returns an image of another driver domain, with a partition.
 fn partitioned() -> Vec<(String, Vec<u8>)> {
     let disk = testing::Disk::of(content(70, IMAGE_SIZE), SectorSize::B512);
     let partition = NewPartition {
@@ -32,7 +32,7 @@ fn partitioned() -> Vec<(String, Vec<u8>)> {
     vec![("disk".to_string(), disk.change(|bytes| bytes.clone()))]
 }
 
-/// The number after `name=` in a line.
+/// Returns the number after `name=` in a line.
 fn count(line: &str, name: &str) -> u64 {
     let (_, rest) = line.split_once(&format!(" {name}=")).expect(line);
     let digits = rest.split(' ').next().unwrap_or_default();

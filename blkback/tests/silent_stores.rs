@@ -50,7 +50,7 @@ fn logged(world: &World, text: &str) -> bool {
     world.journal().iter().any(|line| line.contains(text))
 }
 
-/// A disk with requests that its store never answers.
+/// Returns a disk with requests that its store never answers.
 fn stuck<'w>(guest: &Guest<'w>) -> Frontend<'w> {
     let mut disk = guest.attach("xvdd", "ram:disk0").connected();
     for number in 0..5 {

@@ -5,7 +5,7 @@ use bulkhead_blkback_testkit::{Bystander, Frontend, Guest, World};
 use bulkhead_xen_sim::xenstore::toolstack;
 use bulkhead_xenbus::XenbusState;
 
-/// What a frontend can do about its directory.
+/// The actions of a frontend on its directory.
 #[derive(Clone, Copy, Debug)]
 enum Move {
     State(&'static str),
@@ -22,7 +22,7 @@ enum Move {
 
 use Move::*;
 
-/// All there are.
+/// All moves.
 const MOVES: [Move; 14] = [
     State("0"),
     State("1"),
@@ -40,7 +40,7 @@ const MOVES: [Move; 14] = [
     Hurry,
 ];
 
-/// Those that mean something to a backend, to end a sequence with.
+/// The moves that mean something to a backend, to end a sequence with.
 const LAST: [Move; 6] = [
     State("1"),
     State("3"),
@@ -82,7 +82,7 @@ fn disk_has(disk: &Frontend<'_>, node: &str) -> bool {
     disk.world.sim.store().exists(&path)
 }
 
-/// Whatever happened, libxl can take the disk away by force, and the ring is free.
+/// Takes the disk away by force, as libxl can whatever happened, and checks that the ring is free.
 fn force_away(disk: &mut Frontend<'_>) {
     let world = disk.world;
     toolstack::force_detach(&mut world.sim.store(), &disk.vbd);
@@ -97,7 +97,7 @@ fn force_away(disk: &mut Frontend<'_>) {
     }
 }
 
-/// Every pair of moves and a third, after `before`, from where `begin` leaves a frontend.
+/// Tries every pair of moves and a third, after `before`, from the state in which `begin` leaves a frontend.
 fn every_pair_and_a_third(before: &[Move], begin: impl Fn(Frontend<'_>) -> Frontend<'_>) {
     let world = World::new();
     let mut other = Bystander::new(&world);
@@ -127,7 +127,7 @@ fn every_pair_of_moves_of_a_connected_frontend_and_a_third() {
     every_pair_and_a_third(&[], |disk| disk.connected());
 }
 
-/// What the toolstack can do at any time.
+/// Acts as the toolstack can at any time.
 fn interfere(disk: &Frontend<'_>, how: usize) {
     let (store, backend) = (&disk.world.sim, disk.vbd.backend_path());
     let write = |node: &str, value: &str| store.store().write(&format!("{backend}/{node}"), value);

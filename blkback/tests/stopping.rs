@@ -1,5 +1,5 @@
-//! A queue that is to stop: what the frontend had asked for is finished, what it goes on asking for is not,
-//! and the other queues of the vCPU have their turns meanwhile.
+//! A queue that is to stop: the requests that the frontend had made are finished, later ones are not, and the other
+//! queues of the vCPU have their turns meanwhile.
 
 use bulkhead_blkback_testkit::{Frontend, Guest, Meanwhile, Setup, Style, World};
 use bulkhead_ring::blkif::{Opcode, SLOT_SIZE};
@@ -12,15 +12,15 @@ use std::rc::Rc;
 /// The slots of a ring of 16 pages.
 const SLOTS: u32 = 512;
 
-/// What the greedy disk's device was asked for, in all and until the other guest had its answer.
+/// The number of requests that the greedy disk's device got, in all and until the other guest had its answer.
 #[derive(Clone, Copy, Default)]
 struct Seen {
     asked: u32,
     before_the_other: Option<u32>,
 }
 
-/// A flush whose identifier makes its response, read as a request, the same flush again: slots that the
-/// backend has answered need not be written anew.
+/// Returns a flush whose identifier makes its response, read as a request, the same flush again: slots that the backend
+/// has answered need not be written anew.
 fn eternal_flush() -> [u8; SLOT_SIZE] {
     let mut slot = [0; SLOT_SIZE];
     slot[0] = Opcode::FLUSH_DISKCACHE.0;
@@ -28,8 +28,8 @@ fn eternal_flush() -> [u8; SLOT_SIZE] {
     slot
 }
 
-/// Closes the disk of a guest whose ring was filled by `fill` while its queue slept. Another guest asks for
-/// one read as soon as the first of those requests is served. `meanwhile` happens at each of them.
+/// Closes the disk of a guest whose ring was filled by `fill` while its queue slept. Another guest asks for one read as
+/// soon as the first of those requests is served. `meanwhile` runs at each of them.
 fn close_with_a_full_ring(
     fill: impl Fn(&mut Frontend<'_>),
     meanwhile: impl Fn(u32, &SharedPages) + 'static,

@@ -1,5 +1,5 @@
-//! What a store may do: take less than a request at a time, or nothing for a while, or have data go
-//! through memory of its own. What becomes of one that does not answer is in `silent_stores`.
+//! The freedom of a store: it may take less than a request at a time, or nothing for a while, or have data go through
+//! memory of its own. `silent_stores` has those that do not answer.
 
 use bulkhead_blkback_testkit::{
     Bystander, Frontend, Guest, IMAGE_SIZE, LateDisks, PATHS, Setup, Style, World, content,
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 const KEY: u64 = 0x5eed;
 
-/// A machine where the disks named `xvde` are encrypted.
+/// Returns a machine where the disks named `xvde` are encrypted.
 fn with_encrypted_disks(setup: Setup) -> World {
     let layer = Layer::new(|device, owner| match owner.contains("xvde") {
         true => Arc::new(Encrypting::new(device, KEY)),
@@ -25,7 +25,7 @@ fn with_encrypted_disks(setup: Setup) -> World {
     })
 }
 
-/// A machine where the disks named `xvdd` are encrypted, above stores that answer late.
+/// Returns a machine where the disks named `xvdd` are encrypted, above stores that answer late.
 fn with_late_encrypted_disks() -> (World, LateDisks) {
     let late = LateDisks::default();
     let seen = late.clone();
@@ -45,7 +45,7 @@ fn with_late_encrypted_disks() -> (World, LateDisks) {
     (world, late)
 }
 
-/// Lets everything through that a late store holds, until all of a disk's requests are answered.
+/// Lets through everything that a late store holds, until all of a disk's requests are answered.
 pub fn finish(world: &World, late: &Delayed, disk: &mut Frontend<'_>) -> Vec<Status> {
     let mut statuses = Vec::new();
     for _ in 0..2000 {

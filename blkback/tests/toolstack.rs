@@ -1,4 +1,4 @@
-//! What the toolstack asks of the driver domain as a whole: to end, to be saved, to have other vCPUs.
+//! The toolstack's requests to the driver domain as a whole: to end, to be saved, to have other vCPUs.
 
 use bulkhead_blkback::availability::{online, refuse_changes};
 use bulkhead_blkback::control::{ShutdownRequest, crash_requested, shutdown_requested};
@@ -7,7 +7,7 @@ use bulkhead_xen::{Hypervisor, Port, VcpuId};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-/// Lets the driver domain wait for requests to end; shows the first one.
+/// Has the driver domain wait for requests to end. Returns the first one, when it has come.
 fn waits_for_requests(world: &World) -> Rc<Cell<Option<ShutdownRequest>>> {
     let (store, seen) = (
         world.backend.services.store.clone(),
@@ -84,7 +84,7 @@ fn only_the_key_for_it_asks_for_a_crash() {
     assert!(asked.get());
 }
 
-/// A machine with several vCPUs, of which some are offline.
+/// Returns a machine with several vCPUs, of which some are offline.
 fn with_vcpus(vcpus: u32, offline: &[u32]) -> World {
     let world = World::with(Setup {
         vcpus,
@@ -96,7 +96,7 @@ fn with_vcpus(vcpus: u32, offline: &[u32]) -> World {
     world
 }
 
-/// What `xl vcpu-set` writes for one vCPU.
+/// Writes the node that `xl vcpu-set` writes for one vCPU.
 fn set(world: &World, vcpu: u32, online: bool) {
     let node = world.own_path(&format!("cpu/{vcpu}/availability"));
     world.write(&node, if online { "online" } else { "offline" });

@@ -1,4 +1,4 @@
-//! Devices that the toolstack announces here and nobody here serves: disks for QEMU (`format=qcow2`,
+//! Devices that the toolstack announces here and that this domain does not serve: disks for QEMU (`format=qcow2`,
 //! `backendtype=qdisk`, the CD-ROM drive of an HVM guest), network cards, and so on.
 
 use bulkhead_blkback_testkit::{Bystander, Guest, World};
@@ -6,7 +6,7 @@ use bulkhead_xen_sim::xenstore::toolstack::{self, Disk};
 use bulkhead_xenbus::XenbusState;
 use std::time::Duration;
 
-/// How long an error can be read after its guest has gone, at most.
+/// The longest time that an error can be read after its guest has gone.
 const ERROR_LEAVES_WITHIN: Duration = Duration::from_secs(61);
 
 #[test]

@@ -1,4 +1,4 @@
-//! An operator asks for a new version to take over: what is refused, and what the runtime is handed.
+//! An operator asks for a new version to take over: the requests that are refused, and the file that the runtime gets.
 
 use bulkhead_blkback::upgrade::{ERROR_NODE, NODE, Runtime, answer_upgrades};
 use bulkhead_blkback_testkit::{Guest, Setup, World};
@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-/// A runtime that notes what it is handed, and has no way to hand over.
+/// A runtime that notes the file that it gets, and has no way to hand over.
 #[derive(Default)]
 struct Fake {
     obstacle: Cell<Option<&'static str>>,
@@ -19,7 +19,7 @@ struct Fake {
 
 const STAYS: &str = "the test has no other version";
 
-/// The same, as the task has it.
+/// The same runtime, as the task has it.
 struct Shared(Rc<Fake>);
 
 impl Runtime for Shared {
@@ -44,7 +44,7 @@ impl Runtime for Shared {
     }
 }
 
-/// A driver domain with these images, and its runtime.
+/// Makes a driver domain with these images, and its runtime.
 fn with_images(images: Vec<(String, Vec<u8>)>) -> (World, Rc<Fake>) {
     let world = World::with(Setup {
         images,
@@ -60,7 +60,7 @@ fn with_images(images: Vec<(String, Vec<u8>)>) -> (World, Rc<Fake>) {
     (world, runtime)
 }
 
-/// Asks, and returns the reason why nothing has changed.
+/// Asks, and returns the reason why no version has taken over.
 fn ask(world: &World, request: &str) -> String {
     let error = world.own_path(ERROR_NODE);
     world.sim.store().remove(&error);
@@ -75,7 +75,7 @@ fn sum(bytes: &[u8]) -> String {
     sum.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// In an image that is larger than the file.
+/// Returns an image with that file, which is larger than the file.
 fn image(file: &[u8]) -> Vec<u8> {
     let mut image = file.to_vec();
     image.resize(64 << 10, 0xee);

@@ -8,10 +8,10 @@ use bulkhead_volumes::testing::{self, NewPartition, write_gpt};
 use bulkhead_xen_sim::xenstore::toolstack::Disk;
 use std::time::Duration;
 
-/// A request goes to the domain below and comes back; both may be held back for company.
+/// The time for a request to the domain below and its response; both may be held back for others to join them.
 const THERE_AND_BACK: Duration = Duration::from_millis(5);
 
-/// A disk with two partitions, the second of which ends with that sector.
+/// Returns a disk with two partitions, the second of which ends with that sector.
 fn partitioned(last: u64) -> Vec<u8> {
     let disk = testing::Disk::of(content(70, IMAGE_SIZE), SectorSize::B512);
     let new = |label, number, first, last| NewPartition {

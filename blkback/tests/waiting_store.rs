@@ -21,7 +21,7 @@ struct Later {
     wakers: Rc<RefCell<Vec<Waker>>>,
 }
 
-/// One that waits for the store.
+/// The count of an open that waits for the store.
 struct Waiting(Rc<Cell<usize>>);
 
 impl Drop for Waiting {
@@ -66,7 +66,7 @@ impl Store for Later {
     }
 }
 
-/// A machine with that store, and a guest.
+/// Returns a machine with that store.
 fn world() -> (World, Later) {
     let later = Later::default();
     let world = World::with(Setup {

@@ -1,14 +1,14 @@
-//! Counting the instructions of a case: running it under callgrind, and what callgrind's file says.
+//! Counts the instructions of a case: runs it under callgrind, and reads callgrind's file.
 
 use std::collections::HashMap;
 use std::process::{Command, Stdio};
 
-/// The C library's copies are the same on every machine that way.
+/// Settings with which the C library's copies are the same on every machine.
 const PLAIN_LIBRARY: &str = "glibc.cpu.hwcaps=-AVX,-AVX2,-AVX512F,-AVX512VL,-AVX_Fast_Unaligned_Load,\
     -ERMS,-FSRM,-Prefer_No_VZEROUPPER";
 
-/// Has this program run a case (`--case NAME`) under callgrind's eyes, which counts in functions that are called
-/// `driver_domains_turn`. Returns what the case printed, and callgrind's file.
+/// Has this program run a case (`--case NAME`) under callgrind, which counts in functions that are called
+/// `driver_domains_turn`. Returns the case's output, and callgrind's file.
 pub fn run(name: &str) -> Result<(String, String), String> {
     let this = std::env::current_exe().map_err(|error| error.to_string())?;
     let file =
@@ -36,9 +36,9 @@ pub fn run(name: &str) -> Result<(String, String), String> {
 
 /// Instructions that were counted.
 pub struct Counts {
-    /// All of them.
+    /// The number of all instructions.
     pub total: f64,
-    /// Those of the functions that were asked for, and of all that these called.
+    /// The number of those in the functions that were asked for, and in all that these called.
     pub part: f64,
 }
 
@@ -76,8 +76,8 @@ pub fn counts(file: &str, part: &str) -> Result<Counts, String> {
     }
 }
 
-/// Whether a function belongs to the part. Its name is told once, `(number) name`, and is the number
-/// from then on.
+/// Returns whether a function belongs to the part. The file gives a function's name once, as `(number) name`, and only
+/// the number from then on.
 fn is_part<'f>(names: &mut HashMap<&'f str, bool>, name: &'f str, part: &str) -> bool {
     match name.split_once(' ') {
         Some((number, name)) => {

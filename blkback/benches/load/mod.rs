@@ -1,8 +1,7 @@
-//! Load on a backend in the simulated Xen: what the host benchmarks measure.
+//! Load on a backend in the simulated Xen, which the host benchmarks measure.
 //!
-//! Disks are `null:` ones, so that what is measured is the request path and not the processor's way
-//! of copying pages. Only the driver domain's turn is measured, the simulated hypercalls included;
-//! what frontends do is not.
+//! Disks are `null:` ones, so that the request path is measured, and not the speed at which the processor copies pages.
+//! Only the driver domain's turn is measured, the simulated hypercalls included; the work of frontends is not.
 #![allow(dead_code, reason = "each benchmark uses its part")]
 
 use bulkhead_blkback_testkit::{Frontend, Guest, Setup, Style, World, allocations};
@@ -15,10 +14,10 @@ const REGION_PAGES: usize = 1 << 19;
 /// Disks that a guest has.
 const DISKS_PER_GUEST: usize = 8;
 
-/// How often time is let pass for answers that are held back for company.
+/// The number of times that time is let pass for answers that are held back for others to join them.
 const PATIENCE: u32 = 20;
 
-/// What the disks are asked for.
+/// The kind of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// 4 KiB, the pages granted for each request.
@@ -32,9 +31,9 @@ pub enum Kind {
 /// A load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Case {
-    /// What requests are like.
+    /// The kind of requests.
     pub kind: Kind,
-    /// Whether they write.
+    /// True if they are writes.
     pub write: bool,
     /// Disks in use.
     pub disks: usize,
@@ -43,7 +42,7 @@ pub struct Case {
 }
 
 impl Case {
-    /// What is measured: each kind alone at depth 1 and 32, and with more and more disks.
+    /// Returns the cases that are measured: each kind alone at depth 1 and 32, and with more and more disks.
     pub fn all() -> Vec<Case> {
         let mut cases = Vec::new();
         for kind in [Kind::Direct, Kind::Persistent, Kind::Indirect] {
@@ -65,7 +64,7 @@ impl Case {
         cases
     }
 
-    /// Its name.
+    /// Returns its name.
     pub fn name(&self) -> String {
         let kind = match self.kind {
             Kind::Direct => "direct",
@@ -92,7 +91,7 @@ pub struct Load {
     data: Vec<u8>,
 }
 
-/// What a batch of requests took.
+/// The cost of a batch of requests.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Taken {
     /// Requests answered.
@@ -193,14 +192,14 @@ impl Load {
     }
 }
 
-/// The driver domain's turn, not counted.
+/// Gives the driver domain its turn, uncounted.
 #[inline(never)]
 fn warm_up(world: &World) {
     std::hint::black_box("warm up");
     world.turn();
 }
 
-/// The driver domain's turn. The instruction counter looks for this name.
+/// Gives the driver domain its turn. The instruction counter looks for this name.
 #[inline(never)]
 pub fn driver_domains_turn(world: &World) {
     std::hint::black_box("measured");

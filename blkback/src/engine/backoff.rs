@@ -1,12 +1,13 @@
-//! How a queue treats notifications that come without requests. A frontend may send them without end, and
-//! each wakes the vCPU that serves others too.
+//! The treatment of notifications that come without requests. A frontend may send them without end, and each wakes the
+//! vCPU that also serves other guests.
 
 use core::time::Duration;
 
-/// So many empty notifications in a row are a frontend's right: one may be of requests that were found
-/// before it came.
+/// The number of empty notifications in a row that cost the frontend nothing: one may belong to requests that the queue
+/// found before the notification came.
 const TOLERATED: u32 = 16;
-/// How long the queue is not looked at then: first, and at most. It doubles in between.
+/// The shortest and the longest time for which the queue is not looked at after further ones. It doubles from the one
+/// to the other.
 const SHORTEST: Duration = Duration::from_micros(125);
 const LONGEST: Duration = Duration::from_millis(8);
 
@@ -14,12 +15,13 @@ const LONGEST: Duration = Duration::from_millis(8);
 #[derive(Debug, Default)]
 pub struct BackOff {
     in_a_row: u32,
-    /// How long the last delay was; zero if there was none since the last request.
+    /// The length of the last delay; zero if there was none since the last request.
     delay: Duration,
 }
 
 impl BackOff {
-    /// A notification came without a request. `Some` is how long to look no more at the queue.
+    /// Notes a notification without a request. Returns the time for which the queue is not to be looked at, if there is
+    /// one.
     pub fn empty_notification(&mut self) -> Option<Duration> {
         self.in_a_row += 1;
         if self.in_a_row <= TOLERATED {
@@ -30,12 +32,12 @@ impl BackOff {
         Some(self.delay)
     }
 
-    /// Whether the queue has not been kept from looking since the last request.
+    /// Returns whether no delay was ordered since the last request.
     pub fn is_unused(&self) -> bool {
         self.delay.is_zero()
     }
 
-    /// The frontend had a request.
+    /// Notes that the frontend has sent a request.
     pub fn request(&mut self) {
         *self = BackOff::default();
     }

@@ -28,7 +28,7 @@ pub struct ClosedLoop {
     /// The time at which the last request was seen.
     last: Instant,
     budget: Nanos,
-    /// Whether the operator leaves the choice to the queue.
+    /// True if the operator leaves the choice to the queue.
     allowed: bool,
 }
 

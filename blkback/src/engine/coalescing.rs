@@ -239,7 +239,7 @@ impl Coalescer {
         (self.usual_gap() * 2).min(self.most_held())
     }
 
-    /// How long a response is held back at most.
+    /// Returns the longest time that a response is held back.
     fn most_held(&self) -> Nanos {
         match self.usual_gap() > self.hold_of_slow {
             true => self.hold_of_slow,

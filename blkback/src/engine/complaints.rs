@@ -1,4 +1,4 @@
-//! What is told of a frontend's mistakes.
+//! The log lines about a frontend's mistakes.
 
 use super::stats::QueueStats;
 use crate::guest_log::GuestLog;
@@ -8,7 +8,7 @@ use bulkhead_executor::Handle;
 use bulkhead_xen::Hypervisor;
 use core::fmt;
 
-/// How many of a frontend's mistakes a queue puts into the log; a hostile one has no end of them.
+/// The number of a frontend's mistakes that a queue puts into the log. A hostile frontend makes them without end.
 const MOST_COMPLAINTS: u32 = 10;
 
 /// Counts a queue's failed requests, and logs the first few.
@@ -16,14 +16,14 @@ pub(super) struct Complaints<H: Hypervisor> {
     /// The name of the disk and the queue.
     name: String,
     log: Arc<GuestLog>,
-    /// Shows the time.
+    /// The clock for the guest's budget of log lines.
     handle: Handle<H>,
     stats: Arc<QueueStats>,
     count: u32,
 }
 
 impl<H: Hypervisor> Complaints<H> {
-    /// None yet, of the queue with that name.
+    /// Returns the complaints of the queue with that name, of which there are none yet.
     pub fn new(
         name: String,
         log: Arc<GuestLog>,
@@ -39,7 +39,7 @@ impl<H: Hypervisor> Complaints<H> {
         }
     }
 
-    /// The name of the disk and the queue.
+    /// Returns the name of the disk and the queue.
     pub fn name(&self) -> &str {
         &self.name
     }

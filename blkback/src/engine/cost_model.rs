@@ -1,4 +1,4 @@
-//! Which way to a frontend's pages is the faster one, as measured while serving.
+//! The choice between the ways to a frontend's pages: the one that was measured to be faster while serving.
 
 use core::time::Duration;
 
@@ -20,13 +20,14 @@ impl Method {
     }
 }
 
-/// After so many sweeps of a size the slower way is tried again, a few times: costs change.
+/// The number of sweeps of a size after which the slower way is tried again, a few times: costs change.
 const TRY_AGAIN: u32 = 1024;
 const TRIES: u32 = 4;
-/// Sweeps of up to 1, 8, 64 and more pages: what a hypercall costs by itself weighs differently.
+/// The number of size classes: sweeps of up to 1, 8, 64, and more pages. The fixed cost of a hypercall weighs
+/// differently in each.
 const SIZES: usize = 4;
 
-/// Learns what each way costs, and picks.
+/// Learns the cost of each way, and picks one.
 #[derive(Debug, Default)]
 pub struct CostModel {
     forced: Option<Method>,
@@ -35,13 +36,13 @@ pub struct CostModel {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Costs {
-    /// Picoseconds for a page, by way; 0 while unknown.
+    /// The cost of a page in picoseconds, by way; 0 while unknown.
     page: [u64; 2],
     since_tried: u32,
 }
 
 impl CostModel {
-    /// Always this way, or if `None` the faster one.
+    /// Returns a model that always picks the `forced` way or, if there is none, the faster one.
     pub fn new(forced: Option<Method>) -> Self {
         CostModel {
             forced,
@@ -49,12 +50,12 @@ impl CostModel {
         }
     }
 
-    /// Whether there is anything to learn.
+    /// Returns whether the model has a choice, so that costs are worth measuring.
     pub fn is_free(&self) -> bool {
         self.forced.is_none()
     }
 
-    /// The way for a sweep of so many pages.
+    /// Returns the way for a sweep of `pages` pages.
     pub fn pick(&mut self, pages: usize) -> Method {
         if let Some(method) = self.forced {
             return method;
@@ -80,13 +81,13 @@ impl CostModel {
         faster
     }
 
-    /// What a sweep has cost.
+    /// Learns that a sweep of `pages` pages by that way took so long.
     pub fn learn(&mut self, method: Method, pages: usize, took: Duration) {
         let page = took.as_nanos() as u64 * 1000 / pages.max(1) as u64;
         self.sizes[size(pages)].learn(method, page.max(1));
     }
 
-    /// The way turned out not to exist: the device has no memory to copy from.
+    /// Notes that a way does not exist: the device has no memory to copy from.
     pub fn rule_out(&mut self, method: Method, pages: usize) {
         self.sizes[size(pages)].page[method as usize] = u64::MAX;
     }
@@ -117,7 +118,7 @@ fn size(pages: usize) -> usize {
 mod tests {
     use super::*;
 
-    /// Serves `sweeps` sweeps and says how many of them were copied.
+    /// Serves `sweeps` sweeps and returns the number of those that were copied.
     fn copied(model: &mut CostModel, sweeps: u32, pages: usize, map: u64, copy: u64) -> u32 {
         let mut copied = 0;
         for _ in 0..sweeps {

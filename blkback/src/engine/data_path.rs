@@ -53,7 +53,7 @@ pub struct Paths {
     pub persistent: bool,
     /// The operator's choice.
     pub data_path: DataPath,
-    /// Whether the device has memory in which the hypervisor's copy is the whole operation.
+    /// True if the device has memory in which the hypervisor's copy is the whole operation.
     pub has_memory: bool,
     /// The device's sectors, in bytes.
     pub sector_size: usize,
@@ -111,7 +111,7 @@ impl<H: Hypervisor> PageAccess<H> {
         })
     }
 
-    /// Returns how many pages can be mapped at once. A page that Xen did not unmap is lost.
+    /// Returns the number of pages that can be mapped at once. A page that Xen did not unmap is lost.
     pub fn room(&self) -> usize {
         match &self.mappings {
             Mappings::Persistent(_) => MOST_PERSISTENT - MOST_DESCRIPTOR_PAGES,
@@ -150,7 +150,7 @@ impl<H: Hypervisor> PageAccess<H> {
         self.descriptors.fetch(&mut self.mappings, &mut self.bounce);
     }
 
-    /// Reads the segments of an indirect request into `pages`, and returns how many bytes they are.
+    /// Reads the segments of an indirect request into `pages`, and returns the number of their bytes.
     pub fn read_descriptors(
         &self,
         place: DescriptorRange,
@@ -263,7 +263,8 @@ impl<H: Hypervisor> PageAccess<H> {
         }
     }
 
-    /// Returns a page that has an address here as the device gets it, or why it is not mapped.
+    /// Returns a mapped page, which has an address in this domain, in the form in which the device gets it; or the
+    /// reason why it is not mapped.
     // Two callers are enough for the compiler to make it a call, which costs 21 instructions for each page.
     #[inline(always)]
     pub fn segment(&self, page: &Page) -> Result<IoSegment, GrantStatus> {
@@ -292,7 +293,7 @@ impl<H: Hypervisor> PageAccess<H> {
         matches!(self.mappings, Mappings::ForDevice { .. })
     }
 
-    /// Returns a page that is mapped for the device alone, or why it is not mapped.
+    /// Returns a page that is mapped for the device alone, or the reason why it is not mapped.
     // In one function with the other ways, these take 8 more instructions for each page.
     #[inline(never)]
     pub fn segment_for_device(&self, page: &Page) -> Result<IoSegment, GrantStatus> {
@@ -331,7 +332,8 @@ impl<H: Hypervisor> PageAccess<H> {
         any.then_some(Ok(()))
     }
 
-    /// Gives a page up.
+    /// Gives up the hold on a page. It is unmapped by the next [`unmap`](Self::unmap) if it was mapped for its request
+    /// alone.
     #[inline]
     pub fn release(&mut self, hold: Hold) {
         match (&mut self.mappings, hold) {

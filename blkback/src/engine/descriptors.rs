@@ -10,7 +10,7 @@ use core::ptr::NonNull;
 
 /// Room for the segments of all indirect requests of a sweep.
 pub struct DescriptorCopy {
-    /// A segment each. The hypervisor writes here, behind Rust's back.
+    /// The segments, one each. The hypervisor writes here, without the compiler's knowledge.
     segments: Vec<UnsafeCell<u64>>,
     used: usize,
 }
@@ -18,7 +18,7 @@ pub struct DescriptorCopy {
 const _: () = assert!(size_of::<u64>() == INDIRECT_SEGMENT_SIZE);
 
 impl DescriptorCopy {
-    /// Room for `count` segments.
+    /// Returns a copy with room for `count` segments.
     pub fn new(count: usize) -> Result<Self, OutOfMemory> {
         Ok(DescriptorCopy {
             segments: filled(count, |_| UnsafeCell::new(0))?,
@@ -26,7 +26,7 @@ impl DescriptorCopy {
         })
     }
 
-    /// Takes room for `count` segments, and says where it starts; `None` if there is not so much.
+    /// Takes room for `count` segments, and returns its start; `None` if there is not that much.
     pub fn take(&mut self, count: usize) -> Option<usize> {
         let start = self.used;
         let end = start.checked_add(count)?;
@@ -42,7 +42,7 @@ impl DescriptorCopy {
         self.used = 0;
     }
 
-    /// Where a segment's copy belongs, for the hypervisor to write to.
+    /// Returns the address to which the hypervisor is to copy a segment.
     pub fn address(&self, number: usize) -> NonNull<u8> {
         NonNull::from(&self.segments[number]).cast()
     }
@@ -50,7 +50,7 @@ impl DescriptorCopy {
     /// Copies `count` segments from a mapped page, each byte read once.
     ///
     /// # Safety
-    /// `page` is readable for so many segments, aligned to them.
+    /// `page` is readable for `count` segments, and aligned to them.
     pub unsafe fn copy_from(&mut self, start: usize, count: usize, page: NonNull<u8>) {
         let page = page.cast::<u64>();
         for (number, segment) in self.segments[start..start + count].iter_mut().enumerate() {
@@ -59,7 +59,7 @@ impl DescriptorCopy {
         }
     }
 
-    /// A segment of the copy.
+    /// Returns a segment of the copy, checked.
     pub fn segment(&self, number: usize) -> Result<Segment, BadSegment> {
         // SAFETY: within the vector, which never grows; the hypervisor has finished writing before anybody asks, and
         // nothing else writes while `self` is borrowed.

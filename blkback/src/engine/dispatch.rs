@@ -81,10 +81,10 @@ enum Begun {
 }
 
 impl<H: Hypervisor> Dispatcher<H> {
-    /// Takes over the ring in `pages`. A ring that was served before goes on where it was: its first slots hold
+    /// Takes over the ring in `pages`. A ring that was served before goes on from its state: its first slots hold
     /// responses. `discard` and `indirect_segments` are what the frontend was offered; `caps` are those of the device.
-    /// Also returns how many requests are to be served again, if the journal is that of a queue that was served before a
-    /// crash.
+    /// If the journal is that of a queue that was served before a crash, also returns the number of requests that are
+    /// to be served again.
     pub fn attach(
         pages: MappedPages<H>,
         (abi, mut journal): (Abi, Journal),
@@ -120,12 +120,12 @@ impl<H: Hypervisor> Dispatcher<H> {
         Ok((dispatcher, again))
     }
 
-    /// Returns how many requests the frontend can have outstanding.
+    /// Returns the number of requests that the frontend can have outstanding.
     pub fn slots(&self) -> u32 {
         self.ring.slots()
     }
 
-    /// Returns how many requests could be taken.
+    /// Returns the number of requests that could be taken.
     #[inline]
     pub fn waiting(&mut self) -> Result<u32, QueueError> {
         match self.is_stuck() {
@@ -141,12 +141,12 @@ impl<H: Hypervisor> Dispatcher<H> {
         Ok(())
     }
 
-    /// Returns how many requests of a [closed](Self::close) ring are still to be taken.
+    /// Returns the number of requests of a [closed](Self::close) ring that are still to be taken.
     pub fn untaken(&self) -> u32 {
         self.ring.untaken() + self.held()
     }
 
-    /// Returns how many responses the frontend has not been shown yet.
+    /// Returns the number of responses that the frontend has not been shown yet.
     pub fn unpublished(&self) -> u32 {
         self.ring.unpublished()
     }
@@ -175,7 +175,7 @@ impl<H: Hypervisor> Dispatcher<H> {
         notify
     }
 
-    /// Asks the frontend to notify us when there are `more` requests beside those that were
+    /// Asks the frontend to notify this end when there are `more` requests beside those that were
     /// [waiting](Self::waiting). Returns true if that many can be taken already.
     #[inline]
     pub fn final_check_for(&mut self, waiting: u32, more: NonZeroU32) -> Result<bool, QueueError> {
@@ -183,8 +183,8 @@ impl<H: Hypervisor> Dispatcher<H> {
         Ok(!self.is_stuck() && self.ring.final_check_for(more.saturating_add(on_ring))?)
     }
 
-    /// Returns how many requests wait that were taken off the ring: one or none, or after a crash those that are to be
-    /// served again.
+    /// Returns the number of requests that were taken off the ring and wait: one or none, or after a crash those that
+    /// are to be served again.
     #[inline]
     fn held(&self) -> u32 {
         u32::from(self.held.is_some()) + self.journal.waiting()
@@ -205,7 +205,7 @@ impl<H: Hypervisor> Dispatcher<H> {
         Tag(self.begun[index].into())
     }
 
-    /// The number of requests that are to be started in this sweep.
+    /// Returns the number of requests that are to be started in this sweep.
     pub fn how_many_begun(&self) -> usize {
         self.begun.len()
     }
@@ -225,7 +225,7 @@ impl<H: Hypervisor> Dispatcher<H> {
         self.answered = false;
     }
 
-    /// Answers a request that has ended. `release` gets how each of its pages was held.
+    /// Answers a request that has ended. Calls `release` with the way in which each of its pages was held.
     #[inline]
     pub fn end(&mut self, tag: Tag, outcome: Result<(), IoError>, release: impl FnMut(Hold)) {
         let entry = self.inflight.get(tag);
@@ -239,7 +239,7 @@ impl<H: Hypervisor> Dispatcher<H> {
         self.conclude(id, operation, bytes, outcome);
     }
 
-    /// Notes that the request that was taken last begins, and is to be answered later.
+    /// Notes that the request that was taken last begins now, and is to be answered later.
     #[inline]
     fn note_begin(&mut self) {
         let index = self.ring.taken().wrapping_sub(1);
@@ -284,8 +284,8 @@ impl<H: Hypervisor> Dispatcher<H> {
         }
     }
 
-    /// Answers every request in flight with an error: the device has let go of all of them. `release`
-    /// gets how each of their pages was held.
+    /// Answers every request in flight with an error, once the device has let go of all of them. Calls `release` with
+    /// the way in which each of their pages was held.
     pub fn abandon(&mut self, mut release: impl FnMut(Hold)) {
         for tag in self.inflight.clear_lists() {
             if self.inflight.is_in_flight(tag) {
@@ -304,7 +304,7 @@ impl<H: Hypervisor> Dispatcher<H> {
         }
     }
 
-    /// Does the same for a request that is refused.
+    /// Puts the response to a request that is refused on the ring, as [`answer`](Self::answer) does.
     #[cold]
     #[inline(never)]
     fn answer_refused(&mut self, answer: &Response) {
@@ -333,8 +333,8 @@ impl<H: Hypervisor> Dispatcher<H> {
         }
     }
 
-    /// Begins an operation without pages that may take a while, and which no later request overtakes: so what is not
-    /// answered are the last requests that were taken.
+    /// Begins an operation without pages that may take a while, and that no later request overtakes. So the requests
+    /// without a response are always the last that were taken.
     fn begin_alone(&mut self, request: &SlotRequest<'_>, op: Op) -> Begun {
         if self.inflight.in_flight() > 0 {
             return Begun::NotYet;

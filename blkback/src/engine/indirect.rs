@@ -14,7 +14,7 @@ use bulkhead_ring::blkif::{
 use bulkhead_xen::{GrantRef, GrantStatus, Hypervisor};
 use core::fmt;
 
-/// How many descriptor pages one sweep fetches, at most.
+/// The most descriptor pages that one sweep fetches.
 pub(super) const MOST_DESCRIPTOR_PAGES: usize = 32;
 
 /// A page of segments that is being fetched.
@@ -28,12 +28,12 @@ struct DescriptorPage {
 enum Fetched {
     Cached(CachedMapping),
     Copied(Copied),
-    /// It could not be mapped, so it was copied by itself.
+    /// The page could not be mapped, so it was copied by itself.
     Bounced(Result<(), GrantStatus>),
     Refused,
 }
 
-/// Where the segments of an indirect request are, once they are fetched.
+/// The place of an indirect request's segments, once they are fetched.
 #[derive(Clone, Copy, Debug)]
 pub struct DescriptorRange {
     start: u16,
@@ -42,12 +42,12 @@ pub struct DescriptorRange {
     pages: u16,
 }
 
-/// Why an indirect request's segments cannot be had.
+/// The reason why an indirect request's segments cannot be used.
 #[derive(Clone, Copy, Debug)]
 pub enum IndirectFault {
     /// A page that holds them cannot be read.
     Page(GrantStatus),
-    /// One of them is no part of a page.
+    /// A segment does not lie within a page.
     Segment(BadSegment),
 }
 
@@ -67,7 +67,7 @@ pub(super) struct Descriptors {
 }
 
 impl Descriptors {
-    /// Room for `segments` segments a sweep.
+    /// Returns room for `segments` segments a sweep.
     pub fn new(segments: usize) -> Result<Self, OutOfMemory> {
         Ok(Descriptors {
             copy: DescriptorCopy::new(segments)?,
@@ -163,8 +163,7 @@ impl Descriptors {
         }
     }
 
-    /// Reads the segments of a request into `pages`, from the private copy, and says how many
-    /// bytes they are.
+    /// Reads the segments of a request from the private copy into `pages`, and returns the number of their bytes.
     pub fn read<H: Hypervisor>(
         &self,
         mappings: &Mappings<H>,

@@ -51,7 +51,7 @@ impl Steps {
     }
 }
 
-/// One request in flight.
+/// A request in flight.
 #[derive(Debug)]
 pub struct Inflight {
     /// The request's identifier, for the response.
@@ -311,12 +311,12 @@ impl InflightTable {
         self.free_count += 1;
     }
 
-    /// Returns how many places are free.
+    /// Returns the number of free places.
     pub fn free(&self) -> usize {
         self.free_count
     }
 
-    /// Returns how many requests are in flight.
+    /// Returns the number of requests in flight.
     pub fn in_flight(&self) -> usize {
         self.places.len() - self.free_count
     }

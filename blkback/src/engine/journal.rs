@@ -1,4 +1,4 @@
-//! What a queue keeps of its requests and responses, for the boot that follows a crash (`recovery`).
+//! The journal of a queue: its requests and responses, kept for the boot that follows a crash (`recovery`).
 
 mod any_order;
 
@@ -9,21 +9,21 @@ use bulkhead_images::Tag;
 use bulkhead_ring::blkif::{Blkif, Response, SLOT_SIZE};
 use bulkhead_ring::{BackRing, Overrun, SharedPages, Unasked};
 
-/// What a queue keeps of its requests and responses. By default, that is nothing.
+/// The journal of a queue's requests and responses. By default, nothing is kept.
 #[derive(Debug, Default)]
 pub struct Journal {
-    /// Where they are kept.
+    /// The place in which they are kept.
     claim: Claim,
     /// The number of requests that were taken and have not begun: the last that were taken, unless responses are put in
     /// any order.
     again: u32,
-    /// A crash finds the place.
+    /// True if a crash finds the place.
     sealed: bool,
     /// The use of the place, if responses are put in any order.
     any_order: Option<Box<AnyOrder>>,
     /// For each tag, the index of the request that has it, if responses are not put in any order.
     indices: [u32; SLOTS as usize],
-    /// A response was put before that of an earlier request since responses were last published.
+    /// True if a response was put before that of an earlier request since responses were last published.
     disordered: bool,
 }
 
@@ -38,9 +38,10 @@ impl Journal {
         }
     }
 
-    /// Begins to keep what is taken off this ring, which goes on after the last published response. `at_once` says that
-    /// the store answers in the order of the requests. Returns how many requests an earlier boot has taken and not
-    /// answered, and are not on the ring, if one has served the ring: these come first.
+    /// Begins to keep the requests that are taken off this ring, which goes on after the last published response.
+    /// `at_once` says that the store answers in the order of the requests. If an earlier boot has served the ring,
+    /// returns the number of requests that it has taken and not answered: they are no longer on the ring, and are
+    /// served first.
     ///
     /// # Errors
     /// The frontend has not published that many requests.
@@ -87,19 +88,19 @@ impl Journal {
         self.claim.is_some()
     }
 
-    /// Returns whether a crash finds what is kept, and finds it only if responses are put in the order of the requests.
+    /// Returns whether a crash finds the journal, and finds it in the form for responses in the order of the requests.
     #[inline]
     pub(super) fn is_sealed_in_order(&self) -> bool {
         self.sealed && self.any_order.is_none()
     }
 
-    /// Returns whether a crash finds what is kept.
+    /// Returns whether a crash finds the journal.
     #[inline]
     pub(super) fn is_sealed(&self) -> bool {
         self.sealed
     }
 
-    /// Lets no crash find what is kept.
+    /// Has no crash find the journal.
     #[cold]
     pub(super) fn break_seal(&mut self) {
         self.sealed = false;
@@ -108,14 +109,14 @@ impl Journal {
         }
     }
 
-    /// Returns how many requests were taken and have not begun.
+    /// Returns the number of requests that were taken and have not begun.
     #[inline]
     pub(super) fn waiting(&self) -> u32 {
         self.again
     }
 
-    /// Takes the first of these requests off what an earlier boot has kept, if that has answered in the order of the
-    /// requests. `taken` is the index of the next request on the ring.
+    /// Takes the first of these requests out of the journal of an earlier boot, if that boot has answered in the order
+    /// of the requests. `taken` is the index of the next request on the ring.
     #[cold]
     pub(super) fn take_again(&mut self, taken: u32) -> Option<[u8; SLOT_SIZE]> {
         let index = taken.wrapping_sub(self.again);
@@ -123,14 +124,14 @@ impl Journal {
         self.claim.place.as_ref()?.kept(index).copied()
     }
 
-    /// Lends the place while requests are being taken, if responses are put in any order.
+    /// Gives the place to the caller while it takes requests, if responses are put in any order.
     #[inline]
     pub(super) fn lend(&mut self) -> Option<(Box<AnyOrder>, &'static mut Place)> {
         let order = self.any_order.take()?;
         Some((order, self.claim.place.take()?))
     }
 
-    /// Takes it back.
+    /// Takes the place back.
     #[inline]
     pub(super) fn give_back(&mut self, order: Box<AnyOrder>, place: &'static mut Place) {
         self.again = order.waiting();
@@ -156,7 +157,8 @@ impl Journal {
         }
     }
 
-    /// The response is passed by value, so that it need not be in memory where this is not called.
+    /// Puts a response on the ring that need not be that of the request with its index. It is passed by value, so that
+    /// it need not be in memory where this is not called.
     #[cold]
     #[inline(never)]
     fn put_out_of_order(
@@ -189,7 +191,7 @@ impl Journal {
         }
     }
 
-    /// Notes that the next response is that of the request with its index.
+    /// Notes that the next response is that of the request with the same index.
     fn enter_order(&mut self) {
         if !self.disordered
             && let Some(place) = self.claim.place.take()
@@ -198,7 +200,7 @@ impl Journal {
         }
     }
 
-    /// Returns whether requests are kept, and all responses are those of the requests with their indices.
+    /// Returns whether requests are kept, and each response is that of the request with the same index.
     #[inline]
     pub(super) fn is_in_order(&self) -> bool {
         self.claim.in_order.is_some()
@@ -225,8 +227,8 @@ impl Journal {
         }
     }
 
-    /// Notes that the frontend was shown that many responses, from the one with that index on. `at_rest` says that all
-    /// earlier requests were answered before any other is taken.
+    /// Notes that `count` responses, from the one with the index `from` on, were published. `at_rest` says that all
+    /// earlier requests are answered before any other is taken.
     pub(super) fn published(&mut self, from: u32, count: u32, at_rest: bool) {
         if self.any_order.is_some() {
             if let Some((order, place)) = self.order() {

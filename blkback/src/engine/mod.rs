@@ -16,9 +16,9 @@
 //!     └─► coalescing  └─► submit      the device
 //! ```
 //!
-//! Which requests a sweep takes is decided in `dispatch`; how it gets at their pages, in `data_path`; when the
-//! frontend is shown the responses, in `coalescing`. A module further right calls none further left; `dispatch`
-//! and `submit` use `data_path`, and `submit` uses `dispatch`.
+//! `dispatch` decides which requests a sweep takes, `data_path` how it reaches their pages, and `coalescing` when the
+//! frontend is shown the responses. A module further right calls none further left; `dispatch` and `submit` use
+//! `data_path`, and `submit` uses `dispatch`.
 
 mod backoff;
 #[allow(

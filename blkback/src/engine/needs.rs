@@ -1,4 +1,4 @@
-//! What a queue takes, before it is made.
+//! The resources that a queue takes, known before the queue is made.
 
 use super::data_path::{MOST_ADDRESS_SPACE, MOST_PERSISTENT};
 use bulkhead_ring::blkif::MAX_SEGMENTS;
@@ -7,12 +7,11 @@ use core::ops::Add;
 /// Requests that fit on one page of a ring.
 pub const SLOTS_OF_A_PAGE: usize = 32;
 
-/// How many pages all requests in service have together, at most. More may be on a ring of many
-/// pages or in indirect requests: they wait there until there is room. It bounds what a queue
-/// takes of memory and of address space.
+/// The most pages that all requests in service have together. More may be on a ring of many pages or in indirect
+/// requests: they wait there until there is room. This bounds the memory and the address space of a queue.
 const MOST_PAGES: usize = 512;
 
-/// What one or several queues take.
+/// The resources that one or several queues take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
     /// Pages of address space.
@@ -24,8 +23,8 @@ pub struct Needs {
 }
 
 impl Needs {
-    /// What a queue takes whose ring has so many pages, and whose frontend keeps its data pages granted or
-    /// does not. The bytes are rounded up: what they really are depends on the device.
+    /// Returns the needs of a queue whose ring has `ring_pages` pages. `persistent` says that its frontend keeps its
+    /// data pages granted. The bytes are rounded up: the true number depends on the device.
     pub fn of_queue(persistent: bool, ring_pages: usize, indirect_segments: usize) -> Needs {
         let slots = SLOTS_OF_A_PAGE * ring_pages;
         let data = most_pages(slots, indirect_segments);
@@ -40,7 +39,7 @@ impl Needs {
         }
     }
 
-    /// What so many of them take.
+    /// Returns the needs of `count` such queues.
     pub fn times(self, count: usize) -> Needs {
         Needs {
             pages: self.pages * count,
@@ -62,7 +61,7 @@ impl Add for Needs {
     }
 }
 
-/// How many pages the requests in service have at most, on a ring of that many slots.
+/// Returns the most pages that the requests in service have on a ring of `slots` slots.
 pub(super) fn most_pages(slots: usize, indirect_segments: usize) -> usize {
     let largest = indirect_segments.max(MAX_SEGMENTS);
     (slots * MAX_SEGMENTS).min(MOST_PAGES).max(largest)

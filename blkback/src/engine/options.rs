@@ -1,4 +1,4 @@
-//! How disks are to be served, as the operator may choose it on the domain's command line.
+//! The options with which disks are served: the operator may set them on the domain's command line.
 
 use bulkhead_images::DiscardMode;
 use core::fmt;
@@ -20,7 +20,7 @@ pub enum DataPath {
 }
 
 impl DataPath {
-    /// Whether frontends are offered to keep their pages granted.
+    /// Returns whether frontends are offered to keep their pages granted.
     pub fn offers_persistent(self) -> bool {
         matches!(self, DataPath::Auto | DataPath::Persistent)
     }
@@ -36,18 +36,18 @@ impl DataPath {
     }
 }
 
-/// How queues are served.
+/// The options with which queues are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
     /// The way to the frontend's pages (`data-path=`).
     pub data_path: DataPath,
-    /// The longest that an idle queue is polled before its task sleeps, in microseconds on the command
-    /// line (`poll=`). Without it, it is what blocking costs, and 100 at most.
+    /// The longest time that an idle queue is polled before its task sleeps, in microseconds on the command line
+    /// (`poll=`). Without the option, it is the measured cost of blocking, and 100 at most.
     pub poll: Option<Duration>,
-    /// The longest that a response waits for others to join it (`hold=`, likewise). Without it, 2,000, or 500 for
-    /// a frontend that is slow to ask for more.
+    /// The longest time that a response is held back for others to join it (`hold=`, likewise). Without the option, it
+    /// is 2,000, or 500 for a frontend that is slow to ask for more.
     pub hold: Option<Duration>,
-    /// What becomes of the memory of what guests discard (`discard=`), where a target does not say it.
+    /// The treatment of memory whose content guests discard (`discard=`), where a target does not say it.
     pub discard: DiscardMode,
 }
 
@@ -63,11 +63,11 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Their keys on a command line.
+    /// The keys of these options on the command line.
     pub const KEYS: [&str; 4] = [DATA_PATH, POLL, HOLD, DISCARD];
 
-    /// Reads them from a command line, given a way to look up the value of a key. A mistake costs
-    /// that option alone, which has its default then.
+    /// Reads the options from a command line: `value` looks up the value of a key. An option with a mistake has its
+    /// default; the others are not affected.
     pub fn parse<'a>(
         value: impl Fn(&str) -> Option<&'a str>,
         mut mistaken: impl FnMut(OptionError<'a>),
@@ -113,10 +113,10 @@ const POLL: &str = "poll";
 const HOLD: &str = "hold";
 const DISCARD: &str = "discard";
 
-/// Longer than that is not polling any more.
+/// The largest accepted value: a longer time is not polling any more.
 const MOST_MICROS: u64 = 10_000;
 
-/// An option on the command line that makes no sense.
+/// An option on the command line whose value is not valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OptionError<'a> {
     key: &'static str,
@@ -143,7 +143,7 @@ mod tests {
     use alloc::string::{String, ToString};
     use alloc::vec::Vec;
 
-    /// What becomes of those words, and what is said about the mistaken ones.
+    /// Returns the options in `words`, and the messages about the mistaken ones.
     fn parse(words: &[(&str, &'static str)]) -> (Options, Vec<String>) {
         let mut mistakes = Vec::new();
         let value = |key: &str| {

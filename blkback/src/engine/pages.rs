@@ -39,13 +39,13 @@ impl Page {
 /// The way in which a page is reached.
 #[derive(Debug)]
 pub enum Hold {
-    /// It is not reached yet, or not any more.
+    /// The page is not reached yet, or not any more.
     None,
-    /// It is mapped for this request.
+    /// The page is mapped for this request.
     Mapped(Mapping),
-    /// It is mapped for this request, and for the device alone.
+    /// The page is mapped for this request, and for the device alone.
     ForDevice(DeviceMapping),
-    /// It is mapped for this request and later ones.
+    /// The page is mapped for this request and later ones.
     Kept(CachedMapping),
     /// The hypervisor copies it.
     Copied(Copied),

@@ -356,8 +356,8 @@ impl<H: Hypervisor> Pieces<H> {
         Progress::Copying
     }
 
-    /// Makes all copies that are due: one hypercall, if there are any. [`next_copied`](Self::next_copied)
-    /// returns the outcome of each request's.
+    /// Makes all copies that are due: one hypercall, if there are any. [`next_copied`](Self::next_copied) returns each
+    /// request's outcome.
     pub fn run_copies(&mut self) {
         if self.copying.is_empty() {
             return;
@@ -392,14 +392,15 @@ impl<H: Hypervisor> Pieces<H> {
         Some((tag, outcome))
     }
 
-    /// Returns how many hypercalls copied so far, and how many bytes were copied, by the hypervisor or here.
+    /// Returns the number of hypercalls that copied so far, and the number of bytes that the hypervisor or this domain
+    /// copied.
     pub fn calls(&self) -> (u64, u64) {
         let bytes = self.copies.bytes() + self.copied_here;
         (self.copies.calls(), bytes)
     }
 }
 
-/// Returns the operation for what is left after `done` bytes.
+/// Returns the operation on the bytes that are left after `done`.
 fn after(op: Op, done: usize) -> Op {
     let after = |sector: Sector| Sector(sector.0 + (done / SECTOR_SIZE) as u64);
     match op {
@@ -414,7 +415,7 @@ fn after(op: Op, done: usize) -> Op {
     }
 }
 
-/// Divides `len` bytes from `memory` on at the borders of pages. Returns where each part begins and ends.
+/// Divides `len` bytes from `memory` on at the borders of pages. Returns the beginning and the end of each part.
 fn pages_of(memory: NonNull<u8>, len: usize) -> impl Iterator<Item = (usize, usize)> {
     let mut start = 0;
     core::iter::from_fn(move || {

@@ -56,12 +56,12 @@ pub struct BlockCosts {
     pub wakeup_latency: Option<Duration>,
 }
 
-/// What was so in the last `LAST` cases, 32 at most.
+/// A yes or no for each of the last `LAST` cases, 32 at most.
 #[derive(Clone, Copy, Debug, Default)]
 struct Recent<const LAST: u32> {
-    /// A bit for each case. The last one is the lowest bit.
+    /// A bit for each case, set if the answer was yes. The last case is the lowest bit.
     cases: u32,
-    /// The number of those in which it was so. Counting the bits anew takes longer without an instruction for it.
+    /// The number of bits that are set. Counting them anew takes longer without an instruction for it.
     count: u32,
 }
 

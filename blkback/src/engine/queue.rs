@@ -1,4 +1,4 @@
-//! One queue: a ring, the pages its requests name, and the device that serves them.
+//! A queue: a ring, the pages that its requests name, and the device that serves them.
 
 use super::complaints::Complaints;
 use super::data_path::{PageAccess, Paths};
@@ -22,9 +22,9 @@ use core::num::NonZeroU32;
 use core::task::{Context, Poll, Waker};
 use core::time::Duration;
 
-/// One queue being served. Dropping it gives everything back: in-flight requests are abandoned,
-/// then the pages are unmapped and the event channel closed. A device that has requests is closed
-/// before ([`poll_close`](Self::poll_close)).
+/// A queue that is served. Dropping it gives everything back: in-flight requests are abandoned, then the pages are
+/// unmapped and the event channel is closed. A device that has requests is closed before
+/// ([`poll_close`](Self::poll_close)).
 pub struct Queue<H: Hypervisor> {
     // Dropped first: after that the device touches no page any more.
     submitter: Submitter<H>,
@@ -108,22 +108,22 @@ impl<H: Hypervisor> Queue<H> {
         })
     }
 
-    /// The name of the disk and the queue, for the log.
+    /// Returns the name of the disk and the queue, for the log.
     pub fn name(&self) -> &str {
         self.dispatcher.complaints.name()
     }
 
-    /// The frontend's event channel.
+    /// Returns the frontend's event channel.
     pub fn channel(&self) -> Rc<EventChannel<H>> {
         self.channel.clone()
     }
 
-    /// Returns how many requests the frontend can have outstanding.
+    /// Returns the number of requests that the frontend can have outstanding.
     pub fn slots(&self) -> u32 {
         self.dispatcher.slots()
     }
 
-    /// Returns how the queue is to be served.
+    /// Returns the options with which the queue is served.
     pub fn options(&self) -> Options {
         self.options
     }
@@ -133,12 +133,12 @@ impl<H: Hypervisor> Queue<H> {
         self.stats.clone()
     }
 
-    /// Returns how many requests have not been answered yet.
+    /// Returns the number of requests that have not been answered yet.
     pub fn in_flight(&self) -> usize {
         self.dispatcher.inflight.in_flight()
     }
 
-    /// Returns how many requests could be taken.
+    /// Returns the number of requests that could be taken.
     #[inline]
     pub fn waiting(&mut self) -> Result<u32, QueueError> {
         self.dispatcher.waiting()
@@ -149,17 +149,17 @@ impl<H: Hypervisor> Queue<H> {
         self.dispatcher.close()
     }
 
-    /// Returns how many requests of a [closed](Self::close) queue are still to be taken.
+    /// Returns the number of requests of a [closed](Self::close) queue that are still to be taken.
     pub fn untaken(&self) -> u32 {
         self.dispatcher.untaken()
     }
 
-    /// Returns how many responses the frontend has not been shown yet.
+    /// Returns the number of responses that the frontend has not been shown yet.
     pub fn unpublished(&self) -> u32 {
         self.dispatcher.unpublished()
     }
 
-    /// Returns how many requests and responses there are that may be gathered, when so many requests
+    /// Returns the number of requests and responses that may be gathered, when `waiting` requests
     /// [wait](Self::waiting). While the device works on others, requests are not gathered: each look at the ring takes
     /// all of them.
     #[inline]
@@ -171,8 +171,8 @@ impl<H: Hypervisor> Queue<H> {
         requests + self.unpublished()
     }
 
-    /// Takes the requests on the ring, has them served, and puts the responses that there are, without
-    /// publishing them yet. Returns how many requests were taken.
+    /// Takes the requests on the ring, has them served, and puts the responses that are ready, without publishing them
+    /// yet. Returns the number of requests that were taken.
     pub fn sweep(&mut self) -> Result<u32, QueueError> {
         let (dispatcher, page_access) = (&mut self.dispatcher, &mut self.page_access);
         let taken = dispatcher.take(page_access, &mut self.submitter)?;
@@ -217,9 +217,9 @@ impl<H: Hypervisor> Queue<H> {
         self.submitter.completes_later() || self.page_access.needs_no_calls()
     }
 
-    /// Asks the frontend to notify us when there are `more` requests beside those that were
-    /// [waiting](Self::waiting), or earlier if the device may run out of work before. Returns true if that many can
-    /// be taken already.
+    /// Asks the frontend to notify this end when there are `more` requests beside those that were
+    /// [waiting](Self::waiting), or earlier if the device may run out of work before. Returns true if that many can be
+    /// taken already.
     #[inline]
     pub fn final_check_for(&mut self, waiting: u32, more: NonZeroU32) -> Result<bool, QueueError> {
         let more = match self.submitter.completes_later() {
@@ -238,14 +238,14 @@ impl<H: Hypervisor> Queue<H> {
             && self.dispensable() > NonZeroU32::MIN
     }
 
-    /// Returns the number of requests that may wait for company while the device works on others: half as many as it
-    /// has. Requests are also taken whenever it has completed some.
+    /// Returns the number of requests that may wait for others to join them while the device works: half as many as the
+    /// device has. Requests are also taken whenever it has completed some.
     fn dispensable(&self) -> NonZeroU32 {
         let half = self.in_flight() as u32 / 2;
         NonZeroU32::new(half).unwrap_or(NonZeroU32::MIN)
     }
 
-    /// Returns ready if the frontend has notified us. Otherwise its next notification wakes the task.
+    /// Returns ready if the frontend has sent a notification. Otherwise its next notification wakes the task.
     #[inline]
     pub fn poll_notified(&self, context: &mut Context<'_>) -> Poll<()> {
         let notified = self.channel.poll_notified(context);
@@ -289,7 +289,7 @@ impl<H: Hypervisor> Queue<H> {
         self.clear_answered();
     }
 
-    /// Learns what the device has completed, and goes on with that and with what waits for it.
+    /// Takes the device's completions, and goes on with these requests and with those that wait for them.
     fn collect(&mut self) {
         self.uncounted = true;
         let (dispatcher, page_access) = (&mut self.dispatcher, &mut self.page_access);
@@ -320,12 +320,12 @@ impl<H: Hypervisor> Queue<H> {
         }
     }
 
-    /// Returns how many requests the device has completed asynchronously.
+    /// Returns the number of requests that the device has completed asynchronously.
     pub fn completions(&self) -> u64 {
         self.submitter.completions()
     }
 
-    /// Returns how long the device may go without completing a request, if it sets a limit.
+    /// Returns the longest time that the device may take without completing a request, if it sets a limit.
     pub fn timeout(&self) -> Option<Duration> {
         self.submitter.timeout()
     }
@@ -344,7 +344,7 @@ impl<H: Hypervisor> Queue<H> {
         self.publish();
     }
 
-    /// Complains that the frontend notifies us again and again without a request.
+    /// Complains that the frontend sends notifications again and again without a request.
     #[cold]
     pub fn complain_of_notifications(&mut self) {
         self.dispatcher.complaints.complain(format_args!(

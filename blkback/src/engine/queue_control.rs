@@ -1,4 +1,4 @@
-//! How a disk's task and its queues' tasks talk, also when they run on different vCPUs.
+//! The connection between a disk's task and its queues' tasks, which may run on different vCPUs.
 
 use super::setup::{ConnectError, QueueError};
 use super::stats::QueueStats;
@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::{Context, Poll, Waker};
 use futures_util::task::AtomicWaker;
 
-/// A flag that is set once and that one task waits for, from any vCPU.
+/// A flag that is set once. One task waits for it; any vCPU may set it.
 #[derive(Debug, Default)]
 struct Latch {
     set: AtomicBool,
@@ -53,7 +53,7 @@ struct Shared {
     stop: Latch,
     /// Set when the frontend cannot be told that the queue is to stop.
     unreachable: Latch,
-    /// Set when nobody waits for what is in flight.
+    /// Set when no frontend waits for the requests in flight.
     given_up: Latch,
     done: Latch,
     outcome: spin::Once<Result<(), QueueError>>,
@@ -66,12 +66,12 @@ impl Shared {
     }
 }
 
-/// The disk's end: stops a queue and learns how it ended. Dropping it stops the queue too, without
-/// waiting.
+/// The disk's end: stops a queue, and learns how the queue ended. Dropping it stops the queue too, without waiting for
+/// it.
 #[derive(Debug)]
 pub struct QueueControl(Arc<Shared>);
 
-/// The queue's end: is told to stop and says when it has.
+/// The queue's end: learns that it is to stop, and reports its end.
 #[derive(Debug)]
 pub struct QueueGuard {
     shared: Arc<Shared>,
@@ -79,7 +79,7 @@ pub struct QueueGuard {
     stop_waiter: RefCell<Option<Waker>>,
 }
 
-/// Both ends of a new queue.
+/// Returns both ends for a new queue.
 pub fn queue_control() -> (QueueControl, QueueGuard) {
     let shared = Arc::new(Shared::default());
     let guard = QueueGuard {
@@ -90,7 +90,7 @@ pub fn queue_control() -> (QueueControl, QueueGuard) {
 }
 
 impl QueueControl {
-    /// Waits until the queue has connected, and answers what it counts.
+    /// Waits until the queue has connected, and returns its counters.
     pub async fn connected(&self) -> Result<Arc<QueueStats>, ConnectError> {
         self.0.tried.wait().await;
         let outcome = self.0.connected.get().cloned();
@@ -113,8 +113,8 @@ impl QueueControl {
         self.0.done.wait().await;
     }
 
-    /// Tells the queue that nobody waits for what is in flight: once it is stopped, it leaves undone what
-    /// can be left undone.
+    /// Tells the queue that no frontend waits for the requests in flight: once it is stopped, it does not finish those
+    /// that the store can cancel.
     pub fn give_up(&self) {
         self.0.given_up.set();
     }
@@ -125,12 +125,12 @@ impl QueueControl {
         self.0.unreachable.set();
     }
 
-    /// Whether the queue was told so.
+    /// Returns whether [`set_unreachable`](Self::set_unreachable) was called.
     pub fn is_unreachable(&self) -> bool {
         self.0.unreachable.is_set()
     }
 
-    /// Waits until the queue ends by itself, and says why.
+    /// Waits until the queue ends by itself, and returns the reason.
     pub async fn ended(&self) -> Result<(), QueueError> {
         self.0.done.wait().await;
         self.0.outcome.get().cloned().unwrap_or(Ok(()))
@@ -144,7 +144,7 @@ impl Drop for QueueControl {
 }
 
 impl QueueGuard {
-    /// Says whether the queue has connected.
+    /// Reports whether the queue has connected.
     pub fn tried(&self, outcome: Result<Arc<QueueStats>, ConnectError>) {
         self.shared.connected.call_once(|| outcome);
         self.shared.tried.set();
@@ -176,33 +176,33 @@ impl QueueGuard {
         self.shared.stop.poll_wait(context)
     }
 
-    /// Whether it is to stop.
+    /// Returns whether the queue is to stop.
     #[inline]
     pub fn is_stopped(&self) -> bool {
         self.shared.stop.is_set()
     }
 
-    /// Waits until nobody waits for what is in flight.
+    /// Waits until no frontend waits for the requests in flight.
     pub async fn given_up(&self) {
         self.shared.given_up.wait().await;
     }
 
-    /// Whether nobody waits for what is in flight.
+    /// Returns whether no frontend waits for the requests in flight.
     pub fn is_given_up(&self) -> bool {
         self.shared.given_up.is_set()
     }
 
-    /// Notes that nobody waits for what is in flight.
+    /// Notes that no frontend waits for the requests in flight.
     pub fn give_up(&self) {
         self.shared.given_up.set();
     }
 
-    /// Whether the frontend may live on and cannot be told that its disk goes away.
+    /// Returns whether the frontend may live on and cannot be told that its disk goes away.
     pub fn is_unreachable(&self) -> bool {
         self.shared.unreachable.is_set()
     }
 
-    /// Says how the queue ended; what it held must be gone by now.
+    /// Reports the queue's end; all that it held must have been given back by now.
     pub fn finish(self, outcome: Result<(), QueueError>) {
         self.shared.outcome.call_once(|| outcome);
     }

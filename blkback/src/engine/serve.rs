@@ -192,7 +192,7 @@ fn block_costs<H: Hypervisor>(handle: &Handle<H>) -> BlockCosts {
 struct Progress {
     completions: u64,
     since: Instant,
-    /// It had requests at the last look.
+    /// True if the store had requests at the last look.
     waiting: bool,
 }
 
@@ -216,7 +216,7 @@ impl Progress {
     }
 }
 
-/// A wait for the frontend, the device, the disk, or a time, whichever is first. Meanwhile, requests that take longer
+/// A wait for the frontend, the device, the disk or a time, whichever comes first. Meanwhile, requests that take longer
 /// than the store's own time-out are given up.
 struct Wait<'a, H> {
     handle: &'a Handle<H>,
@@ -224,13 +224,14 @@ struct Wait<'a, H> {
     progress: Progress,
     /// The time at which the queue is looked at in any case.
     until: Option<Instant>,
-    /// Ends at that time, or earlier if the store has gone too long without a completion by then.
+    /// A timer that ends at that time, or earlier if the store has gone too long without a completion by then.
     timer: Option<Timer<H>>,
-    /// The task has waited, and other tasks had their turn meanwhile.
+    /// True if the task has waited, and other tasks had their turn meanwhile.
     slept: bool,
 }
 
-/// A wait that is awaited. It is inlined there, which the closure of a `poll_fn` is in some builds and not in others.
+/// The future of a [`Wait`]. It is inlined where it is awaited, which the closure of a `poll_fn` is in some builds and
+/// not in others.
 struct Waiting<'w, 'a, H: Hypervisor>(&'w mut Wait<'a, H>, &'w mut Queue<H>);
 
 impl<H: Hypervisor> Future for Waiting<'_, '_, H> {

@@ -1,4 +1,4 @@
-//! What it takes to serve a queue, and what may be wrong with it.
+//! The parameters of a queue, and the errors of connecting to it and serving it.
 
 use super::journal::Journal;
 use super::options::Options;
@@ -15,60 +15,60 @@ use bulkhead_ring::{AttachError, BadPages, Overrun};
 use bulkhead_xen::{DomId, Errno, GrantRef, GrantStatus, Port};
 use core::fmt;
 
-/// What it takes to serve a queue.
+/// The parameters with which a queue is served.
 pub struct QueueSetup {
     /// The name of the disk and the queue, for the log.
     pub name: String,
-    /// Where it is told what the frontend does wrong.
+    /// The guest's log, which gets the lines about the frontend's mistakes.
     pub log: Arc<GuestLog>,
     /// The domain that grants the pages.
     pub frontend: DomId,
-    /// The layout of its messages.
+    /// The layout of the frontend's messages.
     pub abi: Abi,
     /// The ring's pages.
     pub ring: Vec<GrantRef>,
     /// The frontend's event channel.
     pub event_channel: Port,
-    /// The frontend keeps its data pages granted, as it was offered.
+    /// True if the frontend keeps its data pages granted, as it was offered.
     pub persistent: bool,
-    /// The most segments of an indirect request that it was offered.
+    /// The most segments of an indirect request that the frontend was offered.
     pub indirect_segments: usize,
-    /// It was offered to discard.
+    /// True if the frontend was offered to discard.
     pub discard: bool,
     /// The device's sectors, in bytes.
     pub sector_size: usize,
-    /// The device, of which a queue is opened where this ring is served.
+    /// The device. A queue of it is opened on the vCPU that serves this ring.
     pub device: Arc<dyn BlockDevice>,
     /// The number of queues of the disk's connection.
     pub queues: usize,
-    /// What the device has not let go of since the disk was attached.
+    /// The count of queues of this disk whose pages the store has not let go of since the disk was attached.
     pub unreleased: Unreleased,
-    /// What is kept of its requests for the time after a crash.
+    /// The journal of the queue's requests, for the time after a crash.
     pub journal: Journal,
-    /// How to serve.
+    /// The options.
     pub options: Options,
-    /// Its part of the vCPU's turns.
+    /// The queue's part of the vCPU's turns.
     pub turn: Turn,
 }
 
-/// Why a queue cannot be served.
+/// The reason why a queue cannot be served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConnectError {
     /// A page of the ring cannot be mapped.
     Ring(GrantRef, GrantStatus),
-    /// There are too many or too few pages.
+    /// The number of ring pages is not one that a ring can have.
     Pages(BadPages),
-    /// The pages hold no ring, or one whose indexes cannot be.
+    /// The pages hold no ring, or one with impossible indexes.
     Attach(AttachError),
     /// The event channel cannot be bound.
     EventChannel(Port, Errno),
-    /// We are full.
+    /// This domain has no memory or address space left for it.
     NoRoom(NoRoom),
-    /// The store does not open a queue, and says why.
+    /// The store does not open a queue, for this reason.
     Store(String),
     /// The store did not open a queue in time.
     StoreSilent,
-    /// The store has not let go of what an earlier connection left it with.
+    /// The store has not let go of the pages of an earlier connection.
     StoreHolds,
     /// The queue's task is gone.
     Abandoned,
@@ -122,10 +122,10 @@ impl From<OpenQueueError> for ConnectError {
     }
 }
 
-/// Why a queue ended by itself.
+/// The reason why a queue ended by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueueError {
-    /// The frontend's producer index cannot be.
+    /// The frontend's producer index is impossible.
     Overrun(Overrun),
 }
 

@@ -1,18 +1,18 @@
-//! What a queue counts while it serves: plain adds by its own vCPU, readable from any.
+//! The counters of a queue: its own vCPU adds to them without atomic instructions, and any vCPU may read them.
 
 use bulkhead_ring::blkif::Opcode;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! stats {
     ($($(#[$doc:meta])* $field:ident,)*) => {
-        /// A queue's counters. One task writes them, without a lock and without a locked
-        /// instruction; whoever holds the `Arc` may read them at any time.
+        /// A queue's counters. One task writes them, without a lock and without a locked instruction; every holder of
+        /// the `Arc` may read them at any time.
         #[derive(Debug, Default)]
         pub struct QueueStats {
             $($(#[$doc])* pub $field: Counter,)*
         }
 
-        /// The counters as they were at some moment, each for itself.
+        /// The values of the counters, each read by itself.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         pub struct Counts {
             $($(#[$doc])* pub $field: u64,)*
@@ -26,12 +26,12 @@ macro_rules! stats {
         }
 
         impl Counts {
-            /// Every counter with its name.
+            /// Returns every counter with its name.
             pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$((stringify!($field), self.$field),)*].into_iter()
             }
 
-            /// The counters of two queues together.
+            /// Returns the counters of two queues together.
             pub fn and(&self, other: &Counts) -> Counts {
                 let mut sum = Counts { $($field: self.$field + other.$field,)* };
                 sum.deepest = self.deepest.max(other.deepest);
@@ -82,14 +82,14 @@ stats! {
     notifications_received,
     /// Sweeps that found requests.
     sweeps,
-    /// How often the task slept.
+    /// Times that the task slept.
     sleeps,
     /// The most requests in service at a time.
     deepest,
 }
 
 impl QueueStats {
-    /// Counts a request that was done, of so many sectors.
+    /// Counts a request that was done, of `sectors` sectors.
     #[inline]
     pub(super) fn request(&self, operation: Opcode, sectors: u64) {
         match operation {
@@ -107,25 +107,25 @@ impl QueueStats {
     }
 }
 
-/// A number that one task adds to and anyone reads.
+/// A number that one task adds to, and that any task reads.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// The current value.
+    /// Returns the current value.
     #[inline]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Adds. Only the queue's own task does.
+    /// Adds to the number. Only the queue's own task calls this.
     #[inline]
     pub(super) fn add(&self, number: u64) {
         // There is one writer: no addition gets lost between the load and the store.
         self.0.store(self.get() + number, Ordering::Relaxed);
     }
 
-    /// Raises it to a value.
+    /// Raises the number to a value, if it is lower.
     #[inline]
     pub(super) fn raise_to(&self, value: u64) {
         if value > self.get() {
@@ -133,7 +133,7 @@ impl Counter {
         }
     }
 
-    /// Sets it to a value that is counted elsewhere.
+    /// Sets the number to a value that is counted elsewhere.
     #[inline]
     pub(super) fn set(&self, value: u64) {
         self.0.store(value, Ordering::Relaxed);

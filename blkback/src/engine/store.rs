@@ -7,20 +7,20 @@ use bulkhead_images::{Caps, DataAccess, Io, IoError, IoQueue, Op, Staging, Submi
 use bulkhead_xen::DmaMemory;
 use core::task::{Context, Poll};
 
-/// The device's queue.
+/// The device's queue, and the counts of its requests.
 pub(super) struct Store {
     queue: Box<dyn IoQueue>,
     caps: Caps,
-    /// The number of requests that it has.
+    /// The number of requests that the device has.
     pending: usize,
-    /// A request for which it was busy may be submitted again.
+    /// True if a request that the device was too busy for may be submitted again.
     ready: bool,
-    /// A request was submitted since the last batch ended.
+    /// True if a request was submitted since the last batch ended.
     unflushed: bool,
-    /// The number of requests that it has completed asynchronously.
+    /// The number of requests that the device has completed asynchronously.
     completions: u64,
     completes_later: bool,
-    /// It has kept a request since this was last asked for.
+    /// True if the device has kept a request since this was last asked for.
     given: bool,
 }
 
@@ -38,17 +38,17 @@ impl Store {
         }
     }
 
-    /// Returns its limits.
+    /// Returns the device's limits.
     pub fn caps(&self) -> &Caps {
         &self.caps
     }
 
-    /// Returns whether it may have memory in which the hypervisor's copy is the whole operation.
+    /// Returns whether the device may have memory in which the hypervisor's copy is the whole operation.
     pub fn has_memory(&self) -> bool {
         self.caps.access == DataAccess::Direct
     }
 
-    /// Returns the names of this domain's memory on the device's bus, if the device needs them.
+    /// Returns the bus addresses of this domain's memory, if the device needs them.
     pub fn dma_memory(&self) -> Option<Arc<dyn DmaMemory>> {
         match self.caps.access {
             DataAccess::Dma => self.queue.dma_memory(),
@@ -56,22 +56,22 @@ impl Store {
         }
     }
 
-    /// Returns whether it has ever completed a read or a write asynchronously.
+    /// Returns whether the device has ever completed a read or a write asynchronously.
     pub fn completes_later(&self) -> bool {
         self.completes_later
     }
 
-    /// Returns whether it has kept a request since the last call.
+    /// Returns whether the device has kept a request since the last call.
     pub fn was_given_requests(&mut self) -> bool {
         core::mem::take(&mut self.given)
     }
 
-    /// Returns the number of requests that it has completed asynchronously.
+    /// Returns the number of requests that the device has completed asynchronously.
     pub fn completions(&self) -> u64 {
         self.completions
     }
 
-    /// Submits a request to it.
+    /// Submits a request to the device.
     #[inline]
     pub fn submit(&mut self, tag: Tag, io: Io<'_>) -> Submitted {
         if self.pending >= self.caps.depth {
@@ -96,7 +96,7 @@ impl Store {
         }
     }
 
-    /// Takes its completions. It wakes the task when there are more.
+    /// Takes the device's completions. The device wakes the task when there are more.
     #[inline]
     pub fn collect(&mut self, context: &mut Context<'_>, inflight: &mut InflightTable) {
         let (pending, completions) = (&mut self.pending, &mut self.completions);
@@ -108,19 +108,19 @@ impl Store {
         self.ready |= polled.is_ready();
     }
 
-    /// Returns whether a request for which it was busy may be submitted again.
+    /// Returns whether a request that the device was too busy for may be submitted again.
     #[inline]
     pub fn is_ready(&self) -> bool {
         self.ready
     }
 
-    /// Does the same, and forgets it: returns true once for each time.
+    /// Returns the same once, and forgets it.
     #[inline]
     pub fn take_ready(&mut self) -> bool {
         core::mem::take(&mut self.ready)
     }
 
-    /// Asks it for staging memory for a request.
+    /// Asks the device for staging memory for a request.
     #[inline]
     pub fn stage(&mut self, tag: Tag, op: Op, len: usize) -> Option<Staging> {
         self.queue.stage(tag, op, len)
@@ -142,12 +142,12 @@ impl Store {
         self.ready = true;
     }
 
-    /// Asks it to give up the requests that it has, as far as it can.
+    /// Asks the device to give up the requests that it has, as far as it can.
     pub fn cancel_all(&mut self) {
         self.queue.cancel_all();
     }
 
-    /// Closes it; ready when it no longer touches any memory.
+    /// Closes the device's queue; ready when the device no longer touches any memory.
     pub fn poll_close(&mut self, context: &mut Context<'_>) -> Poll<()> {
         self.queue.poll_close(context)
     }

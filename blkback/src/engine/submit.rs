@@ -50,12 +50,12 @@ impl<H: Hypervisor> Submitter<H> {
         self.store.was_given_requests()
     }
 
-    /// Returns how many requests the device has completed asynchronously.
+    /// Returns the number of requests that the device has completed asynchronously.
     pub fn completions(&self) -> u64 {
         self.store.completions()
     }
 
-    /// Returns how long the device may go without completing a request, if it sets a limit.
+    /// Returns the longest time that the device may take without completing a request, if it sets a limit.
     pub fn timeout(&self) -> Option<Duration> {
         self.store.caps().timeout
     }
@@ -65,13 +65,13 @@ impl<H: Hypervisor> Submitter<H> {
         self.store.cancel_all();
     }
 
-    /// Asks the device to let go of all requests and pages; ready when it has.
+    /// Asks the device to let go of all requests and pages. Returns ready when it has.
     pub fn poll_close(&mut self, context: &mut Context<'_>) -> Poll<()> {
         self.store.poll_close(context)
     }
 
-    /// Returns how many hypercalls copied between the frontend's pages and the device's staging memory, and how
-    /// many bytes.
+    /// Returns the number of hypercalls that copied between the frontend's pages and the device's staging memory, and
+    /// the number of bytes.
     pub fn staged(&self) -> (u64, u64) {
         self.pieces.as_ref().map_or((0, 0), Pieces::calls)
     }
@@ -82,7 +82,7 @@ impl<H: Hypervisor> Submitter<H> {
         self.store.flush();
     }
 
-    /// Learns what the device has completed. The device wakes the task when it completes more.
+    /// Takes the device's completions. The device wakes the task when it completes more.
     #[inline]
     pub fn collect(&mut self, context: &mut Context<'_>, dispatcher: &mut Dispatcher<H>) {
         self.store.collect(context, &mut dispatcher.inflight);
@@ -94,8 +94,8 @@ impl<H: Hypervisor> Submitter<H> {
         self.store.is_ready() && !dispatcher.inflight.none_busy()
     }
 
-    /// Goes on with the requests that wait for copies or for the device. Returns true if some may be done now,
-    /// so that the caller looks again.
+    /// Goes on with the requests that wait for copies or for the device. Returns true if some may be done now, so that
+    /// the caller has to look again.
     #[inline]
     pub fn go_on(
         &mut self,
@@ -346,7 +346,7 @@ impl<H: Hypervisor> Submitter<H> {
         true
     }
 
-    /// Puts a request's pages into `segments`, as the device gets them.
+    /// Puts a request's pages into `segments`, in the form in which the device gets them.
     #[inline]
     fn gather(
         &mut self,

@@ -8,19 +8,19 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 pub struct Unreleased(Arc<AtomicUsize>);
 
 impl Unreleased {
-    /// Whether there is any.
+    /// Returns whether there is any.
     pub fn any(&self) -> bool {
         self.0.load(Ordering::Acquire) > 0
     }
 
-    /// Counts one more, until what this returns is dropped.
+    /// Counts one more queue, until the returned value is dropped.
     pub(super) fn hold(&self) -> Held {
         self.0.fetch_add(1, Ordering::AcqRel);
         Held(self.clone())
     }
 }
 
-/// One of them.
+/// The count of one queue.
 pub(super) struct Held(Unreleased);
 
 impl Drop for Held {

@@ -1,10 +1,10 @@
-//! Nothing of a queue's requests is kept: a crash ends this driver domain. See `journal.rs`.
+//! The journal of a build without `recover`: it keeps nothing, and a crash ends this driver domain. See `journal.rs`.
 
 use bulkhead_images::Tag;
 use bulkhead_ring::blkif::{Blkif, Response, SLOT_SIZE};
 use bulkhead_ring::{BackRing, Overrun, SharedPages, Unasked};
 
-/// What a queue keeps of its requests: nothing.
+/// The journal of a queue, which keeps nothing.
 #[derive(Debug, Default)]
 pub struct Journal;
 

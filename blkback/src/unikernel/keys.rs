@@ -3,7 +3,7 @@
 use crate::WATCHDOG;
 use bulkhead_blkback::engine::Options;
 
-/// Number of all keys on the command line.
+/// The number of all keys on the command line.
 const KEY_COUNT: usize = Options::KEYS.len() + 1 + NETWORK.len() + TLS.len() + RECOVERY.len();
 
 /// All keys on the command line.
@@ -22,13 +22,13 @@ pub const KEYS: [&str; KEY_COUNT] = {
     all
 };
 
-/// Those of restarts in place.
+/// The keys of restarts in place.
 #[cfg(feature = "recover")]
 const RECOVERY: &[&str] = &crate::recovery::KEYS;
 #[cfg(not(feature = "recover"))]
 const RECOVERY: &[&str] = &[];
 
-/// Those of the network, and of TLS.
+/// The keys of the network, and of TLS.
 #[cfg(feature = "nbd")]
 const NETWORK: &[&str] = &crate::network::KEYS;
 #[cfg(feature = "nbd")]

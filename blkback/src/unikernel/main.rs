@@ -291,7 +291,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
     end.get().unwrap_or(ShutdownReason::Crash)
 }
 
-/// The store of the driver domain's own disks, whose task finds them.
+/// Starts the store of the driver domain's own disks, whose task finds them.
 #[cfg(feature = "vbd")]
 fn own_disks(
     handle: &Handle<Hypercalls>,
@@ -311,7 +311,7 @@ fn own_disks(
     Box::new(vbd_store(disks))
 }
 
-/// The frontend that finds the PCI functions that the domain was given, for their drivers.
+/// Returns the frontend that finds the PCI functions that the domain was given, for their drivers.
 #[cfg(feature = "pci")]
 fn own_functions(
     handle: &Handle<Hypercalls>,
@@ -328,7 +328,8 @@ fn own_functions(
     bulkhead_pci::Frontend::new(handle.clone(), store.clone(), memory, grants, options)
 }
 
-/// The NVMe controllers among these functions. Their completions are not held back for longer than `hold`.
+/// Adds the driver of the NVMe controllers among these functions, and returns the controllers. Their completions are
+/// not held back for longer than `hold`.
 #[cfg(feature = "nvme")]
 fn own_controllers(
     functions: &mut bulkhead_pci::Frontend<Hypercalls>,
@@ -343,7 +344,7 @@ fn own_controllers(
     controllers
 }
 
-/// The virtio-blk devices among these functions.
+/// Adds the driver of the virtio-blk devices among these functions, and returns the devices.
 #[cfg(feature = "virtio")]
 fn own_devices(
     functions: &mut bulkhead_pci::Frontend<Hypercalls>,
@@ -394,7 +395,7 @@ fn start_watchdog(line: &'static str) {
     watchdog::start(seconds);
 }
 
-/// The executor of a vCPU that serves queues.
+/// Returns the executor of a vCPU that serves queues.
 fn executor(spawner: &VcpuSpawner<Hypercalls>, hypervisor: Hypercalls) -> Executor<Hypercalls> {
     let executor = Executor::of(spawner, hypervisor);
     let handle = executor.handle();
@@ -443,7 +444,7 @@ fn start_vcpus(
     (all, running)
 }
 
-/// The vCPUs that the toolstack has online; with a single one there is nothing to ask.
+/// Returns the vCPUs that the toolstack has online; with a single one there is nothing to ask.
 fn online_vcpus(
     machine: &Machine,
     executor: &mut Executor<Hypercalls>,
@@ -461,7 +462,7 @@ fn online_vcpus(
     found.take().unwrap_or_default()
 }
 
-/// The images in the ramdisk, if there is one.
+/// Returns the images in the ramdisk, if there is one.
 fn catalog(module: Option<Module>) -> Catalog {
     let Some(module) = module else {
         log::info!("no ramdisk: no images");
@@ -472,7 +473,7 @@ fn catalog(module: Option<Module>) -> Catalog {
     Catalog::from_module(memory)
 }
 
-/// The same images, which can grow. Logs what they are.
+/// Returns the same images, able to grow. Logs which there are.
 fn with_memory(catalog: Catalog, hypervisor: Hypercalls) -> Catalog {
     let catalog = catalog.with_reservation(Arc::new(hypervisor));
     if let Some(damage) = catalog.damage() {

@@ -31,15 +31,15 @@ pub const KEYS: [&str; 4] = {
 /// TLS, or the reason why there is none.
 pub type TlsOrReason = Result<Rc<dyn Tls>, String>;
 
-/// The longest time in which the domain takes leave of servers when it ends: one that is away cannot delay it.
+/// The longest time that the end of the domain waits for servers to be told: one that is away cannot delay it.
 const LEAVE: Duration = Duration::from_secs(2);
 
-/// The time in which the last packets go out.
+/// The time in which the last packets are sent.
 const LAST_PACKETS: Duration = Duration::from_millis(20);
 
 /// The exports of servers, and the network to these.
 pub struct Network {
-    /// Without TLS, and with it if there is TLS.
+    /// The exports that are reached without TLS and, if there is TLS, those that are reached with it.
     exports: Vec<Rc<Exports<Hypercalls>>>,
     handle: Handle<Hypercalls>,
 }
@@ -97,7 +97,7 @@ impl Network {
         Network { exports, handle }
     }
 
-    /// Takes leave of all servers that answer, because the domain ends.
+    /// Tells all servers that answer that the domain ends, and closes the connections to them.
     pub async fn close(&self) {
         let late = pin!(self.handle.sleep(LEAVE));
         let all = self.exports.iter().map(|exports| exports.close());

@@ -28,11 +28,11 @@ pub struct VbdConfig {
     pub target: String,
     /// The guest's access: read-only or writable.
     pub access: Access,
-    /// The guest is to see a CD-ROM drive.
+    /// True if the guest is to see a CD-ROM drive.
     pub cdrom: bool,
-    /// The guest is to see a removable disk.
+    /// True if the guest is to see a removable disk.
     pub removable: bool,
-    /// The guest may discard, where the image can.
+    /// True if the guest may discard, where the image can.
     pub discard: bool,
 }
 
@@ -41,7 +41,7 @@ pub struct VbdConfig {
 pub enum ConfigError {
     /// A node that must be there is not.
     Missing(&'static str),
-    /// A node that names the frontend names another one than the directory does, in which it stands.
+    /// A node that names the frontend names another one than the directory that it is in.
     OtherFrontend {
         /// The node.
         node: &'static str,

@@ -16,14 +16,14 @@ use core::fmt;
 pub struct Published {
     /// The layout of its requests.
     pub abi: Abi,
-    /// The frontend keeps its data pages granted (`feature-persistent`).
+    /// True if the frontend keeps its data pages granted (`feature-persistent`).
     pub persistent: bool,
     /// Its queues, at least one.
     pub queues: Vec<QueueDetails>,
 }
 
 impl Published {
-    /// Returns what serving these queues takes.
+    /// Returns the resources that serving these queues takes.
     pub fn needs(&self, limits: Limits) -> Needs {
         // All its rings have the same number of pages.
         let ring_pages = self.queues.first().map_or(0, |one| one.ring.len());
@@ -62,7 +62,7 @@ pub enum PublishedError {
         /// The range.
         expected: String,
     },
-    /// The frontend speaks an ABI that is none of blkif's.
+    /// The frontend speaks an ABI that is not one of blkif's.
     UnknownProtocol(String),
 }
 
@@ -90,7 +90,7 @@ impl fmt::Display for PublishedError {
 
 impl core::error::Error for PublishedError {}
 
-/// The nodes that say how many queues there are and how they look.
+/// The nodes that give the number of queues and their properties.
 pub const COMMON_NODES: [&str; 5] = [
     "protocol",
     "feature-persistent",
@@ -181,9 +181,9 @@ fn ring_pages(nodes: &NodeMap, limits: Limits) -> Result<RingPages, PublishedErr
 
 #[derive(Clone, Copy)]
 enum RingPages {
-    /// One page, named `ring-ref`.
+    /// A single page, named `ring-ref`.
     Single,
-    /// This number of pages, named `ring-ref0` and on.
+    /// Pages in this number, named `ring-ref0` and on.
     Numbered(u32),
 }
 

@@ -94,11 +94,11 @@ struct Vbd<'a, H: Hypervisor> {
     /// The limits that the frontend was offered.
     limits: Limits,
     connection: Option<Connection<H>>,
-    /// The frontend has started over.
+    /// True if the frontend has started over.
     came_back: bool,
     /// The size that the frontend was told.
     sectors: Sector,
-    /// xenstored refused the last request, and the log says so.
+    /// True if xenstored refused the last request, and the log says so.
     refused: bool,
 }
 

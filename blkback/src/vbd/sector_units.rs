@@ -15,9 +15,9 @@ use core::fmt;
 /// The reason why a disk of large sectors is not served to a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SectorUnits {
-    /// It counts in units of the sector.
+    /// The frontend counts in units of the sector.
     OfTheSector,
-    /// It does not say how it counts.
+    /// The frontend does not say how it counts.
     Unknown,
 }
 

@@ -143,8 +143,8 @@ pub fn decide(phase: Phase, seen: Observed) -> Step {
     }
 }
 
-/// Decides the next step where the boot before has served the rings: what a backend that had never stopped would do.
-/// Where that is to serve on, the rings are taken up first.
+/// Decides the next step where the boot before has served the rings: the step of a backend that had never stopped. If
+/// that is to serve on, the rings are taken up first.
 #[cfg(feature = "recover")]
 fn decide_on_what_is_left(seen: Observed) -> Step {
     match (decide(Phase::Connected, seen), seen.own) {

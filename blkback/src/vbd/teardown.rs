@@ -20,13 +20,13 @@ use core::pin::pin;
 use core::time::Duration;
 use futures_util::future::{Either, select};
 
-/// The time for which a frontend is served that has said that it is closed. Linux's says so without waiting for what
-/// publishes requests on its other vCPUs at that moment, and then waits in `del_gendisk` for the responses to them, without
-/// an end.
+/// The time for which a frontend is served after it has reported that it is closed. Linux's frontend reports so without
+/// waiting for requests that it publishes on its other vCPUs at that moment, and then waits in `del_gendisk` without an
+/// end for the responses to them.
 pub const LAST_REQUESTS: Duration = Duration::from_millis(20);
 
-/// The time that an ending driver domain waits for a frontend to let go of its disk. A guest that is late, on a busy host,
-/// makes requests until it has seen that its disk goes away; none that comes after this is ever answered.
+/// The time that an ending driver domain waits for a frontend to let go of its disk. A guest that is late, on a busy
+/// host, makes requests until it has seen that its disk goes away; a request after this time is never answered.
 const FAREWELL: Duration = Duration::from_secs(5);
 
 /// The time that a closed device stays visible before its directory is removed: libxl waits for the
@@ -237,15 +237,15 @@ async fn remove_refused<H: Hypervisor>(
 
 /// The way in which a disk ends.
 pub enum End {
-    /// It was never served. The nodes that the toolstack wrote come with the reason.
+    /// The disk was never served. The nodes that the toolstack wrote come with the reason.
     Refuse(Problem, NodeMap),
-    /// Its frontend is gone; the toolstack has yet to take it away.
+    /// The disk's frontend is gone; the toolstack has yet to take the disk away.
     Release,
-    /// Its directory is to be removed by this domain.
+    /// This domain is to remove the disk's directory.
     Remove,
-    /// Its directory is another disk's by now.
+    /// The directory is another disk's by now.
     StartOver,
-    /// Its directory is gone.
+    /// The directory is gone.
     Abandon,
     /// The driver domain ends; the toolstack cleans up behind it.
     Leave,

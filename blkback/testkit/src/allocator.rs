@@ -11,7 +11,7 @@ thread_local! {
     static MOST: Cell<i64> = const { Cell::new(0) };
     /// The number of the coming allocation that is refused, counted from 1, and the least size of those counted.
     static REFUSED: Cell<(u64, usize)> = const { Cell::new((0, 0)) };
-    /// The driver domain runs, and not the rest of the machine: its allocations alone count.
+    /// True while the driver domain runs, and not the rest of the machine: only its allocations count.
     static DRIVER_DOMAIN: Cell<bool> = const { Cell::new(false) };
     /// Bytes of all allocations that are smaller than that.
     static SMALL: Cell<i64> = const { Cell::new(0) };
@@ -71,25 +71,24 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Returns how many allocations this thread has made so far.
+/// Returns the number of allocations that this thread has made so far.
 pub fn allocations() -> u64 {
     COUNT.get()
 }
 
-/// The most bytes that this thread had allocated and not freed at any time since this was called last,
-/// more than it has now.
+/// Returns the most bytes that this thread had allocated and not freed at any time since the last call, beyond those
+/// that it has now.
 pub fn forget_most_bytes() -> i64 {
     MOST.replace(BYTES.get()) - BYTES.get()
 }
 
-/// Returns how many bytes this thread has allocated and not freed.
+/// Returns the number of bytes that this thread has allocated and not freed.
 pub fn bytes_in_use() -> i64 {
     BYTES.get()
 }
 
-/// Does `act` while one of the driver domain's allocations is refused: number `which` (from 1) of those of
-/// at least `least` bytes.
-/// Returns whether there was such an allocation, and the bytes of all smaller ones together.
+/// Does `act` while one of the driver domain's allocations is refused: number `which` (from 1) of those of at least
+/// `least` bytes. Returns whether there was such an allocation, and the bytes of all smaller ones together.
 pub fn refusing(which: u64, least: usize, act: impl FnOnce()) -> (bool, usize) {
     SMALL.set(0);
     REFUSED.set((which, least));
@@ -98,7 +97,7 @@ pub fn refusing(which: u64, least: usize, act: impl FnOnce()) -> (bool, usize) {
     (left == 0, SMALL.get() as usize)
 }
 
-/// The driver domain does not go on: it has crashed.
+/// Notes that the driver domain does not go on: it has crashed.
 #[cfg(feature = "recover")]
 pub fn leave_driver_domain() {
     DRIVER_DOMAIN.set(false);

@@ -5,7 +5,7 @@ use bulkhead_ring::blkif::Status;
 use bulkhead_xenbus::XenbusState;
 use std::collections::{BTreeMap, HashSet};
 
-/// The image it has to itself.
+/// The number of the image that only this guest has.
 const IMAGE: u64 = 5;
 
 /// A guest that behaves, and must not notice what happens to others.
@@ -17,7 +17,7 @@ pub struct Bystander<'w> {
 }
 
 impl<'w> Bystander<'w> {
-    /// A guest with `disk5`, connected.
+    /// Makes a guest with `disk5`, connected.
     pub fn new(world: &'w World) -> Bystander<'w> {
         Bystander::styled(world, Style::default())
     }
@@ -68,7 +68,7 @@ impl<'w> Bystander<'w> {
         assert!(read == self.model[..read.len()], "the bystander's data");
     }
 
-    /// Checks that bytes of another guest are none of this one's.
+    /// Checks that bytes of another guest hold nothing of this one's.
     pub fn assert_none_of_it_in(&self, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
@@ -78,7 +78,7 @@ impl<'w> Bystander<'w> {
         assert_eq!(stale, None, "bytes of the bystander's disk");
     }
 
-    /// Was not disturbed: its disk is as it left it, and it can detach like any other.
+    /// Checks that the guest was not disturbed: its disk is as it left it, and it can detach like any other.
     pub fn leave(mut self) {
         self.io();
         assert_eq!(self.frontend.backend(), Some(XenbusState::Connected));

@@ -1,5 +1,5 @@
-//! Disks of a device that was given to the driver domain: it reads and writes frontends' pages by bus
-//! address, and never sees another.
+//! Disks of a device that was given to the driver domain: the device reads and writes frontends' pages by bus address,
+//! and never sees another address.
 
 use super::{Setup, World};
 use bulkhead_images::testing::Layer;
@@ -80,7 +80,7 @@ struct DmaQueue {
     memory: Arc<dyn DmaMemory>,
     medium: Arc<Mutex<Vec<u8>>>,
     pending: VecDeque<(Tag, Op, Vec<IoSegment>)>,
-    /// The device has seen that there is something to do.
+    /// True if the device has seen that there is something to do.
     working: bool,
 }
 

@@ -24,18 +24,18 @@ impl Executors {
         }
     }
 
-    /// The first vCPU's.
+    /// Returns the handle of the first vCPU's executor.
     pub fn handle(&self) -> Handle<SimVcpu> {
         self.all[0].1.borrow().handle()
     }
 
-    /// All, as they see each other.
+    /// Returns the spawners of all vCPUs, by which each reaches the others.
     pub fn spawners(&self) -> Vec<VcpuSpawner<SimVcpu>> {
         let spawner = |(_, executor): &(_, RefCell<Executor<SimVcpu>>)| executor.borrow().spawner();
         self.all.iter().map(spawner).collect()
     }
 
-    /// Each vCPU that does not sleep runs until it does. Returns whether any task ran.
+    /// Runs each vCPU that does not sleep until it does. Returns whether any task ran.
     pub fn step(&self) -> bool {
         let mut moved = false;
         for (vcpu, executor) in &self.all {

@@ -9,13 +9,13 @@ use bulkhead_xen_sim::{SimDomain, SimVcpu};
 use bulkhead_xenbus::XenbusState;
 use std::time::Duration;
 
-/// The longest that an answer is held back for company.
+/// The longest that an answer is held back for others to join it.
 const HOLD: Duration = Duration::from_millis(2);
 
 /// The longest time for which a frontend is served that has closed.
 const CLOSES: Duration = Duration::from_millis(20);
 
-/// One disk of a guest, as its frontend sees it.
+/// A disk of a guest, as its frontend sees it.
 pub struct Frontend<'w> {
     /// The machine.
     pub world: &'w World,
@@ -206,12 +206,12 @@ impl<'w> Frontend<'w> {
         self.links.iter_mut()
     }
 
-    /// Forgets its connection without a word.
+    /// Forgets its connection, and says nothing about it to the backend.
     pub fn forget(&mut self) -> Vec<Link> {
         std::mem::take(&mut self.links)
     }
 
-    /// Returns how many rings it has made.
+    /// Returns the number of rings that it has made.
     pub fn rings(&self) -> usize {
         self.links.len()
     }

@@ -75,8 +75,8 @@ impl<'w> Guest<'w> {
     }
 }
 
-/// On every way to a guest's pages: a frontend, connected to `disk0`, does `scene` and detaches,
-/// and nothing is left.
+/// Connects a frontend to `disk0`, has it do `scene` and detach, and checks that nothing is left: on every way to a
+/// guest's pages.
 pub fn on_every_path(style: Style, scene: impl Fn(&mut Frontend<'_>)) {
     for (path, persistent) in PATHS {
         let world = World::on_path(path);

@@ -1,4 +1,4 @@
-//! Requests of a frontend, the pages they are about, and their answers.
+//! Requests of a frontend, the pages that they name, and their answers.
 
 use super::link::Link;
 use bulkhead_grant::{Grant, GrantAccess};
@@ -20,7 +20,7 @@ pub struct Page {
     pub memory: NonNull<u8>,
     /// Its grant to the backend.
     pub grant: Grant<SimVcpu>,
-    /// Not to be granted again.
+    /// True if it is not to be granted again.
     once: bool,
 }
 
@@ -42,7 +42,7 @@ impl Page {
         }
     }
 
-    /// Returns what the page holds.
+    /// Returns the page's content.
     pub fn bytes(&self) -> Vec<u8> {
         // SAFETY: the guest's own page, which nothing refers into; no other thread runs.
         unsafe { self.memory.cast::<[u8; PAGE_SIZE]>().read() }.to_vec()
@@ -64,7 +64,7 @@ pub(super) struct Pending {
     /// The data, then the pages of an indirect request.
     pub(super) pages: Vec<Page>,
     data_pages: usize,
-    /// The data's first byte in the first page, and how many bytes there are.
+    /// The offset of the data's first byte in the first page, and the number of bytes.
     offset: usize,
     len: usize,
 }
@@ -83,7 +83,7 @@ pub struct Answer {
 }
 
 impl Link {
-    /// A page of data, granted to the backend.
+    /// Returns a page of data, granted to the backend.
     pub fn page(&mut self, access: GrantAccess) -> Page {
         if !self.style.persistent {
             return self.fresh_page(access);
@@ -95,7 +95,7 @@ impl Link {
         })
     }
 
-    /// A page that was not granted before and will not be again.
+    /// Returns a page that was not granted before and will not be again.
     pub fn fresh_page(&mut self, access: GrantAccess) -> Page {
         let memory = self.domain.alloc_page();
         let frame = self.domain.frame_of(memory);
@@ -110,7 +110,7 @@ impl Link {
         }
     }
 
-    /// Done with a page.
+    /// Takes a page back that is not used any more.
     pub fn recycle(&mut self, page: Page) {
         // Where requests may name any page, another one may still be about this one; and a backend
         // that keeps pages mapped may keep any.
@@ -233,7 +233,7 @@ impl Link {
         (indirect.expect("not too many segments"), pages)
     }
 
-    /// The grants of all pages that requests without an answer are about.
+    /// Returns the grants of all pages of requests without an answer.
     pub fn data_refs(&self) -> Vec<GrantRef> {
         let pages = self.pending.values().flat_map(|pending| &pending.pages);
         pages.map(Page::gref).collect()
@@ -249,7 +249,7 @@ impl Link {
         self.pending.values().flat_map(index).collect()
     }
 
-    /// Returns how many requests have no answer yet.
+    /// Returns the number of requests without an answer.
     pub fn outstanding(&self) -> usize {
         self.pending.len()
     }

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 struct Journal;
 
 thread_local! {
-    /// None in a thread that has no journal.
+    /// The lines; `None` in a thread that has no journal.
     static LINES: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
 }
 
@@ -38,7 +38,7 @@ pub fn install() {
     LINES.set(Some(Vec::new()));
 }
 
-/// Returns the lines since then.
+/// Returns the lines since the journal was started.
 pub fn lines() -> Vec<String> {
     LINES.with_borrow(|lines| lines.clone().unwrap_or_default())
 }

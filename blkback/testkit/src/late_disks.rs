@@ -8,24 +8,23 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// The devices behind disks that answer late, until the disk is detached: to hold on to one here
-/// keeps its image open.
+/// The devices behind disks that answer late, until the disk is detached: holding on to one here keeps its image open.
 #[derive(Clone, Default)]
 pub struct LateDisks(Rc<RefCell<Vec<(String, Delayed)>>>);
 
 impl LateDisks {
-    /// One was opened, for that owner.
+    /// Adds a device that was opened for that owner.
     pub fn add(&self, owner: &str, disk: Delayed) {
         self.0.borrow_mut().push((owner.to_string(), disk));
     }
 
-    /// The one that was opened last.
+    /// Returns the device that was opened last.
     pub fn last(&self) -> Delayed {
         let disks = self.0.borrow();
         disks.last().expect("a disk is attached").1.clone()
     }
 
-    /// The one behind a disk, if that is a late one.
+    /// Returns the device behind a disk, if that is a late one.
     pub fn of(&self, vbd: &Vbd) -> Option<Delayed> {
         let disks = self.0.borrow();
         let disk = disks.iter().rfind(|(owner, _)| is_of(owner, vbd));
@@ -38,7 +37,7 @@ impl LateDisks {
     }
 }
 
-/// Returns whether that is how the backend names the owner of the disk's image.
+/// Returns whether the backend names the owner of the disk's image so.
 fn is_of(owner: &str, vbd: &Vbd) -> bool {
     owner.starts_with(&format!("vbd {}/{} ", vbd.frontend, vbd.device_number()))
 }
@@ -49,12 +48,12 @@ impl World {
         World::with_late_disks_on(DataPath::Auto)
     }
 
-    /// The same, with one way to guests' pages.
+    /// Returns such a machine, with one way to guests' pages.
     pub fn with_late_disks_on(data_path: DataPath) -> (World, LateDisks) {
         World::with_late_disks_and(Setup::on_path(data_path))
     }
 
-    /// The same, as said in `setup`.
+    /// Returns such a machine with the configuration `setup`.
     pub fn with_late_disks_and(setup: Setup) -> (World, LateDisks) {
         let late = LateDisks::default();
         let seen = late.clone();

@@ -116,9 +116,9 @@ pub struct World {
     /// The backend in it.
     pub backend: Rc<Backend<SimVcpu>>,
     region: RefCell<Region<SimVcpu>>,
-    /// The backend has given up.
+    /// True if the backend has given up.
     ended: Rc<Cell<bool>>,
-    /// The test expects the backend to give up.
+    /// True if the test expects the backend to give up.
     may_end: Cell<bool>,
     before: Resources,
     /// The disks whose stores answer when the test lets them.
@@ -136,7 +136,7 @@ pub struct World {
     pub virtio: Option<Virtio>,
     /// The ramdisk's address and length.
     ramdisk: (NonNull<u8>, usize),
-    /// What survives a crash, if the driver domain starts again in place after one.
+    /// The memory that survives a crash, if the driver domain starts again in place after one.
     #[cfg(feature = "recover")]
     pub surviving: Option<Surviving>,
 }
@@ -345,12 +345,12 @@ impl World {
         panic!("the machine does not come to rest");
     }
 
-    /// The driver domain's executors.
+    /// Returns the driver domain's executors.
     fn executors(&self) -> Rc<Executors> {
         self.executors.borrow().clone()
     }
 
-    /// Each driver domain runs until it sleeps. Returns whether any did something.
+    /// Runs each driver domain until it sleeps. Returns whether any did something.
     fn step_driver_domains(&self) -> bool {
         let mut moved = self.executors().step();
         moved |= self.nvme.as_ref().is_some_and(|nvme| nvme.fake.step());
@@ -383,7 +383,7 @@ impl World {
         assert!(!self.ended.get(), "the backend has given up");
     }
 
-    /// xenstored gives up on the driver domain: there is no xenstore for it any more.
+    /// Has xenstored give up on the driver domain, for which there is no xenstore any more.
     pub fn end_xenstore(&self) {
         self.may_end.set(true);
         let (id, ring) = (self.storage.id(), self.storage.store_ring());
@@ -466,18 +466,18 @@ impl World {
         journal::lines()
     }
 
-    /// Forgets them.
+    /// Forgets these lines.
     pub fn forget_journal(&self) {
         journal::install();
     }
 
-    /// Returns what the ramdisk holds, no page of which may have been given back to Xen.
+    /// Returns the content of the ramdisk, no page of which may have been given back to Xen.
     pub fn ramdisk(&self) -> Vec<u8> {
         // SAFETY: domain memory stays mapped as long as the machine, and no domain runs.
         unsafe { NonNull::slice_from_raw_parts(self.ramdisk.0, self.ramdisk.1).as_ref() }.to_vec()
     }
 
-    /// Returns whether the ramdisk holds those bytes there. None of these pages may have been given back.
+    /// Returns whether the ramdisk holds those bytes at that offset. None of these pages may have been given back.
     pub fn ramdisk_holds(&self, at: usize, bytes: &[u8]) -> bool {
         assert!(at + bytes.len() <= self.ramdisk.1);
         // SAFETY: within the ramdisk, as just checked; the rest as for `ramdisk`.

@@ -16,11 +16,11 @@ pub struct Style {
     pub abi: Abi,
     /// Pages of each ring.
     pub ring_pages: u32,
-    /// Says so by `num-ring-pages` (older Citrix and Red Hat frontends) and not `ring-page-order`.
+    /// True if it says so by `num-ring-pages` (older Citrix and Red Hat frontends) and not by `ring-page-order`.
     pub num_ring_pages: bool,
-    /// Keeps its data pages granted.
+    /// True if it keeps its data pages granted.
     pub persistent: bool,
-    /// Its rings.
+    /// The number of its rings.
     pub queues: usize,
 }
 
@@ -46,7 +46,7 @@ impl Style {
     }
 }
 
-/// One ring of a frontend, with its event channel and what it granted.
+/// A ring of a frontend, with its event channel and the pages that it granted.
 pub struct Link {
     /// The guest's domain.
     pub domain: SimDomain,
@@ -70,9 +70,9 @@ pub struct Link {
     /// Pages of finished requests, of a frontend that cannot tell which the backend still uses.
     pub(super) kept: Vec<Page>,
     pub(super) next_id: u64,
-    /// The ring holds messages that are not requests.
+    /// True if the ring holds messages that are not requests.
     pub(super) wild: bool,
-    /// The event channel is closed.
+    /// True if the event channel is closed.
     has_let_go: bool,
 }
 
@@ -118,12 +118,12 @@ impl Link {
         }
     }
 
-    /// The grants of the ring's pages.
+    /// Returns the grants of the ring's pages.
     pub fn ring_refs(&self) -> Vec<GrantRef> {
         self.ring_grants.iter().map(Grant::gref).collect()
     }
 
-    /// Returns what the frontend publishes before it connects, for all its rings.
+    /// Returns the nodes that the frontend publishes before it connects, for all its rings.
     pub fn common_details(&self) -> Vec<(String, String)> {
         let style = self.style;
         let persistent = u32::from(style.persistent);
@@ -145,7 +145,7 @@ impl Link {
             .collect()
     }
 
-    /// Returns what it publishes for this ring.
+    /// Returns the nodes that the frontend publishes for this ring.
     pub fn details(&self) -> Vec<(String, String)> {
         let mut nodes = vec![("event-channel".into(), self.port.to_string())];
         if self.style.ring_pages == 1 {

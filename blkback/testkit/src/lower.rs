@@ -84,7 +84,7 @@ impl<'w> Lower<'w> {
         state.map(|state| XenbusState::parse(Some(&state)))
     }
 
-    /// Stands still, or goes on, as `xl pause` and `xl unpause` have it.
+    /// Pauses the domain, or lets it go on, as `xl pause` and `xl unpause` do.
     pub fn pause(&self, paused: bool) {
         let mut all = self.world.lower.borrow_mut();
         all.retain(|one| !Rc::ptr_eq(one, &self.executors));
@@ -93,7 +93,7 @@ impl<'w> Lower<'w> {
         }
     }
 
-    /// Gives it a turn.
+    /// Gives the domain a turn.
     pub fn step(&self) {
         self.executors.step();
     }
@@ -105,7 +105,7 @@ impl<'w> Lower<'w> {
         all.windows(bytes.len()).any(|window| window == bytes)
     }
 
-    /// Ends as `xl destroy` has it: at once, and its directories are gone. Returns what was in its memory.
+    /// Ends the domain as `xl destroy` does: at once, and its directories are gone. Returns the content of its memory.
     pub fn destroy(self) {
         self.pause(true);
         let id = self.domain.id();

@@ -16,12 +16,12 @@ pub struct Nbd {
     pub server: FakeServer,
     /// The client.
     pub exports: Rc<Exports<SimVcpu>>,
-    /// What is between them, if that is a network.
+    /// The network between them, if there is one.
     pub network: Option<Network>,
 }
 
-/// Returns the client of a server. It reaches it over the driver domain's interface if there is
-/// one, whose grants are those of `own`, as is what survives of connections.
+/// Returns the client of a server. If the driver domain has an interface, the client reaches the server over it; its
+/// grants are those of `own`, as are the traces of connections that survive.
 pub(crate) fn client(
     storage: &SimDomain,
     executors: &Executors,
@@ -62,7 +62,7 @@ impl Nbd {
         }
     }
 
-    /// Has the server, and the network to it, do what there is to do. Returns whether there was anything.
+    /// Has the server, and the network to it, do their work. Returns whether there was any.
     pub(crate) fn step(&self, sim: &Sim) -> bool {
         let moved = self.server.step();
         let network = self.network.as_ref();

@@ -25,7 +25,7 @@ pub struct Network {
     pub back: RefCell<NetBack>,
     /// The host, at 10.0.0.2.
     pub peer: RefCell<Peer>,
-    /// The domain of the backend stands still.
+    /// True while the domain of the backend is paused.
     pub paused: Cell<bool>,
 }
 
@@ -52,7 +52,7 @@ impl Network {
         }
     }
 
-    /// Does what there is to do; returns whether there was anything.
+    /// Does the work that is due. Returns whether there was any.
     pub(crate) fn step(&self, sim: &Sim) -> bool {
         if self.paused.get() {
             return false;
@@ -71,7 +71,7 @@ impl Network {
         moved
     }
 
-    /// Returns when the host wants to do something by itself.
+    /// Returns the time at which the host wants to do something by itself.
     pub(crate) fn next_deadline(&self, sim: &Sim) -> Option<Instant> {
         let next = self.peer.borrow_mut().next_deadline(micros(sim));
         next.filter(|_| !self.paused.get())
@@ -119,7 +119,7 @@ thread_local! {
     static DRAWN: Cell<u64> = const { Cell::new(0) };
 }
 
-/// A number that none of the boots before had.
+/// Returns a number that none of the boots before had.
 fn random() -> u64 {
     DRAWN.set(DRAWN.get() + 1);
     DRAWN.get().wrapping_mul(0x9e37_79b9_7f4a_7c15)

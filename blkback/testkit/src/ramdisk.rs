@@ -4,7 +4,7 @@ use bulkhead_xen::PAGE_SIZE;
 use bulkhead_xen_sim::SimDomain;
 use std::ptr::NonNull;
 
-/// The content of the image with that number: no two images share a run of bytes.
+/// Returns the content of the image with that number: no two images share a run of bytes.
 pub fn content(image: u64, len: usize) -> Vec<u8> {
     super::Random::new(0xb01d_0000 + image).bytes(len)
 }
@@ -19,7 +19,7 @@ pub fn load(domain: &SimDomain, archive: &[u8]) -> NonNull<u8> {
     base
 }
 
-/// An archive of files with these names and sizes.
+/// Returns an archive of files with these names and sizes.
 pub fn archive_of(files: &[(&str, usize)]) -> Vec<u8> {
     let files = files.iter().zip(0..);
     let files: Vec<_> = files
@@ -28,7 +28,7 @@ pub fn archive_of(files: &[(&str, usize)]) -> Vec<u8> {
     archive(&files)
 }
 
-/// A POSIX archive of plain files.
+/// Returns a POSIX archive of plain files.
 pub fn archive(files: &[(String, Vec<u8>)]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (name, content) in files {

@@ -22,7 +22,7 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// A number below `limit`.
+    /// Returns a number below `limit`.
     pub fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
@@ -39,13 +39,13 @@ impl Random {
 }
 
 impl Frontend<'_> {
-    /// Reads and writes at random, eight requests at a time, from any sector of a page on, and compares what is read
-    /// with `model`, which is what the disk holds.
+    /// Reads and writes at random, eight requests at a time, from any sector of a page on, and compares the data with
+    /// `model`, which is the content of the disk.
     pub fn verify_against(&mut self, model: &mut [u8], random: &mut Random) {
         self.verify_within(0, model, random);
     }
 
-    /// Does the same with a store that may take so many seconds for it.
+    /// Does the same with a store that may take `seconds` seconds for it.
     pub fn verify_within(&mut self, seconds: usize, model: &mut [u8], random: &mut Random) {
         let part_size = model.len() / 8;
         for _ in 0..6 {

@@ -1,5 +1,5 @@
-//! Whole machines driven by a string of bytes: guests, the toolstack and xenstored do whatever
-//! the bytes say, and one well-behaved guest must never notice.
+//! Whole machines driven by a string of bytes: guests, the toolstack and xenstored do whatever the bytes say, and one
+//! well-behaved guest must never notice.
 
 use super::{Answer, Bystander, Frontend, Guest, LateDisks, Link, PATHS, Setup, Style, World};
 use bulkhead_ring::blkif::{Abi, Discard, Operation, Request, SLOT_SIZE, Sector, TransferKind};
@@ -176,7 +176,7 @@ fn misbehave(world: &World, script: &mut Script<'_>) {
     }
 }
 
-/// Does what an operator does.
+/// Does an operator's work.
 fn operate(world: &World, puppet: &Puppet<'_>, script: &mut Script<'_>) {
     let mut store = world.sim.store();
     if script.below(2) == 0 {
@@ -332,7 +332,7 @@ fn ask(disk: &mut Frontend<'_>, script: &mut Script<'_>, bystander: &Bystander<'
     link.kick();
 }
 
-/// Takes what answers there are, and looks for data that belongs to another guest.
+/// Takes the answers that have come, and looks for data that belongs to another guest.
 fn look(link: &mut Link, bystander: &Bystander<'_>) {
     let answers: Vec<Answer> = link.collect_whatever();
     for answer in answers {
@@ -340,7 +340,7 @@ fn look(link: &mut Link, bystander: &Bystander<'_>) {
     }
 }
 
-/// libxl takes a disk away by force, and the backend has to follow.
+/// Takes a disk away by force, as libxl does; the backend has to follow.
 fn force_away(puppet: &mut Puppet<'_>, mut disk: Frontend<'_>, bystander: &Bystander<'_>) {
     let world = disk.world;
     let stalled = std::mem::take(&mut world.sim.store().faults.requests_per_step);
@@ -374,7 +374,7 @@ fn force_away(puppet: &mut Puppet<'_>, mut disk: Frontend<'_>, bystander: &Bysta
     }
 }
 
-/// libxl has given up waiting for the backend, and cleans up behind a disk without it.
+/// Has libxl give up waiting for the backend, and clean up behind a disk without it.
 fn give_up(puppet: &mut Puppet<'_>, mut disk: Frontend<'_>, bystander: &Bystander<'_>) {
     let world = disk.world;
     // The guest's requests reach the disk, and a disk answers in the end.
@@ -391,7 +391,7 @@ fn give_up(puppet: &mut Puppet<'_>, mut disk: Frontend<'_>, bystander: &Bystande
     }
 }
 
-/// Ends a guest; nothing of it may be left in use.
+/// Ends a guest, and checks that nothing of it is left in use.
 fn end(mut puppet: Puppet<'_>, bystander: &Bystander<'_>) {
     while let Some(disk) = puppet.disks.pop() {
         force_away(&mut puppet, disk, bystander);

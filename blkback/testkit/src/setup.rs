@@ -30,13 +30,14 @@ pub struct Setup {
     pub memory_later: usize,
     /// The driver domain serves disks of its own (`vbd:`).
     pub own_disks: bool,
-    /// The PV driver domain has an NVMe controller (`nvme:03:00.0`): its PCI function, and what is behind that.
+    /// The NVMe controller of the PV driver domain (`nvme:03:00.0`), if it has one: its PCI function, and the device
+    /// behind that.
     pub controller: Option<(FunctionConfig, Config)>,
-    /// An NBD server is there (`nbd:10.0.0.2`).
+    /// The NBD server (`nbd:10.0.0.2`), if there is one.
     pub server: Option<bulkhead_nbd_testing::Config>,
-    /// It is reached over a network interface of the driver domain's own.
+    /// True if the server is reached over a network interface of the driver domain's own.
     pub network: bool,
-    /// The PV driver domain has a virtio-blk device (`virtio:04:00.0`).
+    /// The virtio-blk device of the PV driver domain (`virtio:04:00.0`), if it has one.
     pub virtio: Option<bulkhead_virtio_testing::Config>,
     /// The driver domain starts again in place after a crash.
     #[cfg(feature = "recover")]
@@ -47,7 +48,7 @@ pub struct Setup {
 
 /// Bytes of the images `disk0`, `disk1`, … of [`Setup::default`].
 pub const IMAGE_SIZE: usize = 128 * 1024;
-/// Their sectors.
+/// The number of their sectors.
 pub const SECTORS: u64 = (IMAGE_SIZE / 512) as u64;
 
 impl Default for Setup {
@@ -77,7 +78,7 @@ impl Default for Setup {
 }
 
 impl Setup {
-    /// The default, whose images give memory back to Xen when a guest discards.
+    /// Returns the default, whose images give memory back to Xen when a guest discards.
     pub fn giving_back() -> Setup {
         Setup {
             reservation: true,
@@ -89,7 +90,7 @@ impl Setup {
         }
     }
 
-    /// The default, with one way to guests' pages.
+    /// Returns the default, with one way to guests' pages.
     pub fn on_path(data_path: DataPath) -> Setup {
         Setup {
             options: Options {

@@ -13,14 +13,14 @@ impl World {
         })
     }
 
-    /// Returns how many queues each vCPU serves.
+    /// Returns the number of queues that each vCPU serves.
     pub fn load(&self) -> Vec<usize> {
         self.backend.services.vcpus.load().collect()
     }
 }
 
 impl Style {
-    /// The default style with that many queues.
+    /// Returns the default style with that many queues.
     pub fn queues(queues: usize) -> Style {
         Style {
             queues,
@@ -39,7 +39,7 @@ impl<'w> Guest<'w> {
 }
 
 impl Frontend<'_> {
-    /// Returns how many queues the backend offers.
+    /// Returns the number of queues that the backend offers.
     pub fn offered_queues(&self) -> usize {
         let offered = self.backend_node("multi-queue-max-queues");
         offered.expect("is offered").parse().expect("a number")
@@ -52,7 +52,7 @@ impl Frontend<'_> {
         self.queues().map(|queue| queue.collect()).collect()
     }
 
-    /// Each queue writes a part of the disk, and reads what another one wrote.
+    /// Has each queue write a part of the disk, and read what another one wrote.
     pub fn verify(&mut self) {
         const WRITES: u64 = 16;
         let queues = self.rings();

@@ -27,7 +27,7 @@ impl Meanwhile {
         self.0.replace(Some(Box::new(act)));
     }
 
-    /// Also whenever the device is asked for what it has done.
+    /// Has the hook run also whenever the device is asked for its completions.
     pub fn at_every_look(&self) {
         self.1.set(true);
     }
@@ -43,7 +43,7 @@ impl Meanwhile {
         }
     }
 
-    /// Puts it before every disk of that name.
+    /// Returns a layer that runs the hook, for every disk of that name.
     pub fn layer(&self, name: &'static str) -> Layer {
         let meanwhile = self.clone();
         Layer::new(move |device, owner| match owner.contains(name) {

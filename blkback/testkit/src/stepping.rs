@@ -1,6 +1,6 @@
-//! Crashes after any instruction: from one of the calls into the simulated Xen on, the processor traps after each
-//! instruction, and once enough were executed, what runs never goes on. None of its destructors runs, as in a domain that
-//! crashes.
+//! Crashes after any instruction. From one of the calls into the simulated Xen on, the processor traps after each
+//! instruction; once enough were executed, the driver domain never goes on. None of its destructors runs, as in a
+//! domain that crashes.
 
 use bulkhead_xen_sim::listen_to_calls;
 use std::arch::{asm, global_asm};
@@ -59,18 +59,18 @@ const TRAP: i64 = 1 << 8;
 const DIRECTION: i64 = 1 << 10;
 
 thread_local! {
-    /// Calls into Xen that were made, and after how many instructions are counted.
+    /// The number of calls into Xen so far, and the number after which instructions are counted.
     static CALLS: Cell<(u64, u64)> = const { Cell::new((0, u64::MAX)) };
-    /// Instructions that were executed from then on, and after how many there is to be a crash.
+    /// The number of instructions executed since then, and the number after which the domain crashes.
     static COUNT: Cell<(u64, u64)> = const { Cell::new((0, u64::MAX)) };
     static STACK: Cell<u64> = const { Cell::new(0) };
-    /// Depth of what is not the driver domain's, and cannot be left in the middle.
+    /// The depth of calls into code that is not the driver domain's, and cannot be left in the middle.
     static BUSY: Cell<u32> = const { Cell::new(0) };
-    /// Says whether nothing else is in the middle of something.
+    /// Returns whether all else is at rest, and the domain may crash.
     static IDLE: Cell<Option<*const dyn Fn() -> bool>> = const { Cell::new(None) };
 }
 
-/// While there is one, nothing crashes: the test's own machinery is at work, which does not restart.
+/// Keeps the domain from crashing as long as there is one: the test's own machinery is at work, which does not restart.
 pub struct Busy;
 
 impl Busy {
@@ -86,18 +86,18 @@ impl Drop for Busy {
     }
 }
 
-/// How a run under [`Crash::after`] has ended.
+/// The end of a run under [`Crash::after`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Crash {
-    /// It was left for good, that many instructions after the call.
+    /// The run was left for good, that many instructions after the call.
     Crashed(u64),
-    /// It has come to its end before, after that many calls.
+    /// The run came to its end before that, after that many calls.
     Ended(u64),
 }
 
 impl Crash {
-    /// Runs `act` until it has executed that many instructions since that many calls into Xen and `idle` says that it may
-    /// be left, and then never goes on with it.
+    /// Runs `act` until it has executed that many instructions after that many calls into Xen and `idle` says that it
+    /// may be left, and then never goes on with it.
     pub fn after(
         (calls, instructions): (u64, u64),
         idle: &dyn Fn() -> bool,
@@ -136,7 +136,7 @@ extern "C" fn run(argument: *mut c_void) {
     act();
 }
 
-/// Before each call into Xen.
+/// Counts a call into Xen, which is about to be made.
 fn called() {
     if BUSY.get() > 0 {
         // Another domain's.
@@ -150,7 +150,7 @@ fn called() {
     }
 }
 
-/// After each instruction.
+/// Counts an instruction, which was just executed, and crashes after the last one.
 extern "C" fn trapped(_: i32, _: *mut libc::siginfo_t, context: *mut c_void) {
     let (count, limit) = COUNT.get();
     COUNT.set((count + 1, limit));

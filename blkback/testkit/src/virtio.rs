@@ -18,7 +18,7 @@ pub struct Virtio {
     pub fake: FakeDevice,
     /// The driver of the first boot.
     pub devices: Rc<Devices<SimVcpu>>,
-    /// What the end of the present boot stops.
+    /// The devices that are stopped at the end of the present boot.
     stops: Cell<&'static DeviceStops>,
     sim: Sim,
 }
@@ -60,12 +60,12 @@ impl Virtio {
         drive(domain, executors, store, grants, self.stops.get())
     }
 
-    /// Stops it as the end of the domain does, whatever its driver is at.
+    /// Stops the device as the end of the domain does, whatever its driver is at.
     pub fn stop_devices(&self) -> Stopped {
         stop(self.stops.get(), || _ = self.fake.step(), self.sim.now())
     }
 
-    /// Returns whether nothing is in the middle of an access to its registers.
+    /// Returns whether the device is in no access to its registers.
     #[cfg(feature = "recover")]
     pub(crate) fn is_idle(&self) -> bool {
         self.fake.function().is_idle() && self.fake.is_idle()

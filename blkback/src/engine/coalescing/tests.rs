@@ -4,7 +4,7 @@ use super::*;
 use alloc::vec::Vec;
 
 const START: Instant = Instant(1_000_000);
-/// What blocking costs.
+/// The cost of blocking.
 const COST: Duration = micros(10);
 const COSTS: BlockCosts = BlockCosts {
     run_time: Some(COST),
@@ -29,11 +29,11 @@ fn options(poll: Option<u64>, hold: Option<u64>) -> Options {
 struct Served {
     coalescer: Coalescer,
     now: Instant,
-    /// When the requests came that wait.
+    /// The times at which the waiting requests came.
     waiting: Vec<Instant>,
-    /// When the next one comes, if there is one.
+    /// The time at which the next request comes, if there is one.
     next: Option<Instant>,
-    /// What has happened.
+    /// The counts and times of the run so far.
     batches: u32,
     polled: Duration,
     notified: u32,
@@ -68,7 +68,8 @@ impl Served {
         (self.polled, self.slowest) = (Duration::ZERO, Duration::ZERO);
     }
 
-    /// Time passes, and requests come; `following` says when, after the one before it and so many that wait.
+    /// Lets time pass, and requests come. `following` gets the number of waiting requests, and returns the time from
+    /// the request before it to the next one.
     fn pass(&mut self, to: Instant, following: &mut impl FnMut(usize) -> Option<Duration>) {
         self.now = to;
         while let Some(next) = self.next.filter(|next| *next <= to) {
@@ -78,7 +79,7 @@ impl Served {
         }
     }
 
-    /// One step of the task. Returns how many requests it answered, or `None` if it sleeps for good.
+    /// Takes one step of the task. Returns the number of requests that it answered, or `None` if it sleeps for good.
     fn step(&mut self, following: &mut impl FnMut(usize) -> Option<Duration>) -> Option<usize> {
         let waiting = self.waiting.len();
         match self.coalescer.next(self.now, waiting as u32, SLOTS) {
@@ -130,8 +131,8 @@ impl Served {
         }
     }
 
-    /// A frontend that keeps `depth` requests outstanding, one more every `gap` while it has not run dry. Returns how
-    /// many batches it takes to answer `requests`.
+    /// Runs a frontend that keeps `depth` requests outstanding, and sends one more every `gap` while it has not run
+    /// dry. Returns the number of batches in which `requests` requests are answered.
     fn run(&mut self, depth: usize, gap: Duration, requests: usize) -> u32 {
         let mut following = |waiting| (waiting < depth).then_some(gap);
         let (before, mut done) = (self.batches, 0);

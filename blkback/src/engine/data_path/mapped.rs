@@ -11,10 +11,10 @@ use bulkhead_ring::blkif::SlotSegments;
 use bulkhead_xen::Hypervisor;
 
 impl<H: Hypervisor> PageAccess<H> {
-    /// Puts the pages of a request into `into`, as the device gets them, if all are mapped already so that
-    /// `access` is possible. Returns how many bytes they are; `None` if a page is not mapped. They stay mapped
-    /// until pages are noted or released the next time: a request that is not done by then needs them
-    /// [kept](Self::keep_mapped).
+    /// Puts the pages of a request into `into`, in the form in which the device gets them, if all are mapped already so
+    /// that `access` is possible. Returns the number of their bytes; `None` if a page is not mapped. They stay mapped
+    /// until pages are noted or released the next time: if the request is not done by then, the caller has to
+    /// [keep](Self::keep_mapped) them.
     #[inline]
     pub fn find_mapped(
         &mut self,
@@ -41,7 +41,7 @@ impl<H: Hypervisor> PageAccess<H> {
         Some(bytes)
     }
 
-    /// Counts the pages of a request that were found and the device is done with.
+    /// Counts pages of a request that were found mapped, and that the device no longer uses.
     #[inline]
     pub fn count_found(&mut self, pages: usize) {
         if let Mappings::Persistent(cache) = &mut self.mappings {

@@ -1,12 +1,12 @@
-//! How far a sweep is with the pages of its requests.
+//! The progress of a sweep with the pages of its requests.
 
 use super::super::cost_model::Method;
 use bulkhead_xen::Instant;
 use core::marker::PhantomData;
 
-/// One sweep's use of the pages of its requests, from [`PageAccess::begin`](super::PageAccess::begin) to [`PageAccess::finish`](super::PageAccess::finish). Its type
-/// says what may be done next: pages are noted while it is [`Queueing`], and used once it is
-/// [`Executed`].
+/// One sweep's use of the pages of its requests, from [`PageAccess::begin`](super::PageAccess::begin) to
+/// [`PageAccess::finish`](super::PageAccess::finish). Its type tells the next step: pages are noted while it is
+/// [`Queueing`], and used once it is [`Executed`].
 #[must_use = "a sweep that began is to be finished"]
 pub struct Sweep<Phase> {
     /// The way to the pages, their number, and when that began.

@@ -19,19 +19,19 @@ pub struct PlainTransfer<'a> {
     pub segments: SlotSegments<'a>,
 }
 
-/// What became of a transfer that was handed to the device.
+/// The outcome of handing a transfer to the device.
 #[derive(Clone, Copy)]
 pub struct Served {
     /// The bytes of its pages.
     pub bytes: usize,
-    /// What the device said.
+    /// The device's answer.
     pub submitted: Submitted,
 }
 
 /// Serves reads and writes as they come off the ring.
 pub trait ServePlain<H: Hypervisor> {
-    /// Hands a transfer to the device, which has that tag if the device keeps it. Returns `None` if it is to be begun like
-    /// all others.
+    /// Hands a transfer to the device, under that tag if the device keeps it. Returns `None` if the transfer is to be
+    /// begun like all others.
     fn serve(
         &mut self,
         tag: Tag,
@@ -55,7 +55,7 @@ impl<'a> PlainTransfer<'a> {
         })
     }
 
-    /// Returns the operation. It is made where it is needed: of the parts, nothing has to be in memory before.
+    /// Returns the operation. It is made only where it is needed: nothing of its parts has to be in memory before.
     #[inline(always)]
     pub fn op(&self) -> Op {
         match self.is_write {
@@ -66,7 +66,7 @@ impl<'a> PlainTransfer<'a> {
         }
     }
 
-    /// Returns what is done with the granted pages: what the guest wants to read is written.
+    /// Returns the access to the granted pages: a read by the guest writes to them.
     #[inline(always)]
     pub fn access(&self) -> GrantAccess {
         match self.is_write {
@@ -85,8 +85,8 @@ impl<'a> PlainTransfer<'a> {
 }
 
 impl<H: Hypervisor> Dispatcher<H> {
-    /// Begins the request in a slot of the ring's format, wherever that was copied to. A transfer is offered to `serve`
-    /// first.
+    /// Begins the request in a slot of the ring's format, wherever the slot was copied to. A transfer is offered to
+    /// `serve` first.
     #[inline(always)]
     pub(super) fn begin(
         &mut self,
@@ -104,7 +104,7 @@ impl<H: Hypervisor> Dispatcher<H> {
         }
     }
 
-    /// Begins such a request without that offer.
+    /// Begins such a request without offering it to `serve`.
     #[cfg(feature = "recover")]
     pub(super) fn begin_later(
         &mut self,
@@ -154,8 +154,8 @@ impl<H: Hypervisor> Dispatcher<H> {
         true
     }
 
-    /// Begins a request that the device has, or is too `busy` for. Gets a transfer in parts: as a whole, it would be written
-    /// to memory before it is known whether this is called.
+    /// Begins a request that the device keeps, or is too `busy` for. Gets the transfer in parts: as a whole, it would
+    /// be written to memory before it is known whether this function is called.
     #[cold]
     #[inline(never)]
     fn keep(

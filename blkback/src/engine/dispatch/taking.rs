@@ -7,11 +7,11 @@ use bulkhead_ring::blkif::SLOT_SIZE;
 use bulkhead_xen::Hypervisor;
 
 impl<H: Hypervisor> Dispatcher<H> {
-    /// Takes requests while there is room for them, and learns what pages they have. Never takes more than the
-    /// ring has slots: the frontend may publish others as fast as they are answered.
+    /// Takes requests while there is room for them, and learns which pages they have. Never takes more than the ring
+    /// has slots: the frontend may publish others as fast as they are answered.
     ///
-    /// Reads and writes are offered to `serve` first, with the tag that they have if the device keeps them. It
-    /// hands them to the device, or returns `None` if they are to be begun like all others.
+    /// Offers reads and writes to `serve` first, with the tag that they have if the device keeps them. `serve` hands
+    /// them to the device, or returns `None` if they are to be begun like all others.
     #[inline]
     pub fn take(
         &mut self,

@@ -1,5 +1,5 @@
-//! Takes requests off the ring whose store answers in any order into the places where they are kept for the time after a
-//! crash. See `taking.rs`.
+//! Takes requests of a store that answers in any order off the ring, into the places that survive a crash. See
+//! `taking.rs`.
 
 use super::super::data_path::PageAccess;
 use super::super::journal::AnyOrder;
@@ -9,7 +9,7 @@ use crate::recovery::Place;
 use bulkhead_xen::Hypervisor;
 
 impl<H: Hypervisor> Dispatcher<H> {
-    /// Takes requests, each of which has a place until its response is published. Their store completes them later, so that
+    /// Takes requests, each of which has a place until its response is published. Their store completes them later, so
     /// none of them is served as it comes off the ring. Stays out of line, so that the loop for other stores has the
     /// registers for itself.
     #[inline(never)]

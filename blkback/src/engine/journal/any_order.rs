@@ -20,7 +20,7 @@ pub struct AnyOrder {
 }
 
 impl AnyOrder {
-    /// Returns the use of places of which these have requests that are to begin first, in that order.
+    /// Returns the use of places among which `first` hold requests that are to begin first, in that order.
     pub fn new(first: &[(u8, u32)]) -> AnyOrder {
         let (mut free, mut waiting) = (Vec::with_capacity(PLACES), Vec::with_capacity(PLACES));
         waiting.extend(first.iter().rev().map(|(place, _)| *place));
@@ -37,7 +37,7 @@ impl AnyOrder {
         }
     }
 
-    /// Returns how many requests were taken and have not begun.
+    /// Returns the number of requests that were taken and have not begun.
     pub fn waiting(&self) -> u32 {
         self.waiting.len() as u32
     }
@@ -48,7 +48,7 @@ impl AnyOrder {
         self.waiting.pop()
     }
 
-    /// Has a request begin later, before the others that do.
+    /// Has a request begin later, but before the others that wait.
     pub fn wait(&mut self, place: u8) {
         self.waiting.push(place);
     }

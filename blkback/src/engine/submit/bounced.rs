@@ -7,7 +7,7 @@ use bulkhead_images::{Io, Op, Submitted, Tag};
 use bulkhead_xen::Hypervisor;
 
 impl<H: Hypervisor> Submitter<H> {
-    /// Serves a request by copies, after the requests that are served so already. The device cannot have its
+    /// Serves a request by copies, after the requests that are already served by copies. The device cannot have its
     /// pages: Xen has no map slots for them, or they are too small.
     #[cold]
     pub(super) fn bounce(

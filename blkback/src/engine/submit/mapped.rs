@@ -7,8 +7,8 @@ use bulkhead_images::{Io, Tag};
 use bulkhead_xen::Hypervisor;
 
 impl<H: Hypervisor> ServePlain<H> for Submitter<H> {
-    /// Hands a request to the device and returns what that said. `None` if the request needs more than that: its
-    /// pages are not all mapped, it may not fit the device, or the device completes requests later.
+    /// Hands a request to the device and returns the device's answer. Returns `None` if that is not enough for the
+    /// request: its pages are not all mapped, it may not fit the device, or the device completes requests later.
     #[inline(always)]
     fn serve(
         &mut self,

@@ -25,13 +25,13 @@ use futures_util::future::{Either, select};
 
 /// The result of opening a disk's device.
 pub(super) enum Opened<'a, H: Hypervisor> {
-    /// It is open.
+    /// The device is open.
     Wanted(Box<Vbd<'a, H>>),
     /// The disk was taken away before the store had answered.
     Unwanted(End),
 }
 
-/// Returns the part of its life that a disk has reached whose device is not open yet.
+/// Returns the phase of a disk whose device is not open yet.
 fn phase_before<H: Hypervisor>(services: &Services<H>, id: VbdId) -> Phase {
     #[cfg(feature = "recover")]
     if services.keeper.has_left(id) {

@@ -45,7 +45,7 @@ impl<H: Hypervisor> Vbd<'_, H> {
         log::info!("vbd {}: attached, {} {mode}", self.id, self.config.target);
     }
 
-    /// Publishes what the frontend may use. Returns false if the directory is another disk's.
+    /// Publishes the features that the frontend may use. Returns false if the directory is another disk's.
     async fn offer(&mut self, from: XenbusState) -> Result<bool, Error> {
         let services = self.services;
         let geometry = self.device.geometry();
@@ -74,8 +74,8 @@ impl<H: Hypervisor> Vbd<'_, H> {
         Ok(published)
     }
 
-    /// Publishes the disk's properties and that the frontend is connected. Returns false if the directory is
-    /// not what it was.
+    /// Publishes the disk's properties, and that the frontend is connected. Returns false if the directory has changed
+    /// meanwhile.
     pub(super) async fn publish_disk(&mut self, from: XenbusState) -> Result<bool, Error> {
         let geometry = self.device.geometry();
         let nodes = features::disk(&self.config, &geometry);

@@ -1,4 +1,4 @@
-//! Disks that the boot before has served until it crashed, and what is kept of those that are served now.
+//! Disks that the boot before has served until it crashed, and the journals of those that are served now.
 
 use super::super::frontend_nodes::{Published, QueueDetails};
 use super::super::problem::Problem;
@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 use bulkhead_xen::Hypervisor;
 
 impl<H: Hypervisor> Vbd<'_, H> {
-    /// Notes that what the boot before has left is of no use, unless the step is to go on with it.
+    /// Notes that the state that the boot before has left is of no use, unless the next step is to go on with it.
     pub(super) fn follow_what_was_left(&mut self, step: Step) {
         if self.phase == Phase::Left && step != Step::Resume {
             self.services.keeper.settle(self.id);
@@ -64,7 +64,7 @@ impl<H: Hypervisor> Vbd<'_, H> {
         Ok(())
     }
 
-    /// Returns what keeps the requests of each of the queues that are about to be served.
+    /// Returns the journals that keep the requests of the queues that are about to be served.
     pub(super) fn journals(&self, published: &Published) -> Vec<Journal> {
         let keeper = &self.services.keeper;
         let geometry = self.device.geometry();

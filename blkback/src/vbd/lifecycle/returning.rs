@@ -1,4 +1,4 @@
-//! Devices of disks that the boot before has served, whose stores may need a while until they are there again.
+//! Devices of disks that the boot before has served, whose stores may take a while to come back.
 
 use crate::id::VbdId;
 use crate::services::Services;
@@ -7,13 +7,13 @@ use bulkhead_images::target::Target;
 use bulkhead_xen::{Hypervisor, Instant};
 use core::time::Duration;
 
-/// The time for which a store is asked again. Disks on the same kind of store that were not served wait meanwhile.
+/// The time for which a store is tried again. Meanwhile, disks on the same kind of store that were not served before
+/// wait.
 const RETURNS: Duration = Duration::from_secs(60);
 /// The pause between two attempts.
 const AGAIN: Duration = Duration::from_millis(250);
 
-/// Waits until those disks that the boot before has served have their devices, as far as these are of the same kind of
-/// store.
+/// Waits until the disks that the boot before has served on the same kind of store have their devices.
 pub(super) async fn give_way<H: Hypervisor>(services: &Services<H>, id: VbdId, target: &str) {
     services.keeper.turn_on(id, scheme(target)).await;
 }
@@ -23,12 +23,12 @@ fn scheme(target: &str) -> &str {
     Target::parse(target).map_or("", |target| target.scheme)
 }
 
-/// How long the device of a disk that the boot before has served is waited for.
+/// The wait for the device of a disk that the boot before has served.
 pub(super) struct Patience<'t> {
     id: VbdId,
     /// The kind of store that the disk is on.
     scheme: &'t str,
-    /// The end of that time, once the store was asked in vain.
+    /// The end of that wait, once the store was tried in vain.
     until: Option<Instant>,
 }
 
@@ -42,8 +42,8 @@ impl<'t> Patience<'t> {
         }
     }
 
-    /// Returns the pause after which the device is to be opened again that could not be opened for this reason, if it is
-    /// to be.
+    /// Returns the pause before the device is opened again, after it could not be opened for that reason; `None` if it
+    /// is not to be tried again.
     pub fn pause<H: Hypervisor>(
         &mut self,
         services: &Services<H>,

@@ -1,6 +1,6 @@
-//! The requests of a line: those that wait, and those that the server has.
+//! The requests of a line: those that wait to be sent, and those that the server has.
 //!
-//! It does not know where the connection is: the line's task lends it the stream.
+//! The board does not know where the connection is: the line's task passes it the stream.
 
 use crate::client::Client;
 use crate::entry::{Entry, Place, Work};
@@ -16,17 +16,17 @@ use bulkhead_images::{Flushes, IoError, IoSegment, Submitted, Tag};
 use bulkhead_stream::Stream;
 use core::task::{Context, Poll};
 
-/// The bytes that are moved at a time, before others have their turn.
+/// The bytes that are moved at a time, before other tasks have their turn.
 const AT_ONCE: usize = 256 << 10;
 
-/// What a line can do for its queues.
+/// The state of a line, as its queues see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// There is no connection: requests wait for one.
     Down,
-    /// There is one.
+    /// There is a connection.
     Up,
-    /// There has been none for too long: requests fail.
+    /// There has been no connection for too long: requests fail.
     Expired,
     /// The export was given up: requests fail.
     Dead,
@@ -64,27 +64,27 @@ pub struct Board {
     pub(crate) unsent: VecDeque<Slot>,
     pub(crate) sender: Sender,
     pub(crate) receiver: Receiver,
-    /// Replies to reads are structured.
+    /// True if replies to reads are structured.
     pub(crate) structured: bool,
     /// The number of the last command.
     pub(crate) commands: u32,
-    /// The requests that were ever submitted.
+    /// The number of requests that were ever submitted.
     orders: u64,
-    /// The requests that the server has, at least in part.
+    /// The number of requests that the server has, at least in part.
     outstanding: usize,
-    /// The flushes of the export, and the last one that had begun when a write was acknowledged last.
+    /// The flushes of the export, and the number of the last one that had begun when a write was last acknowledged.
     flushes: Arc<Flushes>,
     written: Option<u64>,
-    /// The bytes that have ever come, and those that were sent while the server had nothing to answer.
+    /// The number of bytes that have ever come, and of those that were sent while the server had nothing to answer.
     progress: u64,
-    /// The replies that ever came, those to requests that failed, and the commands that were sent.
+    /// The numbers of replies that ever came, of replies to requests that failed, and of commands that were sent.
     answers: u64,
     failed: u64,
     sent: u64,
 }
 
 impl Board {
-    /// Returns a line without queues and without a connection.
+    /// Returns the board of a line without queues and without a connection.
     pub fn new(flushes: Arc<Flushes>) -> Board {
         Board {
             state: State::Down,
@@ -184,7 +184,8 @@ impl Board {
         Submitted::Pending
     }
 
-    /// Moves bytes as long as there are some, and the stream has some or takes some. Returns whether there may be more.
+    /// Receives and sends until there is nothing to receive, and nothing to send or no room for it. Returns whether
+    /// there may be more.
     pub fn work(&mut self, stream: &mut dyn Stream) -> Result<bool, Fault> {
         let mut moved = 0;
         let outcome = loop {
@@ -248,7 +249,7 @@ impl Board {
         }
     }
 
-    /// Notes what a request that was done makes durable, or does not.
+    /// Notes a request that was done: a flush makes earlier writes durable, and a write is not durable yet.
     #[inline]
     fn note_done(&mut self, slot: Slot) {
         let entry = self.entry(slot);
@@ -266,7 +267,7 @@ impl Board {
         written.is_some_and(|written| !self.flushes.cover(written))
     }
 
-    /// Uses a new connection: everything that was not answered is sent.
+    /// Begins to use a new connection, on which everything that was not answered is sent.
     pub fn connected(&mut self, structured: bool) {
         if self.state != State::Dead {
             self.state = State::Up;
@@ -274,8 +275,8 @@ impl Board {
         self.structured = structured;
     }
 
-    /// Notes that the connection is over. What was not answered waits for the next one, in its order, unless nobody
-    /// waits for it.
+    /// Notes that the connection is over. Requests without an answer wait for the next one, in their order, except
+    /// those that no queue waits for: these end.
     pub fn disconnected(&mut self) {
         if self.state == State::Up {
             self.state = State::Down;
@@ -310,7 +311,7 @@ impl Board {
         self.unsent = unsent;
     }
 
-    /// Fails everything, because there has been no connection for too long.
+    /// Fails all requests, because there has been no connection for too long.
     pub fn expire(&mut self) {
         if self.state == State::Down {
             self.state = State::Expired;
@@ -318,7 +319,7 @@ impl Board {
         }
     }
 
-    /// Fails everything for good.
+    /// Fails all requests, and later ones, for good.
     pub fn die(&mut self) {
         self.state = State::Dead;
         (self.sender, self.receiver) = (Sender::IDLE, Receiver::IDLE);
@@ -338,8 +339,8 @@ impl Board {
         }
     }
 
-    /// Gives up the requests of a queue with that tag, or all of them. Those that the server has end when it has
-    /// answered, or when the connection does.
+    /// Gives up the requests of a queue with that tag, or all of them. Requests that the server has end when it has
+    /// answered, or when the connection ends.
     pub fn cancel(&mut self, number: u16, tag: Option<Tag>) {
         for entry in 0..self.client(number).entries.len() as u16 {
             let slot = Slot {
@@ -361,7 +362,7 @@ impl Board {
         }
     }
 
-    /// Closes a queue. Its reads are forgotten, its writes not before the server cannot do them any more.
+    /// Closes a queue. Its reads are forgotten at once, its writes only when the server cannot do them any more.
     pub fn close(&mut self, number: u16) {
         if !self.client(number).is_open() {
             return;
@@ -375,7 +376,8 @@ impl Board {
         }
     }
 
-    /// Ready once nothing is written any more that a closed queue has asked for, and none of its memory is used.
+    /// Returns ready once the server writes nothing any more that a closed queue has asked for, and none of the queue's
+    /// memory is used.
     pub fn poll_close(&mut self, number: u16, context: &Context<'_>) -> Poll<()> {
         let client = self.client(number);
         if !client.may_change_data() {
@@ -385,18 +387,19 @@ impl Board {
         Poll::Pending
     }
 
-    /// Returns whether the server has yet to answer something, or to send the rest of an answer.
+    /// Returns whether the server has yet to answer a request, or to send the rest of an answer.
     pub fn is_waiting(&self) -> bool {
         self.outstanding > 0 || self.receiver.is_amid()
     }
 
-    /// Returns a number that grows while the server goes on: with what comes from it, and with what it takes while it has
-    /// nothing to answer. What more it takes says nothing: its system does that for a server that hangs.
+    /// Returns a number that grows while the server makes progress: by the bytes that come from it, and by those that
+    /// it takes while it has nothing to answer. Further bytes that it takes show nothing: its system takes them even if
+    /// the server hangs.
     pub fn progress(&self) -> u64 {
         self.progress
     }
 
-    /// Returns the commands that were ever sent, those that were answered, and those of them that failed.
+    /// Returns the numbers of commands that were ever sent, of those that were answered, and of those that failed.
     pub fn counts(&self) -> [u64; 3] {
         [self.sent, self.answers, self.failed]
     }

@@ -17,7 +17,7 @@ pub struct Client {
     done: Vec<(Tag, Result<(), IoError>)>,
     waker: Option<Waker>,
     open: bool,
-    /// A request was not taken; none has completed since.
+    /// True if a request was not taken, and none has completed since.
     busy: bool,
 }
 
@@ -49,25 +49,24 @@ impl Client {
         Ok(())
     }
 
-    /// Closes the queue: what completes from now on is told to nobody.
+    /// Closes the queue: no later completion is reported.
     pub fn close(&mut self) {
         self.open = false;
         self.done.clear();
     }
 
-    /// Returns whether it is open.
+    /// Returns whether the queue is open.
     #[inline]
     pub fn is_open(&self) -> bool {
         self.open
     }
 
-    /// Returns whether it was closed and the server has none of its requests.
+    /// Returns whether the queue was closed and the server has none of its requests.
     pub fn is_idle(&self) -> bool {
         !self.open && self.free.len() == self.entries.len()
     }
 
-    /// Returns whether the server may still change data for a request of this queue, or a write's data was sent in
-    /// part.
+    /// Returns whether the server may still change data for a request of this queue, or has got a write's data in part.
     pub fn may_change_data(&self) -> bool {
         let mut entries = self.entries.iter();
         entries.any(|entry| {
@@ -106,14 +105,15 @@ impl Client {
         self.free.push(slot);
     }
 
-    /// Wakes the task that waits for a completion, or for the end.
+    /// Wakes the task that waits for a completion, or for the end of the queue.
     pub fn wake(&mut self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
     }
 
-    /// Passes on the completed requests. Returns whether there was one, or one that was not taken may be tried again.
+    /// Passes the completed requests to `sink`. Returns whether there was one, or one that was not taken may be tried
+    /// again.
     #[inline]
     pub fn drain(&mut self, sink: &mut dyn FnMut(Tag, Result<(), IoError>)) -> bool {
         let again = self.busy && !self.free.is_empty();

@@ -1,13 +1,13 @@
-//! What has come of a read.
+//! The parts of a read that have come.
 
 use crate::fault::Lie;
 
-/// The most pieces that are apart at a time. Servers send what they have from the front to the back, in which case there is
-/// one; the specification lets them do otherwise.
+/// The most separate pieces at a time. Servers send the data of a read from the front to the back, in which case there
+/// is one piece; the specification lets them do otherwise.
 pub const MOST_PIECES: usize = 8;
 
-/// The bytes of a read that have come, from which to which, in pieces that are apart and in their order. No read has as many
-/// bytes as do not fit into the numbers.
+/// The bytes of a read that have come: separate pieces in their order, each with its first byte and its end. No read is
+/// so long that the numbers overflow.
 #[derive(Clone, Copy, Debug)]
 pub struct Coverage {
     pieces: [(u32, u32); MOST_PIECES],
@@ -20,7 +20,7 @@ impl Coverage {
         count: 0,
     };
 
-    /// Adds what has come. The error is that some of it had come before, or that there is no place to note it.
+    /// Adds bytes that have come. Fails if some of them had come before, or if there are too many separate pieces.
     pub fn add(&mut self, start: u64, len: u64) -> Result<(), Lie> {
         let (start, end) = (start as u32, (start + len) as u32);
         let pieces = &mut self.pieces;
@@ -50,7 +50,7 @@ impl Coverage {
         Ok(())
     }
 
-    /// Returns whether all of a read of that many bytes has come.
+    /// Returns whether all of a read of `len` bytes has come.
     #[inline]
     pub fn is_whole(&self, len: u64) -> bool {
         self.count == 1 && self.pieces[0] == (0, len as u32)
@@ -63,7 +63,7 @@ mod tests {
     use alloc::vec;
     use proptest::prelude::*;
 
-    /// The number of pieces that are apart.
+    /// Returns the number of separate pieces.
     fn apart(has: &[bool]) -> usize {
         let begins = |at: &usize| has[*at] && (*at == 0 || !has[*at - 1]);
         (0..has.len()).filter(begins).count()

@@ -1,4 +1,4 @@
-//! One request of a queue, and where it is on its way.
+//! A request of a queue, and its way to the server and back.
 
 use crate::coverage::Coverage;
 use crate::fault::Lie;
@@ -10,34 +10,34 @@ use bulkhead_images::{IoError, MOST_FORGOTTEN, Tag};
 /// The most errors that a server names for one request.
 const MOST_ERRORS: u8 = 16;
 
-/// Where a request is.
+/// The place of a request on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// There is none.
+    /// There is no request here.
     Free,
-    /// It is to be sent.
+    /// The request is to be sent.
     Waits,
-    /// Some of it was sent.
+    /// The request was sent in part.
     IsSent,
-    /// The server has it.
+    /// The server has the whole request.
     Sent,
 }
 
-/// What a request is about.
+/// The content of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Work {
-    /// What is to be done.
+    /// The operation.
     pub kind: CommandKind,
     /// The first byte.
     pub offset: u64,
     /// The number of bytes.
     pub len: u64,
-    /// What is written is durable when it is answered.
+    /// True if written data has to be durable when the request is answered.
     pub fua: bool,
 }
 
 impl Work {
-    /// Returns whether the guest's data is changed.
+    /// Returns whether the request changes the guest's data.
     pub fn changes_data(&self) -> bool {
         matches!(
             self.kind,
@@ -48,12 +48,12 @@ impl Work {
 
 /// A request, or the place of one.
 pub struct Entry {
-    /// What the queue's user calls it.
+    /// The tag by which the queue's user knows the request.
     pub tag: Tag,
     pub work: Work,
     pub segments: Segments,
     pub place: Place,
-    /// Nobody waits for it any more: it is not sent again.
+    /// True if the queue does not wait for it any more: it is not sent again.
     pub unwanted: bool,
     /// Its place in the order of submission.
     pub order: u64,
@@ -61,18 +61,18 @@ pub struct Entry {
     pub flush: u64,
     /// The number of its present command.
     generation: u32,
-    /// The server has answered with an error before all data was sent.
+    /// True if the server has answered with an error before all data was sent.
     early: bool,
     /// The bytes of earlier commands that were answered.
     done: u64,
-    /// What has come of a read.
+    /// The parts of a read that have come.
     got: Coverage,
     error: ErrorCode,
     errors: u8,
 }
 
 impl Entry {
-    /// Takes the memory of a request.
+    /// Takes the memory for a request.
     pub fn new() -> Result<Entry, OutOfMemory> {
         Ok(Entry {
             tag: Tag(0),
@@ -96,7 +96,7 @@ impl Entry {
         })
     }
 
-    /// Begins with a request. The caller puts its segments in.
+    /// Begins a request. The caller puts in its segments.
     #[inline]
     pub fn begin(&mut self, tag: Tag, work: Work, order: u64, flush: u64) {
         (self.tag, self.work) = (tag, work);
@@ -106,7 +106,7 @@ impl Entry {
         (self.error, self.errors) = (ErrorCode::NONE, 0);
     }
 
-    /// Returns whether the server may answer the command of that number: it has it, at least in part.
+    /// Returns whether the server may answer the command of that number: the server has it, at least in part.
     #[inline]
     pub fn expects(&self, generation: u32) -> bool {
         let there = match self.place {
@@ -117,21 +117,21 @@ impl Entry {
         there && self.generation == generation
     }
 
-    /// Notes that all of its command was sent. Returns true if it was answered before.
+    /// Notes that all of the request's command was sent. Returns true if it was answered before.
     #[inline]
     pub fn was_sent(&mut self) -> bool {
         self.place = Place::Sent;
         self.early
     }
 
-    /// Notes an answer before all data was sent. Returns false if there was nothing yet that it could answer: that
-    /// it was done cannot be so.
+    /// Notes an answer before all data was sent. Returns false if the answer reports success, which is impossible
+    /// without the data.
     pub fn answered_early(&mut self) -> bool {
         self.early = true;
         self.error != ErrorCode::NONE
     }
 
-    /// Returns the bytes of its present command.
+    /// Returns the number of bytes of the present command.
     #[inline]
     pub fn part(&self) -> u64 {
         match self.work.kind {
@@ -142,7 +142,7 @@ impl Entry {
         }
     }
 
-    /// Returns its next command, whose data is in the segments from the first byte on.
+    /// Returns the next command. Its data is in the segments, from the first byte on.
     #[inline]
     pub fn next_command(&mut self, generation: u32, cookie: u64) -> Command {
         (self.generation, self.place, self.early) = (generation, Place::IsSent, false);
@@ -156,7 +156,7 @@ impl Entry {
         }
     }
 
-    /// Notes that bytes of a read come, which were asked for. The error is that they came before.
+    /// Notes that bytes of a read have come, which are within the read. Fails if some of them had come before.
     #[inline]
     pub fn note_data(&mut self, start: u64, len: u64) -> Result<(), Lie> {
         self.got.add(start, len)
@@ -172,13 +172,13 @@ impl Entry {
         self.errors <= MOST_ERRORS
     }
 
-    /// Returns whether the server has not done it because it is being shut down.
+    /// Returns whether the server has not done the request because it is being shut down.
     #[inline]
     pub fn is_refused_for_now(&self) -> bool {
         self.error == ErrorCode::SHUTTING_DOWN
     }
 
-    /// Returns whether all data of a read is there, or an error in place of it.
+    /// Returns whether all data of a read has come, or an error in place of it.
     #[inline]
     pub fn is_whole(&self) -> bool {
         self.work.kind != CommandKind::Read
@@ -186,7 +186,8 @@ impl Entry {
             || self.got.is_whole(self.work.len)
     }
 
-    /// Notes that its command was answered. Returns how the request went; `None` if it has another command.
+    /// Notes that the request's command was answered. Returns the outcome of the request; `None` if it needs another
+    /// command.
     #[inline]
     pub fn answered(&mut self) -> Option<Result<(), IoError>> {
         self.done += self.part();
@@ -197,7 +198,7 @@ impl Entry {
         Some(self.error.outcome(forgets))
     }
 
-    /// Has its present command be sent again.
+    /// Has the present command sent again.
     pub fn ask_again(&mut self) {
         self.place = Place::Waits;
         self.got = Coverage::NONE;

@@ -21,29 +21,29 @@ use spin::{Mutex, Once};
 pub struct Export {
     /// The server, and its name there.
     pub name: ExportName,
-    /// What targets of it begin with.
+    /// The scheme of targets that name it.
     scheme: &'static str,
-    /// Its name as targets have it.
+    /// Its name, as targets have it.
     shown: String,
     lines: Vec<Line>,
-    /// The lines that are used.
+    /// The number of lines in use.
     used: AtomicUsize,
-    /// What it was when it was found.
+    /// The properties that it had when it was found.
     properties: Once<Properties>,
-    /// Why it is not served any more.
+    /// The reason why it is not served any more, if it was given up.
     failure: Once<String>,
-    /// It is to be let go of.
+    /// True if it is to be let go of.
     leaving: AtomicBool,
     users: AtomicUsize,
-    /// The times that somebody wanted it.
+    /// The number of times that a disk has asked for it.
     wanted: AtomicU64,
-    /// Those who wait for a change of any export.
+    /// The tasks that wait for a change of any export.
     waiting: Arc<Mutex<Waiters>>,
 }
 
 impl Export {
-    /// Returns an export that was not found yet, to be used by up to `lines` connections. `waiting` are told of every
-    /// change.
+    /// Returns an export that was not found yet, to be used by up to `lines` connections. The tasks in `waiting` are
+    /// woken at every change.
     pub fn new(
         scheme: &'static str,
         name: ExportName,
@@ -67,7 +67,7 @@ impl Export {
         }
     }
 
-    /// Returns what targets of it begin with.
+    /// Returns the scheme of targets that name it.
     pub fn scheme(&self) -> &'static str {
         self.scheme
     }
@@ -88,14 +88,14 @@ impl Export {
         &self.lines[number]
     }
 
-    /// Returns the number of lines that are used.
+    /// Returns the number of lines in use.
     #[inline]
     pub fn lines(&self) -> usize {
         self.used.load(Ordering::Acquire)
     }
 
-    /// Returns the number of the line for a queue of that vCPU. A server may say that it takes several connections, and
-    /// take one: a line counts once it was connected.
+    /// Returns the number of the line for a queue of that vCPU. A server may announce that it takes several
+    /// connections, and take only one: a line counts once it was connected.
     pub fn line_for(&self, vcpu: VcpuId) -> usize {
         let number = vcpu.0 as usize % self.lines();
         match self.line(number).connections() {
@@ -104,7 +104,7 @@ impl Export {
         }
     }
 
-    /// Returns what it was when it was found.
+    /// Returns the properties that it had when it was found.
     pub fn properties(&self) -> Option<&Properties> {
         self.properties.get()
     }
@@ -115,8 +115,8 @@ impl Export {
         own.unwrap_or(&self.name.export)
     }
 
-    /// Notes what it is, when there is a connection for the first time. Afterwards, checks that it is the same: the
-    /// error says what is not.
+    /// Notes the properties of the export when there is a connection for the first time. Afterwards, checks that they
+    /// are the same: the error names the difference.
     pub fn found(&self, properties: Properties) -> Result<(), String> {
         if let Some(known) = self.properties.get() {
             return known.check_same(&properties);
@@ -142,14 +142,15 @@ impl Export {
         self.lines.iter().filter_map(Line::trouble)
     }
 
-    /// Returns how many connections there are, and how many there are to be: the first one, and those that were made once.
+    /// Returns the number of connections that there are, and the number that there should be: the first one, and those
+    /// that were made at least once.
     pub fn connections(&self) -> (usize, usize) {
         let others = self.lines.iter().skip(1);
         let all = 1 + others.filter(|line| line.connections() > 0).count();
         (all.saturating_sub(self.troubles().count()), all)
     }
 
-    /// Gives it up: all requests fail from now on.
+    /// Gives up the export: all requests fail from now on.
     #[cold]
     pub fn fail(&self, reason: String) {
         if self.failure.is_completed() {
@@ -172,7 +173,7 @@ impl Export {
         self.failure.get().map(String::as_str)
     }
 
-    /// Lets go of it in order.
+    /// Lets go of the export in order.
     pub fn leave(&self) {
         self.leaving.store(true, Ordering::Release);
         self.lines.iter().for_each(Line::wake);
@@ -195,17 +196,17 @@ impl Export {
         self.users.load(Ordering::Acquire)
     }
 
-    /// Notes that somebody wants it.
+    /// Notes that a disk asks for it.
     pub fn want(&self) {
         self.wanted.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Returns how often somebody has wanted it.
+    /// Returns the number of times that a disk has asked for it.
     pub fn wanted(&self) -> u64 {
         self.wanted.load(Ordering::Acquire)
     }
 
-    /// Returns what all of its lines have done so far.
+    /// Returns the sum of what its lines have done so far.
     pub fn counts(&self) -> Counts {
         let mut all = Counts::default();
         let lines = self.lines.iter();
@@ -213,14 +214,14 @@ impl Export {
         all
     }
 
-    /// Wakes all who wait for a change.
+    /// Wakes all tasks that wait for a change.
     pub fn changed(&self) {
         let waiting = self.waiting.lock().take();
         waiting.for_each(Waker::wake);
     }
 }
 
-/// An export that somebody has opened.
+/// An export that a disk has opened.
 pub struct Opened {
     pub export: Arc<Export>,
     pub properties: Properties,

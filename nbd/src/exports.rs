@@ -19,7 +19,7 @@ use spin::Mutex;
 /// The most connections for one export.
 const MOST_LINES: usize = 4;
 
-/// How servers are dealt with.
+/// The settings for all servers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// The vCPUs on which guests' requests are served.
@@ -28,11 +28,12 @@ pub struct Settings {
     pub patience: Option<Duration>,
 }
 
-/// The longest patience that is a number of seconds.
+/// The longest such time that an operator can set, in seconds.
 const LONGEST_PATIENCE: u32 = 86_400;
 
 impl Settings {
-    /// Reads the patience that an operator asks for, in seconds. The error is what was expected.
+    /// Reads the time for which an operator wants requests to wait, in seconds; 0 is no limit. The error says what was
+    /// expected.
     ///
     /// ```
     /// use bulkhead_nbd::Settings;
@@ -59,14 +60,14 @@ pub struct Exports<H: Hypervisor> {
     network: Rc<dyn Network>,
     tls: Option<Rc<dyn Tls>>,
     settings: Settings,
-    /// Those with TLS and those without it.
+    /// All exports, with TLS and without it.
     all: Rc<RefCell<Vec<Arc<Export>>>>,
     waiting: Arc<Mutex<Waiters>>,
 }
 
 impl<H: Hypervisor> Exports<H> {
-    /// Returns a driver domain without exports, whose connections are served on the network's vCPU, which is that of
-    /// `handle`. With `tls`, servers are talked to by TLS alone, and targets begin with `nbds:`.
+    /// Returns a client without exports. Its connections are served on the network's vCPU, which is that of `handle`.
+    /// With `tls`, all connections to servers use TLS, and targets begin with `nbds:`.
     pub fn new(
         handle: Handle<H>,
         network: Rc<dyn Network>,
@@ -83,8 +84,8 @@ impl<H: Hypervisor> Exports<H> {
         })
     }
 
-    /// Returns the exports that are reached by TLS. Nobody has an export with TLS while somebody has it without, and the
-    /// other way round.
+    /// Returns the exports that are reached by TLS. No disk uses an export with TLS while another uses it without, and
+    /// the other way round.
     pub fn by_tls(&self, tls: Rc<dyn Tls>) -> Rc<Self> {
         Rc::new(Exports {
             handle: self.handle.clone(),
@@ -108,7 +109,7 @@ impl<H: Hypervisor> Exports<H> {
         self.tls.as_deref()
     }
 
-    /// Returns what targets of these exports begin with.
+    /// Returns the scheme of targets that name these exports.
     pub(crate) fn scheme(&self) -> &'static str {
         match self.tls {
             None => "nbd",
@@ -137,8 +138,8 @@ impl<H: Hypervisor> Exports<H> {
         self.all.borrow().iter().find(found).cloned()
     }
 
-    /// Returns what targets begin with by which somebody has that export, if that is not what these exports' begin with.
-    /// It is the same data, and who shares it with whom is known of the targets of one beginning only.
+    /// Returns the number of bytes at the beginning of the payload that are neither data nor text; `None` if the
+    /// payload cannot be that long.
     pub(crate) fn used_otherwise(&self, name: &str) -> Option<&'static str> {
         let other = |export: &&Arc<Export>| {
             !self.is_ours(export) && export.is_there(name) && export.users() > 0
@@ -147,8 +148,8 @@ impl<H: Hypervisor> Exports<H> {
         all.iter().find(other).map(|export| export.scheme())
     }
 
-    /// Returns the target by which somebody has that export under another name of its, if the server has told its own name for
-    /// the two. Whether two names of a server are the same one is not known.
+    /// Returns the target by which a disk uses that export under another of its names, if the server has told its own
+    /// name for both. Otherwise it is not known whether two names mean the same export.
     pub(crate) fn used_by_another_name(&self, export: &Export) -> Option<String> {
         let same = |other: &&Arc<Export>| {
             other.name.server == export.name.server
@@ -162,7 +163,7 @@ impl<H: Hypervisor> Exports<H> {
         found.map(|other| format!("{}:{}", other.scheme(), other.shown()))
     }
 
-    /// Returns an export, which is connected to if it is not known.
+    /// Returns an export. Connects to it if it is not known yet.
     pub(crate) fn want(self: &Rc<Self>, name: &str) -> Result<Arc<Export>, String> {
         if let Some(known) = self.find(name) {
             known.want();
@@ -194,7 +195,7 @@ impl<H: Hypervisor> Exports<H> {
         self.until(|| self.list().is_empty().then_some(())).await;
     }
 
-    /// Returns the number of connections that there are, or that are being made.
+    /// Returns the number of exports that are connected, or that are being connected to.
     pub fn count(&self) -> usize {
         self.list().len()
     }
@@ -204,8 +205,8 @@ impl<H: Hypervisor> Exports<H> {
         Waiters::until(&self.waiting, look).await
     }
 
-    /// Returns lines about each export, for the operator, and about the network to their servers. With TLS, the network
-    /// is that of the store `nbd:`, which tells of it.
+    /// Returns lines about each export for the operator, and about the network to their servers. With TLS, the network
+    /// is that of the store `nbd:`, whose lines have it.
     pub(crate) fn lines(&self) -> Vec<String> {
         let scheme = self.scheme();
         let all = self.list();

@@ -1,22 +1,22 @@
-//! What ends the use of a connection.
+//! The faults that end the use of a connection.
 
 use crate::coverage::MOST_PIECES;
 use crate::wire::ChunkKind;
 use bulkhead_stream::Ended;
 use core::fmt;
 
-/// What a server said that cannot be.
+/// A message of a server that breaks the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lie {
-    /// A reply begins with that.
+    /// A reply begins with that number.
     Magic(u32),
-    /// It answers a command that it does not have.
+    /// The server answers a command that it does not have.
     Cookie(u64),
-    /// It answers a read by a simple reply, after it agreed to structured ones.
+    /// The server answers a read by a simple reply, after it agreed to structured ones.
     SimpleRead,
-    /// It has done a write whose data it does not have.
+    /// The server reports success for a write whose data it does not have yet.
     Early,
-    /// There is no such part of a reply here.
+    /// A part of a reply is of a kind that is not allowed here.
     Kind(ChunkKind),
     /// A part of a reply cannot have that many bytes.
     Length {
@@ -25,22 +25,22 @@ pub enum Lie {
         /// The bytes.
         len: u32,
     },
-    /// It sends data that was not asked for.
+    /// The server sends data that was not asked for.
     Range {
         /// The first byte.
         offset: u64,
         /// The number of bytes.
         len: u64,
     },
-    /// It sends data that it has sent before.
+    /// The server sends data that it has sent before.
     Twice,
-    /// It sends the data of a read in too many pieces that are apart.
+    /// The server sends the data of a read in too many separate pieces.
     Scattered,
-    /// It sends less data than was asked for.
+    /// The server sends less data than was asked for.
     TooLittle,
-    /// It names an error that is none.
+    /// The server reports an error with the number of no error.
     Error,
-    /// It names errors without an end.
+    /// The server reports errors without an end.
     Endless,
 }
 
@@ -79,12 +79,12 @@ impl fmt::Display for Lie {
     }
 }
 
-/// The reason why the replies of a connection are not looked at any more.
+/// The reason why no more replies are taken from a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Nothing that the server says is believed any more.
+    /// The server broke the protocol, and is not trusted any more.
     Lie(Lie),
-    /// It is being shut down.
+    /// The server is being shut down.
     ShuttingDown,
     /// The connection is over.
     Ended(Ended),

@@ -21,7 +21,7 @@ const LONGEST: u32 = 16 << 10;
 /// The most replies to the option that asks for the export.
 const MOST_INFOS: usize = 64;
 
-/// The most names of exports that are counted, and those of them that are shown.
+/// The most names of exports that are counted, and the most of them that are shown.
 const MOST_NAMES: usize = 10_000;
 const SHOWN_NAMES: usize = 16;
 
@@ -30,35 +30,35 @@ const SHOWN_NAMES: usize = 16;
 pub enum HandshakeError {
     /// The connection is over.
     Ended(Ended),
-    /// It takes too long.
+    /// The handshake takes too long.
     Late,
-    /// It is no NBD server.
+    /// The other end is not an NBD server.
     NotNbd,
-    /// It is a server of a kind that is not supported.
+    /// The server is of a kind that is not supported.
     TooOld,
-    /// It does not keep to the protocol.
+    /// The server does not keep to the protocol.
     Lie(&'static str),
-    /// It has no such export.
+    /// The server has no such export.
     NoExport {
         /// The name.
         export: String,
-        /// Names of others; none if the server does not tell.
+        /// The names of other exports; none if the server does not list them.
         others: Vec<String>,
         /// The number of further ones.
         more: usize,
     },
-    /// It does not want to, for a reason that it may have named.
+    /// The server refuses, for a reason that it may have given.
     Refused {
-        /// What was asked.
+        /// The option that was asked for.
         option: OptionKind,
-        /// What it said.
+        /// The server's answer.
         reply: OptionReplyKind,
-        /// Its own words.
+        /// The server's own words.
         text: String,
     },
-    /// It wants TLS.
+    /// The server requires TLS.
     TlsRequired,
-    /// It has no TLS.
+    /// The server has no TLS.
     NoTls,
     /// TLS failed.
     Tls(StartTlsError),
@@ -67,7 +67,7 @@ pub enum HandshakeError {
 }
 
 impl HandshakeError {
-    /// Returns whether the next attempt may well go otherwise.
+    /// Returns whether the next attempt may have another outcome.
     pub fn may_pass(&self) -> bool {
         let ends = OptionReplyKind::ShuttingDown;
         match self {
@@ -142,9 +142,9 @@ impl From<Ended> for HandshakeError {
 pub struct Session {
     /// The connection.
     pub stream: Box<dyn Stream>,
-    /// What the export is.
+    /// The properties of the export.
     pub properties: Properties,
-    /// Replies to reads are structured.
+    /// True if replies to reads are structured.
     pub structured: bool,
 }
 
@@ -247,7 +247,7 @@ async fn start_tls(mut talk: Talk, tls: &dyn Tls, server: &str) -> Result<Talk, 
     }
 }
 
-/// Asks for structured replies: only they can tell of an error within a read.
+/// Asks for structured replies: only they can report an error within a read.
 async fn wants_structured(talk: &mut Talk) -> Result<bool, HandshakeError> {
     let option = OptionKind::StructuredReply;
     ask(talk, option, &[]).await?;
@@ -284,7 +284,7 @@ async fn open(talk: &mut Talk, export: &str) -> Result<Properties, HandshakeErro
     Err(HandshakeError::Lie("it has no end to tell of the export"))
 }
 
-/// Takes note of something about an export.
+/// Takes a server's information about an export.
 fn info(
     data: &[u8],
     size: &mut Option<(u64, TransmissionFlags)>,
@@ -319,7 +319,7 @@ fn info(
     Ok(())
 }
 
-/// Asks what other exports there are.
+/// Asks for the names of other exports.
 async fn other_exports(talk: &mut Talk, export: &str) -> HandshakeError {
     let (mut others, mut count) = (Vec::new(), 0);
     if let Err(error @ HandshakeError::Lie(_)) = list(talk, &mut others, &mut count).await {

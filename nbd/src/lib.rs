@@ -20,14 +20,14 @@
 //!
 //! The protocol has no means to take a command back. A server that is slow, and not gone, may do a write of the old
 //! connection after it was asked for it again, and answered, on the new one. So the time after which a silent server is
-//! given up is long, twice as long after each attempt, and it only counts while nothing comes from it. If an operator limits
-//! how long requests wait, they fail when that is over, and are not asked again.
+//! given up is long, twice as long after each attempt, and only counts while nothing comes from the server. If an
+//! operator limits the time for which requests wait, they fail when it is over, and are not sent again.
 //!
 //! The server is trusted with the data of its exports and with nothing else. Every number that it sends is checked, all
 //! that it may make us keep is bounded, and every step of a handshake has a time. If it answers what was not asked,
 //! its export is given up: the guests that use it lose that disk, and nothing else happens to them or to others.
 //!
-//! Read next: [`wire`], the protocol; [`Exports`], who knows all servers; `board.rs`, the requests of a line.
+//! Read next: [`wire`], the protocol; [`Exports`], all exports that are in use; `board.rs`, the requests of a line.
 
 #![no_std]
 #![deny(unsafe_code)]

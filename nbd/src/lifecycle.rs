@@ -32,10 +32,11 @@ use silence::Silence;
 const CONNECTS: Duration = Duration::from_secs(10);
 const NEGOTIATES: Duration = Duration::from_secs(10);
 
-/// The time for which an export is kept that nobody uses.
+/// The time for which an export that no disk uses is kept.
 const KEPT: Duration = Duration::from_secs(60);
 
-/// The buffers of a connection: what a fast network has on its way, and a few of the largest requests.
+/// The size of a connection's buffers: room for the bytes that are on their way in a fast network, and for a few of the
+/// largest requests.
 const BUFFERS: Buffers = Buffers {
     receive: 256 << 10,
     send: 256 << 10,
@@ -45,7 +46,7 @@ const BUFFERS: Buffers = Buffers {
 enum End {
     /// The export is let go of.
     Leaves,
-    /// It was given up.
+    /// The export was given up.
     GivenUp,
     /// The connection is over, or cannot be used any more.
     Fault(Fault),
@@ -92,7 +93,8 @@ fn is_over(export: &Export) -> bool {
     export.failure().is_some() || export.is_leaving()
 }
 
-/// Lets go of an export that nobody uses, or wants, for a time; and of one that was given up as soon as nobody uses it.
+/// Lets go of an export that no disk has used or asked for during [`KEPT`], and of one that was given up as soon as no
+/// disk uses it.
 async fn keep<H: Hypervisor>(exports: &Rc<Exports<H>>, export: &Arc<Export>) {
     while !export.is_leaving() {
         let unused = || (export.users() == 0 || export.is_leaving()).then_some(());
@@ -183,8 +185,8 @@ async fn serve_line<H: Hypervisor>(exports: &Rc<Exports<H>>, export: &Arc<Export
     line.board().disconnected();
 }
 
-/// Tells that there is a connection again: of several, the first one and the last one. Whether the server was gone, or the
-/// way to it, does not show.
+/// Logs that there is a connection again: of several, the first one and the last one. The line says nothing of the
+/// cause: the server and the way to it look the same.
 fn tell_of_connection(export: &Export) {
     let (scheme, shown) = (export.scheme(), export.shown());
     let lost = export.lose_unflushed();
@@ -203,8 +205,8 @@ fn tell_of_connection(export: &Export) {
     }
 }
 
-/// Notes why a line has no connection, and tells of it: once of a reason that several lines have, and when none is left
-/// that has a connection.
+/// Notes the reason why a line has no connection, and logs it: once if several lines have the same reason, and when no
+/// line is left that has a connection.
 fn note_trouble(export: &Export, number: usize, reason: String) {
     let (scheme, shown) = (export.scheme(), export.shown());
     let (before, _) = export.connections();
@@ -227,7 +229,7 @@ fn note_trouble(export: &Export, number: usize, reason: String) {
 /// The reason why there is no connection.
 struct Trouble {
     reason: String,
-    /// The next attempt may go otherwise.
+    /// True if the next attempt may have another outcome.
     passes: bool,
 }
 
@@ -273,8 +275,8 @@ async fn within<H: Hypervisor, T>(
     }
 }
 
-/// Waits for something, unless the export is let go of or given up meanwhile. The requests of the line, which has no
-/// connection, fail if their time is over.
+/// Waits for `future`, unless the export is let go of or given up meanwhile. The requests of the line, which has no
+/// connection, fail when their time is over.
 async fn until_over<H: Hypervisor, T>(
     exports: &Exports<H>,
     export: &Export,
@@ -302,7 +304,7 @@ async fn until_over<H: Hypervisor, T>(
     .await
 }
 
-/// Sends requests and receives replies until that cannot go on.
+/// Sends requests and receives replies until the connection or the export ends.
 async fn serve<H: Hypervisor>(
     handle: &Handle<H>,
     export: &Export,
@@ -346,7 +348,7 @@ async fn serve<H: Hypervisor>(
     end
 }
 
-/// Tells a server that nothing more comes. There is no answer to it.
+/// Tells a server that nothing more comes, which it does not answer.
 fn disconnect(stream: &mut dyn Stream) {
     let command = Command {
         kind: CommandKind::Disconnect,

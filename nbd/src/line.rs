@@ -1,4 +1,4 @@
-//! A connection to a server, while it is there and while it is not: what its task and the queues share.
+//! A connection to a server, whether it is up or not: the state that its task and the queues share.
 
 use crate::board::Board;
 use alloc::string::String;
@@ -9,7 +9,7 @@ use core::task::Waker;
 use futures_util::task::AtomicWaker;
 use spin::{Mutex, MutexGuard};
 
-/// What a line, or all lines of an export, have done so far.
+/// The counts of a line, or of all lines of an export, so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Connections that were made.
@@ -39,12 +39,12 @@ pub struct Line {
     board: Mutex<Board>,
     task: AtomicWaker,
     connections: Mutex<u64>,
-    /// Why there is no connection.
+    /// The reason why there is no connection, if there is none.
     trouble: Mutex<Option<String>>,
 }
 
 impl Line {
-    /// Returns a line of an export that counts its flushes there.
+    /// Returns a line of an export whose flushes are counted in `flushes`.
     pub fn new(flushes: Arc<Flushes>) -> Line {
         Line {
             board: Mutex::new(Board::new(flushes)),
@@ -54,24 +54,24 @@ impl Line {
         }
     }
 
-    /// Returns its requests. Only a queue of another vCPU than the line's task ever waits for the lock.
+    /// Returns the line's requests. Only a queue of another vCPU than that of the line's task ever waits for the lock.
     #[inline]
     pub fn board(&self) -> MutexGuard<'_, Board> {
         self.board.lock()
     }
 
-    /// Wakes its task: there is something to send, or the export was given up.
+    /// Wakes the line's task: there is a request to send, or the export was given up.
     #[inline]
     pub fn wake(&self) {
         self.task.wake();
     }
 
-    /// Keeps the waker of its task.
+    /// Keeps the waker of the line's task.
     pub fn wake_with(&self, waker: &Waker) {
         self.task.register(waker);
     }
 
-    /// Notes that a connection was made. Returns the number of it.
+    /// Notes that a connection was made. Returns its number.
     pub fn count_connection(&self) -> u64 {
         let mut connections = self.connections.lock();
         *connections += 1;
@@ -83,7 +83,7 @@ impl Line {
         *self.connections.lock()
     }
 
-    /// Notes why there is no connection, or that there is one. Returns whether that is new.
+    /// Notes the reason why there is no connection, or that there is one. Returns whether that is new.
     pub fn set_trouble(&self, trouble: Option<String>) -> bool {
         let mut known = self.trouble.lock();
         let new = *known != trouble;
@@ -96,7 +96,7 @@ impl Line {
         self.trouble.lock().clone()
     }
 
-    /// Returns what it has done so far.
+    /// Returns the counts of the line so far.
     pub fn counts(&self) -> Counts {
         let board = self.board();
         let [commands, answers, failed] = board.counts();

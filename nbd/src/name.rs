@@ -1,4 +1,4 @@
-//! How a user names an export, and a volume on it.
+//! The names of exports in targets, and of volumes on them.
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -32,7 +32,7 @@ const LONGEST: usize = 1024;
 pub struct ExportName {
     /// The server.
     pub server: Endpoint,
-    /// The name that the server has for it.
+    /// The server's name for it.
     pub export: String,
 }
 
@@ -52,7 +52,7 @@ impl ExportName {
         }
     }
 
-    /// Reads what follows the colon of a target: an export, and after a `#` the volume on it that is meant.
+    /// Reads the part of a target after the colon: an export and, after a `#`, the volume on it.
     pub fn parse_volume(text: &str) -> Result<VolumeName, NameError> {
         let (disk, part) = match text.split_once('#') {
             Some((disk, part)) => (disk, Some(part)),
@@ -117,11 +117,10 @@ impl fmt::Display for ExportName {
     }
 }
 
-/// The most letters of a text in a message. What an operator is told has to fit a node of xenstore's, and says more than
-/// names.
+/// The most letters of a name in a message. The message has to fit a node of xenstore's, and says more than names.
 const MOST_SHOWN: usize = 64;
 
-/// Returns what somebody else wrote for a message: its beginning, in printable letters.
+/// Returns a text of another origin in the form for a message: its beginning, in printable letters.
 pub(crate) fn shown(text: &str) -> String {
     let mut room = MOST_SHOWN;
     let fits = |letter: &char| {
@@ -133,7 +132,7 @@ pub(crate) fn shown(text: &str) -> String {
     letters.flat_map(char::escape_default).collect()
 }
 
-/// Returns the name of a disk for a message: its beginning.
+/// Returns the name of a disk in the form for a message: its beginning.
 pub(crate) fn abridged(name: &str) -> &str {
     // It is ASCII: see `ExportName`.
     name.get(..4 * MOST_SHOWN).unwrap_or(name)

@@ -1,4 +1,4 @@
-//! What a server says of an export.
+//! The properties of an export, as its server reports them.
 
 use crate::name::shown;
 use crate::wire::TransmissionFlags;
@@ -10,22 +10,22 @@ use core::fmt;
 /// The most bytes of a request: 32 pages.
 const MOST_BYTES: u32 = 128 << 10;
 
-/// The most bytes of a request to a server that says nothing of it.
+/// The most bytes of a request to a server that reports no maximum.
 const USUAL_MAXIMUM: u32 = 32 << 20;
 
-/// The sizes of requests that a server takes, as it says.
+/// The sizes of requests that a server takes, as it reports them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockSizes {
     /// The smallest, and the unit of all.
     pub minimum: u32,
-    /// The one that it likes best.
+    /// The size that the server prefers.
     pub preferred: u32,
-    /// The largest that has data.
+    /// The largest size of a request with data.
     pub maximum: u32,
 }
 
 impl BlockSizes {
-    /// What is so if a server says nothing.
+    /// The sizes if a server reports none.
     pub const USUAL: BlockSizes = BlockSizes {
         minimum: 1,
         preferred: 4096,
@@ -36,15 +36,15 @@ impl BlockSizes {
 /// The reason why an export cannot be served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unusable {
-    /// Its sizes contradict each other.
+    /// The sizes contradict each other.
     Sizes(BlockSizes),
-    /// Its unit is larger than a guest's.
+    /// The unit of requests is larger than that of guests.
     Unit(u32),
-    /// It takes less than a sector.
+    /// The server takes less than a sector in a request.
     Maximum(u32),
-    /// It has no whole sector.
+    /// The export has no whole sector.
     Empty(u64),
-    /// It is larger than what can be addressed.
+    /// The export is larger than sector numbers allow.
     Large(u64),
 }
 
@@ -75,25 +75,25 @@ impl fmt::Display for Unusable {
     }
 }
 
-/// What an export is.
+/// The properties of an export.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Properties {
     /// Its size.
     pub sectors: Sector,
-    /// What it can do.
+    /// The operations that it supports.
     pub flags: TransmissionFlags,
     /// The unit of its requests.
     pub sector_size: SectorSize,
-    /// The unit that it likes best.
+    /// The unit that the server prefers.
     pub physical_sector_size: SectorSize,
     /// The most bytes of a request that has data.
     pub most_bytes: u32,
-    /// Its name as the server has it, if it says so.
+    /// The server's own name for it, if the server tells it.
     pub name: Option<String>,
 }
 
 impl Properties {
-    /// Checks what a server says of an export.
+    /// Checks the properties of an export that a server reports.
     pub fn new(
         bytes: u64,
         flags: TransmissionFlags,
@@ -149,18 +149,18 @@ impl Properties {
         })
     }
 
-    /// Returns whether it can forget data.
+    /// Returns whether the server can discard data.
     pub fn forgets(&self) -> bool {
         let either = TransmissionFlags::SEND_TRIM | TransmissionFlags::SEND_WRITE_ZEROES;
         self.flags.intersects(either) && !self.is_read_only()
     }
 
-    /// Returns whether it can only be read.
+    /// Returns whether the export can only be read.
     pub fn is_read_only(&self) -> bool {
         self.flags.contains(TransmissionFlags::READ_ONLY)
     }
 
-    /// Returns what a guest is told of it.
+    /// Returns the properties that a guest is told.
     pub fn geometry(&self) -> Geometry {
         let limits = DiscardLimits {
             granularity: self.physical_sector_size.sectors(),
@@ -177,7 +177,7 @@ impl Properties {
         }
     }
 
-    /// Checks that what the server has now is what it had before. The error says what is not.
+    /// Checks that the export, which has the properties `now`, is the one that it was. The error names the difference.
     pub fn check_same(&self, now: &Properties) -> Result<(), String> {
         let another = "the server has another export in its place: ";
         if now.sectors != self.sectors {
@@ -206,7 +206,7 @@ impl Properties {
     }
 }
 
-/// Returns the flags that are looked at.
+/// Returns the flags that the client uses.
 fn known() -> TransmissionFlags {
     TransmissionFlags::HAS_FLAGS
         | TransmissionFlags::READ_ONLY

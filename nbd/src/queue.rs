@@ -53,7 +53,7 @@ impl Queue {
         self.opened.export.line(self.line)
     }
 
-    /// Returns the bytes that a request is about.
+    /// Returns the operation and the bytes of a request.
     #[inline]
     fn work(&self, kind: CommandKind, sector: Sector, len: u64) -> Result<Work, IoError> {
         let properties = &self.opened.properties;
@@ -77,7 +77,7 @@ impl Queue {
         }
     }
 
-    /// Returns what is to be done for a request; `None` if there is nothing.
+    /// Returns the work for a request; `None` if there is nothing to do.
     #[inline]
     fn checked(&self, io: &Io<'_>) -> Result<Option<Work>, IoError> {
         let flags = self.opened.properties.flags;

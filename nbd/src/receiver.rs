@@ -1,4 +1,4 @@
-//! The reply that is being received. Nothing of it is believed that was not checked.
+//! The reply that is being received. Nothing of it is used before it is checked.
 
 use crate::board::{Board, Slot};
 use crate::entry::Place;
@@ -10,15 +10,15 @@ use crate::wire::{
 
 /// The most bytes of a reply that are kept before they are acted on.
 const HEAD: usize = CHUNK_HEADER + 12;
-/// The bytes of the number that every reply begins with.
+/// The bytes of the number with which every reply begins.
 const MAGIC: usize = 4;
 
-/// How far a reply was received.
+/// The state of a reply that is being received.
 pub struct Receiver {
     head: [u8; HEAD],
     have: usize,
     want: usize,
-    /// What follows its head.
+    /// The bytes that follow its head.
     body: Option<Body>,
 }
 
@@ -27,9 +27,9 @@ pub struct Receiver {
 struct Body {
     slot: Slot,
     left: u64,
-    /// They are data, and no text.
+    /// True if they are data, and not a text.
     data: bool,
-    /// They are the end of the reply.
+    /// True if they are the end of the reply.
     done: bool,
 }
 
@@ -41,14 +41,15 @@ impl Receiver {
         body: None,
     };
 
-    /// Returns whether a reply has come in part.
+    /// Returns whether a reply was received in part.
     pub fn is_amid(&self) -> bool {
         self.have > 0 || self.body.is_some()
     }
 }
 
 impl Board {
-    /// Takes bytes that have arrived, until there are none or one cannot be right. Returns how many it is done with.
+    /// Takes bytes that have arrived, until there are none or one cannot be right. Returns the number of bytes that
+    /// were used.
     #[inline]
     pub(crate) fn take(&mut self, bytes: &[u8], fault: &mut Result<(), Fault>) -> usize {
         let mut at = 0;

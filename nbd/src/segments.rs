@@ -11,10 +11,10 @@ pub const MOST: usize = 32;
 /// Zeros, for parts that a server does not send.
 static ZEROS: [u8; 512] = [0; 512];
 
-/// Segments of a request, and how far they were used.
+/// The segments of a request, and the position of the next byte.
 pub struct Segments {
     all: Vec<IoSegment>,
-    /// The segment that is used next, and how much of it was used.
+    /// The segment that is used next, and the number of its bytes that were used.
     next: usize,
     used: usize,
 }
@@ -29,8 +29,8 @@ impl Segments {
         })
     }
 
-    /// Keeps the segments of a request. The owner [clears](Self::clear) them before it tells the request's completion,
-    /// and before its queue is closed. Returns false if there are too many.
+    /// Keeps the segments of a request. The caller [clears](Self::clear) them before it reports the request's
+    /// completion, and before its queue is closed. Returns false if there are too many.
     #[inline]
     pub fn keep(&mut self, segments: &[IoSegment]) -> bool {
         debug_assert!(self.all.is_empty());
@@ -44,7 +44,7 @@ impl Segments {
         true
     }
 
-    /// Lets go of the segments: their bytes are not touched any more.
+    /// Forgets the segments: their bytes are not touched any more.
     #[inline]
     pub fn clear(&mut self) {
         self.all.clear();
@@ -57,7 +57,7 @@ impl Segments {
         (self.next, self.used) = (0, 0);
     }
 
-    /// Goes to a byte.
+    /// Goes to the byte at `offset`.
     pub fn seek(&mut self, mut offset: usize) {
         self.rewind();
         while let Some(segment) = self.all.get(self.next)
@@ -69,7 +69,7 @@ impl Segments {
         self.used = offset;
     }
 
-    /// Copies the next bytes of what the guest writes, as many as there are.
+    /// Copies the next bytes that the guest writes to `to`.
     #[inline]
     pub fn copy_to(&mut self, to: &mut [u8]) {
         self.each(to.len(), |segment, start, done, len| {
@@ -77,7 +77,7 @@ impl Segments {
         });
     }
 
-    /// Copies over the next bytes of what the guest reads.
+    /// Copies `from` over the next bytes that the guest reads.
     #[inline]
     pub fn copy_from(&mut self, from: &[u8]) {
         self.each(from.len(), |segment, start, done, len| {
@@ -85,7 +85,7 @@ impl Segments {
         });
     }
 
-    /// Writes zeros over the next bytes of what the guest reads.
+    /// Writes zeros over the next `len` bytes that the guest reads.
     pub fn zero(&mut self, len: usize) {
         self.each(len, |segment, start, _, len| {
             let mut done = 0;
@@ -97,8 +97,8 @@ impl Segments {
         });
     }
 
-    /// Calls `copy` for each contiguous part of the next `len` bytes: with its segment, where the part is in that and
-    /// in all, and its length.
+    /// Calls `copy` for each contiguous part of the next `len` bytes: with its segment, its offset in the segment and
+    /// in all of these bytes, and its length.
     #[inline]
     fn each(&mut self, len: usize, mut copy: impl FnMut(&IoSegment, usize, usize, usize)) {
         let mut done = 0;

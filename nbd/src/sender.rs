@@ -4,14 +4,14 @@ use crate::board::{Board, Slot};
 use crate::entry::Place;
 use crate::wire::{COMMAND_HEADER, Command, CommandKind};
 
-/// How far a command was sent.
+/// The progress of sending a command.
 pub struct Sender {
     header: [u8; COMMAND_HEADER],
-    /// The bytes of the header that were sent.
+    /// The number of bytes of the header that were sent.
     sent: usize,
-    /// The bytes of data that were not sent.
+    /// The number of bytes of data that are still to be sent.
     left: u64,
-    /// The request that it is for.
+    /// The request to which the command belongs.
     current: Option<Slot>,
 }
 
@@ -44,7 +44,7 @@ impl Sender {
 }
 
 impl Board {
-    /// Writes what is to be sent into a stream's buffer, as much as there is room for. Returns the number of bytes.
+    /// Writes the bytes that are to be sent into a stream's buffer, as far as there is room. Returns their number.
     #[inline]
     pub(crate) fn fill(&mut self, room: &mut [u8]) -> usize {
         let mut at = 0;

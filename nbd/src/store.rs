@@ -15,9 +15,9 @@ use bulkhead_volumes::{DiskStore, Disks, KnownDisk, NameError, VolumeName, Waiti
 use bulkhead_xen::Hypervisor;
 use core::time::Duration;
 
-/// Returns the store of these exports: `nbd:`, or `nbds:` if they are talked to by TLS.
+/// Returns the store of these exports: `nbd:`, or `nbds:` if they are reached by TLS.
 ///
-/// A target names a server, an export of it, and after a `#` what of that is meant: `nbd:10.0.0.2:10809/root-alice`,
+/// A target names a server, an export of it and, after a `#`, a volume on that: `nbd:10.0.0.2:10809/root-alice`,
 /// `nbd:ceph-gw/pool/image`, `nbd:10.0.0.2/disk#root-alice`, `nbd:[fd00::2]/disk#vg0/alice`.
 pub fn nbd_store<H: Hypervisor>(exports: Rc<Exports<H>>) -> DiskStore {
     DiskStore::new(Rc::new(ServedExports(exports)))

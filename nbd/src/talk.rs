@@ -1,11 +1,11 @@
-//! A stream while it is negotiated on: whole messages, waited for.
+//! A stream during the handshake: whole messages, which the caller waits for.
 
 use alloc::boxed::Box;
 use bulkhead_stream::{Ended, Stream};
 use core::future::poll_fn;
 use core::task::Poll;
 
-/// A stream that is waited on.
+/// A stream whose messages are waited for.
 pub struct Talk(pub Box<dyn Stream>);
 
 impl Talk {
@@ -19,7 +19,7 @@ impl Talk {
         .await
     }
 
-    /// Has `take` look at the next `len` bytes.
+    /// Calls `take` with the next `len` bytes, in parts.
     async fn each(&mut self, len: usize, take: &mut dyn FnMut(&[u8])) -> Result<(), Ended> {
         let mut left = len;
         poll_fn(|context| {

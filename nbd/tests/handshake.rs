@@ -326,7 +326,7 @@ fn tls_comes_first_where_it_is_asked_for() {
 
 #[test]
 fn tls_that_fails_for_now_is_tried_again() {
-    /// Fails that often, and knows every server then.
+    /// A TLS that fails that many times, and then knows every server.
     struct Late(Cell<u32>);
     impl Tls for Late {
         fn start<'a>(&'a self, stream: Box<dyn Stream>, _: &'a str) -> StartingTls<'a> {

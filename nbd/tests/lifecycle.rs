@@ -1,4 +1,4 @@
-//! Exports come when a guest wants them, and go when none does.
+//! Exports are connected when a guest's disk wants them, and let go of when none does.
 
 use bulkhead_images::{Access, Submitted};
 use bulkhead_nbd_testing::world::{Buffer, Disk, World, pattern, read, write};

@@ -1,4 +1,4 @@
-//! Exports with several connections, of which some are there.
+//! Exports with several connections, only some of which are up.
 
 use bulkhead_images::Access;
 use bulkhead_nbd_testing::world::{Buffer, Disk, World, write};

@@ -1,4 +1,4 @@
-//! How long requests wait for a server that is gone or silent, where an operator limits that.
+//! The time for which requests wait for a server that is gone or silent, where an operator limits it.
 
 use bulkhead_images::{IoError, Submitted};
 use bulkhead_nbd_testing::world::{Buffer, World, read};

@@ -85,7 +85,7 @@ fn other_commands_may_be_answered_by_structured_replies_too() {
     world.end();
 }
 
-/// Has a server answer a read of two pages from 4096 on, beside other requests, by what cannot be.
+/// Has a server answer a read of two pages from 4096 on, beside other requests, by a reply that breaks the protocol.
 fn lie(structured: bool, mut fate: impl FnMut(&Seen) -> Fate + 'static, reason: &str) {
     let world = World::new(Config {
         structured,

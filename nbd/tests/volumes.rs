@@ -12,7 +12,7 @@ use std::time::Duration;
 
 const BYTES: usize = 1 << 20;
 
-/// An export that nobody uses is let go of.
+/// The time after which an export that no disk uses is let go of.
 const UNUSED: Duration = Duration::from_secs(62);
 
 #[test]
@@ -71,7 +71,7 @@ fn partitions_of_an_export_are_disks() {
     world.end();
 }
 
-/// Who shares an export with whom is a matter of all who have it, however they reach the server.
+/// The rules for sharing an export hold for all of its users, whether they reach the server with TLS or without it.
 #[test]
 fn an_export_is_reached_with_tls_or_without_it() {
     let mut world = World::new(Config {

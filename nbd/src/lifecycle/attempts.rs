@@ -1,4 +1,4 @@
-//! The attempts of a line to be connected: their pauses, and how long its requests wait.
+//! The attempts of a line to connect: the pauses between them, and the time for which its requests wait.
 
 use super::End;
 use bulkhead_xen::Instant;
@@ -8,22 +8,22 @@ use core::time::Duration;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// A connection on which there were answers and that has lasted for that long was a good one: the pauses begin anew after
-/// it. After shorter ones they are no longer than that. A server that hangs up again and again is not to fill the log, nor
-/// to keep the domain busy.
+/// The time after which a connection on which there were answers counts as a good one: the pauses begin anew after it.
+/// After shorter connections, pauses are no longer than this. A server that hangs up again and again must neither fill
+/// the log nor keep the domain busy.
 const LASTS: Duration = Duration::from_secs(5);
 
-/// The ticks without any byte after which the line connects again. A server that is just slow has twice the time after
-/// each such attempt.
+/// The ticks without any byte after which the line connects again. The number doubles after each such attempt, for a
+/// server that is only slow.
 const SILENT_TICKS: u32 = 6;
 const MOST_SILENT_TICKS: u32 = 96;
 
-/// How often a line was connected without success.
+/// The state of a line's attempts to connect.
 pub struct Attempts {
     pause: Duration,
-    /// The ticks that a server may be silent.
+    /// The ticks for which a server may be silent.
     pub silent: u32,
-    /// When the line's requests fail, unless the server answers before.
+    /// The time at which the line's requests fail, unless the server answers before.
     pub expire_at: Option<Instant>,
 }
 
@@ -38,14 +38,15 @@ impl Default for Attempts {
 }
 
 impl Attempts {
-    /// Notes that there is a connection, for which requests have waited or not. While none has, it is not over time.
+    /// Notes that there is a connection. `waited` says whether requests have waited for it: if none has, the time of
+    /// their failure is dropped, unless it has passed already.
     pub fn connected(&mut self, now: Instant, waited: bool) {
         let in_time = |at: &Instant| *at <= now || waited;
         self.expire_at = self.expire_at.filter(in_time);
     }
 
-    /// Notes that a connection is over, which has lasted for that long: whether something was asked on it, and whether
-    /// something was answered.
+    /// Notes that a connection is over after the time `lasted`: whether a request was sent on it, and whether one was
+    /// answered.
     pub fn served(&mut self, (asked, answered): (bool, bool), lasted: Duration, end: &End) {
         if answered {
             self.pause = match lasted < LASTS {

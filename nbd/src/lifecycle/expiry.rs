@@ -8,20 +8,21 @@ use core::task::{Context, Poll};
 use core::time::Duration;
 
 /// The time for an answer on a connection to a server that has not answered in time before: as long as it takes to
-/// notice that one is silent.
+/// notice that a server is silent.
 const LATER: Duration = Duration::from_secs(30);
 
-/// Notices that requests have waited for too long on a connection. While there are none, there is no timer.
+/// Notices that requests have waited for too long on a connection. While none waits, there is no timer.
 pub struct Expiry<'h, H: Hypervisor> {
     handle: &'h Handle<H>,
-    /// When they fail; if that is over, they failed before. `None`: something was answered, or there is no limit.
+    /// The time at which requests fail; if it is over, requests have failed before. `None`: a request was answered, or
+    /// there is no limit.
     at: Option<Instant>,
-    /// Since when something waits, and the time that it has.
+    /// The time since which a request waits, and the timer for its answer.
     timer: Option<(Instant, Sleep<H>)>,
 }
 
 impl<'h, H: Hypervisor> Expiry<'h, H> {
-    /// Begins with a connection, whose requests fail at that time if none was answered.
+    /// Begins with a connection, whose requests fail at the time `at` if none was answered.
     pub fn new(handle: &'h Handle<H>, at: Option<Instant>) -> Self {
         Expiry {
             handle,
@@ -30,7 +31,7 @@ impl<'h, H: Hypervisor> Expiry<'h, H> {
         }
     }
 
-    /// Ready if nothing was answered on the connection in time; then with how long something has waited on it.
+    /// Returns ready if no request was answered on the connection in time, with the time that one has waited on it.
     #[inline]
     pub fn poll(
         &mut self,

@@ -1,4 +1,4 @@
-//! A server that does not answer.
+//! The detection of a server that does not answer.
 
 use bulkhead_executor::{Handle, Sleep};
 use bulkhead_xen::Hypervisor;
@@ -10,7 +10,7 @@ use core::time::Duration;
 /// The pause between two looks at whether the server has answered anything.
 const TICK: Duration = Duration::from_secs(5);
 
-/// Notices that a server does not answer. While nothing is asked of it, there is no timer for long.
+/// Notices that a server does not answer. While nothing is asked of it, no timer runs beyond the present tick.
 pub struct Silence<'h, H: Hypervisor> {
     handle: &'h Handle<H>,
     tick: Option<Sleep<H>>,
@@ -31,7 +31,7 @@ impl<'h, H: Hypervisor> Silence<'h, H> {
         }
     }
 
-    /// Ready if the server is to answer something, and it has not gone on for too long.
+    /// Returns ready if the server has something to answer, and has made no progress for too long; with that time.
     #[inline]
     pub fn poll(
         &mut self,

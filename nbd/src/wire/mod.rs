@@ -1,6 +1,6 @@
-//! The NBD protocol, as bytes: what the baseline of its specification has, and structured replies.
+//! The bytes of the NBD protocol: the baseline of its specification, and structured replies.
 //!
-//! All numbers are big-endian. Nothing here waits or keeps anything.
+//! All numbers are big-endian. Nothing here waits or keeps state.
 
 mod option;
 mod reply;

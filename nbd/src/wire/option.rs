@@ -4,7 +4,7 @@ use super::bytes_at;
 use alloc::vec::Vec;
 use bitflags::bitflags;
 
-/// The bytes of a server's greeting, as far as every server sends them.
+/// The bytes of the part of a server's greeting that every server sends.
 pub const SERVER_GREETING: usize = 18;
 
 const NBD_MAGIC: u64 = 0x4e42_444d_4147_4943;
@@ -14,41 +14,41 @@ const OLD_STYLE_MAGIC: u64 = 0x0000_4202_8186_1253;
 const REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 
 bitflags! {
-    /// What a server can do in the handshake.
+    /// The abilities of a server in the handshake.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct HandshakeFlags: u16 {
-        /// It answers each option.
+        /// The server answers each option.
         const FIXED_NEWSTYLE = 1 << 0;
-        /// It can leave out zeros at the end.
+        /// The server can leave out the zeros at the end.
         const NO_ZEROES = 1 << 1;
         const _ = !0;
     }
 
-    /// What the client does in the handshake.
+    /// The choices of the client in the handshake.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct ClientFlags: u32 {
-        /// It knows that the server answers each option.
+        /// The client knows that the server answers each option.
         const FIXED_NEWSTYLE = 1 << 0;
-        /// It wants no zeros at the end.
+        /// The client wants no zeros at the end.
         const NO_ZEROES = 1 << 1;
     }
 
-    /// What an export can do.
+    /// The operations and properties of an export.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
     pub struct TransmissionFlags: u16 {
-        /// The other flags mean something.
+        /// The other flags are valid.
         const HAS_FLAGS = 1 << 0;
-        /// It cannot be written to.
+        /// The export cannot be written to.
         const READ_ONLY = 1 << 1;
-        /// It makes data durable when it is asked to.
+        /// The server makes data durable when it is asked to.
         const SEND_FLUSH = 1 << 2;
-        /// It knows writes that are durable when they are answered.
+        /// The server knows writes that are durable when they are answered.
         const SEND_FUA = 1 << 3;
-        /// It forgets data.
+        /// The server can discard data.
         const SEND_TRIM = 1 << 5;
-        /// It writes zeros.
+        /// The server can write zeros by itself.
         const SEND_WRITE_ZEROES = 1 << 6;
-        /// A flush of one connection is one of all.
+        /// A flush on one connection covers the writes on all of them.
         const CAN_MULTI_CONN = 1 << 8;
         const _ = !0;
     }
@@ -57,16 +57,17 @@ bitflags! {
 /// A server's greeting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Greeting {
-    /// It negotiates.
+    /// The server negotiates options.
     Newstyle(HandshakeFlags),
-    /// It is a server of the old kind, which does not.
+    /// The server is of the old kind, which does not negotiate.
     OldStyle,
-    /// It is no NBD server.
+    /// The other end is not an NBD server.
     Unknown,
 }
 
 impl Greeting {
-    /// Returns whether a greeting is not one of an NBD server, by its first eight bytes: others may send no more.
+    /// Returns whether a greeting is not one of an NBD server, by its first eight bytes: other servers may send no
+    /// more.
     pub fn is_other(bytes: &[u8; SERVER_GREETING]) -> bool {
         u64::from_be_bytes(bytes_at(bytes, 0)) != NBD_MAGIC
     }
@@ -86,23 +87,23 @@ impl Greeting {
     }
 }
 
-/// An option that the client asks for.
+/// An option that the client requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum OptionKind {
-    /// The handshake is over without an export.
+    /// The end of the handshake, without an export.
     Abort = 2,
     /// The names of all exports.
     List = 3,
-    /// TLS from now on.
+    /// TLS from here on.
     StartTls = 5,
-    /// That export, and the end of the handshake.
+    /// An export, and the end of the handshake.
     Go = 7,
     /// Replies in parts.
     StructuredReply = 8,
 }
 
-/// Returns the bytes that an option with that much data begins with.
+/// Returns the header of an option with `len` bytes of data.
 pub fn option_header(option: OptionKind, len: u32) -> [u8; 16] {
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&OPTION_MAGIC.to_be_bytes());
@@ -111,11 +112,11 @@ pub fn option_header(option: OptionKind, len: u32) -> [u8; 16] {
     bytes
 }
 
-/// What is asked about an export, and told.
+/// The information about an export that the client asks for: its size and flags.
 pub const INFO_EXPORT: u16 = 0;
-/// Its name, as the server has it.
+/// The name of the export, as the server has it.
 pub const INFO_NAME: u16 = 1;
-/// The sizes of its requests.
+/// The sizes of requests to the export.
 pub const INFO_BLOCK_SIZE: u16 = 3;
 
 /// Returns the data of [`OptionKind::Go`] for an export.
@@ -129,28 +130,28 @@ pub fn go(export: &str) -> Vec<u8> {
     data
 }
 
-/// What a server answers to an option.
+/// The kind of a server's reply to an option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OptionReplyKind {
-    /// It is done.
+    /// The option is done.
     Ack,
     /// An export's name.
     Server,
     /// Something about an export.
     Info,
-    /// It does not know the option.
+    /// The server does not know the option.
     Unsupported,
-    /// It does not want to.
+    /// The server does not allow the option.
     Policy,
-    /// It only does that by TLS.
+    /// The server requires TLS for it.
     TlsRequired,
-    /// It has no such export.
+    /// The server has no such export.
     UnknownExport,
-    /// It is being shut down.
+    /// The server is being shut down.
     ShuttingDown,
     /// Another error.
     Error(u32),
-    /// What the specification does not have.
+    /// A number that is not in the specification.
     Other(u32),
 }
 
@@ -175,26 +176,26 @@ impl OptionReplyKind {
         }
     }
 
-    /// Returns whether the server has not done what was asked.
+    /// Returns whether the server has not done what the option asked for.
     pub fn is_error(self) -> bool {
         !matches!(self, Self::Ack | Self::Server | Self::Info | Self::Other(_))
     }
 }
 
-/// What a reply to an option begins with.
+/// The header of a reply to an option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OptionReply {
-    /// What it says.
+    /// The kind of the reply.
     pub kind: OptionReplyKind,
-    /// The bytes that follow.
+    /// The number of bytes that follow.
     pub len: u32,
 }
 
 impl OptionReply {
-    /// The bytes that a reply begins with.
+    /// The bytes of the header.
     pub const HEADER: usize = 20;
 
-    /// Reads the beginning of a reply; `None` if it is none to that option.
+    /// Reads the header of a reply; `None` if it is not a reply to that option.
     pub fn parse(bytes: &[u8; Self::HEADER], option: OptionKind) -> Option<OptionReply> {
         let magic = u64::from_be_bytes(bytes_at(bytes, 0));
         let to = u32::from_be_bytes(bytes_at(bytes, 8));

@@ -4,32 +4,32 @@ use super::bytes_at;
 use bulkhead_images::IoError;
 use core::fmt;
 
-/// What a simple reply begins with.
+/// The number with which a simple reply begins.
 pub const REPLY_MAGIC: u32 = 0x6744_6698;
 /// The bytes of a simple reply, without data.
 pub const SIMPLE_REPLY: usize = 16;
 
-/// What a chunk begins with.
+/// The number with which a chunk begins.
 pub const STRUCTURED_MAGIC: u32 = 0x668e_33ef;
 /// The bytes of a chunk, without its payload.
 pub const CHUNK_HEADER: usize = 20;
 
-/// An error, as a server names it.
+/// The number of an error, as a server reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ErrorCode(pub u32);
 
 impl ErrorCode {
-    /// None.
+    /// No error.
     pub const NONE: ErrorCode = ErrorCode(0);
     /// Input or output failed.
     pub const IO: ErrorCode = ErrorCode(5);
-    /// The server does not do that.
+    /// The server does not support the operation.
     pub const NOT_SUPPORTED: ErrorCode = ErrorCode(95);
-    /// The server is being shut down, and has not done it.
+    /// The server is being shut down, and has not done the command.
     pub const SHUTTING_DOWN: ErrorCode = ErrorCode(108);
 
-    /// Returns what the request fails with. That a server does not know a flush or a transfer makes it fail, and does
-    /// not mean that the guest can do without.
+    /// Returns the outcome of the request. If the server does not know a flush or a transfer, the request fails: the
+    /// guest cannot do without those.
     pub fn outcome(self, may_be_unsupported: bool) -> Result<(), IoError> {
         match self {
             Self::NONE => Ok(()),
@@ -59,9 +59,9 @@ impl fmt::Display for ErrorCode {
 /// A simple reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SimpleReply {
-    /// How it went.
+    /// The outcome.
     pub error: ErrorCode,
-    /// The command's.
+    /// The cookie of the command.
     pub cookie: u64,
 }
 
@@ -78,10 +78,10 @@ impl SimpleReply {
     }
 }
 
-/// What a chunk is.
+/// The kind of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChunkKind {
-    /// Nothing follows.
+    /// A chunk without a payload.
     None,
     /// Data.
     Data,
@@ -89,24 +89,24 @@ pub enum ChunkKind {
     Hole,
     /// An error, and a text.
     Error,
-    /// An error at that byte, and a text.
+    /// An error at a byte of the export, and a text.
     ErrorAt,
-    /// An error that the specification did not have.
+    /// An error of a kind that is not in the specification.
     OtherError,
-    /// Something else.
+    /// Another kind.
     Other(u16),
 }
 
-/// What a chunk begins with.
+/// The header of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chunk {
-    /// It is the last one of the reply.
+    /// True if it is the last one of the reply.
     pub done: bool,
-    /// What it is.
+    /// Its kind.
     pub kind: ChunkKind,
-    /// The command's.
+    /// The cookie of the command.
     pub cookie: u64,
-    /// The bytes that follow.
+    /// The number of bytes that follow.
     pub len: u32,
 }
 
@@ -114,10 +114,10 @@ impl Chunk {
     /// The most bytes of an error's chunk: the text may have 4096.
     pub const LONGEST_ERROR: u32 = 6 + 4096 + 8;
 
-    /// Reads the beginning of a chunk, behind the number that it begins with.
+    /// Reads the header of a chunk, behind the number with which it begins.
     ///
     /// # Panics
-    /// If there are not so many bytes.
+    /// If there are not that many bytes.
     pub fn parse(bytes: &[u8]) -> Chunk {
         let flags = u16::from_be_bytes(bytes_at(bytes, 4));
         let kind = match u16::from_be_bytes(bytes_at(bytes, 6)) {
@@ -137,7 +137,7 @@ impl Chunk {
         }
     }
 
-    /// Returns the number of bytes at the beginning of the payload that have a meaning of their own; `None` if the
+    /// Returns the number of bytes at the beginning of the payload that are neither data nor text; `None` if the
     /// payload cannot be that long.
     pub fn payload_head(&self) -> Option<usize> {
         let (head, fits) = match self.kind {

@@ -8,7 +8,7 @@ const MAGIC: u32 = 0x2560_9513;
 /// The flag of a command (`NBD_CMD_FLAG_FUA`).
 const FUA: u16 = 1 << 0;
 
-/// What a command does.
+/// The kind of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum CommandKind {
@@ -18,9 +18,9 @@ pub enum CommandKind {
     Write = 1,
     /// Ends the connection; there is no reply.
     Disconnect = 2,
-    /// Makes durable what was written and answered.
+    /// Makes durable all data that was written and acknowledged.
     Flush = 3,
-    /// Forgets data.
+    /// Discards data.
     Trim = 4,
     /// Writes zeros.
     WriteZeroes = 6,
@@ -29,15 +29,15 @@ pub enum CommandKind {
 /// A command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Command {
-    /// What it does.
+    /// Its kind.
     pub kind: CommandKind,
-    /// Comes back with the reply.
+    /// A number that comes back with the reply.
     pub cookie: u64,
-    /// The first byte of the export that it is about.
+    /// The first byte of the export that it affects.
     pub offset: u64,
     /// The number of bytes.
     pub len: u32,
-    /// What is written is durable when the reply comes. Only for exports that can do that.
+    /// True if written data has to be durable when the reply comes. Only for exports that support it.
     pub fua: bool,
 }
 

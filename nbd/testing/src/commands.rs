@@ -8,38 +8,38 @@ use bulkhead_stream::Ended;
 pub struct Seen {
     /// The number of its connection.
     pub connection: usize,
-    /// What is to be done, as on the wire.
+    /// The kind of command, as on the wire.
     pub kind: u16,
     /// The first byte.
     pub offset: u64,
     /// The number of bytes.
     pub len: u32,
-    /// What the reply has to name.
+    /// The cookie for the reply.
     pub cookie: u64,
-    /// It is a write that is to be durable.
+    /// True for a write that is to be durable when it is answered.
     pub fua: bool,
 }
 
-/// What becomes of a command.
+/// The treatment of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// It is done and answered.
+    /// The command is done and answered.
     Done,
-    /// It is done later, when the test says so.
+    /// The command is done later, when the test says so.
     Held,
-    /// It is never answered.
+    /// The command is never answered.
     Lost,
-    /// It is answered with that error.
+    /// The command is answered with that error.
     Failed(u32),
-    /// It is done, and answered twice.
+    /// The command is done, and answered twice.
     Twice,
-    /// It is done, and the answer names another command.
+    /// The command is done, and the answer names another command.
     Misnamed(u64),
-    /// It is answered by these parts of a structured reply; the last one is its end.
+    /// The command is answered by these parts of a structured reply; the last one is its end.
     Parts(Vec<Part>),
-    /// It is answered by these bytes.
+    /// The command is answered by these bytes.
     Raw(Vec<u8>),
-    /// It is done, and the connection ends before the answer.
+    /// The command is done, and the connection ends before the answer.
     Unanswered(Ended),
 }
 
@@ -52,9 +52,9 @@ pub enum Part {
     Data(u64, u32),
     /// A hole at that place.
     Hole(u64, u32),
-    /// That error.
+    /// An error of that number.
     Error(u32),
-    /// That error at a place.
+    /// An error of that number at a place.
     ErrorAt(u32, u64),
     /// A part of that type with that payload.
     Raw(u16, Vec<u8>),
@@ -86,8 +86,8 @@ fn chunk(cookie: u64, done: bool, kind: u16, payload: &[u8]) -> Vec<u8> {
     reply
 }
 
-/// Returns whether a command is a write that is to be durable, which an export has to know that the client was told these
-/// flags of. Nothing else is flagged.
+/// Returns whether a command is a write that is to be durable when it is answered. `told` are the export's flags that
+/// the client was told: they must allow it. No other command may have a flag.
 fn is_fua(told: u16, command: &[u8]) -> bool {
     const SEND_FUA: u16 = 1 << 3;
     match [command[4], command[5]] {

@@ -12,7 +12,7 @@ const TLS_REQUIRED: u32 = 1 << 31 | 5;
 const UNKNOWN: u32 = 1 << 31 | 6;
 
 impl Server {
-    /// Sends a message, or what it was forged into, and returns what was sent.
+    /// Sends a message, or what the test makes of it, and returns the bytes that were sent.
     fn say(&mut self, number: usize, mut message: Vec<u8>) -> Vec<u8> {
         let count = self.connections[number].messages;
         (self.forge)(count, &mut message);

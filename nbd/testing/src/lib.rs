@@ -1,10 +1,12 @@
 //! An NBD server in memory, and the network to it.
 //!
-//! It does nothing by itself: each [`step`](FakeServer::step) has it look at what has arrived. What it does with a
-//! command can be changed: it may answer late, out of order, twice, with an error, in parts, or never, or answer what
-//! was not asked. Every message of its handshake can be forged, and each connection can end behind any byte.
+//! The server does nothing by itself: each [`step`](FakeServer::step) has it look at what has arrived. A test can
+//! change the treatment of a command: the server may answer late, out of order, twice, with an error, in parts, or
+//! never, or answer what was not asked. Every message of its handshake can be forged, and each connection can end
+//! behind any byte.
 //!
-//! Read next: [`FakeServer`], a test's handle; [`Fate`], what becomes of a command; [`world`], a machine with a client.
+//! Read next: [`FakeServer`], a test's handle; [`Fate`], the treatment of a command; [`world`], a machine with a
+//! client.
 
 #![deny(unsafe_code)]
 
@@ -24,37 +26,38 @@ use server::Server;
 use std::cell::RefCell;
 use std::rc::Rc;
 
-/// A test's handle on a server. Clones are of the same one.
+/// A test's handle on a server. Clones are handles on the same one.
 #[derive(Clone)]
 pub struct FakeServer(Rc<RefCell<Server>>);
 
 impl FakeServer {
-    /// Returns a server that nobody is connected to.
+    /// Returns a server without a connection.
     pub fn new(config: Config) -> FakeServer {
         FakeServer(Rc::new(RefCell::new(Server::new(config))))
     }
 
-    /// Has the server do what there is to do. Returns whether there was anything.
+    /// Has the server do its work. Returns whether there was any.
     pub fn step(&self) -> bool {
         self.0.borrow_mut().step()
     }
 
-    /// Changes the server, or what it says of itself.
+    /// Changes the server's configuration.
     pub fn change(&self, change: impl FnOnce(&mut Config)) {
         change(&mut self.0.borrow_mut().config);
     }
 
-    /// Decides what becomes of commands from now on.
+    /// Has `fate` decide on the treatment of commands from now on.
     pub fn decide(&self, fate: impl FnMut(&Seen) -> Fate + 'static) {
         self.0.borrow_mut().fate = Box::new(fate);
     }
 
-    /// Changes each message of the handshake from now on, which the number tells of, counted from the connection on.
+    /// Has `forge` change each message of the handshake from now on. It gets the message's number, counted on its
+    /// connection.
     pub fn forge(&self, forge: impl FnMut(usize, &mut Vec<u8>) + 'static) {
         self.0.borrow_mut().forge = Box::new(forge);
     }
 
-    /// Returns all commands that it was ever given, in their order.
+    /// Returns all commands that the server was ever given, in their order.
     pub fn seen(&self) -> Vec<Seen> {
         self.0.borrow().seen.clone()
     }
@@ -107,7 +110,7 @@ impl FakeServer {
         self.0.borrow_mut().send_all(bytes);
     }
 
-    /// Returns the number of connections that there were, and that there are.
+    /// Returns the number of connections that there ever were, and that there are.
     pub fn connections(&self) -> (usize, usize) {
         self.0.borrow().connection_counts()
     }
@@ -117,7 +120,7 @@ impl FakeServer {
         self.0.borrow_mut().connect()
     }
 
-    /// Brings bytes of the client's, and has the server do what there is to do.
+    /// Brings bytes of the client's, and has the server do its work.
     pub fn deliver(&self, connection: usize, bytes: &[u8]) {
         let mut server = self.0.borrow_mut();
         server.connections[connection].from_client.extend(bytes);

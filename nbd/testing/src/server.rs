@@ -5,25 +5,25 @@ use bulkhead_stream::{ConnectError, Ended};
 use std::collections::VecDeque;
 use std::task::Waker;
 
-/// What becomes of an attempt to connect.
+/// The outcome of an attempt to connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
-    /// It is connected.
+    /// The attempt succeeds.
     Connects,
-    /// It fails.
+    /// The attempt fails.
     Fails(ConnectError),
-    /// Nothing ever comes back.
+    /// The attempt gets no answer.
     Hangs,
 }
 
-/// What the server does about TLS.
+/// The server's use of TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TlsMode {
-    /// It has none.
+    /// The server has no TLS.
     Absent,
-    /// It has it.
+    /// The server offers TLS.
     Offered,
-    /// Nothing goes without it.
+    /// The server requires TLS.
     Required,
 }
 
@@ -32,18 +32,18 @@ pub enum TlsMode {
 pub struct FakeExport {
     /// Its name.
     pub name: String,
-    /// What it says that it is called.
+    /// The server's own name for it, if the server tells that.
     pub canonical: Option<String>,
     /// Its data.
     pub bytes: Vec<u8>,
-    /// What it can do, as on the wire.
+    /// Its transmission flags, as on the wire.
     pub flags: u16,
     /// The sizes of its requests, as on the wire.
     pub sizes: Option<[u32; 3]>,
 }
 
 impl FakeExport {
-    /// Returns an export that can do everything but serve several connections.
+    /// Returns an export that supports everything but several connections.
     pub fn new(name: &str, bytes: usize) -> FakeExport {
         FakeExport {
             name: name.to_string(),
@@ -55,32 +55,32 @@ impl FakeExport {
     }
 }
 
-/// What the server is like.
+/// The configuration of the server.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// What it has.
+    /// The exports.
     pub exports: Vec<FakeExport>,
-    /// It knows structured replies.
+    /// True if the server knows structured replies.
     pub structured: bool,
-    /// It sends zeros as holes.
+    /// True if the server sends zeros as holes.
     pub holes: bool,
-    /// It tells what exports there are.
+    /// True if the server lists its exports.
     pub lists: bool,
-    /// It knows the option that asks for an export.
+    /// True if the server knows the option that asks for an export (`NBD_OPT_GO`).
     pub goes: bool,
-    /// What it does about TLS.
+    /// The server's use of TLS.
     pub tls: TlsMode,
-    /// Whether it can be connected to.
+    /// The outcome of attempts to connect.
     pub reach: Reach,
     /// The most connections at a time; further ones hang.
     pub most_connections: usize,
-    /// The most bytes that the network lends at a time.
+    /// The most bytes in a buffer that the network passes to a caller.
     pub piece: usize,
     /// The bytes that the network takes before the server reads them.
     pub room: usize,
-    /// It answers each write with that error before it has the data.
+    /// The error with which the server answers each write before it has the data, if it does so.
     pub refuses_writes_early: Option<u32>,
-    /// It reads nothing.
+    /// True if the server reads nothing.
     pub is_deaf: bool,
 }
 
@@ -103,52 +103,52 @@ impl Default for Config {
     }
 }
 
-/// The most bytes that the network lends for sending.
+/// The most bytes of a buffer for sending that the network passes to a caller.
 const MOST_LENT: usize = 64 << 10;
 
-/// Where a connection is.
+/// The phase of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// The server has to greet.
+    /// The server has yet to greet.
     New,
-    /// The client's flags are to come.
+    /// The client's flags are expected.
     Flags,
-    /// Options are to come.
+    /// Options are expected.
     Options,
-    /// Commands for the export of that number are to come.
+    /// Commands for the export of that number are expected.
     Commands(usize),
-    /// Nothing is done any more.
+    /// The connection is over.
     Over,
 }
 
 /// A connection.
 pub struct Connection {
     pub to_client: VecDeque<u8>,
-    /// The room that the network lends.
+    /// The buffer for sending that the network passes to a caller.
     pub lent: Vec<u8>,
-    /// What the network has taken, and what the server has read of it.
+    /// The bytes that the network has taken, less those that the server has read.
     pub from_client: Vec<u8>,
     pub read: Vec<u8>,
     pub phase: Phase,
-    /// What the export can do, as the client was told, which a test may have changed since or forged.
+    /// The export's flags as the client was told them. A test may have changed the flags since, or forged the message.
     pub told: u16,
     pub structured: bool,
     pub tls: bool,
     pub no_zeroes: bool,
-    /// The messages of the handshake that were sent.
+    /// The number of messages of the handshake that were sent.
     pub messages: usize,
     pub ended: Option<Ended>,
-    /// The client has let go of it.
+    /// True if the client has let go of it.
     pub dropped: bool,
     pub waker: Option<Waker>,
-    /// Bytes to the client, and from it, until it ends.
+    /// The numbers of bytes to the client, and from it, until it ends.
     pub cuts: [Option<usize>; 2],
-    /// A write was refused whose data is still to come.
+    /// True if a write was refused whose data is still to come.
     pub refused: bool,
 }
 
 impl Connection {
-    /// The client has let go of it: nothing of it is read any more, on either side.
+    /// Notes that the client has let go of it: neither side reads anything of it any more.
     pub fn let_go(&mut self) {
         self.dropped = true;
         (self.lent, self.from_client, self.read) = (Vec::new(), Vec::new(), Vec::new());
@@ -172,13 +172,13 @@ impl Connection {
         self.wake();
     }
 
-    /// Takes a message of that many bytes, if it is there.
+    /// Takes a message of `len` bytes, if it has come.
     pub fn take(&mut self, len: usize) -> Option<Vec<u8>> {
         (self.read.len() >= len).then(|| self.read.drain(..len).collect())
     }
 }
 
-/// What makes a message of the handshake another one.
+/// A function that changes a message of the handshake.
 type Forge = Box<dyn FnMut(usize, &mut Vec<u8>)>;
 
 /// The server.

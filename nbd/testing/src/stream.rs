@@ -113,7 +113,7 @@ impl Drop for FakeStream {
     }
 }
 
-/// TLS of a kind: it changes nothing, and knows the servers that it is to trust.
+/// A stand-in for TLS: it changes nothing, and knows the servers that it is to trust.
 pub struct FakeTls(pub Vec<String>);
 
 impl Tls for FakeTls {

@@ -43,12 +43,12 @@ pub struct World {
 }
 
 impl World {
-    /// A machine whose first server is like that. Requests wait for servers for ever.
+    /// Returns a machine whose first server has that configuration. Requests wait for servers for ever.
     pub fn new(config: Config) -> World {
         World::with(config, None, None)
     }
 
-    /// A machine whose requests wait for servers for `patience`, and use TLS if there is some.
+    /// Returns a machine whose requests wait for servers for `patience`, and use TLS if there is some.
     pub fn with(config: Config, patience: Option<Duration>, tls: Option<Rc<dyn Tls>>) -> World {
         let sim = Sim::new();
         let domain = sim.add_domain_with(DomainConfig {
@@ -112,7 +112,7 @@ impl World {
         self.sim.pass(span, || self.run(), || self.next_deadline());
     }
 
-    /// Returns when the domain wants to do something next by itself.
+    /// Returns the time at which the domain wants to do something next by itself.
     pub fn next_deadline(&self) -> Option<bulkhead_xen::Instant> {
         let executors = self.executors.borrow();
         executors.iter().filter_map(Executor::next_deadline).min()
@@ -157,7 +157,7 @@ impl World {
         opened.expect("opened or refused in time")
     }
 
-    /// Returns why a target is refused.
+    /// Returns the reason why a target is refused.
     ///
     /// # Panics
     /// If it is not.
@@ -176,12 +176,12 @@ impl World {
         Disk::new(self, device, 0, 32)
     }
 
-    /// Returns what the operator is told of the exports.
+    /// Returns the lines about the exports that the operator is shown.
     pub fn lines(&self) -> String {
         self.store.lines().join("\n")
     }
 
-    /// Lets go of all exports; nothing of them is left.
+    /// Lets go of all exports, and checks that nothing of them is left.
     ///
     /// # Panics
     /// If that takes too long, or a connection is left.
@@ -204,19 +204,19 @@ impl World {
 
 /// A guest's disk: a queue of a device, on one vCPU.
 pub struct Disk<'w> {
-    /// Where it is.
+    /// The machine.
     pub world: &'w World,
     /// The device.
     pub device: Arc<dyn BlockDevice>,
     /// The queue.
     pub queue: Box<dyn IoQueue>,
-    /// How often its task was woken.
+    /// The number of times that its task was woken.
     pub wakes: Arc<Wakes>,
     /// The requests that have completed and were not looked at yet.
     pub done: Vec<(usize, Result<(), IoError>)>,
 }
 
-/// Counts how often it was woken.
+/// Counts the times that it was woken.
 #[derive(Default)]
 pub struct Wakes(AtomicUsize);
 
@@ -227,7 +227,7 @@ impl Wake for Wakes {
 }
 
 impl Wakes {
-    /// Returns how often that was.
+    /// Returns that number.
     pub fn count(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
@@ -249,12 +249,12 @@ impl<'w> Disk<'w> {
         }
     }
 
-    /// Hands a request over without telling the client's task.
+    /// Hands a request over without waking the client's task.
     pub fn hand(&mut self, tag: usize, op: Op, segments: &[IoSegment]) -> Submitted {
         self.queue.submit(Tag(tag), Io { op, segments })
     }
 
-    /// Hands over a request, which the queue takes, and tells the client's task.
+    /// Hands over a request, which the queue takes, and wakes the client's task.
     ///
     /// # Panics
     /// If the queue does not take it.
@@ -284,7 +284,7 @@ impl<'w> Disk<'w> {
         done
     }
 
-    /// Does one request, and returns how it went.
+    /// Does one request, and returns its outcome.
     ///
     /// # Panics
     /// If the queue is busy, or the server does not answer.
@@ -328,7 +328,7 @@ impl<'w> Buffer<'w> {
         }
     }
 
-    /// A segment of `len` bytes at that place.
+    /// Returns a segment of `len` bytes at that place.
     ///
     /// # Panics
     /// If there are none.
@@ -340,7 +340,7 @@ impl<'w> Buffer<'w> {
         unsafe { IoSegment::new(address, len, None) }
     }
 
-    /// Segments that cover so many bytes from the start on, a page each.
+    /// Returns segments that cover `len` bytes from the start on, a page each.
     pub fn whole(&self, len: usize) -> Vec<IoSegment> {
         let pages = 0..len.div_ceil(PAGE_SIZE);
         pages
@@ -364,7 +364,7 @@ impl<'w> Buffer<'w> {
     /// Returns bytes of it.
     ///
     /// # Panics
-    /// If there are not so many.
+    /// If there are not that many.
     pub fn bytes(&self, start: usize, len: usize) -> Vec<u8> {
         assert!(start + len <= self.pages * PAGE_SIZE);
         // SAFETY: within the pages, which nothing else uses now.
@@ -378,26 +378,26 @@ impl Drop for Buffer<'_> {
     }
 }
 
-/// Bytes of which no two sectors are alike.
+/// Returns bytes of which no two sectors are alike.
 pub fn pattern(seed: u8, len: usize) -> Vec<u8> {
     (0..len)
         .map(|at| seed ^ (at / 512) as u8 ^ (at % 251) as u8)
         .collect()
 }
 
-/// A read from that sector on.
+/// Returns a read from that sector on.
 pub fn read(sector: u64) -> Op {
     Op::Read {
         sector: Sector(sector),
     }
 }
 
-/// A write from that sector on.
+/// Returns a write from that sector on.
 pub fn write(sector: u64) -> Op {
     Op::write(Sector(sector))
 }
 
-/// A discard of so many sectors.
+/// Returns a discard of `count` sectors.
 pub fn discard(sector: u64, count: u64) -> Op {
     Op::Discard {
         sector: Sector(sector),

@@ -16,17 +16,16 @@ use futures_util::task::AtomicWaker;
 
 /// A queue whose requests are each served by one call of an `async` function.
 ///
-/// It keeps as many futures as requests may be pending, in boxes that are used again and again: nothing is
-/// allocated while it serves. A request that is given up is dropped where it awaits something; a function
-/// that must not be left there (because a server's answer is still to come, say) hands that part to a task
-/// of its own.
+/// The queue keeps as many futures as requests may be pending, in boxes that are used again and again: nothing is
+/// allocated while it serves. A request that is given up is dropped where it awaits something; a function that must not
+/// be left there (because a server's answer is still to come, say) hands that part to a task of its own.
 ///
 /// [`BlockDevice`](crate::BlockDevice) has an example.
 pub struct AsyncQueue<F, S> {
     caps: Caps,
     serve: F,
     slots: Vec<Slot<S>>,
-    /// Those that were given up, and whose end was not told yet.
+    /// The requests that were given up, and whose end was not reported yet.
     cancelled: Vec<Tag>,
     /// Woken when one of the futures may go on.
     parent: Arc<AtomicWaker>,
@@ -62,7 +61,7 @@ impl Wake for Woken {
     }
 }
 
-/// One request, as an `async` function gets it.
+/// A request, in the form in which an `async` function gets it.
 #[derive(Debug)]
 pub struct AsyncIo {
     /// The operation.
@@ -71,17 +70,17 @@ pub struct AsyncIo {
 }
 
 impl AsyncIo {
-    /// Returns how many bytes a read or write moves.
+    /// Returns the number of bytes that a read or write moves.
     pub fn len(&self) -> usize {
         self.segments.borrow().iter().map(IoSegment::len).sum()
     }
 
-    /// Returns whether it moves none.
+    /// Returns whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Copies what the guest writes, from its byte `start` on.
+    /// Copies bytes that the guest writes to `to`, from its byte `start` on.
     ///
     /// # Panics
     /// If there are not that many bytes, as there are none after the request has ended.
@@ -93,7 +92,7 @@ impl AsyncIo {
         });
     }
 
-    /// Copies what the guest reads to its byte `start` and those after it. For reads alone.
+    /// Copies `from` over the bytes that the guest reads, from its byte `start` on. Only reads may use this.
     ///
     /// # Panics
     /// As for [`copy_to`](Self::copy_to).
@@ -127,7 +126,7 @@ where
     F: Fn(AsyncIo) -> S,
     S: Future<Output = Result<(), IoError>>,
 {
-    /// A queue that serves each request by a call of `serve`, within `caps` and up to `depth` at a time.
+    /// Returns a queue that serves each request by a call of `serve`, within `caps` and up to `depth` at a time.
     pub fn new(caps: Caps, depth: usize, serve: F) -> Result<Self, OpenQueueError> {
         let caps = Caps {
             depth: caps.depth.min(depth),

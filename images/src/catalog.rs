@@ -1,4 +1,4 @@
-//! The images there are, and opening them.
+//! The images of the ramdisk, and opening them.
 
 use crate::archive::{self, ArchiveError};
 use crate::claim::{Access, Claims, InUse};
@@ -17,18 +17,18 @@ use core::fmt;
 
 /// All images of the driver domain.
 ///
-/// A catalog whose ramdisk is damaged is a catalog all the same: it says so to everyone who wants
-/// an image of it, and serves the other stores.
+/// A catalog whose ramdisk is damaged is a catalog all the same: every attempt to open an image gets the fault, and the
+/// other stores are served.
 #[derive(Debug)]
 pub struct Catalog {
     images: Result<Vec<Image>, ArchiveError>,
-    /// For targets that do not say it.
+    /// The discard mode of targets that do not name one.
     discard: DiscardMode,
-    /// Files that are taken stay as they are.
+    /// True if files that are taken stay in the ramdisk.
     keeps_files: bool,
 }
 
-/// One image, open or not.
+/// An image, open or not.
 #[derive(Debug)]
 struct Image {
     name: String,
@@ -47,7 +47,7 @@ impl Image {
 }
 
 impl Catalog {
-    /// The catalog of a driver domain without a ramdisk.
+    /// Returns the catalog of a driver domain without a ramdisk.
     pub fn empty() -> Catalog {
         Catalog::of(Ok(Vec::new()))
     }
@@ -60,7 +60,7 @@ impl Catalog {
         }
     }
 
-    /// The images in a ramdisk: the files of an archive or, if it is none, the whole of it as
+    /// Returns the images in a ramdisk: the files of an archive or, if it is not an archive, the whole of it as
     /// `disk0`.
     pub fn from_module(mut ramdisk: ImageMemory) -> Catalog {
         if !archive::is_archive(ramdisk.bytes()) {
@@ -85,8 +85,8 @@ impl Catalog {
         Catalog::of(images)
     }
 
-    /// Takes a file out of the ramdisk's archive that is the driver domain's own: it is no image any more. Returns
-    /// `None` if there is none of that name.
+    /// Takes a file of the driver domain's own out of the ramdisk's archive: it is not an image any more. Returns
+    /// `None` if there is no file of that name.
     ///
     /// # Panics
     /// If an image is open already.
@@ -103,13 +103,13 @@ impl Catalog {
         self.keeps_files = true;
     }
 
-    /// The same catalog, whose images discard so unless their target says otherwise. Memory goes back to
-    /// Xen only [with a reservation](Self::with_reservation).
+    /// Returns the same catalog, whose images have that discard mode unless their target says otherwise. Memory goes
+    /// back to Xen only [with a reservation](Self::with_reservation).
     pub fn with_discard(self, discard: DiscardMode) -> Catalog {
         Catalog { discard, ..self }
     }
 
-    /// The same catalog, whose images can grow, and can give memory back to Xen.
+    /// Returns the same catalog, whose images can grow, and can give memory back to Xen.
     ///
     /// # Panics
     /// If an image is open already.
@@ -158,7 +158,7 @@ impl Catalog {
         self.images.as_ref().err()
     }
 
-    /// Every image: its name, its size in bytes, and how many have it open.
+    /// Returns every image: its name, its size in bytes, and the number of disks that have it open.
     pub fn images(&self) -> impl Iterator<Item = (&str, usize, usize)> {
         let images = self.images.as_deref().unwrap_or_default().iter();
         images.map(|image| {
@@ -170,8 +170,8 @@ impl Catalog {
         })
     }
 
-    /// Calls `each` for every use of an image: with the image's name, the access, and the name of the one who has
-    /// it open.
+    /// Calls `each` for every use of an image: with the image's name, the access, and the name of the owner who has it
+    /// open.
     pub fn for_each_use(&self, mut each: impl FnMut(&str, Access, String)) {
         for image in self.images.as_deref().unwrap_or_default() {
             for (access, owner) in image.claims.owners() {
@@ -260,7 +260,7 @@ pub enum OpenError {
     Target(TargetError),
     /// The image is not there.
     NotFound(NotFound),
-    /// The image is not whole sectors.
+    /// The image does not consist of whole sectors.
     Size {
         /// Its name.
         name: String,
@@ -273,10 +273,10 @@ pub enum OpenError {
     InUse {
         /// Its name.
         name: String,
-        /// That owner.
+        /// The other owner, and its access.
         in_use: InUse,
     },
-    /// The store says why, in a sentence for the operator.
+    /// The store failed, for this reason, which is a sentence for the operator.
     Store(String),
 }
 

@@ -1,12 +1,11 @@
 //! Claims on an image: one writer alone has it open, or any number of readers. Disks whose targets say
 //! `shared=yes` may have it open together, writers among them.
 //!
-//! That is what Xen's own `block` hotplug script permits (`check_sharing` there, and no check for the
-//! mode `w!`), with one exception that it makes and we do not: it lets two domains of the same VM
-//! write at once, for the moment in which a VM moves from one to the other on the same host
-//! (`xl migrate` to localhost). Here that takes `shared=yes`, and so do the disks of an HVM guest
-//! whose device model runs in a stub domain, which are attached to both. The mode `w!` cannot reach a
-//! driver domain: libxl writes `r` or `w`.
+//! Xen's own `block` hotplug script permits the same (`check_sharing` there, and no check for the mode `w!`), with one
+//! exception that it makes and this domain does not: it lets two domains of the same VM write at once, for the moment
+//! in which a VM moves from one to the other on the same host (`xl migrate` to localhost). Here that takes
+//! `shared=yes`, and so do the disks of an HVM guest whose device model runs in a stub domain, which are attached to
+//! both. The mode `w!` cannot reach a driver domain: libxl writes `r` or `w`.
 
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -53,7 +52,7 @@ impl fmt::Display for InUse {
 
 impl core::error::Error for InUse {}
 
-/// The holders of claims to one image, or to another store's device.
+/// The holders of claims on one image, or on another store's device.
 #[derive(Debug, Default)]
 pub struct Claims {
     holders: Mutex<Holders>,
@@ -74,7 +73,8 @@ struct Holder {
 }
 
 impl Claims {
-    /// Takes a claim, or returns who stands in its way. With `shared`, others that say so are not in the way.
+    /// Takes a claim, or returns the owner who stands in its way. With `shared`, owners with `shared` are not in the
+    /// way.
     pub fn take(
         self: &Arc<Self>,
         access: Access,
@@ -106,7 +106,7 @@ impl Claims {
         })
     }
 
-    /// Returns how many there are.
+    /// Returns the number of holders.
     pub fn count(&self) -> usize {
         self.holders.lock().all.len()
     }

@@ -5,7 +5,7 @@ use crate::queue::{OpenQueue, QueueContext};
 use core::fmt;
 use core::task::Waker;
 
-/// An open device: says what it is, and gives queues to do I/O with.
+/// An open device: has properties, and opens the queues with which I/O is done.
 ///
 /// The device is shared; each of its users' rings has a queue of its own, so that vCPUs share
 /// nothing while they serve. Whatever the device was opened with (the image's claim above all)
@@ -70,8 +70,8 @@ use core::task::Waker;
 /// assert_eq!(device.queue().submit(Tag(1), flush), Submitted::Done(Ok(())));
 /// ```
 ///
-/// One that would rather keep its own list of requests implements [`IoQueue`](crate::IoQueue) itself, as the
-/// stores `ram:` and `null:` do. To be named by a target, a store is registered ([`Store`](crate::Store)).
+/// A store that keeps its own list of requests implements [`IoQueue`](crate::IoQueue) itself, as `ram:` and `null:` do.
+/// A store that targets name is registered ([`Store`](crate::Store)).
 pub trait BlockDevice: Send + Sync {
     /// Returns the device's present geometry.
     fn geometry(&self) -> Geometry;
@@ -80,15 +80,15 @@ pub trait BlockDevice: Send + Sync {
     /// allocate, may wait (the caller gives it up after a time, by dropping the future), and may fail.
     fn open_queue<'a>(&'a self, context: &QueueContext) -> OpenQueue<'a>;
 
-    /// Returns whether its queues have [`DataAccess::Dma`](crate::DataAccess::Dma). A layer asks the device below,
-    /// unless its own queues are of another kind.
+    /// Returns whether the device's queues have [`DataAccess::Dma`](crate::DataAccess::Dma). A layer asks the device
+    /// below, unless its own queues are of another kind.
     fn uses_dma(&self) -> bool {
         false
     }
 
-    /// Wakes `waker` when the geometry changes next; to be asked again after each wake-up. A device
-    /// wakes one waker, the one it was given last, and keeps none when it is dropped. Before a caller sleeps, it
-    /// first calls this, then looks at the geometry once more.
+    /// Wakes `waker` when the geometry changes next; the caller asks again after each wake-up. A device wakes one
+    /// waker, the one that it was given last, and keeps none when it is dropped. Before a caller sleeps, it first calls
+    /// this, then looks at the geometry once more.
     fn on_change(&self, _waker: &Waker) {}
 }
 
@@ -101,11 +101,11 @@ pub struct Geometry {
     pub sector_size: SectorSize,
     /// The unit that the store handles best; a multiple of `sector_size`.
     pub physical_sector_size: SectorSize,
-    /// Writes and discards are refused.
+    /// True if writes and discards are refused.
     pub read_only: bool,
-    /// [`Flush`](crate::Op::Flush) is understood.
+    /// True if [`Flush`](crate::Op::Flush) is supported.
     pub flush: bool,
-    /// [`Discard`](crate::Op::Discard) is understood, within these limits.
+    /// The limits of [`Discard`](crate::Op::Discard), if it is supported.
     pub discard: Option<DiscardLimits>,
 }
 
@@ -119,12 +119,12 @@ pub struct DiscardLimits {
     /// The start of the first such unit, counted from the start of the device (`discard-alignment`, there in
     /// bytes); less than the granularity.
     pub alignment: Sector,
-    /// Secure discards are possible (`discard-secure`).
+    /// True if secure discards are possible (`discard-secure`).
     pub secure: bool,
 }
 
-/// The most bytes that a store has a device or a server forget with one command, which all of them do in good time: with a
-/// guest's whole discard of terabytes, one could be taken for dead.
+/// The most bytes that a store has a device or a server discard with one command. All of them do that in good time;
+/// with a guest's whole discard of terabytes, one could be taken for dead.
 pub const MOST_FORGOTTEN: u64 = 1 << 30;
 
 /// The unit in which a device is addressed.
@@ -138,12 +138,12 @@ pub enum SectorSize {
 }
 
 impl SectorSize {
-    /// In units of 512 bytes.
+    /// Returns the size in units of 512 bytes.
     pub const fn sectors(self) -> Sector {
         Sector((self.bytes() / Sector::SIZE) as u64)
     }
 
-    /// In bytes.
+    /// Returns the size in bytes.
     pub const fn bytes(self) -> usize {
         match self {
             SectorSize::B512 => 512,

@@ -6,11 +6,11 @@ use core::fmt;
 /// option of a target). Either way the discarded data reads as zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum DiscardMode {
-    /// It is cleared and stays the image's, so that a later write always has memory.
+    /// The memory is cleared and stays the image's, so that a later write always has memory.
     #[default]
     Keep,
-    /// It goes back to Xen, page by page, and is asked for again by the first write to it. Xen may have
-    /// given it to another domain by then: that write fails.
+    /// The memory goes back to Xen, page by page, and is asked for again by the first write to it. Xen may have given
+    /// it to another domain by then: that write fails.
     Release,
 }
 

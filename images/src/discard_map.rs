@@ -24,13 +24,13 @@
 use super::sync::{AtomicU64, AtomicUsize, Ordering, fence};
 use alloc::boxed::Box;
 
-/// One queue's mark: an odd number while it is in the middle of a request. Alone in its cache line:
+/// A queue's mark: an odd number while the queue is in the middle of a request. It is alone in its cache line, because
 /// each queue writes its own all the time.
 #[derive(Debug)]
 #[repr(align(64))]
 pub(crate) struct Reader(AtomicUsize);
 
-/// A request in the middle. Ends when dropped.
+/// A visit: a request that is in the middle. It ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct ReadGuard<'a>(&'a Reader);
 
@@ -47,7 +47,7 @@ impl Reader {
         ReadGuard(self)
     }
 
-    /// The visit that is going on, if one is.
+    /// Returns the number of the visit that is going on, if one is.
     pub(crate) fn current_epoch(&self) -> Option<usize> {
         let epoch = self.0.load(Ordering::Acquire);
         (!epoch.is_multiple_of(2)).then_some(epoch)
@@ -82,7 +82,8 @@ impl Drop for ReadGuard<'_> {
     }
 }
 
-/// To be called between noting pages as released and looking at the readers.
+/// Makes noted pages visible to the readers. The caller has noted pages as released, and looks at the readers after
+/// this call.
 pub(crate) fn announce() {
     fence(Ordering::SeqCst);
 }
@@ -96,7 +97,7 @@ impl Count {
         Count(AtomicUsize::new(0))
     }
 
-    /// True if there is none.
+    /// Returns whether there is none.
     #[inline]
     pub(crate) fn is_zero(&self) -> bool {
         self.0.load(Ordering::Acquire) == 0
@@ -107,7 +108,7 @@ impl Count {
     }
 }
 
-/// The released pages of a run. Changed only under the image's lock.
+/// The released pages of a run. They change only under the image's lock.
 #[derive(Debug)]
 pub(crate) struct Released {
     /// The released pages, which no queue may begin to use.

@@ -11,12 +11,12 @@ use spin::Once;
 /// each growth adds one, of whole pages that hold nothing else.
 #[derive(Debug)]
 pub(crate) struct Extent {
-    /// The image's byte that it starts with.
+    /// The image's byte with which it starts.
     start: usize,
     pub(crate) memory: ImageMemory,
     /// The bytes of the memory that are the image's.
     bytes: Range<usize>,
-    /// Of the pages that lie in the memory as a whole.
+    /// The released pages, of those that lie in the memory as a whole.
     pub(crate) released: Released,
     next: Once<Box<Extent>>,
 }
@@ -33,7 +33,8 @@ pub(crate) struct Piece<'a> {
 }
 
 impl Extent {
-    /// An image's first bytes, or all: all of `memory`. No page of it can be released yet.
+    /// Returns the extent that holds an image's first bytes, or all: all of `memory`. No page of it can be released
+    /// yet.
     pub(crate) fn first(memory: ImageMemory) -> Extent {
         Extent {
             start: 0,
@@ -44,7 +45,7 @@ impl Extent {
         }
     }
 
-    /// The image's bytes from `start` on, which `memory` holds in these of its own.
+    /// Returns the extent that holds the image's bytes from `start` on, which are `bytes` of `memory`.
     pub(crate) fn added(start: usize, memory: ImageMemory, bytes: Range<usize>) -> Extent {
         let mut extent = Extent {
             start,
@@ -55,13 +56,13 @@ impl Extent {
         extent
     }
 
-    /// Lets whole pages of it be released.
+    /// Allows whole pages of it to be released.
     pub(crate) fn divide(&mut self) {
         let pages = self.memory.len().saturating_sub(self.head()) / PAGE_SIZE;
         self.released = Released::none_of(pages);
     }
 
-    /// Bytes before its first whole page.
+    /// Returns the number of bytes before its first whole page.
     pub(crate) fn head(&self) -> usize {
         self.memory.address().wrapping_neg() % PAGE_SIZE
     }
@@ -76,7 +77,7 @@ impl Extent {
         self.head() + page * PAGE_SIZE
     }
 
-    /// The last extent there is now.
+    /// Returns the last extent that there is now.
     pub(crate) fn last(&self) -> &Extent {
         let mut extent = self;
         while let Some(next) = extent.next.get() {
@@ -90,7 +91,7 @@ impl Extent {
         self.last().next.call_once(|| Box::new(extent));
     }
 
-    /// The first piece of the image's bytes from `offset` on, at most `len` of them. They exist.
+    /// Returns the first piece of the image's bytes from `offset` on, at most `len` of them. These bytes exist.
     fn piece(&self, offset: usize, len: usize) -> Piece<'_> {
         let mut extent = self;
         while let Some(next) = extent.next.get().filter(|next| next.start <= offset) {
@@ -110,7 +111,7 @@ impl Extent {
         }
     }
 
-    /// The pieces that `len` bytes of the image from `offset` on consist of. They exist.
+    /// Returns the pieces of which `len` bytes of the image from `offset` on consist. These bytes exist.
     pub(crate) fn pieces(&self, offset: usize, len: usize) -> impl Iterator<Item = Piece<'_>> {
         let mut done = 0;
         core::iter::from_fn(move || {
@@ -122,13 +123,13 @@ impl Extent {
 }
 
 impl Piece<'_> {
-    /// True if it is not to be used.
+    /// Returns whether the piece is in a released page, and must not be used.
     pub(crate) fn is_released(&self) -> bool {
         self.page
             .is_some_and(|page| self.extent.released.contains(page))
     }
 
-    /// True if Xen has it back.
+    /// Returns whether Xen has the piece's page back.
     pub(crate) fn is_gone(&self) -> bool {
         self.page
             .is_some_and(|page| self.extent.released.is_gone(page))
@@ -154,7 +155,7 @@ pub(crate) struct Run<'a> {
     pub(crate) count: usize,
 }
 
-/// The runs of those pages that `chosen` says yes to; it is asked once for each piece.
+/// Returns the runs of those pages for which `chosen` returns true; it is called once for each piece.
 pub(crate) fn runs<'a>(
     mut pieces: impl Iterator<Item = Piece<'a>>,
     mut chosen: impl FnMut(&Piece<'a>) -> bool,

@@ -24,7 +24,7 @@ impl Flushes {
         self.begun.fetch_add(1, Ordering::AcqRel) + 1
     }
 
-    /// Notes that a flush has succeeded: what was acknowledged before it began is durable.
+    /// Notes that a flush has succeeded: writes that were acknowledged before it began are durable.
     pub fn end(&self, number: u64) {
         self.done.fetch_max(number, Ordering::AcqRel);
     }
@@ -36,7 +36,7 @@ impl Flushes {
         self.begun.load(Ordering::Acquire)
     }
 
-    /// Returns whether a write is durable that was acknowledged when that flush was the last.
+    /// Returns whether a write is durable that was acknowledged when the flush with that number was the last one.
     pub fn cover(&self, written: u64) -> bool {
         written < self.done.load(Ordering::Acquire)
     }

@@ -15,7 +15,7 @@
 //! assert_eq!(from, to);
 //! ```
 
-/// Copies `len` bytes. If either range changes meanwhile, each byte is what it was at some moment.
+/// Copies `len` bytes. If either range changes meanwhile, each byte has a value that it had at some moment.
 ///
 /// # Safety
 /// `from` is readable and `to` writable for `len` bytes; the ranges do not overlap. What Rust
@@ -55,7 +55,7 @@ pub unsafe fn zero(to: *mut u8, len: usize) {
 #[repr(C, packed)]
 struct Unaligned(u64);
 
-/// Copies as many whole blocks of 64 bytes as there are and says how many bytes that was.
+/// Copies as many whole blocks of 64 bytes as there are, and returns the number of their bytes.
 ///
 /// # Safety
 /// As for [`copy`].
@@ -96,7 +96,7 @@ unsafe fn copy_wide(from: *const u8, to: *mut u8, len: usize) -> usize {
     wide
 }
 
-/// Zeroes as many whole blocks of 64 bytes as there are and says how many bytes that was.
+/// Zeroes as many whole blocks of 64 bytes as there are, and returns the number of their bytes.
 ///
 /// # Safety
 /// As for [`zero`].

@@ -1,4 +1,4 @@
-//! One request to a store, and how it went.
+//! A request to a store, and its outcome.
 
 use crate::segment::IoSegment;
 use core::fmt;
@@ -13,7 +13,7 @@ impl Sector {
     /// Bytes of a sector.
     pub const SIZE: usize = 512;
 
-    /// The byte it starts at; `None` past 2^64 bytes.
+    /// Returns the byte at which it starts; `None` past 2^64 bytes.
     pub const fn bytes(self) -> Option<u64> {
         self.0.checked_mul(Self::SIZE as u64)
     }
@@ -25,18 +25,18 @@ impl fmt::Display for Sector {
     }
 }
 
-/// The caller's name for a request: comes back with its completion, and means nothing to the
-/// store. It is less than 2^32: layers name their own requests with the other bits.
+/// The caller's name for a request: it comes back with its completion, and means nothing to the store. It is less than
+/// 2^32: layers name their own requests with the other bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]
 pub struct Tag(pub usize);
 
-/// One request.
+/// A request.
 #[derive(Clone, Copy, Debug)]
 pub struct Io<'a> {
     /// The operation.
     pub op: Op,
-    /// The memory to read into or write from, in the order of the device; none for the others.
+    /// The memory to read into or write from, in the order of the device; empty for other operations.
     pub segments: &'a [IoSegment],
 }
 
@@ -56,15 +56,15 @@ pub enum Op {
         /// ([`Caps::fua`](crate::Caps::fua)).
         fua: bool,
     },
-    /// Makes durable what was written and completed before.
+    /// Makes durable all data that was written by completed writes.
     Flush,
-    /// Forgets data.
+    /// Discards data.
     Discard {
         /// The first sector to discard.
         sector: Sector,
         /// The number of sectors.
         count: Sector,
-        /// No copy may stay readable by any means.
+        /// True if no copy may stay readable by any means.
         secure: bool,
     },
 }
@@ -81,31 +81,31 @@ impl Op {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "a request that is done has no other completion"]
 pub enum Submitted {
-    /// It is complete already.
+    /// The request is complete already.
     Done(Result<(), IoError>),
-    /// Its completion will come from the queue, with its tag.
+    /// The completion will come from the queue, with the request's tag.
     Pending,
-    /// It was not taken: the caller submits it again once
-    /// [`poll_complete`](crate::IoQueue::poll_complete) is ready.
+    /// The request was not taken: the caller submits it again once [`poll_complete`](crate::IoQueue::poll_complete) is
+    /// ready.
     Busy,
 }
 
 /// The reason why a request failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IoError {
-    /// It reaches past the end of the device.
+    /// The request reaches past the end of the device.
     OutOfRange,
-    /// Its position or length is not in whole sectors of the device.
+    /// The request's position or length is not in whole sectors of the device.
     Misaligned,
-    /// It would change a device that is open for reading.
+    /// The request would change a device that is open for reading only.
     ReadOnly,
     /// The device cannot do this.
     NotSupported,
-    /// There is no memory left for what it would store.
+    /// There is no memory left for the data that it would store.
     NoMemory,
     /// The store failed.
     Medium,
-    /// It was given up before it was done ([`IoQueue::cancel`](crate::IoQueue::cancel)).
+    /// The request was given up before it was done ([`IoQueue::cancel`](crate::IoQueue::cancel)).
     Cancelled,
 }
 

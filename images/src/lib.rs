@@ -42,7 +42,7 @@
 //! ```
 //!
 //! Read next: [`BlockDevice`] and [`IoQueue`], which a store implements; [`Stores`], where it is registered;
-//! [`Catalog`], where images come from; [`RamImage`], which discards data; [`archive`], which reads the ramdisk.
+//! [`Catalog`], the images; [`RamImage`], which discards data; [`archive`], which reads the ramdisk.
 
 #![no_std]
 #![deny(unsafe_code)]

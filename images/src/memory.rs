@@ -5,19 +5,18 @@ use crate::segment::IoSegment;
 use bulkhead_xen::{PAGE_SIZE, Reservation};
 use core::ptr::NonNull;
 
-/// Memory of this domain given over to images: the ramdisk, or a part of it.
+/// Memory of this domain that holds images: the ramdisk, or a part of it.
 ///
-/// Once the images in it are found it is only touched by the copies of [`guest_memory`]. These
-/// may race with each other, so serving an image takes no lock. Code that releases a part of it
-/// makes sure that no queue touches that part.
+/// Once the images in it are found, only the copies of [`guest_memory`] touch it. These may race with each other, so
+/// serving an image takes no lock. Code that releases a part of it makes sure that no queue touches that part.
 #[derive(Debug)]
 pub struct ImageMemory {
     base: NonNull<u8>,
     len: usize,
 }
 
-/// A file of the ramdisk that is no image: the driver domain's own. It is wiped when it is dropped, unless it is to be found
-/// again.
+/// A file of the ramdisk that is not an image: the driver domain's own. It is wiped when it is dropped, unless a later
+/// boot is to find it again.
 #[derive(Debug)]
 pub struct File {
     memory: ImageMemory,
@@ -65,19 +64,19 @@ impl ImageMemory {
         self.len
     }
 
-    /// True if there are none.
+    /// Returns whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The bytes, to look for images in them: no other access is possible meanwhile, as parts
-    /// come from [`split_off`](Self::split_off) alone, which takes them out of `self`.
+    /// Returns the bytes, to look for images in them. No other access is possible meanwhile, as parts come from
+    /// [`split_off`](Self::split_off) alone, which takes them out of `self`.
     pub(crate) fn bytes(&mut self) -> &[u8] {
         // SAFETY: `new` promises the memory; it is borrowed from the only value that covers it.
         unsafe { core::slice::from_raw_parts(self.base.as_ptr(), self.len) }
     }
 
-    /// Returns the bytes of memory that is no image's.
+    /// Returns the bytes of a file.
     pub(crate) fn of_file(file: &File) -> &[u8] {
         let ImageMemory { base, len } = &file.memory;
         // SAFETY: `new` promises the memory, and nothing can write to that of a file.
@@ -137,12 +136,12 @@ impl ImageMemory {
         Some(unsafe { ImageMemory::new(first, pages * PAGE_SIZE) })
     }
 
-    /// Gives pages back to Xen, the first of which begins at `offset`. Returns how many of them,
-    /// counted from the first, are gone.
+    /// Gives pages back to Xen, the first of which begins at `offset`. Returns the number of pages, counted from the
+    /// first, that are gone.
     ///
     /// # Safety
-    /// They lie in this memory, from a page boundary on, and none of them is granted. Nothing
-    /// accesses what is gone until it is populated again.
+    /// The pages lie in this memory, from a page boundary on, and none of them is granted. Nothing accesses those that
+    /// are gone until they are populated again.
     pub(crate) unsafe fn release(
         &self,
         reservation: &dyn Reservation,
@@ -153,10 +152,10 @@ impl ImageMemory {
         unsafe { reservation.release(self.at(offset, pages * PAGE_SIZE), pages) }
     }
 
-    /// Gets released pages back, as zeros. Returns how many of them, counted from the first.
+    /// Gets released pages back, as zeros. Returns their number, counted from the first.
     ///
     /// # Safety
-    /// They were released, and have not been populated since.
+    /// The pages were released, and have not been populated since.
     pub(crate) unsafe fn populate(
         &self,
         reservation: &dyn Reservation,

@@ -1,4 +1,4 @@
-//! One vCPU's way to do I/O on a device: what a store has to do for the requests of one ring.
+//! The queue of a device: what a store has to do for the requests of one ring, on one vCPU.
 
 use crate::io::{Io, IoError, Op, Submitted, Tag};
 use alloc::boxed::Box;
@@ -28,7 +28,7 @@ pub struct QueueContext {
 }
 
 impl QueueContext {
-    /// A queue on `vcpu` for up to `depth` requests at a time, the only one that is opened of its device.
+    /// Returns a context for a queue on `vcpu` for up to `depth` requests at a time, the only one of its device.
     pub fn new(vcpu: VcpuId, depth: usize) -> QueueContext {
         QueueContext {
             vcpu,
@@ -37,7 +37,7 @@ impl QueueContext {
         }
     }
 
-    /// The same, as one of `queues` queues.
+    /// Returns the same, for one of `queues` queues.
     pub fn among(self, queues: usize) -> QueueContext {
         QueueContext { queues, ..self }
     }
@@ -58,7 +58,7 @@ pub fn not_opened<'a>(error: OpenQueueError) -> OpenQueue<'a> {
     Box::pin(core::future::ready(Err(error)))
 }
 
-/// One ring's way to do I/O on a device.
+/// A queue, with which one ring does I/O on a device.
 ///
 /// Everything is called on the vCPU that opened the queue. A request is submitted with a tag of the
 /// caller's choice, that no other pending request has, and completes once: at once by
@@ -72,8 +72,8 @@ pub trait IoQueue {
     /// Returns what the queue can take. It stays the same as long as the queue is open.
     fn caps(&self) -> Caps;
 
-    /// Returns how this domain's own memory is named to the device, for queues with [`DataAccess::Dma`]:
-    /// the caller may have copied a guest's data there. Each of their segments has a bus address
+    /// Returns the bus addresses of this domain's own memory, for queues with [`DataAccess::Dma`]: the caller may have
+    /// copied a guest's data there. Each segment of such a queue has a bus address
     /// ([`IoSegment::dma_addr`](crate::IoSegment::dma_addr)).
     ///
     /// A layer with [`DataAccess::Staged`] over such a queue returns the same, so that segments in its memory have
@@ -82,16 +82,16 @@ pub trait IoQueue {
         None
     }
 
-    /// Starts a request. A store that answers [`Submitted::Pending`] has
-    /// [kept](crate::IoSegment::keep) the segments; the slice is only lent for the call.
+    /// Starts a request. A store that returns [`Submitted::Pending`] has [kept](crate::IoSegment::keep) the segments;
+    /// the slice is only valid during the call.
     ///
     /// The store checks range, alignment and access by itself; that a request is within
     /// [`caps`](Self::caps) is the caller's part. A failed read may have filled some of the segments, a
     /// failed write stored some of them.
     ///
-    /// A store may answer [`Submitted::Busy`] whenever it cannot take a request now, also where fewer than
-    /// [`Caps::depth`] are pending. The caller submits the request again after
-    /// [`poll_complete`](Self::poll_complete) was ready.
+    /// A store may return [`Submitted::Busy`] whenever it cannot take a request now, also where fewer than
+    /// [`Caps::depth`] are pending. The caller submits the request again after [`poll_complete`](Self::poll_complete)
+    /// was ready.
     fn submit(&mut self, tag: Tag, io: Io<'_>) -> Submitted;
 
     /// Ends a batch: no more requests come for the moment. A store that collects requests passes them on
@@ -101,10 +101,10 @@ pub trait IoQueue {
 
     /// Passes all completions that have come in to `sink`.
     ///
-    /// Ready if there was one, or if a request that was [`Busy`](Submitted::Busy) may be submitted again.
-    /// Else the store keeps the context's waker, in the place of an earlier one, and wakes it once one of
-    /// these is so. A store that does its work in slices may do one here, and wakes the waker where there
-    /// are more. The caller need not ask while nothing is pending and nothing was busy.
+    /// Returns ready if there was one, or if a request that was [`Busy`](Submitted::Busy) may be submitted again.
+    /// Otherwise the store keeps the context's waker, in the place of an earlier one, and wakes it when one of these
+    /// happens. A store that does its work in slices may do one here, and wakes the waker where there are more. The
+    /// caller need not ask while nothing is pending and nothing was busy.
     fn poll_complete(
         &mut self,
         context: &mut Context<'_>,
@@ -119,26 +119,24 @@ pub trait IoQueue {
     /// Gives up all pending requests, each as [`cancel`](Self::cancel) does.
     fn cancel_all(&mut self);
 
-    /// Closes the queue: abandons what is pending, without a completion. Once this is ready the store
-    /// touches no segment and no staging memory any more, and the queue is dropped. Only
-    /// this method is called after its first call.
+    /// Closes the queue: abandons the pending requests, without completions. Once this is ready, the store touches no
+    /// segment and no staging memory any more, and the queue is dropped. Only this method is called after its first
+    /// call.
     ///
-    /// A store that is not ready wakes the context's waker when it may be. If that takes too long the
-    /// caller says so in the log and goes on without the queue; the segments stay in place, and this is
-    /// polled, until it is ready.
+    /// A store that is not ready wakes the context's waker when it may be. If that takes too long, the caller logs it
+    /// and goes on without the queue; the segments stay in place, and this is polled, until it is ready.
     fn poll_close(&mut self, context: &mut Context<'_>) -> Poll<()>;
 
-    /// Returns memory of the store's own for the `len` contiguous bytes that the read or write `op`
-    /// covers, so that the caller can have the hypervisor copy between it and the guest's pages. What the
-    /// copy is for is in [`Staging::phase`]. No layer can be bypassed: a layer answers this call for all
-    /// that is below it.
+    /// Returns memory of the store's own for the `len` contiguous bytes that the read or write `op` covers, so that the
+    /// caller can have the hypervisor copy between it and the guest's pages. [`Staging::phase`] is the purpose of the
+    /// copy. No layer can be bypassed: a layer answers this call for all that is below it.
     ///
-    /// `None` from a queue with [`DataAccess::Direct`]: the request is to be submitted with the guest's
+    /// Returns `None` from a queue with [`DataAccess::Direct`] if the request is to be submitted with the guest's
     /// pages. That includes every request that [`submit`](Self::submit) would refuse.
     ///
-    /// `None` from a queue with [`DataAccess::Staged`]: no memory is free. It is to be asked for again, as
-    /// after [`Submitted::Busy`], or after [`unstage`](Self::unstage). It has memory for every request
-    /// within [`caps`](Self::caps), also one that `submit` would refuse.
+    /// Returns `None` from a queue with [`DataAccess::Staged`] if no memory is free. The caller asks for it again, as
+    /// after [`Submitted::Busy`], or after [`unstage`](Self::unstage). The queue has memory for every request within
+    /// [`caps`](Self::caps), also one that `submit` would refuse.
     ///
     /// Queues with other ways of access are not asked.
     fn stage(&mut self, tag: Tag, op: Op, len: usize) -> Option<Staging> {
@@ -147,9 +145,8 @@ pub trait IoQueue {
     }
 
     /// Returns how many of the `len` bytes of the read or write `op`, from its first on, can have memory of
-    /// [`stage`](Self::stage) together: all, or whole sectors up to the place where they go on elsewhere
-    /// below a layer. The caller asks for that part's memory and submits it, and then the rest as a request
-    /// of its own.
+    /// [`stage`](Self::stage) together: all, or whole sectors up to the point from which they lie elsewhere below a
+    /// layer. The caller asks for that part's memory and submits it, and then the rest as a request of its own.
     ///
     /// Queues with other ways of access than [`DataAccess::Staged`] are not asked: they cut requests
     /// themselves.
@@ -161,14 +158,14 @@ pub trait IoQueue {
     /// Ends the use of all memory that [`stage`](Self::stage) gave with [`StagingPhase::InPlace`].
     fn end_in_place(&mut self) {}
 
-    /// Ends the use of the memory that [`stage`](Self::stage) gave for a request with another phase:
-    /// the request has completed, and what it read has been copied; or it is not going to be submitted.
+    /// Ends the use of the memory that [`stage`](Self::stage) gave for a request with another phase. Either the request
+    /// has completed and the data of a read was copied, or the request is not going to be submitted.
     fn unstage(&mut self, tag: Tag) {
         let _ = tag;
     }
 }
 
-/// The most segments of a request that is kept, where the capabilities say nothing less.
+/// The most segments of a request that is kept, unless the capabilities set a lower limit.
 pub(crate) const KEPT_SEGMENTS: usize = 256;
 
 /// Returns an empty list with room for that many entries.
@@ -183,30 +180,30 @@ pub(crate) fn room<T>(count: usize) -> Result<Vec<T>, OpenQueueError> {
 /// The limits of a queue. The caller splits larger requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caps {
-    /// Requests that may be pending at a time; not zero.
+    /// The most requests that may be pending at a time; not zero.
     pub depth: usize,
-    /// Segments of one request; not zero. Those in staging memory do not count.
+    /// The most segments of one request; not zero. Segments in staging memory do not count.
     pub segments: usize,
-    /// Bytes of one request: a multiple of the device's sector size; not zero.
+    /// The most bytes of one request: a multiple of the device's sector size; not zero.
     pub bytes: usize,
     /// Every segment starts and ends on a multiple of this many bytes: a power of two, at most the
     /// device's sector size.
     pub alignment: usize,
     /// The way in which the store reaches the data.
     pub access: DataAccess,
-    /// It takes writes that are durable when they complete ([`Op::Write`]). Other queues are never given such a
-    /// write: the caller flushes after it.
+    /// True if the queue takes writes that are durable when they complete ([`Op::Write`]). Other queues are never given
+    /// such a write: the caller flushes after it.
     pub fua: bool,
-    /// The longest time that the store may go without completing anything while requests are pending. After
-    /// that the caller gives up all of them ([`IoQueue::cancel_all`]). `None`: as long as it takes.
+    /// The longest time that the store may take without a completion while requests are pending. After that, the caller
+    /// gives up all of them ([`IoQueue::cancel_all`]). `None` sets no limit.
     pub timeout: Option<Duration>,
-    /// Reads, writes and flushes complete in [`IoQueue::submit`], so that they complete in the order in which they are
-    /// submitted. Others may complete at once, too.
+    /// True if reads, writes and flushes complete in [`IoQueue::submit`], so that they complete in the order in which
+    /// they are submitted. Stores for which this is false may complete requests at once, too.
     pub at_once: bool,
 }
 
 impl Caps {
-    /// The capabilities of a store that takes everything.
+    /// The capabilities of a store without limits.
     pub const UNLIMITED: Caps = Caps {
         depth: usize::MAX,
         segments: usize::MAX,
@@ -222,17 +219,17 @@ impl Caps {
 /// The way in which a store reaches the data of reads and writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DataAccess {
-    /// It copies from and to mapped segments, or has memory in which the hypervisor's copy is the whole
-    /// operation ([`StagingPhase::InPlace`]). The caller takes what is cheaper.
+    /// The store copies from and to mapped segments, or has memory in which the hypervisor's copy is the whole
+    /// operation ([`StagingPhase::InPlace`]). The caller chooses the cheaper way.
     Direct,
-    /// It never gets a guest's page: all data goes through memory of the store's own
-    /// ([`IoQueue::stage`]), and the segments that are submitted lie in this domain's own memory.
+    /// The store never gets a guest's page: all data goes through memory of the store's own ([`IoQueue::stage`]), and
+    /// the segments that are submitted lie in this domain's own memory.
     Staged,
-    /// It copies from and to mapped segments.
+    /// The store copies from and to mapped segments.
     Mapped,
-    /// A device reads and writes the segments by their bus addresses, which all of them have
-    /// ([`IoQueue::dma_memory`]). They may have nothing else: the pages are where the device finds them, and
-    /// need not be mapped for anyone. A store that looks at the bytes itself is not of this kind.
+    /// A device reads and writes the segments by their bus addresses, which all of them have ([`IoQueue::dma_memory`]).
+    /// They may have nothing else: the device can reach the pages, and they need not be mapped for anyone. A store that
+    /// looks at the bytes itself is not of this kind.
     Dma,
 }
 
@@ -248,26 +245,26 @@ pub struct Staging {
 /// The purpose of the copy from or to [`Staging::memory`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StagingPhase {
-    /// The copy is the operation: the memory holds the device's own bytes, and the request is not
-    /// submitted. It stays until [`IoQueue::end_in_place`].
+    /// The copy is the operation: the memory holds the device's own bytes, and the request is not submitted. The memory
+    /// is valid until [`IoQueue::end_in_place`].
     InPlace,
-    /// A write: what the guest wrote is copied in, then the request is submitted with segments in that
-    /// memory. It stays until [`IoQueue::unstage`].
+    /// The memory is for a write: the guest's data is copied in, then the request is submitted with segments in that
+    /// memory. It is valid until [`IoQueue::unstage`].
     BeforeSubmit,
-    /// A read: the request is submitted with segments in that memory, and what it read is copied out
-    /// after its completion. It stays until [`IoQueue::unstage`].
+    /// The memory is for a read: the request is submitted with segments in that memory, and the data is copied out
+    /// after its completion. It is valid until [`IoQueue::unstage`].
     AfterComplete,
 }
 
 /// The reason why a queue cannot be opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OpenQueueError {
-    /// There is no memory for what the store keeps for each request.
+    /// There is no memory for the store's state of each request.
     NoMemory {
         /// The bytes that were asked for.
         bytes: usize,
     },
-    /// The store says why, in a sentence for the operator.
+    /// The store failed, for this reason, which is a sentence for the operator.
     Failed(String),
 }
 

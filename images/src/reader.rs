@@ -1,4 +1,4 @@
-//! Reading a device for this domain's own use: the tables at its start, say.
+//! Reads a device for this domain's own use: the tables at its start, say.
 
 use crate::device::{BlockDevice, Geometry};
 use crate::guest_memory;
@@ -26,9 +26,9 @@ struct Page(UnsafeCell<[u8; PAGE_SIZE]>);
 
 /// Reads bytes from anywhere on a device, a few pages at a time, with one request at a time.
 ///
-/// It waits for the store without a limit. A caller that has waited long enough drops the future of
-/// [`read`](Self::read), and keeps the reader until the store has let go of it ([`poll_close`](Self::poll_close)).
-/// If a reader is dropped earlier, its pages are never used again.
+/// The reader waits for the store without a limit. A caller that has waited long enough drops the future of
+/// [`read`](Self::read), and keeps the reader until the store has let go of it ([`poll_close`](Self::poll_close)). If a
+/// reader is dropped earlier, its pages are never used again.
 ///
 /// ```
 /// use bulkhead_images::{Access, DeviceReader, NullDevice, Sector, SectorSize};
@@ -58,16 +58,16 @@ pub struct DeviceReader {
     geometry: Geometry,
     caps: Caps,
     dma: Option<Arc<dyn DmaMemory>>,
-    /// The store has a request.
+    /// True if the store has a request.
     pending: bool,
-    /// It has let go of everything.
+    /// True if the store has let go of everything.
     closed: bool,
 }
 
 /// The reason why bytes of a device cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadError {
-    /// They are past its end.
+    /// The bytes are past the device's end.
     PastTheEnd,
     /// The store failed.
     Io(IoError),
@@ -86,7 +86,7 @@ impl core::error::Error for ReadError {}
 
 const READ: Tag = Tag(1);
 
-/// A read under way.
+/// A read in progress.
 pub type Reading<'a> = Pin<Box<dyn Future<Output = Result<(), ReadError>> + 'a>>;
 
 impl DeviceReader {
@@ -109,7 +109,7 @@ impl DeviceReader {
         })
     }
 
-    /// Returns what the device looked like when it was opened.
+    /// Returns the device's geometry, as it was when the reader was opened.
     pub fn geometry(&self) -> &Geometry {
         &self.geometry
     }
@@ -146,8 +146,7 @@ impl DeviceReader {
         Ok(())
     }
 
-    /// Reads up to `len` bytes in whole sectors, and takes what is behind the first `skip` of them. Returns
-    /// how many bytes that is.
+    /// Reads up to `len` bytes in whole sectors, and takes those behind the first `skip`. Returns their number.
     async fn read_sectors(
         &mut self,
         sector: Sector,

@@ -1,4 +1,4 @@
-//! Growing an image while it is attached: what an operator asks for, and what is wrong with it.
+//! Growing an image while it is attached: the operator's request, its steps, and its errors.
 //!
 //! ```
 //! use bulkhead_images::GrowRequest;
@@ -26,7 +26,7 @@ use core::str::FromStr;
 /// The number of bytes that are cleared before other tasks get their turn.
 const STEP_BYTES: usize = 1 << 20;
 
-/// An operator wants an image to be larger.
+/// An operator's request to make an image larger.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GrowRequest {
     /// The image's name, without `ram:`.
@@ -43,7 +43,7 @@ pub struct GrowRequest {
 #[must_use = "the image does not grow unless every step is done"]
 pub struct Resize {
     image: Arc<MemoryImage>,
-    /// Until it is the image's.
+    /// The memory that is added, until it is the image's.
     added: Option<AddedMemory>,
 }
 
@@ -56,8 +56,8 @@ impl Resize {
     }
 
     /// Clears up to a MiB of the memory added. Once all of it is cleared, the image grows, the devices open on it
-    /// report that ([`BlockDevice::on_change`](crate::BlockDevice::on_change)), and this returns the number of
-    /// bytes it had before. On `None` the caller calls it again.
+    /// report that ([`BlockDevice::on_change`](crate::BlockDevice::on_change)), and this returns the number of bytes
+    /// that the image had before. After `None`, the caller calls it again.
     pub fn step(&mut self) -> Option<u64> {
         if self.added.as_mut().is_some_and(AddedMemory::clear) {
             return None;
@@ -79,7 +79,7 @@ impl Drop for Resize {
 #[derive(Debug)]
 pub(crate) struct AddedMemory {
     memory: ImageMemory,
-    /// The bytes of the memory that will be the image's.
+    /// The bytes of the memory that will belong to the image.
     bytes: Range<usize>,
     /// Their range in the image.
     image_bytes: Range<usize>,
@@ -100,7 +100,7 @@ impl AddedMemory {
         }
     }
 
-    /// Clears a part of it. Returns false if there is nothing left to clear.
+    /// Clears a part of the memory. Returns false if there is nothing left to clear.
     fn clear(&mut self) -> bool {
         let len = STEP_BYTES.min(self.memory.len() - self.cleared);
         self.memory.zero(self.cleared, len);
@@ -118,7 +118,7 @@ impl AddedMemory {
     }
 }
 
-/// A text that asks for no growth.
+/// A text that is not a request for growth.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GrowRequestError(String);
 
@@ -166,7 +166,7 @@ pub enum GrowError {
         /// The size asked for.
         size: u64,
     },
-    /// It is as large already. Images never shrink.
+    /// The image is as large already. Images never shrink.
     NotLarger {
         /// Its name.
         name: String,
@@ -175,7 +175,7 @@ pub enum GrowError {
         /// The size it has.
         now: u64,
     },
-    /// It is growing already.
+    /// The image is growing already.
     Growing {
         /// Its name.
         name: String,

@@ -12,11 +12,11 @@ use core::ptr::NonNull;
 /// [`DataAccess::Dma`](crate::DataAccess::Dma) are given such segments: a store or a layer that moves bytes
 /// itself names another way of access.
 ///
-/// It is only lent to a store, so that moving bytes is safe while the store has it; one whose requests
-/// are pending [keeps](Self::keep) it.
+/// A segment is valid for a store only during the call that passes it, so that moving bytes is safe; a store whose
+/// requests stay pending [keeps](Self::keep) it.
 #[derive(Debug)]
 pub struct IoSegment {
-    /// There is this or a bus address: the constructors see to it.
+    /// The address, if the bytes are mapped. A segment without it has a bus address: the constructors see to it.
     address: Option<NonNull<u8>>,
     len: usize,
     dma: Option<DmaAddr>,
@@ -28,7 +28,7 @@ const _: () = assert!(size_of::<IoSegment>() == 24);
 unsafe impl Send for IoSegment {}
 
 impl IoSegment {
-    /// A segment of `len` bytes at `address`, which devices find at `dma`, if they can.
+    /// Returns a segment of `len` bytes at `address`, which devices find at `dma`, if they can.
     ///
     /// # Safety
     /// As long as the segment, or one that was [kept](Self::keep), exists, the bytes are mapped on every
@@ -44,7 +44,7 @@ impl IoSegment {
         }
     }
 
-    /// A segment of `len` bytes that only devices reach, which find them at `dma`.
+    /// Returns a segment of `len` bytes that only devices can reach, at the bus address `dma`.
     ///
     /// # Safety
     /// As for [`new`](Self::new), but that the bytes are mapped nowhere.
@@ -56,7 +56,7 @@ impl IoSegment {
         }
     }
 
-    /// Returns the address at which the bytes are mapped; `None` if they are there for a device alone.
+    /// Returns the address at which the bytes are mapped; `None` if only a device can reach them.
     pub const fn address(&self) -> Option<NonNull<u8>> {
         self.address
     }
@@ -64,7 +64,7 @@ impl IoSegment {
     /// Returns the address of bytes that are to be copied.
     ///
     /// # Panics
-    /// If they are there for a device alone: the queue has not said that it copies.
+    /// If only a device can reach them: the queue has not said that it copies.
     #[inline]
     pub(crate) fn mapped(&self) -> NonNull<u8> {
         match self.address {
@@ -88,12 +88,12 @@ impl IoSegment {
         self.len
     }
 
-    /// True if there are none.
+    /// Returns whether there are none.
     pub const fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The same bytes, for a store to use after the call in which they were lent to it.
+    /// Returns the same bytes, for a store to use after the call that has passed them.
     ///
     /// # Safety
     /// The store drops it, and does not touch the bytes any more, before it tells the request's completion
@@ -106,7 +106,7 @@ impl IoSegment {
         }
     }
 
-    /// Copies the bytes from `start` on into `to`: what the guest writes to the device.
+    /// Copies the bytes from `start` on, which the guest writes to the device, into `to`.
     ///
     /// # Panics
     /// If it does not have that many, or is there for a device alone.
@@ -117,8 +117,8 @@ impl IoSegment {
         unsafe { guest_memory::copy(from.mapped().as_ptr(), to.as_mut_ptr(), to.len()) }
     }
 
-    /// Copies `from` over the bytes from `start` on: what the guest reads. For reads alone: the
-    /// segments of a write need not be writable.
+    /// Copies `from` over the bytes from `start` on, which the guest reads. Only reads may use this: the segments of a
+    /// write need not be writable.
     ///
     /// # Panics
     /// If it does not have that many, or is there for a device alone.
@@ -128,7 +128,7 @@ impl IoSegment {
         unsafe { guest_memory::copy(from.as_ptr(), to.mapped().as_ptr(), from.len()) }
     }
 
-    /// A part of it, for callers that split requests.
+    /// Returns a part of it, for callers that split requests.
     ///
     /// # Safety
     /// As for [`keep`](Self::keep).
@@ -139,7 +139,7 @@ impl IoSegment {
         self.part(start, len)
     }
 
-    /// A part of it.
+    /// Returns a part of it.
     ///
     /// # Panics
     /// If it does not have that part.
@@ -160,8 +160,8 @@ impl IoSegment {
         unsafe { guest_memory::zero(self.mapped().as_ptr(), self.len) }
     }
 
-    /// Returns where devices find the first byte; the others follow. It is there for queues with
-    /// [`DataAccess::Dma`](crate::DataAccess::Dma).
+    /// Returns the bus address of the first byte; the others follow. Queues with
+    /// [`DataAccess::Dma`](crate::DataAccess::Dma) always get one.
     pub const fn dma_addr(&self) -> Option<DmaAddr> {
         self.dma
     }

@@ -1,4 +1,4 @@
-//! Stores as targets name them: what a kind of store implements, and the list of all kinds.
+//! Stores that targets name: the trait that a kind of store implements, and the list of all kinds.
 
 use crate::catalog::{Catalog, OpenError};
 use crate::claim::Access;
@@ -21,10 +21,10 @@ pub type OpenDevice<'a> =
 /// The future that reads the tables of a device again ([`Store::rescan`]).
 pub type Rescan<'a> = Pin<Box<dyn Future<Output = Result<Vec<String>, String>> + 'a>>;
 
-/// A kind of store: how its targets are written, and opening what they name.
+/// A kind of store: the form of its targets, and opening the devices that they name.
 ///
-/// A store is registered with [`Stores::register`] when the driver domain starts; its crate needs nothing
-/// else of this one but the [block-device traits](BlockDevice).
+/// A store is registered with [`Stores::register`] when the driver domain starts. Its crate needs nothing else of this
+/// one but the [block-device traits](BlockDevice).
 ///
 /// ```
 /// use bulkhead_images::target::{Target, TargetError};
@@ -58,19 +58,19 @@ pub type Rescan<'a> = Pin<Box<dyn Future<Output = Result<Vec<String>, String>> +
 /// # Ok::<(), bulkhead_images::OpenError>(())
 /// ```
 pub trait Store {
-    /// Returns what targets of this kind begin with, before the colon.
+    /// Returns the scheme: the beginning of targets of this kind, before the colon.
     fn scheme(&self) -> &'static str;
 
-    /// Returns how such a target is written, for messages: `ram:NAME`.
+    /// Returns the form of such a target, for messages: `ram:NAME`.
     fn expected(&self) -> &'static str;
 
-    /// Returns lines about its devices, open or not, and about who has them open, for the operator.
+    /// Returns lines for the operator about the store's devices, open or not, and about the owners who have them open.
     fn lines(&self) -> Vec<String> {
         Vec::new()
     }
 
-    /// Reads the tables of a device again, which somebody else has changed, and tells the users of what lies on
-    /// it. Returns sentences for the operator. May wait.
+    /// Reads the tables of a device again, which another writer has changed, and tells the users of volumes on it.
+    /// Returns sentences for the operator. May wait.
     fn rescan<'a>(&'a self, device: &'a str) -> Rescan<'a> {
         let reason = alloc::format!("{}:{device} has no tables that are read", self.scheme());
         Box::pin(core::future::ready(Err(reason)))
@@ -85,13 +85,13 @@ pub trait Store {
 /// The disk of a guest that a device is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner<'a> {
-    /// Its name, which is told to those who come later and cannot have the device.
+    /// Its name, which is shown to later owners who cannot have the device.
     pub name: &'a str,
     /// The guest.
     pub domain: DomId,
 }
 
-/// Opens a device without waiting, for stores that need not.
+/// Opens a device without waiting, for stores that need not wait.
 pub fn open_with<'a>(
     open: impl FnOnce() -> Result<Arc<dyn BlockDevice>, OpenError>,
 ) -> OpenDevice<'a> {
@@ -137,14 +137,14 @@ impl Stores {
         &self.catalog
     }
 
-    /// The same stores, but everything that is opened is opened through `layer`.
+    /// Returns the same stores, which open every device through `layer`.
     #[cfg(feature = "test-support")]
     pub fn behind(self, layer: crate::testing::Layer) -> Stores {
         let layer = Some(layer);
         Stores { layer, ..self }
     }
 
-    /// Opens what a target names, for `owner`.
+    /// Opens the device that a target names, for `owner`.
     ///
     /// A device has one writer alone or any number of readers, or those whose targets all say that they
     /// share it. It is free again when the device and all its queues are dropped. The future may wait for
@@ -172,7 +172,7 @@ impl Stores {
         Ok(device)
     }
 
-    /// Returns lines about the devices of every store, and about who has them open, for the operator.
+    /// Returns lines for the operator about the devices of every store, and about the owners who have them open.
     pub fn lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for store in &self.all {

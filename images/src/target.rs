@@ -1,4 +1,4 @@
-//! Targets: what a user writes after `target=` to name a store.
+//! Targets: the words after `target=` by which a user names a store.
 //!
 //! ```
 //! use bulkhead_images::target::{RamTarget, Target};
@@ -26,8 +26,7 @@ pub use crate::stores::ram::RamTarget;
 use alloc::string::{String, ToString};
 use core::fmt;
 
-/// A target, taken apart: what its value and its options mean is for the store to say
-/// ([`Store::open`](crate::Store::open)).
+/// A target, taken apart. The store decides what its value and its options mean ([`Store::open`](crate::Store::open)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target<'a> {
     /// The kind of store, before the colon.
@@ -115,7 +114,7 @@ impl Options {
         Ok(options)
     }
 
-    /// The size of the sectors, and of the physical ones.
+    /// Returns the size of the sectors, and of the physical ones.
     pub(crate) fn sizes(&self) -> Result<(SectorSize, SectorSize), TargetError> {
         let size = self.sector_size.unwrap_or_default();
         let physical = self.physical_sector_size.unwrap_or(size);
@@ -142,7 +141,7 @@ fn sector_size(value: &str) -> Result<SectorSize, TargetError> {
     }
 }
 
-/// Bytes, as `65536`, `64K`, `64M`, `1G` or `2T`; not zero.
+/// Returns the bytes that a text like `65536`, `64K`, `64M`, `1G` or `2T` means; not zero.
 pub(crate) fn parse_size(text: &str) -> Result<u64, TargetError> {
     let wrong = || TargetError::Size(text.to_string());
     let unit = match text.as_bytes().last().ok_or_else(wrong)? {
@@ -174,7 +173,7 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, TargetError> {
 /// The fault of a target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetError {
-    /// No such store.
+    /// There is no such store.
     UnknownStore {
         /// The word that the target begins with.
         store: String,
@@ -183,9 +182,9 @@ pub enum TargetError {
     },
     /// `ram:` without a name.
     NoName,
-    /// A size that is none.
+    /// A size that is not valid.
     Size(String),
-    /// No such option.
+    /// There is no such option.
     UnknownOption(String),
     /// A sector size that is not possible.
     SectorSize(String),

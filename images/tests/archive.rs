@@ -12,7 +12,7 @@ fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|n| (n * 31 % 251) as u8).collect()
 }
 
-/// The archive's files with their content.
+/// Returns the archive's files with their content.
 fn contents(archive: &[u8]) -> Vec<(String, Vec<u8>)> {
     let members = members(archive).expect("an intact archive");
     let content = |member: Member| {
@@ -23,7 +23,7 @@ fn contents(archive: &[u8]) -> Vec<(String, Vec<u8>)> {
     members.into_iter().map(content).collect()
 }
 
-/// A ustar archive of two files: headers at 0 and 1536, the end mark at 3072.
+/// Returns a ustar archive of two files: headers at 0 and 1536, the end mark at 3072.
 fn two_files() -> Vec<u8> {
     let folder = Folder::new();
     folder.file("a.img", &pattern(1024));

@@ -38,10 +38,10 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Whether a read may go on, and who waits for that.
+/// True if a read may go on, and the waker of the task that waits for that.
 type Gate = (bool, Option<Waker>);
 
-/// What a store waits for before it ends a read: a gate for each sector.
+/// The gates that a store waits for before it ends a read, one for each sector.
 #[derive(Clone, Default)]
 struct Gates(Rc<RefCell<[Gate; 16]>>);
 
@@ -68,7 +68,7 @@ impl Gates {
     }
 }
 
-/// A queue that reads the number of the sector, once its gate is open; writes have no gate.
+/// Returns a queue that reads the number of the sector, once its gate is open; writes have no gate.
 fn queue(gates: &Gates, depth: usize) -> impl IoQueue + use<> {
     let gates = gates.clone();
     let serve = move |io: AsyncIo| {

@@ -1,4 +1,4 @@
-//! The images of a ramdisk, and who may open them.
+//! The images of a ramdisk, and the rules for opening them.
 
 mod support;
 
@@ -6,7 +6,7 @@ use bulkhead_images::testing::OpenNow;
 use bulkhead_images::{Access, Catalog, Op, OpenError, Sector, SectorSize, Stores};
 use support::{Folder, Guest, memory, submit, visible_memory};
 
-/// A ramdisk with `a.img` of 8 KiB, `b.img` of 1 KiB and `odd.img` of 1000 bytes.
+/// Returns a ramdisk with `a.img` of 8 KiB, `b.img` of 1 KiB and `odd.img` of 1000 bytes.
 fn ramdisk() -> Vec<u8> {
     let folder = Folder::new();
     folder.file("a.img", &[b'a'; 8192]);

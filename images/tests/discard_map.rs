@@ -10,7 +10,7 @@ extern crate alloc;
 #[path = "../src/discard_map.rs"]
 mod discard_map;
 
-/// What `discard_map` is made of here.
+/// The atomics of `discard_map` in this test.
 mod sync {
     pub(crate) use loom::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -46,8 +46,8 @@ thread_local! {
     static BROKEN: Cell<Broken> = const { Cell::new(Broken::Nothing) };
 }
 
-/// An image of one page. The cell says whether there is memory behind it: touching it is looking
-/// there, giving it back and getting it again is writing there.
+/// An image of one page. The cell says whether there is memory behind it: an access reads it, and giving memory back or
+/// getting it again writes it.
 struct Image {
     released: Released,
     count: Count,

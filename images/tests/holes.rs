@@ -15,11 +15,11 @@ enum Step {
     Write(Range<u64>, u8),
     Discard(Range<u64>),
     Limit(usize),
-    /// By so many units of the sizes that images may have.
+    /// Grows the image by this number of units.
     Grow(u64),
 }
 
-/// The units of an image's size when it grows, in sectors.
+/// The unit of an image's size when it grows, in sectors.
 const UNIT: u64 = 8;
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -34,7 +34,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..60)
 }
 
-/// The pages that these sectors touch.
+/// Returns the pages that these sectors touch.
 fn touched<'a>(
     pages: &'a mut [(Range<u64>, bool)],
     range: &'a Range<u64>,

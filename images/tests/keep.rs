@@ -10,7 +10,7 @@ use bulkhead_xen::PAGE_SIZE;
 use std::sync::Arc;
 use support::domain::{Domain, all, discard, open, pattern, read, write};
 
-/// A ramdisk that is one image of so many pages.
+/// Returns a ramdisk that is one image of `pages` pages.
 fn whole(pages: usize) -> (Domain, Arc<dyn BlockDevice>, Vec<u8>) {
     let content = pattern(pages * PAGE_SIZE);
     let domain = Domain::discarding(DiscardMode::default(), &content);

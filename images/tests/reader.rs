@@ -1,4 +1,4 @@
-//! Reading a device for this domain's own use.
+//! Reads a device for this domain's own use.
 
 mod support;
 
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use support::{Guest, memory, submit};
 
-/// Polls a future to its end; `step` lets a slow store go on.
+/// Polls a future to its end; `step` has a slow store go on.
 fn run<T>(future: impl Future<Output = T>, mut step: impl FnMut()) -> T {
     let mut future = pin!(future);
     for _ in 0..10_000 {

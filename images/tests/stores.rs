@@ -1,4 +1,4 @@
-//! The stores: what they read and write, and what they refuse.
+//! The stores: the data that they read and write, and the requests that they refuse.
 
 mod support;
 
@@ -21,7 +21,7 @@ fn write(sector: u64) -> Op {
     Op::write(Sector(sector))
 }
 
-/// Both stores with 16 sectors, as `bytes` of memory or none.
+/// Returns both stores with 16 sectors, as `bytes` of memory or none.
 fn devices(sector_size: SectorSize, access: Access) -> [Box<dyn BlockDevice>; 2] {
     [
         Box::new(RamImage::new(memory(&[0; 8192]), sector_size, access)),
@@ -156,7 +156,7 @@ fn queues_on_several_threads_serve_one_image_without_locks() {
 }
 
 proptest! {
-    /// An image against a plain vector.
+    /// Compares an image with a plain vector.
     #[test]
     fn what_is_written_is_read(
         requests in prop::collection::vec(

@@ -1,10 +1,10 @@
-//! Targets: what is understood, and what is said of the rest.
+//! Targets: those that are understood, and the errors for all others.
 
 use bulkhead_images::target::{NullTarget, RamTarget, Target, TargetError};
 use bulkhead_images::{Access, DiscardMode, Sector, SectorSize, Stores};
 use proptest::prelude::*;
 
-/// What is understood of a target.
+/// A target that was understood.
 #[derive(Debug, PartialEq)]
 enum Understood {
     Ram(RamTarget),
@@ -20,7 +20,7 @@ fn understand(text: &str) -> Result<Understood, TargetError> {
     }
 }
 
-/// Why a target cannot be opened.
+/// Returns the reason why a target cannot be opened.
 fn mistake(text: &str) -> Option<String> {
     let opened = Stores::default().open_now(text, Access::ReadWrite, "a test");
     opened.err().map(|error| error.to_string())

@@ -6,12 +6,12 @@ use core::fmt;
 /// The reason why an archive cannot be read. Offsets are those of the header in question, in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ArchiveError {
-    /// It is compressed: images are served in place, so it has to come unpacked.
+    /// The archive is compressed: images are served in place, so it has to come unpacked.
     Compressed {
         /// The program that made it.
         by: &'static str,
     },
-    /// It ends where a header or its end mark, a block of zeros, should be.
+    /// The archive ends where a header or its end mark, a block of zeros, should be.
     Truncated {
         /// The offset at which it was expected.
         offset: usize,
@@ -20,12 +20,12 @@ pub enum ArchiveError {
     Checksum {
         /// The header's offset.
         offset: usize,
-        /// The checksum it carries, if that is a number at all.
+        /// The checksum that it carries, if that is a number at all.
         stored: Option<u64>,
         /// The checksum of its bytes.
         computed: u64,
     },
-    /// A header's size is no number.
+    /// A header's size is not a number.
     Size {
         /// The header's offset.
         offset: usize,
@@ -48,7 +48,7 @@ pub enum ArchiveError {
     },
     /// Two members have the same name.
     Duplicate {
-        /// That name.
+        /// The name of both.
         name: String,
         /// The offset of the first one's data.
         first: usize,
@@ -64,7 +64,7 @@ pub enum ArchiveError {
         /// Its type flag.
         kind: char,
     },
-    /// A pax extended header makes no sense.
+    /// A pax extended header is not valid.
     ExtendedHeader {
         /// Its offset.
         offset: usize,

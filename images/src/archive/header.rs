@@ -1,4 +1,4 @@
-//! One header block of a tar archive.
+//! The header block of a member of a tar archive.
 
 use super::{ArchiveError, BLOCK};
 use alloc::string::{String, ToString};
@@ -11,7 +11,7 @@ pub(super) enum Kind {
     Regular,
     /// Another name for a member before it; no data.
     Link,
-    /// A directory, device, volume label, or metadata that matters not here.
+    /// A directory, a device, a volume label, or metadata that does not matter here.
     Skipped,
     /// The data is the next member's name (GNU `L`).
     LongName,
@@ -29,12 +29,12 @@ pub(super) struct Header<'a> {
     pub(super) size: u64,
 }
 
-/// True if the block has the magic of ustar or GNU tar, which begin alike.
+/// Returns whether the block has the magic of ustar or GNU tar, which begin alike.
 pub(super) fn has_magic(block: &Block) -> bool {
     block[257..262] == *b"ustar"
 }
 
-/// The checksum: the sum of the block's bytes, its own field counted as spaces.
+/// Returns the checksum: the sum of the block's bytes, with its own field counted as spaces.
 fn checksum(block: &Block) -> u64 {
     let bytes = block.iter().enumerate();
     bytes
@@ -78,7 +78,7 @@ impl<'a> Header<'a> {
         })
     }
 
-    /// The name in the header itself: ustar has room for more of it in a prefix.
+    /// Returns the name in the header itself: ustar has room for more of it in a prefix.
     pub(super) fn name(&self, offset: usize) -> Result<String, ArchiveError> {
         let name = text(&self.block[..100], offset)?;
         let prefix = match self.block[257..263] == *b"ustar\0" {
@@ -92,14 +92,14 @@ impl<'a> Header<'a> {
     }
 }
 
-/// Text up to the first zero byte.
+/// Returns the text up to the first zero byte.
 pub(super) fn text(field: &[u8], offset: usize) -> Result<&str, ArchiveError> {
     let end = field.iter().position(|&byte| byte == 0);
     let text = &field[..end.unwrap_or(field.len())];
     core::str::from_utf8(text).map_err(|_| ArchiveError::Name { offset })
 }
 
-/// A number: octal digits between spaces or zero bytes, or, with the first bit set, base 256.
+/// Returns a number: octal digits between spaces or zero bytes, or, with the first bit set, base 256.
 fn number(field: &[u8]) -> Option<u64> {
     if let [first @ 0x80..=0xFF, rest @ ..] = field {
         // A second bit set would be a negative number.

@@ -1,9 +1,8 @@
 //! Reads a tar archive in place: finds the members, copies nothing.
 //!
-//! Understood is what Debian's `tar` writes: ustar, GNU and pax headers, long names in all three,
-//! sizes beyond 8 GiB. Crates that read tar without an operating system know neither GNU's nor
-//! pax's long names and show no offsets, and would serve a sparse member's packed bytes as if
-//! they were the image.
+//! It understands what Debian's `tar` writes: ustar, GNU and pax headers, long names in all three, and sizes beyond 8
+//! GiB. Crates that read tar without an operating system know neither GNU's nor pax's long names and show no offsets,
+//! and would serve a sparse member's packed bytes as if they were the image.
 //!
 //! The format: blocks of 512 bytes. A member is a header block with name, size and checksum,
 //! followed by its data filled up to whole blocks; the last is followed by blocks of zeros. Extra
@@ -41,8 +40,8 @@ pub struct Member {
     pub size: usize,
 }
 
-/// True if `bytes` mean to be a tar archive: the first block has tar's magic, even if it is
-/// damaged otherwise, or it is an intact header from before there was a magic.
+/// Returns whether `bytes` are meant to be a tar archive: the first block has tar's magic, even if it is damaged
+/// otherwise, or it is an intact header from before there was a magic.
 pub fn is_archive(bytes: &[u8]) -> bool {
     bytes
         .first_chunk()
@@ -70,8 +69,7 @@ pub fn compressed_by(bytes: &[u8]) -> Option<&'static str> {
     (bzip2.starts_with(b"BZh") && bzip2[4..] == *b"1AY&SY").then_some("bzip2")
 }
 
-/// All regular files of an archive, in its order. Directories, links and devices are passed
-/// over.
+/// Returns all regular files of an archive, in its order. Directories, links and devices are passed over.
 pub fn members(archive: &[u8]) -> Result<Vec<Member>, ArchiveError> {
     let mut members: Vec<Member> = Vec::new();
     let mut names = LiteMap::<String, usize>::default();
@@ -104,7 +102,7 @@ struct Extra {
 }
 
 impl Reader<'_> {
-    /// The next regular file; `None` at the end of the archive.
+    /// Returns the next regular file; `None` at the end of the archive.
     fn next(&mut self) -> Result<Option<Member>, ArchiveError> {
         let mut extra = Extra::default();
         loop {
@@ -177,7 +175,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Moves from a header past its data, and says where that lies.
+    /// Moves from a header past its data, and returns where the data lies.
     fn skip_data(&mut self, name: &str, size: u64) -> Result<(usize, usize), ArchiveError> {
         let start = self.offset + BLOCK;
         let end = usize::try_from(size)
@@ -196,7 +194,7 @@ impl Reader<'_> {
     }
 }
 
-/// A member's path as it is to be named: `tar -C dir .` puts `./` before each.
+/// Returns a member's path in the form in which it is named: `tar -C dir .` puts `./` before each.
 fn normal(name: &str, offset: usize) -> Result<String, ArchiveError> {
     let mut name = name;
     while let Some(rest) = name.strip_prefix("./") {

@@ -1,6 +1,6 @@
 //! The records of a pax extended header: lines of `LENGTH KEY=VALUE`, the length counting all.
 
-/// The records; a `None` where they stop making sense.
+/// Returns the records, and a `None` where they stop being valid.
 pub(super) fn records(data: &[u8]) -> impl Iterator<Item = Option<(&[u8], &[u8])>> {
     let mut rest = data;
     core::iter::from_fn(move || {

@@ -1,4 +1,4 @@
-//! Several users of one device: each has the claim that it took, and each is told of changes.
+//! A device with several users: each has the claim that it took, and each is told of changes.
 
 use crate::claim::Access;
 use crate::device::{BlockDevice, Geometry};
@@ -15,8 +15,7 @@ use spin::Mutex;
 /// The claim on the device that a user keeps as long as it or one of its queues exists.
 pub type Held = Arc<dyn Send + Sync>;
 
-/// A device with several users: a device itself wakes one waker when it changes, this one wakes each
-/// user's.
+/// A device with several users. A device itself wakes one waker when it changes; this one wakes each user's.
 #[derive(Clone)]
 pub struct SharedDevice(Arc<Inner>);
 
@@ -25,7 +24,7 @@ struct Inner {
     users: Arc<Users>,
 }
 
-/// Those who wait for a change. The device has this as its waker, which does not keep the device.
+/// The tasks that wait for a change. The device has this as its waker, which does not keep the device.
 #[derive(Default)]
 struct Users(Mutex<Waiters>);
 
@@ -45,12 +44,12 @@ impl SharedDevice {
         }))
     }
 
-    /// Returns the same device without keeping it.
+    /// Returns a reference to the same device that does not keep it.
     pub fn downgrade(&self) -> WeakSharedDevice {
         WeakSharedDevice(Arc::downgrade(&self.0))
     }
 
-    /// Returns the device itself.
+    /// Returns the device.
     pub fn device(&self) -> &Arc<dyn BlockDevice> {
         &self.0.device
     }
@@ -65,18 +64,18 @@ impl SharedDevice {
     }
 }
 
-/// A shared device that somebody may still use, or no longer.
+/// A reference to a shared device that may be in use, or no longer.
 #[derive(Clone, Default)]
 pub struct WeakSharedDevice(Weak<Inner>);
 
 impl WeakSharedDevice {
-    /// Returns the device, as long as somebody uses it.
+    /// Returns the device, as long as it has a user.
     pub fn upgrade(&self) -> Option<SharedDevice> {
         self.0.upgrade().map(SharedDevice)
     }
 }
 
-/// One who may be waiting for changes of a shared device.
+/// A user that may be waiting for changes of a shared device.
 pub(crate) struct Watcher {
     pub device: SharedDevice,
     number: u64,
@@ -137,7 +136,7 @@ impl BlockDevice for User {
     }
 }
 
-/// Returns what a user of that access sees of a device.
+/// Returns the geometry that a user with that access sees.
 pub(crate) fn for_access(geometry: Geometry, access: Access) -> Geometry {
     let read_only = geometry.read_only || access == Access::ReadOnly;
     Geometry {

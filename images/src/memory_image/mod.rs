@@ -1,5 +1,5 @@
-//! An image's memory as all who have it open share it: copied from and to, given back page by
-//! page, and grown.
+//! The memory of an image, shared by all disks that have it open: copied from and to, given back page by page, and
+//! grown.
 
 mod release;
 
@@ -23,11 +23,11 @@ use spin::Mutex;
 
 /// The memory of one image.
 ///
-/// Reads and writes take no lock as long as they meet no released page; see
-/// [`discard_map`](crate::discard_map) for how that goes together with discards.
+/// Reads and writes take no lock as long as they meet no released page; [`discard_map`](crate::discard_map) explains
+/// why discards cannot go wrong then.
 pub(crate) struct MemoryImage {
     extents: Extent,
-    /// Bytes that the image has; set once the memory is there.
+    /// The image's size in bytes; set once the memory is there.
     len: AtomicUsize,
     released: Count,
     reservation: Option<Arc<dyn Reservation>>,
@@ -40,32 +40,32 @@ pub(crate) struct MemoryImage {
 #[derive(Default)]
 struct Locked {
     readers: Vec<Registered>,
-    /// A step of a discard has begun and not ended.
+    /// True if a step of a discard has begun and not ended.
     discarding: bool,
-    /// So has a resize.
+    /// True if a resize has begun and not ended.
     growing: bool,
 }
 
 /// A queue that may be at work.
 struct Registered {
     reader: Arc<Reader>,
-    /// The visit that the step waits for.
+    /// The number of the visit that the step waits for.
     awaited: Option<usize>,
 }
 
 /// The reason why an image cannot grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CannotGrow {
-    /// It would not.
+    /// The image would not become larger.
     NotLarger,
-    /// It is growing already.
+    /// The image is growing already.
     Growing,
-    /// There is no memory for it.
+    /// There is no memory for the growth.
     NoMemory,
 }
 
 impl MemoryImage {
-    /// An image that is all of `memory`.
+    /// Returns an image that is all of `memory`.
     pub(crate) fn new(memory: ImageMemory) -> MemoryImage {
         MemoryImage {
             len: AtomicUsize::new(memory.len()),
@@ -82,34 +82,34 @@ impl MemoryImage {
         self.extents.memory
     }
 
-    /// Lets the image give memory back, and grow.
+    /// Allows the image to give memory back, and to grow.
     pub(crate) fn take_pages_from(&mut self, reservation: Arc<dyn Reservation>) {
         self.extents.divide();
         self.reservation = Some(reservation);
     }
 
-    /// The image's size in bytes.
+    /// Returns the image's size in bytes.
     #[inline]
     pub(crate) fn len(&self) -> usize {
         self.len.load(Ordering::Acquire)
     }
 
-    /// True if memory can be given back.
+    /// Returns whether memory can be given back.
     pub(crate) fn can_release(&self) -> bool {
         self.reservation.is_some() && self.extents.released.pages() > 0
     }
 
-    /// The first byte at which a page of the image's memory begins.
+    /// Returns the first byte at which a page of the image's memory begins.
     pub(crate) fn first_page(&self) -> usize {
         self.extents.head()
     }
 
-    /// Bytes of the image that have no memory behind them.
+    /// Returns the number of the image's bytes that have no memory behind them.
     pub(crate) fn released(&self) -> usize {
         self.released.get() * PAGE_SIZE
     }
 
-    /// Registers one queue that writes, until [`unregister_reader`](Self::unregister_reader).
+    /// Registers a queue that writes, until [`unregister_reader`](Self::unregister_reader).
     pub(crate) fn register_reader(&self) -> Arc<Reader> {
         let reader = Arc::new(Reader::new());
         self.locked.lock().readers.push(Registered {
@@ -119,7 +119,7 @@ impl MemoryImage {
         reader
     }
 
-    /// The queue with that mark is at its end.
+    /// Removes the queue with that mark, which is at its end.
     pub(crate) fn unregister_reader(&self, reader: &Arc<Reader>) {
         let readers = &mut self.locked.lock().readers;
         readers.retain(|other| !Arc::ptr_eq(&other.reader, reader));
@@ -138,8 +138,8 @@ impl MemoryImage {
         (inside && complete).then(|| first.at(offset, len))
     }
 
-    /// Fills the segments from `offset` on; that much exists. `reader` is needed where discards
-    /// may go on meanwhile.
+    /// Fills the segments with the image's bytes from `offset` on, which exist. `reader` is needed where discards may
+    /// go on meanwhile.
     #[inline]
     pub(crate) fn read(&self, reader: Option<&Reader>, offset: usize, segments: &[IoSegment]) {
         let _guard = reader.map(Reader::guard);
@@ -153,8 +153,8 @@ impl MemoryImage {
         });
     }
 
-    /// Stores the segments from `offset` on; that much exists. `reader` is needed where discards
-    /// may go on meanwhile.
+    /// Stores the segments' bytes from `offset` on; the image has that many. `reader` is needed where discards may go
+    /// on meanwhile.
     #[inline]
     pub(crate) fn write(
         &self,
@@ -183,8 +183,8 @@ impl MemoryImage {
         });
     }
 
-    /// Does something with each part of the segments and the piece of memory that it belongs to:
-    /// the whole segment at once where nothing is released.
+    /// Calls `act` for each part of the segments with the piece of memory that it belongs to: for the whole segment at
+    /// once where nothing is released.
     #[inline]
     fn each(
         &self,
@@ -219,8 +219,8 @@ impl MemoryImage {
         pieces.any(|piece| piece.is_released())
     }
 
-    /// Makes every page present that these bytes touch. What cannot be had stays released, and
-    /// reads as zeros as before.
+    /// Makes every page present that these bytes touch. Pages for which there is no memory stay released, and read as
+    /// zeros as before.
     fn populate(&self, _locked: &Locked, offset: usize, len: usize) -> Result<(), IoError> {
         let Some(reservation) = &self.reservation else {
             return Ok(());
@@ -282,7 +282,7 @@ impl MemoryImage {
         image_bytes.start
     }
 
-    /// Ends a growth: the image stays as it is.
+    /// Ends a growth, and leaves the image as it is.
     pub(crate) fn cancel_resize(&self) {
         self.locked.lock().growing = false;
     }

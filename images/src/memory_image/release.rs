@@ -8,8 +8,8 @@ use bulkhead_xen::PAGE_SIZE;
 /// The most pages that are discarded at a time, so that no queue waits long for the lock or the vCPU.
 const STEP_PAGES: usize = 256;
 
-/// A part of a discard: its pages are noted as released and may be in use. To be given to
-/// [`MemoryImage::finish_release`] until that is true, or to [`MemoryImage::abandon_release`].
+/// A part of a discard: its pages are noted as released, and may still be in use. The caller passes it to
+/// [`MemoryImage::finish_release`] until that returns true, or to [`MemoryImage::abandon_release`].
 #[derive(Debug)]
 #[must_use = "no other step can begin before this one ends"]
 pub(crate) struct DiscardStep {
@@ -34,9 +34,9 @@ impl MemoryImage {
         }
     }
 
-    /// Clears the first of these bytes, a step at most, and returns how many; they exist. As with a write,
-    /// bytes that another queue writes meanwhile are one or the other. `reader` is needed where memory may
-    /// be released meanwhile.
+    /// Clears the first of these bytes, a step at most, and returns their number; the bytes exist. As with a write,
+    /// bytes that another queue writes meanwhile are one or the other. `reader` is needed where memory may be released
+    /// meanwhile.
     pub(crate) fn clear(&self, reader: Option<&Reader>, offset: usize, len: usize) -> usize {
         let len = len.min(STEP_PAGES * PAGE_SIZE);
         let _guard = reader.map(Reader::guard);
@@ -50,8 +50,8 @@ impl MemoryImage {
         len
     }
 
-    /// Begins to release the memory of the first of these bytes; they exist, and there is at least one. `None`
-    /// if another queue is at it: to be tried again.
+    /// Begins to release the memory of the first of these bytes; they exist, and there is at least one. Returns `None`
+    /// if another queue does so at the moment: the caller tries again.
     pub(crate) fn begin_release(&self, offset: usize, len: usize) -> Option<DiscardStep> {
         let mut locked = self.locked.lock();
         if locked.discarding {
@@ -104,8 +104,8 @@ impl MemoryImage {
         locked.discarding = false;
     }
 
-    /// The pages that the step has noted and no write has taken out of it since. There is no
-    /// other step whose pages these could be.
+    /// Returns the pages that the step has noted and no write has taken out of it since. There is no other step to
+    /// which they could belong.
     fn noted(&self, step: &DiscardStep) -> impl Iterator<Item = Run<'_>> {
         let pieces = self.extents.pieces(step.offset, step.len);
         runs(pieces, |piece| {

@@ -13,8 +13,8 @@ use alloc::vec::Vec;
 use core::task::{Context, Poll, Waker};
 use spin::Mutex;
 
-/// Puts itself before a device and holds every request back until it is told to let it through. A test also
-/// says what it can take, whether it is busy, and what becomes of what is given up or abandoned.
+/// A layer over a device that holds every request back until a test lets it through. The test also sets what it can
+/// take, whether it is busy, and the treatment of requests that are given up or abandoned.
 ///
 /// # Panics
 /// If a request is not within what it can take.
@@ -47,11 +47,11 @@ struct State {
     queues: usize,
     caps: Caps,
     busy: bool,
-    /// Requests are completed at once.
+    /// True if requests are completed at once.
     prompt: bool,
-    /// A request that is given up comes back.
+    /// True if a request that is given up comes back.
     cancels: bool,
-    /// A queue is closed only once nothing of it is held.
+    /// True if a queue is closed only once none of its requests is held.
     holds_on: bool,
     /// If no queue is opened: the reason for that, if the device gives one.
     unopened: Option<Option<String>>,
@@ -70,7 +70,7 @@ struct HeldRequest {
 }
 
 impl Delayed {
-    /// Holds back what is asked of `inner`.
+    /// Returns a layer that holds back the requests to `inner`.
     pub fn new(inner: Arc<dyn BlockDevice>) -> Delayed {
         Delayed {
             inner,
@@ -90,12 +90,12 @@ impl Delayed {
         }
     }
 
-    /// From now on, queues that are opened can take this. What is beyond that is a fault of the caller's.
+    /// Sets the capabilities of queues that are opened from now on. A request beyond them is a fault of the caller's.
     pub fn limit(&self, caps: Caps) {
         self.state.lock().caps = caps;
     }
 
-    /// From now on, it is too busy for any request, or is no longer.
+    /// Sets whether it is too busy for any request from now on.
     pub fn be_busy(&self, busy: bool) {
         let mut state = self.state.lock();
         state.busy = busy;
@@ -104,27 +104,27 @@ impl Delayed {
         wakers.into_iter().for_each(|(_, waker)| waker.wake());
     }
 
-    /// From now on, it completes requests at once, or does so no longer.
+    /// Sets whether it completes requests at once from now on.
     pub fn be_prompt(&self, prompt: bool) {
         self.state.lock().prompt = prompt;
     }
 
-    /// From now on, what is given up is left undone.
+    /// Has requests that are given up left undone from now on.
     pub fn cancel_what_is_given_up(&self) {
         self.state.lock().cancels = true;
     }
 
-    /// From now on, a queue is closed only once nothing of it is held any more.
+    /// Has a queue closed only once none of its requests is held, from now on.
     pub fn hold_on(&self) {
         self.state.lock().holds_on = true;
     }
 
-    /// From now on, queues cannot be opened for that reason; without one, opening them never ends.
+    /// Has no queue opened from now on, for that reason; without a reason, opening one never ends.
     pub fn refuse_to_open(&self, reason: Option<&str>) {
         self.state.lock().unopened = Some(reason.map(String::from));
     }
 
-    /// The number of batches that have ended.
+    /// Returns the number of batches that have ended.
     pub fn batches(&self) -> usize {
         self.state.lock().batches
     }
@@ -215,7 +215,7 @@ impl BlockDevice for Delayed {
 struct DelayedQueue {
     number: usize,
     caps: Caps,
-    /// A request was not taken.
+    /// True if a request was not taken.
     was_busy: bool,
     inner: Arc<dyn BlockDevice>,
     state: Arc<Mutex<State>>,

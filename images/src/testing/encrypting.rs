@@ -11,22 +11,22 @@ use bulkhead_xen::DmaMemory;
 use core::ptr::NonNull;
 use core::task::{Context, Poll};
 
-/// The number of requests that it takes at a time, and of bytes in each.
+/// The most requests that it takes at a time, and the most bytes in each.
 const DEPTH: usize = 8;
 const BYTES: usize = 16 * 1024;
 
-/// Stores encrypted in a device what it is given. All data goes through memory of its own: neither it nor
-/// the device below ever gets a guest's page.
+/// A layer that encrypts the data on a device. All data goes through memory of its own: neither the layer nor the
+/// device below ever gets a guest's page.
 ///
 /// # Panics
-/// If a request that moves data does not name the memory that it gave for it.
+/// If a request that moves data does not lie in the memory that it was given.
 pub struct Encrypting {
     inner: Arc<dyn BlockDevice>,
     key: u64,
 }
 
 impl Encrypting {
-    /// Encrypts what is stored in `inner`, which takes requests of any size and may take guests' pages.
+    /// Returns a layer that encrypts the data on `inner`, which takes requests of any size and may take guests' pages.
     pub fn new(inner: Arc<dyn BlockDevice>, key: u64) -> Encrypting {
         Encrypting { inner, key }
     }
@@ -77,7 +77,7 @@ impl BlockDevice for Encrypting {
 struct EncryptingQueue {
     inner: Box<dyn IoQueue>,
     key: u64,
-    /// Each with the request that has it.
+    /// The buffers, each with the request that has it.
     buffers: Vec<(NonNull<u8>, Option<User>)>,
 }
 
@@ -85,7 +85,7 @@ struct EncryptingQueue {
 type User = (Tag, Op);
 
 impl EncryptingQueue {
-    /// The buffer that a request has, and what it does.
+    /// Returns the buffer of a request, and the request's operation.
     fn of(&self, tag: Tag) -> Option<(NonNull<u8>, Op)> {
         let mut buffers = self.buffers.iter();
         buffers.find_map(|(memory, user)| {

@@ -86,13 +86,13 @@ impl<Q: IoQueue + ?Sized> CompleteNow for Q {
 
 type Over = dyn Fn(Arc<dyn BlockDevice>, &str) -> Arc<dyn BlockDevice>;
 
-/// A wrapper that a test puts around every device that [`Stores`] opens, given the device
-/// and its owner's name: a [`Delayed`], for instance.
+/// A wrapper that a test puts around every device that [`Stores`] opens: it gets the device and its owner's name, and
+/// may return a [`Delayed`], for instance.
 #[derive(Clone)]
 pub struct Layer(Rc<Over>);
 
 impl Layer {
-    /// A layer of what `over` makes of each device.
+    /// Returns a layer that replaces each device by the one that `over` returns for it.
     pub fn new(
         over: impl Fn(Arc<dyn BlockDevice>, &str) -> Arc<dyn BlockDevice> + 'static,
     ) -> Layer {

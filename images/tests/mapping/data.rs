@@ -1,4 +1,4 @@
-//! Data is where the map says, and requests are passed on as they are or refused.
+//! Data lies where the map says, and requests are passed on as they are or refused.
 
 use crate::support::{Guest, submit};
 use crate::world::{Model, Random, SECTOR, compare, leg, map, mapped, places, ram, serve, shared};

@@ -37,7 +37,7 @@ fn a_device_that_cannot_be_flushed_does_not_keep_the_others_from_it() {
     assert_eq!(refused, Err(IoError::NotSupported));
 }
 
-/// A disk that has nothing to flush with, and refuses to.
+/// A disk that cannot flush, and refuses to.
 struct Unflushed(Arc<dyn BlockDevice>);
 
 impl BlockDevice for Unflushed {

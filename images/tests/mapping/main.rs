@@ -1,4 +1,4 @@
-//! Devices that consist of extents of others: data is where the map says, however requests are cut.
+//! Devices that consist of extents of others: data lies where the map says, however requests are cut.
 
 mod data;
 mod extents;

@@ -1,4 +1,4 @@
-//! Requests that are cut into parts: flushes, discards, what is given up, and who is woken.
+//! Requests that are cut into parts: flushes, discards, requests that are given up, and wake-ups.
 
 use crate::support::{Guest, Wakes};
 use crate::world::{Random, leg, map, mapped, places, ram};

@@ -1,4 +1,4 @@
-//! A device that several use.
+//! A device with several users.
 
 use crate::support::Wakes;
 use crate::world::{leg, map, mapped, ram, shared};

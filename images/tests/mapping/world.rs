@@ -1,4 +1,4 @@
-//! What the tests have in common: a map, two disks below it, and a model of what is on them.
+//! The parts that the tests share: a map, two disks below it, and a model of their content.
 
 use crate::support::{Guest, submit, visible_memory};
 use bulkhead_images::testing::{CompleteNow, OpenNow};
@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 pub const SECTOR: usize = 512;
 
-/// A RAM disk of that many sectors, each with its own content, and where it lies.
+/// Returns a RAM disk of that many sectors, each with its own content, and its address.
 pub fn ram(sectors: usize, seed: u8) -> (Arc<dyn BlockDevice>, *const u8) {
     let bytes: Vec<u8> = (0..sectors * SECTOR)
         .map(|at| (at / SECTOR * 7 + at + usize::from(seed)) as u8)
@@ -27,7 +27,7 @@ pub fn leg(device: usize, start: u64) -> Leg {
     }
 }
 
-/// Two linear extents that are no neighbours, between them two legs and three legs in turns.
+/// Returns a map of two linear extents that are not neighbours, with two legs and three legs in turns between them.
 pub fn map() -> ExtentMap {
     let mut map = ExtentMap::default();
     map.push(Sector(24), &[leg(1, 8)]).unwrap();
@@ -43,7 +43,7 @@ pub fn map() -> ExtentMap {
     map
 }
 
-/// Where each sector of [`map`] lies, written down as the rule for striping says.
+/// Returns the place of each sector of [`map`], by the rule for striping.
 pub fn places() -> Vec<(usize, usize)> {
     let mut places: Vec<(usize, usize)> = (8..32).map(|sector| (1, sector)).collect();
     for sector in 0..64 {
@@ -81,7 +81,7 @@ impl Random {
         (mixed ^ (mixed >> 31)) as usize % limit
     }
 
-    /// Segments of up to a page that have that many sectors together.
+    /// Returns segments of up to a page that have that many sectors together.
     pub fn lengths(&mut self, sectors: usize) -> Vec<usize> {
         let (mut left, mut lengths) = (sectors, Vec::new());
         while left > 0 {
@@ -93,7 +93,7 @@ impl Random {
     }
 }
 
-/// What lies on two devices.
+/// The content of two devices.
 pub struct Model(pub [Vec<u8>; 2]);
 
 impl Model {
@@ -115,7 +115,7 @@ pub fn content(device: &dyn BlockDevice) -> Vec<u8> {
     guest.content()
 }
 
-/// Serves one request to its end; `step` lets a slow store go on.
+/// Serves one request to its end; `step` has a slow store go on.
 pub fn serve(
     queue: &mut dyn IoQueue,
     op: Op,

@@ -18,17 +18,17 @@ pub struct Domain {
     pub domain: SimDomain,
     pub catalog: Arc<Catalog>,
     pub stores: Stores,
-    /// How many pages it owned with everything in place.
+    /// The number of pages that it owned with everything in place.
     pub owned: usize,
 }
 
 impl Domain {
-    /// A domain whose ramdisk holds this. What is discarded goes back to Xen.
+    /// Returns a domain with that ramdisk. Discarded memory goes back to Xen.
     pub fn with(ramdisk: &[u8]) -> Domain {
         Domain::discarding(DiscardMode::Release, ramdisk)
     }
 
-    /// A domain whose ramdisk holds this.
+    /// Returns a domain with that ramdisk and that discard mode.
     pub fn discarding(mode: DiscardMode, ramdisk: &[u8]) -> Domain {
         let sim = Sim::new();
         let domain = sim.add_domain_with(DomainConfig {
@@ -57,7 +57,7 @@ impl Domain {
         }
     }
 
-    /// How many pages it has given back and not got again.
+    /// Returns the number of pages that it has given back and not got again.
     pub fn missing(&self) -> usize {
         self.owned - self.domain.memory_pages()
     }
@@ -71,7 +71,7 @@ impl Drop for Domain {
     }
 }
 
-/// Grows an image, to the end; how many bytes it had before.
+/// Grows an image, to the end. Returns the number of bytes that it had before.
 pub fn grow(catalog: &Catalog, name: &str, size: u64) -> Result<u64, GrowError> {
     let mut resize = catalog.grow(name, size)?;
     loop {
@@ -87,7 +87,7 @@ pub fn open(domain: &Domain, target: &str, access: Access) -> Arc<dyn BlockDevic
     device.expect("it can be opened")
 }
 
-/// Content without a zero in it.
+/// Returns content without a zero in it.
 pub fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|n| (n % 251) as u8 + 1).collect()
 }
@@ -124,7 +124,7 @@ pub fn write(queue: &mut dyn IoQueue, sector: u64, data: &[u8]) -> Result<(), Io
     submit(queue, Op::write(sector), &segments)
 }
 
-/// Reads so many sectors.
+/// Reads `count` sectors.
 pub fn read(queue: &mut dyn IoQueue, sector: u64, count: usize) -> Result<Vec<u8>, IoError> {
     let lengths: Vec<usize> = vec![0; count * 512]
         .chunks(PAGE_SIZE)
@@ -137,7 +137,7 @@ pub fn read(queue: &mut dyn IoQueue, sector: u64, count: usize) -> Result<Vec<u8
     Ok(guest.content())
 }
 
-/// The whole device.
+/// Returns the content of the whole device.
 pub fn all(device: &dyn BlockDevice) -> Vec<u8> {
     let sectors = device.geometry().sectors.0;
     read(&mut *device.queue(), 0, sectors as usize).expect("all of it can be read")

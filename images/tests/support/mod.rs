@@ -12,13 +12,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Wake;
 
-/// Memory with this content that stays for the rest of the test run, as a ramdisk does.
+/// Returns memory with this content that stays for the rest of the test run, as a ramdisk does.
 pub fn memory(content: &[u8]) -> ImageMemory {
     let (memory, _) = visible_memory(content);
     memory
 }
 
-/// As [`memory`], with a pointer for looking at what became of it.
+/// Returns memory as [`memory`] does, and a pointer to it with which its content can be checked.
 pub fn visible_memory(content: &[u8]) -> (ImageMemory, *const u8) {
     let bytes: &'static mut [u8] = content.to_vec().leak();
     let len = bytes.len();
@@ -33,21 +33,21 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Buffers with this content.
+    /// Returns buffers with this content.
     pub fn with(buffers: &[&[u8]]) -> Guest {
         Guest {
             buffers: buffers.iter().map(|buffer| buffer.to_vec()).collect(),
         }
     }
 
-    /// Buffers of these lengths, filled with 0xEE.
+    /// Returns buffers of these lengths, filled with 0xEE.
     pub fn filled(lengths: &[usize]) -> Guest {
         Guest {
             buffers: lengths.iter().map(|&len| vec![0xEE; len]).collect(),
         }
     }
 
-    /// The segments that name the buffers.
+    /// Returns the segments that name the buffers.
     pub fn segments(&mut self) -> Vec<IoSegment> {
         let segment = |buffer: &mut Vec<u8>| {
             let len = buffer.len();
@@ -59,13 +59,13 @@ impl Guest {
         self.buffers.iter_mut().map(segment).collect()
     }
 
-    /// All buffers, one after the other.
+    /// Returns the content of all buffers, one after the other.
     pub fn content(&self) -> Vec<u8> {
         self.buffers.concat()
     }
 }
 
-/// Counts how often it is woken.
+/// Counts the times that it is woken.
 #[derive(Default)]
 pub struct Wakes(AtomicUsize);
 
@@ -101,7 +101,7 @@ impl Folder {
         self.0.path()
     }
 
-    /// Writes a file, and the folders it is in.
+    /// Writes a file, and makes the folders that it is in.
     pub fn file(&self, name: &str, content: &[u8]) -> &Folder {
         let path = self.path().join(name);
         std::fs::create_dir_all(path.parent().expect("within the folder")).expect("folders");
@@ -109,7 +109,7 @@ impl Folder {
         self
     }
 
-    /// The archive that `tar` makes of the folder with these arguments.
+    /// Returns the archive that `tar` makes of the folder with these arguments.
     pub fn tar(&self, arguments: &[&str]) -> Vec<u8> {
         let output = Command::new("tar")
             .arg("-C")

@@ -12,7 +12,7 @@ pub(super) struct Below {
     pub pending: usize,
     pub unflushed: bool,
     pub in_place: bool,
-    /// It can make data durable.
+    /// True if it can make data durable.
     pub flushes: bool,
     pub closed: bool,
 }
@@ -38,7 +38,7 @@ impl Below {
     }
 }
 
-/// Returns what every one of the queues below can take.
+/// Returns the capabilities that all of the queues below have in common.
 pub(super) fn common(queues: &[Box<dyn IoQueue>]) -> Result<Caps, OpenQueueError> {
     let all = queues.iter().map(|queue| Ok(queue.caps()));
     let common = all.reduce(|one, other| {

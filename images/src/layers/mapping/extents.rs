@@ -5,7 +5,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 
-/// Sectors in a row, and where they lie below: one after another on one device, or in turns on several.
+/// Sectors in a row, and their place below: one after another on one device, or in turns on several.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Run {
     /// The first of them.
@@ -43,16 +43,16 @@ pub struct ExtentMap {
     runs: Vec<Run>,
 }
 
-/// The reason why sectors cannot be mapped so.
+/// The reason why sectors cannot be mapped in that way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExtentError {
-    /// There are none, or they lie nowhere.
+    /// There are no sectors, or no legs for them.
     Empty,
     /// A position would be beyond 2^64.
     TooLarge,
     /// The sectors of a turn are not a divisor of those of a leg, or are fewer than a page has.
     Chunk(Sector),
-    /// There is no memory for more.
+    /// There is no memory for more runs.
     NoMemory,
 }
 
@@ -80,7 +80,7 @@ pub(super) struct Piece {
 }
 
 impl Piece {
-    /// Returns no sectors of a device.
+    /// Returns a piece without sectors, of a device.
     pub fn none_of(device: usize) -> Piece {
         Piece {
             device,
@@ -90,7 +90,7 @@ impl Piece {
     }
 }
 
-/// The fewest sectors of a turn: LVM's least, a page. Smaller ones would cut requests into crumbs.
+/// The fewest sectors of a turn: a page, which is LVM's least. Smaller turns would cut requests into very small parts.
 const LEAST_CHUNK: u64 = 8;
 
 impl ExtentMap {
@@ -156,7 +156,7 @@ impl ExtentMap {
         Ok(())
     }
 
-    /// Returns how many sectors are mapped.
+    /// Returns the number of sectors that are mapped.
     pub fn sectors(&self) -> Sector {
         Sector(self.runs.last().map_or(0, |last| last.start + last.len))
     }
@@ -169,7 +169,7 @@ impl ExtentMap {
         })
     }
 
-    /// Returns whether all sectors of `self` lie in `larger` where they lie here.
+    /// Returns whether all sectors of `self` have the same place in `larger`.
     pub fn is_start_of(&self, larger: &ExtentMap) -> bool {
         let mut at = 0;
         while at < self.sectors().0 {
@@ -201,7 +201,7 @@ impl ExtentMap {
         (sector - run.start < run.len).then_some(run)
     }
 
-    /// Returns where `sector` lies, and how many of the `count` sectors from there on lie in a row.
+    /// Returns the place of `sector`, and how many of the `count` sectors from there on lie in a row.
     #[inline]
     pub(super) fn piece(&self, sector: u64, count: u64) -> Option<Piece> {
         let run = self.run(sector)?;

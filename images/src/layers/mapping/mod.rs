@@ -28,7 +28,7 @@ use spin::Mutex;
 /// often than without this layer. Others are cut at the ends of extents, and their parts are served at the same
 /// time. A flush goes to every device below that can be flushed, a discard to those that have some of it.
 ///
-/// It grows while it is in use ([`extend`](Self::extend)); its users are told.
+/// The device can grow while it is in use ([`extend`](Self::extend)); its users are told.
 #[derive(Clone)]
 pub struct MappedDevice(Arc<Shared>);
 
@@ -36,7 +36,7 @@ struct Shared {
     below: Vec<Watcher>,
     sector_size: SectorSize,
     access: Access,
-    /// Changed rarely: queues have their own, and look at the number of changes alone.
+    /// The map, which changes rarely: queues have copies of their own, and look at the number of changes alone.
     map: Mutex<Arc<ExtentMap>>,
     changes: AtomicUsize,
     waiting: Mutex<Option<Waker>>,
@@ -54,7 +54,7 @@ pub enum MappingError {
     Misaligned(SectorSize),
     /// An extent names a device that is not there, or sectors past its end.
     OutOfRange,
-    /// Its sectors would not be where they were.
+    /// The sectors that the device has would change their place.
     Moved,
 }
 
@@ -77,8 +77,8 @@ impl fmt::Display for MappingError {
 impl core::error::Error for MappingError {}
 
 impl MappedDevice {
-    /// The device whose sectors lie on `below` where `map` says. `held` is kept as long as the device and
-    /// its queues.
+    /// Returns the device whose sectors lie on `below` as `map` says. `held` is kept as long as the device and its
+    /// queues.
     pub fn new(
         below: &[SharedDevice],
         map: ExtentMap,
@@ -108,17 +108,18 @@ impl MappedDevice {
         })))
     }
 
-    /// Returns where its sectors lie now.
+    /// Returns the present places of its sectors.
     pub fn map(&self) -> Arc<ExtentMap> {
         self.0.map.lock().clone()
     }
 
-    /// Returns the same device without keeping it.
+    /// Returns a reference to the same device that does not keep it.
     pub fn downgrade(&self) -> WeakMappedDevice {
         WeakMappedDevice(Arc::downgrade(&self.0))
     }
 
-    /// Makes it larger, and tells its users. `map` has all its sectors where they are now, and more behind them. Nothing changes on an error.
+    /// Makes the device larger, and tells its users. `map` has all of its sectors at their present places, and more
+    /// behind them. Nothing changes on an error.
     pub fn extend(&self, map: ExtentMap) -> Result<(), MappingError> {
         check(&self.0.below, self.0.sector_size, &map)?;
         let mut current = self.0.map.lock();
@@ -134,7 +135,7 @@ impl MappedDevice {
     }
 }
 
-/// A device that others may still use, or no longer.
+/// A reference to a device that may be in use, or no longer.
 #[derive(Clone)]
 pub struct WeakMappedDevice(Weak<Shared>);
 
@@ -145,7 +146,7 @@ impl WeakMappedDevice {
     }
 }
 
-/// Checks that everything is in whole sectors that are there.
+/// Checks that the map consists of whole sectors that exist on the devices below.
 fn check(below: &[Watcher], size: SectorSize, map: &ExtentMap) -> Result<(), MappingError> {
     let unit = size.sectors().0;
     for (device, start, len) in map.ranges() {

@@ -26,14 +26,14 @@ pub(super) struct MappedQueue {
     below: Vec<Below>,
     splits: Splits,
     caps: Caps,
-    /// The devices that gave memory for requests, if there are several devices.
+    /// The devices that gave staging memory for requests, if there are several devices.
     staged: Vec<(Tag, usize)>,
-    /// A request was not taken.
+    /// True if a request was not taken.
     was_busy: bool,
 }
 
 impl MappedQueue {
-    /// On the queues of the devices below, in their order, for up to `depth` requests at a time.
+    /// Returns a queue over those of the devices below, in their order, for up to `depth` requests at a time.
     pub fn new(
         shared: Arc<Shared>,
         queues: Vec<Box<dyn IoQueue>>,
@@ -75,7 +75,7 @@ impl MappedQueue {
         })
     }
 
-    /// Takes note of a change of the map.
+    /// Follows a change of the map.
     #[inline]
     fn refresh(&mut self) {
         let changes = self.shared.changes.load(Ordering::Acquire);
@@ -85,7 +85,7 @@ impl MappedQueue {
         }
     }
 
-    /// Checks a request for `bytes` bytes and returns how many sectors that is.
+    /// Checks a request for `bytes` bytes, and returns its first sector and its number of sectors.
     #[inline]
     fn check(&self, op: Op, bytes: u64) -> Result<(Sector, u64), IoError> {
         let (sector, writes) = match op {
@@ -164,7 +164,7 @@ impl MappedQueue {
         None
     }
 
-    /// Passes on what can be of a request in parts. True if something was.
+    /// Passes on the parts of a request that the queues below take now. Returns whether there was one.
     fn advance(&mut self, index: usize) -> bool {
         let mut any = false;
         while let Some((piece, sectors)) = self.next(index) {
@@ -190,7 +190,7 @@ impl MappedQueue {
         any
     }
 
-    /// Serves a request in parts.
+    /// Begins to serve a request in parts.
     fn split(&mut self, tag: Tag, op: Op, count: u64, segments: &[IoSegment]) -> Submitted {
         let Some(index) = self.splits.begin(tag, op, count, segments) else {
             self.was_busy = true;
@@ -210,7 +210,7 @@ impl MappedQueue {
         submitted
     }
 
-    /// Has every device make its data durable that can. If none can, the first one says so.
+    /// Has every device that can make its data durable do so. If none can, the first one refuses the request.
     fn flush(&mut self, tag: Tag, io: Io<'_>) -> Submitted {
         let devices = self.below.len();
         if devices > 1 && self.below.iter().any(|below| below.flushes) {
@@ -219,7 +219,7 @@ impl MappedQueue {
         self.pass_on(tag, &Piece::none_of(0), io)
     }
 
-    /// The only piece of a request that passes all checks, if it is in one.
+    /// Returns the only piece of a request that passes all checks, if it lies in one.
     fn in_one(&self, op: Op, len: usize) -> Option<Piece> {
         let (sector, count) = self.check(op, len as u64).ok()?;
         let piece = self.map.piece(sector.0, count)?;

@@ -1,11 +1,11 @@
-//! Requests that are cut into parts, and how far each is.
+//! Requests that are cut into parts, and their progress.
 
 use crate::io::{IoError, Op, Sector, Tag};
 use crate::queue::{OpenQueueError, room};
 use crate::segment::IoSegment;
 use alloc::vec::Vec;
 
-/// Parts have tags of their own: an odd number, with the request's slot in the upper half.
+/// The shift of the request's slot in the tag of a part. Such tags are odd numbers.
 const SLOT_SHIFT: u32 = 32;
 
 /// Returns the tag below of a request that is passed on as it is.
@@ -27,16 +27,16 @@ pub(super) struct Splits {
     part: Vec<IoSegment>,
 }
 
-/// One of them.
+/// A request that is cut.
 pub(super) struct Split {
     tag: Option<Tag>,
     pub op: Op,
-    /// The number of sectors (of a flush: devices) that are done, and of all.
+    /// The number of sectors (of a flush: devices) that are done, and the number of all.
     pub position: u64,
     pub count: u64,
     /// The leg whose share of a discard is next.
     pub leg: usize,
-    /// The parts that were passed on, and those that have not come back.
+    /// The number of parts that were passed on, and of those that have not come back.
     issued: u32,
     pending: usize,
     outcome: Result<(), IoError>,
@@ -52,7 +52,7 @@ struct Cursor {
 }
 
 impl Splits {
-    /// Room for `count` requests of up to `segments` segments.
+    /// Returns room for `count` requests of up to `segments` segments.
     pub fn new(count: usize, segments: usize) -> Result<Splits, OpenQueueError> {
         let mut slots = room(count)?;
         for _ in 0..count {
@@ -78,7 +78,7 @@ impl Splits {
         })
     }
 
-    /// Begins with a request, if there is room for it.
+    /// Begins a request, if there is room for it.
     pub fn begin(&mut self, tag: Tag, op: Op, count: u64, segments: &[IoSegment]) -> Option<usize> {
         let free = self.slots.iter().position(|slot| slot.tag.is_none())?;
         let slot = &mut self.slots[free];
@@ -126,7 +126,7 @@ impl Splits {
         (tag, &self.part)
     }
 
-    /// Notes that the part of that many sectors was taken, and what became of it.
+    /// Notes that the part of that many sectors was taken, and its outcome if it is done already.
     pub fn passed_on(&mut self, index: usize, count: Sector, done: Option<Result<(), IoError>>) {
         self.part.clear();
         let slot = &mut self.slots[index];
@@ -153,7 +153,7 @@ impl Splits {
         }
     }
 
-    /// Ends a request all of whose parts are done with: its tag, and how it went.
+    /// Ends a request whose parts are all done. Returns its tag and its outcome.
     pub fn end(&mut self, index: usize) -> Option<(Tag, Result<(), IoError>)> {
         let slot = &mut self.slots[index];
         if slot.is_at_work() || slot.pending > 0 {

@@ -1,4 +1,4 @@
-//! The null store: completes everything and touches no data, to measure what all the rest costs.
+//! The null store: completes every request and touches no data, to measure the cost of everything else.
 
 mod target;
 
@@ -13,9 +13,9 @@ use core::task::{Context, Poll};
 
 /// A device without data (`null:SIZE`), of any size up to 2^64 bytes whatever memory there is.
 ///
-/// It completes every request that a device of its size could do, and touches neither memory of its own nor
-/// the segments, so that only the protocol is measured. Reads leave the segments as they are: code that puts
-/// a buffer of its own between this device and a guest clears that buffer first.
+/// The device completes every request that a device of its size could do, and touches neither memory of its own nor the
+/// segments, so that only the protocol is measured. Reads leave the segments as they are: code that puts a buffer of
+/// its own between this device and a guest clears that buffer first.
 #[derive(Clone, Copy, Debug)]
 pub struct NullDevice {
     sectors: Sector,
@@ -25,7 +25,7 @@ pub struct NullDevice {
 }
 
 impl NullDevice {
-    /// A device of that size.
+    /// Returns a device of that size.
     pub fn new(sectors: Sector, sector_size: SectorSize, access: Access) -> NullDevice {
         NullDevice {
             sectors,
@@ -35,7 +35,7 @@ impl NullDevice {
         }
     }
 
-    /// The same device, with larger sectors underneath.
+    /// Returns the same device, with larger sectors underneath.
     pub(crate) fn with_physical_sectors(self, physical_sector_size: SectorSize) -> NullDevice {
         NullDevice {
             physical_sector_size,

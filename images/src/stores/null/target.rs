@@ -16,7 +16,7 @@ pub struct NullTarget {
     pub sectors: Sector,
     /// The unit in which the guest addresses it.
     pub sector_size: SectorSize,
-    /// The unit that it is told to prefer; not smaller.
+    /// The unit that the guest is told to prefer; not smaller.
     pub physical_sector_size: SectorSize,
 }
 

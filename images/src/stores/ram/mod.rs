@@ -1,4 +1,4 @@
-//! RAM images: served in place from the memory they lie in.
+//! RAM images: served in place from the memory in which they lie.
 
 mod target;
 
@@ -28,14 +28,13 @@ use core::task::{Context, Poll, Waker};
 /// Requests that overlap in time, of several queues or several guests, are not ordered against
 /// each other: as on any disk, such bytes are one or the other.
 ///
-/// A discard clears what it names, and all of the image keeps its memory. Where an operator chose that
-/// ([`DiscardMode::Release`]) and the image was given the means
-/// ([`Catalog::with_reservation`](crate::Catalog::with_reservation)), the pages that lie in it go back to Xen
-/// instead. They read as zeros; the first write to one gets memory for it, or fails if there is none
-/// left.
+/// A discard clears the bytes, and the image keeps all of its memory. If an operator chose that
+/// ([`DiscardMode::Release`]) and the image has a reservation
+/// ([`Catalog::with_reservation`](crate::Catalog::with_reservation)), the whole pages within the range go back to Xen
+/// instead. They read as zeros; the first write to one gets memory for it, or fails if there is none left.
 ///
-/// A long discard is done in steps, and no more than one of all a queue's discards between two calls
-/// of [`IoQueue::poll_complete`].
+/// A long discard is done in steps, and no more than one step of all discards of a queue between two calls of
+/// [`IoQueue::poll_complete`].
 #[derive(Clone)]
 pub struct RamImage(Arc<Image>);
 
@@ -51,15 +50,15 @@ struct Image {
 }
 
 impl RamImage {
-    /// The image in `memory`. Bytes after its last whole sector are not served.
+    /// Returns the image in `memory`. Bytes after its last whole sector are not served.
     pub fn new(memory: ImageMemory, sector_size: SectorSize, access: Access) -> RamImage {
         let memory = Arc::new(MemoryImage::new(memory));
         let sizes = (sector_size, sector_size);
         Self::claimed(memory, sizes, access, DiscardMode::Keep, None)
     }
 
-    /// An image with a claim that is kept as long as the image or a queue of it. The sizes are
-    /// those of the sectors that are addressed and of the physical ones.
+    /// Returns an image with a claim that is kept as long as the image or a queue of it. The sizes are those of the
+    /// sectors that are addressed and of the physical ones.
     pub(crate) fn claimed(
         memory: Arc<MemoryImage>,
         (sector_size, physical_sector_size): (SectorSize, SectorSize),
@@ -127,11 +126,11 @@ impl BlockDevice for RamImage {
 struct Queue {
     image: Arc<Image>,
     reader: Option<Arc<Reader>>,
-    /// The guard that is held protects what was staged.
+    /// True if the guard that is held protects staged memory.
     in_place: bool,
-    /// A step was discarded since the last call of `complete`: no more of it until then.
+    /// True if a step was discarded since the last call of `complete`: no more of it until then.
     stepped: bool,
-    /// In their order. Only the first one can have `releasing`.
+    /// The discards, in their order. Only the first one can have `releasing`.
     discards: VecDeque<Discard>,
     /// The part of the first one whose memory is being released.
     releasing: Option<DiscardStep>,
@@ -142,7 +141,7 @@ struct Queue {
 struct Discard {
     tag: Tag,
     offset: usize,
-    /// None is left where the discard was given up.
+    /// The number of bytes that are left; none where the discard was given up.
     len: usize,
 }
 
@@ -270,8 +269,8 @@ impl IoQueue for Queue {
 }
 
 impl Queue {
-    /// Does one step of a discard, or nothing if another queue is in the way. It is the only one for
-    /// now.
+    /// Does one step of a discard, or nothing if another queue is in the way. There is no other step until completions
+    /// are collected again.
     fn step(&mut self, discard: &mut Discard) {
         self.stepped = true;
         let memory = &self.image.memory;
@@ -296,7 +295,7 @@ impl Queue {
         }
     }
 
-    /// The mark to make for a request, unless it stands already.
+    /// Returns the mark to make for a request, unless it stands already.
     #[inline]
     fn reader(&self) -> Option<&Reader> {
         self.reader.as_deref().filter(|_| !self.in_place)
@@ -359,7 +358,7 @@ impl Image {
         self.range(sector, total)
     }
 
-    /// The bytes that a discard is about.
+    /// Returns the offset and the number of the bytes that a discard affects.
     fn discarded(&self, sector: Sector, count: Sector) -> Result<(usize, usize), IoError> {
         if self.access == Access::ReadOnly {
             return Err(IoError::ReadOnly);
@@ -369,7 +368,7 @@ impl Image {
         Ok((self.range(sector, len)?, len))
     }
 
-    /// The first byte of `len` bytes from `sector` on, if they are whole sectors of the image.
+    /// Returns the offset of `len` bytes from `sector` on, if they are whole sectors of the image.
     #[inline]
     fn range(&self, sector: Sector, len: usize) -> Result<usize, IoError> {
         let start = sector

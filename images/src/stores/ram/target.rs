@@ -18,11 +18,11 @@ pub struct RamTarget {
     pub name: String,
     /// The unit in which the guest addresses it.
     pub sector_size: SectorSize,
-    /// The unit that it is told to prefer; not smaller.
+    /// The unit that the guest is told to prefer; not smaller.
     pub physical_sector_size: SectorSize,
     /// The use of discarded memory, if it differs from the driver domain's setting.
     pub discard: Option<DiscardMode>,
-    /// The image may be open for others too, writers among them, whose targets say the same.
+    /// True if other disks may have the image open too, writers among them, whose targets say the same.
     pub shared: bool,
 }
 

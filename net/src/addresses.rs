@@ -1,4 +1,4 @@
-//! The addresses of an interface, as its stack has them.
+//! The addresses that an interface's stack uses.
 
 use crate::interface::State;
 use bulkhead_xen::Hypervisor;
@@ -6,7 +6,7 @@ use smoltcp::socket::Socket;
 use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr, Ipv6Address, Ipv6Cidr};
 
 impl<H: Hypervisor> State<H> {
-    /// Gives the stack its addresses. Connections from another address end.
+    /// Sets the stack's addresses. Connections from any other address end.
     pub(crate) fn address(&mut self, mac: EthernetAddress) {
         let Some(stack) = &mut self.stack else {
             return;
@@ -42,7 +42,7 @@ impl<H: Hypervisor> State<H> {
         self.use_name_servers();
     }
 
-    /// Returns whether the stack has a way to an address.
+    /// Returns whether the stack has a route to an address.
     pub(crate) fn reaches(&self, address: &IpAddress) -> bool {
         let Some(stack) = &self.stack else {
             return false;

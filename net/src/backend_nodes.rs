@@ -1,4 +1,4 @@
-//! What a backend offers, and the toolstack says, by xenstore nodes.
+//! The xenstore nodes with a backend's offer, and with the toolstack's settings.
 
 use crate::packet::Offload;
 use bulkhead_xenbus::NodeMap;
@@ -13,7 +13,7 @@ pub const OFFER_NODES: [&str; 4] = [
     "feature-no-csum-offload",
 ];
 
-/// What this end tells every backend of itself.
+/// The nodes that this end publishes for every backend.
 pub const OWN_FEATURES: [(&str, &str); 6] = [
     ("request-rx-copy", "1"),
     ("feature-rx-notify", "1"),
@@ -23,21 +23,21 @@ pub const OWN_FEATURES: [(&str, &str); 6] = [
     ("feature-ipv6-csum-offload", "1"),
 ];
 
-/// The size of IP packets without a node that says otherwise.
+/// The size of IP packets if no node gives another one.
 const MTU: u16 = 1500;
-/// The least that IPv6 works with.
+/// The least size with which IPv6 works.
 const LEAST_MTU: u16 = 1280;
-/// The largest that the stack knows.
+/// The largest size that the stack supports.
 const LARGEST_MTU: u16 = 9000;
 /// The largest frame of a backend that takes no packets of several parts is a page.
 const PAGE_MTU: u16 = 4096 - 14;
 
-/// What a backend can do.
+/// The features of a backend.
 #[derive(Clone, Copy, Debug)]
 pub struct Offer {
-    /// Checksums that it computes.
+    /// The checksums that it computes.
     pub offload: Offload,
-    /// It cuts TCP packets over IPv4.
+    /// True if it cuts TCP packets over IPv4.
     pub gso_tcpv4: bool,
     /// The bytes of the largest IP packet.
     pub mtu: u16,

@@ -1,4 +1,4 @@
-//! The rings, as the TCP/IP stack uses them.
+//! The rings, in the form in which the TCP/IP stack uses them.
 
 use crate::backend_nodes::Offer;
 use crate::duplicate::{OPTION, report};
@@ -19,7 +19,7 @@ use smoltcp::wire::EthernetAddress;
 /// The bytes of an Ethernet header.
 pub const ETHERNET_HEADER: usize = 14;
 
-/// The most bytes of a packet that acknowledges, and has nothing else: headers of Ethernet, IPv6 and TCP.
+/// The most bytes of a packet that acknowledges and carries no data: headers of Ethernet, IPv6 and TCP.
 const SMALL: usize = ETHERNET_HEADER + 40 + 20;
 
 /// Packets and bytes so far.
@@ -41,7 +41,7 @@ pub struct Counts {
     pub repeats: Repeats,
 }
 
-/// Returns a time of the stack's as the domain's clock counts.
+/// Returns a time of the stack's as a time of the domain's clock.
 pub fn domain_time(time: Instant) -> bulkhead_xen::Instant {
     bulkhead_xen::Instant(time.total_micros().unsigned_abs().saturating_mul(1000))
 }
@@ -50,11 +50,11 @@ pub fn domain_time(time: Instant) -> bulkhead_xen::Instant {
 pub struct Device<H: Hypervisor> {
     /// The rings, while there is a backend.
     pub rings: Option<Rings<H>>,
-    /// What the backend can do.
+    /// The features of the backend.
     pub offer: Offer,
     /// The breach of the protocol that the backend has committed.
     pub lie: Option<Lie>,
-    /// The interface's address, and a limit on the answers of DHCP servers to it, where it asks them.
+    /// The interface's address, and a limit on the answers of DHCP servers to it, if it uses DHCP.
     pub dhcp_answers: Option<(EthernetAddress, RateLimit)>,
     /// The connections over it.
     pub sequences: Sequences,
@@ -96,7 +96,7 @@ impl<H: Hypervisor> Device<H> {
         self.rings.as_ref().is_some_and(|rings| rings.tx.has_room())
     }
 
-    /// Does something with the rings, if there are any and the backend has not lied.
+    /// Calls `act` with the rings, if there are any and the backend has kept to the protocol.
     fn with<T>(&mut self, act: impl FnOnce(&mut Rings<H>) -> Result<T, Lie>) -> Option<T> {
         let rings = self.rings.as_mut().filter(|_| self.lie.is_none())?;
         match act(rings) {
@@ -120,12 +120,12 @@ impl<H: Hypervisor> Device<H> {
         }
     }
 
-    /// Asks the backend to notify of what comes next. Returns true if there is something already.
+    /// Asks the backend to notify this end of the next packet or answer. Returns true if there is one already.
     pub fn final_check(&mut self) -> bool {
         self.with(Rings::final_check).unwrap_or(false)
     }
 
-    /// Receives the next packet that is sound.
+    /// Receives the next packet with a right checksum.
     fn next(&mut self, now: Instant) -> Option<Packet> {
         loop {
             let rings = self.rings.as_mut().filter(|_| self.lie.is_none())?;

@@ -1,4 +1,4 @@
-//! Telling a server which of its packets came twice: the duplicate SACK of RFC 2883, which the stack does not have.
+//! Tells a server which of its packets came twice: the duplicate SACK of RFC 2883, which the stack does not have.
 //!
 //! A server that waits for an acknowledgement sends the last of its packets again (RFC 8985, 7.2). Linux then takes a
 //! packet for lost and halves its window, unless it is told that both came. Where the driver domain's processor is late
@@ -16,8 +16,8 @@ pub const OPTION: usize = 12;
 /// The bytes of a TCP header without options.
 const HEADER: usize = 20;
 
-/// Adds to a packet that is about to be sent which bytes came twice, if it acknowledges bytes of such a connection and has
-/// nothing else. The packet has `len` bytes, and room for [`OPTION`] more. Returns the bytes that it has then.
+/// Adds the range of the bytes that came twice to a packet that is about to be sent, if it is a mere acknowledgement on
+/// such a connection. The packet has `len` bytes, and room for [`OPTION`] more. Returns its new length.
 pub fn report(frame: &mut [u8], len: usize, sequences: &mut Sequences) -> usize {
     let end = len + OPTION;
     let found = frame.get(..len).and_then(Transport::find);

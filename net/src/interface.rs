@@ -1,4 +1,4 @@
-//! One interface: the stack above its device, the sockets, and the task that runs them.
+//! An interface: the stack above its device, the sockets, and the task that runs them.
 
 use crate::device::{Counts, Device, domain_time};
 use crate::lease::{ANSWERS, Lease};
@@ -19,16 +19,17 @@ use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::socket::{dns, tcp};
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr};
 
-/// Packets that are received, and rounds of sending, until other tasks have their turn.
+/// The number of packets received, and of rounds of sending, before other tasks have their turn.
 const BURST: usize = 64;
 /// The time after which the stack is asked again if it wants to send at once and cannot.
 const AGAIN: Duration = Duration::from_millis(1);
-/// The same, if it cannot because the backend takes nothing: its notification comes earlier.
+/// The same time if it cannot because the backend takes nothing: the backend's notification comes earlier.
 const STUCK: Duration = Duration::from_millis(250);
-/// The first port of those that anybody may use (RFC 6335, 6), and how many there are: all that follow.
+/// The first of the ports that any program may use (RFC 6335, 6), and their number: all that follow.
 const FIRST_PORT: u16 = 49152;
 const PORTS: u16 = u16::MAX - FIRST_PORT + 1;
-/// Connections that were closed, and whose last packets are under way. The oldest ends at once if there are more.
+/// The most connections that were closed and whose last packets are on their way. The oldest ends at once if there are
+/// more.
 const LEAVING: usize = 8;
 
 /// An interface. It belongs to the vCPU that it was made on.
@@ -37,43 +38,43 @@ pub struct Interface<H: Hypervisor> {
     pub(crate) handle: Handle<H>,
     random: fn() -> u64,
     pub(crate) state: RefCell<State<H>>,
-    /// Raised when there is something to be sent, and when the backend has changed.
+    /// Raised when there is a packet to send, and when the backend has changed.
     pub(crate) work: Signal,
-    /// Set when it was given up.
+    /// Set when the interface was given up.
     gone: Flag,
 }
 
-/// What the task and the users of an interface share.
+/// The state that the task and the users of an interface share.
 pub(crate) struct State<H: Hypervisor> {
     pub(crate) device: Device<H>,
-    /// Made when the first backend connects.
+    /// The stack, made when the first backend connects.
     pub(crate) stack: Option<Stack>,
     pub(crate) sockets: SocketSet<'static>,
     pub(crate) dns: SocketHandle,
-    /// Name servers that have not answered.
+    /// The number of name servers that have not answered.
     pub(crate) silent_name_servers: usize,
     pub(crate) lease: Option<Lease>,
     pub(crate) settings: Settings,
-    /// What a server has told (DHCP).
+    /// The settings that a DHCP server has given.
     pub(crate) leased: Settings,
-    /// With their ports.
+    /// The sockets of closed connections, with their ports.
     leaving: Vec<(SocketHandle, u16)>,
     next_port: u16,
-    /// The reason why there is nothing to be had of the interface any more.
+    /// The reason why the interface was given up.
     pub(crate) failure: Option<String>,
-    /// Backends that it was connected to.
+    /// The number of backends that it was connected to.
     connections: u32,
 }
 
-/// What the task does next.
+/// The task's next step.
 struct Turn {
-    /// There is more to do now.
+    /// True if there is more to do now.
     busy: bool,
-    /// When the stack wants to go on by itself.
+    /// The time at which the stack wants to go on by itself.
     next: Option<Instant>,
 }
 
-/// Returns a time of the domain's clock as the stack counts.
+/// Returns a time of the domain's clock as a time of the stack's.
 fn stack_time(time: Instant) -> smoltcp::time::Instant {
     smoltcp::time::Instant::from_micros((time.0 / 1000) as i64)
 }
@@ -113,7 +114,7 @@ impl<H: Hypervisor> Interface<H> {
         })
     }
 
-    /// Uses a backend, which `State::device` has. `mac` is the interface's.
+    /// Begins to use a backend, which is in `State::device`. `mac` is the interface's address.
     pub(crate) fn connected(&self, mac: EthernetAddress) {
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
@@ -136,7 +137,7 @@ impl<H: Hypervisor> Interface<H> {
         self.work.raise();
     }
 
-    /// Ends all connections over it, for good.
+    /// Gives up the interface: ends all connections over it, for good.
     pub(crate) fn fail(&self, reason: String) {
         let mut state = self.state.borrow_mut();
         state.failure = Some(reason);
@@ -150,12 +151,12 @@ impl<H: Hypervisor> Interface<H> {
         self.work.raise();
     }
 
-    /// Returns whether it was given up.
+    /// Returns whether the interface was given up.
     pub(crate) fn has_failed(&self) -> bool {
         self.gone.is_set()
     }
 
-    /// Waits until it is given up.
+    /// Waits until the interface is given up.
     pub(crate) async fn failed(&self) {
         self.gone.wait().await;
     }
@@ -187,7 +188,7 @@ impl<H: Hypervisor> Interface<H> {
         }
     }
 
-    /// Receives, and sends.
+    /// Receives and sends packets, up to [`BURST`] of each.
     fn poll(&self) -> Turn {
         let now = self.handle.now();
         let time = stack_time(now);
@@ -237,7 +238,7 @@ impl<H: Hypervisor> Interface<H> {
         Turn { busy, next }
     }
 
-    /// Returns a line about it, for the operator.
+    /// Returns a line about the interface, for the operator.
     pub fn line(&self) -> String {
         let state = self.state.borrow();
         let link = match &state.failure {
@@ -283,7 +284,7 @@ impl<H: Hypervisor> Interface<H> {
         self.state.borrow().device.counts()
     }
 
-    /// Returns its addresses, less those that it has made for itself.
+    /// Returns the interface's addresses, except those that it has made for itself.
     pub fn addresses(&self) -> Vec<IpCidr> {
         let state = self.state.borrow();
         let all = [&state.settings.addresses, &state.leased.addresses];
@@ -303,7 +304,7 @@ impl<H: Hypervisor> State<H> {
         None
     }
 
-    /// Lets a connection end by itself, whose user is gone.
+    /// Lets a connection whose user is gone end by itself.
     pub(crate) fn leave(&mut self, socket: SocketHandle, port: u16) {
         if self.leaving.len() == LEAVING {
             let (oldest, port) = self.leaving.remove(0);

@@ -26,11 +26,11 @@ use smoltcp::wire::IpAddress;
 
 /// The directory of this domain's interfaces.
 const INTERFACES: &str = "device/vif";
-/// Interfaces that are followed at most: each takes memory.
+/// The most interfaces that are followed: each takes memory.
 const MOST: usize = 8;
-/// The time after a restart in place for which connections wait for an interface, as there was one before.
+/// The time after a restart in place for which connections wait for an interface, if there was one before.
 const RETURNS: Duration = Duration::from_secs(5);
-/// The time between two looks whether there is one.
+/// The time between two checks for an interface.
 const LOOK: Duration = Duration::from_millis(5);
 
 /// The interfaces of a domain.
@@ -39,15 +39,15 @@ pub struct Interfaces<H: Hypervisor> {
     store: Client,
     pool: PagePool,
     grants: TableOnDemand<H>,
-    /// Those of interface 0. Others have none but those that they make for themselves.
+    /// The addresses of interface 0. Other interfaces have only those that they make for themselves.
     settings: Settings,
     random: fn() -> u64,
     all: RefCell<Vec<Followed<H>>>,
-    /// Which of the addresses of a server that has several is tried first.
+    /// The number of the address that is tried first, of a server with several.
     first_address: Cell<usize>,
-    /// Until when connections wait for an interface.
+    /// The time until which connections wait for an interface.
     return_by: Instant,
-    /// What the boot that follows a crash finds of connections.
+    /// The traces of connections that a crash leaves to the next boot.
     traces: Traces,
 }
 
@@ -59,10 +59,10 @@ struct Followed<H: Hypervisor> {
 }
 
 impl<H: Hypervisor> Interfaces<H> {
-    /// Returns an empty list of interfaces, which [`follow`](Self::follow) fills. `handle` is of the vCPU that this is
-    /// called on, and that everything is done on. Packets lie in `memory`, and are granted by `grants`. `random` returns
-    /// a number that others cannot guess, if the machine has any: ports and numbers of connections come of it and of
-    /// the time. `traces` are what survives a crash of connections.
+    /// Returns an empty list of interfaces, which [`follow`](Self::follow) fills. `handle` is that of the calling vCPU,
+    /// on which everything is done. Packets lie in `memory`, and are granted by `grants`. `random` returns a number
+    /// that nobody can guess, if the machine has a source of them: ports and sequence numbers are made of it and of the
+    /// time. `traces` are the traces of connections that survive a crash.
     pub fn new(
         handle: Handle<H>,
         store: Client,
@@ -177,7 +177,7 @@ impl<H: Hypervisor> Interfaces<H> {
             .collect()
     }
 
-    /// Waits for an interface that has come back after a restart in place, or for the end of its time.
+    /// Waits for an interface that comes back after a restart in place, or for the end of its time.
     async fn outwait_return(&self) {
         let is_back = |interface: &Rc<Interface<H>>| {
             let state = interface.state.borrow();
@@ -264,8 +264,8 @@ impl<H: Hypervisor> Interfaces<H> {
         &self.pool
     }
 
-    /// Returns whether the domain has started again in place after a crash, so that backends may still be connected to a boot
-    /// before this one.
+    /// Returns whether the domain has started again in place after a crash, so that backends may still be connected to
+    /// a boot before this one.
     pub(crate) fn was_left(&self) -> bool {
         self.grants.was_left()
     }
@@ -288,7 +288,8 @@ impl<H: Hypervisor> Network for Interfaces<H> {
     }
 }
 
-/// Returns the reason why there is no way: the address that is waited for, or that one.
+/// Returns the reason why a server cannot be reached: an interface still waits for its address or, if none does,
+/// `otherwise`.
 fn without<H: Hypervisor>(all: &[Rc<Interface<H>>], otherwise: ConnectError) -> ConnectError {
     let waits = |interface: &Rc<Interface<H>>| interface.state.borrow().waits_for_lease();
     match all.iter().any(waits) {

@@ -1,4 +1,4 @@
-//! The address that a DHCP server gives, for as long as it does.
+//! The address that a DHCP server gives, and the time for which it is valid.
 
 use crate::interface::State;
 use crate::settings::Settings;
@@ -11,22 +11,22 @@ use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::socket::dhcpv4::{Config, Event, Socket};
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, Ipv4Cidr};
 
-/// The pause between two questions while no server answers (RFC 2131, 4.1). A bridge that has just got its port may have
+/// The pause between two requests while no server answers (RFC 2131, 4.1). A bridge that has just got its port may have
 /// dropped the first one.
 const ASK_AGAIN: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(4);
 /// The time without an address after which the log says so.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The lines of the log about a lease that come at once, and the time in which there is one more. A server may give
-/// another address with every packet.
+/// The number of log lines about a lease that may come at once, and the time after which there may be one more. A
+/// server may give another address with every packet.
 const LINES: RateLimit = RateLimit::new(8, Duration::from_secs(300));
-/// The answers of servers that are looked at. The client asks at once again after a refusal, and after an address that it
-/// has for no time: a server could keep it busy.
+/// The number of servers' answers that are used in a time. The client asks again at once after a refusal, and after an
+/// address with no time: a server could keep it busy.
 pub const ANSWERS: RateLimit = RateLimit::new(8, Duration::from_secs(1));
 
 /// The client of an interface's DHCP server.
 pub struct Lease {
     socket: SocketHandle,
-    /// Since when there is no address, and whether the log says so.
+    /// The time since which there is no address, and whether the log says so.
     since: Option<Instant>,
     complained: bool,
     lines: RateLimit,
@@ -47,7 +47,7 @@ impl Lease {
         }
     }
 
-    /// Asks at once if it has no address. One that it has stays its own although the backend was restarted.
+    /// Asks at once if there is no address. An address stays valid although the backend was restarted.
     pub fn ask(&mut self, sockets: &mut SocketSet<'static>, has_address: bool) {
         if !has_address {
             sockets.get_mut::<Socket<'_>>(self.socket).reset();
@@ -62,7 +62,7 @@ impl Lease {
         }
     }
 
-    /// Notes that there is no address, or that there is one.
+    /// Notes whether there is an address.
     fn note(&mut self, has_address: bool, name: &str, now: Instant) {
         if has_address {
             (self.since, self.complained) = (None, false);
@@ -118,13 +118,13 @@ impl<H: Hypervisor> State<H> {
         self.address(mac);
     }
 
-    /// Returns whether it has no address yet, or no longer one, that a server would give.
+    /// Returns whether there is no address yet, or no longer one, and a server would give one.
     pub(crate) fn waits_for_lease(&self) -> bool {
         self.lease.is_some() && self.leased.addresses.is_empty()
     }
 }
 
-/// Returns what a server tells, as far as it is of use; `None` if no interface can have the address.
+/// Returns the settings that a server gives, as far as they are of use; `None` if no interface can have the address.
 fn settings(told: &Config<'_>) -> Option<Settings> {
     let given = |address: &smoltcp::wire::Ipv4Address| {
         let all = IpAddress::Ipv4(*address);
@@ -149,8 +149,8 @@ fn settings(told: &Config<'_>) -> Option<Settings> {
     })
 }
 
-/// Returns whether an interface can have an address: it is neither a network's nor everybody's, and not reserved (RFC
-/// 1122, 3.2.1.3; RFC 1112, 4).
+/// Returns whether an interface can have an address: it is neither a network's nor a broadcast address, and not
+/// reserved (RFC 1122, 3.2.1.3; RFC 1112, 4).
 fn is_usable(address: Ipv4Cidr) -> bool {
     let own = address.address();
     let first = own.octets()[0];

@@ -10,18 +10,19 @@
 //!   a store ─► Interfaces, a Network ─► TcpStream, a Stream: the socket's own buffers, lent
 //! ```
 //!
-//! Packets go through pages that are granted to the backend once for each connection. What arrives is looked at where it is,
-//! while the grants of its pages are suspended, as the backend could change it otherwise; small packets are copied out. The
-//! stack copies the bytes of a stream into the socket's buffer, and its user copies them from there to where they belong, or back.
-//! The backend computes checksums and cuts large TCP packets where it offers to; packets of up to 64 KiB are received.
+//! Packets lie in pages that are granted to the backend once for each connection. A packet that arrives is read in its
+//! pages, while their grants are suspended, as the backend could change it otherwise; small packets are copied out. The
+//! stack copies the bytes of a stream into the socket's buffer, and its user copies them from there to where they
+//! belong, or back. The backend computes checksums and cuts large TCP packets where it offers to; packets of up to 64
+//! KiB are received.
 //!
 //! Memory is bounded: an interface has 1.5 MiB of granted pages and 130 KiB of its own, and each stream the buffers
 //! that its user asked for. A user that takes nothing holds up its own server alone, by TCP's window.
 //!
 //! The backend is not trusted with more than its packets. If it breaks the protocol of the rings, the streams over its
-//! interface end, the interface is given up, and nothing else happens. A backend that is restarted is connected to
-//! again; streams go on over it, unless that takes longer than TCP's patience. Streams end when the address is lost that
-//! they come from.
+//! interface end, the interface is given up, and nothing else happens. When a backend is restarted, the interface
+//! connects to it again; streams go on over it, unless that takes longer than TCP's time-out. A stream ends when the
+//! domain loses the address from which it comes.
 //!
 //! Read next: [`Interfaces`]; [`TcpStream`]; [`decide`], the state machine; [`Settings`], the command line.
 

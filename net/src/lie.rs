@@ -6,20 +6,20 @@ use core::fmt;
 /// A breach of the protocol by the backend. Its interface is given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lie {
-    /// Its producer index is impossible.
+    /// The backend's producer index is impossible.
     Overrun(Overrun),
-    /// It answered a request that it does not have.
+    /// The backend answered a request that it does not have.
     Unasked(u16),
-    /// It answered details that were not sent.
+    /// The backend answered details that were not sent.
     NoDetails,
-    /// Its part of a packet does not lie in one page.
+    /// The backend's part of a packet does not lie in one page.
     OutsidePage {
         /// The first byte.
         offset: u16,
         /// The number of bytes.
         len: usize,
     },
-    /// Its packet is longer than any.
+    /// The backend's packet is longer than any can be.
     TooLong,
 }
 

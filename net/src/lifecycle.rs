@@ -1,4 +1,4 @@
-//! The task of one interface: it reads the states of both ends, decides, acts, and waits for the next change.
+//! The task of an interface: it reads the states of both ends, decides, acts, and waits for the next change.
 
 use crate::backend_nodes::{OFFER_NODES, OWN_FEATURES, Offer, mac};
 use crate::interface::Interface;
@@ -22,9 +22,9 @@ use smoltcp::wire::EthernetAddress;
 
 /// The time in which a restarted backend has to connect to the rings that it finds.
 const GOES_ON: Duration = Duration::from_secs(5);
-/// The time between the first two checks whether a backend has let go of our memory; it doubles each time.
+/// The time between the first two checks whether a backend has let go of this domain's memory; it doubles each time.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// The time after which the log says that a backend keeps our memory.
+/// The time after which the log says that a backend keeps this domain's memory.
 const LONG_LOOK: Duration = Duration::from_secs(2);
 /// The time until the first retry with a backend that failed a connection; it doubles each time.
 const RETRY: Duration = Duration::from_secs(1);
@@ -38,21 +38,22 @@ struct Peer {
     watch: Watch,
 }
 
-/// The life of one interface.
+/// The task of an interface.
 struct Life<'a, H: Hypervisor> {
     interfaces: &'a Interfaces<H>,
     interface: &'a Interface<H>,
     path: String,
     peer: Option<Peer>,
     phase: Phase,
-    /// Rings that were published, and that the backend is not connected to yet; and what it offers.
+    /// The rings that were published and to which the backend is not connected yet, the backend's offer, and the
+    /// interface's address.
     published: Option<(Rings<H>, Offer, EthernetAddress)>,
     /// Memory that an earlier backend may still use.
     leftover: Option<Memory<H>>,
     waited: bool,
-    /// The time to wait before the backend is tried again.
+    /// The time before the next attempt with the backend.
     retry: Duration,
-    /// The state of this end, and the nodes, that xenstored has not taken yet.
+    /// The nodes and the state of this end that xenstored has not taken yet.
     unsaid: Option<(Vec<(String, String)>, XenbusState)>,
     told: Option<String>,
 }
@@ -192,7 +193,7 @@ impl<H: Hypervisor> Life<'_, H> {
         Ok(())
     }
 
-    /// Waits until something may have changed.
+    /// Waits until a change may have happened.
     async fn wait(&mut self, changed: &Signal) -> Result<(), Error> {
         let (interface, failed) = (self.interface, self.phase == Phase::Failed);
         let peer = &mut self.peer;
@@ -212,7 +213,7 @@ impl<H: Hypervisor> Life<'_, H> {
         .await
     }
 
-    /// Makes rings, and tells the backend of them.
+    /// Makes rings, and publishes them to the backend.
     async fn publish(&mut self) -> Result<(), Error> {
         let Some(peer) = &self.peer else {
             return Ok(());
@@ -258,7 +259,7 @@ impl<H: Hypervisor> Life<'_, H> {
         Rings::new(handle, memory, backend, events).map_err(|error| error.to_string())
     }
 
-    /// Uses the rings, which the backend has connected to.
+    /// Begins to use the rings, to which the backend has connected.
     fn connect(&mut self) {
         let Some((rings, offer, mac)) = self.published.take() else {
             return;
@@ -281,7 +282,7 @@ impl<H: Hypervisor> Life<'_, H> {
         );
     }
 
-    /// Takes back everything, and tells the backend.
+    /// Takes back everything, and reports that to the backend.
     async fn close(&mut self) -> Result<(), Error> {
         let was_connected = self.phase == Phase::Connected;
         if was_connected {
@@ -297,7 +298,7 @@ impl<H: Hypervisor> Life<'_, H> {
         Ok(())
     }
 
-    /// Gives up an interface whose backend has lied, until the toolstack attaches it anew.
+    /// Gives up an interface whose backend has broken the protocol, until the toolstack attaches it anew.
     async fn give_up(&mut self) -> Result<(), Error> {
         log::error!("{}", self.interface.line());
         self.stop();
@@ -332,7 +333,7 @@ impl<H: Hypervisor> Life<'_, H> {
         self.interface.work.raise();
     }
 
-    /// Stops using the rings, and waits until the backend has let go of our memory.
+    /// Stops using the rings, and waits until the backend has let go of this domain's memory.
     async fn disconnect(&mut self) {
         self.stop();
         let Some(mut leftover) = self.leftover.take() else {
@@ -348,7 +349,7 @@ impl<H: Hypervisor> Life<'_, H> {
         }
     }
 
-    /// Writes nodes and this end's state, if the directory is there. What xenstored refuses is written later.
+    /// Writes nodes and this end's state, if the directory is there. Those that xenstored refuses are written later.
     async fn write(
         &mut self,
         nodes: Vec<(String, String)>,

@@ -1,4 +1,4 @@
-//! Names of servers, and the name servers that know their addresses.
+//! Resolving the names of servers, by name servers.
 
 use crate::interface::{Interface, State};
 use alloc::rc::Rc;
@@ -13,13 +13,13 @@ use futures_util::future::{Either, select};
 use smoltcp::socket::dns::{GetQueryResultError, QueryHandle, Socket};
 use smoltcp::wire::{DnsQueryType, IpAddress};
 
-/// The time that a name server has for an answer; it is asked twice in that time.
+/// The time that a name server has for an answer; two packets ask for it in that time.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// The most name servers: the stack's limit.
 const MOST: usize = 4;
 
 impl<H: Hypervisor> State<H> {
-    /// Returns the name servers, the one first that is asked first.
+    /// Returns the name servers, in the order in which they are asked.
     pub(crate) fn name_servers(&self) -> Vec<IpAddress> {
         let all = [&self.settings, &self.leased];
         let all = all.iter().flat_map(|settings| &settings.name_servers);
@@ -31,14 +31,14 @@ impl<H: Hypervisor> State<H> {
         servers
     }
 
-    /// Has the stack ask these.
+    /// Has the stack ask these name servers.
     pub(crate) fn use_name_servers(&mut self) {
         let servers = self.name_servers();
         let dns = self.sockets.get_mut::<Socket<'_>>(self.dns);
         dns.update_servers(&servers);
     }
 
-    /// Has the next one asked first from now on.
+    /// Has the next name server asked first from now on.
     fn turn_to_next_name_server(&mut self) {
         self.silent_name_servers = self.silent_name_servers.wrapping_add(1);
         self.use_name_servers();
@@ -61,8 +61,8 @@ impl<H: Hypervisor> Drop for Question<'_, H> {
     }
 }
 
-/// Asks the name servers for the addresses of a host, of which at least one can be reached. They are not kept: the next
-/// connection asks again.
+/// Asks the name servers for the addresses of a host, and returns them if at least one can be reached. They are not
+/// cached: the next connection asks again.
 pub(crate) async fn resolve<H: Hypervisor>(
     interface: &Rc<Interface<H>>,
     host: &str,
@@ -82,7 +82,7 @@ pub(crate) async fn resolve<H: Hypervisor>(
     })
 }
 
-/// Returns whether a server can have the address, and not this domain itself, or a group.
+/// Returns whether the address can be a server's: it is neither this domain's own, nor a group's.
 fn is_a_servers(address: &IpAddress) -> bool {
     let is_loopback = match address {
         IpAddress::Ipv4(address) => address.is_loopback(),
@@ -115,7 +115,7 @@ async fn ask_each<H: Hypervisor>(
     })
 }
 
-/// Asks the name server whose turn it is. Returns no address if the name has none.
+/// Asks the name server whose turn it is. Returns no address if the host name has none.
 async fn ask<H: Hypervisor>(
     interface: &Rc<Interface<H>>,
     host: &str,

@@ -1,4 +1,4 @@
-//! Packets as the rings carry them: what is said about one, and the checksums that are left to the other end.
+//! Packets on the rings: their flags, and the checksums that are left to the other end.
 
 use crate::sequences::Sequences;
 use bulkhead_ring::netif::PacketFlags;
@@ -7,26 +7,26 @@ use smoltcp::wire::{
     Ipv4Packet, Ipv6Packet, TcpPacket, UdpPacket,
 };
 
-/// The place of the checksum in a TCP header.
+/// The offset of the checksum in a TCP header.
 const TCP_CHECKSUM: usize = 16;
 
 /// The port on which a client gets its answers (RFC 2131, 4.1).
 const DHCP_CLIENT_PORT: u16 = 68;
-/// The place of the client's address in a datagram of DHCP: a UDP header, and what precedes it (RFC 2131, 2).
+/// The offset of the client's address in a datagram of DHCP: a UDP header, and what precedes it (RFC 2131, 2).
 const CLIENT: usize = 8 + 28;
 
 /// A packet that has arrived, and that the backend cannot change any more.
 #[derive(Clone, Copy, Debug)]
 pub struct Packet {
-    /// Its bytes.
+    /// The number of its bytes.
     pub len: usize,
-    /// What the backend says of it.
+    /// The backend's flags of it.
     pub flags: PacketFlags,
-    /// Where it begins in the pages that it arrived in; `None` if it was copied out of them.
+    /// The offset of its beginning in the pages in which it arrived; `None` if it was copied out of them.
     pub start: Option<usize>,
 }
 
-/// How the backend is to cut a packet.
+/// The way in which the backend is to cut a packet.
 #[derive(Clone, Copy, Debug)]
 pub struct Segmentation {
     /// The payload of each segment.
@@ -40,13 +40,13 @@ pub struct Transport {
     pub source: IpAddress,
     destination: IpAddress,
     pub protocol: IpProtocol,
-    /// Where it begins in the frame, and where it ends.
+    /// The offset in the frame of its beginning, and of its end.
     pub start: usize,
     pub end: usize,
 }
 
 impl Transport {
-    /// Finds it; `None` if there is none, or the frame is not valid.
+    /// Finds the packet in a frame; `None` if there is none, or the frame is not valid.
     pub fn find(frame: &[u8]) -> Option<Transport> {
         let ethernet = EthernetFrame::new_checked(frame).ok()?;
         let payload = ethernet.payload();
@@ -103,35 +103,36 @@ impl Transport {
     }
 }
 
-/// A frame, and what was found in it.
+/// A frame, and the packet that was found in it.
 pub struct Contents<'f> {
     frame: &'f [u8],
     found: Option<Transport>,
 }
 
 impl<'f> Contents<'f> {
-    /// Looks into a frame.
+    /// Finds the packet in a frame.
     #[inline]
     pub fn of(frame: &'f [u8]) -> Contents<'f> {
         let found = Transport::find(frame);
         Contents { frame, found }
     }
 
-    /// Returns where a packet of that protocol is from and to, and its bytes.
+    /// Returns the addresses of a packet of that protocol, and its bytes.
     fn packet(&self, protocol: IpProtocol) -> Option<(&Transport, &'f [u8])> {
         let found = self.found.as_ref();
         let found = found.filter(|found| found.protocol == protocol)?;
         Some((found, &self.frame[found.start..found.end]))
     }
 
-    /// Returns the TCP packet in it.
+    /// Returns the TCP packet in the frame.
     #[inline]
     pub fn tcp(&self) -> Option<TcpPacket<&'f [u8]>> {
         let (_, bytes) = self.packet(IpProtocol::Tcp)?;
         TcpPacket::new_checked(bytes).ok()
     }
 
-    /// Returns whether the checksum of a TCP or UDP packet is right. It is not looked at in other packets.
+    /// Returns whether the checksum of a TCP or UDP packet is right. Other packets are sound, except those in which
+    /// only the stack would find one.
     pub fn is_sound(&self) -> bool {
         if let Some((found, bytes)) = self.packet(IpProtocol::Tcp) {
             return TcpPacket::new_checked(bytes)
@@ -144,7 +145,8 @@ impl<'f> Contents<'f> {
         !is_hidden(self.frame)
     }
 
-    /// Returns whether it is a DHCP server's answer to the client that has that interface. Nothing else of it is checked.
+    /// Returns whether the packet is a DHCP server's answer to the client with that interface. Nothing else of it is
+    /// checked.
     pub fn is_dhcp_answer(&self, client: EthernetAddress) -> bool {
         let Some((_, udp)) = self.packet(IpProtocol::Udp) else {
             return false;
@@ -158,8 +160,8 @@ impl<'f> Contents<'f> {
     }
 }
 
-/// Returns whether there is a TCP or UDP packet behind a header of IPv6 that nobody has a use for there. The stack would
-/// find it, and believe that its checksum was verified.
+/// Returns whether there is a TCP or UDP packet behind a header of IPv6 that has no use there. The stack would find the
+/// packet, and take its checksum for verified.
 fn is_hidden(frame: &[u8]) -> bool {
     let payload = frame
         .get(EthernetFrame::<&[u8]>::header_len()..)
@@ -170,8 +172,9 @@ fn is_hidden(frame: &[u8]) -> bool {
     options && matches!(next, Some(IpProtocol::Tcp | IpProtocol::Udp))
 }
 
-/// Completes a TCP packet that the stack has made without a checksum: with that of the pseudo-header if the backend
-/// computes the rest, else with all of it, and notes its numbers. Returns whether the rest is left to the backend.
+/// Completes a TCP packet that the stack has made without a checksum, and notes its sequence numbers: writes the
+/// checksum of the pseudo-header if the backend computes the rest, and all of it otherwise. Returns whether the rest is
+/// left to the backend.
 pub fn complete(frame: &mut [u8], offload: Offload, sequences: &mut Sequences) -> bool {
     let Some(found) = Transport::find(frame).filter(|found| found.protocol == IpProtocol::Tcp)
     else {
@@ -199,9 +202,9 @@ pub fn complete(frame: &mut [u8], offload: Offload, sequences: &mut Sequences) -
 /// The checksums that the backend computes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Offload {
-    /// TCP's over IPv4.
+    /// True for TCP over IPv4.
     pub ipv4: bool,
-    /// TCP's over IPv6.
+    /// True for TCP over IPv6.
     pub ipv6: bool,
 }
 

@@ -1,7 +1,8 @@
-//! The ring that packets are received with, and their pages.
+//! The ring for receiving packets, and their pages.
 //!
-//! A packet stays where it has arrived. Before anybody looks at it, the grants of its pages are suspended: the backend
-//! cannot change it then. Small ones are copied out, which costs less, and so is what does not lie in one piece.
+//! A packet stays where it has arrived. Before its bytes are read, the grants of its pages are suspended: the backend
+//! cannot change it then. Small packets are copied out, which costs less, and so are packets that do not lie in one
+//! piece.
 
 use crate::lie::Lie;
 use crate::packet::Packet;
@@ -13,31 +14,32 @@ use bulkhead_ring::netif::{NetifRx, PacketFlags, RxPart, RxRequest, RxResponse};
 use bulkhead_ring::{FrontRing, SharedPages};
 use bulkhead_xen::{GrantRef, Hypervisor, PAGE_SIZE};
 
-/// Pages that packets are received in, one for each slot of a ring of one page.
+/// The number of pages for receiving packets, one for each slot of a ring of one page.
 pub const RX_PAGES: usize = 256;
 
 /// The most bytes of a packet that is received. A backend's own limit is 64 KiB, with or without headers.
 const LARGEST_RECEIVED: usize = 17 * PAGE_SIZE;
 
-/// The bytes of a packet up to which it is copied.
+/// The largest packet that is copied, in bytes.
 const SMALL: usize = 512;
 
-/// What packets are received with.
+/// The ring for receiving packets, and its memory.
 pub struct Receiver<H: Hypervisor> {
     // Dropped before the memory that it is in.
     ring: FrontRing<SharedPages, NetifRx>,
     ring_memory: SharedMemory<H>,
     pages: SharedMemory<H>,
-    /// The slot that the next response stands in.
+    /// The slot of the next response.
     next: usize,
     incoming: Incoming,
-    /// The slots of the last packet, from the first one on: the backend has them again when the next one is asked for.
+    /// The slots of the last packet, the first one and their number: the backend gets them again when the next packet
+    /// is asked for.
     lent: (usize, usize),
-    /// The packet that was copied, and is being copied.
+    /// The packet that was copied, or is being copied.
     copy: Vec<u8>,
-    /// Something was put into the ring.
+    /// True if a request was put into the ring and not published.
     unpublished: bool,
-    /// Packets that the backend reported it could not deliver.
+    /// The number of packets that the backend reported it could not deliver.
     pub refused: u64,
 }
 
@@ -47,25 +49,25 @@ struct Incoming {
     len: usize,
     flags: PacketFlags,
     any: bool,
-    /// The next slot has details.
+    /// True if the next slot has details.
     extra: bool,
-    /// The backend says that it failed.
+    /// True if the backend reports that it failed.
     failed: bool,
-    /// Its bytes are copied as they come, and none of its slots is kept.
+    /// True if its bytes are copied as they come, and none of its slots is kept.
     copied: bool,
-    /// Its slots that are kept: the first one, and how many.
+    /// The first of its slots that are kept, and their number.
     first: usize,
     slots: usize,
-    /// Where it begins in the page of the first one, and the bytes there.
+    /// The offset of its beginning in the page of the first slot, and the number of bytes there.
     offset: usize,
     first_len: usize,
-    /// The slots of details behind the first one.
+    /// The number of slots of details behind the first one.
     details: usize,
 }
 
 impl Incoming {
-    /// Returns whether the next part, which is not the first one, lies behind the last one in memory; details aside. An
-    /// empty one does not, so each has a page more of the packet, whose length is limited.
+    /// Returns whether the next part, which is not the first one, lies behind the last one in memory; slots of details
+    /// aside. An empty part does not: so each part takes a further page of the packet, whose length is limited.
     fn goes_on_at(&self, slot: usize, offset: usize, len: usize) -> bool {
         let end = match self.len > self.first_len {
             true => self.len - self.first_len,
@@ -77,7 +79,8 @@ impl Incoming {
 }
 
 impl<H: Hypervisor> Receiver<H> {
-    /// Makes an empty ring, and gives the backend all of the [`RX_PAGES`] pages. Both are granted to it.
+    /// Makes an empty ring, and gives the backend all of the [`RX_PAGES`] pages. The ring and the pages are granted to
+    /// it.
     pub fn new(ring_memory: SharedMemory<H>, pages: SharedMemory<H>) -> Result<Self, NotShared> {
         let no_memory = |_| NotShared::NoMemory {
             bytes: LARGEST_RECEIVED,
@@ -107,7 +110,7 @@ impl<H: Hypervisor> Receiver<H> {
         [self.ring_memory, self.pages]
     }
 
-    /// Gives the backend the pages of slots, from the first one on, to put packets into.
+    /// Gives the backend the pages of `count` slots, from `first` on, to put packets into.
     fn offer(&mut self, first: usize, count: usize) {
         for slot in (first..first + count).map(|slot| slot % RX_PAGES) {
             let Some(gref) = self.pages.gref(slot) else {
@@ -121,13 +124,14 @@ impl<H: Hypervisor> Receiver<H> {
         }
     }
 
-    /// Gives the backend the slots of the last packet again, whose bytes are of no use any more.
+    /// Gives the backend the slots of the last packet again, whose bytes are not needed any more.
     fn give_back(&mut self) {
         let (first, count) = core::mem::take(&mut self.lent);
         self.offer(first, count);
     }
 
-    /// Takes the next packet that has arrived; `None` if none is complete. The bytes of the one before are gone then.
+    /// Takes the next packet that has arrived; `None` if none is complete. The bytes of the packet before are lost
+    /// then.
     pub fn receive(&mut self) -> Result<Option<Packet>, Lie> {
         self.give_back();
         while let Some(response) = self.ring.take()? {
@@ -237,7 +241,7 @@ impl<H: Hypervisor> Receiver<H> {
         Ok(!incoming.extra && !flags.contains(PacketFlags::MORE_DATA))
     }
 
-    /// Copies what has arrived of a packet, and gives the slots of it back: its bytes are copied from now on.
+    /// Copies the part of a packet that has arrived, and gives its slots back: its bytes are copied from now on.
     fn copy_out(&mut self) {
         let incoming = &mut self.incoming;
         if core::mem::replace(&mut incoming.copied, true) {
@@ -254,8 +258,8 @@ impl<H: Hypervisor> Receiver<H> {
         self.offer(first, slots);
     }
 
-    /// Makes one piece of a packet that is complete, where nobody but this domain can change it. Returns where it begins in
-    /// the pages; `None` if it was copied.
+    /// Joins the parts of a complete packet in one place, which only this domain can change. Returns the offset of its
+    /// beginning in the pages; `None` if it was copied.
     fn gather(&mut self) -> Option<usize> {
         let incoming = &self.incoming;
         let (first, slots) = (incoming.first, incoming.slots);
@@ -272,7 +276,8 @@ impl<H: Hypervisor> Receiver<H> {
         start
     }
 
-    /// Has a packet in its pages go over the one with the details, by moving what is less: what is before it or behind it.
+    /// Closes the gap that the details leave in a packet in its pages, by moving the smaller part: the one before it or
+    /// the one behind it.
     fn close_gap(&mut self) -> Option<usize> {
         let incoming = &self.incoming;
         let (first, gap) = (incoming.first * PAGE_SIZE, incoming.details * PAGE_SIZE);
@@ -289,13 +294,13 @@ impl<H: Hypervisor> Receiver<H> {
         Some(first + offset + gap)
     }
 
-    /// Shows the backend what was put into the ring. Returns whether it wants to be notified of that.
+    /// Publishes the requests in the ring. Returns whether the backend wants to be notified of that.
     pub fn publish(&mut self) -> bool {
         self.give_back();
         core::mem::take(&mut self.unpublished) && self.ring.publish()
     }
 
-    /// Asks the backend to notify of the next packet. Returns true if there is one already.
+    /// Asks the backend to notify this end of the next packet. Returns true if there is one already.
     pub fn final_check(&mut self) -> Result<bool, Lie> {
         Ok(self.ring.final_check()?)
     }

@@ -1,10 +1,9 @@
-//! The two rings to a backend, with the pages that packets lie in.
+//! The two rings to a backend, with the pages in which packets lie.
 //!
-//! Each page is granted once for a connection, and belongs to a slot: what is received arrives in the page of the
-//! request that its response stands in the place of (io/netif.h, "Guest receive"), and a page that is sent has the
-//! number of its request. The backend cannot change packets that are looked at: the grants of the pages in which they
-//! arrived are suspended before that, or they are copied. Those that are sent are made in their pages, which it can only
-//! read.
+//! Each page is granted once for a connection, and belongs to a slot: a received packet arrives in the page of the
+//! request whose place its response takes (io/netif.h, "Guest receive"), and a page that is sent has the number of its
+//! request. The backend cannot change a packet while it is read: the grants of the pages in which it arrived are
+//! suspended before that, or it is copied. Packets to be sent are made in their pages, which the backend can only read.
 
 use crate::lie::Lie;
 use crate::receiver::{RX_PAGES, Receiver};
@@ -36,7 +35,7 @@ impl<H: Hypervisor> Memory<H> {
     }
 }
 
-/// Makes a ring in memory that is kept for as long as the ring, and used through it alone.
+/// Makes a ring in memory that is kept as long as the ring, and used through it alone.
 pub fn ring<F: bulkhead_ring::Format, H: Hypervisor>(
     memory: &SharedMemory<H>,
     format: F,
@@ -78,7 +77,7 @@ impl<H: Hypervisor> Rings<H> {
         &self.events
     }
 
-    /// Returns the grants of the rings: of the one to send with, and of the one to receive with.
+    /// Returns the grants of the rings: of the ring for sending, and of the ring for receiving.
     pub fn grefs(&self) -> [Option<GrantRef>; 2] {
         [self.tx.gref(), self.rx.gref()]
     }
@@ -94,7 +93,7 @@ impl<H: Hypervisor> Rings<H> {
         self.tx.refused + self.rx.refused
     }
 
-    /// Shows the backend what was put into the rings, and notifies it if it asked for that.
+    /// Publishes the messages in the rings, and notifies the backend if it asked for that.
     pub fn publish(&mut self) {
         let (tx, rx) = (self.tx.publish(), self.rx.publish());
         if (tx || rx) && self.hypervisor.notify(self.events.port()).is_err() {
@@ -103,10 +102,10 @@ impl<H: Hypervisor> Rings<H> {
         }
     }
 
-    /// Asks the backend to notify of what is waited for. Returns true if it is there already.
+    /// Asks the backend to notify this end of the messages that it waits for. Returns true if one is there already.
     ///
-    /// Without room for answers, packets stay where they are, and room is waited for. With room, nobody waits for pages to
-    /// come back: to be woken for them would cost about as much as the packet has.
+    /// Without room for packets to send, packets that have arrived stay where they are, and only room is waited for.
+    /// With room, the return of pages is not waited for: a wake-up for them would cost about as much as the packet did.
     pub fn final_check(&mut self) -> Result<bool, Lie> {
         match self.tx.has_room() {
             true => self.rx.final_check(),

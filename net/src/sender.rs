@@ -1,7 +1,7 @@
-//! The ring that packets are sent with, and their pages.
+//! The ring for sending packets, and their pages.
 //!
-//! A packet is made where it is sent from, in pages that follow one another: the backend is granted them for reading, so
-//! nobody but the stack writes to them.
+//! A packet is made where it is sent from, in pages that follow one another: the backend is granted them for reading,
+//! so only the stack writes to them.
 
 use crate::lie::Lie;
 use crate::packet::Segmentation;
@@ -11,7 +11,7 @@ use bulkhead_ring::netif::{Extra, NULL, NetifTx, PacketFlags, TxPart};
 use bulkhead_ring::{FrontRing, SharedPages};
 use bulkhead_xen::{GrantRef, Hypervisor, PAGE_SIZE};
 
-/// Pages that packets are sent from.
+/// The number of pages for sending packets.
 pub const TX_PAGES: usize = u128::BITS as usize;
 
 /// The most bytes of a packet that is sent: its size is 16 bits wide.
@@ -19,31 +19,31 @@ pub const LARGEST_SENT: usize = 65535;
 /// The most slots of one packet: the pages, and one of details.
 const MOST_SLOTS: usize = LARGEST_SENT.div_ceil(PAGE_SIZE) + 1;
 
-/// What packets are sent with.
+/// The ring for sending packets, and its memory.
 pub struct Sender<H: Hypervisor> {
     // Dropped before the memory that it is in.
     ring: FrontRing<SharedPages, NetifTx>,
     ring_memory: SharedMemory<H>,
     pages: SharedMemory<H>,
-    /// The pages that the backend does not have, a bit each.
+    /// The pages that the backend does not have, a bit for each.
     free: u128,
-    /// Whether there are enough of them in succession for the largest packet.
+    /// True if there are enough of them in succession for the largest packet.
     fits_largest: bool,
-    /// Slots with details that were sent, and not answered.
+    /// The number of slots with details that were sent, and not answered.
     extras: u32,
-    /// Something was put into the ring.
+    /// True if a request was put into the ring and not published.
     unpublished: bool,
-    /// Packets that the backend reported it did not take.
+    /// The number of packets that the backend reported it did not take.
     pub refused: u64,
 }
 
-/// A packet that is being made, and the page that it begins with.
+/// A packet that is being made, and the page with which it begins.
 pub struct Frame<'a> {
     pub page: usize,
     pub bytes: &'a mut [u8],
 }
 
-/// Returns the first of the first `count` bits in succession that are set, of at least one.
+/// Returns the position of the first run of `count` bits that are set; `count` is at least one.
 fn run(bits: u128, count: usize) -> Option<usize> {
     let (mut starts, mut len) = (bits, 1);
     while len < count {
@@ -56,7 +56,7 @@ fn run(bits: u128, count: usize) -> Option<usize> {
 }
 
 impl<H: Hypervisor> Sender<H> {
-    /// Makes an empty ring. It and the [`TX_PAGES`] pages, these for reading alone, are granted to the backend.
+    /// Makes an empty ring. The ring, and the [`TX_PAGES`] pages for reading alone, are granted to the backend.
     pub fn new(ring_memory: SharedMemory<H>, pages: SharedMemory<H>) -> Result<Self, NotShared> {
         Ok(Sender {
             ring: ring(&ring_memory, NetifTx)?,
@@ -86,14 +86,14 @@ impl<H: Hypervisor> Sender<H> {
         self.fits_largest && self.ring.free() as usize >= MOST_SLOTS
     }
 
-    /// Changes which pages the backend does not have.
+    /// Sets the pages that the backend does not have.
     fn set_free(&mut self, free: u128) {
         self.free = free;
         self.fits_largest = run(free, LARGEST_SENT.div_ceil(PAGE_SIZE)).is_some();
     }
 
-    /// Has a packet of `len` bytes made in the pages that it is sent from, at most [`LARGEST_SENT`]. `None` if there is no
-    /// room, which [`has_room`](Self::has_room) tells before.
+    /// Returns the place in which the caller makes a packet of `len` bytes, at most [`LARGEST_SENT`]: the pages from
+    /// which it is sent. Returns `None` if there is no room, as [`has_room`](Self::has_room) says beforehand.
     ///
     /// The backend can read these pages at any time, and cannot write to them: they hold old packets, or this one.
     pub fn frame(&mut self, len: usize) -> Option<Frame<'_>> {
@@ -102,7 +102,7 @@ impl<H: Hypervisor> Sender<H> {
         Some(Frame { page, bytes })
     }
 
-    /// Sends the packet of `len` bytes that was made from that page on, if there is room.
+    /// Sends the packet of `len` bytes that was made in the pages from `first` on, if there is room.
     pub fn send(
         &mut self,
         (first, len): (usize, usize),
@@ -153,7 +153,7 @@ impl<H: Hypervisor> Sender<H> {
         true
     }
 
-    /// Takes the backend's answers to what was sent. Returns whether there were any.
+    /// Takes the backend's answers to sent packets. Returns whether there were any.
     pub fn collect(&mut self) -> Result<bool, Lie> {
         let (mut any, mut free) = (false, self.free);
         while let Some(response) = self.ring.take()? {
@@ -176,12 +176,12 @@ impl<H: Hypervisor> Sender<H> {
         Ok(any)
     }
 
-    /// Shows the backend what was put into the ring. Returns whether it wants to be notified of that.
+    /// Publishes the requests in the ring. Returns whether the backend wants to be notified of that.
     pub fn publish(&mut self) -> bool {
         core::mem::take(&mut self.unpublished) && self.ring.publish()
     }
 
-    /// Asks the backend to notify of the next answer. Returns true if there is one already.
+    /// Asks the backend to notify this end of the next answer. Returns true if there is one already.
     pub fn final_check(&mut self) -> Result<bool, Lie> {
         Ok(self.ring.final_check()?)
     }

@@ -1,7 +1,7 @@
-//! What was sent twice: each connection's sequence numbers, as its packets pass by.
+//! Packets that were sent twice, found by each connection's sequence numbers as its packets pass by.
 //!
-//! The stack counts no retransmissions, and a network that loses packets shows in nothing else. A packet counts if its
-//! first number is one that another packet had before (RFC 9293, 3.4), which costs a packet one look at its header.
+//! The stack counts no retransmissions, and nothing else shows that a network loses packets. A packet counts if its
+//! first number is one that another packet had before (RFC 9293, 3.4). That costs a packet one look at its header.
 
 use crate::traces::Kept;
 use alloc::vec::Vec;
@@ -12,34 +12,34 @@ use smoltcp::wire::TcpPacket;
 pub struct Sequences {
     connections: Vec<Connection>,
     counts: Repeats,
-    /// There may be a connection with bytes that came twice.
+    /// True if there may be a connection with bytes that came twice.
     any_duplicate: bool,
 }
 
 /// Packets that were sent again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Repeats {
-    /// By this end.
+    /// Packets that this end has sent again.
     pub retransmitted: u64,
-    /// By servers, as far as it shows here: what was lost on its way is found missing only if something came after it.
-    /// A packet that another one has overtaken counts, too.
+    /// Packets that servers have sent again, as far as it shows here: a lost packet is only missed if another one came
+    /// after it. A packet that another one has overtaken counts, too.
     pub repeated: u64,
 }
 
 struct Connection {
     port: u16,
-    /// The number that follows all that were sent, and that were received.
+    /// The number that follows all that were sent, and the one that follows all that were received.
     sent: Option<u32>,
     received: Option<u32>,
-    /// The other end understands which bytes came (RFC 2018).
+    /// True if the other end understands selective acknowledgements (RFC 2018).
     sack: bool,
-    /// The last bytes that came twice, from the first number to the one that follows, until the other end is told.
+    /// The last bytes that came twice, until the other end is told: their first number, and the one that follows them.
     duplicate: Option<(u32, u32)>,
-    /// Something has arrived.
+    /// True if a packet has arrived.
     heard: bool,
-    /// The other end has said that it is over.
+    /// True if the other end has said that the connection is over.
     over: bool,
-    /// By what it is found if the other end has it for longer.
+    /// The trace by which the connection is found later if the other end keeps it for longer.
     trace: Option<Kept>,
 }
 
@@ -59,14 +59,14 @@ impl Sequences {
         });
     }
 
-    /// Returns whether anything has arrived at that port since it is followed.
+    /// Returns whether a packet has arrived at that port since the connection is followed.
     pub fn has_heard(&self, port: u16) -> bool {
         let mut connections = self.connections.iter();
         connections.any(|connection| connection.port == port && connection.heard)
     }
 
-    /// Follows it no more. The other end, unless it has said that the connection is over, may not know that it is: the last
-    /// packet was lost, or was not sent at all.
+    /// Stops following a connection. Unless the other end has said that the connection is over, it may not know that:
+    /// the last packet was lost, or was not sent at all.
     pub fn remove(&mut self, port: u16) {
         let mut connections = self.connections.iter();
         let Some(place) = connections.position(|connection| connection.port == port) else {
@@ -88,12 +88,12 @@ impl Sequences {
             .any(|connection| connection.port == port)
     }
 
-    /// Returns the packets so far.
+    /// Returns the numbers of packets so far.
     pub fn counts(&self) -> Repeats {
         self.counts
     }
 
-    /// Looks at a packet that is sent.
+    /// Follows a packet that is sent.
     #[inline]
     pub fn sent(&mut self, tcp: &TcpPacket<&[u8]>) {
         if let Some(connection) = find(&mut self.connections, tcp.src_port()) {
@@ -101,7 +101,7 @@ impl Sequences {
         }
     }
 
-    /// Looks at a packet that has arrived.
+    /// Follows a packet that has arrived.
     #[inline]
     pub fn received(&mut self, tcp: &TcpPacket<&[u8]>) {
         let Some(connection) = find(&mut self.connections, tcp.dst_port()) else {
@@ -122,14 +122,14 @@ impl Sequences {
         }
     }
 
-    /// Returns whether there may be something for [`take_duplicate`](Self::take_duplicate).
+    /// Returns whether [`take_duplicate`](Self::take_duplicate) may find any bytes.
     #[inline]
     pub fn any_duplicate(&self) -> bool {
         self.any_duplicate
     }
 
-    /// Returns the last bytes of a connection that came twice, if the other end was not told yet: the first number, and the
-    /// one that follows.
+    /// Takes the last bytes of a connection that came twice, if the other end was not told yet: their first number, and
+    /// the one that follows them.
     pub fn take_duplicate(&mut self, port: u16) -> Option<(u32, u32)> {
         let taken = find(&mut self.connections, port).and_then(|found| found.duplicate.take());
         self.any_duplicate = self
@@ -146,7 +146,7 @@ fn find(connections: &mut [Connection], port: u16) -> Option<&mut Connection> {
         .find(|connection| connection.port == port)
 }
 
-/// Returns whether a packet begins before the number that follows all earlier ones, and moves that on.
+/// Returns whether a packet begins before the number that follows all earlier ones, and moves that number on.
 fn is_repeated(next: &mut Option<u32>, tcp: &TcpPacket<&[u8]>) -> bool {
     let len = tcp.segment_len();
     // Nothing, or a byte that asks whether the other end is there (RFC 9293, 3.8.4), or has room (3.8.6.1).
@@ -167,7 +167,7 @@ fn is_repeated(next: &mut Option<u32>, tcp: &TcpPacket<&[u8]>) -> bool {
 mod tests {
     use super::*;
 
-    /// A packet with that number, those flags, and so many bytes.
+    /// Returns a packet with that number, those flags, and `bytes` bytes.
     fn packet(number: u32, flags: u8, bytes: usize) -> Vec<u8> {
         let mut packet = alloc::vec![0; 20 + bytes];
         packet[..2].copy_from_slice(&50000u16.to_be_bytes());

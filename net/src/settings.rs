@@ -1,4 +1,4 @@
-//! The addresses of an interface, as the command line gives them.
+//! The addresses of an interface, as the command line sets them.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -17,24 +17,24 @@ const DNS: &str = "dns";
 /// The addresses of an interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
-    /// IPv4's are asked of a server (`ip=dhcp`).
+    /// True if a server is asked for an IPv4 address (`ip=dhcp`).
     pub dhcp: bool,
     /// Its addresses (`ip=10.0.0.7/24`, `ip=10.0.0.7/24,fd00::7/64`).
     pub addresses: Vec<IpCidr>,
-    /// The ways to other networks (`gateway=`), one for each kind of address.
+    /// The gateways to other networks (`gateway=`), one for each kind of address.
     pub gateways: Vec<IpAddress>,
     /// The name servers (`dns=`).
     pub name_servers: Vec<IpAddress>,
 }
 
-/// The reason why a setting is none.
+/// The reason why a setting is not valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SettingsError {
-    /// It is not an address with the length of its network's.
+    /// The text is not an address with the length of its network's prefix.
     Network(String),
-    /// It is not an address.
+    /// The text is not an address.
     Address(String),
-    /// There are too many.
+    /// There are too many addresses for the setting with that key.
     TooMany(&'static str),
 }
 
@@ -54,10 +54,10 @@ impl fmt::Display for SettingsError {
 impl core::error::Error for SettingsError {}
 
 impl Settings {
-    /// Their keys on a command line.
+    /// The keys of these settings on a command line.
     pub const KEYS: [&str; 3] = [IP, GATEWAY, DNS];
 
-    /// Reads them from a command line. A mistake costs its own word alone.
+    /// Reads the settings from a command line. A word with a mistake is left out; the others are not affected.
     pub fn parse(line: &str, mut mistaken: impl FnMut(SettingsError)) -> Settings {
         let mut settings = Settings::default();
         for word in line.split_ascii_whitespace() {

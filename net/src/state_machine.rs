@@ -30,15 +30,16 @@ pub enum Phase {
 /// The nodes that decide, as xenstore has them at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Observed {
-    /// The frontend's directory is there.
+    /// True if the frontend's directory is there.
     pub attached: bool,
     /// The backend's `state` node; unknown if it is gone.
     pub backend: XenbusState,
-    /// The backend's `online` node: the toolstack wants the device to exist.
+    /// True if the toolstack wants the device to exist: the backend's `online` node.
     pub online: bool,
-    /// The backend has had time enough to connect again by itself.
+    /// True if the backend has had enough time to connect again by itself.
     pub waited: bool,
-    /// This end's node tells of a boot before this one, which has crashed: of its rings, or that it had closed.
+    /// True if this end's node is from a boot before this one, which has crashed: that boot's rings are published, or
+    /// it had closed.
     pub left: bool,
 }
 

@@ -1,8 +1,8 @@
-//! TCP connections, as streams of bytes.
+//! TCP connections, in the form of streams of bytes.
 //!
-//! The bytes stay in the buffers of the stack's socket, whose memory is taken when the connection is made: the user is
-//! lent the contiguous part, and takes from it or fills it. A user that does not take what has arrived holds up the
-//! server, and nobody else.
+//! The bytes stay in the buffers of the stack's socket, whose memory is taken when the connection is made: the user
+//! gets the contiguous part, and takes bytes from it or fills it. A user that does not take the bytes that have arrived
+//! holds up the server, and no other user.
 
 use crate::interface::Interface;
 use crate::traces::{Trace, Traces};
@@ -19,19 +19,20 @@ use smoltcp::wire::{IpAddress, IpListenEndpoint};
 
 /// The time that a server has to accept a connection.
 const CONNECT: Duration = Duration::from_secs(10);
-/// The time that a server has to acknowledge what was sent.
+/// The time that a server has to acknowledge sent bytes.
 const SILENCE: Duration = Duration::from_secs(60);
-/// The time without any packet after which the server is asked whether it is there.
+/// The time without any packet after which the server is asked whether it is still there.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
-/// The time for which the acknowledgement of a single packet may wait for something to go with. It may be large, of many
-/// segments, and Linux sends the last of these again if they are not acknowledged within about two milliseconds (RFC 8985,
-/// 7.2: twice the round trip; two ticks more, in `tcp_schedule_loss_probe`). The stack's own is 10 ms.
+/// The time for which the acknowledgement of a single packet may wait for data to be sent with it. The packet may be
+/// large, of many segments, and Linux sends the last of these again if they are not acknowledged within about two
+/// milliseconds (RFC 8985, 7.2: twice the round trip; two ticks more, in `tcp_schedule_loss_probe`). The stack's own
+/// limit is 10 ms.
 const ACKNOWLEDGES: Duration = Duration::from_millis(1);
-/// The time that a server has to say that it has a connection that this end has not, and between two looks. It is more than a
-/// second: the stack asks for a host's address once a second.
+/// The time that a server has to answer that it has a connection that this end has not, and the time between two
+/// checks. It is more than a second: the stack asks for a host's address once a second.
 const ANSWERS: core::time::Duration = core::time::Duration::from_millis(1500);
 const LOOK: core::time::Duration = core::time::Duration::from_millis(1);
-/// The bounds of a buffer.
+/// The least and the largest size of a buffer.
 const SMALLEST: usize = 4 << 10;
 const LARGEST: usize = 8 << 20;
 
@@ -39,15 +40,15 @@ const LARGEST: usize = 8 << 20;
 pub struct TcpStream<H: Hypervisor> {
     interface: Rc<Interface<H>>,
     socket: SocketHandle,
-    /// The address at this end, and the port.
+    /// The address and the port at this end.
     own: Option<IpAddress>,
     port: u16,
-    /// It is to end in order.
+    /// True if the connection is to end in order.
     closed: bool,
-    /// Something was filled that the stack was not told of.
+    /// True if bytes were filled in that the stack was not told of.
     filled: bool,
-    /// More than half of the buffer for what arrives was in use, and it was not empty since: the server may wait to be told
-    /// of room.
+    /// True if more than half of the buffer for received bytes was in use, and it has not been empty since: the server
+    /// may wait to be told of room.
     was_full: bool,
 }
 
@@ -98,7 +99,8 @@ impl<H: Hypervisor> TcpStream<H> {
         Ok(stream)
     }
 
-    /// Asks a server for a connection: from that address and port at this end, or from a port that no other one has.
+    /// Asks a server for a connection: from `own`, an address and port at this end, or from a port that no other
+    /// connection has.
     fn begin(
         interface: &Rc<Interface<H>>,
         server: (IpAddress, u16),
@@ -155,9 +157,9 @@ impl<H: Hypervisor> TcpStream<H> {
         })
     }
 
-    /// Ends connections of a boot before this one, and those that were given up, at their server: asked for one that it has, it
-    /// says so, and is told by the stack that there is none (RFC 9293, 3.5.1; RFC 5961, 4). A server that is away is not
-    /// waited for.
+    /// Ends connections of a boot before this one, and those that were given up, at their server. When it is asked for
+    /// a connection that it has, it answers so, and the stack replies that there is none (RFC 9293, 3.5.1; RFC 5961,
+    /// 4). A server that does not answer is not waited for.
     pub(crate) async fn end_left(
         interface: &Rc<Interface<H>>,
         server: (IpAddress, u16),
@@ -219,7 +221,7 @@ impl<H: Hypervisor> TcpStream<H> {
         act(state.sockets.get_mut(self.socket))
     }
 
-    /// Returns the reason why the connection is over, whose socket is closed.
+    /// Returns the reason why the connection, whose socket is closed, is over.
     fn ended(&self) -> Ended {
         let state = self.interface.state.borrow();
         let has = |own: IpAddress| {

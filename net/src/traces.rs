@@ -1,9 +1,10 @@
-//! Connections that a server may have and this domain does not: addresses and ports, by which they are ended there.
+//! Traces of connections that a server may have and this domain does not: the addresses and ports by which they are
+//! ended there.
 //!
-//! A crash tells a server nothing, and the one packet that tells it of a connection that was given up may be lost. A server
-//! that has nothing to say to a connection keeps it for good, and may take no other one as long as it does; one that has
-//! read requests from it goes on with those. What is kept of each connection survives a crash; those that this boot has
-//! given up are remembered besides.
+//! A server does not notice a crash, and the one packet by which it learns that a connection was given up may be lost.
+//! A server that has nothing to say on a connection keeps it for good, and may accept no other one as long as it does;
+//! one that has read requests from it goes on with those. The trace of each connection survives a crash; those that
+//! this boot has given up are remembered besides.
 
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
@@ -12,10 +13,10 @@ use core::cell::RefCell;
 use core::net::{IpAddr, Ipv6Addr};
 use core::sync::atomic::{AtomicU32, Ordering};
 
-/// Memory that survives, for one connection. Zeros are none.
+/// The memory of one connection that survives a crash. Zeros are no connection.
 pub type Numbers = [AtomicU32; 10];
 
-/// A connection: its ends, the own one first.
+/// The trace of a connection: its own end, and the server's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trace {
     pub own: (IpAddr, u16),
@@ -52,7 +53,8 @@ impl Trace {
     }
 }
 
-/// Returns what tells numbers of a trace from others, and is never zero. Nobody forges what only this domain writes.
+/// Returns a checksum over the numbers of a trace, which is never zero. It need not withstand forgery: only this domain
+/// writes traces.
 fn mark_of(numbers: &[u32; 9]) -> u32 {
     // FNV-1a, by words.
     let mix = |mark: u32, number: &u32| (mark ^ number).wrapping_mul(0x0100_0193);
@@ -62,7 +64,7 @@ fn mark_of(numbers: &[u32; 9]) -> u32 {
 /// A place in the memory that survives.
 struct Place {
     numbers: &'static Numbers,
-    /// What a boot before this one has left there.
+    /// The trace that a boot before this one has left there.
     left: Option<Trace>,
     taken: bool,
 }
@@ -96,23 +98,23 @@ impl Place {
     }
 }
 
-/// The connections of this boot that are remembered after they were given up: more than an export has lines, for several
-/// exports. The oldest is forgotten if there are more.
+/// The most connections of this boot that are remembered after they were given up: more than an export has lines, for
+/// several exports. The oldest is forgotten if there are more.
 const MOST_LEFT: usize = 16;
 
 #[derive(Default)]
 struct All {
     places: Vec<Place>,
-    /// Those that this boot has given up.
+    /// The connections that this boot has given up.
     left: VecDeque<Trace>,
 }
 
-/// The traces of all connections; those for which there is no place do not survive a crash.
+/// The traces of all connections. Connections for which there is no place do not survive a crash.
 #[derive(Clone, Default)]
 pub struct Traces(Rc<RefCell<All>>);
 
 impl Traces {
-    /// Returns those in memory that survives.
+    /// Returns the traces in memory that survives.
     pub fn new(memory: &'static [Numbers]) -> Traces {
         Traces(Rc::new(RefCell::new(All {
             places: memory.iter().map(Place::new).collect(),
@@ -134,7 +136,8 @@ impl Traces {
         }
     }
 
-    /// Returns the connections to a server that it may have still: of a boot before this one, and those given up.
+    /// Returns the connections to a server that it may still have: those of a boot before this one, and those that were
+    /// given up.
     pub fn left_to(&self, server: (IpAddr, u16)) -> Vec<Trace> {
         let all = self.0.borrow();
         let left = all.places.iter().filter_map(|place| place.left);
@@ -142,7 +145,7 @@ impl Traces {
         left.filter(|trace| trace.server == server).collect()
     }
 
-    /// Notes that the server has ended a connection of before.
+    /// Notes that the server has ended such a connection.
     pub fn forget(&self, trace: &Trace) {
         let mut all = self.0.borrow_mut();
         let places = all.places.iter_mut();

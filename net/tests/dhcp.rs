@@ -9,7 +9,7 @@ use std::time::Duration;
 const SECOND: Duration = Duration::from_secs(1);
 const SERVER: &str = "10.0.0.2:7";
 
-/// A machine whose address a server gives, if one answers.
+/// Returns a machine that gets its address from a DHCP server, if one answers.
 fn world(answers: bool) -> World {
     let world = World::with(true, &["ip=dhcp"]);
     world.dhcp.borrow_mut().answers = answers;

@@ -1,4 +1,4 @@
-//! Connections that were given up, at a server that was not told of it and takes one at a time.
+//! Connections that were given up, at a server that was not told and accepts one at a time.
 
 use bulkhead_net_testing::Frame;
 use bulkhead_net_testing::world::{TestStream, World, end_of, exchange};
@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// It takes one connection at a time, or two.
+/// The server, which accepts one connection at a time, or two.
 const SERVER: &str = "10.0.0.2:9";
 const LARGER_SERVER: &str = "10.0.0.2:7";
 const MINUTE: Duration = Duration::from_secs(60);
@@ -21,7 +21,7 @@ fn connected(world: &World, server: &str) -> TestStream {
     stream
 }
 
-/// Lets go of a stream while nothing that is sent arrives, for that time.
+/// Lets go of a stream while no packet arrives anywhere, for that time.
 fn leave_in_the_dark(world: &World, stream: TestStream, span: Duration) {
     *world.mangle_sent.borrow_mut() = Some(Box::new(|_| Vec::new()));
     drop(stream);

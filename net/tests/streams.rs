@@ -213,8 +213,8 @@ fn a_damaged_packet_is_not_believed() {
     assert!(counts.repeats.repeated > 0, "{counts:?}");
 }
 
-/// Exchanges bytes over a network that loses each packet of which `is_lost` says so, of those to the domain or from it.
-/// Returns what was lost, and what was sent again by either end.
+/// Exchanges bytes over a network that loses each packet for which `is_lost` returns true: packets to the domain, or
+/// from it. Returns the number of lost packets, and of those that either end has sent again.
 fn exchange_with_losses(to_domain: bool, is_lost: fn(usize) -> bool) -> (usize, Repeats) {
     let world = World::new(false);
     let stream = world.connect("10.0.0.2:7");

@@ -1,4 +1,4 @@
-//! UDP datagrams over IPv4, as the servers in the network take and give them.
+//! UDP datagrams over IPv4, as the servers in the network receive and send them.
 
 use crate::peer::{Frame, MAC};
 use smoltcp::phy::ChecksumCapabilities;
@@ -17,7 +17,7 @@ pub struct Datagram {
     pub from: EthernetAddress,
     /// The address and the port that it comes from.
     pub source: (Ipv4Address, u16),
-    /// Those that it is for.
+    /// The address and the port that it is for.
     pub destination: (Ipv4Address, u16),
     /// The bytes.
     pub payload: Vec<u8>,

@@ -4,7 +4,7 @@ use crate::datagram::Datagram;
 use crate::peer::{ADDRESS, Frame};
 use smoltcp::wire::{DhcpMessageType, DhcpPacket, DhcpRepr, EthernetAddress, Ipv4Address};
 
-/// What the server tells about an address.
+/// The server's settings for an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
     /// The address.
@@ -13,11 +13,11 @@ pub struct Lease {
     pub mask: Option<Ipv4Address>,
     /// The way to other networks.
     pub router: Option<Ipv4Address>,
-    /// The name servers; the first three are told.
+    /// The name servers; only the first three are sent.
     pub name_servers: Vec<Ipv4Address>,
-    /// The seconds for which it is given.
+    /// The seconds for which the address is given.
     pub seconds: Option<u32>,
-    /// The seconds until it is to be renewed, and asked of any server.
+    /// The seconds until it is to be renewed, and until any server is asked.
     pub renewal: [Option<u32>; 2],
 }
 
@@ -40,29 +40,29 @@ type Forgery = Box<dyn FnMut(&mut Vec<u8>)>;
 /// A server at [`ADDRESS`].
 #[derive(Default)]
 pub struct DhcpServer {
-    /// It answers; at first it does not.
+    /// True if the server answers; at first it does not.
     pub answers: bool,
-    /// It refuses the address that it is asked for, once it was offered.
+    /// True if the server refuses an address that it has offered, once it is asked for.
     pub refuses: bool,
-    /// What it gives.
+    /// The settings that it gives.
     pub lease: Lease,
-    /// What it was asked, and from which address.
+    /// The requests that it got, and the address from which each came.
     pub asked: Vec<(DhcpMessageType, Ipv4Address)>,
     forgery: Option<Forgery>,
 }
 
 impl DhcpServer {
-    /// Has all answers changed by that.
+    /// Has `forgery` change all answers.
     pub fn forge(&mut self, forgery: impl FnMut(&mut Vec<u8>) + 'static) {
         self.forgery = Some(Box::new(forgery));
     }
 
-    /// Returns the questions of a kind.
+    /// Returns the number of requests of a kind.
     pub fn asked_for(&self, kind: DhcpMessageType) -> usize {
         self.asked.iter().filter(|asked| asked.0 == kind).count()
     }
 
-    /// Takes a frame that is for it, and returns the answer.
+    /// Takes a frame that is for the server, and returns the answer.
     pub fn take(&mut self, frame: &Frame) -> Option<Option<Frame>> {
         let question = Datagram::find(frame).filter(|datagram| datagram.destination.1 == 67)?;
         Some(self.answer(&question))

@@ -5,60 +5,60 @@ use crate::peer::Frame;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-/// A record that it has for a name.
+/// A record of a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     /// An address.
     Address(IpAddr),
-    /// The name's other name.
+    /// Another name of the host.
     Alias(String),
 }
 
-/// How it answers.
+/// The way in which the server answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Manner {
-    /// As a name server does.
+    /// The server answers as a name server does.
     #[default]
     InOrder,
-    /// Not at all.
+    /// The server does not answer.
     Silent,
-    /// The names in its answers are not those that it was asked for.
+    /// The names in the server's answers are not those that it was asked for.
     OtherName,
-    /// Its answers are for another question.
+    /// The server's answers are for another question.
     OtherQuestion,
-    /// A name in its answer goes on at itself.
+    /// A name in the server's answer continues at itself.
     Loop,
-    /// Its answers end after that many bytes.
+    /// The server's answers end after that many bytes.
     Cut(usize),
-    /// Its answers announce records that are not there.
+    /// The server's answers announce records that are not there.
     Short,
 }
 
-/// What it answers to a name that it does not know.
+/// The response code for a name that the server does not know.
 const NO_SUCH_NAME: u16 = 3;
 
-/// A server at whatever address it is asked at, that knows some names.
+/// A server that knows some names, at whatever address it is asked.
 #[derive(Default)]
 pub struct NameServer {
-    /// What it knows.
+    /// The records of each name.
     pub records: BTreeMap<String, Vec<Record>>,
-    /// How it answers.
+    /// The way in which it answers.
     pub manner: Manner,
     /// The addresses at which it is silent.
     pub silent_at: Vec<IpAddr>,
-    /// The names that it was asked for, and at which of its addresses.
+    /// The names that it was asked for, and the address at which it was asked.
     pub asked: Vec<(String, IpAddr)>,
 }
 
 impl NameServer {
-    /// Has it know addresses of a name, in the place of others.
+    /// Sets the addresses of a name.
     pub fn set(&mut self, name: &str, addresses: &[&str]) {
         let address = |text: &&str| Record::Address(text.parse().expect("an address"));
         let records = addresses.iter().map(address).collect();
         self.records.insert(name.to_string(), records);
     }
 
-    /// Takes a frame that is for it, and returns the answer.
+    /// Takes a frame that is for the server, and returns the answer.
     pub fn take(&mut self, frame: &Frame) -> Option<Option<Frame>> {
         let question = Datagram::find(frame).filter(|datagram| datagram.destination.1 == 53)?;
         let at = IpAddr::V4(question.destination.0);
@@ -130,7 +130,7 @@ impl NameServer {
     }
 }
 
-/// Returns a name that is written in labels, and where it ends.
+/// Returns a name that is written in labels, and the offset of its end.
 fn name(bytes: &[u8], mut at: usize) -> (String, usize) {
     let mut parts = Vec::new();
     while bytes[at] != 0 {

@@ -1,5 +1,5 @@
-//! Connections that the other end has forgotten, as Linux has them: a packet that asks for one that is there is answered
-//! with what is expected there (RFC 5961, 4). The stack of the host drops it.
+//! Connections that the other end has forgotten, treated as in Linux: a packet that asks for a connection that exists
+//! is answered with the sequence number that is expected there (RFC 5961, 4). The host's own stack drops such a packet.
 
 use crate::peer::Frame;
 use smoltcp::wire::{
@@ -7,15 +7,15 @@ use smoltcp::wire::{
 };
 use std::collections::BTreeMap;
 
-/// What the host has sent: by the ports of both ends, the number that follows.
+/// The number that follows all bytes that the host has sent, by the ports of both ends.
 #[derive(Default)]
 pub struct HalfOpen(BTreeMap<(u16, u16), TcpSeqNumber>);
 
-/// More than a connection has under way.
+/// A distance that is larger than what a connection has in flight.
 const FAR: usize = 1 << 28;
 
 impl HalfOpen {
-    /// Looks at a packet that the host sends.
+    /// Follows a packet that the host sends.
     pub fn sent(&mut self, frame: &mut Frame) {
         with_tcp(frame, |tcp| {
             let ends = (tcp.src_port(), tcp.dst_port());
@@ -26,7 +26,7 @@ impl HalfOpen {
         });
     }
 
-    /// Looks at a packet for the host: makes of one that asks for a connection that is there one that the stack answers.
+    /// Follows a packet for the host. Turns one that asks for a connection that exists into one that the stack answers.
     pub fn arrives(&mut self, frame: &mut Frame) {
         with_tcp(frame, |tcp| {
             let ends = (tcp.dst_port(), tcp.src_port());
@@ -44,7 +44,7 @@ impl HalfOpen {
     }
 }
 
-/// Does something with the TCP packet in a frame, if there is one over IPv4.
+/// Calls `act` with the TCP packet in a frame, if there is one over IPv4.
 fn with_tcp(frame: &mut Frame, act: impl FnOnce(&mut TcpPacket<&mut [u8]>)) {
     let Ok(mut ethernet) = EthernetFrame::new_checked(&mut frame.bytes[..]) else {
         return;

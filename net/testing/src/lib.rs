@@ -1,9 +1,10 @@
 //! A network backend of the simulated Xen, and a host in its network.
 //!
-//! [`NetBack`] does with the rings what Linux's netback does, checks what a frontend sends as strictly as the network
-//! would, and lies as a test wants ([`Forge`]). [`Peer`] is a host with a TCP/IP stack: it echoes on port 7, and takes
-//! everything and says nothing on port 9. [`DhcpServer`] gives addresses in its network, and [`NameServer`] knows names.
-//! None does anything by itself: a [`World`](world::World) steps them, and carries packets from one to the other.
+//! [`NetBack`] does with the rings what Linux's netback does, checks a frontend's packets as strictly as the network
+//! would, and breaks the protocol as a test wants ([`Forge`]). [`Peer`] is a host with a TCP/IP stack: it echoes on
+//! port 7, and on port 9 it takes everything and sends nothing. [`DhcpServer`] gives addresses in its network, and
+//! [`NameServer`] knows names. None does anything by itself: a [`World`](world::World) steps them, and carries packets
+//! from one to the other.
 
 #![deny(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! The backend.
+//! A network backend.
 
 mod checksums;
 mod lies;
@@ -22,22 +22,22 @@ use checksums::{finish, is_sound};
 use std::collections::VecDeque;
 use std::ptr::NonNull;
 
-/// What the backend offers.
+/// The backend's offer.
 #[derive(Clone, Copy, Debug)]
 pub struct Offered {
-    /// Packets of several parts.
+    /// True if packets may have several parts.
     pub parts: bool,
-    /// Checksums over IPv6, and segmentation.
+    /// True if it offers checksums over IPv6, and segmentation.
     pub offload: bool,
 }
 
-/// The rings that it is connected to.
+/// The rings to which it is connected.
 struct Rings {
     tx: BackRing<SharedPages, NetifTx>,
     rx: BackRing<SharedPages, NetifRx>,
     port: Port,
     handles: [GrantHandle; 2],
-    /// Pages that it may put packets into.
+    /// The pages into which it may put packets.
     pages: VecDeque<RxRequest>,
 }
 
@@ -51,24 +51,24 @@ pub struct NetBack {
     front_path: String,
     offered: Offered,
     rings: Option<Rings>,
-    /// It has said of these rings what it cannot go on from. The next ones are others.
+    /// True if it has written to these rings what it cannot go on from. The next rings are others.
     spoiled: bool,
     /// Packets for the frontend.
     pub to_frontend: VecDeque<Frame>,
     /// Packets of the frontend's.
     pub from_frontend: VecDeque<Frame>,
-    /// Packets that the frontend has sent to be cut.
+    /// The number of packets that the frontend has sent to be cut.
     pub segmented: usize,
-    /// How often it has notified the frontend.
+    /// The number of notifications to the frontend.
     pub notifications: usize,
-    /// It looks at nothing.
+    /// True if it looks at nothing.
     pub stalled: bool,
-    /// The most bytes that it puts into a page, from that byte on.
+    /// The most bytes that it puts into a page, and the offset of the first one there.
     pub part: (usize, u16),
-    /// It maps the next page for a packet, and keeps it.
+    /// True if it maps the next page for a packet, and keeps it mapped.
     pub keeps_page: bool,
     kept: Option<GrantHandle>,
-    /// It takes no packets of the frontend's, as one whose rate is limited does not for a while.
+    /// True if it takes no packets of the frontend's, as one whose rate is limited does for a while.
     pub takes_nothing: bool,
 }
 
@@ -136,19 +136,19 @@ impl NetBack {
         });
     }
 
-    /// The states of both ends.
+    /// Returns the states of both ends.
     pub fn states(&self, sim: &Sim) -> (String, String) {
         let mut store = sim.store();
         let mut read = |path: &str| store.read(&format!("{path}/state")).unwrap_or_default();
         (read(&self.path), read(&self.front_path))
     }
 
-    /// Sets the state, as its driver does, or the toolstack.
+    /// Sets the backend's state, as its driver does, or the toolstack.
     pub fn set_state(&self, sim: &Sim, state: &str) {
         sim.store().write(&format!("{}/state", self.path), state);
     }
 
-    /// Asks for the end of the interface: `xl network-detach`.
+    /// Asks for the end of the interface, as `xl network-detach` does.
     pub fn request_detach(&self, sim: &Sim) {
         sim.store().write(&format!("{}/online", self.path), "0");
         self.set_state(sim, "5");
@@ -161,12 +161,12 @@ impl NetBack {
         store.remove(&self.path);
     }
 
-    /// Returns what the frontend has written.
+    /// Returns a node that the frontend has written.
     pub fn frontend_node(&self, sim: &Sim, name: &str) -> Option<String> {
         sim.store().read(&format!("{}/{name}", self.front_path))
     }
 
-    /// Does what there is to do; returns whether there was anything.
+    /// Does the work that is due. Returns whether there was any.
     pub fn step(&mut self, sim: &Sim) -> bool {
         let (own, front) = self.states(sim);
         match (own.as_str(), front.as_str()) {
@@ -239,7 +239,7 @@ impl NetBack {
         });
     }
 
-    /// Lets go of the frontend's memory: its module is unloaded, for instance.
+    /// Lets go of the frontend's memory, as when its module is unloaded.
     pub fn disconnect(&mut self) {
         let Some(rings) = self.rings.take() else {
             return;
@@ -255,7 +255,7 @@ impl NetBack {
         self.to_frontend.clear();
     }
 
-    /// The place where a page is kept mapped.
+    /// Returns the address at which a page is kept mapped.
     fn place_of_kept(&self) -> u64 {
         self.region.base.as_ptr() as u64 + 2 * PAGE_SIZE as u64
     }
@@ -276,7 +276,7 @@ impl NetBack {
         self.kept = Some(batch[0].handle);
     }
 
-    /// Lets go of the page that it kept; returns whether there was one.
+    /// Lets go of the page that it kept. Returns whether there was one.
     pub fn let_go(&mut self) -> bool {
         let Some(handle) = self.kept.take() else {
             return false;
@@ -288,7 +288,7 @@ impl NetBack {
         true
     }
 
-    /// Copies between the own page and one of the frontend's.
+    /// Copies between the backend's own page and one of the frontend's.
     fn copy(&self, gref: GrantRef, offset: u16, len: usize, into_frontend: bool) {
         let status = self.try_copy(gref, offset, len, into_frontend);
         assert_eq!(status, GrantStatus::OKAY);
@@ -321,7 +321,7 @@ impl NetBack {
         batch[0].status
     }
 
-    /// The own page's first bytes.
+    /// Returns the first bytes of the backend's own page.
     fn bytes(&self, len: usize) -> Vec<u8> {
         // SAFETY: the own page, that nothing writes to now.
         unsafe { std::slice::from_raw_parts(self.page.as_ptr(), len) }.to_vec()

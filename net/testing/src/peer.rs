@@ -8,24 +8,24 @@ use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Address, Ipv6Address};
 use std::collections::VecDeque;
 
-/// Its addresses.
+/// Its first address.
 pub const ADDRESS: Ipv4Address = Ipv4Address::new(10, 0, 0, 2);
-/// The second one, at which the name server is found, too.
+/// Its second address, at which the name server is found, too.
 pub const SECOND: Ipv4Address = Ipv4Address::new(10, 0, 0, 4);
-/// The one of IPv6.
+/// Its IPv6 address.
 pub const ADDRESS6: Ipv6Address = Ipv6Address::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
-/// The one of Ethernet.
+/// Its Ethernet address.
 pub const MAC: EthernetAddress = EthernetAddress([0x02, 0, 0, 0, 0, 2]);
 
 /// The bytes of each of its sockets' buffers.
 const BUFFER: usize = 128 << 10;
 
-/// A packet on the way.
+/// A packet on the network.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Frame {
     /// Its bytes.
     pub bytes: Vec<u8>,
-    /// The TCP checksum is that of the pseudo-header alone, or is not there.
+    /// True if the TCP checksum is that of the pseudo-header alone, or is missing.
     pub blank: bool,
     /// The payload of each segment that it is to be cut into.
     pub segment: Option<u16>,
@@ -41,7 +41,7 @@ struct Card {
 /// One end of a connection to the host.
 pub type Connection = Socket<'static>;
 
-/// What a host does with a connection to one of its ports, each time that it looks at it.
+/// A host's service on one of its ports: called with the connection at each step of the host.
 pub type Service = Box<dyn FnMut(&mut Connection)>;
 
 /// The host.
@@ -54,12 +54,12 @@ pub struct Peer {
     half_open: HalfOpen,
     /// The bytes that port 9 has taken.
     pub taken: Vec<u8>,
-    /// Port 9 takes nothing.
+    /// True if port 9 takes nothing.
     pub stalled: bool,
 }
 
 impl Peer {
-    /// A host whose network card computes checksums and cuts packets, or does not.
+    /// Returns a host. `offload` says whether its network card computes checksums and cuts packets.
     pub fn new(offload: bool) -> Peer {
         let mut card = Card {
             offload,
@@ -94,7 +94,7 @@ impl Peer {
         peer
     }
 
-    /// Has a port served, for one connection at a time. A port may be served several times.
+    /// Serves a port, for one connection at a time. A port may be served several times.
     pub fn serve(&mut self, port: u16, service: Service) {
         let socket = self.listen(port);
         self.services.push((socket, service));
@@ -115,21 +115,21 @@ impl Peer {
         self.card.received.push_back(frame);
     }
 
-    /// Returns the next packet that it puts on the network.
+    /// Returns the next packet that the host puts on the network.
     pub fn take_sent(&mut self) -> Option<Frame> {
         let mut frame = self.card.sent.pop_front()?;
         self.half_open.sent(&mut frame);
         Some(frame)
     }
 
-    /// Ends all its connections.
+    /// Ends all of its connections.
     pub fn reset(&mut self) {
         for (handle, _) in &self.servers {
             self.sockets.get_mut::<Socket<'_>>(*handle).abort();
         }
     }
 
-    /// Has ports served again whose connections are over: a server has a queue for connections that come meanwhile.
+    /// Serves ports again whose connections are over: a server has a queue for connections that come meanwhile.
     fn listen_again(&mut self) {
         for (handle, port) in &self.servers {
             let socket = self.sockets.get_mut::<Socket<'_>>(*handle);
@@ -139,7 +139,7 @@ impl Peer {
         }
     }
 
-    /// Does what there is to do; returns whether there was anything. `micros` is the time.
+    /// Does the work that is due. Returns whether there was any. `micros` is the time.
     pub fn step(&mut self, micros: u64) -> bool {
         let before = self.card.received.len();
         let time = Instant::from_micros(micros as i64);

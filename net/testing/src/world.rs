@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-/// A stream as the tests have it.
+/// A stream of the tests.
 pub type TestStream = TcpStream<SimVcpu>;
 
 /// The buffers of its streams.
@@ -23,10 +23,10 @@ pub const BUFFERS: Buffers = Buffers {
     send: 64 << 10,
 };
 
-/// What becomes of a packet.
+/// A function that replaces a packet by others, or none.
 pub type Mangle = Box<dyn FnMut(Frame) -> Vec<Frame>>;
 
-/// The machine. What is wrong with it is a panic.
+/// The machine. Any fault in it is a panic.
 pub struct World {
     /// Its hypervisor, xenstore and clock.
     pub sim: Sim,
@@ -36,7 +36,7 @@ pub struct World {
     pub backend: SimDomain,
     /// The driver domain's interfaces.
     pub net: Rc<Interfaces<SimVcpu>>,
-    /// The backend of the one that it has.
+    /// The backend of its one interface.
     pub back: RefCell<NetBack>,
     /// A host in the network.
     pub peer: RefCell<Peer>,
@@ -44,31 +44,32 @@ pub struct World {
     pub dhcp: RefCell<DhcpServer>,
     /// A name server there.
     pub names: RefCell<NameServer>,
-    /// Damages the next packet for the frontend that is that long at least.
+    /// The least length of the next packet for the frontend that is to be damaged, if one is.
     pub damage: RefCell<Option<usize>>,
-    /// Takes each packet for the frontend, and returns those that arrive in its place.
+    /// The function that replaces each packet for the frontend.
     pub mangle: RefCell<Option<Mangle>>,
-    /// The same with packets from the frontend.
+    /// The function that replaces each packet from the frontend.
     pub mangle_sent: RefCell<Option<Mangle>>,
-    /// Runs the driver domain until it has nothing to do, and returns whether it had. A benchmark counts one of its own.
+    /// The function that runs the driver domain until it has nothing to do, and returns whether it had. A benchmark has
+    /// one of its own, which is counted.
     pub turn: Cell<fn(&mut Executor<SimVcpu>) -> bool>,
     executor: RefCell<Executor<SimVcpu>>,
-    /// Ports and grants of the domain before it had an interface.
+    /// The numbers of the domain's ports and grants before it had an interface.
     before: (usize, usize),
 }
 
 impl World {
-    /// A machine whose interface is connected; everything is offered, or nothing.
+    /// Returns a machine whose interface is connected. `offload` says whether its backend offers everything or nothing.
     pub fn new(offload: bool) -> World {
         World::with(offload, &["ip=10.0.0.7/24,fd00::7/64"])
     }
 
-    /// The same, with other words on the command line.
+    /// Returns such a machine, with more words on the command line.
     pub fn with(offload: bool, words: &[&str]) -> World {
         World::with_random(offload, words, || 0)
     }
 
-    /// The same, with a source of random numbers.
+    /// Returns such a machine, with a source of random numbers.
     pub fn with_random(offload: bool, words: &[&str], random: fn() -> u64) -> World {
         let sim = Sim::new();
         let big = || DomainConfig {
@@ -166,7 +167,7 @@ impl World {
         });
     }
 
-    /// Has the servers of addresses and of names take a frame; returns the answer.
+    /// Has the servers of addresses and of names take a frame. Returns the answer.
     fn served(&self, frame: &Frame) -> Option<Option<Frame>> {
         let answered = self.dhcp.borrow_mut().take(frame);
         answered.or_else(|| self.names.borrow_mut().take(frame))
@@ -190,7 +191,7 @@ impl World {
         self.sim.pass(span, || self.run(), next);
     }
 
-    /// Starts a task, and returns where its result will be.
+    /// Starts a task, and returns the place where its result will be.
     pub fn start<T: 'static>(
         &self,
         task: impl Future<Output = T> + 'static,
@@ -241,17 +242,17 @@ impl World {
         connected.unwrap_or_else(|error| panic!("{server}: {error}"))
     }
 
-    /// The states of backend and frontend.
+    /// Returns the states of backend and frontend.
     pub fn states(&self) -> (String, String) {
         self.back.borrow().states(&self.sim)
     }
 
-    /// What the operator is told.
+    /// Returns the lines that the operator is shown.
     pub fn lines(&self) -> String {
         self.net.lines().join("\n")
     }
 
-    /// Detaches the interface; nothing of it is left.
+    /// Detaches the interface, and checks that nothing of it is left.
     pub fn end(self) {
         self.back.borrow().request_detach(&self.sim);
         self.wait(Duration::from_secs(5));
@@ -272,19 +273,19 @@ fn mangled(mangle: &RefCell<Option<Mangle>>, frame: Frame) -> Vec<Frame> {
     }
 }
 
-/// States as `World::states` returns them.
+/// Returns states in the form of [`World::states`].
 pub fn states(backend: &str, frontend: &str) -> (String, String) {
     (backend.to_string(), frontend.to_string())
 }
 
-/// Bytes of which no two neighbouring packets are alike.
+/// Returns bytes of which no two neighbouring packets are alike.
 pub fn pattern(len: usize) -> Vec<u8> {
     (0..len)
         .map(|at| (at % 251) as u8 ^ (at / 1000) as u8)
         .collect()
 }
 
-/// Sends bytes, and receives that many; returns those, and the stream.
+/// Sends bytes, and receives as many. Returns the received ones, and the stream.
 pub async fn exchange(
     mut stream: TestStream,
     bytes: Vec<u8>,

@@ -4,7 +4,7 @@ use smoltcp::wire::{
     EthernetFrame, EthernetProtocol, IpAddress, IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket,
 };
 
-/// A TCP packet's addresses, and where it lies.
+/// Returns a TCP packet's addresses, and its range in the frame.
 fn tcp(frame: &[u8]) -> Option<(IpAddress, IpAddress, std::ops::Range<usize>)> {
     let ethernet = EthernetFrame::new_checked(frame).expect("a frame");
     let payload = ethernet.payload();
@@ -33,7 +33,7 @@ fn tcp(frame: &[u8]) -> Option<(IpAddress, IpAddress, std::ops::Range<usize>)> {
     (protocol == IpProtocol::Tcp).then_some((source, destination, 14 + start..14 + end))
 }
 
-/// Computes the checksum from that of the pseudo-header, as a network card does: it knows nothing but the bytes.
+/// Computes the checksum from that of the pseudo-header, as a network card does, which knows only the bytes.
 pub fn finish(frame: &mut [u8]) {
     let (_, _, range) = tcp(frame).expect("only TCP's checksums are left blank");
     let bytes = &mut frame[range];
@@ -47,7 +47,7 @@ pub fn finish(frame: &mut [u8]) {
     bytes[16..18].copy_from_slice(&(!(sum as u16)).to_be_bytes());
 }
 
-/// Returns whether the checksum of a TCP packet is right. It is not looked at in other packets.
+/// Returns whether the checksum of a TCP packet is right; true for other packets, whose checksums are not checked.
 pub fn is_sound(frame: &[u8]) -> bool {
     match tcp(frame) {
         Some((source, destination, range)) => TcpPacket::new_checked(&frame[range])

@@ -1,17 +1,17 @@
-//! What a backend does that breaks the protocol of the rings.
+//! Breaches of the protocol of the rings.
 
 use super::{NetBack, Rings};
 use bulkhead_ring::netif::{NULL, OKAY, PacketFlags, RxPart, RxResponse, TxResponse};
 use bulkhead_xen::{Hypervisor, PAGE_SIZE};
 
-/// The next lie.
+/// A breach of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forge {
     /// More packets than there are pages.
     RxIndex,
     /// An answer to a packet that was not sent.
     TxId(u16),
-    /// Details of a packet that had none are answered.
+    /// An answer to the details of a packet that had none.
     TxNull,
     /// A packet in the page of another request.
     RxId,
@@ -22,7 +22,7 @@ pub enum Forge {
 }
 
 impl NetBack {
-    /// Lies.
+    /// Breaks the protocol.
     ///
     /// # Panics
     /// If it is not connected.
@@ -66,7 +66,7 @@ impl NetBack {
         self.rings = Some(rings);
     }
 
-    /// Answers the next packet of the frontend's with that.
+    /// Answers the next packet of the frontend's with that identifier and status.
     fn answer_unasked(&mut self, rings: &mut Rings, id: u16, status: i16) {
         let taken = rings.tx.take().expect("an honest frontend");
         let Ok(_) = taken.expect("the frontend has sent something");
@@ -79,8 +79,8 @@ impl NetBack {
         self.rings.is_some() && !self.spoiled
     }
 
-    /// Answers requests for packets with these bytes, whatever they say, as long as there are requests. Without a number
-    /// they have that of their request.
+    /// Answers requests for packets with these bytes, whatever they mean, as long as there are requests. An answer
+    /// without a number has that of its request.
     ///
     /// # Panics
     /// If it is not connected.
@@ -105,8 +105,8 @@ impl NetBack {
         self.rings = Some(rings);
     }
 
-    /// Answers all packets that the frontend has sent and that were not taken: the first ones with these, whatever they
-    /// say.
+    /// Answers all packets that the frontend has sent and that were not taken. The first ones get these answers,
+    /// whatever they mean.
     ///
     /// # Panics
     /// If it is not connected.
@@ -130,8 +130,8 @@ impl NetBack {
         self.rings = Some(rings);
     }
 
-    /// Says that it has answered up to that index, in the ring to send with or in the other one. These rings are of no use
-    /// any more.
+    /// Sets the index up to which it has answered, in the ring for sending or in the other one. These rings cannot be
+    /// used any more.
     ///
     /// # Panics
     /// If it is not connected.

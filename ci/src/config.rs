@@ -1,4 +1,4 @@
-//! Configurations of domains, as `xl create` reads them.
+//! Configurations of domains, in the form that `xl create` reads.
 
 use std::fmt;
 
@@ -52,7 +52,7 @@ pub struct Config {
     pub ramdisk: Option<String>,
     /// Memory in MiB.
     pub memory: u32,
-    /// Memory in MiB that it may have later, if that is more.
+    /// The memory in MiB that it may have later, if that is more.
     pub maxmem: Option<u32>,
     /// The kernel's command line.
     pub cmdline: String,
@@ -60,27 +60,27 @@ pub struct Config {
     pub driver_domain: bool,
     /// Processors.
     pub vcpus: u32,
-    /// The most that it may be given later; as many as `vcpus` where this is less.
+    /// The most processors that it may be given later; `vcpus` if this is less.
     pub maxvcpus: u32,
     /// The host's processors that it may use, as `xl` writes them. The first one is unsafe for domains that
     /// use the processor's virtualization: see `docs/emulator-faults.md`.
     pub cpus: &'static str,
     /// Number of frames that Xen keeps to track the domain's mappings; Xen's default if `None`.
     pub max_maptrack_frames: Option<u32>,
-    /// Its disks, each as `xl` writes one.
+    /// Its disks, each in `xl`'s form.
     pub disks: Vec<String>,
-    /// Its network interfaces, each as `xl` writes one.
+    /// Its network interfaces, each in `xl`'s form.
     pub vifs: Vec<String>,
-    /// The devices that are passed through to it, each as `xl` writes one.
+    /// The devices that are passed through to it, each in `xl`'s form.
     pub pci: Vec<String>,
-    /// The action when it crashes: that is to be seen, not repaired.
+    /// The action when it crashes: by default it is kept, so that the crash can be examined.
     pub on_crash: &'static str,
     /// The action when it asks for a reboot.
     pub on_reboot: &'static str,
 }
 
 impl Config {
-    /// A domain without disks and ramdisk, 128 MiB, one processor.
+    /// Returns a domain without disks and ramdisk, with 128 MiB and one processor.
     pub fn new(name: &str, kind: Kind, kernel: &str) -> Self {
         Self {
             name: name.to_owned(),

@@ -1,4 +1,4 @@
-//! Digests, as `sha256sum` prints them.
+//! Digests in the form that `sha256sum` prints.
 
 /// Returns a digest in hexadecimal digits.
 pub fn hex(digest: &[u8]) -> String {

@@ -1,21 +1,21 @@
 //! Telling faults of the emulation apart from faults of our own domains.
 //!
-//! QEMU's emulation of a Xen host has faults of its own (`docs/emulator-faults.md` counts them): a stock Linux
-//! guest dies of a triple fault or is interrupted where no processor does it, or a program in dom0 dies
-//! of a signal. Those lines are what a rerun may be founded on; what one of our own domains does is never
-//! one of them. A triple fault is nothing that it does: all an exception of its own needs in order to be
-//! reported is read-only from boot on (`kernel/src/cpu/pvh.rs`). Before that there are a few instructions
-//! that are the same each time, and so would be the fault.
+//! QEMU's emulation of a Xen host has faults of its own (`docs/emulator-faults.md` counts them): a stock Linux guest
+//! dies of a triple fault or is interrupted where no processor would do so, or a program in dom0 dies of a signal. Only
+//! such lines justify a rerun; the acts of our own domains are never among them. A triple fault is not an act of
+//! theirs: all that a domain needs to report an exception of its own is read-only from boot on
+//! (`kernel/src/cpu/pvh.rs`). Before that there are a few instructions that are the same each time, and so would be the
+//! fault.
 
 use crate::host::{KnownDomain, Output};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// A guest that prints nothing for so long in its boot has stopped: its kernel and its init are through in
-/// seconds, and a task of the kernel's that waits says so before.
+/// The time without output after which a guest counts as stopped in its boot: its kernel and its init take seconds, and
+/// a task of the kernel's that waits says so before.
 const SILENT: Duration = Duration::from_secs(60);
 
-/// Signals by which a program ends of its own error: ILL, TRAP, ABRT, BUS, FPE, SEGV.
+/// The signals by which a program ends because of its own error: ILL, TRAP, ABRT, BUS, FPE, SEGV.
 const FATAL_SIGNALS: &[i32] = &[4, 5, 6, 7, 8, 11];
 
 /// The words of bash and glibc about a program that such a signal ended.
@@ -48,8 +48,8 @@ const KERNEL_DEATHS: &[&str] = &[
 /// The words of fio and cmp when a disk does not hold what was written to it.
 const WRONG_DATA: &[&str] = &["verify failed at ", "verify: bad ", " differ: "];
 
-/// The words of a driver domain whose interrupt handler was interrupted while interrupts were off, by itself. Its
-/// registers show that, and nothing that it does can cause it.
+/// The words of a driver domain whose interrupt handler was interrupted while interrupts were off, by the same
+/// interrupt. Its registers show that, and nothing that it does can cause it.
 const DELIVERED_TWICE: &str = "an interrupt was delivered twice";
 
 /// The words of a driver domain that has crashed and serves again.
@@ -131,9 +131,8 @@ pub fn in_logs(xen: &str, dom0: &str, domains: &[KnownDomain]) -> Verdict {
     verdict
 }
 
-/// Searches what a guest's kernel printed when it was stopped by an NMI. If an interrupt arrived while
-/// interrupts were off, the emulation has delivered what no processor would; a kernel that held a lock
-/// then waits for itself.
+/// Searches the output of a guest's kernel that was stopped by an NMI. If an interrupt arrived while interrupts were
+/// off, the emulation has delivered what no processor would; a kernel that held a lock then waits for itself.
 pub fn in_dump(guest: &str, console: &str) -> Option<String> {
     const INTERRUPTS: u64 = 1 << 9;
     let mut interrupt = false;
@@ -158,9 +157,9 @@ pub fn in_dump(guest: &str, console: &str) -> Option<String> {
     None
 }
 
-/// Judges a guest that fell silent in its boot by the directories of its disks in xenstore. If it has connected
-/// none of them, it has met a stock kernel, Xen and the emulation, and nothing of ours. An empty listing shows
-/// nothing: the xenstored that did not give it may be what the guest waits for.
+/// Judges a guest that fell silent in its boot by the directories of its disks in xenstore. If it has connected none of
+/// them, only a stock kernel, Xen and the emulation were involved, and nothing of ours. An empty listing shows nothing:
+/// the guest may be waiting for the xenstored that did not answer.
 pub fn in_boot(guest: &str, silence: Duration, disks: &str) -> Option<String> {
     const INITIALISING: &str = "\"1\"";
     let states: Vec<&str> = disks
@@ -217,7 +216,7 @@ fn registers(lines: &[&str], id: u32) -> Option<String> {
         .then(|| Some(format!(", at {}, flags {flags}", value("RIP: ")?)))?
 }
 
-/// Our own domains that ended with the reason "crash" (3 in Xen's public/sched.h), as xl logged it.
+/// Returns our own domains that ended with the reason "crash" (3 in Xen's public/sched.h), as xl logged it.
 pub fn crashes(xl_log: &str, domains: &[KnownDomain]) -> Vec<String> {
     let crashed = |known: &&KnownDomain| {
         let line = format!("Domain {} has shut down, reason code 3 ", known.id);
@@ -230,8 +229,8 @@ pub fn crashes(xl_log: &str, domains: &[KnownDomain]) -> Vec<String> {
         .collect()
 }
 
-/// The restart in place that a domain of ours tells of on its console, unless it is meant to: the crash before it is a
-/// failure, although guests have not noticed it.
+/// Returns the restart in place that one of our domains reports on its console, unless it is meant to restart: the
+/// crash before it is a failure, although guests have not noticed it.
 pub fn restart(console: &str, known: &KnownDomain) -> Option<String> {
     let told = console.lines().find(|line| line.contains(RESTARTED))?;
     (!known.linux && !known.may_restart).then(|| {
@@ -240,7 +239,7 @@ pub fn restart(console: &str, known: &KnownDomain) -> Option<String> {
     })
 }
 
-/// The domain that a line of Xen's log is about: `d7v0 …`, `d7: …` or `Domain 7 …`.
+/// Returns the domain of a line of Xen's log: `d7v0 …`, `d7: …` or `Domain 7 …`.
 fn domain_of(line: &str) -> Option<u32> {
     let mut words = line.split_whitespace();
     while let Some(word) = words.next() {
@@ -321,7 +320,7 @@ mod tests {
         );
     }
 
-    /// The dump of a kernel that an NMI has stopped while it served an interrupt.
+    /// Returns the dump of a kernel that an NMI has stopped while it served an interrupt.
     fn dump(flags: &str) -> String {
         format!(
             "[  923.218939] Kernel panic - not syncing: NMI: Not continuing\n\

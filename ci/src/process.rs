@@ -1,4 +1,4 @@
-//! Running programs of the machine the lab itself runs on.
+//! Running programs of the machine on which the lab itself runs.
 
 use anyhow::{Context, Result, bail};
 use std::ffi::OsString;

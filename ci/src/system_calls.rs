@@ -1,17 +1,18 @@
-//! Instructions that call an operating system. An ELF that Xen boots has none beneath it: what a library means for
-//! Linux, to ask for random numbers for example, would be an exception there, or a hypercall with other registers.
+//! Instructions that call an operating system. An ELF that Xen boots has none beneath it: such an instruction in a
+//! library for Linux, to ask for random numbers for example, would be an exception there, or a hypercall with other
+//! registers.
 //!
-//! It reaches Xen through a page that Xen fills when it boots. Where there is no stack for that, our own assembly has the
-//! instruction itself, behind one that has no effect and that nobody else has.
+//! The ELF calls Xen through a page that Xen fills when it boots. Where there is no stack for that, our own assembly
+//! has the instruction itself, behind one that has no effect and that no other code has.
 
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
 use std::process::Command;
 
-/// What is before each hypercall that our own assembly makes by itself (`kernel/src/recovery/parking.rs`).
+/// The instruction before each hypercall that our own assembly makes by itself (`kernel/src/recovery/parking.rs`).
 const HYPERCALL: &str = "nopl   0x58656e(%rax)";
 
-/// Makes sure that there are none in an ELF.
+/// Checks that an ELF has no system calls.
 pub fn ensure_none(elf: &Path) -> Result<()> {
     let output = Command::new("objdump")
         .args(["--disassemble", "--no-show-raw-insn"])
@@ -40,7 +41,7 @@ pub fn ensure_none(elf: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Returns the lines with system calls that are no hypercalls of our own.
+/// Returns the lines with system calls that are not hypercalls of our own.
 fn system_calls(code: &str) -> Vec<&str> {
     let lines = code.lines().filter(|line| is_instruction(line));
     let before = std::iter::once("").chain(lines.clone());

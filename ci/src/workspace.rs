@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-/// The root of the checkout.
+/// Returns the root of the checkout.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
@@ -18,8 +18,8 @@ pub fn target() -> PathBuf {
     }
 }
 
-/// `target/lab`: logs, instances and the cache. It does not follow `CARGO_TARGET_DIR`, so that every
-/// build of the lab finds the one cache.
+/// Returns `target/lab`: logs, instances and the cache. It does not follow `CARGO_TARGET_DIR`, so that every build of
+/// the lab finds the one cache.
 pub fn lab() -> PathBuf {
     root().join("target/lab")
 }

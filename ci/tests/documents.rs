@@ -1,5 +1,5 @@
-//! The documents name what exists: every relative link leads to a file, every test and scenario
-//! that is named by a link is in it.
+//! The documents name only what exists: every relative link leads to a file, and every test and scenario that a link
+//! names is in it.
 
 use bulkhead_ci::scenarios;
 use std::fs;
@@ -17,7 +17,7 @@ fn root() -> PathBuf {
     ci.parent().expect("it is in a workspace").to_path_buf()
 }
 
-/// The links of a document, without those in blocks of code.
+/// Returns the links of a document, without those in blocks of code.
 fn links(document: &str) -> Vec<Link> {
     let mut links = Vec::new();
     for (number, part) in document.split("\n```").enumerate() {
@@ -35,7 +35,7 @@ fn links(document: &str) -> Vec<Link> {
     links
 }
 
-/// The Markdown files of the workspace.
+/// Returns the Markdown files of the workspace.
 fn documents() -> Vec<PathBuf> {
     let mut documents = Vec::new();
     let mut folders = vec![root()];
@@ -53,7 +53,7 @@ fn documents() -> Vec<PathBuf> {
     documents
 }
 
-/// What is wrong with a link in a document of that folder.
+/// Returns the fault of a link in a document of that folder, if it has one.
 fn fault(folder: &Path, document: &str, link: &Link) -> Option<String> {
     let Link { text, target } = link;
     if target.contains("://") {
@@ -94,7 +94,7 @@ fn fault(folder: &Path, document: &str, link: &Link) -> Option<String> {
     None
 }
 
-/// How a heading is named in a link, as GitHub does it.
+/// Returns the name of a heading in links, as GitHub makes it.
 fn anchor(heading: &str) -> String {
     let text = heading.trim_start_matches('#').trim().to_lowercase();
     text.chars()
@@ -136,7 +136,7 @@ fn the_readme_has_a_row_for_every_crate() {
     assert!(missing.is_empty(), "README.md has no row for {missing:?}");
 }
 
-/// The settings of a configuration, without comments.
+/// Returns the settings of a configuration, without comments.
 fn settings(config: &str) -> Vec<String> {
     let code = |line: &str| line.split('#').next().unwrap_or_default().trim().to_owned();
     let lines = config.lines().map(code);

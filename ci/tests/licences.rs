@@ -6,12 +6,12 @@ use spdx::{Expression, ParseMode};
 use std::fs;
 use std::process::Command;
 
-/// The quoted words of a text.
+/// Returns the quoted words of a text.
 fn quoted(text: &str) -> Vec<&str> {
     text.split('"').skip(1).step_by(2).collect()
 }
 
-/// The licences that `deny.toml` allows for everyone, and for that crate alone.
+/// Returns the licences that `deny.toml` allows for all crates, and for that crate alone.
 fn allowed<'t>(deny: &'t str, name: &str) -> Vec<&'t str> {
     let (_, list) = deny.split_once("\nallow = [").expect("a list");
     let mut allowed = quoted(list.split_once(']').expect("it ends").0);
@@ -23,7 +23,7 @@ fn allowed<'t>(deny: &'t str, name: &str) -> Vec<&'t str> {
     allowed
 }
 
-/// Whether those licences are enough for an expression such as `(MIT OR Apache-2.0) AND NCSA`.
+/// Returns whether those licences satisfy an expression such as `(MIT OR Apache-2.0) AND NCSA`.
 fn satisfied(expression: &str, allowed: &[&str]) -> bool {
     let expression = Expression::parse_mode(expression, ParseMode::LAX);
     expression.is_ok_and(|expression| {

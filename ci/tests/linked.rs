@@ -1,10 +1,10 @@
-//! The crates that the ELF is linked with do not ask an operating system for anything.
+//! The crates with which the ELF is linked make no calls to an operating system.
 
 use bulkhead_ci::{process, workspace};
 use std::process::Command;
 
-/// Crates that make Linux' system calls, or call C's library for them. The unikernel is built for Linux' target, so
-/// that nothing else would tell: a system call has another meaning in the domain, if it has any.
+/// Crates that make Linux's system calls, or call C's library for them. The unikernel is built for Linux's target, so
+/// that nothing else would show them: a system call has another meaning in the domain, if it has any.
 const ASKING: &[&str] = &[
     "getrandom",
     "libc",
@@ -14,7 +14,7 @@ const ASKING: &[&str] = &[
     "syscalls",
 ];
 
-/// Returns the names of all crates that a package is linked with.
+/// Returns the names of all crates with which a package is linked.
 fn linked(package: &str, features: &[&str]) -> Vec<String> {
     let output = Command::new(process::cargo())
         .args([

@@ -1,5 +1,5 @@
-//! No module of these crates needs another one that needs it in turn, directly or by way of others: each can
-//! be read with what is below it, and without what is above.
+//! No module of these crates needs another one that needs it in turn, directly or by way of others: each can be read
+//! with the modules below it, and without those above.
 //!
 //! A module needs another if it names it in a path (`crate::…`, `super::…`, a child of its own) outside of its
 //! tests, or if that one has an `impl` of a type that is defined here: those methods are called without a path.
@@ -112,7 +112,7 @@ fn module(path: &str) -> Module {
         .collect()
 }
 
-/// Reads the modules in a folder. `main.rs` is a crate of its own, and tests may need what they like.
+/// Reads the modules in a folder. `main.rs` is a crate of its own, and tests may need any module.
 fn read(folder: &Path, above: &Module, sources: &mut BTreeMap<Module, String>) {
     for entry in fs::read_dir(folder).expect("a folder") {
         let path = entry.expect("an entry").path();
@@ -176,7 +176,7 @@ struct Scope<'a> {
 }
 
 impl Scope<'_> {
-    /// The module that a path of this crate leads into.
+    /// Returns the module into which a path of this crate leads.
     fn resolve(&self, path: &[&str]) -> Option<Module> {
         let mut found = match path {
             ["crate", _, ..] => Vec::new(),
@@ -207,7 +207,7 @@ impl Scope<'_> {
         module
     }
 
-    /// The module of the type that an `impl` of no trait is for, if it is not this one.
+    /// Returns the module of the type of an `impl` without a trait, if it is not this one.
     fn inherent(&self, tokens: &[&str], imported: &BTreeMap<&str, Module>) -> Option<Module> {
         let head: Vec<&str> = tokens
             .iter()
@@ -244,7 +244,7 @@ fn is_name(token: &str) -> bool {
     token.starts_with(|first: char| first.is_alphabetic() || first == '_')
 }
 
-/// The tokens of a module without its tests and comments.
+/// Returns the tokens of a module without its tests and comments.
 fn tokens(text: &str) -> Vec<&str> {
     let text = text
         .split("#[cfg(test)]\nmod tests {")
@@ -331,7 +331,7 @@ fn with_parts(mut needs: Needs) -> Needs {
     needs
 }
 
-/// What modules need of others that need them in turn.
+/// Returns the needs of modules for others that need them in turn.
 fn circles(needs: &Needs) -> Vec<String> {
     let mut circles = Vec::new();
     for (from, needed) in needs {
@@ -341,7 +341,7 @@ fn circles(needs: &Needs) -> Vec<String> {
     circles
 }
 
-/// The modules that one needs, directly or by way of others.
+/// Returns the modules that one needs, directly or by way of others.
 fn reached<'a>(needs: &'a Needs, from: &Module) -> BTreeSet<&'a Module> {
     let mut all = BTreeSet::new();
     let mut next = vec![from];

@@ -1,4 +1,4 @@
-//! One job in some guests, begun in all of them at once.
+//! A job in some guests, begun in all of them at once.
 
 use super::contestant::Contestant;
 use super::fio::{self, Rate};

@@ -10,7 +10,7 @@ const BAR: f64 = 22.0;
 const GAP: f64 = 8.0;
 const TOP: f64 = 40.0;
 
-/// A chart of one job: a bar for each contestant, with the range of its runs.
+/// Returns a chart of one job: a bar for each contestant, with the range of its runs.
 pub fn job(results: &Results, job: Job) -> String {
     let cells: Vec<_> = results
         .contenders

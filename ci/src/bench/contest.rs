@@ -20,10 +20,10 @@ const IDLE: Duration = Duration::from_secs(4);
 /// dom0's number.
 const DOM0: u32 = 0;
 
-/// A contestant that fails so often takes no further part.
+/// The number of failures after which a contestant takes no further part.
 const MOST_FAILURES: usize = 2;
 
-/// Runs the whole contest on a booted host. `keep` is given what there is after every turn.
+/// Runs the whole contest on a booted host. Calls `keep` with the results so far after every turn.
 pub fn run(
     plan: &Plan,
     host: &Host,
@@ -84,7 +84,8 @@ pub fn run(
     Ok(results)
 }
 
-/// Forwards in one round and backwards in the next: a steady drift of the machine cancels.
+/// Returns the order of a round: forwards in one and backwards in the next, so that a steady drift of the machine
+/// cancels.
 fn in_turn(count: usize, round: u32) -> Vec<usize> {
     let mut order: Vec<usize> = (0..count).collect();
     if round % 2 == 1 {
@@ -103,8 +104,8 @@ struct Turn<'a> {
 }
 
 impl Turn<'_> {
-    /// Takes the turn; after a failure with new domains once more, for the jobs that are left. An
-    /// error means that no contestant can go on.
+    /// Takes the turn. After a failure, tries once more with new domains, for the jobs that are left. An error means
+    /// that no contestant can go on.
     fn take_until_done(
         &self,
         field: &mut Field,

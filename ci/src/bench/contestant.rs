@@ -19,8 +19,7 @@ pub enum Contestant {
     Dom0Blkback,
     /// dom0's QEMU over a raw file on tmpfs, or over dom0's own disk of the store.
     Dom0Qdisk,
-    /// No backend: the guest's own null_blk. More than its kernel and fio do by themselves nobody can
-    /// give it.
+    /// No backend: the guest's own null_blk. No backend can give the guest more, as only its kernel and fio work.
     GuestAlone,
     /// No backend: Linux in a driver domain of its own on the device itself.
     Bare,
@@ -39,7 +38,7 @@ pub enum Backend {
     Dom0Blkback,
 }
 
-/// [`Kind`], in an order.
+/// [`Kind`], as a type with an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Family {
     /// PVH.
@@ -58,7 +57,7 @@ impl From<Family> for Kind {
 }
 
 impl Contestant {
-    /// All of them.
+    /// All contestants.
     pub const ALL: [Self; 12] = [
         Self::Bulkhead(Family::Pvh),
         Self::Linux(Family::Pvh),
@@ -74,7 +73,7 @@ impl Contestant {
         Self::Anew(Backend::Dom0Blkback),
     ];
 
-    /// Its name, also that of its domain.
+    /// Returns its name, which is also that of its domain.
     pub fn name(self) -> &'static str {
         match self {
             Self::Bulkhead(Family::Pvh) => "bulkhead-pvh",
@@ -92,7 +91,7 @@ impl Contestant {
         }
     }
 
-    /// Returns the one that has the same backend and disks, with persistent grants.
+    /// Returns the contestant with the same backend and disks, with persistent grants.
     fn with_persistent_grants(self) -> Contestant {
         match self {
             Self::Anew(Backend::Bulkhead) => Self::Bulkhead(Family::Pv),
@@ -130,7 +129,7 @@ impl Contestant {
         )
     }
 
-    /// Returns why it cannot serve such a store.
+    /// Returns the reason why it cannot serve such a store, if there is one.
     pub fn cannot(self, store: Store) -> Option<&'static str> {
         match (self, store) {
             (Self::Bare, Store::Ram | Store::Vbd | Store::Nbd) => {
@@ -147,7 +146,7 @@ impl Contestant {
         }
     }
 
-    /// The name of its disks in the guests.
+    /// Returns the name of its disks in the guests.
     pub fn device(self) -> &'static str {
         match self {
             Self::GuestAlone => "nullb0",
@@ -156,8 +155,8 @@ impl Contestant {
         }
     }
 
-    /// The disk of a guest, as `xl block-attach` takes it, if it has a backend. `size` is the disk's
-    /// in MiB.
+    /// Returns the disk of a guest, in the form that `xl block-attach` takes, if the contestant has a backend. `size`
+    /// is the disk's, in MiB.
     pub fn disk(self, store: Store, guest: u32, size: u32) -> Option<String> {
         if !self.keeps_grants() {
             return self.with_persistent_grants().disk(store, guest, size);
@@ -207,9 +206,9 @@ impl Serialize for Contestant {
     }
 }
 
-/// Those whose names contain one of these words and that can serve the store. Without any, all; if instructions are
-/// counted, those alone that serve data from the kernel of a domain: the others are not chosen to save processor time.
-/// The same if the driver domains serve disks of dom0's: the others do not.
+/// Returns the contestants whose names contain one of these words and that can serve the store; without any word, all.
+/// If instructions are counted, that is all that serve data from the kernel of a domain: the others are not chosen to
+/// save processor time. The same holds if the driver domains serve disks of dom0's, which the others do not.
 pub fn choose(words: &[String], counts: bool, store: Store) -> Result<Vec<Contestant>, String> {
     let mut chosen = super::job::choose_by(words, &Contestant::ALL, |contestant| {
         contestant.name().to_owned()

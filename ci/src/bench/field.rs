@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-/// The host's processor that guests have to themselves. dom0 has the first, driver domains the second.
+/// The host's processor for guests alone. dom0 has the first, driver domains the second.
 const GUESTS: &str = "2";
 
 /// Time limit for a command in a guest that moves no data.
@@ -29,23 +29,23 @@ const QEMU_STARTER: &str = "/tmp/qdisk-starter.img";
 /// The file in a guest that says whether its frontends keep pages granted (persistent grants).
 const KEEPS_GRANTS: &str = "/sys/module/xen_blkfront/parameters/feature_persistent";
 
-/// A guest's script that loads the modules that it has for later. The option is null_blk's, which else makes a disk at
-/// once; others ignore it.
+/// A guest's script that loads its modules for later. The option is null_blk's, which would otherwise make a disk at
+/// once; other modules ignore it.
 const LOAD_LATER: &str =
     "while read -r module; do insmod $module nr_devices=0; done </modules.later";
 
-/// Everything that takes part.
+/// All domains and disks of a bench.
 pub struct Field<'h> {
     host: &'h Host,
     plan: &'h Plan,
     say: &'h dyn Fn(&str),
     guests: Vec<Guest<'h>>,
-    /// The Linux that has the device itself, once it was needed.
+    /// The Linux that has the device itself, once one was needed.
     bare: Option<Guest<'h>>,
     servers: BTreeMap<Contestant, Server<'h>>,
     /// The contestants whose disks were written once, and the domain that wrote them.
     filled: BTreeSet<(Contestant, u32)>,
-    /// Why dom0's QEMU serves no disks.
+    /// The reason why dom0's QEMU serves no disks, if it does not.
     pub qemu_problem: Option<String>,
 }
 
@@ -100,13 +100,13 @@ impl<'h> Field<'h> {
         self.plan.contestants.contains(&Contestant::Dom0Qdisk)
     }
 
-    /// The numbers of the guests that use a contestant's disks.
+    /// Returns the numbers of the guests that use a contestant's disks.
     pub fn guest_ids(&self, contestant: Contestant) -> Vec<u32> {
         let guests = self.guests(contestant).iter();
         guests.map(|guest| guest.id).collect()
     }
 
-    /// The guests that use a contestant's disks.
+    /// Returns the guests that use a contestant's disks.
     pub fn guests(&self, contestant: Contestant) -> &[Guest<'h>] {
         match contestant {
             Contestant::Bare => self.bare.as_slice(),
@@ -114,7 +114,7 @@ impl<'h> Field<'h> {
         }
     }
 
-    /// The number of the domain that serves a contestant's disks.
+    /// Returns the number of the domain that serves a contestant's disks.
     pub fn server_id(&self, contestant: Contestant) -> Result<u32> {
         let Some(name) = contestant.server() else {
             return Ok(0);
@@ -126,7 +126,7 @@ impl<'h> Field<'h> {
             .id)
     }
 
-    /// The plan.
+    /// Returns the plan.
     pub fn plan(&self) -> &Plan {
         self.plan
     }
@@ -140,12 +140,12 @@ impl<'h> Field<'h> {
         }
     }
 
-    /// A contestant's driver domain.
+    /// Returns a contestant's driver domain.
     pub fn server(&self, contestant: Contestant) -> Option<&Server<'h>> {
         self.servers.get(&contestant.server()?)
     }
 
-    /// A contestant's driver domain and the device that is passed through to it.
+    /// Returns a contestant's driver domain, and the device that is passed through to it.
     pub fn own_device(&self, contestant: Contestant) -> Option<(&Server<'h>, PciDevice)> {
         let device = self.plan.store.device(contestant.server()?)?;
         Some((self.server(contestant)?, device))
@@ -218,7 +218,7 @@ impl<'h> Field<'h> {
         Ok(())
     }
 
-    /// Gives every guest its disk; the longest that took.
+    /// Gives every guest its disk. Returns the longest time that it took for one.
     pub fn attach(&mut self, contestant: Contestant) -> Result<Duration> {
         if contestant == Contestant::Bare {
             let start = Instant::now();
@@ -257,8 +257,8 @@ impl<'h> Field<'h> {
         Ok(longest)
     }
 
-    /// Makes a guest's own null_blk, as alike to its block frontend as it can be: queues of the same
-    /// depth, and completions in an interrupt's bottom half.
+    /// Returns a command that makes a guest's own null_blk, as similar to its block frontend as it can be: queues of
+    /// the same depth, and completions in an interrupt's bottom half.
     fn own_disk(&self) -> String {
         let files = "/sys/kernel/config/nullb/nullb0";
         format!(
@@ -273,8 +273,8 @@ impl<'h> Field<'h> {
         )
     }
 
-    /// Writes every byte of the disks, once for each domain that serves them: a RAM disk has no memory for
-    /// what was never written.
+    /// Writes every byte of the disks, once for each domain that serves them: a RAM disk has no memory for blocks that
+    /// were never written.
     pub fn fill(&mut self, contestant: Contestant) -> Result<()> {
         let server = (contestant, self.server_id(contestant)?);
         if contestant == Contestant::GuestAlone || self.filled.contains(&server) {
@@ -317,7 +317,7 @@ impl<'h> Field<'h> {
         Ok(())
     }
 
-    /// After a failure: new guests, and a new domain for the contestant.
+    /// Replaces the guests, and the contestant's domain, after a failure.
     pub fn replace(&mut self, contestant: Contestant) -> Result<()> {
         (self.say)("replacing the domains after a failure");
         // Some of them may have died: dropping a domain destroys what is left of it.

@@ -18,7 +18,7 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// Two that ran at the same time.
+    /// Returns the sum of two results that were measured at the same time.
     fn and(self, other: Rate) -> Rate {
         let iops = self.iops + other.iops;
         let weighted = self.mean_us * self.iops + other.mean_us * other.iops;
@@ -31,7 +31,7 @@ impl Rate {
     }
 }
 
-/// All guests together, and the share of the one that got least, 1 being its fair share.
+/// Returns the sum of all guests' results, and the share of the guest that got least, 1 being its fair share.
 pub fn together(rates: &[Rate]) -> Option<(Rate, f64)> {
     let sum = rates.iter().copied().reduce(Rate::and)?;
     let least = rates.iter().map(|rate| rate.iops).fold(f64::MAX, f64::min);

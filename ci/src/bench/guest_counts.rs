@@ -9,7 +9,7 @@ const INTERRUPT: &str = "blkif";
 /// Printed on a guest's console when a job is ready for its first I/O, and waits for [`OPEN`].
 pub const WAITS: &str = "@@waits";
 
-/// The command that lets it go on.
+/// The command after which it goes on.
 pub const OPEN: &str = "echo go 1<>/tmp/job-gate";
 
 /// The program that has to run before a job's first I/O.
@@ -32,7 +32,7 @@ pub struct GuestCounts {
 }
 
 impl GuestCounts {
-    /// Two guests together.
+    /// Returns the sum of two guests' counts.
     pub fn and(self, other: Self) -> Self {
         Self {
             notifications: self.notifications + other.notifications,
@@ -43,9 +43,9 @@ impl GuestCounts {
     }
 }
 
-/// A command that does the same, prints the counts before it and after it, and shows [`OVER`] at its end,
-/// a moment before it prints anything. What is to be done runs [`GATE`] before its first I/O: several guests
-/// begin at once, however long each of them takes to start. `device` is the disk that it is about.
+/// Returns a command that runs `command`, prints the counts before and after it, and shows [`OVER`] at its end, a
+/// moment before it prints anything. `command` runs [`GATE`] before its first I/O: several guests begin at once,
+/// however long each of them takes to start. `device` is the disk that it uses.
 pub fn around(device: &str, command: &str) -> String {
     let disk = format!("/sys/block/{device}/stat");
     let counts = format!("grep -w {INTERRUPT} /proc/interrupts; echo disk $(cat {disk})");
@@ -81,8 +81,8 @@ pub fn parse(text: &str) -> Result<GuestCounts> {
     })
 }
 
-/// Reads the number of processors, /proc/uptime (seconds since the start, and of idleness, those of all
-/// processors; see proc(5)), and what follows of the disk.
+/// Reads the number of processors, /proc/uptime (seconds since the start, and seconds of idleness, summed over all
+/// processors; see proc(5)), and the disk's counts behind these.
 fn time(text: &str) -> Result<GuestCounts> {
     let words: Vec<&str> = text.split_whitespace().collect();
     let [processors, uptime, idle, disk @ ..] = &words[..] else {

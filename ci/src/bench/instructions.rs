@@ -1,5 +1,5 @@
-//! Instructions for an operation, counted by a plugin of QEMU's (`ci/plugin/instructions.c`): what serving costs on a
-//! host whose processors are shared. Counts do not depend on how fast or how busy the machine is.
+//! Instructions for an operation, counted by a plugin of QEMU's (`ci/plugin/instructions.c`): the cost of serving on a
+//! host whose processors are shared. Counts do not depend on the speed or the load of the machine.
 
 use super::contestant::Contestant;
 use super::job::RAMP;
@@ -20,7 +20,7 @@ const DOM0: usize = 0;
 const SERVER: usize = 1;
 const GUEST: usize = 2;
 
-/// 64-bit words that the plugin keeps for each processor.
+/// The number of 64-bit words that the plugin keeps for each processor.
 const WORDS: usize = 8;
 
 /// Compiles the plugin. Returns its path.
@@ -32,7 +32,7 @@ pub fn build() -> Result<PathBuf> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Executed {
     xen: u64,
-    /// By a Linux kernel, its programs, or the unikernel.
+    /// Instructions of a Linux kernel, its programs, or the unikernel.
     domain: u64,
     /// Number of entries into Xen.
     entries: u64,
@@ -113,24 +113,24 @@ impl Window {
     }
 }
 
-/// Instructions for an operation.
+/// The instructions for an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct PerOperation {
-    /// The server's own: the unikernel's, or those of a Linux and its programs.
+    /// Instructions of the server itself: the unikernel, or a Linux and its programs.
     pub server: f64,
-    /// Xen's on the server's processor.
+    /// Instructions of Xen on the server's processor.
     pub xen: f64,
-    /// Number of entries into Xen there.
+    /// The number of entries into Xen there.
     pub entries: f64,
-    /// The guest's, Xen on its processor included.
+    /// Instructions on the guest's processor, Xen's included.
     pub guest: f64,
-    /// Xen's of these.
+    /// Instructions of Xen among these.
     pub guest_xen: f64,
-    /// Number of entries into Xen there.
+    /// The number of entries into Xen there.
     pub guest_entries: f64,
-    /// dom0's with its Xen, where it is not the server.
+    /// Instructions of dom0 with its Xen, where it is not the server.
     pub dom0: Option<f64>,
-    /// All together, unused processors included.
+    /// The sum of all, unused processors included.
     pub sum: f64,
 }
 

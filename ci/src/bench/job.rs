@@ -24,7 +24,7 @@ pub enum Pattern {
 }
 
 impl Pattern {
-    /// fio's name for it.
+    /// Returns fio's name for it.
     pub fn fio_name(self) -> &'static str {
         match self {
             Self::RandomRead => "randread",
@@ -102,7 +102,7 @@ impl Job {
         sectors as f64 * 512.0 / (f64::from(self.block_kib) * 1024.0)
     }
 
-    /// The command that runs it on a disk of a guest, after [`GATE`], and prints fio's JSON.
+    /// Returns the command that runs it on a disk of a guest, after [`GATE`], and prints fio's JSON.
     pub fn command(self, device: &str, runtime: Duration) -> String {
         let rate = self.rate.map_or(String::new(), |rate| {
             format!("--rate_iops={rate} --rate_process=poisson")
@@ -140,8 +140,8 @@ impl Serialize for Job {
     }
 }
 
-/// Those whose names are or contain one of these words. Without any, those that go as fast as they can; if
-/// instructions are counted, the quick ones of these, and those at offered rates.
+/// Returns the jobs whose names are or contain one of these words. Without any word, those that go as fast as they can;
+/// if instructions are counted, the quick ones of these, and those at offered rates.
 pub fn choose(words: &[String], counts: bool) -> Result<Vec<Job>, String> {
     let mut jobs = choose_by(words, &Job::ALL, ToString::to_string)?;
     if words.is_empty() {
@@ -153,8 +153,8 @@ pub fn choose(words: &[String], counts: bool) -> Result<Vec<Job>, String> {
     Ok(jobs)
 }
 
-/// The items whose names contain one of these words, in their own order. Only a word with an `@` means names that
-/// have one.
+/// Returns the items whose names contain one of these words, in their own order. Only a word with an `@` matches names
+/// that have one.
 pub(super) fn choose_by<T: Copy>(
     words: &[String],
     all: &[T],

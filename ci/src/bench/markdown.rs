@@ -1,10 +1,10 @@
-//! The report: the tables and charts with what is needed to repeat and to judge them.
+//! The report: the tables and charts, with the facts that are needed to repeat and to judge them.
 
 use super::results::Results;
 use super::store::Store;
 use super::{DATA, job, table};
 
-/// The report; `charts` are the files of the charts beside it.
+/// Returns the report; `charts` are the files of the charts beside it.
 pub fn report(results: &Results, xen: &str, repeat: &str, charts: &[String]) -> String {
     let plan = &results.plan;
     let persistent = if plan.persistent { "on" } else { "off" };
@@ -43,7 +43,7 @@ pub fn report(results: &Results, xen: &str, repeat: &str, charts: &[String]) -> 
     text
 }
 
-/// Where the data lies.
+/// Returns a description of the place of the data.
 fn data(store: Store) -> String {
     match store {
         Store::Ram => format!("Each has {DATA} MiB of data in memory."),

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::Duration;
 
-/// The part of a processor that domains which take no part may use together. dom0 needs half of that to
-/// tell the guests what to do, before fio does its first I/O.
+/// The part of a processor that domains which take no part may use together. dom0 needs half of that to start the
+/// guests' jobs, before fio does its first I/O.
 const OTHER_DOMAINS: f64 = 0.2;
 
 /// The part of a processor that programs beside the emulator may use of those that it needs.
@@ -63,8 +63,8 @@ pub struct Watched {
     pub programs: f64,
 }
 
-/// The first reading of a window. What takes both is started before it and waits in it: dom0 has better
-/// to do nothing while something is measured.
+/// The first reading of a window. The program that takes both readings is started before the window and waits in it:
+/// dom0 should do nothing while a measurement runs.
 pub struct Watch<'h> {
     host: &'h Host,
     machine: Machine,
@@ -81,7 +81,7 @@ impl<'h> Watch<'h> {
         Ok(Self { host, machine })
     }
 
-    /// Ends it.
+    /// Ends the window.
     pub fn end(self) -> Result<Watched> {
         let programs = Machine::now(self.host)?.taken_since(&self.machine);
         let text = self
@@ -99,7 +99,7 @@ impl<'h> Watch<'h> {
 }
 
 impl Watched {
-    /// Processor time that a domain used.
+    /// Returns the processor time that a domain used.
     pub fn used(&self, domain: u32) -> Duration {
         self.window.mul_f64(self.load.of(domain))
     }
@@ -117,7 +117,7 @@ impl Watched {
     }
 }
 
-/// The machine that emulates the host: processor time so far, in its clock's ticks.
+/// The machine that emulates the host: its processor time so far, in ticks of its clock.
 struct Machine {
     total: f64,
     busy: f64,
@@ -133,7 +133,7 @@ impl Machine {
         Self::parse(&all, &one).context("/proc/stat is not in the expected format")
     }
 
-    /// `all` is /proc/stat, `one` that of the emulator (see proc(5)).
+    /// Reads /proc/stat from `all`, and that of the emulator from `one` (see proc(5)).
     fn parse(all: &str, one: &str) -> Option<Self> {
         let numbers = |line: &str| -> Vec<f64> {
             line.split_whitespace()
@@ -160,7 +160,7 @@ impl Machine {
         })
     }
 
-    /// The part of a processor that others took and the emulator might have needed.
+    /// Returns the part of a processor that other programs took and that the emulator might have needed.
     fn taken_since(&self, earlier: &Machine) -> f64 {
         let total = self.total - earlier.total;
         if total <= 0.0 {

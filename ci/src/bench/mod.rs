@@ -6,9 +6,9 @@
 //!   the contestant whose turn it is              (all other contestants are paused)
 //! ```
 //!
-//! [`contest`] is the order of events, [`field`] and [`server`] the domains, [`store`] and [`network`] their disks, [`at_once`] one job in the guests,
-//! [`meter`] and [`instructions`] what is read while fio runs, [`results`] what comes of it, and [`table`], [`ratios`],
-//! [`chart`] and [`markdown`] show that.
+//! [`contest`] is the order of events, [`field`] and [`server`] the domains, [`store`] and [`network`] their disks,
+//! [`at_once`] one job in the guests, [`meter`] and [`instructions`] the measurements while fio runs, [`results`] the
+//! figures. [`table`], [`ratios`], [`chart`] and [`markdown`] show these.
 
 pub mod at_once;
 pub mod chart;
@@ -45,7 +45,7 @@ pub struct Plan {
     pub contestants: Vec<Contestant>,
     /// The jobs of each contestant.
     pub jobs: Vec<Job>,
-    /// What the disks of driver domains are made of.
+    /// The store behind the disks of driver domains.
     pub store: Store,
     /// Number of rounds.
     pub rounds: u32,
@@ -61,25 +61,25 @@ pub struct Plan {
     /// The time for which each job runs, after [`job::RAMP`].
     #[serde(serialize_with = "as_seconds")]
     pub runtime: Duration,
-    /// No turn, and no job, begins later than this.
+    /// The time after which no turn, and no job, begins.
     #[serde(serialize_with = "as_seconds")]
     pub limit: Duration,
-    /// More for Bulkhead's command line.
+    /// Further options for Bulkhead's command line.
     pub bulkhead_options: String,
     /// True if instructions are counted.
     pub counts: bool,
 }
 
-/// All of a contestant's disks together, in MiB.
+/// The size of all of a contestant's disks together, in MiB.
 pub const DATA: u32 = 64;
 
 impl Plan {
-    /// The size of a disk in MiB.
+    /// Returns the size of a disk in MiB.
     pub fn disk_size(&self) -> u32 {
         DATA / self.guests
     }
 
-    /// The options of Linux's RAM disk driver for this number of disks.
+    /// Returns the options of Linux's RAM disk driver for this number of disks.
     pub fn brd_options(&self, prefix: &str, disks: u32) -> String {
         let kib = self.disk_size() * 1024;
         format!("{prefix}rd_nr={disks} {prefix}rd_size={kib}")

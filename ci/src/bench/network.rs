@@ -1,4 +1,4 @@
-//! The server on the network whose export the contestants serve, and how each reaches it.
+//! The server on the network whose export the contestants serve, and the connections of each to it.
 
 use super::DATA;
 use super::contestant::{Contestant, Family};
@@ -13,7 +13,7 @@ const SERVER: Server = Server::Memory(DATA);
 /// The name of the disk that the kernel's client makes of the export, in dom0 and in a Linux driver domain.
 pub const CLIENT_DISK: &str = "nbd0";
 
-/// Returns what Bulkhead serves.
+/// Returns the target that Bulkhead serves.
 pub fn target() -> String {
     SERVER.target("")
 }
@@ -29,7 +29,7 @@ pub fn address(contestant: Contestant) -> String {
     format!("10.0.0.{host}/24")
 }
 
-/// A script that has the kernel's client connect, as an operator would.
+/// Returns a script that has the kernel's client connect, as an operator would.
 fn connect() -> String {
     let port = SERVER.port();
     format!(
@@ -46,7 +46,7 @@ pub fn prepare(host: &Host) -> Result<()> {
         .map(drop)
 }
 
-/// A script that has a Linux driver domain connect.
+/// Returns a script that has a Linux driver domain connect.
 pub fn connect_linux(contestant: Contestant) -> String {
     format!(
         "ip address add {} dev eth0 && ip link set eth0 up || exit; {}",

@@ -28,8 +28,8 @@ pub struct Run {
     pub p99_us: f64,
     /// The share of the guest that got least, 1 being its fair share.
     pub least_share: f64,
-    /// Of several guests: their operations per second together, as times those that one of them came to
-    /// alone, a moment before.
+    /// The sum of the operations per second of several guests, as a multiple of the rate of one guest alone, a moment
+    /// before.
     pub times_alone: Option<f64>,
     /// Microseconds of the backend domain's processor for an operation.
     pub backend_us: f64,
@@ -46,7 +46,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// The figure by which contestants are compared: operations, or MB, per second.
+    /// Returns the figure by which contestants are compared: operations, or MB, per second.
     pub fn figure(&self) -> f64 {
         if self.job.is_bandwidth() {
             self.bytes_per_second / 1e6
@@ -55,7 +55,7 @@ impl Run {
         }
     }
 
-    /// It in a line.
+    /// Returns the run as a line of text.
     pub fn line(&self) -> String {
         let unit = if self.job.is_bandwidth() {
             "MB/s"
@@ -95,18 +95,18 @@ pub struct Contender {
     pub memory: Option<u32>,
     /// Its domain's memory with a disk attached, after its jobs.
     pub steady_memory: Option<Memory>,
-    /// Bytes of its kernel, and initramfs if it has one, compressed.
+    /// The bytes of its kernel and of its initramfs, if it has one, compressed.
     pub kernel: Option<u64>,
     /// The part of a processor it used doing nothing with a disk attached.
     pub idle: Option<f64>,
     /// Its failures.
     pub failures: Vec<String>,
-    /// The time was over before all its jobs were done.
+    /// True if the time was over before all its jobs were done.
     pub unfinished: bool,
 }
 
 impl Contender {
-    /// One of which nothing is known yet.
+    /// Returns a contestant without any result yet.
     pub fn new(contestant: Contestant, kernel: Option<u64>) -> Self {
         Self {
             contestant,
@@ -122,7 +122,7 @@ impl Contender {
     }
 }
 
-/// Everything.
+/// The results of a bench.
 #[derive(Clone, Debug, Serialize)]
 pub struct Results {
     /// The plan of the bench.
@@ -138,32 +138,32 @@ pub struct Results {
 pub struct Cell {
     /// Operations, or MB, per second.
     pub figure: Spread,
-    /// Medians of the rest.
+    /// The median of the mean latencies, in microseconds.
     pub mean_us: f64,
-    /// The 99th percentile.
+    /// The median of the 99th percentiles.
     pub p99_us: f64,
-    /// The backend's processor time for an operation.
+    /// The median of the backend's processor time for an operation.
     pub backend_us: f64,
-    /// The guests'.
+    /// The median of the guests' processor time for an operation.
     pub guest_us: f64,
-    /// dom0's, if it serves the backend's own disks.
+    /// The median of dom0's, if it serves the backend's own disks.
     pub dom0_us: Option<f64>,
-    /// The worst share.
+    /// The least share of a guest in any run.
     pub least_share: f64,
-    /// Several guests' part of what one of them came to alone, the median.
+    /// The median of several guests' rates, as multiples of the rate of one guest alone.
     pub times_alone: f64,
     /// The counts of backend and guests for an operation, in the last run.
     pub cost: Option<PerOperation>,
     /// Instructions for an operation, in the run of all that has the median of their sum: nothing disturbs a count.
     pub instructions: Option<instructions::PerOperation>,
-    /// Disturbed runs that were thrown away.
+    /// The number of disturbed runs that were thrown away.
     pub thrown_away: usize,
-    /// All runs were disturbed, and so all were kept.
+    /// True if all runs were disturbed, so that all were kept.
     pub disturbed: bool,
 }
 
 impl Cell {
-    /// A mark for figures that are not to be trusted.
+    /// Returns a mark for figures that are not to be trusted.
     pub fn mark(&self) -> &'static str {
         if self.disturbed {
             "!"
@@ -210,7 +210,7 @@ impl Results {
         })
     }
 
-    /// The peer that does a job best.
+    /// Returns the peer that does a job best, with its result.
     pub fn best_peer(&self, job: Job) -> Option<(Contestant, Cell)> {
         self.contenders
             .iter()
@@ -220,7 +220,7 @@ impl Results {
             .max_by(|(_, a), (_, b)| a.figure.median.total_cmp(&b.figure.median))
     }
 
-    /// The one that one of Bulkhead's is compared with in a job.
+    /// Returns the peer with which one of Bulkhead's contestants is compared in a job, with its result.
     pub fn peer(&self, contestant: Contestant, job: Job) -> Option<(Contestant, Cell)> {
         match self.plan.counterpart(contestant) {
             Some(peer) => Some((peer, self.cell(peer, job)?)),
@@ -234,13 +234,13 @@ impl Results {
         Some(self.cell(contestant, job)?.figure.median / peer.figure.median)
     }
 
-    /// A contestant's processor time for an operation as a part of its peer's.
+    /// Returns a contestant's processor time for an operation as a part of its peer's.
     pub fn cpu_ratio(&self, contestant: Contestant, job: Job) -> Option<f64> {
         let (_, peer) = self.peer(contestant, job)?;
         Some(self.cell(contestant, job)?.backend_us / peer.backend_us)
     }
 
-    /// The instructions of a contestant's server and its Xen for an operation as a part of its peer's.
+    /// Returns the instructions of a contestant's server and its Xen for an operation as a part of its peer's.
     pub fn instruction_ratio(&self, contestant: Contestant, job: Job) -> Option<f64> {
         let (_, peer) = self.peer(contestant, job)?;
         let cost = |cell: Cell| cell.instructions.map(|cost| cost.server + cost.xen);
@@ -288,7 +288,7 @@ pub(super) mod tests {
         }
     }
 
-    /// The instructions of a server and its Xen for an operation.
+    /// Returns the instructions of a server and its Xen for an operation.
     pub fn cost(server: f64, xen: f64) -> instructions::PerOperation {
         instructions::PerOperation {
             server,
@@ -302,7 +302,7 @@ pub(super) mod tests {
         }
     }
 
-    /// Bulkhead three times as fast as the best of two peers.
+    /// Returns results in which Bulkhead is three times as fast as the best of two peers.
     pub fn example() -> Results {
         let contestants = vec![BULKHEAD, LINUX, Contestant::Dom0Blkback];
         Results {

@@ -1,11 +1,11 @@
-//! Several measurements of the same thing: their median and how far they lie apart.
+//! Several measurements of the same figure: their median and their range.
 
 use serde::Serialize;
 
-/// A spread wider than this part of the median is marked.
+/// The part of the median beyond which a spread is marked as wide.
 const WIDE: f64 = 0.15;
 
-/// The median with the range it lies in.
+/// The median of values, with their range.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Spread {
     /// The median.
@@ -19,7 +19,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Of these values; `None` if there are none.
+    /// Returns the spread of these values; `None` if there are none.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut sorted: Vec<f64> = values.into_iter().collect();
         sorted.sort_by(f64::total_cmp);
@@ -34,7 +34,7 @@ impl Spread {
         })
     }
 
-    /// The range as a part of the median.
+    /// Returns the range as a part of the median.
     pub fn relative(&self) -> f64 {
         if self.median == 0.0 {
             return 0.0;
@@ -42,7 +42,7 @@ impl Spread {
         (self.max - self.min) / self.median
     }
 
-    /// Returns whether the values lie too far apart to be trusted.
+    /// Returns whether the values are too far apart to be trusted.
     pub fn is_wide(&self) -> bool {
         self.relative() > WIDE
     }

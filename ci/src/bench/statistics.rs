@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// Begins the names of dom0's counters where it serves the backend's own disks.
+/// The prefix of the names of dom0's counters, where dom0 serves the backend's own disks.
 const BENEATH: &str = "beneath_";
 
 /// A backend's counters, by Bulkhead's names for them.
@@ -19,8 +19,7 @@ const BENEATH: &str = "beneath_";
 pub struct Counters(BTreeMap<String, u64>);
 
 impl Counters {
-    /// Reads lines of `name value`, and adds up those of the same name. Words whose value is no number
-    /// are left out.
+    /// Reads lines of `name value`, and adds up those of the same name. Words whose value is not a number are left out.
     pub fn parse(text: &str) -> Self {
         // xenstore-read shows the end of a line as a C program would write it.
         let text = text.replace("\\n", "\n");
@@ -42,14 +41,14 @@ impl Counters {
         self.0.get(name).copied()
     }
 
-    /// Adds another disk's.
+    /// Adds the counters of another disk.
     pub fn add(&mut self, other: &Counters) {
         for (name, value) in &other.0 {
             *self.0.entry(name.clone()).or_default() += value;
         }
     }
 
-    /// Adds those of dom0, which serves the disks of the backend.
+    /// Adds the counters of dom0, which serves the disks of the backend.
     fn add_beneath(&mut self, dom0: &Counters) {
         for (name, value) in &dom0.0 {
             *self.0.entry(format!("{BENEATH}{name}")).or_default() += value;
@@ -72,13 +71,13 @@ impl Counters {
 pub struct PerOperation {
     /// Requests that the backend found: the frontend splits large operations.
     pub requests: Option<f64>,
-    /// Hypercalls of the backend but those by which it sleeps: for grants, and for notifications.
+    /// Hypercalls of the backend except those by which it sleeps: for grants, and for notifications.
     pub hypercalls: Option<f64>,
-    /// Those that mapped, unmapped or copied.
+    /// Hypercalls that mapped, unmapped or copied.
     pub grant_calls: Option<f64>,
-    /// Those of them that copied.
+    /// Hypercalls that copied.
     pub copy_calls: Option<f64>,
-    /// Those of them that mapped or unmapped.
+    /// Hypercalls that mapped or unmapped.
     pub remap_calls: Option<f64>,
     /// Notifications that the frontend sent, as the backend counted them.
     pub to_backend: Option<f64>,
@@ -96,10 +95,10 @@ pub struct PerOperation {
     pub requests_beneath: Option<f64>,
     /// Notifications that the backend sent to dom0 for its own disks or its network, as dom0 counted them.
     pub notifications_beneath: Option<f64>,
-    /// Packets that dom0 brought to the backend, and that it took from it, if the data is reached over a network. A packet
-    /// that is to be cut into segments is one.
+    /// Packets that dom0 sent to the backend, and those that dom0 got from it, if the data is reached over a network. A
+    /// packet that is to be cut into segments is one.
     pub packets_received: Option<f64>,
-    /// See above.
+    /// The same in the other direction.
     pub packets_sent: Option<f64>,
     /// Writes to the doorbells of the NVMe controller behind the disk.
     pub doorbells: Option<f64>,
@@ -160,8 +159,8 @@ pub fn per_operation(
 const DOORBELLS: &str = "doorbells";
 const INTERRUPTS: &str = "interrupts";
 
-/// Prints what Linux counts of xen-blkback, its interrupts and its requests, and the interrupts of its NVMe controller.
-/// Of dom0's QEMU nothing else is counted: its event channels are of its disks and of xenstore alike.
+/// Prints Linux's counters of xen-blkback, its interrupts and its requests, and the interrupts of its NVMe controller.
+/// Nothing else of dom0's QEMU is counted: its event channels serve its disks and xenstore alike.
 const LINUX: &str = r#"
 awk '/blkif-backend/ { counted = 1; for (i = 2; $i ~ /^[0-9]+$/; i++) n += $i }
      / nvme[0-9]+q[0-9]+/ { device = 1; for (i = 2; $i ~ /^[0-9]+$/; i++) m += $i }
@@ -172,15 +171,15 @@ for pair in reads:rd_req writes:wr_req flushes:f_req discards:ds_req; do
     done
 done"#;
 
-/// Prints what dom0 counts of a driver domain's network interface: the interrupts of xen-netback (several queues have
-/// several), and the packets. What the bridge sends into the interface is what the domain receives.
+/// Prints dom0's counters of a driver domain's network interface: the interrupts of xen-netback (several queues have
+/// several), and the packets. Packets that the bridge sends into the interface are those that the domain receives.
 const NETWORK: &str = r#"
 awk '$NF ~ /^vifDOMAIN\.0-/ { for (i = 2; $i ~ /^[0-9]+$/; i++) n += $i }
      END { print "notifications_received", n + 0 }' /proc/interrupts
 cd /sys/class/net/vifDOMAIN.0/statistics && echo "packets_received $(cat tx_packets)" &&     echo "packets_sent $(cat rx_packets)""#;
 
-/// Reads what a contestant's backend counted so far of all guests' disks, and what dom0 counted of the backend's own, or
-/// of its network.
+/// Reads the counters of a contestant's backend for all guests' disks so far, and dom0's counters of the backend's own
+/// disks, or of its network.
 pub fn of(host: &Host, field: &Field, contestant: Contestant) -> Result<Counters> {
     let mut counters = of_backend(host, field, contestant)?;
     if !field.plan().dom0_is_beneath(contestant) {
@@ -213,7 +212,7 @@ fn of_backend(host: &Host, field: &Field, contestant: Contestant) -> Result<Coun
     Ok(sum)
 }
 
-/// Finds the counters of an NVMe controller in what Bulkhead shows of all disks.
+/// Finds the counters of an NVMe controller in the lines that Bulkhead shows of all disks.
 fn of_controller(shown: &str, name: &str) -> Result<Counters> {
     let mut lines = shown.lines().map(str::trim);
     let line = lines.find_map(|line| {

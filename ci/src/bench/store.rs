@@ -1,4 +1,4 @@
-//! What the contestants' disks are made of.
+//! The stores behind the contestants' disks.
 
 use super::Plan;
 use super::contestant::{Contestant, Family};
@@ -9,7 +9,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use serde::Serialize;
 
-/// The storage behind the disks of the driver domains. Those of dom0's own backends are the same with each.
+/// The storage behind the disks of the driver domains. The disks of dom0's own backends are the same with each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Store {
@@ -21,8 +21,8 @@ pub enum Store {
     Vbd,
     /// NVMe controllers that are passed through, and one that dom0's own backends have.
     Nvme,
-    /// The export of an NBD server in dom0, the same one for all: Bulkhead serves it as `nbd:`, Linux by its xen-blkback
-    /// over what its kernel's own client makes of it.
+    /// The export of an NBD server in dom0, the same one for all: Bulkhead serves it as `nbd:`, Linux by its
+    /// xen-blkback over the disk that its kernel's own client makes of it.
     Nbd,
 }
 
@@ -33,8 +33,8 @@ const NAMESPACE: &[Medium] = &[Medium {
     caches: false,
 }];
 
-/// The NVMe controllers, each with its user: all are alike, since a device has one user at a time, and those who wait
-/// for their turn keep theirs. `None` is dom0.
+/// The NVMe controllers, each with its user. All are alike, since a device has one user at a time, and a contestant
+/// that waits for its turn keeps its device. `None` is dom0.
 const CONTROLLERS: [(Option<Contestant>, PciDevice); 4] = [
     (None, PciDevice::nvme(0x10, NAMESPACE)),
     (
@@ -60,7 +60,7 @@ const DEVICES: &[PciDevice] = &[
 pub const NAMESPACE_NAME: &str = "nvme0n1";
 
 impl Store {
-    /// The devices that the host has to have.
+    /// Returns the devices that the host has to have.
     pub fn devices(self) -> &'static [PciDevice] {
         match self {
             Self::Nvme => DEVICES,
@@ -68,7 +68,7 @@ impl Store {
         }
     }
 
-    /// The device that is passed through to a domain.
+    /// Returns the device that is passed through to a domain.
     pub fn device(self, user: Contestant) -> Option<PciDevice> {
         let of_user = |(one, _): &&(Option<Contestant>, _)| *one == Some(user);
         match self {
@@ -77,8 +77,8 @@ impl Store {
         }
     }
 
-    /// Makes what driver domains are to serve, and dom0's own part of it: gives the devices to dom0's pciback, or starts
-    /// the server.
+    /// Prepares the store that driver domains are to serve, and dom0's own part of it: gives the devices to dom0's
+    /// pciback, or starts the server.
     pub fn prepare(self, host: &Host) -> Result<()> {
         match self {
             Self::Nvme => {
@@ -96,7 +96,7 @@ impl Store {
         }
     }
 
-    /// Returns why there cannot be several guests.
+    /// Returns the reason why there cannot be several guests, if there is one.
     pub fn one_guest(self) -> Option<&'static str> {
         match self {
             Self::Ram | Self::Vbd => None,
@@ -118,16 +118,16 @@ impl Store {
 /// The last letters of `xvda` to `xvdd`: the disks of a driver domain, one for each guest.
 const LETTERS: [char; 4] = ['a', 'b', 'c', 'd'];
 
-/// The name of a driver domain's own disk in it.
+/// Returns the name of a driver domain's own disk in it.
 ///
 /// # Panics
-/// If a bench does not have so many guests.
+/// If a bench does not have that many guests.
 pub fn own_disk(guest: u32) -> String {
     format!("xvd{}", LETTERS[guest as usize])
 }
 
 impl Plan {
-    /// The driver domains that take part, each once.
+    /// Returns the driver domains that take part, each once.
     fn servers(&self) -> Vec<Contestant> {
         let mut servers = Vec::new();
         for server in self.contestants.iter().filter_map(|one| one.server()) {
@@ -177,8 +177,8 @@ impl Plan {
             && matches!(contestant, Contestant::Bulkhead(_) | Contestant::Linux(_))
     }
 
-    /// Returns the contestant with which one of Bulkhead's is compared wherever it takes part. Without one, that is
-    /// the best of its peers.
+    /// Returns the contestant with which one of Bulkhead's is compared wherever the former takes part. If there is
+    /// none, the comparison is with the best of its peers.
     pub fn counterpart(&self, contestant: Contestant) -> Option<Contestant> {
         match (self.store, contestant.server()) {
             (Store::Vbd, Some(Contestant::Bulkhead(family))) => Some(Contestant::Linux(family)),

@@ -1,4 +1,4 @@
-//! The results as tables: cells of text, for the terminal and for Markdown alike.
+//! The results as tables: cells of text, for the terminal and for Markdown.
 
 use super::contestant::Contestant;
 use super::ratios::ratios;
@@ -12,17 +12,17 @@ pub struct Grid {
     pub title: &'static str,
     /// The first line.
     pub header: Vec<String>,
-    /// The others.
+    /// The other lines.
     pub rows: Vec<Vec<String>>,
 }
 
 impl Grid {
-    /// For a terminal.
+    /// Returns the table for a terminal.
     pub fn terminal(&self) -> String {
         format!("{}\n{}", self.title, self.table(presets::UTF8_BORDERS_ONLY))
     }
 
-    /// For Markdown.
+    /// Returns the table for Markdown.
     pub fn markdown(&self) -> String {
         let table = self.table(presets::ASCII_MARKDOWN);
         format!("## {}\n\n{table}\n", self.title)
@@ -37,7 +37,7 @@ impl Grid {
     }
 }
 
-/// All tables, the most important one first.
+/// Returns all tables, the most important one first.
 pub fn all(results: &Results) -> Vec<Grid> {
     let mut grids = vec![
         ratios(results),
@@ -117,7 +117,7 @@ fn by_job(results: &Results, title: &'static str, show: impl Fn(&Cell) -> String
     }
 }
 
-/// Instructions for an operation, beside the latency that they bought.
+/// Returns the table of instructions for an operation, with the latency that each contestant reached for them.
 fn instructions(results: &Results) -> Option<Grid> {
     let mut rows = Vec::new();
     for &job in &results.plan.jobs {
@@ -162,7 +162,7 @@ fn instructions(results: &Results) -> Option<Grid> {
     })
 }
 
-/// Makes the table of counts taken while the jobs ran.
+/// Returns the table of counts taken while the jobs ran.
 fn counts(results: &Results) -> Option<Grid> {
     let store = results.plan.store;
     let mut rows = Vec::new();

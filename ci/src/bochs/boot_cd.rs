@@ -1,4 +1,4 @@
-//! The CD that a PC boots Xen from: ISOLINUX, Xen and what Xen starts as dom0.
+//! The CD from which a PC boots Xen: ISOLINUX, Xen, and the files that Xen starts as dom0.
 
 use crate::host::xenstored::Xenstored;
 use crate::image::HostImage;
@@ -13,7 +13,7 @@ use std::process::Command;
 pub const ISOLINUX: &str = "/usr/lib/ISOLINUX/isolinux.bin";
 /// ISOLINUX's module that loads Xen.
 pub const MBOOT: &str = "/usr/lib/syslinux/modules/bios/mboot.c32";
-/// Files that it needs beside it.
+/// Files that ISOLINUX needs beside it.
 const NEEDED: &[&str] = &["ldlinux.c32", "libcom32.c32"];
 
 /// dom0's memory in MiB.

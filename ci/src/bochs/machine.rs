@@ -1,11 +1,11 @@
-//! The machine that Bochs emulates, as its configuration file has it (`bochsrc(5)`).
+//! The machine that Bochs emulates, in the form of its configuration file (`bochsrc(5)`).
 
 use anyhow::{Context, Result};
 use std::fmt;
 use std::fs;
 use std::path::Path;
 
-/// The configuration's file, and that of the commands for Bochs's debugger, which Debian's Bochs starts in.
+/// The file of the configuration, and that of the commands for Bochs's debugger, in which Debian's Bochs starts.
 pub const CONFIGURATION: &str = "bochsrc";
 pub const COMMANDS: &str = "commands";
 
@@ -13,18 +13,18 @@ pub const COMMANDS: &str = "commands";
 pub const COM1: &str = "xen.log";
 pub const COM2: &str = "output";
 
-/// A PC with a CD and two disks, which it writes to.
+/// A PC with a CD and two disks, to which it writes.
 pub struct Machine<'a> {
     /// The folder of all its files.
     pub dir: &'a Path,
     /// The CD from which it boots.
     pub cd: &'a Path,
-    /// Linux's `sda` and `sdb`.
+    /// The disks, which are `sda` and `sdb` in Linux.
     pub disks: [&'a Path; 2],
 }
 
 impl Machine<'_> {
-    /// Writes what Bochs reads when it starts.
+    /// Writes the files that Bochs reads when it starts.
     pub fn write(&self) -> Result<()> {
         fs::write(self.dir.join(CONFIGURATION), self.to_string())
             .and_then(|()| fs::write(self.dir.join(COMMANDS), "continue\n"))

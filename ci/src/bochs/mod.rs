@@ -23,10 +23,10 @@ const SCRIPT: &str = "once.sh";
 /// The mark that dom0's init prints after the script's output, before its exit status.
 const END: &str = "@@once ";
 
-/// The interval at which its output is checked.
+/// The interval at which the output is checked.
 const TICK: Duration = Duration::from_millis(500);
 
-/// A host with its folder. It ends when this is dropped.
+/// A host with its folder. It ends when this value is dropped.
 #[derive(Debug)]
 pub struct Bochs {
     dir: PathBuf,
@@ -83,8 +83,7 @@ impl Bochs {
         })
     }
 
-    /// Waits until the script has ended, and returns what it printed. `say` is told each line that begins
-    /// with `step: `.
+    /// Waits until the script has ended, and returns its output. Calls `say` with each line that begins with `step: `.
     pub fn finish(&mut self, limit: Duration, say: &dyn Fn(&str)) -> Result<String> {
         let deadline = Instant::now() + limit;
         let mut said = 0;
@@ -153,22 +152,22 @@ impl Drop for Bochs {
     }
 }
 
-/// The processor time of a process's first thread, and Bochs has one: it tells a host that stands still from one that
-/// was not let run.
+/// Returns the processor time of a process's first thread; Bochs has only one. It distinguishes a host that makes no
+/// progress from one that got no processor.
 fn processor_time(pid: u32) -> Option<Duration> {
     let times = fs::read_to_string(format!("/proc/{pid}/schedstat")).ok()?;
     let run = times.split_whitespace().next()?;
     run.parse().ok().map(Duration::from_nanos)
 }
 
-/// The output and the exit status, once all of it is there.
+/// Returns the output and the exit status, once all of it has come.
 fn end(output: &str) -> Option<(&str, i32)> {
     let (text, rest) = output.split_once(END)?;
     let (status, _) = rest.split_once('\n')?;
     Some((text, status.trim().parse().ok()?))
 }
 
-/// A serial port's file; it may not be there yet.
+/// Returns the content of a serial port's file; the file may not be there yet.
 fn read(path: &Path) -> String {
     String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).replace('\r', "")
 }

@@ -33,8 +33,8 @@ pub struct Options {
     /// Parts of names of jobs (all without any).
     #[arg(long, value_delimiter = ',')]
     jobs: Vec<String>,
-    /// What the driver domains serve: memory of their own, disks that dom0 gives them, NVMe controllers, or the export of
-    /// a server on the network.
+    /// The stores of the driver domains: memory of their own, disks that dom0 gives them, NVMe controllers, or the
+    /// export of a server on the network.
     #[arg(long, value_enum, default_value_t)]
     store: Store,
     /// Number of guests at a time.
@@ -66,10 +66,9 @@ pub struct Options {
     elf: Option<PathBuf>,
 }
 
-/// The shortest time in microseconds for which a guest keeps the processor that it shares, for Xen's
-/// scheduler. Changing
-/// from one to another costs an emulated processor all its cached address translations: with Xen's default
-/// of a millisecond, four guests do little but handle timer ticks.
+/// The shortest time in microseconds for which a guest keeps the processor that it shares, for Xen's scheduler.
+/// Changing from one guest to another costs an emulated processor all its cached address translations: with Xen's
+/// default of a millisecond, four guests do little but handle timer ticks.
 const LONG_TURNS: &str = " sched_ratelimit_us=30000";
 
 /// On or off.

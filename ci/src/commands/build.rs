@@ -8,22 +8,22 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// The largest ELF that is accepted: a block frontend, a network frontend with TCP/IP and the client of NBD servers on it,
-/// a PCI frontend and the drivers of NVMe controllers and of virtio-blk devices have state machines of their own, and the
-/// tables of disks have readers; and starting again in place after a crash, with upgrades, takes 90 KB of it. Until it had
-/// that, the limit was 1 MiB, which was the line beyond which TLS became an ELF of its own.
+/// The largest ELF that is accepted. A block frontend, a network frontend with TCP/IP and the client of NBD servers on
+/// it, a PCI frontend and the drivers of NVMe controllers and of virtio-blk devices have state machines of their own,
+/// and the tables of disks have readers; starting again in place after a crash, with upgrades, takes 90 KB. Before that
+/// was added, the limit was 1 MiB, because of which TLS became an ELF of its own.
 const SIZE_LIMIT: u64 = 1100 << 10;
 
-/// The largest that serves RAM images and `null:` alone (`--no-default-features`).
+/// The largest ELF that serves RAM images and `null:` alone (`--no-default-features`).
 const SMALLEST_LIMIT: u64 = 400 << 10;
 
-/// The largest with TLS, which is an ELF of its own.
+/// The largest ELF with TLS, which is an ELF of its own.
 const TLS_LIMIT: u64 = 2048 << 10;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// Codegen options of the ELF alone. As it is linked as a whole (`lto`), those of the last crate count for all. Cargo's
-/// configuration has no place for them: what it says of the target, build scripts and tests would have, too.
+/// Codegen options of the ELF alone. As it is linked as a whole (`lto`), those of the last crate apply to all. Cargo's
+/// configuration has no place for them: its settings for the target would apply to build scripts and tests, too.
 const CODEGEN: [&str; 6] = [
     // It runs where it was linked, below 2 GiB: an address is a number of four bytes, and what holds addresses (tables of
     // methods, places of panics) is constant.
@@ -47,7 +47,7 @@ pub fn existing_file(path: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// Builds it and returns its path.
+/// Builds the ELF and returns its path.
 pub fn build() -> Result<PathBuf> {
     let elf = build_binary("bulkhead-blkback", "bulkhead", "unikernel", &[])?;
     ensure_size(&elf, SIZE_LIMIT)?;
@@ -55,7 +55,7 @@ pub fn build() -> Result<PathBuf> {
     Ok(elf)
 }
 
-/// Builds the one with TLS and returns its path. It is installed as `bulkhead-tls`.
+/// Builds the ELF with TLS and returns its path. It is installed as `bulkhead-tls`.
 pub fn build_tls() -> Result<PathBuf> {
     let (package, name) = ("bulkhead-blkback", "bulkhead");
     let elf = build_binary(package, name, "unikernel-tls", &["--features", "tls"])?;
@@ -65,7 +65,7 @@ pub fn build_tls() -> Result<PathBuf> {
     Ok(elf)
 }
 
-/// Makes sure that it is small without the stores that can be left out. [`build`] builds the whole one again.
+/// Checks that the ELF is small without the stores that can be left out. [`build`] builds the whole one again.
 pub fn check_smallest() -> Result<()> {
     let (package, name) = ("bulkhead-blkback", "bulkhead");
     let elf = build_binary(package, name, "unikernel", &["--no-default-features"])?;
@@ -110,7 +110,7 @@ fn build_binary(package: &str, name: &str, profile: &str, more: &[&str]) -> Resu
     Ok(elf)
 }
 
-/// Builds it, the one with TLS if that is asked for, and says where it is, on the last line.
+/// Builds the ELF, with TLS if that is asked for, and prints its path on the last line.
 pub fn run(tls: bool) -> Result<()> {
     let elf = if tls { build_tls()? } else { build()? };
     println!("{} KiB", fs::metadata(&elf)?.len().div_ceil(1024));

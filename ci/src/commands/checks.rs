@@ -89,7 +89,7 @@ const EXAMPLES_LINTS: Check = elf_lints!(
     "--features=unikernel"
 );
 
-/// The tests of the smallest ELF's request path, which is another one: nothing is kept for the time after a crash.
+/// The tests of the smallest ELF's request path, which differs: nothing is kept for the time after a crash.
 const SMALLEST_TESTS: Check = check(
     "smallest-tests",
     &[
@@ -140,7 +140,7 @@ const DOCS: Check = Check {
     env: Some(("RUSTDOCFLAGS", "--deny warnings")),
 };
 
-/// Of requests that are not kept for the time after a crash.
+/// The counts of requests that are not kept for the time after a crash.
 const INSTRUCTIONS: Check = check(
     "instructions",
     &[
@@ -153,7 +153,7 @@ const INSTRUCTIONS: Check = check(
     ],
 );
 
-/// The same while requests are kept for the time after a crash, against a baseline of their own.
+/// The counts of requests that are kept for the time after a crash, against a baseline of their own.
 const RECOVERING_INSTRUCTIONS: Check = check(
     "recovering-instructions",
     &[
@@ -167,16 +167,16 @@ const RECOVERING_INSTRUCTIONS: Check = check(
     ],
 );
 
-/// Numbers of checks, and of the single tests in them, that passed and failed.
+/// The numbers of checks, and of the single tests in them, that passed and failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Passed.
+    /// The number that passed.
     pub passed: usize,
-    /// Failed.
+    /// The number that failed.
     pub failed: usize,
 }
 
-/// Runs all checks. One that fails shows the end of its log.
+/// Runs all checks. Shows the end of the log of each that fails.
 pub fn run() -> Result<Counts> {
     let tests = if has_nextest() { NEXTEST } else { TESTS };
     let dir = workspace::lab().join("checks");

@@ -23,7 +23,7 @@ pub struct Options {
     minutes: u64,
 }
 
-/// Fuzzes, and returns whether nothing failed.
+/// Fuzzes, and returns whether no input failed.
 pub fn run(options: &Options) -> Result<bool> {
     let targets = fuzz::chosen(&options.targets)?;
     packages::ensure_for_fuzzing()?;

@@ -47,7 +47,7 @@ pub struct Options {
     pub then: Option<String>,
 }
 
-/// Runs it on the host called `name`, which is booted if it does not run yet.
+/// Runs the domain on the host called `name`, which is booted if it does not run yet.
 pub fn run(name: &str, release: Release, xenstored: Xenstored, options: &Options) -> Result<()> {
     let host = match Host::attach(Host::named(name)) {
         Ok(host) => host,

@@ -26,23 +26,23 @@ pub struct Setting {
     pub xenstored: Xenstored,
     /// Hosts that run at the same time.
     pub hosts: usize,
-    /// A unikernel that is there already.
+    /// A unikernel that was built already.
     pub elf: Option<PathBuf>,
 }
 
-/// Scenarios of all sorts.
+/// Scenarios of all kinds.
 #[derive(Default)]
 pub(super) struct Chosen {
-    /// Those that share hosts.
+    /// The scenarios that share hosts.
     pub shared: Vec<Scenario>,
-    /// Those that share hosts with devices for domains.
+    /// The scenarios that share hosts with devices for domains.
     pub with_devices: Vec<Scenario>,
-    /// Those that bring a host of their own.
+    /// The scenarios that bring a host of their own.
     pub own_host: Vec<OwnHostScenario>,
 }
 
 impl Chosen {
-    /// Those of the test suite.
+    /// Returns the scenarios of the test suite.
     pub fn suite() -> Self {
         Self {
             shared: scenarios::suite(),
@@ -51,7 +51,7 @@ impl Chosen {
         }
     }
 
-    /// All, also those that run by name only.
+    /// Returns all scenarios, also those that run by name only.
     pub fn all() -> Self {
         let mut all = Self::suite();
         all.shared.extend(scenarios::long());
@@ -59,7 +59,7 @@ impl Chosen {
         all
     }
 
-    /// Their names, and what each proves.
+    /// Returns the name of each, and the statement that it proves.
     pub fn names(&self) -> Vec<(&'static str, &'static str)> {
         let shared = self.shared.iter().chain(&self.with_devices);
         let shared = shared.map(|one| (one.name, one.about));
@@ -67,7 +67,7 @@ impl Chosen {
         shared.chain(own_host).collect()
     }
 
-    /// The scenarios whose names contain one of these words; without any, those of the suite.
+    /// Returns the scenarios whose names contain one of these words; without any, those of the suite.
     fn by(words: &[String]) -> Result<Self> {
         if words.is_empty() {
             return Ok(Self::suite());
@@ -86,7 +86,7 @@ impl Chosen {
         Ok(chosen)
     }
 
-    /// Those that share hosts, with the devices of their hosts.
+    /// Returns the scenarios that share hosts, with the devices of their hosts.
     fn jobs(&self) -> Vec<Job> {
         let job = |devices| move |&scenario| Job { scenario, devices };
         let plain = self.shared.iter().map(job(&[]));
@@ -95,7 +95,7 @@ impl Chosen {
     }
 }
 
-/// Runs the scenarios of the demo and shows what they measured.
+/// Runs the scenarios of the demo and shows their measurements.
 pub fn demo(release: Release, xenstored: Xenstored) -> Result<bool> {
     let start = Instant::now();
     let mut chosen = Chosen {
@@ -126,7 +126,7 @@ pub fn some(setting: &Setting, names: &[String]) -> Result<bool> {
     Ok(print_counts(summary.counts()))
 }
 
-/// Lists the scenarios, at last those that are not in the suite.
+/// Lists the scenarios, those that are not in the suite at the end.
 pub fn list() {
     let show = |all: Vec<(&str, &str)>| {
         for (name, about) in all {
@@ -142,7 +142,7 @@ pub fn list() {
     show(long.names());
 }
 
-/// Runs them; the last host begins when its processor is free.
+/// Runs the scenarios; the last host begins when its processor is free.
 pub(super) fn run_scenarios(
     setting: &Setting,
     chosen: &Chosen,

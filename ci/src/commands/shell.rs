@@ -14,7 +14,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
-/// Leaves the shell.
+/// The key that leaves the shell.
 const LEAVE: u8 = 0x1d;
 
 /// Boots everything and connects the terminal to dom0. The host ends with the shell.
@@ -92,7 +92,7 @@ fn connect(host: &Host) -> Result<()> {
     }
 }
 
-/// The terminal without line editing and echo, as long as this lives.
+/// The terminal without line editing and echo, as long as this value lives.
 struct RawTerminal {
     saved: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! `cargo lab soak`: how steady the emulated host is, counted with stock Linux domains only.
+//! `cargo lab soak`: the stability of the emulated host, measured with stock Linux domains only.
 
 use crate::config::Kind;
 use crate::fault;
@@ -41,7 +41,7 @@ pub struct Tuning {
 }
 
 impl Tuning {
-    /// The lab's machine with these changes.
+    /// Returns the lab's machine with these changes.
     pub fn machine(&self, xenstored: Xenstored) -> Machine {
         let mut machine = Machine {
             xenstored,
@@ -68,7 +68,7 @@ struct Count {
     failed: u32,
 }
 
-/// Boots, creates, works, destroys and counts.
+/// Boots hosts, creates domains on them, has them work, destroys them, and counts the failures.
 pub fn run(name: &str, release: Release, xenstored: Xenstored, options: &Options) -> Result<()> {
     let image = image::ensure(release, &|text| eprintln!("{text}"))?;
     let machine = options.tuning.machine(xenstored);

@@ -1,4 +1,4 @@
-//! `cargo lab test`.
+//! `cargo lab test`: the whole test suite.
 
 use super::build;
 use super::checks::{self, Counts};
@@ -15,12 +15,12 @@ use anyhow::Result;
 #[derive(Default)]
 struct Done {
     summary: Summary,
-    /// Scenarios that could not even begin.
+    /// The number of scenarios that could not even begin.
     not_begun: usize,
 }
 
 impl Done {
-    /// Runs scenarios; where that cannot even begin, says why and counts all of them as failed.
+    /// Runs scenarios. If they cannot even begin, logs the reason and counts all of them as failed.
     fn run(&mut self, setting: &Setting, chosen: &Chosen, progress: &Progress, last: &LastHost) {
         match run_scenarios(setting, chosen, progress, last) {
             Ok(summary) => self.summary.extend(summary),
@@ -37,8 +37,8 @@ impl Done {
     }
 }
 
-/// Runs what takes one processor and no shared host: the scenarios with a host of their own, and on one host the few
-/// that are for the other program that keeps xenstore.
+/// Runs the scenarios that take one processor and no shared host: those with a host of their own, and on one host the
+/// few for the other implementation of xenstored.
 fn run_beside(setting: &Setting, own_host: Chosen) -> Done {
     let (progress, mut done) = (Progress::without_steps(), Done::default());
     done.run(setting, &own_host, &progress, &LastHost::free());
@@ -55,10 +55,10 @@ fn run_beside(setting: &Setting, own_host: Chosen) -> Done {
     done
 }
 
-/// The whole test suite, as two lines of work for two processors. On one are the checks, on the other the scenarios that
-/// need no shared host and those under the other program that keeps xenstore. Where one line is through, a host begins
-/// with all other scenarios. `setting` says how many hosts do so; with a single one, it begins when both are through.
-/// `long` adds the scenarios that otherwise run by name only.
+/// Runs the whole test suite, as two lines of work for two processors. On one are the checks, on the other the
+/// scenarios that need no shared host and those for the other implementation of xenstored. Where one line is done, a
+/// host begins with all other scenarios. `setting` gives the number of hosts that do so; a single one begins when both
+/// lines are done. `long` adds the scenarios that otherwise run by name only.
 pub fn run(setting: &Setting, long: bool) -> Result<bool> {
     packages::ensure_for_tests()?;
     build::check_smallest()?;

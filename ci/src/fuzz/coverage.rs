@@ -22,7 +22,7 @@ const EDGES: [&str; 4] = [
 /// Shows libFuzzer the operands of each comparison, which it puts into inputs.
 const COMPARISONS: [&str; 1] = ["-Cllvm-args=-sanitizer-coverage-trace-compares"];
 
-/// The crates that read what others wrote: they are to meet the values that they compare with.
+/// The crates that read foreign data: they are to meet the values with which they compare it.
 const PARSERS: [&str; 16] = [
     "bulkhead_blkback",
     "bulkhead_blkfront",
@@ -42,7 +42,7 @@ const PARSERS: [&str; 16] = [
     "bulkhead_xenstore_client",
 ];
 
-/// The crates whose edges alone are counted. The generic code of the crates above is compiled where its types are
+/// The only crates whose edges are counted. The generic code of the crates above is compiled where its types are
 /// chosen, which is here.
 const CARRIERS: [&str; 4] = [
     "bulkhead_blkback_testkit",
@@ -51,7 +51,7 @@ const CARRIERS: [&str; 4] = [
     "bulkhead_net_testing",
 ];
 
-/// The flags of a crate. Others have none: what the simulated Xen does is not what is to be found.
+/// Returns the flags of a crate. Other crates have none: faults of the simulated Xen are not searched for.
 fn flags(name: &str) -> Vec<&'static str> {
     if PARSERS.contains(&name) {
         [&EDGES[..], &COMPARISONS].concat()
@@ -73,8 +73,8 @@ pub fn fingerprint() -> String {
     )
 }
 
-/// Copies this program to `folder`, where cargo finds it as the compiler, and returns its path. Where it was started from
-/// it may be gone: the checks before build it anew.
+/// Copies this program to `folder`, where cargo finds it as the compiler, and returns its path. The file from which it
+/// was started may be gone: the checks before build it anew.
 pub fn install(folder: &Path) -> std::io::Result<PathBuf> {
     let compiler = folder.join("compiler");
     // One that runs cannot be written to.
@@ -86,7 +86,7 @@ pub fn install(folder: &Path) -> std::io::Result<PathBuf> {
 }
 
 /// Becomes the compiler, with the flags of the crate that it is to compile, if cargo has started this program for that.
-/// Returns an error if the compiler cannot be started, and `None` if this is not what is wanted.
+/// Returns an error if the compiler cannot be started, and `None` if cargo has not started it for that.
 pub fn become_compiler() -> Option<std::io::Error> {
     env::var_os(IS_COMPILER)?;
     let mut arguments = env::args_os().skip(1);

@@ -1,4 +1,5 @@
-//! Why a command in dom0 is late: what runs there and where it waits, or that nothing runs there.
+//! The reason why a command in dom0 is late: the programs that run there and where each waits, or that nothing runs
+//! there.
 //!
 //! No guest and no driver domain can keep dom0 from running: Xen gives each its share of the
 //! processors. A dom0 that does not even run `true` is a fault of the emulation, then.
@@ -15,7 +16,7 @@ const NOTHING: Duration = Duration::from_secs(30);
 /// Time limit for dom0 to list its processes.
 const LOOK: Duration = Duration::from_secs(60);
 
-/// Asks dom0 for its processes, where in the kernel the toolstack's wait, and whether xenstored
+/// Asks dom0 for its processes, for the places in the kernel at which the toolstack's wait, and whether xenstored
 /// answers.
 const ASK: &str = "ps axo pid,ppid,stat,time,wchan:24,args | grep -v '\\[.*\\]$'; \
     for pid in $(pidof xl xenstored oxenstored xenconsoled); do \
@@ -26,7 +27,7 @@ const ASK: &str = "ps axo pid,ppid,stat,time,wchan:24,args | grep -v '\\[.*\\]$'
 
 /// The findings about a late dom0.
 pub struct Finding {
-    /// dom0 runs nothing at all any more.
+    /// True if dom0 runs nothing at all any more.
     pub dead: bool,
     /// The details, for the log.
     pub report: String,
@@ -53,7 +54,7 @@ pub fn diagnose(host: &Host) -> Finding {
     Finding { dead, report }
 }
 
-/// The registers of the emulated processors, from QEMU's monitor.
+/// Returns the registers of the emulated processors, by QEMU's monitor.
 fn registers(host: &Host) -> std::io::Result<String> {
     let text = host.monitor("info registers -a")?;
     let telling = ["CPU#", "RIP=", "CR0=", "CR3="];

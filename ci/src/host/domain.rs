@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 pub const TOOLSTACK: Duration = Duration::from_secs(60);
 
 /// Time limit for a domain to end when it is asked to: a driver domain has disks to close, and libxl waits for ten
-/// seconds for each device that a domain does not let go of.
+/// seconds for each device of which a domain does not let go.
 const SHUTDOWN: Duration = Duration::from_secs(40);
 
-/// The share of the processors that every domain has in Xen's scheduler, and one that outweighs a few
-/// busy guests.
+/// The share of the processors that every domain has in Xen's scheduler, and a larger one that outweighs a few busy
+/// guests.
 const WEIGHT: u32 = 256;
 const MORE_WEIGHT: u32 = 2048;
 
@@ -56,8 +56,8 @@ impl Host {
         self.create_with("-qp", &path, config)
     }
 
-    /// Creates a domain, which does not run yet, from a configuration file of dom0's. Only what an emulated
-    /// host needs to be different is taken from `config`: processors, clock and the kernel's command line.
+    /// Creates a domain, which does not run yet, from a configuration file of dom0's. Only the settings that an
+    /// emulated host needs are taken from `config`: processors, clock and the kernel's command line.
     pub fn create_paused_from(&self, path: &str, config: &Config) -> Result<Domain<'_>> {
         let mut words = format!("{path} 'cpus=\"{}\"' 'tsc_mode=\"native\"'", config.cpus);
         if !config.cmdline.is_empty() {
@@ -66,7 +66,7 @@ impl Host {
         self.create_with("-qp", &words, config)
     }
 
-    /// Creates a domain: `options` and `words` are what `xl create` is told.
+    /// Creates a domain: `options` and `words` are passed to `xl create`.
     fn create_with(&self, options: &str, words: &str, config: &Config) -> Result<Domain<'_>> {
         // Made before the check: what xl left half made goes away with it.
         let mut domain = Domain {
@@ -154,7 +154,7 @@ impl Domain<'_> {
         self.console().len()
     }
 
-    /// Returns what it printed after its first `start` bytes.
+    /// Returns its output after the first `start` bytes.
     pub fn console_from(&self, start: usize) -> String {
         let text = self.console();
         text.get(start..).unwrap_or_default().to_owned()
@@ -212,7 +212,7 @@ impl Domain<'_> {
         Ok(Duration::from_micros(output.out.trim().parse()?))
     }
 
-    /// Waits until Xen does not have it any more.
+    /// Waits until Xen has removed it.
     pub fn wait_gone(&mut self, limit: Duration) -> Result<()> {
         let deadline = Instant::now() + limit;
         // Where several domains end at once, asking xl again and again would hold them up. The

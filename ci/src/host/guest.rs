@@ -12,7 +12,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// Has a guest's kernel look for no PCI bus.
+/// The option with which a guest's kernel looks for no PCI bus.
 const PCI_OFF: &str = " pci=off";
 
 /// Time limit for a guest from its creation to its first command.
@@ -29,7 +29,7 @@ pub struct Guest<'h> {
 }
 
 impl Host {
-    /// The configuration of a stock guest with these disks.
+    /// Returns the configuration of a stock guest with these disks.
     pub fn guest_config(&self, name: &str, kind: Kind, disks: &[String]) -> Result<Config> {
         let mut config = Config::new(name, kind, "/guest/vmlinux");
         config.ramdisk = Some("/guest/initramfs".to_owned());
@@ -44,7 +44,7 @@ impl Host {
         Ok(config)
     }
 
-    /// The configuration of a PV guest that has a device passed through and no disk.
+    /// Returns the configuration of a PV guest that has a device passed through and no disk.
     pub fn guest_config_with(&self, name: &str, device: &PciDevice) -> Result<Config> {
         let mut config = self.guest_config(name, Kind::Pv, &[])?;
         config.pci.push(device.to_string());
@@ -52,8 +52,8 @@ impl Host {
         Ok(config)
     }
 
-    /// The configuration of a lean guest, which has busybox and the block frontend and nothing else:
-    /// it boots in half the time, in a third of the memory.
+    /// Returns the configuration of a lean guest, which has only busybox and the block frontend: it boots in half the
+    /// time, in a third of the memory.
     pub fn lean_guest_config(&self, name: &str, kind: Kind, disks: &[String]) -> Result<Config> {
         let mut config = self.guest_config(name, kind, disks)?;
         config.ramdisk = Some("/guest/initramfs-lean".to_owned());
@@ -61,7 +61,7 @@ impl Host {
         Ok(config)
     }
 
-    /// The configuration of a lean HVM guest. QEMU in dom0 takes half a minute to load its kernel.
+    /// Returns the configuration of a lean HVM guest. QEMU in dom0 takes half a minute to load its kernel.
     pub fn hvm_guest_config(&self, name: &str, disks: &[String]) -> Result<Config> {
         let mut config = self.lean_guest_config(name, Kind::Hvm, disks)?;
         // Its firmware loads what PCs load. It finds Xen on its PCI bus.
@@ -85,12 +85,12 @@ impl Host {
 }
 
 impl<'h> Guest<'h> {
-    /// A guest that was just created, once it takes commands.
+    /// Waits until a guest that was just created takes commands.
     pub fn wait(domain: Domain<'h>) -> Result<Self> {
         Self::wait_within(domain, BOOT)
     }
 
-    /// A guest that was just created and that has much to do before it takes commands. One that is late is
+    /// Waits until a guest that was just created takes commands, which has much to do before. One that is late is
     /// examined, which it may not survive.
     pub fn wait_within(domain: Domain<'h>, limit: Duration) -> Result<Self> {
         let guest = Self {
@@ -111,7 +111,7 @@ impl<'h> Guest<'h> {
             .with_context(|| format!("in {}: {command}", self.name))
     }
 
-    /// Runs a shell command that has to succeed, and returns what it printed.
+    /// Runs a shell command that has to succeed, and returns its output.
     pub fn ok(&self, command: &str, limit: Duration) -> Result<String> {
         let output = self.exec(command, limit)?;
         if output.status != 0 {
@@ -142,7 +142,7 @@ impl<'h> Guest<'h> {
         Ok(started)
     }
 
-    /// Returns what to wait for, and the script for dom0 that starts it.
+    /// Returns the command to wait for, and the script for dom0 that starts it.
     fn starting(&self, command: &str) -> (Started, String) {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let started = Started {
@@ -215,8 +215,8 @@ impl<'h> Guest<'h> {
         }
     }
 
-    /// Reboots it at once, without an orderly shutdown, and waits until the domain that the toolstack
-    /// creates in its place takes commands.
+    /// Reboots the guest at once, without an orderly shutdown, and waits until the domain that the toolstack creates in
+    /// its place takes commands.
     pub fn reboot(&mut self) -> Result<()> {
         let seen = self.console_length();
         self.start("reboot -f")?;
@@ -224,8 +224,8 @@ impl<'h> Guest<'h> {
         self.wait_console_from(seen, "@@ready", BOOT).map(drop)
     }
 
-    /// Destroys guests at the same time: for each the toolstack waits until its disks' directories are gone, which takes
-    /// a driver domain seconds.
+    /// Destroys guests at the same time: the toolstack waits for each until its disks' directories are gone, which
+    /// takes a driver domain seconds.
     pub fn destroy_all<'g>(guests: impl IntoIterator<Item = &'g mut Self>) -> Result<()>
     where
         'h: 'g,
@@ -270,7 +270,7 @@ pub struct Started {
 #[derive(Debug, PartialEq)]
 enum Answer {
     Absent,
-    /// This many answers arrived, and none of them was complete.
+    /// This number of answers arrived, and none of them was complete.
     Damaged(usize),
     Whole(Output),
 }

@@ -19,17 +19,17 @@ pub struct Finding {
     pub report: String,
 }
 
-/// How far a silent guest had come.
+/// The stage that a silent guest had reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// It has not taken a command yet.
+    /// The guest has not taken a command yet.
     Boot,
-    /// It has taken commands.
+    /// The guest has taken commands.
     Ready,
 }
 
-/// Examines a guest. Its kernel lists the tasks that wait in it, and is then stopped by an NMI, for which it
-/// prints what it was doing (`Host::guest_config` enables both).
+/// Examines a guest. Its kernel lists the tasks that wait in it, and is then stopped by an NMI, at which it prints its
+/// backtraces (`Host::guest_config` enables both).
 pub fn diagnose(host: &Host, guest: &Domain, stage: Stage) -> Finding {
     let mut report = String::new();
     let silence = silence(host, guest);
@@ -85,7 +85,7 @@ pub fn diagnose(host: &Host, guest: &Domain, stage: Stage) -> Finding {
     Finding { fault, report }
 }
 
-/// The time since a domain's console showed something. None, if that cannot be told.
+/// Returns the time since a domain's console last showed something; zero if that is not known.
 fn silence(host: &Host, guest: &Domain) -> Duration {
     let shown = fs::metadata(host.console_log(&guest.name)).and_then(|file| file.modified());
     let since = shown.ok().and_then(|time| time.elapsed().ok());

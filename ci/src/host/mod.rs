@@ -59,13 +59,13 @@ pub struct Host {
 /// The state that every wait checks, besides its own condition, while a scenario runs.
 #[derive(Debug, Default)]
 struct Watched {
-    /// When all waits end.
+    /// The time at which all waits end.
     deadline: Option<Instant>,
-    /// Number of domains that there had been before.
+    /// The number of domains that there had been before.
     domains: usize,
-    /// Length of Xen's log at that time.
+    /// The length of Xen's log at that time.
     xen_log: u64,
-    /// When to check the domains again.
+    /// The time at which the domains are checked again.
     next_look: Option<Instant>,
 }
 
@@ -138,7 +138,7 @@ impl Host {
         Some(self.instance.instructions()).filter(|counts| counts.exists())
     }
 
-    /// Its files.
+    /// Returns its files.
     pub fn instance(&self) -> &Instance {
         &self.instance
     }
@@ -148,8 +148,8 @@ impl Host {
         self.instance.kill()
     }
 
-    /// Cuts the power, turns it on again, and waits until dom0 answers. No domain is there any more, and what had
-    /// not been written to the lasting disk is lost.
+    /// Cuts the power, turns it on again, and waits until dom0 answers. All domains are gone then, and so is data that
+    /// had not been written to the lasting disk.
     pub fn cycle_power(&self) -> Result<()> {
         self.instance.cycle_power(self.stop_on_drop)?;
         self.seen().domains.clear();
@@ -185,7 +185,7 @@ impl Host {
         };
     }
 
-    /// Changes when all waits end.
+    /// Changes the time at which all waits end.
     pub fn watch_until(&self, deadline: Instant) {
         self.watched.lock().expect("no thread panicked").deadline = Some(deadline);
     }
@@ -195,8 +195,8 @@ impl Host {
         self.watched.lock().expect("no thread panicked").deadline = None;
     }
 
-    /// Returns the crashes of our own domains since [`Self::watch`]: those that ended one, as the toolstack logged them, and
-    /// those that one has survived, as its console tells.
+    /// Returns the crashes of our own domains since [`Self::watch`]: those that ended a domain, as the toolstack logged
+    /// them, and those that a domain has survived, as its console says.
     pub fn crashes(&self) -> Vec<String> {
         let start = self.watched.lock().expect("no thread panicked").domains;
         let domains = self.domains();
@@ -223,8 +223,8 @@ impl Host {
         self.seen().domains.clone()
     }
 
-    /// Returns the faults of the emulation since the last call that no log shows: programs of dom0 that died,
-    /// and what the examination of a silent guest or a silent dom0 showed.
+    /// Returns the faults of the emulation since the last call that no log shows: programs of dom0 that died, and the
+    /// findings about a silent guest or a silent dom0.
     pub fn take_emulator_faults(&self) -> Vec<String> {
         std::mem::take(&mut self.seen().emulator_faults)
     }
@@ -298,7 +298,7 @@ impl Host {
 }
 
 impl Host {
-    /// Checks what ends every wait: the scenario's time is over, or a domain has failed.
+    /// Checks for the events that end every wait: the scenario's time is over, or a domain has failed.
     fn check_scenario(&self) -> Result<()> {
         let now = Instant::now();
         let xen_start = {

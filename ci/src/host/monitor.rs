@@ -7,14 +7,14 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-/// The monitor keeps the connection; silence is the end of what it says.
+/// The time of silence after which an answer is complete: the monitor keeps the connection.
 const SILENCE: Duration = Duration::from_secs(2);
 
 /// The words with which it asks for the next command.
 const PROMPT: &str = "(qemu) ";
 
 impl Host {
-    /// Gives the monitor a command, and returns what it says.
+    /// Gives the monitor a command, and returns its answer.
     pub(super) fn monitor(&self, command: &str) -> std::io::Result<String> {
         let mut monitor = UnixStream::connect(self.instance().monitor_socket())?;
         monitor.set_read_timeout(Some(SILENCE))?;
@@ -30,8 +30,8 @@ impl Host {
         Ok(text)
     }
 
-    /// Limits what the media of a device do in a second, so that requests stay with the device for long; with
-    /// `None`, there is no limit.
+    /// Limits the operations of a device's media in a second, so that requests stay with the device for long; `None`
+    /// sets no limit.
     pub fn limit_operations(&self, device: &PciDevice, limit: Option<u32>) -> Result<()> {
         for drive in device.drives() {
             let limit = limit.unwrap_or(0);

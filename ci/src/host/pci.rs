@@ -7,8 +7,8 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The IOMMU that a machine with such devices has, as QEMU's `-device` names it. It comes before all other devices. Xen
-/// looks for Intel's on a processor of AMD's too, and logs what it refuses to a device.
+/// The IOMMU that a machine with such devices has, in the form of QEMU's `-device`. It comes before all other devices.
+/// Xen looks for Intel's on a processor of AMD's too, and logs the accesses that it refuses to a device.
 pub const IOMMU: &str = "intel-iommu,intremap=on";
 
 /// A device.
@@ -16,11 +16,11 @@ pub const IOMMU: &str = "intel-iommu,intremap=on";
 pub struct PciDevice {
     /// Its number on the only bus.
     pub number: u8,
-    /// Its sort, and what it stores data on.
+    /// Its kind, and the media on which it stores data.
     pub controller: Controller,
 }
 
-/// What a device is.
+/// The kind of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Controller {
     /// An NVMe controller with these namespaces, numbered from 1.
@@ -29,22 +29,22 @@ pub enum Controller {
     VirtioBlk(Medium),
 }
 
-/// What holds the data: a file in the host's folder, of zeros at first; a raw one if it does not cache.
+/// A medium for data: a file in the host's folder, of zeros at first; a raw one if the medium does not cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Medium {
     /// Its size in MiB.
     pub mib: u64,
     /// The size of its blocks in bytes, 512 or 4096.
     pub block: u32,
-    /// What was not flushed is lost when QEMU is killed. The file is qcow2 then: QEMU keeps in its own memory where the
-    /// data lies that was written to new places, until it is flushed.
+    /// True if data that was not flushed is lost when QEMU is killed. The file is qcow2 then: QEMU keeps the place of
+    /// data that was written to new places in its own memory until it is flushed.
     pub caches: bool,
 }
 
 /// The devices of the hosts of scenarios. QEMU gives the first numbers to the devices that are dom0's.
 pub const LAB: &[PciDevice] = &[NVME, TWO_NAMESPACES, VIRTIO_BLK, CACHING];
 
-/// An NVMe controller as most are: one namespace, blocks of 512 bytes.
+/// A usual NVMe controller: one namespace, blocks of 512 bytes.
 pub const NVME: PciDevice = PciDevice::nvme(
     0x10,
     &[Medium {
@@ -81,7 +81,7 @@ pub const VIRTIO_BLK: PciDevice = PciDevice {
     }),
 };
 
-/// An NVMe controller whose two namespaces lose what was not flushed when QEMU is killed.
+/// An NVMe controller whose two namespaces lose data that was not flushed when QEMU is killed.
 pub const CACHING: PciDevice = PciDevice::nvme(
     0x13,
     &[
@@ -106,13 +106,13 @@ impl fmt::Display for PciDevice {
 }
 
 impl PciDevice {
-    /// An NVMe controller.
+    /// Returns an NVMe controller.
     pub const fn nvme(number: u8, namespaces: &'static [Medium]) -> Self {
         let controller = Controller::Nvme(namespaces);
         Self { number, controller }
     }
 
-    /// Returns its name as targets have it: without the PCI domain.
+    /// Returns its name in targets, which is without the PCI domain.
     pub fn short_name(&self) -> String {
         self.to_string().trim_start_matches("0000:").to_owned()
     }
@@ -124,7 +124,7 @@ impl PciDevice {
         }
     }
 
-    /// The files of a host in `dir` that hold the data, in order.
+    /// Returns the files of a host in `dir` that hold the data, in order.
     pub fn files(&self, dir: &Path) -> Vec<PathBuf> {
         let numbers = 1..=self.media().len();
         let name = |n| format!("pci-{:02x}-{n}.img", self.number);

@@ -54,10 +54,10 @@ impl Default for Machine {
     }
 }
 
-/// Bytes of the disk that outlives a power cycle. The file is sparse.
+/// The size in bytes of the disk that outlives a power cycle. The file is sparse.
 const LASTING_DISK: u64 = 64 << 20;
 
-/// A folder holding everything of one running host.
+/// The folder that holds all files of one running host.
 #[derive(Clone, Debug)]
 pub struct Instance {
     /// The folder.
@@ -65,7 +65,7 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// dom0's `/lab`.
+    /// Returns the folder that dom0 sees as `/lab`.
     pub fn share(&self) -> PathBuf {
         self.dir.join("share")
     }
@@ -95,22 +95,22 @@ impl Instance {
         self.dir.join("lasting.img")
     }
 
-    /// The commands run in dom0 and what they printed.
+    /// Returns the log of the commands that were run in dom0, with their output.
     pub fn command_log(&self) -> PathBuf {
         self.dir.join("dom0-commands.log")
     }
 
-    /// The socket that wakes dom0's command server.
+    /// Returns the socket that wakes dom0's command server.
     pub fn command_socket(&self) -> PathBuf {
         self.dir.join("command.sock")
     }
 
-    /// The socket of dom0's interactive shell.
+    /// Returns the socket of dom0's interactive shell.
     pub fn shell_socket(&self) -> PathBuf {
         self.dir.join("shell.sock")
     }
 
-    /// The socket of QEMU's own monitor, for looking at the emulated processors.
+    /// Returns the socket of QEMU's own monitor, by which the emulated processors can be examined.
     pub fn monitor_socket(&self) -> PathBuf {
         self.dir.join("monitor.sock")
     }
@@ -136,7 +136,7 @@ impl Instance {
         name.contains("qemu-system").then_some(pid)
     }
 
-    /// Starts QEMU. With `with_us` it ends when the lab's process ends.
+    /// Starts QEMU. With `with_us`, it ends when the lab's process ends.
     pub fn start(&self, image: &HostImage, machine: &Machine, with_us: bool) -> Result<()> {
         if let Some(pid) = self.pid() {
             bail!("{} is in use by process {pid}", self.dir.display());
@@ -153,8 +153,8 @@ impl Instance {
         self.spawn(&arguments(self, image, machine), with_us)
     }
 
-    /// Cuts the power and turns it on again: QEMU is killed, and the same machine started with the same disks.
-    /// What the machine had not written to them is lost.
+    /// Cuts the power and turns it on again: kills QEMU, and starts the same machine with the same disks. Data that the
+    /// machine had not written to them is lost.
     pub fn cycle_power(&self, with_us: bool) -> Result<()> {
         let pid = self.pid().context("the host does not run")?;
         let line = fs::read_to_string(format!("/proc/{pid}/cmdline"))?;
@@ -225,14 +225,15 @@ impl Instance {
     }
 }
 
-/// Returns whether a process has let go of everything: it is gone, or only its exit status is left. Its command line
-/// is gone before its memory is free and its files are closed, and QEMU holds a lock on its PID file until then.
+/// Returns whether a process has released all of its resources: it is gone, or only its exit status is left. Its
+/// command line is gone before its memory is free and its files are closed, and QEMU holds a lock on its PID file until
+/// then.
 fn has_ended(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| is_empty_shell(&stat))
 }
 
-/// Reads a process's `stat` (proc_pid_stat(5)). The first thread may have ended long before the others, which still
-/// hold what the process has: its files and its memory.
+/// Returns whether a process's `stat` (proc_pid_stat(5)) is that of a process without threads. The first thread may
+/// have ended long before the others, which still hold the process's files and its memory.
 fn is_empty_shell(stat: &str) -> bool {
     // The name, in parentheses, may contain anything.
     let Some((_, rest)) = stat.rsplit_once(") ") else {

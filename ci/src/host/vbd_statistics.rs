@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 pub struct VbdStatistics(pub BTreeMap<String, u64>);
 
 impl VbdStatistics {
-    /// Returns one of them.
+    /// Returns one of the counters.
     pub fn get(&self, name: &str) -> Result<u64> {
         let value = self.0.get(name).copied();
         value.with_context(|| format!("no counter is called {name}: {self:?}"))

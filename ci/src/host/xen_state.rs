@@ -4,17 +4,17 @@ use super::Host;
 use anyhow::{Context, Result};
 use std::time::{Duration, Instant};
 
-/// Grants of other domains that domain `by` has mapped, summed over all granting domains.
+/// Returns the number of other domains' grants that domain `by` has mapped, summed over all granting domains.
 pub fn grants_in_use(host: &Host, by: u32) -> Result<usize> {
     Ok(count_grants(&debug_key(host, 'g')?, by))
 }
 
-/// Event channels of a domain that are bound to anything.
+/// Returns the number of a domain's event channels that are bound to anything.
 pub fn bound_ports(host: &Host, domain: u32) -> Result<usize> {
     Ok(count_ports(&debug_key(host, 'e')?, domain))
 }
 
-/// Presses a debug key and returns what Xen prints. A second key marks the end.
+/// Presses a debug key and returns Xen's output. A second key marks the end.
 pub(super) fn debug_key(host: &Host, key: char) -> Result<String> {
     const MARKER: &str = "'h' pressed";
     let log = host.instance().xen_log();
@@ -48,7 +48,7 @@ fn count_ports(text: &str, domain: u32) -> usize {
         .count()
 }
 
-/// Returns what debug keys `e` and `q` show about the processors and the event channels of a domain.
+/// Returns the output of the debug keys `e` and `q` about the processors and the event channels of a domain.
 pub(super) fn about(text: &str, domain: u32) -> Vec<&str> {
     let headings = [
         "Event channel information for domain ",

@@ -1,4 +1,4 @@
-//! The two programs that Xen has to keep a host's xenstore.
+//! The two implementations of xenstored that Xen has.
 
 use std::fmt;
 
@@ -6,15 +6,15 @@ use std::fmt;
 /// conflicting transactions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Xenstored {
-    /// The older one, in C.
+    /// The older implementation, in C.
     #[default]
     Xenstored,
-    /// The one in OCaml, which Debian's start scripts prefer.
+    /// The implementation in OCaml, which Debian's start scripts prefer.
     Oxenstored,
 }
 
 impl Xenstored {
-    /// Returns the other one.
+    /// Returns the other implementation.
     pub fn other(self) -> Self {
         match self {
             Self::Xenstored => Self::Oxenstored,
@@ -31,7 +31,7 @@ impl Xenstored {
         }
     }
 
-    /// The word on dom0's kernel command line by which its init knows what to start.
+    /// Returns the word on dom0's kernel command line by which its init knows which one to start.
     pub fn dom0_option(self) -> String {
         format!("lab.xenstored={self}")
     }

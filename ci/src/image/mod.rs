@@ -1,7 +1,7 @@
 //! The host image: a Debian root with Xen, and the initramfs archives (dom0's and the guests').
 //!
-//! Two layers, each cached under a key made of everything it depends on: the root (a download of a
-//! minute) and what is made from it (seconds).
+//! Two layers, each cached under a key made of everything on which it depends: the root (a download of a minute), and
+//! the files that are made from it (seconds).
 
 pub mod cpio;
 pub mod ext2;
@@ -72,8 +72,8 @@ const INCLUDED: &[&str] = &[
     "/usr/lib/modules/*/kernel/drivers/xen/*",
 ];
 
-/// Programs (as a shell's patterns) that something in the lab gets with the shared libraries they need;
-/// the root's file of that name lists these.
+/// Programs (as a shell's patterns) that some archive of the lab gets with the shared libraries they need; the root's
+/// file of that name lists these.
 const PROGRAMS: &[(&str, &[&str])] = &[
     (initramfs::GUEST_LIBRARIES, initramfs::GUEST_PROGRAMS),
     (second_kernel::LIBRARIES, &[second_kernel::PROGRAM]),
@@ -83,7 +83,7 @@ const PROGRAMS: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Everything a host needs to boot, as files of the cache.
+/// The files of the cache that a host needs to boot.
 #[derive(Clone, Debug)]
 pub struct HostImage {
     /// The release of Debian, and so of Xen.
@@ -101,8 +101,7 @@ pub struct HostImage {
     pub guest: PathBuf,
 }
 
-/// Returns the image of a release, made or completed first where the cache lacks it. `say` is told
-/// what is being done.
+/// Returns the image of a release, made or completed first where the cache lacks it. Calls `say` with each step.
 pub fn ensure(release: Release, say: &dyn Fn(&str)) -> Result<HostImage> {
     let parts = format!(
         "{:?} {EXCLUDED:?} {INCLUDED:?} {PROGRAMS:?}",
@@ -131,7 +130,7 @@ pub fn ensure(release: Release, say: &dyn Fn(&str)) -> Result<HostImage> {
     })
 }
 
-/// Makes a folder of the cache in one step: it exists whole or not at all.
+/// Makes a folder of the cache in one step: the folder exists whole or not at all.
 fn complete(dir: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     if dir.is_dir() {
         return Ok(());

@@ -44,7 +44,7 @@ const NEEDED_BY_BOCHS: &[(&str, &str)] = &[
     (boot_cd::MBOOT, "syslinux-common"),
 ];
 
-/// Packages whose program is not here.
+/// Returns the packages whose program is missing here.
 fn missing(needed: &[(&str, &'static str)]) -> Vec<&'static str> {
     needed
         .iter()

@@ -1,4 +1,4 @@
-//! The Debian releases, and with them the Xen versions, a host can be made of.
+//! The Debian releases, and with them the Xen versions, of which a host can be made.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ impl Release {
     /// All releases, the default one first.
     pub const ALL: [Self; 2] = [Self::Xen417, Self::Xen420];
 
-    /// Xen's version as Debian writes it in package names.
+    /// Returns Xen's version as Debian writes it in package names.
     pub fn xen(self) -> &'static str {
         match self {
             Self::Xen417 => "4.17",
@@ -24,7 +24,7 @@ impl Release {
         }
     }
 
-    /// The Debian suite.
+    /// Returns the Debian suite.
     pub fn suite(self) -> &'static str {
         match self {
             Self::Xen417 => "bookworm",
@@ -32,7 +32,7 @@ impl Release {
         }
     }
 
-    /// The packages of dom0 beside Debian's minimal base.
+    /// Returns the packages of dom0 beside Debian's minimal base.
     pub fn packages(self) -> Vec<String> {
         let xen = self.xen();
         let mut packages = vec![

@@ -48,7 +48,7 @@ impl RootTar {
         Ok(Self { file, nodes })
     }
 
-    /// A file's contents and mode, symbolic links followed as if the archive were the root.
+    /// Returns a file's contents and mode; symbolic links are followed as if the archive were the root.
     pub fn read(&self, path: &str) -> Result<(Vec<u8>, u32)> {
         let real = self.resolve(path)?;
         match self.nodes.get(&real) {
@@ -67,7 +67,7 @@ impl RootTar {
             .is_ok_and(|real| matches!(self.nodes.get(&real), Some(Node::File { .. })))
     }
 
-    /// The names directly inside a directory.
+    /// Returns the names directly inside a directory.
     pub fn list(&self, dir: &str) -> Result<Vec<String>> {
         let prefix = format!("{}/", self.resolve(dir)?);
         Ok(self

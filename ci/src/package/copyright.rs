@@ -1,4 +1,4 @@
-//! The package's `copyright` file: Bulkhead's own licence, and those of the crates that the ELF is linked with.
+//! The package's `copyright` file: Bulkhead's own licence, and those of the crates with which the ELF is linked.
 
 use crate::process;
 use crate::workspace;
@@ -10,7 +10,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// Files in which a crate's licence may stand. MIT is what Bulkhead takes where there is a choice.
+/// The files in which a crate's licence may be. Bulkhead takes MIT where there is a choice.
 const FILES: &[&str] = &[
     "LICENSE-MIT",
     "LICENSE.md",
@@ -53,7 +53,7 @@ pub fn text() -> Result<String> {
     Ok(text)
 }
 
-/// The crates of others that are linked into the ELF, as `NAME vVERSION`.
+/// Returns the crates of other projects that are linked into the ELF, as `NAME vVERSION`.
 fn linked() -> Result<BTreeSet<String>> {
     let tree = cargo(&[
         "tree",

@@ -85,7 +85,7 @@ pub fn build(elf: &Path, tls_elf: &Path, dir: &Path) -> Result<PathBuf> {
     Ok(package)
 }
 
-/// Has mandoc look for mistakes in the manual page.
+/// Has mandoc check the manual page for mistakes.
 pub fn check_manual() -> Result<()> {
     let output = Command::new("mandoc")
         .args(["-Tlint", "-Wwarning", MANUAL])
@@ -97,7 +97,7 @@ pub fn check_manual() -> Result<()> {
     Ok(())
 }
 
-/// When the commit was made, in seconds: nothing in the package is newer.
+/// Returns the time at which the commit was made, in seconds: nothing in the package is newer.
 fn source_date() -> Result<String> {
     if let Ok(date) = std::env::var("SOURCE_DATE_EPOCH") {
         return Ok(date);
@@ -120,7 +120,7 @@ fn gzip(data: &[u8]) -> Result<Vec<u8>> {
     encoder.finish().context("cannot compress")
 }
 
-/// Folders that everyone may look into, whatever the umask was.
+/// Makes folders readable for all users, whatever the umask was.
 fn folders_for_all(folder: &Path) -> Result<()> {
     fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
     for entry in fs::read_dir(folder)? {

@@ -35,7 +35,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// More of the same.
+/// Scenarios with more rounds.
 pub const LONG: &[Scenario] = &[
     Scenario {
         name: "hundred-rounds",
@@ -56,19 +56,19 @@ pub const LONG: &[Scenario] = &[
     },
 ];
 
-/// Disks that come and go together. A detached disk can be seen for two and a half seconds, so they go at the same
-/// time.
+/// The number of disks that come and go together. A detached disk can be seen for two and a half seconds, so they go at
+/// the same time.
 const AT_ONCE: usize = 4;
 
-/// The number of rounds after which the scenario checks what they printed, and counts the driver domain's holdings.
+/// The number of rounds after which the scenario checks their output, and counts the driver domain's holdings.
 const STRETCH: usize = 5;
 
-/// All rounds together, and those between two counts.
+/// Time limits for all rounds together, and for those between two counts.
 const ROUNDS_LIMIT: Duration = Duration::from_secs(720);
 const STRETCH_LIMIT: Duration = Duration::from_secs(180);
 
-/// A round: attaches `$names`, waits until their frontends are connected, detaches them, and prints
-/// what `xl block-list` shows in between and at the end.
+/// A round: attaches `$names`, waits until their frontends are connected, detaches them, and prints the output of `xl
+/// block-list` in between and at the end.
 const ROUND: &str = r#"
 round() {
     for name in $names; do
@@ -90,7 +90,7 @@ round() {
 }
 "#;
 
-/// The disks that come and go, each with an image of its name.
+/// Returns the disks that come and go, each with an image of its name.
 fn coming() -> Vec<String> {
     (1..=AT_ONCE).map(name).collect()
 }
@@ -153,7 +153,7 @@ fn many_rounds(testbed: &Testbed, count: usize) -> Result<()> {
     storage.shutdown()
 }
 
-/// Attaches and detaches `count` times, and looks at every list of disks in between.
+/// Attaches and detaches `count` times, and checks every list of disks in between.
 fn rounds(testbed: &Testbed, guest: &Guest, count: usize) -> Result<()> {
     let script = format!(
         "frontends=/local/domain/{}/device/vbd\nnames='{}'\nconnected={}\n{ROUND}\n\
@@ -197,12 +197,12 @@ fn rounds(testbed: &Testbed, guest: &Guest, count: usize) -> Result<()> {
     Ok(())
 }
 
-/// The name of a guest's n-th disk: `xvda`, `xvdb` and on.
+/// Returns the name of a guest's n-th disk: `xvda`, `xvdb` and on.
 fn name(n: usize) -> String {
     format!("xvd{}", char::from(b'a' + n as u8))
 }
 
-/// Its number.
+/// Returns its number.
 fn device(n: usize) -> u32 {
     51712 + 16 * n as u32
 }
@@ -284,7 +284,7 @@ fn sixteen_disks(testbed: &Testbed) -> Result<()> {
     storage.shutdown()
 }
 
-/// As many as a guest of xl's can have with names of one letter.
+/// The number of disks that one of xl's guests can have with names of one letter.
 const MANY: usize = 26;
 
 /// A driver domain's memory, its image's size, both in MiB, and the kind of its guest. The ramdisk is one image; where
@@ -292,7 +292,7 @@ const MANY: usize = 26;
 type Size = (u32, u64, Kind);
 const ALMOST_FULL: Size = (296, 280, Kind::Pvh);
 
-/// Three driver domains and three guests with many disks.
+/// The time limit for three driver domains and three guests with many disks.
 const MANY_LIMIT: Duration = Duration::from_secs(1200);
 
 /// The time that such a guest may take to boot: Linux probes its disks one after another, on four vCPUs that
@@ -370,7 +370,7 @@ fn many_disks(testbed: &Testbed, sizes: &[Size]) -> Result<()> {
     bystander.destroy()
 }
 
-/// Has the image grow a MiB at a time until that is refused; returns the last answer before.
+/// Grows the image by a MiB at a time until that is refused. Returns the last answer before.
 fn grow_as_far_as_it_goes(testbed: &Testbed, storage: &Domain) -> Result<String> {
     let data = format!("/local/domain/{}/data", storage.id);
     let script = format!(

@@ -18,7 +18,7 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
     run: busy_xenstore,
 }];
 
-/// More guests than the suite has at once.
+/// Scenarios with more guests than the suite has at once.
 pub const LONG: &[Scenario] = &[Scenario {
     name: "eight-guests",
     about: "8 small guests read back what they wrote, all at the same time",
@@ -26,11 +26,11 @@ pub const LONG: &[Scenario] = &[Scenario {
     run: eight_guests,
 }];
 
-/// For each of these scenarios.
+/// The time limit for each of these scenarios.
 const LIMIT: Duration = Duration::from_secs(480);
 
-/// Lean guests `guest0` and on, the n-th with `ram:disk<n>`. They are PV guests: the busier a host, the
-/// more often the emulation kills PVH ones (docs/emulator-faults.md), of which other scenarios have theirs.
+/// Creates lean guests `guest0` and on, the n-th with `ram:disk<n>`. They are PV guests: the busier a host, the more
+/// often the emulation kills PVH ones (docs/emulator-faults.md), which other scenarios cover.
 fn guests(host: &Host, count: usize) -> Result<Vec<Guest<'_>>> {
     // More than two at a time would only wait for each other's processor.
     let mut all = Vec::new();
@@ -69,7 +69,7 @@ fn eight_guests(testbed: &Testbed) -> Result<()> {
     storage.shutdown()
 }
 
-/// All guests write random data at the same time, and read it back.
+/// Has all guests write random data at the same time, and read it back.
 fn all_write_and_read(testbed: &Testbed, guests: &[Guest]) -> Result<()> {
     testbed.step("all write random data and read it back");
     // They share three emulated processors: each has little to do, and its time.
@@ -86,24 +86,24 @@ fn all_write_and_read(testbed: &Testbed, guests: &[Guest]) -> Result<()> {
     Ok(())
 }
 
-/// Guests that attach and detach at the same time.
+/// The number of guests that attach and detach at the same time.
 const ATTACHING: usize = 4;
 
-/// Disks that each of them attaches beside the one it boots with.
+/// The disks that each of them attaches beside the one with which it boots.
 const MORE_DISKS: [&str; 2] = ["xvdb", "xvdc"];
 
 const ROUNDS: usize = 2;
 
-/// Starts two writers whose transactions conflict with all others, and a loop that has all of xenstore listed
-/// again and again. dom0 has one processor: they take what xenstored and the toolstack leave of it, or
-/// these would come to libxl's time-out of 10 s.
+/// Starts two writers whose transactions conflict with all others, and a loop that has all of xenstore listed again and
+/// again. dom0 has one processor: they take only the time that xenstored and the toolstack leave, as libxl's time-out
+/// of 10 s would pass otherwise.
 const BUSY: &str = r#"
 rm -f /tmp/calm
 for n in 1 2; do nice lab-xen contend /tmp/calm $storage >/tmp/contend$n 2>&1 & done
 (until [ -e /tmp/calm ]; do nice xenstore-ls -f; sleep 0.5; done) >/dev/null 2>&1 &
 "#;
 
-/// Ends them; a line each with the numbers of transactions that were committed and that were not.
+/// Ends them, and prints a line for each with the numbers of transactions that were committed and that were not.
 const CALM: &str = r#"
 touch /tmp/calm
 for n in 1 2; do until [ -s /tmp/contend$n ]; do sleep 0.1; done; cat /tmp/contend$n; done

@@ -62,7 +62,7 @@ fn data_paths(testbed: &Testbed) -> Result<()> {
         .try_for_each(|storage| storage.shutdown())
 }
 
-/// Makes sure that bytes went by one path, and by no other.
+/// Checks that bytes went by one path, and by no other.
 fn only_path(path: &str, moved: u64, counted: &VbdStatistics) -> Result<()> {
     let calls = |name: &str| counted.get(name);
     let persistent = calls("persistent_hits")? + calls("persistent_misses")?;
@@ -89,7 +89,7 @@ fn only_path(path: &str, moved: u64, counted: &VbdStatistics) -> Result<()> {
     Ok(())
 }
 
-/// Few enough that one queue of a Linux guest wants more pages mapped at a time.
+/// Numbers of frames so small that one queue of a Linux guest wants more pages mapped at a time.
 const MAP_FRAMES: [u32; 2] = [1, 2];
 
 fn map_slots(testbed: &Testbed) -> Result<()> {

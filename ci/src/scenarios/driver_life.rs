@@ -60,14 +60,14 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// Another host, as far as `xl migrate` sees one before it sends a domain. xl's own receiver (4.17) crashes when
-/// nothing comes after the configuration.
+/// A stand-in for another host: the greeting that `xl migrate` expects before it sends a domain. xl's own receiver
+/// (4.17) crashes when nothing comes after the configuration.
 const RECEIVER: &str = "echo xl migration receiver ready, send binary domain data.; cat >/dev/null";
 
 /// The time within which a request has to be refused.
 const REFUSAL: Duration = Duration::from_secs(20);
 
-/// The time that a guest may wait for a disk that is gone, before the scenario checks why.
+/// The time that a guest may wait for a disk that is gone, before the scenario checks the reason.
 const GIVEN_UP: Duration = Duration::from_secs(20);
 
 fn ends_with_guests(testbed: &Testbed, kind: Kind) -> Result<()> {
@@ -251,7 +251,7 @@ fn refused_requests(testbed: &Testbed, kind: Kind) -> Result<()> {
     storage.shutdown()
 }
 
-/// Seconds. On a busy machine an emulated processor may stand still for a few.
+/// The watchdog's time in seconds. On a busy machine an emulated processor may stand still for a few.
 const WATCHDOG: u64 = 8;
 
 fn paused_storages(testbed: &Testbed) -> Result<()> {
@@ -284,7 +284,7 @@ fn paused_storages(testbed: &Testbed) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the toolstack has asked for a disk, and makes sure that it goes on waiting.
+/// Waits until the toolstack has asked for a disk, and checks that it goes on waiting.
 fn wait_for_attach(testbed: &Testbed, storage: u32) -> Result<()> {
     let root = format!("/local/domain/{storage}/backend/vbd");
     let states = format!("xenstore-ls -f {root} 2>/dev/null | grep '/state = '");

@@ -1,4 +1,4 @@
-//! Guests that end in mid-write in every way, and the next ones on the same disks at once.
+//! Guests that end in mid-write in every way, and the next guests on the same disks at once.
 
 use crate::config::{Config, Kind};
 use crate::host::Host;
@@ -17,7 +17,7 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
     run: |testbed| endings(testbed, 5),
 }];
 
-/// More of the same.
+/// Scenarios with more guests.
 pub const LONG: &[Scenario] = &[Scenario {
     name: "thirty-endings",
     about: "30 guests power off, reboot, crash or are destroyed in mid-write; nothing leaks",
@@ -28,14 +28,14 @@ pub const LONG: &[Scenario] = &[Scenario {
 /// The time within which the resources of guests that ended have to be given back.
 const GIVEN_BACK: Duration = Duration::from_secs(20);
 
-/// All lives together.
+/// The time limit for all guests together.
 const LIMIT: Duration = Duration::from_secs(720);
 
-/// Guests that live and end beside each other, each on a disk of its own.
+/// The number of guests that live and end beside each other, each on a disk of its own.
 const DISKS: usize = 2;
 
-/// On the second disk the first guests are PVH, one for each ending: a crash or a reboot of a PVH guest
-/// reaches Xen in another way than that of a PV guest. The others are PV, which boot sooner here.
+/// Returns the kind of a guest. On the second disk the first guests are PVH, one for each ending: a crash or a reboot
+/// of a PVH guest reaches Xen in another way than that of a PV guest. The others are PV, which boot sooner here.
 fn kind(disk: usize, life: usize) -> Kind {
     match disk == 1 && life < Ending::ALL.len() {
         true => Kind::Pvh,
@@ -43,7 +43,7 @@ fn kind(disk: usize, life: usize) -> Kind {
     }
 }
 
-/// The way a guest ends.
+/// The way in which a guest ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {
     PowersOff,
@@ -60,12 +60,12 @@ impl Ending {
         Self::IsDestroyed,
     ];
 
-    /// They take turns, and are different on each disk.
+    /// Returns the ending of a guest. The endings take turns, and are different on each disk.
     fn of(disk: usize, life: usize) -> Self {
         Self::ALL[(disk + life) % Self::ALL.len()]
     }
 
-    /// The reason that the guest gives to Xen (`SHUTDOWN_*` in Xen's sched.h).
+    /// Returns the reason that the guest gives to Xen (`SHUTDOWN_*` in Xen's sched.h).
     fn reason(self) -> Option<u32> {
         match self {
             Self::PowersOff => Some(0),
@@ -76,7 +76,7 @@ impl Ending {
     }
 }
 
-/// `count` guests end on each disk.
+/// Has `count` guests end on each disk.
 fn endings(testbed: &Testbed, count: usize) -> Result<()> {
     testbed.may_take(LIMIT);
     let _preferred = testbed.host.prefer_dom0()?;
@@ -110,7 +110,7 @@ fn endings(testbed: &Testbed, count: usize) -> Result<()> {
     storage.shutdown()
 }
 
-/// One guest after the other on a disk; each finds what the one before has written last.
+/// Has one guest after the other live on a disk; each finds the data that the one before has written last.
 fn lives(host: &Host, number: usize, count: usize) -> Result<()> {
     let name = format!("mortal{number}");
     let disks = [disk("storage", "xvda", "rw", &format!("ram:disk{number}"))];
@@ -131,7 +131,7 @@ fn lives(host: &Host, number: usize, count: usize) -> Result<()> {
     guest.destroy()
 }
 
-/// Checks the mark of the guest before, leaves an own one, and begins to write.
+/// Checks the mark of the guest before, leaves a mark of its own, and begins to write.
 fn live(guest: &Guest, disk: usize, life: usize) -> Result<()> {
     let mark = |life: usize| format!("disk {disk}, life {life}");
     // The mark is written past the guest's cache: what was answered is on the disk.

@@ -83,7 +83,7 @@ fn read_only(testbed: &Testbed) -> Result<()> {
     storage.shutdown()
 }
 
-/// The lines that are a checksum and a name; a guest's output also holds what its programs remark.
+/// Returns the lines that are a checksum and a name; a guest's output also holds remarks of its programs.
 fn sums(text: &str) -> Vec<String> {
     let is_sum = |line: &&str| {
         line.split_whitespace()

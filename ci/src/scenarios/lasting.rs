@@ -1,4 +1,4 @@
-//! Disks of the driver domain's own: what guests write outlives guest and driver domain.
+//! Disks of the driver domain's own: data that guests write outlives guest and driver domain.
 
 use crate::config::Kind;
 use crate::host::Host;
@@ -31,18 +31,18 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// The disk's size, and how much of it is written, in MiB.
+/// The disk's size, and the size of the part that is written, in MiB.
 const SIZE: u32 = 8;
 const WRITTEN: u32 = 4;
 
-/// Records that are flushed before something is destroyed in mid-write.
+/// The number of records that are flushed before something is destroyed in mid-write.
 const RECORDS: u32 = 20;
 
 /// Writes random data and makes it durable; prints its checksum.
 const WRITE: &str = "dd if=/dev/urandom of=/tmp/data bs=1M count=COUNT 2>/dev/null && \
      dd if=/tmp/data of=/dev/xvda bs=64k conv=fsync 2>/dev/null && sha256sum </tmp/data";
 
-/// Prints the checksum of what is there.
+/// Prints the checksum of the data on a disk.
 const READ: &str = "dd if=DISK bs=64k count=BLOCKS 2>/dev/null | sha256sum";
 
 fn lasting_disk(testbed: &Testbed) -> Result<()> {
@@ -95,7 +95,7 @@ fn outlives(testbed: &Testbed, kind: Kind) -> Result<()> {
     host.ok(&format!("rm {file}")).map(drop)
 }
 
-/// Makes sure that guest and dom0 see what was written.
+/// Checks that guest and dom0 see the data that was written.
 fn write_stays(testbed: &Testbed, guest: &Guest, written: &str, file: &str) -> Result<()> {
     let blocks = (WRITTEN * 16).to_string();
     let read = |disk: &str| READ.replace("DISK", disk).replace("BLOCKS", &blocks);
@@ -108,7 +108,7 @@ fn write_stays(testbed: &Testbed, guest: &Guest, written: &str, file: &str) -> R
     Ok(())
 }
 
-/// dom0's driver lets go of the disk in mid-write, and takes it again.
+/// Has dom0's driver let go of the disk in mid-write, and take it again.
 fn starts_anew(testbed: &Testbed, storage: &Running, guest: &Guest) -> Result<()> {
     testbed.step("dom0's driver is unbound from the disk in mid-write, and bound again");
     let keeping = guest.start(&write_verify::keep_at_it("xvda", WRITTEN / 4))?;
@@ -167,7 +167,7 @@ fn stacked_storage(testbed: &Testbed) -> Result<()> {
     Ok(())
 }
 
-/// Requests of a layer: those that its statistics count, and those that it sent to the layer below.
+/// The requests of a layer: those that its statistics count, and those that it sent to the layer below.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Layer {
     reads: u64,
@@ -177,7 +177,7 @@ struct Layer {
     sectors_written: u64,
 }
 
-/// Has a guest write 2 MiB, flush and read, and compares what each of three layers has counted.
+/// Has a guest write 2 MiB, flush and read, and compares the counts of three layers.
 fn layers_add_up(
     testbed: &Testbed,
     guest: &Guest,
@@ -230,7 +230,7 @@ fn layers_add_up(
     Ok(())
 }
 
-/// What a driver domain has counted of a disk that it serves.
+/// Returns a driver domain's counts of a disk that it serves.
 fn served(storage: &Running, of: &Domain) -> Result<Layer> {
     let counts = storage.statistics(of, device_number("xvda"))?;
     Ok(Layer {
@@ -242,7 +242,7 @@ fn served(storage: &Running, of: &Domain) -> Result<Layer> {
     })
 }
 
-/// What dom0's driver has counted of the disk that it serves.
+/// Returns the counts of dom0's driver for the disk that it serves.
 fn by_dom0(testbed: &Testbed, of: &Domain) -> Result<Layer> {
     let text = testbed.host.ok(&format!(
         "cd /sys/bus/xen-backend/devices/vbd-{}-51712/statistics && grep . *",
@@ -265,7 +265,7 @@ fn by_dom0(testbed: &Testbed, of: &Domain) -> Result<Layer> {
     })
 }
 
-/// The number of requests that a driver domain has sent to the backend of its own disk.
+/// Returns the number of requests that a driver domain has sent to the backend of its own disk.
 fn sent(storage: &Running) -> Result<u64> {
     let shown = storage.ask("show", "disk vbd:xvda,")?;
     let count = shown
@@ -306,13 +306,13 @@ fn qdisk(testbed: &Testbed) -> Result<()> {
     host.ok(&format!("rm {file}")).map(drop)
 }
 
-/// What libxl says if xenstored answers ENOMEM to a transaction of its.
+/// libxl's message if xenstored answers ENOMEM to a transaction of its.
 const NO_MEMORY: &str = "could not commit xenstore transaction: Cannot allocate memory";
 
 /// Detaches a disk that QEMU serves. QEMU removes the disk's nodes while a transaction of libxl's does so, too. The
-/// xenstored of Xen 4.20 answers to that transaction ENOMEM where EAGAIN is meant if the frontend has more nodes than its
-/// domain has besides (`acc_fix_domains` in Xen's tools/xenstored/domain.c). A stock Linux guest has the same with a
-/// ring of 16 pages. The toolstack removes what it has left when it is asked again.
+/// xenstored of Xen 4.20 answers to that transaction ENOMEM where EAGAIN is meant, if the frontend has more nodes than
+/// its domain has besides (`acc_fix_domains` in Xen's tools/xenstored/domain.c). A stock Linux guest has the same with
+/// a ring of 16 pages. The toolstack removes the rest when it is asked again.
 fn detach_from_qemu(host: &Host, name: &str, device: &str) -> Result<()> {
     let detach = format!("xl block-detach {name} {device}");
     let first = host.exec(&detach, MINUTE)?;

@@ -35,7 +35,7 @@ const IDLE_TARGET: Duration = Duration::from_millis(100);
 /// The time for which the idle driver domain is watched: it includes one of its regular wake-ups.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// Enough for fio on 64 MiB in an emulated guest, several times over.
+/// The time limit for fio on 64 MiB in an emulated guest, several times its usual time.
 pub const FIO_LIMIT: Duration = Duration::from_secs(150);
 
 const MEMORY: u32 = 80;

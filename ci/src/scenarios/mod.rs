@@ -41,8 +41,8 @@ mod volume_disks;
 use crate::testbed::Scenario;
 use crate::testbed::own_host::OwnHostScenario;
 
-/// The scenarios of the suite that share hosts, in the order in which they begin. The last ones are short, so that
-/// all hosts are in use until the end.
+/// Returns the scenarios of the suite that share hosts, in the order in which they begin. The last ones are short, so
+/// that all hosts are in use until the end.
 pub fn suite() -> Vec<Scenario> {
     [
         main_job::SCENARIOS,
@@ -80,7 +80,8 @@ pub fn suite() -> Vec<Scenario> {
     .concat()
 }
 
-/// Scenarios that do more of what others do in the suite (more rounds, guests or disks), and those that need further builds.
+/// Returns the scenarios that do more of what others do in the suite (more rounds, guests or disks), and those that
+/// need further builds.
 pub fn long() -> Vec<Scenario> {
     [
         endings::LONG,
@@ -92,7 +93,7 @@ pub fn long() -> Vec<Scenario> {
     .concat()
 }
 
-/// The scenarios that share hosts with devices of their own ([`pci::LAB`](crate::host::pci::LAB)).
+/// Returns the scenarios that share hosts with devices of their own ([`pci::LAB`](crate::host::pci::LAB)).
 pub fn with_devices() -> Vec<Scenario> {
     [
         passed_through::SCENARIOS,
@@ -104,14 +105,14 @@ pub fn with_devices() -> Vec<Scenario> {
     .concat()
 }
 
-/// Those of [`long`] for hosts with devices of their own.
+/// Returns the scenarios of [`long`] for hosts with devices of their own.
 pub fn long_with_devices() -> Vec<Scenario> {
     recovery::LONG_WITH_DEVICES.to_vec()
 }
 
-/// The scenarios that `cargo lab test` runs under each of the two programs that keep xenstore: attaching and
-/// detaching, many nodes, watches of nodes that are not there yet, refusals and their nodes, and the end of a
-/// driver domain in use. Everything else that a scenario is about is the same under both.
+/// The scenarios that `cargo lab test` runs under each of the two implementations of xenstored: attaching and
+/// detaching, many nodes, watches of nodes that are not there yet, refusals and their nodes, and the end of a driver
+/// domain in use. Everything else that scenarios test is the same under both.
 pub const UNDER_BOTH: &[&str] = &[
     "detach",
     "sixteen-disks",
@@ -120,19 +121,19 @@ pub const UNDER_BOTH: &[&str] = &[
     "ends-with-guests",
 ];
 
-/// The scenarios that run under both programs.
+/// Returns the scenarios that run under both implementations.
 pub fn under_both() -> Vec<Scenario> {
     let mut both = suite();
     both.retain(|scenario| UNDER_BOTH.contains(&scenario.name));
     both
 }
 
-/// The scenarios that bring a host of their own.
+/// Returns the scenarios that bring a host of their own.
 pub fn own_host() -> Vec<OwnHostScenario> {
     thirty_two_bit::SCENARIOS.to_vec()
 }
 
-/// The names of all scenarios.
+/// Returns the names of all scenarios.
 pub fn names() -> Vec<&'static str> {
     let with_devices = with_devices().into_iter().chain(long_with_devices());
     let shared = suite().into_iter().chain(long()).chain(with_devices);

@@ -1,4 +1,4 @@
-//! Addresses and names on the network of NBD servers: those that a server gives, and those of IPv6.
+//! Addresses and names on the network of NBD servers: those that servers of dom0 give, and those of IPv6.
 
 use super::refusal::refuse;
 use crate::config::Kind;
@@ -14,7 +14,7 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
     run: addresses,
 }];
 
-/// MiB that a guest writes and compares.
+/// The MiB that a guest writes and compares.
 const MIB: u32 = 2;
 
 fn addresses(testbed: &Testbed) -> Result<()> {
@@ -83,7 +83,7 @@ fn addresses(testbed: &Testbed) -> Result<()> {
     host.ok("rm -r /tmp/nbd").map(drop)
 }
 
-/// What the operator is shown of the network.
+/// Returns the line about the network that the operator is shown.
 fn network_line(storage: &Running) -> Result<String> {
     let all = storage.ask("show", "network")?;
     let line = all.lines().find(|line| line.contains("network vif0"));

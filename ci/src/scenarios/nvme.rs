@@ -29,7 +29,7 @@ pub const SCENARIOS: &[Scenario] = &[
 /// A partition's label.
 const LABEL: &str = "root-alice";
 
-/// What dom0 does with a whole disk.
+/// The script by which dom0 uses a whole disk.
 const ADMINISTER: &str = r#"
 modprobe xen-blkfront
 xl block-attach 0 "backend=storage,vdev=xvdz,format=raw,access=rw,target=TARGET"
@@ -38,10 +38,10 @@ sgdisk --clear --new=1:0:+8M --change-name=1:root-alice --typecode=1:8300 /dev/x
 xl block-detach 0 xvdz
 "#;
 
-/// MiB that a guest writes and compares.
+/// The MiB that a guest writes and compares.
 const MIB: u32 = 4;
 
-/// Records that a guest flushes before the driver domain is destroyed.
+/// The number of records that a guest flushes before the driver domain is destroyed.
 const RECORDS: u32 = 20;
 
 fn storage<'t, 'h>(testbed: &'t Testbed<'h>, devices: &[PciDevice]) -> Storage<'t, 'h> {
@@ -160,7 +160,7 @@ fn life(testbed: &Testbed) -> Result<()> {
     second.shutdown()
 }
 
-/// dom0 makes a partition on the whole disk, as the README says.
+/// Has dom0 make a partition on the whole disk, as the README says.
 fn administered_by_dom0(testbed: &Testbed, storage: &Running, target: &str) -> Result<()> {
     testbed.step("dom0 makes a partition with sgdisk");
     testbed.host.ok(&ADMINISTER.replace("TARGET", target))?;
@@ -169,7 +169,7 @@ fn administered_by_dom0(testbed: &Testbed, storage: &Running, target: &str) -> R
     Ok(())
 }
 
-/// Makes sure that the records are where QEMU has the data.
+/// Checks that the records are in the file in which QEMU has the data.
 fn in_file(testbed: &Testbed, device: &PciDevice, count: u32) -> Result<()> {
     let files = device.files(&testbed.host.instance().dir);
     let mut bytes = vec![0; 10];
@@ -181,7 +181,7 @@ fn in_file(testbed: &Testbed, device: &PciDevice, count: u32) -> Result<()> {
     Ok(())
 }
 
-/// The controller is detached and attached again; and detached while a guest's disk lies on it.
+/// Detaches the controller and attaches it again; then detaches it while a guest's disk lies on it.
 fn comes_and_goes(
     testbed: &Testbed,
     storage: &Running,

@@ -24,27 +24,27 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
 /// The controllers.
 const DEVICES: [PciDevice; 2] = [pci::NVME, pci::TWO_NAMESPACES];
 
-/// Records that each guest has flushed before the panic.
+/// The number of records that each guest has flushed before the panic.
 const RECORDS: u32 = 3;
 
-/// Operations that each medium does in a second around the panic. The controllers have dozens of them then.
+/// The operations of each medium in a second around the panic. The controllers have dozens of them pending then.
 const SLOW: u32 = 2;
 
-/// Time in which a controller that was not stopped would do some of them.
+/// The time in which a controller that was not stopped would do some of them.
 const AFTERWARDS: Duration = Duration::from_secs(5);
 
 /// The memory into which a guest's reads go, as a file.
 const CANARY: &str = "/tmp/canary";
 
-/// Memory of a guest's that no request is about, as a file.
+/// Memory of a guest's that no request uses, as a file.
 const STILL: &str = "/tmp/still";
 
-/// Makes both.
+/// Makes both files.
 const FILL: &str = "yes 'no request is about this' | head -c 1048576 >/tmp/still && \
     head -c 1048576 /dev/zero >/tmp/canary";
 
-/// Reads into and writes from [`CANARY`] past the guest's cache, 32 requests at a time. The place on the disk is none
-/// of the records'.
+/// Reads into and writes from [`CANARY`] past the guest's cache, 32 requests at a time. The place on the disk holds no
+/// records.
 const READ_AND_WRITE: &str = "fio --name=canary --filename=/dev/xvda --rw=randrw --bs=16k --offset=6m --size=1m \
     --direct=1 --ioengine=libaio --iodepth=32 --iomem=mmapshared:/tmp/canary --norandommap --randrepeat=0 \
     --time_based --runtime=900";
@@ -53,7 +53,7 @@ const READ_AND_WRITE: &str = "fio --name=canary --filename=/dev/xvda --rw=randrw
 const BOTH_IN_FLIGHT: &str = "until read -r reads writes </sys/block/xvda/inflight && \
     [ $reads -gt 4 ] && [ $writes -gt 4 ]; do usleep 50000; done";
 
-/// The words of Xen about an access that the IOMMU has refused.
+/// Xen's words about an access that the IOMMU has refused.
 const REFUSED: &str = "fault addr";
 
 fn panics(testbed: &Testbed) -> Result<()> {
@@ -173,7 +173,7 @@ fn panics(testbed: &Testbed) -> Result<()> {
     second.destroy()
 }
 
-/// Starts a driver domain whose controllers access guests' pages where they are.
+/// Starts a driver domain whose controllers access guests' pages directly.
 fn storage<'h>(testbed: &Testbed<'h>) -> Result<Running<'h>> {
     let storage = testbed.storage(Kind::Pv).memory(40).preserved_at_crash();
     DEVICES
@@ -182,14 +182,14 @@ fn storage<'h>(testbed: &Testbed<'h>) -> Result<Running<'h>> {
         .start()
 }
 
-/// The first namespace of each, of blocks of 512 and of 4096 bytes.
+/// Returns the first namespace of each controller, of blocks of 512 and of 4096 bytes.
 fn targets() -> [String; 2] {
     DEVICES
         .each_ref()
         .map(|device| format!("nvme:{}", device.short_name()))
 }
 
-/// Boots a guest that grants the pages of its requests themselves, for each request anew.
+/// Boots a guest that grants the pages of its requests themselves, anew for each request.
 fn create<'h>(testbed: &Testbed<'h>, number: usize, target: &str) -> Result<Guest<'h>> {
     let kind = match number {
         0 => Kind::Pvh,

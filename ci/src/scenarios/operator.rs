@@ -1,4 +1,4 @@
-//! An operator's actions on a disk in use, and what they show.
+//! An operator's actions on a disk in use, and their results.
 
 use crate::config::Kind;
 use crate::host::guest::Guest;
@@ -40,7 +40,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// The other kind than the driver domain's, so that both are seen at both ends.
+/// Returns the other kind than the driver domain's, so that both kinds are tested at both ends.
 pub(super) fn other(kind: Kind) -> Kind {
     match kind {
         Kind::Pvh => Kind::Pv,
@@ -48,7 +48,7 @@ pub(super) fn other(kind: Kind) -> Kind {
     }
 }
 
-/// The memory of the driver domain in MiB, as `xl list` shows it.
+/// Returns the memory of the driver domain in MiB, as `xl list` shows it.
 pub(super) fn memory(testbed: &Testbed) -> Result<u32> {
     testbed.host.memory_of("storage")
 }
@@ -65,7 +65,7 @@ const LOOK: &str = "for n in 0 1 2 3; do \
 const FILL: &str = "dd if=/dev/urandom of=/tmp/noise bs=64k count=256 2>/dev/null && \
     dd if=/tmp/noise of=/dev/xvda bs=64k oflag=direct 2>/dev/null && rm /tmp/noise";
 
-/// Runs [`LOOK`]: returns the quarters' sums, and whether any byte is not zero.
+/// Runs [`LOOK`]. Returns the quarters' sums, and whether any byte is not zero.
 fn look(guest: &Guest) -> Result<(Vec<String>, bool)> {
     let text = guest.ok(LOOK, MINUTE)?;
     let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
@@ -149,7 +149,7 @@ fn discard(testbed: &Testbed, kind: Kind) -> Result<()> {
     storage.shutdown()
 }
 
-/// `xl list` rounds down, and a page table may have been needed.
+/// Checks the memory that `xl list` shows: it rounds down, and a page table may have been needed.
 fn expect_memory(testbed: &Testbed, expected: u32) -> Result<()> {
     let now = memory(testbed)?;
     ensure!(

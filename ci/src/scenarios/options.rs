@@ -238,8 +238,8 @@ fn drive_kinds(testbed: &Testbed) -> Result<()> {
     storage.shutdown()
 }
 
-/// A disk with `discard` forgets what it is told to, plainly and securely, and nothing beside it; one
-/// with `no-discard` refuses and keeps its data.
+/// Checks that a disk with `discard` discards the sectors that it is asked to, plainly and securely, and nothing beside
+/// them, and that one with `no-discard` refuses and keeps its data.
 fn discards(guest: &Guest) -> Result<()> {
     let fill = |device: &str| {
         format!(

@@ -26,10 +26,10 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// GRUB reads 64 MiB, at half a MiB a second where the machine has much else to do.
+/// The time limit for GRUB, which reads 64 MiB, at half a MiB a second where the machine has much else to do.
 const GRUB: Duration = Duration::from_secs(240);
 
-/// A lean guest takes commands before it has its disk.
+/// Waits for the disk: a lean guest takes commands before it has its disk.
 const THERE: &str = "until [ -b /dev/xvda2 ]; do sleep 0.1; done";
 
 /// A variable of GRUB's environment that GRUB writes to the disk, and its value.
@@ -93,7 +93,7 @@ fn grub(testbed: &Testbed, kind: Kind) -> Result<()> {
     storage.shutdown()
 }
 
-/// A driver domain with that disk.
+/// Starts a driver domain with that disk.
 fn boot_storage<'h>(testbed: &Testbed<'h>, kind: Kind, path: &Path) -> Result<Running<'h>> {
     let image = Image::file("boot.img", path)?;
     let memory = (path.metadata()?.len() >> 20) as u32 + 20;
@@ -104,7 +104,7 @@ fn boot_storage<'h>(testbed: &Testbed<'h>, kind: Kind, path: &Path) -> Result<Ru
         .start()
 }
 
-/// A disk that GRUB finds a kernel on.
+/// Makes a disk on which GRUB finds a kernel.
 fn boot_image(testbed: &Testbed, path: &Path, kernel: &Path, files: &Path) -> Result<()> {
     let cmdline = testbed.host.guest_config("guest", Kind::Pvh, &[])?.cmdline;
     let menu = format!(
@@ -126,7 +126,7 @@ fn boot_image(testbed: &Testbed, path: &Path, kernel: &Path, files: &Path) -> Re
     .context("cannot make the disk to boot from")
 }
 
-/// A file of GRUB's environment, as `grub-editenv` makes one: 1024 bytes, those not used filled with `#`.
+/// Returns a file of GRUB's environment, as `grub-editenv` makes one: 1024 bytes, those not used filled with `#`.
 fn environment(variables: &str) -> String {
     format!(
         "{:#<1024}",
@@ -134,7 +134,7 @@ fn environment(variables: &str) -> String {
     )
 }
 
-/// Replaces the one place where a file has these bytes by as many others.
+/// Replaces the one place at which a file has these bytes by other bytes of the same number.
 fn replace(path: &Path, old: &[u8], new: &[u8]) -> Result<()> {
     let mut data = fs::read(path)?;
     let place = data.windows(old.len()).position(|bytes| bytes == old);

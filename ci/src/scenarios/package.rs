@@ -20,10 +20,10 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
     run: package,
 }];
 
-/// The README's first commands: dom0 runs them as they stand there.
+/// The README, whose first commands dom0 runs as they are.
 const README: &str = include_str!("../../../README.md");
 
-/// Makes what these commands and the examples expect on the host: a volume group, images, files of TLS, and a guest's kernel.
+/// Prepares the host for these commands and the examples: a volume group, images, files of TLS, and a guest's kernel.
 const PREPARE: &str = "
 mkdir -p /var/lib/bulkhead /var/lib/images
 cp /lab/root.img /var/lib/images/
@@ -44,7 +44,7 @@ dpkg --purge bulkhead
 ! ls /usr/lib/bulkhead /usr/share/doc/bulkhead
 ";
 
-/// The commands of the README's section for users, block by block, without those that boot domains.
+/// Returns the commands of the README's section for users, block by block, without those that boot domains.
 fn commands() -> Result<Vec<String>> {
     let (_, section) = README
         .split_once("\n## Use it on a Xen host\n")

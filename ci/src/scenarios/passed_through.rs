@@ -37,7 +37,7 @@ fn passed_through(testbed: &Testbed) -> Result<()> {
     storage.destroy()
 }
 
-/// Makes sure that the toolstack and dom0's pciback have given a domain this device and no other.
+/// Checks that the toolstack and dom0's pciback have given a domain this device and no other.
 fn expect_device(domain: &Domain, device: &pci::PciDevice) -> Result<()> {
     let (host, id) = (domain.host, domain.id);
     let frontend = format!("/local/domain/{id}/device/pci/0");

@@ -1,5 +1,5 @@
-//! The whole host loses its power while guests write to lasting disks: what they had flushed is there afterwards, and
-//! what they had not flushed is not, as these disks have volatile caches.
+//! The whole host loses its power while guests write to lasting disks: data that they had flushed is there afterwards,
+//! and data that they had not flushed is not, as these disks have volatile caches.
 
 use super::operator::other;
 use crate::config::Kind;
@@ -17,7 +17,7 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
     run: power_cut,
 }];
 
-/// With a controller of the driver domain's own.
+/// The scenario with a controller of the driver domain's own.
 pub const WITH_DEVICES: &[Scenario] = &[Scenario {
     name: "nvme-power-cut",
     about: "QEMU is killed while a guest writes to a file of its ext4 on an NVMe controller that caches: every record that was flushed is there afterwards, and what was not flushed is lost",
@@ -25,19 +25,19 @@ pub const WITH_DEVICES: &[Scenario] = &[Scenario {
     run: nvme_power_cut,
 }];
 
-/// Where dom0 has the file system on its lasting disk.
+/// The path at which dom0 has the file system of its lasting disk.
 const FOLDER: &str = "/tmp/lasting";
 const MOUNT: &str = "mkdir -p /tmp/lasting && mount /dev/vdb /tmp/lasting";
 
-/// Makes the files that are the driver domains' disks. dom0 keeps what is written to them in its memory until it is
-/// flushed, and is told never to write it out by itself: a disk with a volatile cache.
+/// Makes the files that are the driver domains' disks. dom0 keeps the data written to them in its memory until it is
+/// flushed, and is set never to write it out by itself: a disk with a volatile cache.
 const MAKE: &str = "truncate --size=8M pvh.img pv.img unflushed.img && \
     echo 0 >/proc/sys/vm/dirty_writeback_centisecs";
 
-/// Records that each guest has flushed before the power is cut.
+/// The number of records that each guest has flushed before the power is cut.
 const RECORDS: u32 = 20;
 
-/// Bytes that a guest writes and does not flush.
+/// The bytes that a guest writes and does not flush.
 const UNFLUSHED: u32 = 64 << 10;
 
 fn power_cut(testbed: &Testbed) -> Result<()> {
@@ -134,7 +134,7 @@ fn write_unflushed(disk: &str) -> String {
     )
 }
 
-/// Returns a command that prints the checksum of as much from the beginning of a file or a disk.
+/// Returns a command that prints the checksum of as many bytes from the beginning of a file or a disk.
 fn first_of(file: &str) -> String {
     format!("head -c {UNFLUSHED} {file} | sha256sum")
 }
@@ -156,7 +156,7 @@ fn cut_in_mid_write(testbed: &Testbed, running: &mut [(Running, Guest)], to: &st
     Ok(())
 }
 
-/// Makes sure that all that a guest has flushed is in a file or on a disk, where `run` runs a command.
+/// Checks that all records that a guest has flushed are in a file or on a disk, where `run` runs a command.
 fn expect_records(
     guest: &Guest,
     file: &str,
@@ -172,7 +172,7 @@ fn expect_records(
     Ok(())
 }
 
-/// Makes sure that what was not flushed is lost. A disk that loses nothing would not have shown that a flush is passed
+/// Checks that data that was not flushed is lost. A disk that loses nothing would not have shown that a flush is passed
 /// on.
 fn expect_loss(there: &str, unflushed: &str) -> Result<()> {
     ensure!(

@@ -28,10 +28,10 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// libxl itself waits ten seconds for a backend; a refusal has to come sooner.
+/// The time limit for a refusal: libxl itself waits ten seconds for a backend, and a refusal has to come sooner.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Targets, and a word that the reason has to name.
+/// Targets, and a word that each reason has to contain.
 const REFUSED: &[(&str, &str)] = &[
     ("ram:nothing", "nothing"),
     ("ram:", "name"),
@@ -76,7 +76,7 @@ fn damaged_ramdisk(testbed: &Testbed) -> Result<()> {
     storage.shutdown()
 }
 
-/// Disks that libxl has QEMU serve, and words that their reasons have to name.
+/// Disks that libxl has QEMU serve, and words that their reasons have to contain.
 const FOR_QEMU: &[(&str, &str, &str)] = &[
     ("xvdb", "format=qcow2", "write format=raw"),
     ("xvdc", "format=raw,backendtype=qdisk", "leave it out"),
@@ -140,7 +140,7 @@ fn disks_for_qemu(testbed: &Testbed) -> Result<()> {
     storage.shutdown()
 }
 
-/// A guest with this target is refused, with the reason in the log and in the error node.
+/// Checks that a guest with this target is refused, with the reason in the log and in the error node.
 pub(super) fn refuse(
     testbed: &Testbed,
     storage: &Running,

@@ -1,5 +1,5 @@
-//! A driver domain that comes anew, and a disk that is taken away by force: what guests and operators have then.
-//! The README's table "After a restart of the driver domain" says what this shows.
+//! A driver domain that is created anew, and a disk that is taken away by force: the effects for guests and operators.
+//! The README's table "After a restart of the driver domain" describes them.
 
 use crate::config::Kind;
 use crate::host::Host;
@@ -28,21 +28,21 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// The disks of each guest. Each has an image that is called as the guest and the disk.
+/// The disks of each guest. Each has an image that is named after the guest and the disk.
 const IDLE: &str = "xvda";
 const BUSY: &str = "xvdb";
 const MOUNTED: &str = "xvdc";
 const OTHER: &str = "xvdd";
 const DISKS: [&str; 3] = [IDLE, BUSY, MOUNTED];
 
-/// The time that a writer whose disk was closed may take to end, before its guest's queue is looked at.
+/// The time that a writer whose disk was closed may take to end, before its guest's queue is examined.
 const GIVEN_UP: Duration = Duration::from_secs(10);
 
-/// Number of times that a disk of each guest is taken away by force. When requests that came late had no
-/// answer, one guest in six waited for ever.
+/// The number of times that a disk of each guest is taken away by force. When requests that came late had no answer,
+/// one guest in six waited for ever.
 const TAKEN_AWAY: usize = 3;
 
-/// States of a frontend (`XenbusState` in Xen's io/xenbus.h).
+/// The states of a frontend (`XenbusState` in Xen's io/xenbus.h).
 const CONNECTED: u32 = 4;
 const CLOSED: u32 = 6;
 
@@ -50,14 +50,14 @@ const CLOSED: u32 = 6;
 const MOUNT: &str =
     "mkfs.ext4 -q /dev/DISK && mount -t ext4 /dev/DISK /mnt && echo lasts >/mnt/file && sync";
 
-/// The images of both guests.
+/// Returns the images of both guests.
 fn images() -> Vec<Image> {
     let of = |kind| DISKS.map(|device| Image::mib(&format!("{kind}-{device}"), mib(device).into()));
     Kind::ALL.into_iter().flat_map(of).collect()
 }
 
-/// The size of the image of a disk in MiB: room for a file system, and little where all of it is written and compared
-/// again and again.
+/// Returns the size of the image of a disk in MiB: room for a file system, and little where all of it is written and
+/// compared again and again.
 fn mib(device: &str) -> u32 {
     match device {
         MOUNTED => 4,
@@ -140,8 +140,8 @@ fn rebooted_storage(testbed: &Testbed) -> Result<()> {
     storage.shutdown()
 }
 
-/// Attaches all disks of a guest again whose driver domain was rebooted. Returns whether the guest itself holds a request
-/// of the busy one, which stays as it is then.
+/// Attaches all disks again, of a guest whose driver domain was rebooted. Returns whether the guest itself holds a
+/// request of the busy disk, which is left as it is then.
 fn after_reboot(guest: &Guest, writer: &Started) -> Result<bool> {
     attach_idle_again(guest.host, guest, CLOSED)?;
     expect_state(guest, MOUNTED, CLOSED)?;
@@ -163,7 +163,7 @@ fn attach_again(guest: &Guest, device: &str) -> Result<()> {
     attach(guest, device, device)
 }
 
-/// Does something with each guest, with all at the same time.
+/// Calls `work` with each guest, for all at the same time.
 fn each(guests: &[Guest], work: impl Fn(&Guest) -> Result<()> + Sync) -> Result<()> {
     side_by_side::run(guests.len(), |n| {
         work(&guests[n]).with_context(|| format!("the {} guest", guests[n].name))
@@ -171,13 +171,13 @@ fn each(guests: &[Guest], work: impl Fn(&Guest) -> Result<()> + Sync) -> Result<
     .map(drop)
 }
 
-/// A guest's disk on its image of that name.
+/// Returns a guest's disk on its image of that name.
 fn own_disk(guest: &str, device: &str) -> String {
     disk("storage", device, "rw", &format!("ram:{guest}-{device}"))
 }
 
-/// Takes a disk away by force while it is written to: nothing of the disk is left, the guest's writer fails, and
-/// the disk can be attached again.
+/// Takes a disk away by force while it is written to. Checks that nothing of the disk is left, that the guest's writer
+/// fails, and that the disk can be attached again.
 fn forced_detach(storage: &Running, guest: &Guest) -> Result<()> {
     let (host, name) = (storage.host, &guest.name);
     let writer = guest.start(&write_to_the_end(IDLE))?;
@@ -210,7 +210,7 @@ fn attach_idle_again(host: &Host, guest: &Guest, state: u32) -> Result<()> {
     attach_again(guest, IDLE)
 }
 
-/// Makes sure that a disk's frontend is in this state.
+/// Checks that a disk's frontend is in this state.
 fn expect_state(guest: &Guest, device: &str, state: u32) -> Result<()> {
     let list = block_list::parse(&guest.host.ok(&format!("xl block-list {}", guest.name))?)?;
     let row = list.iter().find(|row| row.device == device_number(device));

@@ -1,5 +1,5 @@
-//! A guest that starts another kernel in its place by itself. The toolstack resets such a domain ("soft
-//! reset"): its number stays, but its grants and event channels are gone, and its disks come anew.
+//! A guest that starts another kernel in its place by itself. The toolstack resets such a domain ("soft reset"): its
+//! number stays, but its grants and event channels are gone, and its disks are connected anew.
 
 use crate::config::Kind;
 use crate::host::guest::{BOOT, Guest};
@@ -17,25 +17,25 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
     run: kexec,
 }];
 
-/// Memory of the guest in MiB: Linux takes no second kernel that is larger than half of the first one's.
+/// The memory of the guest in MiB: Linux accepts no second kernel that is larger than half of the first one's.
 const MEMORY: u32 = 512;
 
 /// The memory that the second kernel keeps free for the third.
 const RESERVED: &str = "crashkernel=144M";
 
-/// Writes random data to the first half of the disk past the guest's cache, reads it back, and prints the sum of
-/// what was written and of what was read. Then it goes on writing to the second half.
+/// Writes random data to the first half of the disk past the guest's cache, reads it back, and prints the checksum of
+/// both. Then it goes on writing to the second half.
 const WRITE: &str = "head -c 4194304 /dev/urandom >/tmp/noise; sha256sum </tmp/noise; \
     dd if=/tmp/noise of=/dev/xvda bs=64k oflag=direct 2>/dev/null || exit 1; sum; \
     while dd if=/dev/zero of=/dev/xvda bs=256k seek=16 count=16 oflag=direct; do :; done >/dev/null 2>&1 & \
     writes() { read -r _ _ _ _ writes _ </sys/block/xvda/stat; echo $writes; }; \
     before=$(writes); until [ $(writes) -gt $((before + 20)) ]; do usleep 20000; done";
 
-/// The sum of the first half of the disk as it reads, without the guest's cache.
+/// Prints the checksum of the first half of the disk, read past the guest's cache.
 const SUM: &str = "until [ -b /dev/xvda -a -b /dev/xvdb ]; do usleep 50000; done; \
     sum() { dd if=/dev/xvda bs=64k count=64 iflag=direct 2>/dev/null | sha256sum; }; ";
 
-/// Unpacks what starts another kernel, from our disk, and loads that kernel.
+/// Returns a command that unpacks the files for another kernel from our disk, and loads that kernel.
 fn load(option: &str, cmdline: &str) -> String {
     format!(
         "cd / && cpio -idu </dev/xvdb 2>/dev/null; \
@@ -93,7 +93,7 @@ fn kexec(testbed: &Testbed) -> Result<()> {
     storage.shutdown()
 }
 
-/// Writes to the disk and goes on writing; the sum of what is to be read from its first half.
+/// Writes to the disk and goes on writing. Returns the checksum of the data to be read from its first half.
 fn write(guest: &Guest) -> Result<String> {
     let sums = guest.ok(&format!("{SUM}{WRITE}"), MINUTE)?;
     let sums: Vec<&str> = sums.lines().collect();
@@ -104,7 +104,7 @@ fn write(guest: &Guest) -> Result<String> {
     Ok(sums[0].to_owned())
 }
 
-/// Checks what the kernel before has left on the disk.
+/// Checks the data that the kernel before has left on the disk.
 fn expect(guest: &Guest, written: &str, who: &str) -> Result<()> {
     let read = guest.ok(&format!("{SUM}sum"), MINUTE)?;
     ensure!(

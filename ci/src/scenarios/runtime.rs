@@ -1,5 +1,5 @@
-//! The unikernel's runtime, shown by its own demo (`kernel/demo/hello.rs`): domains that do what is forbidden,
-//! and are ended for it.
+//! The unikernel's runtime, shown by its own demo (`kernel/demo/hello.rs`): domains that do forbidden things, and are
+//! ended for it.
 
 use crate::commands::build;
 use crate::config::{Config, Kind};
@@ -43,7 +43,7 @@ struct Left {
     xl: String,
 }
 
-/// Runs the demo until it ends. It is meant to crash, so the host is not told to watch for its crash.
+/// Runs the demo until it ends. It is meant to crash, so the host does not watch for its crash.
 fn run(testbed: &Testbed, kind: Kind, vcpus: u32, test: &str) -> Result<Left> {
     let host = testbed.host;
     let (here, there) = testbed.shared_file("demo");
@@ -155,7 +155,7 @@ fn device_stop(testbed: &Testbed) -> Result<()> {
     Ok(())
 }
 
-/// One domain grants a page, the other maps it and compares what Xen says of it with what its owner knows.
+/// Has one domain grant a page, and the other one map it and compare Xen's data about it with its owner's.
 fn bus_addresses(testbed: &Testbed) -> Result<()> {
     let host = testbed.host;
     let (here, there) = testbed.shared_file("demo");

@@ -1,4 +1,4 @@
-//! Guests that stand still, or end and go on elsewhere, with requests under way.
+//! Guests that are paused, or end and go on elsewhere, with requests in flight.
 
 use super::main_job::FIO_LIMIT;
 use crate::config::Kind;
@@ -33,10 +33,10 @@ pub const SCENARIOS: &[Scenario] = &[
 
 const PAUSE: Duration = Duration::from_secs(30);
 
-/// Saving and restoring copy the guest's whole memory.
+/// The time limit for saving and restoring, which copy the guest's whole memory.
 const COPY: Duration = Duration::from_secs(120);
 
-/// Several rounds over the disk, long enough to be interrupted.
+/// fio's option for several rounds over the disk, long enough to be interrupted.
 const LOOPS: &str = "--loops=6";
 
 /// Starts fio on `/dev/xvda` and waits until it has written some.
@@ -101,8 +101,8 @@ fn paused_guests(testbed: &Testbed) -> Result<()> {
     storage.shutdown()
 }
 
-/// Four processes write random data, each to its own part of `/dev/xvda`, and compare what they read back,
-/// again and again until they are told to stop; then the number of rounds is printed.
+/// Has four processes write random data, each to its own part of `/dev/xvda`, and compare it, again and again until
+/// they are stopped; then prints the number of rounds.
 const WORK: &str = "worker() { \
         while [ ! -e /tmp/stop ]; do \
             head -c 1048576 /dev/urandom >/tmp/noise$1; \

@@ -22,14 +22,14 @@ pub const SCENARIOS: &[OwnHostScenario] = &[OwnHostScenario {
     run,
 }];
 
-/// Bochs boots dom0 in two minutes and a half and the guest in as many, with a core to itself.
+/// The time limit: Bochs boots dom0 in two minutes and a half and the guest in as many, with a core to itself.
 const LIMIT: Duration = Duration::from_secs(1500);
 
-/// GRUB for PVH boots it. (Xen's own way to start a PVH kernel ends at Linux's first use of FS, which this way
-/// leaves without a segment: a triple fault.)
+/// GRUB for PVH, which boots the guest. (Xen's own way to start a PVH kernel ends at Linux's first use of FS, which
+/// this way leaves without a segment: a triple fault.)
 const GRUB: &str = "/usr/lib/grub-xen/grub-i386-xen_pvh.bin";
 
-/// Bochs's host has one processor, and no fault to keep off it.
+/// The processors of Bochs's host: it has only one, and no fault to keep domains off it.
 const ONLY_ONE: &str = "0";
 
 fn run(parts: &Parts) -> Result<()> {
@@ -58,7 +58,7 @@ fn run(parts: &Parts) -> Result<()> {
     judge(&output, &expected).with_context(|| format!("dom0 printed:\n{output}"))
 }
 
-/// A disk that GRUB finds 32-bit Linux on, which is told to read all of the disk and to have fio verify the
+/// Makes a disk on which GRUB finds 32-bit Linux, with options to read all of the disk and to have fio verify the
 /// second partition.
 fn boot_image(path: &Path, linux: &Guest32) -> Result<()> {
     let job = format!(
@@ -102,7 +102,7 @@ fn guest() -> Config {
     config
 }
 
-/// dom0's script. It does everything in one go, since the lab cannot talk to this dom0, and prints the logs
+/// Returns dom0's script. It does everything in one go, since the lab cannot talk to this dom0, and prints the logs
 /// whatever the result is.
 fn script() -> String {
     format!(
@@ -130,14 +130,15 @@ xl shutdown -w storage >/dev/null
     )
 }
 
-/// How long dom0's script takes at most until the guest has ended, in emulated seconds; it takes 140. They pass quickly
-/// while a guest stands still, so that this is known long before the lab's own limit.
+/// The longest time that dom0's script waits for the end of the guest, in emulated seconds; it takes 140. They pass
+/// quickly while a guest stands still, so that this is known long before the lab's own limit.
 const PATIENCE: u32 = 400;
 
 /// The line above the driver domain's log, in dom0's output.
 const LOG: &str = "log of the driver domain:";
 
-/// Checks that the guest read what the image held, that fio found what it wrote, and that the rings were 32-bit.
+/// Checks that the guest read the content of the image, that fio found the data that it wrote, and that the rings were
+/// 32-bit.
 fn judge(output: &str, expected: &str) -> Result<()> {
     let (guest, log) = output
         .split_once(LOG)

@@ -42,26 +42,26 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// The time within which a version that does not serve is given up: ten seconds, in an emulated host that others use too.
+/// The time within which a version that does not serve is given up: ten seconds, in an emulated host that is shared.
 const GIVEN_UP: Duration = Duration::from_secs(20);
 
-/// Rounds over the disk, long enough for everything.
+/// fio's options for rounds over the disk, long enough for everything.
 const LOOPS: &str = "--loops=60 --time_based --runtime=140";
 
-/// Time for which the second guest reads around each change, in seconds.
+/// The time for which the second guest reads around each change, in seconds.
 const READS: u32 = 6;
 
-/// The time within which what an earlier boot held has to be given back.
+/// The time within which the resources that an earlier boot held have to be given back.
 const GIVEN_BACK: Duration = Duration::from_secs(20);
 
-/// An ELF as an operator names it.
+/// An ELF, in the form in which an operator names it.
 struct Elf {
     target: &'static str,
     sha256: String,
     version: String,
 }
 
-/// The numbers before those of the version in the note that says how a version takes over: lengths, kind, name.
+/// The bytes before the version's numbers in the note about the way in which a version takes over: lengths, kind, name.
 const NOTE: &[u8] = b"\x09\0\0\0\x20\0\0\0\x01\0\0\0Bulkhead\0\0\0\0";
 
 /// Reads the version of an ELF, and adds `patch` to the last of its numbers.
@@ -199,11 +199,11 @@ fn upgrades(testbed: &Testbed, kind: Kind, vcpus: u32, on: Disks) -> Result<()> 
     on.remove(testbed)
 }
 
-/// What becomes of an upgrade.
+/// The expected outcome of an upgrade.
 enum Outcome<'a> {
-    /// The version serves.
+    /// The new version serves.
     Serves,
-    /// The one before serves again, and the error says all of this.
+    /// The version before serves again, and the error contains all of these texts.
     Fails(&'a [&'a str]),
 }
 

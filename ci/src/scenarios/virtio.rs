@@ -13,10 +13,10 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
     run: disks,
 }];
 
-/// MiB that a guest writes and compares.
+/// The MiB that a guest writes and compares.
 const MIB: u32 = 4;
 
-/// The device's name, as targets have it.
+/// Returns the device's name in targets.
 fn name() -> String {
     let name = pci::VIRTIO_BLK.to_string();
     name.trim_start_matches("0000:").to_owned()

@@ -1,5 +1,5 @@
-//! A disk that a guest boots from, as an installer would leave it: a partition table, a file system
-//! with GRUB's configuration and what that names, and a second partition for data.
+//! A disk from which a guest boots, as an installer would leave it: a partition table, a file system with GRUB's
+//! configuration and the files that it names, and a second partition for data.
 
 use crate::image::ext2;
 use anyhow::{Context, Result};
@@ -18,14 +18,13 @@ pub const DATA: u64 = 8 * MIB;
 
 /// The contents of a file of the file system.
 pub enum Contents<'a> {
-    /// This text.
+    /// A text.
     Text(&'a str),
-    /// The contents of that file.
+    /// The contents of a file.
     Copy(&'a Path),
 }
 
-/// Makes the disk's image at `path`, with these files in its first partition. A folder beside it is
-/// used meanwhile.
+/// Makes the disk's image at `path`, with these files in its first partition. A folder beside it is used meanwhile.
 pub fn write(path: &Path, files: &[(&str, Contents)]) -> Result<()> {
     let tree = path.with_extension("tree");
     let filesystem = path.with_extension("ext2");
@@ -52,7 +51,7 @@ pub fn write(path: &Path, files: &[(&str, Contents)]) -> Result<()> {
     fs::remove_file(&filesystem).context("cannot remove the file system's own image")
 }
 
-/// A master boot record that names Linux partitions, each with its first byte and its size.
+/// Returns a master boot record that names Linux partitions, each with its first byte and its size.
 fn partition_table(partitions: &[(u64, u64)]) -> [u8; SECTOR as usize] {
     const LINUX: u8 = 0x83;
     // Addresses by cylinder, head and sector: out of range, so that the others count.

@@ -18,20 +18,20 @@ pub struct Report {
 }
 
 impl Report {
-    /// MiB moved per second.
+    /// Returns the MiB moved per second.
     pub fn mib_per_second(&self) -> f64 {
         let bytes = (self.read + self.written) as f64;
         bytes / f64::from(1 << 20) / self.runtime.as_secs_f64().max(1e-3)
     }
 }
 
-/// The command line of the verification that every driver domain has to pass: random reads and writes
-/// over the whole disk in blocks of 512 bytes to 64 KiB, each block's checksum verified.
+/// Returns the command line of the verification that every driver domain has to pass: random reads and writes over the
+/// whole disk in blocks of 512 bytes to 64 KiB, each block's checksum verified.
 pub fn verify_command(device: &str) -> String {
     verify_command_with(device, "")
 }
 
-/// [`verify_command`] with further options.
+/// Returns [`verify_command`] with further options.
 pub fn verify_command_with(device: &str, options: &str) -> String {
     // Several may run at once, each on its own disk.
     let files = format!("/tmp/fio-{}", device.trim_start_matches("/dev/"));
@@ -67,7 +67,7 @@ pub struct Reads {
     pub longest: Duration,
 }
 
-/// The command line that reads blocks of 4 KiB all over a disk for some seconds, four at a time.
+/// Returns the command line that reads blocks of 4 KiB all over a disk for some seconds, four at a time.
 pub fn reads_command(device: &str, seconds: u32) -> String {
     format!(
         "fio --name=reads --filename={device} --rw=randread --bs=4k --direct=1 --ioengine=libaio --iodepth=4 \
@@ -81,8 +81,9 @@ pub fn reads(guest: &Guest, device: &str, seconds: u32) -> Result<Reads> {
     parse_reads(&guest.ok(&reads_command(device, seconds), limit)?)
 }
 
-/// A guest whose read took longer was not answered at all. How long a pause is on a host that is emulated beside others says
-/// little (four seconds were seen where 0.2 are usual), so scenarios tell it in their tables, and pass whatever it is.
+/// The time after which a guest's read counts as not answered at all. The length of a pause on a host that shares its
+/// processors says little (four seconds were seen where 0.2 are usual), so scenarios show it in their tables, and pass
+/// with any.
 pub const NOT_ANSWERED: Duration = Duration::from_secs(30);
 
 /// Waits for [`reads_command`], which was started before.
@@ -124,7 +125,7 @@ fn parse_reads(text: &str) -> Result<Reads> {
     }
 }
 
-/// Reads the JSON in what fio printed, which may have a line before it.
+/// Reads the first JSON value in fio's output, which may have a line before it.
 fn first_value<T: serde::de::DeserializeOwned>(text: &str) -> Result<T> {
     let start = text.find('{').context("fio printed no JSON")?;
     let mut values = serde_json::Deserializer::from_str(&text[start..]).into_iter();

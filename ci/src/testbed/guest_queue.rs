@@ -1,4 +1,4 @@
-//! A guest's own queue of a disk, where a process waits for a request that no backend has.
+//! A guest's own queue of a disk, in which a process waits for a request that no backend has.
 
 use super::MINUTE;
 use crate::host::guest::Guest;
@@ -11,8 +11,8 @@ const QUEUE: &str = "mount -t debugfs none /sys/kernel/debug 2>/dev/null; \
     cd /sys/kernel/debug/block/DISK || exit; cat hctx0/state; \
     cat hctx0/dispatch hctx0/busy hctx0/cpu*/*rq_list sched/*list* 2>/dev/null | grep -F '.state='; true";
 
-/// Makes sure that a process in the guest waits for a request that the guest's stopped queue holds, and that none is
-/// with the backend.
+/// Checks that a process in the guest waits for a request that the guest's stopped queue holds, and that none is with
+/// the backend.
 pub fn expect_held_by_the_guest(guest: &Guest, device: &str) -> Result<()> {
     let queue = guest.ok(&QUEUE.replace("DISK", device), MINUTE)?;
     // Idle and without a tag: it was never given to the driver. What is in flight is the backend's to answer.

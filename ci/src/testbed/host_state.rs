@@ -23,7 +23,7 @@ impl HostState {
         })
     }
 
-    /// Returns what `later` has and `self` has not, a line each.
+    /// Returns the entries of `later` that `self` does not have, a line each.
     pub fn new_in(&self, later: &Self) -> Vec<String> {
         let domains = later.domains.difference(&self.domains);
         let nodes = later.nodes.difference(&self.nodes);
@@ -46,7 +46,7 @@ pub fn check(host: &Host, before: &HostState, limit: Duration) -> Result<Vec<Str
     }
 }
 
-/// The names in the output of `xl list`. A domain that is dying has none, shown as `(null)`.
+/// Returns the names in the output of `xl list`. A domain that is dying has none, shown as `(null)`.
 pub fn domain_names(list: &str) -> BTreeSet<String> {
     list.lines()
         .skip(1)
@@ -55,8 +55,8 @@ pub fn domain_names(list: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// The paths in the output of `xenstore-ls -f` that a domain's creation must not leave behind. The
-/// toolstack keeps a few nodes of dom0's own for good once it has made its first domain.
+/// Returns the paths in the output of `xenstore-ls -f` that a domain's creation must not leave behind. The toolstack
+/// keeps a few nodes of dom0's own for good once it has made its first domain.
 fn nodes(tree: &str) -> BTreeSet<String> {
     const KEPT: &[&str] = &[
         "/local/domain/0/libxl",
@@ -74,8 +74,9 @@ fn nodes(tree: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// Tells what libxl leaves of a device that was passed through: an empty directory, which is not the domain's that had
-/// it; and pciback's directory of that domain, unless the frontend was connected to its end.
+/// Returns whether libxl leaves the path behind after a device was passed through: an empty directory, which is not
+/// that of the domain that had the device; and pciback's directory of that domain, unless the frontend was connected to
+/// its end.
 fn is_of_a_device(path: &str) -> bool {
     let device = path.strip_prefix("/libxl/pci/");
     device.is_some_and(|rest| !rest.contains('/'))

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-/// One file of an archive.
+/// A file of an archive.
 #[derive(Clone, Debug)]
 pub struct Image {
     name: String,
@@ -24,7 +24,7 @@ enum Contents {
 }
 
 impl Image {
-    /// An image of zeros, of this many bytes.
+    /// Returns an image of zeros, of this many bytes.
     pub fn new(name: &str, size: u64) -> Self {
         Self {
             name: name.to_owned(),
@@ -33,12 +33,12 @@ impl Image {
         }
     }
 
-    /// An image of zeros, of this many MiB.
+    /// Returns an image of zeros, of this many MiB.
     pub fn mib(name: &str, mib: u64) -> Self {
         Self::new(name, mib << 20)
     }
 
-    /// An image without two equal sectors, of this many MiB.
+    /// Returns an image without two equal sectors, of this many MiB.
     pub fn noise(name: &str, mib: u64) -> Self {
         Self {
             contents: Contents::Noise,
@@ -46,7 +46,7 @@ impl Image {
         }
     }
 
-    /// A file of these bytes.
+    /// Returns a file of these bytes.
     pub fn of(name: &str, bytes: &[u8]) -> Self {
         Self {
             contents: Contents::Bytes(bytes.to_vec()),
@@ -54,7 +54,7 @@ impl Image {
         }
     }
 
-    /// A copy of a file.
+    /// Returns a copy of a file.
     pub fn file(name: &str, path: &Path) -> Result<Self> {
         Ok(Self {
             contents: Contents::File(path.to_path_buf()),
@@ -62,7 +62,7 @@ impl Image {
         })
     }
 
-    /// The initial contents of the image.
+    /// Returns the initial contents of the image.
     fn contents(&self) -> io::Result<Box<dyn Read>> {
         let all: Box<dyn Read> = match &self.contents {
             Contents::Zeros => Box::new(io::repeat(0)),
@@ -73,7 +73,7 @@ impl Image {
         Ok(Box::new(all.take(self.size)))
     }
 
-    /// The name that it has in an archive.
+    /// Returns its name in an archive.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -84,7 +84,7 @@ impl Image {
         Ok(())
     }
 
-    /// The SHA-256 of the image's initial contents, as `sha256sum` prints it.
+    /// Returns the SHA-256 of the image's initial contents, as `sha256sum` prints it.
     pub fn sha256(&self) -> Result<String> {
         let (mut hash, mut contents) = (Sha256::new(), self.contents()?);
         let mut part = vec![0; 64 << 10];

@@ -17,7 +17,7 @@ pub struct Holdings {
 }
 
 impl Holdings {
-    /// Counts what the driver domain with this number holds now.
+    /// Counts the resources that the driver domain with this number holds now.
     pub fn by(host: &Host, storage: u32) -> Result<Self> {
         let tree = format!("xenstore-ls -f /local/domain/{storage}/backend 2>/dev/null; true");
         let nodes = host.ok(&tree)?;
@@ -33,13 +33,13 @@ impl Holdings {
         })
     }
 
-    /// Makes sure that the driver domain holds no more and no less than `self`.
+    /// Checks that the driver domain holds no more and no less than `self`.
     pub fn expect(&self, host: &Host, storage: u32, when: &str) -> Result<()> {
         self.expect_within(host, storage, when, Duration::ZERO)
     }
 
-    /// Makes sure that the driver domain comes to hold no more and no less than `self`: where guests
-    /// end by themselves, the toolstack takes their traces away a little later.
+    /// Checks that the driver domain comes to hold no more and no less than `self`: where guests end by themselves, the
+    /// toolstack removes their traces a little later.
     pub fn expect_within(
         &self,
         host: &Host,

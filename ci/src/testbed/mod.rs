@@ -1,4 +1,4 @@
-//! The typed world of a scenario: a host, the unikernel, and a place for what it measures.
+//! The typed world of a scenario: a host, the unikernel, and a place for its figures.
 
 pub mod boot_disk;
 pub mod fio;
@@ -25,7 +25,7 @@ use std::cell::RefCell;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// The limit on an emulated host for an action that usually takes seconds.
+/// The time limit on an emulated host for an action that usually takes seconds.
 pub const MINUTE: Duration = Duration::from_secs(60);
 
 /// A test on a booted host. It is one short function that reads like a story.
@@ -52,7 +52,7 @@ pub struct Figure {
     pub value: String,
 }
 
-/// A booted host as one scenario sees it.
+/// A booted host, for one scenario.
 pub struct Testbed<'h> {
     /// The host it runs on.
     pub host: &'h Host,
@@ -64,7 +64,7 @@ pub struct Testbed<'h> {
 }
 
 impl<'h> Testbed<'h> {
-    /// The testbed of a scenario, or for something else that has a name.
+    /// Returns the testbed of a scenario, or of other work that has a name.
     pub fn new(
         host: &'h Host,
         image: &'h HostImage,
@@ -81,19 +81,19 @@ impl<'h> Testbed<'h> {
         }
     }
 
-    /// Says what is being done now.
+    /// Shows the step that begins now.
     pub fn step(&self, text: impl Into<String>) {
         let text = text.into();
         self.progress.step(self.scenario, &text);
         *self.last_step.borrow_mut() = text;
     }
 
-    /// Gives a scenario that is longer than the others this much time, from now on.
+    /// Sets the time that a scenario may take from now on, if it is longer than the others.
     pub fn may_take(&self, limit: Duration) {
         self.host.watch_until(Instant::now() + limit);
     }
 
-    /// The folder that dom0 sees as `/guest`.
+    /// Returns the folder that dom0 sees as `/guest`.
     pub fn guest_files(&self) -> PathBuf {
         self.image.guest.clone()
     }

@@ -11,11 +11,11 @@ pub const BRIDGE: &str = "storage";
 
 /// The address of dom0 on it.
 pub const DOM0: &str = "10.0.0.2";
-/// The one of IPv6.
+/// The IPv6 address of dom0 on it.
 pub const DOM0_6: &str = "fd00::2";
 /// The address of the driver domain on it, with its network.
 pub const DRIVER_DOMAIN: &str = "10.0.0.7/24";
-/// The one of IPv6.
+/// The IPv6 address of the driver domain on it, with its network.
 pub const DRIVER_DOMAIN_6: &str = "fd00::7/64";
 
 /// The words in a driver domain's log that say that it is on the network.
@@ -23,7 +23,7 @@ pub const CONNECTED: &str = "network vif0: connected to domain 0";
 
 /// The name of dom0 on it.
 pub const NAME: &str = "nas.example";
-/// Another name for that one.
+/// Another name of dom0 on it.
 pub const ALIAS: &str = "disks.example";
 
 /// Makes the bridge. It stays as long as the host, as it does with an operator.
@@ -38,8 +38,8 @@ fi
 ip link set BRIDGE up
 mkdir -p /tmp/nbd";
 
-/// Starts dnsmasq, which gives addresses that are to be renewed after ten seconds, and knows the names. It writes down
-/// what it is asked.
+/// Starts dnsmasq, which gives addresses that are to be renewed after ten seconds, and knows the names. It logs the
+/// requests that it gets.
 const ADDRESSES: &str = "dnsmasq --conf-file=/dev/null --no-resolv --no-hosts --no-ping --user=root --interface=BRIDGE \
     --except-interface=lo --bind-interfaces --dhcp-authoritative --dhcp-range=10.0.0.50,10.0.0.59,255.255.255.0,10m \
     --dhcp-option=option:T1,10 --dhcp-option=option:T2,300 --dhcp-leasefile=/tmp/nbd/leases \
@@ -60,13 +60,13 @@ pub enum Server {
     Six,
     /// qemu-nbd with a qcow2 image of 16 MiB as the export `qcow`.
     Qcow2,
-    /// The same as its users start it: it takes a single connection at a time.
+    /// qemu-nbd with the same image, as its users start it: it takes a single connection at a time.
     Single,
     /// nbd-server with the same folder of files: `root-bob`.
     NbdServer,
 }
 
-/// What is loaded into nbd-server, and its name in the shared folder.
+/// The library that is loaded into nbd-server, and its name in the shared folder.
 const NO_DH_PARAMETERS: &str = include_str!("../../plugin/no_dh_parameters.c");
 const PRELOADED: &str = "no_dh_parameters";
 
@@ -103,7 +103,7 @@ impl Server {
         }
     }
 
-    /// What its files are called.
+    /// Returns the name of its files.
     fn name(self) -> &'static str {
         match self {
             Self::Memory(_) => "memory",
@@ -115,7 +115,7 @@ impl Server {
         }
     }
 
-    /// A shell command that starts it in the background, with what it has kept.
+    /// Returns a shell command that starts it in the background, with its data from before.
     fn script(self) -> String {
         let (port, pid) = (self.port(), self.pid_file());
         match self {
@@ -169,8 +169,8 @@ pub fn make(host: &Host) -> Result<()> {
     host.ok(&script.replace("SIX", DOM0_6)).map(drop)
 }
 
-/// Runs a script in `/tmp/nbd` that starts a server in the background, and waits until that listens and has written its
-/// file with the process's number.
+/// Runs a script in `/tmp/nbd` that starts a server in the background, and waits until the server listens and has
+/// written its PID file.
 pub fn start_listener(
     host: &Host,
     address: &str,
@@ -211,7 +211,7 @@ impl Testbed<'_> {
         self.host.ok(&command).map(drop)
     }
 
-    /// Ends the server of addresses and names, and returns what it was asked.
+    /// Ends the server of addresses and names, and returns the requests that it got.
     pub fn stop_dnsmasq(&self) -> Result<String> {
         let script = "kill $(cat /tmp/nbd/dnsmasq.pid) && cat /tmp/nbd/dnsmasq.log";
         self.host.ok(script)
@@ -242,7 +242,7 @@ impl Testbed<'_> {
         self.kill_listener(&server.pid_file())
     }
 
-    /// Kills the server whose process's number is in that file, and the processes that it has for its clients.
+    /// Kills the server whose process number is in that file, and the processes that it has for its clients.
     pub fn kill_listener(&self, pid_file: &str) -> Result<()> {
         let script = format!(
             "pid=$(cat {pid_file}) && kill -KILL $pid $(cat /proc/$pid/task/$pid/children) && \

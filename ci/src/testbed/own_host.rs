@@ -20,22 +20,22 @@ pub struct OwnHostScenario {
     pub run: fn(&Parts) -> Result<()>,
 }
 
-/// The parts that such a scenario makes its host of.
+/// The parts of which such a scenario makes its host.
 pub struct Parts<'a> {
     /// The files that a host boots.
     pub image: &'a HostImage,
-    /// The program that is to keep xenstore in its dom0.
+    /// The implementation of xenstored that is to run in its dom0.
     pub xenstored: Xenstored,
     /// The bootable ELF.
     pub unikernel: &'a Path,
     /// An empty folder for its host and its logs.
     pub dir: PathBuf,
-    /// Is told what is being done.
+    /// Shows each step.
     pub say: &'a dyn Fn(&str),
 }
 
 impl OwnHostScenario {
-    /// Runs it.
+    /// Runs the scenario.
     pub fn run(
         &self,
         image: &HostImage,

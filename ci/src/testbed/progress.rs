@@ -30,7 +30,7 @@ impl Default for Progress {
 }
 
 impl Progress {
-    /// For what runs beside something else: nothing is shown but lines that stay.
+    /// Returns a display for work that runs beside other work: it shows only lines that stay.
     pub fn without_steps() -> Self {
         Self {
             bar: None,
@@ -51,7 +51,7 @@ impl Progress {
         }
     }
 
-    /// A line that stays.
+    /// Shows a line that stays.
     pub fn line(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.suspend(|| println!("{text}")),

@@ -1,5 +1,5 @@
-//! A writer of numbered records, each of which is flushed before the next: what it says is flushed must be on the
-//! disk afterwards, whatever was killed meanwhile.
+//! A writer of numbered records, each of which is flushed before the next: records that it reports as flushed must be
+//! on the disk afterwards, whatever was killed meanwhile.
 
 use crate::digest::hex;
 use crate::host::domain::Domain;
@@ -7,17 +7,17 @@ use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 use std::time::Duration;
 
-/// The size of a record, which is also its place: record N begins at N times this.
+/// The size of a record in bytes, which also defines its place: record N begins at N times this.
 const RECORD: usize = 4096;
 
 /// The most records that are written.
 const MOST: u32 = 1024;
 
-/// The words on the guest's console after which the number of a flushed record comes.
+/// The words on the guest's console before the number of a flushed record.
 const FLUSHED: &str = "@@flushed ";
 
-/// A guest's shell command that writes records to the beginning of a disk or a file, and other data, which it does not
-/// flush, from 4 MiB on at the same time.
+/// Returns a guest's shell command that writes records to the beginning of a disk or a file, and other data, which it
+/// does not flush, from 4 MiB on at the same time.
 pub fn write(to: &str) -> String {
     format!(
         "while dd if=/dev/urandom of={to} bs=64k seek=64 count=16 oflag=direct conv=notrunc 2>/dev/null; do :; done & \
@@ -27,12 +27,12 @@ pub fn write(to: &str) -> String {
     )
 }
 
-/// Waits until so many records are flushed.
+/// Waits until `records` records are flushed.
 pub fn wait_for(guest: &Domain, records: u32, limit: Duration) -> Result<()> {
     guest.wait_console(&format!("{FLUSHED}{}", records - 1), limit)
 }
 
-/// Returns the number of records that are flushed, by what the guest has said on its console so far.
+/// Returns the number of records that are flushed, by the guest's console so far.
 pub fn flushed(guest: &Domain) -> Result<u32> {
     let console = guest.console();
     let numbers = console.lines().filter_map(|line| {
@@ -45,12 +45,12 @@ pub fn flushed(guest: &Domain) -> Result<u32> {
     Ok(last + 1)
 }
 
-/// A shell command that prints the checksum of that many records on a disk, or in a file.
+/// Returns a shell command that prints the checksum of that many records on a disk, or in a file.
 pub fn sum_of(disk: &str, records: u32) -> String {
     format!("dd if={disk} bs={RECORD} count={records} 2>/dev/null | sha256sum")
 }
 
-/// Returns what [`sum_of`] prints if all of them are there.
+/// Returns the output of [`sum_of`] if all of them are there.
 pub fn expected(records: u32) -> String {
     let mut sum = Sha256::new();
     for number in 0..records {

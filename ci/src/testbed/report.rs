@@ -13,11 +13,11 @@ use std::time::Duration;
 /// The outcome of a scenario.
 #[derive(Clone, Debug, Serialize)]
 pub struct Outcome {
-    /// Its name, and after it what kept xenstore where that is not the usual.
+    /// Its name, with the implementation of xenstored behind it if it is not the usual one.
     pub name: String,
     /// The time that it took, reruns included.
     pub seconds: f32,
-    /// Why it failed.
+    /// The reason why it failed.
     pub error: Option<String>,
     /// The faults of the emulation seen in it.
     pub emulator_faults: Vec<String>,
@@ -47,30 +47,30 @@ impl Outcome {
     }
 }
 
-/// All of a run.
+/// The results of a run.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Summary {
-    /// One for each scenario, in order.
+    /// The outcomes of the scenarios, in order.
     pub outcomes: Vec<Outcome>,
-    /// Hosts booted.
+    /// The number of hosts booted.
     pub boots: u32,
 }
 
 impl Summary {
-    /// Adds those of another run.
+    /// Adds the results of another run.
     pub fn extend(&mut self, other: Self) {
         self.outcomes.extend(other.outcomes);
         self.boots += other.boots;
     }
 
-    /// Keeps it as a file, for programs.
+    /// Saves the results as a file, for programs.
     pub fn save(&self) -> Result<()> {
         let path = workspace::lab().join("summary.json");
         fs::write(&path, serde_json::to_string_pretty(self)?)
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Scenarios that passed and failed.
+    /// Returns the numbers of scenarios that passed and failed.
     pub fn counts(&self) -> Counts {
         let failed = self
             .outcomes
@@ -83,12 +83,12 @@ impl Summary {
         }
     }
 
-    /// The number of times any scenario was run again because of a fault of the emulation.
+    /// Returns the number of times that any scenario was run again because of a fault of the emulation.
     pub fn reruns(&self) -> u32 {
         self.outcomes.iter().map(|outcome| outcome.reruns).sum()
     }
 
-    /// A table with a line for each scenario.
+    /// Returns a table with a line for each scenario.
     pub fn scenario_table(&self) -> String {
         let mut table = plain_table();
         table.set_header(["scenario", "result", "time"]);
@@ -104,7 +104,7 @@ impl Summary {
         table.to_string()
     }
 
-    /// Tables of all figures: one for the scenarios that have columns in common.
+    /// Returns tables of all figures: one for the scenarios that have columns in common.
     pub fn figure_tables(&self) -> Vec<String> {
         let mut groups: Vec<Vec<&Figure>> = Vec::new();
         for outcome in &self.outcomes {
@@ -121,7 +121,7 @@ impl Summary {
         groups.into_iter().map(table).collect()
     }
 
-    /// A line for each row name, in the order of their first appearance.
+    /// Returns a table with a line for each row name, in the order of their first appearance.
     fn figure_table(figures: &[&Figure]) -> String {
         let (mut rows, mut columns) = (Vec::new(), Vec::new());
         for figure in figures {
@@ -142,7 +142,7 @@ impl Summary {
         table.to_string()
     }
 
-    /// The warnings that the user must see: faults of the emulation.
+    /// Returns the warnings that the user must see: faults of the emulation.
     pub fn warnings(&self) -> Vec<String> {
         let faults = self.outcomes.iter().flat_map(|outcome| {
             outcome
@@ -158,7 +158,7 @@ impl Summary {
     }
 }
 
-/// A duration in milliseconds, as the tables show it.
+/// Returns a duration in milliseconds, in the form of the tables.
 pub fn milliseconds(time: Duration) -> String {
     let milliseconds = time.as_secs_f64() * 1e3;
     if milliseconds < 10.0 {

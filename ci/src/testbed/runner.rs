@@ -17,13 +17,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// No scenario may take longer, but those that ask for it ([`Testbed::may_take`]); its waits have tighter
-/// limits of their own.
+/// The time limit of a scenario, unless it asks for more ([`Testbed::may_take`]); its waits have tighter limits of
+/// their own.
 const SCENARIO_LIMIT: Duration = Duration::from_secs(360);
 
-/// The limit of reruns of a scenario, each because of a fault of the emulation that was seen. The
-/// longest live through dozens of domains, of which one is hit now and then; on a machine that others
-/// keep busy it has been three times in a row.
+/// The most reruns of a scenario, each because of a fault of the emulation that was seen. The longest scenarios have
+/// dozens of domains, of which one is affected now and then; on a busy machine that has happened three times in a row.
 const MOST_RERUNS: u32 = 4;
 
 /// The time that all scenarios together may lose to reruns: a whole run must end within an hour.
@@ -32,7 +31,7 @@ const MOST_LOST: Duration = Duration::from_secs(600);
 /// The time within which the toolstack has to remove the last traces of a scenario's domains.
 const CLEANUP_LIMIT: Duration = Duration::from_secs(15);
 
-/// The parts that all hosts of a run are made of, and the state that they share.
+/// The parts of all hosts of a run, and the state that they share.
 pub struct Run<'a> {
     /// The files that a host boots.
     pub image: HostImage,
@@ -46,7 +45,7 @@ pub struct Run<'a> {
     pub lost: Mutex<Duration>,
 }
 
-/// One host, which is booted anew whenever anything went wrong on it.
+/// A host, which is booted anew whenever anything went wrong on it.
 pub struct Runner<'a> {
     run: &'a Run<'a>,
     /// The host's number among the hosts of the run.
@@ -60,7 +59,7 @@ struct Booted {
     host: Host,
     /// Its devices for domains.
     devices: &'static [PciDevice],
-    /// What was there before the first scenario.
+    /// The state of the host before the first scenario.
     before: HostState,
 }
 
@@ -73,7 +72,7 @@ struct Marks {
 }
 
 impl<'a> Runner<'a> {
-    /// A runner; the first scenario boots its host.
+    /// Returns a runner, whose first scenario boots its host.
     pub fn new(run: &'a Run<'a>, number: usize) -> Self {
         Self {
             run,
@@ -83,7 +82,7 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// Runs one after another. `next` is told which devices for domains the host has, where there is one.
+    /// Runs one scenario after another. `next` gets the devices for domains that the host has, if there is a host.
     pub fn run(&mut self, next: impl Fn(Option<&[PciDevice]>) -> Option<Job>) -> Summary {
         let mut outcomes = Vec::new();
         while let Some(job) = next(self.host.as_ref().map(|booted| booted.devices)) {
@@ -102,7 +101,7 @@ impl<'a> Runner<'a> {
         self.host = None;
     }
 
-    /// The name of a scenario in the tables and among the logs.
+    /// Returns the name of a scenario in the tables and among the logs.
     pub fn title(&self, scenario: &Scenario) -> String {
         self.run.machine.xenstored.title(scenario.name)
     }
@@ -146,8 +145,8 @@ impl<'a> Runner<'a> {
         *lost
     }
 
-    /// One run of a scenario: on the shared host, or on a new one after anything went wrong, and where the scenario
-    /// needs other devices.
+    /// Runs a scenario once: on the shared host, or on a new one if anything went wrong before or the scenario needs
+    /// other devices.
     fn attempt(&mut self, job: &Job, suffix: &str) -> Attempt {
         let scenario = &job.scenario;
         let dir = workspace::lab().join(format!("{}{suffix}", self.title(scenario)));
@@ -259,13 +258,13 @@ impl<'a> Runner<'a> {
 #[derive(Default)]
 struct Attempt {
     error: Option<String>,
-    /// It failed, by a fault of the emulation.
+    /// True if it failed because of a fault of the emulation.
     excused: bool,
     emulator_faults: Vec<String>,
     figures: Vec<super::Figure>,
 }
 
-/// A scenario that passes must have left the host as it was.
+/// Checks that a scenario that passes has left the host as it was.
 fn nothing_left(host: &Host, before: &HostState) -> Result<()> {
     let left = host_state::check(host, before, CLEANUP_LIMIT)?;
     anyhow::ensure!(
@@ -298,7 +297,7 @@ impl Marks {
         }
     }
 
-    /// Copies what was logged since into the scenario's folder.
+    /// Copies the log lines since then into the scenario's folder.
     fn keep(&self, host: &Host, dir: &Path) -> Logs {
         let instance = host.instance();
         let keep = |name: &str, path: &Path, start: u64| {
@@ -338,7 +337,7 @@ fn console_files(host: &Host) -> Vec<PathBuf> {
     entries.flatten().map(|entry| entry.path()).collect()
 }
 
-/// The error and the lines of the logs that matter for it.
+/// Returns the error, and the lines of the logs that matter for it.
 fn explain(error: &anyhow::Error, verdict: &Verdict, logs: &Logs, dir: &Path) -> String {
     let mut text = format!("{error:#}");
     // Of logs, the end tells most; what was asked for is wanted whole.

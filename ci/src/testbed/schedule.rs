@@ -7,11 +7,11 @@ use crate::host::pci::PciDevice;
 use std::sync::{Condvar, Mutex, mpsc};
 use std::{fs, thread};
 
-/// The memory that one host takes on the machine that emulates it, in MiB: its own, QEMU's translated code, and
-/// the files that are read for it.
+/// The memory that one host takes on the machine that emulates it, in MiB: its own, QEMU's translated code, and the
+/// files that are read for it.
 const HOST_MEMORY: u64 = 6144;
 
-/// The number of hosts that this machine can emulate at the same time, two at most. Each keeps one processor
+/// Returns the number of hosts that this machine can emulate at the same time, two at most. Each keeps one processor
 /// busy.
 pub fn hosts_that_fit() -> usize {
     let processors = thread::available_parallelism().map_or(1, usize::from);
@@ -24,7 +24,7 @@ fn hosts_within(processors: usize, memory: u64) -> usize {
     processors.min(by_memory).clamp(1, 2)
 }
 
-/// The memory that programs can still have, out of the text of `/proc/meminfo`.
+/// Returns the memory that programs can still have, from the text of `/proc/meminfo`.
 fn available_mib(meminfo: &str) -> u64 {
     let line = meminfo
         .lines()
@@ -42,7 +42,7 @@ pub struct Job {
     pub devices: &'static [PciDevice],
 }
 
-/// Whether the processor of the last host is free, on which something else may run at first.
+/// The processor of the last host, on which other work may run at first.
 #[derive(Debug, Default)]
 pub struct LastHost {
     free: Mutex<bool>,
@@ -50,14 +50,14 @@ pub struct LastHost {
 }
 
 impl LastHost {
-    /// A host whose processor is free.
+    /// Returns a host whose processor is free.
     pub fn free() -> Self {
         let host = Self::default();
         host.release();
         host
     }
 
-    /// From now on its processor is free.
+    /// Notes that its processor is free from now on.
     pub fn release(&self) {
         *self.free.lock().expect("no thread panicked") = true;
         self.changed.notify_all();
@@ -106,10 +106,10 @@ pub fn run(runners: &mut [Runner], jobs: &[Job], last: &LastHost) -> Summary {
     summary
 }
 
-/// Has each host do `shared`, side by side, and then the first host `alone`, once the others have ended. Returns what
-/// they return.
+/// Has each host do `shared`, side by side, and then the first host `alone`, once the others have ended. Returns their
+/// results.
 ///
-/// A host has one thread for all that it does: its QEMU ends with the thread that started it (`setpriv --pdeathsig`).
+/// A host has one thread for all of its work: its QEMU ends with the thread that started it (`setpriv --pdeathsig`).
 fn first_alone_at_last<H: Send, T: Send>(
     hosts: &mut [H],
     shared: impl Fn(usize, &mut H) -> T + Sync,
@@ -139,7 +139,7 @@ fn first_alone_at_last<H: Send, T: Send>(
     })
 }
 
-/// A list of work that several hosts share: each takes the next that it can do when it is free.
+/// A list of work that several hosts share: each takes the next job that it can do when it is free.
 struct Waiting(Mutex<Vec<Job>>);
 
 impl Waiting {

@@ -1,9 +1,9 @@
-//! Doing several things on one host at the same time.
+//! Several tasks on one host at the same time.
 
 use anyhow::{Result, anyhow};
 use std::thread;
 
-/// Lets `work` run for 0 to `count`, each on a thread of its own, and collects what they return.
+/// Runs `work` for 0 to `count`, each on a thread of its own, and returns the results.
 pub fn run<T: Send>(count: usize, work: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
     let work = &work;
     thread::scope(|scope| {

@@ -13,23 +13,23 @@ use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// The words in a driver domain's log that say that guests may attach.
+/// The words in a driver domain's log when guests may attach.
 pub const READY: &str = "ready for attach";
 
-/// The words in a driver domain's log that say that an NVMe controller of its own is served.
+/// Returns the words in a driver domain's log when an NVMe controller of its own is served.
 pub fn controller_started(device: &PciDevice) -> String {
     format!("nvme:{}: QEMU NVMe Ctrl", device.short_name())
 }
 
-/// The words in a driver domain's log that say that a disk of its own is served.
+/// Returns the words in a driver domain's log when a disk of its own is served.
 pub fn own_disk_connected(name: &str) -> String {
     format!("disk {name}: connected to domain")
 }
 
-/// From the moment a driver domain is unpaused to [`READY`].
+/// The goal for the time from a driver domain's being unpaused to [`READY`].
 pub const BOOT_TARGET: Duration = Duration::from_millis(150);
 
-/// The time within which a driver domain has to get there.
+/// The time within which a driver domain has to reach it.
 pub const BOOT: Duration = Duration::from_secs(20);
 
 /// A driver domain to be started.
@@ -39,7 +39,7 @@ pub struct Storage<'l, 'h> {
 }
 
 impl<'h> Testbed<'h> {
-    /// A driver domain called `storage`, without images, with 16 MiB.
+    /// Returns a driver domain called `storage`, without images, with 16 MiB.
     pub fn storage(&self, kind: Kind) -> Storage<'_, 'h> {
         let mut config = Config::new("storage", kind, "/lab/bulkhead");
         config.memory = 16;
@@ -50,7 +50,7 @@ impl<'h> Testbed<'h> {
         }
     }
 
-    /// A file that dom0 sees: its path here, and there.
+    /// Returns the paths of a file that dom0 sees: here, and in dom0.
     pub fn shared_file(&self, name: &str) -> (PathBuf, String) {
         (
             self.host.instance().share().join(name),
@@ -85,7 +85,7 @@ impl<'h> Storage<'_, 'h> {
         self
     }
 
-    /// Gives it a file of dom0's as its ramdisk, where it is.
+    /// Gives it a file of dom0's as its ramdisk, at its path there.
     pub fn ramdisk_of_dom0(mut self, path: &str) -> Self {
         self.config.ramdisk = Some(path.to_owned());
         self
@@ -103,7 +103,7 @@ impl<'h> Storage<'_, 'h> {
         self
     }
 
-    /// Gives it a disk of its own, as `xl` writes one.
+    /// Gives it a disk of its own, in `xl`'s form.
     pub fn disk(mut self, disk: &str) -> Self {
         self.config.disks.push(disk.to_owned());
         self
@@ -158,7 +158,7 @@ impl<'h> Storage<'_, 'h> {
         self
     }
 
-    /// The configuration so far.
+    /// Returns the configuration so far.
     pub fn config(&self) -> &Config {
         &self.config
     }
@@ -195,9 +195,8 @@ impl<'h> Storage<'_, 'h> {
 }
 
 impl<'h> Storage<'_, 'h> {
-    /// Boots it like [`Self::start`] and takes care to measure how long that takes: a first boot over
-    /// [`BOOT_TARGET`] may have been disturbed by the machine underneath, so the median of three counts
-    /// then.
+    /// Boots it like [`Self::start`], and measures the time with care: a first boot over [`BOOT_TARGET`] may have been
+    /// disturbed by the machine underneath, so the median of three is used then.
     pub fn start_measured(self) -> Result<Running<'h>> {
         let testbed = self.testbed;
         let again = || Storage {
@@ -223,18 +222,18 @@ impl<'h> Storage<'_, 'h> {
 #[derive(Debug)]
 pub struct Running<'h> {
     domain: Domain<'h>,
-    /// From the moment it was unpaused to "ready for attach" in its log.
+    /// The time from its being unpaused to "ready for attach" in its log.
     pub boot: Duration,
 }
 
 impl Running<'_> {
-    /// Lets a paused one run and waits until guests may attach.
+    /// Lets a paused one run, and waits until guests may attach.
     pub fn unpause(&mut self) -> Result<()> {
         self.boot = self.domain.unpause_until(READY, BOOT)?;
         Ok(())
     }
 
-    /// Has `xl reboot` make it anew, and waits until guests may attach to the domain that came back.
+    /// Has `xl reboot` create it anew, and waits until guests may attach to the new domain.
     pub fn reboot(&mut self) -> Result<()> {
         let seen = self.console_length();
         self.host.ok(&format!("xl reboot {}", self.name))?;
@@ -242,8 +241,8 @@ impl Running<'_> {
         self.wait_console_from(seen, READY, BOOT).map(drop)
     }
 
-    /// The boot time as the table shows it. A busy machine makes it longer, so it is shown and never
-    /// a failure.
+    /// Returns the boot time in the form of the table. A busy machine makes it longer, so it is shown and never a
+    /// failure.
     pub fn boot_figure(&self) -> String {
         let figure = milliseconds(self.boot);
         match self.boot <= BOOT_TARGET {
@@ -252,13 +251,13 @@ impl Running<'_> {
         }
     }
 
-    /// The path of a disk's directory of ours, given the guest and the number of the virtual device.
+    /// Returns the path of our directory of a disk, given the guest and the number of the virtual device.
     pub fn backend_path(&self, guest: &Domain, device: u32) -> String {
         let (storage, guest) = (self.id, guest.id);
         format!("/local/domain/{storage}/backend/vbd/{guest}/{device}")
     }
 
-    /// A node of that directory.
+    /// Returns a node of that directory.
     pub fn backend_node(&self, guest: &Domain, device: u32, node: &str) -> Result<String> {
         let path = self.backend_path(guest, device);
         let text = self.host.ok(&format!("xenstore-read {path}/{node}"))?;
@@ -293,7 +292,7 @@ impl Running<'_> {
         Ok(())
     }
 
-    /// Makes sure that the log holds an error which names `what`.
+    /// Checks that the log holds an error that contains `what`.
     pub fn expect_error(&self, start: usize, what: &str, limit: Duration) -> Result<String> {
         let line = self.wait_console_from(start, "ERROR", limit)?;
         ensure!(
@@ -318,13 +317,13 @@ impl<'h> DerefMut for Running<'h> {
     }
 }
 
-/// The number of a virtual device `xvda` to `xvdp` (`xen-vbd-interface(7)`).
+/// Returns the number of a virtual device `xvda` to `xvdp` (`xen-vbd-interface(7)`).
 pub fn device_number(name: &str) -> u32 {
     let letter = name.bytes().last().unwrap_or(b'a');
     (202 << 8) + 16 * u32::from(letter - b'a')
 }
 
-/// A guest's disk served by `backend`, as its configuration names it.
+/// Returns a guest's disk served by `backend`, in the form of its configuration.
 pub fn disk(backend: &str, device: &str, access: &str, target: &str) -> String {
     format!("backend={backend},vdev={device},format=raw,access={access},target={target}")
 }

@@ -1,4 +1,4 @@
-//! NBD servers in dom0 that want TLS, their certificates, and the files that a driver domain has for them.
+//! NBD servers in dom0 that require TLS, their certificates, and the files that a driver domain has for them.
 
 use super::Testbed;
 use super::images::Image;
@@ -14,16 +14,16 @@ use std::fs;
 /// The folder with a folder for each server, in the shared folder.
 const FOLDER: &str = "pki";
 
-/// A server, of which each has something else about its certificate, or about that of its clients.
+/// A server. Each differs in its certificate, or in what it requires of its clients'.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TlsServer {
-    /// nbdkit with the file `root-bob`, of 16 MiB; it wants no certificate of clients.
+    /// nbdkit with the file `root-bob`, of 16 MiB; it requires no certificate of clients.
     Files,
     /// The same one, with a certificate that is not valid any more.
     FilesExpired,
-    /// nbdkit with an empty disk of 8 MiB in its memory; it wants a certificate of clients.
+    /// nbdkit with an empty disk of 8 MiB in its memory; it requires a certificate of clients.
     Memory,
-    /// qemu-nbd with a qcow2 image of 16 MiB as the export `qcow`; it wants a certificate of clients, too.
+    /// qemu-nbd with a qcow2 image of 16 MiB as the export `qcow`; it requires a certificate of clients, too.
     Qcow2,
     /// nbdkit with a certificate that is not valid any more.
     Expired,
@@ -34,7 +34,7 @@ pub enum TlsServer {
 }
 
 impl TlsServer {
-    /// All of them.
+    /// All servers.
     const ALL: [Self; 7] = [
         Self::Files,
         Self::FilesExpired,
@@ -82,7 +82,7 @@ impl TlsServer {
         format!("nbd:{DOM0}:{}/{export}", self.port())
     }
 
-    /// A shell command that starts it in the background, with what it has kept.
+    /// Returns a shell command that starts it in the background, with its data from before.
     fn script(self) -> String {
         let (port, pid) = (self.port(), self.pid_file());
         let certificates = format!("/lab/{FOLDER}/{}", self.name());
@@ -153,12 +153,12 @@ impl Authority {
 pub struct ClientFiles {
     /// The CA's certificate.
     pub authority: Image,
-    /// The domain's own certificate, and the key of it.
+    /// The domain's own certificate, and its key.
     pub identity: [Image; 2],
 }
 
 impl Testbed<'_> {
-    /// Makes the certificates of all servers, and returns the files of a client that they know.
+    /// Makes the certificates of all servers, and returns the files of a client that they accept.
     pub fn make_certificates(&self) -> Result<ClientFiles> {
         // One that has the same name makes other signatures.
         let authority = Authority::new("Storage CA")?;

@@ -1,4 +1,4 @@
-//! Random data on a guest's disk: written, and compared with what is read back.
+//! Random data on a guest's disk: written, read back and compared.
 
 use crate::host::guest::{Guest, Started};
 use anyhow::{Result, ensure};
@@ -7,8 +7,8 @@ use std::time::Duration;
 /// Time limit for the MiB of one command in an emulated guest among others.
 const LIMIT: Duration = Duration::from_secs(90);
 
-/// A guest's shell command that writes `mib` MiB of random data to the beginning of a disk and compares what it
-/// reads back, both past its cache; it prints how many bytes were equal.
+/// Returns a guest's shell command that writes `mib` MiB of random data to the beginning of a disk, reads it back and
+/// compares it, both past its cache; it prints the number of equal bytes.
 pub fn command(device: &str, mib: u32) -> String {
     let blocks = mib * 16;
     format!(
@@ -19,7 +19,7 @@ pub fn command(device: &str, mib: u32) -> String {
     )
 }
 
-/// A guest's shell command that writes zeros to a disk until the disk is taken away, and then says so.
+/// Returns a guest's shell command that writes zeros to a disk until the disk is taken away, and then reports that.
 pub fn write_to_the_end(device: &str) -> String {
     // Where the disk's node is gone when dd opens it, dd makes a file of that name. The kernel could not make the
     // node of the next disk then.
@@ -34,8 +34,8 @@ pub fn is_equal(output: &str, mib: u32) -> bool {
     output.trim() == (u64::from(mib) << 20).to_string()
 }
 
-/// Writes and compares, with short rests, until `/tmp/stop` is there; `/tmp/passes` tells how often so far.
-/// It prints `N passes` in the end, or what went wrong.
+/// Returns a command that writes and compares, with short rests, until `/tmp/stop` is there; `/tmp/passes` has the
+/// number of passes so far. In the end it prints `N passes`, or the fault.
 pub fn keep_at_it(device: &str, mib: u32) -> String {
     format!(
         "n=0; until [ -e /tmp/stop ]; do {{ {}; }} >/tmp/out 2>&1 || {{ cat /tmp/out; exit 1; }}; \
@@ -49,20 +49,20 @@ pub fn passes(guest: &Guest) -> Result<u32> {
     Ok(guest.ok("cat /tmp/passes", LIMIT)?.trim().parse()?)
 }
 
-/// Waits until a guest that keeps at it has done so `times` times.
+/// Waits until a guest that runs [`keep_at_it`] has done `times` passes.
 pub fn wait_for_passes(guest: &Guest, times: u32) -> Result<()> {
     let looks = "$(cat /tmp/passes 2>/dev/null || echo 0)";
     let wait = format!("until [ {looks} -ge {times} ]; do usleep 100000; done");
     guest.ok(&wait, 2 * LIMIT).map(drop)
 }
 
-/// Makes sure that a guest still keeps at it: it has done so once more from its beginning to its end.
+/// Checks that a guest still runs [`keep_at_it`]: it does one more pass from its beginning to its end.
 pub fn goes_on(guest: &Guest) -> Result<()> {
     let before = passes(guest)?;
     wait_for_passes(guest, before + 2)
 }
 
-/// Ends [`keep_at_it`], and makes sure that all was equal.
+/// Ends [`keep_at_it`], and checks that all data was equal.
 pub fn stop(guest: &Guest, keeping: Started) -> Result<()> {
     guest.ok("touch /tmp/stop", LIMIT)?;
     let output = guest.finish(keeping, LIMIT)?;

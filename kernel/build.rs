@@ -1,6 +1,6 @@
-//! Passes on the link arguments of a bootable ELF: to our own demo directly, to every other binary's build
-//! script as metadata (`DEP_BULKHEAD_KERNEL_LINK_ARGS`, separated by the unit separator U+001F).
-//! Names the commit that the ELF is built from, which it logs when it boots.
+//! Passes on the link arguments of a bootable ELF: to our own demo directly, to every other binary's build script as
+//! metadata (`DEP_BULKHEAD_KERNEL_LINK_ARGS`, separated by the unit separator U+001F). Names the commit from which the
+//! ELF is built, which it logs when it boots.
 
 use std::env;
 use std::ffi::OsStr;
@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Folders of the workspace that nothing of the ELF comes from.
+/// Folders of the workspace from which nothing gets into the ELF.
 const ELSEWHERE: [&str; 4] = ["ci", "docs", "examples", "fuzz"];
 
 fn main() {
@@ -40,8 +40,8 @@ fn main() {
     }
 }
 
-/// The commit that is checked out, marked if something that becomes part of the ELF is not as it is there;
-/// `None` without git.
+/// Returns the commit that is checked out, marked if a file that becomes part of the ELF differs from it; `None`
+/// without git.
 fn commit(workspace: &Path) -> Option<String> {
     let commit = git(workspace, ["rev-parse", "--short=12", "HEAD"])?;
     // Written by whatever moves HEAD.
@@ -60,7 +60,7 @@ fn commit(workspace: &Path) -> Option<String> {
     Some(if dirty { commit + "-dirty" } else { commit })
 }
 
-/// Returns the files of the workspace that the ELF is made from.
+/// Returns the files of the workspace from which the ELF is made.
 fn parts(workspace: &Path) -> Vec<String> {
     let mut parts = vec!["Cargo.toml".to_owned(), "Cargo.lock".to_owned()];
     for entry in fs::read_dir(workspace).into_iter().flatten().flatten() {

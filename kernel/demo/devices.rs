@@ -5,11 +5,11 @@ use bulkhead_kernel::{Machine, logger};
 use bulkhead_xen::{DeviceStops, StopDevice, StopRegistration};
 use core::sync::atomic::{AtomicU32, Ordering};
 
-/// A device that is not there.
+/// A stand-in for a device.
 struct Device {
-    /// It stops after so many looks.
+    /// The number of looks after which it stops.
     looks_left: AtomicU32,
-    /// Its driver fails when it is to be stopped.
+    /// True if its driver fails when it is to be stopped.
     fails: bool,
 }
 

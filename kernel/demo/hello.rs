@@ -1,4 +1,4 @@
-//! Boots, shows that everything works, and does what `test=` on the command line asks for.
+//! Boots, shows that everything works, and does the test that `test=` on the command line names.
 #![no_std]
 #![no_main]
 
@@ -106,7 +106,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
     ShutdownReason::Poweroff
 }
 
-/// Says what is typed, until `q`; sleeps in between.
+/// Echoes what is typed, until `q`; sleeps in between.
 fn echo(machine: &Machine) {
     let mut wakes = 0;
     loop {
@@ -298,7 +298,7 @@ fn descriptors() -> usize {
     register.base
 }
 
-/// The topmost page table. PVH only: a PV domain does not know where its own is.
+/// Returns the topmost page table. PVH only: a PV domain does not know the address of its own.
 fn page_table() -> usize {
     let address;
     // SAFETY: reading cr3 in ring 0 has no effect.
@@ -314,7 +314,7 @@ fn fault(address: usize) {
 /// The instruction that returns to the caller.
 const RET: u8 = 0xc3;
 
-/// Calls what was made an instruction just now, in memory for data.
+/// Calls an instruction that was just written, in memory for data.
 fn execute(place: *mut u8) {
     // SAFETY: the caller's own memory; if it can be executed, then it only returns.
     unsafe {
@@ -324,7 +324,7 @@ fn execute(place: *mut u8) {
     log::error!("data at {place:?} was executed");
 }
 
-/// In seconds.
+/// The watchdog's time-out in seconds.
 const WATCHDOG: u32 = 10;
 
 fn hang() {
@@ -351,7 +351,7 @@ fn exhaust() {
     }
 }
 
-/// Takes and touches every page there is, and gives all of them back.
+/// Takes and touches every free page, and gives all of them back.
 fn take_all_pages() {
     const RUN: usize = 64;
     let before = memory::statistics().free;

@@ -1,6 +1,6 @@
 //! Two domains in conversation: one grants a page and a port, the other uses them.
 //!
-//! `test=grant peer=DOMID` first, then, with what it says, `test=map peer=DOMID port=PORT`.
+//! `test=grant peer=DOMID` runs first, then, with the port that it prints, `test=map peer=DOMID port=PORT`.
 
 use alloc::vec::Vec;
 use bulkhead_kernel::{Machine, command_line, memory};
@@ -23,7 +23,7 @@ fn number(machine: &Machine, key: &str) -> u32 {
         .unwrap_or_else(|_| panic!("{key}={text}: not a number"))
 }
 
-/// Two counters at the start of the shared page: one from each side.
+/// Returns two counters at the start of the shared page: one from each side.
 fn counters(page: NonNull<u8>) -> (&'static AtomicU64, &'static AtomicU64) {
     let first = page.cast::<u64>().as_ptr();
     // SAFETY: the page stays until the conversation is over; both sides only use atomics.
@@ -35,7 +35,7 @@ fn counters(page: NonNull<u8>) -> (&'static AtomicU64, &'static AtomicU64) {
     }
 }
 
-/// Blocks until a counter has a value; true if every wake-up came.
+/// Blocks until a counter has a value.
 fn wait_for(machine: &Machine, counter: &AtomicU64, value: u64) {
     while counter.load(Ordering::Acquire) != value {
         machine.hypervisor.block(None);
@@ -50,7 +50,7 @@ fn bus_address(page: NonNull<u8>) -> NonNull<u64> {
     unsafe { page.cast::<u64>().add(2) }
 }
 
-/// Grants a page, answers every count, and takes the grant back.
+/// Grants a page, answers every count, and ends the grant.
 pub fn grant(machine: &Machine) {
     let hypervisor = machine.hypervisor;
     let peer = DomId(number(machine, "peer") as u16);

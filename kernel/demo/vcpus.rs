@@ -15,7 +15,7 @@ static TURN: AtomicU32 = AtomicU32::new(0);
 static DONE: AtomicU32 = AtomicU32::new(0);
 /// The time at which the turn was passed on, in nanoseconds.
 static PASSED: AtomicU64 = AtomicU64::new(0);
-/// Words by how long they took: each class is up to twice as long as the one before.
+/// The numbers of hand-overs by the time that each took: each class is up to twice as long as the one before.
 static TOOK: [AtomicU32; 16] = [const { AtomicU32::new(0) }; 16];
 
 /// Crashes another vCPU, for `test=vcpu-…`.
@@ -34,7 +34,7 @@ pub fn crash_elsewhere(machine: &Machine, crash: fn()) -> ! {
     }
 }
 
-/// Keeps all vCPUs alive but the last one, which says so once, for `test=vcpu-hang`.
+/// Keeps all vCPUs alive but the last one, which beats once and then hangs, for `test=vcpu-hang`.
 pub fn hang_elsewhere(machine: &Machine, seconds: u32, hang: fn()) -> ! {
     watchdog::start(seconds);
     let last = VcpuId(machine.vcpus - 1);
@@ -57,7 +57,7 @@ fn live() -> ! {
     }
 }
 
-/// Starts all vCPUs, passes the word around, and has all of them use the heap at once.
+/// Starts all vCPUs, has them pass a turn around, and has all of them use the heap at once.
 pub fn show(machine: &Machine) {
     let before = memory::statistics().free;
     let all = 1 + start_vcpus(machine.other_vcpus(), |id| {

@@ -1,7 +1,7 @@
 //! The domain's command line: words, some of them `key=value`.
 
-/// A word of the command line that is `key=value`; the last one wins. A word that is `key` alone
-/// has an empty value.
+/// Returns the value of a word of the command line that is `key=value`; the last such word counts. A word that is `key`
+/// alone has an empty value.
 ///
 /// ```
 /// use bulkhead_kernel::command_line::value;
@@ -20,7 +20,7 @@ pub fn value<'a>(line: &'a str, key: &str) -> Option<&'a str> {
         .next_back()
 }
 
-/// Returns the words that no one reads; `known` are the keys that `main` reads. Such words are probably mistyped.
+/// Returns the words that no code reads; `known` are the keys that `main` reads. Such words are probably mistyped.
 ///
 /// Words that are meant for another kernel are passed over: xl makes `root=` of a configuration's own `root`
 /// and puts it before `extra`; bootloaders add the name of the kernel's file and `BOOT_IMAGE=`; and other
@@ -62,8 +62,8 @@ const FOREIGN: [&str; 15] = [
     "splash",
 ];
 
-/// The log level that the command line asks for (`log=off|error|warn|info|debug|trace`), or what
-/// is wrong with it.
+/// Returns the log level that the command line asks for (`log=off|error|warn|info|debug|trace`), or the word if it is
+/// not one of these.
 pub fn log_level(line: &str) -> Result<log::LevelFilter, &str> {
     match value(line, LOG) {
         None => Ok(log::LevelFilter::Info),

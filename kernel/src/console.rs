@@ -1,8 +1,8 @@
 //! The console ring (`io/console.h`): text out, keys in.
 //!
-//! The ring holds two kilobytes, and its reader in dom0 may be late, or never come. No vCPU that
-//! serves disks waits for the reader: what does not fit is kept here until there is room, and what does not
-//! fit here either is dropped, and counted in the output.
+//! The ring holds two kilobytes, and its reader in dom0 may be late, or never come. No vCPU that serves disks waits for
+//! the reader: output that does not fit is kept here until there is room, and output that does not fit here either is
+//! dropped, and counted in the output.
 
 use bulkhead_xen::abi::console::{ConsoleRing, IN_BYTES, OUT_BYTES};
 use core::fmt::{self, Write};
@@ -10,10 +10,10 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
 use heapless::Deque;
 
-/// Number of bytes kept for a late reader: about three hundred lines.
+/// The bytes kept for a late reader: about three hundred lines.
 const KEPT: usize = 32 << 10;
 
-/// Our end of a console ring.
+/// This domain's end of a console ring.
 pub struct Console {
     ring: Option<NonNull<ConsoleRing>>,
     /// Text that waits for room in the ring.
@@ -30,14 +30,13 @@ unsafe impl Send for Console {}
 pub enum OnFull<'a> {
     /// Keeps the text as far as there is room for it, and drops the rest. The caller does not wait.
     Keep,
-    /// The reader is waited for, as long as the function waits a little and says so: false if it has
-    /// waited long enough. Then the text is dropped, and later texts do not wait at all until
-    /// the reader has read something.
+    /// Waits for the reader, as long as the function waits a little and returns true; false ends the wait. Then the
+    /// text is dropped, and later texts do not wait at all until the reader has read something.
     Wait(&'a mut dyn FnMut() -> bool),
 }
 
 impl Console {
-    /// A console without a ring.
+    /// Returns a console without a ring.
     pub const fn detached() -> Self {
         Console {
             ring: None,
@@ -78,7 +77,7 @@ impl Console {
         unsafe { &(*self.ring()).out_prod }
     }
 
-    /// True if everything written has been read.
+    /// Returns whether everything written has been read.
     pub fn is_drained(&self) -> bool {
         self.kept.is_empty()
             && self.out_cons().load(Ordering::Acquire) == self.out_prod().load(Ordering::Relaxed)
@@ -214,7 +213,7 @@ impl Console {
         worth
     }
 
-    /// True if there is input to read.
+    /// Returns whether there is input to read.
     pub fn has_input(&self) -> bool {
         let (consumed, produced) = self.input_indices();
         produced.load(Ordering::Acquire) != consumed.load(Ordering::Relaxed)
@@ -246,7 +245,7 @@ impl Console {
     }
 }
 
-/// Turns line ends into what terminals expect, and hands pieces of text on.
+/// Turns line ends into those that terminals expect, and passes pieces of text on.
 pub struct Lines<F: FnMut(&str)>(pub F);
 
 impl<F: FnMut(&str)> Write for Lines<F> {

@@ -26,12 +26,12 @@ pub enum Way {
 static PVH: AtomicBool = AtomicBool::new(false);
 static SHARED: AtomicPtr<SharedInfo> = AtomicPtr::new(ptr::null_mut());
 
-/// Notes how the domain was booted.
+/// Notes the way in which the domain was booted.
 pub fn set_way(way: Way) {
     PVH.store(way == Way::Pvh, Ordering::Relaxed);
 }
 
-/// True on PVH, false on PV.
+/// Returns true on PVH, false on PV.
 pub fn is_pvh() -> bool {
     PVH.load(Ordering::Relaxed)
 }
@@ -41,26 +41,26 @@ pub fn set_shared(page: *mut SharedInfo) {
     SHARED.store(page, Ordering::Release);
 }
 
-/// The event-channel bitmaps.
+/// Returns the event-channel bitmaps.
 pub fn bitmaps() -> Bitmaps {
     // SAFETY: set once at boot to the shared page, which stays.
     unsafe { Bitmaps::new(SHARED.load(Ordering::Acquire)) }
 }
 
-/// The time of day at system time 0.
+/// Returns the time of day at system time 0.
 pub fn wall_clock_at_zero() -> Duration {
     // SAFETY: set once at boot to the shared page, which stays.
     unsafe { time::wall_clock_at_zero(SHARED.load(Ordering::Acquire)) }
 }
 
-/// A vCPU's part of the shared page.
+/// Returns a vCPU's part of the shared page.
 pub fn vcpu_info(id: VcpuId) -> *mut VcpuInfo {
     let page = SHARED.load(Ordering::Acquire);
     // SAFETY: set once at boot to the shared page, which stays; nothing is accessed here.
     unsafe { &raw mut (*page).vcpu_info[id.0 as usize] }
 }
 
-/// Forgets all notifications of event channels, once the page that has them is known.
+/// Forgets all notifications of event channels, once the page with them is known.
 #[cfg(feature = "recover")]
 pub fn forget_events() {
     if SHARED.load(Ordering::Acquire).is_null() {
@@ -75,7 +75,7 @@ pub fn forget_events() {
     }
 }
 
-/// Forgets what a vCPU that has stopped was notified of, and lets the next notification interrupt it.
+/// Forgets the notifications of a vCPU that has stopped, and has the next one raise an upcall.
 #[cfg(feature = "recover")]
 pub fn allow_upcall(id: VcpuId) {
     let (mask, pending, selector) = upcall_fields(id);
@@ -84,13 +84,13 @@ pub fn allow_upcall(id: VcpuId) {
     mask.store(0, Ordering::SeqCst);
 }
 
-/// Lets an upcall be pending for a vCPU that has stopped: it takes it as soon as it goes on.
+/// Makes an upcall pending for a vCPU that has stopped: it takes the upcall as soon as it goes on.
 #[cfg(feature = "recover")]
 pub fn raise_upcall(id: VcpuId) {
     upcall_fields(id).1.store(1, Ordering::SeqCst);
 }
 
-/// The fields of a vCPU's part of the shared page: its upcall mask, its pending flag, and the selector.
+/// Returns the fields of a vCPU's part of the shared page: its upcall mask, its pending flag, and the selector.
 #[cfg(feature = "recover")]
 fn upcall_fields(id: VcpuId) -> (&'static AtomicU8, &'static AtomicU8, &'static AtomicU64) {
     let info = vcpu_info(id);

@@ -13,7 +13,7 @@ pub struct PortSet {
 }
 
 impl PortSet {
-    /// No ports.
+    /// Returns a set without ports.
     pub const fn new() -> Self {
         PortSet {
             ports: [const { AtomicU64::new(0) }; EVENT_WORDS],
@@ -98,7 +98,7 @@ impl Bitmaps {
             .fetch_or(1 << (port.0 % 64), Ordering::SeqCst);
     }
 
-    /// Forgets a notification; true if there was one.
+    /// Forgets a notification. Returns whether there was one.
     pub fn clear(&self, port: Port) -> bool {
         let bit = 1 << (port.0 % 64);
         self.pending(port.0 as usize / 64)
@@ -122,11 +122,10 @@ impl Bitmaps {
         }
     }
 
-    /// Takes every pending, unmasked notification among `ports` off the bitmaps and names it.
+    /// Takes every pending, unmasked notification among `ports` off the bitmaps, and calls `sink` with its port.
     ///
-    /// The order is the one that loses nothing: first the vCPU's flag, then the selector, then
-    /// the words. Xen sets them the other way round, so whatever comes in meanwhile sets the flag
-    /// again. Bits of ports that go to other vCPUs stay.
+    /// The order loses nothing: first the vCPU's flag, then the selector, then the words. Xen sets them the other way
+    /// round, so a notification that comes meanwhile sets the flag again. Bits of ports that go to other vCPUs stay.
     ///
     /// # Safety
     /// `vcpu` is the calling vCPU's part of the shared page.
@@ -150,7 +149,8 @@ impl Bitmaps {
         }
     }
 
-    /// Takes every pending, unmasked notification of a word among `ports` off the bitmaps and names it.
+    /// Takes every pending, unmasked notification of a word among `ports` off the bitmaps, and calls `sink` with its
+    /// port.
     fn take_word(&self, word: usize, ports: &PortSet, sink: &mut dyn FnMut(Port)) {
         let ours = ports.ports[word].load(Ordering::Relaxed)
             & !self.mask_word(word).load(Ordering::SeqCst);
@@ -162,8 +162,8 @@ impl Bitmaps {
         }
     }
 
-    /// Keeps Xen from raising upcalls on a vCPU: while all bits of its selector are set, Xen takes it to know of each
-    /// notification (`evtchn_2l_set_pending`). They are found by [`next_held`](Self::next_held).
+    /// Keeps Xen from raising upcalls on a vCPU: while all bits of its selector are set, Xen takes the vCPU to know of
+    /// each notification (`evtchn_2l_set_pending`). [`next_held`](Self::next_held) finds the notifications.
     ///
     /// # Safety
     /// `vcpu` is the calling vCPU's part of the shared page.
@@ -176,7 +176,7 @@ impl Bitmaps {
         }
     }
 
-    /// Lets Xen raise upcalls on a vCPU for notifications from now on. Those of before are there.
+    /// Allows Xen to raise upcalls on a vCPU for notifications from now on. Earlier ones are pending already.
     ///
     /// # Safety
     /// `vcpu` is the calling vCPU's part of the shared page.
@@ -214,8 +214,8 @@ impl Bitmaps {
         None
     }
 
-    /// Takes every pending, unmasked notification among `ports` off the bitmaps and names it, where upcalls are
-    /// [held](Self::hold_upcalls).
+    /// Takes every pending, unmasked notification among `ports` off the bitmaps, and calls `sink` with its port, where
+    /// upcalls are [held](Self::hold_upcalls).
     #[inline]
     pub fn take_held(&self, ports: &PortSet, sink: &mut dyn FnMut(Port)) {
         let mut next = self.next_held(0, ports);
@@ -241,7 +241,7 @@ mod tests {
             (page, unsafe { Bitmaps::new(shared) }, shared.cast())
         }
 
-        /// Does what Xen's `evtchn_2l_set_pending` does.
+        /// Sets a port pending, as Xen's `evtchn_2l_set_pending` does.
         fn notify(&mut self, port: u32) {
             let shared = self.0.as_mut_ptr();
             let (word, bit) = (port as usize / 64, 1u64 << (port % 64));

@@ -1,4 +1,4 @@
-//! Our own grant table, mapped when it is first asked for.
+//! This domain's grant table, mapped when it is first asked for.
 
 use crate::memory::{map, pv};
 use crate::{domain, hypercall};
@@ -17,10 +17,10 @@ static TAKEN: AtomicBool = AtomicBool::new(false);
 #[cfg(feature = "recover")]
 static MAPPED: spin::Once<&'static [EntryV1]> = spin::Once::new();
 
-/// The most frames we ask for: xl's own default limit.
+/// The most frames that are asked for: xl's own default limit.
 const MAX_FRAMES: u32 = 64;
 
-/// All entries that Xen lets us have; `None` after the first call, or if there is no table.
+/// Returns all entries that Xen lets this domain have; `None` after the first call, or if there is no table.
 pub fn own_table() -> Option<&'static [EntryV1]> {
     if TAKEN.swap(true, Ordering::Relaxed) {
         return None;
@@ -34,8 +34,8 @@ pub fn own_table() -> Option<&'static [EntryV1]> {
     }
 }
 
-/// Returns the page frames, as far as they are memory of ours, of all pages that a boot before this one has granted to other
-/// domains. `special` is the address for pages that Xen shares with us, with page tables.
+/// Returns the page frames, as far as they are memory of this domain, of all pages that a boot before this one has
+/// granted to other domains. `special` is the address for pages that Xen shares with this domain, with page tables.
 ///
 /// # Panics
 /// If Xen gives no table.
@@ -48,8 +48,8 @@ pub fn granted_before(special: u64) -> impl Iterator<Item = u64> + Clone {
     granted(entries)
 }
 
-/// Returns whether an entry of the table, of this boot or of one before, lets another domain have a page of ours at these
-/// addresses.
+/// Returns whether an entry of the table, of this boot or of one before, grants another domain a page of this domain at
+/// these addresses.
 #[cfg(feature = "recover")]
 pub fn has_granted(addresses: Range<u64>) -> bool {
     let page = PAGE_SIZE as u64;
@@ -65,7 +65,7 @@ fn granted(entries: &[EntryV1]) -> impl Iterator<Item = u64> + Clone {
     used.map(|entry| page_frame(entry.frame.load(Ordering::Relaxed).into()))
 }
 
-/// Returns the page frame that a grant of our own names: on PV, it names the machine frame.
+/// Returns the page frame that a grant of this domain names: on PV, the grant names the machine frame.
 #[cfg(feature = "recover")]
 pub fn page_frame(frame: u64) -> u64 {
     match domain::is_pvh() {
@@ -74,7 +74,7 @@ pub fn page_frame(frame: u64) -> u64 {
     }
 }
 
-/// Maps the table: the first page of the special ones is the shared info page, and the table follows.
+/// Maps the table: the first of the special pages is the shared info page, and the table follows.
 fn map(special: u64) -> Result<&'static [EntryV1], Errno> {
     let address = special + PAGE_SIZE as u64;
     let frames = map_frames(address)?;

@@ -57,7 +57,7 @@ hypercalls! {
     hvm_op = 34 (command in "rdi", argument in "rsi");
 }
 
-/// The address of `argument`, as hypercalls take it.
+/// Returns the address of `argument` in the form that hypercalls take.
 pub fn pointer<T>(argument: &mut T) -> u64 {
     &raw mut *argument as u64
 }

@@ -29,7 +29,7 @@
 //!   memory   domain   cpu   event_channels   vcpu   time   hypercall
 //! ```
 //!
-//! Modules need only what is below or beside them, and nothing needs what needs it.
+//! A module needs only modules below or beside it, and none that needs it.
 //!
 //! No Rust code is ever interrupted: upcalls are masked but inside
 //! [`Hypervisor::block`](bulkhead_xen::Hypervisor::block), which is assembly. Whatever is pending
@@ -37,11 +37,11 @@
 //! the red zone below its stack pointer. The other vCPUs run what
 //! `start_vcpus` gives them, in the same way.
 //!
-//! Without the feature `unikernel`, only what needs no hypervisor is compiled, so that it can be
-//! tested on a host.
+//! Without the feature `unikernel`, only the modules that need no hypervisor are compiled, so that they can be tested
+//! on a host.
 //!
-//! Read next: `boot` for how the domain comes up, [`memory`] for where everything is, and
-//! `README.md` for how a binary is built and linked.
+//! Read next: `boot`, the start of the domain; [`memory`], the layout of its memory; and `README.md`, the building and
+//! linking of a binary.
 
 #![cfg_attr(not(test), no_std)]
 

@@ -1,5 +1,4 @@
-//! The signs of life that a vCPU gives, and its memory of another vCPU's, from which it tells whether that
-//! one hangs.
+//! The signs of life of a vCPU, and its record of another vCPU's, by which it notices that the other one hangs.
 
 use bulkhead_xen::VcpuId;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -9,14 +8,14 @@ use core::time::Duration;
 #[derive(Debug)]
 pub struct Seen {
     vcpu: AtomicU32,
-    /// Number of times that it had come back to its work.
+    /// The number of times that the other one had come back to its work.
     beats: AtomicU32,
     /// The time for which it had run by then, in nanoseconds.
     ran: AtomicU64,
 }
 
 impl Seen {
-    /// Nothing was seen yet.
+    /// Returns a record of a vCPU of which no sign was seen yet.
     pub const fn new() -> Seen {
         Seen {
             vcpu: AtomicU32::new(u32::MAX),
@@ -49,16 +48,16 @@ impl Default for Seen {
 /// Per-vCPU state of the watchdog.
 #[derive(Debug)]
 pub struct Liveness {
-    /// Number of times that the vCPU came back to show that it lives.
+    /// The number of times that the vCPU came back to show that it lives.
     pub beats: AtomicU32,
-    /// Number of times that the vCPU woke since then.
+    /// The number of times that the vCPU woke since then.
     pub wakes: AtomicU32,
     /// The signs of life seen of its neighbour.
     pub neighbour: Seen,
 }
 
 impl Liveness {
-    /// That of a vCPU that does not run yet.
+    /// Returns the state of a vCPU that does not run yet.
     pub const fn new() -> Liveness {
         Liveness {
             beats: AtomicU32::new(0),

@@ -20,7 +20,7 @@ static SERVING: AtomicBool = AtomicBool::new(false);
 
 /// The longest time that a full ring may delay one line before disks are served.
 const PATIENCE: Duration = Duration::from_millis(20);
-/// Number of checks for a vCPU that is about to stop: some milliseconds.
+/// The number of checks for a vCPU that is about to stop: some milliseconds.
 const STOPPING: u32 = 1_000_000;
 /// The longest time that the last words may delay a shutdown.
 const LAST_PATIENCE: Duration = Duration::from_millis(500);
@@ -35,12 +35,12 @@ pub unsafe fn use_ring(ring: NonNull<ConsoleRing>, port: Port) {
     unsafe { CONSOLE.lock().attach(ring) };
 }
 
-/// From now on, lets no line wait for the console's reader: the vCPU may be serving a guest.
+/// Has no line wait for the console's reader from now on: the vCPU may be serving a guest.
 pub fn never_wait() {
     SERVING.store(true, Ordering::Relaxed);
 }
 
-/// The console's port: notified when something was typed, or when output was read.
+/// Returns the console's port, which is notified when something was typed, or when output was read.
 pub fn port() -> Option<Port> {
     Some(Port(PORT.load(Ordering::Relaxed))).filter(|port| port.0 != 0)
 }
@@ -64,7 +64,7 @@ fn notify() {
     let _ = event_channels::notify(Port(PORT.load(Ordering::Relaxed)));
 }
 
-/// Sleeps until the console's other end notifies us, or `until`. False once that is reached.
+/// Sleeps until the console's other end sends a notification, or until `until`. Returns false once that is reached.
 fn wait_for_reader(until: Instant) -> bool {
     if !CLOCK.load(Ordering::Acquire) || vcpu::now() >= until {
         return false;
@@ -120,7 +120,7 @@ fn emit(console: &mut Console, message: fmt::Arguments<'_>, patience: Option<Dur
     notify();
 }
 
-/// Notifies of typed input: waiting for the reader has consumed the notification.
+/// Repeats the notification of typed input: waiting for the reader has consumed it.
 fn raise() {
     // The toolstack's ports are delivered to the first vCPU.
     if let Some(first) = vcpu::of(VcpuId(0)) {
@@ -178,8 +178,8 @@ pub fn start_logging(level: log::LevelFilter) {
     }
 }
 
-/// One byte of console input, if there is any. To be called whenever the console's port is notified, of
-/// input or of room for output: it passes on the output that waits for that.
+/// Returns one byte of console input, if there is any. The caller calls this whenever the console's port is notified,
+/// of input or of room for output: it passes on the output that waits for room.
 pub fn read() -> Option<u8> {
     let mut console = CONSOLE.lock();
     if !console.is_attached() {

@@ -39,16 +39,16 @@ pub struct Machine {
     pub command_line: &'static str,
     /// The modules that the builder loaded beside the kernel.
     pub modules: Modules,
-    /// Our end of the xenstore ring.
+    /// This domain's end of the xenstore ring.
     pub store: StoreRing,
     /// The console's port, notified when something was typed: see [`crate::logger::read`].
     pub console: Option<Port>,
-    /// Where a driver registers its devices, which are stopped before the domain ends, whatever ends it but Xen
-    /// or the tool stack.
+    /// The registry of devices: drivers register their devices here, so that these are stopped before the domain ends,
+    /// whatever ends it but Xen or the tool stack.
     pub devices: &'static DeviceStops,
     /// The time at which the domain's first instruction ran.
     pub started: Instant,
-    /// Number of vCPUs of the domain, including the one that runs `main`.
+    /// The number of vCPUs of the domain, including the one that runs `main`.
     pub vcpus: u32,
     /// The boot before this one in the same domain, if there was one.
     #[cfg(feature = "recover")]
@@ -61,9 +61,9 @@ pub struct Machine {
 pub struct Restarted {
     /// Its outcome.
     pub before: Before,
-    /// Number of restarts after crashes since the domain was built.
+    /// The number of restarts after crashes since the domain was built.
     pub number: u32,
-    /// Number of boots before this one since the domain was built.
+    /// The number of boots before this one since the domain was built.
     pub boots: u32,
     /// The report of its failure, if it has failed.
     pub report: String,

@@ -1,24 +1,25 @@
 //! Random numbers for keys: the processor's, tested, and mixed.
 //!
-//! The words come from the instruction RDRAND. Every one is tested as NIST SP 800-90B (section 4.4) has it, and so are
-//! the first ones together, before any is used. What is given out is a hash of a pool into which words and the time
-//! stamp counter are hashed each time: neither what was given out before nor what comes later can be told from it, and
-//! a processor whose numbers are known to somebody still leaves them the counter's low bits to guess.
+//! The words come from the instruction RDRAND. Each is tested by the rules of NIST SP 800-90B (section 4.4), and so are
+//! the first ones together, before any is used. The output is a hash of a pool into which words and the time stamp
+//! counter are hashed each time. It reveals neither earlier nor later output, and to somebody who knows a processor's
+//! numbers, the counter's low bits are still unknown.
 
 use core::fmt;
 use sha2::{Digest, Sha256};
 
-/// The words that are looked at before the first is used.
+/// The number of words that are tested before the first is used.
 const TRIAL: usize = 1024;
 
-/// The words that are mixed in before bytes are given out: 256 bits.
+/// The number of words that are mixed in before bytes are given out: 256 bits.
 const FRESH: usize = 4;
 
-/// How often a word is asked for (Intel's guide to the generator, section 5.2.1: ten failures in a row mean a fault).
+/// The number of times that a word is asked for (Intel's guide to the generator, section 5.2.1: ten failures in a row
+/// mean a fault).
 const ATTEMPTS: usize = 10;
 
-/// The ones by which the trial's words may differ from half of their bits: ten times the standard deviation, which is
-/// half the root of the number of bits.
+/// The most by which the number of ones in the trial's words may differ from half of their bits: ten times the standard
+/// deviation, which is half the root of the number of bits.
 const MOST_EXCESS: u32 = 10 * 128;
 
 /// The reason why there are no random numbers.
@@ -26,13 +27,13 @@ const MOST_EXCESS: u32 = 10 * 128;
 pub enum RandomFault {
     /// The processor has no generator.
     Missing,
-    /// It gives no words.
+    /// The generator gives no words.
     Silent,
-    /// It gives the same word again.
+    /// The generator gives the same word again.
     Repeats,
     /// A bit of its words never changes.
     Stuck,
-    /// It has many more ones than zeros, or fewer.
+    /// The words have many more ones than zeros, or fewer.
     Biased,
 }
 
@@ -58,12 +59,12 @@ pub struct Generator<W> {
     words: W,
     last: u64,
     pool: [u8; 32],
-    /// After a fault there are no numbers any more.
+    /// The fault after which there are no numbers any more.
     fault: Option<RandomFault>,
 }
 
 impl<W: FnMut() -> Option<u64>> Generator<W> {
-    /// Tests a source. `salt` goes into the pool: what is another in each domain, and at each start.
+    /// Tests a source. `salt` goes into the pool: bytes that differ in each domain, and at each start.
     pub fn start(words: W, salt: &[u8]) -> Result<Self, RandomFault> {
         let mut generator = Generator {
             words,
@@ -114,7 +115,7 @@ impl<W: FnMut() -> Option<u64>> Generator<W> {
         self.pool = mixed.finalize().into();
     }
 
-    /// Returns a word that differs from the one before: that two in a row are the same happens once in 2^64 times.
+    /// Returns a word that differs from the one before: two equal words in a row happen once in 2^64 times.
     fn word(&mut self) -> Result<u64, RandomFault> {
         let word = self.raw()?;
         if word == self.last {
@@ -190,7 +191,7 @@ mod tests {
     use crate::rdrand::{has_rdrand, rdrand};
     use std::cell::Cell;
 
-    /// Words that are as random as a test needs them (splitmix64).
+    /// Returns words that are random enough for a test (splitmix64).
     fn words(seed: u64) -> impl FnMut() -> Option<u64> {
         let mut state = seed;
         move || {

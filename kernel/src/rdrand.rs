@@ -1,5 +1,5 @@
-//! The processor's generator of random numbers, as it is. The module `random` (feature `random`) tests it and mixes what it
-//! gives.
+//! The processor's generator of random numbers, without any test. The module `random` (feature `random`) tests it and
+//! mixes its words.
 
 /// Returns a word of RDRAND; `None` if there is none at the moment, or the processor has no such instruction.
 pub fn rdrand() -> Option<u64> {

@@ -11,7 +11,7 @@ use spin::Mutex;
 
 static SPACE: Mutex<DeviceSpace> = Mutex::new(DeviceSpace::new());
 
-/// Registers of a device. Dropping this unmaps them.
+/// The registers of a device. Dropping this unmaps them.
 pub struct MappedRegisters {
     base: NonNull<u8>,
     pages: usize,

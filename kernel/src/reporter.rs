@@ -6,7 +6,7 @@ use bulkhead_xen::VcpuId;
 use bulkhead_xen::abi::sched::{self, VCPUOP_DOWN};
 use core::sync::atomic::{AtomicU32, Ordering};
 
-/// Its number, and one.
+/// The number of that vCPU, and one; 0 if there is none.
 static REPORTING: AtomicU32 = AtomicU32::new(0);
 
 /// Has the calling vCPU report a failure. Returns the number of the one that reports one already, which may be the
@@ -19,26 +19,26 @@ pub fn begin() -> Result<(), VcpuId> {
     }
 }
 
-/// Returns whether another vCPU than the calling one reports a failure: then nothing is begun any more.
+/// Returns whether another vCPU than the calling one reports a failure: no new action is begun then.
 #[cfg(feature = "recover")]
 pub fn is_another() -> bool {
     let reporting = REPORTING.load(Ordering::Relaxed);
     reporting != 0 && reporting != vcpu::current().id().0 + 1
 }
 
-/// Goes on as if the calling vCPU had nothing to report.
+/// Cancels the calling vCPU's report.
 #[cfg(feature = "recover")]
 pub fn cancel() {
     REPORTING.store(0, Ordering::SeqCst);
 }
 
-/// Lets the processor do something else for a moment.
+/// Gives the processor a moment for other work.
 pub fn pause() {
     // SAFETY: takes no argument.
     let _ = unsafe { hypercall::sched_op(sched::YIELD.into(), 0) };
 }
 
-/// Stops a vCPU. It stays so unless another one starts it again.
+/// Stops a vCPU. It stays stopped unless another one starts it again.
 pub fn stop(vcpu: VcpuId) {
     // SAFETY: takes no argument. A vCPU that does not run touches nothing.
     let _ = unsafe { hypercall::vcpu_op(VCPUOP_DOWN.into(), vcpu.0.into(), 0) };

@@ -1,10 +1,10 @@
-//! The start info that the builder gives a PVH domain (`hvm/start_info.h`), read into types of our own.
+//! The start info that the builder gives a PVH domain (`hvm/start_info.h`), read into types of this crate.
 
 use crate::memory::layout::{Ranges, TooFragmented, frames_of};
 use bulkhead_xen::abi::hvm::{self, MemmapEntry, ModuleEntry, StartInfo};
 use core::fmt;
 
-/// Room for the domain's command line.
+/// The most bytes of the domain's command line.
 pub const COMMAND_LINE_BYTES: usize = 4096;
 
 /// A module as the builder describes it.
@@ -27,7 +27,7 @@ pub struct PvhStart {
     pub modules: heapless::Vec<LoadedModule, 8>,
     /// Whole frames of memory.
     pub ram: Ranges,
-    /// The frames in which the start info itself lies, with all that it names but the modules.
+    /// The frames in which the start info itself lies, with all that it names except the modules.
     #[cfg(any(test, feature = "recover"))]
     pub own: Ranges,
 }
@@ -35,9 +35,9 @@ pub struct PvhStart {
 /// The reason why a start info cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadStart {
-    /// It does not begin with the magic number.
+    /// The start info does not begin with the magic number.
     Magic(u32),
-    /// It is version 0, or has no memory map.
+    /// The start info is of version 0, or has no memory map.
     NoMemoryMap,
     /// The memory map has too many pieces.
     TooFragmented,
@@ -81,8 +81,7 @@ fn number64(memory: &impl Memory, address: u64) -> u64 {
     u64::from_le_bytes(bytes)
 }
 
-/// Returns a text that a zero byte ends. Bytes other than ASCII become `?`; a text that is too long is cut
-/// off.
+/// Returns a text that a zero byte ends. Bytes other than ASCII become `?`; a text that is too long is cut off.
 fn text<const N: usize>(memory: &impl Memory, address: u64) -> heapless::String<N> {
     let mut text = heapless::String::new();
     if address == 0 {
@@ -98,7 +97,7 @@ fn text<const N: usize>(memory: &impl Memory, address: u64) -> heapless::String<
     text
 }
 
-/// A byte of a command line as a character.
+/// Returns a byte of a command line as a character.
 pub fn printable(byte: u8) -> char {
     if byte.is_ascii() {
         char::from(byte)
@@ -179,7 +178,7 @@ pub fn parse(memory: &impl Memory, address: u64) -> Result<PvhStart, BadStart> {
     })
 }
 
-/// The frames that lie in a piece of memory with all their bytes.
+/// Returns the frames that lie in a piece of memory with all their bytes.
 fn whole_frames(start: u64, bytes: u64) -> core::ops::Range<u64> {
     let page = bulkhead_xen::PAGE_SIZE as u64;
     start.div_ceil(page)..frames_of(start.saturating_add(bytes), 0).start

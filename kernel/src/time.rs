@@ -1,11 +1,11 @@
-//! The domain's clock: system time, read off the processor's counter as xen.h says.
+//! The domain's clock: system time, calculated from the processor's counter by the rules of xen.h.
 
 use bulkhead_xen::Instant;
 use bulkhead_xen::abi::shared_info::{SharedInfo, VcpuTimeInfo};
 use core::sync::atomic::{Ordering, fence};
 use core::time::Duration;
 
-/// System time at the counter value `tsc`, by one consistent copy of the time page.
+/// Returns the system time at the counter value `tsc`, by one consistent copy of the time page.
 ///
 /// The counter may be a little older than the page (it was read on another processor, or before
 /// an update): time then goes back from the page's stamp.
@@ -26,7 +26,7 @@ pub fn instant_at(info: &VcpuTimeInfo, tsc: u64) -> Instant {
     })
 }
 
-/// One consistent copy of a time page, together with a counter value read within it.
+/// Returns a consistent copy of a time page, together with a counter value read within it.
 ///
 /// # Safety
 /// `page` points at a `vcpu_time_info` that Xen keeps up to date for the calling vCPU.
@@ -48,7 +48,7 @@ pub unsafe fn sample(page: *const VcpuTimeInfo, counter: impl Fn() -> u64) -> (V
     }
 }
 
-/// The time of day at system time 0, UTC, as the time since the beginning of 1970, by one consistent copy.
+/// Returns the time of day at system time 0, UTC, as the time since the beginning of 1970, by one consistent copy.
 ///
 /// # Safety
 /// `page` points at a `shared_info` that Xen keeps up to date.
@@ -77,7 +77,7 @@ pub unsafe fn wall_clock_at_zero(page: *const SharedInfo) -> Duration {
     }
 }
 
-/// The processor's time stamp counter, not read before the loads that precede it.
+/// Returns the processor's time stamp counter, which is not read before the loads that precede it.
 pub fn counter() -> u64 {
     // SAFETY: plain instructions of every x86-64 processor; Xen lets guests use them.
     unsafe {

@@ -1,7 +1,7 @@
 //! Frames given to other domains and taken from them ([`FrameTransfer`]).
 //!
-//! Xen takes a frame from a PV domain only if nothing refers to it: it is unmapped before. Which page frame it
-//! has then, Xen's list says (the M2P, from the entry that accepted it); ours says it when it is adopted.
+//! Xen takes a frame from a PV domain only if nothing refers to it: it is unmapped before. Xen's list (the M2P) has the
+//! page frame of a frame from the entry that accepted it; this domain's list has it when it is adopted.
 
 use crate::hypercall;
 use crate::hypervisor::Hypercalls;
@@ -15,7 +15,7 @@ use bulkhead_xen::{
 };
 use core::ptr::NonNull;
 
-/// Frames for each hypercall.
+/// The number of frames for each hypercall.
 const BATCH: usize = 64;
 
 // SAFETY: a page that is kept has its frame still, and is mapped as it was; an adopted frame is mapped where it
@@ -47,7 +47,7 @@ unsafe impl FrameTransfer for Hypercalls {
     }
 }
 
-/// A page's frame number.
+/// Returns a page's frame number.
 fn number(page: NonNull<u8>) -> u64 {
     page.as_ptr().addr() as u64 / PAGE_SIZE as u64
 }

@@ -12,10 +12,10 @@
 //!
 //! **A timer of its own** (`cpu::tick`) interrupts the only vCPU of a PVH domain where the domain starts again after a hang.
 //!
-//! **Xen's timer** is what is left else if there is one vCPU alone, or if all hang. It counts while the domain
-//! is paused, too (`domain_watchdog_timeout` in Xen looks only whether the domain is shutting down). So
-//! the time-out is long; and while the first vCPU has nothing to do, the timer is off: it is set with
-//! the first thing that wakes that vCPU, and not for each.
+//! **Xen's timer** is what is left otherwise if there is one vCPU alone, or if all hang. It counts while the domain is
+//! paused, too (`domain_watchdog_timeout` in Xen only checks whether the domain is shutting down). So the time-out is
+//! long; and while the first vCPU has nothing to do, the timer is off: it is set with the first event that wakes that
+//! vCPU, and not for each.
 
 #[cfg(feature = "recover")]
 use crate::cpu::{exceptions::ExceptionFrame, tick};
@@ -48,16 +48,16 @@ pub fn start(seconds: u32) {
     TIMEOUT.store(seconds, Ordering::Relaxed);
 }
 
-/// Has vCPUs look at each other every half a second, and notice one that hangs for two seconds from the time on at which
-/// the domain would start again after that. To be called before [`interval`] is.
+/// Has vCPUs check each other every half a second, and notice one that hangs for two seconds, once the domain would
+/// start again after a hang. The caller calls this before [`interval`].
 #[cfg(feature = "recover")]
 pub fn watch_closely() {
     CLOSELY.store(true, Ordering::Relaxed);
 }
 
-/// Has a timer interrupt the only vCPU, on which this is called, so that a hang is noticed after two seconds from the time on
-/// at which the domain would start again after that. Does nothing on PV, where a frame that is pushed on the stack would
-/// overwrite live data, without an x2APIC, or if the watchdog is off.
+/// Has a timer interrupt the only vCPU, on which this is called, so that a hang is noticed after two seconds, once the
+/// domain would start again after a hang. Does nothing on PV, where a frame that is pushed on the stack would overwrite
+/// live data, without an x2APIC, or if the watchdog is off.
 #[cfg(feature = "recover")]
 pub fn watch_alone() {
     let on = TIMEOUT.load(Ordering::Relaxed) > 0;
@@ -67,7 +67,7 @@ pub fn watch_alone() {
     }
 }
 
-/// Called by the timer that interrupts the only vCPU, if that has not come back since the last tick.
+/// Called by the timer that interrupts the only vCPU, if that vCPU has not come back since the last tick.
 #[cfg(feature = "recover")]
 pub extern "C" fn silent(frame: &ExceptionFrame) {
     if tick::interrupted_itself(frame) {
@@ -136,7 +136,7 @@ pub fn beat() {
     }
 }
 
-/// The vCPU that comes after `id`, in turn, of those that have come back once.
+/// Returns the vCPU that comes after `id`, in turn, among those that have come back once.
 fn after(id: VcpuId) -> Option<&'static Vcpu> {
     let begun = |vcpu: &&Vcpu| vcpu.watchdog.beats.load(Ordering::Relaxed) > 0;
     let others = || vcpu::all().filter(begun).filter(|vcpu| vcpu.id() != id);
@@ -145,7 +145,7 @@ fn after(id: VcpuId) -> Option<&'static Vcpu> {
         .or_else(|| others().next())
 }
 
-/// Called when the calling vCPU has slept.
+/// Notes that the calling vCPU has slept.
 pub fn woken() {
     let here = vcpu::current();
     if here.id() == VcpuId(0) {
@@ -161,7 +161,7 @@ pub fn woken() {
     }
 }
 
-/// Sets Xen's timer anew; 0 turns it off. Only the first vCPU does.
+/// Sets Xen's timer anew; 0 turns it off. Only the first vCPU calls this.
 fn set_timer(timeout: u32) {
     let id = TIMER.load(Ordering::Relaxed);
     if (id == 0 && timeout == 0) || REFUSED.load(Ordering::Relaxed) {

@@ -42,7 +42,7 @@ impl Reader {
     }
 }
 
-/// No writer waits while there is room.
+/// Fails the test: no writer waits while there is room.
 fn no_wait() -> bool {
     panic!("there is room")
 }

@@ -1,6 +1,6 @@
-//! CPU exceptions: what each is called, and what is on the stack when one is reported.
+//! CPU exceptions: their names, and the stack when one is reported.
 
-/// The names of the exceptions, by vector (Intel SDM volume 3, table 6-1).
+/// Returns the name of an exception, by vector (Intel SDM volume 3, table 6-1).
 pub fn name(vector: u64) -> &'static str {
     match vector {
         0 => "divide error",
@@ -27,25 +27,25 @@ pub fn name(vector: u64) -> &'static str {
     }
 }
 
-/// The stack as the entry stubs leave it.
+/// The stack as the entry code leaves it.
 #[derive(Debug)]
 #[repr(C)]
 pub struct ExceptionFrame {
     /// r15, r14, r13, r12, r11, r10, r9, r8, rdi, rsi, rbp, rdx, rcx, rbx, rax.
     pub registers: [u64; 15],
-    /// Number of the exception.
+    /// The number of the exception.
     pub vector: u64,
     /// The processor's error code, or 0.
     pub error_code: u64,
-    /// Address of the instruction.
+    /// The address of the instruction.
     pub rip: u64,
-    /// Code segment.
+    /// The code segment.
     pub cs: u64,
-    /// Flags.
+    /// The flags.
     pub rflags: u64,
     /// The stack pointer.
     pub rsp: u64,
-    /// Stack segment.
+    /// The stack segment.
     pub ss: u64,
 }
 
@@ -56,11 +56,11 @@ impl ExceptionFrame {
         "rbx", "rax",
     ];
 
-    /// The frame pointer, from which a backtrace starts.
+    /// Returns the frame pointer, from which a backtrace starts.
     pub fn rbp(&self) -> u64 {
         self.registers[10]
     }
 }
 
-/// Vectors 0 to 31 have an entry.
+/// The number of vectors with an entry, from 0 on.
 pub const VECTORS: usize = 32;

@@ -1,7 +1,7 @@
 //! The processor's own tables on PVH: GDT, TSS with interrupt stacks, IDT.
 //!
-//! They have pages of their own, which boot makes read-only like the page tables. A write that goes
-//! astray ends in a report then, and not in a triple fault, which leaves none.
+//! They have pages of their own, which boot makes read-only like the page tables. A stray write then ends in a report,
+//! and not in a triple fault, which leaves no report.
 
 use super::exceptions::VECTORS;
 use super::nmi::{self, pvh_nmi};
@@ -48,7 +48,7 @@ struct Gate {
 impl Gate {
     const NONE: Gate = Gate { low: 0, high: 0 };
 
-    /// A 64-bit interrupt gate: present, privilege 0.
+    /// Returns a 64-bit interrupt gate: present, privilege 0.
     fn interrupt(address: u64, ist: u8) -> Gate {
         Gate {
             low: (address & 0xffff)
@@ -89,7 +89,7 @@ struct Tables {
 
 const _: () = assert!(size_of::<Descriptors>() == PAGE_SIZE);
 
-/// One vCPU's tables.
+/// The tables of a vCPU.
 pub struct CpuTables(UnsafeCell<Tables>);
 
 // SAFETY: written once by `fill`, then only used by the processor it belongs to.
@@ -107,7 +107,7 @@ static IDT: Idt = Idt(UnsafeCell::new([Gate::NONE; 256]));
 pub static BOOT_TABLES: CpuTables = CpuTables::new();
 
 impl CpuTables {
-    /// Empty tables.
+    /// Returns empty tables.
     const fn new() -> Self {
         CpuTables(UnsafeCell::new(Tables {
             // All zero, so that it takes no room in the ELF.
@@ -132,7 +132,7 @@ impl CpuTables {
         }))
     }
 
-    /// The page that nothing writes once the tables are filled.
+    /// Returns the page to which nothing is written once the tables are filled.
     pub fn constant_page(&self) -> u64 {
         self.0.get() as u64
     }
@@ -204,7 +204,7 @@ impl CpuTables {
     }
 }
 
-/// The interrupt table's page, which nothing writes once it is filled.
+/// Returns the interrupt table's page, to which nothing is written once it is filled.
 pub fn idt_page() -> Range<u64> {
     let start = IDT.0.get() as u64;
     start..start + PAGE_SIZE as u64
@@ -212,7 +212,7 @@ pub fn idt_page() -> Range<u64> {
 
 const CR0_WRITE_PROTECT: u64 = 1 << 16;
 
-/// Lets the calling vCPU write to read-only pages; returns the argument for [`restore_write_protection`].
+/// Allows the calling vCPU to write to read-only pages. Returns the argument for [`restore_write_protection`].
 ///
 /// # Safety
 /// On PVH. Until the protection is restored, only pages of the caller's choice are written.
@@ -235,7 +235,7 @@ pub unsafe fn restore_write_protection(cr0: u64) {
     unsafe { asm!("mov cr0, {}", in(reg) cr0, options(nostack)) };
 }
 
-/// Points every vector at its handler; `exception` says where an exception's is.
+/// Points every vector at its handler; `exception` returns the address of an exception's.
 ///
 /// # Safety
 /// Called once, on PVH, before any `load`. The entry points are code that handles exceptions.

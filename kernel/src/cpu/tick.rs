@@ -53,8 +53,8 @@ unsafe extern "C" {
     static pvh_tick_end: u8;
 }
 
-/// Returns whether a PVH domain has a local APIC (`apic=` in its configuration), and as an x2APIC (Intel SDM volume 2, CPUID
-/// leaf 1).
+/// Returns whether a PVH domain has a local APIC (`apic=` in its configuration), in the form of an x2APIC (Intel SDM
+/// volume 2, CPUID leaf 1).
 pub fn is_possible() -> bool {
     let leaf = __cpuid(1);
     domain::is_pvh() && leaf.edx & 1 << 9 != 0 && leaf.ecx & 1 << 21 != 0
@@ -63,7 +63,7 @@ pub fn is_possible() -> bool {
 /// Starts the timer, and enables interrupts.
 ///
 /// # Safety
-/// Where it [is possible](is_possible), on the only vCPU, whose events are set up.
+/// The timer [is possible](is_possible). The caller is the only vCPU, whose events are set up.
 pub unsafe fn start() {
     let info = vcpu::current().info();
     // SAFETY: by the contract. The handler is installed; nothing else uses the local APIC. Upcalls are held before
@@ -128,7 +128,7 @@ pub fn woke() {
     }
 }
 
-/// Lets the timer interrupt what follows.
+/// Allows the timer to interrupt the code that follows.
 ///
 /// # Safety
 /// Upcalls are held, and the handlers are installed.
@@ -137,14 +137,15 @@ pub unsafe fn enable_interrupts() {
     unsafe { asm!("sti", options(nostack)) };
 }
 
-/// Keeps the timer from interrupting what follows.
+/// Keeps the timer from interrupting the code that follows.
 pub fn disable_interrupts() {
     // SAFETY: nothing depends on interrupts.
     unsafe { asm!("cli", options(nostack)) };
 }
 
-/// Returns whether the handler has interrupted itself. It runs with interrupts disabled, so no processor does that, but the
-/// emulation of one (`docs/emulator-faults.md`). What it has interrupted first is lost then: it has one stack.
+/// Returns whether the handler has interrupted itself. It runs with interrupts disabled, so no processor does that, but
+/// the emulation of one (`docs/emulator-faults.md`). The state that it interrupted first is lost then: the handler has
+/// one stack.
 pub fn interrupted_itself(frame: &ExceptionFrame) -> bool {
     (&raw const pvh_tick_begin as u64..&raw const pvh_tick_end as u64).contains(&frame.rip)
 }

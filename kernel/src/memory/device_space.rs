@@ -1,19 +1,19 @@
-//! The addresses at which registers of devices are mapped: runs of pages out of a fixed number of them.
+//! The addresses at which registers of devices are mapped: runs of pages out of a fixed number of pages.
 
 use core::ops::Range;
 
 /// The most runs at a time.
 const RUNS: usize = 64;
 
-/// Which pages are in use.
+/// The pages that are in use.
 #[derive(Debug)]
 pub struct DeviceSpace {
-    /// In order.
+    /// The runs, in order.
     used: heapless::Vec<Range<usize>, RUNS>,
 }
 
 impl DeviceSpace {
-    /// All pages are free.
+    /// Returns a space in which all pages are free.
     pub const fn new() -> Self {
         DeviceSpace {
             used: heapless::Vec::new(),

@@ -2,7 +2,7 @@
 
 use core::ops::Range;
 
-/// Hands out runs of page frames. All of its bookkeeping is the bitmap it is given.
+/// Allocates runs of page frames. All of its bookkeeping is the bitmap that it is given.
 #[derive(Debug)]
 pub struct Frames<'a> {
     words: &'a mut [u64],
@@ -14,12 +14,12 @@ pub struct Frames<'a> {
 const BITS: usize = u64::BITS as usize;
 
 impl<'a> Frames<'a> {
-    /// Words of bitmap that `frames` frames need.
+    /// Returns the words of bitmap that `frames` frames need.
     pub const fn words_for(frames: usize) -> usize {
         frames.div_ceil(BITS)
     }
 
-    /// An allocator without any free frame. The bitmap's contents do not matter.
+    /// Returns an allocator without any free frame. The bitmap's contents do not matter.
     pub fn new(words: &'a mut [u64]) -> Self {
         words.fill(0);
         Frames {
@@ -79,7 +79,7 @@ impl<'a> Frames<'a> {
         self.take(end - run..end)
     }
 
-    /// Takes a frame if it is free; returns whether it was.
+    /// Takes a frame if it is free. Returns whether it was.
     pub fn take_frame(&mut self, frame: usize) -> bool {
         let is_free = self.next_free(frame) == Some(frame);
         if is_free {
@@ -113,7 +113,7 @@ impl<'a> Frames<'a> {
         self.set(run, true);
     }
 
-    /// The first free frame at or after `from`.
+    /// Returns the first free frame at or after `from`.
     fn next_free(&self, from: usize) -> Option<usize> {
         let mut word = from / BITS;
         let mut bits = self.words.get(word)? & (u64::MAX << (from % BITS));
@@ -126,7 +126,7 @@ impl<'a> Frames<'a> {
         }
     }
 
-    /// The first frame of `run` that is not free.
+    /// Returns the first frame of `run` that is not free.
     fn first_taken(&self, run: Range<usize>) -> Option<usize> {
         let mut at = run.start;
         while at < run.end {
@@ -227,7 +227,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against a plain list of flags: what is handed out was free, is the lowest run from
+        /// Compares the allocator with a plain list of flags: a run that is given out was free, and is the lowest from
         /// there on, and a refusal means that no such run exists.
         #[test]
         fn it_agrees_with_a_list_of_flags(

@@ -8,13 +8,13 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use talc::TalcLock;
 use talc::source::GlobalAllocSource;
 
-/// Blocks that the heap grows by: small enough for `memory=16`, large enough to be rare.
+/// The bytes by which the heap grows: small enough for `memory=16`, large enough to be rare.
 const BLOCK: usize = 256 * 1024;
 
 /// The most bytes that an allocation costs beside its own.
 const OVERHEAD: usize = 24;
 
-/// Bytes of the blocks that the heap has, and of what is allocated in them.
+/// The bytes of the blocks that the heap has, and those that are allocated in them.
 static BLOCKS: AtomicUsize = AtomicUsize::new(0);
 static USED: AtomicUsize = AtomicUsize::new(0);
 
@@ -52,7 +52,7 @@ unsafe impl GlobalAlloc for PageSource {
     }
 }
 
-/// The heap, which counts what is allocated.
+/// The heap, which counts the allocated bytes.
 struct Heap(TalcLock<spin::Mutex<()>, GlobalAllocSource<PageSource>>);
 
 // SAFETY: talc does the work, with the same arguments. Nothing is inlined where it is called: there are

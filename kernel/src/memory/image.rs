@@ -28,13 +28,13 @@ unsafe extern "C" {
     static __pristine_end: u8;
 }
 
-/// The initialised data.
+/// Returns the addresses of the initialised data.
 #[cfg(feature = "recover")]
 pub fn data() -> Range<u64> {
     &raw const __data_start as u64..&raw const __data_end as u64
 }
 
-/// Whole pages for a copy of the initialised data.
+/// Returns the whole pages for a copy of the initialised data.
 #[cfg(feature = "recover")]
 pub fn pristine() -> Range<u64> {
     &raw const __pristine as u64..&raw const __pristine_end as u64
@@ -56,24 +56,24 @@ pub fn writable_bss(mut each: impl FnMut(Range<u64>)) {
     }
 }
 
-/// The addresses of the image.
+/// Returns the addresses of the image.
 pub fn image() -> Range<u64> {
     &raw const __image_start as u64..&raw const __image_end as u64
 }
 
-/// The addresses of the image, and of the room behind it for later versions.
+/// Returns the addresses of the image, and of the room behind it for later versions.
 #[cfg(feature = "recover")]
 pub fn room() -> Range<u64> {
     &raw const __image_start as u64..room_end()
 }
 
-/// The end of the room that the image keeps for later versions: the image's own, if it keeps none. The domain's builder
-/// puts nothing before it.
+/// Returns the end of the room that the image keeps for later versions: the image's own end, if it keeps none. The
+/// domain's builder puts nothing before it.
 pub fn room_end() -> u64 {
     &raw const __room_end as u64
 }
 
-/// The parts of the image, and whether the processor can forbid executing some of them.
+/// Returns the parts of the image, and whether the processor can forbid executing some of them.
 pub fn image_parts() -> Image {
     let all = image();
     let (code_end, constants_end) = (&raw const __text_end as u64, &raw const __rodata_end as u64);
@@ -88,8 +88,8 @@ pub fn image_parts() -> Image {
     }
 }
 
-/// The pages that the processor itself reads: the interrupt table, the first vCPU's descriptors, the
-/// page tables at boot. With recovery, also those with the copy of the data.
+/// Returns the pages that the processor itself reads: the interrupt table, the first vCPU's descriptors, the page
+/// tables at boot. With recovery, also those with the copy of the data.
 fn tables() -> [Range<u64>; TABLES] {
     let descriptors = BOOT_TABLES.constant_page();
     [
@@ -101,18 +101,18 @@ fn tables() -> [Range<u64>; TABLES] {
     ]
 }
 
-/// True if `address` is in our code.
+/// Returns whether `address` is in our code.
 pub fn is_code(address: u64) -> bool {
     (&raw const __image_start as u64..&raw const __text_end as u64).contains(&address)
 }
 
-/// The page below the first vCPU's stack.
+/// Returns the page below the first vCPU's stack.
 pub fn stack_guard() -> Range<u64> {
     let guard = &raw const boot_stack_guard as u64;
     guard..guard + PAGE_SIZE as u64
 }
 
-/// The first vCPU's stack.
+/// Returns the addresses of the first vCPU's stack.
 pub fn boot_stack() -> Range<u64> {
     stack_guard().end..&raw const boot_stack_top as u64
 }

@@ -49,12 +49,12 @@ pub fn take_last(ranges: &mut Ranges, mut pages: u64) -> Result<Ranges, TooFragm
 /// Returns the number of pages of the memory map that do not exist, given the number that the domain has
 /// according to Xen.
 ///
-/// Where `maxmem=` is more than `memory=`, the memory map of a PVH domain shows all that it may ever have, and
-/// Xen puts a page behind an address on the first access, until the domain uses as many pages as it has: one
-/// more access ends the domain. Xen also counts pages that are not in the map: its special pages, the ACPI
-/// tables.
+/// If `maxmem=` is more than `memory=`, the memory map of a PVH domain shows all memory that it may ever have, and Xen
+/// puts a page behind an address on the first access, until the domain uses as many pages as it has: one more access
+/// ends the domain. Xen also counts pages that are not in the map: its special pages, the ACPI tables.
 pub fn not_there(map: u64, reservation: u64) -> u64 {
-    /// More than Xen's builder makes of those (`NR_SPECIAL_PAGES` in libxenguest is 8).
+    /// A number of pages that is larger than that of Xen's builder beside the map (`NR_SPECIAL_PAGES` in libxenguest is
+    /// 8).
     const BESIDE_THE_MAP: u64 = 64;
     match map.saturating_sub(reservation) {
         0 => 0,
@@ -62,7 +62,7 @@ pub fn not_there(map: u64, reservation: u64) -> u64 {
     }
 }
 
-/// The frames that `bytes` from `start` touch.
+/// Returns the frames that `bytes` from `start` touch.
 pub fn frames_of(start: u64, bytes: u64) -> Range<u64> {
     let page = PAGE_SIZE as u64;
     start / page..start.saturating_add(bytes).div_ceil(page)
@@ -71,15 +71,15 @@ pub fn frames_of(start: u64, bytes: u64) -> Range<u64> {
 /// The address space above the domain's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AddressSpace {
-    /// Address for pages that Xen shares with us: the shared info page, our grant table.
+    /// The address for pages that Xen shares with this domain: the shared info page, the grant table.
     pub special: u64,
     /// The largest number of those pages.
     pub special_pages: u64,
-    /// Address for registers of devices that the domain was given (PV only).
+    /// The address for registers of devices that the domain was given (PV only).
     pub devices: u64,
     /// The largest number of their pages.
     pub device_pages: u64,
-    /// Address for other domains' pages.
+    /// The address for other domains' pages.
     pub foreign: u64,
     /// The largest number of those pages.
     pub foreign_pages: u64,
@@ -112,7 +112,7 @@ impl AddressSpace {
         }
     }
 
-    /// The address after it.
+    /// Returns the address after it.
     pub fn end(&self) -> u64 {
         self.foreign + self.foreign_pages * PAGE_SIZE as u64
     }

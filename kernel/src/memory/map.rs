@@ -33,7 +33,7 @@ pub fn get() -> &'static MemoryMap {
     MAP.get().expect("memory is not set up yet")
 }
 
-/// True if `len` bytes from `address` are memory that can be read.
+/// Returns whether `len` bytes from `address` are memory that can be read.
 pub fn is_memory(address: u64, len: u64) -> bool {
     let page = PAGE_SIZE as u64;
     let Some(end) = address.checked_add(len) else {
@@ -55,14 +55,14 @@ pub fn is_memory(address: u64, len: u64) -> bool {
     })
 }
 
-/// The page frame that holds a byte of the domain's memory.
+/// Returns the page frame that holds a byte of the domain's memory.
 pub fn page_frame(byte: *const u8) -> Option<u64> {
     let pfn = byte as u64 / PAGE_SIZE as u64;
     let ours = get().ram.iter().any(|range| range.contains(&pfn));
     ours.then_some(pfn)
 }
 
-/// The frame behind a page of the domain's memory.
+/// Returns the frame behind a page of the domain's memory.
 pub fn frame_of(page: *const u8) -> Option<Gfn> {
     let pfn = page_frame(page)?;
     match &get().p2m {

@@ -1,9 +1,8 @@
 //! Copying, filling and comparing bytes, 16 at a time.
 //!
-//! These are what the compiler calls `memcpy`, `memmove`, `memset`, `memcmp` and `bcmp`; in the
-//! unikernel they carry those names. They are assembly, so that no compiler turns their loops
-//! into calls of themselves. Emulated processors run `rep movsb` a byte at a time, and real ones
-//! copy pages about as fast this way.
+//! The compiler calls these functions `memcpy`, `memmove`, `memset`, `memcmp` and `bcmp`; in the unikernel they have
+//! those names. They are assembly, so that no compiler turns their loops into calls of themselves. Emulated processors
+//! run `rep movsb` a byte at a time, and real ones copy pages about as fast this way.
 
 use core::arch::global_asm;
 

@@ -1,5 +1,4 @@
-//! Memory: which frames are free, the heap above them, the memory functions, and the tables that
-//! say where everything is mapped.
+//! Memory: the frames that are free, the heap above them, the memory functions, and the tables that map everything.
 
 pub mod device_space;
 pub mod frames;
@@ -26,8 +25,8 @@ pub(crate) mod pvh;
 #[cfg(feature = "unikernel")]
 pub use pages::{MemoryStatistics, RESERVE, allocate_pages, free_pages, statistics};
 
-/// Bytes that disks may be given: those of free pages and those that the heap has and does not use, without
-/// the [`RESERVE`].
+/// Returns the bytes that disks may be given: those of free pages and the unused ones of the heap, without the
+/// [`RESERVE`].
 #[cfg(feature = "unikernel")]
 pub fn beyond_reserve() -> usize {
     (statistics().free + heap::free()).saturating_sub(RESERVE)

@@ -1,4 +1,4 @@
-//! The phys-to-machine list of a PV domain: which machine frame is behind each page frame.
+//! The phys-to-machine list of a PV domain: the machine frame behind each page frame.
 
 use bulkhead_xen::Mfn;
 use core::ops::Range;
@@ -26,13 +26,13 @@ impl P2m {
         P2m { list, pages }
     }
 
-    /// The machine frame behind a page frame.
+    /// Returns the machine frame behind a page frame.
     pub fn machine_frame(&self, pfn: u64) -> Option<Mfn> {
         let mfn = self.entry(pfn)?.load(Ordering::Relaxed);
         (mfn != Self::INVALID).then_some(Mfn(mfn))
     }
 
-    /// Returns whether one of these machine frames is behind a page of ours.
+    /// Returns whether one of these machine frames is behind a page of this domain.
     pub fn has_any(&self, frames: &Range<u64>) -> bool {
         let behind = |pfn| self.machine_frame(pfn);
         (0..self.pages)
@@ -40,7 +40,7 @@ impl P2m {
             .any(|mfn| frames.contains(&mfn.0))
     }
 
-    /// Notes that a page frame of ours has another machine frame, or none, from now on.
+    /// Notes that a page frame of this domain has another machine frame, or none, from now on.
     pub fn set_machine_frame(&self, pfn: u64, mfn: Option<Mfn>) {
         let entry = self.entry(pfn).expect("a page frame of ours");
         entry.store(mfn.map_or(Self::INVALID, |mfn| mfn.0), Ordering::Relaxed);

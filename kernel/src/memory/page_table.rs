@@ -3,46 +3,46 @@
 use bulkhead_xen::PAGE_SIZE;
 use core::ops::Range;
 
-/// Bytes that an entry of the second level can map.
+/// The bytes that an entry of the second level can map.
 pub const LARGE_PAGE: u64 = 2 << 20;
-/// Bytes that an entry of the third level covers.
+/// The bytes that an entry of the third level covers.
 pub const GIB: u64 = 1 << 30;
 
-/// Present.
+/// The page is present.
 pub const PRESENT: u64 = 1;
-/// Writable.
+/// The page is writable.
 pub const WRITABLE: u64 = 1 << 1;
-/// Accessible outside of ring 0.
+/// The page is accessible outside of ring 0.
 pub const USER: u64 = 1 << 2;
-/// Written through.
+/// Writes go through the cache.
 const WRITE_THROUGH: u64 = 1 << 3;
-/// Not cached.
+/// The page is not cached.
 const UNCACHED: u64 = 1 << 4;
-/// Accessed.
+/// The page was accessed.
 pub const ACCESSED: u64 = 1 << 5;
-/// Dirty.
+/// The page was written to.
 pub const DIRTY: u64 = 1 << 6;
-/// Maps a large page.
+/// The entry maps a large page.
 const LARGE: u64 = 1 << 7;
-/// Not executable; in an entry for a table, no page that the table maps is.
+/// The page is not executable; in an entry for a table, no page that the table maps is.
 pub const NO_EXECUTE: u64 = 1 << 63;
 
-/// The address that an entry names.
+/// Returns the address that an entry names.
 pub fn address_of(entry: u64) -> u64 {
     entry & 0x000f_ffff_ffff_f000
 }
 
-/// The index into a table of `level` (1 to 4) that `address` goes through.
+/// Returns the index in a table of `level` (1 to 4) of the entry for `address`.
 pub fn index(address: u64, level: u32) -> usize {
     (address >> (12 + 9 * (level - 1))) as usize % 512
 }
 
-/// An entry for another table.
+/// Returns an entry for another table.
 pub fn table(address: u64) -> u64 {
     address | PRESENT | WRITABLE
 }
 
-/// An entry for 2 MiB of data.
+/// Returns an entry for 2 MiB of data.
 pub fn large(address: u64, no_execute: bool) -> u64 {
     address
         | PRESENT
@@ -53,26 +53,26 @@ pub fn large(address: u64, no_execute: bool) -> u64 {
         | if no_execute { NO_EXECUTE } else { 0 }
 }
 
-/// An entry for a page of a device's registers. Execution is forbidden by the table above, as for all that is
+/// Returns an entry for a page of a device's registers. Execution is forbidden by the table above, as for all that is
 /// mapped there.
 pub fn registers(address: u64) -> u64 {
     address | PRESENT | WRITABLE | ACCESSED | DIRTY | WRITE_THROUGH | UNCACHED
 }
 
-/// An entry for a page that is read-only.
+/// Returns an entry for a page that is read-only.
 pub fn constant(address: u64, no_execute: bool) -> u64 {
     address | PRESENT | ACCESSED | if no_execute { NO_EXECUTE } else { 0 }
 }
 
-/// The entries of small pages that map the same as one of a large page; `None` if it is the entry
-/// of a table.
+/// Returns the entries of small pages that map the same as the entry of a large page; `None` if it is the entry of a
+/// table.
 pub fn split(entry: u64) -> Option<impl Iterator<Item = u64>> {
     let small = entry & !LARGE;
     let parts = (0..LARGE_PAGE).step_by(PAGE_SIZE);
     (entry & LARGE != 0).then(|| parts.map(move |offset| small + offset))
 }
 
-/// Number of the ranges of pages that only boot writes.
+/// The number of the ranges of pages that only boot writes.
 pub const TABLES: usize = if cfg!(feature = "recover") { 4 } else { 3 };
 
 /// The parts of the image and their addresses.
@@ -80,7 +80,7 @@ pub const TABLES: usize = if cfg!(feature = "recover") { 4 } else { 3 };
 pub struct Image {
     /// Code: executed, never written.
     pub code: Range<u64>,
-    /// Constants: neither.
+    /// Constants: neither executed nor written.
     pub constants: Range<u64>,
     /// The tables that the processor itself reads: written at boot, and never again.
     pub tables: [Range<u64>; TABLES],
@@ -93,23 +93,23 @@ pub struct Image {
 }
 
 impl Image {
-    /// The address of each page.
+    /// Returns the address of each page.
     pub fn pages(&self) -> impl Iterator<Item = u64> + use<> {
         self.all.clone().step_by(PAGE_SIZE)
     }
 
-    /// The large pages that all code is in, from address 0 on: each small page of them may be used for what it is,
-    /// and nothing behind them is executed.
+    /// Returns the large pages in which all code is, from address 0 on. Each small page in them is mapped as its part
+    /// of the image requires, and nothing behind them is executed.
     pub fn with_code(&self) -> Range<u64> {
         0..self.code.end.next_multiple_of(LARGE_PAGE)
     }
 
-    /// The number of large pages from address 0 on that have a part of the image.
+    /// Returns the number of large pages from address 0 on that have a part of the image.
     pub fn large_pages(&self) -> usize {
         self.all.end.div_ceil(LARGE_PAGE) as usize
     }
 
-    /// The entry for one small page of the domain's memory, mapped at its own address.
+    /// Returns the entry for one small page of the domain's memory, mapped at its own address.
     pub fn entry(&self, page: u64) -> u64 {
         if page < PAGE_SIZE as u64 || self.guard.contains(&page) {
             return 0;
@@ -125,7 +125,7 @@ impl Image {
     }
 }
 
-/// Two tables.
+/// Returns two ranges of tables in the form of [`Image::tables`].
 #[cfg(test)]
 pub(super) fn two_tables(one: Range<u64>, other: Range<u64>) -> [Range<u64>; TABLES] {
     let mut tables = [const { 0..0 }; TABLES];

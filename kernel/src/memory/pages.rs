@@ -13,7 +13,7 @@ use spin::Mutex;
 
 struct Pages {
     frames: Frames<'static>,
-    /// Free, but not mapped yet (PV only).
+    /// Memory that is free, but not mapped yet (PV only).
     unmapped: Ranges,
     /// Memory that Xen has: the frames that are free here.
     ballooned: Frames<'static>,
@@ -23,18 +23,18 @@ struct Pages {
     total: usize,
 }
 
-/// Maps of frames.
+/// The number of maps of frames.
 const MAPS: usize = if cfg!(feature = "recover") { 3 } else { 2 };
 
-/// Bytes that no disk is given: for the control plane, and for allocations too small to be made in a way that
-/// may fail.
+/// The bytes that no disk is given: for the control plane, and for allocations too small to be made in a way that may
+/// fail.
 pub const RESERVE: usize = 1 << 20;
 
-/// Pages that stay free whatever the toolstack wants back and however images grow: the reserve, and as much
-/// again for disks to come.
+/// The pages that stay free whatever the toolstack wants back and however images grow: the reserve, and as much again
+/// for disks to come.
 const LEFT_FREE: usize = 2 * RESERVE / PAGE_SIZE;
 
-/// Page frames that are mapped at a time: 4 MiB.
+/// The page frames that are mapped at a time: 4 MiB.
 const CHUNK: u64 = 1024;
 
 static PAGES: Mutex<Option<Pages>> = Mutex::new(None);
@@ -58,9 +58,9 @@ pub struct MemoryStatistics {
     pub free: usize,
 }
 
-/// Puts the free ranges to use: those that are mapped, those that are to be mapped when they are needed,
-/// and those that Xen has. Frames of the first that are `granted` to other domains stay out of use until
-/// that has ended (`free_granted`).
+/// Begins to use the free ranges: those that are mapped, those that are to be mapped when they are needed, and those
+/// that Xen has. Frames of the first that are `granted` to other domains stay out of use until that has ended
+/// (`free_granted`).
 ///
 /// # Safety
 /// Nothing else uses any of them. The first are mapped at their own addresses, writable.
@@ -132,7 +132,7 @@ fn without(
     None
 }
 
-/// Puts a frame among the free ones that a boot before this one had granted, if it is one of those.
+/// Frees a frame that a boot before this one had granted, if it is one of those.
 ///
 /// # Safety
 /// No other domain can use it any more.
@@ -145,7 +145,7 @@ pub unsafe fn free_granted(frame: u64) {
     }
 }
 
-/// Gives a frame to the caller that a boot before this one had granted, if it is one of those. Returns its page's address.
+/// Gives the caller a frame that a boot before this one had granted, if it is one of those. Returns its page's address.
 #[cfg(feature = "recover")]
 pub fn keep_granted(frame: u64) -> Option<NonNull<u8>> {
     let frame = usize::try_from(frame).ok()?;
@@ -153,7 +153,7 @@ pub fn keep_granted(frame: u64) -> Option<NonNull<u8>> {
     NonNull::new((frame * PAGE_SIZE) as *mut u8).filter(|_| taken)
 }
 
-/// Returns how many pages a boot before this one had granted, and were not [freed](free_granted) yet.
+/// Returns the number of pages that a boot before this one had granted and that were not [freed](free_granted) yet.
 #[cfg(feature = "recover")]
 pub fn still_granted() -> usize {
     let pages = PAGES.lock();
@@ -200,7 +200,7 @@ impl Pages {
         Some(())
     }
 
-    /// Takes up to `count` free pages in a row, the last ones, and leaves some. The second part says
+    /// Takes up to `count` free pages in a row, the last ones, and leaves some. The second part of the result says
     /// whether they are mapped.
     fn take_last(&mut self, count: usize) -> Option<(Range<usize>, bool)> {
         let count = count.min(self.free().saturating_sub(LEFT_FREE));
@@ -229,7 +229,7 @@ impl Pages {
 /// Gives pages back.
 ///
 /// # Safety
-/// They came from [`allocate_pages`] (in any grouping), and nothing accesses them any more.
+/// The pages came from [`allocate_pages`] (in any grouping), and nothing accesses them any more.
 pub unsafe fn free_pages(first: NonNull<u8>, count: usize) {
     let first = first.as_ptr() as usize / PAGE_SIZE;
     if let Some(pages) = PAGES.lock().as_mut() {
@@ -237,13 +237,13 @@ pub unsafe fn free_pages(first: NonNull<u8>, count: usize) {
     }
 }
 
-/// Takes up to `count` free pages in a row that may go back to Xen, and says whether they are mapped. They
-/// come back by [`now_missing`] or [`now_there`].
+/// Takes up to `count` free pages in a row that may go back to Xen. Returns them, and whether they are mapped. The
+/// caller gives them back by [`now_missing`] or [`now_there`].
 pub fn take_spare(count: usize) -> Option<(Range<usize>, bool)> {
     PAGES.lock().as_mut()?.take_last(count)
 }
 
-/// Takes up to `count` pages in a row that Xen has. They come back by [`now_missing`] or [`now_there`].
+/// Takes up to `count` pages in a row that Xen has. The caller gives them back by [`now_missing`] or [`now_there`].
 pub fn take_missing(count: usize) -> Option<Range<usize>> {
     PAGES.lock().as_mut()?.ballooned.take_lowest(count)
 }

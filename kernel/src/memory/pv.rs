@@ -21,7 +21,7 @@ const PAGE: u64 = PAGE_SIZE as u64;
 
 static TABLES: Mutex<Option<PageTables<OwnMemory>>> = Mutex::new(None);
 
-/// The page frame that a machine frame of ours has (`machine_to_phys_mapping`, xen-x86_64.h).
+/// Returns the page frame of a machine frame of this domain (`machine_to_phys_mapping`, xen-x86_64.h).
 pub fn pseudo_physical(mfn: u64) -> u64 {
     // SAFETY: Xen maps the table there for every PV domain, readable; the frame exists.
     unsafe {
@@ -61,7 +61,7 @@ unsafe impl PvMemory for OwnMemory {
     }
 }
 
-/// Puts the page tables to use that boot has extended.
+/// Begins to use the page tables that boot has extended.
 pub fn set_tables(tables: PageTables<OwnMemory>) {
     *TABLES.lock() = Some(tables);
 }
@@ -74,7 +74,7 @@ pub fn top_machine_address() -> Option<u64> {
         .and_then(PageTables::top_machine_address)
 }
 
-/// Finds the page tables in use by what the builder has left, whatever has become of ours.
+/// Finds the page tables in use by the data that the builder has left, whatever state ours are in.
 ///
 /// # Safety
 /// `start` is the start info, and nothing else changes page tables meanwhile.
@@ -99,7 +99,7 @@ pub unsafe fn has_table_in(start: *const StartInfo, addresses: &Range<u64>) -> b
     tables.has_table_in(addresses, space.end())
 }
 
-/// Maps the pages below the stacks of all vCPUs but the first again: for the next boot, they are memory as any.
+/// Maps the pages below the stacks of all vCPUs but the first again: they are ordinary memory for the next boot.
 ///
 /// # Safety
 /// As for [`open`].
@@ -111,7 +111,7 @@ pub unsafe fn map_guards(start: *const StartInfo) -> Result<(), Unmapped> {
     guards.try_for_each(|guard| tables.populate(guard.start / PAGE..guard.end / PAGE))
 }
 
-/// Lets another image be put at the addresses of `room`, and the page at `code` be executed.
+/// Allows another image to be put at the addresses of `room`, and the page at `code` to be executed.
 ///
 /// # Safety
 /// `start` is the start info, and nothing else changes page tables meanwhile.
@@ -124,7 +124,7 @@ pub unsafe fn open(start: *const StartInfo, room: Range<u64>, code: u64) -> Resu
     Ok(())
 }
 
-/// Ends that the page at `code` can be executed.
+/// Forbids the execution of the page at `code` again.
 #[cfg(feature = "recover")]
 pub fn forbid_code(code: u64) {
     let mut tables = TABLES.lock();
@@ -135,7 +135,7 @@ pub fn forbid_code(code: u64) {
     forget(0);
 }
 
-/// Unmaps page frames of ours, and sees to it that no vCPU finds them any more.
+/// Unmaps page frames of this domain, and makes sure that no vCPU reaches them any more.
 ///
 /// # Safety
 /// Nothing uses them.
@@ -151,7 +151,7 @@ pub unsafe fn unmap(frames: Range<u64>) {
     forget(last * PAGE);
 }
 
-/// Has every processor forget the translations that it remembers.
+/// Has every processor forget its cached translations.
 ///
 /// `empty` is an address with a table and no mapping.
 pub fn forget(empty: u64) {
@@ -160,7 +160,7 @@ pub fn forget(empty: u64) {
         .expect("translations cannot be forgotten");
 }
 
-/// Maps page frames of ours that are not mapped.
+/// Maps page frames of this domain that are not mapped.
 pub fn populate(frames: Range<u64>) {
     let mut tables = TABLES.lock();
     let tables = tables.as_mut().expect("page tables are set up first");
@@ -169,7 +169,7 @@ pub fn populate(frames: Range<u64>) {
     }
 }
 
-/// Maps a page that Xen shares with us.
+/// Maps a page that Xen shares with this domain.
 ///
 /// # Safety
 /// `address` is a page of the special addresses where nothing is mapped.
@@ -180,7 +180,7 @@ pub unsafe fn map_special(address: u64, mfn: u64) -> Result<(), Errno> {
 }
 
 /// Maps a page of a device's registers. Returns whether it can be written: Xen makes the pages of an MSI-X table
-/// read-only without a word.
+/// read-only without an error.
 ///
 /// # Safety
 /// `address` is a page of those for devices, where nothing is mapped.
@@ -200,7 +200,7 @@ pub unsafe fn map_registers(address: u64, mfn: u64) -> Result<bool, Errno> {
 /// Unmaps a page of a device's registers.
 ///
 /// # Safety
-/// It is one of the pages for devices, and nothing uses it any more.
+/// `address` is one of the pages for devices, and nothing uses it any more.
 pub unsafe fn unmap_registers(address: u64) {
     // SAFETY: by the contract; the table is there.
     unsafe { hypercall::update_va_mapping(address, 0, UVMF_INVLPG_ALL) }

@@ -1,4 +1,4 @@
-//! The page tables of a PVH domain: those in the image, and what changes in them at boot and later.
+//! The page tables of a PVH domain: those in the image, and their changes at boot and later.
 
 use super::image::image_parts;
 use super::{page_table, pages};
@@ -19,7 +19,7 @@ unsafe extern "C" {
     static mut boot_pts: [[u64; 512]; IMAGE_TABLES];
 }
 
-/// Lets page tables forbid execution, if the processor can; returns whether it can.
+/// Allows page tables to forbid execution, if the processor can. Returns whether it can.
 ///
 /// # Safety
 /// At boot, on page tables that do not use that bit yet.
@@ -166,7 +166,7 @@ pub unsafe fn map_special_pages(special: u64) {
     }
 }
 
-/// Takes a page of memory out of the address space.
+/// Unmaps a page of memory.
 ///
 /// # Safety
 /// Nothing uses it, and only the calling vCPU runs.

@@ -41,7 +41,7 @@ const MOST_LOOKS: usize = 1 << 22;
 pub struct DeviceStops {
     devices: [Mutex<Option<Arc<dyn StopDevice>>>; MOST_DEVICES],
     ending: AtomicBool,
-    /// The first device that was not told yet, and the first that was not waited for. Where code of a driver fails
+    /// The first device that was not told to stop yet, and the first that was not waited for. If a driver's code fails
     /// in its turn, the next attempt goes on behind it.
     told: AtomicUsize,
     awaited: AtomicUsize,
@@ -186,7 +186,7 @@ mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::sync::atomic::AtomicU64;
 
-    /// A device that stops after so many looks, or breaks its driver.
+    /// A device that stops after a number of looks, or breaks its driver.
     #[derive(Default)]
     struct Device {
         looks_left: AtomicUsize,

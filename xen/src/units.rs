@@ -81,13 +81,13 @@ impl From<Mfn> for Gfn {
     }
 }
 
-/// A bus address: where a device that was given to this domain finds a byte of memory. It is never 0, as
+/// A bus address: the address at which a device that was given to this domain finds a byte of memory. It is never 0, as
 /// Xen gives no domain the host's first page.
 ///
-/// It is neither the address at which this domain sees the byte nor made from a [`Gfn`]: for own memory
+/// A bus address is neither the address at which this domain sees the byte nor made from a [`Gfn`]: for own memory
 /// [`DmaMemory`](crate::DmaMemory) knows it, for a mapped grant
-/// [`MapGrantRef::dma_addr`](crate::abi::grant_table::MapGrantRef::dma_addr). The bytes of one page follow
-/// each other on the bus; neighbouring pages do not.
+/// [`MapGrantRef::dma_addr`](crate::abi::grant_table::MapGrantRef::dma_addr). The bytes of one page follow each other
+/// on the bus; neighbouring pages do not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]
 pub struct DmaAddr(NonZeroU64);

@@ -8,9 +8,9 @@ use std::time::Duration;
 /// The time that a kind of grant operation takes: for the hypercall itself, and for each of its entries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CallCost {
-    /// For the hypercall.
+    /// The time for the hypercall.
     pub call: Duration,
-    /// For each entry.
+    /// The time for each entry.
     pub entry: Duration,
 }
 

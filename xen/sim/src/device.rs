@@ -85,7 +85,7 @@ impl fmt::Debug for SimDevice {
 pub(super) struct LateEntry {
     frame: Mfn,
     writable: bool,
-    /// Where the process finds the page, which stays as long as the machine.
+    /// The address at which the process finds the page, which stays as long as the machine.
     page: usize,
 }
 
@@ -95,7 +95,7 @@ fn in_page(address: u64) -> usize {
 }
 
 impl World {
-    /// Returns where the process finds what a domain's devices find at a bus address.
+    /// Returns the address at which the process finds the byte at a bus address of a domain's devices.
     fn translate(&mut self, id: DomId, bus: u64, writes: bool) -> Result<usize, DmaFault> {
         let page = self.device_page(id, Mfn(bus >> PAGE_SHIFT), writes);
         let offset = bus as usize % PAGE_SIZE;
@@ -108,7 +108,7 @@ impl World {
         })
     }
 
-    /// Keeps the entries for what a domain has mapped, which is about to be unmapped, as its devices stay.
+    /// Keeps the entries for the pages that a domain has mapped, which are about to be unmapped, as its devices stay.
     pub(super) fn keep_device_entries(&mut self, id: DomId) {
         let Some(domain) = self.domain(id).filter(|domain| domain.devices > 0) else {
             return;
@@ -150,8 +150,8 @@ impl World {
         self.domain(mapping.owner)?.memory.address_of(mapping.gfn)
     }
 
-    /// Returns where the devices of a domain find a page of its own; its heap is in the tables once it was asked
-    /// about.
+    /// Returns the bus address at which the devices of a domain find a byte of its memory. A page of its heap is in the
+    /// tables once its address was asked for.
     pub(super) fn bus_address(&mut self, id: DomId, address: usize) -> Option<DmaAddr> {
         let is_heap = self.machine.is_heap(address);
         let domain = self.domain_mut(id)?;

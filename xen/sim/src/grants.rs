@@ -102,7 +102,7 @@ pub(super) enum Purpose {
     Copy,
 }
 
-/// One domain's half of everything about grants: what it grants, and what it has mapped.
+/// The state of one domain's grants: those that it grants, and those that it has mapped.
 pub(super) struct Grants {
     entries: &'static [EntryV1],
     active: Vec<Active>,

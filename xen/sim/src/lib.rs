@@ -210,8 +210,8 @@ impl Sim {
         Store(self.lock_xenstored())
     }
 
-    /// Lets xenstored serve what has arrived, and pciback do what it was asked for; returns whether they had
-    /// anything to do.
+    /// Has xenstored serve the requests that have arrived, and pciback the operations that it was asked for. Returns
+    /// whether they had anything to do.
     pub fn step_xenstored(&self) -> bool {
         let stepped = self.lock_xenstored().step(&mut self.world.lock());
         self.step_pcibacks() || stepped
@@ -251,8 +251,8 @@ impl Sim {
         world.wake_sleepers();
     }
 
-    /// Lets time pass: moves the clock from each point that `next` returns to the following one, and has `run` do
-    /// what is due there. `next` returns when anything is to be done next.
+    /// Lets time pass: moves the clock from each point that `next` returns to the following one, and has `run` do the
+    /// work that is due there. `next` returns the time of the next work.
     pub fn pass(&self, span: Duration, mut run: impl FnMut(), next: impl Fn() -> Option<Instant>) {
         let end = self.now() + span;
         run();

@@ -1,5 +1,5 @@
-//! One domain's own memory: which pages are in use, pinned by grants or given back, and what frame and what
-//! address each has.
+//! The memory of one domain: its pages that are in use, pinned by grants or given back, and the frame and the address
+//! of each.
 
 use super::numbering::{heap_frame, heap_page, machine_frame, machine_page};
 use super::world::DomainKind;
@@ -7,9 +7,9 @@ use bulkhead_xen::{Gfn, Mfn, PAGE_SIZE, Pfn};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ptr;
 
-/// Guest frames of a PVH domain from here on stand for pages of the process itself, by their addresses: what
-/// a driver under test allocates is on the process's heap, where on a real Xen it is its domain's memory.
-/// They can be one end of a copy and nothing else, as version 1 entries cannot name them.
+/// The first guest frame of a PVH domain that stands for a page of the process itself, by its address: memory that a
+/// driver under test allocates is on the process's heap, where on a real Xen it is its domain's memory. Such frames can
+/// be one end of a copy and nothing else, as version 1 entries cannot name them.
 const HEAP: u64 = 1 << 32;
 
 /// The memory of one domain.
@@ -25,7 +25,7 @@ pub(super) struct OwnMemory {
     used: Vec<bool>,
     /// The pages that the domain itself has taken.
     taken: Vec<bool>,
-    /// Those of them that a boot before the present one had granted when it crashed.
+    /// The pages among them that a boot before the present one had granted when it crashed.
     granted_before: Vec<bool>,
     /// For each page, the number of grants that pin it.
     pins: Vec<u32>,

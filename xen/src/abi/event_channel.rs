@@ -116,7 +116,7 @@ pub struct Status {
     pub status: u32,
     /// Out: the vCPU that it is delivered to.
     pub vcpu: VcpuId,
-    /// Out: what is at the other end, as the status has it.
+    /// Out: the other end, in a form that depends on the status.
     pub other_end: [u32; 2],
 }
 

@@ -15,8 +15,8 @@ pub const ADD_TO_PHYSMAP: u32 = 7;
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct MemoryReservation {
-    /// The frames: what is given back as the domain names frames to Xen (gfns, or mfns on PV);
-    /// what is asked for by page frame. There, a PV domain finds its new machine frames afterwards.
+    /// The frames. Frames that are given back are named as the domain names frames to Xen (gfns, or mfns on PV); frames
+    /// that are asked for, by page frame. There, a PV domain finds its new machine frames afterwards.
     pub extent_start: *mut u64,
     /// The number of extents.
     pub nr_extents: u64,

@@ -8,7 +8,7 @@ use std::ops::Range;
 const COMMAND: usize = 0x04;
 const MEMORY: u32 = 1 << 1;
 const MASTER: u32 = 1 << 2;
-/// What pciback passes on to `COMMAND`: memory, bus mastering, and the interrupt line's disable bit.
+/// The bits of `COMMAND` that pciback passes on: memory, bus mastering, and the interrupt line's disable bit.
 const PASSED: u32 = MEMORY | MASTER | 1 << 10;
 
 /// The interrupts that dom0 has enabled.
@@ -25,7 +25,7 @@ struct Placed {
     address: u64,
     size: u64,
     wide: bool,
-    /// All ones were written to its lower and upper register.
+    /// True if all ones were written to its lower register, and to its upper one.
     sized: [bool; 2],
 }
 
@@ -91,7 +91,7 @@ impl Config {
         }
     }
 
-    /// What pciback does when the function comes back.
+    /// Resets the function, as pciback does when the function comes back.
     pub(super) fn reset(&mut self) {
         self.words[COMMAND / 4] &= !(MEMORY | MASTER);
         self.enabled = Enabled::default();

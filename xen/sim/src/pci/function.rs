@@ -1,4 +1,4 @@
-//! A test's handle on one function, and what it is made of.
+//! A test's handle on one function, and the function's configuration.
 
 use super::super::device::{DmaFault, SimDevice};
 use super::super::world::Shared;
@@ -6,8 +6,8 @@ use bulkhead_xen::{DmaAddr, DomId};
 use std::fmt;
 use std::sync::TryLockError;
 
-/// What is behind a function's registers. It is called for each access, with the width in bytes, and may access memory
-/// and raise interrupts by the function's handle.
+/// The device behind a function's registers. It is called for each access, with the width in bytes, and may access
+/// memory and raise interrupts by the function's handle.
 pub trait DeviceModel: Send {
     /// Reads a register.
     fn read(&mut self, bar: u8, offset: u64, width: usize) -> u64;

@@ -9,10 +9,10 @@ use bulkhead_xen::{DomId, Errno, Interrupts, Pirq, Port};
 struct Mapped {
     domain: DomId,
     pirq: Pirq,
-    /// Xen raises it again only after an EOI.
+    /// True if Xen raises it again only after an EOI.
     needs_eoi: bool,
     port: Option<Port>,
-    /// It was raised, and needs an EOI; and it was raised again meanwhile.
+    /// True if it was raised, and needs an EOI; and if it was raised again meanwhile.
     in_service: bool,
     again: bool,
 }

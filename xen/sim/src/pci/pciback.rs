@@ -27,16 +27,16 @@ const ENXIO: i32 = -6;
 const EINVAL: i32 = -22;
 const EALREADY: i32 = -114;
 
-/// How pciback misbehaves; by default it does not.
+/// The faults of pciback; by default it has none.
 #[derive(Clone, Debug, Default)]
 pub struct PcibackFaults {
-    /// It does not look at operations.
+    /// True if it does not look at operations.
     pub stalled: bool,
-    /// It stalls when it has answered that many operations more.
+    /// The number of operations that it still answers before it stalls.
     pub stall_after: Option<usize>,
-    /// It answers the next operations with these errors instead of doing them; 0 does it.
+    /// The errors with which it answers the next operations instead of doing them; 0 has it do one.
     pub errors: VecDeque<i32>,
-    /// It names these interrupts when MSI-X is enabled, instead of those that it has mapped.
+    /// The interrupts that it names when MSI-X is enabled, instead of those that it has mapped.
     pub vectors: Option<Vec<u16>>,
     /// The number of operations that it has answered.
     pub answered: usize,

@@ -1,6 +1,6 @@
-//! What libxl does when a domain is given functions, and when they are taken away. Its nodes, and the order of its
-//! steps, are those of libxl 4.17 to 4.20 (`libxl_pci.c`): what it does with Xen when it detaches a function from a
-//! PV domain, it does before it asks the domain.
+//! The acts of libxl when a domain is given functions, and when they are taken away. Its nodes, and the order of its
+//! steps, are those of libxl 4.17 to 4.20 (`libxl_pci.c`): when it detaches a function from a PV domain, it changes
+//! Xen's state before it asks the domain.
 
 use super::super::xenstore::{Server, domain_path, owned_by};
 use super::super::{Sim, SimDomain};

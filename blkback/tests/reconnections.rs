@@ -1,11 +1,21 @@
 //! Backends of the driver domain's own disks that go and come back, and describe the disk differently than before.
 
 use crate::liar::{DISK, Liar, OFFER, THERE_AND_BACK};
-use bulkhead_blkback_testkit::{Frontend, Guest, Setup, World};
+use bulkhead_blkback_testkit::{Frontend, Guest, Setup, Style, World};
 use bulkhead_blkfront::PATIENCE;
-use bulkhead_ring::blkif::Status;
+use bulkhead_ring::blkif::{Operation, Request, Status, TransferKind};
 use bulkhead_xenbus::XenbusState;
 use std::time::Duration;
+
+/// What a backend with large rings offers, and one with the smallest.
+const LARGE: [(&str, &str); 2] = [
+    ("max-ring-page-order", "4"),
+    ("multi-queue-max-queues", "8"),
+];
+const SMALL: [(&str, &str); 2] = [
+    ("max-ring-page-order", "0"),
+    ("multi-queue-max-queues", "1"),
+];
 
 fn world(vcpus: u32) -> World {
     World::with(Setup {
@@ -156,15 +166,7 @@ fn a_backend_that_writes_its_state_all_the_time_has_it_read_at_a_bounded_rate() 
 #[test]
 fn a_backend_with_smaller_limits_than_the_one_before_it_is_told_nothing_of_the_old_rings() {
     let world = world(2);
-    let large = [
-        ("max-ring-page-order", "4"),
-        ("multi-queue-max-queues", "8"),
-    ];
-    let small = [
-        ("max-ring-page-order", "0"),
-        ("multi-queue-max-queues", "1"),
-    ];
-    let mut liar = Liar::offering(&world, &large);
+    let mut liar = Liar::offering(&world, &LARGE);
     // The largest rings, and one for each vCPU.
     assert_eq!(liar.published("ring-page-order").as_deref(), Some("4"));
     assert_eq!(
@@ -186,7 +188,7 @@ fn a_backend_with_smaller_limits_than_the_one_before_it_is_told_nothing_of_the_o
     liar.connect();
     liar.say(&DISK, XenbusState::Connected);
     assert_eq!(liar.frontend(), Some(XenbusState::Connected));
-    liar.offer_again(&small);
+    liar.offer_again(&SMALL);
     assert_eq!(liar.frontend(), Some(XenbusState::Initialised));
     assert_eq!(liar.published("ring-page-order"), None);
     assert_eq!(liar.published("multi-queue-num-queues"), None);
@@ -215,4 +217,158 @@ fn nonsense_that_a_connected_backend_says_is_told() {
     assert_eq!(lines.iter().filter(told).count(), 1, "{lines:#?}");
     assert_eq!(disk.backend_node("sectors").as_deref(), Some("256"));
     assert_eq!(liar.frontend(), Some(XenbusState::Connected));
+}
+
+/// The backend is connected, and says these things of its disk.
+fn connect(liar: &mut Liar<'_>, nodes: &[(&str, &str)]) {
+    assert_eq!(liar.frontend(), Some(XenbusState::Initialised));
+    liar.connect();
+    liar.say(nodes, XenbusState::Connected);
+    assert_eq!(liar.frontend(), Some(XenbusState::Connected));
+}
+
+/// Has both queues of a guest ask for a write, a barrier and another write. Returns the number of requests.
+fn ask_on_both(disk: &mut Frontend<'_>) -> usize {
+    for queue in 0..2 {
+        let link = disk.queue(queue);
+        let sector = queue as u64 * 64;
+        link.push_write(sector, &[1; 512]);
+        link.push_transfer(TransferKind::WriteBarrier, sector + 8, 1, &[2; 512]);
+        link.push_write(sector + 16, &[3; 512]);
+        link.kick();
+    }
+    disk.world.wait(THERE_AND_BACK);
+    6
+}
+
+/// The answers to a guest's requests on all its queues, all of which are good.
+fn good_answers(disk: &mut Frontend<'_>) -> usize {
+    let answers: Vec<_> = disk.queues().flat_map(|link| link.collect()).collect();
+    assert!(answers.iter().all(|answer| answer.status == Status::Okay));
+    answers.len()
+}
+
+/// The sector that a request is for; `None` for a flush.
+fn sector(request: &Request) -> Option<u64> {
+    match &request.operation {
+        Operation::Transfer(transfer) => Some(transfer.sector.0),
+        Operation::Flush => None,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_queues_were_asked_that_a_backend_does_not_take_any_more_is_asked_on_the_others() {
+    let world = world(2);
+    let mut liar = Liar::offering(&world, &LARGE);
+    connect(&mut liar, &DISK);
+    let style = Style {
+        queues: 2,
+        ..Style::default()
+    };
+    let disk = Guest::new(&world).attach("xvda", "vbd:xvda");
+    let mut disk = disk.styled(style).connected();
+    let asked = ask_on_both(&mut disk);
+    // The other queue's is on a ring that nobody looks at.
+    let first = sector(&liar.take());
+    assert_eq!(liar.take_next(), None);
+
+    liar.offer_again(&SMALL);
+    assert_eq!(liar.published("multi-queue-num-queues"), None);
+    connect(&mut liar, &DISK);
+    assert!(!shown(&world).contains("given up"), "{:#?}", lines(&world));
+    // Both have their first write on the ring, and hold back what is behind it.
+    let again = [liar.take(), liar.take()];
+    assert_eq!(liar.take_next(), None);
+    assert!(again.iter().any(|request| sector(request) == first));
+    let mut order: Vec<_> = again.iter().map(sector).collect();
+    again
+        .iter()
+        .for_each(|request| liar.answer(&request.response(Status::Okay)));
+    while let Some(request) = liar.take_next() {
+        order.push(sector(&request));
+        liar.answer(&request.response(Status::Okay));
+    }
+    for queue in 0..2 {
+        let at = |sector: u64| {
+            let sector = Some(queue * 64 + sector);
+            let mut places = order.iter().enumerate().filter(|(_, it)| **it == sector);
+            let (place, _) = places
+                .next()
+                .unwrap_or_else(|| panic!("{sector:?}: {order:?}"));
+            assert_eq!(places.next(), None, "{sector:?} twice: {order:?}");
+            place
+        };
+        let (before, barrier, after) = (at(0), at(8), at(16));
+        for (one, other) in [(before, barrier), (barrier, after)] {
+            assert!(order[one..=other].contains(&None), "no flush: {order:?}");
+        }
+    }
+    world.wait(THERE_AND_BACK);
+    assert_eq!(good_answers(&mut disk), asked);
+
+    // One that takes more again has a ring for each.
+    liar.offer_again(&LARGE);
+    assert_eq!(
+        liar.published("multi-queue-num-queues").as_deref(),
+        Some("2")
+    );
+    connect(&mut liar, &DISK);
+    ask_on_both(&mut disk);
+    liar.take();
+    assert_eq!(liar.take_next(), None, "of the other queue");
+    // And so on.
+    liar.offer_again(&SMALL);
+    connect(&mut liar, &DISK);
+    while let Some(request) = liar.take_next() {
+        liar.answer(&request.response(Status::Okay));
+    }
+    world.wait(THERE_AND_BACK);
+    assert_eq!(good_answers(&mut disk), asked);
+    world.no_mistakes();
+}
+
+#[test]
+fn requests_are_cut_for_a_backend_with_a_smaller_ring_and_without_indirect_requests() {
+    let world = world(1);
+    let mut liar = Liar::offering(&world, &LARGE);
+    let indirect = [&DISK[..], &[("feature-max-indirect-segments", "32")]].concat();
+    connect(&mut liar, &indirect);
+    let mut disk = Guest::new(&world).attach("xvda", "vbd:xvda").connected();
+    const READS: u64 = 12;
+    const SECTORS: u64 = 256;
+    for _ in 0..READS {
+        disk.link().push_read(0, SECTORS as usize);
+    }
+    disk.link().kick();
+    world.wait(THERE_AND_BACK);
+    let first = liar.take();
+    assert!(
+        matches!(first.operation, Operation::Indirect(_)),
+        "{first:?}"
+    );
+
+    liar.offer_again(&SMALL);
+    assert_eq!(liar.published("ring-page-order"), None);
+    let direct = [&DISK[..], &[("feature-max-indirect-segments", "0")]].concat();
+    connect(&mut liar, &direct);
+    // As many as the ring has slots.
+    let mut asked: Vec<_> = core::iter::from_fn(|| liar.take_next()).collect();
+    assert_eq!(asked.len(), 32);
+    let mut sectors = 0;
+    while let Some(request) = asked.pop().or_else(|| liar.take_next()) {
+        let Operation::Transfer(transfer) = &request.operation else {
+            panic!("{request:?}");
+        };
+        let segments = transfer.segments;
+        sectors += segments
+            .iter()
+            .map(|it| u64::from(it.sectors()))
+            .sum::<u64>();
+        liar.answer(&request.response(Status::Okay));
+    }
+    assert_eq!(sectors, READS * SECTORS);
+    world.wait(THERE_AND_BACK);
+    assert_eq!(good_answers(&mut disk) as u64, READS);
+    world.no_mistakes();
 }

@@ -1,5 +1,6 @@
 //! The requests of one queue, from their submission to their completion, and the memory that their data is in.
 
+use crate::assignment::Location;
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -68,16 +69,20 @@ pub struct Client<H: Hypervisor> {
     open: bool,
     submitted: u64,
     flushes: Arc<Flushes>,
+    /// The ring that it uses, and the vCPU whose ring it would be.
+    location: Arc<Location>,
+    vcpu: usize,
     /// The last flush that had begun when a write was acknowledged last.
     written: Option<u64>,
 }
 
 impl<H: Hypervisor> Client<H> {
-    /// Returns a queue for up to `depth` requests at a time, with data in `memory`.
+    /// Returns a queue of a vCPU for up to `depth` requests at a time, with data in `memory`.
     pub fn new(
         memory: SharedMemory<H>,
         depth: usize,
         flushes: Arc<Flushes>,
+        (location, vcpu): (Arc<Location>, usize),
     ) -> Result<Self, OutOfMemory> {
         let mut waiting = VecDeque::new();
         let bytes = depth * size_of::<u16>();
@@ -93,13 +98,15 @@ impl<H: Hypervisor> Client<H> {
             open: true,
             submitted: 0,
             flushes,
+            location,
+            vcpu,
             written: None,
         })
     }
 
-    /// Opens a queue again that was closed and [is idle](Self::is_idle), for up to `depth` requests at a time.
+    /// Opens a queue again that was closed and [is idle](Self::is_idle), for a vCPU and up to `depth` requests at a time.
     /// Nothing of its last user's data is left.
-    pub fn reopen(&mut self, depth: usize) -> Result<(), OutOfMemory> {
+    pub fn reopen(&mut self, vcpu: usize, depth: usize) -> Result<(), OutOfMemory> {
         let known = self.entries.len();
         let more = depth.saturating_sub(known);
         let room = self.entries.try_reserve_exact(more);
@@ -113,6 +120,7 @@ impl<H: Hypervisor> Client<H> {
             .extend((known..known + more).map(|entry| entry as u16));
         self.memory.clear();
         self.open = true;
+        self.vcpu = vcpu;
         self.written = None;
         Ok(())
     }
@@ -140,6 +148,16 @@ impl<H: Hypervisor> Client<H> {
     /// Returns whether the backend has answered everything.
     pub fn is_idle(&self) -> bool {
         self.free.len() == self.entries.len()
+    }
+
+    /// Returns the ring that it uses, and its number there.
+    pub fn location(&self) -> &Arc<Location> {
+        &self.location
+    }
+
+    /// Returns the vCPU that it is served on.
+    pub fn vcpu(&self) -> usize {
+        self.vcpu
     }
 
     pub fn memory(&mut self) -> &mut SharedMemory<H> {
@@ -353,7 +371,8 @@ mod tests {
         let flushes = Arc::new(Flushes::default());
         let client = || -> Client<SimVcpu> {
             let memory = SharedMemory::new(&pool, &table, 1).expect("memory");
-            Client::new(memory, 1, flushes.clone()).expect("memory")
+            let location = Arc::new(Location::new(0, 0));
+            Client::new(memory, 1, flushes.clone(), (location, 0)).expect("memory")
         };
         let (mut writer, mut other) = (client(), client());
         let (sector, fua) = (Sector(0), false);

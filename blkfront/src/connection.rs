@@ -140,10 +140,11 @@ impl<H: Hypervisor> Connection<H> {
         hypervisor: &H,
         properties: &Properties,
     ) -> Result<(), NotShared> {
+        disk.use_rings(self.rings())?;
         for link in disk.links().iter().take(self.rings()) {
             link.lock().grant(hypervisor, self.backend)?;
         }
-        disk.connected(self.backend, self.rings(), properties.clone());
+        disk.connected(self.backend, properties.clone());
         for (link, mut wire) in disk.links().iter().zip(self.wires.drain(..)) {
             wire.set_rules(Rules {
                 flush: properties.flush,

@@ -1,6 +1,7 @@
 //! A disk of our own: the state that guests' disks on it share, on all vCPUs, and each of them as a block
 //! device.
 
+use crate::assignment::{assign, ring_of};
 use crate::backend_nodes::Properties;
 use crate::client::Client;
 use crate::counts::Counts;
@@ -33,7 +34,7 @@ pub struct Disk<H: Hypervisor> {
     /// Its name, as guests' targets have it.
     pub name: String,
     links: Vec<Mutex<Link<H>>>,
-    /// The number of links that have a ring, while a backend is connected; 0 before the first connection.
+    /// The number of links that have a ring, or had one when a backend was connected last; 0 before that.
     rings: AtomicUsize,
     properties: Mutex<Option<Properties>>,
     sectors: AtomicU64,
@@ -94,9 +95,11 @@ impl<H: Hypervisor> Disk<H> {
         &self.links
     }
 
-    /// Returns the number of rings that it had when it was connected last.
-    pub fn rings(&self) -> usize {
-        self.rings.load(Ordering::Acquire)
+    /// Has all queues use that many rings, none of which is in use yet.
+    pub fn use_rings(&self, rings: usize) -> Result<(), NotShared> {
+        // A queue that is opened meanwhile is moved, too, or finds the new number once it has the link.
+        self.rings.store(rings, Ordering::Release);
+        assign(&self.links, rings)
     }
 
     /// Returns whether a guest uses it.
@@ -148,8 +151,8 @@ impl<H: Hypervisor> Disk<H> {
         waiting.for_each(Waker::wake);
     }
 
-    /// Notes that a backend, in that domain, serves it with that many rings.
-    pub fn connected(&self, backend: DomId, rings: usize, properties: Properties) {
+    /// Notes that a backend, in that domain, serves it.
+    pub fn connected(&self, backend: DomId, properties: Properties) {
         let (_, times) = self.served();
         *self.served.lock() = (backend, times + 1);
         let sectors = properties.geometry.sectors;
@@ -159,7 +162,6 @@ impl<H: Hypervisor> Disk<H> {
             kept.store(takes, Ordering::Relaxed);
         }
         *self.properties.lock() = Some(properties);
-        self.rings.store(rings, Ordering::Release);
         self.resize(sectors);
         self.connected.store(true, Ordering::Release);
     }
@@ -321,17 +323,26 @@ impl<H: Hypervisor> Device<H> {
     fn queue(&self, context: &QueueContext) -> Result<Queue<H>, NotShared> {
         let opened = &self.0;
         let disk = &opened.disk;
-        let link = context.vcpu.0 as usize % disk.rings().max(1);
+        let vcpu = context.vcpu.0 as usize;
+        let ring = || ring_of(vcpu, disk.rings.load(Ordering::Acquire));
         let pages = queue_pages(context.queues);
         let depth = depth_of(context.depth, pages);
-        let mut locked = disk.link(link).lock();
+        let (number, mut link) = loop {
+            let number = ring();
+            let link = disk.link(number).lock();
+            if number == ring() {
+                break (number, link);
+            }
+        };
         let memory = || SharedMemory::new(&disk.pool, &disk.grants, pages);
-        let client = locked.open(depth, &disk.flushes, memory)?;
+        let client = link.open((number, vcpu), depth, &disk.flushes, memory)?;
+        let client = link.client(client);
+        let location = client.location().clone();
         // Those of a queue that was closed may be more, or fewer.
-        let memory = locked.client(client).memory();
+        let memory = client.memory();
         let memory = (memory.base(), memory.pages());
-        drop(locked);
-        let queue = Queue::new(opened.clone(), (link, client), memory, depth);
+        drop(link);
+        let queue = Queue::new(opened.clone(), location, memory, depth);
         queue.map_err(|no| NotShared::NoMemory { bytes: no.bytes })
     }
 }

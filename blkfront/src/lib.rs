@@ -25,6 +25,7 @@
 
 extern crate alloc;
 
+mod assignment;
 mod backend_nodes;
 mod client;
 mod connection;

@@ -1,10 +1,11 @@
 //! One ring to the backend, and the queues whose requests go over it: those of one vCPU, where the backend
-//! takes a ring for each.
+//! takes a ring for each ([`assign`](crate::assignment::assign)).
 //!
 //! Its vCPU is the only one that locks it while requests are served, so the lock is never waited for; the control
 //! plane takes it to connect, to disconnect, and when an operator asks for its counts. A request stays in its client's table until the backend has
 //! answered it. If the backend goes away meanwhile, the request is sent again on the next ring.
 
+use crate::assignment::Location;
 use crate::client::{Client, Entry};
 use crate::counts::Counts;
 use crate::wire::{Lie, OWN, Wire};
@@ -51,10 +52,11 @@ impl<H: Hypervisor> Default for Link<H> {
 }
 
 impl<H: Hypervisor> Link<H> {
-    /// Adds a queue for up to `depth` requests at a time, or one that was closed and whose requests have
-    /// all ended. Its memory comes of `memory`. Returns its number.
+    /// Adds a queue of a vCPU to this ring, for up to `depth` requests at a time, or one that was closed and whose
+    /// requests have all ended. Its memory comes of `memory`. Returns its number.
     pub fn open(
         &mut self,
+        (ring, vcpu): (usize, usize),
         depth: usize,
         flushes: &Arc<Flushes>,
         memory: impl FnOnce() -> Result<SharedMemory<H>, NotShared>,
@@ -65,19 +67,45 @@ impl<H: Hypervisor> Link<H> {
         if !self.held
             && let Some(number) = self.clients.iter().position(unused)
         {
-            let reopened = self.clients[number].reopen(depth);
+            let reopened = self.clients[number].reopen(vcpu, depth);
             return reopened.map(|()| number).map_err(no_memory);
         }
         let mut memory = memory()?;
         if let Some((hypervisor, backend)) = &self.backend {
             memory.grant(hypervisor, *backend)?;
         }
-        let client = Client::new(memory, depth, flushes.clone());
+        let location = Arc::new(Location::new(ring, self.clients.len()));
+        let client = Client::new(memory, depth, flushes.clone(), (location, vcpu));
         let client = client.map_err(no_memory)?;
         let reserved = self.clients.try_reserve(1);
         reserved.map_err(|_| NotShared::NoMemory { bytes })?;
         self.clients.push(client);
         Ok(self.clients.len() - 1)
+    }
+
+    /// Returns the vCPU of a queue; `None` if there is no queue of that number.
+    pub fn vcpu_of(&self, number: usize) -> Option<usize> {
+        self.clients.get(number).map(Client::vcpu)
+    }
+
+    /// Takes a queue, of that number, of another ring's. Neither ring is in use; this one has the number `ring`.
+    pub fn take_over(
+        &mut self,
+        ring: usize,
+        other: &mut Link<H>,
+        number: usize,
+    ) -> Result<(), NotShared> {
+        let bytes = size_of::<Client<H>>();
+        let reserved = self.clients.try_reserve(1);
+        reserved.map_err(|_| NotShared::NoMemory { bytes })?;
+        let client = other.clients.swap_remove(number);
+        if let Some(last) = other.clients.get(number) {
+            let (its_ring, _) = last.location().get();
+            last.location().set(its_ring, number);
+        }
+        client.location().set(ring, self.clients.len());
+        self.clients.push(client);
+        Ok(())
     }
 
     /// Returns a queue.

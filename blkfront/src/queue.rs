@@ -1,6 +1,7 @@
 //! The queue of one of a guest's rings: its data goes through memory that is granted to the backend for as long as
 //! the connection lasts.
 
+use crate::assignment::Location;
 use crate::device::Opened;
 use crate::free_pages::FreePages;
 use crate::link::Link;
@@ -18,7 +19,7 @@ use bulkhead_xen::{Hypervisor, PAGE_SIZE};
 use core::ptr::NonNull;
 use core::task::{Context, Poll};
 use core::time::Duration;
-use spin::Mutex;
+use spin::MutexGuard;
 
 /// The most pages of a request, which is also what Linux's frontends ask for at most by default.
 pub const REQUEST_PAGES: usize = 32;
@@ -46,8 +47,7 @@ struct Staged {
 /// A queue of a disk.
 pub struct Queue<H: Hypervisor> {
     opened: Arc<Opened<H>>,
-    link: usize,
-    client: usize,
+    location: Arc<Location>,
     base: NonNull<u8>,
     /// The pages of the memory that no request uses.
     free: FreePages,
@@ -68,18 +68,17 @@ pub fn depth_of(depth: usize, pages: usize) -> usize {
 }
 
 impl<H: Hypervisor> Queue<H> {
-    /// Returns the queue of a client of a link, whose memory begins at `base`.
+    /// Returns the queue of the client of a link that is there, whose memory begins at `base`.
     pub fn new(
         opened: Arc<Opened<H>>,
-        (link, client): (usize, usize),
+        location: Arc<Location>,
         (base, pages): (NonNull<u8>, usize),
         depth: usize,
     ) -> Result<Self, OutOfMemory> {
         debug_assert!(pages <= MOST_PAGES);
         Ok(Queue {
             opened,
-            link,
-            client,
+            location,
             base,
             free: FreePages::new(pages),
             gave_up: false,
@@ -91,8 +90,10 @@ impl<H: Hypervisor> Queue<H> {
         })
     }
 
-    fn link(&self) -> &Mutex<Link<H>> {
-        self.opened.disk().link(self.link)
+    /// Locks the link. Returns it, and the queue's number there.
+    #[inline]
+    fn link(&self) -> (MutexGuard<'_, Link<H>>, usize) {
+        self.location.lock(self.opened.disk().links())
     }
 
     /// Returns the number of pages that a request of `len` bytes needs: one more for the segments, where they do
@@ -178,7 +179,8 @@ impl<H: Hypervisor> Queue<H> {
 
     fn close(&mut self) {
         if !core::mem::replace(&mut self.closed, true) {
-            self.link().lock().close(self.client);
+            let (mut link, client) = self.link();
+            link.close(client);
         }
     }
 }
@@ -204,15 +206,15 @@ impl<H: Hypervisor> IoQueue for Queue<H> {
         }
         match self.checked(&io) {
             Ok((page, len)) => {
-                let mut link = self.link().lock();
-                link.submit(self.client, tag, io.op, page, len)
+                let (mut link, client) = self.link();
+                link.submit(client, tag, io.op, page, len)
             }
             Err(error) => Submitted::Done(Err(error)),
         }
     }
 
     fn flush_submissions(&mut self) {
-        self.link().lock().publish();
+        self.link().0.publish();
     }
 
     fn poll_complete(
@@ -220,13 +222,13 @@ impl<H: Hypervisor> IoQueue for Queue<H> {
         context: &mut Context<'_>,
         sink: &mut dyn FnMut(Tag, Result<(), IoError>),
     ) -> Poll<()> {
-        let mut link = self.link().lock();
+        let (mut link, number) = self.link();
         let link = &mut *link;
         loop {
             if let Err(lie) = link.collect() {
                 self.lied(link, lie);
             }
-            let client = link.client(self.client);
+            let client = link.client(number);
             if client.drain(sink) {
                 return Poll::Ready(());
             }
@@ -241,12 +243,14 @@ impl<H: Hypervisor> IoQueue for Queue<H> {
 
     fn cancel(&mut self, tag: Tag) {
         self.note_given_up();
-        self.link().lock().cancel(self.client, Some(tag));
+        let (mut link, client) = self.link();
+        link.cancel(client, Some(tag));
     }
 
     fn cancel_all(&mut self) {
         self.note_given_up();
-        self.link().lock().cancel(self.client, None);
+        let (mut link, client) = self.link();
+        link.cancel(client, None);
     }
 
     /// No guest's page is ever given away, so there is nothing to wait for.

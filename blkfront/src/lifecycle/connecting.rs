@@ -54,7 +54,7 @@ impl<H: Hypervisor> Life<'_, H> {
         let Some(connection) = &mut self.connection else {
             return Ok(());
         };
-        if let Some(problem) = differs(&self.disk, &properties, connection.rings()) {
+        if let Some(problem) = differs(&self.disk, &properties) {
             self.disk.fail(problem);
             return Ok(());
         }
@@ -143,7 +143,7 @@ impl<H: Hypervisor> Life<'_, H> {
 }
 
 /// The reason why a disk that guests use cannot go on with the disk that is attached in its place.
-fn differs<H: Hypervisor>(disk: &Disk<H>, now: &Properties, rings: usize) -> Option<String> {
+fn differs<H: Hypervisor>(disk: &Disk<H>, now: &Properties) -> Option<String> {
     let before = disk.properties().filter(|_| disk.is_in_use())?;
     let (old, new) = (before.geometry, now.geometry);
     let same_shape = old.sector_size == new.sector_size
@@ -151,24 +151,19 @@ fn differs<H: Hypervisor>(disk: &Disk<H>, now: &Properties, rings: usize) -> Opt
         && (!old.flush || new.flush)
         && new.sectors >= old.sectors
         && before.params == now.params;
-    if !same_shape {
-        // Text of the backend's, which may be long and hold anything.
-        let name = |properties: &Properties| excerpt(properties.params.as_deref().unwrap_or(""));
-        return Some(format!(
-            "another disk was attached in its place while guests use it: {:?}, {} sectors of {}; it was \
-             {:?}, {} sectors of {}",
-            name(now),
-            new.sectors,
-            new.sector_size,
-            name(&before),
-            old.sectors,
-            old.sector_size,
-        ));
+    if same_shape {
+        return None;
     }
-    (rings < disk.rings()).then(|| {
-        format!(
-            "its backend takes {rings} queue(s), where the one before it took {}",
-            disk.rings()
-        )
-    })
+    // Text of the backend's, which may be long and hold anything.
+    let name = |properties: &Properties| excerpt(properties.params.as_deref().unwrap_or(""));
+    Some(format!(
+        "another disk was attached in its place while guests use it: {:?}, {} sectors of {}; it was \
+         {:?}, {} sectors of {}",
+        name(now),
+        new.sectors,
+        new.sector_size,
+        name(&before),
+        old.sectors,
+        old.sector_size,
+    ))
 }

@@ -4,6 +4,7 @@ use crate::liar::{DISK, Liar, OFFER, THERE_AND_BACK};
 use bulkhead_blkback_testkit::{Frontend, Guest, Setup, Style, World};
 use bulkhead_blkfront::PATIENCE;
 use bulkhead_ring::blkif::{Operation, Request, Status, TransferKind};
+use bulkhead_xen_sim::xenstore::toolstack;
 use bulkhead_xenbus::XenbusState;
 use std::time::Duration;
 
@@ -370,5 +371,54 @@ fn requests_are_cut_for_a_backend_with_a_smaller_ring_and_without_indirect_reque
     assert_eq!(sectors, READS * SECTORS);
     world.wait(THERE_AND_BACK);
     assert_eq!(good_answers(&mut disk) as u64, READS);
+    world.no_mistakes();
+}
+
+/// The toolstack detaches the disk, whose backend follows, and attaches that of another one.
+fn replaced<'w>(world: &'w World, mut liar: Liar<'w>) -> Liar<'w> {
+    toolstack::request_detach(&mut world.sim.store(), &liar.vbd);
+    world.wait(Duration::from_secs(1));
+    assert_eq!(liar.frontend(), Some(XenbusState::Closed));
+    liar.ring = None;
+    liar.say(&[], XenbusState::Closed);
+    world.wait(Duration::from_secs(1));
+    toolstack::finish_detach(&mut world.sim.store(), &liar.vbd);
+    world.run();
+    let other = Liar::offering(world, &OFFER);
+    world.wait(Duration::from_secs(1));
+    other
+}
+
+#[test]
+fn a_disk_is_detached_at_once_whose_backend_came_and_went_too_often() {
+    let world = world(1);
+    let mut liar = Liar::new(&world, &DISK);
+    let mut offers = 0;
+    while liar.frontend() != Some(XenbusState::Closed) {
+        offers += 1;
+        assert!(offers < 40, "its connections are not bounded");
+        liar.offer_again(&OFFER);
+        if liar.frontend() == Some(XenbusState::Initialised) {
+            connect(&mut liar, &DISK);
+        }
+    }
+    let mut other = replaced(&world, liar);
+    connect(&mut other, &DISK);
+    world.no_mistakes();
+}
+
+#[test]
+fn a_disk_is_detached_at_once_whose_size_changed_too_often() {
+    let world = world(1);
+    let liar = Liar::new(&world, &DISK);
+    for sectors in 257..280 {
+        let sectors = format!("{sectors}");
+        liar.say(&[("sectors", &sectors)], XenbusState::Connected);
+        world.wait(Duration::from_secs(1));
+    }
+    let told = |line: &String| line.contains(": now ");
+    assert!(lines(&world).into_iter().filter(told).count() < 20);
+    let mut other = replaced(&world, liar);
+    connect(&mut other, &DISK);
     world.no_mistakes();
 }

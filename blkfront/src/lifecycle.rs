@@ -14,7 +14,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_executor::{RateLimit, Signal};
-use bulkhead_xen::{DomId, Hypervisor};
+use bulkhead_xen::{DomId, Hypervisor, Instant};
 use bulkhead_xenbus::retry::PAUSE;
 use bulkhead_xenbus::{XenbusState, own_node, peer_node};
 use bulkhead_xenstore_client::{Error, Transaction, Watch};
@@ -69,8 +69,12 @@ pub struct Life<'a, H: Hypervisor> {
     leftover: Option<Leftover<H>>,
     /// A restarted backend has had its time to connect by itself.
     waited: bool,
-    /// The time to wait before the backend is tried again.
+    /// The time to wait before the backend is tried again, after one that failed.
     retry: Duration,
+    /// The time from which on the backend may offer the disk again.
+    rests_until: Instant,
+    /// The time from which on another size is taken.
+    next_size: Option<Instant>,
     changes: RateLimit,
     looks: RateLimit,
     /// What a boot before this one may have left.
@@ -104,6 +108,8 @@ pub async fn live<H: Hypervisor>(
             true => Duration::ZERO,
             false => RETRY,
         },
+        rests_until: Instant(0),
+        next_size: None,
         changes: CHANGES,
         looks: LOOKS,
         before: EarlierBoot::default(),
@@ -157,6 +163,9 @@ impl<H: Hypervisor> Life<'_, H> {
                 self.wait(changed).await?;
             }
             Step::Close => self.close(seen.backend).await?,
+            Step::StartOver if self.frontends.handle().now() < self.rests_until => {
+                self.wait(changed).await?;
+            }
             Step::StartOver => self.start_over().await?,
             Step::Forget => {
                 self.unsaid = None;
@@ -239,8 +248,30 @@ impl<H: Hypervisor> Life<'_, H> {
         Ok(())
     }
 
-    /// Waits until something may have changed.
+    /// Waits until something may have changed, or it is time for something that was put off.
     async fn wait(&mut self, changed: &Signal) -> Result<(), Error> {
+        let handle = self.frontends.handle();
+        let due = match self.phase {
+            Phase::Closed => Some(self.rests_until),
+            Phase::Connected => self.next_size,
+            _ => None,
+        };
+        let Some(due) = due.filter(|due| *due > handle.now()) else {
+            return self.wait_for_change(changed).await;
+        };
+        let over = handle.sleep_until(due);
+        if self.phase == Phase::Closed {
+            // The backend has its turn after that; the toolstack may take the disk away before.
+            select(pin!(changed.raised()), pin!(over)).await;
+            return Ok(());
+        }
+        match select(pin!(self.wait_for_change(changed)), pin!(over)).await {
+            Either::Left((waited, _)) => waited,
+            Either::Right(_) => Ok(()),
+        }
+    }
+
+    async fn wait_for_change(&mut self, changed: &Signal) -> Result<(), Error> {
         let (disk, failed) = (&self.disk, self.phase == Phase::Failed);
         let (peer, users) = (&mut self.peer, self.disk.users());
         let mut raised = pin!(changed.raised());
@@ -282,11 +313,12 @@ impl<H: Hypervisor> Life<'_, H> {
         self.write(Vec::new(), XenbusState::Closed).await?;
         self.disconnect().await;
         self.frontends.something_changed();
-        match was_connected {
+        let now = self.frontends.handle().now();
+        self.rests_until = match was_connected {
             // The next connection is too soon, if there were many.
-            true => self.changes.taken(self.frontends.handle()).await,
-            false => self.pause().await,
-        }
+            true => self.changes.reserve(now),
+            false => now + self.next_retry(),
+        };
         Ok(())
     }
 
@@ -360,11 +392,11 @@ impl<H: Hypervisor> Life<'_, H> {
         self.close(XenbusState::Unknown).await
     }
 
-    /// Waits before the next attempt, a little longer each time.
-    async fn pause(&mut self) {
+    /// Returns the time to wait before the next attempt, a little longer each time.
+    fn next_retry(&mut self) -> Duration {
         let span = self.retry;
         self.retry = (span * 2).clamp(RETRY, LONGEST_RETRY);
-        self.frontends.handle().sleep(span).await;
+        span
     }
 
     /// Stops using the rings.

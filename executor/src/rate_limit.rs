@@ -40,6 +40,15 @@ impl RateLimit {
         left.is_some()
     }
 
+    /// Counts it, and returns the time from which on it may happen.
+    pub fn reserve(&mut self, now: Instant) -> Instant {
+        if self.take(now) {
+            return now;
+        }
+        self.since = self.since + self.pause;
+        self.since
+    }
+
     /// Waits until it may happen, and counts it.
     pub async fn taken<H: Hypervisor>(&mut self, handle: &Handle<H>) {
         while !self.take(handle.now()) {
@@ -65,5 +74,19 @@ mod tests {
             [at(1000), at(1000), at(1000), at(1000)],
             [true, true, true, false]
         );
+    }
+
+    #[test]
+    fn what_is_reserved_is_used_up_before_it_may_happen() {
+        let mut limit = RateLimit::new(2, Duration::from_secs(10));
+        let at = |seconds: u64| Instant(seconds * 1_000_000_000);
+        let mut reserved = |seconds| limit.reserve(at(seconds));
+        assert_eq!([reserved(5), reserved(6)], [at(5), at(6)]);
+        assert_eq!(
+            [reserved(7), reserved(7), reserved(20)],
+            [at(15), at(25), at(35)]
+        );
+        assert_eq!([reserved(44), reserved(60)], [at(45), at(60)]);
+        assert!(!limit.take(at(64)));
     }
 }

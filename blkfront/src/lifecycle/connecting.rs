@@ -112,33 +112,32 @@ impl<H: Hypervisor> Life<'_, H> {
 
     /// Reads the disk's size again: the backend announces a change by writing its state once more.
     pub(super) async fn reread(&mut self) -> Result<(), Error> {
-        let mut may = false;
-        loop {
-            let properties = match self.properties().await? {
-                Ok(properties) => properties,
-                Err(problem) => {
-                    // The disk stays as it was.
-                    let line = format!("what it is now is not known: {problem}");
-                    let new = self.told.as_ref() != Some(&line);
-                    if new && self.changes.take(self.frontends.handle().now()) {
-                        self.tell(line);
-                    }
-                    return Ok(());
+        let properties = self.properties().await?;
+        let now = self.frontends.handle().now();
+        let properties = match properties {
+            Ok(properties) => properties,
+            Err(problem) => {
+                // The disk stays as it was.
+                let line = format!("what it is now is not known: {problem}");
+                let new = self.told.as_ref() != Some(&line);
+                if new && self.changes.take(now) {
+                    self.tell(line);
                 }
-            };
-            let sectors = properties.geometry.sectors;
-            if sectors == self.disk.sectors() {
                 return Ok(());
             }
-            if may || self.changes.take(self.frontends.handle().now()) {
-                log::info!("disk {}: now {sectors} sectors", self.disk.name);
-                self.disk.resize(sectors);
-                return Ok(());
-            }
-            // Too many. What the nodes say then is what counts.
-            self.changes.taken(self.frontends.handle()).await;
-            may = true;
+        };
+        let sectors = properties.geometry.sectors;
+        if sectors == self.disk.sectors() {
+            return Ok(());
         }
+        // If there were too many, what the nodes say then is what counts.
+        let changes = &mut self.changes;
+        if *self.next_size.get_or_insert_with(|| changes.reserve(now)) <= now {
+            self.next_size = None;
+            log::info!("disk {}: now {sectors} sectors", self.disk.name);
+            self.disk.resize(sectors);
+        }
+        Ok(())
     }
 }
 

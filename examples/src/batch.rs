@@ -12,20 +12,20 @@ use bulkhead_xen::{GrantRef, Hypervisor, PAGE_SIZE, Reservation};
 use core::fmt;
 use core::ptr::NonNull;
 
-/// The directory in which batches are offered, and in which the mapper says that it is done.
+/// The directory in which batches are offered, and in which the mapper reports that it is done.
 const NAME: &str = "batch";
 
 /// The directories of references, of as many nodes each as fit one node of xenstored's.
 const NODES: &str = "batch-nodes";
 const NODES_IN_EACH: usize = 256;
 
-/// Batches, in pages.
+/// The sizes of the batches, in pages.
 pub const SIZES: [usize; 3] = [1, 512, 10_000];
 
 /// The most pages of a batch.
 const MOST: usize = 10_000;
 
-/// How a batch is handed over.
+/// The way in which a batch is handed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
     /// One reference, to an index.
@@ -34,18 +34,18 @@ pub enum Method {
     Nodes,
 }
 
-/// All batches that are handed over, one after the other.
+/// Returns all batches that are handed over, one after the other.
 pub fn all() -> impl Iterator<Item = (Method, usize)> {
     let of = |method| SIZES.into_iter().map(move |count| (method, count));
     of(Method::Index).chain(of(Method::Nodes))
 }
 
-/// What one side did for a batch.
+/// The operations of one side for a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Work {
-    /// Hypercalls.
+    /// The hypercalls.
     pub hypercalls: Hypercalls,
-    /// What was asked of xenstore.
+    /// The requests to xenstore.
     pub store: StoreCounts,
 }
 
@@ -64,7 +64,7 @@ impl fmt::Display for Work {
     }
 }
 
-/// What the granter says of a batch.
+/// The granter's report about a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Handed {
     /// The mapper has it.
@@ -73,12 +73,12 @@ pub enum Handed {
     Refused {
         /// The nodes that it took.
         nodes: usize,
-        /// Why not the next one.
+        /// The reason why it refused the next one.
         reason: String,
     },
 }
 
-/// One side of the work: what it counts with.
+/// The counters of one side.
 struct Counter<'c, H> {
     hypervisor: &'c Counting<H>,
     peer: &'c Peer,
@@ -108,7 +108,7 @@ impl<'c, H: Hypervisor> Counter<'c, H> {
     }
 }
 
-/// The word in each page of a batch.
+/// Returns the word in each page of a batch.
 fn content(index: usize) -> u64 {
     0x6ba7_0000_0000 + index as u64
 }
@@ -257,7 +257,7 @@ pub struct Mapper<'d, H: Hypervisor> {
     hypervisor: &'d Counting<H>,
     region: &'d Region<Counting<H>>,
     peer: &'d Peer,
-    /// Where the index is copied to: the root, then its pages.
+    /// The memory to which the index is copied: the root, then its pages.
     index: NonNull<u8>,
     taken: u32,
 }
@@ -281,7 +281,7 @@ impl<'d, H: Hypervisor> Mapper<'d, H> {
         })
     }
 
-    /// Waits for the next batch, maps all of it in one hypercall, and looks at each page. `None` if there are no
+    /// Waits for the next batch, maps all of it in one hypercall, and checks each page. Returns `None` if there are no
     /// more.
     pub async fn take(&mut self) -> Result<Option<(Method, usize, Work)>, Failure> {
         let next = self.taken + 1;

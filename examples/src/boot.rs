@@ -1,4 +1,4 @@
-//! What each example's `main` does: xenstore, a grant table, address space for foreign pages, and one task.
+//! The common part of each example's `main`: xenstore, a grant table, address space for foreign pages, and one task.
 
 use crate::counting::Counting;
 use crate::peer::Peer;
@@ -11,7 +11,7 @@ use bulkhead_xenstore_client::{Client, Ring};
 use core::cell::Cell;
 use core::future::Future;
 
-/// What an example works with.
+/// The domain of an example, with everything that it uses.
 pub struct Domain {
     /// The vCPU's tasks.
     pub handle: Handle<Counting<Hypercalls>>,
@@ -21,11 +21,11 @@ pub struct Domain {
     pub memory: Hypercalls,
     /// The domain's own grant table.
     pub table: GrantTable<Counting<Hypercalls>>,
-    /// Where pages of the other domain are mapped.
+    /// The address space for pages of the other domain.
     pub region: Region<Counting<Hypercalls>>,
     /// The other domain.
     pub peer: Peer,
-    /// Which of the two this one is (`role=grant` or `role=map` on the command line).
+    /// The role of this domain of the two (`role=grant` or `role=map` on the command line).
     pub role: Role,
     /// The domain's command line.
     pub command_line: &'static str,

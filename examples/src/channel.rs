@@ -10,7 +10,7 @@ use bulkhead_ring::{BackRing, FrontRing, SharedPages};
 use bulkhead_xen::{GrantRef, Hypervisor, Port, Reservation};
 use core::time::Duration;
 
-/// The time after which the granter looks again whether its page is still in use.
+/// The time after which the granter checks again whether its page is still in use.
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// The end of the domain that granted the page: it asks.
@@ -83,8 +83,8 @@ impl<H: Hypervisor> Asking<H> {
         }
     }
 
-    /// Ends the grant. As long as the other domain has the page mapped it is refused, and tried again: nothing
-    /// takes the page from it by force. Returns how often it was refused.
+    /// Ends the grant. As long as the other domain has the page mapped, that is refused, and tried again: nothing takes
+    /// the page from it by force. Returns the number of refusals.
     pub async fn close(self) -> u32 {
         let mut grant = self.grant;
         let mut refused = 0;
@@ -100,7 +100,8 @@ impl<H: Hypervisor> Asking<H> {
 }
 
 impl<H: Hypervisor> Answering<H> {
-    /// Waits for what the other domain names in its directory `name`, maps the page and binds the port.
+    /// Waits for the page and the port that the other domain names in its directory `name`, maps the page and binds the
+    /// port.
     pub async fn connect(
         handle: &Handle<H>,
         region: &Region<H>,

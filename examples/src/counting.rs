@@ -1,4 +1,4 @@
-//! A hypervisor that counts what is asked of it.
+//! A hypervisor that counts the hypercalls.
 
 use alloc::sync::Arc;
 use bulkhead_xen::abi::grant_table::{EntryV1, GrantCopy, MapGrantRef, UnmapGrantRef};
@@ -23,7 +23,7 @@ struct Counters {
     blocks: AtomicU32,
 }
 
-/// Hypercalls made. Subtract an earlier count to see what lies between.
+/// The hypercalls made. Subtract an earlier count to get those in between.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hypercalls {
     /// `GNTTABOP_map_grant_ref`
@@ -39,12 +39,12 @@ pub struct Hypercalls {
 }
 
 impl Hypercalls {
-    /// Returns those on grants.
+    /// Returns the number of those on grants.
     pub fn grants(&self) -> u32 {
         self.maps + self.unmaps + self.copies
     }
 
-    /// Returns all of them.
+    /// Returns the number of all of them.
     pub fn all(&self) -> u32 {
         self.grants() + self.notifications + self.blocks
     }
@@ -65,7 +65,7 @@ impl Sub for Hypercalls {
 }
 
 impl<H: Hypervisor> Counting<H> {
-    /// Counts what is asked of `inner` through this.
+    /// Returns a hypervisor that counts the calls to `inner` through it.
     pub fn new(inner: H) -> Self {
         Counting {
             inner,

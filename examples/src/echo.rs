@@ -12,8 +12,8 @@ pub const NAME: &str = "echo";
 /// The subject of the last request.
 const LAST: u32 = u32::MAX;
 
-/// Asks `rounds` times, each time with the last answer's status, and tells the other domain that this was all.
-/// Returns the last status.
+/// Asks `rounds` times, each time with the last answer's status, and tells the other domain when it is done. Returns
+/// the last status.
 pub async fn ask<H: Hypervisor>(asking: &mut Asking<H>, rounds: u32) -> Result<i32, Failure> {
     let mut status = 0;
     for subject in (0..rounds).chain([LAST]) {
@@ -30,7 +30,7 @@ pub async fn ask<H: Hypervisor>(asking: &mut Asking<H>, rounds: u32) -> Result<i
     Ok(status)
 }
 
-/// Answers until the other domain says that it was all. Returns how many requests were answered.
+/// Answers until the other domain reports that it is done. Returns the number of requests that were answered.
 pub async fn answer<H: Hypervisor>(answering: &mut Answering<H>) -> Result<u32, Failure> {
     let mut answered = 0;
     loop {

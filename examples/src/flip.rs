@@ -1,4 +1,4 @@
-//! Page flips: a frame changes its owner, with what is in it, and comes back.
+//! Page flips: a frame changes its owner, with its content, and comes back.
 
 use crate::channel::{Answering, Asking};
 use crate::message::Message;
@@ -14,16 +14,16 @@ use core::ptr::NonNull;
 /// The directory in which the ring is named.
 pub const NAME: &str = "flip";
 
-/// What the request's status says: the answering domain's frame has arrived; there was none yet; or all is over.
+/// The statuses of a request: the answering domain's frame has arrived; there was none yet; or all is over.
 const ARRIVED: i32 = 1;
 const FIRST: i32 = 0;
 const LAST: i32 = -1;
 
-/// What the response's status says.
+/// The statuses of a response.
 const GIVEN: i32 = 0;
 const REFUSED: i32 = 1;
 
-/// How flips ended.
+/// The outcome of the flips.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flipped {
     /// Xen refused nothing to this domain.
@@ -39,16 +39,16 @@ pub enum Flipped {
     RefusedThere,
 }
 
-/// Why a frame could not be given away.
+/// The reason why a frame could not be given away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// Xen does not do that for this domain. The page is there, with its content.
+    /// Xen does not support that for this domain. The page is there, with its content.
     Hypercall(Errno),
     /// The page is there, with its content, or it is gone.
     Frame {
-        /// Why.
+        /// The status that Xen returned.
         status: GrantStatus,
-        /// Whether the page is there.
+        /// True if the page is there.
         kept: bool,
     },
 }
@@ -101,7 +101,7 @@ impl<'d, M: FrameTransfer, H: Hypervisor> Page<'d, M, H> {
         accepted.map_err(|error| Failure::of("accepting a frame", error))
     }
 
-    /// Takes the frame that has arrived, and looks at what is in it.
+    /// Takes the frame that has arrived, and checks its content.
     fn take(&self, accepted: AcceptedTransfer<H>, content: u64) -> Result<(), Failure> {
         let TransferEnd::Transferred(_, frame) = accepted.end() else {
             return Err(Failure("no frame came".into()));
@@ -139,7 +139,7 @@ impl<'d, M: FrameTransfer, H: Hypervisor> Page<'d, M, H> {
     }
 }
 
-/// What is in the frame on its way to the asking domain, and back, in a round.
+/// Returns the content of the frame on its way to the asking domain, and on its way back, in a round.
 fn content(round: u32) -> (u64, u64) {
     (2 * u64::from(round) + 1, 2 * u64::from(round) + 2)
 }
@@ -184,7 +184,7 @@ pub async fn ask<H: Hypervisor>(
     Ok(outcome)
 }
 
-/// Gives a frame to the other domain and accepts it back, until it says that it was all.
+/// Gives a frame to the other domain and accepts it back, until that domain reports that it is done.
 pub async fn answer<H: Hypervisor>(
     answering: &mut Answering<H>,
     memory: &impl FrameTransfer,

@@ -1,4 +1,4 @@
-//! How references lie in index pages: one reference stands for all of a batch.
+//! The layout of references in index pages: one reference stands for all of a batch.
 //!
 //! ```text
 //!   root: [count, 0, reference, reference, …]          up to 1022 references
@@ -22,7 +22,7 @@ const IN_ROOT: usize = WORDS - HEADER;
 /// A page of the index.
 pub type Words = [u32; WORDS];
 
-/// Returns how many index pages a batch takes besides the root.
+/// Returns the number of index pages that a batch takes besides the root.
 pub fn pages_for(count: usize) -> usize {
     match count <= IN_ROOT {
         true => 0,
@@ -52,17 +52,17 @@ fn fill(words: &mut [u32], held: &[GrantRef]) {
     }
 }
 
-/// What a root says, after it was checked: it is the other domain's.
+/// The content of a root, checked, as the other domain has written it.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Root {
     /// All references of the batch.
     References(Vec<GrantRef>),
-    /// The index pages that have them, and how many references that are.
+    /// The index pages that have them, and the number of references.
     Pages(Vec<GrantRef>, usize),
 }
 
 impl Root {
-    /// Reads a root. No more than `most` references are believed in.
+    /// Reads a root. More than `most` references are an error.
     pub fn parse(words: &Words, most: usize) -> Result<Root, Failure> {
         let (count, pages) = (words[0] as usize, words[1] as usize);
         if count == 0 || count > most || pages != pages_for(count) || pages > IN_ROOT {

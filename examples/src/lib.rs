@@ -10,7 +10,7 @@
 //! generic over [`Hypervisor`](bulkhead_xen::Hypervisor): the binaries boot on Xen, the tests run both domains
 //! in the simulated one.
 //!
-//! Read next: [`channel`] for how the two ends meet, then [`echo`], [`batch`] and [`flip`].
+//! Read next: [`channel`], the ring between the two domains, then [`echo`], [`batch`] and [`flip`].
 
 #![no_std]
 #![deny(unsafe_code)]
@@ -41,7 +41,7 @@ pub mod peer;
 use alloc::string::String;
 use core::fmt;
 
-/// Why an example ended early, in a sentence.
+/// The reason why an example ended early, in a sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure(pub String);
 
@@ -66,7 +66,7 @@ impl From<bulkhead_xenstore_client::Error> for Failure {
     }
 }
 
-/// Which of the two domains this one is.
+/// The role of this domain of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Grants the page of the ring, and asks.

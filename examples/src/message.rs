@@ -1,4 +1,4 @@
-//! What travels on the ring: two numbers each way.
+//! The messages on the ring: two numbers in each direction.
 
 use bulkhead_ring::Format;
 

@@ -1,4 +1,4 @@
-//! Where the two domains meet: nodes below `data` of each, which the other may read.
+//! The nodes by which the two domains find each other: below `data` of each, readable for the other.
 
 use crate::Failure;
 use alloc::format;
@@ -12,7 +12,7 @@ use core::cell::Cell;
 /// The node by which the operator names the other domain.
 const PEER: &str = "data/peer";
 
-/// The other domain, and the way to its nodes. It counts what is asked of xenstore.
+/// The other domain, and access to its nodes. It counts the requests to xenstore.
 pub struct Peer {
     store: Client,
     domain: DomId,
@@ -22,7 +22,7 @@ pub struct Peer {
     reads: Cell<u32>,
 }
 
-/// What was asked of xenstore.
+/// The requests to xenstore.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StoreCounts {
     /// Nodes written and permissions set.
@@ -56,7 +56,7 @@ impl Peer {
         self.domain
     }
 
-    /// Returns what was asked of xenstore so far.
+    /// Returns the requests to xenstore so far.
     pub fn counts(&self) -> StoreCounts {
         StoreCounts {
             writes: self.writes.get(),
@@ -103,8 +103,7 @@ impl Peer {
         peer_node(&self.store, format!("{}/data/{node}", self.path)).await
     }
 
-    /// Waits until a node of the other domain is there, this domain may read it, and `look` finds something in
-    /// it.
+    /// Waits until a node of the other domain is there, this domain may read it, and `look` finds a value in it.
     pub async fn wait_for<T>(
         &self,
         node: &str,

@@ -1,4 +1,4 @@
-//! Hands batches of granted pages over, by an index and by xenstore nodes, and says what that took on each side.
+//! Hands batches of granted pages over, by an index and by xenstore nodes, and logs the cost on each side.
 #![no_std]
 #![no_main]
 

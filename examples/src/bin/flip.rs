@@ -1,4 +1,4 @@
-//! Flips pages between two domains: a frame goes over with what is in it, and comes back.
+//! Flips pages between two domains: a frame goes over with its content, and comes back.
 #![no_std]
 #![no_main]
 
@@ -9,7 +9,7 @@ use bulkhead_kernel::{Machine, ShutdownReason, memory};
 
 bulkhead_kernel::entry!(main);
 
-/// Flips to and fro.
+/// The number of flips to and fro.
 const ROUNDS: u32 = 100;
 
 fn main(machine: Machine) -> ShutdownReason {

@@ -15,8 +15,8 @@ struct State {
     waiters: RefCell<Waiters>,
 }
 
-/// One task's wait for a flag. Its entry leaves with it, since a flag may be waited for any number of times, by
-/// tasks that have ended when it is set.
+/// The wait of one task for a flag. Its entry is removed with it, since a flag may be waited for any number of times,
+/// by tasks that have ended when it is set.
 struct Wait<'f> {
     state: &'f State,
     number: u64,

@@ -86,7 +86,7 @@ struct Core<H> {
     block_cost: block_cost::BlockCost,
     /// Tasks that were spawned and not yet taken over by the executor.
     inbox: RefCell<Vec<Spawned>>,
-    /// Whether a task was stopped that has not been dropped yet.
+    /// True if a task was stopped that has not been dropped yet.
     any_stopped: Arc<AtomicBool>,
     spawner: VcpuSpawner<H>,
 }

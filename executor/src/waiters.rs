@@ -68,7 +68,7 @@ impl Waiters {
     }
 }
 
-/// One task's wait.
+/// The wait of one task.
 struct Wait<'w> {
     waiting: &'w Mutex<Waiters>,
     number: u64,

@@ -37,7 +37,7 @@ pub struct DevicePool<H: Hypervisor> {
 /// A page of a [`DevicePool`] that is in use, from [`DevicePool::queue_map`] to [`DevicePool::queue_unmap`]. It is
 /// neither copied nor made elsewhere, so a page cannot be unmapped twice, or while it is still used.
 ///
-/// One that is dropped instead keeps its page until the pool is dropped, which unmaps it.
+/// A mapping that is dropped instead keeps its page until the pool is dropped, which unmaps it.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "its page is in use until it is given to `queue_unmap`"]
 pub struct DeviceMapping {

@@ -48,7 +48,7 @@ pub struct Calls {
 /// A page of a pool that is in use, from [`MapPool::queue_map`] to [`MapPool::queue_unmap`]. It is
 /// neither copied nor made elsewhere, so a page cannot be unmapped twice or used afterwards.
 ///
-/// One that is dropped instead keeps its page until the pool is dropped, which unmaps it.
+/// A mapping that is dropped instead keeps its page until the pool is dropped, which unmaps it.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "its page is in use until it is given to `queue_unmap`"]
 pub struct Mapping(

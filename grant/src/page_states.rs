@@ -50,7 +50,7 @@ pub(crate) struct PageStates {
 }
 
 impl PageStates {
-    /// Those of that many free pages.
+    /// Returns the states of `pages` free pages.
     pub(crate) fn new(pages: usize) -> Result<PageStates, OutOfMemory> {
         let next = |page: usize| {
             if page + 1 < pages {

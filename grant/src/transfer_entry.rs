@@ -9,7 +9,7 @@
 use crate::sync::{AtomicU16, AtomicU32, Ordering, relax};
 use bulkhead_xen::abi::grant_table::{TYPE_MASK, TransferFlags};
 
-/// One entry of the table.
+/// An entry of the table.
 pub(crate) struct TransferEntry<'e> {
     pub flags: &'e AtomicU16,
     pub domain: &'e AtomicU16,

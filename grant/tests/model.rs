@@ -20,16 +20,16 @@ const GREFS: std::ops::Range<u32> = 8..14;
 enum Step {
     /// The frontend grants a page, for writing or not.
     Grant(u32, bool),
-    /// It takes a grant back, whether it is in use or not.
+    /// The frontend ends a grant, whether it is in use or not.
     Revoke(u32),
-    /// It makes the page unavailable for the next few times.
+    /// The frontend makes the page unavailable for the next few times.
     Away(u32, u32),
     /// The backend queues a page.
     QueueMap(u32, bool),
     Map,
-    /// It gives back one of its mappings.
+    /// The backend gives back one of its mappings.
     QueueUnmap(usize),
-    /// It forgets one of its mappings.
+    /// The backend forgets one of its mappings.
     Forget(usize),
     Unmap,
 }

@@ -14,7 +14,7 @@ fn cache(pair: &Pair, capacity: usize) -> PersistentCache<SimVcpu> {
     PersistentCache::new(&pair.region, pair.guest(), capacity, 8).unwrap()
 }
 
-/// One request after another that uses one page each; returns what they cost.
+/// Makes one request after another that uses one page each. Returns their cost.
 fn use_pages(
     pair: &Pair,
     cache: &mut PersistentCache<SimVcpu>,

@@ -91,9 +91,9 @@ impl fmt::Display for Endpoint {
 pub enum EndpointError {
     /// There is nothing before the port.
     NoHost,
-    /// That is no host's name.
+    /// The text is not the name of a host.
     Host(String),
-    /// That is no port.
+    /// The text is not a port.
     Port(String),
     /// An address in brackets does not end as it should.
     Bracket,

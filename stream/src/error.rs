@@ -70,7 +70,7 @@ pub enum Ended {
     NoNetwork,
     /// The driver domain does not have the address any more that it had.
     AddressLost,
-    /// What came cannot be genuine (TLS).
+    /// The data that came cannot be genuine (TLS).
     Forged,
     /// The connection was closed, and the other end has not said that no more bytes come (TLS).
     Truncated,

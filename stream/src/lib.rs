@@ -44,33 +44,34 @@ use core::future::Future;
 use core::pin::Pin;
 use core::task::Waker;
 
-/// One connection to a server: bytes in both directions, in order.
+/// A connection to a server: bytes in both directions, in order.
 ///
 /// No method waits. Dropping a stream ends the connection at once.
 pub trait Stream {
-    /// Has `take` look at bytes that have arrived: the contiguous part of them that comes next, which is not empty.
-    /// It returns how many it is done with, from the first on; those are gone then, and the others are lent again.
+    /// Calls `take` with bytes that have arrived: the contiguous part of them that comes next, which is not empty.
+    /// `take` returns the number of bytes, from the first on, that it has used: those are gone then, and later calls
+    /// pass the others again.
     ///
     /// Returns that number, or 0 if there are no bytes now; `take` was not called then. It is called at most once. The
     /// error comes after all bytes that arrived before the end.
     fn receive(&mut self, take: &mut dyn FnMut(&mut [u8]) -> usize) -> Result<usize, Ended>;
 
-    /// Has `fill` write bytes that are to be sent into the contiguous room that comes next, which is not empty. It
-    /// returns how many it has written, from the first on.
+    /// Calls `fill` with the contiguous room that comes next, which is not empty, to write bytes there that are to be
+    /// sent. `fill` returns the number of bytes that it has written, from the first on.
     ///
     /// Returns that number, or 0 if there is no room now; `fill` was not called then. It is called at most once.
     fn send(&mut self, fill: &mut dyn FnMut(&mut [u8]) -> usize) -> Result<usize, Ended>;
 
-    /// Ends a batch of calls of [`send`](Self::send) and [`receive`](Self::receive): what was filled goes out now, and
-    /// the other end learns of the room that was made.
+    /// Ends a batch of calls of [`send`](Self::send) and [`receive`](Self::receive): the bytes that were filled in are
+    /// sent now, and the other end learns of the room that was made.
     fn push(&mut self);
 
-    /// Keeps the waker, in the place of an earlier one, and wakes it once bytes arrive, room is made, or the
-    /// connection ends. To be called before the caller looks for the last time before it sleeps.
+    /// Keeps the waker, in the place of an earlier one, and wakes it once bytes arrive, room is made, or the connection
+    /// ends. The caller calls this before its last check for these, and then sleeps.
     fn wake_with(&mut self, waker: &Waker);
 
-    /// Ends the connection in order: what was filled is still sent, as far as the other end takes it, also after the
-    /// stream was dropped. Only [`receive`](Self::receive) is called afterwards.
+    /// Ends the connection in order: the bytes that were filled in are still sent, as far as the other end takes them,
+    /// also after the stream was dropped. Only [`receive`](Self::receive) is called afterwards.
     fn close(&mut self);
 }
 

@@ -260,7 +260,7 @@ impl core::error::Error for Breakdown {}
 /// A message that xenstored has no reason to send. It is logged and skipped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Unexpected {
-    /// It is of a kind that is not known.
+    /// The message is of a kind that is not known.
     Kind(Excerpt),
     /// A reply to something that was never asked, or of another kind than what was asked.
     Reply(Excerpt),

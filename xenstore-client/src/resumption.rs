@@ -55,7 +55,7 @@ const INDEX_BITS: u32 = 12;
 const NOTED: u32 = 1 << 31;
 
 const _: () = assert!(PAYLOAD_BITS + HEADER_BITS + INDEX_BITS == 30);
-/// What is noted together differs by the ring's length at most.
+/// The indexes that are noted together differ by the ring's length at most.
 const _: () = assert!((RING_SIZE as u32) < 1 << INDEX_BITS);
 
 /// The largest length that a note has room for. A message that is longer than [`PAYLOAD_MAX`] ends the connection anyway.
@@ -127,7 +127,7 @@ pub fn is_within_request(positions: &Positions) -> bool {
     })
 }
 
-/// One of the streams.
+/// A stream of the connection, in one direction.
 #[derive(Debug)]
 struct Stream {
     notes: [&'static AtomicU32; 2],

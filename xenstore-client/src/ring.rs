@@ -117,7 +117,7 @@ fn used(consumer: u32, producer: u32) -> Result<usize, Breakdown> {
     Ok(length as usize)
 }
 
-/// One step of a transport at a time.
+/// The single steps of a transport.
 impl<H: Hypervisor> Ring<H> {
     /// Returns the index of the next byte to be sent.
     pub(crate) fn sent(&self) -> u32 {
@@ -161,8 +161,8 @@ impl<H: Hypervisor> Ring<H> {
         self.response_consumer().load(Ordering::Relaxed)
     }
 
-    /// Copies the bytes that have arrived, as far as they fit, and returns the index of the first one, and their number.
-    /// They stay on the ring.
+    /// Copies the bytes that have arrived, as far as they fit, and returns the index of the first one, and their
+    /// number. The bytes stay on the ring.
     pub(crate) fn read(&self, buffer: &mut [u8]) -> Result<(u32, usize), Breakdown> {
         let consumer = self.taken();
         if !self.connected() {

@@ -25,7 +25,7 @@ pub struct Transaction {
     _permit: Permit,
 }
 
-/// One of the places for open transactions.
+/// A place among those for open transactions.
 #[derive(Debug)]
 struct Permit(Handle);
 

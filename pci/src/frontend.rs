@@ -14,18 +14,23 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_executor::Handle;
 use bulkhead_grant::{PagePool, SharedMemory, TableOnDemand};
-use bulkhead_xen::{DomId, GrantRef, Port, Reservation};
+use bulkhead_xen::{DomId, GrantRef, Instant, Port, Reservation};
 use bulkhead_xenbus::retry::persist;
 use bulkhead_xenbus::{XenbusState, own_node, peer_node};
 use bulkhead_xenstore_client::{Client, Error, Transaction, Watch};
 use core::convert::Infallible;
-use core::future::poll_fn;
+use core::future::{Future, poll_fn};
+use core::pin::pin;
 use core::task::Poll;
 use core::time::Duration;
+use futures_util::future::OptionFuture;
 use futures_util::task::AtomicWaker;
 
 /// This end's directory: libxl makes one, for all functions.
 const DIRECTORY: &str = "device/pci/0";
+
+/// The pause before what dom0 had no time for, or this domain no memory, is tried again.
+pub(crate) const TRIED_AGAIN: Duration = Duration::from_secs(10);
 
 /// A driver of functions.
 pub trait Driver<H: PciHost> {
@@ -93,8 +98,10 @@ struct Life<'f, H: PciHost> {
     kept: usize,
     /// A backend was met.
     met: bool,
-    /// A boot before this one may have left functions at work.
+    /// A boot before this one may have left functions at work, also those that can only be met later.
     left: bool,
+    /// The time at which what has failed for the moment is tried again.
+    again: Option<Instant>,
     /// Woken when a function has no holder any more.
     released: Arc<AtomicWaker>,
     /// The last line in the log about what is waited for.
@@ -141,6 +148,7 @@ impl<H: PciHost> Frontend<H> {
             kept: 0,
             met: false,
             left: false,
+            again: None,
             released: Arc::default(),
             told: None,
         };
@@ -229,21 +237,42 @@ impl<H: PciHost> Life<'_, H> {
         Ok(())
     }
 
-    /// Waits until something may have changed.
+    /// Waits until something may have changed, or what has failed is to be tried again.
     async fn wait(&mut self) -> Result<(), Error> {
-        poll_fn(|context| {
+        let handle = &self.frontend.handle;
+        let again = self.again.map(|again| handle.sleep_until(again));
+        let mut again = pin!(OptionFuture::from(again));
+        let is_over = poll_fn(|context| {
             self.released.register(context.waker());
             if kept(&self.functions) != self.kept {
-                return Poll::Ready(Ok(()));
+                return Poll::Ready(Ok(false));
             }
             if let Some(peer) = &mut self.peer
                 && let Poll::Ready(event) = peer.watch.poll_next(context)
             {
-                return Poll::Ready(event.map(drop));
+                return Poll::Ready(event.map(|_| false));
             }
-            self.watch.poll_next(context).map(|event| event.map(drop))
+            if let Poll::Ready(event) = self.watch.poll_next(context) {
+                return Poll::Ready(event.map(|_| false));
+            }
+            match again.as_mut().poll(context) {
+                Poll::Ready(Some(())) => Poll::Ready(Ok(true)),
+                _ => Poll::Pending,
+            }
         })
-        .await
+        .await?;
+        match self.phase {
+            _ if !is_over => {}
+            Phase::Connected => self.meet_functions().await?,
+            // The next step does it.
+            _ => self.again = None,
+        }
+        Ok(())
+    }
+
+    /// Has what has failed for the moment tried again, after a pause.
+    fn try_again(&mut self) {
+        self.again = Some(self.frontend.handle.now() + TRIED_AGAIN);
     }
 
     /// Goes on with the channel of a boot before this one.
@@ -310,6 +339,7 @@ impl<H: PciHost> Life<'_, H> {
             Ok(channel) => channel,
             Err(problem) => {
                 self.tell(format!("cannot be connected to dom0: {problem}"));
+                self.try_again();
                 return self.wait().await;
             }
         };

@@ -1,9 +1,11 @@
 //! Functions that a domain is given, from its start on and later.
 
-use crate::machine::{Machine, network, second, states};
+use crate::machine::{Machine, PATIENCE, network, second, states};
 use bulkhead_pci::{COMMAND_MASTER, MSIX};
-use bulkhead_xen::{DmaMemory, Mfn};
+use bulkhead_xen::{DmaMemory, Errno, Mfn};
+use bulkhead_xen_sim::Hypercall;
 use bulkhead_xen_sim::pci::FunctionConfig;
+use std::time::Duration;
 
 #[test]
 fn functions_are_found_at_boot_and_named_as_in_dom0() {
@@ -44,6 +46,45 @@ fn functions_are_found_when_they_are_attached_later() {
     let function = machine.take_named("0001:05:1f.7");
     let id = machine.finish(async move { function.config().read32(0).await });
     assert_eq!(id, Ok(0x0010_1b36));
+}
+
+#[test]
+fn functions_for_which_dom0_has_no_time_are_found_later() {
+    let (machine, _) = Machine::with(&[network()]);
+    let id = machine.domain.id();
+    machine.sim.pciback(id, |pciback| pciback.stalled = true);
+    let functions = [
+        machine.add(&FunctionConfig::default()),
+        machine.add(&second()),
+    ];
+    machine.attach(&[&functions[0], &functions[1]]);
+    machine.pass(PATIENCE);
+    machine.pass(PATIENCE);
+    assert!(machine.names().is_empty());
+    assert_eq!(machine.states(), states("4", "4"));
+    // Not only once.
+    machine.pass(PATIENCE * 3);
+    machine.sim.pciback(id, |pciback| pciback.stalled = false);
+    for _ in 0..4 {
+        machine.pass(PATIENCE / 2);
+    }
+    assert_eq!(machine.names(), ["03:00.0", "0001:05:1f.7"]);
+    // Each is met once.
+    machine.pass(PATIENCE * 2);
+    assert_eq!(machine.names().len(), 2);
+}
+
+#[test]
+fn a_channel_for_which_there_is_no_room_is_made_later() {
+    let machine = Machine::new();
+    let full = Errno::NOSPC;
+    machine.domain.fail_call(Hypercall::AllocUnbound, full, 20);
+    machine.attach(&[&machine.add(&FunctionConfig::default())]);
+    assert!(machine.names().is_empty());
+    for _ in 0..20 {
+        machine.pass(Duration::from_secs(10));
+    }
+    assert_eq!(machine.names(), ["03:00.0"]);
 }
 
 #[test]

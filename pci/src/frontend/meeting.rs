@@ -25,6 +25,15 @@ impl<H: PciHost> Life<'_, H> {
         };
         self.functions.retain(there);
         self.told = None;
+        self.meet_functions().await?;
+        self.phase = Phase::Connected;
+        self.write(&[], XenbusState::Connected).await
+    }
+
+    /// Finds out what the functions are that are not known yet.
+    pub(super) async fn meet_functions(&mut self) -> Result<(), Error> {
+        let listed = self.list().await?;
+        self.again = None;
         for one in listed.iter().filter(|one| !one.removed) {
             let known = self
                 .functions
@@ -36,9 +45,7 @@ impl<H: PciHost> Life<'_, H> {
                 None => log::error!("function {}: dom0's pciback does not show it", one.name),
             }
         }
-        self.left = false;
-        self.phase = Phase::Connected;
-        self.write(&[], XenbusState::Connected).await
+        Ok(())
     }
 
     /// Asks for the functions that are to be removed; if none is in use any more, lets pciback have them.
@@ -87,14 +94,15 @@ impl<H: PciHost> Life<'_, H> {
         let identity = match identify(&config).await {
             Ok(Some(identity)) => identity,
             Ok(None) => return log::error!("function {name}: nothing answers there"),
-            Err(error) => return log::error!("function {name}: {error}"),
+            Err(error) => return self.has_not_answered(name, error),
         };
         let handle = self.frontend.handle.clone();
         let shared = Rc::new(Shared::new(name, identity, handle, config));
         if self.left
             && let Err(error) = shared.quieten().await
         {
-            return log::error!("function {name}: cannot be begun anew after the crash: {error}");
+            log::warn!("function {name}: cannot be begun anew after the crash");
+            return self.has_not_answered(name, error);
         }
         let (holder, holders) = Holders::new(&self.released);
         let mut offered = Function::new(shared.clone(), holder);
@@ -117,6 +125,17 @@ impl<H: PciHost> Life<'_, H> {
             holders,
             leaves: false,
         });
+    }
+
+    /// Has a function met again later for which dom0 had no time.
+    fn has_not_answered(&mut self, name: FunctionName, error: OperationError) {
+        match error {
+            OperationError::TimedOut => {
+                log::warn!("function {name}: {error}: it is asked again");
+                self.try_again();
+            }
+            _ => log::error!("function {name}: {error}"),
+        }
     }
 }
 

@@ -58,6 +58,8 @@ mod recovery_load;
 mod recovery_nbd;
 #[cfg(feature = "recover")]
 mod recovery_own_disks;
+#[cfg(feature = "recover")]
+mod recovery_pciback;
 mod refusals;
 mod requests_below;
 mod rings;

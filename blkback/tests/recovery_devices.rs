@@ -18,11 +18,11 @@ use std::time::Duration;
 /// The bytes of the device.
 const SIZE: usize = 256 * 1024;
 
-const NVME: &str = "nvme:03:00.0";
-const VIRTIO: &str = "virtio:04:00.0";
+pub const NVME: &str = "nvme:03:00.0";
+pub const VIRTIO: &str = "virtio:04:00.0";
 
 /// The time within which a disk is served again.
-const SOON: Duration = Duration::from_millis(100);
+pub const SOON: Duration = Duration::from_millis(100);
 
 fn nvme_setup(setup: Setup) -> Setup {
     let config = Config {
@@ -37,11 +37,11 @@ fn nvme_setup(setup: Setup) -> Setup {
     }
 }
 
-fn nvme_world(setup: Setup) -> World {
+pub fn nvme_world(setup: Setup) -> World {
     World::with(nvme_setup(setup))
 }
 
-fn virtio_world(setup: Setup) -> World {
+pub fn virtio_world(setup: Setup) -> World {
     let config = bulkhead_virtio_testing::Config {
         bytes: vec![0; SIZE],
         ..bulkhead_virtio_testing::Config::default()

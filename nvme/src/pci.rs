@@ -50,15 +50,19 @@ async fn drive<H: PciHost>(
     function: Rc<bulkhead_pci::Function<H>>,
 ) {
     let name = function.name().to_string();
-    match Attached::open(&controllers, &function).await {
-        Ok(attached) => controllers.add(Rc::new(attached)),
-        Err(error) => {
-            log::error!("nvme:{name}: it cannot be used: {error}");
-            controllers.set_unusable(&name, error.to_string());
-            function.departure().await;
+    let attached = loop {
+        let error = match Attached::open(&controllers, &function).await {
+            Ok(attached) => break attached,
+            Err(error) => error,
+        };
+        log::error!("nvme:{name}: it cannot be used: {error}");
+        controllers.set_unusable(&name, error.to_string());
+        if function.departs_before_retry(&error).await {
             return controllers.forget_unusable(&name);
         }
-    }
+    };
+    controllers.forget_unusable(&name);
+    controllers.add(Rc::new(attached));
     match function.departure().await {
         Departure::Gone => controllers.give_up(&name).await,
         Departure::Detached => {
@@ -83,7 +87,13 @@ impl<H: PciHost> Attached<H> {
         controllers: &Controllers<H>,
         function: &Rc<bulkhead_pci::Function<H>>,
     ) -> Result<Self, PciError> {
-        // One for the admin queue, and one for each queue pair.
+        let offsets = function.register_offsets(BAR).await?;
+        let end = offsets.end.min(MOST_REGISTERS);
+        if end == 0 {
+            return Err(PciError::Protected { bar: BAR });
+        }
+        let registers = function.open_registers(BAR, 0..end).await?;
+        // One for the admin queue, and one for each queue pair. They are enabled once: nothing fails after this.
         let vectors = match function
             .enable_interrupts(controllers.vcpus().len() + 1)
             .await
@@ -98,15 +108,10 @@ impl<H: PciHost> Attached<H> {
             }
             Err(error) => return Err(error),
         };
-        let offsets = function.register_offsets(BAR).await?;
-        let end = offsets.end.min(MOST_REGISTERS);
-        if end == 0 {
-            return Err(PciError::Protected { bar: BAR });
-        }
         Ok(Attached {
             name: function.name().to_string(),
             function: function.clone(),
-            registers: function.open_registers(BAR, 0..end).await?,
+            registers,
             vectors: Arc::new(PciVectors(vectors)),
         })
     }

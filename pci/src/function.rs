@@ -6,6 +6,7 @@ use crate::bars::{BadBar, Bar, COUNT};
 use crate::capabilities::{Capability, MSIX, MsixTable};
 use crate::config_space::{COMMAND_MASTER, COMMAND_MEMORY, ConfigSpace};
 use crate::error::{OperationError, PciError};
+use crate::frontend::TRIED_AGAIN;
 use crate::holders::Holder;
 use crate::identity::Identity;
 use crate::interrupts::{Delivery, Vectors};
@@ -20,7 +21,9 @@ use bulkhead_xen::{Errno, Mfn, PAGE_SHIFT, PAGE_SIZE, Pirq, Registers};
 use core::cell::{Cell, RefCell};
 use core::future::poll_fn;
 use core::ops::Range;
+use core::pin::pin;
 use core::task::{Poll, Waker};
+use futures_util::future::{Either, select};
 
 /// The register with the interrupt line, below the one with its pin.
 const INTERRUPT_LINE: u16 = 0x3c;
@@ -259,7 +262,14 @@ impl<H: PciHost> Function<H> {
             return Ok(self.enabled(Delivery::Msix, &pirqs));
         }
         if capabilities.iter().any(|one| one.id == crate::MSI) {
-            match self.shared.config.interrupts(ENABLE_MSI).await {
+            let config = &self.shared.config;
+            let mut enabled = config.interrupts(ENABLE_MSI).await;
+            if enabled == Err(OperationError::Failed) {
+                // An operation that was given up may have been done after all.
+                config.interrupts(DISABLE_MSI).await?;
+                enabled = config.interrupts(ENABLE_MSI).await;
+            }
+            match enabled {
                 Ok(pirq @ 1..) => return Ok(self.enabled(Delivery::Msi, &[Pirq(pirq)])),
                 Ok(0) => self.without("MSI", "dom0 names no interrupt"),
                 Err(error @ (OperationError::Disconnected | OperationError::TimedOut)) => {
@@ -359,6 +369,18 @@ impl<H: PciHost> Function<H> {
     /// Returns the reason why it is to be let go of, if it is.
     pub fn departing(&self) -> Option<Departure> {
         self.shared.departure.get()
+    }
+
+    /// Waits until it is to be let go of, or until what has failed with that error is to be tried again, which it is if dom0
+    /// had no time for it. Returns whether it is to be let go of.
+    pub async fn departs_before_retry(&self, error: &PciError) -> bool {
+        let departure = pin!(self.departure());
+        if *error != PciError::Operation(OperationError::TimedOut) {
+            departure.await;
+            return true;
+        }
+        let over = pin!(self.shared.handle.sleep(TRIED_AGAIN));
+        matches!(select(departure, over).await, Either::Left(_))
     }
 
     /// Waits until it is to be let go of.

@@ -15,7 +15,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_dma::{Refusal, leaves_before_trial};
 use bulkhead_executor::Task;
-use bulkhead_pci::{Delivery, Function, Interrupt, PciHost, Vectors};
+use bulkhead_pci::{Delivery, Function, Interrupt, OperationError, PciHost, Vectors};
 use bulkhead_xen::{Instant, StopRegistration};
 use core::future::{Future, poll_fn};
 use core::pin::pin;
@@ -82,15 +82,26 @@ pub async fn live<H: PciHost>(
     device: Arc<Device>,
     function: Rc<Function<H>>,
 ) {
-    let mut life = match Life::open(devices, &device, function).await {
-        Ok(life) => life,
-        Err(error) => {
-            log::error!("virtio:{}: it cannot be used: {error}", device.name());
-            device.fail(error.to_string());
-            leaves_before_trial(devices.handle(), &*device, true).await;
+    let mut life = loop {
+        let error = match Life::open(devices, &device, function.clone()).await {
+            Ok(life) => break life,
+            Err(error) => error,
+        };
+        let refusal = Refusal {
+            reason: error.to_string(),
+            stays: error != OperationError::TimedOut.into(),
+        };
+        let (again, Refusal { reason, stays }) = (refusal.prospect(), refusal);
+        log::error!(
+            "virtio:{}: it cannot be used: {reason}{again}",
+            device.name()
+        );
+        device.fail(reason);
+        if leaves_before_trial(devices.handle(), &*device, stays).await {
             return;
         }
     };
+    device.recover();
     life.run().await;
     life.stop().await;
 }

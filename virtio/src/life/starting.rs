@@ -29,7 +29,8 @@ impl<'d, H: PciHost> Life<'d, H> {
         device: &Arc<Device>,
         function: Rc<Function<H>>,
     ) -> Result<Self, StartError> {
-        // One for the configuration, and one for each queue.
+        let structures = Structures::open(&function).await?;
+        // One for the configuration, and one for each queue. They are enabled once: nothing fails after this.
         let wanted = devices.vcpus().len() + 1;
         let vectors = match function.enable_interrupts(wanted).await {
             Ok(vectors) => Some(vectors),
@@ -42,7 +43,6 @@ impl<'d, H: PciHost> Life<'d, H> {
             }
             Err(error) => return Err(error.into()),
         };
-        let structures = Structures::open(&function).await?;
         Ok(Life {
             devices,
             device: device.clone(),

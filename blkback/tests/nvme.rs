@@ -1,7 +1,9 @@
 //! Guests' disks on an NVMe controller that was given to the driver domain: it reads and writes their pages itself.
 
 use bulkhead_blkback::engine::DataPath;
-use bulkhead_blkback_testkit::{Guest, Nvme, PATHS, Random, Setup, Style, World, allocations};
+use bulkhead_blkback_testkit::{
+    Guest, Nvme, PATHS, Random, Setup, Style, World, allocations, bytes_in_use,
+};
 use bulkhead_grant::GrantAccess;
 use bulkhead_nvme::command::nvm::opcode;
 use bulkhead_nvme_testing::{Config, FakeNamespace, Fate};
@@ -380,6 +382,67 @@ fn a_barrier_outlives_the_cache_and_so_does_what_came_before_it() {
         assert!(bytes(0) == [1; 4096] && bytes(8) == [2; 4096]);
         assert!(bytes(16) == [0; 4096], "it was not flushed");
         disk.detach();
+        world.nothing_left();
+    }
+}
+
+/// The README's rule for `memory=` has 16 MiB for the domain itself, and 1 MiB for each disk: so 48 MiB serve 16 disks, here of
+/// guests with four vCPUs each.
+#[test]
+fn sixteen_disks_need_less_than_16_mib() {
+    const DISKS: u32 = 16;
+    const ROOM: usize = 16 << 20;
+    for (path, persistent) in PATHS {
+        let namespaces = (1..=DISKS).map(|id| FakeNamespace::new(id, 9, SIZE / 512));
+        let config = Config {
+            namespaces: namespaces.collect(),
+            ..Config::default()
+        };
+        let world = World::with(Setup {
+            kind: DomainKind::Pv,
+            vcpus: 4,
+            controller: Some((FunctionConfig::default(), config)),
+            // That of a domain of up to 64 MiB.
+            region_pages: 32 * 1024,
+            ..Setup::on_path(path)
+        });
+        let guests: Vec<_> = (0..DISKS)
+            .map(|_| Guest::with_memory(&world, 1024))
+            .collect();
+        let before = bytes_in_use();
+        // Of the simulated machine, too.
+        let used = move || (bytes_in_use() - before).max(0) as usize;
+        let memory = move || ROOM.saturating_sub(used());
+        world.backend.services.admission.watch_memory(memory);
+        let mut disks = Vec::new();
+        for (guest, id) in guests.iter().zip(1..) {
+            let disk = guest.attach("xvda", &format!("nvme:03:00.0/n{id}"));
+            let offered = disk.backend_node("feature-persistent").as_deref() == Some("1");
+            let style = Style {
+                queues: disk.offered_queues(),
+                ..Style::persistent(persistent && offered)
+            };
+            disks.push(disk.styled(style).connected());
+        }
+        let queues: usize = disks.iter().map(|disk| disk.rings()).sum();
+        // Several of the largest requests at a time.
+        for queue in disks.iter_mut().flat_map(|disk| disk.queues()) {
+            (0..4).for_each(|_| _ = queue.push_read(0, 88));
+            queue.kick();
+        }
+        let connected = used();
+        world.wait(Duration::from_millis(10));
+        for queue in disks.iter_mut().flat_map(|disk| disk.queues()) {
+            let answers = queue.collect();
+            let okay = answers.iter().filter(|one| one.status == Status::Okay);
+            assert_eq!(okay.count(), 4, "{path:?}");
+        }
+        println!(
+            "{path:?}: {queues} queues, {connected} bytes, then {}",
+            used()
+        );
+        assert!(used() < ROOM, "{path:?}: {} bytes", used());
+        disks.into_iter().for_each(|disk| disk.detach());
         world.nothing_left();
     }
 }

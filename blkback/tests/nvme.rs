@@ -386,6 +386,40 @@ fn a_barrier_outlives_the_cache_and_so_does_what_came_before_it() {
     }
 }
 
+#[test]
+fn what_a_controller_reports_again_and_again_does_not_fill_the_log() {
+    let world = World::with(setup(Setup::default()));
+    world.wait(Duration::from_millis(50));
+    world.forget_journal();
+    let fake = &nvme(&world).fake;
+    // Blocks of a size that nobody serves.
+    fake.change(|config| config.namespaces[1].shift = 10);
+    // Namespaces have changed; an error, too hot, something of the vendor's.
+    let events = [0x0004_0002, 0x0001_0000, 0x0002_0101, 0x0003_0007];
+    let report = |rounds: usize| {
+        for event in (0..rounds).flat_map(|_| events) {
+            assert!(fake.report(event));
+            world.wait(Duration::from_millis(10));
+        }
+        let journal = world.journal();
+        let told = |what: &str| journal.iter().filter(|line| line.contains(what)).count();
+        let counts = (
+            told("nvme:03:00.0"),
+            told("it is not served"),
+            told("degrees"),
+        );
+        world.forget_journal();
+        counts
+    };
+    let (lines, refused, health) = report(100);
+    assert_eq!((lines, refused), (16, 1));
+    assert!(health >= 4, "{health} lines about its health");
+    // Later there is room for a line again, but not for what was said.
+    world.wait(Duration::from_secs(60));
+    assert_eq!(report(100), (1, 0, 0));
+    world.no_mistakes();
+}
+
 /// The README's rule for `memory=` has 16 MiB for the domain itself, and 1 MiB for each disk: so 48 MiB serve 16 disks, here of
 /// guests with four vCPUs each.
 #[test]

@@ -14,13 +14,15 @@ use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use bulkhead_dma::{Refusal, leaves_before_trial};
-use bulkhead_executor::{Handle, VcpuSpawner};
+use bulkhead_executor::{Handle, RateLimit, VcpuSpawner};
 use bulkhead_xen::{DeviceStops, Hypervisor, Instant};
+use core::fmt;
 use core::future::{Future, poll_fn};
 use core::pin::pin;
 use core::task::Poll;
 use core::time::Duration;
 use futures_util::future::OptionFuture;
+use log::Level;
 
 /// The pause between two looks at the commands that the controller has.
 const TICK: Duration = Duration::from_secs(1);
@@ -46,6 +48,10 @@ const LAST_LOOK: Duration = Duration::from_millis(10);
 /// The events after which other tasks have their turn.
 const EVENTS_AT_ONCE: usize = 8;
 
+/// The lines of the log about what a controller tells or causes by itself that come at once, and the time in which there
+/// is one more.
+const LINES: RateLimit = RateLimit::new(16, Duration::from_secs(60));
+
 /// The reason why a controller is not listened to any more.
 enum End {
     /// It is to be stopped for good.
@@ -69,6 +75,7 @@ pub(crate) struct Life<'c, H: Hypervisor> {
     function: Rc<dyn Function<H>>,
     admin: Admin<H>,
     listeners: Listeners,
+    lines: RateLimit,
     /// Commands are looked at, next at that time.
     tick: Option<Instant>,
 }
@@ -107,6 +114,7 @@ pub(crate) async fn live<H: Hypervisor>(
         function,
         admin,
         listeners: Listeners::default(),
+        lines: LINES,
         tick: None,
     };
     life.run().await;
@@ -122,6 +130,16 @@ pub(crate) async fn live<H: Hypervisor>(
 impl<H: Hypervisor> Life<'_, H> {
     fn name(&self) -> &str {
         self.controller.name()
+    }
+
+    /// Logs what the controller tells or causes by itself, unless there was too much of that. The controller's name comes
+    /// before the line.
+    fn tell(&mut self, level: Level, line: fmt::Arguments<'_>) {
+        let level = match self.lines.take(self.handle.now()) {
+            true => level,
+            false => Level::Debug,
+        };
+        log::log!(level, "nvme:{}{line}", self.name());
     }
 
     /// Returns when the controller is to be stopped for good.

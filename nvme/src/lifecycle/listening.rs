@@ -7,6 +7,7 @@ use crate::pair::State;
 use alloc::format;
 use alloc::string::ToString;
 use bulkhead_xen::Hypervisor;
+use log::Level;
 
 /// The ticks that a command may take, as long as in Linux, and those that the controller has to give it up when it was
 /// asked for that.
@@ -32,11 +33,9 @@ impl<H: Hypervisor> Life<'_, H> {
                 return Err(End::Fails(reason));
             }
             for command in late.abort {
-                log::warn!(
-                    "nvme:{}: queue {queue}: it is asked to abort command {:#x}",
-                    self.name(),
-                    command.0
-                );
+                let id = command.0;
+                let line = format_args!(": queue {queue}: it is asked to abort command {id:#x}");
+                self.tell(Level::Warn, line);
                 match self.admin.command(admin::abort(queue, command)).await {
                     // Whether it was aborted shows in its completion.
                     Ok(_) | Err(AdminError::Refused { .. }) => {}
@@ -56,23 +55,23 @@ impl<H: Hypervisor> Life<'_, H> {
                 self.lenient(log).await?;
                 match self.find_namespaces().await {
                     Ok(()) => self.controller.watch().changed(),
-                    Err(AdminError::Refused { opcode, status }) => log::warn!(
-                        "nvme:{}: its namespaces cannot be read anew: command {opcode:#04x}: {status}",
-                        self.name()
-                    ),
+                    Err(AdminError::Refused { opcode, status }) => {
+                        let line = format_args!(
+                            ": its namespaces cannot be read anew: command {opcode:#04x}: {status}"
+                        );
+                        self.tell(Level::Warn, line);
+                    }
                     Err(error) => return Err(error),
                 }
             }
             EventKind::Health => {
                 if let Some(smart) = self.read_smart().await? {
-                    log::warn!("nvme:{}: {smart}", self.name());
+                    self.tell(Level::Warn, format_args!(": {smart}"));
                 }
             }
             EventKind::Error | EventKind::Other => {
-                log::warn!(
-                    "nvme:{}: it reports an event: {kind:?}, log {log_page}",
-                    self.name()
-                );
+                let line = format_args!(": it reports an event: {kind:?}, log {log_page}");
+                self.tell(Level::Warn, line);
                 self.lenient(admin::get_log_page(log_page, 64)).await?;
             }
         }

@@ -16,6 +16,7 @@ use alloc::vec::Vec;
 use bulkhead_dma::NoPages;
 use bulkhead_xen::{Errno, Hypervisor, PAGE_SHIFT};
 use core::fmt;
+use log::Level;
 
 /// The most namespaces of a controller that are served.
 const MOST_NAMESPACES: usize = 128;
@@ -305,7 +306,10 @@ impl<H: Hypervisor> Life<'_, H> {
                 // One of the numbers that an old controller may have.
                 Err(reason) if reason == NamespaceError::Missing.to_string() => {}
                 Err(reason) => {
-                    log::warn!("nvme:{}/n{id}: it is not served: {reason}", self.name());
+                    if self.controller.refused(id).as_ref() != Some(&reason) {
+                        let line = format_args!("/n{id}: it is not served: {reason}");
+                        self.tell(Level::Warn, line);
+                    }
                     refused.push((id, reason));
                 }
             }
@@ -313,7 +317,8 @@ impl<H: Hypervisor> Life<'_, H> {
         for before in self.controller.namespaces() {
             if !namespaces.iter().any(|now| Arc::ptr_eq(now, &before)) {
                 let reason = "it was removed, or is another namespace now";
-                log::warn!("nvme:{}/n{}: {reason}", self.name(), before.id());
+                let line = format_args!("/n{}: {reason}", before.id());
+                self.tell(Level::Warn, line);
                 before.fail(reason);
             }
         }
@@ -323,7 +328,7 @@ impl<H: Hypervisor> Life<'_, H> {
 
     /// Returns the namespace that is known by that number, or a new one.
     fn known_or_new(
-        &self,
+        &mut self,
         id: NamespaceId,
         found: NamespaceData,
         data: &ControllerData,
@@ -331,12 +336,10 @@ impl<H: Hypervisor> Life<'_, H> {
         if let Some(known) = self.controller.namespace(id) {
             let before = known.sectors();
             if known.update(&found) {
-                if known.sectors() != before {
-                    log::info!(
-                        "nvme:{}/n{id}: now {} sectors",
-                        self.name(),
-                        known.sectors()
-                    );
+                let sectors = known.sectors();
+                if sectors != before {
+                    let line = format_args!("/n{id}: now {sectors} sectors");
+                    self.tell(Level::Info, line);
                 }
                 return known;
             }
@@ -369,10 +372,9 @@ impl<H: Hypervisor> Life<'_, H> {
             let before = all.len();
             all.extend(found.take(MOST_NAMESPACES - before));
             if all.len() == MOST_NAMESPACES {
-                log::warn!(
-                    "nvme:{}: more than {MOST_NAMESPACES} namespaces are not looked at",
-                    self.name()
-                );
+                let line =
+                    format_args!(": more than {MOST_NAMESPACES} namespaces are not looked at");
+                self.tell(Level::Warn, line);
                 return Ok(all);
             }
             if all.len() - before < PAGE / 4 {

@@ -2,15 +2,16 @@
 //! events.
 
 use crate::command::{AsyncEvent, Command, CommandId, Completion, PAGE, QueueId, Status, admin};
+use crate::controller::Controller;
 use crate::function::Vectors;
 use crate::registers::{self, Capabilities};
 use crate::rings::Rings;
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use bulkhead_dma::{DmaPages, NoPages, Watch};
+use bulkhead_dma::{DmaPages, NoPages};
 use bulkhead_executor::{EventChannel, Handle};
-use bulkhead_xen::{DmaMemory, Hypervisor, Registers};
+use bulkhead_xen::{Hypervisor, Registers};
 use core::fmt;
 use core::future::{Future, poll_fn};
 use core::pin::pin;
@@ -86,8 +87,7 @@ impl core::error::Error for AdminError {}
 /// The admin queue.
 pub struct Admin<H: Hypervisor> {
     handle: Handle<H>,
-    registers: Arc<dyn Registers>,
-    watch: Arc<Watch>,
+    controller: Arc<Controller>,
     rings: Rings,
     /// What commands transfer.
     data: DmaPages,
@@ -100,25 +100,28 @@ pub struct Admin<H: Hypervisor> {
 }
 
 impl<H: Hypervisor> Admin<H> {
-    /// Takes the memory of the queue.
+    /// Takes the memory of the queue of a controller with these interrupts.
     pub fn new(
         handle: Handle<H>,
-        (registers, memory): (Arc<dyn Registers>, &dyn DmaMemory),
-        watch: Arc<Watch>,
+        controller: Arc<Controller>,
         vectors: Arc<dyn Vectors<H>>,
     ) -> Result<Self, NoPages> {
+        let memory = controller.memory().clone();
         Ok(Admin {
             handle,
-            registers,
-            watch,
-            rings: Rings::new(memory)?,
-            data: DmaPages::new(memory, 1)?,
+            controller,
+            rings: Rings::new(&*memory)?,
+            data: DmaPages::new(&*memory, 1)?,
             channel: None,
             vectors,
             next: 0,
             requests: Vec::new(),
             events: VecDeque::new(),
         })
+    }
+
+    fn registers(&self) -> &dyn Registers {
+        &**self.controller.registers()
     }
 
     /// Uses an interrupt from now on: the first one of the function.
@@ -141,7 +144,7 @@ impl<H: Hypervisor> Admin<H> {
         self.events.clear();
         let (submission, completion) =
             (self.rings.submission_queue(), self.rings.completion_queue());
-        registers::enable(&*self.registers, submission, completion);
+        registers::enable(self.registers(), submission, completion);
     }
 
     /// Notes that the controller has stopped, and accesses no memory any more.
@@ -156,11 +159,15 @@ impl<H: Hypervisor> Admin<H> {
         let command = command.with_id(CommandId(self.next));
         let opcode = command.opcode();
         self.rings.push(&command);
-        self.rings.submit(&*self.registers);
+        self.submit();
         let deadline = self.handle.now() + ANSWERS;
         let mut pause = FIRST_LOOK;
         loop {
-            if let Some(completion) = self.look(Some(command.id()))? {
+            let completion = self.look(Some(command.id()))?;
+            // The interrupt may have told of their commands, and be the only one.
+            self.look_at_pairs();
+            self.handled();
+            if let Some(completion) = completion {
                 return match completion.status() {
                     status if status.is_success() => Ok(completion),
                     status => Err(AdminError::Refused { opcode, status }),
@@ -199,7 +206,11 @@ impl<H: Hypervisor> Admin<H> {
         while self.requests.len() < usize::from(most) {
             self.request_event();
         }
-        self.rings.submit(&*self.registers);
+        self.submit();
+    }
+
+    fn submit(&mut self) {
+        self.rings.submit(&**self.controller.registers());
     }
 
     fn request_event(&mut self) {
@@ -217,7 +228,7 @@ impl<H: Hypervisor> Admin<H> {
         let event = self.events.pop_front();
         if event.is_some() {
             self.request_event();
-            self.rings.submit(&*self.registers);
+            self.submit();
         }
         Ok(event)
     }
@@ -240,13 +251,14 @@ impl<H: Hypervisor> Admin<H> {
                 return Err(AdminError::Unknown(id));
             }
         }
-        self.rings.acknowledge(&*self.registers, true);
+        let registers = self.controller.registers();
+        self.rings.acknowledge(&**registers, true);
         Ok(found)
     }
 
     /// Returns why the controller cannot be used, if it says so itself.
     pub fn check(&self) -> Result<(), AdminError> {
-        let status = registers::status(&*self.registers);
+        let status = registers::status(self.registers());
         if status.is_gone() {
             return Err(AdminError::Gone);
         }
@@ -262,11 +274,20 @@ impl<H: Hypervisor> Admin<H> {
             Some(channel) => {
                 let notified = channel.poll_notified(context);
                 if notified.is_ready() {
-                    self.watch.count_interrupt();
+                    self.controller.watch().count_interrupt();
                 }
                 notified
             }
             None => Poll::Pending,
+        }
+    }
+
+    /// Takes what queue pairs have completed, if no task of their own is interrupted for that.
+    pub fn look_at_pairs(&self) {
+        if self.vectors.count() <= 1 {
+            for pair in self.controller.pairs() {
+                pair.lock().look();
+            }
         }
     }
 

@@ -88,13 +88,10 @@ pub(crate) async fn live<H: Hypervisor>(
     controller: Arc<Controller>,
     function: Rc<dyn Function<H>>,
 ) {
-    let (registers, memory) = (controller.registers().clone(), controller.memory());
-    let stop = Arc::new(Stop(registers.clone()));
+    let stop = Arc::new(Stop(controller.registers().clone()));
     let registered = stops.register(stop).map_err(|error| error.to_string());
     let made = registered.and_then(|registered| {
-        let vectors = function.vectors();
-        let watch = controller.watch().clone();
-        let admin = Admin::new(handle.clone(), (registers, &**memory), watch, vectors);
+        let admin = Admin::new(handle.clone(), controller.clone(), function.vectors());
         Ok((registered, admin.map_err(|error| error.to_string())?))
     });
     let (registered, admin) = match made {
@@ -231,11 +228,7 @@ impl<H: Hypervisor> Life<'_, H> {
                 break;
             }
         }
-        if self.listeners.are_here() {
-            for pair in self.controller.pairs() {
-                pair.lock().look();
-            }
-        }
+        self.admin.look_at_pairs();
         self.admin.handled();
         let now = self.handle.now();
         if self.tick.is_none() && self.controller.watch().ticks() {

@@ -14,7 +14,6 @@ use spin::Mutex;
 #[derive(Default)]
 pub struct Listeners {
     tasks: Vec<Task>,
-    here: bool,
 }
 
 impl Listeners {
@@ -26,7 +25,6 @@ impl Listeners {
         vectors: &Arc<dyn Vectors<H>>,
         vcpus: &[VcpuSpawner<H>],
     ) -> Result<(), (usize, Errno)> {
-        self.here = vectors.count() == 1;
         if vectors.count() <= 1 {
             return Ok(());
         }
@@ -65,11 +63,6 @@ impl Listeners {
             }
         }
         Ok(())
-    }
-
-    /// Returns whether the controller's task is the one that is interrupted.
-    pub fn are_here(&self) -> bool {
-        self.here
     }
 
     /// Unbinds the interrupts.

@@ -1,6 +1,8 @@
 //! Queue pairs: their order, their doorbells and interrupts, and how queues share them.
 
 use bulkhead_images::Submitted;
+use bulkhead_nvme::command::Status;
+use bulkhead_nvme::command::admin::opcode;
 use bulkhead_nvme_testing::world::{Buffer, Disk, World, read, write};
 use bulkhead_nvme_testing::{Config, Fate};
 use std::time::Duration;
@@ -153,6 +155,52 @@ fn few_interrupts_or_none_serve_as_well() {
         world.wait(Duration::from_secs(2));
         assert_eq!(world.next_deadline(), None, "{vectors} interrupts");
         drop((device, buffer));
+        world.end();
+    }
+}
+
+#[test]
+fn an_admin_command_that_takes_long_holds_up_no_request() {
+    for vectors in [0, 1, 2, 3] {
+        let world = World::started(Config {
+            vectors,
+            ..Config::default()
+        });
+        let mut disk = world.open("nvme:03:00.0");
+        let buffer = Buffer::new(&world, 1);
+        world.fake.decide_admin(|command| match command.opcode() {
+            opcode::GET_LOG_PAGE => Fate::Held,
+            _ => Fate::Done,
+        });
+        // That has its health read.
+        let asked = world.lines();
+        world.wait(Duration::from_millis(500));
+        for round in 1..4 {
+            disk.ask(round, read(0), &buffer.whole(512));
+            assert_eq!(disk.collect(), 0);
+            let wakes = disk.wakes.count();
+            world.wait(Duration::from_millis(11));
+            assert!(disk.wakes.count() > wakes, "{vectors} interrupts");
+            assert_eq!(disk.collect(), 1);
+        }
+        // Both are done at the same moment.
+        world.fake.decide(|_| Fate::Held);
+        disk.ask(9, read(0), &buffer.whole(512));
+        assert_eq!(disk.collect(), 0);
+        world.run();
+        let wakes = disk.wakes.count();
+        let seen = world.fake.admin_seen();
+        let last = seen.last().expect("the log is read");
+        assert_eq!(last.opcode(), opcode::GET_LOG_PAGE);
+        world.fake.finish(0);
+        world.fake.complete(0, last, Status::SUCCESS);
+        world.wait(Duration::from_millis(11));
+        assert!(disk.wakes.count() > wakes, "{vectors} interrupts");
+        assert_eq!(disk.collect(), 1);
+        assert!(asked.contains(" 0 resets") && world.lines().contains(" 0 resets"));
+        world.fake.decide_admin(|_| Fate::Done);
+        world.wait(Duration::from_secs(60));
+        drop((disk, buffer));
         world.end();
     }
 }

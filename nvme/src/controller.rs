@@ -10,7 +10,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_dma::Watch;
 use bulkhead_executor::Waiters;
-use bulkhead_xen::{DmaMemory, Registers};
+use bulkhead_xen::{DmaMemory, Instant, Registers};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use core::time::Duration;
 use spin::{Mutex, Once};
@@ -39,7 +39,8 @@ pub struct Controller {
     /// Somebody wants to know how it is.
     asked: AtomicBool,
     failure: Mutex<Option<Arc<str>>>,
-    smart: Mutex<Option<SmartLog>>,
+    /// What it said of its health, and when.
+    smart: Mutex<Option<(SmartLog, Instant)>>,
     resets: AtomicU32,
 }
 
@@ -217,9 +218,9 @@ impl Controller {
         self.resets.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Keeps what it said of its health.
-    pub fn set_smart(&self, smart: SmartLog) {
-        *self.smart.lock() = Some(smart);
+    /// Keeps what it says of its health now.
+    pub fn set_smart(&self, smart: SmartLog, now: Instant) {
+        *self.smart.lock() = Some((smart, now));
     }
 
     /// Returns whether somebody has asked for its health since this was called last.
@@ -228,7 +229,7 @@ impl Controller {
     }
 
     /// Returns lines about it for the operator. Its health is asked for anew, for the next time.
-    pub fn lines(&self) -> Vec<String> {
+    pub fn lines(&self, now: Instant) -> Vec<String> {
         self.asked.store(true, Ordering::Release);
         self.watch.call();
         let state = match self.failure() {
@@ -246,8 +247,9 @@ impl Controller {
         } else {
             lines.push(format!("nvme:{name}: {state}"));
         }
-        if let Some(smart) = *self.smart.lock() {
-            lines.push(format!("nvme:{name}: {smart}"));
+        if let Some((smart, since)) = *self.smart.lock() {
+            let age = now.since(since).as_secs();
+            lines.push(format!("nvme:{name}: {smart} (as of {age} s ago)"));
         }
         let counts = self.counts();
         lines.push(format!(

@@ -151,7 +151,8 @@ impl<H: Hypervisor> Controllers<H> {
     /// Returns lines about all controllers, for the operator.
     pub(crate) fn lines(&self) -> Vec<String> {
         let all = self.list();
-        let mut lines: Vec<String> = all.iter().flat_map(|one| one.lines()).collect();
+        let now = self.handle().now();
+        let mut lines: Vec<String> = all.iter().flat_map(|one| one.lines(now)).collect();
         for (name, reason) in self.unusable.borrow().iter() {
             lines.push(format!("nvme:{name}: cannot be used: {reason}"));
         }

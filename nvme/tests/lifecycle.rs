@@ -274,3 +274,16 @@ fn starting_takes_no_time_but_the_controllers() {
     assert!(took < Duration::from_millis(5), "{took:?}");
     world.end();
 }
+
+#[test]
+fn health_is_shown_with_its_age_and_read_anew_for_the_next_time() {
+    let world = World::started(Config::default());
+    world.wait(Duration::from_secs(7));
+    for age in [7, 0] {
+        let lines = world.lines();
+        let expected = format!("0 media errors (as of {age} s ago)");
+        assert!(lines.contains(&expected), "{expected} is not in\n{lines}");
+        world.run();
+    }
+    world.end();
+}

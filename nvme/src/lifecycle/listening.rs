@@ -91,7 +91,7 @@ impl<H: Hypervisor> Life<'_, H> {
         match self.admin.read(log).await {
             Ok(bytes) => {
                 let smart = SmartLog::parse(&bytes);
-                self.controller.set_smart(smart);
+                self.controller.set_smart(smart, self.handle.now());
                 Ok(Some(smart))
             }
             Err(AdminError::Refused { .. }) => Ok(None),

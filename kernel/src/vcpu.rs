@@ -34,6 +34,9 @@ pub struct Vcpu {
     /// True while it has Xen map or unmap pages and notes what became of that.
     #[cfg(feature = "recover")]
     pub changes_mappings: AtomicBool,
+    /// True once it has loaded its tables, so that it handles NMIs (PVH).
+    #[cfg(feature = "recover")]
+    pub has_tables: AtomicBool,
 }
 
 /// The first vCPU's state.
@@ -58,6 +61,8 @@ impl Vcpu {
             watchdog: Liveness::new(),
             #[cfg(feature = "recover")]
             changes_mappings: AtomicBool::new(false),
+            #[cfg(feature = "recover")]
+            has_tables: AtomicBool::new(false),
         }
     }
 

@@ -30,6 +30,8 @@ use bulkhead_xen::{DomId, Errno, PAGE_SIZE, Port, VcpuId};
 use core::arch::asm;
 use core::arch::x86_64::__cpuid;
 use core::ptr::NonNull;
+#[cfg(feature = "recover")]
+use core::sync::atomic::Ordering;
 
 const MSR_EFER: u32 = 0xc000_0080;
 const MSR_GS_BASE: u32 = 0xc000_0101;
@@ -70,6 +72,8 @@ pub extern "C" fn pvh_main(start: u64) -> ! {
         BOOT_TABLES.load();
         fill_hypercall_page();
     }
+    #[cfg(feature = "recover")]
+    BOOT_VCPU.has_tables.store(true, Ordering::Release);
     // What goes back to the version before leaves it open.
     #[cfg(feature = "recover")]
     leaving::keep_store_port(Port(param(Param::StoreEvtchn) as u32));

@@ -23,6 +23,8 @@ use bulkhead_xen::abi::sched::VCPUOP_UP;
 use bulkhead_xen::{Errno, PAGE_SIZE, VcpuId};
 use core::fmt;
 use core::ptr::NonNull;
+#[cfg(feature = "recover")]
+use core::sync::atomic::Ordering;
 
 /// Pages of a vCPU's stack: nothing but queues is served there.
 const STACK_PAGES: usize = 16;
@@ -159,6 +161,8 @@ pub extern "C" fn vcpu_main(start: NonNull<Start>) -> ! {
             pvh::set_gs_base(start.base);
             tables.load();
         }
+        #[cfg(feature = "recover")]
+        start.vcpu.has_tables.store(true, Ordering::Release);
     }
     #[cfg(feature = "recover")]
     if !domain::is_pvh() {

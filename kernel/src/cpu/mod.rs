@@ -3,6 +3,8 @@
 #[cfg(feature = "unikernel")]
 pub mod exception_entries;
 pub mod exceptions;
+#[cfg(all(feature = "unikernel", feature = "recover"))]
+pub mod halting;
 #[cfg(feature = "unikernel")]
 pub mod nmi;
 #[cfg(feature = "unikernel")]

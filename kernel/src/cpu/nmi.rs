@@ -2,12 +2,15 @@
 //! of it but a line in the log.
 //!
 //! On PVH it may hit anywhere. Its handler has a stack of its own, changes nothing but a count, and
-//! returns; the next NMI waits for that. The log is written later, by ordinary code.
+//! returns; the next NMI waits for that. The log is written later, by ordinary code. In a restart, an NMI
+//! halts the vCPU for good ([`halting`](super::halting)).
 //!
 //! On PV there is no handler. Xen would push its frame right below the interrupted stack pointer, where
 //! compiled code may keep live data, and nothing but a handler that runs could hold the NMI back.
 //! Without one, Xen drops the NMI, with a line in its own log ("Unhandled: vec 2, NMI").
 
+#[cfg(feature = "recover")]
+use super::halting;
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -17,16 +20,34 @@ pub const VECTOR: usize = 2;
 /// Number of NMIs since the last line about them in the log.
 static RECEIVED: AtomicU32 = AtomicU32::new(0);
 
-global_asm!(
-    r#"
+/// Defines the handler, which does first what `before` says.
+macro_rules! define_handler {
+    ($before:literal $(, $($operands:tt)+)?) => {
+        global_asm!(
+            r#"
     .text
     .globl pvh_nmi
 pvh_nmi:
+"#,
+            $before,
+            r#"
     lock incl {received}(%rip)
     iretq
 "#,
-    received = sym RECEIVED,
-    options(att_syntax),
+            received = sym RECEIVED,
+            $($($operands)+,)?
+            options(att_syntax),
+        );
+    };
+}
+
+#[cfg(not(feature = "recover"))]
+define_handler!("");
+#[cfg(feature = "recover")]
+define_handler!(
+    "cmpl ${on}, {is_on}(%rip); je pvh_halt",
+    on = const halting::ON,
+    is_on = sym halting::IS_ON
 );
 
 unsafe extern "C" {

@@ -8,13 +8,18 @@
 //! by `take_pending`, later, as an ordinary call. On PVH, an upcall that hits elsewhere, as only a
 //! faulty emulator delivers it, changes nothing: its handler has a stack of its own.
 
+#[cfg(feature = "recover")]
+use super::halting;
 use core::arch::global_asm;
 
 /// The interrupt vector that Xen raises for an upcall on PVH.
 pub const UPCALL_VECTOR: u8 = 0xf3;
 
-global_asm!(
-    r#"
+/// Defines the routines. The handler on PVH does first what `before` says.
+macro_rules! define_routines {
+    ($before:literal $(, $($operands:tt)+)?) => {
+        global_asm!(
+            r#"
     .text
     /* PVH. `sti` takes effect after the next instruction, so an upcall that is already pending
        ends the `hlt` at once: no wake-up is lost between looking and sleeping. */
@@ -39,6 +44,9 @@ pvh_block_return:
        after that, which goes on as if nothing had happened. */
     .globl pvh_upcall
 pvh_upcall:
+"#,
+            $before,
+            r#"
     cmpq $pvh_upcall, (%rsp)                /* rip */
     jb 1f
     cmpq $pvh_upcall_end, (%rsp)
@@ -78,7 +86,20 @@ pv_upcall:
 pv_failsafe:
     ud2
 "#,
-    options(att_syntax),
+            $($($operands)+,)?
+            options(att_syntax),
+        );
+    };
+}
+
+#[cfg(not(feature = "recover"))]
+define_routines!("");
+// In a restart, a vCPU waits for the NMI that halts it.
+#[cfg(feature = "recover")]
+define_routines!(
+    "cmpl ${on}, {is_on}(%rip); je pvh_upcall_before_halt",
+    on = const halting::ON,
+    is_on = sym halting::IS_ON
 );
 
 unsafe extern "C" {

@@ -8,7 +8,6 @@
 
 use super::leaving::say;
 use super::{others, parking, pristine};
-use crate::cpu::pvh as cpu;
 use crate::memory::{self, image};
 use crate::{domain, vcpu};
 use bulkhead_xen::VcpuId;
@@ -221,7 +220,7 @@ unsafe fn leave_pvh(list: u32, code: u32) {
     unsafe {
         if vcpu::current().id() == VcpuId(0) {
             if others::exist() {
-                cpu::reset_other_vcpus();
+                others::reset();
             }
             pvh_leave(start, list.into(), code.into())
         }

@@ -1,19 +1,20 @@
 //! The vCPUs beside the one that reports a crash: stopped before anything is given back, and brought to where the next
 //! boot starts them.
 //!
-//! On PVH that is no place at all: an INIT from the local APIC resets them (`restart`), and Xen initialises them once
-//! more. On PV, Xen initialises a vCPU only once, and one that was stopped goes on where it was: see `parking`.
+//! On PVH that is no place at all: once they have halted (`cpu::halting`), an INIT from the local APIC resets them
+//! (`restart`), and Xen initialises them once more. On PV, Xen initialises a vCPU only once, and one that was stopped goes on
+//! where it was: see `parking`.
 
 use super::parking::{self, Place};
-use crate::cpu::pvh as cpu;
+use crate::cpu::{halting, pvh as cpu};
 use crate::vcpu::{self, Vcpu};
-use crate::{domain, reporter};
+use crate::{domain, logger, reporter};
 use crate::{event_channels, hypercall};
 use bulkhead_xen::abi::event_channel;
 use bulkhead_xen::abi::hvm::{VCPU_HVM_MODE_32B, VcpuContext32};
 use bulkhead_xen::abi::sched::{
     RUNSTATE_RUNNABLE, RunstateInfo, VCPUOP_DOWN, VCPUOP_GET_RUNSTATE_INFO, VCPUOP_INITIALISE,
-    VCPUOP_UP,
+    VCPUOP_SEND_NMI, VCPUOP_UP,
 };
 use bulkhead_xen::{Errno, Instant, VcpuId};
 use core::arch::asm;
@@ -128,6 +129,35 @@ pub(super) unsafe fn wait_in(stage: u64) -> Result<(), &'static str> {
     Ok(())
 }
 
+/// Resets all other vCPUs, which have stopped, once they have [halted](halting), so that Xen has nothing to deliver to them.
+/// Those that do not halt in time are reset as they are.
+///
+/// # Safety
+/// As for [`reset_other_vcpus`](cpu::reset_other_vcpus); page tables are not damaged.
+pub unsafe fn reset() {
+    halting::begin();
+    let is_told = |vcpu: &Vcpu| {
+        // One that has not come to its tables yet takes no interrupt either.
+        vcpu.has_tables.load(Ordering::Acquire)
+            // In this order it comes before any instruction.
+            && operation(VCPUOP_SEND_NMI, vcpu.id()).is_ok()
+            && operation(VCPUOP_UP, vcpu.id()).is_ok()
+    };
+    let told = others().filter(|vcpu| is_told(vcpu)).count();
+    let stopped = || others().all(|vcpu| !runs(vcpu.id()));
+    let until = vcpu::now() + LIMIT;
+    if wait(until, || halting::halted() >= told && stopped()).is_none() {
+        logger::last_words(format_args!("another vCPU does not take an NMI\n"));
+        for vcpu in others() {
+            let _ = operation(VCPUOP_DOWN, vcpu.id());
+        }
+        let _ = wait(vcpu::now() + LIMIT, stopped);
+    }
+    halting::end();
+    // SAFETY: by the contract.
+    unsafe { cpu::reset_other_vcpus() }
+}
+
 /// Resets all other vCPUs, starts the first one at `entry` with these values in its registers, and sleeps until that one
 /// resets the calling one. Returns if Xen does not start it.
 ///
@@ -154,7 +184,7 @@ pub unsafe fn start_first(entry: u32, ebx: u32, esi: u32, edi: u32) -> Result<In
     let first = u64::from(VcpuId(0).0);
     // SAFETY: by the contract. Xen reads the context; that vCPU begins with nothing but the image.
     unsafe {
-        cpu::reset_other_vcpus();
+        reset();
         let context = hypercall::pointer(&mut context);
         hypercall::vcpu_op(VCPUOP_INITIALISE.into(), first, context)?;
         hypercall::vcpu_op(VCPUOP_UP.into(), first, 0)?;

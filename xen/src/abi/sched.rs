@@ -72,6 +72,8 @@ pub const VCPUOP_GET_RUNSTATE_INFO: u32 = 4;
 pub const VCPUOP_STOP_PERIODIC_TIMER: u32 = 7;
 /// `VCPUOP_set_singleshot_timer`.
 pub const VCPUOP_SET_SINGLESHOT_TIMER: u32 = 8;
+/// `VCPUOP_send_nmi`.
+pub const VCPUOP_SEND_NMI: u32 = 11;
 
 /// `RUNSTATE_runnable`: the vCPU waits for a processor. Smaller is `RUNSTATE_running`; in greater states, the vCPU is
 /// blocked or was stopped, and Xen does nothing on its behalf.

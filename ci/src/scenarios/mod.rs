@@ -12,6 +12,7 @@ mod hostile;
 mod lasting;
 mod leaving;
 mod main_job;
+mod many_restarts;
 mod memory;
 mod nbd;
 mod nbd_addresses;
@@ -88,6 +89,7 @@ pub fn long() -> Vec<Scenario> {
         attaching::LONG,
         crowd::LONG,
         recovery::LONG,
+        many_restarts::LONG,
         upgrade::SCENARIOS,
     ]
     .concat()

@@ -235,7 +235,7 @@ fn crashes(kind: Kind, vcpus: u32) -> [(&'static str, &'static str); 3] {
 }
 
 /// Writes random data to the disk and prints their sum.
-const WRITE: &str = "dd if=/dev/urandom of=/tmp/noise bs=64k count=64 2>/dev/null && \
+pub(super) const WRITE: &str = "dd if=/dev/urandom of=/tmp/noise bs=64k count=64 2>/dev/null && \
     dd if=/tmp/noise of=/dev/xvda bs=64k oflag=direct 2>/dev/null && sha256sum </tmp/noise";
 
 /// Writes to the disk without end.
@@ -243,7 +243,8 @@ const WRITE_ON: &str =
     "while dd if=/dev/zero of=/dev/xvda bs=64k count=64 oflag=direct; do :; done 2>/dev/null";
 
 /// Prints the sum of the disk as it reads without the guest's cache.
-const READ: &str = "dd if=/dev/xvda bs=64k count=64 iflag=direct 2>/dev/null | sha256sum";
+pub(super) const READ: &str =
+    "dd if=/dev/xvda bs=64k count=64 iflag=direct 2>/dev/null | sha256sum";
 
 fn restarts(testbed: &Testbed, kind: Kind, vcpus: u32) -> Result<()> {
     let host = testbed.host;
@@ -332,7 +333,11 @@ fn crash(storage: &Running, lever: &str) -> Result<()> {
 }
 
 /// Crashes the domain and waits until the same domain serves again, and tells of that crash and that many restarts.
-fn crash_and_return(storage: &Running, crash: (&str, &str), restarts: u32) -> Result<()> {
+pub(super) fn crash_and_return(
+    storage: &Running,
+    crash: (&str, &str),
+    restarts: u32,
+) -> Result<()> {
     let ((lever, report), seen) = (crash, storage.console_length());
     self::crash(storage, lever)?;
     storage.wait_console_from(seen, "started again in place", BOOT)?;

@@ -89,6 +89,11 @@ impl Verdict {
     }
 }
 
+/// The place of a vCPU that has not come to its first far jump: its code segment has no selector. It has neither an
+/// interrupt table nor interrupts, so what it took was chosen for it before, and it should not have been started
+/// (`kernel/src/cpu/halting.rs`).
+const NOT_BEGUN: &str = ", at 0000:[";
+
 /// Reads Xen's log and dom0's kernel log of one scenario.
 pub fn in_logs(xen: &str, dom0: &str, domains: &[KnownDomain]) -> Verdict {
     let mut verdict = Verdict::default();
@@ -116,7 +121,10 @@ pub fn in_logs(xen: &str, dom0: &str, domains: &[KnownDomain]) -> Verdict {
             Some(known) if line.contains("Triple fault") => {
                 let place = registers(&lines[number..], id).unwrap_or_default();
                 let text = format!("our domain {}: {}{place}", known.name, line.trim());
-                verdict.emulator.push(text);
+                match place.starts_with(NOT_BEGUN) {
+                    true => verdict.own.push(text),
+                    false => verdict.emulator.push(text),
+                }
             }
             Some(known) => verdict.own.push(format!("{}: {}", known.name, line.trim())),
             None => {}
@@ -298,6 +306,25 @@ mod tests {
         let verdict = in_logs(xen, "", &domains());
         assert_eq!(verdict.emulator.len(), 1);
         assert!(verdict.emulator[0].contains("369.8"), "{verdict:?}");
+    }
+
+    #[test]
+    fn a_triple_fault_of_a_vcpu_that_has_not_begun_is_ours() {
+        let dump = |name: &str, id: u32, selector: &str| {
+            let xen = format!(
+                "(XEN) [  178.5] d{id}v1 Triple fault - invoking HVM shutdown action 1\n\
+                 (XEN) [  178.5] *** Dumping Dom{id} vcpu#1 state: ***\n\
+                 (XEN) [  178.5] RIP:    {selector}:[<000000000010003f>]\n\
+                 (XEN) [  178.5] RFLAGS: 0000000000000002   CONTEXT: hvm guest (d{id}v1)\n"
+            );
+            let Verdict { emulator, own } = in_logs(&xen, "", &domains());
+            let text = emulator.iter().chain(&own).next().unwrap();
+            assert!(text.contains(name), "{text}");
+            (emulator.len(), own.len())
+        };
+        assert_eq!(dump("our domain storage", 8, "0000"), (0, 1));
+        assert_eq!(dump("our domain storage", 8, "0008"), (1, 0));
+        assert_eq!(dump("stock guest guest", 7, "0000"), (1, 0));
     }
 
     #[test]

@@ -40,6 +40,12 @@ pub const SCENARIOS: &[Scenario] = &[
         demo: false,
         run: |testbed| upgrades(testbed, Kind::Pv, 1, Disks::Images),
     },
+    Scenario {
+        name: "upgrade-under-load-vcpus-pv",
+        about: "the same with two vCPUs, on each of which a version fails",
+        demo: false,
+        run: |testbed| upgrades(testbed, Kind::Pv, 2, Disks::Images),
+    },
 ];
 
 /// The time within which a version that does not serve is given up: ten seconds, in an emulated host that is shared.

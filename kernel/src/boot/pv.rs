@@ -123,11 +123,8 @@ fn map_or_find(
         let mapped = tables.find(pages, space.end(), free)?;
         // Another image was here before.
         if region::is_fresh() {
-            protect(tables, space)?;
-            // Other vCPUs wait there until they are started.
-            if let Some(stage) = parking::stage() {
-                tables.allow_code(stage)?;
-            }
+            // Other vCPUs wait in the stage until they are started.
+            protect(tables, space, parking::stage())?;
         }
         return Ok(mapped);
     }
@@ -146,13 +143,17 @@ fn map_memory(
 ) -> Result<u64, Unmapped> {
     let mapped = tables.map_memory(pages)?;
     tables.reserve(space.special..space.end())?;
-    protect(tables, space)?;
+    protect(tables, space, None)?;
     Ok(mapped)
 }
 
-/// Lets each page of the image be used for what it is only.
-fn protect(tables: &mut PageTables<OwnMemory>, space: &AddressSpace) -> Result<(), Unmapped> {
-    tables.protect(&image_parts(), space.end())?;
+/// Lets each page of the image be used for what it is only, and the page at `code` be executed.
+fn protect(
+    tables: &mut PageTables<OwnMemory>,
+    space: &AddressSpace,
+    code: Option<u64>,
+) -> Result<(), Unmapped> {
+    tables.protect(&image_parts(), space.end(), code)?;
     // Null: it was unmapped just now.
     forget(0);
     Ok(())

@@ -207,8 +207,9 @@ impl<M: PvMemory> PageTables<M> {
     /// Lets each page of the image be used for what it is only, unmaps null and the page below the
     /// stack, and forbids executing everything else below `end`: all tables have been entered by
     /// then. What is not in the large pages with code is forbidden as a whole, by the entries of the second
-    /// level, so that it costs one update for each 512 pages, however pages are mapped there.
-    pub fn protect(&mut self, image: &Image, end: u64) -> Result<(), Unmapped> {
+    /// level, so that it costs one update for each 512 pages, however pages are mapped there. The page at `code` stays
+    /// executable throughout, if there is one: another vCPU may be at work there, or waits there.
+    pub fn protect(&mut self, image: &Image, end: u64, code: Option<u64>) -> Result<(), Unmapped> {
         for address in core::iter::once(0).chain(image.pages()) {
             let (place, old) = self
                 .entry(address, 1)
@@ -228,8 +229,20 @@ impl<M: PvMemory> PageTables<M> {
                     self.forbid_execution(address, 1)?;
                 }
             }
+            let has_code =
+                |first: u64| code.is_some_and(|code| (first..first + LARGE_PAGE).contains(&code));
             for address in (with_code.end..end).step_by(LARGE_PAGE as usize) {
-                self.forbid_execution(address, 2)?;
+                if !has_code(address) {
+                    self.forbid_execution(address, 2)?;
+                }
+            }
+            if let Some(code) = code {
+                let first = code / LARGE_PAGE * LARGE_PAGE;
+                for address in (first..first + LARGE_PAGE).step_by(PAGE_SIZE) {
+                    if address != code {
+                        self.forbid_execution(address, 1)?;
+                    }
+                }
             }
         }
         self.flush()
@@ -249,22 +262,7 @@ impl<M: PvMemory> PageTables<M> {
         self.flush()
     }
 
-    /// Lets the page at `code` be executed, beside those that [`protect`](Self::protect) lets, and nothing near it.
-    #[cfg(any(test, feature = "recover"))]
-    pub fn allow_code(&mut self, code: u64) -> Result<(), Unmapped> {
-        let first = code / LARGE_PAGE * LARGE_PAGE;
-        for address in (first..first + LARGE_PAGE).step_by(PAGE_SIZE) {
-            if address != code {
-                self.forbid_execution(address, 1)?;
-            }
-        }
-        self.allow_execution(code, 1)?;
-        self.flush()?;
-        self.allow_execution(code, 2)?;
-        self.flush()
-    }
-
-    /// Ends that.
+    /// Ends that the page at `code` can be executed, and others near it.
     #[cfg(any(test, feature = "recover"))]
     pub fn forbid_code(&mut self, code: u64) -> Result<(), Unmapped> {
         self.forbid_execution(code, 2)?;

@@ -87,9 +87,7 @@ const GRANTED: &str = "another domain has a page of this one where the new versi
 
 /// Returns the reason why no version can take over now, if there is one.
 pub fn obstacle() -> Option<&'static str> {
-    if !domain::is_pvh() && others::exist() {
-        Some("expected one vCPU: in a PV domain with several, no version takes over in place yet")
-    } else if is_trying() {
+    if is_trying() {
         Some("this version has to show first that it serves")
     } else if restart::has_devices() {
         Some("it has a PCI device of its own")

@@ -1,7 +1,7 @@
 //! The devices that are stopped before the domain ends.
 
-use crate::vcpu;
-use bulkhead_xen::{DeviceStops, Stopped};
+use crate::{logger, vcpu};
+use bulkhead_xen::DeviceStops;
 use core::time::Duration;
 
 /// Where drivers register them.
@@ -11,7 +11,15 @@ pub(crate) static DEVICES: DeviceStops = DeviceStops::new();
 /// cached takes a good part of a second.
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// Stops all devices. Called again after a failure in a driver, it goes on with the next device.
-pub(crate) fn stop() -> Stopped {
-    DEVICES.stop_all(vcpu::now, LIMIT)
+/// Stops all devices, and returns the number of those that do not stop, having said so. Called again after a failure in a
+/// driver, it goes on with the next device.
+pub(crate) fn stop() -> usize {
+    let running = DEVICES.stop_all(vcpu::now, LIMIT).running;
+    if running > 0 {
+        logger::last_words(format_args!(
+            "\n{running} device(s) do not stop, and may write to guests' pages until Xen takes them away\n"
+        ));
+        logger::drain();
+    }
+    running
 }

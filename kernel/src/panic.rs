@@ -74,7 +74,7 @@ fn say(message: fmt::Arguments<'_>) {
 /// Ends the domain after a failure that was reported. With recovery it starts again instead, if it can.
 fn fail(reason: ShutdownReason) -> ! {
     #[cfg(feature = "recover")]
-    if stop_devices() == 0 {
+    if devices::stop() == 0 {
         restart::restart();
     }
     end(reason)
@@ -83,21 +83,8 @@ fn fail(reason: ShutdownReason) -> ! {
 /// Ends the domain, once its devices write to no other domain's memory any more. If a driver fails in that, this
 /// is called again, and goes on with the next device.
 fn end(reason: ShutdownReason) -> ! {
-    stop_devices();
+    devices::stop();
     domain::shutdown_now(reason)
-}
-
-/// Stops the devices, and returns the number of those that do not stop.
-fn stop_devices() -> usize {
-    let devices = devices::stop();
-    if devices.running > 0 {
-        logger::last_words(format_args!(
-            "\n{} device(s) do not stop, and may write to guests' pages until Xen takes them away\n",
-            devices.running
-        ));
-        logger::drain();
-    }
-    devices.running
 }
 
 /// Called by the exception entries.

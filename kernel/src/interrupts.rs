@@ -47,43 +47,17 @@ impl Interrupts for Hypercalls {
     }
 }
 
-/// The page for these bits, which is Xen's to write from the first registration until the domain ends, whatever becomes of
-/// this boot.
-#[repr(C, align(4096))]
-struct Bits([AtomicU64; WORDS]);
+/// The frame of the page for these bits, which is Xen's to write from the first registration until the domain ends, whatever
+/// becomes of this boot: below each image, so that each version finds it there, and never free memory (`boot::pv`).
+pub(crate) const BITS: u64 = 0xff;
 
-#[cfg(not(feature = "recover"))]
-static BITS: Bits = Bits([const { AtomicU64::new(0) }; WORDS]);
-
-#[cfg(not(feature = "recover"))]
-fn bits() -> &'static Bits {
-    &BITS
+fn bits() -> &'static [AtomicU64; WORDS] {
+    // SAFETY: a page of memory on PV, mapped at its own address, that nothing else uses and Xen and this module access as
+    // atomics alone.
+    unsafe { &*((BITS * PAGE_SIZE as u64) as *const [AtomicU64; WORDS]) }
 }
 
-// Beside the region: at the same place in the boot after a crash, and not cleared before.
-#[cfg(feature = "recover")]
-core::arch::global_asm!(
-    r#"
-    .section .survives, "aw", @nobits
-    .balign 4096
-    .globl interrupts_that_need_eoi
-interrupts_that_need_eoi:
-    .skip 4096
-    .text
-"#,
-    options(att_syntax),
-);
-
-#[cfg(feature = "recover")]
-fn bits() -> &'static Bits {
-    unsafe extern "C" {
-        static interrupts_that_need_eoi: Bits;
-    }
-    // SAFETY: a page of numbers, aligned, zero when the domain is built, and accessed as atomics alone by Xen and here.
-    unsafe { &interrupts_that_need_eoi }
-}
-
-/// Gives Xen the page of bits.
+/// Gives Xen the page of bits. Whatever was there before: Xen sets or clears the bit of an interrupt when that is bound.
 fn register() -> Option<&'static [AtomicU64; WORDS]> {
     let page = bits();
     let gmfn = map::frame_of((&raw const *page).cast())?.0;
@@ -91,9 +65,9 @@ fn register() -> Option<&'static [AtomicU64; WORDS]> {
         physdev::PIRQ_EOI_GMFN_V2,
         &mut physdev::PirqEoiGmfn { gmfn },
     ) {
-        Ok(()) => Some(&page.0),
-        // Xen has it from the boot before.
-        Err(Errno::BUSY) => Some(&page.0),
+        Ok(()) => Some(page),
+        // Xen has it from a boot before.
+        Err(Errno::BUSY) => Some(page),
         Err(error) => {
             log::debug!("Xen does not tell which interrupts need an EOI: {error}");
             None

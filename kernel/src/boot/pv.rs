@@ -14,7 +14,7 @@ use crate::memory::pv_tables::{PageTables, Unmapped};
 use crate::recovery::{leaving, others, parking, pristine, region, trial, upgrade};
 use crate::start_info::{COMMAND_LINE_BYTES, LoadedModule, printable};
 use crate::vcpu::BOOT_VCPU;
-use crate::{hypercall, logger};
+use crate::{hypercall, interrupts, logger};
 use alloc::boxed::Box;
 use bulkhead_xen::abi::pv::{
     CALLBACKOP_REGISTER, CALLBACKTYPE_EVENT, CALLBACKTYPE_FAILSAFE, CallbackRegister,
@@ -72,7 +72,10 @@ pub extern "C" fn pv_main(start: *const StartInfo) -> ! {
     // built with may have had less.
     let tables_end = start.pt_base + (start.nr_pt_frames + 1) * PAGE;
     let behind = room_end().min(start.mfn_list) / PAGE..tables_end / PAGE;
-    subtract(&mut free, behind.clone()).expect("too many pieces of memory");
+    let bits = interrupts::BITS..interrupts::BITS + 1;
+    for taken in [behind.clone(), bits] {
+        subtract(&mut free, taken).expect("too many pieces of memory");
+    }
     #[cfg(feature = "recover")]
     {
         let modules = modules.iter();

@@ -24,7 +24,8 @@ pub const VIRTIO: &str = "virtio:04:00.0";
 /// The time within which a disk is served again.
 pub const SOON: Duration = Duration::from_millis(100);
 
-fn nvme_setup(setup: Setup) -> Setup {
+/// Returns a driver domain with an NVMe controller.
+pub fn nvme_setup(setup: Setup) -> Setup {
     let config = Config {
         namespaces: vec![FakeNamespace::new(1, 9, SIZE / 512)],
         ..Config::default()

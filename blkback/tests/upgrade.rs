@@ -1,13 +1,17 @@
 //! An operator asks for a new version to take over: the requests that are refused, and the file that the runtime gets.
 
+use super::recovery::{collect_all, held, push_writes};
+use super::recovery_devices::{NVME, nvme_setup};
 use bulkhead_blkback::upgrade::{ERROR_NODE, NODE, Runtime, answer_upgrades};
 use bulkhead_blkback_testkit::{Guest, Setup, World};
+use bulkhead_nvme_testing::Fate;
 use bulkhead_upgrade::request::Fault;
-use bulkhead_upgrade::testing::{file, running};
-use bulkhead_upgrade::{Candidate, Running, Version};
+use bulkhead_upgrade::testing::{NOTE, file, running};
+use bulkhead_upgrade::{Candidate, Running, Version, WITH_DEVICES, Way};
 use sha2::{Digest, Sha256};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
 
 /// A runtime that notes the file that it gets, and has no way to hand over.
 #[derive(Default)]
@@ -15,6 +19,7 @@ struct Fake {
     obstacle: Cell<Option<&'static str>>,
     handed: RefCell<Vec<(Version, Fault)>>,
     faults: Cell<bool>,
+    with_devices: Cell<bool>,
 }
 
 const STAYS: &str = "the test has no other version";
@@ -28,7 +33,14 @@ impl Runtime for Shared {
     }
 
     fn running(&self) -> Running {
-        running()
+        match self.0.with_devices.get() {
+            true => Running {
+                way: Way::Pv,
+                format: WITH_DEVICES,
+                ..running()
+            },
+            false => running(),
+        }
     }
 
     fn allows_faults(&self) -> bool {
@@ -46,10 +58,14 @@ impl Runtime for Shared {
 
 /// Makes a driver domain with these images, and its runtime.
 fn with_images(images: Vec<(String, Vec<u8>)>) -> (World, Rc<Fake>) {
-    let world = World::with(Setup {
+    with(Setup {
         images,
         ..Setup::default()
-    });
+    })
+}
+
+fn with(setup: Setup) -> (World, Rc<Fake>) {
+    let world = World::with(setup);
     let runtime = Rc::new(Fake::default());
     let (backend, asked) = (world.backend.clone(), Shared(runtime.clone()));
     world.backend.services.handle.spawn(async move {
@@ -84,6 +100,9 @@ fn image(file: &[u8]) -> Vec<u8> {
 
 const NEW: Version = Version([0, 3, 0]);
 const OLD: Version = Version([0, 1, 0]);
+
+/// The time within which a disk is served again.
+const SOON: Duration = Duration::from_millis(100);
 
 #[test]
 fn a_version_that_was_checked_is_handed_to_the_runtime() {
@@ -156,4 +175,45 @@ fn what_is_refused_changes_nothing_and_says_why() {
     runtime.faults.set(true);
     ask(&world, &format!("ram:new sha256={good} test=wait"));
     assert_eq!(*runtime.handed.borrow(), [(NEW, Fault::Wait)]);
+}
+
+/// The version that takes over fails, and the one before gets the domain back.
+#[test]
+fn what_a_controller_was_asked_before_is_answered_by_the_version_that_serves() {
+    let (new, mut newer) = (file(NEW), file(NEW));
+    newer[NOTE + 40..NOTE + 44].copy_from_slice(&WITH_DEVICES.to_le_bytes());
+    let images = vec![("new".into(), image(&new)), ("newer".into(), image(&newer))];
+    let (world, runtime) = with(nvme_setup(Setup {
+        images,
+        ..Setup::default()
+    }));
+    runtime.with_devices.set(true);
+    let before = held(&world);
+    let guest = Guest::with_memory(&world, 2048);
+    let mut disk = guest.attach("xvda", NVME).connected();
+    let fake = &world.nvme.as_ref().expect("it has a controller").fake;
+    fake.decide(|_| Fate::Held);
+    let asked = push_writes(&mut disk, 8, 3);
+    disk.link().kick();
+    let told = ask(&world, &format!("ram:new sha256={}", sum(&new)));
+    assert!(told.contains("this one leaves format 2"), "{told}");
+    assert_eq!(*runtime.handed.borrow(), []);
+    let told = ask(&world, &format!("ram:newer sha256={}", sum(&newer)));
+    assert_eq!(told, format!("ram:newer: {STAYS}"));
+    assert_eq!(*runtime.handed.borrow(), [(NEW, Fault::None)]);
+    for _ in 0..2 {
+        assert_eq!(fake.held().len(), 8);
+        world.crash_after(0, 0);
+        world.restart();
+        assert_eq!(fake.held().len(), 0, "it has stopped");
+        world.wait(SOON);
+        assert_eq!(disk.link().collect().len(), 0);
+    }
+    fake.decide(|_| Fate::Done);
+    world.wait(SOON);
+    collect_all(&mut disk, &asked, "served again");
+    assert_eq!(disk.read(7, 1), [3; 512]);
+    disk.detach();
+    assert_eq!(held(&world), before);
+    world.no_mistakes();
 }

@@ -48,7 +48,8 @@ impl Interrupts for Hypercalls {
 }
 
 /// The frame of the page for these bits, which is Xen's to write from the first registration until the domain ends, whatever
-/// becomes of this boot: below each image, so that each version finds it there, and never free memory (`boot::pv`).
+/// becomes of this boot: below each image, so that each version finds it there, and never free memory (`boot::pv`). It
+/// belongs to `bulkhead_upgrade::WITH_DEVICES`.
 pub(crate) const BITS: u64 = 0xff;
 
 fn bits() -> &'static [AtomicU64; WORDS] {

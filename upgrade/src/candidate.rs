@@ -57,7 +57,7 @@ pub struct Running {
 pub struct TakeOver {
     /// The version.
     pub version: Version,
-    /// The oldest format that it reads, and the one that it writes, which is the newest that it reads.
+    /// The oldest format that it reads.
     pub oldest: u32,
     /// The newest format that it reads.
     pub newest: u32,

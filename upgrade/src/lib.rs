@@ -31,6 +31,11 @@ mod tests;
 /// xenstored, and what is kept of connected disks. Each change of any of these takes the next number.
 pub const FORMAT: u32 = 1;
 
+/// The format of what a domain with PCI devices leaves, the newest one: beside [`FORMAT`], there are the port of the channel
+/// to dom0's pciback, 20 bytes before the end of the region's first page, and page frame 0xff, in which Xen tells which
+/// interrupts need an acknowledgement.
+pub const WITH_DEVICES: u32 = 2;
+
 /// The oldest format that this version reads.
 pub const OLDEST_FORMAT: u32 = 1;
 

@@ -1,3 +1,4 @@
+use crate::WITH_DEVICES;
 use crate::candidate::{Candidate, Refused, Running, Version, Way};
 use crate::elf::{self, BadElf, Elf};
 use crate::has_checksum;
@@ -171,6 +172,22 @@ fn a_version_that_does_not_read_our_record_is_refused_even_with_force() {
         file[NOTE + 40..NOTE + 44].copy_from_slice(&newest.to_le_bytes());
         let refused = Candidate::check(&file, &running(), true).map(drop);
         assert!(matches!(refused, Err(Refused::Format(_, 1))), "{refused:?}");
+    }
+}
+
+#[test]
+fn a_domain_with_devices_is_for_versions_that_know_of_them() {
+    let with_devices = Running {
+        format: WITH_DEVICES,
+        ..running_pv()
+    };
+    let mut file = file(NEW);
+    let refused = Candidate::check(&file, &with_devices, true).map(drop);
+    assert!(matches!(refused, Err(Refused::Format(_, 2))), "{refused:?}");
+    file[NOTE + 40..NOTE + 44].copy_from_slice(&WITH_DEVICES.to_le_bytes());
+    for running in [with_devices, running_pv()] {
+        let taken = Candidate::check(&file, &running, false);
+        assert!(taken.is_ok(), "format {}: {taken:?}", running.format);
     }
 }
 

@@ -109,7 +109,7 @@ pub fn with_devices() -> Vec<Scenario> {
 
 /// Returns the scenarios of [`long`] for hosts with devices of their own.
 pub fn long_with_devices() -> Vec<Scenario> {
-    recovery::LONG_WITH_DEVICES.to_vec()
+    [recovery::LONG_WITH_DEVICES, upgrade::WITH_DEVICES].concat()
 }
 
 /// The scenarios that `cargo lab test` runs under each of the two implementations of xenstored: attaching and

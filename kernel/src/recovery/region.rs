@@ -2,7 +2,7 @@
 //! keep there, and pages that are theirs.
 
 use super::record::{Content, HandOver, Phase, Record, Sealed};
-use bulkhead_upgrade::{FORMAT, OLDEST_FORMAT};
+use bulkhead_upgrade::{OLDEST_FORMAT, WITH_DEVICES};
 use bulkhead_xen::PAGE_SIZE;
 use core::arch::global_asm;
 use core::ptr::NonNull;
@@ -38,7 +38,7 @@ recovery_version:
         env!("CARGO_PKG_VERSION_PATCH"),
     ),
     r#"
-    .long {oldest}, {format}, recovery_region, {region}, __image_end
+    .long {oldest}, {newest}, recovery_region, {region}, __image_end
     .long 9, 8, 2
     .asciz "Bulkhead"
     .balign 4
@@ -46,7 +46,7 @@ recovery_version:
     .text
 "#,
     oldest = const OLDEST_FORMAT,
-    format = const FORMAT,
+    newest = const WITH_DEVICES,
     region = const REGION_BYTES,
     options(att_syntax),
 );
@@ -82,6 +82,9 @@ const WORDS_AT: usize = PAGE_SIZE - size_of::<Words>();
 const KEPT_PORT_AT: usize = WORDS_AT - size_of::<AtomicU32>();
 
 const _: () = assert!(size_of::<Sealed>() <= KEPT_PORT_AT);
+
+// So says `bulkhead_upgrade::WITH_DEVICES`: each version looks for it there.
+const _: () = assert!(KEPT_PORT_AT == PAGE_SIZE - 20);
 
 fn sealed() -> *mut Sealed {
     (&raw mut recovery_region).cast()

@@ -115,7 +115,7 @@ pub fn damage_page_tables() {
     log::error!("page tables cannot be damaged on PV");
 }
 
-/// Notes that the domain may have PCI devices of its own: a restart takes them up again. An upgrade does not, yet.
+/// Notes that the domain may have PCI devices of its own: a restart takes them up again, and so does a new version.
 pub fn note_device() {
     if !mappings::start_for_devices() {
         obstacles::add(Obstacle::Devices);

@@ -21,8 +21,8 @@ use super::trial::is_trying;
 use super::{copying, obstacles, others, parking, pristine, region, restart, trial};
 use crate::memory::layout::{Ranges, TooFragmented};
 use crate::memory::{self, image, pages};
-use crate::{domain, grants, reporter};
-use bulkhead_upgrade::{Candidate, FORMAT, Running, Version, Way};
+use crate::{devices, domain, grants, reporter};
+use bulkhead_upgrade::{Candidate, FORMAT, Running, Version, WITH_DEVICES, Way};
 use bulkhead_xen::PAGE_SIZE;
 use bulkhead_xen::abi::pv::StartInfo;
 use core::ops::Range;
@@ -71,7 +71,10 @@ pub fn running() -> Running {
             true => Way::Pvh,
             false => Way::Pv,
         },
-        format: FORMAT,
+        format: match restart::has_devices() {
+            true => WITH_DEVICES,
+            false => FORMAT,
+        },
         region_bytes: region::REGION_BYTES as u32,
         room: room(),
     }
@@ -89,8 +92,6 @@ const GRANTED: &str = "another domain has a page of this one where the new versi
 pub fn obstacle() -> Option<&'static str> {
     if is_trying() {
         Some("this version has to show first that it serves")
-    } else if restart::has_devices() {
-        Some("it has a PCI device of its own")
     } else if !restart::is_enabled() {
         obstacles::first().or(Some("expected a command line without recover=off"))
     } else if grants::has_granted(room()) {
@@ -200,7 +201,7 @@ fn own_parts() -> [(&'static [u8], u64); 2] {
 }
 
 /// Hands the domain over to a version that was checked against [`running`]. Returns only if that cannot be, with the
-/// reason; nothing has changed then.
+/// reason; nothing has changed then. If a device does not stop, the domain ends, as it does after a crash.
 pub fn take_over(candidate: &Candidate<'_>, fault: u32) -> &'static str {
     if let Some(obstacle) = obstacle() {
         return obstacle;
@@ -286,6 +287,10 @@ pub fn take_over(candidate: &Candidate<'_>, fault: u32) -> &'static str {
         return refused;
     }
     let (next, own) = (candidate.note.version, version());
+    // From here on, nothing is refused any more: a device that was stopped is of no use before the next boot.
+    if devices::stop() > 0 {
+        panic!("version {next} cannot take over from {own}");
+    }
     // SAFETY: no other task or vCPU goes on before the new version does. The list and the code were just made, and Xen
     // knows nothing of this boot any more then.
     unsafe {

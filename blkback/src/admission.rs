@@ -189,11 +189,31 @@ impl Admission {
     /// Lets a disk take what its queues need, while `free` pages of address space are free. That memory is
     /// reserved for it until it is [`served`](Self::served) or [forgotten](Self::forget).
     pub fn admit(&self, id: VbdId, needs: Needs, free: usize) -> Result<(), Refused> {
+        self.admit_if(id, needs, free, |held| {
+            held + needs.pages <= (held + free) / 4 * 3
+        })
+    }
+
+    /// Lets a disk take what its queues need that was served before the crash: whatever is there. The shares of guests
+    /// depend on the order in which disks come, which is another one now; that they fit was seen when they connected.
+    #[cfg(feature = "recover")]
+    pub fn admit_again(&self, id: VbdId, needs: Needs, free: usize) -> Result<(), Refused> {
+        self.admit_if(id, needs, free, |_| needs.pages <= free)
+    }
+
+    /// The same, if `fits` says so of the pages that the guest's other disks have.
+    fn admit_if(
+        &self,
+        id: VbdId,
+        needs: Needs,
+        free: usize,
+        fits: impl FnOnce(usize) -> bool,
+    ) -> Result<(), Refused> {
         let wanted = needs.pages;
         let taken = |claim: &Claim| claim.stage != Stage::Offered && claim.disk != id;
         let held = self.sum(|claim| claim.disk.frontend == id.frontend && taken(claim));
         let held = held.pages;
-        if held + wanted > (held + free) / 4 * 3 {
+        if !fits(held) {
             return Err(Refused::Space { wanted, held, free });
         }
         let (wanted, free) = (needs.bytes + DISK_BYTES, self.available());
@@ -300,6 +320,44 @@ mod tests {
             assert_eq!(admission.admit(id(guest, 0), queue, free), Ok(()));
             free -= queue.pages;
         }
+    }
+
+    #[cfg(feature = "recover")]
+    #[test]
+    fn disks_that_were_served_before_are_admitted_again_in_any_order() {
+        const PAGES: usize = 2048;
+        let of = |pages| Needs {
+            pages,
+            ..Needs::default()
+        };
+        let (large, small) = ((id(1, 0), of(1500)), (id(2, 0), of(400)));
+        let admission = Admission::default();
+        // The large one takes nearly all that a guest may, and the small one what is left to others.
+        let mut free = PAGES;
+        for (disk, needs) in [large, small] {
+            assert_eq!(admission.admit(disk, needs, free), Ok(()), "{disk}");
+            admission.served(disk);
+            free -= needs.pages;
+        }
+        // A crash: nothing is held any more, and each comes when its store is there.
+        for (disk, _) in [large, small] {
+            admission.forget(disk);
+        }
+        free = PAGES;
+        for (disk, needs) in [small, large] {
+            let by_shares = admission.admit(disk, needs, free);
+            assert_eq!(by_shares.is_ok(), disk == small.0, "{disk}");
+            assert_eq!(admission.admit_again(disk, needs, free), Ok(()), "{disk}");
+            admission.served(disk);
+            free -= needs.pages;
+        }
+        // What is not there nobody gets, and one that was not served before gets its share alone.
+        let again = |pages| admission.admit_again(id(3, 0), of(pages), free);
+        assert!(matches!(again(free + 1), Err(Refused::Space { .. })));
+        assert!(admission.admit(id(3, 0), of(free), free).is_err());
+        assert_eq!(again(free), Ok(()));
+        admission.watch_memory(|| DISK_BYTES - 1);
+        assert!(matches!(again(1), Err(Refused::Memory { .. })));
     }
 
     #[test]

@@ -108,6 +108,13 @@ impl<H: Hypervisor> Services<H> {
         self.limits
     }
 
+    /// Lets a disk take what its frontend's queues need, which was served before the crash.
+    #[cfg(feature = "recover")]
+    pub fn admit_again(&self, id: VbdId, needs: Needs) -> Result<(), Refused> {
+        let free = self.region.free_pages();
+        self.admission.admit_again(id, needs, free)
+    }
+
     /// Lets a disk take what its frontend's queues need.
     pub fn admit(&self, id: VbdId, needs: Needs) -> Result<(), Refused> {
         self.admission.admit(id, needs, self.region.free_pages())

@@ -58,7 +58,7 @@ impl<H: Hypervisor> Vbd<'_, H> {
             });
             journals.push(Journal::new(Some(claim)));
         }
-        services.admit(self.id, published.needs(services.limits))?;
+        services.admit_again(self.id, published.needs(services.limits))?;
         self.serve(&published, journals).await?;
         self.sectors = geometry.sectors;
         Ok(())

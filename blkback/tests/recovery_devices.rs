@@ -361,3 +361,26 @@ fn a_channel_that_is_gone_after_a_crash_is_given_up_and_made_anew() {
     assert_ne!(disk.backend(), Some(XenbusState::Connected), "{journal:#?}");
     world.no_mistakes();
 }
+
+#[test]
+fn a_disk_that_became_smaller_than_its_guest_was_told_is_not_served_again() {
+    for (bytes, expected) in [
+        (SIZE, XenbusState::Connected),
+        (2 * SIZE, XenbusState::Connected),
+        (SIZE - 4096, XenbusState::Closing),
+    ] {
+        let world = virtio_world(Setup::default());
+        let guest = Guest::new(&world);
+        let disk = guest.attach("xvda", VIRTIO).connected();
+        world.crash_after(0, 0);
+        let fake = &world.virtio.as_ref().expect("it has a device").fake;
+        fake.change(|config| config.bytes.resize(bytes, 9));
+        world.restart();
+        world.wait(SOON);
+        assert_eq!(disk.backend(), Some(expected), "{bytes} bytes");
+        if expected == XenbusState::Connected {
+            let sectors = (bytes / 512).to_string();
+            assert_eq!(disk.backend_node("sectors"), Some(sectors));
+        }
+    }
+}

@@ -347,3 +347,38 @@ fn a_crash_between_closing_and_starting_over_is_gone_on_from() {
     disk.detach();
     world.no_mistakes();
 }
+
+#[test]
+fn a_disk_that_has_grown_is_served_again_and_its_guest_is_told_the_size() {
+    let world = world();
+    let lower = below(&world);
+    let before = held(&world);
+    let guest = Guest::with_memory(&world, 2048);
+    let mut disk = guest.attach("xvda", "vbd:xvda").connected();
+    let grow = |size| {
+        let node = format!("/local/domain/{}/data/grow", lower.domain.id());
+        world.write(&node, size);
+    };
+    grow("below0 192K");
+    assert_eq!(disk.backend_node("sectors").as_deref(), Some("384"));
+    // Twice, so that what a boot keeps after a growth is tried, too.
+    for (round, size) in [(1, "below0 256K"), (2, "below0 320K")] {
+        let asked = push_writes(&mut disk, 8, round);
+        disk.link().kick();
+        world.crash_after(0, 0);
+        world.restart();
+        // It grows before it is served again.
+        grow(size);
+        world.wait(Duration::from_secs(3));
+        assert_eq!(disk.backend(), Some(XenbusState::Connected), "{size}");
+        collect_all(&mut disk, &asked, size);
+        let sectors = 384 + 128 * u64::from(round);
+        assert_eq!(disk.backend_node("sectors"), Some(sectors.to_string()));
+        disk.write(sectors - 1, &[round; 512]);
+        assert_eq!(disk.read(sectors - 1, 1), [round; 512]);
+        assert_eq!(disk.read(0, 1), [round; 512]);
+    }
+    disk.detach();
+    assert_eq!(held(&world), before);
+    world.no_mistakes();
+}

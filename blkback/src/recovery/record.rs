@@ -33,7 +33,8 @@ pub struct Record {
     pub abi: Abi,
     /// The frontend keeps its data pages granted.
     pub persistent: bool,
-    /// The sectors of 512 bytes that the frontend was told.
+    /// The sectors of 512 bytes that the frontend was told when it connected; of a disk that has grown since, it was told
+    /// more.
     pub sectors: u64,
     /// The sector size that the frontend was told, in bytes.
     pub sector_size: u32,

@@ -9,6 +9,7 @@ use crate::engine::Journal;
 use crate::recovery::{LeftDisk, Record, mark_of};
 use alloc::vec;
 use alloc::vec::Vec;
+use bulkhead_images::Sector;
 use bulkhead_xen::Hypervisor;
 
 impl<H: Hypervisor> Vbd<'_, H> {
@@ -39,8 +40,9 @@ impl<H: Hypervisor> Vbd<'_, H> {
             return Err(Problem::NotAsLeft);
         };
         let geometry = self.device.geometry();
+        // It may have grown since the frontend connected.
         if record.nodes != mark_of(&self.nodes)
-            || record.sectors != geometry.sectors.0
+            || record.sectors > geometry.sectors.0
             || record.sector_size as usize != geometry.sector_size.bytes()
         {
             return Err(Problem::NotAsLeft);
@@ -60,7 +62,8 @@ impl<H: Hypervisor> Vbd<'_, H> {
         }
         services.admit_again(self.id, published.needs(services.limits))?;
         self.serve(&published, journals).await?;
-        self.sectors = geometry.sectors;
+        // Another size is announced next, which may have been told before.
+        self.sectors = Sector(record.sectors);
         Ok(())
     }
 

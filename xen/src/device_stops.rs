@@ -36,10 +36,13 @@ const MOST_LOOKS: usize = 1 << 22;
 /// The devices of a domain that are to be stopped before it ends.
 ///
 /// The last code of a domain takes no lock that another vCPU may hold: a place that is just being
-/// filled or emptied is passed over. So a driver registers a device before it lets the device access memory,
-/// and unregisters it after it has stopped it.
+/// filled or emptied is not told to stop, and counts as a device that runs. So a driver registers a device before it lets
+/// the device access memory, and unregisters it after it has stopped it.
 pub struct DeviceStops {
     devices: [Mutex<Option<Arc<dyn StopDevice>>>; MOST_DEVICES],
+    /// The places that have a device, or are to have one. Who looks for a free place locks no other: the device there would
+    /// not be told to stop.
+    taken: [AtomicBool; MOST_DEVICES],
     ending: AtomicBool,
     /// The first device that was not told to stop yet, and the first that was not waited for. If a driver's code fails
     /// in its turn, the next attempt goes on behind it.
@@ -80,6 +83,7 @@ impl DeviceStops {
     pub const fn new() -> DeviceStops {
         DeviceStops {
             devices: [const { Mutex::new(None) }; MOST_DEVICES],
+            taken: [const { AtomicBool::new(false) }; MOST_DEVICES],
             ending: AtomicBool::new(false),
             told: AtomicUsize::new(0),
             awaited: AtomicUsize::new(0),
@@ -91,14 +95,10 @@ impl DeviceStops {
         &self,
         device: Arc<dyn StopDevice>,
     ) -> Result<StopRegistration<'_>, TooManyDevices> {
-        for (place, held) in self.devices.iter().enumerate() {
-            let mut held = held.lock();
-            if held.is_none() {
-                *held = Some(device);
-                return Ok(StopRegistration { stops: self, place });
-            }
-        }
-        Err(TooManyDevices)
+        let free = |taken: &AtomicBool| !taken.swap(true, Ordering::Acquire);
+        let place = self.taken.iter().position(free).ok_or(TooManyDevices)?;
+        *self.devices[place].lock() = Some(device);
+        Ok(StopRegistration { stops: self, place })
     }
 
     /// Returns whether the domain is ending: no driver starts a device any more, or again.
@@ -125,6 +125,8 @@ impl DeviceStops {
         let (mut began, mut outcome) = (None, Stopped::default());
         while let Some(device) = next(&self.awaited) {
             let Some(device) = device.try_lock() else {
+                // Its driver has failed while it was told, or another vCPU was stopped in there.
+                outcome.running += 1;
                 continue;
             };
             let Some(device) = &*device else {
@@ -168,6 +170,7 @@ impl fmt::Debug for DeviceStops {
 impl Drop for StopRegistration<'_> {
     fn drop(&mut self) {
         let device = self.stops.devices[self.place].lock().take();
+        self.stops.taken[self.place].store(false, Ordering::Release);
         // Outside of the lock: it may be the last handle.
         drop(device);
     }
@@ -185,6 +188,8 @@ mod tests {
     use alloc::vec::Vec;
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::sync::atomic::AtomicU64;
+    use std::sync::mpsc::channel;
+    use std::thread::spawn;
 
     /// A device that stops after a number of looks, or breaks its driver.
     #[derive(Default)]
@@ -303,11 +308,24 @@ mod tests {
     }
 
     #[test]
-    fn a_registration_that_another_vcpu_is_stopped_in_is_passed_over() {
-        let stops = DeviceStops::new();
-        let _registered = stops.register(device(0)).expect("room");
-        let half_done = stops.devices[0].lock();
-        assert_eq!(stops.stop_all(clock(), LIMIT), Stopped::default());
+    fn a_vcpu_that_is_stopped_in_a_registration_hides_no_other_device() {
+        let stops = Arc::new(DeviceStops::new());
+        let _registered = core::mem::ManuallyDrop::new(stops.register(device(0)).expect("room"));
+        // A vCPU that registers another device does not go where this one is.
+        let first = stops.devices[0].lock();
+        let (done, waiting) = channel();
+        let other = stops.clone();
+        spawn(move || {
+            let registered = other.register(device(0)).map(core::mem::forget);
+            let _ = done.send(registered.is_ok());
+        });
+        let looked_elsewhere = waiting.recv_timeout(Duration::from_secs(10));
+        drop(first);
+        assert_eq!(looked_elsewhere, Ok(true), "it waits for another's place");
+        // It is stopped in its own, or its driver has failed there: nobody knows what that device does.
+        let half_done = stops.devices[1].lock();
+        let outcome = stops.stop_all(clock(), LIMIT);
+        assert_eq!((outcome.stopped, outcome.running), (1, 1));
         drop(half_done);
     }
 }

@@ -189,12 +189,18 @@ fn while_a_server_is_away_after_a_crash_new_disks_on_other_stores_are_served() {
         Some(XenbusState::Initialising),
         "it waits"
     );
+    // The same servers, by TLS.
+    let by_tls = other.attach_unseen("xvde", &Disk::new("nbds:10.0.0.2/alice"));
+    world.wait(Duration::from_secs(1));
+    assert_eq!(by_tls.problem(), None, "it waits, too");
     // It may be detached meanwhile.
     let gone = other.attach("xvdc", "nbd:10.0.0.2/alice");
     gone.detach();
     server.change(|config| config.is_deaf = false);
     world.wait(Duration::from_secs(35));
     assert_eq!(disk.backend(), Some(XenbusState::Connected));
+    let problem = by_tls.problem().unwrap_or_default();
+    assert!(problem.contains("nbds: cannot be served"), "{problem}");
     let mut waiting = waiting.connected();
     waiting.write(0, &[4; 512]);
     for disk in [disk, image, waiting] {

@@ -61,6 +61,12 @@ pub trait Store {
     /// Returns the scheme: the beginning of targets of this kind, before the colon.
     fn scheme(&self) -> &'static str;
 
+    /// Returns what is common to the schemes of all stores that have the same devices, each with targets of its own: one
+    /// of these schemes.
+    fn family(&self) -> &'static str {
+        self.scheme()
+    }
+
     /// Returns the form of such a target, for messages: `ram:NAME`.
     fn expected(&self) -> &'static str;
 
@@ -170,6 +176,13 @@ impl Stores {
             return Ok(layer.over(device, owner.name));
         }
         Ok(device)
+    }
+
+    /// Returns the [family](Store::family) of the store that a target names; without one, nothing.
+    pub fn family(&self, target: &str) -> &'static str {
+        let scheme = Target::parse(target).map_or("", |target| target.scheme);
+        let store = self.all.iter().find(|one| one.scheme() == scheme);
+        store.map_or("", |store| store.family())
     }
 
     /// Returns lines for the operator about the devices of every store, and about the owners who have them open.

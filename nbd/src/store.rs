@@ -23,6 +23,9 @@ pub fn nbd_store<H: Hypervisor>(exports: Rc<Exports<H>>) -> DiskStore {
     DiskStore::new(Rc::new(ServedExports(exports)))
 }
 
+/// The family of both stores: they have the same servers.
+const FAMILY: &str = "nbd";
+
 struct ServedExports<H: Hypervisor>(Rc<Exports<H>>);
 
 impl<H: Hypervisor> ServedExports<H> {
@@ -34,6 +37,10 @@ impl<H: Hypervisor> ServedExports<H> {
 impl<H: Hypervisor> Disks for ServedExports<H> {
     fn scheme(&self) -> &'static str {
         self.0.scheme()
+    }
+
+    fn family(&self) -> &'static str {
+        FAMILY
     }
 
     fn example(&self) -> &'static str {
@@ -120,6 +127,10 @@ struct WithoutTls(String);
 impl Store for WithoutTls {
     fn scheme(&self) -> &'static str {
         "nbds"
+    }
+
+    fn family(&self) -> &'static str {
+        FAMILY
     }
 
     fn expected(&self) -> &'static str {

@@ -42,6 +42,11 @@ pub trait Disks {
     /// Returns what targets begin with that name them, before the colon.
     fn scheme(&self) -> &'static str;
 
+    /// Returns what is common to the schemes of all kinds that have the same disks: one of these schemes.
+    fn family(&self) -> &'static str {
+        self.scheme()
+    }
+
     /// Returns how a disk of this kind is named, as an example.
     fn example(&self) -> &'static str;
 
@@ -254,6 +259,10 @@ impl DiskStore {
 impl Store for DiskStore {
     fn scheme(&self) -> &'static str {
         self.disks.scheme()
+    }
+
+    fn family(&self) -> &'static str {
+        self.disks.family()
     }
 
     fn expected(&self) -> &'static str {

@@ -3,7 +3,6 @@
 use super::place::{Place, QUEUES};
 use super::record::Record;
 use crate::id::VbdId;
-use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_executor::Flag;
@@ -69,8 +68,8 @@ pub struct Keeper {
 /// A disk whose store is not there yet.
 struct Away {
     id: VbdId,
-    /// The scheme of its target.
-    scheme: String,
+    /// The family of its store.
+    family: &'static str,
     settled: Flag,
 }
 
@@ -202,11 +201,11 @@ impl Keeper {
         self.look();
     }
 
-    /// Notes that the store of a disk of the boot before, named by that scheme, is not there yet.
-    pub fn is_away(&self, id: VbdId, scheme: &str) {
+    /// Notes that the store of a disk of the boot before, one of that family, is not there yet.
+    pub fn is_away(&self, id: VbdId, family: &'static str) {
         self.away.borrow_mut().push(Away {
             id,
-            scheme: scheme.to_string(),
+            family,
             settled: Flag::default(),
         });
         self.look();
@@ -238,15 +237,15 @@ impl Keeper {
         }
     }
 
-    /// Waits until it is this disk's turn on the stores of that scheme.
-    pub async fn turn_on(&self, id: VbdId, scheme: &str) {
+    /// Waits until it is this disk's turn on the stores of that family.
+    pub async fn turn_on(&self, id: VbdId, family: &str) {
         loop {
             let first = {
                 let away = self.away.borrow();
                 if self.has_left(id) || away.iter().any(|away| away.id == id) {
                     return;
                 }
-                let first = away.iter().find(|away| away.scheme == scheme);
+                let first = away.iter().find(|away| away.family == family);
                 first.map(|away| away.settled.clone())
             };
             match first {

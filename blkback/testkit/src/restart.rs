@@ -13,7 +13,7 @@ use bulkhead_executor::Handle;
 use bulkhead_grant::{Region, TableOnDemand};
 use bulkhead_images::testing::Layer;
 use bulkhead_images::{Catalog, ImageMemory, Stores};
-use bulkhead_nbd::nbd_store;
+use bulkhead_nbd::{nbd_store, without_tls};
 use bulkhead_net::Traces;
 use bulkhead_nvme::nvme_store;
 use bulkhead_virtio::virtio_store;
@@ -183,6 +183,7 @@ impl World {
             let own = (grants, surviving.traces());
             let exports = nbd::client(storage, &executors, &store, own, server, network);
             stores.register(Box::new(nbd_store(exports)));
+            stores.register(Box::new(without_tls("the domain has no files".into())));
         }
         if let Some(layer) = &surviving.layer {
             stores = stores.behind(layer.clone());

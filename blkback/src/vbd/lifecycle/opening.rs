@@ -91,7 +91,7 @@ async fn open_device<H: Hypervisor>(
     #[cfg(feature = "recover")]
     returning::give_way(services, id, &config.target).await;
     #[cfg(feature = "recover")]
-    let mut patience = returning::Patience::new(id, &config.target);
+    let mut patience = returning::Patience::new(services, id, &config.target);
     #[cfg(not(feature = "recover"))]
     let _ = id;
     loop {

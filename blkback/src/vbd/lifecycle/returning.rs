@@ -3,7 +3,6 @@
 use crate::id::VbdId;
 use crate::services::Services;
 use bulkhead_executor::Sleep;
-use bulkhead_images::target::Target;
 use bulkhead_xen::{Hypervisor, Instant};
 use core::time::Duration;
 
@@ -15,29 +14,25 @@ const AGAIN: Duration = Duration::from_millis(250);
 
 /// Waits until the disks that the boot before has served on the same kind of store have their devices.
 pub(super) async fn give_way<H: Hypervisor>(services: &Services<H>, id: VbdId, target: &str) {
-    services.keeper.turn_on(id, scheme(target)).await;
-}
-
-/// Returns the kind of store that a target names.
-fn scheme(target: &str) -> &str {
-    Target::parse(target).map_or("", |target| target.scheme)
+    let family = services.stores.family(target);
+    services.keeper.turn_on(id, family).await;
 }
 
 /// The wait for the device of a disk that the boot before has served.
-pub(super) struct Patience<'t> {
+pub(super) struct Patience {
     id: VbdId,
     /// The kind of store that the disk is on.
-    scheme: &'t str,
+    family: &'static str,
     /// The end of that wait, once the store was tried in vain.
     until: Option<Instant>,
 }
 
-impl<'t> Patience<'t> {
+impl Patience {
     /// Begins to wait for the device of a disk on that target.
-    pub fn new(id: VbdId, target: &'t str) -> Self {
+    pub fn new<H: Hypervisor>(services: &Services<H>, id: VbdId, target: &str) -> Self {
         Patience {
             id,
-            scheme: scheme(target),
+            family: services.stores.family(target),
             until: None,
         }
     }
@@ -49,15 +44,15 @@ impl<'t> Patience<'t> {
         services: &Services<H>,
         reason: &str,
     ) -> Option<Sleep<H>> {
-        let (id, scheme, now) = (self.id, self.scheme, services.handle.now());
+        let (id, family, now) = (self.id, self.family, services.handle.now());
         if !services.keeper.has_left(id) || self.until.is_some_and(|until| now >= until) {
             return None;
         }
         if self.until.is_none() {
             log::warn!(
-                "vbd {id}: {reason}; it was served before the crash, and is waited for, and disks on {scheme}: that were not served wait, too"
+                "vbd {id}: {reason}; it was served before the crash, and is waited for, and disks on {family}: that were not served wait, too"
             );
-            services.keeper.is_away(id, scheme);
+            services.keeper.is_away(id, family);
             self.until = Some(now + RETURNS);
         }
         Some(services.handle.sleep(AGAIN))

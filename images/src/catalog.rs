@@ -46,6 +46,32 @@ impl Image {
     }
 }
 
+/// What a ramdisk is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RamdiskKind {
+    /// An archive, each of whose files is an image.
+    Archive,
+    /// One image.
+    Whole,
+}
+
+impl RamdiskKind {
+    /// Looks what a ramdisk is that no guest has written to yet. Afterwards, its first bytes may be a guest's: one that is a
+    /// single image has whatever they say.
+    ///
+    /// # Errors
+    /// It is neither.
+    pub fn of(ramdisk: &mut ImageMemory) -> Result<RamdiskKind, ArchiveError> {
+        if archive::is_archive(ramdisk.bytes()) {
+            return Ok(RamdiskKind::Archive);
+        }
+        match archive::compressed_by(ramdisk.bytes()) {
+            Some(by) => Err(ArchiveError::Compressed { by }),
+            None => Ok(RamdiskKind::Whole),
+        }
+    }
+}
+
 impl Catalog {
     /// Returns the catalog of a driver domain without a ramdisk.
     pub fn empty() -> Catalog {
@@ -63,10 +89,15 @@ impl Catalog {
     /// Returns the images in a ramdisk: the files of an archive or, if it is not an archive, the whole of it as
     /// `disk0`.
     pub fn from_module(mut ramdisk: ImageMemory) -> Catalog {
-        if !archive::is_archive(ramdisk.bytes()) {
-            if let Some(by) = archive::compressed_by(ramdisk.bytes()) {
-                return Catalog::of(Err(ArchiveError::Compressed { by }));
-            }
+        match RamdiskKind::of(&mut ramdisk) {
+            Ok(kind) => Catalog::of_kind(kind, ramdisk),
+            Err(error) => Catalog::of(Err(error)),
+        }
+    }
+
+    /// The images in a ramdisk of that kind, which was looked at when no guest had written to it yet.
+    pub fn of_kind(kind: RamdiskKind, mut ramdisk: ImageMemory) -> Catalog {
+        if kind == RamdiskKind::Whole {
             let whole = Image::new("disk0".to_string(), ramdisk);
             return Catalog::of(Ok(alloc::vec![whole]));
         }

@@ -82,7 +82,7 @@ pub mod target;
 pub mod testing;
 
 pub use async_queue::{AsyncIo, AsyncQueue};
-pub use catalog::{Catalog, NotFound, OpenError};
+pub use catalog::{Catalog, NotFound, OpenError, RamdiskKind};
 pub use claim::{Access, Claim, Claims, InUse};
 pub use device::{BlockDevice, DiscardLimits, Geometry, MOST_FORGOTTEN, SectorSize};
 pub use discard::DiscardMode;

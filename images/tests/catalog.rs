@@ -3,7 +3,7 @@
 mod support;
 
 use bulkhead_images::testing::OpenNow;
-use bulkhead_images::{Access, Catalog, Op, OpenError, Sector, SectorSize, Stores};
+use bulkhead_images::{Access, Catalog, Op, OpenError, RamdiskKind, Sector, SectorSize, Stores};
 use support::{Folder, Guest, memory, submit, visible_memory};
 
 /// Returns a ramdisk with `a.img` of 8 KiB, `b.img` of 1 KiB and `odd.img` of 1000 bytes.
@@ -119,6 +119,28 @@ fn a_ramdisk_that_is_no_archive_is_one_image() {
         refusal(&stores, "ram:disk1", Access::ReadOnly),
         "no image disk1, there are: disk0"
     );
+}
+
+#[test]
+fn what_a_guest_writes_makes_no_archive_of_its_image() {
+    let archive = ramdisk();
+    for header in [&archive[..512], b"\x1f\x8b\x08", b"070701"] {
+        let (mut ramdisk, base) = visible_memory(&[7; 4096]);
+        let kind = RamdiskKind::of(&mut ramdisk).expect("one image");
+        assert_eq!(kind, RamdiskKind::Whole);
+        // SAFETY: the memory is leaked, as large as that, and no request is pending.
+        unsafe {
+            base.cast_mut()
+                .copy_from_nonoverlapping(header.as_ptr(), header.len())
+        };
+        let catalog = Catalog::of_kind(kind, ramdisk);
+        assert_eq!(catalog.damage(), None);
+        let images: Vec<_> = catalog.images().collect();
+        assert_eq!(images, [("disk0", 4096, 0)]);
+    }
+    let kind = RamdiskKind::of(&mut memory(&archive));
+    assert_eq!(kind, Ok(RamdiskKind::Archive));
+    assert!(RamdiskKind::of(&mut memory(b"\x1f\x8b\x08")).is_err());
 }
 
 #[test]

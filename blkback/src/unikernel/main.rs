@@ -470,7 +470,11 @@ fn catalog(module: Option<Module>) -> Catalog {
     };
     // SAFETY: the module is ours alone from here on, and stays as long as the domain runs.
     let memory = unsafe { ImageMemory::new(module.start, module.len) };
-    Catalog::from_module(memory)
+    #[cfg(feature = "recover")]
+    let catalog = recovery::catalog(memory);
+    #[cfg(not(feature = "recover"))]
+    let catalog = Catalog::from_module(memory);
+    catalog
 }
 
 /// Returns the same images, able to grow. Logs which there are.

@@ -13,7 +13,7 @@ use bulkhead_blkback::{Backend, Services};
 use bulkhead_executor::{Executor, Handle, VcpuSpawner};
 #[cfg(any(feature = "nbd", feature = "pci", feature = "vbd"))]
 use bulkhead_grant::TableOnDemand;
-use bulkhead_images::Catalog;
+use bulkhead_images::{Catalog, ImageMemory, RamdiskKind};
 use bulkhead_kernel::command_line::value;
 use bulkhead_kernel::recovery::upgrade::{self, Before, version};
 use bulkhead_kernel::recovery::{region, restart, trial};
@@ -28,6 +28,7 @@ use core::cell::Cell;
 use core::convert::Infallible;
 use core::future::pending;
 use core::hint::black_box;
+use core::sync::atomic::Ordering;
 use core::time::Duration;
 
 /// The key on the command line that lets a crash be followed by a restart.
@@ -346,6 +347,30 @@ pub fn limit_vcpus(machine: &Machine, vcpus: &mut Vec<VcpuId>) {
         );
         vcpus.truncate(1);
     }
+}
+
+/// What the region says of the ramdisk. Any other number is that of a domain that has not looked yet.
+const ARCHIVE: u32 = u32::from_le_bytes(*b"file");
+const WHOLE: u32 = u32::from_le_bytes(*b"disk");
+
+/// Returns the images in the ramdisk, which stays what the first boot has found: a guest may have written its first bytes
+/// since then.
+pub fn catalog(mut ramdisk: ImageMemory) -> Catalog {
+    let number = region::number();
+    let kind = match number.load(Ordering::Relaxed) {
+        ARCHIVE => RamdiskKind::Archive,
+        WHOLE => RamdiskKind::Whole,
+        _ => match RamdiskKind::of(&mut ramdisk) {
+            Ok(kind) => kind,
+            Err(_) => return Catalog::from_module(ramdisk),
+        },
+    };
+    let found = match kind {
+        RamdiskKind::Archive => ARCHIVE,
+        RamdiskKind::Whole => WHOLE,
+    };
+    number.store(found, Ordering::Relaxed);
+    Catalog::of_kind(kind, ramdisk)
 }
 
 /// Has the files that are taken out of the ramdisk found by the boot that follows a crash, too, unless the command line

@@ -81,7 +81,10 @@ const WORDS_AT: usize = PAGE_SIZE - size_of::<Words>();
 /// Before them, the port that a restart leaves open beside those of the toolstack; 0 for none.
 const KEPT_PORT_AT: usize = WORDS_AT - size_of::<AtomicU32>();
 
-const _: () = assert!(size_of::<Sealed>() <= KEPT_PORT_AT);
+/// Before that, a number that a binary keeps, zero where the version before did not know it.
+const NUMBER_AT: usize = KEPT_PORT_AT - size_of::<AtomicU32>();
+
+const _: () = assert!(size_of::<Sealed>() <= NUMBER_AT);
 
 // So says `bulkhead_upgrade::WITH_DEVICES`: each version looks for it there.
 const _: () = assert!(KEPT_PORT_AT == PAGE_SIZE - 20);
@@ -95,6 +98,12 @@ fn sealed() -> *mut Sealed {
 pub fn words() -> &'static Words {
     // SAFETY: within the region's page, aligned, and accessed as atomics alone.
     unsafe { &*(&raw const recovery_region).add(WORDS_AT).cast() }
+}
+
+/// Returns one more such number.
+pub fn number() -> &'static AtomicU32 {
+    // SAFETY: as above.
+    unsafe { &*(&raw const recovery_region).add(NUMBER_AT).cast() }
 }
 
 /// Returns where the number of a port is kept that a restart leaves open, so that also the next restart does. If a crash has

@@ -1,6 +1,8 @@
 //! A store that does not answer, or not in time: its disks close, and the driver domain ends, in bounded time.
 
 use super::stores::finish;
+#[cfg(feature = "recover")]
+use bulkhead_blkback_testkit::Setup;
 use bulkhead_blkback_testkit::{Bystander, Frontend, Guest, World};
 use bulkhead_images::Caps;
 use bulkhead_ring::blkif::Status;
@@ -136,6 +138,35 @@ fn pages_that_a_store_does_not_let_go_of_stay_mapped_until_it_does() {
     disk.finish_detach();
     other.leave();
     world.nothing_left();
+}
+
+#[cfg(feature = "recover")]
+#[test]
+fn after_a_crash_a_disk_is_served_whose_predecessors_store_had_not_let_go() {
+    let (world, late) = World::with_late_disks_and(Setup {
+        recover: true,
+        ..Setup::default()
+    });
+    let guest = Guest::new(&world);
+    let mut first = stuck(&guest);
+    late.last().hold_on();
+    first.request_detach();
+    first.go(XenbusState::Closing);
+    first.go(XenbusState::Closed);
+    world.wait(Duration::from_secs(9));
+    assert_eq!(first.backend(), Some(XenbusState::Closed));
+    world.wait_for_removal();
+    toolstack::finish_detach(&mut world.sim.store(), &first.vbd);
+    // Another image takes its number.
+    let mut disk = guest.attach("xvdd", "ram:disk1").connected();
+    world.crash_after(0, 0);
+    world.restart();
+    world.wait(Duration::from_millis(50));
+    assert_eq!(disk.backend(), Some(XenbusState::Connected));
+    disk.link().push_read(0, 8);
+    disk.exchange();
+    assert_eq!(finish(&world, &late.last(), &mut disk), [Status::Okay]);
+    first.take_down();
 }
 
 #[test]

@@ -151,6 +151,11 @@ impl<H: Hypervisor> Dispatcher<H> {
         self.ring.unpublished()
     }
 
+    /// Keeps nothing for the time after a crash any more.
+    pub fn keep_nothing(&mut self) {
+        self.journal.break_seal();
+    }
+
     /// Publishes the responses. Returns true if the frontend asked to be notified of them.
     #[inline]
     pub fn publish(&mut self) -> bool {

@@ -104,7 +104,10 @@ impl Journal {
     #[cold]
     pub(super) fn break_seal(&mut self) {
         self.sealed = false;
-        if let Some(place) = &mut self.claim.place {
+        let Claim {
+            in_order, place, ..
+        } = &mut self.claim;
+        if let Some(place) = in_order.as_mut().or(place.as_mut()) {
             place.clear();
         }
     }

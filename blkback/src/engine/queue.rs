@@ -113,6 +113,11 @@ impl<H: Hypervisor> Queue<H> {
         self.dispatcher.complaints.name()
     }
 
+    /// Keeps nothing for the time after a crash any more.
+    pub fn keep_nothing(&mut self) {
+        self.dispatcher.keep_nothing();
+    }
+
     /// Returns the frontend's event channel.
     pub fn channel(&self) -> Rc<EventChannel<H>> {
         self.channel.clone()

@@ -55,6 +55,8 @@ pub async fn serve<H: Hypervisor>(
         return guard.finish(outcome);
     }
     let held = hold(&queue, &unreleased);
+    // A crash finds the disk that has its number next, and nothing of this one.
+    queue.keep_nothing();
     guard.finish(outcome);
     outwait(&mut queue, held).await;
 }

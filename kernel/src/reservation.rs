@@ -12,6 +12,8 @@ use crate::memory::layout::Ranges;
 use crate::memory::{map, pages, pv};
 #[cfg(feature = "recover")]
 use crate::recovery::obstacles::{self, Obstacle};
+#[cfg(feature = "recover")]
+use crate::recovery::trial;
 use bulkhead_xen::abi::memory::{
     CURRENT_RESERVATION, DECREASE_RESERVATION, MemoryReservation, POPULATE_PHYSMAP,
 };
@@ -39,7 +41,16 @@ static RELEASED: AtomicUsize = AtomicUsize::new(0);
 unsafe impl Reservation for Hypercalls {
     fn allocate(&self, count: usize) -> Option<NonNull<u8>> {
         #[cfg(feature = "recover")]
-        obstacles::add(Obstacle::Growth);
+        {
+            // The version before would not find what an image has grown by.
+            if trial::is_trying() {
+                log::warn!(
+                    "no image grows before this version has shown that it serves: try again"
+                );
+                return None;
+            }
+            obstacles::add(Obstacle::Growth);
+        }
         pages::allocate_and_leave_some(count)
     }
 
@@ -48,6 +59,9 @@ unsafe impl Reservation for Hypercalls {
     }
 
     unsafe fn release(&self, first: NonNull<u8>, count: usize) -> usize {
+        if !may_go() {
+            return 0;
+        }
         let gone = in_batches(first, count, |frames| {
             // SAFETY: by the contract, nothing uses these pages.
             unsafe { release(frames) }
@@ -92,6 +106,9 @@ impl Balloon for Hypercalls {
     }
 
     fn give_back(&self, pages: usize) -> usize {
+        if !may_go() {
+            return 0;
+        }
         let Some((run, mapped)) = pages::take_spare(pages.min(AT_ONCE)) else {
             return 0;
         };
@@ -102,8 +119,6 @@ impl Balloon for Hypercalls {
             // SAFETY: taken out of the free pages, so nothing uses them.
             unsafe { first.write_bytes(0, run.len() * PAGE_SIZE) };
         }
-        #[cfg(feature = "recover")]
-        obstacles::add(Obstacle::Memory);
         // SAFETY: as above.
         let gone = in_batches(first, run.len(), |frames| unsafe { release(frames) });
         let left = run.start + gone..run.end;
@@ -134,10 +149,21 @@ fn address(page: usize) -> NonNull<u8> {
     NonNull::new((page * PAGE_SIZE) as *mut u8).expect("page 0 is never free")
 }
 
-/// Notes that pages in use have no frame any more.
-pub(crate) fn note_gone(pages: usize) {
+/// Notes that frames are about to go, before the first does: the vCPU may be stopped at any time after that. Returns false
+/// if none may: the version before would take memory for granted that is gone.
+pub(crate) fn may_go() -> bool {
     #[cfg(feature = "recover")]
-    obstacles::add(Obstacle::Memory);
+    {
+        if trial::is_trying() {
+            return false;
+        }
+        obstacles::add(Obstacle::Memory);
+    }
+    true
+}
+
+/// Notes that pages in use have no frame any more. [`may_go`] comes before.
+pub(crate) fn note_gone(pages: usize) {
     RELEASED.fetch_add(pages, Ordering::Relaxed);
 }
 

@@ -22,6 +22,9 @@ const BATCH: usize = 64;
 // was accepted for, by the caller's promise, and on PVH Xen has put it there.
 unsafe impl FrameTransfer for Hypercalls {
     unsafe fn give_frames(&self, batch: &mut [TransferRequest]) -> Result<(), Errno> {
+        if !reservation::may_go() {
+            return Err(Errno::AGAIN);
+        }
         batch.chunks_mut(BATCH).try_for_each(|some| {
             // SAFETY: the caller's promise.
             unsafe { give(some) }

@@ -247,6 +247,8 @@ fn main(mut machine: Machine) -> ShutdownReason {
     }
     let (sizing, nodes) = (handle.clone(), store.clone());
     handle.spawn(async move {
+        #[cfg(feature = "recover")]
+        recovery::trial_is_over(&sizing).await;
         let Err(error) = follow_memory_target(&sizing, &nodes, &hypervisor).await;
         log::error!("memory/target cannot be followed any more: {error}");
     });

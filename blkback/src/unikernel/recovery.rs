@@ -52,6 +52,9 @@ const LONGEST_REPORT: usize = 1900;
 /// The time within which a new version has to serve.
 const SERVES_WITHIN: Duration = Duration::from_secs(10);
 
+/// The time between two looks whether a version is still on trial.
+const TRIAL_LOOK: Duration = Duration::from_secs(1);
+
 /// The time for which a version serves that was asked to fail late.
 const FAILS_AFTER: Duration = Duration::from_secs(1);
 
@@ -311,6 +314,13 @@ pub async fn follow_upgrades(
     }
     let Err(error) = answer_upgrades(services, &Upgrades(line)).await;
     log::error!("upgrades cannot be asked for any more: {error}");
+}
+
+/// Waits until no failure leads back to the version before, which is to find all of its memory.
+pub async fn trial_is_over(handle: &Handle<Hypercalls>) {
+    while trial::is_trying() {
+        handle.sleep(TRIAL_LOOK).await;
+    }
 }
 
 /// The runtime, as far as upgrades are concerned, with the command line.

@@ -164,7 +164,8 @@ pub(crate) fn restart() {
     let refused = if !REPORTING.load(Ordering::Relaxed) {
         Some("the region that survives is damaged")
     } else {
-        obstacles::first().or_else(|| others::stop().err())
+        // Once no other vCPU can add one any more.
+        others::stop().err().or_else(obstacles::first)
     };
     if let Some(why) = refused {
         return say(format_args!("no restart: {why}\n"));

@@ -83,7 +83,8 @@ pub(super) fn go_back() {
     let Some(over) = OVER.get() else { return };
     SETTLED.store(true, Ordering::SeqCst);
     let (from, to) = (Version(over.from), Version(over.to));
-    let refused = others::stop().err().or_else(|| {
+    let refused = others::stop().err();
+    let refused = refused.or_else(obstacles::first).or_else(|| {
         let granted = grants::has_granted(image::room());
         granted.then_some("another domain has a page where the image of before goes")
     });

@@ -270,7 +270,9 @@ pub fn take_over(candidate: &Candidate<'_>, fault: u32) -> &'static str {
     if reporter::begin().is_err() {
         reporter::stop_this_vcpu();
     }
-    let refused = others::stop().err().or_else(|| {
+    // The others have served until here.
+    let refused = others::stop().err();
+    let refused = refused.or_else(obstacles::first).or_else(|| {
         if grants::has_granted(self::room()) {
             return Some(GRANTED);
         }

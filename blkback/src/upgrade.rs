@@ -32,6 +32,19 @@ pub const ERROR_NODE: &str = "data/upgrade-error";
 /// The time in which the store has to deliver the file.
 const READ_WITHIN: Duration = Duration::from_secs(30);
 
+/// The time that stores have to be there again which disks of the boot before are on. A store says within seven seconds that
+/// it is not there.
+const STORES_COME: Duration = Duration::from_secs(7);
+
+/// Waits until this version serves what the boot before has served. A disk whose store is away, whatever version asks for it,
+/// is not waited for much longer than stores need to come.
+pub async fn serves<H: Hypervisor>(services: &Services<H>) {
+    let keeper = &services.keeper;
+    let come = pin!(services.handle.sleep(STORES_COME));
+    select(pin!(keeper.settled()), come).await;
+    keeper.found().await;
+}
+
 /// The version that runs, as far as upgrades are concerned.
 pub trait Runtime {
     /// Returns the reason why no version can take over now, if there is one.

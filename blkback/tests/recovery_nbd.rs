@@ -2,10 +2,13 @@
 
 use super::recovery::{Case, collect_all, crash_everywhere, held, push_writes, rounds};
 use super::recovery_load::Load;
+use bulkhead_blkback::upgrade;
 use bulkhead_blkback_testkit::{Crash, Guest, Nbd, Network, Random, Setup, Style, World};
 use bulkhead_nbd_testing::{Config, FakeExport};
 use bulkhead_xen_sim::xenstore::toolstack::Disk;
 use bulkhead_xenbus::XenbusState;
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::Duration;
 
 /// The bytes of each export.
@@ -252,4 +255,37 @@ fn a_crash_between_closing_and_starting_over_is_gone_on_from() {
     assert_eq!(disk.read(0, 1), [1; 512]);
     disk.detach();
     world.no_mistakes();
+}
+
+#[test]
+fn a_server_that_is_away_keeps_no_new_version_from_serving() {
+    for (away, expected) in [
+        (false, Duration::from_secs(3)),
+        (true, Duration::from_secs(8)),
+    ] {
+        let world = world();
+        let guest = Guest::with_memory(&world, 2048);
+        let _disk = guest.attach("xvda", "nbd:10.0.0.2/alice").connected();
+        let _image = guest.attach("xvdb", "ram:disk1").connected();
+        let server = &nbd(&world).server;
+        server.change(|config| config.is_deaf = away);
+        world.crash_after(0, 0);
+        world.restart();
+        let handle = world.restarted().services.handle.clone();
+        let (serves, settled) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
+        let (backend, done) = (world.restarted(), serves.clone());
+        handle.spawn(async move {
+            upgrade::serves(&backend.services).await;
+            done.set(true);
+        });
+        let (backend, done) = (world.restarted(), settled.clone());
+        handle.spawn(async move {
+            backend.services.keeper.settled().await;
+            done.set(true);
+        });
+        world.run();
+        assert!(!serves.get(), "nobody has opened the export yet");
+        world.wait(expected);
+        assert_eq!((serves.get(), settled.get()), (true, !away));
+    }
 }

@@ -229,11 +229,18 @@ impl Keeper {
         }
     }
 
+    /// Waits until each disk of the boot before is served again, never will be, or is away.
+    pub async fn found(&self) {
+        if self.is_on() {
+            self.found.wait().await;
+        }
+    }
+
     /// Waits until it is this disk's turn: those that were served before the crash have theirs first, so that nobody
     /// else gets their images. Those that are away are a matter of [`turn_on`](Self::turn_on).
     pub async fn turn(&self, id: VbdId) {
-        if self.is_on() && !self.has_left(id) {
-            self.found.wait().await;
+        if !self.has_left(id) {
+            self.found().await;
         }
     }
 

@@ -8,7 +8,7 @@ use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 use bulkhead_blkback::recovery::Memory;
-use bulkhead_blkback::upgrade::{ERROR_NODE, Runtime, answer_upgrades, forget};
+use bulkhead_blkback::upgrade::{ERROR_NODE, Runtime, answer_upgrades, forget, serves};
 use bulkhead_blkback::{Backend, Services};
 use bulkhead_executor::{Executor, Handle, VcpuSpawner};
 #[cfg(any(feature = "nbd", feature = "pci", feature = "vbd"))]
@@ -272,8 +272,8 @@ pub fn prove(executor: &mut Executor<Hypercalls>, machine: &Machine) {
     }
 }
 
-/// Notes that this version serves, once the disks that the boot before has served are served again, and carries out
-/// requests for the next version. `vcpu` is the last one.
+/// Notes that this version serves, once the disks that the boot before has served are served again, as far as their stores are
+/// there, and carries out requests for the next version. `vcpu` is the last one.
 pub async fn follow_upgrades(
     backend: &Backend<Hypercalls>,
     vcpu: VcpuSpawner<Hypercalls>,
@@ -281,7 +281,7 @@ pub async fn follow_upgrades(
     last: Option<(Before, String)>,
 ) {
     let services = &backend.services;
-    services.keeper.settled().await;
+    serves(services).await;
     if let Some((Before::Version(_, fault), _)) = &last
         && Fault::of(*fault) == Fault::Late
     {

@@ -21,9 +21,9 @@ use bulkhead_xen::Port;
 use bulkhead_xen_sim::SimVcpu;
 use bulkhead_xenstore_client::{Client, Positions, Resumable, Ring};
 use std::alloc::{Layout, alloc_zeroed};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ptr::NonNull;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 /// What survives a crash, zero at first.
@@ -31,6 +31,8 @@ pub struct Surviving {
     positions: &'static Positions,
     memory: NonNull<Memory>,
     restarts: Cell<u32>,
+    /// That of the last restart.
+    backend: RefCell<Weak<Backend<SimVcpu>>>,
     options: Options,
     layer: Option<Layer>,
     vcpus: u32,
@@ -44,6 +46,7 @@ impl Surviving {
             positions: Box::leak(Box::default()),
             memory: NonNull::new(memory.cast()).expect("memory"),
             restarts: Cell::new(0),
+            backend: RefCell::default(),
             options,
             layer,
             vcpus,
@@ -188,20 +191,30 @@ impl World {
         if let Some(layer) = &surviving.layer {
             stores = stores.behind(layer.clone());
         }
-        let backend = Backend::with(
+        let backend = Rc::new(Backend::with(
             self.executors().spawners(),
             handle.clone(),
             store,
             region,
             stores,
             surviving.options,
-        );
+        ));
         surviving.keep(&backend);
+        surviving.backend.replace(Rc::downgrade(&backend));
         let ended = self.ended.clone();
         handle.spawn(async move {
             let Err(_) = backend.serve(|| ()).await;
             ended.set(true);
         });
+    }
+
+    /// Returns the backend of the last restart.
+    ///
+    /// # Panics
+    /// If there was none, or it has ended.
+    pub fn restarted(&self) -> Rc<Backend<SimVcpu>> {
+        let surviving = self.surviving.as_ref().expect("a domain that recovers");
+        surviving.backend.borrow().upgrade().expect("it serves")
     }
 
     /// Checks that the driver domain holds in Xen what it held before it had disks.

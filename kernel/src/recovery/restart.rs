@@ -95,9 +95,10 @@ pub fn enable() -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Has the next crash end the domain.
+/// Has the next crash end the domain, also while this version is on trial.
 pub fn disable() {
     ENABLED.store(false, Ordering::SeqCst);
+    trial::end();
 }
 
 /// Returns the reason why a crash ends the domain, if there is one for good.

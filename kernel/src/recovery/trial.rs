@@ -39,6 +39,11 @@ pub fn is_trying() -> bool {
     TRYING.load(Ordering::Relaxed) && !SETTLED.load(Ordering::Relaxed)
 }
 
+/// Has no failure lead back any more.
+pub(super) fn end() {
+    SETTLED.store(true, Ordering::SeqCst);
+}
+
 /// Keeps the stage out of the memory that is free.
 pub(super) fn keep_stage(free: &mut Ranges) -> Result<(), TooFragmented> {
     let Some(over) = OVER.get() else {
@@ -81,7 +86,7 @@ pub fn settle() {
 /// Hands the domain back to the version before. To be called once the failure was reported.
 pub(super) fn go_back() {
     let Some(over) = OVER.get() else { return };
-    SETTLED.store(true, Ordering::SeqCst);
+    end();
     let (from, to) = (Version(over.from), Version(over.to));
     let refused = others::stop().err();
     let refused = refused.or_else(obstacles::first).or_else(|| {

@@ -5,9 +5,12 @@ use super::recovery_load::Load;
 use bulkhead_blkback::engine::DataPath;
 use bulkhead_blkback_testkit::{Crash, Guest, Nvme, PATHS, Random, Setup, Style, World};
 use bulkhead_grant::GrantAccess;
+use bulkhead_images::SectorSize;
 use bulkhead_nvme_testing::{Config, FakeNamespace, Fate};
 use bulkhead_ring::blkif::TransferKind::Read;
 use bulkhead_ring::blkif::{Request, Sector, Segment, Status};
+use bulkhead_volumes::Guid;
+use bulkhead_volumes::testing::{self, NewPartition, write_gpt};
 use bulkhead_xen::PAGE_SIZE;
 use bulkhead_xen_sim::DomainKind;
 use bulkhead_xen_sim::pci::FunctionConfig;
@@ -382,5 +385,45 @@ fn a_disk_that_became_smaller_than_its_guest_was_told_is_not_served_again() {
             let sectors = (bytes / 512).to_string();
             assert_eq!(disk.backend_node("sectors"), Some(sectors));
         }
+    }
+}
+
+#[test]
+fn a_partition_that_lies_elsewhere_after_a_crash_is_another_disk() {
+    let table = |first, last| {
+        let disk = testing::Disk::of(vec![0; SIZE], SectorSize::B512);
+        let part = NewPartition {
+            label: "one",
+            kind: Guid::from_bytes([9; 16]),
+            id: Guid::from_bytes([1; 16]),
+            first,
+            last,
+        };
+        write_gpt(&disk, &[part]);
+        disk.change(|bytes| bytes.clone())
+    };
+    for (first, last, expected) in [
+        (40, 79, XenbusState::Connected),
+        // What its guest has is where it was.
+        (40, 119, XenbusState::Connected),
+        (48, 87, XenbusState::Closing),
+        (48, 127, XenbusState::Closing),
+    ] {
+        let world = virtio_world(Setup::default());
+        let fake = &world.virtio.as_ref().expect("it has a device").fake;
+        fake.change(|config| config.bytes = table(40, 79));
+        world.wait(SOON);
+        let guest = Guest::new(&world);
+        let target = format!("{VIRTIO}/one");
+        let disk = guest.attach("xvda", &target);
+        world.wait(SOON);
+        let disk = disk.connected();
+        assert_eq!(disk.backend_node("sectors").as_deref(), Some("40"));
+        world.crash_after(0, 0);
+        // Somebody else writes the table while nobody serves.
+        fake.change(|config| config.bytes = table(first, last));
+        world.restart();
+        world.wait(SOON);
+        assert_eq!(disk.backend(), Some(expected), "sectors {first} to {last}");
     }
 }

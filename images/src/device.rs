@@ -86,6 +86,12 @@ pub trait BlockDevice: Send + Sync {
         false
     }
 
+    /// Returns a number that tells where the first `sectors` lie from where they lay under the same target at another time;
+    /// 0 if the target alone says that.
+    fn identity(&self, _sectors: Sector) -> u32 {
+        0
+    }
+
     /// Wakes `waker` when the geometry changes next; the caller asks again after each wake-up. A device wakes one
     /// waker, the one that it was given last, and keeps none when it is dropped. Before a caller sleeps, it first calls
     /// this, then looks at the geometry once more.

@@ -38,7 +38,8 @@ pub struct Record {
     pub sectors: u64,
     /// The sector size that the frontend was told, in bytes.
     pub sector_size: u32,
-    /// The [mark](mark_of) of the nodes by which the toolstack described the disk.
+    /// The [mark](mark_of) of the nodes by which the toolstack described the disk, with bits changed by where its sectors lie
+    /// (`BlockDevice::identity`).
     pub nodes: u32,
     /// Responses are put in any order: each request says whether it has one.
     pub any_order: bool,

@@ -40,8 +40,10 @@ impl<H: Hypervisor> Vbd<'_, H> {
             return Err(Problem::NotAsLeft);
         };
         let geometry = self.device.geometry();
+        // A version before this one did not note where the sectors lie.
+        let marks = [mark_of(&self.nodes), self.mark(record.sectors)];
         // It may have grown since the frontend connected.
-        if record.nodes != mark_of(&self.nodes)
+        if !marks.contains(&record.nodes)
             || record.sectors > geometry.sectors.0
             || record.sector_size as usize != geometry.sector_size.bytes()
         {
@@ -67,6 +69,11 @@ impl<H: Hypervisor> Vbd<'_, H> {
         Ok(())
     }
 
+    /// Returns the number that tells this disk, of which the frontend was told that many sectors, from others.
+    fn mark(&self, sectors: u64) -> u32 {
+        mark_of(&self.nodes) ^ self.device.identity(Sector(sectors))
+    }
+
     /// Returns the journals that keep the requests of the queues that are about to be served.
     pub(super) fn journals(&self, published: &Published) -> Vec<Journal> {
         let keeper = &self.services.keeper;
@@ -85,7 +92,7 @@ impl<H: Hypervisor> Vbd<'_, H> {
                 persistent: published.persistent,
                 sectors: geometry.sectors.0,
                 sector_size: geometry.sector_size.bytes() as u32,
-                nodes: mark_of(&self.nodes),
+                nodes: self.mark(geometry.sectors.0),
                 // Known once the store has opened the queue.
                 any_order: false,
             }))

@@ -133,6 +133,25 @@ impl ExtentMap {
         self.add(len.0, chunk.0, legs)
     }
 
+    /// Returns a number that tells the places of the first `sectors` from others, whatever is behind them.
+    pub(super) fn identity(&self, sectors: Sector) -> u32 {
+        let runs = self.runs.iter().take_while(|run| run.start < sectors.0);
+        let numbers = runs.flat_map(|run| {
+            let len = run.len.min(sectors.0 - run.start);
+            // A single leg has no turns.
+            let chunk = if run.legs.len() > 1 { run.chunk } else { 0 };
+            let legs = run.legs.iter();
+            let legs = legs.flat_map(|leg| [leg.device as u64, leg.start.0]);
+            [len, chunk].into_iter().chain(legs)
+        });
+        // FNV-1a: nobody gains by a collision but who may change the tables, and so the places, at will.
+        numbers
+            .flat_map(u64::to_le_bytes)
+            .fold(0x811c_9dc5, |sum: u32, byte| {
+                (sum ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+            })
+    }
+
     fn add(&mut self, len: u64, chunk: u64, legs: &[Leg]) -> Result<(), ExtentError> {
         let start = self.sectors().0;
         if len == 0 {

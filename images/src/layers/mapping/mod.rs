@@ -196,6 +196,10 @@ impl BlockDevice for MappedDevice {
         for_access(geometry, self.0.access)
     }
 
+    fn identity(&self, sectors: Sector) -> u32 {
+        self.map().identity(sectors)
+    }
+
     fn uses_dma(&self) -> bool {
         let mut below = self.0.below.iter();
         below.any(|below| below.device.device().uses_dma())

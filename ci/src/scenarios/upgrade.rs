@@ -49,14 +49,12 @@ pub const SCENARIOS: &[Scenario] = &[
 ];
 
 /// The same with devices that are passed through.
-pub const WITH_DEVICES: &[Scenario] = &[
-    Scenario {
-        name: "upgrade-under-load-nvme-pv",
-        about: "a PV domain of two vCPUs with two NVMe controllers is upgraded in the same way",
-        demo: false,
-        run: |testbed| upgrades(testbed, Kind::Pv, 2, Disks::Controllers),
-    },
-];
+pub const WITH_DEVICES: &[Scenario] = &[Scenario {
+    name: "upgrade-under-load-nvme-pv",
+    about: "a PV domain of two vCPUs with two NVMe controllers is upgraded in the same way",
+    demo: false,
+    run: |testbed| upgrades(testbed, Kind::Pv, 2, Disks::Controllers),
+}];
 
 /// The time within which a version that does not serve is given up: ten seconds, in an emulated host that is shared.
 const GIVEN_UP: Duration = Duration::from_secs(20);

@@ -16,9 +16,9 @@ pub(crate) type Handle = Rc<RefCell<Shared>>;
 /// unprivileged domain have 10.
 const OPEN_TRANSACTIONS: usize = 8;
 
-/// The most events that wait for the owner of a watch. More are folded into one that says no more
-/// than that something has changed.
-pub(crate) const WAITING_EVENTS: usize = 256;
+/// The most bytes that the events take that wait for the owner of a watch. More are folded into one that says no
+/// more than that something has changed: other domains decide how many there are, and how long their paths.
+const WAITING_BYTES: usize = 8 << 10;
 
 /// The most unexpected messages that are logged; their sender may send them without end.
 const MOST_COMPLAINTS: u32 = 10;
@@ -300,7 +300,8 @@ impl Watching {
         if self.events.contains(&path) {
             return;
         }
-        if self.events.len() >= WAITING_EVENTS {
+        let bytes = |path: &Path| size_of::<Path>() + path.as_str().len();
+        if self.events.iter().map(bytes).sum::<usize>() + bytes(&path) > WAITING_BYTES {
             self.events.clear();
             self.events.push_back(self.path.clone());
         } else {

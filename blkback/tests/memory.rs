@@ -2,7 +2,8 @@
 
 use bulkhead_blkback::engine::{ConnectError, Queue, QueueSetup};
 use bulkhead_blkback_testkit::{
-    Bystander, Frontend, Guest, Link, Style, World, bytes_in_use, in_driver_domain, refusing,
+    Bystander, Frontend, Guest, Link, Style, World, bytes_in_use, forget_most_bytes,
+    in_driver_domain, refusing,
 };
 use bulkhead_grant::NoRoom;
 use bulkhead_images::{Access, BlockDevice, ImageMemory, QueueContext, RamImage, SectorSize};
@@ -226,4 +227,49 @@ fn a_disk_that_no_memory_is_left_for_is_refused_with_a_reason() {
     disks.into_iter().for_each(Frontend::detach);
     other.leave();
     world.nothing_left();
+}
+
+/// The most memory that is in use while a disk with as many and as large rings as there are connects in vain:
+/// `padding` follows each number that its frontend publishes, and the last one is none.
+fn most_while_it_connects(padding: &str) -> i64 {
+    let world = World::new();
+    let guest = Guest::with_memory(&world, 4096);
+    let style = Style {
+        queues: 4,
+        ring_pages: 16,
+        ..Style::default()
+    };
+    let mut disk = guest.attach("xvda", "null:1G").styled(style);
+    disk.prepare();
+    disk.publish();
+    let details: Vec<_> = disk.queues().map(|link| link.details()).collect();
+    for (queue, link) in details.into_iter().enumerate() {
+        for (name, value) in link {
+            let name = format!("queue-{queue}/{name}");
+            disk.write_node(&name, format!("{value}{padding}"));
+        }
+    }
+    disk.write_node("queue-3/ring-ref15", format!("x{padding}"));
+    world.run();
+    let before = bytes_in_use();
+    forget_most_bytes();
+    disk.go(XenbusState::Initialised);
+    let most = forget_most_bytes() + bytes_in_use() - before;
+    let problem = disk.problem().expect("it is told why");
+    assert!(
+        problem.contains("queue-3/ring-ref15 is not a number"),
+        "{problem}"
+    );
+    most
+}
+
+#[test]
+fn padded_numbers_of_a_frontend_take_little_more_memory() {
+    let (plain, padded) = (
+        most_while_it_connects(""),
+        most_while_it_connects(&" ".repeat(1900)),
+    );
+    println!("{plain} bytes, padded {padded}");
+    // Those that xenstored has on its way at once are the simulation's.
+    assert!(padded - plain < 64 << 10, "{plain} bytes, padded {padded}");
 }

@@ -33,5 +33,5 @@ mod state;
 
 pub use command::CommandNode;
 pub use disk_name::DiskName;
-pub use nodes::{NodeMap, excerpt, own_node, peer_node, read_nodes};
+pub use nodes::{NodeMap, excerpt, own_node, peer_node, peer_nodes, read_nodes};
 pub use state::XenbusState;

@@ -20,15 +20,37 @@ pub async fn read_nodes(
     names: &[&str],
 ) -> Result<(), Error> {
     for some in names.chunks(AT_ONCE) {
-        let paths: Vec<String> = some.iter().map(|name| format!("{path}/{name}")).collect();
-        let values = store.read_each(&paths).await?;
-        for (name, value) in some.iter().zip(values) {
-            if let Some(value) = value {
-                nodes.insert(String::from(*name), value);
-            }
-        }
+        let values = store.read_each(&paths_of(path, some)).await?;
+        insert(nodes, some, values);
     }
     Ok(())
+}
+
+/// Reads nodes of a peer in the same way. It may make them as long as it likes: the first 64 bytes of each are kept,
+/// and no node that is read so has more if it means anything.
+pub async fn peer_nodes(
+    nodes: &mut NodeMap,
+    store: &Nodes,
+    path: &str,
+    names: &[&str],
+) -> Result<(), Error> {
+    for some in names.chunks(AT_ONCE) {
+        let values = store.read_each_start(&paths_of(path, some)).await?;
+        insert(nodes, some, values);
+    }
+    Ok(())
+}
+
+fn paths_of(path: &str, names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| format!("{path}/{name}")).collect()
+}
+
+fn insert(nodes: &mut NodeMap, names: &[&str], values: Vec<Option<String>>) {
+    for (name, value) in names.iter().zip(values) {
+        if let Some(value) = value {
+            nodes.insert(String::from(*name), value);
+        }
+    }
 }
 
 /// Reads a node of this end's directory, which only the toolstack and this domain write.
@@ -40,9 +62,10 @@ pub async fn own_node(store: &Client, path: String) -> Result<Option<String>, Er
     }
 }
 
-/// Reads a node of the peer, which may remove it, deny this domain access, or write anything into it.
+/// Reads a node of the peer, which may remove it, deny this domain access, or write anything into it. The first 64
+/// bytes are kept.
 pub async fn peer_node(store: &Client, path: String) -> Result<Option<String>, Error> {
-    match store.read_optional(path).await {
+    match store.read_start(path).await {
         Err(error) if matches!(error.fault(), Fault::NotText { .. } | Fault::Path { .. }) => {
             Ok(None)
         }

@@ -84,10 +84,30 @@ impl Nodes {
         self.optional_text(path.as_ref()).await
     }
 
+    /// Reads the start of a node's value as text: 64 bytes at most. Returns `None` if there is no such node.
+    pub async fn read_start(&self, path: impl AsRef<str>) -> Result<Option<String>, Error> {
+        let path = path.as_ref();
+        let value = self.ask(Request::ReadStart(path))?.await;
+        optional(value.and_then(|value| text(path, value)))
+    }
+
     /// Reads the values of several nodes as text, all asked for at once. Returns `None` for each node that is
     /// not there.
     pub async fn read_each(&self, paths: &[String]) -> Result<Vec<Option<String>>, Error> {
-        let asked = paths.iter().map(|path| self.ask(Request::Read(path)));
+        self.each(paths, |path| Request::Read(path)).await
+    }
+
+    /// Reads the starts of the values of several nodes, as [`read_start`](Self::read_start) does.
+    pub async fn read_each_start(&self, paths: &[String]) -> Result<Vec<Option<String>>, Error> {
+        self.each(paths, |path| Request::ReadStart(path)).await
+    }
+
+    async fn each(
+        &self,
+        paths: &[String],
+        request: fn(&str) -> Request<'_>,
+    ) -> Result<Vec<Option<String>>, Error> {
+        let asked = paths.iter().map(|path| self.ask(request(path)));
         let asked: Vec<_> = asked.collect();
         let mut values = Vec::new();
         for (path, asked) in paths.iter().zip(asked) {
@@ -125,7 +145,8 @@ impl Nodes {
 
     /// Returns whether a node exists. One that may not be read counts as an error, not as missing.
     pub async fn exists(&self, path: impl AsRef<str>) -> Result<bool, Error> {
-        Ok(optional(self.read_bytes(path).await)?.is_some())
+        let value = self.ask(Request::ReadStart(path.as_ref()))?.await;
+        Ok(optional(value)?.is_some())
     }
 
     /// Sets a node's value. Nodes above it that are missing are made.

@@ -20,6 +20,10 @@ const OPEN_TRANSACTIONS: usize = 8;
 /// more than that something has changed: other domains decide how many there are, and how long their paths.
 const WAITING_BYTES: usize = 8 << 10;
 
+/// The bytes of a node's value that [`Request::ReadStart`] keeps, at most. What a frontend or a backend publishes is
+/// a number, a word or a path of few of them; the owner of the node decides how long it is, up to 4 KiB.
+pub(crate) const START: usize = 64;
+
 /// The most unexpected messages that are logged; their sender may send them without end.
 const MOST_COMPLAINTS: u32 = 10;
 
@@ -49,6 +53,8 @@ pub(crate) enum Progress {
 pub(crate) struct Asked {
     message_type: MessageType,
     transaction: TransactionId,
+    /// The bytes of the answer's payload that are kept, at most.
+    kept: usize,
     pub progress: Progress,
 }
 
@@ -103,6 +109,10 @@ impl Shared {
             Asked {
                 message_type: request.message_type(),
                 transaction,
+                kept: match request {
+                    Request::ReadStart(_) => START,
+                    _ => usize::MAX,
+                },
                 progress: Progress::Asked(None),
             },
         );
@@ -192,7 +202,7 @@ impl Shared {
         };
         let answered = Progress::Answered {
             answer,
-            payload: message.payload.into(),
+            payload: start_of(message.payload, asked.kept).into(),
         };
         match core::mem::replace(&mut asked.progress, answered) {
             Progress::Asked(waiter) => {
@@ -293,6 +303,16 @@ impl Shared {
             waiter.wake();
         }
     }
+}
+
+/// Returns the start of a text, of at most `most` bytes and in whole characters.
+fn start_of(payload: &[u8], most: usize) -> &[u8] {
+    if payload.len() <= most {
+        return payload;
+    }
+    let is_boundary = |at: &usize| payload[*at] & 0xc0 != 0x80;
+    let end = (0..=most).rev().find(is_boundary).unwrap_or(0);
+    &payload[..end]
 }
 
 impl Watching {

@@ -76,6 +76,8 @@ pub enum Request<'a> {
     DirectoryPart(&'a str, usize),
     /// A node's value.
     Read(&'a str),
+    /// The start of a node's value, of 64 bytes at most, though xenstored sends all of it.
+    ReadStart(&'a str),
     /// Sets a node's value.
     Write(&'a str, &'a [u8]),
     /// Makes sure that a node exists.
@@ -106,7 +108,7 @@ impl Request<'_> {
         match self {
             Request::Directory(_) => MessageType::DIRECTORY,
             Request::DirectoryPart(..) => MessageType::DIRECTORY_PART,
-            Request::Read(_) => MessageType::READ,
+            Request::Read(_) | Request::ReadStart(_) => MessageType::READ,
             Request::Write(..) => MessageType::WRITE,
             Request::Mkdir(_) => MessageType::MKDIR,
             Request::Remove(_) => MessageType::RM,
@@ -127,6 +129,7 @@ impl Request<'_> {
             Request::Directory(path)
             | Request::DirectoryPart(path, _)
             | Request::Read(path)
+            | Request::ReadStart(path)
             | Request::Write(path, _)
             | Request::Mkdir(path)
             | Request::Remove(path)
@@ -144,6 +147,7 @@ impl Request<'_> {
         match *self {
             Request::Directory(path)
             | Request::Read(path)
+            | Request::ReadStart(path)
             | Request::Mkdir(path)
             | Request::Remove(path)
             | Request::GetPermissions(path) => payload.string(path),

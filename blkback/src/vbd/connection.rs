@@ -19,7 +19,7 @@ use alloc::vec::Vec;
 use bulkhead_grant::Region;
 use bulkhead_images::{BlockDevice, SectorSize};
 use bulkhead_xen::Hypervisor;
-use bulkhead_xenbus::{NodeMap, peer_node, read_nodes};
+use bulkhead_xenbus::{NodeMap, peer_node, peer_nodes};
 use bulkhead_xenstore_client as xenstore;
 use core::future::{Future, poll_fn};
 use core::task::Poll;
@@ -166,11 +166,11 @@ pub async fn read_published(
 ) -> Result<Published, Problem> {
     let mut nodes = NodeMap::new();
     *messages += COMMON_NODES.len();
-    read_nodes(&mut nodes, store, frontend_path, &COMMON_NODES).await?;
+    peer_nodes(&mut nodes, store, frontend_path, &COMMON_NODES).await?;
     let names = frontend_nodes::queue_nodes(&nodes, limits)?;
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     *messages += names.len();
-    read_nodes(&mut nodes, store, frontend_path, &names).await?;
+    peer_nodes(&mut nodes, store, frontend_path, &names).await?;
     Ok(frontend_nodes::parse(&nodes, limits)?)
 }
 

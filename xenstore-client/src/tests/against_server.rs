@@ -214,6 +214,34 @@ fn dropped_requests_disturb_nobody() {
 }
 
 #[test]
+fn of_a_long_value_the_start_is_kept() {
+    let mut rig = Rig::new();
+    let store = rig.client.clone();
+    let long = "4".to_string() + &" ".repeat(2000);
+    let characters = "x".to_string() + &"\u{fc}".repeat(1000);
+    rig.run(async {
+        store.write("data/long", &long).await?;
+        store.write("data/characters", &characters).await?;
+        store.write("data/short", "4").await?;
+        assert_eq!(
+            store.read_start("data/long").await?.as_deref(),
+            Some(&long[..64])
+        );
+        let paths = ["characters", "none", "short"].map(|name| format!("data/{name}"));
+        assert_eq!(
+            store.read_each_start(&paths).await?,
+            // No part of a character.
+            [Some(characters[..63].to_string()), None, Some("4".into())]
+        );
+        assert_eq!(store.read_start("data/none").await?, None);
+        assert_eq!(store.read("data/long").await?, long);
+        assert!(store.exists("data/long").await?);
+        Ok::<_, Error>(())
+    })
+    .unwrap();
+}
+
+#[test]
 fn watches_tell_what_changes() {
     let mut rig = Rig::new();
     let store = rig.client.clone();

@@ -22,6 +22,7 @@ fn requests_as_the_specification_writes_them() {
     for (request, kind, payload) in [
         (Request::Directory("a"), 1, &b"a\0"[..]),
         (Request::Read("a/b"), 2, b"a/b\0"),
+        (Request::ReadStart("a/b"), 2, b"a/b\0"),
         (Request::GetPermissions("a"), 3, b"a\0"),
         (Request::Watch("a", Token(7)), 4, b"a\x007\0"),
         (Request::Unwatch("a", Token(7)), 5, b"a\x007\0"),

@@ -177,3 +177,73 @@ fn a_guest_that_never_stops_asking_gets_no_more_than_its_turn() {
         world.nothing_left();
     }
 }
+
+/// How many pages of one guest's requests are served in a turn, at most, where no request has more than 11.
+const PAGES_OF_A_TURN: u32 = 128 + 11;
+
+#[test]
+fn a_guest_with_a_large_ring_of_large_requests_gets_no_more_than_its_turn() {
+    const PAGES: u32 = 11;
+    for persistent in [true, false] {
+        let meanwhile = Meanwhile::default();
+        let world = World::with(Setup {
+            layer: Some(meanwhile.layer("xvdg")),
+            ..Setup::default()
+        });
+        let guests = [Guest::with_memory(&world, 2048), Guest::new(&world)];
+        let style = Style {
+            ring_pages: 16,
+            ..Style::persistent(persistent)
+        };
+        let mut greedy = guests[0]
+            .attach("xvdg", "ram:disk0")
+            .styled(style)
+            .connected();
+        let mut modest = guests[1].attach("xvda", "ram:disk1").connected();
+        // SAFETY: domain memory stays mapped as long as the machine.
+        let [theirs, ours] = [greedy.link().memory, modest.link().memory]
+            .map(|ring| unsafe { SharedPages::new(ring, 1) }.unwrap());
+        // Its pages are mapped from now on, if they stay mapped.
+        let data = vec![1; PAGES as usize * 4096];
+        greedy.write(0, &data);
+        let first = theirs.load(Index::RequestProducer);
+        greedy.link().push_write(0, &data);
+        let mut request = [0; SLOT_SIZE];
+        theirs.read(64 + first as usize * SLOT_SIZE, &mut request);
+        while greedy.link().ring.free() > 0 {
+            greedy.link().push_slot(&request);
+        }
+        let answered = ours.load(Index::ResponseProducer);
+        let served = Rc::new(Cell::new((0, None)));
+        let counting = served.clone();
+        meanwhile.set(move || {
+            let (count, mut waited) = counting.get();
+            if ours.load(Index::ResponseProducer) != answered {
+                waited = waited.or(Some(count));
+            }
+            counting.set((count + 1, waited));
+        });
+        greedy.link().kick();
+        modest.link().push_read(0, 1);
+        modest.link().kick();
+        world.run();
+        let (count, waited) = served.get();
+        assert!(count >= 500, "persistent {persistent}: {count} were served");
+        let waited = waited.expect("the modest guest was served meanwhile");
+        println!("persistent {persistent}: it waited for {waited} of {count}");
+        // Its disk has its turn, and its response is seen when the other's next turn has begun.
+        assert!(
+            waited * PAGES <= PAGES_OF_A_TURN + PAGES,
+            "persistent {persistent}: it waited for {waited} of the other's"
+        );
+        assert_eq!(modest.link().collect().len(), 1);
+        meanwhile.end();
+        greedy.link().collect();
+        greedy.go(XenbusState::Closing);
+        greedy.go(XenbusState::Closed);
+        greedy.take_down();
+        greedy.detach();
+        modest.detach();
+        world.nothing_left();
+    }
+}

@@ -47,6 +47,9 @@ pub(super) struct Dispatcher<H: Hypervisor> {
     pages: usize,
     /// The number of these pages that are not in the pool yet.
     reserved: usize,
+    /// The number of pages of all requests that this sweep has taken, whether they are served at once or started; one for each
+    /// that has none.
+    taken_pages: usize,
     /// A request that was taken off the ring and has to wait for the requests in flight. Later requests stay on
     /// the ring. One whose store answers in any order waits in the journal.
     held: Option<[u8; SLOT_SIZE]>,
@@ -74,6 +77,8 @@ pub(super) struct Taken {
 
 /// The outcome of an attempt to begin a request.
 enum Begun {
+    /// The request was served at once: nothing has changed for others.
+    Served,
     /// The request is in flight, or was answered.
     Yes,
     /// The request has to wait until one in flight has ended.
@@ -107,6 +112,7 @@ impl<H: Hypervisor> Dispatcher<H> {
             fetching: room_for(slots.min(MOST_DESCRIPTOR_PAGES))?,
             pages: 0,
             reserved: 0,
+            taken_pages: 0,
             held: None,
             journal,
             barrier: false,
@@ -321,6 +327,7 @@ impl<H: Hypervisor> Dispatcher<H> {
         request: Result<SlotRequest<'_>, Malformed>,
         page_access: &mut PageAccess<H>,
     ) -> Begun {
+        self.taken_pages += 1;
         let request = &match request {
             Ok(request) => request,
             Err(malformed) => return self.refuse_malformed(&malformed),

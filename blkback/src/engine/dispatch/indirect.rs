@@ -33,6 +33,7 @@ impl<H: Hypervisor> Dispatcher<H> {
             return self.refuse(request, Status::Error);
         };
         self.pages += segments;
+        self.taken_pages += segments;
         self.reserved += segments;
         self.fetching.push((tag, place));
         self.stats.indirect.add(1);

@@ -97,8 +97,8 @@ impl<H: Hypervisor> Dispatcher<H> {
     ) -> Begun {
         match format.view_transfer(slot) {
             Some((id, transfer)) => match self.serve_plain(id, &transfer, page_access, serve) {
-                true => Begun::Yes,
-                false => self.begin_transfer(id, &transfer, page_access),
+                Some(begun) => begun,
+                None => self.begin_transfer(id, &transfer, page_access),
             },
             None => self.begin_other(format.view_request(slot), page_access),
         }
@@ -118,7 +118,7 @@ impl<H: Hypervisor> Dispatcher<H> {
         }
     }
 
-    /// Offers a transfer to `serve`. Returns false if it is to be begun like all others.
+    /// Offers a transfer to `serve`. Returns `None` if it is to be begun like all others.
     #[inline(always)]
     pub(super) fn serve_plain(
         &mut self,
@@ -126,32 +126,30 @@ impl<H: Hypervisor> Dispatcher<H> {
         transfer: &Transfer<SlotSegments<'_>>,
         page_access: &mut PageAccess<H>,
         serve: &mut impl ServePlain<H>,
-    ) -> bool {
-        let Some(plain) = PlainTransfer::of(transfer) else {
-            return false;
-        };
+    ) -> Option<Begun> {
+        let plain = PlainTransfer::of(transfer)?;
         // There is to be room for it, should the device keep it.
         if plain.segments.len() > self.pool.free() - self.reserved {
-            return false;
+            return None;
         }
         let tag = self.inflight.next_place();
-        let Some(Served { bytes, submitted }) = serve.serve(tag, plain, page_access) else {
-            return false;
-        };
+        let Served { bytes, submitted } = serve.serve(tag, plain, page_access)?;
         let PlainTransfer {
             sector,
             is_write,
             segments,
         } = plain;
+        self.taken_pages += segments.len();
         match submitted {
             Submitted::Done(outcome) => {
                 page_access.count_found(segments.len());
                 self.conclude(id, plain.opcode(), bytes, outcome);
+                return Some(Begun::Served);
             }
             Submitted::Pending => self.keep(id, (sector, is_write), segments, false, page_access),
             Submitted::Busy => self.keep(id, (sector, is_write), segments, true, page_access),
         }
-        true
+        Some(Begun::Yes)
     }
 
     /// Begins a request that the device keeps, or is too `busy` for. Gets the transfer in parts: as a whole, it would

@@ -6,9 +6,14 @@ use super::{Begun, Dispatcher, ServePlain, Taken};
 use bulkhead_ring::blkif::SLOT_SIZE;
 use bulkhead_xen::Hypervisor;
 
+/// The pages of requests from which on a sweep takes no more; a request without pages counts as one. A sweep is a queue's turn
+/// of its vCPU: however large its ring and its requests are, other guests' queues wait for no more than this and one request.
+/// The other costs of a turn are small beside it.
+pub(super) const MOST_OF_A_SWEEP: usize = 128;
+
 impl<H: Hypervisor> Dispatcher<H> {
-    /// Takes requests while there is room for them, and learns which pages they have. Never takes more than the ring
-    /// has slots: the frontend may publish others as fast as they are answered.
+    /// Takes requests while there is room for them, and learns which pages they have. Takes no more than are a turn's: the
+    /// frontend may publish others as fast as they are answered.
     ///
     /// Offers reads and writes to `serve` first, with the tag that they have if the device keeps them. `serve` hands
     /// them to the device, or returns `None` if they are to be begun like all others.
@@ -20,6 +25,7 @@ impl<H: Hypervisor> Dispatcher<H> {
     ) -> Result<Taken, QueueError> {
         self.pages = 0;
         self.reserved = 0;
+        self.taken_pages = 0;
         #[cfg(feature = "recover")]
         let requests = match self.journal.lend() {
             Some((mut order, place)) => {
@@ -38,6 +44,12 @@ impl<H: Hypervisor> Dispatcher<H> {
             requests,
             pages: self.pages,
         })
+    }
+
+    /// Returns whether a request may begin. While one waits for a busy device, later ones stay on the ring.
+    #[inline]
+    pub(super) fn may_begin(&self) -> bool {
+        self.inflight.free() > 0 && !self.barrier && self.inflight.none_busy()
     }
 
     #[inline(always)]
@@ -59,12 +71,8 @@ impl<H: Hypervisor> Dispatcher<H> {
         }
         let mut requests = passed;
         let mut slot = [0; SLOT_SIZE];
-        // While a request waits for a busy device, later ones stay on the ring.
-        while requests < self.ring.slots()
-            && self.inflight.free() > 0
-            && !self.barrier
-            && self.inflight.none_busy()
-        {
+        let mut may_begin = self.may_begin();
+        while may_begin && requests < self.ring.slots() && self.taken_pages < MOST_OF_A_SWEEP {
             if let Some(held) = &self.held {
                 slot = *held;
                 self.held = None;
@@ -72,7 +80,11 @@ impl<H: Hypervisor> Dispatcher<H> {
                 break;
             }
             match self.begin(&slot, format, page_access, serve) {
-                Begun::Yes => requests += 1,
+                Begun::Served => requests += 1,
+                Begun::Yes => {
+                    requests += 1;
+                    may_begin = self.may_begin();
+                }
                 Begun::NotYet => {
                     self.held = Some(slot);
                     break;

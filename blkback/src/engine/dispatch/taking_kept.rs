@@ -4,6 +4,7 @@
 use super::super::data_path::PageAccess;
 use super::super::journal::AnyOrder;
 use super::super::setup::QueueError;
+use super::taking::MOST_OF_A_SWEEP;
 use super::{Begun, Dispatcher};
 use crate::recovery::Place;
 use bulkhead_xen::Hypervisor;
@@ -20,10 +21,7 @@ impl<H: Hypervisor> Dispatcher<H> {
     ) -> Result<u32, QueueError> {
         let mut requests = 0;
         let format = *self.ring.format();
-        while requests < self.ring.slots()
-            && self.inflight.free() > 0
-            && !self.barrier
-            && self.inflight.none_busy()
+        while requests < self.ring.slots() && self.taken_pages < MOST_OF_A_SWEEP && self.may_begin()
         {
             let at = match order.next_waiting() {
                 Some(at) => at,
@@ -47,7 +45,7 @@ impl<H: Hypervisor> Dispatcher<H> {
             let response = self.ring.answered();
             let slot = &place.requests()[usize::from(at)].slot;
             match self.begin_later(slot, format, page_access) {
-                Begun::Yes => requests += 1,
+                Begun::Served | Begun::Yes => requests += 1,
                 Begun::NotYet => {
                     order.wait(at);
                     break;

@@ -29,6 +29,7 @@ impl<H: Hypervisor> Dispatcher<H> {
         };
         self.barrier = barrier;
         self.pages += transfer.segments.len();
+        self.taken_pages += transfer.segments.len().max(1);
         let entry = self.inflight.get(tag);
         for segment in transfer.segments.iter() {
             let fits = self.pool.push(&mut entry.pages, segment);

@@ -3,7 +3,7 @@
 
 use super::recovery::{collect_all, push_writes, world};
 use bulkhead_blkback::engine::Options;
-use bulkhead_blkback_testkit::{Guest, Random};
+use bulkhead_blkback_testkit::{Frontend, Guest, Random, Style, World};
 use bulkhead_xen_sim::xenstore::toolstack;
 use bulkhead_xenbus::XenbusState;
 use std::time::Duration;
@@ -134,4 +134,59 @@ fn a_frontend_that_forges_the_index_harms_itself() {
     }
     other.detach();
     world.no_mistakes();
+}
+
+/// Crashes, and returns which of the disks are served on.
+fn kept(world: &World, disks: &[Frontend<'_>]) -> Vec<bool> {
+    world.crash_after(0, 0);
+    world.restart();
+    world.run();
+    world.wait(Duration::from_millis(5));
+    let is_kept = |disk: &Frontend<'_>| disk.backend() == Some(XenbusState::Connected);
+    disks.iter().map(is_kept).collect()
+}
+
+#[test]
+fn a_disk_for_whose_queues_too_few_places_are_left_takes_none() {
+    let world = world(Options::default());
+    let guests: Vec<_> = (0..33).map(|_| Guest::new(&world)).collect();
+    let connect = |number: usize, queues| {
+        let style = Style {
+            queues,
+            ..Style::default()
+        };
+        let disk = guests[number].attach("xvda", "null:1M");
+        disk.styled(style).connected()
+    };
+    let mut disks: Vec<_> = (0..31).map(|number| connect(number, 1)).collect();
+    disks.push(connect(31, 4));
+    disks.push(connect(32, 1));
+    let mut expected = vec![true; 33];
+    expected[31] = false;
+    assert_eq!(kept(&world, &disks), expected);
+}
+
+#[test]
+fn a_guest_with_many_disks_leaves_places_to_others() {
+    let world = world(Options::default());
+    let many = Guest::with_memory(&world, 4096);
+    let names = ('a'..='t').map(|letter| format!("xvd{letter}"));
+    let attach = |name: String| many.attach(&name, "null:1M").connected();
+    let mut disks: Vec<_> = names.map(attach).collect();
+    let other = Guest::new(&world);
+    for name in ["xvda", "xvdb"] {
+        disks.push(other.attach(name, "null:1M").connected());
+    }
+    // Half of the 32 places.
+    let expected: Vec<_> = (0..22).map(|disk| !(16..20).contains(&disk)).collect();
+    assert_eq!(kept(&world, &disks), expected);
+    // What is kept counts after the crash, too, and what is detached does not.
+    let mut late = other.attach("xvdc", "null:1M").connected();
+    disks.drain(..2).for_each(Frontend::detach);
+    disks.push(many.attach("xvda", "null:1M").connected());
+    disks.push(many.attach("xvdz", "null:1M").connected());
+    late.read(0, 8);
+    disks.push(late);
+    let kept = kept(&world, &disks);
+    assert_eq!(kept[kept.len() - 3..], [true, false, true], "{kept:?}");
 }

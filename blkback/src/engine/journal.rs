@@ -83,11 +83,6 @@ impl Journal {
         Ok(Some(self.again))
     }
 
-    /// Returns whether there is a place to keep requests in.
-    pub fn has_place(&self) -> bool {
-        self.claim.is_some()
-    }
-
     /// Returns whether a crash finds the journal, and finds it in the form for responses in the order of the requests.
     #[inline]
     pub(super) fn is_sealed_in_order(&self) -> bool {

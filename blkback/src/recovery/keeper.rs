@@ -6,18 +6,49 @@ use crate::id::VbdId;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_executor::Flag;
+use bulkhead_xen::DomId;
 use core::cell::{Cell, RefCell};
 use spin::Mutex;
 
-/// The places that no queue has. A queue gives its place back here, from whatever vCPU.
+/// The places. A queue gives its place back here, from whatever vCPU.
 #[derive(Clone, Debug)]
-pub struct Home(Arc<Mutex<Vec<&'static mut Place>>>);
+struct Home(Arc<Mutex<Places>>);
+
+#[derive(Debug)]
+struct Places {
+    /// Those that no queue has.
+    free: Vec<&'static mut Place>,
+    /// For each of the others, its queue's guest.
+    held: Vec<DomId>,
+}
 
 impl Home {
-    /// Takes a place back, in which nothing is kept from here on.
-    pub fn take_back(&self, place: &'static mut Place) {
+    /// Takes a place, in which nothing is kept from here on.
+    fn add(&self, place: &'static mut Place) {
         place.clear();
-        self.0.lock().push(place);
+        self.0.lock().free.push(place);
+    }
+
+    /// Takes a place back that a queue of this guest had.
+    fn take_back(&self, place: &'static mut Place, guest: DomId) {
+        place.clear();
+        let mut places = self.0.lock();
+        places.free.push(place);
+        if let Some(at) = places.held.iter().position(|held| *held == guest) {
+            places.held.swap_remove(at);
+        }
+    }
+}
+
+impl Places {
+    /// Returns how many places the disks of this guest may have: half of those that they have and of those that are
+    /// free, as with the other means that guests share ([`Admission`](crate::admission::Admission)).
+    fn share(&self, guest: DomId) -> usize {
+        (self.held_by(guest) + self.free.len()).div_ceil(2)
+    }
+
+    fn held_by(&self, guest: DomId) -> usize {
+        self.held.iter().filter(|held| **held == guest).count()
     }
 }
 
@@ -30,7 +61,8 @@ pub struct Claim {
     pub place: Option<&'static mut Place>,
     /// Who is to be served; `None` if the place says so already.
     pub record: Option<Record>,
-    home: Option<Home>,
+    /// Where it comes from, and the queue's guest.
+    home: Option<(Home, DomId)>,
 }
 
 impl Claim {
@@ -42,9 +74,9 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        if let (Some(place), Some(home)) = (self.in_order.take().or(self.place.take()), &self.home)
-        {
-            home.take_back(place);
+        let place = self.in_order.take().or(self.place.take());
+        if let (Some(place), Some((home, guest))) = (place, &self.home) {
+            home.take_back(place, *guest);
         }
     }
 }
@@ -110,20 +142,24 @@ impl LeftDisk {
 impl Keeper {
     /// Keeps what is served in these places from now on, and learns what the boot before has left there.
     pub fn start(&self, places: &'static mut [Place; QUEUES]) {
-        let home = Home(Arc::new(Mutex::new(Vec::with_capacity(QUEUES))));
+        let home = Home(Arc::new(Mutex::new(Places {
+            free: Vec::with_capacity(QUEUES),
+            held: Vec::with_capacity(QUEUES),
+        })));
         let mut left: Vec<LeftDisk> = Vec::new();
         for place in places {
             let Some(record) = place.sealed.read() else {
-                home.take_back(place);
+                home.add(place);
                 continue;
             };
+            let id = record.disk;
+            home.0.lock().held.push(id.frontend);
             let claim = Claim {
                 in_order: None,
                 place: Some(place),
                 record: None,
-                home: Some(home.clone()),
+                home: Some((home.clone(), id.frontend)),
             };
-            let id = record.disk;
             match left.iter_mut().find(|disk| disk.id == id) {
                 Some(disk) => disk.add(record, claim),
                 None => left.push(LeftDisk {
@@ -159,16 +195,26 @@ impl Keeper {
         self.is_on() && !self.ends_anyway.get().is_some_and(|ends| ends())
     }
 
-    /// Gives a place to a queue that is about to be served, if one is left.
-    pub fn claim(&self, record: Record) -> Option<Claim> {
+    /// Gives places to the queues of a disk that is about to be served: one to each of them, or none to any, as a disk of
+    /// which a part is kept ends with a crash all the same. There are none if too few are left, or left to its guest.
+    pub fn claim(&self, queues: &[Record]) -> Option<Vec<Claim>> {
         let home = self.home.borrow().clone().filter(|_| self.keeps())?;
-        let place = home.0.lock().pop()?;
-        Some(Claim {
-            in_order: None,
-            place: Some(place),
-            record: Some(record),
-            home: Some(home),
-        })
+        let guest = queues.first()?.disk.frontend;
+        let mut claims = Vec::with_capacity(queues.len());
+        let mut places = home.0.lock();
+        if places.held_by(guest) + queues.len() > places.share(guest) {
+            return None;
+        }
+        for record in queues {
+            places.held.push(guest);
+            claims.push(Claim {
+                in_order: None,
+                place: Some(places.free.pop()?),
+                record: Some(*record),
+                home: Some((home.clone(), guest)),
+            });
+        }
+        Some(claims)
     }
 
     /// Returns whether the boot before has served this disk, and nobody has taken it up yet.

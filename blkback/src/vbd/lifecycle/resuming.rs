@@ -11,6 +11,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use bulkhead_images::Sector;
 use bulkhead_xen::Hypervisor;
+use log::Level;
 
 impl<H: Hypervisor> Vbd<'_, H> {
     /// Notes that the state that the boot before has left is of no use, unless the next step is to go on with it.
@@ -74,15 +75,18 @@ impl<H: Hypervisor> Vbd<'_, H> {
         mark_of(&self.nodes) ^ self.device.identity(Sector(sectors))
     }
 
-    /// Returns the journals that keep the requests of the queues that are about to be served.
+    /// Returns the journals that keep the requests of the queues that are about to be served; nothing if none are kept.
     pub(super) fn journals(&self, published: &Published) -> Vec<Journal> {
         let keeper = &self.services.keeper;
+        if !keeper.keeps() {
+            return Vec::new();
+        }
         let geometry = self.device.geometry();
-        let journal = |(queue, details): (u32, &QueueDetails)| {
+        let record = |(queue, details): (u32, &QueueDetails)| {
             let &[ring] = &details.ring[..] else {
-                return Journal::default();
+                return None;
             };
-            Journal::new(keeper.claim(Record {
+            Some(Record {
                 disk: self.id,
                 queue,
                 queues: published.queues.len() as u32,
@@ -95,15 +99,19 @@ impl<H: Hypervisor> Vbd<'_, H> {
                 nodes: self.mark(geometry.sectors.0),
                 // Known once the store has opened the queue.
                 any_order: false,
-            }))
+            })
         };
-        let journals: Vec<Journal> = (0..).zip(&published.queues).map(journal).collect();
-        if keeper.keeps() && !journals.iter().all(Journal::has_place) {
-            log::warn!(
-                "vbd {}: no more queues can be kept: a crash of this domain ends the disk",
-                self.id
+        let records: Option<Vec<Record>> = (0..).zip(&published.queues).map(record).collect();
+        let claims = records.and_then(|records| keeper.claim(&records));
+        if claims.is_none() {
+            self.tell(
+                Level::Warn,
+                format_args!(
+                    "no places are left to keep its queues in: a crash of this domain ends the disk"
+                ),
             );
         }
-        journals
+        let claims = claims.unwrap_or_default().into_iter();
+        claims.map(|claim| Journal::new(Some(claim))).collect()
     }
 }

@@ -27,6 +27,9 @@ use core::task::Poll;
 /// its `libxl_internal.h`): it lets the guest run whatever becomes of them.
 const OF_QEMU: [&str; 6] = ["qdisk", "vfb", "vkbd", "qusb", "9pfs", "xen_9pfs"];
 
+/// The messages to xenstored that [`look`](Refused::look) takes.
+const MESSAGES_OF_A_LOOK: usize = 3;
+
 /// The nodes that describe a device to the operator.
 const NODES: [&str; 5] = ["state", "frontend", "params", "device-type", "dev"];
 
@@ -99,9 +102,14 @@ impl<H: Hypervisor> Refused<'_, H> {
     /// as long as a closed disk stays: libxl looks at the state before it waits for the removal. Returns
     /// false if there is nothing to remove.
     async fn is_over(&self, frontend: &str) -> Result<bool, Error> {
-        let _following = self.follow(frontend);
+        let following = self.follow(frontend);
         let mut ends: Option<Sleep<H>> = None;
         loop {
+            let stale = self.changed.take_stale();
+            let by_guest = stale.frontend && !stale.own && !stale.online;
+            if let Some(following) = following.as_ref().filter(|_| by_guest) {
+                following.charge(self.services.handle.now(), MESSAGES_OF_A_LOOK);
+            }
             let (closed, wanted) = self.look(frontend).await?;
             if !closed {
                 // It is gone, or the next device's already.

@@ -2,7 +2,7 @@
 //! it has one connection for the disks of all guests: each waits for the requests that the others cause.
 
 use bulkhead_blkback_testkit::{Bystander, Frontend, Guest, Style, World};
-use bulkhead_xen_sim::xenstore::toolstack;
+use bulkhead_xen_sim::xenstore::toolstack::{self, Disk};
 use bulkhead_xenbus::XenbusState;
 use std::time::Duration;
 
@@ -168,6 +168,36 @@ fn a_guest_that_writes_its_state_without_end_has_its_share_of_xenstored() {
     assert!(later.iter().sum::<u64>() <= 10 * 60, "{later:?}");
     for disk in disks {
         guest_leaves(disk);
+    }
+    world.nothing_left();
+}
+
+#[test]
+fn a_guest_whose_devices_are_not_served_has_its_share_of_xenstored_too() {
+    let world = World::new();
+    let guest = Guest::new(&world);
+    let devices = NAMES.map(|name| guest.attach_to("qdisk", name, &Disk::new("qcow2:ram:disk0")));
+    let second = || {
+        messages(&world, || {
+            for _ in 0..25 {
+                for device in &devices {
+                    device.say(XenbusState::Connected);
+                }
+                world.wait(Duration::from_millis(40));
+            }
+        })
+    };
+    for _ in 0..10 {
+        second();
+    }
+    let later: Vec<u64> = (0..10).map(|_| second()).collect();
+    assert!(later.iter().sum::<u64>() <= 10 * 60, "{later:?}");
+    // It is detached all the same.
+    for device in devices {
+        toolstack::request_detach(&mut world.sim.store(), &device.vbd);
+        world.wait(Duration::from_secs(8));
+        assert!(device.vbd.backend_gone(&world.sim.store()));
+        device.finish_detach();
     }
     world.nothing_left();
 }

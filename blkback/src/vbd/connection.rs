@@ -174,15 +174,18 @@ pub async fn read_published(
     Ok(frontend_nodes::parse(&nodes, limits)?)
 }
 
-/// Checks that the frontend counts sectors in the units that the backend understands.
+/// Checks that the frontend counts sectors in the units that the backend understands, and adds to `messages` the number
+/// of messages to xenstored that this takes.
 pub async fn check_sector_units(
     store: &xenstore::Client,
     frontend_path: &str,
     sectors: SectorSize,
+    messages: &mut usize,
 ) -> Result<(), Problem> {
     if sectors == SectorSize::B512 {
         return Ok(());
     }
+    *messages += 2;
     let large = peer_node(store, format!("{frontend_path}/feature-large-sector-size")).await?;
     if large.is_some_and(|value| value.trim() != "0") {
         return Err(SectorUnits::OfTheSector.into());

@@ -105,6 +105,9 @@ struct Vbd<'a, H: Hypervisor> {
 /// The messages to xenstored of a change of the directory: a transaction that reads first.
 const MESSAGES_OF_A_CHANGE: usize = 4;
 
+/// The messages of an error that is written for the operator.
+const MESSAGES_OF_AN_ERROR: usize = 1;
+
 /// An event that ended a wait.
 enum Event {
     Changed,
@@ -285,7 +288,10 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
             .map_err(Problem::from)?;
         let device = &self.device;
         let sectors = device.geometry().sector_size;
-        check_sector_units(&services.store, &self.config.frontend_path, sectors).await?;
+        let mut messages = 0;
+        let checked = check_sector_units(&services.store, frontend, sectors, &mut messages).await;
+        self.charge(messages);
+        checked?;
         #[cfg(feature = "recover")]
         let journals = self.journals(&published);
         #[cfg(not(feature = "recover"))]
@@ -353,6 +359,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         self.disconnect().await;
         self.phase = Phase::Failed;
         self.tell(Level::Error, format_args!("{problem}"));
+        self.charge(MESSAGES_OF_AN_ERROR);
         write_error(self.services, self.id, &problem).await;
     }
 

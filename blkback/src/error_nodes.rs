@@ -43,14 +43,8 @@ struct Kept {
 
 impl ErrorNodes {
     /// Writes the error of a device, and removes the oldest of the guest with the most errors where
-    /// there are too many. If that fails, the log alone has it.
-    pub async fn write(&self, store: &Client, device: &DeviceId, frontend_path: &str, text: &str) {
-        if let Err(error) = self.try_to_write(store, device, frontend_path, text).await {
-            log::warn!("{device}: the error node could not be written: {error}");
-        }
-    }
-
-    async fn try_to_write(
+    /// there are too many.
+    pub async fn write(
         &self,
         store: &Client,
         device: &DeviceId,

@@ -1,6 +1,7 @@
 //! Services that all disks share.
 
 use crate::admission::{Admission, Refused};
+use crate::device::DeviceId;
 use crate::engine::{Needs, Options};
 use crate::error_nodes::ErrorNodes;
 use crate::frontends::Frontends;
@@ -15,6 +16,7 @@ use bulkhead_grant::Region;
 use bulkhead_images::{Catalog, Stores};
 use bulkhead_xen::Hypervisor;
 use bulkhead_xenstore_client::Client;
+use log::Level;
 
 /// Services that all disks share.
 pub struct Services<H: Hypervisor> {
@@ -118,5 +120,17 @@ impl<H: Hypervisor> Services<H> {
     /// Lets a disk take what its frontend's queues need.
     pub fn admit(&self, id: VbdId, needs: Needs) -> Result<(), Refused> {
         self.admission.admit(id, needs, self.region.free_pages())
+    }
+
+    /// Writes the error node of a device, whose frontend's directory is `frontend`. If that fails, the log alone has the
+    /// error, and says so as often as its guest may have a line: the guest decides how often there is an error.
+    pub async fn write_error(&self, device: &DeviceId, frontend: &str, text: &str) {
+        let written = self.errors.write(&self.store, device, frontend, text);
+        if let Err(error) = written.await {
+            let now = self.handle.now();
+            let line = format_args!("{device}: the error node could not be written: {error}");
+            let log = self.guest_logs.of(device.frontend, now);
+            log.say(now, Level::Warn, line);
+        }
     }
 }

@@ -75,8 +75,8 @@ impl<H: Hypervisor> Refused<'_, H> {
         if state != XenbusState::Closed && !self.told.replace(true) {
             let text = Advice::new(self.device, &nodes).to_string();
             log::error!("{}: {text}", self.device);
-            let errors = &self.services.errors;
-            errors.write(store, self.device, frontend, &text).await;
+            let services = self.services;
+            services.write_error(self.device, frontend, &text).await;
         }
         // libxl waits for backends that are not QEMU, and gives up at once if their directory is removed.
         let mut over = state;

@@ -1,6 +1,7 @@
 //! The log: it tells what guests do, and no guest fills it.
 
 use bulkhead_blkback_testkit::{Bystander, Frontend, Guest, Style, World};
+use bulkhead_xen::abi::xs_wire::Refusal;
 use bulkhead_xenbus::XenbusState;
 use std::time::Duration;
 
@@ -94,6 +95,34 @@ fn a_guest_that_breaks_its_disk_without_end_has_a_few_lines_a_minute() {
     assert!(disk.problem().unwrap().contains("the last one"));
     disk.detach();
     world.nothing_left();
+}
+
+#[test]
+fn a_guest_whose_errors_cannot_be_written_has_no_more_lines_for_that() {
+    let world = World::new();
+    let guest = Guest::new(&world);
+    let disk = guest.attach("xvda", "ram:disk0");
+    world.forget_journal();
+    let storage = world.storage.id();
+    world.sim.store().faults.refuse = Some(Box::new(move |id, _, path| {
+        let is_error = id == storage && path.contains("error/backend");
+        is_error.then_some(Refusal::QuotaExceeded)
+    }));
+    for _ in 0..70 {
+        disk.write_node("ring-ref", "rubbish");
+        disk.write_node("event-channel", "rubbish");
+        disk.go(XenbusState::Initialised);
+        assert_eq!(disk.backend(), Some(XenbusState::Closing));
+        disk.go(XenbusState::Closed);
+        disk.go(XenbusState::Initialising);
+    }
+    world.sim.store().faults.refuse = None;
+    let lines = world.journal();
+    let failures = lines
+        .iter()
+        .filter(|line| line.contains("the error node could not be"));
+    assert!((1..=61).contains(&failures.count()), "{lines:#?}");
+    assert!((50..=61).contains(&lines.len()), "{lines:#?}");
 }
 
 #[test]

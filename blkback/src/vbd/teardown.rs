@@ -260,8 +260,5 @@ pub async fn report<H: Hypervisor>(services: &Services<H>, id: VbdId, problem: &
 /// Tells the operator in the error node that belongs to the disk.
 pub async fn write_error<H: Hypervisor>(services: &Services<H>, id: VbdId, problem: &Problem) {
     let (device, frontend, text) = (id.into(), id.frontend_path(), problem.to_string());
-    let written = services
-        .errors
-        .write(&services.store, &device, &frontend, &text);
-    written.await;
+    services.write_error(&device, &frontend, &text).await;
 }

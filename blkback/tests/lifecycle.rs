@@ -392,3 +392,17 @@ fn a_guest_attached_before_the_driver_domain_serves_is_found() {
     disk.connected().detach();
     world.nothing_left();
 }
+
+#[test]
+fn a_frontend_that_begins_to_close_and_starts_over_before_it_connects_is_served() {
+    let world = World::new();
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvda", "ram:disk0");
+    disk.go(XenbusState::Closing);
+    assert_eq!(disk.backend(), Some(XenbusState::Closing));
+    disk.go(XenbusState::Initialising);
+    disk.connect();
+    disk.read(0, 8);
+    disk.detach();
+    world.nothing_left();
+}

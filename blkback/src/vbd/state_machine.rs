@@ -125,6 +125,12 @@ pub fn decide(phase: Phase, seen: Observed) -> Step {
             XenbusState::Initialising,
             Phase::New | Phase::Connected | Phase::Closed | Phase::Failed,
         ) if seen.online => Step::Offer,
+        // It had begun to close before it ever connected, and was told that this end closes, too.
+        (XenbusState::Initialising, Phase::Offered)
+            if seen.online && own == XenbusState::Closing =>
+        {
+            Step::Offer
+        }
 
         // Whatever the directory says, the disk is not served: the frontend is to close.
         (_, Phase::New | Phase::Failed) if !leaving => Step::ReportClosing,
@@ -248,6 +254,11 @@ mod tests {
         );
         assert_eq!(
             decide(Phase::Failed, seen(Closing, true, Initialising)),
+            Step::Offer
+        );
+        // It had begun to close before it ever connected.
+        assert_eq!(
+            decide(Phase::Offered, seen(Closing, true, Initialising)),
             Step::Offer
         );
     }

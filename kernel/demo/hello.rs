@@ -53,7 +53,11 @@ fn main(mut machine: Machine) -> ShutdownReason {
             execute(machine.modules.first().expect("a ramdisk").start.as_ptr());
         }
         Some("execute-stack") => execute([RET; 64].as_mut_ptr()),
-        Some("write-code") => fault(main as *const () as usize),
+        Some("write-code") => {
+            let code = main as *const () as usize;
+            log::info!("code at {code:#x} is to be written");
+            fault(code)
+        }
         Some("stack") => log::info!("{}", overflow(1)),
         // SAFETY: meant to crash.
         Some("invalid-opcode") => unsafe { core::arch::asm!("ud2") },
@@ -316,6 +320,7 @@ const RET: u8 = 0xc3;
 
 /// Calls an instruction that was just written, in memory for data.
 fn execute(place: *mut u8) {
+    log::info!("data at {:#x} is to be executed", place.addr());
     // SAFETY: the caller's own memory; if it can be executed, then it only returns.
     unsafe {
         place.write_volatile(RET);

@@ -36,6 +36,8 @@ pub struct CopyBatch<H: Hypervisor> {
     hypervisor: H,
     domain: DomId,
     copies: Vec<GrantCopy>,
+    /// The number of them that were made.
+    made: usize,
     calls: u64,
     bytes: u64,
     /// The number of the current batch; the outcome of an earlier batch's copies is not kept.
@@ -114,6 +116,7 @@ impl<H: Hypervisor> CopyBatch<H> {
             hypervisor,
             domain,
             copies: room_for(capacity)?,
+            made: 0,
             calls: 0,
             bytes: 0,
             round: 0,
@@ -207,14 +210,28 @@ impl<H: Hypervisor> CopyBatch<H> {
         Ok(bytes)
     }
 
-    /// Makes all queued copies, in one hypercall. [`status`](Self::status) returns the outcome of each, until
-    /// the batch is [cleared](Self::clear).
+    /// Forgets a copy that was queued last and not made yet: the caller does without it.
+    pub fn unqueue(&mut self, last: Copied) {
+        let first = usize::from(last.first);
+        let is_last = last.round == self.round
+            && first >= self.made
+            && first + usize::from(last.count) == self.copies.len();
+        debug_assert!(is_last, "the copy that was queued last");
+        if is_last {
+            self.copies.truncate(first);
+        }
+    }
+
+    /// Makes all copies that were queued since this was last called, in one hypercall. [`status`](Self::status) returns the
+    /// outcome of each, until the batch is [cleared](Self::clear).
     pub fn run(&mut self) {
-        if self.copies.is_empty() {
+        let queued = self.made..self.copies.len();
+        if queued.is_empty() {
             return;
         }
-        self.copy(0..self.copies.len());
-        for entry in 0..self.copies.len() {
+        self.made = queued.end;
+        self.copy(queued.clone());
+        for entry in queued {
             // Hardly ever: one at a time will do.
             for _ in 0..EAGAIN_TRIES {
                 if self.copies[entry].status != GrantStatus::EAGAIN {
@@ -264,6 +281,7 @@ impl<H: Hypervisor> CopyBatch<H> {
     /// Forgets all queued copies, whether they were made or not.
     pub fn clear(&mut self) {
         self.copies.clear();
+        self.made = 0;
         self.round = self.round.wrapping_add(1);
     }
 }

@@ -194,3 +194,32 @@ fn a_copy_of_an_earlier_batch_has_no_status() {
     batch.clear();
     let _ = batch.status(&copied.unwrap());
 }
+
+#[test]
+fn what_was_made_is_not_made_again_and_what_was_taken_back_is_not_made() {
+    let pair = Pair::new();
+    let source = pair.grant(8);
+    let own = pair.backend.alloc_page();
+    let mut batch = batch(&pair, 4);
+    let copy = |batch: &mut CopyBatch<SimVcpu>, to| {
+        queue(batch, Direction::FromGranted, bytes(8, 0, 1), at(own, to)).unwrap()
+    };
+    poke(at(source, 0), 1);
+    let first = copy(&mut batch, 0);
+    batch.run();
+    // The caller has the memory back, and the guest its page.
+    poke(at(source, 0), 2);
+    let second = copy(&mut batch, 1);
+    let third = copy(&mut batch, 2);
+    batch.unqueue(third);
+    batch.run();
+    batch.run();
+    assert_eq!([0, 1, 2].map(|byte| peek(at(own, byte))), [1, 2, 0]);
+    assert_eq!(
+        (batch.status(&first), batch.status(&second)),
+        (Ok(()), Ok(()))
+    );
+    let stats = pair.backend.stats();
+    assert_eq!((stats.hypercalls(), stats.copies), (2, 2));
+    pair.assert_clean();
+}

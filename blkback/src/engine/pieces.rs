@@ -339,6 +339,10 @@ impl<H: Hypervisor> Pieces<H> {
                     self.copies.queue(direction, granted, own)
                 };
                 let Ok(copied) = queued else {
+                    // The request ends now, and with it its use of the device's memory: nothing may be copied there.
+                    if let Some(others) = all {
+                        self.copies.unqueue(others);
+                    }
                     return Progress::Failed(GrantStatus::GENERAL_ERROR);
                 };
                 all = Some(match all {

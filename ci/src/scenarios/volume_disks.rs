@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "volume-disks",
-    about: "partitions of sgdisk's and logical volumes of lvcreate's through PVH and PV driver domains: dom0 reads the same data through them, lvextend is announced, a second writer is refused",
+    about: "partitions of sgdisk's and logical volumes of lvcreate's through PVH and PV driver domains: dom0 reads the same data through them, lvextend is announced, a second writer is refused; a table whose first header is gone is served from the other one, until sgdisk has mended it",
     demo: false,
     run: volume_disks,
 }];
@@ -58,6 +58,13 @@ const GROWTH: u32 = 1;
 const EXTEND: &str = "
 lvextend --extents +2 vg0/alice POOL
 lvextend --extents +2 vg0/bob";
+
+/// Overwrites the first header of the partition table, as a tool that takes the disk for another one would.
+const DAMAGE: &str =
+    "dd if=/dev/zero of=partitioned.img bs=512 seek=1 count=1 conv=notrunc 2>/dev/null";
+/// Has sgdisk, which finds the other header, write both again, with a new label.
+const MEND: &str = "sgdisk --change-name=1:MENDED partitioned.img";
+const MENDED: &str = "mended";
 
 /// Checks the tables, and takes all of it away.
 const REMOVE: &str = "
@@ -127,6 +134,11 @@ fn serve(
     let own = |vdev: &str, device: &str| {
         format!("format=raw,vdev={vdev},access=rw,backendtype=phy,target={device}")
     };
+    let damaged = kind == Kind::Pv;
+    if damaged {
+        testbed.step("the first header of the partition table is overwritten");
+        testbed.host.ok(&format!("{IN_FOLDER}{DAMAGE}"))?;
+    }
     let mut storage = testbed
         .storage(kind)
         .memory(20)
@@ -154,6 +166,9 @@ fn serve(
     testbed.step(format!("another guest that wants {target}"));
     refuse(testbed, &storage, target, &format!("{target} {reason}"))?;
 
+    if damaged {
+        mended(testbed, &storage)?;
+    }
     // Once is enough: what grows is the same in both kinds, and the other one is given what has grown.
     if kind == Kind::Pvh {
         testbed.step("lvextend in dom0 makes the logical volumes larger");
@@ -167,6 +182,27 @@ fn serve(
     );
     guest.destroy()?;
     storage.shutdown()
+}
+
+/// The partition table was read from its other header, which the log says; sgdisk writes both again, and the driver domain
+/// finds what it wrote.
+fn mended(testbed: &Testbed, storage: &Running) -> Result<()> {
+    const USED: &str = "the partition table at its start is damaged (it has no header), the one at its end is used";
+    testbed.step("sgdisk mends the partition table, whose other header was used");
+    storage.wait_console(USED, MINUTE)?;
+    let seen = storage.console_length();
+    let mend = MEND.replace("MENDED", MENDED);
+    testbed.host.ok(&format!("{IN_FOLDER}{mend}"))?;
+    let answer = storage.ask("rescan", "vbd:xvda")?;
+    ensure!(
+        answer.starts_with("vbd:xvda was read again") && answer.lines().count() == 1,
+        "the answer is {answer:?}"
+    );
+    let there_are = format!("there are: {MENDED}");
+    refuse(testbed, storage, "vbd:xvda/nothing", &there_are)?;
+    let log = storage.console_from(seen);
+    ensure!(!log.contains("is damaged"), "it is not mended: {log}");
+    Ok(())
 }
 
 /// Returns a command that prints the checksums of devices; all of each is read, past the cache.

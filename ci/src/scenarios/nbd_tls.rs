@@ -30,6 +30,9 @@ pub const SCENARIOS: &[Scenario] = &[
 /// The ELF with TLS, in the shared folder.
 const ELF: &str = "bulkhead-tls";
 
+/// How much of each disk fio verifies.
+const FIO: &str = "--size=4M";
+
 /// Makes a file system, writes files that are flushed, and compares what is read after it was mounted anew.
 const FILES: &str = "mkfs.ext4 -q /dev/xvdb && mount -t ext4 /dev/xvdb /mnt && \
     for i in 1 2 3 4; do \
@@ -90,8 +93,14 @@ fn disks(testbed: &Testbed) -> Result<()> {
         disk("storage", "xvdb", "rw", &TlsServer::Qcow2.target("qcow")),
     ];
     let mut guest = testbed.host.guest("guest", other(kind), &disks)?;
-    testbed.step("fio verifies a disk in nbdkit's memory");
-    fio::verify(&guest, "/dev/xvda", 5 * MINUTE)?;
+    testbed.step("fio verifies a disk in nbdkit's memory and one that is qemu-nbd's qcow2 at once");
+    let both = ["/dev/xvda", "/dev/xvdb"].map(|device| {
+        let command = fio::verify_command_with(device, FIO);
+        guest.start(&command)
+    });
+    for started in both {
+        fio::finish(&guest, started?, 5 * MINUTE)?;
+    }
     testbed.step("files on a disk that is qemu-nbd's qcow2");
     guest.ok(FILES, 2 * MINUTE)?;
     let shown = storage.ask("show", "nbds:")?;

@@ -55,7 +55,7 @@ unsafe impl Reservation for Hypercalls {
     }
 
     fn allocate_to_grant(&self, count: usize) -> Option<NonNull<u8>> {
-        pages::allocate_and_leave_some(count)
+        pages::allocate_to_grant(count)
     }
 
     unsafe fn release(&self, first: NonNull<u8>, count: usize) -> usize {

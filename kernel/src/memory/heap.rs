@@ -31,12 +31,8 @@ struct PageSource;
 unsafe impl GlobalAlloc for PageSource {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let count = layout.size().div_ceil(PAGE_SIZE);
-        // What is granted to other domains lies on the heap, and no version can take over where they have a page.
-        #[cfg(feature = "recover")]
-        let block = pages::allocate_behind_room(count).or_else(|| pages::allocate_pages(count));
-        #[cfg(not(feature = "recover"))]
-        let block = pages::allocate_pages(count);
-        let Some(block) = block else {
+        // Some of what is on the heap is granted.
+        let Some(block) = pages::allocate_aside(count) else {
             return ptr::null_mut();
         };
         BLOCKS.fetch_add(layout.size(), Ordering::Relaxed);

@@ -41,10 +41,17 @@ static PAGES: Mutex<Option<Pages>> = Mutex::new(None);
 
 /// Takes `count` pages in a row as [`allocate_pages`] does, if enough stay free.
 pub fn allocate_and_leave_some(count: usize) -> Option<NonNull<u8>> {
-    let free = statistics().free / PAGE_SIZE;
-    (free.checked_sub(count)? >= LEFT_FREE)
-        .then(|| allocate_pages(count))
-        .flatten()
+    leaves_some(count).then(|| allocate_pages(count)).flatten()
+}
+
+/// Takes `count` pages in a row to grant them, if enough stay free.
+pub fn allocate_to_grant(count: usize) -> Option<NonNull<u8>> {
+    leaves_some(count).then(|| allocate_aside(count)).flatten()
+}
+
+/// Returns whether enough pages stay free without that many.
+fn leaves_some(count: usize) -> bool {
+    statistics().free / PAGE_SIZE >= LEFT_FREE.saturating_add(count)
 }
 
 /// The amounts of memory, in bytes.
@@ -172,6 +179,16 @@ pub fn allocate_pages(count: usize) -> Option<NonNull<u8>> {
         }
         pages.map_more(count as u64)?;
     }
+}
+
+/// Takes `count` pages in a row as [`allocate_pages`] does, which may be granted: where no version of the image goes, as long as
+/// there is other memory. No version can take over where another domain has a page.
+pub fn allocate_aside(count: usize) -> Option<NonNull<u8>> {
+    #[cfg(feature = "recover")]
+    let aside = allocate_behind_room(count);
+    #[cfg(not(feature = "recover"))]
+    let aside = None;
+    aside.or_else(|| allocate_pages(count))
 }
 
 /// Takes `count` pages in a row as [`allocate_pages`] does, behind the room for later versions of the image.

@@ -2,14 +2,10 @@
 
 use super::super::data_path::PageAccess;
 use super::super::setup::QueueError;
+use super::super::turns::MOST_OF_A_SWEEP;
 use super::{Begun, Dispatcher, ServePlain, Taken};
 use bulkhead_ring::blkif::SLOT_SIZE;
 use bulkhead_xen::Hypervisor;
-
-/// The pages of requests from which on a sweep takes no more; a request without pages counts as one. A sweep is a queue's turn
-/// of its vCPU: however large its ring and its requests are, other guests' queues wait for no more than this and one request.
-/// The other costs of a turn are small beside it.
-pub(super) const MOST_OF_A_SWEEP: usize = 128;
 
 impl<H: Hypervisor> Dispatcher<H> {
     /// Takes requests while there is room for them, and learns which pages they have. Takes no more than are a turn's: the

@@ -4,7 +4,7 @@
 use super::super::data_path::PageAccess;
 use super::super::journal::AnyOrder;
 use super::super::setup::QueueError;
-use super::taking::MOST_OF_A_SWEEP;
+use super::super::turns::MOST_OF_A_SWEEP;
 use super::{Begun, Dispatcher};
 use crate::recovery::Place;
 use bulkhead_xen::Hypervisor;

@@ -26,6 +26,10 @@ use core::time::Duration;
 /// The longest that all others may take to stop, and once more to be parked.
 const LIMIT: Duration = Duration::from_millis(500);
 
+/// The longest that all others may take to halt: each needs a processor for it, which is hard to get on a busy host, and is not
+/// safe to reset before.
+const HALT_LIMIT: Duration = Duration::from_secs(2);
+
 /// Returns whether a restart can have other vCPUs. On PVH, Xen has to offer the x2APIC, as it does unless the domain's
 /// configuration takes it away: it needs no page tables.
 pub fn can_restart() -> bool {
@@ -145,7 +149,7 @@ pub unsafe fn reset() {
     };
     let told = others().filter(|vcpu| is_told(vcpu)).count();
     let stopped = || others().all(|vcpu| !runs(vcpu.id()));
-    let until = vcpu::now() + LIMIT;
+    let until = vcpu::now() + HALT_LIMIT;
     if wait(until, || halting::halted() >= told && stopped()).is_none() {
         logger::last_words(format_args!("another vCPU does not take an NMI\n"));
         for vcpu in others() {

@@ -24,7 +24,7 @@ pub const LONG: &[Scenario] = &[
     },
 ];
 
-const LIMIT: Duration = Duration::from_secs(480);
+const LIMIT: Duration = Duration::from_secs(900);
 
 /// The guest's disks, of which each is on a driver domain of its own. A domain restarts at most three times within a minute;
 /// by the time that it is the turn of the first one for the fourth time, more than that has gone by.

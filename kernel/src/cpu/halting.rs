@@ -3,7 +3,7 @@
 //! A reset does not take back what Xen has already chosen to deliver to a vCPU. That lies in a field of the processor's
 //! which says what comes with the next entry (SVM's EVENTINJ, the VM-entry interruption information of VMX). `svm_intr_assist` and
 //! `vmx_intr_assist` set it before they look whether the vCPU is to stop, and neither INIT (`vcpu_reset`) nor
-//! `VCPUOP_initialise` clears it (Xen 4.17 to 4.22). A vCPU that was woken and stopped at once would take its upcall before its
+//! `VCPUOP_initialise` clears it (seen in the sources of Xen 4.17.7 and of its development branch). A vCPU that was woken and stopped at once would take its upcall before its
 //! first instruction after that, without an interrupt table: a triple fault.
 //!
 //! So each gets an NMI first, and runs once more. While halting is on, the handler of an upcall waits for that NMI. The NMI's handler

@@ -7,9 +7,9 @@ use futures_util::task::AtomicWaker;
 use spin::Mutex;
 
 /// A place for one value. Clones are the same place.
-pub struct Handover<T>(Arc<Place<T>>);
+pub struct Handover<T>(Arc<HandoverSlot<T>>);
 
-struct Place<T> {
+struct HandoverSlot<T> {
     value: Mutex<Option<T>>,
     waiter: AtomicWaker,
 }
@@ -22,7 +22,7 @@ impl<T> Clone for Handover<T> {
 
 impl<T> Default for Handover<T> {
     fn default() -> Self {
-        Handover(Arc::new(Place {
+        Handover(Arc::new(HandoverSlot {
             value: Mutex::new(None),
             waiter: AtomicWaker::new(),
         }))

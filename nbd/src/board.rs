@@ -3,7 +3,7 @@
 //! The board does not know where the connection is: the line's task passes it the stream.
 
 use crate::client::Client;
-use crate::entry::{Entry, Place, Work};
+use crate::entry::{Entry, EntryState, Work};
 use crate::fault::Fault;
 use crate::receiver::Receiver;
 use crate::sender::Sender;
@@ -289,7 +289,7 @@ impl Board {
                 let slot = Slot { client, entry };
                 let open = self.client(client).is_open();
                 let request = self.entry(slot);
-                if request.place == Place::Free {
+                if request.state == EntryState::Free {
                     continue;
                 }
                 if request.unwanted || !open {
@@ -331,7 +331,7 @@ impl Board {
         self.outstanding = 0;
         for client in &mut self.clients {
             for entry in 0..client.entries.len() {
-                if client.entries[entry].place != Place::Free {
+                if client.entries[entry].state != EntryState::Free {
                     client.end(entry as u16, Err(IoError::Medium));
                 }
             }
@@ -351,13 +351,13 @@ impl Board {
             if tag.is_some_and(|tag| tag != request.tag) {
                 continue;
             }
-            match request.place {
-                Place::Free => {}
-                Place::Waits => {
+            match request.state {
+                EntryState::Free => {}
+                EntryState::Waits => {
                     self.unsent.retain(|other| *other != slot);
                     self.client(number).end(entry, Err(IoError::Cancelled));
                 }
-                Place::IsSent | Place::Sent => request.unwanted = true,
+                EntryState::IsSent | EntryState::Sent => request.unwanted = true,
             }
         }
     }
@@ -370,7 +370,7 @@ impl Board {
         self.client(number).close();
         self.cancel(number, None);
         for entry in &mut self.client(number).entries {
-            if entry.place != Place::Free && !entry.work.changes_data() {
+            if entry.state != EntryState::Free && !entry.work.changes_data() {
                 entry.segments.clear();
             }
         }

@@ -1,6 +1,6 @@
 //! One of the queues that share a line: its requests, and its completions.
 
-use crate::entry::{Entry, Place};
+use crate::entry::{Entry, EntryState};
 use alloc::vec::Vec;
 use bulkhead_grant::OutOfMemory;
 use bulkhead_grant::memory::{filled, room_for};
@@ -70,7 +70,8 @@ impl Client {
     pub fn may_change_data(&self) -> bool {
         let mut entries = self.entries.iter();
         entries.any(|entry| {
-            matches!(entry.place, Place::IsSent | Place::Sent) && entry.work.changes_data()
+            matches!(entry.state, EntryState::IsSent | EntryState::Sent)
+                && entry.work.changes_data()
         })
     }
 
@@ -86,8 +87,8 @@ impl Client {
     #[inline]
     pub fn end(&mut self, slot: u16, outcome: Result<(), IoError>) {
         let entry = &mut self.entries[usize::from(slot)];
-        debug_assert_ne!(entry.place, Place::Free);
-        entry.place = Place::Free;
+        debug_assert_ne!(entry.state, EntryState::Free);
+        entry.state = EntryState::Free;
         entry.segments.clear();
         let tag = entry.tag;
         self.free.push(slot);
@@ -100,7 +101,7 @@ impl Client {
     /// Forgets a request that was not begun.
     pub fn forget(&mut self, slot: u16) {
         let entry = &mut self.entries[usize::from(slot)];
-        entry.place = Place::Free;
+        entry.state = EntryState::Free;
         entry.segments.clear();
         self.free.push(slot);
     }

@@ -12,7 +12,7 @@ const MOST_ERRORS: u8 = 16;
 
 /// The place of a request on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum EntryState {
     /// There is no request here.
     Free,
     /// The request is to be sent.
@@ -52,7 +52,7 @@ pub struct Entry {
     pub tag: Tag,
     pub work: Work,
     pub segments: Segments,
-    pub place: Place,
+    pub state: EntryState,
     /// True if the queue does not wait for it any more: it is not sent again.
     pub unwanted: bool,
     /// Its place in the order of submission.
@@ -83,7 +83,7 @@ impl Entry {
                 fua: false,
             },
             segments: Segments::new()?,
-            place: Place::Free,
+            state: EntryState::Free,
             unwanted: false,
             order: 0,
             flush: 0,
@@ -101,7 +101,7 @@ impl Entry {
     pub fn begin(&mut self, tag: Tag, work: Work, order: u64, flush: u64) {
         (self.tag, self.work) = (tag, work);
         (self.order, self.flush) = (order, flush);
-        (self.place, self.unwanted) = (Place::Waits, false);
+        (self.state, self.unwanted) = (EntryState::Waits, false);
         (self.done, self.got) = (0, Coverage::NONE);
         (self.error, self.errors) = (ErrorCode::NONE, 0);
     }
@@ -109,10 +109,10 @@ impl Entry {
     /// Returns whether the server may answer the command of that number: the server has it, at least in part.
     #[inline]
     pub fn expects(&self, generation: u32) -> bool {
-        let there = match self.place {
-            Place::Sent => true,
-            Place::IsSent => !self.early,
-            Place::Free | Place::Waits => false,
+        let there = match self.state {
+            EntryState::Sent => true,
+            EntryState::IsSent => !self.early,
+            EntryState::Free | EntryState::Waits => false,
         };
         there && self.generation == generation
     }
@@ -120,7 +120,7 @@ impl Entry {
     /// Notes that all of the request's command was sent. Returns true if it was answered before.
     #[inline]
     pub fn was_sent(&mut self) -> bool {
-        self.place = Place::Sent;
+        self.state = EntryState::Sent;
         self.early
     }
 
@@ -145,7 +145,7 @@ impl Entry {
     /// Returns the next command. Its data is in the segments, from the first byte on.
     #[inline]
     pub fn next_command(&mut self, generation: u32, cookie: u64) -> Command {
-        (self.generation, self.place, self.early) = (generation, Place::IsSent, false);
+        (self.generation, self.state, self.early) = (generation, EntryState::IsSent, false);
         self.segments.rewind();
         Command {
             kind: self.work.kind,
@@ -200,7 +200,7 @@ impl Entry {
 
     /// Has the present command sent again.
     pub fn ask_again(&mut self) {
-        self.place = Place::Waits;
+        self.state = EntryState::Waits;
         self.got = Coverage::NONE;
         (self.error, self.errors) = (ErrorCode::NONE, 0);
     }

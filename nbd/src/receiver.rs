@@ -1,7 +1,7 @@
 //! The reply that is being received. Nothing of it is used before it is checked.
 
 use crate::board::{Board, Slot};
-use crate::entry::Place;
+use crate::entry::EntryState;
 use crate::fault::{Fault, Lie};
 use crate::wire::{
     CHUNK_HEADER, Chunk, ChunkKind, CommandKind, ErrorCode, REPLY_MAGIC, SIMPLE_REPLY,
@@ -136,7 +136,7 @@ impl Board {
         if entry.work.kind != CommandKind::Read {
             return self.answered(slot);
         }
-        if structured || entry.place != Place::Sent {
+        if structured || entry.state != EntryState::Sent {
             return Err(Lie::SimpleRead.into());
         }
         let left = entry.work.len;
@@ -171,7 +171,7 @@ impl Board {
                     let end = start.checked_add(len);
                     end.is_some_and(|end| end <= entry.work.len)
                 });
-                let reads = entry.work.kind == CommandKind::Read && entry.place == Place::Sent;
+                let reads = entry.work.kind == CommandKind::Read && entry.state == EntryState::Sent;
                 let start = start.filter(|_| reads && len > 0);
                 let start = start.ok_or(Lie::Range { offset, len })?;
                 entry.note_data(start, len)?;
@@ -229,7 +229,7 @@ impl Board {
         if entry.is_refused_for_now() {
             return Err(Fault::ShuttingDown);
         }
-        if entry.place == Place::IsSent {
+        if entry.state == EntryState::IsSent {
             // What is left of its data is sent all the same: the server looks for the next command behind it.
             return match entry.answered_early() {
                 true => Ok(()),

@@ -1,7 +1,7 @@
 //! The command that is being sent.
 
 use crate::board::{Board, Slot};
-use crate::entry::Place;
+use crate::entry::EntryState;
 use crate::wire::{COMMAND_HEADER, Command, CommandKind};
 
 /// The progress of sending a command.
@@ -90,7 +90,7 @@ impl Board {
         self.commands = self.commands.wrapping_add(1);
         let (generation, cookie) = (self.commands, slot.cookie(self.commands));
         let entry = self.entry(slot);
-        debug_assert_eq!(entry.place, Place::Waits);
+        debug_assert_eq!(entry.state, EntryState::Waits);
         let command = entry.next_command(generation, cookie);
         self.note_sent();
         Some((slot, command))

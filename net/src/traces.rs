@@ -62,19 +62,19 @@ fn mark_of(numbers: &[u32; 9]) -> u32 {
 }
 
 /// A place in the memory that survives.
-struct Place {
+struct TraceSlot {
     numbers: &'static Numbers,
     /// The trace that a boot before this one has left there.
     left: Option<Trace>,
     taken: bool,
 }
 
-impl Place {
-    fn new(numbers: &'static Numbers) -> Place {
+impl TraceSlot {
+    fn new(numbers: &'static Numbers) -> TraceSlot {
         let [mark, rest @ ..] = numbers.each_ref().map(|one| one.load(Ordering::Relaxed));
         let left = (mark == mark_of(&rest)).then(|| Trace::of(rest));
         let taken = left.is_some();
-        Place {
+        TraceSlot {
             numbers,
             left,
             taken,
@@ -104,7 +104,7 @@ const MOST_LEFT: usize = 16;
 
 #[derive(Default)]
 struct All {
-    places: Vec<Place>,
+    places: Vec<TraceSlot>,
     /// The connections that this boot has given up.
     left: VecDeque<Trace>,
 }
@@ -117,7 +117,7 @@ impl Traces {
     /// Returns the traces in memory that survives.
     pub fn new(memory: &'static [Numbers]) -> Traces {
         Traces(Rc::new(RefCell::new(All {
-            places: memory.iter().map(Place::new).collect(),
+            places: memory.iter().map(TraceSlot::new).collect(),
             left: VecDeque::new(),
         })))
     }
@@ -150,7 +150,7 @@ impl Traces {
         let mut all = self.0.borrow_mut();
         let places = all.places.iter_mut();
         let that = places.filter(|place| place.left == Some(*trace));
-        that.for_each(Place::clear);
+        that.for_each(TraceSlot::clear);
         all.left.retain(|other| other != trace);
     }
 }

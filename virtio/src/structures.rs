@@ -29,7 +29,7 @@ const MOST_NOTIFY: u32 = 256 << 10;
 
 /// The place of a structure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
+struct StructureLocation {
     bar: u8,
     offset: u32,
     len: u32,
@@ -37,27 +37,27 @@ struct Place {
 
 /// The places of all structures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Places {
-    common: Place,
-    notify: Place,
+pub struct StructureLocations {
+    common: StructureLocation,
+    notify: StructureLocation,
     /// The bytes from one queue's register to the next one's.
     multiplier: u32,
-    isr: Option<Place>,
-    device: Place,
+    isr: Option<StructureLocation>,
+    device: StructureLocation,
 }
 
 /// What the capabilities have named so far. Where a kind is named several times, the first one is the one that the
 /// device prefers.
 #[derive(Default)]
 struct Found {
-    common: Option<Place>,
-    notify: Option<(Place, u32)>,
-    isr: Option<Place>,
-    device: Option<Place>,
+    common: Option<StructureLocation>,
+    notify: Option<(StructureLocation, u32)>,
+    isr: Option<StructureLocation>,
+    device: Option<StructureLocation>,
 }
 
 impl Found {
-    fn add(&mut self, kind: u8, place: Place, multiplier: Option<u32>) {
+    fn add(&mut self, kind: u8, place: StructureLocation, multiplier: Option<u32>) {
         match kind {
             COMMON => _ = self.common.get_or_insert(place),
             NOTIFY => {
@@ -71,7 +71,7 @@ impl Found {
         }
     }
 
-    fn complete(self) -> Result<Places, StartError> {
+    fn complete(self) -> Result<StructureLocations, StartError> {
         let common = self.common.filter(|place| place.len >= LEAST_COMMON);
         let device = self.device.filter(|place| place.len >= LEAST_DEVICE);
         let (Some(common), Some((notify, multiplier)), Some(device)) =
@@ -79,11 +79,11 @@ impl Found {
         else {
             return Err(StartError::NotModern);
         };
-        let shortened = |place: Place, most: u32| Place {
+        let shortened = |place: StructureLocation, most: u32| StructureLocation {
             len: place.len.min(most),
             ..place
         };
-        Ok(Places {
+        Ok(StructureLocations {
             common: shortened(common, MOST),
             notify: shortened(notify, MOST_NOTIFY),
             multiplier,
@@ -94,7 +94,7 @@ impl Found {
 }
 
 /// Reads where the structures of a function are.
-pub async fn find<H: PciHost>(function: &Function<H>) -> Result<Places, StartError> {
+pub async fn find<H: PciHost>(function: &Function<H>) -> Result<StructureLocations, StartError> {
     let mut found = Found::default();
     for capability in function.capabilities().await? {
         let [len, kind] = capability.head.to_le_bytes();
@@ -116,12 +116,12 @@ async fn read<H: PciHost>(
     capability: Capability,
     len: u8,
     kind: u8,
-) -> Result<Option<(Place, Option<u32>)>, StartError> {
+) -> Result<Option<(StructureLocation, Option<u32>)>, StartError> {
     let at = u16::from(capability.offset);
     if len < CAPABILITY || at + u16::from(len) > 256 {
         return Ok(None);
     }
-    let place = Place {
+    let place = StructureLocation {
         bar: config.read8(at + 4).await?,
         offset: config.read32(at + 8).await?,
         len: config.read32(at + 12).await?,
@@ -155,7 +155,7 @@ impl Structures {
     /// Maps the structures of a function.
     pub async fn open<H: PciHost>(function: &Function<H>) -> Result<Structures, StartError> {
         let places = find(function).await?;
-        let open = async |place: Place| {
+        let open = async |place: StructureLocation| {
             let start = u64::from(place.offset);
             let offsets = start..start + u64::from(place.len);
             function.open_registers(place.bar, offsets).await
@@ -177,8 +177,8 @@ impl Structures {
 mod tests {
     use super::*;
 
-    fn place(bar: u8, len: u32) -> Place {
-        Place {
+    fn place(bar: u8, len: u32) -> StructureLocation {
+        StructureLocation {
             bar,
             offset: 0,
             len,

@@ -284,7 +284,7 @@ fn places<'c>(contents: Contents<'c>, id: Id) -> impl Iterator<Item = (DiskId, &
 }
 
 /// The place of a physical volume: the number of its disk in the list, and what was found there.
-type Place<'c> = (usize, &'c Found);
+type FoundOn<'c> = (usize, &'c Found);
 
 /// Finds out where the segments of a volume lie.
 fn lay_out(
@@ -297,7 +297,7 @@ fn lay_out(
     let no_memory = || extents(name, ExtentError::NoMemory);
     let mut disks = known.to_vec();
     // By their position in the group: each is looked for once.
-    let mut found: Vec<Option<Place<'_>>> = Vec::new();
+    let mut found: Vec<Option<FoundOn<'_>>> = Vec::new();
     found
         .try_reserve_exact(group.physical.len())
         .map_err(|_| no_memory())?;

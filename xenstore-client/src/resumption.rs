@@ -40,7 +40,7 @@ impl fmt::Display for NotResumed {
 
 /// A place in a stream of messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Place {
+struct StreamPosition {
     /// Bytes of the present message's header that have passed; 0 between messages.
     header: u32,
     /// Within the header: the length of the payload, as far as it has passed. Behind it: the bytes that are to come.
@@ -61,14 +61,14 @@ const _: () = assert!((RING_SIZE as u32) < 1 << INDEX_BITS);
 /// The largest length that a note has room for. A message that is longer than [`PAYLOAD_MAX`] ends the connection anyway.
 const MOST: u32 = (1 << PAYLOAD_BITS) - 1;
 
-impl Place {
+impl StreamPosition {
     fn is_between_messages(self) -> bool {
         self.header == 0
     }
 
     /// Returns the place behind another byte.
-    fn pass(self, byte: u8) -> Place {
-        let Place {
+    fn pass(self, byte: u8) -> StreamPosition {
+        let StreamPosition {
             mut header,
             mut payload,
         } = self;
@@ -85,13 +85,13 @@ impl Place {
             }
         }
         match (header, payload) {
-            (HEADER, 0) => Place::default(),
-            _ => Place { header, payload },
+            (HEADER, 0) => StreamPosition::default(),
+            _ => StreamPosition { header, payload },
         }
     }
 
     /// Returns the place behind more bytes.
-    fn pass_all(self, bytes: &[u8]) -> Place {
+    fn pass_all(self, bytes: &[u8]) -> StreamPosition {
         bytes.iter().fold(self, |place, byte| place.pass(*byte))
     }
 
@@ -102,8 +102,8 @@ impl Place {
     }
 
     /// Returns the place that a note has for a stream whose next byte has that index.
-    fn noted(note: u32, index: u32) -> Option<Place> {
-        let place = Place {
+    fn noted(note: u32, index: u32) -> Option<StreamPosition> {
+        let place = StreamPosition {
             header: note >> PAYLOAD_BITS & ((1 << HEADER_BITS) - 1),
             payload: note & MOST,
         };
@@ -133,7 +133,7 @@ struct Stream {
     notes: [&'static AtomicU32; 2],
     /// The note that counts.
     current: usize,
-    place: Place,
+    place: StreamPosition,
 }
 
 impl Stream {
@@ -141,7 +141,7 @@ impl Stream {
     fn find(notes: [&'static AtomicU32; 2], index: u32) -> Result<Stream, NotResumed> {
         let noted = notes.map(|note| note.load(Ordering::Relaxed));
         if noted == [0, 0] {
-            let (current, place) = (0, Place::default());
+            let (current, place) = (0, StreamPosition::default());
             notes[current].store(place.note(index), Ordering::Relaxed);
             return Ok(Stream {
                 notes,
@@ -149,7 +149,7 @@ impl Stream {
                 place,
             });
         }
-        let places = noted.map(|note| Place::noted(note, index));
+        let places = noted.map(|note| StreamPosition::noted(note, index));
         let (current, place) = match places {
             [Some(place), None] => (0, place),
             [None, Some(place)] => (1, place),
@@ -164,7 +164,7 @@ impl Stream {
 
     /// Notes where the stream is to be once its next byte has that index. Nothing tells which note counts but the ring's
     /// index, which is to be stored next, as a release.
-    fn note(&mut self, place: Place, index: u32) {
+    fn note(&mut self, place: StreamPosition, index: u32) {
         // The other note has counted until the index was last stored, and is written over after that.
         compiler_fence(Ordering::SeqCst);
         self.current = 1 - self.current;

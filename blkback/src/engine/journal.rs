@@ -2,7 +2,7 @@
 
 mod any_order;
 
-use crate::recovery::{Claim, Place, Record, SLOTS};
+use crate::recovery::{Claim, KeptQueue, Record, SLOTS};
 use alloc::boxed::Box;
 pub(super) use any_order::AnyOrder;
 use bulkhead_images::Tag;
@@ -124,14 +124,14 @@ impl Journal {
 
     /// Gives the place to the caller while it takes requests, if responses are put in any order.
     #[inline]
-    pub(super) fn lend(&mut self) -> Option<(Box<AnyOrder>, &'static mut Place)> {
+    pub(super) fn lend(&mut self) -> Option<(Box<AnyOrder>, &'static mut KeptQueue)> {
         let order = self.any_order.take()?;
         Some((order, self.claim.place.take()?))
     }
 
     /// Takes the place back.
     #[inline]
-    pub(super) fn give_back(&mut self, order: Box<AnyOrder>, place: &'static mut Place) {
+    pub(super) fn give_back(&mut self, order: Box<AnyOrder>, place: &'static mut KeptQueue) {
         self.again = order.waiting();
         self.any_order = Some(order);
         self.claim.place = Some(place);
@@ -249,7 +249,7 @@ impl Journal {
         }
     }
 
-    fn order(&mut self) -> Option<(&mut AnyOrder, &mut Place)> {
+    fn order(&mut self) -> Option<(&mut AnyOrder, &mut KeptQueue)> {
         let place = self.claim.place.as_mut()?;
         Some((self.any_order.as_mut()?, place))
     }

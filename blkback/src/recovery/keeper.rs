@@ -1,6 +1,6 @@
 //! The places of all queues: given to those that connect, and found again after a crash.
 
-use super::place::{Place, QUEUES};
+use super::place::{KeptQueue, QUEUES};
 use super::record::Record;
 use crate::id::VbdId;
 use alloc::sync::Arc;
@@ -17,20 +17,20 @@ struct Home(Arc<Mutex<Places>>);
 #[derive(Debug)]
 struct Places {
     /// Those that no queue has.
-    free: Vec<&'static mut Place>,
+    free: Vec<&'static mut KeptQueue>,
     /// For each of the others, its queue's guest.
     held: Vec<DomId>,
 }
 
 impl Home {
     /// Takes a place, in which nothing is kept from here on.
-    fn add(&self, place: &'static mut Place) {
+    fn add(&self, place: &'static mut KeptQueue) {
         place.clear();
         self.0.lock().free.push(place);
     }
 
     /// Takes a place back that a queue of this guest had.
-    fn take_back(&self, place: &'static mut Place, guest: DomId) {
+    fn take_back(&self, place: &'static mut KeptQueue, guest: DomId) {
         place.clear();
         let mut places = self.0.lock();
         places.free.push(place);
@@ -56,9 +56,9 @@ impl Places {
 #[derive(Debug, Default)]
 pub struct Claim {
     /// The place, while responses are put in the order of the requests: response k for request k.
-    pub in_order: Option<&'static mut Place>,
+    pub in_order: Option<&'static mut KeptQueue>,
     /// The place otherwise, but while it is lent.
-    pub place: Option<&'static mut Place>,
+    pub place: Option<&'static mut KeptQueue>,
     /// Who is to be served; `None` if the place says so already.
     pub record: Option<Record>,
     /// Where it comes from, and the queue's guest.
@@ -141,7 +141,7 @@ impl LeftDisk {
 
 impl Keeper {
     /// Keeps what is served in these places from now on, and learns what the boot before has left there.
-    pub fn start(&self, places: &'static mut [Place; QUEUES]) {
+    pub fn start(&self, places: &'static mut [KeptQueue; QUEUES]) {
         let home = Home(Arc::new(Mutex::new(Places {
             free: Vec::with_capacity(QUEUES),
             held: Vec::with_capacity(QUEUES),

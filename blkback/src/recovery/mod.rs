@@ -27,5 +27,5 @@ mod place;
 mod record;
 
 pub use keeper::{Claim, Keeper, LeftDisk};
-pub use place::{CONNECTIONS, Memory, Place, QUEUES, SLOTS};
+pub use place::{CONNECTIONS, KeptQueue, Memory, QUEUES, SLOTS};
 pub use record::{Record, mark_of};

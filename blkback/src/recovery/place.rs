@@ -20,7 +20,7 @@ pub const SLOTS: u32 = 32;
 #[repr(C)]
 pub struct Memory {
     /// A place for each queue.
-    pub places: [Place; QUEUES],
+    pub places: [KeptQueue; QUEUES],
     /// What is kept of connections to servers: bulkhead-net knows what the numbers are.
     pub connections: [[AtomicU32; 10]; CONNECTIONS],
 }
@@ -28,7 +28,7 @@ pub struct Memory {
 /// What is kept of one queue.
 #[derive(Debug)]
 #[repr(C, align(64))]
-pub struct Place {
+pub struct KeptQueue {
     pub(super) sealed: Sealed,
     /// Of a store that completes at once.
     pub answers: Answers,
@@ -187,7 +187,7 @@ fn words(response: &[u8; RESPONSE_SIZE]) -> [u64; 2] {
     [u64::from_ne_bytes(words[0]), u64::from_ne_bytes(words[1])]
 }
 
-impl Place {
+impl KeptQueue {
     /// Returns where requests are kept: each at its index modulo their number.
     #[inline]
     pub fn requests(&mut self) -> &mut [Kept; SLOTS as usize] {
@@ -304,7 +304,7 @@ mod tests {
     use bulkhead_ring::blkif::Abi;
     use bulkhead_xen::{DomId, GrantRef, Port};
 
-    fn place() -> Box<Place> {
+    fn place() -> Box<KeptQueue> {
         let record = Record {
             disk: VbdId {
                 frontend: DomId(1),
@@ -321,7 +321,7 @@ mod tests {
             nodes: 0,
             any_order: false,
         };
-        let mut place = Box::new(Place {
+        let mut place = Box::new(KeptQueue {
             sealed: Sealed::default(),
             answers: Answers::default(),
             requests: [const { Kept::none() }; SLOTS as usize],
@@ -330,7 +330,7 @@ mod tests {
         place
     }
 
-    fn take(place: &mut Place, index: u32) {
+    fn take(place: &mut KeptQueue, index: u32) {
         place.keep(index, |slot| slot.fill(index as u8));
     }
 

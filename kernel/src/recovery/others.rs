@@ -5,7 +5,7 @@
 //! (`restart`), and Xen initialises them once more. On PV, Xen initialises a vCPU only once, and one that was stopped goes on
 //! where it was: see `parking`.
 
-use super::parking::{self, Place};
+use super::parking::{self, ParkingSlot};
 use crate::cpu::{halting, pvh as cpu};
 use crate::vcpu::{self, Vcpu};
 use crate::{domain, logger, reporter};
@@ -205,7 +205,7 @@ pub fn start_parked(id: VcpuId, entry: u64, stack: u64, argument: u64) -> Result
 
 /// Starts a vCPU that is parked in that place, or is just about to be.
 fn start_from(
-    place: &Place,
+    place: &ParkingSlot,
     id: VcpuId,
     entry: u64,
     stack: u64,

@@ -26,7 +26,7 @@ pub(super) const CODE_IN_STAGE: usize = 256;
 pub(super) const PLACES_IN_STAGE: usize = 3072;
 
 /// Bytes of all places.
-pub(super) const PLACES_BYTES: usize = size_of::<Places>();
+pub(super) const PLACES_BYTES: usize = size_of::<ParkingSlots>();
 
 const _: () = assert!(PLACES_IN_STAGE + PLACES_BYTES <= PAGE_SIZE);
 
@@ -35,7 +35,7 @@ static STAGE: AtomicU64 = AtomicU64::new(0);
 
 /// The place of one vCPU.
 #[repr(C)]
-pub struct Place {
+pub struct ParkingSlot {
     /// Where it goes to next; 0 for nowhere.
     entry: AtomicU64,
     stack: AtomicU64,
@@ -44,11 +44,11 @@ pub struct Place {
     parked: AtomicU64,
 }
 
-type Places = [Place; LEGACY_MAX_VCPUS];
+type ParkingSlots = [ParkingSlot; LEGACY_MAX_VCPUS];
 
-const _: () = assert!(size_of::<Place>() == 32);
+const _: () = assert!(size_of::<ParkingSlot>() == 32);
 
-impl Place {
+impl ParkingSlot {
     /// Returns whether the vCPU is here.
     pub fn has(&self) -> bool {
         self.parked.load(Ordering::Acquire) == 1
@@ -153,7 +153,7 @@ parking_is_open:
 
 unsafe extern "C" {
     static parking_entries: [u8; ENTRY_BYTES * LEGACY_MAX_VCPUS];
-    static parking_places: Places;
+    static parking_places: ParkingSlots;
     static parking_is_open: AtomicU32;
     static parking_code: u8;
     static parking_hand_over: u8;
@@ -161,22 +161,22 @@ unsafe extern "C" {
 }
 
 /// Returns the place of a vCPU in this image.
-pub fn place(id: VcpuId) -> &'static Place {
+pub fn place(id: VcpuId) -> &'static ParkingSlot {
     // SAFETY: memory set aside for it, which only atomics access.
     let places = unsafe { &parking_places };
     &places[id.0 as usize % places.len()]
 }
 
 /// Returns the place of a vCPU in a stage.
-pub(super) fn place_in(stage: u64, id: VcpuId) -> &'static Place {
-    let places = (stage as usize + PLACES_IN_STAGE) as *const Places;
+pub(super) fn place_in(stage: u64, id: VcpuId) -> &'static ParkingSlot {
+    let places = (stage as usize + PLACES_IN_STAGE) as *const ParkingSlots;
     // SAFETY: whoever has a stage keeps it; only atomics access what is there.
     let places = unsafe { &*places };
     &places[id.0 as usize % places.len()]
 }
 
 /// Returns the place in which a vCPU waits for this boot to start it.
-pub fn place_before(id: VcpuId) -> &'static Place {
+pub fn place_before(id: VcpuId) -> &'static ParkingSlot {
     stage().map_or_else(|| place(id), |stage| place_in(stage, id))
 }
 

@@ -1,7 +1,7 @@
 //! A metadata area: a header of 512 bytes, and behind it the text of the group, which goes on at the start when it
 //! reaches the end.
 
-use super::label::{Place, number32, number64};
+use super::label::{ByteRange, number32, number64};
 use crate::checksum::Checksum;
 use crate::memory::filled;
 use alloc::vec::Vec;
@@ -62,7 +62,7 @@ pub(super) async fn read(
     reader: &mut DeviceReader,
     base: u64,
     size: u64,
-    area: Place,
+    area: ByteRange,
 ) -> Result<Option<Vec<u8>>, AreaFault> {
     let end = area.start.checked_add(area.len);
     if area.len <= HEADER || end.is_none_or(|end| end > size) {
@@ -92,7 +92,7 @@ pub(super) async fn read(
 }
 
 /// Returns where the text is that the header names first: the one that was committed.
-fn locate(header: &[u8], area: Place) -> Result<Option<Place>, AreaFault> {
+fn locate(header: &[u8], area: ByteRange) -> Result<Option<ByteRange>, AreaFault> {
     let fault = AreaFault::Header("its header is damaged");
     let mut checksum = Checksum::of_lvm();
     checksum.update(&header[4..]);
@@ -108,7 +108,7 @@ fn locate(header: &[u8], area: Place) -> Result<Option<Place>, AreaFault> {
     if number64(header, 24) != Some(area.start) || number64(header, 32) != Some(area.len) {
         return Err(AreaFault::Header("its header belongs elsewhere"));
     }
-    let text = Place {
+    let text = ByteRange {
         start: number64(header, 40).ok_or(fault)?,
         len: number64(header, 48).ok_or(fault)?,
     };

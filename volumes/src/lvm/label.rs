@@ -38,12 +38,12 @@ impl fmt::Display for LabelFault {
 
 /// Bytes of a physical volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct ByteRange {
     pub start: u64,
     pub len: u64,
 }
 
-impl Place {
+impl ByteRange {
     /// Returns the sectors of the disk that have these bytes, where the physical volume begins with sector `base`.
     pub fn sectors(self, base: Sector) -> Option<Range<u64>> {
         const SECTOR: u64 = Sector::SIZE as u64;
@@ -57,7 +57,7 @@ impl Place {
 pub(super) struct Label {
     pub id: Id,
     /// As many as a sector can name.
-    places: [Option<Place>; 28],
+    places: [Option<ByteRange>; 28],
 }
 
 impl Label {
@@ -99,17 +99,17 @@ impl Label {
     }
 
     /// Returns where copies of the metadata are.
-    pub fn metadata(&self) -> impl Iterator<Item = Place> + use<> {
+    pub fn metadata(&self) -> impl Iterator<Item = ByteRange> + use<> {
         self.places.into_iter().flatten()
     }
 }
 
 /// Takes the next place from a list; `None` at its end, which is all zeros.
-fn next(rest: &mut &[u8]) -> Result<Option<Place>, LabelFault> {
+fn next(rest: &mut &[u8]) -> Result<Option<ByteRange>, LabelFault> {
     let start = number64(rest, 0).ok_or(LabelFault::Header)?;
     let len = number64(rest, 8).ok_or(LabelFault::Header)?;
     *rest = &rest[16..];
-    Ok((start != 0).then_some(Place { start, len }))
+    Ok((start != 0).then_some(ByteRange { start, len }))
 }
 
 pub(super) fn number32(bytes: &[u8], at: usize) -> Option<u32> {

@@ -6,7 +6,7 @@ use super::super::journal::AnyOrder;
 use super::super::setup::QueueError;
 use super::super::turns::MOST_OF_A_SWEEP;
 use super::{Begun, Dispatcher};
-use crate::recovery::Place;
+use crate::recovery::KeptQueue;
 use bulkhead_xen::Hypervisor;
 
 impl<H: Hypervisor> Dispatcher<H> {
@@ -16,7 +16,7 @@ impl<H: Hypervisor> Dispatcher<H> {
     #[inline(never)]
     pub(super) fn take_in_any_order(
         &mut self,
-        (order, place): (&mut AnyOrder, &mut Place),
+        (order, place): (&mut AnyOrder, &mut KeptQueue),
         page_access: &mut PageAccess<H>,
     ) -> Result<u32, QueueError> {
         let mut requests = 0;

@@ -1,6 +1,6 @@
 //! Requests whose store answers in an order of its own: each has a place until the frontend is shown its response.
 
-use crate::recovery::{Place, SLOTS};
+use crate::recovery::{KeptQueue, SLOTS};
 use alloc::vec::Vec;
 use bulkhead_images::Tag;
 
@@ -81,13 +81,13 @@ impl AnyOrder {
 
     /// Notes that the response with that index is about to be put for the request in a place.
     #[inline]
-    pub fn answer(&mut self, place: u8, response: u32, kept: &mut Place) {
+    pub fn answer(&mut self, place: u8, response: u32, kept: &mut KeptQueue) {
         kept.requests()[usize::from(place)].answer(response);
         self.answered[response as usize % PLACES] = place;
     }
 
     /// Frees the places of the requests with these responses, which were published.
-    pub fn published(&mut self, from: u32, count: u32, kept: &mut Place) {
+    pub fn published(&mut self, from: u32, count: u32, kept: &mut KeptQueue) {
         for after in 0..count.min(SLOTS) {
             let place = self.answered[from.wrapping_add(after) as usize % PLACES];
             kept.requests()[usize::from(place)].free();

@@ -30,7 +30,7 @@ const MESSAGES: Size = Size {
 
 /// Every guest that has a disk of ours.
 #[derive(Clone, Default)]
-pub struct Frontends(Rc<RefCell<LiteMap<String, Guest>>>);
+pub struct GuestFrontends(Rc<RefCell<LiteMap<String, Guest>>>);
 
 /// The directory of one guest's disks (`/local/domain/<guest>/device/vbd`).
 struct Guest {
@@ -40,7 +40,7 @@ struct Guest {
     messages: Bucket,
 }
 
-impl Frontends {
+impl GuestFrontends {
     /// Raises `changed` whenever something in the frontend directory `path` may have changed,
     /// at least once, until the value returned is dropped.
     pub fn follow<H: Hypervisor>(
@@ -149,7 +149,7 @@ pub fn is_within(path: &str, directory: &str) -> bool {
 
 /// A followed frontend. Dropping this ends the following.
 pub struct Following {
-    frontends: Frontends,
+    frontends: GuestFrontends,
     guest: String,
     path: String,
 }

@@ -4,7 +4,7 @@ use crate::admission::{Admission, Refused};
 use crate::device::DeviceId;
 use crate::engine::{Needs, Options};
 use crate::error_nodes::ErrorNodes;
-use crate::frontends::Frontends;
+use crate::frontends::GuestFrontends;
 use crate::guest_log::GuestLogs;
 use crate::id::VbdId;
 use crate::limits::Limits;
@@ -39,7 +39,7 @@ pub struct Services<H: Hypervisor> {
     /// The counters of the connected disks.
     pub statistics: Statistics,
     /// The watches on frontends' directories.
-    pub frontends: Frontends,
+    pub frontends: GuestFrontends,
     /// The error nodes that operators read.
     pub errors: ErrorNodes,
     /// The guests' shares of the log.

@@ -2,7 +2,7 @@
 //! and to the driver domain's own memory, which the device gets. It is slow, needs little memory, and serves one
 //! request at a time.
 
-use super::pages::{PagePool, Pages};
+use super::pages::{InflightPages, Pages};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_grant::memory::room_for;
@@ -129,7 +129,7 @@ impl<H: Hypervisor> Bounce<H> {
     /// memory.
     pub fn next_piece(
         &mut self,
-        pool: &PagePool,
+        pool: &InflightPages,
         pages: &Pages,
         most: usize,
     ) -> Result<(Op, IoSegment), GrantStatus> {
@@ -176,7 +176,7 @@ impl<H: Hypervisor> Bounce<H> {
     }
 
     /// Notes that the device has completed a piece, and copies what was read to the frontend.
-    pub fn piece_done(&mut self, pool: &PagePool, pages: &Pages) -> Result<(), GrantStatus> {
+    pub fn piece_done(&mut self, pool: &InflightPages, pages: &Pages) -> Result<(), GrantStatus> {
         let Some(current) = self.current else {
             return Err(GrantStatus::GENERAL_ERROR);
         };
@@ -195,7 +195,7 @@ impl<H: Hypervisor> Bounce<H> {
     fn copy(
         &mut self,
         direction: Direction,
-        pool: &PagePool,
+        pool: &InflightPages,
         pages: &Pages,
     ) -> Result<(), GrantStatus> {
         let Some(Current { done, chunk, .. }) = self.current else {

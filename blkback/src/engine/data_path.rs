@@ -11,7 +11,7 @@ use super::cost_model::{CostModel, Method};
 use super::indirect::{DescriptorRange, Descriptors, IndirectFault, MOST_DESCRIPTOR_PAGES};
 use super::mappings::Mappings;
 use super::options::DataPath;
-use super::pages::{Hold, Page, PagePool, Pages};
+use super::pages::{Hold, InflightPages, Page, Pages};
 use super::stats::QueueStats;
 use alloc::sync::Arc;
 use bulkhead_grant::{
@@ -154,7 +154,7 @@ impl<H: Hypervisor> PageAccess<H> {
     pub fn read_descriptors(
         &self,
         place: DescriptorRange,
-        pool: &mut PagePool,
+        pool: &mut InflightPages,
         pages: &mut Pages,
     ) -> Result<usize, IndirectFault> {
         self.descriptors.read(&self.mappings, place, pool, pages)
@@ -174,7 +174,7 @@ impl<H: Hypervisor> PageAccess<H> {
     pub unsafe fn queue_copies(
         &mut self,
         _: &Sweep<Queueing>,
-        pool: &mut PagePool,
+        pool: &mut InflightPages,
         pages: &Pages,
         direction: Direction,
         memory: NonNull<u8>,
@@ -205,7 +205,7 @@ impl<H: Hypervisor> PageAccess<H> {
     pub fn queue_maps(
         &mut self,
         _: &Sweep<Queueing>,
-        pool: &mut PagePool,
+        pool: &mut InflightPages,
         pages: &Pages,
         access: GrantAccess,
     ) {
@@ -313,7 +313,7 @@ impl<H: Hypervisor> PageAccess<H> {
     pub fn copied(
         &self,
         _: &Sweep<Executed>,
-        pool: &PagePool,
+        pool: &InflightPages,
         pages: &Pages,
     ) -> Option<Result<(), GrantStatus>> {
         let Mappings::PerRequest { copies, .. } = &self.mappings else {

@@ -15,7 +15,7 @@ use super::indirect::{DescriptorRange, MOST_DESCRIPTOR_PAGES};
 use super::inflight::{InflightTable, Steps};
 use super::journal::Journal;
 use super::needs::most_pages;
-use super::pages::{Hold, PagePool, Pages};
+use super::pages::{Hold, InflightPages, Pages};
 use super::setup::{ConnectError, QueueError};
 use super::stats::QueueStats;
 use alloc::sync::Arc;
@@ -38,7 +38,7 @@ pub(super) struct Dispatcher<H: Hypervisor> {
     /// The pages that `ring` lies in; dropped after it.
     _ring_pages: MappedPages<H>,
     pub inflight: InflightTable,
-    pub pool: PagePool,
+    pub pool: InflightPages,
     /// Requests of this sweep that are to be started.
     begun: Vec<u16>,
     /// Requests of this sweep whose segments have to be fetched first.
@@ -106,7 +106,7 @@ impl<H: Hypervisor> Dispatcher<H> {
             ring,
             _ring_pages: pages,
             inflight: InflightTable::new(slots)?,
-            pool: PagePool::new(most_pages(slots, indirect_segments))?,
+            pool: InflightPages::new(most_pages(slots, indirect_segments))?,
             begun: room_for(slots)?,
             // Each of these requests has at least one descriptor page.
             fetching: room_for(slots.min(MOST_DESCRIPTOR_PAGES))?,

@@ -4,7 +4,7 @@
 use super::bounce::Bounce;
 use super::descriptors::DescriptorCopy;
 use super::mappings::Mappings;
-use super::pages::{PagePool, Pages};
+use super::pages::{InflightPages, Pages};
 use alloc::vec::Vec;
 use bulkhead_grant::memory::room_for;
 use bulkhead_grant::{CachedMapping, Copied, Direction, GrantAccess, GrantedBytes, OutOfMemory};
@@ -168,7 +168,7 @@ impl Descriptors {
         &self,
         mappings: &Mappings<H>,
         place: DescriptorRange,
-        pool: &mut PagePool,
+        pool: &mut InflightPages,
         pages: &mut Pages,
     ) -> Result<usize, IndirectFault> {
         let fetched = &self.pages[place.first_page.into()..][..place.pages.into()];

@@ -78,13 +78,13 @@ impl Pages {
 
 /// The pages of all requests in flight. One request may have hundreds of pages and most have one, so all of them share
 /// one pool.
-pub struct PagePool {
+pub struct InflightPages {
     pages: Vec<Page>,
     free: u16,
     free_count: usize,
 }
 
-impl PagePool {
+impl InflightPages {
     /// Returns a pool with room for `count` pages.
     pub fn new(count: usize) -> Result<Self, OutOfMemory> {
         debug_assert!(count < NONE.into(), "{count} pages");
@@ -99,7 +99,7 @@ impl PagePool {
                 NONE
             },
         };
-        Ok(PagePool {
+        Ok(InflightPages {
             pages: filled(count, page)?,
             free: if count > 0 { 0 } else { NONE },
             free_count: count,
@@ -182,13 +182,13 @@ mod tests {
         Segment::whole(GrantRef(gref))
     }
 
-    fn grefs(pool: &PagePool, pages: &Pages) -> Vec<u32> {
+    fn grefs(pool: &InflightPages, pages: &Pages) -> Vec<u32> {
         pool.iter(pages).map(|page| page.gref.0).collect()
     }
 
     #[test]
     fn requests_share_the_room_for_pages() {
-        let mut pool = PagePool::new(4).unwrap();
+        let mut pool = InflightPages::new(4).unwrap();
         let (mut one, mut two) = (Pages::EMPTY, Pages::EMPTY);
         for gref in 0..2 {
             assert!(pool.push(&mut one, segment(gref)));

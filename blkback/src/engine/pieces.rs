@@ -8,7 +8,7 @@
 
 use super::data_path::PageAccess;
 use super::inflight::InflightTable;
-use super::pages::{PagePool, Pages};
+use super::pages::{InflightPages, Pages};
 use super::store::Store;
 use alloc::vec::Vec;
 use bulkhead_grant::memory::{filled, room_for};
@@ -56,7 +56,7 @@ enum State {
 
 /// The pages of one request, and the way to them.
 pub(super) struct RequestPages<'q, H: Hypervisor> {
-    pub pool: &'q PagePool,
+    pub pool: &'q InflightPages,
     pub of_request: &'q Pages,
     pub access: &'q PageAccess<H>,
 }

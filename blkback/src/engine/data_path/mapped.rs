@@ -1,7 +1,7 @@
 //! The pages of a request that are all mapped already.
 
 use super::super::mappings::Mappings;
-use super::super::pages::{Hold, PagePool, Pages};
+use super::super::pages::{Hold, InflightPages, Pages};
 use super::super::stats::QueueStats;
 use super::PageAccess;
 use alloc::vec::Vec;
@@ -59,7 +59,7 @@ impl<H: Hypervisor> PageAccess<H> {
 
     /// Holds the pages of a request that [`find_mapped`](Self::find_mapped) has found just before.
     #[cold]
-    pub fn keep_mapped(&mut self, pool: &mut PagePool, pages: &Pages, access: GrantAccess) {
+    pub fn keep_mapped(&mut self, pool: &mut InflightPages, pages: &Pages, access: GrantAccess) {
         if let Mappings::Persistent(cache) = &mut self.mappings {
             pool.for_each(pages, |page| {
                 page.hold = cache.hold(page.gref, access).map_or(Hold::None, Hold::Kept);

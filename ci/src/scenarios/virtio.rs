@@ -69,8 +69,8 @@ fn disks(testbed: &Testbed) -> Result<()> {
         MINUTE,
     )?;
     ensure!(there == sum, "what was written is not there any more");
-    let part = fio::verify_command_with("/dev/xvda", "--size=16m");
-    guest.ok(&part, 3 * MINUTE)?;
+    testbed.step("fio verifies a part of the device, from the PV guest");
+    fio::verify_with(&guest, "/dev/xvda", "--size=16m", 3 * MINUTE)?;
     guest.destroy()?;
     second.destroy()
 }

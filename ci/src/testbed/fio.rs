@@ -45,8 +45,12 @@ pub fn verify_command_with(device: &str, options: &str) -> String {
 
 /// Runs [`verify_command`] in a guest.
 pub fn verify(guest: &Guest, device: &str, limit: Duration) -> Result<Report> {
-    let text = guest.ok(&verify_command(device), limit)?;
-    parse(&text)
+    verify_with(guest, device, "", limit)
+}
+
+/// Runs [`verify_command_with`] in a guest.
+pub fn verify_with(guest: &Guest, device: &str, options: &str, limit: Duration) -> Result<Report> {
+    parse(&guest.ok(&verify_command_with(device, options), limit)?)
 }
 
 /// Waits for a verification that was started before, and reads its report.

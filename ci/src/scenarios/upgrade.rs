@@ -46,6 +46,18 @@ pub const SCENARIOS: &[Scenario] = &[
         demo: false,
         run: |testbed| upgrades(testbed, Kind::Pv, 2, Disks::Images),
     },
+    Scenario {
+        name: "upgrade-under-load-nbd-pvh",
+        about: "a PVH domain of two vCPUs that serves exports of two NBD servers is upgraded in the same way",
+        demo: false,
+        run: |testbed| upgrades(testbed, Kind::Pvh, 2, Disks::Exports),
+    },
+    Scenario {
+        name: "upgrade-under-load-nbd-pv",
+        about: "the same in a PV domain",
+        demo: false,
+        run: |testbed| upgrades(testbed, Kind::Pv, 2, Disks::Exports),
+    },
 ];
 
 /// The same with devices that are passed through.

@@ -179,7 +179,7 @@ fn a_guest_that_never_stops_asking_gets_no_more_than_its_turn() {
 }
 
 /// How many pages of one guest's requests are served in a turn, at most, where no request has more than 11.
-const PAGES_OF_A_TURN: u32 = 128 + 11;
+const PAGES_OF_A_TURN: u32 = 256 + 11;
 
 #[test]
 fn a_guest_with_a_large_ring_of_large_requests_gets_no_more_than_its_turn() {

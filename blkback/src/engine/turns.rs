@@ -13,7 +13,7 @@ use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 /// The pages of requests from which on a sweep takes no more; a request without pages counts as one. A sweep is a queue's turn
 /// of its vCPU: however large its ring and its requests are, other guests' queues wait for no more than this and one request.
 /// The other costs of a turn are small beside it.
-pub const MOST_OF_A_SWEEP: usize = 128;
+pub const MOST_OF_A_SWEEP: usize = 256;
 
 /// The number of rounds for which several guests are expected to have work again, after a round in which they had: a
 /// guest that sends one request after another has none in most rounds.

@@ -17,14 +17,14 @@ use std::time::Duration;
 /// Bulkhead's memory in MiB without disks.
 const BULKHEAD_MEMORY: u32 = 16;
 
-/// A Linux driver domain's: with less it does not serve the same data in its memory. (With 160 MiB its kernel killed the
-/// lab's shell once the RAM disk was full.)
+/// The memory of a Linux driver domain in MiB: with less it does not serve the same data in its memory. (With 160 MiB
+/// its kernel killed the lab's shell once the RAM disk was full.)
 const LINUX_MEMORY: u32 = 192;
 
-/// What it has for the pages that the driver of a PCI device bounces where it has to.
+/// Its further memory in MiB for the pages that the driver of a PCI device bounces where it has to.
 const LINUX_DEVICE_MEMORY: u32 = 96;
 
-/// The host's processor that driver domains have to themselves.
+/// The host's processor for driver domains alone.
 const SERVERS: &str = "1";
 
 /// Time limit for a driver domain to boot.
@@ -33,7 +33,7 @@ const BOOT: Duration = Duration::from_secs(60);
 /// A driver domain.
 pub struct Server<'h> {
     running: Running<'h>,
-    /// From the moment it was unpaused until its log said that it serves.
+    /// The time from its being unpaused until its log said that it serves.
     pub boot: Duration,
     /// Its memory in MiB.
     pub memory: u32,
@@ -102,7 +102,7 @@ impl<'h> Server<'h> {
         }
     }
 
-    /// The domain.
+    /// Returns the domain.
     pub fn domain(&self) -> &Domain<'h> {
         match &self.running {
             Running::Bulkhead(domain) => domain,
@@ -130,7 +130,7 @@ pub fn expect_msix(guest: &Guest) -> Result<()> {
     Ok(())
 }
 
-/// A script that ends when a Linux has a disk of this size in MiB.
+/// Returns a script that ends when a Linux has a disk of this size in MiB.
 pub fn appeared(disk: &str, size: u32) -> String {
     let sectors = size * 2048;
     format!(

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 /// The time for which `cargo lab test` fuzzes all targets together.
 const IN_THE_SUITE: Duration = Duration::from_secs(120);
 
-/// What `cargo lab test` has libFuzzer begin with: a tree that passed once passes again, and one that fails does so for whoever
-/// looks into it. What is not found that way is looked for by `cargo lab fuzz`, which begins differently each time.
+/// The seed with which `cargo lab test` has libFuzzer begin: a tree that passed once passes again, and one that fails
+/// also fails for whoever examines it. Faults that are not found that way are searched for by `cargo lab fuzz`, which
+/// begins differently each time.
 const SEED_OF_THE_SUITE: u32 = 1;
 
 /// Options of `cargo lab fuzz`.

@@ -21,17 +21,18 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-/// Of all crates. (cargo-fuzz passes the instrumentation by `-Zsanitizer` options, which only a nightly compiler has.)
+/// The flags of all crates. (cargo-fuzz passes the instrumentation by `-Zsanitizer` options, which only a nightly
+/// compiler has.)
 const RUSTFLAGS: &str = "--cfg fuzzing -Cforce-frame-pointers=yes";
 
-/// With a target named, build scripts and macros are built without these flags.
+/// The target for which cargo builds. With a target named, build scripts and macros are built without these flags.
 const PLATFORM: &str = "x86_64-unknown-linux-gnu";
 
-/// Of the workspace's `Cargo.toml`.
+/// The profile in the workspace's `Cargo.toml`.
 const PROFILE: &str = "fuzz";
 
-/// Shares of the time for some targets; the others get 1. These drive whole machines, where an input
-/// takes longest and has most to find.
+/// The shares of the time of some targets; the others get 1. These drive whole machines, where an input takes longest
+/// and has most to find.
 const SHARES: [(&str, u32); 8] = [
     ("backend", 6),
     ("life", 4),
@@ -43,21 +44,21 @@ const SHARES: [(&str, u32); 8] = [
     ("virtio", 2),
 ];
 
-/// An input that takes longer hangs, in seconds. One that takes a second is slow.
+/// The seconds after which an input counts as hanging. One that takes a second is slow.
 const LONGEST: u32 = 20;
 
-/// More memory than that is a failure, in MiB.
+/// The memory in MiB above which an input fails.
 const MOST_MEMORY: u32 = 1024;
 
 /// Length limit of inputs. The part of an input that a target reads is shorter, or repeats itself.
 const LONGEST_INPUT: u32 = 4096;
 
-/// `target/fuzz`.
+/// Returns `target/fuzz`.
 fn folder() -> PathBuf {
     workspace::root().join("target/fuzz")
 }
 
-/// The targets: each has its program in `fuzz/fuzz_targets`.
+/// Returns the targets: each has its program in `fuzz/fuzz_targets`.
 pub fn targets() -> Result<Vec<String>> {
     let programs = workspace::root().join("fuzz/fuzz_targets");
     let mut names = Vec::new();
@@ -72,7 +73,7 @@ pub fn targets() -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// The targets of these names, or all without any.
+/// Returns the targets of these names, or all without any.
 pub fn chosen(names: &[String]) -> Result<Vec<String>> {
     let all = targets()?;
     if let Some(unknown) = names.iter().find(|name| !all.contains(name)) {
@@ -126,8 +127,8 @@ pub fn build() -> Result<()> {
     )
 }
 
-/// Runs a target for so long, or until it fails. `seed` decides what it tries: with the same one, a tree is tried with the
-/// same inputs, as far as the time suffices. Without one, libFuzzer takes another each time.
+/// Runs a target for that time, or until it fails. `seed` decides on the inputs: with the same seed, a tree is tried
+/// with the same inputs, as far as the time suffices. Without one, libFuzzer takes another each time.
 pub fn run(target: &str, time: Duration, seed: Option<u32>) -> Result<Outcome> {
     let (corpus, seeds) = (folder().join("corpus"), folder().join("seeds"));
     let (corpus, seeds) = (corpus.join(target), seeds.join(target));
@@ -161,8 +162,7 @@ pub fn run(target: &str, time: Duration, seed: Option<u32>) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// Keeps the input that made a target fail as a text that can be a seed, and tries it once more by
-/// itself.
+/// Keeps the input that made a target fail, as a text that can be a seed, and tries it once more by itself.
 fn keep(target: &str, input: &Path, reason: String) -> Result<Crash> {
     let bytes = fs::read(input).with_context(|| format!("cannot read {}", input.display()))?;
     let crashes = folder().join("crashes");

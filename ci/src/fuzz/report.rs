@@ -94,7 +94,7 @@ pub fn input_of_crash(log: &str) -> Option<PathBuf> {
     Some(workspace::root().join(path))
 }
 
-/// Returns the panic's message, or else libFuzzer's.
+/// Returns the panic's message or, if there is none, libFuzzer's.
 pub fn reason(log: &str) -> String {
     let mut lines = log.lines();
     let panic = lines.find_map(|line| {
@@ -113,7 +113,7 @@ pub fn reason(log: &str) -> String {
     error.unwrap_or("it ended without a word").to_owned()
 }
 
-/// Bytes as a seed's text has them.
+/// Returns bytes in the form of a seed's text.
 pub fn as_seed(target: &str, reason: &str, bytes: &[u8]) -> String {
     let mut text = format!(
         "# Makes {target} fail: {}\n",
@@ -126,7 +126,7 @@ pub fn as_seed(target: &str, reason: &str, bytes: &[u8]) -> String {
     text
 }
 
-/// Bytes as a message has them: as in a seed, in one line, or nothing if they are too many.
+/// Returns bytes in the form of a message: as in a seed, in one line, or nothing if they are too many.
 pub fn in_message(bytes: &[u8]) -> String {
     match bytes.len() {
         ..=MOST_IN_MESSAGE => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
@@ -134,7 +134,7 @@ pub fn in_message(bytes: &[u8]) -> String {
     }
 }
 
-/// The table at the end.
+/// Returns the table at the end.
 pub fn table(outcomes: &[Outcome]) -> String {
     let mut table = Table::new();
     table.load_preset(presets::ASCII_MARKDOWN);

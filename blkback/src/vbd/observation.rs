@@ -1,4 +1,4 @@
-//! The nodes of a disk that the state machine goes by, as xenstore has them.
+//! The nodes of a disk on which the state machine decides, as xenstore has them.
 
 use super::state_machine::Observed;
 use crate::changes::{Changes, Stale};
@@ -80,8 +80,8 @@ impl<H: Hypervisor> Observer<H> {
         Ok(seen)
     }
 
-    /// Notes that this state was written into the backend's directory, or was not, because the directory is
-    /// not what it was.
+    /// Notes that this state was written into the backend's directory, or was not, because the directory has changed
+    /// meanwhile.
     pub fn wrote(&self, state: XenbusState, written: bool) {
         let known = self.known.get().filter(|_| written);
         self.known.set(known.map(|known| Observed {

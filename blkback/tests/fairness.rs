@@ -95,6 +95,27 @@ fn a_guest_with_many_queues_gets_about_twice_as_much_at_most() {
     world.nothing_left();
 }
 
+/// Counts requests of the greedy guest as they are served, and the ones that were when the modest guest's ring had a response.
+/// Each time, does what is asked for with the count.
+fn count_until_answered(
+    meanwhile: &Meanwhile,
+    modest: SharedPages,
+    mut then: impl FnMut(u32) + 'static,
+) -> Rc<Cell<(u32, Option<u32>)>> {
+    let answered = modest.load(Index::ResponseProducer);
+    let served = Rc::new(Cell::new((0, None)));
+    let counting = served.clone();
+    meanwhile.set(move || {
+        let (count, mut waited) = counting.get();
+        if modest.load(Index::ResponseProducer) != answered {
+            waited = waited.or(Some(count));
+        }
+        then(count);
+        counting.set((count + 1, waited));
+    });
+    served
+}
+
 /// The requests that the greedy guest makes again and again.
 #[derive(Clone, Copy, Debug)]
 enum Asked {
@@ -141,20 +162,12 @@ fn a_guest_that_never_stops_asking_gets_no_more_than_its_turn() {
             }
         }
         theirs.read(slot_of(first), &mut request);
-        let answered = ours.load(Index::ResponseProducer);
-        let served = Rc::new(Cell::new((0, None)));
-        let counting = served.clone();
-        meanwhile.set(move || {
-            let (count, mut waited) = counting.get();
-            if ours.load(Index::ResponseProducer) != answered {
-                waited = waited.or(Some(count));
-            }
+        let served = count_until_answered(&meanwhile, ours, move |count| {
             // Not for ever, so that the test comes to an end.
             if (1..5000).contains(&count) {
                 theirs.write(slot_of(first + SLOTS + count - 1), &request);
                 theirs.store(Index::RequestProducer, first + SLOTS + count);
             }
-            counting.set((count + 1, waited));
         });
         greedy.link().kick();
         modest.link().push_read(0, 8);
@@ -213,16 +226,7 @@ fn a_guest_with_a_large_ring_of_large_requests_gets_no_more_than_its_turn() {
         while greedy.link().ring.free() > 0 {
             greedy.link().push_slot(&request);
         }
-        let answered = ours.load(Index::ResponseProducer);
-        let served = Rc::new(Cell::new((0, None)));
-        let counting = served.clone();
-        meanwhile.set(move || {
-            let (count, mut waited) = counting.get();
-            if ours.load(Index::ResponseProducer) != answered {
-                waited = waited.or(Some(count));
-            }
-            counting.set((count + 1, waited));
-        });
+        let served = count_until_answered(&meanwhile, ours, |_| {});
         greedy.link().kick();
         modest.link().push_read(0, 1);
         modest.link().kick();

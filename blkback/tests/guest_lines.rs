@@ -71,12 +71,8 @@ fn a_guest_that_reconnects_without_end_has_a_few_lines_a_minute() {
     world.nothing_left();
 }
 
-#[test]
-fn a_guest_that_breaks_its_disk_without_end_has_a_few_lines_a_minute() {
-    let world = World::new();
-    let guest = Guest::new(&world);
-    let disk = guest.attach("xvda", "ram:disk0");
-    world.forget_journal();
+/// Has a guest publish what is no ring, more often than its share of the log.
+fn break_again_and_again(disk: &Frontend) {
     for _ in 0..70 {
         disk.write_node("ring-ref", "rubbish");
         disk.write_node("event-channel", "rubbish");
@@ -85,6 +81,15 @@ fn a_guest_that_breaks_its_disk_without_end_has_a_few_lines_a_minute() {
         disk.go(XenbusState::Closed);
         disk.go(XenbusState::Initialising);
     }
+}
+
+#[test]
+fn a_guest_that_breaks_its_disk_without_end_has_a_few_lines_a_minute() {
+    let world = World::new();
+    let guest = Guest::new(&world);
+    let disk = guest.attach("xvda", "ram:disk0");
+    world.forget_journal();
+    break_again_and_again(&disk);
     let lines = lines_about(&world, &guest);
     assert!((50..=61).contains(&lines), "{lines} lines");
     // It has asked for too much of xenstored, too.
@@ -108,14 +113,7 @@ fn a_guest_whose_errors_cannot_be_written_has_no_more_lines_for_that() {
         let is_error = id == storage && path.contains("error/backend");
         is_error.then_some(Refusal::QuotaExceeded)
     }));
-    for _ in 0..70 {
-        disk.write_node("ring-ref", "rubbish");
-        disk.write_node("event-channel", "rubbish");
-        disk.go(XenbusState::Initialised);
-        assert_eq!(disk.backend(), Some(XenbusState::Closing));
-        disk.go(XenbusState::Closed);
-        disk.go(XenbusState::Initialising);
-    }
+    break_again_and_again(&disk);
     world.sim.store().faults.refuse = None;
     let lines = world.journal();
     let failures = lines

@@ -151,14 +151,9 @@ fn crashes_of_a_domain_with_a_virtio_device_follow_each_other_under_load() {
     crashes_follow_each_other(&virtio_world(Setup::default()), VIRTIO);
 }
 
-#[test]
-fn a_crash_during_any_operation_of_pciback_is_gone_on_from() {
-    let world = nvme_world(Setup::default());
-    let before = held(&world);
+/// Crashes, and returns the number of operations of pciback that a boot takes that goes on with the channel.
+pub fn operations_of_a_boot(world: &World) -> usize {
     let id = world.storage.id();
-    let guest = Guest::with_memory(&world, 2048);
-    let mut disk = guest.attach("xvda", NVME).connected();
-    // The operations of a boot that goes on with the channel.
     let answered = || world.sim.pciback(id, |pciback| pciback.answered);
     let first = answered();
     world.crash_after(0, 0);
@@ -166,6 +161,17 @@ fn a_crash_during_any_operation_of_pciback_is_gone_on_from() {
     world.wait(SOON);
     let operations = answered() - first;
     assert!(operations > 15, "{operations} operations");
+    operations
+}
+
+#[test]
+fn a_crash_during_any_operation_of_pciback_is_gone_on_from() {
+    let world = nvme_world(Setup::default());
+    let before = held(&world);
+    let id = world.storage.id();
+    let guest = Guest::with_memory(&world, 2048);
+    let mut disk = guest.attach("xvda", NVME).connected();
+    let operations = operations_of_a_boot(&world);
     for operation in 0..operations {
         let why = format!("operation {operation} of {operations}");
         let asked = push_writes(&mut disk, 8, operation as u8);

@@ -1,7 +1,7 @@
 //! A PV domain that starts again in place while dom0's pciback answers nothing for longer than it is waited for.
 
 use super::recovery::held;
-use super::recovery_devices::{NVME, SOON, VIRTIO, nvme_world, virtio_world};
+use super::recovery_devices::{NVME, SOON, VIRTIO, nvme_world, operations_of_a_boot, virtio_world};
 use bulkhead_blkback_testkit::{Guest, Setup, World};
 use std::time::Duration;
 
@@ -29,17 +29,7 @@ fn is_served(world: &World, target: &str, why: &str) {
 fn no_operation_that_takes_too_long_is_final(world: &World, target: &str) {
     is_served(world, target, "before");
     let before = held(world);
-    let answered = || {
-        world
-            .sim
-            .pciback(world.storage.id(), |pciback| pciback.answered)
-    };
-    let first = answered();
-    world.crash_after(0, 0);
-    world.restart();
-    world.wait(SOON);
-    let operations = answered() - first;
-    assert!(operations > 15, "{operations} operations");
+    let operations = operations_of_a_boot(world);
     for operation in 0..operations {
         let why = format!("operation {operation} of {operations}");
         world.crash_after(0, 0);

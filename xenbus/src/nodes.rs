@@ -19,11 +19,7 @@ pub async fn read_nodes(
     path: &str,
     names: &[&str],
 ) -> Result<(), Error> {
-    for some in names.chunks(AT_ONCE) {
-        let values = store.read_each(&paths_of(path, some)).await?;
-        insert(nodes, some, values);
-    }
-    Ok(())
+    read(nodes, store, path, names, Part::Whole).await
 }
 
 /// Reads nodes of a peer in the same way. It may make them as long as it likes: the first 64 bytes of each are kept,
@@ -34,23 +30,35 @@ pub async fn peer_nodes(
     path: &str,
     names: &[&str],
 ) -> Result<(), Error> {
+    read(nodes, store, path, names, Part::Start).await
+}
+
+/// The part of each value that is kept.
+enum Part {
+    Whole,
+    Start,
+}
+
+async fn read(
+    nodes: &mut NodeMap,
+    store: &Nodes,
+    path: &str,
+    names: &[&str],
+    part: Part,
+) -> Result<(), Error> {
     for some in names.chunks(AT_ONCE) {
-        let values = store.read_each_start(&paths_of(path, some)).await?;
-        insert(nodes, some, values);
-    }
-    Ok(())
-}
-
-fn paths_of(path: &str, names: &[&str]) -> Vec<String> {
-    names.iter().map(|name| format!("{path}/{name}")).collect()
-}
-
-fn insert(nodes: &mut NodeMap, names: &[&str], values: Vec<Option<String>>) {
-    for (name, value) in names.iter().zip(values) {
-        if let Some(value) = value {
-            nodes.insert(String::from(*name), value);
+        let paths: Vec<String> = some.iter().map(|name| format!("{path}/{name}")).collect();
+        let values = match part {
+            Part::Whole => store.read_each(&paths).await?,
+            Part::Start => store.read_each_start(&paths).await?,
+        };
+        for (name, value) in some.iter().zip(values) {
+            if let Some(value) = value {
+                nodes.insert(String::from(*name), value);
+            }
         }
     }
+    Ok(())
 }
 
 /// Reads a node of this end's directory, which only the toolstack and this domain write.

@@ -45,8 +45,8 @@ const MIB: u32 = 4;
 const RECORDS: u32 = 20;
 
 fn storage<'t, 'h>(testbed: &'t Testbed<'h>, devices: &[PciDevice]) -> Storage<'t, 'h> {
-    // Enough for the disks on both namespaces of a controller.
-    let memory = 8 + 12 * devices.len() as u32;
+    // As README says: for each controller, and for a disk of each in use at a time.
+    let memory = 16 + 2 * devices.len() as u32;
     let storage = testbed.storage(Kind::Pv).memory(memory);
     devices
         .iter()

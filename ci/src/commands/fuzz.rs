@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 /// The time for which `cargo lab test` fuzzes all targets together.
 const IN_THE_SUITE: Duration = Duration::from_secs(120);
 
-/// The seed with which `cargo lab test` has libFuzzer begin: a tree that passed once passes again, and one that fails
-/// also fails for whoever examines it. Faults that are not found that way are searched for by `cargo lab fuzz`, which
-/// begins differently each time.
+/// The random seed that `cargo lab test` gives libFuzzer: a tree is tried with the same inputs on each machine, as many as it
+/// does in that time. `cargo lab fuzz` begins differently each time.
 const SEED_OF_THE_SUITE: u32 = 1;
 
 /// Options of `cargo lab fuzz`.

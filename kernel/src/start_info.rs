@@ -1,7 +1,7 @@
 //! The start info that the builder gives a PVH domain (`hvm/start_info.h`), read into types of this crate.
 
 use crate::memory::layout::{Ranges, TooFragmented, frames_of};
-use bulkhead_xen::abi::hvm::{self, MemmapEntry, ModuleEntry, StartInfo};
+use bulkhead_xen::abi::hvm::{self, HvmStartInfo, MemmapEntry, ModuleEntry};
 use core::fmt;
 
 /// The most bytes of the domain's command line.
@@ -111,16 +111,16 @@ pub fn parse(memory: &impl Memory, address: u64) -> Result<PvhStart, BadStart> {
     use core::mem::offset_of;
     let field32 = |offset: usize| number32(memory, address + offset as u64);
     let field64 = |offset: usize| number64(memory, address + offset as u64);
-    let magic = field32(offset_of!(StartInfo, magic));
+    let magic = field32(offset_of!(HvmStartInfo, magic));
     if magic != hvm::START_MAGIC {
         return Err(BadStart::Magic(magic));
     }
-    let entries = if field32(offset_of!(StartInfo, version)) == 0 {
+    let entries = if field32(offset_of!(HvmStartInfo, version)) == 0 {
         0
     } else {
-        field32(offset_of!(StartInfo, memmap_entries))
+        field32(offset_of!(HvmStartInfo, memmap_entries))
     };
-    let map = field64(offset_of!(StartInfo, memmap_paddr));
+    let map = field64(offset_of!(HvmStartInfo, memmap_paddr));
     if entries == 0 || map == 0 {
         return Err(BadStart::NoMemoryMap);
     }
@@ -137,9 +137,9 @@ pub fn parse(memory: &impl Memory, address: u64) -> Result<PvhStart, BadStart> {
             }
         }
     }
-    let list = field64(offset_of!(StartInfo, modlist_paddr));
+    let list = field64(offset_of!(HvmStartInfo, modlist_paddr));
     let mut modules = heapless::Vec::new();
-    for index in 0..u64::from(field32(offset_of!(StartInfo, nr_modules))) {
+    for index in 0..u64::from(field32(offset_of!(HvmStartInfo, nr_modules))) {
         let entry = list + index * size_of::<ModuleEntry>() as u64;
         let module = LoadedModule {
             address: number64(memory, entry + offset_of!(ModuleEntry, paddr) as u64),
@@ -158,11 +158,11 @@ pub fn parse(memory: &impl Memory, address: u64) -> Result<PvhStart, BadStart> {
     }
     #[cfg(any(test, feature = "recover"))]
     let own = [
-        (address, size_of::<StartInfo>()),
+        (address, size_of::<HvmStartInfo>()),
         (map, entries as usize * size_of::<MemmapEntry>()),
         (list, modules.len() * size_of::<ModuleEntry>()),
         (
-            field64(offset_of!(StartInfo, cmdline_paddr)),
+            field64(offset_of!(HvmStartInfo, cmdline_paddr)),
             COMMAND_LINE_BYTES,
         ),
     ];
@@ -172,7 +172,7 @@ pub fn parse(memory: &impl Memory, address: u64) -> Result<PvhStart, BadStart> {
             .iter()
             .map(|&(start, bytes)| frames_of(start, bytes as u64))
             .collect(),
-        command_line: text(memory, field64(offset_of!(StartInfo, cmdline_paddr))),
+        command_line: text(memory, field64(offset_of!(HvmStartInfo, cmdline_paddr))),
         modules,
         ram,
     })

@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 use bulkhead_executor::{EventChannel, Handle, Signal, Task, Waiters};
 use bulkhead_grant::{NotShared, SharedMemory};
 use bulkhead_xen::abi::pciif::{
-    AER_RESULT_NONE, AerOp, BACKEND_ACTIVE, FRONTEND_ACTIVE, MAGIC, MAX_VECTORS, Op, SharedInfo,
+    AER_RESULT_NONE, AerOp, BACKEND_ACTIVE, FRONTEND_ACTIVE, MAGIC, MAX_VECTORS, Op, PciSharedInfo,
 };
 use bulkhead_xen::{DomId, Hypervisor, Pirq, Port};
 use core::cell::{Cell, RefCell};
@@ -24,10 +24,10 @@ use core::time::Duration;
 use futures_util::future::{Either, select};
 
 /// The positions of the parts in the page.
-const FLAGS: usize = offset_of!(SharedInfo, flags);
-const OP: usize = offset_of!(SharedInfo, op);
+const FLAGS: usize = offset_of!(PciSharedInfo, flags);
+const OP: usize = offset_of!(PciSharedInfo, op);
 const ENTRIES: usize = OP + offset_of!(Op, msix_entries);
-const AER_OP: usize = offset_of!(SharedInfo, aer_op);
+const AER_OP: usize = offset_of!(PciSharedInfo, aer_op);
 
 /// The future of an operation.
 pub type Operating<'c> = Pin<Box<dyn Future<Output = Result<u32, OperationError>> + 'c>>;

@@ -18,7 +18,7 @@ use crate::{hypercall, interrupts, logger};
 use alloc::boxed::Box;
 use bulkhead_xen::abi::pv::{
     CALLBACKOP_REGISTER, CALLBACKTYPE_EVENT, CALLBACKTYPE_FAILSAFE, CallbackRegister,
-    FLAT_KERNEL_CS, FLAT_KERNEL_SS, GuestContext, SEGBASE_GS_KERNEL, StartInfo, TrapInfo,
+    FLAT_KERNEL_CS, FLAT_KERNEL_SS, GuestContext, PvStartInfo, SEGBASE_GS_KERNEL, TrapInfo,
     VGCF_IN_KERNEL,
 };
 use bulkhead_xen::abi::sched::VCPUOP_INITIALISE;
@@ -33,7 +33,7 @@ unsafe extern "C" {
 }
 
 /// Called by the entry code, on our stack and the builder's page tables.
-pub extern "C" fn pv_main(start: *const StartInfo) -> ! {
+pub extern "C" fn pv_main(start: *const PvStartInfo) -> ! {
     // SAFETY: the first thing on the only vCPU.
     #[cfg(feature = "recover")]
     unsafe {
@@ -162,14 +162,14 @@ fn protect(
     Ok(())
 }
 
-fn command_line(start: &StartInfo) -> heapless::String<COMMAND_LINE_BYTES> {
+fn command_line(start: &PvStartInfo) -> heapless::String<COMMAND_LINE_BYTES> {
     let bytes = start.cmd_line.iter().take_while(|byte| **byte != 0);
     bytes.map(|byte| printable(*byte)).collect()
 }
 
 /// The module is mapped where `mod_start` says, with its exact length: both because the image has
 /// no MOD_START_PFN note (elfnote.h).
-fn module(start: &StartInfo) -> heapless::Vec<LoadedModule, 8> {
+fn module(start: &PvStartInfo) -> heapless::Vec<LoadedModule, 8> {
     let module = LoadedModule {
         address: start.mod_start,
         bytes: start.mod_len,

@@ -11,7 +11,7 @@ use crate::hypercall;
 #[cfg(feature = "recover")]
 use crate::vcpu;
 #[cfg(feature = "recover")]
-use bulkhead_xen::abi::pv::StartInfo;
+use bulkhead_xen::abi::pv::PvStartInfo;
 use bulkhead_xen::abi::pv::{MACH2PHYS_VIRT_START, MmuUpdate, UVMF_INVLPG_ALL, UVMF_TLB_FLUSH_ALL};
 use bulkhead_xen::{DomId, Errno, PAGE_SIZE};
 use core::ops::Range;
@@ -79,7 +79,7 @@ pub fn top_machine_address() -> Option<u64> {
 /// # Safety
 /// `start` is the start info, and nothing else changes page tables meanwhile.
 #[cfg(feature = "recover")]
-unsafe fn find_tables(start: *const StartInfo) -> PageTables<OwnMemory> {
+unsafe fn find_tables(start: *const PvStartInfo) -> PageTables<OwnMemory> {
     // SAFETY: by the contract; the list is the builder's, and no frame is free for new tables.
     unsafe {
         let p2m = P2m::new((*start).mfn_list as *mut u64, (*start).nr_pages);
@@ -92,7 +92,7 @@ unsafe fn find_tables(start: *const StartInfo) -> PageTables<OwnMemory> {
 /// # Safety
 /// As for [`open`].
 #[cfg(feature = "recover")]
-pub unsafe fn has_table_in(start: *const StartInfo, addresses: &Range<u64>) -> bool {
+pub unsafe fn has_table_in(start: *const PvStartInfo, addresses: &Range<u64>) -> bool {
     // SAFETY: by the contract.
     let (tables, pages) = unsafe { (find_tables(start), (*start).nr_pages) };
     let space = AddressSpace::above(pages * PAGE, pages, false);
@@ -104,7 +104,7 @@ pub unsafe fn has_table_in(start: *const StartInfo, addresses: &Range<u64>) -> b
 /// # Safety
 /// As for [`open`].
 #[cfg(feature = "recover")]
-pub unsafe fn map_guards(start: *const StartInfo) -> Result<(), Unmapped> {
+pub unsafe fn map_guards(start: *const PvStartInfo) -> Result<(), Unmapped> {
     // SAFETY: by the contract.
     let mut tables = unsafe { find_tables(start) };
     let mut guards = vcpu::all().skip(1).map(|vcpu| vcpu.guard());
@@ -116,7 +116,7 @@ pub unsafe fn map_guards(start: *const StartInfo) -> Result<(), Unmapped> {
 /// # Safety
 /// `start` is the start info, and nothing else changes page tables meanwhile.
 #[cfg(feature = "recover")]
-pub unsafe fn open(start: *const StartInfo, room: Range<u64>, code: u64) -> Result<(), Unmapped> {
+pub unsafe fn open(start: *const PvStartInfo, room: Range<u64>, code: u64) -> Result<(), Unmapped> {
     // SAFETY: by the contract.
     unsafe { find_tables(start) }.open(room, code)?;
     // Null: it was unmapped at boot.

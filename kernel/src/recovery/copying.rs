@@ -11,7 +11,7 @@ use super::{others, parking, pristine};
 use crate::memory::{self, image};
 use crate::{domain, vcpu};
 use bulkhead_xen::VcpuId;
-use bulkhead_xen::abi::pv::StartInfo;
+use bulkhead_xen::abi::pv::PvStartInfo;
 use core::arch::{asm, global_asm};
 
 global_asm!(
@@ -192,7 +192,7 @@ unsafe fn leave_pv(list: u32, stage: u64) {
     let (start, own) = (pristine::start(), vcpu::current().id());
     // SAFETY: by the contract. Nothing but these lines changes page tables any more.
     unsafe {
-        if let Err(error) = memory::pv::open(start as *const StartInfo, image::room(), stage) {
+        if let Err(error) = memory::pv::open(start as *const PvStartInfo, image::room(), stage) {
             return say(format_args!(
                 "no image can be put into its place: {error}\n"
             ));

@@ -6,7 +6,7 @@ use crate::memory::pv_tables::Unmapped;
 use crate::{domain, event_channels, hypercall, logger, memory};
 use bulkhead_xen::Port;
 use bulkhead_xen::abi::event_channel;
-use bulkhead_xen::abi::pv::StartInfo;
+use bulkhead_xen::abi::pv::PvStartInfo;
 use bulkhead_xen::abi::sched;
 use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -64,7 +64,7 @@ pub(super) unsafe fn let_go(why: fmt::Arguments<'_>) -> bool {
 /// Maps the pages again that are below the stacks of other vCPUs, which have stopped (PV).
 fn map_guards() -> Result<(), Unmapped> {
     // SAFETY: the start info is where the builder has left it. Only the calling vCPU runs.
-    unsafe { memory::pv::map_guards(pristine::start() as *const StartInfo) }
+    unsafe { memory::pv::map_guards(pristine::start() as *const PvStartInfo) }
 }
 
 pub(super) fn say(text: fmt::Arguments<'_>) {

@@ -24,7 +24,7 @@ use crate::memory::{self, image, pages};
 use crate::{devices, domain, grants, reporter};
 use bulkhead_upgrade::{Candidate, FORMAT, Running, Version, WITH_DEVICES, Way};
 use bulkhead_xen::PAGE_SIZE;
-use bulkhead_xen::abi::pv::StartInfo;
+use bulkhead_xen::abi::pv::PvStartInfo;
 use core::ops::Range;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -106,7 +106,7 @@ pub fn obstacle() -> Option<&'static str> {
 /// Returns whether a page table lies where images go. None does, unless a version has built the domain that did not see to
 /// that.
 fn has_table() -> bool {
-    let start = pristine::start() as *const StartInfo;
+    let start = pristine::start() as *const PvStartInfo;
     // SAFETY: the start info is where the builder has left it, and tables in use stay tables.
     !domain::is_pvh() && unsafe { memory::pv::has_table_in(start, &room()) }
 }

@@ -9,7 +9,7 @@ pub const START_MAGIC: u32 = 0x336e_c578;
 /// `struct hvm_start_info`: what a PVH domain finds at the address in `ebx`.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
-pub struct StartInfo {
+pub struct HvmStartInfo {
     /// [`START_MAGIC`].
     pub magic: u32,
     /// The memory map is there from version 1 on.
@@ -184,8 +184,8 @@ const _: () = {
     assert!(size_of::<VcpuContext>() == 128);
     assert!(offset_of!(VcpuContext32, efer) == 64);
     assert!(size_of::<VcpuContext32>() == size_of::<VcpuContext>());
-    assert!(size_of::<StartInfo>() == 56);
-    assert!(offset_of!(StartInfo, memmap_paddr) == 40);
+    assert!(size_of::<HvmStartInfo>() == 56);
+    assert!(offset_of!(HvmStartInfo, memmap_paddr) == 40);
     assert!(size_of::<ModuleEntry>() == 32);
     assert!(size_of::<MemmapEntry>() == 24);
     assert!(size_of::<HvmParam>() == 16);

@@ -97,7 +97,7 @@ pub struct AerOp {
 /// `struct xen_pci_sharedinfo`: the page.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct SharedInfo {
+pub struct PciSharedInfo {
     /// `XEN_PCIF_*` and `XEN_PCIB_*`.
     pub flags: u32,
     /// The frontend's request.
@@ -114,7 +114,7 @@ const _: () = {
     assert!(offset_of!(Op, msix_entries) == 36);
     assert!(size_of::<Op>() == 548);
     assert!(size_of::<AerOp>() == 20);
-    assert!(offset_of!(SharedInfo, op) == 4);
-    assert!(offset_of!(SharedInfo, aer_op) == 552);
-    assert!(size_of::<SharedInfo>() == 572);
+    assert!(offset_of!(PciSharedInfo, op) == 4);
+    assert!(offset_of!(PciSharedInfo, aer_op) == 552);
+    assert!(size_of::<PciSharedInfo>() == 572);
 };

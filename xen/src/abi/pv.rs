@@ -6,7 +6,7 @@ pub const SIF_MOD_START_PFN: u32 = 1 << 3;
 /// `struct start_info`: what the builder leaves for a PV domain.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct StartInfo {
+pub struct PvStartInfo {
     /// `xen-<version>-<platform>`.
     pub magic: [u8; 32],
     /// Pages allocated to the domain.
@@ -181,12 +181,12 @@ const _: () = {
     assert!(offset_of!(GuestContext, registers) == 520);
     assert!(offset_of!(GuestContext, kernel_sp) == 4976);
     assert!(size_of::<GuestContext>() == 5168);
-    assert!(offset_of!(StartInfo, store_mfn) == 56);
-    assert!(offset_of!(StartInfo, console_mfn) == 72);
-    assert!(offset_of!(StartInfo, pt_base) == 88);
-    assert!(offset_of!(StartInfo, cmd_line) == 128);
-    assert!(offset_of!(StartInfo, first_p2m_pfn) == 1152);
-    assert!(size_of::<StartInfo>() == 1168);
+    assert!(offset_of!(PvStartInfo, store_mfn) == 56);
+    assert!(offset_of!(PvStartInfo, console_mfn) == 72);
+    assert!(offset_of!(PvStartInfo, pt_base) == 88);
+    assert!(offset_of!(PvStartInfo, cmd_line) == 128);
+    assert!(offset_of!(PvStartInfo, first_p2m_pfn) == 1152);
+    assert!(size_of::<PvStartInfo>() == 1168);
     assert!(size_of::<MmuUpdate>() == 16);
     assert!(size_of::<TrapInfo>() == 16);
     assert!(size_of::<CallbackRegister>() == 16);

@@ -12,7 +12,7 @@ use bulkhead_xen::abi::grant_table::MapFlags;
 use bulkhead_xen::abi::pciif::{
     self, AerOp, BACKEND_ACTIVE, CONF_READ, CONF_WRITE, DEV_NOT_FOUND, DISABLE_MSI, DISABLE_MSIX,
     ENABLE_MSI, ENABLE_MSIX, FRONTEND_ACTIVE, MAGIC, MAX_VECTORS, NOT_IMPLEMENTED, OP_FAILED, Op,
-    SUCCESS, SharedInfo,
+    PciSharedInfo, SUCCESS,
 };
 use bulkhead_xen::{DomId, GrantRef, Pirq, Port, VcpuId};
 use std::collections::VecDeque;
@@ -247,7 +247,7 @@ impl Pciback {
             return false;
         };
         let (address, port) = (page.address, page.port);
-        let flags = memory::word(address + offset_of!(SharedInfo, flags));
+        let flags = memory::word(address + offset_of!(PciSharedInfo, flags));
         let active = || flags.load(std::sync::atomic::Ordering::SeqCst);
         if self.rung && self.reported && active() & BACKEND_ACTIVE == 0 {
             self.reported = false;
@@ -262,14 +262,14 @@ impl Pciback {
         if active() & FRONTEND_ACTIVE == 0 {
             return false;
         }
-        let mut request = Request::read(address + offset_of!(SharedInfo, op));
+        let mut request = Request::read(address + offset_of!(PciSharedInfo, op));
         let forced = self.faults.errors.pop_front().unwrap_or(SUCCESS);
         let err = match forced {
             SUCCESS => self.act(world, &mut request),
             forced => forced,
         };
         request.set(offset_of!(Op, err), err as u32);
-        request.write(address + offset_of!(SharedInfo, op));
+        request.write(address + offset_of!(PciSharedInfo, op));
         flags.fetch_and(!FRONTEND_ACTIVE, std::sync::atomic::Ordering::SeqCst);
         self.faults.answered += 1;
         self.faults.stall_after = self.faults.stall_after.map(|left| left - 1);
@@ -373,7 +373,7 @@ impl Pciback {
     /// Reports an error of the first function.
     pub(super) fn report_error(&mut self, world: &mut World) {
         let page = self.page.as_ref().expect("a connected frontend");
-        let aer = page.address + offset_of!(SharedInfo, aer_op);
+        let aer = page.address + offset_of!(PciSharedInfo, aer_op);
         for (offset, value) in [
             (offset_of!(AerOp, cmd), 6_u32),
             (offset_of!(AerOp, err), 1),
@@ -385,7 +385,7 @@ impl Pciback {
         }
         self.faults.error_result = None;
         self.reported = true;
-        let flags = memory::word(page.address + offset_of!(SharedInfo, flags));
+        let flags = memory::word(page.address + offset_of!(PciSharedInfo, flags));
         flags.fetch_or(BACKEND_ACTIVE, std::sync::atomic::Ordering::SeqCst);
         // The domain may be gone.
         let _ = world.notify(DOM0, page.port);
@@ -395,7 +395,7 @@ impl Pciback {
 /// The frontend's answer to an error.
 fn read_error_result(address: usize) -> i32 {
     let mut bytes = [0; 4];
-    let at = offset_of!(SharedInfo, aer_op) + offset_of!(AerOp, err);
+    let at = offset_of!(PciSharedInfo, aer_op) + offset_of!(AerOp, err);
     device_reads(address + at, &mut bytes);
     i32::from_ne_bytes(bytes)
 }

@@ -3,7 +3,7 @@
 use bulkhead_blkback_testkit::{
     Frontend, Guest, Lower, Setup, Style, World, allocations, on_every_path,
 };
-use bulkhead_ring::blkif::{Discard, Operation, Request, SLOT_SIZE, Sector, TransferKind};
+use bulkhead_ring::blkif::{BlkifSector, Discard, Operation, Request, SLOT_SIZE, TransferKind};
 use bulkhead_xen_sim::xenstore::toolstack::Disk;
 use std::time::Duration;
 
@@ -73,7 +73,7 @@ fn a_ring_full_of_discards_takes_nothing() {
             for number in 0..32 {
                 let id = disk.link().new_id();
                 let discard = Discard {
-                    sector: Sector(number * 8),
+                    sector: BlkifSector(number * 8),
                     count: 8 - number % 3,
                     secure: number % 2 == 0,
                 };

@@ -6,7 +6,7 @@ use bulkhead_blkback_testkit::{
 use bulkhead_grant::GrantAccess;
 use bulkhead_ring::RingMemory;
 use bulkhead_ring::blkif::{
-    Opcode, Operation, Request, RequestId, SLOT_SIZE, Sector, Segment, Status, TransferKind,
+    BlkifSector, Opcode, Operation, Request, RequestId, SLOT_SIZE, Segment, Status, TransferKind,
 };
 use bulkhead_ring::{Index, SharedPages};
 use bulkhead_xen::GrantRef;
@@ -147,7 +147,7 @@ fn a_write_to_a_read_only_disk() {
 /// Returns a request with these segments, which name their pages by number.
 fn about(disk: &mut Frontend<'_>, kind: TransferKind, segments: &[Segment]) -> Request {
     let id = disk.link().new_id();
-    Request::transfer(id, kind, Sector(0), segments).unwrap()
+    Request::transfer(id, kind, BlkifSector(0), segments).unwrap()
 }
 
 #[test]
@@ -270,7 +270,7 @@ fn an_operation_that_is_not_offered() {
     // Nothing is ever discarded from a disk without discard.
     let mut disk = guest.attach_read_only("xvda", "ram:disk0").connected();
     let discard = bulkhead_ring::blkif::Discard {
-        sector: Sector(0),
+        sector: BlkifSector(0),
         count: 8,
         secure: false,
     };

@@ -2,7 +2,7 @@
 
 use bulkhead_blkback_testkit::{Bystander, Guest, Random, World};
 use bulkhead_images::{Caps, IoError, Op, Sector};
-use bulkhead_ring::blkif::{Request, RequestId, Sector as Position, Status, TransferKind};
+use bulkhead_ring::blkif::{BlkifSector, Request, RequestId, Status, TransferKind};
 use std::collections::BTreeSet;
 
 const BARRIER: TransferKind = TransferKind::WriteBarrier;
@@ -72,7 +72,7 @@ fn a_barrier_needs_no_second_flush_where_the_store_can_write_durably() {
     };
     disk.link().push_write(0, &[1; 4096]);
     disk.link().push_transfer(BARRIER, 8, 8, &[3; 4096]);
-    let empty = Request::transfer(RequestId(9), BARRIER, Position(0), &[]);
+    let empty = Request::transfer(RequestId(9), BARRIER, BlkifSector(0), &[]);
     disk.link()
         .push(&empty.expect("it may be empty"), Vec::new());
     disk.link()
@@ -103,7 +103,7 @@ fn an_empty_barrier_is_an_order_alone() {
     let guest = Guest::new(&world);
     let mut disk = guest.attach("xvdd", "ram:disk0").connected();
     disk.link().push_write(0, &[1; 4096]);
-    let barrier = Request::transfer(RequestId(1), BARRIER, Position(0), &[]);
+    let barrier = Request::transfer(RequestId(1), BARRIER, BlkifSector(0), &[]);
     disk.link()
         .push(&barrier.expect("it may be empty"), Vec::new());
     disk.link().push_write(8, &[2; 4096]);

@@ -6,7 +6,9 @@ use bulkhead_blkback_testkit::{
 };
 use bulkhead_grant::GrantAccess;
 use bulkhead_ring::Format;
-use bulkhead_ring::blkif::{Abi, Blkif, Request, SLOT_SIZE, Sector, Segment, Status, TransferKind};
+use bulkhead_ring::blkif::{
+    Abi, Blkif, BlkifSector, Request, SLOT_SIZE, Segment, Status, TransferKind,
+};
 use bulkhead_xen::{GrantRef, PAGE_SIZE};
 
 /// The offset of the slots in a ring (`DEFINE_RING_TYPES`, io/ring.h).
@@ -88,7 +90,7 @@ fn a_read_that_fails_in_its_middle_shows_what_it_may_and_nothing_else() {
                 .collect();
             segments[bad] = Segment::whole(GrantRef(900));
             let id = disk.link().new_id();
-            let request = Request::transfer(id, TransferKind::Read, Sector(0), &segments);
+            let request = Request::transfer(id, TransferKind::Read, BlkifSector(0), &segments);
             disk.link().push(&request.expect("eleven segments"), pages);
             let answer = disk.answer();
             assert_eq!(answer.status, Status::Error, "page {bad}, {path:?}");

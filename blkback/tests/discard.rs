@@ -4,14 +4,14 @@
 use bulkhead_blkback_testkit::{
     Bystander, Frontend, Guest, IMAGE_SIZE, SECTORS, Setup, World, content,
 };
-use bulkhead_ring::blkif::{Discard, Operation, Request, Sector, Status, TransferKind};
+use bulkhead_ring::blkif::{BlkifSector, Discard, Operation, Request, Status, TransferKind};
 use bulkhead_xen_sim::xenstore::toolstack::Disk;
 
 /// Discards sectors, and returns the status of the answer.
 pub fn discard(disk: &mut Frontend<'_>, sector: u64, count: u64, secure: bool) -> Status {
     let id = disk.link().new_id();
     let discard = Discard {
-        sector: Sector(sector),
+        sector: BlkifSector(sector),
         count,
         secure,
     };
@@ -178,7 +178,7 @@ fn reads_writes_and_discards_in_one_sweep() {
         for number in 8..16 {
             let id = disk.link().new_id();
             let discard = Discard {
-                sector: Sector(number * 8),
+                sector: BlkifSector(number * 8),
                 count: 8,
                 secure: false,
             };

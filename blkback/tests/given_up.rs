@@ -5,7 +5,7 @@ use bulkhead_blkback_testkit::{
     Bystander, Frontend, Guest, Meanwhile, SECTORS, Setup, World, content,
 };
 use bulkhead_images::DiscardMode;
-use bulkhead_ring::blkif::{Discard, Operation, Request, Sector, Status};
+use bulkhead_ring::blkif::{BlkifSector, Discard, Operation, Request, Status};
 use bulkhead_xen_sim::xenstore::toolstack;
 use bulkhead_xenbus::XenbusState;
 use std::cell::Cell;
@@ -41,7 +41,7 @@ fn discard_all(disk: &mut Frontend<'_>) {
     for _ in 0..DISCARDS {
         let id = disk.link().new_id();
         let discard = Discard {
-            sector: Sector(0),
+            sector: BlkifSector(0),
             count: (SLICES * MIB / 512) as u64,
             secure: false,
         };

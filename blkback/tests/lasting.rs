@@ -2,7 +2,7 @@
 
 use bulkhead_blkback_testkit::{Frontend, Guest, IMAGE_SIZE, Lower, Setup, Style, World, content};
 use bulkhead_blkfront::PATIENCE;
-use bulkhead_ring::blkif::{Discard, Operation, Request, Sector, Status, TransferKind};
+use bulkhead_ring::blkif::{BlkifSector, Discard, Operation, Request, Status, TransferKind};
 use bulkhead_xen::Reservation;
 use bulkhead_xen_sim::xenstore::toolstack::{self, Disk, Vbd};
 use bulkhead_xenbus::XenbusState;
@@ -130,7 +130,7 @@ fn every_kind_of_request_reaches_the_backend() {
     let answer = answered(&mut disk, |disk| {
         let id = disk.link().new_id();
         let discard = Discard {
-            sector: Sector(16),
+            sector: BlkifSector(16),
             count: 8,
             secure: true,
         };

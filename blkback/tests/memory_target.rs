@@ -1,7 +1,7 @@
 //! The size of the driver domain's memory: the effects of `xl mem-set` and `maxmem=`.
 
 use bulkhead_blkback_testkit::{Bystander, Guest, IMAGE_SIZE, SECTORS, Setup, World, content};
-use bulkhead_ring::blkif::{Discard, Operation, Request, Sector, Status};
+use bulkhead_ring::blkif::{BlkifSector, Discard, Operation, Request, Status};
 
 const TARGET: &str = "memory/target";
 
@@ -166,7 +166,7 @@ fn what_guests_discarded_is_missed_by_nobody() {
     let mut disk = Guest::new(&world).attach("xvda", "ram:disk0").connected();
     let id = disk.link().new_id();
     let discard = Discard {
-        sector: Sector(0),
+        sector: BlkifSector(0),
         count: 8192,
         secure: false,
     };

@@ -8,7 +8,7 @@ use bulkhead_grant::GrantAccess;
 use bulkhead_nvme::command::nvm::opcode;
 use bulkhead_nvme_testing::{Config, FakeNamespace, Fate};
 use bulkhead_ring::blkif::TransferKind::{Read, Write, WriteBarrier};
-use bulkhead_ring::blkif::{Request, Sector, Segment, Status};
+use bulkhead_ring::blkif::{BlkifSector, Request, Segment, Status};
 use bulkhead_xen::PAGE_SIZE;
 use bulkhead_xen_sim::DomainKind;
 use bulkhead_xen_sim::pci::FunctionConfig;
@@ -325,7 +325,7 @@ fn a_domain_that_ends_in_mid_read_leaves_its_guests_pages_alone() {
         let memory = page.memory;
         let segment = Segment::new(page.gref(), 0, 7).expect("a page");
         let id = disk.link().new_id();
-        let request = Request::transfer(id, Read, Sector(0), &[segment]).expect("one segment");
+        let request = Request::transfer(id, Read, BlkifSector(0), &[segment]).expect("one segment");
         disk.link().push(&request, vec![page]);
         disk.link().kick();
         world.run();

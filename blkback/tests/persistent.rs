@@ -5,7 +5,7 @@ use bulkhead_blkback_testkit::{
     Bystander, Frontend, Guest, IMAGE_SIZE, POISON, Page, Random, Style, World, content,
 };
 use bulkhead_grant::GrantAccess;
-use bulkhead_ring::blkif::{Request, Sector, Segment, Status, TransferKind};
+use bulkhead_ring::blkif::{BlkifSector, Request, Segment, Status, TransferKind};
 use std::collections::BTreeMap;
 
 /// The number of pages that stay mapped.
@@ -21,7 +21,7 @@ fn persistent<'w>(guest: &Guest<'w>) -> Frontend<'w> {
 fn move_page(disk: &mut Frontend<'_>, kind: TransferKind, sector: u64, page: &Page) -> Status {
     let id = disk.link().new_id();
     let segments = [Segment::whole(page.gref())];
-    let request = Request::transfer(id, kind, Sector(sector), &segments);
+    let request = Request::transfer(id, kind, BlkifSector(sector), &segments);
     disk.link().push(&request.expect("one segment"), Vec::new());
     disk.answer().status
 }

@@ -3,7 +3,7 @@
 use bulkhead_blkback::engine::Options;
 use bulkhead_blkback_testkit::{Crash, Frontend, Guest, PATHS, Random, Setup, Style, World};
 use bulkhead_ring::blkif::{
-    Abi, Discard, Operation, Request, RequestId, Sector, Status, TransferKind,
+    Abi, BlkifSector, Discard, Operation, Request, RequestId, Status, TransferKind,
 };
 use bulkhead_xen_sim::xenstore::toolstack::{self, Disk};
 use bulkhead_xenbus::XenbusState;
@@ -86,7 +86,7 @@ fn ask(disk: &mut Frontend<'_>, content: &[u8]) -> Asked {
     let discard = Request::of(
         link.new_id(),
         Operation::Discard(Discard {
-            sector: Sector(192),
+            sector: BlkifSector(192),
             count: 8,
             secure: false,
         }),
@@ -412,7 +412,7 @@ fn a_long_discard_is_begun_again_and_no_later_request_overtakes_it() {
         let discard = Request::of(
             link.new_id(),
             Operation::Discard(Discard {
-                sector: Sector(0),
+                sector: BlkifSector(0),
                 count: (size / 512) as u64,
                 secure: false,
             }),

@@ -3,7 +3,7 @@
 use super::recovery::{Case, collect_all, crash_everywhere, push_writes, rounds};
 use super::recovery_load::Load;
 use bulkhead_blkback_testkit::{Crash, Guest, Random, Setup, Style, World, reordering};
-use bulkhead_ring::blkif::{Discard, Operation, Request, Sector};
+use bulkhead_ring::blkif::{BlkifSector, Discard, Operation, Request};
 use std::time::Duration;
 
 fn world() -> World {
@@ -80,7 +80,7 @@ fn after_a_crash_a_discard_and_later_writes_keep_their_order_with_such_a_store()
         let discard = Request::of(
             link.new_id(),
             Operation::Discard(Discard {
-                sector: Sector(0),
+                sector: BlkifSector(0),
                 count: 16,
                 secure: false,
             }),

@@ -8,7 +8,7 @@ use bulkhead_grant::GrantAccess;
 use bulkhead_images::SectorSize;
 use bulkhead_nvme_testing::{Config, FakeNamespace, Fate};
 use bulkhead_ring::blkif::TransferKind::Read;
-use bulkhead_ring::blkif::{Request, Sector, Segment, Status};
+use bulkhead_ring::blkif::{BlkifSector, Request, Segment, Status};
 use bulkhead_volumes::Guid;
 use bulkhead_volumes::testing::{self, NewPartition, write_gpt};
 use bulkhead_xen::PAGE_SIZE;
@@ -267,7 +267,7 @@ fn a_controller_that_lies_reaches_no_page_of_before() {
     let memory = page.memory;
     let segment = Segment::new(page.gref(), 0, 7).expect("a page");
     let id = disk.link().new_id();
-    let request = Request::transfer(id, Read, Sector(0), &[segment]).expect("one segment");
+    let request = Request::transfer(id, Read, BlkifSector(0), &[segment]).expect("one segment");
     disk.link().push(&request, vec![page]);
     disk.link().kick();
     world.run();

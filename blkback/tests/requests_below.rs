@@ -3,7 +3,7 @@
 use crate::liar::{DISK, Liar, OFFER, THERE_AND_BACK};
 use bulkhead_blkback_testkit::{Frontend, Guest, Setup, World};
 use bulkhead_ring::blkif::{
-    Discard, Operation, Request, RequestId, Sector, Status, Transfer, TransferKind,
+    BlkifSector, Discard, Operation, Request, RequestId, Status, Transfer, TransferKind,
 };
 use bulkhead_xenbus::XenbusState;
 
@@ -49,7 +49,7 @@ fn push_discard(disk: &mut Frontend<'_>, discard: Discard) {
 
 fn discard(secure: bool) -> Discard {
     Discard {
-        sector: Sector(16),
+        sector: BlkifSector(16),
         count: 8,
         secure,
     }
@@ -79,7 +79,12 @@ fn a_flush_is_an_empty_barrier_where_the_backend_has_nothing_else() {
         disk.backend_node("feature-flush-cache").as_deref(),
         Some("1")
     );
-    let empty = Request::transfer(RequestId(0), TransferKind::WriteBarrier, Sector(0), &[]);
+    let empty = Request::transfer(
+        RequestId(0),
+        TransferKind::WriteBarrier,
+        BlkifSector(0),
+        &[],
+    );
     let empty = empty.expect("a barrier needs no segment").operation;
     for status in [Status::Okay, Status::Error] {
         let flush = |disk: &mut Frontend<'_>| {
@@ -109,7 +114,7 @@ fn sectors_of_4096_bytes_are_asked_for_as_a_whole() {
     else {
         panic!("{request:?}");
     };
-    assert_eq!((kind, sector), (TransferKind::Read, Sector(16)));
+    assert_eq!((kind, sector), (TransferKind::Read, BlkifSector(16)));
     let lengths: Vec<_> = segments.iter().map(|segment| segment.len()).collect();
     assert_eq!((lengths, status), (vec![4096], Status::Okay));
     // Half a sector is no request.

@@ -250,7 +250,7 @@ fn index_pages_that_lie() {
             let grefs = [GrantRef(gref); 8];
             let indirect = bulkhead_ring::blkif::Indirect::new(
                 TransferKind::Write,
-                bulkhead_ring::blkif::Sector(0),
+                bulkhead_ring::blkif::BlkifSector(0),
                 20,
                 grefs,
             );

@@ -7,7 +7,7 @@ use bulkhead_blkback_testkit::{
 use bulkhead_grant::GrantAccess;
 use bulkhead_images::testing::{Delayed, Encrypting, Layer};
 use bulkhead_images::{BlockDevice, Caps, IoError, Sector};
-use bulkhead_ring::blkif::{Request, Sector as Position, Segment, Status, TransferKind};
+use bulkhead_ring::blkif::{BlkifSector, Request, Segment, Status, TransferKind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -163,7 +163,7 @@ fn a_staged_read_into_a_page_that_may_not_be_written_fails() {
         let segment = [Segment::whole(page.gref())];
         let id = disk.link().new_id();
         let kind = TransferKind::Read;
-        let read = Request::transfer(id, kind, Position(0), &segment).expect("one segment");
+        let read = Request::transfer(id, kind, BlkifSector(0), &segment).expect("one segment");
         disk.link().push(&read, vec![page]);
         assert_eq!(disk.exchange()[0].status, Status::Error);
         disk.detach();
@@ -340,7 +340,7 @@ fn a_sector_in_more_segments_than_the_store_takes_goes_through_own_memory() {
         .map(|page| Segment::new(page.gref(), 2, 2).expect("within the page"))
         .collect();
     let id = link.new_id();
-    let write = Request::transfer(id, TransferKind::Write, Position(8), &segments);
+    let write = Request::transfer(id, TransferKind::Write, BlkifSector(8), &segments);
     link.push(&write.expect("not too many"), pages);
     disk.exchange();
     assert_eq!(finish(&world, &late.last(), &mut disk), [Status::Okay]);

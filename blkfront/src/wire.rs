@@ -8,8 +8,8 @@ use bulkhead_grant::memory::filled;
 use bulkhead_grant::{NotShared, SharedMemory};
 use bulkhead_images::{IoError, Op};
 use bulkhead_ring::blkif::{
-    Abi, Blkif, Discard, Indirect, MAX_INDIRECT_PAGES, MAX_SEGMENTS, Opcode, Operation, Request,
-    RequestId, SEGMENTS_PER_INDIRECT_PAGE, Sector, Segment, Status, TransferKind,
+    Abi, Blkif, BlkifSector, Discard, Indirect, MAX_INDIRECT_PAGES, MAX_SEGMENTS, Opcode,
+    Operation, Request, RequestId, SEGMENTS_PER_INDIRECT_PAGE, Segment, Status, TransferKind,
 };
 use bulkhead_ring::{FrontRing, Overrun, SharedPages};
 use bulkhead_xen::{GrantRef, Hypervisor, PAGE_SIZE, Port};
@@ -266,9 +266,12 @@ impl<H: Hypervisor> Wire<H> {
     /// Returns the operation that makes data durable.
     fn flush(&self) -> Operation {
         let barrier = match self.rules.flush {
-            FlushBy::Barrier => {
-                Request::transfer(RequestId(0), TransferKind::WriteBarrier, Sector(0), &[])
-            }
+            FlushBy::Barrier => Request::transfer(
+                RequestId(0),
+                TransferKind::WriteBarrier,
+                BlkifSector(0),
+                &[],
+            ),
             _ => None,
         };
         barrier.map_or(Operation::Flush, |request| request.operation)
@@ -286,7 +289,7 @@ impl<H: Hypervisor> Wire<H> {
                 secure,
             } => {
                 let discard = Discard {
-                    sector: Sector(sector.0),
+                    sector: BlkifSector(sector.0),
                     count: count.0,
                     secure,
                 };
@@ -295,7 +298,7 @@ impl<H: Hypervisor> Wire<H> {
             Op::Flush => return (self.flush(), 1),
         };
         let left = entry.steps() - entry.next;
-        let sector = Sector(sector.0 + u64::from(entry.next) * (PAGE_SIZE / 512) as u64);
+        let sector = BlkifSector(sector.0 + u64::from(entry.next) * (PAGE_SIZE / 512) as u64);
         let segment = |page: u16| {
             let bytes = entry.len as usize - usize::from(page) * PAGE_SIZE;
             let last = bytes.min(PAGE_SIZE).div_ceil(512).max(1) - 1;

@@ -2,7 +2,7 @@
 
 use bulkhead_ring::Format;
 use bulkhead_ring::blkif::{
-    Abi, Blkif, Discard, Indirect, MAX_INDIRECT_PAGES, Operation, Request, RequestId, Sector,
+    Abi, Blkif, BlkifSector, Discard, Indirect, MAX_INDIRECT_PAGES, Operation, Request, RequestId,
     Segment, TransferKind,
 };
 use bulkhead_xen::GrantRef;
@@ -80,15 +80,15 @@ fn made(target: &str) -> Vec<(String, Vec<u8>)> {
 /// One request of each kind in each ABI.
 fn slots() -> impl Iterator<Item = (u8, Vec<u8>)> {
     let segments: Vec<Segment> = (8..19).map(|gref| Segment::whole(GrantRef(gref))).collect();
-    let transfer = |kind| Request::transfer(RequestId(7), kind, Sector(8), &segments);
+    let transfer = |kind| Request::transfer(RequestId(7), kind, BlkifSector(8), &segments);
     let indirect = Indirect::new(
         TransferKind::Read,
-        Sector(8),
+        BlkifSector(8),
         1000,
         [GrantRef(9); MAX_INDIRECT_PAGES],
     );
     let discard = Discard {
-        sector: Sector(8),
+        sector: BlkifSector(8),
         count: 100,
         secure: true,
     };

@@ -64,7 +64,7 @@ fn fields_lie_where_c_puts_them() {
         let mut write = Request::transfer(
             RequestId(ID),
             TransferKind::Write,
-            Sector(SECTOR),
+            BlkifSector(SECTOR),
             &segments,
         )
         .expect("few segments");
@@ -83,7 +83,7 @@ fn fields_lie_where_c_puts_them() {
             id: RequestId(ID),
             handle,
             operation: Operation::Discard(Discard {
-                sector: Sector(SECTOR),
+                sector: BlkifSector(SECTOR),
                 count: 77,
                 secure: true,
             }),
@@ -98,7 +98,7 @@ fn fields_lie_where_c_puts_them() {
         assert_eq!(decode(at.abi, &bytes), Ok(discard));
 
         let grefs = std::array::from_fn(|number| GrantRef(number as u32 + 1));
-        let indirect = Indirect::new(TransferKind::Read, Sector(SECTOR), 1025, grefs);
+        let indirect = Indirect::new(TransferKind::Read, BlkifSector(SECTOR), 1025, grefs);
         let indirect = Request {
             id: RequestId(ID),
             handle,
@@ -276,7 +276,7 @@ fn flushes_and_barriers_may_come_with_data_or_without() {
 
 #[test]
 fn an_indirect_request_is_answered_as_the_operation_it_stands_for() {
-    let indirect = Indirect::new(TransferKind::Write, Sector(0), 12, [GrantRef(1); 8]);
+    let indirect = Indirect::new(TransferKind::Write, BlkifSector(0), 12, [GrantRef(1); 8]);
     let operation = Operation::Indirect(indirect.expect("few segments"));
     let response = Request::of(RequestId(1), operation).response(Status::Okay);
     assert_eq!(response.operation, Opcode::WRITE);
@@ -285,10 +285,23 @@ fn an_indirect_request_is_answered_as_the_operation_it_stands_for() {
 #[test]
 fn indirect_pages_are_as_many_as_the_segments_take() {
     for (segments, pages) in [(1, 1), (512, 1), (513, 2), (4096, 8)] {
-        let indirect = Indirect::new(TransferKind::Read, Sector(0), segments, [GrantRef(1); 8]);
+        let indirect = Indirect::new(
+            TransferKind::Read,
+            BlkifSector(0),
+            segments,
+            [GrantRef(1); 8],
+        );
         assert_eq!(indirect.expect("possible").pages().len(), pages);
     }
     for segments in [0, 4097, u16::MAX] {
-        assert!(Indirect::new(TransferKind::Read, Sector(0), segments, [GrantRef(1); 8]).is_none());
+        assert!(
+            Indirect::new(
+                TransferKind::Read,
+                BlkifSector(0),
+                segments,
+                [GrantRef(1); 8]
+            )
+            .is_none()
+        );
     }
 }

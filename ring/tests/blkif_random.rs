@@ -26,20 +26,21 @@ fn operation() -> impl Strategy<Value = Operation> {
     prop_oneof![
         Just(Operation::Flush),
         (kind, any::<u64>(), segments()).prop_map(|(kind, sector, segments)| {
-            Request::transfer(RequestId(0), kind, Sector(sector), &segments)
+            Request::transfer(RequestId(0), kind, BlkifSector(sector), &segments)
                 .expect("few segments")
                 .operation
         }),
         (any::<u64>(), any::<u64>(), any::<bool>()).prop_map(|(sector, count, secure)| {
             Operation::Discard(Discard {
-                sector: Sector(sector),
+                sector: BlkifSector(sector),
                 count,
                 secure,
             })
         }),
         (plain, any::<u64>(), 1..=4096_u16, any::<[u32; 8]>()).prop_map(
             |(kind, sector, segments, grefs)| {
-                let indirect = Indirect::new(kind, Sector(sector), segments, grefs.map(GrantRef));
+                let indirect =
+                    Indirect::new(kind, BlkifSector(sector), segments, grefs.map(GrantRef));
                 Operation::Indirect(indirect.expect("few segments"))
             }
         ),

@@ -24,7 +24,7 @@ impl Steps {
     #[inline]
     pub fn of_transfer(
         kind: TransferKind,
-        sector: blkif::Sector,
+        sector: blkif::BlkifSector,
         is_empty: bool,
         fua: bool,
     ) -> Steps {

@@ -4,8 +4,8 @@ use super::link::Link;
 use bulkhead_grant::{Grant, GrantAccess};
 use bulkhead_ring::Overrun;
 use bulkhead_ring::blkif::{
-    Indirect, MAX_INDIRECT_PAGES, MAX_SEGMENTS, Opcode, Operation, Request, RequestId,
-    SEGMENTS_PER_INDIRECT_PAGE, SLOT_SIZE, Sector, Segment, Status, TransferKind,
+    BlkifSector, Indirect, MAX_INDIRECT_PAGES, MAX_SEGMENTS, Opcode, Operation, Request, RequestId,
+    SEGMENTS_PER_INDIRECT_PAGE, SLOT_SIZE, Segment, Status, TransferKind,
 };
 use bulkhead_xen::{GrantRef, PAGE_SIZE};
 use bulkhead_xen_sim::{SimDomain, SimVcpu};
@@ -194,7 +194,7 @@ impl Link {
         }
         let id = self.new_id();
         let request = if segments.len() <= MAX_SEGMENTS {
-            Request::transfer(id, kind, Sector(sector), &segments).expect("not too many")
+            Request::transfer(id, kind, BlkifSector(sector), &segments).expect("not too many")
         } else {
             let (indirect, index) = self.indirect(kind, sector, &segments);
             pages.extend(index);
@@ -229,7 +229,7 @@ impl Link {
             }
             pages.push(page);
         }
-        let indirect = Indirect::new(kind, Sector(sector), segments.len() as u16, grefs);
+        let indirect = Indirect::new(kind, BlkifSector(sector), segments.len() as u16, grefs);
         (indirect.expect("not too many segments"), pages)
     }
 

@@ -2,7 +2,9 @@
 //! well-behaved guest must never notice.
 
 use super::{Answer, Bystander, Frontend, Guest, LateDisks, Link, PATHS, Setup, Style, World};
-use bulkhead_ring::blkif::{Abi, Discard, Operation, Request, SLOT_SIZE, Sector, TransferKind};
+use bulkhead_ring::blkif::{
+    Abi, BlkifSector, Discard, Operation, Request, SLOT_SIZE, TransferKind,
+};
 use bulkhead_ring::{Index, RingMemory, SharedPages};
 use bulkhead_xen::PAGE_SIZE;
 use bulkhead_xen_sim::xenstore::toolstack::{self, Disk};
@@ -292,7 +294,7 @@ fn ask(disk: &mut Frontend<'_>, script: &mut Script<'_>, bystander: &Bystander<'
         8 if room && script.below(2) == 0 => _ = link.push_flush(),
         8 if room => {
             let discard = Discard {
-                sector: Sector(script.number()),
+                sector: BlkifSector(script.number()),
                 count: script.number(),
                 secure: script.below(2) == 0,
             };

@@ -4,8 +4,8 @@
 use super::disk::Mark;
 use bulkhead_blkback_testkit::{Guest, POISON, Script, World};
 use bulkhead_ring::blkif::{
-    Abi, Blkif, Discard, Indirect, MAX_INDIRECT_PAGES, Operation, RESPONSE_SIZE, Request,
-    RequestId, SEGMENTS_PER_INDIRECT_PAGE, SLOT_SIZE, Sector, Segment, TransferKind,
+    Abi, Blkif, BlkifSector, Discard, Indirect, MAX_INDIRECT_PAGES, Operation, RESPONSE_SIZE,
+    Request, RequestId, SEGMENTS_PER_INDIRECT_PAGE, SLOT_SIZE, Segment, TransferKind,
 };
 use bulkhead_ring::{Format, Index, RingMemory, SharedPages, ring_slots};
 use bulkhead_xen::abi::grant_table::EntryFlags;
@@ -190,7 +190,7 @@ impl HostileGuest {
             8 => self.push(Operation::Flush),
             9 => {
                 let discard = Discard {
-                    sector: Sector(script.number()),
+                    sector: BlkifSector(script.number()),
                     count: script.number(),
                     secure: script.below(2) == 0,
                 };
@@ -273,7 +273,7 @@ impl HostileGuest {
         let count = few_or(script, 11);
         let segments = self.segments(count, script);
         let id = self.new_id();
-        if let Some(request) = Request::transfer(id, kind, Sector(sector), &segments) {
+        if let Some(request) = Request::transfer(id, kind, BlkifSector(sector), &segments) {
             self.put_request(&request);
         }
     }
@@ -293,7 +293,7 @@ impl HostileGuest {
         for (number, page) in pages.iter_mut().enumerate() {
             *page = gref(RING_PAGES + number % INDEX_PAGES);
         }
-        if let Some(indirect) = Indirect::new(kind, Sector(sector), count as u16, pages) {
+        if let Some(indirect) = Indirect::new(kind, BlkifSector(sector), count as u16, pages) {
             self.push(Operation::Indirect(indirect));
         }
     }

@@ -10,7 +10,7 @@ use bulkhead_blkback_testkit::{
     Bystander, Frontend, Guest, IMAGE_SIZE, Link, Lower, SECTORS, Script, Setup, World, content,
 };
 use bulkhead_blkfront::PATIENCE;
-use bulkhead_ring::blkif::{Discard, Opcode, Operation, Request, Sector, Status};
+use bulkhead_ring::blkif::{BlkifSector, Discard, Opcode, Operation, Request, Status};
 use bulkhead_xen_sim::xenstore::toolstack::{self, Disk};
 use bulkhead_xenbus::XenbusState;
 use liar::{Conduct, DATA, Liar};
@@ -221,7 +221,7 @@ impl Stage<'_> {
             6 => _ = link.push_flush(),
             _ => {
                 let discard = Discard {
-                    sector: Sector(sector),
+                    sector: BlkifSector(sector),
                     count: sectors as u64,
                     secure: sector % 2 == 0,
                 };

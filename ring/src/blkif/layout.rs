@@ -10,7 +10,7 @@
 
 use super::malformed::{Fault, Malformed};
 use super::request::{
-    Discard, Handle, Indirect, Opcode, Operation, Request, RequestId, Sector, SlotRequest,
+    BlkifSector, Discard, Handle, Indirect, Opcode, Operation, Request, RequestId, SlotRequest,
     Transfer, TransferKind,
 };
 use super::response::{Response, Status};
@@ -55,7 +55,7 @@ pub(super) fn decode_transfer<const ID: usize>(
     }
     let transfer = Transfer {
         kind,
-        sector: Sector(u64::from_le_bytes(bytes(slot, ID + 8))),
+        sector: BlkifSector(u64::from_le_bytes(bytes(slot, ID + 8))),
         segments,
     };
     Some((RequestId(u64::from_le_bytes(bytes(slot, ID))), transfer))
@@ -65,7 +65,7 @@ pub(super) fn decode_transfer<const ID: usize>(
 pub(super) fn decode_request<const ID: usize>(slot: &Slot) -> Result<SlotRequest<'_>, Malformed> {
     let id = RequestId(u64::from_le_bytes(bytes(slot, ID)));
     let opcode = Opcode(slot[0]);
-    let sector = Sector(u64::from_le_bytes(bytes(slot, ID + 8)));
+    let sector = BlkifSector(u64::from_le_bytes(bytes(slot, ID + 8)));
     let mut handle = Handle(u16::from_le_bytes(bytes(slot, 2)));
     let malformed = |fault| Malformed {
         id,
@@ -118,7 +118,7 @@ fn segments<const ID: usize>(slot: &Slot) -> Result<SlotSegments<'_>, Fault> {
     SlotSegments::check(segments).map_err(|(number, error)| Fault::Segment { number, error })
 }
 
-fn indirect<const ID: usize>(slot: &Slot, sector: Sector) -> Result<Indirect, Fault> {
+fn indirect<const ID: usize>(slot: &Slot, sector: BlkifSector) -> Result<Indirect, Fault> {
     let kind = match Opcode(slot[1]) {
         Opcode::READ => TransferKind::Read,
         Opcode::WRITE => TransferKind::Write,
@@ -143,7 +143,7 @@ pub(super) fn encode_request<const ID: usize>(request: &Request, slot: &mut Slot
     let handle = request.handle.0.to_le_bytes();
     slot[0] = request.opcode().0;
     put(slot, ID, request.id.0.to_le_bytes());
-    let mut sector = Sector(0);
+    let mut sector = BlkifSector(0);
     match &request.operation {
         Operation::Transfer(transfer) => {
             sector = transfer.sector;

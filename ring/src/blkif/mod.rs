@@ -26,7 +26,7 @@ mod segment;
 pub use abi::{Abi, UnknownProtocol};
 pub use malformed::{Fault, Malformed};
 pub use request::{
-    Discard, Handle, Indirect, Opcode, Operation, Request, RequestId, Sector, SlotRequest,
+    BlkifSector, Discard, Handle, Indirect, Opcode, Operation, Request, RequestId, SlotRequest,
     Transfer, TransferKind,
 };
 pub use response::{Response, Status};

@@ -15,7 +15,7 @@ pub struct RequestId(pub u64);
 /// whatever the disk's sector size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 #[repr(transparent)]
-pub struct Sector(pub u64);
+pub struct BlkifSector(pub u64);
 
 /// The virtual device that a request names (`blkif_vdev_t`). Each ring serves one device, so this value has no
 /// effect.
@@ -126,7 +126,7 @@ pub struct Transfer<S = Segments> {
     /// The direction.
     pub kind: TransferKind,
     /// The first sector on the disk.
-    pub sector: Sector,
+    pub sector: BlkifSector,
     /// The segments of memory, in the order of the sectors.
     pub segments: S,
 }
@@ -138,7 +138,7 @@ pub struct Indirect {
     /// [`Read`](TransferKind::Read) or [`Write`](TransferKind::Write), no other.
     pub kind: TransferKind,
     /// The first sector on the disk.
-    pub sector: Sector,
+    pub sector: BlkifSector,
     /// The number of segments: 1 to 4096.
     segments: u16,
     grefs: [GrantRef; MAX_INDIRECT_PAGES],
@@ -153,7 +153,7 @@ impl Indirect {
     /// [`MAX_SEGMENTS`](Self::MAX_SEGMENTS), or if `kind` is neither read nor write.
     pub fn new(
         kind: TransferKind,
-        sector: Sector,
+        sector: BlkifSector,
         segments: u16,
         grefs: [GrantRef; MAX_INDIRECT_PAGES],
     ) -> Option<Indirect> {
@@ -188,7 +188,7 @@ impl Indirect {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Discard {
     /// The first sector.
-    pub sector: Sector,
+    pub sector: BlkifSector,
     /// The number of sectors.
     pub count: u64,
     /// All copies of the data must become unreadable (`BLKIF_DISCARD_SECURE`).
@@ -201,7 +201,7 @@ impl Request {
     pub fn transfer(
         id: RequestId,
         kind: TransferKind,
-        sector: Sector,
+        sector: BlkifSector,
         segments: &[Segment],
     ) -> Option<Request> {
         if segments.is_empty() && kind != TransferKind::WriteBarrier {

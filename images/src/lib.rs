@@ -101,7 +101,7 @@ pub use queue::{
 };
 pub use reader::{DeviceReader, ReadError};
 pub use segment::IoSegment;
-pub use store::{OpenDevice, Owner, Rescan, Store, Stores, open_with};
+pub use store::{OpenDevice, Owner, RescanFuture, Store, Stores, open_with};
 pub use stores::null::NullDevice;
 pub use stores::ram::RamImage;
 pub use target::{Target, TargetError};

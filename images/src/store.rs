@@ -19,7 +19,7 @@ pub type OpenDevice<'a> =
     Pin<Box<dyn Future<Output = Result<Arc<dyn BlockDevice>, OpenError>> + 'a>>;
 
 /// The future that reads the tables of a device again ([`Store::rescan`]).
-pub type Rescan<'a> = Pin<Box<dyn Future<Output = Result<Vec<String>, String>> + 'a>>;
+pub type RescanFuture<'a> = Pin<Box<dyn Future<Output = Result<Vec<String>, String>> + 'a>>;
 
 /// A kind of store: the form of its targets, and opening the devices that they name.
 ///
@@ -77,7 +77,7 @@ pub trait Store {
 
     /// Reads the tables of a device again, which another writer has changed, and tells the users of volumes on it.
     /// Returns sentences for the operator. May wait.
-    fn rescan<'a>(&'a self, device: &'a str) -> Rescan<'a> {
+    fn rescan<'a>(&'a self, device: &'a str) -> RescanFuture<'a> {
         let reason = alloc::format!("{}:{device} has no tables that are read", self.scheme());
         Box::pin(core::future::ready(Err(reason)))
     }

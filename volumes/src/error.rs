@@ -10,7 +10,7 @@ use gpt_disk_types::Guid;
 
 /// The reason why a volume cannot be opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum OpenError {
+pub enum VolumeError {
     /// There is no such disk.
     NoDisk {
         /// Its name.
@@ -124,23 +124,23 @@ impl fmt::Display for Names<'_> {
     }
 }
 
-impl fmt::Display for OpenError {
+impl fmt::Display for VolumeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            OpenError::NoDisk { name, disks } => {
+            VolumeError::NoDisk { name, disks } => {
                 write!(f, "there is no disk {name}, there are: {}", Names(disks))
             }
-            OpenError::Disk { disk, reason } => write!(f, "disk {disk} cannot be used: {reason}"),
-            OpenError::Content { disk, error } => {
+            VolumeError::Disk { disk, reason } => write!(f, "disk {disk} cannot be used: {reason}"),
+            VolumeError::Content { disk, error } => {
                 write!(f, "what is on disk {disk} is not known: {error}")
             }
-            OpenError::NoTable { name } => {
+            VolumeError::NoTable { name } => {
                 write!(
                     f,
                     "there is no {name}: its disk has no GUID partition table"
                 )
             }
-            OpenError::NotFound {
+            VolumeError::NotFound {
                 name,
                 there,
                 unsearched,
@@ -148,7 +148,7 @@ impl fmt::Display for OpenError {
                 let there = Names(there);
                 write!(f, "there is no {name}, there are: {there}{unsearched}")
             }
-            OpenError::Ambiguous { name, partitions } => {
+            VolumeError::Ambiguous { name, partitions } => {
                 write!(f, "{name} names several partitions, name one by its GUID:")?;
                 let mut before = " ";
                 for partition in partitions {
@@ -157,8 +157,8 @@ impl fmt::Display for OpenError {
                 }
                 Ok(())
             }
-            OpenError::Unusable { name, fault } => write!(f, "{name} cannot be used: {fault}"),
-            OpenError::Missing {
+            VolumeError::Unusable { name, fault } => write!(f, "{name} cannot be used: {fault}"),
+            VolumeError::Missing {
                 name,
                 physical,
                 unsearched,
@@ -167,19 +167,19 @@ impl fmt::Display for OpenError {
                 "{name} cannot be used: none of the disks has its physical volume {}{unsearched}",
                 Names(physical)
             ),
-            OpenError::ForLvm { name } => write!(
+            VolumeError::ForLvm { name } => write!(
                 f,
                 "{name} has the partition type of LVM, whose volumes other guests may have: expected access=ro, or \
                  another type (sgdisk --typecode)"
             ),
-            OpenError::ReadOnly { name } => write!(f, "{name} is read-only, expected access=ro"),
-            OpenError::InUse { name, overlap } if overlap.name == *name => {
+            VolumeError::ReadOnly { name } => write!(f, "{name} is read-only, expected access=ro"),
+            VolumeError::InUse { name, overlap } if overlap.name == *name => {
                 write!(f, "{name} is {}", overlap.who())
             }
-            OpenError::InUse { name, overlap } => write!(f, "{name} is in use: {overlap}"),
-            OpenError::Mapping { name, error } => write!(f, "{name} cannot be used: {error}"),
+            VolumeError::InUse { name, overlap } => write!(f, "{name} is in use: {overlap}"),
+            VolumeError::Mapping { name, error } => write!(f, "{name} cannot be used: {error}"),
         }
     }
 }
 
-impl core::error::Error for OpenError {}
+impl core::error::Error for VolumeError {}

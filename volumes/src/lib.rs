@@ -75,7 +75,7 @@ mod volumes;
 
 pub use claims::Overlap;
 pub use content::{Content, ContentError};
-pub use error::{OpenError, Unsearched};
+pub use error::{Unsearched, VolumeError};
 pub use gpt_disk_types::Guid;
 pub use name::{NameError, VolumeName, VolumePart};
 pub use rescan::{Change, Outcome, Rescan};

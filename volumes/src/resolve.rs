@@ -2,7 +2,7 @@
 
 use crate::claims::DiskId;
 use crate::content::{Content, meets, newest_of};
-use crate::error::{OpenError, Unsearched};
+use crate::error::{Unsearched, VolumeError};
 use crate::gpt::Partition;
 use crate::lvm::{Found, Group, Id, Logical, shown};
 use crate::memory::{filled, push};
@@ -98,9 +98,9 @@ pub(crate) fn partition(
     disk: DiskId,
     name: &str,
     wanted: &dyn Fn(&Partition) -> bool,
-) -> Result<Resolved, OpenError> {
+) -> Result<Resolved, VolumeError> {
     let table = content(contents, disk).and_then(|content| content.table.as_ref());
-    let table = table.ok_or_else(|| OpenError::NoTable { name: name.into() })?;
+    let table = table.ok_or_else(|| VolumeError::NoTable { name: name.into() })?;
     let mut found = table
         .partitions
         .iter()
@@ -108,7 +108,7 @@ pub(crate) fn partition(
     let Some(partition) = found.next() else {
         let labels = table.partitions.iter();
         let labels = labels.filter(|partition| !partition.label.is_empty());
-        return Err(OpenError::NotFound {
+        return Err(VolumeError::NotFound {
             name: name.into(),
             there: labels
                 .take(MOST_NAMES)
@@ -121,13 +121,13 @@ pub(crate) fn partition(
     if !others.is_empty() {
         let mut partitions = alloc::vec![partition.id];
         partitions.extend(others);
-        return Err(OpenError::Ambiguous {
+        return Err(VolumeError::Ambiguous {
             name: name.into(),
             partitions,
         });
     }
     if let Some(fault) = partition.fault {
-        return Err(OpenError::Unusable {
+        return Err(VolumeError::Unusable {
             name: name.into(),
             fault: fault.to_string(),
         });
@@ -156,22 +156,22 @@ pub(crate) fn logical(
     group: &dyn Fn(&Group) -> bool,
     volume: &dyn Fn(&Logical) -> bool,
     disks: &[DiskId],
-) -> Result<Resolved, OpenError> {
+) -> Result<Resolved, VolumeError> {
     let group = newest(contents, disk, name, group)?;
     if group.exported {
-        return Err(OpenError::Unusable {
+        return Err(VolumeError::Unusable {
             name: name.into(),
             fault: "its volume group is exported, to be used elsewhere".into(),
         });
     }
     let volume = group.logical.iter().find(|logical| volume(logical));
-    let volume = volume.ok_or_else(|| OpenError::NotFound {
+    let volume = volume.ok_or_else(|| VolumeError::NotFound {
         name: name.into(),
         there: group.names(),
         unsearched: Unsearched::default(),
     })?;
     if let Some(fault) = &volume.fault {
-        return Err(OpenError::Unusable {
+        return Err(VolumeError::Unusable {
             name: name.into(),
             fault: fault.to_string(),
         });
@@ -206,8 +206,8 @@ fn content(contents: Contents<'_>, disk: DiskId) -> Option<&Content> {
     known(contents, disk)?.content.as_deref()
 }
 
-fn extents(name: &str, error: ExtentError) -> OpenError {
-    OpenError::Unusable {
+fn extents(name: &str, error: ExtentError) -> VolumeError {
+    VolumeError::Unusable {
         name: name.into(),
         fault: error.to_string(),
     }
@@ -222,8 +222,8 @@ pub(crate) fn newest(
     disk: DiskId,
     name: &str,
     wanted: &dyn Fn(&Group) -> bool,
-) -> Result<Arc<Group>, OpenError> {
-    let not_found = |there: Vec<String>| OpenError::NotFound {
+) -> Result<Arc<Group>, VolumeError> {
+    let not_found = |there: Vec<String>| VolumeError::NotFound {
         name: name.into(),
         there,
         unsearched: unsearched(known(contents, disk).into_iter()),
@@ -239,7 +239,7 @@ pub(crate) fn newest(
         return Err(not_found(names.take(MOST_NAMES).collect()));
     };
     if let Some(other) = found.next() {
-        return Err(OpenError::Unusable {
+        return Err(VolumeError::Unusable {
             name: name.into(),
             fault: alloc::format!(
                 "there are two volume groups of that name, {} and {}",
@@ -293,7 +293,7 @@ fn lay_out(
     group: &Group,
     volume: &Logical,
     known: &[DiskId],
-) -> Result<(ExtentMap, Vec<DiskId>), OpenError> {
+) -> Result<(ExtentMap, Vec<DiskId>), VolumeError> {
     let no_memory = || extents(name, ExtentError::NoMemory);
     let mut disks = known.to_vec();
     // By their position in the group: each is looked for once.
@@ -324,7 +324,7 @@ fn lay_out(
             continue;
         };
         if places.next().is_some() {
-            return Err(OpenError::Unusable {
+            return Err(VolumeError::Unusable {
                 name: name.into(),
                 fault: alloc::format!(
                     "its physical volume {} ({}) is there twice",
@@ -347,13 +347,13 @@ fn lay_out(
         push(&mut missing, what).ok_or_else(no_memory)?;
     }
     if !missing.is_empty() {
-        return Err(OpenError::Missing {
+        return Err(VolumeError::Missing {
             name: name.into(),
             physical: missing,
             unsearched: unsearched(contents.iter()),
         });
     }
-    let outside = || OpenError::Unusable {
+    let outside = || VolumeError::Unusable {
         name: name.into(),
         fault: "a part of it is past the end of its physical volume".into(),
     };
@@ -374,7 +374,7 @@ fn lay_out(
             let base = place_of.start.0;
             let own = base + start..base + end.unwrap_or(start);
             if meets(&place_of.reserved, &own) {
-                return Err(OpenError::Unusable {
+                return Err(VolumeError::Unusable {
                     name: name.into(),
                     fault: "a part of it lies where its physical volume has its metadata".into(),
                 });

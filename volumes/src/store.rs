@@ -10,7 +10,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use bulkhead_images::target::{Options, Target};
-use bulkhead_images::{Access, BlockDevice, OpenDevice, OpenError, Owner, Rescan, Store};
+use bulkhead_images::{Access, BlockDevice, OpenDevice, OpenError, Owner, RescanFuture, Store};
 use bulkhead_xen::{DomId, VcpuId};
 use core::any::Any;
 use core::cell::RefCell;
@@ -273,7 +273,7 @@ impl Store for DiskStore {
         DiskStore::lines(self)
     }
 
-    fn rescan<'a>(&'a self, device: &'a str) -> Rescan<'a> {
+    fn rescan<'a>(&'a self, device: &'a str) -> RescanFuture<'a> {
         Box::pin(self.read_again(device))
     }
 

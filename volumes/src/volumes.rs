@@ -2,7 +2,7 @@
 
 use crate::claims::{Claim, Claims, DiskId, DiskRange, Who};
 use crate::content::{Content, ContentError};
-use crate::error::OpenError;
+use crate::error::VolumeError;
 use crate::name::{VolumeName, VolumePart};
 use crate::open::{Open, ranges};
 use crate::rescan::{Change, Rescan};
@@ -95,12 +95,12 @@ impl Volumes {
         vcpu: VcpuId,
         name: &VolumeName,
         opening: Opening<'_>,
-    ) -> Result<Arc<dyn BlockDevice>, OpenError> {
+    ) -> Result<Arc<dyn BlockDevice>, VolumeError> {
         let disk = self.find(&name.disk)?;
         let text = name.to_string();
         let Opening { access, .. } = opening;
         let refused = |read_only: bool| match read_only && access == Access::ReadWrite {
-            true => Err(OpenError::ReadOnly { name: text.clone() }),
+            true => Err(VolumeError::ReadOnly { name: text.clone() }),
             false => Ok(()),
         };
         if name.part == VolumePart::Whole {
@@ -112,7 +112,7 @@ impl Volumes {
         let resolved = self.resolve(vcpu, disk, name, &text).await;
         if let Some(overlap) = self.claims.owner_of(disk) {
             // What the disk says is that one's word.
-            return Err(OpenError::InUse {
+            return Err(VolumeError::InUse {
                 name: text,
                 overlap,
             });
@@ -120,7 +120,7 @@ impl Volumes {
         let resolved = resolved?;
         refused(resolved.read_only)?;
         if resolved.for_lvm && access == Access::ReadWrite && !opening.administrator {
-            return Err(OpenError::ForLvm { name: text });
+            return Err(VolumeError::ForLvm { name: text });
         }
         let mut below = Vec::new();
         for disk in &resolved.disks {
@@ -131,7 +131,7 @@ impl Volumes {
         let ranges = ranges(&resolved.map, &resolved.disks);
         let claim = Arc::new(self.claim(&text, opening, ranges)?);
         let mapped = MappedDevice::new(&below, resolved.map, access, claim.clone());
-        let mapped = mapped.map_err(|error| OpenError::Mapping {
+        let mapped = mapped.map_err(|error| VolumeError::Mapping {
             name: text.clone(),
             error,
         })?;
@@ -153,7 +153,7 @@ impl Volumes {
     ///
     /// What guests that are gone have left on the disk counts from now on: the operator has changed it, or
     /// has seen it.
-    pub async fn rescan(&self, vcpu: VcpuId, name: &str) -> Result<Rescan, OpenError> {
+    pub async fn rescan(&self, vcpu: VcpuId, name: &str) -> Result<Rescan, VolumeError> {
         let disk = self.find(name)?;
         self.claims.trust(disk);
         self.read(vcpu, disk, name).await?;
@@ -199,10 +199,10 @@ impl Volumes {
             .collect()
     }
 
-    fn find(&self, name: &str) -> Result<DiskId, OpenError> {
+    fn find(&self, name: &str) -> Result<DiskId, VolumeError> {
         let state = self.state.lock();
         let disk = state.disks.iter().find(|disk| disk.name == name);
-        disk.map(|disk| disk.id).ok_or_else(|| OpenError::NoDisk {
+        disk.map(|disk| disk.id).ok_or_else(|| VolumeError::NoDisk {
             name: crate::lvm::shown(name),
             disks: state.disks.iter().map(|disk| disk.name.clone()).collect(),
         })
@@ -215,10 +215,10 @@ impl Volumes {
     }
 
     /// Returns a disk's device, which is opened if nobody uses it.
-    fn device(&self, id: DiskId, name: &str) -> Result<SharedDevice, OpenError> {
+    fn device(&self, id: DiskId, name: &str) -> Result<SharedDevice, VolumeError> {
         let mut state = self.state.lock();
         let Some(disk) = state.disks.iter_mut().find(|disk| disk.id == id) else {
-            return Err(OpenError::NoDisk {
+            return Err(VolumeError::NoDisk {
                 name: name.to_string(),
                 disks: state.disks.iter().map(|disk| disk.name.clone()).collect(),
             });
@@ -226,7 +226,7 @@ impl Volumes {
         if let Some(device) = disk.device.upgrade() {
             return Ok(device);
         }
-        let opened = (disk.source)().map_err(|reason| OpenError::Disk {
+        let opened = (disk.source)().map_err(|reason| VolumeError::Disk {
             disk: disk.name.clone(),
             reason,
         })?;
@@ -241,7 +241,7 @@ impl Volumes {
         name: &str,
         opening: Opening<'_>,
         ranges: Vec<DiskRange>,
-    ) -> Result<Claim, OpenError> {
+    ) -> Result<Claim, VolumeError> {
         let who = Who {
             name: name.to_string(),
             owner: opening.owner.to_string(),
@@ -250,23 +250,23 @@ impl Volumes {
             administrator: opening.administrator,
         };
         let claim = self.claims.take(who, ranges);
-        claim.map_err(|overlap| OpenError::InUse {
+        claim.map_err(|overlap| VolumeError::InUse {
             name: name.to_string(),
             overlap,
         })
     }
 
     /// Reads what is on a disk.
-    async fn read(&self, vcpu: VcpuId, id: DiskId, name: &str) -> Result<(), OpenError> {
+    async fn read(&self, vcpu: VcpuId, id: DiskId, name: &str) -> Result<(), VolumeError> {
         if !self.is_readable(id) {
-            return Err(OpenError::Disk {
+            return Err(VolumeError::Disk {
                 disk: name.to_string(),
                 reason: "it has not answered what it was asked before".to_string(),
             });
         }
         let device = self.device(id, name)?;
         let content = self.read_content(vcpu, id, &**device.device()).await;
-        let content = content.map_err(|error: ContentError| OpenError::Content {
+        let content = content.map_err(|error: ContentError| VolumeError::Content {
             disk: name.to_string(),
             error,
         });
@@ -341,7 +341,7 @@ impl Volumes {
         disk: DiskId,
         name: &VolumeName,
         text: &str,
-    ) -> Result<Resolved, OpenError> {
+    ) -> Result<Resolved, VolumeError> {
         self.read(vcpu, disk, &name.disk).await?;
         let mut read = alloc::vec![disk];
         loop {
@@ -361,11 +361,13 @@ impl Volumes {
                     &|it| it.name == *volume,
                     &[],
                 ),
-                VolumePart::Whole => Err(OpenError::NoTable { name: text.into() }),
+                VolumePart::Whole => Err(VolumeError::NoTable { name: text.into() }),
             };
             let wanted: Vec<DiskId> = match &resolved {
                 Ok(resolved) => resolved.disks.clone(),
-                Err(OpenError::Missing { .. }) => contents.iter().map(|known| known.disk).collect(),
+                Err(VolumeError::Missing { .. }) => {
+                    contents.iter().map(|known| known.disk).collect()
+                }
                 Err(_) => return resolved,
             };
             let unread: Vec<DiskId> = wanted.into_iter().filter(|id| !read.contains(id)).collect();

@@ -5,7 +5,7 @@
 use bulkhead_images::testing::OpenNow;
 use bulkhead_images::{Access, BlockDevice, Io, IoSegment, Op, Sector, Submitted, Tag};
 use bulkhead_volumes::testing::{Disk, NewPartition, NewPhysical, now};
-use bulkhead_volumes::{Guid, OpenError, Opening, Volumes};
+use bulkhead_volumes::{Guid, Opening, VolumeError, Volumes};
 use bulkhead_xen::VcpuId;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -54,7 +54,7 @@ pub fn try_open(
     volumes: &Volumes,
     name: &str,
     access: Access,
-) -> Result<Arc<dyn BlockDevice>, OpenError> {
+) -> Result<Arc<dyn BlockDevice>, VolumeError> {
     open_for(volumes, name, access, false, "domain 5, xvda")
 }
 
@@ -65,7 +65,7 @@ pub fn open_for(
     access: Access,
     shared: bool,
     owner: &str,
-) -> Result<Arc<dyn BlockDevice>, OpenError> {
+) -> Result<Arc<dyn BlockDevice>, VolumeError> {
     let name = name.parse().expect("a name");
     let opening = Opening {
         access,

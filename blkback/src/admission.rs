@@ -32,12 +32,12 @@ const DISK_BYTES: usize = 24 * 1024;
 pub struct Admission {
     free_memory: OnceCell<Box<dyn Fn() -> usize>>,
     /// In no order: there are few of them, and they are looked at when a disk comes or goes.
-    claims: RefCell<Vec<Claim>>,
+    claims: RefCell<Vec<Admitted>>,
 }
 
 /// The resources that a disk has, or may take.
 #[derive(Clone, Copy, Debug)]
-struct Claim {
+struct Admitted {
     disk: VbdId,
     needs: Needs,
     stage: Stage,
@@ -108,7 +108,7 @@ impl Admission {
     }
 
     /// Returns the sum of the resources that these disks have or may take.
-    fn sum(&self, which: impl Fn(&Claim) -> bool) -> Needs {
+    fn sum(&self, which: impl Fn(&Admitted) -> bool) -> Needs {
         let mut sum = Needs::default();
         for claim in self.claims.borrow().iter().filter(|claim| which(claim)) {
             sum = sum + claim.needs;
@@ -119,7 +119,7 @@ impl Admission {
     /// Replaces the claim of a disk.
     fn claim(&self, disk: VbdId, needs: Needs, stage: Stage) {
         self.forget(disk);
-        let claim = Claim { disk, needs, stage };
+        let claim = Admitted { disk, needs, stage };
         self.claims.borrow_mut().push(claim);
     }
 
@@ -210,7 +210,7 @@ impl Admission {
         fits: impl FnOnce(usize) -> bool,
     ) -> Result<(), Refused> {
         let wanted = needs.pages;
-        let taken = |claim: &Claim| claim.stage != Stage::Offered && claim.disk != id;
+        let taken = |claim: &Admitted| claim.stage != Stage::Offered && claim.disk != id;
         let held = self.sum(|claim| claim.disk.frontend == id.frontend && taken(claim));
         let held = held.pages;
         if !fits(held) {

@@ -130,7 +130,7 @@ impl Who {
 
 /// The right to use sectors, given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Claim {
+pub(crate) struct SectorsClaim {
     claims: Arc<Claims>,
     number: u64,
 }
@@ -199,7 +199,11 @@ impl Holders {
 
 impl Claims {
     /// Claims sectors, unless somebody stands in the way.
-    pub fn take(self: &Arc<Self>, who: Who, ranges: Vec<DiskRange>) -> Result<Claim, Overlap> {
+    pub fn take(
+        self: &Arc<Self>,
+        who: Who,
+        ranges: Vec<DiskRange>,
+    ) -> Result<SectorsClaim, Overlap> {
         let mut holders = self.0.lock();
         if let Some(overlap) = holders.in_the_way(None, &who, &ranges) {
             return Err(overlap);
@@ -212,7 +216,7 @@ impl Claims {
             ranges,
             who,
         });
-        Ok(Claim {
+        Ok(SectorsClaim {
             claims: self.clone(),
             number,
         })
@@ -269,7 +273,7 @@ impl Claims {
     }
 }
 
-impl Claim {
+impl SectorsClaim {
     /// Claims these sectors instead, unless somebody stands in the way; then nothing changes.
     pub fn change(&self, ranges: Vec<DiskRange>) -> Result<(), Overlap> {
         let mut holders = self.claims.0.lock();
@@ -297,7 +301,7 @@ impl Claim {
     }
 }
 
-impl Drop for Claim {
+impl Drop for SectorsClaim {
     fn drop(&mut self) {
         let mut holders = self.claims.0.lock();
         holders.all.retain(|holder| holder.number != self.number);

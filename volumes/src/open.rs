@@ -1,6 +1,6 @@
 //! A volume that is open, and what becomes of it when the tables change.
 
-use crate::claims::{Claim, DiskId, DiskRange};
+use crate::claims::{DiskId, DiskRange, SectorsClaim};
 use crate::rescan::Outcome;
 use crate::resolve::{self, Identity};
 use alloc::string::{String, ToString};
@@ -14,7 +14,7 @@ pub(crate) struct Open {
     pub identity: Identity,
     pub disks: Vec<DiskId>,
     pub device: WeakMappedDevice,
-    pub claim: Weak<Claim>,
+    pub claim: Weak<SectorsClaim>,
 }
 
 /// The sectors that a map is about.

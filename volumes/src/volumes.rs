@@ -1,6 +1,6 @@
 //! The disks of the driver domain, what is on them, and what of it is open.
 
-use crate::claims::{Claim, Claims, DiskId, DiskRange, Who};
+use crate::claims::{Claims, DiskId, DiskRange, SectorsClaim, Who};
 use crate::content::{Content, ContentError};
 use crate::error::VolumeError;
 use crate::name::{VolumeName, VolumePart};
@@ -241,7 +241,7 @@ impl Volumes {
         name: &str,
         opening: Opening<'_>,
         ranges: Vec<DiskRange>,
-    ) -> Result<Claim, VolumeError> {
+    ) -> Result<SectorsClaim, VolumeError> {
         let who = Who {
             name: name.to_string(),
             owner: opening.owner.to_string(),

@@ -2,7 +2,7 @@
 
 mod any_order;
 
-use crate::recovery::{Claim, KeptQueue, Record, SLOTS};
+use crate::recovery::{KeptQueue, QueuePlace, Record, SLOTS};
 use alloc::boxed::Box;
 pub(super) use any_order::AnyOrder;
 use bulkhead_images::Tag;
@@ -13,7 +13,7 @@ use bulkhead_ring::{BackRing, Overrun, SharedPages, Unasked};
 #[derive(Debug, Default)]
 pub struct Journal {
     /// The place in which they are kept.
-    claim: Claim,
+    claim: QueuePlace,
     /// The number of requests that were taken and have not begun: the last that were taken, unless responses are put in
     /// any order.
     again: u32,
@@ -29,7 +29,7 @@ pub struct Journal {
 
 impl Journal {
     /// Keeps a queue's requests in a place that it has, or goes on with what an earlier boot has kept there.
-    pub fn new(claim: Option<Claim>) -> Journal {
+    pub fn new(claim: Option<QueuePlace>) -> Journal {
         let claim = claim.unwrap_or_default();
         Journal {
             sealed: claim.is_some() && claim.record.is_none(),
@@ -99,7 +99,7 @@ impl Journal {
     #[cold]
     pub(super) fn break_seal(&mut self) {
         self.sealed = false;
-        let Claim {
+        let QueuePlace {
             in_order, place, ..
         } = &mut self.claim;
         if let Some(place) = in_order.as_mut().or(place.as_mut()) {

@@ -54,7 +54,7 @@ impl Places {
 
 /// A place that a queue has. By default, it has none.
 #[derive(Debug, Default)]
-pub struct Claim {
+pub struct QueuePlace {
     /// The place, while responses are put in the order of the requests: response k for request k.
     pub in_order: Option<&'static mut KeptQueue>,
     /// The place otherwise, but while it is lent.
@@ -65,14 +65,14 @@ pub struct Claim {
     home: Option<(Home, DomId)>,
 }
 
-impl Claim {
+impl QueuePlace {
     /// Returns whether there is a place.
     pub fn is_some(&self) -> bool {
         self.home.is_some()
     }
 }
 
-impl Drop for Claim {
+impl Drop for QueuePlace {
     fn drop(&mut self) {
         let place = self.in_order.take().or(self.place.take());
         if let (Some(place), Some((home, guest))) = (place, &self.home) {
@@ -110,12 +110,12 @@ pub struct LeftDisk {
     /// The disk.
     pub id: VbdId,
     /// Its queues, in their order.
-    pub queues: Vec<(Record, Claim)>,
+    pub queues: Vec<(Record, QueuePlace)>,
 }
 
 impl LeftDisk {
     /// Adds a queue.
-    fn add(&mut self, record: Record, claim: Claim) {
+    fn add(&mut self, record: Record, claim: QueuePlace) {
         let queues = &mut self.queues;
         let at = queues.partition_point(|(before, _)| before.queue < record.queue);
         queues.insert(at, (record, claim));
@@ -154,7 +154,7 @@ impl Keeper {
             };
             let id = record.disk;
             home.0.lock().held.push(id.frontend);
-            let claim = Claim {
+            let claim = QueuePlace {
                 in_order: None,
                 place: Some(place),
                 record: None,
@@ -197,7 +197,7 @@ impl Keeper {
 
     /// Gives places to the queues of a disk that is about to be served: one to each of them, or none to any, as a disk of
     /// which a part is kept ends with a crash all the same. There are none if too few are left, or left to its guest.
-    pub fn claim(&self, queues: &[Record]) -> Option<Vec<Claim>> {
+    pub fn claim(&self, queues: &[Record]) -> Option<Vec<QueuePlace>> {
         let home = self.home.borrow().clone().filter(|_| self.keeps())?;
         let guest = queues.first()?.disk.frontend;
         let mut claims = Vec::with_capacity(queues.len());
@@ -207,7 +207,7 @@ impl Keeper {
         }
         for record in queues {
             places.held.push(guest);
-            claims.push(Claim {
+            claims.push(QueuePlace {
                 in_order: None,
                 place: Some(places.free.pop()?),
                 record: Some(*record),

@@ -26,6 +26,6 @@ mod keeper;
 mod place;
 mod record;
 
-pub use keeper::{Claim, Keeper, LeftDisk};
+pub use keeper::{Keeper, LeftDisk, QueuePlace};
 pub use place::{CONNECTIONS, KeptQueue, Memory, QUEUES, SLOTS};
 pub use record::{Record, mark_of};

@@ -4,7 +4,7 @@ use crate::heap;
 use bulkhead_blkback_testkit::Script;
 use bulkhead_net_testing::world::{World, exchange, pattern};
 use bulkhead_net_testing::{Frame, Lease, MAC, Manner};
-use bulkhead_stream::{ConnectError, Endpoint};
+use bulkhead_stream::{AddressChoice, ConnectError, Endpoint};
 use smoltcp::wire::{
     EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Address, Ipv4Packet, Ipv6Packet, TcpPacket,
     UdpPacket,
@@ -80,7 +80,7 @@ fn connect(world: &World, connecting: &mut Vec<Connecting>, script: &mut Script<
     let net = world.net.clone();
     connecting.push(world.start(async move {
         let buffers = bulkhead_net_testing::world::BUFFERS;
-        if let Ok(stream) = net.open(&server, buffers).await {
+        if let Ok(stream) = net.open(&server, &AddressChoice::default(), buffers).await {
             let expected = bytes.len();
             let _ = exchange(stream, bytes, expected).await;
         }

@@ -176,8 +176,13 @@ impl Export {
     /// Lets go of the export in order.
     pub fn leave(&self) {
         self.leaving.store(true, Ordering::Release);
-        self.lines.iter().for_each(Line::wake);
+        self.wake_lines();
         self.changed();
+    }
+
+    /// Wakes the tasks of its lines.
+    pub fn wake_lines(&self) {
+        self.lines.iter().for_each(Line::wake);
     }
 
     /// Returns whether its lines are to end their connections.

@@ -1,6 +1,7 @@
 //! The tasks of an export: one that keeps it as long as it is wanted, and one for each line, which connects and serves
 //! again and again.
 
+mod address;
 mod attempts;
 mod expiry;
 mod silence;
@@ -10,6 +11,7 @@ use crate::exports::Exports;
 use crate::fault::Fault;
 use crate::handshake::{HandshakeError, Session, negotiate};
 use crate::wire::{Command, CommandKind};
+use address::ServerAddress;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::rc::Rc;
@@ -17,10 +19,11 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use attempts::Attempts;
 use bulkhead_executor::Handle;
-use bulkhead_stream::{Buffers, ConnectError, Stream};
+use bulkhead_stream::{AddressChoice, Buffers, ConnectError, Stream};
 use bulkhead_xen::Hypervisor;
 use core::fmt;
 use core::future::{Future, poll_fn};
+use core::net::IpAddr;
 use core::pin::{Pin, pin};
 use core::task::Poll;
 use core::time::Duration;
@@ -52,6 +55,8 @@ enum End {
     Fault(Fault),
     /// The server does not answer.
     Silent(Duration),
+    /// The first line has gone to another address of the server.
+    Moved,
 }
 
 impl fmt::Display for End {
@@ -62,6 +67,7 @@ impl fmt::Display for End {
             End::Fault(Fault::Lie(lie)) => lie.fmt(f),
             End::Fault(Fault::ShuttingDown) => f.write_str("the server is shutting down"),
             End::Fault(Fault::Ended(ended)) => ended.fmt(f),
+            End::Moved => f.write_str("another address of the server is used from now on"),
             End::Silent(span) => {
                 write!(
                     f,
@@ -76,13 +82,14 @@ impl fmt::Display for End {
 /// Keeps an export connected until it is let go of.
 pub async fn live<H: Hypervisor>(exports: &Rc<Exports<H>>, export: &Arc<Export>) {
     let keeper = keep(exports, export);
-    let first = serve_line(exports, export, 0);
+    let address = ServerAddress::default();
+    let first = serve_line(exports, export, 0, &address);
     let others = async {
         // The first one says whether the others may be.
         exports
             .until(|| (export.properties().is_some() || is_over(export)).then_some(()))
             .await;
-        let lines = (1..export.lines()).map(|line| serve_line(exports, export, line));
+        let lines = (1..export.lines()).map(|line| serve_line(exports, export, line, &address));
         join_all(lines).await;
     };
     join3(keeper, first, others).await;
@@ -113,11 +120,16 @@ async fn keep<H: Hypervisor>(exports: &Rc<Exports<H>>, export: &Arc<Export>) {
 }
 
 /// Connects, and serves, until the export is let go of or given up.
-async fn serve_line<H: Hypervisor>(exports: &Rc<Exports<H>>, export: &Arc<Export>, number: usize) {
+async fn serve_line<H: Hypervisor>(
+    exports: &Rc<Exports<H>>,
+    export: &Arc<Export>,
+    number: usize,
+    address: &ServerAddress,
+) {
     let line = export.line(number);
     let mut attempts = Attempts::default();
     while !is_over(export) {
-        let connecting = connect(exports, export);
+        let connecting = connect(exports, export, number, address);
         match until_over(exports, export, number, &attempts, connecting).await {
             None => break,
             Some(Err(Trouble { reason, passes })) => {
@@ -130,16 +142,30 @@ async fn serve_line<H: Hypervisor>(exports: &Rc<Exports<H>>, export: &Arc<Export
                     note_trouble(export, number, reason);
                 }
             }
-            Some(Ok(Session {
-                stream,
-                properties,
-                structured,
-            })) => {
+            Some(Ok((session, reached))) => {
+                let Session {
+                    stream,
+                    properties,
+                    structured,
+                } = session;
                 if let Err(reason) = export.found(properties) {
                     let (scheme, shown) = (export.scheme(), export.shown());
                     log::error!("{scheme}:{shown}: it is given up: {reason}");
                     export.fail(reason);
                     break;
+                }
+                if number == 0 {
+                    address.choose();
+                    export.wake_lines();
+                    let left = exports.until(|| address.is_left_by_all().then_some(()));
+                    if until_over(exports, export, number, &attempts, left)
+                        .await
+                        .is_none()
+                    {
+                        break;
+                    }
+                } else if !address.is_used(reached) {
+                    continue;
                 }
                 let connections = line.count_connection();
                 if line.set_trouble(None) && connections > 1 {
@@ -152,7 +178,12 @@ async fn serve_line<H: Hypervisor>(exports: &Rc<Exports<H>>, export: &Arc<Export
                     board.connected(structured);
                     board.counts()
                 };
-                let end = serve(exports.handle(), export, number, stream, &attempts).await;
+                if number > 0 {
+                    address.joined();
+                }
+                let is_moved = || number > 0 && !address.is_used(reached);
+                let served = (stream, &attempts, is_moved);
+                let end = serve(exports.handle(), export, number, served).await;
                 let now = exports.handle().now();
                 let [asked, answered] = {
                     let mut board = line.board();
@@ -160,6 +191,10 @@ async fn serve_line<H: Hypervisor>(exports: &Rc<Exports<H>>, export: &Arc<Export
                     let after = board.counts();
                     [0, 1].map(|which| after[which] > before[which])
                 };
+                if number > 0 {
+                    address.left(reached);
+                    export.changed();
+                }
                 attempts.served((asked, answered), now.since(begun), &end);
                 if let Some(patience) = exports.settings().patience {
                     attempts.expire_at.get_or_insert(now + patience);
@@ -233,17 +268,25 @@ struct Trouble {
     passes: bool,
 }
 
+/// Connects a line, and returns the address that it is connected to.
 async fn connect<H: Hypervisor>(
     exports: &Rc<Exports<H>>,
     export: &Export,
-) -> Result<Session, Trouble> {
+    number: usize,
+    address: &ServerAddress,
+) -> Result<(Session, Option<IpAddr>), Trouble> {
     let (handle, name) = (exports.handle(), &export.name);
     let server = &name.server;
     let passing = |reason| Trouble {
         reason,
         passes: true,
     };
-    let connecting = exports.network().connect(server, BUFFERS);
+    let own = AddressChoice::default();
+    let (reached, choice) = match number {
+        0 => (server.clone(), &address.choice),
+        _ => (address.server(server), &own),
+    };
+    let connecting = exports.network().connect(&reached, choice, BUFFERS);
     let stream = match within(handle, CONNECTS, connecting).await {
         Some(Ok(stream)) => stream,
         Some(Err(error)) => {
@@ -258,10 +301,13 @@ async fn connect<H: Hypervisor>(
     let tls = exports.tls().map(|tls| (tls, server.host.as_str()));
     let session = within(handle, NEGOTIATES, negotiate(stream, &name.export, tls)).await;
     let session = session.unwrap_or(Err(HandshakeError::Late));
-    session.map_err(|error| Trouble {
-        passes: error.may_pass(),
-        reason: error.to_string(),
-    })
+    match session {
+        Ok(session) => Ok((session, choice.last())),
+        Err(error) => Err(Trouble {
+            passes: error.may_pass(),
+            reason: error.to_string(),
+        }),
+    }
 }
 
 async fn within<H: Hypervisor, T>(
@@ -304,13 +350,13 @@ async fn until_over<H: Hypervisor, T>(
     .await
 }
 
-/// Sends requests and receives replies until the connection or the export ends.
+/// Sends requests and receives replies until the connection or the export ends, or `is_moved` says that another address
+/// of the server is used.
 async fn serve<H: Hypervisor>(
     handle: &Handle<H>,
     export: &Export,
     number: usize,
-    mut stream: Box<dyn Stream>,
-    attempts: &Attempts,
+    (mut stream, attempts, is_moved): (Box<dyn Stream>, &Attempts, impl Fn() -> bool),
 ) -> End {
     let line = export.line(number);
     let mut silence = Silence::new(handle, attempts.silent);
@@ -321,6 +367,9 @@ async fn serve<H: Hypervisor>(
         stream.wake_with(context.waker());
         if export.failure().is_some() {
             return Poll::Ready(End::GivenUp);
+        }
+        if is_moved() {
+            return Poll::Ready(End::Moved);
         }
         let mut board = line.board();
         match board.work(&mut *stream) {

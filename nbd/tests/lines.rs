@@ -2,7 +2,7 @@
 
 use bulkhead_images::Access;
 use bulkhead_nbd_testing::world::{Buffer, Disk, World, write};
-use bulkhead_nbd_testing::{Config, FakeExport, Reach};
+use bulkhead_nbd_testing::{Config, FakeExport, Fate, Reach};
 use bulkhead_stream::{ConnectError, Ended};
 use std::time::Duration;
 
@@ -52,4 +52,82 @@ fn the_operator_is_told_how_many_connections_there_are() {
         drop((disks, device, buffer));
         world.end();
     }
+}
+
+/// Returns a machine whose two servers have the same export, for several connections each.
+fn two_servers() -> World {
+    let export = FakeExport {
+        flags: 0b1_0110_1101,
+        ..FakeExport::new("disk", 1 << 20)
+    };
+    let config = Config {
+        exports: vec![export],
+        ..Config::default()
+    };
+    let world = World::new(config.clone());
+    world.other.change(|other| *other = config);
+    world
+}
+
+#[test]
+fn all_connections_of_an_export_are_to_one_of_the_addresses_of_its_name() {
+    let world = two_servers();
+    let device = world.try_open("nbd:storage/disk", Access::ReadWrite);
+    let device = device.expect("opened");
+    let mut disks = [0, 1].map(|vcpu| Disk::new(&world, device.clone(), vcpu, 8));
+    let buffer = Buffer::new(&world, 1);
+    let at = |first: usize, second: usize| {
+        let connected = [&world.server, &world.other].map(|server| server.connections().1);
+        assert_eq!(connected, [first, second]);
+    };
+    at(2, 0);
+    let refuses = Reach::Fails(ConnectError::Refused);
+    world.server.change(|config| config.reach = refuses);
+    world.server.drop_all(Ended::Reset);
+    for disk in &mut disks {
+        disk.ask(1, write(0), &buffer.whole(512));
+    }
+    world.wait(Duration::from_secs(5));
+    at(0, 2);
+    // Both are there again, and one connection is lost: it is made again where the other one is.
+    world.server.change(|config| config.reach = Reach::Connects);
+    for lost in [0, 1] {
+        world.other.drop_one(lost, Ended::Reset);
+        world.wait(Duration::from_secs(5));
+        at(0, 2);
+    }
+    for disk in &mut disks {
+        assert_eq!(disk.completed(), [(1, Ok(()))]);
+    }
+    drop((disks, device, buffer));
+    world.end();
+}
+
+#[test]
+fn the_other_connections_leave_an_address_before_the_first_one_is_used_at_another() {
+    let world = two_servers();
+    let device = world.try_open("nbd:storage/disk", Access::ReadWrite);
+    let device = device.expect("opened");
+    let mut disks = [0, 1].map(|vcpu| Disk::new(&world, device.clone(), vcpu, 8));
+    let buffer = Buffer::new(&world, 1);
+    // The server lets nobody in any more, and serves those who are.
+    let refuses = Reach::Fails(ConnectError::Refused);
+    world.server.change(|config| config.reach = refuses);
+    assert_eq!(disks[1].does(write(0), &buffer.whole(512)), Ok(()));
+    world.server.decide(|_| Fate::Held);
+    disks[1].ask(1, write(1), &buffer.whole(512));
+    world.run();
+    assert_eq!(world.server.held().len(), 1);
+    world.server.drop_one(0, Ended::Reset);
+    disks[0].ask(1, write(2), &buffer.whole(512));
+    world.wait(Duration::from_secs(5));
+    assert_eq!(world.server.connections().1, 0);
+    assert_eq!(world.other.connections().1, 2);
+    let asked: Vec<_> = world.other.seen().iter().map(|it| it.offset).collect();
+    assert_eq!(asked.len(), 2, "what was not answered: {asked:?}");
+    for disk in &mut disks {
+        assert_eq!(disk.completed(), [(1, Ok(()))]);
+    }
+    drop((disks, device, buffer));
+    world.end();
 }

@@ -15,12 +15,15 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_executor::{Handle, Signal};
 use bulkhead_grant::{PagePool, TableOnDemand};
-use bulkhead_stream::{Buffers, ConnectError, Connecting, Endpoint, Network, Stream};
+use bulkhead_stream::{
+    AddressChoice, Buffers, ConnectError, Connecting, Endpoint, Network, Stream,
+};
 use bulkhead_xen::{Hypervisor, Instant, Reservation};
 use bulkhead_xenbus::retry::persist;
 use bulkhead_xenstore_client::{Client, Error};
-use core::cell::{Cell, RefCell};
+use core::cell::RefCell;
 use core::convert::Infallible;
+use core::net::IpAddr;
 use core::time::Duration;
 use smoltcp::wire::IpAddress;
 
@@ -43,8 +46,6 @@ pub struct Interfaces<H: Hypervisor> {
     settings: Settings,
     random: fn() -> u64,
     all: RefCell<Vec<Followed<H>>>,
-    /// The number of the address that is tried first, of a server with several.
-    first_address: Cell<usize>,
     /// The time until which connections wait for an interface.
     return_by: Instant,
     /// The traces of connections that a crash leaves to the next boot.
@@ -86,7 +87,6 @@ impl<H: Hypervisor> Interfaces<H> {
             settings,
             random,
             all: RefCell::default(),
-            first_address: Cell::default(),
         })
     }
 
@@ -188,10 +188,11 @@ impl<H: Hypervisor> Interfaces<H> {
         }
     }
 
-    /// Connects to a server.
+    /// Connects to a server, at the first of its addresses at which it answers, in the order that `choice` says.
     pub async fn open(
         &self,
         server: &Endpoint,
+        choice: &AddressChoice,
         buffers: Buffers,
     ) -> Result<TcpStream<H>, ConnectError> {
         self.outwait_return().await;
@@ -214,19 +215,21 @@ impl<H: Hypervisor> Interfaces<H> {
                 resolve(asked, &server.host).await?
             }
         };
-        self.open_one(&all, &addresses, server.port, buffers).await
+        self.open_one(&all, (&addresses, choice), server.port, buffers)
+            .await
     }
 
     /// Connects to the first of a server's addresses at which it answers.
     async fn open_one(
         &self,
         all: &[Rc<Interface<H>>],
-        addresses: &[IpAddress],
+        (addresses, choice): (&[IpAddress], &AddressChoice),
         port: u16,
         buffers: Buffers,
     ) -> Result<TcpStream<H>, ConnectError> {
         let mut refused = without(all, ConnectError::Unreachable);
-        let first = self.first_address.get();
+        let all_addresses: Vec<IpAddr> = addresses.iter().map(|it| (*it).into()).collect();
+        let first = choice.first(&all_addresses);
         for turn in first..first + addresses.len() {
             let address = addresses[turn % addresses.len()];
             let reaches = |interface: &&Rc<Interface<H>>| {
@@ -237,15 +240,12 @@ impl<H: Hypervisor> Interfaces<H> {
                 continue;
             };
             // If the caller gives up waiting, its next attempt begins with the next address.
-            self.first_address.set(turn.wrapping_add(1) & 0xff);
+            choice.begin(address.into());
             TcpStream::end_left(interface, (address, port), &self.traces).await;
             let connecting =
                 TcpStream::connect(interface.clone(), address, port, buffers, &self.traces);
             match connecting.await {
-                Ok(stream) => {
-                    self.first_address.set(first);
-                    return Ok(stream);
-                }
+                Ok(stream) => return Ok(stream),
                 Err(error) => refused = error,
             }
         }
@@ -276,9 +276,14 @@ impl<H: Hypervisor> Interfaces<H> {
 }
 
 impl<H: Hypervisor> Network for Interfaces<H> {
-    fn connect<'a>(&'a self, server: &'a Endpoint, buffers: Buffers) -> Connecting<'a> {
+    fn connect<'a>(
+        &'a self,
+        server: &'a Endpoint,
+        choice: &'a AddressChoice,
+        buffers: Buffers,
+    ) -> Connecting<'a> {
         Box::pin(async move {
-            let stream = self.open(server, buffers).await?;
+            let stream = self.open(server, choice, buffers).await?;
             Ok(Box::new(stream) as Box<dyn Stream>)
         })
     }

@@ -3,7 +3,7 @@
 use bulkhead_net::Repeats;
 use bulkhead_net_testing::world::{World, end_of, exchange, pattern};
 use bulkhead_net_testing::{ADDRESS, Datagram, MAC};
-use bulkhead_stream::{Buffers, ConnectError, Ended, Endpoint, Stream};
+use bulkhead_stream::{AddressChoice, Buffers, ConnectError, Ended, Endpoint, Stream};
 use smoltcp::wire::{EthernetAddress, Ipv4Address, TcpPacket};
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -370,9 +370,10 @@ fn a_connection_gets_no_port_of_one_that_is_there() {
         receive: 0,
         send: 0,
     };
+    let choice = AddressChoice::default();
     for _ in 1..1 << 14 {
-        let begun =
-            pin!(world.net.open(&server, buffers)).poll(&mut Context::from_waker(Waker::noop()));
+        let begun = pin!(world.net.open(&server, &choice, buffers))
+            .poll(&mut Context::from_waker(Waker::noop()));
         assert!(begun.is_pending());
     }
     let second = world.connect("10.0.0.2:7");

@@ -29,10 +29,12 @@
 
 extern crate alloc;
 
+mod address;
 mod endpoint;
 mod error;
 mod tls;
 
+pub use address::AddressChoice;
 pub use endpoint::{Endpoint, EndpointError};
 pub use error::{ConnectError, Ended};
 pub use tls::{StartTlsError, StartingTls, Tls};
@@ -90,8 +92,14 @@ pub type Connecting<'a> = Pin<Box<dyn Future<Output = Result<Box<dyn Stream>, Co
 /// Makes connections, for users on its own vCPU.
 pub trait Network {
     /// Connects to a server: finds its address if it is named, and waits until the connection is there. The caller
-    /// gives that up by dropping the future.
-    fn connect<'a>(&'a self, server: &'a Endpoint, buffers: Buffers) -> Connecting<'a>;
+    /// gives that up by dropping the future. Of several addresses, the one is tried first that `choice` says; it learns
+    /// which one is tried.
+    fn connect<'a>(
+        &'a self,
+        server: &'a Endpoint,
+        choice: &'a AddressChoice,
+        buffers: Buffers,
+    ) -> Connecting<'a>;
 
     /// Returns lines about its interfaces, for the operator.
     fn lines(&self) -> Vec<String> {

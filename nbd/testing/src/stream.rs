@@ -3,33 +3,63 @@
 use crate::FakeServer;
 use crate::server::Reach;
 use bulkhead_stream::{
-    Buffers, Connecting, Ended, Endpoint, Network, StartTlsError, StartingTls, Stream, Tls,
+    AddressChoice, Buffers, Connecting, Ended, Endpoint, Network, StartTlsError, StartingTls,
+    Stream, Tls,
 };
+use std::net::{IpAddr, Ipv4Addr};
 use std::task::Waker;
 
-/// A network with servers, each at its own address.
+/// A network with servers, each at its own address. Those of the same name are the addresses of that name.
 pub struct FakeNetwork(pub Vec<(String, FakeServer)>);
 
+impl FakeNetwork {
+    /// Returns the address of an entry, by which the server can be named, too.
+    fn address(&self, index: usize) -> IpAddr {
+        let (name, _) = &self.0[index];
+        let named = Endpoint::parse(name, 10809).expect("an endpoint").host;
+        let given = Ipv4Addr::new(192, 0, 2, index as u8);
+        named.parse().unwrap_or(given.into())
+    }
+}
+
 impl Network for FakeNetwork {
-    fn connect<'a>(&'a self, server: &'a Endpoint, _: Buffers) -> Connecting<'a> {
-        let there = self.0.iter().find(|(name, _)| *name == server.to_string());
-        let (_, fake) = there.expect("a server of that address");
-        let reach = match fake.is_full() {
-            true => Reach::Hangs,
-            false => fake.0.borrow().config.reach,
+    fn connect<'a>(
+        &'a self,
+        server: &'a Endpoint,
+        choice: &'a AddressChoice,
+        _: Buffers,
+    ) -> Connecting<'a> {
+        let is_meant = |index: &usize| {
+            self.0[*index].0 == server.to_string()
+                || self.address(*index).to_string() == server.host
         };
-        match reach {
-            Reach::Fails(error) => Box::pin(std::future::ready(Err(error))),
-            Reach::Hangs => Box::pin(std::future::pending()),
-            Reach::Connects => {
-                let number = fake.0.borrow_mut().connect();
-                let stream: Box<dyn Stream> = Box::new(FakeStream {
-                    server: fake.clone(),
-                    number,
-                });
-                Box::pin(std::future::ready(Ok(stream)))
+        let meant: Vec<usize> = (0..self.0.len()).filter(is_meant).collect();
+        let addresses: Vec<IpAddr> = meant.iter().map(|index| self.address(*index)).collect();
+        let first = choice.first(&addresses);
+        let mut refused = None;
+        for turn in first..first + meant.len() {
+            let turn = turn % meant.len();
+            let fake = &self.0[meant[turn]].1;
+            choice.begin(addresses[turn]);
+            let reach = match fake.is_full() {
+                true => Reach::Hangs,
+                false => fake.0.borrow().config.reach,
+            };
+            match reach {
+                Reach::Fails(error) => refused = Some(error),
+                Reach::Hangs => return Box::pin(std::future::pending()),
+                Reach::Connects => {
+                    let number = fake.0.borrow_mut().connect();
+                    let stream: Box<dyn Stream> = Box::new(FakeStream {
+                        server: fake.clone(),
+                        number,
+                    });
+                    return Box::pin(std::future::ready(Ok(stream)));
+                }
             }
         }
+        let refused = refused.expect("a server of that address");
+        Box::pin(std::future::ready(Err(refused)))
     }
 }
 

@@ -25,6 +25,9 @@ use std::time::Duration;
 /// The address of the first server, and of the second.
 pub const SERVERS: [&str; 2] = ["10.0.0.2:10809", "10.0.0.3:10809"];
 
+/// The name that has the addresses of both.
+pub const NAME: &str = "storage:10809";
+
 /// A machine with a domain of two vCPUs, and two servers.
 pub struct World {
     /// The machine.
@@ -64,6 +67,8 @@ impl World {
         let network = FakeNetwork(vec![
             (SERVERS[0].to_string(), server.clone()),
             (SERVERS[1].to_string(), other.clone()),
+            (NAME.to_string(), server.clone()),
+            (NAME.to_string(), other.clone()),
         ]);
         let settings = Settings { vcpus: 2, patience };
         let exports = Exports::new(executors[0].handle(), Rc::new(network), tls, settings);

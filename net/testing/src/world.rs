@@ -4,7 +4,7 @@ use crate::{DhcpServer, Frame, NameServer, NetBack, Offered, Peer};
 use bulkhead_executor::{Executor, Handle};
 use bulkhead_grant::TableOnDemand;
 use bulkhead_net::{Interfaces, Settings, TcpStream, Traces};
-use bulkhead_stream::{Buffers, ConnectError, Ended, Endpoint, Stream};
+use bulkhead_stream::{AddressChoice, Buffers, ConnectError, Ended, Endpoint, Stream};
 use bulkhead_xen_sim::{DomainConfig, Sim, SimDomain, SimVcpu};
 use bulkhead_xenstore_client::{Client, Ring};
 use std::cell::{Cell, RefCell};
@@ -231,7 +231,7 @@ impl World {
     pub fn try_connect(&self, server: &str) -> Result<TestStream, ConnectError> {
         let server = Endpoint::parse(server, 7).expect("an endpoint");
         let net = self.net.clone();
-        let connecting = async move { net.open(&server, BUFFERS).await };
+        let connecting = async move { net.open(&server, &AddressChoice::default(), BUFFERS).await };
         let connected = self.within(Duration::from_secs(120), connecting);
         connected.expect("connected or refused in time")
     }

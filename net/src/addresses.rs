@@ -39,7 +39,6 @@ impl<H: Hypervisor> State<H> {
                 socket.abort();
             }
         }
-        self.use_name_servers();
     }
 
     /// Returns whether the stack has a route to an address.

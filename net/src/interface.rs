@@ -16,8 +16,8 @@ use core::task::Poll;
 use core::time::Duration;
 use smoltcp::iface::{Config, Interface as Stack, PollIngressSingleResult, PollResult};
 use smoltcp::iface::{SocketHandle, SocketSet};
-use smoltcp::socket::{dns, tcp};
-use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr};
+use smoltcp::socket::tcp;
+use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr};
 
 /// The number of packets received, and of rounds of sending, before other tasks have their turn.
 const BURST: usize = 64;
@@ -50,9 +50,8 @@ pub(crate) struct State<H: Hypervisor> {
     /// The stack, made when the first backend connects.
     pub(crate) stack: Option<Stack>,
     pub(crate) sockets: SocketSet<'static>,
-    pub(crate) dns: SocketHandle,
-    /// The number of name servers that have not answered.
-    pub(crate) silent_name_servers: usize,
+    /// The name server that has answered last.
+    pub(crate) first_name_server: Option<IpAddress>,
     pub(crate) lease: Option<Lease>,
     pub(crate) settings: Settings,
     /// The settings that a DHCP server has given.
@@ -88,7 +87,6 @@ impl<H: Hypervisor> Interface<H> {
         random: fn() -> u64,
     ) -> Rc<Self> {
         let mut sockets = SocketSet::new(Vec::new());
-        let dns = sockets.add(dns::Socket::new(&[], Vec::new()));
         let lease = settings.dhcp.then(|| Lease::new(&mut sockets));
         Rc::new(Interface {
             name,
@@ -98,8 +96,7 @@ impl<H: Hypervisor> Interface<H> {
                 device: Device::new(),
                 stack: None,
                 sockets,
-                dns,
-                silent_name_servers: 0,
+                first_name_server: None,
                 lease,
                 settings,
                 leased: Settings::default(),
@@ -112,6 +109,13 @@ impl<H: Hypervisor> Interface<H> {
             work: Signal::default(),
             gone: Flag::default(),
         })
+    }
+
+    /// Returns a number that nobody can guess, if the machine has a source of them; otherwise another one each time.
+    pub(crate) fn number(&self) -> u64 {
+        // Far apart for times that are close to each other.
+        let time = self.handle.now().0.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        time.rotate_left(32) ^ (self.random)()
     }
 
     /// Begins to use a backend, which is in `State::device`. `mac` is the interface's address.

@@ -42,6 +42,7 @@ mod lie;
 mod lifecycle;
 mod names;
 mod packet;
+mod question;
 mod receiver;
 #[allow(unsafe_code, reason = "makes rings in memory that it owns")]
 mod rings;

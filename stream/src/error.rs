@@ -14,6 +14,8 @@ pub enum ConnectError {
     NoNameServer,
     /// No name server answers.
     NameServerSilent,
+    /// Name servers answer, and none of them can tell.
+    NameServerFails,
     /// The server's name has no address.
     NoAddress,
     /// There is no way to the server.
@@ -42,6 +44,9 @@ impl fmt::Display for ConnectError {
                 f.write_str("it is named, and there is no name server (dns= on the command line)")
             }
             ConnectError::NameServerSilent => f.write_str("no name server answers"),
+            ConnectError::NameServerFails => {
+                f.write_str("the name server cannot tell its address now")
+            }
             ConnectError::NoAddress => f.write_str("its name has no address"),
             ConnectError::Unreachable => f.write_str("there is no route to it"),
             ConnectError::Refused => f.write_str("it refuses the connection"),

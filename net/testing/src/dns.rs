@@ -3,7 +3,7 @@
 use crate::datagram::Datagram;
 use crate::peer::Frame;
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// A record of a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +46,12 @@ pub struct NameServer {
     pub manner: Manner,
     /// The addresses at which it is silent.
     pub silent_at: Vec<IpAddr>,
+    /// The addresses at which it answers by that response code alone.
+    pub fails_at: Vec<(IpAddr, u16)>,
+    /// The address and the port from which its answers come, if not from those that are asked.
+    pub answers_from: Option<(Ipv4Addr, u16)>,
+    /// The number of each question, and the port that it came from.
+    pub numbers: Vec<(u16, u16)>,
     /// The names that it was asked for, and the address at which it was asked.
     pub asked: Vec<(String, IpAddr)>,
 }
@@ -62,11 +68,13 @@ impl NameServer {
     pub fn take(&mut self, frame: &Frame) -> Option<Option<Frame>> {
         let question = Datagram::find(frame).filter(|datagram| datagram.destination.1 == 53)?;
         let at = IpAddr::V4(question.destination.0);
+        let id = u16::from_be_bytes([question.payload[0], question.payload[1]]);
+        self.numbers.push((id, question.source.1));
         let payload = self.answer(&question.payload, at);
         Some(payload.map(|payload| {
             let answer = Datagram {
                 from: question.from,
-                source: question.destination,
+                source: self.answers_from.unwrap_or(question.destination),
                 destination: question.source,
                 payload,
             };
@@ -90,7 +98,7 @@ impl NameServer {
                 match record {
                     Record::Alias(other) => {
                         records.push((name.clone(), 5, labels(other)));
-                        next = Some(other.clone());
+                        next = Some(other.to_lowercase());
                     }
                     Record::Address(IpAddr::V4(address)) if kind == 1 => {
                         records.push((name.clone(), 1, address.octets().to_vec()));
@@ -103,7 +111,15 @@ impl NameServer {
             }
         }
         let mut answer = question[..end + 4].to_vec();
-        let code = if known { 0 } else { NO_SUCH_NAME };
+        let fails = self.fails_at.iter().find(|(failing, _)| *failing == at);
+        let code = match fails {
+            Some((_, code)) => {
+                records.clear();
+                *code
+            }
+            None if known => 0,
+            None => NO_SUCH_NAME,
+        };
         answer[2..4].copy_from_slice(&(0x8180 | code).to_be_bytes());
         let count = records.len() as u16 + u16::from(self.manner == Manner::Short);
         answer[6..8].copy_from_slice(&count.to_be_bytes());

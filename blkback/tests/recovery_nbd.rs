@@ -289,3 +289,32 @@ fn a_server_that_is_away_keeps_no_new_version_from_serving() {
         assert_eq!((serves.get(), settled.get()), (true, !away));
     }
 }
+
+#[test]
+fn an_export_that_was_replaced_while_the_domain_was_down_is_not_taken_up() {
+    type Change = fn(&mut FakeExport);
+    let changes: [(&str, Change); 4] = [
+        ("another name", |export| {
+            export.canonical = Some("eve".to_string())
+        }),
+        ("more sectors", |export| export.bytes.resize(2 * SIZE, 0)),
+        ("no flushes", |export| export.flags &= !4),
+        ("the same", |_| ()),
+    ];
+    for (what, change) in changes {
+        let world = world_with(1, |config| {
+            config.exports[0].canonical = Some("alice".to_string());
+        });
+        let guest = Guest::with_memory(&world, 2048);
+        let mut disk = guest.attach("xvda", "nbd:10.0.0.2/alice").connected();
+        disk.write(0, &[1; 512]);
+        world.crash_after(0, 0);
+        let server = &nbd(&world).server;
+        server.change(|config| change(&mut config.exports[0]));
+        world.restart();
+        world.wait(Duration::from_secs(3));
+        let problem = disk.problem().unwrap_or_default();
+        let refused = problem.contains("not the disk that was served before the crash");
+        assert_eq!(refused, what != "the same", "{what}: {problem}");
+    }
+}

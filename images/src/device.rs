@@ -86,8 +86,9 @@ pub trait BlockDevice: Send + Sync {
         false
     }
 
-    /// Returns a number that tells where the first `sectors` lie from where they lay under the same target at another time;
-    /// 0 if the target alone says that.
+    /// Returns a number that tells where the first `sectors` lie from where they lay under the same target at another time,
+    /// and the device from another one that guests could take it for; 0 if the target alone says that. A layer has the
+    /// numbers of the devices below in its own.
     fn identity(&self, _sectors: Sector) -> u32 {
         0
     }

@@ -61,6 +61,7 @@ mod extent;
 mod flushes;
 #[allow(unsafe_code, reason = "the one place that touches guests' memory")]
 pub mod guest_memory;
+mod identity;
 mod io;
 mod layers;
 #[allow(unsafe_code, reason = "owns raw memory")]
@@ -87,6 +88,7 @@ pub use claim::{Access, Claim, Claims, InUse};
 pub use device::{BlockDevice, DiscardLimits, Geometry, MOST_FORGOTTEN, SectorSize};
 pub use discard::DiscardMode;
 pub use flushes::Flushes;
+pub use identity::identity_of;
 pub use io::{Io, IoError, Op, Sector, Submitted, Tag};
 pub use layers::mapping::{
     ExtentError, ExtentMap, Leg, MappedDevice, MappingError, WeakMappedDevice,

@@ -10,7 +10,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_executor::Waiters;
 use bulkhead_images::{
-    BlockDevice, Flushes, Geometry, OpenQueue, OpenQueueError, QueueContext, not_opened, opened,
+    BlockDevice, Flushes, Geometry, OpenQueue, OpenQueueError, QueueContext, Sector, not_opened,
+    opened,
 };
 use bulkhead_xen::VcpuId;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -253,6 +254,10 @@ impl Device {
 impl BlockDevice for Device {
     fn geometry(&self) -> Geometry {
         self.0.properties.geometry()
+    }
+
+    fn identity(&self, _: Sector) -> u32 {
+        self.0.properties.identity()
     }
 
     fn open_queue<'a>(&'a self, context: &QueueContext) -> OpenQueue<'a> {

@@ -4,7 +4,7 @@ use crate::name::shown;
 use crate::wire::TransmissionFlags;
 use alloc::format;
 use alloc::string::{String, ToString};
-use bulkhead_images::{DiscardLimits, Geometry, Sector, SectorSize};
+use bulkhead_images::{DiscardLimits, Geometry, Sector, SectorSize, identity_of};
 use core::fmt;
 
 /// The most bytes of a request: 32 pages.
@@ -175,6 +175,20 @@ impl Properties {
             flush: self.flags.contains(TransmissionFlags::SEND_FLUSH),
             discard: self.forgets().then_some(limits),
         }
+    }
+
+    /// Returns a number that tells the export from another one that the server could have in its place, after a boot that
+    /// [`check_same`](Self::check_same) does not remember.
+    pub fn identity(&self) -> u32 {
+        // A guest that was told of flushes takes a disk without them for one that needs none.
+        let flags = TransmissionFlags::READ_ONLY | TransmissionFlags::SEND_FLUSH;
+        let numbers = [
+            self.sectors.0,
+            self.sector_size.bytes() as u64,
+            u64::from((self.flags & flags).bits()),
+        ];
+        let name = self.name.iter().flat_map(|name| name.bytes());
+        identity_of(numbers.into_iter().flat_map(u64::to_le_bytes).chain(name))
     }
 
     /// Checks that the export, which has the properties `now`, is the one that it was. The error names the difference.

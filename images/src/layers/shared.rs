@@ -2,7 +2,7 @@
 
 use crate::claim::Access;
 use crate::device::{BlockDevice, Geometry};
-use crate::io::{Io, IoError, Op, Submitted, Tag};
+use crate::io::{Io, IoError, Op, Sector, Submitted, Tag};
 use crate::queue::{Caps, IoQueue, OpenQueue, QueueContext, Staging};
 use alloc::boxed::Box;
 use alloc::sync::{Arc, Weak};
@@ -129,6 +129,10 @@ impl BlockDevice for User {
 
     fn uses_dma(&self) -> bool {
         self.watcher.device.0.device.uses_dma()
+    }
+
+    fn identity(&self, sectors: Sector) -> u32 {
+        self.watcher.device.0.device.identity(sectors)
     }
 
     fn on_change(&self, waker: &Waker) {

@@ -1,5 +1,6 @@
 //! The map from the sectors of a device to the devices below it.
 
+use crate::identity::identity_of;
 use crate::io::Sector;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -144,12 +145,7 @@ impl ExtentMap {
             let legs = legs.flat_map(|leg| [leg.device as u64, leg.start.0]);
             [len, chunk].into_iter().chain(legs)
         });
-        // FNV-1a: nobody gains by a collision but who may change the tables, and so the places, at will.
-        numbers
-            .flat_map(u64::to_le_bytes)
-            .fold(0x811c_9dc5, |sum: u32, byte| {
-                (sum ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-            })
+        identity_of(numbers.flat_map(u64::to_le_bytes))
     }
 
     fn add(&mut self, len: u64, chunk: u64, legs: &[Leg]) -> Result<(), ExtentError> {

@@ -197,7 +197,12 @@ impl BlockDevice for MappedDevice {
     }
 
     fn identity(&self, sectors: Sector) -> u32 {
-        self.map().identity(sectors)
+        let below = self.0.below.iter().map(|below| {
+            let device = below.device.device();
+            device.identity(device.geometry().sectors)
+        });
+        let below = below.fold(0, |all: u32, one| all.rotate_left(1) ^ one);
+        self.map().identity(sectors) ^ below
     }
 
     fn uses_dma(&self) -> bool {

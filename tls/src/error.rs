@@ -102,7 +102,7 @@ impl TlsError {
         matches!(
             self,
             TlsError::Ended(Ended::Closed | Ended::Reset | Ended::TimedOut | Ended::NoNetwork)
-                | TlsError::Ended(Ended::Truncated)
+                | TlsError::Ended(Ended::Truncated | Ended::AddressLost)
                 | TlsError::NoMemory { .. }
         )
     }

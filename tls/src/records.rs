@@ -24,6 +24,34 @@ const TO_SEND: usize = 2 * LONGEST;
 /// The bytes that a server may send without any data in them. A handshake has less, and so has what comes between data.
 const MOST_BARREN: usize = 128 << 10;
 
+/// The records without data that a server may send after the handshake, as those that renew keys: each one costs a
+/// hundred times what its bytes say. There may be one more after each [`DATA_FOR_ONE`] bytes of data.
+const MOST_EMPTY: usize = 128;
+const DATA_FOR_ONE: usize = 16 << 10;
+
+/// The most records that rustls is given at a time after the handshake: it takes all that have no data in one step.
+const AT_ONCE: usize = 32;
+
+/// The header of a record, and the offset of its length (RFC 8446, 5.1).
+const HEADER: usize = 5;
+const LENGTH: usize = 3;
+
+/// Returns the number of records at the beginning of `bytes`, at most `most` of them, and the bytes that they have. A part of a
+/// record counts as one.
+fn records_in(bytes: &[u8], most: usize) -> (usize, usize) {
+    let (mut count, mut end) = (0, 0);
+    while count < most && end < bytes.len() {
+        let header = bytes.get(end..end + HEADER);
+        let len = header.map(|header| u16::from_be_bytes([header[LENGTH], header[LENGTH + 1]]));
+        end = match len {
+            Some(len) => (end + HEADER + usize::from(len)).min(bytes.len()),
+            None => bytes.len(),
+        };
+        count += 1;
+    }
+    (count, end)
+}
+
 /// Returns what the end of the stream beneath is for TLS. Only TLS itself can say that no more comes: anybody on the way
 /// can close a connection.
 fn cut_off(ended: Ended) -> Ended {
@@ -64,6 +92,10 @@ pub struct Records {
     pub filled: Buffer,
     to_send: Buffer,
     barren: usize,
+    /// The records without data that the server may still send, once the handshake is over, and the data of which the next
+    /// one is earned.
+    empty_left: Option<usize>,
+    data: usize,
     /// The server has said that no more data comes.
     is_over: bool,
 }
@@ -82,8 +114,15 @@ impl Records {
             filled: Buffer::new(RECORD)?,
             to_send: Buffer::new(TO_SEND)?,
             barren: 0,
+            empty_left: None,
+            data: 0,
             is_over: false,
         })
+    }
+
+    /// Begins to count the records without data: the handshake is over.
+    pub fn open(&mut self) {
+        self.empty_left = Some(MOST_EMPTY);
     }
 
     /// Takes what has arrived from the stream. Returns whether anything has.
@@ -169,11 +208,18 @@ impl Records {
             filled,
             to_send,
             barren,
+            empty_left,
+            data: data_before,
             is_over,
             ..
         } = self;
+        let at_once = match empty_left {
+            Some(_) => records_in(arrived.filled(), AT_ONCE).1,
+            None => arrived.filled().len(),
+        };
         let UnbufferedStatus { mut discard, state } =
-            connection.process_tls_records(arrived.filled());
+            connection.process_tls_records(&mut arrived.filled()[..at_once]);
+        let mut with_data = 0;
         let progress = match state {
             Err(error) => Err(error.into()),
             Ok(ConnectionState::ReadTraffic(mut data)) => {
@@ -190,6 +236,8 @@ impl Records {
                     }
                     received.fill(record.payload.len());
                     *barren = 0;
+                    with_data += 1;
+                    *data_before += record.payload.len();
                 }
                 whole
             }
@@ -235,6 +283,18 @@ impl Records {
             // A client never comes to any other state.
             Ok(_) => Err(TlsError::TooLong),
         };
+        if let Some(left) = empty_left {
+            let (records, _) = records_in(&arrived.filled()[..discard], usize::MAX);
+            *left += core::mem::replace(data_before, *data_before % DATA_FOR_ONE) / DATA_FOR_ONE;
+            match (*left)
+                .min(MOST_EMPTY)
+                .checked_sub(records.saturating_sub(with_data))
+            {
+                Some(still) => *left = still,
+                None if progress.is_ok() => return Err(TlsError::TooLong),
+                None => {}
+            }
+        }
         arrived.take(discard);
         progress
     }

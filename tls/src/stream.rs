@@ -24,7 +24,8 @@ pub struct TlsStream {
 
 impl TlsStream {
     /// Returns a connection after its handshake.
-    pub fn new(records: Records) -> TlsStream {
+    pub fn new(mut records: Records) -> TlsStream {
+        records.open();
         TlsStream {
             records,
             pushed: false,

@@ -474,9 +474,10 @@ fn a_dead_guests_requests_do_not_get_into_the_next_ones_way() {
     let world = world(1);
     let lower = Lower::new(&world, &images());
     lower.attach("xvda", &Disk::new("ram:below0"));
+    // Without `shared=yes`, the next one would not get the disk yet.
     for round in 0..4 {
         let guest = Guest::new(&world);
-        let mut disk = guest.attach("xvda", "vbd:xvda").connected();
+        let mut disk = guest.attach("xvda", "vbd:xvda,shared=yes").connected();
         lower.pause(true);
         for number in 0..16 {
             disk.link().push_write(number, &[0xd0 + round; 512]);
@@ -494,7 +495,7 @@ fn a_dead_guests_requests_do_not_get_into_the_next_ones_way() {
         toolstack::remove_domain(&mut world.sim.store(), vbd.frontend);
         // The backend has yet to look at what that one asked for.
         let guest = Guest::new(&world);
-        let mut disk = guest.attach("xvda", "vbd:xvda").connected();
+        let mut disk = guest.attach("xvda", "vbd:xvda,shared=yes").connected();
         disk.link().push_write(100, &[round + 1; 512]);
         disk.link().push_read(120, 8);
         disk.link().kick();

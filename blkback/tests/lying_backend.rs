@@ -85,7 +85,7 @@ fn a_response_to_a_guest_that_is_gone_does_not_hide_the_next_ones() {
     let world = world();
     let mut backend = Liar::new(&world, &DISK);
     let guest = Guest::new(&world);
-    let mut disk = guest.attach("xvda", "vbd:xvda").connected();
+    let mut disk = guest.attach("xvda", "vbd:xvda,shared=yes").connected();
     disk.link().push_read(0, 8);
     disk.link().kick();
     world.wait(THERE_AND_BACK);
@@ -93,11 +93,17 @@ fn a_response_to_a_guest_that_is_gone_does_not_hide_the_next_ones() {
     let vbd = disk.vbd.clone();
     world.sim.destroy_domain(guest.domain.id());
     toolstack::force_detach(&mut world.sim.store(), &vbd);
-    // Its request is given up.
+    // Its request is given up, as far as the guest is concerned.
     world.wait(Duration::from_secs(5));
     toolstack::finish_detach(&mut world.sim.store(), &vbd);
     toolstack::remove_domain(&mut world.sim.store(), vbd.frontend);
-    let mut disk = ask(&world, 1);
+    let mut disk = Guest::new(&world)
+        .attach("xvda", "vbd:xvda,shared=yes")
+        .connected();
+    disk.link().push_read(0, 8);
+    disk.link().kick();
+    world.wait(THERE_AND_BACK);
+    assert_eq!(disk.link().collect(), []);
     let second = backend.take();
     backend.answer_as_asked(&first.response(Status::Okay));
     assert_eq!(disk.link().collect(), []);

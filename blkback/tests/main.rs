@@ -71,6 +71,7 @@ mod state_orders;
 mod stopping;
 mod stores;
 mod toolstack;
+mod unanswered;
 mod unserved;
 #[cfg(feature = "recover")]
 mod upgrade;

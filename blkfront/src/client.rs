@@ -8,7 +8,7 @@ use bulkhead_grant::memory::{filled, room_for};
 use bulkhead_grant::{OutOfMemory, SharedMemory};
 use bulkhead_images::{Flushes, IoError, Op, Tag};
 use bulkhead_xen::{Hypervisor, PAGE_SIZE};
-use core::task::Waker;
+use core::task::{Context, Poll, Waker};
 
 /// A request.
 #[derive(Clone, Copy)]
@@ -104,7 +104,7 @@ impl<H: Hypervisor> Client<H> {
         })
     }
 
-    /// Opens a queue again that was closed and [is idle](Self::is_idle), for a vCPU and up to `depth` requests at a time.
+    /// Opens a queue again that [is unused](Self::is_unused), for a vCPU and up to `depth` requests at a time.
     /// Nothing of its last user's data is left.
     pub fn reopen(&mut self, vcpu: usize, depth: usize) -> Result<(), OutOfMemory> {
         let known = self.entries.len();
@@ -126,6 +126,7 @@ impl<H: Hypervisor> Client<H> {
     }
 
     /// Closes the queue. If there is a backend, requests that were sent to it stay until it has answered them.
+    /// [`poll_close`](Self::poll_close) tells when that is.
     pub fn close(&mut self, connected: bool) {
         self.open = false;
         self.waker = None;
@@ -141,12 +142,24 @@ impl<H: Hypervisor> Client<H> {
         }
     }
 
-    pub fn is_open(&self) -> bool {
-        self.open
+    /// Returns ready once no backend has a request of a queue that was closed. Otherwise the task is woken then.
+    pub fn poll_close(&mut self, context: &Context<'_>) -> Poll<()> {
+        if self.is_idle() {
+            return Poll::Ready(());
+        }
+        self.wake_with(context.waker());
+        Poll::Pending
+    }
+
+    /// Returns whether another queue may have its place and its memory: it was closed, nothing waits for its end any
+    /// more, and the backend has answered everything.
+    pub fn is_unused(&mut self) -> bool {
+        // A queue has its location as long as it is there.
+        !self.open && self.is_idle() && Arc::get_mut(&mut self.location).is_some()
     }
 
     /// Returns whether the backend has answered everything.
-    pub fn is_idle(&self) -> bool {
+    fn is_idle(&self) -> bool {
         self.free.len() == self.entries.len()
     }
 
@@ -263,9 +276,15 @@ impl<H: Hypervisor> Client<H> {
         self.free.push(entry);
         if self.open {
             self.done.push((tag, outcome));
-            if let Some(waker) = self.waker.take() {
-                waker.wake();
-            }
+        }
+        self.wake();
+    }
+
+    /// Wakes the task that waits for a completion, or for the end of the queue.
+    #[inline]
+    pub fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
         }
     }
 

@@ -14,6 +14,7 @@ use alloc::vec::Vec;
 use bulkhead_grant::{NotShared, SharedMemory};
 use bulkhead_images::{Flushes, IoError, Op, Submitted, Tag};
 use bulkhead_xen::{DomId, Hypervisor};
+use core::task::{Context, Poll};
 
 /// A ring, connected or not, with the queues that use it.
 pub struct Link<H: Hypervisor> {
@@ -61,11 +62,11 @@ impl<H: Hypervisor> Link<H> {
         flushes: &Arc<Flushes>,
         memory: impl FnOnce() -> Result<SharedMemory<H>, NotShared>,
     ) -> Result<usize, NotShared> {
-        let unused = |client: &Client<H>| !client.is_open() && client.is_idle();
         let bytes = depth * size_of::<Entry>();
         let no_memory = |_| NotShared::NoMemory { bytes };
-        if !self.held
-            && let Some(number) = self.clients.iter().position(unused)
+        // After the disk was given up, nothing is read into that memory.
+        if (!self.held || self.dead)
+            && let Some(number) = self.clients.iter_mut().position(Client::is_unused)
         {
             let reopened = self.clients[number].reopen(vcpu, depth);
             return reopened.map(|()| number).map_err(no_memory);
@@ -121,6 +122,22 @@ impl<H: Hypervisor> Link<H> {
     /// Closes a queue. Its memory is used again when the backend has answered all of its requests.
     pub fn close(&mut self, number: usize) {
         self.clients[number].close(self.wire.is_some());
+    }
+
+    /// Returns ready once no backend has a request or the memory of a queue that was closed, so that it neither changes
+    /// the disk for that queue any more nor has a further queue take memory of its own. A backend that is gone may be at
+    /// work as long as it has the memory. One with which the disk was given up is not waited for: it may never let go,
+    /// and nobody else gets the disk through this.
+    pub fn poll_close(&mut self, number: usize, context: &Context<'_>) -> Poll<()> {
+        let client = &mut self.clients[number];
+        if self.dead {
+            return Poll::Ready(());
+        }
+        if self.held {
+            client.wake_with(context.waker());
+            return Poll::Pending;
+        }
+        client.poll_close(context)
     }
 
     /// Takes a request of a queue, and sends it if the ring has room.
@@ -225,6 +242,9 @@ impl<H: Hypervisor> Link<H> {
             all &= client.memory().revoke();
         }
         self.held = !all;
+        if all {
+            self.clients.iter_mut().for_each(Client::wake);
+        }
         all
     }
 
@@ -289,6 +309,9 @@ impl<H: Hypervisor> Link<H> {
     /// Fails everything, now and later.
     pub fn fail(&mut self) {
         self.dead = true;
-        self.clients.iter_mut().for_each(Client::fail);
+        for client in &mut self.clients {
+            client.fail();
+            client.wake();
+        }
     }
 }

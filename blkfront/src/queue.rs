@@ -253,10 +253,12 @@ impl<H: Hypervisor> IoQueue for Queue<H> {
         link.cancel(client, None);
     }
 
-    /// No guest's page is ever given away, so there is nothing to wait for.
-    fn poll_close(&mut self, _context: &mut Context<'_>) -> Poll<()> {
+    /// No guest's page is ever given away, but a backend that has a write of this queue may do it after a later one of
+    /// the sectors' next owner.
+    fn poll_close(&mut self, context: &mut Context<'_>) -> Poll<()> {
         self.close();
-        Poll::Ready(())
+        let (mut link, client) = self.link();
+        link.poll_close(client, context)
     }
 
     fn stage(&mut self, tag: Tag, op: Op, len: usize) -> Option<Staging> {

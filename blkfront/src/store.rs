@@ -67,6 +67,10 @@ impl<H: Hypervisor> Disks for OwnDisks<H> {
         Box::pin(self.0.handle().sleep(span))
     }
 
+    fn spawn(&self, task: Waiting<'static, ()>) {
+        self.0.handle().spawn(task);
+    }
+
     fn list(&self) -> Vec<KnownDisk> {
         let disks = self.0.disks().into_iter();
         disks

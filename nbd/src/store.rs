@@ -86,6 +86,10 @@ impl<H: Hypervisor> Disks for ServedExports<H> {
         Box::pin(self.0.handle().sleep(span))
     }
 
+    fn spawn(&self, task: Waiting<'static, ()>) {
+        self.0.handle().spawn(task);
+    }
+
     fn list(&self) -> Vec<KnownDisk> {
         let all = self.0.list().into_iter();
         all.filter(|export| export.failure().is_none() && export.properties().is_some())

@@ -136,6 +136,10 @@ impl<H: Hypervisor> Disks for Namespaces<H> {
         Box::pin(self.0.handle().sleep(span))
     }
 
+    fn spawn(&self, task: Waiting<'static, ()>) {
+        self.0.handle().spawn(task);
+    }
+
     fn list(&self) -> Vec<KnownDisk> {
         let mut all = Vec::new();
         for controller in self.0.list() {

@@ -60,6 +60,10 @@ impl<H: PciHost> Disks for All<H> {
         Box::pin(self.0.handle().sleep(span))
     }
 
+    fn spawn(&self, task: Waiting<'static, ()>) {
+        self.0.handle().spawn(task);
+    }
+
     fn list(&self) -> Vec<KnownDisk> {
         let all = self.0.list();
         // While it is reset, or does not work for the moment, it stays what it is, and what guests have of it is theirs.

@@ -8,11 +8,11 @@ use crate::name::VolumePart;
 use crate::open::Open;
 use crate::order::order;
 use crate::resolve::{self, Known};
-use alloc::rc::Rc;
+use alloc::rc::{Rc, Weak};
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use bulkhead_images::{Access, BlockDevice, DeviceReader, Sector, WeakSharedDevice};
+use bulkhead_images::{Access, BlockDevice, Sector, WeakSharedDevice};
 
 /// The disks that are known, and the volumes that are open.
 #[derive(Default)]
@@ -20,8 +20,8 @@ pub(crate) struct State {
     pub next: u64,
     pub disks: Vec<Disk>,
     pub open: Vec<Open>,
-    /// Readers that were given up, and whose disks have not let go of their memory.
-    pub given_up: Vec<(DiskId, DeviceReader)>,
+    /// The disks whose readers were given up, as long as tasks wait for them to let go of the readers' memory.
+    pub given_up: Vec<(DiskId, Weak<()>)>,
 }
 
 /// A disk that is known.

@@ -68,6 +68,9 @@ pub trait Disks {
     /// Waits for a span of time.
     fn pause(&self, span: Duration) -> Waiting<'_, ()>;
 
+    /// Starts a task.
+    fn spawn(&self, task: Waiting<'static, ()>);
+
     /// Returns all disks.
     fn list(&self) -> Vec<KnownDisk>;
 
@@ -90,9 +93,10 @@ pub struct DiskStore {
 impl DiskStore {
     /// Returns the store of these disks.
     pub fn new(disks: Rc<dyn Disks>) -> Self {
+        let spawner = disks.clone();
         DiskStore {
             disks,
-            volumes: Volumes::default(),
+            volumes: Volumes::new(move |task| spawner.spawn(task)),
             shown: RefCell::default(),
         }
     }

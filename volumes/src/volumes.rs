@@ -8,6 +8,8 @@ use crate::open::{Open, ranges};
 use crate::rescan::{Change, Rescan};
 use crate::resolve::{self, Resolved};
 use crate::state::{Disk, DiskState, Source, State};
+use crate::store::Waiting;
+use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -24,10 +26,20 @@ use spin::Mutex;
 ///
 /// A disk is known by the name that targets begin with, and is open as long as something of it is, or it is read. What is on it is read when something of it is opened, so
 /// that a volume which was made meanwhile is found; [`rescan`](Self::rescan) is for those that are open.
-#[derive(Default)]
 pub struct Volumes {
     state: Mutex<State>,
     claims: Arc<Claims>,
+    spawn: Box<Spawn>,
+}
+
+/// Starts a task.
+pub type Spawn = dyn Fn(Waiting<'static, ()>);
+
+impl Default for Volumes {
+    /// Has no tasks: a disk for whose answer nobody waits any more is not read again.
+    fn default() -> Self {
+        Volumes::new(core::mem::forget)
+    }
 }
 
 /// The owner that opens a volume, and what for.
@@ -44,6 +56,15 @@ pub struct Opening<'o> {
 }
 
 impl Volumes {
+    /// Returns no disks yet. `spawn` starts the tasks that wait for the disks whose readers were given up.
+    pub fn new(spawn: impl Fn(Waiting<'static, ()>) + 'static) -> Self {
+        Volumes {
+            state: Mutex::default(),
+            claims: Arc::default(),
+            spawn: Box::new(spawn),
+        }
+    }
+
     /// Adds a disk, which `source` opens. False if there is one of that name.
     pub fn add(
         &self,
@@ -303,7 +324,7 @@ impl Volumes {
         let written = self.claims.written(id);
         let reader = DeviceReader::open(device, vcpu).await;
         let mut reading = Reading {
-            state: &self.state,
+            volumes: self,
             id,
             reader: Some(reader.map_err(ContentError::Open)?),
         };
@@ -319,11 +340,9 @@ impl Volumes {
     /// not begun before.
     fn is_readable(&self, id: DiskId) -> bool {
         let mut state = self.state.lock();
-        let mut context = Context::from_waker(Waker::noop());
-        state
-            .given_up
-            .retain_mut(|(_, reader)| reader.poll_close(&mut context).is_pending());
-        state.given_up.iter().all(|(disk, _)| *disk != id)
+        let given_up = &mut state.given_up;
+        given_up.retain(|(_, waiting)| waiting.strong_count() > 0);
+        given_up.iter().all(|(disk, _)| *disk != id)
     }
 
     /// The disks of which nothing is known.
@@ -385,9 +404,10 @@ impl Volumes {
     }
 }
 
-/// A reader of a disk. If it is given up before its disk has let go of it, it is kept.
+/// A reader of a disk. If it is given up before its disk has let go of it, a task waits for that: the disk is in use
+/// until then.
 struct Reading<'v> {
-    state: &'v Mutex<State>,
+    volumes: &'v Volumes,
     id: DiskId,
     reader: Option<DeviceReader>,
 }
@@ -398,7 +418,13 @@ impl Drop for Reading<'_> {
         if let Some(mut reader) = self.reader.take()
             && reader.poll_close(&mut context).is_pending()
         {
-            self.state.lock().given_up.push((self.id, reader));
+            let waiting = Rc::new(());
+            let waits = (self.id, Rc::downgrade(&waiting));
+            self.volumes.state.lock().given_up.push(waits);
+            (self.volumes.spawn)(Box::pin(async move {
+                reader.close().await;
+                drop(waiting);
+            }));
         }
     }
 }

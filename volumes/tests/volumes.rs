@@ -7,7 +7,9 @@ use bulkhead_images::{Access, BlockDevice, Sector, SectorSize};
 use bulkhead_volumes::testing::{Disk, NewPartition, write_gpt, write_physical};
 use bulkhead_volumes::{Guid, NameError, Opening, VolumeName, Volumes};
 use bulkhead_xen::VcpuId;
-use std::pin::pin;
+use std::cell::RefCell;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
@@ -363,7 +365,9 @@ fn a_disk_that_lets_go_of_nothing_is_asked_once() {
     let (_, [disk, _]) = two();
     let silent = Delayed::new(Arc::new(disk));
     silent.hold_on();
-    let volumes = Volumes::default();
+    let tasks = Rc::new(RefCell::new(Vec::new()));
+    let spawned = tasks.clone();
+    let volumes = Volumes::new(move |task| spawned.borrow_mut().push(task));
     let device: Arc<dyn BlockDevice> = Arc::new(silent.clone());
     assert!(volumes.add("vbd:xvda", move || Ok(device.clone())));
     let give_up = || {
@@ -395,6 +399,11 @@ fn a_disk_that_lets_go_of_nothing_is_asked_once() {
     // It answers, and is asked again.
     silent.release(0);
     silent.be_prompt(true);
+    let ended = |task: &mut Pin<Box<dyn Future<Output = ()>>>| {
+        let mut context = Context::from_waker(Waker::noop());
+        task.as_mut().poll(&mut context).is_ready()
+    };
+    assert!(tasks.borrow_mut().iter_mut().all(ended), "nothing waits");
     open(&volumes, "vbd:xvda/one");
 }
 

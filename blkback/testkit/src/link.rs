@@ -179,6 +179,11 @@ impl Link {
         }
     }
 
+    /// Returns whether the backend has the ring mapped.
+    pub fn is_mapped(&self) -> bool {
+        self.ring_grants.iter().any(Grant::is_in_use)
+    }
+
     /// Takes everything back, which the backend must have let go of.
     pub fn take_down(mut self) {
         self.let_go();

@@ -246,6 +246,12 @@ impl<'w> Liar<'w> {
         any
     }
 
+    /// Returns whether a request may be without an answer.
+    pub fn may_have_requests(&self) -> bool {
+        let has = |ring: &Ring| !ring.taken.is_empty() || ring.back.unconsumed() != Ok(0);
+        self.conduct > Conduct::Good || self.rings.iter().any(has)
+    }
+
     /// Answers one request, or none, with anything. If no request can have that answer, the disk is given up.
     pub fn answer(&mut self, script: &mut Script<'_>) {
         let Some(count) = self.rings.len().checked_sub(1) else {

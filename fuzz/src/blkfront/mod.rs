@@ -48,6 +48,7 @@ pub fn blkfront(script: &[u8]) {
         guest: Guest::with_memory(&world, 4096),
         world: &world,
         disk: None,
+        mapped: Vec::new(),
         secrets: neighbour.marks(),
     };
     if setting & 2 == 0 {
@@ -141,6 +142,8 @@ struct Stage<'w> {
     guest: Guest<'w>,
     /// The guest's disk, and whether it is connected.
     disk: Option<(Frontend<'w>, bool)>,
+    /// Rings of disks that were taken away, which stay mapped while the backend has requests from them.
+    mapped: Vec<Link>,
     secrets: Marks,
 }
 
@@ -257,7 +260,13 @@ impl Stage<'_> {
         world.run();
         for mut link in disk.forget() {
             look(&mut link, &self.secrets, self.liar.conduct);
-            link.take_down();
+            link.let_go();
+            if link.is_mapped() {
+                assert!(self.liar.may_have_requests(), "no backend has any request");
+                self.mapped.push(link);
+            } else {
+                link.take_down();
+            }
         }
     }
 
@@ -284,6 +293,7 @@ impl Stage<'_> {
             assert_eq!(disk.link().outstanding(), 0, "requests without an answer");
         }
         self.take_away();
+        self.mapped.drain(..).for_each(Link::take_down);
         let id = self.guest.domain.id();
         assert_eq!(
             self.guest.domain.grants_in_use(),

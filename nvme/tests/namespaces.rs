@@ -1,10 +1,10 @@
 //! Namespaces: their names, their growth, and what becomes of them.
 
 use bulkhead_images::{IoError, Sector};
-use bulkhead_nvme::command::Command;
 use bulkhead_nvme::command::admin::opcode;
+use bulkhead_nvme::command::{Command, Status};
 use bulkhead_nvme_testing::world::{Buffer, Disk, World, read, write};
-use bulkhead_nvme_testing::{Config, FakeNamespace};
+use bulkhead_nvme_testing::{Config, FakeNamespace, Fate};
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
@@ -145,6 +145,40 @@ fn a_namespace_that_is_removed_or_replaced_fails_and_a_new_one_is_found() {
     let again = world.try_open("nvme:03:00.0").expect("opened");
     assert_eq!(again.geometry().sectors, Sector(128));
     drop((new, again, buffer));
+    world.end();
+}
+
+/// What the controller has by then is its to do; the rest of a request in parts, and a command that it did not get to, are
+/// not sent any more.
+#[test]
+fn nothing_more_is_asked_of_a_namespace_in_the_place_of_another_one() {
+    let world = World::started(two());
+    let mut disk = world.open("nvme:03:00.0/n1");
+    let buffer = Buffer::new(&world, 256);
+    world.fake.decide(|_| Fate::Held);
+    let segments: Vec<_> = (0..64).map(|page| buffer.segment(page, 0, 512)).collect();
+    disk.ask(1, write(0), &segments);
+    disk.collect();
+    world.run();
+    let asked = world.fake.seen().len();
+    assert_eq!(asked, 63);
+    world
+        .fake
+        .change(|config| config.namespaces[0] = FakeNamespace::new(1, 12, 64));
+    assert!(world.fake.report(CHANGED));
+    world.wait(Duration::from_millis(100));
+    let (queue, first) = world.fake.held()[0];
+    world.fake.complete(queue, &first, Status::INTERRUPTED);
+    world.run();
+    disk.collect();
+    assert_eq!(world.fake.seen().len(), asked);
+    world.fake.decide(|_| Fate::Done);
+    world.fake.fail();
+    world.wait(Duration::from_secs(3));
+    disk.collect();
+    assert_eq!(disk.done, [(1, Err(IoError::Medium))]);
+    assert_eq!(world.fake.seen().len(), asked);
+    drop((disk, buffer));
     world.end();
 }
 

@@ -1,9 +1,11 @@
 //! Commands that take too long, controllers that fail, and controllers that vanish.
 
 use bulkhead_images::{IoError, Submitted};
+use bulkhead_nvme::command::Command;
 use bulkhead_nvme::command::admin::opcode;
-use bulkhead_nvme_testing::world::{Buffer, NAME, World, pattern, read, write};
-use bulkhead_nvme_testing::{Config, Fate};
+use bulkhead_nvme_testing::world::{Buffer, NAME, World, discard, pattern, read, write};
+use bulkhead_nvme_testing::{Config, FakeNamespace, Fate};
+use std::sync::Arc;
 use std::time::Duration;
 
 fn count(world: &World, opcode: u8) -> usize {
@@ -71,6 +73,52 @@ fn a_controller_that_ignores_aborts_is_reset_and_everything_is_asked_again() {
     assert!(world.lines().contains(" 1 resets"), "{}", world.lines());
     drop((disk, buffer));
     world.end();
+}
+
+/// In its place, a namespace with another name in the world, and one with larger blocks: a command that was sent again would
+/// move more bytes than before, through what lists of addresses have held earlier.
+#[test]
+fn what_a_namespace_was_asked_is_not_asked_of_the_one_in_its_place_after_a_reset() {
+    for (shift, renamed) in [(9, true), (12, false)] {
+        let world = World::started(Config::default());
+        let mut disk = world.open("nvme:03:00.0");
+        let buffer = Buffer::new(&world, 256);
+        buffer.fill(&[7; 256 * 4096]);
+        world.fake.decide(|_| Fate::Lost);
+        disk.ask(0, write(0), &[buffer.segment(0, 0, 4096)]);
+        disk.ask(1, read(8), &[buffer.segment(1, 0, 4096)]);
+        disk.ask(2, discard(64, 8), &[]);
+        // One in parts, some of which have not been sent.
+        let segments: Vec<_> = (8..208).map(|page| buffer.segment(page, 0, 512)).collect();
+        disk.ask(3, write(64), &segments);
+        disk.collect();
+        world.run();
+        let asked = world.fake.seen().len();
+        assert_eq!(asked, 63);
+        world.fake.change(|config| {
+            config.namespaces[0] = FakeNamespace::new(1, shift, 4096);
+            config.forge = Arc::new(move |command: &Command, data: &mut [u8]| {
+                if command.opcode() == opcode::IDENTIFY && command.dword(10) == 0 {
+                    data[104] = if renamed { 9 } else { data[104] };
+                }
+            });
+        });
+        world.fake.decide(|_| Fate::Done);
+        world.fake.fail();
+        world.wait(Duration::from_secs(3));
+        disk.collect();
+        disk.done.sort_unstable_by_key(|(tag, _)| *tag);
+        let failed: Vec<_> = (0..4).map(|tag| (tag, Err(IoError::Medium))).collect();
+        assert_eq!(disk.done, failed, "blocks of 2^{shift} bytes");
+        assert_eq!(world.fake.seen().len(), asked, "nothing was asked again");
+        assert!(world.fake.bytes(1).iter().all(|byte| *byte == 0));
+        assert!(world.lines().contains(" 1 resets"), "{}", world.lines());
+        drop(disk);
+        let mut new = world.open("nvme:03:00.0");
+        assert_eq!(new.does(write(0), &buffer.whole(4096)), Ok(()));
+        drop((new, buffer));
+        world.end();
+    }
 }
 
 #[test]

@@ -320,6 +320,9 @@ impl<H: Hypervisor> Life<'_, H> {
                 let line = format_args!("/n{}: {reason}", before.id());
                 self.tell(Level::Warn, line);
                 before.fail(reason);
+                for pair in self.controller.pairs() {
+                    pair.lock().fail_namespace(before.id());
+                }
             }
         }
         self.controller.set_namespaces(namespaces, refused);

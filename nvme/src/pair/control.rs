@@ -1,7 +1,7 @@
 //! What the control plane does with a queue pair, and what is seldom done while it serves.
 
 use super::{Counts, MOST_RETRIES, Pair};
-use crate::command::{CommandId, Completion, QueueId, Status};
+use crate::command::{CommandId, Completion, NamespaceId, QueueId, Status};
 use crate::slots::Owner;
 use crate::splits;
 use alloc::vec::Vec;
@@ -182,6 +182,25 @@ impl Pair {
         self.rings.released();
         self.lists.set_in_use(false);
         self.end_unwanted();
+    }
+
+    /// Sends nothing more to a namespace that is not served any more, of what was submitted before: there may be another
+    /// one by its number. What the controller has of it by now ends as the controller says, or when it is reset.
+    #[cold]
+    pub fn fail_namespace(&mut self, id: NamespaceId) {
+        for number in 0..splits::MOST as u8 {
+            let split = self.splits.get(number);
+            if split.is_used() && split.left.namespace == id {
+                split.outcome = split.outcome.and(Err(IoError::Medium));
+                split.retries = MOST_RETRIES;
+                self.end_split(number);
+            }
+        }
+        for slot in self.slots.used() {
+            if slot.command.namespace() == id {
+                slot.retries = MOST_RETRIES;
+            }
+        }
     }
 
     fn end_unwanted(&mut self) {

@@ -81,4 +81,4 @@ pub use name::{NameError, VolumeName, VolumePart};
 pub use rescan::{Change, Outcome, Rescan};
 pub use state::{DiskState, Source};
 pub use store::{ANSWERS, DiskStore, Disks, KnownDisk, Waiting};
-pub use volumes::{Opening, Volumes};
+pub use volumes::{Opening, Pause, Spawn, Volumes};

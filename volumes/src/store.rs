@@ -93,10 +93,14 @@ pub struct DiskStore {
 impl DiskStore {
     /// Returns the store of these disks.
     pub fn new(disks: Rc<dyn Disks>) -> Self {
-        let spawner = disks.clone();
+        let (spawner, clock) = (disks.clone(), disks.clone());
+        let pause = move |span| -> Waiting<'static, ()> {
+            let clock = clock.clone();
+            Box::pin(async move { clock.pause(span).await })
+        };
         DiskStore {
             disks,
-            volumes: Volumes::new(move |task| spawner.spawn(task)),
+            volumes: Volumes::new(move |task| spawner.spawn(task), pause),
             shown: RefCell::default(),
         }
     }

@@ -6,7 +6,7 @@ use crate::error::VolumeError;
 use crate::name::{VolumeName, VolumePart};
 use crate::open::{Open, ranges};
 use crate::rescan::{Change, Rescan};
-use crate::resolve::{self, Resolved};
+use crate::resolve::{self, Known, Resolved};
 use crate::state::{Disk, DiskState, Source, State};
 use crate::store::Waiting;
 use alloc::boxed::Box;
@@ -18,8 +18,9 @@ use bulkhead_images::{
     Access, BlockDevice, DeviceReader, MappedDevice, Sector, SharedDevice, WeakSharedDevice,
 };
 use bulkhead_xen::VcpuId;
-use core::future::poll_fn;
-use core::task::{Context, Waker};
+use core::future::{Future, poll_fn};
+use core::task::{Context, Poll, Waker};
+use core::time::Duration;
 use spin::Mutex;
 
 /// All disks whose volumes can be served, of whatever kind.
@@ -30,15 +31,23 @@ pub struct Volumes {
     state: Mutex<State>,
     claims: Arc<Claims>,
     spawn: Box<Spawn>,
+    pause: Box<Pause>,
 }
 
 /// Starts a task.
 pub type Spawn = dyn Fn(Waiting<'static, ()>);
 
+/// Waits for a span of time.
+pub type Pause = dyn Fn(Duration) -> Waiting<'static, ()>;
+
+/// The time that disks have to answer of which it is not known whether they are needed.
+const OTHERS_ANSWER: Duration = Duration::from_secs(2);
+
 impl Default for Volumes {
-    /// Has no tasks: a disk for whose answer nobody waits any more is not read again.
+    /// Has no tasks and no time: all disks are waited for, and one for whose answer nobody waits any more is not read
+    /// again.
     fn default() -> Self {
-        Volumes::new(core::mem::forget)
+        Volumes::new(core::mem::forget, |_| Box::pin(core::future::pending()))
     }
 }
 
@@ -56,12 +65,17 @@ pub struct Opening<'o> {
 }
 
 impl Volumes {
-    /// Returns no disks yet. `spawn` starts the tasks that wait for the disks whose readers were given up.
-    pub fn new(spawn: impl Fn(Waiting<'static, ()>) + 'static) -> Self {
+    /// Returns no disks yet. `spawn` starts the tasks that wait for the disks whose readers were given up; `pause` waits for
+    /// a span of time.
+    pub fn new(
+        spawn: impl Fn(Waiting<'static, ()>) + 'static,
+        pause: impl Fn(Duration) -> Waiting<'static, ()> + 'static,
+    ) -> Self {
         Volumes {
             state: Mutex::default(),
             claims: Arc::default(),
             spawn: Box::new(spawn),
+            pause: Box::new(pause),
         }
     }
 
@@ -179,12 +193,7 @@ impl Volumes {
         self.claims.trust(disk);
         self.read(vcpu, disk, name).await?;
         // Groups on it may have gone on to disks that nobody has looked at.
-        for other in self.unread() {
-            let other_name = self.disk_name(other);
-            if let Err(error) = self.read(vcpu, other, &other_name).await {
-                log::warn!("{error}");
-            }
-        }
+        self.read_others(vcpu, self.unread(), |_| false).await;
         let mut state = self.state.lock();
         state.forget_closed();
         let contents = state.contents(&self.claims);
@@ -362,45 +371,107 @@ impl Volumes {
         text: &str,
     ) -> Result<Resolved, VolumeError> {
         self.read(vcpu, disk, &name.disk).await?;
-        let mut read = alloc::vec![disk];
+        let (mut read, mut tried) = (alloc::vec![disk], alloc::vec![disk]);
         loop {
             let contents = self.state.lock().contents(&self.claims);
-            let resolved = match &name.part {
-                VolumePart::Label(label) => {
-                    resolve::partition(&contents, disk, text, &|it| it.label == *label)
+            let resolved = look_up(&contents, disk, name, text);
+            match &resolved {
+                Ok(found) => {
+                    let needed = found.disks.iter().copied();
+                    let unread: Vec<DiskId> = needed.filter(|id| !read.contains(id)).collect();
+                    if unread.is_empty() {
+                        return resolved;
+                    }
+                    for id in unread {
+                        read.push(id);
+                        let other = self.disk_name(id);
+                        if let Err(error) = self.read(vcpu, id, &other).await {
+                            log::warn!("{error}");
+                        }
+                    }
                 }
-                VolumePart::Guid(guid) => {
-                    resolve::partition(&contents, disk, text, &|it| it.id == *guid)
-                }
-                VolumePart::Logical { group, volume } => resolve::logical(
-                    &contents,
-                    disk,
-                    text,
-                    &|it| it.name == *group,
-                    &|it| it.name == *volume,
-                    &[],
-                ),
-                VolumePart::Whole => Err(VolumeError::NoTable { name: text.into() }),
-            };
-            let wanted: Vec<DiskId> = match &resolved {
-                Ok(resolved) => resolved.disks.clone(),
                 Err(VolumeError::Missing { .. }) => {
-                    contents.iter().map(|known| known.disk).collect()
+                    let others = contents.iter().map(|known| known.disk);
+                    let untried: Vec<DiskId> = others.filter(|id| !tried.contains(id)).collect();
+                    if untried.is_empty() {
+                        return resolved;
+                    }
+                    tried.extend_from_slice(&untried);
+                    let is_found = |done: &[DiskId]| {
+                        let contents = self.state.lock().contents(&self.claims);
+                        let found = look_up(&contents, disk, name, text);
+                        let is_read = |id: &DiskId| read.contains(id) || done.contains(id);
+                        found.is_ok_and(|found| found.disks.iter().all(is_read))
+                    };
+                    let done = self.read_others(vcpu, untried, is_found).await;
+                    read.extend_from_slice(&done);
                 }
                 Err(_) => return resolved,
-            };
-            let unread: Vec<DiskId> = wanted.into_iter().filter(|id| !read.contains(id)).collect();
-            if unread.is_empty() {
-                return resolved;
-            }
-            for id in unread {
-                read.push(id);
-                let other = self.disk_name(id);
-                if let Err(error) = self.read(vcpu, id, &other).await {
-                    log::warn!("{error}");
-                }
             }
         }
+    }
+
+    /// Reads what is on disks, at the same time, until that is `enough`; those that do not answer in time are left. Returns
+    /// the others.
+    async fn read_others(
+        &self,
+        vcpu: VcpuId,
+        disks: Vec<DiskId>,
+        enough: impl Fn(&[DiskId]) -> bool,
+    ) -> Vec<DiskId> {
+        let names: Vec<String> = disks.iter().map(|id| self.disk_name(*id)).collect();
+        let named = disks.iter().zip(&names);
+        let begun = named.map(|(id, name)| (*id, name, Box::pin(self.read(vcpu, *id, name))));
+        let mut reads: Vec<_> = begun.collect();
+        let (mut done, mut over) = (Vec::new(), (self.pause)(OTHERS_ANSWER));
+        let in_time = poll_fn(|context| {
+            let before = done.len();
+            reads.retain_mut(|(id, _, read)| {
+                let Poll::Ready(outcome) = read.as_mut().poll(context) else {
+                    return true;
+                };
+                if let Err(error) = outcome {
+                    log::warn!("{error}");
+                }
+                done.push(*id);
+                false
+            });
+            if reads.is_empty() || (done.len() > before && enough(&done)) {
+                return Poll::Ready(true);
+            }
+            over.as_mut().poll(context).map(|()| false)
+        });
+        if !in_time.await {
+            for (_, name, _) in &reads {
+                log::warn!("disk {name} does not answer: what is on it is not looked at");
+            }
+        }
+        drop(reads);
+        done
+    }
+}
+
+/// Finds a volume, in what is known of the disks.
+fn look_up(
+    contents: &[Known],
+    disk: DiskId,
+    name: &VolumeName,
+    text: &str,
+) -> Result<Resolved, VolumeError> {
+    match &name.part {
+        VolumePart::Label(label) => {
+            resolve::partition(contents, disk, text, &|it| it.label == *label)
+        }
+        VolumePart::Guid(guid) => resolve::partition(contents, disk, text, &|it| it.id == *guid),
+        VolumePart::Logical { group, volume } => resolve::logical(
+            contents,
+            disk,
+            text,
+            &|it| it.name == *group,
+            &|it| it.name == *volume,
+            &[],
+        ),
+        VolumePart::Whole => Err(VolumeError::NoTable { name: text.into() }),
     }
 }
 

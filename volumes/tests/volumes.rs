@@ -360,6 +360,51 @@ fn a_disk_that_does_not_answer_holds_up_only_who_needs_it() {
     panic!("it does not end");
 }
 
+/// The silent one comes before, between or after the others in the list.
+#[test]
+fn a_disk_that_nobody_needs_holds_up_neither_rescans_nor_volumes_on_several_disks() {
+    for place in 0..3 {
+        let (_, [disk, other]) = two();
+        let silent = Delayed::new(Arc::new(Disk::new(MIB, SectorSize::B512)));
+        silent.hold_on();
+        // A disk that answers does so sooner.
+        let volumes = Volumes::new(core::mem::forget, |_| {
+            let mut polls = 0;
+            Box::pin(std::future::poll_fn(move |context| {
+                polls += 1;
+                context.waker().wake_by_ref();
+                match polls < 1000 {
+                    true => Poll::Pending,
+                    false => Poll::Ready(()),
+                }
+            }))
+        });
+        let add_silent = |at: usize| {
+            let device: Arc<dyn BlockDevice> = Arc::new(silent.clone());
+            if at == place {
+                assert!(volumes.add("vbd:xvdc", move || Ok(device.clone())));
+            }
+        };
+        add_silent(0);
+        assert!(support::add(&volumes, "vbd:xvda", &disk));
+        add_silent(1);
+        assert!(support::add(&volumes, "vbd:xvdb", &other));
+        add_silent(2);
+        let one = open(&volumes, "vbd:xvda/one");
+        write_gpt(&disk, &layout(5000));
+        assert_eq!(
+            rescan(&volumes, "vbd:xvda"),
+            ["vbd:xvda/one of domain 5, xvda has grown from 2048 to 2953 sectors of 512 bytes"]
+        );
+        assert_eq!(one.geometry().sectors, Sector(2953));
+        // Nobody has looked at the other disk of this one.
+        open(&volumes, "vbd:xvda/vg0/bob");
+        assert_eq!(silent.held(), 1, "it is asked once");
+        let missing = refusal(&volumes, "vbd:xvdc/one");
+        assert!(missing.contains("has not answered"), "{missing}");
+    }
+}
+
 #[test]
 fn a_disk_that_lets_go_of_nothing_is_asked_once() {
     let (_, [disk, _]) = two();
@@ -367,7 +412,10 @@ fn a_disk_that_lets_go_of_nothing_is_asked_once() {
     silent.hold_on();
     let tasks = Rc::new(RefCell::new(Vec::new()));
     let spawned = tasks.clone();
-    let volumes = Volumes::new(move |task| spawned.borrow_mut().push(task));
+    let volumes = Volumes::new(
+        move |task| spawned.borrow_mut().push(task),
+        |_| Box::pin(std::future::pending()),
+    );
     let device: Arc<dyn BlockDevice> = Arc::new(silent.clone());
     assert!(volumes.add("vbd:xvda", move || Ok(device.clone())));
     let give_up = || {

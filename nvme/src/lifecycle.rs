@@ -78,6 +78,8 @@ pub(crate) struct Life<'c, H: Hypervisor> {
     lines: RateLimit,
     /// Commands are looked at, next at that time.
     tick: Option<Instant>,
+    /// Namespaces are looked at again then, as the controller has refused to describe some for the moment.
+    look_again: Option<Instant>,
 }
 
 /// Runs a controller until it is let go of.
@@ -113,6 +115,7 @@ pub(crate) async fn live<H: Hypervisor>(
         listeners: Listeners::default(),
         lines: LINES,
         tick: None,
+        look_again: None,
     };
     life.run().await;
     match life.stop().await {
@@ -257,6 +260,9 @@ impl<H: Hypervisor> Life<'_, H> {
         if self.controller.take_asked() {
             self.read_smart().await?;
         }
+        if self.look_again.is_some_and(|due| due <= now) {
+            self.look_at_namespaces().await?;
+        }
         Ok(())
     }
 
@@ -276,8 +282,9 @@ impl<H: Hypervisor> Life<'_, H> {
 
     /// Waits for the controller, for the queue pairs, or for the next look at the commands.
     async fn something_happens(&self) {
+        let due = [self.tick, self.look_again].into_iter().flatten().min();
         let mut over = pin!(OptionFuture::from(
-            self.tick.map(|tick| self.handle.sleep_until(tick))
+            due.map(|due| self.handle.sleep_until(due))
         ));
         let watch = self.controller.watch();
         poll_fn(|context| {

@@ -3,7 +3,7 @@
 use bulkhead_images::{IoError, Sector};
 use bulkhead_nvme::command::admin::opcode;
 use bulkhead_nvme::command::{Command, Status};
-use bulkhead_nvme_testing::world::{Buffer, Disk, World, read, write};
+use bulkhead_nvme_testing::world::{Buffer, Disk, NAME, World, read, write};
 use bulkhead_nvme_testing::{Config, FakeNamespace, Fate};
 use std::sync::Arc;
 use std::task::Waker;
@@ -179,6 +179,66 @@ fn nothing_more_is_asked_of_a_namespace_in_the_place_of_another_one() {
     assert_eq!(disk.done, [(1, Err(IoError::Medium))]);
     assert_eq!(world.fake.seen().len(), asked);
     drop((disk, buffer));
+    world.end();
+}
+
+/// Has the controller refuse to describe a namespace as often as said, with that status.
+fn refuse(world: &World, id: u32, mut times: usize, status: Status) {
+    world.fake.decide_admin(move |command| {
+        let of_namespace = command.opcode() == opcode::IDENTIFY
+            && (command.dword(10), command.namespace().0) == (0, id);
+        if of_namespace && times > 0 {
+            times -= 1;
+            return Fate::Failed(status);
+        }
+        Fate::Done
+    });
+}
+
+#[test]
+fn a_namespace_that_is_not_described_for_the_moment_is_served_on() {
+    let world = World::started(two());
+    let mut disk = world.open("nvme:03:00.0/n1");
+    let buffer = Buffer::new(&world, 1);
+    // Another one has changed.
+    refuse(&world, 1, 1, Status::NAMESPACE_NOT_READY);
+    assert!(world.fake.report(CHANGED));
+    world.wait(Duration::from_millis(100));
+    assert_eq!(disk.does(read(0), &buffer.whole(512)), Ok(()));
+    // It is looked at again after a while, without a further event.
+    world
+        .fake
+        .change(|config| config.namespaces[0].bytes.resize(100 * 512, 0));
+    world.wait(Duration::from_secs(6));
+    assert_eq!(disk.device.geometry().sectors, Sector(100));
+    // The same after a reset.
+    refuse(&world, 1, 3, Status::INTERRUPTED);
+    world.fake.fail();
+    world.wait(Duration::from_secs(3));
+    disk.ask(1, read(0), &buffer.whole(512));
+    world.wait(Duration::from_secs(3));
+    disk.collect();
+    assert_eq!(disk.done.pop(), Some((1, Ok(()))));
+    // One of which there is nothing to be had any more is not.
+    refuse(&world, 1, 1, Status::INVALID_NAMESPACE.for_good());
+    assert!(world.fake.report(CHANGED));
+    world.wait(Duration::from_millis(100));
+    let failed = disk.does(read(0), &buffer.whole(512));
+    assert_eq!(failed, Err(IoError::Medium));
+    drop((disk, buffer));
+    world.end();
+}
+
+#[test]
+fn a_namespace_that_is_not_described_at_first_is_found_later() {
+    let world = World::new(two());
+    refuse(&world, 2, 1, Status::NAMESPACE_NOT_READY);
+    world.controllers.add(world.fake.function(NAME));
+    world.wait(Duration::from_millis(100));
+    let refused = world.try_open("nvme:03:00.0/n2").err().expect("refused");
+    assert!(refused.contains("the namespace is not ready"), "{refused}");
+    world.wait(Duration::from_secs(6));
+    assert!(world.try_open("nvme:03:00.0/n2").is_ok());
     world.end();
 }
 

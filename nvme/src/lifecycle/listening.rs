@@ -53,16 +53,7 @@ impl<H: Hypervisor> Life<'_, H> {
                 // Reading it has the controller tell of the next change.
                 let log = admin::get_log_page(log_page, PAGE as u32);
                 self.lenient(log).await?;
-                match self.find_namespaces().await {
-                    Ok(()) => self.controller.watch().changed(),
-                    Err(AdminError::Refused { opcode, status }) => {
-                        let line = format_args!(
-                            ": its namespaces cannot be read anew: command {opcode:#04x}: {status}"
-                        );
-                        self.tell(Level::Warn, line);
-                    }
-                    Err(error) => return Err(error),
-                }
+                self.look_at_namespaces().await?;
             }
             EventKind::Health => {
                 if let Some(smart) = self.read_smart().await? {
@@ -74,6 +65,21 @@ impl<H: Hypervisor> Life<'_, H> {
                 self.tell(Level::Warn, line);
                 self.lenient(admin::get_log_page(log_page, 64)).await?;
             }
+        }
+        Ok(())
+    }
+
+    /// Finds the namespaces anew, as far as the controller describes them.
+    pub(super) async fn look_at_namespaces(&mut self) -> Result<(), AdminError> {
+        match self.find_namespaces().await {
+            Ok(()) => self.controller.watch().changed(),
+            Err(AdminError::Refused { opcode, status }) => {
+                let line = format_args!(
+                    ": its namespaces cannot be read anew: command {opcode:#04x}: {status}"
+                );
+                self.tell(Level::Warn, line);
+            }
+            Err(error) => return Err(error),
         }
         Ok(())
     }

@@ -16,10 +16,14 @@ use alloc::vec::Vec;
 use bulkhead_dma::NoPages;
 use bulkhead_xen::{Errno, Hypervisor, PAGE_SHIFT};
 use core::fmt;
+use core::time::Duration;
 use log::Level;
 
 /// The most namespaces of a controller that are served.
 const MOST_NAMESPACES: usize = 128;
+
+/// The pause before namespaces are looked at again of which a controller says nothing for the moment.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// The reason why a controller does not start.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -289,6 +293,7 @@ impl<H: Hypervisor> Life<'_, H> {
         let Some(data) = self.controller.data().cloned() else {
             return Ok(());
         };
+        self.look_again = None;
         let mut namespaces = Vec::new();
         let mut refused = Vec::new();
         for id in self.active_namespaces(&data).await? {
@@ -298,7 +303,17 @@ impl<H: Hypervisor> Life<'_, H> {
                 .await;
             let found = match bytes {
                 Ok(bytes) => NamespaceData::parse(&bytes).map_err(|error| error.to_string()),
-                Err(AdminError::Refused { status, .. }) => Err(status.to_string()),
+                Err(AdminError::Refused { status, .. }) => {
+                    if status.may_be_retried() {
+                        self.look_again = Some(self.handle.now() + LOOK_AGAIN);
+                        // It says nothing of the namespace, which is kept.
+                        if let Some(known) = self.controller.namespace(id) {
+                            namespaces.push(known);
+                            continue;
+                        }
+                    }
+                    Err(status.to_string())
+                }
                 Err(error) => return Err(error),
             };
             match found {

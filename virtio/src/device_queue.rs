@@ -92,9 +92,10 @@ impl DeviceQueue {
         self.slots.len()
     }
 
-    /// Returns the most segments of a request, as far as descriptors are concerned.
+    /// Returns the most segments of a request, as far as descriptors are concerned. A chain has its header and its outcome
+    /// besides, and is no longer than the queue, in an indirect table either.
     pub fn most_segments(&self) -> usize {
-        self.direct.map_or(usize::MAX, |all| all - 2)
+        self.direct.unwrap_or(self.slots.len()) - 2
     }
 
     /// Adds a queue for up to `depth` requests at a time, and returns its number.

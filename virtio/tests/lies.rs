@@ -174,7 +174,6 @@ fn a_device_that_describes_nonsense_is_refused() {
         ),
         (
             Config {
-                features: usual.features - F::INDIRECT_DESC,
                 entries: 2,
                 ..usual.clone()
             },

@@ -19,8 +19,8 @@ use spin::Mutex;
 use virtio_spec::DeviceStatus;
 use virtio_spec::blk::F;
 
-/// The least entries of a queue without indirect tables: header, data and outcome of a request.
-const LEAST_DIRECT: usize = 4;
+/// The least entries of a queue: header, data and outcome of a request. No chain is longer than its queue.
+const LEAST_ENTRIES: usize = 4;
 
 impl<'d, H: PciHost> Life<'d, H> {
     /// Finds the registers and the interrupts of a device's function.
@@ -186,7 +186,7 @@ impl<'d, H: PciHost> Life<'d, H> {
         let mut queues = Vec::new();
         for number in 0..count as u16 {
             let entries = Ring::entries_for(self.transport.most_entries(number));
-            if entries < if has_indirect { 1 } else { LEAST_DIRECT } {
+            if entries < LEAST_ENTRIES {
                 let reason = alloc::format!("its queue {number} has only {entries} entries");
                 return Err(StartError::Unusable(reason));
             }

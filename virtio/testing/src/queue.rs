@@ -92,6 +92,10 @@ impl Device {
                 len > 0 && parts.len() < usize::from(count),
                 "a chain without end"
             );
+            assert!(
+                parts.len() < usize::from(queue.entries),
+                "a chain longer than the queue"
+            );
             parts.push(Part {
                 address,
                 len,

@@ -60,6 +60,27 @@ impl<H: Hypervisor> Namespaces<H> {
     }
 }
 
+impl<H: Hypervisor> Namespaces<H> {
+    /// Returns the name by which a namespace is used through another controller, as both ports of a drive have it. It is
+    /// known if it has a name that no other one in the world has.
+    fn used_through_another(&self, own: &Controller, namespace: &Namespace) -> Option<String> {
+        let guid = namespace.data().guid;
+        if guid == [0; 24] {
+            return None;
+        }
+        let others = self.0.list();
+        let others = others.iter().filter(|other| !core::ptr::eq(&***other, own));
+        let mut all = others.flat_map(|other| {
+            let namespaces = other.namespaces().into_iter();
+            namespaces.map(move |namespace| (other, namespace))
+        });
+        let same =
+            |(_, other): &(_, Arc<Namespace>)| other.data().guid == guid && other.users() > 0;
+        let (controller, namespace) = all.find(same)?;
+        Some(full_name(controller, &namespace))
+    }
+}
+
 impl<H: Hypervisor> Disks for Namespaces<H> {
     fn scheme(&self) -> &'static str {
         "nvme"
@@ -166,6 +187,9 @@ impl<H: Hypervisor> Disks for Namespaces<H> {
         let (controller, namespace) = self.find(name)?;
         if let Some(reason) = namespace.failure() {
             return Err(reason.to_string());
+        }
+        if let Some(other) = self.used_through_another(&controller, &namespace) {
+            return Err(format!("it is in use as nvme:{other}"));
         }
         Ok(Arc::new(Device::new(controller, namespace)))
     }

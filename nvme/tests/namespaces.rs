@@ -389,3 +389,47 @@ fn users_of_one_namespace_that_share_it_are_all_told() {
     drop(disks);
     world.end();
 }
+
+#[test]
+fn a_namespace_of_two_controllers_is_used_through_one_of_them() {
+    let world = World::new(two());
+    let second = world.add(two());
+    world.controllers.add(world.fake.function(NAME));
+    world.controllers.add(second.function("0000:04:00.0"));
+    world.wait(Duration::from_millis(100));
+    let held = world.open("nvme:03:00.0");
+    let refused = world.try_open("nvme:04:00.0").err().expect("refused");
+    assert!(
+        refused.contains("it is in use as nvme:03:00.0"),
+        "{refused}"
+    );
+    let refused = world.try_open("nvme:04:00.0/root").err().expect("refused");
+    assert!(
+        refused.contains("it is in use as nvme:03:00.0"),
+        "{refused}"
+    );
+    let other = world.open("nvme:04:00.0/n2");
+    let refused = world.try_open("nvme:03:00.0/n2").err().expect("refused");
+    assert!(
+        refused.contains("it is in use as nvme:04:00.0/n2"),
+        "{refused}"
+    );
+    drop((held, other));
+    drop(world.open("nvme:04:00.0"));
+    // One without such a name may be any.
+    let nameless = |config: &mut Config| {
+        config.forge = Arc::new(|command: &Command, data: &mut [u8]| {
+            if command.opcode() == opcode::IDENTIFY && command.dword(10) == 0 {
+                data[104] = 0;
+            }
+        });
+    };
+    for fake in [&world.fake, &second] {
+        fake.change(nameless);
+        assert!(fake.report(CHANGED));
+    }
+    world.wait(Duration::from_millis(100));
+    let both = [world.open("nvme:03:00.0"), world.open("nvme:04:00.0")];
+    drop(both);
+    world.end();
+}

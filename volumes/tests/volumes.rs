@@ -390,6 +390,8 @@ fn a_disk_that_nobody_needs_holds_up_neither_rescans_nor_volumes_on_several_disk
         add_silent(1);
         assert!(support::add(&volumes, "vbd:xvdb", &other));
         add_silent(2);
+        // Its other disk is none that anybody has looked at.
+        open(&volumes, "vbd:xvda/vg0/bob");
         let one = open(&volumes, "vbd:xvda/one");
         write_gpt(&disk, &layout(5000));
         assert_eq!(
@@ -397,8 +399,6 @@ fn a_disk_that_nobody_needs_holds_up_neither_rescans_nor_volumes_on_several_disk
             ["vbd:xvda/one of domain 5, xvda has grown from 2048 to 2953 sectors of 512 bytes"]
         );
         assert_eq!(one.geometry().sectors, Sector(2953));
-        // Nobody has looked at the other disk of this one.
-        open(&volumes, "vbd:xvda/vg0/bob");
         assert_eq!(silent.held(), 1, "it is asked once");
         let missing = refusal(&volumes, "vbd:xvdc/one");
         assert!(missing.contains("has not answered"), "{missing}");

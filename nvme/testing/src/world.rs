@@ -8,6 +8,7 @@ use bulkhead_images::{BlockDevice, Store};
 use bulkhead_nvme::{Controllers, nvme_store};
 use bulkhead_volumes::DiskStore;
 use bulkhead_xen_sim::SimVcpu;
+use std::cell::RefCell;
 use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ pub struct World {
     pub controllers: Rc<Controllers<SimVcpu>>,
     /// Its store.
     pub store: Rc<DiskStore>,
+    fakes: Rc<RefCell<Vec<FakeController>>>,
 }
 
 impl Deref for World {
@@ -42,14 +44,27 @@ impl World {
         let (vcpus, memory) = (machine.vcpus(), machine.memory());
         let controllers = Controllers::new(machine.handle(), vcpus, memory, stops(), None);
         let fake = FakeController::new(&machine.sim, &machine.domain, config);
-        let stepping = fake.clone();
-        machine.run_device(move || stepping.step());
+        let fakes = Rc::new(RefCell::new(vec![fake.clone()]));
+        let stepping = fakes.clone();
+        machine.run_device(move || {
+            let fakes = stepping.borrow().clone();
+            // Each has its turn.
+            fakes.iter().filter(|fake| fake.step()).count() > 0
+        });
         World {
             store: Rc::new(nvme_store(controllers.clone())),
             fake,
             controllers,
             machine,
+            fakes,
         }
+    }
+
+    /// Gives the domain another controller, of which the driver does not know yet.
+    pub fn add(&self, config: Config) -> FakeController {
+        let fake = FakeController::new(&self.machine.sim, &self.machine.domain, config);
+        self.fakes.borrow_mut().push(fake.clone());
+        fake
     }
 
     /// A machine whose controller has started.
@@ -78,16 +93,18 @@ impl World {
         self.store.lines().join("\n")
     }
 
-    /// Removes the controller; nothing of it is left.
+    /// Removes all controllers; nothing of them is left.
     ///
     /// # Panics
     /// If it is in use, does not stop, or has accessed what it may not.
     pub fn end(self) {
-        let controllers = self.controllers.clone();
-        let removed = self.within(Duration::from_secs(60), async move {
-            controllers.remove(NAME).await
-        });
-        assert_eq!(removed, Some(Ok(())), "{}", self.lines());
+        for controller in self.controllers.list() {
+            let (name, controllers) = (controller.name().to_string(), self.controllers.clone());
+            let removed = self.within(Duration::from_secs(60), async move {
+                controllers.remove(&name).await
+            });
+            assert_eq!(removed, Some(Ok(())), "{}", self.lines());
+        }
         assert!(self.controllers.list().is_empty());
         assert_eq!(self.fake.state(), (false, false), "it was stopped");
         self.sim.assert_no_violations();

@@ -105,7 +105,7 @@ fn table(disk: &Disk) -> Option<Table> {
     now(async {
         let reader = DeviceReader::open(disk, VcpuId(0)).await;
         let mut reader = reader.expect("a disk in memory can be opened");
-        let table = gpt::read(&mut reader).await;
+        let table = gpt::read(&mut reader, &[]).await;
         reader.close().await;
         table.ok().flatten()
     })

@@ -68,7 +68,9 @@ impl Content {
         written: &[Range<u64>],
     ) -> Result<Content, ContentError> {
         let mut content = Content::default();
-        let table = gpt::read(reader).await.map_err(ContentError::Gpt)?;
+        let table = gpt::read(reader, written)
+            .await
+            .map_err(ContentError::Gpt)?;
         let of_guest = |start: Sector| meets(written, &(start.0..start.0 + lvm::LABEL_SECTORS));
         let Some(table) = table else {
             if of_guest(Sector(0)) {

@@ -18,7 +18,7 @@ fn disk(size: SectorSize, partitions: &[NewPartition<'_>]) -> Disk {
 fn read(disk: &Disk) -> Result<Option<Table>, GptError> {
     now(async {
         let mut reader = DeviceReader::open(disk, VcpuId(0)).await.expect("opened");
-        let table = gpt::read(&mut reader).await;
+        let table = gpt::read(&mut reader, &[]).await;
         reader.close().await;
         table
     })
@@ -95,6 +95,30 @@ fn what_is_not_there_and_what_has_a_namesake_is_refused_in_a_sentence() {
     assert_eq!(
         refusal(&volumes, "vbd:xvda/vg0/alice"),
         "there is no vbd:xvda/vg0/alice, there are: none"
+    );
+}
+
+/// The last block of a disk that has shrunk is one of a guest's partition, who has put a table there.
+#[test]
+fn a_guest_makes_no_table_of_a_disk_that_has_shrunk() {
+    let partitions = [
+        partition("root-alice", 1, (64, 127)),
+        partition("mallory", 2, (4096, 8100)),
+    ];
+    let disk = disk(SectorSize::B512, &partitions);
+    let forged = Disk::new(3 * MIB, SectorSize::B512);
+    write_gpt(&forged, &[partition("root-alice", 1, (200, 300))]);
+    let end = forged.change(|all| all[3 * MIB - 33 * 512..].to_vec());
+    let volumes = volumes(&disk);
+    let mallory = open(&volumes, "vbd:xvda/mallory");
+    disk.write(3 * MIB - 33 * 512, &end);
+    drop(mallory);
+    disk.change(|all| all.truncate(3 * MIB));
+    let refused = refusal(&volumes, "vbd:xvda/root-alice");
+    assert!(
+        refused.contains("both partition tables are damaged")
+            && refused.contains("past the end of the disk, at its end a guest could write"),
+        "{refused}"
     );
 }
 

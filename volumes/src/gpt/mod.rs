@@ -10,10 +10,12 @@ pub use entry::{Partition, PartitionFault};
 pub use header::CopyFault;
 
 use crate::checksum::Checksum;
+use crate::content::meets;
 use crate::memory::{filled, push};
 use alloc::vec::Vec;
-use bulkhead_images::{DeviceReader, ReadError};
+use bulkhead_images::{DeviceReader, ReadError, Sector};
 use core::fmt;
+use core::ops::Range;
 use gpt_disk_types::Guid;
 use header::Header;
 
@@ -97,7 +99,13 @@ impl core::error::Error for GptError {}
 type Copy = Result<(Header, Vec<Partition>), CopyFault>;
 
 /// Reads the partition table of a disk. `None` if it has none of this kind.
-pub async fn read(reader: &mut DeviceReader) -> Result<Option<Table>, GptError> {
+///
+/// The copy at the end is not looked for in the sectors that guests could write to: on a disk that has shrunk, the last
+/// block may be one of a partition.
+pub async fn read(
+    reader: &mut DeviceReader,
+    written: &[Range<u64>],
+) -> Result<Option<Table>, GptError> {
     let unit = reader.geometry().sector_size.bytes() as u64;
     let blocks = reader.geometry().sectors.bytes().unwrap_or(0) / unit;
     // The MBR, two headers, two tables of a block at least.
@@ -109,10 +117,10 @@ pub async fn read(reader: &mut DeviceReader) -> Result<Option<Table>, GptError> 
     if !is_protective(&record) {
         return Ok(None);
     }
-    let first = read_copy(reader, 1, blocks, unit).await?;
+    let first = read_copy(reader, 1, (blocks, unit), &[]).await?;
     let (header, partitions, note) = match first {
         Ok((header, partitions)) => {
-            let backup = read_copy(reader, header.other, blocks, unit).await?;
+            let backup = read_copy(reader, header.other, (blocks, unit), &[]).await?;
             let note = match backup {
                 Err(fault) => Some(Note::BackupDamaged(fault)),
                 Ok((other, _)) if other.same_content(&header) => None,
@@ -120,7 +128,7 @@ pub async fn read(reader: &mut DeviceReader) -> Result<Option<Table>, GptError> 
             };
             (header, partitions, note)
         }
-        Err(fault) => match read_copy(reader, blocks - 1, blocks, unit).await? {
+        Err(fault) => match read_copy(reader, blocks - 1, (blocks, unit), written).await? {
             Ok((header, partitions)) => (header, partitions, Some(Note::BackupUsed(fault))),
             Err(backup) => {
                 let first = fault;
@@ -143,13 +151,19 @@ fn is_protective(record: &[u8; 512]) -> bool {
     record[510..] == [0x55, 0xAA] && entries.into_iter().any(|entry| entry[4] == 0xEE)
 }
 
-/// Reads the copy whose header is in that block.
+/// Reads the copy whose header is in that block, unless some of it is in sectors that are `written`.
 async fn read_copy(
     reader: &mut DeviceReader,
     block: u64,
-    blocks: u64,
-    unit: u64,
+    (blocks, unit): (u64, u64),
+    written: &[Range<u64>],
 ) -> Result<Copy, GptError> {
+    let is_written = |start: u64, bytes: u64| {
+        let sector = Sector::SIZE as u64;
+        let sectors = start / sector..(start + bytes).div_ceil(sector);
+        meets(written, &sectors)
+    };
+    let of_guest = CopyFault::Header("a guest could write to its sectors");
     if block == 0 || block >= blocks {
         return Ok(Err(CopyFault::Header(
             "its header would be past the end of the disk",
@@ -159,11 +173,17 @@ async fn read_copy(
     let in_block = bytes.get_mut(..unit as usize);
     let in_block = in_block.ok_or(GptError::NoMemory)?;
     let start = block * unit;
+    if is_written(start, unit) {
+        return Ok(Err(of_guest));
+    }
     reader.read(start, in_block).await.map_err(GptError::Read)?;
     let header = match Header::parse(in_block, block, blocks) {
         Ok(header) => header,
         Err(fault) => return Ok(Err(fault)),
     };
+    if is_written(header.table * unit, header.table_bytes()) {
+        return Ok(Err(of_guest));
+    }
     let mut partitions = Vec::new();
     let mut checksum = Checksum::of_gpt();
     let (mut done, all) = (0, header.table_bytes());

@@ -14,7 +14,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_dma::{Refusal, leaves_before_trial};
-use bulkhead_executor::Task;
+use bulkhead_executor::{RateLimit, Task};
 use bulkhead_pci::{Delivery, Function, Interrupt, OperationError, PciHost, Vectors};
 use bulkhead_xen::{Instant, StopRegistration};
 use core::future::{Future, poll_fn};
@@ -48,6 +48,10 @@ const RESETS_ITSELF: Duration = Duration::from_secs(5);
 const FIRST_LOOK: Duration = Duration::from_micros(100);
 const LAST_LOOK: Duration = Duration::from_millis(10);
 
+/// The changes of its configuration that a device may cause at once, and the time for each further one: each is a line in
+/// the log, and told to all guests that use it.
+const CHANGES: RateLimit = RateLimit::new(16, Duration::from_secs(30));
+
 /// The reason why a device is not listened to any more.
 enum End {
     /// It is to be stopped for good.
@@ -74,6 +78,9 @@ struct Life<'d, H: PciHost> {
     generation: u8,
     /// Requests are looked at, next at that time.
     tick: Option<Instant>,
+    changes: RateLimit,
+    /// The time from which on another size is taken.
+    next_size: Option<Instant>,
 }
 
 /// Runs a device until it is let go of.
@@ -239,8 +246,13 @@ impl<H: PciHost> Life<'_, H> {
         interrupt.handled();
     }
 
-    /// Reads how large the disk is now.
+    /// Reads how large the disk is now. If that changes too often, the size that it has later is what counts.
     fn note_size(&mut self) -> Result<(), String> {
+        let (now, changes) = (self.devices.handle().now(), &mut self.changes);
+        if *self.next_size.get_or_insert_with(|| changes.reserve(now)) > now {
+            return Ok(());
+        }
+        self.next_size = None;
         self.generation = self.transport.generation();
         let config = DiskConfig::read(&self.transport, self.features);
         let config = config.map_err(|error| error.to_string())?;
@@ -288,9 +300,8 @@ impl<H: PciHost> Life<'_, H> {
     /// Waits for the device, for the queues, or for the next look at the requests.
     async fn something_happens(&self) {
         let handle = self.devices.handle();
-        let mut over = pin!(OptionFuture::from(
-            self.tick.map(|tick| handle.sleep_until(tick))
-        ));
+        let due = [self.tick, self.next_size].into_iter().flatten().min();
+        let mut over = pin!(OptionFuture::from(due.map(|due| handle.sleep_until(due))));
         let watch = self.device.watch();
         poll_fn(|context| {
             watch.wake_with(context.waker());

@@ -63,6 +63,29 @@ fn a_disk_that_grows_is_larger_for_its_users() {
 }
 
 #[test]
+fn a_device_that_changes_its_size_all_the_time_is_followed_at_a_bounded_rate() {
+    let world = World::new(Config::default());
+    let disk = world.open("virtio:04:00.0");
+    let mut told = 0;
+    let mut before = disk.device.geometry().sectors;
+    // For three minutes.
+    for sectors in 4097..4457 {
+        world
+            .fake
+            .change(|config| config.bytes.resize(sectors * 512, 7));
+        world.wait(Duration::from_millis(500));
+        let now = disk.device.geometry().sectors;
+        told += usize::from(core::mem::replace(&mut before, now) != now);
+    }
+    assert!((16..=24).contains(&told), "{told}");
+    // The last one is what counts.
+    world.wait(Duration::from_secs(60));
+    assert_eq!(disk.device.geometry().sectors, Sector(4456));
+    drop(disk);
+    world.end();
+}
+
+#[test]
 fn another_disk_after_a_reset_is_not_written_to() {
     let world = World::new(Config::default());
     let mut disk = world.open("virtio:04:00.0");

@@ -1,6 +1,6 @@
 //! Starting a device, for the first time or after a reset.
 
-use super::{Life, seconds};
+use super::{CHANGES, Life, seconds};
 use crate::device::Device;
 use crate::device_queue::DeviceQueue;
 use crate::devices::Devices;
@@ -54,6 +54,8 @@ impl<'d, H: PciHost> Life<'d, H> {
             registration: None,
             features: F::empty(),
             generation: 0,
+            changes: CHANGES,
+            next_size: None,
             tick: None,
         })
     }
@@ -82,6 +84,7 @@ impl<'d, H: PciHost> Life<'d, H> {
             return Err(StartError::FeaturesRefused);
         }
         self.generation = transport.generation();
+        self.next_size = None;
         let config = DiskConfig::read(&transport, self.features)?;
         let first = *self.device.set_config(config);
         // Requests that it had before are asked again.

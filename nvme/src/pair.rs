@@ -6,7 +6,7 @@
 mod control;
 mod parts;
 
-use crate::command::{Command, Completion, QueueId, Status, nvm};
+use crate::command::{Command, Completion, Limits, QueueId, Status, nvm};
 use crate::prp::{Lists, Part, run};
 use crate::rings::{Rings, SUBMISSIONS};
 use crate::slots::{Owner, Slots};
@@ -52,8 +52,8 @@ pub struct Pair {
     lists: Lists,
     slots: Slots,
     splits: Splits,
-    /// The most blocks that the controller deallocates at a time.
-    most_range: u64,
+    /// The most that the controller forgets at a time.
+    limits: Limits,
     clients: Vec<Client>,
     /// The clients that were turned away and have not come back.
     turned_away: usize,
@@ -65,13 +65,12 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Takes the memory of a queue pair whose commands have at most `most_bytes` bytes, and deallocate at most
-    /// `most_range` blocks.
+    /// Takes the memory of a queue pair whose commands have at most `most_bytes` bytes, and forget what is within `limits`.
     pub fn new(
         queue: QueueId,
         (registers, memory): (Arc<dyn Registers>, &dyn DmaMemory),
         watch: Arc<Watch>,
-        (most_bytes, most_range): (usize, u64),
+        (most_bytes, limits): (usize, Limits),
     ) -> Result<Pair, NoPages> {
         Ok(Pair {
             queue,
@@ -82,7 +81,7 @@ impl Pair {
             lists: Lists::new(memory, SUBMISSIONS - 1, most_bytes)?,
             slots: Slots::new(SUBMISSIONS - 1)?,
             splits: Splits::new()?,
-            most_range,
+            limits,
             clients: Vec::new(),
             turned_away: 0,
             turn: 0,
@@ -135,7 +134,7 @@ impl Pair {
             }
             let command = transfer(action, &blocks, blocks.count).with_data(run.pointer);
             self.send(command, Owner::Request(tag), number);
-        } else if blocks.count > action.most_blocks(blocks.shift, self.most_range) {
+        } else if blocks.count > action.most_blocks(blocks.shift, self.limits) {
             return self.split(number, tag, (action, blocks), segments);
         } else {
             let command = forget(action, &blocks, blocks.count, &self.lists, slot);

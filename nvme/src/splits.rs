@@ -1,6 +1,6 @@
 //! Requests that one command cannot serve: how far each is.
 
-use crate::command::{Lba, NamespaceId, nvm};
+use crate::command::{Lba, Limits, NamespaceId, nvm};
 use crate::prp::Part;
 use alloc::vec::Vec;
 use bulkhead_grant::OutOfMemory;
@@ -35,11 +35,12 @@ impl Action {
         matches!(self, Action::Read | Action::Write | Action::WriteThrough)
     }
 
-    /// Returns the most blocks of one command, of 2^`shift` bytes each, for a controller that deallocates up to
-    /// `most_range` at a time.
-    pub fn most_blocks(self, shift: u32, most_range: u64) -> u64 {
+    /// Returns the most blocks of one command, of 2^`shift` bytes each, for a controller with these limits of what it forgets
+    /// at a time.
+    pub fn most_blocks(self, shift: u32, limits: Limits) -> u64 {
         match self {
-            Action::Deallocate => most_range.min(MOST_FORGOTTEN >> shift),
+            Action::Deallocate => limits.range.min(MOST_FORGOTTEN >> shift),
+            Action::WriteZeroes => u64::from(nvm::MOST_BLOCKS).min((limits.zeroes >> shift).max(1)),
             _ => nvm::MOST_BLOCKS.into(),
         }
     }

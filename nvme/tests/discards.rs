@@ -74,6 +74,31 @@ fn a_controller_that_names_its_most_for_a_range_has_no_more() {
     world.end();
 }
 
+/// What it does not say is limited as what is written. One that deallocates is not asked to clear.
+#[test]
+fn a_controller_clears_no_more_than_it_says_at_a_time() {
+    for (most_zeroes, most_pages, commands) in [(3, 7, 64), (0, 7, 4), (12, 7, 1), (0, 0, 1)] {
+        let world = World::started(Config {
+            namespaces: vec![FakeNamespace::new(1, 9, 4096)],
+            deallocates: false,
+            most_zeroes,
+            most_pages,
+            ..Config::default()
+        });
+        world
+            .fake
+            .change(|config| config.namespaces[0].bytes.fill(7));
+        let mut disk = world.open("nvme:03:00.0");
+        assert_eq!(disk.does(discard(0, 4096), &[]), Ok(()));
+        let seen = world.fake.seen();
+        let clears = |command: &&Command| command.opcode() == nvm::opcode::WRITE_ZEROES;
+        assert_eq!(seen.iter().filter(clears).count(), commands);
+        assert!(world.fake.bytes(1).iter().all(|byte| *byte == 0));
+        drop(disk);
+        world.end();
+    }
+}
+
 #[test]
 fn discards_that_take_too_long_cost_nobody_else_the_controller() {
     // The last one has parts, of which each is done when it is asked a second time.

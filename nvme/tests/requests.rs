@@ -217,6 +217,7 @@ fn a_discard_of_more_than_a_command_can_name_takes_several() {
     let world = World::started(Config {
         namespaces: vec![FakeNamespace::new(1, 9, 200_000)],
         deallocates: false,
+        most_pages: 0,
         ..Config::default()
     });
     let mut disk = world.open("nvme:03:00.0");

@@ -85,12 +85,41 @@ impl ControllerData {
     }
 }
 
-/// Returns the most blocks that one command may deallocate, in a single range, of the structure with the limits of the
-/// NVM command set (DMRSL and DMSL; 0 is none).
-pub fn most_range(bytes: &[u8; PAGE]) -> u64 {
-    let limits = [u32_at(bytes, 4).into(), u64_at(bytes, 8)];
-    let told = limits.into_iter().filter(|limit| *limit > 0);
-    told.min().unwrap_or(u64::MAX)
+/// The most that one command may forget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The blocks of a single range of Dataset Management.
+    pub range: u64,
+    /// The bytes of a Write Zeroes.
+    pub zeroes: u64,
+}
+
+impl Limits {
+    /// Returns those of a controller that tells of none: what is cleared is limited as what is written.
+    pub fn untold(controller: &ControllerData) -> Limits {
+        Limits {
+            range: u64::MAX,
+            zeroes: controller.most_bytes.map_or(u64::MAX, |bytes| bytes as u64),
+        }
+    }
+
+    /// Reads the structure with the limits of the NVM command set: DMRSL and DMSL, and WZSL, which is a power of two
+    /// pages; 0 is none.
+    pub fn parse(bytes: &[u8; PAGE], controller: &ControllerData) -> Limits {
+        let untold = Self::untold(controller);
+        let ranges = [u32_at(bytes, 4).into(), u64_at(bytes, 8)];
+        let told = ranges.into_iter().filter(|limit| *limit > 0);
+        Limits {
+            range: told.min().unwrap_or(untold.range),
+            zeroes: match bytes[1] {
+                0 => untold.zeroes,
+                power => (PAGE as u64)
+                    .checked_shl(power.into())
+                    .filter(|bytes| *bytes >= PAGE as u64)
+                    .unwrap_or(u64::MAX),
+            },
+        }
+    }
 }
 
 /// Returns a text of the structure: printable ASCII, padded with blanks.

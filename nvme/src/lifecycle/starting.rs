@@ -4,8 +4,8 @@ use super::{Life, seconds};
 use crate::admin::AdminError;
 use crate::command::admin::{self, Identify};
 use crate::command::{
-    ControllerData, ControllerKind, NamespaceData, NamespaceError, NamespaceId, PAGE, QueueId,
-    active_namespaces, most_range,
+    ControllerData, ControllerKind, Limits, NamespaceData, NamespaceError, NamespaceId, PAGE,
+    QueueId, active_namespaces,
 };
 use crate::namespace::Namespace;
 use crate::pair::Pair;
@@ -177,16 +177,16 @@ impl<H: Hypervisor> Life<'_, H> {
         Ok(())
     }
 
-    /// Reads the most blocks that one command may deallocate.
-    async fn read_most_range(&mut self) -> Result<u64, AdminError> {
-        let deallocates = self.controller.data().is_some_and(|data| data.deallocates);
+    /// Reads the most that one command may forget.
+    async fn read_limits(&mut self, data: &ControllerData) -> Result<Limits, AdminError> {
+        let forgets = data.deallocates || data.writes_zeroes;
         // An older controller does not know of the structure.
-        if !deallocates || registers::version(&**self.controller.registers()) < (1, 4) {
-            return Ok(u64::MAX);
+        if !forgets || registers::version(&**self.controller.registers()) < (1, 4) {
+            return Ok(Limits::untold(data));
         }
         match self.admin.read(admin::identify(Identify::Limits)).await {
-            Ok(bytes) => Ok(most_range(&bytes)),
-            Err(AdminError::Refused { .. }) => Ok(u64::MAX),
+            Ok(bytes) => Ok(Limits::parse(&bytes, data)),
+            Err(AdminError::Refused { .. }) => Ok(Limits::untold(data)),
             Err(error) => Err(error),
         }
     }
@@ -221,8 +221,11 @@ impl<H: Hypervisor> Life<'_, H> {
             return Err(StartError::Unusable(reason));
         }
         if known == 0 {
-            let most_range = self.read_most_range().await?;
-            self.add_pairs(granted, most_range)?;
+            let Some(data) = self.controller.data().cloned() else {
+                return Ok(());
+            };
+            let limits = self.read_limits(&data).await?;
+            self.add_pairs(granted, limits)?;
             let listening = self
                 .listeners
                 .listen(&self.controller, &vectors, self.vcpus)
@@ -255,7 +258,7 @@ impl<H: Hypervisor> Life<'_, H> {
         Ok(())
     }
 
-    fn add_pairs(&mut self, count: usize, most_range: u64) -> Result<(), StartError> {
+    fn add_pairs(&mut self, count: usize, limits: Limits) -> Result<(), StartError> {
         let controller = &self.controller;
         let mut pairs = Vec::new();
         for index in 0..count {
@@ -265,7 +268,7 @@ impl<H: Hypervisor> Life<'_, H> {
                 queue,
                 access,
                 controller.watch().clone(),
-                (controller.most_bytes(), most_range),
+                (controller.most_bytes(), limits),
             );
             pairs.push(pair?);
         }

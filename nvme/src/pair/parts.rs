@@ -81,7 +81,7 @@ impl Pair {
                 let command = transfer(split.action, &split.left, count);
                 (command.with_data(pointer), count)
             } else {
-                let most = split.action.most_blocks(split.left.shift, self.most_range);
+                let most = split.action.most_blocks(split.left.shift, self.limits);
                 let count = split.left.count.min(most);
                 let command = forget(split.action, &split.left, count, &self.lists, slot);
                 (command, count)

@@ -88,6 +88,8 @@ pub struct Config {
     pub writes_zeroes: bool,
     /// The most blocks of a range that it deallocates; 0 if it does not say.
     pub most_range: u32,
+    /// The most bytes that it clears at a time, as a power of two pages; 0 if it does not say, as many as it writes.
+    pub most_zeroes: u8,
     /// It has lists of active namespaces.
     pub lists: bool,
     /// It interrupts for a completion only if the driver had taken all others, as the bit IS does of the specification's
@@ -114,6 +116,7 @@ impl Default for Config {
             deallocates: true,
             writes_zeroes: true,
             most_range: 0,
+            most_zeroes: 0,
             lists: true,
             sparing: false,
             untimely: false,

@@ -51,6 +51,7 @@ pub fn list(config: &Config, after: u32) -> Vec<u8> {
 
 pub fn limits(config: &Config) -> Vec<u8> {
     let mut bytes = vec![0; 4096];
+    bytes[1] = config.most_zeroes;
     put(&mut bytes, 4, config.most_range.to_le_bytes());
     bytes
 }

@@ -22,6 +22,14 @@ impl Device {
             nvm::opcode::WRITE => self.transfer(command, true),
             nvm::opcode::WRITE_ZEROES if self.config.writes_zeroes => {
                 let blocks = u64::from(command.dword(12) & 0xffff) + 1;
+                let most = match (self.config.most_zeroes, self.config.most_pages) {
+                    (0, 0) => u64::MAX,
+                    (0, power) | (power, _) => 4096 << power,
+                };
+                let shift = self.config.namespace(id).map_or(0, |found| found.shift);
+                if blocks << shift > most {
+                    return Err(Refused(Status::INVALID_FIELD.for_good()));
+                }
                 self.clear(id, start(command), blocks)
             }
             nvm::opcode::DATASET_MANAGEMENT if self.config.deallocates => {

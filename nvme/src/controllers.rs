@@ -126,8 +126,9 @@ impl<H: Hypervisor> Controllers<H> {
         }
     }
 
-    /// Notes why a function cannot be used, until it is [taken away](Self::forget_unusable): who asks for it is told.
+    /// Notes why a function cannot be used now, until it is [taken away](Self::forget_unusable): who asks for it is told.
     pub(crate) fn set_unusable(&self, name: &str, reason: String) {
+        self.forget_unusable(name);
         let name = short_name(name).to_string();
         self.unusable.borrow_mut().push((name, reason));
         let waiting = self.waiting().lock().take();

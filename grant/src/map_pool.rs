@@ -219,7 +219,7 @@ impl<H: Hypervisor> MapPool<H> {
     }
 
     /// Returns the address of a mapped page, or the reason why it is not mapped.
-    #[inline]
+    #[inline(always)]
     pub fn address(&self, mapping: &Mapping) -> Result<NonNull<u8>, GrantStatus> {
         let page = self.index(mapping);
         match self.states.get(page) {
@@ -240,7 +240,7 @@ impl<H: Hypervisor> MapPool<H> {
     }
 
     /// Returns where a page is mapped, and where devices find it if that is kept; `None` if it is not mapped.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn find(&self, mapping: &Mapping) -> Option<(NonNull<u8>, Option<DmaAddr>)> {
         let page = self.index(mapping);
         let mapped = matches!(self.states.get(page), PageState::Mapped(_));

@@ -104,7 +104,7 @@ impl PageStates {
         Some(page)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn set_free(&mut self, page: usize) {
         self.states[page] = PageState::free(self.free);
         self.free = page as u32;

@@ -145,7 +145,7 @@ impl<M: RingMemory, F: Format> BackRing<M, F> {
     }
 
     /// Does the same for a caller that takes them next: up to that number, they are taken without another look.
-    #[inline]
+    #[inline(always)]
     pub fn look(&mut self) -> Result<u32, Overrun> {
         if !self.closed {
             self.seen = self.taken.wrapping_add(self.unconsumed()?);

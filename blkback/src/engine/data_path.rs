@@ -334,7 +334,7 @@ impl<H: Hypervisor> PageAccess<H> {
 
     /// Gives up the hold on a page. It is unmapped by the next [`unmap`](Self::unmap) if it was mapped for its request
     /// alone.
-    #[inline]
+    #[inline(always)]
     pub fn release(&mut self, hold: Hold) {
         match (&mut self.mappings, hold) {
             (Mappings::PerRequest { map_pool, .. }, Hold::Mapped(mapping)) => {

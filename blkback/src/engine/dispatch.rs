@@ -202,7 +202,7 @@ impl<H: Hypervisor> Dispatcher<H> {
     }
 
     /// Returns whether no request can be taken before one in flight has ended.
-    #[inline]
+    #[inline(always)]
     fn is_stuck(&self) -> bool {
         self.inflight.in_flight() > 0
             && (self.inflight.free() == 0

@@ -202,7 +202,7 @@ impl InflightTable {
     }
 
     /// Takes a place; `None` if all are taken.
-    #[inline]
+    #[inline(always)]
     pub fn begin(&mut self, id: RequestId, opcode: Opcode, steps: Steps) -> Option<Tag> {
         let place = usize::from(self.free);
         let entry = self.places.get_mut(place)?;
@@ -219,7 +219,7 @@ impl InflightTable {
     }
 
     /// Notes that the device has done with a request, or with a step of it.
-    #[inline]
+    #[inline(always)]
     pub fn done(&mut self, tag: Tag, outcome: Result<(), IoError>) {
         self.places[tag.0].outcome = outcome;
         self.done.push(&mut self.places, tag);
@@ -303,7 +303,7 @@ impl InflightTable {
     }
 
     /// Gives a place back. Its pages must have been taken out.
-    #[inline]
+    #[inline(always)]
     pub fn end(&mut self, tag: Tag) {
         debug_assert_eq!(self.places[tag.0].pages.len(), 0);
         self.places[tag.0].next_done = self.free;

@@ -205,7 +205,7 @@ impl Journal {
     }
 
     /// Notes that the response with that index is about to be put for the request with that tag.
-    #[inline]
+    #[inline(always)]
     pub(super) fn answer(&mut self, tag: Tag, response: u32) {
         if self.any_order.is_some() {
             return self.answer_in_any_order(tag, response);

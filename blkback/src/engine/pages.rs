@@ -112,7 +112,7 @@ impl InflightPages {
     }
 
     /// Adds the page of a segment to a request's. Returns false if there is no room.
-    #[inline]
+    #[inline(always)]
     pub fn push(&mut self, pages: &mut Pages, segment: Segment) -> bool {
         let at = self.free;
         let Some(page) = self.pages.get_mut(usize::from(at)) else {

@@ -144,7 +144,7 @@ impl<H: Hypervisor> Queue<H> {
     }
 
     /// Returns the number of requests that could be taken.
-    #[inline]
+    #[inline(always)]
     pub fn waiting(&mut self) -> Result<u32, QueueError> {
         self.dispatcher.waiting()
     }
@@ -209,7 +209,7 @@ impl<H: Hypervisor> Queue<H> {
     }
 
     /// Publishes the responses, and notifies the frontend if it asked for that.
-    #[inline]
+    #[inline(always)]
     pub fn publish(&mut self) {
         if self.dispatcher.publish() {
             self.stats.notifications_sent.add(1);

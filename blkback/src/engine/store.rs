@@ -72,7 +72,7 @@ impl Store {
     }
 
     /// Submits a request to the device.
-    #[inline]
+    #[inline(always)]
     pub fn submit(&mut self, tag: Tag, io: Io<'_>) -> Submitted {
         if self.pending >= self.caps.depth {
             return Submitted::Busy;

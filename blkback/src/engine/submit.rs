@@ -278,7 +278,7 @@ impl<H: Hypervisor> Submitter<H> {
     }
 
     /// Hands a request, or its next piece, to the device, behind the requests that wait for it.
-    #[inline]
+    #[inline(always)]
     fn hand_over(
         &mut self,
         tag: Tag,

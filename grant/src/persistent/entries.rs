@@ -105,7 +105,7 @@ impl Entries {
     }
 
     /// Returns the entry that caches a grant.
-    #[inline]
+    #[inline(always)]
     pub fn find(&self, gref: GrantRef) -> Option<u16> {
         let mut at = self.lists[self.list(gref)];
         loop {
@@ -193,7 +193,7 @@ impl Entries {
     }
 
     /// Takes an entry out of the idle ones.
-    #[inline]
+    #[inline(always)]
     pub fn unlink(&mut self, at: u16) {
         let CacheEntry { newer, older, .. } = self[at];
         match newer {

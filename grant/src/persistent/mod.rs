@@ -306,7 +306,7 @@ impl<H: Hypervisor> PersistentCache<H> {
 
     /// Returns the bus address of a mapped page. `None` if the page is not mapped, or if bus addresses are
     /// not kept ([`keep_dma_addrs`](Self::keep_dma_addrs)).
-    #[inline]
+    #[inline(always)]
     pub fn dma_addr(&self, cached: &CachedMapping) -> Option<DmaAddr> {
         let mapping = self.entries[cached.entry].mapping.as_ref()?;
         self.pool.dma_addr(mapping)

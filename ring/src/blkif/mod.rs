@@ -109,7 +109,7 @@ impl Format for Blkif {
         self.abi.response_size()
     }
 
-    #[inline]
+    #[inline(always)]
     fn copy_request(&self, memory: &impl RingMemory, offset: usize, slot: &mut Self::Slot) {
         match self.abi {
             Abi::X86_64 => memory.read(offset, &mut slot[..Abi::X86_64.request_size()]),
@@ -117,7 +117,7 @@ impl Format for Blkif {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn copy_response(
         &self,
         memory: &impl RingMemory,

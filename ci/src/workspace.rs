@@ -28,3 +28,19 @@ pub fn lab() -> PathBuf {
 pub fn cache() -> PathBuf {
     lab().join("cache")
 }
+
+/// Returns the folders in which cargo keeps the sources of dependencies, one for each registry.
+pub fn registry_sources() -> Vec<PathBuf> {
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| std::env::home_dir().map(|home| home.join(".cargo")));
+    let registries = home.map(|home| home.join("registry/src"));
+    let entries = registries.and_then(|registries| registries.read_dir().ok());
+    let mut folders: Vec<PathBuf> = entries
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
+    folders.sort();
+    folders
+}

@@ -38,6 +38,23 @@ const CODEGEN: [&str; 6] = [
     "llvm-args=-enable-machine-outliner=always",
 ];
 
+/// The compiler asks LLVM to put closures where they are called, up to 325 instructions of its own kind, and takes the
+/// bodies of async functions for closures: most would be in each of their callers. With this, they count as any other
+/// function does; functions of the request path that are to be inlined nevertheless say `always`. It has an effect before the
+/// crates are linked, too, so that it is for all of them.
+const INLINING: &str = "llvm-args=-inlinehint-threshold=50";
+
+/// Returns cargo's configuration for all crates that become part of the ELF. Build scripts do not get it, as a target is
+/// named.
+fn configuration() -> String {
+    let mut flags = vec!["-C".to_owned(), INLINING.to_owned()];
+    // Panic messages name the files of dependencies, wherever cargo keeps them, by their crate's name and version.
+    for sources in workspace::registry_sources() {
+        flags.push(format!("--remap-path-prefix={}/=", sources.display()));
+    }
+    format!("target.{TARGET}.rustflags={flags:?}")
+}
+
 /// Checks a file that an option names, so that a mistake is seen before a host is booted.
 pub fn existing_file(path: &str) -> Result<PathBuf, String> {
     match fs::metadata(path) {
@@ -95,6 +112,7 @@ pub fn build_example(name: &str) -> Result<PathBuf> {
 fn build_binary(package: &str, name: &str, profile: &str, more: &[&str]) -> Result<PathBuf> {
     let mut command = Command::new(process::cargo());
     command
+        .args(["--config", &configuration()])
         .args(["rustc", "--quiet", "--profile", profile, "--target", TARGET])
         .args(["--package", package, "--bin", name])
         .args(["--features", "unikernel"])

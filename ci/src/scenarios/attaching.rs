@@ -209,20 +209,6 @@ fn device(n: usize) -> u32 {
 
 const DISKS: usize = 16;
 
-/// Writes 1 MiB of random data to each disk, to all of them at once; then reads all of them back.
-const NOISE: &str = r#"
-for d in $disks; do
-    (dd if=/dev/urandom of=/tmp/$d bs=64k count=16 2>/dev/null &&
-     dd if=/tmp/$d of=/dev/$d bs=64k oflag=direct 2>/dev/null || touch /tmp/failed) &
-done
-wait
-for d in $disks; do
-    (dd if=/dev/$d bs=64k count=16 iflag=direct 2>/dev/null | cmp - /tmp/$d || touch /tmp/failed) &
-done
-wait
-[ ! -e /tmp/failed ] && cat $(for d in $disks; do echo /tmp/$d; done) | wc -c
-"#;
-
 fn sixteen_disks(testbed: &Testbed) -> Result<()> {
     let images: Vec<Image> = (0..DISKS)
         .map(|n| Image::mib(&format!("disk{n}"), 2))
@@ -261,11 +247,10 @@ fn sixteen_disks(testbed: &Testbed) -> Result<()> {
 
     testbed.step("random data on all disks at once");
     let names: Vec<String> = (0..DISKS).map(name).collect();
-    let noise = format!("disks='{}'\n{NOISE}", names.join(" "));
-    let bytes = guest.ok(&noise, MINUTE)?;
+    let output = guest.ok(&write_verify::all_at_once(&names, "64k", 16), MINUTE)?;
     ensure!(
-        bytes.trim() == (DISKS << 20).to_string(),
-        "of {DISKS} MiB the guest compared {bytes}"
+        write_verify::is_equal(&output, DISKS as u32),
+        "of {DISKS} MiB the guest compared {output}"
     );
     testbed.step("detaching the odd ones, then ending the guest");
     let odd: Vec<String> = (1..DISKS).step_by(2).map(name).collect();

@@ -19,6 +19,27 @@ pub fn command(device: &str, mib: u32) -> String {
     )
 }
 
+/// The script of [`all_at_once`].
+const ALL_AT_ONCE: &str = r#"
+for d in $disks; do
+    (dd if=/dev/urandom of=/tmp/$d bs=$size count=$count iflag=fullblock 2>/dev/null &&
+     dd if=/tmp/$d of=/dev/$d bs=$size oflag=direct 2>/dev/null || touch /tmp/failed) &
+done
+wait
+for d in $disks; do
+    (dd if=/dev/$d bs=$size count=$count iflag=direct 2>/dev/null | cmp - /tmp/$d || touch /tmp/failed) &
+done
+wait
+[ ! -e /tmp/failed ] && cat $(for d in $disks; do echo /tmp/$d; done) | wc -c
+"#;
+
+/// Returns a guest's shell command that writes `count` pieces of random data, each of `size` (as `dd` has it), to the
+/// beginning of each disk, to all disks at once; then it reads all of them back. It prints the number of equal bytes.
+pub fn all_at_once(devices: &[String], size: &str, count: u32) -> String {
+    let disks = devices.join(" ");
+    format!("disks='{disks}'; size={size}; count={count}\n{ALL_AT_ONCE}")
+}
+
 /// Returns a guest's shell command that writes zeros to a disk until the disk is taken away, and then reports that.
 pub fn write_to_the_end(device: &str) -> String {
     // Where the disk's node is gone when dd opens it, dd makes a file of that name. The kernel could not make the

@@ -100,9 +100,14 @@ impl Admission {
         let _ = self.free_memory.set(Box::new(free));
     }
 
+    /// Returns the number of free bytes without the reserve, if that is [watched](Self::watch_memory).
+    pub fn free_memory(&self) -> Option<usize> {
+        self.free_memory.get().map(|free| free())
+    }
+
     /// Returns the bytes that are neither used nor about to be taken.
     fn available(&self) -> usize {
-        let free = self.free_memory.get().map_or(usize::MAX, |free| free());
+        let free = self.free_memory().unwrap_or(usize::MAX);
         let connecting = self.sum(|claim| claim.stage == Stage::Connecting);
         free.saturating_sub(connecting.bytes)
     }

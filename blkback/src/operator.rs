@@ -22,6 +22,7 @@ use crate::statistics::as_line;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 use bulkhead_executor::EventChannel;
 use bulkhead_images::GrowRequest;
 use bulkhead_xen::Hypervisor;
@@ -48,7 +49,7 @@ pub enum Command {
     Grow,
     /// Reads the tables of a disk again.
     Rescan,
-    /// Shows the images and own disks, and who uses what of them.
+    /// Shows the free memory, the images and own disks, and who uses what of them.
     Show,
 }
 
@@ -125,7 +126,7 @@ fn show<H: Hypervisor>(services: &Services<H>, request: &str) -> Result<String, 
         let mut places = line.as_bytes().windows(request.len().max(1));
         places.any(|place| place == request.as_bytes())
     };
-    let mut lines = services.stores.lines();
+    let mut lines = lines(services);
     lines.retain(|line| request == ALL || has(line));
     match lines.is_empty() {
         true => Err(format!(
@@ -134,6 +135,13 @@ fn show<H: Hypervisor>(services: &Services<H>, request: &str) -> Result<String, 
         )),
         false => Ok(lines.join("\n")),
     }
+}
+
+/// Returns a line about the domain's memory, and those of all stores.
+fn lines<H: Hypervisor>(services: &Services<H>) -> Vec<String> {
+    let free = services.admission.free_memory();
+    let memory = free.map(|bytes| format!("memory, {bytes} bytes are free beside the reserve"));
+    memory.into_iter().chain(services.stores.lines()).collect()
 }
 
 /// Cuts an answer so that its node has room for it, after a whole line where there are several.
@@ -202,7 +210,7 @@ fn answer_key<H: Hypervisor>(services: &Services<H>, key: u8) {
             }
         }
         b'i' => {
-            for line in services.stores.lines() {
+            for line in lines(services) {
                 log::info!("{line}");
             }
         }

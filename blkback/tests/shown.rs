@@ -145,6 +145,19 @@ fn what_a_node_has_no_room_for_is_in_the_log() {
     world.nothing_left();
 }
 
+#[test]
+fn the_memory_that_is_left_for_disks_is_shown() {
+    let world = World::new();
+    let nothing = show(&world, "memory, ");
+    assert!(nothing.starts_with("nothing is called"), "{nothing}");
+    world.backend.services.admission.watch_memory(|| 123_456);
+    let left = "memory, 123456 bytes are free beside the reserve";
+    assert_eq!(show(&world, "memory, "), left);
+    assert_eq!(show(&world, "all").lines().next(), Some(left));
+    forget_requests(&world);
+    world.nothing_left();
+}
+
 /// Removes what an operator leaves behind.
 fn forget_requests(world: &World) {
     for node in ["data/show", "data/show-answer"] {

@@ -150,6 +150,10 @@ unsafe impl<H: Hypervisor> Hypervisor for Counting<H> {
         self.inner.unmask_port(port)
     }
 
+    fn forget_notification(&self, port: Port) -> bool {
+        self.inner.forget_notification(port)
+    }
+
     fn notify(&self, port: Port) -> Result<(), Errno> {
         count(&self.counters.notifications);
         self.inner.notify(port)

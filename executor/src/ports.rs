@@ -104,6 +104,11 @@ impl<H: Hypervisor> EventChannel<H> {
         }
     }
 
+    /// Forgets a notification that came while they were held back. Returns whether there was one.
+    pub fn forget(&self) -> bool {
+        self.core.hypervisor.forget_notification(self.port)
+    }
+
     /// Notifies the other end.
     pub fn notify(&self) {
         if let Err(error) = self.core.hypervisor.notify(self.port) {

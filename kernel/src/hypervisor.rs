@@ -222,6 +222,10 @@ unsafe impl Hypervisor for Hypercalls {
         event_channels::operation(event_channel::UNMASK, &mut event_channel::OnPort { port })
     }
 
+    fn forget_notification(&self, port: Port) -> bool {
+        domain::bitmaps().clear(port)
+    }
+
     fn notify(&self, port: Port) -> Result<(), Errno> {
         event_channels::notify(port)
     }

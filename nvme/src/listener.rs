@@ -52,7 +52,9 @@ impl Listeners {
                                 handle.yield_now().await;
                                 any = pair.lock().take();
                             }
-                            hold_back(&handle, &channel, pair, &mut moderation).await;
+                            if hold_back(&handle, &channel, pair, &mut moderation).await {
+                                vectors.handled(vector, &hypervisor);
+                            }
                         }
                     })
                 }));
@@ -71,13 +73,14 @@ impl Listeners {
     }
 }
 
-/// Holds interrupts back, as long as it is known when several completions will be there, and looks for them then.
+/// Holds interrupts back, as long as it is known when several completions will be there, and looks for them then. Returns
+/// whether there was an interrupt for completions that were taken without it.
 async fn hold_back<H: Hypervisor>(
     handle: &Handle<H>,
     channel: &EventChannel<H>,
     pair: &Mutex<Pair>,
     moderation: &mut Moderation,
-) {
+) -> bool {
     let mut held_back = false;
     loop {
         let (at_work, done) = pair.lock().progress();
@@ -91,9 +94,11 @@ async fn hold_back<H: Hypervisor>(
         handle.sleep(pause).await;
         pair.lock().take_expected();
     }
+    // What the controller has completed by now is looked for, and need not interrupt; what it completes later does.
+    let interrupted = held_back && channel.forget();
     pair.lock().look();
     if held_back {
-        // What the controller completes from now on interrupts, and so does what it has completed meanwhile.
         channel.unmask();
     }
+    interrupted
 }

@@ -78,7 +78,8 @@ fn held(config: Config) -> World {
     world
 }
 
-/// Returns the interrupts that the driver has taken, by what it tells the operator.
+/// Returns the interrupts that the driver has taken, by what it tells the operator. Whoever asks has the controller asked
+/// for its health, which interrupts once more.
 fn taken(world: &World) -> u64 {
     let lines = world.lines();
     let (before, _) = lines.split_once(" interrupts").expect("a count");
@@ -166,6 +167,36 @@ fn few_commands_are_not_held_back() {
     world.run();
     drop(guest);
     world.end();
+}
+
+#[test]
+fn what_was_taken_without_an_interrupt_does_not_interrupt_afterwards() {
+    for sparing in [false, true] {
+        let world = held(Config {
+            sparing,
+            ..Config::default()
+        });
+        let mut guest = Guest::new(&world);
+        guest.keep_busy(&world, 20);
+        let (before, collected) = (taken(&world), guest.collected);
+        // It tells of these while interrupts are held back; after that it does nothing for a while.
+        for _ in 0..8 {
+            world.fake.finish(0);
+        }
+        world.wait(2 * NOTICED);
+        guest.run();
+        assert_eq!(guest.collected, collected + 8, "{sparing}");
+        // The controller was asked for its health, when that was read before.
+        assert_eq!(taken(&world), before + 1, "{sparing}");
+        world.fake.finish(0);
+        world.run();
+        assert_eq!(taken(&world), before + 3, "the next one interrupts");
+        world.fake.finish_reversed();
+        world.run();
+        guest.run();
+        drop(guest);
+        world.end();
+    }
 }
 
 #[test]

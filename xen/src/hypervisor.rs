@@ -101,6 +101,10 @@ pub unsafe trait Hypervisor: Clone + Send + Sync + 'static {
     /// Lets the notifications of a port through again (`EVTCHNOP_unmask`), also one that came meanwhile.
     fn unmask_port(&self, port: Port) -> Result<(), Errno>;
 
+    /// Forgets a notification that came while a port of this vCPU was [masked](Self::mask_port). Returns whether there was
+    /// one.
+    fn forget_notification(&self, port: Port) -> bool;
+
     /// Notifies the other end of a port (`EVTCHNOP_send`).
     fn notify(&self, port: Port) -> Result<(), Errno>;
 

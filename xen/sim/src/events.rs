@@ -310,4 +310,11 @@ impl World {
             self.set_pending(id, port);
         }
     }
+
+    pub(super) fn forget_notification(&mut self, id: DomId, port: Port) -> bool {
+        let domain = self.alive_mut(id).expect("a masked port's domain lives");
+        let channel = domain.ports.get_mut(port);
+        assert!(channel.masked, "port {port} is not masked");
+        std::mem::take(&mut channel.held)
+    }
 }

@@ -176,6 +176,10 @@ unsafe impl Hypervisor for SimVcpu {
         Ok(())
     }
 
+    fn forget_notification(&self, port: Port) -> bool {
+        self.world.lock().forget_notification(self.domain, port)
+    }
+
     fn notify(&self, port: Port) -> Result<(), Errno> {
         let count = |domain: &mut Domain| domain.stats.notifications_sent += 1;
         self.call(Hypercall::Notify, count, |world| {

@@ -66,6 +66,10 @@ unsafe impl Hypervisor for NotificationCount {
         Ok(())
     }
 
+    fn forget_notification(&self, _: Port) -> bool {
+        false
+    }
+
     fn notify(&self, port: Port) -> Result<(), Errno> {
         assert_eq!(port, Port(1));
         self.rung.fetch_add(1, Ordering::Relaxed);

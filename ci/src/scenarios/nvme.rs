@@ -4,9 +4,9 @@ use super::operator::other;
 use crate::config::Kind;
 use crate::host::guest::Guest;
 use crate::host::pci::{self, PciDevice};
-use crate::testbed::storage::{Running, Storage, controller_started, disk};
+use crate::testbed::storage::{Running, Storage, controller_started, device_number, disk};
 use crate::testbed::{MINUTE, Scenario, Testbed};
-use crate::testbed::{fio, records, write_verify};
+use crate::testbed::{fio, records, side_by_side, write_verify};
 use anyhow::{Context, Result, ensure};
 use std::fs::File;
 use std::io::Read;
@@ -24,6 +24,12 @@ pub const SCENARIOS: &[Scenario] = &[
         demo: false,
         run: life,
     },
+    Scenario {
+        name: "nvme-sixteen-disks",
+        about: "a PV driver domain of 48 MiB serves 16 disks of a PVH and a PV guest, partitions of its NVMe controller, all in use at once: each byte is on the disk it was written to, and memory is left",
+        demo: false,
+        run: sixteen_disks,
+    },
 ];
 
 /// A partition's label.
@@ -34,9 +40,13 @@ const ADMINISTER: &str = r#"
 modprobe xen-blkfront
 xl block-attach 0 "backend=storage,vdev=xvdz,format=raw,access=rw,target=TARGET"
 until [ -b /dev/xvdz ]; do sleep 0.1; done
-sgdisk --clear --new=1:0:+8M --change-name=1:root-alice --typecode=1:8300 /dev/xvdz
+sgdisk --clear PARTITIONS /dev/xvdz
 xl block-detach 0 xvdz
 "#;
+
+/// The disks of each guest that has many, and the MiB of a partition. The guest uses one MiB less.
+const DISKS: usize = 8;
+const PARTITION: u32 = 3;
 
 /// The MiB that a guest writes and compares.
 const MIB: u32 = 4;
@@ -159,17 +169,37 @@ fn life(testbed: &Testbed) -> Result<()> {
     );
     in_file(testbed, &device, flushed)?;
     guest.destroy()?;
-    administered_by_dom0(testbed, &second, &target)?;
+    let partition = (LABEL.to_owned(), 8);
+    administered_by_dom0(testbed, &second, &target, &[partition])?;
     comes_and_goes(testbed, &second, &device, &target)?;
     second.shutdown()
 }
 
-/// Has dom0 make a partition on the whole disk, as the README says.
-fn administered_by_dom0(testbed: &Testbed, storage: &Running, target: &str) -> Result<()> {
-    testbed.step("dom0 makes a partition with sgdisk");
-    testbed.host.ok(&ADMINISTER.replace("TARGET", target))?;
+/// Has dom0 make partitions on the whole disk, as the README says, each with a label and a size in MiB.
+fn administered_by_dom0(
+    testbed: &Testbed,
+    storage: &Running,
+    target: &str,
+    partitions: &[(String, u32)],
+) -> Result<()> {
+    testbed.step(format!(
+        "dom0 makes {} partition(s) with sgdisk",
+        partitions.len()
+    ));
+    let options: Vec<String> = (1..)
+        .zip(partitions)
+        .map(|(n, (label, mib))| {
+            format!("--new={n}:0:+{mib}M --change-name={n}:{label} --typecode={n}:8300")
+        })
+        .collect();
+    let script = ADMINISTER.replace("TARGET", target);
+    let script = script.replace("PARTITIONS", &options.join(" "));
+    testbed.host.ok(&script)?;
     let answer = storage.ask("rescan", target)?;
-    ensure!(answer.ends_with(": 1"), "rescan answers {answer}");
+    ensure!(
+        answer.ends_with(&format!(": {}", partitions.len())),
+        "rescan answers {answer}"
+    );
     Ok(())
 }
 
@@ -217,4 +247,90 @@ fn comes_and_goes(
     guest.destroy()?;
     storage.wait_console_from(start, &detached, MINUTE)?;
     Ok(())
+}
+
+/// Returns the names of a guest's disks.
+fn names() -> Vec<String> {
+    let letters = (b'a'..).take(DISKS).map(char::from);
+    letters.map(|letter| format!("xvd{letter}")).collect()
+}
+
+fn sixteen_disks(testbed: &Testbed) -> Result<()> {
+    let (host, device) = (testbed.host, pci::NVME);
+    let storage = testbed.storage(Kind::Pv).memory(48).vcpus(2).pci(&device);
+    let mut storage = storage.start()?;
+    storage.wait_console(&controller_started(&device), MINUTE)?;
+    let target = format!("nvme:{}", device.short_name());
+    let label = |kind: Kind, name: &str| format!("{kind}-{name}");
+    let partitions: Vec<(String, u32)> = Kind::ALL
+        .into_iter()
+        .flat_map(|kind| names().into_iter().map(move |name| label(kind, &name)))
+        .map(|label| (label, PARTITION))
+        .collect();
+    administered_by_dom0(testbed, &storage, &target, &partitions)?;
+    let before = free_memory(&storage)?;
+
+    testbed.step(format!("two guests with {DISKS} disks each"));
+    let guests = side_by_side::run(Kind::ALL.len(), |n| {
+        let kind = Kind::ALL[n];
+        let disk = |name: &String| {
+            let target = format!("{target}/{}", label(kind, name));
+            disk("storage", name, "rw", &target)
+        };
+        let disks: Vec<String> = names().iter().map(disk).collect();
+        let mut config = host.lean_guest_config(&format!("guest-{kind}"), kind, &disks)?;
+        config.vcpus = 2;
+        // Linux's frontend keeps 4 MiB of its own for each queue.
+        config.memory += 4 * config.vcpus * DISKS as u32;
+        Guest::wait(host.create(&config)?)
+    });
+    let mut guests = guests?;
+
+    testbed.step("random data on all of their disks at once");
+    let mib = PARTITION - 1;
+    let jobs = Guest::start_in_each(&guests, &write_verify::all_at_once(&names(), "1M", mib))?;
+    for (guest, job) in guests.iter().zip(jobs) {
+        let output = guest.finish(job, 3 * MINUTE)?;
+        ensure!(
+            output.status == 0 && write_verify::is_equal(&output.out, mib * DISKS as u32),
+            "{} reads what it did not write: {}",
+            guest.name,
+            output.out
+        );
+    }
+    let mut queues = 0;
+    for guest in &guests {
+        for name in names() {
+            let counts = storage.statistics(guest, device_number(&name))?;
+            let (errors, sectors) = (counts.get("errors")?, counts.get("sectors_written")?);
+            ensure!(
+                errors == 0 && sectors == u64::from(mib) << 11,
+                "{} {name}: {errors} errors, {sectors} sectors written",
+                guest.name
+            );
+            queues += (0..2)
+                .filter(|n| counts.get(&format!("queue_{n}_vcpu")).is_ok())
+                .count();
+        }
+    }
+    let left = free_memory(&storage)?;
+    testbed.step(format!(
+        "{queues} queues; of 48 MiB {before} bytes were free without guests, {left} are with them"
+    ));
+    // As README says, 16 disks and a controller need 16 + 17 MiB.
+    ensure!(left >= 15 << 20, "only {left} bytes are free");
+    Guest::destroy_all(&mut guests)?;
+    storage.shutdown()
+}
+
+/// Returns the bytes that the driver domain has for more disks, by what it tells the operator.
+fn free_memory(storage: &Running) -> Result<usize> {
+    let answer = storage.ask("show", "memory, ")?;
+    let bytes = answer
+        .strip_prefix("memory, ")
+        .and_then(|rest| rest.split(' ').next());
+    bytes
+        .with_context(|| format!("the answer is {answer:?}"))?
+        .parse()
+        .with_context(|| format!("the answer is {answer:?}"))
 }

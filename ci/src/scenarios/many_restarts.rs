@@ -1,6 +1,7 @@
 //! Restarts in place, as many as one host does in a few minutes.
 
-use super::recovery::{READ, WRITE, crash_and_return};
+use super::crash::Crash;
+use super::recovery::{READ, WRITE};
 use crate::config::Kind;
 use crate::host::guest::Guest;
 use crate::testbed::images::Image;
@@ -87,11 +88,8 @@ fn many_restarts(testbed: &Testbed, kind: Kind) -> Result<()> {
             if lost.iter().any(|(domain, _)| *domain == number) {
                 continue;
             }
-            let crash = match (number + restart as usize).is_multiple_of(2) {
-                true => ("panic", "panic on vCPU 0"),
-                false => ("panic 1", "panic on vCPU 1"),
-            };
-            match crash_and_return(storage, crash, restart) {
+            let vcpu = (number as u32 + restart) % 2;
+            match Crash::by("panic", vcpu).and_return(storage, restart) {
                 Ok(()) => done += 1,
                 Err(error) => lost.push((number, error)),
             }

@@ -2,6 +2,7 @@
 
 mod attaching;
 mod boot;
+mod crash;
 mod crowd;
 mod data_paths;
 mod driver_life;
@@ -33,6 +34,7 @@ mod replaced_storage;
 mod restarting;
 mod runtime;
 mod several;
+mod stores;
 mod suspension;
 mod thirty_two_bit;
 mod upgrade;

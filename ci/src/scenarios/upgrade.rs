@@ -1,7 +1,7 @@
 //! A new version that takes over from the one that runs, under the load of guests (`docs/recovery.md`).
 
 use super::main_job::FIO_LIMIT;
-use super::recovery::Disks;
+use super::stores::{self, Store};
 use crate::commands::build;
 use crate::config::Kind;
 use crate::digest::hex;
@@ -20,43 +20,43 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "upgrade-under-load-pvh",
         about: "a newer version takes over from the one that runs and back, under two guests with fio, verified; one that panics and one that does not serve go back",
         demo: false,
-        run: |testbed| upgrades(testbed, Kind::Pvh, 1, Disks::Images),
+        run: |testbed| upgrades(testbed, Kind::Pvh, 1, &stores::IMAGES),
     },
     Scenario {
         name: "upgrade-under-load-vcpus-pvh",
         about: "the same with two vCPUs, on each of which a version fails",
         demo: false,
-        run: |testbed| upgrades(testbed, Kind::Pvh, 2, Disks::Images),
+        run: |testbed| upgrades(testbed, Kind::Pvh, 2, &stores::IMAGES),
     },
     Scenario {
         name: "upgrade-under-load-own-disks-pvh",
         about: "the same with two vCPUs, and two disks of the driver domain's own",
         demo: false,
-        run: |testbed| upgrades(testbed, Kind::Pvh, 2, Disks::Own),
+        run: |testbed| upgrades(testbed, Kind::Pvh, 2, &stores::OWN_DISKS),
     },
     Scenario {
         name: "upgrade-under-load-pv",
         about: "a newer version takes over from the one that runs in a PV domain and back, under two guests with fio, verified; one that panics and one that does not serve go back",
         demo: false,
-        run: |testbed| upgrades(testbed, Kind::Pv, 1, Disks::Images),
+        run: |testbed| upgrades(testbed, Kind::Pv, 1, &stores::IMAGES),
     },
     Scenario {
         name: "upgrade-under-load-vcpus-pv",
         about: "the same with two vCPUs, on each of which a version fails",
         demo: false,
-        run: |testbed| upgrades(testbed, Kind::Pv, 2, Disks::Images),
+        run: |testbed| upgrades(testbed, Kind::Pv, 2, &stores::IMAGES),
     },
     Scenario {
         name: "upgrade-under-load-nbd-pvh",
         about: "a PVH domain of two vCPUs that serves exports of two NBD servers is upgraded in the same way",
         demo: false,
-        run: |testbed| upgrades(testbed, Kind::Pvh, 2, Disks::Exports),
+        run: |testbed| upgrades(testbed, Kind::Pvh, 2, &stores::EXPORTS),
     },
     Scenario {
         name: "upgrade-under-load-nbd-pv",
         about: "the same in a PV domain",
         demo: false,
-        run: |testbed| upgrades(testbed, Kind::Pv, 2, Disks::Exports),
+        run: |testbed| upgrades(testbed, Kind::Pv, 2, &stores::EXPORTS),
     },
 ];
 
@@ -65,7 +65,7 @@ pub const WITH_DEVICES: &[Scenario] = &[Scenario {
     name: "upgrade-under-load-nvme-pv",
     about: "a PV domain of two vCPUs with two NVMe controllers is upgraded in the same way",
     demo: false,
-    run: |testbed| upgrades(testbed, Kind::Pv, 2, Disks::Controllers),
+    run: |testbed| upgrades(testbed, Kind::Pv, 2, &stores::CONTROLLERS),
 }];
 
 /// The time within which a version that does not serve is given up: ten seconds, in an emulated host that is shared.
@@ -100,7 +100,7 @@ fn version_of(elf: &mut [u8], patch: u8) -> Result<String> {
     Ok(format!("{major}.{minor}.{patch}"))
 }
 
-fn upgrades(testbed: &Testbed, kind: Kind, vcpus: u32, on: Disks) -> Result<()> {
+fn upgrades(testbed: &Testbed, kind: Kind, vcpus: u32, on: &[Store; 2]) -> Result<()> {
     let host = testbed.host;
     let mut old = fs::read(testbed.shared_file("bulkhead").0)?;
     // Another layout, too.
@@ -121,10 +121,11 @@ fn upgrades(testbed: &Testbed, kind: Kind, vcpus: u32, on: Disks) -> Result<()> 
         elf("ram:new.elf", &mut new, 1)?,
     );
     let images = vec![Image::of("old.elf", &old), Image::of("new.elf", &new)];
-    let (storage, [written, read]) = on.make(testbed, kind, images)?;
+    let storage = stores::make(testbed, kind, "recover=on test-crash=on", on, images)?;
     let mut storage = storage.memory(72).vcpus(vcpus).start()?;
-    on.wait(&storage)?;
+    stores::wait(&storage, on)?;
     let nothing = Holdings::by(host, storage.id)?;
+    let [written, read] = on.each_ref().map(Store::target);
     let disks = |target: &str| [disk("storage", "xvda", "rw", target)];
     let mut writer = host.guest("writer", Kind::Pvh, &disks(&written))?;
     let mut reader = host.guest("reader", Kind::Pv, &disks(&read))?;
@@ -222,7 +223,7 @@ fn upgrades(testbed: &Testbed, kind: Kind, vcpus: u32, on: Disks) -> Result<()> 
     reader.destroy()?;
     nothing.expect_within(host, storage.id, "after five upgrades", GIVEN_BACK)?;
     storage.shutdown()?;
-    on.remove(testbed)
+    stores::remove(testbed, on)
 }
 
 /// The expected outcome of an upgrade.

@@ -65,15 +65,14 @@ const CRASH_NODE: &str = "data/crash";
 #[cfg(any(feature = "nbd", feature = "pci", feature = "vbd"))]
 const LEFT_PAUSE: Duration = Duration::from_millis(500);
 
-/// Returns whether `key=on` is there. Anything else than that and `off` is reported.
-fn is_on(line: &str, key: &str) -> bool {
-    match value(line, key) {
-        Some("on") => true,
-        None | Some("off") => false,
-        Some(other) => {
-            log::error!("command line: {key}={other}: expected on or off; off is used");
-            false
-        }
+/// The value of that key that also lets crashes follow each other without a limit.
+const OFTEN: &str = "often";
+
+/// Returns whether the command line allows crashes on purpose, and without a limit.
+fn test_crashes(line: &str) -> (bool, bool) {
+    match value(line, TEST_CRASH) {
+        Some(OFTEN) => (true, true),
+        allowed => (allowed == Some("on"), false),
     }
 }
 
@@ -183,14 +182,23 @@ pub fn crash_on_request(
     store: &Client,
     vcpus: &[VcpuSpawner<Hypercalls>],
 ) {
-    if is_on(machine.command_line, TEST_CRASH) {
-        log::warn!("{TEST_CRASH}=on: whoever may write {CRASH_NODE} can crash this domain");
+    let (allowed, often) = test_crashes(machine.command_line);
+    if often {
+        log::warn!("{TEST_CRASH}={OFTEN}: no number of crashes ends this domain");
+        restart::lift_limit();
+    }
+    if allowed {
+        log::warn!("{TEST_CRASH}: whoever may write {CRASH_NODE} can crash this domain");
         let (store, waiting, vcpus) = (store.clone(), handle.clone(), vcpus.to_vec());
         handle.spawn(async move {
             let following = async || follow_crashes(&store, &vcpus).await;
             let Err(error) = persist(&waiting, CRASH_NODE, following).await;
             log::error!("{CRASH_NODE} cannot be followed any more: {error}");
         });
+    } else if let Some(other) =
+        value(machine.command_line, TEST_CRASH).filter(|&text| text != "off")
+    {
+        log::error!("command line: {TEST_CRASH}={other}: expected on, {OFTEN} or off; off is used");
     }
 }
 
@@ -336,7 +344,7 @@ impl Runtime for Upgrades {
     }
 
     fn allows_faults(&self) -> bool {
-        value(self.0, TEST_CRASH) == Some("on")
+        test_crashes(self.0).0
     }
 
     fn take_over(&self, candidate: &Candidate<'_>, fault: Fault) -> &'static str {

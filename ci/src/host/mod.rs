@@ -32,8 +32,8 @@ pub use command::Output;
 /// The folders in dom0 with the kernels that are not ours: Linux and GRUB.
 const STOCK: &[&str] = &["/guest/", "/usr/lib/grub-xen/"];
 
-/// The word on a driver domain's command line by which it may be crashed on purpose.
-const CRASHES_ON_PURPOSE: &str = "test-crash=on";
+/// The words on a driver domain's command line by which it may be crashed on purpose.
+const CRASHES_ON_PURPOSE: [&str; 2] = ["test-crash=on", "test-crash=often"];
 
 /// Time limit for a host to boot (15 s on an idle machine), and for QEMU to write its process number.
 const BOOT: Duration = Duration::from_secs(360);
@@ -235,7 +235,9 @@ impl Host {
             name: config.name.clone(),
             linux: STOCK.iter().any(|folder| config.kernel.starts_with(folder)),
             may_crash: false,
-            may_restart: config.cmdline.contains(CRASHES_ON_PURPOSE),
+            may_restart: CRASHES_ON_PURPOSE
+                .iter()
+                .any(|word| config.cmdline.contains(word)),
             console_start,
         });
     }

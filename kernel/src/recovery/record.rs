@@ -219,9 +219,9 @@ impl Sealed {
     }
 
     /// Counts one more restart, at `now`, and makes the record valid. Returns its number, or `None` if there were too
-    /// many within a minute.
-    pub fn seal(&mut self, now: Instant) -> Option<u32> {
-        if !self.record.allows(now) {
+    /// many within a minute, and that is `limited`.
+    pub fn seal(&mut self, now: Instant, limited: bool) -> Option<u32> {
+        if limited && !self.record.allows(now) {
             return None;
         }
         let record = &mut self.record;
@@ -330,7 +330,7 @@ mod tests {
     fn crash(region: &mut Sealed, text: &str, second: u64) -> Option<u32> {
         assert!(region.begin_report());
         region.write_str(text).expect("it never fails");
-        region.seal(Instant(second * SECOND))
+        region.seal(Instant(second * SECOND), true)
     }
 
     fn found(region: &Sealed) -> (u32, String) {
@@ -368,6 +368,18 @@ mod tests {
         }
         assert_eq!(crash(&mut region, "", 70), Some(4));
         assert_eq!(crash(&mut region, "", 79), None, "20, 30, 70");
+    }
+
+    #[test]
+    fn without_the_limit_the_fourth_is_counted_and_the_limit_counts_it() {
+        let mut region = empty();
+        for second in [10, 20, 30] {
+            assert!(crash(&mut region, "", second).is_some());
+        }
+        assert!(region.begin_report());
+        assert_eq!(region.seal(Instant(40 * SECOND), false), Some(4));
+        assert_eq!(found(&region).0, 4);
+        assert_eq!(crash(&mut region, "", 75), None, "20, 30, 40");
     }
 
     #[test]

@@ -24,6 +24,8 @@ static ENABLED: AtomicBool = AtomicBool::new(false);
 static HAS_DEVICES: AtomicBool = AtomicBool::new(false);
 /// True once the record of this crash was begun on an undamaged region.
 static REPORTING: AtomicBool = AtomicBool::new(false);
+/// False if any number of restarts may follow each other within a minute.
+static LIMITED: AtomicBool = AtomicBool::new(true);
 
 global_asm!(
     r#"
@@ -101,6 +103,11 @@ pub fn disable() {
     trial::end();
 }
 
+/// Lets any number of restarts follow each other within a minute, for tests that crash the domain often.
+pub fn lift_limit() {
+    LIMITED.store(false, Ordering::Relaxed);
+}
+
 /// Returns the reason why a crash ends the domain, if there is one for good.
 pub fn obstacle() -> Option<&'static str> {
     obstacles::first()
@@ -171,9 +178,9 @@ pub(crate) fn restart() {
     if let Some(why) = refused {
         return say(format_args!("no restart: {why}\n"));
     }
-    let now = vcpu::now();
+    let (now, limited) = (vcpu::now(), LIMITED.load(Ordering::Relaxed));
     // SAFETY: as in `begin_report`.
-    let Some(number) = (unsafe { region::change(|sealed| sealed.seal(now)) }) else {
+    let Some(number) = (unsafe { region::change(|sealed| sealed.seal(now, limited)) }) else {
         return say(format_args!("no restart: three within a minute failed\n"));
     };
     // SAFETY: nothing goes on that uses what is mapped.

@@ -13,6 +13,7 @@ mod hostile;
 mod lasting;
 mod leaving;
 mod main_job;
+mod many_crashes;
 mod many_restarts;
 mod memory;
 mod nbd;
@@ -92,6 +93,7 @@ pub fn long() -> Vec<Scenario> {
         crowd::LONG,
         recovery::LONG,
         many_restarts::LONG,
+        many_crashes::LONG,
         upgrade::SCENARIOS,
     ]
     .concat()
@@ -111,7 +113,12 @@ pub fn with_devices() -> Vec<Scenario> {
 
 /// Returns the scenarios of [`long`] for hosts with devices of their own.
 pub fn long_with_devices() -> Vec<Scenario> {
-    [recovery::LONG_WITH_DEVICES, upgrade::WITH_DEVICES].concat()
+    [
+        recovery::LONG_WITH_DEVICES,
+        many_crashes::LONG_WITH_DEVICES,
+        upgrade::WITH_DEVICES,
+    ]
+    .concat()
 }
 
 /// The scenarios that `cargo lab test` runs under each of the two implementations of xenstored: attaching and

@@ -27,8 +27,13 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// The ELF with TLS, in the shared folder.
-const ELF: &str = "bulkhead-tls";
+/// Puts the ELF with TLS into the shared folder, and returns its name there.
+pub(super) fn shared_elf(testbed: &Testbed) -> Result<&'static str> {
+    const ELF: &str = "bulkhead-tls";
+    let (here, _) = testbed.shared_file(ELF);
+    fs::copy(build::build_tls()?, here)?;
+    Ok(ELF)
+}
 
 /// How much of each disk fio verifies.
 const FIO: &str = "--size=4M";
@@ -49,13 +54,12 @@ fn storage<'h>(
     files: &ClientFiles,
     knows_itself: bool,
 ) -> Result<Running<'h>> {
-    let (here, _) = testbed.shared_file(ELF);
-    fs::copy(build::build_tls()?, here)?;
     let mut ramdisk = vec![files.authority.clone()];
     if knows_itself {
         ramdisk.extend(files.identity.clone());
     }
-    let storage = testbed.storage(kind).elf(ELF).images(&ramdisk)?;
+    let elf = shared_elf(testbed)?;
+    let storage = testbed.storage(kind).elf(elf).images(&ramdisk)?;
     let storage = storage.memory(16 + 4 * disks);
     let storage = storage.on_network(&format!("ip={DRIVER_DOMAIN}")).start()?;
     storage.wait_console("TLS: servers of the CA in ca-cert.pem are trusted", MINUTE)?;

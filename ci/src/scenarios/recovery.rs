@@ -79,6 +79,12 @@ pub const LONG: &[Scenario] = &[
         demo: false,
         run: |testbed| crashes_under_load(testbed, Kind::Pv, &stores::EXPORTS),
     },
+    Scenario {
+        name: "crashes-under-load-nbds-pvh",
+        about: "a PVH driver domain that serves exports of two servers by TLS crashes three times under two guests with fio, verified: they notice a pause",
+        demo: false,
+        run: |testbed| crashes_under_load(testbed, Kind::Pvh, &stores::TLS_EXPORTS),
+    },
 ];
 
 /// The same with devices that are passed through.

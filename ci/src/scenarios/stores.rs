@@ -1,10 +1,12 @@
 //! Stores of all kinds, of which a driver domain that crashes or is upgraded serves several at once.
 
+use super::nbd_tls::shared_elf;
 use crate::config::Kind;
 use crate::host::pci::{self, Controller, PciDevice};
 use crate::testbed::images::Image;
 use crate::testbed::network::{CONNECTED, DRIVER_DOMAIN, Server};
 use crate::testbed::storage::{Running, Storage, controller_started, own_disk_connected};
+use crate::testbed::tls_servers::TlsServer;
 use crate::testbed::{MINUTE, Testbed};
 use anyhow::Result;
 
@@ -17,6 +19,8 @@ pub(super) enum Store {
     Own(&'static str),
     /// An export of a server in dom0, which the driver domain reaches over a network.
     Export(Server, &'static str),
+    /// The same of a server that requires TLS.
+    TlsExport(TlsServer, &'static str),
     /// The first namespace of an NVMe controller that was passed through, or a virtio-blk device.
     Device(PciDevice),
 }
@@ -33,6 +37,12 @@ pub(super) const EXPORTS: [Store; 2] = [
     Store::Export(Server::Single, "qcow"),
 ];
 
+/// The same two servers with TLS; qemu-nbd requires a certificate of its clients.
+pub(super) const TLS_EXPORTS: [Store; 2] = [
+    Store::TlsExport(TlsServer::Files, ""),
+    Store::TlsExport(TlsServer::Qcow2, "qcow"),
+];
+
 /// Two NVMe controllers.
 pub(super) const CONTROLLERS: [Store; 2] =
     [Store::Device(pci::NVME), Store::Device(pci::TWO_NAMESPACES)];
@@ -47,6 +57,7 @@ impl Store {
             Self::Image(name) => format!("ram:{name}"),
             Self::Own(name) => format!("vbd:{name}"),
             Self::Export(server, export) => server.target(export),
+            Self::TlsExport(server, export) => server.target(export),
             Self::Device(device) => {
                 let kind = match device.controller {
                     Controller::Nvme(_) => "nvme",
@@ -62,7 +73,7 @@ impl Store {
         let words = match self {
             Self::Image(_) => return Ok(()),
             Self::Own(name) => own_disk_connected(name),
-            Self::Export(..) => CONNECTED.to_owned(),
+            Self::Export(..) | Self::TlsExport(..) => CONNECTED.to_owned(),
             Self::Device(device) => match device.controller {
                 Controller::Nvme(_) => controller_started(device),
                 Controller::VirtioBlk(_) => format!("{}: ", self.target()),
@@ -81,12 +92,19 @@ pub(super) fn make<'l, 'h>(
     mut images: Vec<Image>,
 ) -> Result<Storage<'l, 'h>> {
     let mut storage = testbed.storage(kind).cmdline(cmdline);
-    if stores
-        .iter()
-        .any(|store| matches!(store, Store::Export(..)))
-    {
+    let is_remote = |store: &Store| matches!(store, Store::Export(..) | Store::TlsExport(..));
+    if stores.iter().any(is_remote) {
         testbed.network()?;
         storage = storage.on_network(&format!("ip={DRIVER_DOMAIN}"));
+    }
+    if stores
+        .iter()
+        .any(|store| matches!(store, Store::TlsExport(..)))
+    {
+        let files = testbed.make_certificates()?;
+        images.push(files.authority);
+        images.extend(files.identity);
+        storage = storage.elf(shared_elf(testbed)?);
     }
     for store in stores {
         match store {
@@ -100,6 +118,7 @@ pub(super) fn make<'l, 'h>(
                 storage = storage.disk(&own);
             }
             Store::Export(server, _) => testbed.start_server(*server)?,
+            Store::TlsExport(server, _) => testbed.start_tls_server(*server)?,
             Store::Device(device) => storage = storage.pci(device),
         }
     }
@@ -120,6 +139,7 @@ pub(super) fn remove(testbed: &Testbed, stores: &[Store]) -> Result<()> {
     for store in stores {
         match store {
             Store::Export(server, _) => testbed.kill_server(*server)?,
+            Store::TlsExport(server, _) => testbed.kill_tls_server(*server)?,
             Store::Image(_) | Store::Own(_) | Store::Device(_) => continue,
         }
         servers += 1;

@@ -61,12 +61,20 @@ pub const SCENARIOS: &[Scenario] = &[
 ];
 
 /// The same with devices that are passed through.
-pub const WITH_DEVICES: &[Scenario] = &[Scenario {
-    name: "upgrade-under-load-nvme-pv",
-    about: "a PV domain of two vCPUs with two NVMe controllers is upgraded in the same way",
-    demo: false,
-    run: |testbed| upgrades(testbed, Kind::Pv, 2, &stores::CONTROLLERS),
-}];
+pub const WITH_DEVICES: &[Scenario] = &[
+    Scenario {
+        name: "upgrade-under-load-nvme-pv",
+        about: "a PV domain of two vCPUs with two NVMe controllers is upgraded in the same way",
+        demo: false,
+        run: |testbed| upgrades(testbed, Kind::Pv, 2, &stores::CONTROLLERS),
+    },
+    Scenario {
+        name: "upgrade-under-load-virtio-pv",
+        about: "the same with an NVMe controller and a virtio-blk device",
+        demo: false,
+        run: |testbed| upgrades(testbed, Kind::Pv, 2, &stores::VIRTIO),
+    },
+];
 
 /// The time within which a version that does not serve is given up: ten seconds, in an emulated host that is shared.
 const GIVEN_UP: Duration = Duration::from_secs(20);

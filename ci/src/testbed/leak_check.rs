@@ -1,8 +1,9 @@
 //! The resources of others that a driver domain holds, as Xen itself and xenstored count them.
 
 use crate::host::Host;
-use crate::host::xen_state::{bound_ports, grants_in_use};
+use crate::host::xen_state::{Pages, bound_ports, grants_in_use, pages};
 use anyhow::{Result, ensure};
+use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
 /// The resources of others that a driver domain holds.
@@ -47,17 +48,57 @@ impl Holdings {
         when: &str,
         limit: Duration,
     ) -> Result<()> {
-        let deadline = Instant::now() + limit;
-        loop {
-            let now = Self::by(host, storage)?;
-            if now == *self {
-                return Ok(());
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "{when}, the driver domain holds {now:?}, expected {self:?}"
-            );
-            std::thread::sleep(Duration::from_millis(200));
+        expect_within(self, when, limit, || Self::by(host, storage))
+    }
+}
+
+/// All that a driver domain holds, its own pages with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Everything {
+    /// The resources of others.
+    pub holdings: Holdings,
+    /// Its own pages.
+    pub pages: Pages,
+}
+
+impl Everything {
+    /// Counts all that the driver domain with this number holds now.
+    pub fn of(host: &Host, storage: u32) -> Result<Self> {
+        Ok(Self {
+            holdings: Holdings::by(host, storage)?,
+            pages: pages(host, storage)?,
+        })
+    }
+
+    /// Checks that the driver domain comes to hold no more and no less than `self`.
+    pub fn expect_within(
+        &self,
+        host: &Host,
+        storage: u32,
+        when: &str,
+        limit: Duration,
+    ) -> Result<()> {
+        expect_within(self, when, limit, || Self::of(host, storage))
+    }
+}
+
+/// Checks that a driver domain comes to hold what is expected.
+fn expect_within<T: PartialEq + Debug>(
+    expected: &T,
+    when: &str,
+    limit: Duration,
+    count: impl Fn() -> Result<T>,
+) -> Result<()> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let now = count()?;
+        if now == *expected {
+            return Ok(());
         }
+        ensure!(
+            Instant::now() < deadline,
+            "{when}, the driver domain holds {now:?}, expected {expected:?}"
+        );
+        std::thread::sleep(Duration::from_millis(200));
     }
 }

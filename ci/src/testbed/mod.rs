@@ -8,6 +8,7 @@ pub mod images;
 pub mod leak_check;
 pub mod network;
 pub mod own_host;
+pub mod pauses;
 pub mod progress;
 pub mod records;
 pub mod report;

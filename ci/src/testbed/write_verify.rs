@@ -55,13 +55,18 @@ pub fn is_equal(output: &str, mib: u32) -> bool {
     output.trim() == (u64::from(mib) << 20).to_string()
 }
 
-/// Returns a command that writes and compares, with short rests, until `/tmp/stop` is there; `/tmp/passes` has the
-/// number of passes so far. In the end it prints `N passes`, or the fault.
+/// Returns a command that writes and compares [again and again](again_and_again).
 pub fn keep_at_it(device: &str, mib: u32) -> String {
+    again_and_again(&command(device, mib))
+}
+
+/// Returns a command that runs another one again and again, with short rests, until `/tmp/stop` is there; `/tmp/passes` has
+/// the number of passes so far. In the end it prints `N passes`, or the fault.
+pub fn again_and_again(command: &str) -> String {
     format!(
-        "n=0; until [ -e /tmp/stop ]; do {{ {}; }} >/tmp/out 2>&1 || {{ cat /tmp/out; exit 1; }}; \
-         n=$((n + 1)); echo $n >/tmp/passes; usleep 300000; done; echo \"$n passes\"",
-        command(device, mib)
+        "rm -f /tmp/stop /tmp/passes; n=0; \
+         until [ -e /tmp/stop ]; do ({command}) >/tmp/out 2>&1 || {{ cat /tmp/out; exit 1; }}; \
+         n=$((n + 1)); echo $n >/tmp/passes; usleep 300000; done; echo \"$n passes\""
     )
 }
 
@@ -83,10 +88,10 @@ pub fn goes_on(guest: &Guest) -> Result<()> {
     wait_for_passes(guest, before + 2)
 }
 
-/// Ends [`keep_at_it`], and checks that all data was equal.
+/// Ends [`again_and_again`], and checks that all data was equal.
 pub fn stop(guest: &Guest, keeping: Started) -> Result<()> {
     guest.ok("touch /tmp/stop", LIMIT)?;
-    let output = guest.finish(keeping, LIMIT)?;
+    let output = guest.finish(keeping, 2 * LIMIT)?;
     ensure!(
         output.status == 0 && output.out.ends_with(" passes\n"),
         "{}: {}",

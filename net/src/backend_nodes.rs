@@ -5,8 +5,12 @@ use bulkhead_xenbus::NodeMap;
 use core::fmt;
 use smoltcp::wire::EthernetAddress;
 
+/// The node with the most queues that a backend takes; without it, it knows one alone.
+const MOST_QUEUES: &str = "multi-queue-max-queues";
+
 /// The nodes of the backend's directory that are read.
-pub const OFFER_NODES: [&str; 4] = [
+pub const OFFER_NODES: [&str; 5] = [
+    MOST_QUEUES,
     "feature-sg",
     "feature-gso-tcpv4",
     "feature-ipv6-csum-offload",
@@ -22,6 +26,9 @@ pub const OWN_FEATURES: [(&str, &str); 6] = [
     ("feature-gso-tcpv6", "1"),
     ("feature-ipv6-csum-offload", "1"),
 ];
+
+/// The node that tells a backend of the number of queues.
+pub const QUEUES: &str = "multi-queue-num-queues";
 
 /// The size of IP packets if no node gives another one.
 const MTU: u16 = 1500;
@@ -41,6 +48,8 @@ pub struct Offer {
     pub gso_tcpv4: bool,
     /// The bytes of the largest IP packet.
     pub mtu: u16,
+    /// The most queues that it takes: one at least.
+    pub queues: u32,
 }
 
 impl Default for Offer {
@@ -49,6 +58,7 @@ impl Default for Offer {
             offload: Offload::default(),
             gso_tcpv4: false,
             mtu: MTU,
+            queues: 1,
         }
     }
 }
@@ -63,11 +73,16 @@ impl Offer {
             ipv6: has("feature-ipv6-csum-offload"),
         };
         let mtu = mtu.and_then(|mtu| mtu.trim().parse().ok()).unwrap_or(MTU);
+        let queues = nodes
+            .get(MOST_QUEUES)
+            .and_then(|most| most.trim().parse().ok());
         let largest = if parts { LARGEST_MTU } else { PAGE_MTU };
         Offer {
             offload,
             gso_tcpv4: parts && offload.ipv4 && has("feature-gso-tcpv4"),
             mtu: mtu.clamp(LEAST_MTU, largest),
+            // A backend that says nothing usable gets what each knows.
+            queues: queues.unwrap_or(1).max(1),
         }
     }
 }
@@ -123,6 +138,25 @@ mod tests {
             Some("ff:ff:ff:ff:ff:ff"),
         ] {
             assert_eq!(mac(no), Err(NoMac), "{no:?}");
+        }
+    }
+
+    #[test]
+    fn a_backend_takes_one_queue_unless_it_says_more() {
+        let mut nodes = NodeMap::new();
+        assert_eq!(Offer::parse(&nodes, None).queues, 1);
+        for (node, queues) in [
+            ("1", 1),
+            ("4\n", 4),
+            ("0", 1),
+            ("-3", 1),
+            ("", 1),
+            ("two", 1),
+            ("4294967295", u32::MAX),
+            ("4294967296", 1),
+        ] {
+            nodes.insert("multi-queue-max-queues".to_string(), node.to_string());
+            assert_eq!(Offer::parse(&nodes, None).queues, queues, "{node}");
         }
     }
 

@@ -8,6 +8,7 @@ use crate::rings::Rings;
 use crate::sender::{LARGEST_SENT, Sender};
 use crate::sequences::{Repeats, Sequences};
 use alloc::vec;
+use alloc::vec::Vec;
 use bulkhead_executor::RateLimit;
 use bulkhead_ring::netif::{Extra, PacketFlags};
 use bulkhead_xen::Hypervisor;
@@ -108,9 +109,22 @@ impl<H: Hypervisor> Device<H> {
         }
     }
 
+    /// Returns the numbers of packets that each queue has received and sent since the backend has connected.
+    pub fn queues(&self) -> Vec<(u64, u64)> {
+        let rings = self.rings.as_ref();
+        rings.map_or_else(Vec::new, |rings| rings.packets().collect())
+    }
+
     /// Takes the backend's answers.
     pub fn collect(&mut self) {
         self.with(|rings| rings.tx.collect());
+    }
+
+    /// Begins a turn of receiving packets.
+    pub fn turn(&mut self) {
+        if let Some(rings) = &mut self.rings {
+            rings.rx.turn();
+        }
     }
 
     /// Shows the backend what was put into the rings.
@@ -246,13 +260,13 @@ impl<H: Hypervisor> smoltcp::phy::TxToken for TxToken<'_, H> {
             true => report(frame.bytes, len, self.sequences),
             false => len,
         };
-        let blank = complete(&mut frame.bytes[..len], self.offer.offload, self.sequences);
+        let flow = complete(&mut frame.bytes[..len], self.offer.offload, self.sequences);
         let place = (frame.page, len);
         let segmentation = self.segment.map(|segment| Segmentation {
             segment: segment.get(),
             protocol: Extra::TCPV4,
         });
-        if self.sender.send(place, blank, segmentation) {
+        if self.sender.send(place, flow, segmentation) {
             self.counts.sent += 1;
             self.counts.sent_bytes += len as u64;
         }

@@ -177,7 +177,7 @@ impl<H: Hypervisor> Interface<H> {
             let mut raised = pin!(self.work.raised());
             poll_fn(|context| {
                 if let Some(rings) = &self.state.borrow().device.rings
-                    && rings.events().poll_notified(context).is_ready()
+                    && rings.poll_notified(context)
                 {
                     return Poll::Ready(());
                 }
@@ -205,6 +205,7 @@ impl<H: Hypervisor> Interface<H> {
         };
         let (device, sockets) = (&mut state.device, &mut state.sockets);
         device.collect();
+        device.turn();
         let mut busy = true;
         for _ in 0..BURST {
             let received = stack.poll_ingress_single(time, device, sockets);
@@ -271,7 +272,7 @@ impl<H: Hypervisor> Interface<H> {
             refused,
             repeats,
         } = state.device.counts();
-        format!(
+        let mut line = format!(
             "network {}, {link}, addresses={} streams={streams} connections={} received={received} \
              received-bytes={received_bytes} sent={sent} sent-bytes={sent_bytes} retransmitted={} repeated={} \
              damaged={damaged} refused={refused}",
@@ -280,7 +281,14 @@ impl<H: Hypervisor> Interface<H> {
             state.connections,
             repeats.retransmitted,
             repeats.repeated,
-        )
+        );
+        let queues = state.device.queues();
+        // With one, they are those of the interface.
+        for (queue, (received, sent)) in queues.iter().enumerate().filter(|_| queues.len() > 1) {
+            let more = format!(" queue-{queue}-received={received} queue-{queue}-sent={sent}");
+            line.push_str(&more);
+        }
+        line
     }
 
     /// Returns the packets and bytes so far.

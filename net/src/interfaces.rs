@@ -24,6 +24,7 @@ use bulkhead_xenstore_client::{Client, Error};
 use core::cell::RefCell;
 use core::convert::Infallible;
 use core::net::IpAddr;
+use core::num::NonZeroU8;
 use core::time::Duration;
 use smoltcp::wire::IpAddress;
 
@@ -42,7 +43,8 @@ pub struct Interfaces<H: Hypervisor> {
     store: Client,
     pool: PagePool,
     grants: TableOnDemand<H>,
-    /// The addresses of interface 0. Other interfaces have only those that they make for themselves.
+    /// The addresses of interface 0, and the queues of all. Other interfaces have only the addresses that they make for
+    /// themselves.
     settings: Settings,
     random: fn() -> u64,
     all: RefCell<Vec<Followed<H>>>,
@@ -268,6 +270,11 @@ impl<H: Hypervisor> Interfaces<H> {
     /// a boot before this one.
     pub(crate) fn was_left(&self) -> bool {
         self.grants.was_left()
+    }
+
+    /// Returns the most queues of an interface.
+    pub(crate) fn queues(&self) -> NonZeroU8 {
+        self.settings.queues.unwrap_or(NonZeroU8::MIN)
     }
 
     pub(crate) fn grants(&self) -> &TableOnDemand<H> {

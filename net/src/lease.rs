@@ -146,6 +146,7 @@ fn settings(told: &Config<'_>) -> Option<Settings> {
             .filter(given)
             .map(IpAddress::Ipv4)
             .collect(),
+        queues: None,
     })
 }
 

@@ -16,8 +16,12 @@
 //! belong, or back. The backend computes checksums and cuts large TCP packets where it offers to; packets of up to 64
 //! KiB are received.
 //!
-//! Memory is bounded: an interface has 1.5 MiB of granted pages and 130 KiB of its own, and each stream the buffers
-//! that its user asked for. A user that takes nothing holds up its own server alone, by TCP's window.
+//! An interface has one queue, or more if the command line asks for them. All streams are one task's whatever their
+//! number: what a further queue gives is a further thread of the backend. A stream is sent by one queue, so that its
+//! packets stay in order, and packets of all queues are received.
+//!
+//! Memory is bounded: an interface has 1.5 MiB of granted pages and 130 KiB of its own, 1.1 MiB more for each further
+//! queue, and each stream the buffers that its user asked for. A user that takes nothing holds up its own server alone, by TCP's window.
 //!
 //! The backend is not trusted with more than its packets. If it breaks the protocol of the rings, the streams over its
 //! interface end, the interface is given up, and nothing else happens. When a backend is restarted, the interface
@@ -44,6 +48,7 @@ mod names;
 mod packet;
 mod question;
 mod receiver;
+mod receivers;
 #[allow(unsafe_code, reason = "makes rings in memory that it owns")]
 mod rings;
 mod sender;

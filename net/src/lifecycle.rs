@@ -228,35 +228,41 @@ impl<H: Hypervisor> Life<'_, H> {
             Ok(mac) => mac,
             Err(error) => return self.back_off(error.to_string()).await,
         };
-        let rings = match self.rings(backend) {
+        let rings = match self.rings(backend, offer.queues) {
             Ok(rings) => rings,
             Err(problem) => return self.back_off(problem).await,
         };
-        let [tx, rx] = rings.grefs().map(|gref| gref.unwrap_or_default());
-        let port = rings.events().port();
         let features = OWN_FEATURES.map(|(name, value)| (name.to_string(), value.to_string()));
         let mut nodes: Vec<_> = features.into();
-        nodes.extend([
-            ("tx-ring-ref".to_string(), tx.to_string()),
-            ("rx-ring-ref".to_string(), rx.to_string()),
-            ("event-channel".to_string(), port.to_string()),
-        ]);
+        nodes.extend(rings.nodes());
         self.published = Some((rings, offer, mac));
         self.phase = Phase::Published;
         self.write(nodes, XenbusState::Connected).await
     }
 
-    fn rings(&self, backend: DomId) -> Result<Rings<H>, String> {
+    /// Makes rings for as many queues as are wanted and the backend takes, or for fewer if there is no memory for these,
+    /// but for one.
+    fn rings(&mut self, backend: DomId, taken: u32) -> Result<Rings<H>, String> {
         let handle = self.interfaces.handle();
         let table = self.interfaces.grants().get();
         let table = table.ok_or("Xen gives no grant table")?;
         // What a boot before this one had granted is the memory that these are made of.
         table.end_left(None);
-        let port = handle.hypervisor().alloc_unbound(backend);
-        let port = port.map_err(|error| format!("no event channel: {error}"))?;
-        let events = handle.event_channel(port);
         let memory = (self.interfaces.pool(), &table);
-        Rings::new(handle, memory, backend, events).map_err(|error| error.to_string())
+        let rings = Rings::new(handle, memory, backend);
+        let mut rings = rings.map_err(|error| error.to_string())?;
+        let wanted = u32::from(self.interfaces.queues().get());
+        for number in 0..wanted.min(taken) {
+            match rings.add_queue(handle, memory, backend) {
+                Ok(()) => {}
+                Err(problem) if number == 0 => return Err(problem.to_string()),
+                Err(problem) => {
+                    self.tell(format!("no more queues than {number}: {problem}"));
+                    break;
+                }
+            }
+        }
+        Ok(rings)
     }
 
     /// Begins to use the rings, to which the backend has connected.
@@ -264,6 +270,7 @@ impl<H: Hypervisor> Life<'_, H> {
         let Some((rings, offer, mac)) = self.published.take() else {
             return;
         };
+        let queues = rings.queues();
         {
             let mut state = self.interface.state.borrow_mut();
             state.device.rings = Some(rings);
@@ -275,7 +282,7 @@ impl<H: Hypervisor> Life<'_, H> {
         self.told = None;
         let backend = self.peer.as_ref().map(|peer| peer.id);
         log::info!(
-            "network {}: connected to domain {}, {mac}, packets of up to {} bytes",
+            "network {}: connected to domain {}, {mac}, packets of up to {} bytes, {queues} queue(s)",
             self.interface.name,
             backend.unwrap_or_default(),
             offer.mtu,

@@ -173,13 +173,14 @@ fn is_hidden(frame: &[u8]) -> bool {
 }
 
 /// Completes a TCP packet that the stack has made without a checksum, and notes its sequence numbers: writes the
-/// checksum of the pseudo-header if the backend computes the rest, and all of it otherwise. Returns whether the rest is
-/// left to the backend.
-pub fn complete(frame: &mut [u8], offload: Offload, sequences: &mut Sequences) -> bool {
+/// checksum of the pseudo-header if the backend computes the rest, and all of it otherwise. Returns what the rings have
+/// to know of it.
+pub fn complete(frame: &mut [u8], offload: Offload, sequences: &mut Sequences) -> Flow {
     let Some(found) = Transport::find(frame).filter(|found| found.protocol == IpProtocol::Tcp)
     else {
-        return false;
+        return Flow::default();
     };
+    let mut port = 0;
     let blank = match found.source {
         IpAddress::Ipv4(_) => offload.ipv4,
         IpAddress::Ipv6(_) => offload.ipv6,
@@ -187,6 +188,7 @@ pub fn complete(frame: &mut [u8], offload: Offload, sequences: &mut Sequences) -
     let sum = found.pseudo_header();
     let bytes = &mut frame[found.start..found.end];
     if let Ok(tcp) = TcpPacket::new_checked(&*bytes) {
+        port = tcp.src_port();
         sequences.sent(&tcp);
     }
     if blank {
@@ -196,7 +198,16 @@ pub fn complete(frame: &mut [u8], offload: Offload, sequences: &mut Sequences) -
     } else if let Ok(mut tcp) = TcpPacket::new_checked(bytes) {
         tcp.fill_checksum(&found.source, &found.destination);
     }
-    blank
+    Flow { port, blank }
+}
+
+/// What the rings have to know of a packet that is sent.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Flow {
+    /// The connection to which it belongs: its port at this end, which no other one has; 0 for other packets.
+    pub port: u16,
+    /// True if the backend computes its checksum.
+    pub blank: bool,
 }
 
 /// The checksums that the backend computes.

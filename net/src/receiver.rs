@@ -1,4 +1,4 @@
-//! The ring for receiving packets, and their pages.
+//! The ring of a queue for receiving packets, and their pages.
 //!
 //! A packet stays where it has arrived. Before its bytes are read, the grants of its pages are suspended: the backend
 //! cannot change it then. Small packets are copied out, which costs less, and so are packets that do not lie in one
@@ -39,6 +39,8 @@ pub struct Receiver<H: Hypervisor> {
     copy: Vec<u8>,
     /// True if a request was put into the ring and not published.
     unpublished: bool,
+    /// The number of packets that have arrived.
+    pub received: u64,
     /// The number of packets that the backend reported it could not deliver.
     pub refused: u64,
 }
@@ -94,6 +96,7 @@ impl<H: Hypervisor> Receiver<H> {
             lent: (0, 0),
             copy: filled(LARGEST_RECEIVED, |_| 0).map_err(no_memory)?,
             unpublished: true,
+            received: 0,
             refused: 0,
         };
         receiver.offer(0, RX_PAGES);
@@ -152,6 +155,7 @@ impl<H: Hypervisor> Receiver<H> {
             let packet = core::mem::take(&mut self.incoming);
             self.lent = (packet.first, packet.slots);
             if !packet.failed {
+                self.received += 1;
                 return Ok(Some(Packet {
                     len: packet.len,
                     flags: packet.flags,

@@ -1,11 +1,12 @@
-//! The ring for sending packets, and their pages.
+//! The rings for sending packets, one for each queue, and the pages of all.
 //!
 //! A packet is made where it is sent from, in pages that follow one another: the backend is granted them for reading,
-//! so only the stack writes to them.
+//! so only the stack writes to them. Which ring it goes to is known when it is made, so the rings share the pages.
 
 use crate::lie::Lie;
-use crate::packet::Segmentation;
+use crate::packet::{Flow, Segmentation};
 use crate::rings::ring;
+use alloc::vec::Vec;
 use bulkhead_grant::{NotShared, SharedMemory};
 use bulkhead_ring::netif::{Extra, NULL, NetifTx, PacketFlags, TxPart};
 use bulkhead_ring::{FrontRing, SharedPages};
@@ -19,22 +20,31 @@ pub const LARGEST_SENT: usize = 65535;
 /// The most slots of one packet: the pages, and one of details.
 const MOST_SLOTS: usize = LARGEST_SENT.div_ceil(PAGE_SIZE) + 1;
 
-/// The ring for sending packets, and its memory.
+/// The rings for sending packets, and their memory.
 pub struct Sender<H: Hypervisor> {
-    // Dropped before the memory that it is in.
-    ring: FrontRing<SharedPages, NetifTx>,
-    ring_memory: SharedMemory<H>,
+    queues: Vec<Queue<H>>,
     pages: SharedMemory<H>,
     /// The pages that the backend does not have, a bit for each.
     free: u128,
     /// True if there are enough of them in succession for the largest packet.
     fits_largest: bool,
+}
+
+/// The ring of a queue, and its memory.
+struct Queue<H: Hypervisor> {
+    // Dropped before the memory that it is in.
+    ring: FrontRing<SharedPages, NetifTx>,
+    ring_memory: SharedMemory<H>,
+    /// The pages that the backend has by this ring, a bit for each.
+    taken: u128,
     /// The number of slots with details that were sent, and not answered.
     extras: u32,
     /// True if a request was put into the ring and not published.
     unpublished: bool,
+    /// The number of packets that were put into the ring.
+    sent: u64,
     /// The number of packets that the backend reported it did not take.
-    pub refused: u64,
+    refused: u64,
 }
 
 /// A packet that is being made, and the page with which it begins.
@@ -56,34 +66,56 @@ fn run(bits: u128, count: usize) -> Option<usize> {
 }
 
 impl<H: Hypervisor> Sender<H> {
-    /// Makes an empty ring. The ring, and the [`TX_PAGES`] pages for reading alone, are granted to the backend.
-    pub fn new(ring_memory: SharedMemory<H>, pages: SharedMemory<H>) -> Result<Self, NotShared> {
-        Ok(Sender {
-            ring: ring(&ring_memory, NetifTx)?,
-            ring_memory,
+    /// Returns a sender without a ring. The [`TX_PAGES`] pages are granted to the backend, for reading alone.
+    pub fn new(pages: SharedMemory<H>) -> Self {
+        Sender {
+            queues: Vec::new(),
             pages,
             free: u128::MAX,
             fits_largest: true,
+        }
+    }
+
+    /// Makes an empty ring for a further queue, in memory that is granted to the backend.
+    pub fn add(&mut self, ring_memory: SharedMemory<H>) -> Result<(), NotShared> {
+        self.queues.push(Queue {
+            ring: ring(&ring_memory, NetifTx)?,
+            ring_memory,
+            taken: 0,
             extras: 0,
             unpublished: true,
+            sent: 0,
             refused: 0,
-        })
+        });
+        Ok(())
     }
 
-    /// Returns the ring's grant.
-    pub fn gref(&self) -> Option<GrantRef> {
-        self.ring_memory.gref(0)
+    /// Returns the grant of a queue's ring.
+    pub fn gref(&self, queue: usize) -> Option<GrantRef> {
+        self.queues.get(queue)?.ring_memory.gref(0)
     }
 
-    /// Ends the ring, and returns its memory and the pages.
-    pub fn into_memory(self) -> [SharedMemory<H>; 2] {
-        [self.ring_memory, self.pages]
+    /// Ends the rings, and returns their memory and the pages.
+    pub fn into_memory(self) -> impl Iterator<Item = SharedMemory<H>> {
+        let rings = self.queues.into_iter().map(|queue| queue.ring_memory);
+        rings.chain([self.pages])
     }
 
-    /// Returns whether the largest packet can be sent now.
+    /// Returns the number of packets that were sent by a queue.
+    pub fn sent(&self, queue: usize) -> u64 {
+        self.queues.get(queue).map_or(0, |queue| queue.sent)
+    }
+
+    /// Returns the number of packets that the backend reported it did not take.
+    pub fn refused(&self) -> u64 {
+        self.queues.iter().map(|queue| queue.refused).sum()
+    }
+
+    /// Returns whether the largest packet can be sent now, by whatever queue.
     #[inline]
     pub fn has_room(&self) -> bool {
-        self.fits_largest && self.ring.free() as usize >= MOST_SLOTS
+        let fits = |queue: &Queue<H>| queue.ring.free() as usize >= MOST_SLOTS;
+        self.fits_largest && self.queues.iter().all(fits)
     }
 
     /// Sets the pages that the backend does not have.
@@ -102,24 +134,29 @@ impl<H: Hypervisor> Sender<H> {
         Some(Frame { page, bytes })
     }
 
-    /// Sends the packet of `len` bytes that was made in the pages from `first` on, if there is room.
+    /// Sends the packet of `len` bytes that was made in the pages from `first` on, if there is room. Packets of one
+    /// flow stay in their order: all go by the same queue.
     pub fn send(
         &mut self,
         (first, len): (usize, usize),
-        blank: bool,
+        flow: Flow,
         segmentation: Option<Segmentation>,
     ) -> bool {
         let count = len.div_ceil(PAGE_SIZE);
         if !self.has_room() || len == 0 || len > LARGEST_SENT {
             return false;
         }
-        let mut free = self.free;
+        let number = usize::from(flow.port) % self.queues.len().max(1);
+        let Some(queue) = self.queues.get_mut(number) else {
+            return false;
+        };
+        let mut pages = 0;
         for number in 0..count {
             let page = first + number;
-            free &= !(1 << page);
+            pages |= 1 << page;
             let mut flags = PacketFlags::empty();
             flags.set(PacketFlags::MORE_DATA, number + 1 < count);
-            if number == 0 && blank {
+            if number == 0 && flow.blank {
                 flags |= PacketFlags::CHECKSUM_BLANK | PacketFlags::CHECKSUM_VALID;
             }
             let details = segmentation.filter(|_| number == 0);
@@ -136,7 +173,7 @@ impl<H: Hypervisor> Sender<H> {
                 },
             };
             // There is room, as just checked.
-            let _ = self.ring.push(&part.into());
+            let _ = queue.ring.push(&part.into());
             if let Some(segmentation) = details {
                 let extra = Extra {
                     kind: Extra::GSO,
@@ -144,46 +181,64 @@ impl<H: Hypervisor> Sender<H> {
                     segment: segmentation.segment,
                     protocol: segmentation.protocol,
                 };
-                let _ = self.ring.push(&extra.into());
-                self.extras += 1;
+                let _ = queue.ring.push(&extra.into());
+                queue.extras += 1;
             }
         }
-        self.set_free(free);
-        self.unpublished = true;
+        queue.taken |= pages;
+        queue.sent += 1;
+        queue.unpublished = true;
+        self.set_free(self.free & !pages);
         true
     }
 
-    /// Takes the backend's answers to sent packets. Returns whether there were any.
-    pub fn collect(&mut self) -> Result<bool, Lie> {
-        let (mut any, mut free) = (false, self.free);
+    /// Takes the backend's answers to sent packets.
+    pub fn collect(&mut self) -> Result<(), Lie> {
+        let mut returned = 0;
+        for queue in &mut self.queues {
+            returned |= queue.collect()?;
+        }
+        if returned != 0 {
+            self.set_free(self.free | returned);
+        }
+        Ok(())
+    }
+
+    /// Publishes the requests in a queue's ring. Returns whether the backend wants to be notified of that.
+    pub fn publish(&mut self, queue: usize) -> bool {
+        let queue = self.queues.get_mut(queue);
+        queue.is_some_and(|queue| core::mem::take(&mut queue.unpublished) && queue.ring.publish())
+    }
+
+    /// Asks the backend to notify this end of the next answer, in whatever ring. Returns true if there is one already.
+    pub fn final_check(&mut self) -> Result<bool, Lie> {
+        let mut any = false;
+        for queue in &mut self.queues {
+            any |= queue.ring.final_check()?;
+        }
+        Ok(any)
+    }
+}
+
+impl<H: Hypervisor> Queue<H> {
+    /// Takes the backend's answers in the ring. Returns the pages that it gives back, a bit for each.
+    fn collect(&mut self) -> Result<u128, Lie> {
+        let mut returned = 0;
         while let Some(response) = self.ring.take()? {
-            any = true;
             if response.status == NULL {
                 self.extras = self.extras.checked_sub(1).ok_or(Lie::NoDetails)?;
                 continue;
             }
             let id = response.id;
             let page = 1u128.checked_shl(id.into()).unwrap_or_default();
-            if page == 0 || free & page != 0 {
+            if self.taken & page == 0 {
                 return Err(Lie::Unasked(id));
             }
-            free |= page;
+            self.taken &= !page;
+            returned |= page;
             self.refused += u64::from(response.status < 0);
         }
-        if any {
-            self.set_free(free);
-        }
-        Ok(any)
-    }
-
-    /// Publishes the requests in the ring. Returns whether the backend wants to be notified of that.
-    pub fn publish(&mut self) -> bool {
-        core::mem::take(&mut self.unpublished) && self.ring.publish()
-    }
-
-    /// Asks the backend to notify this end of the next answer. Returns true if there is one already.
-    pub fn final_check(&mut self) -> Result<bool, Lie> {
-        Ok(self.ring.final_check()?)
+        Ok(returned)
     }
 }
 

@@ -1,8 +1,9 @@
-//! The addresses of an interface, as the command line sets them.
+//! The addresses and queues of an interface, as the command line sets them.
 
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
+use core::num::NonZeroU8;
 use smoltcp::wire::{IpAddress, IpCidr};
 
 /// The most addresses, and the most name servers: the stack's limits, less the address that an interface makes for
@@ -13,8 +14,12 @@ const MOST: usize = 2;
 const IP: &str = "ip";
 const GATEWAY: &str = "gateway";
 const DNS: &str = "dns";
+const QUEUES: &str = "net-queues";
 
-/// The addresses of an interface.
+/// The most queues of an interface: each takes memory.
+const MOST_QUEUES: u8 = 4;
+
+/// The addresses and queues of an interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// True if a server is asked for an IPv4 address (`ip=dhcp`).
@@ -25,6 +30,8 @@ pub struct Settings {
     pub gateways: Vec<IpAddress>,
     /// The name servers (`dns=`).
     pub name_servers: Vec<IpAddress>,
+    /// The most queues (`net-queues=`), if that is set.
+    pub queues: Option<NonZeroU8>,
 }
 
 /// The reason why a setting is not valid.
@@ -36,6 +43,8 @@ pub enum SettingsError {
     Address(String),
     /// There are too many addresses for the setting with that key.
     TooMany(&'static str),
+    /// The text is not a number of queues.
+    Queues(String),
 }
 
 impl fmt::Display for SettingsError {
@@ -46,6 +55,9 @@ impl fmt::Display for SettingsError {
                 "ip={text} is neither dhcp nor an address with its network, as in ip=10.0.0.7/24"
             ),
             Self::Address(text) => write!(f, "'{text}' is not an address"),
+            Self::Queues(text) => {
+                write!(f, "{QUEUES}={text} is not a number from 1 to {MOST_QUEUES}")
+            }
             Self::TooMany(word) => write!(f, "{word} has more than {MOST} addresses"),
         }
     }
@@ -55,7 +67,7 @@ impl core::error::Error for SettingsError {}
 
 impl Settings {
     /// The keys of these settings on a command line.
-    pub const KEYS: [&str; 3] = [IP, GATEWAY, DNS];
+    pub const KEYS: [&str; 4] = [IP, GATEWAY, DNS, QUEUES];
 
     /// Reads the settings from a command line. A word with a mistake is left out; the others are not affected.
     pub fn parse(line: &str, mut mistaken: impl FnMut(SettingsError)) -> Settings {
@@ -111,6 +123,11 @@ impl Settings {
                     self.name_servers.push(address(part)?);
                 }
             }
+            QUEUES => {
+                let queues: Option<NonZeroU8> = value.parse().ok();
+                let queues = queues.filter(|queues| queues.get() <= MOST_QUEUES);
+                self.queues = Some(queues.ok_or_else(|| SettingsError::Queues(shown(value)))?);
+            }
             _ => return Ok(false),
         }
         for (word, count) in [
@@ -151,6 +168,9 @@ mod tests {
         let mut dhcp = Settings::default();
         assert_eq!(dhcp.take("ip=dhcp"), Ok(true));
         assert!(dhcp.dhcp && dhcp.addresses.is_empty());
+        assert_eq!(dhcp.queues, None);
+        assert_eq!(dhcp.take("net-queues=4"), Ok(true));
+        assert_eq!(dhcp.queues.map(NonZeroU8::get), Some(4));
     }
 
     #[test]
@@ -181,6 +201,9 @@ mod tests {
             ("gateway=224.0.0.1", "is not an address"),
             ("dns=\u{1b}", "'\\u{1b}' is not an address"),
             ("dns=1.1.1.1,2.2.2.2,3.3.3.3", "dns= has more than 2"),
+            ("net-queues=0", "net-queues=0 is not a number from 1 to 4"),
+            ("net-queues=5", "net-queues=5 is not a number from 1 to 4"),
+            ("net-queues=", "net-queues= is not a number from 1 to 4"),
         ] {
             let error = Settings::default().take(word).expect_err(word).to_string();
             assert!(error.contains(reason), "{word}: {error}");

@@ -5,4 +5,5 @@ mod left;
 mod lies;
 mod lifecycle;
 mod names;
+mod queues;
 mod streams;

@@ -23,9 +23,9 @@ use futures_util::future::{join_all, select};
 const TIMEOUT: &str = "nbd-timeout";
 
 /// All keys on the command line.
-pub const KEYS: [&str; 4] = {
-    let [ip, gateway, dns] = bulkhead_net::Settings::KEYS;
-    [ip, gateway, dns, TIMEOUT]
+pub const KEYS: [&str; 5] = {
+    let [ip, gateway, dns, queues] = bulkhead_net::Settings::KEYS;
+    [ip, gateway, dns, queues, TIMEOUT]
 };
 
 /// TLS, or the reason why there is none.

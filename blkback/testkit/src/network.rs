@@ -39,6 +39,8 @@ impl Network {
         let offered = Offered {
             parts: true,
             offload: true,
+            // As many as dom0's netback takes: one for each of its vCPUs.
+            queues: Some("2"),
         };
         let mut peer = Peer::new(true);
         for _ in 0..CONNECTIONS {
@@ -125,7 +127,7 @@ fn random() -> u64 {
     DRAWN.get().wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-/// Follows the interface of the driver domain.
+/// Follows the interface of the driver domain, which may have a queue for each vCPU.
 pub(crate) fn interfaces(
     storage: &SimDomain,
     executors: &Executors,
@@ -133,7 +135,10 @@ pub(crate) fn interfaces(
     (grants, traces): (TableOnDemand<SimVcpu>, Traces),
 ) -> Rc<Interfaces<SimVcpu>> {
     let mut settings = Settings::default();
-    assert_eq!(settings.take("ip=10.0.0.7/24"), Ok(true));
+    let queues = format!("net-queues={}", executors.spawners().len().min(4));
+    for word in ["ip=10.0.0.7/24", &queues] {
+        assert_eq!(settings.take(word), Ok(true), "{word}");
+    }
     let (handle, memory) = (executors.handle(), Arc::new(storage.hypervisor()));
     let interfaces = Interfaces::new(
         handle.clone(),

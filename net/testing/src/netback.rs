@@ -1,6 +1,8 @@
 //! A network backend.
 
 mod checksums;
+mod connection;
+mod flows;
 mod lies;
 mod packets;
 
@@ -17,7 +19,7 @@ use bulkhead_xen::{
 };
 use bulkhead_xen_sim::xenstore::{Server, domain_path, owned_by};
 use bulkhead_xen_sim::{Sim, SimDomain, SimVcpu};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::ptr::NonNull;
 
 /// The backend's offer.
@@ -27,9 +29,14 @@ pub struct Offered {
     pub parts: bool,
     /// True if it offers checksums over IPv6, and segmentation.
     pub offload: bool,
+    /// What it says of the most queues that it takes, if anything.
+    pub queues: Option<&'static str>,
 }
 
-/// The rings to which it is connected.
+/// The most queues for which it has room.
+const MOST_QUEUES: usize = 8;
+
+/// The rings of a queue to which it is connected.
 struct Rings {
     tx: BackRing<SharedPages, NetifTx>,
     rx: BackRing<SharedPages, NetifRx>,
@@ -48,7 +55,16 @@ pub struct NetBack {
     path: String,
     front_path: String,
     offered: Offered,
-    rings: Option<Rings>,
+    queues: Vec<Rings>,
+    /// The queue by which each connection of the frontend's sends, by its port.
+    flows: HashMap<u16, usize>,
+    /// True if it puts each packet into another queue than the last one, of whatever connection it is.
+    pub scatters: bool,
+    /// The queue in which it breaks the protocol: the last one, if there are fewer.
+    pub lies_in: usize,
+    /// The most queues that it takes, whatever it says.
+    pub takes_queues: usize,
+    scattered: usize,
     /// True if it has written to these rings what it cannot go on from. The next rings are others.
     spoiled: bool,
     /// Packets for the frontend.
@@ -83,7 +99,12 @@ impl NetBack {
             path: format!("{}/backend/vif/{frontend}/0", domain_path(domain.id())),
             front_path: format!("{}/device/vif/0", domain_path(frontend)),
             offered,
-            rings: None,
+            queues: Vec::new(),
+            flows: HashMap::new(),
+            scatters: false,
+            lies_in: 0,
+            takes_queues: MOST_QUEUES,
+            scattered: 0,
             spoiled: false,
             to_frontend: VecDeque::new(),
             from_frontend: VecDeque::new(),
@@ -179,13 +200,17 @@ impl NetBack {
                 ] {
                     sim.store().write(&format!("{}/{name}", self.path), value);
                 }
+                if let Some(most) = self.offered.queues {
+                    self.offer_queues(sim, most);
+                }
                 self.set_state(sim, "2");
             }
-            ("2", "4") if self.rings.is_none() => {
-                self.connect(sim);
-                self.set_state(sim, "4");
+            ("2", "4") if self.queues.is_empty() => {
+                let connected = self.connect(sim);
+                // As Linux's does after an error.
+                self.set_state(sim, if connected { "4" } else { "5" });
             }
-            ("4" | "5" | "6", "5" | "6" | "") if self.rings.is_some() => {
+            ("4" | "5" | "6", "5" | "6" | "") if !self.queues.is_empty() => {
                 self.disconnect();
                 self.set_state(sim, "6");
             }
@@ -201,61 +226,9 @@ impl NetBack {
         true
     }
 
-    fn connect(&mut self, sim: &Sim) {
-        assert_eq!(
-            self.frontend_node(sim, "request-rx-copy").as_deref(),
-            Some("1"),
-            "Linux's netback does not connect otherwise"
-        );
-        let node = |name: &str| -> u32 {
-            let value = self.frontend_node(sim, name);
-            value.and_then(|value| value.parse().ok()).expect(name)
-        };
-        let grefs = [node("tx-ring-ref"), node("rx-ring-ref")].map(GrantRef);
-        let port = Port(node("event-channel"));
-        let base = self.region.base;
-        // SAFETY: within the region.
-        let pages = [base, unsafe { base.add(PAGE_SIZE) }];
-        let mut batch = [0, 1].map(|n| {
-            let address = pages[n].as_ptr() as u64;
-            MapGrantRef::new(address, MapFlags::HOST_MAP, grefs[n], self.frontend)
-        });
-        // SAFETY: pages of the region, where nothing is mapped.
-        let mapped = unsafe { self.hypervisor.map_grants(&mut batch) };
-        mapped.expect("the hypercall");
-        assert!(batch.iter().all(|entry| entry.status == GrantStatus::OKAY));
-        // SAFETY: they are mapped until `disconnect`, which drops the rings first.
-        let shared = |n: usize| unsafe { SharedPages::new(pages[n], 1) }.expect("a page");
-        self.spoiled = false;
-        let port = self.hypervisor.bind_interdomain(self.frontend, port);
-        self.rings = Some(Rings {
-            tx: BackRing::attach(shared(0), NetifTx).expect("a ring"),
-            rx: BackRing::attach(shared(1), NetifRx).expect("a ring"),
-            port: port.expect("the frontend's port"),
-            handles: batch.map(|entry| entry.handle),
-            pages: VecDeque::new(),
-        });
-    }
-
-    /// Lets go of the frontend's memory, as when its module is unloaded.
-    pub fn disconnect(&mut self) {
-        let Some(rings) = self.rings.take() else {
-            return;
-        };
-        let Rings { port, handles, .. } = rings;
-        let base = self.region.base.as_ptr() as u64;
-        let mut batch =
-            [0, 1].map(|n| UnmapGrantRef::new(base + n as u64 * PAGE_SIZE as u64, handles[n]));
-        // SAFETY: the rings are gone.
-        let unmapped = unsafe { self.hypervisor.unmap_grants(&mut batch) };
-        unmapped.expect("the hypercall");
-        self.hypervisor.close_port(port).expect("its own port");
-        self.to_frontend.clear();
-    }
-
     /// Returns the address at which a page is kept mapped.
     fn place_of_kept(&self) -> u64 {
-        self.region.base.as_ptr() as u64 + 2 * PAGE_SIZE as u64
+        self.region.base.as_ptr() as u64 + (2 * MOST_QUEUES * PAGE_SIZE) as u64
     }
 
     /// Maps a page, and keeps it.
@@ -326,43 +299,44 @@ impl NetBack {
     }
 
     fn serve(&mut self) -> bool {
-        let Some(mut rings) = self.rings.take() else {
-            return false;
-        };
+        let mut queues = std::mem::take(&mut self.queues);
         let mut moved = false;
-        loop {
-            let mut any = false;
-            while !self.takes_nothing
-                && let Some(frame) = self.take(&mut rings)
-            {
-                any = true;
-                self.from_frontend.push_back(frame);
-            }
-            while let Some(Ok(request)) = rings.rx.take().expect("an honest frontend") {
-                rings.pages.push_back(request);
+        let mut more = !queues.is_empty();
+        while more {
+            more = false;
+            for (number, rings) in queues.iter_mut().enumerate() {
+                while !self.takes_nothing
+                    && let Some(frame) = self.take(rings)
+                {
+                    moved = true;
+                    self.note_flow(&frame, number);
+                    self.from_frontend.push_back(frame);
+                }
+                while let Some(Ok(request)) = rings.rx.take().expect("an honest frontend") {
+                    rings.pages.push_back(request);
+                }
             }
             while let Some(frame) = self.to_frontend.pop_front() {
-                if !self.put(&mut rings, &frame) {
+                let number = self.queue_of(&frame, queues.len());
+                if !self.put(&mut queues[number], &frame) {
                     self.to_frontend.push_front(frame);
                     break;
                 }
-                any = true;
+                moved = true;
             }
-            if rings.tx.publish() | rings.rx.publish() {
-                let notified = self.hypervisor.notify(rings.port);
-                notified.expect("the frontend's port");
-                self.notifications += 1;
-            }
-            let mut more = rings.rx.final_check().expect("an honest frontend");
-            if !self.takes_nothing {
-                more |= rings.tx.final_check().expect("an honest frontend");
-            }
-            moved |= any;
-            if !more {
-                break;
+            for rings in &mut queues {
+                if rings.tx.publish() | rings.rx.publish() {
+                    let notified = self.hypervisor.notify(rings.port);
+                    notified.expect("the frontend's port");
+                    self.notifications += 1;
+                }
+                more |= rings.rx.final_check().expect("an honest frontend");
+                if !self.takes_nothing {
+                    more |= rings.tx.final_check().expect("an honest frontend");
+                }
             }
         }
-        self.rings = Some(rings);
+        self.queues = queues;
         moved
     }
 }

@@ -71,6 +71,28 @@ impl World {
 
     /// Returns such a machine, with a source of random numbers.
     pub fn with_random(offload: bool, words: &[&str], random: fn() -> u64) -> World {
+        let offered = Offered {
+            parts: offload,
+            offload,
+            queues: None,
+        };
+        World::of(offered, words, random)
+    }
+
+    /// Returns such a machine with more words on the command line, whose backend offers everything and says that it
+    /// takes that many queues.
+    pub fn with_queues(most: &'static str, words: &[&str]) -> World {
+        let offered = Offered {
+            parts: true,
+            offload: true,
+            queues: Some(most),
+        };
+        let words = [&["ip=10.0.0.7/24,fd00::7/64"], words].concat();
+        World::of(offered, &words, || 0)
+    }
+
+    /// Returns a machine whose interface is connected to a backend with that offer.
+    pub fn of(offered: Offered, words: &[&str], random: fn() -> u64) -> World {
         let sim = Sim::new();
         let big = || DomainConfig {
             memory_pages: 4096,
@@ -102,16 +124,12 @@ impl World {
             panic!("the interfaces are followed no more: {error}");
         });
         let before = (domain.open_ports(), domain.grants_in_use());
-        let offered = Offered {
-            parts: offload,
-            offload,
-        };
         let back = NetBack::new(&sim, &backend, domain.id(), offered);
         let world = World {
             sim,
             net,
             back: RefCell::new(back),
-            peer: RefCell::new(Peer::new(offload)),
+            peer: RefCell::new(Peer::new(offered.offload)),
             dhcp: RefCell::default(),
             names: RefCell::default(),
             damage: RefCell::default(),

@@ -2,7 +2,7 @@
 
 use super::{NetBack, Rings};
 use bulkhead_ring::netif::{NULL, OKAY, PacketFlags, RxPart, RxResponse, TxResponse};
-use bulkhead_xen::{Hypervisor, PAGE_SIZE};
+use bulkhead_xen::Hypervisor;
 
 /// A breach of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +27,8 @@ impl NetBack {
     /// # Panics
     /// If it is not connected.
     pub fn lie(&mut self, lie: Forge) {
-        let mut rings = self.rings.take().expect("connected");
+        let (mut queues, queue) = self.liar();
+        let rings = &mut queues[queue];
         while let Some(Ok(request)) = rings.rx.take().expect("an honest frontend") {
             rings.pages.push_back(request);
         }
@@ -53,17 +54,24 @@ impl NetBack {
             }
             Forge::RxIndex => {
                 // SAFETY: `rsp_prod` of the ring, which is mapped.
-                let index = unsafe { self.region.base.add(PAGE_SIZE + 8) }.cast::<u32>();
+                let index = unsafe { self.ring_pages(queue)[1].add(8) }.cast::<u32>();
                 // SAFETY: as above.
                 unsafe { index.write_volatile(100_000) };
             }
-            Forge::TxId(id) => self.answer_unasked(&mut rings, id, OKAY),
-            Forge::TxNull => self.answer_unasked(&mut rings, 0, NULL),
+            Forge::TxId(id) => self.answer_unasked(rings, id, OKAY),
+            Forge::TxNull => self.answer_unasked(rings, 0, NULL),
         }
         let _ = rings.rx.publish();
         let notified = self.hypervisor.notify(rings.port);
         notified.expect("the frontend's port");
-        self.rings = Some(rings);
+        self.queues = queues;
+    }
+
+    /// Takes the queues, and the number of the one in which the protocol is broken.
+    fn liar(&mut self) -> (Vec<Rings>, usize) {
+        let queues = std::mem::take(&mut self.queues);
+        let last = queues.len().checked_sub(1).expect("connected");
+        (queues, self.lies_in.min(last))
     }
 
     /// Answers the next packet of the frontend's with that identifier and status.
@@ -76,7 +84,7 @@ impl NetBack {
 
     /// Returns whether it is connected to rings that can be used.
     pub fn is_connected(&self) -> bool {
-        self.rings.is_some() && !self.spoiled
+        !self.queues.is_empty() && !self.spoiled
     }
 
     /// Answers requests for packets with these bytes, whatever they mean, as long as there are requests. An answer
@@ -85,7 +93,8 @@ impl NetBack {
     /// # Panics
     /// If it is not connected.
     pub fn answer(&mut self, responses: &[(Option<u16>, [u8; 6])]) {
-        let mut rings = self.rings.take().expect("connected");
+        let (mut queues, queue) = self.liar();
+        let rings = &mut queues[queue];
         while let Some(Ok(request)) = rings.rx.take().expect("an honest frontend") {
             rings.pages.push_back(request);
         }
@@ -102,7 +111,7 @@ impl NetBack {
         let _ = rings.rx.publish();
         let notified = self.hypervisor.notify(rings.port);
         notified.expect("the frontend's port");
-        self.rings = Some(rings);
+        self.queues = queues;
     }
 
     /// Answers all packets that the frontend has sent and that were not taken. The first ones get these answers,
@@ -111,7 +120,8 @@ impl NetBack {
     /// # Panics
     /// If it is not connected.
     pub fn answer_sent(&mut self, answers: &[(u16, i16)]) {
-        let mut rings = self.rings.take().expect("connected");
+        let (mut queues, queue) = self.liar();
+        let rings = &mut queues[queue];
         let (mut answers, mut is_extra) = (answers.iter(), false);
         while let Some(Ok(request)) = rings.tx.take().expect("an honest frontend") {
             let part = request.part();
@@ -127,7 +137,7 @@ impl NetBack {
         let _ = rings.tx.publish();
         let notified = self.hypervisor.notify(rings.port);
         notified.expect("the frontend's port");
-        self.rings = Some(rings);
+        self.queues = queues;
     }
 
     /// Sets the index up to which it has answered, in the ring for sending or in the other one. These rings cannot be
@@ -137,13 +147,14 @@ impl NetBack {
     /// If it is not connected.
     pub fn set_index(&mut self, sends: bool, index: u32) {
         self.spoiled = true;
-        let rings = self.rings.as_ref().expect("connected");
-        let page = if sends { 0 } else { PAGE_SIZE };
+        let (queues, queue) = self.liar();
+        let page = self.ring_pages(queue)[usize::from(!sends)];
         // SAFETY: `rsp_prod` of a ring, which is mapped.
-        let place = unsafe { self.region.base.add(page + 8) }.cast::<u32>();
+        let place = unsafe { page.add(8) }.cast::<u32>();
         // SAFETY: as above.
         unsafe { place.write_volatile(index) };
-        let notified = self.hypervisor.notify(rings.port);
+        let notified = self.hypervisor.notify(queues[queue].port);
         notified.expect("the frontend's port");
+        self.queues = queues;
     }
 }

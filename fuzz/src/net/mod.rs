@@ -5,7 +5,7 @@ mod changes;
 use crate::heap;
 use bulkhead_blkback_testkit::Script;
 use bulkhead_net_testing::world::{World, exchange, pattern};
-use bulkhead_net_testing::{Frame, Lease, MAC, Manner};
+use bulkhead_net_testing::{Frame, Lease, MAC, Manner, Offered};
 use bulkhead_stream::{AddressChoice, ConnectError, Endpoint};
 use changes::{changed, changes, mend};
 use smoltcp::wire::Ipv4Address;
@@ -15,10 +15,15 @@ use std::time::Duration;
 const OWN_MAC: [u8; 6] = [0x00, 0x16, 0x3e, 0, 0, 7];
 
 /// The command lines of the driver domain.
-const WORDS: [&[&str]; 2] = [
+const WORDS: [&[&str]; 4] = [
     &["ip=10.0.0.7/24,fd00::7/64", "dns=10.0.0.2"],
     &["ip=dhcp,fd00::7/64"],
+    &["ip=10.0.0.7/24,fd00::7/64", "dns=10.0.0.2", "net-queues=3"],
+    &["ip=dhcp,fd00::7/64", "net-queues=4"],
 ];
+
+/// What the backend says of the most queues that it takes.
+const QUEUES: [&str; 6] = ["2", "8", "1", "0", "4294967296", "many"];
 
 /// The most packets of a script's own at a time.
 const PACKETS: usize = 8;
@@ -35,12 +40,17 @@ pub fn net(script: &[u8]) {
     let _heap = heap::limited(24 << 20);
     let mut script = Script::new(script);
     let (offload, words) = (script.below(2) == 0, script.pick(&WORDS));
-    let world = World::with(offload, words);
+    let offered = Offered {
+        parts: offload,
+        offload,
+        queues: Some(QUEUES[0]),
+    };
+    let world = World::of(offered, words, || 0);
     world.names.borrow_mut().set("storage", &["10.0.0.2"]);
     world.dhcp.borrow_mut().answers = true;
     let (mut connecting, mut has_lied) = (Vec::new(), false);
     while !script.is_empty() {
-        match script.below(16) {
+        match script.below(18) {
             0 => world.wait(Duration::from_millis(script.number() % 5000)),
             1 => world.wait(Duration::from_secs(script.number() % 100)),
             2 => world.run(),
@@ -54,6 +64,15 @@ pub fn net(script: &[u8]) {
             }
             13 => serve(&world, &mut script),
             14 => world.back.borrow().set_state(&world.sim, "5"),
+            16 => {
+                let mut back = world.back.borrow_mut();
+                (back.scatters, back.lies_in) = (script.below(2) == 0, script.below(4));
+            }
+            17 => {
+                let mut back = world.back.borrow_mut();
+                back.offer_queues(&world.sim, script.pick(&QUEUES));
+                back.takes_queues = 8 - script.below(8);
+            }
             _ => world.peer.borrow_mut().reset(),
         }
     }
@@ -248,7 +267,10 @@ fn serve(world: &World, script: &mut Script<'_>) {
 /// From here on backend and network are in order: an interface that was not given up is of use.
 fn end(world: World, connecting: Vec<Connecting>, has_lied: bool) {
     *world.mangle.borrow_mut() = None;
-    world.back.borrow_mut().stalled = false;
+    {
+        let mut back = world.back.borrow_mut();
+        (back.stalled, back.takes_queues) = (false, 8);
+    }
     world.names.borrow_mut().manner = Manner::InOrder;
     {
         let mut dhcp = world.dhcp.borrow_mut();

@@ -19,6 +19,7 @@ mod memory;
 mod nbd;
 mod nbd_addresses;
 mod nbd_hang;
+mod nbd_queues;
 mod nbd_tls;
 mod nvme;
 mod nvme_panic;
@@ -91,6 +92,7 @@ pub fn long() -> Vec<Scenario> {
         endings::LONG,
         attaching::LONG,
         crowd::LONG,
+        nbd_queues::LONG,
         recovery::LONG,
         many_restarts::LONG,
         many_crashes::LONG,

@@ -202,6 +202,8 @@ impl Turn<'_> {
         taking_part.push(server);
         let beneath = self.plan.dom0_is_beneath(contestant).then_some(DOM0);
         taking_part.extend(beneath);
+        let nbd_server = field.nbd_server_id();
+        taking_part.extend(nbd_server);
         let for_each =
             |domain| watched.used(domain).as_secs_f64() * 1e6 / job.operations(counted.sectors);
         Ok(Run {
@@ -217,6 +219,7 @@ impl Turn<'_> {
             backend_us: for_each(server),
             guest_us: counted.busy * 1e6 / job.operations(counted.busy_sectors),
             dom0_us: beneath.map(for_each),
+            nbd_server_us: nbd_server.map(for_each),
             cost: statistics::per_operation(job, &before, &after, counted),
             instructions: executed.map(|window| window.per_operation(contestant, rate.iops)),
             disturbance: watched.disturbance(&taking_part),

@@ -301,7 +301,7 @@ mod tests {
         for contestant in all {
             let disk = contestant.disk(Store::Nbd, 0, 64).unwrap();
             let target = match contestant.is_bulkhead() {
-                true => ",target=nbd:10.0.0.2:10809/",
+                true => ",target=nbd:10.0.0.3:10809/",
                 false => ",target=/dev/nbd0",
             };
             assert!(disk.ends_with(target), "{disk}");

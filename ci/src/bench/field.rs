@@ -40,6 +40,8 @@ pub struct Field<'h> {
     plan: &'h Plan,
     say: &'h dyn Fn(&str),
     guests: Vec<Guest<'h>>,
+    /// The domain of the server on the network, if it has one of its own.
+    nbd_server: Option<Guest<'h>>,
     /// The Linux that has the device itself, once one was needed.
     bare: Option<Guest<'h>>,
     servers: BTreeMap<Contestant, Server<'h>>,
@@ -52,17 +54,18 @@ pub struct Field<'h> {
 impl<'h> Field<'h> {
     /// Makes the disks of dom0's own backends, and no domain yet.
     pub fn new(host: &'h Host, plan: &'h Plan, say: &'h dyn Fn(&str)) -> Result<Self> {
+        let nbd_server = plan.store.prepare(host, plan)?;
         let field = Self {
             host,
             plan,
             say,
             guests: Vec::new(),
+            nbd_server,
             bare: None,
             servers: BTreeMap::new(),
             filled: BTreeSet::new(),
             qemu_problem: None,
         };
-        plan.store.prepare(host)?;
         if plan.store == Store::Ram {
             let names = (0..plan.guests).map(|number| format!("disk{number}"));
             let archive: Vec<Image> = names
@@ -124,6 +127,11 @@ impl<'h> Field<'h> {
             .with_context(|| format!("{name} is not running"))?
             .domain()
             .id)
+    }
+
+    /// Returns the number of the domain of the server on the network, if it has one of its own.
+    pub fn nbd_server_id(&self) -> Option<u32> {
+        self.nbd_server.as_ref().map(|server| server.id)
     }
 
     /// Returns the plan.

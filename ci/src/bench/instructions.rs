@@ -4,7 +4,7 @@
 use super::contestant::Contestant;
 use super::job::RAMP;
 use crate::shared_object;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,8 @@ const SOURCE: &str = include_str!("../../plugin/instructions.c");
 /// The margin by which a job's counts begin later and end earlier than its figures.
 const MARGIN: Duration = Duration::from_millis(300);
 
-/// The emulated processors: dom0 has the first, driver domains the second, guests the third.
+/// The emulated processors: dom0 has the first, driver domains the second, guests the third. A fourth is that of the
+/// server on the network, if it has a domain of its own.
 const DOM0: usize = 0;
 const SERVER: usize = 1;
 const GUEST: usize = 2;
@@ -52,32 +53,31 @@ impl Executed {
     }
 }
 
-/// Reads the plugin's file: the first three processors.
-fn parse(bytes: &[u8]) -> Result<[Executed; 3]> {
+/// Reads the plugin's file: at least three processors.
+fn parse(bytes: &[u8]) -> Result<Vec<Executed>> {
     let words: Vec<u64> = bytes
         .chunks_exact(8)
         .map(|word| u64::from_le_bytes(word.try_into().expect("eight bytes")))
         .collect();
-    let mut processors = words.chunks_exact(WORDS);
-    let mut next = || -> Result<Executed> {
-        let [xen, kernel, program, low, entries, ..] =
-            *processors.next().context("QEMU's plugin counts nothing")?
-        else {
+    let processors = words.chunks_exact(WORDS).map(|words| {
+        let [xen, kernel, program, low, entries, ..] = *words else {
             unreachable!("chunks of eight words");
         };
-        Ok(Executed {
+        Executed {
             xen,
             domain: kernel + program + low,
             entries,
-        })
-    };
-    Ok([next()?, next()?, next()?])
+        }
+    });
+    let processors: Vec<Executed> = processors.collect();
+    ensure!(processors.len() > GUEST, "QEMU's plugin counts nothing");
+    Ok(processors)
 }
 
 /// The instructions that the emulated processors executed while a job ran.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Window {
-    executed: [Executed; 3],
+    executed: Vec<Executed>,
     took: Duration,
 }
 
@@ -89,7 +89,8 @@ impl Window {
         let (begin, before) = (Instant::now(), read()?);
         std::thread::sleep(runtime.saturating_sub(MARGIN * 2));
         let (took, after) = (begin.elapsed(), read()?);
-        let executed = [DOM0, SERVER, GUEST].map(|one| after[one].since(before[one]));
+        let both = after.into_iter().zip(before);
+        let executed = both.map(|(after, before)| after.since(before)).collect();
         Ok(Self { executed, took })
     }
 
@@ -146,7 +147,7 @@ mod tests {
             entries,
         };
         Window {
-            executed: [
+            executed: vec![
                 executed(1000, 3000, 10),
                 executed(20_000, 40_000, 400),
                 executed(5000, 65_000, 100),
@@ -159,7 +160,9 @@ mod tests {
     fn the_plugin_counts_for_each_processor() {
         let words = |from: u64| (from..from + 8).flat_map(u64::to_le_bytes);
         let bytes: Vec<u8> = [0, 10, 20, 30].into_iter().flat_map(words).collect();
-        let [dom0, server, _] = parse(&bytes).unwrap();
+        let [dom0, server, ..] = parse(&bytes).unwrap()[..] else {
+            panic!("there are four");
+        };
         assert_eq!((dom0.xen, dom0.domain, dom0.entries), (0, 1 + 2 + 3, 4));
         assert_eq!((server.xen, server.domain), (10, 11 + 12 + 13));
         assert!(parse(&bytes[..128]).is_err());

@@ -34,6 +34,7 @@ pub mod table;
 use crate::config::Kind;
 use contestant::Contestant;
 use job::Job;
+use network::ServerDomain;
 use serde::Serialize;
 use std::time::Duration;
 use store::Store;
@@ -47,6 +48,8 @@ pub struct Plan {
     pub jobs: Vec<Job>,
     /// The store behind the disks of driver domains.
     pub store: Store,
+    /// The domain of the server that has their data, if it is on the network.
+    pub server: ServerDomain,
     /// Number of rounds.
     pub rounds: u32,
     /// Number of guests at a time.

@@ -37,6 +37,8 @@ pub struct Run {
     pub guest_us: f64,
     /// Microseconds of dom0's processor for an operation, if it serves the backend's own disks.
     pub dom0_us: Option<f64>,
+    /// Microseconds of the processor of the server on the network for an operation, if it has a domain of its own.
+    pub nbd_server_us: Option<f64>,
     /// The counts of backend and guests for an operation.
     pub cost: Option<PerOperation>,
     /// Instructions for an operation, where they are counted.
@@ -70,8 +72,12 @@ impl Run {
             Some(dom0) => format!(", dom0 {dom0:.0} us"),
             None => String::new(),
         };
+        let server = match self.nbd_server_us {
+            Some(server) => format!(", server {server:.0} us"),
+            None => String::new(),
+        };
         format!(
-            "{:17} {:8.0} {unit}, mean {:.0} us, p99 {:.0} us; CPU for each: backend {:.0} us, guest {:.0} us{dom0}{note}",
+            "{:17} {:8.0} {unit}, mean {:.0} us, p99 {:.0} us; CPU for each: backend {:.0} us, guest {:.0} us{dom0}{server}{note}",
             self.job.to_string(),
             self.figure(),
             self.mean_us,
@@ -148,6 +154,8 @@ pub struct Cell {
     pub guest_us: f64,
     /// The median of dom0's, if it serves the backend's own disks.
     pub dom0_us: Option<f64>,
+    /// The median of that of the server on the network, if it has a domain of its own.
+    pub nbd_server_us: Option<f64>,
     /// The least share of a guest in any run.
     pub least_share: f64,
     /// The median of several guests' rates, as multiples of the rate of one guest alone.
@@ -190,6 +198,9 @@ impl Results {
             .collect();
         let disturbed = clean.is_empty();
         let kept = if disturbed { &all } else { &clean };
+        let median_of = |value: fn(&Run) -> Option<f64>| {
+            Spread::of(kept.iter().filter_map(|run| value(run))).map(|spread| spread.median)
+        };
         let median = |value: fn(&Run) -> f64| {
             Spread::of(kept.iter().map(|run| value(run))).map_or(0.0, |spread| spread.median)
         };
@@ -199,8 +210,8 @@ impl Results {
             p99_us: median(|run| run.p99_us),
             backend_us: median(|run| run.backend_us),
             guest_us: median(|run| run.guest_us),
-            dom0_us: Spread::of(kept.iter().filter_map(|run| run.dom0_us))
-                .map(|spread| spread.median),
+            dom0_us: median_of(|run| run.dom0_us),
+            nbd_server_us: median_of(|run| run.nbd_server_us),
             least_share: kept.iter().map(|run| run.least_share).fold(1.0, f64::min),
             times_alone: median(|run| run.times_alone.unwrap_or(1.0)),
             cost: kept.last().and_then(|run| run.cost),
@@ -259,6 +270,7 @@ fn median_sum(
 #[cfg(test)]
 pub(super) mod tests {
     use super::super::contestant::Family;
+    use super::super::network::ServerDomain;
     use super::super::store::Store;
     use super::*;
     use crate::config::Kind;
@@ -282,6 +294,7 @@ pub(super) mod tests {
             backend_us: 1e6 / iops,
             guest_us: 5.0,
             dom0_us: None,
+            nbd_server_us: None,
             cost: None,
             instructions: None,
             disturbance: disturbance.map(str::to_owned),
@@ -314,6 +327,7 @@ pub(super) mod tests {
                 contestants,
                 jobs: vec![JOB],
                 store: Store::Ram,
+                server: ServerDomain::Dom0,
                 rounds: 3,
                 guests: 1,
                 guest_kind: Kind::Pvh,

@@ -4,6 +4,7 @@ use super::Plan;
 use super::contestant::{Contestant, Family};
 use super::network;
 use crate::host::Host;
+use crate::host::guest::Guest;
 use crate::host::pci::{Medium, PciDevice};
 use anyhow::Result;
 use clap::ValueEnum;
@@ -21,7 +22,7 @@ pub enum Store {
     Vbd,
     /// NVMe controllers that are passed through, and one that dom0's own backends have.
     Nvme,
-    /// The export of an NBD server in dom0, the same one for all: Bulkhead serves it as `nbd:`, Linux by its
+    /// The export of an NBD server in dom0 or in a domain of its own, the same one for all: Bulkhead serves it as `nbd:`, Linux by its
     /// xen-blkback over the disk that its kernel's own client makes of it.
     Nbd,
 }
@@ -78,8 +79,8 @@ impl Store {
     }
 
     /// Prepares the store that driver domains are to serve, and dom0's own part of it: gives the devices to dom0's
-    /// pciback, or starts the server.
-    pub fn prepare(self, host: &Host) -> Result<()> {
+    /// pciback, or starts the server. Returns the domain of the server, if it has one of its own.
+    pub fn prepare<'h>(self, host: &'h Host, plan: &Plan) -> Result<Option<Guest<'h>>> {
         match self {
             Self::Nvme => {
                 for (user, device) in &CONTROLLERS {
@@ -89,10 +90,10 @@ impl Store {
                 }
                 // Afterwards, for dom0's driver takes every controller that it finds.
                 let there = super::server::appeared(NAMESPACE_NAME, super::DATA);
-                host.ok(&format!("modprobe nvme && {there}")).map(drop)
+                host.ok(&format!("modprobe nvme && {there}")).map(|_| None)
             }
-            Self::Nbd => network::prepare(host),
-            Self::Ram | Self::Vbd => Ok(()),
+            Self::Nbd => network::prepare(host, plan),
+            Self::Ram | Self::Vbd => Ok(None),
         }
     }
 

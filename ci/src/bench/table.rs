@@ -88,15 +88,17 @@ fn processor_time_title(results: &Results) -> &'static str {
             "Processor time for an operation, in microseconds: backend / guest"
         }
         Store::Vbd | Store::Nbd => {
-            "Processor time for an operation, in microseconds: backend / guest / dom0 beneath the backend"
+            "Processor time for an operation, in microseconds: backend / guest / dom0 beneath the backend, + the server's domain"
         }
     }
 }
 
 fn processor_time(cell: &Cell) -> String {
     let beneath = cell.dom0_us.map(|dom0| format!(" / {dom0:.0}"));
+    let server = cell.nbd_server_us.map(|server| format!(" + {server:.0}"));
     let (backend, guest) = (cell.backend_us, cell.guest_us);
-    format!("{backend:.0} / {guest:.0}{}", beneath.unwrap_or_default())
+    let (beneath, server) = (beneath.unwrap_or_default(), server.unwrap_or_default());
+    format!("{backend:.0} / {guest:.0}{beneath}{server}")
 }
 
 fn by_job(results: &Results, title: &'static str, show: impl Fn(&Cell) -> String) -> Grid {
@@ -404,6 +406,7 @@ mod tests {
         results.plan.store = Store::Vbd;
         let run = &mut results.runs[0];
         run.dom0_us = Some(70.0);
+        run.nbd_server_us = Some(30.0);
         run.cost = Some(PerOperation {
             copy_calls: Some(0.25),
             remap_calls: Some(0.0),
@@ -423,7 +426,7 @@ mod tests {
             assert!(grid.rows.iter().all(|row| row.len() == grid.header.len()));
             (grid.header.clone(), grid.rows[0].clone())
         };
-        assert_eq!(row("Processor time").1[1], "167 / 5 / 70");
+        assert_eq!(row("Processor time").1[1], "167 / 5 / 70 + 30");
         let (header, counted) = row("Counted");
         let column = |name: &str| {
             let at = header.iter().position(|title| title == name);

@@ -2,6 +2,7 @@
 
 use super::build;
 use crate::bench::contestant::{self, Contestant};
+use crate::bench::network::{self, ServerDomain};
 use crate::bench::results::Results;
 use crate::bench::store::Store;
 use crate::bench::{Plan, chart, contest, instructions, job, markdown, table};
@@ -37,6 +38,9 @@ pub struct Options {
     /// export of a server on the network.
     #[arg(long, value_enum, default_value_t)]
     store: Store,
+    /// The domain of the server on the network: dom0, or one of its own with a fourth processor.
+    #[arg(long, value_enum, default_value_t)]
+    server: ServerDomain,
     /// Number of guests at a time.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4))]
     guests: u32,
@@ -82,6 +86,10 @@ impl Options {
     fn plan(&self) -> Result<Plan> {
         let all = job::choose(&self.jobs, self.count).map_err(|error| anyhow!(error))?;
         let quick = self.quick && self.jobs.is_empty();
+        ensure!(
+            self.store == Store::Nbd || self.server == ServerDomain::Dom0,
+            "only the store nbd has a server"
+        );
         if let (Some(reason), 2..) = (self.store.one_guest(), self.guests) {
             bail!("this store is for one guest: {reason}");
         }
@@ -90,6 +98,7 @@ impl Options {
                 .map_err(|error| anyhow!(error))?,
             jobs: all.into_iter().filter(|job| !quick || job.quick).collect(),
             store: self.store,
+            server: self.server,
             rounds: self.rounds.unwrap_or(if self.quick { 1 } else { 3 }),
             guests: self.guests,
             guest_kind: self.guest,
@@ -125,6 +134,7 @@ pub fn run(release: Release, xenstored: Xenstored, options: &Options) -> Result<
         devices: plan.store.devices(),
         plugin: plan.counts.then(instructions::build).transpose()?,
         xen_options: xen_options.to_owned(),
+        processors: plan.server.processors(),
         ..Machine::default()
     };
     let dir = workspace::lab()
@@ -138,6 +148,10 @@ pub fn run(release: Release, xenstored: Xenstored, options: &Options) -> Result<
     ] {
         fs::copy(from, share.join(name))
             .with_context(|| format!("cannot copy {}", from.display()))?;
+    }
+    if plan.server == ServerDomain::Domain {
+        let initramfs = image::nbd_server_domain::ensure(&image, &say)?;
+        fs::copy(initramfs, share.join(network::RAMDISK)).context("cannot copy its initramfs")?;
     }
     let bulkhead = fs::metadata(&unikernel)?.len();
     let linux = fs::metadata(image.guest.join("vmlinuz"))?.len() + gzipped(&driver.initramfs)?;

@@ -34,7 +34,7 @@ pub(super) const GUEST_PROGRAMS: &[&str] = &[
 pub(super) const GUEST_LIBRARIES: &str = "lab-libraries";
 
 /// The first program of a guest.
-const GUEST_INIT: &str = concat!(
+pub(super) const GUEST_INIT: &str = concat!(
     include_str!("../../scripts/guest-init.sh"),
     include_str!("../../scripts/console-commands.sh"),
 );

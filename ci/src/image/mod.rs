@@ -8,6 +8,7 @@ pub mod ext2;
 pub mod guest32;
 mod initramfs;
 pub mod linux_driver_domain;
+pub mod nbd_server_domain;
 pub mod packages;
 mod pcifront;
 pub mod release;
@@ -81,6 +82,7 @@ const PROGRAMS: &[(&str, &[&str])] = &[
         linux_driver_domain::LIBRARIES,
         linux_driver_domain::PROGRAMS,
     ),
+    (nbd_server_domain::LIBRARIES, nbd_server_domain::PROGRAMS),
 ];
 
 /// The files of the cache that a host needs to boot.

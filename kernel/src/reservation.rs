@@ -58,6 +58,10 @@ unsafe impl Reservation for Hypercalls {
         pages::allocate_to_grant(count)
     }
 
+    fn free_pages(&self) -> usize {
+        pages::statistics().free / PAGE_SIZE
+    }
+
     unsafe fn release(&self, first: NonNull<u8>, count: usize) -> usize {
         if !may_go() {
             return 0;

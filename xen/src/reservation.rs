@@ -26,6 +26,9 @@ pub unsafe trait Reservation: Send + Sync {
         self.allocate(pages)
     }
 
+    /// Returns the number of pages that can be allocated, though perhaps not in a row.
+    fn free_pages(&self) -> usize;
+
     /// Gives pages back to Xen (`XENMEM_decrease_reservation`). Returns how many of them, counted
     /// from the first, are gone; the others are as they were.
     ///

@@ -83,7 +83,7 @@ fn stop_timers() {
     }
 }
 
-/// Closes all ports but those that the toolstack has made, and the one that is kept; returns their number.
+/// Closes all ports but those that the toolstack has made, and those that are kept; returns their number.
 fn close_ports() -> u32 {
     let kept = [
         Some(Port(STORE_PORT.load(Ordering::Relaxed))),
@@ -92,7 +92,9 @@ fn close_ports() -> u32 {
     ];
     let mut closed = 0;
     for event_channel::Status { port, status, .. } in event_channels::all() {
-        if status != event_channel::STATUS_CLOSED && !kept.contains(&Some(port)) {
+        let stays =
+            kept.contains(&Some(port)) || region::kept_ports().iter().any(|one| one == port);
+        if status != event_channel::STATUS_CLOSED && !stays {
             let mut request = event_channel::OnPort { port };
             if event_channels::operation(event_channel::CLOSE, &mut request).is_ok() {
                 closed += 1;

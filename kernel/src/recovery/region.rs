@@ -3,7 +3,7 @@
 
 use super::record::{Content, HandOver, Phase, Record, Sealed};
 use bulkhead_upgrade::{OLDEST_FORMAT, WITH_DEVICES};
-use bulkhead_xen::PAGE_SIZE;
+use bulkhead_xen::{KeptPorts, PAGE_SIZE};
 use core::arch::global_asm;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -84,7 +84,13 @@ const KEPT_PORT_AT: usize = WORDS_AT - size_of::<AtomicU32>();
 /// Before that, a number that a binary keeps, zero where the version before did not know it.
 const NUMBER_AT: usize = KEPT_PORT_AT - size_of::<AtomicU32>();
 
-const _: () = assert!(size_of::<Sealed>() <= NUMBER_AT);
+/// Before that, the ports that a restart leaves open besides, zero where the version before did not know them.
+const KEPT_PORTS_AT: usize = NUMBER_AT - size_of::<[AtomicU32; KEPT_PORTS]>();
+
+/// The most such ports.
+const KEPT_PORTS: usize = 32;
+
+const _: () = assert!(size_of::<Sealed>() <= KEPT_PORTS_AT);
 
 // So says `bulkhead_upgrade::WITH_DEVICES`: each version looks for it there.
 const _: () = assert!(KEPT_PORT_AT == PAGE_SIZE - 20);
@@ -111,6 +117,14 @@ pub fn number() -> &'static AtomicU32 {
 pub(crate) fn kept_port() -> &'static AtomicU32 {
     // SAFETY: within the region's page, aligned, and accessed as an atomic alone.
     unsafe { &*(&raw const recovery_region).add(KEPT_PORT_AT).cast() }
+}
+
+/// Returns the ports of disks of the domain's own, which a restart leaves open.
+pub fn kept_ports() -> KeptPorts {
+    // SAFETY: as above.
+    let notes: &'static [AtomicU32; KEPT_PORTS] =
+        unsafe { &*(&raw const recovery_region).add(KEPT_PORTS_AT).cast() };
+    KeptPorts::new(notes)
 }
 
 /// Returns the first of the pages that survive, [`PAGES_BYTES`] bytes that nothing else uses: zero when the domain was

@@ -141,6 +141,14 @@ impl OwnMemory {
         Some(self.frame(shared))
     }
 
+    /// Returns the number of pages that can be allocated.
+    pub(super) fn free_pages(&self) -> usize {
+        let pages = self.used.iter().zip(&self.released);
+        pages
+            .filter(|(used, released)| !**used && !**released)
+            .count()
+    }
+
     pub(super) fn pages_in_use(&self) -> usize {
         self.used.iter().filter(|used| **used).count()
     }

@@ -22,6 +22,12 @@ unsafe impl Reservation for SimVcpu {
         Some(first)
     }
 
+    fn free_pages(&self) -> usize {
+        let mut world = self.world.lock();
+        let own = world.alive_mut(self.domain());
+        own.map_or(0, |own| own.memory.free_pages())
+    }
+
     unsafe fn release(&self, first: NonNull<u8>, pages: usize) -> usize {
         let released = self.call(
             Hypercall::ReleasePages,

@@ -5,7 +5,7 @@ use alloc::collections::BinaryHeap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_xen::abi::grant_table::{EntryV1, RESERVED_ENTRIES};
-use bulkhead_xen::{DomId, Gfn, GrantRef, GrantedBefore};
+use bulkhead_xen::{DomId, Gfn, GrantRef, GrantedBefore, PAGE_SIZE};
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 
@@ -24,6 +24,8 @@ pub(crate) struct LeftGrants {
     /// Those that have ended. Messages of before may still name them, so they are not given out before all have ended.
     ended: Vec<GrantRef>,
     pages: Option<Arc<dyn GrantedBefore>>,
+    /// How many there were.
+    found: usize,
 }
 
 impl LeftGrants {
@@ -54,7 +56,13 @@ impl LeftGrants {
         }
         // A heap sorts by a tenth of the code that `sort_unstable` has.
         let (all, pages) = (all.into_sorted_vec(), Some(pages));
-        (LeftGrants { all, ended, pages }, fresh, unused)
+        let left = LeftGrants {
+            found: all.len(),
+            all,
+            ended,
+            pages,
+        };
+        (left, fresh, unused)
     }
 
     /// Ends those whose pages are not in use, by `revoke`, which returns whether an entry has ended. A page is free memory
@@ -84,23 +92,36 @@ impl LeftGrants {
         }
     }
 
-    /// Takes one out that is a domain's, and with it its page, which no other grant may name. Returns where the page is.
-    pub fn keep(&mut self, domain: DomId, gref: GrantRef) -> Option<NonNull<u8>> {
-        let at = self.all.iter().position(|left| left.gref == gref)?;
-        let frame = self.all[at].frame;
-        let grants = self.all.iter().filter(|left| left.frame == frame).count();
-        if self.all[at].domain != domain || grants != 1 {
-            return None;
+    /// Takes those out, which are a domain's, and with them their pages, which no other grant may name, and which lie in a
+    /// row. Returns where the first page is.
+    pub fn keep(&mut self, domain: DomId, grefs: &[GrantRef]) -> Option<NonNull<u8>> {
+        let mut first = None;
+        for (number, gref) in grefs.iter().enumerate() {
+            let left = *self.all.iter().find(|left| left.gref == *gref)?;
+            let same_page = |other: &&Left| other.frame == left.frame;
+            if left.domain != domain || self.all.iter().filter(same_page).count() != 1 {
+                return None;
+            }
+            // If a later one is refused, this page stays out of use for good, and its grant is waited for as any other.
+            let page = self.pages.as_ref()?.keep(left.frame)?;
+            let base = *first.get_or_insert(page);
+            if page.addr().get() != base.addr().get() + number * PAGE_SIZE {
+                return None;
+            }
         }
-        let page = self.pages.as_ref()?.keep(frame)?;
-        self.all.remove(at);
-        Some(page)
+        self.all.retain(|left| !grefs.contains(&left.gref));
+        first
     }
 
     /// Returns whether one of these has not ended, and is a domain's.
     pub fn has(&self, domain: DomId, grefs: &[GrantRef]) -> bool {
         let is_one = |left: &Left| left.domain == domain && grefs.contains(&left.gref);
         self.all.iter().any(is_one)
+    }
+
+    /// Returns how many there were when this boot began.
+    pub fn found(&self) -> usize {
+        self.found
     }
 
     /// Returns how many have not ended: those of a domain, or all.

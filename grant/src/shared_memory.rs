@@ -36,6 +36,11 @@ impl PagePool {
         PagePool(Arc::new(Shared { source, unused }))
     }
 
+    /// Returns the number of pages that the domain's memory has besides.
+    pub fn free_pages(&self) -> usize {
+        self.0.source.free_pages()
+    }
+
     fn take(&self, pages: usize) -> Option<Run> {
         let mut unused = self.0.unused.lock();
         let mut fitting: Option<usize> = None;
@@ -125,21 +130,21 @@ impl<H: Hypervisor> SharedMemory<H> {
         Ok(memory)
     }
 
-    /// Takes up a page that a boot before this one has granted to a backend, which goes on using it. `None` if there is none
-    /// such.
+    /// Takes up pages in a row that a boot before this one has granted to a backend, which goes on using them. `None` if there
+    /// are none such.
     pub fn left(
         pool: &PagePool,
         table: &GrantTable<H>,
         backend: DomId,
-        gref: GrantRef,
+        grefs: &[GrantRef],
     ) -> Option<Self> {
-        let (mut grants, withdrawn) = (room_for(1).ok()?, filled(1, |_| false).ok()?);
-        let (grant, base) = table.keep_left(backend, gref)?;
-        grants.push(grant);
+        let pages = grefs.len();
+        let (mut grants, withdrawn) = (room_for(pages).ok()?, filled(pages, |_| false).ok()?);
+        let base = table.keep_left(backend, grefs, &mut grants)?;
         Some(SharedMemory {
-            run: Some(Run { base, pages: 1 }),
+            run: Some(Run { base, pages }),
             base,
-            pages: 1,
+            pages,
             grants,
             access: GrantAccess::ReadWrite,
             withdrawn,

@@ -194,19 +194,37 @@ impl<H: Hypervisor> GrantTable<H> {
         self.end_left(None) > 0 && self.shared.stock.lock().left.has(domain, grefs)
     }
 
-    /// Goes on with a grant that a boot before this one has left, and that its domain uses: it is this boot's from here on, and
-    /// so is the page, whose address is returned. `None` if there is none such.
-    pub fn keep_left(&self, domain: DomId, gref: GrantRef) -> Option<(Grant<H>, NonNull<u8>)> {
-        let flags = &self.shared.entries.get(gref.0 as usize)?.flags;
-        let mut stock = self.shared.stock.lock();
+    /// Returns how many grants a boot before this one had left when this one began.
+    pub fn found_left(&self) -> usize {
+        self.shared.stock.lock().left.found()
+    }
+
+    /// Goes on with grants that a boot before this one has left, that their domain uses, and whose pages lie in a row: they are
+    /// this boot's from here on, and so are the pages. Adds the grants to `grants`, which has room for them, and returns the
+    /// address of the first page; `None` if there are none such.
+    pub fn keep_left(
+        &self,
+        domain: DomId,
+        grefs: &[GrantRef],
+        grants: &mut Vec<Grant<H>>,
+    ) -> Option<NonNull<u8>> {
         let used = EntryFlags::READING | EntryFlags::WRITING;
-        if !EntryFlags::from_bits_retain(flags.load(Ordering::Acquire)).intersects(used) {
+        let is_used = |gref: &GrantRef| {
+            let entry = self.shared.entries.get(gref.0 as usize);
+            let flags = entry.map_or(0, |entry| entry.flags.load(Ordering::Acquire));
+            EntryFlags::from_bits_retain(flags).intersects(used)
+        };
+        let mut stock = self.shared.stock.lock();
+        if !grefs.iter().all(is_used) {
             return None;
         }
-        let page = stock.left.keep(domain, gref)?;
-        let table = self.clone();
-        let entry = Entry { gref, table };
-        Some((Grant { entry }, page))
+        let first = stock.left.keep(domain, grefs)?;
+        grants.extend(grefs.iter().map(|&gref| {
+            let table = self.clone();
+            let entry = Entry { gref, table };
+            Grant { entry }
+        }));
+        Some(first)
     }
 
     /// Takes an entry.

@@ -37,7 +37,7 @@ fn pages_are_free_again_once_nobody_uses_them_and_their_entries_then_too() {
     let (used, other) = (map(again), map(second));
     pool.map_queued();
     std::mem::forget(table);
-    pair.frontend.restart(None);
+    pair.frontend.restart(&[]);
     assert_eq!(pair.frontend.pages_in_use(), before + 2);
 
     let left = TableOnDemand::left(hypervisor.clone(), Arc::new(hypervisor.clone()));
@@ -92,7 +92,7 @@ fn numbers_of_before_are_not_given_out_while_anything_of_before_is_in_use() {
     let used = pool.queue_map(before[1], GrantAccess::ReadWrite).unwrap();
     pool.map_queued();
     std::mem::forget(table);
-    pair.frontend.restart(None);
+    pair.frontend.restart(&[]);
 
     let left = TableOnDemand::left(hypervisor.clone(), Arc::new(hypervisor.clone()));
     let table = left.get().unwrap();
@@ -128,20 +128,20 @@ fn a_page_that_is_shared_on_is_this_boots_and_not_waited_for() {
     let (mapped, others) = (map(used), [map(twice), map(again)]);
     pool.map_queued();
     std::mem::forget(table);
-    pair.frontend.restart(None);
+    pair.frontend.restart(&[]);
 
     let left = TableOnDemand::left(hypervisor.clone(), Arc::new(hypervisor.clone()));
     let memory = PagePool::new(Arc::new(hypervisor.clone()));
     let table = left.get().unwrap();
     let take_up =
-        |domain, gref| SharedMemory::left(&memory, &table, domain, gref).map(|page| page.base());
+        |domain, gref| SharedMemory::left(&memory, &table, domain, &[gref]).map(|page| page.base());
     let backend = pair.backend.id();
     // Another domain's, one that is not in use, one whose page has two, and none at all.
     assert_eq!(take_up(pair.guest(), used), None);
     assert_eq!(take_up(backend, unused), None);
     assert_eq!(take_up(backend, twice), None);
     assert_eq!(take_up(backend, GrantRef(u32::MAX)), None);
-    let mut shared = SharedMemory::left(&memory, &table, backend, used).unwrap();
+    let mut shared = SharedMemory::left(&memory, &table, backend, &[used]).unwrap();
     assert_eq!((shared.base(), shared.gref(0)), (page(0), Some(used)));
     assert_eq!(table.end_left(None), 2, "it is none of these any more");
     assert!(!shared.revoke(), "the backend has it");
@@ -156,5 +156,74 @@ fn a_page_that_is_shared_on_is_this_boots_and_not_waited_for() {
     let next = SharedMemory::new(&memory, &table, 1).unwrap();
     assert_eq!(next.base(), page(0));
     drop((next, pool));
+    pair.assert_clean();
+}
+
+#[test]
+fn pages_that_are_shared_on_lie_in_a_row_and_none_is_taken_up_else() {
+    let pair = Pair::new();
+    let hypervisor = pair.frontend.hypervisor();
+    let table = GrantTable::new(hypervisor.clone()).unwrap();
+    let pages = hypervisor.allocate_to_grant(3).unwrap();
+    // SAFETY: within the pages.
+    let page = |number: usize| unsafe { pages.add(number * 4096) };
+    let [first, second, third] = [2, 0, 1].map(|number| grant(&table, &pair, page(number)));
+    let mut pool = pair.region.map_pool(pair.guest(), 4).unwrap();
+    let mut map = |gref| pool.queue_map(gref, GrantAccess::ReadWrite).unwrap();
+    let mapped = [first, second, third].map(&mut map);
+    pool.map_queued();
+    std::mem::forget(table);
+    pair.frontend.restart(&[]);
+
+    let left = TableOnDemand::left(hypervisor.clone(), Arc::new(hypervisor.clone()));
+    let memory = PagePool::new(Arc::new(hypervisor.clone()));
+    let table = left.get().unwrap();
+    let backend = pair.backend.id();
+    assert_eq!(table.found_left(), 3);
+    let take_up = |grefs: &[GrantRef]| SharedMemory::left(&memory, &table, backend, grefs);
+    assert!(take_up(&[]).is_none());
+    assert!(take_up(&[GrantRef(9000)]).is_none());
+    let mut shared = take_up(&[third, first]).unwrap();
+    assert_eq!((shared.base(), shared.pages()), (page(1), 2));
+    assert_eq!(
+        [0, 1].map(|page| shared.gref(page)),
+        [Some(third), Some(first)]
+    );
+    // Each that was not taken up is waited for.
+    assert!(table.is_left(backend, &[second]));
+    assert!(!table.is_left(backend, &[first, third]));
+    mapped.into_iter().for_each(|page| pool.queue_unmap(page));
+    pool.unmap_queued();
+    assert_eq!((table.end_left(None), table.found_left()), (0, 3));
+    assert!(shared.revoke());
+    drop((shared, pool));
+    pair.assert_clean();
+}
+
+#[test]
+fn pages_in_another_order_are_not_taken_up_and_waited_for() {
+    let pair = Pair::new();
+    let hypervisor = pair.frontend.hypervisor();
+    let table = GrantTable::new(hypervisor.clone()).unwrap();
+    let pages = hypervisor.allocate_to_grant(2).unwrap();
+    // SAFETY: within the pages.
+    let page = |number: usize| unsafe { pages.add(number * 4096) };
+    let grefs = [1, 0].map(|number| grant(&table, &pair, page(number)));
+    let mut pool = pair.region.map_pool(pair.guest(), 4).unwrap();
+    let mapped = grefs.map(|gref| pool.queue_map(gref, GrantAccess::ReadWrite).unwrap());
+    pool.map_queued();
+    std::mem::forget(table);
+    pair.frontend.restart(&[]);
+
+    let left = TableOnDemand::left(hypervisor.clone(), Arc::new(hypervisor.clone()));
+    let memory = PagePool::new(Arc::new(hypervisor.clone()));
+    let table = left.get().unwrap();
+    let backend = pair.backend.id();
+    assert!(SharedMemory::left(&memory, &table, backend, &grefs).is_none());
+    assert!(table.is_left(backend, &grefs[..1]) && table.is_left(backend, &grefs[1..]));
+    mapped.into_iter().for_each(|page| pool.queue_unmap(page));
+    pool.unmap_queued();
+    assert_eq!(table.end_left(None), 0);
+    drop(pool);
     pair.assert_clean();
 }

@@ -286,7 +286,7 @@ impl<H: PciHost> Life<'_, H> {
         };
         let (frontend, id) = (self.frontend, peer.id);
         let page = gref.zip(frontend.grants.get()).and_then(|(gref, grants)| {
-            SharedMemory::left(&frontend.pool, &grants, id, GrantRef(gref))
+            SharedMemory::left(&frontend.pool, &grants, id, &[GrantRef(gref)])
         });
         let resumed = match page.zip(port) {
             Some((page, port)) => {

@@ -137,7 +137,7 @@ impl World {
         surviving.restarts.set(surviving.restarts.get() + 1);
         // The tasks are never dropped.
         std::mem::forget(self.executors());
-        self.storage.restart(kept_port());
+        self.storage.restart(kept_port().as_slice());
 
         let executors = Executors::new(&self.storage, surviving.vcpus);
         let handle = executors.handle();

@@ -148,10 +148,10 @@ impl SimDomain {
     }
 
     /// Ends what the domain holds as one does that starts again in place after a crash: its mappings, and its ports but
-    /// for the one of its xenstore ring and the one that it keeps. Its memory stays as it is, and whoever runs in it next owns
+    /// for the one of its xenstore ring and those that it keeps. Its memory stays as it is, and whoever runs in it next owns
     /// the region and the table of grants. Pages that it has taken itself are free again, unless the table names them. Its
     /// devices access nothing any more but what the next boot names to them.
-    pub fn restart(&self, kept: Option<Port>) {
+    pub fn restart(&self, kept: &[Port]) {
         self.world.lock().restart(self.id, kept);
     }
 

@@ -235,13 +235,13 @@ impl World {
     }
 
     /// Ends what a domain holds that starts again in place.
-    pub(super) fn restart(&mut self, id: DomId, kept: Option<Port>) {
+    pub(super) fn restart(&mut self, id: DomId, kept: &[Port]) {
         self.release_mappings(id);
         let domain = self.domain(id).expect("a domain that restarts is there");
         let stores = domain.store.map(|(_, port)| port);
         let open: Vec<Port> = domain.ports.open_ports().collect();
         for port in open {
-            if Some(port) == kept {
+            if kept.contains(&port) {
                 self.leave_port(id, port);
             } else if Some(port) != stores {
                 self.close_port(id, port).expect("the port is open");

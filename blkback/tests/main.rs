@@ -49,6 +49,8 @@ mod recovery_control_plane;
 #[cfg(feature = "recover")]
 mod recovery_devices;
 #[cfg(feature = "recover")]
+mod recovery_going_on;
+#[cfg(feature = "recover")]
 mod recovery_hostile;
 #[cfg(feature = "recover")]
 mod recovery_in_order;

@@ -3,15 +3,16 @@
 use crate::backend_nodes::{FlushBy, Offer, Properties};
 use crate::device::Disk;
 use crate::wire::{Lie, Rules, Wire};
+use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use bulkhead_executor::{Handover, Task, VcpuSpawner};
+use bulkhead_executor::{EventChannel, Handover, Task, VcpuSpawner};
 use bulkhead_grant::{GrantTable, NotShared, PagePool, SharedMemory};
 use bulkhead_ring::MAX_PAGES;
 use bulkhead_ring::blkif::Abi;
-use bulkhead_xen::{DomId, Errno, Hypervisor, Port};
+use bulkhead_xen::{DomId, Errno, GrantRef, Hypervisor, KeptPorts, Port};
 use core::fmt;
 
 /// The most pages of all rings of a disk together, if each has at least one.
@@ -46,11 +47,19 @@ impl From<NotShared> for NoRings {
     }
 }
 
+/// The form of requests until the disk's properties are known.
+const NO_RULES: Rules = Rules {
+    flush: FlushBy::Nothing,
+    indirect_segments: 0,
+};
+
 /// The rings of a disk, published or connected to.
 pub struct Connection<H: Hypervisor> {
     backend: DomId,
     /// Rings that the backend is not connected to yet.
     wires: Vec<Wire<H>>,
+    /// Rings of a boot before this one on which requests may be outstanding, in their order.
+    left: VecDeque<(SharedMemory<H>, Port)>,
     /// The tasks that wait for the backend's notifications.
     tasks: Vec<Task>,
     ring_pages: usize,
@@ -61,33 +70,78 @@ impl<H: Hypervisor> Connection<H> {
     pub async fn new(
         disk: &Arc<Disk<H>>,
         vcpus: &[VcpuSpawner<H>],
-        (pool, grants): (&PagePool, &GrantTable<H>),
+        (pool, grants, kept): (&PagePool, &GrantTable<H>, KeptPorts),
         (backend, offer): (DomId, Offer),
         hypervisor: &H,
     ) -> Result<Self, NoRings> {
         let rings = offer.queues.min(vcpus.len());
         let most = (RING_PAGES / rings).clamp(1, MAX_PAGES);
         let ring_pages = (1 << offer.ring_page_order).min(1 << most.ilog2());
-        let mut connection = Connection {
-            backend,
-            wires: Vec::new(),
-            tasks: Vec::new(),
-            ring_pages,
-        };
-        let rules = Rules {
-            flush: FlushBy::Nothing,
-            indirect_segments: 0,
-        };
+        let mut connection = Self::with(backend, ring_pages);
         for (number, vcpu) in vcpus.iter().take(rings).enumerate() {
             let mut memory = SharedMemory::new(pool, grants, ring_pages)?;
             memory.grant(hypervisor, backend)?;
-            let listening = listen(disk, number, vcpu, backend).await;
+            let listening = listen(disk, number, vcpu, Channel::New(backend), kept).await;
             let (port, task) = listening.map_err(NoRings::EventChannel)?;
             connection.tasks.push(task);
-            let wire = Wire::new(memory, hypervisor.clone(), port, rules)?;
+            let wire = Wire::new(memory, hypervisor.clone(), port, NO_RULES)?;
             connection.wires.push(wire);
         }
         Ok(connection)
+    }
+
+    fn with(backend: DomId, ring_pages: usize) -> Self {
+        Connection {
+            backend,
+            wires: Vec::new(),
+            left: VecDeque::new(),
+            tasks: Vec::new(),
+            ring_pages,
+        }
+    }
+
+    /// Takes up rings that a boot before this one has made, each with the event channel that it has left open. Those that
+    /// cannot be taken up are missing.
+    pub async fn left(
+        disk: &Arc<Disk<H>>,
+        vcpus: &[VcpuSpawner<H>],
+        (pool, grants, kept): (&PagePool, &GrantTable<H>, KeptPorts),
+        backend: DomId,
+        rings: &[LeftRing],
+    ) -> Self {
+        let ring_pages = rings.first().map_or(0, |ring| ring.grefs.len());
+        let mut connection = Self::with(backend, ring_pages);
+        for (number, (ring, vcpu)) in rings.iter().zip(vcpus).enumerate() {
+            let channel = Channel::Left(ring.port);
+            if let Ok((port, task)) = listen(disk, number, vcpu, channel, kept).await {
+                connection.tasks.push(task);
+                let memory = SharedMemory::left(pool, grants, backend, &ring.grefs);
+                connection.left.extend(memory.map(|memory| (memory, port)));
+            }
+        }
+        connection
+    }
+
+    /// Has the backend look at the rings of before, as the crash may have come before a notification.
+    pub fn notify_of_left(&self, hypervisor: &H) {
+        for (_, port) in &self.left {
+            // If its domain is gone, nothing is answered.
+            let _ = hypervisor.notify(*port);
+        }
+    }
+
+    /// Goes on with the rings of before on which everything was answered. Returns whether these are that many: all.
+    pub fn is_drained(&mut self, hypervisor: &H, rings: usize) -> bool {
+        while let Some((memory, port)) = self.left.pop_front() {
+            match Wire::left(memory, hypervisor.clone(), port, NO_RULES) {
+                Ok(wire) => self.wires.push(wire),
+                Err(memory) => {
+                    self.left.push_front((memory, port));
+                    return false;
+                }
+            }
+        }
+        self.wires.len() == rings
     }
 
     /// Returns the nodes that tell the backend of the rings.
@@ -167,9 +221,10 @@ impl<H: Hypervisor> Connection<H> {
             .links()
             .iter()
             .filter_map(|link| link.lock().disconnect());
-        let wires: Vec<_> = used.chain(self.wires.drain(..)).collect();
+        let rings = used.chain(self.wires.drain(..)).map(Wire::into_memory);
+        let left = self.left.drain(..).map(|(memory, _)| memory);
         Leftover {
-            rings: wires.into_iter().map(Wire::into_memory).collect(),
+            rings: rings.chain(left).collect(),
         }
     }
 }
@@ -201,25 +256,69 @@ impl<H: Hypervisor> Leftover<H> {
     }
 }
 
-/// Takes an event channel that the backend may bind, and starts the task that waits for its notifications: both on
-/// the vCPU that serves the ring.
+/// A ring that a boot before this one has made.
+pub struct LeftRing {
+    /// The event channel.
+    pub port: Port,
+    /// The grants of its pages.
+    pub grefs: Vec<GrantRef>,
+}
+
+/// The event channel of a ring.
+enum Channel {
+    /// One that the backend in that domain may bind.
+    New(DomId),
+    /// One that a boot before this one has left open.
+    Left(Port),
+}
+
+/// An event channel that a crash leaves open.
+struct Listening<H: Hypervisor> {
+    // Dropped before the port is closed.
+    _note: PortNote,
+    channel: EventChannel<H>,
+}
+
+/// The note that a crash is to leave a port open.
+struct PortNote(KeptPorts, Port);
+
+impl Drop for PortNote {
+    fn drop(&mut self) {
+        self.0.remove(self.1);
+    }
+}
+
+/// Takes an event channel, and starts the task that waits for the backend's notifications: both on the vCPU that serves
+/// the ring.
 async fn listen<H: Hypervisor>(
     disk: &Arc<Disk<H>>,
     number: usize,
     vcpu: &VcpuSpawner<H>,
-    backend: DomId,
+    channel: Channel,
+    kept: KeptPorts,
 ) -> Result<(Port, Task), Errno> {
     let taken = Handover::default();
     let (given, disk) = (taken.clone(), disk.clone());
     vcpu.send(move |handle| {
-        let port = match handle.hypervisor().alloc_unbound(backend) {
+        let hypervisor = handle.hypervisor();
+        let port = match channel {
+            Channel::New(backend) => hypervisor.alloc_unbound(backend),
+            Channel::Left(port) => hypervisor.take_up_port(port).map(|()| port),
+        };
+        let port = match port {
             Ok(port) => port,
             Err(error) => return given.give(Err(error)),
         };
-        let channel = handle.event_channel(port);
+        kept.add(port);
+        let listening = Listening {
+            _note: PortNote(kept, port),
+            channel: handle.event_channel(port),
+        };
         let task = handle.spawn(async move {
+            // All of it: the note, too, lasts as long as the task.
+            let listening = listening;
             loop {
-                channel.notified().await;
+                listening.channel.notified().await;
                 answered(&disk, number);
             }
         });

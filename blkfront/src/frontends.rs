@@ -10,18 +10,22 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_executor::{Handle, Signal, VcpuSpawner, Waiters};
 use bulkhead_grant::{GrantTable, PagePool, TableOnDemand};
-use bulkhead_xen::{Hypervisor, Reservation};
+use bulkhead_xen::{DomId, Hypervisor, KeptPorts, Port, Reservation};
 use bulkhead_xenbus::DiskName;
 use bulkhead_xenbus::retry::persist;
 use bulkhead_xenstore_client::{Client, Error};
 use core::cell::RefCell;
 use core::convert::Infallible;
 use core::task::Waker;
+use core::time::Duration;
 use litemap::LiteMap;
 use spin::Mutex;
 
 /// The directory of this domain's own disks.
 const DISKS: &str = "device/vbd";
+
+/// The time after which ports of a boot before this one are closed that no disk has taken up.
+const TAKEN_UP_WITHIN: Duration = Duration::from_secs(1);
 
 /// The disks of this domain's own.
 pub struct Frontends<H: Hypervisor> {
@@ -30,6 +34,11 @@ pub struct Frontends<H: Hypervisor> {
     vcpus: Vec<VcpuSpawner<H>>,
     pool: PagePool,
     grants: TableOnDemand<H>,
+    kept: KeptPorts,
+    /// Ports of a boot before this one that are open still, and that no disk has taken up.
+    left: RefCell<Vec<Port>>,
+    /// The domains whose backends go on with rings of before.
+    gone_on: RefCell<Vec<DomId>>,
     disks: RefCell<LiteMap<u32, Followed<H>>>,
     /// The tasks that wait for a disk to connect.
     waiting: Mutex<Waiters>,
@@ -43,15 +52,25 @@ struct Followed<H: Hypervisor> {
 
 impl<H: Hypervisor> Frontends<H> {
     /// Returns an empty list of disks, which [`follow`](Self::follow) fills. `handle` is of the vCPU that this is
-    /// called on, requests are served on `vcpus`, and rings and data lie in `memory` and are granted by `grants`.
+    /// called on, requests are served on `vcpus`, and rings and data lie in `memory` and are granted by `grants`. A crash
+    /// leaves the ports in `kept` open; to be called before this boot has opened any.
     pub fn new(
         handle: Handle<H>,
         store: Client,
         vcpus: Vec<VcpuSpawner<H>>,
         memory: Arc<dyn Reservation>,
         grants: TableOnDemand<H>,
+        kept: KeptPorts,
     ) -> Rc<Self> {
+        let is_open = |port: &Port| handle.hypervisor().is_connected(*port) == Ok(true);
+        let left = kept.iter().filter(|_| grants.was_left()).filter(is_open);
+        let left = RefCell::new(left.collect());
+        // Those that are taken up are added again.
+        kept.clear();
         Rc::new(Frontends {
+            kept,
+            left,
+            gone_on: RefCell::default(),
             handle,
             store,
             vcpus,
@@ -65,6 +84,16 @@ impl<H: Hypervisor> Frontends<H> {
     /// Connects every disk that the toolstack attaches. Returns only if xenstore cannot be used any more;
     /// connected disks stay in use even then.
     pub async fn follow(self: &Rc<Self>) -> Result<Infallible, Error> {
+        if !self.left.borrow().is_empty() {
+            let all = self.clone();
+            self.handle.spawn(async move {
+                all.handle.sleep(TAKEN_UP_WITHIN).await;
+                for port in all.left.take() {
+                    // Xen refuses it for ports that are not open, which this one is.
+                    let _ = all.handle.hypervisor().close_port(port);
+                }
+            });
+        }
         persist(&self.handle, DISKS, async || self.follow_watch().await).await
     }
 
@@ -214,6 +243,30 @@ impl<H: Hypervisor> Frontends<H> {
     /// before this one.
     pub(crate) fn was_left(&self) -> bool {
         self.grants.was_left()
+    }
+
+    /// Returns the ports that a crash leaves open.
+    pub(crate) fn kept(&self) -> KeptPorts {
+        self.kept
+    }
+
+    /// Gives the caller ports that a boot before this one has left open. Returns false, and gives none, if one of them is none of
+    /// these.
+    pub(crate) fn take_left(&self, ports: &[Port]) -> bool {
+        let mut left = self.left.borrow_mut();
+        let all = ports.iter().all(|port| left.contains(port));
+        left.retain(|port| !all || !ports.contains(port));
+        all
+    }
+
+    /// Notes that a backend in that domain goes on with rings of before: it may keep pages of before for good.
+    pub(crate) fn note_gone_on(&self, backend: DomId) {
+        self.gone_on.borrow_mut().push(backend);
+    }
+
+    /// Returns whether there is such a backend in a domain.
+    pub(crate) fn has_gone_on(&self, backend: DomId) -> bool {
+        self.gone_on.borrow().contains(&backend)
     }
 
     /// Returns the domain's grant table, which is taken when the first disk is there.

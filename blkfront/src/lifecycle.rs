@@ -3,6 +3,7 @@
 
 mod connecting;
 mod earlier_boot;
+mod going_on;
 
 use self::earlier_boot::EarlierBoot;
 use crate::connection::{Connection, Leftover, RING_NODES, answered};
@@ -78,7 +79,7 @@ pub struct Life<'a, H: Hypervisor> {
     changes: RateLimit,
     looks: RateLimit,
     /// What a boot before this one may have left.
-    before: EarlierBoot,
+    before: EarlierBoot<H>,
     /// The nodes and the state of this end that xenstored has not taken yet.
     unsaid: Option<(Vec<(String, String)>, XenbusState)>,
     /// The last reason in the log why nothing happens.
@@ -112,7 +113,7 @@ pub async fn live<H: Hypervisor>(
         next_size: None,
         changes: CHANGES,
         looks: LOOKS,
-        before: EarlierBoot::default(),
+        before: EarlierBoot::new(frontends.was_left()),
         unsaid: None,
         told: None,
     };
@@ -156,8 +157,9 @@ impl<H: Hypervisor> Life<'_, H> {
                 }
                 self.wait(changed).await?;
             }
+            Step::GoOn => self.go_on().await?,
             Step::Publish => self.publish(changed).await?,
-            Step::Connect => self.connect().await?,
+            Step::Connect => self.connect(Some(XenbusState::Connected)).await?,
             Step::Reread => {
                 self.reread().await?;
                 self.wait(changed).await?;
@@ -205,6 +207,7 @@ impl<H: Hypervisor> Life<'_, H> {
             let node = peer_node(store, format!("{}/online", peer.path)).await?;
             online = node.as_deref().map(str::trim) != Some("0");
         }
+        let state = XenbusState::parse(own.as_deref());
         Ok(Observed {
             attached,
             backend,
@@ -213,12 +216,13 @@ impl<H: Hypervisor> Life<'_, H> {
             waited: core::mem::take(&mut self.waited),
             left: self.frontends.was_left()
                 && matches!(
-                    XenbusState::parse(own.as_deref()),
+                    state,
                     XenbusState::Initialised
                         | XenbusState::Connected
                         | XenbusState::Closing
                         | XenbusState::Closed
                 ),
+            may_go_on: self.before.may_go_on && state == XenbusState::Connected,
         })
     }
 

@@ -43,6 +43,8 @@ pub struct Observed {
     pub waited: bool,
     /// This end's node tells of a boot before this one, which has crashed: of its rings, or that it had closed.
     pub left: bool,
+    /// That boot was connected, and nothing has been tried with its rings yet.
+    pub may_go_on: bool,
 }
 
 /// The next step.
@@ -50,6 +52,8 @@ pub struct Observed {
 pub enum Step {
     /// Nothing until something changes.
     Wait,
+    /// Go on with the rings of a boot before this one, if that is possible.
+    GoOn,
     /// Publish rings, and report `Initialised`.
     Publish,
     /// Read the disk's properties, use the rings, and report `Connected`.
@@ -72,6 +76,8 @@ pub fn decide(phase: Phase, seen: Observed) -> Step {
     }
     match (phase, seen.backend) {
         (Phase::Failed, _) => Step::Wait,
+
+        (Phase::Fresh, Connected) if seen.may_go_on => Step::GoOn,
 
         // The rings that it is connected to, or about to be, are not this frontend's; or it waits to be asked again.
         (Phase::Fresh, InitWait | Closed) if seen.left => Step::Close,
@@ -110,6 +116,7 @@ mod tests {
             in_use,
             waited: false,
             left: false,
+            may_go_on: false,
         }
     }
 
@@ -172,6 +179,26 @@ mod tests {
                 ..seen(backend, true, true)
             };
             assert_eq!(decide(Phase::Fresh, left), Step::Close, "{backend:?}");
+        }
+    }
+
+    #[test]
+    fn rings_that_a_crash_has_left_are_gone_on_with_if_their_backend_is_connected() {
+        for backend in [
+            Initialising,
+            InitWait,
+            Initialised,
+            Connected,
+            Closing,
+            Closed,
+        ] {
+            let left = Observed {
+                left: true,
+                may_go_on: true,
+                ..seen(backend, true, true)
+            };
+            let goes_on = decide(Phase::Fresh, left) == Step::GoOn;
+            assert_eq!(goes_on, backend == Connected, "{backend:?}");
         }
     }
 

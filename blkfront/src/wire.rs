@@ -101,6 +101,26 @@ struct Slot {
     used: bool,
 }
 
+/// Returns the memory of a ring as both ends see it.
+fn shared<H: Hypervisor>(memory: &SharedMemory<H>) -> Option<SharedPages> {
+    // SAFETY: the memory is kept for as long as the ring, and used through it alone.
+    unsafe { SharedPages::new(memory.base(), memory.pages()) }.ok()
+}
+
+/// Returns the slots of a ring of which none is in use, and the list of those that are not.
+fn unused_slots(slots: u32) -> Option<(Vec<Slot>, Vec<u16>)> {
+    let count = slots as usize;
+    let unused = Slot {
+        client: 0,
+        entry: 0,
+        operation: Opcode::READ,
+        used: false,
+    };
+    let slots = filled(count, |_| unused).ok()?;
+    let free = filled(count, |slot| (count - 1 - slot) as u16).ok()?;
+    Some((slots, free))
+}
+
 impl<H: Hypervisor> Wire<H> {
     /// Makes an empty ring in memory that was granted to the backend. `port` notifies the backend.
     pub fn new(
@@ -110,22 +130,44 @@ impl<H: Hypervisor> Wire<H> {
         rules: Rules,
     ) -> Result<Self, NotShared> {
         let bytes = memory.pages() * PAGE_SIZE;
-        let no_memory = |_| NotShared::NoMemory { bytes };
-        // SAFETY: the memory is kept for as long as the ring, and used through it alone.
-        let shared = unsafe { SharedPages::new(memory.base(), memory.pages()) };
-        let shared = shared.map_err(|_| NotShared::NoMemory { bytes })?;
-        let format = Blkif::new(Abi::NATIVE);
-        let front = FrontRing::new(shared, format).map_err(|_| NotShared::NoMemory { bytes })?;
-        let count = front.slots() as usize;
-        let unused = Slot {
-            client: 0,
-            entry: 0,
-            operation: Opcode::READ,
-            used: false,
+        let no_memory = NotShared::NoMemory { bytes };
+        let shared = shared(&memory).ok_or(no_memory)?;
+        let front = FrontRing::new(shared, Blkif::new(Abi::NATIVE)).map_err(|_| no_memory)?;
+        let slots = unused_slots(front.slots()).ok_or(no_memory)?;
+        Ok(Self::with(memory, (front, slots), hypervisor, port, rules))
+    }
+
+    /// Goes on with a ring of a boot before this one, on which the backend has answered everything. Returns the memory
+    /// again if it has not, or has written nonsense there.
+    pub fn left(
+        memory: SharedMemory<H>,
+        hypervisor: H,
+        port: Port,
+        rules: Rules,
+    ) -> Result<Self, SharedMemory<H>> {
+        let attach = || {
+            let mut front = FrontRing::attach(shared(&memory)?, Blkif::new(Abi::NATIVE)).ok()?;
+            // What is answered from now on is to be notified of.
+            let idle = !front.final_check().ok()?;
+            let slots = unused_slots(front.slots())?;
+            idle.then_some((front, slots))
         };
-        Ok(Wire {
-            slots: filled(count, |_| unused).map_err(no_memory)?,
-            free: filled(count, |slot| (count - 1 - slot) as u16).map_err(no_memory)?,
+        match attach() {
+            Some(ring) => Ok(Self::with(memory, ring, hypervisor, port, rules)),
+            None => Err(memory),
+        }
+    }
+
+    fn with(
+        memory: SharedMemory<H>,
+        (front, (slots, free)): (FrontRing<SharedPages, Blkif>, (Vec<Slot>, Vec<u16>)),
+        hypervisor: H,
+        port: Port,
+        rules: Rules,
+    ) -> Self {
+        Wire {
+            slots,
+            free,
             front,
             memory,
             hypervisor,
@@ -133,7 +175,7 @@ impl<H: Hypervisor> Wire<H> {
             rules,
             sent: 0,
             errors: 0,
-        })
+        }
     }
 
     /// Returns the grants of the ring's pages.

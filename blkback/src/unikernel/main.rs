@@ -304,7 +304,11 @@ fn own_disks(
 ) -> Box<dyn Store> {
     let memory = Arc::new(hypervisor);
     let vcpus = vcpus.to_vec();
-    let disks = Frontends::new(handle.clone(), store.clone(), vcpus, memory, grants);
+    #[cfg(feature = "recover")]
+    let kept = bulkhead_kernel::recovery::region::kept_ports();
+    #[cfg(not(feature = "recover"))]
+    let kept = bulkhead_xen::KeptPorts::NONE;
+    let disks = Frontends::new(handle.clone(), store.clone(), vcpus, memory, grants, kept);
     let following = disks.clone();
     handle.spawn(async move {
         let Err(error) = following.follow().await;

@@ -61,9 +61,12 @@ const FAILS_AFTER: Duration = Duration::from_secs(1);
 /// The node by which the toolstack crashes the domain, and its answer.
 const CRASH_NODE: &str = "data/crash";
 
-/// The time between two attempts to end what a boot before this one has granted.
+/// The time between the first two attempts to end what a boot before this one has granted; it doubles each time.
 #[cfg(any(feature = "nbd", feature = "pci", feature = "vbd"))]
 const LEFT_PAUSE: Duration = Duration::from_millis(500);
+/// The longest such time: a backend that goes on with its disk may keep pages for good.
+#[cfg(any(feature = "nbd", feature = "pci", feature = "vbd"))]
+const LONGEST_LEFT_PAUSE: Duration = Duration::from_secs(16);
 
 /// The value of that key that also lets crashes follow each other without a limit.
 const OFTEN: &str = "often";
@@ -426,8 +429,10 @@ pub fn grants(machine: &Machine, handle: &Handle<Hypercalls>) -> TableOnDemand<H
     let (ending, waiting) = (grants.clone(), handle.clone());
     handle.spawn(async move {
         // Whoever publishes new rings waits for that, too; but there may be none.
+        let mut pause = LEFT_PAUSE;
         while ending.get().is_some_and(|table| table.end_left(None) > 0) {
-            waiting.sleep(LEFT_PAUSE).await;
+            waiting.sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_LEFT_PAUSE);
         }
     });
     grants

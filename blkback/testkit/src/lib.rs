@@ -94,7 +94,7 @@ use bulkhead_net::Traces;
 use bulkhead_nvme::nvme_store;
 use bulkhead_virtio::virtio_store;
 use bulkhead_xen::abi::xs_wire::ERROR_RING_INDEX;
-use bulkhead_xen::{DomId, Hypervisor, Instant};
+use bulkhead_xen::{DomId, Hypervisor, Instant, KeptPorts};
 use bulkhead_xen_sim::xenstore::toolstack::{self, Vbd};
 use bulkhead_xen_sim::{DomainConfig, Sim, SimDomain, SimVcpu};
 use bulkhead_xenstore_client::{Client, Ring};
@@ -146,11 +146,11 @@ fn own_disks(
     storage: &SimDomain,
     executors: &Executors,
     store: &Client,
-    grants: TableOnDemand<SimVcpu>,
+    (grants, kept): (TableOnDemand<SimVcpu>, KeptPorts),
 ) -> Rc<Frontends<SimVcpu>> {
     let (vcpus, memory) = (executors.spawners(), Arc::new(storage.hypervisor()));
     let handle = executors.handle();
-    let all = Frontends::new(handle.clone(), store.clone(), vcpus, memory, grants);
+    let all = Frontends::new(handle.clone(), store.clone(), vcpus, memory, grants, kept);
     let following = all.clone();
     handle.spawn(async move {
         let Err(error) = following.follow().await;
@@ -226,9 +226,13 @@ impl World {
             stores.register(store);
         }
         let grants = TableOnDemand::new(storage.hypervisor());
+        #[cfg(feature = "recover")]
+        let kept = surviving.as_ref().map_or(KeptPorts::NONE, Surviving::ports);
+        #[cfg(not(feature = "recover"))]
+        let kept = KeptPorts::NONE;
         let frontends = setup
             .own_disks
-            .then(|| own_disks(&storage, &executors, &store, grants.clone()));
+            .then(|| own_disks(&storage, &executors, &store, (grants.clone(), kept)));
         if let Some(frontends) = &frontends {
             stores.register(Box::new(vbd_store(frontends.clone())));
         }

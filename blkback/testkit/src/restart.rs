@@ -17,7 +17,7 @@ use bulkhead_nbd::{nbd_store, without_tls};
 use bulkhead_net::Traces;
 use bulkhead_nvme::nvme_store;
 use bulkhead_virtio::virtio_store;
-use bulkhead_xen::Port;
+use bulkhead_xen::{KeptPorts, Port};
 use bulkhead_xen_sim::SimVcpu;
 use bulkhead_xenstore_client::{Client, Positions, Resumable, Ring};
 use std::alloc::{Layout, alloc_zeroed};
@@ -25,10 +25,12 @@ use std::cell::{Cell, RefCell};
 use std::ptr::NonNull;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 
 /// What survives a crash, zero at first.
 pub struct Surviving {
     positions: &'static Positions,
+    ports: &'static [AtomicU32; 32],
     memory: NonNull<Memory>,
     restarts: Cell<u32>,
     /// That of the last restart.
@@ -44,6 +46,7 @@ impl Surviving {
         let memory = unsafe { alloc_zeroed(Layout::new::<Memory>()) };
         Surviving {
             positions: Box::leak(Box::default()),
+            ports: Box::leak(Box::default()),
             memory: NonNull::new(memory.cast()).expect("memory"),
             restarts: Cell::new(0),
             backend: RefCell::default(),
@@ -62,6 +65,11 @@ impl Surviving {
     ) -> Client {
         let ring = Resumable::new(ring, self.positions).expect("between two requests");
         Client::resume(handle, ring, port, self.restarts.get())
+    }
+
+    /// Returns the ports of own disks that a crash leaves open.
+    pub fn ports(&self) -> KeptPorts {
+        KeptPorts::new(self.ports)
     }
 
     /// Keeps what is served, and goes on with what is there.
@@ -137,7 +145,11 @@ impl World {
         surviving.restarts.set(surviving.restarts.get() + 1);
         // The tasks are never dropped.
         std::mem::forget(self.executors());
-        self.storage.restart(kept_port().as_slice());
+        let kept: Vec<Port> = kept_port()
+            .into_iter()
+            .chain(surviving.ports().iter())
+            .collect();
+        self.storage.restart(&kept);
 
         let executors = Executors::new(&self.storage, surviving.vcpus);
         let handle = executors.handle();
@@ -168,7 +180,12 @@ impl World {
         if let Some(before) = &self.frontends {
             // Nor are these.
             std::mem::forget(before.clone());
-            let disks = own_disks(storage, &executors, &store, grants.clone());
+            let disks = own_disks(
+                storage,
+                &executors,
+                &store,
+                (grants.clone(), surviving.ports()),
+            );
             stores.register(Box::new(vbd_store(disks)));
         }
         if let Some(nvme) = &self.nvme {

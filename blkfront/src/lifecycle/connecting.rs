@@ -30,7 +30,7 @@ impl<H: Hypervisor> Life<'_, H> {
         read_nodes(&mut nodes, frontends.store(), &peer.path, &OFFER_NODES).await?;
         let backend = (peer.id, Offer::parse(&nodes));
         let hypervisor = frontends.handle().hypervisor();
-        let memory = (frontends.pool(), self.disk.grants());
+        let memory = (frontends.pool(), self.disk.grants(), frontends.kept());
         let made = Connection::new(&self.disk, frontends.vcpus(), memory, backend, hypervisor);
         let connection = match made.await {
             Ok(connection) => connection,
@@ -42,8 +42,9 @@ impl<H: Hypervisor> Life<'_, H> {
         self.write(nodes, XenbusState::Initialised).await
     }
 
-    /// Reads the properties of the disk from the backend's nodes, and uses the rings.
-    pub(super) async fn connect(&mut self) -> Result<(), Error> {
+    /// Reads the properties of the disk from the backend's nodes, and uses the rings. Reports the state, if there is one to
+    /// be reported.
+    pub(super) async fn connect(&mut self, state: Option<XenbusState>) -> Result<(), Error> {
         let properties = match self.properties().await? {
             Ok(properties) => properties,
             Err(problem) => {
@@ -75,7 +76,9 @@ impl<H: Hypervisor> Life<'_, H> {
         self.phase = Phase::Connected;
         // The rings are in use already.
         self.frontends.something_changed();
-        self.write(Vec::new(), XenbusState::Connected).await?;
+        if let Some(state) = state {
+            self.write(Vec::new(), state).await?;
+        }
         self.retry = RETRY;
         self.told = None;
         let geometry = properties.geometry;

@@ -1,6 +1,7 @@
 //! What a boot before this one of the same domain has left with a backend when it crashed.
 
 use super::{LONG_LOOK, LOOK_AGAIN, Life};
+use crate::connection::Leftover;
 use crate::state_machine::Phase;
 use alloc::format;
 use alloc::vec::Vec;
@@ -18,17 +19,24 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const CLOSES: Duration = Duration::from_secs(1);
 
 /// What is known of it.
-pub(super) struct EarlierBoot {
+pub(super) struct EarlierBoot<H: Hypervisor> {
     /// The disk's rings, once they were read.
     rings: Option<Vec<GrantRef>>,
+    /// It may have left rings that can be gone on with.
+    pub(super) may_go_on: bool,
+    /// Rings of its that were tried to be gone on with, in vain.
+    pub(super) leftover: Option<Leftover<H>>,
     /// The time to wait before looking again.
     pause: Duration,
 }
 
-impl Default for EarlierBoot {
-    fn default() -> Self {
+impl<H: Hypervisor> EarlierBoot<H> {
+    /// Returns what is known at first, if there was one or not.
+    pub(super) fn new(was_left: bool) -> Self {
         EarlierBoot {
             rings: None,
+            may_go_on: was_left,
+            leftover: None,
             pause: LOOK_AGAIN,
         }
     }
@@ -46,12 +54,18 @@ impl<H: Hypervisor> Life<'_, H> {
             return Ok(false);
         }
         self.note_rings_of_before().await?;
+        let tried = self.before.leftover.as_mut();
+        let keeps_tried = tried.is_some_and(|rings| !rings.take_back(&self.disk));
         let grants = self.disk.grants();
-        let in_use = match self.before.rings.as_deref().unwrap_or_default() {
-            [] => grants.end_left(Some(backend)) > 0,
-            rings => grants.is_left(backend, rings),
-        };
+        let in_use = keeps_tried
+            || match self.before.rings.as_deref().unwrap_or_default() {
+                // Of a backend that goes on with another disk, it is not to be known which of these are that disk's.
+                [] if self.frontends.has_gone_on(backend) => false,
+                [] => grants.end_left(Some(backend)) > 0,
+                rings => grants.is_left(backend, rings),
+            };
         if !in_use {
+            self.before.leftover = None;
             return Ok(false);
         }
         let pause = self.before.pause;

@@ -1,0 +1,114 @@
+//! Going on with the rings of a boot before this one that has crashed: the backend stays connected, and its end of the
+//! disk notices nothing.
+
+use super::Life;
+use crate::connection::{Connection, LeftRing, RING_NODES};
+use crate::state_machine::Phase;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use bulkhead_ring::MAX_PAGES;
+use bulkhead_xen::{GrantRef, Hypervisor, Port};
+use bulkhead_xenstore_client::Error;
+use core::time::Duration;
+
+/// The time in which the backend has to answer what it was asked before the crash.
+const DRAINS: Duration = Duration::from_millis(200);
+/// The time between two looks whether it has.
+const DRAINS_PAUSE: Duration = Duration::from_millis(1);
+
+/// Free pages, and free entries of the grant table, for each grant that was left: what the backend keeps mapped stays
+/// out of use for as long as it does, and as much as that is needed anew.
+const ROOM: usize = 2;
+
+impl<H: Hypervisor> Life<'_, H> {
+    /// Goes on with the rings that the disk's nodes name. The rings are used only once the backend has answered all that it was
+    /// asked before, so that nothing of before comes after what it is asked from now on. If anything is not as it
+    /// should be, the disk is closed next, and connected anew.
+    pub(super) async fn go_on(&mut self) -> Result<(), Error> {
+        self.before.may_go_on = false;
+        let Some(backend) = self.peer.as_ref().map(|peer| peer.id) else {
+            return Ok(());
+        };
+        let rings = self.rings_left().await?;
+        let (frontends, grants) = (self.frontends, self.disk.grants());
+        if rings.is_empty() || !self.has_room() {
+            return Ok(());
+        }
+        let ports: Vec<Port> = rings.iter().map(|ring| ring.port).collect();
+        if !frontends.take_left(&ports) {
+            return Ok(());
+        }
+        let hypervisor = frontends.handle().hypervisor();
+        let memory = (frontends.pool(), grants, frontends.kept());
+        let left = Connection::left(&self.disk, frontends.vcpus(), memory, backend, &rings);
+        let mut connection = left.await;
+        connection.notify_of_left(hypervisor);
+        let over = frontends.handle().now() + DRAINS;
+        let mut drained = connection.is_drained(hypervisor, rings.len());
+        while !drained && frontends.handle().now() < over {
+            frontends.handle().sleep(DRAINS_PAUSE).await;
+            drained = connection.is_drained(hypervisor, rings.len());
+        }
+        if !drained {
+            self.before.leftover = Some(connection.disconnect(&self.disk));
+            self.tell(
+                "is connected anew, as the rings of before the crash are of no use".to_string(),
+            );
+            return Ok(());
+        }
+        self.connection = Some(connection);
+        frontends.note_gone_on(backend);
+        log::info!(
+            "disk {}: goes on with the rings of before the crash",
+            self.disk.name
+        );
+        self.phase = Phase::Published;
+        self.connect(None).await
+    }
+
+    /// Returns whether the domain can do without the pages that the backend keeps.
+    fn has_room(&self) -> bool {
+        let grants = self.disk.grants();
+        grants.end_left(None);
+        let needed = grants.found_left() * ROOM;
+        self.frontends.pool().free_pages() >= needed && grants.free_entries() >= needed
+    }
+
+    /// Returns the rings that the disk's nodes name; none if the nodes are not such as this frontend writes.
+    async fn rings_left(&self) -> Result<Vec<LeftRing>, Error> {
+        let store = self.frontends.store();
+        let counts = RING_NODES.map(|name| format!("{}/{name}", self.path));
+        let counts = store.read_each(&counts).await?;
+        let number = |value: &Option<String>| value.as_ref()?.parse::<u32>().ok();
+        let count = |at: usize, default| match counts.get(at) {
+            Some(Some(value)) => value.parse::<usize>().unwrap_or(usize::MAX),
+            _ => default,
+        };
+        let (order, rings) = (count(0, 0), count(1, 1));
+        if order > MAX_PAGES.ilog2() as usize || rings > self.frontends.vcpus().len() {
+            return Ok(Vec::new());
+        }
+        let pages = 1 << order;
+        let mut paths = Vec::new();
+        for ring in 0..rings {
+            let prefix = match rings {
+                1 => self.path.clone(),
+                _ => format!("{}/queue-{ring}", self.path),
+            };
+            paths.push(format!("{prefix}/event-channel"));
+            paths.extend((0..pages).map(|page| match pages {
+                1 => format!("{prefix}/ring-ref"),
+                _ => format!("{prefix}/ring-ref{page}"),
+            }));
+        }
+        let values = store.read_each(&paths).await?;
+        let numbers: Option<Vec<u32>> = values.iter().map(number).collect();
+        let numbers = numbers.unwrap_or_default();
+        let rings = numbers.chunks_exact(1 + pages).map(|ring| LeftRing {
+            port: Port(ring[0]),
+            grefs: ring[1..].iter().copied().map(GrantRef).collect(),
+        });
+        Ok(rings.collect())
+    }
+}

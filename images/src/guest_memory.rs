@@ -55,37 +55,76 @@ pub unsafe fn zero(to: *mut u8, len: usize) {
 #[repr(C, packed)]
 struct Unaligned(u64);
 
-/// Copies as many whole blocks of 64 bytes as there are, and returns the number of their bytes.
+/// Instructions that copy 64 bytes, so many bytes behind the current ones.
+#[cfg(target_arch = "x86_64")]
+macro_rules! copy_64_bytes {
+    ($a:literal $b:literal $c:literal $d:literal) => {
+        concat!(
+            "movups {a}, [{from} + {at} + ",
+            $a,
+            "]\n",
+            "movups {b}, [{from} + {at} + ",
+            $b,
+            "]\n",
+            "movups {c}, [{from} + {at} + ",
+            $c,
+            "]\n",
+            "movups {d}, [{from} + {at} + ",
+            $d,
+            "]\n",
+            "movups [{to} + {at} + ",
+            $a,
+            "], {a}\n",
+            "movups [{to} + {at} + ",
+            $b,
+            "], {b}\n",
+            "movups [{to} + {at} + ",
+            $c,
+            "], {c}\n",
+            "movups [{to} + {at} + ",
+            $d,
+            "], {d}",
+        )
+    };
+}
+
+/// Copies as many whole blocks of 64 bytes as there are, and returns the number of their bytes. Four of them have one
+/// turn of the loop, which saves a quarter of the instructions for a page.
 ///
 /// # Safety
 /// As for [`copy`].
 #[cfg(target_arch = "x86_64")]
-#[inline]
+#[inline(never)]
 unsafe fn copy_wide(from: *const u8, to: *mut u8, len: usize) -> usize {
-    let wide = len & !63;
-    if wide == 0 {
-        return 0;
-    }
+    let (wide, widest) = (len & !63, len & !255);
     // SAFETY: reads and writes `wide` bytes, no more than the caller promised; the registers it
     // changes are named, the stack and the flags' direction bit are not touched.
     unsafe {
         core::arch::asm!(
+            "cmp {at}, {widest}",
+            "je 3f",
             "2:",
-            "movups {a}, [{from}]",
-            "movups {b}, [{from} + 16]",
-            "movups {c}, [{from} + 32]",
-            "movups {d}, [{from} + 48]",
-            "movups [{to}], {a}",
-            "movups [{to} + 16], {b}",
-            "movups [{to} + 32], {c}",
-            "movups [{to} + 48], {d}",
-            "add {from}, 64",
-            "add {to}, 64",
-            "sub {left}, 64",
-            "jnz 2b",
-            from = inout(reg) from => _,
-            to = inout(reg) to => _,
-            left = inout(reg) wide => _,
+            copy_64_bytes!("0" "16" "32" "48"),
+            copy_64_bytes!("64" "80" "96" "112"),
+            copy_64_bytes!("128" "144" "160" "176"),
+            copy_64_bytes!("192" "208" "224" "240"),
+            "add {at}, 256",
+            "cmp {at}, {widest}",
+            "jne 2b",
+            "3:",
+            "cmp {at}, {wide}",
+            "je 5f",
+            "4:",
+            copy_64_bytes!("0" "16" "32" "48"),
+            "add {at}, 64",
+            "cmp {at}, {wide}",
+            "jne 4b",
+            "5:",
+            from = in(reg) from,
+            to = in(reg) to,
+            wide = in(reg) wide,
+            widest = in(reg) widest,
+            at = inout(reg) 0_usize => _,
             a = out(xmm_reg) _,
             b = out(xmm_reg) _,
             c = out(xmm_reg) _,
@@ -169,10 +208,10 @@ mod tests {
 
     #[test]
     fn copies_every_length_at_every_alignment_and_nothing_else() {
-        let from: Vec<u8> = (0..400_u32).map(|n| (n * 7 + 1) as u8).collect();
-        for len in 0..200 {
+        let from: Vec<u8> = (0..4200_u32).map(|n| (n * 7 + n / 251) as u8).collect();
+        for len in (0..850).chain(4094..4100) {
             for (skip_from, skip_to) in [(0, 0), (1, 0), (0, 3), (7, 9)] {
-                let mut to = vec![0xEE_u8; 400];
+                let mut to = vec![0xEE_u8; len + 200];
                 // SAFETY: both vectors are long enough.
                 unsafe {
                     copy(

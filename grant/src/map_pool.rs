@@ -231,6 +231,15 @@ impl<H: Hypervisor> MapPool<H> {
         }
     }
 
+    /// Returns the address of a page of the pool that is known to be mapped.
+    ///
+    /// # Panics
+    /// If the mapping is another pool's.
+    #[inline]
+    pub(crate) fn place(&self, mapping: &Mapping) -> NonNull<u8> {
+        self.range.page(self.index(mapping))
+    }
+
     /// Returns the bus address of a mapped page. `None` if the page is not mapped, or if bus addresses are
     /// not kept ([`keep_dma_addrs`](Self::keep_dma_addrs)).
     #[inline]

@@ -20,14 +20,15 @@ pub struct Entries {
     /// The first entry of each list of those whose grants have the same low bits. Frontends use small
     /// numbers close together, which those bits tell apart.
     lists: Vec<u16>,
-    /// Entries that no request holds, the one that became idle last first.
+    /// The entries that no request holds, the one that became idle last first. Those that a request has come to hold
+    /// since stay, until the list is searched: so nothing is moved for a page that is used again and again.
     idle: IdleList,
 }
 
 pub struct CacheEntry {
     pub gref: GrantRef,
     pub mapping: Option<Mapping>,
-    /// The number of requests that use it, with the bits [`READ_ONLY`] and [`REVISITED`].
+    /// The number of requests that use it, with the bits [`READ_ONLY`], [`REVISITED`], [`LISTED`] and [`MAPPED`].
     pub uses: u16,
     /// The next entry in its list by grant, or among the vacant ones.
     next: u16,
@@ -40,8 +41,12 @@ pub struct CacheEntry {
 pub const READ_ONLY: u16 = 1 << 15;
 /// Set in [`CacheEntry::uses`] if the page was used since it became idle.
 pub const REVISITED: u16 = 1 << 14;
+/// Set in [`CacheEntry::uses`] if it is in the list of idle entries.
+const LISTED: u16 = 1 << 13;
+/// Set in [`CacheEntry::uses`] if the page was found to be mapped: it stays so until the entry is removed.
+pub const MAPPED: u16 = 1 << 12;
 /// The rest of [`CacheEntry::uses`].
-pub const MOST_HOLDERS: u16 = REVISITED - 1;
+const MOST_HOLDERS: u16 = MAPPED - 1;
 
 const _: () = assert!(size_of::<CacheEntry>() == 16);
 
@@ -54,6 +59,20 @@ impl CacheEntry {
     #[inline]
     pub fn is_read_only(&self) -> bool {
         self.uses & READ_ONLY > 0
+    }
+
+    /// Returns whether one request more can hold it: many times more can than a queue has pages.
+    #[inline]
+    pub fn has_room(&self) -> bool {
+        self.uses & MOST_HOLDERS < MOST_HOLDERS
+    }
+
+    /// Ends a hold. Returns true if nothing else is to be done: a request holds it still, or it is mapped and in the list
+    /// of idle entries.
+    #[inline]
+    pub fn end_hold(&mut self) -> bool {
+        self.uses -= 1;
+        self.is_held() || self.uses & (LISTED | MAPPED) == LISTED | MAPPED
     }
 }
 
@@ -164,25 +183,30 @@ impl Entries {
         mapping
     }
 
-    /// Returns the idle entry that was used least recently. Entries that were used since they became idle are
-    /// moved to the front on the way, each once for all its uses.
+    /// Returns the entry that became idle first, and was not used since. On the way, entries that were used are moved to
+    /// the front, and those that a request holds are taken out of the list, each once for all its uses.
     pub fn oldest_idle(&mut self) -> Option<u16> {
         loop {
             let oldest = self.idle.oldest;
-            let entry = self.all.get_mut(usize::from(oldest))?;
-            if entry.uses & REVISITED == 0 {
+            let entry = self.all.get(usize::from(oldest))?;
+            let is_held = entry.is_held();
+            if !is_held && entry.uses & REVISITED == 0 {
                 return Some(oldest);
             }
-            entry.uses &= !REVISITED;
             self.unlink(oldest);
-            self.link(oldest);
+            if !is_held {
+                self.link(oldest);
+            }
         }
     }
 
-    /// Makes an entry idle: the one that was used most recently.
-    #[inline]
+    /// Makes an entry idle: if it is not in the list, it becomes the one that was used most recently.
     pub fn link(&mut self, at: u16) {
+        if self[at].uses & LISTED > 0 {
+            return;
+        }
         let older = self.idle.newest;
+        self[at].uses = self[at].uses & !REVISITED | LISTED;
         self[at].newer = NONE;
         self[at].older = older;
         match older {
@@ -192,10 +216,10 @@ impl Entries {
         self.idle.newest = at;
     }
 
-    /// Takes an entry out of the idle ones.
-    #[inline(always)]
-    pub fn unlink(&mut self, at: u16) {
+    /// Takes an entry out of the list of idle ones.
+    fn unlink(&mut self, at: u16) {
         let CacheEntry { newer, older, .. } = self[at];
+        self[at].uses &= !LISTED;
         match newer {
             NONE => self.idle.newest = older,
             newer => self[newer].older = older,

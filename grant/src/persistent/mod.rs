@@ -1,9 +1,9 @@
 //! Granted pages that stay mapped from one request to the next (`feature-persistent`, io/blkif.h).
 //!
 //! A frontend that uses the same grants over and over costs no hypercall for them once they are
-//! mapped. The number of mapped pages is bounded: beyond that, the least recently used page that no request
-//! holds is unmapped. A frontend may cycle through more grants than fit: then each sweep maps and unmaps in
-//! one hypercall each, as without persistence.
+//! mapped. The number of mapped pages is bounded: beyond that, a page is unmapped that no request
+//! holds: the one that became idle first, and was not used since. A frontend may cycle through more
+//! grants than fit: then each sweep maps and unmaps in one hypercall each, as without persistence.
 
 mod entries;
 
@@ -14,7 +14,7 @@ use alloc::vec::Vec;
 use bulkhead_xen::{DmaAddr, DomId, GrantRef, GrantStatus, Hypervisor};
 use core::fmt;
 use core::ptr::NonNull;
-use entries::{Entries, MOST_ENTRIES, MOST_HOLDERS, READ_ONLY, REVISITED};
+use entries::{Entries, MAPPED, MOST_ENTRIES, READ_ONLY, REVISITED};
 
 /// A queue's persistently mapped pages. All memory it needs is taken when it is made.
 pub struct PersistentCache<H: Hypervisor> {
@@ -114,35 +114,53 @@ impl<H: Hypervisor> PersistentCache<H> {
     }
 
     /// Holds a page of the frontend for a request. If it is not cached, the next
-    /// [`map_queued`](Self::map_queued) maps it; if need be, the least recently used page that
-    /// no request holds is unmapped for it.
+    /// [`map_queued`](Self::map_queued) maps it; if need be, a page that no request holds
+    /// is unmapped for it: the one that became idle first, and was not used since.
     #[inline]
     pub fn hold(
         &mut self,
         gref: GrantRef,
         access: GrantAccess,
     ) -> Result<CachedMapping, CacheFull> {
-        let entry = match self.entries.find(gref) {
-            Some(entry) if !self.is_too_weak(entry, access) => {
+        if let Some(at) = self.entries.find(gref) {
+            let entry = &mut self.entries[at];
+            let fits = access == GrantAccess::ReadOnly || !entry.is_read_only();
+            if fits && entry.has_room() {
+                entry.uses = (entry.uses | REVISITED) + 1;
                 self.hits += 1;
-                if !self.entries[entry].is_held() {
-                    self.entries.unlink(entry);
-                }
-                entry
+                return Ok(CachedMapping { entry: at, access });
             }
-            Some(entry) => {
-                self.discard(entry);
+        }
+        self.hold_anew(gref, access)
+    }
+
+    /// Does the same for a page that is not cached, or perhaps not as it is wanted.
+    #[cold]
+    #[inline(never)]
+    fn hold_anew(
+        &mut self,
+        gref: GrantRef,
+        access: GrantAccess,
+    ) -> Result<CachedMapping, CacheFull> {
+        let at = match self.entries.find(gref) {
+            // Mapped for reading while another request reads: this one is told when it asks for the address.
+            Some(at) if self.entries[at].is_held() => {
+                self.hits += 1;
+                at
+            }
+            known => {
+                if let Some(at) = known {
+                    self.discard(at);
+                }
                 self.insert(gref, access)?
             }
-            None => self.insert(gref, access)?,
         };
-        let uses = &mut self.entries[entry].uses;
-        if *uses & MOST_HOLDERS == MOST_HOLDERS {
-            // Many times more than a queue has pages.
+        let entry = &mut self.entries[at];
+        if !entry.has_room() {
             return Err(CacheFull);
         }
-        *uses += 1;
-        Ok(CachedMapping { entry, access })
+        entry.uses += 1;
+        Ok(CachedMapping { entry: at, access })
     }
 
     /// Returns where a page is mapped, and where devices find it, if it is mapped already so that `access` is
@@ -171,13 +189,6 @@ impl<H: Hypervisor> PersistentCache<H> {
         self.hits += pages as u64;
     }
 
-    /// Returns whether an entry is mapped for reading, wanted for writing, and can be mapped anew.
-    fn is_too_weak(&self, entry: u16, wanted: GrantAccess) -> bool {
-        let entry = &self.entries[entry];
-        !entry.is_held() && entry.is_read_only() && wanted == GrantAccess::ReadWrite
-    }
-
-    #[cold]
     fn insert(&mut self, gref: GrantRef, access: GrantAccess) -> Result<u16, CacheFull> {
         if self.try_writable.len() == self.try_writable.capacity() {
             self.map_queued();
@@ -301,7 +312,10 @@ impl<H: Hypervisor> PersistentCache<H> {
             return Err(GrantStatus::GENERAL_ERROR);
         }
         let mapping = entry.mapping.as_ref().ok_or(GrantStatus::GENERAL_ERROR)?;
-        self.pool.address(mapping)
+        match entry.uses & MAPPED > 0 {
+            true => Ok(self.pool.place(mapping)),
+            false => self.pool.address(mapping),
+        }
     }
 
     /// Returns the bus address of a mapped page. `None` if the page is not mapped, or if bus addresses are
@@ -315,20 +329,21 @@ impl<H: Hypervisor> PersistentCache<H> {
     /// Ends the use of a page by a request. It stays mapped as long as there is room.
     #[inline]
     pub fn release(&mut self, cached: CachedMapping) {
-        let at = cached.entry;
-        let entry = &mut self.entries[at];
-        entry.uses -= 1;
-        if entry.is_held() {
-            return;
+        if !self.entries[cached.entry].end_hold() {
+            self.make_idle(cached.entry);
         }
-        let mapped = entry
-            .mapping
-            .as_ref()
-            .is_some_and(|mapping| self.pool.address(mapping).is_ok());
+    }
+
+    /// Notes that no request holds an entry any more.
+    #[cold]
+    fn make_idle(&mut self, at: u16) {
         self.entries.link(at);
-        if !mapped {
+        let entry = &mut self.entries[at];
+        let mapping = entry.mapping.as_ref();
+        match mapping.is_some_and(|mapping| self.pool.address(mapping).is_ok()) {
+            true => entry.uses |= MAPPED,
             // Refused, or never mapped: the next request asks Xen again.
-            self.discard(at);
+            false => self.discard(at),
         }
     }
 

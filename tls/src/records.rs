@@ -235,9 +235,12 @@ impl Records {
                         }
                     }
                     received.fill(record.payload.len());
-                    *barren = 0;
-                    with_data += 1;
-                    *data_before += record.payload.len();
+                    // A server may send application data of no bytes at all.
+                    if !record.payload.is_empty() {
+                        *barren = 0;
+                        with_data += 1;
+                        *data_before += record.payload.len();
+                    }
                 }
                 whole
             }

@@ -58,9 +58,7 @@ impl<H: Hypervisor> Namespaces<H> {
             ),
         })
     }
-}
 
-impl<H: Hypervisor> Namespaces<H> {
     /// Returns the name by which a namespace is used through another controller, as both ports of a drive have it. It is
     /// known if it has a name that no other one in the world has.
     fn used_through_another(&self, own: &Controller, namespace: &Namespace) -> Option<String> {

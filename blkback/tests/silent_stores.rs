@@ -169,21 +169,31 @@ fn after_a_crash_a_disk_is_served_whose_predecessors_store_had_not_let_go() {
     first.take_down();
 }
 
+/// Closes a disk, whose store does not let go of its requests.
+pub fn close(disk: &mut Frontend<'_>) {
+    disk.go(XenbusState::Closing);
+    disk.go(XenbusState::Closed);
+    disk.world.wait(Duration::from_secs(9));
+    assert_eq!(disk.backend(), Some(XenbusState::Closed));
+}
+
+/// Has the frontend of such a disk begin anew, which is refused.
+pub fn cannot_connect_again(disk: &mut Frontend<'_>) {
+    disk.forget();
+    disk.go(XenbusState::Initialising);
+    assert!(!disk.try_connect());
+    let problem = disk.problem().expect("refused");
+    assert!(problem.contains("still holds requests"), "{problem}");
+}
+
 #[test]
 fn a_frontend_does_not_connect_again_before_the_store_has_let_go() {
     let (world, late) = World::with_late_disks();
     let guest = Guest::new(&world);
     let mut disk = stuck(&guest);
     late.last().hold_on();
-    disk.go(XenbusState::Closing);
-    disk.go(XenbusState::Closed);
-    world.wait(Duration::from_secs(9));
-    assert_eq!(disk.backend(), Some(XenbusState::Closed));
-    disk.forget();
-    disk.go(XenbusState::Initialising);
-    assert!(!disk.try_connect());
-    let problem = disk.problem().expect("refused");
-    assert!(problem.contains("still holds requests"), "{problem}");
+    close(&mut disk);
+    cannot_connect_again(&mut disk);
     disk.go(XenbusState::Closed);
     late.last().release_backwards();
     world.run();

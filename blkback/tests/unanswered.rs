@@ -1,6 +1,7 @@
 //! Backends of the driver domain's own disks that have requests of guests that are gone: they may do them late.
 
 use crate::liar::{DISK, Liar, THERE_AND_BACK};
+use crate::silent_stores::{cannot_connect_again, close};
 use bulkhead_blkback_testkit::{Frontend, Guest, Setup, World};
 use bulkhead_ring::blkif::{Operation, Request, Status};
 use bulkhead_xen_sim::xenstore::toolstack::{self, Vbd};
@@ -69,17 +70,10 @@ fn a_frontend_does_not_connect_again_before_its_backend_has_answered() {
     let guest = Guest::with_memory(&world, 4096);
     let mut disk = guest.attach("xvda", "vbd:xvda").connected();
     let first = ask(&mut disk, &mut liar, write);
-    disk.go(XenbusState::Closing);
-    disk.go(XenbusState::Closed);
-    world.wait(Duration::from_secs(9));
-    assert_eq!(disk.backend(), Some(XenbusState::Closed));
+    close(&mut disk);
     let granted = world.storage.grants_in_use();
     for _ in 0..10 {
-        disk.forget();
-        disk.go(XenbusState::Initialising);
-        assert!(!disk.try_connect());
-        let problem = disk.problem().expect("refused");
-        assert!(problem.contains("still holds requests"), "{problem}");
+        cannot_connect_again(&mut disk);
         disk.go(XenbusState::Closed);
     }
     assert_eq!(world.storage.grants_in_use(), granted);
@@ -110,15 +104,8 @@ fn a_frontend_does_not_connect_again_before_a_backend_that_is_gone_has_let_go() 
     liar.ring = None;
     liar.say(&[], XenbusState::Closed);
     world.wait(Duration::from_secs(1));
-    disk.go(XenbusState::Closing);
-    disk.go(XenbusState::Closed);
-    world.wait(Duration::from_secs(9));
-    assert_eq!(disk.backend(), Some(XenbusState::Closed));
-    disk.forget();
-    disk.go(XenbusState::Initialising);
-    assert!(!disk.try_connect());
-    let problem = disk.problem().expect("refused");
-    assert!(problem.contains("still holds requests"), "{problem}");
+    close(&mut disk);
+    cannot_connect_again(&mut disk);
     drop(data);
     world.wait(Duration::from_secs(60));
     let let_go = |line: &String| line.contains("the store has let go of its requests");

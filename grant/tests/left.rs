@@ -20,6 +20,17 @@ fn grant(table: &GrantTable<SimVcpu>, pair: &Pair, page: NonNull<u8>) -> GrantRe
     gref
 }
 
+/// Crashes the frontend's domain and starts it again in place. Returns the grant table and the memory of the next boot.
+fn next_boot(pair: &Pair, table: GrantTable<SimVcpu>) -> (GrantTable<SimVcpu>, PagePool) {
+    std::mem::forget(table);
+    pair.frontend.restart(&[]);
+    let hypervisor = pair.frontend.hypervisor();
+    let left = TableOnDemand::left(hypervisor.clone(), Arc::new(hypervisor.clone()));
+    assert!(left.was_left());
+    let memory = PagePool::new(Arc::new(hypervisor.clone()));
+    (left.get().unwrap(), memory)
+}
+
 #[test]
 fn pages_are_free_again_once_nobody_uses_them_and_their_entries_then_too() {
     let pair = Pair::new();
@@ -36,13 +47,8 @@ fn pages_are_free_again_once_nobody_uses_them_and_their_entries_then_too() {
     let mut map = |gref| pool.queue_map(gref, GrantAccess::ReadWrite).unwrap();
     let (used, other) = (map(again), map(second));
     pool.map_queued();
-    std::mem::forget(table);
-    pair.frontend.restart(&[]);
+    let (table, _) = next_boot(&pair, table);
     assert_eq!(pair.frontend.pages_in_use(), before + 2);
-
-    let left = TableOnDemand::left(hypervisor.clone(), Arc::new(hypervisor.clone()));
-    assert!(left.was_left());
-    let table = left.get().unwrap();
     assert_eq!(table.end_left(None), 2);
     assert_eq!(table.end_left(Some(pair.backend.id())), 2);
     assert_eq!(table.end_left(Some(pair.guest())), 0);
@@ -91,11 +97,7 @@ fn numbers_of_before_are_not_given_out_while_anything_of_before_is_in_use() {
     let mut pool = pair.region.map_pool(pair.guest(), 1).unwrap();
     let used = pool.queue_map(before[1], GrantAccess::ReadWrite).unwrap();
     pool.map_queued();
-    std::mem::forget(table);
-    pair.frontend.restart(&[]);
-
-    let left = TableOnDemand::left(hypervisor.clone(), Arc::new(hypervisor.clone()));
-    let table = left.get().unwrap();
+    let (table, _) = next_boot(&pair, table);
     assert_eq!(table.end_left(None), 1);
     let page = hypervisor.allocate_to_grant(1).unwrap();
     for _ in 0..20 {
@@ -127,12 +129,7 @@ fn a_page_that_is_shared_on_is_this_boots_and_not_waited_for() {
     let mut map = |gref| pool.queue_map(gref, GrantAccess::ReadWrite).unwrap();
     let (mapped, others) = (map(used), [map(twice), map(again)]);
     pool.map_queued();
-    std::mem::forget(table);
-    pair.frontend.restart(&[]);
-
-    let left = TableOnDemand::left(hypervisor.clone(), Arc::new(hypervisor.clone()));
-    let memory = PagePool::new(Arc::new(hypervisor.clone()));
-    let table = left.get().unwrap();
+    let (table, memory) = next_boot(&pair, table);
     let take_up =
         |domain, gref| SharedMemory::left(&memory, &table, domain, &[gref]).map(|page| page.base());
     let backend = pair.backend.id();
@@ -172,12 +169,7 @@ fn pages_that_are_shared_on_lie_in_a_row_and_none_is_taken_up_else() {
     let mut map = |gref| pool.queue_map(gref, GrantAccess::ReadWrite).unwrap();
     let mapped = [first, second, third].map(&mut map);
     pool.map_queued();
-    std::mem::forget(table);
-    pair.frontend.restart(&[]);
-
-    let left = TableOnDemand::left(hypervisor.clone(), Arc::new(hypervisor.clone()));
-    let memory = PagePool::new(Arc::new(hypervisor.clone()));
-    let table = left.get().unwrap();
+    let (table, memory) = next_boot(&pair, table);
     let backend = pair.backend.id();
     assert_eq!(table.found_left(), 3);
     let take_up = |grefs: &[GrantRef]| SharedMemory::left(&memory, &table, backend, grefs);
@@ -212,12 +204,7 @@ fn pages_in_another_order_are_not_taken_up_and_waited_for() {
     let mut pool = pair.region.map_pool(pair.guest(), 4).unwrap();
     let mapped = grefs.map(|gref| pool.queue_map(gref, GrantAccess::ReadWrite).unwrap());
     pool.map_queued();
-    std::mem::forget(table);
-    pair.frontend.restart(&[]);
-
-    let left = TableOnDemand::left(hypervisor.clone(), Arc::new(hypervisor.clone()));
-    let memory = PagePool::new(Arc::new(hypervisor.clone()));
-    let table = left.get().unwrap();
+    let (table, memory) = next_boot(&pair, table);
     let backend = pair.backend.id();
     assert!(SharedMemory::left(&memory, &table, backend, &grefs).is_none());
     assert!(table.is_left(backend, &grefs[..1]) && table.is_left(backend, &grefs[1..]));

@@ -1,9 +1,10 @@
 //! Servers that are none, or that do not keep to the protocol.
 
 use crate::world::{
-    Authority, NAME, NEW, OLD, Server, Settings, VERSIONS, Wire, client, connect, take, turns,
+    Authority, NAME, NEW, OLD, Server, Settings, VERSIONS, Versions, Wire, client, connect, take,
+    turns,
 };
-use bulkhead_stream::Ended;
+use bulkhead_stream::{Ended, Stream};
 use bulkhead_tls::TlsError;
 use proptest::prelude::*;
 use std::task::{Context, Poll, Waker};
@@ -18,6 +19,17 @@ fn after(authority: &Authority, bytes: &[u8]) -> Option<TlsError> {
         Poll::Pending => None,
         Poll::Ready(ended) => Some(ended.err().expect("there is no server")),
     }
+}
+
+/// Returns a server of these versions, the wire to it, and a connection.
+fn connected(versions: Versions) -> (Server, Wire, Box<dyn Stream>) {
+    let authority = Authority::new("CA");
+    let wire = Wire::new(4096);
+    let mut settings = Settings::new(authority.server());
+    settings.versions = versions;
+    let mut server = Server::new(settings, &wire);
+    let stream = connect(&client(&authority), &mut server, NAME).expect("it connects");
+    (server, wire, stream)
 }
 
 #[test]
@@ -65,13 +77,8 @@ fn a_message_without_an_end_is_given_up() {
 
 #[test]
 fn changed_bytes_are_noticed() {
-    let authority = Authority::new("CA");
     for versions in VERSIONS {
-        let wire = Wire::new(4096);
-        let mut settings = Settings::new(authority.server());
-        settings.versions = versions;
-        let mut server = Server::new(settings, &wire);
-        let mut stream = connect(&client(&authority), &mut server, NAME).expect("it connects");
+        let (mut server, wire, mut stream) = connected(versions);
         server.say(b"the truth");
         let last = wire.0.borrow().to_client.len() - 1;
         wire.0.borrow_mut().to_client[last] ^= 1;
@@ -84,12 +91,7 @@ fn changed_bytes_are_noticed() {
 
 #[test]
 fn records_without_data_are_not_taken_for_ever() {
-    let authority = Authority::new("CA");
-    let wire = Wire::new(4096);
-    let mut settings = Settings::new(authority.server());
-    settings.versions = NEW;
-    let mut server = Server::new(settings, &wire);
-    let mut stream = connect(&client(&authority), &mut server, NAME).expect("it connects");
+    let (mut server, _, mut stream) = connected(NEW);
     let mut got = Vec::new();
     let mut rounds = 0;
     let ended = loop {
@@ -112,12 +114,7 @@ fn records_without_data_are_not_taken_for_ever() {
 
 #[test]
 fn keys_are_renewed_as_often_as_data_needs_it() {
-    let authority = Authority::new("CA");
-    let wire = Wire::new(4096);
-    let mut settings = Settings::new(authority.server());
-    settings.versions = NEW;
-    let mut server = Server::new(settings, &wire);
-    let mut stream = connect(&client(&authority), &mut server, NAME).expect("it connects");
+    let (mut server, _, mut stream) = connected(NEW);
     let data = [7; 16 << 10];
     for round in 0..300 {
         server.connection.refresh_traffic_keys().expect("TLS 1.3");
@@ -134,13 +131,8 @@ fn keys_are_renewed_as_often_as_data_needs_it() {
 
 #[test]
 fn a_half_message_after_the_handshake_does_no_harm_to_what_is_sent() {
-    let authority = Authority::new("CA");
-    let wire = Wire::new(4096);
-    let mut settings = Settings::new(authority.server());
-    settings.versions = OLD;
-    let mut server = Server::new(settings, &wire);
+    let (mut server, wire, mut stream) = connected(OLD);
     server.echoes = false;
-    let mut stream = connect(&client(&authority), &mut server, NAME).expect("it connects");
     // The beginning of a record.
     wire.0
         .borrow_mut()

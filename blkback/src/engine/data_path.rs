@@ -209,21 +209,21 @@ impl<H: Hypervisor> PageAccess<H> {
         pages: &Pages,
         access: GrantAccess,
     ) {
-        let mappings = &mut self.mappings;
-        pool.for_each(pages, |page| {
-            // A page that finds no room stays unreached, and is copied later.
-            page.hold = match mappings {
-                Mappings::Persistent(cache) => {
-                    cache.hold(page.gref, access).map_or(Hold::None, Hold::Kept)
-                }
-                Mappings::PerRequest { map_pool, .. } => map_pool
-                    .queue_map(page.gref, access)
-                    .map_or(Hold::None, Hold::Mapped),
-                Mappings::ForDevice { pool, .. } => pool
-                    .queue_map(page.gref, access)
-                    .map_or(Hold::None, Hold::ForDevice),
-            };
-        });
+        // A page that finds no room stays unreached, and is copied later.
+        match &mut self.mappings {
+            Mappings::Persistent(cache) => pool.for_each(pages, |page| {
+                let kept = cache.hold(page.gref, access);
+                page.hold = kept.map_or(Hold::None, Hold::Kept);
+            }),
+            Mappings::PerRequest { map_pool, .. } => pool.for_each(pages, |page| {
+                let mapped = map_pool.queue_map(page.gref, access);
+                page.hold = mapped.map_or(Hold::None, Hold::Mapped);
+            }),
+            Mappings::ForDevice { pool: device, .. } => pool.for_each(pages, |page| {
+                let mapped = device.queue_map(page.gref, access);
+                page.hold = mapped.map_or(Hold::None, Hold::ForDevice);
+            }),
+        }
     }
 
     /// Maps and copies everything noted: one hypercall each, where there is anything.
@@ -284,6 +284,18 @@ impl<H: Hypervisor> PageAccess<H> {
         // it up after the device has told the completion; and `Queue` drops the device's queue
         // before this. Nothing refers to guests' pages.
         Ok(unsafe { IoSegment::new(address, page.len(), dma) })
+    }
+
+    /// Returns the address of the bytes of a page that stays mapped from one request to the next; `None` if it is not
+    /// mapped, or for its request alone.
+    #[inline]
+    pub fn kept_address(&self, page: &Page) -> Option<NonNull<u8>> {
+        let (Mappings::Persistent(cache), Hold::Kept(cached)) = (&self.mappings, &page.hold) else {
+            return None;
+        };
+        let address = cache.address(cached).ok()?;
+        // As for `segment`.
+        Some(address.map_addr(|address| address.saturating_add(page.offset())))
     }
 
     /// Returns whether pages are mapped for the device alone, so that [`segment_for_device`](Self::segment_for_device)

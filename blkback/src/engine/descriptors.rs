@@ -59,12 +59,19 @@ impl DescriptorCopy {
         }
     }
 
-    /// Returns a segment of the copy, checked.
-    pub fn segment(&self, number: usize) -> Result<Segment, BadSegment> {
-        // SAFETY: within the vector, which never grows; the hypervisor has finished writing before anybody asks, and
-        // nothing else writes while `self` is borrowed.
-        let bytes = unsafe { self.segments[number].get().read_volatile() };
-        Segment::parse(&bytes.to_ne_bytes())
+    /// Returns segments of the copy, each of them checked.
+    #[inline]
+    pub fn segments(
+        &self,
+        start: usize,
+        count: usize,
+    ) -> impl Iterator<Item = Result<Segment, BadSegment>> + use<'_> {
+        self.segments[start..start + count].iter().map(|segment| {
+            // SAFETY: within the vector, which never grows; the hypervisor has finished writing before anybody asks,
+            // and nothing else writes while `self` is borrowed.
+            let bytes = unsafe { segment.get().read_volatile() };
+            Segment::parse(&bytes.to_ne_bytes())
+        })
     }
 }
 
@@ -86,8 +93,9 @@ mod tests {
         assert_eq!(index.take(1), None);
         // SAFETY: the array holds two segments.
         unsafe { index.copy_from(start, 2, NonNull::from(&page).cast()) };
-        assert_eq!(index.segment(start), Ok(good));
-        assert!(index.segment(start + 1).is_err());
+        let segments: Vec<_> = index.segments(start, 2).collect();
+        assert_eq!(segments[0], Ok(good));
+        assert!(segments[1].is_err());
         index.clear();
         assert_eq!(index.take(3), Some(0));
     }

@@ -187,17 +187,10 @@ impl Descriptors {
             }
             .map_err(IndirectFault::Page)?;
         }
-        let mut bytes = 0;
-        for number in place.start..place.start + place.segments {
-            let segment = self
-                .copy
-                .segment(number.into())
-                .map_err(IndirectFault::Segment)?;
-            let fits = pool.push(pages, segment);
-            debug_assert!(fits, "room was kept for every segment");
-            bytes += segment.len();
-        }
-        Ok(bytes)
+        let segments = self
+            .copy
+            .segments(place.start.into(), place.segments.into());
+        pool.push(pages, segments).map_err(IndirectFault::Segment)
     }
 
     /// Forgets the descriptor pages of this sweep.

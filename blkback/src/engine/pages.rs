@@ -111,30 +111,50 @@ impl InflightPages {
         self.free_count
     }
 
-    /// Adds the page of a segment to a request's. Returns false if there is no room.
-    #[inline(always)]
-    pub fn push(&mut self, pages: &mut Pages, segment: Segment) -> bool {
-        let at = self.free;
-        let Some(page) = self.pages.get_mut(usize::from(at)) else {
-            return false;
-        };
-        self.free = page.next;
-        self.free_count -= 1;
-        *page = Page {
-            gref: segment.gref(),
+    /// Adds the pages of segments to a request's, up to the first segment that is none or finds no room. Returns the
+    /// number of bytes that were added, or the error in the place of a segment.
+    #[inline]
+    pub fn push<E>(
+        &mut self,
+        pages: &mut Pages,
+        segments: impl Iterator<Item = Result<Segment, E>>,
+    ) -> Result<usize, E> {
+        // The free places are a list already: its first part becomes the request's.
+        let (mut at, mut last) = (self.free, NONE);
+        let (mut count, mut sectors) = (0, 0);
+        let mut outcome = Ok(());
+        for segment in segments {
+            let segment = match segment {
+                Ok(segment) => segment,
+                Err(error) => {
+                    outcome = Err(error);
+                    break;
+                }
+            };
+            let Some(page) = self.pages.get_mut(usize::from(at)) else {
+                debug_assert!(false, "room was looked for");
+                break;
+            };
+            page.gref = segment.gref();
             // Neither is more than the sectors of a page.
-            first: segment.first(),
-            sectors: segment.last() - segment.first() + 1,
-            hold: Hold::None,
-            next: NONE,
-        };
-        match self.pages.get_mut(usize::from(pages.last)) {
-            Some(last) => last.next = at,
-            None => pages.first = at,
+            page.first = segment.first();
+            page.sectors = segment.last() - segment.first() + 1;
+            sectors += usize::from(page.sectors);
+            count += 1;
+            (last, at) = (at, page.next);
         }
-        pages.last = at;
-        pages.len += 1;
-        true
+        if let Some(end) = self.pages.get_mut(usize::from(last)) {
+            end.next = NONE;
+            let first = core::mem::replace(&mut self.free, at);
+            match self.pages.get_mut(usize::from(pages.last)) {
+                Some(before) => before.next = first,
+                None => pages.first = first,
+            }
+            pages.last = last;
+            pages.len += count;
+            self.free_count -= usize::from(count);
+        }
+        outcome.map(|()| sectors * SECTOR_SIZE)
     }
 
     /// Returns the pages of a request, in their order.
@@ -178,8 +198,12 @@ impl InflightPages {
 mod tests {
     use super::*;
 
-    fn segment(gref: u32) -> Segment {
-        Segment::whole(GrantRef(gref))
+    fn push(pool: &mut InflightPages, pages: &mut Pages, grefs: &[u32]) -> Result<usize, ()> {
+        let segment = |gref: &u32| match gref {
+            0 => Err(()),
+            gref => Ok(Segment::whole(GrantRef(*gref))),
+        };
+        pool.push(pages, grefs.iter().map(segment))
     }
 
     fn grefs(pool: &InflightPages, pages: &Pages) -> Vec<u32> {
@@ -190,20 +214,35 @@ mod tests {
     fn requests_share_the_room_for_pages() {
         let mut pool = InflightPages::new(4).unwrap();
         let (mut one, mut two) = (Pages::EMPTY, Pages::EMPTY);
-        for gref in 0..2 {
-            assert!(pool.push(&mut one, segment(gref)));
-            assert!(pool.push(&mut two, segment(gref + 10)));
+        for gref in 1..3 {
+            assert_eq!(push(&mut pool, &mut one, &[gref]), Ok(4096));
+            assert_eq!(push(&mut pool, &mut two, &[gref + 10]), Ok(4096));
         }
-        assert!(!pool.push(&mut one, segment(9)), "four pages are all");
-        assert_eq!(grefs(&pool, &one), [0, 1]);
-        assert_eq!(grefs(&pool, &two), [10, 11]);
+        assert_eq!(pool.free(), 0, "four pages are all");
+        assert_eq!(grefs(&pool, &one), [1, 2]);
+        assert_eq!(grefs(&pool, &two), [11, 12]);
         let mut given_back = 0;
         pool.drain(&mut one, |_| given_back += 1);
         assert_eq!((given_back, one.len(), pool.free()), (2, 0, 2));
-        assert!(pool.push(&mut two, segment(12)));
-        assert_eq!(grefs(&pool, &two), [10, 11, 12]);
+        assert_eq!(push(&mut pool, &mut two, &[13, 14]), Ok(8192));
+        assert_eq!(grefs(&pool, &two), [11, 12, 13, 14]);
         pool.drain(&mut two, |_| ());
         pool.drain(&mut one, |_| ());
         assert_eq!(pool.free(), 4);
+    }
+
+    #[test]
+    fn the_pages_before_a_bad_segment_are_the_requests_and_are_given_back() {
+        let mut pool = InflightPages::new(4).unwrap();
+        let mut pages = Pages::EMPTY;
+        assert_eq!(push(&mut pool, &mut pages, &[0]), Err(()));
+        assert_eq!((pages.len(), pool.free()), (0, 4));
+        assert_eq!(push(&mut pool, &mut pages, &[7, 8, 0, 9]), Err(()));
+        assert_eq!(grefs(&pool, &pages), [7, 8]);
+        assert_eq!(pool.free(), 2);
+        pool.drain(&mut pages, |_| ());
+        assert_eq!(pool.free(), 4);
+        assert_eq!(push(&mut pool, &mut pages, &[1, 2, 3, 4]), Ok(4 * 4096));
+        assert_eq!(grefs(&pool, &pages), [1, 2, 3, 4]);
     }
 }

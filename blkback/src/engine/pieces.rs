@@ -309,8 +309,7 @@ impl<H: Hypervisor> Pieces<H> {
             );
             // What cannot be mapped is refused, or copied, by the hypervisor.
             if first < end
-                && let Ok(segment) = pages.access.segment(page)
-                && let Some(granted) = segment.address()
+                && let Some(granted) = pages.access.kept_address(page)
             {
                 let len = end - first;
                 // SAFETY: as for the hypervisor's copy below.

@@ -9,6 +9,7 @@ use bulkhead_ring::blkif::{
     Blkif, Opcode, RequestId, SLOT_SIZE, SlotSegments, Transfer, TransferKind,
 };
 use bulkhead_xen::Hypervisor;
+use core::convert::Infallible;
 
 /// A read or a write, without flushes.
 #[derive(Clone, Copy)]
@@ -178,11 +179,9 @@ impl<H: Hypervisor> Dispatcher<H> {
             return;
         };
         let entry = self.inflight.get(tag);
-        for segment in plain.segments.iter() {
-            let fits = self.pool.push(&mut entry.pages, segment);
-            debug_assert!(fits, "room was looked for");
-            entry.bytes += segment.len() as u32;
-        }
+        let segments = plain.segments.iter().map(Ok::<_, Infallible>);
+        let Ok(bytes) = self.pool.push(&mut entry.pages, segments);
+        entry.bytes = bytes as u32;
         page_access.keep_mapped(&mut self.pool, &entry.pages, plain.access());
         if busy {
             self.inflight.wait_for_device(tag);

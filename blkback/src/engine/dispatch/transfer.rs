@@ -5,6 +5,7 @@ use super::super::inflight::Steps;
 use super::{Begun, Dispatcher};
 use bulkhead_ring::blkif::{RequestId, SlotSegments, Transfer, TransferKind};
 use bulkhead_xen::Hypervisor;
+use core::convert::Infallible;
 
 impl<H: Hypervisor> Dispatcher<H> {
     #[inline(always)]
@@ -31,11 +32,9 @@ impl<H: Hypervisor> Dispatcher<H> {
         self.pages += transfer.segments.len();
         self.taken_pages += transfer.segments.len().max(1);
         let entry = self.inflight.get(tag);
-        for segment in transfer.segments.iter() {
-            let fits = self.pool.push(&mut entry.pages, segment);
-            debug_assert!(fits, "room was looked for");
-            entry.bytes += segment.len() as u32;
-        }
+        let segments = transfer.segments.iter().map(Ok::<_, Infallible>);
+        let Ok(bytes) = self.pool.push(&mut entry.pages, segments);
+        entry.bytes = bytes as u32;
         self.begun.push(tag.0 as u16);
         Begun::Yes
     }

@@ -48,8 +48,12 @@ impl FreePages {
 
     #[inline]
     fn flip(&mut self, first: usize, count: usize) {
-        for page in first..first + count {
-            self.0[page / PER_WORD] ^= 1 << (page % PER_WORD);
+        let (mut page, end) = (first, first + count);
+        while page < end {
+            let at = page % PER_WORD;
+            let of_word = (PER_WORD - at).min(end - page);
+            self.0[page / PER_WORD] ^= (u64::MAX >> (PER_WORD - of_word)) << at;
+            page += of_word;
         }
     }
 }

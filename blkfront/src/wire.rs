@@ -9,9 +9,10 @@ use bulkhead_grant::{NotShared, SharedMemory};
 use bulkhead_images::{IoError, Op};
 use bulkhead_ring::blkif::{
     Abi, Blkif, BlkifSector, Discard, Indirect, MAX_INDIRECT_PAGES, MAX_SEGMENTS, Opcode,
-    Operation, Request, RequestId, SEGMENTS_PER_INDIRECT_PAGE, Segment, Status, TransferKind,
+    Operation, Request, RequestId, SEGMENTS_PER_INDIRECT_PAGE, SLOT_SIZE, Segment, Status,
+    TransferKind,
 };
-use bulkhead_ring::{FrontRing, Overrun, SharedPages};
+use bulkhead_ring::{Format, FrontRing, Overrun, SharedPages};
 use bulkhead_xen::{GrantRef, Hypervisor, PAGE_SIZE, Port};
 use core::fmt;
 
@@ -61,6 +62,9 @@ impl From<Overrun> for Lie {
         Lie::Overrun(overrun)
     }
 }
+
+/// The format of the ring.
+const FORMAT: Blkif = Blkif::new(Abi::NATIVE);
 
 /// The client of requests that are this end's own.
 pub const OWN: u16 = u16::MAX;
@@ -132,7 +136,7 @@ impl<H: Hypervisor> Wire<H> {
         let bytes = memory.pages() * PAGE_SIZE;
         let no_memory = NotShared::NoMemory { bytes };
         let shared = shared(&memory).ok_or(no_memory)?;
-        let front = FrontRing::new(shared, Blkif::new(Abi::NATIVE)).map_err(|_| no_memory)?;
+        let front = FrontRing::new(shared, FORMAT).map_err(|_| no_memory)?;
         let slots = unused_slots(front.slots()).ok_or(no_memory)?;
         Ok(Self::with(memory, (front, slots), hypervisor, port, rules))
     }
@@ -146,7 +150,7 @@ impl<H: Hypervisor> Wire<H> {
         rules: Rules,
     ) -> Result<Self, SharedMemory<H>> {
         let attach = || {
-            let mut front = FrontRing::attach(shared(&memory)?, Blkif::new(Abi::NATIVE)).ok()?;
+            let mut front = FrontRing::attach(shared(&memory)?, FORMAT).ok()?;
             // What is answered from now on is to be notified of.
             let idle = !front.final_check().ok()?;
             let slots = unused_slots(front.slots())?;
@@ -264,10 +268,9 @@ impl<H: Hypervisor> Wire<H> {
             let Some(id) = self.free.pop() else {
                 return false;
             };
-            let (operation, steps) = self.operation(memory, entry);
-            let request = Request::of(RequestId(id.into()), operation);
-            let opcode = request.opcode();
-            if self.front.push(&request).is_err() {
+            let mut slot = FORMAT.empty_slot();
+            let (opcode, steps) = self.encode(&mut slot, RequestId(id.into()), memory, entry);
+            if self.front.push_slot(&slot).is_err() {
                 self.free.push(id);
                 return false;
             }
@@ -319,58 +322,69 @@ impl<H: Hypervisor> Wire<H> {
         barrier.map_or(Operation::Flush, |request| request.operation)
     }
 
-    /// Returns the next part of a request, and the number of its steps.
+    /// Puts the next part of a request into an empty slot. Returns the operation, and the number of the part's steps.
     #[inline]
-    fn operation(&self, memory: &SharedMemory<H>, entry: &Entry) -> (Operation, u16) {
+    fn encode(
+        &self,
+        slot: &mut [u8; SLOT_SIZE],
+        id: RequestId,
+        memory: &SharedMemory<H>,
+        entry: &Entry,
+    ) -> (Opcode, u16) {
         let (kind, sector) = match entry.op {
             Op::Read { sector } => (TransferKind::Read, sector),
             Op::Write { sector, .. } => (TransferKind::Write, sector),
+            other => return (self.encode_other(slot, id, other), 1),
+        };
+        let left = entry.steps() - entry.next;
+        let sector = BlkifSector(sector.0 + u64::from(entry.next) * (PAGE_SIZE / 512) as u64);
+        let pages = usize::from(left);
+        let mut bytes = entry.len as usize - usize::from(entry.next) * PAGE_SIZE;
+        let grefs = memory.grefs(usize::from(entry.page + entry.next));
+        let segments = grefs.take(pages).map(|gref| {
+            let of_page = bytes.min(PAGE_SIZE);
+            bytes -= of_page;
+            match of_page {
+                PAGE_SIZE => Segment::whole(gref),
+                some => {
+                    let last = some.div_ceil(512).max(1) - 1;
+                    Segment::new(gref, 0, last as u8).unwrap_or_default()
+                }
+            }
+        });
+        if pages <= MAX_SEGMENTS
+            || pages > self.rules.indirect_segments.min(SEGMENTS_PER_INDIRECT_PAGE)
+        {
+            let count = FORMAT.encode_transfer(slot, id, (kind, sector), segments);
+            return (kind.opcode(), count as u16);
+        }
+        // The page behind the data.
+        let place = usize::from(entry.page + entry.steps());
+        memory.write_words(place, segments.map(Segment::encode));
+        let mut grefs = [GrantRef(0); MAX_INDIRECT_PAGES];
+        grefs[0] = memory.gref(place).unwrap_or_default();
+        if let Some(indirect) = Indirect::new(kind, sector, left, grefs) {
+            FORMAT.encode_request(&Request::of(id, Operation::Indirect(indirect)), slot);
+        }
+        (kind.opcode(), left)
+    }
+
+    /// Puts a request without data into an empty slot. Returns its operation.
+    fn encode_other(&self, slot: &mut [u8; SLOT_SIZE], id: RequestId, op: Op) -> Opcode {
+        let operation = match op {
             Op::Discard {
                 sector,
                 count,
                 secure,
-            } => {
-                let discard = Discard {
-                    sector: BlkifSector(sector.0),
-                    count: count.0,
-                    secure,
-                };
-                return (Operation::Discard(discard), 1);
-            }
-            Op::Flush => return (self.flush(), 1),
+            } => Operation::Discard(Discard {
+                sector: BlkifSector(sector.0),
+                count: count.0,
+                secure,
+            }),
+            _ => self.flush(),
         };
-        let left = entry.steps() - entry.next;
-        let sector = BlkifSector(sector.0 + u64::from(entry.next) * (PAGE_SIZE / 512) as u64);
-        let segment = |page: u16| {
-            let bytes = entry.len as usize - usize::from(page) * PAGE_SIZE;
-            let last = bytes.min(PAGE_SIZE).div_ceil(512).max(1) - 1;
-            let gref = memory.gref(usize::from(entry.page + page));
-            Segment::new(gref.unwrap_or_default(), 0, last as u8).unwrap_or_default()
-        };
-        let pages = usize::from(left);
-        if pages > MAX_SEGMENTS
-            && pages <= self.rules.indirect_segments.min(SEGMENTS_PER_INDIRECT_PAGE)
-        {
-            // The page behind the data.
-            let place = usize::from(entry.page + entry.steps());
-            for (number, page) in (entry.next..entry.steps()).enumerate() {
-                memory.write(place * PAGE_SIZE + number * 8, segment(page).encode());
-            }
-            let mut grefs = [GrantRef(0); MAX_INDIRECT_PAGES];
-            grefs[0] = memory.gref(place).unwrap_or_default();
-            if let Some(indirect) = Indirect::new(kind, sector, left, grefs) {
-                return (Operation::Indirect(indirect), left);
-            }
-        }
-        let count = pages.min(MAX_SEGMENTS);
-        let mut segments = [Segment::default(); MAX_SEGMENTS];
-        for (number, place) in segments[..count].iter_mut().enumerate() {
-            *place = segment(entry.next + number as u16);
-        }
-        match Request::transfer(RequestId(0), kind, sector, &segments[..count]) {
-            Some(request) => (request.operation, count as u16),
-            // Not reached: every transfer has a segment.
-            None => (Operation::Flush, left),
-        }
+        let request = Request::of(id, operation);
+        FORMAT.encode_request(&request, slot);
+        request.opcode()
     }
 }

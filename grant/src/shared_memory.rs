@@ -209,6 +209,13 @@ impl<H: Hypervisor> SharedMemory<H> {
         self.grants.get(page).map(Grant::gref)
     }
 
+    /// Returns the grants of the pages from `first` on, as far as the backend has them.
+    #[inline]
+    pub fn grefs(&self, first: usize) -> impl Iterator<Item = GrantRef> {
+        let grants = self.grants.get(first..).unwrap_or_default();
+        grants.iter().map(Grant::gref)
+    }
+
     /// Ends the grants. Returns false if the backend still uses some pages: the caller calls it again.
     pub fn revoke(&mut self) -> bool {
         while let Some(grant) = self.grants.pop() {
@@ -276,16 +283,19 @@ impl<H: Hypervisor> SharedMemory<H> {
         unsafe { AtomicU32::from_ptr(self.base.add(offset).cast().as_ptr()) }
     }
 
-    /// Writes bytes into the pages, from a position that is a multiple of 8 on.
+    /// Writes words of eight bytes into a page, from its start on: as many as it has room for.
     ///
     /// # Panics
-    /// If that is past the end.
-    pub fn write(&self, offset: usize, bytes: [u8; 8]) {
-        assert!(offset.is_multiple_of(8) && offset + 8 <= self.pages * PAGE_SIZE);
-        // SAFETY: within the pages, as just checked, and aligned.
-        let at = unsafe { self.base.add(offset) }.cast::<u64>();
-        // SAFETY: own memory, seen through no reference.
-        unsafe { at.write_volatile(u64::from_ne_bytes(bytes)) };
+    /// If there is no such page.
+    #[inline]
+    pub fn write_words(&self, page: usize, words: impl Iterator<Item = [u8; 8]>) {
+        let start = self.range(page * PAGE_SIZE, PAGE_SIZE).cast::<u64>();
+        for (number, word) in (0..PAGE_SIZE / 8).zip(words) {
+            // SAFETY: within the page, and aligned.
+            let at = unsafe { start.add(number) };
+            // SAFETY: own memory, seen through no reference.
+            unsafe { at.write_volatile(u64::from_ne_bytes(word)) };
+        }
     }
 
     /// Copies bytes out of the pages. The backend may change them meanwhile, and the copy is what is looked at.

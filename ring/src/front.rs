@@ -87,7 +87,8 @@ impl<M: RingMemory, F: Format> FrontRing<M, F> {
         self.push_slot(&slot)
     }
 
-    /// Puts bytes into the ring that need not be a valid request, to test a backend.
+    /// Puts the bytes of a request into the ring. To test a backend, they may be any.
+    #[inline]
     pub fn push_slot(&mut self, slot: &F::Slot) -> Result<(), RingFull> {
         if self.free() == 0 {
             return Err(RingFull);

@@ -14,7 +14,7 @@ use super::request::{
     Transfer, TransferKind,
 };
 use super::response::{Response, Status};
-use super::segment::{INDIRECT_SEGMENT_SIZE, SlotSegments};
+use super::segment::{Segment, SlotSegments};
 use super::{MAX_INDIRECT_PAGES, MAX_SEGMENTS, RESPONSE_SIZE, SLOT_SIZE};
 use bulkhead_xen::GrantRef;
 
@@ -138,6 +138,27 @@ fn indirect<const ID: usize>(slot: &Slot, sector: BlkifSector) -> Result<Indirec
     }
 }
 
+/// Writes a transfer with segments of its own into a slot of zeros, for the frontend's only device: up to
+/// [`MAX_SEGMENTS`] segments. Returns their number.
+#[inline]
+pub(super) fn encode_transfer<const ID: usize>(
+    slot: &mut Slot,
+    id: RequestId,
+    (kind, sector): (TransferKind, BlkifSector),
+    segments: impl Iterator<Item = Segment>,
+) -> usize {
+    put(slot, ID, id.0.to_le_bytes());
+    put(slot, ID + 8, sector.0.to_le_bytes());
+    let (places, _) = slot[ID + 16..].as_chunks_mut();
+    let mut count = 0;
+    for (place, segment) in places[..MAX_SEGMENTS].iter_mut().zip(segments) {
+        *place = segment.encode();
+        count += 1;
+    }
+    (slot[0], slot[1]) = (kind.opcode().0, count);
+    count.into()
+}
+
 /// Writes a request into a slot of zeros.
 pub(super) fn encode_request<const ID: usize>(request: &Request, slot: &mut Slot) {
     let handle = request.handle.0.to_le_bytes();
@@ -147,12 +168,9 @@ pub(super) fn encode_request<const ID: usize>(request: &Request, slot: &mut Slot
     match &request.operation {
         Operation::Transfer(transfer) => {
             sector = transfer.sector;
-            slot[1] = transfer.segments.len() as u8;
             put(slot, 2, handle);
-            for (number, segment) in transfer.segments.iter().enumerate() {
-                let offset = ID + 16 + number * INDIRECT_SEGMENT_SIZE;
-                put(slot, offset, segment.encode());
-            }
+            let segments = transfer.segments.iter().copied();
+            encode_transfer::<ID>(slot, request.id, (transfer.kind, sector), segments);
         }
         Operation::Flush => put(slot, 2, handle),
         Operation::Discard(discard) => {

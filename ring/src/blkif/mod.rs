@@ -78,6 +78,23 @@ impl Blkif {
         }
     }
 
+    /// Writes a transfer with segments of its own into an empty slot: as many as it has room for
+    /// ([`MAX_SEGMENTS`]). Returns their number. It is the request that [`Request::transfer`] makes, which would hold
+    /// all of that before.
+    #[inline]
+    pub fn encode_transfer(
+        self,
+        slot: &mut [u8; SLOT_SIZE],
+        id: RequestId,
+        place: (TransferKind, BlkifSector),
+        segments: impl Iterator<Item = Segment>,
+    ) -> usize {
+        match self.abi {
+            Abi::X86_64 => layout::encode_transfer::<8>(slot, id, place, segments),
+            Abi::X86_32 => layout::encode_transfer::<4>(slot, id, place, segments),
+        }
+    }
+
     /// Reads a request from the private copy of a slot, and leaves its segments there.
     pub fn view_request(self, slot: &[u8; SLOT_SIZE]) -> Result<SlotRequest<'_>, Malformed> {
         match self.abi {

@@ -1,11 +1,14 @@
 //! Load on a backend in the simulated Xen, which the host benchmarks measure.
 //!
-//! Disks are `null:` ones, so that the request path is measured, and not the speed at which the processor copies pages.
-//! Only the driver domain's turn is measured, the simulated hypercalls included; the work of frontends is not.
+//! Disks are `null:` ones, so that the request path is measured, and not the speed at which the processor copies pages;
+//! or partitions of none, but whole disks of the driver domain's own (`vbd:`), with their rings to another one's backend.
+//! Only the driver domain's turn is measured, the simulated hypercalls included; the work of frontends is not, nor is that
+//! of the other driver domain.
 #![allow(dead_code, reason = "each benchmark uses its part")]
 
-use bulkhead_blkback_testkit::{Frontend, Guest, Setup, Style, World, allocations};
+use bulkhead_blkback_testkit::{Frontend, Guest, Lower, Setup, Style, World, allocations};
 use bulkhead_ring::blkif::Status;
+use bulkhead_xen_sim::xenstore::toolstack::Disk;
 use std::time::{Duration, Instant};
 
 /// Pages of address space for 200 disks with rings of any kind.
@@ -14,8 +17,12 @@ const REGION_PAGES: usize = 1 << 19;
 /// Disks that a guest has.
 const DISKS_PER_GUEST: usize = 8;
 
-/// The number of times that time is let pass for answers that are held back for others to join them.
-const PATIENCE: u32 = 20;
+/// The number of times that time is let pass for answers that are held back for others to join them, by each of the
+/// domains that a request goes through.
+const PATIENCE: u32 = 60;
+
+/// Bytes of a disk of the driver domain's own.
+const OWN_DISK: usize = 4 << 20;
 
 /// The kind of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +33,8 @@ pub enum Kind {
     Persistent,
     /// 64 KiB in an indirect request.
     Indirect,
+    /// So many KiB of a disk of the driver domain's own, the pages granted for good.
+    OwnDisk(usize),
 }
 
 /// A load.
@@ -42,7 +51,9 @@ pub struct Case {
 }
 
 impl Case {
-    /// Returns the cases that are measured: each kind alone at depth 1 and 32, and with more and more disks.
+    /// Returns the cases that are measured: each kind alone at depth 1 and 32, and with more and more disks; and disks of
+    /// the driver domain's own as the bench in the lab measures them, where Linux's frontend divides a request of 1 MiB into
+    /// eight.
     pub fn all() -> Vec<Case> {
         let mut cases = Vec::new();
         for kind in [Kind::Direct, Kind::Persistent, Kind::Indirect] {
@@ -61,6 +72,20 @@ impl Case {
                 });
             }
         }
+        for (kilobytes, write, depth) in [
+            (4, false, 1),
+            (4, false, 32),
+            (64, false, 8),
+            (128, false, 32),
+            (128, true, 32),
+        ] {
+            cases.push(Case {
+                kind: Kind::OwnDisk(kilobytes),
+                write,
+                disks: 1,
+                depth,
+            });
+        }
         cases
     }
 
@@ -70,6 +95,7 @@ impl Case {
             Kind::Direct => "direct",
             Kind::Persistent => "persistent",
             Kind::Indirect => "indirect",
+            Kind::OwnDisk(kilobytes) => &format!("vbd-{kilobytes}k"),
         };
         let verb = if self.write { "write" } else { "read" };
         format!("{kind}-{verb}-qd{}-{}disks", self.depth, self.disks)
@@ -79,6 +105,19 @@ impl Case {
         match self.kind {
             Kind::Indirect => 128,
             Kind::Direct | Kind::Persistent => 8,
+            Kind::OwnDisk(kilobytes) => kilobytes * 2,
+        }
+    }
+
+    fn is_persistent(&self) -> bool {
+        matches!(self.kind, Kind::Persistent | Kind::OwnDisk(_))
+    }
+
+    /// Returns the first sector of a request, on a disk of that number.
+    fn sector(&self, disk: usize, request: usize) -> u64 {
+        match self.kind {
+            Kind::OwnDisk(_) => (request * self.sectors()) as u64,
+            _ => ((disk * 37 + request) * 1024) as u64,
         }
     }
 }
@@ -87,6 +126,8 @@ impl Case {
 pub struct Load {
     case: Case,
     world: &'static World,
+    /// The driver domain that serves the disk of this one's own.
+    lower: Option<Lower<'static>>,
     disks: Vec<Frontend<'static>>,
     data: Vec<u8>,
 }
@@ -111,24 +152,30 @@ impl Load {
             // What keeping requests for the time after a crash costs is counted, too.
             #[cfg(feature = "recover")]
             recover: true,
+            own_disks: matches!(case.kind, Kind::OwnDisk(_)),
             ..Setup::default()
         })));
         // A driver domain with that many disks needs a xenstored that was told so.
         world.sim.store().quotas.nodes = 100_000;
         let style = Style {
-            persistent: case.kind == Kind::Persistent,
+            persistent: case.is_persistent(),
             ..Style::default()
         };
+        let mut lower = None;
+        let mut target = "null:16G";
+        if let Kind::OwnDisk(_) = case.kind {
+            let below = Lower::new(world, &[("below".to_string(), vec![0xa5; OWN_DISK])]);
+            below.attach("xvda", &Disk::new("ram:below"));
+            (lower, target) = (Some(below), "vbd:xvda");
+        }
         let mut disks = Vec::new();
         while disks.len() < case.disks {
             let guest = Guest::with_memory(world, 8192);
             for letter in ('a'..).take(DISKS_PER_GUEST.min(case.disks - disks.len())) {
-                let disk = guest
-                    .attach(&format!("xvd{letter}"), "null:16G")
-                    .styled(style);
+                let disk = guest.attach(&format!("xvd{letter}"), target).styled(style);
                 let needed = match case.kind {
                     Kind::Direct => None,
-                    Kind::Persistent => Some("feature-persistent"),
+                    Kind::Persistent | Kind::OwnDisk(_) => Some("feature-persistent"),
                     Kind::Indirect => Some("feature-max-indirect-segments"),
                 };
                 if let Some(node) = needed {
@@ -141,6 +188,7 @@ impl Load {
         let mut load = Load {
             case,
             world,
+            lower,
             disks,
             data,
         };
@@ -157,7 +205,7 @@ impl Load {
         for (number, disk) in self.disks.iter_mut().enumerate() {
             let link = disk.link();
             for request in 0..self.case.depth {
-                let sector = ((number * 37 + request) * 1024) as u64;
+                let sector = self.case.sector(number, request);
                 match self.case.write {
                     true => link.push_write(sector, &self.data),
                     false => link.push_read(sector, self.case.sectors()),
@@ -184,6 +232,9 @@ impl Load {
                 .all(|disk| disk.link().outstanding() == 0)
             {
                 return taken;
+            }
+            if let Some(lower) = &self.lower {
+                lower.step();
             }
             let sim = &self.world.sim;
             sim.advance_to(sim.now() + Duration::from_micros(100));

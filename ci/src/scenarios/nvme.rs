@@ -46,7 +46,7 @@ xl block-detach 0 xvdz
 
 /// The disks of each guest that has many, and the MiB of a partition. The guest uses one MiB less.
 const DISKS: usize = 8;
-const PARTITION: u32 = 3;
+const PARTITION: u32 = 2;
 
 /// The MiB that a guest writes and compares.
 const MIB: u32 = 4;
@@ -290,7 +290,7 @@ fn sixteen_disks(testbed: &Testbed) -> Result<()> {
     let mib = PARTITION - 1;
     let jobs = Guest::start_in_each(&guests, &write_verify::all_at_once(&names(), "1M", mib))?;
     for (guest, job) in guests.iter().zip(jobs) {
-        let output = guest.finish(job, 3 * MINUTE)?;
+        let output = guest.finish(job, 6 * MINUTE)?;
         ensure!(
             output.status == 0 && write_verify::is_equal(&output.out, mib * DISKS as u32),
             "{} reads what it did not write: {}",

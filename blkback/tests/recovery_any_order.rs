@@ -50,7 +50,7 @@ fn crashes_follow_each_other_under_load_whatever_the_order_of_the_answers() {
             load.send(&mut disk, &mut random);
         }
         if random.below(3) == 0 {
-            let crash = world.crash_after(random.below(6), random.below(1500));
+            let crash = world.crash_after(random.below(6), random.below(500));
             crashes += u64::from(matches!(crash, Crash::Crashed(_)));
             world.restart();
             for _ in 0..random.below(30) {

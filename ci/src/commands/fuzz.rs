@@ -3,6 +3,7 @@
 use super::checks::Counts;
 use crate::fuzz;
 use crate::image::packages;
+use crate::testbed::progress::Progress;
 use anyhow::Result;
 use std::time::{Duration, Instant};
 
@@ -27,30 +28,40 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<bool> {
     let targets = fuzz::chosen(&options.targets)?;
     packages::ensure_for_fuzzing()?;
-    let counts = all(&targets, Duration::from_secs(options.minutes * 60), None)?;
+    let time = Duration::from_secs(options.minutes * 60);
+    let progress = Progress::default();
+    let counts = all(&targets, time, None, &progress)?;
+    progress.finish();
     println!("{} passed, {} failed", counts.passed, counts.failed);
     Ok(counts.failed == 0)
 }
 
 /// Fuzzes all targets, as a part of the test suite.
-pub fn check() -> Result<Counts> {
-    println!("check: fuzzing");
-    all(&fuzz::targets()?, IN_THE_SUITE, Some(SEED_OF_THE_SUITE))
+pub fn check(progress: &Progress) -> Result<Counts> {
+    progress.line("check: fuzzing");
+    let seed = Some(SEED_OF_THE_SUITE);
+    all(&fuzz::targets()?, IN_THE_SUITE, seed, progress)
 }
 
-fn all(targets: &[String], time: Duration, seed: Option<u32>) -> Result<Counts> {
+fn all(
+    targets: &[String],
+    time: Duration,
+    seed: Option<u32>,
+    progress: &Progress,
+) -> Result<Counts> {
     let start = Instant::now();
     fuzz::build()?;
-    println!("built in {:.0} s", start.elapsed().as_secs_f32());
+    let seconds = start.elapsed().as_secs_f32();
+    progress.line(&format!("built in {seconds:.0} s"));
     let mut outcomes = Vec::new();
     for (target, time) in targets.iter().zip(fuzz::shares(targets, time)) {
-        println!("fuzzing {target} for {} s", time.as_secs());
+        progress.line(&format!("fuzzing {target} for {} s", time.as_secs()));
         outcomes.push(fuzz::run(target, time, seed)?);
     }
-    println!("{}", fuzz::table(&outcomes));
+    progress.line(&fuzz::table(&outcomes).to_string());
     for outcome in &outcomes {
         if let Some(crash) = &outcome.crash {
-            println!("FAILED {}", crash.message(&outcome.target));
+            progress.line(&format!("FAILED {}", crash.message(&outcome.target)));
         }
     }
     let failed = outcomes.iter().filter(|outcome| outcome.crash.is_some());

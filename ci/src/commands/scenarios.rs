@@ -47,16 +47,31 @@ impl Chosen {
         Self {
             shared: scenarios::suite(),
             with_devices: scenarios::with_devices(),
-            own_host: scenarios::own_host(),
+            own_host: Vec::new(),
         }
     }
 
-    /// Returns all scenarios, also those that run by name only.
+    /// Returns the scenarios that otherwise run by name only.
+    pub fn long() -> Self {
+        Self {
+            shared: scenarios::long(),
+            with_devices: scenarios::long_with_devices(),
+            own_host: scenarios::long_own_host(),
+        }
+    }
+
+    /// Returns all scenarios.
     pub fn all() -> Self {
-        let mut all = Self::suite();
-        all.shared.extend(scenarios::long());
-        all.with_devices.extend(scenarios::long_with_devices());
+        let (mut all, long) = (Self::suite(), Self::long());
+        all.extend(long);
         all
+    }
+
+    /// Adds others.
+    pub fn extend(&mut self, others: Self) {
+        self.shared.extend(others.shared);
+        self.with_devices.extend(others.with_devices);
+        self.own_host.extend(others.own_host);
     }
 
     /// Returns the name of each, and the statement that it proves.
@@ -109,7 +124,7 @@ pub fn demo(release: Release, xenstored: Xenstored) -> Result<bool> {
         hosts: 1,
         elf: None,
     };
-    let summary = run_scenarios(&setting, &chosen, &Progress::default(), &LastHost::free())?;
+    let summary = run_alone(&setting, &chosen)?;
     print_end(&summary)?;
     println!(
         "Xen {release}, {:.0} s in all",
@@ -121,7 +136,7 @@ pub fn demo(release: Release, xenstored: Xenstored) -> Result<bool> {
 /// Runs the scenarios whose names contain one of `names`, or those of the suite.
 pub fn some(setting: &Setting, names: &[String]) -> Result<bool> {
     let chosen = Chosen::by(names)?;
-    let summary = run_scenarios(setting, &chosen, &Progress::default(), &LastHost::free())?;
+    let summary = run_alone(setting, &chosen)?;
     print_end(&summary)?;
     Ok(print_counts(summary.counts()))
 }
@@ -135,11 +150,15 @@ pub fn list() {
     };
     show(Chosen::suite().names());
     println!("\nby name, or with `cargo lab test --long`:");
-    let long = Chosen {
-        shared: scenarios::long(),
-        ..Chosen::default()
-    };
-    show(long.names());
+    show(Chosen::long().names());
+}
+
+/// Runs the scenarios on a machine that does nothing else.
+fn run_alone(setting: &Setting, chosen: &Chosen) -> Result<Summary> {
+    let progress = Progress::default();
+    let summary = run_scenarios(setting, chosen, &progress, &LastHost::free());
+    progress.finish();
+    summary
 }
 
 /// Runs the scenarios; the last host begins when its processor is free.
@@ -184,7 +203,6 @@ pub(super) fn run_scenarios(
     let hosts = 0..setting.hosts;
     let mut runners: Vec<Runner> = hosts.map(|number| Runner::new(&run, number)).collect();
     summary.extend(schedule::run(&mut runners, &chosen.jobs(), last));
-    progress.finish();
     Ok(summary)
 }
 

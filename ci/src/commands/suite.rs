@@ -30,18 +30,32 @@ impl Done {
             }
         }
     }
-
-    fn extend(&mut self, other: Self) {
-        self.summary.extend(other.summary);
-        self.not_begun += other.not_begun;
-    }
 }
 
-/// Runs the scenarios that take one processor and no shared host: those with a host of their own, and on one host the
-/// few for the other implementation of xenstored.
-fn run_beside(setting: &Setting, own_host: Chosen) -> Done {
-    let (progress, mut done) = (Progress::without_steps(), Done::default());
-    done.run(setting, &own_host, &progress, &LastHost::free());
+/// Runs the checks, and afterwards fuzzes.
+fn run_checks(progress: &Progress) -> Result<Counts> {
+    let mut counts = checks::run(progress)?;
+    let fuzzed = fuzz::check(progress)?;
+    counts.passed += fuzzed.passed;
+    counts.failed += fuzzed.failed;
+    Ok(counts)
+}
+
+/// Runs the scenarios: those with a host of their own, the few for the other implementation of xenstored, and all others.
+fn run_all_scenarios(
+    setting: &Setting,
+    mut chosen: Chosen,
+    progress: &Progress,
+    last: &LastHost,
+) -> Done {
+    let mut done = Done::default();
+    let own_host = Chosen {
+        own_host: std::mem::take(&mut chosen.own_host),
+        ..Chosen::default()
+    };
+    if !own_host.own_host.is_empty() {
+        done.run(setting, &own_host, progress, &LastHost::free());
+    }
     let other = Setting {
         xenstored: setting.xenstored.other(),
         hosts: 1,
@@ -51,64 +65,44 @@ fn run_beside(setting: &Setting, own_host: Chosen) -> Done {
         shared: scenarios::under_both(),
         ..Chosen::default()
     };
-    done.run(&other, &under_both, &progress, &LastHost::free());
+    done.run(&other, &under_both, progress, &LastHost::free());
+    done.run(setting, &chosen, progress, last);
     done
 }
 
 /// Runs the whole test suite, as two lines of work for two processors. On one are the checks, on the other the
-/// scenarios that need no shared host and those for the other implementation of xenstored. Where one line is done, a
-/// host begins with all other scenarios. `setting` gives the number of hosts that do so; a single one begins when both
-/// lines are done. `long` adds the scenarios that otherwise run by name only.
+/// scenarios. When the checks are done, the last of the hosts begins; with a single one, the scenarios do then that
+/// share hosts. `setting` gives the number of hosts. `long` adds the scenarios that otherwise run by name only.
 pub fn run(setting: &Setting, long: bool) -> Result<bool> {
     packages::ensure_for_tests()?;
     build::check_smallest()?;
     build::build_tls()?;
-    let mut shared = Chosen::suite();
+    let mut chosen = Chosen::suite();
     if long {
-        shared.shared.extend(scenarios::long());
+        chosen.extend(Chosen::long());
     }
-    let own_host = Chosen {
-        own_host: std::mem::take(&mut shared.own_host),
-        ..Chosen::default()
-    };
     println!(
-        "beside the checks: {}, and under {}: {}",
-        names(&own_host.names()),
+        "hosts at a time: {}; under {}: {}",
+        setting.hosts,
         setting.xenstored.other(),
         scenarios::UNDER_BOTH.join(", ")
     );
-    let last = LastHost::default();
+    let (progress, last) = (Progress::default(), LastHost::default());
     let (done, checks) = std::thread::scope(|scope| {
-        let beside = scope.spawn(|| {
-            let done = run_beside(setting, own_host);
+        let checks = scope.spawn(|| {
+            let checks = run_checks(&progress);
             last.release();
-            done
+            checks
         });
-        let checks = checks::run().and_then(|mut counts| {
-            let fuzzed = fuzz::check()?;
-            counts.passed += fuzzed.passed;
-            counts.failed += fuzzed.failed;
-            Ok(counts)
-        });
-        let mut shared_done = Done::default();
-        if checks.is_ok() {
-            println!("hosts at a time: {}", setting.hosts);
-            let progress = Progress::default();
-            shared_done.run(setting, &shared, &progress, &last);
-        }
-        let mut done = beside.join().expect("a scenario does not panic");
-        done.extend(shared_done);
-        checks.map(|checks| (done, checks))
-    })?;
+        let done = run_all_scenarios(setting, chosen, &progress, &last);
+        (done, checks.join().expect("a check does not panic"))
+    });
+    progress.finish();
+    let checks = checks?;
     print_end(&done.summary)?;
     let counts = done.summary.counts();
     Ok(print_counts(Counts {
         passed: checks.passed + counts.passed,
         failed: checks.failed + counts.failed + done.not_begun,
     }))
-}
-
-fn names(scenarios: &[(&str, &str)]) -> String {
-    let names: Vec<&str> = scenarios.iter().map(|(name, _)| *name).collect();
-    names.join(", ")
 }

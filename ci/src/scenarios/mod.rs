@@ -53,7 +53,6 @@ pub fn suite() -> Vec<Scenario> {
         main_job::SCENARIOS,
         filesystem::SCENARIOS,
         endings::SCENARIOS,
-        restarting::SCENARIOS,
         crowd::SCENARIOS,
         attaching::SCENARIOS,
         lasting::SCENARIOS,
@@ -85,11 +84,12 @@ pub fn suite() -> Vec<Scenario> {
     .concat()
 }
 
-/// Returns the scenarios that do more of what others do in the suite (more rounds, guests or disks), and those that
-/// need further builds.
+/// Returns the scenarios that do more of what others do in the suite (more rounds, guests or disks), those that need
+/// further builds, and one for which the emulation has most faults.
 pub fn long() -> Vec<Scenario> {
     [
         endings::LONG,
+        restarting::LONG,
         attaching::LONG,
         crowd::LONG,
         nbd_queues::LONG,
@@ -124,15 +124,9 @@ pub fn long_with_devices() -> Vec<Scenario> {
 }
 
 /// The scenarios that `cargo lab test` runs under each of the two implementations of xenstored: attaching and
-/// detaching, many nodes, watches of nodes that are not there yet, refusals and their nodes, and the end of a driver
-/// domain in use. Everything else that scenarios test is the same under both.
-pub const UNDER_BOTH: &[&str] = &[
-    "detach",
-    "sixteen-disks",
-    "guest-first",
-    "refused-targets",
-    "ends-with-guests",
-];
+/// detaching, refusals and their nodes, and the end of a driver domain in use. Everything else that scenarios test is
+/// the same under both.
+pub const UNDER_BOTH: &[&str] = &["detach", "refused-targets", "ends-with-guests"];
 
 /// Returns the scenarios that run under both implementations.
 pub fn under_both() -> Vec<Scenario> {
@@ -141,8 +135,8 @@ pub fn under_both() -> Vec<Scenario> {
     both
 }
 
-/// Returns the scenarios that bring a host of their own.
-pub fn own_host() -> Vec<OwnHostScenario> {
+/// Returns the scenarios that bring a host of their own. All of them take long.
+pub fn long_own_host() -> Vec<OwnHostScenario> {
     thirty_two_bit::SCENARIOS.to_vec()
 }
 
@@ -151,7 +145,7 @@ pub fn names() -> Vec<&'static str> {
     let with_devices = with_devices().into_iter().chain(long_with_devices());
     let shared = suite().into_iter().chain(long()).chain(with_devices);
     let shared = shared.map(|scenario| scenario.name);
-    let own_host = own_host().into_iter().map(|scenario| scenario.name);
+    let own_host = long_own_host().into_iter().map(|scenario| scenario.name);
     shared.chain(own_host).collect()
 }
 

@@ -10,7 +10,7 @@ use crate::testbed::storage::disk;
 use crate::testbed::{MINUTE, Scenario, Testbed};
 use anyhow::{Context, Result, ensure};
 
-pub const SCENARIOS: &[Scenario] = &[Scenario {
+pub const LONG: &[Scenario] = &[Scenario {
     name: "kexec",
     about: "an HVM guest starts a second kernel in mid-write, that one crashes into a third; all verified",
     demo: false,

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub struct Progress {
     bar: Option<ProgressBar>,
-    steps: bool,
     start: Instant,
 }
 
@@ -23,26 +22,15 @@ impl Default for Progress {
         });
         Self {
             bar,
-            steps: true,
             start: Instant::now(),
         }
     }
 }
 
 impl Progress {
-    /// Returns a display for work that runs beside other work: it shows only lines that stay.
-    pub fn without_steps() -> Self {
-        Self {
-            bar: None,
-            steps: false,
-            start: Instant::now(),
-        }
-    }
-
     /// Shows the step of `topic` that begins now.
     pub fn step(&self, topic: &str, text: &str) {
         match &self.bar {
-            _ if !self.steps => {}
             Some(bar) => bar.set_message(format!("{topic}: {text}")),
             None => println!(
                 "[{:6.1}s] {topic}: {text}",

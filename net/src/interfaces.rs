@@ -2,6 +2,7 @@
 //! servers over them.
 
 use crate::interface::Interface;
+use crate::leftovers::Leftovers;
 use crate::lifecycle::live;
 use crate::names::resolve;
 use crate::settings::Settings;
@@ -50,6 +51,7 @@ pub struct Interfaces<H: Hypervisor> {
     all: RefCell<Vec<Followed<H>>>,
     /// The time until which connections wait for an interface.
     return_by: Instant,
+    leftovers: Leftovers<H>,
     /// The traces of connections that a crash leaves to the next boot.
     traces: Traces,
 }
@@ -82,6 +84,7 @@ impl<H: Hypervisor> Interfaces<H> {
         Rc::new(Interfaces {
             return_by: handle.now() + wait,
             traces,
+            leftovers: Leftovers::new(handle.clone()),
             handle,
             store,
             pool: PagePool::new(memory),
@@ -264,6 +267,10 @@ impl<H: Hypervisor> Interfaces<H> {
 
     pub(crate) fn pool(&self) -> &PagePool {
         &self.pool
+    }
+
+    pub(crate) fn leftovers(&self) -> &Leftovers<H> {
+        &self.leftovers
     }
 
     /// Returns whether the domain has started again in place after a crash, so that backends may still be connected to

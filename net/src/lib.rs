@@ -26,7 +26,8 @@
 //! The backend is not trusted with more than its packets. If it breaks the protocol of the rings, the streams over its
 //! interface end, the interface is given up, and nothing else happens. When a backend is restarted, the interface
 //! connects to it again; streams go on over it, unless that takes longer than TCP's time-out. A stream ends when the
-//! domain loses the address from which it comes.
+//! domain loses the address from which it comes. A backend that keeps pages does not hold up the next one, nor an end
+//! of the interface: they are taken back when it lets go of them.
 //!
 //! Read next: [`Interfaces`]; [`TcpStream`]; [`decide`], the state machine; [`Settings`], the command line.
 
@@ -42,6 +43,7 @@ mod duplicate;
 mod interface;
 mod interfaces;
 mod lease;
+mod leftovers;
 mod lie;
 mod lifecycle;
 mod names;

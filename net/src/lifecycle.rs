@@ -24,7 +24,7 @@ use smoltcp::wire::EthernetAddress;
 const GOES_ON: Duration = Duration::from_secs(5);
 /// The time between the first two checks whether a backend has let go of this domain's memory; it doubles each time.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// The time after which the log says that a backend keeps this domain's memory.
+/// The time after which a backend that keeps this domain's memory is waited for no longer.
 const LONG_LOOK: Duration = Duration::from_secs(2);
 /// The time until the first retry with a backend that failed a connection; it doubles each time.
 const RETRY: Duration = Duration::from_secs(1);
@@ -133,9 +133,7 @@ impl<H: Hypervisor> Life<'_, H> {
                 self.phase = Phase::Fresh;
             }
             Step::Forget => {
-                if self.phase != Phase::Failed {
-                    self.disconnect().await;
-                }
+                self.disconnect().await;
                 return Ok(false);
             }
         }
@@ -219,6 +217,10 @@ impl<H: Hypervisor> Life<'_, H> {
             return Ok(());
         };
         let (store, backend) = (self.interfaces.store(), peer.id);
+        if !self.interfaces.leftovers().allow(backend) {
+            let problem = "backends do not let go of our memory, and there is to be no more of it";
+            return self.back_off(problem.to_string()).await;
+        }
         let mut nodes = NodeMap::new();
         read_nodes(&mut nodes, store, &peer.path, &OFFER_NODES).await?;
         let own = own_node(store, format!("{}/mac", self.path)).await?;
@@ -340,7 +342,8 @@ impl<H: Hypervisor> Life<'_, H> {
         self.interface.work.raise();
     }
 
-    /// Stops using the rings, and waits until the backend has let go of this domain's memory.
+    /// Stops using the rings, and waits until the backend has let go of this domain's memory, but not for long: the next one
+    /// needs nothing of it.
     async fn disconnect(&mut self) {
         self.stop();
         let Some(mut leftover) = self.leftover.take() else {
@@ -349,10 +352,14 @@ impl<H: Hypervisor> Life<'_, H> {
         let mut pause = LOOK_AGAIN;
         while !leftover.revoke() {
             if pause > LONG_LOOK {
-                self.tell("the backend does not let go of our memory: it is waited for".into());
+                let what = "the backend does not let go of our memory: it is taken back later";
+                self.tell(what.to_string());
+                let backend = self.peer.as_ref().map(|peer| peer.id);
+                let leftovers = self.interfaces.leftovers();
+                return leftovers.keep(backend.unwrap_or_default(), leftover);
             }
             self.interfaces.handle().sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_RETRY);
+            pause *= 2;
         }
     }
 

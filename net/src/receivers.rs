@@ -33,9 +33,9 @@ impl<H: Hypervisor> Receivers<H> {
         self.queues.get(queue)
     }
 
-    /// Ends the rings, and returns their memory and the pages.
-    pub fn into_memory(self) -> impl Iterator<Item = SharedMemory<H>> {
-        self.queues.into_iter().flat_map(Receiver::into_memory)
+    /// Ends the rings, and returns their memory and the pages of each.
+    pub fn into_memory(self) -> impl Iterator<Item = [SharedMemory<H>; 2]> {
+        self.queues.into_iter().map(Receiver::into_memory)
     }
 
     /// Returns the number of packets that the backend reported it could not deliver.

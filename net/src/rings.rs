@@ -30,16 +30,23 @@ pub struct Rings<H: Hypervisor> {
 }
 
 /// The pages that a backend is granted.
-pub struct Memory<H: Hypervisor>(Vec<SharedMemory<H>>);
+pub struct Memory<H: Hypervisor> {
+    rings: Vec<SharedMemory<H>>,
+    /// Those in which packets lie.
+    pages: Vec<SharedMemory<H>>,
+}
 
 impl<H: Hypervisor> Memory<H> {
     /// Ends the grants. Returns false if the backend still uses some pages: the caller calls it again.
+    ///
+    /// A backend that has a ring mapped may still take numbers of grants from it, and use what they stand for by then. So
+    /// those of packets end when it has none any more.
     pub fn revoke(&mut self) -> bool {
-        let mut all = true;
-        for memory in &mut self.0 {
-            all &= memory.revoke();
+        self.rings.retain_mut(|ring| !ring.revoke());
+        if self.rings.is_empty() {
+            self.pages.retain_mut(|pages| !pages.revoke());
         }
-        all
+        self.rings.is_empty() && self.pages.is_empty()
     }
 }
 
@@ -143,7 +150,13 @@ impl<H: Hypervisor> Rings<H> {
 
     /// Ends the rings, and returns their memory.
     pub fn into_memory(self) -> Memory<H> {
-        Memory(self.tx.into_memory().chain(self.rx.into_memory()).collect())
+        let (mut rings, sent) = self.tx.into_memory();
+        let mut pages = Vec::from([sent]);
+        for [ring, received] in self.rx.into_memory() {
+            rings.push(ring);
+            pages.push(received);
+        }
+        Memory { rings, pages }
     }
 
     /// Returns the number of packets that the backend did not take, or could not deliver.

@@ -96,9 +96,9 @@ impl<H: Hypervisor> Sender<H> {
     }
 
     /// Ends the rings, and returns their memory and the pages.
-    pub fn into_memory(self) -> impl Iterator<Item = SharedMemory<H>> {
+    pub fn into_memory(self) -> (Vec<SharedMemory<H>>, SharedMemory<H>) {
         let rings = self.queues.into_iter().map(|queue| queue.ring_memory);
-        rings.chain([self.pages])
+        (rings.collect(), self.pages)
     }
 
     /// Returns the number of packets that were sent by a queue.

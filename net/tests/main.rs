@@ -2,6 +2,7 @@
 
 mod dhcp;
 mod left;
+mod leftovers;
 mod lies;
 mod lifecycle;
 mod names;

@@ -81,7 +81,9 @@ pub struct NetBack {
     pub part: (usize, u16),
     /// True if it maps the next page for a packet, and keeps it mapped.
     pub keeps_page: bool,
-    kept: Option<GrantHandle>,
+    kept: Vec<GrantHandle>,
+    /// True if it does nothing at all, as one whose domain hangs.
+    pub hangs: bool,
     /// True if it takes no packets of the frontend's, as one whose rate is limited does for a while.
     pub takes_nothing: bool,
 }
@@ -113,7 +115,8 @@ impl NetBack {
             stalled: false,
             part: (PAGE_SIZE, 0),
             keeps_page: false,
-            kept: None,
+            kept: Vec::new(),
+            hangs: false,
             takes_nothing: false,
         };
         back.attach(&mut sim.store(), domain.id());
@@ -187,6 +190,9 @@ impl NetBack {
 
     /// Does the work that is due. Returns whether there was any.
     pub fn step(&mut self, sim: &Sim) -> bool {
+        if self.hangs {
+            return false;
+        }
         let (own, front) = self.states(sim);
         match (own.as_str(), front.as_str()) {
             ("1", _) => {
@@ -226,14 +232,14 @@ impl NetBack {
         true
     }
 
-    /// Returns the address at which a page is kept mapped.
-    fn place_of_kept(&self) -> u64 {
-        self.region.base.as_ptr() as u64 + (2 * MOST_QUEUES * PAGE_SIZE) as u64
+    /// Returns the address at which the page of that number is kept mapped.
+    fn place_of_kept(&self, number: usize) -> u64 {
+        self.region.base.as_ptr() as u64 + ((2 * MOST_QUEUES + number) * PAGE_SIZE) as u64
     }
 
     /// Maps a page, and keeps it.
     fn keep(&mut self, gref: GrantRef) {
-        let place = self.place_of_kept();
+        let place = self.place_of_kept(self.kept.len());
         let mut batch = [MapGrantRef::new(
             place,
             MapFlags::HOST_MAP,
@@ -244,15 +250,16 @@ impl NetBack {
         let mapped = unsafe { self.hypervisor.map_grants(&mut batch) };
         mapped.expect("the hypercall");
         assert_eq!(batch[0].status, GrantStatus::OKAY);
-        self.kept = Some(batch[0].handle);
+        self.kept.push(batch[0].handle);
     }
 
-    /// Lets go of the page that it kept. Returns whether there was one.
+    /// Lets go of the last page that it kept. Returns whether there was one.
     pub fn let_go(&mut self) -> bool {
-        let Some(handle) = self.kept.take() else {
+        let Some(handle) = self.kept.pop() else {
             return false;
         };
-        let mut batch = [UnmapGrantRef::new(self.place_of_kept(), handle)];
+        let place = self.place_of_kept(self.kept.len());
+        let mut batch = [UnmapGrantRef::new(place, handle)];
         // SAFETY: nothing refers to it.
         let unmapped = unsafe { self.hypervisor.unmap_grants(&mut batch) };
         unmapped.expect("the hypercall");

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use bulkhead_grant::OutOfMemory;
 use bulkhead_grant::memory::room_for;
-use bulkhead_images::{IoError, Tag};
+use bulkhead_images::{IoError, QueueState, Tag};
 use core::task::Waker;
 
 /// The state of one queue.
@@ -15,7 +15,7 @@ pub struct Client {
     depth: usize,
     done: Vec<(Tag, Result<(), IoError>)>,
     waker: Option<Waker>,
-    open: bool,
+    state: QueueState,
     wish: Wish,
 }
 
@@ -40,33 +40,38 @@ impl Client {
             depth,
             done: room_for(depth)?,
             waker: None,
-            open: true,
+            state: QueueState::Open,
             wish: Wish::Nothing,
         })
     }
 
-    /// Opens it again after it was closed and [became idle](Self::is_idle).
+    /// Opens it again, for another queue, after it [became unused](Self::is_unused).
     pub fn reopen(&mut self, depth: usize) -> Result<(), OutOfMemory> {
         *self = Client::new(depth)?;
         Ok(())
     }
 
-    /// Returns whether it can be opened again.
-    pub fn is_idle(&self) -> bool {
-        !self.open && self.commands == 0
+    /// Returns whether it can be opened again: its queue was dropped, and the device has none of its commands.
+    pub fn is_unused(&self) -> bool {
+        self.state.is_dropped() && self.commands == 0
     }
 
     /// Returns whether it is open.
     pub fn is_open(&self) -> bool {
-        self.open
+        self.state.is_open()
     }
 
     /// Closes it: what completes from now on is told to nobody. Returns true if it has waited for a command.
     pub fn close(&mut self) -> bool {
-        self.open = false;
+        self.state = QueueState::Closed;
         self.requests = 0;
         self.done.clear();
         core::mem::replace(&mut self.wish, Wish::Nothing) != Wish::Nothing
+    }
+
+    /// Notes that its queue, which was closed, is dropped.
+    pub fn set_dropped(&mut self) {
+        self.state = QueueState::Dropped;
     }
 
     /// Returns whether it has as many requests as it may have.
@@ -110,7 +115,7 @@ impl Client {
     /// Notes that a request has completed.
     #[inline]
     pub fn complete(&mut self, tag: Tag, outcome: Result<(), IoError>) {
-        if self.open {
+        if self.state.is_open() {
             self.requests -= 1;
             self.done.push((tag, outcome));
             self.wake();
@@ -127,7 +132,7 @@ impl Client {
     #[inline]
     pub fn command_ended(&mut self) {
         self.commands -= 1;
-        if !self.open && self.commands == 0 {
+        if !self.state.is_open() && self.commands == 0 {
             self.wake();
         }
     }

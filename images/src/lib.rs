@@ -69,6 +69,7 @@ mod memory;
 #[allow(unsafe_code, reason = "gives memory back and keeps everyone off it")]
 mod memory_image;
 mod queue;
+mod queue_state;
 #[allow(unsafe_code, reason = "owns the memory that it reads into")]
 mod reader;
 mod resize;
@@ -101,6 +102,7 @@ pub use queue::{
     Caps, DataAccess, IoQueue, OpenQueue, OpenQueueError, QueueContext, Staging, StagingPhase,
     not_opened, opened,
 };
+pub use queue_state::QueueState;
 pub use reader::{DeviceReader, ReadError};
 pub use segment::IoSegment;
 pub use store::{OpenDevice, Owner, RescanFuture, Store, Stores, open_with};

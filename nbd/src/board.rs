@@ -107,10 +107,10 @@ impl Board {
 
     /// Adds a queue for up to `depth` requests at a time, and returns its number.
     pub fn open(&mut self, depth: usize) -> Result<u16, OutOfMemory> {
-        let number = match self.clients.iter().position(Client::is_idle) {
-            Some(idle) => {
-                self.clients[idle].reopen(depth)?;
-                idle
+        let number = match self.clients.iter().position(Client::is_unused) {
+            Some(unused) => {
+                self.clients[unused].reopen(depth)?;
+                unused
             }
             None => {
                 let client = Client::new(depth)?;
@@ -125,7 +125,7 @@ impl Board {
         let more = most.saturating_sub(self.unsent.len());
         let bytes = more * size_of::<Slot>();
         if self.unsent.try_reserve(more).is_err() {
-            self.clients[number].close();
+            self.release(number as u16);
             return Err(OutOfMemory { bytes });
         }
         Ok(number as u16)
@@ -374,6 +374,12 @@ impl Board {
                 entry.segments.clear();
             }
         }
+    }
+
+    /// Closes a queue that is dropped. Another queue has its place, once the server has none of its requests.
+    pub fn release(&mut self, number: u16) {
+        self.close(number);
+        self.client(number).set_dropped();
     }
 
     /// Returns ready once the server writes nothing any more that a closed queue has asked for, and none of the queue's

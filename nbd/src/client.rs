@@ -4,7 +4,7 @@ use crate::entry::{Entry, EntryState};
 use alloc::vec::Vec;
 use bulkhead_grant::OutOfMemory;
 use bulkhead_grant::memory::{filled, room_for};
-use bulkhead_images::{IoError, Tag};
+use bulkhead_images::{IoError, QueueState, Tag};
 use core::task::Waker;
 
 /// The most requests of a queue: those of the largest ring.
@@ -16,7 +16,7 @@ pub struct Client {
     free: Vec<u16>,
     done: Vec<(Tag, Result<(), IoError>)>,
     waker: Option<Waker>,
-    open: bool,
+    state: QueueState,
     /// True if a request was not taken, and none has completed since.
     busy: bool,
 }
@@ -29,14 +29,14 @@ impl Client {
             free: Vec::new(),
             done: Vec::new(),
             waker: None,
-            open: true,
+            state: QueueState::Open,
             busy: false,
         };
         client.reopen(depth)?;
         Ok(client)
     }
 
-    /// Opens a queue again that was closed and [is idle](Self::is_idle).
+    /// Opens, as another queue, one that [is unused](Self::is_unused).
     pub fn reopen(&mut self, depth: usize) -> Result<(), OutOfMemory> {
         let mut entries = room_for(depth)?;
         for _ in 0..depth {
@@ -45,25 +45,30 @@ impl Client {
         self.free = filled(depth, |entry| (depth - 1 - entry) as u16)?;
         self.done = room_for(depth)?;
         self.entries = entries;
-        (self.open, self.busy, self.waker) = (true, false, None);
+        (self.state, self.busy, self.waker) = (QueueState::Open, false, None);
         Ok(())
     }
 
     /// Closes the queue: no later completion is reported.
     pub fn close(&mut self) {
-        self.open = false;
+        self.state = QueueState::Closed;
         self.done.clear();
     }
 
     /// Returns whether the queue is open.
     #[inline]
     pub fn is_open(&self) -> bool {
-        self.open
+        self.state.is_open()
     }
 
-    /// Returns whether the queue was closed and the server has none of its requests.
-    pub fn is_idle(&self) -> bool {
-        !self.open && self.free.len() == self.entries.len()
+    /// Notes that the queue, which was closed, is dropped.
+    pub fn set_dropped(&mut self) {
+        self.state = QueueState::Dropped;
+    }
+
+    /// Returns whether the queue was dropped and the server has none of its requests.
+    pub fn is_unused(&self) -> bool {
+        self.state.is_dropped() && self.free.len() == self.entries.len()
     }
 
     /// Returns whether the server may still change data for a request of this queue, or has got a write's data in part.
@@ -92,7 +97,7 @@ impl Client {
         entry.segments.clear();
         let tag = entry.tag;
         self.free.push(slot);
-        if self.open {
+        if self.state.is_open() {
             self.done.push((tag, outcome));
         }
         self.wake();

@@ -159,6 +159,6 @@ impl IoQueue for Queue {
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        self.line().board().close(self.client);
+        self.line().board().release(self.client);
     }
 }

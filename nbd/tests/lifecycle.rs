@@ -130,6 +130,35 @@ fn a_queue_is_closed_when_the_server_cannot_write_for_it_any_more() {
 }
 
 #[test]
+fn the_end_of_a_queue_does_not_concern_those_that_are_opened_meanwhile() {
+    let world = World::new(Config::default());
+    let device = world.try_open(DISK, Access::ReadWrite).expect("opened");
+    let open = || Disk::new(&world, device.clone(), 0, 8);
+    let (mut disk, buffer) = (open(), Buffer::new(&world, 1));
+    world.server.decide(|_| Fate::Held);
+    disk.ask(1, write(0), &buffer.whole(512));
+    world.run();
+    assert!(!disk.close());
+    world.server.finish(0);
+    world.run();
+    // The server has answered, but the queue was not polled since.
+    let mut second = open();
+    second.ask(2, write(8), &buffer.whole(512));
+    assert!(disk.close());
+    let mut third = open();
+    third.ask(3, write(16), &buffer.whole(512));
+    drop(disk);
+    world.run();
+    assert_eq!(world.server.seen().len(), 3, "all of them are sent");
+    world.server.finish(0);
+    world.server.finish(0);
+    assert_eq!(second.completed(), [(2, Ok(()))]);
+    assert_eq!(third.completed(), [(3, Ok(()))]);
+    drop((second, third, device, buffer));
+    world.end();
+}
+
+#[test]
 fn a_queue_is_closed_while_the_server_is_gone() {
     let world = World::new(Config::default());
     let mut disk = world.open(DISK);

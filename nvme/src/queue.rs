@@ -172,6 +172,6 @@ impl IoQueue for Queue {
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        self.pair().close(self.client);
+        self.pair().release(self.client);
     }
 }

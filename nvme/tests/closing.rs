@@ -45,11 +45,43 @@ fn an_abort_closes_a_queue_at_once() {
     world.run();
     assert!(disk.close());
     assert_eq!(world.fake.held(), []);
-    // Its place is another queue's now.
     world.fake.decide(|_| Fate::Done);
     let mut next = Disk::new(&world, disk.device.clone(), 0, 32);
     assert_eq!(next.does(read(0), &buffer.whole(512)), Ok(()));
     drop((disk, next, buffer));
+    world.end();
+}
+
+#[test]
+fn the_end_of_a_queue_does_not_concern_those_that_are_opened_meanwhile() {
+    let world = World::started(Config::default());
+    let mut disk = world.open("nvme:03:00.0");
+    let device = disk.device.clone();
+    let buffer = Buffer::new(&world, 3);
+    world.fake.decide(|_| Fate::Held);
+    disk.ask(1, write(0), &[buffer.segment(0, 0, 512)]);
+    world.run();
+    assert!(!disk.close());
+    world.run();
+    // The controller has given the command up, but the queue was not polled since.
+    let mut second = Disk::new(&world, device.clone(), 0, 32);
+    second.ask(2, write(8), &[buffer.segment(1, 0, 512)]);
+    assert!(disk.close());
+    let mut third = Disk::new(&world, device, 0, 32);
+    third.ask(3, write(16), &[buffer.segment(2, 0, 512)]);
+    drop(disk);
+    world.run();
+    assert_eq!(world.fake.held().len(), 2, "none of them is given up");
+    world.fake.finish(0);
+    world.fake.finish(0);
+    world.run();
+    second.collect();
+    third.collect();
+    assert_eq!(
+        (&second.done[..], &third.done[..]),
+        (&[(2, Ok(()))][..], &[(3, Ok(()))][..])
+    );
+    drop((second, third, buffer));
     world.end();
 }
 

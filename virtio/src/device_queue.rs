@@ -100,8 +100,8 @@ impl DeviceQueue {
 
     /// Adds a queue for up to `depth` requests at a time, and returns its number.
     pub fn open(&mut self, depth: usize) -> Result<usize, OutOfMemory> {
-        if let Some(idle) = self.clients.iter().position(Client::is_idle) {
-            return self.clients[idle].reopen(depth).map(|()| idle);
+        if let Some(unused) = self.clients.iter().position(Client::is_unused) {
+            return self.clients[unused].reopen(depth).map(|()| unused);
         }
         let client = Client::new(depth)?;
         let bytes = size_of::<Client>();

@@ -240,6 +240,6 @@ impl IoQueue for Queue {
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        self.queue().close(self.client);
+        self.queue().release(self.client);
     }
 }

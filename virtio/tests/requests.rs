@@ -299,3 +299,36 @@ fn a_free_slot_goes_to_the_next_queue_if_the_first_does_not_want_it_any_more() {
     drop((device, buffer));
     world.end();
 }
+
+#[test]
+fn the_end_of_a_queue_does_not_concern_those_that_are_opened_meanwhile() {
+    let world = World::new(Config::default());
+    let mut disk = world.open("virtio:04:00.0");
+    let device = disk.device.clone();
+    let open = || bulkhead_dma_testing::Disk::new(&world, device.clone(), 0, 32);
+    let buffer = Buffer::new(&world, 3);
+    world.fake.decide(|_| Fate::Held);
+    disk.ask(1, write(0), &[buffer.segment(0, 0, 512)]);
+    world.run();
+    assert!(!disk.close());
+    world.fake.finish(0);
+    world.run();
+    // The device has none of its requests, but the queue was not polled since.
+    let mut second = open();
+    second.ask(2, write(8), &[buffer.segment(1, 0, 512)]);
+    assert!(disk.close());
+    let mut third = open();
+    third.ask(3, write(16), &[buffer.segment(2, 0, 512)]);
+    drop(disk);
+    world.run();
+    world.fake.finish_reversed();
+    world.run();
+    second.collect();
+    third.collect();
+    assert_eq!(
+        (&second.done[..], &third.done[..]),
+        (&[(2, Ok(()))][..], &[(3, Ok(()))][..])
+    );
+    drop((second, third, device, buffer));
+    world.end();
+}

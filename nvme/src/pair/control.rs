@@ -325,6 +325,12 @@ impl Pair {
         }
     }
 
+    /// Closes a client whose queue is dropped. Another queue has its place, once the controller has none of its commands.
+    pub fn release(&mut self, number: usize) {
+        self.close(number);
+        self.clients[number].set_dropped();
+    }
+
     /// Ready once the controller has none of the memory of a client that was closed.
     pub fn poll_close(&mut self, number: usize, context: &Context<'_>) -> Poll<()> {
         self.look();

@@ -224,6 +224,12 @@ impl DeviceQueue {
         }
     }
 
+    /// Closes a client whose queue is dropped. Another queue has its place, once the device has none of its requests.
+    pub fn release(&mut self, client: usize) {
+        self.close(client);
+        self.clients[client].set_dropped();
+    }
+
     /// Ready once the device has none of the memory of a client that was closed.
     pub fn poll_close(&mut self, client: usize, context: &Context<'_>) -> Poll<()> {
         loop {
